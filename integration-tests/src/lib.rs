@@ -1,0 +1,1 @@
+//! Tests against real services live in `tests/`.

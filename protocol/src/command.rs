@@ -1,0 +1,399 @@
+//! Commands: what people publish, and what we make of the bytes.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use thiserror::Error;
+
+use crate::id::{PipelineId, RegisteredName, RunId};
+use crate::pipeline::{Pipeline, Vars};
+use crate::time::Millis;
+
+/// The `type` property of a start.
+pub const START: &str = "pipeline/start";
+/// The `type` property of a stop.
+pub const STOP: &str = "pipeline/stop";
+/// The `type` property of a pause.
+pub const PAUSE: &str = "pipeline/pause";
+/// The `type` property of its opposite.
+pub const UNPAUSE: &str = "pipeline/unpause";
+
+/// The largest definition and variables of a start, as JSON, in bytes (etcd takes requests of up to
+/// 1.5 MiB, and a record holds the definition once).
+pub const MAX_START_BYTES: usize = 512 * 1024;
+
+/// A command that was understood.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// Run a pipeline.
+    Start(Box<Start>),
+    /// End a run.
+    Stop(Stop),
+    /// Accept no new run of a pipeline.
+    Pause(Toggle),
+    /// Accept runs of it again.
+    Unpause(Toggle),
+}
+
+/// A start.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Start {
+    /// The run, and whether the sender named it.
+    pub run_id: RunIdSource,
+    /// What is to be run.
+    pub target: Target,
+    /// Laid over the pipeline's variables.
+    pub vars: Vars,
+    /// The registered logger that gets the run's text.
+    pub logger: Option<RegisteredName>,
+    /// The partition of its wait list.
+    pub partition: Option<String>,
+}
+
+/// Where a run's id came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RunIdSource {
+    /// From the body or the message id: the same message is the same run.
+    Given(RunId),
+    /// There was none. A lost acknowledgement can run such a start twice.
+    Missing,
+}
+
+/// What a start runs.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Target {
+    /// A pipeline that is stored under its name.
+    Stored(PipelineId),
+    /// A definition that came with the message.
+    Inline(Box<Pipeline>),
+}
+
+/// A stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    /// The run.
+    pub run_id: RunId,
+    /// What the user said.
+    pub reason: Option<String>,
+}
+
+/// A pause, or its opposite.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Toggle {
+    /// The pipeline.
+    pub pipeline: PipelineId,
+    /// When it was said; the newest holds.
+    pub at: Option<Millis>,
+}
+
+/// What becomes of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[must_use = "a message that is not settled comes back only when its connection ends"]
+pub enum Disposition {
+    /// Done with.
+    Ack,
+    /// Back to the queue; each return counts against its delivery limit.
+    Requeue,
+    /// Never to be understood: kept in `bob.dlq` as it came.
+    DeadLetter,
+}
+
+/// Why a message is no command.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{}: found {found}, expected {expected}", field.as_deref().map_or_else(|| "message".to_owned(), |f| format!("field `{f}`")))]
+pub struct Malformed {
+    /// The field, where one is to blame.
+    pub field: Option<String>,
+    /// What was there.
+    pub found: String,
+    /// What belongs there.
+    pub expected: String,
+    /// The run, where the message names one.
+    pub run_id: Option<RunId>,
+}
+
+/// Understands a message.
+///
+/// `kind` is its `type` property, `message_id` its `message_id`. Unknown keys are ignored; unknown
+/// keys of an inline definition are refused.
+///
+/// # Errors
+/// [`Malformed`] names the field, what was found and what is expected; such a message is
+/// dead-lettered as it came.
+pub fn decode(
+    kind: Option<&str>,
+    message_id: Option<&str>,
+    body: &[u8],
+) -> Result<Command, Malformed> {
+    let kind = kind.unwrap_or_default();
+    let known = [START, STOP, PAUSE, UNPAUSE];
+    if !known.contains(&kind) {
+        return Err(Malformed {
+            field: Some("type".into()),
+            found: if kind.is_empty() { "nothing".into() } else { shown(&kind.into()) },
+            expected: format!("one of {}", known.join(", ")),
+            run_id: None,
+        });
+    }
+    let body: Value = serde_json::from_slice(body).map_err(|cause| Malformed {
+        field: None,
+        found: format!("{} bytes that are no JSON ({cause})", body.len()),
+        expected: "a JSON object".into(),
+        run_id: None,
+    })?;
+    let Value::Object(body) = body else {
+        return Err(Malformed {
+            field: None,
+            found: shown(&body),
+            expected: "a JSON object".into(),
+            run_id: None,
+        });
+    };
+    let fields = Fields { body: &body, run_id: readable_run_id(&body) };
+    match kind {
+        START => Ok(Command::Start(Box::new(start(&fields, message_id)?))),
+        STOP => Ok(Command::Stop(Stop {
+            run_id: fields.required_run_id()?,
+            reason: fields.text("reason")?.map(str::to_owned),
+        })),
+        PAUSE => Ok(Command::Pause(toggle(&fields)?)),
+        _ => Ok(Command::Unpause(toggle(&fields)?)),
+    }
+}
+
+fn start(fields: &Fields<'_>, message_id: Option<&str>) -> Result<Start, Malformed> {
+    let run_id = match (fields.run_id_field()?, message_id) {
+        (Some(run), _) => RunIdSource::Given(run),
+        (None, Some(id)) if !id.is_empty() => RunIdSource::Given(RunId::from_message_id(id)),
+        (None, _) => RunIdSource::Missing,
+    };
+    let logger = fields
+        .text("logger")?
+        .map(|text| {
+            text.parse::<RegisteredName>()
+                .map_err(|bad| fields.bad("logger", &text.into(), &bad.to_string()))
+        })
+        .transpose()?;
+    Ok(Start {
+        run_id,
+        target: target(fields)?,
+        vars: vars(fields)?,
+        logger,
+        partition: fields.text("partition")?.map(str::to_owned),
+    })
+}
+
+fn target(fields: &Fields<'_>) -> Result<Target, Malformed> {
+    let named = match (fields.text("group")?, fields.text("name")?) {
+        (Some(group), Some(name)) => Some((group, name)),
+        (None, None) => None,
+        (Some(_), None) => return Err(fields.missing("name", "the name of a stored pipeline")),
+        (None, Some(_)) => return Err(fields.missing("group", "the group of a stored pipeline")),
+    };
+    let Some(definition) = fields.body.get("pipeline").filter(|value| !value.is_null()) else {
+        let Some((group, name)) = named else {
+            return Err(fields.missing("pipeline", "`group` and `name`, or a definition inline"));
+        };
+        return PipelineId::new(group, name).map(Target::Stored).map_err(|bad| {
+            fields.bad("group", &Value::from(format!("{group}:{name}")), &bad.to_string())
+        });
+    };
+    let pipeline = crate::dialect::pipeline_from_json(definition).map_err(|fault| Malformed {
+        field: Some(if fault.path.is_empty() {
+            "pipeline".into()
+        } else {
+            format!("pipeline.{}", fault.path)
+        }),
+        found: fault.message,
+        expected: fault.hint.unwrap_or_else(|| "a valid pipeline".into()),
+        run_id: fields.run_id.clone(),
+    })?;
+    if let Some((group, name)) = named {
+        for (field, given, own) in
+            [("group", group, &pipeline.group), ("name", name, &pipeline.name)]
+        {
+            if given != own {
+                let expected = format!("{own:?}, as in the definition inline");
+                return Err(fields.bad(field, &given.into(), &expected));
+            }
+        }
+    }
+    Ok(Target::Inline(Box::new(pipeline)))
+}
+
+fn vars(fields: &Fields<'_>) -> Result<Vars, Malformed> {
+    let mut vars = Vars::new();
+    let map = match fields.body.get("vars") {
+        None | Some(Value::Null) => return Ok(vars),
+        Some(Value::Object(map)) => map,
+        Some(other) => return Err(fields.bad("vars", other, "an object")),
+    };
+    for (name, value) in map {
+        let text = match value {
+            Value::String(text) => text.clone(),
+            Value::Number(number) => number.to_string(),
+            Value::Bool(flag) => flag.to_string(),
+            Value::Null | Value::Array(_) | Value::Object(_) => {
+                let field = format!("vars.{name}");
+                return Err(fields.bad(&field, value, "a string, a number, or a boolean"));
+            }
+        };
+        if let Some(why) = bad_variable(name, &text) {
+            return Err(fields.bad(&format!("vars.{name}"), value, why));
+        }
+        vars.insert(name.clone(), text);
+    }
+    Ok(vars)
+}
+
+/// Why a variable cannot be handed to a process, where it cannot.
+#[must_use]
+pub fn bad_variable(name: &str, value: &str) -> Option<&'static str> {
+    if name.is_empty() || name.contains('=') || name.contains('\0') {
+        return Some("a name that is not empty and has no `=` and no NUL character");
+    }
+    value.contains('\0').then_some("a value without NUL characters")
+}
+
+fn toggle(fields: &Fields<'_>) -> Result<Toggle, Malformed> {
+    let required = |field: &'static str| {
+        fields.text(field)?.ok_or_else(|| fields.missing(field, "the pipeline's"))
+    };
+    let (group, name) = (required("group")?, required("name")?);
+    let pipeline = PipelineId::new(group, name).map_err(|bad| {
+        fields.bad("group", &Value::from(format!("{group}:{name}")), &bad.to_string())
+    })?;
+    let at = match fields.body.get("at") {
+        None | Some(Value::Null) => None,
+        Some(value) => Some(Millis(value.as_i64().ok_or_else(|| {
+            fields.bad("at", value, "an integer, milliseconds since the epoch")
+        })?)),
+    };
+    Ok(Toggle { pipeline, at })
+}
+
+/// The fields of a body, and the run that faults are reported for.
+struct Fields<'a> {
+    body: &'a Map<String, Value>,
+    run_id: Option<RunId>,
+}
+
+impl Fields<'_> {
+    fn text(&self, field: &str) -> Result<Option<&str>, Malformed> {
+        match self.body.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(self.bad(field, other, "a string")),
+        }
+    }
+
+    fn run_id_field(&self) -> Result<Option<RunId>, Malformed> {
+        let spelled = if self.body.contains_key("run-id") { "run-id" } else { "run_id" };
+        self.text(spelled)?
+            .map(|text| {
+                text.parse().map_err(|_| {
+                    self.bad(spelled, &text.into(), "`r-` and 1 to 126 of A-Z a-z 0-9 . _ -")
+                })
+            })
+            .transpose()
+    }
+
+    fn required_run_id(&self) -> Result<RunId, Malformed> {
+        self.run_id_field()?
+            .ok_or_else(|| self.missing("run-id", "`r-` and 1 to 126 of A-Z a-z 0-9 . _ -"))
+    }
+
+    fn bad(&self, field: &str, found: &Value, expected: &str) -> Malformed {
+        Malformed {
+            field: Some(field.to_owned()),
+            found: shown(found),
+            expected: expected.to_owned(),
+            run_id: self.run_id.clone(),
+        }
+    }
+
+    fn missing(&self, field: &str, expected: &str) -> Malformed {
+        Malformed {
+            field: Some(field.to_owned()),
+            found: "nothing".into(),
+            expected: expected.to_owned(),
+            run_id: self.run_id.clone(),
+        }
+    }
+}
+
+fn readable_run_id(body: &Map<String, Value>) -> Option<RunId> {
+    body.get("run-id").or_else(|| body.get("run_id"))?.as_str()?.parse().ok()
+}
+
+/// A value as an error shows it: short, so that a stray megabyte does not end in an event.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(120) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start_of(body: &str) -> Result<Start, Malformed> {
+        match decode(Some(START), None, body.as_bytes())? {
+            Command::Start(start) => Ok(*start),
+            other => panic!("{other:?} is no start"),
+        }
+    }
+
+    #[test]
+    fn a_start_by_name_is_understood_in_both_spellings_of_its_id() {
+        for key in ["run-id", "run_id"] {
+            let start =
+                start_of(&format!(r#"{{"{key}": "r-1", "group": "dev", "name": "x", "more": 1}}"#))
+                    .unwrap();
+            assert_eq!(start.run_id, RunIdSource::Given("r-1".parse().unwrap()));
+            assert_eq!(start.target, Target::Stored(PipelineId::new("dev", "x").unwrap()));
+        }
+    }
+
+    #[test]
+    fn scalars_in_variables_become_text_as_written_and_the_rest_is_refused() {
+        let start =
+            start_of(r#"{"group":"d","name":"x","vars":{"a":"1","b":2.50,"c":true}}"#).unwrap();
+        assert_eq!(start.vars.get("c").map(String::as_str), Some("true"));
+        for bad in ["null", "[1]", "{}"] {
+            let fault =
+                start_of(&format!(r#"{{"group":"d","name":"x","vars":{{"a":{bad}}}}}"#)).unwrap_err();
+            assert_eq!(fault.field.as_deref(), Some("vars.a"));
+        }
+        assert!(start_of(r#"{"group":"d","name":"x","vars":{"a=b":"1"}}"#).is_err());
+        assert!(start_of(r#"{"group":"d","name":"x","vars":{"a":"\u0000"}}"#).is_err());
+    }
+
+    #[test]
+    fn what_is_no_command_says_which_field_and_what_was_expected() {
+        let cases: [(Option<&str>, &str, Option<&str>); 8] = [
+            (None, "{}", Some("type")),
+            (Some("pipeline/strat"), "{}", Some("type")),
+            (Some(START), "{", None),
+            (Some(START), "[]", None),
+            (Some(START), r#"{"group":"d"}"#, Some("name")),
+            (Some(START), r#"{"group":"d","name":7}"#, Some("name")),
+            (Some(STOP), "{}", Some("run-id")),
+            (Some(PAUSE), r#"{"group":"d","name":"x","at":"now"}"#, Some("at")),
+        ];
+        for (kind, body, field) in cases {
+            let fault = decode(kind, None, body.as_bytes()).unwrap_err();
+            assert_eq!(fault.field.as_deref(), field, "{body}: {fault}");
+        }
+    }
+
+    #[test]
+    fn the_message_id_names_a_start_that_does_not_name_itself() {
+        let body = br#"{"group":"d","name":"x"}"#;
+        let Command::Start(start) = decode(Some(START), Some("abc"), body).unwrap() else {
+            panic!("no start")
+        };
+        assert_eq!(start.run_id, RunIdSource::Given("r-abc".parse().unwrap()));
+    }
+}

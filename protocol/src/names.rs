@@ -1,0 +1,111 @@
+//! Every name on a wire: exchanges, queues, keys, labels, headers. Nothing else spells them.
+
+use crate::id::{NodeId, PipelineId, RunId};
+
+/// The direct exchange that every command goes through.
+pub const EXCHANGE: &str = "bob.direct";
+/// The exchange of what was dead-lettered.
+pub const DEAD_LETTER_EXCHANGE: &str = "bob.dlx";
+/// The shared queue of starts; also its routing key.
+pub const JOBS_QUEUE: &str = "bob.jobs";
+/// The shared queue of stops and pauses; also its routing key.
+pub const CONTROL_QUEUE: &str = "bob.control";
+/// The queue of what was dead-lettered; also its routing key.
+pub const DEAD_LETTER_QUEUE: &str = "bob.dlq";
+/// How often a message may come back to a quorum queue before it is dead-lettered.
+pub const DELIVERY_LIMIT: i64 = 20;
+
+/// The exclusive queue of one worker; also its routing key.
+#[must_use]
+pub fn node_queue(node: &NodeId) -> String {
+    format!("bob.jobs.{node}")
+}
+
+/// Header (dead-lettered messages of ours): why it was dead-lettered, as a sentence.
+pub const HEADER_REJECTED_BECAUSE: &str = "bob-rejected-because";
+/// The stream message property that brokers from 3.13 on filter by; its value is the run id.
+pub const HEADER_STREAM_FILTER: &str = "x-stream-filter-value";
+/// The content type of every message.
+pub const CONTENT_TYPE: &str = "application/json";
+
+/// The prefix of pipelines.
+pub const PIPELINES: &str = "bob.pipeline/";
+/// The prefix of run records.
+pub const RUNS: &str = "bob.pipeline.run/";
+/// The prefix of runs that still have to be looked after.
+pub const OPEN: &str = "bob.run.open/";
+/// The prefix of owner keys.
+pub const OWNERS: &str = "bob.run.owner/";
+/// The prefix of stop requests.
+pub const STOPS: &str = "bob.run.stop/";
+/// The prefix of the marks that a run id was once accepted.
+pub const SEEN: &str = "bob.run.seen/";
+/// The prefix of nodes.
+pub const NODES: &str = "bob.node/";
+/// The prefix of resource providers.
+pub const PROVIDERS: &str = "bob.resource-provider/";
+/// The prefix of artifact stores.
+pub const STORES: &str = "bob.artifact-store/";
+/// The prefix of loggers.
+pub const LOGGERS: &str = "bob.logger/";
+
+/// Key of a pipeline's definition.
+#[must_use]
+pub fn pipeline_key(id: &PipelineId) -> String {
+    format!("{PIPELINES}{}:{}", id.group(), id.name())
+}
+
+/// Key of a run record.
+#[must_use]
+pub fn run_key(run: &RunId) -> String {
+    format!("{RUNS}{run}")
+}
+
+/// Key that says a run still has to be looked after.
+#[must_use]
+pub fn open_key(run: &RunId) -> String {
+    format!("{OPEN}{run}")
+}
+
+/// Key that exists while a run has an owner; its create-revision is the epoch.
+#[must_use]
+pub fn owner_key(run: &RunId) -> String {
+    format!("{OWNERS}{run}")
+}
+
+/// Key of a stop request.
+#[must_use]
+pub fn stop_key(run: &RunId) -> String {
+    format!("{STOPS}{run}")
+}
+
+/// Key that keeps a redelivery from running again what retention has removed.
+#[must_use]
+pub fn seen_key(run: &RunId) -> String {
+    format!("{SEEN}{run}")
+}
+
+/// Key of a node.
+#[must_use]
+pub fn node_key(node: &NodeId) -> String {
+    format!("{NODES}{node}")
+}
+
+/// Label of everything an engine keeps for us: the run it belongs to.
+pub const LABEL_RUN: &str = "bob.run";
+/// Label: the step, by name.
+pub const LABEL_STEP: &str = "bob.step";
+/// Label: the epoch of the owner that made it.
+pub const LABEL_EPOCH: &str = "bob.epoch";
+/// Label: the step's attempt.
+pub const LABEL_ATTEMPT: &str = "bob.attempt";
+/// Label: what the thing is for (`step`, `mount`).
+pub const LABEL_ROLE: &str = "bob.role";
+
+/// The store that an internal resource names, and the provider that an external one names, are asked
+/// under this path.
+pub const RESOURCE_PATH: &str = "bob_resource";
+/// The path of artifacts in a store.
+pub const ARTIFACT_PATH: &str = "bob_artifact";
+/// The path of logs in a logger.
+pub const LOG_PATH: &str = "bob_logs";

@@ -1,0 +1,329 @@
+//! What is stored of a run.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::event::Event;
+use crate::id::{Epoch, NodeId, RegisteredName, RunId, StepName};
+use crate::pipeline::{Pipeline, Vars};
+use crate::time::Stamp;
+
+/// Where a run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// Accepted.
+    Pending,
+    /// An owner works on it.
+    Initializing,
+    /// The image is there.
+    Initialized,
+    /// Steps run.
+    Running,
+    /// Every step passed.
+    Passed,
+    /// A step failed, or we did.
+    Failed,
+    /// Somebody stopped it.
+    Stopped,
+}
+
+impl Status {
+    /// Whether this is one of the three endings, which are written once.
+    #[must_use]
+    pub fn is_ended(self) -> bool {
+        matches!(self, Self::Passed | Self::Failed | Self::Stopped)
+    }
+
+    /// The word on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Initializing => "initializing",
+            Self::Initialized => "initialized",
+            Self::Running => "running",
+            Self::Passed => "passed",
+            Self::Failed => "failed",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+impl std::fmt::Display for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why a run ended as it did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "the words of the wire contract say it")]
+pub enum Cause {
+    ExitCode,
+    Timeout,
+    User,
+    Replaced,
+    Shutdown,
+    Image,
+    Resource,
+    Artifact,
+    Template,
+    Lost,
+    UnknownPipeline,
+    Paused,
+    UnknownLogger,
+    Engine,
+    Oom,
+    NoSpace,
+    SecretLeak,
+    ImageLost,
+    Rejected,
+    RetriesExhausted,
+}
+
+impl std::fmt::Display for Cause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.serialize(f)
+    }
+}
+
+/// Where a step stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepStatus {
+    /// Not begun.
+    #[default]
+    Pending,
+    /// Recorded as started; not yet as ended. For a next owner it is in doubt.
+    Started,
+    /// Exit code 0, and committed.
+    Passed,
+    /// Ended otherwise.
+    Failed,
+    /// Stopped by us.
+    Stopped,
+}
+
+/// The run record: one key, one fact.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct RunRecord {
+    /// The pipeline's group.
+    pub group: String,
+    /// The pipeline's name.
+    pub name: String,
+    /// The run.
+    pub run_id: RunId,
+    /// Where it stands.
+    pub status: Status,
+    /// Why it ended so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Cause>,
+    /// The same for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+    /// The registered logger that gets the run's text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logger: Option<RegisteredName>,
+    /// Variables of the start, laid over the pipeline's.
+    #[serde(default, skip_serializing_if = "Vars::is_empty")]
+    pub vars: Vars,
+    /// The definition as it was at the start. Missing where the pipeline was unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pipeline: Option<Pipeline>,
+    /// The owner, or the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
+    /// The owner's epoch; may lag behind the owner key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<Epoch>,
+    /// 1, and one more for each new owner.
+    pub attempt: u32,
+    /// Owners lost since the last newly committed step.
+    #[serde(default)]
+    pub losses: u32,
+    /// The last owner handed the run over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub released: Option<Released>,
+    /// When it was accepted.
+    pub scheduled_at: Stamp,
+    /// When an owner began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initiated_at: Option<Stamp>,
+    /// When the image was there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initialized_at: Option<Stamp>,
+    /// When the first step began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Stamp>,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completed_at: Option<Stamp>,
+    /// The steps that were begun.
+    #[serde(default)]
+    pub steps: Vec<StepRecord>,
+    /// From the ending write until the stream has confirmed it: that event as it is published.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ending_event: Option<Box<Event>>,
+}
+
+/// What is stored of one step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct StepRecord {
+    /// The step.
+    pub name: StepName,
+    /// Where it stands.
+    pub status: StepStatus,
+    /// 1 for the first.
+    pub attempt: u32,
+    /// What its command ended with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// The committed image.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+    /// The engine that holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
+    /// Its digest in the checkpoint registry, once the push is confirmed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// The epoch in which it was begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<Epoch>,
+    /// The highest `seq` published when this was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seq: Option<u64>,
+    /// When it began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Stamp>,
+    /// When it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completed_at: Option<Stamp>,
+}
+
+/// Who let go of a run, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct Released {
+    /// The node that handed it over.
+    pub by: NodeId,
+    /// Why.
+    pub reason: String,
+}
+
+/// Value of the key that says a run still has to be looked after.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct Open {
+    /// The pipeline's key while the run waits in its queue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiting_in: Option<String>,
+}
+
+/// Value of an owner key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct OwnerEntry {
+    /// The owner.
+    pub node: NodeId,
+}
+
+/// Value of a stop key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct StopEntry {
+    /// What the user said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The node that received the command.
+    pub by: NodeId,
+    /// When.
+    pub at: Stamp,
+}
+
+/// Value of a pipeline's key: the definition, and whether it is paused.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct StoredPipeline {
+    /// The definition.
+    #[serde(flatten)]
+    pub pipeline: serde_json::Map<String, serde_json::Value>,
+    /// No new run is accepted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paused: bool,
+    /// The `at` of the newest pause or unpause that was applied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_at: Option<crate::time::Millis>,
+}
+
+/// Value of a node's key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct NodeEntry {
+    /// Name of its host.
+    pub host: String,
+    /// Its process id there.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// Whether it takes work.
+    pub state: NodeState,
+    /// How many runs it takes at once.
+    pub slots: u32,
+    /// The runs that it owns.
+    pub runs: Vec<RunId>,
+    /// The executors it has.
+    pub executors: Vec<String>,
+    /// A stable id of its container store.
+    pub engine: String,
+    /// Its processors.
+    pub cpu: NodeCpu,
+    /// Its memory.
+    pub memory: NodeMemory,
+    /// When it started.
+    pub started_at: Stamp,
+}
+
+/// Whether a node takes work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeState {
+    /// It takes work.
+    Ready,
+    /// It ends.
+    Draining,
+}
+
+/// A node's processors.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct NodeCpu {
+    /// How many.
+    pub count: u32,
+    /// The load average of the last minute, as a share of all of them.
+    pub load: f64,
+}
+
+/// A node's memory, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct NodeMemory {
+    /// What a new program could use.
+    pub free: u64,
+    /// All of it.
+    pub total: u64,
+}
+
+/// Value of a provider's, store's or logger's key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct Registered {
+    /// The name under which it is registered.
+    pub name: RegisteredName,
+    /// Where it answers.
+    pub url: String,
+}

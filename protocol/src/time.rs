@@ -1,0 +1,75 @@
+//! Points in time as they are written: milliseconds since the epoch, or RFC 3339 in UTC.
+//!
+//! Nothing here reads a clock.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+/// Milliseconds since the Unix epoch, UTC.
+///
+/// In JSON it is the integer itself; [`Stamp`] is the same in RFC 3339.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(transparent)]
+pub struct Millis(pub i64);
+
+/// The same point in time, written as RFC 3339 in UTC with milliseconds: `2026-01-02T03:04:05.678Z`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Stamp(pub Millis);
+
+impl From<Millis> for Stamp {
+    fn from(millis: Millis) -> Self {
+        Self(millis)
+    }
+}
+
+impl fmt::Display for Stamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match jiff::Timestamp::from_millisecond(self.0.0) {
+            Ok(at) => write!(f, "{at:.3}"),
+            // Outside the years -9999 to 9999, which no clock of ours shows.
+            Err(_) => write!(f, "{}ms", self.0.0),
+        }
+    }
+}
+
+impl Serialize for Stamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Stamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Cow::<'de, str>::deserialize(deserializer)?;
+        let at: jiff::Timestamp = text.parse().map_err(de::Error::custom)?;
+        Ok(Self(Millis(at.as_millisecond())))
+    }
+}
+
+impl JsonSchema for Stamp {
+    fn schema_name() -> Cow<'static, str> {
+        "Stamp".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "date-time" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stamp_is_written_in_utc_with_milliseconds_and_read_back() {
+        let stamp = Stamp(Millis(1_700_000_000_050));
+        let json = serde_json::to_string(&stamp).unwrap();
+        assert_eq!(json, "\"2023-11-14T22:13:20.050Z\"");
+        assert_eq!(serde_json::from_str::<Stamp>(&json).unwrap(), stamp);
+    }
+}

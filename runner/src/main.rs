@@ -1,0 +1,2 @@
+//! The bob-runner program.
+fn main() {}
