@@ -1,1 +1,7 @@
-//! The worker.
+//! The bob-runner worker, and its command line.
+//!
+//! | room | duty |
+//! |---|---|
+//! | [`ports`] | what a worker needs of the world: traits only |
+
+pub mod ports;

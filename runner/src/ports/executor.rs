@@ -1,0 +1,338 @@
+//! Where steps run.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use protocol::event::LogStream;
+use protocol::id::{Epoch, RunId, StepName};
+use protocol::pipeline::{Limits, PullPolicy, Vars};
+use protocol::run::Cause;
+use thiserror::Error;
+use tokio::sync::watch;
+
+use super::ByteStream;
+
+/// A run, as far as an executor has to know it.
+#[derive(Debug, Clone)]
+pub struct RunScope {
+    /// The run.
+    pub run: RunId,
+    /// The epoch of its owner: label of everything that is made.
+    pub epoch: Epoch,
+    /// The base image.
+    pub image: String,
+    /// When it is pulled.
+    pub pull: PullPolicy,
+}
+
+/// A step, ready to be run.
+#[derive(Debug, Clone)]
+pub struct StepSpec {
+    /// The step.
+    pub name: StepName,
+    /// Its place in the pipeline, from 0.
+    pub position: usize,
+    /// 1 for the first.
+    pub attempt: u32,
+    /// What is run; not empty.
+    pub words: Vec<String>,
+    /// Its environment, over that of the base image.
+    pub env: Vars,
+    /// The working directory; that of the base image where there is none.
+    pub work_dir: Option<String>,
+    /// The network; the engine's own default where there is none.
+    pub network: Option<String>,
+    /// What it may use at most.
+    pub limits: Limits,
+}
+
+/// What steps leave to their followers. Opaque to the worker, but for the image's id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Workspace {
+    /// An image of an engine, by its id.
+    Image {
+        /// The id.
+        id: String,
+        /// How many layers lie on the last squashed one, or on the base image.
+        depth: u32,
+    },
+    /// A container that has ended, by its id.
+    Container {
+        /// The id.
+        id: String,
+        /// As of the image that it was made from.
+        depth: u32,
+    },
+    /// A directory on the worker's host.
+    Dir(std::path::PathBuf),
+    /// Nothing.
+    None,
+}
+
+impl Workspace {
+    /// The committed image, where it is one.
+    #[must_use]
+    pub fn image(&self) -> Option<&str> {
+        match self {
+            Self::Image { id, .. } => Some(id),
+            Self::Container { .. } | Self::Dir(_) | Self::None => None,
+        }
+    }
+}
+
+/// How a command ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// Its exit code; 128 and the signal where one killed it.
+    pub code: i32,
+    /// The engine says that memory ran out.
+    pub oom: bool,
+}
+
+/// What came of a step: the exit is data.
+#[derive(Debug)]
+pub struct Ran {
+    /// How it ended.
+    pub exit: Exit,
+    /// What it left: read by `export`, kept by `checkpoint`.
+    pub left: Workspace,
+}
+
+/// How urgently a step is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum StopLevel {
+    /// Not at all.
+    Run,
+    /// SIGTERM, and SIGKILL after the grace.
+    Stop {
+        /// The time between the two.
+        grace: Duration,
+    },
+    /// SIGKILL now.
+    Kill,
+}
+
+/// Asks steps to end. It only ever becomes more urgent.
+#[derive(Debug, Clone)]
+pub struct StopSignal(Arc<watch::Sender<StopLevel>>);
+
+impl Default for StopSignal {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(StopLevel::Run)))
+    }
+}
+
+impl StopSignal {
+    /// Asks for an end. A gentler level than the one that was asked for before changes nothing.
+    pub fn raise(&self, level: StopLevel) {
+        self.0.send_if_modified(|now| {
+            let more = level > *now;
+            if more {
+                *now = level;
+            }
+            more
+        });
+    }
+
+    /// What is asked for now.
+    #[must_use]
+    pub fn level(&self) -> StopLevel {
+        *self.0.borrow()
+    }
+
+    /// Returns the level once it is above `seen`.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub async fn above(&self, seen: StopLevel) -> StopLevel {
+        let mut levels = self.0.subscribe();
+        match levels.wait_for(|level| *level > seen).await {
+            Ok(level) => *level,
+            // The sender lives in `self`.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// Takes a step's output, in order, whole; waits where it must not grow. The bytes of one stream are
+/// not aligned to lines.
+#[async_trait]
+pub trait LogSink: Send + Sync {
+    /// Takes the next bytes of a stream.
+    ///
+    /// # Cancel safety
+    /// Not safe: bytes whose call was dropped may be lost.
+    async fn write(&self, stream: LogStream, bytes: Bytes);
+}
+
+/// Resolves when a step may start: its attempt is recorded. `false`: it never may.
+pub type Gate = BoxFuture<'static, bool>;
+
+/// An engine, as nodes and records name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineInfo {
+    /// A stable id of its container store.
+    pub id: String,
+    /// The executor's name: `podman`.
+    pub executor: &'static str,
+    /// Why limits of cpu and memory cannot be enforced, where they cannot.
+    pub limits_refused: Option<String>,
+}
+
+/// What an executor could not do. That a step failed is no such thing: see [`Ran`].
+#[derive(Debug, Error)]
+pub enum ExecError {
+    /// The engine does not answer.
+    #[error("cannot reach the container engine at {at}: {cause}")]
+    Unreachable {
+        /// Its address.
+        at: String,
+        /// What the connection said.
+        cause: String,
+    },
+    /// The image cannot be had.
+    #[error("cannot get image {image}: {cause}")]
+    Image {
+        /// As the pipeline names it.
+        image: String,
+        /// What engine or registry said.
+        cause: String,
+    },
+    /// The command cannot be started in its container.
+    #[error("cannot start step {step}: {cause}")]
+    Start {
+        /// The step.
+        step: StepName,
+        /// What the engine said.
+        cause: String,
+        /// What a shell would answer: 127 where the program is not there, else 126.
+        code: i32,
+    },
+    /// The file that an artifact is to be made of is not there.
+    #[error("there is no {path} in the container of the step")]
+    NoSuchPath {
+        /// The path.
+        path: String,
+    },
+    /// The gate said no: nothing was started.
+    #[error("the step was not started")]
+    NotStarted,
+    /// The disk is full.
+    #[error("the container engine has no space left: {cause}")]
+    NoSpace {
+        /// What the engine said.
+        cause: String,
+    },
+    /// The host or the engine cannot do what the step asks for.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The engine refused, or answered what we do not understand.
+    #[error("the container engine failed at {doing}: {cause}")]
+    Engine {
+        /// The call.
+        doing: String,
+        /// What it said.
+        cause: String,
+    },
+    /// The bytes that were to be imported broke off.
+    #[error("{0}")]
+    Input(String),
+}
+
+impl ExecError {
+    /// The cause that a run ends with for it.
+    #[must_use]
+    pub fn cause(&self) -> Cause {
+        match self {
+            Self::Image { .. } => Cause::Image,
+            Self::Start { .. } => Cause::ExitCode,
+            Self::NoSuchPath { .. } => Cause::Artifact,
+            Self::NoSpace { .. } => Cause::NoSpace,
+            Self::Unsupported(_) => Cause::Rejected,
+            Self::Input(_) => Cause::Resource,
+            Self::Unreachable { .. } | Self::NotStarted | Self::Engine { .. } => Cause::Engine,
+        }
+    }
+
+    /// Whether the same call may succeed later.
+    #[must_use]
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Image { .. }
+            | Self::Start { .. }
+            | Self::NoSuchPath { .. }
+            | Self::NotStarted
+            | Self::NoSpace { .. }
+            | Self::Unsupported(_)
+            | Self::Engine { .. }
+            | Self::Input(_) => false,
+        }
+    }
+}
+
+/// Runs steps somewhere. One value serves all runs at once.
+///
+/// Order per run: `prepare`; per step `import`*, `run_step`, `export`*, `checkpoint`; then `destroy`.
+/// A workspace is a value: steps that run in parallel start from the same one and each leave their
+/// own. Dropping the future of `run_step` does not stop the step; `stop` does, and the call still
+/// returns how it ended, with nothing of it left running. `destroy` must succeed when nothing exists,
+/// when called twice, and when a previous process made the things: it finds them by the run's label,
+/// never by memory.
+#[async_trait]
+pub trait Executor: Send + Sync {
+    /// The engine behind it.
+    async fn info(&self) -> Result<EngineInfo, ExecError>;
+
+    /// Makes the first workspace: the image is there afterwards. Ends early where `stop` is raised.
+    async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError>;
+
+    /// Runs a step: everything up to the start is done while `gate` is still closed.
+    async fn run_step(
+        &self,
+        run: &RunScope,
+        on: &Workspace,
+        step: &StepSpec,
+        gate: Gate,
+        out: Arc<dyn LogSink>,
+        stop: &StopSignal,
+    ) -> Result<Ran, ExecError>;
+
+    /// Keeps what a step left as the workspace of its followers. What the step ran in is removed,
+    /// off the critical path.
+    async fn checkpoint(
+        &self,
+        run: &RunScope,
+        left: Workspace,
+        step: &StepSpec,
+    ) -> Result<Workspace, ExecError>;
+
+    /// Lets go of what a step left, where it is not kept.
+    async fn discard(&self, run: &RunScope, left: Workspace);
+
+    /// Unpacks a tar at a directory; the answer is the workspace that holds it.
+    async fn import(
+        &self,
+        run: &RunScope,
+        on: &Workspace,
+        at: &str,
+        tar: ByteStream,
+    ) -> Result<Workspace, ExecError>;
+
+    /// A tar of what lies at a path, relative to the working directory of what the step left.
+    async fn export(
+        &self,
+        run: &RunScope,
+        left: &Workspace,
+        path: &str,
+    ) -> Result<ByteStream, ExecError>;
+
+    /// Removes everything that bears the run's label, running or not.
+    async fn destroy(&self, run: &RunId) -> Result<(), ExecError>;
+
+    /// The runs of which something is left.
+    async fn leftovers(&self) -> Result<Vec<RunId>, ExecError>;
+}

@@ -1,0 +1,51 @@
+//! What a worker needs of the world: traits, and the small types in their signatures. No adapter.
+//!
+//! Every adapter of a port passes the same suite, in `conformance` (feature `testing`).
+
+mod events;
+mod executor;
+mod host;
+mod queue;
+mod store;
+mod transfer;
+
+#[cfg(feature = "testing")]
+pub mod conformance;
+
+use std::sync::Arc;
+
+pub use events::{EventStream, Events, EventsError, Position, Published, Ticket};
+pub use executor::{
+    EngineInfo, ExecError, Executor, Exit, Gate, LogSink, Ran, RunScope, StepSpec, StopLevel,
+    StopSignal, Workspace,
+};
+pub use host::Host;
+pub use queue::{Consumer, Delivery, Message, Queue, QueueError, Route, Settle, Source};
+pub use store::{
+    Change, Changes, Claim, Compare, Entry, Expect, Granted, LeaseId, Listing, Op, Read, Store,
+    StoreError, Txn, TxnReply,
+};
+pub use transfer::{ByteStream, LoggerFeed, Origin, Transfer, TransferError};
+
+/// Everything outside, in one plain struct: `app` fills it, tests replace a field.
+#[derive(Clone)]
+pub struct Ports {
+    /// Where commands come from.
+    pub queue: Arc<dyn Queue>,
+    /// Where state is.
+    pub store: Arc<dyn Store>,
+    /// Where events go.
+    pub events: Arc<dyn Events>,
+    /// Where steps run.
+    pub executor: Arc<dyn Executor>,
+    /// How bytes cross the worker's edge.
+    pub transfer: Arc<dyn Transfer>,
+    /// The machine: clocks, memory, load.
+    pub host: Arc<dyn Host>,
+}
+
+impl std::fmt::Debug for Ports {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ports").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,290 @@
+//! Shared state: keys, transactions, leases, watches. The shape is etcd's (`kv.proto`).
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use protocol::id::{Epoch, NodeId, RunId};
+use protocol::names;
+use thiserror::Error;
+
+/// A key as it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: String,
+    /// Its value.
+    pub value: Vec<u8>,
+    /// The revision at which the key came to be; a key that was deleted and made again has a new one.
+    pub create_revision: i64,
+    /// The revision of its last change.
+    pub mod_revision: i64,
+}
+
+/// Keys under a prefix, all of one revision.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// In the order of the keys.
+    pub entries: Vec<Entry>,
+    /// The revision at which they were read: a watch from the next one misses nothing.
+    pub revision: i64,
+}
+
+/// What a transaction demands of a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// It is not there.
+    Absent,
+    /// It is there.
+    Present,
+    /// It is the one that was made at this revision.
+    CreatedAt(i64),
+    /// It has not changed since this revision.
+    ModifiedAt(i64),
+}
+
+/// A demand.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Compare {
+    /// Of which key.
+    pub key: String,
+    /// What.
+    pub expect: Expect,
+}
+
+/// A change that a transaction makes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Writes a key.
+    Put {
+        /// The key.
+        key: String,
+        /// Its value.
+        value: Vec<u8>,
+        /// The lease that it ends with.
+        lease: Option<LeaseId>,
+    },
+    /// Removes a key; nothing where it is absent.
+    Delete {
+        /// The key.
+        key: String,
+    },
+}
+
+/// Something that a transaction reads, whether it commits or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Read {
+    /// One key.
+    Key(String),
+    /// Every key that begins so.
+    Prefix(String),
+}
+
+/// A transaction: where every demand holds, every change is made; the reads are made in any case,
+/// after the changes.
+///
+/// A key may be changed only once in one transaction.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[must_use = "a transaction does nothing until it is given to the store"]
+pub struct Txn {
+    /// The demands.
+    pub compares: Vec<Compare>,
+    /// The changes.
+    pub ops: Vec<Op>,
+    /// The reads.
+    pub reads: Vec<Read>,
+}
+
+impl Txn {
+    /// An empty transaction.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Demands something of a key.
+    pub fn when(mut self, key: impl Into<String>, expect: Expect) -> Self {
+        self.compares.push(Compare { key: key.into(), expect });
+        self
+    }
+
+    /// Writes a key.
+    pub fn put(mut self, key: impl Into<String>, value: Vec<u8>) -> Self {
+        self.ops.push(Op::Put { key: key.into(), value, lease: None });
+        self
+    }
+
+    /// Writes a key that ends with a lease.
+    pub fn put_leased(mut self, key: impl Into<String>, value: Vec<u8>, lease: LeaseId) -> Self {
+        self.ops.push(Op::Put { key: key.into(), value, lease: Some(lease) });
+        self
+    }
+
+    /// Removes a key.
+    pub fn delete(mut self, key: impl Into<String>) -> Self {
+        self.ops.push(Op::Delete { key: key.into() });
+        self
+    }
+
+    /// Reads a key in any case.
+    pub fn read(mut self, key: impl Into<String>) -> Self {
+        self.reads.push(Read::Key(key.into()));
+        self
+    }
+
+    /// Reads every key under a prefix in any case.
+    pub fn read_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.reads.push(Read::Prefix(prefix.into()));
+        self
+    }
+}
+
+/// What came of a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "a transaction whose demands did not hold has changed nothing"]
+pub struct TxnReply {
+    /// Whether every demand held, and so every change was made.
+    pub committed: bool,
+    /// The store's revision after it.
+    pub revision: i64,
+    /// One list for each read, in their order.
+    pub reads: Vec<Vec<Entry>>,
+}
+
+impl TxnReply {
+    /// The entry that the read at `position` found, for reads of one key.
+    #[must_use]
+    pub fn entry(&self, position: usize) -> Option<&Entry> {
+        self.reads.get(position).and_then(|entries| entries.first())
+    }
+}
+
+/// A lease's id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LeaseId(pub i64);
+
+/// A lease as granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Granted {
+    /// Its id.
+    pub lease: LeaseId,
+    /// The time to live that the store granted, which may be longer than what was asked for.
+    pub ttl: Duration,
+}
+
+/// A change that a watch saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A key was written.
+    Put(Entry),
+    /// A key was removed, or ended with its lease.
+    Deleted {
+        /// The key.
+        key: String,
+        /// At which revision.
+        revision: i64,
+    },
+}
+
+/// Changes in the order of their revisions. After an `Err` nothing more comes: look again, and watch
+/// from there.
+pub type Changes = BoxStream<'static, Result<Change, StoreError>>;
+
+/// Proof that this node owns a run: every write for it is compared with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The run.
+    pub run: RunId,
+    /// The create-revision of the owner key.
+    pub epoch: Epoch,
+    /// The owner.
+    pub node: NodeId,
+}
+
+impl Claim {
+    /// The same transaction, which commits only while this claim stands.
+    pub fn fenced(&self, txn: Txn) -> Txn {
+        txn.when(names::owner_key(&self.run), Expect::CreatedAt(self.epoch.0))
+    }
+}
+
+/// What the store could not do.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// It does not answer. Whether a change was made is unknown.
+    #[error("cannot reach the store at {at}: {cause}")]
+    Unreachable {
+        /// Its addresses, without credentials.
+        at: String,
+        /// What the connection said.
+        cause: String,
+    },
+    /// The lease has run out or was revoked.
+    #[error("lease {0:x} is gone")]
+    LeaseGone(i64),
+    /// The watch's revision is older than what the store keeps.
+    #[error("the store no longer holds revision {asked}; the oldest is {oldest}")]
+    Compacted {
+        /// What was asked for.
+        asked: i64,
+        /// The oldest one there is.
+        oldest: i64,
+    },
+    /// User, password or certificate are not good for this.
+    #[error("the store at {at} refuses access: {cause}; check BOB_STORAGE_USER, BOB_STORAGE_PASSWORD and the certificates")]
+    Denied {
+        /// Its addresses.
+        at: String,
+        /// What it said.
+        cause: String,
+    },
+    /// It said no to a request that would not fare better a second time.
+    #[error("the store refuses a request: {0}")]
+    Refused(String),
+    /// Its file, or a value in it, cannot be read.
+    #[error("the store holds something unreadable: {0}")]
+    Unreadable(String),
+}
+
+impl StoreError {
+    /// Whether the same request may succeed later.
+    #[must_use]
+    pub fn retryable(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::LeaseGone(_)
+            | Self::Compacted { .. }
+            | Self::Denied { .. }
+            | Self::Refused(_)
+            | Self::Unreadable(_) => false,
+        }
+    }
+}
+
+/// Where state is. Every call has a deadline of its own (a few seconds) and then ends in
+/// [`StoreError::Unreachable`]; adapters reconnect by themselves, for ever.
+///
+/// # Cancel safety
+/// Dropping the future of a call that changes something leaves it unknown whether it did.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Reads a key.
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
+
+    /// Reads every key that begins with `prefix`.
+    async fn list(&self, prefix: &str) -> Result<Listing, StoreError>;
+
+    /// Makes a transaction.
+    async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError>;
+
+    /// Takes a lease of at least `ttl`.
+    async fn grant(&self, ttl: Duration) -> Result<Granted, StoreError>;
+
+    /// Renews a lease once; the answer is its time to live from when the store heard of it.
+    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError>;
+
+    /// Ends a lease, and every key with it. Done where it is gone already.
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
+
+    /// Follows every key that begins with `prefix`, from the changes of `from_revision` on.
+    async fn watch(&self, prefix: &str, from_revision: i64) -> Result<Changes, StoreError>;
+}
