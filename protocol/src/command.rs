@@ -262,12 +262,13 @@ fn toggle(fields: &Fields<'_>) -> Result<Toggle, Malformed> {
     let pipeline = PipelineId::new(group, name).map_err(|bad| {
         fields.bad("group", &Value::from(format!("{group}:{name}")), &bad.to_string())
     })?;
-    let at = match fields.body.get("at") {
-        None | Some(Value::Null) => None,
-        Some(value) => Some(Millis(value.as_i64().ok_or_else(|| {
-            fields.bad("at", value, "an integer, milliseconds since the epoch")
-        })?)),
-    };
+    let at =
+        match fields.body.get("at") {
+            None | Some(Value::Null) => None,
+            Some(value) => Some(Millis(value.as_i64().ok_or_else(|| {
+                fields.bad("at", value, "an integer, milliseconds since the epoch")
+            })?)),
+        };
     Ok(Toggle { pipeline, at })
 }
 
@@ -362,8 +363,8 @@ mod tests {
             start_of(r#"{"group":"d","name":"x","vars":{"a":"1","b":2.50,"c":true}}"#).unwrap();
         assert_eq!(start.vars.get("c").map(String::as_str), Some("true"));
         for bad in ["null", "[1]", "{}"] {
-            let fault =
-                start_of(&format!(r#"{{"group":"d","name":"x","vars":{{"a":{bad}}}}}"#)).unwrap_err();
+            let fault = start_of(&format!(r#"{{"group":"d","name":"x","vars":{{"a":{bad}}}}}"#))
+                .unwrap_err();
             assert_eq!(fault.field.as_deref(), Some("vars.a"));
         }
         assert!(start_of(r#"{"group":"d","name":"x","vars":{"a=b":"1"}}"#).is_err());

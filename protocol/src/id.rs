@@ -34,7 +34,9 @@ pub enum BadId {
         given: String,
     },
     /// A step's name is empty, too long, or has a forbidden character.
-    #[error("step name {given:?} must be 1 to 128 of A-Z a-z 0-9 . _ - and blank, beginning with a letter or digit")]
+    #[error(
+        "step name {given:?} must be 1 to 128 of A-Z a-z 0-9 . _ - and blank, beginning with a letter or digit"
+    )]
     Step {
         /// The text as given.
         given: String,
@@ -88,7 +90,9 @@ macro_rules! text_id {
 }
 
 /// One execution of a pipeline: `r-` and 1 to 126 of `A-Z a-z 0-9 . _ -`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct RunId(#[schemars(regex(pattern = r"^r-[A-Za-z0-9._-]{1,126}$"))] String);
 
@@ -127,7 +131,9 @@ impl RunId {
 }
 
 /// A node: `bob/runner-<uuid v4>`, new at each start of a worker.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(transparent)]
 pub struct NodeId(String);
 
@@ -158,7 +164,9 @@ impl fmt::Display for NodeId {
 }
 
 /// The name of a step, unique in its pipeline. A Bob step without one is named by its position, from `0`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct StepName(String);
 
@@ -179,7 +187,9 @@ impl StepName {
 }
 
 /// The name under which a logger, resource provider or artifact store is registered.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct RegisteredName(String);
 
@@ -229,9 +239,8 @@ impl PipelineId {
     /// # Errors
     /// [`BadId`] where the separator is missing or a part breaks its rule.
     pub fn from_path(path: &str) -> Result<Self, BadId> {
-        let (group, name) = path
-            .split_once('/')
-            .ok_or_else(|| BadId::PipelinePath { given: path.to_owned() })?;
+        let (group, name) =
+            path.split_once('/').ok_or_else(|| BadId::PipelinePath { given: path.to_owned() })?;
         Self::new(group, name)
     }
 

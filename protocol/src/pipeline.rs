@@ -124,9 +124,7 @@ impl Cmd {
 }
 
 /// Where a step runs.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ExecutorKind {
     /// A rootless podman container on the image chain of its run.
@@ -279,7 +277,10 @@ impl Pipeline {
     pub fn unsupported(&self) -> Vec<Unsupported> {
         let mut found = Vec::new();
         let mut later = |path: String, what: &str| {
-            found.push(Unsupported { path, what: format!("{what} is not supported by this version") });
+            found.push(Unsupported {
+                path,
+                what: format!("{what} is not supported by this version"),
+            });
         };
         if self.on_lost.is_some() {
             later("on-lost".into(), "`on-lost`");
@@ -288,7 +289,12 @@ impl Pipeline {
             later("retention".into(), "`retention`");
         }
         for (position, step) in self.steps.iter().enumerate() {
-            let mut key = |key: &str| later(format!("steps[{position}].{key}"), &format!("`{key}` of step {:?}", step.name.as_str()));
+            let mut key = |key: &str| {
+                later(
+                    format!("steps[{position}].{key}"),
+                    &format!("`{key}` of step {:?}", step.name.as_str()),
+                )
+            };
             if step.retry.is_some() {
                 key("retry");
             }

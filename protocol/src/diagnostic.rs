@@ -1,0 +1,107 @@
+//! A fault of something that a person wrote: where it stands, what it is, what to do about it.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How a fault is to be taken.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Class {
+    /// It is wrong: nothing is run.
+    Error,
+    /// It is known, and this version does not do it yet: nothing is run.
+    Unsupported,
+    /// It runs, but perhaps not as it was meant.
+    Warning,
+}
+
+impl Class {
+    /// Whether what has such a fault is run.
+    #[must_use]
+    pub fn is_refusal(self) -> bool {
+        matches!(self, Self::Error | Self::Unsupported)
+    }
+}
+
+/// One fault.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct Diagnostic {
+    /// How it is to be taken.
+    pub class: Class,
+    /// The file, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// The line, from 1; 0 where the text is not at hand, as for a stored definition.
+    pub line: u32,
+    /// The character in the line, from 1; 0 where the text is not at hand.
+    pub column: u32,
+    /// The place in the document: `steps[2].cmd`; empty for the document itself.
+    pub path: String,
+    /// What is wrong, as one sentence.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for Diagnostic {
+    /// `file:line:column: message (hint)`, without the parts that are not known.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.file, self.line) {
+            (Some(file), 0) => write!(f, "{file}: ")?,
+            (Some(file), line) => write!(f, "{file}:{line}:{}: ", self.column)?,
+            (None, 0) => {}
+            (None, line) => write!(f, "{line}:{}: ", self.column)?,
+        }
+        if self.class == Class::Warning {
+            f.write_str("warning: ")?;
+        }
+        f.write_str(&self.message)?;
+        match &self.hint {
+            Some(hint) => write!(f, " ({hint})"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault() -> Diagnostic {
+        Diagnostic {
+            class: Class::Error,
+            file: Some("a.yaml".into()),
+            line: 3,
+            column: 5,
+            path: "steps[0].cmd".into(),
+            message: "`cmd` is missing".into(),
+            hint: Some("say what is run".into()),
+        }
+    }
+
+    #[test]
+    fn a_fault_is_shown_with_as_much_of_its_place_as_is_known() {
+        let mut fault = fault();
+        assert_eq!(fault.to_string(), "a.yaml:3:5: `cmd` is missing (say what is run)");
+        fault.line = 0;
+        assert_eq!(fault.to_string(), "a.yaml: `cmd` is missing (say what is run)");
+        fault.file = None;
+        fault.hint = None;
+        assert_eq!(fault.to_string(), "`cmd` is missing");
+        fault.class = Class::Warning;
+        fault.line = 9;
+        assert_eq!(fault.to_string(), "9:5: warning: `cmd` is missing");
+    }
+
+    #[test]
+    fn a_fault_comes_back_from_json_as_it_was() {
+        let json = serde_json::to_string(&fault()).unwrap();
+        assert_eq!(serde_json::from_str::<Diagnostic>(&json).unwrap(), fault());
+    }
+}

@@ -1,0 +1,454 @@
+//! Amounts as people write them: memory, a share of the processors, a span of time.
+//!
+//! `Display` and `FromStr` are each other's inverse, so what was read can be written and read again.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use thiserror::Error;
+
+/// What is wrong with an amount that somebody gave us.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum BadQuantity {
+    /// Memory that is not digits and a unit.
+    #[error("memory {given:?} must be digits and one of K M G T P E (or Ki Mi ..., the same)")]
+    Memory {
+        /// The text as given.
+        given: String,
+    },
+    /// Memory beyond 64 bits.
+    #[error("memory {given:?} is more than a computer can address")]
+    MemoryTooLarge {
+        /// The text as given.
+        given: String,
+    },
+    /// A share that is no number, or not between 0 and 1.
+    #[error("cpu share {given} must be a number from 0.0 to 1.0, the share of all cores")]
+    Cpu {
+        /// The number as given.
+        given: String,
+    },
+    /// A span that is not numbers and units.
+    #[error(
+        "time span {given:?} must be whole numbers with d, h, m, s or ms, the largest first, or whole seconds"
+    )]
+    Span {
+        /// The text as given.
+        given: String,
+    },
+    /// A span of nothing, or of more than a year.
+    #[error("time span {given:?} must be more than 0 and at most 365d")]
+    SpanOutOfRange {
+        /// The text as given.
+        given: String,
+    },
+}
+
+const MEMORY_UNITS: [char; 6] = ['K', 'M', 'G', 'T', 'P', 'E'];
+
+/// An amount of memory: digits and a unit, where `K` and `Ki` both mean 1024, and so on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Memory {
+    // A multiple of 1024, since every unit is one: this is what lets `Display` be exact.
+    bytes: u64,
+}
+
+impl Memory {
+    /// The amount in bytes.
+    #[must_use]
+    pub fn bytes(self) -> u64 {
+        self.bytes
+    }
+}
+
+impl fmt::Display for Memory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (mut amount, mut unit) = (self.bytes / 1024, 0);
+        while amount != 0 && amount.is_multiple_of(1024) && unit + 1 < MEMORY_UNITS.len() {
+            amount /= 1024;
+            unit += 1;
+        }
+        write!(f, "{amount}{}i", MEMORY_UNITS[unit])
+    }
+}
+
+impl FromStr for Memory {
+    type Err = BadQuantity;
+
+    fn from_str(text: &str) -> Result<Self, BadQuantity> {
+        let malformed = || BadQuantity::Memory { given: text.to_owned() };
+        let short = text.strip_suffix('i').unwrap_or(text);
+        let unit = short.chars().next_back().ok_or_else(malformed)?;
+        let power = MEMORY_UNITS.iter().position(|known| *known == unit).ok_or_else(malformed)?;
+        let digits = &short[..short.len() - unit.len_utf8()];
+        if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(malformed());
+        }
+        // Digits that do not fit 64 bits are the only way to an error here.
+        let amount = digits.parse::<u64>().ok();
+        let scale = 1_u64 << (10 * (power + 1));
+        amount
+            .and_then(|amount| amount.checked_mul(scale))
+            .map(|bytes| Self { bytes })
+            .ok_or_else(|| BadQuantity::MemoryTooLarge { given: text.to_owned() })
+    }
+}
+
+impl Serialize for Memory {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Memory {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Cow::<'de, str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+impl JsonSchema for Memory {
+    fn schema_name() -> Cow<'static, str> {
+        "Memory".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "Digits and a unit; K and Ki both mean 1024.",
+            "type": "string",
+            "pattern": "^[0-9]+[KMGTPE]i?$",
+        })
+    }
+}
+
+/// A share of all cores, from 0.0 to 1.0.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct Cpu {
+    share: f64,
+}
+
+impl Cpu {
+    /// Checks the bounds.
+    ///
+    /// # Errors
+    /// [`BadQuantity::Cpu`] where it is no number or not between 0.0 and 1.0.
+    pub fn new(share: f64) -> Result<Self, BadQuantity> {
+        if (0.0..=1.0).contains(&share) {
+            // Adding 0.0 makes the negative zero an ordinary one.
+            Ok(Self { share: share + 0.0 })
+        } else {
+            Err(BadQuantity::Cpu { given: share.to_string() })
+        }
+    }
+
+    /// The share.
+    #[must_use]
+    pub fn share(self) -> f64 {
+        self.share
+    }
+}
+
+impl fmt::Display for Cpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // `{:?}` keeps the point: 1.0 is written as it is meant.
+        write!(f, "{:?}", self.share)
+    }
+}
+
+impl FromStr for Cpu {
+    type Err = BadQuantity;
+
+    fn from_str(text: &str) -> Result<Self, BadQuantity> {
+        // A text that is no number at all is as wrong as one that is out of bounds.
+        text.parse()
+            .ok()
+            .and_then(|share| Self::new(share).ok())
+            .ok_or_else(|| BadQuantity::Cpu { given: text.to_owned() })
+    }
+}
+
+impl Serialize for Cpu {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(self.share)
+    }
+}
+
+impl<'de> Deserialize<'de> for Cpu {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::new(f64::deserialize(deserializer)?).map_err(de::Error::custom)
+    }
+}
+
+impl JsonSchema for Cpu {
+    fn schema_name() -> Cow<'static, str> {
+        "Cpu".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A share of all cores.",
+            "type": "number",
+            "minimum": 0,
+            "maximum": 1,
+        })
+    }
+}
+
+/// Units of a span with their milliseconds, the largest first.
+const SPAN_UNITS: [(&str, u64); 5] =
+    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
+
+/// A span of time: `90s`, `10m`, `1h30m`, `500ms`, or a bare number, which is seconds. More than 0,
+/// and at most 365 days.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Span {
+    millis: u64,
+}
+
+impl Span {
+    /// The longest span, in milliseconds.
+    pub const MAX_MILLIS: u64 = 365 * 86_400_000;
+
+    /// Checks the bounds.
+    ///
+    /// # Errors
+    /// [`BadQuantity::SpanOutOfRange`] for 0 and for more than [`Self::MAX_MILLIS`].
+    pub fn from_millis(millis: u64) -> Result<Self, BadQuantity> {
+        Self::bounded(Some(millis), &format!("{millis}ms"))
+    }
+
+    /// The span in milliseconds.
+    #[must_use]
+    pub fn as_millis(self) -> u64 {
+        self.millis
+    }
+
+    /// The span for timers.
+    #[must_use]
+    pub fn as_duration(self) -> Duration {
+        Duration::from_millis(self.millis)
+    }
+
+    /// `None` is a number that does not fit 64 bits.
+    fn bounded(millis: Option<u64>, given: &str) -> Result<Self, BadQuantity> {
+        millis
+            .filter(|millis| (1..=Self::MAX_MILLIS).contains(millis))
+            .map(|millis| Self { millis })
+            .ok_or_else(|| BadQuantity::SpanOutOfRange { given: given.to_owned() })
+    }
+}
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest = self.millis;
+        for (unit, millis) in SPAN_UNITS {
+            if rest >= millis {
+                write!(f, "{}{unit}", rest / millis)?;
+                rest %= millis;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Span {
+    type Err = BadQuantity;
+
+    fn from_str(text: &str) -> Result<Self, BadQuantity> {
+        let malformed = || BadQuantity::Span { given: text.to_owned() };
+        let mut total = Some(0_u64);
+        let mut units = SPAN_UNITS.iter();
+        let mut rest = text;
+        if rest.is_empty() {
+            return Err(malformed());
+        }
+        while !rest.is_empty() {
+            let (digits, after) =
+                rest.split_at(rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len()));
+            let (unit, after) =
+                after.split_at(after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len()));
+            let unit = if unit.is_empty() && digits.len() == text.len() { "s" } else { unit };
+            // Searching only what is left of the units keeps them in order and each to one use.
+            let millis = units.find(|(known, _)| *known == unit).ok_or_else(malformed)?.1;
+            if digits.is_empty() {
+                return Err(malformed());
+            }
+            total = digits
+                .parse::<u64>()
+                .ok()
+                .and_then(|amount| amount.checked_mul(millis))
+                .and_then(|part| total?.checked_add(part));
+            rest = after;
+        }
+        Self::bounded(total, text)
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextOrSeconds;
+        impl de::Visitor<'_> for TextOrSeconds {
+            type Value = Span;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a time span such as \"1h30m\", or whole seconds")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Span, E> {
+                text.parse().map_err(E::custom)
+            }
+
+            fn visit_u64<E: de::Error>(self, seconds: u64) -> Result<Span, E> {
+                Span::bounded(seconds.checked_mul(1000), &seconds.to_string()).map_err(E::custom)
+            }
+
+            fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Span, E> {
+                let given = seconds.to_string();
+                // A negative number of seconds is out of range like one that is too large.
+                let seconds = u64::try_from(seconds).ok();
+                Span::bounded(seconds.and_then(|s| s.checked_mul(1000)), &given).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(TextOrSeconds)
+    }
+}
+
+impl JsonSchema for Span {
+    fn schema_name() -> Cow<'static, str> {
+        "Span".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A span of time such as 90s, 10m, 1h30m or 500ms; a bare number is seconds.",
+            "anyOf": [
+                {
+                    "type": "string",
+                    "pattern": "^([0-9]+|([0-9]+(d|h|m|s|ms))+)$",
+                },
+                { "type": "integer", "minimum": 1, "maximum": Span::MAX_MILLIS / 1000 },
+            ],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn memory_counts_in_1024_with_and_without_the_i() {
+        for (text, bytes) in [
+            ("1K", 1024),
+            ("1Ki", 1024),
+            ("512M", 512 << 20),
+            ("2Gi", 2 << 30),
+            ("15E", 15 << 60),
+            ("0K", 0),
+        ] {
+            assert_eq!(text.parse::<Memory>().unwrap().bytes(), bytes, "{text}");
+        }
+    }
+
+    #[test]
+    fn memory_without_digits_or_unit_or_beyond_64_bits_is_refused() {
+        for bad in
+            ["", "1", "K", "i", "1i", "1k", "1KB", "1.5G", "-1K", "+1K", " 1K", "1K ", "1Kii", "1é"]
+        {
+            let fault = bad.parse::<Memory>().unwrap_err();
+            assert!(matches!(fault, BadQuantity::Memory { .. }), "{bad:?}: {fault}");
+        }
+        for bad in ["16E", "99999999999999999999K"] {
+            let fault = bad.parse::<Memory>().unwrap_err();
+            assert!(matches!(fault, BadQuantity::MemoryTooLarge { .. }), "{bad:?}: {fault}");
+        }
+    }
+
+    #[test]
+    fn a_cpu_share_may_be_an_integer_and_is_bounded() {
+        assert_eq!(serde_json::from_str::<Cpu>("1").unwrap(), Cpu::new(1.0).unwrap());
+        assert_eq!(serde_json::from_str::<Cpu>("0.25").unwrap().share(), 0.25);
+        assert_eq!(serde_json::to_string(&Cpu::new(1.0).unwrap()).unwrap(), "1.0");
+        for bad in ["1.01", "-0.1", "2", "\"1\"", "null"] {
+            assert!(serde_json::from_str::<Cpu>(bad).is_err(), "{bad} was taken");
+        }
+        for bad in ["NaN", "inf", "", "half"] {
+            assert!(bad.parse::<Cpu>().is_err(), "{bad} was taken");
+        }
+    }
+
+    #[test]
+    fn a_span_is_read_from_its_units_or_as_seconds() {
+        for (text, millis) in [
+            ("90s", 90_000),
+            ("10m", 600_000),
+            ("1h30m", 5_400_000),
+            ("500ms", 500),
+            ("30", 30_000),
+            ("1d2h3m4s5ms", 93_784_005),
+            ("1m5ms", 60_005),
+            ("90m", 5_400_000),
+        ] {
+            assert_eq!(text.parse::<Span>().unwrap().as_millis(), millis, "{text}");
+        }
+        assert_eq!(serde_json::from_str::<Span>("90").unwrap().as_millis(), 90_000);
+        assert_eq!(serde_json::from_str::<Span>("\"90\"").unwrap().as_millis(), 90_000);
+        assert_eq!(Span::from_millis(1500).unwrap().as_duration(), Duration::from_millis(1500));
+    }
+
+    #[test]
+    fn a_span_that_is_none_or_endless_is_refused() {
+        for bad in ["", "s", "1x", "1s2", "1m1h", "1s1s", "1.5s", "-1s", " 1s", "1 s", "ms5", "1é"]
+        {
+            let fault = bad.parse::<Span>().unwrap_err();
+            assert!(matches!(fault, BadQuantity::Span { .. }), "{bad:?}: {fault}");
+        }
+        for bad in ["0", "0s", "0h0m", "366d", "99999999999999999999h", "9999999999999999d"] {
+            let fault = bad.parse::<Span>().unwrap_err();
+            assert!(matches!(fault, BadQuantity::SpanOutOfRange { .. }), "{bad:?}: {fault}");
+        }
+        for bad in ["0", "-5", "1.5", "1e30", "18446744073709551615", "true", "null", "[]"] {
+            assert!(serde_json::from_str::<Span>(bad).is_err(), "{bad} was taken");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn memory_is_written_as_it_can_be_read(amount in 0_u64..=u64::MAX >> 10) {
+            let memory = Memory { bytes: amount << 10 };
+            prop_assert_eq!(memory.to_string().parse::<Memory>().unwrap(), memory);
+        }
+
+        #[test]
+        fn a_share_is_written_as_it_can_be_read(share in 0.0..=1.0_f64) {
+            let cpu = Cpu::new(share).unwrap();
+            prop_assert_eq!(cpu.to_string().parse::<Cpu>().unwrap(), cpu);
+        }
+
+        #[test]
+        fn a_span_is_written_as_it_can_be_read(millis in 1..=Span::MAX_MILLIS) {
+            let span = Span::from_millis(millis).unwrap();
+            prop_assert_eq!(span.to_string().parse::<Span>().unwrap(), span);
+            let json = serde_json::to_string(&span).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Span>(&json).unwrap(), span);
+        }
+
+        #[test]
+        fn no_text_makes_a_quantity_panic(text in "\\PC{0,12}|[0-9]{0,22}[KMGTPEidhms]{0,3}") {
+            drop(text.parse::<Memory>());
+            drop(text.parse::<Cpu>());
+            drop(text.parse::<Span>());
+        }
+    }
+}

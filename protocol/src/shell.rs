@@ -1,0 +1,145 @@
+//! A command line into words, as a shell would split it, and nothing else of a shell: no variables,
+//! no globs, no pipes, no redirects.
+
+/// Where the reader stands.
+#[derive(Clone, Copy)]
+enum State {
+    Outside,
+    InWord,
+    SingleQuoted,
+    DoubleQuoted,
+}
+
+/// Splits `line` into words.
+///
+/// Unquoted whitespace ends a word. Outside quotes a backslash makes the next character an ordinary
+/// one; in single quotes everything is as it stands; in double quotes a backslash stands for itself
+/// unless `"` or a backslash follows. A quote that is never closed ends with the line, and a
+/// backslash at the very end is kept. `''` is a word of no characters.
+///
+/// There is no line that cannot be split: this never fails.
+#[must_use]
+pub fn split(line: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word = String::new();
+    let mut state = State::Outside;
+    let mut characters = line.chars().peekable();
+    while let Some(c) = characters.next() {
+        state = match (state, c) {
+            (State::SingleQuoted, '\'') | (State::DoubleQuoted, '"') => State::InWord,
+            (State::DoubleQuoted, '\\') => {
+                let escaped = characters.next_if(|next| matches!(next, '"' | '\\'));
+                word.push(escaped.unwrap_or('\\'));
+                State::DoubleQuoted
+            }
+            (State::SingleQuoted | State::DoubleQuoted, _) => {
+                word.push(c);
+                state
+            }
+            (State::Outside | State::InWord, '\'') => State::SingleQuoted,
+            (State::Outside | State::InWord, '"') => State::DoubleQuoted,
+            (State::Outside | State::InWord, '\\') => {
+                word.push(characters.next().unwrap_or('\\'));
+                State::InWord
+            }
+            (State::Outside, _) if c.is_whitespace() => State::Outside,
+            (State::InWord, _) if c.is_whitespace() => {
+                words.push(std::mem::take(&mut word));
+                State::Outside
+            }
+            (State::Outside | State::InWord, _) => {
+                word.push(c);
+                State::InWord
+            }
+        };
+    }
+    match state {
+        State::Outside => {}
+        State::InWord | State::SingleQuoted | State::DoubleQuoted => words.push(word),
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn lines_are_split_as_the_reference_splits_them() {
+        let cases: [(&str, &[&str]); 23] = [
+            (
+                r#"sh -c "while sleep 1; do echo ${RANDOM}; done""#,
+                &["sh", "-c", "while sleep 1; do echo ${RANDOM}; done"],
+            ),
+            (
+                "sort -t \"\t\" -k2 test > test-sorted",
+                &["sort", "-t", "\t", "-k2", "test", ">", "test-sorted"],
+            ),
+            ("a > b", &["a", ">", "b"]),
+            ("", &[]),
+            (" \t\n ", &[]),
+            ("  a   b  ", &["a", "b"]),
+            ("a '' b", &["a", "", "b"]),
+            ("a ''", &["a", ""]),
+            (r#"a """#, &["a", ""]),
+            (r"a\ b", &["a b"]),
+            (r"a\\b", &[r"a\b"]),
+            (r#"a\"b"#, &[r#"a"b"#]),
+            (r"'a\ b'", &[r"a\ b"]),
+            (r#""a\nb""#, &[r"a\nb"]),
+            (r#""a\"b\\c""#, &[r#"a"b\c"#]),
+            (r#""it's""#, &["it's"]),
+            (r#"'say "x"'"#, &[r#"say "x""#]),
+            (r#"a"b"'c'd"#, &["abcd"]),
+            ("'open to the end ", &["open to the end "]),
+            (r#"x "open"#, &["x", "open"]),
+            (r"end\", &[r"end\"]),
+            (r#""end\"#, &[r"end\"]),
+            ("$HOME *.c | wc ; x && y", &["$HOME", "*.c", "|", "wc", ";", "x", "&&", "y"]),
+        ];
+        for (line, words) in cases {
+            assert_eq!(split(line), words, "{line:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn words_in_single_quotes_come_back_as_they_were(
+            words in prop::collection::vec("[^']{0,8}", 0..6)
+        ) {
+            let line: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
+            prop_assert_eq!(split(&line.join(" ")), words);
+        }
+
+        #[test]
+        fn words_with_every_character_escaped_come_back_as_they_were(
+            words in prop::collection::vec("\\PC{1,8}", 0..6)
+        ) {
+            let escape = |word: &String| word.chars().flat_map(|c| ['\\', c]).collect::<String>();
+            let line: Vec<String> = words.iter().map(escape).collect();
+            prop_assert_eq!(split(&line.join("\t")), words);
+        }
+
+        #[test]
+        fn words_in_double_quotes_come_back_as_they_were(
+            words in prop::collection::vec("[^\"\\\\]{0,8}", 0..6)
+        ) {
+            let line: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
+            prop_assert_eq!(split(&line.join("\n")), words);
+        }
+
+        #[test]
+        fn a_line_without_quotes_and_backslashes_is_split_at_its_blanks(line in "[^'\"\\\\]{0,40}") {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            prop_assert_eq!(split(&line), words);
+        }
+
+        #[test]
+        fn splitting_invents_no_characters(line in any::<String>()) {
+            let length: usize = split(&line).iter().map(String::len).sum();
+            prop_assert!(length <= line.len());
+        }
+    }
+}
