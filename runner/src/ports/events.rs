@@ -56,7 +56,9 @@ pub enum EventsError {
         cause: String,
     },
     /// User, password or certificate are not good for this.
-    #[error("the stream's broker at {at} refuses access: {cause}; check BOB_QUEUE_USER and BOB_QUEUE_PASSWORD")]
+    #[error(
+        "the stream's broker at {at} refuses access: {cause}; check BOB_QUEUE_USER and BOB_QUEUE_PASSWORD"
+    )]
     Denied {
         /// Its address.
         at: String,

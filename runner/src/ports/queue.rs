@@ -57,7 +57,9 @@ pub enum QueueError {
         cause: String,
     },
     /// User, password or certificate are not good for this.
-    #[error("the broker at {at} refuses access: {cause}; check BOB_QUEUE_USER, BOB_QUEUE_PASSWORD and the certificates")]
+    #[error(
+        "the broker at {at} refuses access: {cause}; check BOB_QUEUE_USER, BOB_QUEUE_PASSWORD and the certificates"
+    )]
     Denied {
         /// Its address.
         at: String,

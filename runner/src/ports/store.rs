@@ -230,7 +230,9 @@ pub enum StoreError {
         oldest: i64,
     },
     /// User, password or certificate are not good for this.
-    #[error("the store at {at} refuses access: {cause}; check BOB_STORAGE_USER, BOB_STORAGE_PASSWORD and the certificates")]
+    #[error(
+        "the store at {at} refuses access: {cause}; check BOB_STORAGE_USER, BOB_STORAGE_PASSWORD and the certificates"
+    )]
     Denied {
         /// Its addresses.
         at: String,

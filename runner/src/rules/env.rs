@@ -1,0 +1,23 @@
+//! The environment of a step.
+
+use protocol::pipeline::{Pipeline, Step, Vars};
+
+/// Pipeline's variables, under those of the start, under the step's own. The image's environment
+/// lies below all of them; the executor knows it.
+#[must_use]
+pub fn of_step(pipeline: &Pipeline, start: &Vars, step: &Step) -> Vars {
+    let mut vars = pipeline.vars.clone();
+    for (name, value) in start.iter().chain(&step.vars) {
+        vars.insert(name.clone(), value.clone());
+    }
+    vars
+}
+
+/// Where a step that needs a resource works.
+#[must_use]
+pub fn work_dir(step: &Step) -> Option<String> {
+    step.needs_resource.as_ref().map(|resource| format!("{MOUNTS}/{resource}"))
+}
+
+/// Where resources are mounted (the contract of a Bob pipeline).
+pub const MOUNTS: &str = "/root";

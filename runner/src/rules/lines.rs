@@ -1,0 +1,259 @@
+//! Cuts the output of a step into the texts of `Log` events: whole lines where it can, and every
+//! byte at its offset (wire.md section 4).
+
+use std::time::Duration;
+
+/// The most raw bytes that one event holds.
+pub const MAX_BYTES: usize = 64 * 1024;
+/// A whole line is published within this time.
+pub const LINE_WAIT: Duration = Duration::from_millis(200);
+/// A line without its end is published in part after this time.
+pub const PARTIAL_WAIT: Duration = Duration::from_secs(1);
+
+/// A text of one stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// The stream's bytes before it.
+    pub offset: u64,
+    /// Its bytes, without the newline that follows it.
+    pub bytes: Vec<u8>,
+    /// No newline follows it.
+    pub partial: bool,
+}
+
+/// What of one stream is not published yet. Times are of any clock that does not go back.
+#[derive(Debug, Default)]
+pub struct Lines {
+    waiting: Vec<u8>,
+    /// Everything before this index is known to hold no newline.
+    searched: usize,
+    /// Bytes up to and with the last newline in `waiting`.
+    whole: usize,
+    offset: u64,
+    whole_since: Option<Duration>,
+    part_since: Option<Duration>,
+}
+
+impl Lines {
+    /// The stream's bytes so far, published or not.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.offset + self.waiting.len() as u64
+    }
+
+    /// Takes bytes, and returns what is to be published now.
+    #[must_use]
+    pub fn push(&mut self, now: Duration, bytes: &[u8]) -> Vec<Piece> {
+        let mut ready = Vec::new();
+        // Slices, so that a huge write costs no more memory than a small one.
+        for slice in bytes.chunks(MAX_BYTES) {
+            self.waiting.extend_from_slice(slice);
+            self.search();
+            while self.waiting.len() > MAX_BYTES {
+                let (window, rest) = self.waiting.split_at(MAX_BYTES);
+                let end = match window.iter().rposition(|byte| *byte == b'\n') {
+                    Some(newline) => newline + 1,
+                    // A line of just the size of an event, whose newline comes next.
+                    None if rest.first() == Some(&b'\n') => MAX_BYTES + 1,
+                    None => char_boundary(&self.waiting, MAX_BYTES),
+                };
+                ready.push(self.cut(end));
+            }
+        }
+        self.note_times(now);
+        ready
+    }
+
+    /// Returns what has waited long enough.
+    #[must_use]
+    pub fn due(&mut self, now: Duration) -> Vec<Piece> {
+        let mut ready = Vec::new();
+        let is_due = |since: Option<Duration>, wait| since.is_some_and(|since| now >= since + wait);
+        if is_due(self.whole_since, LINE_WAIT) && self.whole > 0 {
+            ready.push(self.cut(self.whole));
+        }
+        if is_due(self.part_since, PARTIAL_WAIT) && self.whole == 0 {
+            let end = char_boundary(&self.waiting, self.waiting.len());
+            if end > 0 {
+                ready.push(self.cut(end));
+            }
+        }
+        self.note_times(now);
+        ready
+    }
+
+    /// When `due` has something to say.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        let whole = self.whole_since.map(|since| since + LINE_WAIT);
+        let part = self.part_since.map(|since| since + PARTIAL_WAIT);
+        match (whole, part) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// Returns all that is left: the stream has ended.
+    #[must_use]
+    pub fn finish(&mut self) -> Vec<Piece> {
+        let mut ready = Vec::new();
+        if self.whole > 0 {
+            ready.push(self.cut(self.whole));
+        }
+        if !self.waiting.is_empty() {
+            ready.push(self.cut(self.waiting.len()));
+        }
+        (self.whole_since, self.part_since) = (None, None);
+        ready
+    }
+
+    fn search(&mut self) {
+        let fresh = self.waiting.get(self.searched..).unwrap_or_default();
+        if let Some(newline) = fresh.iter().rposition(|byte| *byte == b'\n') {
+            self.whole = self.searched + newline + 1;
+        }
+        self.searched = self.waiting.len();
+    }
+
+    fn cut(&mut self, end: usize) -> Piece {
+        let mut bytes: Vec<u8> = self.waiting.drain(..end).collect();
+        let offset = self.offset;
+        self.offset += end as u64;
+        self.whole = self.whole.saturating_sub(end);
+        self.searched = self.searched.saturating_sub(end);
+        if self.whole == 0 {
+            self.whole_since = None;
+        }
+        if self.waiting.is_empty() {
+            self.part_since = None;
+        }
+        let partial = bytes.last() != Some(&b'\n');
+        if !partial {
+            bytes.pop();
+        }
+        Piece { offset, bytes, partial }
+    }
+
+    fn note_times(&mut self, now: Duration) {
+        if self.whole > 0 {
+            self.whole_since.get_or_insert(now);
+        }
+        if self.waiting.len() > self.whole {
+            self.part_since.get_or_insert(now);
+        } else {
+            self.part_since = None;
+        }
+    }
+}
+
+/// The last index up to `end` that is not within a UTF-8 character. Bytes that are no UTF-8 are cut
+/// anywhere: they go out as base64.
+fn char_boundary(bytes: &[u8], end: usize) -> usize {
+    for back in 1..=3.min(end) {
+        let Some(byte) = bytes.get(end - back) else { return end };
+        let length = match byte {
+            0xC2..=0xDF => 2,
+            0xE0..=0xEF => 3,
+            0xF0..=0xF4 => 4,
+            0x80..=0xBF => continue,
+            _ => return end,
+        };
+        return if length > back { end - back } else { end };
+    }
+    end
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn text(pieces: &[Piece]) -> Vec<(u64, String, bool)> {
+        pieces
+            .iter()
+            .map(|p| (p.offset, String::from_utf8_lossy(&p.bytes).into_owned(), p.partial))
+            .collect()
+    }
+
+    fn joined(pieces: &[Piece]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for piece in pieces {
+            assert_eq!(piece.offset, bytes.len() as u64, "a gap before {piece:?}");
+            bytes.extend_from_slice(&piece.bytes);
+            if !piece.partial {
+                bytes.push(b'\n');
+            }
+        }
+        bytes
+    }
+
+    const AT: Duration = Duration::from_secs(100);
+
+    #[test]
+    fn lines_wait_a_little_and_go_out_together() {
+        let mut lines = Lines::default();
+        assert!(lines.push(AT, b"one\ntwo\nth").is_empty());
+        assert!(lines.due(AT + LINE_WAIT - Duration::from_millis(1)).is_empty());
+        assert_eq!(lines.deadline(), Some(AT + LINE_WAIT));
+        assert_eq!(text(&lines.due(AT + LINE_WAIT)), [(0, "one\ntwo".into(), false)]);
+        assert_eq!(lines.deadline(), Some(AT + PARTIAL_WAIT));
+        assert_eq!(text(&lines.due(AT + PARTIAL_WAIT)), [(8, "th".into(), true)]);
+        assert!(lines.push(AT + PARTIAL_WAIT, b"ree\n").is_empty());
+        assert_eq!(text(&lines.finish()), [(10, "ree".into(), false)]);
+        assert_eq!(lines.total(), 14);
+    }
+
+    #[test]
+    fn an_unfinished_line_ends_with_an_empty_text_when_only_its_newline_was_missing() {
+        let mut lines = Lines::default();
+        assert!(lines.push(AT, b"x").is_empty());
+        assert_eq!(lines.due(AT + PARTIAL_WAIT).len(), 1);
+        assert!(lines.push(AT, b"\n").is_empty());
+        assert_eq!(text(&lines.finish()), [(1, String::new(), false)]);
+    }
+
+    #[test]
+    fn a_line_longer_than_an_event_is_cut_between_characters() {
+        let mut lines = Lines::default();
+        let long = "ä".repeat(MAX_BYTES);
+        let mut pieces = lines.push(AT, format!("x{long}\n").as_bytes());
+        pieces.extend(lines.finish());
+        assert!(pieces.iter().all(|p| p.bytes.len() <= MAX_BYTES));
+        assert!(pieces.iter().all(|p| std::str::from_utf8(&p.bytes).is_ok()));
+        assert_eq!(joined(&pieces), format!("x{long}\n").into_bytes());
+    }
+
+    #[test]
+    fn a_line_of_just_the_size_of_an_event_is_one_event() {
+        let mut lines = Lines::default();
+        let mut bytes = vec![b'a'; MAX_BYTES];
+        bytes.push(b'\n');
+        let mut pieces = lines.push(AT, &bytes);
+        pieces.extend(lines.finish());
+        assert_eq!(pieces.len(), 1);
+        assert!(!pieces[0].partial);
+    }
+
+    proptest! {
+        #[test]
+        fn every_byte_comes_out_once_in_order_whatever_the_chunks(
+            chunks in prop::collection::vec((0u64..1500, prop::collection::vec(
+                prop_oneof![Just(b'\n'), Just(b'a'), any::<u8>()], 0..300), 1usize..600), 0..20)
+        ) {
+            let mut lines = Lines::default();
+            let (mut now, mut all, mut pieces) = (AT, Vec::new(), Vec::new());
+            for (wait, chunk, times) in chunks {
+                now += Duration::from_millis(wait);
+                pieces.extend(lines.due(now));
+                let chunk = chunk.repeat(times);
+                all.extend_from_slice(&chunk);
+                pieces.extend(lines.push(now, &chunk));
+            }
+            prop_assert_eq!(lines.total(), all.len() as u64);
+            pieces.extend(lines.finish());
+            prop_assert!(pieces.iter().all(|p| p.bytes.len() <= MAX_BYTES));
+            prop_assert_eq!(joined(&pieces), all);
+        }
+    }
+}
