@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`ports`] | what a worker needs of the world: traits only |
 //! | [`rules`] | decides what should happen; pure |
+//! | [`worker`] | makes it happen |
 
 pub mod ports;
 pub mod rules;
+pub mod worker;

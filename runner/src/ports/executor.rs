@@ -149,10 +149,11 @@ impl StopSignal {
     /// Safe.
     pub async fn above(&self, seen: StopLevel) -> StopLevel {
         let mut levels = self.0.subscribe();
-        match levels.wait_for(|level| *level > seen).await {
-            Ok(level) => *level,
+        let level = levels.wait_for(|level| *level > seen).await.ok().map(|level| *level);
+        match level {
+            Some(level) => level,
             // The sender lives in `self`.
-            Err(_) => std::future::pending().await,
+            None => std::future::pending().await,
         }
     }
 }

@@ -1,0 +1,199 @@
+//! Stops and pauses.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use protocol::command::{Disposition, Stop, Toggle};
+use protocol::event::Reason;
+use protocol::id::RunId;
+use protocol::names;
+use protocol::run::{RunRecord, StopEntry, StoredPipeline};
+use protocol::time::Millis;
+use tracing::warn;
+
+use super::Shared;
+use super::claim::{claim_orphan, json};
+use super::launch::{self, Launch};
+use super::lease::Held;
+use crate::ports::{Change, Expect, StoreError, Txn};
+use crate::rules::run::StopWhy;
+
+/// How long a stop for a run that is not known yet is remembered.
+const REMEMBER_STOP: Duration = Duration::from_secs(24 * 3600);
+
+/// Records a stop: the owner sees it, whichever worker that is.
+pub(super) async fn stop(
+    shared: &Arc<Shared>,
+    held: &Held,
+    stop: &Stop,
+) -> Result<Disposition, StoreError> {
+    let run = &stop.run_id;
+    let entry = StopEntry {
+        reason: stop.reason.clone(),
+        by: shared.options.node.clone(),
+        at: shared.ports.host.now().into(),
+    };
+    let value = json(&entry)?;
+    loop {
+        let look = Txn::new()
+            .read(names::run_key(run))
+            .read(names::owner_key(run))
+            .read(names::stop_key(run))
+            .read(names::seen_key(run));
+        let look = shared.ports.store.txn(look).await?;
+        let Some(record) = look.entry(0) else {
+            if look.entry(3).is_some() {
+                shared.ignored(Some(run), &format!("run {run} ended long ago")).await;
+                return Ok(Disposition::Ack);
+            }
+            let lease = shared.ports.store.grant(REMEMBER_STOP).await?.lease;
+            let txn = Txn::new().when(names::run_key(run), Expect::Absent).put_leased(
+                names::stop_key(run),
+                value.clone(),
+                lease,
+            );
+            if shared.ports.store.txn(txn).await?.committed {
+                let why =
+                    format!("run {run} is not known yet; a start of it within 24 h is stopped");
+                shared.ignored(Some(run), &why).await;
+                return Ok(Disposition::Ack);
+            }
+            // Its start came in between; the lease that was taken runs out by itself.
+            continue;
+        };
+        let parsed: RunRecord = serde_json::from_slice(&record.value).map_err(|cause| {
+            StoreError::Unreadable(format!("{} in the store: {cause}", names::run_key(run)))
+        })?;
+        if parsed.status.is_ended() {
+            let why = format!("run {run} has ended already: {}", parsed.status);
+            shared.ignored(Some(run), &why).await;
+            return Ok(Disposition::Ack);
+        }
+        if look.entry(2).is_none() {
+            let txn = Txn::new()
+                .when(names::run_key(run), Expect::ModifiedAt(record.mod_revision))
+                .put(names::stop_key(run), value.clone());
+            if !shared.ports.store.txn(txn).await?.committed {
+                continue;
+            }
+        }
+        if look.entry(1).is_none() {
+            end_orphan(shared, held, run, &stop.reason).await?;
+        }
+        return Ok(Disposition::Ack);
+    }
+}
+
+/// A run without an owner is ended by whoever hears of its stop, which needs no slot.
+async fn end_orphan(
+    shared: &Arc<Shared>,
+    held: &Held,
+    run: &RunId,
+    reason: &Option<String>,
+) -> Result<(), StoreError> {
+    let Some(record) = shared.ports.store.get(&names::run_key(run)).await? else { return Ok(()) };
+    let Some(launch) = Launch::enter(shared, run) else { return Ok(()) };
+    match claim_orphan(shared, held, run, &record).await {
+        Ok(Some((claim, record, modified))) => {
+            let why = StopWhy::User { reason: reason.clone() };
+            let claimed = launch::Mine { claim, record, modified, logger_url: None };
+            launch.end_stopped(held, claimed, why);
+            Ok(())
+        }
+        // It has an owner now, who sees the stop.
+        Ok(None) => {
+            launch.cancel();
+            Ok(())
+        }
+        Err(cause) => {
+            launch.cancel();
+            Err(cause)
+        }
+    }
+}
+
+/// Pauses or unpauses a pipeline; the newest word holds.
+pub(super) async fn toggle(
+    shared: &Shared,
+    toggle: &Toggle,
+    pause: bool,
+) -> Result<Disposition, StoreError> {
+    let id = &toggle.pipeline;
+    let key = names::pipeline_key(id);
+    let word = if pause { "pause" } else { "unpause" };
+    loop {
+        let Some(entry) = shared.ports.store.get(&key).await? else {
+            shared.ignored(None, &format!("{word}: no pipeline {id} is stored")).await;
+            return Ok(Disposition::Ack);
+        };
+        let mut stored: StoredPipeline = serde_json::from_slice(&entry.value)
+            .map_err(|cause| StoreError::Unreadable(format!("{key} in the store: {cause}")))?;
+        let at = toggle.at.unwrap_or_else(|| shared.ports.host.now());
+        if let Some(newest) = stored.paused_at
+            && at < newest
+        {
+            let Millis(newest) = newest;
+            let why = format!("{word} of pipeline {id} is older than the one of {newest}");
+            shared.ignored(None, &why).await;
+            return Ok(Disposition::Ack);
+        }
+        let changes = stored.paused != pause;
+        stored.paused = pause;
+        stored.paused_at = Some(at);
+        let txn = Txn::new()
+            .when(key.clone(), Expect::ModifiedAt(entry.mod_revision))
+            .put(key.clone(), json(&stored)?);
+        if !shared.ports.store.txn(txn).await?.committed {
+            continue;
+        }
+        if changes {
+            let (reason, message) = if pause {
+                (Reason::PipelinePaused, format!("pipeline {id} is paused"))
+            } else {
+                (Reason::PipelineUnpaused, format!("pipeline {id} takes runs again"))
+            };
+            let mut event = shared.event(reason, message);
+            event.group = Some(id.group().to_owned());
+            event.name = Some(id.name().to_owned());
+            shared.tell(event).await;
+        }
+        return Ok(Disposition::Ack);
+    }
+}
+
+/// Tells the runs of this worker of stops, whichever worker recorded them.
+pub(super) async fn watch_stops(shared: Arc<Shared>, held: Held) {
+    let mut wait = Duration::from_millis(100);
+    loop {
+        tokio::select! {
+            biased;
+            () = held.lost.cancelled() => return,
+            watched = follow_stops(&shared) => if let Err(cause) = watched {
+                warn!(%cause, "stops are looked for anew");
+            },
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_secs(2));
+    }
+}
+
+async fn follow_stops(shared: &Shared) -> Result<(), StoreError> {
+    let ask = |key: &str, value: &[u8]| {
+        let Some(Ok(run)) = key.strip_prefix(names::STOPS).map(str::parse::<RunId>) else { return };
+        let reason = serde_json::from_slice::<StopEntry>(value).ok().and_then(|stop| stop.reason);
+        let why = StopWhy::User { reason };
+        shared.roster.ask_stop(&run, why, shared.options.kill_grace);
+    };
+    let look = shared.ports.store.list(names::STOPS).await?;
+    for entry in &look.entries {
+        ask(&entry.key, &entry.value);
+    }
+    let mut changes = shared.ports.store.watch(names::STOPS, look.revision + 1).await?;
+    while let Some(change) = changes.next().await {
+        if let Change::Put(entry) = change? {
+            ask(&entry.key, &entry.value);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,338 @@
+//! Drives one run: tells the rules what happened, and does what they say. Nothing else decides.
+
+use std::sync::{Arc, PoisonError};
+
+use futures::future::BoxFuture;
+use protocol::pipeline::{Pipeline, Step};
+use protocol::run::Cause;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, warn};
+
+use super::Shared;
+use super::emitter::Emitter;
+use super::ledger::{Also, Ledger, WriteError};
+use super::output::Output;
+use super::step::{self, Done};
+use crate::ports::{LogSink, LoggerFeed, RunScope, StepSpec, StopLevel, StopSignal, Workspace};
+use crate::rules::env;
+use crate::rules::run::{Effect, Exited, Input, Run, Timer};
+
+/// One run in the hands of this worker.
+pub(super) struct Drive {
+    pub(super) shared: Arc<Shared>,
+    pub(super) run: Run,
+    pub(super) ledger: Ledger,
+    pub(super) emitter: Arc<Emitter>,
+    pub(super) feed: Option<Arc<dyn LoggerFeed>>,
+    pub(super) scope: RunScope,
+    pub(super) stop: StopSignal,
+    pub(super) inputs: mpsc::UnboundedReceiver<Input>,
+    pub(super) lost: CancellationToken,
+    /// The slot; free when it is dropped.
+    pub(super) slot: Option<OwnedSemaphorePermit>,
+    /// What goes on at the moment: one thing at a time.
+    pub(super) doing: Option<JoinHandle<Done>>,
+    pub(super) progress: Progress,
+}
+
+/// What the steps so far have left.
+#[derive(Default)]
+pub(super) struct Progress {
+    /// The workspace of the next step.
+    workspace: Option<Workspace>,
+    /// What the step that just ran left.
+    left: Option<Workspace>,
+    gate: Option<oneshot::Sender<bool>>,
+    timers: Vec<(Timer, Instant)>,
+}
+
+enum Next {
+    Input(Input),
+    Done(Done),
+    Lost,
+}
+
+impl Drive {
+    /// Drives the run to its end, or until it is lost.
+    pub(super) async fn drive(mut self, first: Vec<Effect>) {
+        let run_id = self.scope.run.clone();
+        let mut effects = first;
+        let ended = loop {
+            match self.perform(effects).await {
+                Ok(true) => break self.finish().await,
+                Ok(false) => {}
+                Err(cause) => break Err(cause),
+            }
+            let input = match self.next().await {
+                Next::Input(input) => input,
+                Next::Done(done) => self.input_of(done),
+                Next::Lost => break Err(WriteError::Lost),
+            };
+            effects = self.run.on(self.shared.ports.host.now(), input);
+        };
+        if let Err(cause) = ended {
+            match cause {
+                WriteError::Lost => warn!(run.id = %run_id, "the run is lost to this worker"),
+                WriteError::StopFound | WriteError::Refused(_) => {
+                    error!(run.id = %run_id, %cause, "the run cannot be recorded; it is let go");
+                }
+            }
+            self.abandon().await;
+        }
+        self.shared.roster.strike(&run_id);
+    }
+
+    async fn next(&mut self) -> Next {
+        let timer = self.progress.timers.iter().min_by_key(|(_, at)| *at).copied();
+        let expired = async {
+            match timer {
+                Some((timer, at)) => {
+                    tokio::time::sleep_until(at).await;
+                    timer
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let done = async {
+            match &mut self.doing {
+                Some(doing) => doing.await,
+                None => std::future::pending().await,
+            }
+        };
+        // Facts from outside go first: a stop must be known before the end that it brings about.
+        tokio::select! {
+            biased;
+            () = self.lost.cancelled() => Next::Lost,
+            Some(input) = self.inputs.recv() => Next::Input(input),
+            done = done => {
+                self.doing = None;
+                Next::Done(done.unwrap_or_else(|cause| Done::Broke(
+                    Cause::Engine,
+                    format!("the worker's own code failed: {cause}"),
+                    None,
+                )))
+            }
+            timer = expired => {
+                self.progress.timers.retain(|(other, _)| *other != timer);
+                Next::Input(Input::Expired(timer))
+            }
+        }
+    }
+
+    fn input_of(&mut self, done: Done) -> Input {
+        let progress = &mut self.progress;
+        match done {
+            Done::Prepared(workspace) => {
+                progress.workspace = Some(workspace);
+                Input::Prepared
+            }
+            Done::Fetched(workspace) => {
+                progress.workspace = Some(workspace);
+                Input::Fetched
+            }
+            Done::Ran(ran, stdout_bytes, stderr_bytes) => {
+                progress.left = Some(ran.left);
+                let (code, oom) = (ran.exit.code, ran.exit.oom);
+                Input::Exited(Exited { code, oom, stdout_bytes, stderr_bytes })
+            }
+            Done::Uploaded => Input::Uploaded,
+            Done::Committed(workspace) => {
+                let image = workspace.image().unwrap_or_default().to_owned();
+                progress.workspace = Some(workspace);
+                Input::Committed { image, engine: self.shared.engine.id.clone() }
+            }
+            Done::Broke(cause, message, exit_code) => Input::Broke { cause, message, exit_code },
+        }
+    }
+
+    /// Performs orders one after the other. `true`: the last one was to finish.
+    async fn perform(&mut self, effects: Vec<Effect>) -> Result<bool, WriteError> {
+        for effect in effects {
+            match effect {
+                Effect::Save(mut record) => {
+                    let (_, last_seq) = self.emitter.last().await;
+                    for record in [&mut *record, self.run.record_mut()] {
+                        if let Some(step) = record.steps.last_mut() {
+                            step.last_seq = last_seq;
+                        }
+                    }
+                    self.ledger.save(&record, Also::Nothing).await?;
+                }
+                Effect::Emit(draft) => self.emitter.emit(draft).await,
+                Effect::Prepare => {
+                    let (shared, scope, stop) =
+                        (Arc::clone(&self.shared), self.scope.clone(), self.stop.clone());
+                    self.begin(Box::pin(step::prepare(shared, scope, stop)));
+                }
+                Effect::Fetch(position) => self.fetch(position),
+                Effect::Start(position) => self.start(position),
+                Effect::OpenGate => {
+                    if let Some(gate) = self.progress.gate.take() {
+                        // Nobody waits where the container could not be made; that is a fact to come.
+                        drop(gate.send(true));
+                    }
+                }
+                Effect::Upload(position) => self.upload(position),
+                Effect::Commit(position) => self.commit(position),
+                Effect::Discard => {
+                    if let Some(left) = self.progress.left.take() {
+                        self.shared.ports.executor.discard(&self.scope, left).await;
+                    }
+                }
+                Effect::Interrupt => {
+                    self.stop.raise(StopLevel::Stop { grace: self.shared.options.kill_grace });
+                }
+                Effect::SetTimer(timer, after) => {
+                    self.progress.timers.push((timer, Instant::now() + after));
+                }
+                Effect::CancelTimer(timer) => {
+                    self.progress.timers.retain(|(other, _)| *other != timer);
+                }
+                Effect::Finish => return Ok(true),
+            }
+        }
+        Ok(false)
+    }
+
+    fn begin(&mut self, doing: BoxFuture<'static, Done>) {
+        self.doing = Some(self.shared.tasks.spawn(doing));
+    }
+
+    fn pipeline(&self) -> Option<&Pipeline> {
+        self.run.record().pipeline.as_ref()
+    }
+
+    fn step(&self, position: usize) -> Option<&Step> {
+        self.pipeline()?.steps.get(position)
+    }
+
+    fn broke(&mut self, what: &str) {
+        // The rules order only what they have seen begin; this keeps a wrong order from being silent.
+        let done = Done::Broke(Cause::Engine, format!("nothing is there to {what}"), None);
+        self.begin(Box::pin(async move { done }));
+    }
+
+    fn fetch(&mut self, position: usize) {
+        let resource = self
+            .step(position)
+            .and_then(|step| self.pipeline()?.resource(step.needs_resource.as_deref()?))
+            .cloned();
+        let (Some(resource), Some(on)) = (resource, self.progress.workspace.clone()) else {
+            return self.broke("fetch");
+        };
+        self.tell_logger(&format!("fetching and mounting resource {}", resource.name));
+        let (shared, scope, stop) =
+            (Arc::clone(&self.shared), self.scope.clone(), self.stop.clone());
+        self.begin(Box::pin(step::fetch(shared, scope, on, resource, stop)));
+    }
+
+    fn start(&mut self, position: usize) {
+        let options = &self.shared.options;
+        let record = self.run.record();
+        let (Some(pipeline), Some(on)) = (&record.pipeline, self.progress.workspace.clone()) else {
+            return self.broke("start");
+        };
+        let Some(step) = pipeline.steps.get(position) else { return self.broke("start") };
+        let limits = pipeline.quotas.as_ref().and_then(|quotas| quotas.limits.clone());
+        let network = step.network.as_ref().or(pipeline.network.as_ref());
+        let spec = StepSpec {
+            name: step.name.clone(),
+            position,
+            attempt: 1,
+            words: step.cmd.words(),
+            env: env::of_step(pipeline, &record.vars, step),
+            work_dir: env::work_dir(step),
+            network: network.or(options.network.as_ref()).cloned(),
+            limits: limits.unwrap_or_default(),
+        };
+        let output = Arc::new(Output::new(
+            Arc::clone(&self.emitter),
+            self.feed.clone(),
+            spec.name.clone(),
+            spec.attempt,
+        ));
+        let (open, opened) = oneshot::channel();
+        self.progress.gate = Some(open);
+        let gate = Box::pin(async move { opened.await.unwrap_or(false) });
+        let (shared, scope, stop) =
+            (Arc::clone(&self.shared), self.scope.clone(), self.stop.clone());
+        self.begin(Box::pin(async move {
+            let in_time = {
+                let output = Arc::clone(&output);
+                shared.tasks.spawn(async move { output.publish_in_time().await })
+            };
+            let sink: Arc<dyn LogSink> = Arc::clone(&output) as Arc<dyn LogSink>;
+            let executor = &shared.ports.executor;
+            let ran = executor.run_step(&scope, &on, &spec, gate, sink, &stop).await;
+            let (stdout, stderr) = output.finish().await;
+            in_time.abort();
+            match ran {
+                Ok(ran) => Done::Ran(ran, stdout, stderr),
+                Err(cause) => step::broke(&cause),
+            }
+        }));
+    }
+
+    fn upload(&mut self, position: usize) {
+        let artifact = self.step(position).and_then(|step| step.produces_artifact.clone());
+        let (Some(artifact), Some(left)) = (artifact, self.progress.left.clone()) else {
+            return self.broke("upload");
+        };
+        self.tell_logger(&format!("uploading artifact {}", artifact.name));
+        let record = self.run.record();
+        let names = (record.group.clone(), record.name.clone());
+        let (shared, scope, stop) =
+            (Arc::clone(&self.shared), self.scope.clone(), self.stop.clone());
+        self.begin(Box::pin(step::upload(shared, scope, left, names, artifact, stop)));
+    }
+
+    fn commit(&mut self, position: usize) {
+        let spec = self.step(position).map(|step| StepSpec {
+            name: step.name.clone(),
+            position,
+            attempt: 1,
+            words: Vec::new(),
+            env: protocol::pipeline::Vars::new(),
+            work_dir: None,
+            network: None,
+            limits: protocol::pipeline::Limits::default(),
+        });
+        let (Some(spec), Some(left)) = (spec, self.progress.left.take()) else {
+            return self.broke("commit");
+        };
+        let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
+        self.begin(Box::pin(async move {
+            match shared.ports.executor.checkpoint(&scope, left, &spec).await {
+                Ok(workspace) => Done::Committed(workspace),
+                Err(cause) => step::broke(&cause),
+            }
+        }));
+    }
+
+    /// A line of our own in the run's external log.
+    pub(super) fn tell_logger(&self, line: &str) {
+        if let Some(feed) = &self.feed {
+            feed.push(format!("[bob] {line}\n").into());
+        }
+    }
+
+    /// The run is not ours any more: kill what runs, publish nothing, remove nothing that a next
+    /// owner needs.
+    async fn abandon(&mut self) {
+        self.stop.raise(StopLevel::Kill);
+        self.progress.gate = None;
+        let run = self.scope.run.clone();
+        self.shared.lost.lock().unwrap_or_else(PoisonError::into_inner).push(run);
+        self.shared.ports.events.discard(&self.scope.run, self.scope.epoch);
+        if let Some(doing) = self.doing.take() {
+            // The executor proves the container gone; its own deadlines bound this.
+            drop(doing.await);
+        }
+        if let Some(left) = self.progress.left.take() {
+            self.shared.ports.executor.discard(&self.scope, left).await;
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Numbers the events of one run, and hands them over in that order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use protocol::event::{Encoding, Event, LogStream, Reason};
+use protocol::id::{Epoch, NodeId, RunId, StepName};
+use protocol::run::RunRecord;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::ports::{Events, Host, Ticket};
+use crate::rules::lines::Piece;
+use crate::rules::run::Draft;
+
+/// The events of one run within one epoch.
+pub(super) struct Emitter {
+    events: Arc<dyn Events>,
+    host: Arc<dyn Host>,
+    run: RunId,
+    group: String,
+    name: String,
+    node: NodeId,
+    epoch: Epoch,
+    lost: CancellationToken,
+    /// Held from the numbering until the event is taken over: that is what keeps them in order.
+    next: Mutex<Next>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Next {
+    seq: u64,
+    last: Ticket,
+}
+
+impl Emitter {
+    pub(super) fn new(
+        events: Arc<dyn Events>,
+        host: Arc<dyn Host>,
+        record: &RunRecord,
+        owner: (NodeId, Epoch),
+        lost: CancellationToken,
+    ) -> Self {
+        Self {
+            events,
+            host,
+            run: record.run_id.clone(),
+            group: record.group.clone(),
+            name: record.name.clone(),
+            node: owner.0,
+            epoch: owner.1,
+            lost,
+            next: Mutex::new(Next::default()),
+        }
+    }
+
+    /// Publishes an event of the run. Waits while the publisher is full; does nothing once the run
+    /// is lost.
+    pub(super) async fn emit(&self, draft: Draft) {
+        let mut next = self.next.lock().await;
+        let event = self.event(next.seq, draft);
+        self.hand_over(&mut next, event).await;
+    }
+
+    /// Publishes a text of a step's output.
+    pub(super) async fn log(&self, step: (&StepName, u32), stream: LogStream, piece: Piece) {
+        let (message, encoding) = match String::from_utf8(piece.bytes) {
+            Ok(text) => (text, None),
+            Err(no_text) => {
+                let base64 = base64::engine::general_purpose::STANDARD.encode(no_text.as_bytes());
+                (base64, Some(Encoding::Base64))
+            }
+        };
+        let reason = Reason::Log { stream, offset: piece.offset, partial: piece.partial, encoding };
+        let step = Some((step.0.clone(), step.1));
+        self.emit(Draft { reason, message, step, severity: None }).await;
+    }
+
+    /// The run's next event, numbered but not published: what an ending is recorded with.
+    pub(super) async fn peek(&self, draft: Draft) -> Event {
+        let next = self.next.lock().await;
+        self.event(next.seq, draft)
+    }
+
+    /// Publishes an event that `peek` made.
+    pub(super) async fn emit_peeked(&self, event: Event) -> Ticket {
+        let mut next = self.next.lock().await;
+        self.hand_over(&mut next, event).await;
+        next.last
+    }
+
+    /// The ticket of the last event, and the highest `seq` so far.
+    pub(super) async fn last(&self) -> (Ticket, Option<u64>) {
+        let next = self.next.lock().await;
+        (next.last, next.seq.checked_sub(1))
+    }
+
+    fn event(&self, seq: u64, draft: Draft) -> Event {
+        let mut event = Event::new(self.host.now(), draft.reason, draft.message);
+        if let Some(severity) = draft.severity {
+            event.severity = severity;
+        }
+        event.run_id = Some(self.run.clone());
+        event.group = Some(self.group.clone());
+        event.name = Some(self.name.clone());
+        event.node = Some(self.node.clone());
+        event.epoch = Some(self.epoch);
+        event.seq = Some(seq);
+        if let Some((step, attempt)) = draft.step {
+            event.step = Some(step);
+            event.attempt = Some(attempt);
+        }
+        event
+    }
+
+    async fn hand_over(&self, next: &mut Next, event: Event) {
+        loop {
+            let taken = tokio::select! {
+                biased;
+                () = self.lost.cancelled() => return,
+                taken = self.events.emit(event.clone()) => taken,
+            };
+            match taken {
+                Ok(ticket) => {
+                    next.seq += 1;
+                    next.last = ticket;
+                    return;
+                }
+                Err(cause) => {
+                    warn!(run.id = %self.run, %cause, "an event waits");
+                    tokio::select! {
+                        () = self.lost.cancelled() => return,
+                        () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Ends a run: its logs are out, then the ending is recorded, then it is published, then what it
+//! made is removed, then it is let go. In this order (ADR 0003).
+
+use std::time::Duration;
+
+use protocol::run::Status;
+use tracing::{info, warn};
+
+use super::drive::Drive;
+use super::ledger::{Also, WriteError};
+use crate::ports::Ticket;
+use crate::rules::run::{Draft, Input, StopWhy};
+
+/// How long an external logger may hold up a run's end.
+const LOGGER_WAIT: Duration = Duration::from_secs(10);
+/// How long a stream that is away holds up a run's end and its slot.
+const STREAM_WAIT: Duration = Duration::from_secs(30);
+/// How often the removal of what a run made is tried.
+const DESTROY_TRIES: u32 = 5;
+
+impl Drive {
+    /// Ends the run. The worker's own end does not interrupt this.
+    pub(super) async fn finish(&mut self) -> Result<(), WriteError> {
+        self.close_feed().await;
+        let (last, _) = self.emitter.last().await;
+        let in_time = self.confirmed_within(last, STREAM_WAIT).await?;
+        if !in_time {
+            // The ending is recorded all the same, and the slot is free; the claim is kept until the
+            // stream has the event.
+            self.slot = None;
+        }
+        let event = loop {
+            let draft = self.run.ending().unwrap_or_else(|| Draft {
+                reason: protocol::event::Reason::PipelineFailed {
+                    cause: protocol::run::Cause::Engine,
+                    exit_code: None,
+                },
+                message: format!("run {} ended", self.scope.run),
+                step: None,
+                severity: None,
+            });
+            let event = self.emitter.peek(draft).await;
+            let mut record = self.run.record().clone();
+            record.ending_event = Some(Box::new(event.clone()));
+            let also = match record.status {
+                Status::Stopped => Also::Nothing,
+                Status::Pending
+                | Status::Initializing
+                | Status::Initialized
+                | Status::Running
+                | Status::Passed
+                | Status::Failed => Also::DemandNoStop,
+            };
+            match self.ledger.save(&record, also).await {
+                Ok(()) => break event,
+                Err(WriteError::StopFound) => {
+                    let now = self.shared.ports.host.now();
+                    let why = match self.inputs.try_recv() {
+                        Ok(Input::StopAsked(why)) => why,
+                        Ok(_) | Err(_) => StopWhy::User { reason: None },
+                    };
+                    // The order to finish that this gives is the one that is being performed.
+                    drop(self.run.stop_now(now, &why));
+                }
+                Err(cause) => return Err(cause),
+            }
+        };
+        info!(run.id = %self.scope.run, status = %self.run.record().status, "{}", event.message);
+        let ticket = self.emitter.emit_peeked(event).await;
+        let executor = std::sync::Arc::clone(&self.shared.ports.executor);
+        let destroyed = {
+            let run = self.scope.run.clone();
+            self.shared.tasks.spawn(async move { destroy(&*executor, &run).await })
+        };
+        if !self.confirmed_within(ticket, STREAM_WAIT).await? {
+            self.slot = None;
+            self.confirmed(ticket).await?;
+        }
+        drop(destroyed.await);
+        let record = self.run.record().clone();
+        self.ledger.save(&record, Also::LetGo).await
+    }
+
+    async fn close_feed(&mut self) {
+        let record = self.run.record();
+        let line = match record.status {
+            Status::Passed => "run successful".to_owned(),
+            Status::Failed => {
+                format!("run failed: {}", record.message.as_deref().unwrap_or_default())
+            }
+            Status::Stopped
+            | Status::Pending
+            | Status::Initializing
+            | Status::Initialized
+            | Status::Running => "run stopped".to_owned(),
+        };
+        self.tell_logger(&line);
+        let Some(feed) = self.feed.take() else { return };
+        let bytes = feed.finish(LOGGER_WAIT).await;
+        if bytes > 0 {
+            let logger = self.run.record().logger.as_ref().map(ToString::to_string);
+            let message = format!(
+                "logger {} did not take {bytes} bytes of run {} in time; the stream has them",
+                logger.unwrap_or_default(),
+                self.scope.run
+            );
+            let reason = protocol::event::Reason::LoggerDropped { bytes };
+            self.emitter.emit(Draft { reason, message, step: None, severity: None }).await;
+        }
+    }
+
+    async fn confirmed_within(&self, ticket: Ticket, wait: Duration) -> Result<bool, WriteError> {
+        match tokio::time::timeout(wait, self.confirmed(ticket)).await {
+            Ok(confirmed) => confirmed.map(|()| true),
+            Err(_) => Ok(false),
+        }
+    }
+
+    async fn confirmed(&self, ticket: Ticket) -> Result<(), WriteError> {
+        loop {
+            let confirmed = tokio::select! {
+                biased;
+                () = self.lost.cancelled() => return Err(WriteError::Lost),
+                confirmed = self.shared.ports.events.confirmed(ticket) => confirmed,
+            };
+            match confirmed {
+                Ok(()) => return Ok(()),
+                Err(cause) => {
+                    warn!(run.id = %self.scope.run, %cause, "the stream has not confirmed yet");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+}
+
+async fn destroy(executor: &dyn crate::ports::Executor, run: &protocol::id::RunId) {
+    let mut wait = Duration::from_millis(200);
+    for _ in 0..DESTROY_TRIES {
+        match executor.destroy(run).await {
+            Ok(()) => return,
+            Err(cause) => warn!(run.id = %run, %cause, "what the run made is not all removed"),
+        }
+        tokio::time::sleep(wait).await;
+        wait *= 2;
+    }
+}

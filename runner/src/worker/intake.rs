@@ -1,0 +1,381 @@
+//! Takes commands from the queues, and settles them: a start once it is claimed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::command::{self, Command, Disposition, MAX_START_BYTES, Malformed, Start};
+use protocol::event::Reason;
+use protocol::id::RunId;
+use protocol::names;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::Shared;
+use super::claim::{self, Taken};
+use super::control;
+use super::launch::Launch;
+use super::lease::{Current, Held};
+use crate::ports::{Consumer, Delivery, Message, QueueError, Route, Source, StoreError};
+use crate::rules::quota;
+
+/// Takes starts from the shared queue while a slot is free. An open consumer holds a slot, and the
+/// message that takes the last slot is acked only after the broker has said that nothing more comes:
+/// so nothing is held back from a worker that is idle.
+pub(super) async fn jobs(shared: Arc<Shared>, mut lease: Current, stop: CancellationToken) {
+    loop {
+        let slot = tokio::select! {
+            slot = Arc::clone(&shared.slots).acquire_owned() => slot,
+            () = stop.cancelled() => return,
+        };
+        let Ok(slot) = slot else { return };
+        let Some(held) = held(&mut lease, &stop).await else { return };
+        let opened = tokio::select! {
+            opened = shared.ports.queue.open(Source::Jobs) => opened,
+            () = stop.cancelled() => return,
+        };
+        match opened {
+            Ok(consumer) => consume_jobs(&shared, &held, consumer, slot, &stop).await,
+            Err(cause) => pause_after(&cause).await,
+        }
+    }
+}
+
+async fn consume_jobs(
+    shared: &Arc<Shared>,
+    held: &Held,
+    mut consumer: Box<dyn Consumer>,
+    mut slot: OwnedSemaphorePermit,
+    stop: &CancellationToken,
+) {
+    loop {
+        let delivery = tokio::select! {
+            biased;
+            () = held.lost.cancelled() => break,
+            () = stop.cancelled() => break,
+            delivery = consumer.next() => delivery,
+        };
+        let delivery = match delivery {
+            Ok(delivery) => delivery,
+            Err(cause) => {
+                pause_after(&cause).await;
+                break;
+            }
+        };
+        match answer(shared, held, &delivery.message, Slot::Free(slot)).await {
+            Answer::Settle(disposition, Some(kept)) => {
+                slot = kept;
+                settle(delivery, disposition).await;
+            }
+            Answer::Settle(disposition, None) => {
+                match Arc::clone(&shared.slots).try_acquire_owned() {
+                    Ok(next) => {
+                        slot = next;
+                        settle(delivery, disposition).await;
+                    }
+                    Err(_) => {
+                        consumer.close().await;
+                        settle(delivery, disposition).await;
+                        return;
+                    }
+                }
+            }
+            Answer::Later { after, message } => {
+                // It waits aside, so that what fits is taken meanwhile.
+                consumer.close().await;
+                let shared_then = Arc::clone(shared);
+                shared
+                    .tasks
+                    .spawn(async move { again(&shared_then, delivery, message, after).await });
+                return;
+            }
+        }
+    }
+    consumer.close().await;
+}
+
+/// Takes stops and pauses (and passes on a start that went astray), whether a slot is free or not.
+pub(super) async fn control(
+    shared: Arc<Shared>,
+    mut lease: Current,
+    source: Source,
+    stop: CancellationToken,
+) {
+    loop {
+        let Some(held) = held(&mut lease, &stop).await else { return };
+        let opened = tokio::select! {
+            opened = shared.ports.queue.open(source) => opened,
+            () = stop.cancelled() => return,
+        };
+        let mut consumer = match opened {
+            Ok(consumer) => consumer,
+            Err(cause) => {
+                pause_after(&cause).await;
+                continue;
+            }
+        };
+        loop {
+            let delivery = tokio::select! {
+                biased;
+                () = held.lost.cancelled() => break,
+                () = stop.cancelled() => break,
+                delivery = consumer.next() => delivery,
+            };
+            match delivery {
+                Ok(delivery) => take_control(&shared, &held, source, delivery).await,
+                Err(cause) => {
+                    pause_after(&cause).await;
+                    break;
+                }
+            }
+        }
+        if source == Source::Node && stop.is_cancelled() {
+            move_to_jobs(&shared, &held, &mut consumer).await;
+        }
+        consumer.close().await;
+    }
+}
+
+async fn take_control(shared: &Arc<Shared>, held: &Held, source: Source, delivery: Delivery) {
+    let slot = match source {
+        Source::Node => Arc::clone(&shared.slots).try_acquire_owned().ok(),
+        Source::Jobs | Source::Control => None,
+    };
+    let slot = slot.map_or(Slot::None, Slot::Free);
+    match answer(shared, held, &delivery.message, slot).await {
+        Answer::Settle(disposition, _slot) => settle(delivery, disposition).await,
+        Answer::Later { after, message } => {
+            let shared_then = Arc::clone(shared);
+            shared.tasks.spawn(async move { again(&shared_then, delivery, message, after).await });
+        }
+    }
+}
+
+/// How long a draining worker waits for one more message in its own queue.
+const QUEUE_IS_EMPTY_AFTER: Duration = Duration::from_millis(500);
+
+/// A draining worker's own queue ends with it: what is in it goes to the shared one.
+async fn move_to_jobs(shared: &Arc<Shared>, held: &Held, consumer: &mut Box<dyn Consumer>) {
+    while let Ok(Ok(delivery)) = tokio::time::timeout(QUEUE_IS_EMPTY_AFTER, consumer.next()).await {
+        take_control(shared, held, Source::Control, delivery).await;
+    }
+}
+
+/// A slot that a start may take.
+enum Slot {
+    Free(OwnedSemaphorePermit),
+    None,
+}
+
+/// What becomes of a message.
+enum Answer {
+    /// It is settled; the slot comes back where no run took it.
+    Settle(Disposition, Option<OwnedSemaphorePermit>),
+    /// It is published again after a while, and settled then.
+    Later { after: Duration, message: Message },
+}
+
+async fn answer(shared: &Arc<Shared>, held: &Held, message: &Message, slot: Slot) -> Answer {
+    let keep = |slot: Slot| match slot {
+        Slot::Free(slot) => Some(slot),
+        Slot::None => None,
+    };
+    let decoded = command::decode(message.kind.as_deref(), message.id.as_deref(), &message.body);
+    let (done, slot) = match decoded {
+        Err(fault) => (Ok(reject(shared, &fault).await), keep(slot)),
+        Ok(Command::Stop(stop)) => (control::stop(shared, held, &stop).await, keep(slot)),
+        Ok(Command::Pause(toggle)) => (control::toggle(shared, &toggle, true).await, keep(slot)),
+        Ok(Command::Unpause(toggle)) => (control::toggle(shared, &toggle, false).await, keep(slot)),
+        Ok(Command::Start(start)) => match slot {
+            Slot::None => (pass_on(shared, message).await, None),
+            Slot::Free(slot) => return answer_start(shared, held, message, &start, slot).await,
+        },
+    };
+    match done {
+        Ok(disposition) => Answer::Settle(disposition, slot),
+        Err(cause) if cause.retryable() => {
+            warn!(%cause, "a command goes back to its queue");
+            // Not in a loop: each return counts, so it waits until the store answers again.
+            wait_for_store(shared, held).await;
+            Answer::Settle(Disposition::Requeue, slot)
+        }
+        Err(cause) => {
+            let fault = Malformed {
+                field: None,
+                found: cause.to_string(),
+                expected: "a command that the store can take".into(),
+                run_id: None,
+            };
+            Answer::Settle(reject(shared, &fault).await, slot)
+        }
+    }
+}
+
+async fn answer_start(
+    shared: &Arc<Shared>,
+    held: &Held,
+    message: &Message,
+    start: &Start,
+    slot: OwnedSemaphorePermit,
+) -> Answer {
+    let (run, named) = claim::run_of(start);
+    if let Some(size) = too_large(start) {
+        let fault = Malformed {
+            field: Some("pipeline".into()),
+            found: format!("a definition and variables of {size} bytes"),
+            expected: format!("at most {MAX_START_BYTES} bytes"),
+            run_id: Some(run),
+        };
+        return Answer::Settle(reject(shared, &fault).await, Some(slot));
+    }
+    let Some(launch) = Launch::enter(shared, &run) else {
+        shared.ignored(Some(&run), &format!("run {run} is known already")).await;
+        return Answer::Settle(Disposition::Ack, Some(slot));
+    };
+    match claim::take(shared, held, &run, start).await {
+        Taken::Claimed(claimed) => {
+            info!(run.id = %run, pipeline.group = %claimed.record.group,
+                pipeline.name = %claimed.record.name, "run {run} is claimed");
+            launch.go(held, *claimed, named, Some(slot));
+            Answer::Settle(Disposition::Ack, None)
+        }
+        Taken::Known => {
+            launch.cancel();
+            shared.ignored(Some(&run), &format!("run {run} is known already")).await;
+            Answer::Settle(Disposition::Ack, Some(slot))
+        }
+        Taken::NoMemory(why) => {
+            launch.cancel();
+            no_memory(shared, message, start, &run, &why, slot).await
+        }
+        Taken::LeaseLost => {
+            launch.cancel();
+            Answer::Settle(Disposition::Requeue, Some(slot))
+        }
+        Taken::Impossible(why) => {
+            launch.cancel();
+            let fault = Malformed {
+                field: None,
+                found: why,
+                expected: "a start that the store can take".into(),
+                run_id: Some(run),
+            };
+            Answer::Settle(reject(shared, &fault).await, Some(slot))
+        }
+    }
+}
+
+/// The header that counts how often a start was put back for want of memory.
+const REJECTIONS: &str = "bob-rejections";
+
+async fn no_memory(
+    shared: &Arc<Shared>,
+    message: &Message,
+    start: &Start,
+    run: &RunId,
+    why: &str,
+    slot: OwnedSemaphorePermit,
+) -> Answer {
+    let times: u32 =
+        message.headers.get(REJECTIONS).and_then(|text| text.parse().ok()).unwrap_or(0);
+    let after = quota::delay(times);
+    let delay_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+    let text = format!("run {run} waits {} s for memory: {why}", after.as_secs());
+    let mut event = shared.event(Reason::PipelineRunRejected { delay_ms }, text);
+    event.run_id = Some(run.clone());
+    if let command::Target::Stored(id) = &start.target {
+        event.group = Some(id.group().to_owned());
+        event.name = Some(id.name().to_owned());
+    }
+    shared.tell(event).await;
+    let mut message = message.clone();
+    message.headers.insert(REJECTIONS.into(), times.saturating_add(1).to_string());
+    // The same run, whatever the message that carries it.
+    message.id.get_or_insert_with(|| run.to_string());
+    drop(slot);
+    Answer::Later { after, message }
+}
+
+/// Publishes a start again, and settles the one that came.
+async fn again(shared: &Shared, delivery: Delivery, message: Message, after: Duration) {
+    tokio::select! {
+        () = tokio::time::sleep(after) => {}
+        () = shared.draining.cancelled() => {}
+    }
+    match shared.ports.queue.publish(Route::Jobs, message).await {
+        Ok(()) => settle(delivery, Disposition::Ack).await,
+        Err(cause) => {
+            warn!(%cause, "a start that waits for memory goes back to its queue");
+            settle(delivery, Disposition::Requeue).await;
+        }
+    }
+}
+
+/// A start where no slot is: it belongs into the shared queue.
+async fn pass_on(shared: &Shared, message: &Message) -> Result<Disposition, StoreError> {
+    let mut message = message.clone();
+    if message.id.is_none() {
+        message.id = Some(uuid::Uuid::now_v7().to_string());
+    }
+    match shared.ports.queue.publish(Route::Jobs, message).await {
+        Ok(()) => Ok(Disposition::Ack),
+        Err(cause) => {
+            warn!(%cause, "a start could not be passed on to {}", names::JOBS_QUEUE);
+            Ok(Disposition::Requeue)
+        }
+    }
+}
+
+async fn reject(shared: &Shared, fault: &Malformed) -> Disposition {
+    let about = fault.run_id.as_ref().map(|run| format!(" for run {run}")).unwrap_or_default();
+    let message = format!(
+        "a command{about} cannot be understood: {fault}; it is in {}",
+        names::DEAD_LETTER_QUEUE
+    );
+    let reason = Reason::CommandRejected { field: fault.field.clone() };
+    let mut event = shared.event(reason, message);
+    event.run_id.clone_from(&fault.run_id);
+    shared.tell(event).await;
+    Disposition::DeadLetter
+}
+
+fn too_large(start: &Start) -> Option<usize> {
+    let definition = match &start.target {
+        command::Target::Inline(pipeline) => serde_json::to_vec(pipeline).map_or(0, |j| j.len()),
+        command::Target::Stored(_) => 0,
+    };
+    let size = definition + serde_json::to_vec(&start.vars).map_or(0, |json| json.len());
+    (size > MAX_START_BYTES).then_some(size)
+}
+
+async fn settle(delivery: Delivery, disposition: Disposition) {
+    match delivery.settle(disposition).await {
+        Ok(()) => {}
+        // It comes again, and is known then.
+        Err(cause) => info!(%cause, "a message was not settled"),
+    }
+}
+
+async fn held(lease: &mut Current, stop: &CancellationToken) -> Option<Held> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => None,
+        held = lease.wait_for(Option::is_some) => held.ok()?.clone(),
+    }
+}
+
+async fn wait_for_store(shared: &Shared, held: &Held) {
+    let mut wait = Duration::from_millis(200);
+    while shared.ports.store.get(names::NODES).await.is_err() {
+        tokio::select! {
+            () = held.lost.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = (wait * 2).min(Duration::from_secs(2));
+    }
+}
+
+async fn pause_after(cause: &QueueError) {
+    warn!(%cause, "nothing is taken from a queue");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+}

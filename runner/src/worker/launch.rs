@@ -1,0 +1,153 @@
+//! Brings a claimed run on its way.
+
+use std::sync::Arc;
+
+use protocol::event::{Reason, Severity};
+use protocol::id::RunId;
+use protocol::run::{Cause, RunRecord};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tracing::warn;
+
+use super::Shared;
+use super::claim::{Claimed, Verdict};
+use super::drive::{Drive, Progress};
+use super::emitter::Emitter;
+use super::lease::Held;
+use super::ledger::Ledger;
+use super::roster::Handle;
+use crate::ports::{Claim, LoggerFeed, RunScope, StopSignal};
+use crate::rules::env;
+use crate::rules::run::{Draft, Effect, Input, Run, StopWhy};
+
+/// A place in the roster, taken before the claim.
+#[must_use = "a place that is neither used nor cancelled keeps its run from ever being taken here"]
+pub(super) struct Launch {
+    shared: Arc<Shared>,
+    run: RunId,
+    stop: StopSignal,
+    inputs: mpsc::UnboundedReceiver<Input>,
+}
+
+/// A run that is ours.
+pub(super) struct Mine {
+    pub(super) claim: Claim,
+    pub(super) record: RunRecord,
+    pub(super) modified: i64,
+    pub(super) logger_url: Option<String>,
+}
+
+impl Launch {
+    /// Enters the roster. `None`: the run is there already.
+    pub(super) fn enter(shared: &Arc<Shared>, run: &RunId) -> Option<Self> {
+        let (sender, inputs) = mpsc::unbounded_channel();
+        let stop = StopSignal::default();
+        let handle = Handle { inputs: sender, stop: stop.clone() };
+        let shared = Arc::clone(shared);
+        shared.roster.enter(run, handle).then(|| Self { run: run.clone(), stop, inputs, shared })
+    }
+
+    /// Gives the place back.
+    pub(super) fn cancel(self) {
+        self.shared.roster.strike(&self.run);
+    }
+
+    /// Drives a new run; `slot` is free when it has ended. `named`: the sender gave it its id.
+    pub(super) fn go(
+        self,
+        held: &Held,
+        claimed: Claimed,
+        named: bool,
+        slot: Option<OwnedSemaphorePermit>,
+    ) {
+        let Claimed { claim, record, modified, verdict, logger_url } = claimed;
+        let now = self.shared.ports.host.now();
+        let mine = Mine { claim, record, modified, logger_url };
+        let scheduled = scheduled(&self.run, named);
+        let mut drive = self.into_drive(held, mine, slot);
+        let mut first = vec![scheduled];
+        first.extend(match verdict {
+            Verdict::Run => drive.run.begin(now),
+            Verdict::Refuse(cause, why) => drive.run.refuse(now, cause, &why),
+            Verdict::Stop(why) => drive.run.stop_now(now, &why),
+        });
+        spawn(drive, first);
+    }
+
+    /// Ends a run that nobody owned as stopped.
+    pub(super) fn end_stopped(self, held: &Held, mine: Mine, why: StopWhy) {
+        let now = self.shared.ports.host.now();
+        let mut drive = self.into_drive(held, mine, None);
+        let first = drive.run.stop_now(now, &why);
+        spawn(drive, first);
+    }
+
+    /// Ends a run that this worker had lost as failed.
+    pub(super) fn end_lost(self, held: &Held, mine: Mine, why: &str) {
+        let now = self.shared.ports.host.now();
+        let mut drive = self.into_drive(held, mine, None);
+        let first = drive.run.refuse(now, Cause::Lost, why);
+        spawn(drive, first);
+    }
+
+    fn into_drive(self, held: &Held, mine: Mine, slot: Option<OwnedSemaphorePermit>) -> Drive {
+        let Self { shared, run, stop, inputs } = self;
+        let Mine { claim, record, modified, logger_url } = mine;
+        let owner = (claim.node.clone(), claim.epoch);
+        let emitter = Arc::new(Emitter::new(
+            Arc::clone(&shared.ports.events),
+            Arc::clone(&shared.ports.host),
+            &record,
+            owner,
+            held.lost.clone(),
+        ));
+        let feed = logger_url.and_then(|url| match shared.ports.transfer.logger(&url, &run) {
+            Ok(feed) => Some(Arc::from(feed) as Arc<dyn LoggerFeed>),
+            Err(cause) => {
+                warn!(run.id = %run, %cause, "the run's logger gets nothing");
+                None
+            }
+        });
+        let pipeline = record.pipeline.as_ref();
+        let scope = RunScope {
+            run,
+            epoch: claim.epoch,
+            image: pipeline.map(|pipeline| pipeline.image.clone()).unwrap_or_default(),
+            pull: pipeline.and_then(env::pull).unwrap_or(shared.options.pull),
+        };
+        let (node, epoch) = (claim.node.clone(), claim.epoch);
+        let store = Arc::clone(&shared.ports.store);
+        Drive {
+            run: Run::claimed(record, node, epoch),
+            ledger: Ledger::new(store, claim, modified, held.lost.clone()),
+            emitter,
+            feed,
+            scope,
+            stop,
+            inputs,
+            lost: held.lost.clone(),
+            slot,
+            doing: None,
+            progress: Progress::default(),
+            shared,
+        }
+    }
+}
+
+fn scheduled(run: &RunId, named: bool) -> Effect {
+    let reason = Reason::PipelineRunScheduled { waiting: false };
+    let (message, severity) = if named {
+        (format!("run {run} was accepted"), None)
+    } else {
+        let message = format!(
+            "run {run} was accepted from a message without run-id and message_id: a lost \
+             acknowledgement can run it twice"
+        );
+        (message, Some(Severity::Warning))
+    };
+    Effect::Emit(Draft { reason, message, step: None, severity })
+}
+
+fn spawn(drive: Drive, first: Vec<Effect>) {
+    let tasks = drive.shared.tasks.clone();
+    tasks.spawn(Box::pin(drive.drive(first)));
+}

@@ -1,0 +1,135 @@
+//! The worker's lease: what it owns stands and falls with it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::Shared;
+use crate::ports::{LeaseId, StoreError};
+
+/// A lease that stands, as far as we know.
+#[derive(Debug, Clone)]
+pub(super) struct Held {
+    /// Its id.
+    pub(super) lease: LeaseId,
+    /// Cancelled once it is lost: from then on nothing is written, published or uploaded under it.
+    pub(super) lost: CancellationToken,
+}
+
+/// The current lease, where there is one.
+pub(super) type Current = watch::Receiver<Option<Held>>;
+
+/// Takes a lease, renews it at a third of its time to live, and takes a new one where it was lost,
+/// until `stop`; then it is revoked.
+pub(super) async fn keep(
+    shared: Arc<Shared>,
+    current: watch::Sender<Option<Held>>,
+    stop: CancellationToken,
+) {
+    let mut wait = RETRY_FIRST;
+    while !stop.is_cancelled() {
+        // The countdown starts when the request was sent: the store may have heard of it then.
+        let sent = shared.ports.host.since_boot();
+        let granted = tokio::select! {
+            granted = shared.ports.store.grant(shared.options.lease_ttl) => granted,
+            () = stop.cancelled() => return,
+        };
+        match granted {
+            Ok(granted) => {
+                wait = RETRY_FIRST;
+                let held = Held { lease: granted.lease, lost: CancellationToken::new() };
+                info!(lease = granted.lease.0, "the lease is taken");
+                current.send_replace(Some(held.clone()));
+                let ended = renew(&shared, held.lease, sent, granted.ttl, &stop).await;
+                current.send_replace(None);
+                held.lost.cancel();
+                if ended == Ended::Lost {
+                    shared.roster.kill_all();
+                    warn!(lease = held.lease.0, "the lease is lost; what ran under it is killed");
+                }
+                revoke(&shared, held.lease, &stop).await;
+            }
+            Err(cause) => {
+                warn!(%cause, "no lease can be taken; nothing is taken from the queues");
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = stop.cancelled() => {}
+                }
+                wait = (wait * 2).min(RETRY_MOST);
+            }
+        }
+    }
+}
+
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MOST: Duration = Duration::from_secs(2);
+
+#[derive(Debug, PartialEq, Eq)]
+enum Ended {
+    Lost,
+    Stopped,
+}
+
+/// Renews until the lease is lost or not wanted any more. At two thirds of what the store granted,
+/// by a clock that goes on while the host sleeps, it counts as lost.
+async fn renew(
+    shared: &Shared,
+    lease: LeaseId,
+    mut good_since: Duration,
+    mut ttl: Duration,
+    stop: &CancellationToken,
+) -> Ended {
+    let host = &shared.ports.host;
+    let mut pause = ttl / 3;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = stop.cancelled() => return Ended::Stopped,
+        }
+        let sent = host.since_boot();
+        let left = (good_since + ttl * 2 / 3).saturating_sub(sent);
+        if left.is_zero() {
+            return Ended::Lost;
+        }
+        let renewed = tokio::time::timeout(left, shared.ports.store.keep_alive(lease)).await;
+        if host.since_boot().saturating_sub(good_since) >= ttl * 2 / 3 {
+            // The answer came too late to be believed, whatever it was.
+            return Ended::Lost;
+        }
+        match renewed {
+            Ok(Ok(granted)) => {
+                (good_since, ttl) = (sent, granted);
+                pause = ttl / 3;
+            }
+            Ok(Err(StoreError::LeaseGone(_))) | Err(_) => return Ended::Lost,
+            Ok(Err(cause)) => {
+                warn!(%cause, "the lease was not renewed");
+                pause = (ttl / 20).min(Duration::from_millis(500));
+            }
+        }
+    }
+}
+
+/// Ends a lease for good, however long the store takes to answer: the next owner of what it held
+/// need not wait for it to run out.
+async fn revoke(shared: &Shared, lease: LeaseId, stop: &CancellationToken) {
+    let mut wait = RETRY_FIRST;
+    loop {
+        match shared.ports.store.revoke(lease).await {
+            Ok(()) | Err(StoreError::LeaseGone(_)) => return,
+            // A worker that ends does not wait: the lease runs out by itself.
+            Err(_) if stop.is_cancelled() => return,
+            Err(cause) if cause.retryable() => {
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(RETRY_MOST);
+            }
+            Err(cause) => {
+                warn!(%cause, lease = lease.0, "the lease could not be revoked");
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Writes the record of a run that we own: fenced, compared, and at most once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::names;
+use protocol::run::{OwnerEntry, RunRecord};
+use thiserror::Error;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use crate::ports::{Claim, Expect, Store, StoreError, Txn};
+
+/// Why a write for a run did not happen.
+#[derive(Debug, Error)]
+pub(super) enum WriteError {
+    /// Somebody else owns the run now, or nobody.
+    #[error("this node does not own the run any more")]
+    Lost,
+    /// The run was to end otherwise, but somebody asked to stop it.
+    #[error("a stop was asked for")]
+    StopFound,
+    /// The store will not take it.
+    #[error(transparent)]
+    Refused(StoreError),
+}
+
+/// The record of a run as it stands in the store.
+pub(super) struct Ledger {
+    store: Arc<dyn Store>,
+    claim: Claim,
+    modified: i64,
+    lost: CancellationToken,
+}
+
+/// What else a write does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Also {
+    /// Nothing.
+    Nothing,
+    /// It is an ending other than `stopped`: there must be no stop.
+    DemandNoStop,
+    /// It is the last: the run is looked after, and let go.
+    LetGo,
+}
+
+impl Ledger {
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        claim: Claim,
+        modified: i64,
+        lost: CancellationToken,
+    ) -> Self {
+        Self { store, claim, modified, lost }
+    }
+
+    pub(super) fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
+    /// Writes the record, however long the store takes, as long as the claim stands.
+    pub(super) async fn save(&mut self, record: &RunRecord, also: Also) -> Result<(), WriteError> {
+        let run = &self.claim.run;
+        let bytes = serde_json::to_vec(record)
+            .map_err(|cause| WriteError::Refused(StoreError::Refused(cause.to_string())))?;
+        let mut wait = Duration::from_millis(50);
+        let mut unknown = false;
+        loop {
+            let mut txn = Txn::new()
+                .when(names::run_key(run), Expect::ModifiedAt(self.modified))
+                .put(names::run_key(run), bytes.clone())
+                .read(names::run_key(run))
+                .read(names::owner_key(run))
+                .read(names::stop_key(run));
+            match also {
+                Also::Nothing => {}
+                Also::DemandNoStop => txn = txn.when(names::stop_key(run), Expect::Absent),
+                Also::LetGo => {
+                    txn = txn
+                        .delete(names::open_key(run))
+                        .delete(names::owner_key(run))
+                        .delete(names::stop_key(run));
+                }
+            }
+            let reply = tokio::select! {
+                biased;
+                () = self.lost.cancelled() => return Err(WriteError::Lost),
+                reply = self.store.txn(self.claim.fenced(txn)) => reply,
+            };
+            match reply {
+                Ok(reply) if reply.committed => {
+                    self.modified = reply.revision;
+                    return Ok(());
+                }
+                Ok(reply) => {
+                    let record = reply.entry(0);
+                    let landed = record.is_some_and(|entry| entry.value == bytes);
+                    let owned = reply
+                        .entry(1)
+                        .is_some_and(|entry| entry.create_revision == self.claim.epoch.0);
+                    if unknown && landed && (owned || also == Also::LetGo) {
+                        // An earlier try of this write did arrive; only its answer was lost.
+                        self.modified = record.map_or(self.modified, |entry| entry.mod_revision);
+                        return Ok(());
+                    }
+                    let Some(record) = record.filter(|_| owned) else {
+                        return Err(WriteError::Lost);
+                    };
+                    if also == Also::DemandNoStop && reply.entry(2).is_some() {
+                        self.modified = record.mod_revision;
+                        return Err(WriteError::StopFound);
+                    }
+                    // A late write of our own came in between: the fence says that it was ours.
+                    self.modified = record.mod_revision;
+                }
+                Err(cause) if cause.retryable() => {
+                    unknown = true;
+                    warn!(run.id = %run, %cause, "a record waits");
+                    tokio::select! {
+                        () = self.lost.cancelled() => return Err(WriteError::Lost),
+                        () = tokio::time::sleep(wait) => {}
+                    }
+                    wait = (wait * 2).min(Duration::from_secs(1));
+                }
+                Err(cause) => return Err(WriteError::Refused(cause)),
+            }
+        }
+    }
+}
+
+/// The value of an owner key.
+pub(super) fn owner_value(node: &protocol::id::NodeId) -> Vec<u8> {
+    // A struct of one string always serialises.
+    serde_json::to_vec(&OwnerEntry { node: node.clone() }).unwrap_or_default()
+}

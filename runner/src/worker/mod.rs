@@ -1,0 +1,289 @@
+//! Makes it happen: takes commands, owns runs through a lease, drives them, and lets go.
+
+mod claim;
+mod control;
+mod drive;
+mod emitter;
+mod finish;
+mod intake;
+mod launch;
+mod lease;
+mod ledger;
+mod node;
+mod output;
+mod roster;
+mod step;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use protocol::event::{Event, Reason};
+use protocol::id::{NodeId, RunId};
+use protocol::names;
+use protocol::pipeline::PullPolicy;
+use protocol::run::RunRecord;
+use protocol::time::Millis;
+use tokio::sync::{Mutex, Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::ports::{EngineInfo, ExecError, LeaseId, Ports, Source, StoreError};
+use crate::rules::run::StopWhy;
+
+/// What a worker is told.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Who it is.
+    pub node: NodeId,
+    /// How many runs it drives at once.
+    pub slots: usize,
+    /// The time to live of its lease.
+    pub lease_ttl: Duration,
+    /// The time between SIGTERM and SIGKILL of a step.
+    pub kill_grace: Duration,
+    /// How long what runs may go on after the worker was asked to end.
+    pub drain: Duration,
+    /// The network of steps that name none.
+    pub network: Option<String>,
+    /// When images are pulled, where the pipeline does not say.
+    pub pull: PullPolicy,
+    /// How often it refreshes its entry.
+    pub heartbeat: Duration,
+    /// Its version.
+    pub version: String,
+}
+
+/// How a worker is asked to end: stopping is not aborting.
+#[derive(Debug, Clone, Default)]
+pub struct Shutdown {
+    /// Take nothing new; what runs may finish.
+    pub intake: CancellationToken,
+    /// Stop what runs.
+    pub abort: CancellationToken,
+}
+
+/// A worker, ready to run.
+#[derive(Debug)]
+pub struct Worker {
+    shared: Arc<Shared>,
+}
+
+/// What all tasks of a worker share.
+pub(crate) struct Shared {
+    ports: Ports,
+    options: Options,
+    engine: EngineInfo,
+    roster: roster::Roster,
+    slots: Arc<Semaphore>,
+    /// Runs, and what they do. Ends when the last one has.
+    tasks: TaskTracker,
+    draining: CancellationToken,
+    drain_told: AtomicBool,
+    started_at: Millis,
+    /// The runs that went with a lease, and have no owner until one of us takes them again.
+    lost: std::sync::Mutex<Vec<RunId>>,
+    /// The lease of the marks that keep a run id from being taken twice, and when it was taken.
+    seen: Mutex<Option<(LeaseId, Duration)>>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("node", &self.options.node).finish_non_exhaustive()
+    }
+}
+
+/// A run id is not taken again for at least this long.
+const SEEN_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
+/// One lease serves the run ids of this time, so that a claim need not wait for one of its own.
+const SEEN_LEASE_SERVES: Duration = Duration::from_secs(3600);
+
+impl Shared {
+    async fn seen_lease(&self) -> Result<LeaseId, StoreError> {
+        let mut seen = self.seen.lock().await;
+        let now = self.ports.host.since_boot();
+        if let Some((lease, taken)) = *seen
+            && now.saturating_sub(taken) < SEEN_LEASE_SERVES
+        {
+            return Ok(lease);
+        }
+        let lease = self.ports.store.grant(SEEN_FOR + SEEN_LEASE_SERVES).await?.lease;
+        *seen = Some((lease, now));
+        Ok(lease)
+    }
+
+    /// An event of this node that belongs to no run's sequence.
+    fn event(&self, reason: Reason, message: String) -> Event {
+        let mut event = Event::new(self.ports.host.now(), reason, message);
+        event.node = Some(self.options.node.clone());
+        event
+    }
+
+    /// Publishes an event that belongs to no run's sequence.
+    async fn tell(&self, event: Event) {
+        if let Err(cause) = self.ports.events.emit(event).await {
+            warn!(%cause, "an event was not published");
+        }
+    }
+
+    async fn ignored(&self, run: Option<&RunId>, why: &str) {
+        let mut event = self.event(Reason::CommandIgnored, why.to_owned());
+        event.run_id = run.cloned();
+        self.tell(event).await;
+    }
+
+    /// Resolves at the beginning of the drain, once; then never.
+    async fn draining_once(&self) {
+        if self.drain_told.load(Ordering::Relaxed) {
+            return std::future::pending().await;
+        }
+        self.draining.cancelled().await;
+        self.drain_told.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Worker {
+    /// Looks at the engine, and makes a worker of the ports.
+    ///
+    /// # Errors
+    /// [`ExecError`] where the engine does not answer.
+    pub async fn new(ports: Ports, options: Options) -> Result<Self, ExecError> {
+        let engine = ports.executor.info().await?;
+        let shared = Shared {
+            slots: Arc::new(Semaphore::new(options.slots)),
+            started_at: ports.host.now(),
+            engine,
+            ports,
+            options,
+            roster: roster::Roster::default(),
+            tasks: TaskTracker::new(),
+            draining: CancellationToken::new(),
+            drain_told: AtomicBool::new(false),
+            lost: std::sync::Mutex::default(),
+            seen: Mutex::new(None),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Works until it is asked to end, and what it drives has ended.
+    pub async fn run(self, shutdown: Shutdown) {
+        let shared = self.shared;
+        let loops = TaskTracker::new();
+        let (sender, lease) = watch::channel(None);
+        let leased = CancellationToken::new();
+        loops.spawn(lease::keep(Arc::clone(&shared), sender, leased.clone()));
+        loops.spawn(after_lease(Arc::clone(&shared), lease.clone()));
+        let refresh = loops.spawn(node::refresh(Arc::clone(&shared), lease.clone()));
+        let intake = TaskTracker::new();
+        intake.spawn(intake::jobs(Arc::clone(&shared), lease.clone(), shutdown.intake.clone()));
+        for source in [Source::Control, Source::Node] {
+            // Stops are heard while the worker drains; its own queue is moved at once.
+            let stop = match source {
+                Source::Node => shutdown.intake.clone(),
+                Source::Jobs | Source::Control => leased.clone(),
+            };
+            intake.spawn(intake::control(Arc::clone(&shared), lease.clone(), source, stop));
+        }
+        shutdown.intake.cancelled().await;
+        shared.draining.cancel();
+        drain(&shared, &shutdown).await;
+        leased.cancel();
+        intake.close();
+        intake.wait().await;
+        refresh.abort();
+        loops.close();
+        loops.wait().await;
+        let stopped =
+            shared.event(Reason::RunnerStopped, format!("{} has ended", shared.options.node));
+        if let Ok(ticket) = shared.ports.events.emit(stopped).await {
+            let confirmed = shared.ports.events.confirmed(ticket);
+            if tokio::time::timeout(LAST_EVENTS, confirmed).await.is_err() {
+                warn!("the stream has not confirmed the last events");
+            }
+        }
+    }
+}
+
+/// How long the end of a worker waits for the stream.
+const LAST_EVENTS: Duration = Duration::from_secs(10);
+
+/// Lets what runs finish, then stops it.
+async fn drain(shared: &Arc<Shared>, shutdown: &Shutdown) {
+    let message = format!("{} takes nothing new", shared.options.node);
+    shared.tell(shared.event(Reason::RunnerDraining, message)).await;
+    shared.tasks.close();
+    tokio::select! {
+        () = shared.tasks.wait() => return,
+        () = tokio::time::sleep(shared.options.drain) => {
+            info!("the drain time is over; what still runs is stopped");
+        }
+        () = shutdown.abort.cancelled() => {}
+    }
+    shared.roster.ask_all(&StopWhy::Shutdown, shared.options.kill_grace);
+    shared.tasks.wait().await;
+}
+
+/// What follows from each lease that is taken: readiness is told, stops are watched, and the runs
+/// that were lost with the one before are ended.
+async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
+    let mut ready = false;
+    loop {
+        let held = match lease.wait_for(Option::is_some).await {
+            Ok(held) => held.clone(),
+            Err(_) => return,
+        };
+        let Some(held) = held else { continue };
+        if !ready {
+            ready = true;
+            let message = format!("{} takes work", shared.options.node);
+            shared.tell(shared.event(Reason::RunnerReady, message)).await;
+        }
+        shared.tasks.spawn(reclaim(Arc::clone(&shared), held.clone()));
+        control::watch_stops(Arc::clone(&shared), held.clone()).await;
+        // `watch_stops` returns when the lease is lost. A worker that ends has none to wait for.
+        if lease.wait_for(Option::is_none).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Takes again the runs that went with the lease before, and ends them: this version does not resume
+/// them, and a run without an owner must not stay open.
+async fn reclaim(shared: Arc<Shared>, held: lease::Held) {
+    let lost = std::mem::take(&mut *shared.lost.lock().unwrap_or_else(PoisonError::into_inner));
+    for run in lost {
+        if let Err(cause) = reclaim_one(&shared, &held, &run).await {
+            warn!(run.id = %run, %cause, "a lost run waits for the next lease");
+            shared.lost.lock().unwrap_or_else(PoisonError::into_inner).push(run);
+        }
+    }
+}
+
+async fn reclaim_one(
+    shared: &Arc<Shared>,
+    held: &lease::Held,
+    run: &RunId,
+) -> Result<(), StoreError> {
+    let Some(record) = shared.ports.store.get(&names::run_key(run)).await? else { return Ok(()) };
+    let parsed = serde_json::from_slice::<RunRecord>(&record.value);
+    if parsed.is_ok_and(|record| record.status.is_ended()) {
+        return Ok(());
+    }
+    let Some(launch) = launch::Launch::enter(shared, run) else { return Ok(()) };
+    match claim::claim_orphan(shared, held, run, &record).await {
+        Ok(Some((claim, record, modified))) => {
+            let mine = launch::Mine { claim, record, modified, logger_url: None };
+            launch.end_lost(held, mine, "its worker lost its lease");
+            Ok(())
+        }
+        Ok(None) => {
+            launch.cancel();
+            Ok(())
+        }
+        Err(cause) => {
+            launch.cancel();
+            Err(cause)
+        }
+    }
+}

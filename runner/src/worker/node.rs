@@ -1,0 +1,57 @@
+//! Says that this worker is there, and what it does.
+
+use std::sync::Arc;
+
+use protocol::names;
+use protocol::run::{NodeEntry, NodeState};
+use tracing::warn;
+
+use super::Shared;
+use super::claim::json;
+use super::lease::Current;
+use crate::ports::Txn;
+
+/// Refreshes the node's entry, under its lease, as long as the worker runs.
+pub(super) async fn refresh(shared: Arc<Shared>, mut lease: Current) {
+    loop {
+        let held = match lease.wait_for(Option::is_some).await {
+            Ok(held) => held.clone(),
+            Err(_) => return,
+        };
+        let Some(held) = held else { continue };
+        let entry = entry(&shared);
+        match json(&entry) {
+            Ok(value) => {
+                let key = names::node_key(&shared.options.node);
+                let txn = Txn::new().put_leased(key, value, held.lease);
+                if let Err(cause) = shared.ports.store.txn(txn).await {
+                    warn!(%cause, "the node's entry was not refreshed");
+                }
+            }
+            Err(cause) => warn!(%cause, "the node's entry was not refreshed"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(shared.options.heartbeat) => {}
+            () = held.lost.cancelled() => {}
+            () = shared.draining_once() => {}
+        }
+    }
+}
+
+fn entry(shared: &Shared) -> NodeEntry {
+    let host = &shared.ports.host;
+    let draining = shared.draining.is_cancelled();
+    NodeEntry {
+        host: host.name(),
+        pid: std::process::id(),
+        version: shared.options.version.clone(),
+        state: if draining { NodeState::Draining } else { NodeState::Ready },
+        slots: u32::try_from(shared.options.slots).unwrap_or(u32::MAX),
+        runs: shared.roster.ids(),
+        executors: vec![shared.engine.executor.to_owned()],
+        engine: shared.engine.id.clone(),
+        cpu: host.cpu(),
+        memory: host.memory(),
+        started_at: shared.started_at.into(),
+    }
+}

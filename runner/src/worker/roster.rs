@@ -1,0 +1,82 @@
+//! The runs that this worker drives, and how they are reached.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use protocol::id::RunId;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::ports::{StopLevel, StopSignal};
+use crate::rules::run::{Input, StopWhy};
+
+/// How a run is reached.
+#[derive(Debug, Clone)]
+pub(super) struct Handle {
+    /// Facts from outside.
+    pub(super) inputs: UnboundedSender<Input>,
+    /// Reaches what runs at once, also while the drive waits for the broker.
+    pub(super) stop: StopSignal,
+}
+
+/// The runs that this worker drives or is about to claim.
+#[derive(Debug, Default)]
+pub(super) struct Roster(Mutex<HashMap<RunId, Handle>>);
+
+impl Roster {
+    fn runs(&self) -> std::sync::MutexGuard<'_, HashMap<RunId, Handle>> {
+        // A map of handles is whole whatever panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a run. It is entered before it is claimed, so that no stop falls between its claim and
+    /// its drive. `false`: it is there already.
+    pub(super) fn enter(&self, run: &RunId, handle: Handle) -> bool {
+        let mut runs = self.runs();
+        if runs.contains_key(run) {
+            return false;
+        }
+        runs.insert(run.clone(), handle);
+        true
+    }
+
+    /// Strikes a run.
+    pub(super) fn strike(&self, run: &RunId) {
+        self.runs().remove(run);
+    }
+
+    /// The runs, in order.
+    pub(super) fn ids(&self) -> Vec<RunId> {
+        let mut ids: Vec<RunId> = self.runs().keys().cloned().collect();
+        ids.sort();
+        ids
+    }
+
+    /// Asks a run to stop, where it is one of ours.
+    pub(super) fn ask_stop(&self, run: &RunId, why: StopWhy, grace: Duration) {
+        if let Some(handle) = self.runs().get(run) {
+            ask(handle, why, grace);
+        }
+    }
+
+    /// Asks every run to stop.
+    pub(super) fn ask_all(&self, why: &StopWhy, grace: Duration) {
+        for handle in self.runs().values() {
+            ask(handle, why.clone(), grace);
+        }
+    }
+
+    /// Kills what runs, without grace: the lease is lost.
+    pub(super) fn kill_all(&self) {
+        for handle in self.runs().values() {
+            handle.stop.raise(StopLevel::Kill);
+        }
+    }
+}
+
+/// The reason goes first, so that the drive knows it before it sees the step end.
+fn ask(handle: &Handle, why: StopWhy, grace: Duration) {
+    // A drive that is gone needs no stop.
+    drop(handle.inputs.send(Input::StopAsked(why)));
+    handle.stop.raise(StopLevel::Stop { grace });
+}

@@ -1,0 +1,161 @@
+//! What goes on in a run between two decisions: each of these ends in one [`Done`].
+
+use std::sync::Arc;
+
+use protocol::names;
+use protocol::pipeline::{Artifact, Resource, ResourceKind};
+use protocol::run::{Cause, Registered};
+
+use super::Shared;
+use crate::ports::{ExecError, Origin, Ran, RunScope, StopLevel, StopSignal, Workspace};
+use crate::rules::env;
+
+/// How something that was begun has ended.
+#[derive(Debug)]
+pub(super) enum Done {
+    Prepared(Workspace),
+    Fetched(Workspace),
+    /// With the bytes of standard output and standard error.
+    Ran(Ran, u64, u64),
+    Uploaded,
+    Committed(Workspace),
+    /// Cause, sentence, and the exit code of a command that could not be started.
+    Broke(Cause, String, Option<i32>),
+}
+
+/// What an executor's error means for the run.
+pub(super) fn broke(error: &ExecError) -> Done {
+    let code = match error {
+        ExecError::Start { code, .. } => Some(*code),
+        ExecError::Unreachable { .. }
+        | ExecError::Image { .. }
+        | ExecError::NoSuchPath { .. }
+        | ExecError::NotStarted
+        | ExecError::NoSpace { .. }
+        | ExecError::Unsupported(_)
+        | ExecError::Engine { .. }
+        | ExecError::Input(_) => None,
+    };
+    Done::Broke(error.cause(), error.to_string(), code)
+}
+
+pub(super) async fn prepare(shared: Arc<Shared>, scope: RunScope, stop: StopSignal) -> Done {
+    match shared.ports.executor.prepare(&scope, &stop).await {
+        Ok(workspace) => Done::Prepared(workspace),
+        Err(cause) => broke(&cause),
+    }
+}
+
+pub(super) async fn fetch(
+    shared: Arc<Shared>,
+    scope: RunScope,
+    on: Workspace,
+    resource: Resource,
+    stop: StopSignal,
+) -> Done {
+    let fetched = async {
+        let (prefix, what) = match resource.kind {
+            ResourceKind::External => (names::PROVIDERS, "resource provider"),
+            ResourceKind::Internal => (names::STORES, "artifact store"),
+        };
+        let url = match registered_url(&shared, prefix, resource.provider.as_str()).await {
+            Ok(Some(url)) => url,
+            Ok(None) => {
+                return Done::Broke(
+                    Cause::Resource,
+                    format!(
+                        "resource {} names {what} {}, which is not registered",
+                        resource.name, resource.provider
+                    ),
+                    None,
+                );
+            }
+            Err(why) => return Done::Broke(Cause::Resource, why, None),
+        };
+        let transfer = &shared.ports.transfer;
+        let tar = match resource.kind {
+            ResourceKind::External => {
+                transfer.external_resource(&url, &resource.params, &resource.name).await
+            }
+            ResourceKind::Internal => {
+                transfer.internal_resource(&url, &resource.params, &resource.name).await
+            }
+        };
+        let tar = match tar {
+            Ok(tar) => tar,
+            Err(cause) => {
+                let message = format!("resource {}: {cause}", resource.name);
+                return Done::Broke(Cause::Resource, message, None);
+            }
+        };
+        match shared.ports.executor.import(&scope, &on, env::MOUNTS, tar).await {
+            Ok(workspace) => Done::Fetched(workspace),
+            Err(cause @ ExecError::Input(_)) => {
+                Done::Broke(Cause::Resource, format!("resource {}: {cause}", resource.name), None)
+            }
+            Err(cause) => broke(&cause),
+        }
+    };
+    or_stopped(fetched, &stop).await
+}
+
+pub(super) async fn upload(
+    shared: Arc<Shared>,
+    scope: RunScope,
+    left: Workspace,
+    (group, name): (String, String),
+    artifact: Artifact,
+    stop: StopSignal,
+) -> Done {
+    let sent = async {
+        let failed = |why: String| {
+            Done::Broke(Cause::Artifact, format!("artifact {}: {why}", artifact.name), None)
+        };
+        let url = match registered_url(&shared, names::STORES, artifact.store.as_str()).await {
+            Ok(Some(url)) => url,
+            Ok(None) => {
+                return failed(format!("artifact store {} is not registered", artifact.store));
+            }
+            Err(why) => return failed(why),
+        };
+        let tar = match shared.ports.executor.export(&scope, &left, &artifact.path).await {
+            Ok(tar) => tar,
+            Err(cause @ ExecError::NoSuchPath { .. }) => return failed(cause.to_string()),
+            Err(cause) => return broke(&cause),
+        };
+        let path = [group.as_str(), name.as_str(), scope.run.as_str(), artifact.name.as_str()];
+        let origin = Origin { run: scope.run.clone(), epoch: scope.epoch, attempt: 1 };
+        match shared.ports.transfer.upload_artifact(&url, path, tar, &origin).await {
+            Ok(()) => Done::Uploaded,
+            Err(cause) => failed(cause.to_string()),
+        }
+    };
+    or_stopped(sent, &stop).await
+}
+
+/// The address under which something is registered now.
+async fn registered_url(
+    shared: &Shared,
+    prefix: &str,
+    name: &str,
+) -> Result<Option<String>, String> {
+    let entry =
+        shared.ports.store.get(&format!("{prefix}{name}")).await.map_err(|e| e.to_string())?;
+    entry
+        .map(|entry| {
+            serde_json::from_slice::<Registered>(&entry.value)
+                .map(|registered| registered.url)
+                .map_err(|cause| format!("{prefix}{name} in the store is unreadable: {cause}"))
+        })
+        .transpose()
+}
+
+/// Breaks off where the run is to stop: what crosses the worker's edge may be dropped at any point.
+async fn or_stopped(doing: impl Future<Output = Done>, stop: &StopSignal) -> Done {
+    tokio::select! {
+        done = doing => done,
+        _ = stop.above(StopLevel::Run) => {
+            Done::Broke(Cause::User, "it was stopped".to_owned(), None)
+        }
+    }
+}
