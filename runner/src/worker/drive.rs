@@ -1,6 +1,6 @@
 //! Drives one run: tells the rules what happened, and does what they say. Nothing else decides.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use protocol::pipeline::{Pipeline, Step};
@@ -172,7 +172,7 @@ impl Drive {
                 Effect::OpenGate => {
                     if let Some(gate) = self.progress.gate.take() {
                         // Nobody waits where the container could not be made; that is a fact to come.
-                        drop(gate.send(true));
+                        gate.send(true).ok();
                     }
                 }
                 Effect::Upload(position) => self.upload(position),
@@ -324,8 +324,7 @@ impl Drive {
     async fn abandon(&mut self) {
         self.stop.raise(StopLevel::Kill);
         self.progress.gate = None;
-        let run = self.scope.run.clone();
-        self.shared.lost.lock().unwrap_or_else(PoisonError::into_inner).push(run);
+        self.shared.put_lost(self.scope.run.clone());
         self.shared.ports.events.discard(&self.scope.run, self.scope.epoch);
         if let Some(doing) = self.doing.take() {
             // The executor proves the container gone; its own deadlines bound this.

@@ -24,7 +24,7 @@ use protocol::names;
 use protocol::pipeline::PullPolicy;
 use protocol::run::RunRecord;
 use protocol::time::Millis;
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -84,6 +84,7 @@ pub(crate) struct Shared {
     started_at: Millis,
     /// The runs that went with a lease, and have no owner until one of us takes them again.
     lost: std::sync::Mutex<Vec<RunId>>,
+    more_lost: Notify,
     /// The lease of the marks that keep a run id from being taken twice, and when it was taken.
     seen: Mutex<Option<(LeaseId, Duration)>>,
 }
@@ -133,6 +134,11 @@ impl Shared {
         self.tell(event).await;
     }
 
+    fn put_lost(&self, run: RunId) {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).push(run);
+        self.more_lost.notify_one();
+    }
+
     /// Resolves at the beginning of the drain, once; then never.
     async fn draining_once(&self) {
         if self.drain_told.load(Ordering::Relaxed) {
@@ -161,6 +167,7 @@ impl Worker {
             draining: CancellationToken::new(),
             drain_told: AtomicBool::new(false),
             lost: std::sync::Mutex::default(),
+            more_lost: Notify::new(),
             seen: Mutex::new(None),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -248,38 +255,57 @@ async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
     }
 }
 
-/// Takes again the runs that went with the lease before, and ends them: this version does not resume
-/// them, and a run without an owner must not stay open.
+/// Takes again the runs that went with a lease, and ends them: this version does not resume them,
+/// and a run without an owner must not stay open.
 async fn reclaim(shared: Arc<Shared>, held: lease::Held) {
-    let lost = std::mem::take(&mut *shared.lost.lock().unwrap_or_else(PoisonError::into_inner));
-    for run in lost {
-        if let Err(cause) = reclaim_one(&shared, &held, &run).await {
-            warn!(run.id = %run, %cause, "a lost run waits for the next lease");
-            shared.lost.lock().unwrap_or_else(PoisonError::into_inner).push(run);
+    loop {
+        let lost = std::mem::take(&mut *shared.lost.lock().unwrap_or_else(PoisonError::into_inner));
+        if lost.is_empty() {
+            tokio::select! {
+                () = held.lost.cancelled() => return,
+                () = shared.more_lost.notified() => continue,
+            }
+        }
+        for run in lost {
+            match reclaim_one(&shared, &held, &run).await {
+                Ok(true) => {}
+                Ok(false) => shared.put_lost(run),
+                Err(cause) => {
+                    warn!(run.id = %run, %cause, "a lost run waits");
+                    shared.put_lost(run);
+                }
+            }
+        }
+        tokio::select! {
+            () = held.lost.cancelled() => return,
+            () = tokio::time::sleep(Duration::from_millis(500)) => {}
         }
     }
 }
 
+/// `false`: its drive is not gone yet.
 async fn reclaim_one(
     shared: &Arc<Shared>,
     held: &lease::Held,
     run: &RunId,
-) -> Result<(), StoreError> {
-    let Some(record) = shared.ports.store.get(&names::run_key(run)).await? else { return Ok(()) };
+) -> Result<bool, StoreError> {
+    let Some(record) = shared.ports.store.get(&names::run_key(run)).await? else {
+        return Ok(true);
+    };
     let parsed = serde_json::from_slice::<RunRecord>(&record.value);
     if parsed.is_ok_and(|record| record.status.is_ended()) {
-        return Ok(());
+        return Ok(true);
     }
-    let Some(launch) = launch::Launch::enter(shared, run) else { return Ok(()) };
+    let Some(launch) = launch::Launch::enter(shared, run) else { return Ok(false) };
     match claim::claim_orphan(shared, held, run, &record).await {
         Ok(Some((claim, record, modified))) => {
             let mine = launch::Mine { claim, record, modified, logger_url: None };
             launch.end_lost(held, mine, "its worker lost its lease");
-            Ok(())
+            Ok(true)
         }
         Ok(None) => {
             launch.cancel();
-            Ok(())
+            Ok(true)
         }
         Err(cause) => {
             launch.cancel();
