@@ -342,10 +342,10 @@ mod tests {
     use super::*;
 
     fn start_of(body: &str) -> Result<Start, Malformed> {
-        match decode(Some(START), None, body.as_bytes())? {
-            Command::Start(start) => Ok(*start),
-            other => panic!("{other:?} is no start"),
-        }
+        let Command::Start(start) = decode(Some(START), None, body.as_bytes())? else {
+            panic!("{body} is no start")
+        };
+        Ok(*start)
     }
 
     #[test]

@@ -7,7 +7,7 @@ pub(crate) mod tree;
 
 use serde_json::Value as Json;
 
-use self::tree::{Node, Position, Value};
+use self::tree::{Node, Position, Tree, Value};
 use crate::diagnostic::{Class, Diagnostic};
 use crate::pipeline::Pipeline;
 
@@ -63,22 +63,29 @@ fn read(file: Option<&str>, bytes: &[u8]) -> Parsed {
     if file.is_some_and(is_job_queue) {
         return refused(vec![not_yet(Dialect::CiLines, Position { line: 1, column: 1 })]);
     }
-    let root = match tree::read(file, bytes) {
-        Ok(root) => root,
+    let Tree { root, faults } = match tree::read(file, bytes) {
+        Ok(tree) => tree,
         Err(fault) => return refused(vec![fault]),
     };
     match detect(&root) {
         Dialect::Bob => match bob::read(&root) {
-            Ok(pipeline) => {
+            Ok(pipeline) if faults.is_empty() => {
                 let diagnostics = remarks(&root, &pipeline);
                 Parsed { pipelines: vec![pipeline], diagnostics }
             }
-            Err(faults) => refused(faults),
+            Ok(_) => refused(faults),
+            Err(more) => refused(in_order(faults.into_iter().chain(more))),
         },
         other @ (Dialect::Wendy | Dialect::Prunner | Dialect::Job | Dialect::CiLines) => {
             refused(vec![not_yet(other, root.at)])
         }
     }
+}
+
+fn in_order(faults: impl Iterator<Item = Diagnostic>) -> Vec<Diagnostic> {
+    let mut faults: Vec<_> = faults.collect();
+    faults.sort_by_key(|fault| (fault.line, fault.column));
+    faults
 }
 
 fn is_job_queue(file: &str) -> bool {
@@ -127,7 +134,7 @@ fn not_yet(dialect: Dialect, at: Position) -> Diagnostic {
 
 /// What there is to say about a pipeline that is valid.
 fn remarks(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
-    let mut remarks: Vec<Diagnostic> = pipeline
+    let mut remarks: Vec<_> = pipeline
         .unsupported()
         .into_iter()
         .map(|found| {
@@ -144,8 +151,7 @@ fn remarks(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
         let fault = place_of(root, "image").fault(message, Some(&hint));
         remarks.push(Diagnostic { class: Class::Warning, path: "image".to_owned(), ..fault });
     }
-    remarks.sort_by_key(|fault| (fault.line, fault.column));
-    remarks
+    in_order(remarks.into_iter())
 }
 
 /// Where a path such as `steps[2].needs` stands. A part that is not there (or is spelled with the

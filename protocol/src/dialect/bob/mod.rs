@@ -166,7 +166,9 @@ impl Reader {
     /// Engines take 0 for "no limit", which is the opposite of what stands there.
     fn is_some_limit(&mut self, field: &Field<'_>, is_some: bool) -> bool {
         if !is_some {
-            self.fault(field, "a limit of 0 lets nothing run".to_owned(), Some("leave it out"));
+            let last = field.path.rsplit('.').next().unwrap_or_default();
+            let message = format!("`{last}` of 0 lets nothing run");
+            self.fault(field, message, Some("for no limit leave it out"));
         }
         is_some
     }
@@ -184,15 +186,11 @@ impl Reader {
             let name = self
                 .required(&fields, "name", "what steps call it")
                 .and_then(|field| self.ruled(&field, rules::file_name).map(|name| (field, name)));
-            if let Some((field, name)) = &name {
-                if let Some(first) = declared.insert(name.clone(), field.node.at) {
-                    let message = format!("there is a resource {} already", quoted(name));
-                    self.fault(
-                        field,
-                        message,
-                        Some(&in_line(first, "give each a name of its own")),
-                    );
-                }
+            if let Some((field, name)) = &name
+                && let Some(first) = declared.insert(name.clone(), field.node.at)
+            {
+                let message = format!("there is a resource {} already", quoted(name));
+                self.fault(field, message, Some(&in_line(first, "give each a name of its own")));
             }
             all.read.extend(self.resource(&fields, name.map(|(_, name)| name)));
         }

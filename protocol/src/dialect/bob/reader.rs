@@ -112,21 +112,21 @@ impl Reader {
         at: Position,
         path: &str,
         message: String,
-        hint: Option<String>,
+        hint: Option<&str>,
     ) {
         let message = match message.char_indices().nth(MAX_MESSAGE) {
             Some((end, _)) => format!("{}...", &message[..end]),
             None => message,
         };
-        let fault = at.fault(message, hint.as_deref());
+        let fault = at.fault(message, hint);
         self.faults.push(Diagnostic { path: path.to_owned(), ..fault });
     }
 
     pub(super) fn fault(&mut self, field: &Field<'_>, message: String, hint: Option<&str>) {
-        self.fault_at(field.node.at, &field.path, message, hint.map(str::to_owned));
+        self.fault_at(field.node.at, &field.path, message, hint);
     }
 
-    fn mismatch(&mut self, field: &Field<'_>, expected: &str, hint: Option<String>) {
+    fn mismatch(&mut self, field: &Field<'_>, expected: &str, hint: Option<&str>) {
         let message = format!("{} is {}, expected {expected}", field.name(), field.node.kind());
         self.fault_at(field.node.at, &field.path, message, hint);
     }
@@ -143,12 +143,12 @@ impl Reader {
             let Some(known) = keys.known.iter().find(|known| same(known, &entry.key)) else {
                 let hint = self.hint_for(&entry.key, keys);
                 let message = format!("the key {} is not known here", quoted(&entry.key));
-                self.fault_at(entry.at, &path, message, Some(hint));
+                self.fault_at(entry.at, &path, message, Some(&hint));
                 continue;
             };
             if let Some(first) = found.insert(known, entry) {
                 let message = format!("`{}` stands there as `{}` already", entry.key, first.key);
-                self.fault_at(entry.at, &path, message, Some("remove one of them".to_owned()));
+                self.fault_at(entry.at, &path, message, Some("remove one of them"));
             }
         }
         Some(Fields { at: field.node.at, path: field.path.clone(), found })
@@ -176,7 +176,7 @@ impl Reader {
             // A key without a value is shown where it stands.
             let at = fields.found.get(key).map_or(fields.at, |entry| entry.at);
             let path = join(&fields.path, key);
-            self.fault_at(at, &path, format!("`{key}` is missing"), Some(what.to_owned()));
+            self.fault_at(at, &path, format!("`{key}` is missing"), Some(what));
         }
         field
     }
@@ -198,7 +198,7 @@ impl Reader {
             Value::String(text) => Some(text.clone()),
             Value::Bool(text) | Value::Number(text) => {
                 let hint = format!("write it in quotes: \"{text}\"");
-                self.mismatch(field, "a text", Some(hint));
+                self.mismatch(field, "a text", Some(&hint));
                 None
             }
             Value::Null | Value::List(_) | Value::Map(_) => {
@@ -230,12 +230,10 @@ impl Reader {
             return Some(*value);
         }
         let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-        let hint = nearest(&text, known.iter().copied())
-            .map(|word| format!("did you mean `{word}`?"))
-            .unwrap_or_default();
         let message =
             format!("{} is {}, expected one of {}", field.name(), quoted(&text), known.join(", "));
-        self.fault(field, message, Some(&hint).filter(|hint| !hint.is_empty()).map(|x| x.as_str()));
+        let hint = nearest(&text, known).map(|word| format!("did you mean `{word}`?"));
+        self.fault(field, message, hint.as_deref());
         None
     }
 
@@ -243,7 +241,7 @@ impl Reader {
     pub(super) fn span(&mut self, field: &Field<'_>) -> Option<Span> {
         let hint = "such as 90s, 10m, 1h30m or 500ms";
         let (Value::String(text) | Value::Number(text)) = &field.node.value else {
-            self.mismatch(field, "a time span", Some(hint.to_owned()));
+            self.mismatch(field, "a time span", Some(hint));
             return None;
         };
         text.parse().map_err(|bad| self.fault(field, format!("{bad}"), Some(hint))).ok()
@@ -253,7 +251,7 @@ impl Reader {
     pub(super) fn memory(&mut self, field: &Field<'_>) -> Option<Memory> {
         if let Value::Number(text) = &field.node.value {
             let hint = format!("give it a unit, such as {text}M");
-            self.mismatch(field, "memory with a unit", Some(hint));
+            self.mismatch(field, "memory with a unit", Some(&hint));
             return None;
         }
         self.parsed(field)
@@ -262,8 +260,7 @@ impl Reader {
     /// A share of all cores.
     pub(super) fn cpu(&mut self, field: &Field<'_>) -> Option<Cpu> {
         let Value::Number(text) = &field.node.value else {
-            let hint = "write it without quotes, such as 0.5".to_owned();
-            self.mismatch(field, "a number", Some(hint));
+            self.mismatch(field, "a number", Some("write it without quotes, such as 0.5"));
             return None;
         };
         text.parse().map_err(|bad| self.fault(field, format!("{bad}"), None)).ok()
@@ -318,10 +315,8 @@ impl Reader {
                     field.name(),
                     entry.value.kind()
                 );
-                let hint = match entry.value.value {
-                    Value::Null => Some("for a text of no characters write \"\"".to_owned()),
-                    _ => None,
-                };
+                let is_null = entry.value.value == Value::Null;
+                let hint = is_null.then_some("for a text of no characters write \"\"");
                 self.fault_at(entry.value.at, &path, message, hint);
                 continue;
             };

@@ -88,21 +88,17 @@ impl Reader {
                 None => Some(StepName::position(position)),
             };
             let place = own.unwrap_or_else(|| item.clone());
-            if let Some(name) = &name {
-                if let Some(first) = taken.insert(name.clone(), place.node.at) {
-                    let message = if place.path.ends_with("name") {
-                        format!("there is a step {name:?} already", name = name.as_str())
-                    } else {
-                        format!(
-                            "a step without a name is called by its position, and there is a step \"{name}\" already"
-                        )
-                    };
-                    self.fault(
-                        &place,
-                        message,
-                        Some(&in_line(first, "give each a name of its own")),
-                    );
-                }
+            if let Some(name) = &name
+                && let Some(first) = taken.insert(name.clone(), place.node.at)
+            {
+                let message = if place.path.ends_with("name") {
+                    format!("there is a step {name:?} already", name = name.as_str())
+                } else {
+                    format!(
+                        "a step without a name is called by its position, and there is a step \"{name}\" already"
+                    )
+                };
+                self.fault(&place, message, Some(&in_line(first, "give each a name of its own")));
             }
             names.push(name);
         }

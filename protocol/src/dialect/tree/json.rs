@@ -2,15 +2,16 @@
 //! from a second reader, which is more lenient and therefore only asked about valid text.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
 
 use jsonc_parser::ast;
 use jsonc_parser::common::Ranged as _;
 use jsonc_parser::{CollectOptions, ParseOptions, parse_to_ast};
 
-use super::{Budget, Entry, MAX_DEPTH, Node, Position, Value, duplicate, too_deep};
+use super::{Budget, Entry, MAX_DEPTH, Node, Position, Tree, Value, duplicate, too_deep};
 use crate::diagnostic::Diagnostic;
 
-pub(super) fn read(text: &str) -> Result<Node, Diagnostic> {
+pub(super) fn read(text: &str) -> Result<Tree, Diagnostic> {
     if let Err(cause) = serde_json::from_str::<serde_json::Value>(text) {
         return Err(invalid(text, &cause));
     }
@@ -33,8 +34,9 @@ pub(super) fn read(text: &str) -> Result<Node, Diagnostic> {
     let Some(root) = parsed.value else {
         return Err(Position::new(1, 1).fault("there is nothing in it", None));
     };
-    let mut reader = Reader { lines: Lines::of(text), budget: Budget::default() };
-    reader.node(root, 1)
+    let mut reader =
+        Reader { lines: Lines::of(text), budget: Budget::default(), faults: Vec::new() };
+    Ok(Tree { root: reader.node(root, 1)?, faults: reader.faults })
 }
 
 fn invalid(text: &str, cause: &serde_json::Error) -> Diagnostic {
@@ -56,6 +58,7 @@ fn invalid(text: &str, cause: &serde_json::Error) -> Diagnostic {
 struct Reader<'a> {
     lines: Lines<'a>,
     budget: Budget,
+    faults: Vec<Diagnostic>,
 }
 
 impl Reader<'_> {
@@ -86,10 +89,14 @@ impl Reader<'_> {
         for property in map.properties {
             let at = self.lines.position(property.name.start());
             let key = property.name.as_str().to_owned();
-            if let Some(first) = seen.insert(key.clone(), at) {
-                return Err(duplicate(&key, first, at));
+            let value = self.node(property.value, depth + 1)?;
+            match seen.entry(key.clone()) {
+                Slot::Occupied(first) => self.faults.push(duplicate(&key, *first.get(), at)),
+                Slot::Vacant(slot) => {
+                    slot.insert(at);
+                    entries.push(Entry { key, at, value });
+                }
             }
-            entries.push(Entry { key, at, value: self.node(property.value, depth + 1)? });
         }
         Ok(entries)
     }

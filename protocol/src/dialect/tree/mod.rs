@@ -19,6 +19,14 @@ pub(crate) const MAX_NODES: usize = 100_000;
 /// How many bytes of text there may be, each use of an alias counted in full.
 pub(crate) const MAX_TEXT: usize = 4 * MAX_BYTES;
 
+/// What was read.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    pub(crate) root: Node,
+    /// What is wrong with the text and does not keep it from being read: the dialect has more to say.
+    pub(crate) faults: Vec<Diagnostic>,
+}
+
 /// A value, and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Node {
@@ -83,7 +91,7 @@ impl Position {
 
 /// Reads a file: JSON or YAML by the ending of its name; without one, JSON where it begins like it
 /// and is valid, else YAML.
-pub(crate) fn read(file: Option<&str>, bytes: &[u8]) -> Result<Node, Diagnostic> {
+pub(crate) fn read(file: Option<&str>, bytes: &[u8]) -> Result<Tree, Diagnostic> {
     let text = text_of(bytes)?;
     let ends = |endings: &[&str]| {
         file.and_then(|file| file.rsplit_once('.')).is_some_and(|(_, ending)| {
@@ -96,14 +104,20 @@ pub(crate) fn read(file: Option<&str>, bytes: &[u8]) -> Result<Node, Diagnostic>
     if ends(&["yaml", "yml"]) || !text.trim_start().starts_with(['{', '[']) {
         return yaml::read(text);
     }
-    // YAML in flow style begins like JSON too. Where it is neither, the fault of the JSON is the
-    // one that its author can use.
-    json::read(text).or_else(|fault| yaml::read(text).map_err(|_not_yaml_either| fault))
+    // YAML in flow style begins like JSON too. Where it is neither, the reader that came further is
+    // the one that its author meant.
+    json::read(text).or_else(|no_json| {
+        yaml::read(text).map_err(|no_yaml| {
+            let place = |fault: &Diagnostic| (fault.line, fault.column);
+            if place(&no_yaml) > place(&no_json) { no_yaml } else { no_json }
+        })
+    })
 }
 
 /// Reads JSON, such as the body of a message.
 pub(crate) fn read_json(bytes: &[u8]) -> Result<Node, Diagnostic> {
-    json::read(text_of(bytes)?)
+    let Tree { root, faults } = json::read(text_of(bytes)?)?;
+    faults.into_iter().next().map_or(Ok(root), Err)
 }
 
 /// The text of a file, where it is one that we read.

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span, Tag};
 
-use super::{Budget, Entry, MAX_DEPTH, Node, Position, Value, duplicate, too_deep};
+use super::{Budget, Entry, MAX_DEPTH, Node, Position, Tree, Value, duplicate, too_deep};
 use crate::diagnostic::Diagnostic;
 
-pub(super) fn read(text: &str) -> Result<Node, Diagnostic> {
+pub(super) fn read(text: &str) -> Result<Tree, Diagnostic> {
     printable(text)?;
     let mut reader = Reader::default();
     let mut parser = Parser::new_from_str(text);
@@ -18,7 +18,10 @@ pub(super) fn read(text: &str) -> Result<Node, Diagnostic> {
         let (event, span) = next.map_err(|cause| invalid(text, &cause))?;
         reader.event(event, span)?;
     }
-    reader.root.ok_or_else(|| Position::new(1, 1).fault("there is nothing in it", None))
+    match reader.root {
+        Some(root) => Ok(Tree { root, faults: reader.faults }),
+        None => Err(Position::new(1, 1).fault("there is nothing in it", None)),
+    }
 }
 
 /// YAML knows no control characters, and its reader would take some of them for ends of lines.
@@ -59,8 +62,8 @@ enum Content {
     List(Vec<Node>),
     Map {
         entries: Vec<Entry>,
-        /// The key whose value comes next.
-        key: Option<(String, Position)>,
+        /// The key whose value comes next, and whether it is the first of its name.
+        key: Option<(String, Position, bool)>,
         seen: HashMap<String, Position>,
     },
 }
@@ -80,6 +83,7 @@ struct Reader {
     open: Vec<Open>,
     anchors: HashMap<usize, Anchored>,
     budget: Budget,
+    faults: Vec<Diagnostic>,
 }
 
 impl Reader {
@@ -101,17 +105,18 @@ impl Reader {
                     let key = key_of(&text, style, at)?;
                     let node = Node { value: Value::String(text.into_owned()), at };
                     self.remember(anchor, &node)?;
-                    return self.key(key, at);
+                    self.key(key, at);
+                    return Ok(());
                 }
-                let value = scalar(text.into_owned(), style, tag.as_deref(), at)?;
+                let value = self.scalar(text.into_owned(), style, tag.as_deref(), at);
                 self.node(Node { value, at }, anchor)
             }
             Event::SequenceStart(anchor, tag) => {
-                collection_tag(tag.as_deref(), "seq", at)?;
+                self.collection_tag(tag.as_deref(), "seq", at);
                 self.open(Open { at, anchor, content: Content::List(Vec::new()) })
             }
             Event::MappingStart(anchor, tag) => {
-                collection_tag(tag.as_deref(), "map", at)?;
+                self.collection_tag(tag.as_deref(), "map", at);
                 let content = Content::Map { entries: Vec::new(), key: None, seen: HashMap::new() };
                 self.open(Open { at, anchor, content })
             }
@@ -160,19 +165,20 @@ impl Reader {
             let Some(key) = node.scalar() else {
                 return Err(at.fault("a key is a list or a map", Some("keys are plain texts")));
             };
-            return self.key(key.to_owned(), at);
+            self.key(key.to_owned(), at);
+            return Ok(());
         }
         self.node(node, 0)
     }
 
-    fn key(&mut self, name: String, at: Position) -> Result<(), Diagnostic> {
+    fn key(&mut self, name: String, at: Position) {
         if let Some(Open { content: Content::Map { key, seen, .. }, .. }) = self.open.last_mut() {
-            if let Some(first) = seen.insert(name.clone(), at) {
-                return Err(duplicate(&name, first, at));
+            let first = *seen.entry(name.clone()).or_insert(at);
+            if first != at {
+                self.faults.push(duplicate(&name, first, at));
             }
-            *key = Some((name, at));
+            *key = Some((name, at, first == at));
         }
-        Ok(())
     }
 
     /// Puts a finished node where it belongs.
@@ -182,7 +188,7 @@ impl Reader {
             None => self.root = Some(node),
             Some(Content::List(nodes)) => nodes.push(node),
             Some(Content::Map { entries, key, .. }) => {
-                if let Some((key, at)) = key.take() {
+                if let Some((key, at, true)) = key.take() {
                     entries.push(Entry { key, at, value: node });
                 }
             }
@@ -199,6 +205,42 @@ impl Reader {
         self.budget.spend(nodes, text, node.at)?;
         self.anchors.insert(anchor, Anchored { node: node.clone(), nodes, text, height });
         Ok(())
+    }
+
+    /// A tag of a list or map says nothing new, or does not belong here.
+    fn collection_tag(&mut self, tag: Option<&Tag>, own: &str, at: Position) {
+        let Some(tag) = tag else {
+            return;
+        };
+        if !(is_nonspecific(tag) || tag.is_yaml_core_schema() && tag.suffix == own) {
+            self.faults.push(unknown_tag(tag, at));
+        }
+    }
+
+    fn scalar(
+        &mut self,
+        text: String,
+        style: ScalarStyle,
+        tag: Option<&Tag>,
+        at: Position,
+    ) -> Value {
+        let Some(tag) = tag else {
+            return if style == ScalarStyle::Plain { plain(text) } else { Value::String(text) };
+        };
+        if is_nonspecific(tag) || tag.is_yaml_core_schema() && tag.suffix == "str" {
+            return Value::String(text);
+        }
+        let value = plain(text);
+        let fits = match &value {
+            Value::Null => tag.suffix == "null",
+            Value::Bool(_) => tag.suffix == "bool",
+            Value::Number(_) => matches!(tag.suffix.as_str(), "int" | "float"),
+            Value::String(_) | Value::List(_) | Value::Map(_) => false,
+        };
+        if !(fits && tag.is_yaml_core_schema()) {
+            self.faults.push(unknown_tag(tag, at));
+        }
+        value
     }
 }
 
@@ -231,15 +273,6 @@ fn key_of(text: &str, style: ScalarStyle, at: Position) -> Result<String, Diagno
     }
 }
 
-fn collection_tag(tag: Option<&Tag>, own: &str, at: Position) -> Result<(), Diagnostic> {
-    match tag {
-        None => Ok(()),
-        Some(tag) if tag.is_yaml_core_schema() && tag.suffix == own => Ok(()),
-        Some(tag) if is_nonspecific(tag) => Ok(()),
-        Some(tag) => Err(unknown_tag(tag, at)),
-    }
-}
-
 /// `!` alone: take the value as what it is, and a scalar as a text.
 fn is_nonspecific(tag: &Tag) -> bool {
     format!("{}{}", tag.handle, tag.suffix) == "!"
@@ -248,33 +281,6 @@ fn is_nonspecific(tag: &Tag) -> bool {
 fn unknown_tag(tag: &Tag, at: Position) -> Diagnostic {
     let shown = super::quoted(&format!("{}{}", tag.handle, tag.suffix));
     at.fault(format!("the tag {shown} does not belong here"), Some("remove the tag"))
-}
-
-fn scalar(
-    text: String,
-    style: ScalarStyle,
-    tag: Option<&Tag>,
-    at: Position,
-) -> Result<Value, Diagnostic> {
-    let Some(tag) = tag else {
-        return Ok(if style == ScalarStyle::Plain { plain(text) } else { Value::String(text) });
-    };
-    if is_nonspecific(tag) {
-        return Ok(Value::String(text));
-    }
-    if !tag.is_yaml_core_schema() {
-        return Err(unknown_tag(tag, at));
-    }
-    if tag.suffix == "str" {
-        return Ok(Value::String(text));
-    }
-    let value = plain(text);
-    match (tag.suffix.as_str(), &value) {
-        ("null", Value::Null) | ("bool", Value::Bool(_)) | ("int" | "float", Value::Number(_)) => {
-            Ok(value)
-        }
-        _ => Err(unknown_tag(tag, at)),
-    }
 }
 
 /// The core schema of YAML 1.2: `yes` and `no` are texts.
