@@ -1,9 +1,9 @@
 //! Commands: what people publish, and what we make of the bytes.
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use thiserror::Error;
 
+use crate::dialect::tree::{self, Node, Value, quoted};
 use crate::id::{PipelineId, RegisteredName, RunId};
 use crate::pipeline::{Pipeline, Vars};
 use crate::time::Millis;
@@ -129,25 +129,23 @@ pub fn decode(
     if !known.contains(&kind) {
         return Err(Malformed {
             field: Some("type".into()),
-            found: if kind.is_empty() { "nothing".into() } else { shown(&kind.into()) },
+            found: if kind.is_empty() { "nothing".into() } else { quoted(kind) },
             expected: format!("one of {}", known.join(", ")),
             run_id: None,
         });
     }
-    let body: Value = serde_json::from_slice(body).map_err(|cause| Malformed {
+    let no_object = |found: String| Malformed {
         field: None,
-        found: format!("{} bytes that are no JSON ({cause})", body.len()),
+        found,
         expected: "a JSON object".into(),
         run_id: None,
-    })?;
-    let Value::Object(body) = body else {
-        return Err(Malformed {
-            field: None,
-            found: shown(&body),
-            expected: "a JSON object".into(),
-            run_id: None,
-        });
     };
+    // The tree and not a `serde_json::Value`: numbers keep their text, and no key stands twice.
+    let body = tree::read_json(body)
+        .map_err(|fault| no_object(format!("{} bytes with a fault at {fault}", body.len())))?;
+    if !matches!(body.value, Value::Map(_)) {
+        return Err(no_object(body.shown()));
+    }
     let fields = Fields { body: &body, run_id: readable_run_id(&body) };
     match kind {
         START => Ok(Command::Start(Box::new(start(&fields, message_id)?))),
@@ -170,7 +168,7 @@ fn start(fields: &Fields<'_>, message_id: Option<&str>) -> Result<Start, Malform
         .text("logger")?
         .map(|text| {
             text.parse::<RegisteredName>()
-                .map_err(|bad| fields.bad("logger", &text.into(), &bad.to_string()))
+                .map_err(|bad| fields.wrong("logger", quoted(text), &bad.to_string()))
         })
         .transpose()?;
     Ok(Start {
@@ -189,23 +187,26 @@ fn target(fields: &Fields<'_>) -> Result<Target, Malformed> {
         (Some(_), None) => return Err(fields.missing("name", "the name of a stored pipeline")),
         (None, Some(_)) => return Err(fields.missing("group", "the group of a stored pipeline")),
     };
-    let Some(definition) = fields.body.get("pipeline").filter(|value| !value.is_null()) else {
+    let Some(definition) = fields.get("pipeline") else {
         let Some((group, name)) = named else {
             return Err(fields.missing("pipeline", "`group` and `name`, or a definition inline"));
         };
         return PipelineId::new(group, name).map(Target::Stored).map_err(|bad| {
-            fields.bad("group", &Value::from(format!("{group}:{name}")), &bad.to_string())
+            fields.wrong("group", quoted(&format!("{group}:{name}")), &bad.to_string())
         });
     };
-    let pipeline = crate::dialect::pipeline_from_json(definition).map_err(|fault| Malformed {
-        field: Some(if fault.path.is_empty() {
-            "pipeline".into()
+    let pipeline = crate::dialect::pipeline_from_node(definition).map_err(|fault| {
+        let path = if fault.path.is_empty() {
+            "pipeline".to_owned()
         } else {
             format!("pipeline.{}", fault.path)
-        }),
-        found: fault.message,
-        expected: fault.hint.unwrap_or_else(|| "a valid pipeline".into()),
-        run_id: fields.run_id.clone(),
+        };
+        // Most faults say themselves what was expected.
+        let (found, expected) = match fault.message.split_once(", expected ") {
+            Some((found, expected)) => (found.to_owned(), expected.to_owned()),
+            None => (fault.message, fault.hint.unwrap_or_else(|| "a valid pipeline".into())),
+        };
+        fields.wrong(&path, found, &expected)
     })?;
     if let Some((group, name)) = named {
         for (field, given, own) in
@@ -213,7 +214,7 @@ fn target(fields: &Fields<'_>) -> Result<Target, Malformed> {
         {
             if given != own {
                 let expected = format!("{own:?}, as in the definition inline");
-                return Err(fields.bad(field, &given.into(), &expected));
+                return Err(fields.wrong(field, quoted(given), &expected));
             }
         }
     }
@@ -221,26 +222,22 @@ fn target(fields: &Fields<'_>) -> Result<Target, Malformed> {
 }
 
 fn vars(fields: &Fields<'_>) -> Result<Vars, Malformed> {
-    let mut vars = Vars::new();
-    let map = match fields.body.get("vars") {
-        None | Some(Value::Null) => return Ok(vars),
-        Some(Value::Object(map)) => map,
-        Some(other) => return Err(fields.bad("vars", other, "an object")),
+    let Some(map) = fields.get("vars") else {
+        return Ok(Vars::new());
     };
-    for (name, value) in map {
-        let text = match value {
-            Value::String(text) => text.clone(),
-            Value::Number(number) => number.to_string(),
-            Value::Bool(flag) => flag.to_string(),
-            Value::Null | Value::Array(_) | Value::Object(_) => {
-                let field = format!("vars.{name}");
-                return Err(fields.bad(&field, value, "a string, a number, or a boolean"));
-            }
+    if !matches!(map.value, Value::Map(_)) {
+        return Err(fields.bad("vars", map, "an object"));
+    }
+    let mut vars = Vars::with_capacity(map.entries().len());
+    for entry in map.entries() {
+        let field = format!("vars.{}", entry.key);
+        let Some(text) = entry.value.scalar() else {
+            return Err(fields.bad(&field, &entry.value, "a string, a number, or a boolean"));
         };
-        if let Some(why) = bad_variable(name, &text) {
-            return Err(fields.bad(&format!("vars.{name}"), value, why));
+        if let Some(expected) = bad_variable(&entry.key, text) {
+            return Err(fields.bad(&field, &entry.value, expected));
         }
-        vars.insert(name.clone(), text);
+        vars.insert(entry.key.clone(), text.to_owned());
     }
     Ok(vars)
 }
@@ -260,79 +257,84 @@ fn toggle(fields: &Fields<'_>) -> Result<Toggle, Malformed> {
     };
     let (group, name) = (required("group")?, required("name")?);
     let pipeline = PipelineId::new(group, name).map_err(|bad| {
-        fields.bad("group", &Value::from(format!("{group}:{name}")), &bad.to_string())
+        fields.wrong("group", quoted(&format!("{group}:{name}")), &bad.to_string())
     })?;
-    let at =
-        match fields.body.get("at") {
-            None | Some(Value::Null) => None,
-            Some(value) => Some(Millis(value.as_i64().ok_or_else(|| {
-                fields.bad("at", value, "an integer, milliseconds since the epoch")
-            })?)),
-        };
+    let at = match fields.get("at") {
+        None => None,
+        Some(node) => match &node.value {
+            // Text that is no whole number, or one beyond 64 bits.
+            Value::Number(text) => {
+                Some(Millis(text.parse().map_err(|_not_whole| at_fault(node, fields))?))
+            }
+            Value::Null | Value::Bool(_) | Value::String(_) | Value::List(_) | Value::Map(_) => {
+                return Err(at_fault(node, fields));
+            }
+        },
+    };
     Ok(Toggle { pipeline, at })
+}
+
+fn at_fault(found: &Node, fields: &Fields<'_>) -> Malformed {
+    fields.bad("at", found, "an integer, milliseconds since the epoch")
 }
 
 /// The fields of a body, and the run that faults are reported for.
 struct Fields<'a> {
-    body: &'a Map<String, Value>,
+    body: &'a Node,
     run_id: Option<RunId>,
 }
 
-impl Fields<'_> {
-    fn text(&self, field: &str) -> Result<Option<&str>, Malformed> {
-        match self.body.get(field) {
-            None | Some(Value::Null) => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
+impl<'a> Fields<'a> {
+    /// The value of a field; `null` is a field that is not there.
+    fn get(&self, field: &str) -> Option<&'a Node> {
+        let node = &self.body.entry(field)?.value;
+        Some(node).filter(|node| node.value != Value::Null)
+    }
+
+    fn text(&self, field: &str) -> Result<Option<&'a str>, Malformed> {
+        match self.get(field) {
+            None => Ok(None),
+            Some(Node { value: Value::String(text), .. }) => Ok(Some(text)),
             Some(other) => Err(self.bad(field, other, "a string")),
         }
     }
 
     fn run_id_field(&self) -> Result<Option<RunId>, Malformed> {
-        let spelled = if self.body.contains_key("run-id") { "run-id" } else { "run_id" };
-        self.text(spelled)?
-            .map(|text| {
-                text.parse().map_err(|_| {
-                    self.bad(spelled, &text.into(), "`r-` and 1 to 126 of A-Z a-z 0-9 . _ -")
-                })
-            })
-            .transpose()
+        let spelled = if self.body.entry("run-id").is_some() { "run-id" } else { "run_id" };
+        let Some(text) = self.text(spelled)? else {
+            return Ok(None);
+        };
+        // The rule that it breaks is the same for all of them.
+        text.parse().map(Some).map_err(|_bad| self.wrong(spelled, quoted(text), RUN_ID_RULE))
     }
 
     fn required_run_id(&self) -> Result<RunId, Malformed> {
-        self.run_id_field()?
-            .ok_or_else(|| self.missing("run-id", "`r-` and 1 to 126 of A-Z a-z 0-9 . _ -"))
+        self.run_id_field()?.ok_or_else(|| self.missing("run-id", RUN_ID_RULE))
     }
 
-    fn bad(&self, field: &str, found: &Value, expected: &str) -> Malformed {
-        Malformed {
-            field: Some(field.to_owned()),
-            found: shown(found),
-            expected: expected.to_owned(),
-            run_id: self.run_id.clone(),
-        }
+    fn bad(&self, field: &str, found: &Node, expected: &str) -> Malformed {
+        self.wrong(field, found.shown(), expected)
     }
 
     fn missing(&self, field: &str, expected: &str) -> Malformed {
+        self.wrong(field, "nothing".into(), expected)
+    }
+
+    fn wrong(&self, field: &str, found: String, expected: &str) -> Malformed {
         Malformed {
             field: Some(field.to_owned()),
-            found: "nothing".into(),
+            found,
             expected: expected.to_owned(),
             run_id: self.run_id.clone(),
         }
     }
 }
 
-fn readable_run_id(body: &Map<String, Value>) -> Option<RunId> {
-    body.get("run-id").or_else(|| body.get("run_id"))?.as_str()?.parse().ok()
-}
+const RUN_ID_RULE: &str = "`r-` and 1 to 126 of A-Z a-z 0-9 . _ -";
 
-/// A value as an error shows it: short, so that a stray megabyte does not end in an event.
-fn shown(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(120) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text,
-    }
+fn readable_run_id(body: &Node) -> Option<RunId> {
+    let entry = body.entry("run-id").or_else(|| body.entry("run_id"))?;
+    entry.value.scalar()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -340,10 +342,10 @@ mod tests {
     use super::*;
 
     fn start_of(body: &str) -> Result<Start, Malformed> {
-        match decode(Some(START), None, body.as_bytes())? {
-            Command::Start(start) => Ok(*start),
-            other => panic!("{other:?} is no start"),
-        }
+        let Command::Start(start) = decode(Some(START), None, body.as_bytes())? else {
+            panic!("{body} is no start")
+        };
+        Ok(*start)
     }
 
     #[test]
@@ -361,7 +363,8 @@ mod tests {
     fn scalars_in_variables_become_text_as_written_and_the_rest_is_refused() {
         let start =
             start_of(r#"{"group":"d","name":"x","vars":{"a":"1","b":2.50,"c":true}}"#).unwrap();
-        assert_eq!(start.vars.get("c").map(String::as_str), Some("true"));
+        let text = |name: &str| start.vars.get(name).map(String::as_str);
+        assert_eq!((text("a"), text("b"), text("c")), (Some("1"), Some("2.50"), Some("true")));
         for bad in ["null", "[1]", "{}"] {
             let fault = start_of(&format!(r#"{{"group":"d","name":"x","vars":{{"a":{bad}}}}}"#))
                 .unwrap_err();
@@ -386,6 +389,29 @@ mod tests {
         for (kind, body, field) in cases {
             let fault = decode(kind, None, body.as_bytes()).unwrap_err();
             assert_eq!(fault.field.as_deref(), field, "{body}: {fault}");
+        }
+    }
+
+    #[test]
+    fn a_definition_inline_is_checked_to_its_last_key() {
+        let definition = r#""group":"d","name":"x","image":"i","steps":[{"cmd":"true"}]"#;
+        let start = start_of(&format!(r#"{{"pipeline":{{{definition}}},"backoff":1}}"#)).unwrap();
+        assert!(matches!(start.target, Target::Inline(pipeline) if pipeline.steps.len() == 1));
+        let agreeing = format!(r#"{{"group":"d","name":"x","pipeline":{{{definition}}}}}"#);
+        assert!(start_of(&agreeing).is_ok());
+        let cases = [
+            (format!(r#"{{"group":"e","name":"x","pipeline":{{{definition}}}}}"#), "group"),
+            (format!(r#"{{"pipeline":{{{definition},"imgae":1}}}}"#), "pipeline.imgae"),
+            (
+                r#"{"pipeline":{"group":"d","name":"x","image":"i","steps":[{"cmd":7}]}}"#.into(),
+                "pipeline.steps[0].cmd",
+            ),
+            (r#"{"pipeline":[]}"#.into(), "pipeline"),
+            (r#"{"pipeline":{"group":"d"}}"#.into(), "pipeline.name"),
+        ];
+        for (body, field) in cases {
+            let fault = start_of(&body).unwrap_err();
+            assert_eq!(fault.field.as_deref(), Some(field), "{body}: {fault}");
         }
     }
 

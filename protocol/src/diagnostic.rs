@@ -50,13 +50,18 @@ pub struct Diagnostic {
 }
 
 impl fmt::Display for Diagnostic {
-    /// `file:line:column: message (hint)`, without the parts that are not known.
+    /// `file:line:column: message (hint)`, without the parts that are not known; the path where the
+    /// line is not known.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.file, self.line) {
             (Some(file), 0) => write!(f, "{file}: ")?,
             (Some(file), line) => write!(f, "{file}:{line}:{}: ", self.column)?,
             (None, 0) => {}
             (None, line) => write!(f, "{line}:{}: ", self.column)?,
+        }
+        // Where there is no line, the path is all there is to find the place by.
+        if self.line == 0 && !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
         }
         if self.class == Class::Warning {
             f.write_str("warning: ")?;
@@ -90,9 +95,11 @@ mod tests {
         let mut fault = fault();
         assert_eq!(fault.to_string(), "a.yaml:3:5: `cmd` is missing (say what is run)");
         fault.line = 0;
-        assert_eq!(fault.to_string(), "a.yaml: `cmd` is missing (say what is run)");
+        assert_eq!(fault.to_string(), "a.yaml: steps[0].cmd: `cmd` is missing (say what is run)");
         fault.file = None;
         fault.hint = None;
+        assert_eq!(fault.to_string(), "steps[0].cmd: `cmd` is missing");
+        fault.path.clear();
         assert_eq!(fault.to_string(), "`cmd` is missing");
         fault.class = Class::Warning;
         fault.line = 9;

@@ -1,70 +1,210 @@
 //! Files and messages into the one model, with every fault at once.
+//!
+//! Parsers end in the model; nothing after them knows in which dialect something was written.
 
-use serde_json::Value;
+mod bob;
+pub(crate) mod tree;
 
+use serde_json::Value as Json;
+
+use self::tree::{Node, Position, Tree, Value};
 use crate::diagnostic::{Class, Diagnostic};
 use crate::pipeline::Pipeline;
 
-/// What became of a file: its pipelines where it is valid, and everything there is to say about it.
+/// How something is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// A Bob pipeline.
+    Bob,
+    /// A Bob pipeline in the envelope of Bob's command line.
+    Wendy,
+    /// prunner's `pipelines.yml`.
+    Prunner,
+    /// The job files of the modular job runner.
+    Job,
+    /// Shell commands, one a line.
+    CiLines,
+}
+
+/// What became of a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parsed {
-    /// The pipelines; empty where there is an error.
+    /// The pipelines; none where there is an error.
     pub pipelines: Vec<Pipeline>,
     /// Everything there is to say, in the order of the file.
     pub diagnostics: Vec<Diagnostic>,
 }
 
 impl Parsed {
-    /// Whether it must not be run.
+    /// Whether there is an error, or something that this version does not do yet.
     #[must_use]
     pub fn is_refused(&self) -> bool {
         self.diagnostics.iter().any(|fault| fault.class.is_refusal())
     }
 }
 
-/// Reads a file of any dialect. `file` is its name, where it has one, for the faults and for what
+/// Reads a file of any dialect. `file` is its name, where it has one: for the faults, and for what
 /// its ending tells.
+///
+/// A pipeline that asks for what this version does not do yet is in the answer together with the
+/// faults that say so.
 #[must_use]
 pub fn parse(file: Option<&str>, bytes: &[u8]) -> Parsed {
-    let read = serde_json::from_slice(bytes)
-        .map_err(|cause| vec![at_root(cause.to_string())])
-        .and_then(|value| pipeline_faults_json(&value));
-    match read {
-        Ok(pipeline) => Parsed { pipelines: vec![pipeline], diagnostics: Vec::new() },
-        Err(faults) => Parsed {
-            pipelines: Vec::new(),
-            diagnostics: faults
-                .into_iter()
-                .map(|fault| Diagnostic { file: file.map(str::to_owned), ..fault })
-                .collect(),
-        },
+    let mut parsed = read(file, bytes);
+    for fault in &mut parsed.diagnostics {
+        fault.file = file.map(str::to_owned);
     }
+    parsed
+}
+
+fn read(file: Option<&str>, bytes: &[u8]) -> Parsed {
+    let refused = |diagnostics| Parsed { pipelines: Vec::new(), diagnostics };
+    // Lines for a shell need not be YAML, so their name is all there is to go by.
+    if file.is_some_and(is_job_queue) {
+        return refused(vec![not_yet(Dialect::CiLines, Position { line: 1, column: 1 })]);
+    }
+    let Tree { root, faults } = match tree::read(file, bytes) {
+        Ok(tree) => tree,
+        Err(fault) => return refused(vec![fault]),
+    };
+    match detect(&root) {
+        Dialect::Bob => match bob::read(&root) {
+            Ok(pipeline) if faults.is_empty() => {
+                let diagnostics = remarks(&root, &pipeline);
+                Parsed { pipelines: vec![pipeline], diagnostics }
+            }
+            Ok(_) => refused(faults),
+            Err(more) => refused(in_order(faults.into_iter().chain(more))),
+        },
+        other @ (Dialect::Wendy | Dialect::Prunner | Dialect::Job | Dialect::CiLines) => {
+            refused(vec![not_yet(other, root.at)])
+        }
+    }
+}
+
+fn in_order(faults: impl Iterator<Item = Diagnostic>) -> Vec<Diagnostic> {
+    let mut faults: Vec<_> = faults.collect();
+    faults.sort_by_key(|fault| (fault.line, fault.column));
+    faults
+}
+
+fn is_job_queue(file: &str) -> bool {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    matches!(name, "ci-job-queue" | "current-job")
+}
+
+/// Tells the dialect from what only it has. What could be anything is taken for Bob, whose faults
+/// then say what is missing.
+fn detect(root: &Node) -> Dialect {
+    let is_list = |node: &Node| matches!(node.value, Value::List(_));
+    let has = |key: &str| root.entry(key).is_some();
+    match &root.value {
+        Value::List(items)
+            if items.first().is_some_and(|first| first.entry("executor").is_some()) =>
+        {
+            Dialect::Job
+        }
+        Value::Map(_) if has("steps") => Dialect::Bob,
+        Value::Map(_) if has("pipelines") => Dialect::Prunner,
+        Value::Map(_) if has("executor") => Dialect::Job,
+        Value::Map(_) if root.entry("jobs").is_some_and(|entry| is_list(&entry.value)) => {
+            Dialect::Job
+        }
+        Value::Map(_) if has("apiVersion") && has("spec") => Dialect::Wendy,
+        Value::Map(_)
+        | Value::List(_)
+        | Value::Null
+        | Value::Bool(_)
+        | Value::Number(_)
+        | Value::String(_) => Dialect::Bob,
+    }
+}
+
+fn not_yet(dialect: Dialect, at: Position) -> Diagnostic {
+    let (what, hint) = match dialect {
+        Dialect::Bob => ("a Bob pipeline", None),
+        Dialect::Wendy => ("a manifest of wendy", Some("keep what stands under `spec`")),
+        Dialect::Prunner => ("a file of prunner pipelines", None),
+        Dialect::Job => ("a job file", None),
+        Dialect::CiLines => ("a queue of shell commands", None),
+    };
+    let message = format!("this is {what}, which this version does not run yet");
+    Diagnostic { class: Class::Unsupported, ..at.fault(message, hint) }
+}
+
+/// What there is to say about a pipeline that is valid.
+fn remarks(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
+    let mut remarks: Vec<_> = pipeline
+        .unsupported()
+        .into_iter()
+        .map(|found| {
+            let fault = place_of(root, &found.path).fault(found.what, None);
+            Diagnostic { class: Class::Unsupported, path: found.path, ..fault }
+        })
+        .collect();
+    if !bob::is_qualified(&pipeline.image) {
+        let message = format!(
+            "the image {} does not say which registry it is from, so each host may choose another",
+            tree::quoted(&pipeline.image)
+        );
+        let hint = format!("for example docker.io/library/{}", pipeline.image);
+        let fault = place_of(root, "image").fault(message, Some(&hint));
+        remarks.push(Diagnostic { class: Class::Warning, path: "image".to_owned(), ..fault });
+    }
+    in_order(remarks.into_iter())
+}
+
+/// Where a path such as `steps[2].needs` stands. A part that is not there (or is spelled with the
+/// other of `-` and `_`) ends the way, and what has been reached is the answer.
+fn place_of(root: &Node, path: &str) -> Position {
+    let mut node = root;
+    let mut at = root.at;
+    for part in path.split(['.', '[', ']']).filter(|part| !part.is_empty()) {
+        let entry = node.entry(part).or_else(|| node.entry(&part.replace('-', "_")));
+        node = match (&node.value, entry) {
+            (_, Some(entry)) => {
+                at = entry.at;
+                &entry.value
+            }
+            (Value::List(items), None) => {
+                // An index that is no number is not of our making.
+                let Some(item) = part.parse::<usize>().ok().and_then(|index| items.get(index))
+                else {
+                    return at;
+                };
+                at = item.at;
+                item
+            }
+            (_, None) => return at,
+        };
+    }
+    at
 }
 
 /// Reads a definition that came as JSON.
 ///
 /// # Errors
 /// The first fault, with its path.
-pub fn pipeline_from_json(definition: &Value) -> Result<Pipeline, Diagnostic> {
-    pipeline_faults_json(definition).map_err(|mut faults| faults.swap_remove(0))
+pub fn pipeline_from_json(definition: &Json) -> Result<Pipeline, Diagnostic> {
+    pipeline_faults_json(definition).map_err(first)
 }
 
-/// Reads a definition that came as JSON, such as a stored one.
+/// Reads a definition that came as JSON, such as a stored one (without its `paused`).
 ///
 /// # Errors
 /// Every fault, at least one.
-pub fn pipeline_faults_json(definition: &Value) -> Result<Pipeline, Vec<Diagnostic>> {
-    serde_json::from_value(definition.clone()).map_err(|cause| vec![at_root(cause.to_string())])
+pub fn pipeline_faults_json(definition: &Json) -> Result<Pipeline, Vec<Diagnostic>> {
+    bob::read(&Node::from_json(definition).map_err(|fault| vec![fault])?)
 }
 
-fn at_root(message: String) -> Diagnostic {
-    Diagnostic {
-        class: Class::Error,
-        file: None,
-        line: 0,
-        column: 0,
-        path: String::new(),
-        message,
-        hint: None,
-    }
+/// Reads a definition that is a part of a message.
+pub(crate) fn pipeline_from_node(definition: &Node) -> Result<Pipeline, Diagnostic> {
+    bob::read(definition).map_err(first)
+}
+
+fn first(faults: Vec<Diagnostic>) -> Diagnostic {
+    faults
+        .into_iter()
+        .next()
+        .unwrap_or_else(|| Position::default().fault("the definition is not valid", None))
 }

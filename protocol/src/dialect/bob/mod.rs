@@ -1,0 +1,252 @@
+//! The Bob dialect: one pipeline a document, as JSON or YAML.
+//!
+//! `null` is a key that is not there. Keys of two words are read with `-` and with `_`.
+
+mod reader;
+mod rules;
+mod steps;
+
+use indexmap::IndexMap;
+
+use self::reader::{Field, Fields, Keys, Reader};
+use super::tree::{Node, Position, quoted};
+use crate::command::bad_variable;
+use crate::diagnostic::Diagnostic;
+use crate::id::{PipelineId, RunId};
+use crate::pipeline::{
+    Limits, OnLost, Pipeline, PullPolicy, Quotas, Requests, Resource, ResourceKind, Vars,
+};
+
+pub(super) use self::rules::is_qualified;
+
+const PIPELINE: Keys = Keys {
+    known: &[
+        "group",
+        "name",
+        "image",
+        "vars",
+        "resources",
+        "quotas",
+        "network",
+        "pull",
+        "timeout",
+        "on-lost",
+        "retention",
+        "steps",
+    ],
+    instead: &[
+        ("env", "did you mean `vars`?"),
+        ("environment", "did you mean `vars`?"),
+        ("variables", "did you mean `vars`?"),
+        ("paused", "a pause is no part of a definition, see `bob-runner pause GROUP/NAME`"),
+        ("paused-at", "a pause is no part of a definition, see `bob-runner pause GROUP/NAME`"),
+        ("executor", "it belongs to a step"),
+        ("cmd", "it belongs to a step"),
+    ],
+};
+
+const RESOURCE: Keys = Keys {
+    known: &["name", "type", "provider", "params"],
+    instead: &[
+        ("kind", "did you mean `type`?"),
+        ("parameters", "did you mean `params`?"),
+        ("store", "did you mean `provider`?"),
+    ],
+};
+
+const QUOTAS: Keys = Keys { known: &["requests", "limits"], instead: &[] };
+const MEMORY: (&str, &str) = ("memory", "did you mean `mem`?");
+const REQUESTS: Keys = Keys { known: &["mem"], instead: &[MEMORY] };
+const LIMITS: Keys = Keys { known: &["cpu", "mem"], instead: &[MEMORY] };
+const PULL: [(&str, PullPolicy); 3] = [
+    ("always", PullPolicy::Always),
+    ("missing", PullPolicy::Missing),
+    ("never", PullPolicy::Never),
+];
+const ON_LOST: [(&str, OnLost); 3] =
+    [("resume", OnLost::Resume), ("restart", OnLost::Restart), ("fail", OnLost::Fail)];
+/// Reads a pipeline.
+///
+/// # Errors
+/// Every fault of it, at least one, in the order of the document.
+pub(super) fn read(root: &Node) -> Result<Pipeline, Vec<Diagnostic>> {
+    let mut reader = Reader::default();
+    let pipeline = reader.pipeline(&Field::root(root));
+    match pipeline {
+        Some(pipeline) if reader.is_clean() => Ok(pipeline),
+        _ => Err(reader.into_faults()),
+    }
+}
+
+impl Reader {
+    fn pipeline(&mut self, field: &Field<'_>) -> Option<Pipeline> {
+        let fields = self.map(field, &PIPELINE)?;
+        let id_rule = "it is half of the name of the pipeline";
+        let group = self.required(&fields, "group", id_rule).and_then(|field| {
+            let text = self.text(&field)?;
+            self.checked(&field, PipelineId::new(&text, "any")).map(|_| text)
+        });
+        let name = self.required(&fields, "name", id_rule).and_then(|field| {
+            let text = self.text(&field)?;
+            self.checked(&field, PipelineId::new("any", &text)).map(|_| text)
+        });
+        let image_rule = "the image that the first step begins with, best with its registry";
+        let image = self
+            .required(&fields, "image", image_rule)
+            .and_then(|field| self.ruled(&field, rules::image));
+        let resources = fields.get("resources").map(|field| self.resources(&field));
+        let steps_rule = "a list of steps, `[]` for none";
+        let steps = self
+            .required(&fields, "steps", steps_rule)
+            .and_then(|field| self.steps(&field, resources.as_ref()));
+        Some(Pipeline {
+            vars: self
+                .optional(&fields, "vars", |r, f| r.scalars(f, bad_variable))
+                .unwrap_or_default(),
+            quotas: self.optional(&fields, "quotas", Self::quotas),
+            network: self.optional(&fields, "network", |r, f| r.ruled(f, rules::network)),
+            pull: self.optional(&fields, "pull", |r, f| r.word(f, &PULL)),
+            timeout: self.optional(&fields, "timeout", Self::span),
+            on_lost: self.optional(&fields, "on-lost", |r, f| r.word(f, &ON_LOST)),
+            retention: self.optional(&fields, "retention", Self::span),
+            resources: resources.map(|all| all.read).unwrap_or_default(),
+            group: group?,
+            name: name?,
+            image: image?,
+            steps: steps?,
+        })
+    }
+
+    /// A text that a rule of this dialect must agree with.
+    fn ruled(
+        &mut self,
+        field: &Field<'_>,
+        rule: fn(&str) -> Option<&'static str>,
+    ) -> Option<String> {
+        let text = self.text(field)?;
+        match rule(&text) {
+            None => Some(text),
+            Some(why) => {
+                let last = field.path.rsplit('.').next().unwrap_or_default();
+                self.fault(field, format!("`{last}` {} {why}", quoted(&text)), None);
+                None
+            }
+        }
+    }
+
+    fn checked<T, E: std::fmt::Display>(
+        &mut self,
+        field: &Field<'_>,
+        result: Result<T, E>,
+    ) -> Option<T> {
+        result.map_err(|bad| self.fault(field, bad.to_string(), None)).ok()
+    }
+
+    fn quotas(&mut self, field: &Field<'_>) -> Option<Quotas> {
+        let fields = self.map(field, &QUOTAS)?;
+        Some(Quotas {
+            requests: self.optional(&fields, "requests", |r, f| {
+                let fields = r.map(f, &REQUESTS)?;
+                Some(Requests { mem: r.optional(&fields, "mem", Self::memory) })
+            }),
+            limits: self.optional(&fields, "limits", |r, f| {
+                let fields = r.map(f, &LIMITS)?;
+                Some(Limits {
+                    cpu: r.optional(&fields, "cpu", |r, f| {
+                        r.cpu(f).filter(|cpu| r.is_some_limit(f, cpu.share() > 0.0))
+                    }),
+                    mem: r.optional(&fields, "mem", |r, f| {
+                        r.memory(f).filter(|mem| r.is_some_limit(f, mem.bytes() > 0))
+                    }),
+                })
+            }),
+        })
+    }
+
+    /// Engines take 0 for "no limit", which is the opposite of what stands there.
+    fn is_some_limit(&mut self, field: &Field<'_>, is_some: bool) -> bool {
+        if !is_some {
+            let last = field.path.rsplit('.').next().unwrap_or_default();
+            let message = format!("`{last}` of 0 lets nothing run");
+            self.fault(field, message, Some("for no limit leave it out"));
+        }
+        is_some
+    }
+
+    fn resources(&mut self, field: &Field<'_>) -> Resources {
+        let mut all = Resources { read: Vec::new(), declared: None };
+        let Some(items) = self.list(field) else {
+            return all;
+        };
+        let mut declared: IndexMap<String, Position> = IndexMap::new();
+        for item in items {
+            let Some(fields) = self.map(&item, &RESOURCE) else {
+                continue;
+            };
+            let name = self
+                .required(&fields, "name", "what steps call it")
+                .and_then(|field| self.ruled(&field, rules::file_name).map(|name| (field, name)));
+            if let Some((field, name)) = &name
+                && let Some(first) = declared.insert(name.clone(), field.node.at)
+            {
+                let message = format!("there is a resource {} already", quoted(name));
+                self.fault(field, message, Some(&in_line(first, "give each a name of its own")));
+            }
+            all.read.extend(self.resource(&fields, name.map(|(_, name)| name)));
+        }
+        all.declared = Some(declared.into_keys().collect());
+        all
+    }
+
+    fn resource(&mut self, fields: &Fields<'_>, name: Option<String>) -> Option<Resource> {
+        let types = [("external", ResourceKind::External), ("internal", ResourceKind::Internal)];
+        let kind = self
+            .required(fields, "type", "`external` or `internal`")
+            .and_then(|field| self.word(&field, &types));
+        let provider = self
+            .required(fields, "provider", "a registered resource provider or artifact store")
+            .and_then(|field| self.parsed(&field));
+        let params = fields.get("params");
+        let read = match &params {
+            Some(field) => self.scalars(field, rules::parameter),
+            None => Some(Vars::new()),
+        };
+        if let (Some(ResourceKind::Internal), Some(read)) = (kind, &read) {
+            self.internal_params(fields, params.as_ref(), read);
+        }
+        Some(Resource { name: name?, kind: kind?, provider: provider?, params: read? })
+    }
+
+    /// An artifact is found by the run that made it.
+    fn internal_params(&mut self, fields: &Fields<'_>, params: Option<&Field<'_>>, read: &Vars) {
+        let hint = "the group, the name and the run-id of the run that made the artifact";
+        let Some(params) = params else {
+            drop(self.required(fields, "params", hint));
+            return;
+        };
+        for key in ["group", "name"] {
+            if !read.contains_key(key) {
+                self.fault(params, format!("`{key}` is missing in `params`"), Some(hint));
+            }
+        }
+        match read.get("run-id").or_else(|| read.get("run_id")) {
+            None => self.fault(params, "`run-id` is missing in `params`".to_owned(), Some(hint)),
+            Some(run) => drop(self.checked(params, run.parse::<RunId>())),
+        }
+    }
+}
+
+/// What a pipeline may have mounted.
+struct Resources {
+    read: Vec<Resource>,
+    /// Every name, of malformed ones too; `None` where `resources` is no list.
+    declared: Option<Vec<String>>,
+}
+
+/// A hint that names the line of what came first, where lines are known.
+fn in_line(first: Position, advice: &str) -> String {
+    match first.line {
+        0 => advice.to_owned(),
+        line => format!("in line {line}; {advice}"),
+    }
+}

@@ -1,0 +1,333 @@
+//! Reads typed values from the tree and collects what is wrong with them. Knows no pipeline.
+
+use std::collections::HashMap;
+use std::str::FromStr;
+
+use super::super::tree::{Entry, Node, Position, Value, quoted};
+use crate::diagnostic::Diagnostic;
+use crate::quantity::{Cpu, Memory, Span};
+
+/// The longest message of a fault, in characters: what it quotes may be a megabyte.
+const MAX_MESSAGE: usize = 300;
+
+/// Collects faults: each reading method returns `None` where it has added at least one.
+#[derive(Default)]
+pub(super) struct Reader {
+    faults: Vec<Diagnostic>,
+}
+
+/// A value and its path in the document.
+#[derive(Clone)]
+pub(super) struct Field<'a> {
+    pub(super) node: &'a Node,
+    pub(super) path: String,
+}
+
+/// A map whose keys have been checked.
+pub(super) struct Fields<'a> {
+    at: Position,
+    path: String,
+    /// By the known spelling.
+    found: HashMap<&'static str, &'a Entry>,
+}
+
+/// The keys that a map may have, and what people write instead.
+pub(super) struct Keys {
+    pub(super) known: &'static [&'static str],
+    /// A key that is not known, and what to do about it.
+    pub(super) instead: &'static [(&'static str, &'static str)],
+}
+
+impl<'a> Field<'a> {
+    pub(super) fn root(node: &'a Node) -> Self {
+        Self { node, path: String::new() }
+    }
+
+    /// The last part of the path, as faults name it.
+    fn name(&self) -> String {
+        let last = self.path.rsplit_once('.').map_or(self.path.as_str(), |(_, last)| last);
+        if last.is_empty() { "the document".to_owned() } else { format!("`{last}`") }
+    }
+
+    pub(super) fn items(&self) -> Option<impl Iterator<Item = Self> + use<'a>> {
+        let Value::List(nodes) = &self.node.value else {
+            return None;
+        };
+        let path = self.path.clone();
+        Some(
+            nodes
+                .iter()
+                .enumerate()
+                .map(move |(index, node)| Self { node, path: format!("{path}[{index}]") }),
+        )
+    }
+}
+
+impl<'a> Fields<'a> {
+    /// The value of a key; `null` is a key that is not there.
+    pub(super) fn get(&self, key: &'static str) -> Option<Field<'a>> {
+        let entry = self.found.get(key).filter(|entry| entry.value.value != Value::Null)?;
+        Some(Field { node: &entry.value, path: join(&self.path, &entry.key) })
+    }
+}
+
+pub(super) fn join(path: &str, key: &str) -> String {
+    if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
+}
+
+/// `needs_resource` and `needs-resource` are one key.
+fn same(one: &str, other: &str) -> bool {
+    let unify = |b: u8| if b == b'_' { b'-' } else { b };
+    one.bytes().map(unify).eq(other.bytes().map(unify))
+}
+
+/// The known word that was probably meant.
+pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
+    // Comparing costs length times length, and no word of ours is longer.
+    if word.len() > 64 {
+        return None;
+    }
+    let lower = word.to_lowercase().replace('_', "-");
+    known
+        .into_iter()
+        .map(|known| (strsim::damerau_levenshtein(&lower, &known.replace('_', "-")), known))
+        .filter(|(distance, known)| *distance <= known.len().max(3) / 3)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, known)| known)
+}
+
+impl Reader {
+    /// Every fault, in the order of the document.
+    pub(super) fn into_faults(mut self) -> Vec<Diagnostic> {
+        self.faults.sort_by_key(|fault| (fault.line, fault.column));
+        self.faults
+    }
+
+    pub(super) fn is_clean(&self) -> bool {
+        self.faults.is_empty()
+    }
+
+    pub(super) fn fault_at(
+        &mut self,
+        at: Position,
+        path: &str,
+        message: String,
+        hint: Option<&str>,
+    ) {
+        let message = match message.char_indices().nth(MAX_MESSAGE) {
+            Some((end, _)) => format!("{}...", &message[..end]),
+            None => message,
+        };
+        let fault = at.fault(message, hint);
+        self.faults.push(Diagnostic { path: path.to_owned(), ..fault });
+    }
+
+    pub(super) fn fault(&mut self, field: &Field<'_>, message: String, hint: Option<&str>) {
+        self.fault_at(field.node.at, &field.path, message, hint);
+    }
+
+    fn mismatch(&mut self, field: &Field<'_>, expected: &str, hint: Option<&str>) {
+        let message = format!("{} is {}, expected {expected}", field.name(), field.node.kind());
+        self.fault_at(field.node.at, &field.path, message, hint);
+    }
+
+    /// A map, with a fault for each key that is not known or stands there in both spellings.
+    pub(super) fn map<'a>(&mut self, field: &Field<'a>, keys: &Keys) -> Option<Fields<'a>> {
+        let Value::Map(entries) = &field.node.value else {
+            self.mismatch(field, "a map", None);
+            return None;
+        };
+        let mut found: HashMap<&'static str, &Entry> = HashMap::new();
+        for entry in entries {
+            let path = join(&field.path, &entry.key);
+            let Some(known) = keys.known.iter().find(|known| same(known, &entry.key)) else {
+                let hint = self.hint_for(&entry.key, keys);
+                let message = format!("the key {} is not known here", quoted(&entry.key));
+                self.fault_at(entry.at, &path, message, Some(&hint));
+                continue;
+            };
+            if let Some(first) = found.insert(known, entry) {
+                let message = format!("`{}` stands there as `{}` already", entry.key, first.key);
+                self.fault_at(entry.at, &path, message, Some("remove one of them"));
+            }
+        }
+        Some(Fields { at: field.node.at, path: field.path.clone(), found })
+    }
+
+    fn hint_for(&self, key: &str, keys: &Keys) -> String {
+        if let Some((_, hint)) = keys.instead.iter().find(|(wrong, _)| same(wrong, key)) {
+            return (*hint).to_owned();
+        }
+        match nearest(key, keys.known.iter().copied()) {
+            Some(known) => format!("did you mean `{known}`?"),
+            None => format!("the keys here are {}", keys.known.join(", ")),
+        }
+    }
+
+    /// A key that must be there.
+    pub(super) fn required<'a>(
+        &mut self,
+        fields: &Fields<'a>,
+        key: &'static str,
+        what: &str,
+    ) -> Option<Field<'a>> {
+        let field = fields.get(key);
+        if field.is_none() {
+            // A key without a value is shown where it stands.
+            let at = fields.found.get(key).map_or(fields.at, |entry| entry.at);
+            let path = join(&fields.path, key);
+            self.fault_at(at, &path, format!("`{key}` is missing"), Some(what));
+        }
+        field
+    }
+
+    /// A key that may be there. A fault leaves it out, and refuses the whole.
+    pub(super) fn optional<T>(
+        &mut self,
+        fields: &Fields<'_>,
+        key: &'static str,
+        read: fn(&mut Self, &Field<'_>) -> Option<T>,
+    ) -> Option<T> {
+        read(self, &fields.get(key)?)
+    }
+
+    /// A text. Numbers and booleans are refused: whoever writes `1.10` without quotes means "1.10"
+    /// and would get another name from other readers.
+    pub(super) fn text(&mut self, field: &Field<'_>) -> Option<String> {
+        match &field.node.value {
+            Value::String(text) => Some(text.clone()),
+            Value::Bool(text) | Value::Number(text) => {
+                let hint = format!("write it in quotes: \"{text}\"");
+                self.mismatch(field, "a text", Some(&hint));
+                None
+            }
+            Value::Null | Value::List(_) | Value::Map(_) => {
+                self.mismatch(field, "a text", None);
+                None
+            }
+        }
+    }
+
+    /// A text of a form of its own.
+    pub(super) fn parsed<T>(&mut self, field: &Field<'_>) -> Option<T>
+    where
+        T: FromStr<Err: std::fmt::Display>,
+    {
+        let text = self.text(field)?;
+        match text.parse() {
+            Ok(value) => Some(value),
+            Err(bad) => {
+                self.fault(field, bad.to_string(), None);
+                None
+            }
+        }
+    }
+
+    /// One of a few words.
+    pub(super) fn word<T: Copy>(&mut self, field: &Field<'_>, words: &[(&str, T)]) -> Option<T> {
+        let text = self.text(field)?;
+        if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
+            return Some(*value);
+        }
+        let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        let message =
+            format!("{} is {}, expected one of {}", field.name(), quoted(&text), known.join(", "));
+        let hint = nearest(&text, known).map(|word| format!("did you mean `{word}`?"));
+        self.fault(field, message, hint.as_deref());
+        None
+    }
+
+    /// `90s`, `1h30m`, or a number, which is seconds.
+    pub(super) fn span(&mut self, field: &Field<'_>) -> Option<Span> {
+        let hint = "such as 90s, 10m, 1h30m or 500ms";
+        let (Value::String(text) | Value::Number(text)) = &field.node.value else {
+            self.mismatch(field, "a time span", Some(hint));
+            return None;
+        };
+        text.parse().map_err(|bad| self.fault(field, format!("{bad}"), Some(hint))).ok()
+    }
+
+    /// `512M`.
+    pub(super) fn memory(&mut self, field: &Field<'_>) -> Option<Memory> {
+        if let Value::Number(text) = &field.node.value {
+            let hint = format!("give it a unit, such as {text}M");
+            self.mismatch(field, "memory with a unit", Some(&hint));
+            return None;
+        }
+        self.parsed(field)
+    }
+
+    /// A share of all cores.
+    pub(super) fn cpu(&mut self, field: &Field<'_>) -> Option<Cpu> {
+        let Value::Number(text) = &field.node.value else {
+            self.mismatch(field, "a number", Some("write it without quotes, such as 0.5"));
+            return None;
+        };
+        text.parse().map_err(|bad| self.fault(field, format!("{bad}"), None)).ok()
+    }
+
+    /// A whole number within bounds.
+    pub(super) fn count(&mut self, field: &Field<'_>, least: u32, most: u32) -> Option<u32> {
+        let Value::Number(text) = &field.node.value else {
+            self.mismatch(field, "a whole number", None);
+            return None;
+        };
+        // Text that is no whole number and a number beyond 32 bits get the same answer.
+        let number = text.parse().ok().filter(|number| (least..=most).contains(number));
+        if number.is_none() {
+            let found = field.node.shown();
+            let message = format!(
+                "{} is {found}, expected a whole number from {least} to {most}",
+                field.name()
+            );
+            self.fault(field, message, None);
+        }
+        number
+    }
+
+    /// The items of a list.
+    pub(super) fn list<'a>(&mut self, field: &Field<'a>) -> Option<Vec<Field<'a>>> {
+        let items = field.items().map(Iterator::collect);
+        if items.is_none() {
+            self.mismatch(field, "a list", None);
+        }
+        items
+    }
+
+    /// A map of scalars, each of which becomes text as it was written. `check` says what is wrong
+    /// with a name and value.
+    pub(super) fn scalars(
+        &mut self,
+        field: &Field<'_>,
+        check: fn(&str, &str) -> Option<&'static str>,
+    ) -> Option<crate::pipeline::Vars> {
+        let Value::Map(entries) = &field.node.value else {
+            self.mismatch(field, "a map of names and values", None);
+            return None;
+        };
+        let mut all = crate::pipeline::Vars::with_capacity(entries.len());
+        for entry in entries {
+            let path = join(&field.path, &entry.key);
+            let Some(text) = entry.value.scalar() else {
+                let shown = quoted(&entry.key);
+                let message = format!(
+                    "{shown} in {} is {}, expected a text, a number or a boolean",
+                    field.name(),
+                    entry.value.kind()
+                );
+                let is_null = entry.value.value == Value::Null;
+                let hint = is_null.then_some("for a text of no characters write \"\"");
+                self.fault_at(entry.value.at, &path, message, hint);
+                continue;
+            };
+            if let Some(expected) = check(&entry.key, text) {
+                let message =
+                    format!("{} in {}: expected {expected}", quoted(&entry.key), field.name());
+                self.fault_at(entry.at, &path, message, None);
+                continue;
+            }
+            all.insert(entry.key.clone(), text.to_owned());
+        }
+        Some(all)
+    }
+}

@@ -1,0 +1,172 @@
+//! What a value of a pipeline must look like, beyond its type. Each rule answers with what is wrong.
+
+use std::collections::HashMap;
+
+/// A name that becomes a directory, or a part of a URL.
+pub(super) fn file_name(name: &str) -> Option<&'static str> {
+    match name {
+        "" => Some("is empty"),
+        "." | ".." => Some("means a directory that exists already"),
+        _ if name.contains('/') => Some("has a `/`, and must be usable as a file name"),
+        _ if name.chars().any(char::is_control) => Some("has a control character"),
+        _ if name.len() > 255 => Some("is longer than the 255 bytes of a file name"),
+        _ => None,
+    }
+}
+
+/// An image that an engine can be asked for.
+pub(super) fn image(image: &str) -> Option<&'static str> {
+    if image.is_empty() {
+        return Some("is empty");
+    }
+    let odd = image.chars().any(|c| c.is_control() || c.is_whitespace());
+    odd.then_some("has a blank or a control character")
+}
+
+/// Whether an image says which registry it is from, or is an id.
+pub(in crate::dialect) fn is_qualified(image: &str) -> bool {
+    let is_id = |text: &str| text.len() >= 12 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    match image.split_once('/') {
+        Some((registry, _)) => registry.contains(['.', ':']) || registry == "localhost",
+        None => is_id(image.strip_prefix("sha256:").unwrap_or(image)),
+    }
+}
+
+/// A network: `none`, `host`, `private`, or the name of one that the engine knows.
+pub(super) fn network(network: &str) -> Option<&'static str> {
+    if network.is_empty() {
+        return Some("is empty");
+    }
+    if network.starts_with("container:") || network.starts_with("ns:") {
+        return Some("is the network of something outside of the run");
+    }
+    let (mode, options) = network.split_once(':').unwrap_or((network, ""));
+    if !options.is_empty() && !matches!(mode, "pasta" | "slirp4netns" | "bridge") {
+        return Some("has options, which only bridge, pasta and slirp4netns take");
+    }
+    let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    if !mode.starts_with(|c: char| c.is_ascii_alphanumeric()) || !mode.chars().all(fits) {
+        return Some("is no name of a network");
+    }
+    let odd = options.chars().any(|c| c.is_control() || c.is_whitespace());
+    odd.then_some("has a blank or a control character")
+}
+
+/// A path below the working directory of a step.
+pub(super) fn artifact_path(path: &str) -> Option<&'static str> {
+    if path.is_empty() {
+        return Some("is empty");
+    }
+    if path.contains('\0') {
+        return Some("has a NUL character");
+    }
+    if path.starts_with('/') {
+        return Some("is absolute, and must be relative to the working directory of the step");
+    }
+    let mut depth = 0_usize;
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => match depth.checked_sub(1) {
+                Some(up) => depth = up,
+                None => return Some("leaves the working directory of the step"),
+            },
+            _ => depth += 1,
+        }
+    }
+    None
+}
+
+/// Words that a process can be started with.
+pub(super) fn command(words: &[String]) -> Option<&'static str> {
+    match words.first() {
+        None => Some("has no word in it"),
+        Some(program) if program.is_empty() => Some("begins with a word of no characters"),
+        Some(_) if words.iter().any(|word| word.contains('\0')) => Some("has a NUL character"),
+        Some(_) => None,
+    }
+}
+
+/// The names of parameters of a resource.
+pub(super) fn parameter(name: &str, _value: &str) -> Option<&'static str> {
+    name.is_empty().then_some("a name that is not empty")
+}
+
+/// A step that waits for itself, where there is one; `needs[i]` are the steps that step `i` waits for.
+pub(super) fn cycle(needs: &[Vec<usize>]) -> Option<usize> {
+    let mut missing: Vec<usize> = needs.iter().map(Vec::len).collect();
+    let mut followers: HashMap<usize, Vec<usize>> = HashMap::new();
+    for (step, before) in needs.iter().enumerate() {
+        for needed in before {
+            followers.entry(*needed).or_default().push(step);
+        }
+    }
+    let mut ready: Vec<usize> = (0..needs.len()).filter(|step| missing[*step] == 0).collect();
+    let mut done = 0;
+    while let Some(step) = ready.pop() {
+        done += 1;
+        for follower in followers.remove(&step).unwrap_or_default() {
+            missing[follower] -= 1;
+            if missing[follower] == 0 {
+                ready.push(follower);
+            }
+        }
+    }
+    if done == needs.len() {
+        return None;
+    }
+    // What is left waits for a cycle or is in one. From any of it, as many steps back as there are
+    // steps end inside of one.
+    let stuck = |step: &usize| missing[*step] > 0;
+    let mut step = (0..needs.len()).find(stuck)?;
+    for _ in 0..needs.len() {
+        step = needs[step].iter().copied().find(stuck)?;
+    }
+    Some(step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_artifact_path_may_turn_but_not_leave() {
+        for good in ["a", "a/b", "./a", "a/../b", "a/b/../../c", ".", "a//b", "..a", "a.."] {
+            assert_eq!(artifact_path(good), None, "{good}");
+        }
+        for bad in ["", "/a", "..", "../a", "a/../../b", "./..", "a\0b"] {
+            assert!(artifact_path(bad).is_some(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn a_network_is_a_word_of_the_engine_or_a_name() {
+        for good in
+            ["none", "host", "private", "bridge", "pasta", "slirp4netns", "my_net.1", "pasta:-T,80"]
+        {
+            assert_eq!(network(good), None, "{good}");
+        }
+        for bad in ["", "container:x", "ns:/proc/1/ns/net", "a b", "-x", "none:x", "a/b", "é"] {
+            assert!(network(bad).is_some(), "{bad:?} was taken");
+        }
+    }
+
+    #[test]
+    fn an_image_is_qualified_by_a_registry_or_as_an_id() {
+        for good in ["docker.io/library/x", "localhost/x", "localhost:5000/x:1", "0123456789ab"] {
+            assert!(is_qualified(good), "{good}");
+        }
+        for short in ["alpine", "alpine:3", "library/alpine", "me/app:v1.0"] {
+            assert!(!is_qualified(short), "{short}");
+        }
+    }
+
+    #[test]
+    fn a_step_that_waits_for_itself_is_found_however_long_the_way() {
+        assert_eq!(cycle(&[]), None);
+        assert_eq!(cycle(&[vec![], vec![0], vec![0, 1]]), None);
+        assert_eq!(cycle(&[vec![0]]), Some(0));
+        assert!(matches!(cycle(&[vec![1], vec![2], vec![1]]), Some(1 | 2)));
+        assert!(matches!(cycle(&[vec![2], vec![0], vec![1], vec![]]), Some(0..=2)));
+    }
+}

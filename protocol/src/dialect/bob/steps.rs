@@ -1,0 +1,260 @@
+//! The steps of a Bob pipeline.
+
+use std::collections::HashMap;
+
+use super::reader::{Field, Fields, Keys, Reader, nearest};
+use super::{PULL, Resources, in_line, rules};
+use crate::command::bad_variable;
+use crate::dialect::tree::{Position, Value, quoted};
+use crate::id::StepName;
+use crate::pipeline::{Artifact, Cmd, ExecutorKind, Retry, Step};
+
+const STEP: Keys = Keys {
+    known: &[
+        "name",
+        "cmd",
+        "vars",
+        "needs_resource",
+        "produces_artifact",
+        "network",
+        "pull",
+        "timeout",
+        "retry",
+        "needs",
+        "executor",
+        "secrets",
+    ],
+    instead: &[
+        ("command", "did you mean `cmd`?"),
+        ("run", "did you mean `cmd`?"),
+        ("script", "did you mean `cmd`?"),
+        ("env", "did you mean `vars`?"),
+        ("environment", "did you mean `vars`?"),
+        ("variables", "did you mean `vars`?"),
+        ("resource", "did you mean `needs_resource`?"),
+        ("artifact", "did you mean `produces_artifact`?"),
+        ("depends-on", "did you mean `needs`?"),
+        ("image", "all steps begin with the image of the pipeline"),
+    ],
+};
+
+const ARTIFACT: Keys = Keys { known: &["name", "path", "store"], instead: &[] };
+const RETRY: Keys = Keys { known: &["attempts", "delay"], instead: &[] };
+
+const EXECUTORS: [(&str, ExecutorKind); 9] = [
+    ("podman", ExecutorKind::Podman),
+    ("docker", ExecutorKind::Docker),
+    ("local", ExecutorKind::Local),
+    ("custom", ExecutorKind::Custom),
+    ("ssh", ExecutorKind::Ssh),
+    ("proxmox", ExecutorKind::Proxmox),
+    ("lexware", ExecutorKind::Lexware),
+    ("sevdesk", ExecutorKind::Sevdesk),
+    ("http", ExecutorKind::Http),
+];
+
+impl Reader {
+    pub(super) fn steps(
+        &mut self,
+        field: &Field<'_>,
+        resources: Option<&Resources>,
+    ) -> Option<Vec<Step>> {
+        let items = self.list(field)?;
+        let maps: Vec<Option<Fields<'_>>> =
+            items.iter().map(|item| self.map(item, &STEP)).collect();
+        let names = self.step_names(&items, &maps);
+        let mut steps = Vec::with_capacity(items.len());
+        for (fields, name) in maps.iter().zip(&names) {
+            if let Some(fields) = fields {
+                steps.extend(self.step(fields, name.clone(), resources));
+            }
+        }
+        self.needs(&maps, &names);
+        Some(steps)
+    }
+
+    /// The names of all steps; `None` where one is malformed.
+    fn step_names(
+        &mut self,
+        items: &[Field<'_>],
+        maps: &[Option<Fields<'_>>],
+    ) -> Vec<Option<StepName>> {
+        let mut taken: HashMap<StepName, Position> = HashMap::new();
+        let mut names = Vec::with_capacity(items.len());
+        for (position, (item, fields)) in items.iter().zip(maps).enumerate() {
+            let own = fields.as_ref().and_then(|fields| fields.get("name"));
+            let name = match &own {
+                Some(field) => self.parsed(field),
+                None => Some(StepName::position(position)),
+            };
+            let place = own.unwrap_or_else(|| item.clone());
+            if let Some(name) = &name
+                && let Some(first) = taken.insert(name.clone(), place.node.at)
+            {
+                let message = if place.path.ends_with("name") {
+                    format!("there is a step {name:?} already", name = name.as_str())
+                } else {
+                    format!(
+                        "a step without a name is called by its position, and there is a step \"{name}\" already"
+                    )
+                };
+                self.fault(&place, message, Some(&in_line(first, "give each a name of its own")));
+            }
+            names.push(name);
+        }
+        names
+    }
+
+    fn step(
+        &mut self,
+        fields: &Fields<'_>,
+        name: Option<StepName>,
+        resources: Option<&Resources>,
+    ) -> Option<Step> {
+        let cmd =
+            self.required(fields, "cmd", "what the step runs").and_then(|field| self.cmd(&field));
+        let needs_resource = fields.get("needs_resource").and_then(|field| {
+            let name = self.text(&field)?;
+            self.declared(&field, name, resources)
+        });
+        Some(Step {
+            vars: self
+                .optional(fields, "vars", |r, f| r.scalars(f, bad_variable))
+                .unwrap_or_default(),
+            needs_resource,
+            produces_artifact: self.optional(fields, "produces_artifact", Self::artifact),
+            network: self.optional(fields, "network", |r, f| r.ruled(f, rules::network)),
+            pull: self.optional(fields, "pull", |r, f| r.word(f, &PULL)),
+            timeout: self.optional(fields, "timeout", Self::span),
+            retry: self.optional(fields, "retry", Self::retry),
+            needs: self.optional(fields, "needs", |r, f| {
+                // What is wrong with a name is said where the names are compared.
+                r.list(f).map(|items| {
+                    items.iter().filter_map(|item| item.node.scalar()?.parse().ok()).collect()
+                })
+            }),
+            executor: self
+                .optional(fields, "executor", |r, f| r.word(f, &EXECUTORS))
+                .unwrap_or_default(),
+            secrets: self
+                .optional(fields, "secrets", |r, f| {
+                    let items = r.list(f)?;
+                    Some(items.iter().filter_map(|item| r.ruled(item, rules::file_name)).collect())
+                })
+                .unwrap_or_default(),
+            name: name?,
+            cmd: cmd?,
+        })
+    }
+
+    fn cmd(&mut self, field: &Field<'_>) -> Option<Cmd> {
+        let cmd = match &field.node.value {
+            Value::List(_) => {
+                let items = self.list(field)?;
+                let words: Vec<_> = items.iter().map(|item| self.cmd_word(item)).collect();
+                Cmd::Words(words.into_iter().collect::<Option<_>>()?)
+            }
+            Value::String(line) => Cmd::Line(line.clone()),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::Map(_) => {
+                let message =
+                    format!("`cmd` is {}, expected a text or a list of texts", field.node.kind());
+                self.fault(field, message, None);
+                return None;
+            }
+        };
+        match rules::command(&cmd.words()) {
+            None => Some(cmd),
+            Some(why) => {
+                self.fault(field, format!("`cmd` {why}"), Some("name a program to run"));
+                None
+            }
+        }
+    }
+
+    /// A word of a command: `[sleep, 5]` can only mean one thing.
+    fn cmd_word(&mut self, field: &Field<'_>) -> Option<String> {
+        match field.node.scalar() {
+            Some(text) => Some(text.to_owned()),
+            None => self.text(field),
+        }
+    }
+
+    fn declared(
+        &mut self,
+        field: &Field<'_>,
+        name: String,
+        resources: Option<&Resources>,
+    ) -> Option<String> {
+        let declared = match resources {
+            None => &[][..],
+            // Where `resources` is no list, one fault is enough.
+            Some(resources) => resources.declared.as_deref()?,
+        };
+        if declared.contains(&name) {
+            return Some(name);
+        }
+        let hint = match nearest(&name, declared.iter().map(String::as_str)) {
+            Some(known) => format!("did you mean {}?", quoted(known)),
+            None => "declare it in `resources` of the pipeline".to_owned(),
+        };
+        self.fault(field, format!("there is no resource {}", quoted(&name)), Some(&hint));
+        None
+    }
+
+    fn artifact(&mut self, field: &Field<'_>) -> Option<Artifact> {
+        let fields = self.map(field, &ARTIFACT)?;
+        let name = self
+            .required(&fields, "name", "what the store calls it")
+            .and_then(|field| self.ruled(&field, rules::file_name));
+        let path = self
+            .required(&fields, "path", "where it lies, relative to the step's working directory")
+            .and_then(|field| self.ruled(&field, rules::artifact_path));
+        let store = self
+            .required(&fields, "store", "a registered artifact store")
+            .and_then(|field| self.parsed(&field));
+        Some(Artifact { name: name?, path: path?, store: store? })
+    }
+
+    fn retry(&mut self, field: &Field<'_>) -> Option<Retry> {
+        let fields = self.map(field, &RETRY)?;
+        let delay = self.optional(&fields, "delay", Self::span);
+        let attempts = self
+            .required(&fields, "attempts", "how often the step is run at most")
+            .and_then(|field| self.count(&field, 1, 100));
+        Some(Retry { attempts: attempts?, delay })
+    }
+
+    /// Compares what steps wait for with the steps that there are.
+    fn needs(&mut self, maps: &[Option<Fields<'_>>], names: &[Option<StepName>]) {
+        let position: HashMap<&str, usize> = names
+            .iter()
+            .enumerate()
+            .filter_map(|(position, name)| Some((name.as_ref()?.as_str(), position)))
+            .collect();
+        let mut edges = vec![Vec::new(); names.len()];
+        let mut places = vec![None; names.len()];
+        for (step, fields) in maps.iter().enumerate() {
+            let Some(field) = fields.as_ref().and_then(|fields| fields.get("needs")) else {
+                continue;
+            };
+            for item in field.items().into_iter().flatten() {
+                let Some(name) = self.text(&item) else {
+                    continue;
+                };
+                match position.get(name.as_str()) {
+                    Some(needed) => edges[step].push(*needed),
+                    None => {
+                        let hint = nearest(&name, position.keys().copied())
+                            .map(|known| format!("did you mean {}?", quoted(known)));
+                        let message = format!("there is no step {}", quoted(&name));
+                        self.fault(&item, message, hint.as_deref());
+                    }
+                }
+            }
+            places[step] = Some(field);
+        }
+        if let Some(field) = rules::cycle(&edges).and_then(|step| places[step].clone()) {
+            self.fault(&field, "the step waits for itself".to_owned(), Some("break the cycle"));
+        }
+    }
+}

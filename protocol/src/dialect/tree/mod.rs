@@ -1,0 +1,266 @@
+//! One tree with positions for JSON and YAML alike, of bounded size, depth and expansion.
+//!
+//! A dialect reads this tree and never the text, so each fault has its line and neither form can say
+//! what the other cannot.
+
+mod json;
+mod yaml;
+
+use std::fmt::Write as _;
+
+use crate::diagnostic::{Class, Diagnostic};
+
+/// The largest text that is read, in bytes.
+pub(crate) const MAX_BYTES: usize = 1024 * 1024;
+/// How deep lists and maps may be nested.
+pub(crate) const MAX_DEPTH: usize = 64;
+/// How many values there may be, each use of an alias counted in full.
+pub(crate) const MAX_NODES: usize = 100_000;
+/// How many bytes of text there may be, each use of an alias counted in full.
+pub(crate) const MAX_TEXT: usize = 4 * MAX_BYTES;
+
+/// What was read.
+#[derive(Debug)]
+pub(crate) struct Tree {
+    pub(crate) root: Node,
+    /// What is wrong with the text and does not keep it from being read: the dialect has more to say.
+    pub(crate) faults: Vec<Diagnostic>,
+}
+
+/// A value, and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Node {
+    pub(crate) value: Value,
+    pub(crate) at: Position,
+}
+
+/// What a document is made of. Scalars keep their text as it was written: `2.50` stays `2.50`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Value {
+    Null,
+    Bool(String),
+    Number(String),
+    String(String),
+    List(Vec<Node>),
+    Map(Vec<Entry>),
+}
+
+/// A key with its value. Keys are unique in their map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) key: String,
+    pub(crate) at: Position,
+    pub(crate) value: Node,
+}
+
+/// A place in a text, both from 1; both 0 where the text is not at hand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
+pub(crate) struct Position {
+    pub(crate) line: u32,
+    pub(crate) column: u32,
+}
+
+impl Position {
+    fn new(line: usize, column: usize) -> Self {
+        // A text of MAX_BYTES has no line and no column that does not fit.
+        let bounded = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        Self { line: bounded(line), column: bounded(column) }
+    }
+
+    /// The place of a byte of a text.
+    fn of_byte(text: &[u8], byte: usize) -> Self {
+        let before = &text[..byte.min(text.len())];
+        let line_start = before.iter().rposition(|b| *b == b'\n').map_or(0, |newline| newline + 1);
+        let line = before.iter().filter(|b| **b == b'\n').count() + 1;
+        Self::new(line, String::from_utf8_lossy(&before[line_start..]).chars().count() + 1)
+    }
+
+    /// A fault of the document at this place.
+    pub(crate) fn fault(self, message: impl Into<String>, hint: Option<&str>) -> Diagnostic {
+        Diagnostic {
+            class: Class::Error,
+            file: None,
+            line: self.line,
+            column: self.column,
+            path: String::new(),
+            message: message.into(),
+            hint: hint.map(str::to_owned),
+        }
+    }
+}
+
+/// Reads a file: JSON or YAML by the ending of its name; without one, JSON where it begins like it
+/// and is valid, else YAML.
+pub(crate) fn read(file: Option<&str>, bytes: &[u8]) -> Result<Tree, Diagnostic> {
+    let text = text_of(bytes)?;
+    let ends = |endings: &[&str]| {
+        file.and_then(|file| file.rsplit_once('.')).is_some_and(|(_, ending)| {
+            endings.iter().any(|known| ending.eq_ignore_ascii_case(known))
+        })
+    };
+    if ends(&["json"]) {
+        return json::read(text);
+    }
+    if ends(&["yaml", "yml"]) || !text.trim_start().starts_with(['{', '[']) {
+        return yaml::read(text);
+    }
+    // YAML in flow style begins like JSON too. Where it is neither, the reader that came further is
+    // the one that its author meant.
+    json::read(text).or_else(|no_json| {
+        yaml::read(text).map_err(|no_yaml| {
+            let place = |fault: &Diagnostic| (fault.line, fault.column);
+            if place(&no_yaml) > place(&no_json) { no_yaml } else { no_json }
+        })
+    })
+}
+
+/// Reads JSON, such as the body of a message.
+pub(crate) fn read_json(bytes: &[u8]) -> Result<Node, Diagnostic> {
+    let Tree { root, faults } = json::read(text_of(bytes)?)?;
+    faults.into_iter().next().map_or(Ok(root), Err)
+}
+
+/// The text of a file, where it is one that we read.
+fn text_of(bytes: &[u8]) -> Result<&str, Diagnostic> {
+    let start = Position::new(1, 1);
+    if bytes.len() > MAX_BYTES {
+        let message = format!("{} bytes are more than the {MAX_BYTES} that are read", bytes.len());
+        return Err(start.fault(message, None));
+    }
+    let save_as_utf8 = Some("save it as UTF-8 without a byte order mark");
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(start.fault("the text is UTF-16", save_as_utf8));
+    }
+    if bytes.starts_with(&[0xef, 0xbb, 0xbf]) {
+        return Err(start.fault("the text begins with a byte order mark", save_as_utf8));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|cause| {
+        let byte = cause.valid_up_to();
+        let message = format!("byte 0x{:02x} is no UTF-8", bytes[byte]);
+        Position::of_byte(bytes, byte).fault(message, Some("save it as UTF-8"))
+    })?;
+    if let Some(nul) = text.find('\0') {
+        return Err(Position::of_byte(bytes, nul).fault("there is a NUL character", None));
+    }
+    if text.trim().is_empty() {
+        return Err(start.fault("there is nothing in it", None));
+    }
+    Ok(text)
+}
+
+impl Node {
+    /// The tree of JSON that was read before; it has no positions.
+    pub(crate) fn from_json(value: &serde_json::Value) -> Result<Self, Diagnostic> {
+        json::convert(value, 1, &mut Budget::default())
+    }
+
+    /// What it is, in words.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self.value {
+            Value::Null => "nothing",
+            Value::Bool(_) => "a boolean",
+            Value::Number(_) => "a number",
+            Value::String(_) => "a text",
+            Value::List(_) => "a list",
+            Value::Map(_) => "a map",
+        }
+    }
+
+    /// It, as an error shows it: short, so that a stray megabyte does not end in a message.
+    pub(crate) fn shown(&self) -> String {
+        match &self.value {
+            Value::Null => "nothing".to_owned(),
+            Value::Bool(text) | Value::Number(text) => short(text),
+            Value::String(text) => quoted(text),
+            Value::List(_) | Value::Map(_) => self.kind().to_owned(),
+        }
+    }
+
+    /// The text of a scalar as it was written.
+    pub(crate) fn scalar(&self) -> Option<&str> {
+        match &self.value {
+            Value::Bool(text) | Value::Number(text) | Value::String(text) => Some(text),
+            Value::Null | Value::List(_) | Value::Map(_) => None,
+        }
+    }
+
+    /// The entry of that key, where it is a map that has it.
+    pub(crate) fn entry(&self, key: &str) -> Option<&Entry> {
+        self.entries().iter().find(|entry| entry.key == key)
+    }
+
+    /// The entries of a map; none of anything else.
+    pub(crate) fn entries(&self) -> &[Entry] {
+        match &self.value {
+            Value::Map(entries) => entries,
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::List(_) => {
+                &[]
+            }
+        }
+    }
+}
+
+/// A text as an error shows it, in quotes and short.
+pub(crate) fn quoted(text: &str) -> String {
+    let mut shown = format!("{:?}", text.chars().take(60).collect::<String>());
+    if text.chars().nth(60).is_some() {
+        shown.push_str("...");
+    }
+    shown
+}
+
+fn short(text: &str) -> String {
+    let mut shown: String = text.chars().take(60).collect();
+    if text.chars().nth(60).is_some() {
+        shown.push_str("...");
+    }
+    shown
+}
+
+/// What a document may still hold.
+#[derive(Debug)]
+struct Budget {
+    nodes: usize,
+    text: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { nodes: MAX_NODES, text: MAX_TEXT }
+    }
+}
+
+impl Budget {
+    fn spend(&mut self, nodes: usize, text: usize, at: Position) -> Result<(), Diagnostic> {
+        match (self.nodes.checked_sub(nodes), self.text.checked_sub(text)) {
+            (Some(nodes), Some(text)) => {
+                *self = Self { nodes, text };
+                Ok(())
+            }
+            (None, _) => {
+                let message =
+                    format!("there are more than {MAX_NODES} values, the uses of aliases counted");
+                Err(at.fault(message, None))
+            }
+            (_, None) => {
+                let message = format!(
+                    "there are more than {MAX_TEXT} bytes of text, the uses of aliases counted"
+                );
+                Err(at.fault(message, None))
+            }
+        }
+    }
+}
+
+fn too_deep(at: Position) -> Diagnostic {
+    at.fault(format!("lists and maps are nested deeper than {MAX_DEPTH}"), None)
+}
+
+fn duplicate(key: &str, first: Position, second: Position) -> Diagnostic {
+    let mut message = format!("the key {} stands twice", quoted(key));
+    if first.line != 0 {
+        // Writing to a String cannot fail.
+        let _infallible = write!(message, ", first in line {}", first.line);
+    }
+    second.fault(message, Some("remove one of them"))
+}

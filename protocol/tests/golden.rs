@@ -1,0 +1,100 @@
+//! Files in, plans and faults out, compared with what stands beside them.
+//!
+//! `just golden` (`BOB_GOLDEN=write`) writes them anew; the difference is then to be read by somebody.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use protocol::dialect::parse;
+
+/// Every file below `golden/` that is an input.
+fn inputs() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut inputs = Vec::new();
+    let mut folders = vec![root];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if path.is_dir() {
+                folders.push(path);
+            } else if !name.ends_with(".plan.json") && !name.ends_with(".faults.txt") {
+                inputs.push(path);
+            }
+        }
+    }
+    inputs.sort();
+    inputs
+}
+
+/// What a file gives: its plan, and its faults.
+fn outputs(input: &Path) -> (Option<String>, Option<String>) {
+    let name = input.file_name().unwrap().to_str().unwrap();
+    let parsed = parse(Some(name), &fs::read(input).unwrap());
+    let lines = |text: Vec<String>| (!text.is_empty()).then(|| text.join("\n") + "\n");
+    let plan = parsed.pipelines.iter().map(|p| serde_json::to_string_pretty(p).unwrap()).collect();
+    let faults = parsed.diagnostics.iter().map(|d| format!("{:?} {d} [{}]", d.class, d.path));
+    (lines(plan), lines(faults.collect()))
+}
+
+#[test]
+fn every_file_gives_the_plan_and_the_faults_that_stand_beside_it() {
+    let write = std::env::var_os("BOB_GOLDEN").is_some_and(|value| value == "write");
+    let inputs = inputs();
+    assert!(inputs.len() > 10, "the golden files are gone");
+    let mut wrong = Vec::new();
+    for input in inputs {
+        let (plan, faults) = outputs(&input);
+        for (ending, found) in [("plan.json", plan), ("faults.txt", faults)] {
+            let golden = PathBuf::from(format!("{}.{ending}", input.display()));
+            if write {
+                match found {
+                    Some(text) => fs::write(&golden, text).unwrap(),
+                    None if golden.exists() => fs::remove_file(&golden).unwrap(),
+                    None => {}
+                }
+                continue;
+            }
+            let expected = golden.exists().then(|| fs::read_to_string(&golden).unwrap());
+            if expected != found {
+                wrong.push(format!(
+                    "{}\n--- expected\n{}\n--- found\n{}",
+                    golden.display(),
+                    expected.unwrap_or_default(),
+                    found.unwrap_or_default()
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_golden_file_has_an_input() {
+    let inputs = inputs();
+    let inputs: Vec<_> = inputs.iter().map(|input| input.display().to_string()).collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    for folder in fs::read_dir(root).unwrap() {
+        for entry in fs::read_dir(folder.unwrap().path()).unwrap() {
+            let path = entry.unwrap().path().display().to_string();
+            for ending in [".plan.json", ".faults.txt"] {
+                if let Some(input) = path.strip_suffix(ending) {
+                    assert!(inputs.iter().any(|known| known == input), "{path} belongs to nothing");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_plan_is_read_again_as_the_same_plan() {
+    for input in inputs() {
+        let name = input.file_name().unwrap().to_str().unwrap();
+        for pipeline in parse(Some(name), &fs::read(&input).unwrap()).pipelines {
+            let plan = serde_json::to_vec(&pipeline).unwrap();
+            let again = parse(Some("plan.json"), &plan);
+            assert_eq!(again.pipelines, [pipeline], "{}", input.display());
+        }
+    }
+}
