@@ -1,0 +1,129 @@
+# shellcheck shell=bash
+# Units: background processes of one instance, each known by a file with its pid and start time.
+# The start time tells a process of ours from a stranger who got the same pid later.
+
+# The start time of a live process, in ticks since boot; nothing for a dead one or a zombie.
+started_at() {
+  local stat
+  { stat=$(<"/proc/$1/stat"); } 2>/dev/null || return 0
+  # The name may hold blanks and brackets: count from behind it. Field 3 comes first, 22 is wanted.
+  read -ra stat <<<"${stat##*) }"
+  [ "${stat[0]}" = Z ] || printf '%s' "${stat[19]}"
+}
+
+unit_pid() {
+  local pid='' at=''
+  [ ! -e "$INSTANCE/pids/$1" ] || read -r pid at <"$INSTANCE/pids/$1" || true
+  [ -z "$pid" ] || [ "$(started_at "$pid")" != "$at" ] || printf '%s' "$pid"
+}
+
+unit_runs() { [ -n "$(unit_pid "$1")" ]; }
+
+# start_unit UNIT COMMAND...: in a session of its own, output to the unit's log, and with none of
+# our open files: a lock or a pipe of the caller that is kept open would never be let go.
+start_unit() {
+  local unit=$1 pid
+  shift
+  (
+    for fd in /proc/self/fd/*; do
+      fd=${fd##*/}
+      [ "$fd" -le 2 ] || [ "$fd" -eq 255 ] || eval "exec $fd>&-"
+    done
+    cd / && exec setsid "$@"
+  ) </dev/null >>"$INSTANCE/logs/$unit.log" 2>&1 &
+  pid=$!
+  disown "$pid"
+  printf '%s %s\n' "$pid" "$(started_at "$pid")" >"$INSTANCE/pids/$unit"
+}
+
+# A unit's process and the one it may have put between: podman's service is often the child of a
+# process of the same program that only passes SIGTERM on to it, and would survive a SIGKILL of that
+# one alone. Other children, such as a container's network helper, are left alone.
+unit_pids() {
+  local pid child
+  pid=$(unit_pid "$1")
+  [ -n "$pid" ] || return 0
+  # shellcheck disable=SC2013 # words are what is wanted
+  for child in $(cat "/proc/$pid/task"/*/children 2>/dev/null); do
+    [ "/proc/$pid/exe" -ef "/proc/$child/exe" ] && echo "$child"
+  done
+  echo "$pid"
+}
+
+# any_lives PID START...: does any of these processes still live?
+any_lives() {
+  while [ $# -gt 0 ]; do
+    [ "$(started_at "$1")" != "$2" ] || return 0
+    shift 2
+  done
+  return 1
+}
+
+none_lives() { ! any_lives "$@"; }
+
+# end_unit UNIT SIGNAL SECONDS: sends the signal, and SIGKILL when the time is over.
+end_unit() {
+  local unit=$1 signal=$2 seconds=$3 pid
+  local -a pids processes=()
+  read -ra pids <<<"$(unit_pids "$unit" | tr '\n' ' ')"
+  if [ ${#pids[@]} -gt 0 ]; then
+    for pid in "${pids[@]}"; do processes+=("$pid" "$(started_at "$pid")"); done
+    if [ "$signal" = KILL ]; then
+      kill -KILL "${pids[@]}" 2>/dev/null || true
+    else
+      # The last is the unit's own. What SIGSTOP holds takes no other signal before SIGCONT.
+      kill "-$signal" "${pids[-1]}" 2>/dev/null || true
+      kill -CONT "${pids[@]}" 2>/dev/null || true
+    fi
+    if ! wait_for "$seconds" none_lives "${processes[@]}"; then
+      say "$unit did not end within $seconds s: killing it"
+      kill -KILL "${pids[@]}" 2>/dev/null || true
+      wait_for 10 none_lives "${processes[@]}" || die "$unit (${pids[*]}) survives SIGKILL"
+    fi
+  fi
+  rm -f "$INSTANCE/pids/$unit"
+}
+
+signal_unit() {
+  local -a pids
+  read -ra pids <<<"$(unit_pids "$1" | tr '\n' ' ')"
+  [ ${#pids[@]} -gt 0 ] || die "$1 of the services \"$NAME\" does not run"
+  kill "-$2" "${pids[@]}"
+}
+
+# Waits until a started unit answers, and shows the end of its log where it does not.
+await_unit() {
+  local unit=$1 end=$((SECONDS + ${BOB_SERVICES_DEADLINE:-120}))
+  shift
+  until "$@"; do
+    unit_runs "$unit" || unit_failed "$unit" 'ended while it was starting'
+    [ "$SECONDS" -lt "$end" ] ||
+      unit_failed "$unit" "does not answer after ${BOB_SERVICES_DEADLINE:-120} s (BOB_SERVICES_DEADLINE)"
+    sleep 0.05
+  done
+}
+
+unit_failed() {
+  say "--- the end of $INSTANCE/logs/$1.log"
+  tail -n 30 "$INSTANCE/logs/$1.log" >&2 || true
+  say '---'
+  die "$1 of the services \"$NAME\" $2; the end of its log stands above"
+}
+
+# Every process of the instance, by pid: the units, and what podman leaves beside its service (the
+# pause process, conmon, network helpers) have its home, which is nobody's else. A container's own
+# processes do not, but the store's id, which no other path has, stands in their mounts.
+instance_processes() {
+  {
+    grep -lzxF "HOME=$INSTANCE/home" /proc/[0-9]*/environ
+    grep -lF "$(<"$INSTANCE/store-id")" /proc/[0-9]*/mountinfo
+  } 2>/dev/null | cut -d/ -f3 | sort -un
+}
+
+no_instance_process() {
+  local -a pids
+  read -ra pids <<<"$(instance_processes | tr '\n' ' ')"
+  [ ${#pids[@]} -gt 0 ] || return 0
+  kill -KILL "${pids[@]}" 2>/dev/null || true
+  return 1
+}

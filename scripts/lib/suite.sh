@@ -1,0 +1,83 @@
+# shellcheck shell=bash
+# Where the services' programs come from: this machine (suite "host"), or a Debian tree of another
+# suite, made once by debootstrap and entered by root in a mount namespace of its own.
+
+SUITE_PACKAGES='rabbitmq-server,etcd-server,podman,crun,conmon,uidmap,slirp4netns,catatonit,procps'
+
+suite_tree() { printf '%s/%s' "${BOB_CACHE_DIR:-/var/cache/bob-runner}" "$SUITE"; }
+
+# in_suite ARRAY NAME=VALUE...: what starts a program of the suite as the service user.
+in_suite() {
+  local -n into=$1
+  local -a as_user
+  if [ "$SUITE" != host ]; then
+    in_private_namespace "$@"
+    return
+  fi
+  shift
+  service_user_command as_user "$@"
+  # shellcheck disable=SC2034 # the caller's array
+  into=("${as_user[@]}")
+}
+
+# The same, in a mount namespace that has what rootless podman needs; only root can make one.
+in_private_namespace() {
+  local -n wrapped=$1
+  local -a as_service_user
+  shift
+  service_user_command as_service_user "$@"
+  wrapped=()
+  if is_root; then
+    wrapped=(unshare --mount "$ROOT/scripts/lib/enter.sh")
+    [ "$SUITE" = host ] || wrapped+=(--tree "$(suite_tree)" --share "$INSTANCE" --share "$(podman_store)")
+    wrapped+=(--)
+  fi
+  wrapped+=("${as_service_user[@]}")
+}
+
+suite_prepare() {
+  local tree lock
+  [ "$SUITE" != host ] || return 0
+  is_root || die "--suite $SUITE enters another Debian tree, which only root can: run it with sudo"
+  tree=$(suite_tree)
+  mkdir -p "$(dirname "$tree")"
+  exec {lock}>>"$tree.lock"
+  flock "$lock"
+  [ -e "$tree/.complete" ] && [ "$(<"$tree/.complete")" = "$SUITE_PACKAGES" ] || suite_make "$tree"
+  suite_add_user "$tree"
+  exec {lock}>&-
+}
+
+# Made beside its place and moved there, so that a half-made tree is never taken for a whole one.
+suite_make() {
+  local tree=$1 log=$1.log mirror
+  require_program debootstrap
+  # shellcheck disable=SC2016 # apt's own variables
+  mirror=${BOB_DEBIAN_MIRROR:-$(apt-get indextargets --format '$(REPO_URI) $(ORIGIN)' 'Created-By: Packages' |
+    awk '$2 == "Debian" && $1 !~ /security/ { print $1; exit }')}
+  [ -n "$mirror" ] || die "apt knows no Debian mirror on this machine: name one in BOB_DEBIAN_MIRROR"
+  say "making a Debian $SUITE tree in $tree (once; its log: $log)"
+  rm -rf "$tree" "$tree.new"
+  {
+    debootstrap --variant=minbase "$SUITE" "$tree.new" "$mirror" &&
+      printf '#!/bin/sh\nexit 101\n' >"$tree.new/usr/sbin/policy-rc.d" &&
+      chmod +x "$tree.new/usr/sbin/policy-rc.d" &&
+      DEBIAN_FRONTEND=noninteractive chroot "$tree.new" \
+        apt-get install --yes --no-install-recommends ${SUITE_PACKAGES//,/ } &&
+      chroot "$tree.new" apt-get clean
+  } >"$log" 2>&1 </dev/null || {
+    tail -n 20 "$log" >&2
+    die "no Debian $SUITE tree could be made from $mirror; the end of the log stands above"
+  }
+  printf '%s' "$SUITE_PACKAGES" >"$tree.new/.complete"
+  mv "$tree.new" "$tree"
+}
+
+# The test user is the same one inside: same name, same ids, same range.
+suite_add_user() {
+  local tree=$1 file
+  for file in passwd group subuid subgid; do
+    sed -i "/^$SERVICE_USER:/d" "$tree/etc/$file"
+    grep "^$SERVICE_USER:" "/etc/$file" >>"$tree/etc/$file" || true
+  done
+}
