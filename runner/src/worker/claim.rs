@@ -135,6 +135,7 @@ async fn try_take(
         steps: Vec::new(),
         ending_event: None,
     };
+    let seen = shared.seen.current(&shared.ports).await?;
     let mut txn = Txn::new()
         .when(names::owner_key(run), Expect::Absent)
         .when(names::run_key(run), Expect::Absent)
@@ -142,7 +143,7 @@ async fn try_take(
         .put_leased(names::owner_key(run), owner_value(&shared.options.node), held.lease)
         .put(names::run_key(run), json(&record)?)
         .put(names::open_key(run), json(&Open::default())?)
-        .put_leased(names::seen_key(run), Vec::new(), shared.seen_lease().await?);
+        .put_leased(names::seen_key(run), Vec::new(), seen);
     if !matches!(verdict, Verdict::Stop(_)) {
         txn = txn.when(names::stop_key(run), Expect::Absent);
     }

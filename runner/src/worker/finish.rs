@@ -8,7 +8,7 @@ use tracing::{info, warn};
 
 use super::drive::Drive;
 use super::ledger::{Also, WriteError};
-use crate::ports::Ticket;
+use crate::ports::{StoreError, Ticket};
 use crate::rules::run::{Draft, Input, StopWhy};
 
 /// How long an external logger may hold up a run's end.
@@ -78,7 +78,33 @@ impl Drive {
         }
         drop(destroyed.await);
         let record = self.run.record().clone();
-        self.ledger.save(&record, Also::LetGo).await
+        let also = self.let_go().await?;
+        self.ledger.save(&record, also).await
+    }
+
+    /// The leases that the last write needs, however long the store takes to grant them.
+    async fn let_go(&self) -> Result<Also, WriteError> {
+        loop {
+            let ports = &self.shared.ports;
+            let taken = async {
+                let record = self.shared.records.current(ports).await?;
+                let seen = self.shared.seen.current(ports).await?;
+                Ok::<_, StoreError>(Also::LetGo { record, seen })
+            };
+            let taken = tokio::select! {
+                biased;
+                () = self.lost.cancelled() => return Err(WriteError::Lost),
+                taken = taken => taken,
+            };
+            match taken {
+                Ok(also) => return Ok(also),
+                Err(cause) if cause.retryable() => {
+                    warn!(run.id = %self.scope.run, %cause, "a record waits");
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                Err(cause) => return Err(WriteError::Refused(cause)),
+            }
+        }
     }
 
     async fn close_feed(&mut self) {

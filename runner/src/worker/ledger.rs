@@ -9,7 +9,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use crate::ports::{Claim, Expect, Store, StoreError, Txn};
+use crate::ports::{Claim, Expect, LeaseId, Store, StoreError, Txn};
 
 /// Why a write for a run did not happen.
 #[derive(Debug, Error)]
@@ -41,7 +41,12 @@ pub(super) enum Also {
     /// It is an ending other than `stopped`: there must be no stop.
     DemandNoStop,
     /// It is the last: the run is looked after, and let go.
-    LetGo,
+    LetGo {
+        /// The record's, from now on.
+        record: LeaseId,
+        /// That of the mark that keeps the run id from being taken again.
+        seen: LeaseId,
+    },
 }
 
 impl Ledger {
@@ -62,17 +67,24 @@ impl Ledger {
         let mut wait = Duration::from_millis(50);
         let mut unknown = false;
         loop {
-            let mut txn = Txn::new()
+            let txn = Txn::new();
+            let txn = match also {
+                Also::Nothing | Also::DemandNoStop => txn.put(names::run_key(run), bytes.clone()),
+                Also::LetGo { record, .. } => {
+                    txn.put_leased(names::run_key(run), bytes.clone(), record)
+                }
+            };
+            let mut txn = txn
                 .when(names::run_key(run), Expect::ModifiedAt(self.modified))
-                .put(names::run_key(run), bytes.clone())
                 .read(names::run_key(run))
                 .read(names::owner_key(run))
                 .read(names::stop_key(run));
             match also {
                 Also::Nothing => {}
                 Also::DemandNoStop => txn = txn.when(names::stop_key(run), Expect::Absent),
-                Also::LetGo => {
+                Also::LetGo { seen, .. } => {
                     txn = txn
+                        .put_leased(names::seen_key(run), Vec::new(), seen)
                         .delete(names::open_key(run))
                         .delete(names::owner_key(run))
                         .delete(names::stop_key(run));
@@ -94,7 +106,7 @@ impl Ledger {
                     let owned = reply
                         .entry(1)
                         .is_some_and(|entry| entry.create_revision == self.claim.epoch.0);
-                    if unknown && landed && (owned || also == Also::LetGo) {
+                    if unknown && landed && (owned || matches!(also, Also::LetGo { .. })) {
                         // An earlier try of this write did arrive; only its answer was lost.
                         self.modified = record.map_or(self.modified, |entry| entry.mod_revision);
                         return Ok(());

@@ -51,6 +51,8 @@ pub struct Options {
     pub pull: PullPolicy,
     /// How often it refreshes its entry.
     pub heartbeat: Duration,
+    /// How long the records of ended runs are kept.
+    pub retention: Duration,
     /// Its version.
     pub version: String,
 }
@@ -85,8 +87,39 @@ pub(crate) struct Shared {
     /// The runs that went with a lease, and have no owner until one of us takes them again.
     lost: std::sync::Mutex<Vec<RunId>>,
     more_lost: Notify,
-    /// The lease of the marks that keep a run id from being taken twice, and when it was taken.
-    seen: Mutex<Option<(LeaseId, Duration)>>,
+    /// Of the marks that keep a run id from being taken twice.
+    seen: LongLease,
+    /// Of the records of ended runs.
+    records: LongLease,
+}
+
+/// A lease of days that serves many keys: it is taken anew from time to time, so that a key put
+/// under it lives for its time at least, and so that no claim waits for a lease of its own.
+struct LongLease {
+    ttl: Duration,
+    taken: Mutex<Option<(LeaseId, Duration)>>,
+}
+
+/// One long lease serves what is put in this time.
+const LONG_LEASE_SERVES: Duration = Duration::from_secs(3600);
+
+impl LongLease {
+    fn new(ttl: Duration) -> Self {
+        Self { ttl, taken: Mutex::new(None) }
+    }
+
+    async fn current(&self, ports: &Ports) -> Result<LeaseId, StoreError> {
+        let mut taken = self.taken.lock().await;
+        let now = ports.host.since_boot();
+        if let Some((lease, at)) = *taken
+            && now.saturating_sub(at) < LONG_LEASE_SERVES
+        {
+            return Ok(lease);
+        }
+        let lease = ports.store.grant(self.ttl + LONG_LEASE_SERVES).await?.lease;
+        *taken = Some((lease, now));
+        Ok(lease)
+    }
 }
 
 impl std::fmt::Debug for Shared {
@@ -97,23 +130,8 @@ impl std::fmt::Debug for Shared {
 
 /// A run id is not taken again for at least this long.
 const SEEN_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
-/// One lease serves the run ids of this time, so that a claim need not wait for one of its own.
-const SEEN_LEASE_SERVES: Duration = Duration::from_secs(3600);
 
 impl Shared {
-    async fn seen_lease(&self) -> Result<LeaseId, StoreError> {
-        let mut seen = self.seen.lock().await;
-        let now = self.ports.host.since_boot();
-        if let Some((lease, taken)) = *seen
-            && now.saturating_sub(taken) < SEEN_LEASE_SERVES
-        {
-            return Ok(lease);
-        }
-        let lease = self.ports.store.grant(SEEN_FOR + SEEN_LEASE_SERVES).await?.lease;
-        *seen = Some((lease, now));
-        Ok(lease)
-    }
-
     /// An event of this node that belongs to no run's sequence.
     fn event(&self, reason: Reason, message: String) -> Event {
         let mut event = Event::new(self.ports.host.now(), reason, message);
@@ -156,6 +174,7 @@ impl Worker {
     /// [`ExecError`] where the engine does not answer.
     pub async fn new(ports: Ports, options: Options) -> Result<Self, ExecError> {
         let engine = ports.executor.info().await?;
+        let records = LongLease::new(options.retention);
         let shared = Shared {
             slots: Arc::new(Semaphore::new(options.slots)),
             started_at: ports.host.now(),
@@ -168,7 +187,8 @@ impl Worker {
             drain_told: AtomicBool::new(false),
             lost: std::sync::Mutex::default(),
             more_lost: Notify::new(),
-            seen: Mutex::new(None),
+            seen: LongLease::new(SEEN_FOR),
+            records,
         };
         Ok(Self { shared: Arc::new(shared) })
     }

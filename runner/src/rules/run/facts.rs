@@ -1,0 +1,154 @@
+//! What a run is told, and what it orders.
+
+use std::time::Duration;
+
+use protocol::event::{Reason, Severity};
+use protocol::id::StepName;
+use protocol::run::{Cause, RunRecord};
+
+/// A fact.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Input {
+    /// The image is there.
+    Prepared,
+    /// The resource of the step is mounted.
+    Fetched,
+    /// The step's command ended.
+    Exited(Exited),
+    /// The step's artifact is in its store.
+    Uploaded,
+    /// What the step left is kept as this image.
+    Committed {
+        /// The image's id.
+        image: String,
+        /// The engine that holds it.
+        engine: String,
+    },
+    /// What was last ordered (prepare, fetch, start, upload, commit) could not be done.
+    Broke {
+        /// Why.
+        cause: Cause,
+        /// The same for people.
+        message: String,
+        /// What a shell would have answered, where the command could not be started.
+        exit_code: Option<i32>,
+    },
+    /// Somebody wants it to end.
+    StopAsked(StopWhy),
+    /// A timer that was set has run out.
+    Expired(Timer),
+}
+
+/// How a command ended, and how much it said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Exited {
+    /// Its exit code.
+    pub code: i32,
+    /// The engine says that memory ran out.
+    pub oom: bool,
+    /// Bytes of its standard output.
+    pub stdout_bytes: u64,
+    /// Bytes of its standard error.
+    pub stderr_bytes: u64,
+}
+
+/// Why a run is to be stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StopWhy {
+    /// A stop command.
+    User {
+        /// What the user said.
+        reason: Option<String>,
+    },
+    /// The worker ends.
+    Shutdown,
+}
+
+impl StopWhy {
+    pub(super) fn cause(&self) -> Cause {
+        match self {
+            Self::User { .. } => Cause::User,
+            Self::Shutdown => Cause::Shutdown,
+        }
+    }
+}
+
+/// A deadline of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Timer {
+    /// Of the whole run.
+    Run,
+    /// Of the step at this position.
+    Step(usize),
+}
+
+/// An order. Orders are performed one after the other, in their order; `Prepare`, `Fetch`, `Start`,
+/// `Upload` and `Commit` only begin something, whose end is a fact.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// Write the record. What follows waits until it is written.
+    Save(Box<RunRecord>),
+    /// Publish an event.
+    Emit(Draft),
+    /// Get the image.
+    Prepare,
+    /// Fetch and mount the resource of the step at this position.
+    Fetch(usize),
+    /// Make the step's container, but do not start it before `OpenGate`.
+    Start(usize),
+    /// Its attempt is recorded: let it start.
+    OpenGate,
+    /// Send the step's artifact to its store.
+    Upload(usize),
+    /// Keep what the step left.
+    Commit(usize),
+    /// Let go of what the step left.
+    Discard,
+    /// End what is going on: SIGTERM, the grace, SIGKILL.
+    Interrupt,
+    /// Set a timer.
+    SetTimer(Timer, Duration),
+    /// Take a timer back.
+    CancelTimer(Timer),
+    /// Write the ending, publish it, clean up, let go of the claim.
+    Finish,
+}
+
+/// An event, but for what the publisher knows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Draft {
+    /// What happened.
+    pub reason: Reason,
+    /// The sentence.
+    pub message: String,
+    /// The step.
+    pub step: Option<(StepName, u32)>,
+    /// How it is to be taken, where that does not follow from the reason.
+    pub severity: Option<Severity>,
+}
+
+/// What an exit means, as cause and words.
+pub(super) fn exit_words(exited: Exited) -> (Cause, String) {
+    match exited {
+        Exited { oom: true, .. } => {
+            (Cause::Oom, format!("exit code {}: memory ran out", exited.code))
+        }
+        Exited { code: 137, .. } => (
+            Cause::ExitCode,
+            "exit code 137: something killed it; it may be that memory ran out".to_owned(),
+        ),
+        Exited { code, .. } => (Cause::ExitCode, format!("exit code {code}")),
+    }
+}
+
+/// An event of the run as a whole.
+pub(super) fn emit(reason: Reason, message: String) -> Effect {
+    Effect::Emit(Draft { reason, message, step: None, severity: None })
+}
+
+/// Makes it one of a step.
+pub(super) fn about(effect: &mut Effect, step: &StepName, attempt: u32) {
+    if let Effect::Emit(draft) = effect {
+        draft.step = Some((step.clone(), attempt));
+    }
+}
