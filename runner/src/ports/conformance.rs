@@ -1,1 +1,0 @@
-//! One suite for each port: every adapter passes it.

@@ -1,0 +1,495 @@
+//! What every store does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::future::{BoxFuture, join_all};
+
+use super::{never, soon};
+use crate::ports::{Change, Changes, Entry, Expect, LeaseId, Store, StoreError, Txn};
+
+/// A store under test.
+pub struct StoreSubject {
+    /// Stands before every key, so that a store can be shared: unique to this call.
+    pub prefix: String,
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The same store as another node sees it; may be the same value.
+    pub other: Arc<dyn Store>,
+    /// Makes the store forget the history before a revision, where it can be told to.
+    pub compact: Option<Box<dyn Fn(i64) -> BoxFuture<'static, ()> + Send + Sync>>,
+}
+
+impl std::fmt::Debug for StoreSubject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoreSubject").field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+/// Asserts the contract of [`Store`].
+pub async fn store(subject: StoreSubject) {
+    let subject = &subject;
+    Box::pin(revisions_tell_what_changed_when(subject)).await;
+    Box::pin(demands_are_met_or_nothing_changes(subject)).await;
+    Box::pin(reads_are_made_in_both_cases(subject)).await;
+    Box::pin(a_listing_is_exact(subject)).await;
+    Box::pin(values_are_bytes(subject)).await;
+    Box::pin(of_many_claims_exactly_one_wins(subject)).await;
+    Box::pin(a_counter_by_compare_loses_no_step(subject)).await;
+    Box::pin(a_watch_misses_nothing(subject)).await;
+    Box::pin(a_watch_keeps_to_its_prefix(subject)).await;
+    Box::pin(keys_end_with_their_lease(subject)).await;
+    Box::pin(a_key_leaves_its_lease_when_it_is_written_again(subject)).await;
+    Box::pin(a_lease_runs_out_unless_it_is_renewed(subject)).await;
+    Box::pin(a_compacted_watch_says_so(subject)).await;
+}
+
+/// What came of a transaction that was looked at.
+struct Seen {
+    revision: i64,
+    reads: Vec<Vec<Entry>>,
+}
+
+impl Seen {
+    fn entry(&self, position: usize) -> Option<&Entry> {
+        self.reads[position].first()
+    }
+}
+
+impl StoreSubject {
+    fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    async fn made(&self, txn: Txn) -> Seen {
+        let reply = self.store.txn(txn).await.expect("a transaction is answered");
+        assert!(reply.committed, "a transaction whose demands hold commits");
+        Seen { revision: reply.revision, reads: reply.reads }
+    }
+
+    async fn refused(&self, txn: Txn) -> Seen {
+        let reply = self.store.txn(txn).await.expect("a transaction is answered");
+        assert!(!reply.committed, "a transaction whose demands do not hold changes nothing");
+        Seen { revision: reply.revision, reads: reply.reads }
+    }
+
+    async fn get(&self, key: &str) -> Option<Entry> {
+        let entry = self.store.get(key).await.expect("a key can be read");
+        let seen = self.other.get(key).await.expect("a key can be read by another node");
+        assert_eq!(entry, seen, "two nodes see the same");
+        entry
+    }
+
+    async fn names(&self, prefix: &str) -> Vec<String> {
+        let listing = self.store.list(prefix).await.expect("a prefix can be listed");
+        listing.entries.into_iter().map(|entry| entry.key).collect()
+    }
+}
+
+async fn next(changes: &mut Changes) -> Change {
+    soon("the next change", changes.next()).await.expect("a watch goes on").expect("a change")
+}
+
+/// The next change is that a key was removed; the answer is the revision.
+async fn gone(changes: &mut Changes, gone: &str) -> i64 {
+    match next(changes).await {
+        Change::Deleted { key, revision } if key == gone => revision,
+        other @ (Change::Put(_) | Change::Deleted { .. }) => {
+            panic!("{gone} is to go, but the watch saw {other:?}")
+        }
+    }
+}
+
+async fn revisions_tell_what_changed_when(subject: &StoreSubject) {
+    let (a, b) = (subject.key("rev/a"), subject.key("rev/b"));
+    assert_eq!(subject.get(&a).await, None);
+
+    let first = subject.made(Txn::new().put(&a, b"1".to_vec()).put(&b, b"1".to_vec())).await;
+    let entry = subject.get(&a).await.expect("what was written is there");
+    assert_eq!(entry.key, a);
+    assert_eq!(entry.value, b"1");
+    assert_eq!(
+        entry.create_revision, first.revision,
+        "a key is made at its transaction's revision"
+    );
+    assert_eq!(entry.mod_revision, first.revision);
+    assert_eq!(
+        subject.get(&b).await.unwrap().create_revision,
+        first.revision,
+        "all of a transaction has one revision"
+    );
+
+    let second = subject.made(Txn::new().put(&a, b"2".to_vec())).await;
+    assert!(second.revision > first.revision, "revisions grow");
+    let entry = subject.get(&a).await.unwrap();
+    assert_eq!((entry.create_revision, entry.mod_revision), (first.revision, second.revision));
+    assert_eq!(subject.get(&b).await.unwrap().mod_revision, first.revision);
+
+    let third = subject.made(Txn::new().delete(&a)).await;
+    assert!(third.revision > second.revision, "a removal is a change");
+    assert_eq!(subject.get(&a).await, None);
+    let fourth = subject.made(Txn::new().put(&a, b"3".to_vec())).await;
+    assert_eq!(
+        subject.get(&a).await.unwrap().create_revision,
+        fourth.revision,
+        "a key that is made again has a new create-revision"
+    );
+
+    let listing = subject.store.list(&subject.key("rev/")).await.unwrap();
+    assert!(listing.revision >= fourth.revision, "a listing has the revision it was read at");
+    let nothing = subject.made(Txn::new().delete(subject.key("rev/none"))).await;
+    assert!(nothing.revision >= fourth.revision, "to remove what is absent is no fault");
+}
+
+async fn demands_are_met_or_nothing_changes(subject: &StoreSubject) {
+    let (a, b) = (subject.key("cmp/a"), subject.key("cmp/b"));
+    let made = subject.made(Txn::new().when(&a, Expect::Absent).put(&a, b"1".to_vec())).await;
+    subject.refused(Txn::new().when(&a, Expect::Absent).put(&a, b"2".to_vec())).await;
+    subject.refused(Txn::new().when(&b, Expect::Present).put(&a, b"2".to_vec())).await;
+    let reply = subject
+        .refused(
+            Txn::new()
+                .when(&a, Expect::Present)
+                .when(&b, Expect::Present)
+                .put(&a, b"2".to_vec())
+                .put(&b, b"2".to_vec()),
+        )
+        .await;
+    assert!(reply.revision >= made.revision);
+    assert_eq!(subject.get(&a).await.unwrap().value, b"1", "one demand that fails is enough");
+    assert_eq!(subject.get(&b).await, None);
+
+    let later = subject
+        .made(Txn::new().when(&a, Expect::ModifiedAt(made.revision)).put(&a, b"2".to_vec()))
+        .await;
+    subject.refused(Txn::new().when(&a, Expect::ModifiedAt(made.revision)).delete(&a)).await;
+    subject.refused(Txn::new().when(&a, Expect::CreatedAt(later.revision)).delete(&a)).await;
+    subject.refused(Txn::new().when(&b, Expect::CreatedAt(made.revision)).delete(&a)).await;
+    subject.refused(Txn::new().when(&b, Expect::ModifiedAt(made.revision)).delete(&a)).await;
+    assert!(subject.get(&a).await.is_some());
+    subject
+        .made(
+            Txn::new()
+                .when(&a, Expect::CreatedAt(made.revision))
+                .when(&a, Expect::ModifiedAt(later.revision))
+                .when(&b, Expect::Absent)
+                .delete(&a)
+                .put(&b, b"1".to_vec()),
+        )
+        .await;
+    assert_eq!(subject.get(&a).await, None);
+    assert!(subject.get(&b).await.is_some());
+
+    let twice = Txn::new().put(&a, b"1".to_vec()).put(&a, b"2".to_vec());
+    let refusal = subject.store.txn(twice).await.expect_err("a key is changed once in a txn");
+    assert!(!refusal.retryable(), "{refusal} would not fare better a second time");
+    assert_eq!(subject.get(&a).await, None);
+}
+
+async fn reads_are_made_in_both_cases(subject: &StoreSubject) {
+    let (a, b) = (subject.key("read/a"), subject.key("read/b"));
+    let reply = subject
+        .made(
+            Txn::new()
+                .when(&a, Expect::Absent)
+                .put(&a, b"1".to_vec())
+                .put(&b, b"1".to_vec())
+                .read(&a)
+                .read(subject.key("read/none"))
+                .read_prefix(subject.key("read/")),
+        )
+        .await;
+    assert_eq!(reply.reads.len(), 3, "one list for each read");
+    let entry = reply.entry(0).expect("reads come after the changes");
+    assert_eq!((entry.value.as_slice(), entry.mod_revision), (b"1".as_slice(), reply.revision));
+    assert_eq!(reply.entry(1), None);
+    assert_eq!(reply.reads[2].len(), 2);
+
+    let reply = subject
+        .refused(
+            Txn::new()
+                .when(&a, Expect::Absent)
+                .put(&a, b"2".to_vec())
+                .read_prefix(subject.key("read/"))
+                .read(&a),
+        )
+        .await;
+    assert_eq!(reply.reads.len(), 2);
+    assert_eq!(reply.reads[0].len(), 2);
+    assert_eq!(reply.entry(1).expect("reads are made in any case").value, b"1");
+
+    let reply = subject.made(Txn::new().read(&b)).await;
+    assert_eq!(reply.entry(0).unwrap().value, b"1", "a transaction may only read");
+    let reply = subject.made(Txn::new().delete(&b).read(&b)).await;
+    assert_eq!(reply.entry(0), None);
+}
+
+async fn a_listing_is_exact(subject: &StoreSubject) {
+    assert!(subject.names(&subject.key("list/")).await.is_empty());
+    let inside = ["list/", "list/a", "list/a/b", "list/b", "list/\u{10ffff}z"];
+    let outside = ["list", "list.", "list0", "lisu", "list\u{7f}"];
+    for name in inside.iter().rev().chain(&outside) {
+        subject.made(Txn::new().put(subject.key(name), b"x".to_vec())).await;
+    }
+    let expected: Vec<_> = inside.iter().map(|name| subject.key(name)).collect();
+    assert_eq!(subject.names(&subject.key("list/")).await, expected, "by prefix, in key order");
+    let odd = subject.key("list\u{7f}");
+    assert_eq!(subject.names(&odd).await, std::slice::from_ref(&odd));
+    let deep = subject.key("list/a/");
+    assert_eq!(subject.names(&deep).await, [subject.key("list/a/b")]);
+
+    for count in 0..300 {
+        let txn = Txn::new().put(subject.key(&format!("many/{count:03}")), vec![b'v'; 100]);
+        subject.made(txn).await;
+    }
+    assert_eq!(subject.names(&subject.key("many/")).await.len(), 300, "a long list is whole");
+}
+
+async fn values_are_bytes(subject: &StoreSubject) {
+    let key = subject.key("bytes/käse \"x\"/\u{1}");
+    for value in [Vec::new(), (0..=255).collect(), vec![0xfe; 600 * 1024]] {
+        subject.made(Txn::new().put(&key, value.clone())).await;
+        assert!(subject.get(&key).await.unwrap().value == value, "a value comes back as it was");
+    }
+}
+
+async fn of_many_claims_exactly_one_wins(subject: &StoreSubject) {
+    for round in 0..5 {
+        let key = subject.key(&format!("claim/{round}"));
+        let claims = (0..16).map(|who| {
+            let node = if who % 2 == 0 { &subject.store } else { &subject.other };
+            let txn = Txn::new()
+                .when(&key, Expect::Absent)
+                .put(&key, who.to_string().into_bytes())
+                .read(&key);
+            async move { (who, node.txn(txn).await.expect("a claim is answered")) }
+        });
+        let replies = join_all(claims).await;
+        let winners: Vec<_> = replies.iter().filter(|(_, reply)| reply.committed).collect();
+        assert_eq!(winners.len(), 1, "one claim wins");
+        let (winner, won) = winners[0];
+        let entry = subject.get(&key).await.unwrap();
+        assert_eq!(entry.value, winner.to_string().into_bytes());
+        assert_eq!(entry.create_revision, won.revision, "its revision is the epoch");
+        for (_, reply) in &replies {
+            assert_eq!(reply.entry(0), Some(&entry), "who loses sees who won");
+        }
+    }
+}
+
+async fn a_counter_by_compare_loses_no_step(subject: &StoreSubject) {
+    let key = subject.key("counter");
+    subject.made(Txn::new().put(&key, b"0".to_vec())).await;
+    let adders = (0..8).map(|who| {
+        let node = if who % 2 == 0 { &subject.store } else { &subject.other };
+        let key = &key;
+        async move {
+            for _ in 0..5 {
+                loop {
+                    let entry = node.get(key).await.unwrap().unwrap();
+                    let count: u32 = String::from_utf8(entry.value).unwrap().parse().unwrap();
+                    let txn = Txn::new()
+                        .when(key, Expect::ModifiedAt(entry.mod_revision))
+                        .put(key, (count + 1).to_string().into_bytes());
+                    if node.txn(txn).await.unwrap().committed {
+                        break;
+                    }
+                }
+            }
+        }
+    });
+    join_all(adders).await;
+    assert_eq!(subject.get(&key).await.unwrap().value, b"40", "no step is lost");
+}
+
+async fn a_watch_misses_nothing(subject: &StoreSubject) {
+    let (a, b) = (subject.key("watch/a"), subject.key("watch/b"));
+    let from = subject.store.list(&subject.key("watch/")).await.unwrap().revision + 1;
+    let first = subject.made(Txn::new().put(&a, b"1".to_vec())).await;
+    let second = subject.made(Txn::new().put(&a, b"2".to_vec()).put(&b, b"2".to_vec())).await;
+
+    let mut changes =
+        subject.other.watch(&subject.key("watch/"), from).await.expect("a watch can be opened");
+    let put = |key: &str, value: &[u8], create, modified| {
+        Change::Put(Entry {
+            key: key.to_owned(),
+            value: value.to_vec(),
+            create_revision: create,
+            mod_revision: modified,
+        })
+    };
+    let (one, two) = (first.revision, second.revision);
+    assert_eq!(next(&mut changes).await, put(&a, b"1", one, one), "what was before it came");
+    let both = [next(&mut changes).await, next(&mut changes).await];
+    assert!(both.contains(&put(&a, b"2", one, two)), "{both:?}");
+    assert!(both.contains(&put(&b, b"2", two, two)), "{both:?}");
+
+    for count in 0..50_u32 {
+        subject.made(Txn::new().put(&a, count.to_string().into_bytes())).await;
+    }
+    let removed = subject.made(Txn::new().delete(&a)).await;
+    for count in 0..50_u32 {
+        match next(&mut changes).await {
+            Change::Put(entry) => assert_eq!(entry.value, count.to_string().into_bytes()),
+            Change::Deleted { .. } => panic!("a removal came before the writes"),
+        }
+    }
+    assert_eq!(gone(&mut changes, &a).await, removed.revision);
+    never("a change that nobody made", changes.next()).await;
+
+    let mut late = subject.store.watch(&a, removed.revision).await.unwrap();
+    assert_eq!(gone(&mut late, &a).await, removed.revision, "the first revision is seen too");
+}
+
+async fn a_watch_keeps_to_its_prefix(subject: &StoreSubject) {
+    let (inside, outside) = (subject.key("scope/in/x"), subject.key("scope/out"));
+    let from = subject.store.list(&subject.prefix).await.unwrap().revision + 1;
+    let mut changes = subject.store.watch(&subject.key("scope/in/"), from).await.unwrap();
+    let mut others = subject.store.watch(&subject.key("scope/in/"), from).await.unwrap();
+    subject.refused(Txn::new().when(&inside, Expect::Present).put(&inside, b"0".to_vec())).await;
+    subject.made(Txn::new().put(&outside, b"1".to_vec()).delete(subject.key("scope/in/no"))).await;
+    subject.made(Txn::new().put(&inside, b"2".to_vec())).await;
+    for watch in [&mut changes, &mut others] {
+        match next(watch).await {
+            Change::Put(entry) => {
+                assert_eq!((entry.key, entry.value), (inside.clone(), b"2".to_vec()))
+            }
+            Change::Deleted { key, .. } => panic!("{key} was never there"),
+        }
+    }
+    drop(others);
+    subject.made(Txn::new().delete(&inside)).await;
+    gone(&mut changes, &inside).await;
+}
+
+async fn keys_end_with_their_lease(subject: &StoreSubject) {
+    let (a, b, free) = (subject.key("lease/a"), subject.key("lease/b"), subject.key("lease/free"));
+    let asked = Duration::from_secs(60);
+    let granted = subject.store.grant(asked).await.expect("a lease is granted");
+    assert!(granted.ttl >= asked, "a lease is as long as asked, at least");
+    assert!(subject.store.keep_alive(granted.lease).await.expect("it is renewed") >= asked);
+
+    let made = subject
+        .made(
+            Txn::new()
+                .put_leased(&a, b"1".to_vec(), granted.lease)
+                .put_leased(&b, b"1".to_vec(), granted.lease)
+                .put(&free, b"1".to_vec()),
+        )
+        .await;
+    subject.made(Txn::new().put_leased(&b, b"2".to_vec(), granted.lease)).await;
+    let from = subject.store.list(&subject.key("lease/")).await.unwrap().revision + 1;
+    let mut changes = subject.other.watch(&subject.key("lease/"), from).await.unwrap();
+
+    subject.store.revoke(granted.lease).await.expect("a lease can be revoked");
+    assert_eq!(subject.names(&subject.key("lease/")).await, [free], "its keys go with it");
+    let removed = [next(&mut changes).await, next(&mut changes).await];
+    for key in [&a, &b] {
+        let seen = removed.iter().any(|change| {
+            matches!(change, Change::Deleted { key: gone, revision }
+                if gone == key && *revision > made.revision)
+        });
+        assert!(seen, "a watch sees that {key} went: {removed:?}");
+    }
+
+    subject.store.revoke(granted.lease).await.expect("what is gone can be revoked");
+    lost(&subject.store, granted.lease).await;
+    let late = Txn::new().put_leased(&a, b"late".to_vec(), granted.lease);
+    match subject.store.txn(late).await {
+        Err(StoreError::LeaseGone(id)) => assert_eq!(id, granted.lease.0),
+        other => panic!("a key cannot hang on a lease that is gone: {other:?}"),
+    }
+    assert_eq!(subject.get(&a).await, None);
+}
+
+async fn lost(store: &Arc<dyn Store>, lease: LeaseId) {
+    match store.keep_alive(lease).await {
+        Err(StoreError::LeaseGone(id)) => assert_eq!(id, lease.0),
+        other => panic!("a lease that is gone is not renewed: {other:?}"),
+    }
+}
+
+async fn a_key_leaves_its_lease_when_it_is_written_again(subject: &StoreSubject) {
+    let (kept, moved, renewed) =
+        (subject.key("leave/kept"), subject.key("leave/moved"), subject.key("leave/renewed"));
+    let first = subject.store.grant(Duration::from_secs(60)).await.unwrap().lease;
+    let second = subject.store.grant(Duration::from_secs(60)).await.unwrap().lease;
+    assert_ne!(first, second);
+    for key in [&kept, &moved, &renewed] {
+        subject.made(Txn::new().put_leased(key, b"1".to_vec(), first)).await;
+    }
+    subject.made(Txn::new().put(&kept, b"2".to_vec())).await;
+    subject.made(Txn::new().put_leased(&moved, b"2".to_vec(), second)).await;
+    subject.made(Txn::new().delete(&renewed)).await;
+    subject.made(Txn::new().put(&renewed, b"2".to_vec())).await;
+
+    subject.store.revoke(first).await.unwrap();
+    let all = [kept.clone(), moved.clone(), renewed.clone()];
+    assert_eq!(subject.names(&subject.key("leave/")).await, all);
+    subject.store.revoke(second).await.unwrap();
+    assert_eq!(subject.names(&subject.key("leave/")).await, [kept, renewed]);
+}
+
+async fn a_lease_runs_out_unless_it_is_renewed(subject: &StoreSubject) {
+    let (dies, lives) = (subject.key("expire/dies"), subject.key("expire/lives"));
+    let asked = Duration::from_secs(1);
+    let short = subject.store.grant(asked).await.unwrap();
+    let long = subject.store.grant(asked).await.unwrap();
+    assert!(short.ttl >= asked);
+    subject.made(Txn::new().put_leased(&dies, b"1".to_vec(), short.lease)).await;
+    let made = subject.made(Txn::new().put_leased(&lives, b"1".to_vec(), long.lease)).await;
+
+    let mut changes =
+        subject.other.watch(&subject.key("expire/"), made.revision + 1).await.unwrap();
+    let renewing = async {
+        loop {
+            let ttl = subject.store.keep_alive(long.lease).await.expect("it is renewed in time");
+            tokio::time::sleep(ttl / 4).await;
+        }
+    };
+    tokio::select! {
+        revision = soon("the end of a lease", gone(&mut changes, &dies)) => {
+            assert!(revision > made.revision);
+        }
+        () = renewing => {}
+    }
+    assert_eq!(subject.get(&dies).await, None);
+    lost(&subject.store, short.lease).await;
+    assert!(subject.get(&lives).await.is_some(), "what is renewed lives on");
+    soon("the end of the other lease", gone(&mut changes, &lives)).await;
+}
+
+async fn a_compacted_watch_says_so(subject: &StoreSubject) {
+    let Some(compact) = &subject.compact else { return };
+    let key = subject.key("compact");
+    let old = subject.made(Txn::new().put(&key, b"1".to_vec())).await.revision;
+    for _ in 0..3 {
+        subject.made(Txn::new().put(&key, b"2".to_vec())).await;
+    }
+    let new = subject.made(Txn::new().put(&key, b"3".to_vec())).await.revision;
+    compact(new).await;
+
+    let first = match subject.store.watch(&key, old).await {
+        Err(refusal) => Err(refusal),
+        Ok(mut changes) => {
+            let first = soon("an answer", changes.next()).await.expect("a watch says why it ends");
+            if first.is_err() {
+                assert!(changes.next().await.is_none(), "after an error nothing comes");
+            }
+            first
+        }
+    };
+    match first {
+        Err(StoreError::Compacted { asked, oldest }) => {
+            assert_eq!(asked, old);
+            assert!(oldest > old, "the oldest revision is told");
+        }
+        other => panic!("a watch cannot begin before the history that is kept: {other:?}"),
+    }
+
+    let listing = subject.store.list(&key).await.expect("a look goes on");
+    let mut changes = subject.store.watch(&key, listing.revision + 1).await.unwrap();
+    let removed = subject.made(Txn::new().delete(&key)).await;
+    assert_eq!(gone(&mut changes, &key).await, removed.revision);
+}
