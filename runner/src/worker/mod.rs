@@ -13,6 +13,8 @@ mod node;
 mod output;
 mod roster;
 mod step;
+#[cfg(feature = "testing")]
+pub mod suite;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};

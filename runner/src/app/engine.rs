@@ -1,0 +1,123 @@
+//! Finds the container engine: what was said, else the user's socket, else a service of our own.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tokio::process::{Child, Command};
+use tracing::info;
+
+use crate::config;
+
+/// A podman service that this process started, and that ends with it.
+#[derive(Debug)]
+pub struct OwnService {
+    child: Child,
+    dir: tempfile::TempDir,
+}
+
+/// Where an engine answers, and the service behind it where it is ours.
+#[derive(Debug)]
+pub struct Found {
+    /// `unix:///path` or `http://host:port`.
+    pub url: String,
+    /// Kept as long as the engine is used.
+    pub own: Option<OwnService>,
+}
+
+/// How long a service of our own may take to answer.
+const OWN_SERVICE_STARTS_WITHIN: Duration = Duration::from_secs(20);
+
+/// Finds the engine (wire.md section 6, `CONTAINER_ENGINE_URL`).
+///
+/// # Errors
+/// Where a service of our own does not start.
+pub async fn find(engine: &config::Engine) -> anyhow::Result<Found> {
+    if let Some(url) = &engine.url {
+        return Ok(Found { url: url.to_string(), own: None });
+    }
+    if let Some(socket) = &engine.user_socket
+        && tokio::net::UnixStream::connect(socket).await.is_ok()
+    {
+        return Ok(Found { url: format!("unix://{}", socket.display()), own: None });
+    }
+    let root = rustix::process::geteuid().is_root();
+    match &engine.program {
+        Some(program) if !root => {
+            let own = OwnService::start(program).await?;
+            let url = format!("unix://{}", own.socket().display());
+            info!(url, "a podman service of our own is started");
+            Ok(Found { url, own: Some(own) })
+        }
+        Some(_) | None => Ok(Found { url: "http://localhost:8080".into(), own: None }),
+    }
+}
+
+impl OwnService {
+    async fn start(program: &Path) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("bob-runner-podman-")
+            .tempdir()
+            .context("cannot make a directory for podman's socket")?;
+        let socket = dir.path().join("podman.sock");
+        let child = Command::new(program)
+            .args(["system", "service", "--time", "0"])
+            .arg(format!("unix://{}", socket.display()))
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("cannot start {}", program.display()))?;
+        let mut own = Self { child, dir };
+        match tokio::time::timeout(OWN_SERVICE_STARTS_WITHIN, own.answers()).await {
+            Ok(answers) => answers?,
+            Err(_) => bail!(
+                "`podman system service` did not answer within {} s; try it by hand, or set \
+                 CONTAINER_ENGINE_URL",
+                OWN_SERVICE_STARTS_WITHIN.as_secs()
+            ),
+        }
+        Ok(own)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.dir.path().join("podman.sock")
+    }
+
+    async fn answers(&mut self) -> anyhow::Result<()> {
+        loop {
+            if tokio::net::UnixStream::connect(self.socket()).await.is_ok() {
+                return Ok(());
+            }
+            if let Some(status) = self.child.try_wait().context("cannot see podman's service")? {
+                let said = match self.child.stderr.take() {
+                    Some(mut stderr) => {
+                        let mut text = String::new();
+                        tokio::io::AsyncReadExt::read_to_string(&mut stderr, &mut text).await.ok();
+                        text
+                    }
+                    None => String::new(),
+                };
+                bail!(
+                    "`podman system service` ended with {status}: {}; `bob-runner doctor` says what \
+                     this host lacks",
+                    said.lines().last().unwrap_or("it said nothing")
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Ends the service.
+    pub async fn end(mut self) {
+        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok())
+            && let Some(pid) = rustix::process::Pid::from_raw(pid)
+        {
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
+        }
+        if tokio::time::timeout(Duration::from_secs(5), self.child.wait()).await.is_err() {
+            self.child.kill().await.ok();
+        }
+    }
+}

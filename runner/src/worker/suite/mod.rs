@@ -1,0 +1,291 @@
+//! What every worker does with commands, whatever its adapters: one suite, run over the embedded
+//! adapters and over RabbitMQ and etcd. A test panics with the sentence that was broken.
+//!
+//! Steps are those of the scripted executor: `exit N`, `print TEXT`, `hang`.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a suite may panic")]
+
+pub mod commands;
+pub mod runs;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use protocol::event::{Event, Reason};
+use protocol::id::{NodeId, RunId};
+use protocol::names;
+use protocol::pipeline::PullPolicy;
+use protocol::run::RunRecord;
+use serde_json::Value;
+use tokio::task::JoinHandle;
+
+use super::{Options, Shutdown, Worker};
+use crate::ports::{Message, Ports, Position, Route, Txn};
+
+/// How long a test waits for what must come: a busy machine is not a broken worker.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Adapters of one worker. Workers of one rig share what is outside, but not the process.
+pub type MakePorts =
+    Arc<dyn Fn(&NodeId) -> futures::future::BoxFuture<'static, Ports> + Send + Sync>;
+
+/// A place to try workers in.
+pub struct Rig {
+    make: MakePorts,
+    /// Adapters of the one who tries.
+    pub ports: Ports,
+    /// Makes names of this rig its own, on servers that others use too.
+    pub tag: String,
+    workers: Vec<Running>,
+}
+
+struct Running {
+    node: NodeId,
+    shutdown: Shutdown,
+    task: JoinHandle<()>,
+}
+
+impl std::fmt::Debug for Rig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rig").field("tag", &self.tag).finish_non_exhaustive()
+    }
+}
+
+/// A new node.
+#[must_use]
+pub fn new_node() -> NodeId {
+    NodeId::from_uuid(uuid::Uuid::new_v4())
+}
+
+/// Options that suit tests.
+#[must_use]
+pub fn options(node: NodeId, slots: usize) -> Options {
+    Options {
+        node,
+        slots,
+        lease_ttl: Duration::from_secs(10),
+        kill_grace: Duration::from_secs(2),
+        drain: Duration::from_secs(30),
+        network: None,
+        pull: PullPolicy::Missing,
+        heartbeat: Duration::from_secs(1),
+        retention: Duration::from_secs(24 * 3600),
+        version: "test".into(),
+    }
+}
+
+impl Rig {
+    /// A rig without workers.
+    pub async fn new(make: MakePorts) -> Self {
+        let ports = make(&new_node()).await;
+        let tag = uuid::Uuid::now_v7().simple().to_string();
+        Self { make, ports, tag, workers: Vec::new() }
+    }
+
+    /// Starts a worker and waits until it takes work.
+    pub async fn worker(&mut self, slots: usize) -> NodeId {
+        let node = new_node();
+        let ports = (self.make)(&node).await;
+        self.worker_with(options(node, slots), ports).await
+    }
+
+    /// Starts a worker with adapters and options of the caller.
+    pub async fn worker_with(&mut self, options: Options, ports: Ports) -> NodeId {
+        let node = options.node.clone();
+        let worker = Worker::new(ports, options).await.expect("the engine answers");
+        let shutdown = Shutdown::default();
+        let task = tokio::spawn(worker.run(shutdown.clone()));
+        self.workers.push(Running { node: node.clone(), shutdown, task });
+        let key = names::node_key(&node);
+        until("the node's entry appears", || async {
+            self.ports.store.get(&key).await.unwrap().is_some().then_some(())
+        })
+        .await;
+        node
+    }
+
+    /// Ends a worker as SIGTERM does.
+    pub async fn end_worker(&mut self, node: &NodeId) {
+        let at = self.workers.iter().position(|worker| worker.node == *node).expect("it is ours");
+        let worker = self.workers.remove(at);
+        worker.shutdown.intake.cancel();
+        tokio::time::timeout(PATIENCE, worker.task).await.expect("it ends").expect("no panic");
+    }
+
+    /// Asks a worker to end, and does not wait.
+    pub fn drain_worker(&mut self, node: &NodeId) {
+        for worker in self.workers.iter().filter(|worker| worker.node == *node) {
+            worker.shutdown.intake.cancel();
+        }
+    }
+
+    /// Ends all workers.
+    pub async fn end(mut self) {
+        let nodes: Vec<NodeId> = self.workers.iter().map(|worker| worker.node.clone()).collect();
+        for worker in &self.workers {
+            worker.shutdown.intake.cancel();
+            worker.shutdown.abort.cancel();
+        }
+        for node in nodes {
+            self.end_worker(&node).await;
+        }
+    }
+
+    /// A run id of this rig.
+    #[must_use]
+    pub fn run(&self, name: &str) -> RunId {
+        format!("r-{}-{name}", self.tag).parse().unwrap()
+    }
+
+    /// A pipeline of this rig with these steps, as JSON.
+    #[must_use]
+    pub fn pipeline(&self, name: &str, steps: &[&str]) -> Value {
+        let steps: Vec<Value> = steps.iter().map(|cmd| serde_json::json!({ "cmd": cmd })).collect();
+        serde_json::json!({
+            "group": self.tag, "name": name, "image": "scripted", "steps": steps,
+        })
+    }
+
+    /// Publishes a command.
+    pub async fn publish(&self, route: Route, kind: &str, body: &Value) {
+        self.publish_raw(route, Some(kind), None, body.to_string().as_bytes()).await;
+    }
+
+    /// Publishes whatever it is.
+    pub async fn publish_raw(
+        &self,
+        route: Route,
+        kind: Option<&str>,
+        id: Option<&str>,
+        body: &[u8],
+    ) {
+        let message = Message {
+            kind: kind.map(str::to_owned),
+            id: id.map(str::to_owned),
+            headers: std::collections::BTreeMap::new(),
+            body: body.to_vec(),
+        };
+        self.ports.queue.publish(route, message).await.expect("the queue takes it");
+    }
+
+    /// Starts a pipeline that comes with its message.
+    pub async fn start(&self, run: &RunId, pipeline: &Value) {
+        let body = serde_json::json!({ "run-id": run, "pipeline": pipeline });
+        self.publish(Route::Jobs, protocol::command::START, &body).await;
+    }
+
+    /// Starts a stored pipeline.
+    pub async fn start_stored(&self, run: &RunId, name: &str) {
+        let body = serde_json::json!({ "run-id": run, "group": self.tag, "name": name });
+        self.publish(Route::Jobs, protocol::command::START, &body).await;
+    }
+
+    /// Asks for a stop.
+    pub async fn stop(&self, run: &RunId) {
+        let body = serde_json::json!({ "run-id": run, "reason": "the test says so" });
+        self.publish(Route::Control, protocol::command::STOP, &body).await;
+    }
+
+    /// Stores a pipeline.
+    pub async fn store_pipeline(&self, pipeline: &Value) {
+        let group = pipeline["group"].as_str().unwrap();
+        let name = pipeline["name"].as_str().unwrap();
+        let id = protocol::id::PipelineId::new(group, name).unwrap();
+        let txn = Txn::new().put(names::pipeline_key(&id), pipeline.to_string().into_bytes());
+        assert!(self.ports.store.txn(txn).await.unwrap().committed);
+    }
+
+    /// The events that a condition holds for, up to and with the one that `last` holds for.
+    pub async fn events_until(
+        &self,
+        keep: impl Fn(&Event) -> bool,
+        last: impl Fn(&Event) -> bool,
+    ) -> Vec<Event> {
+        let mut stream = self.ports.events.follow(Position::First).await.unwrap();
+        let mut kept = Vec::new();
+        let found = tokio::time::timeout(PATIENCE, async {
+            while let Some(published) = stream.next().await {
+                let Some(event) = published.expect("the stream can be read").event() else {
+                    continue;
+                };
+                let ends = last(&event);
+                if keep(&event) {
+                    kept.push(event);
+                }
+                if ends {
+                    return;
+                }
+            }
+        });
+        assert!(found.await.is_ok(), "the last event did not come; there were {kept:#?}");
+        kept
+    }
+
+    /// The events of a run up to its ending.
+    pub async fn events_of(&self, run: &RunId) -> Vec<Event> {
+        let of_run = |event: &Event| event.run_id.as_ref() == Some(run);
+        self.events_until(
+            |event| of_run(event) && event.seq.is_some(),
+            |event| of_run(event) && event.reason.is_ending(),
+        )
+        .await
+    }
+
+    /// The event of that reason that bears the run id.
+    pub async fn event(&self, run: &RunId, reason: &str) -> Event {
+        let is_it = |event: &Event| {
+            event.run_id.as_ref() == Some(run) && reason_of(&event.reason) == reason
+        };
+        self.events_until(is_it, is_it).await.pop().unwrap()
+    }
+
+    /// The run's record, once a condition holds for it.
+    pub async fn record(&self, run: &RunId, when: impl Fn(&RunRecord) -> bool) -> RunRecord {
+        until("the record is as expected", || async {
+            let entry = self.ports.store.get(&names::run_key(run)).await.unwrap()?;
+            let record: RunRecord = serde_json::from_slice(&entry.value).unwrap();
+            when(&record).then_some(record)
+        })
+        .await
+    }
+
+    /// Waits until a run has ended and nothing has to be looked after any more.
+    pub async fn settled(&self, run: &RunId) -> RunRecord {
+        until("the run is let go", || async {
+            let open = self.ports.store.get(&names::open_key(run)).await.unwrap();
+            let owner = self.ports.store.get(&names::owner_key(run)).await.unwrap();
+            (open.is_none() && owner.is_none()).then_some(())
+        })
+        .await;
+        let record = self.record(run, |record| record.status.is_ended()).await;
+        assert_eq!(record.ending_event, None, "the ending is struck from the record");
+        record
+    }
+}
+
+/// The word of a reason.
+#[must_use]
+pub fn reason_of(reason: &Reason) -> String {
+    serde_json::to_value(reason).unwrap()["reason"].as_str().unwrap().to_owned()
+}
+
+/// Waits for a condition.
+pub async fn until<T, F, Fut>(what: &str, mut look: F) -> T
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Option<T>>,
+{
+    let found = tokio::time::timeout(PATIENCE, async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    match found.await {
+        Ok(found) => found,
+        Err(late) => panic!("{what}: {late}"),
+    }
+}
