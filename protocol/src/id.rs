@@ -94,6 +94,7 @@ macro_rules! text_id {
     Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(try_from = "String", into = "String")]
+#[schemars(!try_from, !into)]
 pub struct RunId(#[schemars(regex(pattern = r"^r-[A-Za-z0-9._-]{1,126}$"))] String);
 
 text_id!(
@@ -168,7 +169,8 @@ impl fmt::Display for NodeId {
     Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(try_from = "String", into = "String")]
-pub struct StepName(String);
+#[schemars(!try_from, !into)]
+pub struct StepName(#[schemars(regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._ -]{0,127}$"))] String);
 
 text_id!(
     StepName,
@@ -191,7 +193,10 @@ impl StepName {
     Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(try_from = "String", into = "String")]
-pub struct RegisteredName(String);
+#[schemars(!try_from, !into)]
+pub struct RegisteredName(
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[^/\x00-\x1f\x7f-\x9f]*$"))] String,
+);
 
 text_id!(
     RegisteredName,

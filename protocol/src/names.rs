@@ -12,6 +12,8 @@ pub const JOBS_QUEUE: &str = "bob.jobs";
 pub const CONTROL_QUEUE: &str = "bob.control";
 /// The queue of what was dead-lettered; also its routing key.
 pub const DEAD_LETTER_QUEUE: &str = "bob.dlq";
+/// The stream of events, unless the settings name another.
+pub const EVENT_STREAM: &str = "bob.event-stream";
 /// How often a message may come back to a quorum queue before it is dead-lettered.
 pub const DELIVERY_LIMIT: i64 = 20;
 

@@ -14,18 +14,36 @@ use crate::quantity::{Cpu, Memory, Span};
 /// Variables in the order in which they were written.
 pub type Vars = IndexMap<String, String>;
 
+// Only its schema is used: the dialect reads a tree that keeps how a number was written.
+/// A text, or what becomes text as it was written.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "only its schema is used")]
+pub(crate) enum Scalar {
+    /// A text.
+    Text(String),
+    /// `2.50` becomes "2.50".
+    Number(f64),
+    /// `true` becomes "true".
+    Boolean(bool),
+}
+
 /// A pipeline's definition.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Pipeline {
     /// First half of the identity.
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[^:\x00-\x1f\x7f-\x9f]*$"))]
     pub group: String,
     /// Second half of the identity.
+    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[^\x00-\x1f\x7f-\x9f]*$"))]
     pub name: String,
     /// The base image; best fully qualified.
+    #[schemars(length(min = 1))]
     pub image: String,
     /// Environment of every step.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    #[schemars(with = "IndexMap<String, Scalar>")]
     pub vars: Vars,
     /// What steps may need to have mounted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -49,7 +67,6 @@ pub struct Pipeline {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Span>,
     /// The steps, in order.
-    #[serde(default)]
     pub steps: Vec<Step>,
 }
 
@@ -63,6 +80,7 @@ pub struct Step {
     pub cmd: Cmd,
     /// Environment of this step alone, laid over the pipeline's.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    #[schemars(with = "IndexMap<String, Scalar>")]
     pub vars: Vars,
     /// The resource that must be mounted, by its name in `resources`.
     #[serde(default, rename = "needs_resource", skip_serializing_if = "Option::is_none")]
@@ -100,7 +118,7 @@ pub enum Cmd {
     /// Split by [`crate::shell::split`].
     Line(String),
     /// Taken as it is.
-    Words(Vec<String>),
+    Words(#[schemars(with = "Vec<Scalar>")] Vec<String>),
 }
 
 impl Cmd {
@@ -178,6 +196,7 @@ pub enum OnLost {
 #[serde(rename_all = "kebab-case")]
 pub struct Retry {
     /// How often it is run at most.
+    #[schemars(range(min = 1, max = 100))]
     pub attempts: u32,
     /// The time before the second attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -197,6 +216,7 @@ pub struct Resource {
     pub provider: RegisteredName,
     /// What the provider is asked for.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    #[schemars(with = "IndexMap<String, Scalar>")]
     pub params: Vars,
 }
 

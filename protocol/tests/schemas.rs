@@ -1,0 +1,246 @@
+//! The published schemas agree with what is read and written.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use jsonschema::Validator;
+use protocol::command::{self, decode};
+use protocol::dialect::{parse, pipeline_from_json};
+use protocol::run::{RunRecord, Status};
+use protocol::schema::{What, schema};
+use protocol::time::{Millis, Stamp};
+use serde_json::{Value, json};
+
+fn golden(ending: &str) -> Vec<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/bob");
+    let mut files: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.to_str().unwrap().ends_with(ending))
+        .collect();
+    files.sort();
+    assert!(!files.is_empty());
+    files
+}
+
+fn read(path: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn faults(schema: &Validator, value: &Value) -> Vec<String> {
+    schema.iter_errors(value).map(|e| format!("{e} at {}", e.instance_path())).collect()
+}
+
+#[test]
+fn every_schema_is_one_and_says_which() {
+    let mut ids = BTreeSet::new();
+    for what in What::ALL {
+        let schema = schema(what);
+        assert_eq!(what.as_str().parse::<What>().unwrap(), what);
+        if what == What::Asyncapi {
+            continue;
+        }
+        assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+        ids.insert(schema["$id"].as_str().unwrap().to_owned());
+        assert!(jsonschema::meta::is_valid(&schema), "{what}");
+    }
+    assert_eq!(ids.len(), 4);
+    assert!("pipelines".parse::<What>().is_err());
+}
+
+#[test]
+fn every_plan_is_as_the_schema_says() {
+    let schema = jsonschema::validator_for(&schema(What::Pipeline)).unwrap();
+    for path in golden(".plan.json") {
+        let faults = faults(&schema, &read(&path));
+        assert!(faults.is_empty(), "{}: {faults:?}", path.display());
+    }
+}
+
+#[test]
+fn what_is_written_as_json_is_judged_alike_by_the_schema_and_the_parser() {
+    let schema = jsonschema::validator_for(&schema(What::Pipeline)).unwrap();
+    let pipeline = |change: fn(&mut Value)| {
+        let mut pipeline = json!({
+            "group": "dev", "name": "x", "image": "docker.io/library/busybox",
+            "steps": [{ "cmd": "true" }, { "cmd": ["a", 1] }],
+        });
+        change(&mut pipeline);
+        pipeline
+    };
+    let good: [fn(&mut Value); 9] = [
+        |_| {},
+        |p| p["vars"] = json!({ "A": "a", "B": 1.5, "C": true }),
+        |p| p["on_lost"] = "resume".into(),
+        |p| p["on-lost"] = "fail".into(),
+        |p| p["timeout"] = 90.into(),
+        |p| p["timeout"] = "1h30m".into(),
+        |p| p["steps"][0]["needs-resource"] = Value::Null,
+        |p| p["quotas"] = json!({ "requests": { "mem": "1G" }, "limits": { "cpu": 1 } }),
+        |p| p["steps"] = json!([]),
+    ];
+    for (index, change) in good.into_iter().enumerate() {
+        let value = pipeline(change);
+        assert!(pipeline_from_json(&value).is_ok(), "good {index}: {value}");
+        assert!(faults(&schema, &value).is_empty(), "good {index}: {:?}", faults(&schema, &value));
+    }
+    let bad: [fn(&mut Value); 14] = [
+        |p| drop(p.as_object_mut().unwrap().remove("steps")),
+        |p| p["group"] = "a:b".into(),
+        |p| p["name"] = "".into(),
+        |p| p["name"] = 7.into(),
+        |p| p["imgae"] = "x".into(),
+        |p| p["vars"] = json!({ "A": null }),
+        |p| p["vars"] = json!({ "A": ["a"] }),
+        |p| p["timeout"] = "soon".into(),
+        |p| p["timeout"] = 0.into(),
+        |p| p["pull"] = "maybe".into(),
+        |p| p["quotas"] = json!({ "limits": { "cpu": 1.5 } }),
+        |p| p["quotas"] = json!({ "limits": { "mem": "1k" } }),
+        |p| p["steps"][0]["cmd"] = 7.into(),
+        |p| p["steps"][0]["name"] = "-x".into(),
+    ];
+    for (index, change) in bad.into_iter().enumerate() {
+        let value = pipeline(change);
+        assert!(pipeline_from_json(&value).is_err(), "bad {index}: {value}");
+        assert!(!faults(&schema, &value).is_empty(), "bad {index}: {value}");
+    }
+}
+
+#[test]
+fn a_command_is_judged_alike_by_its_schema_and_the_decoder() {
+    let whole = schema(What::Command);
+    let inline = json!({ "group": "d", "name": "x", "image": "i", "steps": [] });
+    let cases = [
+        (command::START, json!({ "group": "d", "name": "x" }), true),
+        (command::START, json!({ "run-id": "r-1", "pipeline": inline, "backoff": 2000 }), true),
+        (command::START, json!({ "run_id": "r-1", "group": "d", "name": "x", "more": 1 }), true),
+        (command::START, json!({ "group": "d", "name": "x", "vars": { "A": 1.5 } }), true),
+        (command::START, json!({ "group": "d", "name": "x", "logger": null }), true),
+        (command::START, json!({ "group": "d", "pipeline": inline }), false),
+        (command::START, json!({ "group": "d" }), false),
+        (command::START, json!({}), false),
+        (command::START, json!([]), false),
+        (command::START, json!({ "run-id": "x", "group": "d", "name": "x" }), false),
+        (command::START, json!({ "pipeline": { "group": "d", "more": 1 } }), false),
+        (command::START, json!({ "group": "d", "name": "x", "vars": { "A": [] } }), false),
+        (command::START, json!({ "group": "d", "name": "x", "logger": "a/b" }), false),
+        (command::START, json!({ "group": "d", "name": "x", "partition": 1 }), false),
+        (command::STOP, json!({ "run-id": "r-1" }), true),
+        (command::STOP, json!({ "run_id": "r-1", "reason": "enough" }), true),
+        (command::STOP, json!({ "reason": "enough" }), false),
+        (command::STOP, json!({ "run-id": 1 }), false),
+        (command::PAUSE, json!({ "group": "d", "name": "x", "at": 1 }), true),
+        (command::UNPAUSE, json!({ "group": "d", "name": "x" }), true),
+        (command::UNPAUSE, json!({ "group": "d" }), false),
+        (command::PAUSE, json!({ "group": "d", "name": "x", "at": "now" }), false),
+    ];
+    for (kind, body, good) in cases {
+        let decoded = decode(Some(kind), None, body.to_string().as_bytes());
+        assert_eq!(decoded.is_ok(), good, "{kind} {body}: {decoded:?}");
+        let mut one = whole.clone();
+        let keys = one.as_object_mut().unwrap();
+        keys.remove("anyOf");
+        keys.insert("$ref".into(), format!("#/$defs/{}", kind.replace('/', "-")).into());
+        let faults = faults(&jsonschema::validator_for(&one).unwrap(), &body);
+        assert_eq!(faults.is_empty(), good, "{kind} {body}: {faults:?}");
+    }
+}
+
+#[test]
+fn a_run_record_is_as_its_schema_says() {
+    let schema = jsonschema::validator_for(&schema(What::Run)).unwrap();
+    for path in golden(".plan.json") {
+        let pipeline = serde_json::from_value(read(&path)).unwrap();
+        let record = RunRecord {
+            group: "dev".into(),
+            name: "x".into(),
+            run_id: "r-1".parse().unwrap(),
+            status: Status::Pending,
+            cause: None,
+            message: None,
+            logger: None,
+            vars: protocol::pipeline::Vars::from([("A".to_owned(), "1".to_owned())]),
+            pipeline: Some(pipeline),
+            node: None,
+            epoch: None,
+            attempt: 1,
+            losses: 0,
+            released: None,
+            scheduled_at: Stamp(Millis(1_700_000_000_000)),
+            initiated_at: None,
+            initialized_at: None,
+            started_at: None,
+            completed_at: None,
+            steps: Vec::new(),
+            ending_event: None,
+        };
+        let value = serde_json::to_value(&record).unwrap();
+        let faults = faults(&schema, &value);
+        assert!(faults.is_empty(), "{value}: {faults:?}");
+        assert_eq!(serde_json::from_value::<RunRecord>(value).unwrap(), record);
+    }
+}
+
+/// Every `$ref` in a document.
+fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
+    match value {
+        Value::Object(object) => {
+            for (key, value) in object {
+                match (key.as_str(), value) {
+                    ("$ref", Value::String(reference)) => found.push(reference),
+                    (_, value) => references(value, found),
+                }
+            }
+        }
+        Value::Array(list) => list.iter().for_each(|value| references(value, found)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+#[test]
+fn every_reference_in_a_schema_leads_somewhere() {
+    for what in What::ALL {
+        let document = schema(what);
+        let mut found = Vec::new();
+        references(&document, &mut found);
+        assert!(!found.is_empty(), "{what}");
+        for reference in found {
+            let target = document.pointer(reference.strip_prefix('#').unwrap());
+            assert!(target.is_some(), "{what}: {reference}");
+        }
+    }
+}
+
+#[test]
+fn the_asyncapi_document_names_every_queue_and_every_type() {
+    let document = schema(What::Asyncapi).to_string();
+    for name in [
+        "bob.direct",
+        "bob.dlx",
+        "bob.jobs",
+        "bob.control",
+        "bob.jobs.{node}",
+        "bob.dlq",
+        "bob.event-stream",
+        "pipeline/start",
+        "pipeline/stop",
+        "pipeline/pause",
+        "pipeline/unpause",
+    ] {
+        assert!(document.contains(&format!("\"{name}\"")), "{name}");
+    }
+}
+
+#[test]
+fn a_file_in_yaml_is_judged_like_its_plan() {
+    for path in golden(".yaml") {
+        let parsed = parse(path.to_str(), &fs::read(&path).unwrap());
+        for pipeline in parsed.pipelines {
+            let json = serde_json::to_value(&pipeline).unwrap();
+            assert_eq!(pipeline_from_json(&json).unwrap(), pipeline);
+        }
+    }
+}
