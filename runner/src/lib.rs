@@ -6,6 +6,7 @@
 //! | [`rules`] | decides what should happen; pure |
 //! | [`worker`] | makes it happen |
 
+pub mod exec;
 pub mod ports;
 pub mod rules;
 pub mod worker;

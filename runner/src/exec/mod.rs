@@ -1,0 +1,4 @@
+//! Where steps run.
+
+#[cfg(feature = "testing")]
+pub mod scripted;
