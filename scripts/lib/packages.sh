@@ -2,16 +2,15 @@
 # The Debian packages that the scripts need, and how they are installed: without starting, now or
 # at the next boot, a server that the user did not have.
 
-# program:package, for each thing that can be asked of a machine.
+# The packages of each program that can be asked for.
 declare -A PACKAGE_OF=(
   [rabbitmq-server]=rabbitmq-server [etcd]=etcd-server [podman]=podman [crun]=crun
   [newuidmap]=uidmap [slirp4netns]=slirp4netns [catatonit]=catatonit [busybox]=busybox-static
   [docker-registry]=docker-registry [debootstrap]=debootstrap [curl]=curl [openssl]=openssl
-  [protoc]=protobuf-compiler [cc]=gcc [make]=make [git]=git
-  [ip]=iproute2 [setpriv]=util-linux [flock]=util-linux
+  [protoc]='protobuf-compiler libprotobuf-dev' [cc]='gcc libc6-dev' [setpriv]=util-linux
 )
 
-# What a package would start by itself.
+# What these packages would start at each boot.
 SERVER_UNITS='rabbitmq-server etcd docker-registry epmd podman podman-auto-update podman-restart podman-clean-transient'
 
 program_is_there() {
@@ -38,11 +37,13 @@ install_programs() {
   [ ${#missing[@]} -gt 0 ] || return 0
   have apt-get || die "these programs are missing: ${missing[*]}" \
     "this script installs Debian packages only; by Debian's names they are: ${!missing[*]}"
-  install_packages "${!missing[@]}"
+  # shellcheck disable=SC2046,SC2086 # one word for each package
+  install_packages $(printf '%s\n' ${!missing[*]} | sort -u)
   hash -r
 }
 
 install_packages() {
+  local log
   local -a sudo=()
   if ! is_root; then
     have sudo || die "these Debian packages are missing: $*" \
@@ -52,7 +53,11 @@ install_packages() {
     [ -t 0 ] || sudo+=(-n)
   fi
   say "installing Debian packages: $*"
-  "${sudo[@]}" bash -s -- "$SERVER_UNITS" "$@" <"$ROOT/scripts/lib/apt-install.sh" >&2 ||
-    die "the packages could not be installed: $*" \
+  log=$(mktemp)
+  if ! ${sudo[@]+"${sudo[@]}"} bash "$ROOT/scripts/lib/apt-install.sh" "$SERVER_UNITS" "$@" >"$log" 2>&1; then
+    tail -n 30 "$log" >&2
+    die "the packages could not be installed; apt's last words stand above, all of them in $log" \
       "try it by hand: apt-get update && apt-get install --no-install-recommends $*"
+  fi
+  rm -f "$log"
 }
