@@ -1,1 +1,3 @@
-//! Tests against real services live in `tests/`.
+//! Tests against real services live in `tests/`; what they share is here.
+
+pub mod services;

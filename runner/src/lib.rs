@@ -2,10 +2,15 @@
 //!
 //! | room | duty |
 //! |---|---|
+//! | [`cluster`] | RabbitMQ and etcd behind the ports |
+//! | [`exec`] | where steps run |
 //! | [`ports`] | what a worker needs of the world: traits only |
 //! | [`rules`] | decides what should happen; pure |
 //! | [`worker`] | makes it happen |
+//!
+//! `ARCHITECTURE.md` walks a run through them; `tests/layers.rs` holds them to who may import whom.
 
+pub mod cluster;
 pub mod exec;
 pub mod ports;
 pub mod rules;

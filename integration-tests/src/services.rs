@@ -1,0 +1,300 @@
+//! RabbitMQ and etcd as a test meets them: those of the environment, and ones of its own that it may
+//! stop and kill.
+//!
+//! `scripts/services env` prints the variables. A test that lacks what it needs says so on stderr and
+//! passes; where `CI` is set it fails instead.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use protocol::id::NodeId;
+use runner::cluster::{AmqpOptions, EtcdOptions, TlsFiles};
+
+/// The variables that a set of services is described by.
+#[derive(Debug, Clone)]
+pub struct Services {
+    variables: BTreeMap<String, String>,
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test's configuration is its environment")]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Says that a test is not run, loudly; fails where `CI` is set.
+///
+/// # Panics
+/// Where `CI` is set to anything.
+#[expect(clippy::print_stderr, reason = "a skipped test must not look like one that passed")]
+pub fn skip(what: &str) {
+    assert!(variable("CI").is_none(), "{what}, and CI is set: this test may not be skipped");
+    eprintln!("SKIPPED: {what}; `scripts/services up` prints what to set");
+}
+
+impl Services {
+    /// The services of the environment, where all of `needed` is set.
+    #[must_use]
+    pub fn of_environment(needed: &[&str]) -> Option<Self> {
+        let mut variables = BTreeMap::new();
+        for name in NAMES {
+            if let Some(value) = variable(name) {
+                variables.insert((*name).to_owned(), value);
+            }
+        }
+        if let Some(missing) = needed.iter().find(|name| !variables.contains_key(**name)) {
+            skip(&format!("{missing} is not set"));
+            return None;
+        }
+        Some(Self { variables })
+    }
+
+    /// A variable's value.
+    ///
+    /// # Panics
+    /// Where it is not there; [`Services::of_environment`] checks what it is asked for.
+    #[must_use]
+    pub fn get(&self, name: &str) -> &str {
+        self.variables.get(name).unwrap_or_else(|| panic!("the services have no {name}"))
+    }
+
+    fn tls(&self, prefix: &str) -> TlsFiles {
+        let file = |end: &str| self.variables.get(&format!("{prefix}_{end}")).map(PathBuf::from);
+        TlsFiles { ca: file("CA"), cert: file("CERT"), key: file("KEY") }
+    }
+
+    /// How etcd is reached.
+    #[must_use]
+    pub fn etcd(&self) -> EtcdOptions {
+        EtcdOptions {
+            urls: self.get("BOB_STORAGE_URLS").split(',').map(str::to_owned).collect(),
+            user: None,
+            password: None,
+            tls: self.tls("BOB_STORAGE"),
+            retry_attempts: 1,
+            retry_delay: Duration::ZERO,
+        }
+    }
+
+    /// How the broker is reached, in a virtual host of the test's own.
+    ///
+    /// # Panics
+    /// Where the directory for what is spilled cannot be made.
+    #[must_use]
+    pub fn amqp(&self, vhost: &Vhost) -> AmqpOptions {
+        AmqpOptions {
+            url: format!("{}/{}", self.get("BOB_QUEUE_URL"), vhost.name),
+            user: self.get("BOB_QUEUE_USER").to_owned(),
+            password: self.get("BOB_QUEUE_PASSWORD").to_owned(),
+            tls: self.tls("BOB_QUEUE"),
+            node: NodeId::from_uuid(uuid::Uuid::new_v4()),
+            retry_attempts: 1,
+            retry_delay: Duration::ZERO,
+            stream_name: "bob.event-stream".to_owned(),
+            stream_retention_days: 7,
+            stream_url: None,
+            spill_dir: vhost.spill.path().to_owned(),
+            spill_bytes: 1 << 30,
+        }
+    }
+
+    /// A fresh virtual host.
+    pub async fn vhost(&self) -> Vhost {
+        let vhost = Vhost {
+            name: format!("t-{}", uuid::Uuid::new_v4()),
+            management: Management::of(self),
+            spill: tempfile::tempdir().expect("a directory for the test"),
+        };
+        let path = format!("vhosts/{}", vhost.name);
+        vhost.management.send(reqwest::Method::PUT, &path, None).await;
+        let user = self.get("BOB_QUEUE_USER");
+        let path = format!("permissions/{}/{user}", vhost.name);
+        let all = r#"{"configure":".*","write":".*","read":".*"}"#;
+        vhost.management.send(reqwest::Method::PUT, &path, Some(all)).await;
+        vhost
+    }
+}
+
+const NAMES: &[&str] = &[
+    "BOB_QUEUE_URL",
+    "BOB_QUEUE_USER",
+    "BOB_QUEUE_PASSWORD",
+    "BOB_QUEUE_CA",
+    "BOB_STORAGE_URLS",
+    "BOB_STORAGE_CA",
+    "BOB_STORAGE_CERT",
+    "BOB_STORAGE_KEY",
+    "BOB_TEST_MANAGEMENT_URL",
+    "BOB_TEST_WRONG_CA",
+    "BOB_TEST_WRONG_CERT",
+    "BOB_TEST_WRONG_KEY",
+    "BOB_TEST_SUITE",
+];
+
+/// What the tests of the broker need.
+pub const BROKER: &[&str] =
+    &["BOB_QUEUE_URL", "BOB_QUEUE_USER", "BOB_QUEUE_PASSWORD", "BOB_TEST_MANAGEMENT_URL"];
+/// What the tests of the store need.
+pub const STORE: &[&str] = &["BOB_STORAGE_URLS"];
+
+/// The broker's management API.
+#[derive(Debug, Clone)]
+pub struct Management {
+    url: String,
+    user: String,
+    password: String,
+}
+
+impl Management {
+    /// Of these services.
+    #[must_use]
+    pub fn of(services: &Services) -> Self {
+        Self {
+            url: services.get("BOB_TEST_MANAGEMENT_URL").to_owned(),
+            user: services.get("BOB_QUEUE_USER").to_owned(),
+            password: services.get("BOB_QUEUE_PASSWORD").to_owned(),
+        }
+    }
+
+    /// A request to it; the answer's body.
+    ///
+    /// # Panics
+    /// Where it fails.
+    pub async fn send(&self, method: reqwest::Method, path: &str, body: Option<&str>) -> String {
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let mut request = client
+            .request(method, format!("{}/api/{path}", self.url))
+            .basic_auth(&self.user, Some(&self.password));
+        if let Some(body) = body {
+            request = request.header("content-type", "application/json").body(body.to_owned());
+        }
+        let answer = request.send().await.expect("the management API answers");
+        let status = answer.status();
+        let text = answer.text().await.expect("an answer's body");
+        assert!(status.is_success(), "{path}: {status} {text}");
+        text
+    }
+
+    /// What it says about something.
+    ///
+    /// # Panics
+    /// Where it is no JSON.
+    pub async fn get(&self, path: &str) -> serde_json::Value {
+        let text = self.send(reqwest::Method::GET, path, None).await;
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    /// Closes every connection of a virtual host; true where there was one.
+    pub async fn close_connections(&self, vhost: &Vhost) -> bool {
+        let all = self.get("connections").await;
+        let mut found = false;
+        for connection in all.as_array().into_iter().flatten() {
+            if connection["vhost"] == vhost.name.as_str() {
+                let name = connection["name"].as_str().unwrap_or_default();
+                let name = name.replace(' ', "%20").replace('>', "%3E");
+                self.send(reqwest::Method::DELETE, &format!("connections/{name}"), None).await;
+                found = true;
+            }
+        }
+        found
+    }
+}
+
+/// A virtual host that is removed at the end.
+#[derive(Debug)]
+pub struct Vhost {
+    /// Its name.
+    pub name: String,
+    /// Where it is managed.
+    pub management: Management,
+    /// Where a test's events may spill to.
+    pub spill: tempfile::TempDir,
+}
+
+impl Drop for Vhost {
+    fn drop(&mut self) {
+        let (management, path) = (self.management.clone(), format!("vhosts/{}", self.name));
+        // The runtime of the test may be ending: this is done on a thread and a runtime of its own.
+        let removing = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(async {
+                // A broker that the test has ended needs no tidying.
+                let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+                drop(
+                    client
+                        .delete(format!("{}/api/{path}", management.url))
+                        .basic_auth(&management.user, Some(&management.password))
+                        .timeout(Duration::from_secs(10))
+                        .send()
+                        .await,
+                );
+            });
+        });
+        drop(removing.join());
+    }
+}
+
+/// Services of one test alone, which it may stop, kill and pause; they end with it.
+#[derive(Debug)]
+pub struct OwnServices {
+    name: String,
+    services: Services,
+}
+
+impl OwnServices {
+    /// Starts them: `only` is a list for `scripts/services`, `options` further words for it.
+    ///
+    /// # Panics
+    /// Where they do not start.
+    #[must_use]
+    pub fn start(only: &str, options: &[&str]) -> Option<Self> {
+        if !script().exists() {
+            skip("scripts/services is not there");
+            return None;
+        }
+        let name = format!("t-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
+        let mut words = vec!["up", "--name", &name, "--only", only];
+        words.extend(options);
+        let suite = variable("BOB_TEST_SUITE").unwrap_or_else(|| "host".to_owned());
+        words.extend(["--suite", &suite]);
+        let printed = run(&words);
+        let variables = printed.lines().filter_map(|line| line.split_once('='));
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Some(Self { name, services: Services { variables } })
+    }
+
+    /// Their variables.
+    #[must_use]
+    pub fn services(&self) -> &Services {
+        &self.services
+    }
+
+    /// `stop`, `start`, `restart`, `kill`, `pause` or `unpause` of one of them. Does not block the
+    /// runtime.
+    ///
+    /// # Panics
+    /// Where that fails.
+    pub async fn control(&self, verb: &str, service: &str) {
+        let words = [verb.to_owned(), service.to_owned(), "--name".to_owned(), self.name.clone()];
+        let work = move || run(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        tokio::task::spawn_blocking(work).await.expect("scripts/services");
+    }
+}
+
+impl Drop for OwnServices {
+    fn drop(&mut self) {
+        drop(Command::new(script()).args(["down", "--name", &self.name]).output());
+    }
+}
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/services")
+}
+
+fn run(words: &[&str]) -> String {
+    let output = Command::new(script()).args(words).output().expect("scripts/services starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "scripts/services {words:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}

@@ -1,0 +1,319 @@
+//! The store port on a real etcd.
+
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use integration_tests::services::{OwnServices, STORE, Services};
+use runner::cluster::Etcd;
+use runner::ports::{Change, Changes, Entry, Expect, LeaseId, Store as _, StoreError, Txn};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The store of the environment, and a prefix that no other test uses.
+async fn store() -> Option<(Etcd, String)> {
+    let services = Services::of_environment(STORE)?;
+    let etcd = Etcd::connect(&services.etcd()).await.unwrap();
+    Some((etcd, prefix()))
+}
+
+fn prefix() -> String {
+    format!("test/{}/", uuid::Uuid::new_v4())
+}
+
+async fn put(etcd: &Etcd, key: &str, value: &str) -> i64 {
+    let reply = etcd.txn(Txn::new().put(key, value.into())).await.unwrap();
+    assert!(reply.committed);
+    reply.revision
+}
+
+async fn next(changes: &mut Changes) -> Result<Change, StoreError> {
+    let waited = tokio::time::timeout(PATIENCE, changes.next()).await;
+    waited.expect("a change in time").expect("the watch goes on")
+}
+
+fn entry(change: Result<Change, StoreError>) -> Entry {
+    match change.unwrap() {
+        Change::Put(entry) => entry,
+        Change::Deleted { key, .. } => panic!("{key} was deleted"),
+    }
+}
+
+#[tokio::test]
+async fn reads_are_made_after_the_changes_and_also_where_nothing_is_changed() {
+    let Some((etcd, prefix)) = store().await else { return };
+    let (a, b) = (format!("{prefix}a"), format!("{prefix}b"));
+    let made = Txn::new()
+        .when(&a, Expect::Absent)
+        .put(&a, b"1".to_vec())
+        .put(&b, b"2".to_vec())
+        .read(&a)
+        .read_prefix(&prefix);
+    let reply = etcd.txn(made.clone()).await.unwrap();
+    assert!(reply.committed);
+    assert_eq!(reply.entry(0).unwrap().create_revision, reply.revision);
+    assert_eq!(reply.reads[1].len(), 2);
+
+    let again = etcd.txn(made).await.unwrap();
+    assert!(!again.committed);
+    assert_eq!(again.entry(0), reply.entry(0));
+    assert_eq!(again.reads[1].len(), 2);
+}
+
+#[tokio::test]
+async fn every_demand_has_to_hold() {
+    let Some((etcd, prefix)) = store().await else { return };
+    let key = format!("{prefix}a");
+    let created = put(&etcd, &key, "1").await;
+    let changed = put(&etcd, &key, "2").await;
+    for (expect, holds) in [
+        (Expect::Absent, false),
+        (Expect::Present, true),
+        (Expect::CreatedAt(created), true),
+        (Expect::CreatedAt(changed), false),
+        (Expect::ModifiedAt(created), false),
+        (Expect::ModifiedAt(changed), true),
+    ] {
+        let reply = etcd.txn(Txn::new().when(&key, expect)).await.unwrap();
+        assert_eq!(reply.committed, holds, "{expect:?}");
+    }
+    let deleted = etcd.txn(Txn::new().when(&key, Expect::Present).delete(&key)).await.unwrap();
+    assert!(deleted.committed);
+    assert_eq!(etcd.get(&key).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_long_list_comes_whole_and_of_one_revision() {
+    let Some((etcd, prefix)) = store().await else { return };
+    for tens in 0..20 {
+        let txn = (0..10).fold(Txn::new(), |txn, ones| {
+            txn.put(format!("{prefix}{tens:02}{ones}"), vec![b'x'; 50_000])
+        });
+        assert!(etcd.txn(txn).await.unwrap().committed);
+    }
+    // Not in the prefix, though it begins almost so.
+    let beyond = format!("{}0", prefix.strip_suffix('/').unwrap());
+    put(&etcd, &beyond, "beyond").await;
+    let listing = etcd.list(&prefix).await.unwrap();
+    assert_eq!(listing.entries.len(), 200);
+    assert!(listing.entries.is_sorted_by(|a, b| a.key < b.key));
+    assert!(listing.entries.iter().all(|entry| entry.mod_revision <= listing.revision));
+}
+
+#[tokio::test]
+async fn a_request_that_is_too_large_is_refused_with_the_reason() {
+    let Some((etcd, prefix)) = store().await else { return };
+    for bytes in [1_700_000, 4_000_000] {
+        let refused = etcd.txn(Txn::new().put(format!("{prefix}a"), vec![b'x'; bytes])).await;
+        let error = refused.unwrap_err();
+        assert!(matches!(error, StoreError::Refused(_)), "{error}");
+        assert!(error.to_string().contains("1.5 MiB"), "{error}");
+    }
+    let nearly = etcd.txn(Txn::new().put(format!("{prefix}a"), vec![b'x'; 1_400_000])).await;
+    assert!(nearly.unwrap().committed);
+}
+
+#[tokio::test]
+async fn a_lease_is_renewed_ended_and_known_to_be_gone() {
+    let Some((etcd, prefix)) = store().await else { return };
+    let granted = etcd.grant(Duration::from_millis(9_500)).await.unwrap();
+    assert!(granted.ttl >= Duration::from_secs(10), "{granted:?}");
+    let key = format!("{prefix}owner");
+    let owned = Txn::new().put_leased(&key, Vec::new(), granted.lease);
+    let revision = etcd.txn(owned).await.unwrap().revision;
+    assert_eq!(etcd.keep_alive(granted.lease).await.unwrap(), granted.ttl);
+
+    let mut changes = etcd.watch(&prefix, revision + 1).await.unwrap();
+    etcd.revoke(granted.lease).await.unwrap();
+    match next(&mut changes).await.unwrap() {
+        Change::Deleted { key: gone, revision: at } => assert!(gone == key && at > revision),
+        Change::Put(entry) => panic!("{entry:?}"),
+    }
+    // Done where it is gone already.
+    etcd.revoke(granted.lease).await.unwrap();
+    let LeaseId(id) = granted.lease;
+    let renewed = etcd.keep_alive(granted.lease).await;
+    assert!(matches!(renewed, Err(StoreError::LeaseGone(gone)) if gone == id), "{renewed:?}");
+    let owned = etcd.txn(Txn::new().put_leased(&key, Vec::new(), granted.lease)).await;
+    assert!(matches!(owned, Err(StoreError::LeaseGone(gone)) if gone == id), "{owned:?}");
+}
+
+#[tokio::test]
+async fn a_watch_begins_in_the_past_and_leaves_out_other_prefixes() {
+    let Some((etcd, prefix)) = store().await else { return };
+    let (a, b) = (format!("{prefix}a"), format!("{prefix}b"));
+    let first = put(&etcd, &a, "1").await;
+    put(&etcd, &format!("{prefix}b"), "2").await;
+    let mut changes = etcd.watch(&prefix, first + 1).await.unwrap();
+    assert_eq!(entry(next(&mut changes).await).key, b);
+    put(&etcd, &super_prefix(&prefix), "not seen").await;
+    let last = put(&etcd, &a, "3").await;
+    let seen = entry(next(&mut changes).await);
+    assert_eq!((seen.value.as_slice(), seen.mod_revision), (b"3".as_slice(), last));
+    assert_eq!(seen.create_revision, first);
+}
+
+fn super_prefix(prefix: &str) -> String {
+    format!("{}~", prefix.strip_suffix('/').unwrap())
+}
+
+#[tokio::test]
+async fn a_watch_of_what_is_compacted_says_so_and_ends() {
+    // One of its own: what is compacted is compacted for every test.
+    let Some(own) = OwnServices::start("etcd", &[]) else { return };
+    let (etcd, prefix) = (Etcd::connect(&own.services().etcd()).await.unwrap(), prefix());
+    let first = put(&etcd, &format!("{prefix}a"), "1").await;
+    let last = put(&etcd, &format!("{prefix}a"), "2").await;
+    let mut raw = raw_client(own.services()).await;
+    raw.compact(last, None).await.unwrap();
+    let mut changes = etcd.watch(&prefix, first).await.unwrap();
+    let error = next(&mut changes).await.unwrap_err();
+    assert!(
+        matches!(error, StoreError::Compacted { asked, oldest } if asked == first && oldest >= last),
+        "{error}"
+    );
+    assert!(changes.next().await.is_none());
+}
+
+async fn raw_client(services: &Services) -> etcd_client::Client {
+    etcd_client::Client::connect(services.etcd().urls, None).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_goes_on_where_it_was_after_etcd_was_away() {
+    let Some(own) = OwnServices::start("etcd", &[]) else { return };
+    let (etcd, prefix) = (Etcd::connect(&own.services().etcd()).await.unwrap(), prefix());
+    let other = etcd.clone();
+    let first = put(&etcd, &format!("{prefix}0"), "").await;
+    let mut changes = etcd.watch(&prefix, first).await.unwrap();
+    assert_eq!(entry(next(&mut changes).await).mod_revision, first);
+    own.control("kill", "etcd").await;
+
+    let key = format!("{prefix}1");
+    let failed = etcd.txn(Txn::new().put(&key, Vec::new())).await.unwrap_err();
+    assert!(matches!(failed, StoreError::Unreachable { .. }), "{failed}");
+    own.control("start", "etcd").await;
+
+    let written = until(|| other.txn(Txn::new().put(&key, b"back".to_vec()))).await;
+    let seen = entry(next(&mut changes).await);
+    assert_eq!((seen.key, seen.mod_revision), (key, written.revision));
+}
+
+/// The first answer that is no error; a service comes back when it comes back.
+async fn until<T, F: Future<Output = Result<T, StoreError>>>(work: impl Fn() -> F) -> T {
+    let trying = async {
+        loop {
+            match work().await {
+                Ok(done) => return done,
+                Err(error) => assert!(error.retryable(), "{error}"),
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, trying).await.expect("in time")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_hangs_is_unreachable_within_seconds_and_used_again_afterwards() {
+    let Some(own) = OwnServices::start("etcd", &[]) else { return };
+    let (etcd, prefix) = (Etcd::connect(&own.services().etcd()).await.unwrap(), prefix());
+    let granted = etcd.grant(Duration::from_secs(3600)).await.unwrap();
+    let mut changes = etcd.watch(&prefix, 1).await.unwrap();
+    own.control("pause", "etcd").await;
+    let limit = Duration::from_secs(15);
+    let got = tokio::time::timeout(limit, etcd.get(&prefix)).await.expect("a deadline of its own");
+    assert!(matches!(got, Err(StoreError::Unreachable { .. })), "{got:?}");
+    let renewed = tokio::time::timeout(limit, etcd.keep_alive(granted.lease)).await;
+    let renewed = renewed.expect("a deadline of its own");
+    assert!(matches!(renewed, Err(StoreError::Unreachable { .. })), "{renewed:?}");
+    own.control("unpause", "etcd").await;
+    assert_eq!(until(|| etcd.keep_alive(granted.lease)).await, granted.ttl);
+    let key = format!("{prefix}a");
+    put(&etcd, &key, "1").await;
+    assert_eq!(entry(next(&mut changes).await).key, key);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_and_passwords_are_checked_and_a_lost_token_is_replaced() {
+    let Some(own) = OwnServices::start("etcd", &[]) else { return };
+    let (mut options, prefix) = (own.services().etcd(), prefix());
+    enable_authentication(own.services()).await;
+
+    let nobody = Etcd::connect(&options).await.unwrap_err();
+    assert!(matches!(nobody, StoreError::Denied { .. }), "{nobody}");
+    assert!(nobody.to_string().contains("none is given"), "{nobody}");
+
+    options.user = Some("bob".to_owned());
+    options.password = Some("wr0ng-secret".to_owned());
+    let wrong = Etcd::connect(&options).await.unwrap_err();
+    assert!(matches!(wrong, StoreError::Denied { .. }), "{wrong}");
+    assert!(!format!("{wrong} {wrong:?}").contains("wr0ng-secret"), "{wrong}");
+
+    options.password = Some("right".to_owned());
+    let etcd = Etcd::connect(&options).await.unwrap();
+    let key = format!("{prefix}a");
+    let first = put(&etcd, &key, "1").await;
+    let mut changes = etcd.watch(&prefix, first + 1).await.unwrap();
+    let granted = etcd.grant(Duration::from_secs(3600)).await.unwrap();
+
+    // Tokens are in the memory of the server.
+    own.control("restart", "etcd").await;
+    let reply = until(|| etcd.txn(Txn::new().put(&key, b"2".to_vec()))).await;
+    assert_eq!(entry(next(&mut changes).await).mod_revision, reply.revision);
+    assert_eq!(until(|| etcd.keep_alive(granted.lease)).await, granted.ttl);
+
+    let denied = etcd.get("elsewhere").await.unwrap_err();
+    assert!(matches!(denied, StoreError::Denied { .. }), "{denied}");
+    let Err(denied) = etcd.watch("elsewhere", 1).await else { panic!("a watch without the right") };
+    assert!(matches!(denied, StoreError::Denied { .. }), "{denied}");
+}
+
+/// Users `root`, and `bob` who may do all that a worker has to.
+async fn enable_authentication(services: &Services) {
+    use etcd_client::{Permission, PermissionType};
+    let mut client = raw_client(services).await;
+    client.user_add("root", "root", None).await.unwrap();
+    client.user_grant_role("root", "root").await.unwrap();
+    client.role_add("worker").await.unwrap();
+    for prefix in ["bob.", "test/"] {
+        let all = Permission::new(PermissionType::Readwrite, prefix).with_prefix();
+        client.role_grant_permission("worker", all).await.unwrap();
+    }
+    client.user_add("bob", "right", None).await.unwrap();
+    client.user_grant_role("bob", "worker").await.unwrap();
+    client.auth_enable().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_user_is_not_used_where_authentication_is_off() {
+    let Some(services) = Services::of_environment(STORE) else { return };
+    let mut options = services.etcd();
+    options.user = Some("bob".to_owned());
+    options.password = Some("unused".to_owned());
+    let etcd = Etcd::connect(&options).await.unwrap();
+    assert_eq!(etcd.get(&prefix()).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_store_that_is_not_there_is_tried_as_often_as_is_said() {
+    let Some(services) = Services::of_environment(STORE) else { return };
+    let mut options = services.etcd();
+    options.urls = vec!["http://127.0.0.1:1".to_owned()];
+    options.retry_attempts = 3;
+    options.retry_delay = Duration::from_millis(50);
+    let began = tokio::time::Instant::now();
+    let error = Etcd::connect(&options).await.unwrap_err();
+    assert!(error.retryable(), "{error}");
+    assert!(error.to_string().contains("http://127.0.0.1:1"), "{error}");
+    assert!(began.elapsed() >= options.retry_delay * 2);
+}
+
+#[tokio::test]
+async fn more_changes_than_etcd_takes_at_once_are_refused_and_not_split() {
+    let Some((etcd, prefix)) = store().await else { return };
+    let many = |count: usize| {
+        (0..count).fold(Txn::new(), |txn, n| txn.put(format!("{prefix}{n}"), Vec::new()))
+    };
+    assert!(etcd.txn(many(128)).await.unwrap().committed);
+    let refused = etcd.txn(many(129)).await.unwrap_err();
+    assert!(matches!(refused, StoreError::Refused(_)), "{refused}");
+}

@@ -1,0 +1,233 @@
+//! A connection that comes back: whoever uses it waits while it is away.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use lapin::options::ConfirmSelectOptions;
+use lapin::{Channel, Connection, Event};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use super::topology::{self, Object};
+use super::{Fault, Target};
+use crate::cluster::retry::Pace;
+
+/// How often a connection is looked at besides what it says of itself.
+const LOOK: Duration = Duration::from_secs(1);
+/// A connection that stood for so long was a good one: the next attempt is made at once.
+const GOOD: Duration = Duration::from_secs(10);
+/// How long the broker may take to say goodbye.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// A connection as it stands.
+pub(in crate::cluster) struct Live {
+    connection: Connection,
+    /// Which one it is: what belongs to an earlier one is void.
+    pub(in crate::cluster) number: u64,
+    since: tokio::time::Instant,
+}
+
+#[derive(Clone)]
+enum State {
+    Up(Arc<Live>),
+    Down(Fault),
+    Closed,
+}
+
+/// The connection over time. Clones share it; it ends with the last one.
+#[derive(Clone)]
+pub(in crate::cluster) struct Link(Arc<Shared>);
+
+struct Shared {
+    target: Target,
+    plan: Arc<Plan>,
+    state: watch::Sender<State>,
+    /// What brings the connection back; ends with this.
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// What is declared on every new connection.
+struct Plan {
+    objects: Vec<Object>,
+    /// What has been warned about.
+    warned: Mutex<HashSet<String>>,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Link").field("target", &self.0.target).finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// Connects, and tries again as often as is said. From then on it comes back by itself.
+    pub(in crate::cluster) async fn open(
+        target: Target,
+        objects: Vec<Object>,
+        attempts: u32,
+        delay: Duration,
+    ) -> Result<Self, Fault> {
+        let plan = Arc::new(Plan { objects, warned: Mutex::default() });
+        let mut left = attempts.max(1);
+        let live = loop {
+            match plan.connect(&target, 1).await {
+                Ok(live) => break live,
+                Err(fault) => {
+                    left -= 1;
+                    if left == 0 || matches!(fault, Fault::Denied(_)) {
+                        return Err(fault);
+                    }
+                    let (cause, broker) = (fault.cause(), target.at());
+                    warn!(%broker, cause, attempts_left = left, "the broker is tried again");
+                }
+            }
+            tokio::time::sleep(delay).await;
+        };
+        let (state, _) = watch::channel(State::Up(Arc::clone(&live)));
+        let mut tasks = JoinSet::new();
+        tasks.spawn(supervise(target.clone(), Arc::clone(&plan), state.clone(), live));
+        Ok(Self(Arc::new(Shared { target, plan, state, tasks: Mutex::new(tasks) })))
+    }
+
+    /// Where it leads.
+    pub(in crate::cluster) fn at(&self) -> &str {
+        self.0.target.at()
+    }
+
+    /// The connection, as soon as there is one.
+    pub(in crate::cluster) async fn live(&self) -> Result<Arc<Live>, Fault> {
+        let mut state = self.0.state.subscribe();
+        loop {
+            match &*state.borrow_and_update() {
+                State::Up(live) if live.stands() => return Ok(Arc::clone(live)),
+                State::Closed => return Err(Fault::Unreachable("we have closed it".to_owned())),
+                State::Up(_) | State::Down(_) => {}
+            }
+            // Where the connection is dead, and only we know yet, its keeper says so in a moment.
+            if state.changed().await.is_err() {
+                return Err(Fault::Unreachable("we have closed it".to_owned()));
+            }
+        }
+    }
+
+    /// Why there is no connection, where there is none.
+    pub(in crate::cluster) fn fault(&self) -> Option<Fault> {
+        match &*self.0.state.borrow() {
+            State::Up(_) => None,
+            State::Down(fault) => Some(fault.clone()),
+            State::Closed => Some(Fault::Unreachable("we have closed it".to_owned())),
+        }
+    }
+
+    /// Declares everything once more: something of it is gone.
+    pub(in crate::cluster) async fn declare_again(&self, live: &Live) -> Result<(), Fault> {
+        self.0.plan.declare(live).await
+    }
+
+    /// Declares one thing more on a connection.
+    pub(in crate::cluster) async fn declare(&self, live: &Live, one: &Object) -> Result<(), Fault> {
+        topology::declare(live, one, &self.0.plan.warned).await
+    }
+
+    /// Says goodbye.
+    pub(in crate::cluster) async fn close(&self) {
+        self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+        if let State::Up(live) = self.0.state.send_replace(State::Closed) {
+            let closing = live.connection.close(200, "goodbye".into());
+            // It may be gone already, which is what is wanted.
+            drop(tokio::time::timeout(FAREWELL, closing).await);
+        }
+    }
+}
+
+impl Plan {
+    async fn connect(&self, target: &Target, number: u64) -> Result<Arc<Live>, Fault> {
+        let connection = target.connect().await?;
+        let live = Live { connection, number, since: tokio::time::Instant::now() };
+        self.declare(&live).await?;
+        Ok(Arc::new(live))
+    }
+
+    async fn declare(&self, live: &Live) -> Result<(), Fault> {
+        for object in &self.objects {
+            topology::declare(live, object, &self.warned).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn supervise(
+    target: Target,
+    plan: Arc<Plan>,
+    state: watch::Sender<State>,
+    mut live: Arc<Live>,
+) {
+    let broker = target.at();
+    let mut pace = Pace::new();
+    loop {
+        let fault = live.ended(broker).await;
+        let number = live.number + 1;
+        if live.since.elapsed() >= GOOD {
+            pace.reset();
+        }
+        drop(live);
+        warn!(%broker, cause = fault.cause(), "the connection to the broker is lost");
+        let mut told = fault.cause().to_owned();
+        state.send_replace(State::Down(fault));
+        live = loop {
+            pace.wait().await;
+            match plan.connect(&target, number).await {
+                Ok(live) => break live,
+                Err(fault) => {
+                    // Once for each reason, not once for each attempt.
+                    if told != fault.cause() {
+                        told = fault.cause().to_owned();
+                        warn!(%broker, cause = told, "the broker cannot be reached yet");
+                    }
+                    state.send_replace(State::Down(fault));
+                }
+            }
+        };
+        info!(%broker, "the connection to the broker stands again");
+        state.send_replace(State::Up(Arc::clone(&live)));
+    }
+}
+
+impl Live {
+    pub(in crate::cluster) fn stands(&self) -> bool {
+        self.connection.status().connected()
+    }
+
+    pub(in crate::cluster) async fn channel(&self) -> Result<Channel, Fault> {
+        Ok(self.connection.create_channel().await?)
+    }
+
+    /// A channel on which the broker says what it has taken.
+    pub(in crate::cluster) async fn confirming_channel(&self) -> Result<Channel, Fault> {
+        let channel = self.channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(channel)
+    }
+
+    /// Returns why, once it has ended.
+    async fn ended(&self, broker: &str) -> Fault {
+        let mut events = std::pin::pin!(self.connection.events_listener());
+        let mut last = None;
+        while self.stands() {
+            match tokio::time::timeout(LOOK, events.next()).await {
+                // Of a channel too, which is no end: whether it is one is asked above.
+                Ok(Some(Event::Error(error))) => last = Some(Fault::from(error)),
+                Ok(Some(Event::ConnectionBlocked(reason))) => {
+                    warn!(broker, reason, "the broker takes no messages for now");
+                }
+                Ok(Some(Event::ConnectionUnblocked)) => info!(broker, "the broker takes messages again"),
+                Ok(Some(_)) | Err(_) => {}
+                Ok(None) => tokio::time::sleep(LOOK).await,
+            }
+        }
+        last.unwrap_or_else(|| Fault::Unreachable("the connection has ended".to_owned()))
+    }
+}

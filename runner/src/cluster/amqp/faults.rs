@@ -1,0 +1,103 @@
+//! What the broker and the connection to it say, before it is said to anyone.
+
+use lapin::{Error, ErrorKind};
+
+use crate::cluster::tls;
+use crate::ports::{EventsError, QueueError};
+
+// Reply codes of AMQP 0-9-1.
+const ACCESS_REFUSED: u16 = 403;
+const NOT_FOUND: u16 = 404;
+const RESOURCE_LOCKED: u16 = 405;
+const PRECONDITION_FAILED: u16 = 406;
+const NOT_ALLOWED: u16 = 530;
+
+/// What is wrong.
+#[derive(Debug, Clone)]
+pub(in crate::cluster) enum Fault {
+    /// No connection, or one that just ended.
+    Unreachable(String),
+    /// User, password, virtual host, certificate, or a right that is missing.
+    Denied(String),
+    /// A queue or an exchange is not there.
+    Missing(String),
+    /// A queue or an exchange stands with other arguments.
+    Differs(String),
+}
+
+impl Fault {
+    pub(in crate::cluster) fn cause(&self) -> &str {
+        match self {
+            Self::Unreachable(said) | Self::Denied(said) | Self::Missing(said) | Self::Differs(said) => {
+                said
+            }
+        }
+    }
+
+    pub(in crate::cluster) fn of_queue(self, at: &str) -> QueueError {
+        match self {
+            Self::Denied(cause) => QueueError::Denied { at: at.to_owned(), cause },
+            Self::Unreachable(cause) | Self::Missing(cause) | Self::Differs(cause) => {
+                QueueError::Unreachable { at: at.to_owned(), cause }
+            }
+        }
+    }
+
+    pub(in crate::cluster) fn of_stream(self, at: &str) -> EventsError {
+        match self {
+            Self::Denied(cause) => EventsError::Denied { at: at.to_owned(), cause },
+            Self::Unreachable(cause) | Self::Missing(cause) | Self::Differs(cause) => {
+                EventsError::Unreachable { at: at.to_owned(), cause }
+            }
+        }
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        if let ErrorKind::ProtocolError(said) = error.kind() {
+            return of_reply(said.get_id(), said.get_message().as_str());
+        }
+        let text = tls::chain(&error);
+        let text = text.strip_prefix("IO error: ").unwrap_or(&text).to_owned();
+        match tls::explain(&text, "BOB_QUEUE") {
+            Some(meaning) if error.is_io_error() => Self::Denied(meaning),
+            Some(_) | None => Self::Unreachable(text),
+        }
+    }
+}
+
+fn of_reply(code: u16, text: &str) -> Fault {
+    // `ACCESS_REFUSED - Login was refused ...`: the word says no more than the code.
+    let said = text.split_once(" - ").map_or(text, |(_, said)| said).to_owned();
+    match code {
+        ACCESS_REFUSED | NOT_ALLOWED => Fault::Denied(said),
+        NOT_FOUND => Fault::Missing(said),
+        PRECONDITION_FAILED => Fault::Differs(said),
+        RESOURCE_LOCKED => Fault::Unreachable(said),
+        _ => Fault::Unreachable(text.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_login_is_told_from_a_broker_that_is_away() {
+        let refused = of_reply(ACCESS_REFUSED, "ACCESS_REFUSED - Login was refused");
+        assert!(matches!(refused, Fault::Denied(said) if said == "Login was refused"));
+        let vhost = of_reply(NOT_ALLOWED, "NOT_ALLOWED - vhost a not found");
+        assert!(matches!(vhost, Fault::Denied(_)));
+        let away = of_reply(320, "CONNECTION_FORCED - broker forced connection closure");
+        assert!(away.of_queue("mq.example").retryable());
+    }
+
+    #[test]
+    fn a_wrong_authority_is_no_reason_to_try_again() {
+        let io = std::io::Error::other("invalid peer certificate: UnknownIssuer");
+        let error = Fault::from(Error::from(io)).of_queue("mq.example");
+        assert!(!error.retryable());
+        assert!(error.to_string().contains("not issued by the authority in BOB_QUEUE_CA"), "{error}");
+    }
+}

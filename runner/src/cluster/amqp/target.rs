@@ -1,0 +1,253 @@
+//! One way to a broker: address, certificates, name.
+
+use std::io;
+use std::os::fd::AsFd as _;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use lapin::tcp::AsyncTcpStream;
+use lapin::types::LongString;
+use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
+use lapin::{Connection, ConnectionProperties};
+use rustls_connector::rustls_pki_types::pem::PemObject as _;
+use rustls_connector::rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_connector::{RustlsConnector, RustlsConnectorConfig};
+use url::{Host, Url};
+
+use super::{AmqpOptions, Fault};
+use crate::cluster::tls::TlsFiles;
+
+/// How long a connection may take until it stands.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Twice this without a sign of life ends a connection.
+const HEARTBEAT_SECONDS: u16 = 10;
+/// lapin keeps 32 frames in each direction; a smaller frame is less memory, and no slower.
+const FRAME_BYTES: u32 = 32 * 1024;
+
+/// Where to connect, as what.
+#[derive(Clone)]
+pub(in crate::cluster) struct Target {
+    uri: AMQPUri,
+    connector: Option<Arc<RustlsConnector>>,
+    name: String,
+    at: Arc<str>,
+}
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Target").field("at", &self.at).field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Target {
+    pub(in crate::cluster) fn new(
+        options: &AmqpOptions,
+        url: &str,
+        name: String,
+    ) -> Result<Self, Fault> {
+        let address = Address::parse(url)?;
+        let at = address.to_string().into();
+        let connector = if address.tls {
+            let connector = connector(&options.tls).map_err(Fault::Denied)?;
+            Some(Arc::new(connector))
+        } else if options.tls.is_empty() {
+            None
+        } else {
+            return Err(Fault::Denied(
+                "certificates are given, but its address does not begin with amqps://".to_owned(),
+            ));
+        };
+        let uri = AMQPUri {
+            scheme: if address.tls { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
+            authority: AMQPAuthority {
+                userinfo: AMQPUserInfo {
+                    username: options.user.clone(),
+                    password: options.password.clone(),
+                },
+                host: address.host,
+                port: address.port,
+            },
+            vhost: address.vhost,
+            query: AMQPQueryString {
+                frame_max: Some(FRAME_BYTES),
+                heartbeat: Some(HEARTBEAT_SECONDS),
+                ..AMQPQueryString::default()
+            },
+        };
+        Ok(Self { uri, connector, name, at })
+    }
+
+    /// The address, without credentials.
+    pub(in crate::cluster) fn at(&self) -> &Arc<str> {
+        &self.at
+    }
+
+    pub(super) async fn connect(&self) -> Result<Connection, Fault> {
+        let line = Line::default();
+        let connecting = self.open(line.clone());
+        match tokio::time::timeout(PATIENCE, connecting).await {
+            Ok(connected) => connected,
+            Err(_elapsed) => {
+                // The thread that reads this socket would wait for the rest of its life.
+                line.cut();
+                Err(Fault::Unreachable(format!("it did not answer within {} s", PATIENCE.as_secs())))
+            }
+        }
+    }
+
+    async fn open(&self, line: Line) -> Result<Connection, Fault> {
+        let connector = self.connector.clone();
+        let properties = ConnectionProperties::default()
+            .with_connection_name(LongString::from(self.name.clone()))
+            .with_client_property("product".into(), "bob-runner".into())
+            .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
+        let runtime = lapin::runtime::default_runtime().map_err(Fault::from)?;
+        let own = runtime.clone();
+        let connect = async move |uri: AMQPUri, _| {
+            let host = uri.authority.host.clone();
+            let mut last = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
+            for address in tokio::net::lookup_host((host.as_str(), uri.authority.port)).await? {
+                match AsyncTcpStream::connect(&own, address).await {
+                    Ok(stream) => {
+                        if let AsyncTcpStream::Plain(plain) = &stream {
+                            line.hold(plain.get_ref())?;
+                        }
+                        return Ok(match &connector {
+                            Some(connector) => stream.into_rustls(connector, &host).await?,
+                            None => stream,
+                        });
+                    }
+                    Err(error) => last = error,
+                }
+            }
+            Err(last.into())
+        };
+        Ok(Connection::connector(self.uri.clone(), runtime, connect, properties).await?)
+    }
+}
+
+/// A second handle to a socket that somebody else reads.
+#[derive(Clone, Default)]
+struct Line(Arc<Mutex<Option<std::net::TcpStream>>>);
+
+impl Line {
+    fn hold(&self, stream: &tokio::net::TcpStream) -> io::Result<()> {
+        let second = std::net::TcpStream::from(stream.as_fd().try_clone_to_owned()?);
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(second);
+        Ok(())
+    }
+
+    fn cut(&self) {
+        if let Some(stream) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // It may be closed already, which is what is wanted.
+            drop(stream.shutdown(std::net::Shutdown::Both));
+        }
+    }
+}
+
+fn connector(files: &TlsFiles) -> Result<RustlsConnector, String> {
+    let pems = files.read().map_err(|fault| fault.to_string())?;
+    let config = match &pems.ca {
+        Some(ca) => RustlsConnectorConfig::default().with_parsable_certificates(certificates(ca)?),
+        None => RustlsConnectorConfig::new_with_webpki_root_certs(),
+    };
+    let made = match &pems.identity {
+        Some((cert, key)) => {
+            let key = PrivateKeyDer::from_pem_slice(key)
+                .map_err(|cause| format!("the key of the client certificate cannot be read: {cause}"))?;
+            config.connector_with_single_cert(certificates(cert)?, key)
+        }
+        None => config.connector_with_no_client_auth(),
+    };
+    made.map_err(|cause| format!("the certificates cannot be used: {cause}"))
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|cause| format!("a certificate cannot be read: {cause}"))
+}
+
+/// The parts of a URL that say where.
+#[derive(Debug, PartialEq, Eq)]
+struct Address {
+    tls: bool,
+    host: String,
+    port: u16,
+    vhost: String,
+}
+
+impl Address {
+    fn parse(url: &str) -> Result<Self, Fault> {
+        // Never the text itself: it may hold a password.
+        let bad = |what: &str| Fault::Denied(format!("its URL {what}"));
+        let parsed = Url::parse(url).map_err(|cause| bad(&format!("cannot be read: {cause}")))?;
+        let tls = match parsed.scheme() {
+            "amqp" => false,
+            "amqps" => true,
+            other => return Err(bad(&format!("begins with {other}:, not amqp: or amqps:"))),
+        };
+        let host = match parsed.host() {
+            Some(Host::Domain(name)) if !name.is_empty() => name.to_owned(),
+            Some(Host::Ipv4(ip)) => ip.to_string(),
+            Some(Host::Ipv6(ip)) => ip.to_string(),
+            Some(Host::Domain(_)) | None => return Err(bad("names no host")),
+        };
+        // Both forms of "no name" mean the broker's default one: a virtual host with an empty name
+        // is nothing that a broker has.
+        let name = parsed.path().strip_prefix('/').unwrap_or_default();
+        let vhost = match percent_encoding::percent_decode_str(name).decode_utf8() {
+            Ok(name) if name.is_empty() => "/".to_owned(),
+            Ok(name) => name.into_owned(),
+            Err(_not_text) => return Err(bad("names a virtual host that is no text")),
+        };
+        let port = parsed.port().unwrap_or(if tls { 5671 } else { 5672 });
+        Ok(Self { tls, host, port, vhost })
+    }
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let scheme = if self.tls { "amqps" } else { "amqp" };
+        if self.host.contains(':') {
+            write!(f, "{scheme}://[{}]:{}", self.host, self.port)?;
+        } else {
+            write!(f, "{scheme}://{}:{}", self.host, self.port)?;
+        }
+        if self.vhost == "/" { Ok(()) } else { write!(f, "/{}", self.vhost) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(url: &str) -> Address {
+        Address::parse(url).unwrap()
+    }
+
+    #[test]
+    fn an_address_has_a_port_and_a_virtual_host_by_default() {
+        let plain = parsed("amqp://mq.example");
+        assert_eq!((plain.port, plain.vhost.as_str(), plain.tls), (5672, "/", false));
+        assert_eq!(parsed("amqps://mq.example/").port, 5671);
+        assert_eq!(parsed("amqp://mq.example/%2f").vhost, "/");
+        assert_eq!(parsed("amqp://mq.example:1/builds").vhost, "builds");
+    }
+
+    #[test]
+    fn an_ipv6_address_is_not_taken_for_localhost() {
+        let address = parsed("amqp://[::1]:7000/v");
+        assert_eq!(address.host, "::1");
+        assert_eq!(address.to_string(), "amqp://[::1]:7000/v");
+    }
+
+    #[test]
+    fn what_is_shown_of_an_address_has_no_password() {
+        assert_eq!(parsed("amqp://bob:secret@mq.example").to_string(), "amqp://mq.example:5672");
+        for bad in ["http://bob:secret@mq.example", "amqp://bob:secret@", "bob:secret@mq"] {
+            let said = Address::parse(bad).unwrap_err().cause().to_owned();
+            assert!(!said.contains("secret"), "{said}");
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! What has to be there on the broker, as data.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::{Channel, ExchangeKind};
+use protocol::id::NodeId;
+use protocol::names;
+use tracing::warn;
+
+use super::{Fault, Live};
+
+/// Something to declare.
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::cluster) enum Object {
+    /// A durable direct exchange.
+    Exchange(String),
+    /// A queue or a stream.
+    Queue(Declared),
+}
+
+/// A queue, and how it is reached.
+#[derive(Debug, Clone, PartialEq)]
+pub(in crate::cluster) struct Declared {
+    name: String,
+    /// Only for this connection, and gone with it.
+    exclusive: bool,
+    arguments: Vec<(&'static str, Argument)>,
+    /// The exchange that it is bound to, with its own name as key.
+    bound_to: Option<&'static str>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+enum Argument {
+    Text(String),
+    Number(i64),
+}
+
+fn text(value: &str) -> Argument {
+    Argument::Text(value.to_owned())
+}
+
+/// What every worker shares: wire.md, section 2.
+pub(in crate::cluster) fn shared() -> Vec<Object> {
+    let exchange = |name: &str| Object::Exchange(name.to_owned());
+    let commands = |name: &str| {
+        let mut arguments = vec![("x-queue-type", text("quorum"))];
+        arguments.extend(dead_lettering());
+        arguments.extend([
+            ("x-dead-letter-strategy", text("at-least-once")),
+            ("x-overflow", text("reject-publish")),
+            ("x-delivery-limit", Argument::Number(names::DELIVERY_LIMIT)),
+        ]);
+        let name = name.to_owned();
+        Object::Queue(Declared { name, exclusive: false, arguments, bound_to: Some(names::EXCHANGE) })
+    };
+    vec![
+        exchange(names::EXCHANGE),
+        exchange(names::DEAD_LETTER_EXCHANGE),
+        Object::Queue(Declared {
+            name: names::DEAD_LETTER_QUEUE.to_owned(),
+            exclusive: false,
+            arguments: vec![("x-queue-type", text("quorum"))],
+            bound_to: Some(names::DEAD_LETTER_EXCHANGE),
+        }),
+        commands(names::JOBS_QUEUE),
+        commands(names::CONTROL_QUEUE),
+    ]
+}
+
+/// A worker's own queue. It is a classic one, so the arguments that only a quorum queue knows are
+/// not among its own.
+pub(in crate::cluster) fn of_node(node: &NodeId) -> Object {
+    Object::Queue(Declared {
+        name: names::node_queue(node),
+        exclusive: true,
+        arguments: dead_lettering().into(),
+        bound_to: Some(names::EXCHANGE),
+    })
+}
+
+/// The stream of events, which is published to by its name.
+pub(in crate::cluster) fn stream(name: &str, retention_days: u32) -> Object {
+    Object::Queue(Declared {
+        name: name.to_owned(),
+        exclusive: false,
+        arguments: vec![
+            ("x-queue-type", text("stream")),
+            ("x-max-age", Argument::Text(format!("{retention_days}D"))),
+        ],
+        bound_to: None,
+    })
+}
+
+fn dead_lettering() -> [(&'static str, Argument); 2] {
+    [
+        ("x-dead-letter-exchange", text(names::DEAD_LETTER_EXCHANGE)),
+        ("x-dead-letter-routing-key", text(names::DEAD_LETTER_QUEUE)),
+    ]
+}
+
+/// A name as AMQP carries it: at most 255 bytes.
+pub(in crate::cluster) fn short(name: &str) -> Result<ShortString, Fault> {
+    ShortString::try_new(name).map_err(|_too_long| {
+        Fault::Denied(format!("the name {:.40}... is longer than the 255 bytes of a name", name))
+    })
+}
+
+/// Makes something where it is not there. What stands with other arguments is used as it is, with
+/// one warning that names the difference; so is what we may not declare, but is there.
+pub(super) async fn declare(
+    live: &Live,
+    object: &Object,
+    warned: &Mutex<HashSet<String>>,
+) -> Result<(), Fault> {
+    let channel = live.channel().await?;
+    // A refusal closes the channel: what comes after it needs a new one.
+    let (channel, named) = match make(&channel, object, false).await {
+        Ok(()) => (channel, object.name()),
+        Err(Fault::Differs(said) | Fault::Denied(said)) => {
+            let channel = live.channel().await?;
+            make(&channel, object, true).await.map_err(|fault| absent(object, fault, &said))?;
+            let name = object.name();
+            if warned.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned()) {
+                warn!("{} {name} is used as it stands: {said}", object.kind());
+            }
+            (channel, name)
+        }
+        Err(fault @ (Fault::Unreachable(_) | Fault::Missing(_))) => return Err(fault),
+    };
+    let Object::Queue(Declared { bound_to: Some(exchange), .. }) = object else { return Ok(()) };
+    let (name, options) = (short(named)?, QueueBindOptions::default());
+    let bound =
+        channel.queue_bind(name.clone(), short(exchange)?, name, options, FieldTable::default()).await;
+    match bound.map_err(Fault::from) {
+        Ok(()) => Ok(()),
+        Err(Fault::Denied(said)) => {
+            if warned.lock().unwrap_or_else(PoisonError::into_inner).insert(format!("{named} bound")) {
+                warn!("queue {named} is taken to be bound to {exchange}: {said}");
+            }
+            Ok(())
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
+/// It may not be made, and is not there either.
+fn absent(object: &Object, fault: Fault, refusal: &str) -> Fault {
+    match fault {
+        Fault::Missing(_) => Fault::Denied(format!(
+            "{} {} is not there and cannot be made: {refusal}",
+            object.kind(),
+            object.name()
+        )),
+        Fault::Unreachable(_) | Fault::Denied(_) | Fault::Differs(_) => fault,
+    }
+}
+
+async fn make(channel: &Channel, object: &Object, passive: bool) -> Result<(), Fault> {
+    match object {
+        Object::Exchange(name) => {
+            let options = ExchangeDeclareOptions { passive, durable: true, ..Default::default() };
+            let none = FieldTable::default();
+            channel.exchange_declare(short(name)?, ExchangeKind::Direct, options, none).await?;
+        }
+        Object::Queue(queue) => {
+            let options = QueueDeclareOptions {
+                passive,
+                durable: !queue.exclusive,
+                exclusive: queue.exclusive,
+                ..Default::default()
+            };
+            channel.queue_declare(short(&queue.name)?, options, queue.table()).await?;
+        }
+    }
+    Ok(())
+}
+
+impl Object {
+    fn name(&self) -> &str {
+        match self {
+            Self::Exchange(name) => name,
+            Self::Queue(queue) => &queue.name,
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Exchange(_) => "exchange",
+            Self::Queue(_) => "queue",
+        }
+    }
+}
+
+impl Declared {
+    fn table(&self) -> FieldTable {
+        let mut table = FieldTable::default();
+        for (name, value) in &self.arguments {
+            let value = match value {
+                Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
+                Argument::Number(number) => AMQPValue::LongLongInt(*number),
+            };
+            table.insert(ShortString::from(*name), value);
+        }
+        table
+    }
+}

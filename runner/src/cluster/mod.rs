@@ -1,0 +1,18 @@
+//! RabbitMQ and etcd behind the ports: commands, events and state of a cluster.
+//!
+//! | module | duty |
+//! |---|---|
+//! | [`store`] | state, in etcd |
+//! | [`queue`] | commands, over RabbitMQ |
+//! | `amqp` | the connection that comes back, and the topology |
+
+mod amqp;
+pub mod queue;
+mod retry;
+pub mod store;
+mod tls;
+
+pub use amqp::AmqpOptions;
+pub use queue::AmqpQueue;
+pub use store::{Etcd, EtcdOptions};
+pub use tls::TlsFiles;

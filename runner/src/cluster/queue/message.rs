@@ -1,0 +1,152 @@
+//! Between our messages and AMQP's.
+
+use std::collections::BTreeMap;
+
+use lapin::BasicProperties;
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use protocol::names;
+
+use crate::ports::Message;
+
+/// Persistent.
+const DELIVERY_MODE: u8 = 2;
+/// What the broker writes about a message's way, and what a new message does not begin with.
+const BROKERS_OWN: &[&str] =
+    &["x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count"];
+
+/// The properties that a message is published with; `None` where one of them does not fit AMQP.
+pub(super) fn properties(message: &Message) -> Option<BasicProperties> {
+    let mut properties = BasicProperties::default()
+        .with_content_type(names::CONTENT_TYPE.into())
+        .with_delivery_mode(DELIVERY_MODE);
+    if let Some(kind) = &message.kind {
+        properties = properties.with_type(ShortString::try_new(kind.as_str()).ok()?);
+    }
+    if let Some(id) = &message.id {
+        properties = properties.with_message_id(ShortString::try_new(id.as_str()).ok()?);
+    }
+    let mut headers = FieldTable::default();
+    for (name, value) in &message.headers {
+        if !BROKERS_OWN.iter().any(|own| name.starts_with(own)) {
+            let value = AMQPValue::LongString(LongString::from(value.as_str()));
+            headers.insert(ShortString::try_new(name.as_str()).ok()?, value);
+        }
+    }
+    Some(if headers.inner().is_empty() { properties } else { properties.with_headers(headers) })
+}
+
+/// A message as it came.
+pub(super) fn message(properties: &BasicProperties, body: Vec<u8>) -> Message {
+    let text = |value: &Option<ShortString>| value.as_ref().map(|value| value.as_str().to_owned());
+    Message {
+        kind: text(properties.kind()),
+        id: text(properties.message_id()),
+        headers: properties.headers().as_ref().map(flatten).unwrap_or_default(),
+        body,
+    }
+}
+
+/// Headers that are text; of the broker's own numbers too, and the newest death's fields as
+/// `x-death-reason` and so on.
+fn flatten(table: &FieldTable) -> BTreeMap<String, String> {
+    let mut headers = BTreeMap::new();
+    for (name, value) in table {
+        let name = name.as_str();
+        let own = BROKERS_OWN.iter().any(|own| name.starts_with(own));
+        match value {
+            AMQPValue::LongString(_) | AMQPValue::ShortString(_) => {
+                headers.extend(scalar(value).map(|text| (name.to_owned(), text)));
+            }
+            AMQPValue::FieldArray(deaths) if own => {
+                let Some(AMQPValue::FieldTable(death)) = deaths.as_slice().first() else { continue };
+                for (field, value) in death {
+                    let named = format!("{name}-{}", field.as_str());
+                    headers.extend(scalar(value).map(|text| (named, text)));
+                }
+            }
+            other if own => headers.extend(scalar(other).map(|text| (name.to_owned(), text))),
+            _ => {}
+        }
+    }
+    headers
+}
+
+#[expect(clippy::wildcard_enum_match_arm, reason = "AMQP has seventeen types, and these are text")]
+fn scalar(value: &AMQPValue) -> Option<String> {
+    match value {
+        AMQPValue::LongString(text) => {
+            std::str::from_utf8(text.as_bytes()).ok().map(str::to_owned)
+        }
+        AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
+        AMQPValue::Boolean(flag) => Some(flag.to_string()),
+        AMQPValue::ShortShortInt(number) => Some(number.to_string()),
+        AMQPValue::ShortShortUInt(number) => Some(number.to_string()),
+        AMQPValue::ShortInt(number) => Some(number.to_string()),
+        AMQPValue::ShortUInt(number) => Some(number.to_string()),
+        AMQPValue::LongInt(number) => Some(number.to_string()),
+        AMQPValue::LongUInt(number) => Some(number.to_string()),
+        AMQPValue::LongLongInt(number) => Some(number.to_string()),
+        AMQPValue::Timestamp(seconds) => Some(seconds.to_string()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lapin::types::FieldArray;
+
+    fn table(fields: &[(&str, AMQPValue)]) -> FieldTable {
+        let mut table = FieldTable::default();
+        for (name, value) in fields {
+            table.insert(ShortString::from(*name), value.clone());
+        }
+        table
+    }
+
+    #[test]
+    fn deaths_are_flattened_and_foreign_types_left_out() {
+        let death = table(&[
+            ("reason", AMQPValue::LongString("delivery_limit".into())),
+            ("count", AMQPValue::LongLongInt(1)),
+        ]);
+        let headers = table(&[
+            ("traceparent", AMQPValue::LongString("00-ab".into())),
+            ("x-first-death-reason", AMQPValue::LongString("delivery_limit".into())),
+            ("x-delivery-count", AMQPValue::LongLongInt(21)),
+            ("x-death", AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::FieldTable(death)]))),
+            ("number", AMQPValue::LongInt(7)),
+            ("bytes", AMQPValue::LongString(vec![0xff].into())),
+        ]);
+        let message = message(&BasicProperties::default().with_headers(headers), Vec::new());
+        let got: Vec<(&str, &str)> =
+            message.headers.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        assert_eq!(
+            got,
+            [
+                ("traceparent", "00-ab"),
+                ("x-death-count", "1"),
+                ("x-death-reason", "delivery_limit"),
+                ("x-delivery-count", "21"),
+                ("x-first-death-reason", "delivery_limit"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_message_that_is_sent_again_begins_without_its_deaths() {
+        let headers = [("x-first-death-reason", "rejected"), ("traceparent", "00-ab")];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let message = Message { headers: headers.into(), ..Message::default() };
+        let properties = properties(&message).unwrap();
+        let names: Vec<&str> =
+            properties.headers().as_ref().unwrap().inner().keys().map(ShortString::as_str).collect();
+        assert_eq!(names, ["traceparent"]);
+    }
+
+    #[test]
+    fn what_does_not_fit_amqp_is_refused_and_does_not_panic() {
+        let message = Message { id: Some("x".repeat(256)), ..Message::default() };
+        assert!(properties(&message).is_none());
+    }
+}

@@ -1,0 +1,180 @@
+//! Commands, over RabbitMQ.
+
+mod consumer;
+mod message;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lapin::options::BasicPublishOptions;
+use lapin::{BasicProperties, Channel, Confirmation};
+use protocol::id::NodeId;
+use protocol::names;
+
+use self::consumer::AmqpConsumer;
+use super::amqp::{AmqpOptions, Fault, Link, Live, Target, topology};
+use crate::ports::{Consumer, Message, Queue, QueueError, Route, Source};
+
+/// How long a message may take until the broker has confirmed it, reconnects included.
+const PUBLISH_DEADLINE: Duration = Duration::from_secs(15);
+/// How many publishing channels are kept for the next message.
+const IDLE_CHANNELS: usize = 4;
+
+/// Commands, over RabbitMQ.
+#[derive(Clone)]
+pub struct AmqpQueue(Arc<Shared>);
+
+struct Shared {
+    link: Link,
+    node: NodeId,
+    /// Channels that publish, with the number of their connection, while they do not. Each carries
+    /// one message at a time: a returned message has no number, only its place before the confirm.
+    idle: Mutex<Vec<(u64, Channel)>>,
+}
+
+impl std::fmt::Debug for AmqpQueue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("AmqpQueue").field(&self.0.link).finish()
+    }
+}
+
+impl AmqpQueue {
+    /// Connects and declares what all workers share; tries again as often as the options say. From
+    /// then on it reconnects by itself, for ever.
+    ///
+    /// # Errors
+    /// [`QueueError::Denied`] at once where user, password, virtual host or certificates are at
+    /// fault; [`QueueError::Unreachable`] after the last attempt.
+    pub async fn connect(options: &AmqpOptions) -> Result<Self, QueueError> {
+        let target = Target::new(options, &options.url, options.node.to_string())
+            .map_err(|fault| fault.of_queue("BOB_QUEUE_URL"))?;
+        let at = Arc::clone(target.at());
+        let opening =
+            Link::open(target, topology::shared(), options.retry_attempts, options.retry_delay);
+        let link = opening.await.map_err(|fault| fault.of_queue(&at))?;
+        let node = options.node.clone();
+        Ok(Self(Arc::new(Shared { link, node, idle: Mutex::default() })))
+    }
+
+    /// Says goodbye to the broker, so that it need not find out by itself; our own queue and what
+    /// is unsettled are given up at once.
+    pub async fn close(&self) {
+        self.0.link.close().await;
+    }
+
+    fn link(&self) -> &Link {
+        &self.0.link
+    }
+
+    fn node(&self) -> &NodeId {
+        &self.0.node
+    }
+
+    fn at(&self) -> &str {
+        self.0.link.at()
+    }
+
+    /// Publishes a message with the properties that it has.
+    async fn publish_as_is(
+        &self,
+        route: &Route,
+        properties: BasicProperties,
+        body: &[u8],
+    ) -> Result<(), QueueError> {
+        let (exchange, key) = address(route);
+        let work = self.publish_soon(exchange, &key, properties, body);
+        let confirmed = match tokio::time::timeout(PUBLISH_DEADLINE, work).await {
+            Ok(confirmed) => confirmed.map_err(|fault| fault.of_queue(self.at()))?,
+            Err(_elapsed) => {
+                let seconds = PUBLISH_DEADLINE.as_secs();
+                let late = format!("it did not confirm a message for {key} within {seconds} s");
+                let fault = self.link().fault().unwrap_or(Fault::Unreachable(late));
+                return Err(fault.of_queue(self.at()));
+            }
+        };
+        match confirmed {
+            Confirmation::Ack(None) | Confirmation::NotRequested => Ok(()),
+            Confirmation::Ack(Some(_)) => Err(QueueError::Unroutable { route: key }),
+            Confirmation::Nack(_) => Err(QueueError::NotTaken { route: key }),
+        }
+    }
+
+    async fn publish_soon(
+        &self,
+        exchange: &str,
+        key: &str,
+        properties: BasicProperties,
+        body: &[u8],
+    ) -> Result<Confirmation, Fault> {
+        let live = self.link().live().await?;
+        match self.publish_once(&live, exchange, key, properties.clone(), body).await {
+            // Somebody deleted the exchange.
+            Err(Fault::Missing(_)) => {
+                self.link().declare_again(&live).await?;
+                self.publish_once(&live, exchange, key, properties, body).await
+            }
+            other => other,
+        }
+    }
+
+    async fn publish_once(
+        &self,
+        live: &Live,
+        exchange: &str,
+        key: &str,
+        properties: BasicProperties,
+        body: &[u8],
+    ) -> Result<Confirmation, Fault> {
+        let channel = match self.idle_channel(live) {
+            Some(channel) => channel,
+            None => live.confirming_channel().await?,
+        };
+        let (exchange, key) = (topology::short(exchange)?, topology::short(key)?);
+        let options = BasicPublishOptions { mandatory: true, immediate: false };
+        let sent = channel.basic_publish(exchange, key, options, body, properties).await?;
+        let confirmed = sent.await?;
+        let mut idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE_CHANNELS {
+            idle.push((live.number, channel));
+        }
+        Ok(confirmed)
+    }
+
+    fn idle_channel(&self, live: &Live) -> Option<Channel> {
+        let mut idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|(number, channel)| *number == live.number && channel.status().connected());
+        idle.pop().map(|(_, channel)| channel)
+    }
+}
+
+/// The exchange and the key that lead to a queue.
+fn address(route: &Route) -> (&'static str, String) {
+    match route {
+        Route::Jobs => (names::EXCHANGE, names::JOBS_QUEUE.to_owned()),
+        Route::Control => (names::EXCHANGE, names::CONTROL_QUEUE.to_owned()),
+        Route::Node(node) => (names::EXCHANGE, names::node_queue(node)),
+        Route::DeadLetter => (names::DEAD_LETTER_EXCHANGE, names::DEAD_LETTER_QUEUE.to_owned()),
+    }
+}
+
+#[async_trait]
+impl Queue for AmqpQueue {
+    async fn open(&self, source: Source) -> Result<Box<dyn Consumer>, QueueError> {
+        let opened = tokio::time::timeout(PUBLISH_DEADLINE, self.subscribe(source)).await;
+        let subscription = opened.unwrap_or_else(|_elapsed| {
+            Err(self.link().fault().unwrap_or_else(|| {
+                Fault::Unreachable("it does not answer a subscription".to_owned())
+            }))
+        });
+        let subscription = subscription.map_err(|fault| fault.of_queue(self.at()))?;
+        Ok(Box::new(AmqpConsumer::new(self.clone(), source, subscription)))
+    }
+
+    async fn publish(&self, route: Route, message: Message) -> Result<(), QueueError> {
+        let Some(properties) = message::properties(&message) else {
+            return Err(QueueError::NotTaken { route: address(&route).1 });
+        };
+        self.publish_as_is(&route, properties, &message.body).await
+    }
+}

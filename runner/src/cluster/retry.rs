@@ -1,0 +1,57 @@
+//! How long to wait before trying again: capped, jittered, for ever.
+
+use std::time::Duration;
+
+use backoff::backoff::Backoff as _;
+use backoff::exponential::{ExponentialBackoff, ExponentialBackoffBuilder};
+use backoff::SystemClock;
+
+const FIRST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// Grows from a tenth of a second to five, each wait somewhere between half of it and one and a half
+/// times it, so that many workers do not come back at once.
+pub(super) struct Pace(ExponentialBackoff<SystemClock>);
+
+impl Pace {
+    pub(super) fn new() -> Self {
+        Self(
+            ExponentialBackoffBuilder::new()
+                .with_initial_interval(FIRST)
+                .with_max_interval(LONGEST)
+                .with_max_elapsed_time(None)
+                .build(),
+        )
+    }
+
+    /// Waits, and longer the next time.
+    pub(super) async fn wait(&mut self) {
+        let pause = self.0.next_backoff().unwrap_or(LONGEST);
+        tokio::time::sleep(pause).await;
+    }
+
+    /// Begins anew: what was tried has worked.
+    pub(super) fn reset(&mut self) {
+        self.0.reset();
+    }
+}
+
+impl std::fmt::Debug for Pace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pace").field("interval", &self.0.current_interval).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_grows_to_its_cap_and_never_ends() {
+        let mut pace = Pace::new();
+        let pauses: Vec<Duration> = (0..50).map(|_| pace.0.next_backoff().unwrap()).collect();
+        assert!(pauses[0] <= FIRST * 3 / 2, "{pauses:?}");
+        assert!(pauses.iter().all(|pause| *pause <= LONGEST * 3 / 2), "{pauses:?}");
+        assert!(pauses[40..].iter().all(|pause| *pause >= LONGEST / 2), "{pauses:?}");
+    }
+}

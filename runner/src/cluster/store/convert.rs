@@ -1,0 +1,113 @@
+//! Between our transactions and etcd's.
+
+use std::time::Duration;
+
+use etcd_client::{
+    Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn as Request, TxnOp, TxnOpResponse,
+    TxnResponse,
+};
+
+use super::errors::Fault;
+use crate::ports::{Entry, Expect, Op, Read, Txn, TxnReply};
+
+/// The first key that does not begin with `prefix` any more; a zero byte stands for no end.
+pub(super) fn end_of(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    while let Some(last) = end.pop() {
+        if last < 0xff {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    vec![0]
+}
+
+/// A key as it stands. Ours are text; another's in our prefix is said to be unreadable.
+pub(super) fn entry(kv: &KeyValue) -> Result<Entry, Fault> {
+    Ok(Entry {
+        key: key(kv)?,
+        value: kv.value().to_vec(),
+        create_revision: kv.create_revision(),
+        mod_revision: kv.mod_revision(),
+    })
+}
+
+pub(super) fn key(kv: &KeyValue) -> Result<String, Fault> {
+    match std::str::from_utf8(kv.key()) {
+        Ok(key) => Ok(key.to_owned()),
+        Err(_not_text) => Err(Fault::Unreadable(format!(
+            "the key {:?} is no text; delete it",
+            String::from_utf8_lossy(kv.key())
+        ))),
+    }
+}
+
+pub(super) fn request(txn: Txn) -> Request {
+    let compares: Vec<Compare> = txn.compares.into_iter().map(compare).collect();
+    let reads: Vec<TxnOp> = txn.reads.into_iter().map(read).collect();
+    let mut changes: Vec<TxnOp> = txn.ops.into_iter().map(change).collect();
+    changes.extend(reads.iter().cloned());
+    Request::new().when(compares).and_then(changes).or_else(reads)
+}
+
+fn compare(compare: crate::ports::Compare) -> Compare {
+    let key = compare.key;
+    match compare.expect {
+        Expect::Absent => Compare::create_revision(key, CompareOp::Equal, 0),
+        Expect::Present => Compare::create_revision(key, CompareOp::Greater, 0),
+        Expect::CreatedAt(revision) => Compare::create_revision(key, CompareOp::Equal, revision),
+        Expect::ModifiedAt(revision) => Compare::mod_revision(key, CompareOp::Equal, revision),
+    }
+}
+
+fn change(op: Op) -> TxnOp {
+    match op {
+        Op::Put { key, value, lease } => {
+            TxnOp::put(key, value, lease.map(|lease| PutOptions::new().with_lease(lease.0)))
+        }
+        Op::Delete { key } => TxnOp::delete(key, None),
+    }
+}
+
+fn read(read: Read) -> TxnOp {
+    match read {
+        Read::Key(key) => TxnOp::get(key, None),
+        Read::Prefix(prefix) => {
+            let end = end_of(&prefix);
+            TxnOp::get(prefix, Some(GetOptions::new().with_range(end)))
+        }
+    }
+}
+
+/// The reads come last in both branches.
+pub(super) fn reply(reply: &TxnResponse, reads: usize) -> Result<TxnReply, Fault> {
+    let responses = reply.op_responses();
+    let first = responses.len().saturating_sub(reads);
+    let found = responses.into_iter().skip(first).map(|response| match response {
+        TxnOpResponse::Get(found) => found.kvs().iter().map(entry).collect(),
+        TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => {
+            Err(Fault::Unreadable("a transaction was answered in another order".to_owned()))
+        }
+    });
+    Ok(TxnReply {
+        committed: reply.succeeded(),
+        revision: reply.header().map_or(0, |header| header.revision()),
+        reads: found.collect::<Result<_, _>>()?,
+    })
+}
+
+pub(super) fn seconds(count: i64) -> Duration {
+    Duration::from_secs(u64::try_from(count).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_ends_before_the_next_key_that_lacks_it() {
+        assert_eq!(end_of("bob.run/"), b"bob.run0");
+        assert_eq!(end_of("a\u{7f}"), b"a\x80");
+        assert_eq!(end_of(""), [0]);
+    }
+}

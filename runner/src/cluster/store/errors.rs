@@ -1,0 +1,190 @@
+//! What etcd and the connection to it say, as a [`StoreError`].
+
+use etcd_client::Error;
+
+use crate::cluster::tls;
+use crate::ports::StoreError;
+
+// gRPC's status codes; the crate that names them is not ours to depend on.
+const INVALID_ARGUMENT: i32 = 3;
+const DEADLINE_EXCEEDED: i32 = 4;
+const NOT_FOUND: i32 = 5;
+const PERMISSION_DENIED: i32 = 7;
+const RESOURCE_EXHAUSTED: i32 = 8;
+const FAILED_PRECONDITION: i32 = 9;
+const OUT_OF_RANGE: i32 = 11;
+const UNAUTHENTICATED: i32 = 16;
+
+/// What came of a call, before it is said to anyone.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// No answer, or one that may differ the next time.
+    Unreachable(String),
+    /// User, password, token or certificate.
+    Denied(String),
+    /// The token is old: a new one may be had for user and password.
+    StaleToken(String),
+    /// Authentication was offered, and is switched off there.
+    NoAuthentication,
+    /// A lease is not there any more.
+    LeaseGone,
+    /// A revision is not kept any more.
+    Compacted { oldest: i64 },
+    /// A key or a value that no one of ours has written.
+    Unreadable(String),
+    /// The answer is larger than what we take at once.
+    TooLargeAnswer,
+    /// No, and no again.
+    Refused(String),
+}
+
+impl Fault {
+    /// Says it. `lease` and `asked` are what the call was about.
+    pub(super) fn said(self, at: &str, lease: Option<i64>, asked: i64) -> StoreError {
+        match self {
+            Self::Unreachable(cause) => StoreError::Unreachable { at: at.to_owned(), cause },
+            Self::Denied(cause) | Self::StaleToken(cause) => {
+                StoreError::Denied { at: at.to_owned(), cause }
+            }
+            Self::NoAuthentication => StoreError::Denied {
+                at: at.to_owned(),
+                cause: "authentication is not enabled there, but a user is given".to_owned(),
+            },
+            Self::LeaseGone => StoreError::LeaseGone(lease.unwrap_or_default()),
+            Self::Compacted { oldest } => StoreError::Compacted { asked, oldest },
+            Self::Unreadable(what) => StoreError::Unreadable(what),
+            Self::TooLargeAnswer => {
+                StoreError::Refused("the answer is larger than 128 MiB".to_owned())
+            }
+            Self::Refused(said) => StoreError::Refused(said),
+        }
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::GRpcStatus(status) => {
+                let chain = tls::chain(&status);
+                of_status(status.code() as i32, status.message(), &chain)
+            }
+            Error::TransportError(transport) => of_transport(&tls::chain(&transport)),
+            Error::IoError(io) => of_transport(&io.to_string()),
+            Error::LeaseKeepAliveError(said) if said.contains("lease not found") => Self::LeaseGone,
+            Error::LeaseKeepAliveError(said)
+            | Error::WatchError(said)
+            | Error::EndpointError(said)
+            | Error::Internal(said)
+            | Error::ElectError(said) => Self::Unreachable(said),
+            Error::EndpointsNotManaged => Self::Unreachable("it has no addresses".to_owned()),
+            Error::InvalidArgs(said) => Self::Refused(said),
+            Error::InvalidUri(said) => Self::Refused(format!("its address is no URL: {said}")),
+            Error::Utf8Error(said) => Self::Refused(said.to_string()),
+            Error::InvalidMetadataValue(said) => Self::Refused(said.to_string()),
+        }
+    }
+}
+
+fn of_status(code: i32, message: &str, chain: &str) -> Fault {
+    let said = message.strip_prefix("etcdserver: ").unwrap_or(message).to_owned();
+    match code {
+        UNAUTHENTICATED => Fault::StaleToken(said),
+        PERMISSION_DENIED => Fault::Denied(format!("{said} for this user")),
+        // It took away the user's roles, or the user, since the token was made.
+        INVALID_ARGUMENT if said.contains("revision of auth store is old") => Fault::StaleToken(said),
+        INVALID_ARGUMENT if said.contains("authentication failed") => {
+            Fault::Denied("user and password do not fit".to_owned())
+        }
+        INVALID_ARGUMENT if said.contains("user name is empty") => {
+            Fault::Denied("it wants a user, and none is given".to_owned())
+        }
+        FAILED_PRECONDITION if said.contains("authentication is not enabled") => {
+            Fault::NoAuthentication
+        }
+        NOT_FOUND if said.contains("lease not found") => Fault::LeaseGone,
+        OUT_OF_RANGE if said.contains("compacted") => Fault::Compacted { oldest: 0 },
+        OUT_OF_RANGE if said.contains("decoded message length too large") => Fault::TooLargeAnswer,
+        INVALID_ARGUMENT if said.contains("request is too large") => too_large(),
+        RESOURCE_EXHAUSTED if said.contains("received message larger than max") => too_large(),
+        RESOURCE_EXHAUSTED if said.contains("database space exceeded") => Fault::Unreachable(
+            "its database is full: compact and defragment it, then disarm the alarm".to_owned(),
+        ),
+        INVALID_ARGUMENT | NOT_FOUND | FAILED_PRECONDITION | OUT_OF_RANGE => Fault::Refused(said),
+        DEADLINE_EXCEEDED => Fault::Unreachable("it did not answer in time".to_owned()),
+        _ => of_transport(if chain.is_empty() { &said } else { chain }),
+    }
+}
+
+/// Certificates do not get better by waiting, all else may.
+fn of_transport(chain: &str) -> Fault {
+    tls::explain(chain, "BOB_STORAGE")
+        .map_or_else(|| Fault::Unreachable(chain.to_owned()), Fault::Denied)
+}
+
+fn too_large() -> Fault {
+    Fault::Refused(
+        "it is larger than the store takes at once (1.5 MiB, unless its --max-request-bytes says \
+         otherwise)"
+            .to_owned(),
+    )
+}
+
+/// Why a watch was ended by the server, where it was not compaction.
+pub(super) fn of_cancel(reason: &str) -> Fault {
+    let said = reason.strip_prefix("etcdserver: ").unwrap_or(reason).to_owned();
+    if said.contains("permission denied") {
+        Fault::Denied(format!("{said} for this user"))
+    } else if said.contains("auth token") {
+        Fault::StaleToken(said)
+    } else {
+        Fault::Unreachable(said)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(code: i32, message: &str) -> String {
+        of_status(code, message, message).said("etcd.example", Some(0x2a), 7).to_string()
+    }
+
+    #[test]
+    fn a_request_that_is_too_large_is_said_to_be() {
+        for (code, message) in [
+            (INVALID_ARGUMENT, "etcdserver: request is too large"),
+            (RESOURCE_EXHAUSTED, "grpc: received message larger than max (2 vs. 1)"),
+        ] {
+            assert!(said(code, message).contains("larger than the store takes"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_password_is_no_reason_to_try_again() {
+        let fault = of_status(
+            INVALID_ARGUMENT,
+            "etcdserver: authentication failed, invalid user ID or password",
+            "",
+        );
+        let error = fault.said("etcd.example", None, 0);
+        assert!(!error.retryable());
+        assert!(error.to_string().contains("user and password do not fit"), "{error}");
+    }
+
+    #[test]
+    fn a_full_database_is_waited_for() {
+        let fault = of_status(RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded", "");
+        assert!(fault.said("etcd.example", None, 0).retryable());
+    }
+
+    #[test]
+    fn a_lost_lease_is_told_by_its_number() {
+        assert_eq!(said(NOT_FOUND, "etcdserver: requested lease not found"), "lease 2a is gone");
+    }
+
+    #[test]
+    fn what_is_not_known_may_be_tried_again() {
+        let error = of_status(14, "etcdserver: leader changed", "").said("etcd.example", None, 0);
+        assert!(error.retryable());
+    }
+}

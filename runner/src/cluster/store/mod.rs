@@ -1,0 +1,362 @@
+//! State, in etcd 3.4 or later.
+
+mod convert;
+mod errors;
+mod watch;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
+use protocol::names;
+use tracing::warn;
+
+use self::errors::Fault;
+use crate::cluster::tls::TlsFiles;
+use crate::ports::{
+    Changes, Entry, Granted, LeaseId, Listing, Op, Store, StoreError, Txn, TxnReply,
+};
+
+/// How long any call may take.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// A lease is renewed at a third of its time and given up at two thirds: a renewal that hangs must
+/// leave time for the next one.
+const RENEWAL_DEADLINE: Duration = Duration::from_secs(3);
+const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
+/// A connection that says nothing for so long is asked whether it lives. etcd takes more than one
+/// question in five seconds for an attack.
+const SILENCE: Duration = Duration::from_secs(10);
+const LARGEST_ANSWER: usize = 128 * 1024 * 1024;
+/// How many keys are read at a time: a run record may be as large as a request, 1.5 MiB.
+const PAGE: i64 = 64;
+
+/// Where etcd is, and how we are let in.
+#[derive(Clone)]
+pub struct EtcdOptions {
+    /// The addresses of its members.
+    pub urls: Vec<String>,
+    /// Our user; without one, no authentication.
+    pub user: Option<String>,
+    /// Its password.
+    pub password: Option<String>,
+    /// Certificates, for `https://`.
+    pub tls: TlsFiles,
+    /// How often the first connection is tried.
+    pub retry_attempts: u32,
+    /// And how long is waited in between.
+    pub retry_delay: Duration,
+}
+
+impl std::fmt::Debug for EtcdOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EtcdOptions")
+            .field("urls", &spell(&self.urls))
+            .field("user", &self.user)
+            .field("tls", &self.tls)
+            .finish_non_exhaustive()
+    }
+}
+
+/// State, in etcd.
+#[derive(Clone)]
+pub struct Etcd {
+    client: Client,
+    at: Arc<str>,
+}
+
+impl std::fmt::Debug for Etcd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Etcd").field("at", &self.at).finish_non_exhaustive()
+    }
+}
+
+/// The addresses as they may be shown: without a user and a password in them.
+fn spell(urls: &[String]) -> String {
+    let shown = urls.iter().map(|url| match url::Url::parse(url) {
+        Ok(parsed) if !parsed.username().is_empty() || parsed.password().is_some() => {
+            let (scheme, rest) = url.split_once("://").unwrap_or_default();
+            let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+            format!("{scheme}://{host}")
+        }
+        Ok(_) | Err(_) => url.clone(),
+    });
+    shown.collect::<Vec<_>>().join(",")
+}
+
+impl Etcd {
+    /// Connects, and tries again as often as the options say. From then on it reconnects by itself.
+    ///
+    /// # Errors
+    /// [`StoreError::Denied`] at once where user, password or certificates are at fault;
+    /// [`StoreError::Unreachable`] after the last attempt.
+    pub async fn connect(options: &EtcdOptions) -> Result<Self, StoreError> {
+        let at: Arc<str> = spell(&options.urls).into();
+        let mut user = options.user.clone().zip(options.password.clone().or_else(|| Some(String::new())));
+        let mut left = options.retry_attempts.max(1);
+        loop {
+            let with = connect_options(options, user.clone())
+                .map_err(|cause| StoreError::Denied { at: at.to_string(), cause })?;
+            let fault = match Self::attempt(options, with, Arc::clone(&at)).await {
+                Ok(etcd) => return Ok(etcd),
+                Err(Fault::NoAuthentication) if user.is_some() => {
+                    warn!(store = %at, "the store has no authentication enabled, so its user is not used");
+                    user = None;
+                    continue;
+                }
+                Err(fault) => fault.said(&at, None, 0),
+            };
+            left -= 1;
+            if left == 0 || !fault.retryable() {
+                return Err(fault);
+            }
+            warn!(error = %fault, attempts_left = left, "the store is tried again");
+            tokio::time::sleep(options.retry_delay).await;
+        }
+    }
+
+    async fn attempt(
+        options: &EtcdOptions,
+        with: ConnectOptions,
+        at: Arc<str>,
+    ) -> Result<Self, Fault> {
+        let connecting = async {
+            let client = Client::connect(&options.urls, Some(with)).await.map_err(Fault::from)?;
+            // Without a user the client has not spoken to the server yet. Nodes are what every
+            // worker may read.
+            let glance = GetOptions::new().with_prefix().with_limit(1).with_keys_only();
+            client.kv_client().get(names::NODES, Some(glance)).await.map_err(Fault::from)?;
+            Ok(Self { client, at })
+        };
+        in_time(DEADLINE, connecting).await
+    }
+
+    /// Makes a call, and once more where the token was too old for it.
+    async fn call<T, F, W>(&self, deadline: Duration, work: W) -> Result<T, Fault>
+    where
+        W: Fn(Client) -> F + Send,
+        F: Future<Output = Result<T, etcd_client::Error>> + Send,
+        T: Send,
+    {
+        in_time(deadline, async {
+            match work(self.client.clone()).await.map_err(Fault::from) {
+                Err(Fault::StaleToken(_)) => {
+                    self.client.refresh_token().await.map_err(Fault::from)?;
+                    work(self.client.clone()).await.map_err(Fault::from)
+                }
+                other => other,
+            }
+        })
+        .await
+    }
+
+    async fn page(
+        &self,
+        prefix: &str,
+        from: Vec<u8>,
+        revision: i64,
+    ) -> Result<etcd_client::GetResponse, Fault> {
+        self.call(DEADLINE, |client| {
+            let mut options = GetOptions::new().with_range(convert::end_of(prefix)).with_limit(PAGE);
+            if revision > 0 {
+                options = options.with_revision(revision);
+            }
+            let from = from.clone();
+            async move {
+                client
+                    .kv_client()
+                    .max_decoding_message_size(LARGEST_ANSWER)
+                    .get(from, Some(options))
+                    .await
+            }
+        })
+        .await
+    }
+
+    /// Reads page by page, all at the revision of the first one.
+    async fn pages(&self, prefix: &str) -> Result<Listing, Fault> {
+        let mut listing = Listing { entries: Vec::new(), revision: 0 };
+        let mut from = prefix.as_bytes().to_vec();
+        loop {
+            let mut page = self.page(prefix, from, listing.revision).await?;
+            if listing.revision == 0 {
+                listing.revision = page.header().map_or(0, |header| header.revision());
+            }
+            let more = page.more();
+            let found = page.take_kvs();
+            // The first key behind the last one that came.
+            from = found.last().map(|kv| [kv.key(), b"\0"].concat()).unwrap_or_default();
+            for kv in &found {
+                listing.entries.push(convert::entry(kv)?);
+            }
+            if !more || from.is_empty() {
+                return Ok(listing);
+            }
+        }
+    }
+
+    fn said(&self, fault: Fault) -> StoreError {
+        fault.said(&self.at, None, 0)
+    }
+}
+
+/// Ends what takes too long.
+async fn in_time<T>(
+    deadline: Duration,
+    work: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    tokio::time::timeout(deadline, work).await.unwrap_or_else(|_elapsed| {
+        Err(Fault::Unreachable(format!("it did not answer within {} s", deadline.as_secs())))
+    })
+}
+
+fn connect_options(
+    options: &EtcdOptions,
+    user: Option<(String, String)>,
+) -> Result<ConnectOptions, String> {
+    let mut with = ConnectOptions::new()
+        .with_connect_timeout(CONNECT_DEADLINE)
+        .with_keep_alive(SILENCE, DEADLINE)
+        // etcd hangs up on clients that ask while they have nothing open.
+        .with_keep_alive_while_idle(false)
+        .with_tcp_keepalive(SILENCE)
+        // A member that is cut off from the others says so instead of falling silent.
+        .with_require_leader(true)
+        .with_auto_token_refresh(true);
+    if let Some((name, password)) = user {
+        with = with.with_user(name, password);
+    }
+    if options.urls.iter().any(|url| url.starts_with("https://")) {
+        let pems = options.tls.read().map_err(|fault| fault.to_string())?;
+        let mut tls = TlsOptions::new();
+        tls = match pems.ca {
+            Some(ca) => tls.ca_certificate(Certificate::from_pem(ca)),
+            None => tls.with_webpki_roots(),
+        };
+        if let Some((cert, key)) = pems.identity {
+            tls = tls.identity(Identity::from_pem(cert, key));
+        }
+        with = with.with_tls(tls);
+    } else if !options.tls.is_empty() {
+        return Err("certificates are given, but its address does not begin with https://".to_owned());
+    }
+    Ok(with)
+}
+
+#[async_trait]
+impl Store for Etcd {
+    async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        let found = self
+            .call(DEADLINE, |client| {
+                let key = key.to_owned();
+                async move {
+                    client.kv_client().max_decoding_message_size(LARGEST_ANSWER).get(key, None).await
+                }
+            })
+            .await;
+        let found = found.map_err(|fault| self.said(fault))?;
+        found.kvs().first().map(convert::entry).transpose().map_err(|fault| self.said(fault))
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
+        let mut listing = self.pages(prefix).await;
+        // Only a compaction between two pages; from the top, with what stands now.
+        if matches!(listing, Err(Fault::Compacted { .. })) {
+            listing = self.pages(prefix).await;
+        }
+        listing.map_err(|fault| match fault {
+            Fault::Compacted { .. } => {
+                self.said(Fault::Unreachable("it compacts while it is read".to_owned()))
+            }
+            fault => self.said(fault),
+        })
+    }
+
+    async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {
+        let lease = txn.ops.iter().find_map(|op| match op {
+            Op::Put { lease, .. } => lease.map(|lease| lease.0),
+            Op::Delete { .. } => None,
+        });
+        let reads = txn.reads.len();
+        let request = convert::request(txn);
+        let reply = self
+            .call(DEADLINE, |client| {
+                let request = request.clone();
+                async move {
+                    client.kv_client().max_decoding_message_size(LARGEST_ANSWER).txn(request).await
+                }
+            })
+            .await;
+        reply
+            .and_then(|reply| convert::reply(&reply, reads))
+            .map_err(|fault| fault.said(&self.at, lease, 0))
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<Granted, StoreError> {
+        let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
+        let seconds = seconds.saturating_add(i64::from(ttl.subsec_nanos() > 0)).max(1);
+        let granted = self
+            .call(DEADLINE, |client| async move { client.lease_client().grant(seconds, None).await })
+            .await
+            .map_err(|fault| self.said(fault))?;
+        Ok(Granted { lease: LeaseId(granted.id()), ttl: convert::seconds(granted.ttl()) })
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
+        let renewed = self
+            .call(RENEWAL_DEADLINE, |client| async move {
+                // Opening the stream renews the lease and keeps the answer to itself; the second
+                // renewal tells the time. A stream of its own for each call: an answer that came
+                // late can never be taken for that of the next one.
+                let (mut keeper, mut answers) = client.lease_client().keep_alive(lease.0).await?;
+                keeper.keep_alive().await?;
+                answers.message().await
+            })
+            .await;
+        match renewed {
+            Ok(Some(answer)) if answer.ttl() > 0 => Ok(convert::seconds(answer.ttl())),
+            Ok(Some(_)) => Err(StoreError::LeaseGone(lease.0)),
+            Ok(None) => Err(self.said(Fault::Unreachable("it ended the renewal".to_owned()))),
+            Err(fault) => Err(fault.said(&self.at, Some(lease.0), 0)),
+        }
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        let revoked = self
+            .call(DEADLINE, |client| async move { client.lease_client().revoke(lease.0).await })
+            .await;
+        match revoked {
+            Ok(_) | Err(Fault::LeaseGone) => Ok(()),
+            Err(fault) => Err(self.said(fault)),
+        }
+    }
+
+    async fn watch(&self, prefix: &str, from_revision: i64) -> Result<Changes, StoreError> {
+        watch::open(self.clone(), prefix, from_revision).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_in_an_address_are_not_shown() {
+        let urls = ["https://bob:secret@etcd.example:2379/".to_owned(), "localhost:2379".to_owned()];
+        assert_eq!(spell(&urls), "https://etcd.example:2379/,localhost:2379");
+    }
+
+    #[test]
+    fn the_password_is_not_in_what_is_printed() {
+        let options = EtcdOptions {
+            urls: vec!["http://localhost:2379".to_owned()],
+            user: Some("bob".to_owned()),
+            password: Some("hidden".to_owned()),
+            tls: TlsFiles::default(),
+            retry_attempts: 1,
+            retry_delay: Duration::ZERO,
+        };
+        assert!(!format!("{options:?}").contains("hidden"));
+    }
+}

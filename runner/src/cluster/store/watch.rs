@@ -1,0 +1,133 @@
+//! Changes, over reconnects.
+
+use std::collections::VecDeque;
+
+use etcd_client::{EventType, WatchOptions, WatchResponse, WatchStream};
+use futures::stream::{self, StreamExt as _};
+use tracing::debug;
+
+use super::errors::{Fault, of_cancel};
+use super::{DEADLINE, Etcd, LARGEST_ANSWER, convert, in_time};
+use crate::cluster::retry::Pace;
+use crate::ports::{Change, Changes, StoreError};
+
+/// A watch that goes on from the last revision it has seen.
+struct Watching {
+    etcd: Etcd,
+    prefix: String,
+    /// The revision that is wanted next. etcd sends all changes of a revision in one message.
+    next: i64,
+    stream: Option<WatchStream>,
+    seen: VecDeque<Change>,
+    pace: Pace,
+    over: bool,
+}
+
+pub(super) async fn open(etcd: Etcd, prefix: &str, from: i64) -> Result<Changes, StoreError> {
+    let mut watching = Watching {
+        etcd,
+        prefix: prefix.to_owned(),
+        next: from.max(1),
+        stream: None,
+        seen: VecDeque::new(),
+        pace: Pace::new(),
+        over: false,
+    };
+    watching.reopen().await.map_err(|fault| watching.said(fault))?;
+    Ok(stream::unfold(watching, step).boxed())
+}
+
+async fn step(mut watching: Watching) -> Option<(Result<Change, StoreError>, Watching)> {
+    loop {
+        if let Some(change) = watching.seen.pop_front() {
+            return Some((Ok(change), watching));
+        }
+        if watching.over {
+            return None;
+        }
+        let Err(fault) = watching.advance().await else { continue };
+        watching.stream = None;
+        let error = watching.said(fault);
+        if error.retryable() {
+            debug!(%error, prefix = watching.prefix, "a watch is opened again");
+            watching.pace.wait().await;
+        } else {
+            watching.over = true;
+            return Some((Err(error), watching));
+        }
+    }
+}
+
+impl Watching {
+    async fn advance(&mut self) -> Result<(), Fault> {
+        let Some(stream) = &mut self.stream else { return self.reopen().await };
+        match stream.message().await.map_err(Fault::from)? {
+            Some(message) => self.take(&message),
+            None => Err(Fault::Unreachable("it ended the watch".to_owned())),
+        }
+    }
+
+    /// Opens the watch from the revision that is wanted next, and waits until it stands.
+    async fn reopen(&mut self) -> Result<(), Fault> {
+        match self.open_once().await {
+            Err(Fault::StaleToken(_)) => {
+                in_time(DEADLINE, async {
+                    self.etcd.client.refresh_token().await.map_err(Fault::from)
+                })
+                .await?;
+                self.open_once().await
+            }
+            other => other,
+        }
+    }
+
+    async fn open_once(&mut self) -> Result<(), Fault> {
+        let options = WatchOptions::new()
+            .with_range(convert::end_of(&self.prefix))
+            .with_start_revision(self.next)
+            // So that a quiet watch does not fall behind what the store keeps.
+            .with_progress_notify();
+        let mut client = self.etcd.client.watch_client().max_decoding_message_size(LARGEST_ANSWER);
+        let prefix = self.prefix.clone();
+        let opening = async {
+            let mut stream = client.watch(prefix, Some(options)).await.map_err(Fault::from)?;
+            let first = stream.message().await.map_err(Fault::from)?;
+            Ok((stream, first))
+        };
+        let (stream, first) = in_time(DEADLINE, opening).await?;
+        let first = first.ok_or_else(|| Fault::Unreachable("it ended the watch".to_owned()))?;
+        self.take(&first)?;
+        self.stream = Some(stream);
+        self.pace.reset();
+        Ok(())
+    }
+
+    fn take(&mut self, message: &WatchResponse) -> Result<(), Fault> {
+        if message.compact_revision() > 0 {
+            return Err(Fault::Compacted { oldest: message.compact_revision() });
+        }
+        if message.canceled() {
+            return Err(of_cancel(message.cancel_reason()));
+        }
+        for event in message.events() {
+            let Some(kv) = event.kv() else { continue };
+            let revision = kv.mod_revision();
+            self.seen.push_back(match event.event_type() {
+                EventType::Put => Change::Put(convert::entry(kv)?),
+                EventType::Delete => Change::Deleted { key: convert::key(kv)?, revision },
+            });
+            self.next = self.next.max(revision.saturating_add(1));
+        }
+        // Nothing happened up to here. What is said when the watch is made is older than what it
+        // will bring, so that does not count.
+        if message.events().is_empty() && !message.created() {
+            let at = message.header().map_or(0, |header| header.revision());
+            self.next = self.next.max(at.saturating_add(1));
+        }
+        Ok(())
+    }
+
+    fn said(&self, fault: Fault) -> StoreError {
+        fault.said(&self.etcd.at, None, self.next)
+    }
+}
