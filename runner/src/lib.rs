@@ -6,7 +6,9 @@
 //! | [`rules`] | decides what should happen; pure |
 //! | [`worker`] | makes it happen |
 
+pub mod config;
 pub mod exec;
 pub mod ports;
 pub mod rules;
+pub mod telemetry;
 pub mod worker;
