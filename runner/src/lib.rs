@@ -3,15 +3,19 @@
 //! | room | duty |
 //! |---|---|
 //! | [`cluster`] | RabbitMQ and etcd behind the ports |
+//! | [`config`] | every setting: file, variables, flags, all faults at once |
 //! | [`exec`] | where steps run |
 //! | [`ports`] | what a worker needs of the world: traits only |
 //! | [`rules`] | decides what should happen; pure |
+//! | [`telemetry`] | the worker's own log |
 //! | [`worker`] | makes it happen |
 //!
 //! `ARCHITECTURE.md` walks a run through them; `tests/layers.rs` holds them to who may import whom.
 
 pub mod cluster;
+pub mod config;
 pub mod exec;
 pub mod ports;
 pub mod rules;
+pub mod telemetry;
 pub mod worker;

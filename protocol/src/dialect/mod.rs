@@ -3,10 +3,12 @@
 //! Parsers end in the model; nothing after them knows in which dialect something was written.
 
 mod bob;
+mod document;
 pub(crate) mod tree;
 
 use serde_json::Value as Json;
 
+pub use self::document::document;
 use self::tree::{Node, Position, Tree, Value};
 use crate::diagnostic::{Class, Diagnostic};
 use crate::pipeline::Pipeline;

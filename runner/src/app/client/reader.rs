@@ -1,0 +1,413 @@
+//! Reads one run's events by the rules of wire.md section 4: what is repeated is dropped, state comes
+//! from the highest epoch alone, and what is missing has a name. Pure: events in, items out.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use protocol::event::{Event, LogStream, Reason};
+use protocol::id::{Epoch, RunId, StepName};
+use protocol::run::{Cause, Status};
+
+/// What a reader shows.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Item {
+    /// Something happened.
+    State(Event),
+    /// A text of a step, or of the runner.
+    Text(Text),
+    /// Something that ought to be there is not.
+    Missing(Missing),
+}
+
+/// Bytes of one stream, with the newline that belongs to them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Text {
+    /// The step; none for the runner's own lines about the whole run.
+    pub step: Option<StepName>,
+    /// Which stream.
+    pub stream: LogStream,
+    /// The bytes, exactly as the step wrote them.
+    pub bytes: Vec<u8>,
+}
+
+/// What a reader lacks. Each byte of a step is in a numbered event, so that a number that is missing
+/// is all there is to miss.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Missing {
+    /// Events of one epoch, both bounds included.
+    Events {
+        /// The epoch.
+        epoch: Epoch,
+        /// The first.
+        from: u64,
+        /// The last.
+        to: u64,
+    },
+    /// A text whose base64 is none.
+    Unreadable {
+        /// The epoch of its event.
+        epoch: Epoch,
+        /// Its number.
+        seq: u64,
+    },
+    /// The event that ends the run.
+    Ending,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Events { epoch, from, to } if from == to => {
+                write!(f, "event {from} of epoch {epoch}")
+            }
+            Self::Events { epoch, from, to } => write!(f, "events {from} to {to} of epoch {epoch}"),
+            Self::Unreadable { epoch, seq } => {
+                write!(f, "the text of event {seq} of epoch {epoch}, which cannot be decoded")
+            }
+            Self::Ending => f.write_str("the event that ends the run"),
+        }
+    }
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ending {
+    /// `passed`, `failed` or `stopped`.
+    pub status: Status,
+    /// Why, where it did not pass.
+    pub cause: Option<Cause>,
+}
+
+impl Ending {
+    /// What an event says of the end of its run; nothing where it is no ending.
+    #[must_use]
+    pub fn of(reason: &Reason) -> Option<Self> {
+        if let Reason::PipelineFailed { cause, .. } = reason {
+            return Some(Self { status: Status::Failed, cause: Some(*cause) });
+        }
+        if let Reason::PipelineStopped { cause } = reason {
+            return Some(Self { status: Status::Stopped, cause: Some(*cause) });
+        }
+        reason.is_ending().then_some(Self { status: Status::Passed, cause: None })
+    }
+}
+
+/// Folds the events of one run.
+#[derive(Debug)]
+pub struct Reader {
+    run: RunId,
+    seen: BTreeMap<Epoch, Seen>,
+    /// Up to where an earlier epoch had come, as its successor says.
+    promised: BTreeMap<Epoch, u64>,
+    /// The epoch in which a step was begun last: text of an earlier one is of an attempt that does
+    /// not count.
+    begun: HashMap<StepName, Epoch>,
+    ending: Option<Ending>,
+}
+
+impl Reader {
+    /// A reader of that run, which has seen nothing.
+    #[must_use]
+    pub fn new(run: RunId) -> Self {
+        Self {
+            run,
+            seen: BTreeMap::new(),
+            promised: BTreeMap::new(),
+            begun: HashMap::new(),
+            ending: None,
+        }
+    }
+
+    /// How the run ended, once its ending event was seen.
+    #[must_use]
+    pub fn ending(&self) -> Option<Ending> {
+        self.ending
+    }
+
+    /// Whether any event of the run was seen.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        !self.seen.is_empty()
+    }
+
+    /// Takes the next event of the stream, of whatever run.
+    pub fn on(&mut self, event: Event) -> Option<Item> {
+        if event.run_id.as_ref() != Some(&self.run) {
+            return None;
+        }
+        // Commands that were refused or ignored belong to no sequence, and are news all the same.
+        let (Some(epoch), Some(seq)) = (event.epoch, event.seq) else {
+            return Some(Item::State(event));
+        };
+        let highest = self.seen.keys().next_back().copied().unwrap_or(epoch);
+        if !self.seen.entry(epoch).or_default().insert(seq) {
+            return None;
+        }
+        if let Reason::Log { stream, partial, .. } = event.reason {
+            return self.text(&event, (epoch, seq), stream, partial);
+        }
+        // An ending is recorded once, whichever epoch it bears.
+        if let Some(ending) = Ending::of(&event.reason) {
+            self.ending = Some(ending);
+        } else if epoch < highest {
+            return None;
+        }
+        self.note(&event, epoch);
+        Some(Item::State(event))
+    }
+
+    fn note(&mut self, event: &Event, epoch: Epoch) {
+        if let Reason::PipelineRunResumed { previous_epoch, previous_seq, repeats, .. } =
+            &event.reason
+        {
+            if let Some(seq) = previous_seq {
+                self.promised.insert(*previous_epoch, *seq);
+            }
+            for step in repeats {
+                self.begun.insert(step.clone(), epoch);
+            }
+        }
+        if let (Reason::StepStarted { .. }, Some(step)) = (&event.reason, &event.step) {
+            self.begun.insert(step.clone(), epoch);
+        }
+    }
+
+    fn text(
+        &self,
+        event: &Event,
+        (epoch, seq): (Epoch, u64),
+        stream: LogStream,
+        partial: bool,
+    ) -> Option<Item> {
+        let begun = event.step.as_ref().and_then(|step| self.begun.get(step));
+        if begun.is_some_and(|begun| *begun > epoch) {
+            return None;
+        }
+        let Some(mut bytes) = event.log_bytes() else {
+            return Some(Item::Missing(Missing::Unreadable { epoch, seq }));
+        };
+        if !partial {
+            bytes.push(b'\n');
+        }
+        Some(Item::Text(Text { step: event.step.clone(), stream, bytes }))
+    }
+
+    /// What is missing of what was published so far, as far as that can be known.
+    #[must_use]
+    pub fn missing(&self) -> Vec<Missing> {
+        let mut missing = Vec::new();
+        for (epoch, seen) in &self.seen {
+            for (from, to) in seen.gaps(self.promised.get(epoch).copied()) {
+                missing.push(Missing::Events { epoch: *epoch, from, to });
+            }
+        }
+        let unseen = self.promised.iter().filter(|(epoch, _)| !self.seen.contains_key(epoch));
+        missing.extend(unseen.map(|(epoch, to)| Missing::Events { epoch: *epoch, from: 0, to: *to }));
+        missing
+    }
+}
+
+/// A set of numbers that mostly come in order: ranges, both bounds included, sorted, never touching.
+#[derive(Debug, Default)]
+struct Seen {
+    ranges: Vec<(u64, u64)>,
+}
+
+impl Seen {
+    /// Whether it is new.
+    fn insert(&mut self, number: u64) -> bool {
+        let after = self.ranges.partition_point(|(_, to)| *to < number);
+        if self.ranges.get(after).is_some_and(|(from, _)| *from <= number) {
+            return false;
+        }
+        let joins_next = self.ranges.get(after).is_some_and(|(from, _)| from - 1 == number);
+        let before = after.checked_sub(1).filter(|i| self.ranges[*i].1 + 1 == number);
+        match (before, joins_next) {
+            (Some(before), true) => {
+                self.ranges[before].1 = self.ranges[after].1;
+                self.ranges.remove(after);
+            }
+            (Some(before), false) => self.ranges[before].1 = number,
+            (None, true) => self.ranges[after].0 = number,
+            (None, false) => self.ranges.insert(after, (number, number)),
+        }
+        true
+    }
+
+    /// What is not in it, from 0 to its last number or to what was promised.
+    fn gaps(&self, promised: Option<u64>) -> Vec<(u64, u64)> {
+        let mut gaps = Vec::new();
+        let mut next = 0;
+        for (from, to) in &self.ranges {
+            if *from > next {
+                gaps.push((next, from - 1));
+            }
+            next = to.saturating_add(1);
+        }
+        if let Some(promised) = promised.filter(|promised| *promised >= next) {
+            gaps.push((next, promised));
+        }
+        gaps
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::event::Encoding;
+    use protocol::id::NodeId;
+    use protocol::time::Millis;
+
+    use super::*;
+
+    fn event(epoch: i64, seq: u64, reason: Reason) -> Event {
+        let mut event = Event::new(Millis(1), reason, String::new());
+        event.run_id = Some("r-1".parse().unwrap());
+        event.epoch = Some(Epoch(epoch));
+        event.seq = Some(seq);
+        event
+    }
+
+    fn log(epoch: i64, seq: u64, text: &str, partial: bool) -> Event {
+        let reason = Reason::Log { stream: LogStream::Stdout, offset: 0, partial, encoding: None };
+        let message = text.to_owned();
+        Event { message, step: Some(step("a")), ..event(epoch, seq, reason) }
+    }
+
+    fn base64(mut event: Event) -> Event {
+        if let Reason::Log { encoding, .. } = &mut event.reason {
+            *encoding = Some(Encoding::Base64);
+        }
+        event
+    }
+
+    fn step(name: &str) -> StepName {
+        name.parse().unwrap()
+    }
+
+    fn started(epoch: i64, seq: u64) -> Event {
+        let reason = Reason::StepStarted { command: "x".into(), executor: "podman".into() };
+        Event { step: Some(step("a")), ..event(epoch, seq, reason) }
+    }
+
+    fn resumed(epoch: i64, previous: (i64, u64), repeats: &[&str]) -> Event {
+        let reason = Reason::PipelineRunResumed {
+            from_step: step("a"),
+            previous_node: NodeId::found("bob/runner-1"),
+            previous_epoch: Epoch(previous.0),
+            previous_seq: Some(previous.1),
+            cause: "lost".into(),
+            repeats: repeats.iter().map(|name| step(name)).collect(),
+        };
+        event(epoch, 0, reason)
+    }
+
+    fn read(events: Vec<Event>) -> (Reader, Vec<Item>) {
+        let mut reader = Reader::new("r-1".parse().unwrap());
+        let items = events.into_iter().filter_map(|event| reader.on(event)).collect();
+        (reader, items)
+    }
+
+    fn bytes(items: &[Item]) -> Vec<u8> {
+        let text = |item: &Item| match item {
+            Item::Text(text) => text.bytes.clone(),
+            Item::State(_) | Item::Missing(_) => Vec::new(),
+        };
+        items.iter().flat_map(text).collect()
+    }
+
+    #[test]
+    fn text_comes_out_as_the_step_wrote_it() {
+        let (reader, items) = read(vec![
+            log(5, 0, "  one\ntwo", false),
+            log(5, 1, "thr", true),
+            log(5, 2, "ee", false),
+            base64(log(5, 3, "/wA=", true)),
+            log(5, 4, "", false),
+            log(5, 5, "end", true),
+        ]);
+        assert_eq!(bytes(&items), b"  one\ntwo\nthree\n\xff\0\nend");
+        assert!(reader.missing().is_empty());
+        assert_eq!(reader.ending(), None);
+    }
+
+    #[test]
+    fn what_is_repeated_is_dropped_also_out_of_order() {
+        let (reader, items) = read(vec![
+            log(5, 0, "a", false),
+            log(5, 2, "c", false),
+            log(5, 0, "a", false),
+            log(5, 1, "b", false),
+            log(5, 1, "b", false),
+            log(5, 2, "c", false),
+        ]);
+        assert_eq!(bytes(&items), b"a\nc\nb\n");
+        assert!(reader.missing().is_empty());
+    }
+
+    #[test]
+    fn state_is_taken_from_the_highest_epoch_alone() {
+        let (_, items) = read(vec![
+            event(5, 0, Reason::StartPipelineRun),
+            resumed(9, (5, 3), &["a"]),
+            event(5, 1, Reason::PipelineRunning),
+            event(9, 1, Reason::PipelineRunning),
+        ]);
+        let epoch = |item: &Item| match item {
+            Item::State(event) => event.epoch.map(|epoch| epoch.0),
+            Item::Text(_) | Item::Missing(_) => None,
+        };
+        assert_eq!(items.iter().filter_map(epoch).collect::<Vec<_>>(), [5, 9, 9]);
+    }
+
+    #[test]
+    fn late_text_is_shown_unless_its_step_runs_again() {
+        let late = || log(5, 2, "late", false);
+        let (_, kept) = read(vec![started(5, 1), resumed(9, (5, 2), &["b"]), late()]);
+        assert_eq!(bytes(&kept), b"late\n");
+        let (_, dropped) = read(vec![started(5, 1), resumed(9, (5, 2), &["a"]), late()]);
+        assert_eq!(bytes(&dropped), b"");
+        let (_, begun) = read(vec![started(5, 1), started(9, 1), late()]);
+        assert_eq!(bytes(&begun), b"");
+    }
+
+    #[test]
+    fn what_is_missing_has_a_name() {
+        let (reader, _) = read(vec![
+            event(5, 2, Reason::StartPipelineRun),
+            log(5, 5, "x", false),
+            resumed(9, (5, 8), &[]),
+            event(9, 2, Reason::PipelineSuccessful),
+        ]);
+        let missing: Vec<String> = reader.missing().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            missing,
+            [
+                "events 0 to 1 of epoch 5",
+                "events 3 to 4 of epoch 5",
+                "events 6 to 8 of epoch 5",
+                "event 1 of epoch 9",
+            ]
+        );
+        assert_eq!(reader.ending(), Some(Ending { status: Status::Passed, cause: None }));
+        let (unseen, _) = read(vec![resumed(9, (5, 0), &[])]);
+        assert_eq!(unseen.missing()[0].to_string(), "event 0 of epoch 5");
+    }
+
+    #[test]
+    fn other_runs_are_not_ours_and_refused_commands_belong_to_no_sequence() {
+        let mut other = log(5, 9, "other", false);
+        other.run_id = Some("r-2".parse().unwrap());
+        let mut ignored = event(0, 0, Reason::CommandIgnored);
+        (ignored.epoch, ignored.seq) = (None, None);
+        let (reader, items) = read(vec![other, ignored.clone(), ignored]);
+        assert_eq!(items.len(), 2);
+        assert!(!reader.has_begun());
+    }
+
+    #[test]
+    fn text_that_cannot_be_decoded_is_named() {
+        let (_, items) = read(vec![base64(log(5, 0, "?", false))]);
+        let [Item::Missing(missing)] = &items[..] else { panic!("{items:?}") };
+        assert!(missing.to_string().contains("event 0 of epoch 5"));
+    }
+}

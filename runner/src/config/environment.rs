@@ -1,0 +1,139 @@
+//! The variables of the process, read once, and the places that follow from them.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// The variables of a process, as they were when it began.
+#[derive(Debug, Clone, Default)]
+pub struct Environment {
+    variables: BTreeMap<String, OsString>,
+}
+
+impl Environment {
+    /// Those of this process. The only place that asks for them.
+    #[must_use]
+    pub fn of_process() -> Self {
+        Self {
+            variables: std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
+                .collect(),
+        }
+    }
+
+    /// The value of a variable that is set and not empty. One that is no UTF-8 counts as empty here,
+    /// and as a fault where it is a setting.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.given(name).filter(|value| !value.is_empty())
+    }
+
+    /// The value of a variable that is set, also to nothing.
+    pub(super) fn given(&self, name: &str) -> Option<&str> {
+        self.variables.get(name)?.to_str()
+    }
+
+    /// Whether a variable is set to something that is no UTF-8.
+    pub(super) fn is_unreadable(&self, name: &str) -> bool {
+        self.variables.get(name).is_some_and(|value| value.to_str().is_none())
+    }
+
+    /// The names that are set, for hints about misspelt ones.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.variables.keys().map(String::as_str)
+    }
+
+    /// Where this user's state goes: `$XDG_STATE_HOME`, else below the home directory, else
+    /// `/var/lib`, for services that have no home.
+    #[must_use]
+    pub fn state_home(&self) -> PathBuf {
+        self.absolute("XDG_STATE_HOME")
+            .or_else(|| self.absolute("HOME").map(|home| home.join(".local/state")))
+            .unwrap_or_else(|| PathBuf::from("/var/lib"))
+    }
+
+    /// Where this user's settings are.
+    #[must_use]
+    pub fn config_home(&self) -> Option<PathBuf> {
+        self.absolute("XDG_CONFIG_HOME")
+            .or_else(|| self.absolute("HOME").map(|home| home.join(".config")))
+    }
+
+    /// Where this user's sockets are.
+    #[must_use]
+    pub fn runtime_dir(&self) -> Option<PathBuf> {
+        self.absolute("XDG_RUNTIME_DIR")
+    }
+
+    /// The program of that name on the path.
+    #[must_use]
+    pub fn program(&self, name: &str) -> Option<PathBuf> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let is_program = |path: &Path| {
+            path.metadata()
+                .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+        };
+        std::env::split_paths(self.variables.get("PATH")?)
+            .map(|directory| directory.join(name))
+            .find(|path| is_program(path))
+    }
+
+    /// The registry credentials that podman would use.
+    #[must_use]
+    pub fn podman_auth_file(&self) -> Option<PathBuf> {
+        let named = self.absolute("REGISTRY_AUTH_FILE");
+        let usual = self
+            .runtime_dir()
+            .into_iter()
+            .chain(self.config_home())
+            .map(|base| base.join("containers/auth.json"));
+        named.into_iter().chain(usual).find(|path| path.is_file())
+    }
+
+    fn absolute(&self, name: &str) -> Option<PathBuf> {
+        self.variables.get(name).map(PathBuf::from).filter(|path| path.is_absolute())
+    }
+}
+
+impl<const N: usize> From<[(&str, &str); N]> for Environment {
+    fn from(variables: [(&str, &str); N]) -> Self {
+        Self {
+            variables: variables
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), OsString::from(value)))
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_goes_below_the_home_directory_unless_it_is_said_otherwise() {
+        let home = Environment::from([("HOME", "/home/x")]);
+        assert_eq!(home.state_home(), Path::new("/home/x/.local/state"));
+        let said = Environment::from([("HOME", "/home/x"), ("XDG_STATE_HOME", "/s")]);
+        assert_eq!(said.state_home(), Path::new("/s"));
+        assert_eq!(Environment::default().state_home(), Path::new("/var/lib"));
+        // The XDG rules say that a relative path is to be ignored.
+        let relative = Environment::from([("XDG_STATE_HOME", "s")]);
+        assert_eq!(relative.state_home(), Path::new("/var/lib"));
+    }
+
+    #[test]
+    fn an_empty_variable_counts_as_not_set() {
+        let environment = Environment::from([("BOB_MODE", "")]);
+        assert_eq!(environment.get("BOB_MODE"), None);
+        assert_eq!(environment.given("BOB_MODE"), Some(""));
+    }
+
+    #[test]
+    fn programs_are_looked_for_on_the_path() {
+        let environment = Environment::from([("PATH", "/nonexistent:/bin:/usr/bin")]);
+        assert!(environment.program("sh").is_some());
+        assert!(environment.program("no-such-program").is_none());
+        assert!(Environment::default().program("sh").is_none());
+    }
+}

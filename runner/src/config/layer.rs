@@ -1,0 +1,212 @@
+//! One source of values, under the names of the settings, and what is wrong with the names.
+
+use std::collections::BTreeMap;
+
+use config::{ConfigError, Map, Source, Value};
+
+use super::file::{Leaf, Text};
+use super::setting::{Form, SETTINGS, Setting, named, nearest};
+use super::{Environment, Fault};
+
+/// A file with a password in it holds a line, not more.
+const MAX_SECRET_BYTES: usize = 64 * 1024;
+
+/// The values of one source. Each knows where it was said.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Layer {
+    values: BTreeMap<&'static str, Value>,
+}
+
+impl Source for Layer {
+    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, ConfigError> {
+        Ok(self.values.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect())
+    }
+}
+
+impl Layer {
+    /// What holds where nothing is said.
+    pub(super) fn of_defaults() -> Self {
+        let values = SETTINGS.iter().filter_map(|setting| {
+            Some((setting.name, Value::new(None, setting.default?.to_owned())))
+        });
+        Self { values: values.collect() }
+    }
+
+    fn put(&mut self, setting: &'static Setting, at: &str, text: String) {
+        self.values.insert(setting.name, Value::new(Some(&at.to_owned()), text));
+    }
+
+    /// Puts what the file at `path` holds.
+    fn put_secret_of(
+        &mut self,
+        setting: &'static Setting,
+        at: String,
+        path: &str,
+        faults: &mut Vec<Fault>,
+    ) {
+        match secret_in(path) {
+            Ok(text) => self.put(setting, &at, text),
+            Err(expected) => faults.push(Fault { at, value: Some(path.to_owned()), expected }),
+        }
+    }
+
+    /// The variables of the process. An empty one says nothing, but for the address that is off when
+    /// it is empty.
+    pub(super) fn of_variables(
+        environment: &Environment,
+        faults: &mut Vec<Fault>,
+        warnings: &mut Vec<String>,
+    ) -> Self {
+        let mut layer = Self::default();
+        for setting in SETTINGS {
+            let variable = setting.variable;
+            if environment.is_unreadable(variable) {
+                let expected = "is no UTF-8; set it anew".to_owned();
+                faults.push(Fault { at: variable.to_owned(), value: None, expected });
+            }
+            let empty_says_something = setting.name == "metrics.address";
+            let value = environment
+                .given(variable)
+                .filter(|value| !value.is_empty() || empty_says_something);
+            let file_variable = setting.file_variable();
+            let file = environment.get(&file_variable).filter(|_| setting.form == Form::Secret);
+            match (value, file) {
+                (Some(_), Some(_)) => faults.push(both(variable, &file_variable)),
+                (Some(value), None) => layer.put(setting, variable, value.to_owned()),
+                (None, Some(path)) => layer.put_secret_of(setting, file_variable, path, faults),
+                (None, None) => {}
+            }
+        }
+        warnings.extend(misspelt(environment));
+        layer
+    }
+
+    /// What was said with `--set NAME=VALUE`.
+    pub(super) fn of_flags(given: &[String], faults: &mut Vec<Fault>) -> Self {
+        let mut layer = Self::default();
+        for pair in given {
+            let Some((name, value)) = pair.split_once('=') else {
+                let expected = "expected NAME=VALUE, such as queue.url=amqp://localhost".to_owned();
+                faults.push(Fault { at: format!("--set {pair}"), value: None, expected });
+                continue;
+            };
+            let at = format!("--set {name}");
+            let name = name.replace('_', "-");
+            match named(&name) {
+                Some(setting) if setting.form == Form::Secret => faults.push(Fault {
+                    at,
+                    value: None,
+                    expected: format!(
+                        "is a password, and arguments can be seen by everyone on this machine; use {}",
+                        setting.file_variable()
+                    ),
+                }),
+                Some(setting) => layer.put(setting, &at, value.to_owned()),
+                None => faults.push(unknown(at, &name)),
+            }
+        }
+        layer
+    }
+
+    /// What a file says.
+    pub(super) fn of_file(label: &str, leaves: Vec<Leaf>, faults: &mut Vec<Fault>) -> Self {
+        let mut layer = Self::default();
+        for Leaf { name, value } in leaves {
+            let at = format!("{label}: {name}");
+            let secret_file = || {
+                let secret = named(name.strip_suffix("-file")?)?;
+                (secret.form == Form::Secret).then_some(secret)
+            };
+            let (setting, is_path) = match (named(&name), secret_file()) {
+                (Some(setting), _) => (setting, false),
+                (None, Some(setting)) => (setting, true),
+                (None, None) => {
+                    faults.push(unknown(at, &name));
+                    continue;
+                }
+            };
+            let text = match value {
+                Text::One(text) => text,
+                Text::Many(items) if setting.form == Form::List => items.join(","),
+                Text::Many(_) => {
+                    let value = None;
+                    faults.push(Fault {
+                        at,
+                        value,
+                        expected: "is a list; expected one value".into(),
+                    });
+                    continue;
+                }
+            };
+            if layer.values.contains_key(setting.name) {
+                faults.push(both(&format!("{label}: {}", setting.name), &setting.file_name()));
+            } else if is_path {
+                layer.put_secret_of(setting, at, &text, faults);
+            } else {
+                layer.put(setting, &at, text);
+            }
+        }
+        layer
+    }
+}
+
+/// The text of a file that holds a secret, without the newline that editors leave at its end.
+fn secret_in(path: &str) -> Result<String, String> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_SECRET_BYTES as u64 + 1).read_to_string(&mut text))
+        .map_err(|cause| format!("the path of a file that holds the value ({cause})"))?;
+    if text.len() > MAX_SECRET_BYTES {
+        return Err("the path of a file that holds one line".into());
+    }
+    let line = text.strip_suffix('\n').unwrap_or(&text);
+    Ok(line.strip_suffix('\r').unwrap_or(line).to_owned())
+}
+
+fn both(one: &str, other: &str) -> Fault {
+    let expected = format!("is said twice, also with {other}; keep one of them");
+    Fault { at: one.to_owned(), value: None, expected }
+}
+
+fn unknown(at: String, name: &str) -> Fault {
+    let is_table = SETTINGS
+        .iter()
+        .any(|setting| setting.name.strip_prefix(name).is_some_and(|rest| rest.starts_with('.')));
+    let expected = if is_table {
+        "is a group of settings, not a setting".to_owned()
+    } else {
+        match nearest(name, SETTINGS.iter().map(|setting| setting.name)) {
+            Some(meant) => format!("there is no such setting; is {meant} meant?"),
+            None => "there is no such setting; `bob-runner settings` lists them all".to_owned(),
+        }
+    };
+    Fault { at, value: None, expected }
+}
+
+/// Variables that look like misspelt settings. They are no faults: others name their variables
+/// `BOB_...` too.
+fn misspelt(environment: &Environment) -> Vec<String> {
+    let known = || SETTINGS.iter().map(|setting| setting.variable).chain(["BOB_CONFIG"]);
+    let is_file = |name: &str| {
+        let secret =
+            |setting: &Setting| setting.form == Form::Secret && setting.file_variable() == name;
+        SETTINGS.iter().any(secret)
+    };
+    let strange = |name: &&str| {
+        name.starts_with("BOB_") && !known().any(|known| known == *name) && !is_file(name)
+    };
+    environment
+        .names()
+        .filter(strange)
+        .filter_map(|name| {
+            let meant =
+                nearest(name, known()).filter(|meant| !environment.names().any(|n| n == *meant))?;
+            Some(format!("{name} is no setting; is {meant} meant?"))
+        })
+        .collect()
+}

@@ -1,0 +1,382 @@
+//! Flag over variable over file over default, into the types; every fault at once.
+
+use std::path::{Path, PathBuf};
+
+use super::layer::Layer;
+use super::parse::{self, BrokerUrl, Parsed};
+use super::setting::{Form, SETTINGS, Setting, Support, named};
+use super::{
+    Broker, Config, Connection, Engine, Environment, Fault, Faults, Identity, Log, Login, Queue,
+    Secret, Spill, Storage, Stream, StreamServer, Tls, Worker, file, without_credentials,
+};
+
+/// Where settings come from.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// What the command line says.
+    pub flags: Flags,
+    /// The variables of the process.
+    pub environment: Environment,
+    /// Where relative paths begin, and where the file is looked for first.
+    pub working_dir: PathBuf,
+    /// Where it is looked for last.
+    pub system_dir: PathBuf,
+}
+
+impl Sources {
+    /// The usual ones, with these flags.
+    #[must_use]
+    pub fn usual(flags: Flags, environment: Environment) -> Self {
+        Self {
+            flags,
+            environment,
+            working_dir: PathBuf::from("."),
+            system_dir: PathBuf::from("/etc/bob-runner"),
+        }
+    }
+}
+
+/// What the command line says of settings.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    /// The file.
+    pub config: Option<PathBuf>,
+    /// `NAME=VALUE`, under the names of the file.
+    pub set: Vec<String>,
+}
+
+/// Settings that hold.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The values.
+    pub config: Config,
+    /// What the user should know, a sentence each.
+    pub warnings: Vec<String>,
+    /// Where each value comes from.
+    pub effective: Vec<Effective>,
+}
+
+/// One setting as it holds.
+#[derive(Debug, Clone)]
+pub struct Effective {
+    /// The setting.
+    pub setting: &'static Setting,
+    /// Its value as text, masked where it is secret.
+    pub value: Option<String>,
+    /// Where it was said; nowhere for a default.
+    pub at: Option<String>,
+}
+
+/// Reads the settings.
+///
+/// # Errors
+/// Everything that is wrong, at once.
+pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
+    let mut faults = Vec::new();
+    let mut warnings = Vec::new();
+    let file = match file::find(sources) {
+        Ok(Some(path)) => read_file(&path, &mut faults),
+        Ok(None) => Layer::default(),
+        Err(fault) => {
+            faults.push(fault);
+            Layer::default()
+        }
+    };
+    let merged = config::Config::builder()
+        .add_source(Layer::of_defaults())
+        .add_source(file)
+        .add_source(Layer::of_variables(&sources.environment, &mut faults, &mut warnings))
+        .add_source(Layer::of_flags(&sources.flags.set, &mut faults))
+        .build()
+        .map_err(|cause| {
+            Faults(vec![Fault { at: "settings".into(), value: None, expected: cause.to_string() }])
+        })?;
+    let mut reader = Reader { merged, faults, warnings };
+    reader.check_support();
+    let config = reader.config(&sources.environment);
+    if !reader.faults.is_empty() {
+        return Err(Faults(reader.faults));
+    }
+    let effective = SETTINGS.iter().map(|setting| reader.effective(setting)).collect();
+    Ok(Loaded { config, warnings: reader.warnings, effective })
+}
+
+fn read_file(path: &Path, faults: &mut Vec<Fault>) -> Layer {
+    match file::read(path) {
+        Ok(leaves) => Layer::of_file(&path.display().to_string(), leaves, faults),
+        Err(fault) => {
+            faults.push(fault);
+            Layer::default()
+        }
+    }
+}
+
+/// A value as it was found.
+#[derive(Debug, Clone)]
+struct Found {
+    text: String,
+    /// Nowhere for a default.
+    at: Option<String>,
+}
+
+struct Reader {
+    merged: config::Config,
+    faults: Vec<Fault>,
+    warnings: Vec<String>,
+}
+
+impl Reader {
+    fn found(&self, name: &str) -> Option<Found> {
+        let mut value = &self.merged.cache;
+        for part in name.split('.') {
+            let config::ValueKind::Table(table) = &value.kind else { return None };
+            value = table.get(part)?;
+        }
+        let at = value.origin().map(str::to_owned);
+        // Layers hold nothing but texts.
+        let text = value.clone().into_string().ok()?;
+        Some(Found { text, at })
+    }
+
+    fn effective(&self, setting: &'static Setting) -> Effective {
+        let found = self.found(setting.name);
+        let at = found.as_ref().and_then(|found| found.at.clone());
+        Effective { setting, value: found.map(|found| masked(setting, &found.text)), at }
+    }
+
+    fn fault(&mut self, name: &'static str, found: &Found, expected: String) {
+        let value = named(name).map(|setting| masked(setting, &found.text));
+        let at = found.at.clone().unwrap_or_else(|| name.to_owned());
+        self.faults.push(Fault { at, value, expected });
+    }
+
+    /// The value of a setting without a default.
+    fn optional<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Parsed<T>) -> Option<T> {
+        let found = self.found(name)?;
+        match parse(&found.text) {
+            Ok(value) => Some(value),
+            Err(expected) => {
+                self.fault(name, &found, expected);
+                None
+            }
+        }
+    }
+
+    /// The value of a setting with a default. After a fault it is that default, which nobody sees.
+    fn value<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Parsed<T>) -> T {
+        self.optional(name, &parse).unwrap_or_else(|| Self::default_of(name, parse))
+    }
+
+    fn default_of<T>(name: &'static str, parse: impl Fn(&str) -> Parsed<T>) -> T {
+        let default = named(name).and_then(|setting| setting.default);
+        #[expect(clippy::expect_used, reason = "a test reads every default of the table")]
+        default.and_then(|text| parse(text).ok()).expect("a setting with a default that is valid")
+    }
+
+    fn check_support(&mut self) {
+        for setting in SETTINGS {
+            let Some(found) = self.found(setting.name) else { continue };
+            let Some(at) = found.at else { continue };
+            match setting.support {
+                Support::Full => {}
+                // Nothing is asked for.
+                Support::Refused if found.text.is_empty() => {}
+                Support::Refused => self.faults.push(Fault {
+                    at,
+                    value: None,
+                    expected: "is known, and not done by this version; leave it out".into(),
+                }),
+                Support::Warned => {
+                    self.warnings.push(format!("{at} has no effect in this version"))
+                }
+            }
+        }
+    }
+
+    fn config(&mut self, environment: &Environment) -> Config {
+        // Those that this version does not do are read all the same, so that a wrong value is known.
+        let _known: (Option<String>, Option<String>, Option<String>) = (
+            self.optional("worker.checkpoint-registry", parse::line),
+            self.optional("http.address", parse::address),
+            self.optional("metrics.address", |text| match text {
+                "" => Ok(String::new()),
+                _ => parse::address(text),
+            }),
+        );
+        let state = environment.state_home().join("bob-runner");
+        let queue = self.queue();
+        Config {
+            mode: self.value("mode", parse::mode),
+            data_dir: self.optional("data-dir", parse::path).unwrap_or_else(|| state.clone()),
+            storage: self.storage(),
+            stream: self.stream(&queue.broker.login),
+            queue,
+            connection: Connection {
+                retry_attempts: self
+                    .value("connection.retry-attempts", parse::number(1, 1_000_000)),
+                retry_delay: self.value("connection.retry-delay", parse::millis(0, 3_600_000)),
+            },
+            engine: self.engine(environment),
+            worker: self.worker(),
+            spill: Spill {
+                dir: self.optional("spill.dir", parse::path).unwrap_or_else(|| state.join("spill")),
+                bytes: self.value("spill.bytes", parse::bytes),
+            },
+            log: Log {
+                level: self.value("log.level", parse::log_level),
+                format: self.optional("log.format", parse::log_format),
+            },
+        }
+    }
+
+    fn storage(&mut self) -> Storage {
+        let said = self.optional("storage.urls", parse::storage_urls);
+        // Where the address is wrong, nothing is said about what goes with it.
+        let encrypted =
+            said.as_ref().is_none_or(|said| said.urls.iter().all(|url| url.scheme() == "https"));
+        let urls = said.unwrap_or_else(|| Self::default_of("storage.urls", parse::storage_urls));
+        let user = self.optional("storage.user", parse::line).or(urls.user);
+        let password = self.optional("storage.password", secret).or(urls.password);
+        let tls = self.tls(
+            ["storage.ca", "storage.cert", "storage.key"],
+            encrypted,
+            "storage.urls with https://",
+        );
+        let login = match (user, password) {
+            (Some(user), Some(password)) => Some(Login { user, password }),
+            (None, None) => None,
+            (Some(_), None) => self.missing("storage.user", "storage.password"),
+            (None, Some(_)) => self.missing("storage.password", "storage.user"),
+        };
+        Storage { urls: urls.urls, login, tls }
+    }
+
+    /// Two settings go together, and only one was given.
+    fn missing<T>(&mut self, given: &'static str, missing: &'static str) -> Option<T> {
+        let at = self.found(given).and_then(|found| found.at).unwrap_or_else(|| given.to_owned());
+        let variable = named(missing).map_or(missing, |setting| setting.variable);
+        let expected = format!("needs {missing} too ({variable})");
+        self.faults.push(Fault { at, value: None, expected });
+        None
+    }
+
+    fn tls(&mut self, names: [&'static str; 3], encrypted: bool, needs: &str) -> Tls {
+        let [ca_name, cert_name, key_name] = names;
+        for name in names {
+            let Some(found) = self.found(name) else { continue };
+            if !encrypted {
+                let at = found.at.unwrap_or_else(|| name.to_owned());
+                let expected = format!("has a use only for {needs}, which is not what was given");
+                self.faults.push(Fault { at, value: None, expected });
+            }
+        }
+        let ca = self.optional(ca_name, parse::readable_file);
+        let given = (self.found(cert_name).is_some(), self.found(key_name).is_some());
+        let cert = self.optional(cert_name, parse::readable_file);
+        let key = self.optional(key_name, parse::readable_file);
+        let identity = match given {
+            (true, false) => self.missing(cert_name, key_name),
+            (false, true) => self.missing(key_name, cert_name),
+            (true, true) | (false, false) => {
+                cert.zip(key).map(|(cert, key)| Identity { cert, key })
+            }
+        };
+        Tls { ca, identity }
+    }
+
+    /// The value that was said, then what the URL says, then the default.
+    fn said_or_in_url<T>(
+        &mut self,
+        name: &'static str,
+        in_url: Option<T>,
+        parse: impl Fn(&str) -> Parsed<T>,
+    ) -> T {
+        let is_said = self.found(name).is_some_and(|found| found.at.is_some());
+        match in_url {
+            Some(value) if !is_said => value,
+            Some(_) | None => self.value(name, parse),
+        }
+    }
+
+    fn queue(&mut self) -> Queue {
+        let said = self.optional("queue.url", parse::queue_url);
+        let encrypted = said.as_ref().is_none_or(|url| url.tls);
+        let url = said.unwrap_or_else(|| Self::default_of("queue.url", parse::queue_url));
+        let login = Login {
+            user: self.said_or_in_url("queue.user", url.user.clone(), parse::line),
+            password: self.said_or_in_url("queue.password", url.password.clone(), secret),
+        };
+        let names = ["queue.ca", "queue.cert", "queue.key"];
+        let tls = self.tls(names, encrypted, "queue.url with amqps://");
+        Queue { broker: broker(url, login), tls }
+    }
+
+    /// The stream's own URL has credentials of its own; where it has none, those of the queue hold.
+    fn stream(&mut self, queue: &Login) -> Stream {
+        let server = self.optional("stream.url", parse::stream_url).map(|url| {
+            let login = Login {
+                user: url.user.clone().unwrap_or_else(|| queue.user.clone()),
+                password: url.password.clone().unwrap_or_else(|| queue.password.clone()),
+            };
+            StreamServer { protocol: url.protocol, broker: broker(url, login) }
+        });
+        Stream {
+            name: self.value("stream.name", parse::queue_name),
+            retention_days: self.value("stream.retention-days", parse::number(1, 36_500)),
+            server,
+        }
+    }
+
+    fn engine(&mut self, environment: &Environment) -> Engine {
+        let said = self.optional("engine.registry-auth-file", parse::readable_file);
+        Engine {
+            url: self.optional("engine.url", parse::engine_url),
+            user_socket: environment.runtime_dir().map(|dir| dir.join("podman/podman.sock")),
+            program: environment.program("podman"),
+            network: self.optional("engine.network", parse::line),
+            pull_policy: self.value("engine.pull-policy", parse::pull_policy),
+            registry_auth_file: said.or_else(|| environment.podman_auth_file()),
+            registry_insecure: self
+                .optional("engine.registry-insecure", parse::hosts)
+                .unwrap_or_default(),
+        }
+    }
+
+    fn worker(&mut self) -> Worker {
+        let worker = Worker {
+            max_parallel_runs: self.value("worker.max-parallel-runs", parse::number(1, 10_000)),
+            run_retention_days: self.value("worker.run-retention-days", parse::number(1, 36_500)),
+            max_losses: self.value("worker.max-losses", parse::number(0, 1_000)),
+            lease_ttl: self.value("worker.lease-ttl-seconds", parse::seconds(1, 3_600)),
+            drain: self.value("worker.drain-seconds", parse::seconds(0, 604_800)),
+            kill_grace: self.value("worker.kill-grace-seconds", parse::seconds(0, 3_600)),
+            health_check: self.value("worker.health-check-freq", parse::millis(100, 3_600_000)),
+            disk_high: self.value("worker.disk-high", parse::number(1, 100)),
+            disk_low: self.value("worker.disk-low", parse::number(1, 100)),
+        };
+        if worker.disk_low >= worker.disk_high {
+            let found = self.found("worker.disk-low");
+            if let Some(found) = found {
+                let expected = format!("less than worker.disk-high, which is {}", worker.disk_high);
+                self.fault("worker.disk-low", &found, expected);
+            }
+        }
+        worker
+    }
+}
+
+fn broker(url: BrokerUrl, login: Login) -> Broker {
+    Broker { tls: url.tls, host: url.host, port: url.port, vhost: url.vhost, login }
+}
+
+#[expect(clippy::unnecessary_wraps, reason = "it has the form of the parsers")]
+fn secret(text: &str) -> Parsed<Secret<String>> {
+    Ok(Secret::new(text.to_owned()))
+}
+
+fn masked(setting: &Setting, text: &str) -> String {
+    match setting.form {
+        Form::Secret => "***".to_owned(),
+        Form::Single | Form::List => without_credentials(text),
+    }
+}

@@ -1,0 +1,302 @@
+//! What can be set: typed, read once from flags, variables and a file, with every fault at once.
+//! Nothing else reads the environment.
+//!
+//! | module | duty |
+//! |---|---|
+//! | [`setting`] | the table: names, variables, defaults, meaning |
+//! | `environment` | the variables of the process |
+//! | `layer` | each source of values, and what is wrong with it |
+//! | `file` | where the file is found, and how it is read |
+//! | `load` | the layers into the types below |
+//! | `parse` | one text into one value |
+//! | `secret` | a value that is never shown |
+//!
+//! Rooms take plain option structs of their own; `app` makes those from these types.
+
+mod environment;
+mod fault;
+mod file;
+mod layer;
+mod load;
+mod parse;
+mod secret;
+pub mod setting;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use protocol::pipeline::PullPolicy;
+use url::Url;
+
+pub use environment::Environment;
+pub use fault::{Fault, Faults};
+pub use load::{Effective, Flags, Loaded, Sources, load};
+pub use secret::{Secret, without_credentials};
+
+/// Everything that can be set.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Where queue and state are.
+    pub mode: Mode,
+    /// Where embedded mode keeps its file, and `run` its runs.
+    pub data_dir: PathBuf,
+    /// etcd.
+    pub storage: Storage,
+    /// RabbitMQ.
+    pub queue: Queue,
+    /// How often a service is tried at start.
+    pub connection: Connection,
+    /// The event stream.
+    pub stream: Stream,
+    /// The container engine.
+    pub engine: Engine,
+    /// The worker itself.
+    pub worker: Worker,
+    /// Where events wait that the broker does not take.
+    pub spill: Spill,
+    /// What the program says of itself.
+    pub log: Log,
+}
+
+/// Where queue and state are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// RabbitMQ and etcd.
+    Cluster,
+    /// One file, no servers.
+    Embedded,
+}
+
+/// Certificates of a connection, all PEM files.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// The authorities that the server is checked against; the usual ones where there is none.
+    pub ca: Option<PathBuf>,
+    /// What we show the server.
+    pub identity: Option<Identity>,
+}
+
+/// A certificate of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The certificate, with what leads to its authority.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+/// etcd.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Storage {
+    /// The members, without credentials; all `http` or all `https`.
+    pub urls: Vec<Url>,
+    /// Who we are there; no authentication where there is nobody.
+    pub login: Option<Login>,
+    /// Certificates, for `https`.
+    pub tls: Tls,
+}
+
+/// A user and a password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Login {
+    /// The user.
+    pub user: String,
+    /// The password.
+    pub password: Secret<String>,
+}
+
+/// A RabbitMQ server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broker {
+    /// Whether the connection is encrypted.
+    pub tls: bool,
+    /// Its host, without the brackets of an IPv6 address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// The virtual host.
+    pub vhost: String,
+    /// Who we are there.
+    pub login: Login,
+}
+
+impl std::fmt::Display for Broker {
+    /// The address without credentials.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let scheme = if self.tls { "amqps" } else { "amqp" };
+        if self.host.contains(':') {
+            write!(f, "{scheme}://[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{scheme}://{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// RabbitMQ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Queue {
+    /// The server.
+    pub broker: Broker,
+    /// Certificates, for `amqps`.
+    pub tls: Tls,
+}
+
+/// How often a service is tried at start. Once connected, a worker reconnects for as long as it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connection {
+    /// How often; at least 1.
+    pub retry_attempts: u32,
+    /// The time between two attempts.
+    pub retry_delay: Duration,
+}
+
+/// The event stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stream {
+    /// Its name.
+    pub name: String,
+    /// How long it keeps events.
+    pub retention_days: u32,
+    /// The server, where it is not that of the queue.
+    pub server: Option<StreamServer>,
+}
+
+/// A server of its own for the stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamServer {
+    /// The protocol that is asked for.
+    pub protocol: StreamProtocol,
+    /// The server. For the native protocol its port is that of the stream plugin.
+    pub broker: Broker,
+}
+
+/// How the stream is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamProtocol {
+    /// AMQP 0-9-1.
+    Amqp,
+    /// The stream plugin's own.
+    Native,
+}
+
+/// The container engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Engine {
+    /// Its service, where it was said.
+    pub url: Option<EngineUrl>,
+    /// The rootless socket of this user, tried first where nothing was said.
+    pub user_socket: Option<PathBuf>,
+    /// The podman program on the path, for a service of our own.
+    pub program: Option<PathBuf>,
+    /// The network of steps that name none; the engine's own where there is none.
+    pub network: Option<String>,
+    /// When images are pulled where the pipeline does not say.
+    pub pull_policy: PullPolicy,
+    /// Credentials of registries.
+    pub registry_auth_file: Option<PathBuf>,
+    /// Registries (`host` or `host:port`) that are asked without TLS checks.
+    pub registry_insecure: Vec<String>,
+}
+
+/// Where a podman service answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EngineUrl {
+    /// A socket.
+    Unix(PathBuf),
+    /// A host and a port.
+    Tcp {
+        /// The host, without the brackets of an IPv6 address.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+}
+
+impl std::fmt::Display for EngineUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "http://[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "http://{host}:{port}"),
+        }
+    }
+}
+
+/// The worker itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Worker {
+    /// How many runs it has at once; at least 1.
+    pub max_parallel_runs: u32,
+    /// How long the records of ended runs are kept.
+    pub run_retention_days: u32,
+    /// How many owners a run may lose without a newly committed step.
+    pub max_losses: u32,
+    /// How long it may be silent before its runs count as lost.
+    pub lease_ttl: Duration,
+    /// How long it waits for running steps when it ends.
+    pub drain: Duration,
+    /// The time between SIGTERM and SIGKILL.
+    pub kill_grace: Duration,
+    /// The time between two refreshes of its entry.
+    pub health_check: Duration,
+    /// Percent of the disk from which old images are removed.
+    pub disk_high: u8,
+    /// Percent of the disk down to which they are.
+    pub disk_low: u8,
+}
+
+/// Where events wait that the broker does not take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spill {
+    /// The directory.
+    pub dir: PathBuf,
+    /// How much may wait there.
+    pub bytes: u64,
+}
+
+/// What the program says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Log {
+    /// How much.
+    pub level: LogLevel,
+    /// How; `Text` on a terminal and else `Json` where it was not said.
+    pub format: Option<LogFormat>,
+}
+
+/// How much the program says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the words of the wire contract say it")]
+pub enum LogLevel {
+    Off,
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+impl LogLevel {
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+}
+
+/// How the program says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One object a line.
+    Json,
+}

@@ -1,0 +1,350 @@
+//! One text into one value. An error is what is expected, as the rest of the sentence `expected ...`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+use protocol::pipeline::PullPolicy;
+use url::Url;
+
+use super::{EngineUrl, LogFormat, LogLevel, Mode, Secret, StreamProtocol};
+
+/// The value, or what is expected instead.
+pub(super) type Parsed<T> = Result<T, String>;
+
+/// A URL of a broker, taken apart. What it does not say is `None`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct BrokerUrl {
+    pub(super) protocol: StreamProtocol,
+    pub(super) tls: bool,
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) user: Option<String>,
+    pub(super) password: Option<Secret<String>>,
+    pub(super) vhost: String,
+}
+
+/// The members of an etcd cluster, without credentials, and the credentials that one of them held.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct StorageUrls {
+    pub(super) urls: Vec<Url>,
+    pub(super) user: Option<String>,
+    pub(super) password: Option<Secret<String>>,
+}
+
+pub(super) fn mode(text: &str) -> Parsed<Mode> {
+    word(text, &[("cluster", Mode::Cluster), ("embedded", Mode::Embedded)])
+}
+
+pub(super) fn pull_policy(text: &str) -> Parsed<PullPolicy> {
+    word(
+        text,
+        &[
+            ("always", PullPolicy::Always),
+            ("missing", PullPolicy::Missing),
+            ("never", PullPolicy::Never),
+        ],
+    )
+}
+
+pub(super) fn log_level(text: &str) -> Parsed<LogLevel> {
+    word(
+        text,
+        &[
+            ("error", LogLevel::Error),
+            ("warn", LogLevel::Warn),
+            ("info", LogLevel::Info),
+            ("debug", LogLevel::Debug),
+            ("trace", LogLevel::Trace),
+            ("off", LogLevel::Off),
+        ],
+    )
+}
+
+pub(super) fn log_format(text: &str) -> Parsed<LogFormat> {
+    word(text, &[("text", LogFormat::Text), ("json", LogFormat::Json)])
+}
+
+fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Parsed<T> {
+    words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
+        let names: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        format!("one of {}", names.join(", "))
+    })
+}
+
+/// A whole number within bounds, both included.
+pub(super) fn number<T>(min: T, max: T) -> impl Fn(&str) -> Parsed<T>
+where
+    T: std::str::FromStr + PartialOrd + std::fmt::Display,
+{
+    move |text| {
+        text.parse()
+            .ok()
+            .filter(|value| (&min..=&max).contains(&value))
+            .ok_or_else(|| format!("a whole number from {min} to {max}"))
+    }
+}
+
+/// Whole seconds within bounds, both included.
+pub(super) fn seconds(min: u64, max: u64) -> impl Fn(&str) -> Parsed<Duration> {
+    move |text| {
+        let seconds = number(min, max)(text).map_err(|expected| format!("{expected} (seconds)"))?;
+        Ok(Duration::from_secs(seconds))
+    }
+}
+
+/// Whole milliseconds within bounds, both included.
+pub(super) fn millis(min: u64, max: u64) -> impl Fn(&str) -> Parsed<Duration> {
+    move |text| {
+        let millis =
+            number(min, max)(text).map_err(|expected| format!("{expected} (milliseconds)"))?;
+        Ok(Duration::from_millis(millis))
+    }
+}
+
+/// Bytes as a number, or with a unit.
+pub(super) fn bytes(text: &str) -> Parsed<u64> {
+    let with_unit = || text.parse::<protocol::quantity::Memory>().ok().map(|memory| memory.bytes());
+    text.parse().ok().or_else(with_unit).ok_or_else(|| {
+        "bytes as a whole number, or digits and one of K M G T P E (or Ki Mi ..., the same)".into()
+    })
+}
+
+pub(super) fn path(text: &str) -> Parsed<PathBuf> {
+    if text.contains('\0') { Err("a path".into()) } else { Ok(PathBuf::from(text)) }
+}
+
+/// A file that can be read now, so that a wrong path is known before it is needed.
+pub(super) fn readable_file(text: &str) -> Parsed<PathBuf> {
+    let path = path(text)?;
+    let checked = std::fs::File::open(&path).and_then(|file| file.metadata());
+    match checked {
+        Ok(meta) if meta.is_file() => Ok(path),
+        Ok(_) => Err("a file, and this is none".into()),
+        Err(cause) => Err(format!("a file that can be read ({cause})")),
+    }
+}
+
+/// A name of a queue or stream.
+pub(super) fn queue_name(text: &str) -> Parsed<String> {
+    let fits = (1..=255).contains(&text.len())
+        && !text.starts_with("amq.")
+        && !text.chars().any(char::is_control);
+    fits.then(|| text.to_owned()).ok_or_else(|| {
+        "1 to 255 bytes without control characters, not beginning with `amq.`".into()
+    })
+}
+
+/// A text of one line.
+pub(super) fn line(text: &str) -> Parsed<String> {
+    if text.is_empty() || text.chars().any(char::is_control) {
+        Err("a text without control characters".into())
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+/// `host:port`.
+pub(super) fn address(text: &str) -> Parsed<String> {
+    text.rsplit_once(':')
+        .filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+        .map(|_| text.to_owned())
+        .ok_or_else(|| "host:port".into())
+}
+
+/// Registries: `host` or `host:port`, with commas between them.
+pub(super) fn hosts(text: &str) -> Parsed<Vec<String>> {
+    let one = |host: &str| {
+        let fits = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
+        if host.chars().all(fits) {
+            Ok(host.to_owned())
+        } else {
+            Err("registries as host or host:port, with commas between them".to_owned())
+        }
+    };
+    items(text).map(one).collect()
+}
+
+fn items(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty())
+}
+
+pub(super) fn storage_urls(text: &str) -> Parsed<StorageUrls> {
+    let expected = || "http://host:port or https://host:port, several with commas between them";
+    let mut read = StorageUrls { urls: Vec::new(), user: None, password: None };
+    for item in items(text) {
+        let mut url = Url::parse(item)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
+            .filter(|url| matches!(url.path(), "" | "/") && url.query().is_none())
+            .ok_or_else(expected)?;
+        if read.urls.iter().any(|other| other.scheme() != url.scheme()) {
+            return Err("members that are all http:// or all https://".into());
+        }
+        let (user, password) = credentials(&url)?;
+        if read.user.is_some()
+            && user.is_some()
+            && (&read.user, &read.password) != (&user, &password)
+        {
+            return Err("the same credentials in every URL, or in one alone".into());
+        }
+        read.user = read.user.or(user);
+        read.password = read.password.or(password);
+        // A URL with a host takes both.
+        let _always_ok = (url.set_username(""), url.set_password(None));
+        read.urls.push(url);
+    }
+    if read.urls.is_empty() { Err(expected().into()) } else { Ok(read) }
+}
+
+pub(super) fn queue_url(text: &str) -> Parsed<BrokerUrl> {
+    broker_url(text).filter(|url| url.protocol == StreamProtocol::Amqp).ok_or_else(|| {
+        "amqp://host:port or amqps://host:port, with /vhost where it is not /".into()
+    })
+}
+
+pub(super) fn stream_url(text: &str) -> Parsed<BrokerUrl> {
+    broker_url(text).ok_or_else(|| {
+        "amqp://host:port, amqps://host:port, rabbitmq-stream://host:port or rabbitmq-stream+tls://host:port"
+            .into()
+    })
+}
+
+fn broker_url(text: &str) -> Option<BrokerUrl> {
+    let url = Url::parse(text).ok()?;
+    let (protocol, tls, usual_port) = match url.scheme() {
+        "amqp" => (StreamProtocol::Amqp, false, 5672),
+        "amqps" => (StreamProtocol::Amqp, true, 5671),
+        "rabbitmq-stream" => (StreamProtocol::Native, false, 5552),
+        "rabbitmq-stream+tls" => (StreamProtocol::Native, true, 5551),
+        _ => return None,
+    };
+    let host = host_of(&url)?;
+    let (user, password) = credentials(&url).ok()?;
+    // Nothing, or a lone slash, is what people write who mean the default, which is called `/`.
+    let vhost = match url.path().strip_prefix('/').unwrap_or_default() {
+        "" => "/".to_owned(),
+        path => decoded(path).ok()?,
+    };
+    let port = url.port().unwrap_or(usual_port);
+    (url.query().is_none() && url.fragment().is_none()).then_some(BrokerUrl {
+        protocol,
+        tls,
+        host,
+        port,
+        user,
+        password,
+        vhost,
+    })
+}
+
+pub(super) fn engine_url(text: &str) -> Parsed<EngineUrl> {
+    let expected = || "unix:///path, http://host:port or tcp://host:port".to_owned();
+    if let Some(path) = text.strip_prefix("unix://") {
+        return if path.starts_with('/') {
+            Ok(EngineUrl::Unix(PathBuf::from(path)))
+        } else {
+            Err(expected())
+        };
+    }
+    let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "tcp"));
+    let url = url.filter(|url| matches!(url.path(), "" | "/") && url.username().is_empty());
+    let host = url.as_ref().and_then(host_of).ok_or_else(expected)?;
+    let port = url.as_ref().and_then(Url::port_or_known_default).unwrap_or(8080);
+    Ok(EngineUrl::Tcp { host, port })
+}
+
+fn host_of(url: &Url) -> Option<String> {
+    let host = url.host_str()?;
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    (!bare.is_empty()).then(|| bare.to_owned())
+}
+
+type Credentials = (Option<String>, Option<Secret<String>>);
+
+fn credentials(url: &Url) -> Parsed<Credentials> {
+    let user = Some(url.username()).filter(|user| !user.is_empty()).map(decoded).transpose()?;
+    let password = url.password().map(decoded).transpose()?.map(Secret::new);
+    Ok((user, password))
+}
+
+fn decoded(text: &str) -> Parsed<String> {
+    percent_decode_str(text)
+        .decode_utf8()
+        .map(std::borrow::Cow::into_owned)
+        .map_err(|_not_utf8| "credentials and paths that are UTF-8".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_url_says_host_port_credentials_and_virtual_host() {
+        let url = queue_url("amqps://us%40er:p%2Fw@[::1]:1234/%2Fown").unwrap();
+        assert!(url.tls);
+        assert_eq!((url.host.as_str(), url.port, url.vhost.as_str()), ("::1", 1234, "/own"));
+        assert_eq!(url.user.as_deref(), Some("us@er"));
+        assert_eq!(url.password.unwrap().expose(), "p/w");
+        for (text, port, vhost) in [
+            ("amqp://h", 5672, "/"),
+            ("amqp://h/", 5672, "/"),
+            ("amqps://h/%2f", 5671, "/"),
+            ("amqp://h:7/dev", 7, "dev"),
+        ] {
+            let url = queue_url(text).unwrap();
+            assert_eq!((url.port, url.vhost.as_str()), (port, vhost), "{text}");
+        }
+        for bad in
+            ["", "localhost:5672", "http://h", "amqp://", "amqp://h:99999", "rabbitmq-stream://h"]
+        {
+            assert!(queue_url(bad).is_err(), "{bad} was taken");
+        }
+        assert_eq!(stream_url("rabbitmq-stream://h").unwrap().port, 5552);
+    }
+
+    #[test]
+    fn storage_urls_are_of_one_kind_and_give_their_credentials_away() {
+        let read = storage_urls("http://u:p@a:1, http://b:2").unwrap();
+        let urls: Vec<&str> = read.urls.iter().map(Url::as_str).collect();
+        assert_eq!(urls, ["http://a:1/", "http://b:2/"]);
+        assert_eq!(read.user.as_deref(), Some("u"));
+        for bad in [
+            "",
+            ",",
+            "a:1",
+            "ftp://a",
+            "http://a,https://b",
+            "http://a/path",
+            "http://u@a,http://v@b",
+        ] {
+            assert!(storage_urls(bad).is_err(), "{bad} was taken");
+        }
+    }
+
+    #[test]
+    fn an_engine_is_a_socket_or_a_host_with_a_port() {
+        assert_eq!(
+            engine_url("unix:///run/p.sock").unwrap(),
+            EngineUrl::Unix("/run/p.sock".into())
+        );
+        assert_eq!(engine_url("tcp://h:1").unwrap().to_string(), "http://h:1");
+        assert_eq!(engine_url("http://[::1]:8").unwrap().to_string(), "http://[::1]:8");
+        for bad in ["", "unix://p", "/run/p.sock", "https://h", "http://h/path", "tcp://"] {
+            assert!(engine_url(bad).is_err(), "{bad} was taken");
+        }
+    }
+
+    #[test]
+    fn numbers_have_bounds_and_bytes_may_have_a_unit() {
+        assert_eq!(number(1, 5)("5"), Ok(5));
+        for bad in ["0", "6", "-1", "1.5", "", "five", "1 "] {
+            assert_eq!(number(1, 5)(bad), Err("a whole number from 1 to 5".into()));
+        }
+        assert_eq!(bytes("1024"), Ok(1024));
+        assert_eq!(bytes("1Gi"), Ok(1 << 30));
+        assert!(bytes("1.5G").is_err());
+        assert_eq!(millis(0, 10)("7"), Ok(Duration::from_millis(7)));
+        assert!(seconds(1, 10)("11").unwrap_err().ends_with("(seconds)"));
+    }
+}

@@ -1,0 +1,62 @@
+//! A value that must not be seen.
+
+use std::fmt;
+
+/// A value that is neither shown nor written: whoever needs it says so with [`Secret::expose`].
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret<T>(T);
+
+impl<T> Secret<T> {
+    /// Hides a value.
+    pub fn new(value: T) -> Self {
+        Self(value)
+    }
+
+    /// The value, for the one place that hands it over.
+    pub fn expose(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T> fmt::Debug for Secret<T> {
+    /// Three stars, whatever it is, so that what holds a secret can be shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// A text without what stands between `://` and `@`, or before `@` where there is no scheme: also a
+/// URL that cannot be read may hold a password.
+#[must_use]
+pub fn without_credentials(text: &str) -> String {
+    text.split(',').map(one_without_credentials).collect::<Vec<_>>().join(",")
+}
+
+fn one_without_credentials(text: &str) -> String {
+    let Some(at) = text.rfind('@') else { return text.to_owned() };
+    let start = text.find("://").map_or(0, |scheme| scheme + 3).min(at);
+    format!("{}***{}", &text[..start], &text[at..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_shows_nothing_of_its_value() {
+        assert_eq!(format!("{:?}", Some(Secret::new("hunter2"))), "Some(***)");
+    }
+
+    #[test]
+    fn credentials_are_cut_out_of_urls_that_can_and_that_cannot_be_read() {
+        for (text, shown) in [
+            ("amqp://u:p@ss@h:1/v", "amqp://***@h:1/v"),
+            ("u:p@h", "***@h"),
+            ("https://a:b@c,https://d", "https://***@c,https://d"),
+            ("plain", "plain"),
+            ("@://x", "***@://x"),
+        ] {
+            assert_eq!(without_credentials(text), shown);
+        }
+    }
+}

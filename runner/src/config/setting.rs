@@ -1,0 +1,246 @@
+//! The table of all settings: name in the file, variable, default, meaning. The reader, the manual
+//! and the hints about misspelt names all come from it.
+
+use std::fmt::Write as _;
+
+/// One setting.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// Its name in the file and for `--set`: `room.name`.
+    pub name: &'static str,
+    /// Its variable.
+    pub variable: &'static str,
+    /// What holds where nothing is said; `None` where that follows from the surroundings, or is
+    /// nothing.
+    pub default: Option<&'static str>,
+    /// What the manual says of the default where the text alone would not do.
+    pub default_in_words: Option<&'static str>,
+    /// What it means, as one sentence.
+    pub about: &'static str,
+    /// What kind of value it is.
+    pub form: Form,
+    /// Whether this version does it.
+    pub support: Support,
+}
+
+/// What kind of value a setting has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// One value.
+    Single,
+    /// Several, with commas between them, or a list in the file.
+    List,
+    /// One that is never shown, and can be given as the path of a file: `<VARIABLE>_FILE`.
+    Secret,
+}
+
+/// Whether this version does what a setting asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Support {
+    /// It does.
+    Full,
+    /// The name is known, what it asks for is not done yet: a value is refused.
+    Refused,
+    /// As before, but nothing breaks without it: a value gets a warning.
+    Warned,
+}
+
+const fn plain(
+    name: &'static str,
+    variable: &'static str,
+    default: Option<&'static str>,
+    about: &'static str,
+) -> Setting {
+    Setting {
+        name,
+        variable,
+        default,
+        default_in_words: None,
+        about,
+        form: Form::Single,
+        support: Support::Full,
+    }
+}
+
+impl Setting {
+    const fn list(self) -> Self {
+        Self { form: Form::List, ..self }
+    }
+
+    const fn secret(self) -> Self {
+        Self { form: Form::Secret, ..self }
+    }
+
+    const fn words(self, words: &'static str) -> Self {
+        Self { default_in_words: Some(words), ..self }
+    }
+
+    const fn support(self, support: Support) -> Self {
+        Self { support, ..self }
+    }
+
+    /// The variable that names the file which holds a secret.
+    #[must_use]
+    pub fn file_variable(&self) -> String {
+        format!("{}_FILE", self.variable)
+    }
+
+    /// The name in the file that names the file which holds a secret.
+    #[must_use]
+    pub fn file_name(&self) -> String {
+        format!("{}-file", self.name)
+    }
+}
+
+/// Every setting, in the order of the manual.
+pub const SETTINGS: &[Setting] = &[
+    plain("mode", "BOB_MODE", Some("cluster"),
+        "`cluster`, or `embedded`: queue and state in one file, no RabbitMQ, no etcd."),
+    plain("data-dir", "BOB_DATA_DIR", None, "Where embedded mode keeps its file, and `run` its runs.")
+        .words("`$XDG_STATE_HOME/bob-runner`"),
+    plain("storage.urls", "BOB_STORAGE_URLS", Some("http://localhost:2379"),
+        "The members of the etcd cluster, all `http://` or all `https://`.").list(),
+    plain("storage.user", "BOB_STORAGE_USER", None, "The user at etcd; without one, none is sent."),
+    plain("storage.password", "BOB_STORAGE_PASSWORD", None, "The password of that user.").secret(),
+    plain("storage.ca", "BOB_STORAGE_CA", None,
+        "PEM file of the authorities that etcd's certificate is checked against, instead of the usual ones."),
+    plain("storage.cert", "BOB_STORAGE_CERT", None, "PEM file of the certificate that we show etcd."),
+    plain("storage.key", "BOB_STORAGE_KEY", None, "PEM file of the key of that certificate."),
+    plain("queue.url", "BOB_QUEUE_URL", Some("amqp://localhost:5672"),
+        "RabbitMQ: `amqp://` or `amqps://`; its path is the virtual host."),
+    plain("queue.user", "BOB_QUEUE_USER", Some("guest"), "The user at RabbitMQ."),
+    plain("queue.password", "BOB_QUEUE_PASSWORD", Some("guest"), "The password of that user.").secret(),
+    plain("queue.ca", "BOB_QUEUE_CA", None,
+        "PEM file of the authorities that RabbitMQ's certificate is checked against, instead of the usual ones."),
+    plain("queue.cert", "BOB_QUEUE_CERT", None, "PEM file of the certificate that we show RabbitMQ."),
+    plain("queue.key", "BOB_QUEUE_KEY", None, "PEM file of the key of that certificate."),
+    plain("connection.retry-attempts", "BOB_CONNECTION_RETRY_ATTEMPTS", Some("10"),
+        "How often each connection is tried at start; once connected, for ever."),
+    plain("connection.retry-delay", "BOB_CONNECTION_RETRY_DELAY", Some("2000"),
+        "Milliseconds between two of these attempts."),
+    plain("stream.name", "BOB_STREAM_NAME", Some("bob.event-stream"), "The stream of the events."),
+    plain("stream.retention-days", "BOB_STREAM_RETENTION_DAYS", Some("7"),
+        "How long the stream keeps events, where we are the ones who make it."),
+    plain("stream.url", "BOB_STREAM_URL", None,
+        "Another server for the stream (`amqp://`, `amqps://`), or `rabbitmq-stream://` for the native protocol where both sides speak it.")
+        .words("the server of `BOB_QUEUE_URL`, over AMQP"),
+    plain("engine.url", "CONTAINER_ENGINE_URL", None,
+        "The podman service: `unix:///path`, `http://host:port` or `tcp://host:port`.")
+        .words("the rootless socket of the user; else a service of our own; else `http://localhost:8080`"),
+    plain("engine.network", "BOB_NETWORK", None, "The network of steps that name none.")
+        .words("the engine's own"),
+    plain("engine.pull-policy", "BOB_PULL_POLICY", Some("missing"),
+        "When images are pulled where the pipeline does not say: `always`, `missing` or `never`."),
+    plain("engine.registry-auth-file", "BOB_REGISTRY_AUTH_FILE", None, "Credentials of registries, as podman writes them.")
+        .words("podman's `auth.json`, where it is"),
+    plain("engine.registry-insecure", "BOB_REGISTRY_INSECURE", None,
+        "Registries (`host` or `host:port`) that are asked without TLS checks.").list(),
+    plain("worker.max-parallel-runs", "BOB_MAX_PARALLEL_RUNS", Some("4"),
+        "How many runs one worker has at once."),
+    plain("worker.run-retention-days", "BOB_RUN_RETENTION_DAYS", Some("7"),
+        "How long the records of ended runs are kept."),
+    plain("worker.max-losses", "BOB_MAX_LOSSES", Some("3"),
+        "How many owners a run may lose without a newly committed step.").support(Support::Warned),
+    plain("worker.checkpoint-registry", "BOB_CHECKPOINT_REGISTRY", None,
+        "The registry that committed steps are pushed to.").support(Support::Refused),
+    plain("worker.lease-ttl-seconds", "BOB_LEASE_TTL_SECONDS", Some("10"),
+        "How long a worker may be silent before its runs count as lost."),
+    plain("worker.drain-seconds", "BOB_DRAIN_SECONDS", Some("30"),
+        "How long a worker that ends waits for its running steps."),
+    plain("worker.kill-grace-seconds", "BOB_KILL_GRACE_SECONDS", Some("10"),
+        "The time between SIGTERM and SIGKILL for a step that is stopped."),
+    plain("worker.health-check-freq", "BOB_HEALTH_CHECK_FREQ", Some("10000"),
+        "Milliseconds between two refreshes of a node's entry."),
+    plain("worker.disk-high", "BOB_DISK_HIGH", Some("85"),
+        "Percent of the disk from which old images are removed.").support(Support::Warned),
+    plain("worker.disk-low", "BOB_DISK_LOW", Some("80"), "Percent of the disk down to which they are.")
+        .support(Support::Warned),
+    plain("spill.dir", "BOB_SPILL_DIR", None, "Where events wait that the broker does not take.")
+        .words("`$XDG_STATE_HOME/bob-runner/spill`"),
+    plain("spill.bytes", "BOB_SPILL_BYTES", Some("1Gi"),
+        "How much may wait there, in bytes or with a unit (`512Mi`); then the steps' output waits."),
+    plain("http.address", "BOB_HTTP_ADDRESS", Some("localhost:9009"), "Where the HTTP API listens.")
+        .support(Support::Refused),
+    plain("metrics.address", "BOB_METRICS_ADDRESS", Some("localhost:9100"),
+        "Where the metrics are; empty: nowhere.").support(Support::Refused),
+    plain("log.level", "BOB_LOG_LEVEL", Some("info"),
+        "What the program says of itself: `error`, `warn`, `info`, `debug`, `trace` or `off`."),
+    plain("log.format", "BOB_LOG_FORMAT", None, "How it says it: `text` or `json`.")
+        .words("`text` on a terminal, else `json`"),
+];
+
+/// The setting of that name.
+#[must_use]
+pub fn named(name: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.name == name)
+}
+
+/// What somebody who wrote `given` probably meant.
+pub(super) fn nearest<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known
+        .map(|name| (strsim::damerau_levenshtein(given, name), name))
+        .min()
+        .filter(|(distance, name)| *distance <= (name.len() / 4).clamp(1, 3))
+        .map(|(_, name)| name)
+}
+
+/// The manual's table, in Markdown.
+#[must_use]
+pub fn manual() -> String {
+    let mut text =
+        String::from("| variable | in the file | default | what it is |\n|---|---|---|---|\n");
+    for setting in SETTINGS {
+        let default = match (setting.default_in_words, setting.default) {
+            (Some(words), _) => words.to_owned(),
+            (None, Some(value)) => format!("`{value}`"),
+            (None, None) => "not set".to_owned(),
+        };
+        let file = if setting.form == Form::Secret {
+            format!(" Or `{}`: a file that holds it.", setting.file_variable())
+        } else {
+            String::new()
+        };
+        let support = match setting.support {
+            Support::Full => "",
+            Support::Refused => " **Not done by this version: a value is refused.**",
+            Support::Warned => " **Has no effect in this version: a value gets a warning.**",
+        };
+        // Writing to a String cannot fail.
+        let _infallible = writeln!(
+            text,
+            "| `{}` | `{}` | {default} | {}{file}{support} |",
+            setting.variable, setting.name, setting.about
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_and_every_variable_stands_once() {
+        for (position, setting) in SETTINGS.iter().enumerate() {
+            for other in &SETTINGS[position + 1..] {
+                assert_ne!(setting.name, other.name);
+                assert_ne!(setting.variable, other.variable);
+            }
+        }
+    }
+
+    #[test]
+    fn a_misspelt_name_finds_the_one_that_was_meant() {
+        let names = || SETTINGS.iter().map(|setting| setting.name);
+        assert_eq!(nearest("storage.url", names()), Some("storage.urls"));
+        assert_eq!(nearest("queue.pasword", names()), Some("queue.password"));
+        assert_eq!(nearest("something-else", names()), None);
+    }
+
+    #[test]
+    fn the_manual_in_docs_holds_the_table_as_it_is() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/settings.md");
+        let file = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(file.contains(&manual()), "put this into docs/settings.md:\n{}", manual());
+    }
+}

@@ -1,0 +1,277 @@
+//! The settings as a whole: precedence, all faults together, nothing secret shown.
+
+use std::path::Path;
+
+use super::*;
+
+/// Settings from a file's text, variables and `--set`.
+fn loaded(
+    file: Option<(&str, &str)>,
+    environment: Environment,
+    set: &[&str],
+) -> Result<Loaded, Faults> {
+    let directory = tempfile::tempdir().unwrap();
+    if let Some((name, text)) = file {
+        std::fs::write(directory.path().join(name), text).unwrap();
+    }
+    let flags = Flags { config: None, set: set.iter().map(|&pair| pair.to_owned()).collect() };
+    load(&Sources {
+        flags,
+        environment,
+        working_dir: directory.path().to_owned(),
+        system_dir: directory.path().join("etc"),
+    })
+}
+
+fn config_of<const N: usize>(variables: [(&str, &str); N]) -> Config {
+    loaded(None, Environment::from(variables), &[]).unwrap().config
+}
+
+fn faults_of<const N: usize>(variables: [(&str, &str); N]) -> String {
+    loaded(None, Environment::from(variables), &[]).unwrap_err().to_string()
+}
+
+#[test]
+fn the_defaults_are_those_of_the_wire_contract() {
+    let config = config_of([("HOME", "/home/x")]);
+    assert_eq!(config.mode, Mode::Cluster);
+    assert_eq!(config.data_dir, Path::new("/home/x/.local/state/bob-runner"));
+    assert_eq!(config.spill.dir, Path::new("/home/x/.local/state/bob-runner/spill"));
+    assert_eq!(config.spill.bytes, 1 << 30);
+    assert_eq!(config.storage.urls[0].as_str(), "http://localhost:2379/");
+    assert_eq!(config.storage.login, None);
+    assert_eq!(config.queue.broker.to_string(), "amqp://localhost:5672");
+    assert_eq!(config.queue.broker.vhost, "/");
+    assert_eq!(config.queue.broker.login.user, "guest");
+    assert_eq!(config.queue.broker.login.password.expose(), "guest");
+    assert_eq!(config.connection.retry_attempts, 10);
+    assert_eq!(config.connection.retry_delay, Duration::from_secs(2));
+    assert_eq!(
+        (config.stream.name.as_str(), config.stream.retention_days),
+        ("bob.event-stream", 7)
+    );
+    assert_eq!(config.stream.server, None);
+    assert_eq!(config.engine.url, None);
+    assert_eq!(config.engine.pull_policy, PullPolicy::Missing);
+    let worker = &config.worker;
+    assert_eq!((worker.max_parallel_runs, worker.run_retention_days, worker.max_losses), (4, 7, 3));
+    assert_eq!((worker.disk_high, worker.disk_low), (85, 80));
+    let seconds = [worker.lease_ttl, worker.drain, worker.kill_grace, worker.health_check];
+    assert_eq!(seconds.map(|span| span.as_secs()), [10, 30, 10, 10]);
+    assert_eq!(config.log, Log { level: LogLevel::Info, format: None });
+}
+
+#[test]
+fn a_flag_wins_over_a_variable_over_the_file_over_the_default() {
+    let toml = ("bob-runner.toml", "[worker]\nmax-parallel-runs = 2\n");
+    let yaml = ("bob-runner.yaml", r#"{"worker": {"max_parallel_runs": 2}}"#);
+    let variable = || Environment::from([("BOB_MAX_PARALLEL_RUNS", "3")]);
+    let none = Environment::default;
+    let flag = ["worker.max-parallel-runs=5"];
+    let nothing: [&str; 0] = [];
+    for (file, environment, set, expected, at) in [
+        (None, none(), &nothing[..], 4, None),
+        (Some(toml), none(), &nothing, 2, Some("bob-runner.toml: worker.max-parallel-runs")),
+        (Some(yaml), none(), &nothing, 2, Some("bob-runner.yaml: worker.max-parallel-runs")),
+        (Some(toml), variable(), &nothing, 3, Some("BOB_MAX_PARALLEL_RUNS")),
+        (Some(toml), variable(), &flag, 5, Some("--set worker.max-parallel-runs")),
+        (None, variable(), &flag, 5, Some("--set worker.max-parallel-runs")),
+        (Some(toml), none(), &flag, 5, Some("--set worker.max-parallel-runs")),
+    ] {
+        let loaded = loaded(file, environment, set).unwrap();
+        assert_eq!(loaded.config.worker.max_parallel_runs, expected);
+        let effective = loaded
+            .effective
+            .iter()
+            .find(|effective| effective.setting.name == "worker.max-parallel-runs")
+            .unwrap();
+        let said = effective.at.as_deref();
+        assert_eq!(said.map(|said| at.is_some_and(|at| said.ends_with(at))), at.map(|_| true));
+    }
+}
+
+#[test]
+fn a_variable_wins_over_the_url_which_wins_over_the_default() {
+    let url = ("BOB_QUEUE_URL", "amqp://u:p@h/dev");
+    let login = |config: &Config| {
+        let login = &config.queue.broker.login;
+        (login.user.clone(), login.password.expose().clone())
+    };
+    assert_eq!(login(&config_of([url])), ("u".into(), "p".into()));
+    assert_eq!(login(&config_of([url, ("BOB_QUEUE_USER", "v")])), ("v".into(), "p".into()));
+    assert_eq!(login(&config_of([("BOB_QUEUE_USER", "v")])), ("v".into(), "guest".into()));
+    assert_eq!(config_of([url]).queue.broker.vhost, "dev");
+    let storage = config_of([("BOB_STORAGE_URLS", "http://a:b@h"), ("BOB_STORAGE_PASSWORD", "c")]);
+    let login = storage.storage.login.unwrap();
+    assert_eq!((login.user.as_str(), login.password.expose().as_str()), ("a", "c"));
+    assert_eq!(storage.storage.urls[0].as_str(), "http://h/");
+    let stream = config_of([url, ("BOB_STREAM_URL", "amqps://s")]).stream.server.unwrap();
+    assert_eq!((stream.broker.login.user.as_str(), stream.broker.port), ("u", 5671));
+    let own =
+        config_of([url, ("BOB_STREAM_URL", "rabbitmq-stream://x:y@s")]).stream.server.unwrap();
+    assert_eq!((own.broker.login.user.as_str(), own.protocol), ("x", StreamProtocol::Native));
+}
+
+#[test]
+fn all_faults_are_reported_together_with_name_value_and_what_is_expected() {
+    let toml = "mods = \"x\"\n[queue]\nurls = 1\n[worker]\ndrain-seconds = -1\ndisk-low = [1]\n";
+    let environment = Environment::from([
+        ("BOB_MODE", "clustered"),
+        ("BOB_STORAGE_URLS", "localhost:2379"),
+        ("BOB_QUEUE_URL", "http://user:hunter2@host"),
+        ("BOB_DISK_HIGH", "101"),
+        ("BOB_STORAGE_USER", "bob"),
+        ("BOB_QUEUE_CA", "/nonexistent/ca.pem"),
+        ("BOB_QUEUE_CERT", "/nonexistent/cert.pem"),
+        ("BOB_CHECKPOINT_REGISTRY", "registry.local"),
+    ]);
+    let set = ["log.level=loud", "nonsense", "stream.nam=x", "queue.password=hunter2"];
+    let faults = loaded(Some(("bob-runner.toml", toml)), environment, &set).unwrap_err();
+    let text = faults.to_string();
+    for expected in [
+        "mods: there is no such setting; is mode meant?",
+        "queue.urls: there is no such setting; is queue.url meant?",
+        "worker.drain-seconds = \"-1\": expected a whole number from 0",
+        "worker.disk-low: is a list",
+        "BOB_MODE = \"clustered\": expected one of cluster, embedded",
+        "BOB_STORAGE_URLS = \"localhost:2379\": expected http://host:port",
+        "BOB_QUEUE_URL = \"http://***@host\": expected amqp://host:port",
+        "BOB_DISK_HIGH = \"101\": expected a whole number from 1 to 100",
+        "BOB_STORAGE_USER: needs storage.password too (BOB_STORAGE_PASSWORD)",
+        "BOB_QUEUE_CA = \"/nonexistent/ca.pem\": expected a file that can be read",
+        "BOB_QUEUE_CERT: needs queue.key too (BOB_QUEUE_KEY)",
+        "BOB_CHECKPOINT_REGISTRY: is known, and not done by this version",
+        "--set log.level = \"loud\": expected one of",
+        "--set nonsense: expected NAME=VALUE",
+        "--set stream.nam: there is no such setting; is stream.name meant?",
+        "--set queue.password: is a password",
+    ] {
+        assert!(text.contains(expected), "{expected:?} is missing in\n{text}");
+    }
+    assert!(!text.contains("hunter2"), "{text}");
+    assert!(text.starts_with(&format!("{} settings are wrong\n", faults.0.len())), "{text}");
+}
+
+#[test]
+fn a_password_can_be_given_as_a_file_and_not_twice() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "hunter2\n").unwrap();
+    let path = file.path().to_str().unwrap();
+    let config = config_of([("BOB_QUEUE_PASSWORD_FILE", path)]);
+    assert_eq!(config.queue.broker.login.password.expose(), "hunter2");
+    let toml = format!("[queue]\npassword-file = {path:?}\n");
+    let said = loaded(Some(("bob-runner.toml", &toml)), Environment::default(), &[]).unwrap();
+    assert_eq!(said.config.queue.broker.login.password.expose(), "hunter2");
+    let twice = faults_of([("BOB_QUEUE_PASSWORD_FILE", path), ("BOB_QUEUE_PASSWORD", "x")]);
+    assert!(twice.contains("BOB_QUEUE_PASSWORD: is said twice"), "{twice}");
+    // A variable wins over the file also where one of them is a path.
+    let variable = Environment::from([("BOB_QUEUE_PASSWORD", "x")]);
+    let over = loaded(Some(("bob-runner.toml", &toml)), variable, &[]).unwrap();
+    assert_eq!(over.config.queue.broker.login.password.expose(), "x");
+    let missing = faults_of([("BOB_STORAGE_PASSWORD_FILE", "/nonexistent/p")]);
+    assert!(missing.contains("BOB_STORAGE_PASSWORD_FILE = \"/nonexistent/p\""), "{missing}");
+}
+
+#[test]
+fn secrets_are_shown_nowhere() {
+    let environment = Environment::from([
+        ("BOB_QUEUE_URL", "amqp://u:hunter2@h"),
+        ("BOB_QUEUE_PASSWORD", "hunter2"),
+        ("BOB_STORAGE_URLS", "http://u:hunter2@h"),
+        ("BOB_STREAM_URL", "amqp://u:hunter2@h"),
+    ]);
+    let loaded = loaded(None, environment, &[]).unwrap();
+    let shown = format!("{loaded:?} {} {:?}", loaded.config.queue.broker, loaded.config);
+    assert!(!shown.contains("hunter2"), "{shown}");
+}
+
+#[test]
+fn addresses_of_what_is_not_done_yet_are_silent_by_default_and_refused_when_they_are_set() {
+    assert!(loaded(None, Environment::default(), &[]).unwrap().warnings.is_empty());
+    let off = Environment::from([("BOB_METRICS_ADDRESS", "")]);
+    assert!(loaded(None, off, &[]).unwrap().warnings.is_empty());
+    for name in ["BOB_HTTP_ADDRESS", "BOB_METRICS_ADDRESS"] {
+        let faults = faults_of([(name, "localhost:1")]);
+        assert!(faults.contains(&format!("{name}: is known, and not done")), "{faults}");
+    }
+    let losses = loaded(None, Environment::from([("BOB_MAX_LOSSES", "5")]), &[]).unwrap();
+    assert_eq!(losses.warnings, ["BOB_MAX_LOSSES has no effect in this version"]);
+}
+
+#[test]
+fn a_variable_that_looks_like_a_misspelt_setting_is_warned_about() {
+    let environment = Environment::from([
+        ("BOB_STORAGE_URL", "x"),
+        ("BOB_QUEUE_PASSWORDS", "x"),
+        ("BOB_TEST_IMAGE", "x"),
+        ("BOB_QUEUE_API_URL", "x"),
+    ]);
+    let warnings = loaded(None, environment, &[]).unwrap().warnings;
+    assert_eq!(
+        warnings,
+        [
+            "BOB_QUEUE_PASSWORDS is no setting; is BOB_QUEUE_PASSWORD meant?",
+            "BOB_STORAGE_URL is no setting; is BOB_STORAGE_URLS meant?",
+        ]
+    );
+}
+
+#[test]
+fn certificates_go_with_encrypted_connections_and_come_in_pairs() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    let config = config_of([
+        ("BOB_QUEUE_URL", "amqps://h"),
+        ("BOB_QUEUE_CA", path),
+        ("BOB_QUEUE_CERT", path),
+        ("BOB_QUEUE_KEY", path),
+    ]);
+    assert_eq!(config.queue.tls.ca.as_deref(), Some(file.path()));
+    assert_eq!(config.queue.tls.identity.unwrap().key, file.path());
+    let plain = faults_of([("BOB_STORAGE_CA", path)]);
+    assert!(
+        plain.contains("BOB_STORAGE_CA: has a use only for storage.urls with https://"),
+        "{plain}"
+    );
+}
+
+#[test]
+fn the_file_is_the_one_of_the_flag_then_of_the_variable_then_the_first_that_is_found() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = |name: &str, runs: u32| {
+        let path = directory.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, format!("[worker]\nmax-parallel-runs = {runs}\n")).unwrap();
+        path
+    };
+    let home = directory.path().join("config");
+    let runs = |flag: Option<&Path>, variable: Option<&Path>| {
+        let mut variables = vec![("XDG_CONFIG_HOME", home.to_str().unwrap())];
+        variables.extend(variable.map(|path| ("BOB_CONFIG", path.to_str().unwrap())));
+        let environment = match variables[..] {
+            [one] => Environment::from([one]),
+            [one, two] => Environment::from([one, two]),
+            _ => Environment::default(),
+        };
+        load(&Sources {
+            flags: Flags { config: flag.map(Path::to_owned), set: Vec::new() },
+            environment,
+            working_dir: directory.path().join("here"),
+            system_dir: directory.path().join("etc"),
+        })
+        .map(|loaded| loaded.config.worker.max_parallel_runs)
+    };
+    assert_eq!(runs(None, None), Ok(4));
+    place("etc/bob-runner.toml", 11);
+    assert_eq!(runs(None, None), Ok(11));
+    place("config/bob-runner/bob-runner.toml", 12);
+    assert_eq!(runs(None, None), Ok(12));
+    place("here/bob-runner.toml", 13);
+    assert_eq!(runs(None, None), Ok(13));
+    let named = place("named.toml", 14);
+    assert_eq!(runs(None, Some(&named)), Ok(14));
+    assert_eq!(runs(Some(&place("flag.toml", 15)), Some(&named)), Ok(15));
+    assert!(runs(Some(Path::new("/nonexistent.toml")), None).is_err());
+    std::fs::write(directory.path().join("here/bob-runner.yaml"), "{}").unwrap();
+    assert!(runs(None, None).unwrap_err().to_string().contains("stands beside it"));
+}

@@ -1,0 +1,164 @@
+//! The program's own log: to standard error, for people or for machines. User output never is a line
+//! of it.
+
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
+
+/// How the log is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Lines for people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// What a log is like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options<'a> {
+    /// The least that is told: `off`, `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: &'a str,
+    /// How; for people on a terminal, else for machines, where it was not said.
+    pub form: Option<Form>,
+    /// Whether lines for people may have colours.
+    pub colour: bool,
+}
+
+/// Libraries that tell more than anybody asked for: at most this much of them.
+const QUIET: [(&str, &str); 9] = [
+    ("config", "warn"),
+    ("h2", "info"),
+    ("hyper", "info"),
+    ("hyper_util", "info"),
+    ("lapin", "warn"),
+    ("reqwest", "info"),
+    ("rustls", "info"),
+    ("tonic", "info"),
+    ("tower", "info"),
+];
+
+/// The rank of a level: the higher, the more is told.
+fn rank(level: &str) -> usize {
+    let levels = ["off", "error", "warn", "info", "debug", "trace"];
+    levels.iter().position(|known| *known == level).unwrap_or(3)
+}
+
+fn filter(level: &str) -> EnvFilter {
+    let level = if rank(level) == 3 { "info" } else { level };
+    let mut directives = level.to_owned();
+    for (target, most) in QUIET {
+        let least = if rank(most) < rank(level) { most } else { level };
+        directives.push_str(&format!(",{target}={least}"));
+    }
+    EnvFilter::new(directives)
+}
+
+/// Begins the log of this process.
+///
+/// # Errors
+/// Where one was begun already.
+pub fn begin(options: Options<'_>) -> Result<(), TryInitError> {
+    let on_terminal = std::io::stderr().is_terminal();
+    let form = options.form.unwrap_or(if on_terminal { Form::Text } else { Form::Json });
+    let colour = options.colour && on_terminal;
+    match form {
+        Form::Text => text(options.level, colour, std::io::stderr).try_init(),
+        Form::Json => json(options.level, std::io::stderr).try_init(),
+    }
+}
+
+fn text<W>(level: &str, colour: bool, writer: W) -> impl tracing::Subscriber + Send + Sync
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    tracing_subscriber::fmt()
+        .with_env_filter(filter(level))
+        .with_ansi(colour)
+        .with_writer(writer)
+        .with_target(rank(level) > rank("info"))
+        .finish()
+}
+
+fn json<W>(level: &str, writer: W) -> impl tracing::Subscriber + Send + Sync
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_current_span(true)
+        .with_span_list(false)
+        .with_env_filter(filter(level))
+        .with_writer(writer)
+        .finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<u8>>>);
+
+    impl Sink {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn told(log: impl tracing::Subscriber + Send + Sync) {
+        tracing::subscriber::with_default(log, || {
+            tracing::info!(run.id = "r-1", "a run was claimed");
+            tracing::debug!("a detail");
+            tracing::debug!(target: "config", "noise of a library");
+        });
+    }
+
+    #[test]
+    fn a_log_for_machines_is_one_object_a_line() {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        told(json("info", move || writer.clone()));
+        let text = sink.text();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(line["message"], "a run was claimed");
+        assert_eq!(line["run.id"], "r-1");
+        assert_eq!(line["level"], "INFO");
+    }
+
+    #[test]
+    fn more_is_told_of_ourselves_and_not_of_libraries() {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        told(text("debug", false, move || writer.clone()));
+        let text = sink.text();
+        assert!(text.contains("a detail"), "{text}");
+        assert!(!text.contains("noise"), "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn nothing_is_told_where_it_is_off() {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        told(text("off", false, move || writer.clone()));
+        assert_eq!(sink.text(), "");
+    }
+}
