@@ -7,6 +7,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use protocol::dialect::parse;
+use protocol::schema::{What, schema};
+
+fn is_writing() -> bool {
+    std::env::var_os("BOB_GOLDEN").is_some_and(|value| value == "write")
+}
 
 /// Every file below `golden/` that is an input.
 fn inputs() -> Vec<PathBuf> {
@@ -40,7 +45,7 @@ fn outputs(input: &Path) -> (Option<String>, Option<String>) {
 
 #[test]
 fn every_file_gives_the_plan_and_the_faults_that_stand_beside_it() {
-    let write = std::env::var_os("BOB_GOLDEN").is_some_and(|value| value == "write");
+    let write = is_writing();
     let inputs = inputs();
     assert!(inputs.len() > 10, "the golden files are gone");
     let mut wrong = Vec::new();
@@ -95,6 +100,23 @@ fn every_plan_is_read_again_as_the_same_plan() {
             let plan = serde_json::to_vec(&pipeline).unwrap();
             let again = parse(Some("plan.json"), &plan);
             assert_eq!(again.pipelines, [pipeline], "{}", input.display());
+        }
+    }
+}
+
+/// What is published is not removed and not given another meaning: a difference here is to be read
+/// with that in mind.
+#[test]
+fn the_published_schemas_are_those_that_stand_in_the_tests() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/published");
+    for what in What::ALL {
+        let golden = folder.join(format!("{what}.json"));
+        let found = format!("{:#}\n", schema(what));
+        if is_writing() {
+            fs::write(&golden, found).unwrap();
+        } else {
+            let expected = fs::read_to_string(&golden).unwrap_or_default();
+            assert!(expected == found, "{} is not what `schema {what}` gives", golden.display());
         }
     }
 }

@@ -4,6 +4,8 @@
 //! what the other cannot.
 
 mod json;
+#[cfg(test)]
+mod tests;
 mod yaml;
 
 use std::fmt::Write as _;

@@ -1,0 +1,316 @@
+//! The parser takes anything, and the forms of a pipeline mean the same.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use indexmap::IndexMap;
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use protocol::command;
+use protocol::dialect::{parse, pipeline_faults_json, pipeline_from_json};
+use protocol::id::{RegisteredName, StepName};
+use protocol::pipeline::{
+    Artifact, Cmd, ExecutorKind, Limits, OnLost, Pipeline, PullPolicy, Quotas, Requests, Resource,
+    ResourceKind, Retry, Step, Vars,
+};
+use protocol::quantity::{Cpu, Memory, Span};
+use serde_json::Value;
+
+fn vars() -> impl Strategy<Value = Vars> {
+    btree_map("[A-Za-z_][A-Za-z0-9_. -]{0,8}", "[^\\x00]{0,12}", 0..3)
+        .prop_map(|map| map.into_iter().collect())
+}
+
+fn span() -> impl Strategy<Value = Span> {
+    (1..=Span::MAX_MILLIS).prop_map(|millis| Span::from_millis(millis).unwrap())
+}
+
+fn memory() -> impl Strategy<Value = Memory> {
+    (1_u64..1 << 40).prop_map(|kibibytes| format!("{kibibytes}Ki").parse().unwrap())
+}
+
+fn registered() -> impl Strategy<Value = RegisteredName> {
+    "[^\\x00-\\x1f\\x7f-\\x9f/]{1,12}".prop_map(|name| name.parse().unwrap())
+}
+
+fn network() -> impl Strategy<Value = Option<String>> {
+    option::of(select(vec!["none", "host", "private", "pasta:-T,80", "my-net"]))
+        .prop_map(|name| name.map(str::to_owned))
+}
+
+fn pull() -> impl Strategy<Value = Option<PullPolicy>> {
+    option::of(select(vec![PullPolicy::Always, PullPolicy::Missing, PullPolicy::Never]))
+}
+
+fn resource() -> impl Strategy<Value = Resource> {
+    let kind = select(vec![ResourceKind::External, ResourceKind::Internal]);
+    ("[a-z é.-]{1,8}[a-z]", kind, registered(), vars()).prop_map(|(name, kind, provider, vars)| {
+        let mut params = vars;
+        if kind == ResourceKind::Internal {
+            for (key, value) in [("group", "g"), ("name", "n"), ("run-id", "r-1")] {
+                params.insert(key.to_owned(), value.to_owned());
+            }
+        }
+        Resource { name, kind, provider, params }
+    })
+}
+
+fn cmd() -> impl Strategy<Value = Cmd> {
+    prop_oneof![
+        "[a-z/]{1,6}( [^\\x00]{0,12})?".prop_map(Cmd::Line),
+        ("[^\\x00]{1,6}", vec("[^\\x00]{0,8}", 0..3)).prop_map(|(program, mut words)| {
+            words.insert(0, program);
+            Cmd::Words(words)
+        }),
+    ]
+}
+
+/// A step without what refers to other parts; its name may be its position.
+fn step() -> impl Strategy<Value = Step> {
+    let artifact = ("[a-z.]{1,8}x", "[a-z][a-z/.]{0,8}x", registered())
+        .prop_filter("leaves the directory", |(_, path, _)| !path.contains(".."))
+        .prop_map(|(name, path, store)| Artifact { name, path, store });
+    let retry =
+        (1_u32..=100, option::of(span())).prop_map(|(attempts, delay)| Retry { attempts, delay });
+    let executor = select(vec![ExecutorKind::Podman, ExecutorKind::Ssh, ExecutorKind::Http]);
+    let rest = (network(), pull(), option::of(span()), option::of(retry), executor);
+    (cmd(), vars(), option::of(artifact), rest, vec("[a-z-]{1,8}", 0..2)).prop_map(
+        |(cmd, vars, produces_artifact, (network, pull, timeout, retry, executor), secrets)| Step {
+            name: StepName::position(0),
+            cmd,
+            vars,
+            needs_resource: None,
+            produces_artifact,
+            network,
+            pull,
+            timeout,
+            retry,
+            needs: None,
+            executor,
+            secrets,
+        },
+    )
+}
+
+fn quotas() -> impl Strategy<Value = Quotas> {
+    let requests = option::of(memory()).prop_map(|mem| Requests { mem });
+    let cpu = (0.001..=1.0_f64).prop_map(|share| Cpu::new(share).unwrap());
+    let limits = (option::of(cpu), option::of(memory())).prop_map(|(cpu, mem)| Limits { cpu, mem });
+    (option::of(requests), option::of(limits))
+        .prop_map(|(requests, limits)| Quotas { requests, limits })
+}
+
+/// How a step is tied to the rest: its own name, its resource, the steps it waits for.
+type Ties = (Option<String>, Option<Index>, Option<Vec<Index>>);
+
+fn tied(steps: Vec<(Step, Ties)>, resources: &[Resource]) -> Vec<Step> {
+    let mut tied: Vec<Step> = Vec::new();
+    for (position, (mut step, (name, resource, needs))) in steps.into_iter().enumerate() {
+        step.name = match name {
+            Some(name) => format!("s{position} {name}").parse().unwrap(),
+            None => StepName::position(position),
+        };
+        if let (Some(index), false) = (resource, resources.is_empty()) {
+            step.needs_resource = Some(index.get(resources).name.clone());
+        }
+        step.needs = needs.map(|needs| match tied.as_slice() {
+            [] => Vec::new(),
+            before => needs.iter().map(|index| index.get(before).name.clone()).collect(),
+        });
+        tied.push(step);
+    }
+    tied
+}
+
+/// A valid pipeline with everything that one can have.
+fn pipeline() -> impl Strategy<Value = Pipeline> {
+    let identity = ("[^\\x00-\\x1f\\x7f-\\x9f:]{1,12}", "[^\\x00-\\x1f\\x7f-\\x9f]{1,12}");
+    let image = "[a-z0-9][a-z0-9./:@-]{0,20}";
+    let ties = (
+        option::of("[A-Za-z0-9._ -]{0,6}"),
+        option::of(any::<Index>()),
+        option::of(vec(any::<Index>(), 0..3)),
+    );
+    let lost = option::of(select(vec![OnLost::Resume, OnLost::Restart, OnLost::Fail]));
+    let rest = (network(), pull(), option::of(span()), lost, option::of(span()));
+    let steps = vec((step(), ties), 0..4);
+    (identity, image, vars(), vec(resource(), 0..3), option::of(quotas()), rest, steps).prop_map(
+        |((group, name), image, vars, resources, quotas, rest, steps)| {
+            let resources: IndexMap<String, Resource> =
+                resources.into_iter().map(|resource| (resource.name.clone(), resource)).collect();
+            let resources: Vec<Resource> = resources.into_values().collect();
+            let (network, pull, timeout, on_lost, retention) = rest;
+            let steps = tied(steps, &resources);
+            Pipeline {
+                group,
+                name,
+                image,
+                vars,
+                resources,
+                quotas,
+                network,
+                pull,
+                timeout,
+                on_lost,
+                retention,
+                steps,
+            }
+        },
+    )
+}
+
+/// A value as YAML in block style, as a person would lay it out.
+fn block(value: &Value, indent: usize, out: &mut String) {
+    let margin = "  ".repeat(indent);
+    match value {
+        Value::Object(map) if !map.is_empty() => {
+            for (key, value) in map {
+                write!(out, "\n{margin}{}:", quoted(key)).unwrap();
+                block(value, indent + 1, out);
+            }
+        }
+        Value::Array(list) if !list.is_empty() => {
+            for value in list {
+                write!(out, "\n{margin}-").unwrap();
+                block(value, indent + 1, out);
+            }
+        }
+        Value::String(text) => write!(out, " {}", quoted(text)).unwrap(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+            write!(out, " {value}").unwrap()
+        }
+    }
+}
+
+/// A text in double quotes, with the escapes that JSON and YAML share.
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string().chars().fold(String::new(), |mut out, c| {
+        if c.is_control() || c == '\u{feff}' || matches!(c, '\u{2028}' | '\u{2029}') {
+            write!(out, "\\u{:04x}", u32::from(c)).unwrap();
+        } else {
+            out.push(c);
+        }
+        out
+    })
+}
+
+/// Texts that nearly are pipelines.
+fn seeds() -> Vec<Vec<u8>> {
+    let mut seeds = Vec::new();
+    for folder in ["bob", "faults", "other"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(folder);
+        for entry in fs::read_dir(folder).unwrap() {
+            seeds.push(fs::read(entry.unwrap().path()).unwrap());
+        }
+    }
+    seeds.retain(|seed| !seed.is_empty());
+    seeds
+}
+
+/// One change of a text: what is cut out, and what comes in its place.
+type Edit = (Index, usize, Vec<u8>);
+
+fn edits() -> impl Strategy<Value = Vec<Edit>> {
+    let piece = prop_oneof![
+        Just(Vec::new()),
+        vec(any::<u8>(), 1..4),
+        select(vec![
+            "\n", "  ", "\t", ":", "- ", "[", "]", "{", "}", "\"", "'", "&a ", "*a", "!x ", "#",
+            "null", "0", "-1", "1e9", "<<: ", "---\n", "\\u", "\u{feff}", "|", ">", "? ", ", ",
+        ])
+        .prop_map(|piece: &str| piece.as_bytes().to_vec()),
+    ];
+    vec((any::<Index>(), 0_usize..6, piece), 1..6)
+}
+
+fn edited(mut text: Vec<u8>, edits: Vec<Edit>) -> Vec<u8> {
+    for (index, cut, piece) in edits {
+        let from = index.index(text.len() + 1);
+        let to = (from + cut).min(text.len());
+        text.splice(from..to, piece);
+    }
+    text
+}
+
+/// Reads bytes in every way there is. What comes out must hold together.
+fn read_in_every_way(bytes: &[u8]) {
+    for name in [None, Some("a.json"), Some("a.yaml"), Some("ci-job-queue")] {
+        let parsed = parse(name, bytes);
+        assert!(!(parsed.pipelines.is_empty() && parsed.diagnostics.is_empty()));
+        for fault in &parsed.diagnostics {
+            assert!(fault.line > 0 && fault.column > 0, "{fault:?}");
+            assert!(fault.message.chars().count() < 400, "{fault:?}");
+            assert!(!fault.message.contains('\n'), "{fault:?}");
+            assert_eq!(fault.file.as_deref(), name);
+        }
+        for pipeline in parsed.pipelines {
+            assert_eq!(pipeline_from_json(&serde_json::to_value(&pipeline).unwrap()), Ok(pipeline));
+        }
+    }
+    for kind in [command::START, command::STOP, command::PAUSE, "other"] {
+        drop(command::decode(Some(kind), Some("id"), bytes));
+    }
+    if let Ok(value) = serde_json::from_slice(bytes) {
+        drop(pipeline_faults_json(&value));
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_read_without_a_panic(bytes in vec(any::<u8>(), 0..200)) {
+        read_in_every_way(&bytes);
+    }
+
+    #[test]
+    fn any_text_is_read_without_a_panic(text in "[\\PC\n\t]{0,80}") {
+        read_in_every_way(text.as_bytes());
+    }
+
+    #[test]
+    fn a_damaged_pipeline_is_read_without_a_panic(seed in select(seeds()), edits in edits()) {
+        read_in_every_way(&edited(seed, edits));
+    }
+
+    #[test]
+    fn a_pipeline_is_the_same_after_it_was_written_as_json(pipeline in pipeline()) {
+        let value = serde_json::to_value(&pipeline).unwrap();
+        prop_assert_eq!(&pipeline_faults_json(&value), &Ok(pipeline.clone()));
+        prop_assert_eq!(&serde_json::from_value::<Pipeline>(value.clone()).unwrap(), &pipeline);
+        let read = parse(Some("plan.json"), value.to_string().as_bytes());
+        prop_assert_eq!(read.pipelines, [pipeline]);
+    }
+
+    #[test]
+    fn a_pipeline_is_the_same_in_json_and_in_yaml(pipeline in pipeline()) {
+        let value = serde_json::to_value(&pipeline).unwrap();
+        let mut text = String::new();
+        block(&value, 0, &mut text);
+        let read = parse(Some("a.yaml"), text.as_bytes());
+        prop_assert_eq!(&read.pipelines, &[pipeline], "{}\n{:?}", text, read.diagnostics);
+    }
+
+    #[test]
+    fn a_pipeline_in_a_message_is_the_same(pipeline in pipeline()) {
+        let body = serde_json::json!({ "pipeline": pipeline });
+        let decoded = command::decode(Some(command::START), None, body.to_string().as_bytes());
+        let Ok(command::Command::Start(start)) = decoded else {
+            return Err(TestCaseError::fail(format!("{decoded:?}")));
+        };
+        prop_assert_eq!(start.target, command::Target::Inline(Box::new(pipeline)));
+    }
+
+    #[test]
+    fn what_is_not_done_yet_is_said_and_never_left_out(pipeline in pipeline()) {
+        let body = serde_json::to_vec(&pipeline).unwrap();
+        let later = pipeline.on_lost.is_some() || pipeline.retention.is_some()
+            || pipeline.steps.iter().any(|step| {
+                step.retry.is_some() || step.needs.is_some() || !step.secrets.is_empty()
+                    || step.executor != ExecutorKind::Podman
+            });
+        prop_assert_eq!(parse(None, &body).is_refused(), later);
+    }
+}
