@@ -1,0 +1,112 @@
+//! One run, here and now: a worker over a store of its own, in this process.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use protocol::command;
+use protocol::id::{RegisteredName, RunId};
+use protocol::pipeline::{Pipeline, Vars};
+use serde_json::json;
+use tokio::task::JoinHandle;
+
+use super::{Shutdown, Unavailable, embedded_ports, engine, new_node, worker_options};
+use crate::config::Config;
+use crate::embedded::Embedded;
+use crate::ports::{EventStream, Message, Position, Queue, Route};
+use crate::worker::Worker;
+
+/// A run on its way.
+pub struct Here {
+    /// Its events, from the first; they go on for ever.
+    pub events: EventStream,
+    /// Ends the worker: `intake` lets the run finish, `abort` stops it.
+    pub shutdown: Shutdown,
+    queue: std::sync::Arc<dyn Queue>,
+    run: RunId,
+    worker: JoinHandle<()>,
+    own_engine: Option<engine::OwnService>,
+    embedded: Option<Embedded>,
+    dir: PathBuf,
+}
+
+impl std::fmt::Debug for Here {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Here").field("run", &self.run).finish_non_exhaustive()
+    }
+}
+
+/// Starts a pipeline in embedded mode, in a store of its own below the data directory.
+///
+/// # Errors
+/// Where the store cannot be made or the engine does not answer.
+pub async fn run_here(
+    config: &Config,
+    pipeline: &Pipeline,
+    vars: &Vars,
+    run: &RunId,
+    logger: Option<&RegisteredName>,
+) -> anyhow::Result<Here> {
+    let node = new_node();
+    let dir = config.data_dir.join("runs").join(run.as_str());
+    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let found = engine::find(&config.engine).await?;
+    let (ports, embedded) = embedded_ports(config, &dir, &node, found.url.clone()).await?;
+    let events = ports.events.follow(Position::First).await?;
+    let mut options = worker_options(config, node);
+    options.slots = 1;
+    let queue = std::sync::Arc::clone(&ports.queue);
+    let worker =
+        Worker::new(ports, options).await.map_err(|cause| Unavailable::because(&cause))?;
+    let shutdown = Shutdown::default();
+    let worker = tokio::spawn(worker.run(shutdown.clone()));
+    let body = json!({ "run-id": run, "pipeline": pipeline, "vars": vars, "logger": logger });
+    let message = Message {
+        kind: Some(command::START.to_owned()),
+        id: Some(run.to_string()),
+        headers: std::collections::BTreeMap::new(),
+        body: body.to_string().into_bytes(),
+    };
+    queue.publish(Route::Jobs, message).await?;
+    Ok(Here {
+        events,
+        shutdown,
+        queue,
+        run: run.clone(),
+        worker,
+        own_engine: found.own,
+        embedded: Some(embedded),
+        dir,
+    })
+}
+
+impl Here {
+    /// Asks the run to stop, as the command does.
+    ///
+    /// # Errors
+    /// Where the store's file cannot be written.
+    pub async fn stop(&self, reason: &str) -> anyhow::Result<()> {
+        let body = json!({ "run-id": self.run, "reason": reason });
+        let message = Message {
+            kind: Some(command::STOP.to_owned()),
+            id: None,
+            headers: std::collections::BTreeMap::new(),
+            body: body.to_string().into_bytes(),
+        };
+        Ok(self.queue.publish(Route::Control, message).await?)
+    }
+
+    /// Ends the worker once the run has ended, and removes the run's store.
+    pub async fn end(mut self) {
+        self.shutdown.intake.cancel();
+        self.worker.await.ok();
+        drop(self.events);
+        drop(self.queue);
+        drop(self.embedded.take());
+        if let Some(own) = self.own_engine {
+            own.end().await;
+        }
+        // What cannot be removed takes little room, and holds nothing that anybody reads.
+        std::fs::remove_dir_all(&self.dir).ok();
+    }
+}
+

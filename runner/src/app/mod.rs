@@ -1,0 +1,198 @@
+//! The composition root: the only place that names adapters. Configuration becomes ports, ports
+//! become a worker.
+
+pub mod engine;
+mod here;
+mod serve;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use protocol::id::NodeId;
+
+pub use here::{Here, run_here};
+pub use serve::serve;
+
+pub use crate::worker::Shutdown;
+
+use crate::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd, EtcdOptions, TlsFiles};
+use crate::config::{self, Config};
+use crate::embedded::Embedded;
+use crate::exec::podman::Podman;
+use crate::ports::{Events, Executor, Host, Ports, Queue, Store, Transfer};
+use crate::{embedded, exec, host, transfer, worker};
+
+/// A service that is needed cannot be reached: the program ends with 69.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+pub struct Unavailable {
+    /// The sentence.
+    what: String,
+}
+
+impl Unavailable {
+    fn because(cause: &dyn std::error::Error) -> Self {
+        Self { what: cause.to_string() }
+    }
+}
+
+/// A new node's id.
+#[must_use]
+pub fn new_node() -> NodeId {
+    NodeId::from_uuid(uuid::Uuid::new_v4())
+}
+
+/// What a worker is told by the configuration.
+#[must_use]
+pub fn worker_options(config: &Config, node: NodeId) -> worker::Options {
+    let worker = &config.worker;
+    worker::Options {
+        node,
+        slots: worker.max_parallel_runs as usize,
+        lease_ttl: worker.lease_ttl,
+        kill_grace: worker.kill_grace,
+        drain: worker.drain,
+        network: config.engine.network.clone(),
+        pull: config.engine.pull_policy,
+        heartbeat: worker.health_check,
+        retention: Duration::from_secs(u64::from(worker.run_retention_days) * 24 * 3600),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+fn tls(tls: &config::Tls) -> TlsFiles {
+    TlsFiles {
+        ca: tls.ca.clone(),
+        cert: tls.identity.as_ref().map(|identity| identity.cert.clone()),
+        key: tls.identity.as_ref().map(|identity| identity.key.clone()),
+    }
+}
+
+/// How etcd is reached.
+#[must_use]
+pub fn etcd_options(config: &Config) -> EtcdOptions {
+    let storage = &config.storage;
+    EtcdOptions {
+        urls: storage.urls.iter().map(|url| url.to_string().trim_end_matches('/').into()).collect(),
+        user: storage.login.as_ref().map(|login| login.user.clone()),
+        password: storage.login.as_ref().map(|login| login.password.expose().clone()),
+        tls: tls(&storage.tls),
+        retry_attempts: config.connection.retry_attempts,
+        retry_delay: config.connection.retry_delay,
+    }
+}
+
+/// How RabbitMQ is reached.
+#[must_use]
+pub fn amqp_options(config: &Config, node: NodeId) -> AmqpOptions {
+    let broker = &config.queue.broker;
+    AmqpOptions {
+        url: broker.url(),
+        user: broker.login.user.clone(),
+        password: broker.login.password.expose().clone(),
+        tls: tls(&config.queue.tls),
+        node,
+        retry_attempts: config.connection.retry_attempts,
+        retry_delay: config.connection.retry_delay,
+        stream_name: config.stream.name.clone(),
+        stream_retention_days: config.stream.retention_days,
+        stream_url: config.stream.server.as_ref().map(config::StreamServer::url),
+        spill_dir: config.spill.dir.clone(),
+        spill_bytes: config.spill.bytes,
+    }
+}
+
+/// The store of a cluster.
+///
+/// # Errors
+/// [`Unavailable`] where it does not answer within the configured tries.
+pub async fn connect_store(config: &Config) -> Result<Arc<dyn Store>, Unavailable> {
+    let etcd = Etcd::connect(&etcd_options(config)).await;
+    Ok(Arc::new(etcd.map_err(|cause| Unavailable::because(&cause))?))
+}
+
+/// The queues of a cluster.
+///
+/// # Errors
+/// [`Unavailable`] where the broker does not answer within the configured tries.
+pub async fn connect_queue(config: &Config, node: NodeId) -> Result<Arc<dyn Queue>, Unavailable> {
+    let queue = AmqpQueue::connect(&amqp_options(config, node)).await;
+    Ok(Arc::new(queue.map_err(|cause| Unavailable::because(&cause))?))
+}
+
+/// The stream of a cluster.
+///
+/// # Errors
+/// [`Unavailable`] where the broker does not answer within the configured tries.
+pub async fn connect_events(config: &Config, node: NodeId) -> Result<Arc<dyn Events>, Unavailable> {
+    let events = AmqpEvents::connect(&amqp_options(config, node)).await;
+    Ok(Arc::new(events.map_err(|cause| Unavailable::because(&cause))?))
+}
+
+/// The machine.
+#[must_use]
+pub fn this_host() -> Arc<dyn Host> {
+    Arc::new(host::Linux::default())
+}
+
+fn podman(config: &Config, url: String) -> anyhow::Result<Arc<dyn Executor>> {
+    let engine = &config.engine;
+    let options = exec::podman::Options {
+        url,
+        registry_auth_file: engine.registry_auth_file.clone(),
+        registry_insecure: engine.registry_insecure.clone(),
+    };
+    Ok(Arc::new(Podman::connect(options).map_err(|cause| Unavailable::because(&cause))?))
+}
+
+fn transfers(config: &Config) -> anyhow::Result<Arc<dyn Transfer>> {
+    let options = transfer::Options {
+        spill_dir: config.spill.dir.clone(),
+        spill_bytes: config.spill.bytes,
+    };
+    Ok(Arc::new(transfer::Http::new(options).context("cannot make an HTTP client")?))
+}
+
+/// The ports of a worker in a cluster.
+///
+/// # Errors
+/// [`Unavailable`] where a service does not answer.
+pub async fn cluster_ports(config: &Config, node: &NodeId, engine: String) -> anyhow::Result<Ports> {
+    let (store, queue, events) = tokio::try_join!(
+        connect_store(config),
+        connect_queue(config, node.clone()),
+        connect_events(config, node.clone()),
+    )?;
+    Ok(Ports {
+        queue,
+        store,
+        events,
+        executor: podman(config, engine)?,
+        transfer: transfers(config)?,
+        host: this_host(),
+    })
+}
+
+/// The ports of a worker of its own, over one file below `dir`.
+///
+/// # Errors
+/// Where the file cannot be used, or another process uses it.
+pub async fn embedded_ports(
+    config: &Config,
+    dir: &Path,
+    node: &NodeId,
+    engine: String,
+) -> anyhow::Result<(Ports, Embedded)> {
+    let embedded = Embedded::open(embedded::Options::at(dir)).await?;
+    let ports = Ports {
+        queue: embedded.queue(node),
+        store: embedded.store(),
+        events: embedded.events(),
+        executor: podman(config, engine)?,
+        transfer: transfers(config)?,
+        host: this_host(),
+    };
+    Ok((ports, embedded))
+}

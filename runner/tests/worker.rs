@@ -1,0 +1,88 @@
+//! The worker over the embedded adapters, with scripted steps: every row of the suite.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use runner::embedded::{Embedded, Options};
+use runner::exec::scripted::Scripted;
+use runner::ports::{Host, Ports};
+use runner::worker::suite::{MakePorts, Rig, commands, runs};
+use runner::{host, transfer};
+
+async fn rig() -> (Rig, Embedded) {
+    let host: Arc<dyn Host> = Arc::new(host::Linux::default());
+    let options =
+        Options { dir: None, event_retention: Duration::from_secs(3600), host: Arc::clone(&host) };
+    let embedded = Embedded::open(options).await.unwrap();
+    let executor = Arc::new(Scripted::default());
+    let shared = embedded.clone();
+    let make: MakePorts = Arc::new(move |node| {
+        let spill = std::env::temp_dir();
+        let ports = Ports {
+            queue: shared.queue(node),
+            store: shared.store(),
+            events: shared.events(),
+            executor: Arc::clone(&executor) as _,
+            transfer: Arc::new(
+                transfer::Http::new(transfer::Options { spill_dir: spill, spill_bytes: 1 << 20 })
+                    .unwrap(),
+            ),
+            host: Arc::clone(&host),
+        };
+        Box::pin(async move { ports })
+    });
+    (Rig::new(make).await, embedded)
+}
+
+macro_rules! rows {
+    ($($room:ident :: $row:ident),* $(,)?) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $row() {
+                let (rig, _embedded) = rig().await;
+                $room::$row(rig).await;
+            }
+        )*
+    };
+}
+
+rows! {
+    commands::a_start_by_name_or_inline_runs,
+    commands::a_start_that_cannot_be_run_is_recorded_as_failed_with_its_cause,
+    commands::a_run_id_is_accepted_once,
+    commands::the_message_id_names_the_run,
+    commands::a_stop_reaches_the_owner_whoever_receives_it,
+    commands::a_stop_ends_a_run_that_nobody_owns_and_needs_no_slot,
+    commands::a_stop_that_comes_first_is_remembered,
+    commands::a_stop_of_what_has_ended_is_ignored,
+    commands::a_pause_holds_until_the_newest_unpause,
+    commands::a_start_on_the_control_queue_is_passed_on,
+    commands::a_workers_own_queue_is_served_or_passed_on,
+    commands::a_full_worker_holds_nothing_back,
+    commands::a_draining_worker_takes_nothing_new,
+    runs::events_come_in_order_and_without_a_gap,
+    runs::the_record_goes_through_every_status,
+    runs::a_failing_step_ends_the_run,
+    runs::a_step_and_a_run_time_out,
+    runs::a_run_keeps_the_definition_and_variables_of_its_start,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_understood_is_dead_lettered_and_told() {
+    let (rig, embedded) = rig().await;
+    let dead = async || loop {
+        if let Some(letter) = embedded.dead_letters().await.unwrap().first() {
+            assert!(embedded.remove_dead_letter(letter.id).await.unwrap());
+            return letter.message.body.clone();
+        }
+        tokio::task::yield_now().await;
+    };
+    commands::what_cannot_be_understood_is_dead_lettered_and_told(rig, dead).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_runs_on_two_workers_end_once_each() {
+    let (rig, _embedded) = rig().await;
+    runs::many_runs_on_two_workers_end_once_each(rig, 200).await;
+}
