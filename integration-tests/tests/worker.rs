@@ -1,0 +1,105 @@
+//! The worker over RabbitMQ and etcd, with scripted steps: every row of the suite that the embedded
+//! adapters pass too.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::sync::Arc;
+
+use integration_tests::services::{BROKER, STORE, Services, Vhost};
+use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd};
+use runner::exec::scripted::Scripted;
+use runner::ports::{Executor, Ports};
+use runner::worker::suite::{MakePorts, Rig, commands, runs};
+use runner::{host, transfer};
+
+/// A virtual host of the test's own on the broker of all; keys of its own in the etcd of all.
+async fn rig() -> Option<(Rig, Arc<Vhost>, Services)> {
+    let needed: Vec<&str> = BROKER.iter().chain(STORE).copied().collect();
+    let services = Services::of_environment(&needed)?;
+    let vhost = Arc::new(services.vhost().await);
+    let executor: Arc<dyn Executor> = Arc::new(Scripted::default());
+    let (of_rig, here) = (services.clone(), Arc::clone(&vhost));
+    let make: MakePorts = Arc::new(move |node| {
+        let amqp = AmqpOptions { node: node.clone(), ..of_rig.amqp(&here) };
+        let (etcd, executor) = (of_rig.etcd(), Arc::clone(&executor));
+        let spill_dir = here.spill.path().to_owned();
+        Box::pin(async move {
+            let http = transfer::Options { spill_dir, spill_bytes: 1 << 20 };
+            Ports {
+                queue: Arc::new(AmqpQueue::connect(&amqp).await.unwrap()),
+                store: Arc::new(Etcd::connect(&etcd).await.unwrap()),
+                events: Arc::new(AmqpEvents::connect(&amqp).await.unwrap()),
+                executor,
+                transfer: Arc::new(transfer::Http::new(http).unwrap()),
+                host: Arc::new(host::Linux::default()),
+            }
+        })
+    });
+    Some((Rig::new(make).await, vhost, services))
+}
+
+macro_rules! rows {
+    ($($room:ident :: $row:ident),* $(,)?) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $row() {
+                let Some((rig, _vhost, _services)) = rig().await else { return };
+                $room::$row(rig).await;
+            }
+        )*
+    };
+}
+
+rows! {
+    commands::a_start_by_name_or_inline_runs,
+    commands::a_start_that_cannot_be_run_is_recorded_as_failed_with_its_cause,
+    commands::a_run_id_is_accepted_once,
+    commands::the_message_id_names_the_run,
+    commands::a_stop_reaches_the_owner_whoever_receives_it,
+    commands::a_stop_ends_a_run_that_nobody_owns_and_needs_no_slot,
+    commands::a_stop_that_comes_first_is_remembered,
+    commands::a_stop_of_what_has_ended_is_ignored,
+    commands::a_pause_holds_until_the_newest_unpause,
+    commands::a_start_on_the_control_queue_is_passed_on,
+    commands::a_workers_own_queue_is_served_or_passed_on,
+    commands::a_full_worker_holds_nothing_back,
+    commands::a_draining_worker_takes_nothing_new,
+    runs::events_come_in_order_and_without_a_gap,
+    runs::the_record_goes_through_every_status,
+    runs::a_failing_step_ends_the_run,
+    runs::a_step_and_a_run_time_out,
+    runs::a_run_keeps_the_definition_and_variables_of_its_start,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_understood_is_dead_lettered_and_told() {
+    let Some((rig, vhost, services)) = rig().await else { return };
+    let options = services.amqp(&vhost);
+    let uri = format!(
+        "{}/{}",
+        options.url.replace(
+            "://",
+            &format!("://{}:{}@", options.user, options.password)
+        ).trim_end_matches(&format!("/{}", vhost.name)),
+        vhost.name
+    );
+    let connection =
+        lapin::Connection::connect(&uri, lapin::ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let dead = async || loop {
+        let got = channel
+            .basic_get("bob.dlq".into(), lapin::options::BasicGetOptions { no_ack: true })
+            .await
+            .unwrap();
+        if let Some(letter) = got {
+            return letter.delivery.data;
+        }
+        tokio::task::yield_now().await;
+    };
+    commands::what_cannot_be_understood_is_dead_lettered_and_told(rig, dead).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_hundred_runs_on_two_workers_end_once_each() {
+    let Some((rig, _vhost, _services)) = rig().await else { return };
+    runs::many_runs_on_two_workers_end_once_each(rig, 200).await;
+}
