@@ -93,12 +93,12 @@ signal_unit() {
 
 # Waits until a started unit answers, and shows the end of its log where it does not.
 await_unit() {
-  local unit=$1 end=$((SECONDS + ${BOB_SERVICES_DEADLINE:-120}))
+  local unit=$1 end=$((SECONDS + ${BOB_SERVICES_DEADLINE:-180}))
   shift
   until "$@"; do
     unit_runs "$unit" || unit_failed "$unit" 'ended while it was starting'
     [ "$SECONDS" -lt "$end" ] ||
-      unit_failed "$unit" "does not answer after ${BOB_SERVICES_DEADLINE:-120} s (BOB_SERVICES_DEADLINE)"
+      unit_failed "$unit" "does not answer after ${BOB_SERVICES_DEADLINE:-180} s (BOB_SERVICES_DEADLINE)"
     sleep 0.05
   done
 }
