@@ -2,6 +2,7 @@
 //!
 //! | room | duty |
 //! |---|---|
+//! | [`app`] | the composition root: the only place that names adapters |
 //! | [`cluster`] | RabbitMQ and etcd behind the ports |
 //! | [`config`] | every setting: file, variables, flags, all faults at once |
 //! | [`exec`] | where steps run |
@@ -12,6 +13,7 @@
 //!
 //! `ARCHITECTURE.md` walks a run through them; `tests/layers.rs` holds them to who may import whom.
 
+pub mod app;
 pub mod cluster;
 pub mod config;
 pub mod exec;
