@@ -1,10 +1,12 @@
 //! The store port on a real etcd.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use integration_tests::services::{OwnServices, STORE, Services};
 use runner::cluster::Etcd;
+use runner::ports::conformance::{self, StoreSubject};
 use runner::ports::{Change, Changes, Entry, Expect, LeaseId, Store as _, StoreError, Txn};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -18,6 +20,24 @@ async fn store() -> Option<(Etcd, String)> {
 
 fn prefix() -> String {
     format!("test/{}/", uuid::Uuid::new_v4())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_is_what_every_store_is() {
+    // One of its own: what is compacted is compacted for every test.
+    let Some(own) = OwnServices::start("etcd", &[]) else { return };
+    let options = own.services().etcd();
+    let raw = raw_client(own.services()).await;
+    conformance::store(StoreSubject {
+        prefix: prefix(),
+        store: Arc::new(Etcd::connect(&options).await.unwrap()),
+        other: Arc::new(Etcd::connect(&options).await.unwrap()),
+        compact: Some(Box::new(move |revision| {
+            let mut raw = raw.clone();
+            async move { drop(raw.compact(revision, None).await.unwrap()) }.boxed()
+        })),
+    })
+    .await;
 }
 
 async fn put(etcd: &Etcd, key: &str, value: &str) -> i64 {

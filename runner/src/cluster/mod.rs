@@ -4,15 +4,18 @@
 //! |---|---|
 //! | [`store`] | state, in etcd |
 //! | [`queue`] | commands, over RabbitMQ |
+//! | [`stream`] | events, on a RabbitMQ stream |
 //! | `amqp` | the connection that comes back, and the topology |
 
 mod amqp;
 pub mod queue;
 mod retry;
 pub mod store;
+pub mod stream;
 mod tls;
 
 pub use amqp::AmqpOptions;
 pub use queue::AmqpQueue;
 pub use store::{Etcd, EtcdOptions};
+pub use stream::StreamEvents;
 pub use tls::TlsFiles;

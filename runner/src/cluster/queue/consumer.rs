@@ -1,5 +1,6 @@
 //! A subscription that goes on over reconnects.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -24,10 +25,33 @@ use crate::ports::{Consumer, Delivery, QueueError, Route, Settle, Source};
 /// How long the broker may take to confirm that nothing more comes.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
 
+/// A channel that ends with its subscription, or later, with the message that is out. A message can
+/// be settled as long as its channel is there.
+type Hold = Arc<Mutex<Option<Channel>>>;
+
 /// A subscription as it stands on one connection.
 pub(super) struct Subscription {
     consumer: lapin::Consumer,
-    channel: Channel,
+    channel: Hold,
+    /// Whether the channel is left to the message that is out.
+    closed: bool,
+}
+
+impl Drop for Subscription {
+    /// Everything that came over the channel goes back with it.
+    fn drop(&mut self) {
+        if !self.closed {
+            drop(take(&self.channel));
+        }
+    }
+}
+
+fn take(hold: &Hold) -> Option<Channel> {
+    hold.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+fn borrow(hold: &Hold) -> Option<Channel> {
+    hold.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 pub(super) struct AmqpConsumer {
@@ -69,8 +93,9 @@ impl Consumer for AmqpConsumer {
         loop {
             if let Some(delivered) = self.take().await {
                 self.pace = None;
-                let channel = self.subscription.as_ref().map(|sub| sub.channel.clone());
-                return Ok(self.queue.delivery(self.source, delivered, channel));
+                let hold = self.subscription.as_ref().map(|sub| Arc::clone(&sub.channel));
+                let hold = hold.unwrap_or_default();
+                return Ok(self.queue.delivery(self.source, delivered, hold));
             }
             self.subscription = None;
             let (queue, source) = (self.queue.clone(), self.source);
@@ -98,10 +123,12 @@ impl Consumer for AmqpConsumer {
 
     async fn close(self: Box<Self>) {
         let Some(mut subscription) = self.subscription else { return };
+        let Some(channel) = borrow(&subscription.channel) else { return };
+        subscription.closed = true;
         let tag = subscription.consumer.tag();
         // The consumer lives until the broker has answered: lapin cancels a dropped one by itself,
         // and a second cancel would end the connection.
-        let cancelling = subscription.channel.basic_cancel(tag, BasicCancelOptions::default());
+        let cancelling = channel.basic_cancel(tag, BasicCancelOptions::default());
         match tokio::time::timeout(CANCEL_DEADLINE, cancelling).await {
             Ok(Ok(())) => give_back(&mut subscription.consumer).await,
             // The channel is gone or as good as gone, and with it what came over it.
@@ -128,17 +155,17 @@ impl AmqpQueue {
             // Exclusive to its connection: every new one makes it anew.
             self.link().declare(&live, &topology::of_node(self.node())).await?;
         }
-        match self.consume(&live.channel().await?, source).await {
+        match self.consume(live.channel().await?, source).await {
             // Somebody deleted it. A refusal has closed the channel.
             Err(Fault::Missing(_)) => {
                 self.link().declare_again(&live).await?;
-                self.consume(&live.channel().await?, source).await
+                self.consume(live.channel().await?, source).await
             }
             other => other,
         }
     }
 
-    async fn consume(&self, channel: &Channel, source: Source) -> Result<Subscription, Fault> {
+    async fn consume(&self, channel: Channel, source: Source) -> Result<Subscription, Fault> {
         channel.basic_qos(1, BasicQosOptions::default()).await?;
         let queue = match source {
             Source::Jobs => names::JOBS_QUEUE.to_owned(),
@@ -148,15 +175,15 @@ impl AmqpQueue {
         let (queue, tag) = (topology::short(&queue)?, ShortString::from(""));
         let options = BasicConsumeOptions::default();
         let consumer = channel.basic_consume(queue, tag, options, FieldTable::default()).await?;
-        Ok(Subscription { consumer, channel: channel.clone() })
+        Ok(Subscription { consumer, channel: Arc::new(Mutex::new(Some(channel))), closed: false })
     }
 
-    fn delivery(&self, source: Source, delivered: Delivered, channel: Option<Channel>) -> Delivery {
+    fn delivery(&self, source: Source, delivered: Delivered, hold: Hold) -> Delivery {
         let Delivered { properties, data, redelivered, acker, .. } = delivered;
         // Only our own queue needs the message again: what is dead-lettered from it is published.
         let kept = (source == Source::Node).then(|| (properties.clone(), data.clone()));
         let message = message::message(&properties, data);
-        let settle = AmqpSettle { queue: self.clone(), acker, kept, _channel: channel };
+        let settle = AmqpSettle { queue: self.clone(), acker, kept, hold };
         Delivery::new(message, redelivered, Box::new(settle))
     }
 }
@@ -165,14 +192,15 @@ struct AmqpSettle {
     queue: AmqpQueue,
     acker: lapin::Acker,
     kept: Option<(BasicProperties, Vec<u8>)>,
-    /// A channel ends with its last handle, and a message that came over it can then no more be
-    /// settled.
-    _channel: Option<Channel>,
+    hold: Hold,
 }
 
 #[async_trait]
 impl Settle for AmqpSettle {
     async fn settle(self: Box<Self>, disposition: Disposition) -> Result<(), QueueError> {
+        if borrow(&self.hold).is_none() || !self.acker.usable() {
+            return Err(QueueError::DeliveryLost);
+        }
         let told = match (disposition, self.kept) {
             (Disposition::Ack, _) => self.acker.ack(BasicAckOptions::default()).await,
             (Disposition::Requeue, _) => {
@@ -183,9 +211,6 @@ impl Settle for AmqpSettle {
             }
             (Disposition::DeadLetter, Some((properties, body))) => {
                 // Our own queue is no quorum queue: its dead-lettering is not safe by itself.
-                if !self.acker.usable() {
-                    return Err(QueueError::DeliveryLost);
-                }
                 self.queue.publish_as_is(&Route::DeadLetter, properties, &body).await?;
                 self.acker.ack(BasicAckOptions::default()).await
             }

@@ -1,0 +1,90 @@
+//! The services without our adapters: what a test looks at from outside.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lapin::options::BasicGetOptions;
+use lapin::types::{AMQPValue, ShortString};
+use lapin::uri::AMQPUri;
+use lapin::{Channel, Connection, ConnectionProperties};
+use protocol::names;
+use runner::cluster::AmqpOptions;
+use runner::ports::Message;
+use tracing::subscriber::DefaultGuard;
+
+/// A channel of a plain AMQP client.
+///
+/// # Panics
+/// Where the broker does not take it.
+pub async fn channel(options: &AmqpOptions) -> Channel {
+    let mut uri: AMQPUri = options.url.parse().expect("a URL");
+    uri.authority.userinfo.username.clone_from(&options.user);
+    uri.authority.userinfo.password.clone_from(&options.password);
+    let connecting = Connection::connect_uri(uri, ConnectionProperties::default());
+    // The channel keeps its connection.
+    connecting.await.expect("a connection").create_channel().await.expect("a channel")
+}
+
+/// Takes everything that was dead-lettered.
+///
+/// # Panics
+/// Where the broker does not give it.
+pub async fn take_all(channel: Channel) -> Vec<Message> {
+    let mut all = Vec::new();
+    let options = BasicGetOptions { no_ack: true };
+    while let Some(got) =
+        channel.basic_get(names::DEAD_LETTER_QUEUE.into(), options).await.expect("the queue")
+    {
+        let properties = &got.delivery.properties;
+        let text = |value: &Option<ShortString>| value.as_ref().map(|v| v.as_str().to_owned());
+        let headers = properties.headers().clone().unwrap_or_default();
+        let headers = headers.into_iter().filter_map(|(name, value)| match value {
+            AMQPValue::LongString(text) => Some((name.as_str().to_owned(), text.to_string())),
+            _ => None,
+        });
+        all.push(Message {
+            kind: text(properties.kind()),
+            id: text(properties.message_id()),
+            headers: headers.collect(),
+            body: got.delivery.data,
+        });
+    }
+    all
+}
+
+/// What is warned about on this thread.
+#[derive(Debug, Clone, Default)]
+pub struct Warnings(Arc<Mutex<Vec<u8>>>);
+
+impl Warnings {
+    /// Begins to listen; until the guard goes.
+    #[must_use]
+    pub fn watch(&self) -> DefaultGuard {
+        let to = self.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::WARN)
+            .with_ansi(false)
+            .with_writer(move || to.clone())
+            .finish();
+        tracing::subscriber::set_default(subscriber)
+    }
+
+    /// The lines that hold a text.
+    #[must_use]
+    pub fn containing(&self, text: &str) -> Vec<String> {
+        let written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = String::from_utf8_lossy(&written).into_owned();
+        written.lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
+    }
+}
+
+impl io::Write for Warnings {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

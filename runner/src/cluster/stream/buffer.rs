@@ -1,0 +1,373 @@
+//! What waits for the broker: in which order, how much of it where. No I/O.
+//!
+//! Three places, oldest first: `front` is published from, the spill file follows it, and `tail` is
+//! what came last. While the file is empty, `tail` is only filled once `front` is full.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use indexmap::IndexMap;
+use protocol::id::{Epoch, RunId};
+
+/// How many bytes are kept ready to be published.
+pub(super) const FRONT_BYTES: usize = 6 * 1024 * 1024;
+/// How many bytes wait to be put on disk, or for room before them.
+pub(super) const TAIL_BYTES: usize = 2 * 1024 * 1024;
+/// How much is written to or read from the disk at once.
+pub(super) const BATCH_BYTES: usize = 1024 * 1024;
+/// What an event costs beside its bytes.
+const OVERHEAD: usize = 128;
+/// How many lost runs are remembered, besides those that still have events on disk.
+const REMEMBERED: usize = 1024;
+
+/// An event that waits.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Waiting {
+    pub(super) ticket: u64,
+    pub(super) run: Option<RunId>,
+    pub(super) epoch: Option<Epoch>,
+    pub(super) body: Bytes,
+    /// Discarded while it was on its way: its confirm is still to come, but nobody waits for it.
+    dropped: bool,
+}
+
+impl Waiting {
+    pub(super) fn new(ticket: u64, run: Option<RunId>, epoch: Option<Epoch>, body: Bytes) -> Self {
+        Self { ticket, run, epoch, body, dropped: false }
+    }
+
+    fn size(&self) -> usize {
+        self.body.len() + OVERHEAD
+    }
+}
+
+/// Everything that waits.
+#[derive(Debug, Default)]
+pub(super) struct Buffer {
+    front: VecDeque<Waiting>,
+    front_bytes: usize,
+    /// So many of `front` are on their way.
+    sent: usize,
+    sent_bytes: usize,
+    /// Oldest ticket in the file.
+    on_disk: Option<u64>,
+    /// Oldest ticket of what is being written to it.
+    in_hands: Option<u64>,
+    tail: VecDeque<Waiting>,
+    tail_bytes: usize,
+    last: u64,
+    /// Runs that were lost, up to which epoch.
+    lost: IndexMap<RunId, Epoch>,
+}
+
+impl Buffer {
+    /// Takes an event over; `None` where there is no room.
+    pub(super) fn push(
+        &mut self,
+        run: Option<RunId>,
+        epoch: Option<Epoch>,
+        body: &Bytes,
+    ) -> Option<u64> {
+        let waiting = Waiting::new(self.last + 1, run, epoch, body.clone());
+        if self.is_lost(&waiting) {
+            self.last += 1;
+            return Some(self.last);
+        }
+        let size = waiting.size();
+        let behind = self.on_disk.is_some() || self.in_hands.is_some() || !self.tail.is_empty();
+        // One event always fits into an empty place, however large it is.
+        if !behind && (self.front.is_empty() || self.front_bytes + size <= FRONT_BYTES) {
+            self.front_bytes += size;
+            self.front.push_back(waiting);
+        } else if self.tail.is_empty() || self.tail_bytes + size <= TAIL_BYTES {
+            self.tail_bytes += size;
+            self.tail.push_back(waiting);
+        } else {
+            return None;
+        }
+        self.last += 1;
+        Some(self.last)
+    }
+
+    /// The newest ticket that is done with, and all before it.
+    pub(super) fn done(&self) -> u64 {
+        let waits = |queue: &VecDeque<Waiting>| {
+            queue.iter().find(|waiting| !waiting.dropped).map(|waiting| waiting.ticket)
+        };
+        let oldest = waits(&self.front)
+            .or(self.on_disk)
+            .or(self.in_hands)
+            .or_else(|| self.tail.front().map(|waiting| waiting.ticket));
+        oldest.map_or(self.last, |oldest| oldest - 1)
+    }
+
+    /// The next events to publish, within limits on how many and how many bytes are on their way.
+    /// They count as sent.
+    pub(super) fn take(&mut self, batch: usize, window: usize, bytes: usize) -> Vec<Waiting> {
+        let mut taken = Vec::new();
+        while taken.len() < batch && self.sent < window {
+            let Some(next) = self.front.get(self.sent) else { break };
+            if self.sent > 0 && self.sent_bytes + next.size() > bytes {
+                break;
+            }
+            self.sent += 1;
+            self.sent_bytes += next.size();
+            taken.push(next.clone());
+        }
+        taken
+    }
+
+    /// Whether `take` has something to give.
+    pub(super) fn has_unsent(&self) -> bool {
+        self.front.len() > self.sent
+    }
+
+    /// Whether something is on its way.
+    pub(super) fn has_sent(&self) -> bool {
+        self.sent > 0
+    }
+
+    /// The oldest event that is on its way has arrived.
+    pub(super) fn confirm(&mut self) {
+        if self.sent == 0 {
+            return;
+        }
+        if let Some(done) = self.front.pop_front() {
+            self.sent -= 1;
+            self.sent_bytes -= done.size();
+            self.front_bytes -= done.size();
+        }
+    }
+
+    /// Whether what was on its way has arrived is not known: it is sent again, in order.
+    pub(super) fn nothing_is_sent(&mut self) {
+        self.front.retain(|waiting| !waiting.dropped);
+        self.front_bytes = self.front.iter().map(Waiting::size).sum();
+        (self.sent, self.sent_bytes) = (0, 0);
+    }
+
+    /// Drops what waits of a run up to an epoch, and what is still to come of it.
+    pub(super) fn discard(&mut self, run: &RunId, up_to: Epoch) {
+        let lost = self.lost.entry(run.clone()).or_insert(up_to);
+        *lost = (*lost).max(up_to);
+        if self.on_disk.is_none() && self.in_hands.is_none() && self.lost.len() > REMEMBERED {
+            self.lost.shift_remove_index(0);
+        }
+        let unsent = self.front.split_off(self.sent);
+        self.front.extend(unsent.into_iter().filter(|waiting| !is_of(waiting, run, up_to)));
+        for waiting in &mut self.front {
+            waiting.dropped |= is_of(waiting, run, up_to);
+        }
+        self.front_bytes = self.front.iter().map(Waiting::size).sum();
+        self.tail.retain(|waiting| !is_of(waiting, run, up_to));
+        self.tail_bytes = self.tail.iter().map(Waiting::size).sum();
+    }
+
+    fn is_lost(&self, waiting: &Waiting) -> bool {
+        let run = waiting.run.as_ref();
+        run.and_then(|run| self.lost.get(run)).is_some_and(|lost| waiting.epoch <= Some(*lost))
+            && waiting.epoch.is_some()
+    }
+
+    /// Whether the front has room for what follows it.
+    pub(super) fn wants_refill(&self) -> bool {
+        self.front_bytes <= FRONT_BYTES - BATCH_BYTES
+    }
+
+    /// Moves what it can from the tail to the front, where nothing is on disk between them.
+    pub(super) fn advance(&mut self) {
+        while self.on_disk.is_none() && self.in_hands.is_none() {
+            let Some(next) = self.tail.front() else { return };
+            if !self.front.is_empty() && self.front_bytes + next.size() > FRONT_BYTES {
+                return;
+            }
+            let Some(next) = self.tail.pop_front() else { return };
+            self.tail_bytes -= next.size();
+            self.front_bytes += next.size();
+            self.front.push_back(next);
+        }
+    }
+
+    /// Whether so much waits behind the front that it is worth a write.
+    pub(super) fn wants_spill(&self) -> bool {
+        self.tail_bytes >= BATCH_BYTES
+    }
+
+    /// Takes what is to be written to disk.
+    pub(super) fn take_tail(&mut self) -> Vec<Waiting> {
+        let mut taken = Vec::new();
+        let mut bytes = 0;
+        while bytes < BATCH_BYTES {
+            let Some(next) = self.tail.pop_front() else { break };
+            self.tail_bytes -= next.size();
+            bytes += next.size();
+            taken.push(next);
+        }
+        self.in_hands = taken.first().map(|waiting| waiting.ticket);
+        taken
+    }
+
+    /// It is on disk.
+    pub(super) fn spilled(&mut self) {
+        self.on_disk = self.on_disk.or(self.in_hands);
+        self.in_hands = None;
+    }
+
+    /// It could not be written.
+    pub(super) fn not_spilled(&mut self, back: Vec<Waiting>) {
+        self.in_hands = None;
+        for waiting in back.into_iter().rev() {
+            if !self.is_lost(&waiting) {
+                self.tail_bytes += waiting.size();
+                self.tail.push_front(waiting);
+            }
+        }
+    }
+
+    pub(super) fn has_on_disk(&self) -> bool {
+        self.on_disk.is_some()
+    }
+
+    /// What was read back from disk, and the ticket that is the oldest there now.
+    pub(super) fn refill(&mut self, read: Vec<Waiting>, oldest: Option<u64>) {
+        for waiting in read {
+            if !self.is_lost(&waiting) {
+                self.front_bytes += waiting.size();
+                self.front.push_back(waiting);
+            }
+        }
+        self.on_disk = oldest;
+    }
+}
+
+fn is_of(waiting: &Waiting, run: &RunId, up_to: Epoch) -> bool {
+    waiting.run.as_ref() == Some(run) && waiting.epoch.is_some_and(|epoch| epoch <= up_to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(name: &str) -> RunId {
+        format!("r-{name}").parse().unwrap()
+    }
+
+    fn push(buffer: &mut Buffer, name: &str, epoch: i64, size: usize) -> Option<u64> {
+        let body = Bytes::from(vec![b'x'; size]);
+        buffer.push(Some(run(name)), Some(Epoch(epoch)), &body)
+    }
+
+    fn tickets(waiting: &[Waiting]) -> Vec<u64> {
+        waiting.iter().map(|waiting| waiting.ticket).collect()
+    }
+
+    /// Pushes until nothing fits any more; the newest ticket.
+    fn fill(buffer: &mut Buffer) -> u64 {
+        let mut last = 0;
+        while let Some(ticket) = push(buffer, "a", 1, 100_000) {
+            last = ticket;
+        }
+        last
+    }
+
+    #[test]
+    fn events_are_done_in_the_order_of_their_tickets() {
+        let mut buffer = Buffer::default();
+        assert_eq!(buffer.done(), 0);
+        for expected in 1..=5 {
+            assert_eq!(push(&mut buffer, "a", 1, 10), Some(expected));
+        }
+        assert_eq!(tickets(&buffer.take(3, 100, 1 << 20)), [1, 2, 3]);
+        assert_eq!(tickets(&buffer.take(9, 4, 1 << 20)), [4], "the window holds four");
+        buffer.confirm();
+        buffer.confirm();
+        assert_eq!(buffer.done(), 2);
+        assert_eq!(tickets(&buffer.take(9, 100, 1 << 20)), [5]);
+    }
+
+    #[test]
+    fn after_a_lost_connection_all_that_is_unconfirmed_is_sent_again_in_order() {
+        let mut buffer = Buffer::default();
+        for _ in 0..6 {
+            push(&mut buffer, "a", 1, 10);
+        }
+        buffer.take(4, 100, 1 << 20);
+        buffer.confirm();
+        buffer.nothing_is_sent();
+        assert_eq!(tickets(&buffer.take(9, 100, 1 << 20)), [2, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn what_is_discarded_is_done_with_and_not_sent() {
+        let mut buffer = Buffer::default();
+        for name in ["lost", "kept", "lost", "kept"] {
+            push(&mut buffer, name, 4, 10);
+        }
+        push(&mut buffer, "lost", 5, 10);
+        buffer.take(1, 100, 1 << 20);
+        buffer.discard(&run("lost"), Epoch(4));
+        assert_eq!(buffer.done(), 1, "the first is on its way, but nobody waits for it");
+        assert_eq!(tickets(&buffer.take(9, 100, 1 << 20)), [2, 4, 5]);
+        buffer.nothing_is_sent();
+        assert_eq!(tickets(&buffer.take(9, 100, 1 << 20)), [2, 4, 5], "nor is it sent again");
+        assert_eq!(push(&mut buffer, "lost", 4, 10), Some(6), "what comes late is dropped too");
+        for _ in 0..3 {
+            buffer.confirm();
+        }
+        assert_eq!(buffer.done(), 6);
+    }
+
+    #[test]
+    fn what_the_memory_does_not_hold_goes_to_disk_and_comes_back_in_order() {
+        let mut buffer = Buffer::default();
+        let mut last = fill(&mut buffer);
+        assert!(buffer.front_bytes <= FRONT_BYTES && buffer.tail_bytes <= TAIL_BYTES);
+        let mut disk: VecDeque<Waiting> = VecDeque::new();
+        for _ in 0..8 {
+            assert!(buffer.wants_spill());
+            disk.extend(buffer.take_tail());
+            buffer.spilled();
+            last = fill(&mut buffer);
+        }
+        let mut seen = Vec::new();
+        while buffer.done() < last {
+            let taken = buffer.take(16, 64, 1 << 20);
+            seen.extend(tickets(&taken));
+            for _ in &taken {
+                buffer.confirm();
+            }
+            if buffer.wants_refill() {
+                let read: Vec<Waiting> = disk.drain(..disk.len().min(5)).collect();
+                buffer.refill(read, disk.front().map(|waiting| waiting.ticket));
+                buffer.advance();
+            }
+        }
+        assert_eq!(seen, (1..=last).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_batch_that_could_not_be_written_keeps_its_place() {
+        let mut buffer = Buffer::default();
+        let last = fill(&mut buffer);
+        let before = buffer.done();
+        let batch = buffer.take_tail();
+        assert_eq!(buffer.done(), before);
+        buffer.not_spilled(batch);
+        let mut seen = Vec::new();
+        while buffer.done() < last {
+            seen.extend(tickets(&buffer.take(1, 64, 1 << 20)));
+            buffer.confirm();
+            buffer.advance();
+        }
+        assert_eq!(seen, (1..=last).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn an_event_of_any_size_fits_into_an_empty_buffer() {
+        let mut buffer = Buffer::default();
+        assert!(push(&mut buffer, "a", 1, FRONT_BYTES * 2).is_some());
+        assert!(push(&mut buffer, "a", 1, TAIL_BYTES * 2).is_some());
+        assert!(push(&mut buffer, "a", 1, 1).is_none());
+        assert_eq!(buffer.take(9, 9, 1).len(), 1);
+    }
+}

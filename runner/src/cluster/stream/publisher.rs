@@ -1,0 +1,170 @@
+//! Publishes what waits, in order, many on their way at once.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use futures::future::Either;
+use lapin::options::BasicPublishOptions;
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
+use protocol::names;
+use tracing::warn;
+
+use super::buffer::Waiting;
+use super::shared::Shared;
+use crate::cluster::amqp::{Fault, Link, topology};
+use crate::cluster::retry::Pace;
+
+/// How many events are handed to the connection at once.
+const BATCH: usize = 128;
+/// How many may be on their way, and how many bytes of them.
+const WINDOW: usize = 2048;
+const WINDOW_BYTES: usize = 3 * 1024 * 1024;
+const DELIVERY_MODE: u8 = 2;
+
+/// Runs until the adapter ends.
+pub(super) async fn publish(shared: Arc<Shared>, link: Link, stream: String) {
+    let mut pace = Pace::new();
+    let mut told = String::new();
+    // Only of a link that we have closed ourselves there is no live end.
+    while let Ok(live) = link.live().await {
+        let mut progress = false;
+        let fault = match live.confirming_channel().await {
+            Ok(channel) => {
+                // What is confirmed now will not be asked again.
+                shared.change(super::buffer::Buffer::nothing_is_sent);
+                flow(&shared, &channel, &stream, &mut progress).await
+            }
+            Err(fault) => fault,
+        };
+        shared.change(super::buffer::Buffer::nothing_is_sent);
+        if progress {
+            pace.reset();
+            told.clear();
+        }
+        if live.stands() {
+            // Once for each reason: a lost connection is told by its keeper.
+            if told != fault.cause() {
+                told = fault.cause().to_owned();
+                warn!(broker = link.at(), stream, cause = told, "events are not taken, and sent again");
+            }
+            if matches!(fault, Fault::Missing(_)) {
+                // Where that fails the next attempt comes here again.
+                drop(link.declare_again(&live).await);
+            }
+            pace.wait().await;
+        }
+    }
+}
+
+/// Publishes over one channel until that fails.
+async fn flow(shared: &Shared, channel: &Channel, stream: &str, progress: &mut bool) -> Fault {
+    let mut owed: VecDeque<PublisherConfirm> = VecDeque::new();
+    let key = match topology::short(stream) {
+        Ok(key) => key,
+        Err(fault) => return fault,
+    };
+    loop {
+        let batch = shared.take(BATCH, WINDOW, WINDOW_BYTES);
+        if !batch.is_empty() {
+            match send(channel, &key, &batch).await {
+                Ok(confirms) => owed.extend(confirms),
+                Err(fault) => return fault,
+            }
+        }
+        let more = shared.has_unsent() && owed.len() < WINDOW;
+        let confirmed = tokio::select! {
+            biased;
+            confirmed = next_confirms(&mut owed), if !owed.is_empty() => confirmed,
+            () = std::future::ready(()), if more && !batch.is_empty() => continue,
+            () = shared.work() => continue,
+        };
+        let (count, fault) = confirmed;
+        if count > 0 {
+            *progress = true;
+            shared.confirm(count);
+        }
+        if let Some(fault) = fault {
+            return fault;
+        }
+    }
+}
+
+/// Hands a batch to the connection, in order.
+async fn send(
+    channel: &Channel,
+    key: &ShortString,
+    batch: &[Waiting],
+) -> Result<Vec<PublisherConfirm>, Fault> {
+    let mut sending = Vec::with_capacity(batch.len());
+    for waiting in batch {
+        // Mandatory: a message for a stream that was deleted would be confirmed and lost.
+        let options = BasicPublishOptions { mandatory: true, immediate: false };
+        let properties = properties(waiting);
+        let mut publishing = Box::pin(channel.basic_publish(
+            ShortString::default(),
+            key.clone(),
+            options,
+            &waiting.body,
+            properties,
+        ));
+        // The first poll puts it in the queue; waiting for each before the next would cost a trip to
+        // the connection's thread and back for every event.
+        sending.push(match futures::poll!(publishing.as_mut()) {
+            Poll::Ready(sent) => Either::Left(sent),
+            Poll::Pending => Either::Right(publishing),
+        });
+    }
+    let mut confirms = Vec::with_capacity(sending.len());
+    for sent in sending {
+        confirms.push(match sent {
+            Either::Left(sent) => sent?,
+            Either::Right(publishing) => publishing.await?,
+        });
+    }
+    Ok(confirms)
+}
+
+fn properties(waiting: &Waiting) -> BasicProperties {
+    let properties = BasicProperties::default()
+        .with_content_type(names::CONTENT_TYPE.into())
+        .with_delivery_mode(DELIVERY_MODE);
+    let Some(run) = &waiting.run else { return properties };
+    let mut headers = FieldTable::default();
+    let value = AMQPValue::LongString(LongString::from(run.as_str()));
+    headers.insert(names::HEADER_STREAM_FILTER.into(), value);
+    properties.with_headers(headers)
+}
+
+/// Waits for the oldest confirm, and takes along those behind it that are there: how many, and what
+/// is wrong with the one behind them.
+async fn next_confirms(owed: &mut VecDeque<PublisherConfirm>) -> (usize, Option<Fault>) {
+    std::future::poll_fn(|context| {
+        let mut count = 0;
+        while let Some(oldest) = owed.front_mut() {
+            let Poll::Ready(confirmed) = Pin::new(oldest).poll(context) else { break };
+            owed.pop_front();
+            match confirmed.map_err(Fault::from).and_then(arrived) {
+                Ok(()) => count += 1,
+                Err(fault) => return Poll::Ready((count, Some(fault))),
+            }
+        }
+        if count > 0 { Poll::Ready((count, None)) } else { Poll::Pending }
+    })
+    .await
+}
+
+fn arrived(confirmation: Confirmation) -> Result<(), Fault> {
+    match confirmation {
+        Confirmation::Ack(None) => Ok(()),
+        // lapin gives a returned message to any of those that are confirmed together. Once the
+        // stream is gone every message is returned, so the first that is found here is none that
+        // comes after the first that was returned.
+        Confirmation::Ack(Some(_)) => Err(Fault::Missing("the stream is not there".to_owned())),
+        Confirmation::Nack(_) | Confirmation::NotRequested => {
+            Err(Fault::Unreachable("the broker did not take an event".to_owned()))
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! The buffer and who waits for it.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use protocol::id::{Epoch, RunId};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::buffer::{BATCH_BYTES, Buffer, Waiting};
+use super::spill::Spill;
+use crate::cluster::amqp::Link;
+use crate::ports::EventsError;
+
+/// A broker that confirms nothing for so long does not take what we send: it goes to disk. Before
+/// that, a full buffer slows who fills it, which costs nothing but their time.
+const STALLED: Duration = Duration::from_millis(500);
+
+/// Whoever has something to move says so.
+const LONG: Duration = Duration::from_secs(3600);
+
+/// What emitters, publisher and spiller share.
+pub(super) struct Shared {
+    state: Mutex<State>,
+    /// There is something to publish.
+    work: Notify,
+    /// There may be something to move.
+    moves: Notify,
+    /// There is room again, or this is over.
+    room: Notify,
+    /// Up to which ticket everything is confirmed or discarded; `None` when this is over.
+    done: watch::Sender<Option<u64>>,
+}
+
+struct State {
+    buffer: Buffer,
+    /// When the broker last confirmed something, or was last owed nothing.
+    progress: Instant,
+    closed: bool,
+}
+
+impl Shared {
+    pub(super) fn new() -> Self {
+        let state = State { buffer: Buffer::default(), progress: Instant::now(), closed: false };
+        Self {
+            state: Mutex::new(state),
+            work: Notify::new(),
+            moves: Notify::new(),
+            room: Notify::new(),
+            done: watch::channel(Some(0)).0,
+        }
+    }
+
+    /// Takes an event over, as soon as there is room for it.
+    pub(super) async fn push(
+        &self,
+        run: Option<RunId>,
+        epoch: Option<Epoch>,
+        body: Bytes,
+    ) -> Result<u64, EventsError> {
+        loop {
+            let mut room = std::pin::pin!(self.room.notified());
+            // Before the look, so that room that is made in between is not missed.
+            room.as_mut().enable();
+            {
+                let mut state = self.lock();
+                if state.closed {
+                    return Err(EventsError::Closed);
+                }
+                if let Some(ticket) = state.buffer.push(run.clone(), epoch, &body) {
+                    let moves = state.buffer.wants_spill();
+                    drop(state);
+                    self.work.notify_one();
+                    if moves {
+                        self.moves.notify_one();
+                    }
+                    return Ok(ticket);
+                }
+            }
+            self.moves.notify_one();
+            room.await;
+        }
+    }
+
+    /// Waits until everything up to a ticket is done with.
+    pub(super) async fn done(&self, ticket: u64) -> Result<(), EventsError> {
+        let mut done = self.done.subscribe();
+        let reached = done.wait_for(|done| done.is_none_or(|done| done >= ticket)).await;
+        match reached.as_deref() {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) | Err(_) => Err(EventsError::Closed),
+        }
+    }
+
+    /// Changes the buffer, and tells everyone whom it concerns.
+    pub(super) fn change<T>(&self, work: impl FnOnce(&mut Buffer) -> T) -> T {
+        let mut state = self.lock();
+        let answer = work(&mut state.buffer);
+        state.buffer.advance();
+        let done = state.buffer.done();
+        let closed = state.closed;
+        drop(state);
+        if !closed {
+            self.done.send_if_modified(|last| {
+                let grown = last.is_some_and(|last| last < done);
+                if grown {
+                    *last = Some(done);
+                }
+                grown
+            });
+        }
+        self.work.notify_one();
+        self.moves.notify_one();
+        self.room.notify_waiters();
+        answer
+    }
+
+    /// The next events to publish.
+    pub(super) fn take(&self, batch: usize, window: usize, bytes: usize) -> Vec<Waiting> {
+        let mut state = self.lock();
+        if !state.buffer.has_sent() {
+            state.progress = Instant::now();
+        }
+        state.buffer.take(batch, window, bytes)
+    }
+
+    /// So many of the oldest events on their way have arrived.
+    pub(super) fn confirm(&self, count: usize) {
+        self.lock().progress = Instant::now();
+        self.change(|buffer| {
+            for _ in 0..count {
+                buffer.confirm();
+            }
+        });
+    }
+
+    pub(super) fn has_unsent(&self) -> bool {
+        self.lock().buffer.has_unsent()
+    }
+
+    /// Waits for something to publish.
+    pub(super) async fn work(&self) {
+        self.work.notified().await;
+    }
+
+    /// Ends it: who waits is told so.
+    pub(super) fn close(&self) {
+        self.lock().closed = true;
+        self.done.send_replace(None);
+        self.room.notify_waiters();
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is to be done with the disk.
+enum Move {
+    Write(Vec<Waiting>),
+    Read,
+    /// Nothing, until something happens or so much time is over.
+    Nothing(Duration),
+}
+
+/// Moves events to the disk while the broker does not take them, and back.
+pub(super) async fn spill_and_refill(shared: Arc<Shared>, link: Link, spill: Spill) {
+    let mut spill = Some(spill);
+    let mut told = false;
+    while let Some(mut files) = spill.take() {
+        let (back, outcome) = match shared.next_move(&link, &files) {
+            Move::Nothing(limit) => {
+                drop(tokio::time::timeout(limit, shared.moves.notified()).await);
+                spill = Some(files);
+                continue;
+            }
+            Move::Write(batch) => {
+                let work = move || {
+                    let written = files.append(&batch);
+                    (files, batch, written)
+                };
+                // The runtime ends, and everything with it.
+                let Ok((files, batch, written)) = tokio::task::spawn_blocking(work).await else { return };
+                shared.change(|buffer| match &written {
+                    Ok(()) => buffer.spilled(),
+                    Err(_) => buffer.not_spilled(batch),
+                });
+                (files, written)
+            }
+            Move::Read => {
+                let work = move || {
+                    let read = files.take(BATCH_BYTES);
+                    (files, read)
+                };
+                let Ok((files, read)) = tokio::task::spawn_blocking(work).await else { return };
+                let read = read.map(|(read, oldest)| shared.change(|buffer| buffer.refill(read, oldest)));
+                (files, read)
+            }
+        };
+        if let Err(cause) = outcome {
+            // Nothing is lost by it: what cannot be written waits, and slows who emits.
+            if !std::mem::replace(&mut told, true) {
+                let path = back.dir().display().to_string();
+                warn!("{}", EventsError::Spill { path, cause: cause.to_string() });
+            }
+            tokio::time::sleep(STALLED).await;
+        } else {
+            told = false;
+        }
+        spill = Some(back);
+    }
+}
+
+impl Shared {
+    fn next_move(&self, link: &Link, files: &Spill) -> Move {
+        let mut state = self.lock();
+        if state.buffer.has_on_disk() && state.buffer.wants_refill() {
+            return Move::Read;
+        }
+        let owed = state.buffer.has_sent() && state.progress.elapsed() >= STALLED;
+        if !state.buffer.wants_spill() {
+            return Move::Nothing(LONG);
+        }
+        if files.has_room(2 * BATCH_BYTES) && (owed || link.fault().is_some()) {
+            return Move::Write(state.buffer.take_tail());
+        }
+        // Whether the broker has stalled is a matter of time alone.
+        Move::Nothing(STALLED)
+    }
+}
