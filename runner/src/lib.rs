@@ -4,7 +4,9 @@
 //! |---|---|
 //! | [`cluster`] | RabbitMQ and etcd behind the ports |
 //! | [`config`] | every setting: file, variables, flags, all faults at once |
+//! | [`embedded`] | queue, store and events in one process, over one file |
 //! | [`exec`] | where steps run |
+//! | [`host`] | the clocks, memory and load of this machine |
 //! | [`ports`] | what a worker needs of the world: traits only |
 //! | [`rules`] | decides what should happen; pure |
 //! | [`telemetry`] | the worker's own log |
@@ -14,7 +16,9 @@
 
 pub mod cluster;
 pub mod config;
+pub mod embedded;
 pub mod exec;
+pub mod host;
 pub mod ports;
 pub mod rules;
 pub mod telemetry;
