@@ -5,7 +5,9 @@
 //! | [`app`] | the composition root: the only place that names adapters |
 //! | [`cluster`] | RabbitMQ and etcd behind the ports |
 //! | [`config`] | every setting: file, variables, flags, all faults at once |
+//! | [`embedded`] | the same ports in one process over one file |
 //! | [`exec`] | where steps run |
+//! | [`host`] | clocks, memory and load of the machine |
 //! | [`ports`] | what a worker needs of the world: traits only |
 //! | [`rules`] | decides what should happen; pure |
 //! | [`telemetry`] | the worker's own log |
@@ -16,7 +18,9 @@
 pub mod app;
 pub mod cluster;
 pub mod config;
+pub mod embedded;
 pub mod exec;
+pub mod host;
 pub mod ports;
 pub mod rules;
 pub mod telemetry;

@@ -1,0 +1,414 @@
+//! Events: a bounded buffer, then packs of them in the file, in one commit with whatever else waits.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream;
+use protocol::event::Event;
+use protocol::id::{Epoch, RunId};
+use protocol::time::Millis;
+use redb::{ReadTransaction, ReadableTable, WriteTransaction};
+use tokio::sync::watch;
+
+use super::disk::{Changed, Disk, Fault, Work, lock};
+use super::rows::{EVENT_TIMES, EVENTS};
+use crate::ports::{EventStream, Events, EventsError, Host, Position, Published, Ticket};
+
+/// What may wait for the disk, in bytes. It bounds what a step writes ahead of it.
+const BUFFER_BYTES: usize = 2 << 20;
+/// What goes into one commit, in bytes. It bounds how long a transaction waits for a flood of output.
+const COMMIT_BYTES: usize = 1 << 20;
+/// What goes into one row, in bytes: redb gives a long value a power of two of pages.
+const PACK_BYTES: usize = 500_000;
+/// How exact the index of times is, and how often old events are looked for.
+const TICK_MILLIS: i64 = 1000;
+/// How many old packs are removed in one commit.
+const REMOVED_AT_ONCE: usize = 1024;
+/// After the disk has failed, it is tried again after this.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// The stream.
+pub(super) struct FileEvents {
+    disk: Arc<Disk>,
+    shared: Arc<Shared>,
+}
+
+/// What is not on disk.
+struct Shared {
+    host: Arc<dyn Host>,
+    retention_millis: i64,
+    buffer: Mutex<Buffer>,
+    /// Every ticket below this one is on disk, or was discarded.
+    done: watch::Sender<u64>,
+    /// The offset of the next event that comes to the disk.
+    end: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Buffer {
+    waiting: VecDeque<Waiting>,
+    bytes: usize,
+    next_ticket: u64,
+    /// How many of the first ones are in the transaction that is being made.
+    in_flight: usize,
+    /// Somebody works on it.
+    flushing: bool,
+    /// The latest row of the index of times.
+    latest_tick: i64,
+}
+
+struct Waiting {
+    ticket: u64,
+    of: Option<(RunId, Epoch)>,
+    body: Bytes,
+}
+
+impl std::fmt::Debug for FileEvents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileEvents").field("disk", &self.disk).finish_non_exhaustive()
+    }
+}
+
+impl FileEvents {
+    /// Goes on where the file ends.
+    pub(super) async fn open(
+        disk: Arc<Disk>,
+        host: Arc<dyn Host>,
+        retention: Duration,
+    ) -> Result<Self, Fault> {
+        let (end, latest_tick) = disk
+            .read(|txn| {
+                let end = match txn.open_table(EVENTS)?.last()? {
+                    Some((first, pack)) => first.value() + count(pack.value()),
+                    None => 0,
+                };
+                let tick = txn.open_table(EVENT_TIMES)?.last()?.map(|(at, _)| at.value());
+                Ok((end, tick.unwrap_or(i64::MIN)))
+            })
+            .await?;
+        let buffer = Buffer { next_ticket: 1, latest_tick, ..Buffer::default() };
+        let shared = Shared {
+            host,
+            retention_millis: i64::try_from(retention.as_millis()).unwrap_or(i64::MAX),
+            buffer: Mutex::new(buffer),
+            done: watch::Sender::new(1),
+            end: watch::Sender::new(end),
+        };
+        Ok(Self { disk, shared: Arc::new(shared) })
+    }
+
+    fn flush(&self) {
+        flush(&self.disk, &self.shared);
+    }
+
+    fn error(&self, fault: Fault) -> EventsError {
+        let (Fault::Io(cause) | Fault::Unreadable(cause)) = fault;
+        EventsError::Unreachable { at: self.disk.name(), cause }
+    }
+}
+
+/// Sees to it that what waits is written.
+fn flush(disk: &Arc<Disk>, shared: &Arc<Shared>) {
+    {
+        let mut buffer = lock(&shared.buffer);
+        if buffer.flushing || buffer.waiting.is_empty() {
+            return;
+        }
+        buffer.flushing = true;
+    }
+    let flush = Flush { disk: Arc::clone(disk), shared: Arc::clone(shared), end: 0, tick: None };
+    disk.submit(Box::new(flush));
+}
+
+#[async_trait]
+impl Events for FileEvents {
+    async fn emit(&self, event: Event) -> Result<Ticket, EventsError> {
+        let body = Bytes::from(event.to_json());
+        let of = event.run_id.zip(event.epoch);
+        let mut done = self.shared.done.subscribe();
+        loop {
+            done.mark_unchanged();
+            {
+                let mut buffer = lock(&self.shared.buffer);
+                if buffer.waiting.is_empty() || buffer.bytes + body.len() <= BUFFER_BYTES {
+                    let ticket = buffer.next_ticket;
+                    buffer.next_ticket += 1;
+                    buffer.bytes += body.len();
+                    buffer.waiting.push_back(Waiting { ticket, of, body });
+                    drop(buffer);
+                    self.flush();
+                    return Ok(Ticket(ticket));
+                }
+            }
+            self.progress(&mut done).await;
+        }
+    }
+
+    async fn confirmed(&self, ticket: Ticket) -> Result<(), EventsError> {
+        let mut done = self.shared.done.subscribe();
+        while *done.borrow_and_update() <= ticket.0 {
+            self.progress(&mut done).await;
+        }
+        Ok(())
+    }
+
+    fn discard(&self, run: &RunId, up_to: Epoch) {
+        let mut buffer = lock(&self.shared.buffer);
+        let in_flight = buffer.in_flight;
+        let mut at = 0;
+        let mut freed = 0;
+        buffer.waiting.retain(|waiting| {
+            at += 1;
+            let lost = waiting.of.as_ref().is_some_and(|(of, epoch)| of == run && *epoch <= up_to);
+            let keep = at <= in_flight || !lost;
+            if !keep {
+                freed += waiting.body.len();
+            }
+            keep
+        });
+        buffer.bytes -= freed;
+        self.shared.tell(&buffer);
+    }
+
+    async fn follow(&self, from: Position) -> Result<EventStream, EventsError> {
+        let end = self.shared.end.subscribe();
+        let cursor = match from {
+            Position::First => 0,
+            Position::Next => *end.borrow(),
+            Position::Offset(offset) => offset,
+            Position::Since(Millis(at)) => {
+                let found = self.disk.read(move |txn| {
+                    let times = txn.open_table(EVENT_TIMES)?;
+                    Ok(times.range(..=at)?.next_back().transpose()?.map(|(_, first)| first.value()))
+                });
+                found.await.map_err(|fault| self.error(fault))?.unwrap_or(0)
+            }
+        };
+        let reader = Reader {
+            disk: Arc::clone(&self.disk),
+            end,
+            cursor,
+            ready: VecDeque::new(),
+            ended: false,
+        };
+        Ok(stream::unfold(reader, Reader::next).boxed())
+    }
+
+    async fn end(&self) -> Result<Option<u64>, EventsError> {
+        Ok(self.shared.end.borrow().checked_sub(1))
+    }
+}
+
+impl FileEvents {
+    /// Waits for a commit, and after a while asks for one: the last one may have failed.
+    async fn progress(&self, done: &mut watch::Receiver<u64>) {
+        // The sender lives in `shared`.
+        if let Err(late) = tokio::time::timeout(RETRY, done.changed()).await {
+            tracing::debug!(%late, "events wait for the disk");
+            self.flush();
+        }
+    }
+}
+
+impl Shared {
+    /// Tells who waits how far it is.
+    fn tell(&self, buffer: &Buffer) {
+        self.done.send_replace(buffer.waiting.front().map_or(buffer.next_ticket, |it| it.ticket));
+    }
+}
+
+/// What waits, on its way to the disk.
+struct Flush {
+    disk: Arc<Disk>,
+    shared: Arc<Shared>,
+    end: u64,
+    tick: Option<i64>,
+}
+
+impl Work for Flush {
+    fn apply(&mut self, txn: &WriteTransaction) -> Result<Changed, redb::Error> {
+        let (bodies, latest_tick) = {
+            let mut buffer = lock(&self.shared.buffer);
+            let bodies = first_of(&buffer.waiting);
+            buffer.in_flight = bodies.len();
+            (bodies, buffer.latest_tick)
+        };
+        if bodies.is_empty() {
+            return Ok(Changed::No);
+        }
+        let first = *self.shared.end.borrow();
+        // A clock that was set back does not bring the index out of order.
+        let now = self.shared.host.now().0.max(latest_tick);
+        self.tick = (latest_tick == i64::MIN || now - latest_tick >= TICK_MILLIS).then_some(now);
+        if let Some(now) = self.tick {
+            txn.open_table(EVENT_TIMES)?.insert(now, first)?;
+            forget(txn, now.saturating_sub(self.shared.retention_millis))?;
+        }
+        self.end = append(txn, first, &bodies)?;
+        Ok(Changed::Yes)
+    }
+
+    fn end(self: Box<Self>, outcome: Result<(), Fault>) {
+        let again = {
+            let mut buffer = lock(&self.shared.buffer);
+            if let (Ok(()), true) = (&outcome, buffer.in_flight > 0) {
+                let sent = buffer.in_flight;
+                let freed: usize = buffer.waiting.drain(..sent).map(|it| it.body.len()).sum();
+                buffer.bytes -= freed;
+                buffer.latest_tick = self.tick.unwrap_or(buffer.latest_tick);
+                self.shared.end.send_replace(self.end);
+            }
+            buffer.in_flight = 0;
+            buffer.flushing = false;
+            self.shared.tell(&buffer);
+            outcome.is_ok()
+        };
+        match outcome {
+            Ok(()) => {}
+            Err(Fault::Io(cause) | Fault::Unreadable(cause)) => {
+                tracing::warn!(path = self.disk.name(), cause, "cannot write events; trying again");
+            }
+        }
+        // Who waits asks again after a failure: an immediate second attempt would only burn.
+        if again {
+            flush(&self.disk, &self.shared);
+        }
+    }
+}
+
+/// The first of what waits, as far as it goes into one commit.
+fn first_of(waiting: &VecDeque<Waiting>) -> Vec<Bytes> {
+    let mut bytes = 0;
+    waiting
+        .iter()
+        .take_while(|it| {
+            let fits = bytes == 0 || bytes + it.body.len() <= COMMIT_BYTES;
+            bytes += it.body.len();
+            fits
+        })
+        .map(|it| it.body.clone())
+        .collect()
+}
+
+/// Writes events from an offset on, in packs; the answer is the offset after them.
+fn append(txn: &WriteTransaction, first: u64, bodies: &[Bytes]) -> Result<u64, redb::Error> {
+    let mut table = txn.open_table(EVENTS)?;
+    let (mut pack, mut start, mut next) = (Vec::new(), first, first);
+    for body in bodies {
+        if !pack.is_empty() && pack.len() + body.len() > PACK_BYTES {
+            table.insert(start, pack.as_slice())?;
+            pack.clear();
+            start = next;
+        }
+        // The length of an event is far from 4 GiB: a `Log` event has 64 KiB of text.
+        pack.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
+        pack.extend_from_slice(body);
+        next += 1;
+    }
+    table.insert(start, pack.as_slice())?;
+    Ok(next)
+}
+
+/// The events of a pack.
+fn unpack(mut pack: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (length, rest) = pack.split_first_chunk::<4>()?;
+        let (body, rest) =
+            rest.split_at_checked(usize::try_from(u32::from_le_bytes(*length)).ok()?)?;
+        pack = rest;
+        Some(body)
+    })
+}
+
+fn count(pack: &[u8]) -> u64 {
+    unpack(pack).map(|_| 1).sum()
+}
+
+/// Removes what is older than a time: whole packs, and never the last one, which holds the offset.
+fn forget(txn: &WriteTransaction, before: i64) -> Result<(), redb::Error> {
+    let mut times = txn.open_table(EVENT_TIMES)?;
+    // What lies before the last row that is old enough is older than it.
+    let Some(kept_from) = times.range(..=before)?.next_back().transpose()?.map(|row| row.1.value())
+    else {
+        return Ok(());
+    };
+    let mut events = txn.open_table(EVENTS)?;
+    // A pack ends where the next one begins.
+    let mut old = Vec::new();
+    let mut packs = events.iter()?;
+    let mut first = packs.next().transpose()?.map(|(first, _)| first.value());
+    for next in packs.take(REMOVED_AT_ONCE) {
+        let next = next?.0.value();
+        if next > kept_from {
+            break;
+        }
+        old.extend(first.replace(next));
+    }
+    for first in old {
+        events.remove(first)?;
+    }
+    let oldest = events.first()?.map_or(0, |(first, _)| first.value());
+    times.retain_in(..before, |_, first| first >= oldest)?;
+    Ok(())
+}
+
+/// Someone who reads.
+struct Reader {
+    disk: Arc<Disk>,
+    end: watch::Receiver<u64>,
+    cursor: u64,
+    ready: VecDeque<Published>,
+    ended: bool,
+}
+
+impl Reader {
+    async fn next(mut self) -> Option<(Result<Published, EventsError>, Self)> {
+        if self.ended {
+            return None;
+        }
+        loop {
+            if let Some(published) = self.ready.pop_front() {
+                self.cursor = published.offset + 1;
+                return Some((Ok(published), self));
+            }
+            let end = *self.end.borrow_and_update();
+            if self.cursor >= end {
+                // Nothing more comes once the stream itself is gone.
+                self.end.changed().await.ok()?;
+                continue;
+            }
+            let cursor = self.cursor;
+            match self.disk.read(move |txn| pack_at(txn, cursor)).await {
+                Ok(ready) if ready.is_empty() => self.cursor = end,
+                Ok(ready) => self.ready = ready,
+                Err(Fault::Io(cause) | Fault::Unreadable(cause)) => {
+                    self.ended = true;
+                    let at = self.disk.name();
+                    return Some((Err(EventsError::Unreachable { at, cause }), self));
+                }
+            }
+        }
+    }
+}
+
+/// The events of one pack from an offset on, or of the first one after it.
+fn pack_at(txn: &ReadTransaction, offset: u64) -> Result<VecDeque<Published>, redb::Error> {
+    let table = txn.open_table(EVENTS)?;
+    let before = table.range(..=offset)?.next_back().transpose()?;
+    let after = table.range(offset.saturating_add(1)..)?.next().transpose()?;
+    for (first, pack) in before.into_iter().chain(after) {
+        let found: VecDeque<_> = (first.value()..)
+            .zip(unpack(pack.value()))
+            .filter(|(at, _)| *at >= offset)
+            .map(|(offset, body)| Published { offset, body: body.to_vec() })
+            .collect();
+        if !found.is_empty() {
+            return Ok(found);
+        }
+    }
+    Ok(VecDeque::new())
+}

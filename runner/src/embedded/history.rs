@@ -1,0 +1,152 @@
+//! The latest changes, for whoever watches. Older ones are forgotten: who lags behind is told to
+//! look again.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+use tokio::sync::watch;
+
+use super::disk::lock;
+use crate::ports::{Change, StoreError};
+
+/// How many changes are kept at most.
+const CHANGES: usize = 4096;
+/// How many bytes of values are kept at most, but for the last transaction's.
+const BYTES: usize = 4 << 20;
+
+/// The changes of one revision.
+struct Step {
+    revision: i64,
+    changes: Vec<Change>,
+    bytes: usize,
+}
+
+/// What is kept.
+struct Kept {
+    steps: VecDeque<Step>,
+    changes: usize,
+    bytes: usize,
+    /// From this revision on nothing was forgotten.
+    oldest: i64,
+}
+
+/// The latest changes, in the order of their revisions.
+pub(super) struct History {
+    kept: Mutex<Kept>,
+    latest: watch::Sender<i64>,
+}
+
+impl History {
+    /// An empty history after a revision.
+    pub(super) fn after(revision: i64) -> Self {
+        let kept = Kept { steps: VecDeque::new(), changes: 0, bytes: 0, oldest: revision + 1 };
+        Self { kept: Mutex::new(kept), latest: watch::Sender::new(revision) }
+    }
+
+    /// Adds the changes of the next revision.
+    pub(super) fn push(&self, revision: i64, changes: Vec<Change>) {
+        let bytes = changes.iter().map(bytes_of).sum();
+        {
+            let mut kept = lock(&self.kept);
+            kept.changes += changes.len();
+            kept.bytes += bytes;
+            kept.steps.push_back(Step { revision, changes, bytes });
+            while kept.steps.len() > 1 && (kept.changes > CHANGES || kept.bytes > BYTES) {
+                kept.forget_first();
+            }
+        }
+        self.latest.send_replace(revision);
+    }
+
+    /// Forgets what was before a revision.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn compact(&self, revision: i64) {
+        let mut kept = lock(&self.kept);
+        while kept.steps.front().is_some_and(|step| step.revision < revision) {
+            kept.forget_first();
+        }
+    }
+
+    /// Tells when there is more.
+    pub(super) fn subscribe(&self) -> watch::Receiver<i64> {
+        self.latest.subscribe()
+    }
+
+    /// The changes under a prefix from a revision on, and the revision to go on from.
+    pub(super) fn since(&self, from: i64, prefix: &str) -> Result<(Vec<Change>, i64), StoreError> {
+        let kept = lock(&self.kept);
+        if from < kept.oldest {
+            return Err(StoreError::Compacted { asked: from, oldest: kept.oldest });
+        }
+        let first = kept.steps.partition_point(|step| step.revision < from);
+        let changes = kept
+            .steps
+            .range(first..)
+            .flat_map(|step| &step.changes)
+            .filter(|change| key_of(change).starts_with(prefix))
+            .cloned()
+            .collect();
+        let last = kept.steps.back().map_or(0, |step| step.revision);
+        Ok((changes, from.max(last + 1)))
+    }
+}
+
+impl Kept {
+    fn forget_first(&mut self) {
+        if let Some(step) = self.steps.pop_front() {
+            self.changes -= step.changes.len();
+            self.bytes -= step.bytes;
+            self.oldest = step.revision + 1;
+        }
+    }
+}
+
+fn key_of(change: &Change) -> &str {
+    match change {
+        Change::Put(entry) => &entry.key,
+        Change::Deleted { key, .. } => key,
+    }
+}
+
+fn bytes_of(change: &Change) -> usize {
+    match change {
+        Change::Put(entry) => entry.key.len() + entry.value.len(),
+        Change::Deleted { key, .. } => key.len(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gone(key: &str, revision: i64) -> Change {
+        Change::Deleted { key: key.into(), revision }
+    }
+
+    #[test]
+    fn what_is_forgotten_is_told_to_whoever_asks_for_it() {
+        let history = History::after(10);
+        assert!(matches!(
+            history.since(10, ""),
+            Err(StoreError::Compacted { asked: 10, oldest: 11 })
+        ));
+        assert_eq!(history.since(11, "").unwrap(), (vec![], 11));
+        assert_eq!(history.since(99, "").unwrap(), (vec![], 99), "a later one is waited for");
+        for revision in 11..11 + i64::try_from(CHANGES).unwrap() + 5 {
+            history.push(revision, vec![gone("a", revision)]);
+        }
+        assert!(matches!(history.since(15, ""), Err(StoreError::Compacted { oldest: 16, .. })));
+        assert_eq!(history.since(16, "").unwrap().0.len(), CHANGES);
+        assert_eq!(history.since(16, "b").unwrap().0.len(), 0);
+    }
+
+    #[test]
+    fn a_transaction_that_is_larger_than_the_bound_is_still_seen() {
+        let history = History::after(0);
+        history.push(1, vec![gone(&"k".repeat(BYTES + 1), 1)]);
+        assert_eq!(history.since(1, "").unwrap().0.len(), 1);
+        history.push(2, vec![gone("b", 2)]);
+        assert!(history.since(1, "").is_err());
+        assert_eq!(history.since(2, "").unwrap(), (vec![gone("b", 2)], 3));
+    }
+}

@@ -1,0 +1,158 @@
+//! The tables, and how they are read. The file's form is a number: a newer one is refused.
+
+use std::sync::Arc;
+
+use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
+
+use super::disk::{Changed, Disk, Fault};
+use crate::ports::{Entry, Expect, Read, Txn};
+
+/// Numbers of the whole file.
+pub(super) const META: TableDefinition<'_, &str, i64> = TableDefinition::new("meta");
+/// Keys: create-revision, mod-revision, lease (0: none), value.
+pub(super) const KV: TableDefinition<'_, &str, KvRow> = TableDefinition::new("kv");
+/// The keys of each lease.
+pub(super) const LEASED: TableDefinition<'_, (i64, &str), ()> = TableDefinition::new("leased");
+/// Leases that outlive the process: time to live and end, in milliseconds.
+pub(super) const LEASES: TableDefinition<'_, i64, (i64, i64)> = TableDefinition::new("leases");
+/// Messages by queue and number: how often each was delivered, its properties, its body.
+pub(super) const MESSAGES: TableDefinition<'_, (&str, u64), MessageRow> =
+    TableDefinition::new("messages");
+/// Packs of events, by the offset of the first one.
+pub(super) const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
+/// From which offset on events are as young as that, in milliseconds since the epoch.
+pub(super) const EVENT_TIMES: TableDefinition<'_, i64, u64> = TableDefinition::new("event-times");
+
+/// See [`KV`].
+pub(super) type KvRow = (i64, i64, i64, &'static [u8]);
+/// See [`MESSAGES`].
+pub(super) type MessageRow = (u32, &'static [u8], &'static [u8]);
+
+const FORM: &str = "form";
+const FORM_NOW: i64 = 1;
+const REVISION: &str = "revision";
+
+/// Makes the tables that are missing, so that readers find them.
+pub(super) async fn make_tables(disk: &Arc<Disk>) -> Result<(), Fault> {
+    let form = disk
+        .write(|txn| {
+            let mut meta = txn.open_table(META)?;
+            let form = meta.get(FORM)?.map(|form| form.value());
+            if form.is_none() {
+                meta.insert(FORM, FORM_NOW)?;
+                drop(txn.open_table(KV)?);
+                drop(txn.open_table(LEASED)?);
+                drop(txn.open_table(LEASES)?);
+                drop(txn.open_table(MESSAGES)?);
+                drop(txn.open_table(EVENTS)?);
+                drop(txn.open_table(EVENT_TIMES)?);
+            }
+            Ok((form, if form.is_none() { Changed::Yes } else { Changed::No }))
+        })
+        .await?;
+    match form {
+        None | Some(FORM_NOW) => Ok(()),
+        Some(other) => Err(Fault::Unreadable(format!(
+            "it has form {other}, and this program knows form {FORM_NOW}; use the newer program"
+        ))),
+    }
+}
+
+/// The store's revision: that of the last change.
+pub(super) fn revision(meta: &impl ReadableTable<&'static str, i64>) -> Result<i64, redb::Error> {
+    Ok(meta.get(REVISION)?.map_or(1, |revision| revision.value()))
+}
+
+/// Sets the store's revision.
+pub(super) fn set_revision(txn: &WriteTransaction, revision: i64) -> Result<(), redb::Error> {
+    txn.open_table(META)?.insert(REVISION, revision)?;
+    Ok(())
+}
+
+/// A key as it stands.
+pub(super) fn entry(
+    kv: &impl ReadableTable<&'static str, KvRow>,
+    key: &str,
+) -> Result<Option<Entry>, redb::Error> {
+    Ok(kv.get(key)?.map(|row| made_of(key, row.value())))
+}
+
+fn made_of(key: &str, (create_revision, mod_revision, _, value): (i64, i64, i64, &[u8])) -> Entry {
+    Entry { key: key.to_owned(), value: value.to_vec(), create_revision, mod_revision }
+}
+
+/// Every key that begins so.
+pub(super) fn entries(
+    kv: &impl ReadableTable<&'static str, KvRow>,
+    prefix: &str,
+) -> Result<Vec<Entry>, redb::Error> {
+    let mut found = Vec::new();
+    for row in kv.range(prefix..)? {
+        let (key, row) = row?;
+        if !key.value().starts_with(prefix) {
+            break;
+        }
+        found.push(made_of(key.value(), row.value()));
+    }
+    Ok(found)
+}
+
+/// Whether every demand of a transaction holds.
+pub(super) fn holds(
+    kv: &impl ReadableTable<&'static str, KvRow>,
+    txn: &Txn,
+) -> Result<bool, redb::Error> {
+    for compare in &txn.compares {
+        let row = kv.get(compare.key.as_str())?;
+        let revisions = row.map(|row| (row.value().0, row.value().1));
+        let holds = match compare.expect {
+            Expect::Absent => revisions.is_none(),
+            Expect::Present => revisions.is_some(),
+            Expect::CreatedAt(at) => revisions.is_some_and(|(created, _)| created == at),
+            Expect::ModifiedAt(at) => revisions.is_some_and(|(_, modified)| modified == at),
+        };
+        if !holds {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// What a transaction reads.
+pub(super) fn reads(
+    kv: &impl ReadableTable<&'static str, KvRow>,
+    reads: &[Read],
+) -> Result<Vec<Vec<Entry>>, redb::Error> {
+    reads
+        .iter()
+        .map(|read| match read {
+            Read::Key(key) => Ok(entry(kv, key)?.into_iter().collect()),
+            Read::Prefix(prefix) => entries(kv, prefix),
+        })
+        .collect()
+}
+
+/// The keys of a lease.
+pub(super) fn keys_of(
+    leased: &impl ReadableTable<(i64, &'static str), ()>,
+    lease: i64,
+) -> Result<Vec<String>, redb::Error> {
+    let mut keys = Vec::new();
+    for row in leased.range((lease, "")..)? {
+        let (key, _) = row?;
+        let (of, key) = key.value();
+        if of != lease {
+            break;
+        }
+        keys.push(key.to_owned());
+    }
+    Ok(keys)
+}
+
+/// The revision and what a prefix holds, of one moment.
+pub(super) fn listing(
+    txn: &ReadTransaction,
+    prefix: &str,
+) -> Result<(i64, Vec<Entry>), redb::Error> {
+    Ok((revision(&txn.open_table(META)?)?, entries(&txn.open_table(KV)?, prefix)?))
+}

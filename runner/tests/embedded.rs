@@ -1,0 +1,110 @@
+//! The embedded adapters keep the contracts of their ports, over restarts and kills.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::id::NodeId;
+use runner::embedded::{Embedded, Options};
+use runner::host::Linux;
+use runner::ports::conformance::{EventsSubject, QueueSubject, StoreSubject, events, queue, store};
+
+fn options(dir: Option<&Path>) -> Options {
+    Options {
+        dir: dir.map(Path::to_path_buf),
+        event_retention: Duration::from_secs(3600),
+        host: Arc::new(Linux::default()),
+    }
+}
+
+async fn open(dir: Option<&Path>) -> Embedded {
+    Embedded::open(options(dir)).await.unwrap()
+}
+
+fn node(name: &str) -> NodeId {
+    NodeId::found(&format!("bob/runner-{name}"))
+}
+
+async fn store_suite(embedded: Embedded) {
+    let subject = StoreSubject {
+        prefix: "suite/".into(),
+        store: embedded.store(),
+        other: embedded.store(),
+        compact: Some(Box::new(move |revision| {
+            embedded.compact(revision);
+            Box::pin(async {})
+        })),
+    };
+    store(subject).await;
+}
+
+async fn queue_suite(embedded: Embedded) {
+    let subject = QueueSubject {
+        prefix: "suite".into(),
+        node: node("here"),
+        queue: embedded.queue(&node("here")),
+        other: embedded.queue(&node("there")),
+        take_dead_letters: Box::new(move || {
+            let embedded = embedded.clone();
+            Box::pin(async move {
+                let mut taken = Vec::new();
+                for letter in embedded.dead_letters().await.unwrap() {
+                    assert!(embedded.remove_dead_letter(letter.id).await.unwrap());
+                    taken.push(letter.message);
+                }
+                taken
+            })
+        }),
+    };
+    queue(subject).await;
+}
+
+async fn events_suite(embedded: Embedded) {
+    let subject = EventsSubject {
+        prefix: "suite".into(),
+        events: embedded.events(),
+        other: embedded.events(),
+        host: Arc::new(Linux::default()),
+    };
+    events(subject).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_in_a_file_keeps_the_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    store_suite(open(Some(dir.path())).await).await;
+}
+
+#[tokio::test]
+async fn the_store_in_memory_keeps_the_contract_on_one_thread() {
+    store_suite(open(None).await).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_store_keeps_the_contract_while_time_is_paused() {
+    store_suite(open(None).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_queue_in_a_file_keeps_the_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    queue_suite(open(Some(dir.path())).await).await;
+}
+
+#[tokio::test]
+async fn the_queue_in_memory_keeps_the_contract_on_one_thread() {
+    queue_suite(open(None).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_stream_in_a_file_keeps_the_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    events_suite(open(Some(dir.path())).await).await;
+}
+
+#[tokio::test]
+async fn the_stream_in_memory_keeps_the_contract_on_one_thread() {
+    events_suite(open(None).await).await;
+}
