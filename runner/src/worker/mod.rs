@@ -268,9 +268,12 @@ async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
             let message = format!("{} takes work", shared.options.node);
             shared.tell(shared.event(Reason::RunnerReady, message)).await;
         }
-        shared.tasks.spawn(reclaim(Arc::clone(&shared), held.clone()));
-        control::watch_stops(Arc::clone(&shared), held.clone()).await;
-        // `watch_stops` returns when the lease is lost. A worker that ends has none to wait for.
+        // Not among the tasks that a drain waits for: both end with the lease alone.
+        tokio::join!(
+            control::watch_stops(Arc::clone(&shared), held.clone()),
+            reclaim(Arc::clone(&shared), held.clone()),
+        );
+        // The lease is gone. A worker that ends has none to wait for.
         if lease.wait_for(Option::is_none).await.is_err() {
             return;
         }

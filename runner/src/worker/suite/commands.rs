@@ -90,8 +90,8 @@ pub async fn a_start_that_cannot_be_run_is_recorded_as_failed_with_its_cause(mut
     rig.publish(Route::Jobs, START, &body).await;
     assert_eq!(refused(&rig, "logger").await.cause, Some(Cause::UnknownLogger));
 
-    let mut later = rig.pipeline("later", &["exit 0"]);
-    later["steps"][0]["needs"] = json!(["0"]);
+    let mut later = rig.pipeline("later", &["exit 0", "exit 0"]);
+    later["steps"][1]["needs"] = json!(["0"]);
     rig.start(&rig.run("later"), &later).await;
     let record = refused(&rig, "later").await;
     assert_eq!(record.cause, Some(Cause::Rejected));

@@ -53,7 +53,8 @@ pub async fn events_come_in_order_and_without_a_gap(mut rig: Rig) {
 /// The record goes through every status, and ends once.
 pub async fn the_record_goes_through_every_status(mut rig: Rig) {
     let run = rig.run("statuses");
-    let mut changes = rig.ports.store.watch(&names::run_key(&run), 1).await.unwrap();
+    let now = rig.ports.store.list(&names::run_key(&run)).await.unwrap().revision;
+    let mut changes = rig.ports.store.watch(&names::run_key(&run), now + 1).await.unwrap();
     rig.worker(1).await;
     rig.start(&run, &rig.pipeline("statuses", &["exit 0"])).await;
     rig.settled(&run).await;
