@@ -6,6 +6,7 @@
 //! Nothing runs in the background: leases run out when somebody looks or watches, and what is to be
 //! written is worked off by the runtime's blocking threads.
 
+mod changes;
 mod disk;
 mod events;
 mod history;
@@ -13,6 +14,7 @@ mod leases;
 mod queue;
 mod rows;
 mod store;
+mod subscription;
 
 use std::path::PathBuf;
 use std::sync::Arc;

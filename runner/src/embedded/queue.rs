@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use protocol::command::{self, Disposition};
+use protocol::command;
 use protocol::id::NodeId;
 use protocol::names;
 use redb::{ReadableTable, WriteTransaction};
@@ -18,7 +18,8 @@ use tokio::sync::Notify;
 use super::DeadLetter;
 use super::disk::{Changed, Disk, Fault, lock};
 use super::rows::MESSAGES;
-use crate::ports::{Consumer, Delivery, Message, Queue, QueueError, Route, Settle, Source};
+use super::subscription::Reader;
+use crate::ports::{Consumer, Message, Queue, QueueError, Route, Source};
 
 /// Header of a dead letter, as a broker calls it: why it is dead.
 const DEATH_REASON: &str = "x-first-death-reason";
@@ -30,7 +31,8 @@ pub(super) struct Broker {
     disk: Arc<Disk>,
     lines: Mutex<HashMap<String, Line>>,
     next_id: AtomicU64,
-    arrived: Notify,
+    /// Wakes whoever waits for a message.
+    pub(super) arrived: Notify,
 }
 
 impl std::fmt::Debug for Broker {
@@ -80,7 +82,7 @@ fn message_of(at: (&str, u64), properties: &[u8], body: &[u8]) -> Result<Message
 }
 
 /// What was found when a message was to be handed out.
-enum Found {
+pub(super) enum Found {
     /// It is handed out for so-and-so-many-th time.
     Message(Message, u32),
     /// It has come back too often, and is a dead letter now.
@@ -123,7 +125,8 @@ impl Broker {
         self.remove(names::DEAD_LETTER_QUEUE.to_owned(), id).await
     }
 
-    async fn remove(&self, queue: String, id: u64) -> Result<bool, QueueError> {
+    /// Removes a message; `false` where it is not there any more.
+    pub(super) async fn remove(&self, queue: String, id: u64) -> Result<bool, QueueError> {
         let removed = self.disk.write(move |txn| {
             let found = txn.open_table(MESSAGES)?.remove((queue.as_str(), id))?.is_some();
             Ok((found, if found { Changed::Yes } else { Changed::No }))
@@ -143,14 +146,19 @@ impl Broker {
         Ok(())
     }
 
+    /// Takes the first message from a line, where there is one.
+    pub(super) fn first(&self, queue: &str) -> Option<u64> {
+        lock(&self.lines).get_mut(queue)?.ready.pop_first()
+    }
+
     /// A message waits to be taken.
-    fn ready(&self, queue: &str, id: u64) {
+    pub(super) fn ready(&self, queue: &str, id: u64) {
         lock(&self.lines).entry(queue.to_owned()).or_default().ready.insert(id);
         self.arrived.notify_waiters();
     }
 
     /// Counts a delivery of a message, and reads it.
-    async fn take(&self, queue: &str, id: u64) -> Result<Found, Fault> {
+    pub(super) async fn take(&self, queue: &str, id: u64) -> Result<Found, Fault> {
         let queue = queue.to_owned();
         let dead_id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let taken = self.disk.write(move |txn| {
@@ -176,7 +184,8 @@ impl Broker {
         taken.await
     }
 
-    async fn dead_letter(
+    /// Moves a message to the dead letters.
+    pub(super) async fn dead_letter(
         &self,
         queue: &str,
         id: u64,
@@ -191,14 +200,15 @@ impl Broker {
         moved.await.map_err(|fault| self.error(fault))
     }
 
-    fn error(&self, fault: Fault) -> QueueError {
+    /// A fault, as a queue says it.
+    pub(super) fn error(&self, fault: Fault) -> QueueError {
         let (Fault::Io(cause) | Fault::Unreadable(cause)) = fault;
         QueueError::Unreachable { at: self.disk.name(), cause }
     }
 }
 
 /// Whether a message that was delivered so often may not be delivered once more.
-fn returned_too_often(deliveries: u32) -> bool {
+pub(super) fn returned_too_often(deliveries: u32) -> bool {
     i64::from(deliveries) > names::DELIVERY_LIMIT
 }
 
@@ -280,13 +290,7 @@ impl Queue for NodeQueue {
             Source::Control => names::CONTROL_QUEUE.to_owned(),
             Source::Node => self.own.clone(),
         };
-        let subscription = Subscription {
-            broker: Arc::clone(&self.broker),
-            queue,
-            state: Mutex::new(State { out: None, open: true }),
-            settled: Notify::new(),
-        };
-        Ok(Box::new(Reader { subscription: Arc::new(subscription), closed: false }))
+        Ok(Box::new(Reader::new(Arc::clone(&self.broker), queue)))
     }
 
     async fn publish(&self, route: Route, message: Message) -> Result<(), QueueError> {
@@ -305,183 +309,5 @@ impl Queue for NodeQueue {
             }
         };
         self.broker.publish(queue, message).await
-    }
-}
-
-/// A subscription, as its reader and its delivery share it.
-struct Subscription {
-    broker: Arc<Broker>,
-    queue: String,
-    state: Mutex<State>,
-    settled: Notify,
-}
-
-struct State {
-    /// The delivery that is out.
-    out: Option<u64>,
-    /// Whether its reader is still there.
-    open: bool,
-}
-
-struct Reader {
-    subscription: Arc<Subscription>,
-    closed: bool,
-}
-
-/// A message that was taken from its line and not handed out yet.
-struct Reserved<'a> {
-    subscription: &'a Subscription,
-    id: u64,
-    kept: bool,
-}
-
-impl Drop for Reserved<'_> {
-    fn drop(&mut self) {
-        if !self.kept {
-            self.subscription.broker.ready(&self.subscription.queue, self.id);
-        }
-    }
-}
-
-impl Subscription {
-    /// Takes the first message from its line, where there is one.
-    fn reserve(&self) -> Option<Reserved<'_>> {
-        let id = lock(&self.broker.lines).get_mut(&self.queue)?.ready.pop_first()?;
-        Some(Reserved { subscription: self, id, kept: false })
-    }
-
-    /// The next message, as soon as nothing is out and one waits.
-    async fn next(self: &Arc<Self>) -> Result<Delivery, Fault> {
-        loop {
-            // Ask to be told before looking, so that nothing comes in between.
-            let (arrived, settled) = (self.broker.arrived.notified(), self.settled.notified());
-            tokio::pin!(arrived, settled);
-            arrived.as_mut().enable();
-            settled.as_mut().enable();
-            if lock(&self.state).out.is_some() {
-                settled.await;
-                continue;
-            }
-            let Some(mut reserved) = self.reserve() else {
-                arrived.await;
-                continue;
-            };
-            let (id, found) = (reserved.id, self.broker.take(&self.queue, reserved.id).await?);
-            match found {
-                Found::Message(message, deliveries) => {
-                    reserved.kept = true;
-                    lock(&self.state).out = Some(id);
-                    let subscription = Arc::clone(self);
-                    let settler = Settler { subscription, id, deliveries, progress: Progress::Out };
-                    return Ok(Delivery::new(message, deliveries > 1, Box::new(settler)));
-                }
-                Found::Dead | Found::Nothing => reserved.kept = true,
-            }
-        }
-    }
-
-    /// The delivery that is out is not; `false` where it was not this one.
-    fn give_up(&self, id: u64) -> bool {
-        let mut state = lock(&self.state);
-        let ours = state.out == Some(id);
-        if ours {
-            state.out = None;
-            self.settled.notify_waiters();
-        }
-        ours
-    }
-}
-
-#[async_trait]
-impl Consumer for Reader {
-    async fn next(&mut self) -> Result<Delivery, QueueError> {
-        let next = self.subscription.next().await;
-        next.map_err(|fault| self.subscription.broker.error(fault))
-    }
-
-    async fn close(mut self: Box<Self>) {
-        self.closed = true;
-        lock(&self.subscription.state).open = false;
-    }
-}
-
-impl Drop for Reader {
-    fn drop(&mut self) {
-        if self.closed {
-            return;
-        }
-        let out = {
-            let mut state = lock(&self.subscription.state);
-            state.open = false;
-            state.out.take()
-        };
-        if let Some(id) = out {
-            self.subscription.broker.ready(&self.subscription.queue, id);
-        }
-    }
-}
-
-/// Settles the delivery that is out.
-struct Settler {
-    subscription: Arc<Subscription>,
-    id: u64,
-    deliveries: u32,
-    progress: Progress,
-}
-
-/// How far a delivery is settled.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Progress {
-    /// Nobody has said anything.
-    Out,
-    /// Somebody has, and may have gone before it was done.
-    Begun,
-    /// It is settled, or somebody else's.
-    Done,
-}
-
-#[async_trait]
-impl Settle for Settler {
-    async fn settle(mut self: Box<Self>, disposition: Disposition) -> Result<(), QueueError> {
-        let id = self.id;
-        if lock(&self.subscription.state).out != Some(id) {
-            self.progress = Progress::Done;
-            return Err(QueueError::DeliveryLost);
-        }
-        self.progress = Progress::Begun;
-        let Subscription { broker, queue, .. } = &*self.subscription;
-        let outcome = match disposition {
-            Disposition::Ack => broker.remove(queue.clone(), id).await.map(drop),
-            Disposition::DeadLetter => broker.dead_letter(queue, id, "rejected").await,
-            Disposition::Requeue if returned_too_often(self.deliveries) => {
-                broker.dead_letter(queue, id, "delivery_limit").await
-            }
-            Disposition::Requeue => {
-                broker.ready(queue, id);
-                Ok(())
-            }
-        };
-        let ours = self.subscription.give_up(id);
-        if outcome.is_err() && ours {
-            broker.ready(queue, id);
-        }
-        self.progress = Progress::Done;
-        outcome
-    }
-}
-
-impl Drop for Settler {
-    fn drop(&mut self) {
-        let back = match self.progress {
-            Progress::Done => false,
-            // What was done already is not there when it is taken again.
-            Progress::Begun => true,
-            // An open subscription keeps it, as a broker would; one that was closed has no other way
-            // to give it back.
-            Progress::Out => !lock(&self.subscription.state).open,
-        };
-        if back && self.subscription.give_up(self.id) {
-            self.subscription.broker.ready(&self.subscription.queue, self.id);
-        }
     }
 }

@@ -1,0 +1,203 @@
+//! Subscriptions: who takes messages from a line, one at a time.
+
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use protocol::command::Disposition;
+use tokio::sync::Notify;
+
+use super::disk::{Fault, lock};
+use super::queue::{Broker, Found, returned_too_often};
+use crate::ports::{Consumer, Delivery, QueueError, Settle};
+
+/// A subscription, as its reader and its delivery share it.
+struct Subscription {
+    broker: Arc<Broker>,
+    queue: String,
+    state: Mutex<State>,
+    settled: Notify,
+}
+
+struct State {
+    /// The delivery that is out.
+    out: Option<u64>,
+    /// Whether its reader is still there.
+    open: bool,
+}
+
+/// The end at which messages are taken.
+pub(super) struct Reader {
+    subscription: Arc<Subscription>,
+    closed: bool,
+}
+
+impl Reader {
+    /// Opens a subscription.
+    pub(super) fn new(broker: Arc<Broker>, queue: String) -> Self {
+        let subscription = Subscription {
+            broker,
+            queue,
+            state: Mutex::new(State { out: None, open: true }),
+            settled: Notify::new(),
+        };
+        Self { subscription: Arc::new(subscription), closed: false }
+    }
+}
+
+/// A message that was taken from its line and not handed out yet.
+struct Reserved<'a> {
+    subscription: &'a Subscription,
+    id: u64,
+    kept: bool,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            self.subscription.broker.ready(&self.subscription.queue, self.id);
+        }
+    }
+}
+
+impl Subscription {
+    /// Takes the first message from its line, where there is one.
+    fn reserve(&self) -> Option<Reserved<'_>> {
+        let id = self.broker.first(&self.queue)?;
+        Some(Reserved { subscription: self, id, kept: false })
+    }
+
+    /// The next message, as soon as nothing is out and one waits.
+    async fn next(self: &Arc<Self>) -> Result<Delivery, Fault> {
+        loop {
+            // Ask to be told before looking, so that nothing comes in between.
+            let (arrived, settled) = (self.broker.arrived.notified(), self.settled.notified());
+            tokio::pin!(arrived, settled);
+            arrived.as_mut().enable();
+            settled.as_mut().enable();
+            if lock(&self.state).out.is_some() {
+                settled.await;
+                continue;
+            }
+            let Some(mut reserved) = self.reserve() else {
+                arrived.await;
+                continue;
+            };
+            let (id, found) = (reserved.id, self.broker.take(&self.queue, reserved.id).await?);
+            match found {
+                Found::Message(message, deliveries) => {
+                    reserved.kept = true;
+                    lock(&self.state).out = Some(id);
+                    let subscription = Arc::clone(self);
+                    let settler = Settler { subscription, id, deliveries, progress: Progress::Out };
+                    return Ok(Delivery::new(message, deliveries > 1, Box::new(settler)));
+                }
+                Found::Dead | Found::Nothing => reserved.kept = true,
+            }
+        }
+    }
+
+    /// The delivery that is out is not; `false` where it was not this one.
+    fn give_up(&self, id: u64) -> bool {
+        let mut state = lock(&self.state);
+        let ours = state.out == Some(id);
+        if ours {
+            state.out = None;
+            self.settled.notify_waiters();
+        }
+        ours
+    }
+}
+
+#[async_trait]
+impl Consumer for Reader {
+    async fn next(&mut self) -> Result<Delivery, QueueError> {
+        let next = self.subscription.next().await;
+        next.map_err(|fault| self.subscription.broker.error(fault))
+    }
+
+    async fn close(mut self: Box<Self>) {
+        self.closed = true;
+        lock(&self.subscription.state).open = false;
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        if self.closed {
+            return;
+        }
+        let out = {
+            let mut state = lock(&self.subscription.state);
+            state.open = false;
+            state.out.take()
+        };
+        if let Some(id) = out {
+            self.subscription.broker.ready(&self.subscription.queue, id);
+        }
+    }
+}
+
+/// Settles the delivery that is out.
+struct Settler {
+    subscription: Arc<Subscription>,
+    id: u64,
+    deliveries: u32,
+    progress: Progress,
+}
+
+/// How far a delivery is settled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    /// Nobody has said anything.
+    Out,
+    /// Somebody has, and may have gone before it was done.
+    Begun,
+    /// It is settled, or somebody else's.
+    Done,
+}
+
+#[async_trait]
+impl Settle for Settler {
+    async fn settle(mut self: Box<Self>, disposition: Disposition) -> Result<(), QueueError> {
+        let id = self.id;
+        if lock(&self.subscription.state).out != Some(id) {
+            self.progress = Progress::Done;
+            return Err(QueueError::DeliveryLost);
+        }
+        self.progress = Progress::Begun;
+        let Subscription { broker, queue, .. } = &*self.subscription;
+        let outcome = match disposition {
+            Disposition::Ack => broker.remove(queue.clone(), id).await.map(drop),
+            Disposition::DeadLetter => broker.dead_letter(queue, id, "rejected").await,
+            Disposition::Requeue if returned_too_often(self.deliveries) => {
+                broker.dead_letter(queue, id, "delivery_limit").await
+            }
+            Disposition::Requeue => {
+                broker.ready(queue, id);
+                Ok(())
+            }
+        };
+        let ours = self.subscription.give_up(id);
+        if outcome.is_err() && ours {
+            broker.ready(queue, id);
+        }
+        self.progress = Progress::Done;
+        outcome
+    }
+}
+
+impl Drop for Settler {
+    fn drop(&mut self) {
+        let back = match self.progress {
+            Progress::Done => false,
+            // What was done already is not there when it is taken again.
+            Progress::Begun => true,
+            // An open subscription keeps it, as a broker would; one that was closed has no other way
+            // to give it back.
+            Progress::Out => !lock(&self.subscription.state).open,
+        };
+        if back && self.subscription.give_up(self.id) {
+            self.subscription.broker.ready(&self.subscription.queue, self.id);
+        }
+    }
+}
