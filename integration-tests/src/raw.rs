@@ -2,14 +2,19 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use lapin::options::BasicGetOptions;
-use lapin::types::{AMQPValue, ShortString};
+use futures::StreamExt as _;
+use lapin::message::Delivery;
+use lapin::options::{BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties};
 use protocol::names;
+use protocol::run::{NodeCpu, NodeMemory};
+use protocol::time::Millis;
 use runner::cluster::AmqpOptions;
-use runner::ports::Message;
+use runner::ports::{Host, Message};
 use tracing::subscriber::DefaultGuard;
 
 /// A channel of a plain AMQP client.
@@ -38,9 +43,9 @@ pub async fn take_all(channel: Channel) -> Vec<Message> {
         let properties = &got.delivery.properties;
         let text = |value: &Option<ShortString>| value.as_ref().map(|v| v.as_str().to_owned());
         let headers = properties.headers().clone().unwrap_or_default();
-        let headers = headers.into_iter().filter_map(|(name, value)| match value {
-            AMQPValue::LongString(text) => Some((name.as_str().to_owned(), text.to_string())),
-            _ => None,
+        let headers = headers.into_iter().filter_map(|(name, value)| {
+            let AMQPValue::LongString(text) = value else { return None };
+            Some((name.as_str().to_owned(), text.to_string()))
         });
         all.push(Message {
             kind: text(properties.kind()),
@@ -50,6 +55,20 @@ pub async fn take_all(channel: Channel) -> Vec<Message> {
         });
     }
     all
+}
+
+/// The first message of the stream.
+///
+/// # Panics
+/// Where there is none.
+pub async fn first_of_stream(options: &AmqpOptions) -> Delivery {
+    let channel = channel(options).await;
+    channel.basic_qos(1, BasicQosOptions::default()).await.expect("a limit");
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-stream-offset".into(), AMQPValue::LongString("first".into()));
+    let name = ShortString::from(options.stream_name.as_str());
+    let reading = channel.basic_consume(name, "".into(), BasicConsumeOptions::default(), arguments);
+    reading.await.expect("a reader").next().await.expect("it goes on").expect("a message")
 }
 
 /// What is warned about on this thread.
@@ -86,5 +105,33 @@ impl io::Write for Warnings {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// A machine that only has a clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Clock;
+
+impl Host for Clock {
+    #[expect(clippy::disallowed_methods, reason = "this is the clock")]
+    fn now(&self) -> Millis {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Millis(since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    fn since_boot(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    fn memory(&self) -> NodeMemory {
+        NodeMemory { free: 0, total: 0 }
+    }
+
+    fn cpu(&self) -> NodeCpu {
+        NodeCpu { count: 1, load: 0.0 }
+    }
+
+    fn name(&self) -> String {
+        "here".to_owned()
     }
 }
