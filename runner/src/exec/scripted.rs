@@ -8,6 +8,7 @@
 //! | `error TEXT...` | the same to standard error |
 //! | `write BYTES LINES` | writes so many lines of so many bytes |
 //! | `hang` | runs until it is stopped; ends with 143, or with 137 where it was killed |
+//! | `wait-for FILE` | ends with 0 once the file is there |
 //! | `stubborn` | runs until it is killed |
 //! | `break` | cannot be run: the engine's own failure |
 
@@ -114,6 +115,18 @@ impl Executor for Scripted {
                     out.write(LogStream::Stdout, Bytes::from(text.clone())).await;
                 }
                 Ok(ended(0))
+            }
+            Some("wait-for") => {
+                let path = std::path::PathBuf::from(words.get(1).cloned().unwrap_or_default());
+                let there = async {
+                    while !path.exists() {
+                        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                    }
+                };
+                tokio::select! {
+                    () = there => Ok(ended(0)),
+                    ran = stopped(stop, StopLevel::Run) => Ok(ran),
+                }
             }
             Some("hang") => Ok(stopped(stop, StopLevel::Run).await),
             Some("stubborn") => {

@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a suite may panic")]
 
 pub mod commands;
+pub mod hard;
 pub mod runs;
 
 use std::sync::Arc;

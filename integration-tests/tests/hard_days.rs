@@ -1,0 +1,181 @@
+//! What a worker does while its broker or its store is away. Each test has services of its own.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use integration_tests::services::{OwnServices, Vhost};
+use protocol::names;
+use protocol::run::{Cause, Status};
+use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd};
+use runner::exec::scripted::Scripted;
+use runner::ports::{Executor, Ports};
+use runner::worker::suite::{MakePorts, Rig, new_node, options, until};
+use runner::{host, transfer};
+
+async fn rig(own: &OwnServices) -> (Rig, Arc<Vhost>) {
+    let services = own.services().clone();
+    let vhost = Arc::new(services.vhost().await);
+    let executor: Arc<dyn Executor> = Arc::new(Scripted::default());
+    let here = Arc::clone(&vhost);
+    let make: MakePorts = Arc::new(move |node| {
+        let amqp = AmqpOptions { node: node.clone(), ..services.amqp(&here) };
+        let (etcd, executor) = (services.etcd(), Arc::clone(&executor));
+        let spill_dir = here.spill.path().to_owned();
+        Box::pin(async move {
+            let http = transfer::Options { spill_dir, spill_bytes: 1 << 20 };
+            Ports {
+                queue: Arc::new(AmqpQueue::connect(&amqp).await.unwrap()),
+                store: Arc::new(Etcd::connect(&etcd).await.unwrap()),
+                events: Arc::new(AmqpEvents::connect(&amqp).await.unwrap()),
+                executor,
+                transfer: Arc::new(transfer::Http::new(http).unwrap()),
+                host: Arc::new(host::Linux::default()),
+            }
+        })
+    });
+    (Rig::new(make).await, vhost)
+}
+
+fn waits_for(path: &Path) -> String {
+    format!("wait-for {}", path.display())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_goes_on_while_the_broker_restarts_and_none_of_its_events_is_lost() {
+    let Some(own) = OwnServices::start("rabbitmq,etcd", &[]) else { return };
+    let (mut rig, _vhost) = rig(&own).await;
+    rig.worker(1).await;
+    let dir = tempfile::tempdir().unwrap();
+    let run = rig.run("goes-on");
+    let steps = [
+        "print before".to_owned(),
+        waits_for(&dir.path().join("down")),
+        "write 80 20000".to_owned(),
+        "print after".to_owned(),
+    ];
+    let steps: Vec<&str> = steps.iter().map(String::as_str).collect();
+    rig.start(&run, &rig.pipeline("goes-on", &steps)).await;
+    rig.record(&run, |record| record.steps.len() == 2).await;
+    own.control("stop", "rabbitmq").await;
+    std::fs::write(dir.path().join("down"), "").unwrap();
+    rig.record(&run, |record| record.steps.len() == 4).await;
+    own.control("start", "rabbitmq").await;
+    assert_eq!(rig.settled(&run).await.status, Status::Passed);
+    let events = rig.events_of(&run).await;
+    let mut seqs: Vec<u64> = events.iter().filter_map(|event| event.seq).collect();
+    seqs.dedup();
+    let expected: Vec<u64> = (0..seqs.len() as u64).collect();
+    assert_eq!(seqs, expected, "no event is missing or out of its place");
+    let lines: usize = events
+        .iter()
+        .filter(|event| event.step.as_ref().is_some_and(|step| step.as_str() == "2"))
+        .filter_map(protocol::event::Event::log_bytes)
+        .map(|bytes| bytes.split(|byte| *byte == b'\n').count())
+        .sum();
+    assert!(lines >= 20_000, "every line is there: {lines}");
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_etcd_is_away_a_command_waits_and_is_not_returned_again_and_again() {
+    let Some(own) = OwnServices::start("rabbitmq,etcd", &[]) else { return };
+    let (mut rig, vhost) = rig(&own).await;
+    let node = new_node();
+    let ports = {
+        let amqp = AmqpOptions { node: node.clone(), ..own.services().amqp(&vhost) };
+        let mut ports = rig.ports.clone();
+        ports.queue = Arc::new(AmqpQueue::connect(&amqp).await.unwrap());
+        ports.store = Arc::new(Etcd::connect(&own.services().etcd()).await.unwrap());
+        ports
+    };
+    let mut short = options(node, 2);
+    short.lease_ttl = Duration::from_secs(3);
+    rig.worker_with(short, ports).await;
+    let run = rig.run("interrupted");
+    rig.start(&run, &rig.pipeline("interrupted", &["hang"])).await;
+    rig.event(&run, "StepStarted").await;
+    own.control("pause", "etcd").await;
+    // Taken by nobody, or put back once.
+    rig.start(&rig.run("waits"), &rig.pipeline("waits", &["exit 0"])).await;
+    own.control("unpause", "etcd").await;
+    assert_eq!(rig.settled(&rig.run("waits")).await.status, Status::Passed);
+    // The run was either lost with its lease and ended by its worker, or it never noticed.
+    rig.stop(&run).await;
+    let record = rig.settled(&run).await;
+    assert!(
+        (record.status, record.cause) == (Status::Failed, Some(Cause::Lost))
+            || record.status == Status::Stopped,
+        "{record:?}"
+    );
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_outlives_the_brokers_acknowledgement_timeout() {
+    let options = ["--rabbitmq-set", "consumer_timeout=60000"];
+    let Some(own) = OwnServices::start("rabbitmq,etcd", &options) else { return };
+    let (mut rig, vhost) = rig(&own).await;
+    let first = rig.worker(1).await;
+    let dir = tempfile::tempdir().unwrap();
+    let run = rig.run("long");
+    let wait = waits_for(&dir.path().join("closed"));
+    rig.start(&run, &rig.pipeline("long", &[&wait])).await;
+    rig.event(&run, "StepStarted").await;
+
+    // A consumer that never acknowledges is closed by this broker: that is how we know that the
+    // timeout has passed for the run's command too.
+    let amqp = own.services().amqp(&vhost);
+    let uri = amqp.url.replacen("://", &format!("://{}:{}@", amqp.user, amqp.password), 1);
+    let connection =
+        lapin::Connection::connect(&uri, lapin::ConnectionProperties::default()).await.unwrap();
+    let channel = connection.create_channel().await.unwrap();
+    let arguments = {
+        let mut arguments = lapin::types::FieldTable::default();
+        arguments.insert("x-queue-type".into(), lapin::types::AMQPValue::LongString("quorum".into()));
+        arguments
+    };
+    let durable = lapin::options::QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare("silent".into(), durable, arguments).await.unwrap();
+    let mut consumer = channel
+        .basic_consume(
+            "silent".into(),
+            "silent".into(),
+            lapin::options::BasicConsumeOptions::default(),
+            lapin::types::FieldTable::default(),
+        )
+        .await
+        .unwrap();
+    channel
+        .basic_publish(
+            "".into(),
+            "silent".into(),
+            lapin::options::BasicPublishOptions::default(),
+            b"never acknowledged",
+            lapin::BasicProperties::default(),
+        )
+        .await
+        .unwrap();
+    use futures::StreamExt as _;
+    let _kept = consumer.next().await.unwrap().unwrap();
+    let closed = async {
+        while let Some(Ok(_)) = consumer.next().await {}
+    };
+    tokio::time::timeout(Duration::from_secs(300), closed).await.expect("the broker closes it");
+
+    std::fs::write(dir.path().join("closed"), "").unwrap();
+    let record = rig.settled(&run).await;
+    assert_eq!((record.status, record.attempt), (Status::Passed, 1));
+    assert_eq!(record.node.as_ref(), Some(&first));
+    let events = rig.events_of(&run).await;
+    let node_changes = events.iter().filter(|event| event.node.as_ref() != Some(&first)).count();
+    assert_eq!(node_changes, 0, "it finishes on its first worker");
+    let jobs = until("the queue is empty", || async {
+        let path = format!("queues/{}/{}", vhost.name, names::JOBS_QUEUE);
+        let queue = vhost.management.get(&path).await;
+        (queue["messages"] == 0).then_some(())
+    });
+    jobs.await;
+    rig.end().await;
+}
