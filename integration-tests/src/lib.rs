@@ -1,4 +1,5 @@
 //! Tests against real services live in `tests/`; what they share is here.
+#![expect(clippy::expect_used, clippy::panic, reason = "what tests share may panic")]
 
-pub mod services;
 pub mod raw;
+pub mod services;

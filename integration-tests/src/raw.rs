@@ -3,8 +3,10 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use lapin::options::BasicGetOptions;
-use lapin::types::{AMQPValue, ShortString};
+use futures::StreamExt as _;
+use lapin::message::Delivery;
+use lapin::options::{BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties};
 use protocol::names;
@@ -38,9 +40,9 @@ pub async fn take_all(channel: Channel) -> Vec<Message> {
         let properties = &got.delivery.properties;
         let text = |value: &Option<ShortString>| value.as_ref().map(|v| v.as_str().to_owned());
         let headers = properties.headers().clone().unwrap_or_default();
-        let headers = headers.into_iter().filter_map(|(name, value)| match value {
-            AMQPValue::LongString(text) => Some((name.as_str().to_owned(), text.to_string())),
-            _ => None,
+        let headers = headers.into_iter().filter_map(|(name, value)| {
+            let AMQPValue::LongString(text) = value else { return None };
+            Some((name.as_str().to_owned(), text.to_string()))
         });
         all.push(Message {
             kind: text(properties.kind()),
@@ -50,6 +52,20 @@ pub async fn take_all(channel: Channel) -> Vec<Message> {
         });
     }
     all
+}
+
+/// The first message of the stream.
+///
+/// # Panics
+/// Where there is none.
+pub async fn first_of_stream(options: &AmqpOptions) -> Delivery {
+    let channel = channel(options).await;
+    channel.basic_qos(1, BasicQosOptions::default()).await.expect("a limit");
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-stream-offset".into(), AMQPValue::LongString("first".into()));
+    let name = ShortString::from(options.stream_name.as_str());
+    let reading = channel.basic_consume(name, "".into(), BasicConsumeOptions::default(), arguments);
+    reading.await.expect("a reader").next().await.expect("it goes on").expect("a message")
 }
 
 /// What is warned about on this thread.

@@ -126,6 +126,7 @@ const NAMES: &[&str] = &[
     "BOB_STORAGE_CERT",
     "BOB_STORAGE_KEY",
     "BOB_TEST_MANAGEMENT_URL",
+    "BOB_TEST_QUEUE_PLAIN_URL",
     "BOB_TEST_WRONG_CA",
     "BOB_TEST_WRONG_CERT",
     "BOB_TEST_WRONG_KEY",
@@ -260,7 +261,8 @@ impl OwnServices {
         words.extend(["--suite", &suite]);
         let printed = run(&words);
         let variables = printed.lines().filter_map(|line| line.split_once('='));
-        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let variables =
+            variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
         Some(Self { name, services: Services { variables } })
     }
 

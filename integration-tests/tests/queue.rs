@@ -1,4 +1,5 @@
 //! The queue port on a real RabbitMQ.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -76,10 +76,10 @@ async fn what_cannot_be_understood_is_dead_lettered_and_told() {
     let options = services.amqp(&vhost);
     let uri = format!(
         "{}/{}",
-        options.url.replace(
-            "://",
-            &format!("://{}:{}@", options.user, options.password)
-        ).trim_end_matches(&format!("/{}", vhost.name)),
+        options
+            .url
+            .replace("://", &format!("://{}:{}@", options.user, options.password))
+            .trim_end_matches(&format!("/{}", vhost.name)),
         vhost.name
     );
     let connection =

@@ -17,5 +17,5 @@ mod tls;
 pub use amqp::AmqpOptions;
 pub use queue::AmqpQueue;
 pub use store::{Etcd, EtcdOptions};
-pub use stream::StreamEvents;
+pub use stream::AmqpEvents;
 pub use tls::TlsFiles;

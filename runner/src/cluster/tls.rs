@@ -1,8 +1,18 @@
 //! Certificates of both servers, and what is said when they do not fit.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use futures::AsyncReadExt as _;
+use rustls_connector::rustls_pki_types::pem::PemObject as _;
+use rustls_connector::rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_connector::{RustlsConnector, RustlsConnectorConfig};
 use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio_util::compat::TokioAsyncReadCompatExt as _;
+
+/// How long a server may take to say what it does not like.
+const PROBE: Duration = Duration::from_secs(2);
 
 /// Where the certificates are, in PEM.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -73,6 +83,8 @@ fn read_pem(path: &Path, label: &str, what: &'static str) -> Result<Vec<u8>, Tls
 /// The libraries hand on rustls's own words, which have been stable for years; what is not known
 /// here is shown as it came.
 pub(super) fn explain(text: &str, variable: &str) -> Option<String> {
+    const NOT_ACCEPTED: &str =
+        "it does not accept the client certificate in {}_CERT, or that there is none";
     const KNOWN: &[(&str, &str)] = &[
         ("UnknownIssuer", "its certificate was not issued by the authority in {}_CA"),
         ("BadSignature", "its certificate was not issued by the authority in {}_CA"),
@@ -82,10 +94,11 @@ pub(super) fn explain(text: &str, variable: &str) -> Option<String> {
         ("not valid for name", "its certificate is made out for another host name"),
         ("NotValidForName", "its certificate is made out for another host name"),
         ("CertificateRequired", "it wants a client certificate: set {}_CERT and {}_KEY"),
-        ("BadCertificate", "it does not accept the client certificate in {}_CERT"),
         ("UnknownCA", "it does not know the authority of the client certificate in {}_CERT"),
-        ("DecryptError", "it does not accept the client certificate in {}_CERT"),
-        ("CertificateUnknown", "it does not accept the client certificate in {}_CERT"),
+        ("BadCertificate", NOT_ACCEPTED),
+        ("CertificateUnknown", NOT_ACCEPTED),
+        ("DecryptError", NOT_ACCEPTED),
+        ("HandshakeFailure", NOT_ACCEPTED),
         ("InvalidContentType", "it does not speak TLS on this port"),
         ("corrupt message", "it does not speak TLS on this port"),
     ];
@@ -95,9 +108,55 @@ pub(super) fn explain(text: &str, variable: &str) -> Option<String> {
     })
 }
 
+/// What becomes of a handshake, and of the moment after it; what is wrong, in rustls's words.
+///
+/// A server that wants another client certificate says so after the handshake, and then hangs up. A
+/// client that has already sent something by then often sees the end alone, and not the reason. This
+/// one sends nothing.
+pub(super) async fn probe(connector: &RustlsConnector, host: &str, port: u16) -> Option<String> {
+    let looking = async {
+        let stream = TcpStream::connect((host, port)).await.ok()?;
+        let mut stream = match connector.connect_async(host, stream.compat()).await {
+            Ok(stream) => stream,
+            Err(error) => return Some(chain(&error)),
+        };
+        stream.read(&mut [0]).await.err().map(|error| chain(&error))
+    };
+    // A server that is content waits for us to speak.
+    tokio::time::timeout(PROBE, looking).await.ok().flatten()
+}
+
+/// What speaks TLS with these certificates.
+pub(super) fn connector(pems: &TlsPems) -> Result<RustlsConnector, String> {
+    let config = match &pems.ca {
+        Some(ca) => RustlsConnectorConfig::default().with_parsable_certificates(certificates(ca)?),
+        None => RustlsConnectorConfig::new_with_webpki_root_certs(),
+    };
+    let made = match &pems.identity {
+        Some((cert, key)) => {
+            let key = PrivateKeyDer::from_pem_slice(key).map_err(|cause| {
+                format!("the key of the client certificate cannot be read: {cause}")
+            })?;
+            config.connector_with_single_cert(certificates(cert)?, key)
+        }
+        None => config.connector_with_no_client_auth(),
+    };
+    made.map_err(|cause| format!("the certificates cannot be used: {cause}"))
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<_, _>>()
+        .map_err(|cause| format!("a certificate cannot be read: {cause}"))
+}
+
 /// An error and what caused it, each thing said once.
 pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
+    causes(error.to_string(), error)
+}
+
+/// A text, and what caused the error that it is about.
+pub(super) fn causes(mut text: String, error: &(dyn std::error::Error + 'static)) -> String {
     let mut next = error.source();
     while let Some(cause) = next {
         let said = cause.to_string();
@@ -142,7 +201,9 @@ mod tests {
     #[test]
     fn a_wrong_authority_is_called_one() {
         let said = explain("invalid peer certificate: UnknownIssuer", "BOB_QUEUE").unwrap();
-        assert!(said.starts_with("its certificate was not issued by the authority in BOB_QUEUE_CA"));
+        assert!(
+            said.starts_with("its certificate was not issued by the authority in BOB_QUEUE_CA")
+        );
         assert_eq!(explain("connection refused", "BOB_QUEUE"), None);
     }
 }

@@ -71,7 +71,10 @@ impl Executor for Scripted {
 
     async fn prepare(&self, run: &RunScope, _stop: &StopSignal) -> Result<Workspace, ExecError> {
         if run.image == "missing" {
-            return Err(ExecError::Image { image: run.image.clone(), cause: "no such image".into() });
+            return Err(ExecError::Image {
+                image: run.image.clone(),
+                cause: "no such image".into(),
+            });
         }
         Ok(self.make(&run.run))
     }

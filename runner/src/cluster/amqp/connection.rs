@@ -223,7 +223,9 @@ impl Live {
                 Ok(Some(Event::ConnectionBlocked(reason))) => {
                     warn!(broker, reason, "the broker takes no messages for now");
                 }
-                Ok(Some(Event::ConnectionUnblocked)) => info!(broker, "the broker takes messages again"),
+                Ok(Some(Event::ConnectionUnblocked)) => {
+                    info!(broker, "the broker takes messages again")
+                }
                 Ok(Some(_)) | Err(_) => {}
                 Ok(None) => tokio::time::sleep(LOOK).await,
             }

@@ -5,6 +5,9 @@ use lapin::{Error, ErrorKind};
 use crate::cluster::tls;
 use crate::ports::{EventsError, QueueError};
 
+/// The variables that the certificates come from begin so.
+pub(super) const VARIABLE: &str = "BOB_QUEUE";
+
 // Reply codes of AMQP 0-9-1.
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
@@ -28,9 +31,10 @@ pub(in crate::cluster) enum Fault {
 impl Fault {
     pub(in crate::cluster) fn cause(&self) -> &str {
         match self {
-            Self::Unreachable(said) | Self::Denied(said) | Self::Missing(said) | Self::Differs(said) => {
-                said
-            }
+            Self::Unreachable(said)
+            | Self::Denied(said)
+            | Self::Missing(said)
+            | Self::Differs(said) => said,
         }
     }
 
@@ -60,7 +64,7 @@ impl From<Error> for Fault {
         }
         let text = tls::chain(&error);
         let text = text.strip_prefix("IO error: ").unwrap_or(&text).to_owned();
-        match tls::explain(&text, "BOB_QUEUE") {
+        match tls::explain(&text, VARIABLE) {
             Some(meaning) if error.is_io_error() => Self::Denied(meaning),
             Some(_) | None => Self::Unreachable(text),
         }
@@ -98,6 +102,9 @@ mod tests {
         let io = std::io::Error::other("invalid peer certificate: UnknownIssuer");
         let error = Fault::from(Error::from(io)).of_queue("mq.example");
         assert!(!error.retryable());
-        assert!(error.to_string().contains("not issued by the authority in BOB_QUEUE_CA"), "{error}");
+        assert!(
+            error.to_string().contains("not issued by the authority in BOB_QUEUE_CA"),
+            "{error}"
+        );
     }
 }

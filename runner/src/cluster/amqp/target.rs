@@ -9,13 +9,12 @@ use lapin::tcp::AsyncTcpStream;
 use lapin::types::LongString;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Connection, ConnectionProperties};
-use rustls_connector::rustls_pki_types::pem::PemObject as _;
-use rustls_connector::rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use rustls_connector::{RustlsConnector, RustlsConnectorConfig};
+use rustls_connector::RustlsConnector;
 use url::{Host, Url};
 
+use super::faults::VARIABLE;
 use super::{AmqpOptions, Fault};
-use crate::cluster::tls::TlsFiles;
+use crate::cluster::tls;
 
 /// How long a connection may take until it stands.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -35,7 +34,10 @@ pub(in crate::cluster) struct Target {
 
 impl std::fmt::Debug for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Target").field("at", &self.at).field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Target")
+            .field("at", &self.at)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -48,8 +50,8 @@ impl Target {
         let address = Address::parse(url)?;
         let at = address.to_string().into();
         let connector = if address.tls {
-            let connector = connector(&options.tls).map_err(Fault::Denied)?;
-            Some(Arc::new(connector))
+            let pems = options.tls.read().map_err(|fault| Fault::Denied(fault.to_string()))?;
+            Some(Arc::new(tls::connector(&pems).map_err(Fault::Denied)?))
         } else if options.tls.is_empty() {
             None
         } else {
@@ -82,7 +84,23 @@ impl Target {
         &self.at
     }
 
+    /// Connects. Where that fails for no clear reason, the certificates are looked at alone.
     pub(super) async fn connect(&self) -> Result<Connection, Fault> {
+        let fault = match self.connect_once().await {
+            Err(Fault::Unreachable(cause)) => cause,
+            other => return other,
+        };
+        if let Some(connector) = &self.connector {
+            let AMQPAuthority { host, port, .. } = &self.uri.authority;
+            let said = tls::probe(connector, host, *port).await;
+            if let Some(meaning) = said.and_then(|said| tls::explain(&said, VARIABLE)) {
+                return Err(Fault::Denied(meaning));
+            }
+        }
+        Err(Fault::Unreachable(fault))
+    }
+
+    async fn connect_once(&self) -> Result<Connection, Fault> {
         let line = Line::default();
         let connecting = self.open(line.clone());
         match tokio::time::timeout(PATIENCE, connecting).await {
@@ -90,7 +108,10 @@ impl Target {
             Err(_elapsed) => {
                 // The thread that reads this socket would wait for the rest of its life.
                 line.cut();
-                Err(Fault::Unreachable(format!("it did not answer within {} s", PATIENCE.as_secs())))
+                Err(Fault::Unreachable(format!(
+                    "it did not answer within {} s",
+                    PATIENCE.as_secs()
+                )))
             }
         }
     }
@@ -143,29 +164,6 @@ impl Line {
             drop(stream.shutdown(std::net::Shutdown::Both));
         }
     }
-}
-
-fn connector(files: &TlsFiles) -> Result<RustlsConnector, String> {
-    let pems = files.read().map_err(|fault| fault.to_string())?;
-    let config = match &pems.ca {
-        Some(ca) => RustlsConnectorConfig::default().with_parsable_certificates(certificates(ca)?),
-        None => RustlsConnectorConfig::new_with_webpki_root_certs(),
-    };
-    let made = match &pems.identity {
-        Some((cert, key)) => {
-            let key = PrivateKeyDer::from_pem_slice(key)
-                .map_err(|cause| format!("the key of the client certificate cannot be read: {cause}"))?;
-            config.connector_with_single_cert(certificates(cert)?, key)
-        }
-        None => config.connector_with_no_client_auth(),
-    };
-    made.map_err(|cause| format!("the certificates cannot be used: {cause}"))
-}
-
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<_, _>>()
-        .map_err(|cause| format!("a certificate cannot be read: {cause}"))
 }
 
 /// The parts of a URL that say where.

@@ -54,7 +54,12 @@ pub(in crate::cluster) fn shared() -> Vec<Object> {
             ("x-delivery-limit", Argument::Number(names::DELIVERY_LIMIT)),
         ]);
         let name = name.to_owned();
-        Object::Queue(Declared { name, exclusive: false, arguments, bound_to: Some(names::EXCHANGE) })
+        Object::Queue(Declared {
+            name,
+            exclusive: false,
+            arguments,
+            bound_to: Some(names::EXCHANGE),
+        })
     };
     vec![
         exchange(names::EXCHANGE),
@@ -132,12 +137,17 @@ pub(super) async fn declare(
     };
     let Object::Queue(Declared { bound_to: Some(exchange), .. }) = object else { return Ok(()) };
     let (name, options) = (short(named)?, QueueBindOptions::default());
-    let bound =
-        channel.queue_bind(name.clone(), short(exchange)?, name, options, FieldTable::default()).await;
+    let bound = channel
+        .queue_bind(name.clone(), short(exchange)?, name, options, FieldTable::default())
+        .await;
     match bound.map_err(Fault::from) {
         Ok(()) => Ok(()),
         Err(Fault::Denied(said)) => {
-            if warned.lock().unwrap_or_else(PoisonError::into_inner).insert(format!("{named} bound")) {
+            if warned
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(format!("{named} bound"))
+            {
                 warn!("queue {named} is taken to be bound to {exchange}: {said}");
             }
             Ok(())

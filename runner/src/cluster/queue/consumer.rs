@@ -116,7 +116,9 @@ impl Consumer for AmqpConsumer {
             match opened {
                 Ok(subscription) => self.subscription = Some(subscription),
                 Err(fault @ Fault::Denied(_)) => return Err(fault.of_queue(self.queue.at())),
-                Err(fault) => debug!(cause = fault.cause(), source = ?self.source, "not yet subscribed"),
+                Err(fault) => {
+                    debug!(cause = fault.cause(), source = ?self.source, "not yet subscribed")
+                }
             }
         }
     }

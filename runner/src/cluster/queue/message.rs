@@ -53,19 +53,18 @@ fn flatten(table: &FieldTable) -> BTreeMap<String, String> {
     for (name, value) in table {
         let name = name.as_str();
         let own = BROKERS_OWN.iter().any(|own| name.starts_with(own));
-        match value {
-            AMQPValue::LongString(_) | AMQPValue::ShortString(_) => {
-                headers.extend(scalar(value).map(|text| (name.to_owned(), text)));
+        let is_text = matches!(value, AMQPValue::LongString(_) | AMQPValue::ShortString(_));
+        if is_text || own {
+            headers.extend(scalar(value).map(|text| (name.to_owned(), text)));
+        }
+        if let AMQPValue::FieldArray(deaths) = value
+            && own
+            && let Some(AMQPValue::FieldTable(death)) = deaths.as_slice().first()
+        {
+            for (field, value) in death {
+                let named = format!("{name}-{}", field.as_str());
+                headers.extend(scalar(value).map(|text| (named, text)));
             }
-            AMQPValue::FieldArray(deaths) if own => {
-                let Some(AMQPValue::FieldTable(death)) = deaths.as_slice().first() else { continue };
-                for (field, value) in death {
-                    let named = format!("{name}-{}", field.as_str());
-                    headers.extend(scalar(value).map(|text| (named, text)));
-                }
-            }
-            other if own => headers.extend(scalar(other).map(|text| (name.to_owned(), text))),
-            _ => {}
         }
     }
     headers
@@ -74,9 +73,7 @@ fn flatten(table: &FieldTable) -> BTreeMap<String, String> {
 #[expect(clippy::wildcard_enum_match_arm, reason = "AMQP has seventeen types, and these are text")]
 fn scalar(value: &AMQPValue) -> Option<String> {
     match value {
-        AMQPValue::LongString(text) => {
-            std::str::from_utf8(text.as_bytes()).ok().map(str::to_owned)
-        }
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok().map(str::to_owned),
         AMQPValue::ShortString(text) => Some(text.as_str().to_owned()),
         AMQPValue::Boolean(flag) => Some(flag.to_string()),
         AMQPValue::ShortShortInt(number) => Some(number.to_string()),
@@ -114,7 +111,10 @@ mod tests {
             ("traceparent", AMQPValue::LongString("00-ab".into())),
             ("x-first-death-reason", AMQPValue::LongString("delivery_limit".into())),
             ("x-delivery-count", AMQPValue::LongLongInt(21)),
-            ("x-death", AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::FieldTable(death)]))),
+            (
+                "x-death",
+                AMQPValue::FieldArray(FieldArray::from(vec![AMQPValue::FieldTable(death)])),
+            ),
             ("number", AMQPValue::LongInt(7)),
             ("bytes", AMQPValue::LongString(vec![0xff].into())),
         ]);
@@ -139,8 +139,14 @@ mod tests {
         let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let message = Message { headers: headers.into(), ..Message::default() };
         let properties = properties(&message).unwrap();
-        let names: Vec<&str> =
-            properties.headers().as_ref().unwrap().inner().keys().map(ShortString::as_str).collect();
+        let names: Vec<&str> = properties
+            .headers()
+            .as_ref()
+            .unwrap()
+            .inner()
+            .keys()
+            .map(ShortString::as_str)
+            .collect();
         assert_eq!(names, ["traceparent"]);
     }
 

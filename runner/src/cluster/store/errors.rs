@@ -5,6 +5,9 @@ use etcd_client::Error;
 use crate::cluster::tls;
 use crate::ports::StoreError;
 
+/// The variables that the certificates come from begin so.
+pub(super) const VARIABLE: &str = "BOB_STORAGE";
+
 // gRPC's status codes; the crate that names them is not ours to depend on.
 const INVALID_ARGUMENT: i32 = 3;
 const DEADLINE_EXCEEDED: i32 = 4;
@@ -65,7 +68,7 @@ impl From<Error> for Fault {
     fn from(error: Error) -> Self {
         match error {
             Error::GRpcStatus(status) => {
-                let chain = tls::chain(&status);
+                let chain = tls::causes(status.message().to_owned(), &status);
                 of_status(status.code() as i32, status.message(), &chain)
             }
             Error::TransportError(transport) => of_transport(&tls::chain(&transport)),
@@ -91,7 +94,9 @@ fn of_status(code: i32, message: &str, chain: &str) -> Fault {
         UNAUTHENTICATED => Fault::StaleToken(said),
         PERMISSION_DENIED => Fault::Denied(format!("{said} for this user")),
         // It took away the user's roles, or the user, since the token was made.
-        INVALID_ARGUMENT if said.contains("revision of auth store is old") => Fault::StaleToken(said),
+        INVALID_ARGUMENT if said.contains("revision of auth store is old") => {
+            Fault::StaleToken(said)
+        }
         INVALID_ARGUMENT if said.contains("authentication failed") => {
             Fault::Denied("user and password do not fit".to_owned())
         }
@@ -117,7 +122,7 @@ fn of_status(code: i32, message: &str, chain: &str) -> Fault {
 
 /// Certificates do not get better by waiting, all else may.
 fn of_transport(chain: &str) -> Fault {
-    tls::explain(chain, "BOB_STORAGE")
+    tls::explain(chain, VARIABLE)
         .map_or_else(|| Fault::Unreachable(chain.to_owned()), Fault::Denied)
 }
 

@@ -14,7 +14,7 @@ use protocol::names;
 use tracing::warn;
 
 use self::errors::Fault;
-use crate::cluster::tls::TlsFiles;
+use crate::cluster::tls::{self, TlsFiles};
 use crate::ports::{
     Changes, Entry, Granted, LeaseId, Listing, Op, Store, StoreError, Txn, TxnReply,
 };
@@ -93,17 +93,23 @@ impl Etcd {
     /// [`StoreError::Unreachable`] after the last attempt.
     pub async fn connect(options: &EtcdOptions) -> Result<Self, StoreError> {
         let at: Arc<str> = spell(&options.urls).into();
-        let mut user = options.user.clone().zip(options.password.clone().or_else(|| Some(String::new())));
+        let mut user =
+            options.user.clone().zip(options.password.clone().or_else(|| Some(String::new())));
         let mut left = options.retry_attempts.max(1);
         loop {
             let with = connect_options(options, user.clone())
                 .map_err(|cause| StoreError::Denied { at: at.to_string(), cause })?;
-            let fault = match Self::attempt(options, with, Arc::clone(&at)).await {
+            let attempt = Box::pin(Self::attempt(options, with, Arc::clone(&at)));
+            let fault = match attempt.await {
                 Ok(etcd) => return Ok(etcd),
                 Err(Fault::NoAuthentication) if user.is_some() => {
                     warn!(store = %at, "the store has no authentication enabled, so its user is not used");
                     user = None;
                     continue;
+                }
+                Err(Fault::Unreachable(cause)) => {
+                    let meaning = Box::pin(certificates_at_fault(options)).await;
+                    meaning.map_or(Fault::Unreachable(cause), Fault::Denied).said(&at, None, 0)
                 }
                 Err(fault) => fault.said(&at, None, 0),
             };
@@ -158,7 +164,8 @@ impl Etcd {
         revision: i64,
     ) -> Result<etcd_client::GetResponse, Fault> {
         self.call(DEADLINE, |client| {
-            let mut options = GetOptions::new().with_range(convert::end_of(prefix)).with_limit(PAGE);
+            let mut options =
+                GetOptions::new().with_range(convert::end_of(prefix)).with_limit(PAGE);
             if revision > 0 {
                 options = options.with_revision(revision);
             }
@@ -211,6 +218,23 @@ async fn in_time<T>(
     })
 }
 
+/// What the certificates have to do with it that no connection stands; nothing mostly.
+async fn certificates_at_fault(options: &EtcdOptions) -> Option<String> {
+    let connector = tls::connector(&options.tls.read().ok()?).ok()?;
+    for url in options.urls.iter().filter_map(|url| url::Url::parse(url).ok()) {
+        let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
+            continue;
+        };
+        if url.scheme() == "https"
+            && let Some(said) = tls::probe(&connector, host, port).await
+            && let Some(meaning) = tls::explain(&said, errors::VARIABLE)
+        {
+            return Some(meaning);
+        }
+    }
+    None
+}
+
 fn connect_options(
     options: &EtcdOptions,
     user: Option<(String, String)>,
@@ -239,7 +263,9 @@ fn connect_options(
         }
         with = with.with_tls(tls);
     } else if !options.tls.is_empty() {
-        return Err("certificates are given, but its address does not begin with https://".to_owned());
+        return Err(
+            "certificates are given, but its address does not begin with https://".to_owned()
+        );
     }
     Ok(with)
 }
@@ -251,7 +277,11 @@ impl Store for Etcd {
             .call(DEADLINE, |client| {
                 let key = key.to_owned();
                 async move {
-                    client.kv_client().max_decoding_message_size(LARGEST_ANSWER).get(key, None).await
+                    client
+                        .kv_client()
+                        .max_decoding_message_size(LARGEST_ANSWER)
+                        .get(key, None)
+                        .await
                 }
             })
             .await;
@@ -265,12 +295,10 @@ impl Store for Etcd {
         if matches!(listing, Err(Fault::Compacted { .. })) {
             listing = self.pages(prefix).await;
         }
-        listing.map_err(|fault| match fault {
-            Fault::Compacted { .. } => {
-                self.said(Fault::Unreachable("it compacts while it is read".to_owned()))
-            }
-            fault => self.said(fault),
-        })
+        if matches!(listing, Err(Fault::Compacted { .. })) {
+            listing = Err(Fault::Unreachable("it compacts while it is read".to_owned()));
+        }
+        listing.map_err(|fault| self.said(fault))
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {
@@ -296,8 +324,10 @@ impl Store for Etcd {
     async fn grant(&self, ttl: Duration) -> Result<Granted, StoreError> {
         let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
         let seconds = seconds.saturating_add(i64::from(ttl.subsec_nanos() > 0)).max(1);
-        let granted = self
-            .call(DEADLINE, |client| async move { client.lease_client().grant(seconds, None).await })
+        let granted =
+            self.call(DEADLINE, |client| async move {
+                client.lease_client().grant(seconds, None).await
+            })
             .await
             .map_err(|fault| self.said(fault))?;
         Ok(Granted { lease: LeaseId(granted.id()), ttl: convert::seconds(granted.ttl()) })
@@ -343,7 +373,8 @@ mod tests {
 
     #[test]
     fn credentials_in_an_address_are_not_shown() {
-        let urls = ["https://bob:secret@etcd.example:2379/".to_owned(), "localhost:2379".to_owned()];
+        let urls =
+            ["https://bob:secret@etcd.example:2379/".to_owned(), "localhost:2379".to_owned()];
         assert_eq!(spell(&urls), "https://etcd.example:2379/,localhost:2379");
     }
 

@@ -23,7 +23,7 @@ use crate::ports::{EventStream, Events, EventsError, Position, Ticket};
 
 /// Events, on a RabbitMQ stream. Clones share it; it ends with the last one.
 #[derive(Clone)]
-pub struct StreamEvents(Arc<Inner>);
+pub struct AmqpEvents(Arc<Inner>);
 
 struct Inner {
     link: Link,
@@ -33,13 +33,13 @@ struct Inner {
     tasks: Mutex<JoinSet<()>>,
 }
 
-impl std::fmt::Debug for StreamEvents {
+impl std::fmt::Debug for AmqpEvents {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StreamEvents").field("stream", &self.0.stream).finish_non_exhaustive()
+        f.debug_struct("AmqpEvents").field("stream", &self.0.stream).finish_non_exhaustive()
     }
 }
 
-impl StreamEvents {
+impl AmqpEvents {
     /// Connects and declares the stream; tries again as often as the options say. From then on it
     /// reconnects by itself, for ever.
     ///
@@ -94,17 +94,19 @@ fn stream_url(options: &AmqpOptions) -> Result<String, Fault> {
     if !parsed.scheme().starts_with("rabbitmq-stream") {
         return Ok(url.clone());
     }
-    warn!("BOB_STREAM_URL asks for the stream protocol, which this version does not speak: AMQP is used");
+    warn!(
+        "BOB_STREAM_URL asks for the stream protocol, which this version does not speak: AMQP is used"
+    );
     let queue = Url::parse(&options.url)
         .map_err(|cause| Fault::Denied(format!("the URL of the queue cannot be read: {cause}")))?;
-    let host = parsed.host_str().or(queue.host_str()).unwrap_or("localhost");
+    let host = parsed.host_str().or_else(|| queue.host_str()).unwrap_or("localhost");
     let path = if parsed.path().len() > 1 { parsed.path() } else { queue.path() };
     let port = queue.port().map(|port| format!(":{port}")).unwrap_or_default();
     Ok(format!("{}://{host}{port}{path}", queue.scheme()))
 }
 
 #[async_trait]
-impl Events for StreamEvents {
+impl Events for AmqpEvents {
     async fn emit(&self, event: Event) -> Result<Ticket, EventsError> {
         let body = Bytes::from(event.to_json());
         self.0.shared.push(event.run_id, event.epoch, body).await.map(Ticket)

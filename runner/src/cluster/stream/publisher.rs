@@ -48,7 +48,12 @@ pub(super) async fn publish(shared: Arc<Shared>, link: Link, stream: String) {
             // Once for each reason: a lost connection is told by its keeper.
             if told != fault.cause() {
                 told = fault.cause().to_owned();
-                warn!(broker = link.at(), stream, cause = told, "events are not taken, and sent again");
+                warn!(
+                    broker = link.at(),
+                    stream,
+                    cause = told,
+                    "events are not taken, and sent again"
+                );
             }
             if matches!(fault, Fault::Missing(_)) {
                 // Where that fails the next attempt comes here again.
@@ -146,7 +151,7 @@ async fn next_confirms(owed: &mut VecDeque<PublisherConfirm>) -> (usize, Option<
         while let Some(oldest) = owed.front_mut() {
             let Poll::Ready(confirmed) = Pin::new(oldest).poll(context) else { break };
             owed.pop_front();
-            match confirmed.map_err(Fault::from).and_then(arrived) {
+            match confirmed.map_err(Fault::from).and_then(|confirmation| arrived(&confirmation)) {
                 Ok(()) => count += 1,
                 Err(fault) => return Poll::Ready((count, Some(fault))),
             }
@@ -156,7 +161,7 @@ async fn next_confirms(owed: &mut VecDeque<PublisherConfirm>) -> (usize, Option<
     .await
 }
 
-fn arrived(confirmation: Confirmation) -> Result<(), Fault> {
+fn arrived(confirmation: &Confirmation) -> Result<(), Fault> {
     match confirmation {
         Confirmation::Ack(None) => Ok(()),
         // lapin gives a returned message to any of those that are confirmed together. Once the

@@ -99,7 +99,8 @@ impl Reading {
                 self.consumer.next().await
             }
         };
-        let delivery = came.ok_or_else(|| Fault::Unreachable("the stream was deleted".to_owned()))??;
+        let delivery =
+            came.ok_or_else(|| Fault::Unreachable("the stream was deleted".to_owned()))??;
         self.unacked = Some(delivery.delivery_tag);
         self.count += 1;
         Ok(delivery)
@@ -123,10 +124,10 @@ impl Reading {
 /// Where a message stands.
 fn offset(delivery: &Delivery) -> Option<u64> {
     let headers = delivery.properties.headers().as_ref()?;
-    match headers.inner().get("x-stream-offset")? {
-        AMQPValue::LongLongInt(offset) => u64::try_from(*offset).ok(),
-        _ => None,
-    }
+    let AMQPValue::LongLongInt(offset) = headers.inner().get("x-stream-offset")? else {
+        return None;
+    };
+    u64::try_from(*offset).ok()
 }
 
 /// A reader that goes on behind the last message it has seen.
@@ -151,9 +152,9 @@ pub(super) async fn follow(
             Position::Since(at) => Start::Since(at),
             Position::Offset(offset) => Start::Offset(offset),
             // By its number: what is published while a connection is away is not passed over.
-            Position::Next => {
-                last_offset(&link, &name).await?.map_or(Start::First, |last| Start::Offset(last + 1))
-            }
+            Position::Next => last_offset(&link, &name)
+                .await?
+                .map_or(Start::First, |last| Start::Offset(last + 1)),
         };
         let reading = Some(Reading::open(&link, &name, from).await?);
         Ok(Following { link: link.clone(), name, from, reading, pace: Pace::new(), over: false })
@@ -213,7 +214,8 @@ pub(super) async fn end(link: &Link, name: &str) -> Result<Option<u64>, EventsEr
 async fn last_offset(link: &Link, name: &str) -> Result<Option<u64>, Fault> {
     let mut reading = Reading::open(link, name, Start::LastChunk).await?;
     let passive = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
-    let stands = reading.channel.queue_declare(topology::short(name)?, passive, FieldTable::default());
+    let stands =
+        reading.channel.queue_declare(topology::short(name)?, passive, FieldTable::default());
     let patience = if stands.await?.message_count() > 0 { FIRST_MESSAGE } else { NO_MESSAGE };
     let Ok(first) = tokio::time::timeout(patience, reading.next()).await else { return Ok(None) };
     let mut last = offset(&first?);
@@ -221,7 +223,8 @@ async fn last_offset(link: &Link, name: &str) -> Result<Option<u64>, Fault> {
         reading.settle().await?;
         let before = last;
         while let Some(came) = reading.consumer.next().now_or_never() {
-            let delivery = came.ok_or_else(|| Fault::Unreachable("the stream was deleted".to_owned()))??;
+            let delivery =
+                came.ok_or_else(|| Fault::Unreachable("the stream was deleted".to_owned()))??;
             last = last.max(offset(&delivery));
             reading.unacked = Some(delivery.delivery_tag);
         }

@@ -182,7 +182,9 @@ pub(super) async fn spill_and_refill(shared: Arc<Shared>, link: Link, spill: Spi
                     (files, batch, written)
                 };
                 // The runtime ends, and everything with it.
-                let Ok((files, batch, written)) = tokio::task::spawn_blocking(work).await else { return };
+                let Ok((files, batch, written)) = tokio::task::spawn_blocking(work).await else {
+                    return;
+                };
                 shared.change(|buffer| match &written {
                     Ok(()) => buffer.spilled(),
                     Err(_) => buffer.not_spilled(batch),
@@ -195,7 +197,8 @@ pub(super) async fn spill_and_refill(shared: Arc<Shared>, link: Link, spill: Spi
                     (files, read)
                 };
                 let Ok((files, read)) = tokio::task::spawn_blocking(work).await else { return };
-                let read = read.map(|(read, oldest)| shared.change(|buffer| buffer.refill(read, oldest)));
+                let read =
+                    read.map(|(read, oldest)| shared.change(|buffer| buffer.refill(read, oldest)));
                 (files, read)
             }
         };

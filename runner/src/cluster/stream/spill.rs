@@ -81,7 +81,7 @@ impl Spill {
             bytes.resize(one, 0);
             first.file.read_exact_at(&mut bytes, first.read)?;
         }
-        let (taken, used) = decode_all(Bytes::from(bytes))?;
+        let (taken, used) = decode_all(&Bytes::from(bytes))?;
         let read = first.read + used as u64;
         let emptied = read == first.written;
         let next = if emptied {
@@ -139,7 +139,8 @@ fn number<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 }
 
 fn lengths(bytes: &[u8]) -> Option<(usize, usize)> {
-    let length = |at| number(bytes, at).and_then(|field| usize::try_from(u32::from_le_bytes(field)).ok());
+    let length =
+        |at| number(bytes, at).and_then(|field| usize::try_from(u32::from_le_bytes(field)).ok());
     Some((length(16)?, length(20)?))
 }
 
@@ -150,9 +151,11 @@ fn record_len(bytes: &[u8]) -> Option<usize> {
 }
 
 /// All whole records, and how long they are together.
-fn decode_all(bytes: Bytes) -> io::Result<(Vec<Waiting>, usize)> {
+fn decode_all(bytes: &Bytes) -> io::Result<(Vec<Waiting>, usize)> {
     let (mut all, mut used) = (Vec::new(), 0);
-    while let Some(length) = record_len(&bytes[used..]).filter(|length| used + length <= bytes.len()) {
+    while let Some(length) =
+        record_len(&bytes[used..]).filter(|length| used + length <= bytes.len())
+    {
         let waiting = decode(&bytes.slice(used..used + length));
         all.push(waiting.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))?);
         used += length;

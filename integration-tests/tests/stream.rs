@@ -1,0 +1,319 @@
+//! The events port on a real RabbitMQ stream.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use integration_tests::raw;
+use integration_tests::services::{BROKER, OwnServices, Services, Vhost};
+use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use protocol::event::{Event, LogStream, Reason};
+use protocol::id::{Epoch, RunId};
+use protocol::time::Millis;
+use runner::cluster::{AmqpEvents, AmqpOptions};
+use runner::host;
+use runner::ports::conformance::{self, EventsSubject};
+use runner::ports::{EventStream, Events as _, EventsError, Position, Ticket};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+async fn broker() -> Option<(Services, Vhost)> {
+    let services = Services::of_environment(BROKER)?;
+    let vhost = services.vhost().await;
+    Some((services, vhost))
+}
+
+fn run(name: &str) -> RunId {
+    format!("r-{name}").parse().unwrap()
+}
+
+fn event(run: &RunId, seq: u64, text: &str) -> Event {
+    let reason =
+        Reason::Log { stream: LogStream::Stdout, offset: 0, partial: false, encoding: None };
+    let mut event = Event::new(Millis(1), reason, text.to_owned());
+    event.run_id = Some(run.clone());
+    event.epoch = Some(Epoch(7));
+    event.seq = Some(seq);
+    event
+}
+
+async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| panic!("{what} takes too long"))
+}
+
+async fn emit(events: &AmqpEvents, run: &RunId, seqs: std::ops::Range<u64>, text: &str) -> Ticket {
+    let mut last = Ticket::default();
+    for seq in seqs {
+        last = in_time("an emit", events.emit(event(run, seq, text))).await.unwrap();
+    }
+    last
+}
+
+async fn confirmed(events: &AmqpEvents, ticket: Ticket) {
+    in_time("a confirm", events.confirmed(ticket)).await.unwrap();
+}
+
+/// Reads a run's numbers up to one, each as it comes for the first time.
+async fn read_to(stream: &mut EventStream, run: &RunId, last: u64) -> Vec<u64> {
+    let mut seqs = Vec::new();
+    while seqs.last() != Some(&last) {
+        let published = in_time("an event", stream.next()).await.unwrap().unwrap();
+        let event = published.event().unwrap();
+        if event.run_id.as_ref() == Some(run) && seqs.last() < event.seq.as_ref() {
+            seqs.extend(event.seq);
+        }
+    }
+    seqs
+}
+
+/// Every number once, none left out: then the first sight of each was in order.
+fn assert_whole(seqs: &[u64], count: u64) {
+    assert!(seqs.iter().copied().eq(0..count), "{} of {count}", seqs.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_is_what_every_stream_of_events_is() {
+    let Some((services, vhost)) = broker().await else { return };
+    let options = services.amqp(&vhost);
+    conformance::events(EventsSubject {
+        prefix: uuid::Uuid::new_v4().simple().to_string(),
+        events: Arc::new(AmqpEvents::connect(&options).await.unwrap()),
+        other: Arc::new(AmqpEvents::connect(&options).await.unwrap()),
+        host: Arc::new(host::Linux::default()),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_end_is_the_last_message_of_the_last_chunk_and_nothing_on_an_empty_stream() {
+    let Some((services, vhost)) = broker().await else { return };
+    let events = AmqpEvents::connect(&services.amqp(&vhost)).await.unwrap();
+    assert_eq!(events.end().await.unwrap(), None);
+    let run = run("end");
+    let mut from = 0;
+    for to in [1, 2, 700, 5_000] {
+        let last = emit(&events, &run, from..to, "x").await;
+        confirmed(&events, last).await;
+        assert_eq!(events.end().await.unwrap(), Some(to - 1));
+        from = to;
+    }
+}
+
+#[tokio::test]
+async fn an_event_carries_its_run_for_the_brokers_filter() {
+    let Some((services, vhost)) = broker().await else { return };
+    let options = services.amqp(&vhost);
+    let events = AmqpEvents::connect(&options).await.unwrap();
+    confirmed(&events, emit(&events, &run("a"), 0..1, "x").await).await;
+    let message = raw::first_of_stream(&options).await;
+    let headers = message.properties.headers().clone().unwrap();
+    let filter = headers.inner().get("x-stream-filter-value");
+    assert_eq!(filter, Some(&AMQPValue::LongString("r-a".into())));
+    let content = message.properties.content_type().clone().unwrap();
+    assert_eq!(content.as_str(), "application/json");
+}
+
+#[tokio::test]
+async fn a_stream_that_stands_with_other_arguments_is_used_as_it_is_with_one_warning() {
+    let Some((services, vhost)) = broker().await else { return };
+    let options = services.amqp(&vhost);
+    let channel = raw::channel(&options).await;
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("stream".into()));
+    arguments.insert("x-max-age".into(), AMQPValue::LongString("30D".into()));
+    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+    channel.queue_declare("bob.event-stream".into(), durable, arguments).await.unwrap();
+
+    let warnings = raw::Warnings::default();
+    let watching = warnings.watch();
+    let events = AmqpEvents::connect(&options).await.unwrap();
+    confirmed(&events, emit(&events, &run("a"), 0..1, "x").await).await;
+    drop(watching);
+    let said = warnings.containing("is used as it stands");
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("received '7D' but current is '30D'"), "{said:?}");
+}
+
+#[tokio::test]
+async fn the_stream_protocol_is_replaced_by_amqp_with_one_warning() {
+    let Some((services, vhost)) = broker().await else { return };
+    let mut options = services.amqp(&vhost);
+    options.stream_url = Some("rabbitmq-stream://bob:hidden@127.0.0.1:5552".to_owned());
+    let warnings = raw::Warnings::default();
+    let watching = warnings.watch();
+    let events = AmqpEvents::connect(&options).await.unwrap();
+    confirmed(&events, emit(&events, &run("a"), 0..1, "x").await).await;
+    drop(watching);
+    assert_eq!(warnings.containing("AMQP is used").len(), 1);
+    assert!(warnings.containing("hidden").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publisher_and_readers_go_on_after_their_connections_were_closed() {
+    let Some((services, vhost)) = broker().await else { return };
+    let options = services.amqp(&vhost);
+    let events = AmqpEvents::connect(&options).await.unwrap();
+    let run = run("closed");
+    let mut stream = events.follow(Position::Next).await.unwrap();
+    let emitting = async {
+        let mut last = Ticket::default();
+        for round in 0..4 {
+            last = emit(&events, &run, round * 5_000..(round + 1) * 5_000, "line").await;
+            in_time("a connection", async {
+                while !vhost.management.close_connections(&vhost).await {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+        }
+        confirmed(&events, last).await;
+    };
+    let (seqs, ()) = tokio::join!(read_to(&mut stream, &run, 19_999), emitting);
+    assert_whole(&seqs, 20_000);
+}
+
+#[tokio::test]
+async fn a_stream_that_was_deleted_is_made_again_and_what_was_not_confirmed_is_on_it() {
+    let Some((services, vhost)) = broker().await else { return };
+    let options = services.amqp(&vhost);
+    let events = AmqpEvents::connect(&options).await.unwrap();
+    confirmed(&events, emit(&events, &run("a"), 0..10, "x").await).await;
+    let channel = raw::channel(&options).await;
+    let gone = QueueDeleteOptions::default();
+    channel.queue_delete("bob.event-stream".into(), gone).await.unwrap();
+    confirmed(&events, emit(&events, &run("b"), 0..10, "x").await).await;
+    let mut stream = events.follow(Position::First).await.unwrap();
+    assert_whole(&read_to(&mut stream, &run("b"), 9).await, 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_while_the_broker_is_away_and_the_memory_is_full() {
+    let Some(own) = OwnServices::start("rabbitmq", &[]) else { return };
+    let vhost = own.services().vhost().await;
+    let events = AmqpEvents::connect(&own.services().amqp(&vhost)).await.unwrap();
+    let run = run("away");
+    let text = "x".repeat(60_000);
+    let mut stream = events.follow(Position::Next).await.unwrap();
+    let last = emit(&events, &run, 0..20, &text).await;
+    confirmed(&events, last).await;
+    own.control("kill", "rabbitmq").await;
+    // 60 MB: several times what is kept in memory.
+    let last = emit(&events, &run, 20..1_000, &text).await;
+    assert!(on_disk(&vhost) > 40_000_000, "what the memory does not hold is on disk");
+    assert_eq!(std::fs::read_dir(vhost.spill.path()).unwrap().count(), 0, "without a name");
+    own.control("start", "rabbitmq").await;
+    confirmed(&events, last).await;
+    assert_whole(&read_to(&mut stream, &run, 999).await, 1_000);
+    assert_eq!(on_disk(&vhost), 0, "what is confirmed is let go");
+}
+
+/// How much this process holds in nameless files of the test's directory.
+fn on_disk(vhost: &Vhost) -> u64 {
+    let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let nameless = files.filter(|file| {
+        let path = std::fs::read_link(file.path()).unwrap_or_default();
+        path.starts_with(vhost.spill.path()) && path.to_string_lossy().ends_with(" (deleted)")
+    });
+    nameless.filter_map(|file| std::fs::metadata(file.path()).ok()).map(|data| data.len()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_allowance_makes_emitters_wait_until_the_broker_is_back() {
+    let Some(own) = OwnServices::start("rabbitmq", &[]) else { return };
+    let vhost = own.services().vhost().await;
+    let options = AmqpOptions { spill_bytes: 10 << 20, ..own.services().amqp(&vhost) };
+    let events = AmqpEvents::connect(&options).await.unwrap();
+    let run = run("full");
+    let text = "x".repeat(60_000);
+    let mut stream = events.follow(Position::Next).await.unwrap();
+    own.control("stop", "rabbitmq").await;
+    let mut emitted = 0;
+    // A second without any progress is an emitter that waits.
+    while let Ok(taken) =
+        tokio::time::timeout(Duration::from_secs(2), events.emit(event(&run, emitted, &text))).await
+    {
+        taken.unwrap();
+        emitted += 1;
+    }
+    let bytes = emitted * 60_000;
+    assert!((12 << 20..32 << 20).contains(&bytes), "{bytes} bytes were taken");
+    // Dropped, so not taken: its number comes again.
+    let rest = emit(&events, &run, emitted..emitted + 200, &text);
+    let (last, ()) = tokio::join!(rest, own.control("start", "rabbitmq"));
+    confirmed(&events, last).await;
+    assert_whole(&read_to(&mut stream, &run, emitted + 199).await, emitted + 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_discarded_is_not_sent_from_memory_nor_from_disk() {
+    let Some(own) = OwnServices::start("rabbitmq", &[]) else { return };
+    let vhost = own.services().vhost().await;
+    let events = AmqpEvents::connect(&own.services().amqp(&vhost)).await.unwrap();
+    let (lost, kept) = (run("lost"), run("kept"));
+    let text = "x".repeat(60_000);
+    confirmed(&events, emit(&events, &kept, 0..1, &text).await).await;
+    own.control("stop", "rabbitmq").await;
+    let mut last = Ticket::default();
+    for seq in 0..300 {
+        emit(&events, &lost, seq..seq + 1, &text).await;
+        last = emit(&events, &kept, seq + 1..seq + 2, &text).await;
+    }
+    assert!(on_disk(&vhost) > 10_000_000, "some of both is on disk");
+    events.discard(&lost, Epoch(7));
+    own.control("start", "rabbitmq").await;
+    confirmed(&events, last).await;
+    let end = events.end().await.unwrap();
+    let mut stream = events.follow(Position::First).await.unwrap();
+    let mut seqs = Vec::new();
+    loop {
+        let published = in_time("an event", stream.next()).await.unwrap().unwrap();
+        let event = published.event().unwrap();
+        assert_eq!(event.run_id.as_ref(), Some(&kept), "nothing of the lost run");
+        seqs.extend(event.seq);
+        if Some(published.offset) == end {
+            break;
+        }
+    }
+    assert_whole(&seqs, 301);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_hangs_does_not_hold_up_who_emits_as_long_as_there_is_room() {
+    let Some(own) = OwnServices::start("rabbitmq", &[]) else { return };
+    let vhost = own.services().vhost().await;
+    let events = AmqpEvents::connect(&own.services().amqp(&vhost)).await.unwrap();
+    let run = run("hang");
+    let text = "x".repeat(60_000);
+    let mut stream = events.follow(Position::Next).await.unwrap();
+    own.control("pause", "rabbitmq").await;
+    let last = emit(&events, &run, 0..400, &text).await;
+    let unreachable = events.end().await.unwrap_err();
+    assert!(matches!(unreachable, EventsError::Unreachable { .. }), "{unreachable}");
+    own.control("unpause", "rabbitmq").await;
+    confirmed(&events, last).await;
+    assert_whole(&read_to(&mut stream, &run, 399).await, 400);
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_written_is_found_at_the_start() {
+    let Some((services, vhost)) = broker().await else { return };
+    let file = vhost.spill.path().join("a-file");
+    std::fs::write(&file, "").unwrap();
+    let options = AmqpOptions { spill_dir: file.join("spill"), ..services.amqp(&vhost) };
+    let error = AmqpEvents::connect(&options).await.unwrap_err();
+    assert!(matches!(error, EventsError::Spill { .. }), "{error}");
+    assert!(error.to_string().contains("a-file/spill"), "{error}");
+}
+
+#[tokio::test]
+async fn who_waits_is_told_when_the_adapter_is_closed() {
+    let Some((services, vhost)) = broker().await else { return };
+    let events = AmqpEvents::connect(&services.amqp(&vhost)).await.unwrap();
+    let waiting = events.clone();
+    let (answer, ()) = tokio::join!(waiting.confirmed(Ticket(1)), events.close());
+    assert!(matches!(answer, Err(EventsError::Closed)), "{answer:?}");
+    let emitted = events.emit(event(&run("a"), 0, "x")).await;
+    assert!(matches!(emitted, Err(EventsError::Closed)), "{emitted:?}");
+}
