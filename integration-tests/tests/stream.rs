@@ -13,6 +13,7 @@ use protocol::event::{Event, LogStream, Reason};
 use protocol::id::{Epoch, RunId};
 use protocol::time::Millis;
 use runner::cluster::{AmqpEvents, AmqpOptions};
+use runner::host;
 use runner::ports::conformance::{self, EventsSubject};
 use runner::ports::{EventStream, Events as _, EventsError, Position, Ticket};
 
@@ -80,7 +81,7 @@ async fn it_is_what_every_stream_of_events_is() {
         prefix: uuid::Uuid::new_v4().simple().to_string(),
         events: Arc::new(AmqpEvents::connect(&options).await.unwrap()),
         other: Arc::new(AmqpEvents::connect(&options).await.unwrap()),
-        host: Arc::new(raw::Clock),
+        host: Arc::new(host::Linux::default()),
     })
     .await;
 }

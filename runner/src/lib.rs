@@ -15,7 +15,7 @@
 //!
 //! `ARCHITECTURE.md` walks a run through them; `tests/layers.rs` holds them to who may import whom.
 
-
+pub mod app;
 pub mod cluster;
 pub mod config;
 pub mod embedded;
