@@ -111,3 +111,9 @@ pub const RESOURCE_PATH: &str = "bob_resource";
 pub const ARTIFACT_PATH: &str = "bob_artifact";
 /// The path of logs in a logger.
 pub const LOG_PATH: &str = "bob_logs";
+/// Header of an upload: the run it is of.
+pub const HEADER_RUN: &str = "bob-run";
+/// Header of an upload: the epoch of the run's owner.
+pub const HEADER_EPOCH: &str = "bob-epoch";
+/// Header of an upload: the step's attempt.
+pub const HEADER_ATTEMPT: &str = "bob-attempt";

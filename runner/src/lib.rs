@@ -11,6 +11,7 @@
 //! | [`ports`] | what a worker needs of the world: traits only |
 //! | [`rules`] | decides what should happen; pure |
 //! | [`telemetry`] | the worker's own log |
+//! | [`transfer`] | bytes over the edge: resources, artifacts, loggers |
 //! | [`worker`] | makes it happen |
 //!
 //! `ARCHITECTURE.md` walks a run through them; `tests/layers.rs` holds them to who may import whom.
@@ -24,4 +25,5 @@ pub mod host;
 pub mod ports;
 pub mod rules;
 pub mod telemetry;
+pub mod transfer;
 pub mod worker;

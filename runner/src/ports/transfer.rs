@@ -47,6 +47,9 @@ pub enum TransferError {
     /// A parameter that must be there is missing or cannot be used.
     #[error("{0}")]
     BadParams(String),
+    /// The bytes that were to be sent broke off.
+    #[error("{0}")]
+    Input(String),
 }
 
 /// Who sends something: every request for a run says so.

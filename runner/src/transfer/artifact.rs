@@ -1,0 +1,76 @@
+//! Artifacts: a tar to a store, as fast as the store takes it.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::StreamExt;
+use protocol::names;
+use reqwest::Body;
+use tokio::sync::watch;
+
+use super::address::Service;
+use super::{Http, accepted, chain};
+use crate::ports::{ByteStream, Origin, TransferError};
+
+impl Http {
+    /// Sends a tar to a store.
+    pub(super) async fn send(
+        &self,
+        registered: &str,
+        [group, name, run, artifact]: [&str; 4],
+        tar: ByteStream,
+        origin: &Origin,
+    ) -> Result<(), TransferError> {
+        let service = Service::at("artifact store", registered)?;
+        let url = service.path(&[names::ARTIFACT_PATH, group, name, run, artifact])?;
+        let moved = watch::Sender::new(());
+        let mut moves = moved.subscribe();
+        let broken = Arc::new(Mutex::new(None));
+        let request = self
+            .client
+            .post(url)
+            .header(reqwest::header::CONTENT_TYPE, "application/x-tar")
+            .header(names::HEADER_RUN, origin.run.as_str())
+            .header(names::HEADER_EPOCH, origin.epoch.0)
+            .header(names::HEADER_ATTEMPT, origin.attempt)
+            .body(watched(tar, moved, Arc::clone(&broken)));
+
+        let idle = self.timeouts.idle;
+        let stalled = async {
+            loop {
+                match tokio::time::timeout(idle, moves.changed()).await {
+                    Ok(Ok(())) => {}
+                    // The sender goes with the body once it is sent: the answer has as long to come.
+                    Ok(Err(_)) => return tokio::time::sleep(idle).await,
+                    Err(_) => return,
+                }
+            }
+        };
+        let answer = tokio::select! {
+            answer = request.send() => answer,
+            () = stalled => {
+                let cause = format!("it took nothing for {} s", idle.as_secs());
+                return Err(service.unreachable(cause));
+            }
+        };
+        // Where the bytes broke off on our side, that is what happened, whatever came of it there.
+        if let Some(cause) = broken.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Err(TransferError::Input(format!(
+                "what was to be uploaded broke off: {cause}"
+            )));
+        }
+        let response = answer.map_err(|error| service.unreachable(chain(&error)))?;
+        accepted(&service, response, idle).await.map(drop)
+    }
+}
+
+/// The same bytes; says that they move, and keeps why they ended before their time.
+fn watched(tar: ByteStream, moved: watch::Sender<()>, broken: Arc<Mutex<Option<String>>>) -> Body {
+    let bytes = tar.map(move |chunk| {
+        moved.send_replace(());
+        chunk.inspect_err(|error: &io::Error| {
+            *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+        })
+    });
+    Body::wrap_stream(bytes)
+}

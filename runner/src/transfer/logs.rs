@@ -1,0 +1,337 @@
+//! A run's text to an external logger: in batches of whole lines, in order, without ever making a
+//! step wait. What the logger does not take waits in memory, then on disk, then is dropped and
+//! counted.
+//!
+//! A batch is sent again until the logger has said yes, so that it may get one twice where its answer
+//! was lost.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use protocol::id::RunId;
+use protocol::names;
+use reqwest::Client;
+use reqwest::header::CONTENT_TYPE;
+use tokio::sync::Notify;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use url::Url;
+
+use super::address::Service;
+use super::spill::{Full, Spill};
+use super::{Http, accepted, chain};
+use crate::ports::{LoggerFeed, TransferError};
+
+/// What may wait in memory, in bytes.
+const MEMORY: usize = 1 << 20;
+/// How long a batch gets, in bytes; longer only where a single line is.
+const BATCH: usize = 256 << 10;
+/// The longest line that is kept in one batch: a logger may put a newline between two.
+const LINE: usize = 4 << 20;
+/// How long text waits for more, so that it goes in one batch.
+const LINGER: Duration = Duration::from_millis(200);
+/// The first wait after a failure; it doubles.
+const BACKOFF: Duration = Duration::from_millis(100);
+/// The longest wait after a failure, and that while the end of a run waits for it.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+const LONGEST_AT_END: Duration = Duration::from_millis(500);
+
+/// The end of a feed at which text comes in.
+pub(super) struct Feed {
+    shared: Arc<Shared>,
+    /// Ends the task with the feed, whether it has finished or not.
+    _task: DropGuard,
+}
+
+struct Shared {
+    backlog: Mutex<Backlog>,
+    /// Text has come.
+    pushed: Notify,
+    /// Nothing more comes.
+    closing: CancellationToken,
+    /// The task has ended.
+    done: CancellationToken,
+    given: AtomicU64,
+    taken: AtomicU64,
+}
+
+/// What waits: what is in memory came first.
+struct Backlog {
+    memory: VecDeque<Bytes>,
+    bytes: usize,
+    spill: Spill,
+    /// Something was dropped, and it was said.
+    dropping: bool,
+}
+
+impl Shared {
+    fn backlog(&self) -> MutexGuard<'_, Backlog> {
+        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Feed {
+    /// Begins to send what is pushed.
+    pub(super) fn open(http: &Http, registered: &str, run: &RunId) -> Result<Self, TransferError> {
+        let service = Service::at("logger", registered)?;
+        let url = service.path(&[names::LOG_PATH, run.as_str()])?;
+        let backlog = Backlog {
+            memory: VecDeque::new(),
+            bytes: 0,
+            spill: Spill::new(Arc::clone(&http.room)),
+            dropping: false,
+        };
+        let shared = Arc::new(Shared {
+            backlog: Mutex::new(backlog),
+            pushed: Notify::new(),
+            closing: CancellationToken::new(),
+            done: CancellationToken::new(),
+            given: AtomicU64::new(0),
+            taken: AtomicU64::new(0),
+        });
+        let sender = Sender {
+            shared: Arc::clone(&shared),
+            client: http.client.clone(),
+            idle: http.timeouts.idle,
+            service,
+            url,
+            ahead: BytesMut::new(),
+        };
+        let cancel = CancellationToken::new();
+        let stop = cancel.clone();
+        http.tasks.spawn(async move {
+            let _done = sender.shared.done.clone().drop_guard();
+            tokio::select! {
+                () = sender.run() => {}
+                () = stop.cancelled() => {}
+            }
+        });
+        Ok(Self { shared, _task: cancel.drop_guard() })
+    }
+}
+
+#[async_trait]
+impl LoggerFeed for Feed {
+    fn push(&self, text: Bytes) {
+        let shared = &self.shared;
+        shared.given.fetch_add(text.len() as u64, Ordering::Relaxed);
+        // After the end nobody would send it: it counts as not taken.
+        if text.is_empty() || shared.closing.is_cancelled() {
+            return;
+        }
+        shared.backlog().push(text);
+        shared.pushed.notify_one();
+    }
+
+    async fn finish(&self, deadline: Duration) -> u64 {
+        let shared = &self.shared;
+        shared.closing.cancel();
+        if let Err(late) = tokio::time::timeout(deadline, shared.done.cancelled()).await {
+            tracing::debug!(%late, "the logger did not take all of a run's text");
+        }
+        let (given, taken) =
+            (shared.given.load(Ordering::Relaxed), shared.taken.load(Ordering::Relaxed));
+        given.saturating_sub(taken)
+    }
+}
+
+impl Backlog {
+    fn push(&mut self, text: Bytes) {
+        if self.spill.is_empty() && self.bytes + text.len() <= MEMORY {
+            self.bytes += text.len();
+            self.memory.push_back(text);
+            return;
+        }
+        let full = self.spill.push(&text);
+        match (&full, self.dropping) {
+            (Ok(()), _) => {}
+            (Err(_), true) => return,
+            (Err(Full::Room), false) => {
+                tracing::warn!("a logger takes too little; text for it is dropped");
+            }
+            (Err(Full::Disk(error)), false) => {
+                tracing::warn!(%error, "cannot spill text for a logger; it is dropped");
+            }
+        }
+        self.dropping = full.is_err();
+    }
+}
+
+/// Sends what waits.
+struct Sender {
+    shared: Arc<Shared>,
+    client: Client,
+    idle: Duration,
+    service: Service,
+    url: Url,
+    /// What was taken from the backlog and not sent yet: the rest of a line, mostly.
+    ahead: BytesMut,
+}
+
+/// What is said of a batch.
+enum Answer {
+    Taken,
+    /// It will not be taken, however often it is sent.
+    Refused,
+    /// It may go better later.
+    Failed(TransferError),
+}
+
+impl Sender {
+    async fn run(mut self) {
+        loop {
+            let closing = self.shared.closing.is_cancelled();
+            self.fill().await;
+            if let Some(batch) = cut(&mut self.ahead, closing) {
+                self.deliver(batch).await;
+                continue;
+            }
+            if closing {
+                // Nothing was pushed since: `closing` was read before the backlog was.
+                return;
+            }
+            tokio::select! {
+                () = self.shared.pushed.notified() => {
+                    tokio::select! {
+                        () = self.enough() => {}
+                        () = tokio::time::sleep(LINGER) => {}
+                        () = self.shared.closing.cancelled() => {}
+                    }
+                }
+                () = self.shared.closing.cancelled() => {}
+            }
+        }
+    }
+
+    /// Returns when a whole batch waits.
+    async fn enough(&self) {
+        while self.ahead.len() + self.shared.backlog().bytes < BATCH {
+            self.shared.pushed.notified().await;
+        }
+    }
+
+    /// Takes up to a batch, or a long line, from the backlog.
+    async fn fill(&mut self) {
+        while self.ahead.len() < BATCH || (self.ahead.len() < LINE && !self.ahead.contains(&b'\n'))
+        {
+            let piece = {
+                let mut backlog = self.shared.backlog();
+                if let Some(text) = backlog.memory.pop_front() {
+                    backlog.bytes -= text.len();
+                    self.ahead.extend_from_slice(&text);
+                    continue;
+                }
+                backlog.spill.first(BATCH)
+            };
+            let Some(piece) = piece else { return };
+            let read = tokio::task::spawn_blocking(move || (piece.read(), piece)).await;
+            let Ok((text, piece)) = read else { return };
+            match text {
+                Ok(text) => self.ahead.extend_from_slice(&text),
+                // It counts as not taken; what stands behind it may still be read.
+                Err(error) => tracing::warn!(%error, "cannot read text for a logger from disk"),
+            }
+            self.shared.backlog().spill.drop_first(&piece);
+        }
+    }
+
+    /// Sends a batch until it is taken or refused for good.
+    async fn deliver(&self, batch: Bytes) {
+        let mut wait = BACKOFF;
+        let mut failed = false;
+        loop {
+            match self.put(batch.clone()).await {
+                Answer::Taken => {
+                    if failed {
+                        tracing::info!(logger = self.service.named(), "the logger answers again");
+                    }
+                    self.shared.taken.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                    return;
+                }
+                Answer::Refused => return,
+                Answer::Failed(error) => {
+                    if !std::mem::replace(&mut failed, true) {
+                        tracing::warn!(%error, "a logger does not take a run's text; it waits");
+                    }
+                }
+            }
+            let closing = self.shared.closing.is_cancelled();
+            let longest = if closing { LONGEST_AT_END } else { LONGEST_BACKOFF };
+            wait = wait.min(longest);
+            if closing {
+                tokio::time::sleep(wait).await;
+            } else {
+                // The end of the run is the time to try at once.
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = self.shared.closing.cancelled() => {}
+                }
+            }
+            wait *= 2;
+        }
+    }
+
+    async fn put(&self, batch: Bytes) -> Answer {
+        let request = self.client.put(self.url.clone()).header(CONTENT_TYPE, "text/plain");
+        let sent = request.body(batch).timeout(self.idle).send().await;
+        let answer = match sent {
+            Ok(response) => accepted(&self.service, response, self.idle).await.map(drop),
+            Err(error) => Err(self.service.unreachable(chain(&error))),
+        };
+        match answer {
+            Ok(()) => Answer::Taken,
+            // These say that it is the text that is wrong; it must not stand before all the rest.
+            Err(TransferError::Refused { status: status @ (400 | 413 | 415 | 422), .. }) => {
+                let logger = self.service.named();
+                tracing::warn!(logger, status, "a logger refuses a piece of a run's text");
+                Answer::Refused
+            }
+            Err(error) => Answer::Failed(error),
+        }
+    }
+}
+
+/// Cuts a batch of whole lines from the front; at the end, and of a line without one, what there is.
+fn cut(ahead: &mut BytesMut, closing: bool) -> Option<Bytes> {
+    let within = &ahead[..ahead.len().min(BATCH)];
+    let last = within.iter().rposition(|byte| *byte == b'\n');
+    let whole = last.or_else(|| ahead.iter().position(|byte| *byte == b'\n'));
+    let end = match whole {
+        Some(newline) => newline + 1,
+        None if closing || ahead.len() >= LINE => ahead.len().min(LINE),
+        None => return None,
+    };
+    (end > 0).then(|| ahead.split_to(end).freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cuts(text: &[u8], closing: bool) -> Vec<usize> {
+        let mut ahead = BytesMut::from(text);
+        std::iter::from_fn(|| cut(&mut ahead, closing)).map(|batch| batch.len()).collect()
+    }
+
+    #[test]
+    fn a_batch_ends_where_a_line_ends() {
+        assert_eq!(cuts(b"a\nb\nc", false), [4]);
+        assert_eq!(cuts(b"a\nb\nc", true), [4, 1]);
+        assert_eq!(cuts(b"", true), [0; 0]);
+        let many = b"0123456\n".repeat(40_000);
+        assert_eq!(cuts(&many, false), [BATCH, 320_000 - BATCH]);
+    }
+
+    #[test]
+    fn a_long_line_stays_whole_as_far_as_that_goes() {
+        let mut long = vec![b'x'; 1 << 20];
+        assert!(cuts(&long, false).is_empty(), "its end may be on its way");
+        long.extend_from_slice(b"\nshort\n");
+        assert_eq!(cuts(&long, false), [(1 << 20) + 1, 6]);
+        assert_eq!(cuts(&vec![b'x'; LINE + 5], true), [LINE, 5]);
+        assert_eq!(cuts(&vec![b'x'; LINE + 5], false), [LINE]);
+    }
+}

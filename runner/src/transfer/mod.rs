@@ -1,0 +1,185 @@
+//! Bytes over the worker's edge: resources in, artifacts and logs out, over HTTP. Streamed: what
+//! crosses is never held whole.
+
+mod address;
+mod artifact;
+mod logs;
+mod resource;
+mod spill;
+mod tar;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use protocol::id::RunId;
+use protocol::pipeline::Vars;
+use reqwest::redirect::Policy;
+use reqwest::{Client, Response};
+use thiserror::Error;
+use tokio_util::task::TaskTracker;
+
+use crate::ports::{ByteStream, LoggerFeed, Origin, Transfer, TransferError};
+use address::Service;
+use spill::Room;
+
+/// How far a redirect is followed.
+const REDIRECTS: usize = 5;
+/// How much of an answer an error shows, in bytes.
+const SHOWN: usize = 300;
+
+/// Where text waits for a logger that does not take it.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The directory; it is made when it is needed.
+    pub spill_dir: PathBuf,
+    /// What all loggers' text may take there together, in bytes.
+    pub spill_bytes: u64,
+}
+
+/// How long a service is waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Timeouts {
+    /// Until it takes a connection.
+    pub connect: Duration,
+    /// While no byte moves.
+    pub idle: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { connect: Duration::from_secs(10), idle: Duration::from_secs(60) }
+    }
+}
+
+/// Why there can be no transfers at all.
+#[derive(Debug, Error)]
+pub enum SetupError {
+    /// The HTTP client, or its TLS, cannot be made.
+    #[error("cannot set up HTTP: {0}")]
+    Client(String),
+}
+
+/// Transfers over HTTP.
+#[derive(Debug, Clone)]
+pub struct Http {
+    client: Client,
+    timeouts: Timeouts,
+    room: Arc<Room>,
+    /// The feeds, each of which ends with its run.
+    tasks: TaskTracker,
+}
+
+impl Http {
+    /// Transfers with the usual timeouts.
+    ///
+    /// # Errors
+    /// [`SetupError`] where the client cannot be made.
+    pub fn new(options: Options) -> Result<Self, SetupError> {
+        Self::with_timeouts(options, Timeouts::default())
+    }
+
+    /// Transfers with timeouts of one's own.
+    ///
+    /// # Errors
+    /// [`SetupError`] where the client cannot be made.
+    pub fn with_timeouts(options: Options, timeouts: Timeouts) -> Result<Self, SetupError> {
+        // A proxy of the worker's environment is meant for something else than the services that
+        // are registered by their address. Idle times are watched where the bytes are: the client's
+        // own would count the whole of an upload.
+        let client = Client::builder()
+            .no_proxy()
+            .connect_timeout(timeouts.connect)
+            .redirect(Policy::limited(REDIRECTS))
+            .user_agent(concat!("bob-runner/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| SetupError::Client(chain(&error)))?;
+        let room = Arc::new(Room::new(options.spill_dir, options.spill_bytes));
+        Ok(Self { client, timeouts, room, tasks: TaskTracker::new() })
+    }
+}
+
+#[async_trait]
+impl Transfer for Http {
+    async fn external_resource(
+        &self,
+        provider_url: &str,
+        params: &Vars,
+        mount: &str,
+    ) -> Result<ByteStream, TransferError> {
+        let (service, url) = resource::external(provider_url, params)?;
+        self.fetch(&service, url, mount).await
+    }
+
+    async fn internal_resource(
+        &self,
+        store_url: &str,
+        params: &Vars,
+        mount: &str,
+    ) -> Result<ByteStream, TransferError> {
+        let (service, url) = resource::internal(store_url, params, mount)?;
+        self.fetch(&service, url, mount).await
+    }
+
+    async fn upload_artifact(
+        &self,
+        store_url: &str,
+        path: [&str; 4],
+        tar: ByteStream,
+        origin: &Origin,
+    ) -> Result<(), TransferError> {
+        self.send(store_url, path, tar, origin).await
+    }
+
+    fn logger(&self, logger_url: &str, run: &RunId) -> Result<Box<dyn LoggerFeed>, TransferError> {
+        let feed = logs::Feed::open(self, logger_url, run)?;
+        Ok(Box::new(feed))
+    }
+}
+
+/// What went wrong, with everything beneath it, without the address: it may hold a password.
+fn chain(error: &reqwest::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
+    while let Some(error) = next {
+        let part = error.to_string();
+        // Some errors repeat in their own words what is beneath them.
+        if parts.last().is_none_or(|last| !last.contains(&part)) {
+            parts.push(part);
+        }
+        next = error.source();
+    }
+    match (parts.is_empty(), error.is_timeout()) {
+        (true, true) => "no answer in time".into(),
+        (true, false) => "the request could not be made".into(),
+        (false, _) => parts.join(": "),
+    }
+}
+
+/// Takes an answer that says yes; one that says no becomes an error with its beginning.
+async fn accepted(
+    service: &Service,
+    response: Response,
+    idle: Duration,
+) -> Result<Response, TransferError> {
+    if response.status().is_success() {
+        return Ok(response);
+    }
+    let status = response.status().as_u16();
+    Err(service.refused(status, &beginning(response, idle).await))
+}
+
+/// The beginning of an answer's body, on one line.
+async fn beginning(mut response: Response, idle: Duration) -> String {
+    let mut body = Vec::new();
+    while body.len() < SHOWN {
+        // An answer that breaks off is shown as far as it came.
+        let Ok(Ok(Some(chunk))) = tokio::time::timeout(idle, response.chunk()).await else { break };
+        body.extend_from_slice(&chunk);
+    }
+    body.truncate(SHOWN);
+    let text = String::from_utf8_lossy(&body);
+    let words: Vec<&str> = text.split_whitespace().collect();
+    if words.is_empty() { "(nothing)".into() } else { words.join(" ") }
+}

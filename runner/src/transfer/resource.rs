@@ -1,0 +1,105 @@
+//! Resources: a tar from a provider or a store, checked entry by entry on its way.
+
+use futures::{StreamExt, stream};
+use protocol::names;
+use protocol::pipeline::Vars;
+use reqwest::Response;
+use url::Url;
+
+use super::address::{Service, add_query};
+use super::{Http, accepted, chain, tar};
+use crate::ports::{ByteStream, TransferError};
+
+/// Where a provider is asked.
+pub(super) fn external(registered: &str, params: &Vars) -> Result<(Service, Url), TransferError> {
+    let service = Service::at("resource provider", registered)?;
+    let mut url = service.path(&[names::RESOURCE_PATH])?;
+    add_query(&mut url, params);
+    Ok((service, url))
+}
+
+/// Where a store is asked for what an earlier run left.
+pub(super) fn internal(
+    registered: &str,
+    params: &Vars,
+    name: &str,
+) -> Result<(Service, Url), TransferError> {
+    let param = |spellings: &[&str]| {
+        spellings.iter().find_map(|spelling| params.get(*spelling)).ok_or_else(|| {
+            TransferError::BadParams(format!(
+                "internal resource {name:?} has no parameter `{}`; it names the run that made it",
+                spellings[0]
+            ))
+        })
+    };
+    let (group, pipeline) = (param(&["group"])?, param(&["name"])?);
+    let run = param(&["run-id", "run_id"])?;
+    let service = Service::at("artifact store", registered)?;
+    let url = service.path(&[names::ARTIFACT_PATH, group, pipeline, run, name])?;
+    Ok((service, url))
+}
+
+impl Http {
+    /// Fetches a tar, and puts it below `mount`.
+    pub(super) async fn fetch(
+        &self,
+        service: &Service,
+        url: Url,
+        mount: &str,
+    ) -> Result<ByteStream, TransferError> {
+        let mount = tar::Mount::new(mount)?;
+        let idle = self.timeouts.idle;
+        let asked = tokio::time::timeout(idle, self.client.get(url).send()).await;
+        let response = match asked {
+            Ok(answer) => answer.map_err(|error| service.unreachable(chain(&error)))?,
+            Err(late) => {
+                let cause = format!("no answer for {} s ({late})", idle.as_secs());
+                return Err(service.unreachable(cause));
+            }
+        };
+        let response = accepted(service, response, idle).await?;
+        Ok(tar::below(mount, self.body(service.named(), response)))
+    }
+
+    /// The body of an answer; an error says whose it was.
+    fn body(&self, from: String, response: Response) -> ByteStream {
+        let idle = self.timeouts.idle;
+        let next = move |state: Option<(Response, String)>| async move {
+            let (mut response, from) = state?;
+            let cause = match tokio::time::timeout(idle, response.chunk()).await {
+                Ok(Ok(Some(chunk))) => return Some((Ok(chunk), Some((response, from)))),
+                Ok(Ok(None)) => return None,
+                Ok(Err(error)) => chain(&error),
+                Err(_) => format!("nothing came for {} s", idle.as_secs()),
+            };
+            let error = std::io::Error::other(format!("{from} broke off: {cause}"));
+            Some((Err(error), None))
+        };
+        stream::unfold(Some((response, from)), next).boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vars(pairs: &[(&str, &str)]) -> Vars {
+        pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn an_internal_resource_is_asked_for_by_the_run_in_both_spellings() {
+        for key in ["run-id", "run_id"] {
+            let params = vars(&[("group", "dev"), ("name", "a b"), (key, "r-1")]);
+            let (_, url) = internal("http://store:1/", &params, "res").unwrap();
+            assert_eq!(url.as_str(), "http://store:1/bob_artifact/dev/a%20b/r-1/res");
+        }
+    }
+
+    #[test]
+    fn a_missing_parameter_is_named() {
+        let error = internal("http://store", &vars(&[("group", "dev"), ("name", "x")]), "res");
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("`run-id`") && error.contains("\"res\""), "{error}");
+    }
+}

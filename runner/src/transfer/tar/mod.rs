@@ -1,0 +1,274 @@
+//! A tar on its way to a mount: every entry is checked, and moves below it.
+//!
+//! The bytes of files pass through as they are. What an entry is and where it goes is read by the
+//! same rules as by the engine that unpacks it; what can be read in two ways is refused.
+
+mod names;
+mod records;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, TryStreamExt, stream};
+use tokio_tar::Header;
+
+use crate::ports::{ByteStream, TransferError};
+use names::{Links, Target};
+use records::{Records, Rewritten};
+
+/// The unit of a tar.
+const BLOCK: usize = 512;
+/// What may stand about one entry before it: long names and the like. They are held in memory.
+/// The engine's own bound is 1 MiB, and the name of the mount comes to it.
+const RECORDS_BYTES: u64 = (1 << 20) - (16 << 10);
+
+/// The directory that everything goes below, relative to where the tar is unpacked.
+#[derive(Debug, Clone)]
+pub(super) struct Mount(Vec<u8>);
+
+impl Mount {
+    /// Checks the name of a mount.
+    pub(super) fn new(name: &str) -> Result<Self, TransferError> {
+        match names::cleaned(name.as_bytes()) {
+            Ok(path) if !path.is_empty() => Ok(Self(path.join(&b'/'))),
+            Ok(_) | Err(_) => Err(TransferError::BadParams(format!(
+                "a resource cannot be mounted as {name:?}; give it a name that is a directory's"
+            ))),
+        }
+    }
+}
+
+/// The same tar with every entry below a mount.
+pub(super) fn below(mount: Mount, tar: ByteStream) -> ByteStream {
+    let rewriter = Rewriter {
+        tar,
+        ahead: BytesMut::new(),
+        mount,
+        links: Links::default(),
+        left: 0,
+        entry: String::new(),
+        at: At::Entries,
+    };
+    stream::try_unfold(rewriter, |mut rewriter| async move {
+        Ok(rewriter.next().await?.map(|bytes| (bytes, rewriter)))
+    })
+    .boxed()
+}
+
+/// What an entry is. Nothing else is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    File,
+    Directory,
+    Symlink,
+    HardLink,
+}
+
+/// What a header says about the entry after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum About {
+    /// Its name, in the form of GNU.
+    Name,
+    /// What it links to, in the form of GNU.
+    Link,
+    /// Records of the pax form.
+    Records,
+}
+
+/// How far a tar was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    Entries,
+    /// Its end was there; what follows is passed over, so that a connection that breaks is noticed.
+    Padding,
+    End,
+}
+
+struct Rewriter {
+    tar: ByteStream,
+    /// What was read and not used yet.
+    ahead: BytesMut,
+    mount: Mount,
+    links: Links,
+    /// What is left of the entry's bytes, padding included.
+    left: u64,
+    /// The entry, for errors.
+    entry: String,
+    at: At,
+}
+
+/// An archive that cannot be taken, in one sentence.
+fn bad(what: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.into())
+}
+
+/// A size with the padding to whole blocks.
+fn padded(size: u64) -> io::Result<u64> {
+    size.checked_next_multiple_of(BLOCK as u64).ok_or_else(|| bad("an entry's size is no number"))
+}
+
+impl Rewriter {
+    async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        loop {
+            if self.left > 0 {
+                return self.pass().await.map(Some);
+            }
+            match self.at {
+                At::Entries => return self.entry().await.map(Some),
+                At::Padding => {
+                    if self.tar.try_next().await?.is_none() {
+                        self.at = At::End;
+                    }
+                }
+                At::End => return Ok(None),
+            }
+        }
+    }
+
+    /// The next bytes of the entry, as they are.
+    async fn pass(&mut self) -> io::Result<Bytes> {
+        if self.ahead.is_empty() && !self.read().await? {
+            return Err(bad(format!("the archive ends in the middle of entry {}", self.entry)));
+        }
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX).min(self.ahead.len());
+        self.left -= most as u64;
+        Ok(self.ahead.split_to(most).freeze())
+    }
+
+    /// Reads on; `false` at the end.
+    async fn read(&mut self) -> io::Result<bool> {
+        let Some(chunk) = self.tar.try_next().await? else { return Ok(false) };
+        if self.ahead.is_empty() {
+            self.ahead = BytesMut::from(chunk);
+        } else {
+            self.ahead.extend_from_slice(&chunk);
+        }
+        Ok(true)
+    }
+
+    /// So many bytes at once; few.
+    async fn take(&mut self, count: usize, what: &str) -> io::Result<Bytes> {
+        while self.ahead.len() < count {
+            if !self.read().await? {
+                return Err(bad(format!("the archive ends {what}; its end is missing")));
+            }
+        }
+        Ok(self.ahead.split_to(count).freeze())
+    }
+
+    /// The next entry's headers, or the end of the archive.
+    async fn entry(&mut self) -> io::Result<Bytes> {
+        let mut records = Records::default();
+        loop {
+            let after = if self.entry.is_empty() {
+                "at its beginning".to_owned()
+            } else {
+                format!("after entry {}", self.entry)
+            };
+            let block = self.take(BLOCK, &after).await?;
+            if block.iter().all(|byte| *byte == 0) {
+                if !records.is_empty() {
+                    return Err(bad("the archive describes an entry that does not follow"));
+                }
+                self.at = At::Padding;
+                self.ahead.clear();
+                return Ok(Bytes::from_static(&[0; 2 * BLOCK]));
+            }
+            let header = self.header(&block)?;
+            let about = match header.entry_type().as_byte() {
+                b'L' => About::Name,
+                b'K' => About::Link,
+                b'x' => About::Records,
+                b'g' => {
+                    // What is left then are remarks, such as a commit's id.
+                    records::check_global(&self.records(&header).await?)?;
+                    continue;
+                }
+                kind => return self.rewritten(kind, &header, &records),
+            };
+            let said = self.records(&header).await?;
+            records.add(about, &said)?;
+        }
+    }
+
+    fn header(&self, block: &[u8]) -> io::Result<Header> {
+        let header = Header::from_byte_slice(block).clone();
+        // The checksum is made with blanks in its own place.
+        let sum: u32 = block
+            .iter()
+            .enumerate()
+            .map(|(at, byte)| u32::from(if (148..156).contains(&at) { b' ' } else { *byte }))
+            .sum();
+        if header.cksum().ok() != Some(sum) {
+            return Err(bad(if self.entry.is_empty() {
+                "what came is no tar archive".to_owned()
+            } else {
+                format!("the archive is damaged after entry {}", self.entry)
+            }));
+        }
+        Ok(header)
+    }
+
+    /// What an extension header says, without its padding.
+    async fn records(&mut self, header: &Header) -> io::Result<Bytes> {
+        let size = header.raw_entry_size()?;
+        if size > RECORDS_BYTES {
+            return Err(bad(format!(
+                "the archive says more than {RECORDS_BYTES} bytes of an entry"
+            )));
+        }
+        let (size, whole) = (usize::try_from(size), usize::try_from(padded(size)?));
+        let (Ok(size), Ok(whole)) = (size, whole) else { return Err(bad("a size is too large")) };
+        Ok(self.take(whole, "in the middle of a header").await?.slice(..size))
+    }
+
+    /// An entry's headers with its new names.
+    fn rewritten(&mut self, kind: u8, header: &Header, records: &Records) -> io::Result<Bytes> {
+        let given = records.name().map_or_else(|| header.path_bytes().into_owned(), <[u8]>::to_vec);
+        self.entry = format!("{:?}", String::from_utf8_lossy(&given));
+        let Self { entry, mount, links, .. } = self;
+        let refuse = |why: &str| bad(format!("entry {entry} of the archive {why}"));
+        let kind = match kind {
+            // What a directory was before there was a type for it.
+            b'0' | b'7' if given.ends_with(b"/") => Kind::Directory,
+            b'0' | b'7' => Kind::File,
+            b'1' => Kind::HardLink,
+            b'2' => Kind::Symlink,
+            b'5' => Kind::Directory,
+            b'3' | b'4' | b'6' => {
+                return Err(refuse("is a device or a pipe, which a resource may not have"));
+            }
+            other => {
+                let kind = char::from(other);
+                return Err(refuse(&format!("is of kind {kind:?}, which is not known here")));
+            }
+        };
+        let path = names::cleaned(&given).map_err(refuse)?;
+        let link = records.link().map(<[u8]>::to_vec);
+        let link = link.or_else(|| header.link_name_bytes().map(|name| name.into_owned()));
+        let target = Target::of(kind, &path, link.as_deref().unwrap_or_default());
+        let target = target.map_err(|why| refuse(&why))?;
+        links.admit(&path, &target).map_err(|why| refuse(&why))?;
+
+        let mut name = mount.0.clone();
+        for part in &path {
+            name.push(b'/');
+            name.extend_from_slice(part);
+        }
+        if kind == Kind::Directory {
+            name.push(b'/');
+        } else if path.is_empty() {
+            return Err(refuse("is a file in place of the whole target"));
+        }
+        // Only a file has bytes; where another kind claims some, readers pass over the claim.
+        let size = match kind {
+            Kind::File => records.size()?.map_or_else(|| header.raw_entry_size(), Ok)?,
+            Kind::Directory | Kind::Symlink | Kind::HardLink => 0,
+        };
+        self.left = padded(size)?;
+        let link = target.within(&mount.0);
+        Ok(records.write(header, &Rewritten { kind, size, name: &name, link: &link }).into())
+    }
+}

@@ -1,0 +1,224 @@
+//! What an archive says about an entry before it: long names, and records of the pax form.
+
+use std::io;
+
+use tokio_tar::{EntryType, Header};
+
+use super::{About, BLOCK, Kind, bad};
+
+/// How long a name may be in the header itself.
+const NAME: usize = 100;
+
+/// What was said about the entry that comes next.
+#[derive(Debug, Default)]
+pub(super) struct Records {
+    /// Its name, where it was said.
+    name: Option<Vec<u8>>,
+    /// What it links to, where it was said.
+    link: Option<Vec<u8>>,
+    /// Its size, where it was said.
+    size: Option<Vec<u8>>,
+    /// The rest, in its order.
+    others: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Records of the pax form were there.
+    recorded: bool,
+}
+
+impl Records {
+    /// Whether nothing was said.
+    pub(super) fn is_empty(&self) -> bool {
+        !self.recorded && self.name.is_none() && self.link.is_none()
+    }
+
+    /// The entry's name.
+    pub(super) fn name(&self) -> Option<&[u8]> {
+        self.name.as_deref()
+    }
+
+    /// What the entry links to.
+    pub(super) fn link(&self) -> Option<&[u8]> {
+        self.link.as_deref()
+    }
+
+    /// The entry's size.
+    pub(super) fn size(&self) -> io::Result<Option<u64>> {
+        let Some(size) = &self.size else { return Ok(None) };
+        let number = std::str::from_utf8(size).ok().and_then(|text| text.parse().ok());
+        number.map(Some).ok_or_else(|| bad("the archive has a size that is no number"))
+    }
+
+    /// Takes what an extension header says.
+    pub(super) fn add(&mut self, about: About, said: &[u8]) -> io::Result<()> {
+        match about {
+            About::Name => once(&mut self.name, until_nul(said)),
+            About::Link => once(&mut self.link, until_nul(said)),
+            About::Records => {
+                if std::mem::replace(&mut self.recorded, true) {
+                    return Err(bad("the archive describes an entry twice"));
+                }
+                for record in parsed(said) {
+                    let (key, value) = record?;
+                    match key {
+                        b"path" => once(&mut self.name, value)?,
+                        b"linkpath" => once(&mut self.link, value)?,
+                        b"size" => once(&mut self.size, value)?,
+                        _ if key.starts_with(b"GNU.sparse.") => {
+                            return Err(bad("the archive has a sparse file, which is not taken"));
+                        }
+                        // An empty value takes back what nothing said.
+                        _ if value.is_empty() => {}
+                        _ => self.others.push((key.to_vec(), value.to_vec())),
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// The entry's headers under its new names: long ones become records.
+    ///
+    /// The header is made anew from the few fields that count: some readers take a name from places
+    /// where other forms of header have something else.
+    pub(super) fn write(&self, given: &Header, entry: &Rewritten<'_>) -> Vec<u8> {
+        let mut records = Vec::new();
+        for (key, value) in &self.others {
+            push(&mut records, key, value);
+        }
+        if let (Kind::File, Some(size)) = (entry.kind, &self.size) {
+            push(&mut records, b"size", size);
+        }
+        let mut header = Header::new_ustar();
+        header.set_entry_type(match entry.kind {
+            Kind::File => EntryType::Regular,
+            Kind::Directory => EntryType::Directory,
+            Kind::Symlink => EntryType::Symlink,
+            Kind::HardLink => EntryType::Link,
+        });
+        header.set_size(entry.size);
+        if let (Some((user, group)), Some(ustar)) = (owners(given), header.as_ustar_mut()) {
+            (ustar.uname, ustar.gname) = (user, group);
+        }
+        let (old, place) = (given.as_old(), header.as_old_mut());
+        (place.mode, place.uid, place.gid, place.mtime) = (old.mode, old.uid, old.gid, old.mtime);
+        if !put(&mut place.name, entry.name) {
+            push(&mut records, b"path", entry.name);
+        }
+        if !put(&mut place.linkname, entry.link) {
+            push(&mut records, b"linkpath", entry.link);
+        }
+        header.set_cksum();
+        let mut out = Vec::new();
+        if !records.is_empty() {
+            let mut about = Header::new_ustar();
+            put(&mut about.as_old_mut().name, b"././@PaxHeader");
+            about.set_entry_type(EntryType::XHeader);
+            about.set_mode(0o644);
+            about.set_uid(0);
+            about.set_gid(0);
+            about.set_mtime(0);
+            about.set_size(records.len() as u64);
+            about.set_cksum();
+            out.extend_from_slice(about.as_bytes());
+            records.resize(records.len().next_multiple_of(BLOCK), 0);
+            out.append(&mut records);
+        }
+        out.extend_from_slice(header.as_bytes());
+        out
+    }
+}
+
+/// An entry as it is to be written.
+pub(super) struct Rewritten<'a> {
+    /// What it is.
+    pub(super) kind: Kind,
+    /// How many bytes follow.
+    pub(super) size: u64,
+    /// Its name.
+    pub(super) name: &'a [u8],
+    /// What it links to; empty where it is no link.
+    pub(super) link: &'a [u8],
+}
+
+/// The names of user and group, where the form of the header has them.
+fn owners(header: &Header) -> Option<([u8; 32], [u8; 32])> {
+    let ustar = header.as_ustar().map(|ustar| (ustar.uname, ustar.gname));
+    ustar.or_else(|| header.as_gnu().map(|gnu| (gnu.uname, gnu.gname)))
+}
+
+/// Checks records that are said about every entry that follows.
+pub(super) fn check_global(said: &[u8]) -> io::Result<()> {
+    for record in parsed(said) {
+        let (key, _) = record?;
+        if matches!(key, b"path" | b"linkpath" | b"size") || key.starts_with(b"GNU.sparse.") {
+            let key = String::from_utf8_lossy(key);
+            return Err(bad(format!(
+                "the archive says the {key} of every entry, which is not taken"
+            )));
+        }
+    }
+    Ok(())
+}
+
+type Record<'a> = (&'a [u8], &'a [u8]);
+
+/// Records of the form `LENGTH KEY=VALUE\n`, where the length counts all of it.
+fn parsed(mut said: &[u8]) -> impl Iterator<Item = io::Result<Record<'_>>> {
+    std::iter::from_fn(move || {
+        if said.is_empty() {
+            return None;
+        }
+        let record = first(said);
+        said = record.map_or(&[], |(_, rest)| rest);
+        Some(record.map(|(record, _)| record).ok_or_else(|| bad("the archive has a bad record")))
+    })
+}
+
+/// The first record, and what follows it.
+fn first(said: &[u8]) -> Option<(Record<'_>, &[u8])> {
+    let digits = said.iter().position(|byte| *byte == b' ')?;
+    let number = std::str::from_utf8(&said[..digits]).ok()?;
+    // `parse` alone would take a sign.
+    let length: usize =
+        number.bytes().all(|byte| byte.is_ascii_digit()).then_some(number)?.parse().ok()?;
+    let (record, rest) = said.split_at_checked(length)?;
+    let text = record.get(digits + 1..)?.strip_suffix(b"\n")?;
+    let equals = text.iter().position(|byte| *byte == b'=').filter(|at| *at > 0)?;
+    Some(((&text[..equals], &text[equals + 1..]), rest))
+}
+
+/// Readers differ in which of two they take.
+fn once(place: &mut Option<Vec<u8>>, value: &[u8]) -> io::Result<()> {
+    if value.is_empty() {
+        return Err(bad("the archive gives an entry an empty name or size"));
+    }
+    if place.replace(value.to_vec()).is_some() {
+        return Err(bad("the archive says the name or size of an entry twice"));
+    }
+    Ok(())
+}
+
+fn until_nul(said: &[u8]) -> &[u8] {
+    said.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+/// Puts a text into its place in a header; as much of it as fits.
+fn put(place: &mut [u8; NAME], text: &[u8]) -> bool {
+    let fits = text.len().min(NAME);
+    place.fill(0);
+    place[..fits].copy_from_slice(&text[..fits]);
+    fits == text.len()
+}
+
+/// Adds a record: its own length stands before it, and counts itself.
+fn push(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
+    let rest = key.len() + value.len() + 3;
+    let mut length = rest;
+    while length != rest + length.to_string().len() {
+        length = rest + length.to_string().len();
+    }
+    records.extend_from_slice(format!("{length} ").as_bytes());
+    records.extend_from_slice(key);
+    records.push(b'=');
+    records.extend_from_slice(value);
+    records.push(b'\n');
+}
