@@ -2,4 +2,5 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "what tests share may panic")]
 
 pub mod raw;
+pub mod engine;
 pub mod services;

@@ -11,7 +11,7 @@
 //! | [`ports`] | what a worker needs of the world: traits only |
 //! | [`rules`] | decides what should happen; pure |
 //! | [`telemetry`] | the worker's own log |
-//! | [`transfer`] | bytes over the edge: resources, artifacts, loggers |
+//! | [`transfer`] | resources in, artifacts and logs out, over HTTP |
 //! | [`worker`] | makes it happen |
 //!
 //! `ARCHITECTURE.md` walks a run through them; `tests/layers.rs` holds them to who may import whom.
