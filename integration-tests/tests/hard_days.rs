@@ -133,7 +133,8 @@ async fn a_run_outlives_the_brokers_acknowledgement_timeout() {
     let channel = connection.create_channel().await.unwrap();
     let arguments = {
         let mut arguments = lapin::types::FieldTable::default();
-        arguments.insert("x-queue-type".into(), lapin::types::AMQPValue::LongString("quorum".into()));
+        arguments
+            .insert("x-queue-type".into(), lapin::types::AMQPValue::LongString("quorum".into()));
         arguments
     };
     let durable = lapin::options::QueueDeclareOptions { durable: true, ..Default::default() };
@@ -159,9 +160,7 @@ async fn a_run_outlives_the_brokers_acknowledgement_timeout() {
         .unwrap();
     use futures::StreamExt as _;
     let _kept = consumer.next().await.unwrap().unwrap();
-    let closed = async {
-        while let Some(Ok(_)) = consumer.next().await {}
-    };
+    let closed = async { while let Some(Ok(_)) = consumer.next().await {} };
     tokio::time::timeout(Duration::from_secs(300), closed).await.expect("the broker closes it");
 
     std::fs::write(dir.path().join("closed"), "").unwrap();

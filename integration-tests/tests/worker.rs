@@ -8,7 +8,7 @@ use integration_tests::services::{BROKER, STORE, Services, Vhost};
 use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd};
 use runner::exec::scripted::Scripted;
 use runner::ports::{Executor, Ports};
-use runner::worker::suite::{MakePorts, Rig, commands, runs};
+use runner::worker::suite::{MakePorts, Rig, commands, hard, runs};
 use runner::{host, transfer};
 
 /// A virtual host of the test's own on the broker of all; keys of its own in the etcd of all.
@@ -63,6 +63,8 @@ rows! {
     commands::a_workers_own_queue_is_served_or_passed_on,
     commands::a_full_worker_holds_nothing_back,
     commands::a_draining_worker_takes_nothing_new,
+    hard::a_start_without_memory_waits_and_loses_nothing,
+    hard::a_lost_lease_stops_the_work_at_once,
     runs::events_come_in_order_and_without_a_gap,
     runs::the_record_goes_through_every_status,
     runs::a_failing_step_ends_the_run,

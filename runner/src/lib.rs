@@ -3,6 +3,7 @@
 //! | room | duty |
 //! |---|---|
 //! | [`app`] | the composition root: the only place that names adapters |
+//! | [`cli`] | the commands of the program |
 //! | [`cluster`] | RabbitMQ and etcd behind the ports |
 //! | [`config`] | every setting: file, variables, flags, all faults at once |
 //! | [`embedded`] | the same ports in one process over one file |
@@ -17,6 +18,7 @@
 //! `ARCHITECTURE.md` walks a run through them; `tests/layers.rs` holds them to who may import whom.
 
 pub mod app;
+pub mod cli;
 pub mod cluster;
 pub mod config;
 pub mod embedded;

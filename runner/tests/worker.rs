@@ -7,8 +7,8 @@ use std::time::Duration;
 use runner::embedded::{Embedded, Options};
 use runner::exec::scripted::Scripted;
 use runner::ports::{Host, Ports};
-use runner::worker::suite::{MakePorts, Rig, commands, runs};
-use runner::host;
+use runner::worker::suite::{MakePorts, Rig, commands, hard, runs};
+use runner::{host, transfer};
 
 async fn rig() -> (Rig, Embedded) {
     let host: Arc<dyn Host> = Arc::new(host::Linux::default());
@@ -18,12 +18,16 @@ async fn rig() -> (Rig, Embedded) {
     let executor = Arc::new(Scripted::default());
     let shared = embedded.clone();
     let make: MakePorts = Arc::new(move |node| {
+        let spill = std::env::temp_dir();
         let ports = Ports {
             queue: shared.queue(node),
             store: shared.store(),
             events: shared.events(),
             executor: Arc::clone(&executor) as _,
-            transfer: Arc::new(Nowhere),
+            transfer: Arc::new(
+                transfer::Http::new(transfer::Options { spill_dir: spill, spill_bytes: 1 << 20 })
+                    .unwrap(),
+            ),
             host: Arc::clone(&host),
         };
         Box::pin(async move { ports })
@@ -57,6 +61,8 @@ rows! {
     commands::a_workers_own_queue_is_served_or_passed_on,
     commands::a_full_worker_holds_nothing_back,
     commands::a_draining_worker_takes_nothing_new,
+    hard::a_start_without_memory_waits_and_loses_nothing,
+    hard::a_lost_lease_stops_the_work_at_once,
     runs::events_come_in_order_and_without_a_gap,
     runs::the_record_goes_through_every_status,
     runs::a_failing_step_ends_the_run,
@@ -81,13 +87,4 @@ async fn what_cannot_be_understood_is_dead_lettered_and_told() {
 async fn many_runs_on_two_workers_end_once_each() {
     let (rig, _embedded) = rig().await;
     runs::many_runs_on_two_workers_end_once_each(rig, 200).await;
-}
-
-struct Nowhere;
-#[async_trait::async_trait]
-impl runner::ports::Transfer for Nowhere {
-    async fn external_resource(&self, _: &str, _: &protocol::pipeline::Vars, _: &str) -> Result<runner::ports::ByteStream, runner::ports::TransferError> { Err(runner::ports::TransferError::BadParams("x".into())) }
-    async fn internal_resource(&self, _: &str, _: &protocol::pipeline::Vars, _: &str) -> Result<runner::ports::ByteStream, runner::ports::TransferError> { Err(runner::ports::TransferError::BadParams("x".into())) }
-    async fn upload_artifact(&self, _: &str, _: [&str; 4], _: runner::ports::ByteStream, _: &runner::ports::Origin) -> Result<(), runner::ports::TransferError> { Err(runner::ports::TransferError::BadParams("x".into())) }
-    fn logger(&self, _: &str, _: &protocol::id::RunId) -> Result<Box<dyn runner::ports::LoggerFeed>, runner::ports::TransferError> { Err(runner::ports::TransferError::BadParams("x".into())) }
 }

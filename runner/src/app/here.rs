@@ -55,8 +55,7 @@ pub async fn run_here(
     let mut options = worker_options(config, node);
     options.slots = 1;
     let queue = std::sync::Arc::clone(&ports.queue);
-    let worker =
-        Worker::new(ports, options).await.map_err(|cause| Unavailable::because(&cause))?;
+    let worker = Worker::new(ports, options).await.map_err(|cause| Unavailable::because(&cause))?;
     let shutdown = Shutdown::default();
     let worker = tokio::spawn(worker.run(shutdown.clone()));
     let body = json!({ "run-id": run, "pipeline": pipeline, "vars": vars, "logger": logger });
@@ -109,4 +108,3 @@ impl Here {
         std::fs::remove_dir_all(&self.dir).ok();
     }
 }
-

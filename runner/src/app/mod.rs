@@ -1,6 +1,8 @@
 //! The composition root: the only place that names adapters. Configuration becomes ports, ports
 //! become a worker.
 
+pub mod client;
+pub mod doctor;
 pub mod engine;
 mod here;
 mod serve;
@@ -15,6 +17,7 @@ use protocol::id::NodeId;
 pub use here::{Here, run_here};
 pub use serve::serve;
 
+pub use crate::ports::Position;
 pub use crate::worker::Shutdown;
 
 use crate::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd, EtcdOptions, TlsFiles};
@@ -35,6 +38,10 @@ pub struct Unavailable {
 impl Unavailable {
     fn because(cause: &dyn std::error::Error) -> Self {
         Self { what: cause.to_string() }
+    }
+
+    fn new(what: String) -> Self {
+        Self { what }
     }
 }
 
@@ -109,8 +116,13 @@ pub fn amqp_options(config: &Config, node: NodeId) -> AmqpOptions {
 /// # Errors
 /// [`Unavailable`] where it does not answer within the configured tries.
 pub async fn connect_store(config: &Config) -> Result<Arc<dyn Store>, Unavailable> {
+    Ok(Arc::new(connect_etcd(config).await?))
+}
+
+/// The same, as what it is.
+async fn connect_etcd(config: &Config) -> Result<Etcd, Unavailable> {
     let etcd = Etcd::connect(&etcd_options(config)).await;
-    Ok(Arc::new(etcd.map_err(|cause| Unavailable::because(&cause))?))
+    etcd.map_err(|cause| Unavailable::because(&cause))
 }
 
 /// The queues of a cluster.
@@ -139,19 +151,17 @@ pub fn this_host() -> Arc<dyn Host> {
 
 fn podman(config: &Config, url: String) -> anyhow::Result<Arc<dyn Executor>> {
     let engine = &config.engine;
-    let options = exec::podman::Options {
-        url,
-        registry_auth_file: engine.registry_auth_file.clone(),
-        registry_insecure: engine.registry_insecure.clone(),
-    };
+    let mut options = exec::podman::Options::new(url);
+    options.auth_asked_for = engine.registry_auth_file.is_some();
+    options.auth_files = engine.registry_auth_file.iter().cloned().collect();
+    options.insecure_registries.clone_from(&engine.registry_insecure);
+    options.network.clone_from(&engine.network);
     Ok(Arc::new(Podman::connect(options).map_err(|cause| Unavailable::because(&cause))?))
 }
 
 fn transfers(config: &Config) -> anyhow::Result<Arc<dyn Transfer>> {
-    let options = transfer::Options {
-        spill_dir: config.spill.dir.clone(),
-        spill_bytes: config.spill.bytes,
-    };
+    let options =
+        transfer::Options { spill_dir: config.spill.dir.clone(), spill_bytes: config.spill.bytes };
     Ok(Arc::new(transfer::Http::new(options).context("cannot make an HTTP client")?))
 }
 
@@ -159,7 +169,11 @@ fn transfers(config: &Config) -> anyhow::Result<Arc<dyn Transfer>> {
 ///
 /// # Errors
 /// [`Unavailable`] where a service does not answer.
-pub async fn cluster_ports(config: &Config, node: &NodeId, engine: String) -> anyhow::Result<Ports> {
+pub async fn cluster_ports(
+    config: &Config,
+    node: &NodeId,
+    engine: String,
+) -> anyhow::Result<Ports> {
     let (store, queue, events) = tokio::try_join!(
         connect_store(config),
         connect_queue(config, node.clone()),
@@ -185,7 +199,12 @@ pub async fn embedded_ports(
     node: &NodeId,
     engine: String,
 ) -> anyhow::Result<(Ports, Embedded)> {
-    let embedded = Embedded::open(embedded::Options::at(dir)).await?;
+    let embedded = Embedded::open(embedded::Options {
+        dir: Some(dir.to_owned()),
+        event_retention: Duration::from_secs(u64::from(config.stream.retention_days) * 86_400),
+        host: this_host(),
+    })
+    .await?;
     let ports = Ports {
         queue: embedded.queue(node),
         store: embedded.store(),

@@ -3,7 +3,9 @@
 use anyhow::Context as _;
 use tracing::info;
 
-use super::{Shutdown, Unavailable, cluster_ports, embedded_ports, engine, new_node, worker_options};
+use super::{
+    Shutdown, Unavailable, cluster_ports, embedded_ports, engine, new_node, worker_options,
+};
 use crate::config::{Config, Mode};
 use crate::worker::Worker;
 

@@ -16,6 +16,6 @@ mod tls;
 
 pub use amqp::AmqpOptions;
 pub use queue::AmqpQueue;
-pub use store::{Etcd, EtcdOptions};
+pub use store::{Etcd, EtcdOptions, Health};
 pub use stream::AmqpEvents;
 pub use tls::TlsFiles;

@@ -333,6 +333,7 @@ impl Reader {
             url: self.optional("engine.url", parse::engine_url),
             user_socket: environment.runtime_dir().map(|dir| dir.join("podman/podman.sock")),
             program: environment.program("podman"),
+            uid_mapper: environment.program("newuidmap"),
             network: self.optional("engine.network", parse::line),
             pull_policy: self.value("engine.pull-policy", parse::pull_policy),
             registry_auth_file: said.or_else(|| environment.podman_auth_file()),

@@ -27,6 +27,7 @@ mod tests;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use protocol::pipeline::PullPolicy;
 use url::Url;
 
@@ -122,15 +123,32 @@ pub struct Broker {
     pub login: Login,
 }
 
+impl Broker {
+    /// The address with the virtual host, without credentials.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.url_as(if self.tls { "amqps" } else { "amqp" })
+    }
+
+    fn url_as(&self, scheme: &str) -> String {
+        let vhost = utf8_percent_encode(&self.vhost, NON_ALPHANUMERIC);
+        format!("{scheme}://{}/{vhost}", self.authority())
+    }
+
+    fn authority(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+}
+
 impl std::fmt::Display for Broker {
     /// The address without credentials.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let scheme = if self.tls { "amqps" } else { "amqp" };
-        if self.host.contains(':') {
-            write!(f, "{scheme}://[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{scheme}://{}:{}", self.host, self.port)
-        }
+        write!(f, "{scheme}://{}", self.authority())
     }
 }
 
@@ -172,6 +190,18 @@ pub struct StreamServer {
     pub broker: Broker,
 }
 
+impl StreamServer {
+    /// The address with the virtual host, without credentials.
+    #[must_use]
+    pub fn url(&self) -> String {
+        match (self.protocol, self.broker.tls) {
+            (StreamProtocol::Amqp, _) => self.broker.url(),
+            (StreamProtocol::Native, false) => self.broker.url_as("rabbitmq-stream"),
+            (StreamProtocol::Native, true) => self.broker.url_as("rabbitmq-stream+tls"),
+        }
+    }
+}
+
 /// How the stream is spoken to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamProtocol {
@@ -190,6 +220,8 @@ pub struct Engine {
     pub user_socket: Option<PathBuf>,
     /// The podman program on the path, for a service of our own.
     pub program: Option<PathBuf>,
+    /// The program that gives a rootless podman its users, where it is on the path.
+    pub uid_mapper: Option<PathBuf>,
     /// The network of steps that name none; the engine's own where there is none.
     pub network: Option<String>,
     /// When images are pulled where the pipeline does not say.

@@ -107,9 +107,11 @@ fn a_variable_wins_over_the_url_which_wins_over_the_default() {
     assert_eq!(storage.storage.urls[0].as_str(), "http://h/");
     let stream = config_of([url, ("BOB_STREAM_URL", "amqps://s")]).stream.server.unwrap();
     assert_eq!((stream.broker.login.user.as_str(), stream.broker.port), ("u", 5671));
+    assert_eq!(stream.url(), "amqps://s:5671/%2F");
     let own =
         config_of([url, ("BOB_STREAM_URL", "rabbitmq-stream://x:y@s")]).stream.server.unwrap();
     assert_eq!((own.broker.login.user.as_str(), own.protocol), ("x", StreamProtocol::Native));
+    assert_eq!(own.url(), "rabbitmq-stream://s:5552/%2F");
 }
 
 #[test]

@@ -12,22 +12,22 @@ use protocol::run::{Cause, Status};
 #[derive(Debug, Clone, PartialEq)]
 pub enum Item {
     /// Something happened.
-    State(Event),
+    State(Box<Event>),
     /// A text of a step, or of the runner.
-    Text(Text),
+    Text(Box<Text>),
     /// Something that ought to be there is not.
     Missing(Missing),
 }
 
 /// Bytes of one stream, with the newline that belongs to them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Text {
-    /// The step; none for the runner's own lines about the whole run.
-    pub step: Option<StepName>,
     /// Which stream.
     pub stream: LogStream,
     /// The bytes, exactly as the step wrote them.
     pub bytes: Vec<u8>,
+    /// The event that they came with.
+    pub event: Event,
 }
 
 /// What a reader lacks. Each byte of a step is in a numbered event, so that a number that is missing
@@ -137,14 +137,14 @@ impl Reader {
         }
         // Commands that were refused or ignored belong to no sequence, and are news all the same.
         let (Some(epoch), Some(seq)) = (event.epoch, event.seq) else {
-            return Some(Item::State(event));
+            return Some(Item::State(Box::new(event)));
         };
         let highest = self.seen.keys().next_back().copied().unwrap_or(epoch);
         if !self.seen.entry(epoch).or_default().insert(seq) {
             return None;
         }
         if let Reason::Log { stream, partial, .. } = event.reason {
-            return self.text(&event, (epoch, seq), stream, partial);
+            return self.text(event, (epoch, seq), stream, partial);
         }
         // An ending is recorded once, whichever epoch it bears.
         if let Some(ending) = Ending::of(&event.reason) {
@@ -153,7 +153,7 @@ impl Reader {
             return None;
         }
         self.note(&event, epoch);
-        Some(Item::State(event))
+        Some(Item::State(Box::new(event)))
     }
 
     fn note(&mut self, event: &Event, epoch: Epoch) {
@@ -174,7 +174,7 @@ impl Reader {
 
     fn text(
         &self,
-        event: &Event,
+        event: Event,
         (epoch, seq): (Epoch, u64),
         stream: LogStream,
         partial: bool,
@@ -189,7 +189,7 @@ impl Reader {
         if !partial {
             bytes.push(b'\n');
         }
-        Some(Item::Text(Text { step: event.step.clone(), stream, bytes }))
+        Some(Item::Text(Box::new(Text { stream, bytes, event })))
     }
 
     /// What is missing of what was published so far, as far as that can be known.
@@ -202,7 +202,11 @@ impl Reader {
             }
         }
         let unseen = self.promised.iter().filter(|(epoch, _)| !self.seen.contains_key(epoch));
-        missing.extend(unseen.map(|(epoch, to)| Missing::Events { epoch: *epoch, from: 0, to: *to }));
+        missing.extend(unseen.map(|(epoch, to)| Missing::Events {
+            epoch: *epoch,
+            from: 0,
+            to: *to,
+        }));
         missing
     }
 }

@@ -2,6 +2,7 @@
 
 mod convert;
 mod errors;
+mod health;
 mod watch;
 
 use std::future::Future;
@@ -14,6 +15,7 @@ use protocol::names;
 use tracing::warn;
 
 use self::errors::Fault;
+pub use self::health::Health;
 use crate::cluster::tls::{self, TlsFiles};
 use crate::ports::{
     Changes, Entry, Granted, LeaseId, Listing, Op, Store, StoreError, Txn, TxnReply,

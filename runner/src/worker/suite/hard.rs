@@ -44,10 +44,8 @@ impl Host for Squeezed {
 /// A start for which there is no memory is put back with a growing delay, with all that is in it,
 /// and runs when there is some.
 pub async fn a_start_without_memory_waits_and_loses_nothing(mut rig: Rig) {
-    let squeezed = Arc::new(Squeezed {
-        host: Arc::clone(&rig.ports.host),
-        free: AtomicU64::new(1 << 20),
-    });
+    let squeezed =
+        Arc::new(Squeezed { host: Arc::clone(&rig.ports.host), free: AtomicU64::new(1 << 20) });
     let node = new_node();
     let mut ports = (rig.make)(&node).await;
     ports.host = Arc::clone(&squeezed) as _;

@@ -1,0 +1,64 @@
+//! The services of the cluster that the settings name.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use protocol::id::NodeId;
+use tokio::sync::OnceCell;
+
+use super::{Client, Error, Services};
+use crate::app::{Unavailable, connect_events, connect_queue, connect_store};
+use crate::config::{Config, Mode};
+use crate::ports::{Events, Queue, Store};
+
+/// Somebody waits at a terminal: a service that is away is said to be so after this many tries.
+const TRIES: u32 = 2;
+
+/// Connections that are made when they are asked for.
+struct Cluster {
+    config: Config,
+    node: NodeId,
+    store: OnceCell<Arc<dyn Store>>,
+    queue: OnceCell<Arc<dyn Queue>>,
+    events: OnceCell<Arc<dyn Events>>,
+}
+
+/// A client of the cluster that the settings name. Nothing is connected to yet.
+///
+/// # Errors
+/// [`Error::Embedded`] where there is no cluster.
+pub fn connect(mut config: Config) -> Result<Client, Error> {
+    if config.mode == Mode::Embedded {
+        return Err(Error::Embedded);
+    }
+    config.connection.retry_attempts = config.connection.retry_attempts.min(TRIES);
+    // A command publishes an event or two, which wait in memory; its user may have no state at all.
+    config.spill.dir = std::env::temp_dir();
+    let days = u64::from(config.stream.retention_days);
+    let cluster = Cluster {
+        config,
+        node: NodeId::found(&format!("bob/cli-{}", uuid::Uuid::new_v4())),
+        store: OnceCell::new(),
+        queue: OnceCell::new(),
+        events: OnceCell::new(),
+    };
+    Ok(Client::new(Arc::new(cluster), Duration::from_secs(days * 86_400)))
+}
+
+#[async_trait]
+impl Services for Cluster {
+    async fn store(&self) -> Result<Arc<dyn Store>, Unavailable> {
+        self.store.get_or_try_init(|| connect_store(&self.config)).await.map(Arc::clone)
+    }
+
+    async fn queue(&self) -> Result<Arc<dyn Queue>, Unavailable> {
+        let connect = || connect_queue(&self.config, self.node.clone());
+        self.queue.get_or_try_init(connect).await.map(Arc::clone)
+    }
+
+    async fn events(&self) -> Result<Arc<dyn Events>, Unavailable> {
+        let connect = || connect_events(&self.config, self.node.clone());
+        self.events.get_or_try_init(connect).await.map(Arc::clone)
+    }
+}

@@ -1,0 +1,165 @@
+//! Starts, stops and pauses: messages for the workers.
+
+use protocol::command::{self, MAX_START_BYTES};
+use protocol::id::{PipelineId, RegisteredName, RunId};
+use protocol::pipeline::{Pipeline, Vars};
+use serde_json::{Map, Value, json};
+
+use super::{Client, Error};
+use crate::ports::{Message, Route};
+
+/// What is to be run.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StartOf {
+    /// A pipeline that is stored.
+    Stored(PipelineId),
+    /// A definition that goes with the message.
+    Inline(Box<Pipeline>),
+}
+
+/// A start.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StartRequest {
+    /// What.
+    pub what: StartOf,
+    /// The run. Sent again under the same id, it is the same run.
+    pub run: RunId,
+    /// Laid over the pipeline's variables.
+    pub vars: Vars,
+    /// The registered logger that gets the run's text.
+    pub logger: Option<RegisteredName>,
+}
+
+impl StartRequest {
+    fn message(&self) -> Result<Message, Error> {
+        let mut body = Map::new();
+        body.insert("run-id".into(), json!(self.run));
+        let mut size = 0;
+        match &self.what {
+            StartOf::Stored(id) => {
+                body.insert("group".into(), json!(id.group()));
+                body.insert("name".into(), json!(id.name()));
+            }
+            StartOf::Inline(pipeline) => {
+                let definition = json!(pipeline);
+                size += definition.to_string().len();
+                body.insert("pipeline".into(), definition);
+            }
+        }
+        if !self.vars.is_empty() {
+            let vars = json!(self.vars);
+            size += vars.to_string().len();
+            body.insert("vars".into(), vars);
+        }
+        if size > MAX_START_BYTES {
+            return Err(Error::TooLarge { size, max: MAX_START_BYTES });
+        }
+        if let Some(logger) = &self.logger {
+            body.insert("logger".into(), json!(logger));
+        }
+        Ok(message(command::START, self.run.to_string(), body))
+    }
+}
+
+fn message(kind: &str, id: String, body: Map<String, Value>) -> Message {
+    Message {
+        kind: Some(kind.to_owned()),
+        id: Some(id),
+        headers: std::collections::BTreeMap::new(),
+        body: Value::Object(body).to_string().into_bytes(),
+    }
+}
+
+fn new_id() -> String {
+    uuid::Uuid::now_v7().to_string()
+}
+
+impl Client {
+    /// A run id of our own making.
+    #[must_use]
+    pub fn new_run_id() -> RunId {
+        RunId::from_uuid(uuid::Uuid::now_v7())
+    }
+
+    /// Sends a start; the broker has it when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Queue`] where the broker has it not, or may not have it; [`Error::TooLarge`].
+    pub async fn start(&self, start: &StartRequest) -> Result<(), Error> {
+        let message = start.message()?;
+        Ok(self.services.queue().await?.publish(Route::Jobs, message).await?)
+    }
+
+    /// Sends a stop; the broker has it when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Queue`].
+    pub async fn stop(&self, run: &RunId, reason: Option<&str>) -> Result<(), Error> {
+        let mut body = Map::new();
+        body.insert("run-id".into(), json!(run));
+        if let Some(reason) = reason {
+            body.insert("reason".into(), json!(reason));
+        }
+        let message = message(command::STOP, new_id(), body);
+        Ok(self.services.queue().await?.publish(Route::Control, message).await?)
+    }
+
+    /// Sends a pause, or its opposite; the broker has it when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Queue`].
+    pub async fn pause(&self, pipeline: &PipelineId, paused: bool) -> Result<(), Error> {
+        let mut body = Map::new();
+        body.insert("group".into(), json!(pipeline.group()));
+        body.insert("name".into(), json!(pipeline.name()));
+        body.insert("at".into(), json!(self.now()));
+        let kind = if paused { command::PAUSE } else { command::UNPAUSE };
+        let message = message(kind, new_id(), body);
+        Ok(self.services.queue().await?.publish(Route::Control, message).await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::command::{Command, RunIdSource, Target, decode};
+
+    use super::*;
+
+    fn start(what: StartOf) -> StartRequest {
+        let vars = Vars::from_iter([("A".to_owned(), "1".to_owned())]);
+        let run = "r-1".parse().unwrap();
+        StartRequest { what, run, vars, logger: Some("logs".parse().unwrap()) }
+    }
+
+    fn pipeline(cmd: &str) -> Pipeline {
+        let text = json!({ "group": "dev", "name": "x", "image": "i", "steps": [{ "cmd": cmd }] });
+        let mut parsed = protocol::dialect::parse(None, text.to_string().as_bytes());
+        parsed.pipelines.remove(0)
+    }
+
+    fn decoded(start: &StartRequest) -> protocol::command::Start {
+        let message = start.message().unwrap();
+        let read = decode(message.kind.as_deref(), message.id.as_deref(), &message.body);
+        match read.unwrap() {
+            Command::Start(start) => *start,
+            other => panic!("{other:?} is no start"),
+        }
+    }
+
+    #[test]
+    fn a_start_is_what_workers_understand() {
+        let stored = decoded(&start(StartOf::Stored(PipelineId::new("dev", "x").unwrap())));
+        assert_eq!(stored.target, Target::Stored(PipelineId::new("dev", "x").unwrap()));
+        assert_eq!(stored.run_id, RunIdSource::Given("r-1".parse().unwrap()));
+        assert_eq!(stored.vars.get("A").map(String::as_str), Some("1"));
+        assert_eq!(stored.logger.unwrap().as_str(), "logs");
+        let inline = decoded(&start(StartOf::Inline(Box::new(pipeline("echo hi")))));
+        assert_eq!(inline.target, Target::Inline(Box::new(pipeline("echo hi"))));
+    }
+
+    #[test]
+    fn a_start_that_no_worker_would_take_is_refused_here() {
+        let huge = start(StartOf::Inline(Box::new(pipeline(&"x".repeat(MAX_START_BYTES)))));
+        assert!(matches!(huge.message(), Err(Error::TooLarge { .. })));
+    }
+}

@@ -1,0 +1,266 @@
+//! Pipelines, providers, stores and loggers: what is stored under a name.
+
+use protocol::event::{Event, Reason};
+use protocol::id::{PipelineId, RegisteredName};
+use protocol::names;
+use protocol::pipeline::Pipeline;
+use protocol::run::{Registered, StoredPipeline};
+use serde_json::Value;
+
+use super::state::{open_runs, records};
+use super::{Client, Error, decoded, encoded};
+use crate::config::without_credentials;
+use crate::ports::{Entry, Expect, Store, Txn};
+
+/// How often a change is tried whose key others change meanwhile.
+const TRIES: usize = 8;
+
+/// What became of a definition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// There was none of that name.
+    Created,
+    /// There was another.
+    Changed,
+    /// It was there as it is.
+    Unchanged,
+}
+
+impl Applied {
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Changed => "changed",
+            Self::Unchanged => "unchanged",
+        }
+    }
+}
+
+/// Where services are registered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registry {
+    /// Resource providers.
+    Providers,
+    /// Artifact stores.
+    Stores,
+    /// Loggers.
+    Loggers,
+}
+
+impl Registry {
+    /// What one of them is called.
+    #[must_use]
+    pub fn noun(self) -> &'static str {
+        match self {
+            Self::Providers => "resource provider",
+            Self::Stores => "artifact store",
+            Self::Loggers => "logger",
+        }
+    }
+
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Providers => names::PROVIDERS,
+            Self::Stores => names::STORES,
+            Self::Loggers => names::LOGGERS,
+        }
+    }
+
+    fn created(self) -> Reason {
+        match self {
+            Self::Providers => Reason::ResourceProviderCreate,
+            Self::Stores => Reason::ArtifactStoreCreate,
+            Self::Loggers => Reason::LoggerCreate,
+        }
+    }
+
+    fn deleted(self) -> Reason {
+        match self {
+            Self::Providers => Reason::ResourceProviderDelete,
+            Self::Stores => Reason::ArtifactStoreDelete,
+            Self::Loggers => Reason::LoggerDelete,
+        }
+    }
+}
+
+impl Client {
+    /// The pipelines, by name.
+    ///
+    /// # Errors
+    /// [`Error::Store`], and [`Error::Unreadable`] for a value that is none.
+    pub async fn pipelines(&self) -> Result<Vec<StoredPipeline>, Error> {
+        let store = self.services.store().await?;
+        let entries = store.list(names::PIPELINES).await?.entries;
+        entries.iter().map(|entry| decoded(&entry.key, &entry.value)).collect()
+    }
+
+    /// Stores a pipeline under its name. One that was paused stays so.
+    ///
+    /// # Errors
+    /// [`Error::Contended`], [`Error::NotTold`], and what the services say.
+    pub async fn apply_pipeline(
+        &self,
+        id: &PipelineId,
+        pipeline: &Pipeline,
+    ) -> Result<Applied, Error> {
+        let key = names::pipeline_key(id);
+        let definition = match serde_json::to_value(pipeline) {
+            Ok(Value::Object(definition)) => definition,
+            Ok(_) | Err(_) => serde_json::Map::new(),
+        };
+        let applied = self.apply(&key, |old| {
+            let old: Option<StoredPipeline> =
+                old.map(|entry| decoded(&entry.key, &entry.value)).transpose()?;
+            let (paused, paused_at) = old.map_or((false, None), |old| (old.paused, old.paused_at));
+            encoded(&key, &StoredPipeline { pipeline: definition.clone(), paused, paused_at })
+        });
+        let event = |applied: Applied| {
+            let text = format!("pipeline {id} was {}", applied.as_str());
+            let mut event = Event::new(self.now(), Reason::PipelineCreate, text);
+            event.group = Some(id.group().to_owned());
+            event.name = Some(id.name().to_owned());
+            event
+        };
+        self.applied_and_told(applied, event).await
+    }
+
+    /// Deletes a pipeline; `false` where there was none. Records of its ended runs stay until their
+    /// retention.
+    ///
+    /// # Errors
+    /// [`Error::InUse`] while a run of it is open; else as [`Client::apply_pipeline`].
+    pub async fn delete_pipeline(&self, id: &PipelineId) -> Result<bool, Error> {
+        let key = names::pipeline_key(id);
+        let store = self.services.store().await?;
+        // Asked for first: a change that nobody can be told of is not made.
+        let events = self.services.events().await?;
+        for _ in 0..TRIES {
+            let Some(entry) = store.get(&key).await? else { return Ok(false) };
+            let runs = self.runs_of(store.as_ref(), id).await?;
+            if !runs.is_empty() {
+                return Err(Error::InUse { id: id.clone(), runs });
+            }
+            let delete = Txn::new()
+                .when(key.as_str(), Expect::ModifiedAt(entry.mod_revision))
+                .delete(key.as_str());
+            if store.txn(delete).await?.committed {
+                let text = format!("pipeline {id} was deleted");
+                let mut event = Event::new(self.now(), Reason::PipelineDelete, text);
+                event.group = Some(id.group().to_owned());
+                event.name = Some(id.name().to_owned());
+                self.tell(events.as_ref(), event).await?;
+                return Ok(true);
+            }
+        }
+        Err(Error::Contended { key })
+    }
+
+    async fn runs_of(
+        &self,
+        store: &dyn Store,
+        id: &PipelineId,
+    ) -> Result<Vec<protocol::id::RunId>, Error> {
+        let mut runs = Vec::new();
+        for entry in records(store, &open_runs(store).await?).await? {
+            let record: protocol::run::RunRecord = decoded(&entry.key, &entry.value)?;
+            // A record that has ended is open until its last event is confirmed.
+            let is_of = record.group == id.group() && record.name == id.name();
+            if is_of && !record.status.is_ended() {
+                runs.push(record.run_id);
+            }
+        }
+        Ok(runs)
+    }
+
+    /// What is registered, by name.
+    ///
+    /// # Errors
+    /// [`Error::Store`], and [`Error::Unreadable`] for a value that is none.
+    pub async fn registered(&self, registry: Registry) -> Result<Vec<Registered>, Error> {
+        let store = self.services.store().await?;
+        let entries = store.list(registry.prefix()).await?.entries;
+        entries.iter().map(|entry| decoded(&entry.key, &entry.value)).collect()
+    }
+
+    /// Registers a service under its name.
+    ///
+    /// # Errors
+    /// As [`Client::apply_pipeline`].
+    pub async fn register(
+        &self,
+        registry: Registry,
+        service: &Registered,
+    ) -> Result<Applied, Error> {
+        let key = format!("{}{}", registry.prefix(), service.name);
+        let applied = self.apply(&key, |_| encoded(&key, service));
+        let event = |applied: Applied| {
+            let (noun, name) = (registry.noun(), &service.name);
+            let url = without_credentials(&service.url);
+            let text = format!("{noun} {name} was {}: {url}", applied.as_str());
+            Event::new(self.now(), registry.created(), text)
+        };
+        self.applied_and_told(applied, event).await
+    }
+
+    /// Removes a registration; `false` where there was none.
+    ///
+    /// # Errors
+    /// As [`Client::apply_pipeline`].
+    pub async fn unregister(
+        &self,
+        registry: Registry,
+        name: &RegisteredName,
+    ) -> Result<bool, Error> {
+        let key = format!("{}{name}", registry.prefix());
+        let store = self.services.store().await?;
+        let events = self.services.events().await?;
+        let delete = Txn::new().when(key.as_str(), Expect::Present).delete(key);
+        if !store.txn(delete).await?.committed {
+            return Ok(false);
+        }
+        let text = format!("{} {name} was deleted", registry.noun());
+        self.tell(events.as_ref(), Event::new(self.now(), registry.deleted(), text)).await?;
+        Ok(true)
+    }
+
+    /// Puts under a key what `value` makes of what stands there, unless it is the same.
+    async fn apply(
+        &self,
+        key: &str,
+        value: impl Fn(Option<&Entry>) -> Result<Vec<u8>, Error>,
+    ) -> Result<Applied, Error> {
+        let store = self.services.store().await?;
+        // Asked for first: a change that nobody can be told of is not made.
+        self.services.events().await?;
+        for _ in 0..TRIES {
+            let old = store.get(key).await?;
+            let new = value(old.as_ref())?;
+            if old.as_ref().is_some_and(|old| old.value == new) {
+                return Ok(Applied::Unchanged);
+            }
+            let (expect, applied) = match &old {
+                Some(old) => (Expect::ModifiedAt(old.mod_revision), Applied::Changed),
+                None => (Expect::Absent, Applied::Created),
+            };
+            if store.txn(Txn::new().when(key, expect).put(key, new)).await?.committed {
+                return Ok(applied);
+            }
+        }
+        Err(Error::Contended { key: key.to_owned() })
+    }
+
+    async fn applied_and_told(
+        &self,
+        applied: impl Future<Output = Result<Applied, Error>>,
+        event: impl Fn(Applied) -> Event,
+    ) -> Result<Applied, Error> {
+        let applied = applied.await?;
+        if applied != Applied::Unchanged {
+            let events = self.services.events().await?;
+            self.tell(events.as_ref(), event(applied)).await?;
+        }
+        Ok(applied)
+    }
+}

@@ -1,0 +1,309 @@
+//! The commands over embedded services: no broker, no etcd, the same ports.
+
+use std::time::Duration;
+
+use protocol::event::{LogStream, Reason};
+use protocol::id::{Epoch, NodeId};
+use protocol::names;
+use protocol::pipeline::Pipeline;
+use protocol::run::{Open, Registered, RunRecord, Status, StoredPipeline};
+
+use super::*;
+use crate::app::this_host;
+use crate::embedded::{Embedded, Options};
+use crate::ports::{Position, Source, Txn};
+
+struct Here(Embedded);
+
+#[async_trait]
+impl Services for Here {
+    async fn store(&self) -> Result<Arc<dyn Store>, Unavailable> {
+        Ok(self.0.store())
+    }
+
+    async fn queue(&self) -> Result<Arc<dyn Queue>, Unavailable> {
+        Ok(self.0.queue(&NodeId::found("bob/runner-test")))
+    }
+
+    async fn events(&self) -> Result<Arc<dyn Events>, Unavailable> {
+        Ok(self.0.events())
+    }
+}
+
+async fn client() -> (Client, Embedded) {
+    let options =
+        Options { dir: None, event_retention: Duration::from_secs(86_400), host: this_host() };
+    let embedded = Embedded::open(options).await.unwrap();
+    let services = Arc::new(Here(embedded.clone()));
+    (Client::new(services, Duration::from_secs(7 * 86_400)), embedded)
+}
+
+fn pipeline(cmd: &str) -> Pipeline {
+    let text = format!(
+        r#"{{"group":"dev","name":"x","image":"localhost/i","steps":[{{"cmd":"{cmd}"}}]}}"#
+    );
+    protocol::dialect::parse(None, text.as_bytes()).pipelines.remove(0)
+}
+
+fn record(run: &str, status: Status, scheduled: Millis) -> RunRecord {
+    RunRecord {
+        group: "dev".into(),
+        name: "x".into(),
+        run_id: run.parse().unwrap(),
+        status,
+        cause: None,
+        message: None,
+        logger: None,
+        vars: protocol::pipeline::Vars::new(),
+        pipeline: Some(pipeline("true")),
+        node: None,
+        epoch: None,
+        attempt: 1,
+        losses: 0,
+        released: None,
+        scheduled_at: scheduled.into(),
+        initiated_at: None,
+        initialized_at: None,
+        started_at: None,
+        completed_at: None,
+        steps: Vec::new(),
+        ending_event: None,
+    }
+}
+
+async fn put_run(embedded: &Embedded, record: &RunRecord) {
+    let mut txn = Txn::new().put(names::run_key(&record.run_id), json(record));
+    if !record.status.is_ended() {
+        txn = txn.put(names::open_key(&record.run_id), json(&Open::default()));
+    }
+    assert!(embedded.store().txn(txn).await.unwrap().committed);
+}
+
+fn json(value: &impl serde::Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).unwrap()
+}
+
+fn event(run: &str, seq: u64, reason: Reason) -> Event {
+    let mut event = Event::new(now(), reason, "text".into());
+    event.run_id = Some(run.parse().unwrap());
+    event.epoch = Some(Epoch(5));
+    event.seq = Some(seq);
+    event
+}
+
+fn log(run: &str, seq: u64) -> Event {
+    let (stream, offset, partial, encoding) = (LogStream::Stdout, 0, false, None);
+    event(run, seq, Reason::Log { stream, offset, partial, encoding })
+}
+
+async fn publish(embedded: &Embedded, events: Vec<Event>) {
+    let stream = embedded.events();
+    for event in events {
+        let ticket = stream.emit(event).await.unwrap();
+        stream.confirmed(ticket).await.unwrap();
+    }
+}
+
+async fn read(tail: &mut LogTail) -> usize {
+    let mut items = 0;
+    while tail.next().await.unwrap().is_some() {
+        items += 1;
+    }
+    items
+}
+
+async fn reasons(embedded: &Embedded) -> Vec<Reason> {
+    let events = embedded.events();
+    let Some(end) = events.end().await.unwrap() else { return Vec::new() };
+    let mut stream = events.follow(Position::First).await.unwrap();
+    let mut reasons = Vec::new();
+    while let Some(message) = futures::StreamExt::next(&mut stream).await {
+        let message = message.unwrap();
+        reasons.extend(message.event().map(|event| event.reason));
+        if message.offset >= end {
+            break;
+        }
+    }
+    reasons
+}
+
+#[tokio::test]
+async fn a_start_waits_in_the_queue_under_its_run_id() {
+    let (client, embedded) = client().await;
+    let start = StartRequest {
+        what: StartOf::Inline(Box::new(pipeline("true"))),
+        run: "r-1".parse().unwrap(),
+        vars: protocol::pipeline::Vars::new(),
+        logger: None,
+    };
+    client.start(&start).await.unwrap();
+    client.stop(&start.run, Some("enough")).await.unwrap();
+    client.pause(&pipeline("true").id().unwrap(), true).await.unwrap();
+    let queue = embedded.queue(&NodeId::found("bob/runner-test"));
+    let mut jobs = queue.open(Source::Jobs).await.unwrap();
+    let job = jobs.next().await.unwrap();
+    assert_eq!(job.message.id.as_deref(), Some("r-1"));
+    assert_eq!(job.message.kind.as_deref(), Some(protocol::command::START));
+    let mut control = queue.open(Source::Control).await.unwrap();
+    for kind in [protocol::command::STOP, protocol::command::PAUSE] {
+        let delivery = control.next().await.unwrap();
+        let message = &delivery.message;
+        assert_eq!(message.kind.as_deref(), Some(kind));
+        protocol::command::decode(Some(kind), message.id.as_deref(), &message.body).unwrap();
+        delivery.settle(protocol::command::Disposition::Ack).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_pipeline_that_is_stored_again_stays_paused() {
+    let (client, embedded) = client().await;
+    let id = pipeline("true").id().unwrap();
+    let apply = async |cmd: &str| client.apply_pipeline(&id, &pipeline(cmd)).await.unwrap();
+    assert_eq!(apply("true").await, Applied::Created);
+    assert_eq!(apply("true").await, Applied::Unchanged);
+    let mut stored = client.pipelines().await.unwrap().remove(0);
+    stored.paused = true;
+    stored.paused_at = Some(Millis(7));
+    let key = names::pipeline_key(&id);
+    let pause = Txn::new().put(key.as_str(), json(&stored));
+    assert!(embedded.store().txn(pause).await.unwrap().committed);
+    assert_eq!(apply("false").await, Applied::Changed);
+    let [now]: [StoredPipeline; 1] = client.pipelines().await.unwrap().try_into().unwrap();
+    assert!(now.paused);
+    assert_eq!(now.paused_at, Some(Millis(7)));
+    assert_eq!(now.pipeline["steps"][0]["cmd"], "false");
+    assert!(client.delete_pipeline(&id).await.unwrap());
+    assert!(!client.delete_pipeline(&id).await.unwrap());
+    let told = reasons(&embedded).await;
+    let expected = [Reason::PipelineCreate, Reason::PipelineCreate, Reason::PipelineDelete];
+    assert_eq!(told, expected, "what changed nothing is not told");
+}
+
+#[tokio::test]
+async fn a_pipeline_is_not_deleted_while_a_run_of_it_is_open() {
+    let (client, embedded) = client().await;
+    let id = pipeline("true").id().unwrap();
+    client.apply_pipeline(&id, &pipeline("true")).await.unwrap();
+    put_run(&embedded, &record("r-1", Status::Running, now())).await;
+    put_run(&embedded, &record("r-2", Status::Passed, now())).await;
+    let refused = client.delete_pipeline(&id).await.unwrap_err();
+    assert!(refused.to_string().contains("r-1"), "{refused}");
+    assert_eq!(refused.trouble(), Trouble::State);
+    assert_eq!(client.pipelines().await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn services_are_registered_changed_and_removed() {
+    let (client, embedded) = client().await;
+    let name = || "logs".parse().unwrap();
+    let at = |url: &str| Registered { name: name(), url: url.to_owned() };
+    let register = async |url: &str| client.register(Registry::Loggers, &at(url)).await.unwrap();
+    assert_eq!(register("http://u:hunter2@a").await, Applied::Created);
+    assert_eq!(register("http://b").await, Applied::Changed);
+    assert_eq!(register("http://b").await, Applied::Unchanged);
+    assert_eq!(client.registered(Registry::Loggers).await.unwrap(), [at("http://b")]);
+    assert!(client.registered(Registry::Stores).await.unwrap().is_empty());
+    assert!(client.unregister(Registry::Loggers, &name()).await.unwrap());
+    assert!(!client.unregister(Registry::Loggers, &name()).await.unwrap());
+    let told = reasons(&embedded).await;
+    assert_eq!(told, [Reason::LoggerCreate, Reason::LoggerCreate, Reason::LoggerDelete]);
+    let mut events = client.events(Position::First, false).await.unwrap();
+    while let Some(message) = events.next().await.unwrap() {
+        assert!(!String::from_utf8(message.body).unwrap().contains("hunter2"));
+    }
+}
+
+#[tokio::test]
+async fn runs_are_listed_newest_first_and_filtered() {
+    let (client, embedded) = client().await;
+    for (run, status, at) in
+        [("r-1", Status::Running, 1), ("r-2", Status::Failed, 2), ("r-3", Status::Pending, 3)]
+    {
+        put_run(&embedded, &record(run, status, Millis(at))).await;
+    }
+    let list = async |filter: RunFilter| -> Vec<String> {
+        let runs = client.runs(&filter).await.unwrap();
+        runs.iter().map(|run| run.record.run_id.to_string()).collect()
+    };
+    assert_eq!(list(RunFilter::default()).await, ["r-3", "r-1"]);
+    assert_eq!(
+        list(RunFilter { ended: true, ..RunFilter::default() }).await,
+        ["r-3", "r-2", "r-1"]
+    );
+    let failed = RunFilter { status: Some(Status::Failed), ..RunFilter::default() };
+    assert_eq!(list(failed).await, ["r-2"]);
+    let pipeline = Some(PipelineId::new("dev", "y").unwrap());
+    assert!(list(RunFilter { ended: true, pipeline, status: None }).await.is_empty());
+    let unknown = client.run(&"r-9".parse().unwrap()).await.unwrap_err();
+    assert!(matches!(unknown, Error::UnknownRun(_)));
+}
+
+#[tokio::test]
+async fn a_log_ends_with_its_ending_event() {
+    let (client, embedded) = client().await;
+    let ending = event("r-1", 2, Reason::PipelineSuccessful);
+    publish(&embedded, vec![log("r-1", 0), log("r-2", 0), log("r-1", 1), ending, log("r-1", 9)])
+        .await;
+    put_run(&embedded, &record("r-1", Status::Passed, now())).await;
+    let mut tail = client.log(&"r-1".parse().unwrap(), true, None).await.unwrap();
+    assert_eq!(read(&mut tail).await, 3);
+    let Some(Outcome::Ended(ending, missing)) = tail.outcome() else { panic!("{tail:?}") };
+    assert_eq!(ending.status, Status::Passed);
+    assert!(missing.is_empty());
+}
+
+#[tokio::test]
+async fn a_log_of_a_run_that_goes_on_stops_where_the_stream_ended_or_waits() {
+    let (client, embedded) = client().await;
+    put_run(&embedded, &record("r-1", Status::Running, now())).await;
+    publish(&embedded, vec![log("r-1", 0)]).await;
+    let run = "r-1".parse().unwrap();
+    let mut once = client.log(&run, false, None).await.unwrap();
+    assert_eq!(read(&mut once).await, 1);
+    assert_eq!(once.outcome(), Some(&Outcome::CaughtUp));
+    let mut following = client.log(&run, true, None).await.unwrap();
+    let later = async {
+        publish(&embedded, vec![event("r-1", 1, Reason::PipelineSuccessful)]).await;
+    };
+    let (items, ()) = tokio::join!(read(&mut following), later);
+    assert_eq!(items, 2);
+}
+
+#[tokio::test]
+async fn a_log_that_is_not_there_any_more_is_given_up_with_what_it_lacks() {
+    let (client, embedded) = client().await;
+    let old = Millis(now().0 - 8 * 86_400_000);
+    put_run(&embedded, &record("r-1", Status::Passed, old)).await;
+    publish(&embedded, vec![log("r-2", 0), log("r-1", 3)]).await;
+    let mut tail = client.log(&"r-1".parse().unwrap(), true, None).await.unwrap();
+    read(&mut tail).await;
+    let Some(Outcome::GaveUp { missing, past_retention }) = tail.outcome() else {
+        panic!("{tail:?}")
+    };
+    let missing: Vec<String> = missing.iter().map(ToString::to_string).collect();
+    assert_eq!(missing, ["events 0 to 2 of epoch 5", "the event that ends the run"]);
+    assert_eq!(*past_retention, Some(7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_run_that_ends_unheard_while_it_is_followed_is_given_up_too() {
+    let (client, embedded) = client().await;
+    put_run(&embedded, &record("r-1", Status::Running, now())).await;
+    publish(&embedded, vec![log("r-1", 0)]).await;
+    let mut tail = client.log(&"r-1".parse().unwrap(), true, None).await.unwrap();
+    put_run(&embedded, &record("r-1", Status::Failed, now())).await;
+    assert_eq!(read(&mut tail).await, 1);
+    assert!(matches!(tail.outcome(), Some(Outcome::GaveUp { .. })), "{tail:?}");
+}
+
+#[tokio::test]
+async fn a_run_without_a_record_is_looked_for_in_the_whole_stream() {
+    let (client, embedded) = client().await;
+    publish(&embedded, vec![log("r-2", 0), log("r-1", 0)]).await;
+    let mut tail = client.log(&"r-1".parse().unwrap(), false, None).await.unwrap();
+    assert_eq!(read(&mut tail).await, 1);
+    assert!(tail.is_known());
+    let mut unknown = client.log(&"r-9".parse().unwrap(), false, None).await.unwrap();
+    assert_eq!(read(&mut unknown).await, 0);
+    assert!(!unknown.is_known());
+}

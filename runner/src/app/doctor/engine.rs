@@ -1,0 +1,289 @@
+//! The container engine: whether it answers, and what its answers mean.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::Request;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::Check;
+use crate::app::engine::find;
+use crate::config;
+
+/// What was seen of the engine.
+#[derive(Debug)]
+pub(super) struct Seen {
+    pub(super) checks: Vec<Check>,
+    /// What it says of itself, where it answers.
+    pub(super) info: Option<Value>,
+}
+
+/// How long a question may take: podman looks at every mount before it says who it is.
+const DEADLINE: Duration = Duration::from_secs(15);
+/// More is no answer to these questions.
+const MAX_ANSWER: usize = 4 * 1024 * 1024;
+
+const ADVICE: &str = "start one as the user whose podman is to be used: `systemctl --user start podman.socket`, or `podman system service -t 0 unix:///path`, and set CONTAINER_ENGINE_URL";
+
+/// Asks the engine who it is.
+pub(super) async fn examine(engine: &config::Engine) -> Seen {
+    let found = match find(engine).await {
+        Ok(found) => found,
+        Err(cause) => {
+            return Seen {
+                checks: vec![Check::fail("engine", format!("{cause:#}"), ADVICE)],
+                info: None,
+            };
+        }
+    };
+    let seen = ask(&found.url).await;
+    if let Some(own) = found.own {
+        own.end().await;
+    }
+    seen
+}
+
+async fn ask(url: &str) -> Seen {
+    let asked = Instant::now();
+    let ping = get(url, "/_ping").await;
+    let took = asked.elapsed();
+    let answer = match ping {
+        Ok(_) => get(url, "/v4.0.0/libpod/info").await,
+        Err(cause) => Err(cause),
+    };
+    let info = answer.and_then(|body| {
+        serde_json::from_slice::<Value>(&body).map_err(|cause| format!("it is no podman ({cause})"))
+    });
+    match info {
+        Ok(info) => {
+            let version = info.pointer("/version/Version").and_then(Value::as_str).unwrap_or("?");
+            let found = format!("podman {version} at {url} answers in {} ms", took.as_millis());
+            let mut checks = vec![Check::ok("engine", found)];
+            checks.extend(judge(&info));
+            Seen { checks, info: Some(info) }
+        }
+        Err(cause) => {
+            let found = format!("the container engine at {url} does not answer: {cause}");
+            Seen { checks: vec![Check::fail("engine", found, ADVICE)], info: None }
+        }
+    }
+}
+
+/// What the engine's own words mean for us.
+fn judge(info: &Value) -> Vec<Check> {
+    vec![rootless(info), storage(info), limits(info), ids(info)]
+}
+
+fn rootless(info: &Value) -> Check {
+    match info.pointer("/host/security/rootless").and_then(Value::as_bool) {
+        Some(true) => Check::ok("rootless", "the engine runs as an ordinary user"),
+        Some(false) => Check::warn(
+            "rootless",
+            "the engine runs as root: whoever may submit pipelines may become root here",
+            "point CONTAINER_ENGINE_URL at the socket of an ordinary user's podman",
+        ),
+        None => Check::warn(
+            "rootless",
+            "the engine does not say whether it is rootless",
+            "check its version; 4.3 or later is known to work",
+        ),
+    }
+}
+
+fn storage(info: &Value) -> Check {
+    let driver = info.pointer("/store/graphDriverName").and_then(Value::as_str).unwrap_or("?");
+    let native = info.pointer("/store/graphStatus/Native Overlay Diff").and_then(Value::as_str);
+    match (driver, native) {
+        ("overlay", Some("true")) => Check::ok("storage", "overlay with native diff"),
+        ("overlay", _) => Check::warn(
+            "storage",
+            "overlay without native diff: commits are several times slower",
+            "use a kernel from 5.13 on and no mount_program in storage.conf",
+        ),
+        ("btrfs" | "zfs", _) => Check::ok("storage", format!("{driver} snapshots")),
+        _ => Check::warn(
+            "storage",
+            format!("driver {driver} copies whole images: each step costs time and disk"),
+            "set driver = \"overlay\" in storage.conf of that user, before there are images",
+        ),
+    }
+}
+
+/// Why limits are refused here, where they are.
+pub(super) fn limits_refused(info: &Value) -> Option<String> {
+    let controllers = info.pointer("/host/cgroupControllers").and_then(Value::as_array);
+    let has = |name: &str| controllers.is_some_and(|all| all.iter().any(|one| one == name));
+    let missing: Vec<&str> = ["cpu", "memory"].into_iter().filter(|name| !has(name)).collect();
+    (!missing.is_empty())
+        .then(|| format!("no cgroup controller is delegated for {}", missing.join(" and ")))
+}
+
+fn limits(info: &Value) -> Check {
+    let version = info.pointer("/host/cgroupVersion").and_then(Value::as_str).unwrap_or("?");
+    match limits_refused(info) {
+        None => Check::ok("cgroups", format!("{version}: limits of cpu and memory are enforced")),
+        Some(why) => Check::warn(
+            "cgroups",
+            format!("{version}: {why}; pipelines with `quotas.limits` are refused"),
+            "with systemd: Delegate=cpu cpuset io memory pids in user@.service.d, then log in anew",
+        ),
+    }
+}
+
+/// A container has users beside root, and each needs a number of the host.
+const MANY_IDS: u64 = 65_536;
+
+fn ids(info: &Value) -> Check {
+    let sizes = |kind: &str| -> u64 {
+        let mapped = info.pointer(&format!("/host/idMappings/{kind}")).and_then(Value::as_array);
+        let size = |one: &Value| one.get("size").and_then(Value::as_u64);
+        mapped.map_or(0, |all| all.iter().filter_map(size).sum())
+    };
+    let is_rootless = info.pointer("/host/security/rootless").and_then(Value::as_bool);
+    if is_rootless != Some(true) {
+        return Check::ok("user ids", "all of them: the engine is root's");
+    }
+    let few = sizes("uidmap").min(sizes("gidmap"));
+    if few >= MANY_IDS {
+        return Check::ok("user ids", format!("{few} subordinate users and groups"));
+    }
+    Check::warn(
+        "user ids",
+        format!("{few} subordinate users and groups: images whose files have many owners fail"),
+        "add a line such as `user:100000:65536` to /etc/subuid and /etc/subgid, then `podman system migrate`",
+    )
+}
+
+/// Where the engine keeps its images.
+pub(super) fn storage_dir(info: &Value) -> Option<PathBuf> {
+    info.pointer("/store/graphRoot").and_then(Value::as_str).map(PathBuf::from)
+}
+
+/// The answer to one question.
+async fn get(url: &str, path: &str) -> Result<Bytes, String> {
+    let asked = async {
+        match url.strip_prefix("unix://") {
+            Some(socket) => {
+                let stream = tokio::net::UnixStream::connect(socket).await;
+                exchange(stream.map_err(|cause| cause.to_string())?, "podman", path).await
+            }
+            None => {
+                let host = url.split_once("://").map_or(url, |(_, host)| host);
+                let stream = tokio::net::TcpStream::connect(host).await;
+                exchange(stream.map_err(|cause| cause.to_string())?, host, path).await
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, asked)
+        .await
+        .unwrap_or_else(|_elapsed| Err(format!("no answer within {} s", DEADLINE.as_secs())))
+}
+
+async fn exchange<S>(stream: S, host: &str, path: &str) -> Result<Bytes, String>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let said = |cause: hyper::Error| cause.to_string();
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(said)?;
+    let request = Request::get(path)
+        .header(hyper::header::HOST, host)
+        .body(Empty::<Bytes>::new())
+        .map_err(|cause| cause.to_string())?;
+    let answer = async {
+        let response = sender.send_request(request).await.map_err(said)?;
+        let status = response.status();
+        let body = http_body_util::Limited::new(response.into_body(), MAX_ANSWER);
+        let body = body.collect().await.map_err(|cause| cause.to_string())?.to_bytes();
+        if status.is_success() { Ok(body) } else { Err(format!("it answers {path} with {status}")) }
+    };
+    // The connection is driven here, as long as the answer is awaited.
+    let driven = async {
+        drop(connection.await);
+        std::future::pending().await
+    };
+    tokio::select! {
+        answer = answer => answer,
+        never = driven => never,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::Level;
+    use super::*;
+
+    fn info() -> Value {
+        json!({
+            "host": {
+                "cgroupControllers": ["cpu", "memory", "pids"],
+                "cgroupVersion": "v2",
+                "security": { "rootless": true },
+                "idMappings": {
+                    "uidmap": [{ "size": 1 }, { "size": 65536 }],
+                    "gidmap": [{ "size": 1 }, { "size": 65536 }],
+                },
+            },
+            "store": {
+                "graphDriverName": "overlay",
+                "graphStatus": { "Native Overlay Diff": "true" },
+                "graphRoot": "/home/x/storage",
+            },
+        })
+    }
+
+    fn levels(info: &Value) -> Vec<(&'static str, Level)> {
+        judge(info).into_iter().map(|check| (check.name, check.level)).collect()
+    }
+
+    #[test]
+    fn an_engine_as_it_should_be_has_nothing_to_complain_of() {
+        assert!(judge(&info()).iter().all(|check| check.level == Level::Ok));
+        assert_eq!(limits_refused(&info()), None);
+        assert_eq!(storage_dir(&info()), Some(PathBuf::from("/home/x/storage")));
+    }
+
+    #[test]
+    fn what_is_lacking_is_named_with_what_to_do() {
+        let lacking = json!({
+            "host": {
+                "cgroupControllers": [],
+                "cgroupVersion": "v2",
+                "security": { "rootless": true },
+                "idMappings": { "uidmap": [{ "size": 1 }], "gidmap": [{ "size": 1 }] },
+            },
+            "store": { "graphDriverName": "vfs" },
+        });
+        let warned = levels(&lacking).into_iter().filter(|(_, level)| *level == Level::Warn);
+        assert_eq!(
+            warned.map(|(name, _)| name).collect::<Vec<_>>(),
+            ["storage", "cgroups", "user ids"]
+        );
+        assert!(
+            judge(&lacking).iter().all(|check| check.level == Level::Ok || check.advice.is_some())
+        );
+        assert_eq!(
+            limits_refused(&lacking).as_deref(),
+            Some("no cgroup controller is delegated for cpu and memory")
+        );
+    }
+
+    #[test]
+    fn an_engine_of_root_is_warned_about() {
+        let mut of_root = info();
+        of_root["host"]["security"]["rootless"] = json!(false);
+        assert!(levels(&of_root).contains(&("rootless", Level::Warn)));
+    }
+
+    #[test]
+    fn an_answer_without_anything_in_it_is_no_panic() {
+        assert!(judge(&json!({})).iter().all(|check| check.level != Level::Fail));
+        assert!(judge(&json!([1])).len() == 4);
+    }
+}

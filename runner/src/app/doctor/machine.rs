@@ -1,0 +1,138 @@
+//! Programs, users and disks of this machine.
+
+use std::path::{Path, PathBuf};
+
+use super::Check;
+use crate::config::{self, Config};
+
+/// What a rootless podman of this user needs; asked where no engine answers.
+pub(super) fn rootless(engine: &config::Engine) -> Vec<Check> {
+    let mut checks = vec![match &engine.program {
+        Some(path) => Check::ok("podman", format!("{} is there", path.display())),
+        None => Check::fail(
+            "podman",
+            "there is no podman on the path",
+            "install it: `apt install podman uidmap slirp4netns`",
+        ),
+    }];
+    if rustix::process::geteuid().is_root() {
+        checks.push(Check::warn(
+            "user",
+            "this is root, and podman is to be rootless",
+            "run bob-runner as an ordinary user, or set CONTAINER_ENGINE_URL to the socket of one",
+        ));
+        return checks;
+    }
+    checks.push(match &engine.uid_mapper {
+        Some(path) => Check::ok("newuidmap", format!("{} is there", path.display())),
+        None => Check::fail(
+            "newuidmap",
+            "there is no newuidmap on the path",
+            "install it: `apt install uidmap`",
+        ),
+    });
+    let user = user_name();
+    for file in ["/etc/subuid", "/etc/subgid"] {
+        let name = if file == "/etc/subuid" { "subuid" } else { "subgid" };
+        let text = std::fs::read_to_string(file).unwrap_or_default();
+        let uid = rustix::process::getuid().as_raw();
+        checks.push(if has_range(&text, user.as_deref(), uid) {
+            Check::ok(name, format!("{file} has a range for this user"))
+        } else {
+            let whom = user.clone().unwrap_or_else(|| uid.to_string());
+            Check::fail(
+                name,
+                format!("{file} has no range for {whom}"),
+                format!("as root: `usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {whom}`"),
+            )
+        });
+    }
+    checks
+}
+
+fn user_name() -> Option<String> {
+    let uid = rustix::process::getuid().as_raw();
+    let users = std::fs::read_to_string("/etc/passwd").ok()?;
+    name_in(&users, uid)
+}
+
+/// The name of a user in the text of `/etc/passwd`.
+fn name_in(users: &str, uid: u32) -> Option<String> {
+    users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse::<u32>().ok()? == uid).then(|| name.to_owned())
+    })
+}
+
+/// Whether a text such as `/etc/subuid` has a line for the user, by name or number.
+fn has_range(text: &str, user: Option<&str>, uid: u32) -> bool {
+    text.lines().filter_map(|line| line.split(':').next()).any(|whose| {
+        user.is_some_and(|user| user == whose)
+            || whose.parse::<u32>().is_ok_and(|number| number == uid)
+    })
+}
+
+/// How full the disks are that a worker fills.
+pub(super) fn disks(config: &Config, images: Option<&Path>) -> Vec<Check> {
+    let mut places = vec![("disk of events", config.spill.dir.clone())];
+    match config.mode {
+        config::Mode::Embedded => places.push(("disk of the store", config.data_dir.clone())),
+        config::Mode::Cluster => {}
+    }
+    places.extend(images.map(|dir| ("disk of images", dir.to_owned())));
+    let high = u64::from(config.worker.disk_high);
+    let judged = places.into_iter().filter_map(|(name, path)| {
+        let path = existing(&path)?;
+        let stat = rustix::fs::statvfs(&path).ok()?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let used = percent_used(stat.f_blocks, stat.f_bavail)?;
+        let found = format!("{} is {used}% full, {} MiB are free", path.display(), free >> 20);
+        Some(if used >= 98 {
+            Check::fail(name, found, "make room: nothing can be committed or kept here")
+        } else if used >= high {
+            Check::warn(name, found, "make room, or let `podman image prune` do it")
+        } else {
+            Check::ok(name, found)
+        })
+    });
+    judged.collect()
+}
+
+/// The path, or what there is of it.
+fn existing(path: &Path) -> Option<PathBuf> {
+    path.ancestors().find(|part| part.exists()).map(Path::to_owned)
+}
+
+fn percent_used(all: u64, free: u64) -> Option<u64> {
+    (all > 0).then(|| (all.saturating_sub(free)).saturating_mul(100) / all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_found_by_name_and_by_number() {
+        let text = "alice:100000:65536\n1001:165536:65536\n";
+        assert!(has_range(text, Some("alice"), 1000));
+        assert!(has_range(text, None, 1001));
+        assert!(!has_range(text, Some("bob"), 1002));
+        assert!(!has_range("", Some("bob"), 1002));
+    }
+
+    #[test]
+    fn users_are_found_by_their_number() {
+        let users =
+            "root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1000::/home/alice:/bin/sh\nbroken\n";
+        assert_eq!(name_in(users, 1000).as_deref(), Some("alice"));
+        assert_eq!(name_in(users, 7), None);
+    }
+
+    #[test]
+    fn a_disk_is_as_full_as_what_is_not_free() {
+        assert_eq!(percent_used(100, 15), Some(85));
+        assert_eq!(percent_used(0, 0), None);
+        assert_eq!(existing(Path::new("/nonexistent/a/b")).as_deref(), Some(Path::new("/")));
+    }
+}

@@ -1,0 +1,169 @@
+//! Broker, stream and etcd, as the settings name them.
+
+use std::time::{Duration, Instant};
+
+use super::Check;
+use crate::app::{connect_etcd, connect_events, connect_queue, new_node};
+use crate::cluster::Health;
+use crate::config::{Config, StreamProtocol};
+
+/// The port of the stream plugin, where nothing else was said.
+const STREAM_PORT: u16 = 5552;
+const STREAM_ANSWERS_WITHIN: Duration = Duration::from_secs(3);
+/// An etcd that takes longer than this to answer loses leases under load.
+const SLOW: Duration = Duration::from_millis(50);
+/// How many questions the latency is the median of.
+const QUESTIONS: usize = 9;
+/// etcd stops taking writes at 2 GiB, where nobody has set another quota.
+const LARGE: u64 = 1_600 * 1024 * 1024;
+
+/// Each service is tried once.
+pub(super) async fn examine(config: &Config) -> Vec<Check> {
+    let mut once = config.clone();
+    once.connection.retry_attempts = 1;
+    let (broker, plugin, etcd) = tokio::join!(broker(&once), stream_plugin(config), etcd(&once));
+    broker.into_iter().chain([plugin]).chain(etcd).collect()
+}
+
+async fn broker(config: &Config) -> Vec<Check> {
+    let at = &config.queue.broker;
+    let mut checks = vec![match connect_queue(config, new_node()).await {
+        Ok(_) => Check::ok("broker", format!("{at} answers, and has our queues")),
+        Err(cause) => Check::fail(
+            "broker",
+            cause.to_string(),
+            "start RabbitMQ 3.10 or later, or set BOB_QUEUE_URL",
+        ),
+    }];
+    let stream = async {
+        let events = connect_events(config, new_node()).await.map_err(|cause| cause.to_string())?;
+        events.end().await.map_err(|cause| cause.to_string())
+    };
+    let name = &config.stream.name;
+    checks.push(match stream.await {
+        Ok(Some(end)) => Check::ok("stream", format!("{name} is there; its last message is {end}")),
+        Ok(None) => Check::ok("stream", format!("{name} is there, and empty")),
+        Err(cause) => Check::fail("stream", cause, "it is a stream queue of RabbitMQ, over AMQP; the user needs the right to configure, write and read it"),
+    });
+    checks
+}
+
+/// Nothing of ours needs the plugin: it is what other readers of the stream may speak.
+async fn stream_plugin(config: &Config) -> Check {
+    let native = config
+        .stream
+        .server
+        .as_ref()
+        .filter(|server| server.protocol == StreamProtocol::Native)
+        .map(|server| (server.broker.host.clone(), server.broker.port));
+    let server = config.stream.server.as_ref().map(|server| &server.broker);
+    let usual = server.unwrap_or(&config.queue.broker).host.clone();
+    let (host, port) = native.unwrap_or((usual, STREAM_PORT));
+    let connect = tokio::net::TcpStream::connect((host.as_str(), port));
+    match tokio::time::timeout(STREAM_ANSWERS_WITHIN, connect).await {
+        Ok(Ok(_)) => Check::ok("stream plugin", format!("{host}:{port} takes connections")),
+        Ok(Err(_)) | Err(_) => Check::warn(
+            "stream plugin",
+            format!("nothing answers at {host}:{port}: the stream can be read over AMQP alone"),
+            "`rabbitmq-plugins enable rabbitmq_stream`, where readers speak the stream protocol",
+        ),
+    }
+}
+
+async fn etcd(config: &Config) -> Vec<Check> {
+    let etcd = match connect_etcd(config).await {
+        Ok(etcd) => etcd,
+        Err(cause) => {
+            return vec![Check::fail(
+                "etcd",
+                cause.to_string(),
+                "start etcd 3.4 or later, or set BOB_STORAGE_URLS",
+            )];
+        }
+    };
+    let health = match etcd.health().await {
+        Ok(health) => health,
+        Err(cause) => {
+            let advice = "the user needs the right to ask for the status; else nothing is wrong";
+            return vec![Check::warn("etcd", cause.to_string(), advice)];
+        }
+    };
+    let mut times = Vec::new();
+    for _ in 0..QUESTIONS {
+        let asked = Instant::now();
+        if let Err(cause) = crate::ports::Store::get(&etcd, "bob.doctor").await {
+            return vec![Check::fail(
+                "etcd",
+                cause.to_string(),
+                "the user needs the right to read and write keys that begin with `bob.`",
+            )];
+        }
+        times.push(asked.elapsed());
+    }
+    times.sort_unstable();
+    judge(&health, times[QUESTIONS / 2])
+}
+
+fn judge(health: &Health, latency: Duration) -> Vec<Check> {
+    let millis = latency.as_secs_f64() * 1000.0;
+    let found = format!("etcd {} answers in {millis:.1} ms", health.version);
+    let mut checks = vec![if is_old(&health.version) {
+        Check::fail("etcd", found, "use etcd 3.4 or later")
+    } else if latency > SLOW {
+        Check::warn(
+            "etcd",
+            found,
+            "give it a faster disk, or bring it nearer: slow answers cost leases",
+        )
+    } else {
+        Check::ok("etcd", found)
+    }];
+    let size = format!("its database has {} MiB", health.db_bytes >> 20);
+    checks.push(if health.is_full {
+        let advice =
+            "compact and defragment it, then `etcdctl alarm disarm`; see --quota-backend-bytes";
+        Check::fail("etcd size", format!("{size} and takes no more writes"), advice)
+    } else if health.db_bytes > LARGE {
+        Check::warn(
+            "etcd size",
+            size,
+            "set --auto-compaction-retention, or a higher --quota-backend-bytes",
+        )
+    } else {
+        Check::ok("etcd size", size)
+    });
+    checks
+}
+
+/// Before 3.4. A version that is no number is none that we know better of.
+fn is_old(version: &str) -> bool {
+    let mut parts = version.split('.').map(|part| part.parse::<u32>());
+    match (parts.next(), parts.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (3, 4),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::*;
+
+    fn health(version: &str, db_bytes: u64, is_full: bool) -> Health {
+        Health { version: version.to_owned(), db_bytes, is_full }
+    }
+
+    fn levels(health: &Health, millis: u64) -> Vec<Level> {
+        judge(health, Duration::from_millis(millis)).iter().map(|check| check.level).collect()
+    }
+
+    #[test]
+    fn an_etcd_is_judged_by_version_latency_and_size() {
+        assert_eq!(levels(&health("3.5.16", 1 << 20, false), 1), [Level::Ok, Level::Ok]);
+        assert_eq!(levels(&health("3.3.25", 1 << 20, false), 1), [Level::Fail, Level::Ok]);
+        assert_eq!(levels(&health("3.4.23", 1 << 20, false), 90), [Level::Warn, Level::Ok]);
+        assert_eq!(levels(&health("3.6.0", 1700 << 20, false), 1), [Level::Ok, Level::Warn]);
+        assert_eq!(levels(&health("3.6.0", 2 << 30, true), 1), [Level::Ok, Level::Fail]);
+        assert!(!is_old("main"));
+    }
+}

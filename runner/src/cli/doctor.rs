@@ -1,0 +1,29 @@
+//! `doctor`: what this machine and the services lack.
+
+use super::exit::{Exit, Failure};
+use super::output::{self, Ink, one_line};
+use super::{Context, Talk};
+use crate::app::doctor::{Level, examine};
+
+pub(super) async fn doctor(context: &Context) -> Result<Exit, Failure> {
+    let config = context.config(Talk::Little)?;
+    let checks = examine(&config).await;
+    if context.style.json {
+        output::document(&checks)?;
+    } else {
+        for check in &checks {
+            let (word, ink) = match check.level {
+                Level::Ok => ("OK  ", Ink::Green),
+                Level::Warn => ("WARN", Ink::Yellow),
+                Level::Fail => ("FAIL", Ink::Red),
+            };
+            let word = ink.paint(word, context.style.colour);
+            output::line(&format!("{word} {:<15} {}", check.name, one_line(&check.found)))?;
+            if let Some(advice) = &check.advice {
+                output::line(&format!("{:21}to do: {}", "", one_line(advice)))?;
+            }
+        }
+    }
+    let fails = checks.iter().any(|check| check.level == Level::Fail);
+    Ok(if fails { Exit::Unavailable } else { Exit::Ok })
+}

@@ -1,0 +1,86 @@
+//! How the program ends (wire.md section 7).
+
+use protocol::run::Status;
+
+/// An exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// It went well; the run passed.
+    Ok = 0,
+    /// The run failed; what was asked for cannot be done as things stand.
+    Failed = 1,
+    /// Wrong usage.
+    Usage = 2,
+    /// The run was stopped.
+    Stopped = 3,
+    /// A file is invalid.
+    Invalid = 65,
+    /// A service cannot be reached.
+    Unavailable = 69,
+    /// The settings are wrong.
+    Settings = 78,
+    /// Ended by SIGINT.
+    Interrupted = 130,
+    /// Ended by SIGTERM.
+    Terminated = 143,
+}
+
+impl Exit {
+    /// The code that says how a run ended.
+    #[must_use]
+    pub fn of_run(status: Status) -> Self {
+        match status {
+            Status::Passed => Self::Ok,
+            Status::Stopped => Self::Stopped,
+            Status::Failed
+            | Status::Pending
+            | Status::Initializing
+            | Status::Initialized
+            | Status::Running => Self::Failed,
+        }
+    }
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Why a command ends early: how, and the sentence for standard error.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) exit: Exit,
+    /// Nothing where everything was said, or where nobody reads any more.
+    pub(super) message: Option<String>,
+}
+
+impl Failure {
+    pub(super) fn new(exit: Exit, message: impl ToString) -> Self {
+        Self { exit, message: Some(message.to_string()) }
+    }
+
+    /// All was said.
+    pub(super) fn told(exit: Exit) -> Self {
+        Self { exit, message: None }
+    }
+}
+
+impl From<crate::app::Unavailable> for Failure {
+    fn from(error: crate::app::Unavailable) -> Self {
+        Self::new(Exit::Unavailable, error)
+    }
+}
+
+impl From<crate::app::client::Error> for Failure {
+    fn from(error: crate::app::client::Error) -> Self {
+        use crate::app::client::Trouble;
+        let exit = match error.trouble() {
+            Trouble::Service => Exit::Unavailable,
+            Trouble::Input => Exit::Invalid,
+            Trouble::State => Exit::Failed,
+        };
+        Self::new(exit, error)
+    }
+}

@@ -1,0 +1,182 @@
+//! `validate`, `plan`, and the pipeline files of other commands.
+
+use std::io::Read as _;
+
+use protocol::diagnostic::{Class, Diagnostic};
+use protocol::dialect::{self, Parsed};
+use protocol::pipeline::Pipeline;
+
+use super::args::Validate;
+use super::exit::{Exit, Failure};
+use super::output::{self, Ink, Style};
+use super::{Context, Talk};
+use crate::app::doctor;
+
+/// A little more than what is read of a file at most, so that the reader says what is wrong with it.
+const MAX_BYTES: u64 = 1024 * 1024 + 1;
+
+/// What standard input is called in faults.
+const STDIN: &str = "standard input";
+
+/// The bytes of a file, or of standard input for `-`.
+pub(super) fn bytes_of(file: &str) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    let read = if file == "-" {
+        std::io::stdin().lock().take(MAX_BYTES).read_to_end(&mut bytes)
+    } else {
+        std::fs::File::open(file).and_then(|open| open.take(MAX_BYTES).read_to_end(&mut bytes))
+    };
+    match read {
+        Ok(_) => Ok(bytes),
+        Err(cause) => {
+            Err(Failure::new(Exit::Invalid, format!("cannot read {}: {cause}", shown_name(file))))
+        }
+    }
+}
+
+fn shown_name(file: &str) -> &str {
+    if file == "-" { STDIN } else { file }
+}
+
+/// Understands a file. Standard input has no name that could tell its dialect.
+fn parsed(file: &str) -> Result<Parsed, Failure> {
+    let bytes = bytes_of(file)?;
+    if file != "-" {
+        return Ok(dialect::parse(Some(file), &bytes));
+    }
+    let mut parsed = dialect::parse(None, &bytes);
+    for fault in &mut parsed.diagnostics {
+        fault.file = Some(STDIN.to_owned());
+    }
+    Ok(parsed)
+}
+
+/// The pipelines of a file that is to be used; everything there is to say about it is said first.
+pub(super) fn usable(context: &Context, file: &str) -> Result<Vec<Pipeline>, Failure> {
+    let parsed = parsed(file)?;
+    for fault in &parsed.diagnostics {
+        output::message(&shown(fault, context.style.colour_err));
+    }
+    if parsed.is_refused() {
+        return Err(Failure::told(Exit::Invalid));
+    }
+    Ok(parsed.pipelines)
+}
+
+/// The one pipeline of a file that is to be run.
+pub(super) fn the_one(context: &Context, file: &str) -> Result<Pipeline, Failure> {
+    let mut pipelines = usable(context, file)?;
+    match (pipelines.pop(), pipelines.len()) {
+        (Some(pipeline), 0) => Ok(pipeline),
+        (None, _) => {
+            let text = format!("{} holds no pipeline", shown_name(file));
+            Err(Failure::new(Exit::Invalid, text))
+        }
+        (Some(_), others) => {
+            let text = format!(
+                "{} holds {} pipelines, and one is run at a time; put it into a file of its own",
+                shown_name(file),
+                others + 1
+            );
+            Err(Failure::new(Exit::Invalid, text))
+        }
+    }
+}
+
+fn shown(fault: &Diagnostic, colour: bool) -> String {
+    let ink = match fault.class {
+        Class::Error | Class::Unsupported => Ink::Red,
+        Class::Warning => Ink::Yellow,
+    };
+    ink.paint(&output::one_line(&fault.to_string()), colour)
+}
+
+pub(super) async fn validate(context: &Context, typed: &Validate) -> Result<Exit, Failure> {
+    let engine = if typed.here {
+        let config = context.config(Talk::Little)?;
+        Some(doctor::limits_refused(&config.engine).await?)
+    } else {
+        None
+    };
+    let mut faults = Vec::new();
+    let mut fine = Vec::new();
+    for file in &typed.files.files {
+        let mut parsed = match parsed(file) {
+            Ok(parsed) => parsed,
+            Err(Failure { message, .. }) => {
+                faults.push(unreadable(file, message.unwrap_or_default()));
+                continue;
+            }
+        };
+        if let Some(Some(why)) = &engine {
+            let here = parsed.pipelines.iter().filter_map(|pipeline| not_here(file, pipeline, why));
+            parsed.diagnostics.extend(here.collect::<Vec<_>>());
+        }
+        if !parsed.is_refused() {
+            fine.push((shown_name(file).to_owned(), parsed.pipelines));
+        }
+        faults.append(&mut parsed.diagnostics);
+    }
+    let refused = faults.iter().any(|fault| fault.class.is_refusal());
+    if context.style.json {
+        output::document(&faults)?;
+    } else {
+        report(context.style, &faults, &fine)?;
+    }
+    Ok(if refused { Exit::Invalid } else { Exit::Ok })
+}
+
+fn report(
+    style: Style,
+    faults: &[Diagnostic],
+    fine: &[(String, Vec<Pipeline>)],
+) -> Result<(), Failure> {
+    for fault in faults {
+        output::line(&shown(fault, style.colour))?;
+    }
+    for (file, pipelines) in fine {
+        for pipeline in pipelines {
+            let ok = Ink::Green.paint("valid", style.colour);
+            let (group, name, steps) = (&pipeline.group, &pipeline.name, pipeline.steps.len());
+            let noun = if steps == 1 { "step" } else { "steps" };
+            output::line(&format!("{file}: {ok}: pipeline {group}/{name}, {steps} {noun}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn unreadable(file: &str, message: String) -> Diagnostic {
+    Diagnostic {
+        class: Class::Error,
+        file: Some(shown_name(file).to_owned()),
+        line: 0,
+        column: 0,
+        path: String::new(),
+        message,
+        hint: None,
+    }
+}
+
+/// What a pipeline asks for and this host cannot do.
+fn not_here(file: &str, pipeline: &Pipeline, why: &str) -> Option<Diagnostic> {
+    let limits = pipeline.quotas.as_ref()?.limits.as_ref()?;
+    (limits.cpu.is_some() || limits.mem.is_some()).then(|| Diagnostic {
+        class: Class::Unsupported,
+        path: "quotas.limits".to_owned(),
+        message: format!("`quotas.limits` cannot be enforced on this host: {why}"),
+        ..unreadable(file, String::new())
+    })
+}
+
+pub(super) fn plan(context: &Context, file: &str) -> Result<Exit, Failure> {
+    let parsed = parsed(file)?;
+    for fault in &parsed.diagnostics {
+        output::message(&shown(fault, context.style.colour_err));
+    }
+    match parsed.pipelines.as_slice() {
+        [] => {}
+        [one] => output::document(one)?,
+        several => output::document(&several)?,
+    }
+    Ok(if parsed.is_refused() { Exit::Invalid } else { Exit::Ok })
+}

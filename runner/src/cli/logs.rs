@@ -1,0 +1,190 @@
+//! `logs` and `events`: the stream, as its readers ought to read it.
+
+use protocol::event::Event;
+use protocol::id::RunId;
+use protocol::time::{Millis, Stamp};
+
+use super::Context;
+use super::args::{Events, Logs};
+use super::exit::{Exit, Failure};
+use super::output::{self, Ink, one_line};
+use super::run::{json_line, pieces};
+use super::signals::Signals;
+use super::view::{Plain, StepErrors};
+use crate::app::Position;
+use crate::app::client::{Client, Ending, Item, LogTail, Outcome};
+
+pub(super) async fn logs(context: &Context, typed: &Logs) -> Result<Exit, Failure> {
+    let client = context.client()?;
+    let mut tail = client.log(&typed.run, typed.follow, None).await?;
+    if typed.follow && !tail.is_known() {
+        output::message(&format!("[bob] run {} is not known yet; waiting for it", typed.run));
+    }
+    let errors = if typed.stderr { StepErrors::Apart } else { StepErrors::WithOutput };
+    let plain = Plain::new(errors, typed.step.clone(), context.style.colour_err);
+    let read = read(context, &mut tail, plain, &typed.run).await?;
+    if !tail.is_known() && !matches!(read, Read::Signal(_)) {
+        return Err(crate::app::client::Error::UnknownRun(typed.run.clone()).into());
+    }
+    Ok(match read {
+        Read::Ended(_) | Read::CaughtUp => Exit::Ok,
+        Read::Incomplete(_) => Exit::Failed,
+        Read::Signal(exit) => exit,
+    })
+}
+
+/// Follows a run that was just sent; ends with its result.
+pub(super) async fn follow_submitted(
+    context: &Context,
+    client: &Client,
+    run: &RunId,
+    sent: Millis,
+) -> Result<Exit, Failure> {
+    let mut tail = client.log(run, true, Some(sent)).await?;
+    let plain = Plain::new(StepErrors::WithOutput, None, context.style.colour_err);
+    Ok(match read(context, &mut tail, plain, run).await? {
+        Read::Ended(ending) | Read::Incomplete(Some(ending)) => Exit::of_run(ending.status),
+        // What it ended with is in its record, if not on the stream.
+        Read::CaughtUp | Read::Incomplete(None) => {
+            Exit::of_run(client.run(run).await?.record.status)
+        }
+        Read::Signal(exit) => exit,
+    })
+}
+
+/// How the reading ended.
+enum Read {
+    Ended(Ending),
+    /// The run goes on, and nobody wanted to wait for it.
+    CaughtUp,
+    /// Something that was published is not there.
+    Incomplete(Option<Ending>),
+    Signal(Exit),
+}
+
+async fn read(
+    context: &Context,
+    tail: &mut LogTail,
+    mut plain: Plain,
+    run: &RunId,
+) -> Result<Read, Failure> {
+    let mut signals = Signals::listen()?;
+    loop {
+        let item = tokio::select! {
+            item = tail.next() => item?,
+            signal = signals.next() => {
+                output::message(&format!("[bob] run {run} goes on; `bob-runner stop {run}` ends it"));
+                return Ok(Read::Signal(signal));
+            }
+        };
+        let Some(item) = item else { break };
+        if context.style.json { json_line(&item)? } else { pieces(plain.on(&item))? }
+    }
+    let outcome = tail.outcome().cloned().unwrap_or(Outcome::CaughtUp);
+    Ok(match outcome {
+        Outcome::CaughtUp => Read::CaughtUp,
+        Outcome::Ended(ending, missing) if missing.is_empty() => Read::Ended(ending),
+        Outcome::Ended(ending, missing) => {
+            for missing in missing {
+                context.warn(&format!("the log of run {run} lacks {missing}"));
+            }
+            Read::Incomplete(Some(ending))
+        }
+        Outcome::GaveUp { missing, past_retention } => {
+            for missing in missing {
+                context.warn(&format!("the log of run {run} lacks {missing}"));
+            }
+            if let Some(days) = past_retention {
+                context.warn(&format!(
+                    "run {run} is older than the {days} days for which the stream keeps events"
+                ));
+            }
+            Read::Incomplete(None)
+        }
+    })
+}
+
+pub(super) async fn events(context: &Context, typed: &Events) -> Result<Exit, Failure> {
+    let client = context.client()?;
+    if let Some(run) = &typed.run {
+        return events_of_run(context, &client, run, typed.follow).await;
+    }
+    let from = match typed.since {
+        Some(span) => Position::Since(client.ago(span.as_duration())),
+        None if typed.new => Position::Next,
+        None => Position::First,
+    };
+    let mut tail = client.events(from, typed.follow).await?;
+    let mut signals = Signals::listen()?;
+    loop {
+        let message = tokio::select! {
+            message = tail.next() => message?,
+            signal = signals.next() => return Ok(signal),
+        };
+        let Some(message) = message else { return Ok(Exit::Ok) };
+        match message.event() {
+            Some(event) => event_line(context, &event)?,
+            None => context.warn(&format!(
+                "message {} of the stream is no event of ours ({} bytes)",
+                message.offset,
+                message.body.len()
+            )),
+        }
+    }
+}
+
+async fn events_of_run(
+    context: &Context,
+    client: &Client,
+    run: &RunId,
+    follow: bool,
+) -> Result<Exit, Failure> {
+    let mut tail = client.log(run, follow, None).await?;
+    let mut signals = Signals::listen()?;
+    loop {
+        let item = tokio::select! {
+            item = tail.next() => item?,
+            signal = signals.next() => return Ok(signal),
+        };
+        match item {
+            Some(Item::State(event)) => event_line(context, &event)?,
+            Some(Item::Text(text)) => event_line(context, &text.event)?,
+            Some(Item::Missing(missing)) => context.warn(&format!("{missing} is missing")),
+            None => break,
+        }
+    }
+    if !tail.is_known() {
+        return Err(crate::app::client::Error::UnknownRun(run.clone()).into());
+    }
+    match tail.outcome() {
+        Some(Outcome::GaveUp { missing, .. } | Outcome::Ended(_, missing))
+            if !missing.is_empty() =>
+        {
+            for missing in missing {
+                context.warn(&format!("run {run} lacks {missing}"));
+            }
+            Ok(Exit::Failed)
+        }
+        Some(_) | None => Ok(Exit::Ok),
+    }
+}
+
+fn event_line(context: &Context, event: &Event) -> Result<(), Failure> {
+    if context.style.json {
+        let mut bytes = event.to_json();
+        bytes.push(b'\n');
+        return output::data(&bytes);
+    }
+    use protocol::event::Severity;
+    let ink = match event.severity {
+        Severity::Normal => Ink::Plain,
+        Severity::Warning => Ink::Yellow,
+        Severity::Error => Ink::Red,
+    };
+    let reason = serde_json::to_value(&event.reason).ok();
+    let reason = reason.as_ref().and_then(|value| value.get("reason")?.as_str()).unwrap_or("?");
+    let run = event.run_id.as_ref().map_or("-", RunId::as_str);
+    let step = event.step.as_ref().map(|step| format!(" step {step}:")).unwrap_or_default();
+    let line = format!("{} {reason:<20} {run}{step} {}", Stamp(event.at), one_line(&event.message));
+    output::line(&ink.paint(&line, context.style.colour))
+}

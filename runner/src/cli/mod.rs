@@ -1,0 +1,196 @@
+//! The commands of the program: what was typed becomes calls of `app`, and answers become text.
+//!
+//! | module | duty |
+//! |---|---|
+//! | `args` | what can be typed |
+//! | `exit` | how the program ends |
+//! | `output` | data, messages, colours, tables |
+//! | `files` | `validate`, `plan`, and the files of other commands |
+//! | `run`, `serve` | a worker in this process |
+//! | `submit` | `submit`, `stop`, `pause`, `unpause` |
+//! | `logs` | `logs`, `events` |
+//! | `state` | `ps`, `show`, `nodes` |
+//! | `define` | `pipeline`, `provider`, `store`, `logger` |
+//! | `doctor`, `about` | `doctor`; `version`, `schema`, `settings`, `completions` |
+//! | `view` | events as people see them |
+
+mod about;
+mod args;
+mod define;
+mod doctor;
+mod exit;
+mod files;
+mod logs;
+mod output;
+mod run;
+mod screen;
+mod serve;
+mod signals;
+mod state;
+mod submit;
+mod view;
+
+use std::ffi::OsString;
+
+use clap::{CommandFactory as _, FromArgMatches as _};
+
+pub use exit::Exit;
+
+use args::{Command, Global, Typed};
+use exit::Failure;
+use output::{Ink, Style};
+
+use crate::app;
+use crate::app::client::Client;
+use crate::config::{self, Config, Environment, Flags, LogFormat, LogLevel, Sources};
+use crate::telemetry;
+
+/// Says on standard error what keeps the program from doing anything at all.
+pub fn complain(text: &str) {
+    output::message(&format!("error: {text}"));
+}
+
+/// Does what was typed, and returns how the program is to end.
+pub async fn main(typed: impl IntoIterator<Item = OsString>, environment: Environment) -> Exit {
+    let typed = match understood(typed) {
+        Ok(typed) => typed,
+        Err(exit) => return exit,
+    };
+    let style = Style::new(typed.global.output, typed.global.color, &environment);
+    let context = Context { style, environment, flags: flags(&typed.global) };
+    match obey(&context, typed.command).await {
+        Ok(exit) => exit,
+        Err(Failure { exit, message }) => {
+            if let Some(message) = message {
+                let label = Ink::Red.paint("error:", style.colour_err);
+                output::message(&format!("{label} {message}"));
+            }
+            exit
+        }
+    }
+}
+
+fn understood(typed: impl IntoIterator<Item = OsString>) -> Result<Typed, Exit> {
+    let typed: Vec<OsString> = typed.into_iter().collect();
+    // The help is printed while the rest is still being understood, so its colours are settled first.
+    let wants = |when: &str| {
+        typed.windows(2).any(|two| two[0] == "--color" && two[1] == when)
+            || typed.iter().any(|one| *one == format!("--color={when}").as_str())
+    };
+    let colour = if wants("never") {
+        clap::ColorChoice::Never
+    } else if wants("always") {
+        clap::ColorChoice::Always
+    } else {
+        clap::ColorChoice::Auto
+    };
+    let matches = Typed::command().color(colour).try_get_matches_from(&typed);
+    matches.and_then(|mut matches| Typed::from_arg_matches_mut(&mut matches)).map_err(|told| {
+        // Nobody may be there to read it.
+        drop(told.print());
+        if told.exit_code() == 0 { Exit::Ok } else { Exit::Usage }
+    })
+}
+
+fn flags(global: &Global) -> Flags {
+    Flags { config: global.config.clone(), set: global.set.clone() }
+}
+
+async fn obey(context: &Context, command: Command) -> Result<Exit, Failure> {
+    match command {
+        Command::Run(typed) => run::run(context, typed).await,
+        Command::Serve(typed) => serve::serve(context, typed).await,
+        Command::Submit(typed) => submit::submit(context, typed).await,
+        Command::Stop(typed) => submit::stop(context, &typed).await,
+        Command::Pause(typed) => submit::pause(context, &typed.pipeline, true).await,
+        Command::Unpause(typed) => submit::pause(context, &typed.pipeline, false).await,
+        Command::Logs(typed) => logs::logs(context, &typed).await,
+        Command::Events(typed) => logs::events(context, &typed).await,
+        Command::Ps(typed) => state::ps(context, typed).await,
+        Command::Show(typed) => state::show(context, &typed.run).await,
+        Command::Nodes => state::nodes(context).await,
+        Command::Pipeline(typed) => define::pipeline(context, typed).await,
+        Command::Provider(typed) => define::providers(context, typed).await,
+        Command::Store(typed) => define::stores(context, typed).await,
+        Command::Logger(typed) => define::loggers(context, typed).await,
+        Command::Validate(typed) => files::validate(context, &typed).await,
+        Command::Plan(typed) => files::plan(context, &typed.file),
+        Command::Schema(typed) => about::schema(typed.what),
+        Command::Settings => about::settings(context),
+        Command::Doctor => doctor::doctor(context).await,
+        Command::Version => about::version(context),
+        Command::Completions(typed) => about::completions(typed.shell),
+    }
+}
+
+/// What every command knows.
+#[derive(Debug)]
+struct Context {
+    style: Style,
+    environment: Environment,
+    flags: Flags,
+}
+
+/// How much the program says of itself where that was not set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Talk {
+    /// What happens: it is a service.
+    Much,
+    /// What is wrong: it is a command, and its answer is what counts.
+    Little,
+    /// What somebody must act on: the run that is shown says the rest.
+    Hardly,
+}
+
+impl Context {
+    fn loaded(&self) -> Result<config::Loaded, Failure> {
+        let sources = Sources::usual(self.flags.clone(), self.environment.clone());
+        config::load(&sources).map_err(|faults| Failure::new(Exit::Settings, faults))
+    }
+
+    /// The settings; the log begins by them.
+    fn config(&self, talk: Talk) -> Result<Config, Failure> {
+        let loaded = self.loaded()?;
+        for warning in &loaded.warnings {
+            self.warn(warning);
+        }
+        let log = loaded.config.log;
+        let is_said = |effective: &config::Effective| {
+            effective.setting.name == "log.level" && effective.at.is_some()
+        };
+        let level = match talk {
+            _ if loaded.effective.iter().any(is_said) => log.level,
+            Talk::Much => log.level,
+            Talk::Little => LogLevel::Warn,
+            Talk::Hardly => LogLevel::Error,
+        };
+        let form = log.format.map(|format| match format {
+            LogFormat::Text => telemetry::Form::Text,
+            LogFormat::Json => telemetry::Form::Json,
+        });
+        let options =
+            telemetry::Options { level: level.as_str(), form, colour: self.style.colour_err };
+        // A log that was begun already is that of a test that calls us.
+        telemetry::begin(options).ok();
+        Ok(loaded.config)
+    }
+
+    /// What speaks to the cluster.
+    fn client(&self) -> Result<Client, Failure> {
+        let config = self.config(Talk::Little)?;
+        Ok(app::client::connect(config)?)
+    }
+
+    fn warn(&self, text: &str) {
+        let label = Ink::Yellow.paint("warning:", self.style.colour_err);
+        output::message(&format!("{label} {text}"));
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        let is_away = error.chain().any(|cause| cause.is::<app::Unavailable>());
+        let exit = if is_away { Exit::Unavailable } else { Exit::Failed };
+        Self::new(exit, format!("{error:#}"))
+    }
+}

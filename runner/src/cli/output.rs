@@ -1,0 +1,193 @@
+//! Standard output and standard error: data, messages, colours, tables.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _, Write as _};
+
+use serde::Serialize;
+
+use super::args::{Color, Output};
+use super::exit::{Exit, Failure};
+use crate::config::Environment;
+
+/// How things are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Style {
+    pub(super) json: bool,
+    /// Colours on standard output.
+    pub(super) colour: bool,
+    /// Colours on standard error.
+    pub(super) colour_err: bool,
+    /// Standard output is a terminal that understands cursor movements.
+    pub(super) terminal: bool,
+}
+
+impl Style {
+    pub(super) fn new(output: Output, color: Color, environment: &Environment) -> Self {
+        let dumb = environment.get("TERM").is_none_or(|term| term == "dumb");
+        let wanted = |on_terminal: bool| match color {
+            Color::Always => true,
+            Color::Never => false,
+            Color::Auto => on_terminal && !dumb && environment.get("NO_COLOR").is_none(),
+        };
+        let stdout = io::stdout().is_terminal();
+        Self {
+            json: output == Output::Json,
+            colour: wanted(stdout),
+            colour_err: wanted(io::stderr().is_terminal()),
+            terminal: stdout && !dumb,
+        }
+    }
+}
+
+/// A colour or weight of text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ink {
+    Plain,
+    Bold,
+    Dim,
+    Red,
+    Green,
+    Yellow,
+    Cyan,
+}
+
+impl Ink {
+    /// The text in this ink, or as it is.
+    pub(super) fn paint(self, text: &str, colour: bool) -> String {
+        let code = match self {
+            Self::Plain => return text.to_owned(),
+            Self::Bold => "1",
+            Self::Dim => "2",
+            Self::Red => "31",
+            Self::Green => "32",
+            Self::Yellow => "33",
+            Self::Cyan => "36",
+        };
+        if colour { format!("\u{1b}[{code}m{text}\u{1b}[0m") } else { text.to_owned() }
+    }
+}
+
+/// Writes data. A reader that has gone ends the command quietly.
+pub(super) fn data(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|cause| unwritten(&cause))
+}
+
+/// Writes a line of data.
+pub(super) fn line(text: &str) -> Result<(), Failure> {
+    data(format!("{text}\n").as_bytes())
+}
+
+/// Writes one JSON document, for people who read it too.
+pub(super) fn document(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|cause| Failure::new(Exit::Failed, format!("cannot write JSON: {cause}")))?;
+    line(&text)
+}
+
+/// Writes bytes to standard error. Nobody may be there to read them, and that ends nothing.
+pub(super) fn aside(bytes: &[u8]) {
+    let mut stderr = io::stderr().lock();
+    drop(stderr.write_all(bytes).and_then(|()| stderr.flush()));
+}
+
+/// Says something to whoever typed the command.
+pub(super) fn message(text: &str) {
+    aside(format!("{text}\n").as_bytes());
+}
+
+fn unwritten(cause: &io::Error) -> Failure {
+    if cause.kind() == io::ErrorKind::BrokenPipe {
+        return Failure::told(Exit::Ok);
+    }
+    Failure::new(Exit::Failed, format!("cannot write to standard output: {cause}"))
+}
+
+/// Rows under a heading, each column as wide as its widest cell.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    rows: Vec<Vec<(String, Ink)>>,
+}
+
+impl Table {
+    pub(super) fn new(heading: &[&str]) -> Self {
+        let row = heading.iter().map(|cell| ((*cell).to_owned(), Ink::Bold)).collect();
+        Self { rows: vec![row] }
+    }
+
+    pub(super) fn row(&mut self, cells: Vec<(String, Ink)>) {
+        self.rows.push(cells);
+    }
+
+    pub(super) fn render(&self, colour: bool) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or_default();
+        let width = |column: usize| {
+            let cells = self.rows.iter().filter_map(|row| row.get(column));
+            cells.map(|(text, _)| text.chars().count()).max().unwrap_or_default()
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            for (column, (cell, ink)) in row.iter().enumerate() {
+                let is_last = column + 1 == row.len();
+                let pad = if is_last { 0 } else { widths[column] + 2 - cell.chars().count() };
+                // Writing to a String cannot fail.
+                let _infallible = write!(text, "{}{:pad$}", ink.paint(cell, colour), "");
+            }
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// Text from elsewhere on one line, without what could move a cursor.
+pub(super) fn one_line(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// A span for people: `250ms`, `4.2s`, `3m07s`, `5h12m`, `3d4h`.
+pub(super) fn span(millis: i64) -> String {
+    let millis = millis.max(0);
+    let seconds = millis / 1000;
+    match seconds {
+        0 => format!("{millis}ms"),
+        1..60 => format!("{seconds}.{}s", millis % 1000 / 100),
+        60..3_600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3_600..86_400 => format!("{}h{:02}m", seconds / 3_600, seconds % 3_600 / 60),
+        _ => format!("{}d{}h", seconds / 86_400, seconds % 86_400 / 3_600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let mut table = Table::new(&["RUN", "STATUS"]);
+        table.row(vec![("r-ä".into(), Ink::Plain), ("passed".into(), Ink::Green)]);
+        table.row(vec![("r-long".into(), Ink::Plain), ("failed".into(), Ink::Red)]);
+        assert_eq!(table.render(false), "RUN     STATUS\nr-ä     passed\nr-long  failed\n");
+        assert!(table.render(true).contains("\u{1b}[32mpassed\u{1b}[0m\n"));
+    }
+
+    #[test]
+    fn spans_are_short() {
+        for (millis, text) in [
+            (0, "0ms"),
+            (-5, "0ms"),
+            (999, "999ms"),
+            (4_250, "4.2s"),
+            (187_000, "3m07s"),
+            (18_720_000, "5h12m"),
+            (273_600_000, "3d4h"),
+        ] {
+            assert_eq!(span(millis), text);
+        }
+    }
+
+    #[test]
+    fn text_from_elsewhere_cannot_move_the_cursor() {
+        assert_eq!(one_line("a\n\u{1b}[2Jb\r"), "a  [2Jb ");
+    }
+}

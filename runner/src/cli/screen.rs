@@ -1,0 +1,495 @@
+//! The view on a terminal: the output of the steps scrolls by, and below it stand the steps with
+//! their state and time. Pure: items and times in, bytes for the terminal out.
+
+use protocol::event::{LogStream, Reason};
+use protocol::id::StepName;
+use protocol::pipeline::Pipeline;
+
+use super::output::{Ink, one_line, span};
+use super::view::told;
+use crate::app::client::{Ending, Item, Text};
+use protocol::run::Status;
+
+/// The size of a terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Size {
+    pub(super) columns: usize,
+    pub(super) rows: usize,
+}
+
+/// At most so many steps stand below the output.
+const MAX_STEPS: usize = 12;
+/// A line that has no end yet is shown from here on although it has none.
+const MAX_PENDING: usize = 4096;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Running { since: i64 },
+    Passed { took: i64 },
+    Failed { took: i64 },
+}
+
+#[derive(Debug)]
+struct Line {
+    name: StepName,
+    command: String,
+    state: State,
+}
+
+/// What is on the terminal.
+#[derive(Debug)]
+pub(super) struct Screen {
+    title: String,
+    steps: Vec<Line>,
+    colour: bool,
+    size: Size,
+    began: i64,
+    /// Text of a step that no newline has ended yet, one for each stream.
+    pending: [Vec<u8>; 2],
+    /// The step that `pending` belongs to.
+    speaking: Option<StepName>,
+    /// How many lines stand below the output now.
+    drawn: usize,
+    stopping: bool,
+    /// How it ended, and when.
+    ending: Option<(Ending, i64)>,
+}
+
+impl Screen {
+    pub(super) fn new(pipeline: &Pipeline, colour: bool, size: Size, now: i64) -> Self {
+        let line = |step: &protocol::pipeline::Step| Line {
+            name: step.name.clone(),
+            command: one_line(&step.cmd.display()),
+            state: State::Waiting,
+        };
+        Self {
+            title: one_line(&format!("{}/{}", pipeline.group, pipeline.name)),
+            steps: pipeline.steps.iter().map(line).collect(),
+            colour,
+            size,
+            began: now,
+            pending: [Vec::new(), Vec::new()],
+            speaking: None,
+            drawn: 0,
+            stopping: false,
+            ending: None,
+        }
+    }
+
+    /// Takes an item.
+    pub(super) fn on(&mut self, item: &Item, now: i64) -> Vec<u8> {
+        let mut above = String::new();
+        match item {
+            Item::Text(text) => self.text(text, &mut above),
+            Item::Missing(missing) => {
+                let line = Ink::Yellow.paint(&format!("missing: {missing}"), self.colour);
+                above.push_str(&format!("{line}\n"));
+            }
+            Item::State(event) => self.state(event, now, &mut above),
+        }
+        self.redrawn(&above, now)
+    }
+
+    /// Draws what has changed with the time, and with the size of the terminal.
+    pub(super) fn tick(&mut self, size: Size, now: i64) -> Vec<u8> {
+        self.size = size;
+        self.redrawn("", now)
+    }
+
+    fn state(&mut self, event: &protocol::event::Event, now: i64, above: &mut String) {
+        let step = event.step.as_ref();
+        match &event.reason {
+            Reason::StepStarted { .. } => self.set(step, State::Running { since: now }),
+            Reason::StepCompleted { exit_code, duration_ms, .. } => {
+                self.flush(above);
+                let took = i64::try_from(*duration_ms).unwrap_or(i64::MAX);
+                let passed = *exit_code == Some(0);
+                let state = if passed { State::Passed { took } } else { State::Failed { took } };
+                self.set(step, state);
+            }
+            Reason::PipelineStopping => self.stopping = true,
+            reason => {
+                if let Some(ending) = Ending::of(reason) {
+                    self.flush(above);
+                    self.ending = Some((ending, now));
+                    if ending.status == Status::Passed {
+                        return;
+                    }
+                }
+                // What is told on the terminal is what the steps below do not show.
+                if let Some((line, ink)) = told(event) {
+                    above.push_str(&format!("{}\n", ink.paint(&one_line(&line), self.colour)));
+                }
+            }
+        }
+    }
+
+    fn set(&mut self, step: Option<&StepName>, state: State) {
+        if let Some(line) = self.steps.iter_mut().find(|line| Some(&line.name) == step) {
+            line.state = state;
+        }
+    }
+
+    fn text(&mut self, text: &Text, above: &mut String) {
+        if self.speaking != text.event.step {
+            self.flush(above);
+            self.speaking.clone_from(&text.event.step);
+        }
+        let stream = usize::from(text.stream == LogStream::Stderr);
+        self.pending[stream].extend_from_slice(&text.bytes);
+        let pending = &mut self.pending[stream];
+        let whole = pending.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let end = if pending.len() - whole > MAX_PENDING { pending.len() } else { whole };
+        let ready: Vec<u8> = pending.drain(..end).collect();
+        self.lines(&ready, stream, above);
+    }
+
+    /// Ends the lines that nobody will end any more.
+    fn flush(&mut self, above: &mut String) {
+        for stream in 0..self.pending.len() {
+            let rest = std::mem::take(&mut self.pending[stream]);
+            self.lines(&rest, stream, above);
+        }
+    }
+
+    fn lines(&self, bytes: &[u8], stream: usize, above: &mut String) {
+        if bytes.is_empty() {
+            return;
+        }
+        let text = String::from_utf8_lossy(bytes);
+        for line in text.strip_suffix('\n').unwrap_or(&text).split('\n') {
+            above.push_str(&self.prefix(stream));
+            above.push_str(&sane(line, self.colour));
+            above.push('\n');
+        }
+    }
+
+    fn speaker(&self) -> &str {
+        self.speaking.as_ref().map_or("bob", StepName::as_str)
+    }
+
+    fn prefix(&self, stream: usize) -> String {
+        let ink = if stream == 0 { Ink::Dim } else { Ink::Yellow };
+        format!("{} ", ink.paint(&format!("{} \u{2502}", self.speaker()), self.colour))
+    }
+
+    /// Takes away what stands below the output, writes `above`, and puts the new state below it.
+    fn redrawn(&mut self, above: &str, now: i64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if self.drawn > 0 {
+            bytes.extend(format!("\u{1b}[{}A\r\u{1b}[J", self.drawn).bytes());
+        }
+        bytes.extend(above.bytes());
+        let below = self.below(now);
+        self.drawn = below.len();
+        for line in below {
+            bytes.extend(line.bytes());
+            bytes.push(b'\n');
+        }
+        bytes
+    }
+
+    fn below(&self, now: i64) -> Vec<String> {
+        let mut lines = Vec::new();
+        for (stream, pending) in
+            self.pending.iter().enumerate().filter(|(_, text)| !text.is_empty())
+        {
+            let text = sane(&String::from_utf8_lossy(pending), false);
+            let taken = self.speaker().chars().count() + 4;
+            let room = self.size.columns.saturating_sub(taken);
+            lines.push(format!("{}{}", self.prefix(stream), cut(&text, room)));
+        }
+        let window = self.window();
+        if window.start > 0 {
+            lines.push(format!("  ... {} before", window.start));
+        }
+        lines.extend(self.steps[window.clone()].iter().map(|line| self.step(line, now)));
+        if window.end < self.steps.len() {
+            lines.push(format!("  ... {} after", self.steps.len() - window.end));
+        }
+        lines.push(self.summary(now));
+        lines
+    }
+
+    /// The steps that are shown: those around the first that is not done.
+    fn window(&self) -> std::ops::Range<usize> {
+        let room = self.size.rows.saturating_sub(6).clamp(3, MAX_STEPS);
+        if self.steps.len() <= room {
+            return 0..self.steps.len();
+        }
+        let is_done = |line: &Line| matches!(line.state, State::Passed { .. });
+        let current = self.steps.iter().position(|line| !is_done(line));
+        let current = current.unwrap_or(self.steps.len());
+        let start = current.saturating_sub(room / 2).min(self.steps.len() - room);
+        start..start + room
+    }
+
+    fn step(&self, line: &Line, now: i64) -> String {
+        let (mark, ink, time) = match line.state {
+            State::Waiting => ("\u{b7}", Ink::Dim, String::new()),
+            State::Running { since } => ("\u{25b8}", Ink::Cyan, span(now - since)),
+            State::Passed { took } => ("\u{2713}", Ink::Green, span(took)),
+            State::Failed { took } => ("\u{2717}", Ink::Red, span(took)),
+        };
+        let longest = self.steps.iter().map(|step| step.name.as_str().len()).max();
+        let names = longest.unwrap_or_default().min(24);
+        let name = cut(line.name.as_str(), names);
+        let head = format!("{mark} {name:names$} {time:>7}");
+        let room = self.size.columns.saturating_sub(head.chars().count() + 3);
+        let command = Ink::Dim.paint(&cut(&line.command, room), self.colour);
+        let head = cut(&head, self.size.columns.saturating_sub(1));
+        format!("{}  {command}", ink.paint(&head, self.colour))
+    }
+
+    fn summary(&self, now: i64) -> String {
+        let done = self.steps.iter().filter(|line| matches!(line.state, State::Passed { .. }));
+        let (word, ink) = match self.ending.map(|(ending, _)| ending.status) {
+            Some(Status::Passed) => ("passed", Ink::Green),
+            Some(Status::Stopped) => ("stopped", Ink::Yellow),
+            Some(_) => ("failed", Ink::Red),
+            None if self.stopping => ("stopping", Ink::Yellow),
+            None => ("running", Ink::Cyan),
+        };
+        let until = self.ending.map_or(now, |(_, at)| at);
+        let time = span(until - self.began);
+        let text = format!("{}/{} steps, {time}", done.count(), self.steps.len());
+        let room = self.size.columns.saturating_sub(word.len() + text.len() + 3);
+        format!(
+            "{} {} {text}",
+            Ink::Bold.paint(&cut(&self.title, room), self.colour),
+            ink.paint(word, self.colour)
+        )
+    }
+}
+
+/// A line of a step's output as a terminal may show it: nothing in it moves the cursor. What a
+/// carriage return overwrites is left out, colours stay where there are any.
+fn sane(line: &str, colour: bool) -> String {
+    let line = line.strip_suffix('\r').unwrap_or(line);
+    let line = line.rsplit('\r').next().unwrap_or(line);
+    let mut text = String::with_capacity(line.len());
+    let mut painted = false;
+    let mut chars = line.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            '\u{1b}' => {
+                let Some(sequence) = escape(&mut chars) else { continue };
+                if colour {
+                    painted = true;
+                    text.push_str(&sequence);
+                }
+            }
+            '\t' => text.push_str("    "),
+            c if c.is_control() => {}
+            c => text.push(c),
+        }
+    }
+    if painted {
+        text.push_str("\u{1b}[0m");
+    }
+    text
+}
+
+/// Reads over an escape sequence; one that sets colours is the answer.
+fn escape(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<String> {
+    match chars.next()? {
+        '[' => {
+            let mut sequence = "\u{1b}[".to_owned();
+            for c in chars.by_ref() {
+                sequence.push(c);
+                if ('\u{40}'..='\u{7e}').contains(&c) {
+                    let is_colour = c == 'm'
+                        && sequence[2..].chars().all(|c| c.is_ascii_digit() || ";:m".contains(c));
+                    return is_colour.then_some(sequence);
+                }
+            }
+            None
+        }
+        // A text for the terminal itself, such as a title: up to BEL or ESC \.
+        ']' | 'P' | '_' | '^' => {
+            while let Some(c) = chars.next() {
+                if c == '\u{7}' {
+                    break;
+                }
+                if c == '\u{1b}' {
+                    chars.next();
+                    break;
+                }
+            }
+            None
+        }
+        _ => None,
+    }
+}
+
+/// As much of a text as fits.
+fn cut(text: &str, columns: usize) -> String {
+    let mut used = 0;
+    let mut end = String::new();
+    for c in text.chars() {
+        used += char_width(c);
+        if used > columns {
+            end.pop();
+            end.push('\u{2026}');
+            return end;
+        }
+        end.push(c);
+    }
+    end
+}
+
+/// East Asian letters and pictures take two columns.
+fn char_width(c: char) -> usize {
+    let wide = matches!(c,
+        '\u{1100}'..='\u{115f}'
+        | '\u{2e80}'..='\u{a4cf}'
+        | '\u{ac00}'..='\u{d7a3}'
+        | '\u{f900}'..='\u{faff}'
+        | '\u{fe30}'..='\u{fe6f}'
+        | '\u{ff00}'..='\u{ff60}'
+        | '\u{ffe0}'..='\u{ffe6}'
+        | '\u{1f300}'..='\u{1faff}'
+        | '\u{20000}'..='\u{3fffd}');
+    if wide { 2 } else { 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::view::tests::{at, completed, failed, items, log, started};
+    use super::*;
+
+    const SIZE: Size = Size { columns: 60, rows: 24 };
+
+    fn pipeline(steps: usize) -> Pipeline {
+        let step = |n: usize| format!("{{\"name\":\"s{n}\",\"cmd\":\"echo {n}\"}}");
+        let steps: Vec<String> = (0..steps).map(step).collect();
+        let text = format!(
+            r#"{{"group":"dev","name":"x","image":"localhost/i","steps":[{}]}}"#,
+            steps.join(",")
+        );
+        protocol::dialect::parse(None, text.as_bytes()).pipelines.remove(0)
+    }
+
+    /// What a terminal shows in the end: only the sequences that `Screen` uses.
+    fn shown(bytes: &[u8]) -> String {
+        let text = String::from_utf8(bytes.to_vec()).unwrap();
+        let mut lines: Vec<String> = vec![String::new()];
+        let mut rest = text.as_str();
+        while let Some(c) = rest.chars().next() {
+            if let Some(after) = rest.strip_prefix("\u{1b}[") {
+                let end = after.find(|c: char| c.is_ascii_alphabetic()).unwrap();
+                let (number, kind) = (&after[..end], &after[end..=end]);
+                match kind {
+                    "A" => {
+                        let up: usize = number.parse().unwrap();
+                        lines.truncate(lines.len() - up);
+                        *lines.last_mut().unwrap() = String::new();
+                    }
+                    "J" | "m" => {}
+                    other => panic!("{other} is none of ours"),
+                }
+                rest = &after[end + 1..];
+                continue;
+            }
+            match c {
+                '\n' => lines.push(String::new()),
+                '\r' => {}
+                c => lines.last_mut().unwrap().push(c),
+            }
+            rest = &rest[c.len_utf8()..];
+        }
+        let trimmed: Vec<&str> = lines.iter().map(|line| line.trim_end()).collect();
+        trimmed.join("\n")
+    }
+
+    #[test]
+    fn output_scrolls_by_and_the_steps_stand_below_it() {
+        let mut screen = Screen::new(&pipeline(3), false, SIZE, 0);
+        let mut bytes = screen.tick(SIZE, 0);
+        for item in items(vec![
+            at(1, None, Reason::ImagePull { image: "busybox".into() }),
+            started(10, "s0", "echo 0"),
+            log(20, "s0", LogStream::Stdout, "one\ntwo\n"),
+            completed(1_010, "s0", 0, 1_000),
+            started(1_020, "s1", "echo 1"),
+            log(1_030, "s1", LogStream::Stdout, "50%"),
+        ]) {
+            bytes.extend(screen.on(&item, 1_020));
+        }
+        bytes.extend(screen.tick(SIZE, 2_520));
+        assert_eq!(
+            shown(&bytes),
+            "image busybox\n\
+             s0 │ one\n\
+             s0 │ two\n\
+             s1 │ 50%\n\
+             ✓ s0    1.0s  echo 0\n\
+             ▸ s1    1.5s  echo 1\n\
+             · s2          echo 2\n\
+             dev/x running 1/3 steps, 2.5s\n"
+        );
+    }
+
+    #[test]
+    fn the_end_leaves_the_steps_and_the_result() {
+        let mut screen = Screen::new(&pipeline(2), false, SIZE, 0);
+        let mut bytes = Vec::new();
+        for item in items(vec![
+            started(10, "s0", "echo 0"),
+            log(20, "s0", LogStream::Stderr, "oh no"),
+            completed(90, "s0", 3, 80),
+            failed(100),
+        ]) {
+            bytes.extend(screen.on(&item, 100));
+        }
+        assert_eq!(
+            shown(&bytes),
+            "s0 │ oh no\n\
+             failed: run r-1: what happened\n\
+             ✗ s0    80ms  echo 0\n\
+             · s1          echo 1\n\
+             dev/x failed 0/2 steps, 100ms\n"
+        );
+    }
+
+    #[test]
+    fn many_steps_are_a_window_around_the_running_one() {
+        let mut screen = Screen::new(&pipeline(200), false, Size { columns: 20, rows: 10 }, 0);
+        let mut events = Vec::new();
+        for step in 0..100 {
+            events.push(completed(1, &format!("s{step}"), 0, 1));
+        }
+        events.push(started(2, "s100", "echo 100"));
+        let mut bytes = Vec::new();
+        for item in items(events) {
+            bytes.extend(screen.on(&item, 3));
+        }
+        let text = shown(&bytes);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 7, "{text}");
+        assert_eq!(lines[0], "  ... 98 before");
+        assert!(lines[3].starts_with("▸ s100"), "{text}");
+        assert_eq!(lines[5], "  ... 98 after");
+        assert!(lines.iter().all(|line| line.chars().count() < 40), "{text}");
+    }
+
+    #[test]
+    fn a_step_cannot_move_the_cursor_and_may_use_colours() {
+        assert_eq!(sane("a\u{1b}[2J\u{1b}[1Ab\u{7}\u{8}", true), "ab");
+        assert_eq!(sane("\u{1b}[31mred\u{1b}[0m", true), "\u{1b}[31mred\u{1b}[0m\u{1b}[0m");
+        assert_eq!(sane("\u{1b}[31mred\u{1b}[0m", false), "red");
+        assert_eq!(sane("\u{1b}]0;title\u{7}x\u{1b}]0;t\u{1b}\\y", true), "xy");
+        assert_eq!(sane("10%\r20%\r", true), "20%");
+        assert_eq!(sane("\u{1b}", true), "");
+        assert_eq!(sane("a\tb", true), "a    b");
+    }
+
+    #[test]
+    fn text_is_cut_to_what_fits() {
+        assert_eq!(cut("abc", 3), "abc");
+        assert_eq!(cut("abcd", 3), "ab…");
+        assert_eq!(cut("日本語", 4), "日…");
+        assert_eq!(cut("abc", 0), "…");
+    }
+}

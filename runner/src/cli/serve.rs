@@ -1,0 +1,43 @@
+//! `serve`: the worker as a service.
+
+use super::args::Serve;
+use super::exit::{Exit, Failure};
+use super::output::message;
+use super::signals::Signals;
+use super::{Context, Talk};
+use crate::app;
+
+pub(super) async fn serve(context: &Context, typed: Serve) -> Result<Exit, Failure> {
+    let mut flags = context.flags.clone();
+    flags.set.extend(typed.mode.map(|mode| format!("mode={mode}")));
+    let context = Context { flags, style: context.style, environment: context.environment.clone() };
+    let config = context.config(Talk::Much)?;
+    let mut signals = Signals::listen()?;
+    let shutdown = app::Shutdown::default();
+    let serving = app::serve(&config, shutdown.clone());
+    tokio::pin!(serving);
+    for asked in 1_u32.. {
+        let signal = tokio::select! {
+            served = &mut serving => {
+                served?;
+                return Ok(Exit::Ok);
+            }
+            signal = signals.next() => signal,
+        };
+        match asked {
+            1 => {
+                message(&format!(
+                    "draining: nothing new is taken, and what runs has {} s; the next signal stops it",
+                    config.worker.drain.as_secs()
+                ));
+                shutdown.intake.cancel();
+            }
+            2 => {
+                message("stopping what runs; the next signal ends the program at once");
+                shutdown.abort.cancel();
+            }
+            _ => return Ok(signal),
+        }
+    }
+    Ok(Exit::Ok)
+}

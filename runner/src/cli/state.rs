@@ -1,0 +1,201 @@
+//! `ps`, `show`, `nodes`: what the store knows.
+
+use protocol::id::RunId;
+use protocol::run::{RunRecord, Status, StepStatus};
+use protocol::time::{Millis, Stamp};
+use serde_json::{Map, Value, json};
+
+use super::Context;
+use super::args::Ps;
+use super::exit::{Exit, Failure};
+use super::output::{self, Ink, Table, one_line, span};
+use crate::app::client::RunFilter;
+
+pub(super) async fn ps(context: &Context, typed: Ps) -> Result<Exit, Failure> {
+    let client = context.client()?;
+    let filter = RunFilter { ended: typed.all, pipeline: typed.pipeline, status: typed.status };
+    let mut runs = client.runs(&filter).await?;
+    runs.truncate(typed.limit.unwrap_or(usize::MAX));
+    if context.style.json {
+        let stored: Vec<Value> = runs.into_iter().map(|run| run.stored).collect();
+        output::document(&stored)?;
+        return Ok(Exit::Ok);
+    }
+    let now = client.ago(std::time::Duration::ZERO);
+    let mut table = Table::new(&["RUN", "PIPELINE", "STATUS", "STEP", "AGE", "TIME"]);
+    for run in &runs {
+        let record = &run.record;
+        let (status, ink) = status(record);
+        table.row(vec![
+            (record.run_id.to_string(), Ink::Plain),
+            (one_line(&format!("{}/{}", record.group, record.name)), Ink::Plain),
+            (status, ink),
+            (steps(record), Ink::Plain),
+            (span(now.0 - record.scheduled_at.0.0), Ink::Dim),
+            (took(record, now), Ink::Plain),
+        ]);
+    }
+    output::data(table.render(context.style.colour).as_bytes())?;
+    Ok(Exit::Ok)
+}
+
+fn status(record: &RunRecord) -> (String, Ink) {
+    let ink = match record.status {
+        Status::Pending | Status::Initializing | Status::Initialized => Ink::Dim,
+        Status::Running => Ink::Cyan,
+        Status::Passed => Ink::Green,
+        Status::Failed => Ink::Red,
+        Status::Stopped => Ink::Yellow,
+    };
+    let text = match record.cause.filter(|_| record.status != Status::Passed) {
+        Some(cause) => format!("{} ({cause})", record.status),
+        None => record.status.to_string(),
+    };
+    (text, ink)
+}
+
+/// `2/5`: the step that runs or ran last, and how many there are.
+fn steps(record: &RunRecord) -> String {
+    let all = record.pipeline.as_ref().map_or(0, |pipeline| pipeline.steps.len());
+    format!("{}/{all}", record.steps.len())
+}
+
+fn took(record: &RunRecord, now: Millis) -> String {
+    let Some(started) = record.initiated_at.or(record.started_at) else { return "-".to_owned() };
+    span(record.completed_at.map_or(now, |stamp| stamp.0).0 - started.0.0)
+}
+
+pub(super) async fn show(context: &Context, run: &RunId) -> Result<Exit, Failure> {
+    let client = context.client()?;
+    let known = client.run(run).await?;
+    if context.style.json {
+        output::document(&known.stored)?;
+        return Ok(Exit::Ok);
+    }
+    let record = &known.record;
+    let now = client.ago(std::time::Duration::ZERO);
+    let (status, ink) = status(record);
+    let mut table = Table::default();
+    let mut fact = |name: &str, value: String, ink: Ink| {
+        table.row(vec![(name.to_owned(), Ink::Bold), (one_line(&value), ink)]);
+    };
+    fact("run", record.run_id.to_string(), Ink::Plain);
+    fact("pipeline", format!("{}/{}", record.group, record.name), Ink::Plain);
+    fact("status", status, ink);
+    if let Some(message) = &record.message {
+        fact("message", message.clone(), Ink::Plain);
+    }
+    if let Some(pipeline) = &record.pipeline {
+        fact("image", pipeline.image.clone(), Ink::Plain);
+    }
+    if let Some(node) = &record.node {
+        fact("node", node.to_string(), Ink::Plain);
+    }
+    if let Some(logger) = &record.logger {
+        fact("logger", logger.to_string(), Ink::Plain);
+    }
+    fact("attempt", record.attempt.to_string(), Ink::Plain);
+    fact("scheduled", record.scheduled_at.to_string(), Ink::Plain);
+    for (name, at) in [
+        ("initiated", record.initiated_at),
+        ("initialized", record.initialized_at),
+        ("started", record.started_at),
+        ("completed", record.completed_at),
+    ] {
+        if let Some(at) = at {
+            fact(name, at.to_string(), Ink::Plain);
+        }
+    }
+    fact("time", took(record, now), Ink::Plain);
+    for (name, value) in &record.vars {
+        fact("var", format!("{name}={value}"), Ink::Plain);
+    }
+    let steps = steps_of(record, now);
+    let text =
+        format!("{}\n{}", table.render(context.style.colour), steps.render(context.style.colour));
+    output::data(text.as_bytes())?;
+    Ok(Exit::Ok)
+}
+
+/// The steps that were begun, then those of the definition that were not.
+fn steps_of(record: &RunRecord, now: Millis) -> Table {
+    let mut table = Table::new(&["STEP", "STATUS", "EXIT", "TIME", "COMMAND"]);
+    let defined = record.pipeline.as_ref().map(|pipeline| pipeline.steps.as_slice());
+    let command = |name: &protocol::id::StepName| {
+        let step = defined.unwrap_or_default().iter().find(|step| step.name == *name);
+        step.map(|step| one_line(&step.cmd.display())).unwrap_or_default()
+    };
+    for step in &record.steps {
+        let (word, ink) = match step.status {
+            StepStatus::Pending => ("pending", Ink::Dim),
+            StepStatus::Started => ("started", Ink::Cyan),
+            StepStatus::Passed => ("passed", Ink::Green),
+            StepStatus::Failed => ("failed", Ink::Red),
+            StepStatus::Stopped => ("stopped", Ink::Yellow),
+        };
+        let time = step.started_at.map(|Stamp(Millis(from))| {
+            span(step.completed_at.map_or(now, |stamp| stamp.0).0 - from)
+        });
+        table.row(vec![
+            (step.name.to_string(), Ink::Plain),
+            (word.to_owned(), ink),
+            (step.exit_code.map_or_else(|| "-".to_owned(), |code| code.to_string()), Ink::Plain),
+            (time.unwrap_or_else(|| "-".to_owned()), Ink::Plain),
+            (command(&step.name), Ink::Dim),
+        ]);
+    }
+    let begun = |name: &protocol::id::StepName| record.steps.iter().any(|step| step.name == *name);
+    for step in defined.unwrap_or_default().iter().filter(|step| !begun(&step.name)) {
+        let dash = || ("-".to_owned(), Ink::Dim);
+        table.row(vec![
+            (step.name.to_string(), Ink::Dim),
+            dash(),
+            dash(),
+            dash(),
+            (command(&step.name), Ink::Dim),
+        ]);
+    }
+    table
+}
+
+pub(super) async fn nodes(context: &Context) -> Result<Exit, Failure> {
+    let client = context.client()?;
+    let nodes = client.nodes().await?;
+    if context.style.json {
+        let all: Vec<Value> = nodes
+            .iter()
+            .map(|(name, node)| {
+                let mut all = Map::from_iter([("node".to_owned(), json!(name))]);
+                if let Value::Object(entry) = json!(node) {
+                    all.extend(entry);
+                }
+                Value::Object(all)
+            })
+            .collect();
+        output::document(&all)?;
+        return Ok(Exit::Ok);
+    }
+    let now = client.ago(std::time::Duration::ZERO);
+    let mut table =
+        Table::new(&["NODE", "HOST", "STATE", "RUNS", "CPU", "LOAD", "MEMORY", "UP", "VERSION"]);
+    for (name, node) in &nodes {
+        let (state, ink) = match node.state {
+            protocol::run::NodeState::Ready => ("ready", Ink::Green),
+            protocol::run::NodeState::Draining => ("draining", Ink::Yellow),
+        };
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        table.row(vec![
+            (one_line(name.as_str()), Ink::Plain),
+            (one_line(&node.host), Ink::Plain),
+            (state.to_owned(), ink),
+            (format!("{}/{}", node.runs.len(), node.slots), Ink::Plain),
+            (node.cpu.count.to_string(), Ink::Plain),
+            (format!("{:.0}%", node.cpu.load * 100.0), Ink::Plain),
+            (format!("{:.1}/{:.1}Gi", gib(node.memory.free), gib(node.memory.total)), Ink::Plain),
+            (span(now.0 - node.started_at.0.0), Ink::Dim),
+            (one_line(&node.version), Ink::Dim),
+        ]);
+    }
+    output::data(table.render(context.style.colour).as_bytes())?;
+    Ok(Exit::Ok)
+}

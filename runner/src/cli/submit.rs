@@ -1,0 +1,72 @@
+//! `submit`, `stop`, `pause`, `unpause`: commands for the workers.
+
+use protocol::id::PipelineId;
+use serde_json::json;
+
+use super::Context;
+use super::args::{Stop, Submit};
+use super::exit::{Exit, Failure};
+use super::{files, logs, output};
+use crate::app::client::{Client, StartOf, StartRequest};
+
+pub(super) async fn submit(context: &Context, typed: Submit) -> Result<Exit, Failure> {
+    let what = what_of(context, &typed.what)?;
+    let start = StartRequest {
+        what,
+        run: typed.run_id.unwrap_or_else(Client::new_run_id),
+        vars: typed.vars.into_iter().collect(),
+        logger: typed.logger,
+    };
+    let client = context.client()?;
+    let sent = client.ago(std::time::Duration::ZERO);
+    client.start(&start).await?;
+    let run = start.run;
+    // A follower's standard output is the log, so that the id goes aside.
+    match (typed.follow, context.style.json) {
+        (true, _) => output::message(&format!("run {run}")),
+        (false, true) => output::document(&json!({ "run-id": run }))?,
+        (false, false) => output::line(run.as_str())?,
+    }
+    if typed.follow {
+        return logs::follow_submitted(context, &client, &run, sent).await;
+    }
+    Ok(Exit::Ok)
+}
+
+/// A file where there is one of that name, else a stored pipeline.
+fn what_of(context: &Context, what: &str) -> Result<StartOf, Failure> {
+    let looks_like_file = [".yaml", ".yml", ".json"].iter().any(|ending| what.ends_with(ending));
+    if what == "-" || looks_like_file || std::path::Path::new(what).is_file() {
+        return Ok(StartOf::Inline(Box::new(files::the_one(context, what)?)));
+    }
+    PipelineId::from_path(what).map(StartOf::Stored).map_err(|bad| {
+        let text = format!("{what:?} is neither a file nor GROUP/NAME of a pipeline ({bad})");
+        Failure::new(Exit::Usage, text)
+    })
+}
+
+pub(super) async fn stop(context: &Context, typed: &Stop) -> Result<Exit, Failure> {
+    context.client()?.stop(&typed.run, typed.reason.as_deref()).await?;
+    if context.style.json {
+        output::document(&json!({ "run-id": typed.run }))?;
+    } else {
+        output::message(&format!("run {} is asked to stop", typed.run));
+    }
+    Ok(Exit::Ok)
+}
+
+pub(super) async fn pause(
+    context: &Context,
+    pipeline: &PipelineId,
+    paused: bool,
+) -> Result<Exit, Failure> {
+    context.client()?.pause(pipeline, paused).await?;
+    if context.style.json {
+        let (group, name) = (pipeline.group(), pipeline.name());
+        output::document(&json!({ "group": group, "name": name, "paused": paused }))?;
+    } else {
+        let word = if paused { "pause" } else { "go on" };
+        output::message(&format!("pipeline {pipeline} is asked to {word}"));
+    }
+    Ok(Exit::Ok)
+}

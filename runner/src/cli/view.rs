@@ -1,0 +1,258 @@
+//! Events as lines for people, and step output byte for byte. Pure: items in, pieces out.
+
+use protocol::event::{Event, LogStream, Reason};
+use protocol::id::StepName;
+
+use super::output::{Ink, one_line, span};
+use crate::app::client::{Item, Text};
+
+/// Something to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Piece {
+    /// To standard output.
+    Out(Vec<u8>),
+    /// To standard error.
+    Err(Vec<u8>),
+}
+
+/// Where the standard error of steps goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StepErrors {
+    /// To standard output, in the order of the stream.
+    WithOutput,
+    /// To standard error.
+    Apart,
+}
+
+/// The view without a terminal: output as it was written, and a line on standard error for what
+/// happens.
+#[derive(Debug)]
+pub(super) struct Plain {
+    step_errors: StepErrors,
+    /// Only this step.
+    only: Option<StepName>,
+    colour_err: bool,
+    /// Standard error stands within a line.
+    within_line: bool,
+}
+
+impl Plain {
+    pub(super) fn new(step_errors: StepErrors, only: Option<StepName>, colour_err: bool) -> Self {
+        Self { step_errors, only, colour_err, within_line: false }
+    }
+
+    pub(super) fn on(&mut self, item: &Item) -> Vec<Piece> {
+        match item {
+            Item::Text(text) => self.text(text).into_iter().collect(),
+            Item::State(event) => self.state(event).into_iter().collect(),
+            Item::Missing(missing) => vec![self.say(&format!("missing: {missing}"), Ink::Yellow)],
+        }
+    }
+
+    fn is_wanted(&self, step: Option<&StepName>) -> bool {
+        self.only.is_none() || self.only.as_ref() == step
+    }
+
+    fn text(&mut self, text: &Text) -> Option<Piece> {
+        if !self.is_wanted(text.event.step.as_ref()) {
+            return None;
+        }
+        let apart = match text.stream {
+            LogStream::Stdout => false,
+            LogStream::Stderr => self.step_errors == StepErrors::Apart,
+            LogStream::Bob => {
+                let line = String::from_utf8_lossy(&text.bytes);
+                let line = line.trim_end_matches('\n');
+                return Some(self.say(line.strip_prefix("[bob] ").unwrap_or(line), Ink::Dim));
+            }
+        };
+        if !apart {
+            return Some(Piece::Out(text.bytes.clone()));
+        }
+        self.within_line = text.bytes.last().is_some_and(|last| *last != b'\n');
+        Some(Piece::Err(text.bytes.clone()))
+    }
+
+    fn state(&mut self, event: &Event) -> Option<Piece> {
+        if event.step.is_some() && !self.is_wanted(event.step.as_ref()) {
+            return None;
+        }
+        let (line, ink) = told(event)?;
+        Some(self.say(&line, ink))
+    }
+
+    /// A line of ours on standard error.
+    fn say(&mut self, line: &str, ink: Ink) -> Piece {
+        let mut bytes = Vec::new();
+        if std::mem::take(&mut self.within_line) {
+            bytes.push(b'\n');
+        }
+        bytes.extend(ink.paint(&format!("[bob] {}", one_line(line)), self.colour_err).bytes());
+        bytes.push(b'\n');
+        Piece::Err(bytes)
+    }
+}
+
+/// What people are told of an event of a run; nothing where others say it better.
+pub(super) fn told(event: &Event) -> Option<(String, Ink)> {
+    let step = event.step.as_ref().map_or("", StepName::as_str);
+    Some(match &event.reason {
+        Reason::StartPipelineRun
+        | Reason::PipelineRunning
+        | Reason::PipelineRunScheduled { waiting: false }
+        | Reason::Log { .. }
+        | Reason::StepCompleted { repeated: true, .. } => return None,
+        Reason::PipelineRunScheduled { waiting: true } => {
+            ("the run waits for its turn".to_owned(), Ink::Plain)
+        }
+        Reason::ImagePull { image } => (format!("image {image}"), Ink::Dim),
+        Reason::ResourceFetch { resource } => (format!("fetching resource {resource}"), Ink::Dim),
+        Reason::ArtifactUpload { artifact, store } => {
+            (format!("sending artifact {artifact} to {store}"), Ink::Dim)
+        }
+        Reason::StepStarted { command, .. } => (format!("step {step}: {command}"), Ink::Cyan),
+        Reason::StepCompleted { exit_code, duration_ms, .. } => {
+            let time = span(i64::try_from(*duration_ms).unwrap_or(i64::MAX));
+            match exit_code {
+                Some(0) => (format!("step {step} passed after {time}"), Ink::Green),
+                Some(code) => {
+                    (format!("step {step} failed after {time}: exit code {code}"), Ink::Red)
+                }
+                None => (format!("step {step} did not end by itself, after {time}"), Ink::Red),
+            }
+        }
+        Reason::PipelineSuccessful => ("passed".to_owned(), Ink::Green),
+        Reason::PipelineFailed { .. } => (format!("failed: {}", event.message), Ink::Red),
+        Reason::PipelineStopped { .. } => (format!("stopped: {}", event.message), Ink::Yellow),
+        Reason::StepRetry { .. }
+        | Reason::PipelineRunResumed { .. }
+        | Reason::PipelineRunRejected { .. }
+        | Reason::LoggerDropped { .. }
+        | Reason::CommandRejected { .. } => (event.message.clone(), Ink::Yellow),
+        Reason::PipelineStopping
+        | Reason::CommandIgnored
+        | Reason::PipelineCreate
+        | Reason::PipelineDelete
+        | Reason::PipelinePaused
+        | Reason::PipelineUnpaused
+        | Reason::ResourceProviderCreate
+        | Reason::ResourceProviderDelete
+        | Reason::ArtifactStoreCreate
+        | Reason::ArtifactStoreDelete
+        | Reason::LoggerCreate
+        | Reason::LoggerDelete
+        | Reason::RunnerReady
+        | Reason::RunnerDraining
+        | Reason::RunnerStopped => (event.message.clone(), Ink::Plain),
+    })
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use protocol::id::Epoch;
+    use protocol::run::Cause;
+    use protocol::time::Millis;
+
+    use super::*;
+    use crate::app::client::Reader;
+
+    /// The items of a run's events, as its reader makes them.
+    pub(crate) fn items(events: Vec<Event>) -> Vec<Item> {
+        let mut reader = Reader::new("r-1".parse().unwrap());
+        let numbered = events.into_iter().zip(0..).map(|(mut event, seq)| {
+            event.run_id = Some("r-1".parse().unwrap());
+            event.epoch = Some(Epoch(3));
+            event.seq = Some(seq);
+            event
+        });
+        numbered.filter_map(|event| reader.on(event)).collect()
+    }
+
+    pub(crate) fn at(millis: i64, step: Option<&str>, reason: Reason) -> Event {
+        let mut event = Event::new(Millis(millis), reason, "run r-1: what happened".to_owned());
+        event.step = step.map(|step| step.parse().unwrap());
+        event.attempt = step.map(|_| 1);
+        event
+    }
+
+    pub(crate) fn log(millis: i64, step: &str, stream: LogStream, text: &str) -> Event {
+        let partial = !text.ends_with('\n');
+        let reason = Reason::Log { stream, offset: 0, partial, encoding: None };
+        let message = text.strip_suffix('\n').unwrap_or(text).to_owned();
+        Event { message, ..at(millis, Some(step), reason) }
+    }
+
+    pub(crate) fn started(millis: i64, step: &str, command: &str) -> Event {
+        let (command, executor) = (command.to_owned(), "podman".to_owned());
+        at(millis, Some(step), Reason::StepStarted { command, executor })
+    }
+
+    pub(crate) fn completed(millis: i64, step: &str, code: i32, duration_ms: u64) -> Event {
+        let reason = Reason::StepCompleted {
+            exit_code: Some(code),
+            duration_ms,
+            stdout_bytes: 0,
+            stderr_bytes: 0,
+            image: None,
+            repeated: false,
+        };
+        at(millis, Some(step), reason)
+    }
+
+    pub(crate) fn failed(millis: i64) -> Event {
+        let reason = Reason::PipelineFailed { cause: Cause::ExitCode, exit_code: Some(3) };
+        at(millis, None, reason)
+    }
+
+    fn a_run() -> Vec<Item> {
+        items(vec![
+            at(0, None, Reason::PipelineRunScheduled { waiting: false }),
+            at(1, None, Reason::ImagePull { image: "busybox".into() }),
+            started(10, "build", "make\n\u{1b}[2J"),
+            log(20, "build", LogStream::Stdout, "one\n"),
+            log(30, "build", LogStream::Stderr, "care"),
+            completed(1_210, "build", 0, 1_200),
+            started(1_220, "test", "make test"),
+            log(1_230, "test", LogStream::Stdout, "no newline"),
+            completed(1_300, "test", 3, 80),
+            failed(1_310),
+        ])
+    }
+
+    fn written(plain: &mut Plain) -> (String, String) {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        for piece in a_run().iter().flat_map(|item| plain.on(item)) {
+            match piece {
+                Piece::Out(bytes) => out.extend(bytes),
+                Piece::Err(bytes) => err.extend(bytes),
+            }
+        }
+        (String::from_utf8(out).unwrap(), String::from_utf8(err).unwrap())
+    }
+
+    #[test]
+    fn output_is_written_as_it_is_and_what_happens_is_told_aside() {
+        let (out, err) = written(&mut Plain::new(StepErrors::Apart, None, false));
+        assert_eq!(out, "one\nno newline");
+        assert_eq!(
+            err,
+            "[bob] image busybox\n\
+             [bob] step build: make  [2J\n\
+             care\n\
+             [bob] step build passed after 1.2s\n\
+             [bob] step test: make test\n\
+             [bob] step test failed after 80ms: exit code 3\n\
+             [bob] failed: run r-1: what happened\n"
+        );
+    }
+
+    #[test]
+    fn a_log_has_both_streams_in_their_order_or_one_step_alone() {
+        let (out, _) = written(&mut Plain::new(StepErrors::WithOutput, None, false));
+        assert_eq!(out, "one\ncareno newline");
+        let only = Some("test".parse().unwrap());
+        let (out, err) = written(&mut Plain::new(StepErrors::WithOutput, only, false));
+        assert_eq!(out, "no newline");
+        assert!(!err.contains("build"), "{err}");
+    }
+}
