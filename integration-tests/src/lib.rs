@@ -1,5 +1,6 @@
 //! Tests against real services live in `tests/`; what they share is here.
 #![expect(clippy::expect_used, clippy::panic, reason = "what tests share may panic")]
 
+pub mod engine;
 pub mod raw;
 pub mod services;

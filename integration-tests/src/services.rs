@@ -131,6 +131,12 @@ const NAMES: &[&str] = &[
     "BOB_TEST_WRONG_CERT",
     "BOB_TEST_WRONG_KEY",
     "BOB_TEST_SUITE",
+    "CONTAINER_ENGINE_URL",
+    "BOB_TEST_IMAGE",
+    "BOB_TEST_REGISTRY",
+    "BOB_TEST_REGISTRY_AUTH",
+    "BOB_TEST_REGISTRY_USER",
+    "BOB_TEST_REGISTRY_PASSWORD",
 ];
 
 /// What the tests of the broker need.
@@ -138,6 +144,8 @@ pub const BROKER: &[&str] =
     &["BOB_QUEUE_URL", "BOB_QUEUE_USER", "BOB_QUEUE_PASSWORD", "BOB_TEST_MANAGEMENT_URL"];
 /// What the tests of the store need.
 pub const STORE: &[&str] = &["BOB_STORAGE_URLS"];
+/// What the tests of the container engine need.
+pub const ENGINE: &[&str] = &["CONTAINER_ENGINE_URL", "BOB_TEST_IMAGE"];
 
 /// The broker's management API.
 #[derive(Debug, Clone)]

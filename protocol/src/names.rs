@@ -103,6 +103,8 @@ pub const LABEL_EPOCH: &str = "bob.epoch";
 pub const LABEL_ATTEMPT: &str = "bob.attempt";
 /// Label: what the thing is for (`step`, `mount`).
 pub const LABEL_ROLE: &str = "bob.role";
+/// Label: what the base image says of its containers, as JSON.
+pub const LABEL_BASE: &str = "bob.base";
 
 /// The store that an internal resource names, and the provider that an external one names, are asked
 /// under this path.

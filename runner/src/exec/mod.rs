@@ -1,4 +1,5 @@
 //! Where steps run.
 
+pub mod podman;
 #[cfg(feature = "testing")]
 pub mod scripted;

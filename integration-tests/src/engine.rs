@@ -1,0 +1,377 @@
+//! The container engine as a test meets it: an executor on it, a run of the test's own, and a sink
+//! that keeps what steps write.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use protocol::event::LogStream;
+use protocol::id::{Epoch, RunId, StepName};
+use protocol::pipeline::{Limits, PullPolicy, Vars};
+use runner::exec::podman::{Options, Podman};
+use runner::ports::{
+    ExecError, Executor as _, LogSink, Ran, RunScope, StepSpec, StopSignal, Workspace,
+};
+
+use crate::services::{ENGINE, Services};
+
+/// Keeps what a step writes.
+#[derive(Debug, Default)]
+pub struct Kept {
+    stdout: Mutex<Vec<u8>>,
+    stderr: Mutex<Vec<u8>>,
+}
+
+impl Kept {
+    fn of(&self, stream: LogStream) -> &Mutex<Vec<u8>> {
+        match stream {
+            LogStream::Stderr => &self.stderr,
+            LogStream::Stdout | LogStream::Bob => &self.stdout,
+        }
+    }
+
+    fn all(&self, stream: LogStream) -> Vec<u8> {
+        self.of(stream).lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// All of its standard output so far.
+    #[must_use]
+    pub fn stdout(&self) -> Vec<u8> {
+        self.all(LogStream::Stdout)
+    }
+
+    /// All of its standard error so far.
+    #[must_use]
+    pub fn stderr(&self) -> Vec<u8> {
+        self.all(LogStream::Stderr)
+    }
+
+    /// Standard output as text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout()).into_owned()
+    }
+}
+
+#[async_trait]
+impl LogSink for Kept {
+    async fn write(&self, stream: LogStream, bytes: Bytes) {
+        let mut kept = self.of(stream).lock().unwrap_or_else(PoisonError::into_inner);
+        kept.extend_from_slice(&bytes);
+    }
+}
+
+/// A step that runs words.
+#[must_use]
+pub fn step(position: usize, words: &[&str]) -> StepSpec {
+    StepSpec {
+        name: StepName::position(position),
+        position,
+        attempt: 1,
+        words: words.iter().map(|word| (*word).to_owned()).collect(),
+        env: Vars::new(),
+        work_dir: None,
+        network: Some("none".to_owned()),
+        limits: Limits::default(),
+    }
+}
+
+/// A step that runs a line of shell.
+#[must_use]
+pub fn shell(position: usize, line: &str) -> StepSpec {
+    step(position, &["sh", "-c", line])
+}
+
+/// A run of a test's own, on an executor of its own.
+#[derive(Debug)]
+pub struct Bench {
+    /// The executor.
+    pub podman: Podman,
+    /// The run.
+    pub run: RunScope,
+    /// What asks its steps to end.
+    pub stop: StopSignal,
+    /// Where the engine is.
+    pub url: String,
+}
+
+impl Bench {
+    /// On the engine of the environment, with its base image.
+    ///
+    /// # Panics
+    /// Where the engine's address cannot be used.
+    #[must_use]
+    pub fn of_environment() -> Option<Self> {
+        let services = Services::of_environment(ENGINE)?;
+        Some(Self::new(
+            &Options::new(services.get("CONTAINER_ENGINE_URL")),
+            services.get("BOB_TEST_IMAGE"),
+        ))
+    }
+
+    /// With an executor of its own on an engine.
+    ///
+    /// # Panics
+    /// Where the engine's address cannot be used.
+    #[must_use]
+    pub fn new(options: &Options, image: &str) -> Self {
+        let run = format!("r-T.{}", uuid::Uuid::new_v4());
+        Self {
+            podman: Podman::connect(options.clone()).expect("an engine's address"),
+            run: RunScope {
+                run: run.parse().expect("a run id"),
+                epoch: Epoch(1),
+                image: image.to_owned(),
+                pull: PullPolicy::Missing,
+            },
+            stop: StopSignal::default(),
+            url: options.url.clone(),
+        }
+    }
+
+    /// The same run as another process would see it.
+    ///
+    /// # Panics
+    /// Where the engine's address cannot be used.
+    #[must_use]
+    pub fn another_process(&self) -> Self {
+        Self {
+            podman: Podman::connect(Options::new(&self.url)).expect("an engine's address"),
+            run: self.run.clone(),
+            stop: StopSignal::default(),
+            url: self.url.clone(),
+        }
+    }
+
+    /// Another run on the same engine.
+    #[must_use]
+    pub fn another_run(&self) -> Self {
+        Self::new(&Options::new(&self.url), &self.run.image)
+    }
+
+    /// The run's first workspace.
+    ///
+    /// # Panics
+    /// Where it cannot be had.
+    pub async fn prepare(&self) -> Workspace {
+        self.podman.prepare(&self.run, &self.stop).await.expect("the base image")
+    }
+
+    /// Runs a step that may start at once.
+    ///
+    /// # Errors
+    /// As the executor.
+    pub async fn try_step(
+        &self,
+        on: &Workspace,
+        step: &StepSpec,
+    ) -> Result<(Ran, Arc<Kept>), ExecError> {
+        let kept = Arc::new(Kept::default());
+        let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+        let gate = Box::pin(async { true });
+        let ran = self.podman.run_step(&self.run, on, step, gate, out, &self.stop).await?;
+        Ok((ran, kept))
+    }
+
+    /// Runs a step.
+    ///
+    /// # Panics
+    /// Where the executor cannot.
+    pub async fn step(&self, on: &Workspace, step: &StepSpec) -> (Ran, Arc<Kept>) {
+        self.try_step(on, step).await.expect("a step")
+    }
+
+    /// Runs a step that must end with 0, and keeps what it left.
+    ///
+    /// # Panics
+    /// Where the executor cannot, or the step fails.
+    pub async fn pass(&self, on: &Workspace, step: &StepSpec) -> (Workspace, Arc<Kept>) {
+        let (ran, kept) = self.step(on, step).await;
+        let stderr = String::from_utf8_lossy(&kept.stderr()).into_owned();
+        assert_eq!(ran.exit.code, 0, "{:?}: {stderr}", step.words);
+        (self.podman.checkpoint(&self.run, ran.left, step).await.expect("a checkpoint"), kept)
+    }
+
+    /// Removes the run's things, and sees that nothing is left.
+    ///
+    /// # Panics
+    /// Where something is.
+    pub async fn destroy(&self) {
+        self.podman.destroy(&self.run.run).await.expect("a clean end");
+        let api = Api::of(&self.url);
+        assert_eq!(api.labelled("containers", &self.run.run).await, 0, "containers are left");
+        assert_eq!(api.labelled("images", &self.run.run).await, 0, "images are left");
+    }
+}
+
+/// The engine's own API, for what the executor does not say.
+#[derive(Debug)]
+pub struct Api {
+    client: podman_api::Podman,
+}
+
+impl Api {
+    /// At an address.
+    ///
+    /// # Panics
+    /// Where the address cannot be used.
+    #[must_use]
+    pub fn of(url: &str) -> Self {
+        let version = podman_api::ApiVersion::new(4, Some(0), Some(0));
+        Self { client: podman_api::Podman::new_versioned(url, version).expect("an address") }
+    }
+
+    /// How many containers or images bear a run's label.
+    ///
+    /// # Panics
+    /// Where the engine does not say.
+    pub async fn labelled(&self, what: &str, run: &RunId) -> usize {
+        use podman_api::opts::{
+            ContainerListFilter, ContainerListOpts, ImageListFilter, ImageListOpts,
+        };
+        if what == "images" {
+            let label = ImageListFilter::LabelKeyVal("bob.run".into(), run.to_string());
+            let opts = ImageListOpts::builder().all(true).filter([label]).build();
+            return self.client.images().list(&opts).await.expect("images").len();
+        }
+        let label = ContainerListFilter::LabelKeyVal("bob.run".into(), run.to_string());
+        let opts = ContainerListOpts::builder().all(true).filter([label]).build();
+        self.client.containers().list(&opts).await.expect("containers").len()
+    }
+
+    /// Whether there is an image of that name or id.
+    ///
+    /// # Panics
+    /// Where the engine does not say.
+    pub async fn has_image(&self, name: &str) -> bool {
+        self.client.images().get(name).exists().await.expect("an answer")
+    }
+
+    /// Makes an image of a container, with changes to its settings; its id.
+    ///
+    /// # Panics
+    /// Where the engine refuses.
+    pub async fn commit(&self, container: &str, name: Option<&str>, changes: &[&str]) -> String {
+        let unnamed = format!("localhost/t-{}", uuid::Uuid::new_v4());
+        let repo = name.unwrap_or(&unnamed);
+        let opts = podman_api::opts::ContainerCommitOpts::builder()
+            .repo(repo)
+            .tag("latest")
+            .format("docker")
+            .changes(changes.iter().copied());
+        let container = self.client.containers().get(container);
+        container.commit(&opts.build()).await.expect("a commit");
+        let image = self.client.images().get(repo).inspect().await.expect("an image");
+        let id = image.id.expect("an id");
+        if name.is_none() {
+            let opts = podman_api::opts::ImageTagOpts::builder().repo(repo).tag("latest").build();
+            self.client.images().get(&id).untag(&opts).await.expect("no name");
+        }
+        id
+    }
+
+    /// Gives an image a name.
+    ///
+    /// # Panics
+    /// Where the engine refuses.
+    pub async fn tag(&self, id: &str, name: &str) {
+        let opts = podman_api::opts::ImageTagOpts::builder().repo(name).tag("latest").build();
+        self.client.images().get(id).tag(&opts).await.expect("a name");
+    }
+
+    /// The process that watches a run's only container.
+    ///
+    /// # Panics
+    /// Where there is none.
+    pub async fn conmon_of(&self, run: &RunId) -> i64 {
+        let container = self.client.containers().get(format!("bob-{run}-0"));
+        let state = container.inspect().await.expect("a container").state.expect("a state");
+        state.conmon_pid.expect("a process")
+    }
+
+    /// Removes an image.
+    ///
+    /// # Panics
+    /// Where the engine refuses.
+    pub async fn remove_image(&self, name: &str) {
+        self.client.images().get(name).remove().await.expect("a removal");
+    }
+
+    /// Puts an image into a registry under a name, which the engine then has no more.
+    ///
+    /// # Panics
+    /// Where the registry refuses.
+    pub async fn push(&self, image: &str, name: &str, user: &str, password: &str) {
+        use podman_api::opts::{ImagePushOpts, ImageTagOpts, RegistryAuth};
+        let (repo, tag) = name.rsplit_once(':').expect("a tag");
+        let tagging = ImageTagOpts::builder().repo(repo).tag(tag).build();
+        self.client.images().get(image).tag(&tagging).await.expect("a tag");
+        let auth = RegistryAuth::builder().username(user).password(password).build();
+        let opts = ImagePushOpts::builder().destination(name).tls_verify(false).auth(auth).build();
+        let handle = self.client.images().get(name);
+        let mut pushed = handle.push(&opts);
+        while let Some(line) = pushed.next().await {
+            line.expect("a push");
+        }
+        let untag = ImageTagOpts::builder().repo(repo).tag(tag).build();
+        self.client.images().get(name).untag(&untag).await.expect("no name");
+    }
+}
+
+/// Waits until something holds.
+///
+/// # Panics
+/// Where it does not within a minute.
+pub async fn until<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
+    let begun = Instant::now();
+    while !holds().await {
+        assert!(begun.elapsed() < Duration::from_mins(1), "waited in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A stream's bytes, all of them.
+///
+/// # Panics
+/// Where it breaks off.
+pub async fn collect(mut stream: runner::ports::ByteStream) -> Vec<u8> {
+    let mut all = Vec::new();
+    while let Some(bytes) = stream.next().await {
+        all.extend_from_slice(&bytes.expect("whole"));
+    }
+    all
+}
+
+/// A tar with one file.
+///
+/// # Panics
+/// Never: it is made in memory.
+pub async fn tar_of(name: &str, content: &[u8]) -> Vec<u8> {
+    let mut tar = tokio_tar::Builder::new(Vec::new());
+    let mut header = tokio_tar::Header::new_gnu();
+    header.set_size(content.len() as u64);
+    header.set_mode(0o644);
+    tar.append_data(&mut header, name, content).await.expect("in memory");
+    tar.into_inner().await.expect("in memory")
+}
+
+/// The files of a tar, by name.
+///
+/// # Panics
+/// Where it is none.
+pub async fn files_of(tar: &[u8]) -> Vec<(String, Vec<u8>)> {
+    use tokio::io::AsyncReadExt as _;
+    let mut archive = tokio_tar::Archive::new(tar);
+    let mut entries = archive.entries().expect("a tar");
+    let mut files = Vec::new();
+    while let Some(entry) = entries.next().await {
+        let mut entry = entry.expect("an entry");
+        let name = entry.path().expect("a name").display().to_string();
+        let mut content = Vec::new();
+        entry.read_to_end(&mut content).await.expect("content");
+        files.push((name, content));
+    }
+    files
+}

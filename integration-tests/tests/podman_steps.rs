@@ -1,0 +1,206 @@
+//! Steps in real containers: what they write, how they end, what they leave and what they must not.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use integration_tests::engine::{Bench, Kept, shell, step};
+use protocol::pipeline::Vars;
+use runner::ports::{ExecError, Executor as _, LogSink, StepSpec, StopLevel, Workspace};
+use std::sync::Arc;
+
+/// What a line of shell writes.
+async fn written(bench: &Bench, line: &str) -> (Vec<u8>, Vec<u8>) {
+    let base = bench.prepare().await;
+    let (ran, kept) = bench.step(&base, &shell(0, line)).await;
+    assert_eq!(ran.exit.code, 0, "{line}");
+    bench.podman.discard(&bench.run, ran.left).await;
+    (kept.stdout(), kept.stderr())
+}
+
+#[tokio::test]
+async fn every_byte_arrives_as_it_was_written() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let cases: &[(&str, &[u8])] = &[
+        ("printf '123456789\\n'", b"123456789\n"),
+        ("printf '123456789012\\n'", b"123456789012\n"),
+        (
+            "printf '%064d\\n' 7",
+            b"0000000000000000000000000000000000000000000000000000000000000007\n",
+        ),
+        ("printf '   --- indented\\n\\n\\t- x\\n'", b"   --- indented\n\n\t- x\n"),
+        ("printf 'no newline'", b"no newline"),
+        ("printf 'a\\r\\nb\\rc\\n'", b"a\r\nb\rc\n"),
+        ("printf 'nul\\000\\377\\n'", b"nul\0\xff\n"),
+        ("true", b""),
+    ];
+    for (line, expected) in cases {
+        let (stdout, stderr) = written(&bench, line).await;
+        assert_eq!(stdout, *expected, "{line}");
+        assert_eq!(stderr, b"", "{line}");
+    }
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn a_line_of_a_mebibyte_and_binary_bytes_arrive_whole() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let (stdout, _) = written(&bench, "head -c 1048576 /dev/zero | tr '\\0' y; echo").await;
+    assert_eq!(stdout.len(), 1_048_577);
+    assert!(stdout[..1_048_576].iter().all(|byte| *byte == b'y'));
+    // Every byte there is, often, and its checksum from within on the other stream.
+    let line = "head -c 3000000 /dev/urandom > /tmp/x; cat /tmp/x; sha256sum < /tmp/x >&2";
+    let (stdout, stderr) = written(&bench, line).await;
+    assert_eq!(stdout.len(), 3_000_000);
+    let digest = String::from_utf8(stderr).unwrap();
+    assert_eq!(digest.split(' ').next().unwrap(), hex_of(&stdout));
+    bench.destroy().await;
+}
+
+fn hex_of(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    sha2::Sha256::digest(bytes).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+}
+
+#[tokio::test]
+async fn a_hundred_thousand_lines_arrive_in_order_and_the_streams_apart() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let (stdout, stderr) = written(&bench, "seq 1 100000; seq 1 1000 >&2").await;
+    let lines = |to: u32| (1..=to).map(|n| format!("{n}\n")).collect::<String>();
+    assert!(stdout == lines(100_000).into_bytes(), "{} bytes came", stdout.len());
+    assert!(stderr == lines(1000).into_bytes(), "{} bytes came", stderr.len());
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn the_exit_code_is_the_commands_own() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let base = bench.prepare().await;
+    for (line, code) in [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -9 $$", 137)] {
+        let (ran, _) = bench.step(&base, &shell(0, line)).await;
+        assert_eq!((ran.exit.code, ran.exit.oom), (code, false), "{line}");
+        bench.podman.discard(&bench.run, ran.left).await;
+    }
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn a_step_sees_the_files_of_the_one_before_and_nothing_of_its_settings() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let base = bench.prepare().await;
+    let first = StepSpec {
+        env: Vars::from([("SECRET".into(), "s3".into()), ("PATH".into(), "/bin:/mine".into())]),
+        work_dir: Some("/tmp".into()),
+        ..shell(0, "echo \"$SECRET\" > made; pwd; echo $PATH")
+    };
+    let (left, kept) = bench.pass(&base, &first).await;
+    assert_eq!(kept.text(), "/tmp\n/bin:/mine\n");
+    let (left, kept) =
+        bench.pass(&left, &shell(1, "cat /tmp/made; pwd; echo ${SECRET-unset} $PATH")).await;
+    assert_eq!(kept.text(), "s3\n/\nunset /usr/local/bin:/usr/bin:/bin\n");
+    // Two steps on the same workspace do not see each other.
+    let (_, _) = bench.pass(&left, &shell(2, "touch /only-here")).await;
+    let (_, kept) = bench.pass(&left, &shell(3, "ls /only-here 2>/dev/null || echo none")).await;
+    assert_eq!(kept.text(), "none\n");
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn standard_input_is_closed_and_there_is_no_terminal() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let (stdout, _) = written(&bench, "cat; test -t 0 || test -t 1 || echo none").await;
+    assert_eq!(stdout, b"none\n");
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn a_command_or_directory_that_is_not_there_says_so() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let base = bench.prepare().await;
+    let nowhere = StepSpec { work_dir: Some("/nowhere".into()), ..step(0, &["true"]) };
+    for (step, expected, words) in [
+        (step(0, &["no-such-program", "x"]), 127, "No such file"),
+        (step(0, &["/no/such/program"]), 127, "No such file"),
+        (step(0, &["/etc/passwd"]), 126, "ermission denied"),
+        (nowhere, 126, "no working directory /nowhere"),
+    ] {
+        match bench.try_step(&base, &step).await {
+            Err(ExecError::Start { code, cause, .. }) => {
+                assert_eq!(code, expected, "{cause}");
+                assert!(cause.contains(words), "{cause}");
+            }
+            other => panic!("{:?} ended as {other:?}", step.words),
+        }
+    }
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn a_step_that_fails_like_the_init_is_still_a_step_that_failed() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let base = bench.prepare().await;
+    let line =
+        "echo before; echo 'ERROR (catatonit:2): failed to exec pid1: No such file' >&2; exit 1";
+    let (ran, _) = bench.step(&base, &shell(0, line)).await;
+    assert_eq!(ran.exit.code, 1);
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn nothing_starts_where_the_gate_stays_shut() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let base = bench.prepare().await;
+    let kept: Arc<dyn LogSink> = Arc::new(Kept::default());
+    let (shut, any) = (Box::pin(async { false }), shell(0, "true"));
+    let ran = bench.podman.run_step(&bench.run, &base, &any, shut, kept, &bench.stop);
+    assert!(matches!(ran.await, Err(ExecError::NotStarted)));
+    // A stop that comes before the gate has opened is as good.
+    bench.stop.raise(StopLevel::Kill);
+    let kept: Arc<dyn LogSink> = Arc::new(Kept::default());
+    let never = Box::pin(std::future::pending());
+    let ran = bench.podman.run_step(&bench.run, &base, &any, never, kept, &bench.stop);
+    assert!(matches!(ran.await, Err(ExecError::NotStarted)));
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn a_step_may_close_its_output_and_go_on() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let base = bench.prepare().await;
+    let line = "echo last; exec >&- 2>&-; usleep 700000; echo x > /file; exit 5";
+    let (ran, kept) = bench.step(&base, &shell(0, line)).await;
+    assert_eq!((ran.exit.code, kept.text().as_str()), (5, "last\n"));
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn a_workspace_that_is_gone_is_named() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let gone = Workspace::Image { id: "0".repeat(64), depth: 3 };
+    let error = bench.try_step(&gone, &shell(0, "true")).await.unwrap_err();
+    assert!(matches!(&error, ExecError::Image { cause, .. } if cause.contains("gone")), "{error}");
+}
+
+#[tokio::test]
+async fn limits_hold_or_are_refused_never_dropped() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let base = bench.prepare().await;
+    let mut limited = shell(0, "cat /sys/fs/cgroup/memory.max");
+    limited.limits.mem = Some("64M".parse().unwrap());
+    let refused = bench.podman.info().await.unwrap().limits_refused;
+    match (bench.try_step(&base, &limited).await, refused) {
+        (Err(ExecError::Unsupported(why)), Some(reason)) => assert_eq!(why, reason),
+        (Err(ExecError::Unsupported(why)), None) => assert!(why.contains("no cgroups"), "{why}"),
+        (Ok((ran, kept)), None) => {
+            assert_eq!((ran.exit.code, kept.text().as_str()), (0, "67108864\n"));
+        }
+        other => panic!("{other:?}"),
+    }
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn the_engine_has_one_id_whoever_asks() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let info = bench.podman.info().await.unwrap();
+    assert_eq!(info.executor, "podman");
+    assert_eq!(info.id.len(), 32);
+    assert_eq!(info, bench.another_process().podman.info().await.unwrap());
+}

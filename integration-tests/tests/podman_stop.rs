@@ -1,0 +1,122 @@
+//! Ending steps: asked, waited for, killed, and proof that nothing of them is left.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use integration_tests::engine::{Bench, Kept, collect, files_of, shell, step, until};
+use runner::ports::{Executor as _, LogSink, Ran, StepSpec, StopLevel};
+
+/// Runs a step, raises a level once it has written `ready`, and returns how it ended.
+async fn stopped(bench: &Bench, step: &StepSpec, level: StopLevel) -> (Ran, Arc<Kept>) {
+    let base = bench.prepare().await;
+    let kept = Arc::new(Kept::default());
+    let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+    let gate = Box::pin(async { true });
+    let running = bench.podman.run_step(&bench.run, &base, step, gate, out, &bench.stop);
+    let raising = async {
+        until("the step writes that it is ready", || async { kept.text().contains("ready") }).await;
+        bench.stop.raise(level);
+    };
+    let (ran, ()) = tokio::join!(running, raising);
+    (ran.unwrap(), kept)
+}
+
+const LONG: StopLevel = StopLevel::Stop { grace: Duration::from_mins(10) };
+
+#[tokio::test]
+async fn the_command_gets_sigterm_though_it_is_not_the_first_process() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let line = "trap 'echo asked; exit 9' TERM; echo ready; while true; do sleep 0.1; done";
+    let (ran, kept) = stopped(&bench, &shell(0, line), LONG).await;
+    assert_eq!((ran.exit.code, kept.text().as_str()), (9, "ready\nasked\n"));
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn a_command_that_knows_nothing_of_signals_ends_by_sigterm() {
+    let Some(bench) = Bench::of_environment() else { return };
+    // As process 1 it would ignore the signal, and only the grace would end it.
+    let (ran, _) =
+        stopped(&bench, &step(0, &["sh", "-c", "echo ready; exec sleep 1000"]), LONG).await;
+    assert_eq!(ran.exit.code, 143);
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn a_stubborn_step_is_killed_when_the_grace_is_over() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let line = "trap '' TERM; echo ready; while true; do sleep 0.1; done";
+    let grace = StopLevel::Stop { grace: Duration::from_millis(300) };
+    let (ran, _) = stopped(&bench, &shell(0, line), grace).await;
+    assert_eq!(ran.exit.code, 137);
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn a_kill_cuts_the_grace_short() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let line = "trap 'echo asked' TERM; echo ready; while true; do sleep 0.1; done";
+    let base = bench.prepare().await;
+    let kept = Arc::new(Kept::default());
+    let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+    let (gate, step) = (Box::pin(async { true }), shell(0, line));
+    let running = bench.podman.run_step(&bench.run, &base, &step, gate, out, &bench.stop);
+    let raising = async {
+        until("the step is ready", || async { kept.text().contains("ready") }).await;
+        bench.stop.raise(LONG);
+        until("the step was asked", || async { kept.text().contains("asked") }).await;
+        bench.stop.raise(StopLevel::Kill);
+    };
+    let (ran, ()) = tokio::join!(running, raising);
+    assert_eq!(ran.unwrap().exit.code, 137);
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn no_process_of_a_stopped_step_lives_on() {
+    let Some(bench) = Bench::of_environment() else { return };
+    // A child in a session of its own, which no signal to the command reaches.
+    let mark = format!("9{}", uuid::Uuid::new_v4().as_u128() % 1_000_000_000);
+    let line = format!("setsid sleep {mark} & echo ready; exec sleep {mark}");
+    let (_, _) = stopped(&bench, &shell(0, &line), LONG).await;
+    let found = std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+        std::fs::read(entry.path().join("cmdline"))
+            .is_ok_and(|words| words.split(|byte| *byte == 0).any(|word| word == mark.as_bytes()))
+    });
+    assert!(!found, "a process of the step runs on");
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn what_a_stopped_step_left_can_still_be_read() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let line = "echo half > /tmp/result; echo ready; exec sleep 1000";
+    let (ran, _) = stopped(&bench, &shell(0, line), StopLevel::Kill).await;
+    let tar = bench.podman.export(&bench.run, &ran.left, "tmp/result").await.unwrap();
+    let files = files_of(&collect(tar).await).await;
+    assert_eq!(files, [("result".to_owned(), b"half\n".to_vec())]);
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn destroying_a_run_ends_what_still_runs_of_it() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let base = bench.prepare().await;
+    let kept = Arc::new(Kept::default());
+    let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+    let (gate, step) = (Box::pin(async { true }), shell(0, "echo ready; exec sleep 1000"));
+    {
+        let running = bench.podman.run_step(&bench.run, &base, &step, gate, out, &bench.stop);
+        let ready = until("the step is ready", || async { kept.text().contains("ready") });
+        tokio::select! {
+            ran = running => panic!("it ended: {ran:?}"),
+            () = ready => {}
+        }
+        // Dropped here, as by a worker that dies: the step runs on.
+    }
+    let other = bench.another_process();
+    assert!(other.podman.leftovers().await.unwrap().contains(&bench.run.run));
+    other.destroy().await;
+    assert!(!other.podman.leftovers().await.unwrap().contains(&bench.run.run));
+}

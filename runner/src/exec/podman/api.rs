@@ -1,0 +1,241 @@
+//! The engine's calls that podman-api has no use for: it drops the exit code of a wait, the id of a
+//! commit, and knows no squash.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Deserialize;
+
+use super::create::Create;
+use super::http::{Again, Ask, Fault, Link};
+use super::image::Inspected;
+use super::path;
+
+/// How long the slowest things may take: writing an image of many gigabytes.
+const LONG: Duration = Duration::from_hours(1);
+
+/// Where a container stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Life {
+    /// Made, and maybe made ready, but not started.
+    NotStarted,
+    Running,
+    /// Its process has ended.
+    Ended,
+}
+
+/// A container, as far as we look at it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Container {
+    state: State,
+    #[serde(default)]
+    host_config: Host,
+    #[serde(default)]
+    config: Config,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct State {
+    status: String,
+    #[serde(default)]
+    exit_code: i32,
+    #[serde(default, rename = "OOMKilled")]
+    oom_killed: bool,
+    #[serde(default)]
+    pid: u32,
+    #[serde(default)]
+    conmon_pid: u32,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Host {
+    #[serde(default)]
+    cgroups: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Config {
+    #[serde(default)]
+    working_dir: String,
+}
+
+impl Container {
+    pub(super) fn life(&self) -> Life {
+        match self.state.status.as_str() {
+            "created" | "configured" | "initialized" => Life::NotStarted,
+            // Right after its end it is "stopped", and "exited" once the engine has tidied up.
+            "stopped" | "exited" | "removing" | "dead" => Life::Ended,
+            _ => Life::Running,
+        }
+    }
+
+    pub(super) fn exit_code(&self) -> i32 {
+        self.state.exit_code
+    }
+
+    pub(super) fn oom(&self) -> bool {
+        self.state.oom_killed
+    }
+
+    /// The step's process and the one that watches it, where the engine tells.
+    pub(super) fn processes(&self) -> (Option<u32>, Option<u32>) {
+        let known = |pid: u32| (pid > 0).then_some(pid);
+        (known(self.state.pid), known(self.state.conmon_pid))
+    }
+
+    /// Whether the engine runs it outside of any cgroup, where no limit holds.
+    pub(super) fn has_no_cgroup(&self) -> bool {
+        self.host_config.cgroups == "disabled"
+    }
+
+    pub(super) fn work_dir(&self) -> &str {
+        if self.config.working_dir.is_empty() { "/" } else { &self.config.working_dir }
+    }
+}
+
+#[derive(Deserialize)]
+struct Created {
+    #[serde(rename = "Id", alias = "id")]
+    id: String,
+}
+
+/// A commit of a container.
+#[derive(Debug)]
+pub(super) struct Commit<'a> {
+    pub(super) container: &'a str,
+    pub(super) repository: &'a str,
+    pub(super) tag: &'a str,
+    pub(super) squash: bool,
+}
+
+impl Link {
+    /// Makes a container; its id.
+    pub(super) async fn create(&mut self, create: &Create) -> Result<String, Fault> {
+        let json = serde_json::to_vec(create).map_err(|cause| Fault::Garbled(cause.to_string()))?;
+        let ask = Ask { json: Some(Bytes::from(json)), ..Ask::post("/containers/create") };
+        let reply = self.call(ask).await?.good()?;
+        Ok(reply.json::<Created>()?.id)
+    }
+
+    /// Starts a container. Never asked twice: a second start of one that has ended runs it again.
+    pub(super) async fn start(&mut self, id: &str) -> Result<(), Fault> {
+        let ask = Ask {
+            again: Again::Unsent,
+            within: Duration::from_mins(2),
+            ..Ask::post(format!("/containers/{id}/start"))
+        };
+        self.call(ask).await?.good().map(drop)
+    }
+
+    /// A container's state; `None` where it is gone.
+    pub(super) async fn inspect(
+        &mut self,
+        id: &str,
+        patience: Duration,
+    ) -> Result<Option<Container>, Fault> {
+        let ask = Ask { patience, ..Ask::get(format!("/containers/{id}/json")) };
+        match self.call(ask).await?.good() {
+            Ok(reply) => reply.json().map(Some),
+            Err(fault) if fault.status() == Some(404) => Ok(None),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Sends a signal. One that is not running, or gone, has no need of it.
+    pub(super) async fn kill(
+        &mut self,
+        id: &str,
+        signal: &str,
+        patience: Duration,
+    ) -> Result<(), Fault> {
+        let path = format!("/containers/{id}/kill?signal={signal}");
+        match self.call(Ask { patience, ..Ask::post(path) }).await?.good() {
+            Ok(_) => Ok(()),
+            Err(fault) if matches!(fault.status(), Some(404 | 409)) => Ok(()),
+            Err(fault) if fault.refusal().contains("improper") => Ok(()),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Removes a container, running or not. Done where it is gone.
+    pub(super) async fn remove(&mut self, id: &str) -> Result<(), Fault> {
+        let path = format!("/containers/{id}?force=true&timeout=0&v=true");
+        match self.call(Ask::delete(path)).await?.good() {
+            Ok(_) => Ok(()),
+            Err(fault) if fault.status() == Some(404) => Ok(()),
+            // Another removal of it was faster.
+            Err(fault) if fault.refusal().contains("no such container") => Ok(()),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Makes an image of a container that does not run; its id.
+    pub(super) async fn commit(&mut self, commit: &Commit<'_>) -> Result<String, Fault> {
+        let query = path::query(&[
+            ("container", commit.container),
+            ("repo", commit.repository),
+            ("tag", commit.tag),
+            ("pause", "false"),
+            ("squash", if commit.squash { "true" } else { "false" }),
+        ]);
+        let ask = Ask { within: LONG, ..Ask::post(format!("/commit?{query}")) };
+        let reply = self.call(ask).await?.good()?;
+        let id = reply.json::<Created>()?.id;
+        // Records and other calls know it without the algorithm.
+        Ok(id.strip_prefix("sha256:").map_or_else(|| id.clone(), str::to_owned))
+    }
+
+    /// An image, by name or id; `None` where the engine does not hold it.
+    pub(super) async fn image(&mut self, name: &str) -> Result<Option<Inspected>, Fault> {
+        let ask = Ask::get(format!("/images/{}/json", path::name(name)));
+        match self.call(ask).await?.good() {
+            Ok(reply) => reply.json().map(Some),
+            Err(fault) if fault.status() == Some(404) => Ok(None),
+            Err(fault) => Err(fault),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_that_says_out_of_memory_is_understood() {
+        // As podman 4.3.1 answers for a container whose cgroup ran out of memory, shortened.
+        let container: Container = serde_json::from_str(
+            r#"{"Id":"c","State":{"OciVersion":"1.0.2-dev","Status":"exited","Running":false,
+            "OOMKilled":true,"Dead":false,"Pid":0,"ExitCode":137,"Error":""},
+            "HostConfig":{"Cgroups":"default","Memory":67108864},"Config":{"WorkingDir":"/w"}}"#,
+        )
+        .unwrap();
+        assert_eq!(container.life(), Life::Ended);
+        assert_eq!((container.exit_code(), container.oom()), (137, true));
+        assert_eq!((container.has_no_cgroup(), container.work_dir()), (false, "/w"));
+        assert_eq!(container.processes(), (None, None));
+    }
+
+    #[test]
+    fn stopped_and_exited_are_both_an_end_and_an_unknown_state_is_none() {
+        let life = |status: &str| {
+            let json = format!(r#"{{"State":{{"Status":"{status}"}}}}"#);
+            serde_json::from_str::<Container>(&json).unwrap().life()
+        };
+        for (status, expected) in [
+            ("created", Life::NotStarted),
+            ("initialized", Life::NotStarted),
+            ("running", Life::Running),
+            ("stopping", Life::Running),
+            ("paused", Life::Running),
+            ("what-comes-later", Life::Running),
+            ("stopped", Life::Ended),
+            ("exited", Life::Ended),
+        ] {
+            assert_eq!(life(status), expected, "{status}");
+        }
+    }
+}

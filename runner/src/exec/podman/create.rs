@@ -1,0 +1,275 @@
+//! What the engine is told to make a container of: every field that a commit would carry over from
+//! one step to the next is said anew.
+
+use indexmap::IndexMap;
+use protocol::id::RunId;
+use protocol::names;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::image::Base;
+use crate::ports::{ExecError, RunScope, StepSpec};
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const CPU_PERIOD_MICROS: u64 = 100_000;
+
+/// The body of `POST /containers/create`, as far as we have something to say.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Create {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    image: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    entrypoint: Vec<String>,
+    command: Vec<String>,
+    env: IndexMap<String, String>,
+    /// Nothing of the image's environment: it holds that of earlier steps.
+    unsetenvall: bool,
+    user: String,
+    work_dir: String,
+    /// Only where the image itself asks for the directory.
+    create_working_dir: bool,
+    labels: IndexMap<&'static str, String>,
+    pub(super) init: bool,
+    terminal: bool,
+    stdin: bool,
+    /// A directory that the image declares a volume belongs to the workspace like any other.
+    image_volume_mode: &'static str,
+    systemd: &'static str,
+    log_configuration: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    healthconfig: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    netns: Option<Value>,
+    #[serde(rename = "networks", skip_serializing_if = "Option::is_none")]
+    networks: Option<Value>,
+    #[serde(rename = "network_options", skip_serializing_if = "Option::is_none")]
+    network_options: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    resource_limits: Option<Value>,
+}
+
+/// The container's name: by run and step alone, so that two owners of a run cannot both have one.
+pub(super) fn container_name(run: &RunId, position: usize) -> String {
+    format!("bob-{run}-{position}")
+}
+
+impl Create {
+    /// For a step, on an image.
+    pub(super) fn step(
+        run: &RunScope,
+        base: &Base,
+        image: &str,
+        step: &StepSpec,
+        network: Option<&String>,
+        cpus: u64,
+    ) -> Result<Self, ExecError> {
+        let mut made = Self::bare(run, base, image, "step");
+        made.name = Some(container_name(&run.run, step.position));
+        made.command.clone_from(&step.words);
+        made.env.extend(step.env.iter().map(|(name, value)| (name.clone(), value.clone())));
+        if let Some(dir) = &step.work_dir {
+            made.work_dir.clone_from(dir);
+            made.create_working_dir = false;
+        }
+        made.labels.insert(names::LABEL_STEP, step.name.to_string());
+        made.labels.insert(names::LABEL_ATTEMPT, step.attempt.to_string());
+        made.resource_limits = limits(step, cpus);
+        if let Some(network) = network {
+            made.network(network)?;
+        }
+        Ok(made)
+    }
+
+    /// For a container that only takes files and is never started.
+    pub(super) fn mount(run: &RunScope, base: &Base, image: &str) -> Self {
+        let mut made = Self::bare(run, base, image, "mount");
+        made.command = vec!["true".to_owned()];
+        made.netns = Some(json!({"nsmode": "none"}));
+        made.init = false;
+        made
+    }
+
+    fn bare(run: &RunScope, base: &Base, image: &str, role: &str) -> Self {
+        let mut env = IndexMap::from([
+            ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
+            ("TERM".to_owned(), "xterm".to_owned()),
+            ("container".to_owned(), "podman".to_owned()),
+        ]);
+        env.extend(base.env.iter().map(|(name, value)| (name.clone(), value.clone())));
+        Self {
+            name: None,
+            image: image.to_owned(),
+            entrypoint: base.entrypoint.clone(),
+            command: Vec::new(),
+            env,
+            unsetenvall: true,
+            user: base.user.clone(),
+            work_dir: base.work_dir.clone(),
+            create_working_dir: true,
+            labels: IndexMap::from([
+                (names::LABEL_RUN, run.run.to_string()),
+                (names::LABEL_EPOCH, run.epoch.to_string()),
+                (names::LABEL_ROLE, role.to_owned()),
+                (names::LABEL_BASE, base.as_label()),
+            ]),
+            init: true,
+            terminal: false,
+            stdin: false,
+            image_volume_mode: "ignore",
+            systemd: "false",
+            // The engine's own copy of the output: what a broken connection is made up from.
+            log_configuration: json!({"driver": "k8s-file"}),
+            healthconfig: base.healthcheck.then(|| json!({"Test": ["NONE"]})),
+            netns: None,
+            networks: None,
+            network_options: None,
+            resource_limits: None,
+        }
+    }
+
+    fn network(&mut self, network: &str) -> Result<(), ExecError> {
+        let (mode, options) = network.split_once(':').unwrap_or((network, ""));
+        match mode {
+            "none" | "host" | "private" if options.is_empty() => {
+                self.netns = Some(json!({"nsmode": mode}));
+            }
+            "slirp4netns" | "pasta" => {
+                self.netns = Some(json!({"nsmode": mode}));
+                if !options.is_empty() {
+                    let list: Vec<&str> = options.split(',').collect();
+                    self.network_options = Some(json!({mode: list}));
+                }
+            }
+            "bridge" if options.is_empty() => self.netns = Some(json!({"nsmode": "bridge"})),
+            "container" | "ns" | "" => {
+                return Err(ExecError::Unsupported(format!(
+                    "network {network:?} would share another container's network: use none, host, private, bridge, slirp4netns, pasta or the name of a network"
+                )));
+            }
+            _ => {
+                self.netns = Some(json!({"nsmode": "bridge"}));
+                self.networks = Some(json!({network: {}}));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a share from 0 to 1 of at most some thousand processors"
+)]
+fn limits(step: &StepSpec, cpus: u64) -> Option<Value> {
+    let mut limits = serde_json::Map::new();
+    if let Some(memory) = step.limits.mem {
+        limits.insert("memory".into(), json!({"limit": memory.bytes(), "swap": memory.bytes()}));
+    }
+    if let Some(cpu) = step.limits.cpu {
+        let quota = (cpu.share() * (cpus * CPU_PERIOD_MICROS) as f64).round() as u64;
+        // The kernel takes no less than a millisecond.
+        let cpu = json!({"quota": quota.max(1000), "period": CPU_PERIOD_MICROS});
+        limits.insert("cpu".into(), cpu);
+    }
+    (!limits.is_empty()).then(|| Value::Object(limits))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::id::{Epoch, StepName};
+    use protocol::pipeline::{Limits, PullPolicy, Vars};
+    use protocol::quantity::Cpu;
+
+    fn step() -> StepSpec {
+        StepSpec {
+            name: StepName::position(2),
+            position: 2,
+            attempt: 1,
+            words: vec!["make".into(), "all".into()],
+            env: Vars::from([("A".into(), "step".into()), ("B".into(), String::new())]),
+            work_dir: None,
+            network: None,
+            limits: Limits::default(),
+        }
+    }
+
+    fn run() -> RunScope {
+        RunScope {
+            run: "r-X.y_z-1".parse().unwrap(),
+            epoch: Epoch(7),
+            image: "busybox".into(),
+            pull: PullPolicy::Missing,
+        }
+    }
+
+    fn base() -> Base {
+        Base {
+            id: "base".into(),
+            env: vec![("A".into(), "base".into()), ("PATH".into(), "/opt".into())],
+            entrypoint: vec!["/entry".into()],
+            user: "nobody".into(),
+            work_dir: "/srv".into(),
+            layers: 1,
+            size: 1,
+            healthcheck: false,
+        }
+    }
+
+    fn made(step: &StepSpec) -> Value {
+        serde_json::to_value(
+            Create::step(&run(), &base(), "image", step, step.network.as_ref(), 4).unwrap(),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn every_step_gets_the_base_images_settings_and_its_own_environment_over_them() {
+        let made = made(&step());
+        assert_eq!(made["name"], "bob-r-X.y_z-1-2");
+        assert_eq!(made["entrypoint"], json!(["/entry"]));
+        assert_eq!(made["command"], json!(["make", "all"]));
+        assert_eq!(made["user"], "nobody");
+        assert_eq!(made["work_dir"], "/srv");
+        assert_eq!(made["env"]["A"], "step");
+        assert_eq!(made["env"]["B"], "");
+        assert_eq!(made["env"]["PATH"], "/opt");
+        assert_eq!(made["unsetenvall"], true);
+        assert_eq!(made["labels"]["bob.run"], "r-X.y_z-1");
+        assert_eq!(made["labels"]["bob.epoch"], "7");
+        assert!(made.get("netns").is_none(), "the engine's own default was not left to it");
+    }
+
+    #[test]
+    fn a_directory_of_the_steps_own_must_be_there() {
+        let made = made(&StepSpec { work_dir: Some("/root/src".into()), ..step() });
+        assert_eq!(made["work_dir"], "/root/src");
+        assert_eq!(made["create_working_dir"], false);
+    }
+
+    #[test]
+    fn a_network_is_a_mode_or_the_name_of_one() {
+        let of = |network: &str| made(&StepSpec { network: Some(network.into()), ..step() });
+        assert_eq!(of("none")["netns"]["nsmode"], "none");
+        assert_eq!(
+            of("slirp4netns:mtu=1500")["network_options"]["slirp4netns"],
+            json!(["mtu=1500"])
+        );
+        assert_eq!(of("mine")["networks"], json!({"mine": {}}));
+        let shared = StepSpec { network: Some("container:other".into()), ..step() };
+        let network = shared.network.as_ref();
+        let said = Create::step(&run(), &base(), "image", &shared, network, 4).unwrap_err();
+        assert!(matches!(said, ExecError::Unsupported(_)), "{said}");
+    }
+
+    #[test]
+    fn a_share_of_the_processors_is_one_of_all_of_them() {
+        let limits =
+            Limits { cpu: Some(Cpu::new(0.5).unwrap()), mem: Some("64M".parse().unwrap()) };
+        let made = made(&StepSpec { limits, ..step() });
+        assert_eq!(made["resource_limits"]["cpu"], json!({"quota": 200_000, "period": 100_000}));
+        assert_eq!(made["resource_limits"]["memory"]["limit"], 64 << 20);
+    }
+}

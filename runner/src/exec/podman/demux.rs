@@ -1,0 +1,248 @@
+//! A container's output as the engine frames it, into the bytes of its streams. Pure.
+//!
+//! A frame is one byte for the stream (1 standard output, 2 standard error), three zero bytes, the
+//! length in four bytes, the most significant first, and so many bytes.
+
+use bytes::Bytes;
+use protocol::event::LogStream;
+use thiserror::Error;
+
+/// What cannot be a frame's beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("the engine's output begins a frame with {0:02x?}")]
+pub(super) struct BadFrame([u8; 8]);
+
+/// Bytes of one stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) stream: LogStream,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// Takes the bytes of a connection in whatever pieces they come.
+#[derive(Debug, Default)]
+pub(super) struct Demux {
+    head: [u8; 8],
+    have: usize,
+    left: usize,
+    stream: Option<LogStream>,
+    fresh: bool,
+}
+
+impl Demux {
+    /// Whether what came so far ends with a whole frame.
+    pub(super) fn is_whole(&self) -> bool {
+        self.left == 0 && self.have == 0
+    }
+
+    /// Adds what `input` holds to `out`. Neighbours of the same stream become one piece, so that a
+    /// program that writes line by line costs its reader no more than one that writes blocks.
+    pub(super) fn feed(&mut self, mut input: &[u8], out: &mut Vec<Piece>) -> Result<(), BadFrame> {
+        while !input.is_empty() {
+            let step = self.next(input)?;
+            if let Some(stream) = step.stream
+                && step.payload > 0
+            {
+                let bytes = &input[..step.payload];
+                match out.last_mut() {
+                    Some(last) if last.stream == stream => last.bytes.extend_from_slice(bytes),
+                    Some(_) | None => out.push(Piece { stream, bytes: bytes.to_vec() }),
+                }
+            }
+            input = &input[step.taken..];
+        }
+        Ok(())
+    }
+
+    /// Takes the next bytes of one frame off `input`, and whether a frame begins with them. `None`
+    /// where there was nothing but a frame's head.
+    pub(super) fn split(&mut self, input: &mut Bytes) -> Result<Option<(Piece, bool)>, BadFrame> {
+        let step = self.next(input)?;
+        let bytes = input.split_to(step.taken);
+        let Some(stream) = step.stream else { return Ok(None) };
+        let piece = Piece { stream, bytes: bytes.to_vec() };
+        Ok(Some((piece, std::mem::take(&mut self.fresh))))
+    }
+
+    /// One step into `input`: a piece of a head, or a piece of a payload.
+    fn next(&mut self, input: &[u8]) -> Result<Step, BadFrame> {
+        if self.left > 0 {
+            let payload = self.left.min(input.len());
+            self.left -= payload;
+            return Ok(Step { stream: self.stream, payload, taken: payload });
+        }
+        let taken = (8 - self.have).min(input.len());
+        self.head[self.have..self.have + taken].copy_from_slice(&input[..taken]);
+        self.have += taken;
+        if self.have == 8 {
+            let [kind, zero @ .., a, b, c, d] = self.head;
+            self.stream = Some(match (kind, zero) {
+                (1, [0, 0, 0]) => LogStream::Stdout,
+                (2, [0, 0, 0]) => LogStream::Stderr,
+                _ => return Err(BadFrame(self.head)),
+            });
+            self.left = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
+            self.have = 0;
+            self.fresh = true;
+        }
+        Ok(Step { stream: None, payload: 0, taken })
+    }
+}
+
+struct Step {
+    stream: Option<LogStream>,
+    payload: usize,
+    taken: usize,
+}
+
+/// How much of each stream has been taken, and may be skipped where it is read again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Seen {
+    pub(super) stdout: u64,
+    pub(super) stderr: u64,
+}
+
+impl Seen {
+    fn of(&mut self, stream: LogStream) -> &mut u64 {
+        match stream {
+            LogStream::Stderr => &mut self.stderr,
+            LogStream::Stdout | LogStream::Bob => &mut self.stdout,
+        }
+    }
+
+    /// Counts a piece.
+    pub(super) fn add(&mut self, piece: &Piece) {
+        *self.of(piece.stream) += piece.bytes.len() as u64;
+    }
+
+    /// Takes away from a piece what is still to be skipped of its stream; what is left of it.
+    pub(super) fn skip(&mut self, mut piece: Piece) -> Option<Piece> {
+        let skip = self.of(piece.stream);
+        let now = usize::try_from(*skip).unwrap_or(usize::MAX).min(piece.bytes.len());
+        *skip -= now as u64;
+        if now > 0 {
+            piece.bytes.drain(..now);
+        }
+        (!piece.bytes.is_empty()).then_some(piece)
+    }
+
+    /// Whether something is still to be skipped.
+    pub(super) fn is_left(self) -> bool {
+        self != Self::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn frame(kind: u8, bytes: &[u8]) -> Vec<u8> {
+        let mut out = vec![kind, 0, 0, 0];
+        out.extend(u32::try_from(bytes.len()).unwrap().to_be_bytes());
+        out.extend(bytes);
+        out
+    }
+
+    fn whole(pieces: &[Piece], stream: LogStream) -> Vec<u8> {
+        pieces.iter().filter(|piece| piece.stream == stream).flat_map(|p| p.bytes.clone()).collect()
+    }
+
+    #[test]
+    fn a_length_that_looks_like_a_newline_or_a_letter_is_a_length() {
+        for length in [0_usize, 10, 13, 65, 255, 256, 70_000] {
+            let text: Vec<u8> = (0..length).map(|n| u8::try_from(n % 251).unwrap()).collect();
+            let mut out = Vec::new();
+            let mut demux = Demux::default();
+            demux.feed(&frame(1, &text), &mut out).unwrap();
+            assert_eq!(whole(&out, LogStream::Stdout), text);
+            assert!(demux.is_whole());
+        }
+    }
+
+    #[test]
+    fn a_stream_that_there_is_not_is_an_error_and_no_panic() {
+        for kind in [0_u8, 3, 10, 255] {
+            let mut out = Vec::new();
+            assert!(Demux::default().feed(&frame(kind, b"x"), &mut out).is_err());
+            assert_eq!(out, []);
+        }
+        let mut out = Vec::new();
+        assert!(Demux::default().feed(&[1, 0, 9, 0, 0, 0, 0, 1, b'x'], &mut out).is_err());
+    }
+
+    #[test]
+    fn what_ends_within_a_frame_is_not_whole() {
+        let all = frame(2, b"abc");
+        for end in 1..all.len() {
+            let mut demux = Demux::default();
+            demux.feed(&all[..end], &mut Vec::new()).unwrap();
+            assert!(!demux.is_whole(), "{end} bytes were taken for whole frames");
+        }
+    }
+
+    #[test]
+    fn neighbours_of_a_stream_become_one_piece() {
+        let mut out = Vec::new();
+        let bytes = [frame(1, b"a\n"), frame(1, b"b\n"), frame(2, b"c"), frame(1, b"d")].concat();
+        let mut demux = Demux::default();
+        demux.feed(&bytes, &mut out).unwrap();
+        let pieces: Vec<_> = out.iter().map(|piece| piece.bytes.as_slice()).collect();
+        assert_eq!(pieces, [b"a\nb\n".as_slice(), b"c", b"d"]);
+
+        let (mut bytes, mut demux, mut begun) = (Bytes::from(bytes), Demux::default(), 0);
+        while !bytes.is_empty() {
+            begun +=
+                usize::from(demux.split(&mut bytes).unwrap().is_some_and(|(_, begins)| begins));
+        }
+        assert_eq!(begun, 4);
+    }
+
+    proptest! {
+        #[test]
+        fn however_the_bytes_are_cut_the_streams_are_the_same(
+            frames in prop::collection::vec(
+                (1_u8..=2, prop::collection::vec(any::<u8>(), 0..300)), 0..20),
+            cuts in prop::collection::vec(1_usize..50, 1..50),
+        ) {
+            let bytes: Vec<u8> = frames.iter().flat_map(|(kind, text)| frame(*kind, text)).collect();
+            let (mut demux, mut out, mut at) = (Demux::default(), Vec::new(), 0);
+            for cut in cuts.iter().cycle() {
+                if at >= bytes.len() { break; }
+                let end = (at + cut).min(bytes.len());
+                demux.feed(&bytes[at..end], &mut out).unwrap();
+                at = end;
+            }
+            prop_assert!(demux.is_whole());
+            for (kind, stream) in [(1, LogStream::Stdout), (2, LogStream::Stderr)] {
+                let expected: Vec<u8> = frames.iter()
+                    .filter(|(of, _)| *of == kind).flat_map(|(_, text)| text.clone()).collect();
+                prop_assert_eq!(whole(&out, stream), expected);
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let mut out = Vec::new();
+            drop(Demux::default().feed(&bytes, &mut out));
+            prop_assert!(out.iter().map(|piece| piece.bytes.len()).sum::<usize>() <= bytes.len());
+        }
+
+        #[test]
+        fn what_was_seen_is_skipped_and_nothing_else(
+            text in prop::collection::vec(any::<u8>(), 0..100),
+            seen in 0_usize..100,
+            cut in 1_usize..20,
+        ) {
+            let seen = seen.min(text.len());
+            let mut skip = Seen { stdout: seen as u64, stderr: 0 };
+            let mut rest = Vec::new();
+            for part in text.chunks(cut) {
+                let piece = Piece { stream: LogStream::Stdout, bytes: part.to_vec() };
+                rest.extend(skip.skip(piece).into_iter().flat_map(|piece| piece.bytes));
+            }
+            prop_assert_eq!(rest, &text[seen..]);
+            prop_assert!(!skip.is_left());
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Files in and out of what steps leave.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::Method;
+use hyper::body::Frame;
+
+use super::create::Create;
+use super::http::{Ask, Body, Fault, Link, empty, no_space, read};
+use super::{Podman, path};
+use crate::ports::{ByteStream, ExecError, RunScope, Workspace};
+
+impl Podman {
+    /// Unpacks a tar at a directory of a workspace.
+    pub(super) async fn unpack(
+        &self,
+        run: &RunScope,
+        on: &Workspace,
+        at: &str,
+        tar: ByteStream,
+    ) -> Result<Workspace, ExecError> {
+        let (image, known) = self.known(run, on).await?;
+        let mut link = self.http.link();
+        let mut create = Create::mount(run, &known.base, &image);
+        let id = self.create(&mut link, run, &image, &mut create, None).await?;
+        let done = async {
+            self.directory(&mut link, &id, at).await?;
+            self.put(&id, at, tar).await?;
+            self.keep(&mut link, run, &id, &image, &known, "mount").await
+        };
+        let done = done.await;
+        self.reaper.soon(&self.http, &run.run, id);
+        done
+    }
+
+    /// Makes a directory where it is missing.
+    async fn directory(&self, link: &mut Link, id: &str, at: &str) -> Result<(), ExecError> {
+        let query = path::query(&[("path", at)]);
+        let ask = Ask::new(Method::HEAD, format!("/containers/{id}/archive?{query}"));
+        let looked = link.call(ask).await.and_then(super::http::Reply::good);
+        match looked {
+            Ok(_) => return Ok(()),
+            Err(fault) if fault.status() == Some(404) => {}
+            Err(fault) => return Err(fault.at("looking for a directory", &self.http)),
+        }
+        let inside = at.trim_matches('/');
+        let tar = directory_tar(inside).await.map_err(|cause| {
+            ExecError::Input(format!("the directory {at} cannot be made in a container: {cause}"))
+        })?;
+        let tar = futures::stream::iter([Ok(Bytes::from(tar))]).boxed();
+        self.put(id, "/", tar).await
+    }
+
+    async fn put(&self, id: &str, at: &str, tar: ByteStream) -> Result<(), ExecError> {
+        // What the source of the bytes failed with says more than that the request broke off.
+        let source: Arc<Mutex<Option<String>>> = Arc::default();
+        let noted = Arc::clone(&source);
+        let frames = tar.map_ok(Frame::data).inspect_err(move |cause| {
+            *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause.to_string());
+        });
+        let query = path::query(&[("path", at)]);
+        let path = format!("/containers/{id}/archive?{query}");
+        let headers = [("content-type", "application/x-tar".to_owned())];
+        let body: Body = StreamBody::new(frames).boxed_unsync();
+        let put = async {
+            let answer = self.http.open(&Method::PUT, &path, &headers, body).await?;
+            read(answer).await?.good()
+        };
+        let put = put.await;
+        let broke_off = source.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(cause) = broke_off {
+            return Err(ExecError::Input(format!(
+                "what was to be unpacked at {at} broke off: {cause}"
+            )));
+        }
+        match put {
+            Ok(_) => Ok(()),
+            Err(Fault::Refused { message, .. }) if !no_space(&message) => {
+                Err(ExecError::Input(format!("it cannot be unpacked at {at}: {message}")))
+            }
+            Err(fault) => Err(fault.at("unpacking files", &self.http)),
+        }
+    }
+
+    /// A tar of what lies at a path of a step's container.
+    pub(super) async fn pack(
+        &self,
+        run: &RunScope,
+        left: &Workspace,
+        wanted: &str,
+    ) -> Result<ByteStream, ExecError> {
+        let Workspace::Container { id, .. } = left else {
+            return Err(ExecError::NoSuchPath { path: wanted.to_owned() });
+        };
+        let dir = match self.memory.container(&run.run, id) {
+            Some(made) => made.work_dir,
+            None => {
+                let looked = self.http.link().inspect(id, Duration::from_secs(5)).await;
+                let looked = looked.map_err(|fault| fault.at("looking at a step", &self.http))?;
+                looked.map_or_else(|| "/".to_owned(), |container| container.work_dir().to_owned())
+            }
+        };
+        let whole = if wanted.starts_with('/') {
+            wanted.to_owned()
+        } else {
+            format!("{}/{wanted}", dir.trim_end_matches('/'))
+        };
+        let query = path::query(&[("path", &whole)]);
+        let path = format!("/containers/{id}/archive?{query}");
+        let opened = self.http.open(&Method::GET, &path, &[], empty()).await;
+        let answer = opened.map_err(|fault| fault.at("reading an artifact", &self.http))?;
+        if !answer.status().is_success() {
+            let said = read(answer).await.and_then(super::http::Reply::good);
+            return Err(match said {
+                Err(fault) if fault.status() == Some(404) => ExecError::NoSuchPath { path: whole },
+                Err(fault) => fault.at("reading an artifact", &self.http),
+                Ok(reply) => Fault::Garbled(format!("status {}", reply.status))
+                    .at("reading an artifact", &self.http),
+            });
+        }
+        let body = http_body_util::BodyStream::new(answer.into_body());
+        let bytes = body.filter_map(|frame| async {
+            match frame {
+                Ok(frame) => frame.into_data().ok().map(Ok),
+                Err(cause) => Some(Err(io::Error::other(cause))),
+            }
+        });
+        Ok(bytes.boxed())
+    }
+}
+
+/// A tar that holds a directory, and those above it.
+async fn directory_tar(inside: &str) -> io::Result<Vec<u8>> {
+    let mut tar = tokio_tar::Builder::new(Vec::new());
+    let mut path = String::new();
+    for part in inside.split('/').filter(|part| !part.is_empty()) {
+        path = format!("{path}{part}/");
+        let mut header = tokio_tar::Header::new_gnu();
+        header.set_entry_type(tokio_tar::EntryType::Directory);
+        header.set_mode(0o700);
+        header.set_size(0);
+        tar.append_data(&mut header, &path, tokio::io::empty()).await?;
+    }
+    tar.into_inner().await
+}

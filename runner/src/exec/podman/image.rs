@@ -1,0 +1,295 @@
+//! Images: what the base image says of its containers, what we know of the ones that we made, and
+//! when a chain of them is made one layer again.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use protocol::id::RunId;
+use protocol::names;
+use serde::{Deserialize, Serialize};
+
+use super::http::Fault;
+
+/// Tags of what steps left: `<this>/<chain>:<run id>`. A run id may have capitals and 128 characters,
+/// which only a tag may have too.
+pub(super) const TAGS: &str = "localhost/bob-run";
+/// The tag that keeps a base image without any name from being removed with the last image on it.
+pub(super) const PIN: &str = "localhost/bob-base";
+
+/// What a base image says, which must hold for every step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Base {
+    pub(super) id: String,
+    pub(super) env: Vec<(String, String)>,
+    pub(super) entrypoint: Vec<String>,
+    pub(super) user: String,
+    pub(super) work_dir: String,
+    pub(super) layers: u32,
+    pub(super) size: u64,
+    pub(super) healthcheck: bool,
+}
+
+impl Base {
+    /// As a label of everything that stands on it: whoever goes on with the run in another process
+    /// finds it there, even where the base image itself is gone.
+    pub(super) fn as_label(&self) -> String {
+        // A struct of texts and numbers is always JSON.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+/// The engine's answer about an image, as far as we need it. Not podman-api's type: a field of
+/// another type in a newer engine would make it useless.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Inspected {
+    pub(super) id: String,
+    #[serde(default)]
+    size: u64,
+    #[serde(default)]
+    config: Option<Config>,
+    #[serde(default)]
+    labels: Option<HashMap<String, String>>,
+    #[serde(default, rename = "RootFS")]
+    root_fs: Option<RootFs>,
+    #[serde(default)]
+    repo_tags: Option<Vec<String>>,
+    #[serde(default)]
+    repo_digests: Option<Vec<String>>,
+    #[serde(default)]
+    healthcheck: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Config {
+    #[serde(default)]
+    user: Option<String>,
+    #[serde(default)]
+    env: Option<Vec<String>>,
+    #[serde(default)]
+    entrypoint: Option<Vec<String>>,
+    #[serde(default)]
+    working_dir: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct RootFs {
+    #[serde(default)]
+    layers: Option<Vec<String>>,
+}
+
+impl Inspected {
+    fn layers(&self) -> u32 {
+        let layers = self.root_fs.as_ref().and_then(|root| root.layers.as_ref());
+        layers.map_or(1, |layers| u32::try_from(layers.len()).unwrap_or(u32::MAX))
+    }
+
+    /// Whether it has a name of any kind: what has none goes with the last image that stands on it.
+    pub(super) fn is_named(&self) -> bool {
+        let any = |names: &Option<Vec<String>>| names.as_ref().is_some_and(|list| !list.is_empty());
+        any(&self.repo_tags) || any(&self.repo_digests)
+    }
+
+    /// The image as the base of a run.
+    pub(super) fn as_base(&self) -> Base {
+        let none = Config::default();
+        let config = self.config.as_ref().unwrap_or(&none);
+        let env = config.env.iter().flatten().filter_map(|pair| {
+            pair.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))
+        });
+        let work_dir = config.working_dir.clone().filter(|dir| !dir.is_empty());
+        Base {
+            id: self.id.clone(),
+            env: env.collect(),
+            entrypoint: config.entrypoint.clone().unwrap_or_default(),
+            user: config.user.clone().unwrap_or_default(),
+            work_dir: work_dir.unwrap_or_else(|| "/".to_owned()),
+            layers: self.layers(),
+            size: self.size,
+            healthcheck: self.healthcheck.as_ref().is_some_and(|check| !check.is_null()),
+        }
+    }
+
+    /// What there is to know of an image that steps are to stand on, which may be one of ours.
+    pub(super) fn as_known(&self, depth: u32) -> Result<Known, Fault> {
+        let label = self.labels.as_ref().and_then(|labels| labels.get(names::LABEL_BASE));
+        let base = match label {
+            Some(label) => serde_json::from_str(label).map_err(|cause| {
+                Fault::Garbled(format!("label {} of image {}: {cause}", names::LABEL_BASE, self.id))
+            })?,
+            None => self.as_base(),
+        };
+        Ok(Known {
+            depth: depth.max(self.layers().saturating_sub(base.layers)),
+            layers: self.layers(),
+            size: self.size,
+            base: Arc::new(base),
+            chain: Arc::default(),
+        })
+    }
+}
+
+/// Images one on the other that share a tag, which is on the last one.
+#[derive(Debug, Default)]
+pub(super) struct Chain(Mutex<Option<Tip>>);
+
+#[derive(Debug)]
+struct Tip {
+    name: String,
+    image: String,
+}
+
+impl Chain {
+    /// The tag's name for an image that stands on `parent`; `None` where the chain goes on from
+    /// another image, so that this one begins a chain of its own.
+    pub(super) fn goes_on(&self, parent: &str) -> Option<String> {
+        let tip = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tip.as_ref().filter(|tip| tip.image == parent).map(|tip| tip.name.clone())
+    }
+
+    /// Its tag is on that image now.
+    pub(super) fn ends_at(&self, name: &str, image: &str) {
+        let mut tip = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *tip = Some(Tip { name: name.to_owned(), image: image.to_owned() });
+    }
+}
+
+/// What we know of an image, or of a container on it.
+#[derive(Debug, Clone)]
+pub(super) struct Known {
+    pub(super) base: Arc<Base>,
+    /// Layers on the base image, or on the last squashed one.
+    pub(super) depth: u32,
+    /// All layers.
+    pub(super) layers: u32,
+    /// Bytes when it was last looked at.
+    pub(super) size: u64,
+    pub(super) chain: Arc<Chain>,
+}
+
+/// A container of ours.
+#[derive(Debug, Clone)]
+pub(super) struct Made {
+    pub(super) on: String,
+    pub(super) known: Known,
+    pub(super) work_dir: String,
+}
+
+#[derive(Debug, Default)]
+struct OfRun {
+    images: HashMap<String, Known>,
+    containers: HashMap<String, Made>,
+}
+
+/// What we know, by run. A cache: what is not in it is asked of the engine.
+#[derive(Debug, Default)]
+pub(super) struct Memory(Mutex<HashMap<RunId, OfRun>>);
+
+impl Memory {
+    fn with<T>(&self, run: &RunId, then: impl FnOnce(&mut OfRun) -> T) -> T {
+        let mut runs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        then(runs.entry(run.clone()).or_default())
+    }
+
+    pub(super) fn image(&self, run: &RunId, id: &str) -> Option<Known> {
+        self.with(run, |of| of.images.get(id).cloned())
+    }
+
+    pub(super) fn learn_image(&self, run: &RunId, id: &str, known: Known) {
+        self.with(run, |of| of.images.insert(id.to_owned(), known));
+    }
+
+    pub(super) fn container(&self, run: &RunId, id: &str) -> Option<Made> {
+        self.with(run, |of| of.containers.get(id).cloned())
+    }
+
+    pub(super) fn learn_container(&self, run: &RunId, id: &str, made: Made) {
+        self.with(run, |of| of.containers.insert(id.to_owned(), made));
+    }
+
+    pub(super) fn forget_container(&self, run: &RunId, id: &str) {
+        self.with(run, |of| of.containers.remove(id));
+    }
+
+    pub(super) fn forget_run(&self, run: &RunId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
+    }
+}
+
+/// No chain of fewer layers is worth squashing.
+const FEWEST: u32 = 12;
+/// Overlay takes no more than 128 layers, and the engine says so only when a container is to start.
+const MOST_LAYERS: u32 = 100;
+const SQUASH_MILLIS: u64 = 150;
+const SQUASH_MILLIS_PER_MEGABYTE: u64 = 7;
+
+/// Whether the next image is to be one layer again: when the commits of this chain have become
+/// slower, all together, by what a squash costs. A commit looks at every layer below it, so `d` of
+/// them lose about `0.75 * d * d` ms; a squash writes the whole of the image.
+pub(super) fn is_to_squash(depth: u32, layers: u32, bytes: u64) -> bool {
+    if layers >= MOST_LAYERS {
+        return true;
+    }
+    let lost = u64::from(depth) * u64::from(depth) * 3 / 4;
+    depth >= FEWEST && lost > SQUASH_MILLIS + bytes / 1_000_000 * SQUASH_MILLIS_PER_MEGABYTE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inspected(json: &str) -> Inspected {
+        serde_json::from_str(json).unwrap()
+    }
+
+    const BASE: &str = r#"{"Id":"b","Size":5000000,"RepoTags":["x:y"],"RepoDigests":[],
+        "Config":{"Env":["PATH=/bin","EMPTY=","odd"],"Entrypoint":["/e"],"WorkingDir":"/w","User":"u"},
+        "RootFS":{"Type":"layers","Layers":["l1","l2"]},"Labels":null,"Later":{"field":1}}"#;
+
+    #[test]
+    fn a_base_image_is_read_with_and_without_a_configuration() {
+        let base = inspected(BASE).as_base();
+        assert_eq!(base.env, [("PATH".into(), "/bin".into()), ("EMPTY".into(), String::new())]);
+        assert_eq!((base.work_dir.as_str(), base.user.as_str(), base.layers), ("/w", "u", 2));
+        let bare = inspected(r#"{"Id":"b","Config":{"Env":null,"WorkingDir":""}}"#).as_base();
+        assert_eq!((bare.work_dir.as_str(), bare.entrypoint.len()), ("/", 0));
+        assert!(inspected(BASE).is_named());
+        assert!(!inspected(r#"{"Id":"b","RepoTags":null,"RepoDigests":[]}"#).is_named());
+    }
+
+    #[test]
+    fn an_image_of_ours_remembers_its_base() {
+        let base = inspected(BASE).as_base();
+        let json = serde_json::json!({
+            "Id": "c", "Labels": {"bob.base": base.as_label()},
+            "Config": {"Env": ["SECRET=leaked"], "WorkingDir": "/elsewhere"},
+            "RootFS": {"Layers": ["l1", "l2", "l3", "l4", "l5"]},
+        });
+        let known = inspected(&json.to_string()).as_known(0).unwrap();
+        assert_eq!((&*known.base, known.depth), (&base, 3));
+        let broken = r#"{"Id":"c","Labels":{"bob.base":"no"}}"#;
+        assert!(inspected(broken).as_known(0).is_err());
+    }
+
+    #[test]
+    fn a_chain_goes_on_from_its_last_image_alone() {
+        let chain = Chain::default();
+        assert_eq!(chain.goes_on("a"), None);
+        chain.ends_at("1-0", "a");
+        assert_eq!(chain.goes_on("a").as_deref(), Some("1-0"));
+        chain.ends_at("1-0", "b");
+        assert_eq!(chain.goes_on("a"), None);
+    }
+
+    #[test]
+    fn small_images_are_squashed_sooner_than_large_ones_and_none_too_late() {
+        let first = |base, bytes| (0..200).find(|d| is_to_squash(*d, base + d, bytes)).unwrap();
+        assert!(first(1, 2_000_000) < 20);
+        assert!(first(1, 100_000_000) > first(1, 2_000_000));
+        assert_eq!(first(1, 50_000_000_000), 99);
+        assert_eq!(first(40, 50_000_000_000), 60);
+        assert_eq!(first(120, 50_000_000_000), 0);
+    }
+}

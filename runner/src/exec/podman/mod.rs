@@ -1,0 +1,464 @@
+//! Runs each step in a container of podman, and keeps what it leaves as an image: the next step's.
+//!
+//! | file | duty |
+//! |---|---|
+//! | `http` `path` `api` | the engine's REST socket, where podman-api loses what we need |
+//! | `create` | what a container is made of: nothing leaks from one step to the next |
+//! | `step` `output` `demux` `stop` `watcher` | one step, from its making to its proven end |
+//! | `image` `pull` `auth` | images: what they say, where they come from, when a chain is squashed |
+//! | `files` | resources in, artifacts out |
+//! | `remove` | letting go, by label and never by memory |
+
+mod api;
+mod auth;
+mod create;
+mod demux;
+mod files;
+mod http;
+mod image;
+mod output;
+mod path;
+mod pull;
+mod remove;
+mod step;
+mod stop;
+mod watcher;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use protocol::id::RunId;
+use protocol::pipeline::PullPolicy;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::OnceCell;
+use tokio::time::sleep;
+
+use api::Commit;
+use http::{Ask, Fault, Http, Link};
+use image::{Known, Memory, PIN, TAGS, is_to_squash};
+use pull::{Pulls, Registries};
+use remove::Reaper;
+
+use crate::ports::{
+    ByteStream, EngineInfo, ExecError, Executor, Gate, LogSink, Ran, RunScope, StepSpec, StopLevel,
+    StopSignal, Workspace,
+};
+
+/// How often a commit is made anew where another run's removal took away a layer that both shared.
+const COMMITS: u32 = 6;
+
+/// Where the engine is, and what it does where a pipeline says nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Its address: `unix:///path`, `http://host:port` or `tcp://host:port`.
+    pub url: String,
+    /// Files with registry credentials, as [`default_auth_files`] names them; the first that has an
+    /// entry for a registry holds.
+    pub auth_files: Vec<PathBuf>,
+    /// Whether somebody named the first of them, so that it has to be there.
+    pub auth_asked_for: bool,
+    /// Registries that are spoken to without TLS, or without a look at their certificate.
+    pub insecure_registries: Vec<String>,
+    /// The network of steps that name none; the engine's own default where there is none.
+    pub network: Option<String>,
+}
+
+impl Options {
+    /// An engine at an address, and nothing else said.
+    #[must_use]
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            auth_files: Vec::new(),
+            auth_asked_for: false,
+            insecure_registries: Vec::new(),
+            network: None,
+        }
+    }
+}
+
+/// Where podman and docker keep registry credentials, given `$XDG_RUNTIME_DIR`, `$XDG_CONFIG_HOME`
+/// and `$HOME`.
+#[must_use]
+pub fn default_auth_files(
+    runtime: Option<&Path>,
+    config: Option<&Path>,
+    home: Option<&Path>,
+) -> Vec<PathBuf> {
+    let config = config.map(Path::to_owned).or_else(|| home.map(|home| home.join(".config")));
+    let mut files = Vec::new();
+    files.extend(runtime.map(|dir| dir.join("containers/auth.json")));
+    files.extend(config.map(|dir| dir.join("containers/auth.json")));
+    files.extend(home.map(|dir| dir.join(".docker/config.json")));
+    files
+}
+
+#[derive(Debug)]
+struct Engine {
+    info: EngineInfo,
+    cpus: u64,
+}
+
+/// Steps in podman's containers.
+#[derive(Debug)]
+pub struct Podman {
+    http: Arc<Http>,
+    client: podman_api::Podman,
+    registries: Registries,
+    network: Option<String>,
+    pulls: Pulls,
+    memory: Memory,
+    reaper: Reaper,
+    init: step::Init,
+    engine: OnceCell<Engine>,
+}
+
+impl Podman {
+    /// An executor on the engine at an address. Nothing is asked of it yet: whether it answers, the
+    /// first call says.
+    ///
+    /// # Errors
+    /// [`ExecError::Unsupported`] where the address is none.
+    pub fn connect(options: Options) -> Result<Self, ExecError> {
+        let http = Http::new(&options.url)?;
+        let version = podman_api::ApiVersion::new(4, Some(0), Some(0));
+        let client = podman_api::Podman::new_versioned(&options.url, version)
+            .map_err(|cause| ExecError::Unsupported(format!("{}: {cause}", options.url)))?;
+        Ok(Self {
+            http,
+            client,
+            registries: Registries {
+                auth_files: options.auth_files,
+                auth_asked_for: options.auth_asked_for,
+                insecure: options.insecure_registries,
+            },
+            network: options.network,
+            pulls: Pulls::default(),
+            memory: Memory::default(),
+            reaper: Reaper::default(),
+            init: step::Init::default(),
+            engine: OnceCell::new(),
+        })
+    }
+
+    /// Whether the engine answers.
+    ///
+    /// # Errors
+    /// [`ExecError::Unreachable`] where it does not.
+    pub async fn ping(&self) -> Result<(), ExecError> {
+        let ask = Ask { within: Duration::from_secs(5), ..Ask::get("/_ping") };
+        let pinged = self.http.call(ask).await.and_then(http::Reply::good);
+        pinged.map(drop).map_err(|fault| fault.at("ping", &self.http))
+    }
+
+    async fn engine(&self) -> Result<&Engine, ExecError> {
+        self.engine.get_or_try_init(|| self.look_at_engine()).await
+    }
+
+    async fn look_at_engine(&self) -> Result<Engine, ExecError> {
+        let info = self.client.info().await;
+        let info = info.map_err(|cause| self.client_failed("asking what it is", &cause))?;
+        let host = info.host.as_ref();
+        let root = info.store.and_then(|store| store.graph_root).unwrap_or_default();
+        let machine = machine_id(self.http.is_local())
+            .or_else(|| host.and_then(|host| host.hostname.clone()))
+            .unwrap_or_default();
+        let digest = Sha256::digest(format!("{machine}\n{root}"));
+        let id = digest.iter().take(16).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+        let cpus = host.and_then(|host| u64::try_from(host.cpus?).ok()).unwrap_or(1).max(1);
+        let controllers = host.and_then(|host| host.cgroup_controllers.clone());
+        let limits_refused = limits_refused(&controllers.unwrap_or_default());
+        Ok(Engine { info: EngineInfo { id, executor: "podman", limits_refused }, cpus })
+    }
+
+    /// How many processors a share is one of, where limits hold at all.
+    async fn enforced_cpus(&self) -> Result<u64, ExecError> {
+        let engine = self.engine().await?;
+        match &engine.info.limits_refused {
+            Some(reason) => Err(ExecError::Unsupported(reason.clone())),
+            None => Ok(engine.cpus),
+        }
+    }
+
+    fn client_failed(&self, doing: &str, cause: &podman_api::Error) -> ExecError {
+        match cause {
+            podman_api::Error::Fault { message, .. } if http::no_space(message) => {
+                ExecError::NoSpace { cause: message.clone() }
+            }
+            podman_api::Error::Error(cause) => {
+                ExecError::Unreachable { at: self.http.address.clone(), cause: innermost(cause) }
+            }
+            #[expect(
+                clippy::wildcard_enum_match_arm,
+                reason = "all others are refusals and answers"
+            )]
+            other => ExecError::Engine { doing: doing.to_owned(), cause: other.to_string() },
+        }
+    }
+
+    async fn base(&self, run: &RunScope, name: &str) -> Result<Option<Workspace>, ExecError> {
+        let mut link = self.http.link();
+        let looked = link.image(name).await;
+        let looked = looked.map_err(|fault| match fault {
+            // A name that is none is refused in a way of its own.
+            Fault::Refused { message, .. } if !http::no_space(&message) => {
+                ExecError::Image { image: run.image.clone(), cause: message }
+            }
+            other => other.at("looking for an image", &self.http),
+        })?;
+        let Some(image) = looked else { return Ok(None) };
+        if !image.is_named() {
+            let query = path::query(&[("repo", PIN), ("tag", run.run.as_str())]);
+            let tag = Ask::post(format!("/images/{}/tag?{query}", image.id));
+            let tagged = link.call(tag).await.and_then(http::Reply::good);
+            tagged.map_err(|fault| fault.at("keeping the base image", &self.http))?;
+        }
+        let base = Arc::new(image.as_base());
+        let (layers, size) = (base.layers, base.size);
+        let known = Known { base, depth: 0, layers, size, chain: Arc::default() };
+        self.memory.learn_image(&run.run, &image.id, known);
+        Ok(Some(Workspace::Image { id: image.id, depth: 0 }))
+    }
+
+    /// The image that a step stands on, and what there is to know of it.
+    async fn known(&self, run: &RunScope, on: &Workspace) -> Result<(String, Known), ExecError> {
+        let Workspace::Image { id, depth } = on else {
+            return Err(ExecError::Engine {
+                doing: "making a container".into(),
+                cause: format!("{on:?} is no image"),
+            });
+        };
+        if let Some(known) = self.memory.image(&run.run, id) {
+            return Ok((id.clone(), known));
+        }
+        let looked = self.http.link().image(id).await;
+        let looked = looked.map_err(|fault| fault.at("looking for an image", &self.http))?;
+        let Some(image) = looked else {
+            return Err(ExecError::Image {
+                image: run.image.clone(),
+                cause: format!("image {id}, which the step stands on, is gone"),
+            });
+        };
+        let known = image.as_known(*depth);
+        let known = known.map_err(|fault| fault.at("looking for an image", &self.http))?;
+        self.memory.learn_image(&run.run, id, known.clone());
+        Ok((id.clone(), known))
+    }
+
+    /// Makes an image of a container that stands on `parent`.
+    async fn keep(
+        &self,
+        link: &mut Link,
+        run: &RunScope,
+        container: &str,
+        parent: &str,
+        known: &Known,
+        what: &str,
+    ) -> Result<Workspace, ExecError> {
+        let mut size = known.size;
+        let mut squash = is_to_squash(known.depth, known.layers, size);
+        if squash {
+            // The size was that of an image some steps ago.
+            let looked = link.image(parent).await;
+            let looked = looked.map_err(|fault| fault.at("looking for an image", &self.http))?;
+            size = looked.map_or(size, |image| image.as_base().size);
+            squash = is_to_squash(known.depth, known.layers, size);
+        }
+        // A chain's tag moves along; what stands on another image than its last begins a new one, and
+        // so does what stands on none.
+        let going_on = if squash { None } else { known.chain.goes_on(parent) };
+        let (name, chain) = match going_on {
+            Some(name) => (name, Arc::clone(&known.chain)),
+            None => (format!("{what}-{}", run.epoch), Arc::default()),
+        };
+        let repository = format!("{TAGS}/{name}");
+        let commit = Commit { container, repository: &repository, tag: run.run.as_str(), squash };
+        let id = self.commit(link, &commit).await?;
+        chain.ends_at(&name, &id);
+        let (depth, layers) = if squash { (0, 1) } else { (known.depth + 1, known.layers + 1) };
+        let base = Arc::clone(&known.base);
+        self.memory.learn_image(&run.run, &id, Known { base, depth, layers, size, chain });
+        Ok(Workspace::Image { id, depth })
+    }
+
+    async fn commit(&self, link: &mut Link, commit: &Commit<'_>) -> Result<String, ExecError> {
+        let mut tries = 0;
+        loop {
+            let fault = match link.commit(commit).await {
+                Ok(id) => return Ok(id),
+                Err(fault) => fault,
+            };
+            tries += 1;
+            let shared = ["layer not known", "image not known", "identifier is not a"];
+            let again = shared.iter().any(|said| fault.refusal().contains(said));
+            if !again || tries >= COMMITS {
+                return Err(fault.at("keeping what a step left", &self.http));
+            }
+            tracing::debug!(container.id = commit.container, %fault, "committing once more");
+            sleep(Duration::from_millis(20 << tries)).await;
+        }
+    }
+}
+
+/// What the connection said, without the layers around it.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut deepest = error;
+    while let Some(source) = deepest.source() {
+        deepest = source;
+    }
+    deepest.to_string()
+}
+
+/// The machine's own id, where the engine is on this one.
+fn machine_id(local: bool) -> Option<String> {
+    let files = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
+    let read = |file: &&str| std::fs::read_to_string(file).ok().map(|id| id.trim().to_owned());
+    if local { files.iter().find_map(read).filter(|id| !id.is_empty()) } else { None }
+}
+
+fn limits_refused(controllers: &[String]) -> Option<String> {
+    let missing: Vec<&str> = ["cpu", "memory"]
+        .into_iter()
+        .filter(|wanted| !controllers.iter().any(|has| has == wanted))
+        .collect();
+    (!missing.is_empty()).then(|| {
+        format!(
+            "limits cannot be enforced: this host delegates no {} controller to the container engine (see `systemctl edit user@.service`, Delegate=cpu memory pids)",
+            missing.join(" and no ")
+        )
+    })
+}
+
+#[async_trait]
+impl Executor for Podman {
+    async fn info(&self) -> Result<EngineInfo, ExecError> {
+        Ok(self.engine().await?.info.clone())
+    }
+
+    async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError> {
+        if run.pull != PullPolicy::Always
+            && let Some(base) = self.base(run, &run.image).await?
+        {
+            return Ok(base);
+        }
+        if run.pull == PullPolicy::Never {
+            return Err(ExecError::Image {
+                image: run.image.clone(),
+                cause: "the engine does not hold it, and its pull policy is never".into(),
+            });
+        }
+        let id = tokio::select! {
+            pulled = self.pulls.pull(&self.http, &self.registries, &run.image) => pulled?,
+            _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
+        };
+        self.base(run, &id).await?.ok_or_else(|| ExecError::Image {
+            image: run.image.clone(),
+            cause: "it was pulled and is gone again: see what removes images on the engine's host"
+                .into(),
+        })
+    }
+
+    async fn run_step(
+        &self,
+        run: &RunScope,
+        on: &Workspace,
+        step: &StepSpec,
+        gate: Gate,
+        out: Arc<dyn LogSink>,
+        stop: &StopSignal,
+    ) -> Result<Ran, ExecError> {
+        Box::pin(self.step(run, on, step, gate, &*out, stop)).await
+    }
+
+    async fn checkpoint(
+        &self,
+        run: &RunScope,
+        left: Workspace,
+        step: &StepSpec,
+    ) -> Result<Workspace, ExecError> {
+        let Workspace::Container { id, .. } = left else {
+            return Err(ExecError::Engine {
+                doing: "keeping what a step left".into(),
+                cause: format!("{left:?} is no container"),
+            });
+        };
+        let Some(made) = self.memory.container(&run.run, &id) else {
+            return Err(ExecError::Engine {
+                doing: "keeping what a step left".into(),
+                cause: format!("container {id} is none of this process"),
+            });
+        };
+        let what = format!("s{}-{}", step.position, step.attempt);
+        let mut link = self.http.link();
+        let kept = self.keep(&mut link, run, &id, &made.on, &made.known, &what).await?;
+        self.memory.forget_container(&run.run, &id);
+        self.reaper.soon(&self.http, &run.run, id);
+        Ok(kept)
+    }
+
+    async fn discard(&self, run: &RunScope, left: Workspace) {
+        if let Workspace::Container { id, .. } = left {
+            self.memory.forget_container(&run.run, &id);
+            self.reaper.soon(&self.http, &run.run, id);
+        }
+    }
+
+    async fn import(
+        &self,
+        run: &RunScope,
+        on: &Workspace,
+        at: &str,
+        tar: ByteStream,
+    ) -> Result<Workspace, ExecError> {
+        self.unpack(run, on, at, tar).await
+    }
+
+    async fn export(
+        &self,
+        run: &RunScope,
+        left: &Workspace,
+        path: &str,
+    ) -> Result<ByteStream, ExecError> {
+        self.pack(run, left, path).await
+    }
+
+    async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
+        self.destroy_run(run).await
+    }
+
+    async fn leftovers(&self) -> Result<Vec<RunId>, ExecError> {
+        self.runs_left().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_refused_where_a_controller_is_missing() {
+        let of = |list: &[&str]| {
+            limits_refused(&list.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+        };
+        assert_eq!(of(&["cpu", "memory", "pids"]), None);
+        let said = of(&["memory", "pids"]).unwrap();
+        assert!(said.contains("no cpu controller"), "{said}");
+        assert!(of(&["hugetlb"]).unwrap().contains("no cpu and no memory controller"));
+    }
+
+    #[test]
+    fn credentials_are_looked_for_where_podman_keeps_them() {
+        let files = default_auth_files(Some(Path::new("/run/u")), None, Some(Path::new("/home/u")));
+        let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+        assert_eq!(
+            files,
+            [
+                "/run/u/containers/auth.json",
+                "/home/u/.config/containers/auth.json",
+                "/home/u/.docker/config.json"
+            ]
+        );
+    }
+}

@@ -1,0 +1,228 @@
+//! A step's output on its way to the sink, and what is known once it has ended.
+//!
+//! The end of the attached connection says nothing by itself: the step may have ended, or the engine.
+//! So the container is always looked at; and where the engine was not the same process all the time,
+//! what is missing comes from the engine's own copy of the output, which is byte-exact. (Attaching
+//! again with that copy in front is not: its frames lie about their length.)
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use hyper::Method;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::time::{Instant, sleep};
+
+use super::api::{Container, Life};
+use super::demux::{Demux, Piece, Seen};
+use super::http::{Ask, Fault, Http, Link, empty, read};
+use super::watcher::Watcher;
+use crate::ports::{ExecError, LogSink};
+
+/// A started container's output, before the start.
+pub(super) type Attached = TokioIo<hyper::upgrade::Upgraded>;
+
+const READ_BYTES: usize = 32 * 1024;
+/// An engine closes a connection on which nothing was asked for 10 s, and then looks as if it had
+/// been restarted.
+const KEEP_ALIVE: Duration = Duration::from_secs(4);
+/// How long an engine that went away while a step ran is waited for.
+pub(super) const PATIENCE: Duration = Duration::from_mins(2);
+const SLOWEST_POLL: Duration = Duration::from_millis(500);
+/// How much of the time may be spent on reading the engine's copy again: a tenth.
+const READ_SHARE: u32 = 10;
+
+/// Attaches to a container that is not started yet. The engine makes its process ready for that,
+/// so that what is wrong with it shows here.
+pub(super) async fn attach(http: &Http, id: &str) -> Result<Attached, Fault> {
+    let query = "stream=true&stdin=false&stdout=true&stderr=true&logs=false";
+    http.upgrade(&format!("/containers/{id}/attach?{query}")).await
+}
+
+/// The first bytes of a step's standard error: the engine's init says there that it could not start
+/// the command.
+#[derive(Debug, Default)]
+pub(super) struct Beginning {
+    pub(super) stderr: Vec<u8>,
+    pub(super) total: u64,
+}
+
+impl Beginning {
+    const KEPT: usize = 256;
+
+    fn add(&mut self, piece: &Piece) {
+        self.total += piece.bytes.len() as u64;
+        if piece.stream == protocol::event::LogStream::Stderr {
+            let free = Self::KEPT.saturating_sub(self.stderr.len()).min(piece.bytes.len());
+            self.stderr.extend_from_slice(&piece.bytes[..free]);
+        }
+    }
+}
+
+/// What follows a step from its start to its end.
+pub(super) struct Follower<'a> {
+    pub(super) http: &'a Arc<Http>,
+    pub(super) id: &'a str,
+    pub(super) out: &'a dyn LogSink,
+    pub(super) seen: Seen,
+    pub(super) beginning: Beginning,
+}
+
+impl Follower<'_> {
+    /// Passes the output on until the step has ended; its container then.
+    pub(super) async fn follow(
+        &mut self,
+        attached: Attached,
+        link: &mut Link,
+    ) -> Result<Container, ExecError> {
+        let breaks = link.breaks;
+        let whole = self.pump_beside_pings(attached, link).await;
+        let mut watcher = Watcher::default();
+        let mut pause = Duration::from_millis(1);
+        loop {
+            let looked = link.inspect(self.id, PATIENCE).await;
+            let looked = looked.map_err(|fault| fault.at("looking at a step", self.http))?;
+            let Some(container) = looked else {
+                return Err(ExecError::Engine {
+                    doing: "looking at a step".into(),
+                    cause: format!("container {} was removed by somebody else", self.id),
+                });
+            };
+            // The same connection all the time means the same process behind it: its end of output
+            // was the step's.
+            let sure = whole && link.breaks == breaks;
+            let begun = Instant::now();
+            match container.life() {
+                Life::Ended => {
+                    if !sure {
+                        self.catch_up(Until::End).await?;
+                    }
+                    return Ok(container);
+                }
+                Life::Running if !sure => self.catch_up(Until::LastFrame).await?,
+                Life::Running => {}
+                Life::NotStarted => {
+                    return Err(ExecError::Engine {
+                        doing: "looking at a step".into(),
+                        cause: format!("container {} was started and is not", self.id),
+                    });
+                }
+            }
+            watcher.look(self.http, &container)?;
+            sleep(pause.max(begun.elapsed() * READ_SHARE)).await;
+            pause = (pause * 2).min(SLOWEST_POLL);
+        }
+    }
+
+    /// Whether the output ended with a whole frame.
+    async fn pump_beside_pings(&mut self, attached: Attached, link: &mut Link) -> bool {
+        let mut pumping = std::pin::pin!(self.pump(attached));
+        loop {
+            tokio::select! {
+                whole = &mut pumping => return whole,
+                () = sleep(KEEP_ALIVE) => {
+                    let ping = Ask {
+                        within: Duration::from_secs(2),
+                        patience: Duration::ZERO,
+                        ..Ask::get("/_ping")
+                    };
+                    // What it fails with shows in the link's breaks.
+                    drop(link.call(ping).await);
+                }
+            }
+        }
+    }
+
+    async fn pump(&mut self, mut from: impl AsyncRead + Unpin) -> bool {
+        let mut demux = Demux::default();
+        let mut buffer = vec![0; READ_BYTES];
+        let mut pieces = Vec::new();
+        loop {
+            let read = match from.read(&mut buffer).await {
+                Ok(0) => return demux.is_whole(),
+                Ok(read) => read,
+                Err(_) => return false,
+            };
+            let fed = demux.feed(&buffer[..read], &mut pieces);
+            for piece in pieces.drain(..) {
+                self.pass(piece).await;
+            }
+            if let Err(bad) = fed {
+                tracing::warn!(container.id = self.id, %bad, "reading the step's output anew");
+                return false;
+            }
+        }
+    }
+
+    async fn pass(&mut self, piece: Piece) {
+        self.seen.add(&piece);
+        self.beginning.add(&piece);
+        self.out.write(piece.stream, Bytes::from(piece.bytes)).await;
+    }
+
+    /// Passes on what the engine has kept of the output and was not passed on yet.
+    async fn catch_up(&mut self, until: Until) -> Result<(), ExecError> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            match self.catch_up_once(until).await {
+                Ok(()) => return Ok(()),
+                Err(Fault::Away(_) | Fault::Broken(_)) if Instant::now() < end => {
+                    sleep(Duration::from_millis(100)).await;
+                }
+                Err(fault) => return Err(fault.at("reading a step's output", self.http)),
+            }
+        }
+    }
+
+    async fn catch_up_once(&mut self, until: Until) -> Result<(), Fault> {
+        let path = format!("/containers/{}/logs?follow=false&stdout=true&stderr=true", self.id);
+        let answer = self.http.open(&Method::GET, &path, &[], empty()).await?;
+        if !answer.status().is_success() {
+            return read(answer).await?.good().map(drop);
+        }
+        let (mut skip, mut demux, mut held) = (self.seen, Demux::default(), Vec::new());
+        let mut body = answer.into_body();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|cause| Fault::Broken(cause.to_string()))?;
+            let Some(mut bytes) = frame.data_ref().map(Bytes::clone) else { continue };
+            while !bytes.is_empty() {
+                let piece = demux.split(&mut bytes);
+                let piece = piece.map_err(|cause| Fault::Garbled(cause.to_string()))?;
+                let Some((piece, begins_frame)) = piece else { continue };
+                // A line that is being written right now may look shorter than it will be.
+                if begins_frame || until == Until::End {
+                    self.pass_all(&mut held, &mut skip).await;
+                }
+                held.push(piece);
+            }
+        }
+        if until == Until::End {
+            self.pass_all(&mut held, &mut skip).await;
+            if skip.is_left() {
+                tracing::warn!(
+                    container.id = self.id,
+                    "the engine kept less of the step's output than came before it went away"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    async fn pass_all(&mut self, held: &mut Vec<Piece>, skip: &mut Seen) {
+        for piece in held.drain(..) {
+            if let Some(piece) = skip.skip(piece) {
+                self.pass(piece).await;
+            }
+        }
+    }
+}
+
+/// How far the engine's copy is to be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    End,
+    /// All but the last frame, which may not be whole.
+    LastFrame,
+}

@@ -1,0 +1,267 @@
+//! Getting an image from its registry: once for all who want it at the same time, and with the
+//! engine's answer read to its end, for it says "200" first and what went wrong later.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared};
+use http_body_util::BodyExt as _;
+use hyper::Method;
+use serde::Deserialize;
+use tokio_util::task::TaskTracker;
+
+use super::auth;
+use super::http::{Fault, Http, empty, no_space, read};
+use super::path::query;
+use crate::ports::ExecError;
+
+/// A line of the engine's answer is not longer than this.
+const LONGEST_LINE: usize = 1 << 20;
+
+/// Where registries and their credentials are.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Registries {
+    /// Files with credentials; the first that has an entry holds.
+    pub(super) auth_files: Vec<PathBuf>,
+    /// Somebody named the first of them: it has to be there.
+    pub(super) auth_asked_for: bool,
+    /// Hosts that are spoken to without TLS, or whose certificate is not looked at.
+    pub(super) insecure: Vec<String>,
+}
+
+/// Why an image could not be pulled, for everyone who waited for it.
+#[derive(Debug, Clone)]
+enum Failed {
+    Image(String),
+    NoSpace(String),
+    Away(String),
+}
+
+type Flight = Shared<BoxFuture<'static, Result<String, Failed>>>;
+
+/// Pulls that are under way, by image reference.
+#[derive(Debug, Default)]
+pub(super) struct Pulls {
+    flights: Arc<Mutex<HashMap<String, Flight>>>,
+    tasks: TaskTracker,
+}
+
+impl Pulls {
+    /// Pulls an image, or waits for the pull of it that is under way; its id.
+    ///
+    /// # Cancel safety
+    /// The pull goes on: others may wait for it.
+    pub(super) async fn pull(
+        &self,
+        http: &Arc<Http>,
+        registries: &Registries,
+        image: &str,
+    ) -> Result<String, ExecError> {
+        let flight = self.join(http, registries, image);
+        flight.await.map_err(|failed| match failed {
+            Failed::Image(cause) => ExecError::Image { image: image.to_owned(), cause },
+            Failed::NoSpace(cause) => ExecError::NoSpace { cause },
+            Failed::Away(cause) => ExecError::Unreachable { at: http.address.clone(), cause },
+        })
+    }
+
+    fn join(&self, http: &Arc<Http>, registries: &Registries, image: &str) -> Flight {
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(flight) = flights.get(image) {
+            return flight.clone();
+        }
+        let (http, registries, image) = (Arc::clone(http), registries.clone(), image.to_owned());
+        let (all, key) = (Arc::clone(&self.flights), image.clone());
+        let task = self.tasks.spawn(async move {
+            let pulled = fetch(&http, &registries, &image).await;
+            all.lock().unwrap_or_else(PoisonError::into_inner).remove(&image);
+            pulled
+        });
+        let flight = async move {
+            task.await.unwrap_or_else(|cause| Err(Failed::Away(format!("the pull ended: {cause}"))))
+        };
+        let flight = flight.boxed().shared();
+        flights.insert(key, flight.clone());
+        flight
+    }
+}
+
+#[derive(Deserialize)]
+struct Line {
+    #[serde(default)]
+    error: Option<String>,
+    #[serde(default)]
+    id: Option<String>,
+}
+
+/// What a pull's answer says, line by line.
+#[derive(Debug, Default)]
+struct Answer {
+    line: Vec<u8>,
+    id: Option<String>,
+    error: Option<String>,
+}
+
+impl Answer {
+    fn feed(&mut self, bytes: &[u8]) {
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            if self.line.len() + part.len() <= LONGEST_LINE {
+                self.line.extend_from_slice(part);
+            }
+            if part.ends_with(b"\n") {
+                self.end_line();
+            }
+        }
+    }
+
+    fn end_line(&mut self) {
+        // What is no JSON object of this form is progress, or of a kind that we do not know.
+        if let Ok(line) = serde_json::from_slice::<Line>(&self.line) {
+            self.id = line.id.filter(|id| !id.is_empty()).or_else(|| self.id.take());
+            self.error = line.error.filter(|text| !text.is_empty()).or_else(|| self.error.take());
+        }
+        self.line.clear();
+    }
+
+    fn result(mut self) -> Result<String, String> {
+        self.end_line();
+        match (self.error, self.id) {
+            (Some(error), _) => Err(error),
+            (None, Some(id)) => Ok(id),
+            (None, None) => Err("the engine's answer names no image".to_owned()),
+        }
+    }
+}
+
+async fn fetch(http: &Http, registries: &Registries, image: &str) -> Result<String, Failed> {
+    let (host, _) = auth::registry_of(image);
+    let credentials = auth::find(&registries.auth_files, registries.auth_asked_for, image)
+        .map_err(Failed::Image)?;
+    let mut pairs = vec![("reference", image), ("policy", "always")];
+    if registries.insecure.iter().any(|insecure| insecure == host) {
+        pairs.push(("tlsVerify", "false"));
+    }
+    let path = format!("/images/pull?{}", query(&pairs));
+    let headers: Vec<_> =
+        credentials.iter().map(|credentials| ("x-registry-auth", credentials.header())).collect();
+    let pulled = async {
+        let answer = http.open(&Method::POST, &path, &headers, empty()).await?;
+        if !answer.status().is_success() {
+            return read(answer).await?.good().map(|_| Answer::default());
+        }
+        let mut said = Answer::default();
+        let mut body = answer.into_body();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|cause| Fault::Broken(cause.to_string()))?;
+            if let Some(bytes) = frame.data_ref() {
+                said.feed(bytes);
+            }
+        }
+        Ok(said)
+    };
+    let said = match pulled.await {
+        Ok(said) => said.result(),
+        Err(Fault::Refused { message, .. }) => Err(message),
+        Err(fault @ (Fault::Away(_) | Fault::Broken(_) | Fault::Late(_))) => {
+            return Err(Failed::Away(fault.to_string()));
+        }
+        Err(fault @ Fault::Garbled(_)) => return Err(Failed::Image(fault.to_string())),
+    };
+    said.map_err(|cause| {
+        if no_space(&cause) { Failed::NoSpace(cause) } else { Failed::Image(reason(&cause, host)) }
+    })
+}
+
+/// One sentence of what engine and registry said: which of the things that a person can put right it
+/// is, and their words.
+fn reason(said: &str, host: &str) -> String {
+    let has = |words: &[&str]| words.iter().any(|word| said.contains(word));
+    let words = said.trim().trim_start_matches("Error: ");
+    if has(&["server gave HTTP response to HTTPS client"]) {
+        format!("registry {host} does not speak TLS: add it to BOB_REGISTRY_INSECURE ({words})")
+    } else if has(&["x509:", "tls: "]) {
+        format!("the certificate of registry {host} is not trusted here ({words})")
+    } else if has(&[
+        "unauthorized",
+        "authentication required",
+        "denied",
+        "invalid username/password",
+    ]) {
+        format!(
+            "registry {host} refuses the credentials, or needs some: see BOB_REGISTRY_AUTH_FILE ({words})"
+        )
+    } else if has(&["manifest unknown", "name unknown", "repository name not known", "not found"]) {
+        format!("registry {host} has no such image or tag ({words})")
+    } else if has(&["connection refused", "no such host", "i/o timeout", "dial tcp", "EOF"]) {
+        format!("registry {host} cannot be reached ({words})")
+    } else if has(&["short-name", "unqualified-search registries"]) {
+        format!(
+            "it names no registry and the engine has none to search: write it in full ({words})"
+        )
+    } else {
+        words.to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_judged_by_its_last_error_whatever_came_before() {
+        let of = |text: &str, cut: usize| {
+            let mut answer = Answer::default();
+            text.as_bytes().chunks(cut).for_each(|part| answer.feed(part));
+            answer.result()
+        };
+        let good = "{\"stream\":\"Trying\\n\"}\n{\"images\":[\"i\"],\"id\":\"i\"}\n";
+        let bad = "{\"stream\":\"Trying\\n\"}\n{\"error\":\"no\"}\n{\"images\":[],\"id\":\"i\"}";
+        for cut in [1, 7, 1000] {
+            assert_eq!(of(good, cut), Ok("i".to_owned()));
+            assert_eq!(of(bad, cut), Err("no".to_owned()));
+        }
+        assert!(of("", 1).is_err());
+        assert!(of("nonsense\n[1]\n", 3).is_err());
+        assert_eq!(of("{\"id\":\"i\"}", 4), Ok("i".to_owned()));
+    }
+
+    #[test]
+    fn a_line_without_end_does_not_grow() {
+        let mut answer = Answer::default();
+        for _ in 0..40 {
+            answer.feed(&[b'x'; 100_000]);
+        }
+        assert!(answer.line.len() <= LONGEST_LINE);
+    }
+
+    #[test]
+    fn what_can_be_put_right_is_told_apart() {
+        for (said, told) in [
+            (
+                "initializing source docker://h/x: reading manifest t in h/x: manifest unknown: manifest unknown",
+                "no such image",
+            ),
+            (
+                "reading manifest t in h/x: unauthorized: authentication required",
+                "BOB_REGISTRY_AUTH_FILE",
+            ),
+            (
+                "pinging container registry h: Get \"http://h/v2/\": dial tcp 127.0.0.1:1: connect: connection refused",
+                "cannot be reached",
+            ),
+            (
+                "pinging container registry h: Get \"https://h/v2/\": http: server gave HTTP response to HTTPS client",
+                "BOB_REGISTRY_INSECURE",
+            ),
+            (
+                "short-name \"x\" did not resolve to an alias and no unqualified-search registries are defined",
+                "in full",
+            ),
+        ] {
+            let sentence = reason(said, "h");
+            assert!(sentence.contains(told), "{sentence}");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Ends a started step: SIGTERM, the grace, SIGKILL, and proof that nothing of it runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::api::Life;
+use super::http::{Fault, Http};
+use super::output::PATIENCE;
+use crate::ports::{ExecError, StopLevel, StopSignal};
+
+/// How long a killed container may take to be seen as ended before it is removed by force.
+const AFTER_KILL: Duration = Duration::from_secs(10);
+
+/// A step that had to be removed by force: there is nothing left of it to look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Removed;
+
+/// Does what the signal asks for. Goes on for ever where nothing is asked for, or where the step has
+/// ended by it: that is seen by who follows its output.
+pub(super) async fn obey(
+    http: &Arc<Http>,
+    id: &str,
+    stop: &StopSignal,
+) -> Result<Removed, ExecError> {
+    let mut level = StopLevel::Run;
+    let mut kill_at = None;
+    loop {
+        level = tokio::select! {
+            raised = stop.above(level) => raised,
+            () = at(kill_at) => StopLevel::Kill,
+        };
+        match level {
+            StopLevel::Run => {}
+            StopLevel::Stop { grace } => {
+                let due = Instant::now() + grace;
+                // A step is asked once; a second wish may only hasten its end.
+                if kill_at.is_none() {
+                    signal(http, id, "SIGTERM").await?;
+                }
+                kill_at = Some(kill_at.map_or(due, |before: Instant| before.min(due)));
+            }
+            StopLevel::Kill => return kill(http, id).await,
+        }
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn signal(http: &Arc<Http>, id: &str, name: &str) -> Result<(), ExecError> {
+    let sent = http.link().kill(id, name, PATIENCE).await;
+    match sent {
+        Ok(()) => Ok(()),
+        Err(fault @ Fault::Refused { .. }) => {
+            // The step may be about to end by itself, which the engine refuses in many words.
+            tracing::warn!(container.id = id, %fault, "the engine did not send {name}");
+            Ok(())
+        }
+        Err(fault) => Err(fault.at("stopping a step", http)),
+    }
+}
+
+async fn kill(http: &Arc<Http>, id: &str) -> Result<Removed, ExecError> {
+    signal(http, id, "SIGKILL").await?;
+    sleep_until(Instant::now() + AFTER_KILL).await;
+    let mut link = http.link();
+    let looked = link.inspect(id, PATIENCE).await;
+    let looked = looked.map_err(|fault| fault.at("looking at a killed step", http))?;
+    if looked.is_some_and(|container| container.life() == Life::Ended) {
+        // It is dead; only its last output is still on its way.
+        return std::future::pending().await;
+    }
+    tracing::warn!(container.id = id, "a killed step is not seen to end: removing it by force");
+    link.remove(id).await.map_err(|fault| fault.at("removing a killed step", http))?;
+    match link.inspect(id, PATIENCE).await {
+        Ok(None) => Ok(Removed),
+        Ok(Some(_)) => Err(ExecError::Engine {
+            doing: "removing a killed step".into(),
+            cause: format!("container {id} is still there; see what holds it"),
+        }),
+        Err(fault) => Err(fault.at("looking at a killed step", http)),
+    }
+}
