@@ -145,6 +145,12 @@ impl Bench {
         }
     }
 
+    /// Another run on the same engine.
+    #[must_use]
+    pub fn another_run(&self) -> Self {
+        Self::new(&Options::new(&self.url), &self.run.image)
+    }
+
     /// The run's first workspace.
     ///
     /// # Panics
@@ -264,6 +270,25 @@ impl Api {
             self.client.images().get(&id).untag(&opts).await.expect("no name");
         }
         id
+    }
+
+    /// Gives an image a name.
+    ///
+    /// # Panics
+    /// Where the engine refuses.
+    pub async fn tag(&self, id: &str, name: &str) {
+        let opts = podman_api::opts::ImageTagOpts::builder().repo(name).tag("latest").build();
+        self.client.images().get(id).tag(&opts).await.expect("a name");
+    }
+
+    /// The process that watches a run's only container.
+    ///
+    /// # Panics
+    /// Where there is none.
+    pub async fn conmon_of(&self, run: &RunId) -> i64 {
+        let container = self.client.containers().get(format!("bob-{run}-0"));
+        let state = container.inspect().await.expect("a container").state.expect("a state");
+        state.conmon_pid.expect("a process")
     }
 
     /// Removes an image.

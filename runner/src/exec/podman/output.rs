@@ -31,8 +31,10 @@ const KEEP_ALIVE: Duration = Duration::from_secs(4);
 /// How long an engine that went away while a step ran is waited for.
 pub(super) const PATIENCE: Duration = Duration::from_mins(2);
 const SLOWEST_POLL: Duration = Duration::from_millis(500);
-/// How much of the time may be spent on reading the engine's copy again: a tenth.
+/// The engine's copy is read again after so many times as long as the last reading took.
 const READ_SHARE: u32 = 10;
+/// But after this at the latest.
+const LONGEST_REST: Duration = Duration::from_secs(3);
 
 /// Attaches to a container that is not started yet. The engine makes its process ready for that,
 /// so that what is wrong with it shows here.
@@ -111,7 +113,8 @@ impl Follower<'_> {
                 }
             }
             watcher.look(self.http, &container)?;
-            sleep(pause.max(begun.elapsed() * READ_SHARE)).await;
+            let read = (begun.elapsed() * READ_SHARE).min(LONGEST_REST);
+            sleep(pause.max(read)).await;
             pause = (pause * 2).min(SLOWEST_POLL);
         }
     }

@@ -1,0 +1,142 @@
+//! The engine's service is killed while steps run: nothing of them is lost.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::sync::Arc;
+
+use integration_tests::engine::{Api, Bench, Kept, shell, until};
+use integration_tests::services::{ENGINE, OwnServices, Services};
+use runner::exec::podman::Options;
+use runner::ports::{ExecError, Executor as _, LogSink, Ran, StopLevel};
+
+struct Engine {
+    own: OwnServices,
+    bench: Bench,
+}
+
+impl Engine {
+    fn start() -> Option<Self> {
+        // Where no engine is asked for, none is started either.
+        let _asked_for = Services::of_environment(ENGINE)?;
+        let own = OwnServices::start("podman", &[])?;
+        let services = own.services();
+        let options = Options::new(services.get("CONTAINER_ENGINE_URL"));
+        let bench = Bench::new(&options, services.get("BOB_TEST_IMAGE"));
+        Some(Self { own, bench })
+    }
+
+    async fn crash(&self) {
+        self.own.control("kill", "podman").await;
+    }
+
+    async fn come_back(&self) {
+        self.own.control("start", "podman").await;
+    }
+}
+
+/// Runs a line of shell, and something else once it has written `ready`.
+async fn meanwhile<F: Future<Output = ()>>(
+    bench: &Bench,
+    line: &str,
+    then: F,
+) -> (Result<Ran, ExecError>, Arc<Kept>) {
+    let base = bench.prepare().await;
+    let kept = Arc::new(Kept::default());
+    let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+    let (gate, step) = (Box::pin(async { true }), shell(0, line));
+    let running = bench.podman.run_step(&bench.run, &base, &step, gate, out, &bench.stop);
+    let then = async {
+        until("the step is ready", || async { kept.text().contains("ready") }).await;
+        then.await;
+    };
+    let (ran, ()) = tokio::join!(running, then);
+    (ran, kept)
+}
+
+fn lines(to: u32) -> String {
+    (1..=to).map(|n| format!("{n}\n")).collect()
+}
+
+#[tokio::test]
+async fn a_step_that_outlives_its_engine_loses_no_byte() {
+    let Some(engine) = Engine::start() else { return };
+    let line = "echo ready; for n in $(seq 1 200); do echo $n; echo $n >&2; usleep 10000; done; \
+                seq 201 60000; printf 'the end'; exit 7";
+    let restarting = async {
+        engine.crash().await;
+        engine.come_back().await;
+    };
+    let (ran, kept) = meanwhile(&engine.bench, line, restarting).await;
+    assert_eq!(ran.unwrap().exit.code, 7);
+    assert!(
+        kept.text() == format!("ready\n{}the end", lines(60_000)),
+        "{} bytes",
+        kept.text().len()
+    );
+    assert_eq!(String::from_utf8(kept.stderr()).unwrap(), lines(200));
+    engine.bench.destroy().await;
+}
+
+#[tokio::test]
+async fn a_step_that_ends_while_its_engine_is_away_is_read_to_its_end() {
+    let Some(engine) = Engine::start() else { return };
+    let mark = format!("8{}", uuid::Uuid::new_v4().as_u128() % 1_000_000_000);
+    // The last word of the shell's command line shows whether it still runs.
+    let line = format!("echo ready; sleep 1; seq 1 5000; head -c 70000 /dev/zero; exit 6 # {mark}");
+    let runs = || {
+        std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+            std::fs::read(entry.path().join("cmdline"))
+                .is_ok_and(|words| String::from_utf8_lossy(&words).contains(&mark))
+        })
+    };
+    let away = async {
+        engine.crash().await;
+        until("the step has ended", || async { !runs() }).await;
+        engine.come_back().await;
+    };
+    let (ran, kept) = meanwhile(&engine.bench, &line, away).await;
+    assert_eq!(ran.unwrap().exit.code, 6);
+    let expected = format!("ready\n{}{}", lines(5000), "\0".repeat(70_000));
+    assert!(kept.text() == expected, "{} bytes came", kept.text().len());
+    engine.bench.destroy().await;
+}
+
+#[tokio::test]
+async fn a_stop_that_finds_no_engine_is_carried_out_when_it_is_back() {
+    let Some(engine) = Engine::start() else { return };
+    let stopping = async {
+        engine.crash().await;
+        engine.bench.stop.raise(StopLevel::Kill);
+        engine.come_back().await;
+    };
+    let (ran, _) = meanwhile(&engine.bench, "echo ready; exec sleep 1000", stopping).await;
+    assert_eq!(ran.unwrap().exit.code, 137);
+    engine.bench.destroy().await;
+}
+
+#[tokio::test]
+async fn a_step_whose_watching_process_was_killed_does_not_run_for_ever() {
+    let Some(engine) = Engine::start() else { return };
+    let api = Api::of(&engine.bench.url);
+    let killing = async {
+        let conmon = api.conmon_of(&engine.bench.run.run).await;
+        let killed = std::process::Command::new("kill").args(["-9", &conmon.to_string()]).status();
+        assert!(killed.unwrap().success());
+    };
+    let (ran, _) = meanwhile(&engine.bench, "echo ready; exec sleep 1000", killing).await;
+    let said = ran.unwrap_err().to_string();
+    assert!(said.contains("conmon"), "{said}");
+    engine.bench.destroy().await;
+}
+
+#[tokio::test]
+async fn an_engine_that_is_not_there_is_named() {
+    let Some(engine) = Engine::start() else { return };
+    engine.bench.podman.ping().await.unwrap();
+    engine.crash().await;
+    let error =
+        engine.bench.podman.prepare(&engine.bench.run, &engine.bench.stop).await.unwrap_err();
+    assert!(error.retryable(), "{error}");
+    assert!(error.to_string().contains("podman.sock"), "{error}");
+    engine.come_back().await;
+    engine.bench.prepare().await;
+}

@@ -1,0 +1,135 @@
+//! Whole runs: long ones, many at once, and what is left of them.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use integration_tests::engine::{Api, Bench, shell};
+use protocol::id::Epoch;
+use runner::ports::{ExecError, Executor as _, Workspace};
+
+#[tokio::test]
+async fn two_hundred_steps_are_one_run() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let mut on = bench.prepare().await;
+    let mut deepest = 0;
+    for position in 0..200 {
+        (on, _) = bench.pass(&on, &shell(position, "echo x >> /count")).await;
+        let Workspace::Image { depth, .. } = &on else { panic!("{on:?}") };
+        deepest = deepest.max(*depth);
+    }
+    let (_, kept) = bench.pass(&on, &shell(200, "wc -l < /count")).await;
+    assert_eq!(kept.text(), "200\n");
+    assert!(deepest < 100, "{deepest} layers were one on the other");
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn runs_that_leave_the_same_files_do_not_harm_each_other() {
+    let Some(first) = Bench::of_environment() else { return };
+    let mut runs = tokio::task::JoinSet::new();
+    for _ in 0..6 {
+        let bench = first.another_run();
+        runs.spawn(async move {
+            let mut on = bench.prepare().await;
+            for position in 0..4 {
+                (on, _) = bench.pass(&on, &shell(position, "echo same >> /same")).await;
+            }
+            // While others still commit layers with the same content.
+            bench.podman.destroy(&bench.run.run).await.unwrap();
+            bench
+        });
+    }
+    for bench in runs.join_all().await {
+        bench.destroy().await;
+    }
+}
+
+#[tokio::test]
+async fn a_run_is_destroyed_as_often_as_one_likes_by_whoever_likes() {
+    let Some(bench) = Bench::of_environment() else { return };
+    bench.podman.destroy(&bench.run.run).await.unwrap();
+    let base = bench.prepare().await;
+    let (left, _) = bench.pass(&base, &shell(0, "echo 1 > /a")).await;
+    let (_, _) = bench.pass(&left, &shell(1, "echo 2 > /a")).await;
+    // A branch that stands on an older image, and a container that nobody took.
+    let (_, _) = bench.pass(&left, &shell(2, "echo 3 > /a")).await;
+    let (_, _) = bench.step(&left, &shell(3, "true")).await;
+    let other = bench.another_process();
+    assert!(other.podman.leftovers().await.unwrap().contains(&bench.run.run));
+    other.destroy().await;
+    bench.destroy().await;
+    assert!(!other.podman.leftovers().await.unwrap().contains(&bench.run.run));
+    assert!(Api::of(&bench.url).has_image(&bench.run.image).await, "the base image was removed");
+}
+
+#[tokio::test]
+async fn a_run_id_may_be_as_long_as_it_is_allowed_to_be() {
+    let Some(mut bench) = Bench::of_environment() else { return };
+    let unique = uuid::Uuid::new_v4().to_string();
+    bench.run.run = format!("r-{}.{}_{unique}", "X".repeat(80), "y-".repeat(4)).parse().unwrap();
+    let longest = format!("{:z<128}", bench.run.run);
+    bench.run.run = longest.parse().unwrap();
+    let base = bench.prepare().await;
+    let (left, _) = bench.pass(&base, &shell(0, "echo 1 > /a")).await;
+    bench.pass(&left, &shell(1, "cat /a")).await;
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn what_somebody_gave_a_name_of_their_own_stays() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let base = bench.prepare().await;
+    let (left, _) = bench.pass(&base, &shell(0, "echo kept > /a")).await;
+    let (_, _) = bench.pass(&left, &shell(1, "echo gone > /b")).await;
+    let api = Api::of(&bench.url);
+    let name = format!("localhost/kept-{}", uuid::Uuid::new_v4());
+    api.tag(left.image().unwrap(), &name).await;
+    bench.podman.destroy(&bench.run.run).await.unwrap();
+    assert!(api.has_image(&name).await, "the image was removed");
+    assert_eq!(api.labelled("images", &bench.run.run).await, 1);
+    assert!(!bench.podman.leftovers().await.unwrap().contains(&bench.run.run));
+    // It can be a base image itself.
+    let next = Bench::new(&runner::exec::podman::Options::new(&bench.url), &name);
+    let base = next.prepare().await;
+    let (_, kept) = next.pass(&base, &shell(0, "cat /a; test ! -e /b")).await;
+    assert_eq!(kept.text(), "kept\n");
+    next.destroy().await;
+    api.remove_image(&name).await;
+}
+
+#[tokio::test]
+async fn an_older_owners_container_gives_way_to_the_new_one() {
+    let Some(old) = Bench::of_environment() else { return };
+    let mut new = old.another_process();
+    new.run.epoch = Epoch(2);
+    let base = old.prepare().await;
+    let endless = shell(0, "echo ready; exec sleep 1000");
+    let taking_over = async {
+        integration_tests::engine::until("the old owner's step runs", || async {
+            Api::of(&old.url).labelled("containers", &old.run.run).await == 1
+        })
+        .await;
+        let base = new.prepare().await;
+        new.pass(&base, &shell(0, "echo new")).await
+    };
+    let (old_ran, (_, kept)) = tokio::join!(old.try_step(&base, &endless), taking_over);
+    assert!(
+        matches!(old_ran, Err(ExecError::Engine { .. } | ExecError::Start { .. })),
+        "{old_ran:?}"
+    );
+    assert_eq!(kept.text(), "new\n");
+    new.destroy().await;
+}
+
+#[tokio::test]
+async fn another_process_goes_on_from_a_recorded_image() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let base = bench.prepare().await;
+    let mut spec = shell(0, "echo one > /a");
+    spec.env.insert("LEAK".into(), "x".into());
+    let (left, _) = bench.pass(&base, &spec).await;
+    let other = bench.another_process();
+    let recorded = Workspace::Image { id: left.image().unwrap().to_owned(), depth: 0 };
+    let (left, kept) = other.pass(&recorded, &shell(1, "cat /a; echo ${LEAK-none} $PATH")).await;
+    assert_eq!(kept.text(), "one\nnone /usr/local/bin:/usr/bin:/bin\n");
+    assert!(matches!(left, Workspace::Image { depth: 2, .. }), "{left:?}");
+    other.destroy().await;
+}
