@@ -367,6 +367,23 @@ async fn a_broker_that_hangs_is_unreachable_within_seconds_and_used_again_afterw
     }
 }
 
+/// A broker whose disk is never free enough lets nobody publish.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_blocks_publishers_is_waited_for_and_then_told() {
+    let full = ["--rabbitmq-set", "disk_free_limit.absolute=100000GB"];
+    let Some(own) = OwnServices::start("rabbitmq", &full) else { return };
+    let vhost = own.services().vhost().await;
+    let queue = AmqpQueue::connect(&own.services().amqp(&vhost)).await.unwrap();
+    let mut jobs = queue.open(Source::Jobs).await.unwrap();
+    let error = queue.publish(Route::Jobs, message("x")).await.unwrap_err();
+    assert!(error.retryable(), "{error}");
+    assert!(error.to_string().contains("low on memory or disk"), "{error}");
+    assert!(jobs.next().now_or_never().is_none());
+    // Longer than two heartbeats: a blocked connection is no dead one.
+    let again = queue.publish(Route::Jobs, message("x")).await.unwrap_err();
+    assert!(again.to_string().contains("low on memory or disk"), "{again}");
+}
+
 /// The broker looks for late acknowledgements once a minute.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_delivery_that_is_never_settled_is_taken_back_by_the_broker_and_comes_again() {

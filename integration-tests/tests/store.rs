@@ -291,6 +291,47 @@ async fn users_and_passwords_are_checked_and_a_lost_token_is_replaced() {
     assert!(matches!(denied, StoreError::Denied { .. }), "{denied}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_member_that_is_down_or_hangs_is_not_asked_again() {
+    let Some(own) = OwnServices::start("etcd", &["--etcd-members", "3"]) else { return };
+    enable_authentication(own.services()).await;
+    let mut options = own.services().etcd();
+    options.user = Some("bob".to_owned());
+    options.password = Some("right".to_owned());
+    let (etcd, prefix) = (Etcd::connect(&options).await.unwrap(), prefix());
+    let key = format!("{prefix}a");
+    let revision = put(&etcd, &key, "0").await;
+    let mut changes = etcd.watch(&prefix, revision + 1).await.unwrap();
+
+    // A new leader may have to be found first: `written` tries until there is one.
+    let written = async |value: &str| {
+        let txn = Txn::new().put(&key, value.into());
+        assert!(until(|| etcd.txn(txn.clone())).await.committed);
+    };
+    // The one that is asked first.
+    own.control("kill", "etcd-1").await;
+    written("1").await;
+    for _ in 0..20 {
+        put(&etcd, &key, "2").await;
+        entry(next(&mut changes).await);
+    }
+    drop(Etcd::connect(&options).await.expect("the others are enough"));
+    own.control("start", "etcd-1").await;
+
+    own.control("pause", "etcd-2").await;
+    written("3").await;
+    for _ in 0..20 {
+        put(&etcd, &key, "4").await;
+    }
+    // The watch moves as well, and brings what came meanwhile.
+    for _ in 0..22 {
+        entry(next(&mut changes).await);
+    }
+    let granted = etcd.grant(Duration::from_secs(60)).await.unwrap();
+    own.control("unpause", "etcd-2").await;
+    assert_eq!(etcd.keep_alive(granted.lease).await.unwrap(), granted.ttl);
+}
+
 /// Users `root`, and `bob` who may do all that a worker has to.
 async fn enable_authentication(services: &Services) {
     use etcd_client::{Permission, PermissionType};

@@ -113,9 +113,12 @@ impl Link {
         }
     }
 
-    /// Why there is no connection, where there is none.
+    /// Why nothing can be sent, where nothing can.
     pub(in crate::cluster) fn fault(&self) -> Option<Fault> {
         match &*self.0.state.borrow() {
+            State::Up(live) if live.connection.status().blocked() => Some(Fault::Unreachable(
+                "it takes no messages for now, being low on memory or disk".to_owned(),
+            )),
             State::Up(_) => None,
             State::Down(fault) => Some(fault.clone()),
             State::Closed => Some(Fault::Unreachable("we have closed it".to_owned())),

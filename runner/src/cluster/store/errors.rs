@@ -23,8 +23,12 @@ const UNAUTHENTICATED: i32 = 16;
 pub(super) enum Fault {
     /// No answer, or one that may differ the next time.
     Unreachable(String),
-    /// User, password, token or certificate.
+    /// No connection, so that nobody has heard of it.
+    Unsent(String),
+    /// User, password or certificate.
     Denied(String),
+    /// It wants a user, and was told none.
+    NoUser,
     /// The token is old: a new one may be had for user and password.
     StaleToken(String),
     /// Authentication was offered, and is switched off there.
@@ -45,7 +49,13 @@ impl Fault {
     /// Says it. `lease` and `asked` are what the call was about.
     pub(super) fn said(self, at: &str, lease: Option<i64>, asked: i64) -> StoreError {
         match self {
-            Self::Unreachable(cause) => StoreError::Unreachable { at: at.to_owned(), cause },
+            Self::Unreachable(cause) | Self::Unsent(cause) => {
+                StoreError::Unreachable { at: at.to_owned(), cause }
+            }
+            Self::NoUser => StoreError::Denied {
+                at: at.to_owned(),
+                cause: "it wants a user, and none is given".to_owned(),
+            },
             Self::Denied(cause) | Self::StaleToken(cause) => {
                 StoreError::Denied { at: at.to_owned(), cause }
             }
@@ -100,9 +110,7 @@ fn of_status(code: i32, message: &str, chain: &str) -> Fault {
         INVALID_ARGUMENT if said.contains("authentication failed") => {
             Fault::Denied("user and password do not fit".to_owned())
         }
-        INVALID_ARGUMENT if said.contains("user name is empty") => {
-            Fault::Denied("it wants a user, and none is given".to_owned())
-        }
+        INVALID_ARGUMENT if said.contains("user name is empty") => Fault::NoUser,
         FAILED_PRECONDITION if said.contains("authentication is not enabled") => {
             Fault::NoAuthentication
         }
@@ -122,8 +130,11 @@ fn of_status(code: i32, message: &str, chain: &str) -> Fault {
 
 /// Certificates do not get better by waiting, all else may.
 fn of_transport(chain: &str) -> Fault {
-    tls::explain(chain, VARIABLE)
-        .map_or_else(|| Fault::Unreachable(chain.to_owned()), Fault::Denied)
+    if let Some(meaning) = tls::explain(chain, VARIABLE) {
+        return Fault::Denied(meaning);
+    }
+    let unsent = ["connect error", "dns error"].iter().any(|sign| chain.contains(sign));
+    if unsent { Fault::Unsent(chain.to_owned()) } else { Fault::Unreachable(chain.to_owned()) }
 }
 
 fn too_large() -> Fault {
@@ -185,6 +196,14 @@ mod tests {
     #[test]
     fn a_lost_lease_is_told_by_its_number() {
         assert_eq!(said(NOT_FOUND, "etcdserver: requested lease not found"), "lease 2a is gone");
+    }
+
+    #[test]
+    fn what_was_not_sent_is_told_from_what_may_have_been_heard() {
+        let refused = "tcp connect error: transport error: Connection refused (os error 111)";
+        assert!(matches!(of_status(14, refused, refused), Fault::Unsent(_)));
+        let lost = "http2 error: transport error: keep-alive timed out: operation timed out";
+        assert!(matches!(of_status(14, lost, lost), Fault::Unreachable(_)));
     }
 
     #[test]

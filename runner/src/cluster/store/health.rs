@@ -1,5 +1,6 @@
 //! What etcd says of itself, for people who look after it.
 
+use super::members::Again;
 use super::{DEADLINE, Etcd};
 use crate::ports::StoreError;
 
@@ -22,7 +23,10 @@ impl Etcd {
     /// answers.
     pub async fn health(&self) -> Result<Health, StoreError> {
         let asked = self
-            .call(DEADLINE, |client| async move { client.maintenance_client().status().await })
+            .members
+            .call(DEADLINE, Again::May, |client| async move {
+                client.maintenance_client().status().await
+            })
             .await;
         let status = asked.map_err(|fault| self.said(fault))?;
         Ok(Health {

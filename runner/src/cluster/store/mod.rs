@@ -3,19 +3,19 @@
 mod convert;
 mod errors;
 mod health;
+mod members;
 mod watch;
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use etcd_client::{Certificate, Client, ConnectOptions, GetOptions, Identity, TlsOptions};
-use protocol::names;
+use etcd_client::GetOptions;
 use tracing::warn;
 
 use self::errors::Fault;
 pub use self::health::Health;
+use self::members::{Again, Members};
 use crate::cluster::tls::{self, TlsFiles};
 use crate::ports::{
     Changes, Entry, Granted, LeaseId, Listing, Op, Store, StoreError, Txn, TxnReply,
@@ -64,7 +64,7 @@ impl std::fmt::Debug for EtcdOptions {
 /// State, in etcd.
 #[derive(Clone)]
 pub struct Etcd {
-    client: Client,
+    members: Arc<Members>,
     at: Arc<str>,
 }
 
@@ -95,68 +95,31 @@ impl Etcd {
     /// [`StoreError::Unreachable`] after the last attempt.
     pub async fn connect(options: &EtcdOptions) -> Result<Self, StoreError> {
         let at: Arc<str> = spell(&options.urls).into();
-        let mut user =
-            options.user.clone().zip(options.password.clone().or_else(|| Some(String::new())));
+        let members = Members::new(options).await.map_err(|fault| fault.said(&at, None, 0))?;
+        let etcd = Self { members: Arc::new(members), at };
         let mut left = options.retry_attempts.max(1);
         loop {
-            let with = connect_options(options, user.clone())
-                .map_err(|cause| StoreError::Denied { at: at.to_string(), cause })?;
-            let attempt = Box::pin(Self::attempt(options, with, Arc::clone(&at)));
-            let fault = match attempt.await {
-                Ok(etcd) => return Ok(etcd),
-                Err(Fault::NoAuthentication) if user.is_some() => {
-                    warn!(store = %at, "the store has no authentication enabled, so its user is not used");
-                    user = None;
-                    continue;
-                }
-                Err(Fault::Unreachable(cause)) => {
-                    let meaning = Box::pin(certificates_at_fault(options)).await;
-                    meaning.map_or(Fault::Unreachable(cause), Fault::Denied).said(&at, None, 0)
-                }
-                Err(fault) => fault.said(&at, None, 0),
+            let error = match Box::pin(etcd.attempt(options)).await {
+                Ok(()) => return Ok(etcd),
+                Err(fault) => etcd.said(fault),
             };
             left -= 1;
-            if left == 0 || !fault.retryable() {
-                return Err(fault);
+            if left == 0 || !error.retryable() {
+                return Err(error);
             }
-            warn!(error = %fault, attempts_left = left, "the store is tried again");
+            warn!(%error, attempts_left = left, "the store is tried again");
             tokio::time::sleep(options.retry_delay).await;
         }
     }
 
-    async fn attempt(
-        options: &EtcdOptions,
-        with: ConnectOptions,
-        at: Arc<str>,
-    ) -> Result<Self, Fault> {
-        let connecting = async {
-            let client = Client::connect(&options.urls, Some(with)).await.map_err(Fault::from)?;
-            // Without a user the client has not spoken to the server yet. Nodes are what every
-            // worker may read.
-            let glance = GetOptions::new().with_prefix().with_limit(1).with_keys_only();
-            client.kv_client().get(names::NODES, Some(glance)).await.map_err(Fault::from)?;
-            Ok(Self { client, at })
-        };
-        in_time(DEADLINE, connecting).await
-    }
-
-    /// Makes a call, and once more where the token was too old for it.
-    async fn call<T, F, W>(&self, deadline: Duration, work: W) -> Result<T, Fault>
-    where
-        W: Fn(Client) -> F + Send,
-        F: Future<Output = Result<T, etcd_client::Error>> + Send,
-        T: Send,
-    {
-        in_time(deadline, async {
-            match work(self.client.clone()).await.map_err(Fault::from) {
-                Err(Fault::StaleToken(_)) => {
-                    self.client.refresh_token().await.map_err(Fault::from)?;
-                    work(self.client.clone()).await.map_err(Fault::from)
-                }
-                other => other,
+    async fn attempt(&self, options: &EtcdOptions) -> Result<(), Fault> {
+        self.members.try_user(&self.at).await?;
+        match self.members.greet().await {
+            Err(fault @ (Fault::Unreachable(_) | Fault::Unsent(_))) => {
+                Err(certificates_at_fault(options).await.map_or(fault, Fault::Denied))
             }
-        })
-        .await
+            other => other,
+        }
     }
 
     async fn page(
@@ -165,22 +128,23 @@ impl Etcd {
         from: Vec<u8>,
         revision: i64,
     ) -> Result<etcd_client::GetResponse, Fault> {
-        self.call(DEADLINE, |client| {
-            let mut options =
-                GetOptions::new().with_range(convert::end_of(prefix)).with_limit(PAGE);
-            if revision > 0 {
-                options = options.with_revision(revision);
-            }
-            let from = from.clone();
-            async move {
-                client
-                    .kv_client()
-                    .max_decoding_message_size(LARGEST_ANSWER)
-                    .get(from, Some(options))
-                    .await
-            }
-        })
-        .await
+        self.members
+            .call(DEADLINE, Again::May, |client| {
+                let mut options =
+                    GetOptions::new().with_range(convert::end_of(prefix)).with_limit(PAGE);
+                if revision > 0 {
+                    options = options.with_revision(revision);
+                }
+                let from = from.clone();
+                async move {
+                    client
+                        .kv_client()
+                        .max_decoding_message_size(LARGEST_ANSWER)
+                        .get(from, Some(options))
+                        .await
+                }
+            })
+            .await
     }
 
     /// Reads page by page, all at the revision of the first one.
@@ -210,16 +174,6 @@ impl Etcd {
     }
 }
 
-/// Ends what takes too long.
-async fn in_time<T>(
-    deadline: Duration,
-    work: impl Future<Output = Result<T, Fault>>,
-) -> Result<T, Fault> {
-    tokio::time::timeout(deadline, work).await.unwrap_or_else(|_elapsed| {
-        Err(Fault::Unreachable(format!("it did not answer within {} s", deadline.as_secs())))
-    })
-}
-
 /// What the certificates have to do with it that no connection stands; nothing mostly.
 async fn certificates_at_fault(options: &EtcdOptions) -> Option<String> {
     let connector = tls::connector(&options.tls.read().ok()?).ok()?;
@@ -237,46 +191,12 @@ async fn certificates_at_fault(options: &EtcdOptions) -> Option<String> {
     None
 }
 
-fn connect_options(
-    options: &EtcdOptions,
-    user: Option<(String, String)>,
-) -> Result<ConnectOptions, String> {
-    let mut with = ConnectOptions::new()
-        .with_connect_timeout(CONNECT_DEADLINE)
-        .with_keep_alive(SILENCE, DEADLINE)
-        // etcd hangs up on clients that ask while they have nothing open.
-        .with_keep_alive_while_idle(false)
-        .with_tcp_keepalive(SILENCE)
-        // A member that is cut off from the others says so instead of falling silent.
-        .with_require_leader(true)
-        .with_auto_token_refresh(true);
-    if let Some((name, password)) = user {
-        with = with.with_user(name, password);
-    }
-    if options.urls.iter().any(|url| url.starts_with("https://")) {
-        let pems = options.tls.read().map_err(|fault| fault.to_string())?;
-        let mut tls = TlsOptions::new();
-        tls = match pems.ca {
-            Some(ca) => tls.ca_certificate(Certificate::from_pem(ca)),
-            None => tls.with_webpki_roots(),
-        };
-        if let Some((cert, key)) = pems.identity {
-            tls = tls.identity(Identity::from_pem(cert, key));
-        }
-        with = with.with_tls(tls);
-    } else if !options.tls.is_empty() {
-        return Err(
-            "certificates are given, but its address does not begin with https://".to_owned()
-        );
-    }
-    Ok(with)
-}
-
 #[async_trait]
 impl Store for Etcd {
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         let found = self
-            .call(DEADLINE, |client| {
+            .members
+            .call(DEADLINE, Again::May, |client| {
                 let key = key.to_owned();
                 async move {
                     client
@@ -311,7 +231,8 @@ impl Store for Etcd {
         let reads = txn.reads.len();
         let request = convert::request(txn);
         let reply = self
-            .call(DEADLINE, |client| {
+            .members
+            .call(DEADLINE, Again::Unsent, |client| {
                 let request = request.clone();
                 async move {
                     client.kv_client().max_decoding_message_size(LARGEST_ANSWER).txn(request).await
@@ -326,8 +247,9 @@ impl Store for Etcd {
     async fn grant(&self, ttl: Duration) -> Result<Granted, StoreError> {
         let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
         let seconds = seconds.saturating_add(i64::from(ttl.subsec_nanos() > 0)).max(1);
-        let granted =
-            self.call(DEADLINE, |client| async move {
+        let granted = self
+            .members
+            .call(DEADLINE, Again::Unsent, |client| async move {
                 client.lease_client().grant(seconds, None).await
             })
             .await
@@ -337,7 +259,8 @@ impl Store for Etcd {
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
         let renewed = self
-            .call(RENEWAL_DEADLINE, |client| async move {
+            .members
+            .call(RENEWAL_DEADLINE, Again::May, |client| async move {
                 // Opening the stream renews the lease and keeps the answer to itself; the second
                 // renewal tells the time. A stream of its own for each call: an answer that came
                 // late can never be taken for that of the next one.
@@ -356,7 +279,10 @@ impl Store for Etcd {
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
         let revoked = self
-            .call(DEADLINE, |client| async move { client.lease_client().revoke(lease.0).await })
+            .members
+            .call(DEADLINE, Again::May, |client| async move {
+                client.lease_client().revoke(lease.0).await
+            })
             .await;
         match revoked {
             Ok(_) | Err(Fault::LeaseGone) => Ok(()),

@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 
-use etcd_client::{EventType, WatchOptions, WatchResponse, WatchStream};
+use etcd_client::{Client, EventType, WatchOptions, WatchResponse, WatchStream};
 use futures::stream::{self, StreamExt as _};
 use tracing::debug;
 
 use super::errors::{Fault, of_cancel};
-use super::{DEADLINE, Etcd, LARGEST_ANSWER, convert, in_time};
+use super::members::in_time;
+use super::{DEADLINE, Etcd, LARGEST_ANSWER, convert};
 use crate::cluster::retry::Pace;
 use crate::ports::{Change, Changes, StoreError};
 
@@ -33,7 +34,11 @@ pub(super) async fn open(etcd: Etcd, prefix: &str, from: i64) -> Result<Changes,
         pace: Pace::new(),
         over: false,
     };
-    watching.reopen().await.map_err(|fault| watching.said(fault))?;
+    let mut opened = watching.reopen().await;
+    if matches!(opened, Err(Fault::Unreachable(_) | Fault::Unsent(_))) {
+        opened = watching.reopen().await;
+    }
+    opened.map_err(|fault| watching.said(fault))?;
     Ok(stream::unfold(watching, step).boxed())
 }
 
@@ -67,27 +72,27 @@ impl Watching {
         }
     }
 
-    /// Opens the watch from the revision that is wanted next, and waits until it stands.
+    /// Opens the watch from the revision that is wanted next, and waits until it stands; where one
+    /// member does not answer, of the next.
     async fn reopen(&mut self) -> Result<(), Fault> {
-        match self.open_once().await {
-            Err(Fault::StaleToken(_)) => {
-                in_time(DEADLINE, async {
-                    self.etcd.client.refresh_token().await.map_err(Fault::from)
-                })
-                .await?;
-                self.open_once().await
-            }
-            other => other,
+        let (index, client) = self.etcd.members.current();
+        let opened = match self.etcd.members.introduce(&client).await {
+            Ok(()) => self.open_once(&client).await,
+            Err(fault) => Err(fault),
+        };
+        if matches!(opened, Err(Fault::Unreachable(_) | Fault::Unsent(_))) {
+            self.etcd.members.leave(index);
         }
+        opened
     }
 
-    async fn open_once(&mut self) -> Result<(), Fault> {
+    async fn open_once(&mut self, client: &Client) -> Result<(), Fault> {
         let options = WatchOptions::new()
             .with_range(convert::end_of(&self.prefix))
             .with_start_revision(self.next)
             // So that a quiet watch does not fall behind what the store keeps.
             .with_progress_notify();
-        let mut client = self.etcd.client.watch_client().max_decoding_message_size(LARGEST_ANSWER);
+        let mut client = client.watch_client().max_decoding_message_size(LARGEST_ANSWER);
         let prefix = self.prefix.clone();
         let opening = async {
             let mut stream = client.watch(prefix, Some(options)).await.map_err(Fault::from)?;

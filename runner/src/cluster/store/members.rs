@@ -1,0 +1,205 @@
+//! The members of the store: one is asked, until it fails; then the next.
+//!
+//! etcd-client would spread calls over all of them by chance, and so send every third one to a
+//! member that hangs.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use etcd_client::{
+    Certificate, Client, ConnectOptions, GetOptions, GetResponse, Identity, TlsOptions,
+};
+use protocol::names;
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::errors::Fault;
+use super::{CONNECT_DEADLINE, DEADLINE, EtcdOptions, SILENCE};
+
+/// Whether a call may be made a second time when nobody knows whether the first one was heard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Again {
+    /// It changes nothing, or the same however often it is made.
+    May,
+    /// It changes something: only where it was not even sent.
+    Unsent,
+}
+
+pub(super) struct Members {
+    clients: Vec<Client>,
+    /// Which one is asked.
+    current: AtomicUsize,
+    user: Mutex<Option<(String, String)>>,
+}
+
+impl Members {
+    /// A client for each address. Nothing is sent yet.
+    pub(super) async fn new(options: &EtcdOptions) -> Result<Self, Fault> {
+        let with = connect_options(options).map_err(Fault::Denied)?;
+        let mut clients = Vec::with_capacity(options.urls.len());
+        for url in &options.urls {
+            clients.push(Client::connect([url], Some(with.clone())).await.map_err(Fault::from)?);
+        }
+        if clients.is_empty() {
+            return Err(Fault::Refused("it has no address".to_owned()));
+        }
+        let user = options.user.clone().map(|user| {
+            let password = options.password.clone().unwrap_or_default();
+            (user, password)
+        });
+        Ok(Self { clients, current: AtomicUsize::new(0), user: Mutex::new(user) })
+    }
+
+    /// Reads a trifle, so that what is wrong is known at the start.
+    pub(super) async fn greet(&self) -> Result<(), Fault> {
+        self.call(DEADLINE, Again::May, glance).await.map(drop)
+    }
+
+    /// Sees to it that a member knows us: what a watch without a token is told is the same as what
+    /// one without the right is told.
+    pub(super) async fn introduce(&self, client: &Client) -> Result<(), Fault> {
+        if self.user.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+            return Ok(());
+        }
+        in_time(DEADLINE, self.logged_in(client, &glance)).await.map(drop)
+    }
+
+    /// Makes a call of one member, and where that fails of the next.
+    pub(super) async fn call<T, F, W>(
+        &self,
+        deadline: Duration,
+        again: Again,
+        work: W,
+    ) -> Result<T, Fault>
+    where
+        W: Fn(Client) -> F,
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let end = Instant::now() + deadline;
+        // Twice of a lone member: what came to nothing was mostly an old connection.
+        let mut left = u32::try_from(self.clients.len().max(2)).unwrap_or(u32::MAX);
+        loop {
+            let (index, client) = self.current();
+            let remaining = end.saturating_duration_since(Instant::now());
+            // A member that hangs must leave time for the others.
+            let share = if again == Again::May { remaining / left } else { remaining };
+            let fault = match in_time(share, self.logged_in(&client, &work)).await {
+                Err(fault @ (Fault::Unreachable(_) | Fault::Unsent(_))) => fault,
+                other => return other,
+            };
+            self.leave(index);
+            left -= 1;
+            let may = again == Again::May || matches!(fault, Fault::Unsent(_));
+            if left == 0 || !may || Instant::now() >= end {
+                return Err(fault);
+            }
+            debug!(?fault, "the next member of the store is asked");
+        }
+    }
+
+    /// The member that is asked now.
+    pub(super) fn current(&self) -> (usize, Client) {
+        let index = self.current.load(Ordering::Relaxed) % self.clients.len();
+        (index, self.clients[index].clone())
+    }
+
+    /// The next one is asked from now on, where it is not already.
+    pub(super) fn leave(&self, index: usize) {
+        let next = (index + 1) % self.clients.len();
+        // Another call may have moved on before: that is as good.
+        let _before =
+            self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Makes a call, and once more after a login where the token is missing or too old.
+    async fn logged_in<T, F, W>(&self, client: &Client, work: &W) -> Result<T, Fault>
+    where
+        W: Fn(Client) -> F,
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        // Boxed: a future of etcd-client is as large as a page of memory.
+        match Box::pin(work(client.clone())).await.map_err(Fault::from) {
+            Err(fault @ (Fault::StaleToken(_) | Fault::NoUser)) => {
+                if !self.login(client).await? {
+                    return Err(fault);
+                }
+                Box::pin(work(client.clone())).await.map_err(Fault::from)
+            }
+            other => other,
+        }
+    }
+
+    /// Takes a token for our user; false where we have none.
+    async fn login(&self, client: &Client) -> Result<bool, Fault> {
+        let user = self.user.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if user.is_none() {
+            return Ok(false);
+        }
+        Box::pin(client.clone().update_user(user)).await.map_err(Fault::from)?;
+        Ok(true)
+    }
+
+    /// Whether the user is of any use. One that is not is told of, and forgotten.
+    pub(super) async fn try_user(&self, at: &str) -> Result<(), Fault> {
+        let (_, client) = self.current();
+        match in_time(DEADLINE, self.login(&client)).await {
+            Err(Fault::NoAuthentication) => {
+                warn!(
+                    store = at,
+                    "the store has no authentication enabled, so its user is not used"
+                );
+                *self.user.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                Ok(())
+            }
+            Err(Fault::Unreachable(_) | Fault::Unsent(_)) | Ok(_) => Ok(()),
+            Err(fault) => Err(fault),
+        }
+    }
+}
+
+/// Reads of what every worker may read.
+async fn glance(client: Client) -> Result<GetResponse, etcd_client::Error> {
+    let one = GetOptions::new().with_prefix().with_limit(1).with_keys_only();
+    client.kv_client().get(names::NODES, Some(one)).await
+}
+
+/// Ends what takes too long.
+pub(super) async fn in_time<T>(
+    deadline: Duration,
+    work: impl Future<Output = Result<T, Fault>>,
+) -> Result<T, Fault> {
+    tokio::time::timeout(deadline, work).await.unwrap_or_else(|_elapsed| {
+        let seconds = deadline.as_secs_f32();
+        Err(Fault::Unreachable(format!("it did not answer within {seconds:.1} s")))
+    })
+}
+
+fn connect_options(options: &EtcdOptions) -> Result<ConnectOptions, String> {
+    let mut with = ConnectOptions::new()
+        .with_connect_timeout(CONNECT_DEADLINE)
+        .with_keep_alive(SILENCE, DEADLINE)
+        // etcd hangs up on clients that ask while they have nothing open.
+        .with_keep_alive_while_idle(false)
+        .with_tcp_keepalive(SILENCE)
+        // A member that is cut off from the others says so instead of falling silent.
+        .with_require_leader(true);
+    if options.urls.iter().any(|url| url.starts_with("https://")) {
+        let pems = options.tls.read().map_err(|fault| fault.to_string())?;
+        let mut tls = TlsOptions::new();
+        tls = match pems.ca {
+            Some(ca) => tls.ca_certificate(Certificate::from_pem(ca)),
+            None => tls.with_webpki_roots(),
+        };
+        if let Some((cert, key)) = pems.identity {
+            tls = tls.identity(Identity::from_pem(cert, key));
+        }
+        with = with.with_tls(tls);
+    } else if !options.tls.is_empty() {
+        return Err(
+            "certificates are given, but its address does not begin with https://".to_owned()
+        );
+    }
+    Ok(with)
+}
