@@ -8,6 +8,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -25,6 +26,9 @@ const HOLDER: &str = "bob.pid";
 const CACHE_BYTES: usize = 8 << 20;
 /// After this long a call ends, and it is unknown what came of it.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// What is said to whoever comes too late.
+const CLOSED: &str = "it is closed";
 
 /// Why the file cannot be opened.
 #[derive(Debug, Error)]
@@ -98,6 +102,7 @@ pub(super) struct Disk {
     /// `None` between a failure and the next success: redb wants a file to be opened again after an
     /// error of the system.
     open: RwLock<Option<Database>>,
+    closed: AtomicBool,
     waiting: Mutex<Waiting>,
     runtime: Handle,
 }
@@ -130,8 +135,13 @@ impl Disk {
                 return Err(OpenError::Io { path: FILE.into(), cause: stopped.to_string() });
             }
         };
-        let open = RwLock::new(Some(database));
-        Ok(Arc::new(Self { place, open, waiting: Mutex::default(), runtime: Handle::current() }))
+        Ok(Arc::new(Self {
+            place,
+            open: RwLock::new(Some(database)),
+            closed: AtomicBool::new(false),
+            waiting: Mutex::default(),
+            runtime: Handle::current(),
+        }))
     }
 
     /// What errors call the file.
@@ -177,10 +187,22 @@ impl Disk {
             let open = disk.open.read().unwrap_or_else(PoisonError::into_inner);
             match open.as_ref() {
                 Some(database) => Ok(look(&database.begin_read().map_err(redb::Error::from)?)?),
+                None if disk.closed.load(Ordering::Acquire) => Err(Fault::Io(CLOSED.into())),
                 None => Err(Fault::Io("it could not be opened again after an error".into())),
             }
         });
         in_time(found).await?
+    }
+
+    /// Closes the file once everything that was submitted is written. What is asked for later fails.
+    pub(super) async fn close(self: &Arc<Self>) -> Result<(), Fault> {
+        self.write(|_| Ok(((), Changed::No))).await?;
+        self.closed.store(true, Ordering::Release);
+        let disk = Arc::clone(self);
+        let closed = self.runtime.spawn_blocking(move || {
+            drop(disk.open.write().unwrap_or_else(PoisonError::into_inner).take());
+        });
+        in_time(closed).await
     }
 
     fn work_off(self: &Arc<Self>) {
@@ -231,6 +253,9 @@ impl Disk {
 
     /// Opens the file again where an error of the system has closed it.
     fn reopen(&self) -> Result<(), Fault> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(Fault::Io(CLOSED.into()));
+        }
         let closed = self.open.read().unwrap_or_else(PoisonError::into_inner).is_none();
         if let (true, Some(dir)) = (closed, &self.place) {
             let database = in_dir(dir).map_err(|error| Fault::Io(error.to_string()))?;

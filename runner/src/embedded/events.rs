@@ -244,11 +244,11 @@ impl Work for Flush {
         // A clock that was set back does not bring the index out of order.
         let now = self.shared.host.now().0.max(latest_tick);
         self.tick = (latest_tick == i64::MIN || now - latest_tick >= TICK_MILLIS).then_some(now);
+        self.end = append(txn, first, &bodies)?;
         if let Some(now) = self.tick {
             txn.open_table(EVENT_TIMES)?.insert(now, first)?;
             forget(txn, now.saturating_sub(self.shared.retention_millis))?;
         }
-        self.end = append(txn, first, &bodies)?;
         Ok(Changed::Yes)
     }
 
@@ -331,9 +331,9 @@ fn count(pack: &[u8]) -> u64 {
 /// Removes what is older than a time: whole packs, and never the last one, which holds the offset.
 fn forget(txn: &WriteTransaction, before: i64) -> Result<(), redb::Error> {
     let mut times = txn.open_table(EVENT_TIMES)?;
-    // What lies before the last row that is old enough is older than it.
-    let Some(kept_from) = times.range(..=before)?.next_back().transpose()?.map(|row| row.1.value())
-    else {
+    // What a row begins came within a tick of it.
+    let young = before.saturating_sub(TICK_MILLIS).saturating_add(1);
+    let Some(kept_from) = times.range(young..)?.next().transpose()?.map(|row| row.1.value()) else {
         return Ok(());
     };
     let mut events = txn.open_table(EVENTS)?;
@@ -352,7 +352,7 @@ fn forget(txn: &WriteTransaction, before: i64) -> Result<(), redb::Error> {
         events.remove(first)?;
     }
     let oldest = events.first()?.map_or(0, |(first, _)| first.value());
-    times.retain_in(..before, |_, first| first >= oldest)?;
+    times.retain_in(..young, |_, first| first >= oldest)?;
     Ok(())
 }
 

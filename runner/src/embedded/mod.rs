@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use protocol::id::NodeId;
 
-use crate::ports::{Events, Host, Message, Queue, QueueError, Store};
+use crate::ports::{Events, Host, Message, Queue, QueueError, Store, StoreError};
 
 pub use disk::OpenError;
 
@@ -84,6 +84,16 @@ impl Embedded {
             disk::Fault::Io(cause) => OpenError::Io { path: disk.name(), cause },
             disk::Fault::Unreadable(cause) => OpenError::Unreadable { path: disk.name(), cause },
         })
+    }
+
+    /// Closes the file once everything that was asked for is written: another process can open it
+    /// when this returns. Every other handle fails from then on. Without it the file is closed with
+    /// the last handle, and nothing is lost either.
+    ///
+    /// # Errors
+    /// [`StoreError::Unreachable`] where the file cannot be written.
+    pub async fn close(self) -> Result<(), StoreError> {
+        self.store.close().await
     }
 
     /// Where state is.

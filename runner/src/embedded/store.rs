@@ -62,6 +62,10 @@ impl FileStore {
         Ok(Self { disk, shared: Arc::new(shared), host: Arc::clone(host) })
     }
 
+    pub(super) async fn close(&self) -> Result<(), StoreError> {
+        self.disk.close().await.map_err(|fault| self.error(fault))
+    }
+
     /// Forgets the history before a revision, as a cluster's store may at any time.
     #[cfg(any(test, feature = "testing"))]
     pub(super) fn compact(&self, revision: i64) {

@@ -1,6 +1,14 @@
 //! The embedded adapters keep the contracts of their ports, over restarts and kills.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test may panic, and a child prints what was answered"
+)]
+
+mod restart;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,0 +1,234 @@
+//! The feed of an external logger.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use runner::ports::{LoggerFeed, Transfer};
+use runner::transfer::{Http, Options, Timeouts};
+use tokio::sync::Notify;
+
+use crate::server::{Request, Server, nobody};
+
+const PLENTY: Duration = Duration::from_secs(60);
+
+struct Setup {
+    http: Http,
+    _dir: tempfile::TempDir,
+}
+
+fn setup(spill_bytes: u64) -> Setup {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options { spill_dir: dir.path().join("spill"), spill_bytes };
+    let idle = Duration::from_secs(20);
+    let timeouts = Timeouts { connect: Duration::from_secs(10), idle };
+    Setup { http: Http::with_timeouts(options, timeouts).unwrap(), _dir: dir }
+}
+
+fn feed(setup: &Setup, url: &str) -> Box<dyn LoggerFeed> {
+    setup.http.logger(url, &"r-1".parse().unwrap()).unwrap()
+}
+
+/// What a logger got: one body for each request.
+#[derive(Clone, Default)]
+struct Got {
+    bodies: Arc<Mutex<Vec<Vec<u8>>>>,
+    more: Arc<Notify>,
+}
+
+impl Got {
+    fn all(&self) -> Vec<u8> {
+        self.bodies.lock().unwrap().concat()
+    }
+
+    fn bodies(&self) -> Vec<Vec<u8>> {
+        self.bodies.lock().unwrap().clone()
+    }
+
+    fn keep(&self, body: Vec<u8>) {
+        self.bodies.lock().unwrap().push(body);
+        self.more.notify_one();
+    }
+
+    /// A logger that keeps what it gets.
+    async fn serve(&self, at: Option<std::net::SocketAddr>) -> Server {
+        let got = self.clone();
+        let handle = move |mut request: Request| {
+            let got = got.clone();
+            async move {
+                assert_eq!(request.line, "PUT /bob_logs/r-1");
+                assert_eq!(request.header("content-type"), Some("text/plain"));
+                let body = request.whole().await;
+                got.keep(body);
+                request.answer(200, b"Ok").await;
+            }
+        };
+        match at {
+            Some(at) => Server::start_at(at, handle).await,
+            None => Server::start(handle).await,
+        }
+    }
+}
+
+/// Lines that are easily spoilt.
+fn odd_lines() -> Vec<Vec<u8>> {
+    let mut lines: Vec<Vec<u8>> =
+        ["    indented", "--- x", "", "\ttab", "trailing  ", "ä\u{1F600}", "a\rb"]
+            .map(|line| line.as_bytes().to_vec())
+            .into();
+    lines.extend([9, 10, 12, 13, 64, 65].map(|length| vec![b'A'; length]));
+    lines.push((0..=255).filter(|byte| *byte != b'\n').collect());
+    lines.push(vec![b'l'; 1 << 20]);
+    lines.push(b"last".to_vec());
+    lines
+}
+
+#[tokio::test]
+async fn a_logger_gets_every_line_exactly_in_whole_lines() {
+    let (setup, got) = (setup(1 << 20), Got::default());
+    let server = got.serve(None).await;
+    let feed = feed(&setup, &server.url());
+    let mut sent = Vec::new();
+    for line in odd_lines() {
+        let text = [line.as_slice(), b"\n"].concat();
+        sent.extend_from_slice(&text);
+        // Pieces need not be lines.
+        for piece in text.chunks(100_000) {
+            feed.push(Bytes::copy_from_slice(piece));
+        }
+    }
+    feed.push(Bytes::from_static(b"without a newline"));
+    sent.extend_from_slice(b"without a newline");
+    assert_eq!(feed.finish(PLENTY).await, 0);
+    assert!(got.all() == sent, "every byte is there, in order, once");
+    let bodies = got.bodies();
+    let (_, whole) = bodies.split_last().unwrap();
+    assert!(whole.iter().all(|body| body.ends_with(b"\n")), "a line is in one batch");
+}
+
+#[tokio::test]
+async fn lines_go_together_but_do_not_wait_long() {
+    let (setup, got) = (setup(1 << 20), Got::default());
+    let server = got.serve(None).await;
+    let feed = feed(&setup, &server.url());
+    for count in 0..1000 {
+        feed.push(format!("line {count}\n").into());
+    }
+    // Nobody has to finish for it: a log is followed while its run goes on.
+    while got.all().len() < 1000 * 6 {
+        got.more.notified().await;
+    }
+    let requests = got.bodies().len();
+    assert!(requests < 20, "{requests} requests for 1000 lines");
+    for count in 0..40_000 {
+        feed.push(format!("{count:031}\n").into());
+    }
+    assert_eq!(feed.finish(PLENTY).await, 0);
+    assert!(got.bodies().iter().all(|body| body.len() <= 256 << 10), "a batch is bounded");
+}
+
+#[tokio::test]
+async fn a_logger_that_was_away_gets_everything_when_it_is_back() {
+    let (setup, got) = (setup(100 << 20), Got::default());
+    let at = nobody().await;
+    let feed = feed(&setup, &format!("http://{at}"));
+    let mut sent = Vec::new();
+    for count in 0..300_000 {
+        let line = format!("{count:08} {}\n", "x".repeat(count % 100));
+        sent.extend_from_slice(line.as_bytes());
+        feed.push(line.into());
+        if count % 1000 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    assert!(sent.len() > 10 << 20, "much more than may wait in memory");
+    let server = got.serve(Some(at)).await;
+    feed.push(Bytes::from_static(b"the end\n"));
+    sent.extend_from_slice(b"the end\n");
+    assert_eq!(feed.finish(PLENTY).await, 0);
+    drop(server);
+    assert!(got.all() == sent, "memory first, then disk, then what came later");
+}
+
+#[tokio::test]
+async fn what_is_over_the_bound_is_dropped_and_counted() {
+    let setup = setup(2 << 20);
+    let at = nobody().await;
+    let feed = feed(&setup, &format!("http://{at}"));
+    let line = Bytes::from(vec![b'x'; 1024]);
+    let began = std::time::Instant::now();
+    for _ in 0..20 << 10 {
+        feed.push(line.clone());
+    }
+    assert!(began.elapsed() < Duration::from_secs(10), "nobody waits for a logger");
+    let got = Got::default();
+    let server = got.serve(Some(at)).await;
+    let lost = feed.finish(PLENTY).await;
+    drop(server);
+    let all = got.all().len() as u64;
+    assert_eq!(all + lost, 20 << 20, "what is not there is counted");
+    assert!((3 << 20..8 << 20).contains(&all), "{all} bytes were kept");
+    assert_eq!(feed.finish(Duration::ZERO).await, lost, "to finish twice changes nothing");
+}
+
+#[tokio::test]
+async fn an_end_waits_no_longer_than_it_says() {
+    let setup = setup(1 << 20);
+    let hangs = Server::start(|request| async move {
+        std::future::pending::<()>().await;
+        drop(request);
+    })
+    .await;
+    for url in [hangs.url(), format!("http://{}", nobody().await)] {
+        let feed = feed(&setup, &url);
+        feed.push(Bytes::from_static(b"12345\n"));
+        assert_eq!(feed.finish(Duration::from_millis(300)).await, 6);
+        feed.push(Bytes::from_static(b"late\n"));
+        assert_eq!(feed.finish(Duration::ZERO).await, 11, "what comes too late is not taken");
+    }
+}
+
+#[tokio::test]
+async fn a_logger_that_fails_is_asked_again_and_one_that_refuses_a_text_loses_it() {
+    let (setup, got) = (setup(1 << 20), Got::default());
+    let answers = Arc::new(Mutex::new(vec![200, 413, 200, 429, 503, 500]));
+    let asked = Arc::new(Notify::new());
+    let (seen, queue, told) = (got.clone(), Arc::clone(&answers), Arc::clone(&asked));
+    let server = Server::start(move |mut request: Request| {
+        let (seen, queue, told) = (seen.clone(), Arc::clone(&queue), Arc::clone(&told));
+        async move {
+            let body = request.whole().await;
+            let status = queue.lock().unwrap().pop().unwrap_or(200);
+            if status == 200 {
+                seen.keep(body);
+            }
+            told.notify_one();
+            request.answer(status, b"why").await;
+        }
+    })
+    .await;
+    let feed = feed(&setup, &server.url());
+    for text in ["first\n", "second\n", "third\n"] {
+        feed.push(Bytes::from_static(text.as_bytes()));
+        // Each goes in a request of its own.
+        let rounds = if text == "first\n" { 4 } else { 1 };
+        for _ in 0..rounds {
+            asked.notified().await;
+        }
+    }
+    assert_eq!(feed.finish(PLENTY).await, 7);
+    assert_eq!(got.all(), b"first\nthird\n");
+}
+
+#[tokio::test]
+async fn a_feed_that_is_dropped_sends_no_more() {
+    let (setup, got) = (setup(1 << 20), Got::default());
+    let at = nobody().await;
+    let feed = feed(&setup, &format!("http://{at}"));
+    feed.push(Bytes::from_static(b"x\n"));
+    drop(feed);
+    let _server = got.serve(Some(at)).await;
+    // Longer than the longest wait of a feed that had failed that often.
+    let late = tokio::time::timeout(Duration::from_millis(700), got.more.notified()).await;
+    assert!(late.is_err(), "{:?}", got.all());
+}
