@@ -1,0 +1,181 @@
+//! What bob-runner costs, each figure beside its floor, measured in the same run.
+//!
+//! `just bench` starts services of its own for it. `docs/benchmarks.md` says what is measured, and
+//! how to read it.
+
+mod bare;
+mod claims;
+mod cluster;
+mod lines;
+mod memory;
+mod peers;
+mod report;
+mod rest;
+mod steps;
+
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context as _, bail};
+use integration_tests::services::{BROKER, ENGINE, Management, STORE, Services};
+use protocol::time::Stamp;
+use runner::host::Linux;
+use runner::ports::Host as _;
+use serde_json::{Value, json};
+
+use crate::claims::Size as Claims;
+use crate::lines::Size as Lines;
+use crate::peers::Peers;
+use crate::report::Report;
+use crate::rest::Rest;
+use crate::steps::Chain;
+
+const HELP: &str = "\
+bench [--only PARTS] [--quick]
+
+  --only PARTS  of a (time of a step), b (log throughput), c (claims), d (memory): a,b,c,d
+  --quick       less of everything: to see that it works, not to read figures
+
+The services are those of the environment: scripts/bench starts some. BOB_BENCH_ENTER names the
+program that starts others beside the engine, as its user; without it podman's own command line is
+left out.
+";
+
+/// How much of everything.
+struct Plan {
+    parts: String,
+    chains: Vec<Chain>,
+    lines: Lines,
+    claims: Claims,
+    runs: usize,
+}
+
+impl Plan {
+    fn of_arguments(mut words: impl Iterator<Item = String>) -> anyhow::Result<Option<Self>> {
+        let (mut parts, mut quick) = ("a,b,c,d".to_owned(), false);
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--only" => parts = words.next().context("--only needs a value")?,
+                "--quick" => quick = true,
+                "--help" | "-h" => return Ok(None),
+                _ => bail!("unknown argument {word}\n{HELP}"),
+            }
+        }
+        if let Some(unknown) = parts.split(',').find(|part| !["a", "b", "c", "d"].contains(part)) {
+            bail!("--only {unknown}: a, b, c or d");
+        }
+        Ok(Some(if quick { Self::quick(parts) } else { Self::whole(parts) }))
+    }
+
+    fn whole(parts: String) -> Self {
+        let chain = |steps, rounds| Chain { steps, rounds };
+        Self {
+            parts,
+            chains: vec![chain(1, 15), chain(10, 5), chain(50, 2), chain(200, 1)],
+            lines: Lines { lines: 500_000, bytes: 80, rounds: 3 },
+            claims: Claims { runs: 2000, rounds: 3, latencies: 200 },
+            runs: 100,
+        }
+    }
+
+    fn quick(parts: String) -> Self {
+        let chain = |steps, rounds| Chain { steps, rounds };
+        Self {
+            parts,
+            chains: vec![chain(1, 3), chain(10, 1)],
+            lines: Lines { lines: 50_000, bytes: 80, rounds: 1 },
+            claims: Claims { runs: 200, rounds: 1, latencies: 20 },
+            runs: 10,
+        }
+    }
+
+    fn has(&self, part: &str) -> bool {
+        self.parts.split(',').any(|asked| asked == part)
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a bench's configuration is its environment")]
+fn enter() -> Option<String> {
+    std::env::var("BOB_BENCH_ENTER").ok().filter(|program| !program.is_empty())
+}
+
+#[expect(clippy::print_stderr, reason = "progress, where there is no log")]
+fn say(what: &str) {
+    eprintln!("{what}");
+}
+
+#[tokio::main]
+#[expect(clippy::print_stdout, reason = "the table is what was asked for")]
+async fn main() -> anyhow::Result<()> {
+    let Some(plan) = Plan::of_arguments(std::env::args().skip(1))? else {
+        print!("{HELP}");
+        return Ok(());
+    };
+    let needed: Vec<&str> = BROKER.iter().chain(STORE).chain(ENGINE).copied().collect();
+    let services = Services::of_environment(&needed).context("the bench needs its services")?;
+    let about = about(&services).await?;
+    let mut report = Report::default();
+    let begun = Instant::now();
+    let measured = measure(&plan, &services, &mut report).await;
+    let about = json!({ "seconds": begun.elapsed().as_secs(), "of": about });
+    print!("{}", report.table());
+    let file = write(&report.json(&about))?;
+    say(&format!("written to {file}"));
+    measured
+}
+
+async fn measure(plan: &Plan, services: &Services, report: &mut Report) -> anyhow::Result<()> {
+    if cfg!(debug_assertions) {
+        say("this is a debug build: its figures are not those of a release");
+    }
+    let peers = enter().map(Peers::new);
+    if peers.is_none() {
+        say("podman's command line is left out: BOB_BENCH_ENTER is not set");
+    }
+    // The shortest first; the one that leaves most behind in the engine last.
+    if plan.has("c") {
+        say("c: claims");
+        claims::measure(services, plan.claims, report).await?;
+    }
+    if plan.has("b") {
+        say("b: log throughput");
+        lines::measure(services, plan.lines, report).await?;
+    }
+    if plan.has("a") {
+        say("a: time of a step");
+        steps::measure(services, &plan.chains, peers.as_ref(), report).await?;
+    }
+    if plan.has("d") {
+        say("d: memory");
+        memory::measure(services, plan.runs, report).await?;
+    }
+    Ok(())
+}
+
+/// What it was measured on.
+async fn about(services: &Services) -> anyhow::Result<Value> {
+    let mut engine = Rest::connect(services.get("CONTAINER_ENGINE_URL")).await?;
+    let podman = engine.call(hyper::Method::GET, "/version", None).await?;
+    let broker = Management::of(services).get("overview").await;
+    let url = services.etcd().urls.into_iter().next().context("etcd's address")?;
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let etcd: Value =
+        serde_json::from_str(&client.get(format!("{url}/version")).send().await?.text().await?)?;
+    Ok(json!({
+        "at": Stamp::from(Linux::default().now()),
+        "build": if cfg!(debug_assertions) { "debug" } else { "release" },
+        "cpus": std::thread::available_parallelism()?.get(),
+        "podman": podman["Version"],
+        "rabbitmq": broker["rabbitmq_version"],
+        "etcd": etcd["etcdserver"],
+    }))
+}
+
+fn write(report: &Value) -> anyhow::Result<String> {
+    let directory = Path::new("bench-results");
+    std::fs::create_dir_all(directory)?;
+    let at = Stamp::from(Linux::default().now()).to_string().replace(':', "-");
+    let file = directory.join(format!("{at}.json"));
+    std::fs::write(&file, serde_json::to_vec_pretty(report)?)?;
+    Ok(file.display().to_string())
+}
