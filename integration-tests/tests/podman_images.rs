@@ -20,6 +20,7 @@ async fn odd_image(bench: &Bench, name: Option<&str>) -> String {
     let line = "mkdir -p /srv/deep /data; echo 'svc:x:7:7::/srv:/bin/sh' >> /etc/passwd; \
                 printf '#!/bin/sh\\necho entry; exec \"$@\"\\n' > /entry; chmod 755 /entry";
     let (ran, _) = bench.step(&base, &shell(0, line)).await;
+    #[expect(clippy::panic, reason = "a test may panic")]
     let Workspace::Container { id, .. } = &ran.left else { panic!("{:?}", ran.left) };
     let changes = [
         "ENV GREETING=hello",

@@ -22,7 +22,7 @@ async fn stopped(bench: &Bench, step: &StepSpec, level: StopLevel) -> (Ran, Arc<
     (ran.unwrap(), kept)
 }
 
-const LONG: StopLevel = StopLevel::Stop { grace: Duration::from_mins(10) };
+const LONG: StopLevel = StopLevel::Stop { grace: Duration::from_secs(600) };
 
 #[tokio::test]
 async fn the_command_gets_sigterm_though_it_is_not_the_first_process() {

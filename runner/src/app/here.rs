@@ -57,6 +57,7 @@ pub async fn run_here(
     let queue = std::sync::Arc::clone(&ports.queue);
     let worker = Worker::new(ports, options).await.map_err(|cause| Unavailable::because(&cause))?;
     let shutdown = Shutdown::default();
+    #[expect(clippy::disallowed_methods, reason = "the one task of this process, joined in `end`")]
     let worker = tokio::spawn(worker.run(shutdown.clone()));
     let body = json!({ "run-id": run, "pipeline": pipeline, "vars": vars, "logger": logger });
     let message = Message {

@@ -57,6 +57,7 @@ pub(super) struct Failure {
 }
 
 impl Failure {
+    #[expect(clippy::needless_pass_by_value, reason = "sentences and errors are made at the call")]
     pub(super) fn new(exit: Exit, message: impl ToString) -> Self {
         Self { exit, message: Some(message.to_string()) }
     }

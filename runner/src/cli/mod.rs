@@ -58,7 +58,7 @@ pub async fn main(typed: impl IntoIterator<Item = OsString>, environment: Enviro
     };
     let style = Style::new(typed.global.output, typed.global.color, &environment);
     let context = Context { style, environment, flags: flags(&typed.global) };
-    match obey(&context, typed.command).await {
+    match Box::pin(obey(&context, typed.command)).await {
         Ok(exit) => exit,
         Err(Failure { exit, message }) => {
             if let Some(message) = message {
@@ -117,7 +117,7 @@ async fn obey(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Plan(typed) => files::plan(context, &typed.file),
         Command::Schema(typed) => about::schema(typed.what),
         Command::Settings => about::settings(context),
-        Command::Doctor => doctor::doctor(context).await,
+        Command::Doctor => Box::pin(doctor::doctor(context)).await,
         Command::Version => about::version(context),
         Command::Completions(typed) => about::completions(typed.shell),
     }

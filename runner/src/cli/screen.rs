@@ -97,6 +97,10 @@ impl Screen {
         self.redrawn("", now)
     }
 
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "three reasons change a state; the rest is told"
+    )]
     fn state(&mut self, event: &protocol::event::Event, now: i64, above: &mut String) {
         let step = event.step.as_ref();
         match &event.reason {

@@ -98,7 +98,7 @@ async fn end_orphan(
         Ok(Some((claim, record, modified))) => {
             let why = StopWhy::User { reason: reason.clone() };
             let claimed = launch::Mine { claim, record, modified, logger_url: None };
-            launch.end_stopped(held, claimed, why);
+            launch.end_stopped(held, claimed, &why);
             Ok(())
         }
         // It has an owner now, who sees the stop.

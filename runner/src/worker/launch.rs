@@ -74,10 +74,10 @@ impl Launch {
     }
 
     /// Ends a run that nobody owned as stopped.
-    pub(super) fn end_stopped(self, held: &Held, mine: Mine, why: StopWhy) {
+    pub(super) fn end_stopped(self, held: &Held, mine: Mine, why: &StopWhy) {
         let now = self.shared.ports.host.now();
         let mut drive = self.into_drive(held, mine, None);
-        let first = drive.run.stop_now(now, &why);
+        let first = drive.run.stop_now(now, why);
         spawn(drive, first);
     }
 

@@ -103,7 +103,8 @@ impl BareWorker {
         let jobs = raw::channel(&cluster.amqp(new_node())).await;
         jobs.basic_qos(slots, BasicQosOptions::default()).await?;
         let (tag, options) = (ShortString::default(), BasicConsumeOptions::default());
-        let consumer = jobs.basic_consume(QUEUE.into(), tag, options, FieldTable::default()).await?;
+        let consumer =
+            jobs.basic_consume(QUEUE.into(), tag, options, FieldTable::default()).await?;
         let hands = Arc::new(Hands { etcd, lease, stream });
         Ok(Self(tokio::spawn(work(hands, jobs, consumer, slots, only_claim))))
     }
@@ -140,7 +141,11 @@ async fn work(
         delivery.ack(BasicAckOptions::default()).await?;
         let hands = Arc::clone(&hands);
         runs.spawn(async move {
-            if only_claim { hands.let_go(&run).await? } else { hands.drive(&run).await? }
+            if only_claim {
+                hands.let_go(&run).await?
+            } else {
+                hands.drive(&run).await?
+            }
             drop(slot);
             anyhow::Ok(())
         });

@@ -95,8 +95,7 @@ impl Rest {
     /// Looks at a container until it has ended; its exit code.
     pub(crate) async fn ended(&mut self, id: &str) -> anyhow::Result<i64> {
         loop {
-            let looked =
-                self.call(Method::GET, &format!("/containers/{id}/json"), None).await?;
+            let looked = self.call(Method::GET, &format!("/containers/{id}/json"), None).await?;
             let state = &looked["State"];
             match state["Status"].as_str() {
                 Some("exited" | "stopped") => {

@@ -142,7 +142,9 @@ mod tests {
         let read = decode(message.kind.as_deref(), message.id.as_deref(), &message.body);
         match read.unwrap() {
             Command::Start(start) => *start,
-            other => panic!("{other:?} is no start"),
+            other @ (Command::Stop(_) | Command::Pause(_) | Command::Unpause(_)) => {
+                panic!("{other:?} is no start")
+            }
         }
     }
 

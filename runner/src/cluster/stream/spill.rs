@@ -180,8 +180,8 @@ mod tests {
     use super::*;
 
     fn waiting(ticket: u64, size: usize) -> Waiting {
-        let run = (ticket % 2 == 0).then(|| "r-a".parse().unwrap());
-        let epoch = (ticket % 3 == 0).then_some(Epoch(7));
+        let run = ticket.is_multiple_of(2).then(|| "r-a".parse().unwrap());
+        let epoch = ticket.is_multiple_of(3).then_some(Epoch(7));
         let byte = u8::try_from(ticket % 251).unwrap();
         Waiting::new(ticket, run, epoch, Bytes::from(vec![byte; size]))
     }

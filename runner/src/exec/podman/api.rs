@@ -12,7 +12,7 @@ use super::image::Inspected;
 use super::path;
 
 /// How long the slowest things may take: writing an image of many gigabytes.
-const LONG: Duration = Duration::from_hours(1);
+const LONG: Duration = Duration::from_secs(3600);
 
 /// Where a container stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +125,7 @@ impl Link {
     pub(super) async fn start(&mut self, id: &str) -> Result<(), Fault> {
         let ask = Ask {
             again: Again::Unsent,
-            within: Duration::from_mins(2),
+            within: Duration::from_secs(120),
             ..Ask::post(format!("/containers/{id}/start"))
         };
         self.call(ask).await?.good().map(drop)

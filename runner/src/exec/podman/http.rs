@@ -165,7 +165,7 @@ impl Ask {
             path: path.into(),
             json: None,
             again: Again::Yes,
-            within: Duration::from_mins(1),
+            within: Duration::from_secs(60),
             patience: Duration::from_secs(5),
         }
     }
@@ -377,7 +377,7 @@ impl Http {
                 Err(fault) => Err(fault),
             }
         };
-        let within = Duration::from_mins(2);
+        let within = Duration::from_secs(120);
         timeout(within, opening).await.unwrap_or(Err(Fault::Late(within)))
     }
 }
@@ -534,7 +534,7 @@ mod tests {
     #[tokio::test]
     async fn an_engine_that_never_answered_is_not_waited_for() {
         let http = Http::new("unix:///nowhere/engine.sock").unwrap();
-        let ask = Ask { patience: Duration::from_hours(1), ..Ask::get("/_ping") };
+        let ask = Ask { patience: Duration::from_secs(3600), ..Ask::get("/_ping") };
         let fault = http.call(ask).await.unwrap_err();
         let error = fault.at("ping", &http);
         assert!(matches!(error, ExecError::Unreachable { .. }), "{error}");

@@ -182,6 +182,7 @@ impl Podman {
         }
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all others are refusals and answers")]
     fn client_failed(&self, doing: &str, cause: &podman_api::Error) -> ExecError {
         match cause {
             podman_api::Error::Fault { message, .. } if http::no_space(message) => {
@@ -190,14 +191,11 @@ impl Podman {
             podman_api::Error::Error(cause) => {
                 ExecError::Unreachable { at: self.http.address.clone(), cause: innermost(cause) }
             }
-            #[expect(
-                clippy::wildcard_enum_match_arm,
-                reason = "all others are refusals and answers"
-            )]
             other => ExecError::Engine { doing: doing.to_owned(), cause: other.to_string() },
         }
     }
 
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all others say themselves what they are")]
     async fn base(&self, run: &RunScope, name: &str) -> Result<Option<Workspace>, ExecError> {
         let mut link = self.http.link();
         let looked = link.image(name).await;

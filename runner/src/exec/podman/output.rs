@@ -29,7 +29,7 @@ const READ_BYTES: usize = 32 * 1024;
 /// been restarted.
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
 /// How long an engine that went away while a step ran is waited for.
-pub(super) const PATIENCE: Duration = Duration::from_mins(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 const SLOWEST_POLL: Duration = Duration::from_millis(500);
 /// The engine's copy is read again after so many times as long as the last reading took.
 const READ_SHARE: u32 = 10;
@@ -189,7 +189,7 @@ impl Follower<'_> {
         let mut body = answer.into_body();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|cause| Fault::Broken(cause.to_string()))?;
-            let Some(mut bytes) = frame.data_ref().map(Bytes::clone) else { continue };
+            let Some(mut bytes) = frame.data_ref().cloned() else { continue };
             while !bytes.is_empty() {
                 let piece = demux.split(&mut bytes);
                 let piece = piece.map_err(|cause| Fault::Garbled(cause.to_string()))?;

@@ -25,7 +25,7 @@ const AT_A_TIME: usize = 2;
 /// How many containers of one run are removed at a time where it ends.
 const AT_THE_END: usize = 4;
 /// How long a run's things may resist.
-const WITHIN: Duration = Duration::from_mins(1);
+const WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 struct Due {
@@ -75,7 +75,7 @@ async fn work(queue: &Mutex<Queue>, http: &Arc<Http>) {
                 return;
             };
             if due.at <= Instant::now() {
-                queue.due.pop_front().ok_or(Instant::now())
+                queue.due.pop_front().ok_or_else(Instant::now)
             } else {
                 Err(due.at)
             }

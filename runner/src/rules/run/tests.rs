@@ -1,3 +1,5 @@
+#![allow(clippy::wildcard_enum_match_arm, reason = "a test looks for single orders")]
+
 use proptest::prelude::*;
 
 use super::*;
