@@ -3,6 +3,8 @@
 //! `just bench` starts services of its own for it. `docs/benchmarks.md` says what is measured, and
 //! how to read it.
 
+#![allow(clippy::disallowed_methods, reason = "a bench has no task table")]
+
 mod bare;
 mod claims;
 mod cluster;
