@@ -25,6 +25,7 @@ use protocol::names;
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::task::TaskTracker;
 
 use crate::cluster::{Cluster, new_node};
 
@@ -103,9 +104,10 @@ impl BareWorker {
         let jobs = raw::channel(&cluster.amqp(new_node())).await;
         jobs.basic_qos(slots, BasicQosOptions::default()).await?;
         let (tag, options) = (ShortString::default(), BasicConsumeOptions::default());
-        let consumer = jobs.basic_consume(QUEUE.into(), tag, options, FieldTable::default()).await?;
+        let consumer =
+            jobs.basic_consume(QUEUE.into(), tag, options, FieldTable::default()).await?;
         let hands = Arc::new(Hands { etcd, lease, stream });
-        Ok(Self(tokio::spawn(work(hands, jobs, consumer, slots, only_claim))))
+        Ok(Self(TaskTracker::new().spawn(work(hands, jobs, consumer, slots, only_claim))))
     }
 
     /// Ends it; what went wrong with it, where something did.
@@ -140,7 +142,11 @@ async fn work(
         delivery.ack(BasicAckOptions::default()).await?;
         let hands = Arc::clone(&hands);
         runs.spawn(async move {
-            if only_claim { hands.let_go(&run).await? } else { hands.drive(&run).await? }
+            if only_claim {
+                hands.let_go(&run).await?
+            } else {
+                hands.drive(&run).await?
+            }
             drop(slot);
             anyhow::Ok(())
         });

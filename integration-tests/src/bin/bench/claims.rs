@@ -72,9 +72,14 @@ pub(crate) async fn measure(
             goal: Some(Goal::AtLeast(0.5)),
         },
     );
-    report.plain(PART, "calls of etcd for a no-op run (the floor makes 7)", "", median(&round_trips));
+    report.plain(
+        PART,
+        "calls of etcd for a no-op run (the floor makes 7)",
+        "",
+        median(&round_trips),
+    );
     report.detail("claims", json!({ "worker": ours, "bare": floors, "etcd-calls": round_trips }));
-    latencies(services, size.latencies, report).await
+    Box::pin(latencies(services, size.latencies, report)).await
 }
 
 async fn bare_rate(services: &Services, runs: usize) -> anyhow::Result<f64> {
@@ -163,7 +168,9 @@ async fn etcd_calls(services: &Services) -> anyhow::Result<f64> {
         calls += text
             .lines()
             .filter(|line| line.starts_with("grpc_server_handled_total{grpc_code=\"OK\""))
-            .filter(|line| ["Txn", "Put", "Range"].iter().any(|call| line.contains(&format!("\"{call}\""))))
+            .filter(|line| {
+                ["Txn", "Put", "Range"].iter().any(|call| line.contains(&format!("\"{call}\"")))
+            })
             .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
             .sum::<f64>();
     }
@@ -180,7 +187,8 @@ async fn latencies(services: &Services, count: usize, report: &mut Report) -> an
     ];
     bare::declare(&bare::confirming(&theirs).await?).await?;
     let floor = BareWorker::start(&theirs, SLOTS, true).await?;
-    let (mut worker, mut bare) = (Watched::new(&ours, Who::Worker).await?, Watched::new(&theirs, Who::Bare).await?);
+    let (mut worker, mut bare) =
+        (Watched::new(&ours, Who::Worker).await?, Watched::new(&theirs, Who::Bare).await?);
     let (mut of_worker, mut of_bare) = (Vec::new(), Vec::new());
     for number in 0..count {
         of_bare.push(millis(bare.claim(&theirs, number).await?));

@@ -111,7 +111,10 @@ async fn floor(cluster: &Cluster, rest: &mut Rest, size: Size) -> anyhow::Result
         }
         // What has come already goes with it, as far as it fits.
         let more = frame.is_some() && !attached.buffer().is_empty();
-        if !message.is_empty() && (!more || message.len() + frame.as_ref().map_or(0, bytes::Bytes::len) > MESSAGE_BYTES) {
+        if !message.is_empty()
+            && (!more
+                || message.len() + frame.as_ref().map_or(0, bytes::Bytes::len) > MESSAGE_BYTES)
+        {
             owed.push_back(bare::publish(&channel, "", bare::STREAM, "", &message).await?);
             message.clear();
         }

@@ -209,7 +209,8 @@ impl Server {
 
     /// Its resident memory in megabytes.
     fn resident(&self) -> anyhow::Result<f64> {
-        let status = std::fs::read_to_string(Path::new("/proc").join(self.pid.to_string()).join("status"))?;
+        let status =
+            std::fs::read_to_string(Path::new("/proc").join(self.pid.to_string()).join("status"))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kibibytes: usize = line
             .and_then(|line| line.trim().strip_suffix(" kB"))

@@ -92,11 +92,7 @@ pub(crate) async fn measure(
                 "200 steps: a step of a run",
                 "ms",
                 worker,
-                Floor {
-                    what: "of 10 steps".into(),
-                    value: of_ten,
-                    goal: Some(Goal::AtMost(1.5)),
-                },
+                Floor { what: "of 10 steps".into(), value: of_ten, goal: Some(Goal::AtMost(1.5)) },
             );
         }
     }
@@ -118,9 +114,10 @@ fn tell(steps: usize, times: &Times, report: &mut Report) {
         bare(None),
     );
     report.beside(PART, name("a step of the executor alone"), "ms", executor, bare(None));
-    for (what, peer) in
-        [("podman run + podman commit", &times.run_and_commit), ("podman build --layers", &times.build)]
-    {
+    for (what, peer) in [
+        ("podman run + podman commit", &times.run_and_commit),
+        ("podman build --layers", &times.build),
+    ] {
         if !peer.is_empty() {
             let goal = Some(Goal::AtMost(1.0)).filter(|_| steps >= 10);
             let floor = Floor { what: what.into(), value: median(peer), goal };
@@ -140,7 +137,8 @@ impl Bench {
     /// All of one length in turn, so that a busy machine is busy for all.
     async fn chain(&self, chain: Chain, peers: Option<&Peers>) -> anyhow::Result<Times> {
         let mut times = Times::default();
-        let a_step = |time: Duration| millis(time) / f64::from(u32::try_from(chain.steps).unwrap_or(1));
+        let a_step =
+            |time: Duration| millis(time) / f64::from(u32::try_from(chain.steps).unwrap_or(1));
         for round in 0..chain.rounds {
             times.floor.push(a_step(self.floor(chain.steps).await?));
             let name = format!("{}-{round}", chain.steps);
