@@ -37,8 +37,10 @@ podman_configure() {
   echo '{ "default": [ { "type": "insecureAcceptAnything" } ] }' \
     >"$INSTANCE/home/.config/containers/policy.json"
   printf 'unqualified-search-registries = []\n' >"$to/registries.conf"
-  printf '[storage]\ndriver = "%s"\ngraphroot = "%s/graph"\nrunroot = "%s/run"\n' \
-    "$driver" "$store" "$store" >"$INSTANCE/home/.config/containers/storage.conf"
+  # Where the path of the second is longer than 50 characters, podman's own tidying up after a
+  # container fails: the container stays "stopped", and `podman run` waits for 20 s.
+  printf '[storage]\ndriver = "%s"\ngraphroot = "%s/graph"\nrunroot = "%s"\n' \
+    "$driver" "$store" "$INSTANCE/run/store" >"$INSTANCE/home/.config/containers/storage.conf"
   [ -e "$to/containers.conf" ] || podman_containers_conf "$(podman_cgroups)" >"$to/containers.conf"
 }
 

@@ -25,6 +25,7 @@ use protocol::names;
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::task::TaskTracker;
 
 use crate::cluster::{Cluster, new_node};
 
@@ -106,7 +107,7 @@ impl BareWorker {
         let consumer =
             jobs.basic_consume(QUEUE.into(), tag, options, FieldTable::default()).await?;
         let hands = Arc::new(Hands { etcd, lease, stream });
-        Ok(Self(tokio::spawn(work(hands, jobs, consumer, slots, only_claim))))
+        Ok(Self(TaskTracker::new().spawn(work(hands, jobs, consumer, slots, only_claim))))
     }
 
     /// Ends it; what went wrong with it, where something did.

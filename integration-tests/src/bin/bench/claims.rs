@@ -79,7 +79,7 @@ pub(crate) async fn measure(
         median(&round_trips),
     );
     report.detail("claims", json!({ "worker": ours, "bare": floors, "etcd-calls": round_trips }));
-    latencies(services, size.latencies, report).await
+    Box::pin(latencies(services, size.latencies, report)).await
 }
 
 async fn bare_rate(services: &Services, runs: usize) -> anyhow::Result<f64> {

@@ -15,6 +15,7 @@ use runner::worker::{Options, Shutdown, Worker};
 use runner::{host, transfer};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
 
 /// How long anything may take before the bench gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
@@ -74,7 +75,7 @@ impl Cluster {
         let store = Arc::clone(&ports.store);
         let worker = Worker::new(ports, options(node.clone(), slots)).await?;
         let shutdown = Shutdown::default();
-        let task = tokio::spawn(worker.run(shutdown.clone()));
+        let task = TaskTracker::new().spawn(worker.run(shutdown.clone()));
         let key = names::node_key(&node);
         let seen = async {
             while store.get(&key).await?.is_none() {

@@ -16,6 +16,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
+use tokio_util::task::TaskTracker;
 
 const PREFIX: &str = "/v4.0.0/libpod";
 
@@ -33,7 +34,7 @@ impl Rest {
         let socket = url.strip_prefix("unix://").context("the bench needs the engine's socket")?;
         let stream = UnixStream::connect(socket).await.with_context(|| socket.to_owned())?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
+        drop(TaskTracker::new().spawn(connection));
         Ok(Self { socket: socket.into(), sender })
     }
 
