@@ -48,7 +48,7 @@ pub(super) struct Global {
     /// How data is shown
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
     pub(super) output: Output,
-    /// When colours are used; NO_COLOR switches them off too
+    /// When colours are used; `NO_COLOR` switches them off too
     #[arg(long, global = true, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
     pub(super) color: Color,
 }

@@ -7,7 +7,7 @@ use crate::app::doctor::{Level, examine};
 
 pub(super) async fn doctor(context: &Context) -> Result<Exit, Failure> {
     let config = context.config(Talk::Little)?;
-    let checks = examine(&config).await;
+    let checks = Box::pin(examine(&config)).await;
     if context.style.json {
         output::document(&checks)?;
     } else {

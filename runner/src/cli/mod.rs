@@ -117,7 +117,7 @@ async fn obey(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Plan(typed) => files::plan(context, &typed.file),
         Command::Schema(typed) => about::schema(typed.what),
         Command::Settings => about::settings(context),
-        Command::Doctor => doctor::doctor(context).await,
+        Command::Doctor => Box::pin(doctor::doctor(context)).await,
         Command::Version => about::version(context),
         Command::Completions(typed) => about::completions(typed.shell),
     }
@@ -145,7 +145,7 @@ enum Talk {
 impl Context {
     fn loaded(&self) -> Result<config::Loaded, Failure> {
         let sources = Sources::usual(self.flags.clone(), self.environment.clone());
-        config::load(&sources).map_err(|faults| Failure::new(Exit::Settings, faults))
+        config::load(&sources).map_err(|faults| Failure::new(Exit::Settings, faults.to_string()))
     }
 
     /// The settings; the log begins by them.

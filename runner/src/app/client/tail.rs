@@ -201,7 +201,7 @@ impl LogTail {
     async fn look_again(&mut self) -> Result<(), Error> {
         if self.until == Until::Ending {
             let store = self.client.services.store().await?;
-            self.record = find_run(store.as_ref(), &self.run).await?.or(self.record.take());
+            self.record = find_run(store.as_ref(), &self.run).await?.or_else(|| self.record.take());
             if self.record.as_ref().is_some_and(KnownRun::is_told) {
                 let events = self.client.services.events().await?;
                 self.until = Until::Offset(events.end().await?);

@@ -60,7 +60,7 @@ impl Check {
 pub async fn examine(config: &Config) -> Vec<Check> {
     let cluster = async {
         match config.mode {
-            Mode::Cluster => services::examine(config).await,
+            Mode::Cluster => Box::pin(services::examine(config)).await,
             Mode::Embedded => Vec::new(),
         }
     };
