@@ -43,7 +43,7 @@ async fn apply_pipelines(context: &Context, files: &[String]) -> Result<Exit, Fa
     }
     let client = context.client()?;
     for pipeline in &pipelines {
-        let id = pipeline.id().map_err(|bad| Failure::new(Exit::Invalid, bad))?;
+        let id = pipeline.id().map_err(|bad| Failure::new(Exit::Invalid, bad.to_string()))?;
         let what = client.apply_pipeline(&id, pipeline).await?;
         applied(context, "pipeline", &id.to_string(), what)?;
     }

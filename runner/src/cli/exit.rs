@@ -57,9 +57,8 @@ pub(super) struct Failure {
 }
 
 impl Failure {
-    #[expect(clippy::needless_pass_by_value, reason = "sentences and errors are made at the call")]
-    pub(super) fn new(exit: Exit, message: impl ToString) -> Self {
-        Self { exit, message: Some(message.to_string()) }
+    pub(super) fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: Some(message.into()) }
     }
 
     /// All was said.
@@ -70,7 +69,7 @@ impl Failure {
 
 impl From<crate::app::Unavailable> for Failure {
     fn from(error: crate::app::Unavailable) -> Self {
-        Self::new(Exit::Unavailable, error)
+        Self::new(Exit::Unavailable, error.to_string())
     }
 }
 
@@ -82,6 +81,6 @@ impl From<crate::app::client::Error> for Failure {
             Trouble::Input => Exit::Invalid,
             Trouble::State => Exit::Failed,
         };
-        Self::new(exit, error)
+        Self::new(exit, error.to_string())
     }
 }

@@ -145,7 +145,7 @@ enum Talk {
 impl Context {
     fn loaded(&self) -> Result<config::Loaded, Failure> {
         let sources = Sources::usual(self.flags.clone(), self.environment.clone());
-        config::load(&sources).map_err(|faults| Failure::new(Exit::Settings, faults))
+        config::load(&sources).map_err(|faults| Failure::new(Exit::Settings, faults.to_string()))
     }
 
     /// The settings; the log begins by them.

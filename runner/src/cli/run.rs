@@ -41,7 +41,7 @@ pub(super) async fn run(context: &Context, typed: Run) -> Result<Exit, Failure> 
                 let Some(message) = message else {
                     return Err(Failure::new(Exit::Failed, format!("the events of run {run} broke off")));
                 };
-                let message = message.map_err(|cause| Failure::new(Exit::Failed, cause))?;
+                let message = message.map_err(|cause| Failure::new(Exit::Failed, cause.to_string()))?;
                 if let Some(item) = message.event().and_then(|event| reader.on(event)) {
                     view.show(&item);
                 }

@@ -28,6 +28,7 @@ enum State {
     Running { since: i64 },
     Passed { took: i64 },
     Failed { took: i64 },
+    Stopped { took: i64 },
 }
 
 #[derive(Debug)]
@@ -103,29 +104,31 @@ impl Screen {
     )]
     fn state(&mut self, event: &protocol::event::Event, now: i64, above: &mut String) {
         let step = event.step.as_ref();
-        match &event.reason {
-            Reason::StepStarted { .. } => self.set(step, State::Running { since: now }),
-            Reason::StepCompleted { exit_code, duration_ms, .. } => {
-                self.flush(above);
-                let took = i64::try_from(*duration_ms).unwrap_or(i64::MAX);
-                let passed = *exit_code == Some(0);
-                let state = if passed { State::Passed { took } } else { State::Failed { took } };
-                self.set(step, state);
-            }
-            Reason::PipelineStopping => self.stopping = true,
-            reason => {
-                if let Some(ending) = Ending::of(reason) {
-                    self.flush(above);
-                    self.ending = Some((ending, now));
-                    if ending.status == Status::Passed {
-                        return;
-                    }
-                }
-                // What is told on the terminal is what the steps below do not show.
-                if let Some((line, ink)) = told(event) {
-                    above.push_str(&format!("{}\n", ink.paint(&one_line(&line), self.colour)));
-                }
-            }
+        self.stopping |= event.reason == Reason::PipelineStopping;
+        if let Reason::StepStarted { .. } = &event.reason {
+            self.set(step, State::Running { since: now });
+            return;
+        }
+        if let Reason::StepCompleted { exit_code, duration_ms, .. } = &event.reason {
+            self.flush(above);
+            let took = i64::try_from(*duration_ms).unwrap_or(i64::MAX);
+            let state = match exit_code {
+                Some(0) => State::Passed { took },
+                Some(_) | None if self.stopping => State::Stopped { took },
+                Some(_) | None => State::Failed { took },
+            };
+            self.set(step, state);
+            return;
+        }
+        if let Some(ending) = Ending::of(&event.reason) {
+            self.flush(above);
+            self.ending = Some((ending, now));
+        }
+        // What is told here is what the steps below do not show.
+        let is_shown =
+            matches!(event.reason, Reason::PipelineStopping | Reason::PipelineSuccessful);
+        if let Some((line, ink)) = told(event, self.stopping).filter(|_| !is_shown) {
+            above.push_str(&format!("{}\n", ink.paint(&one_line(&line), self.colour)));
         }
     }
 
@@ -235,6 +238,7 @@ impl Screen {
             State::Running { since } => ("\u{25b8}", Ink::Cyan, span(now - since)),
             State::Passed { took } => ("\u{2713}", Ink::Green, span(took)),
             State::Failed { took } => ("\u{2717}", Ink::Red, span(took)),
+            State::Stopped { took } => ("\u{2717}", Ink::Yellow, span(took)),
         };
         let longest = self.steps.iter().map(|step| step.name.as_str().len()).max();
         let names = longest.unwrap_or_default().min(24);

@@ -34,11 +34,13 @@ pub(super) struct Plain {
     colour_err: bool,
     /// Standard error stands within a line.
     within_line: bool,
+    /// Somebody has asked the run to stop.
+    stopping: bool,
 }
 
 impl Plain {
     pub(super) fn new(step_errors: StepErrors, only: Option<StepName>, colour_err: bool) -> Self {
-        Self { step_errors, only, colour_err, within_line: false }
+        Self { step_errors, only, colour_err, within_line: false, stopping: false }
     }
 
     pub(super) fn on(&mut self, item: &Item) -> Vec<Piece> {
@@ -77,7 +79,8 @@ impl Plain {
         if event.step.is_some() && !self.is_wanted(event.step.as_ref()) {
             return None;
         }
-        let (line, ink) = told(event)?;
+        self.stopping |= event.reason == Reason::PipelineStopping;
+        let (line, ink) = told(event, self.stopping)?;
         Some(self.say(&line, ink))
     }
 
@@ -93,8 +96,9 @@ impl Plain {
     }
 }
 
-/// What people are told of an event of a run; nothing where others say it better.
-pub(super) fn told(event: &Event) -> Option<(String, Ink)> {
+/// What people are told of an event of a run; nothing where others say it better. A step that ends
+/// while the run is stopping has not failed.
+pub(super) fn told(event: &Event, stopping: bool) -> Option<(String, Ink)> {
     let step = event.step.as_ref().map_or("", StepName::as_str);
     Some(match &event.reason {
         Reason::StartPipelineRun
@@ -115,6 +119,9 @@ pub(super) fn told(event: &Event) -> Option<(String, Ink)> {
             let time = span(i64::try_from(*duration_ms).unwrap_or(i64::MAX));
             match exit_code {
                 Some(0) => (format!("step {step} passed after {time}"), Ink::Green),
+                Some(_) | None if stopping => {
+                    (format!("step {step} was stopped after {time}"), Ink::Yellow)
+                }
                 Some(code) => {
                     (format!("step {step} failed after {time}: exit code {code}"), Ink::Red)
                 }
@@ -244,6 +251,16 @@ pub(super) mod tests {
              [bob] step test failed after 80ms: exit code 3\n\
              [bob] failed: run r-1: what happened\n"
         );
+    }
+
+    #[test]
+    fn a_step_that_is_stopped_has_not_failed() {
+        let mut plain = Plain::new(StepErrors::Apart, None, false);
+        let run =
+            items(vec![at(1, None, Reason::PipelineStopping), completed(1_500, "build", 143, 900)]);
+        let told: Vec<Piece> = run.iter().flat_map(|item| plain.on(item)).collect();
+        let last = Piece::Err(b"[bob] step build was stopped after 900ms\n".to_vec());
+        assert_eq!(told.last(), Some(&last));
     }
 
     #[test]

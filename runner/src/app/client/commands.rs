@@ -140,12 +140,8 @@ mod tests {
     fn decoded(start: &StartRequest) -> protocol::command::Start {
         let message = start.message().unwrap();
         let read = decode(message.kind.as_deref(), message.id.as_deref(), &message.body);
-        match read.unwrap() {
-            Command::Start(start) => *start,
-            other @ (Command::Stop(_) | Command::Pause(_) | Command::Unpause(_)) => {
-                panic!("{other:?} is no start")
-            }
-        }
+        let Command::Start(start) = read.unwrap() else { panic!("this is no start") };
+        *start
     }
 
     #[test]

@@ -1,0 +1,357 @@
+//! The program as it is typed, without any service.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A place of its own, with an environment that holds nothing but the path.
+struct Place {
+    dir: TempDir,
+}
+
+struct Said {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn file(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn command(&self, typed: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bob-runner"));
+        command
+            .args(typed)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", self.dir.path())
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn say(&self, typed: &[&str]) -> Said {
+        said(&self.command(typed).output().unwrap())
+    }
+
+    fn say_with(&self, typed: &[&str], variables: &[(&str, &str)]) -> Said {
+        said(&self.command(typed).envs(variables.iter().copied()).output().unwrap())
+    }
+
+    fn say_to(&self, typed: &[&str], input: &str) -> Said {
+        let mut child = self
+            .command(typed)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        said(&child.wait_with_output().unwrap())
+    }
+}
+
+fn said(output: &Output) -> Said {
+    Said {
+        code: output.status.code().unwrap(),
+        out: String::from_utf8(output.stdout.clone()).unwrap(),
+        err: String::from_utf8(output.stderr.clone()).unwrap(),
+    }
+}
+
+const GOOD: &str = "group: dev\nname: hello\nimage: docker.io/library/busybox\nsteps:\n  - cmd: echo hi\n  - name: last\n    cmd: [\"true\"]\n";
+
+const BAD: &str = "group: dev\nnam: hello\nimage: docker.io/library/busybox\nsteps:\n  - cmd: 7\n  - vars: {a: 1}\n";
+
+/// Nothing listens there.
+const NOWHERE: [(&str, &str); 5] = [
+    ("BOB_QUEUE_URL", "amqp://127.0.0.1:1"),
+    ("BOB_STORAGE_URLS", "http://127.0.0.1:1"),
+    ("CONTAINER_ENGINE_URL", "unix:///nonexistent/podman.sock"),
+    ("BOB_CONNECTION_RETRY_ATTEMPTS", "1"),
+    ("BOB_CONNECTION_RETRY_DELAY", "0"),
+];
+
+#[test]
+fn the_help_teaches_with_examples_and_is_no_error() {
+    let place = Place::new();
+    let help = place.say(&["--help"]);
+    assert_eq!(help.code, 0);
+    assert!(help.out.contains("Examples:") && help.out.contains("bob-runner run hello.yaml"));
+    assert!(help.err.is_empty(), "{}", help.err);
+    for command in ["run", "serve", "submit", "logs", "events", "ps", "validate", "completions"] {
+        let help = place.say(&[command, "--help"]);
+        assert_eq!(help.code, 0, "{command}");
+        assert!(help.out.contains("Example"), "{command} has no example:\n{}", help.out);
+    }
+}
+
+#[test]
+fn wrong_usage_is_2_and_names_what_was_meant() {
+    let place = Place::new();
+    for (typed, hint) in [
+        (vec![], "Usage"),
+        (vec!["rnu"], "run"),
+        (vec!["run"], "<FILE>"),
+        (vec!["run", "x.yaml", "--var", "novalue"], "NAME=VALUE"),
+        (vec!["stop", "x-1"], "r-"),
+        (vec!["pause", "hello"], "GROUP/NAME"),
+        (vec!["ps", "--status", "done"], "passed"),
+        (vec!["schema", "pipelines"], "pipeline"),
+        (vec!["logger", "apply", "--name", "x"], "--url"),
+        (vec!["events", "--new"], "--follow"),
+        (vec!["-o", "yaml", "version"], "json"),
+        (vec!["submit", "neither-file-nor-path"], "GROUP/NAME"),
+    ] {
+        let said = place.say(&typed);
+        assert_eq!(said.code, 2, "{typed:?}: {}", said.err);
+        assert!(said.err.contains(hint), "{typed:?} says nothing of {hint}:\n{}", said.err);
+        assert!(said.out.is_empty(), "{typed:?} wrote data: {}", said.out);
+    }
+}
+
+#[test]
+fn validate_tells_every_fault_of_every_file_with_its_line() {
+    let place = Place::new();
+    place.file("good.yaml", GOOD);
+    place.file("bad.yaml", BAD);
+    let good = place.say(&["validate", "good.yaml"]);
+    assert_eq!((good.code, good.err.as_str()), (0, ""), "{}", good.out);
+    assert_eq!(good.out, "good.yaml: valid: pipeline dev/hello, 2 steps\n");
+    let bad = place.say(&["validate", "bad.yaml", "good.yaml", "absent.yaml"]);
+    assert_eq!(bad.code, 65);
+    for place in ["bad.yaml:2:", "bad.yaml:5:", "bad.yaml:6:", "absent.yaml: ", "good.yaml: valid"]
+    {
+        assert!(bad.out.contains(place), "{place} is missing in\n{}", bad.out);
+    }
+    let json = place.say(&["validate", "-o", "json", "bad.yaml"]);
+    assert_eq!(json.code, 65);
+    let faults: Vec<Value> = serde_json::from_str(&json.out).unwrap();
+    assert!(faults.len() >= 3, "{}", json.out);
+    assert!(faults.iter().all(|fault| fault["file"] == "bad.yaml" && fault["line"].is_u64()));
+}
+
+#[test]
+fn a_file_may_come_through_standard_input() {
+    let place = Place::new();
+    let valid = place.say_to(&["validate", "-"], GOOD);
+    assert_eq!((valid.code, valid.out.contains("dev/hello")), (0, true), "{}", valid.out);
+    let bad = place.say_to(&["plan", "-"], BAD);
+    assert_eq!((bad.code, bad.out.as_str()), (65, ""));
+    assert!(bad.err.contains("standard input:2:"), "{}", bad.err);
+}
+
+#[test]
+fn plan_prints_the_model_with_every_default_and_reads_it_back() {
+    let place = Place::new();
+    place.file("good.yaml", GOOD);
+    let plan = place.say(&["plan", "good.yaml"]);
+    assert_eq!(plan.code, 0);
+    let model: Value = serde_json::from_str(&plan.out).unwrap();
+    assert_eq!(model["steps"][0]["name"], "0");
+    assert_eq!(model["steps"][1]["executor"], "podman");
+    place.file("again.json", &plan.out);
+    assert_eq!(place.say(&["plan", "again.json"]).out, plan.out);
+}
+
+#[test]
+fn what_later_versions_bring_is_refused_with_a_sentence() {
+    let place = Place::new();
+    let text = GOOD.replace("name: last", "name: last\n    executor: ssh");
+    place.file("later.yaml", &text);
+    for typed in [["validate", "later.yaml"], ["run", "later.yaml"], ["submit", "later.yaml"]] {
+        let said = place.say(&typed);
+        assert_eq!(said.code, 65, "{typed:?}: {}{}", said.out, said.err);
+        assert!(format!("{}{}", said.out, said.err).contains("not supported by this version"));
+    }
+}
+
+#[test]
+fn every_schema_is_printed_as_json() {
+    let place = Place::new();
+    for what in ["pipeline", "command", "event", "run", "asyncapi"] {
+        let said = place.say(&["schema", what]);
+        assert_eq!(said.code, 0);
+        let schema: Value = serde_json::from_str(&said.out).unwrap();
+        assert!(schema.is_object(), "{what}");
+    }
+}
+
+#[test]
+fn wrong_settings_are_78_with_every_fault_and_no_password() {
+    let place = Place::new();
+    place.file("bob-runner.toml", "[queue]\nurls = \"x\"\npassword = 5\n");
+    let variables =
+        [("BOB_MODE", "both"), ("BOB_QUEUE_URL", "http://u:hunter2@h"), ("BOB_DISK_LOW", "200")];
+    for typed in [["ps"].as_slice(), &["settings"], &["doctor"], &["serve"]] {
+        let said = place.say_with(typed, &variables);
+        assert_eq!(said.code, 78, "{typed:?}: {}", said.err);
+        for name in ["queue.urls", "BOB_MODE", "BOB_QUEUE_URL", "BOB_DISK_LOW"] {
+            assert!(said.err.contains(name), "{name} is missing in\n{}", said.err);
+        }
+        assert!(!said.err.contains("hunter2"), "{}", said.err);
+        assert!(said.out.is_empty(), "{}", said.out);
+    }
+}
+
+#[test]
+fn settings_say_what_holds_and_where_it_was_said() {
+    let place = Place::new();
+    let file = place.file("other.toml", "[worker]\nmax-parallel-runs = 9\n");
+    let typed =
+        ["settings", "-o", "json", "--config", file.to_str().unwrap(), "--set", "mode=embedded"];
+    let said = place.say_with(&typed, &[("BOB_QUEUE_PASSWORD", "hunter2")]);
+    assert_eq!(said.code, 0, "{}", said.err);
+    assert!(!said.out.contains("hunter2"));
+    let all: Vec<Value> = serde_json::from_str(&said.out).unwrap();
+    let of = |name: &str| all.iter().find(|one| one["name"] == name).unwrap().clone();
+    assert_eq!(of("worker.max-parallel-runs")["value"], "9");
+    assert!(of("worker.max-parallel-runs")["from"].as_str().unwrap().contains("other.toml"));
+    assert_eq!(of("mode")["from"], "--set mode");
+    assert_eq!(of("queue.password")["value"], "***");
+    assert_eq!(of("queue.url")["from"], Value::Null);
+    assert!(place.say(&["settings"]).out.contains("default"));
+}
+
+#[test]
+fn a_service_that_is_away_is_69_and_named_with_its_address() {
+    let place = Place::new();
+    place.file("good.yaml", GOOD);
+    for (typed, at) in [
+        (vec!["ps"], "127.0.0.1:1"),
+        (vec!["show", "r-1"], "127.0.0.1:1"),
+        (vec!["nodes"], "127.0.0.1:1"),
+        (vec!["submit", "good.yaml"], "127.0.0.1:1"),
+        (vec!["stop", "r-1"], "127.0.0.1:1"),
+        (vec!["pause", "dev/hello"], "127.0.0.1:1"),
+        (vec!["logs", "r-1"], "127.0.0.1:1"),
+        (vec!["events"], "127.0.0.1:1"),
+        (vec!["pipeline", "apply", "good.yaml"], "127.0.0.1:1"),
+        (vec!["logger", "list"], "127.0.0.1:1"),
+        (vec!["serve"], "127.0.0.1:1"),
+        (vec!["run", "good.yaml"], "/nonexistent/podman.sock"),
+        (vec!["validate", "--here", "good.yaml"], "/nonexistent/podman.sock"),
+    ] {
+        let said = place.say_with(&typed, &NOWHERE);
+        assert_eq!(said.code, 69, "{typed:?}: {}", said.err);
+        assert!(said.err.contains(at), "{typed:?} does not say where:\n{}", said.err);
+        assert!(said.out.is_empty(), "{typed:?} wrote data: {}", said.out);
+    }
+}
+
+#[test]
+fn doctor_says_what_is_down_and_what_to_do() {
+    let place = Place::new();
+    let said = place.say_with(&["doctor", "-o", "json"], &NOWHERE);
+    assert_eq!(said.code, 69, "{}", said.err);
+    let checks: Vec<Value> = serde_json::from_str(&said.out).unwrap();
+    for name in ["engine", "broker", "stream", "etcd"] {
+        let check = checks.iter().find(|check| check["name"] == name).unwrap();
+        assert_eq!(check["level"], "fail", "{check}");
+        assert!(check["advice"].is_string(), "{check}");
+    }
+    let text = place.say_with(&["doctor"], &NOWHERE);
+    assert!(text.out.contains("FAIL engine") && text.out.contains("to do: "), "{}", text.out);
+}
+
+#[test]
+fn embedded_mode_has_no_server_to_ask() {
+    let place = Place::new();
+    for typed in [["ps"].as_slice(), &["stop", "r-1"], &["submit", "dev/x"], &["logs", "r-1"]] {
+        let said = place.say_with(typed, &[("BOB_MODE", "embedded")]);
+        assert_eq!(said.code, 69, "{typed:?}");
+        assert!(said.err.contains("BOB_MODE=cluster"), "{}", said.err);
+    }
+}
+
+#[test]
+fn registrations_are_checked_before_anything_is_asked_for() {
+    let place = Place::new();
+    place.file("logs.yaml", "name: logs\nurl: ftp://nowhere\nextra: 1\n");
+    let said = place.say_with(&["logger", "apply", "logs.yaml"], &NOWHERE);
+    assert_eq!(said.code, 65);
+    assert!(said.err.contains("ftp://nowhere") && said.err.contains("extra"), "{}", said.err);
+}
+
+#[test]
+fn completions_are_made_for_three_shells() {
+    let place = Place::new();
+    for (shell, word) in [("bash", "complete -F"), ("zsh", "#compdef"), ("fish", "complete -c")] {
+        let said = place.say(&["completions", shell]);
+        assert_eq!(said.code, 0);
+        assert!(said.out.contains(word), "{shell}");
+        assert!(said.out.contains("validate"), "{shell}");
+    }
+    assert_eq!(place.say(&["completions", "csh"]).code, 2);
+}
+
+#[test]
+fn the_version_names_commit_and_protocol() {
+    let place = Place::new();
+    let text = place.say(&["version"]).out;
+    assert!(text.starts_with(&format!("bob-runner {}", env!("CARGO_PKG_VERSION"))), "{text}");
+    let json: Value = serde_json::from_str(&place.say(&["version", "-o", "json"]).out).unwrap();
+    assert_eq!(json["protocol"], 1);
+}
+
+#[test]
+fn there_are_no_colours_where_nobody_asked_for_them() {
+    let place = Place::new();
+    let bad = place.file("bad.yaml", BAD);
+    let bad = bad.to_str().unwrap();
+    let has_colour = |said: &Said| said.out.contains('\u{1b}');
+    let terminal = [("TERM", "xterm")];
+    assert!(!has_colour(&place.say_with(&["validate", bad], &terminal)));
+    assert!(has_colour(&place.say_with(&["validate", "--color", "always", bad], &terminal)));
+    assert!(!has_colour(&place.say_with(&["validate", "--color=never", bad], &terminal)));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let place = Place::new();
+    let mut child = place
+        .command(&["schema", "asyncapi"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let said = said(&child.wait_with_output().unwrap());
+    assert_eq!((said.code, said.err.as_str()), (0, ""));
+}
+
+#[test]
+fn hostile_files_are_refused_and_nothing_panics() {
+    let place = Place::new();
+    let deep = format!("{}{}", "[".repeat(5_000), "]".repeat(5_000));
+    let bomb = "a: &a [x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b]\nd: &d [*c, *c, *c, *c, *c, *c, *c, *c, *c]\ne: &e [*d, *d, *d, *d, *d, *d, *d, *d, *d]\nf: [*e, *e, *e, *e, *e, *e, *e, *e, *e]\n";
+    let huge = format!("group: {}\n", "x".repeat(2 * 1024 * 1024));
+    for (name, text) in [
+        ("deep.json", deep.as_str()),
+        ("bomb.yaml", bomb),
+        ("huge.yaml", &huge),
+        ("empty.yaml", ""),
+    ] {
+        place.file(name, text);
+        for command in ["validate", "plan", "run", "submit"] {
+            let said = place.say_with(&[command, name], &NOWHERE);
+            assert_eq!(said.code, 65, "{command} {name}: {}", said.err);
+            assert!(!said.err.contains("panicked"), "{}", said.err);
+        }
+    }
+    let directory = Path::new(".");
+    let said = place.say(&["plan", directory.to_str().unwrap()]);
+    assert_eq!(said.code, 65);
+}
