@@ -98,10 +98,6 @@ impl Screen {
         self.redrawn("", now)
     }
 
-    #[expect(
-        clippy::wildcard_enum_match_arm,
-        reason = "three reasons change a state; the rest is told"
-    )]
     fn state(&mut self, event: &protocol::event::Event, now: i64, above: &mut String) {
         let step = event.step.as_ref();
         self.stopping |= event.reason == Reason::PipelineStopping;
