@@ -21,10 +21,13 @@ podman_store() {
 }
 
 podman_configure() {
-  local to=$INSTANCE/conf/podman store driver=overlay
+  local to=$INSTANCE/conf/podman run=$INSTANCE/run/store store driver=overlay
   require_id_range
-  [ "$(podman_socket | wc -c)" -le 100 ] ||
-    die "$(podman_socket) is too long for a socket: set BOB_SERVICES_DIR to a shorter path"
+  # With a longer path of its run directory podman's own tidying up after a container fails: the
+  # container stays "stopped", and `podman run` waits for 20 s.
+  [ "${#run}" -le 50 ] ||
+    die "$run is longer than the 50 characters that podman can work with" \
+      'set BOB_SERVICES_DIR to a shorter path, or take a shorter --name'
   store=$(podman_store)
   [ "$(filesystem_of "$(dirname "$store")")" != overlayfs ] || driver=vfs
   mkdir -p "$to"
@@ -37,10 +40,8 @@ podman_configure() {
   echo '{ "default": [ { "type": "insecureAcceptAnything" } ] }' \
     >"$INSTANCE/home/.config/containers/policy.json"
   printf 'unqualified-search-registries = []\n' >"$to/registries.conf"
-  # Where the path of the second is longer than 50 characters, podman's own tidying up after a
-  # container fails: the container stays "stopped", and `podman run` waits for 20 s.
   printf '[storage]\ndriver = "%s"\ngraphroot = "%s/graph"\nrunroot = "%s"\n' \
-    "$driver" "$store" "$INSTANCE/run/store" >"$INSTANCE/home/.config/containers/storage.conf"
+    "$driver" "$store" "$run" >"$INSTANCE/home/.config/containers/storage.conf"
   [ -e "$to/containers.conf" ] || podman_containers_conf "$(podman_cgroups)" >"$to/containers.conf"
 }
 
@@ -147,5 +148,6 @@ podman_env() {
 podman_remove_store() {
   local store
   store=$(podman_store)
-  if is_root; then rm -rf "$store"; else unshare --map-root-user --map-auto rm -rf "$store"; fi
+  local -a remove=(rm -rf "$store" "$INSTANCE/run/store")
+  if is_root; then "${remove[@]}"; else unshare --map-root-user --map-auto "${remove[@]}"; fi
 }
