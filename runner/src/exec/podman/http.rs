@@ -452,7 +452,9 @@ impl Link {
                 Err(Tried::Sent(fault)) if ask.again == Again::Yes && Instant::now() < until => {
                     tracing::debug!(call = %ask.path, %fault, "asking the engine again");
                 }
-                Err(Tried::Sent(fault) | Tried::Unsent(fault)) => return Err(fault),
+                Err(Tried::Sent(fault) | Tried::Unsent(fault) | Tried::Away(fault)) => {
+                    return Err(fault);
+                }
                 Ok(reply) => return Ok(reply),
             }
         }
@@ -474,7 +476,7 @@ impl Link {
             Some(sender) => sender,
             None => {
                 // Not asked again by the caller: the patience is used up here.
-                let made = self.http.connect_within(patience).await.map_err(Tried::Sent)?;
+                let made = self.http.connect_within(patience).await.map_err(Tried::Away)?;
                 self.sender.insert(made)
             }
         };
@@ -498,6 +500,8 @@ impl Link {
 }
 
 enum Tried {
+    /// There is no connection, and the patience for one is used up.
+    Away(Fault),
     Unsent(Fault),
     Sent(Fault),
 }

@@ -260,14 +260,13 @@ impl Rig {
 
     /// Waits until a run has ended and nothing has to be looked after any more.
     pub async fn settled(&self, run: &RunId) -> RunRecord {
-        until("the run is let go", || async {
-            let open = self.ports.store.get(&names::open_key(run)).await.unwrap();
-            let owner = self.ports.store.get(&names::owner_key(run)).await.unwrap();
-            (open.is_none() && owner.is_none()).then_some(())
-        })
-        .await;
-        let record = self.record(run, |record| record.status.is_ended()).await;
-        assert_eq!(record.ending_event, None, "the ending is struck from the record");
+        let settled =
+            |record: &RunRecord| record.status.is_ended() && record.ending_event.is_none();
+        let record = self.record(run, settled).await;
+        for key in [names::open_key(run), names::owner_key(run), names::stop_key(run)] {
+            let left = self.ports.store.get(&key).await.unwrap();
+            assert!(left.is_none(), "{key} is gone with the write that strikes the ending");
+        }
         record
     }
 }
