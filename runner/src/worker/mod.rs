@@ -257,8 +257,12 @@ async fn drain(shared: &Arc<Shared>, shutdown: &Shutdown) {
 /// that were lost with the one before are ended.
 async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
     let mut ready = false;
+    let mut last = None;
     loop {
-        let held = match lease.wait_for(Option::is_some).await {
+        // The next one may be there before the loss of the last one was looked at.
+        let is_new =
+            |held: &Option<lease::Held>| held.as_ref().is_some_and(|held| Some(held.lease) != last);
+        let held = match lease.wait_for(is_new).await {
             Ok(held) => held.clone(),
             Err(_) => return,
         };
@@ -273,10 +277,7 @@ async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
             control::watch_stops(Arc::clone(&shared), held.clone()),
             reclaim(Arc::clone(&shared), held.clone()),
         );
-        // The lease is gone. A worker that ends has none to wait for.
-        if lease.wait_for(Option::is_none).await.is_err() {
-            return;
-        }
+        last = Some(held.lease);
     }
 }
 
