@@ -88,7 +88,28 @@ impl Podman {
     }
 
     /// A tar of what lies at a path of a step's container.
+    ///
+    /// While podman's own cleanup of an ended container unmounts it, the archive of a path that is
+    /// there comes back empty: then it is asked for again, for two seconds at most.
     pub(super) async fn pack(
+        &self,
+        run: &RunScope,
+        left: &Workspace,
+        wanted: &str,
+    ) -> Result<ByteStream, ExecError> {
+        for _ in 0..40 {
+            let mut tar = self.pack_once(run, left, wanted).await?;
+            match tar.next().await {
+                Some(Ok(bytes)) if bytes.first().is_none_or(|byte| *byte == 0) => {}
+                None => {}
+                Some(first) => return Ok(futures::stream::iter([first]).chain(tar).boxed()),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.pack_once(run, left, wanted).await
+    }
+
+    async fn pack_once(
         &self,
         run: &RunScope,
         left: &Workspace,
