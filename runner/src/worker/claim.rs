@@ -12,7 +12,7 @@ use protocol::run::{Cause, Open, RunRecord, Status, StoredPipeline};
 use super::Shared;
 use super::lease::Held;
 use super::ledger::owner_value;
-use crate::ports::{Claim, Entry, Expect, StoreError, Txn};
+use crate::ports::{Claim, Entry, Expect, StoreError, Txn, TxnReply};
 use crate::rules::quota::{self, Fit};
 use crate::rules::run::StopWhy;
 
@@ -50,6 +50,7 @@ pub(super) struct Claimed {
 }
 
 /// What is known of a start before it is claimed, all of one revision.
+#[derive(Default)]
 struct Look {
     seen: bool,
     stop: Option<Entry>,
@@ -59,21 +60,60 @@ struct Look {
     record: Option<Entry>,
 }
 
+impl Look {
+    /// Reads, after what `txn` changes, all that concerns a start.
+    fn read(txn: Txn, run: &RunId, start: &Start) -> Txn {
+        let mut txn = txn
+            .read(names::seen_key(run))
+            .read(names::stop_key(run))
+            .read(names::owner_key(run))
+            .read(names::run_key(run));
+        if let Some(id) = pipeline_id(start) {
+            txn = txn.read(names::pipeline_key(&id));
+        }
+        if let Some(logger) = &start.logger {
+            txn = txn.read(format!("{}{logger}", names::LOGGERS));
+        }
+        txn
+    }
+
+    /// What [`Look::read`] has read.
+    fn of(reply: &TxnReply, start: &Start) -> Self {
+        let stored = pipeline_id(start).is_some();
+        let logger_at = if stored { 5 } else { 4 };
+        Self {
+            seen: reply.entry(0).is_some(),
+            stop: reply.entry(1).cloned(),
+            owner: reply.entry(2).cloned(),
+            record: reply.entry(3).cloned(),
+            pipeline: if stored { reply.entry(4).cloned() } else { None },
+            logger: reply.entry(logger_at).cloned(),
+        }
+    }
+}
+
+/// What came of one try.
+enum Tried {
+    Taken(Taken),
+    /// What was known was not, or not any more, true; this is.
+    Changed(Look),
+}
+
 /// Looks at a start and claims its run, as long as the lease stands.
 ///
 /// An answer that was lost is asked for again under the same demands, so that at most one try lands.
 pub(super) async fn take(shared: &Arc<Shared>, held: &Held, run: &RunId, start: &Start) -> Taken {
     let mut wait = std::time::Duration::from_millis(50);
+    let mut known = guess(shared, start);
     loop {
         let tried = tokio::select! {
             biased;
             () = held.lost.cancelled() => return Taken::LeaseLost,
-            tried = try_take(shared, held, run, start) => tried,
+            tried = try_take(shared, held, run, start, known.take()) => tried,
         };
         match tried {
-            Ok(Some(taken)) => return taken,
-            // Something changed between the look and the claim.
-            Ok(None) => {}
+            Ok(Tried::Taken(taken)) => return taken,
+            Ok(Tried::Changed(look)) => known = Some(look),
             Err(cause) if cause.retryable() => {
                 tracing::warn!(run.id = %run, %cause, "a claim waits");
                 tokio::select! {
@@ -87,26 +127,43 @@ pub(super) async fn take(shared: &Arc<Shared>, held: &Held, run: &RunId, start: 
     }
 }
 
+/// Most starts that bring their pipeline are new, and nothing stands in the store that concerns them:
+/// such a one is claimed without a look. The claim demands that it is so, and shows what is there
+/// where it is not.
+fn guess(shared: &Shared, start: &Start) -> Option<Look> {
+    let nothing = Look::default();
+    let brings_all = matches!(start.target, Target::Inline(_)) && start.logger.is_none();
+    (brings_all && matches!(judge(shared, start, &nothing), Ok((_, Verdict::Run))))
+        .then_some(nothing)
+}
+
 async fn try_take(
     shared: &Arc<Shared>,
     held: &Held,
     run: &RunId,
     start: &Start,
-) -> Result<Option<Taken>, StoreError> {
-    let look = look(shared, run, start).await?;
+    known: Option<Look>,
+) -> Result<Tried, StoreError> {
+    let look = match known {
+        Some(look) => look,
+        None => {
+            let txn = Look::read(Txn::new(), run, start);
+            Look::of(&shared.ports.store.txn(txn).await?, start)
+        }
+    };
     if let (Some(owner), Some(record)) = (&look.owner, &look.record)
         && owner.value == owner_value(&shared.options.node)
     {
         // A claim of ours whose answer was lost. It is driven by nobody: the roster has one place
         // for a run, and we hold it.
-        return adopt(shared, run, owner, record, &look).map(Some);
+        return adopt(shared, run, owner, record, &look).map(Tried::Taken);
     }
     if look.seen || look.record.is_some() {
-        return Ok(Some(Taken::Known));
+        return Ok(Tried::Taken(Taken::Known));
     }
     let (pipeline, verdict) = match judge(shared, start, &look) {
         Ok(judged) => judged,
-        Err(no_memory) => return Ok(Some(Taken::NoMemory(no_memory))),
+        Err(no_memory) => return Ok(Tried::Taken(Taken::NoMemory(no_memory))),
     };
     let (group, name) = match &start.target {
         Target::Stored(id) => (id.group().to_owned(), id.name().to_owned()),
@@ -153,15 +210,16 @@ async fn try_take(
             look.pipeline.as_ref().map_or(Expect::Absent, |e| Expect::ModifiedAt(e.mod_revision)),
         );
     }
-    let reply = shared.ports.store.txn(txn).await?;
+    let reply = shared.ports.store.txn(Look::read(txn, run, start)).await?;
     if !reply.committed {
-        return Ok(None);
+        return Ok(Tried::Changed(Look::of(&reply, start)));
     }
     let claim =
         Claim { run: run.clone(), epoch: Epoch(reply.revision), node: shared.options.node.clone() };
     let logger_url = logger_url(look.logger.as_ref());
     let modified = reply.revision;
-    Ok(Some(Taken::Claimed(Box::new(Claimed { claim, record, modified, verdict, logger_url }))))
+    let claimed = Claimed { claim, record, modified, verdict, logger_url };
+    Ok(Tried::Taken(Taken::Claimed(Box::new(claimed))))
 }
 
 fn adopt(
@@ -186,31 +244,6 @@ fn adopt(
         verdict: stop_of(look).map_or(Verdict::Run, Verdict::Stop),
         logger_url: logger_url(look.logger.as_ref()),
     })))
-}
-
-async fn look(shared: &Shared, run: &RunId, start: &Start) -> Result<Look, StoreError> {
-    let mut txn = Txn::new()
-        .read(names::seen_key(run))
-        .read(names::stop_key(run))
-        .read(names::owner_key(run))
-        .read(names::run_key(run));
-    let pipeline = pipeline_id(start);
-    if let Some(id) = &pipeline {
-        txn = txn.read(names::pipeline_key(id));
-    }
-    if let Some(logger) = &start.logger {
-        txn = txn.read(format!("{}{logger}", names::LOGGERS));
-    }
-    let reply = shared.ports.store.txn(txn).await?;
-    let logger_at = if pipeline.is_some() { 5 } else { 4 };
-    Ok(Look {
-        seen: reply.entry(0).is_some(),
-        stop: reply.entry(1).cloned(),
-        owner: reply.entry(2).cloned(),
-        record: reply.entry(3).cloned(),
-        pipeline: if pipeline.is_some() { reply.entry(4).cloned() } else { None },
-        logger: reply.entry(logger_at).cloned(),
-    })
 }
 
 /// What is to become of a start, and the definition that it is recorded with. `Err`: there is no
