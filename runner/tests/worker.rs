@@ -63,6 +63,7 @@ rows! {
     commands::a_draining_worker_takes_nothing_new,
     hard::a_start_without_memory_waits_and_loses_nothing,
     hard::a_lost_lease_stops_the_work_at_once,
+    hard::a_drive_that_fails_lets_its_run_go,
     runs::events_come_in_order_and_without_a_gap,
     runs::the_record_goes_through_every_status,
     runs::a_failing_step_ends_the_run,

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use protocol::event::{Reason, Severity};
 use protocol::id::RunId;
+use protocol::names;
 use protocol::run::{Cause, RunRecord};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::Shared;
 use super::claim::{Claimed, Verdict};
@@ -15,7 +16,7 @@ use super::emitter::Emitter;
 use super::lease::Held;
 use super::ledger::Ledger;
 use super::roster::Handle;
-use crate::ports::{Claim, LoggerFeed, RunScope, StopSignal};
+use crate::ports::{Claim, LoggerFeed, RunScope, StopLevel, StopSignal, Txn};
 use crate::rules::env;
 use crate::rules::run::{Draft, Effect, Input, Run, StopWhy};
 
@@ -147,7 +148,24 @@ fn scheduled(run: &RunId, named: bool) -> Effect {
     Effect::Emit(Draft { reason, message, step: None, severity })
 }
 
+/// Drives on a task of its own. A worker that lives owns nothing that it does not drive: where the
+/// drive itself fails, its run is let go at once, to be claimed again and ended.
 fn spawn(drive: Drive, first: Vec<Effect>) {
-    let tasks = drive.shared.tasks.clone();
-    tasks.spawn(Box::pin(drive.drive(first)));
+    let (shared, run) = (Arc::clone(&drive.shared), drive.scope.run.clone());
+    let (stop, claim) = (drive.stop.clone(), drive.ledger.claim().clone());
+    let tasks = shared.tasks.clone();
+    tasks.spawn(async move {
+        let driven = shared.tasks.spawn(Box::pin(drive.drive(first))).await;
+        let Err(cause) = driven else { return };
+        error!(run.id = %run, %cause, "the drive of run {run} has failed; this is a fault of bob-runner");
+        stop.raise(StopLevel::Kill);
+        shared.ports.events.discard(&run, claim.epoch);
+        shared.roster.strike(&run);
+        let release = claim.fenced(Txn::new().delete(names::owner_key(&run)));
+        match shared.ports.store.txn(release).await {
+            Ok(_) => shared.put_lost(run),
+            // It goes with the lease.
+            Err(cause) => warn!(run.id = %run, %cause, "run {run} is not let go"),
+        }
+    });
 }

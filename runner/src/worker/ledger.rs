@@ -59,6 +59,11 @@ impl Ledger {
         Self { store, claim, modified, lost }
     }
 
+    /// What proves that the run is ours.
+    pub(super) fn claim(&self) -> &Claim {
+        &self.claim
+    }
+
     /// Writes the record, however long the store takes, as long as the claim stands.
     pub(super) async fn save(&mut self, record: &RunRecord, also: Also) -> Result<(), WriteError> {
         let run = &self.claim.run;

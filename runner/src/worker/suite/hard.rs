@@ -14,7 +14,8 @@ use serde_json::json;
 
 use super::{Rig, new_node, options, reason_of};
 use crate::ports::{
-    Changes, Entry, Granted, Host, LeaseId, Listing, Route, Store, StoreError, Txn, TxnReply,
+    Changes, Compare, Entry, Expect, Granted, Host, LeaseId, Listing, Route, Store, StoreError,
+    Txn, TxnReply,
 };
 
 /// A machine that has as much free memory as it is told.
@@ -82,21 +83,36 @@ pub async fn a_start_without_memory_waits_and_loses_nothing(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A store that forgets leases where it is told to.
-struct Forgetful {
+/// A store that misbehaves where it is told to.
+struct Unruly {
     store: Arc<dyn Store>,
+    /// The next renewal finds the lease gone.
     forgets: AtomicBool,
+    /// The next write of an owner panics, as only a fault of our own code would.
+    panics: AtomicBool,
+}
+
+impl Unruly {
+    fn over(rig: &Rig) -> Arc<Self> {
+        let store = Arc::clone(&rig.ports.store);
+        Arc::new(Self { store, forgets: AtomicBool::new(false), panics: AtomicBool::new(false) })
+    }
 }
 
 #[async_trait]
-impl Store for Forgetful {
+impl Store for Unruly {
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         self.store.get(key).await
     }
     async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
         self.store.list(prefix).await
     }
+    #[expect(clippy::panic, reason = "this is what is tried")]
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {
+        let is_owners = |demand: &Compare| matches!(demand.expect, Expect::CreatedAt(_));
+        if txn.compares.iter().any(is_owners) && self.panics.swap(false, Ordering::Relaxed) {
+            panic!("the drive fails, as it was told to");
+        }
         self.store.txn(txn).await
     }
     async fn grant(&self, ttl: Duration) -> Result<Granted, StoreError> {
@@ -118,13 +134,10 @@ impl Store for Forgetful {
 
 /// A lost lease kills what runs at once; the run is taken again and ended, and the worker goes on.
 pub async fn a_lost_lease_stops_the_work_at_once(mut rig: Rig) {
-    let forgetful = Arc::new(Forgetful {
-        store: Arc::clone(&rig.ports.store),
-        forgets: AtomicBool::new(false),
-    });
+    let unruly = Unruly::over(&rig);
     let node = new_node();
     let mut ports = (rig.make)(&node).await;
-    ports.store = Arc::clone(&forgetful) as _;
+    ports.store = Arc::clone(&unruly) as _;
     let mut options = options(node, 1);
     options.lease_ttl = Duration::from_secs(2);
     rig.worker_with(options, ports).await;
@@ -132,7 +145,7 @@ pub async fn a_lost_lease_stops_the_work_at_once(mut rig: Rig) {
     rig.start(&run, &rig.pipeline("loses", &["stubborn"])).await;
     rig.event(&run, "StepStarted").await;
     let before = rig.record(&run, |record| record.status == Status::Running).await;
-    forgetful.forgets.store(true, Ordering::Relaxed);
+    unruly.forgets.store(true, Ordering::Relaxed);
     let record = rig.settled(&run).await;
     assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::Lost)));
     assert_eq!(record.attempt, 2);
@@ -142,5 +155,23 @@ pub async fn a_lost_lease_stops_the_work_at_once(mut rig: Rig) {
     assert_eq!(reason_of(&ending.reason), "PipelineFailed");
     rig.start(&rig.run("next"), &rig.pipeline("next", &["exit 0"])).await;
     assert_eq!(rig.settled(&rig.run("next")).await.status, Status::Passed);
+    rig.end().await;
+}
+
+/// A worker whose own code fails for one run does not keep that run for as long as it lives.
+pub async fn a_drive_that_fails_lets_its_run_go(mut rig: Rig) {
+    let unruly = Unruly::over(&rig);
+    let node = new_node();
+    let mut ports = (rig.make)(&node).await;
+    ports.store = Arc::clone(&unruly) as _;
+    rig.worker_with(options(node, 1), ports).await;
+    let run = rig.run("unlucky");
+    unruly.panics.store(true, Ordering::Relaxed);
+    rig.start(&run, &rig.pipeline("unlucky", &["exit 0"])).await;
+    let record = rig.settled(&run).await;
+    assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::Lost)));
+    assert_eq!(record.attempt, 2);
+    rig.start(&rig.run("next"), &rig.pipeline("next", &["exit 0"])).await;
+    assert_eq!(rig.settled(&rig.run("next")).await.status, Status::Passed, "the slot is free");
     rig.end().await;
 }
