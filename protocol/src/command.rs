@@ -99,16 +99,23 @@ pub enum Disposition {
 
 /// Why a message is no command.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{}: found {found}, expected {expected}", field.as_deref().map_or_else(|| "message".to_owned(), |f| format!("field `{f}`")))]
+#[error("{}: {what}", field.as_deref().map_or_else(|| "message".to_owned(), |f| format!("field `{f}`")))]
 pub struct Malformed {
     /// The field, where one is to blame.
     pub field: Option<String>,
-    /// What was there.
-    pub found: String,
-    /// What belongs there.
-    pub expected: String,
+    /// What was there, and what belongs there.
+    pub what: String,
     /// The run, where the message names one.
     pub run_id: Option<RunId>,
+}
+
+impl Malformed {
+    /// Says what was found, and what was expected.
+    #[must_use]
+    pub fn new(field: Option<&str>, found: &str, expected: &str, run_id: Option<RunId>) -> Self {
+        let what = format!("found {found}, expected {expected}");
+        Self { field: field.map(str::to_owned), what, run_id }
+    }
 }
 
 /// Understands a message.
@@ -127,24 +134,16 @@ pub fn decode(
     let kind = kind.unwrap_or_default();
     let known = [START, STOP, PAUSE, UNPAUSE];
     if !known.contains(&kind) {
-        return Err(Malformed {
-            field: Some("type".into()),
-            found: if kind.is_empty() { "nothing".into() } else { quoted(kind) },
-            expected: format!("one of {}", known.join(", ")),
-            run_id: None,
-        });
+        let found = if kind.is_empty() { "nothing".to_owned() } else { quoted(kind) };
+        let expected = format!("one of {}", known.join(", "));
+        return Err(Malformed::new(Some("type"), &found, &expected, None));
     }
-    let no_object = |found: String| Malformed {
-        field: None,
-        found,
-        expected: "a JSON object".into(),
-        run_id: None,
-    };
+    let no_object = |found: &str| Malformed::new(None, found, "a JSON object", None);
     // The tree and not a `serde_json::Value`: numbers keep their text, and no key stands twice.
     let body = tree::read_json(body)
-        .map_err(|fault| no_object(format!("{} bytes with a fault at {fault}", body.len())))?;
+        .map_err(|fault| no_object(&format!("{} bytes with a fault at {fault}", body.len())))?;
     if !matches!(body.value, Value::Map(_)) {
-        return Err(no_object(body.shown()));
+        return Err(no_object(&body.shown()));
     }
     let fields = Fields { body: &body, run_id: readable_run_id(&body) };
     match kind {
@@ -168,7 +167,7 @@ fn start(fields: &Fields<'_>, message_id: Option<&str>) -> Result<Start, Malform
         .text("logger")?
         .map(|text| {
             text.parse::<RegisteredName>()
-                .map_err(|bad| fields.wrong("logger", quoted(text), &bad.to_string()))
+                .map_err(|bad| fields.fault("logger", bad.to_string()))
         })
         .transpose()?;
     Ok(Start {
@@ -191,9 +190,7 @@ fn target(fields: &Fields<'_>) -> Result<Target, Malformed> {
         let Some((group, name)) = named else {
             return Err(fields.missing("pipeline", "`group` and `name`, or a definition inline"));
         };
-        return PipelineId::new(group, name).map(Target::Stored).map_err(|bad| {
-            fields.wrong("group", quoted(&format!("{group}:{name}")), &bad.to_string())
-        });
+        return fields.pipeline(group, name).map(Target::Stored);
     };
     let pipeline = crate::dialect::pipeline_from_node(definition).map_err(|fault| {
         let path = if fault.path.is_empty() {
@@ -201,12 +198,8 @@ fn target(fields: &Fields<'_>) -> Result<Target, Malformed> {
         } else {
             format!("pipeline.{}", fault.path)
         };
-        // Most faults say themselves what was expected.
-        let (found, expected) = match fault.message.split_once(", expected ") {
-            Some((found, expected)) => (found.to_owned(), expected.to_owned()),
-            None => (fault.message, fault.hint.unwrap_or_else(|| "a valid pipeline".into())),
-        };
-        fields.wrong(&path, found, &expected)
+        let hint = fault.hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+        fields.fault(&path, format!("{}{hint}", fault.message))
     })?;
     if let Some((group, name)) = named {
         for (field, given, own) in
@@ -214,7 +207,7 @@ fn target(fields: &Fields<'_>) -> Result<Target, Malformed> {
         {
             if given != own {
                 let expected = format!("{own:?}, as in the definition inline");
-                return Err(fields.wrong(field, quoted(given), &expected));
+                return Err(fields.wrong(field, &quoted(given), &expected));
             }
         }
     }
@@ -256,9 +249,7 @@ fn toggle(fields: &Fields<'_>) -> Result<Toggle, Malformed> {
         fields.text(field)?.ok_or_else(|| fields.missing(field, "the pipeline's"))
     };
     let (group, name) = (required("group")?, required("name")?);
-    let pipeline = PipelineId::new(group, name).map_err(|bad| {
-        fields.wrong("group", quoted(&format!("{group}:{name}")), &bad.to_string())
-    })?;
+    let pipeline = fields.pipeline(group, name)?;
     let at = match fields.get("at") {
         None => None,
         Some(node) => match &node.value {
@@ -300,12 +291,27 @@ impl<'a> Fields<'a> {
     }
 
     fn run_id_field(&self) -> Result<Option<RunId>, Malformed> {
-        let spelled = if self.body.entry("run-id").is_some() { "run-id" } else { "run_id" };
-        let Some(text) = self.text(spelled)? else {
-            return Ok(None);
+        let (kebab, snake) = (self.text("run-id")?, self.text("run_id")?);
+        let (spelled, text) = match (kebab, snake) {
+            (None, None) => return Ok(None),
+            (Some(text), None) => ("run-id", text),
+            (None, Some(text)) => ("run_id", text),
+            (Some(text), Some(other)) if text == other => ("run-id", text),
+            (Some(text), Some(other)) => {
+                let both = format!("{}, and {} in `run_id`", quoted(text), quoted(other));
+                return Err(self.wrong("run-id", &both, "one run id"));
+            }
         };
         // The rule that it breaks is the same for all of them.
-        text.parse().map(Some).map_err(|_bad| self.wrong(spelled, quoted(text), RUN_ID_RULE))
+        text.parse().map(Some).map_err(|_bad| self.wrong(spelled, &quoted(text), RUN_ID_RULE))
+    }
+
+    fn pipeline(&self, group: &str, name: &str) -> Result<PipelineId, Malformed> {
+        PipelineId::new(group, name).map_err(|bad| {
+            // A name that everything allows shows whose fault it is.
+            let field = if PipelineId::new(group, "x").is_ok() { "name" } else { "group" };
+            self.fault(field, bad.to_string())
+        })
     }
 
     fn required_run_id(&self) -> Result<RunId, Malformed> {
@@ -313,20 +319,19 @@ impl<'a> Fields<'a> {
     }
 
     fn bad(&self, field: &str, found: &Node, expected: &str) -> Malformed {
-        self.wrong(field, found.shown(), expected)
+        self.wrong(field, &found.shown(), expected)
     }
 
     fn missing(&self, field: &str, expected: &str) -> Malformed {
-        self.wrong(field, "nothing".into(), expected)
+        self.wrong(field, "nothing", expected)
     }
 
-    fn wrong(&self, field: &str, found: String, expected: &str) -> Malformed {
-        Malformed {
-            field: Some(field.to_owned()),
-            found,
-            expected: expected.to_owned(),
-            run_id: self.run_id.clone(),
-        }
+    fn wrong(&self, field: &str, found: &str, expected: &str) -> Malformed {
+        Malformed::new(Some(field), found, expected, self.run_id.clone())
+    }
+
+    fn fault(&self, field: &str, what: String) -> Malformed {
+        Malformed { field: Some(field.to_owned()), what, run_id: self.run_id.clone() }
     }
 }
 
@@ -376,7 +381,11 @@ mod tests {
 
     #[test]
     fn what_is_no_command_says_which_field_and_what_was_expected() {
-        let cases: [(Option<&str>, &str, Option<&str>); 8] = [
+        let long = format!(r#"{{"group":"d","name":"{}"}}"#, "x".repeat(200));
+        let cases: [(Option<&str>, &str, Option<&str>); 11] = [
+            (Some(START), &long, Some("name")),
+            (Some(START), r#"{"group":"a:b","name":"x"}"#, Some("group")),
+            (Some(STOP), r#"{"run-id":"r-1","run_id":"r-2"}"#, Some("run-id")),
             (None, "{}", Some("type")),
             (Some("pipeline/strat"), "{}", Some("type")),
             (Some(START), "{", None),

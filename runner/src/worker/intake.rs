@@ -200,12 +200,7 @@ async fn answer(shared: &Arc<Shared>, held: &Held, message: &Message, slot: Slot
             Answer::Settle(Disposition::Requeue, slot)
         }
         Err(cause) => {
-            let fault = Malformed {
-                field: None,
-                found: cause.to_string(),
-                expected: "a command that the store can take".into(),
-                run_id: None,
-            };
+            let fault = Malformed { field: None, what: cause.to_string(), run_id: None };
             Answer::Settle(reject(shared, &fault).await, slot)
         }
     }
@@ -220,12 +215,9 @@ async fn answer_start(
 ) -> Answer {
     let (run, named) = claim::run_of(start);
     if let Some(size) = too_large(start) {
-        let fault = Malformed {
-            field: Some("pipeline".into()),
-            found: format!("a definition and variables of {size} bytes"),
-            expected: format!("at most {MAX_START_BYTES} bytes"),
-            run_id: Some(run),
-        };
+        let found = format!("a definition and variables of {size} bytes");
+        let expected = format!("at most {MAX_START_BYTES} bytes");
+        let fault = Malformed::new(Some("pipeline"), &found, &expected, Some(run));
         return Answer::Settle(reject(shared, &fault).await, Some(slot));
     }
     let Some(launch) = Launch::enter(shared, &run) else {
@@ -254,12 +246,7 @@ async fn answer_start(
         }
         Taken::Impossible(why) => {
             launch.cancel();
-            let fault = Malformed {
-                field: None,
-                found: why,
-                expected: "a start that the store can take".into(),
-                run_id: Some(run),
-            };
+            let fault = Malformed { field: None, what: why, run_id: Some(run) };
             Answer::Settle(reject(shared, &fault).await, Some(slot))
         }
     }
