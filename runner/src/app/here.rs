@@ -54,6 +54,7 @@ pub async fn run_here(
     let events = ports.events.follow(Position::First).await?;
     let mut options = worker_options(config, node);
     options.slots = 1;
+    options.own_queue = false;
     let queue = std::sync::Arc::clone(&ports.queue);
     let worker = Worker::new(ports, options).await.map_err(|cause| Unavailable::because(&cause))?;
     let shutdown = Shutdown::default();

@@ -65,6 +65,7 @@ pub fn worker_options(config: &Config, node: NodeId) -> worker::Options {
         pull: config.engine.pull_policy,
         heartbeat: worker.health_check,
         retention: Duration::from_secs(u64::from(worker.run_retention_days) * 24 * 3600),
+        own_queue: true,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }

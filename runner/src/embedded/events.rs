@@ -128,7 +128,7 @@ fn flush(disk: &Arc<Disk>, shared: &Arc<Shared>) {
 impl Events for FileEvents {
     async fn emit(&self, event: Event) -> Result<Ticket, EventsError> {
         let body = Bytes::from(event.to_json());
-        let of = event.run_id.zip(event.epoch);
+        let of = event.run_id.zip(event.epoch).filter(|_| !event.reason.is_ending());
         let mut done = self.shared.done.subscribe();
         loop {
             done.mark_unchanged();

@@ -104,7 +104,8 @@ pub trait Events: Send + Sync {
     async fn confirmed(&self, ticket: Ticket) -> Result<(), EventsError>;
 
     /// Drops what waits of a run up to an epoch, in the buffer and on disk: its owner has lost it.
-    /// What is on its way may still arrive.
+    /// What is on its way may still arrive. An ending event is not dropped: it is published once it is
+    /// recorded, and stays true whoever owns the run.
     fn discard(&self, run: &RunId, up_to: Epoch);
 
     /// Reads the stream.

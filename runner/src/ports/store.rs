@@ -242,12 +242,41 @@ pub enum StoreError {
     /// It said no to a request that would not fare better a second time.
     #[error("the store refuses a request: {0}")]
     Refused(String),
+    /// It was restored from a snapshot that is older than what was written since: an epoch that was
+    /// given out may be given out again.
+    #[error(
+        "the store is at revision {revision}, but run {run} was owned at revision {epoch}: it was \
+         restored from an older snapshot; restore it with `etcdutl snapshot restore \
+         --bump-revision 1000000000 --mark-compacted`, or remove the keys of that run"
+    )]
+    Restored {
+        /// The run.
+        run: String,
+        /// Its epoch.
+        epoch: i64,
+        /// The store's revision.
+        revision: i64,
+    },
     /// Its file, or a value in it, cannot be read.
     #[error("the store holds something unreadable: {0}")]
     Unreadable(String),
 }
 
 impl StoreError {
+    /// Whether the request itself is at fault, so that no later time, no other lease and no other
+    /// login would have it taken.
+    #[must_use]
+    pub fn is_of_the_request(&self) -> bool {
+        match self {
+            Self::Refused(_) | Self::Unreadable(_) => true,
+            Self::Unreachable { .. }
+            | Self::LeaseGone(_)
+            | Self::Compacted { .. }
+            | Self::Denied { .. }
+            | Self::Restored { .. } => false,
+        }
+    }
+
     /// Whether the same request may succeed later.
     #[must_use]
     pub fn retryable(&self) -> bool {
@@ -257,7 +286,8 @@ impl StoreError {
             | Self::Compacted { .. }
             | Self::Denied { .. }
             | Self::Refused(_)
-            | Self::Unreadable(_) => false,
+            | Self::Unreadable(_)
+            | Self::Restored { .. } => false,
         }
     }
 }

@@ -86,11 +86,8 @@ impl Lines {
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
         let whole = self.whole_since.map(|since| since + LINE_WAIT);
-        let part = self.part_since.map(|since| since + PARTIAL_WAIT);
-        match (whole, part) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
+        // A part never goes before the whole lines in front of it.
+        whole.or_else(|| self.part_since.map(|since| since + PARTIAL_WAIT))
     }
 
     /// Returns all that is left: the stream has ended.
@@ -111,6 +108,8 @@ impl Lines {
         let fresh = self.waiting.get(self.searched..).unwrap_or_default();
         if let Some(newline) = fresh.iter().rposition(|byte| *byte == b'\n') {
             self.whole = self.searched + newline + 1;
+            // The part that waited is whole now; one that follows it has just begun.
+            self.part_since = None;
         }
         self.searched = self.waiting.len();
     }
@@ -211,6 +210,22 @@ mod tests {
         assert_eq!(lines.due(AT + PARTIAL_WAIT).len(), 1);
         assert!(lines.push(AT, b"\n").is_empty());
         assert_eq!(text(&lines.finish()), [(1, String::new(), false)]);
+    }
+
+    #[test]
+    fn a_busy_stream_is_due_only_when_there_is_something_to_say() {
+        let mut lines = Lines::default();
+        let (mut now, mut pieces) = (AT, Vec::new());
+        for _ in 0..500 {
+            now += Duration::from_millis(20);
+            while lines.deadline().is_some_and(|at| at <= now) {
+                let due = lines.due(now);
+                assert!(!due.is_empty(), "a deadline with nothing to publish");
+                pieces.extend(due);
+            }
+            pieces.extend(lines.push(now, b"rest\nnext\nbegin"));
+        }
+        assert!(pieces.iter().all(|piece| !piece.partial), "no line was older than 20 ms");
     }
 
     #[test]

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use protocol::command::{RunIdSource, Start, Target};
+use protocol::command::{MAX_START_BYTES, RunIdSource, Start, Target};
 use protocol::dialect;
 use protocol::id::{Epoch, PipelineId, RunId};
 use protocol::names;
 use protocol::pipeline::Pipeline;
-use protocol::run::{Cause, Open, RunRecord, Status, StoredPipeline};
+use protocol::run::{Cause, Open, OwnerEntry, RunRecord, Status, StoredPipeline};
 
 use super::Shared;
 use super::lease::Held;
@@ -78,17 +78,34 @@ impl Look {
     }
 
     /// What [`Look::read`] has read.
-    fn of(reply: &TxnReply, start: &Start) -> Self {
+    ///
+    /// # Errors
+    /// [`StoreError::Restored`].
+    fn of(reply: &TxnReply, run: &RunId, start: &Start) -> Result<Self, StoreError> {
         let stored = pipeline_id(start).is_some();
         let logger_at = if stored { 5 } else { 4 };
-        Self {
+        if let Some(record) = reply.entry(3) {
+            not_restored(run, record, reply.revision)?;
+        }
+        Ok(Self {
             seen: reply.entry(0).is_some(),
             stop: reply.entry(1).cloned(),
             owner: reply.entry(2).cloned(),
             record: reply.entry(3).cloned(),
             pipeline: if stored { reply.entry(4).cloned() } else { None },
             logger: reply.entry(logger_at).cloned(),
+        })
+    }
+}
+
+/// Refuses to work on a store whose revision is below an epoch that stands in a record: it was
+/// restored from an older snapshot, and could give out that epoch again (wire.md section 3).
+fn not_restored(run: &RunId, record: &Entry, revision: i64) -> Result<(), StoreError> {
+    match serde_json::from_slice::<RunRecord>(&record.value).ok().and_then(|record| record.epoch) {
+        Some(Epoch(epoch)) if epoch > revision => {
+            Err(StoreError::Restored { run: run.to_string(), epoch, revision })
         }
+        Some(_) | None => Ok(()),
     }
 }
 
@@ -96,7 +113,7 @@ impl Look {
 enum Tried {
     Taken(Taken),
     /// What was known was not, or not any more, true; this is.
-    Changed(Look),
+    Changed(Box<Look>),
 }
 
 /// Looks at a start and claims its run, as long as the lease stands.
@@ -105,6 +122,7 @@ enum Tried {
 pub(super) async fn take(shared: &Arc<Shared>, held: &Held, run: &RunId, start: &Start) -> Taken {
     let mut wait = std::time::Duration::from_millis(50);
     let mut known = guess(shared, start);
+    let mut changed = false;
     loop {
         let tried = tokio::select! {
             biased;
@@ -113,17 +131,26 @@ pub(super) async fn take(shared: &Arc<Shared>, held: &Held, run: &RunId, start: 
         };
         match tried {
             Ok(Tried::Taken(taken)) => return taken,
-            Ok(Tried::Changed(look)) => known = Some(look),
-            Err(cause) if cause.retryable() => {
-                tracing::warn!(run.id = %run, %cause, "a claim waits");
-                tokio::select! {
-                    () = held.lost.cancelled() => return Taken::LeaseLost,
-                    () = tokio::time::sleep(wait) => {}
-                }
-                wait = (wait * 2).min(std::time::Duration::from_secs(1));
+            // What was guessed, or seen a moment ago, is different now.
+            Ok(Tried::Changed(look)) if !changed => {
+                changed = true;
+                known = Some(*look);
+                continue;
             }
-            Err(cause) => return Taken::Impossible(cause.to_string()),
+            Ok(Tried::Changed(look)) => known = Some(*look),
+            Err(cause) if cause.is_of_the_request() => return Taken::Impossible(cause.to_string()),
+            Err(cause) => {
+                tracing::warn!(run.id = %run, %cause, "a claim waits");
+                if matches!(cause, StoreError::LeaseGone(_)) {
+                    shared.seen.forget().await;
+                }
+            }
         }
+        tokio::select! {
+            () = held.lost.cancelled() => return Taken::LeaseLost,
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = (wait * 2).min(std::time::Duration::from_secs(1));
     }
 }
 
@@ -148,7 +175,7 @@ async fn try_take(
         Some(look) => look,
         None => {
             let txn = Look::read(Txn::new(), run, start);
-            Look::of(&shared.ports.store.txn(txn).await?, start)
+            Look::of(&shared.ports.store.txn(txn).await?, run, start)?
         }
     };
     if let (Some(owner), Some(record)) = (&look.owner, &look.record)
@@ -156,7 +183,7 @@ async fn try_take(
     {
         // A claim of ours whose answer was lost. It is driven by nobody: the roster has one place
         // for a run, and we hold it.
-        return adopt(shared, run, owner, record, &look).map(Tried::Taken);
+        return adopt(run, owner, record, &look).map(Tried::Taken);
     }
     if look.seen || look.record.is_some() {
         return Ok(Tried::Taken(Taken::Known));
@@ -165,10 +192,7 @@ async fn try_take(
         Ok(judged) => judged,
         Err(no_memory) => return Ok(Tried::Taken(Taken::NoMemory(no_memory))),
     };
-    let (group, name) = match &start.target {
-        Target::Stored(id) => (id.group().to_owned(), id.name().to_owned()),
-        Target::Inline(pipeline) => (pipeline.group.clone(), pipeline.name.clone()),
-    };
+    let (group, name) = names_of(start);
     let record = RunRecord {
         group,
         name,
@@ -212,7 +236,7 @@ async fn try_take(
     }
     let reply = shared.ports.store.txn(Look::read(txn, run, start)).await?;
     if !reply.committed {
-        return Ok(Tried::Changed(Look::of(&reply, start)));
+        return Look::of(&reply, run, start).map(|look| Tried::Changed(Box::new(look)));
     }
     let claim =
         Claim { run: run.clone(), epoch: Epoch(reply.revision), node: shared.options.node.clone() };
@@ -222,28 +246,45 @@ async fn try_take(
     Ok(Tried::Taken(Taken::Claimed(Box::new(claimed))))
 }
 
-fn adopt(
-    shared: &Shared,
-    run: &RunId,
-    owner: &Entry,
-    record: &Entry,
-    look: &Look,
-) -> Result<Taken, StoreError> {
-    let parsed: RunRecord = serde_json::from_slice(&record.value).map_err(|cause| {
-        StoreError::Unreadable(format!("{} in the store: {cause}", names::run_key(run)))
-    })?;
-    let claim = Claim {
-        run: run.clone(),
-        epoch: Epoch(owner.create_revision),
-        node: shared.options.node.clone(),
+fn adopt(run: &RunId, owner: &Entry, record: &Entry, look: &Look) -> Result<Taken, StoreError> {
+    let (claim, parsed, modified) = adopted(run, owner, record)?;
+    if parsed.status.is_ended() {
+        return Ok(Taken::Known);
+    }
+    // A run that was begun is not begun again.
+    let fresh = parsed.status == Status::Pending && parsed.steps.is_empty();
+    let verdict = match stop_of(look) {
+        Some(stop) => Verdict::Stop(stop),
+        None if fresh && parsed.epoch.is_none() => Verdict::Run,
+        None => Verdict::Refuse(Cause::Lost, "its worker lost hold of it".to_owned()),
     };
     Ok(Taken::Claimed(Box::new(Claimed {
         claim,
         record: parsed,
-        modified: record.mod_revision,
-        verdict: stop_of(look).map_or(Verdict::Run, Verdict::Stop),
+        modified,
+        verdict,
         logger_url: logger_url(look.logger.as_ref()),
     })))
+}
+
+/// A claim of ours that stands in the store.
+fn adopted(
+    run: &RunId,
+    owner: &Entry,
+    record: &Entry,
+) -> Result<(Claim, RunRecord, i64), StoreError> {
+    let parsed = read_record(run, record)?;
+    let entry: OwnerEntry = serde_json::from_slice(&owner.value).map_err(|cause| {
+        StoreError::Unreadable(format!("{} in the store: {cause}", names::owner_key(run)))
+    })?;
+    let claim = Claim { run: run.clone(), epoch: Epoch(owner.create_revision), node: entry.node };
+    Ok((claim, parsed, record.mod_revision))
+}
+
+fn read_record(run: &RunId, record: &Entry) -> Result<RunRecord, StoreError> {
+    serde_json::from_slice(&record.value).map_err(|cause| {
+        StoreError::Unreadable(format!("{} in the store: {cause}", names::run_key(run)))
+    })
 }
 
 /// What is to become of a start, and the definition that it is recorded with. `Err`: there is no
@@ -255,7 +296,17 @@ fn judge(
 ) -> Result<(Option<Pipeline>, Verdict), String> {
     let refuse = |pipeline, cause, why| Ok((pipeline, Verdict::Refuse(cause, why)));
     let stored = look.pipeline.as_ref().map(|entry| stored_pipeline(&entry.value));
+    if let Some(stop) = stop_of(look) {
+        let pipeline = match (&start.target, stored) {
+            (Target::Inline(pipeline), _) => Some((**pipeline).clone()),
+            (Target::Stored(_), stored) => {
+                stored.and_then(Result::ok).map(|(pipeline, _)| pipeline)
+            }
+        };
+        return Ok((pipeline, Verdict::Stop(stop)));
+    }
     let paused = matches!(&stored, Some(Ok((_, true))));
+    let size = look.pipeline.as_ref().map_or(0, |entry| entry.value.len());
     let pipeline = match (&start.target, stored) {
         (Target::Inline(pipeline), _) => (**pipeline).clone(),
         (Target::Stored(id), None) => {
@@ -267,8 +318,9 @@ fn judge(
         }
         (Target::Stored(_), Some(Ok((pipeline, _)))) => pipeline,
     };
-    if let Some(stop) = stop_of(look) {
-        return Ok((Some(pipeline), Verdict::Stop(stop)));
+    if matches!(start.target, Target::Stored(_)) && size + size_of_vars(start) > MAX_START_BYTES {
+        let why = format!("its definition and variables are more than {MAX_START_BYTES} bytes");
+        return refuse(None, Cause::Rejected, why);
     }
     if paused {
         let why = format!("pipeline {}/{} is paused", pipeline.group, pipeline.name);
@@ -304,27 +356,48 @@ fn judge(
     }
 }
 
+/// Group and name of what a start runs.
+pub(super) fn names_of(start: &Start) -> (String, String) {
+    match &start.target {
+        Target::Stored(id) => (id.group().to_owned(), id.name().to_owned()),
+        Target::Inline(pipeline) => (pipeline.group.clone(), pipeline.name.clone()),
+    }
+}
+
+/// The bytes of a start's variables, as JSON.
+pub(super) fn size_of_vars(start: &Start) -> usize {
+    serde_json::to_vec(&start.vars).map_or(0, |json| json.len())
+}
+
 /// Claims a run that is recorded and has no owner: a new epoch, and the next attempt. `None`: it has
-/// an owner, or it has changed.
+/// an owner, or it has changed. The caller holds the run's place in the roster.
 pub(super) async fn claim_orphan(
     shared: &Shared,
     held: &Held,
     run: &RunId,
     record: &Entry,
 ) -> Result<Option<(Claim, RunRecord, i64)>, StoreError> {
-    let mut parsed: RunRecord = serde_json::from_slice(&record.value).map_err(|cause| {
-        StoreError::Unreadable(format!("{} in the store: {cause}", names::run_key(run)))
-    })?;
-    parsed.attempt += 1;
+    let mut parsed = read_record(run, record)?;
+    if !parsed.status.is_ended() {
+        parsed.attempt += 1;
+    }
     parsed.node = Some(shared.options.node.clone());
     let txn = Txn::new()
         .when(names::owner_key(run), Expect::Absent)
         .when(names::run_key(run), Expect::ModifiedAt(record.mod_revision))
         .put_leased(names::owner_key(run), owner_value(&shared.options.node), held.lease)
-        .put(names::run_key(run), json(&parsed)?);
+        .put(names::run_key(run), json(&parsed)?)
+        .read(names::owner_key(run))
+        .read(names::run_key(run));
     let reply = shared.ports.store.txn(txn).await?;
+    not_restored(run, record, reply.revision)?;
     if !reply.committed {
-        return Ok(None);
+        let ours = reply.entry(0).filter(|o| o.value == owner_value(&shared.options.node));
+        // A claim of ours whose answer was lost: nobody else here drives it, as we hold its place.
+        return match (ours, reply.entry(1)) {
+            (Some(owner), Some(record)) => adopted(run, owner, record).map(Some),
+            (_, _) => Ok(None),
+        };
     }
     let claim =
         Claim { run: run.clone(), epoch: Epoch(reply.revision), node: shared.options.node.clone() };

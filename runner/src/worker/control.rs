@@ -129,7 +129,10 @@ pub(super) async fn toggle(
         };
         let mut stored: StoredPipeline = serde_json::from_slice(&entry.value)
             .map_err(|cause| StoreError::Unreadable(format!("{key} in the store: {cause}")))?;
-        let at = toggle.at.unwrap_or_else(|| shared.ports.host.now());
+        // Where the sender does not say when, it is now, and not before what was said last: the
+        // clocks of two workers differ.
+        let now = shared.ports.host.now();
+        let at = toggle.at.unwrap_or_else(|| stored.paused_at.map_or(now, |last| last.max(now)));
         if let Some(newest) = stored.paused_at
             && at < newest
         {

@@ -4,18 +4,19 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use protocol::pipeline::{Pipeline, Step};
-use protocol::run::Cause;
+use protocol::run::{Cause, StepRecord, StepStatus};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::Shared;
 use super::emitter::Emitter;
+use super::launch::release;
 use super::ledger::{Also, Ledger, WriteError};
 use super::output::Output;
 use super::step::{self, Done};
+use super::{Lost, Shared};
 use crate::ports::{LogSink, LoggerFeed, RunScope, StepSpec, StopLevel, StopSignal, Workspace};
 use crate::rules::env;
 use crate::rules::run::{Effect, Exited, Input, Run, Timer};
@@ -47,6 +48,8 @@ pub(super) struct Progress {
     left: Option<Workspace>,
     gate: Option<oneshot::Sender<bool>>,
     timers: Vec<(Timer, Instant)>,
+    /// So many steps stand in the record with their end.
+    closed: usize,
 }
 
 enum Next {
@@ -59,30 +62,43 @@ impl Drive {
     /// Drives the run to its end, or until it is lost.
     pub(super) async fn drive(mut self, first: Vec<Effect>) {
         let run_id = self.scope.run.clone();
+        let ended = if self.run.record().status.is_ended() && first.is_empty() {
+            self.conclude().await
+        } else {
+            self.drive_to_its_end(first).await
+        };
+        if let Err(cause) = ended {
+            self.abandon().await;
+            let lost = match cause {
+                WriteError::Lost => {
+                    warn!(run.id = %run_id, "the run is lost to this worker");
+                    Lost::with_lease(run_id.clone())
+                }
+                WriteError::StopFound | WriteError::Refused(_) => {
+                    error!(run.id = %run_id, %cause, "the run cannot be recorded; it is let go");
+                    release(&self.shared, self.ledger.claim(), &self.lost).await;
+                    let why = format!("it could not be recorded: {cause}");
+                    Lost { run: run_id.clone(), cause: Cause::Engine, why }
+                }
+            };
+            self.shared.put_lost(lost);
+        }
+        self.shared.roster.strike(&run_id);
+    }
+
+    async fn drive_to_its_end(&mut self, first: Vec<Effect>) -> Result<(), WriteError> {
         let mut effects = first;
-        let ended = loop {
-            match self.perform(effects).await {
-                Ok(true) => break self.finish().await,
-                Ok(false) => {}
-                Err(cause) => break Err(cause),
+        loop {
+            if self.perform(effects).await? {
+                return self.finish().await;
             }
             let input = match self.next().await {
                 Next::Input(input) => input,
                 Next::Done(done) => self.input_of(done),
-                Next::Lost => break Err(WriteError::Lost),
+                Next::Lost => return Err(WriteError::Lost),
             };
             effects = self.run.on(self.shared.ports.host.now(), input);
-        };
-        if let Err(cause) = ended {
-            match cause {
-                WriteError::Lost => warn!(run.id = %run_id, "the run is lost to this worker"),
-                WriteError::StopFound | WriteError::Refused(_) => {
-                    error!(run.id = %run_id, %cause, "the run cannot be recorded; it is let go");
-                }
-            }
-            self.abandon().await;
         }
-        self.shared.roster.strike(&run_id);
     }
 
     async fn next(&mut self) -> Next {
@@ -144,7 +160,12 @@ impl Drive {
                 progress.workspace = Some(workspace);
                 Input::Committed { image, engine: self.shared.engine.id.clone() }
             }
-            Done::Broke(cause, message, exit_code) => Input::Broke { cause, message, exit_code },
+            Done::Broke(cause, message, exit_code) => {
+                Input::Broke { cause, message, exit_code, said: None }
+            }
+            Done::BrokeSaying(cause, message, exit_code, said) => {
+                Input::Broke { cause, message, exit_code, said: Some(said) }
+            }
         }
     }
 
@@ -154,12 +175,15 @@ impl Drive {
             match effect {
                 Effect::Save(mut record) => {
                     let (_, last_seq) = self.emitter.last().await;
+                    let closed = self.progress.closed;
                     for record in [&mut *record, self.run.record_mut()] {
-                        if let Some(step) = record.steps.last_mut() {
+                        for step in record.steps.iter_mut().skip(closed) {
                             step.last_seq = last_seq;
                         }
                     }
                     self.ledger.save(&record, Also::Nothing).await?;
+                    let ended = |step: &&StepRecord| step.status != StepStatus::Started;
+                    self.progress.closed = record.steps.iter().take_while(ended).count();
                 }
                 Effect::Emit(draft) => self.emitter.emit(draft).await,
                 Effect::Prepare => {
@@ -271,7 +295,10 @@ impl Drive {
             in_time.abort();
             match ran {
                 Ok(ran) => Done::Ran(ran, stdout, stderr),
-                Err(cause) => step::broke(&cause),
+                Err(cause) => {
+                    let code = step::start_code(&cause);
+                    Done::BrokeSaying(cause.cause(), cause.to_string(), code, (stdout, stderr))
+                }
             }
         }));
     }
@@ -324,7 +351,6 @@ impl Drive {
     async fn abandon(&mut self) {
         self.stop.raise(StopLevel::Kill);
         self.progress.gate = None;
-        self.shared.put_lost(self.scope.run.clone());
         self.shared.ports.events.discard(&self.scope.run, self.scope.epoch);
         if let Some(doing) = self.doing.take() {
             // The executor proves the container gone; its own deadlines bound this.

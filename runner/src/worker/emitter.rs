@@ -91,6 +91,13 @@ impl Emitter {
         next.last
     }
 
+    /// Publishes an ending event that stands in the record since an earlier owner.
+    pub(super) async fn emit_recorded(&self, event: Event) -> Ticket {
+        let mut next = self.next.lock().await;
+        self.hand_over(&mut next, event).await;
+        next.last
+    }
+
     /// The ticket of the last event, and the highest `seq` so far.
     pub(super) async fn last(&self) -> (Ticket, Option<u64>) {
         let next = self.next.lock().await;

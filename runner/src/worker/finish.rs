@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use protocol::run::Status;
+use protocol::run::{RunRecord, Status};
 use tracing::{info, warn};
 
 use super::drive::Drive;
@@ -55,10 +55,13 @@ impl Drive {
                 Ok(()) => break event,
                 Err(WriteError::StopFound) => {
                     let now = self.shared.ports.host.now();
-                    let why = match self.inputs.try_recv() {
-                        Ok(Input::StopAsked(why)) => why,
-                        Ok(_) | Err(_) => StopWhy::User { reason: None },
-                    };
+                    // The key says that it was a user; the watch may have brought the reason.
+                    let mut why = StopWhy::User { reason: None };
+                    while let Ok(input) = self.inputs.try_recv() {
+                        if let Input::StopAsked(user @ StopWhy::User { .. }) = input {
+                            why = user;
+                        }
+                    }
                     // The order to finish that this gives is the one that is being performed.
                     drop(self.run.stop_now(now, &why));
                 }
@@ -67,19 +70,45 @@ impl Drive {
         };
         info!(run.id = %self.scope.run, status = %self.run.record().status, "{}", event.message);
         let ticket = self.emitter.emit_peeked(event).await;
+        self.after_ending(Some(ticket)).await
+    }
+
+    /// Does what is left to do for a run whose ending is recorded: its event is published as it was
+    /// recorded, with the epoch and `seq` of the owner that ended it.
+    pub(super) async fn conclude(&mut self) -> Result<(), WriteError> {
+        let ticket = match self.run.record().ending_event.clone() {
+            Some(event) => Some(self.emitter.emit_recorded(*event).await),
+            None => None,
+        };
+        self.after_ending(ticket).await
+    }
+
+    async fn after_ending(&mut self, ticket: Option<Ticket>) -> Result<(), WriteError> {
         let executor = std::sync::Arc::clone(&self.shared.ports.executor);
         let destroyed = {
             let run = self.scope.run.clone();
             self.shared.tasks.spawn(async move { destroy(&*executor, &run).await })
         };
-        if !self.confirmed_within(ticket, STREAM_WAIT).await? {
+        if let Some(ticket) = ticket
+            && !self.confirmed_within(ticket, STREAM_WAIT).await?
+        {
             self.slot = None;
             self.confirmed(ticket).await?;
         }
         drop(destroyed.await);
-        let record = self.run.record().clone();
-        let also = self.let_go().await?;
-        self.ledger.save(&record, also).await
+        // Without the ending event, which is published.
+        let record = RunRecord { ending_event: None, ..self.run.record().clone() };
+        loop {
+            let also = self.let_go().await?;
+            match self.ledger.save(&record, also).await {
+                Err(WriteError::Refused(StoreError::LeaseGone(_))) => {
+                    self.shared.records.forget().await;
+                    self.shared.seen.forget().await;
+                    tokio::time::sleep(Duration::from_millis(500)).await;
+                }
+                done => return done,
+            }
+        }
     }
 
     /// The leases that the last write needs, however long the store takes to grant them.
@@ -98,11 +127,11 @@ impl Drive {
             };
             match taken {
                 Ok(also) => return Ok(also),
-                Err(cause) if cause.retryable() => {
+                Err(cause) if cause.is_of_the_request() => return Err(WriteError::Refused(cause)),
+                Err(cause) => {
                     warn!(run.id = %self.scope.run, %cause, "a record waits");
                     tokio::time::sleep(Duration::from_millis(500)).await;
                 }
-                Err(cause) => return Err(WriteError::Refused(cause)),
             }
         }
     }

@@ -11,11 +11,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Shared;
 use super::claim::{self, Taken};
 use super::control;
 use super::launch::Launch;
 use super::lease::{Current, Held};
+use super::{Lost, Shared};
 use crate::ports::{Consumer, Delivery, Message, QueueError, Route, Source, StoreError};
 use crate::rules::quota;
 
@@ -83,10 +83,7 @@ async fn consume_jobs(
             Answer::Later { after, message } => {
                 // It waits aside, so that what fits is taken meanwhile.
                 consumer.close().await;
-                let shared_then = Arc::clone(shared);
-                shared
-                    .tasks
-                    .spawn(async move { again(&shared_then, delivery, message, after).await });
+                put_aside(shared, delivery, message, after).await;
                 return;
             }
         }
@@ -122,7 +119,13 @@ pub(super) async fn control(
                 delivery = consumer.next() => delivery,
             };
             match delivery {
-                Ok(delivery) => take_control(&shared, &held, source, delivery).await,
+                Ok(delivery) => {
+                    let settled = take_control(&shared, &held, source, delivery).await;
+                    if settled == Settled::Kept {
+                        // Another one, so that a stop behind it does not wait.
+                        break;
+                    }
+                }
                 Err(cause) => {
                     pause_after(&cause).await;
                     break;
@@ -136,17 +139,34 @@ pub(super) async fn control(
     }
 }
 
-async fn take_control(shared: &Arc<Shared>, held: &Held, source: Source, delivery: Delivery) {
+/// What became of a delivery.
+#[derive(Debug, PartialEq, Eq)]
+enum Settled {
+    Done,
+    Requeued,
+    /// It is kept for a while; its consumer gets nothing more.
+    Kept,
+}
+
+async fn take_control(
+    shared: &Arc<Shared>,
+    held: &Held,
+    source: Source,
+    delivery: Delivery,
+) -> Settled {
     let slot = match source {
         Source::Node => Arc::clone(&shared.slots).try_acquire_owned().ok(),
         Source::Jobs | Source::Control => None,
     };
     let slot = slot.map_or(Slot::None, Slot::Free);
     match answer(shared, held, &delivery.message, slot).await {
-        Answer::Settle(disposition, _slot) => settle(delivery, disposition).await,
+        Answer::Settle(disposition, _slot) => {
+            settle(delivery, disposition).await;
+            if disposition == Disposition::Requeue { Settled::Requeued } else { Settled::Done }
+        }
         Answer::Later { after, message } => {
-            let shared_then = Arc::clone(shared);
-            shared.tasks.spawn(async move { again(&shared_then, delivery, message, after).await });
+            put_aside(shared, delivery, message, after).await;
+            Settled::Kept
         }
     }
 }
@@ -157,7 +177,10 @@ const QUEUE_IS_EMPTY_AFTER: Duration = Duration::from_millis(500);
 /// A draining worker's own queue ends with it: what is in it goes to the shared one.
 async fn move_to_jobs(shared: &Arc<Shared>, held: &Held, consumer: &mut Box<dyn Consumer>) {
     while let Ok(Ok(delivery)) = tokio::time::timeout(QUEUE_IS_EMPTY_AFTER, consumer.next()).await {
-        take_control(shared, held, Source::Control, delivery).await;
+        // What cannot be moved would come again at once, for ever.
+        if take_control(shared, held, Source::Control, delivery).await == Settled::Requeued {
+            return;
+        }
     }
 }
 
@@ -193,7 +216,7 @@ async fn answer(shared: &Arc<Shared>, held: &Held, message: &Message, slot: Slot
     };
     match done {
         Ok(disposition) => Answer::Settle(disposition, slot),
-        Err(cause) if cause.retryable() => {
+        Err(cause) if !cause.is_of_the_request() => {
             warn!(%cause, "a command goes back to its queue");
             // Not in a loop: each return counts, so it waits until the store answers again.
             wait_for_store(shared, held).await;
@@ -242,6 +265,8 @@ async fn answer_start(
         }
         Taken::LeaseLost => {
             launch.cancel();
+            // The claim may have been made: then it is for us to end it.
+            shared.put_lost(Lost::with_lease(run));
             Answer::Settle(Disposition::Requeue, Some(slot))
         }
         Taken::Impossible(why) => {
@@ -270,10 +295,8 @@ async fn no_memory(
     let text = format!("run {run} waits {} s for memory: {why}", after.as_secs());
     let mut event = shared.event(Reason::PipelineRunRejected { delay_ms }, text);
     event.run_id = Some(run.clone());
-    if let command::Target::Stored(id) = &start.target {
-        event.group = Some(id.group().to_owned());
-        event.name = Some(id.name().to_owned());
-    }
+    let (group, name) = claim::names_of(start);
+    (event.group, event.name) = (Some(group), Some(name));
     shared.tell(event).await;
     let mut message = message.clone();
     message.headers.insert(REJECTIONS.into(), times.saturating_add(1).to_string());
@@ -281,6 +304,16 @@ async fn no_memory(
     message.id.get_or_insert_with(|| run.to_string());
     drop(slot);
     Answer::Later { after, message }
+}
+
+/// Keeps a start for a while. So many at once and no more: each holds a channel of the connection.
+async fn put_aside(shared: &Arc<Shared>, delivery: Delivery, message: Message, after: Duration) {
+    let Ok(place) = Arc::clone(&shared.aside).acquire_owned().await else { return };
+    let shared_then = Arc::clone(shared);
+    shared.tasks.spawn(async move {
+        again(&shared_then, delivery, message, after).await;
+        drop(place);
+    });
 }
 
 /// Publishes a start again, and settles the one that came.
@@ -331,7 +364,7 @@ fn too_large(start: &Start) -> Option<usize> {
         command::Target::Inline(pipeline) => serde_json::to_vec(pipeline).map_or(0, |j| j.len()),
         command::Target::Stored(_) => 0,
     };
-    let size = definition + serde_json::to_vec(&start.vars).map_or(0, |json| json.len());
+    let size = definition + claim::size_of_vars(start);
     (size > MAX_START_BYTES).then_some(size)
 }
 
@@ -353,10 +386,13 @@ async fn held(lease: &mut Current, stop: &CancellationToken) -> Option<Held> {
 
 async fn wait_for_store(shared: &Shared, held: &Held) {
     let mut wait = Duration::from_millis(200);
-    while shared.ports.store.get(names::NODES).await.is_err() {
+    loop {
         tokio::select! {
             () = held.lost.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
+        }
+        if shared.ports.store.get(names::NODES).await.is_ok() {
+            return;
         }
         wait = (wait * 2).min(Duration::from_secs(2));
     }

@@ -1,21 +1,23 @@
 //! Brings a claimed run on its way.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use protocol::event::{Reason, Severity};
 use protocol::id::RunId;
 use protocol::names;
 use protocol::run::{Cause, RunRecord};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::Shared;
 use super::claim::{Claimed, Verdict};
 use super::drive::{Drive, Progress};
 use super::emitter::Emitter;
 use super::lease::Held;
 use super::ledger::Ledger;
 use super::roster::Handle;
+use super::{Lost, Shared};
 use crate::ports::{Claim, LoggerFeed, RunScope, StopLevel, StopSignal, Txn};
 use crate::rules::env;
 use crate::rules::run::{Draft, Effect, Input, Run, StopWhy};
@@ -83,11 +85,16 @@ impl Launch {
     }
 
     /// Ends a run that this worker had lost as failed.
-    pub(super) fn end_lost(self, held: &Held, mine: Mine, why: &str) {
+    pub(super) fn end_lost(self, held: &Held, mine: Mine, cause: Cause, why: &str) {
         let now = self.shared.ports.host.now();
         let mut drive = self.into_drive(held, mine, None);
-        let first = drive.run.refuse(now, Cause::Lost, why);
+        let first = drive.run.refuse(now, cause, why);
         spawn(drive, first);
+    }
+
+    /// Does what is left to do for a run whose ending is recorded.
+    pub(super) fn conclude(self, held: &Held, mine: Mine) {
+        spawn(self.into_drive(held, mine, None), Vec::new());
     }
 
     fn into_drive(self, held: &Held, mine: Mine, slot: Option<OwnedSemaphorePermit>) -> Drive {
@@ -153,6 +160,7 @@ fn scheduled(run: &RunId, named: bool) -> Effect {
 fn spawn(drive: Drive, first: Vec<Effect>) {
     let (shared, run) = (Arc::clone(&drive.shared), drive.scope.run.clone());
     let (stop, claim) = (drive.stop.clone(), drive.ledger.claim().clone());
+    let lost = drive.lost.clone();
     let tasks = shared.tasks.clone();
     tasks.spawn(async move {
         let driven = shared.tasks.spawn(Box::pin(drive.drive(first))).await;
@@ -161,11 +169,32 @@ fn spawn(drive: Drive, first: Vec<Effect>) {
         stop.raise(StopLevel::Kill);
         shared.ports.events.discard(&run, claim.epoch);
         shared.roster.strike(&run);
-        let release = claim.fenced(Txn::new().delete(names::owner_key(&run)));
-        match shared.ports.store.txn(release).await {
-            Ok(_) => shared.put_lost(run),
-            // It goes with the lease.
-            Err(cause) => warn!(run.id = %run, %cause, "run {run} is not let go"),
-        }
+        release(&shared, &claim, &lost).await;
+        let why = "its worker failed; the worker's log says how".to_owned();
+        shared.put_lost(Lost { run, cause: Cause::Engine, why });
     });
+}
+
+/// Gives a claim up, however long the store takes: what this worker does not drive it does not own.
+/// Where the lease is gone, so is the claim.
+pub(super) async fn release(shared: &Shared, claim: &Claim, lost: &CancellationToken) {
+    let mut wait = Duration::from_millis(50);
+    loop {
+        let txn = claim.fenced(Txn::new().delete(names::owner_key(&claim.run)));
+        match shared.ports.store.txn(txn).await {
+            Ok(_) => return,
+            Err(cause) if cause.is_of_the_request() => {
+                warn!(run.id = %claim.run, %cause, "run {} is not let go", claim.run);
+                return;
+            }
+            Err(cause) => {
+                warn!(run.id = %claim.run, %cause, "run {} is let go later", claim.run);
+                tokio::select! {
+                    () = lost.cancelled() => return,
+                    () = tokio::time::sleep(wait) => {}
+                }
+                wait = (wait * 2).min(Duration::from_secs(1));
+            }
+        }
+    }
 }

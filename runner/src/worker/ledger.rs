@@ -126,7 +126,11 @@ impl Ledger {
                     // A late write of our own came in between: the fence says that it was ours.
                     self.modified = record.mod_revision;
                 }
-                Err(cause) if cause.retryable() => {
+                // A lease that is gone is the caller's to replace; the claim's own ends by `lost`.
+                Err(cause @ StoreError::LeaseGone(_)) if matches!(also, Also::LetGo { .. }) => {
+                    return Err(WriteError::Refused(cause));
+                }
+                Err(cause) if !cause.is_of_the_request() => {
                     unknown = true;
                     warn!(run.id = %run, %cause, "a record waits");
                     tokio::select! {

@@ -24,7 +24,7 @@ use protocol::event::{Event, Reason};
 use protocol::id::{NodeId, RunId};
 use protocol::names;
 use protocol::pipeline::PullPolicy;
-use protocol::run::RunRecord;
+use protocol::run::{Cause, RunRecord};
 use protocol::time::Millis;
 use tokio::sync::{Mutex, Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -55,6 +55,8 @@ pub struct Options {
     pub heartbeat: Duration,
     /// How long the records of ended runs are kept.
     pub retention: Duration,
+    /// Whether it has a queue of its own, for dispatchers that pick the worker themselves.
+    pub own_queue: bool,
     /// Its version.
     pub version: String,
 }
@@ -83,16 +85,33 @@ pub(crate) struct Shared {
     slots: Arc<Semaphore>,
     /// Runs, and what they do. Ends when the last one has.
     tasks: TaskTracker,
+    /// Places for starts that wait for memory.
+    aside: Arc<Semaphore>,
     draining: CancellationToken,
     drain_told: AtomicBool,
     started_at: Millis,
-    /// The runs that went with a lease, and have no owner until one of us takes them again.
-    lost: std::sync::Mutex<Vec<RunId>>,
+    /// The runs that this worker no longer drives, though they have not ended, with the reason: they
+    /// have no owner until one of us takes them again.
+    lost: std::sync::Mutex<Vec<Lost>>,
     more_lost: Notify,
     /// Of the marks that keep a run id from being taken twice.
     seen: LongLease,
     /// Of the records of ended runs.
     records: LongLease,
+}
+
+/// A run that is to be taken again, and ended.
+#[derive(Debug, Clone)]
+struct Lost {
+    run: RunId,
+    cause: Cause,
+    why: String,
+}
+
+impl Lost {
+    fn with_lease(run: RunId) -> Self {
+        Self { run, cause: Cause::Lost, why: "its worker lost its lease".to_owned() }
+    }
 }
 
 /// A lease of days that serves many keys: it is taken anew from time to time, so that a key put
@@ -122,6 +141,11 @@ impl LongLease {
         *taken = Some((lease, now));
         Ok(lease)
     }
+
+    /// The store knows it no more: the next one who asks takes another.
+    async fn forget(&self) {
+        *self.taken.lock().await = None;
+    }
 }
 
 impl std::fmt::Debug for Shared {
@@ -130,6 +154,8 @@ impl std::fmt::Debug for Shared {
     }
 }
 
+/// So many starts wait for memory at once in a worker's hands; those behind them wait in the queue.
+const ASIDE: usize = 64;
 /// A run id is not taken again for at least this long.
 const SEEN_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -148,14 +174,23 @@ impl Shared {
         }
     }
 
+    /// Says that this worker drains, and does not wait for a stream that is away.
+    fn tell_draining(self: &Arc<Self>) {
+        let message = format!("{} takes nothing new", self.options.node);
+        let (shared, event) = (Arc::clone(self), self.event(Reason::RunnerDraining, message));
+        self.tasks.spawn(async move {
+            tokio::time::timeout(LAST_EVENTS, shared.tell(event)).await.ok();
+        });
+    }
+
     async fn ignored(&self, run: Option<&RunId>, why: &str) {
         let mut event = self.event(Reason::CommandIgnored, why.to_owned());
         event.run_id = run.cloned();
         self.tell(event).await;
     }
 
-    fn put_lost(&self, run: RunId) {
-        self.lost.lock().unwrap_or_else(PoisonError::into_inner).push(run);
+    fn put_lost(&self, lost: Lost) {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).push(lost);
         self.more_lost.notify_one();
     }
 
@@ -185,6 +220,7 @@ impl Worker {
             options,
             roster: roster::Roster::default(),
             tasks: TaskTracker::new(),
+            aside: Arc::new(Semaphore::new(ASIDE)),
             draining: CancellationToken::new(),
             drain_told: AtomicBool::new(false),
             lost: std::sync::Mutex::default(),
@@ -204,22 +240,29 @@ impl Worker {
         loops.spawn(lease::keep(Arc::clone(&shared), sender, leased.clone()));
         loops.spawn(after_lease(Arc::clone(&shared), lease.clone()));
         let refresh = loops.spawn(node::refresh(Arc::clone(&shared), lease.clone()));
-        let intake = TaskTracker::new();
-        intake.spawn(intake::jobs(Arc::clone(&shared), lease.clone(), shutdown.intake.clone()));
-        for source in [Source::Control, Source::Node] {
-            // Stops are heard while the worker drains; its own queue is moved at once.
-            let stop = match source {
-                Source::Node => shutdown.intake.clone(),
-                Source::Jobs | Source::Control => leased.clone(),
-            };
-            intake.spawn(intake::control(Arc::clone(&shared), lease.clone(), source, stop));
+        let (starts, stops) = (TaskTracker::new(), TaskTracker::new());
+        let intake = shutdown.intake.clone();
+        starts.spawn(intake::jobs(Arc::clone(&shared), lease.clone(), intake.clone()));
+        if shared.options.own_queue {
+            let node = intake::control(Arc::clone(&shared), lease.clone(), Source::Node, intake);
+            starts.spawn(node);
         }
+        // Stops are heard while the worker drains.
+        let control =
+            intake::control(Arc::clone(&shared), lease.clone(), Source::Control, leased.clone());
+        stops.spawn(control);
         shutdown.intake.cancelled().await;
         shared.draining.cancel();
+        shared.tell_draining();
+        // What is being claimed is ours, or back in its queue, before the drain looks at what runs.
+        starts.close();
+        starts.wait().await;
         drain(&shared, &shutdown).await;
         leased.cancel();
-        intake.close();
-        intake.wait().await;
+        stops.close();
+        stops.wait().await;
+        // A stop that was just heard may have brought an end to publish.
+        tokio::time::timeout(LAST_EVENTS, shared.tasks.wait()).await.ok();
         refresh.abort();
         loops.close();
         loops.wait().await;
@@ -237,10 +280,12 @@ impl Worker {
 /// How long the end of a worker waits for the stream.
 const LAST_EVENTS: Duration = Duration::from_secs(10);
 
+/// How long the end of what was stopped may take, beyond the grace: its removal, and the stream's
+/// confirmation. What is not done by then is found in the store by the next worker.
+const ENDS_WITHIN: Duration = Duration::from_secs(60);
+
 /// Lets what runs finish, then stops it.
 async fn drain(shared: &Arc<Shared>, shutdown: &Shutdown) {
-    let message = format!("{} takes nothing new", shared.options.node);
-    shared.tell(shared.event(Reason::RunnerDraining, message)).await;
     shared.tasks.close();
     tokio::select! {
         () = shared.tasks.wait() => return,
@@ -250,7 +295,10 @@ async fn drain(shared: &Arc<Shared>, shutdown: &Shutdown) {
         () = shutdown.abort.cancelled() => {}
     }
     shared.roster.ask_all(&StopWhy::Shutdown, shared.options.kill_grace);
-    shared.tasks.wait().await;
+    let within = shared.options.kill_grace + ENDS_WITHIN;
+    if tokio::time::timeout(within, shared.tasks.wait()).await.is_err() {
+        warn!(runs = ?shared.roster.ids(), "these runs have not ended in time, and are left");
+    }
 }
 
 /// What follows from each lease that is taken: readiness is told, stops are watched, and the runs
@@ -292,13 +340,13 @@ async fn reclaim(shared: Arc<Shared>, held: lease::Held) {
                 () = shared.more_lost.notified() => continue,
             }
         }
-        for run in lost {
-            match reclaim_one(&shared, &held, &run).await {
+        for lost in lost {
+            match reclaim_one(&shared, &held, &lost).await {
                 Ok(true) => {}
-                Ok(false) => shared.put_lost(run),
+                Ok(false) => shared.put_lost(lost),
                 Err(cause) => {
-                    warn!(run.id = %run, %cause, "a lost run waits");
-                    shared.put_lost(run);
+                    warn!(run.id = %lost.run, %cause, "a lost run waits");
+                    shared.put_lost(lost);
                 }
             }
         }
@@ -313,20 +361,26 @@ async fn reclaim(shared: Arc<Shared>, held: lease::Held) {
 async fn reclaim_one(
     shared: &Arc<Shared>,
     held: &lease::Held,
-    run: &RunId,
+    lost: &Lost,
 ) -> Result<bool, StoreError> {
+    let run = &lost.run;
     let Some(record) = shared.ports.store.get(&names::run_key(run)).await? else {
         return Ok(true);
     };
-    let parsed = serde_json::from_slice::<RunRecord>(&record.value);
-    if parsed.is_ok_and(|record| record.status.is_ended()) {
+    let parsed = serde_json::from_slice::<RunRecord>(&record.value).ok();
+    let ended = parsed.is_some_and(|record| record.status.is_ended());
+    if ended && shared.ports.store.get(&names::open_key(run)).await?.is_none() {
         return Ok(true);
     }
     let Some(launch) = launch::Launch::enter(shared, run) else { return Ok(false) };
     match claim::claim_orphan(shared, held, run, &record).await {
         Ok(Some((claim, record, modified))) => {
             let mine = launch::Mine { claim, record, modified, logger_url: None };
-            launch.end_lost(held, mine, "its worker lost its lease");
+            if ended {
+                launch.conclude(held, mine);
+            } else {
+                launch.end_lost(held, mine, lost.cause, &lost.why);
+            }
             Ok(true)
         }
         Ok(None) => {

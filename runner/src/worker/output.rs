@@ -31,6 +31,8 @@ struct Streams {
     out: Lines,
     err: Lines,
     ended: bool,
+    /// The stream whose unfinished line was the last that the logger got.
+    fed: Option<LogStream>,
 }
 
 impl Streams {
@@ -73,12 +75,17 @@ impl Output {
             match deadline {
                 None => self.waits.notified().await,
                 Some(at) => {
-                    tokio::time::sleep_until(self.began + at).await;
+                    tokio::select! {
+                        () = tokio::time::sleep_until(self.began + at) => {}
+                        // There is an earlier one.
+                        () = self.waits.notified() => continue,
+                    }
                     let now = self.began.elapsed();
                     let mut streams = self.streams.lock().await;
                     let (out, err) = (streams.out.due(now), streams.err.due(now));
-                    self.publish(LogStream::Stdout, out).await;
-                    self.publish(LogStream::Stderr, err).await;
+                    let fed = &mut streams.fed;
+                    self.publish(LogStream::Stdout, out, fed).await;
+                    self.publish(LogStream::Stderr, err, fed).await;
                 }
             }
         }
@@ -89,22 +96,36 @@ impl Output {
         let mut streams = self.streams.lock().await;
         streams.ended = true;
         let (out, err) = (streams.out.finish(), streams.err.finish());
-        self.publish(LogStream::Stdout, out).await;
-        self.publish(LogStream::Stderr, err).await;
+        let fed = &mut streams.fed;
+        self.publish(LogStream::Stdout, out, fed).await;
+        self.publish(LogStream::Stderr, err, fed).await;
+        self.feed_newline(fed);
         self.waits.notify_one();
         (streams.out.total(), streams.err.total())
     }
 
-    async fn publish(&self, stream: LogStream, pieces: Vec<Piece>) {
+    async fn publish(&self, stream: LogStream, pieces: Vec<Piece>, fed: &mut Option<LogStream>) {
         for piece in pieces {
             if let Some(feed) = &self.feed {
+                if fed.is_some_and(|unfinished| unfinished != stream) {
+                    self.feed_newline(fed);
+                }
                 let mut text = piece.bytes.clone();
                 if !piece.partial {
                     text.push(b'\n');
                 }
+                *fed = piece.partial.then_some(stream);
                 feed.push(text.into());
             }
             self.emitter.log((&self.step, self.attempt), stream, piece).await;
+        }
+    }
+
+    /// An external logger knows neither steps nor streams: what comes next from another one begins
+    /// on a line of its own.
+    fn feed_newline(&self, fed: &mut Option<LogStream>) {
+        if let (Some(feed), Some(_unfinished)) = (&self.feed, fed.take()) {
+            feed.push(Bytes::from_static(b"\n"));
         }
     }
 }
@@ -114,15 +135,20 @@ impl LogSink for Output {
     async fn write(&self, stream: LogStream, bytes: Bytes) {
         let mut streams = self.streams.lock().await;
         let now = self.began.elapsed();
-        let waited = streams.deadline().is_some();
+        let before = streams.deadline();
         let pieces = match stream {
             LogStream::Stderr => streams.err.push(now, &bytes),
             LogStream::Stdout | LogStream::Bob => streams.out.push(now, &bytes),
         };
         // The lock is held meanwhile: a publisher that is full holds back the step, and nothing of
         // one stream overtakes.
-        self.publish(stream, pieces).await;
-        if !waited && streams.deadline().is_some() {
+        self.publish(stream, pieces, &mut streams.fed).await;
+        let sooner = match (before, streams.deadline()) {
+            (Some(before), Some(after)) => after < before,
+            (None, after) => after.is_some(),
+            (Some(_), None) => false,
+        };
+        if sooner {
             self.waits.notify_one();
         }
     }

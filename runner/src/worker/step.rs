@@ -1,10 +1,12 @@
 //! What goes on in a run between two decisions: each of these ends in one [`Done`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use protocol::names;
 use protocol::pipeline::{Artifact, Resource, ResourceKind};
 use protocol::run::{Cause, Registered};
+use tracing::warn;
 
 use super::Shared;
 use crate::ports::{ExecError, Origin, Ran, RunScope, StopLevel, StopSignal, Workspace};
@@ -21,11 +23,18 @@ pub(super) enum Done {
     Committed(Workspace),
     /// Cause, sentence, and the exit code of a command that could not be started.
     Broke(Cause, String, Option<i32>),
+    /// The same of a command, with the bytes of its standard output and standard error.
+    BrokeSaying(Cause, String, Option<i32>, (u64, u64)),
 }
 
 /// What an executor's error means for the run.
 pub(super) fn broke(error: &ExecError) -> Done {
-    let code = match error {
+    Done::Broke(error.cause(), error.to_string(), start_code(error))
+}
+
+/// What a shell would answer where a command cannot be started.
+pub(super) fn start_code(error: &ExecError) -> Option<i32> {
+    match error {
         ExecError::Start { code, .. } => Some(*code),
         ExecError::Unreachable { .. }
         | ExecError::Image { .. }
@@ -35,8 +44,7 @@ pub(super) fn broke(error: &ExecError) -> Done {
         | ExecError::Unsupported(_)
         | ExecError::Engine { .. }
         | ExecError::Input(_) => None,
-    };
-    Done::Broke(error.cause(), error.to_string(), code)
+    }
 }
 
 pub(super) async fn prepare(shared: Arc<Shared>, scope: RunScope, stop: StopSignal) -> Done {
@@ -139,8 +147,18 @@ async fn registered_url(
     prefix: &str,
     name: &str,
 ) -> Result<Option<String>, String> {
-    let entry =
-        shared.ports.store.get(&format!("{prefix}{name}")).await.map_err(|e| e.to_string())?;
+    let key = format!("{prefix}{name}");
+    let mut wait = Duration::from_millis(50);
+    // The run goes on for as long as its lease does: a store that is away for a moment is waited for.
+    let entry = loop {
+        match shared.ports.store.get(&key).await {
+            Ok(entry) => break entry,
+            Err(cause) if cause.is_of_the_request() => return Err(cause.to_string()),
+            Err(cause) => warn!(%cause, "{key} is asked for again"),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_secs(1));
+    };
     entry
         .map(|entry| {
             serde_json::from_slice::<Registered>(&entry.value)

@@ -170,6 +170,7 @@ fn options(node: NodeId, slots: usize) -> Options {
         pull: PullPolicy::Missing,
         heartbeat: Duration::from_secs(10),
         retention: Duration::from_secs(24 * 3600),
+        own_queue: true,
         version: "bench".into(),
     }
 }

@@ -53,6 +53,10 @@ const EXECUTORS: [(&str, ExecutorKind); 9] = [
     ("http", ExecutorKind::Http),
 ];
 
+/// The most steps of a pipeline. Each adds some hundred bytes to the run's record, which has to fit
+/// into one etcd request (1.5 MiB) together with the definition.
+const MAX_STEPS: usize = 2000;
+
 impl Reader {
     pub(super) fn steps(
         &mut self,
@@ -60,6 +64,11 @@ impl Reader {
         resources: Option<&Resources>,
     ) -> Option<Vec<Step>> {
         let items = self.list(field)?;
+        if items.len() > MAX_STEPS {
+            let message = format!("there are {} steps, expected at most {MAX_STEPS}", items.len());
+            self.fault(field, message, Some("let one step do more, or split the pipeline"));
+            return None;
+        }
         let maps: Vec<Option<Fields<'_>>> =
             items.iter().map(|item| self.map(item, &STEP)).collect();
         let names = self.step_names(&items, &maps);

@@ -79,6 +79,12 @@ impl Target {
         Ok(Self { uri, connector, name, at })
     }
 
+    /// The same, with larger frames.
+    pub(in crate::cluster) fn with_frames_of(mut self, bytes: u32) -> Self {
+        self.uri.query.frame_max = Some(bytes);
+        self
+    }
+
     /// The address, without credentials.
     pub(in crate::cluster) fn at(&self) -> &Arc<str> {
         &self.at

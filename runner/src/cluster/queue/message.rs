@@ -10,6 +10,8 @@ use crate::ports::Message;
 
 /// Persistent.
 const DELIVERY_MODE: u8 = 2;
+/// The most bytes of headers: with the other properties they have to fit into one frame.
+const HEADER_BYTES: usize = 64 * 1024;
 /// What the broker writes about a message's way, and what a new message does not begin with.
 const BROKERS_OWN: &[&str] =
     &["x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count"];
@@ -26,8 +28,13 @@ pub(super) fn properties(message: &Message) -> Option<BasicProperties> {
         properties = properties.with_message_id(ShortString::try_new(id.as_str()).ok()?);
     }
     let mut headers = FieldTable::default();
+    let mut bytes = 0;
     for (name, value) in &message.headers {
-        if !BROKERS_OWN.iter().any(|own| name.starts_with(own)) {
+        bytes += name.len() + value.len();
+        if bytes > HEADER_BYTES {
+            tracing::warn!(header = name, "a header is left out of a message, there are too many");
+            bytes -= name.len() + value.len();
+        } else if !BROKERS_OWN.iter().any(|own| name.starts_with(own)) {
             let value = AMQPValue::LongString(LongString::from(value.as_str()));
             headers.insert(ShortString::try_new(name.as_str()).ok()?, value);
         }

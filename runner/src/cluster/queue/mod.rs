@@ -16,6 +16,10 @@ use self::consumer::AmqpConsumer;
 use super::amqp::{AmqpOptions, Fault, Link, Live, Target, topology};
 use crate::ports::{Consumer, Message, Queue, QueueError, Route, Source};
 
+/// A message's properties come in one frame, as large as its sender could make it: the broker's own
+/// default. A larger one than we said we take would cost the connection.
+const FRAME_BYTES: u32 = 128 * 1024;
+
 /// How long a message may take until the broker has confirmed it, reconnects included.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(15);
 /// How many publishing channels are kept for the next message.
@@ -48,7 +52,8 @@ impl AmqpQueue {
     /// fault; [`QueueError::Unreachable`] after the last attempt.
     pub async fn connect(options: &AmqpOptions) -> Result<Self, QueueError> {
         let target = Target::new(options, &options.url, options.node.to_string())
-            .map_err(|fault| fault.of_queue("BOB_QUEUE_URL"))?;
+            .map_err(|fault| fault.of_queue("BOB_QUEUE_URL"))?
+            .with_frames_of(FRAME_BYTES);
         let at = Arc::clone(target.at());
         let opening =
             Link::open(target, topology::shared(), options.retry_attempts, options.retry_delay);

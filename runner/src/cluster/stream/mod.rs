@@ -109,7 +109,9 @@ fn stream_url(options: &AmqpOptions) -> Result<String, Fault> {
 impl Events for AmqpEvents {
     async fn emit(&self, event: Event) -> Result<Ticket, EventsError> {
         let body = Bytes::from(event.to_json());
-        self.0.shared.push(event.run_id, event.epoch, body).await.map(Ticket)
+        // An ending is published once it is recorded, so it stays true whoever owns the run.
+        let epoch = event.epoch.filter(|_| !event.reason.is_ending());
+        self.0.shared.push(event.run_id, epoch, body).await.map(Ticket)
     }
 
     async fn confirmed(&self, ticket: Ticket) -> Result<(), EventsError> {

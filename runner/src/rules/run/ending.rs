@@ -6,6 +6,22 @@ use protocol::time::Millis;
 
 use super::{Draft, Effect, Interrupted, Run, State, StopWhy, Timer, effects};
 
+/// The most bytes of a run's message: it stands in the record twice, and what it quotes, such as a
+/// command or an engine's words, may be of any length.
+const MESSAGE_BYTES: usize = 4096;
+
+fn shortened(mut message: String) -> String {
+    if message.len() > MESSAGE_BYTES {
+        let mut end = MESSAGE_BYTES;
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        message.truncate(end);
+        message.push('…');
+    }
+    message
+}
+
 impl Run {
     pub(super) fn end_interrupted(
         &mut self,
@@ -66,7 +82,7 @@ impl Run {
         self.state = State::Ended;
         self.record.status = status;
         self.record.cause = cause;
-        self.record.message = message;
+        self.record.message = message.map(shortened);
         self.record.completed_at = Some(now.into());
     }
 
@@ -80,7 +96,8 @@ impl Run {
         let (reason, message) = match self.record.status {
             Status::Passed => (Reason::PipelineSuccessful, format!("run {run} passed")),
             Status::Failed => {
-                let exit_code = failed.and_then(|step| step.exit_code);
+                // A command that ended well is not why the run failed.
+                let exit_code = failed.and_then(|step| step.exit_code).filter(|code| *code != 0);
                 (Reason::PipelineFailed { cause, exit_code }, format!("run {run} failed: {said}"))
             }
             Status::Stopped => (Reason::PipelineStopped { cause }, format!("run {run} was {said}")),

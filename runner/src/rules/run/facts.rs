@@ -32,6 +32,8 @@ pub enum Input {
         message: String,
         /// What a shell would have answered, where the command could not be started.
         exit_code: Option<i32>,
+        /// Bytes of standard output and standard error, where a command was begun.
+        said: Option<(u64, u64)>,
     },
     /// Somebody wants it to end.
     StopAsked(StopWhy),

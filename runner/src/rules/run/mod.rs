@@ -125,7 +125,10 @@ impl Run {
             Input::Exited(exited) => self.exited(now, exited),
             Input::Uploaded => self.uploaded(now),
             Input::Committed { image, engine } => self.committed(now, image, engine),
-            Input::Broke { cause, message, exit_code } => {
+            Input::Broke { cause, message, exit_code, said } => {
+                if let (State::Running(_), Some((stdout, stderr))) = (self.state, said) {
+                    (self.last_exit.stdout_bytes, self.last_exit.stderr_bytes) = (stdout, stderr);
+                }
                 self.broke(now, cause, &message, exit_code)
             }
         }
@@ -192,6 +195,7 @@ impl Run {
     ) -> Vec<Effect> {
         self.state = State::Running(position);
         self.step_began = now;
+        self.last_exit = Exited::default();
         let attempt = 1;
         self.record.steps.push(StepRecord {
             name: step.name.clone(),
@@ -307,6 +311,9 @@ impl Run {
                 .end_interrupted(now, None)
                 .unwrap_or_else(|| self.end_failed(now, cause, message, None)),
             State::Running(position) | State::Uploading(position) | State::Committing(position) => {
+                // The command itself has ended well where something after it broke.
+                let after = !matches!(self.state, State::Running(_));
+                let exit_code = exit_code.or_else(|| after.then_some(self.last_exit.code));
                 let mut list = vec![Effect::CancelTimer(Timer::Step(position)), Effect::Discard];
                 if self.interrupted.is_some() {
                     list.extend(self.abandon_step(now, position));
@@ -396,8 +403,8 @@ impl Run {
         let message = match (status, exit_code) {
             (StepStatus::Passed, _) => format!("step {name} of run {run} passed"),
             (StepStatus::Stopped, _) => format!("step {name} of run {run} was stopped"),
+            (_, Some(0) | None) => format!("step {name} of run {run} failed"),
             (_, Some(code)) => format!("step {name} of run {run} failed with exit code {code}"),
-            (_, None) => format!("step {name} of run {run} failed"),
         };
         let passed = status == StepStatus::Passed;
         let mut completed = emit(

@@ -119,6 +119,37 @@ fn a_failing_step_stops_the_rest_and_its_code_is_told() {
 }
 
 #[test]
+fn a_step_that_broke_tells_its_own_counts_and_the_code_of_a_command_that_ended() {
+    let completed = |effects: &[Effect]| {
+        let of_step = |effect: &Effect| match effect {
+            Effect::Emit(draft) => match draft.reason {
+                Reason::StepCompleted { exit_code, stdout_bytes, .. } => {
+                    Some((exit_code, stdout_bytes))
+                }
+                _ => None,
+            },
+            _ => None,
+        };
+        effects.iter().find_map(of_step)
+    };
+    let mut run = run(RICH);
+    drop(run.begin(NOW));
+    drop(run.on(NOW, Input::Prepared));
+    drop(run.on(NOW, Input::Fetched));
+    drop(run.on(NOW, Input::Exited(Exited { stdout_bytes: 920, ..Exited::default() })));
+    assert_eq!(completed(&run.on(NOW, committed("i0"))), Some((Some(0), 920)));
+    let broke =
+        |said| Input::Broke { cause: Cause::Artifact, message: "x".into(), exit_code: None, said };
+    let exited = Input::Exited(Exited { stdout_bytes: 7, ..Exited::default() });
+    drop(run.on(NOW, exited));
+    assert_eq!(completed(&run.on(NOW, broke(None))), Some((Some(0), 7)), "the upload broke");
+    let mut run = self::run(TWO);
+    drop(run.begin(NOW));
+    drop(run.on(NOW, Input::Prepared));
+    assert_eq!(completed(&run.on(NOW, broke(Some((3, 4))))), Some((None, 3)), "the command broke");
+}
+
+#[test]
 fn a_stop_is_heard_in_every_state_and_the_run_ends_stopped() {
     let stop = || Input::StopAsked(StopWhy::User { reason: None });
     let before: [&[Input]; 5] = [
@@ -183,7 +214,7 @@ fn any_input() -> impl Strategy<Value = Input> {
             Input::Exited(Exited { code, oom: oom && rare == 0, ..Exited::default() })),
         4 => Just(Input::Uploaded),
         6 => Just(committed("sha256:1")),
-        1 => Just(Input::Broke { cause: Cause::Engine, message: "x".into(), exit_code: None }),
+        1 => Just(Input::Broke { cause: Cause::Engine, message: "x".into(), exit_code: None, said: None }),
         1 => Just(Input::StopAsked(StopWhy::User { reason: None })),
         1 => Just(Input::StopAsked(StopWhy::Shutdown)),
         1 => (0usize..4).prop_map(|n| Input::Expired(Timer::Step(n))),

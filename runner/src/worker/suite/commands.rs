@@ -227,6 +227,12 @@ pub async fn a_stop_that_comes_first_is_remembered(mut rig: Rig) {
         rig.events_of(&run).await.iter().map(|event| reason_of(&event.reason)).collect();
     assert_eq!(reasons, ["PipelineRunScheduled", "PipelineStopped"]);
     assert_eq!(rig.settled(&run).await.status, Status::Stopped);
+    // Also where the start could not be run anyhow.
+    let unknown = rig.run("early-unknown");
+    rig.stop(&unknown).await;
+    rig.event(&unknown, "CommandIgnored").await;
+    rig.start_stored(&unknown, "nowhere").await;
+    assert_eq!(rig.settled(&unknown).await.status, Status::Stopped);
     rig.end().await;
 }
 

@@ -1,22 +1,25 @@
 //! Hard days: no memory, a lost lease, a store that does not answer.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::command::START;
-use protocol::event::Reason;
+use protocol::event::{Event, Reason};
+use protocol::id::NodeId;
 use protocol::names;
 use protocol::run::{Cause, NodeCpu, NodeMemory, Status};
 use protocol::time::Millis;
 use serde_json::json;
+use tokio::sync::Notify;
 
 use super::{Rig, new_node, options, reason_of};
 use crate::ports::{
-    Changes, Compare, Entry, Expect, Granted, Host, LeaseId, Listing, Route, Store, StoreError,
-    Txn, TxnReply,
+    Changes, Entry, Expect, Granted, Host, LeaseId, Listing, Op, Route, Store, StoreError, Txn,
+    TxnReply,
 };
+use crate::worker::Options;
 
 /// A machine that has as much free memory as it is told.
 struct Squeezed {
@@ -88,14 +91,67 @@ struct Unruly {
     store: Arc<dyn Store>,
     /// The next renewal finds the lease gone.
     forgets: AtomicBool,
-    /// The next write of an owner panics, as only a fault of our own code would.
-    panics: AtomicBool,
+    /// What happens to the next transaction that this holds for.
+    trouble: Mutex<Option<(Trouble, Which)>>,
+    /// The leases of days that were granted.
+    long: Mutex<Vec<LeaseId>>,
+    /// A transaction is held back.
+    holding: Notify,
+    /// It may go.
+    go: Notify,
+}
+
+/// Whether it is this transaction.
+type Which = fn(&Txn) -> bool;
+
+enum Trouble {
+    /// A panic, as only a fault of our own code would bring it.
+    Panic,
+    /// It is made, but its answer does not arrive.
+    LoseAnswer,
+    /// It waits until it is told to go.
+    Hold,
+}
+
+/// An owner's write.
+fn is_fenced(txn: &Txn) -> bool {
+    txn.compares.iter().any(|demand| matches!(demand.expect, Expect::CreatedAt(_)))
+}
+
+/// A claim.
+fn is_claim(txn: &Txn) -> bool {
+    let of_owner = |op: &Op| matches!(op, Op::Put { key, .. } if key.starts_with(names::OWNERS));
+    txn.ops.iter().any(of_owner)
+}
+
+/// The last write for a run.
+fn lets_go(txn: &Txn) -> bool {
+    let of_open = |op: &Op| matches!(op, Op::Delete { key } if key.starts_with(names::OPEN));
+    txn.ops.iter().any(of_open)
 }
 
 impl Unruly {
     fn over(rig: &Rig) -> Arc<Self> {
         let store = Arc::clone(&rig.ports.store);
-        Arc::new(Self { store, forgets: AtomicBool::new(false), panics: AtomicBool::new(false) })
+        Arc::new(Self {
+            store,
+            forgets: AtomicBool::new(false),
+            trouble: Mutex::default(),
+            long: Mutex::default(),
+            holding: Notify::new(),
+            go: Notify::new(),
+        })
+    }
+
+    fn next(&self, trouble: Trouble, when: Which) {
+        *self.trouble.lock().unwrap() = Some((trouble, when));
+    }
+
+    /// A worker over this store.
+    async fn worker(self: &Arc<Self>, rig: &mut Rig, options: Options) -> NodeId {
+        let mut ports = (rig.make)(&options.node).await;
+        ports.store = Arc::clone(self) as _;
+        rig.worker_with(options, ports).await
     }
 }
 
@@ -109,14 +165,28 @@ impl Store for Unruly {
     }
     #[expect(clippy::panic, reason = "this is what is tried")]
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {
-        let is_owners = |demand: &Compare| matches!(demand.expect, Expect::CreatedAt(_));
-        if txn.compares.iter().any(is_owners) && self.panics.swap(false, Ordering::Relaxed) {
-            panic!("the drive fails, as it was told to");
+        let trouble = self.trouble.lock().unwrap().take_if(|(_, when)| when(&txn));
+        match trouble {
+            Some((Trouble::Panic, _)) => panic!("the drive fails, as it was told to"),
+            Some((Trouble::LoseAnswer, _)) => {
+                drop(self.store.txn(txn).await);
+                let (at, cause) = ("here".to_owned(), "the answer is lost".to_owned());
+                Err(StoreError::Unreachable { at, cause })
+            }
+            Some((Trouble::Hold, _)) => {
+                self.holding.notify_one();
+                self.go.notified().await;
+                self.store.txn(txn).await
+            }
+            None => self.store.txn(txn).await,
         }
-        self.store.txn(txn).await
     }
     async fn grant(&self, ttl: Duration) -> Result<Granted, StoreError> {
-        self.store.grant(ttl).await
+        let granted = self.store.grant(ttl).await?;
+        if ttl > Duration::from_secs(3600) {
+            self.long.lock().unwrap().push(granted.lease);
+        }
+        Ok(granted)
     }
     async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
         if self.forgets.swap(false, Ordering::Relaxed) {
@@ -135,12 +205,9 @@ impl Store for Unruly {
 /// A lost lease kills what runs at once; the run is taken again and ended, and the worker goes on.
 pub async fn a_lost_lease_stops_the_work_at_once(mut rig: Rig) {
     let unruly = Unruly::over(&rig);
-    let node = new_node();
-    let mut ports = (rig.make)(&node).await;
-    ports.store = Arc::clone(&unruly) as _;
-    let mut options = options(node, 1);
+    let mut options = options(new_node(), 1);
     options.lease_ttl = Duration::from_secs(2);
-    rig.worker_with(options, ports).await;
+    unruly.worker(&mut rig, options).await;
     let run = rig.run("loses");
     rig.start(&run, &rig.pipeline("loses", &["stubborn"])).await;
     rig.event(&run, "StepStarted").await;
@@ -161,17 +228,112 @@ pub async fn a_lost_lease_stops_the_work_at_once(mut rig: Rig) {
 /// A worker whose own code fails for one run does not keep that run for as long as it lives.
 pub async fn a_drive_that_fails_lets_its_run_go(mut rig: Rig) {
     let unruly = Unruly::over(&rig);
-    let node = new_node();
-    let mut ports = (rig.make)(&node).await;
-    ports.store = Arc::clone(&unruly) as _;
-    rig.worker_with(options(node, 1), ports).await;
+    unruly.worker(&mut rig, options(new_node(), 1)).await;
     let run = rig.run("unlucky");
-    unruly.panics.store(true, Ordering::Relaxed);
+    unruly.next(Trouble::Panic, is_fenced);
     rig.start(&run, &rig.pipeline("unlucky", &["exit 0"])).await;
     let record = rig.settled(&run).await;
-    assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::Lost)));
+    assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::Engine)));
     assert_eq!(record.attempt, 2);
     rig.start(&rig.run("next"), &rig.pipeline("next", &["exit 0"])).await;
     assert_eq!(rig.settled(&rig.run("next")).await.status, Status::Passed, "the slot is free");
+    rig.end().await;
+}
+
+/// A run whose ending is recorded is published and let go as it was recorded, also where whoever
+/// recorded it could not finish.
+pub async fn what_is_left_of_an_ended_run_is_done_by_whoever_takes_it(mut rig: Rig) {
+    let unruly = Unruly::over(&rig);
+    unruly.worker(&mut rig, options(new_node(), 1)).await;
+    let run = rig.run("nearly");
+    unruly.next(Trouble::Panic, lets_go);
+    rig.start(&run, &rig.pipeline("nearly", &["exit 0"])).await;
+    let record = rig.settled(&run).await;
+    assert_eq!((record.status, record.attempt), (Status::Passed, 1));
+    rig.start(&rig.run("next"), &rig.pipeline("next", &["exit 0"])).await;
+    rig.settled(&rig.run("next")).await;
+    let next = rig.run("next");
+    let of_both = |event: &Event| event.run_id.as_ref() == Some(&run) && event.reason.is_ending();
+    let is_last = |event: &Event| event.run_id.as_ref() == Some(&next) && event.reason.is_ending();
+    let endings = rig.events_until(of_both, is_last).await;
+    assert_eq!(endings.len(), 2, "before the failure, and after it");
+    assert_eq!(endings[0].to_json(), endings[1].to_json(), "it is the same event");
+    rig.end().await;
+}
+
+/// A claim whose answer was lost is a claim: the run is driven, and once only.
+pub async fn a_claim_whose_answer_was_lost_is_taken_up(mut rig: Rig) {
+    let unruly = Unruly::over(&rig);
+    let mut options = options(new_node(), 1);
+    options.lease_ttl = Duration::from_secs(2);
+    unruly.worker(&mut rig, options).await;
+    let run = rig.run("answered");
+    unruly.next(Trouble::LoseAnswer, is_claim);
+    rig.start(&run, &rig.pipeline("answered", &["stubborn"])).await;
+    let record = rig.record(&run, |record| record.status == Status::Running).await;
+    assert_eq!(record.attempt, 1);
+    // The same where the worker takes the run again that went with its lease.
+    unruly.next(Trouble::LoseAnswer, is_claim);
+    unruly.forgets.store(true, Ordering::Relaxed);
+    let record = rig.settled(&run).await;
+    assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::Lost)));
+    assert_eq!(record.attempt, 2);
+    rig.end().await;
+}
+
+/// A worker that is asked to end while it claims a run drives that run.
+pub async fn a_run_that_is_being_claimed_when_the_drain_begins_is_run(mut rig: Rig) {
+    let unruly = Unruly::over(&rig);
+    let node = unruly.worker(&mut rig, options(new_node(), 1)).await;
+    let run = rig.run("late");
+    unruly.next(Trouble::Hold, is_claim);
+    rig.start(&run, &rig.pipeline("late", &["exit 0"])).await;
+    unruly.holding.notified().await;
+    rig.drain_worker(&node);
+    rig.record_of_node_is_draining(&node).await;
+    unruly.go.notify_one();
+    assert_eq!(rig.settled(&run).await.status, Status::Passed);
+    rig.end_worker(&node).await;
+    rig.end().await;
+}
+
+/// The long leases may be gone with a store that was restored: no start is refused for that, and
+/// every run is let go.
+pub async fn a_long_lease_that_is_gone_is_replaced(mut rig: Rig) {
+    let unruly = Unruly::over(&rig);
+    unruly.worker(&mut rig, options(new_node(), 1)).await;
+    for name in ["first", "second"] {
+        let run = rig.run(name);
+        rig.start(&run, &rig.pipeline(name, &["exit 0"])).await;
+        assert_eq!(rig.settled(&run).await.status, Status::Passed);
+        let long = std::mem::take(&mut *unruly.long.lock().unwrap());
+        assert!(long.len() >= 2, "one for the records, one for the marks of what was seen");
+        for lease in long {
+            rig.ports.store.revoke(lease).await.unwrap();
+        }
+    }
+    rig.end().await;
+}
+
+/// A store that was restored from an older snapshot could give out an epoch twice.
+pub async fn a_store_that_was_restored_is_not_worked_on(mut rig: Rig) {
+    let run = rig.run("restored");
+    let ahead = json!({
+        "group": rig.tag, "name": "p", "run-id": run, "status": "running", "attempt": 1,
+        "scheduled-at": "2026-01-01T00:00:00.000Z", "epoch": i64::MAX - 1,
+    });
+    let txn = Txn::new().put(names::run_key(&run), ahead.to_string().into_bytes());
+    assert!(rig.ports.store.txn(txn).await.unwrap().committed);
+    rig.worker(1).await;
+    rig.start(&run, &rig.pipeline("p", &["exit 0"])).await;
+    rig.stop(&run).await;
+    // The stop is recorded, as that changes nothing of the run; nobody takes it.
+    rig.stop_is_recorded(&run).await;
+    let record = rig.record(&run, |_| true).await;
+    assert_eq!((record.status, record.attempt), (Status::Running, 1));
+    // Mended, it goes on: nothing was lost.
+    let txn = Txn::new().delete(names::run_key(&run)).delete(names::stop_key(&run));
+    assert!(rig.ports.store.txn(txn).await.unwrap().committed);
+    rig.ended(&run).await;
     rig.end().await;
 }

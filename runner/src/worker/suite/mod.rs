@@ -24,7 +24,7 @@ use protocol::event::{Event, Reason};
 use protocol::id::{NodeId, RunId};
 use protocol::names;
 use protocol::pipeline::PullPolicy;
-use protocol::run::RunRecord;
+use protocol::run::{NodeEntry, NodeState, RunRecord};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
@@ -79,6 +79,7 @@ pub fn options(node: NodeId, slots: usize) -> Options {
         pull: PullPolicy::Missing,
         heartbeat: Duration::from_secs(1),
         retention: Duration::from_secs(24 * 3600),
+        own_queue: true,
         version: "test".into(),
     }
 }
@@ -256,6 +257,27 @@ impl Rig {
             when(&record).then_some(record)
         })
         .await
+    }
+
+    /// Waits until a worker's entry says that it drains.
+    pub async fn record_of_node_is_draining(&self, node: &NodeId) {
+        until("the node says that it drains", || async {
+            let entry = self.ports.store.get(&names::node_key(node)).await.unwrap()?;
+            let entry: NodeEntry = serde_json::from_slice(&entry.value).unwrap();
+            (entry.state == NodeState::Draining).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until a stop stands in the store.
+    pub async fn stop_is_recorded(&self, run: &RunId) {
+        let key = names::stop_key(run);
+        until("the stop is recorded", || async { self.ports.store.get(&key).await.unwrap() }).await;
+    }
+
+    /// Waits until a run has ended, whatever is left to do.
+    pub async fn ended(&self, run: &RunId) -> RunRecord {
+        self.record(run, |record| record.status.is_ended()).await
     }
 
     /// Waits until a run has ended and nothing has to be looked after any more.
