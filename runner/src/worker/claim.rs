@@ -96,7 +96,7 @@ impl Look {
 enum Tried {
     Taken(Taken),
     /// What was known was not, or not any more, true; this is.
-    Changed(Look),
+    Changed(Box<Look>),
 }
 
 /// Looks at a start and claims its run, as long as the lease stands.
@@ -113,7 +113,7 @@ pub(super) async fn take(shared: &Arc<Shared>, held: &Held, run: &RunId, start: 
         };
         match tried {
             Ok(Tried::Taken(taken)) => return taken,
-            Ok(Tried::Changed(look)) => known = Some(look),
+            Ok(Tried::Changed(look)) => known = Some(*look),
             Err(cause) if cause.retryable() => {
                 tracing::warn!(run.id = %run, %cause, "a claim waits");
                 tokio::select! {
@@ -212,7 +212,7 @@ async fn try_take(
     }
     let reply = shared.ports.store.txn(Look::read(txn, run, start)).await?;
     if !reply.committed {
-        return Ok(Tried::Changed(Look::of(&reply, start)));
+        return Ok(Tried::Changed(Box::new(Look::of(&reply, start))));
     }
     let claim =
         Claim { run: run.clone(), epoch: Epoch(reply.revision), node: shared.options.node.clone() };
