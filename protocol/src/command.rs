@@ -166,8 +166,7 @@ fn start(fields: &Fields<'_>, message_id: Option<&str>) -> Result<Start, Malform
     let logger = fields
         .text("logger")?
         .map(|text| {
-            text.parse::<RegisteredName>()
-                .map_err(|bad| fields.fault("logger", bad.to_string()))
+            text.parse::<RegisteredName>().map_err(|bad| fields.fault("logger", bad.to_string()))
         })
         .transpose()?;
     Ok(Start {
