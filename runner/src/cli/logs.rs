@@ -1,8 +1,11 @@
 //! `logs` and `events`: the stream, as its readers ought to read it.
 
+use std::time::Duration;
+
 use protocol::event::Event;
 use protocol::id::RunId;
 use protocol::time::{Millis, Stamp};
+use serde::de::IgnoredAny;
 
 use super::Context;
 use super::args::{Events, Logs};
@@ -52,6 +55,9 @@ pub(super) async fn follow_submitted(
     })
 }
 
+/// A run that nobody has taken for so long gets a word about it.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// How the reading ended.
 enum Read {
     Ended(Ending),
@@ -69,12 +75,24 @@ async fn read(
     run: &RunId,
 ) -> Result<Read, Failure> {
     let mut signals = Signals::listen()?;
+    let patience = tokio::time::sleep(PATIENCE);
+    tokio::pin!(patience);
+    let mut is_patient = true;
     loop {
         let item = tokio::select! {
             item = tail.next() => item?,
             signal = signals.next() => {
                 output::message(&format!("[bob] run {run} goes on; `bob-runner stop {run}` ends it"));
                 return Ok(Read::Signal(signal));
+            }
+            () = &mut patience, if is_patient => {
+                is_patient = false;
+                if !tail.is_known() {
+                    output::message(&format!(
+                        "[bob] no worker has taken run {run} yet; `bob-runner nodes` lists them"
+                    ));
+                }
+                continue;
             }
         };
         let Some(item) = item else { break };
@@ -122,10 +140,19 @@ pub(super) async fn events(context: &Context, typed: &Events) -> Result<Exit, Fa
             signal = signals.next() => return Ok(signal),
         };
         let Some(message) = message else { return Ok(Exit::Ok) };
+        // As it was published, with what this version does not know of it.
+        let is_line = !message.body.contains(&b'\n');
+        if context.style.json
+            && is_line
+            && serde_json::from_slice::<IgnoredAny>(&message.body).is_ok()
+        {
+            output::data(&[message.body.as_slice(), b"\n".as_slice()].concat())?;
+            continue;
+        }
         match message.event() {
             Some(event) => event_line(context, &event)?,
             None => context.warn(&format!(
-                "message {} of the stream is no event of ours ({} bytes)",
+                "message {} of the stream is no event that this version knows ({} bytes)",
                 message.offset,
                 message.body.len()
             )),

@@ -118,8 +118,16 @@ impl View {
         }
     }
 
-    fn say(&self, text: &str) {
-        output::message(&format!("[bob] {text}"));
+    fn say(&mut self, text: &str) {
+        match self {
+            // What stands below the output on a terminal must not be written over.
+            Self::Screen(screen) => {
+                if output::data(&screen.say(text, now())).is_err() {
+                    *self = Self::Gone;
+                }
+            }
+            Self::Json | Self::Plain(_) | Self::Gone => output::message(&format!("[bob] {text}")),
+        }
     }
 
     fn end(&mut self, outcome: &Outcome) {

@@ -92,6 +92,12 @@ impl Screen {
         self.redrawn(&above, now)
     }
 
+    /// Puts a line of ours above the steps.
+    pub(super) fn say(&mut self, text: &str, now: i64) -> Vec<u8> {
+        let line = Ink::Yellow.paint(&one_line(text), self.colour);
+        self.redrawn(&format!("{line}\n"), now)
+    }
+
     /// Draws what has changed with the time, and with the size of the terminal.
     pub(super) fn tick(&mut self, size: Size, now: i64) -> Vec<u8> {
         self.size = size;
@@ -450,7 +456,7 @@ mod tests {
         assert_eq!(
             shown(&bytes),
             "s0 │ oh no\n\
-             failed: run r-1: what happened\n\
+             run r-1: what happened\n\
              ✗ s0    80ms  echo 0\n\
              · s1          echo 1\n\
              dev/x failed 0/2 steps, 100ms\n"

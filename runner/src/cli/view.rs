@@ -129,8 +129,8 @@ pub(super) fn told(event: &Event, stopping: bool) -> Option<(String, Ink)> {
             }
         }
         Reason::PipelineSuccessful => ("passed".to_owned(), Ink::Green),
-        Reason::PipelineFailed { .. } => (format!("failed: {}", event.message), Ink::Red),
-        Reason::PipelineStopped { .. } => (format!("stopped: {}", event.message), Ink::Yellow),
+        Reason::PipelineFailed { .. } => (event.message.clone(), Ink::Red),
+        Reason::PipelineStopped { .. } => (event.message.clone(), Ink::Yellow),
         Reason::StepRetry { .. }
         | Reason::PipelineRunResumed { .. }
         | Reason::PipelineRunRejected { .. }
@@ -249,7 +249,7 @@ pub(super) mod tests {
              [bob] step build passed after 1.2s\n\
              [bob] step test: make test\n\
              [bob] step test failed after 80ms: exit code 3\n\
-             [bob] failed: run r-1: what happened\n"
+             [bob] run r-1: what happened\n"
         );
     }
 

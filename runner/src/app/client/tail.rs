@@ -16,7 +16,7 @@ use crate::ports::{EventStream, EventsError, Position, Published};
 const CLOCKS_DIFFER_MS: i64 = 60_000;
 /// A stream that says nothing for so long, although it has not come to where it should, has nothing
 /// more to say from there on.
-const SILENCE: Duration = Duration::from_secs(5);
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// How the reading of a run's log ended.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,0 +1,19 @@
+//! The program `bob-runner serve` on RabbitMQ, etcd and podman, seen from outside: by clients that
+//! know wire.md and nothing of the runner's code.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test may panic, and runs a server of its own"
+)]
+#![allow(clippy::print_stderr, reason = "the log of a program is shown where its test has failed")]
+
+mod after;
+mod contract;
+mod history;
+mod keys;
+mod logs;
+mod native;
+mod place;
+mod reader;

@@ -1,0 +1,192 @@
+//! A virtual host of the test's own, a client that publishes commands, and the program as a child.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+
+use integration_tests::raw;
+use integration_tests::services::{BROKER, ENGINE, STORE, Services, Vhost};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::{BasicProperties, Channel, Confirmation};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+use crate::keys::Keys;
+
+/// How long a test waits for what must come: a busy machine is no broken program.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Waits for something, but not for ever.
+pub(crate) async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(PATIENCE, work).await {
+        Ok(done) => done,
+        Err(late) => panic!("{what}: {late}"),
+    }
+}
+
+/// Where one test lives.
+pub(crate) struct Place {
+    pub(crate) services: Services,
+    pub(crate) vhost: Vhost,
+    pub(crate) keys: Keys,
+    /// The group of its pipelines, and in the id of every run.
+    pub(crate) tag: String,
+    /// The program's home.
+    pub(crate) dir: TempDir,
+    channel: Channel,
+}
+
+impl Place {
+    pub(crate) async fn new() -> Option<Self> {
+        let needed: Vec<&str> = [BROKER, STORE, ENGINE].concat();
+        let services = Services::of_environment(&needed)?;
+        let vhost = services.vhost().await;
+        let channel = raw::channel(&services.amqp(&vhost)).await;
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        Some(Self {
+            keys: Keys::connect(services.get("BOB_STORAGE_URLS")).await,
+            tag: uuid::Uuid::now_v7().simple().to_string(),
+            dir: tempfile::tempdir().unwrap(),
+            services,
+            vhost,
+            channel,
+        })
+    }
+
+    pub(crate) fn run(&self, name: &str) -> String {
+        format!("r-{}-{name}", self.tag)
+    }
+
+    pub(crate) fn image(&self) -> &str {
+        self.services.get("BOB_TEST_IMAGE")
+    }
+
+    pub(crate) fn pipeline(&self, name: &str, steps: &Value) -> Value {
+        json!({
+            "group": self.tag, "name": name, "image": self.image(), "network": "none",
+            "steps": steps,
+        })
+    }
+
+    /// Publishes a command as any AMQP client can.
+    pub(crate) async fn publish(&self, queue: &str, kind: &str, body: &Value) {
+        let properties = BasicProperties::default()
+            .with_content_type("application/json".into())
+            .with_delivery_mode(2)
+            .with_type(kind.into());
+        let mandatory = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let body = body.to_string().into_bytes();
+        let publishing = self.channel.basic_publish(
+            "bob.direct".into(),
+            queue.into(),
+            mandatory,
+            &body,
+            properties,
+        );
+        let confirmed = publishing.await.unwrap().await.unwrap();
+        assert!(matches!(confirmed, Confirmation::Ack(None)), "{confirmed:?}");
+    }
+
+    /// Starts a pipeline that comes with its command.
+    pub(crate) async fn start(&self, run: &str, pipeline: &Value) {
+        let body = json!({ "run-id": run, "pipeline": pipeline });
+        self.publish("bob.jobs", "pipeline/start", &body).await;
+    }
+
+    pub(crate) async fn stop(&self, run: &str) {
+        let body = json!({ "run-id": run, "reason": "the test says so" });
+        self.publish("bob.control", "pipeline/stop", &body).await;
+    }
+
+    /// The variables that the program needs to find the services.
+    pub(crate) fn variables(&self) -> Vec<(&'static str, String)> {
+        let get = |name: &str| self.services.get(name).to_owned();
+        vec![
+            ("BOB_QUEUE_URL", format!("{}/{}", get("BOB_QUEUE_URL"), self.vhost.name)),
+            ("BOB_QUEUE_USER", get("BOB_QUEUE_USER")),
+            ("BOB_QUEUE_PASSWORD", get("BOB_QUEUE_PASSWORD")),
+            ("BOB_STORAGE_URLS", get("BOB_STORAGE_URLS")),
+            ("CONTAINER_ENGINE_URL", get("CONTAINER_ENGINE_URL")),
+        ]
+    }
+
+    /// The program with these arguments and settings, as it would be started from a shell.
+    pub(crate) fn program(&self, typed: &[&str], settings: &[(&str, &str)]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bob-runner-under-test"));
+        command
+            .args(typed)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", self.dir.path())
+            .envs(self.variables())
+            .envs(settings.iter().copied())
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        command
+    }
+
+    /// Starts `bob-runner serve` and waits until its node says that it takes work.
+    pub(crate) async fn serve(&self, settings: &[(&str, &str)]) -> Server {
+        let command = self.program(&["serve"], settings);
+        self.served(command).await
+    }
+
+    /// The same with a command of the caller's.
+    pub(crate) async fn served(&self, mut command: Command) -> Server {
+        let log = self.dir.path().join(format!("serve-{}.log", uuid::Uuid::new_v4()));
+        command.stdout(Stdio::null()).stderr(File::create(&log).unwrap());
+        let child = command.spawn().unwrap();
+        let pid = child.id().unwrap();
+        let mut server = Server { child, pid, log };
+        let mut keys = self.keys.clone();
+        let is_ready = |value: &Value| value["pid"] == pid && value["state"] == "ready";
+        tokio::select! {
+            ended = server.child.wait() => panic!("the program has ended: {ended:?}"),
+            _ = keys.below("bob.node/", is_ready) => {}
+        }
+        server
+    }
+}
+
+/// A running `bob-runner serve`; its log is printed where the test fails.
+pub(crate) struct Server {
+    child: Child,
+    pid: u32,
+    log: PathBuf,
+}
+
+impl Server {
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.pid.try_into().unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// Its exit code, once it has ended.
+    pub(crate) async fn ended(&mut self) -> Option<i32> {
+        in_time("the program ends", self.child.wait()).await.unwrap().code()
+    }
+
+    /// Ends it as a service manager does.
+    pub(crate) async fn end(mut self) {
+        self.signal(Signal::TERM);
+        assert_eq!(self.ended().await, Some(0), "a drain ends well");
+        assert!(!self.log().contains("panicked"), "nothing panics");
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+            eprintln!("-- the log of bob-runner serve, process {} --\n{log}--", self.pid);
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! The program as it is typed, with podman, RabbitMQ and etcd: those that `scripts/services env` names.
+//! Without them a test says so on stderr and passes; where `CI` is set it fails instead.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
+#![expect(clippy::print_stderr, reason = "a skipped test must not look like one that passed")]
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::{Child, Command, Output, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+const NEEDED: [&str; 7] = [
+    "BOB_QUEUE_URL",
+    "BOB_QUEUE_USER",
+    "BOB_QUEUE_PASSWORD",
+    "BOB_STORAGE_URLS",
+    "BOB_TEST_MANAGEMENT_URL",
+    "CONTAINER_ENGINE_URL",
+    "BOB_TEST_IMAGE",
+];
+
+#[expect(clippy::disallowed_methods, reason = "a test's configuration is its environment")]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Services, a virtual host of the broker and a directory of the test's own.
+struct Place {
+    dir: TempDir,
+    variables: Vec<(&'static str, String)>,
+    /// The group of the test's pipelines: the store is everybody's.
+    group: String,
+    image: String,
+}
+
+/// A program that ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+impl Running {
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.0.id().try_into().unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// Reads standard output up to a line.
+    fn wait_for_line(&mut self, wanted: &str) {
+        let stdout = self.0.stdout.as_mut().unwrap();
+        let mut lines = BufReader::new(stdout).lines();
+        assert!(lines.any(|line| line.unwrap() == wanted), "{wanted} never came");
+    }
+
+    fn code(&mut self) -> i32 {
+        // What it still writes must not keep it from ending.
+        if let Some(stdout) = self.0.stdout.as_mut() {
+            stdout.read_to_end(&mut Vec::new()).unwrap();
+        }
+        self.0.wait().unwrap().code().unwrap()
+    }
+}
+
+impl Place {
+    async fn new() -> Option<Self> {
+        let mut variables = Vec::new();
+        for name in NEEDED {
+            let Some(value) = variable(name) else {
+                assert!(variable("CI").is_none(), "{name} is not set, and CI is");
+                eprintln!("SKIPPED: {name} is not set; `scripts/services up` prints what to set");
+                return None;
+            };
+            variables.push((name, value));
+        }
+        let value = |name: &str| variables.iter().find(|(n, _)| *n == name).unwrap().1.clone();
+        let (user, password) = (value("BOB_QUEUE_USER"), value("BOB_QUEUE_PASSWORD"));
+        let unique = uuid::Uuid::now_v7().simple().to_string();
+        let vhost = format!("cli-{unique}");
+        let api = value("BOB_TEST_MANAGEMENT_URL");
+        let all = r#"{"configure":".*","write":".*","read":".*"}"#;
+        for (path, body) in
+            [(format!("vhosts/{vhost}"), "{}"), (format!("permissions/{vhost}/{user}"), all)]
+        {
+            let client = reqwest::Client::builder().no_proxy().build().unwrap();
+            let put = client
+                .put(format!("{}/api/{path}", api.trim_end_matches('/')))
+                .basic_auth(&user, Some(&password))
+                .header("content-type", "application/json")
+                .body(body);
+            put.send().await.unwrap().error_for_status().unwrap();
+        }
+        let image = value("BOB_TEST_IMAGE");
+        for (name, value) in &mut variables {
+            if *name == "BOB_QUEUE_URL" {
+                *value = format!("{}/{vhost}", value.trim_end_matches('/'));
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        Some(Self { dir, variables, group: format!("g{unique}"), image })
+    }
+
+    fn pipeline(&self, name: &str, steps: &str) -> String {
+        let path = self.dir.path().join(format!("{name}.yaml"));
+        let (group, image) = (&self.group, &self.image);
+        let head = format!("group: {group}\nname: {name}\nimage: {image}\nnetwork: none\n");
+        std::fs::write(&path, format!("{head}steps:\n{steps}")).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn command(&self, typed: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bob-runner"));
+        command
+            .args(typed)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", self.dir.path())
+            .envs(self.variables.iter().map(|(name, value)| (*name, value)))
+            .current_dir(self.dir.path())
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn say(&self, typed: &[&str]) -> Output {
+        self.command(typed).output().unwrap()
+    }
+
+    fn json(&self, typed: &[&str]) -> Value {
+        let said = self.say(typed);
+        serde_json::from_slice(&said.stdout)
+            .unwrap_or_else(|_| panic!("{typed:?} said {}", String::from_utf8_lossy(&said.stderr)))
+    }
+
+    fn begin(&self, typed: &[&str]) -> Running {
+        let command = self.command(typed).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        Running(command.unwrap())
+    }
+
+    fn path(&self, name: &str) -> String {
+        format!("{}/{name}", self.group)
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Blanks in front, bytes that are no text, a last line without its newline; standard error apart.
+const NOISE: &str = r#"  - name: noise
+    cmd: ["sh", "-c", "printf '  one\\n\\377\\000\\n'; echo two; printf three; echo trouble >&2"]
+"#;
+const NOISE_BYTES: &[u8] = b"  one\n\xff\0\ntwo\nthree";
+
+const LONG: &str = "  - name: long\n    cmd: [\"sh\", \"-c\", \"trap 'exit 9' TERM; echo begun; while :; do sleep 0.1; done\"]\n";
+
+#[tokio::test]
+async fn run_shows_the_output_byte_for_byte_and_exits_with_the_result() {
+    let Some(place) = Place::new().await else { return };
+    let passes = place.pipeline("passes", NOISE);
+    let said = place.say(&["run", &passes]);
+    assert_eq!(said.status.code(), Some(0), "{}", text(&said.stderr));
+    assert_eq!(said.stdout, NOISE_BYTES);
+    assert!(text(&said.stderr).contains("trouble\n"), "{}", text(&said.stderr));
+    assert!(text(&said.stderr).ends_with("[bob] passed\n"), "{}", text(&said.stderr));
+    let fails = place.pipeline("fails", "  - cmd: sh -c 'exit 7'\n  - cmd: echo never\n");
+    let said = place.say(&["run", &fails]);
+    assert_eq!(said.status.code(), Some(1), "{}", text(&said.stderr));
+    assert!(text(&said.stderr).contains("exit code 7"), "{}", text(&said.stderr));
+    assert!(said.stdout.is_empty());
+    let runs = place.dir.path().join(".local/state/bob-runner/runs");
+    assert_eq!(std::fs::read_dir(runs).unwrap().count(), 0, "a run leaves its store behind");
+}
+
+#[tokio::test]
+async fn run_prints_every_event_as_one_line_of_json() {
+    let Some(place) = Place::new().await else { return };
+    let file = place.pipeline("events", "  - cmd: sh -c 'echo $GREETING'\n");
+    let said = place.say(&["run", &file, "-o", "json", "--var", "GREETING=hey", "--run-id", "r-x"]);
+    assert_eq!(said.status.code(), Some(0), "{}", text(&said.stderr));
+    let events: Vec<Value> =
+        text(&said.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for (seq, event) in events.iter().enumerate() {
+        assert_eq!((&event["seq"], &event["run-id"]), (&seq.into(), &"r-x".into()));
+    }
+    assert!(events.iter().any(|event| event["reason"] == "Log" && event["message"] == "hey"));
+    assert_eq!(events.last().unwrap()["reason"], "PipelineSuccessful");
+}
+
+#[tokio::test]
+async fn an_interrupt_stops_a_run_and_is_130() {
+    let Some(place) = Place::new().await else { return };
+    let file = place.pipeline("long", LONG);
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
+        let mut run = place.begin(&["run", &file]);
+        run.wait_for_line("begun");
+        run.signal(signal);
+        assert_eq!(run.code(), code);
+    }
+}
+
+#[tokio::test]
+async fn a_cluster_is_used_from_the_command_line() {
+    let Some(place) = Place::new().await else { return };
+    let mut worker = place.begin(&["serve"]);
+
+    let file = place.pipeline("noise", NOISE);
+    let said = place.say(&["submit", &file, "--follow"]);
+    assert_eq!(said.status.code(), Some(0), "{}", text(&said.stderr));
+    assert_eq!(said.stdout.len(), NOISE_BYTES.len() + "trouble\n".len());
+
+    let submitted = place.say(&["submit", &file]);
+    let run = text(&submitted.stdout).trim().to_owned();
+    let log = place.say(&["logs", "-f", "--stderr", &run]);
+    assert_eq!((log.status.code(), log.stdout.as_slice()), (Some(0), NOISE_BYTES));
+    let again = place.say(&["logs", "--stderr", &run]);
+    assert_eq!(again.stdout, NOISE_BYTES, "a log can be read as often as one likes");
+    let record = place.json(&["show", &run, "-o", "json"]);
+    assert_eq!(record["status"], "passed");
+    let told = text(&place.say(&["show", &run]).stdout);
+    assert!(told.contains("passed") && told.contains("noise"), "{told}");
+    let events = text(&place.say(&["events", "--run", &run, "-o", "json"]).stdout);
+    let seqs: Vec<Value> = events
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["seq"].clone())
+        .collect();
+    assert_eq!(seqs, (0..seqs.len()).map(Value::from).collect::<Vec<_>>());
+    let nodes = place.json(&["nodes", "-o", "json"]);
+    assert!(nodes.as_array().unwrap().iter().any(|node| node["state"] == "ready"), "{nodes}");
+
+    let fails = place.pipeline("fails", "  - cmd: sh -c 'exit 3'\n");
+    assert_eq!(place.say(&["submit", &fails, "-f"]).status.code(), Some(1));
+
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.code(), 0, "a drain ends well");
+}
+
+#[tokio::test]
+async fn a_stored_pipeline_is_paused_stopped_and_deleted() {
+    let Some(place) = Place::new().await else { return };
+    let _worker = place.begin(&["serve"]);
+    let file = place.pipeline("long", LONG);
+    let path = place.path("long");
+    assert!(text(&place.say(&["pipeline", "apply", &file]).stdout).ends_with(" created\n"));
+    assert!(text(&place.say(&["pipeline", "apply", &file]).stdout).ends_with(" unchanged\n"));
+
+    let run = format!("r-{}", place.group);
+    let mut following = place.begin(&["submit", &path, "--run-id", &run, "-f"]);
+    following.wait_for_line("begun");
+    let listed = place.json(&["ps", "-o", "json", "--pipeline", &path]);
+    assert_eq!(listed[0]["run-id"], run.as_str(), "{listed}");
+    let refused = place.say(&["pipeline", "delete", &path]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains(&run), "{}", text(&refused.stderr));
+    assert_eq!(place.say(&["stop", &run, "--reason", "enough"]).status.code(), Some(0));
+    assert_eq!(following.code(), 3);
+    let record = place.json(&["show", &run, "-o", "json"]);
+    assert_eq!((&record["status"], &record["cause"]), (&"stopped".into(), &"user".into()));
+
+    for (command, paused) in [("pause", true), ("unpause", false)] {
+        assert_eq!(place.say(&[command, &path]).status.code(), Some(0));
+        let is_so = |all: &Value| {
+            let ours =
+                all.as_array().unwrap().iter().find(|one| one["group"] == place.group.as_str());
+            ours.unwrap()["paused"].as_bool().unwrap_or(false) == paused
+        };
+        while !is_so(&place.json(&["pipeline", "list", "-o", "json"])) {}
+        if paused {
+            let said = place.say(&["submit", &path, "-f"]);
+            assert_eq!(said.status.code(), Some(1));
+            assert!(text(&said.stderr).contains("paused"), "{}", text(&said.stderr));
+        }
+    }
+    assert_eq!(
+        text(&place.say(&["pipeline", "delete", &path]).stdout),
+        format!("pipeline {path} deleted\n")
+    );
+}
+
+#[tokio::test]
+async fn services_are_registered_and_doctor_is_content() {
+    let Some(place) = Place::new().await else { return };
+    let name = &place.group;
+    for kind in ["provider", "store", "logger"] {
+        let applied =
+            place.say(&[kind, "apply", "--name", name, "--url", "http://localhost:8002/"]);
+        assert!(text(&applied.stdout).ends_with("created\n"), "{}", text(&applied.stderr));
+        let listed = place.json(&[kind, "list", "-o", "json"]);
+        let ours = listed.as_array().unwrap().iter().find(|one| one["name"] == name.as_str());
+        assert_eq!(ours.unwrap()["url"], "http://localhost:8002");
+        assert_eq!(place.say(&[kind, "delete", name]).status.code(), Some(0));
+    }
+    let doctor = place.json(&["doctor", "-o", "json"]);
+    for check in doctor.as_array().unwrap() {
+        let is_disk = check["name"].as_str().unwrap().starts_with("disk");
+        assert!(is_disk || check["level"] != "fail", "{check}");
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_nobody_knows_is_said_to_be_so() {
+    let Some(place) = Place::new().await else { return };
+    let run = format!("r-{}", place.group);
+    for typed in [["show", &run], ["logs", &run]] {
+        let said = place.say(&typed);
+        assert_eq!(said.status.code(), Some(1), "{typed:?}");
+        assert!(text(&said.stderr).contains("is not known"), "{}", text(&said.stderr));
+    }
+}
