@@ -73,6 +73,11 @@ impl Container {
         }
     }
 
+    /// Whether it is being removed, so that nothing can be read of it any more.
+    pub(super) fn is_going(&self) -> bool {
+        self.state.status == "removing"
+    }
+
     pub(super) fn exit_code(&self) -> i32 {
         self.state.exit_code
     }
