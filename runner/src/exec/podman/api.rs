@@ -166,6 +166,13 @@ impl Link {
         }
     }
 
+    /// Keeps a container's files mounted until it is removed. Without it the engine's tidying up after
+    /// a step may take the mount from under an archive that is being read, which then ends early, or
+    /// is empty, and looks whole.
+    pub(super) async fn mount(&mut self, id: &str) -> Result<(), Fault> {
+        self.call(Ask::post(format!("/containers/{id}/mount"))).await?.good().map(drop)
+    }
+
     /// Removes a container, running or not. Done where it is gone.
     pub(super) async fn remove(&mut self, id: &str) -> Result<(), Fault> {
         let path = format!("/containers/{id}?force=true&timeout=0&v=true");
