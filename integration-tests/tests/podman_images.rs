@@ -192,6 +192,33 @@ async fn a_tag_that_the_registry_has_not_is_told_from_one_that_it_guards() {
 }
 
 #[tokio::test]
+async fn credentials_come_from_the_first_file_that_knows_the_registry() {
+    let Some(registry) = Registry::with_image("BOB_TEST_REGISTRY_AUTH").await else { return };
+    let file = |name: &str, host: &str, password: &str| {
+        let user = registry.services.get("BOB_TEST_REGISTRY_USER");
+        let auths = serde_json::json!({ host: { "username": user, "password": password } });
+        let path = registry.auth.path().join(name);
+        std::fs::write(&path, serde_json::json!({ "auths": auths }).to_string()).unwrap();
+        path
+    };
+    let good = registry.services.get("BOB_TEST_REGISTRY_PASSWORD");
+    let options = Options {
+        auth_files: vec![
+            registry.auth.path().join("not-there.json"),
+            file("other.json", "other.example", "x"),
+            file("good.json", &registry.host, good),
+            file("late.json", &registry.host, "wrong"),
+        ],
+        insecure_registries: vec![registry.host.clone()],
+        ..Options::new(registry.services.get("CONTAINER_ENGINE_URL"))
+    };
+    let bench = Bench::new(&options, &registry.name);
+    bench.prepare().await;
+    bench.destroy().await;
+    Api::of(&bench.url).remove_image(&registry.name).await;
+}
+
+#[tokio::test]
 async fn a_registry_that_is_down_or_speaks_no_tls_is_said_so() {
     let Some(registry) = Registry::with_image("BOB_TEST_REGISTRY").await else { return };
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

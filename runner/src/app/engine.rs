@@ -8,6 +8,7 @@ use tokio::process::{Child, Command};
 use tracing::info;
 
 use crate::config;
+use crate::exec::podman;
 
 /// A podman service that this process started, and that ends with it.
 #[derive(Debug)]
@@ -50,6 +51,21 @@ pub async fn find(engine: &config::Engine) -> anyhow::Result<Found> {
             Ok(Found { url, own: Some(own) })
         }
         Some(_) | None => Ok(Found { url: "http://localhost:8080".into(), own: None }),
+    }
+}
+
+/// What the executor is told of the engine at an address.
+pub(super) fn options(engine: &config::Engine, url: String) -> podman::Options {
+    let (auth_files, auth_asked_for) = match &engine.registry_auth_file {
+        Some(named) => (vec![named.clone()], true),
+        None => (engine.registry_auth_places.clone(), false),
+    };
+    podman::Options {
+        url,
+        auth_files,
+        auth_asked_for,
+        insecure_registries: engine.registry_insecure.clone(),
+        network: engine.network.clone(),
     }
 }
 
@@ -118,6 +134,50 @@ impl OwnService {
         }
         if tokio::time::timeout(Duration::from_secs(5), self.child.wait()).await.is_err() {
             self.child.kill().await.ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, Flags, Sources, load};
+
+    fn options_with(variables: Environment) -> podman::Options {
+        let nowhere = tempfile::tempdir().unwrap();
+        let sources = Sources {
+            flags: Flags::default(),
+            environment: variables,
+            working_dir: nowhere.path().to_owned(),
+            system_dir: nowhere.path().to_owned(),
+        };
+        options(&load(&sources).unwrap().config.engine, "unix:///s".into())
+    }
+
+    #[test]
+    fn registry_credentials_are_looked_for_in_podmans_own_files_where_none_is_named() {
+        let made = options_with(Environment::from([
+            ("XDG_RUNTIME_DIR", "/run/u"),
+            ("XDG_CONFIG_HOME", "/conf"),
+            ("HOME", "/home/u"),
+        ]));
+        let places = [
+            "/run/u/containers/auth.json",
+            "/conf/containers/auth.json",
+            "/home/u/.docker/config.json",
+        ];
+        assert_eq!(made.auth_files, places.map(PathBuf::from));
+        assert!(!made.auth_asked_for, "a file that nobody named need not be there");
+    }
+
+    #[test]
+    fn a_named_file_of_registry_credentials_is_the_only_one() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        for variable in ["BOB_REGISTRY_AUTH_FILE", "REGISTRY_AUTH_FILE"] {
+            let made = options_with(Environment::from([(variable, path), ("HOME", "/home/u")]));
+            assert_eq!(made.auth_files, [file.path()], "{variable}");
+            assert!(made.auth_asked_for, "{variable}");
         }
     }
 }

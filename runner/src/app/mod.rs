@@ -151,12 +151,7 @@ pub fn this_host() -> Arc<dyn Host> {
 }
 
 fn podman(config: &Config, url: String) -> anyhow::Result<Arc<dyn Executor>> {
-    let engine = &config.engine;
-    let mut options = exec::podman::Options::new(url);
-    options.auth_asked_for = engine.registry_auth_file.is_some();
-    options.auth_files = engine.registry_auth_file.iter().cloned().collect();
-    options.insecure_registries.clone_from(&engine.registry_insecure);
-    options.network.clone_from(&engine.network);
+    let options = engine::options(&config.engine, url);
     Ok(Arc::new(Podman::connect(options).map_err(|cause| Unavailable::because(&cause))?))
 }
 

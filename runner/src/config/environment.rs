@@ -78,16 +78,17 @@ impl Environment {
             .find(|path| is_program(path))
     }
 
-    /// The registry credentials that podman would use.
-    #[must_use]
-    pub fn podman_auth_file(&self) -> Option<PathBuf> {
-        let named = self.absolute("REGISTRY_AUTH_FILE");
-        let usual = self
-            .runtime_dir()
-            .into_iter()
-            .chain(self.config_home())
-            .map(|base| base.join("containers/auth.json"));
-        named.into_iter().chain(usual).find(|path| path.is_file())
+    /// Where podman's variable says that registry credentials are.
+    pub(super) fn podman_auth_file(&self) -> Option<PathBuf> {
+        self.absolute("REGISTRY_AUTH_FILE")
+    }
+
+    /// Where podman keeps registry credentials, and docker: the first that knows a registry holds.
+    pub(super) fn podman_auth_places(&self) -> Vec<PathBuf> {
+        let podmans = self.runtime_dir().into_iter().chain(self.config_home());
+        let podmans = podmans.map(|base| base.join("containers/auth.json"));
+        let dockers = self.absolute("HOME").map(|home| home.join(".docker/config.json"));
+        podmans.chain(dockers).collect()
     }
 
     fn absolute(&self, name: &str) -> Option<PathBuf> {
@@ -127,6 +128,21 @@ mod tests {
         let environment = Environment::from([("BOB_MODE", "")]);
         assert_eq!(environment.get("BOB_MODE"), None);
         assert_eq!(environment.given("BOB_MODE"), Some(""));
+    }
+
+    #[test]
+    fn credentials_are_looked_for_where_podman_keeps_them() {
+        let user = Environment::from([("XDG_RUNTIME_DIR", "/run/u"), ("HOME", "/home/u")]);
+        let places = [
+            "/run/u/containers/auth.json",
+            "/home/u/.config/containers/auth.json",
+            "/home/u/.docker/config.json",
+        ];
+        assert_eq!(user.podman_auth_places(), places.map(PathBuf::from));
+        assert_eq!(user.podman_auth_file(), None);
+        assert!(Environment::default().podman_auth_places().is_empty());
+        let named = Environment::from([("REGISTRY_AUTH_FILE", "/a.json")]);
+        assert_eq!(named.podman_auth_file().as_deref(), Some(Path::new("/a.json")));
     }
 
     #[test]

@@ -328,7 +328,7 @@ impl Reader {
     }
 
     fn engine(&mut self, environment: &Environment) -> Engine {
-        let said = self.optional("engine.registry-auth-file", parse::readable_file);
+        let auth_file = self.optional("engine.registry-auth-file", parse::readable_file);
         Engine {
             url: self.optional("engine.url", parse::engine_url),
             user_socket: environment.runtime_dir().map(|dir| dir.join("podman/podman.sock")),
@@ -336,7 +336,8 @@ impl Reader {
             uid_mapper: environment.program("newuidmap"),
             network: self.optional("engine.network", parse::line),
             pull_policy: self.value("engine.pull-policy", parse::pull_policy),
-            registry_auth_file: said.or_else(|| environment.podman_auth_file()),
+            registry_auth_file: auth_file.or_else(|| environment.podman_auth_file()),
+            registry_auth_places: environment.podman_auth_places(),
             registry_insecure: self
                 .optional("engine.registry-insecure", parse::hosts)
                 .unwrap_or_default(),

@@ -226,8 +226,10 @@ pub struct Engine {
     pub network: Option<String>,
     /// When images are pulled where the pipeline does not say.
     pub pull_policy: PullPolicy,
-    /// Credentials of registries.
+    /// Credentials of registries, where somebody named the file.
     pub registry_auth_file: Option<PathBuf>,
+    /// Where they may be otherwise; the first file that knows a registry holds.
+    pub registry_auth_places: Vec<PathBuf>,
     /// Registries (`host` or `host:port`) that are asked without TLS checks.
     pub registry_insecure: Vec<String>,
 }

@@ -73,6 +73,11 @@ impl Container {
         }
     }
 
+    /// Whether it is being removed, so that nothing can be read of it any more.
+    pub(super) fn is_going(&self) -> bool {
+        self.state.status == "removing"
+    }
+
     pub(super) fn exit_code(&self) -> i32 {
         self.state.exit_code
     }
@@ -159,6 +164,13 @@ impl Link {
             Err(fault) if fault.refusal().contains("improper") => Ok(()),
             Err(fault) => Err(fault),
         }
+    }
+
+    /// Keeps a container's files mounted until it is removed. Without it the engine's tidying up after
+    /// a step may take the mount from under an archive that is being read, which then ends early, or
+    /// is empty, and looks whole.
+    pub(super) async fn mount(&mut self, id: &str) -> Result<(), Fault> {
+        self.call(Ask::post(format!("/containers/{id}/mount"))).await?.good().map(drop)
     }
 
     /// Removes a container, running or not. Done where it is gone.

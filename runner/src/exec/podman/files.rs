@@ -88,28 +88,7 @@ impl Podman {
     }
 
     /// A tar of what lies at a path of a step's container.
-    ///
-    /// While podman's own cleanup of an ended container unmounts it, the archive of a path that is
-    /// there comes back empty: then it is asked for again, for two seconds at most.
     pub(super) async fn pack(
-        &self,
-        run: &RunScope,
-        left: &Workspace,
-        wanted: &str,
-    ) -> Result<ByteStream, ExecError> {
-        for _ in 0..40 {
-            let mut tar = self.pack_once(run, left, wanted).await?;
-            match tar.next().await {
-                Some(Ok(bytes)) if bytes.first().is_none_or(|byte| *byte == 0) => {}
-                None => {}
-                Some(first) => return Ok(futures::stream::iter([first]).chain(tar).boxed()),
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        self.pack_once(run, left, wanted).await
-    }
-
-    async fn pack_once(
         &self,
         run: &RunScope,
         left: &Workspace,
@@ -118,10 +97,13 @@ impl Podman {
         let Workspace::Container { id, .. } = left else {
             return Err(ExecError::NoSuchPath { path: wanted.to_owned() });
         };
+        let failed = |fault: Fault| fault.at("reading an artifact", &self.http);
+        let mut link = self.http.link();
+        link.mount(id).await.map_err(failed)?;
         let dir = match self.memory.container(&run.run, id) {
             Some(made) => made.work_dir,
             None => {
-                let looked = self.http.link().inspect(id, Duration::from_secs(5)).await;
+                let looked = link.inspect(id, Duration::from_secs(5)).await;
                 let looked = looked.map_err(|fault| fault.at("looking at a step", &self.http))?;
                 looked.map_or_else(|| "/".to_owned(), |container| container.work_dir().to_owned())
             }
@@ -133,15 +115,13 @@ impl Podman {
         };
         let query = path::query(&[("path", &whole)]);
         let path = format!("/containers/{id}/archive?{query}");
-        let opened = self.http.open(&Method::GET, &path, &[], empty()).await;
-        let answer = opened.map_err(|fault| fault.at("reading an artifact", &self.http))?;
+        let answer = self.http.open(&Method::GET, &path, &[], empty()).await.map_err(failed)?;
         if !answer.status().is_success() {
             let said = read(answer).await.and_then(super::http::Reply::good);
             return Err(match said {
                 Err(fault) if fault.status() == Some(404) => ExecError::NoSuchPath { path: whole },
-                Err(fault) => fault.at("reading an artifact", &self.http),
-                Ok(reply) => Fault::Garbled(format!("status {}", reply.status))
-                    .at("reading an artifact", &self.http),
+                Err(fault) => failed(fault),
+                Ok(reply) => failed(Fault::Garbled(format!("status {}", reply.status))),
             });
         }
         let body = http_body_util::BodyStream::new(answer.into_body());

@@ -24,7 +24,7 @@ mod step;
 mod stop;
 mod watcher;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,8 +54,8 @@ const COMMITS: u32 = 6;
 pub struct Options {
     /// Its address: `unix:///path`, `http://host:port` or `tcp://host:port`.
     pub url: String,
-    /// Files with registry credentials, as [`default_auth_files`] names them; the first that has an
-    /// entry for a registry holds.
+    /// Files with registry credentials, as podman and docker write them; the first that has an entry
+    /// for a registry holds.
     pub auth_files: Vec<PathBuf>,
     /// Whether somebody named the first of them, so that it has to be there.
     pub auth_asked_for: bool,
@@ -77,22 +77,6 @@ impl Options {
             network: None,
         }
     }
-}
-
-/// Where podman and docker keep registry credentials, given `$XDG_RUNTIME_DIR`, `$XDG_CONFIG_HOME`
-/// and `$HOME`.
-#[must_use]
-pub fn default_auth_files(
-    runtime: Option<&Path>,
-    config: Option<&Path>,
-    home: Option<&Path>,
-) -> Vec<PathBuf> {
-    let config = config.map(Path::to_owned).or_else(|| home.map(|home| home.join(".config")));
-    let mut files = Vec::new();
-    files.extend(runtime.map(|dir| dir.join("containers/auth.json")));
-    files.extend(config.map(|dir| dir.join("containers/auth.json")));
-    files.extend(home.map(|dir| dir.join(".docker/config.json")));
-    files
 }
 
 #[derive(Debug)]
@@ -444,19 +428,5 @@ mod tests {
         let said = of(&["memory", "pids"]).unwrap();
         assert!(said.contains("no cpu controller"), "{said}");
         assert!(of(&["hugetlb"]).unwrap().contains("no cpu and no memory controller"));
-    }
-
-    #[test]
-    fn credentials_are_looked_for_where_podman_keeps_them() {
-        let files = default_auth_files(Some(Path::new("/run/u")), None, Some(Path::new("/home/u")));
-        let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
-        assert_eq!(
-            files,
-            [
-                "/run/u/containers/auth.json",
-                "/home/u/.config/containers/auth.json",
-                "/home/u/.docker/config.json"
-            ]
-        );
     }
 }

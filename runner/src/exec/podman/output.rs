@@ -86,7 +86,8 @@ impl Follower<'_> {
         loop {
             let looked = link.inspect(self.id, PATIENCE).await;
             let looked = looked.map_err(|fault| fault.at("looking at a step", self.http))?;
-            let Some(container) = looked else {
+            // A removal kills first: what is seen to end just before is an end like any other.
+            let Some(container) = looked.filter(|container| !container.is_going()) else {
                 return Err(ExecError::Engine {
                     doing: "looking at a step".into(),
                     cause: format!("container {} was removed by somebody else", self.id),
