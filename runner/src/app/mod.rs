@@ -25,7 +25,7 @@ use crate::config::{self, Config};
 use crate::embedded::Embedded;
 use crate::exec::podman::Podman;
 use crate::ports::{Events, Executor, Host, Ports, Queue, Store, Transfer};
-use crate::{embedded, exec, host, transfer, worker};
+use crate::{embedded, host, transfer, worker};
 
 /// A service that is needed cannot be reached: the program ends with 69.
 #[derive(Debug, thiserror::Error)]

@@ -23,6 +23,7 @@ use crate::rules::quota;
 /// message that takes the last slot is acked only after the broker has said that nothing more comes:
 /// so nothing is held back from a worker that is idle.
 pub(super) async fn jobs(shared: Arc<Shared>, mut lease: Current, stop: CancellationToken) {
+    let mut pause = PAUSE;
     loop {
         let slot = tokio::select! {
             slot = Arc::clone(&shared.slots).acquire_owned() => slot,
@@ -35,8 +36,11 @@ pub(super) async fn jobs(shared: Arc<Shared>, mut lease: Current, stop: Cancella
             () = stop.cancelled() => return,
         };
         match opened {
-            Ok(consumer) => consume_jobs(&shared, &held, consumer, slot, &stop).await,
-            Err(cause) => pause_after(&cause).await,
+            Ok(consumer) => {
+                pause = PAUSE;
+                consume_jobs(&shared, &held, consumer, slot, &stop).await;
+            }
+            Err(cause) => pause_after(&cause, &mut pause, &stop).await,
         }
     }
 }
@@ -58,7 +62,7 @@ async fn consume_jobs(
         let delivery = match delivery {
             Ok(delivery) => delivery,
             Err(cause) => {
-                pause_after(&cause).await;
+                pause_after(&cause, &mut PAUSE.clone(), stop).await;
                 break;
             }
         };
@@ -98,6 +102,7 @@ pub(super) async fn control(
     source: Source,
     stop: CancellationToken,
 ) {
+    let mut pause = PAUSE;
     loop {
         let Some(held) = held(&mut lease, &stop).await else { return };
         let opened = tokio::select! {
@@ -106,11 +111,17 @@ pub(super) async fn control(
         };
         let mut consumer = match opened {
             Ok(consumer) => consumer,
+            Err(cause @ QueueError::Denied { .. }) if source == Source::Node => {
+                // The broker's user may not declare: what all share is there, this is not.
+                warn!(%cause, "this worker has no queue of its own");
+                return;
+            }
             Err(cause) => {
-                pause_after(&cause).await;
+                pause_after(&cause, &mut pause, &stop).await;
                 continue;
             }
         };
+        pause = PAUSE;
         loop {
             let delivery = tokio::select! {
                 biased;
@@ -127,7 +138,7 @@ pub(super) async fn control(
                     }
                 }
                 Err(cause) => {
-                    pause_after(&cause).await;
+                    pause_after(&cause, &mut pause, &stop).await;
                     break;
                 }
             }
@@ -398,7 +409,15 @@ async fn wait_for_store(shared: &Shared, held: &Held) {
     }
 }
 
-async fn pause_after(cause: &QueueError) {
+/// The first pause after a queue has failed; it doubles, to at most [`LONGEST_PAUSE`].
+const PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+async fn pause_after(cause: &QueueError, pause: &mut Duration, stop: &CancellationToken) {
     warn!(%cause, "nothing is taken from a queue");
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    tokio::select! {
+        () = tokio::time::sleep(*pause) => {}
+        () = stop.cancelled() => {}
+    }
+    *pause = (*pause * 2).min(LONGEST_PAUSE);
 }

@@ -151,7 +151,10 @@ impl Podman {
                     cause: format!("image {image}, which the step stands on, is gone"),
                 });
             } else if said.contains("network not found") || said.contains("network mode") {
-                return Err(ExecError::Unsupported(format!("the network cannot be had: {said}")));
+                return Err(ExecError::Engine {
+                    doing: "making a step's container".into(),
+                    cause: format!("the network cannot be had: {said}"),
+                });
             } else {
                 return Err(match step {
                     Some(_) => fault.at("making a step's container", &self.http),

@@ -84,6 +84,13 @@ impl Run {
         self.record.cause = cause;
         self.record.message = message.map(shortened);
         self.record.completed_at = Some(now.into());
+        // Of a step that its owner did not see to its end nothing more is known.
+        let of_step =
+            if status == Status::Stopped { StepStatus::Stopped } else { StepStatus::Failed };
+        for step in self.record.steps.iter_mut().filter(|s| s.status == StepStatus::Started) {
+            step.status = of_step;
+            step.completed_at = Some(now.into());
+        }
     }
 
     /// The ending event, once the ending is decided.
