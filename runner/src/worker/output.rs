@@ -30,6 +30,8 @@ pub(super) struct Output {
 struct Streams {
     out: Lines,
     err: Lines,
+    /// What the logger got last is a part of a line of this stream.
+    unfinished: Option<LogStream>,
     ended: bool,
 }
 
@@ -77,8 +79,8 @@ impl Output {
                     let now = self.began.elapsed();
                     let mut streams = self.streams.lock().await;
                     let (out, err) = (streams.out.due(now), streams.err.due(now));
-                    self.publish(LogStream::Stdout, out).await;
-                    self.publish(LogStream::Stderr, err).await;
+                    self.publish(&mut streams.unfinished, LogStream::Stdout, out).await;
+                    self.publish(&mut streams.unfinished, LogStream::Stderr, err).await;
                 }
             }
         }
@@ -89,14 +91,34 @@ impl Output {
         let mut streams = self.streams.lock().await;
         streams.ended = true;
         let (out, err) = (streams.out.finish(), streams.err.finish());
-        self.publish(LogStream::Stdout, out).await;
-        self.publish(LogStream::Stderr, err).await;
+        self.publish(&mut streams.unfinished, LogStream::Stdout, out).await;
+        self.publish(&mut streams.unfinished, LogStream::Stderr, err).await;
+        if streams.unfinished.is_some() {
+            self.feed_newline();
+        }
         self.waits.notify_one();
         (streams.out.total(), streams.err.total())
     }
 
-    async fn publish(&self, stream: LogStream, pieces: Vec<Piece>) {
+    /// A logger has one text for all: where other text follows a part of a line, it gets a line of
+    /// its own.
+    fn feed_newline(&self) {
+        if let Some(feed) = &self.feed {
+            feed.push(Bytes::from_static(b"\n"));
+        }
+    }
+
+    async fn publish(
+        &self,
+        unfinished: &mut Option<LogStream>,
+        stream: LogStream,
+        pieces: Vec<Piece>,
+    ) {
         for piece in pieces {
+            if unfinished.is_some_and(|of| of != stream) {
+                self.feed_newline();
+            }
+            *unfinished = piece.partial.then_some(stream);
             if let Some(feed) = &self.feed {
                 let mut text = piece.bytes.clone();
                 if !piece.partial {
@@ -121,7 +143,7 @@ impl LogSink for Output {
         };
         // The lock is held meanwhile: a publisher that is full holds back the step, and nothing of
         // one stream overtakes.
-        self.publish(stream, pieces).await;
+        self.publish(&mut streams.unfinished, stream, pieces).await;
         if !waited && streams.deadline().is_some() {
             self.waits.notify_one();
         }
