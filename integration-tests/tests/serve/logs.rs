@@ -6,57 +6,7 @@ use serde_json::{Value, json};
 
 use crate::place::Place;
 use crate::reader;
-
-/// A line of shell that writes each of these at once, to standard output (1) or standard error (2).
-fn writes(texts: &[(u8, Vec<u8>)]) -> String {
-    let mut script = String::new();
-    for (to, bytes) in texts {
-        script.push_str("printf '");
-        for byte in bytes {
-            write!(script, "\\{byte:03o}").unwrap();
-        }
-        writeln!(script, "' >&{to}").unwrap();
-    }
-    script
-}
-
-/// What of them goes to one of the two.
-fn written(texts: &[(u8, Vec<u8>)], to: u8) -> Vec<u8> {
-    texts.iter().filter(|text| text.0 == to).flat_map(|text| text.1.clone()).collect()
-}
-
-fn step(name: &str, script: &str) -> Value {
-    json!({ "name": name, "cmd": ["sh", "-c", script] })
-}
-
-/// Blanks and punctuation in front, empty lines, and lines whose length is 10, 13 and 65 with and
-/// without their newline; a last line without one.
-fn odd_lines() -> Vec<(u8, Vec<u8>)> {
-    let mut texts: Vec<(u8, Vec<u8>)> = Vec::new();
-    for line in ["   blanks", "\ttab", "--- dashes", "...", "", "{\"a\": 1}", "trailing  ", "\r"] {
-        texts.push((1, format!("{line}\n").into_bytes()));
-        texts.push((2, format!("{line} on standard error\n").into_bytes()));
-    }
-    for length in [10, 13, 65] {
-        for letters in [length - 1, length] {
-            texts.push((1, format!("{}\n", "m".repeat(letters)).into_bytes()));
-            texts.push((2, format!("{}\n", "n".repeat(letters)).into_bytes()));
-        }
-    }
-    texts.push((1, b"the last line of this".to_vec()));
-    texts.push((2, b"and of that".to_vec()));
-    texts
-}
-
-/// Every byte there is, some of them alone on a line.
-fn binary() -> Vec<(u8, Vec<u8>)> {
-    let mut texts = vec![(1, (0..=255).collect())];
-    for byte in [0_u8, 1, 2, 10, 13, 127, 128, 192, 255] {
-        texts.push((1, vec![byte, b'\n']));
-        texts.push((2, vec![b'x', byte]));
-    }
-    texts
-}
+use crate::writing::{binary, odd_lines, step, writes, written};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_output_of_steps_is_published_byte_for_byte() {

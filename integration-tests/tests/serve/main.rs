@@ -15,5 +15,10 @@ mod history;
 mod keys;
 mod logs;
 mod native;
+mod outside;
 mod place;
 mod reader;
+#[expect(dead_code, reason = "the tests of transfers need more of it")]
+#[path = "../../../runner/tests/transfer/server.rs"]
+mod server;
+mod writing;

@@ -1,0 +1,242 @@
+//! Resource providers, artifact stores and loggers: HTTP servers of the test's own.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use integration_tests::engine::{files_of, tar_of};
+use serde_json::{Value, json};
+
+use crate::place::Place;
+use crate::reader;
+use crate::server::{Request, Server, nobody};
+use crate::writing::{binary, odd_lines, step, writes, written};
+
+/// What came to a server: the first line of each request, and what stands under each path.
+#[derive(Clone, Default)]
+struct Kept {
+    lines: Arc<Mutex<Vec<String>>>,
+    bodies: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
+}
+
+impl Kept {
+    fn lines(&self) -> Vec<String> {
+        self.lines.lock().unwrap().clone()
+    }
+
+    fn body(&self, path: &str) -> Option<Vec<u8>> {
+        self.bodies.lock().unwrap().get(path).cloned()
+    }
+
+    /// Keeps what is put or posted, one after the other, and gives back what it has.
+    async fn serve(self, mut request: Request) {
+        self.lines.lock().unwrap().push(request.line.clone());
+        let body = request.whole().await;
+        let (verb, target) = request.line.split_once(' ').unwrap();
+        let path = target.split('?').next().unwrap();
+        let found = if verb == "GET" {
+            self.body(path)
+        } else {
+            self.bodies.lock().unwrap().entry(path.to_owned()).or_default().extend(body);
+            Some(b"Ok".to_vec())
+        };
+        match found {
+            Some(body) => request.answer(200, &body).await,
+            None => request.answer(404, b"there is no such thing").await,
+        }
+    }
+}
+
+/// A server under a name of the test's own, registered as what `kind` says.
+async fn register(place: &Place, kinds: &[&str]) -> (Server, Kept) {
+    let kept = Kept::default();
+    let serving = kept.clone();
+    let server = Server::start(move |request| serving.clone().serve(request)).await;
+    for kind in kinds {
+        enlist(place, kind, &place.tag, &server.url()).await;
+    }
+    (server, kept)
+}
+
+async fn enlist(place: &Place, kind: &str, name: &str, url: &str) {
+    let value = json!({ "name": name, "url": url });
+    place.keys.put(&format!("bob.{kind}/{name}"), &value).await;
+}
+
+/// The standard output of a step, counted from 0.
+fn stdout(events: &[Value], step: &str) -> String {
+    let outputs = reader::outputs(events);
+    let bytes = outputs.get(&(step.to_owned(), "stdout".to_owned()));
+    String::from_utf8(bytes.cloned().unwrap_or_default()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resource_is_mounted_once_and_an_artifact_is_a_later_runs_resource() {
+    let Some(place) = Place::new().await else { return };
+    let (_outside, kept) = register(&place, &["resource-provider", "artifact-store"]).await;
+    let tar = tar_of("sub/file", b"fetched\n").await;
+    kept.bodies.lock().unwrap().insert("/bob_resource".to_owned(), tar);
+    let server = place.serve(&[]).await;
+
+    let on_source = |script: &str| json!({ "cmd": ["sh", "-c", script], "needs_resource": "src" });
+    let mut makes = on_source("mkdir made; cp sub/file made/; echo 42 > made/answer");
+    makes["produces_artifact"] = json!({ "name": "out", "path": "made", "store": place.tag });
+    let steps = json!([
+        on_source("pwd; cat sub/file; echo changed > sub/file"),
+        on_source("pwd; cat sub/file"),
+        { "cmd": ["sh", "-c", "pwd; cat /root/src/sub/file"] },
+        makes,
+    ]);
+    let mut pipeline = place.pipeline("makes it", &steps);
+    pipeline["resources"] = json!([{ "name": "src", "type": "external", "provider": place.tag,
+        "params": { "repo": "https://h/a b?c=d&e", "branch": "main" } }]);
+    let first = place.run("first");
+    place.start(&first, &pipeline).await;
+    let events = reader::events_of(&place, &first).await;
+    let of_steps = [
+        "ResourceFetch",
+        "StepStarted",
+        "Log",
+        "StepCompleted", // it is fetched for the first alone
+        "StepStarted",
+        "Log",
+        "StepCompleted", //
+        "StepStarted",
+        "Log",
+        "StepCompleted", //
+        "StepStarted",
+        "ArtifactUpload",
+        "StepCompleted",
+        "PipelineSuccessful",
+    ];
+    assert_eq!(reader::reasons(&events)[4..], of_steps);
+    reader::assert_gapless(&events);
+    assert_eq!((&events[4]["resource"], &events[4]["step"]), (&json!("src"), &json!("0")));
+    let upload = &events[15];
+    assert_eq!((&upload["artifact"], &upload["store"]), (&json!("out"), &json!(place.tag)));
+    assert_eq!(stdout(&events, "0"), "/root/src\nfetched\n");
+    assert_eq!(stdout(&events, "1"), "/root/src\nchanged\n");
+    assert_eq!(stdout(&events, "2"), "/\nchanged\n", "the working directory does not leak");
+
+    let path = format!("/bob_artifact/{}/makes%20it/{first}/out", place.tag);
+    let asked = "GET /bob_resource?repo=https%3A%2F%2Fh%2Fa%20b%3Fc%3Dd%26e&branch=main";
+    assert_eq!(kept.lines(), [asked.to_owned(), format!("POST {path}")]);
+    let files: BTreeMap<_, _> = files_of(&kept.body(&path).unwrap()).await.into_iter().collect();
+    assert_eq!(files["made/answer"], b"42\n");
+    assert_eq!(files["made/file"], b"changed\n");
+
+    let steps = json!([{ "cmd": ["sh", "-c", "pwd; cat made/answer made/file"],
+        "needs_resource": "out" }]);
+    let mut pipeline = place.pipeline("uses", &steps);
+    pipeline["resources"] = json!([{ "name": "out", "type": "internal", "provider": place.tag,
+        "params": { "group": place.tag, "name": "makes it", "run_id": first } }]);
+    let second = place.run("second");
+    place.start(&second, &pipeline).await;
+    let events = reader::events_of(&place, &second).await;
+    assert_eq!(stdout(&events, "0"), "/root/out\n42\nchanged\n");
+    assert_eq!(kept.lines()[2..], [format!("GET {path}")]);
+    assert_eq!(place.keys.settled(&second).await["status"], "passed");
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_fetched_or_uploaded_fails_the_run_and_says_why() {
+    let Some(place) = Place::new().await else { return };
+    let (_outside, _kept) = register(&place, &["resource-provider", "artifact-store"]).await;
+    let away = format!("{}-away", place.tag);
+    enlist(&place, "resource-provider", &away, &format!("http://{}", nobody().await)).await;
+    let server = place.serve(&[]).await;
+    let fetches = |provider: &str| {
+        let resource = json!({ "name": "src", "type": "external", "provider": provider });
+        json!({ "resources": [resource], "steps": [{ "cmd": "echo no", "needs_resource": "src" }] })
+    };
+    let artifact = json!({ "name": "out", "path": "not-made", "store": place.tag });
+    let uploads = json!({ "steps": [{ "cmd": "true", "produces_artifact": artifact }] });
+    let cases = [
+        ("unknown", fetches("never-registered"), "resource", "never-registered"),
+        ("refuses", fetches(&place.tag), "resource", "there is no such thing"),
+        ("away", fetches(&away), "resource", "refused"),
+        ("not-made", uploads, "artifact", "not-made"),
+    ];
+    for (name, parts, cause, said) in cases {
+        let mut pipeline = place.pipeline(name, &parts["steps"]);
+        if let Some(resources) = parts.get("resources") {
+            pipeline["resources"] = resources.clone();
+        }
+        let run = place.run(name);
+        place.start(&run, &pipeline).await;
+        let record = place.keys.settled(&run).await;
+        assert_eq!((&record["status"], &record["cause"]), (&json!("failed"), &json!(cause)));
+        let message = record["message"].as_str().unwrap();
+        assert!(message.contains(said), "{name}: {message}");
+        let events = reader::events_of(&place, &run).await;
+        let last = events.last().unwrap();
+        assert_eq!((&last["reason"], &last["cause"]), (&json!("PipelineFailed"), &json!(cause)));
+        assert!(!reader::reasons(&events).contains(&"Log"), "the step is not run: {events:?}");
+    }
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_logger_gets_what_the_steps_write_byte_for_byte() {
+    let Some(place) = Place::new().await else { return };
+    let (_outside, kept) = register(&place, &["logger"]).await;
+    let server = place.serve(&[]).await;
+    // One stream at a time: between two the order is not theirs to tell.
+    let of = |to: u8, texts: Vec<(u8, Vec<u8>)>| -> Vec<(u8, Vec<u8>)> {
+        texts.into_iter().filter(|text| text.0 == to).collect()
+    };
+    let parts = [of(1, odd_lines()), of(2, odd_lines()), of(1, binary())];
+    let mut steps: Vec<Value> =
+        parts.iter().enumerate().map(|(n, texts)| step(&n.to_string(), &writes(texts))).collect();
+    steps.push(step("many", "seq 1 100000"));
+    let run = place.run("logged");
+    let pipeline = place.pipeline("logged", &json!(steps));
+    let body = json!({ "run-id": run, "pipeline": pipeline, "logger": place.tag });
+    place.publish("bob.jobs", "pipeline/start", &body).await;
+    assert_eq!(place.keys.settled(&run).await["status"], "passed");
+    let mut expected: Vec<u8> = Vec::new();
+    for texts in &parts {
+        expected.extend(written(texts, texts[0].0));
+        // A last line without its newline does not run into what others say.
+        if !expected.ends_with(b"\n") {
+            expected.push(b'\n');
+        }
+    }
+    for number in 1..=100_000 {
+        expected.extend(format!("{number}\n").bytes());
+    }
+    expected.extend(b"[bob] run successful\n");
+    let got = kept.body(&format!("/bob_logs/{run}")).unwrap();
+    assert!(
+        got == expected,
+        "it got {} bytes, not {}: {}...",
+        got.len(),
+        expected.len(),
+        got[..got.len().min(2000)].escape_ascii(),
+    );
+    assert!(kept.lines().iter().all(|line| line.starts_with("PUT ")), "{:?}", kept.lines());
+    let events = reader::events_of(&place, &run).await;
+    assert!(!reader::reasons(&events).contains(&"LoggerDropped"));
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_logger_that_is_away_costs_a_run_nothing_but_its_log_there() {
+    let Some(place) = Place::new().await else { return };
+    enlist(&place, "logger", &place.tag, &format!("http://{}", nobody().await)).await;
+    let server = place.serve(&[]).await;
+    let run = place.run("unlogged");
+    let pipeline = place.pipeline("unlogged", &json!([{ "cmd": "echo hello" }]));
+    let body = json!({ "run-id": run, "pipeline": pipeline, "logger": place.tag });
+    place.publish("bob.jobs", "pipeline/start", &body).await;
+    let events = reader::events_of(&place, &run).await;
+    assert_eq!(stdout(&events, "0"), "hello\n");
+    let dropped: Vec<&Value> =
+        events.iter().filter(|event| event["reason"] == "LoggerDropped").collect();
+    assert_eq!(dropped.len(), 1);
+    // With the line of the program's own that says how the run has ended.
+    assert_eq!(dropped[0]["bytes"], "hello\n[bob] run successful\n".len());
+    assert_eq!(dropped[0]["type"], "Warning");
+    assert_eq!(events.last().unwrap()["reason"], "PipelineSuccessful");
+    server.end().await;
+}
