@@ -1,6 +1,10 @@
 //! SIGINT and SIGTERM, one after the other.
 
+use std::time::Duration;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use tokio::time::Instant;
 
 use super::exit::{Exit, Failure};
 
@@ -9,7 +13,12 @@ use super::exit::{Exit, Failure};
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    last: Option<Instant>,
 }
+
+/// Signals so close together are one: `timeout` and some supervisors signal a program, and then its
+/// process group. The second one asks for an end at once, and nobody meant that.
+const ONE_SIGNAL: Duration = Duration::from_millis(500);
 
 impl Signals {
     /// From now on these signals do not end the program by themselves.
@@ -22,6 +31,7 @@ impl Signals {
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,
             terminate: listen(SignalKind::terminate())?,
+            last: None,
         })
     }
 
@@ -30,11 +40,16 @@ impl Signals {
     /// # Cancel safety
     /// Safe.
     pub(super) async fn next(&mut self) -> Exit {
-        tokio::select! {
-            Some(()) = self.interrupt.recv() => Exit::Interrupted,
-            Some(()) = self.terminate.recv() => Exit::Terminated,
-            // Listening has ended for good: nothing more comes.
-            else => std::future::pending().await,
+        loop {
+            let exit = tokio::select! {
+                Some(()) = self.interrupt.recv() => Exit::Interrupted,
+                Some(()) = self.terminate.recv() => Exit::Terminated,
+                // Listening has ended for good: nothing more comes.
+                else => std::future::pending().await,
+            };
+            if self.last.replace(Instant::now()).is_none_or(|last| last.elapsed() > ONE_SIGNAL) {
+                return exit;
+            }
         }
     }
 }
