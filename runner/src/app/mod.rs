@@ -170,16 +170,23 @@ pub async fn cluster_ports(
     node: &NodeId,
     engine: String,
 ) -> anyhow::Result<Ports> {
-    let (store, queue, events) = tokio::try_join!(
-        connect_store(config),
-        connect_queue(config, node.clone()),
-        connect_events(config, node.clone()),
-    )?;
+    let executor = podman(config, engine)?;
+    let connected = async {
+        tokio::try_join!(
+            connect_store(config),
+            connect_queue(config, node.clone()),
+            connect_events(config, node.clone()),
+        )
+    };
+    // The first look at an engine takes as long as a connection, and its executor remembers it; the
+    // worker asks again, and says what is wrong.
+    let (connected, _seen) = tokio::join!(connected, executor.info());
+    let (store, queue, events) = connected?;
     Ok(Ports {
         queue,
         store,
         events,
-        executor: podman(config, engine)?,
+        executor,
         transfer: transfers(config)?,
         host: this_host(),
     })
