@@ -17,7 +17,7 @@ use protocol::id::NodeId;
 pub use here::{Here, run_here};
 pub use serve::serve;
 
-pub use crate::ports::{Position, Published};
+pub use crate::ports::Position;
 pub use crate::worker::Shutdown;
 
 use crate::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd, EtcdOptions, TlsFiles};
