@@ -136,7 +136,7 @@ impl Cmd {
     pub fn display(&self) -> String {
         match self {
             Self::Line(line) => line.clone(),
-            Self::Words(words) => words.join(" "),
+            Self::Words(words) => crate::shell::join(words),
         }
     }
 }

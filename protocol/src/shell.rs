@@ -60,11 +60,38 @@ pub fn split(line: &str) -> Vec<String> {
     words
 }
 
+/// Words as a line that [`split`] and a shell split into the same words again.
+#[must_use]
+pub fn join(words: &[String]) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
+    let quoted = |word: &String| {
+        if !word.is_empty() && word.chars().all(is_plain) {
+            word.clone()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
+    };
+    words.iter().map(quoted).collect::<Vec<_>>().join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn words_are_quoted_where_a_shell_would_take_them_apart() {
+        let words = ["echo", "", "a b", "$HOME", "it's", "-n", "a=b"].map(str::to_owned);
+        assert_eq!(join(&words), r"echo '' 'a b' '$HOME' 'it'\''s' -n a=b");
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_joined_is_split_as_it_was(words in prop::collection::vec(".*", 0..5)) {
+            prop_assert_eq!(split(&join(&words)), words);
+        }
+    }
 
     #[test]
     fn lines_are_split_as_the_reference_splits_them() {

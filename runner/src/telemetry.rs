@@ -28,17 +28,20 @@ pub struct Options<'a> {
 }
 
 /// Libraries that tell more than anybody asked for: at most this much of them.
-const QUIET: [(&str, &str); 9] = [
+const QUIET: [(&str, &str); 8] = [
     ("config", "warn"),
     ("h2", "info"),
     ("hyper", "info"),
     ("hyper_util", "info"),
-    ("lapin", "warn"),
     ("reqwest", "info"),
     ("rustls", "info"),
     ("tonic", "info"),
     ("tower", "info"),
 ];
+
+/// Libraries whose own trouble is told by us, in our words: nothing of them, but for whoever looks for
+/// details.
+const SILENT: [&str; 1] = ["lapin"];
 
 /// The rank of a level: the higher, the more is told.
 fn rank(level: &str) -> usize {
@@ -53,7 +56,18 @@ fn filter(level: &str) -> EnvFilter {
         let least = if rank(most) < rank(level) { most } else { level };
         directives.push_str(&format!(",{target}={least}"));
     }
+    for target in SILENT {
+        let least = if rank(level) > rank("info") { "warn" } else { "off" };
+        directives.push_str(&format!(",{target}={least}"));
+    }
     EnvFilter::new(directives)
+}
+
+/// The form that holds: what was said, else that which whoever reads standard error can use.
+#[must_use]
+pub fn form_of(said: Option<Form>) -> Form {
+    let on_terminal = std::io::stderr().is_terminal();
+    said.unwrap_or(if on_terminal { Form::Text } else { Form::Json })
 }
 
 /// Begins the log of this process.
@@ -62,9 +76,8 @@ fn filter(level: &str) -> EnvFilter {
 /// Where one was begun already.
 pub fn begin(options: Options<'_>) -> Result<(), TryInitError> {
     let on_terminal = std::io::stderr().is_terminal();
-    let form = options.form.unwrap_or(if on_terminal { Form::Text } else { Form::Json });
     let colour = options.colour && on_terminal;
-    match form {
+    match form_of(options.form) {
         Form::Text => text(options.level, colour, std::io::stderr).try_init(),
         Form::Json => json(options.level, std::io::stderr).try_init(),
     }
@@ -152,6 +165,18 @@ mod tests {
         assert!(text.contains("a detail"), "{text}");
         assert!(!text.contains("noise"), "{text}");
         assert!(!text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn what_a_library_says_of_its_own_trouble_is_told_to_those_who_look_for_details() {
+        for (level, told) in [("error", 0), ("warn", 0), ("info", 0), ("debug", 1), ("trace", 1)] {
+            let sink = Sink::default();
+            let writer = sink.clone();
+            tracing::subscriber::with_default(json(level, move || writer.clone()), || {
+                tracing::error!(target: "lapin::io_loop", "aborting recovery");
+            });
+            assert_eq!(sink.text().lines().count(), told, "{level}: {}", sink.text());
+        }
     }
 
     #[test]

@@ -247,6 +247,7 @@ fn a_service_that_is_away_is_69_and_named_with_its_address() {
         let said = place.say_with(&typed, &NOWHERE);
         assert_eq!(said.code, 69, "{typed:?}: {}", said.err);
         assert!(said.err.contains(at), "{typed:?} does not say where:\n{}", said.err);
+        assert!(said.err.contains("bob-runner doctor"), "{typed:?} has no advice: {}", said.err);
         assert!(said.out.is_empty(), "{typed:?} wrote data: {}", said.out);
     }
 }
@@ -304,6 +305,90 @@ fn the_version_names_commit_and_protocol() {
     assert!(text.starts_with(&format!("bob-runner {}", env!("CARGO_PKG_VERSION"))), "{text}");
     let json: Value = serde_json::from_str(&place.say(&["version", "-o", "json"]).out).unwrap();
     assert_eq!(json["protocol"], 1);
+    for flag in ["--version", "-V"] {
+        let said = place.say(&[flag]);
+        assert_eq!((said.code, said.out.as_str(), said.err.as_str()), (0, text.as_str(), ""));
+    }
+}
+
+#[test]
+fn commands_of_later_versions_are_known_and_refused_with_one_sentence() {
+    let place = Place::new();
+    for typed in
+        [["dlq", "list"].as_slice(), &["dlq", "replay", "--all", "x"], &["schema", "openapi"]]
+    {
+        let said = place.say(typed);
+        assert_eq!((said.code, said.out.as_str()), (2, ""), "{typed:?}");
+        assert!(said.err.contains("comes with a later version"), "{typed:?}: {}", said.err);
+    }
+    let help = place.say(&["--help"]).out;
+    assert!(!help.contains("dlq"), "{help}");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_said_to_be_in_one_sentence() {
+    let place = Place::new();
+    place.file("good.yaml", GOOD);
+    for typed in [
+        ["schema", "pipeline"].as_slice(),
+        &["version"],
+        &["--version"],
+        &["--help"],
+        &["settings"],
+        &["validate", "good.yaml"],
+        &["plan", "good.yaml"],
+        &["completions", "bash"],
+    ] {
+        let full = std::fs::File::create("/dev/full").unwrap();
+        let said = said(&place.command(typed).stdout(full).output().unwrap());
+        assert_eq!(said.code, 1, "{typed:?}");
+        assert!(said.err.starts_with("error: cannot write to standard output: "), "{}", said.err);
+        assert_eq!(said.err.lines().count(), 1, "{}", said.err);
+    }
+}
+
+/// Answers everything as a web server would that has no such page.
+fn no_engine() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            assert!(std::io::Read::read(&mut stream, &mut request).unwrap() > 0);
+            let body = "404 page\n\nnot found\n";
+            let head = "HTTP/1.1 404 Not Found\r\nconnection: close\r\ncontent-length";
+            write!(stream, "{head}: {}\r\n\r\n{body}", body.len()).unwrap();
+        }
+    });
+    url
+}
+
+#[test]
+fn an_engine_that_is_none_is_said_to_be_in_one_line_and_leaves_nothing() {
+    let place = Place::new();
+    place.file("good.yaml", GOOD);
+    let said =
+        place.say_with(&["run", "good.yaml"], &[("CONTAINER_ENGINE_URL", no_engine().as_str())]);
+    assert_eq!(said.code, 69, "{}", said.err);
+    let last: Vec<&str> = said.err.lines().collect();
+    assert!(
+        matches!(last[..], [_run, error] if error.contains("404 page not found;")),
+        "{}",
+        said.err
+    );
+    let runs = place.dir.path().join(".local/state/bob-runner/runs");
+    assert_eq!(std::fs::read_dir(runs).unwrap().count(), 0);
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_made_is_a_wrong_setting() {
+    let place = Place::new();
+    let file = place.file("good.yaml", GOOD).join("below");
+    let said = place
+        .say_with(&["run", "good.yaml"], &[("BOB_DATA_DIR", file.to_str().unwrap()), NOWHERE[2]]);
+    assert_eq!(said.code, 78, "{}", said.err);
+    assert!(said.err.contains("BOB_DATA_DIR"), "{}", said.err);
 }
 
 #[test]

@@ -101,6 +101,20 @@ impl FromStr for Memory {
     }
 }
 
+/// Any number of bytes as people read it: `23.54 GiB`, `512 MiB`, `17 bytes`.
+#[must_use]
+pub fn readable(bytes: u64) -> String {
+    let power = bytes.checked_ilog2().map_or(0, |log| log as usize / 10);
+    let Some(unit) = power.checked_sub(1).and_then(|at| MEMORY_UNITS.get(at)) else {
+        return format!("{bytes} bytes");
+    };
+    // Two digits after the point, the rest cut off: what is there is never said to be more.
+    let hundredths = u128::from(bytes) * 100 >> (10 * power);
+    let (whole, part) = (hundredths / 100, hundredths % 100);
+    let text = format!("{whole}.{part:02}");
+    format!("{} {unit}iB", text.trim_end_matches('0').trim_end_matches('.'))
+}
+
 impl Serialize for Memory {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)

@@ -17,6 +17,24 @@ fn memory_counts_in_1024_with_and_without_the_i() {
 }
 
 #[test]
+fn bytes_are_readable_and_never_more_than_there_are() {
+    for (bytes, text) in [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1 KiB"),
+        (1536, "1.5 KiB"),
+        (512 << 20, "512 MiB"),
+        (25_276_063_744, "23.54 GiB"),
+        ((1 << 30) - 1, "1023.99 MiB"),
+        (1000 << 30, "1000 GiB"),
+        (100 << 30, "100 GiB"),
+        (u64::MAX, "15.99 EiB"),
+    ] {
+        assert_eq!(readable(bytes), text);
+    }
+}
+
+#[test]
 fn memory_without_digits_or_unit_or_beyond_64_bits_is_refused() {
     for bad in
         ["", "1", "K", "i", "1i", "1k", "1KB", "1.5G", "-1K", "+1K", " 1K", "1K ", "1Kii", "1é"]

@@ -4,8 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use tokio::process::{Child, Command};
-use tracing::info;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
+use tokio::process::{Child, ChildStderr, Command};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::{debug, info};
 
 use crate::config;
 use crate::exec::podman;
@@ -15,6 +18,10 @@ use crate::exec::podman;
 pub struct OwnService {
     child: Child,
     dir: tempfile::TempDir,
+    /// The last line that it said.
+    last: watch::Receiver<String>,
+    /// Reads what it says, as long as it says something.
+    _reading: JoinSet<()>,
 }
 
 /// Where an engine answers, and the service behind it where it is ours.
@@ -28,6 +35,10 @@ pub struct Found {
 
 /// How long a service of our own may take to answer.
 const OWN_SERVICE_STARTS_WITHIN: Duration = Duration::from_secs(20);
+/// How long its last words are waited for, once it has ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+/// More of one line is told in pieces.
+const MAX_LINE: u64 = 4096;
 
 /// Finds the engine (wire.md section 6, `CONTAINER_ENGINE_URL`).
 ///
@@ -76,22 +87,30 @@ impl OwnService {
             .tempdir()
             .context("cannot make a directory for podman's socket")?;
         let socket = dir.path().join("podman.sock");
-        let child = Command::new(program)
+        let mut child = Command::new(program)
             .args(["system", "service", "--time", "0"])
             .arg(format!("unix://{}", socket.display()))
             .stdin(std::process::Stdio::null())
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::piped())
+            // A Ctrl-C is meant for us: the service is needed to end what runs in it.
+            .process_group(0)
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
-        let mut own = Self { child, dir };
+        let (told, last) = watch::channel(String::new());
+        let mut reading = JoinSet::new();
+        if let Some(stderr) = child.stderr.take() {
+            reading.spawn(read(stderr, told));
+        }
+        let mut own = Self { child, dir, last, _reading: reading };
         match tokio::time::timeout(OWN_SERVICE_STARTS_WITHIN, own.answers()).await {
             Ok(answers) => answers?,
             Err(_) => bail!(
-                "`podman system service` did not answer within {} s; try it by hand, or set \
+                "`podman system service` did not answer within {} s ({}); try it by hand, or set \
                  CONTAINER_ENGINE_URL",
-                OWN_SERVICE_STARTS_WITHIN.as_secs()
+                OWN_SERVICE_STARTS_WITHIN.as_secs(),
+                own.said()
             ),
         }
         Ok(own)
@@ -107,33 +126,63 @@ impl OwnService {
                 return Ok(());
             }
             if let Some(status) = self.child.try_wait().context("cannot see podman's service")? {
-                let said = match self.child.stderr.take() {
-                    Some(mut stderr) => {
-                        let mut text = String::new();
-                        tokio::io::AsyncReadExt::read_to_string(&mut stderr, &mut text).await.ok();
-                        text
-                    }
-                    None => String::new(),
-                };
+                let all = async { while self.last.changed().await.is_ok() {} };
+                // Something that it started may hold its end of the pipe for ever.
+                drop(tokio::time::timeout(LAST_WORDS, all).await);
                 bail!(
                     "`podman system service` ended with {status}: {}; `bob-runner doctor` says what \
                      this host lacks",
-                    said.lines().last().unwrap_or("it said nothing")
+                    self.said()
                 );
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
+    fn said(&self) -> String {
+        let last = self.last.borrow();
+        if last.is_empty() { "it said nothing".to_owned() } else { last.clone() }
+    }
+
+    /// Asks everything that belongs to the service to end.
+    fn terminate(&self) {
+        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok())
+            && let Some(group) = rustix::process::Pid::from_raw(pid)
+        {
+            rustix::process::kill_process_group(group, rustix::process::Signal::TERM).ok();
+        }
+    }
+
     /// Ends the service.
     pub async fn end(mut self) {
-        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok())
-            && let Some(pid) = rustix::process::Pid::from_raw(pid)
-        {
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
-        }
+        self.terminate();
         if tokio::time::timeout(Duration::from_secs(5), self.child.wait()).await.is_err() {
             self.child.kill().await.ok();
+        }
+    }
+}
+
+impl Drop for OwnService {
+    /// No signal of the terminal reaches it, so that it is ended also where we end in a hurry.
+    fn drop(&mut self) {
+        self.terminate();
+    }
+}
+
+/// Reads what a service says: one that nobody reads stands still once its pipe is full.
+async fn read(stderr: ChildStderr, told: watch::Sender<String>) {
+    let mut stderr = BufReader::new(stderr);
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = (&mut stderr).take(MAX_LINE).read_until(b'\n', &mut line).await;
+        if !read.is_ok_and(|count| count > 0) {
+            return;
+        }
+        let text = String::from_utf8_lossy(&line).trim().to_owned();
+        if !text.is_empty() {
+            debug!(said = text, "podman's service");
+            told.send_replace(text);
         }
     }
 }
@@ -142,6 +191,37 @@ impl OwnService {
 mod tests {
     use super::*;
     use crate::config::{Environment, Flags, Sources, load};
+
+    /// A program in place of podman. Another process writes it: one that is still open for writing
+    /// anywhere cannot be started.
+    fn program(dir: &Path, text: &str) -> PathBuf {
+        let (source, program) = (dir.join("source"), dir.join("podman"));
+        std::fs::write(&source, text).unwrap();
+        let installed = std::process::Command::new("install")
+            .args(["-m", "755"])
+            .args([&source, &program])
+            .status();
+        assert!(installed.unwrap().success());
+        program
+    }
+
+    #[tokio::test]
+    async fn a_service_of_our_own_is_in_a_group_of_its_own_and_may_say_much() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = program(
+            dir.path(),
+            "#!/bin/sh\n\
+             head -c 300000 /dev/zero | tr '\\0' x >&2\n\
+             echo >&2\n\
+             echo \"process $$ in group $(cut -d' ' -f5 /proc/$$/stat)\" >&2\n\
+             echo >&2\n\
+             exit 7\n",
+        );
+        let error = OwnService::start(&program).await.unwrap_err().to_string();
+        let said = error.split_once("exit status: 7: process ").map(|(_, said)| said);
+        let (process, rest) = said.and_then(|said| said.split_once(" in group ")).expect(&error);
+        assert!(rest.starts_with(&format!("{process};")), "{error}");
+    }
 
     fn options_with(variables: Environment) -> podman::Options {
         let nowhere = tempfile::tempdir().unwrap();

@@ -2,14 +2,13 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use protocol::command;
 use protocol::id::{RegisteredName, RunId};
 use protocol::pipeline::{Pipeline, Vars};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
-use super::{Shutdown, Unavailable, embedded_ports, engine, new_node, worker_options};
+use super::{Shutdown, Unavailable, embedded_ports, engine, make_dir, new_node, worker_options};
 use crate::config::Config;
 use crate::embedded::Embedded;
 use crate::ports::{EventStream, Message, Position, Queue, Route};
@@ -27,6 +26,18 @@ pub struct Here {
     own_engine: Option<engine::OwnService>,
     embedded: Option<Embedded>,
     dir: PathBuf,
+}
+
+/// A directory that goes again, unless somebody has a use for it.
+struct Fresh(Option<PathBuf>);
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        if let Some(dir) = self.0.take() {
+            // What cannot be removed takes little room, and holds nothing that anybody reads.
+            std::fs::remove_dir_all(dir).ok();
+        }
+    }
 }
 
 impl std::fmt::Debug for Here {
@@ -48,7 +59,8 @@ pub async fn run_here(
 ) -> anyhow::Result<Here> {
     let node = new_node();
     let dir = config.data_dir.join("runs").join(run.as_str());
-    std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    // One that stands already may be that of another process.
+    let mut fresh = Fresh(make_dir(&dir)?.then(|| dir.clone()));
     let found = engine::find(&config.engine).await?;
     let (ports, embedded) = embedded_ports(config, &dir, &node, found.url.clone()).await?;
     let events = ports.events.follow(Position::First).await?;
@@ -68,6 +80,7 @@ pub async fn run_here(
         body: body.to_string().into_bytes(),
     };
     queue.publish(Route::Jobs, message).await?;
+    fresh.0 = None;
     Ok(Here {
         events,
         shutdown,

@@ -7,7 +7,7 @@ pub mod engine;
 mod here;
 mod serve;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,7 +24,9 @@ use crate::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd, EtcdOptions, TlsF
 use crate::config::{self, Config};
 use crate::embedded::Embedded;
 use crate::exec::podman::Podman;
-use crate::ports::{Events, Executor, Host, Ports, Queue, Store, Transfer};
+use crate::ports::{
+    Events, EventsError, Executor, Host, Ports, Queue, QueueError, Store, StoreError, Transfer,
+};
 use crate::{embedded, host, transfer, worker};
 
 /// A service that is needed cannot be reached: the program ends with 69.
@@ -33,15 +35,46 @@ use crate::{embedded, host, transfer, worker};
 pub struct Unavailable {
     /// The sentence.
     what: String,
+    /// It is there, and does not let us in.
+    refuses: bool,
 }
+
+/// How much of what somebody else said is passed on, in characters: it may be a whole page.
+const MAX_SAID: usize = 500;
 
 impl Unavailable {
     fn because(cause: &dyn std::error::Error) -> Self {
-        Self { what: cause.to_string() }
+        Self::new(&cause.to_string())
     }
 
-    fn new(what: String) -> Self {
-        Self { what }
+    fn new(what: &str) -> Self {
+        let mut words = what.split_whitespace().collect::<Vec<_>>().join(" ");
+        if let Some((end, _)) = words.char_indices().nth(MAX_SAID) {
+            words.truncate(end);
+            words.push_str("...");
+        }
+        Self { what: words, refuses: false }
+    }
+}
+
+/// A place that the settings name cannot be used: the program ends with 78.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot make the directory {}: {cause}; set BOB_DATA_DIR to one that can be written", .dir.display())]
+pub struct UnusableDir {
+    dir: PathBuf,
+    cause: std::io::Error,
+}
+
+/// Makes a directory, with those above it. `true`: it was not there.
+fn make_dir(dir: &Path) -> Result<bool, UnusableDir> {
+    let made = match dir.parent() {
+        Some(parent) => std::fs::create_dir_all(parent).and_then(|()| std::fs::create_dir(dir)),
+        None => std::fs::create_dir(dir),
+    };
+    match made {
+        Ok(()) => Ok(true),
+        Err(_) if dir.is_dir() => Ok(false),
+        Err(cause) => Err(UnusableDir { dir: dir.to_owned(), cause }),
     }
 }
 
@@ -123,7 +156,10 @@ pub async fn connect_store(config: &Config) -> Result<Arc<dyn Store>, Unavailabl
 /// The same, as what it is.
 async fn connect_etcd(config: &Config) -> Result<Etcd, Unavailable> {
     let etcd = Etcd::connect(&etcd_options(config)).await;
-    etcd.map_err(|cause| Unavailable::because(&cause))
+    etcd.map_err(|cause| Unavailable {
+        refuses: matches!(cause, StoreError::Denied { .. }),
+        ..Unavailable::because(&cause)
+    })
 }
 
 /// The queues of a cluster.
@@ -132,7 +168,10 @@ async fn connect_etcd(config: &Config) -> Result<Etcd, Unavailable> {
 /// [`Unavailable`] where the broker does not answer within the configured tries.
 pub async fn connect_queue(config: &Config, node: NodeId) -> Result<Arc<dyn Queue>, Unavailable> {
     let queue = AmqpQueue::connect(&amqp_options(config, node)).await;
-    Ok(Arc::new(queue.map_err(|cause| Unavailable::because(&cause))?))
+    Ok(Arc::new(queue.map_err(|cause| Unavailable {
+        refuses: matches!(cause, QueueError::Denied { .. }),
+        ..Unavailable::because(&cause)
+    })?))
 }
 
 /// The stream of a cluster.
@@ -141,7 +180,10 @@ pub async fn connect_queue(config: &Config, node: NodeId) -> Result<Arc<dyn Queu
 /// [`Unavailable`] where the broker does not answer within the configured tries.
 pub async fn connect_events(config: &Config, node: NodeId) -> Result<Arc<dyn Events>, Unavailable> {
     let events = AmqpEvents::connect(&amqp_options(config, node)).await;
-    Ok(Arc::new(events.map_err(|cause| Unavailable::because(&cause))?))
+    Ok(Arc::new(events.map_err(|cause| Unavailable {
+        refuses: matches!(cause, EventsError::Denied { .. }),
+        ..Unavailable::because(&cause)
+    })?))
 }
 
 /// The machine.
@@ -217,4 +259,29 @@ pub async fn embedded_ports(
         host: this_host(),
     };
     Ok((ports, embedded))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_away_is_said_in_one_line_however_much_it_answers() {
+        let page = format!("404\n<html>\n\n{}\n", "not found\n".repeat(1000));
+        let said = Unavailable::new(&page).to_string();
+        assert!(said.starts_with("404 <html> not found not found"), "{said}");
+        assert!(said.ends_with("...") && said.len() < 600 && !said.contains('\n'), "{said}");
+        assert_eq!(Unavailable::new("404 page not found\n").to_string(), "404 page not found");
+    }
+
+    #[test]
+    fn a_directory_is_made_or_used_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        assert!(make_dir(&path).unwrap());
+        assert!(!make_dir(&path).unwrap());
+        std::fs::write(path.join("file"), "").unwrap();
+        let error = make_dir(&path.join("file/c")).unwrap_err().to_string();
+        assert!(error.contains("file/c") && error.contains("BOB_DATA_DIR"), "{error}");
+    }
 }

@@ -1,10 +1,10 @@
 //! The worker as a service.
 
-use anyhow::Context as _;
 use tracing::info;
 
 use super::{
-    Shutdown, Unavailable, cluster_ports, embedded_ports, engine, new_node, worker_options,
+    Shutdown, Unavailable, cluster_ports, embedded_ports, engine, make_dir, new_node,
+    worker_options,
 };
 use crate::config::{Config, Mode};
 use crate::worker::Worker;
@@ -23,8 +23,7 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
         Mode::Cluster => cluster_ports(config, &node, found.url.clone()).await?,
         Mode::Embedded => {
             let dir = &config.data_dir;
-            std::fs::create_dir_all(dir)
-                .with_context(|| format!("cannot make {}", dir.display()))?;
+            make_dir(dir)?;
             let (ports, embedded) = embedded_ports(config, dir, &node, found.url.clone()).await?;
             _embedded = Some(embedded);
             ports

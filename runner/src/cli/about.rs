@@ -1,5 +1,7 @@
 //! `version`, `schema`, `settings`, `completions`: what the program says of itself.
 
+use std::sync::LazyLock;
+
 use clap::CommandFactory as _;
 use protocol::schema::{self, What};
 use serde_json::json;
@@ -12,6 +14,15 @@ use super::output::{self, Ink, Table};
 /// The commit that this program was built from, where that was known.
 const COMMIT: Option<&str> = option_env!("BOB_COMMIT");
 
+/// Version, commit and protocol, as one line has them.
+pub(super) fn title() -> &'static str {
+    static TITLE: LazyLock<String> = LazyLock::new(|| {
+        let commit = COMMIT.unwrap_or("unknown");
+        format!("{}, commit {commit}, protocol {}", env!("CARGO_PKG_VERSION"), schema::VERSION)
+    });
+    &TITLE
+}
+
 pub(super) fn version(context: &Context) -> Result<Exit, Failure> {
     let version = env!("CARGO_PKG_VERSION");
     let commit = COMMIT.unwrap_or("unknown");
@@ -20,7 +31,7 @@ pub(super) fn version(context: &Context) -> Result<Exit, Failure> {
         let all = json!({ "version": version, "commit": commit, "protocol": protocol });
         output::document(&all)?;
     } else {
-        output::line(&format!("bob-runner {version}, commit {commit}, protocol {protocol}"))?;
+        output::line(&format!("bob-runner {}", title()))?;
     }
     Ok(Exit::Ok)
 }

@@ -2,17 +2,20 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use protocol::id::{PipelineId, RegisteredName, RunId, StepName};
 use protocol::quantity::Span;
 use protocol::run::Status;
 use protocol::schema::What;
 
+use super::later::{NO_OPENAPI, OPENAPI};
+
 /// Runs pipelines: each step a rootless container, committed, its output on a stream.
 #[derive(Debug, Parser)]
 #[command(
     name = "bob-runner",
-    disable_version_flag = true,
+    version = super::about::title(),
     max_term_width = 100,
     after_help = EXAMPLES
 )]
@@ -134,6 +137,9 @@ Examples:
   bob-runner events -f --new
   bob-runner events --run r-0198c1d2 -o json")]
     Events(Events),
+    /// What was dead-lettered: list it, send it again
+    #[command(subcommand, hide = true)]
+    Dlq(super::later::Dlq),
     /// List runs: those that are open, or all with -a
     #[command(after_help = "\
 Examples:
@@ -410,8 +416,13 @@ fn status(text: &str) -> Result<Status, String> {
 
 fn schema_names() -> impl clap::builder::TypedValueParser<Value = What> {
     use clap::builder::TypedValueParser as _;
-    clap::builder::PossibleValuesParser::new(What::ALL.map(What::as_str))
-        .try_map(|name| name.parse::<What>())
+    let known = What::ALL.map(What::as_str).map(PossibleValue::new);
+    let later = PossibleValue::new(OPENAPI).hide(true);
+    let names = known.into_iter().chain([later]);
+    clap::builder::PossibleValuesParser::new(names).try_map(|name| match name.as_str() {
+        OPENAPI => Err(NO_OPENAPI.to_owned()),
+        name => name.parse::<What>().map_err(|unknown| unknown.to_string()),
+    })
 }
 
 #[cfg(test)]

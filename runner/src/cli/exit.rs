@@ -61,6 +61,11 @@ impl Failure {
         Self { exit, message: Some(message.into()) }
     }
 
+    /// A service that is needed cannot be used.
+    pub(super) fn away(what: &str) -> Self {
+        Self::new(Exit::Unavailable, format!("{what}; `bob-runner doctor` says what to do"))
+    }
+
     /// All was said.
     pub(super) fn told(exit: Exit) -> Self {
         Self { exit, message: None }
@@ -69,13 +74,16 @@ impl Failure {
 
 impl From<crate::app::Unavailable> for Failure {
     fn from(error: crate::app::Unavailable) -> Self {
-        Self::new(Exit::Unavailable, error.to_string())
+        Self::away(&error.to_string())
     }
 }
 
 impl From<crate::app::client::Error> for Failure {
     fn from(error: crate::app::client::Error) -> Self {
-        use crate::app::client::Trouble;
+        use crate::app::client::{Error, Trouble};
+        if let Error::Unavailable(away) = error {
+            return away.into();
+        }
         let exit = match error.trouble() {
             Trouble::Service => Exit::Unavailable,
             Trouble::Input => Exit::Invalid,

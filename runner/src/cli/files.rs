@@ -92,9 +92,9 @@ fn shown(fault: &Diagnostic, colour: bool) -> String {
 }
 
 pub(super) async fn validate(context: &Context, typed: &Validate) -> Result<Exit, Failure> {
-    let engine = if typed.here {
+    let host = if typed.here {
         let config = context.config(Talk::Little)?;
-        Some(doctor::limits_refused(&config.engine).await?)
+        Some(doctor::abilities(&config.engine).await?)
     } else {
         None
     };
@@ -108,9 +108,13 @@ pub(super) async fn validate(context: &Context, typed: &Validate) -> Result<Exit
                 continue;
             }
         };
-        if let Some(Some(why)) = &engine {
-            let here = parsed.pipelines.iter().filter_map(|pipeline| not_here(file, pipeline, why));
-            parsed.diagnostics.extend(here.collect::<Vec<_>>());
+        if let Some(host) = &host {
+            let lacking = parsed.pipelines.iter().flat_map(|pipeline| host.lacking(pipeline));
+            parsed.diagnostics.extend(lacking.map(|(path, message)| Diagnostic {
+                class: Class::Unsupported,
+                path: path.to_owned(),
+                ..unreadable(file, message)
+            }));
         }
         if !parsed.is_refused() {
             fine.push((shown_name(file).to_owned(), parsed.pipelines));
@@ -155,17 +159,6 @@ fn unreadable(file: &str, message: String) -> Diagnostic {
         message,
         hint: None,
     }
-}
-
-/// What a pipeline asks for and this host cannot do.
-fn not_here(file: &str, pipeline: &Pipeline, why: &str) -> Option<Diagnostic> {
-    let limits = pipeline.quotas.as_ref()?.limits.as_ref()?;
-    (limits.cpu.is_some() || limits.mem.is_some()).then(|| Diagnostic {
-        class: Class::Unsupported,
-        path: "quotas.limits".to_owned(),
-        message: format!("`quotas.limits` cannot be enforced on this host: {why}"),
-        ..unreadable(file, String::new())
-    })
 }
 
 pub(super) fn plan(context: &Context, file: &str) -> Result<Exit, Failure> {

@@ -6,6 +6,7 @@ use protocol::event::Event;
 use protocol::id::RunId;
 use protocol::time::{Millis, Stamp};
 use serde::de::IgnoredAny;
+use serde_json::{Map, Value};
 
 use super::Context;
 use super::args::{Events, Logs};
@@ -20,20 +21,31 @@ use crate::app::client::{Client, Ending, Item, LogTail, Outcome};
 pub(super) async fn logs(context: &Context, typed: &Logs) -> Result<Exit, Failure> {
     let client = context.client()?;
     let mut tail = client.log(&typed.run, typed.follow, None).await?;
+    let checked = match (&typed.step, tail.record()) {
+        (Some(step), Some(known)) => known.check_step(step).map(|()| true)?,
+        (Some(_), None) | (None, _) => false,
+    };
     if typed.follow && !tail.is_known() {
         output::message(&format!("[bob] run {} is not known yet; waiting for it", typed.run));
     }
     let errors = if typed.stderr { StepErrors::Apart } else { StepErrors::WithOutput };
-    let plain = Plain::new(errors, typed.step.clone(), context.style.colour_err);
+    let plain = Plain::new(errors, typed.step.clone(), context.style);
     let read = read(context, &mut tail, plain, &typed.run).await?;
     if !tail.is_known() && !matches!(read, Read::Signal(_)) {
         return Err(crate::app::client::Error::UnknownRun(typed.run.clone()).into());
     }
-    Ok(match read {
+    let exit = match read {
+        Read::Signal(exit) => return Ok(exit),
         Read::Ended(_) | Read::CaughtUp => Exit::Ok,
         Read::Incomplete(_) => Exit::Failed,
-        Read::Signal(exit) => exit,
-    })
+    };
+    // The run was accepted while its log was followed.
+    if let (false, Some(step)) = (checked, &typed.step)
+        && let Ok(known) = client.run(&typed.run).await
+    {
+        known.check_step(step)?;
+    }
+    Ok(exit)
 }
 
 /// Follows a run that was just sent; ends with its result.
@@ -44,7 +56,7 @@ pub(super) async fn follow_submitted(
     sent: Millis,
 ) -> Result<Exit, Failure> {
     let mut tail = client.log(run, true, Some(sent)).await?;
-    let plain = Plain::new(StepErrors::WithOutput, None, context.style.colour_err);
+    let plain = Plain::new(StepErrors::WithOutput, None, context.style);
     Ok(match read(context, &mut tail, plain, run).await? {
         Read::Ended(ending) | Read::Incomplete(Some(ending)) => Exit::of_run(ending.status),
         // What it ended with is in its record, if not on the stream.
@@ -82,21 +94,23 @@ async fn read(
         let item = tokio::select! {
             item = tail.next() => item?,
             signal = signals.next() => {
-                output::message(&format!("[bob] run {run} goes on; `bob-runner stop {run}` ends it"));
+                let text = format!("run {run} goes on; `bob-runner stop {run}` ends it");
+                pieces(vec![plain.note(&text)])?;
                 return Ok(Read::Signal(signal));
             }
             () = &mut patience, if is_patient => {
                 is_patient = false;
                 if !tail.is_known() {
-                    output::message(&format!(
-                        "[bob] no worker has taken run {run} yet; `bob-runner nodes` lists them"
-                    ));
+                    let text = format!(
+                        "no worker has taken run {run} yet; `bob-runner nodes` lists them"
+                    );
+                    pieces(vec![plain.note(&text)])?;
                 }
                 continue;
             }
         };
         let Some(item) = item else { break };
-        if context.style.json { json_line(&item)? } else { pieces(plain.on(&item))? }
+        pieces(if context.style.json { vec![json_line(&item)] } else { plain.on(&item) })?;
     }
     let outcome = tail.outcome().cloned().unwrap_or(Outcome::CaughtUp);
     Ok(match outcome {
@@ -151,11 +165,14 @@ pub(super) async fn events(context: &Context, typed: &Events) -> Result<Exit, Fa
         }
         match message.event() {
             Some(event) => event_line(context, &event)?,
-            None => context.warn(&format!(
-                "message {} of the stream is no event that this version knows ({} bytes)",
-                message.offset,
-                message.body.len()
-            )),
+            None => match strange(&message.body) {
+                Some(line) => output::line(&line)?,
+                None => context.warn(&format!(
+                    "message {} of the stream is no event ({} bytes)",
+                    message.offset,
+                    message.body.len()
+                )),
+            },
         }
     }
 }
@@ -196,6 +213,17 @@ async fn events_of_run(
     }
 }
 
+/// A line about an event whose reason or kind is none that this version knows.
+fn strange(body: &[u8]) -> Option<String> {
+    let all: Map<String, Value> = serde_json::from_slice(body).ok()?;
+    let text = |key: &str| all.get(key).and_then(Value::as_str);
+    let at = Stamp(Millis(all.get("at").and_then(Value::as_i64)?));
+    let run = text("run-id").unwrap_or("-");
+    let step = text("step").map(|step| format!(" step {step}:")).unwrap_or_default();
+    let message = text("message").unwrap_or_default();
+    Some(one_line(&format!("{at} {:<20} {run}{step} {message}", text("reason")?)))
+}
+
 fn event_line(context: &Context, event: &Event) -> Result<(), Failure> {
     if context.style.json {
         let mut bytes = event.to_json();
@@ -214,4 +242,19 @@ fn event_line(context: &Context, event: &Event) -> Result<(), Failure> {
     let step = event.step.as_ref().map(|step| format!(" step {step}:")).unwrap_or_default();
     let line = format!("{} {reason:<20} {run}{step} {}", Stamp(event.at), one_line(&event.message));
     output::line(&ink.paint(&line, context.style.colour))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_of_a_later_version_has_a_line_too() {
+        let body = br#"{"at":0,"type":"Normal","kind":"Moon","reason":"MoonRises","run-id":"r-1","message":"up\nit goes","new":[1]}"#;
+        let line = strange(body).unwrap();
+        assert_eq!(line, "1970-01-01T00:00:00.000Z MoonRises            r-1 up it goes");
+        for no_event in ["", "7", "{}", r#"{"reason":"X"}"#, r#"{"at":1}"#, "\u{0}"] {
+            assert_eq!(strange(no_event.as_bytes()), None, "{no_event}");
+        }
+    }
 }

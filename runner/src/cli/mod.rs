@@ -11,8 +11,9 @@
 //! | `logs` | `logs`, `events` |
 //! | `state` | `ps`, `show`, `nodes` |
 //! | `define` | `pipeline`, `provider`, `store`, `logger` |
+//! | `later` | what a later version does |
 //! | `doctor`, `about` | `doctor`; `version`, `schema`, `settings`, `completions` |
-//! | `view` | events as people see them |
+//! | `view`, `screen`, `sane` | events as people see them |
 
 mod about;
 mod args;
@@ -20,9 +21,11 @@ mod define;
 mod doctor;
 mod exit;
 mod files;
+mod later;
 mod logs;
 mod output;
 mod run;
+mod sane;
 mod screen;
 mod serve;
 mod signals;
@@ -86,9 +89,17 @@ fn understood(typed: impl IntoIterator<Item = OsString>) -> Result<Typed, Exit> 
     };
     let matches = Typed::command().color(colour).try_get_matches_from(&typed);
     matches.and_then(|mut matches| Typed::from_arg_matches_mut(&mut matches)).map_err(|told| {
-        // Nobody may be there to read it.
-        drop(told.print());
-        if told.exit_code() == 0 { Exit::Ok } else { Exit::Usage }
+        let printed = told.print();
+        if told.exit_code() != 0 {
+            return Exit::Usage;
+        }
+        let unwritten = printed.err().map(|cause| output::unwritten(&cause));
+        unwritten.map_or(Exit::Ok, |Failure { exit, message }| {
+            if let Some(message) = message {
+                complain(&message);
+            }
+            exit
+        })
     })
 }
 
@@ -106,6 +117,7 @@ async fn obey(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Unpause(typed) => submit::pause(context, &typed.pipeline, false).await,
         Command::Logs(typed) => logs::logs(context, &typed).await,
         Command::Events(typed) => logs::events(context, &typed).await,
+        Command::Dlq(typed) => Err(later::dlq(&typed)),
         Command::Ps(typed) => state::ps(context, typed).await,
         Command::Show(typed) => state::show(context, &typed.run).await,
         Command::Nodes => state::nodes(context).await,
@@ -164,10 +176,7 @@ impl Context {
             Talk::Little => LogLevel::Warn,
             Talk::Hardly => LogLevel::Error,
         };
-        let form = log.format.map(|format| match format {
-            LogFormat::Text => telemetry::Form::Text,
-            LogFormat::Json => telemetry::Form::Json,
-        });
+        let form = log_form(&loaded.config);
         let options =
             telemetry::Options { level: level.as_str(), form, colour: self.style.colour_err };
         // A log that was begun already is that of a test that calls us.
@@ -187,10 +196,21 @@ impl Context {
     }
 }
 
+/// The form of the log, where it was said.
+fn log_form(config: &Config) -> Option<telemetry::Form> {
+    config.log.format.map(|format| match format {
+        LogFormat::Text => telemetry::Form::Text,
+        LogFormat::Json => telemetry::Form::Json,
+    })
+}
+
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        let is_away = error.chain().any(|cause| cause.is::<app::Unavailable>());
-        let exit = if is_away { Exit::Unavailable } else { Exit::Failed };
+        if error.chain().any(|cause| cause.is::<app::Unavailable>()) {
+            return Self::away(&format!("{error:#}"));
+        }
+        let is_setting = error.chain().any(|cause| cause.is::<app::UnusableDir>());
+        let exit = if is_setting { Exit::Settings } else { Exit::Failed };
         Self::new(exit, format!("{error:#}"))
     }
 }

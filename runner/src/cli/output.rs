@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
+use std::os::fd::AsFd;
 
 use serde::Serialize;
 
@@ -19,6 +20,8 @@ pub(super) struct Style {
     pub(super) colour_err: bool,
     /// Standard output is a terminal that understands cursor movements.
     pub(super) terminal: bool,
+    /// Standard output and standard error are the same terminal, pipe or file.
+    pub(super) together: bool,
 }
 
 impl Style {
@@ -35,7 +38,15 @@ impl Style {
             colour: wanted(stdout),
             colour_err: wanted(io::stderr().is_terminal()),
             terminal: stdout && !dumb,
+            together: is_same(io::stdout(), io::stderr()),
         }
+    }
+}
+
+fn is_same(one: impl AsFd, other: impl AsFd) -> bool {
+    match (rustix::fs::fstat(one), rustix::fs::fstat(other)) {
+        (Ok(one), Ok(other)) => (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino),
+        (Ok(_), Err(_)) | (Err(_), _) => false,
     }
 }
 
@@ -96,7 +107,8 @@ pub(super) fn message(text: &str) {
     aside(format!("{text}\n").as_bytes());
 }
 
-fn unwritten(cause: &io::Error) -> Failure {
+/// What it means that standard output did not take something.
+pub(super) fn unwritten(cause: &io::Error) -> Failure {
     if cause.kind() == io::ErrorKind::BrokenPipe {
         return Failure::told(Exit::Ok);
     }
@@ -169,6 +181,21 @@ mod tests {
         table.row(vec![("r-long".into(), Ink::Plain), ("failed".into(), Ink::Red)]);
         assert_eq!(table.render(false), "RUN     STATUS\nr-ä     passed\nr-long  failed\n");
         assert!(table.render(true).contains("\u{1b}[32mpassed\u{1b}[0m\n"));
+    }
+
+    #[test]
+    fn two_handles_may_be_one_place() {
+        let (one, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        assert!(is_same(&one, one.try_clone().unwrap()));
+        assert!(!is_same(&one, &other));
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_is_no_error_and_a_full_disk_is_one() {
+        assert_eq!(unwritten(&io::ErrorKind::BrokenPipe.into()), Failure::told(Exit::Ok));
+        let full = unwritten(&io::ErrorKind::StorageFull.into());
+        assert_eq!(full.exit, Exit::Failed);
+        assert!(full.message.unwrap().starts_with("cannot write to standard output: "));
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub(super) async fn run(context: &Context, typed: Run) -> Result<Exit, Failure> 
     }
     if let Some(ending) = reader.ending() {
         view.end(&Outcome::Ended(ending, reader.missing()));
-        return Ok(asked.unwrap_or_else(|| Exit::of_run(ending.status)));
+        return view.ended(&run, asked.unwrap_or_else(|| Exit::of_run(ending.status)));
     }
     Ok(Exit::Failed)
 }
@@ -74,59 +74,68 @@ fn frames() -> Interval {
     frames
 }
 
-/// How a run is shown. Standard output that nobody reads any more ends the showing, not the run.
-enum View {
+/// How a run is shown. Standard output that takes no more ends the showing, not the run.
+struct View {
+    form: Form,
+    /// Why standard output takes no more.
+    unwritten: Option<Failure>,
+}
+
+enum Form {
     /// One event a line.
     Json,
     /// As it comes.
     Plain(Plain),
     /// On a terminal.
     Screen(Screen),
-    /// Nobody looks.
-    Gone,
 }
 
 impl View {
     fn new(style: Style, pipeline: &Pipeline, run: &RunId) -> Self {
-        if style.json {
-            return Self::Json;
-        }
-        if style.terminal {
-            return Self::Screen(Screen::new(pipeline, style.colour, size(), now()));
-        }
-        output::message(&format!("[bob] run {run} of {}/{}", pipeline.group, pipeline.name));
-        Self::Plain(Plain::new(StepErrors::Apart, None, style.colour_err))
+        let form = if style.json {
+            Form::Json
+        } else if style.terminal {
+            Form::Screen(Screen::new(pipeline, style.colour, size(), now()))
+        } else {
+            output::message(&format!("[bob] run {run} of {}/{}", pipeline.group, pipeline.name));
+            Form::Plain(Plain::new(StepErrors::Apart, None, style))
+        };
+        Self { form, unwritten: None }
     }
 
     fn show(&mut self, item: &Item) {
-        let written = match self {
-            Self::Json => json_line(item),
-            Self::Plain(plain) => pieces(plain.on(item)),
-            Self::Screen(screen) => output::data(&screen.on(item, now())),
-            Self::Gone => Ok(()),
+        let pieces = match &mut self.form {
+            Form::Json => vec![json_line(item)],
+            Form::Plain(plain) => plain.on(item),
+            Form::Screen(screen) => vec![Piece::Out(screen.on(item, now()))],
         };
-        if written.is_err() {
-            *self = Self::Gone;
-        }
+        self.write(pieces);
     }
 
     fn tick(&mut self) {
-        if let Self::Screen(screen) = self
-            && output::data(&screen.tick(size(), now())).is_err()
-        {
-            *self = Self::Gone;
+        if let Form::Screen(screen) = &mut self.form {
+            let bytes = screen.tick(size(), now());
+            self.write(vec![Piece::Out(bytes)]);
         }
     }
 
     fn say(&mut self, text: &str) {
-        match self {
+        let piece = match &mut self.form {
+            Form::Plain(plain) => plain.note(text),
             // What stands below the output on a terminal must not be written over.
-            Self::Screen(screen) => {
-                if output::data(&screen.say(text, now())).is_err() {
-                    *self = Self::Gone;
-                }
+            Form::Screen(screen) if self.unwritten.is_none() => Piece::Out(screen.say(text, now())),
+            Form::Json | Form::Screen(_) => Piece::Err(format!("[bob] {text}\n").into_bytes()),
+        };
+        self.write(vec![piece]);
+    }
+
+    fn write(&mut self, pieces: Vec<Piece>) {
+        for piece in pieces {
+            match piece {
+                Piece::Out(_) if self.unwritten.is_some() => {}
+                Piece::Out(bytes) => self.unwritten = output::data(&bytes).err(),
+                Piece::Err(bytes) => output::aside(&bytes),
             }
-            Self::Json | Self::Plain(_) | Self::Gone => output::message(&format!("[bob] {text}")),
         }
     }
 
@@ -138,20 +147,32 @@ impl View {
             }
         }
     }
+
+    /// How the program ends after a run that ended so.
+    fn ended(self, run: &RunId, exit: Exit) -> Result<Exit, Failure> {
+        // A reader that has gone has no message.
+        let Some(cause) = self.unwritten.and_then(|failure| failure.message) else {
+            return Ok(exit);
+        };
+        let exit = if exit == Exit::Ok { Exit::Failed } else { exit };
+        Err(Failure::new(
+            exit,
+            format!("run {run} has ended, and not all of it was shown: {cause}"),
+        ))
+    }
 }
 
 /// An event as it stands on the stream.
-pub(super) fn json_line(item: &Item) -> Result<(), Failure> {
+pub(super) fn json_line(item: &Item) -> Piece {
     let mut bytes = match item {
         Item::State(event) => event.to_json(),
         Item::Text(text) => text.event.to_json(),
         Item::Missing(missing) => {
-            output::message(&format!("[bob] missing: {missing}"));
-            return Ok(());
+            return Piece::Err(format!("[bob] missing: {missing}\n").into_bytes());
         }
     };
     bytes.push(b'\n');
-    output::data(&bytes)
+    Piece::Out(bytes)
 }
 
 /// Writes what a view has made of an item.
@@ -176,5 +197,26 @@ fn size() -> Size {
             Size { columns: usize::from(size.ws_col), rows: usize::from(size.ws_row) }
         }
         Ok(_) | Err(_) => Size { columns: 80, rows: 24 },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(unwritten: Option<Failure>, exit: Exit) -> Result<Exit, Failure> {
+        View { form: Form::Json, unwritten }.ended(&"r-1".parse().unwrap(), exit)
+    }
+
+    #[test]
+    fn a_run_that_could_not_be_shown_says_so_at_its_end_and_has_not_passed() {
+        let full = || Some(Failure::new(Exit::Failed, "cannot write to standard output: full"));
+        let failure = ended(full(), Exit::Ok).unwrap_err();
+        assert_eq!(failure.exit, Exit::Failed);
+        assert!(failure.message.unwrap().ends_with("cannot write to standard output: full"));
+        assert_eq!(ended(full(), Exit::Stopped).unwrap_err().exit, Exit::Stopped);
+        assert_eq!(ended(None, Exit::Ok), Ok(Exit::Ok));
+        let gone = Some(Failure::told(Exit::Ok));
+        assert_eq!(ended(gone, Exit::Stopped), Ok(Exit::Stopped), "nobody is there to be told");
     }
 }

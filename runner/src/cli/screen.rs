@@ -6,7 +6,8 @@ use protocol::id::StepName;
 use protocol::pipeline::Pipeline;
 
 use super::output::{Ink, one_line, span};
-use super::view::told;
+use super::sane::{cut, sane};
+use super::view::{StepEnd, told};
 use crate::app::client::{Ending, Item, Text};
 use protocol::run::Status;
 
@@ -114,10 +115,10 @@ impl Screen {
         if let Reason::StepCompleted { exit_code, duration_ms, .. } = &event.reason {
             self.flush(above);
             let took = i64::try_from(*duration_ms).unwrap_or(i64::MAX);
-            let state = match exit_code {
-                Some(0) => State::Passed { took },
-                Some(_) | None if self.stopping => State::Stopped { took },
-                Some(_) | None => State::Failed { took },
+            let state = match StepEnd::of(event, *exit_code, self.stopping) {
+                StepEnd::Passed => State::Passed { took },
+                StepEnd::Stopped => State::Stopped { took },
+                StepEnd::Failed => State::Failed { took },
             };
             self.set(step, state);
             return;
@@ -273,100 +274,9 @@ impl Screen {
     }
 }
 
-/// A line of a step's output as a terminal may show it: nothing in it moves the cursor. What a
-/// carriage return overwrites is left out, colours stay where there are any.
-fn sane(line: &str, colour: bool) -> String {
-    let line = line.strip_suffix('\r').unwrap_or(line);
-    let line = line.rsplit('\r').next().unwrap_or(line);
-    let mut text = String::with_capacity(line.len());
-    let mut painted = false;
-    let mut chars = line.chars().peekable();
-    while let Some(c) = chars.next() {
-        match c {
-            '\u{1b}' => {
-                let Some(sequence) = escape(&mut chars) else { continue };
-                if colour {
-                    painted = true;
-                    text.push_str(&sequence);
-                }
-            }
-            '\t' => text.push_str("    "),
-            c if c.is_control() => {}
-            c => text.push(c),
-        }
-    }
-    if painted {
-        text.push_str("\u{1b}[0m");
-    }
-    text
-}
-
-/// Reads over an escape sequence; one that sets colours is the answer.
-fn escape(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<String> {
-    match chars.next()? {
-        '[' => {
-            let mut sequence = "\u{1b}[".to_owned();
-            for c in chars.by_ref() {
-                sequence.push(c);
-                if ('\u{40}'..='\u{7e}').contains(&c) {
-                    let is_colour = c == 'm'
-                        && sequence[2..].chars().all(|c| c.is_ascii_digit() || ";:m".contains(c));
-                    return is_colour.then_some(sequence);
-                }
-            }
-            None
-        }
-        // A text for the terminal itself, such as a title: up to BEL or ESC \.
-        ']' | 'P' | '_' | '^' => {
-            while let Some(c) = chars.next() {
-                if c == '\u{7}' {
-                    break;
-                }
-                if c == '\u{1b}' {
-                    chars.next();
-                    break;
-                }
-            }
-            None
-        }
-        _ => None,
-    }
-}
-
-/// As much of a text as fits.
-fn cut(text: &str, columns: usize) -> String {
-    let mut used = 0;
-    let mut end = String::new();
-    for c in text.chars() {
-        used += char_width(c);
-        if used > columns {
-            end.pop();
-            end.push('\u{2026}');
-            return end;
-        }
-        end.push(c);
-    }
-    end
-}
-
-/// East Asian letters and pictures take two columns.
-fn char_width(c: char) -> usize {
-    let wide = matches!(c,
-        '\u{1100}'..='\u{115f}'
-        | '\u{2e80}'..='\u{a4cf}'
-        | '\u{ac00}'..='\u{d7a3}'
-        | '\u{f900}'..='\u{faff}'
-        | '\u{fe30}'..='\u{fe6f}'
-        | '\u{ff00}'..='\u{ff60}'
-        | '\u{ffe0}'..='\u{ffe6}'
-        | '\u{1f300}'..='\u{1faff}'
-        | '\u{20000}'..='\u{3fffd}');
-    if wide { 2 } else { 1 }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::view::tests::{at, completed, failed, items, log, started};
+    use super::super::view::tests::{at, broken, completed, failed, items, log, started};
     use super::*;
 
     const SIZE: Size = Size { columns: 60, rows: 24 };
@@ -464,6 +374,20 @@ mod tests {
     }
 
     #[test]
+    fn a_step_whose_artifact_failed_has_not_passed() {
+        let mut screen = Screen::new(&pipeline(1), false, SIZE, 0);
+        let mut bytes = Vec::new();
+        for item in items(vec![
+            started(10, "s0", "echo 0"),
+            broken("s0", Some(0), "step s0 of run r-1 failed"),
+            failed(310),
+        ]) {
+            bytes.extend(screen.on(&item, 310));
+        }
+        assert!(shown(&bytes).contains("\u{2717} s0   257ms"), "{}", shown(&bytes));
+    }
+
+    #[test]
     fn many_steps_are_a_window_around_the_running_one() {
         let mut screen = Screen::new(&pipeline(200), false, Size { columns: 20, rows: 10 }, 0);
         let mut events = Vec::new();
@@ -482,24 +406,5 @@ mod tests {
         assert!(lines[3].starts_with("▸ s100"), "{text}");
         assert_eq!(lines[5], "  ... 98 after");
         assert!(lines.iter().all(|line| line.chars().count() < 40), "{text}");
-    }
-
-    #[test]
-    fn a_step_cannot_move_the_cursor_and_may_use_colours() {
-        assert_eq!(sane("a\u{1b}[2J\u{1b}[1Ab\u{7}\u{8}", true), "ab");
-        assert_eq!(sane("\u{1b}[31mred\u{1b}[0m", true), "\u{1b}[31mred\u{1b}[0m\u{1b}[0m");
-        assert_eq!(sane("\u{1b}[31mred\u{1b}[0m", false), "red");
-        assert_eq!(sane("\u{1b}]0;title\u{7}x\u{1b}]0;t\u{1b}\\y", true), "xy");
-        assert_eq!(sane("10%\r20%\r", true), "20%");
-        assert_eq!(sane("\u{1b}", true), "");
-        assert_eq!(sane("a\tb", true), "a    b");
-    }
-
-    #[test]
-    fn text_is_cut_to_what_fits() {
-        assert_eq!(cut("abc", 3), "abc");
-        assert_eq!(cut("abcd", 3), "ab…");
-        assert_eq!(cut("日本語", 4), "日…");
-        assert_eq!(cut("abc", 0), "…");
     }
 }

@@ -4,8 +4,9 @@ use super::args::Serve;
 use super::exit::{Exit, Failure};
 use super::output::message;
 use super::signals::Signals;
-use super::{Context, Talk};
+use super::{Context, Talk, log_form};
 use crate::app;
+use crate::telemetry;
 
 pub(super) async fn serve(context: &Context, typed: Serve) -> Result<Exit, Failure> {
     let mut flags = context.flags.clone();
@@ -13,6 +14,7 @@ pub(super) async fn serve(context: &Context, typed: Serve) -> Result<Exit, Failu
     let context = Context { flags, style: context.style, environment: context.environment.clone() };
     let config = context.config(Talk::Much)?;
     let mut signals = Signals::listen()?;
+    let form = telemetry::form_of(log_form(&config));
     let shutdown = app::Shutdown::default();
     let serving = app::serve(&config, shutdown.clone());
     tokio::pin!(serving);
@@ -26,18 +28,29 @@ pub(super) async fn serve(context: &Context, typed: Serve) -> Result<Exit, Failu
         };
         match asked {
             1 => {
-                message(&format!(
-                    "draining: nothing new is taken, and what runs has {} s; the next signal stops it",
-                    config.worker.drain.as_secs()
-                ));
+                say(
+                    form,
+                    &format!(
+                        "draining: nothing new is taken, and what runs has {} s; the next signal stops it",
+                        config.worker.drain.as_secs()
+                    ),
+                );
                 shutdown.intake.cancel();
             }
             2 => {
-                message("stopping what runs; the next signal ends the program at once");
+                say(form, "stopping what runs; the next signal ends the program at once");
                 shutdown.abort.cancel();
             }
             _ => return Ok(signal),
         }
     }
     Ok(Exit::Ok)
+}
+
+/// Answers whoever sent a signal, in the form in which the log is read.
+fn say(form: telemetry::Form, text: &str) {
+    match form {
+        telemetry::Form::Text => message(text),
+        telemetry::Form::Json => tracing::warn!("{text}"),
+    }
 }

@@ -1,9 +1,9 @@
 //! Events as lines for people, and step output byte for byte. Pure: items in, pieces out.
 
-use protocol::event::{Event, LogStream, Reason};
+use protocol::event::{Event, LogStream, Reason, Severity};
 use protocol::id::StepName;
 
-use super::output::{Ink, one_line, span};
+use super::output::{Ink, Style, one_line, span};
 use crate::app::client::{Item, Text};
 
 /// Something to write.
@@ -31,7 +31,7 @@ pub(super) struct Plain {
     step_errors: StepErrors,
     /// Only this step.
     only: Option<StepName>,
-    colour_err: bool,
+    style: Style,
     /// Standard error stands within a line.
     within_line: bool,
     /// Somebody has asked the run to stop.
@@ -39,8 +39,8 @@ pub(super) struct Plain {
 }
 
 impl Plain {
-    pub(super) fn new(step_errors: StepErrors, only: Option<StepName>, colour_err: bool) -> Self {
-        Self { step_errors, only, colour_err, within_line: false, stopping: false }
+    pub(super) fn new(step_errors: StepErrors, only: Option<StepName>, style: Style) -> Self {
+        Self { step_errors, only, style, within_line: false, stopping: false }
     }
 
     pub(super) fn on(&mut self, item: &Item) -> Vec<Piece> {
@@ -68,11 +68,11 @@ impl Plain {
                 return Some(self.say(line.strip_prefix("[bob] ").unwrap_or(line), Ink::Dim));
             }
         };
-        if !apart {
-            return Some(Piece::Out(text.bytes.clone()));
+        if apart || self.style.together {
+            self.within_line = text.bytes.last().is_some_and(|last| *last != b'\n');
         }
-        self.within_line = text.bytes.last().is_some_and(|last| *last != b'\n');
-        Some(Piece::Err(text.bytes.clone()))
+        let bytes = text.bytes.clone();
+        Some(if apart { Piece::Err(bytes) } else { Piece::Out(bytes) })
     }
 
     fn state(&mut self, event: &Event) -> Option<Piece> {
@@ -84,20 +84,75 @@ impl Plain {
         Some(self.say(&line, ink))
     }
 
-    /// A line of ours on standard error.
+    /// A line of ours that belongs to no event.
+    pub(super) fn note(&mut self, line: &str) -> Piece {
+        self.say(line, Ink::Plain)
+    }
+
+    /// A line of ours on standard error. What ends an unfinished line of a step is ours too, and so
+    /// standard output stays what the step wrote.
     fn say(&mut self, line: &str, ink: Ink) -> Piece {
         let mut bytes = Vec::new();
         if std::mem::take(&mut self.within_line) {
             bytes.push(b'\n');
         }
-        bytes.extend(ink.paint(&format!("[bob] {}", one_line(line)), self.colour_err).bytes());
+        bytes
+            .extend(ink.paint(&format!("[bob] {}", one_line(line)), self.style.colour_err).bytes());
         bytes.push(b'\n');
         Piece::Err(bytes)
     }
 }
 
-/// What people are told of an event of a run; nothing where others say it better. A step that ends
-/// while the run is stopping has not failed.
+/// How a step ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StepEnd {
+    Passed,
+    Failed,
+    Stopped,
+}
+
+impl StepEnd {
+    /// What the event of its end says. A command that ended well is not all of a step: its artifact
+    /// may be what failed. A step that ends while the run is stopping has not failed.
+    pub(super) fn of(event: &Event, exit_code: Option<i32>, stopping: bool) -> Self {
+        match exit_code {
+            Some(0) if event.severity == Severity::Normal => Self::Passed,
+            Some(_) | None if stopping => Self::Stopped,
+            Some(_) | None => Self::Failed,
+        }
+    }
+}
+
+/// What people are told of the end of a step.
+fn told_of_step(
+    event: &Event,
+    exit_code: Option<i32>,
+    time: &str,
+    stopping: bool,
+) -> (String, Ink) {
+    let step = event.step.as_ref().map_or("", StepName::as_str);
+    match (StepEnd::of(event, exit_code, stopping), exit_code) {
+        (StepEnd::Passed, _) => (format!("step {step} passed after {time}"), Ink::Green),
+        (StepEnd::Stopped, _) => (format!("step {step} was stopped after {time}"), Ink::Yellow),
+        (StepEnd::Failed, Some(0)) => (format!("step {step} failed after {time}"), Ink::Red),
+        (StepEnd::Failed, Some(code)) => {
+            (format!("step {step} failed after {time}: exit code {code}"), Ink::Red)
+        }
+        (StepEnd::Failed, None) => {
+            // Its command did not end, and the event says in words what happened instead.
+            let of_run = event.run_id.as_ref().map(|run| format!(" of run {run}"));
+            let said = event.message.replacen(&of_run.unwrap_or_default(), "", 1);
+            let said = if said.starts_with(&format!("step {step} ")) {
+                said
+            } else {
+                format!("step {step} failed")
+            };
+            (format!("{said} after {time}"), Ink::Red)
+        }
+    }
+}
+
+/// What people are told of an event of a run; nothing where others say it better.
 pub(super) fn told(event: &Event, stopping: bool) -> Option<(String, Ink)> {
     let step = event.step.as_ref().map_or("", StepName::as_str);
     Some(match &event.reason {
@@ -117,16 +172,7 @@ pub(super) fn told(event: &Event, stopping: bool) -> Option<(String, Ink)> {
         Reason::StepStarted { command, .. } => (format!("step {step}: {command}"), Ink::Cyan),
         Reason::StepCompleted { exit_code, duration_ms, .. } => {
             let time = span(i64::try_from(*duration_ms).unwrap_or(i64::MAX));
-            match exit_code {
-                Some(0) => (format!("step {step} passed after {time}"), Ink::Green),
-                Some(_) | None if stopping => {
-                    (format!("step {step} was stopped after {time}"), Ink::Yellow)
-                }
-                Some(code) => {
-                    (format!("step {step} failed after {time}: exit code {code}"), Ink::Red)
-                }
-                None => (format!("step {step} did not end by itself, after {time}"), Ink::Red),
-            }
+            told_of_step(event, *exit_code, &time, stopping)
         }
         Reason::PipelineSuccessful => ("passed".to_owned(), Ink::Green),
         Reason::PipelineFailed { .. } => (event.message.clone(), Ink::Red),
@@ -206,6 +252,19 @@ pub(super) mod tests {
         at(millis, Some(step), reason)
     }
 
+    /// Of a step whose command did not end, or did and something else went wrong.
+    pub(crate) fn broken(step: &str, code: Option<i32>, message: &str) -> Event {
+        let mut event = completed(300, step, 0, 257);
+        if let Reason::StepCompleted { exit_code, .. } = &mut event.reason {
+            *exit_code = code;
+        }
+        Event { severity: Severity::Warning, message: message.to_owned(), ..event }
+    }
+
+    /// Standard output and standard error lead to different places.
+    const APART: Style =
+        Style { json: false, colour: false, colour_err: false, terminal: false, together: false };
+
     pub(crate) fn failed(millis: i64) -> Event {
         let reason = Reason::PipelineFailed { cause: Cause::ExitCode, exit_code: Some(3) };
         at(millis, None, reason)
@@ -226,6 +285,54 @@ pub(super) mod tests {
         ])
     }
 
+    /// Everything in its order, as a terminal gets it.
+    fn together(plain: &mut Plain, run: &[Item]) -> String {
+        let bytes = run.iter().flat_map(|item| plain.on(item)).flat_map(|piece| match piece {
+            Piece::Out(bytes) | Piece::Err(bytes) => bytes,
+        });
+        String::from_utf8(bytes.collect()).unwrap()
+    }
+
+    #[test]
+    fn an_unfinished_line_is_ended_where_both_outputs_are_one() {
+        let one = Style { together: true, ..APART };
+        for errors in [StepErrors::Apart, StepErrors::WithOutput] {
+            let text = together(&mut Plain::new(errors, None, one), &a_run());
+            assert_eq!(
+                text,
+                "[bob] image busybox\n\
+                 [bob] step build: make  [2J\n\
+                 one\n\
+                 care\n\
+                 [bob] step build passed after 1.2s\n\
+                 [bob] step test: make test\n\
+                 no newline\n\
+                 [bob] step test failed after 80ms: exit code 3\n\
+                 [bob] run r-1: what happened\n"
+            );
+        }
+        let mut plain = Plain::new(StepErrors::Apart, None, one);
+        together(&mut plain, &items(vec![log(1, "build", LogStream::Stdout, "half")]));
+        assert_eq!(plain.note("goes on"), Piece::Err(b"\n[bob] goes on\n".to_vec()));
+        assert_eq!(plain.note("still"), Piece::Err(b"[bob] still\n".to_vec()));
+    }
+
+    #[test]
+    fn a_step_that_broke_is_told_by_what_happened() {
+        let told = |event: Event| {
+            let run = items(vec![event]);
+            together(&mut Plain::new(StepErrors::Apart, None, APART), &run)
+        };
+        let artifact = broken("build", Some(0), "step build of run r-1 failed");
+        assert_eq!(told(artifact), "[bob] step build failed after 257ms\n");
+        let engine = broken("build", None, "step build of run r-1 failed");
+        assert_eq!(told(engine), "[bob] step build failed after 257ms\n");
+        let network = broken("build", None, "step build of run r-1 could not be started");
+        assert_eq!(told(network), "[bob] step build could not be started after 257ms\n");
+        let odd = broken("build", None, "something else");
+        assert_eq!(told(odd), "[bob] step build failed after 257ms\n");
+    }
+
     fn written(plain: &mut Plain) -> (String, String) {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         for piece in a_run().iter().flat_map(|item| plain.on(item)) {
@@ -239,7 +346,7 @@ pub(super) mod tests {
 
     #[test]
     fn output_is_written_as_it_is_and_what_happens_is_told_aside() {
-        let (out, err) = written(&mut Plain::new(StepErrors::Apart, None, false));
+        let (out, err) = written(&mut Plain::new(StepErrors::Apart, None, APART));
         assert_eq!(out, "one\nno newline");
         assert_eq!(
             err,
@@ -255,7 +362,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_step_that_is_stopped_has_not_failed() {
-        let mut plain = Plain::new(StepErrors::Apart, None, false);
+        let mut plain = Plain::new(StepErrors::Apart, None, APART);
         let run =
             items(vec![at(1, None, Reason::PipelineStopping), completed(1_500, "build", 143, 900)]);
         let told: Vec<Piece> = run.iter().flat_map(|item| plain.on(item)).collect();
@@ -265,10 +372,10 @@ pub(super) mod tests {
 
     #[test]
     fn a_log_has_both_streams_in_their_order_or_one_step_alone() {
-        let (out, _) = written(&mut Plain::new(StepErrors::WithOutput, None, false));
+        let (out, _) = written(&mut Plain::new(StepErrors::WithOutput, None, APART));
         assert_eq!(out, "one\ncareno newline");
         let only = Some("test".parse().unwrap());
-        let (out, err) = written(&mut Plain::new(StepErrors::WithOutput, only, false));
+        let (out, err) = written(&mut Plain::new(StepErrors::WithOutput, only, APART));
         assert_eq!(out, "no newline");
         assert!(!err.contains("build"), "{err}");
     }

@@ -165,7 +165,11 @@ fn secret_in(path: &str) -> Result<String, String> {
         return Err("the path of a file that holds one line".into());
     }
     let line = text.strip_suffix('\n').unwrap_or(&text);
-    Ok(line.strip_suffix('\r').unwrap_or(line).to_owned())
+    let line = line.strip_suffix('\r').unwrap_or(line);
+    if line.contains(['\n', '\r']) {
+        return Err("the path of a file that holds one line, and this one holds more".into());
+    }
+    Ok(line.to_owned())
 }
 
 fn both(one: &str, other: &str) -> Fault {

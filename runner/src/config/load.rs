@@ -334,7 +334,7 @@ impl Reader {
             user_socket: environment.runtime_dir().map(|dir| dir.join("podman/podman.sock")),
             program: environment.program("podman"),
             uid_mapper: environment.program("newuidmap"),
-            network: self.optional("engine.network", parse::line),
+            network: self.optional("engine.network", parse::network),
             pull_policy: self.value("engine.pull-policy", parse::pull_policy),
             registry_auth_file: auth_file.or_else(|| environment.podman_auth_file()),
             registry_auth_places: environment.podman_auth_places(),

@@ -175,6 +175,21 @@ fn a_password_can_be_given_as_a_file_and_not_twice() {
 }
 
 #[test]
+fn a_password_file_of_more_than_one_line_is_refused_and_not_shown() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    for text in ["hunter2\n\n", "hunter2\nmore", "\nhunter2\n", "hunter2\r\r\n"] {
+        std::fs::write(file.path(), text).unwrap();
+        let faults = faults_of([("BOB_QUEUE_PASSWORD_FILE", path)]);
+        assert!(faults.contains("a file that holds one line"), "{text:?}: {faults}");
+        assert!(faults.contains(path) && !faults.contains("hunter2"), "{text:?}: {faults}");
+    }
+    std::fs::write(file.path(), "hunter2\r\n").unwrap();
+    let config = config_of([("BOB_QUEUE_PASSWORD_FILE", path)]);
+    assert_eq!(config.queue.broker.login.password.expose(), "hunter2");
+}
+
+#[test]
 fn secrets_are_shown_nowhere() {
     let environment = Environment::from([
         ("BOB_QUEUE_URL", "amqp://u:hunter2@h"),

@@ -55,14 +55,12 @@ pub enum EventsError {
         /// What the connection said.
         cause: String,
     },
-    /// User, password or certificate are not good for this.
-    #[error(
-        "the stream's broker at {at} refuses access: {cause}; check BOB_QUEUE_USER and BOB_QUEUE_PASSWORD"
-    )]
+    /// User, password, virtual host or certificate are not good for this.
+    #[error("cannot use the stream at {at}: {cause}")]
     Denied {
         /// Its address.
         at: String,
-        /// What it said.
+        /// What it said, and what to do about it.
         cause: String,
     },
     /// What waits for the broker cannot be put on disk.

@@ -56,14 +56,12 @@ pub enum QueueError {
         /// What the connection said.
         cause: String,
     },
-    /// User, password or certificate are not good for this.
-    #[error(
-        "the broker at {at} refuses access: {cause}; check BOB_QUEUE_USER, BOB_QUEUE_PASSWORD and the certificates"
-    )]
+    /// User, password, virtual host or certificate are not good for this.
+    #[error("cannot use the broker at {at}: {cause}")]
     Denied {
         /// Its address.
         at: String,
-        /// What it said.
+        /// What it said, and what to do about it.
         cause: String,
     },
     /// The broker returned the message: no queue takes it.

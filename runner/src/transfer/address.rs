@@ -74,11 +74,16 @@ impl Service {
     }
 
     fn shown(&self) -> String {
-        let mut url = self.url.clone();
-        url.set_query(None);
-        url.set_fragment(None);
-        without_user(url.as_str())
+        shown(&self.url)
     }
+}
+
+/// A URL as it may be seen: without what often holds a secret.
+pub(super) fn shown(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.set_fragment(None);
+    without_user(url.as_str())
 }
 
 /// A URL, or what was meant to be one, with a mask over user and password.

@@ -27,7 +27,7 @@ impl Http {
         let mut moves = moved.subscribe();
         let broken = Arc::new(Mutex::new(None));
         let request = self
-            .client
+            .sender
             .post(url)
             .header(reqwest::header::CONTENT_TYPE, "application/x-tar")
             .header(names::HEADER_RUN, origin.run.as_str())

@@ -94,7 +94,7 @@ impl Feed {
         });
         let sender = Sender {
             shared: Arc::clone(&shared),
-            client: http.client.clone(),
+            client: http.sender.clone(),
             idle: http.timeouts.idle,
             service,
             url,

@@ -15,6 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use protocol::id::RunId;
 use protocol::pipeline::Vars;
+use reqwest::header::LOCATION;
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response};
 use thiserror::Error;
@@ -65,6 +66,9 @@ pub enum SetupError {
 #[derive(Debug, Clone)]
 pub struct Http {
     client: Client,
+    /// For what is sent: a redirect would make a GET without a body of it, whose answer is no sign
+    /// that anything was kept.
+    sender: Client,
     timeouts: Timeouts,
     room: Arc<Room>,
     /// The feeds, each of which ends with its run.
@@ -88,15 +92,18 @@ impl Http {
         // A proxy of the worker's environment is meant for something else than the services that
         // are registered by their address. Idle times are watched where the bytes are: the client's
         // own would count the whole of an upload.
-        let client = Client::builder()
-            .no_proxy()
-            .connect_timeout(timeouts.connect)
-            .redirect(Policy::limited(REDIRECTS))
-            .user_agent(concat!("bob-runner/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .map_err(|error| SetupError::Client(chain(&error)))?;
+        let client = |redirects| {
+            Client::builder()
+                .no_proxy()
+                .connect_timeout(timeouts.connect)
+                .redirect(redirects)
+                .user_agent(concat!("bob-runner/", env!("CARGO_PKG_VERSION")))
+                .build()
+                .map_err(|error| SetupError::Client(chain(&error)))
+        };
+        let (client, sender) = (client(Policy::limited(REDIRECTS))?, client(Policy::none())?);
         let room = Arc::new(Room::new(options.spill_dir, options.spill_bytes));
-        Ok(Self { client, timeouts, room, tasks: TaskTracker::new() })
+        Ok(Self { client, sender, timeouts, room, tasks: TaskTracker::new() })
     }
 }
 
@@ -167,7 +174,20 @@ async fn accepted(
         return Ok(response);
     }
     let status = response.status().as_u16();
-    Err(service.refused(status, &beginning(response, idle).await))
+    let said = match elsewhere(&response) {
+        Some(there) => format!(
+            "it sends us on to {there}, and what is sent goes nowhere but to the registered address; register the new one"
+        ),
+        None => beginning(response, idle).await,
+    };
+    Err(service.refused(status, &said))
+}
+
+/// Where an answer sends us on to.
+fn elsewhere(response: &Response) -> Option<String> {
+    let given = response.headers().get(LOCATION).filter(|_| response.status().is_redirection())?;
+    let there = response.url().join(given.to_str().ok()?).ok()?;
+    Some(address::shown(&there))
 }
 
 /// The beginning of an answer's body, on one line.

@@ -221,6 +221,38 @@ async fn a_logger_that_fails_is_asked_again_and_one_that_refuses_a_text_loses_it
 }
 
 #[tokio::test]
+async fn a_logger_that_sends_us_on_has_taken_nothing() {
+    let (setup, got) = (setup(1 << 20), Got::default());
+    let (seen, lines) = (got.clone(), Arc::new(Mutex::new(Vec::new())));
+    let asked = Arc::clone(&lines);
+    let server = Server::start(move |mut request: Request| {
+        let (seen, asked) = (seen.clone(), Arc::clone(&asked));
+        async move {
+            let body = request.whole().await;
+            let is_first = {
+                let mut asked = asked.lock().unwrap();
+                asked.push(request.line.clone());
+                asked.len() == 1
+            };
+            if is_first {
+                let head = "HTTP/1.1 303 See Other\r\nlocation: /elsewhere\r\n\
+                            content-length: 0\r\nconnection: close\r\n\r\n";
+                request.send(head.as_bytes()).await;
+            } else {
+                seen.keep(body);
+                request.answer(200, b"Ok").await;
+            }
+        }
+    })
+    .await;
+    let feed = feed(&setup, &server.url());
+    feed.push(Bytes::from_static(b"a line\n"));
+    assert_eq!(feed.finish(PLENTY).await, 0);
+    assert_eq!(got.all(), b"a line\n", "it is sent again where it belongs");
+    assert_eq!(*lines.lock().unwrap(), ["PUT /bob_logs/r-1"; 2]);
+}
+
+#[tokio::test]
 async fn a_feed_that_is_dropped_sends_no_more() {
     let (setup, got) = (setup(1 << 20), Got::default());
     let at = nobody().await;

@@ -337,6 +337,40 @@ async fn a_store_that_takes_nothing_is_given_up() {
     }
 }
 
+/// A server that sends everybody on, and the requests that came.
+async fn redirecting(status: u16, to: &'static str) -> (Server, mpsc::UnboundedReceiver<String>) {
+    let (seen, lines) = mpsc::unbounded_channel();
+    let server = Server::start(move |mut request: Request| {
+        let seen = seen.clone();
+        async move {
+            drop(request.whole().await);
+            seen.send(request.line.clone()).unwrap();
+            let head = format!(
+                "HTTP/1.1 {status} Moved\r\nlocation: {to}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+            );
+            request.send(head.as_bytes()).await;
+        }
+    })
+    .await;
+    (server, lines)
+}
+
+#[tokio::test]
+async fn an_artifact_is_not_sent_on_and_the_new_address_is_named() {
+    for status in [301, 302, 303, 307, 308] {
+        let (server, mut lines) =
+            redirecting(status, "https://user:secret@moved.example/store?token=secret").await;
+        let tar = stream::iter([Ok(Bytes::from_static(b"some"))]).boxed();
+        let error = http().upload_artifact(&server.url(), PATH, tar, &origin()).await.unwrap_err();
+        let text = error.to_string();
+        assert!(matches!(error, TransferError::Refused { status: said, .. } if said == status));
+        assert!(text.contains("https://***@moved.example/store,"), "{text}");
+        assert!(!text.contains("secret"), "{text}");
+        assert!(lines.recv().await.unwrap().starts_with("POST "));
+        assert!(lines.try_recv().is_err(), "{status} was followed");
+    }
+}
+
 #[tokio::test]
 async fn an_address_that_is_none_is_refused_before_anything_is_read() {
     let asked = Arc::new(AtomicU64::new(0));

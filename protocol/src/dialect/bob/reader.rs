@@ -250,7 +250,11 @@ impl Reader {
     /// `512M`.
     pub(super) fn memory(&mut self, field: &Field<'_>) -> Option<Memory> {
         if let Value::Number(text) = &field.node.value {
-            let hint = format!("give it a unit, such as {text}M");
+            let hint = if text.bytes().all(|b| b.is_ascii_digit()) {
+                format!("give it a unit, such as {text}M")
+            } else {
+                "write digits alone and a unit, such as 512M".to_owned()
+            };
             self.mismatch(field, "memory with a unit", Some(&hint));
             return None;
         }

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::event::Event;
-use protocol::id::{PipelineId, RunId};
+use protocol::id::{PipelineId, RunId, StepName};
 use protocol::time::Millis;
 use thiserror::Error;
 
@@ -103,6 +103,16 @@ pub enum Error {
         /// What is wrong with it.
         cause: String,
     },
+    /// A step that a run's definition does not have.
+    #[error("run {run} has no step {step}; {}", known_steps(.known))]
+    NoSuchStep {
+        /// The run.
+        run: RunId,
+        /// The step.
+        step: StepName,
+        /// Those that it has.
+        known: Vec<StepName>,
+    },
     /// A start that no worker would take.
     #[error(
         "the definition and its variables have {size} bytes as JSON, and at most {max} are taken"
@@ -148,14 +158,30 @@ impl Error {
             | Self::Unreadable { .. }
             | Self::NotTold(_) => Trouble::Service,
             Self::TooLarge { .. } => Trouble::Input,
-            Self::UnknownRun(_) | Self::InUse { .. } | Self::Contended { .. } => Trouble::State,
+            Self::UnknownRun(_)
+            | Self::NoSuchStep { .. }
+            | Self::InUse { .. }
+            | Self::Contended { .. } => Trouble::State,
         }
     }
 }
 
 fn listed(runs: &[RunId]) -> String {
-    let shown: Vec<&str> = runs.iter().take(10).map(RunId::as_str).collect();
-    let more = runs.len().saturating_sub(shown.len());
+    some(runs.iter().map(RunId::as_str))
+}
+
+fn known_steps(steps: &[StepName]) -> String {
+    match steps {
+        [] => "it has none".to_owned(),
+        steps => format!("it has {}", some(steps.iter().map(StepName::as_str))),
+    }
+}
+
+/// The first few of these, and how many more there are.
+fn some<'a>(all: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let count = all.len();
+    let shown: Vec<&str> = all.take(10).collect();
+    let more = count.saturating_sub(shown.len());
     match more {
         0 => shown.join(", "),
         _ => format!("{} and {more} more", shown.join(", ")),

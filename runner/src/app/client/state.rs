@@ -1,6 +1,6 @@
 //! Runs and nodes, as the store has them.
 
-use protocol::id::{NodeId, PipelineId, RunId};
+use protocol::id::{NodeId, PipelineId, RunId, StepName};
 use protocol::names;
 use protocol::run::{NodeEntry, RunRecord, Status};
 use serde_json::Value;
@@ -44,6 +44,19 @@ impl KnownRun {
     fn of(entry: &Entry) -> Result<Self, Error> {
         let stored = decoded(&entry.key, &entry.value)?;
         Ok(Self { record: decoded(&entry.key, &entry.value)?, stored })
+    }
+
+    /// Whether the run can say anything in that step.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchStep`] where its definition has no such step.
+    pub fn check_step(&self, step: &StepName) -> Result<(), Error> {
+        let defined = self.record.pipeline.iter().flat_map(|pipeline| &pipeline.steps);
+        let known: Vec<StepName> = defined.map(|step| step.name.clone()).collect();
+        if known.contains(step) {
+            return Ok(());
+        }
+        Err(Error::NoSuchStep { run: self.record.run_id.clone(), step: step.clone(), known })
     }
 }
 

@@ -162,6 +162,12 @@ impl LogTail {
         self.record.is_some() || self.reader.has_begun()
     }
 
+    /// The record as it was when the reading began, or later.
+    #[must_use]
+    pub fn record(&self) -> Option<&KnownRun> {
+        self.record.as_ref()
+    }
+
     /// The next item; `None` once the reading has ended, and then [`LogTail::outcome`] says how.
     ///
     /// # Errors

@@ -239,6 +239,23 @@ async fn runs_are_listed_newest_first_and_filtered() {
 }
 
 #[tokio::test]
+async fn a_step_that_a_run_does_not_have_is_named_with_those_that_it_has() {
+    let (client, embedded) = client().await;
+    put_run(&embedded, &record("r-1", Status::Running, now())).await;
+    let tail = client.log(&"r-1".parse().unwrap(), false, None).await.unwrap();
+    let known = tail.record().unwrap();
+    known.check_step(&"0".parse().unwrap()).unwrap();
+    let error = known.check_step(&"nope".parse().unwrap()).unwrap_err();
+    assert_eq!(error.trouble(), Trouble::State);
+    assert_eq!(error.to_string(), "run r-1 has no step nope; it has 0");
+    let unknown = RunRecord { pipeline: None, ..record("r-2", Status::Failed, now()) };
+    put_run(&embedded, &unknown).await;
+    let known = client.run(&"r-2".parse().unwrap()).await.unwrap();
+    let error = known.check_step(&"0".parse().unwrap()).unwrap_err();
+    assert_eq!(error.to_string(), "run r-2 has no step 0; it has none");
+}
+
+#[tokio::test]
 async fn a_log_ends_with_its_ending_event() {
     let (client, embedded) = client().await;
     let ending = event("r-1", 2, Reason::PipelineSuccessful);

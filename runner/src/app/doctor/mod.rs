@@ -10,10 +10,14 @@ mod engine;
 mod machine;
 mod services;
 
+use protocol::pipeline::Pipeline;
+use protocol::quantity::readable;
+use protocol::run::NodeMemory;
 use serde::Serialize;
 
-use super::Unavailable;
+use super::{Unavailable, this_host};
 use crate::config::{self, Config, Mode};
+use crate::rules::quota::{self, Fit};
 
 /// How a check went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -75,17 +79,80 @@ pub async fn examine(config: &Config) -> Vec<Check> {
     checks
 }
 
-/// Why this host cannot enforce limits of cpu and memory, where it cannot.
+/// What this host can do for pipelines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Abilities {
+    /// Why limits of cpu and memory cannot be enforced, where they cannot.
+    limits_refused: Option<String>,
+    memory: NodeMemory,
+}
+
+/// Looks at what this host can do.
 ///
 /// # Errors
 /// [`Unavailable`] where the engine does not answer.
-pub async fn limits_refused(engine: &config::Engine) -> Result<Option<String>, Unavailable> {
+pub async fn abilities(engine: &config::Engine) -> Result<Abilities, Unavailable> {
     let seen = engine::examine(engine).await;
+    let memory = this_host().memory();
     match seen.info {
-        Some(info) => Ok(engine::limits_refused(&info)),
+        Some(info) => Ok(Abilities { limits_refused: engine::limits_refused(&info), memory }),
         None => {
             let found = seen.checks.into_iter().next().map(|check| check.found);
-            Err(Unavailable::new(found.unwrap_or_else(|| "the engine does not answer".into())))
+            let found = found.unwrap_or_else(|| "the engine does not answer".into());
+            Err(Unavailable::new(&found))
         }
+    }
+}
+
+impl Abilities {
+    /// What a pipeline asks for and this host cannot do: where in it, and a sentence.
+    #[must_use]
+    pub fn lacking(&self, pipeline: &Pipeline) -> Vec<(&'static str, String)> {
+        let mut lacking = Vec::new();
+        if let Fit::Never { asked, total } = quota::fit(pipeline, self.memory) {
+            let sentence = format!(
+                "`quotas.requests.mem` is {}, and this host has {} of memory",
+                readable(asked),
+                readable(total)
+            );
+            lacking.push(("quotas.requests.mem", sentence));
+        }
+        let limits = pipeline.quotas.as_ref().and_then(|quotas| quotas.limits.as_ref());
+        if limits.is_some_and(|limits| limits.cpu.is_some() || limits.mem.is_some())
+            && let Some(why) = &self.limits_refused
+        {
+            let sentence = format!("`quotas.limits` cannot be enforced on this host: {why}");
+            lacking.push(("quotas.limits", sentence));
+        }
+        lacking
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_host_cannot_do_for_a_pipeline_is_told_with_its_place() {
+        let pipeline = |quotas: &str| {
+            let text = format!(
+                r#"{{"group":"dev","name":"x","image":"localhost/i","steps":[],"quotas":{quotas}}}"#
+            );
+            protocol::dialect::parse(None, text.as_bytes()).pipelines.remove(0)
+        };
+        let memory = NodeMemory { free: 1 << 30, total: 3 << 29 };
+        let poor = Abilities { limits_refused: Some("no cgroups".into()), memory };
+        let able = Abilities { limits_refused: None, memory };
+        let modest = pipeline(r#"{"requests":{"mem":"1536M"}}"#);
+        assert_eq!(poor.lacking(&modest), [], "what is free now may change");
+        let greedy = pipeline(r#"{"requests":{"mem":"1000G"},"limits":{"cpu":0.5}}"#);
+        let found = poor.lacking(&greedy);
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert_eq!(
+            found[0].1,
+            "`quotas.requests.mem` is 1000 GiB, and this host has 1.5 GiB of memory"
+        );
+        assert!(found[1].1.ends_with("on this host: no cgroups"), "{found:?}");
+        assert_eq!(able.lacking(&greedy).len(), 1);
     }
 }

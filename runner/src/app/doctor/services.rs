@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Check;
-use crate::app::{connect_etcd, connect_events, connect_queue, new_node};
+use crate::app::{Unavailable, connect_etcd, connect_events, connect_queue, new_node};
 use crate::cluster::Health;
 use crate::config::{Config, StreamProtocol};
 
@@ -17,6 +17,9 @@ const QUESTIONS: usize = 9;
 /// etcd stops taking writes at 2 GiB, where nobody has set another quota.
 const LARGE: u64 = 1_600 * 1024 * 1024;
 
+const RABBITMQ: &str = "start RabbitMQ 3.10 or later, or set BOB_QUEUE_URL";
+const STREAM_ADVICE: &str = "it is a stream queue of RabbitMQ, over AMQP; the user needs the right to configure, write and read it";
+
 /// Each service is tried once.
 pub(super) async fn examine(config: &Config) -> Vec<Check> {
     let mut once = config.clone();
@@ -27,25 +30,33 @@ pub(super) async fn examine(config: &Config) -> Vec<Check> {
 
 async fn broker(config: &Config) -> Vec<Check> {
     let at = &config.queue.broker;
-    let mut checks = vec![match connect_queue(config, new_node()).await {
-        Ok(_) => Check::ok("broker", format!("{at} answers, and has our queues")),
-        Err(cause) => Check::fail(
-            "broker",
-            cause.to_string(),
-            "start RabbitMQ 3.10 or later, or set BOB_QUEUE_URL",
-        ),
-    }];
     let stream = async {
-        let events = connect_events(config, new_node()).await.map_err(|cause| cause.to_string())?;
-        events.end().await.map_err(|cause| cause.to_string())
+        let events = match connect_events(config, new_node()).await {
+            Ok(events) => events,
+            Err(cause) => return Err((cause.to_string(), away(&cause, RABBITMQ))),
+        };
+        events.end().await.map_err(|cause| (cause.to_string(), STREAM_ADVICE))
     };
+    let (queue, stream) = tokio::join!(connect_queue(config, new_node()), stream);
     let name = &config.stream.name;
-    checks.push(match stream.await {
-        Ok(Some(end)) => Check::ok("stream", format!("{name} is there; its last message is {end}")),
-        Ok(None) => Check::ok("stream", format!("{name} is there, and empty")),
-        Err(cause) => Check::fail("stream", cause, "it is a stream queue of RabbitMQ, over AMQP; the user needs the right to configure, write and read it"),
-    });
-    checks
+    vec![
+        match queue {
+            Ok(_) => Check::ok("broker", format!("{at} answers, and has our queues")),
+            Err(cause) => Check::fail("broker", cause.to_string(), away(&cause, RABBITMQ)),
+        },
+        match stream {
+            Ok(Some(end)) => {
+                Check::ok("stream", format!("{name} is there; its last message is {end}"))
+            }
+            Ok(None) => Check::ok("stream", format!("{name} is there, and empty")),
+            Err((cause, advice)) => Check::fail("stream", cause, advice),
+        },
+    ]
+}
+
+/// What to do about a service that cannot be used: one that refuses is there, and says itself what.
+fn away(cause: &Unavailable, start: &'static str) -> &'static str {
+    if cause.refuses { "it answers, and refuses: do what it says" } else { start }
 }
 
 /// Nothing of ours needs the plugin: it is what other readers of the stream may speak.
@@ -74,11 +85,8 @@ async fn etcd(config: &Config) -> Vec<Check> {
     let etcd = match connect_etcd(config).await {
         Ok(etcd) => etcd,
         Err(cause) => {
-            return vec![Check::fail(
-                "etcd",
-                cause.to_string(),
-                "start etcd 3.4 or later, or set BOB_STORAGE_URLS",
-            )];
+            let advice = away(&cause, "start etcd 3.4 or later, or set BOB_STORAGE_URLS");
+            return vec![Check::fail("etcd", cause.to_string(), advice)];
         }
     };
     let health = match etcd.health().await {
@@ -155,6 +163,14 @@ mod tests {
 
     fn levels(health: &Health, millis: u64) -> Vec<Level> {
         judge(health, Duration::from_millis(millis)).iter().map(|check| check.level).collect()
+    }
+
+    #[test]
+    fn a_service_that_refuses_need_not_be_started() {
+        let gone = Unavailable::new("no answer");
+        assert_eq!(away(&gone, RABBITMQ), RABBITMQ);
+        let refuses = Unavailable { refuses: true, ..gone };
+        assert!(!away(&refuses, RABBITMQ).contains("start"));
     }
 
     #[test]

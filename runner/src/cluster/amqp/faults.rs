@@ -64,22 +64,52 @@ impl From<Error> for Fault {
         }
         let text = tls::chain(&error);
         let text = text.strip_prefix("IO error: ").unwrap_or(&text).to_owned();
-        match tls::explain(&text, VARIABLE) {
-            Some(meaning) if error.is_io_error() => Self::Denied(meaning),
+        match of_handshake(&text) {
+            Some(denied) if error.is_io_error() => denied,
             Some(_) | None => Self::Unreachable(text),
         }
     }
+}
+
+/// What a failed handshake means; nothing where the text is not about one.
+pub(super) fn of_handshake(text: &str) -> Option<Fault> {
+    let meaning = tls::explain(text, VARIABLE)?;
+    let hint = if meaning.contains("does not speak TLS") {
+        "; write amqp:// for a port without TLS, or give the port that has it (5671 by default)"
+    } else {
+        ""
+    };
+    Some(Fault::Denied(format!("{meaning}{hint}")))
 }
 
 fn of_reply(code: u16, text: &str) -> Fault {
     // `ACCESS_REFUSED - Login was refused ...`: the word says no more than the code.
     let said = text.split_once(" - ").map_or(text, |(_, said)| said).to_owned();
     match code {
-        ACCESS_REFUSED | NOT_ALLOWED => Fault::Denied(said),
+        ACCESS_REFUSED | NOT_ALLOWED => {
+            let hint = hint(code, &said);
+            Fault::Denied(format!("{said}{hint}"))
+        }
         NOT_FOUND => Fault::Missing(said),
         PRECONDITION_FAILED => Fault::Differs(said),
         RESOURCE_LOCKED => Fault::Unreachable(said),
         _ => Fault::Unreachable(text.to_owned()),
+    }
+}
+
+/// What to do about a refusal. The broker has one code for several, and says in words which it is.
+fn hint(code: u16, said: &str) -> &'static str {
+    match (code, said) {
+        (_, said) if said.starts_with("Login was refused") => {
+            "; check BOB_QUEUE_USER and BOB_QUEUE_PASSWORD"
+        }
+        (NOT_ALLOWED, said) if said.contains("vhost") && said.contains("not found") => {
+            "; the path of the URL names the virtual host, and `rabbitmqctl add_vhost` makes one"
+        }
+        (_, said) if said.contains("refused for user") => {
+            "; `rabbitmqctl set_permissions` gives the user the right to configure, write and read"
+        }
+        _ => "",
     }
 }
 
@@ -90,11 +120,42 @@ mod tests {
     #[test]
     fn a_refused_login_is_told_from_a_broker_that_is_away() {
         let refused = of_reply(ACCESS_REFUSED, "ACCESS_REFUSED - Login was refused");
-        assert!(matches!(refused, Fault::Denied(said) if said == "Login was refused"));
-        let vhost = of_reply(NOT_ALLOWED, "NOT_ALLOWED - vhost a not found");
-        assert!(matches!(vhost, Fault::Denied(_)));
+        assert!(matches!(refused, Fault::Denied(said) if said.starts_with("Login was refused;")));
         let away = of_reply(320, "CONNECTION_FORCED - broker forced connection closure");
         assert!(away.of_queue("mq.example").retryable());
+    }
+
+    #[test]
+    fn a_refusal_says_what_to_do_about_it_and_nothing_else() {
+        let denied = |code, text: &str| of_reply(code, text).of_queue("mq.example").to_string();
+        let all = [
+            (
+                denied(ACCESS_REFUSED, "ACCESS_REFUSED - Login was refused using PLAIN"),
+                "BOB_QUEUE_PASSWORD",
+            ),
+            (denied(NOT_ALLOWED, "NOT_ALLOWED - vhost dev not found"), "add_vhost"),
+            (
+                denied(NOT_ALLOWED, "NOT_ALLOWED - access to vhost 'dev' refused for user 'x'"),
+                "set_permissions",
+            ),
+            (
+                denied(ACCESS_REFUSED, "ACCESS_REFUSED - access to queue 'q' refused for user 'x'"),
+                "set_permissions",
+            ),
+            (
+                of_handshake("received corrupt message of type InvalidContentType")
+                    .unwrap()
+                    .of_queue("mq.example")
+                    .to_string(),
+                "amqp://",
+            ),
+        ];
+        let hints = ["BOB_QUEUE_PASSWORD", "add_vhost", "set_permissions", "amqp://"];
+        for (text, hint) in all {
+            for other in hints {
+                assert_eq!(text.contains(other), other == hint, "{other}: {text}");
+            }
+        }
     }
 
     #[test]

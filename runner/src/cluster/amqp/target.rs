@@ -12,7 +12,7 @@ use lapin::{Connection, ConnectionProperties};
 use rustls_connector::RustlsConnector;
 use url::{Host, Url};
 
-use super::faults::VARIABLE;
+use super::faults::of_handshake;
 use super::{AmqpOptions, Fault};
 use crate::cluster::tls;
 
@@ -99,8 +99,8 @@ impl Target {
         if let Some(connector) = &self.connector {
             let AMQPAuthority { host, port, .. } = &self.uri.authority;
             let said = tls::probe(connector, host, *port).await;
-            if let Some(meaning) = said.and_then(|said| tls::explain(&said, VARIABLE)) {
-                return Err(Fault::Denied(meaning));
+            if let Some(denied) = said.and_then(|said| of_handshake(&said)) {
+                return Err(denied);
             }
         }
         Err(Fault::Unreachable(fault))
