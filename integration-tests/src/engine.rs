@@ -228,17 +228,29 @@ impl Api {
     /// # Panics
     /// Where the engine does not say.
     pub async fn labelled(&self, what: &str, run: &RunId) -> usize {
-        use podman_api::opts::{
-            ContainerListFilter, ContainerListOpts, ImageListFilter, ImageListOpts,
-        };
+        use podman_api::opts::{ContainerListFilter, ContainerListOpts};
         if what == "images" {
-            let label = ImageListFilter::LabelKeyVal("bob.run".into(), run.to_string());
-            let opts = ImageListOpts::builder().all(true).filter([label]).build();
-            return self.client.images().list(&opts).await.expect("images").len();
+            return self.images_of(run).await;
         }
         let label = ContainerListFilter::LabelKeyVal("bob.run".into(), run.to_string());
         let opts = ContainerListOpts::builder().all(true).filter([label]).build();
         self.client.containers().list(&opts).await.expect("containers").len()
+    }
+
+    async fn images_of(&self, run: &RunId) -> usize {
+        use podman_api::opts::{ImageListFilter, ImageListOpts};
+        let begun = Instant::now();
+        loop {
+            let label = ImageListFilter::LabelKeyVal("bob.run".into(), run.to_string());
+            let opts = ImageListOpts::builder().all(true).filter([label]).build();
+            match self.client.images().list(&opts).await {
+                Ok(images) => return images.len(),
+                // The engine met an image that another test removed at that moment.
+                Err(podman_api::Error::Fault { message, .. })
+                    if message.contains("not known") && begun.elapsed().as_secs() < 60 => {}
+                Err(error) => panic!("no list of images: {error}"),
+            }
+        }
     }
 
     /// Whether there is an image of that name or id.

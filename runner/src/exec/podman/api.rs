@@ -6,8 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Deserialize;
 
+use super::call::{Again, Ask, Fault};
 use super::create::Create;
-use super::http::{Again, Ask, Fault, Link};
+use super::http::Link;
 use super::image::Inspected;
 use super::path;
 

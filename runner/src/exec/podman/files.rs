@@ -10,8 +10,9 @@ use http_body_util::{BodyExt as _, StreamBody};
 use hyper::Method;
 use hyper::body::Frame;
 
+use super::call::{Ask, Body, Fault, Reply, empty, no_space, read};
 use super::create::Create;
-use super::http::{Ask, Body, Fault, Link, empty, no_space, read};
+use super::http::Link;
 use super::{Podman, path};
 use crate::ports::{ByteStream, ExecError, RunScope, Workspace};
 
@@ -42,7 +43,7 @@ impl Podman {
     async fn directory(&self, link: &mut Link, id: &str, at: &str) -> Result<(), ExecError> {
         let query = path::query(&[("path", at)]);
         let ask = Ask::new(Method::HEAD, format!("/containers/{id}/archive?{query}"));
-        let looked = link.call(ask).await.and_then(super::http::Reply::good);
+        let looked = link.call(ask).await.and_then(Reply::good);
         match looked {
             Ok(_) => return Ok(()),
             Err(fault) if fault.status() == Some(404) => {}
@@ -117,7 +118,7 @@ impl Podman {
         let path = format!("/containers/{id}/archive?{query}");
         let answer = self.http.open(&Method::GET, &path, &[], empty()).await.map_err(failed)?;
         if !answer.status().is_success() {
-            let said = read(answer).await.and_then(super::http::Reply::good);
+            let said = read(answer).await.and_then(Reply::good);
             return Err(match said {
                 Err(fault) if fault.status() == Some(404) => ExecError::NoSuchPath { path: whole },
                 Err(fault) => failed(fault),

@@ -8,7 +8,7 @@ use protocol::id::RunId;
 use protocol::names;
 use serde::{Deserialize, Serialize};
 
-use super::http::Fault;
+use super::call::Fault;
 
 /// Tags of what steps left: `<this>/<chain>:<run id>`. A run id may have capitals and 128 characters,
 /// which only a tag may have too.

@@ -2,7 +2,7 @@
 //!
 //! | file | duty |
 //! |---|---|
-//! | `http` `path` `api` | the engine's REST socket, where podman-api loses what we need |
+//! | `http` `call` `path` `api` | the engine's REST socket, where podman-api loses what we need |
 //! | `create` | what a container is made of: nothing leaks from one step to the next |
 //! | `step` `output` `demux` `stop` `watcher` | one step, from its making to its proven end |
 //! | `image` `pull` `auth` | images: what they say, where they come from, when a chain is squashed |
@@ -11,6 +11,7 @@
 
 mod api;
 mod auth;
+mod call;
 mod create;
 mod demux;
 mod files;
@@ -36,7 +37,8 @@ use tokio::sync::OnceCell;
 use tokio::time::sleep;
 
 use api::Commit;
-use http::{Ask, Fault, Http, Link};
+use call::{Ask, Fault, Reply, no_space, saw_a_removal};
+use http::{Http, Link};
 use image::{Known, Memory, PIN, TAGS, is_to_squash};
 use pull::{Pulls, Registries};
 use remove::Reaper;
@@ -133,7 +135,7 @@ impl Podman {
     /// [`ExecError::Unreachable`] where it does not.
     pub async fn ping(&self) -> Result<(), ExecError> {
         let ask = Ask { within: Duration::from_secs(5), ..Ask::get("/_ping") };
-        let pinged = self.http.call(ask).await.and_then(http::Reply::good);
+        let pinged = self.http.call(ask).await.and_then(Reply::good);
         pinged.map(drop).map_err(|fault| fault.at("ping", &self.http))
     }
 
@@ -169,7 +171,7 @@ impl Podman {
     #[expect(clippy::wildcard_enum_match_arm, reason = "all others are refusals and answers")]
     fn client_failed(&self, doing: &str, cause: &podman_api::Error) -> ExecError {
         match cause {
-            podman_api::Error::Fault { message, .. } if http::no_space(message) => {
+            podman_api::Error::Fault { message, .. } if no_space(message) => {
                 ExecError::NoSpace { cause: message.clone() }
             }
             podman_api::Error::Error(cause) => {
@@ -185,7 +187,7 @@ impl Podman {
         let looked = link.image(name).await;
         let looked = looked.map_err(|fault| match fault {
             // A name that is none is refused in a way of its own.
-            Fault::Refused { message, .. } if !http::no_space(&message) => {
+            Fault::Refused { message, .. } if !no_space(&message) => {
                 ExecError::Image { image: run.image.clone(), cause: message }
             }
             other => other.at("looking for an image", &self.http),
@@ -194,7 +196,7 @@ impl Podman {
         if !image.is_named() {
             let query = path::query(&[("repo", PIN), ("tag", run.run.as_str())]);
             let tag = Ask::post(format!("/images/{}/tag?{query}", image.id));
-            let tagged = link.call(tag).await.and_then(http::Reply::good);
+            let tagged = link.call(tag).await.and_then(Reply::good);
             tagged.map_err(|fault| fault.at("keeping the base image", &self.http))?;
         }
         let base = Arc::new(image.as_base());
@@ -273,9 +275,7 @@ impl Podman {
                 Err(fault) => fault,
             };
             tries += 1;
-            let shared = ["layer not known", "image not known", "identifier is not a"];
-            let again = shared.iter().any(|said| fault.refusal().contains(said));
-            if !again || tries >= COMMITS {
+            if !saw_a_removal(fault.refusal()) || tries >= COMMITS {
                 return Err(fault.at("keeping what a step left", &self.http));
             }
             tracing::debug!(container.id = commit.container, %fault, "committing once more");

@@ -16,8 +16,9 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::{Instant, sleep};
 
 use super::api::{Container, Life};
+use super::call::{Ask, Fault, empty, read};
 use super::demux::{Demux, Piece, Seen};
-use super::http::{Ask, Fault, Http, Link, empty, read};
+use super::http::{Http, Link};
 use super::watcher::Watcher;
 use crate::ports::{ExecError, LogSink};
 

@@ -13,7 +13,8 @@ use serde::Deserialize;
 use tokio_util::task::TaskTracker;
 
 use super::auth;
-use super::http::{Fault, Http, empty, no_space, read};
+use super::call::{Fault, empty, no_space, read};
+use super::http::Http;
 use super::path::query;
 use crate::ports::ExecError;
 

@@ -1,18 +1,18 @@
 //! Letting go: containers one by one off the critical path, and everything of a run by its labels.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use podman_api::opts::{ContainerListFilter, ContainerListOpts, ImageListFilter, ImageListOpts};
 use protocol::id::RunId;
 use protocol::names;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::TaskTracker;
 
-use super::http::{Ask, Fault, Http};
+use super::call::{Ask, Fault, saw_a_removal};
+use super::http::Http;
 use super::image::{PIN, TAGS};
 use super::{Podman, path};
 use crate::ports::ExecError;
@@ -24,6 +24,8 @@ const REST: Duration = Duration::from_secs(1);
 const AT_A_TIME: usize = 2;
 /// How many containers of one run are removed at a time where it ends.
 const AT_THE_END: usize = 4;
+/// How often a list of images is asked for anew.
+const LISTINGS: u64 = 20;
 /// How long a run's things may resist.
 const WITHIN: Duration = Duration::from_secs(60);
 
@@ -92,12 +94,21 @@ async fn work(queue: &Mutex<Queue>, http: &Arc<Http>) {
     }
 }
 
+/// A container or an image in a list.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Tagged {
+struct Labelled {
     id: String,
     #[serde(default)]
+    labels: Option<HashMap<String, String>>,
+    #[serde(default)]
     repo_tags: Option<Vec<String>>,
+}
+
+impl Labelled {
+    fn run(&self) -> Option<RunId> {
+        self.labels.as_ref()?.get(names::LABEL_RUN)?.parse().ok()
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -115,45 +126,44 @@ impl Podman {
         let until = Instant::now() + WITHIN;
         let mut pause = Duration::from_millis(20);
         loop {
-            let left = self.destroy_once(run).await?;
-            match left {
-                None => return Ok(()),
-                Some(fault) if Instant::now() + pause >= until => {
-                    return Err(fault.at("removing what is left of a run", &self.http));
-                }
-                Some(fault) => tracing::debug!(run.id = %run, %fault, "removing once more"),
+            let Err(fault) = self.destroy_once(run).await else { return Ok(()) };
+            // An engine that is away was waited for already.
+            if matches!(fault, Fault::Away(_)) || Instant::now() + pause >= until {
+                return Err(fault.at("removing what is left of a run", &self.http));
             }
+            tracing::debug!(run.id = %run, %fault, "removing once more");
             sleep(pause).await;
             pause = (pause * 2).min(Duration::from_secs(2));
         }
     }
 
-    /// What still resisted, where something did.
-    async fn destroy_once(&self, run: &RunId) -> Result<Option<Fault>, ExecError> {
-        let label = ContainerListFilter::LabelKeyVal(names::LABEL_RUN.into(), run.to_string());
-        let containers = self.containers(label).await?;
+    async fn destroy_once(&self, run: &RunId) -> Result<(), Fault> {
+        let containers = self.containers(&format!("{}={run}", names::LABEL_RUN)).await?;
         let mut removals = futures::stream::iter(containers)
-            .map(|(id, _)| async move { self.http.link().remove(&id).await })
+            .map(|container| async move { self.http.link().remove(&container.id).await })
             .buffer_unordered(AT_THE_END);
         let mut resisted = None;
         while let Some(removed) = removals.next().await {
             resisted = removed.err().or(resisted);
         }
         drop(removals);
-        if resisted.is_some() {
-            return Ok(resisted);
+        match resisted {
+            Some(fault) => Err(fault),
+            None => self.destroy_images(run).await,
         }
-        Ok(self.destroy_images(run).await.err())
     }
 
     /// The last image of each chain goes by its tag, and takes those below it that have no name along;
     /// what has neither tag nor follower is pruned by label. Listing all by label would make the engine
     /// look at every image that it has, which takes seconds where there are many.
+    ///
+    /// The engine takes some 50 ms an image (its files are written through to the disk each time), and
+    /// as long where all tags go in one call, side by side, or by the pruning alone.
     async fn destroy_images(&self, run: &RunId) -> Result<(), Fault> {
         for repository in [format!("{TAGS}/*"), PIN.to_owned()] {
             let filter = path::filter("reference", &format!("{repository}:{run}"));
             let reply = self.http.call(Ask::get(format!("/images/json?{filter}"))).await?.good()?;
-            for image in reply.json::<Vec<Tagged>>()? {
+            for image in reply.json::<Vec<Labelled>>()? {
                 for tag in image.repo_tags.iter().flatten() {
                     if let Some((repository, _)) = ours(tag, run) {
                         self.untag(&image.id, repository, run, tag).await?;
@@ -186,36 +196,38 @@ impl Podman {
         }
     }
 
-    /// The containers that a filter finds, with their labels.
-    async fn containers(
-        &self,
-        filter: ContainerListFilter,
-    ) -> Result<Vec<(String, Option<String>)>, ExecError> {
-        let opts = ContainerListOpts::builder().all(true).filter([filter]).build();
-        let listed = self.client.containers().list(&opts).await;
-        let listed = listed.map_err(|cause| self.client_failed("listing containers", &cause))?;
-        Ok(listed
-            .into_iter()
-            .filter_map(|container| {
-                let run = container.labels.and_then(|mut labels| labels.remove(names::LABEL_RUN));
-                container.id.map(|id| (id, run))
-            })
-            .collect())
+    /// The containers with a label.
+    async fn containers(&self, label: &str) -> Result<Vec<Labelled>, Fault> {
+        let filter = path::filter("label", label);
+        let ask = Ask::get(format!("/containers/json?all=true&{filter}"));
+        self.http.call(ask).await?.good()?.json()
+    }
+
+    /// The images with a label. The engine looks at each of its images for that, and gives up where
+    /// another run's is removed meanwhile.
+    async fn images(&self, label: &str) -> Result<Vec<Labelled>, Fault> {
+        let filter = path::filter("label", label);
+        let ask = Ask::get(format!("/images/json?all=true&{filter}"));
+        let mut tries = 0;
+        loop {
+            match self.http.call(ask.clone()).await?.good() {
+                Ok(reply) => return reply.json(),
+                Err(fault) if saw_a_removal(fault.refusal()) && tries < LISTINGS => tries += 1,
+                Err(fault) => return Err(fault),
+            }
+            sleep(Duration::from_millis(50 * tries)).await;
+        }
     }
 
     /// The runs of which something is left.
     pub(super) async fn runs_left(&self) -> Result<Vec<RunId>, ExecError> {
-        let label = ContainerListFilter::LabelKey(names::LABEL_RUN.into());
-        let containers = self.containers(label).await?;
-        let mut runs: BTreeSet<RunId> =
-            containers.into_iter().filter_map(|(_, run)| run?.parse().ok()).collect();
-        let label = ImageListFilter::LabelKey(names::LABEL_RUN.into());
-        let opts = ImageListOpts::builder().all(true).filter([label]).build();
-        let images = self.client.images().list(&opts).await;
-        let images = images.map_err(|cause| self.client_failed("listing images", &cause))?;
+        let listed = self.containers(names::LABEL_RUN).await;
+        let containers = listed.map_err(|fault| fault.at("listing containers", &self.http))?;
+        let listed = self.images(names::LABEL_RUN).await;
+        let images = listed.map_err(|fault| fault.at("listing images", &self.http))?;
+        let mut runs: BTreeSet<RunId> = containers.iter().filter_map(Labelled::run).collect();
         for image in images {
-            let run = image.labels.and_then(|mut labels| labels.remove(names::LABEL_RUN));
-            let Some(run) = run.and_then(|run| run.parse::<RunId>().ok()) else { continue };
+            let Some(run) = image.run() else { continue };
             let tags = image.repo_tags.unwrap_or_default();
             // What somebody gave a name of their own is theirs to keep.
             if tags.is_empty() || tags.iter().any(|tag| ours(tag, &run).is_some()) {

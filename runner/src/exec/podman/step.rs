@@ -6,8 +6,9 @@ use futures::future::join;
 
 use super::Podman;
 use super::api::{Container, Life};
+use super::call::{Fault, no_space};
 use super::create::{Create, container_name};
-use super::http::{Fault, Link};
+use super::http::Link;
 use super::image::{Known, Made};
 use super::output::{Attached, Beginning, Follower, PATIENCE, attach};
 use super::stop;
@@ -230,7 +231,7 @@ impl Podman {
         let said = fault.refusal().to_owned();
         let words = step.words.join(" ");
         let start = |cause: String, code| ExecError::Start { step: step.name.clone(), cause, code };
-        if said.is_empty() || super::http::no_space(&said) {
+        if said.is_empty() || no_space(&said) {
             return fault.at("starting a step", &self.http);
         }
         if said.contains("workdir") || said.contains("chdir to") {

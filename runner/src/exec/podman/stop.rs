@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::api::Life;
-use super::http::{Fault, Http};
+use super::call::Fault;
+use super::http::Http;
 use super::output::PATIENCE;
 use crate::ports::{ExecError, StopLevel, StopSignal};
 
