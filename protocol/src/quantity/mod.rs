@@ -109,7 +109,7 @@ pub fn readable(bytes: u64) -> String {
         return format!("{bytes} bytes");
     };
     // Two digits after the point, the rest cut off: what is there is never said to be more.
-    let hundredths = u128::from(bytes) * 100 >> (10 * power);
+    let hundredths = (u128::from(bytes) * 100) >> (10 * power);
     let (whole, part) = (hundredths / 100, hundredths % 100);
     let text = format!("{whole}.{part:02}");
     format!("{} {unit}iB", text.trim_end_matches('0').trim_end_matches('.'))

@@ -224,14 +224,7 @@ pub async fn cluster_ports(
     // worker asks again, and says what is wrong.
     let (connected, _seen) = tokio::join!(connected, executor.info());
     let (store, queue, events) = connected?;
-    Ok(Ports {
-        queue,
-        store,
-        events,
-        executor,
-        transfer: transfers(config)?,
-        host: this_host(),
-    })
+    Ok(Ports { queue, store, events, executor, transfer: transfers(config)?, host: this_host() })
 }
 
 /// The ports of a worker of its own, over one file below `dir`.
