@@ -180,7 +180,7 @@ async fn a_connection_that_breaks_or_stalls_in_the_middle_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_hostile_archive_is_refused_by_the_entrys_name() {
+async fn a_hostile_archive_is_refused_by_the_name_of_its_entry() {
     let mut tar = small_tar("good", b"x");
     tar.truncate(1024);
     tar.extend(small_tar("../../root/.ssh/authorized_keys", b"evil"));
