@@ -14,9 +14,11 @@ mod contract;
 mod history;
 mod keys;
 mod logs;
+mod memory;
 mod native;
 mod outside;
 mod place;
+mod program;
 mod reader;
 #[expect(dead_code, reason = "the tests of transfers need more of it")]
 #[path = "../../../runner/tests/transfer/server.rs"]

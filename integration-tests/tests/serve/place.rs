@@ -1,7 +1,7 @@
 //! A virtual host of the test's own, a client that publishes commands, and the program as a child.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -179,6 +179,20 @@ impl Server {
 
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    /// A line of what the system says of its process.
+    pub(crate) fn status(&self, name: &str) -> String {
+        let status = Path::new("/proc").join(self.pid.to_string()).join("status");
+        let status = std::fs::read_to_string(status).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap().trim_start_matches(':').trim().to_owned()
+    }
+
+    /// The most memory that was resident at any time, in bytes.
+    pub(crate) fn resident_at_most(&self) -> u64 {
+        let peak = self.status("VmHWM");
+        peak.trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
     }
 }
 
