@@ -47,7 +47,9 @@ impl Signals {
                 // Listening has ended for good: nothing more comes.
                 else => std::future::pending().await,
             };
-            if self.last.replace(Instant::now()).is_none_or(|last| last.elapsed() > ONE_SIGNAL) {
+            // Counted from the one that was heard: a key that is held down gets through.
+            if self.last.is_none_or(|last| last.elapsed() > ONE_SIGNAL) {
+                self.last = Some(Instant::now());
                 return exit;
             }
         }
