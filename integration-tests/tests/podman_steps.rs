@@ -3,8 +3,41 @@
 
 use integration_tests::engine::{Bench, Kept, shell, step};
 use protocol::pipeline::Vars;
+use runner::exec::podman::{Options, Podman};
+use runner::ports::conformance::{self, Act, ExecutorSubject};
 use runner::ports::{ExecError, Executor as _, LogSink, StepSpec, StopLevel, Workspace};
 use std::sync::Arc;
+
+fn words(act: &Act) -> Vec<String> {
+    let line = match act {
+        Act::Exit(code) => format!("exit {code}"),
+        Act::Print(text) => format!("echo '{text}'"),
+        Act::Complain(text) => format!("echo '{text}' >&2"),
+        Act::Put(path, text) => format!("echo '{text}' > {path}"),
+        Act::Show(path) => format!("cat {path}"),
+        Act::Env(name) => format!("echo ${{{name}-unset}}"),
+        Act::Dir => "pwd".to_owned(),
+        Act::Hang => "echo ready; exec sleep 1000".to_owned(),
+        Act::Stubborn => "trap '' TERM; echo ready; while true; do sleep 0.1; done".to_owned(),
+        Act::Nowhere => return vec!["no-such-program".to_owned()],
+    };
+    vec!["sh".to_owned(), "-c".to_owned(), line]
+}
+
+#[tokio::test]
+async fn the_engine_keeps_the_contract_of_its_port() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let other = Podman::connect(Options::new(&bench.url)).unwrap();
+    conformance::executor(ExecutorSubject {
+        prefix: uuid::Uuid::new_v4().simple().to_string(),
+        executor: Arc::new(bench.podman),
+        other: Arc::new(other),
+        image: bench.run.image,
+        missing: "localhost/no-such-image:1".into(),
+        words,
+    })
+    .await;
+}
 
 /// What a line of shell writes.
 async fn written(bench: &Bench, line: &str) -> (Vec<u8>, Vec<u8>) {

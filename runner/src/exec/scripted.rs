@@ -7,12 +7,19 @@
 //! | `print TEXT...` | writes the text and a newline to standard output |
 //! | `error TEXT...` | the same to standard error |
 //! | `write BYTES LINES` | writes so many lines of so many bytes |
-//! | `hang` | runs until it is stopped; ends with 143, or with 137 where it was killed |
+//! | `put PATH TEXT...` | makes a file of the text and a newline |
+//! | `show PATH` | writes what a file holds; ends with 1 where it is not there |
+//! | `env NAME` | writes the value of a variable, or `unset`, and a newline |
+//! | `pwd` | writes the working directory and a newline |
+//! | `hang TEXT...` | writes the text, if any, and a newline, and runs until it is stopped; ends with 143, or with 137 where it was killed |
 //! | `wait-for FILE` | ends with 0 once the file is there |
-//! | `stubborn` | runs until it is killed |
+//! | `stubborn TEXT...` | writes as `hang`, and runs until it is killed |
 //! | `break` | cannot be run: the engine's own failure |
+//!
+//! Files are kept from step to step by their paths as they were written; what is imported is counted,
+//! not unpacked, and nothing is found for an artifact.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -26,10 +33,19 @@ use crate::ports::{
     StopLevel, StopSignal, Workspace,
 };
 
+type Files = BTreeMap<String, String>;
+
+/// What there is of a run: what each workspace holds.
+#[derive(Debug, Default)]
+struct Made {
+    count: u64,
+    workspaces: HashMap<String, Arc<Files>>,
+}
+
 /// The executor. It remembers what it made for which run, as an engine does by labels.
 #[derive(Debug, Default)]
 pub struct Scripted {
-    made: Mutex<HashMap<RunId, u64>>,
+    made: Mutex<HashMap<RunId, Made>>,
     running: Mutex<HashMap<String, u32>>,
 }
 
@@ -41,27 +57,135 @@ impl Scripted {
         running.get(&format!("{run}/{step}")).copied().unwrap_or(0)
     }
 
-    fn make(&self, run: &RunId) -> Workspace {
+    fn make(&self, run: &RunId, files: Arc<Files>) -> String {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = made.entry(run.clone()).or_default();
-        *count += 1;
-        Workspace::Image { id: format!("scripted:{run}:{count}"), depth: 0 }
+        let made = made.entry(run.clone()).or_default();
+        made.count += 1;
+        let id = format!("scripted:{run}:{}", made.count);
+        made.workspaces.insert(id.clone(), files);
+        id
+    }
+
+    /// What a workspace holds. One that a restart has forgotten holds nothing.
+    fn files(&self, run: &RunId, of: &Workspace) -> Arc<Files> {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let (Workspace::Image { id, .. } | Workspace::Container { id, .. }) = of else {
+            return Arc::default();
+        };
+        let files = made.get(run).and_then(|made| made.workspaces.get(id));
+        files.map(Arc::clone).unwrap_or_default()
+    }
+
+    fn let_go(&self, run: &RunId, left: &Workspace) {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Workspace::Container { id, .. }, Some(made)) = (left, made.get_mut(run)) {
+            made.workspaces.remove(id);
+        }
+    }
+
+    fn image(&self, run: &RunId, files: Arc<Files>) -> Workspace {
+        Workspace::Image { id: self.make(run, files), depth: 0 }
     }
 }
 
-fn ended(code: i32) -> Ran {
-    Ran { exit: Exit { code, oom: false }, left: Workspace::None }
+fn ended(code: i32) -> Exit {
+    Exit { code, oom: false }
 }
 
 async fn line(out: &dyn LogSink, stream: LogStream, words: &[String]) {
     out.write(stream, Bytes::from(format!("{}\n", words.join(" ")))).await;
 }
 
-async fn stopped(stop: &StopSignal, above: StopLevel) -> Ran {
+async fn stopped(stop: &StopSignal, above: StopLevel) -> Exit {
     match stop.above(above).await {
         StopLevel::Kill => ended(137),
         StopLevel::Run | StopLevel::Stop { .. } => ended(143),
     }
+}
+
+/// Does what a step's words say, in a workspace.
+async fn perform(
+    step: &StepSpec,
+    files: &mut Arc<Files>,
+    out: &dyn LogSink,
+    stop: &StopSignal,
+) -> Result<Exit, ExecError> {
+    let words = &step.words;
+    let rest = words.get(1..).unwrap_or_default();
+    let number = |at: usize| words.get(at).and_then(|word| word.parse().ok()).unwrap_or(0);
+    let first = rest.first().map_or("", String::as_str);
+    match words.first().map(String::as_str) {
+        Some("exit") => return Ok(ended(number(1))),
+        Some("print") => line(out, LogStream::Stdout, rest).await,
+        Some("error") => line(out, LogStream::Stderr, rest).await,
+        Some("write") => {
+            let (bytes, lines) = (number(1), number(2));
+            let text = format!("{}\n", "x".repeat(usize::try_from(bytes).unwrap_or(0)));
+            for _ in 0..lines {
+                out.write(LogStream::Stdout, Bytes::from(text.clone())).await;
+            }
+        }
+        Some("put") => {
+            let text = format!("{}\n", rest.get(1..).unwrap_or_default().join(" "));
+            Arc::make_mut(files).insert(first.to_owned(), text);
+        }
+        Some("show") => match files.get(first) {
+            Some(text) => out.write(LogStream::Stdout, Bytes::from(text.clone())).await,
+            None => return Ok(ended(1)),
+        },
+        Some("env") => {
+            let value = step.env.get(first).map_or("unset", String::as_str);
+            out.write(LogStream::Stdout, Bytes::from(format!("{value}\n"))).await;
+        }
+        Some("pwd") => {
+            let dir = step.work_dir.as_deref().unwrap_or("/");
+            out.write(LogStream::Stdout, Bytes::from(format!("{dir}\n"))).await;
+        }
+        Some("wait-for") => {
+            let there = async {
+                while !std::path::Path::new(first).exists() {
+                    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+                }
+                ended(0)
+            };
+            return Ok(tokio::select! {
+                exit = there => exit,
+                exit = stopped(stop, StopLevel::Run) => exit,
+            });
+        }
+        Some(how @ ("hang" | "stubborn")) => {
+            if !rest.is_empty() {
+                line(out, LogStream::Stdout, rest).await;
+            }
+            let hang = how == "hang";
+            return Ok(if hang { stopped(stop, StopLevel::Run).await } else { killed(stop).await });
+        }
+        Some("break") => {
+            return Err(ExecError::Engine {
+                doing: "break".into(),
+                cause: "as it was told".into(),
+            });
+        }
+        Some(_) | None => {
+            return Err(ExecError::Start {
+                step: step.name.clone(),
+                cause: format!("there is no program {:?}", words.first()),
+                code: 127,
+            });
+        }
+    }
+    Ok(ended(0))
+}
+
+/// Heeds no SIGTERM.
+async fn killed(stop: &StopSignal) -> Exit {
+    let grace = match stop.above(StopLevel::Run).await {
+        StopLevel::Stop { grace } => grace,
+        StopLevel::Run | StopLevel::Kill => std::time::Duration::ZERO,
+    };
+    let level = stop.level();
+    let killed = tokio::time::timeout(grace, stopped(stop, level)).await;
+    killed.unwrap_or_else(|_| ended(137))
 }
 
 #[async_trait]
@@ -77,100 +201,62 @@ impl Executor for Scripted {
                 cause: "no such image".into(),
             });
         }
-        Ok(self.make(&run.run))
+        Ok(self.image(&run.run, Arc::default()))
     }
 
     async fn run_step(
         &self,
         run: &RunScope,
-        _on: &Workspace,
+        on: &Workspace,
         step: &StepSpec,
         gate: Gate,
         out: Arc<dyn LogSink>,
         stop: &StopSignal,
     ) -> Result<Ran, ExecError> {
-        if !gate.await {
+        let open = tokio::select! {
+            biased;
+            open = gate => open,
+            _ = stop.above(StopLevel::Run) => false,
+        };
+        if !open {
             return Err(ExecError::NotStarted);
         }
         {
             let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
             *running.entry(format!("{}/{}", run.run, step.name)).or_default() += 1;
         }
-        let words = &step.words;
-        let number = |at: usize| words.get(at).and_then(|word| word.parse().ok()).unwrap_or(0);
-        match words.first().map(String::as_str) {
-            Some("exit") => Ok(ended(number(1))),
-            Some("print") => {
-                line(&*out, LogStream::Stdout, words.get(1..).unwrap_or_default()).await;
-                Ok(ended(0))
-            }
-            Some("error") => {
-                line(&*out, LogStream::Stderr, words.get(1..).unwrap_or_default()).await;
-                Ok(ended(0))
-            }
-            Some("write") => {
-                let (bytes, lines) = (number(1), number(2));
-                let text = format!("{}\n", "x".repeat(usize::try_from(bytes).unwrap_or(0)));
-                for _ in 0..lines {
-                    out.write(LogStream::Stdout, Bytes::from(text.clone())).await;
-                }
-                Ok(ended(0))
-            }
-            Some("wait-for") => {
-                let path = std::path::PathBuf::from(words.get(1).cloned().unwrap_or_default());
-                let there = async {
-                    while !path.exists() {
-                        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-                    }
-                };
-                tokio::select! {
-                    () = there => Ok(ended(0)),
-                    ran = stopped(stop, StopLevel::Run) => Ok(ran),
-                }
-            }
-            Some("hang") => Ok(stopped(stop, StopLevel::Run).await),
-            Some("stubborn") => {
-                let grace = match stop.above(StopLevel::Run).await {
-                    StopLevel::Stop { grace } => grace,
-                    StopLevel::Run | StopLevel::Kill => std::time::Duration::ZERO,
-                };
-                let level = stop.level();
-                let killed = tokio::time::timeout(grace, stopped(stop, level)).await;
-                Ok(killed.unwrap_or_else(|_| ended(137)))
-            }
-            Some("break") => {
-                Err(ExecError::Engine { doing: "break".into(), cause: "as it was told".into() })
-            }
-            Some(_) | None => Err(ExecError::Start {
-                step: step.name.clone(),
-                cause: format!("there is no program {:?}", words.first()),
-                code: 127,
-            }),
-        }
+        let mut files = self.files(&run.run, on);
+        let exit = perform(step, &mut files, &*out, stop).await?;
+        let id = self.make(&run.run, files);
+        Ok(Ran { exit, left: Workspace::Container { id, depth: 0 } })
     }
 
     async fn checkpoint(
         &self,
         run: &RunScope,
-        _left: Workspace,
+        left: Workspace,
         _step: &StepSpec,
     ) -> Result<Workspace, ExecError> {
-        Ok(self.make(&run.run))
+        let kept = self.image(&run.run, self.files(&run.run, &left));
+        self.let_go(&run.run, &left);
+        Ok(kept)
     }
 
-    async fn discard(&self, _run: &RunScope, _left: Workspace) {}
+    async fn discard(&self, run: &RunScope, left: Workspace) {
+        self.let_go(&run.run, &left);
+    }
 
     async fn import(
         &self,
         run: &RunScope,
-        _on: &Workspace,
+        on: &Workspace,
         _at: &str,
         mut tar: ByteStream,
     ) -> Result<Workspace, ExecError> {
         while let Some(bytes) = tar.next().await {
             bytes.map_err(|cause| ExecError::Input(cause.to_string()))?;
         }
-        Ok(self.make(&run.run))
+        Ok(self.image(&run.run, self.files(&run.run, on)))
     }
 
     async fn export(

@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a suite may panic")]
 
 mod events;
+mod executor;
 mod queue;
 mod store;
 
@@ -14,6 +15,7 @@ use std::future::Future;
 use std::time::Duration;
 
 pub use events::{EventsSubject, events};
+pub use executor::{Act, ExecutorSubject, executor};
 pub use queue::{QueueSubject, TakeDeadLetters, queue};
 pub use store::{StoreSubject, store};
 

@@ -1,0 +1,360 @@
+//! What every executor does.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use protocol::event::LogStream;
+use protocol::id::{Epoch, RunId, StepName};
+use protocol::pipeline::{Limits, PullPolicy, Vars};
+use tokio::sync::Notify;
+
+use super::{never, soon};
+use crate::ports::{
+    ExecError, Executor, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
+};
+
+/// What a step of the suite does; each executor has words of its own for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Act {
+    /// Ends with a code.
+    Exit(i32),
+    /// Writes a line to standard output.
+    Print(String),
+    /// Writes a line to standard error.
+    Complain(String),
+    /// Writes a line into the file of that path.
+    Put(String, String),
+    /// Writes what the file of that path holds to standard output; fails where it is not there.
+    Show(String),
+    /// Writes the value of a variable, or `unset`, as a line.
+    Env(String),
+    /// Writes the working directory as a line.
+    Dir,
+    /// Writes the line `ready`, and runs until SIGTERM.
+    Hang,
+    /// Writes the line `ready`, and runs until SIGKILL.
+    Stubborn,
+    /// A program that is not there.
+    Nowhere,
+}
+
+/// An executor under test. Others may use its engine too.
+pub struct ExecutorSubject {
+    /// Stands in every run id: unique to this call, letters and digits.
+    pub prefix: String,
+    /// The executor.
+    pub executor: Arc<dyn Executor>,
+    /// Its engine as another process sees it; may be the same value.
+    pub other: Arc<dyn Executor>,
+    /// A base image that is there.
+    pub image: String,
+    /// One that nobody has.
+    pub missing: String,
+    /// What a step is made of that does this.
+    pub words: fn(&Act) -> Vec<String>,
+}
+
+impl std::fmt::Debug for ExecutorSubject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ExecutorSubject").field("prefix", &self.prefix).finish_non_exhaustive()
+    }
+}
+
+/// Asserts the contract of [`Executor`].
+pub async fn executor(subject: ExecutorSubject) {
+    let subject = &subject;
+    Box::pin(the_engine_has_one_name(subject)).await;
+    Box::pin(a_step_writes_and_ends_as_its_command_does(subject)).await;
+    Box::pin(what_cannot_be_had_is_named(subject)).await;
+    Box::pin(nothing_starts_where_the_gate_stays_shut(subject)).await;
+    Box::pin(what_a_step_left_is_there_for_the_next(subject)).await;
+    Box::pin(nothing_of_a_steps_settings_leaks(subject)).await;
+    Box::pin(a_step_ends_when_it_is_told_to(subject)).await;
+    Box::pin(a_dropped_wait_stops_nothing(subject)).await;
+    Box::pin(a_run_is_destroyed_as_often_as_one_likes(subject)).await;
+}
+
+/// Keeps what a step writes.
+#[derive(Debug, Default)]
+struct Kept {
+    pieces: Mutex<Vec<(LogStream, Bytes)>>,
+    more: Notify,
+}
+
+#[async_trait]
+impl LogSink for Kept {
+    async fn write(&self, stream: LogStream, bytes: Bytes) {
+        self.pieces.lock().unwrap_or_else(PoisonError::into_inner).push((stream, bytes));
+        self.more.notify_one();
+    }
+}
+
+impl Kept {
+    fn text(&self, wanted: LogStream) -> String {
+        let pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_stream = pieces.iter().filter(|(stream, _)| *stream == wanted);
+        let bytes: Vec<u8> = of_stream.flat_map(|(_, bytes)| bytes.to_vec()).collect();
+        String::from_utf8(bytes).expect("a step of the suite writes text")
+    }
+
+    async fn ready(&self) {
+        while !self.text(LogStream::Stdout).starts_with("ready\n") {
+            self.more.notified().await;
+        }
+    }
+}
+
+/// A run of a test's own.
+struct Run<'a> {
+    subject: &'a ExecutorSubject,
+    scope: RunScope,
+    stop: StopSignal,
+}
+
+impl ExecutorSubject {
+    fn run(&self, name: &str) -> Run<'_> {
+        let run: RunId = format!("r-{}.{name}", self.prefix).parse().expect("a plain prefix");
+        let scope =
+            RunScope { run, epoch: Epoch(1), image: self.image.clone(), pull: PullPolicy::Never };
+        Run { subject: self, scope, stop: StopSignal::default() }
+    }
+
+    fn step(&self, position: usize, act: &Act) -> StepSpec {
+        StepSpec {
+            name: StepName::position(position),
+            position,
+            attempt: 1,
+            words: (self.words)(act),
+            env: Vars::new(),
+            work_dir: None,
+            network: Some("none".to_owned()),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl<'a> Run<'a> {
+    async fn prepare(&self) -> Workspace {
+        let prepared = self.subject.executor.prepare(&self.scope, &self.stop);
+        soon("a first workspace", prepared).await.expect("the base image is there")
+    }
+
+    fn start(
+        &'a self,
+        on: &'a Workspace,
+        step: &'a StepSpec,
+        open: BoxFuture<'static, bool>,
+        kept: &Arc<Kept>,
+    ) -> BoxFuture<'a, Result<Ran, ExecError>> {
+        let out = Arc::<Kept>::clone(kept);
+        self.subject.executor.run_step(&self.scope, on, step, open, out, &self.stop)
+    }
+
+    async fn step(&self, on: &Workspace, step: &StepSpec) -> Result<(Ran, Arc<Kept>), ExecError> {
+        let kept = Arc::new(Kept::default());
+        let ran = self.start(on, step, async { true }.boxed(), &kept);
+        soon("the end of a step", ran).await.map(|ran| (ran, kept))
+    }
+
+    /// Runs a step that passes; what it left for the next, and what it wrote.
+    async fn pass(&self, on: &Workspace, step: &StepSpec) -> (Workspace, String) {
+        let (ran, kept) = self.step(on, step).await.expect("the step can be run");
+        assert_eq!(ran.exit.code, 0, "{:?}", step.words);
+        let executor = &self.subject.executor;
+        let left = soon("a checkpoint", executor.checkpoint(&self.scope, ran.left, step)).await;
+        (left.expect("what a step left can be kept"), kept.text(LogStream::Stdout))
+    }
+
+    /// Runs a step and lets go of what it left; its exit code, and what it wrote.
+    async fn run(&self, on: &Workspace, act: &Act) -> (i32, Arc<Kept>) {
+        let step = self.subject.step(0, act);
+        let (ran, kept) = self.step(on, &step).await.expect("the step can be run");
+        self.subject.executor.discard(&self.scope, ran.left).await;
+        (ran.exit.code, kept)
+    }
+
+    async fn destroy(&self) {
+        let destroyed = self.subject.executor.destroy(&self.scope.run);
+        soon("the end of a run", destroyed).await.expect("a run can be destroyed");
+        assert!(!self.is_left().await, "nothing of a destroyed run is left");
+    }
+
+    async fn is_left(&self) -> bool {
+        let left = soon("a list of what is left", self.subject.other.leftovers()).await;
+        left.expect("what is left can be listed").contains(&self.scope.run)
+    }
+}
+
+async fn the_engine_has_one_name(subject: &ExecutorSubject) {
+    let here = soon("an answer", subject.executor.info()).await.expect("the engine answers");
+    let there = soon("an answer", subject.other.info()).await.expect("the engine answers");
+    assert_eq!(here, there, "an engine is the same whoever asks");
+    assert!(!here.id.is_empty() && !here.executor.is_empty(), "{here:?}");
+}
+
+async fn a_step_writes_and_ends_as_its_command_does(subject: &ExecutorSubject) {
+    let run = subject.run("ends");
+    let base = run.prepare().await;
+    for code in [0, 1, 7, 255] {
+        let (ended, kept) = run.run(&base, &Act::Exit(code)).await;
+        assert_eq!(ended, code, "an exit code is the command's own");
+        assert_eq!(kept.text(LogStream::Stdout), "", "a silent step writes nothing");
+    }
+    let (_, kept) = run.run(&base, &Act::Print("  one  two".into())).await;
+    assert_eq!(kept.text(LogStream::Stdout), "  one  two\n", "a line comes as it was written");
+    assert_eq!(kept.text(LogStream::Stderr), "", "the streams are apart");
+    let (_, kept) = run.run(&base, &Act::Complain("no".into())).await;
+    assert_eq!(kept.text(LogStream::Stderr), "no\n", "a line comes as it was written");
+    assert_eq!(kept.text(LogStream::Stdout), "", "the streams are apart");
+    run.destroy().await;
+}
+
+async fn what_cannot_be_had_is_named(subject: &ExecutorSubject) {
+    let mut run = subject.run("nowhere");
+    let base = run.prepare().await;
+    match run.step(&base, &subject.step(0, &Act::Nowhere)).await {
+        Err(ExecError::Start { code: 127, .. }) => {}
+        other => panic!("a program that is not there cannot be started: {other:?}"),
+    }
+    run.destroy().await;
+    run.scope.image.clone_from(&subject.missing);
+    match soon("an answer", subject.executor.prepare(&run.scope, &run.stop)).await {
+        Err(ExecError::Image { image, .. }) => assert_eq!(image, subject.missing),
+        other => panic!("an image that nobody has cannot be had: {other:?}"),
+    }
+}
+
+async fn nothing_starts_where_the_gate_stays_shut(subject: &ExecutorSubject) {
+    let run = subject.run("gate");
+    let base = run.prepare().await;
+    let (kept, step) = (Arc::new(Kept::default()), subject.step(0, &Act::Print("ran".into())));
+    match soon("an answer", run.start(&base, &step, async { false }.boxed(), &kept)).await {
+        Err(ExecError::NotStarted) => {}
+        other => panic!("the gate said no: {other:?}"),
+    }
+    let shut = futures::future::pending().boxed();
+    never("a start before the gate opens", run.start(&base, &step, shut, &kept)).await;
+    run.stop.raise(StopLevel::Stop { grace: Duration::from_secs(600) });
+    let shut = futures::future::pending().boxed();
+    match soon("an answer", run.start(&base, &step, shut, &kept)).await {
+        Err(ExecError::NotStarted) => {}
+        other => panic!("it was stopped before the gate opened: {other:?}"),
+    }
+    assert_eq!(kept.text(LogStream::Stdout), "", "nothing ran");
+    run.destroy().await;
+}
+
+async fn what_a_step_left_is_there_for_the_next(subject: &ExecutorSubject) {
+    let run = subject.run("files");
+    let base = run.prepare().await;
+    let put = |path: &str, text: &str| Act::Put(path.into(), text.into());
+    let (one, _) = run.pass(&base, &subject.step(0, &put("/tmp/a", "first"))).await;
+    let (two, _) = run.pass(&one, &subject.step(1, &put("/tmp/b", "second"))).await;
+    for (path, text) in [("/tmp/a", "first\n"), ("/tmp/b", "second\n")] {
+        let (code, kept) = run.run(&two, &Act::Show(path.into())).await;
+        assert_eq!((code, kept.text(LogStream::Stdout).as_str()), (0, text), "{path}");
+    }
+    // A workspace is a value: what is made on it afterwards changes nothing of it.
+    let (other, _) = run.pass(&one, &subject.step(2, &put("/tmp/a", "changed"))).await;
+    let (_, kept) = run.run(&one, &Act::Show("/tmp/a".into())).await;
+    assert_eq!(kept.text(LogStream::Stdout), "first\n", "a workspace stays as it is");
+    let (_, kept) = run.run(&other, &Act::Show("/tmp/a".into())).await;
+    assert_eq!(kept.text(LogStream::Stdout), "changed\n", "the newest text holds");
+    let (code, _) = run.run(&other, &Act::Show("/tmp/b".into())).await;
+    assert_ne!(code, 0, "a workspace has nothing of its neighbour");
+    let (code, _) = run.run(&base, &Act::Show("/tmp/a".into())).await;
+    assert_ne!(code, 0, "the first workspace stays as it is");
+    run.destroy().await;
+}
+
+async fn nothing_of_a_steps_settings_leaks(subject: &ExecutorSubject) {
+    let run = subject.run("leaks");
+    let base = run.prepare().await;
+    let (_, kept) = run.run(&base, &Act::Dir).await;
+    let usual = kept.text(LogStream::Stdout);
+    let said = StepSpec {
+        env: Vars::from([("SECRET".into(), "s3".into())]),
+        work_dir: Some("/tmp".into()),
+        ..subject.step(0, &Act::Env("SECRET".into()))
+    };
+    let (left, text) = run.pass(&base, &said).await;
+    assert_eq!(text, "s3\n", "a step has the variables that it is given");
+    let there = StepSpec { words: (subject.words)(&Act::Dir), position: 1, ..said };
+    let (left, text) = run.pass(&left, &there).await;
+    assert_eq!(text, "/tmp\n", "a step is in the directory that it is given");
+    let (left, text) = run.pass(&left, &subject.step(2, &Act::Env("SECRET".into()))).await;
+    assert_eq!(text, "unset\n", "a variable is its step's alone");
+    let (_, text) = run.pass(&left, &subject.step(3, &Act::Dir)).await;
+    assert_eq!(text, usual, "a working directory is its step's alone");
+    run.destroy().await;
+}
+
+async fn a_step_ends_when_it_is_told_to(subject: &ExecutorSubject) {
+    let long = StopLevel::Stop { grace: Duration::from_secs(600) };
+    let short = StopLevel::Stop { grace: Duration::from_millis(100) };
+    for (at, (act, level, code)) in [
+        (Act::Hang, long, 143),
+        (Act::Hang, StopLevel::Kill, 137),
+        (Act::Stubborn, short, 137),
+        (Act::Stubborn, StopLevel::Kill, 137),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let run = subject.run(&format!("stop{at}"));
+        let base = run.prepare().await;
+        let (kept, step) = (Arc::new(Kept::default()), subject.step(0, &act));
+        let running = run.start(&base, &step, async { true }.boxed(), &kept);
+        let stopping = async {
+            kept.ready().await;
+            run.stop.raise(level);
+        };
+        let (ran, ()) = soon("a stop", async { tokio::join!(running, stopping) }).await;
+        let ran = ran.expect("a stopped step still says how it ended");
+        assert_eq!(ran.exit.code, code, "{act:?} at {level:?}");
+        run.destroy().await;
+    }
+}
+
+async fn a_dropped_wait_stops_nothing(subject: &ExecutorSubject) {
+    let run = subject.run("dropped");
+    let base = run.prepare().await;
+    let (kept, step) = (Arc::new(Kept::default()), subject.step(0, &Act::Hang));
+    let running = run.start(&base, &step, async { true }.boxed(), &kept);
+    let begun = async {
+        tokio::select! {
+            ran = running => panic!("it ended: {ran:?}"),
+            () = kept.ready() => {}
+        }
+    };
+    soon("a start", begun).await;
+    assert!(run.is_left().await, "what runs is left, whoever looks");
+    run.destroy().await;
+}
+
+async fn a_run_is_destroyed_as_often_as_one_likes(subject: &ExecutorSubject) {
+    let run = subject.run("destroyed");
+    run.destroy().await;
+    let base = run.prepare().await;
+    let put = Act::Put("/tmp/a".into(), "x".into());
+    let (left, _) = run.pass(&base, &subject.step(0, &put)).await;
+    run.pass(&left, &subject.step(1, &Act::Show("/tmp/a".into()))).await;
+    // Of a branch, and of a step that nobody took anything from.
+    run.pass(&left, &subject.step(2, &Act::Exit(0))).await;
+    let (_ran, _) = run.step(&left, &subject.step(3, &Act::Exit(1))).await.expect("a step");
+    assert!(run.is_left().await, "what was made is listed");
+    let neighbour = subject.run("neighbour");
+    let theirs = neighbour.prepare().await;
+    let (theirs, _) = neighbour.pass(&theirs, &subject.step(0, &put)).await;
+    let destroyed = subject.other.destroy(&run.scope.run);
+    soon("the end of a run", destroyed).await.expect("another process can destroy it");
+    assert!(!run.is_left().await, "nothing of a destroyed run is left");
+    run.destroy().await;
+    let (code, _) = neighbour.run(&theirs, &Act::Show("/tmp/a".into())).await;
+    assert_eq!(code, 0, "a run's end does nothing to another run");
+    neighbour.destroy().await;
+}

@@ -1,0 +1,36 @@
+//! The executor of tests and simulations keeps the contract of its port, as podman's does.
+
+use std::sync::Arc;
+
+use runner::exec::scripted::Scripted;
+use runner::ports::conformance::{Act, ExecutorSubject, executor};
+
+fn words(act: &Act) -> Vec<String> {
+    let said: &[&str] = match act {
+        Act::Exit(code) => &["exit", &code.to_string()],
+        Act::Print(text) => &["print", text],
+        Act::Complain(text) => &["error", text],
+        Act::Put(path, text) => &["put", path, text],
+        Act::Show(path) => &["show", path],
+        Act::Env(name) => &["env", name],
+        Act::Dir => &["pwd"],
+        Act::Hang => &["hang", "ready"],
+        Act::Stubborn => &["stubborn", "ready"],
+        Act::Nowhere => &["no-such-program"],
+    };
+    said.iter().map(|word| (*word).to_owned()).collect()
+}
+
+#[tokio::test]
+async fn scripted_steps_keep_the_contract() {
+    let scripted = Arc::new(Scripted::default());
+    let subject = ExecutorSubject {
+        prefix: "suite".into(),
+        executor: Arc::<Scripted>::clone(&scripted),
+        other: scripted,
+        image: "any".into(),
+        missing: "missing".into(),
+        words,
+    };
+    executor(subject).await;
+}
