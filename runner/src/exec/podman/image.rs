@@ -86,10 +86,13 @@ impl Inspected {
         layers.map_or(1, |layers| u32::try_from(layers.len()).unwrap_or(u32::MAX))
     }
 
-    /// Whether it has a name of any kind: what has none goes with the last image that stands on it.
+    /// Whether it has a name that a run's end does not take away: what has none goes with the last
+    /// image that stands on it.
     pub(super) fn is_named(&self) -> bool {
-        let any = |names: &Option<Vec<String>>| names.as_ref().is_some_and(|list| !list.is_empty());
-        any(&self.repo_tags) || any(&self.repo_digests)
+        let names = [&self.repo_tags, &self.repo_digests].into_iter().flatten().flatten();
+        let pin =
+            |name: &str| name.strip_prefix(PIN).is_some_and(|rest| rest.starts_with([':', '@']));
+        names.into_iter().any(|name| !pin(name))
     }
 
     /// The image as the base of a run.
@@ -257,6 +260,10 @@ mod tests {
         assert_eq!((bare.work_dir.as_str(), bare.entrypoint.len()), ("/", 0));
         assert!(inspected(BASE).is_named());
         assert!(!inspected(r#"{"Id":"b","RepoTags":null,"RepoDigests":[]}"#).is_named());
+        let pinned = r#"{"Id":"b","RepoTags":["localhost/bob-base:r-1"],
+            "RepoDigests":["localhost/bob-base@sha256:0a"]}"#;
+        assert!(!inspected(pinned).is_named(), "another run's pin goes when that run ends");
+        assert!(inspected(r#"{"Id":"b","RepoTags":["localhost/bob-base-x:1"]}"#).is_named());
     }
 
     #[test]
