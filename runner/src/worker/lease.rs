@@ -67,6 +67,9 @@ pub(super) async fn keep(
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(2);
 
+/// How late a worker may see that its host has slept.
+const AWAKE: Duration = Duration::from_millis(500);
+
 #[derive(Debug, PartialEq, Eq)]
 enum Ended {
     Lost,
@@ -85,9 +88,17 @@ async fn renew(
     let host = &shared.ports.host;
     let mut pause = ttl / 3;
     loop {
-        tokio::select! {
-            () = tokio::time::sleep(pause) => {}
-            () = stop.cancelled() => return Ended::Stopped,
+        // Awake every now and then: tokio's clock stands still while the host sleeps.
+        let due = host.since_boot() + pause;
+        loop {
+            let left = due.saturating_sub(host.since_boot());
+            if left.is_zero() {
+                break;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(left.min(AWAKE)) => {}
+                () = stop.cancelled() => return Ended::Stopped,
+            }
         }
         let sent = host.since_boot();
         let left = (good_since + ttl * 2 / 3).saturating_sub(sent);
