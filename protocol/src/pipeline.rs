@@ -28,6 +28,9 @@ pub(crate) enum Scalar {
     Boolean(bool),
 }
 
+/// The name of a variable, as a regular expression.
+const VARIABLE: &str = r"^[^=\x00]+$";
+
 /// A pipeline's definition.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -39,11 +42,11 @@ pub struct Pipeline {
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[^\x00-\x1f\x7f-\x9f]*$"))]
     pub name: String,
     /// The base image; best fully qualified.
-    #[schemars(length(min = 1))]
+    #[schemars(regex(pattern = r"^\S+$"))]
     pub image: String,
     /// Environment of every step.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
-    #[schemars(with = "IndexMap<String, Scalar>")]
+    #[schemars(with = "IndexMap<String, Scalar>", extend("propertyNames" = { "pattern": VARIABLE }))]
     pub vars: Vars,
     /// What steps may need to have mounted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -80,7 +83,7 @@ pub struct Step {
     pub cmd: Cmd,
     /// Environment of this step alone, laid over the pipeline's.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
-    #[schemars(with = "IndexMap<String, Scalar>")]
+    #[schemars(with = "IndexMap<String, Scalar>", extend("propertyNames" = { "pattern": VARIABLE }))]
     pub vars: Vars,
     /// The resource that must be mounted, by its name in `resources`.
     #[serde(default, rename = "needs_resource", skip_serializing_if = "Option::is_none")]
@@ -116,9 +119,9 @@ pub struct Step {
 #[serde(untagged)]
 pub enum Cmd {
     /// Split by [`crate::shell::split`].
-    Line(String),
+    Line(#[schemars(regex(pattern = r"\S"))] String),
     /// Taken as it is.
-    Words(#[schemars(with = "Vec<Scalar>")] Vec<String>),
+    Words(#[schemars(with = "Vec<Scalar>", length(min = 1))] Vec<String>),
 }
 
 impl Cmd {
@@ -216,7 +219,7 @@ pub struct Resource {
     pub provider: RegisteredName,
     /// What the provider is asked for.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
-    #[schemars(with = "IndexMap<String, Scalar>")]
+    #[schemars(with = "IndexMap<String, Scalar>", extend("propertyNames" = { "pattern": VARIABLE }))]
     pub params: Vars,
 }
 

@@ -86,7 +86,13 @@ fn what_is_written_as_json_is_judged_alike_by_the_schema_and_the_parser() {
         assert!(pipeline_from_json(&value).is_ok(), "good {index}: {value}");
         assert!(faults(&schema, &value).is_empty(), "good {index}: {:?}", faults(&schema, &value));
     }
-    let bad: [fn(&mut Value); 14] = [
+    let bad: [fn(&mut Value); 20] = [
+        |p| p["image"] = "a b".into(),
+        |p| p["steps"][0]["cmd"] = json!([]),
+        |p| p["steps"][0]["cmd"] = "".into(),
+        |p| p["steps"][0]["cmd"] = "  ".into(),
+        |p| p["vars"] = json!({ "A=B": "a" }),
+        |p| p["vars"] = json!({ "": "a" }),
         |p| drop(p.as_object_mut().unwrap().remove("steps")),
         |p| p["group"] = "a:b".into(),
         |p| p["name"] = "".into(),
