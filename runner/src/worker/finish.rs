@@ -43,7 +43,7 @@ impl Drive {
             let mut record = self.run.record().clone();
             record.ending_event = Some(Box::new(event.clone()));
             let also = match record.status {
-                Status::Stopped => Also::Nothing,
+                Status::Stopped => Also::DropStop,
                 Status::Pending
                 | Status::Initializing
                 | Status::Initialized

@@ -40,6 +40,8 @@ pub(super) enum Also {
     Nothing,
     /// It is an ending other than `stopped`: there must be no stop.
     DemandNoStop,
+    /// It is the ending `stopped`: the stop has been obeyed.
+    DropStop,
     /// It is the last: the run is looked after, and let go.
     LetGo {
         /// The record's, from now on.
@@ -74,7 +76,9 @@ impl Ledger {
         loop {
             let txn = Txn::new();
             let txn = match also {
-                Also::Nothing | Also::DemandNoStop => txn.put(names::run_key(run), bytes.clone()),
+                Also::Nothing | Also::DemandNoStop | Also::DropStop => {
+                    txn.put(names::run_key(run), bytes.clone())
+                }
                 Also::LetGo { record, .. } => {
                     txn.put_leased(names::run_key(run), bytes.clone(), record)
                 }
@@ -87,6 +91,7 @@ impl Ledger {
             match also {
                 Also::Nothing => {}
                 Also::DemandNoStop => txn = txn.when(names::stop_key(run), Expect::Absent),
+                Also::DropStop => txn = txn.delete(names::stop_key(run)),
                 Also::LetGo { seen, .. } => {
                     txn = txn
                         .put_leased(names::seen_key(run), Vec::new(), seen)
