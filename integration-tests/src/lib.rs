@@ -2,5 +2,6 @@
 #![expect(clippy::expect_used, clippy::panic, reason = "what tests share may panic")]
 
 pub mod engine;
+pub mod prefixed;
 pub mod raw;
 pub mod services;

@@ -4,11 +4,12 @@
 
 use std::sync::Arc;
 
+use integration_tests::prefixed::Prefixed;
 use integration_tests::services::{BROKER, STORE, Services, Vhost};
 use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd};
 use runner::exec::scripted::Scripted;
 use runner::ports::{Executor, Ports};
-use runner::worker::suite::{MakePorts, Rig, commands, hard, runs};
+use runner::worker::suite::{MakePorts, Rig, commands, hard, runs, takeover};
 use runner::{host, transfer};
 
 /// A virtual host of the test's own on the broker of all; keys of its own in the etcd of all.
@@ -18,15 +19,19 @@ async fn rig() -> Option<(Rig, Arc<Vhost>, Services)> {
     let vhost = Arc::new(services.vhost().await);
     let executor: Arc<dyn Executor> = Arc::new(Scripted::default());
     let (of_rig, here) = (services.clone(), Arc::clone(&vhost));
+    let prefix = format!("t-{}/", uuid::Uuid::new_v4());
     let make: MakePorts = Arc::new(move |node| {
         let amqp = AmqpOptions { node: node.clone(), ..of_rig.amqp(&here) };
         let (etcd, executor) = (of_rig.etcd(), Arc::clone(&executor));
-        let spill_dir = here.spill.path().to_owned();
+        let (spill_dir, prefix) = (here.spill.path().to_owned(), prefix.clone());
         Box::pin(async move {
             let http = transfer::Options { spill_dir, spill_bytes: 1 << 20 };
             Ports {
                 queue: Arc::new(AmqpQueue::connect(&amqp).await.unwrap()),
-                store: Arc::new(Etcd::connect(&etcd).await.unwrap()),
+                store: Arc::new(Prefixed::new(
+                    Arc::new(Etcd::connect(&etcd).await.unwrap()),
+                    prefix,
+                )),
                 events: Arc::new(AmqpEvents::connect(&amqp).await.unwrap()),
                 executor,
                 transfer: Arc::new(transfer::Http::new(http).unwrap()),
@@ -71,6 +76,15 @@ rows! {
     hard::a_run_that_is_being_claimed_when_the_drain_begins_is_run,
     hard::a_long_lease_that_is_gone_is_replaced,
     hard::a_store_that_was_restored_is_not_worked_on,
+    takeover::a_run_goes_on_with_another_worker_after_its_last_kept_step,
+    takeover::a_worker_goes_on_with_its_own_run_after_its_lease_was_lost,
+    takeover::a_hand_over_goes_on_at_once_and_is_no_loss,
+    takeover::a_pipeline_says_what_becomes_of_a_lost_run,
+    takeover::a_run_that_loses_workers_at_one_step_ends_lost,
+    takeover::a_run_whose_image_is_gone_starts_from_the_top_and_says_so,
+    takeover::an_end_that_was_decided_is_the_end,
+    takeover::an_orphan_gets_the_slot_of_a_worker_that_has_but_one,
+    takeover::a_refused_start_is_never_run,
     runs::events_come_in_order_and_without_a_gap,
     runs::the_record_goes_through_every_status,
     runs::a_failing_step_ends_the_run,

@@ -38,6 +38,8 @@ pub const RUNS: &str = "bob.pipeline.run/";
 pub const OPEN: &str = "bob.run.open/";
 /// The prefix of owner keys.
 pub const OWNERS: &str = "bob.run.owner/";
+/// What [`OPEN`] and [`OWNERS`] begin with, and nothing else: one watch sees both.
+pub const OPEN_AND_OWNERS: &str = "bob.run.o";
 /// The prefix of stop requests.
 pub const STOPS: &str = "bob.run.stop/";
 /// The prefix of the marks that a run id was once accepted.

@@ -305,9 +305,6 @@ impl Pipeline {
                 what: format!("{what} is not supported by this version"),
             });
         };
-        if self.on_lost.is_some() {
-            later("on-lost".into(), "`on-lost`");
-        }
         if self.retention.is_some() {
             later("retention".into(), "`retention`");
         }

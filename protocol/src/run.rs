@@ -35,6 +35,19 @@ impl Status {
         matches!(self, Self::Passed | Self::Failed | Self::Stopped)
     }
 
+    /// This, or what it has become already: no status is left for an earlier one.
+    #[must_use]
+    pub fn at_least(self, reached: Self) -> Self {
+        let place = |status| match status {
+            Self::Pending => 0,
+            Self::Initializing => 1,
+            Self::Initialized => 2,
+            Self::Running => 3,
+            Self::Passed | Self::Failed | Self::Stopped => 4,
+        };
+        if place(reached) > place(self) { reached } else { self }
+    }
+
     /// The word on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -194,6 +207,12 @@ pub struct StepRecord {
     /// The epoch in which it was begun.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<Epoch>,
+    /// Bytes of its standard output.
+    #[serde(default, skip_serializing_if = "is_none_said")]
+    pub stdout_bytes: u64,
+    /// Bytes of its standard error.
+    #[serde(default, skip_serializing_if = "is_none_said")]
+    pub stderr_bytes: u64,
     /// The highest `seq` published when this was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seq: Option<u64>,
@@ -203,6 +222,11 @@ pub struct StepRecord {
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Stamp>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_none_said(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 /// Who let go of a run, and why.

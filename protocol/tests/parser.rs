@@ -306,7 +306,7 @@ proptest! {
     #[test]
     fn what_is_not_done_yet_is_said_and_never_left_out(pipeline in pipeline()) {
         let body = serde_json::to_vec(&pipeline).unwrap();
-        let later = pipeline.on_lost.is_some() || pipeline.retention.is_some()
+        let later = pipeline.retention.is_some()
             || pipeline.steps.iter().any(|step| {
                 step.retry.is_some() || step.needs.is_some() || !step.secrets.is_empty()
                     || step.executor != ExecutorKind::Podman

@@ -42,7 +42,7 @@ async fn all_events(place: &Place, server: Server) -> BTreeMap<String, Vec<Value
 }
 
 /// Nothing of a run is in the engine: neither by its label, nor the images that its events named.
-async fn assert_nothing_is_left(place: &Place, run: &str, events: &[Value]) {
+pub(crate) async fn assert_nothing_is_left(place: &Place, run: &str, events: &[Value]) {
     let api = Api::of(place.services.get("CONTAINER_ENGINE_URL"));
     let id = run.parse().unwrap();
     assert_eq!(api.labelled("containers", &id).await, 0, "containers of {run} are left");

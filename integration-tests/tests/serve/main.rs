@@ -23,4 +23,5 @@ mod reader;
 #[expect(dead_code, reason = "the tests of transfers need more of it")]
 #[path = "../../../runner/tests/transfer/server.rs"]
 mod server;
+mod takeover;
 mod writing;

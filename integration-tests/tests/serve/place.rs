@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use integration_tests::raw;
-use integration_tests::services::{BROKER, ENGINE, STORE, Services, Vhost};
+use integration_tests::services::{BROKER, ENGINE, OwnServices, Services, Vhost};
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation};
 use rustix::process::{Pid, Signal, kill_process};
@@ -30,6 +30,8 @@ pub(crate) async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
 /// Where one test lives.
 pub(crate) struct Place {
     pub(crate) services: Services,
+    /// An etcd of its own: a worker goes on with every run that it finds there without an owner.
+    store: OwnServices,
     pub(crate) vhost: Vhost,
     pub(crate) keys: Keys,
     /// The group of its pipelines, and in the id of every run.
@@ -41,13 +43,16 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) async fn new() -> Option<Self> {
-        let needed: Vec<&str> = [BROKER, STORE, ENGINE].concat();
+        let needed: Vec<&str> = [BROKER, ENGINE].concat();
         let services = Services::of_environment(&needed)?;
+        let store =
+            tokio::task::spawn_blocking(|| OwnServices::start("etcd", &[])).await.unwrap()?;
         let vhost = services.vhost().await;
         let channel = raw::channel(&services.amqp(&vhost)).await;
         channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
         Some(Self {
-            keys: Keys::connect(services.get("BOB_STORAGE_URLS")).await,
+            keys: Keys::connect(store.services().get("BOB_STORAGE_URLS")).await,
+            store,
             tag: uuid::Uuid::now_v7().simple().to_string(),
             dir: tempfile::tempdir().unwrap(),
             services,
@@ -108,7 +113,7 @@ impl Place {
             ("BOB_QUEUE_URL", format!("{}/{}", get("BOB_QUEUE_URL"), self.vhost.name)),
             ("BOB_QUEUE_USER", get("BOB_QUEUE_USER")),
             ("BOB_QUEUE_PASSWORD", get("BOB_QUEUE_PASSWORD")),
-            ("BOB_STORAGE_URLS", get("BOB_STORAGE_URLS")),
+            ("BOB_STORAGE_URLS", self.store.services().get("BOB_STORAGE_URLS").to_owned()),
             ("CONTAINER_ENGINE_URL", get("CONTAINER_ENGINE_URL")),
         ]
     }
@@ -163,6 +168,10 @@ impl Server {
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.pid.try_into().unwrap()).unwrap();
         kill_process(pid, signal).unwrap();
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// Its exit code, once it has ended.

@@ -99,13 +99,13 @@ async fn the_first_signal_lets_what_runs_finish() {
         may_answer.notify_one();
         assert_eq!(place.keys.settled(&run).await["status"], "passed");
         assert_eq!(server.ended().await, Some(0));
-        assert!(server.log().contains("the next signal stops it"), "{}", server.log());
+        assert!(server.log().contains("the next signal hands it over"), "{}", server.log());
         assert_eq!(place.keys.get(&format!("bob.node/{}", node.as_str().unwrap())).await, None);
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_second_signal_stops_what_runs() {
+async fn the_second_signal_hands_over_what_runs() {
     let Some(place) = Place::new().await else { return };
     let mut server = place.serve(&[("BOB_DRAIN_SECONDS", "3600")]).await;
     let run = place.run("long");
@@ -118,11 +118,20 @@ async fn the_second_signal_stops_what_runs() {
     tokio::time::sleep(Duration::from_millis(600)).await;
     server.signal(Signal::TERM);
     assert_eq!(server.ended().await, Some(0));
-    let record = place.keys.settled(&run).await;
-    assert_eq!((&record["status"], &record["cause"]), (&json!("stopped"), &json!("shutdown")));
-    let events = reader::events_of(&place, &run).await;
-    assert_eq!(events.last().unwrap()["cause"], "shutdown");
+    let record = place.keys.get(&format!("bob.pipeline.run/{run}")).await.unwrap();
+    assert_eq!((&record["status"], &record["attempt"]), (&json!("running"), &json!(1)));
+    assert_eq!(record["released"]["by"], record["node"]);
+    assert_eq!(
+        place.keys.get(&format!("bob.run.owner/{run}")).await,
+        None,
+        "it has no owner any more"
+    );
     assert!(server.log().contains("ends the program at once"), "{}", server.log());
+    // The next worker goes on with it, and obeys a stop that came in between.
+    place.stop(&run).await;
+    let _next = place.serve(&[]).await;
+    let record = place.keys.settled(&run).await;
+    assert_eq!((&record["status"], &record["cause"]), (&json!("stopped"), &json!("user")));
 }
 
 /// What the program says where it cannot begin: it ends by itself, and does not panic.

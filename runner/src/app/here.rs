@@ -67,6 +67,8 @@ pub async fn run_here(
     let mut options = worker_options(config, node);
     options.slots = 1;
     options.own_queue = false;
+    // Nobody else would go on with it.
+    options.rescue = false;
     let queue = std::sync::Arc::clone(&ports.queue);
     let worker = Worker::new(ports, options).await.map_err(|cause| Unavailable::because(&cause))?;
     let shutdown = Shutdown::default();

@@ -99,6 +99,8 @@ pub fn worker_options(config: &Config, node: NodeId) -> worker::Options {
         heartbeat: worker.health_check,
         retention: Duration::from_secs(u64::from(worker.run_retention_days) * 24 * 3600),
         own_queue: true,
+        rescue: true,
+        max_losses: worker.max_losses,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }

@@ -95,7 +95,8 @@ Examples:
     /// Work for a cluster: take commands, run pipelines, publish events
     #[command(after_help = "\
 The first SIGTERM or Ctrl-C drains: nothing new is taken, what runs may finish within
-BOB_DRAIN_SECONDS. The second stops what runs. The third ends the program at once.
+BOB_DRAIN_SECONDS, and what is left then is handed over: another worker goes on after its last
+committed step. The second hands over now. The third ends the program at once.
 
 Examples:
   bob-runner serve

@@ -31,14 +31,14 @@ pub(super) async fn serve(context: &Context, typed: Serve) -> Result<Exit, Failu
                 say(
                     form,
                     &format!(
-                        "draining: nothing new is taken, and what runs has {} s; the next signal stops it",
+                        "draining: nothing new is taken, what runs has {} s and is handed over then; the next signal hands it over now",
                         config.worker.drain.as_secs()
                     ),
                 );
                 shutdown.intake.cancel();
             }
             2 => {
-                say(form, "stopping what runs; the next signal ends the program at once");
+                say(form, "handing over what runs; the next signal ends the program at once");
                 shutdown.abort.cancel();
             }
             _ => return Ok(signal),

@@ -140,7 +140,7 @@ pub const SETTINGS: &[Setting] = &[
     plain("worker.run-retention-days", "BOB_RUN_RETENTION_DAYS", Some("7"),
         "How long the records of ended runs are kept."),
     plain("worker.max-losses", "BOB_MAX_LOSSES", Some("3"),
-        "How many owners a run may lose without a newly committed step.").support(Support::Warned),
+        "How many owners a run may lose without a newly committed step."),
     plain("worker.checkpoint-registry", "BOB_CHECKPOINT_REGISTRY", None,
         "The registry that committed steps are pushed to.").support(Support::Refused),
     plain("worker.lease-ttl-seconds", "BOB_LEASE_TTL_SECONDS", Some("10"),

@@ -211,8 +211,8 @@ fn addresses_of_what_is_not_done_yet_are_silent_by_default_and_refused_when_they
         let faults = faults_of([(name, "localhost:1")]);
         assert!(faults.contains(&format!("{name}: is known, and not done")), "{faults}");
     }
-    let losses = loaded(None, Environment::from([("BOB_MAX_LOSSES", "5")]), &[]).unwrap();
-    assert_eq!(losses.warnings, ["BOB_MAX_LOSSES has no effect in this version"]);
+    let later = loaded(None, Environment::from([("BOB_DISK_HIGH", "90")]), &[]).unwrap();
+    assert_eq!(later.warnings, ["BOB_DISK_HIGH has no effect in this version"]);
 }
 
 #[test]

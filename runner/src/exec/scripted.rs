@@ -204,6 +204,17 @@ impl Executor for Scripted {
         Ok(self.image(&run.run, Arc::default()))
     }
 
+    async fn adopt(
+        &self,
+        run: &RunScope,
+        image: Option<&str>,
+    ) -> Result<Option<Workspace>, ExecError> {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = made.get(&run.run);
+        let id = image.filter(|id| made.is_some_and(|made| made.workspaces.contains_key(*id)));
+        Ok(id.map(|id| Workspace::Image { id: id.to_owned(), depth: 0 }))
+    }
+
     async fn run_step(
         &self,
         run: &RunScope,

@@ -277,7 +277,7 @@ impl ExecError {
 
 /// Runs steps somewhere. One value serves all runs at once.
 ///
-/// Order per run: `prepare`; per step `import`*, `run_step`, `export`*, `checkpoint`; then `destroy`.
+/// Order per run: `prepare`, or `adopt` by a later owner; per step `import`*, `run_step`, `export`*, `checkpoint`; then `destroy`.
 /// A workspace is a value: steps that run in parallel start from the same one and each leave their
 /// own. Dropping the future of `run_step` does not stop the step; `stop` does, and the call still
 /// returns how it ended, with nothing of it left running. `destroy` must succeed when nothing exists,
@@ -290,6 +290,15 @@ pub trait Executor: Send + Sync {
 
     /// Makes the first workspace: the image is there afterwards. Ends early where `stop` is raised.
     async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError>;
+
+    /// Takes up a run that another owner had begun: what still runs of it on this engine is ended,
+    /// and `image` stays until `destroy`, whoever removes what it was named by. `None`: the engine
+    /// does not hold it.
+    async fn adopt(
+        &self,
+        run: &RunScope,
+        image: Option<&str>,
+    ) -> Result<Option<Workspace>, ExecError>;
 
     /// Runs a step: everything up to the start is done while `gate` is still closed.
     async fn run_step(

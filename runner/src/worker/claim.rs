@@ -100,7 +100,7 @@ impl Look {
 
 /// Refuses to work on a store whose revision is below an epoch that stands in a record: it was
 /// restored from an older snapshot, and could give out that epoch again (wire.md section 3).
-fn not_restored(run: &RunId, record: &Entry, revision: i64) -> Result<(), StoreError> {
+pub(super) fn not_restored(run: &RunId, record: &Entry, revision: i64) -> Result<(), StoreError> {
     match serde_json::from_slice::<RunRecord>(&record.value).ok().and_then(|record| record.epoch) {
         Some(Epoch(epoch)) if epoch > revision => {
             Err(StoreError::Restored { run: run.to_string(), epoch, revision })
@@ -193,13 +193,18 @@ async fn try_take(
         Err(no_memory) => return Ok(Tried::Taken(Taken::NoMemory(no_memory))),
     };
     let (group, name) = names_of(start);
+    let refused = match &verdict {
+        Verdict::Refuse(cause, why) => (Some(*cause), Some(why.clone())),
+        Verdict::Run | Verdict::Stop(_) => (None, None),
+    };
     let record = RunRecord {
         group,
         name,
         run_id: run.clone(),
         status: Status::Pending,
-        cause: None,
-        message: None,
+        // Where its owner does not come to ending it, the next one does.
+        cause: refused.0,
+        message: refused.1,
         logger: start.logger.clone(),
         vars: start.vars.clone(),
         pipeline,
@@ -268,7 +273,7 @@ fn adopt(run: &RunId, owner: &Entry, record: &Entry, look: &Look) -> Result<Take
 }
 
 /// A claim of ours that stands in the store.
-fn adopted(
+pub(super) fn adopted(
     run: &RunId,
     owner: &Entry,
     record: &Entry,
@@ -281,7 +286,7 @@ fn adopted(
     Ok((claim, parsed, record.mod_revision))
 }
 
-fn read_record(run: &RunId, record: &Entry) -> Result<RunRecord, StoreError> {
+pub(super) fn read_record(run: &RunId, record: &Entry) -> Result<RunRecord, StoreError> {
     serde_json::from_slice(&record.value).map_err(|cause| {
         StoreError::Unreadable(format!("{} in the store: {cause}", names::run_key(run)))
     })
@@ -369,41 +374,6 @@ pub(super) fn size_of_vars(start: &Start) -> usize {
     serde_json::to_vec(&start.vars).map_or(0, |json| json.len())
 }
 
-/// Claims a run that is recorded and has no owner: a new epoch, and the next attempt. `None`: it has
-/// an owner, or it has changed. The caller holds the run's place in the roster.
-pub(super) async fn claim_orphan(
-    shared: &Shared,
-    held: &Held,
-    run: &RunId,
-    record: &Entry,
-) -> Result<Option<(Claim, RunRecord, i64)>, StoreError> {
-    let mut parsed = read_record(run, record)?;
-    if !parsed.status.is_ended() {
-        parsed.attempt += 1;
-    }
-    parsed.node = Some(shared.options.node.clone());
-    let txn = Txn::new()
-        .when(names::owner_key(run), Expect::Absent)
-        .when(names::run_key(run), Expect::ModifiedAt(record.mod_revision))
-        .put_leased(names::owner_key(run), owner_value(&shared.options.node), held.lease)
-        .put(names::run_key(run), json(&parsed)?)
-        .read(names::owner_key(run))
-        .read(names::run_key(run));
-    let reply = shared.ports.store.txn(txn).await?;
-    not_restored(run, record, reply.revision)?;
-    if !reply.committed {
-        let ours = reply.entry(0).filter(|o| o.value == owner_value(&shared.options.node));
-        // A claim of ours whose answer was lost: nobody else here drives it, as we hold its place.
-        return match (ours, reply.entry(1)) {
-            (Some(owner), Some(record)) => adopted(run, owner, record).map(Some),
-            (_, _) => Ok(None),
-        };
-    }
-    let claim =
-        Claim { run: run.clone(), epoch: Epoch(reply.revision), node: shared.options.node.clone() };
-    Ok(Some((claim, parsed, reply.revision)))
-}
-
 /// A pipeline's key: the definition, and whether it is paused.
 pub(super) fn stored_pipeline(value: &[u8]) -> Result<(Pipeline, bool), String> {
     let stored: StoredPipeline =
@@ -421,7 +391,7 @@ fn stop_of(look: &Look) -> Option<StopWhy> {
     Some(StopWhy::User { reason })
 }
 
-fn logger_url(entry: Option<&Entry>) -> Option<String> {
+pub(super) fn logger_url(entry: Option<&Entry>) -> Option<String> {
     let registered: protocol::run::Registered = serde_json::from_slice(&entry?.value).ok()?;
     Some(registered.url)
 }

@@ -13,9 +13,10 @@ use protocol::time::Millis;
 use tracing::warn;
 
 use super::Shared;
-use super::claim::{claim_orphan, json};
-use super::launch::{self, Launch};
+use super::claim::json;
+use super::launch::Launch;
 use super::lease::Held;
+use super::orphan::{Purpose, claim_orphan};
 use crate::ports::{Change, Expect, StoreError, Txn};
 use crate::rules::run::StopWhy;
 
@@ -86,7 +87,7 @@ pub(super) async fn stop(
 }
 
 /// A run without an owner is ended by whoever hears of its stop, which needs no slot.
-async fn end_orphan(
+pub(super) async fn end_orphan(
     shared: &Arc<Shared>,
     held: &Held,
     run: &RunId,
@@ -94,11 +95,10 @@ async fn end_orphan(
 ) -> Result<(), StoreError> {
     let Some(record) = shared.ports.store.get(&names::run_key(run)).await? else { return Ok(()) };
     let Some(launch) = Launch::enter(shared, run) else { return Ok(()) };
-    match claim_orphan(shared, held, run, &record).await {
-        Ok(Some((claim, record, modified))) => {
+    match claim_orphan(shared, held, run, &record, Purpose::End).await {
+        Ok(Some(orphan)) => {
             let why = StopWhy::User { reason: reason.clone() };
-            let claimed = launch::Mine { claim, record, modified, logger_url: None };
-            launch.end_stopped(held, claimed, &why);
+            launch.end_stopped(held, orphan, &why);
             Ok(())
         }
         // It has an owner now, who sees the stop.

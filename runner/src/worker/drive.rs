@@ -52,6 +52,25 @@ pub(super) struct Progress {
     closed: usize,
 }
 
+impl Progress {
+    /// That of a run whose first steps an earlier owner has seen to their end.
+    pub(super) fn after(steps: &[StepRecord]) -> Self {
+        Self { closed: steps.iter().take_while(has_ended).count(), ..Self::default() }
+    }
+}
+
+fn has_ended(step: &&StepRecord) -> bool {
+    step.status != StepStatus::Started
+}
+
+/// What follows on the orders of one fact.
+#[derive(Debug, PartialEq, Eq)]
+enum Performed {
+    GoOn,
+    Finish,
+    Release,
+}
+
 enum Next {
     Input(Input),
     Done(Done),
@@ -89,8 +108,10 @@ impl Drive {
     async fn drive_to_its_end(&mut self, first: Vec<Effect>) -> Result<(), WriteError> {
         let mut effects = first;
         loop {
-            if self.perform(effects).await? {
-                return self.finish().await;
+            match self.perform(effects).await? {
+                Performed::GoOn => {}
+                Performed::Finish => return self.finish().await,
+                Performed::Release => return self.release().await,
             }
             let input = match self.next().await {
                 Next::Input(input) => input,
@@ -145,6 +166,7 @@ impl Drive {
                 progress.workspace = Some(workspace);
                 Input::Prepared
             }
+            Done::ImageLost => Input::ImageLost,
             Done::Fetched(workspace) => {
                 progress.workspace = Some(workspace);
                 Input::Fetched
@@ -169,8 +191,8 @@ impl Drive {
         }
     }
 
-    /// Performs orders one after the other. `true`: the last one was to finish.
-    async fn perform(&mut self, effects: Vec<Effect>) -> Result<bool, WriteError> {
+    /// Performs orders one after the other.
+    async fn perform(&mut self, effects: Vec<Effect>) -> Result<Performed, WriteError> {
         for effect in effects {
             match effect {
                 Effect::Save(mut record) => {
@@ -182,14 +204,18 @@ impl Drive {
                         }
                     }
                     self.ledger.save(&record, Also::Nothing).await?;
-                    let ended = |step: &&StepRecord| step.status != StepStatus::Started;
-                    self.progress.closed = record.steps.iter().take_while(ended).count();
+                    self.progress.closed = record.steps.iter().take_while(has_ended).count();
                 }
                 Effect::Emit(draft) => self.emitter.emit(draft).await,
                 Effect::Prepare => {
                     let (shared, scope, stop) =
                         (Arc::clone(&self.shared), self.scope.clone(), self.stop.clone());
-                    self.begin(Box::pin(step::prepare(shared, scope, stop)));
+                    let again = self.run.record().attempt > 1;
+                    self.begin(Box::pin(step::prepare(shared, scope, stop, again)));
+                }
+                Effect::Adopt(image) => {
+                    let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
+                    self.begin(Box::pin(step::adopt(shared, scope, image)));
                 }
                 Effect::Fetch(position) => self.fetch(position),
                 Effect::Start(position) => self.start(position),
@@ -215,10 +241,11 @@ impl Drive {
                 Effect::CancelTimer(timer) => {
                     self.progress.timers.retain(|(other, _)| *other != timer);
                 }
-                Effect::Finish => return Ok(true),
+                Effect::Finish => return Ok(Performed::Finish),
+                Effect::Release => return Ok(Performed::Release),
             }
         }
-        Ok(false)
+        Ok(Performed::GoOn)
     }
 
     fn begin(&mut self, doing: BoxFuture<'static, Done>) {
@@ -265,7 +292,7 @@ impl Drive {
         let spec = StepSpec {
             name: step.name.clone(),
             position,
-            attempt: 1,
+            attempt: self.attempt(),
             words: step.cmd.words(),
             env: env::of_step(pipeline, &record.vars, step),
             work_dir: env::work_dir(step),
@@ -311,16 +338,22 @@ impl Drive {
         self.tell_logger(&format!("uploading artifact {}", artifact.name));
         let record = self.run.record();
         let names = (record.group.clone(), record.name.clone());
+        let artifact = (artifact, self.attempt());
         let (shared, scope, stop) =
             (Arc::clone(&self.shared), self.scope.clone(), self.stop.clone());
         self.begin(Box::pin(step::upload(shared, scope, left, names, artifact, stop)));
+    }
+
+    /// The attempt at the step that runs.
+    fn attempt(&self) -> u32 {
+        self.run.record().steps.last().map_or(1, |step| step.attempt)
     }
 
     fn commit(&mut self, position: usize) {
         let spec = self.step(position).map(|step| StepSpec {
             name: step.name.clone(),
             position,
-            attempt: 1,
+            attempt: self.attempt(),
             words: Vec::new(),
             env: protocol::pipeline::Vars::new(),
             work_dir: None,

@@ -73,6 +73,21 @@ impl Drive {
         self.after_ending(Some(ticket)).await
     }
 
+    /// Lets another worker go on: what was said is out, nothing of it runs, and the claim goes with
+    /// the write that says so. A stop that came meanwhile stands, and is obeyed by the next owner.
+    pub(super) async fn release(&mut self) -> Result<(), WriteError> {
+        if let Some(feed) = self.feed.take() {
+            feed.finish(LOGGER_WAIT).await;
+        }
+        let (last, _) = self.emitter.last().await;
+        if !self.confirmed_within(last, STREAM_WAIT).await? {
+            warn!(run.id = %self.scope.run, "the stream has not all of what run {} said", self.scope.run);
+        }
+        self.ledger.save(&self.run.record().clone(), Also::HandOver).await?;
+        info!(run.id = %self.scope.run, "run {} is handed over", self.scope.run);
+        Ok(())
+    }
+
     /// Does what is left to do for a run whose ending is recorded: its event is published as it was
     /// recorded, with the epoch and `seq` of the owner that ended it.
     pub(super) async fn conclude(&mut self) -> Result<(), WriteError> {

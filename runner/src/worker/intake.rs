@@ -57,6 +57,8 @@ async fn consume_jobs(
             biased;
             () = held.lost.cancelled() => break,
             () = stop.cancelled() => break,
+            // A run without an owner goes before a new one.
+            () = shared.slot_wanted.notified() => break,
             delivery = consumer.next() => delivery,
         };
         let delivery = match delivery {

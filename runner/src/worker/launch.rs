@@ -16,6 +16,7 @@ use super::drive::{Drive, Progress};
 use super::emitter::Emitter;
 use super::lease::Held;
 use super::ledger::Ledger;
+use super::orphan::Orphan;
 use super::roster::Handle;
 use super::{Lost, Shared};
 use crate::ports::{Claim, LoggerFeed, RunScope, StopLevel, StopSignal, Txn};
@@ -32,11 +33,18 @@ pub(super) struct Launch {
 }
 
 /// A run that is ours.
-pub(super) struct Mine {
-    pub(super) claim: Claim,
-    pub(super) record: RunRecord,
-    pub(super) modified: i64,
-    pub(super) logger_url: Option<String>,
+struct Mine {
+    claim: Claim,
+    record: RunRecord,
+    modified: i64,
+    logger_url: Option<String>,
+}
+
+impl From<Orphan> for Mine {
+    fn from(orphan: Orphan) -> Self {
+        let Orphan { claim, record, modified, logger_url, past: _ } = orphan;
+        Self { claim, record, modified, logger_url }
+    }
 }
 
 impl Launch {
@@ -76,25 +84,34 @@ impl Launch {
         spawn(drive, first);
     }
 
-    /// Ends a run that nobody owned as stopped.
-    pub(super) fn end_stopped(self, held: &Held, mine: Mine, why: &StopWhy) {
+    /// Goes on with a run that an earlier owner had begun.
+    pub(super) fn resume(self, held: &Held, orphan: Orphan, slot: OwnedSemaphorePermit) {
         let now = self.shared.ports.host.now();
-        let mut drive = self.into_drive(held, mine, None);
+        let (past, max_losses) = (orphan.past.clone(), self.shared.options.max_losses);
+        let mut drive = self.into_drive(held, orphan.into(), Some(slot));
+        let first = drive.run.resume(now, past, max_losses);
+        spawn(drive, first);
+    }
+
+    /// Ends a run that nobody owned as stopped.
+    pub(super) fn end_stopped(self, held: &Held, orphan: Orphan, why: &StopWhy) {
+        let now = self.shared.ports.host.now();
+        let mut drive = self.into_drive(held, orphan.into(), None);
         let first = drive.run.stop_now(now, why);
         spawn(drive, first);
     }
 
     /// Ends a run that this worker had lost as failed.
-    pub(super) fn end_lost(self, held: &Held, mine: Mine, cause: Cause, why: &str) {
+    pub(super) fn end_lost(self, held: &Held, orphan: Orphan, cause: Cause, why: &str) {
         let now = self.shared.ports.host.now();
-        let mut drive = self.into_drive(held, mine, None);
+        let mut drive = self.into_drive(held, orphan.into(), None);
         let first = drive.run.refuse(now, cause, why);
         spawn(drive, first);
     }
 
     /// Does what is left to do for a run whose ending is recorded.
-    pub(super) fn conclude(self, held: &Held, mine: Mine) {
-        spawn(self.into_drive(held, mine, None), Vec::new());
+    pub(super) fn conclude(self, held: &Held, orphan: Orphan) {
+        spawn(self.into_drive(held, orphan.into(), None), Vec::new());
     }
 
     fn into_drive(self, held: &Held, mine: Mine, slot: Option<OwnedSemaphorePermit>) -> Drive {
@@ -123,6 +140,7 @@ impl Launch {
             pull: pipeline.and_then(env::pull).unwrap_or(shared.options.pull),
         };
         let (node, epoch) = (claim.node.clone(), claim.epoch);
+        let progress = Progress::after(&record.steps);
         let store = Arc::clone(&shared.ports.store);
         Drive {
             run: Run::claimed(record, node, epoch),
@@ -135,7 +153,7 @@ impl Launch {
             lost: held.lost.clone(),
             slot,
             doing: None,
-            progress: Progress::default(),
+            progress,
             shared,
         }
     }

@@ -42,6 +42,8 @@ pub(super) enum Also {
     DemandNoStop,
     /// It is the ending `stopped`: the stop has been obeyed.
     DropStop,
+    /// The run is another worker's from now on.
+    HandOver,
     /// It is the last: the run is looked after, and let go.
     LetGo {
         /// The record's, from now on.
@@ -76,7 +78,7 @@ impl Ledger {
         loop {
             let txn = Txn::new();
             let txn = match also {
-                Also::Nothing | Also::DemandNoStop | Also::DropStop => {
+                Also::Nothing | Also::DemandNoStop | Also::DropStop | Also::HandOver => {
                     txn.put(names::run_key(run), bytes.clone())
                 }
                 Also::LetGo { record, .. } => {
@@ -92,6 +94,7 @@ impl Ledger {
                 Also::Nothing => {}
                 Also::DemandNoStop => txn = txn.when(names::stop_key(run), Expect::Absent),
                 Also::DropStop => txn = txn.delete(names::stop_key(run)),
+                Also::HandOver => txn = txn.delete(names::owner_key(run)),
                 Also::LetGo { seen, .. } => {
                     txn = txn
                         .put_leased(names::seen_key(run), Vec::new(), seen)
@@ -116,7 +119,8 @@ impl Ledger {
                     let owned = reply
                         .entry(1)
                         .is_some_and(|entry| entry.create_revision == self.claim.epoch.0);
-                    if unknown && landed && (owned || matches!(also, Also::LetGo { .. })) {
+                    let lets_go = matches!(also, Also::LetGo { .. } | Also::HandOver);
+                    if unknown && landed && (owned || lets_go) {
                         // An earlier try of this write did arrive; only its answer was lost.
                         self.modified = record.map_or(self.modified, |entry| entry.mod_revision);
                         return Ok(());

@@ -10,12 +10,15 @@ mod launch;
 mod lease;
 mod ledger;
 mod node;
+mod orphan;
 mod output;
+mod rescue;
 mod roster;
 mod step;
 #[cfg(feature = "testing")]
 pub mod suite;
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -57,6 +60,11 @@ pub struct Options {
     pub retention: Duration,
     /// Whether it has a queue of its own, for dispatchers that pick the worker themselves.
     pub own_queue: bool,
+    /// Whether it goes on with runs that others have left, and leaves its own to others: where it is
+    /// not, what it cannot finish is ended.
+    pub rescue: bool,
+    /// How many owners a run may lose without a newly committed step.
+    pub max_losses: u32,
     /// Its version.
     pub version: String,
 }
@@ -94,6 +102,10 @@ pub(crate) struct Shared {
     /// have no owner until one of us takes them again.
     lost: std::sync::Mutex<Vec<Lost>>,
     more_lost: Notify,
+    /// The runs that went with a lease of ours, and may go on: taking one of them again is no loss.
+    own_lost: std::sync::Mutex<HashSet<RunId>>,
+    /// Somebody waits for a slot who goes before new starts.
+    slot_wanted: Notify,
     /// Of the marks that keep a run id from being taken twice.
     seen: LongLease,
     /// Of the records of ended runs.
@@ -190,8 +202,23 @@ impl Shared {
     }
 
     fn put_lost(&self, lost: Lost) {
+        if self.options.rescue && lost.cause == Cause::Lost {
+            // It has no owner, and is found so.
+            self.own_lost().insert(lost.run);
+            return;
+        }
         self.lost.lock().unwrap_or_else(PoisonError::into_inner).push(lost);
         self.more_lost.notify_one();
+    }
+
+    fn own_lost(&self) -> std::sync::MutexGuard<'_, HashSet<RunId>> {
+        self.own_lost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a run is one that this worker is about to end.
+    fn is_to_be_ended(&self, run: &RunId) -> bool {
+        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.iter().any(|lost| lost.run == *run)
     }
 
     /// Resolves at the beginning of the drain, once; then never.
@@ -225,6 +252,8 @@ impl Worker {
             drain_told: AtomicBool::new(false),
             lost: std::sync::Mutex::default(),
             more_lost: Notify::new(),
+            own_lost: std::sync::Mutex::default(),
+            slot_wanted: Notify::new(),
             seen: LongLease::new(SEEN_FOR),
             records,
         };
@@ -243,6 +272,9 @@ impl Worker {
         let (starts, stops) = (TaskTracker::new(), TaskTracker::new());
         let intake = shutdown.intake.clone();
         starts.spawn(intake::jobs(Arc::clone(&shared), lease.clone(), intake.clone()));
+        if shared.options.rescue {
+            starts.spawn(rescue::run(Arc::clone(&shared), lease.clone(), intake.clone()));
+        }
         if shared.options.own_queue {
             let node = intake::control(Arc::clone(&shared), lease.clone(), Source::Node, intake);
             starts.spawn(node);
@@ -284,17 +316,21 @@ const LAST_EVENTS: Duration = Duration::from_secs(10);
 /// confirmation. What is not done by then is found in the store by the next worker.
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
 
-/// Lets what runs finish, then stops it.
+/// Lets what runs finish, then hands it over, or stops it where nobody would go on with it.
 async fn drain(shared: &Arc<Shared>, shutdown: &Shutdown) {
     shared.tasks.close();
     tokio::select! {
         () = shared.tasks.wait() => return,
         () = tokio::time::sleep(shared.options.drain) => {
-            info!("the drain time is over; what still runs is stopped");
+            info!("the drain time is over; what still runs ends here");
         }
         () = shutdown.abort.cancelled() => {}
     }
-    shared.roster.ask_all(&StopWhy::Shutdown, shared.options.kill_grace);
+    if shared.options.rescue {
+        shared.roster.hand_over_all(shared.options.kill_grace);
+    } else {
+        shared.roster.ask_all(&StopWhy::Shutdown, shared.options.kill_grace);
+    }
     let within = shared.options.kill_grace + ENDS_WITHIN;
     if tokio::time::timeout(within, shared.tasks.wait()).await.is_err() {
         warn!(runs = ?shared.roster.ids(), "these runs have not ended in time, and are left");
@@ -329,8 +365,8 @@ async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
     }
 }
 
-/// Takes again the runs that went with a lease, and ends them: this version does not resume them,
-/// and a run without an owner must not stay open.
+/// Takes again the runs that this worker could not go on with, and ends them: a run without an owner
+/// must not stay open.
 async fn reclaim(shared: Arc<Shared>, held: lease::Held) {
     loop {
         let lost = std::mem::take(&mut *shared.lost.lock().unwrap_or_else(PoisonError::into_inner));
@@ -373,13 +409,12 @@ async fn reclaim_one(
         return Ok(true);
     }
     let Some(launch) = launch::Launch::enter(shared, run) else { return Ok(false) };
-    match claim::claim_orphan(shared, held, run, &record).await {
-        Ok(Some((claim, record, modified))) => {
-            let mine = launch::Mine { claim, record, modified, logger_url: None };
+    match orphan::claim_orphan(shared, held, run, &record, orphan::Purpose::End).await {
+        Ok(Some(orphan)) => {
             if ended {
-                launch.conclude(held, mine);
+                launch.conclude(held, orphan);
             } else {
-                launch.end_lost(held, mine, lost.cause, &lost.why);
+                launch.end_lost(held, orphan, lost.cause, &lost.why);
             }
             Ok(true)
         }

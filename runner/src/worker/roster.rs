@@ -66,6 +66,20 @@ impl Roster {
         }
     }
 
+    /// Asks every run to end here, and to go on elsewhere.
+    pub(super) fn hand_over_all(&self, grace: Duration) {
+        for handle in self.runs().values() {
+            // A drive that is gone has nothing to hand over.
+            drop(handle.inputs.send(Input::HandOverAsked));
+            handle.stop.raise(StopLevel::Stop { grace });
+        }
+    }
+
+    /// Whether a run is there.
+    pub(super) fn has(&self, run: &RunId) -> bool {
+        self.runs().contains_key(run)
+    }
+
     /// Kills what runs, without grace: the lease is lost.
     pub(super) fn kill_all(&self) {
         for handle in self.runs().values() {

@@ -16,6 +16,8 @@ use crate::rules::env;
 #[derive(Debug)]
 pub(super) enum Done {
     Prepared(Workspace),
+    /// The image to go on from is not there any more.
+    ImageLost,
     Fetched(Workspace),
     /// With the bytes of standard output and standard error.
     Ran(Ran, u64, u64),
@@ -47,9 +49,26 @@ pub(super) fn start_code(error: &ExecError) -> Option<i32> {
     }
 }
 
-pub(super) async fn prepare(shared: Arc<Shared>, scope: RunScope, stop: StopSignal) -> Done {
+/// `again`: an earlier owner had begun it, and something of that may still run.
+pub(super) async fn prepare(
+    shared: Arc<Shared>,
+    scope: RunScope,
+    stop: StopSignal,
+    again: bool,
+) -> Done {
+    if again && let Err(cause) = shared.ports.executor.adopt(&scope, None).await {
+        return broke(&cause);
+    }
     match shared.ports.executor.prepare(&scope, &stop).await {
         Ok(workspace) => Done::Prepared(workspace),
+        Err(cause) => broke(&cause),
+    }
+}
+
+pub(super) async fn adopt(shared: Arc<Shared>, scope: RunScope, image: String) -> Done {
+    match shared.ports.executor.adopt(&scope, Some(&image)).await {
+        Ok(Some(workspace)) => Done::Prepared(workspace),
+        Ok(None) => Done::ImageLost,
         Err(cause) => broke(&cause),
     }
 }
@@ -112,7 +131,7 @@ pub(super) async fn upload(
     scope: RunScope,
     left: Workspace,
     (group, name): (String, String),
-    artifact: Artifact,
+    (artifact, attempt): (Artifact, u32),
     stop: StopSignal,
 ) -> Done {
     let sent = async {
@@ -132,7 +151,7 @@ pub(super) async fn upload(
             Err(cause) => return broke(&cause),
         };
         let path = [group.as_str(), name.as_str(), scope.run.as_str(), artifact.name.as_str()];
-        let origin = Origin { run: scope.run.clone(), epoch: scope.epoch, attempt: 1 };
+        let origin = Origin { run: scope.run.clone(), epoch: scope.epoch, attempt };
         match shared.ports.transfer.upload_artifact(&url, path, tar, &origin).await {
             Ok(()) => Done::Uploaded,
             Err(cause) => failed(cause.to_string()),

@@ -171,6 +171,8 @@ fn options(node: NodeId, slots: usize) -> Options {
         heartbeat: Duration::from_secs(10),
         retention: Duration::from_secs(24 * 3600),
         own_queue: true,
+        rescue: true,
+        max_losses: 3,
         version: "bench".into(),
     }
 }

@@ -206,6 +206,29 @@ impl Podman {
         Ok(Some(Workspace::Image { id: image.id, depth: 0 }))
     }
 
+    /// Names an image that an earlier owner kept, so that it does not go with that one's names.
+    async fn name_again(
+        &self,
+        run: &RunScope,
+        image: &str,
+    ) -> Result<Option<Workspace>, ExecError> {
+        let failed = |fault: Fault| fault.at("taking up an image", &self.http);
+        let repository = format!("{TAGS}/resume-{}", run.epoch);
+        let query = path::query(&[("repo", &repository), ("tag", run.run.as_str())]);
+        let tag = Ask::post(format!("/images/{image}/tag?{query}"));
+        let mut link = self.http.link();
+        match link.call(tag).await.and_then(Reply::good) {
+            Ok(_) => {}
+            Err(fault) if fault.status() == Some(404) => return Ok(None),
+            Err(fault) => return Err(failed(fault)),
+        }
+        let Some(found) = link.image(image).await.map_err(failed)? else { return Ok(None) };
+        let known = found.as_known(0).map_err(failed)?;
+        let depth = known.depth;
+        self.memory.learn_image(&run.run, &found.id, known);
+        Ok(Some(Workspace::Image { id: found.id, depth }))
+    }
+
     /// The image that a step stands on, and what there is to know of it.
     async fn known(&self, run: &RunScope, on: &Workspace) -> Result<(String, Known), ExecError> {
         let Workspace::Image { id, depth } = on else {
@@ -340,6 +363,20 @@ impl Executor for Podman {
             cause: "it was pulled and is gone again: see what removes images on the engine's host"
                 .into(),
         })
+    }
+
+    async fn adopt(
+        &self,
+        run: &RunScope,
+        image: Option<&str>,
+    ) -> Result<Option<Workspace>, ExecError> {
+        // The name first, then the look: what is named is not removed in between.
+        let adopted = match image {
+            Some(image) => self.name_again(run, image).await?,
+            None => None,
+        };
+        self.end_containers(&run.run).await?;
+        Ok(adopted)
     }
 
     async fn run_step(

@@ -137,7 +137,18 @@ impl Podman {
         }
     }
 
+    /// Removes the containers of a run, whoever made them: this is where an earlier owner's work ends.
+    pub(super) async fn end_containers(&self, run: &RunId) -> Result<(), ExecError> {
+        let removed = self.remove_containers(run).await;
+        removed.map_err(|fault| fault.at("removing an older container", &self.http))
+    }
+
     async fn destroy_once(&self, run: &RunId) -> Result<(), Fault> {
+        self.remove_containers(run).await?;
+        self.destroy_images(run).await
+    }
+
+    async fn remove_containers(&self, run: &RunId) -> Result<(), Fault> {
         let containers = self.containers(&format!("{}={run}", names::LABEL_RUN)).await?;
         let mut removals = futures::stream::iter(containers)
             .map(|container| async move { self.http.link().remove(&container.id).await })
@@ -146,11 +157,7 @@ impl Podman {
         while let Some(removed) = removals.next().await {
             resisted = removed.err().or(resisted);
         }
-        drop(removals);
-        match resisted {
-            Some(fault) => Err(fault),
-            None => self.destroy_images(run).await,
-        }
+        resisted.map_or(Ok(()), Err)
     }
 
     /// The last image of each chain goes by its tag, and takes those below it that have no name along;

@@ -75,6 +75,7 @@ pub async fn executor(subject: ExecutorSubject) {
     Box::pin(nothing_of_a_steps_settings_leaks(subject)).await;
     Box::pin(a_step_ends_when_it_is_told_to(subject)).await;
     Box::pin(a_dropped_wait_stops_nothing(subject)).await;
+    Box::pin(what_was_kept_can_be_taken_up_by_another(subject)).await;
     Box::pin(a_run_is_destroyed_as_often_as_one_likes(subject)).await;
 }
 
@@ -334,6 +335,32 @@ async fn a_dropped_wait_stops_nothing(subject: &ExecutorSubject) {
     soon("a start", begun).await;
     assert!(run.is_left().await, "what runs is left, whoever looks");
     run.destroy().await;
+}
+
+async fn what_was_kept_can_be_taken_up_by_another(subject: &ExecutorSubject) {
+    let run = subject.run("adopted");
+    let base = run.prepare().await;
+    let put = Act::Put("/tmp/a".into(), "kept".into());
+    let (left, _) = run.pass(&base, &subject.step(0, &put)).await;
+    let (kept, step) = (Arc::new(Kept::default()), subject.step(1, &Act::Hang));
+    let running = run.start(&left, &step, async { true }.boxed(), &kept);
+    let next = RunScope { epoch: Epoch(2), ..run.scope.clone() };
+    let taken = async {
+        kept.ready().await;
+        let adopted = subject.other.adopt(&next, left.image()).await;
+        // What ran may have ended with that; a first owner ends it in any case.
+        run.stop.raise(StopLevel::Kill);
+        adopted
+    };
+    let both = async { tokio::join!(taken, running) };
+    let (adopted, _ran) = soon("the end of what the first owner ran", both).await;
+    let on = adopted.expect("an image can be taken up").expect("it is there");
+    let later = Run { subject, scope: next, stop: StopSignal::default() };
+    let (code, shown) = later.run(&on, &Act::Show("/tmp/a".into())).await;
+    assert_eq!((code, shown.text(LogStream::Stdout).as_str()), (0, "kept\n"));
+    let missing = subject.other.adopt(&later.scope, Some(&"0".repeat(64))).await;
+    assert_eq!(missing.expect("the engine answers"), None, "what is gone is not made up");
+    later.destroy().await;
 }
 
 async fn a_run_is_destroyed_as_often_as_one_likes(subject: &ExecutorSubject) {

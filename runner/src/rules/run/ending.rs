@@ -1,9 +1,10 @@
-//! How a run ends, and what is said of it.
+//! How steps and runs end, and what is said of it.
 
-use protocol::event::Reason;
+use protocol::event::{Reason, Severity};
 use protocol::run::{Cause, Status, StepStatus};
 use protocol::time::Millis;
 
+use super::facts::{about, emit};
 use super::{Draft, Effect, Interrupted, Run, State, StopWhy, Timer, effects};
 
 /// The most bytes of a run's message: it stands in the record twice, and what it quotes, such as a
@@ -23,6 +24,84 @@ fn shortened(mut message: String) -> String {
 }
 
 impl Run {
+    pub(super) fn abandon_step(&mut self, now: Millis, position: usize) -> Vec<Effect> {
+        let code = Some(self.last_exit.code).filter(|_| !matches!(self.state, State::Running(_)));
+        let mut list = vec![Effect::Discard];
+        if self.is_handed_over() {
+            list.extend(self.release());
+            return list;
+        }
+        list.extend(self.close_and_end(now, position, StepStatus::Stopped, code, |run| {
+            run.end_interrupted(now, None).unwrap_or_default()
+        }));
+        list
+    }
+
+    /// Closes a step that did not pass, and ends the run. The step's end is written first, with the
+    /// cause of what follows: whoever takes the run up in between ends it so.
+    pub(super) fn close_and_end(
+        &mut self,
+        now: Millis,
+        position: usize,
+        status: StepStatus,
+        exit_code: Option<i32>,
+        end: impl FnOnce(&mut Self) -> Vec<Effect>,
+    ) -> Vec<Effect> {
+        let completed = self.close_step_record(now, position, status, exit_code, None);
+        let mut closed = Box::new(self.record.clone());
+        let ended = end(self);
+        closed.cause = self.record.cause;
+        closed.message.clone_from(&self.record.message);
+        let mut list = vec![Effect::Save(closed)];
+        list.extend(completed);
+        list.extend(ended);
+        list
+    }
+
+    /// Closes the record of the step that runs, and returns the event to publish after the save.
+    pub(super) fn close_step_record(
+        &mut self,
+        now: Millis,
+        position: usize,
+        status: StepStatus,
+        exit_code: Option<i32>,
+        image: Option<String>,
+    ) -> Option<Effect> {
+        let exited = self.last_exit;
+        let name = self.steps().get(position)?.name.clone();
+        let step = self.record.steps.last_mut().filter(|step| step.name == name)?;
+        step.status = status;
+        step.exit_code = exit_code;
+        step.image.clone_from(&image);
+        step.completed_at = Some(now.into());
+        (step.stdout_bytes, step.stderr_bytes) = (exited.stdout_bytes, exited.stderr_bytes);
+        let attempt = step.attempt;
+        let run = &self.record.run_id;
+        let message = match (status, exit_code) {
+            (StepStatus::Passed, _) => format!("step {name} of run {run} passed"),
+            (StepStatus::Stopped, _) => format!("step {name} of run {run} was stopped"),
+            (_, Some(0) | None) => format!("step {name} of run {run} failed"),
+            (_, Some(code)) => format!("step {name} of run {run} failed with exit code {code}"),
+        };
+        let passed = status == StepStatus::Passed;
+        let mut completed = emit(
+            Reason::StepCompleted {
+                exit_code,
+                duration_ms: u64::try_from(now.0 - self.step_began.0).unwrap_or(0),
+                stdout_bytes: exited.stdout_bytes,
+                stderr_bytes: exited.stderr_bytes,
+                image,
+                repeated: false,
+            },
+            message,
+        );
+        about(&mut completed, &name, attempt);
+        if let Effect::Emit(draft) = &mut completed {
+            draft.severity = Some(if passed { Severity::Normal } else { Severity::Warning });
+        }
+        Some(completed)
+    }
+
     pub(super) fn end_interrupted(
         &mut self,
         now: Millis,
@@ -30,6 +109,7 @@ impl Run {
     ) -> Option<Vec<Effect>> {
         match self.interrupted.clone()? {
             Interrupted::Stop(why) => Some(self.end_stopped(now, &why)),
+            Interrupted::HandOver => Some(self.release()),
             Interrupted::Timeout(timer) => {
                 let limit = match timer {
                     Timer::Run => self.record.pipeline.as_ref().and_then(|p| p.timeout),
@@ -78,7 +158,25 @@ impl Run {
         effects([Effect::Finish])
     }
 
-    fn end(&mut self, now: Millis, status: Status, cause: Option<Cause>, message: Option<String>) {
+    pub(super) fn end_without_definition(&mut self, now: Millis) -> Vec<Effect> {
+        self.end_failed(now, Cause::UnknownPipeline, "the run has no definition", None)
+    }
+
+    /// Ends it as an earlier owner had decided, who did not come to record it.
+    pub(super) fn end_decided(&mut self, now: Millis, cause: Cause) -> Vec<Effect> {
+        let stopped = matches!(cause, Cause::User | Cause::Replaced | Cause::Shutdown);
+        let status = if stopped { Status::Stopped } else { Status::Failed };
+        self.end(now, status, Some(cause), self.record.message.clone());
+        effects([Effect::Finish])
+    }
+
+    pub(super) fn end(
+        &mut self,
+        now: Millis,
+        status: Status,
+        cause: Option<Cause>,
+        message: Option<String>,
+    ) {
         self.state = State::Ended;
         self.record.status = status;
         self.record.cause = cause;

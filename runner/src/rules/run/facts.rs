@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use protocol::event::{Reason, Severity};
-use protocol::id::StepName;
+use protocol::id::{Epoch, NodeId, StepName};
 use protocol::run::{Cause, RunRecord};
 
 /// A fact.
@@ -35,8 +35,12 @@ pub enum Input {
         /// Bytes of standard output and standard error, where a command was begun.
         said: Option<(u64, u64)>,
     },
+    /// The image that it was to go on from cannot be had any more.
+    ImageLost,
     /// Somebody wants it to end.
     StopAsked(StopWhy),
+    /// Its worker ends: another one is to go on with it.
+    HandOverAsked,
     /// A timer that was set has run out.
     Expired(Timer),
 }
@@ -52,6 +56,17 @@ pub struct Exited {
     pub stdout_bytes: u64,
     /// Bytes of its standard error.
     pub stderr_bytes: u64,
+}
+
+/// The owner before this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Past {
+    /// Its node.
+    pub node: NodeId,
+    /// Its epoch.
+    pub epoch: Epoch,
+    /// It let go of the run by itself.
+    pub handed_over: bool,
 }
 
 /// Why a run is to be stopped.
@@ -84,8 +99,8 @@ pub enum Timer {
     Step(usize),
 }
 
-/// An order. Orders are performed one after the other, in their order; `Prepare`, `Fetch`, `Start`,
-/// `Upload` and `Commit` only begin something, whose end is a fact.
+/// An order. Orders are performed one after the other, in their order; `Prepare`, `Adopt`, `Fetch`,
+/// `Start`, `Upload` and `Commit` only begin something, whose end is a fact.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// Write the record. What follows waits until it is written.
@@ -94,6 +109,8 @@ pub enum Effect {
     Emit(Draft),
     /// Get the image.
     Prepare,
+    /// Take up this image, which an earlier owner has kept.
+    Adopt(String),
     /// Fetch and mount the resource of the step at this position.
     Fetch(usize),
     /// Make the step's container, but do not start it before `OpenGate`.
@@ -114,6 +131,8 @@ pub enum Effect {
     CancelTimer(Timer),
     /// Write the ending, publish it, clean up, let go of the claim.
     Finish,
+    /// Let go of the claim, so that another worker goes on.
+    Release,
 }
 
 /// An event, but for what the publisher knows.
@@ -128,6 +147,9 @@ pub struct Draft {
     /// How it is to be taken, where that does not follow from the reason.
     pub severity: Option<Severity>,
 }
+
+/// A step, and how often it was begun.
+pub(super) type Tried = (StepName, u32);
 
 /// What an exit means, as cause and words.
 pub(super) fn exit_words(exited: Exited) -> (Cause, String) {

@@ -2,26 +2,30 @@
 
 mod ending;
 mod facts;
+mod resume;
 
-use protocol::event::{Reason, Severity};
-use protocol::id::{Epoch, NodeId};
+use protocol::event::Reason;
+use protocol::id::{Epoch, NodeId, StepName};
 use protocol::pipeline::{Pipeline, Step};
 use protocol::run::{Cause, RunRecord, Status, StepRecord, StepStatus};
 use protocol::time::{Millis, Stamp};
 
-pub use facts::{Draft, Effect, Exited, Input, StopWhy, Timer};
-use facts::{about, emit, exit_words};
+pub use facts::{Draft, Effect, Exited, Input, Past, StopWhy, Timer};
+use facts::{Tried, about, emit, exit_words};
+use resume::Resumption;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     /// Claimed; `begin` was not called yet.
     Claimed,
     Preparing,
+    /// Waits for what so many passed steps have left.
+    Adopting(usize),
     Fetching(usize),
     Running(usize),
     Uploading(usize),
     Committing(usize),
-    /// The ending is decided.
+    /// The ending is decided, or the run is another worker's.
     Ended,
 }
 
@@ -29,6 +33,7 @@ enum State {
 enum Interrupted {
     Stop(StopWhy),
     Timeout(Timer),
+    HandOver,
 }
 
 /// One run, in the hands of its owner.
@@ -41,6 +46,10 @@ pub struct Run {
     last_exit: Exited,
     mounted: Vec<String>,
     step_began: Millis,
+    /// Where an earlier owner had come to.
+    resumption: Option<Resumption>,
+    /// The steps that earlier owners began.
+    tried: Vec<Tried>,
 }
 
 fn effects(list: impl Into<Vec<Effect>>) -> Vec<Effect> {
@@ -61,6 +70,8 @@ impl Run {
             interrupted: None,
             last_exit: Exited::default(),
             mounted: Vec::new(),
+            resumption: None,
+            tried: Vec::new(),
         }
     }
 
@@ -82,9 +93,9 @@ impl Run {
             return Vec::new();
         }
         let Some(pipeline) = &self.record.pipeline else {
-            return self.end_failed(now, Cause::UnknownPipeline, "the run has no definition", None);
+            return self.end_without_definition(now);
         };
-        let (image, timeout) = (pipeline.image.clone(), pipeline.timeout);
+        let image = pipeline.image.clone();
         self.state = State::Preparing;
         self.record.status = Status::Initializing;
         self.record.initiated_at = Some(now.into());
@@ -93,10 +104,17 @@ impl Run {
         list.push(emit(Reason::StartPipelineRun, format!("run {run} starts")));
         let message = format!("run {run} needs image {image}");
         list.push(emit(Reason::ImagePull { image }, message));
-        if let Some(timeout) = timeout {
-            list.push(Effect::SetTimer(Timer::Run, timeout.as_duration()));
-        }
+        list.extend(self.run_timer(now));
         list
+    }
+
+    /// The timer of the whole run, which began with its first owner.
+    fn run_timer(&self, now: Millis) -> Option<Effect> {
+        let timeout = self.record.pipeline.as_ref()?.timeout?.as_duration();
+        let Stamp(began) = self.record.initiated_at?;
+        let gone = u64::try_from(now.0 - began.0).unwrap_or(0);
+        let left = timeout.saturating_sub(std::time::Duration::from_millis(gone));
+        Some(Effect::SetTimer(Timer::Run, left))
     }
 
     /// Ends a claimed run at once, before anything of it was begun.
@@ -119,6 +137,8 @@ impl Run {
     pub fn on(&mut self, now: Millis, input: Input) -> Vec<Effect> {
         match input {
             Input::StopAsked(why) => self.interrupt(now, Interrupted::Stop(why)),
+            Input::HandOverAsked => self.interrupt(now, Interrupted::HandOver),
+            Input::ImageLost => self.image_lost(now),
             Input::Expired(timer) => self.interrupt(now, Interrupted::Timeout(timer)),
             Input::Prepared => self.prepared(now),
             Input::Fetched => self.fetched(now),
@@ -143,6 +163,9 @@ impl Run {
     }
 
     fn prepared(&mut self, now: Millis) -> Vec<Effect> {
+        if let State::Adopting(kept) = self.state {
+            return self.adopted(now, kept);
+        }
         if self.state != State::Preparing {
             // The end of a pull may cross a stop.
             return Vec::new();
@@ -150,8 +173,8 @@ impl Run {
         if let Some(ended) = self.end_interrupted(now, None) {
             return ended;
         }
-        self.record.status = Status::Initialized;
-        self.record.initialized_at = Some(now.into());
+        self.record.status = Status::Initialized.at_least(self.record.status);
+        self.record.initialized_at.get_or_insert(Stamp(now));
         let mut list = effects([self.save()]);
         self.record.started_at.get_or_insert(Stamp(now));
         let running =
@@ -176,7 +199,7 @@ impl Run {
                 self.state = State::Fetching(position);
                 let message = format!("run {} fetches resource {resource}", self.record.run_id);
                 let mut fetch = emit(Reason::ResourceFetch { resource: resource.clone() }, message);
-                about(&mut fetch, &step.name, 1);
+                about(&mut fetch, &step.name, self.next_attempt(&step.name));
                 let mut list = effects([self.save()]);
                 list.extend(first);
                 list.extend([fetch, Effect::Fetch(position)]);
@@ -196,7 +219,7 @@ impl Run {
         self.state = State::Running(position);
         self.step_began = now;
         self.last_exit = Exited::default();
-        let attempt = 1;
+        let attempt = self.next_attempt(&step.name);
         self.record.steps.push(StepRecord {
             name: step.name.clone(),
             status: StepStatus::Started,
@@ -206,6 +229,8 @@ impl Run {
             engine: None,
             digest: None,
             epoch: Some(self.epoch),
+            stdout_bytes: 0,
+            stderr_bytes: 0,
             last_seq: None,
             started_at: Some(now.into()),
             completed_at: None,
@@ -256,25 +281,27 @@ impl Run {
                 },
                 message,
             );
-            about(&mut upload, &step.name, 1);
+            about(&mut upload, &step.name, self.attempt());
             return effects([cancel, upload, Effect::Upload(position)]);
         }
         let mut list = vec![cancel, Effect::Discard];
-        let status = if interrupted { StepStatus::Stopped } else { StepStatus::Failed };
-        list.extend(self.close_step(now, position, status, Some(exited.code), None));
-        match self.end_interrupted(now, Some(exited.code)) {
-            Some(ended) => list.extend(ended),
-            None => {
-                let (cause, why) = exit_words(exited);
-                list.extend(self.end_failed(now, cause, &why, Some(exited.code)));
-            }
+        if self.is_handed_over() {
+            // How a step ends that was stopped for this says nothing: it runs again.
+            list.extend(self.release());
+            return list;
         }
+        let status = if interrupted { StepStatus::Stopped } else { StepStatus::Failed };
+        list.extend(self.close_and_end(now, position, status, Some(exited.code), |run| {
+            let (cause, why) = exit_words(exited);
+            run.end_interrupted(now, Some(exited.code))
+                .unwrap_or_else(|| run.end_failed(now, cause, &why, Some(exited.code)))
+        }));
         list
     }
 
     fn uploaded(&mut self, now: Millis) -> Vec<Effect> {
         let State::Uploading(position) = self.state else { return Vec::new() };
-        if self.interrupted.is_some() {
+        if self.interrupted.is_some() && !self.is_handed_over() {
             return self.abandon_step(now, position);
         }
         self.state = State::Committing(position);
@@ -307,7 +334,7 @@ impl Run {
     ) -> Vec<Effect> {
         match self.state {
             State::Claimed | State::Ended => Vec::new(),
-            State::Preparing | State::Fetching(_) => self
+            State::Preparing | State::Adopting(_) | State::Fetching(_) => self
                 .end_interrupted(now, None)
                 .unwrap_or_else(|| self.end_failed(now, cause, message, None)),
             State::Running(position) | State::Uploading(position) | State::Committing(position) => {
@@ -319,8 +346,13 @@ impl Run {
                     list.extend(self.abandon_step(now, position));
                     return list;
                 }
-                list.extend(self.close_step(now, position, StepStatus::Failed, exit_code, None));
-                list.extend(self.end_failed(now, cause, message, exit_code));
+                list.extend(self.close_and_end(
+                    now,
+                    position,
+                    StepStatus::Failed,
+                    exit_code,
+                    |run| run.end_failed(now, cause, message, exit_code),
+                ));
                 list
             }
         }
@@ -339,11 +371,13 @@ impl Run {
         }
         let stop = matches!(why, Interrupted::Stop(_));
         // A stop outranks a timeout: the user is told that the stop was heard, and gets `stopped`.
-        let repeated = match (&self.interrupted, stop) {
-            (Some(Interrupted::Stop(_)), _) | (Some(Interrupted::Timeout(_)), false) => true,
-            (Some(Interrupted::Timeout(_)), true) | (None, _) => false,
+        // Both outrank the wish that somebody else goes on.
+        let rank = |why: &Interrupted| match why {
+            Interrupted::HandOver => 1,
+            Interrupted::Timeout(_) => 2,
+            Interrupted::Stop(_) => 3,
         };
-        if repeated {
+        if self.interrupted.as_ref().is_some_and(|before| rank(before) >= rank(&why)) {
             return Vec::new();
         }
         let mut list = Vec::new();
@@ -360,69 +394,14 @@ impl Run {
         list
     }
 
-    fn abandon_step(&mut self, now: Millis, position: usize) -> Vec<Effect> {
-        let code = Some(self.last_exit.code).filter(|_| !matches!(self.state, State::Running(_)));
-        let mut list = vec![Effect::Discard];
-        list.extend(self.close_step(now, position, StepStatus::Stopped, code, None));
-        list.extend(self.end_interrupted(now, None).unwrap_or_default());
-        list
+    /// The attempt at a step that is begun next.
+    fn next_attempt(&self, step: &StepName) -> u32 {
+        self.tried.iter().find(|(name, _)| name == step).map_or(1, |(_, attempts)| attempts + 1)
     }
 
-    fn close_step(
-        &mut self,
-        now: Millis,
-        position: usize,
-        status: StepStatus,
-        exit_code: Option<i32>,
-        image: Option<String>,
-    ) -> Vec<Effect> {
-        let completed = self.close_step_record(now, position, status, exit_code, image);
-        let mut list = vec![self.save()];
-        list.extend(completed);
-        list
-    }
-
-    /// Closes the record of the step that runs, and returns the event to publish after the save.
-    fn close_step_record(
-        &mut self,
-        now: Millis,
-        position: usize,
-        status: StepStatus,
-        exit_code: Option<i32>,
-        image: Option<String>,
-    ) -> Option<Effect> {
-        let exited = self.last_exit;
-        let name = self.steps().get(position)?.name.clone();
-        let step = self.record.steps.last_mut().filter(|step| step.name == name)?;
-        step.status = status;
-        step.exit_code = exit_code;
-        step.image.clone_from(&image);
-        step.completed_at = Some(now.into());
-        let attempt = step.attempt;
-        let run = &self.record.run_id;
-        let message = match (status, exit_code) {
-            (StepStatus::Passed, _) => format!("step {name} of run {run} passed"),
-            (StepStatus::Stopped, _) => format!("step {name} of run {run} was stopped"),
-            (_, Some(0) | None) => format!("step {name} of run {run} failed"),
-            (_, Some(code)) => format!("step {name} of run {run} failed with exit code {code}"),
-        };
-        let passed = status == StepStatus::Passed;
-        let mut completed = emit(
-            Reason::StepCompleted {
-                exit_code,
-                duration_ms: u64::try_from(now.0 - self.step_began.0).unwrap_or(0),
-                stdout_bytes: exited.stdout_bytes,
-                stderr_bytes: exited.stderr_bytes,
-                image,
-                repeated: false,
-            },
-            message,
-        );
-        about(&mut completed, &name, attempt);
-        if let Effect::Emit(draft) = &mut completed {
-            draft.severity = Some(if passed { Severity::Normal } else { Severity::Warning });
-        }
-        Some(completed)
+    /// The attempt at the step that runs.
+    fn attempt(&self) -> u32 {
+        self.record.steps.last().map_or(1, |step| step.attempt)
     }
 }
 

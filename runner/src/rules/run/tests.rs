@@ -217,6 +217,8 @@ fn any_input() -> impl Strategy<Value = Input> {
         1 => Just(Input::Broke { cause: Cause::Engine, message: "x".into(), exit_code: None, said: None }),
         1 => Just(Input::StopAsked(StopWhy::User { reason: None })),
         1 => Just(Input::StopAsked(StopWhy::Shutdown)),
+        1 => Just(Input::HandOverAsked),
+        1 => Just(Input::ImageLost),
         1 => (0usize..4).prop_map(|n| Input::Expired(Timer::Step(n))),
         1 => Just(Input::Expired(Timer::Run)),
     ]
@@ -229,14 +231,17 @@ proptest! {
     ) {
         let mut run = run(if rich { RICH } else { TWO });
         let mut all = run.begin(NOW);
-        let mut ended = false;
+        let (mut ended, mut left) = (false, false);
         for input in inputs {
             let list = run.on(NOW, input);
-            prop_assert!(!ended || list.is_empty(), "orders after the end: {list:?}");
+            prop_assert!(!(ended || left) || list.is_empty(), "orders after the end: {list:?}");
             ended |= list.contains(&Effect::Finish);
+            left |= list.contains(&Effect::Release);
             all.extend(list);
         }
+        prop_assert!(!(ended && left), "a run that is handed over has not ended");
         prop_assert_eq!(ended, run.record().status.is_ended());
+        prop_assert_eq!(left, run.record().released.is_some());
         let mut recorded = 0;
         for effect in &all {
             match effect {
@@ -259,4 +264,121 @@ proptest! {
             }
         }
     }
+}
+
+fn past(handed_over: bool) -> Past {
+    Past { node: NodeId::found("bob/runner-0"), epoch: Epoch(5), handed_over }
+}
+
+/// The record of a run whose last owner left it with these steps.
+fn left_with(steps: &[(&str, StepStatus)]) -> RunRecord {
+    let mut record = record(RICH);
+    record.status = Status::Running;
+    record.initiated_at = Some(Stamp(Millis(0)));
+    record.steps = steps
+        .iter()
+        .map(|(name, status)| {
+            let passed = *status == StepStatus::Passed;
+            serde_json::from_value(serde_json::json!({
+                "name": name, "status": status, "attempt": 1, "epoch": 5, "last-seq": 8,
+                "image": passed.then_some("i"), "engine": passed.then_some("e"),
+            }))
+            .unwrap()
+        })
+        .collect();
+    record
+}
+
+fn resumed(record: RunRecord, handed_over: bool) -> (Run, Vec<String>) {
+    let mut run = Run::claimed(record, NodeId::found("bob/runner-1"), Epoch(7));
+    let first = words(&run.resume(NOW, past(handed_over), 3));
+    (run, first)
+}
+
+#[test]
+fn the_next_owner_goes_on_after_the_last_step_that_was_kept() {
+    let left = left_with(&[("0", StepStatus::Passed), ("1", StepStatus::Started)]);
+    let (mut run, first) = resumed(left, false);
+    assert_eq!(first, ["adopt(\"i\")", "settimer(run, 3599s)"], "the run's time goes on");
+    // The resource of the first step is in the image.
+    assert_eq!(
+        words(&run.on(NOW, Input::Prepared)),
+        [
+            "start(1)",
+            "save running",
+            "PipelineRunResumed",
+            "StepCompleted",
+            "StepStarted",
+            "opengate"
+        ]
+    );
+    assert_eq!(run.record().steps[1].attempt, 2);
+}
+
+#[test]
+fn a_run_that_has_kept_nothing_starts_from_the_top() {
+    let (mut run, first) = resumed(left_with(&[("0", StepStatus::Started)]), false);
+    assert_eq!(
+        first,
+        ["prepare", "save running", "PipelineRunResumed", "ImagePull", "settimer(run, 3599s)"]
+    );
+    assert!(words(&run.on(NOW, Input::Prepared)).contains(&"ResourceFetch".to_owned()));
+    drop(run.on(NOW, Input::Fetched));
+    assert_eq!(run.record().steps[0].attempt, 2);
+    assert_eq!(run.record().status, Status::Running, "no status is left for an earlier one");
+}
+
+#[test]
+fn a_run_whose_steps_have_all_passed_only_ends() {
+    let left = left_with(&[("0", StepStatus::Passed), ("1", StepStatus::Passed)]);
+    let (mut run, _) = resumed(left, true);
+    let ended = words(&run.on(NOW, Input::Prepared));
+    assert_eq!(ended.last().unwrap(), "finish");
+    assert!(!ended.iter().any(|word| word.starts_with("start(")), "{ended:?}");
+    assert_eq!(run.record().status, Status::Passed);
+}
+
+#[test]
+fn a_stop_or_a_hand_over_during_the_adoption_is_heard() {
+    let left = left_with(&[("0", StepStatus::Passed)]);
+    let (mut run, _) = resumed(left.clone(), false);
+    drop(run.on(NOW, Input::StopAsked(StopWhy::User { reason: None })));
+    assert_eq!(words(&run.on(NOW, Input::Prepared)), ["finish"]);
+    assert_eq!(run.record().status, Status::Stopped);
+    let (mut run, _) = resumed(left, false);
+    assert_eq!(words(&run.on(NOW, Input::HandOverAsked)), ["interrupt"]);
+    assert_eq!(words(&run.on(NOW, Input::ImageLost)), ["release"]);
+}
+
+#[test]
+fn a_hand_over_waits_for_the_commit_and_gives_up_what_runs() {
+    let exited = Input::Exited(Exited::default());
+    let mut keeps = run(TWO);
+    drop(keeps.begin(NOW));
+    drop(keeps.on(NOW, Input::Prepared));
+    drop(keeps.on(NOW, exited.clone()));
+    assert_eq!(words(&keeps.on(NOW, Input::HandOverAsked)), ["interrupt"]);
+    let last = words(&keeps.on(NOW, committed("i0")));
+    assert_eq!(last, ["save running", "StepCompleted", "release"]);
+    assert_eq!(keeps.record().steps[0].status, StepStatus::Passed);
+
+    let mut gives_up = run(TWO);
+    drop(gives_up.begin(NOW));
+    drop(gives_up.on(NOW, Input::Prepared));
+    drop(gives_up.on(NOW, Input::HandOverAsked));
+    // It may have ended well, or because it was told to: nobody knows.
+    assert_eq!(words(&gives_up.on(NOW, exited)), ["canceltimer(step(0))", "discard", "release"]);
+    assert_eq!(gives_up.record().steps[0].status, StepStatus::Started);
+}
+
+#[test]
+fn a_stop_outranks_a_hand_over() {
+    let mut run = run(TWO);
+    drop(run.begin(NOW));
+    drop(run.on(NOW, Input::Prepared));
+    drop(run.on(NOW, Input::HandOverAsked));
+    let asked = Input::StopAsked(StopWhy::User { reason: None });
+    assert_eq!(words(&run.on(NOW, asked)), ["interrupt", "PipelineStopping"]);
+    drop(run.on(NOW, Input::Exited(Exited { code: 143, ..Exited::default() })));
+    assert_eq!((run.record().status, run.record().released.clone()), (Status::Stopped, None));
 }

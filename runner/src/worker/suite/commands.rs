@@ -192,6 +192,9 @@ pub async fn a_stop_reaches_the_owner_whoever_receives_it(mut rig: Rig) {
 
 /// A run that has a record and no owner is ended by whoever hears of its stop.
 pub async fn a_stop_ends_a_run_that_nobody_owns_and_needs_no_slot(mut rig: Rig) {
+    rig.worker(1).await;
+    rig.start(&rig.run("fills"), &rig.pipeline("fills", &["hang"])).await;
+    rig.event(&rig.run("fills"), "StepStarted").await;
     let run = rig.run("orphan");
     let pipeline = rig.pipeline("orphan", &["exit 0"]);
     let record = json!({
@@ -202,16 +205,13 @@ pub async fn a_stop_ends_a_run_that_nobody_owns_and_needs_no_slot(mut rig: Rig) 
         .put(names::run_key(&run), record.to_string().into_bytes())
         .put(names::open_key(&run), b"{}".to_vec());
     assert!(rig.ports.store.txn(txn).await.unwrap().committed);
-    rig.worker(1).await;
-    rig.start(&rig.run("fills"), &rig.pipeline("fills", &["hang"])).await;
-    rig.event(&rig.run("fills"), "StepStarted").await;
     rig.stop(&run).await;
     let record = rig.settled(&run).await;
     assert_eq!((record.status, record.attempt), (Status::Stopped, 2));
     rig.end().await;
 }
 
-fn pipeline_model(pipeline: &serde_json::Value) -> serde_json::Value {
+pub(super) fn pipeline_model(pipeline: &serde_json::Value) -> serde_json::Value {
     let parsed = protocol::dialect::pipeline_from_json(pipeline).unwrap();
     serde_json::to_value(parsed).unwrap()
 }

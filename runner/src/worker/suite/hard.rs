@@ -87,10 +87,14 @@ pub async fn a_start_without_memory_waits_and_loses_nothing(mut rig: Rig) {
 }
 
 /// A store that misbehaves where it is told to.
-struct Unruly {
+pub(super) struct Unruly {
     store: Arc<dyn Store>,
     /// The next renewal finds the lease gone.
-    forgets: AtomicBool,
+    pub(super) forgets: AtomicBool,
+    /// It does not answer any more.
+    away: AtomicBool,
+    /// The leases of workers that were granted.
+    short: Mutex<Vec<LeaseId>>,
     /// What happens to the next transaction that this holds for.
     trouble: Mutex<Option<(Trouble, Which)>>,
     /// The leases of days that were granted.
@@ -104,7 +108,7 @@ struct Unruly {
 /// Whether it is this transaction.
 type Which = fn(&Txn) -> bool;
 
-enum Trouble {
+pub(super) enum Trouble {
     /// A panic, as only a fault of our own code would bring it.
     Panic,
     /// It is made, but its answer does not arrive.
@@ -131,11 +135,13 @@ fn lets_go(txn: &Txn) -> bool {
 }
 
 impl Unruly {
-    fn over(rig: &Rig) -> Arc<Self> {
+    pub(super) fn over(rig: &Rig) -> Arc<Self> {
         let store = Arc::clone(&rig.ports.store);
         Arc::new(Self {
             store,
             forgets: AtomicBool::new(false),
+            away: AtomicBool::new(false),
+            short: Mutex::default(),
             trouble: Mutex::default(),
             long: Mutex::default(),
             holding: Notify::new(),
@@ -148,7 +154,29 @@ impl Unruly {
     }
 
     /// A worker over this store.
-    async fn worker(self: &Arc<Self>, rig: &mut Rig, options: Options) -> NodeId {
+    /// Its worker sees nothing of the store any more, and the store counts it as dead.
+    pub(super) async fn cut(&self) {
+        self.away.store(true, Ordering::Relaxed);
+        let leases = std::mem::take(&mut *self.short.lock().unwrap());
+        for lease in leases {
+            self.store.revoke(lease).await.unwrap();
+        }
+    }
+
+    /// It answers again.
+    pub(super) fn mend(&self) {
+        self.away.store(false, Ordering::Relaxed);
+    }
+
+    fn answers(&self) -> Result<(), StoreError> {
+        if self.away.load(Ordering::Relaxed) {
+            let (at, cause) = ("here".to_owned(), "it is cut off".to_owned());
+            return Err(StoreError::Unreachable { at, cause });
+        }
+        Ok(())
+    }
+
+    pub(super) async fn worker(self: &Arc<Self>, rig: &mut Rig, options: Options) -> NodeId {
         let mut ports = (rig.make)(&options.node).await;
         ports.store = Arc::clone(self) as _;
         rig.worker_with(options, ports).await
@@ -158,13 +186,16 @@ impl Unruly {
 #[async_trait]
 impl Store for Unruly {
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
+        self.answers()?;
         self.store.get(key).await
     }
     async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
+        self.answers()?;
         self.store.list(prefix).await
     }
     #[expect(clippy::panic, reason = "this is what is tried")]
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {
+        self.answers()?;
         let trouble = self.trouble.lock().unwrap().take_if(|(_, when)| when(&txn));
         match trouble {
             Some((Trouble::Panic, _)) => panic!("the drive fails, as it was told to"),
@@ -182,34 +213,40 @@ impl Store for Unruly {
         }
     }
     async fn grant(&self, ttl: Duration) -> Result<Granted, StoreError> {
+        self.answers()?;
         let granted = self.store.grant(ttl).await?;
-        if ttl > Duration::from_secs(3600) {
-            self.long.lock().unwrap().push(granted.lease);
-        }
+        let of_worker = ttl <= Duration::from_secs(3600);
+        let kept = if of_worker { &self.short } else { &self.long };
+        kept.lock().unwrap().push(granted.lease);
         Ok(granted)
     }
     async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
+        self.answers()?;
         if self.forgets.swap(false, Ordering::Relaxed) {
             self.store.revoke(lease).await?;
         }
         self.store.keep_alive(lease).await
     }
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.answers()?;
         self.store.revoke(lease).await
     }
     async fn watch(&self, prefix: &str, from_revision: i64) -> Result<Changes, StoreError> {
+        self.answers()?;
         self.store.watch(prefix, from_revision).await
     }
 }
 
-/// A lost lease kills what runs at once; the run is taken again and ended, and the worker goes on.
+/// A lost lease kills what runs at once; a run that is not to go on is taken again and ended.
 pub async fn a_lost_lease_stops_the_work_at_once(mut rig: Rig) {
     let unruly = Unruly::over(&rig);
     let mut options = options(new_node(), 1);
     options.lease_ttl = Duration::from_secs(2);
     unruly.worker(&mut rig, options).await;
     let run = rig.run("loses");
-    rig.start(&run, &rig.pipeline("loses", &["stubborn"])).await;
+    let mut pipeline = rig.pipeline("loses", &["stubborn"]);
+    pipeline["on-lost"] = "fail".into();
+    rig.start(&run, &pipeline).await;
     rig.event(&run, "StepStarted").await;
     let before = rig.record(&run, |record| record.status == Status::Running).await;
     unruly.forgets.store(true, Ordering::Relaxed);
@@ -269,7 +306,9 @@ pub async fn a_claim_whose_answer_was_lost_is_taken_up(mut rig: Rig) {
     unruly.worker(&mut rig, options).await;
     let run = rig.run("answered");
     unruly.next(Trouble::LoseAnswer, is_claim);
-    rig.start(&run, &rig.pipeline("answered", &["stubborn"])).await;
+    let mut pipeline = rig.pipeline("answered", &["stubborn"]);
+    pipeline["on-lost"] = "fail".into();
+    rig.start(&run, &pipeline).await;
     let record = rig.record(&run, |record| record.status == Status::Running).await;
     assert_eq!(record.attempt, 1);
     // The same where the worker takes the run again that went with its lease.

@@ -15,6 +15,7 @@
 pub mod commands;
 pub mod hard;
 pub mod runs;
+pub mod takeover;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +79,8 @@ pub fn options(node: NodeId, slots: usize) -> Options {
         network: None,
         pull: PullPolicy::Missing,
         heartbeat: Duration::from_secs(1),
+        rescue: true,
+        max_losses: 3,
         retention: Duration::from_secs(24 * 3600),
         own_queue: true,
         version: "test".into(),

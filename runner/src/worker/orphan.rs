@@ -1,0 +1,88 @@
+//! Claims a run that another owner had: the next epoch, in one transaction with its record.
+
+use protocol::id::{Epoch, RunId};
+use protocol::names;
+use protocol::run::RunRecord;
+
+use super::Shared;
+use super::claim::{adopted, json, logger_url, not_restored, read_record};
+use super::lease::Held;
+use super::ledger::owner_value;
+use crate::ports::{Claim, Entry, Expect, StoreError, Txn};
+use crate::rules::run::Past;
+
+/// A run that had no owner, and is ours now.
+pub(super) struct Orphan {
+    pub(super) claim: Claim,
+    pub(super) record: RunRecord,
+    pub(super) modified: i64,
+    pub(super) logger_url: Option<String>,
+    pub(super) past: Past,
+}
+
+/// What a run without an owner is claimed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To be ended, or its end published.
+    End,
+    /// To be gone on with, as long as nobody has stopped it. `lost`: this counts as a loss.
+    GoOn { lost: bool },
+}
+
+/// Claims a run that is recorded and has no owner: a new epoch, and the next attempt. `None`: it has
+/// an owner, or it has changed. The caller holds the run's place in the roster.
+pub(super) async fn claim_orphan(
+    shared: &Shared,
+    held: &Held,
+    run: &RunId,
+    record: &Entry,
+    purpose: Purpose,
+) -> Result<Option<Orphan>, StoreError> {
+    let mut parsed = read_record(run, record)?;
+    let node = parsed.node.clone().unwrap_or_else(|| shared.options.node.clone());
+    // An owner fills in its epoch with its first write; until then its claim is the last change.
+    let epoch = parsed.epoch.unwrap_or(Epoch(record.mod_revision));
+    let past = Past { node, epoch, handed_over: parsed.released.is_some() };
+    let logger_url = match &parsed.logger {
+        Some(logger) => logger_url(
+            shared.ports.store.get(&format!("{}{logger}", names::LOGGERS)).await?.as_ref(),
+        ),
+        None => None,
+    };
+    if !parsed.status.is_ended() {
+        parsed.attempt += 1;
+        parsed.epoch = None;
+        parsed.released = None;
+        if purpose == (Purpose::GoOn { lost: true }) && !past.handed_over {
+            parsed.losses += 1;
+        }
+    }
+    parsed.node = Some(shared.options.node.clone());
+    let mut txn = Txn::new();
+    if matches!(purpose, Purpose::GoOn { .. }) {
+        txn = txn.when(names::stop_key(run), Expect::Absent);
+    }
+    let txn = txn
+        .when(names::owner_key(run), Expect::Absent)
+        .when(names::run_key(run), Expect::ModifiedAt(record.mod_revision))
+        .put_leased(names::owner_key(run), owner_value(&shared.options.node), held.lease)
+        .put(names::run_key(run), json(&parsed)?)
+        .read(names::owner_key(run))
+        .read(names::run_key(run));
+    let reply = shared.ports.store.txn(txn).await?;
+    not_restored(run, record, reply.revision)?;
+    if !reply.committed {
+        let ours = reply.entry(0).filter(|o| o.value == owner_value(&shared.options.node));
+        // A claim of ours whose answer was lost: nobody else here drives it, as we hold its place.
+        return match (ours, reply.entry(1)) {
+            (Some(owner), Some(record)) => {
+                let (claim, record, modified) = adopted(run, owner, record)?;
+                Ok(Some(Orphan { claim, record, modified, logger_url, past }))
+            }
+            (_, _) => Ok(None),
+        };
+    }
+    let claim =
+        Claim { run: run.clone(), epoch: Epoch(reply.revision), node: shared.options.node.clone() };
+    Ok(Some(Orphan { claim, record: parsed, modified: reply.revision, logger_url, past }))
+}

@@ -1,0 +1,380 @@
+//! Finds runs that nobody looks after, and goes on with them: a look at what is open and what is
+//! owned, then a watch from there, and another look every now and then, as watches can fall behind.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::future::BoxFuture;
+use protocol::id::RunId;
+use protocol::names;
+use protocol::run::{NodeEntry, NodeState, Open, RunRecord, StepStatus, StopEntry};
+use rand::Rng as _;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::Shared;
+use super::claim::read_record;
+use super::control::end_orphan;
+use super::launch::Launch;
+use super::lease::{Current, Held};
+use super::ledger::owner_value;
+use super::orphan::{Purpose, claim_orphan};
+use crate::ports::{Change, Entry, StoreError, Txn};
+
+/// The time between two looks where nothing else asks for one.
+const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Of several workers that see the same run orphaned, one is the first.
+const SPREAD: Duration = Duration::from_millis(200);
+/// How long a run is left alone that could not be taken.
+const AGAIN: Duration = Duration::from_millis(500);
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+const RETRY_MOST: Duration = Duration::from_secs(5);
+
+/// Rescues for as long as there is a lease, until the worker takes nothing any more.
+pub(super) async fn run(shared: Arc<Shared>, mut lease: Current, stop: CancellationToken) {
+    loop {
+        let held = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            held = lease.wait_for(|held| held.as_ref().is_some_and(|h| !h.lost.is_cancelled())) => {
+                match held {
+                    Ok(held) => held.clone(),
+                    Err(_) => return,
+                }
+            }
+        };
+        let Some(held) = held else { continue };
+        let mut rescue = Rescue {
+            shared: &shared,
+            held: &held,
+            stop: &stop,
+            orphans: HashMap::new(),
+            slot: Slot::None,
+        };
+        rescue.under_lease().await;
+    }
+}
+
+/// A run without an owner.
+#[derive(Debug, Clone, Copy)]
+struct Orphan {
+    /// When it was first seen so.
+    since: Instant,
+    /// When it is looked at next.
+    due: Instant,
+}
+
+enum Slot {
+    None,
+    Awaited(BoxFuture<'static, Option<OwnedSemaphorePermit>>),
+    Free(OwnedSemaphorePermit),
+}
+
+struct Rescue<'a> {
+    shared: &'a Arc<Shared>,
+    held: &'a Held,
+    stop: &'a CancellationToken,
+    orphans: HashMap<RunId, Orphan>,
+    slot: Slot,
+}
+
+/// What is to be done with a run that was found without an owner.
+enum Found {
+    /// Nothing: it is looked after.
+    Settled,
+    /// Its ending is recorded: it is to be published, and the run let go.
+    Ended(Entry),
+    /// Somebody has stopped it.
+    Stopped(StopEntry),
+    /// It is to go on.
+    Open(Entry),
+    /// Others are to be given the time.
+    NotYet(Duration),
+}
+
+impl Rescue<'_> {
+    fn is_over(&self) -> bool {
+        self.held.lost.is_cancelled() || self.stop.is_cancelled()
+    }
+
+    async fn under_lease(&mut self) {
+        let mut wait = RETRY_FIRST;
+        while !self.is_over() {
+            match self.look_and_follow().await {
+                Ok(()) => wait = RETRY_FIRST,
+                Err(cause) => {
+                    warn!(%cause, "runs without an owner are looked for anew");
+                    tokio::select! {
+                        () = self.held.lost.cancelled() => {}
+                        () = self.stop.cancelled() => {}
+                        () = tokio::time::sleep(wait) => {}
+                    }
+                    wait = (wait * 2).min(RETRY_MOST);
+                }
+            }
+        }
+    }
+
+    /// One look, and what follows on it. Ends when it is time for the next.
+    async fn look_and_follow(&mut self) -> Result<(), StoreError> {
+        let store = &self.shared.ports.store;
+        let look = Txn::new().read_prefix(names::OPEN).read_prefix(names::OWNERS);
+        let look = store.txn(look).await?;
+        self.saw(&look.reads);
+        let mut changes = store.watch(names::OPEN_AND_OWNERS, look.revision + 1).await?;
+        let until = Instant::now() + LOOK_EVERY;
+        loop {
+            let due = self.orphans.values().map(|orphan| orphan.due).min();
+            let slot = async {
+                match &mut self.slot {
+                    Slot::Awaited(slot) => slot.await,
+                    Slot::None | Slot::Free(_) => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = self.held.lost.cancelled() => return Ok(()),
+                () = self.stop.cancelled() => return Ok(()),
+                change = changes.next() => match change {
+                    Some(change) => self.changed(change?),
+                    None => return Ok(()),
+                },
+                slot = slot => {
+                    self.slot = slot.map_or(Slot::None, Slot::Free);
+                    let now = Instant::now();
+                    self.orphans.values_mut().for_each(|orphan| orphan.due = now);
+                }
+                () = tokio::time::sleep_until(due.unwrap_or(until).min(until)) => {
+                    if Instant::now() >= until {
+                        return Ok(());
+                    }
+                    self.take_what_is_due().await?;
+                }
+            }
+        }
+    }
+
+    /// Notes what a look has shown: lists of what is open, and of what is owned.
+    fn saw(&mut self, reads: &[Vec<Entry>]) {
+        let (open, owners) = (reads.first().into_iter().flatten(), reads.get(1));
+        // What this node owns and nobody here drives: a claim whose answer was lost.
+        let mine = owner_value(&self.shared.options.node);
+        let owned = |run: &RunId| {
+            let key = names::owner_key(run);
+            owners.into_iter().flatten().any(|owner| {
+                owner.key == key && (owner.value != mine || self.shared.roster.has(run))
+            })
+        };
+        let orphans: Vec<RunId> = open
+            .filter(|entry| !waits(&entry.value))
+            .filter_map(|entry| entry.key.strip_prefix(names::OPEN)?.parse().ok())
+            .filter(|run| !owned(run))
+            .collect();
+        self.orphans.retain(|run, _| orphans.contains(run));
+        for run in orphans {
+            self.note(run);
+        }
+    }
+
+    fn changed(&mut self, change: Change) {
+        match change {
+            Change::Put(entry) => {
+                if let Some(run) = run_of(&entry.key, names::OWNERS) {
+                    self.orphans.remove(&run);
+                }
+            }
+            Change::Deleted { key, .. } => {
+                if let Some(run) = run_of(&key, names::OPEN) {
+                    self.orphans.remove(&run);
+                } else if let Some(run) = run_of(&key, names::OWNERS) {
+                    self.note(run);
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, run: RunId) {
+        let now = Instant::now();
+        let due = now + rand::rng().random_range(Duration::ZERO..SPREAD);
+        self.orphans.entry(run).or_insert(Orphan { since: now, due });
+    }
+
+    async fn take_what_is_due(&mut self) -> Result<(), StoreError> {
+        let now = Instant::now();
+        let mut due: Vec<(RunId, Orphan)> = self
+            .orphans
+            .iter()
+            .filter(|(_, orphan)| orphan.due <= now)
+            .map(|(run, orphan)| (run.clone(), *orphan))
+            .collect();
+        due.sort_by_key(|(_, orphan)| orphan.since);
+        for (run, orphan) in due {
+            if self.is_over() {
+                return Ok(());
+            }
+            match self.take(&run, orphan).await? {
+                None => drop(self.orphans.remove(&run)),
+                Some(wait) => {
+                    if let Some(orphan) = self.orphans.get_mut(&run) {
+                        orphan.due = Instant::now() + wait;
+                    }
+                }
+            }
+        }
+        if !matches!(self.slot, Slot::Awaited(_)) || self.orphans.is_empty() {
+            self.slot = Slot::None;
+        }
+        Ok(())
+    }
+
+    /// Does what is to be done with a run. `None`: nothing is left to do for us; else when to look
+    /// again.
+    async fn take(&mut self, run: &RunId, orphan: Orphan) -> Result<Option<Duration>, StoreError> {
+        let (shared, held) = (self.shared, self.held);
+        if shared.roster.has(run) || shared.is_to_be_ended(run) {
+            // It is one of ours that has not gone yet.
+            return Ok(Some(AGAIN));
+        }
+        let (entry, purpose) = match find(shared, run, orphan).await? {
+            Found::Settled => return Ok(None),
+            Found::NotYet(wait) => return Ok(Some(wait)),
+            Found::Stopped(stop) => {
+                end_orphan(shared, held, run, &stop.reason).await?;
+                return Ok(Some(AGAIN));
+            }
+            Found::Ended(entry) => (entry, Purpose::End),
+            Found::Open(entry) => (entry, Purpose::GoOn { lost: !shared.own_lost().contains(run) }),
+        };
+        let slot = match purpose {
+            Purpose::End => None,
+            Purpose::GoOn { .. } => match self.free_slot() {
+                Some(slot) => Some(slot),
+                // As soon as one is free it is looked at again.
+                None => return Ok(Some(LOOK_EVERY)),
+            },
+        };
+        let Some(launch) = Launch::enter(shared, run) else { return Ok(Some(AGAIN)) };
+        match claim_orphan(shared, held, run, &entry, purpose).await {
+            Ok(Some(orphan)) => {
+                shared.own_lost().remove(run);
+                match slot {
+                    Some(slot) => {
+                        info!(run.id = %run, previous = %orphan.past.node, "run {run} is taken over");
+                        launch.resume(held, orphan, slot);
+                    }
+                    None => launch.conclude(held, orphan),
+                }
+                Ok(None)
+            }
+            // Somebody was faster, or has stopped it.
+            Ok(None) => {
+                launch.cancel();
+                Ok(Some(AGAIN))
+            }
+            Err(cause) => {
+                launch.cancel();
+                if cause.is_of_the_request() {
+                    warn!(run.id = %run, %cause, "run {run} cannot be taken over");
+                    return Ok(Some(LOOK_EVERY));
+                }
+                Err(cause)
+            }
+        }
+    }
+
+    fn free_slot(&mut self) -> Option<OwnedSemaphorePermit> {
+        match std::mem::replace(&mut self.slot, Slot::None) {
+            Slot::Free(slot) => return Some(slot),
+            Slot::Awaited(slot) => {
+                self.slot = Slot::Awaited(slot);
+                return None;
+            }
+            Slot::None => {}
+        }
+        let slots = Arc::clone(&self.shared.slots);
+        if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
+            return Some(slot);
+        }
+        self.slot = Slot::Awaited(Box::pin(async move { slots.acquire_owned().await.ok() }));
+        // The one that waits for new starts is given first.
+        self.shared.slot_wanted.notify_one();
+        None
+    }
+}
+
+/// What stands of a run, and so what is to be done with it.
+async fn find(shared: &Shared, run: &RunId, orphan: Orphan) -> Result<Found, StoreError> {
+    let look = Txn::new()
+        .read(names::run_key(run))
+        .read(names::open_key(run))
+        .read(names::owner_key(run))
+        .read(names::stop_key(run));
+    let look = shared.ports.store.txn(look).await?;
+    let mine = owner_value(&shared.options.node);
+    let owned = look.entry(2).is_some_and(|owner| owner.value != mine);
+    let (Some(entry), Some(open), false) = (look.entry(0), look.entry(1), owned) else {
+        return Ok(Found::Settled);
+    };
+    if waits(&open.value) {
+        return Ok(Found::Settled);
+    }
+    let record = match read_record(run, entry) {
+        Ok(record) => record,
+        Err(cause) => {
+            warn!(run.id = %run, %cause, "run {run} cannot be taken over");
+            return Ok(Found::NotYet(LOOK_EVERY));
+        }
+    };
+    if record.status.is_ended() {
+        return Ok(Found::Ended(entry.clone()));
+    }
+    if let Some(stop) = look.entry(3) {
+        let unsaid =
+            StopEntry { reason: None, by: shared.options.node.clone(), at: record.scheduled_at };
+        return Ok(Found::Stopped(serde_json::from_slice(&stop.value).unwrap_or(unsaid)));
+    }
+    if let Some(wait) = is_for_others(shared, &record, orphan).await? {
+        return Ok(Found::NotYet(wait));
+    }
+    Ok(Found::Open(entry.clone()))
+}
+
+/// Whether the engine that holds what the run has come to is another one, and how long its workers
+/// are given.
+async fn is_for_others(
+    shared: &Shared,
+    record: &RunRecord,
+    orphan: Orphan,
+) -> Result<Option<Duration>, StoreError> {
+    let passed = record.steps.iter().rev().find(|step| step.status == StepStatus::Passed);
+    let Some(engine) = passed.and_then(|step| step.engine.as_ref()) else { return Ok(None) };
+    if *engine == shared.engine.id {
+        return Ok(None);
+    }
+    let ttl = shared.options.lease_ttl;
+    let left = (ttl * 2).saturating_sub(orphan.since.elapsed());
+    if !left.is_zero() {
+        return Ok(Some(left));
+    }
+    let nodes = shared.ports.store.list(names::NODES).await?;
+    let can = |node: &NodeEntry| node.engine == *engine && node.state == NodeState::Ready;
+    let there = nodes
+        .entries
+        .iter()
+        .filter_map(|entry| serde_json::from_slice(&entry.value).ok())
+        .any(|node| can(&node));
+    Ok(there.then_some(ttl))
+}
+
+fn run_of(key: &str, prefix: &str) -> Option<RunId> {
+    key.strip_prefix(prefix)?.parse().ok()
+}
+
+/// Whether it waits in its pipeline's queue, which is no business of ours.
+fn waits(open: &[u8]) -> bool {
+    serde_json::from_slice::<Open>(open).is_ok_and(|open| open.waiting_in.is_some())
+}
