@@ -89,6 +89,7 @@ rows! {
     runs::the_record_goes_through_every_status,
     runs::a_failing_step_ends_the_run,
     runs::a_step_and_a_run_time_out,
+    runs::a_failed_step_is_tried_again,
     runs::a_run_keeps_the_definition_and_variables_of_its_start,
 }
 

@@ -201,7 +201,8 @@ pub struct Retry {
     /// How often it is run at most.
     #[schemars(range(min = 1, max = 100))]
     pub attempts: u32,
-    /// The time before the second attempt.
+    /// The time before the second attempt; it doubles with each one after that. 1 s where it is not
+    /// said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay: Option<Span>,
 }
@@ -315,9 +316,6 @@ impl Pipeline {
                     &format!("`{key}` of step {:?}", step.name.as_str()),
                 )
             };
-            if step.retry.is_some() {
-                key("retry");
-            }
             if step.needs.is_some() {
                 key("needs");
             }

@@ -308,7 +308,7 @@ proptest! {
         let body = serde_json::to_vec(&pipeline).unwrap();
         let later = pipeline.retention.is_some()
             || pipeline.steps.iter().any(|step| {
-                step.retry.is_some() || step.needs.is_some() || !step.secrets.is_empty()
+                step.needs.is_some() || !step.secrets.is_empty()
                     || step.executor != ExecutorKind::Podman
             });
         prop_assert_eq!(parse(None, &body).is_refused(), later);

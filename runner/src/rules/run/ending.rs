@@ -113,12 +113,14 @@ impl Run {
             Interrupted::Timeout(timer) => {
                 let limit = match timer {
                     Timer::Run => self.record.pipeline.as_ref().and_then(|p| p.timeout),
-                    Timer::Step(position) => self.steps().get(position).and_then(|s| s.timeout),
+                    Timer::Step(position) | Timer::Retry(position) => {
+                        self.steps().get(position).and_then(|step| step.timeout)
+                    }
                 };
                 let limit = limit.map_or_else(|| "its time".to_owned(), |limit| limit.to_string());
                 let why = match timer {
                     Timer::Run => format!("the run took longer than {limit}"),
-                    Timer::Step(position) => {
+                    Timer::Step(position) | Timer::Retry(position) => {
                         let name = self.steps().get(position).map(|step| step.name.to_string());
                         format!("step {} took longer than {limit}", name.unwrap_or_default())
                     }

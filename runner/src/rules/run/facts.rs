@@ -97,6 +97,8 @@ pub enum Timer {
     Run,
     /// Of the step at this position.
     Step(usize),
+    /// Until the step at this position is tried again.
+    Retry(usize),
 }
 
 /// An order. Orders are performed one after the other, in their order; `Prepare`, `Adopt`, `Fetch`,

@@ -3,6 +3,7 @@
 mod ending;
 mod facts;
 mod resume;
+mod retry;
 
 use protocol::event::Reason;
 use protocol::id::{Epoch, NodeId, StepName};
@@ -23,6 +24,8 @@ enum State {
     Adopting(usize),
     Fetching(usize),
     Running(usize),
+    /// The step has failed, and is tried again when its timer has run out.
+    Waiting(usize),
     Uploading(usize),
     Committing(usize),
     /// The ending is decided, or the run is another worker's.
@@ -139,6 +142,7 @@ impl Run {
             Input::StopAsked(why) => self.interrupt(now, Interrupted::Stop(why)),
             Input::HandOverAsked => self.interrupt(now, Interrupted::HandOver),
             Input::ImageLost => self.image_lost(now),
+            Input::Expired(Timer::Retry(position)) => self.try_again(now, position),
             Input::Expired(timer) => self.interrupt(now, Interrupted::Timeout(timer)),
             Input::Prepared => self.prepared(now),
             Input::Fetched => self.fetched(now),
@@ -290,9 +294,13 @@ impl Run {
             list.extend(self.release());
             return list;
         }
+        if !interrupted && let Some(delay) = self.delay_before_retry(position) {
+            list.extend(self.wait_for_retry(now, position, exited.code, delay));
+            return list;
+        }
         let status = if interrupted { StepStatus::Stopped } else { StepStatus::Failed };
         list.extend(self.close_and_end(now, position, status, Some(exited.code), |run| {
-            let (cause, why) = exit_words(exited);
+            let (cause, why) = run.exhausted(position, exit_words(exited));
             run.end_interrupted(now, Some(exited.code))
                 .unwrap_or_else(|| run.end_failed(now, cause, &why, Some(exited.code)))
         }));
@@ -333,7 +341,7 @@ impl Run {
         exit_code: Option<i32>,
     ) -> Vec<Effect> {
         match self.state {
-            State::Claimed | State::Ended => Vec::new(),
+            State::Claimed | State::Waiting(_) | State::Ended => Vec::new(),
             State::Preparing | State::Adopting(_) | State::Fetching(_) => self
                 .end_interrupted(now, None)
                 .unwrap_or_else(|| self.end_failed(now, cause, message, None)),
@@ -386,7 +394,8 @@ impl Run {
             list.push(emit(Reason::PipelineStopping, message));
         }
         self.interrupted = Some(why);
-        if self.state == State::Claimed {
+        // Nothing goes on that would have to end first.
+        if matches!(self.state, State::Claimed | State::Waiting(_)) {
             list.extend(self.end_interrupted(now, None).unwrap_or_default());
         } else {
             list.insert(0, Effect::Interrupt);

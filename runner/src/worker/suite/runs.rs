@@ -1,7 +1,7 @@
 //! What a run looks like from outside.
 
 use protocol::command::START;
-use protocol::event::{LogStream, Reason};
+use protocol::event::{Event, LogStream, Reason};
 use protocol::names;
 use protocol::run::{Cause, Status};
 use serde_json::json;
@@ -114,6 +114,42 @@ pub async fn a_run_keeps_the_definition_and_variables_of_its_start(mut rig: Rig)
     assert_eq!(record.vars.get("n").map(String::as_str), Some("7"));
     assert_eq!(record.vars.get("flag").map(String::as_str), Some("true"));
     assert_eq!(record.pipeline.unwrap().steps.len(), 1);
+    rig.end().await;
+}
+
+/// A step that fails is tried again, on what the step before it left.
+pub async fn a_failed_step_is_tried_again(mut rig: Rig) {
+    rig.worker(1).await;
+    let run = rig.run("again");
+    let mut pipeline = rig.pipeline("again", &["put /a kept", "exit 7"]);
+    pipeline["steps"][1]["retry"] = json!({ "attempts": 3, "delay": "10ms" });
+    rig.start(&run, &pipeline).await;
+    let record = rig.settled(&run).await;
+    assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::RetriesExhausted)));
+    let attempts: Vec<u32> = record.steps.iter().map(|step| step.attempt).collect();
+    assert_eq!(attempts, [1, 3]);
+    let events = rig.events_of(&run).await;
+    let of_second = |event: &&Event| event.step.as_ref().is_some_and(|step| step.as_str() == "1");
+    let told: Vec<(String, Option<u32>)> = events
+        .iter()
+        .filter(of_second)
+        .map(|event| (reason_of(&event.reason), event.attempt))
+        .collect();
+    let said = |reason: &str, attempt| (reason.to_owned(), Some(attempt));
+    assert_eq!(
+        told,
+        [
+            said("StepStarted", 1),
+            said("StepCompleted", 1),
+            said("StepRetry", 2),
+            said("StepStarted", 2),
+            said("StepCompleted", 2),
+            said("StepRetry", 3),
+            said("StepStarted", 3),
+            said("StepCompleted", 3),
+            said("PipelineFailed", 3),
+        ]
+    );
     rig.end().await;
 }
 

@@ -1,0 +1,87 @@
+//! When a failed step is tried again.
+
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::time::Duration;
+
+use protocol::event::Reason;
+use protocol::run::{Cause, StepStatus};
+use protocol::time::Millis;
+
+use super::facts::{about, emit};
+use super::{Effect, Run, State, Timer};
+
+/// The time before the second attempt, where the pipeline does not say.
+const DELAY: Duration = Duration::from_secs(1);
+/// No attempt waits longer, however many there were.
+const LONGEST: Duration = Duration::from_secs(600);
+
+impl Run {
+    /// How long the step waits that has just failed; `None`: it is not tried again.
+    pub(super) fn delay_before_retry(&self, position: usize) -> Option<Duration> {
+        let step = self.steps().get(position)?;
+        let (retry, attempt) = (step.retry.as_ref()?, self.attempt());
+        if attempt >= retry.attempts {
+            return None;
+        }
+        let first = retry.delay.map_or(DELAY, |delay| delay.as_duration());
+        let doubled = first.saturating_mul(1_u32.checked_shl(attempt - 1).unwrap_or(u32::MAX));
+        let whole = doubled.min(LONGEST.max(first));
+        // Up to a tenth more, so that runs that failed together do not all come back together.
+        let mut hasher = DefaultHasher::new();
+        (self.record.run_id.as_str(), position, attempt).hash(&mut hasher);
+        let jitter = u32::try_from(hasher.finish() % 1_000).unwrap_or(0);
+        Some(whole + whole / 10_000 * jitter)
+    }
+
+    /// Closes the attempt that failed, and waits for the next.
+    pub(super) fn wait_for_retry(
+        &mut self,
+        now: Millis,
+        position: usize,
+        exit_code: i32,
+        delay: Duration,
+    ) -> Vec<Effect> {
+        let failed = StepStatus::Failed;
+        let completed = self.close_step_record(now, position, failed, Some(exit_code), None);
+        let Some(step) = self.record.steps.last() else { return Vec::new() };
+        let (name, next) = (step.name.clone(), step.attempt + 1);
+        self.state = State::Waiting(position);
+        let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+        let message = format!(
+            "step {name} of run {} is tried again in {delay:.1?}, as attempt {next}",
+            self.record.run_id
+        );
+        let mut retry = emit(Reason::StepRetry { delay_ms }, message);
+        about(&mut retry, &name, next);
+        let mut list = vec![self.save()];
+        list.extend(completed);
+        list.extend([retry, Effect::SetTimer(Timer::Retry(position), delay)]);
+        list
+    }
+
+    /// The time to wait is over. The record of a step tells of its last attempt alone.
+    pub(super) fn try_again(&mut self, now: Millis, position: usize) -> Vec<Effect> {
+        if self.state != State::Waiting(position) {
+            return Vec::new();
+        }
+        let Some(step) = self.steps().get(position).cloned() else { return Vec::new() };
+        if let Some(failed) = self.record.steps.pop() {
+            self.tried.retain(|(name, _)| *name != failed.name);
+            self.tried.push((failed.name, failed.attempt));
+        }
+        self.start(now, position, &step, Vec::new())
+    }
+
+    /// What the failure of a step's last attempt means.
+    pub(super) fn exhausted(
+        &self,
+        position: usize,
+        (cause, why): (Cause, String),
+    ) -> (Cause, String) {
+        let retried = self.steps().get(position).and_then(|step| step.retry.as_ref());
+        match retried.filter(|retry| retry.attempts > 1) {
+            Some(_) => (Cause::RetriesExhausted, format!("{why}, at attempt {}", self.attempt())),
+            None => (cause, why),
+        }
+    }
+}
