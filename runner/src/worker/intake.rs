@@ -1,6 +1,7 @@
 //! Takes commands from the queues, and settles them: a start once it is claimed.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use protocol::command::{self, Command, Disposition, MAX_START_BYTES, Malformed, Start};
@@ -38,7 +39,9 @@ pub(super) async fn jobs(shared: Arc<Shared>, mut lease: Current, stop: Cancella
         match opened {
             Ok(consumer) => {
                 pause = PAUSE;
+                shared.slot_is_open.store(true, Ordering::Relaxed);
                 consume_jobs(&shared, &held, consumer, slot, &stop).await;
+                shared.slot_is_open.store(false, Ordering::Relaxed);
             }
             Err(cause) => pause_after(&cause, &mut pause, &stop).await,
         }
@@ -57,7 +60,7 @@ async fn consume_jobs(
             biased;
             () = held.lost.cancelled() => break,
             () = stop.cancelled() => break,
-            // A run without an owner goes before a new one.
+            // A run without an owner goes before a new one, and so does one that was sent here.
             () = shared.slot_wanted.notified() => break,
             delivery = consumer.next() => delivery,
         };
@@ -167,9 +170,10 @@ async fn take_control(
     source: Source,
     delivery: Delivery,
 ) -> Settled {
+    let is_start = delivery.message.kind.as_deref() == Some(command::START);
     let slot = match source {
-        Source::Node => Arc::clone(&shared.slots).try_acquire_owned().ok(),
-        Source::Jobs | Source::Control => None,
+        Source::Node if is_start => slot_now(shared).await,
+        Source::Node | Source::Jobs | Source::Control => None,
     };
     let slot = slot.map_or(Slot::None, Slot::Free);
     match answer(shared, held, &delivery.message, slot).await {
@@ -182,6 +186,22 @@ async fn take_control(
             Settled::Kept
         }
     }
+}
+
+/// How long a start that was sent to this worker waits for the slot that is open for all.
+const SLOT_WITHIN: Duration = Duration::from_secs(1);
+
+/// A free slot; where the last one is open for the shared queue, that one.
+async fn slot_now(shared: &Shared) -> Option<OwnedSemaphorePermit> {
+    let slots = Arc::clone(&shared.slots);
+    if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
+        return Some(slot);
+    }
+    if !shared.slot_is_open.load(Ordering::Relaxed) {
+        return None;
+    }
+    shared.slot_wanted.notify_one();
+    tokio::time::timeout(SLOT_WITHIN, slots.acquire_owned()).await.ok()?.ok()
 }
 
 /// How long a draining worker waits for one more message in its own queue.

@@ -106,6 +106,8 @@ pub(crate) struct Shared {
     own_lost: std::sync::Mutex<HashSet<RunId>>,
     /// Somebody waits for a slot who goes before new starts.
     slot_wanted: Notify,
+    /// A slot is held by the open subscription to the shared queue.
+    slot_is_open: AtomicBool,
     /// Of the marks that keep a run id from being taken twice.
     seen: LongLease,
     /// Of the records of ended runs.
@@ -254,6 +256,7 @@ impl Worker {
             more_lost: Notify::new(),
             own_lost: std::sync::Mutex::default(),
             slot_wanted: Notify::new(),
+            slot_is_open: AtomicBool::new(false),
             seen: LongLease::new(SEEN_FOR),
             records,
         };

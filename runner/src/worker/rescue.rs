@@ -24,6 +24,7 @@ use super::lease::{Current, Held};
 use super::ledger::owner_value;
 use super::orphan::{Purpose, claim_orphan};
 use crate::ports::{Change, Entry, StoreError, Txn};
+use crate::rules::quota::{self, Fit};
 
 /// The time between two looks where nothing else asks for one.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -31,6 +32,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 const SPREAD: Duration = Duration::from_millis(200);
 /// How long a run is left alone that could not be taken.
 const AGAIN: Duration = Duration::from_millis(500);
+/// When a run is looked at again for which there is no memory here.
+const NO_MEMORY: Duration = Duration::from_secs(5);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(5);
 
@@ -336,6 +339,11 @@ async fn find(shared: &Shared, run: &RunId, orphan: Orphan) -> Result<Found, Sto
         let unsaid =
             StopEntry { reason: None, by: shared.options.node.clone(), at: record.scheduled_at };
         return Ok(Found::Stopped(serde_json::from_slice(&stop.value).unwrap_or(unsaid)));
+    }
+    if let Some(pipeline) = &record.pipeline
+        && !matches!(quota::fit(pipeline, shared.ports.host.memory()), Fit::Now)
+    {
+        return Ok(Found::NotYet(NO_MEMORY));
     }
     if let Some(wait) = is_for_others(shared, &record, orphan).await? {
         return Ok(Found::NotYet(wait));

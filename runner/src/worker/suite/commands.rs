@@ -299,8 +299,7 @@ pub async fn a_start_on_the_control_queue_is_passed_on(mut rig: Rig) {
 pub async fn a_workers_own_queue_is_served_or_passed_on(mut rig: Rig) {
     let node = rig.worker(1).await;
     let body = |name: &str, cmd: &str| json!({ "run-id": rig.run(name), "pipeline": rig.pipeline(name, &[cmd]) });
-    // An open subscription to the shared queue holds the only slot, so that this one is passed on
-    // and comes back to the same worker.
+    // An open subscription to the shared queue holds the only slot, and gives it up for this one.
     rig.publish(Route::Node(node.clone()), START, &body("own", "hang")).await;
     rig.event(&rig.run("own"), "StepStarted").await;
     rig.publish(Route::Node(node.clone()), START, &body("more", "exit 0")).await;
