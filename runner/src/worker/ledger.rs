@@ -98,8 +98,9 @@ impl Ledger {
                 Also::LetGo { seen, .. } => {
                     txn = txn
                         .put_leased(names::seen_key(run), Vec::new(), seen)
-                        .delete(names::open_key(run))
+                        // In this order: who follows both sees no run that is open and not owned.
                         .delete(names::owner_key(run))
+                        .delete(names::open_key(run))
                         .delete(names::stop_key(run));
                 }
             }

@@ -1,7 +1,7 @@
 //! Finds runs that nobody looks after, and goes on with them: a look at what is open and what is
 //! owned, then a watch from there, and another look every now and then, as watches can fall behind.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -164,18 +164,19 @@ impl Rescue<'_> {
     /// Notes what a look has shown: lists of what is open, and of what is owned.
     fn saw(&mut self, reads: &[Vec<Entry>]) {
         let (open, owners) = (reads.first().into_iter().flatten(), reads.get(1));
-        // What this node owns and nobody here drives: a claim whose answer was lost.
         let mine = owner_value(&self.shared.options.node);
-        let owned = |run: &RunId| {
-            let key = names::owner_key(run);
-            owners.into_iter().flatten().any(|owner| {
-                owner.key == key && (owner.value != mine || self.shared.roster.has(run))
-            })
-        };
-        let orphans: Vec<RunId> = open
+        let owned: HashSet<RunId> = owners
+            .into_iter()
+            .flatten()
+            .filter_map(|owner| Some((run_of(&owner.key, names::OWNERS)?, owner)))
+            // What this node owns and nobody here drives is a claim whose answer was lost.
+            .filter(|(run, owner)| owner.value != mine || self.shared.roster.has(run))
+            .map(|(run, _)| run)
+            .collect();
+        let orphans: HashSet<RunId> = open
             .filter(|entry| !waits(&entry.value))
-            .filter_map(|entry| entry.key.strip_prefix(names::OPEN)?.parse().ok())
-            .filter(|run| !owned(run))
+            .filter_map(|entry| run_of(&entry.key, names::OPEN))
+            .filter(|run| !owned.contains(run))
             .collect();
         self.orphans.retain(|run, _| orphans.contains(run));
         for run in orphans {
@@ -188,6 +189,8 @@ impl Rescue<'_> {
             Change::Put(entry) => {
                 if let Some(run) = run_of(&entry.key, names::OWNERS) {
                     self.orphans.remove(&run);
+                    // Whoever has it now, the next loss of it is not this one.
+                    self.shared.own_lost().remove(&run);
                 }
             }
             Change::Deleted { key, .. } => {
@@ -243,7 +246,10 @@ impl Rescue<'_> {
             return Ok(Some(AGAIN));
         }
         let (entry, purpose) = match find(shared, run, orphan).await? {
-            Found::Settled => return Ok(None),
+            Found::Settled => {
+                shared.own_lost().remove(run);
+                return Ok(None);
+            }
             Found::NotYet(wait) => return Ok(Some(wait)),
             Found::Stopped(stop) => {
                 end_orphan(shared, held, run, &stop.reason).await?;
