@@ -83,9 +83,16 @@ impl Fault {
 /// Whether the engine came to nothing because another run's image or layer was removed while it
 /// looked at it: the next time it is not seen any more.
 pub(super) fn saw_a_removal(message: &str) -> bool {
-    ["layer not known", "image not known", "identifier is not a", "locating item named"]
-        .iter()
-        .any(|said| message.contains(said))
+    // The last one is podman 5's, of a layer that it was about to use again.
+    [
+        "layer not known",
+        "image not known",
+        "identifier is not a",
+        "locating item named",
+        "layer for blob",
+    ]
+    .iter()
+    .any(|said| message.contains(said))
 }
 
 /// Whether the engine says that its disk is full.
