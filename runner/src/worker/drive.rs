@@ -197,14 +197,16 @@ impl Drive {
             match effect {
                 Effect::Save(mut record) => {
                     let (_, last_seq) = self.emitter.last().await;
-                    let closed = self.progress.closed;
+                    // Fewer than at the last save, where one that had failed is begun again.
+                    let ended = record.steps.iter().take_while(has_ended).count();
+                    let closed = self.progress.closed.min(ended);
                     for record in [&mut *record, self.run.record_mut()] {
                         for step in record.steps.iter_mut().skip(closed) {
                             step.last_seq = last_seq;
                         }
                     }
                     self.ledger.save(&record, Also::Nothing).await?;
-                    self.progress.closed = record.steps.iter().take_while(has_ended).count();
+                    self.progress.closed = ended;
                 }
                 Effect::Emit(draft) => self.emitter.emit(draft).await,
                 Effect::Prepare => {
