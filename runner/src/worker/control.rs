@@ -80,7 +80,14 @@ pub(super) async fn stop(
             }
         }
         if look.entry(1).is_none() {
-            end_orphan(shared, held, run, &stop.reason).await?;
+            match end_orphan(shared, held, run, &stop.reason).await {
+                Ok(()) => {}
+                // It stands: whoever may work on the store again finds it.
+                Err(cause @ StoreError::Restored { .. }) => {
+                    warn!(run.id = %run, %cause, "a stop is recorded, and waits");
+                }
+                Err(cause) => return Err(cause),
+            }
         }
         return Ok(Disposition::Ack);
     }

@@ -43,12 +43,14 @@ pub(super) async fn claim_orphan(
     // An owner fills in its epoch with its first write; until then its claim is the last change.
     let epoch = parsed.epoch.unwrap_or(Epoch(record.mod_revision));
     let past = Past { node, epoch, handed_over: parsed.released.is_some() };
-    let logger_url = match &parsed.logger {
-        Some(logger) => logger_url(
-            shared.ports.store.get(&format!("{}{logger}", names::LOGGERS)).await?.as_ref(),
-        ),
-        None => None,
-    };
+    // A store that was restored is left as it is, also by this claim: so before it, not after.
+    let mut look = Txn::new().read(names::run_key(run));
+    if let Some(logger) = &parsed.logger {
+        look = look.read(format!("{}{logger}", names::LOGGERS));
+    }
+    let look = shared.ports.store.txn(look).await?;
+    not_restored(run, record, look.revision)?;
+    let logger_url = parsed.logger.as_ref().and_then(|_| logger_url(look.entry(1)));
     if !parsed.status.is_ended() {
         parsed.attempt += 1;
         parsed.epoch = None;
@@ -70,7 +72,6 @@ pub(super) async fn claim_orphan(
         .read(names::owner_key(run))
         .read(names::run_key(run));
     let reply = shared.ports.store.txn(txn).await?;
-    not_restored(run, record, reply.revision)?;
     if !reply.committed {
         let ours = reply.entry(0).filter(|o| o.value == owner_value(&shared.options.node));
         // A claim of ours whose answer was lost: nobody else here drives it, as we hold its place.

@@ -222,7 +222,15 @@ impl Rescue<'_> {
             if self.is_over() {
                 return Ok(());
             }
-            match self.take(&run, orphan).await? {
+            let taken = match self.take(&run, orphan).await {
+                // The others' epochs may be good.
+                Err(cause @ StoreError::Restored { .. }) => {
+                    warn!(run.id = %run, %cause, "run {run} cannot be taken over");
+                    Some(LOOK_EVERY)
+                }
+                taken => taken?,
+            };
+            match taken {
                 None => drop(self.orphans.remove(&run)),
                 Some(wait) => {
                     if let Some(orphan) = self.orphans.get_mut(&run) {

@@ -361,17 +361,29 @@ pub async fn a_store_that_was_restored_is_not_worked_on(mut rig: Rig) {
         "group": rig.tag, "name": "p", "run-id": run, "status": "running", "attempt": 1,
         "scheduled-at": "2026-01-01T00:00:00.000Z", "epoch": i64::MAX - 1,
     });
-    let txn = Txn::new().put(names::run_key(&run), ahead.to_string().into_bytes());
+    let txn = Txn::new()
+        .put(names::run_key(&run), ahead.to_string().into_bytes())
+        .put(names::open_key(&run), b"{}".to_vec());
     assert!(rig.ports.store.txn(txn).await.unwrap().committed);
     rig.worker(1).await;
-    rig.start(&run, &rig.pipeline("p", &["exit 0"])).await;
+    // Whether the stop or the start comes first: the stop is recorded, as that changes nothing of
+    // the run; nobody takes it.
     rig.stop(&run).await;
-    // The stop is recorded, as that changes nothing of the run; nobody takes it.
     rig.stop_is_recorded(&run).await;
+    rig.start(&run, &rig.pipeline("p", &["exit 0"])).await;
+    let other = rig.run("another");
+    rig.stop(&run).await;
+    rig.stop(&other).await;
+    rig.stop_is_recorded(&other).await;
+    let owner = rig.ports.store.get(&names::owner_key(&run)).await.unwrap();
+    assert!(owner.is_none(), "a claim would give out an epoch a second time");
     let record = rig.record(&run, |_| true).await;
     assert_eq!((record.status, record.attempt), (Status::Running, 1));
     // Mended, it goes on: nothing was lost.
-    let txn = Txn::new().delete(names::run_key(&run)).delete(names::stop_key(&run));
+    let txn = Txn::new()
+        .delete(names::run_key(&run))
+        .delete(names::open_key(&run))
+        .delete(names::stop_key(&run));
     assert!(rig.ports.store.txn(txn).await.unwrap().committed);
     rig.ended(&run).await;
     rig.end().await;
