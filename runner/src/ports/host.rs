@@ -5,7 +5,7 @@ use std::time::Duration;
 use protocol::run::{NodeCpu, NodeMemory};
 use protocol::time::Millis;
 
-/// Clocks, memory and load.
+/// Clocks, chance, memory and load.
 pub trait Host: Send + Sync {
     /// The wall clock.
     fn now(&self) -> Millis;
@@ -19,6 +19,11 @@ pub trait Host: Send + Sync {
 
     /// Processors, and their load.
     fn cpu(&self) -> NodeCpu;
+
+    /// A random time below `most`, so that what many hosts see at once is not done by all at once.
+    fn jitter(&self, most: Duration) -> Duration {
+        most.mul_f64(rand::random())
+    }
 
     /// The host's name.
     fn name(&self) -> String;

@@ -147,6 +147,7 @@ pub(super) async fn take(shared: &Arc<Shared>, held: &Held, run: &RunId, start: 
             }
         }
         tokio::select! {
+            biased;
             () = held.lost.cancelled() => return Taken::LeaseLost,
             () = tokio::time::sleep(wait) => {}
         }

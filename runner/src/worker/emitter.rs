@@ -138,6 +138,7 @@ impl Emitter {
                 Err(cause) => {
                     warn!(run.id = %self.run, %cause, "an event waits");
                     tokio::select! {
+                        biased;
                         () = self.lost.cancelled() => return,
                         () = tokio::time::sleep(Duration::from_secs(1)) => {}
                     }

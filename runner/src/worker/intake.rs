@@ -27,12 +27,14 @@ pub(super) async fn jobs(shared: Arc<Shared>, mut lease: Current, stop: Cancella
     let mut pause = PAUSE;
     loop {
         let slot = tokio::select! {
-            slot = Arc::clone(&shared.slots).acquire_owned() => slot,
+            biased;
             () = stop.cancelled() => return,
+            slot = Arc::clone(&shared.slots).acquire_owned() => slot,
         };
         let Ok(slot) = slot else { return };
         let Some(held) = held(&mut lease, &stop).await else { return };
         let opened = tokio::select! {
+            biased;
             opened = shared.ports.queue.open(Source::Jobs) => opened,
             () = stop.cancelled() => return,
         };
@@ -111,6 +113,7 @@ pub(super) async fn control(
     loop {
         let Some(held) = held(&mut lease, &stop).await else { return };
         let opened = tokio::select! {
+            biased;
             opened = shared.ports.queue.open(source) => opened,
             () = stop.cancelled() => return,
         };
@@ -352,6 +355,7 @@ async fn put_aside(shared: &Arc<Shared>, delivery: Delivery, message: Message, a
 /// Publishes a start again, and settles the one that came.
 async fn again(shared: &Shared, delivery: Delivery, message: Message, after: Duration) {
     tokio::select! {
+        biased;
         () = tokio::time::sleep(after) => {}
         () = shared.draining.cancelled() => {}
     }
@@ -421,6 +425,7 @@ async fn wait_for_store(shared: &Shared, held: &Held) {
     let mut wait = Duration::from_millis(200);
     loop {
         tokio::select! {
+            biased;
             () = held.lost.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
         }
@@ -438,6 +443,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 async fn pause_after(cause: &QueueError, pause: &mut Duration, stop: &CancellationToken) {
     warn!(%cause, "nothing is taken from a queue");
     tokio::select! {
+        biased;
         () = tokio::time::sleep(*pause) => {}
         () = stop.cancelled() => {}
     }

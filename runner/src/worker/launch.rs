@@ -186,10 +186,12 @@ fn spawn(drive: Drive, first: Vec<Effect>) {
         error!(run.id = %run, %cause, "the drive of run {run} has failed; this is a fault of bob-runner");
         stop.raise(StopLevel::Kill);
         shared.ports.events.discard(&run, claim.epoch);
-        shared.roster.strike(&run);
-        release(&shared, &claim, &lost).await;
+        // It is on the list before it is let go, and in the roster until then: so it is not found to
+        // have no owner, and gone on with, by this very worker.
         let why = "its worker failed; the worker's log says how".to_owned();
-        shared.put_lost(Lost { run, cause: Cause::Engine, why });
+        shared.put_lost(Lost { run: run.clone(), cause: Cause::Engine, why });
+        release(&shared, &claim, &lost).await;
+        shared.roster.strike(&run);
     });
 }
 
@@ -208,6 +210,7 @@ pub(super) async fn release(shared: &Shared, claim: &Claim, lost: &CancellationT
             Err(cause) => {
                 warn!(run.id = %claim.run, %cause, "run {} is let go later", claim.run);
                 tokio::select! {
+                    biased;
                     () = lost.cancelled() => return,
                     () = tokio::time::sleep(wait) => {}
                 }

@@ -34,6 +34,7 @@ pub(super) async fn keep(
         // The countdown starts when the request was sent: the store may have heard of it then.
         let sent = shared.ports.host.since_boot();
         let granted = tokio::select! {
+            biased;
             granted = shared.ports.store.grant(shared.options.lease_ttl) => granted,
             () = stop.cancelled() => return,
         };
@@ -55,6 +56,7 @@ pub(super) async fn keep(
             Err(cause) => {
                 warn!(%cause, "no lease can be taken; nothing is taken from the queues");
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(wait) => {}
                     () = stop.cancelled() => {}
                 }
@@ -96,6 +98,7 @@ async fn renew(
                 break;
             }
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(left.min(AWAKE)) => {}
                 () = stop.cancelled() => return Ended::Stopped,
             }

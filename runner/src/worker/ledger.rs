@@ -144,6 +144,7 @@ impl Ledger {
                     unknown = true;
                     warn!(run.id = %run, %cause, "a record waits");
                     tokio::select! {
+                        biased;
                         () = self.lost.cancelled() => return Err(WriteError::Lost),
                         () = tokio::time::sleep(wait) => {}
                     }

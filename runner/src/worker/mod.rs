@@ -209,8 +209,16 @@ impl Shared {
             self.own_lost().insert(lost.run);
             return;
         }
-        self.lost.lock().unwrap_or_else(PoisonError::into_inner).push(lost);
+        {
+            let mut list = self.lost();
+            list.retain(|other| other.run != lost.run);
+            list.push(lost);
+        }
         self.more_lost.notify_one();
+    }
+
+    fn lost(&self) -> std::sync::MutexGuard<'_, Vec<Lost>> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn own_lost(&self) -> std::sync::MutexGuard<'_, HashSet<RunId>> {
@@ -219,8 +227,7 @@ impl Shared {
 
     /// Whether a run is one that this worker is about to end.
     fn is_to_be_ended(&self, run: &RunId) -> bool {
-        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        lost.iter().any(|lost| lost.run == *run)
+        self.lost().iter().any(|lost| lost.run == *run)
     }
 
     /// Resolves at the beginning of the drain, once; then never.
@@ -323,6 +330,7 @@ const ENDS_WITHIN: Duration = Duration::from_secs(60);
 async fn drain(shared: &Arc<Shared>, shutdown: &Shutdown) {
     shared.tasks.close();
     tokio::select! {
+        biased;
         () = shared.tasks.wait() => return,
         () = tokio::time::sleep(shared.options.drain) => {
             info!("the drain time is over; what still runs ends here");
@@ -372,24 +380,24 @@ async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
 /// must not stay open.
 async fn reclaim(shared: Arc<Shared>, held: lease::Held) {
     loop {
-        let lost = std::mem::take(&mut *shared.lost.lock().unwrap_or_else(PoisonError::into_inner));
+        // Each stays on the list until it is done with: what stands there is left alone by the looks.
+        let lost = shared.lost().clone();
         if lost.is_empty() {
             tokio::select! {
+                biased;
                 () = held.lost.cancelled() => return,
                 () = shared.more_lost.notified() => continue,
             }
         }
         for lost in lost {
             match reclaim_one(&shared, &held, &lost).await {
-                Ok(true) => {}
-                Ok(false) => shared.put_lost(lost),
-                Err(cause) => {
-                    warn!(run.id = %lost.run, %cause, "a lost run waits");
-                    shared.put_lost(lost);
-                }
+                Ok(true) => shared.lost().retain(|other| other.run != lost.run),
+                Ok(false) => {}
+                Err(cause) => warn!(run.id = %lost.run, %cause, "a lost run waits"),
             }
         }
         tokio::select! {
+            biased;
             () = held.lost.cancelled() => return,
             () = tokio::time::sleep(Duration::from_millis(500)) => {}
         }

@@ -31,6 +31,7 @@ pub(super) async fn refresh(shared: Arc<Shared>, mut lease: Current) {
             Err(cause) => warn!(%cause, "the node's entry was not refreshed"),
         }
         tokio::select! {
+            biased;
             () = tokio::time::sleep(shared.options.heartbeat) => {}
             () = held.lost.cancelled() => {}
             () = shared.draining_once() => {}

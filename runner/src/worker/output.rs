@@ -76,6 +76,7 @@ impl Output {
                 None => self.waits.notified().await,
                 Some(at) => {
                     tokio::select! {
+                        biased;
                         () = tokio::time::sleep_until(self.began + at) => {}
                         // There is an earlier one.
                         () = self.waits.notified() => continue,

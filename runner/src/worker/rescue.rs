@@ -1,7 +1,7 @@
 //! Finds runs that nobody looks after, and goes on with them: a look at what is open and what is
 //! owned, then a watch from there, and another look every now and then, as watches can fall behind.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,6 @@ use futures::future::BoxFuture;
 use protocol::id::RunId;
 use protocol::names;
 use protocol::run::{NodeEntry, NodeState, Open, RunRecord, StepStatus, StopEntry};
-use rand::Rng as _;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -55,7 +54,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut lease: Current, stop: Cancellat
             shared: &shared,
             held: &held,
             stop: &stop,
-            orphans: HashMap::new(),
+            orphans: BTreeMap::new(),
             slot: Slot::None,
         };
         rescue.under_lease().await;
@@ -81,7 +80,7 @@ struct Rescue<'a> {
     shared: &'a Arc<Shared>,
     held: &'a Held,
     stop: &'a CancellationToken,
-    orphans: HashMap<RunId, Orphan>,
+    orphans: BTreeMap<RunId, Orphan>,
     slot: Slot,
 }
 
@@ -112,6 +111,7 @@ impl Rescue<'_> {
                 Err(cause) => {
                     warn!(%cause, "runs without an owner are looked for anew");
                     tokio::select! {
+                        biased;
                         () = self.held.lost.cancelled() => {}
                         () = self.stop.cancelled() => {}
                         () = tokio::time::sleep(wait) => {}
@@ -165,7 +165,7 @@ impl Rescue<'_> {
     fn saw(&mut self, reads: &[Vec<Entry>]) {
         let (open, owners) = (reads.first().into_iter().flatten(), reads.get(1));
         let mine = owner_value(&self.shared.options.node);
-        let owned: HashSet<RunId> = owners
+        let owned: BTreeSet<RunId> = owners
             .into_iter()
             .flatten()
             .filter_map(|owner| Some((run_of(&owner.key, names::OWNERS)?, owner)))
@@ -173,7 +173,7 @@ impl Rescue<'_> {
             .filter(|(run, owner)| owner.value != mine || self.shared.roster.has(run))
             .map(|(run, _)| run)
             .collect();
-        let orphans: HashSet<RunId> = open
+        let orphans: BTreeSet<RunId> = open
             .filter(|entry| !waits(&entry.value))
             .filter_map(|entry| run_of(&entry.key, names::OPEN))
             .filter(|run| !owned.contains(run))
@@ -205,7 +205,7 @@ impl Rescue<'_> {
 
     fn note(&mut self, run: RunId) {
         let now = Instant::now();
-        let due = now + rand::rng().random_range(Duration::ZERO..SPREAD);
+        let due = now + self.shared.ports.host.jitter(SPREAD);
         self.orphans.entry(run).or_insert(Orphan { since: now, due });
     }
 

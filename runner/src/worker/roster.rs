@@ -1,6 +1,6 @@
 //! The runs that this worker drives, and how they are reached.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -21,10 +21,10 @@ pub(super) struct Handle {
 
 /// The runs that this worker drives or is about to claim.
 #[derive(Debug, Default)]
-pub(super) struct Roster(Mutex<HashMap<RunId, Handle>>);
+pub(super) struct Roster(Mutex<BTreeMap<RunId, Handle>>);
 
 impl Roster {
-    fn runs(&self) -> std::sync::MutexGuard<'_, HashMap<RunId, Handle>> {
+    fn runs(&self) -> std::sync::MutexGuard<'_, BTreeMap<RunId, Handle>> {
         // A map of handles is whole whatever panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -47,9 +47,7 @@ impl Roster {
 
     /// The runs, in order.
     pub(super) fn ids(&self) -> Vec<RunId> {
-        let mut ids: Vec<RunId> = self.runs().keys().cloned().collect();
-        ids.sort();
-        ids
+        self.runs().keys().cloned().collect()
     }
 
     /// Asks a run to stop, where it is one of ours.

@@ -190,6 +190,7 @@ async fn registered_url(
 /// Breaks off where the run is to stop: what crosses the worker's edge may be dropped at any point.
 async fn or_stopped(doing: impl Future<Output = Done>, stop: &StopSignal) -> Done {
     tokio::select! {
+        biased;
         done = doing => done,
         _ = stop.above(StopLevel::Run) => {
             Done::Broke(Cause::User, "it was stopped".to_owned(), None)

@@ -30,7 +30,7 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use super::{Options, Shutdown, Worker};
-use crate::ports::{Message, Ports, Position, Route, Txn};
+use crate::ports::{Message, Ports, Position, QueueError, Route, Txn};
 
 /// How long a test waits for what must come: a busy machine is not a broken worker.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -178,7 +178,15 @@ impl Rig {
             headers: std::collections::BTreeMap::new(),
             body: body.to_vec(),
         };
-        self.ports.queue.publish(route, message).await.expect("the queue takes it");
+        // A worker is there a moment before its own queue is.
+        until("the queue takes it", || async {
+            match self.ports.queue.publish(route.clone(), message.clone()).await {
+                Ok(()) => Some(()),
+                Err(QueueError::Unroutable { .. }) => None,
+                Err(cause) => panic!("the queue takes it: {cause}"),
+            }
+        })
+        .await;
     }
 
     /// Starts a pipeline that comes with its message.
