@@ -104,8 +104,13 @@ pub(super) async fn end_orphan(
     let Some(launch) = Launch::enter(shared, run) else { return Ok(()) };
     match claim_orphan(shared, held, run, &record, Purpose::End).await {
         Ok(Some(orphan)) => {
-            let why = StopWhy::User { reason: reason.clone() };
-            launch.end_stopped(held, orphan, &why);
+            if orphan.record.status.is_ended() {
+                // Somebody ended it in between, and came to nothing more.
+                launch.conclude(held, orphan);
+            } else {
+                let why = StopWhy::User { reason: reason.clone() };
+                launch.end_stopped(held, orphan, &why);
+            }
             Ok(())
         }
         // It has an owner now, who sees the stop.

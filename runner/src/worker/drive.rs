@@ -389,7 +389,9 @@ impl Drive {
         self.shared.ports.events.discard(&self.scope.run, self.scope.epoch);
         if let Some(doing) = self.doing.take() {
             // The executor proves the container gone; its own deadlines bound this.
-            drop(doing.await);
+            if let Ok(Done::Ran(ran, _, _)) = doing.await {
+                self.progress.left = Some(ran.left);
+            }
         }
         if let Some(left) = self.progress.left.take() {
             self.shared.ports.executor.discard(&self.scope, left).await;

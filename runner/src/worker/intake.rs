@@ -196,15 +196,13 @@ const SLOT_WITHIN: Duration = Duration::from_secs(1);
 
 /// A free slot; where the last one is open for the shared queue, that one.
 async fn slot_now(shared: &Shared) -> Option<OwnedSemaphorePermit> {
-    let slots = Arc::clone(&shared.slots);
-    if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
+    if let Ok(slot) = Arc::clone(&shared.slots).try_acquire_owned() {
         return Some(slot);
     }
     if !shared.slot_is_open.load(Ordering::Relaxed) {
         return None;
     }
-    shared.slot_wanted.notify_one();
-    tokio::time::timeout(SLOT_WITHIN, slots.acquire_owned()).await.ok()?.ok()
+    tokio::time::timeout(SLOT_WITHIN, shared.wait_for_slot()).await.ok()?
 }
 
 /// How long a draining worker waits for one more message in its own queue.

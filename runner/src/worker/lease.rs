@@ -22,13 +22,30 @@ pub(super) struct Held {
 /// The current lease, where there is one.
 pub(super) type Current = watch::Receiver<Option<Held>>;
 
+/// Tells everyone who asked of each change. Each has a channel of its own, and so they are told in
+/// the order in which they asked: the waiters of one channel wake up in an order of chance, and no
+/// simulation of a worker could be repeated.
+#[derive(Debug, Default)]
+pub(super) struct Announcer(Vec<watch::Sender<Option<Held>>>);
+
+impl Announcer {
+    /// Someone who wants to know.
+    pub(super) fn subscribe(&mut self) -> Current {
+        let (sender, current) = watch::channel(None);
+        self.0.push(sender);
+        current
+    }
+
+    fn announce(&self, held: Option<&Held>) {
+        for sender in &self.0 {
+            sender.send_replace(held.cloned());
+        }
+    }
+}
+
 /// Takes a lease, renews it at a third of its time to live, and takes a new one where it was lost,
 /// until `stop`; then it is revoked.
-pub(super) async fn keep(
-    shared: Arc<Shared>,
-    current: watch::Sender<Option<Held>>,
-    stop: CancellationToken,
-) {
+pub(super) async fn keep(shared: Arc<Shared>, announcer: Announcer, stop: CancellationToken) {
     let mut wait = RETRY_FIRST;
     while !stop.is_cancelled() {
         // The countdown starts when the request was sent: the store may have heard of it then.
@@ -43,9 +60,9 @@ pub(super) async fn keep(
                 wait = RETRY_FIRST;
                 let held = Held { lease: granted.lease, lost: CancellationToken::new() };
                 info!(lease = granted.lease.0, "the lease is taken");
-                current.send_replace(Some(held.clone()));
+                announcer.announce(Some(&held));
                 let ended = renew(&shared, held.lease, sent, granted.ttl, &stop).await;
-                current.send_replace(None);
+                announcer.announce(None);
                 held.lost.cancel();
                 if ended == Ended::Lost {
                     shared.roster.kill_all();

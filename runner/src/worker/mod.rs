@@ -23,13 +23,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use protocol::event::{Event, Reason};
 use protocol::id::{NodeId, RunId};
 use protocol::names;
 use protocol::pipeline::PullPolicy;
 use protocol::run::{Cause, RunRecord};
 use protocol::time::Millis;
-use tokio::sync::{Mutex, Notify, Semaphore, watch};
+use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -221,6 +223,20 @@ impl Shared {
         self.lost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A slot, for one who goes before new starts. It stands in line before the open subscription is
+    /// asked for its own: or that one would be the next to take it again.
+    fn wait_for_slot(&self) -> BoxFuture<'static, Option<OwnedSemaphorePermit>> {
+        let slots = Arc::clone(&self.slots);
+        let mut waiting = async move { slots.acquire_owned().await.ok() }.boxed();
+        match (&mut waiting).now_or_never() {
+            Some(slot) => std::future::ready(slot).boxed(),
+            None => {
+                self.slot_wanted.notify_one();
+                waiting
+            }
+        }
+    }
+
     fn own_lost(&self) -> std::sync::MutexGuard<'_, HashSet<RunId>> {
         self.own_lost.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -274,25 +290,30 @@ impl Worker {
     pub async fn run(self, shutdown: Shutdown) {
         let shared = self.shared;
         let loops = TaskTracker::new();
-        let (sender, lease) = watch::channel(None);
+        let mut leases = lease::Announcer::default();
         let leased = CancellationToken::new();
-        loops.spawn(lease::keep(Arc::clone(&shared), sender, leased.clone()));
-        loops.spawn(after_lease(Arc::clone(&shared), lease.clone()));
-        let refresh = loops.spawn(node::refresh(Arc::clone(&shared), lease.clone()));
+        loops.spawn(after_lease(Arc::clone(&shared), leases.subscribe()));
+        let refresh = loops.spawn(node::refresh(Arc::clone(&shared), leases.subscribe()));
         let (starts, stops) = (TaskTracker::new(), TaskTracker::new());
         let intake = shutdown.intake.clone();
-        starts.spawn(intake::jobs(Arc::clone(&shared), lease.clone(), intake.clone()));
+        starts.spawn(intake::jobs(Arc::clone(&shared), leases.subscribe(), intake.clone()));
         if shared.options.rescue {
-            starts.spawn(rescue::run(Arc::clone(&shared), lease.clone(), intake.clone()));
+            starts.spawn(rescue::run(Arc::clone(&shared), leases.subscribe(), intake.clone()));
         }
         if shared.options.own_queue {
-            let node = intake::control(Arc::clone(&shared), lease.clone(), Source::Node, intake);
+            let node =
+                intake::control(Arc::clone(&shared), leases.subscribe(), Source::Node, intake);
             starts.spawn(node);
         }
         // Stops are heard while the worker drains.
-        let control =
-            intake::control(Arc::clone(&shared), lease.clone(), Source::Control, leased.clone());
+        let control = intake::control(
+            Arc::clone(&shared),
+            leases.subscribe(),
+            Source::Control,
+            leased.clone(),
+        );
         stops.spawn(control);
+        loops.spawn(lease::keep(Arc::clone(&shared), leases, leased.clone()));
         shutdown.intake.cancelled().await;
         shared.draining.cancel();
         shared.tell_draining();

@@ -66,6 +66,8 @@ pub(super) async fn claim_orphan(
     }
     let txn = txn
         .when(names::owner_key(run), Expect::Absent)
+        // A run that was let go is nobody's any more.
+        .when(names::open_key(run), Expect::Present)
         .when(names::run_key(run), Expect::ModifiedAt(record.mod_revision))
         .put_leased(names::owner_key(run), owner_value(&shared.options.node), held.lease)
         .put(names::run_key(run), json(&parsed)?)

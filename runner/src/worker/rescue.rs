@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use futures::future::BoxFuture;
+use futures::{FutureExt as _, StreamExt as _};
 use protocol::id::RunId;
 use protocol::names;
 use protocol::run::{NodeEntry, NodeState, Open, RunRecord, StepStatus, StopEntry};
@@ -131,6 +131,10 @@ impl Rescue<'_> {
         let mut changes = store.watch(names::OPEN_AND_OWNERS, look.revision + 1).await?;
         let until = Instant::now() + LOOK_EVERY;
         loop {
+            if self.orphans.is_empty() {
+                // Others were faster: the slot is for whatever comes next.
+                self.slot = Slot::None;
+            }
             let due = self.orphans.values().map(|orphan| orphan.due).min();
             let slot = async {
                 match &mut self.slot {
@@ -312,13 +316,11 @@ impl Rescue<'_> {
             }
             Slot::None => {}
         }
-        let slots = Arc::clone(&self.shared.slots);
-        if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
-            return Some(slot);
+        let mut waiting = self.shared.wait_for_slot();
+        if let Some(slot) = (&mut waiting).now_or_never() {
+            return slot;
         }
-        self.slot = Slot::Awaited(Box::pin(async move { slots.acquire_owned().await.ok() }));
-        // The one that waits for new starts is given first.
-        self.shared.slot_wanted.notify_one();
+        self.slot = Slot::Awaited(waiting);
         None
     }
 }

@@ -1,0 +1,353 @@
+//! The invariants, held against everything that was written, told and run.
+//!
+//! Their numbers are those of the reliability document.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use protocol::event::{Event, Reason};
+use protocol::id::RunId;
+use protocol::names;
+use protocol::run::{Cause, RunRecord, Status, StepStatus};
+
+use crate::cluster::{MAX_LOSSES, run_id};
+use crate::engine::Executed;
+use crate::plan::RunPlan;
+use crate::store::Made;
+use crate::stream::Told;
+use crate::world::World;
+
+/// A record as it once stood.
+struct Version {
+    revision: i64,
+    record: RunRecord,
+}
+
+/// All that is known of one run.
+struct Story<'a> {
+    plan: &'a RunPlan,
+    run: RunId,
+    versions: Vec<Version>,
+    /// When its owner keys were made: the epochs, in order.
+    epochs: Vec<i64>,
+    /// When a stop was first recorded.
+    stopped: Option<i64>,
+    told: Vec<&'a Told>,
+    executed: Vec<Executed>,
+}
+
+impl<'a> Story<'a> {
+    fn of(plan: &'a RunPlan, journal: &[Made], told: &'a [Told], world: &World) -> Self {
+        let run = run_id(plan);
+        let of = |key: &str| journal.iter().filter(move |made| made.key == key).collect::<Vec<_>>();
+        let versions = of(&names::run_key(&run))
+            .into_iter()
+            .filter_map(|made| {
+                let record = serde_json::from_slice(made.value.as_ref()?).ok()?;
+                Some(Version { revision: made.revision, record })
+            })
+            .collect();
+        let owners = of(&names::owner_key(&run));
+        let epochs = owners.iter().filter(|made| made.value.is_some()).map(|made| made.revision);
+        let stops = of(&names::stop_key(&run));
+        let stopped = stops.iter().find(|made| made.value.is_some()).map(|made| made.revision);
+        let executed = world.engines.iter().flat_map(crate::engine::Engine::journal);
+        Self {
+            versions,
+            epochs: epochs.collect(),
+            stopped,
+            told: told.iter().filter(|told| told.event.run_id.as_ref() == Some(&run)).collect(),
+            executed: executed.filter(|executed| executed.run == run).collect(),
+            plan,
+            run,
+        }
+    }
+
+    fn last(&self) -> Option<&RunRecord> {
+        self.versions.last().map(|version| &version.record)
+    }
+
+    /// The record as it stood at a revision.
+    fn at(&self, revision: i64) -> Option<&RunRecord> {
+        let stood = self.versions.iter().rev().find(|version| version.revision <= revision);
+        stood.map(|version| &version.record)
+    }
+
+    /// The events of one epoch, each once, in the order of their numbers.
+    fn events(&self, epoch: i64) -> BTreeMap<u64, &Event> {
+        let of_epoch = self.told.iter().map(|told| &told.event);
+        of_epoch
+            .filter(|event| event.epoch.map(|epoch| epoch.0) == Some(epoch))
+            .filter_map(|event| Some((event.seq?, event)))
+            .collect()
+    }
+
+    /// Whether the owner of an epoch saw the run to its end, or let go of it in good order.
+    fn was_kept(&self, epoch: i64) -> bool {
+        let of_epoch = |version: &&Version| version.record.epoch.map(|at| at.0) == Some(epoch);
+        let last = self.versions.iter().rev().find(of_epoch).map(|version| &version.record);
+        last.is_some_and(|record| record.status.is_ended() || record.released.is_some())
+    }
+
+    /// Whether its images could not be had by a later owner. That owner says so, unless it is lost
+    /// before it is heard; the record forgets the steps in any case.
+    fn resumed_from_the_top(&self) -> bool {
+        let several = self.executed.iter().any(|executed| executed.engine > 0);
+        let forgets = |pair: &[Version]| match pair {
+            [before, after] => !before.record.steps.is_empty() && after.record.steps.is_empty(),
+            _ => false,
+        };
+        (several && self.versions.windows(2).any(forgets))
+            || self.told.iter().any(|told| match &told.event.reason {
+                Reason::PipelineRunResumed { cause, .. } => cause == "image-lost",
+                _ => false,
+            })
+    }
+}
+
+/// What still stands where a history did not come to its end.
+pub fn what_is_left(world: &World) -> String {
+    let open = world.store.keys(names::OPEN_AND_OWNERS);
+    let records: Vec<String> = world
+        .plan
+        .runs
+        .iter()
+        .map(|run| {
+            let value = world.store.value(&names::run_key(&run_id(run)));
+            let text = value.map(|value| String::from_utf8_lossy(&value).into_owned());
+            text.unwrap_or_else(|| format!("{}: no record", run.name))
+        })
+        .collect();
+    let unsettled = world.broker.unsettled();
+    format!("I1: it does not end: open {open:?}, {unsettled} messages unsettled, {records:#?}")
+}
+
+/// What is wrong with a history that came to its end.
+pub fn broken(world: &World) -> Vec<String> {
+    let (journal, told) = (world.store.journal(), world.stream.told());
+    let mut wrong = Vec::new();
+    for plan in &world.plan.runs {
+        let story = Story::of(plan, &journal, &told, world);
+        let mut say = |what: String| wrong.push(format!("{}: {what}", story.run));
+        one_end(&story, &mut say);
+        epochs_grow(&story, &mut say);
+        statuses_go_forward(&story, &mut say);
+        steps_keep_their_order(&story, &mut say);
+        nothing_overlaps(&story, &mut say);
+        losses_are_counted(&story, &mut say);
+        stops_are_obeyed(&story, &mut say);
+        events_have_no_gap(&story, world, &mut say);
+    }
+    for prefix in [names::OPEN_AND_OWNERS, names::STOPS, names::NODES] {
+        let left = world.store.keys(prefix);
+        // A stop that came after the end, or under a run that never was, runs out with its lease.
+        if prefix != names::STOPS && !left.is_empty() && prefix != names::NODES {
+            wrong.push(format!("I12: the store still holds {left:?}"));
+        }
+    }
+    if world.broker.dead_letters() > 0 {
+        wrong.push(format!("I1: {} good commands are dead letters", world.broker.dead_letters()));
+    }
+    if world.plan.engines == 1 {
+        for engine in &world.engines {
+            let (containers, images) = engine.left();
+            // What a worker commits that has lost its run is left to the janitor.
+            let images = if world.was_late.load(Ordering::Relaxed) { 0 } else { images };
+            if containers + images > 0 {
+                wrong.push(format!(
+                    "I4: engine {} still has {containers} containers and {images} images",
+                    engine.number
+                ));
+            }
+        }
+    }
+    wrong
+}
+
+type Say<'a> = dyn FnMut(String) + 'a;
+
+/// I1: exactly one end is recorded, and told at least once, always as the same event.
+fn one_end(story: &Story<'_>, say: &mut Say<'_>) {
+    let ended: Vec<&Version> =
+        story.versions.iter().filter(|version| version.record.status.is_ended()).collect();
+    let Some(first) = ended.first() else { return say("I1: it has no end".into()) };
+    for later in &ended {
+        let (was, is) = (&first.record, &later.record);
+        if (was.status, was.cause, &was.message, was.epoch)
+            != (is.status, is.cause, &is.message, is.epoch)
+            && (was.status, was.cause, &was.message) != (is.status, is.cause, &is.message)
+        {
+            say(format!("I1: it ended {:?} at first, and {:?} later", was.status, is.status));
+        }
+    }
+    let Some(event) = first.record.ending_event.as_deref() else {
+        return say("I1: its end has no event".into());
+    };
+    let told: Vec<&Event> = story
+        .told
+        .iter()
+        .map(|told| &told.event)
+        .filter(|event| event.reason.is_ending())
+        .collect();
+    if told.is_empty() {
+        say("I1: its end was never told".into());
+    }
+    for other in told {
+        if other != event {
+            say(format!("I1: its end was told as {other:?}, and recorded as {event:?}"));
+        }
+    }
+}
+
+/// I2: epochs strictly grow, and every version was written under the newest one.
+fn epochs_grow(story: &Story<'_>, say: &mut Say<'_>) {
+    if !story.epochs.is_sorted_by(|a, b| a < b) {
+        say(format!("I2: its epochs are {:?}", story.epochs));
+    }
+    for version in &story.versions {
+        let newest = story.epochs.iter().rev().find(|epoch| **epoch <= version.revision);
+        if let (Some(written), Some(newest)) = (version.record.epoch, newest)
+            && written.0 != *newest
+            && !version.record.status.is_ended()
+        {
+            say(format!(
+                "I2: epoch {written:?} wrote at {}, when {newest} owned it",
+                version.revision
+            ));
+        }
+    }
+    let attempts: BTreeSet<u32> =
+        story.versions.iter().map(|version| version.record.attempt).collect();
+    if attempts.len() > story.epochs.len() {
+        say(format!("I2: {} owners, and attempts {attempts:?}", story.epochs.len()));
+    }
+}
+
+/// I6: no status is left for an earlier one, and an end for none.
+fn statuses_go_forward(story: &Story<'_>, say: &mut Say<'_>) {
+    for pair in story.versions.windows(2) {
+        let [before, after] = pair else { continue };
+        let (was, is) = (before.record.status, after.record.status);
+        if was.at_least(is) != is || (was.is_ended() && was != is) {
+            say(format!("I6: it was {was}, and then {is}"));
+        }
+    }
+}
+
+/// I3: a step begins when it is recorded as begun, and all before it as passed; what has passed does
+/// not run again.
+fn steps_keep_their_order(story: &Story<'_>, say: &mut Say<'_>) {
+    let again = story.plan.on_lost == Some("restart") || story.resumed_from_the_top();
+    for executed in &story.executed {
+        let Some(record) = story.at(executed.revision) else {
+            say(format!("I3: {executed:?} began before the run was recorded"));
+            continue;
+        };
+        if record.epoch != Some(executed.epoch) {
+            // A zombie: what it does is used by nobody.
+            continue;
+        }
+        let before = record.steps.iter().take(executed.position);
+        let passed = before.filter(|step| step.status == StepStatus::Passed).count();
+        if passed < executed.position {
+            say(format!("I3: {executed:?} began when {passed} steps had passed"));
+        }
+        let own = record.steps.get(executed.position);
+        if own.is_none_or(|step| step.status != StepStatus::Started) {
+            say(format!("I3: {executed:?} began without being recorded as begun: {own:?}"));
+        }
+        let kept = story.versions.iter().filter(|version| version.revision < executed.revision);
+        let mut kept = kept.filter_map(|version| version.record.steps.get(executed.position));
+        if !again && kept.any(|step| step.status == StepStatus::Passed) {
+            say(format!("I3: {executed:?} ran again after it had passed"));
+        }
+    }
+}
+
+/// On one engine two containers of a step never run at the same time.
+fn nothing_overlaps(story: &Story<'_>, say: &mut Say<'_>) {
+    for (at, one) in story.executed.iter().enumerate() {
+        for other in story.executed.iter().skip(at + 1) {
+            let same = (one.engine, one.position) == (other.engine, other.position);
+            let ended = |executed: &Executed| executed.ended.unwrap_or(Duration::MAX);
+            if same && one.began < ended(other) && other.began < ended(one) {
+                say(format!("a step overlaps itself: {one:?} and {other:?}"));
+            }
+        }
+    }
+}
+
+/// I10: losses stay within the bound, and a run that comes over it fails as lost.
+fn losses_are_counted(story: &Story<'_>, say: &mut Say<'_>) {
+    for version in &story.versions {
+        let (losses, status) = (version.record.losses, version.record.status);
+        if losses > MAX_LOSSES + 1 && status != Status::Stopped && !status.is_ended() {
+            say(format!("I10: it was lost {losses} times, and is {status}"));
+        }
+    }
+    if let Some(last) = story.last()
+        && last.status == Status::Failed
+        && last.cause == Some(Cause::Lost)
+        && last.losses <= MAX_LOSSES
+        && story.plan.on_lost != Some("fail")
+    {
+        say(format!("I10: it failed as lost after {} losses", last.losses));
+    }
+}
+
+/// I8: a run whose stop was recorded before its end ends stopped.
+fn stops_are_obeyed(story: &Story<'_>, say: &mut Say<'_>) {
+    let ended = story.versions.iter().find(|version| version.record.status.is_ended());
+    let (Some(stopped), Some(ended)) = (story.stopped, ended) else { return };
+    if stopped < ended.revision && ended.record.status != Status::Stopped {
+        say(format!(
+            "I8: its stop was recorded at {stopped}, and it ended {} at {}",
+            ended.record.status, ended.revision
+        ));
+    }
+}
+
+/// How long a stream may be away before an end no longer waits for what was said.
+const PATIENCE_FOR_LOGS: Duration = Duration::from_secs(25);
+
+/// I5: within the epoch that ended the run nothing is missing, and of each step that passed every
+/// byte was told by an owner that was not lost.
+fn events_have_no_gap(story: &Story<'_>, world: &World, say: &mut Say<'_>) {
+    if world.stream.longest_away() > PATIENCE_FOR_LOGS {
+        return;
+    }
+    let Some(last) = story.last() else { return };
+    let ending = story.told.iter().find(|told| told.event.reason.is_ending());
+    if let Some((epoch, seq)) = ending.and_then(|told| Some((told.event.epoch?.0, told.event.seq?)))
+    {
+        let seqs: Vec<u64> = story.events(epoch).into_keys().collect();
+        if seqs != (0..=seq).collect::<Vec<u64>>() {
+            say(format!("I5: of epoch {epoch}, which ended with {seq}, there are {seqs:?}"));
+        }
+    }
+    for step in last.steps.iter().filter(|step| step.status == StepStatus::Passed) {
+        let Some(epoch) = step.epoch else { continue };
+        let mut bytes = 0;
+        for event in story.events(epoch.0).into_values() {
+            let of_step =
+                event.step.as_ref() == Some(&step.name) && event.attempt == Some(step.attempt);
+            if let Reason::Log { offset, partial, .. } = &event.reason
+                && of_step
+            {
+                if *offset != bytes {
+                    say(format!("I5: step {} has a text at {offset}, after {bytes}", step.name));
+                }
+                bytes = offset + event.message.len() as u64 + u64::from(!partial);
+            }
+        }
+        // What a lost owner had not yet told is lost with it, and the record says how much it was.
+        let kept = story.was_kept(epoch.0);
+        if bytes > step.stdout_bytes || (kept && bytes != step.stdout_bytes) {
+            say(format!(
+                "I5: step {} wrote {}, and {bytes} were told",
+                step.name, step.stdout_bytes
+            ));
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! Plays a history: workers, commands, blows, and the end.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use protocol::command::{START, STOP};
+use protocol::event::Event;
+use protocol::id::RunId;
+use protocol::names;
+use protocol::pipeline::PullPolicy;
+use protocol::run::{RunRecord, Status};
+use runner::ports::{Message, Ports, Source};
+use runner::worker::{Options, Shutdown, Worker};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+use crate::plan::{Blow, Plan, RunPlan};
+use crate::world::{Process, World, lock};
+use crate::{broker, check, edge, engine, store, stream};
+
+/// What every worker is given to come to an end, in the clock of the history.
+const PATIENCE: Duration = Duration::from_secs(1_800);
+pub const LEASE: Duration = Duration::from_secs(10);
+pub const MAX_LOSSES: u32 = 3;
+
+struct Running {
+    process: Arc<Process>,
+    shutdown: Shutdown,
+    task: JoinHandle<()>,
+}
+
+/// The workers there were; the last one with a place is the one that has it.
+struct Cluster {
+    world: Arc<World>,
+    workers: Mutex<Vec<(usize, Running)>>,
+}
+
+impl Cluster {
+    /// Starts a worker at a place.
+    async fn start(&self, place: usize) {
+        let number = lock(&self.workers).len();
+        let process = Process::new(&self.world, number, place % self.world.plan.engines);
+        self.world
+            .say(|| format!("w{number} starts on engine {}: {}", process.engine, process.node));
+        let ports = Ports {
+            queue: Arc::new(broker::Handle { process: Arc::clone(&process) }),
+            store: Arc::new(store::Handle { process: Arc::clone(&process) }),
+            events: stream::Handle::new(&process),
+            executor: Arc::new(engine::Handle { process: Arc::clone(&process) }),
+            transfer: Arc::new(edge::Handle { process: Arc::clone(&process) }),
+            host: Arc::clone(&process) as _,
+        };
+        let options = Options {
+            node: process.node.clone(),
+            slots: self.world.plan.slots,
+            lease_ttl: LEASE,
+            kill_grace: Duration::from_secs(2),
+            drain: Duration::from_secs(5),
+            network: None,
+            pull: PullPolicy::Missing,
+            heartbeat: Duration::from_secs(10),
+            retention: Duration::from_secs(24 * 3600),
+            own_queue: false,
+            rescue: true,
+            max_losses: MAX_LOSSES,
+            version: "simulated".into(),
+        };
+        let worker = Worker::new(ports, options).await.expect("the engine answers");
+        let shutdown = Shutdown::default();
+        let task = tokio::spawn(worker.run(shutdown.clone()));
+        lock(&self.workers).push((place, Running { process, shutdown, task }));
+    }
+
+    /// Does something with the worker at a place.
+    fn at<T>(&self, place: usize, act: impl FnOnce(&Running) -> T) -> Option<T> {
+        let workers = lock(&self.workers);
+        workers.iter().rev().find(|(at, _)| *at == place).map(|(_, running)| act(running))
+    }
+
+    async fn replace_the_dead(self: Arc<Self>) {
+        loop {
+            self.world.someone_died.notified().await;
+            let died = std::mem::take(&mut *lock(&self.world.died));
+            for engine in died {
+                tokio::time::sleep(self.world.span(Duration::from_secs(8))).await;
+                self.start(engine).await;
+            }
+        }
+    }
+
+    async fn strike(&self, blow: Blow) {
+        let world = &self.world;
+        world.say(|| format!("{blow:?}"));
+        match blow {
+            Blow::Drain { worker, abort } => {
+                self.at(worker, |running| {
+                    running.shutdown.intake.cancel();
+                    if abort {
+                        running.shutdown.abort.cancel();
+                    }
+                });
+                self.start(worker).await;
+            }
+            Blow::StoreAway(span) => world.store.go_away(span),
+            Blow::Compact => world.store.compact(),
+            Blow::LeaseGone { worker } => {
+                let key = self.at(worker, |running| names::node_key(&running.process.node));
+                if let Some(key) = key {
+                    world.store.end_lease_of(world.start.elapsed(), &key);
+                }
+            }
+            Blow::StreamAway(span) => world.stream.go_away(span),
+            Blow::BrokerCut => world.broker.cut(),
+            Blow::EngineRestart { engine } => {
+                if let Some(engine) = world.engines.get(engine) {
+                    engine.restart(world.start.elapsed());
+                }
+            }
+            Blow::Pause { worker, span } => {
+                self.at(worker, |running| running.process.pause(span));
+            }
+            Blow::Crash { worker } => {
+                self.at(worker, |running| {
+                    if !running.process.is_dead() {
+                        running.process.crash();
+                    }
+                });
+            }
+        }
+    }
+
+    /// Asks every worker to end, and waits for those that live.
+    async fn end(&self) -> Result<(), String> {
+        let workers = std::mem::take(&mut *lock(&self.workers));
+        for (_, running) in &workers {
+            running.shutdown.intake.cancel();
+            running.shutdown.abort.cancel();
+        }
+        for (_, running) in workers {
+            let number = running.process.number;
+            let ended = tokio::select! {
+                biased;
+                () = running.process.dies() => continue,
+                ended = tokio::time::timeout(PATIENCE, running.task) => ended,
+            };
+            match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(cause)) => return Err(format!("w{number} failed: {cause}")),
+                Err(_late) => return Err(format!("w{number} does not end")),
+            }
+        }
+        Ok(())
+    }
+}
+
+pub fn run_id(plan: &RunPlan) -> RunId {
+    id_of(&plan.name)
+}
+
+fn id_of(name: &str) -> RunId {
+    format!("r-{name}").parse().expect("a name of the plan makes an id")
+}
+
+fn message(kind: &str, body: &Value) -> Message {
+    let body = body.to_string().into_bytes();
+    Message { kind: Some(kind.to_owned()), body, ..Message::default() }
+}
+
+/// Publishes what a plan says of one run.
+async fn publish(world: Arc<World>, run: RunPlan) {
+    let id = run_id(&run);
+    let start = json!({ "run-id": id, "pipeline": run.pipeline() });
+    let stop = json!({ "run-id": id, "reason": "the plan says so" });
+    let mut left: Vec<(Duration, Source, Message)> = (0..run.times)
+        .map(|time| (run.at + Duration::from_secs(3) * time, Source::Jobs, message(START, &start)))
+        .collect();
+    left.extend(run.stop_at.map(|at| (at, Source::Control, message(STOP, &stop))));
+    left.sort_by_key(|(at, _, _)| *at);
+    for (at, source, message) in left {
+        tokio::time::sleep_until(world.start + at).await;
+        world.say(|| format!("{id}: {:?}", message.kind));
+        world.broker.publish(source, message);
+    }
+}
+
+fn is_over(world: &World) -> bool {
+    let ended = |run: &RunPlan| {
+        let record = world.store.value(&names::run_key(&run_id(run)));
+        record
+            .and_then(|value| serde_json::from_slice::<RunRecord>(&value).ok())
+            .is_some_and(|record| record.status.is_ended() && record.status != Status::Pending)
+    };
+    world.plan.runs.iter().all(ended)
+        && world.store.keys(names::OPEN_AND_OWNERS).is_empty()
+        && world.broker.unsettled() == 0
+}
+
+/// What came of a history.
+pub struct Played {
+    pub world: Arc<World>,
+    /// What should not have been, in sentences.
+    pub broken: Vec<String>,
+}
+
+impl Played {
+    /// The record of a run as it stands at the end.
+    pub fn record(&self, name: &str) -> RunRecord {
+        let value = self.world.store.value(&names::run_key(&id_of(name))).expect("it is recorded");
+        serde_json::from_slice(&value).expect("a record can be read")
+    }
+
+    /// The most losses that ever stood in a run's record.
+    pub fn losses(&self, name: &str) -> u32 {
+        let key = names::run_key(&id_of(name));
+        let journal = self.world.store.journal().into_iter().filter(|made| made.key == key);
+        let versions = journal.filter_map(|made| made.value);
+        let records = versions.filter_map(|value| serde_json::from_slice::<RunRecord>(&value).ok());
+        records.map(|record| record.losses).max().unwrap_or(0)
+    }
+
+    /// How often a step of a run began.
+    pub fn began(&self, name: &str, position: usize) -> usize {
+        let journal = self.world.engines.iter().flat_map(engine::Engine::journal);
+        let of_step = journal.filter(|it| it.run == id_of(name) && it.position == position);
+        of_step.count()
+    }
+
+    /// The events of a run that say this reason.
+    pub fn told(&self, name: &str, reason: &str) -> Vec<Event> {
+        let told = self.world.stream.told().into_iter().map(|told| told.event);
+        told.filter(|event| event.run_id == Some(id_of(name)))
+            .filter(|event| {
+                serde_json::to_value(event).is_ok_and(|event| event["reason"] == reason)
+            })
+            .collect()
+    }
+}
+
+/// Plays a history to its end, and holds it against the invariants.
+pub fn play(plan: Plan) -> Played {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime of one thread can always be made");
+    runtime.block_on(async move {
+        let world = World::new(plan);
+        let cluster = Arc::new(Cluster { world: Arc::clone(&world), workers: Mutex::default() });
+        world.store.register("here");
+        let leases = Arc::clone(&world);
+        tokio::spawn(async move { leases.store.end_leases(leases.start).await });
+        if world.plan.replaced {
+            tokio::spawn(Arc::clone(&cluster).replace_the_dead());
+        }
+        for place in 0..world.plan.workers {
+            cluster.start(place).await;
+        }
+        let commands: Vec<JoinHandle<()>> = world
+            .plan
+            .runs
+            .iter()
+            .map(|run| tokio::spawn(publish(Arc::clone(&world), run.clone())))
+            .collect();
+        let mut blows = world.plan.blows.clone();
+        blows.sort_by_key(|(at, _)| *at);
+        for (at, blow) in blows {
+            tokio::time::sleep_until(world.start + at).await;
+            cluster.strike(blow).await;
+        }
+        for command in commands {
+            command.await.expect("whoever publishes does not fail");
+        }
+        let over = async {
+            while !is_over(&world) {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let mut broken = Vec::new();
+        if tokio::time::timeout(world.plan.quiet_after + PATIENCE, over).await.is_err() {
+            broken.push(check::what_is_left(&world));
+        }
+        broken.extend(cluster.end().await.err());
+        broken.extend(check::broken(&world));
+        Played { world, broken }
+    })
+}

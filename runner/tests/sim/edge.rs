@@ -1,0 +1,65 @@
+//! What crosses the worker's edge: a resource that comes, an artifact that goes.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use protocol::id::RunId;
+use protocol::pipeline::Vars;
+use runner::ports::{ByteStream, LoggerFeed, Origin, Transfer, TransferError};
+
+use crate::plan::Side;
+use crate::world::{Broken, Process};
+
+/// The edge of one process.
+pub struct Handle {
+    pub process: Arc<Process>,
+}
+
+impl Handle {
+    async fn pass(&self, site: &str, side: Side) -> Result<(), TransferError> {
+        self.process.pass(site, side).await.map_err(|Broken| TransferError::Unreachable {
+            what: "the service".into(),
+            url: "http://here".into(),
+            cause: "it does not answer".into(),
+        })
+    }
+}
+
+#[async_trait]
+impl Transfer for Handle {
+    async fn external_resource(
+        &self,
+        provider_url: &str,
+        params: &Vars,
+        mount: &str,
+    ) -> Result<ByteStream, TransferError> {
+        self.internal_resource(provider_url, params, mount).await
+    }
+
+    async fn internal_resource(
+        &self,
+        _store_url: &str,
+        _params: &Vars,
+        _mount: &str,
+    ) -> Result<ByteStream, TransferError> {
+        self.pass("fetch", Side::Before).await?;
+        Ok(futures::stream::iter([Ok(Bytes::from_static(b"a file"))]).boxed())
+    }
+
+    async fn upload_artifact(
+        &self,
+        _store_url: &str,
+        _path: [&str; 4],
+        _tar: ByteStream,
+        _origin: &Origin,
+    ) -> Result<(), TransferError> {
+        self.pass("upload", Side::Before).await?;
+        self.pass("upload", Side::After).await
+    }
+
+    fn logger(&self, _url: &str, _run: &RunId) -> Result<Box<dyn LoggerFeed>, TransferError> {
+        Err(TransferError::BadParams("no run of a simulation has a logger".into()))
+    }
+}

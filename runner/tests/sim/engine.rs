@@ -1,0 +1,406 @@
+//! A container engine in memory, which outlives the processes that use it: containers by name and
+//! label, images, and a journal of everything that ever ran.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use protocol::event::LogStream;
+use protocol::id::{Epoch, RunId, StepName};
+use runner::ports::{
+    ByteStream, EngineInfo, ExecError, Executor, Exit, Gate, LogSink, Ran, RunScope, StepSpec,
+    StopLevel, StopSignal, Workspace,
+};
+use tokio::sync::watch;
+
+use crate::plan::Side;
+use crate::world::{Broken, Process, World, lock};
+
+/// What ran.
+#[derive(Debug, Clone)]
+pub struct Executed {
+    pub engine: usize,
+    pub run: RunId,
+    pub step: StepName,
+    pub position: usize,
+    pub epoch: Epoch,
+    pub began: Duration,
+    /// The store's revision when it began.
+    pub revision: i64,
+    /// When it was over; `None`: it never was.
+    pub ended: Option<Duration>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Created,
+    Runs,
+    Exited(i32),
+    /// It was removed, running or not.
+    Gone,
+}
+
+struct Container {
+    run: RunId,
+    position: usize,
+    epoch: Epoch,
+    stubborn: bool,
+    life: watch::Sender<Life>,
+    journal: Option<usize>,
+}
+
+#[derive(Default)]
+struct Inner {
+    containers: BTreeMap<u64, Container>,
+    images: BTreeMap<String, RunId>,
+    next: u64,
+    journal: Vec<Executed>,
+}
+
+pub struct Engine {
+    pub number: usize,
+    inner: Mutex<Inner>,
+}
+
+impl Inner {
+    fn ends(&mut self, id: u64, at: Duration, life: Life) {
+        let Some(container) = self.containers.get(&id) else { return };
+        if *container.life.borrow() == Life::Runs
+            && let Some(executed) = container.journal.and_then(|at| self.journal.get_mut(at))
+        {
+            executed.ended = Some(at);
+        }
+        container.life.send_replace(life);
+    }
+
+    fn remove(&mut self, id: u64, at: Duration) {
+        self.ends(id, at, Life::Gone);
+        self.containers.remove(&id);
+    }
+
+    fn of_run(&self, run: &RunId) -> Vec<(u64, Epoch)> {
+        let of_run = self.containers.iter().filter(|(_, container)| container.run == *run);
+        of_run.map(|(id, container)| (*id, container.epoch)).collect()
+    }
+}
+
+impl Engine {
+    pub fn new(number: usize) -> Self {
+        Self { number, inner: Mutex::default() }
+    }
+
+    pub fn journal(&self) -> Vec<Executed> {
+        lock(&self.inner).journal.clone()
+    }
+
+    /// What is there of runs.
+    pub fn left(&self) -> (usize, usize) {
+        let inner = lock(&self.inner);
+        (inner.containers.len(), inner.images.len())
+    }
+
+    /// Everything that runs dies.
+    pub fn restart(&self, at: Duration) {
+        let mut inner = lock(&self.inner);
+        let ids: Vec<u64> = inner.containers.keys().copied().collect();
+        for id in ids {
+            let runs = inner.containers.get(&id).is_some_and(|c| *c.life.borrow() == Life::Runs);
+            if runs {
+                inner.ends(id, at, Life::Exited(137));
+            }
+        }
+    }
+}
+
+/// An engine as one process sees it.
+pub struct Handle {
+    pub process: Arc<Process>,
+}
+
+fn failed(doing: &str) -> ExecError {
+    ExecError::Engine { doing: doing.to_owned(), cause: "it was told to fail".to_owned() }
+}
+
+/// What a step's words mean.
+struct Work {
+    span: Duration,
+    code: i32,
+    stubborn: bool,
+}
+
+fn work(words: &[String]) -> Work {
+    let number = |at: usize| words.get(at).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+    Work {
+        span: Duration::from_millis(number(1)),
+        code: i32::try_from(number(2)).unwrap_or(1),
+        stubborn: words.first().is_some_and(|word| word == "stubborn"),
+    }
+}
+
+impl Handle {
+    fn world(&self) -> &Arc<World> {
+        &self.process.world
+    }
+
+    fn engine(&self) -> &Engine {
+        &self.world().engines[self.process.engine]
+    }
+
+    async fn pass(&self, site: &str, side: Side) -> Result<(), ExecError> {
+        self.process.pass(site, side).await.map_err(|Broken| failed(site))
+    }
+
+    fn now(&self) -> Duration {
+        self.world().start.elapsed()
+    }
+
+    fn image(&self, run: &RunId) -> Workspace {
+        let mut inner = lock(&self.engine().inner);
+        inner.next += 1;
+        let id = format!("image-{}-{}", self.process.engine, inner.next);
+        inner.images.insert(id.clone(), run.clone());
+        Workspace::Image { id, depth: 0 }
+    }
+
+    /// Makes a container under the name of its step. One of the same name goes, unless it is that of
+    /// a later owner.
+    fn create(&self, run: &RunScope, step: &StepSpec) -> Result<u64, ExecError> {
+        let now = self.now();
+        let mut inner = lock(&self.engine().inner);
+        let same = |c: &Container| c.run == run.run && c.position == step.position;
+        let there = inner.containers.iter().find(|(_, c)| same(c)).map(|(id, c)| (*id, c.epoch));
+        match there {
+            Some((_, epoch)) if epoch > run.epoch => return Err(ExecError::NotStarted),
+            Some((id, _)) => inner.remove(id, now),
+            None => {}
+        }
+        inner.next += 1;
+        let id = inner.next;
+        let container = Container {
+            run: run.run.clone(),
+            position: step.position,
+            epoch: run.epoch,
+            stubborn: work(&step.words).stubborn,
+            life: watch::Sender::new(Life::Created),
+            journal: None,
+        };
+        inner.containers.insert(id, container);
+        Ok(id)
+    }
+
+    /// Starts a container; it ends by itself, whoever looks.
+    fn start(&self, id: u64, step: &StepSpec) -> Result<watch::Receiver<Life>, ExecError> {
+        let (world, now) = (Arc::clone(self.world()), self.now());
+        let revision = world.store.revision();
+        let mut inner = lock(&self.engine().inner);
+        let at = inner.journal.len();
+        let Some(container) = inner.containers.get_mut(&id) else {
+            return Err(failed("starting a step whose container is gone"));
+        };
+        container.journal = Some(at);
+        container.life.send_replace(Life::Runs);
+        let life = container.life.subscribe();
+        let executed = Executed {
+            engine: self.process.engine,
+            run: container.run.clone(),
+            step: step.name.clone(),
+            position: step.position,
+            epoch: container.epoch,
+            began: now,
+            revision,
+            ended: None,
+        };
+        world.say(|| format!("{executed:?} by w{}", self.process.number));
+        inner.journal.push(executed);
+        drop(inner);
+        let (work, engine) = (work(&step.words), self.process.engine);
+        tokio::spawn(async move {
+            tokio::time::sleep(work.span).await;
+            let now = world.start.elapsed();
+            let mut inner = lock(&world.engines[engine].inner);
+            let runs = inner.containers.get(&id).is_some_and(|c| *c.life.borrow() == Life::Runs);
+            if runs {
+                inner.ends(id, now, Life::Exited(work.code));
+            }
+        });
+        Ok(life)
+    }
+
+    fn signal(&self, id: u64, code: i32) {
+        let now = self.now();
+        let mut inner = lock(&self.engine().inner);
+        let Some(container) = inner.containers.get(&id) else { return };
+        let heeds = code == 137 || !container.stubborn;
+        if heeds && *container.life.borrow() == Life::Runs {
+            inner.ends(id, now, Life::Exited(code));
+        }
+    }
+
+    /// Ends a container as it is asked to.
+    async fn obey(&self, id: u64, stop: &StopSignal) {
+        let mut level = stop.above(StopLevel::Run).await;
+        if let StopLevel::Stop { grace } = level {
+            self.process.pass("term", Side::Before).await.ok();
+            self.signal(id, 143);
+            let more = stop.above(level);
+            level = tokio::time::timeout(grace, more).await.unwrap_or(StopLevel::Kill);
+        }
+        if level == StopLevel::Kill {
+            self.process.pass("kill", Side::Before).await.ok();
+            self.signal(id, 137);
+        }
+        std::future::pending().await
+    }
+}
+
+async fn over(life: &mut watch::Receiver<Life>) -> Option<i32> {
+    let ended = life.wait_for(|life| matches!(life, Life::Exited(_) | Life::Gone)).await;
+    match ended.map(|life| *life) {
+        Ok(Life::Exited(code)) => Some(code),
+        Ok(Life::Gone | Life::Created | Life::Runs) | Err(_) => None,
+    }
+}
+
+#[async_trait]
+impl Executor for Handle {
+    async fn info(&self) -> Result<EngineInfo, ExecError> {
+        let id = format!("engine-{}", self.process.engine);
+        Ok(EngineInfo { id, executor: "simulated", limits_refused: None })
+    }
+
+    async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError> {
+        tokio::select! {
+            biased;
+            passed = self.pass("prepare", Side::Before) => passed?,
+            _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
+        }
+        let _base = &run.image;
+        Ok(Workspace::Image { id: "base".into(), depth: 0 })
+    }
+
+    async fn adopt(
+        &self,
+        run: &RunScope,
+        image: Option<&str>,
+    ) -> Result<Option<Workspace>, ExecError> {
+        self.pass("adopt", Side::Before).await?;
+        let now = self.now();
+        let there = {
+            let mut inner = lock(&self.engine().inner);
+            for (id, epoch) in inner.of_run(&run.run) {
+                if epoch < run.epoch {
+                    inner.remove(id, now);
+                }
+            }
+            image.filter(|image| inner.images.contains_key(*image)).map(str::to_owned)
+        };
+        self.pass("adopt", Side::After).await?;
+        Ok(there.map(|id| Workspace::Image { id, depth: 0 }))
+    }
+
+    async fn run_step(
+        &self,
+        run: &RunScope,
+        _on: &Workspace,
+        step: &StepSpec,
+        gate: Gate,
+        out: Arc<dyn LogSink>,
+        stop: &StopSignal,
+    ) -> Result<Ran, ExecError> {
+        self.pass("create", Side::Before).await?;
+        let id = self.create(run, step)?;
+        self.pass("create", Side::After).await?;
+        let open = tokio::select! {
+            biased;
+            open = gate => open,
+            _ = stop.above(StopLevel::Run) => false,
+        };
+        if !open {
+            self.process.lives().await;
+            lock(&self.engine().inner).remove(id, self.now());
+            return Err(ExecError::NotStarted);
+        }
+        self.pass("start", Side::Before).await?;
+        let mut life = self.start(id, step)?;
+        out.write(LogStream::Stdout, Bytes::from(format!("{} begins\n", step.name))).await;
+        let code = tokio::select! {
+            biased;
+            code = over(&mut life) => code,
+            () = self.obey(id, stop) => None,
+        };
+        self.pass("wait", Side::After).await?;
+        out.write(LogStream::Stdout, Bytes::from_static(b"and ends")).await;
+        let code = code.ok_or_else(|| failed("waiting for a container that is gone"))?;
+        let left = Workspace::Container { id: id.to_string(), depth: 0 };
+        Ok(Ran { exit: Exit { code, oom: false }, left })
+    }
+
+    async fn checkpoint(
+        &self,
+        run: &RunScope,
+        left: Workspace,
+        _step: &StepSpec,
+    ) -> Result<Workspace, ExecError> {
+        self.pass("commit", Side::Before).await?;
+        let Workspace::Container { id, .. } = &left else { return Err(failed("commit")) };
+        let id: u64 = id.parse().map_err(|_not_a_number| failed("commit"))?;
+        if !lock(&self.engine().inner).containers.contains_key(&id) {
+            return Err(failed("keeping what a container that is gone left"));
+        }
+        let image = self.image(&run.run);
+        self.pass("commit", Side::After).await?;
+        lock(&self.engine().inner).remove(id, self.now());
+        Ok(image)
+    }
+
+    async fn discard(&self, _run: &RunScope, left: Workspace) {
+        self.process.pass("discard", Side::Before).await.ok();
+        if let Workspace::Container { id, .. } = &left
+            && let Ok(id) = id.parse()
+        {
+            lock(&self.engine().inner).remove(id, self.now());
+        }
+    }
+
+    async fn import(
+        &self,
+        _run: &RunScope,
+        on: &Workspace,
+        _at: &str,
+        _tar: ByteStream,
+    ) -> Result<Workspace, ExecError> {
+        Ok(on.clone())
+    }
+
+    async fn export(
+        &self,
+        _run: &RunScope,
+        _left: &Workspace,
+        _path: &str,
+    ) -> Result<ByteStream, ExecError> {
+        Ok(futures::stream::iter([Ok(Bytes::from_static(b"a file"))]).boxed())
+    }
+
+    async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
+        self.pass("destroy", Side::Before).await?;
+        let now = self.now();
+        let mut inner = lock(&self.engine().inner);
+        for (id, _) in inner.of_run(run) {
+            inner.remove(id, now);
+        }
+        inner.images.retain(|_, of| of != run);
+        Ok(())
+    }
+
+    async fn leftovers(&self) -> Result<Vec<RunId>, ExecError> {
+        let inner = lock(&self.engine().inner);
+        let mut runs: Vec<RunId> = inner.containers.values().map(|c| c.run.clone()).collect();
+        runs.extend(inner.images.values().cloned());
+        runs.sort();
+        runs.dedup();
+        Ok(runs)
+    }
+}

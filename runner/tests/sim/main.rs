@@ -1,0 +1,80 @@
+//! Whole clusters in one thread: the worker's own code over ports in memory, under one seeded clock,
+//! with faults at every effect, held against the invariants of docs/reliability.md.
+//!
+//! `BOB_SIM_SEED=n` plays one seed and prints what happened; `BOB_SIM_HISTORIES=n` plays so many.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::wildcard_enum_match_arm,
+    clippy::disallowed_methods,
+    unreachable_pub,
+    missing_docs,
+    missing_debug_implementations,
+    reason = "a test may panic, print and spawn; its modules are nobody else's"
+)]
+
+mod broker;
+mod check;
+mod cluster;
+mod edge;
+mod engine;
+mod plan;
+mod rows;
+mod stops;
+mod store;
+mod stream;
+mod world;
+
+use cluster::play;
+use plan::Plan;
+
+/// Histories of the test command.
+const HISTORIES: u64 = 500;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+}
+
+/// Plays a seed; the sentences say what was wrong.
+fn of_seed(seed: u64, traced: bool) -> Vec<String> {
+    let played = play(Plan { traced, ..Plan::of_seed(seed) });
+    if traced {
+        println!("{:#?}", played.world.plan);
+        for line in played.world.trace() {
+            println!("{line}");
+        }
+    }
+    played.broken
+}
+
+#[test]
+fn thousands_of_histories_keep_the_invariants() {
+    if let Some(seed) = number("BOB_SIM_SEED") {
+        let broken = of_seed(seed, true);
+        assert!(broken.is_empty(), "seed {seed}: {broken:#?}");
+        return;
+    }
+    let histories = number("BOB_SIM_HISTORIES").unwrap_or(HISTORIES);
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
+    let failed: Vec<String> = std::thread::scope(|scope| {
+        let players: Vec<_> = (0..threads)
+            .map(|of| {
+                scope.spawn(move || {
+                    let seeds = (0..histories).filter(|seed| seed % threads == of);
+                    seeds
+                        .filter_map(|seed| {
+                            let broken = of_seed(seed, false);
+                            (!broken.is_empty()).then(|| format!("seed {seed}: {broken:#?}"))
+                        })
+                        .take(5)
+                        .collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        players.into_iter().flat_map(|player| player.join().unwrap()).collect()
+    });
+    println!("{histories} histories");
+    assert!(failed.is_empty(), "replay with BOB_SIM_SEED=n: {}", failed.join("\n"));
+}

@@ -1,0 +1,285 @@
+//! What happens in a history, drawn from its seed or written by hand.
+
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use serde_json::{Value, json};
+
+/// Before or after the effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Before,
+    After,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The process dies.
+    Crash,
+    /// It stands still for a while.
+    Pause(Duration),
+    /// Before the effect: it does not happen. After it: its answer is lost.
+    Break,
+    /// It takes a while.
+    Slow(Duration),
+}
+
+/// A fault at one place.
+#[derive(Debug, Clone)]
+pub struct Rule {
+    /// Of which process; of any where there is none.
+    pub process: Option<usize>,
+    /// The place: see the `site_of` of each port.
+    pub site: &'static str,
+    pub side: Side,
+    /// At the so-and-so-many-th time, from 1.
+    pub nth: u32,
+    pub fault: Fault,
+}
+
+impl Rule {
+    pub fn new(site: &'static str, side: Side, fault: Fault) -> Self {
+        Self { process: None, site, side, nth: 1, fault }
+    }
+
+    pub fn of(mut self, process: usize) -> Self {
+        self.process = Some(process);
+        self
+    }
+
+    pub fn nth(mut self, nth: u32) -> Self {
+        self.nth = nth;
+        self
+    }
+
+    /// Whether it is now; counts the times.
+    pub fn is_at(&mut self, process: usize, site: &str, side: Side) -> bool {
+        let here = self.process.is_none_or(|of| of == process);
+        if !here || self.site != site || self.side != side {
+            return false;
+        }
+        self.nth -= 1;
+        self.nth == 0
+    }
+}
+
+/// One run of a history.
+#[derive(Debug, Clone)]
+pub struct RunPlan {
+    pub name: String,
+    /// `work MS CODE`: takes so long and ends so; `stubborn MS`: heeds no SIGTERM.
+    pub steps: Vec<String>,
+    pub on_lost: Option<&'static str>,
+    pub retry: u32,
+    /// Its first step fetches a resource and leaves an artifact.
+    pub moves: bool,
+    /// When it is published, and how often.
+    pub at: Duration,
+    pub times: u32,
+    /// When somebody asks for its end.
+    pub stop_at: Option<Duration>,
+}
+
+impl RunPlan {
+    pub fn new(name: &str, steps: &[&str]) -> Self {
+        Self {
+            name: name.to_owned(),
+            steps: steps.iter().map(|&step| step.to_owned()).collect(),
+            on_lost: None,
+            retry: 1,
+            moves: false,
+            at: Duration::ZERO,
+            times: 1,
+            stop_at: None,
+        }
+    }
+
+    pub fn stopped_at(mut self, seconds: u64) -> Self {
+        self.stop_at = Some(Duration::from_secs(seconds));
+        self
+    }
+
+    pub fn at(mut self, seconds: u64) -> Self {
+        self.at = Duration::from_secs(seconds);
+        self
+    }
+
+    pub fn moving(mut self) -> Self {
+        self.moves = true;
+        self
+    }
+
+    pub fn pipeline(&self) -> Value {
+        let mut steps: Vec<Value> = self
+            .steps
+            .iter()
+            .map(|cmd| json!({ "cmd": cmd, "retry": { "attempts": self.retry } }))
+            .collect();
+        if self.moves
+            && let Some(first) = steps.first_mut()
+        {
+            first["needs_resource"] = "files".into();
+            first["produces_artifact"] = json!({ "name": "out", "path": "out", "store": "here" });
+        }
+        let mut pipeline =
+            json!({ "group": "sim", "name": self.name, "image": "base", "steps": steps });
+        if self.moves {
+            let of = json!({ "group": "sim", "name": "earlier", "run_id": "r-0", "artifact_name": "out" });
+            let files =
+                json!({ "name": "files", "type": "internal", "provider": "here", "params": of });
+            pipeline["resources"] = json!([files]);
+        }
+        if let Some(on_lost) = self.on_lost {
+            pipeline["on-lost"] = on_lost.into();
+        }
+        pipeline
+    }
+}
+
+/// What the world does of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blow {
+    /// A worker drains, and another comes.
+    Drain { worker: usize, abort: bool },
+    /// The store answers nobody.
+    StoreAway(Duration),
+    /// The store forgets its history.
+    Compact,
+    /// The store lets a lease go long before its time.
+    LeaseGone { worker: usize },
+    /// The stream takes nothing.
+    StreamAway(Duration),
+    /// Every connection to the broker is cut.
+    BrokerCut,
+    /// An engine's service is restarted, and its containers go with it.
+    EngineRestart { engine: usize },
+    /// A worker stands still.
+    Pause { worker: usize, span: Duration },
+    /// A worker dies.
+    Crash { worker: usize },
+}
+
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub seed: u64,
+    pub workers: usize,
+    pub engines: usize,
+    pub slots: usize,
+    pub runs: Vec<RunPlan>,
+    /// The chance of a fault at each place, and how many there may be.
+    pub chance: f64,
+    pub faults: u32,
+    pub rules: Vec<Rule>,
+    pub blows: Vec<(Duration, Blow)>,
+    /// After this nothing goes wrong of itself any more.
+    pub quiet_after: Duration,
+    /// Whether dead workers are replaced.
+    pub replaced: bool,
+    pub traced: bool,
+}
+
+fn millis(chance: &mut StdRng, most: u64) -> Duration {
+    Duration::from_millis(chance.random_range(0..most))
+}
+
+impl Plan {
+    /// A quiet history: two workers on one engine.
+    pub fn quiet(runs: Vec<RunPlan>) -> Self {
+        Self {
+            seed: 1,
+            workers: 2,
+            engines: 1,
+            slots: 2,
+            runs,
+            chance: 0.0,
+            faults: 0,
+            rules: Vec::new(),
+            blows: Vec::new(),
+            quiet_after: Duration::ZERO,
+            replaced: true,
+            traced: false,
+        }
+    }
+
+    pub fn with(mut self, rule: Rule) -> Self {
+        self.rules.push(rule);
+        self
+    }
+
+    pub fn blow(mut self, at: Duration, blow: Blow) -> Self {
+        self.blows.push((at, blow));
+        self
+    }
+
+    /// The history of a seed.
+    pub fn of_seed(seed: u64) -> Self {
+        // Another stream of numbers than that of the history itself.
+        let mut chance = StdRng::seed_from_u64(seed ^ 0x5eed_5eed_5eed_5eed);
+        let chance = &mut chance;
+        let workers = chance.random_range(1..4);
+        let engines = if workers > 1 && chance.random_bool(0.3) { 2 } else { 1 };
+        let runs = (0..chance.random_range(1..4)).map(|at| run(chance, at)).collect();
+        let blows = (0..chance.random_range(0..4))
+            .map(|_| (millis(chance, 40_000), blow(chance, workers, engines)))
+            .collect();
+        Self {
+            seed,
+            workers,
+            engines,
+            slots: chance.random_range(1..3),
+            runs,
+            chance: *[0.0, 0.003, 0.01, 0.03].get(chance.random_range(0..4)).unwrap_or(&0.0),
+            faults: chance.random_range(1..5),
+            rules: Vec::new(),
+            blows,
+            quiet_after: Duration::from_secs(60),
+            replaced: true,
+            traced: false,
+        }
+    }
+}
+
+fn run(chance: &mut StdRng, at: usize) -> RunPlan {
+    let steps = (0..chance.random_range(1..5)).map(|_| step(chance)).collect();
+    RunPlan {
+        name: format!("r{at}"),
+        steps,
+        on_lost: match chance.random_range(0..8) {
+            0 => Some("restart"),
+            1 => Some("fail"),
+            _ => None,
+        },
+        retry: if chance.random_bool(0.2) { 3 } else { 1 },
+        moves: chance.random_bool(0.2),
+        at: millis(chance, 20_000),
+        times: if chance.random_bool(0.2) { 2 } else { 1 },
+        stop_at: chance.random_bool(0.25).then(|| millis(chance, 45_000)),
+    }
+}
+
+fn step(chance: &mut StdRng) -> String {
+    let code = if chance.random_bool(0.1) { 3 } else { 0 };
+    let span = match chance.random_range(0..4) {
+        0 => 0,
+        1 => chance.random_range(1..50),
+        2 => chance.random_range(50..3_000),
+        _ => chance.random_range(3_000..20_000),
+    };
+    if chance.random_bool(0.1) { format!("stubborn {span}") } else { format!("work {span} {code}") }
+}
+
+fn blow(chance: &mut StdRng, workers: usize, engines: usize) -> Blow {
+    let worker = chance.random_range(0..workers);
+    match chance.random_range(0..10) {
+        0 | 1 => Blow::Drain { worker, abort: chance.random_bool(0.5) },
+        2 => Blow::StoreAway(millis(chance, 25_000)),
+        3 => Blow::Compact,
+        4 => Blow::LeaseGone { worker },
+        5 => Blow::StreamAway(millis(chance, 45_000)),
+        6 => Blow::BrokerCut,
+        7 => Blow::EngineRestart { engine: chance.random_range(0..engines) },
+        8 => Blow::Pause { worker, span: millis(chance, 40_000) },
+        _ => Blow::Crash { worker },
+    }
+}

@@ -1,0 +1,240 @@
+//! Each row of the crash table (ARCHITECTURE.md) as one history.
+
+use std::time::Duration;
+
+use protocol::id::StepName;
+use protocol::run::{Cause, Status};
+
+use crate::cluster::{Played, play};
+use crate::plan::{Blow, Fault, Plan, Rule, RunPlan, Side};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Longer than a lease.
+const LONG: Duration = Duration::from_secs(35);
+
+/// Three steps; the one in the middle takes five seconds.
+fn three() -> RunPlan {
+    RunPlan::new("r0", &["work 10 0", "work 5000 0", "work 10 0"])
+}
+
+/// Plays a history in which every rule is used, and that keeps the invariants.
+fn kept(plan: Plan) -> Played {
+    let played = play(Plan { traced: true, ..plan });
+    let trace = played.world.trace().join("\n");
+    assert!(played.broken.is_empty(), "{:#?}\n{trace}", played.broken);
+    assert!(played.world.every_rule_was_used(), "nothing went wrong\n{trace}");
+    played
+}
+
+/// A history of [`three`] with one fault.
+fn with(site: &'static str, side: Side, fault: Fault) -> Played {
+    kept(Plan::quiet(vec![three()]).with(Rule::new(site, side, fault)))
+}
+
+fn passed(played: &Played, attempt: u32, losses: u32) {
+    let record = played.record("r0");
+    let came = (record.status, record.attempt, played.losses("r0"));
+    let trace = played.world.trace().join("\n");
+    assert_eq!(came, (Status::Passed, attempt, losses), "{trace}");
+}
+
+#[test]
+fn a_death_before_the_claim_leaves_the_message_to_another() {
+    let played = with("claim", Side::Before, Fault::Crash);
+    passed(&played, 1, 0);
+    assert_eq!(played.began("r0", 0), 1);
+}
+
+#[test]
+fn a_death_between_the_claim_and_the_ack_runs_nothing_twice() {
+    let played = with("claim", Side::After, Fault::Crash);
+    passed(&played, 2, 1);
+    assert_eq!(played.told("r0", "CommandIgnored").len(), 1, "the message came again");
+    assert_eq!(played.began("r0", 0), 1);
+}
+
+#[test]
+fn a_death_in_a_step_goes_on_after_the_last_commit() {
+    let played = kept(
+        Plan::quiet(vec![three()])
+            .blow(2 * SECOND, Blow::Crash { worker: 0 })
+            .blow(2 * SECOND, Blow::Crash { worker: 1 }),
+    );
+    assert_eq!(played.record("r0").status, Status::Passed);
+    assert_eq!(played.began("r0", 0), 1, "the first step had been committed");
+    assert_eq!(played.began("r0", 1), 2);
+    let resumed = played.told("r0", "PipelineRunResumed");
+    assert_eq!(resumed.len(), 1, "{resumed:?}");
+}
+
+#[test]
+fn containers_that_outlive_their_worker_end_before_their_step_runs_again() {
+    // That none overlaps is one of the invariants; the step takes longer than the lease.
+    let run = RunPlan::new("r0", &["work 60000 0"]);
+    let played = kept(
+        Plan::quiet(vec![run])
+            .with(Rule::new("start", Side::Before, Fault::Slow(SECOND)))
+            .blow(3 * SECOND, Blow::Crash { worker: 0 })
+            .blow(3 * SECOND, Blow::Crash { worker: 1 }),
+    );
+    assert_eq!(played.began("r0", 0), 2);
+}
+
+#[test]
+fn a_death_between_the_record_and_the_ending_event_is_told_by_the_next() {
+    let played = with("end", Side::After, Fault::Crash);
+    passed(&played, 1, 0);
+    assert!(!played.told("r0", "PipelineSuccessful").is_empty());
+}
+
+#[test]
+fn a_death_after_the_ending_event_tells_it_once_more_and_no_other() {
+    let played = with("let-go", Side::Before, Fault::Crash);
+    passed(&played, 1, 0);
+    assert_eq!(played.told("r0", "PipelineSuccessful").len(), 2);
+}
+
+#[test]
+fn one_who_was_paused_and_wakes_late_changes_nothing() {
+    for site in ["claim", "save", "save-started", "start", "wait", "commit", "end", "let-go"] {
+        for side in [Side::Before, Side::After] {
+            if matches!((site, side), ("start", Side::After) | ("wait", Side::Before)) {
+                continue;
+            }
+            let played = with(site, side, Fault::Pause(LONG));
+            assert_eq!(played.record("r0").status, Status::Passed, "{side:?} {site}");
+        }
+    }
+}
+
+#[test]
+fn a_connection_to_the_broker_that_drops_ends_no_run() {
+    let played = kept(
+        Plan::quiet(vec![three()])
+            .blow(SECOND, Blow::BrokerCut)
+            .blow(SECOND, Blow::StreamAway(10 * SECOND)),
+    );
+    passed(&played, 1, 0);
+}
+
+#[test]
+fn a_store_that_is_away_for_longer_than_the_lease_costs_no_loss() {
+    let plan = Plan { workers: 1, ..Plan::quiet(vec![three()]) };
+    let played = kept(plan.blow(SECOND, Blow::StoreAway(20 * SECOND)));
+    let record = played.record("r0");
+    assert_eq!((record.status, played.losses("r0")), (Status::Passed, 0));
+    assert!(record.attempt > 1);
+}
+
+#[test]
+fn a_lease_that_is_gone_early_costs_no_loss() {
+    let plan = Plan { workers: 1, ..Plan::quiet(vec![three()]) };
+    let played = kept(plan.blow(2 * SECOND, Blow::LeaseGone { worker: 0 }));
+    passed(&played, 2, 0);
+}
+
+#[test]
+fn a_command_that_comes_while_the_store_is_away_waits_and_is_no_dead_letter() {
+    let run = RunPlan { at: 3 * SECOND, ..three() };
+    let played = kept(Plan::quiet(vec![run]).blow(2 * SECOND, Blow::StoreAway(30 * SECOND)));
+    passed(&played, 1, 0);
+}
+
+#[test]
+fn a_transaction_of_which_nobody_knows_what_came_is_made_once() {
+    for site in ["claim", "save", "save-started", "end", "let-go"] {
+        for side in [Side::Before, Side::After] {
+            passed(&with(site, side, Fault::Break), 1, 0);
+        }
+    }
+    let taken_over = |side| {
+        kept(
+            Plan::quiet(vec![three()])
+                .with(Rule::new("start", Side::Before, Fault::Crash).nth(2))
+                .with(Rule::new("claim-orphan", side, Fault::Break)),
+        )
+    };
+    passed(&taken_over(Side::Before), 2, 1);
+    passed(&taken_over(Side::After), 2, 1);
+}
+
+#[test]
+fn a_run_whose_worker_died_waits_for_a_slot() {
+    let long = RunPlan::new("r1", &["work 40000 0"]);
+    let plan = Plan { workers: 2, slots: 1, replaced: false, ..Plan::quiet(vec![three(), long]) };
+    let played = kept(plan.with(Rule::new("start", Side::Before, Fault::Crash).nth(3)));
+    let record = played.record("r0");
+    assert_eq!(record.status, Status::Passed);
+    assert_eq!(played.record("r1").status, Status::Passed);
+}
+
+#[test]
+fn a_run_that_is_handed_over_goes_on_at_once_and_has_lost_nobody() {
+    let plan = Plan::quiet(vec![three()])
+        .blow(2 * SECOND, Blow::Drain { worker: 0, abort: true })
+        .blow(2 * SECOND, Blow::Drain { worker: 1, abort: true });
+    let played = kept(plan);
+    passed(&played, 2, 0);
+    let resumed = played.told("r0", "PipelineRunResumed");
+    let from = resumed.first().map(|event| event.message.clone()).unwrap_or_default();
+    assert!(from.contains("handed it over"), "{resumed:?}");
+    let at = resumed.first().map(|event| event.at.0 % 1_000_000).unwrap_or_default();
+    assert!(at < 5_000, "no lease had to run out: {at} ms");
+}
+
+#[test]
+fn a_hand_over_whose_answer_is_lost_hands_over_once() {
+    for side in [Side::Before, Side::After] {
+        let plan = Plan::quiet(vec![three()])
+            .with(Rule::new("hand-over", side, Fault::Break))
+            .blow(2 * SECOND, Blow::Drain { worker: 0, abort: true })
+            .blow(2 * SECOND, Blow::Drain { worker: 1, abort: true });
+        passed(&kept(plan), 2, 0);
+    }
+}
+
+#[test]
+fn a_death_in_the_middle_of_a_hand_over_leaves_it_to_the_lease() {
+    let plan = Plan::quiet(vec![three()])
+        .with(Rule::new("hand-over", Side::Before, Fault::Crash))
+        .blow(2 * SECOND, Blow::Drain { worker: 0, abort: true })
+        .blow(2 * SECOND, Blow::Drain { worker: 1, abort: true });
+    passed(&kept(plan), 2, 1);
+}
+
+#[test]
+fn a_watch_that_falls_behind_is_made_again_from_a_look() {
+    let plan = Plan::quiet(vec![three()])
+        .blow(SECOND, Blow::Compact)
+        .with(Rule::new("start", Side::Before, Fault::Crash).nth(2));
+    passed(&kept(plan), 2, 1);
+}
+
+#[test]
+fn a_run_goes_on_from_the_top_where_its_engine_is_gone() {
+    let plan = Plan { engines: 2, replaced: false, ..Plan::quiet(vec![three()]) };
+    let played = kept(plan.with(Rule::new("start", Side::Before, Fault::Crash).nth(2)));
+    passed(&played, 2, 1);
+    assert_eq!(played.began("r0", 0), 2);
+    let resumed = played.told("r0", "PipelineRunResumed");
+    let first = StepName::position(0);
+    let repeats = resumed.iter().any(|event| match &event.reason {
+        protocol::event::Reason::PipelineRunResumed { cause, repeats, .. } => {
+            cause == "image-lost" && repeats.contains(&first)
+        }
+        _ => false,
+    });
+    assert!(repeats, "{resumed:?}");
+}
+
+#[test]
+fn a_run_that_loses_every_worker_fails_in_the_end() {
+    let mut plan = Plan::quiet(vec![three()]);
+    for _ in 0..4 {
+        // The first step is kept; the second begins in vain each time.
+        plan = plan.with(Rule::new("start", Side::Before, Fault::Crash).nth(2));
+    }
+    let played = kept(plan);
+    let record = played.record("r0");
+    assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::Lost)));
+}

@@ -1,0 +1,110 @@
+//! A stop in every state of a run.
+
+use std::time::Duration;
+
+use protocol::run::{Cause, Status};
+
+use crate::cluster::{Played, play};
+use crate::plan::{Blow, Fault, Plan, Rule, RunPlan, Side};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Plays a history whose run `r0` ends stopped by a user, and in time.
+fn stopped(plan: Plan) -> Played {
+    let played = play(Plan { traced: true, ..plan });
+    let trace = played.world.trace().join("\n");
+    assert!(played.broken.is_empty(), "{:#?}\n{trace}", played.broken);
+    assert!(played.world.every_rule_was_used(), "{trace}");
+    let record = played.record("r0");
+    assert_eq!((record.status, record.cause), (Status::Stopped, Some(Cause::User)), "{trace}");
+    played
+}
+
+/// A run of two steps that somebody stops after two seconds, while something takes ten.
+fn while_it_is(site: &'static str) -> Played {
+    let run = RunPlan::new("r0", &["work 10 0", "work 10 0"]).moving().stopped_at(2);
+    let rule = Rule::new(site, Side::Before, Fault::Slow(10 * SECOND));
+    stopped(Plan::quiet(vec![run]).with(rule))
+}
+
+#[test]
+fn a_run_that_is_queued_is_stopped_when_it_comes() {
+    let other = RunPlan::new("other", &["work 10000 0"]);
+    let run = RunPlan::new("r0", &["work 10 0"]).at(1).stopped_at(2);
+    let plan = Plan { workers: 1, slots: 1, ..Plan::quiet(vec![other, run]) };
+    let played = stopped(plan);
+    assert_eq!(played.began("r0", 0), 0);
+}
+
+#[test]
+fn a_run_that_waits_to_be_tried_again_is_stopped() {
+    let run = RunPlan { retry: 5, ..RunPlan::new("r0", &["work 10 7"]).stopped_at(5) };
+    let played = stopped(Plan::quiet(vec![run]));
+    assert!(played.began("r0", 0) >= 2, "it had been tried again");
+}
+
+#[test]
+fn a_run_that_pulls_its_image_is_stopped() {
+    assert_eq!(while_it_is("prepare").began("r0", 0), 0);
+}
+
+#[test]
+fn a_run_that_fetches_a_resource_is_stopped() {
+    assert_eq!(while_it_is("fetch").began("r0", 0), 0);
+}
+
+#[test]
+fn a_step_that_runs_is_stopped() {
+    let run = RunPlan::new("r0", &["work 60000 0", "work 10 0"]).stopped_at(2);
+    assert_eq!(stopped(Plan::quiet(vec![run])).began("r0", 1), 0);
+}
+
+#[test]
+fn a_step_that_heeds_no_signal_is_killed() {
+    let run = RunPlan::new("r0", &["stubborn 60000", "work 10 0"]).stopped_at(2);
+    assert_eq!(stopped(Plan::quiet(vec![run])).began("r0", 1), 0);
+}
+
+#[test]
+fn a_run_that_uploads_an_artifact_is_stopped() {
+    assert_eq!(while_it_is("upload").began("r0", 1), 0);
+}
+
+#[test]
+fn a_run_that_commits_a_step_is_stopped_after_it() {
+    assert_eq!(while_it_is("commit").began("r0", 1), 0);
+}
+
+#[test]
+fn a_stop_that_comes_while_the_last_step_is_committed_is_the_end() {
+    let run = RunPlan::new("r0", &["work 10 0"]).stopped_at(2);
+    let rule = Rule::new("commit", Side::Before, Fault::Slow(10 * SECOND));
+    stopped(Plan::quiet(vec![run]).with(rule));
+}
+
+#[test]
+fn a_run_that_is_handed_over_is_stopped_by_its_next_owner() {
+    let run = RunPlan::new("r0", &["work 10 0", "work 60000 0"]).stopped_at(3);
+    let plan = Plan::quiet(vec![run])
+        .with(Rule::new("hand-over", Side::Before, Fault::Slow(5 * SECOND)))
+        .blow(2 * SECOND, Blow::Drain { worker: 0, abort: true })
+        .blow(2 * SECOND, Blow::Drain { worker: 1, abort: true });
+    stopped(plan);
+}
+
+#[test]
+fn a_run_that_nobody_owns_is_stopped_without_a_slot() {
+    let other = RunPlan::new("other", &["work 30000 0"]);
+    let run = RunPlan::new("r0", &["work 60000 0"]).stopped_at(13);
+    let plan = Plan { workers: 2, slots: 1, replaced: false, ..Plan::quiet(vec![other, run]) };
+    let played = stopped(plan.with(Rule::new("start", Side::Before, Fault::Crash).nth(2)));
+    assert_eq!(played.record("other").status, Status::Passed);
+}
+
+#[test]
+fn a_stop_whose_receiver_dies_is_obeyed_all_the_same() {
+    for side in [Side::Before, Side::After] {
+        let run = RunPlan::new("r0", &["work 60000 0"]).stopped_at(2);
+        stopped(Plan::quiet(vec![run]).with(Rule::new("stop", side, Fault::Crash)));
+    }
+}

@@ -1,0 +1,151 @@
+//! The event stream in memory: each process publishes in its order, at least once.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use protocol::event::Event;
+use protocol::id::{Epoch, RunId};
+use runner::ports::{EventStream, Events, EventsError, Position, Ticket};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::plan::Side;
+use crate::world::{Process, Signal, lock};
+
+/// An event as it stands on the stream.
+#[derive(Debug, Clone)]
+pub struct Told {
+    pub at: Duration,
+    pub event: Event,
+}
+
+#[derive(Default)]
+pub struct Stream {
+    told: Mutex<Vec<Told>>,
+    away_until: Mutex<Option<Instant>>,
+    longest_away: Mutex<Duration>,
+}
+
+impl Stream {
+    pub fn told(&self) -> Vec<Told> {
+        lock(&self.told).clone()
+    }
+
+    pub fn go_away(&self, span: Duration) {
+        *lock(&self.away_until) = Some(Instant::now() + span);
+        let mut longest = lock(&self.longest_away);
+        *longest = span.max(*longest);
+    }
+
+    /// The longest time it took nothing.
+    pub fn longest_away(&self) -> Duration {
+        *lock(&self.longest_away)
+    }
+}
+
+#[derive(Default)]
+struct Outbox {
+    waiting: VecDeque<(u64, Event)>,
+    next: u64,
+}
+
+/// The stream as one process sees it.
+pub struct Handle {
+    process: Arc<Process>,
+    outbox: Mutex<Outbox>,
+    filled: Notify,
+    confirmed: Signal<u64>,
+}
+
+impl Handle {
+    pub fn new(process: &Arc<Process>) -> Arc<Self> {
+        let handle = Arc::new(Self {
+            process: Arc::clone(process),
+            outbox: Mutex::default(),
+            filled: Notify::new(),
+            confirmed: Signal::new(0),
+        });
+        tokio::spawn(Arc::clone(&handle).publish());
+        handle
+    }
+
+    async fn publish(self: Arc<Self>) {
+        loop {
+            let batch: Vec<(u64, Event)> = lock(&self.outbox).waiting.iter().cloned().collect();
+            let Some(&(last, _)) = batch.last() else {
+                // Whatever was taken over is out, or was discarded.
+                let all = lock(&self.outbox).next;
+                self.confirmed.set(all);
+                self.filled.notified().await;
+                continue;
+            };
+            let world = &self.process.world;
+            let away = *lock(&world.stream.away_until);
+            if let Some(until) = away.filter(|until| *until > Instant::now()) {
+                tokio::time::sleep_until(until).await;
+                continue;
+            }
+            if self.process.pass("tell", Side::Before).await.is_err() {
+                continue;
+            }
+            // What was discarded meanwhile is not published any more.
+            let now: Vec<(u64, Event)> = {
+                let outbox = lock(&self.outbox);
+                outbox.waiting.iter().take_while(|(ticket, _)| *ticket <= last).cloned().collect()
+            };
+            let at = world.start.elapsed();
+            for (_, event) in &now {
+                lock(&world.stream.told).push(Told { at, event: event.clone() });
+            }
+            // The confirmation is lost: it is published once more.
+            if self.process.pass("tell", Side::After).await.is_err() {
+                continue;
+            }
+            lock(&self.outbox).waiting.retain(|(ticket, _)| *ticket > last);
+            self.confirmed.set(last.max(self.confirmed.get()));
+        }
+    }
+}
+
+#[async_trait]
+impl Events for Handle {
+    async fn emit(&self, event: Event) -> Result<Ticket, EventsError> {
+        self.process.lives().await;
+        let ticket = {
+            let mut outbox = lock(&self.outbox);
+            outbox.next += 1;
+            let ticket = outbox.next;
+            outbox.waiting.push_back((ticket, event));
+            ticket
+        };
+        self.filled.notify_one();
+        Ok(Ticket(ticket))
+    }
+
+    async fn confirmed(&self, ticket: Ticket) -> Result<(), EventsError> {
+        self.confirmed.wait_for(|confirmed| confirmed >= ticket.0).await;
+        self.process.lives().await;
+        Ok(())
+    }
+
+    fn discard(&self, run: &RunId, up_to: Epoch) {
+        let goes = |event: &Event| {
+            event.run_id.as_ref() == Some(run)
+                && event.epoch.is_some_and(|epoch| epoch <= up_to)
+                && !event.reason.is_ending()
+        };
+        lock(&self.outbox).waiting.retain(|(_, event)| !goes(event));
+        self.filled.notify_one();
+    }
+
+    async fn end(&self) -> Result<Option<u64>, EventsError> {
+        let told = lock(&self.process.world.stream.told).len();
+        Ok((told as u64).checked_sub(1))
+    }
+
+    async fn follow(&self, _from: Position) -> Result<EventStream, EventsError> {
+        Err(EventsError::Closed)
+    }
+}

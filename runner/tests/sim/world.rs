@@ -1,0 +1,296 @@
+//! The world of one history: its clock, its chance, and the processes in it.
+//!
+//! Everything runs on one thread and on tokio's paused clock; whatever could go one way or the other
+//! is drawn from one seeded generator. So a seed is a history.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use protocol::id::NodeId;
+use protocol::run::{NodeCpu, NodeMemory};
+use protocol::time::Millis;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use runner::ports::Host;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::broker::Broker;
+use crate::engine::Engine;
+use crate::plan::{Fault, Plan, Rule, Side};
+use crate::store::State;
+use crate::stream::Stream;
+
+/// A lock that nobody holds over an await; the simulation has one thread.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A value that is waited for. Whoever waits is woken in the order of waiting, unlike with tokio's
+/// `watch`.
+pub struct Signal<T> {
+    value: Mutex<T>,
+    changed: Notify,
+}
+
+impl<T: Copy> Signal<T> {
+    pub fn new(value: T) -> Self {
+        Self { value: Mutex::new(value), changed: Notify::new() }
+    }
+
+    pub fn get(&self) -> T {
+        *lock(&self.value)
+    }
+
+    pub fn set(&self, value: T) {
+        *lock(&self.value) = value;
+        self.changed.notify_waiters();
+    }
+
+    pub async fn wait_for(&self, holds: impl Fn(T) -> bool) -> T {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let value = self.get();
+            if holds(value) {
+                return value;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// What cannot be reached, or whose answer was lost.
+#[derive(Debug, Clone, Copy)]
+pub struct Broken;
+
+pub struct World {
+    pub start: Instant,
+    pub plan: Plan,
+    pub store: State,
+    pub broker: Broker,
+    pub stream: Stream,
+    pub engines: Vec<Engine>,
+    chance: Mutex<StdRng>,
+    faults: Mutex<Faults>,
+    trace: Mutex<Vec<String>>,
+    /// A process stood still, or something took long: what it does then comes too late.
+    pub was_late: AtomicBool,
+    /// A process died, and is to be replaced by one on the same engine.
+    pub died: Mutex<Vec<usize>>,
+    pub someone_died: Notify,
+}
+
+struct Faults {
+    left: u32,
+    rules: Vec<Rule>,
+}
+
+impl World {
+    pub fn new(plan: Plan) -> Arc<Self> {
+        let faults = Faults { left: plan.faults, rules: plan.rules.clone() };
+        Arc::new(Self {
+            start: Instant::now(),
+            store: State::default(),
+            broker: Broker::default(),
+            stream: Stream::default(),
+            engines: (0..plan.engines).map(Engine::new).collect(),
+            chance: Mutex::new(StdRng::seed_from_u64(plan.seed)),
+            faults: Mutex::new(faults),
+            trace: Mutex::default(),
+            was_late: AtomicBool::new(false),
+            died: Mutex::default(),
+            someone_died: Notify::new(),
+            plan,
+        })
+    }
+
+    pub fn draw<T>(&self, from: impl FnOnce(&mut StdRng) -> T) -> T {
+        from(&mut lock(&self.chance))
+    }
+
+    /// A time below `most`, in whole milliseconds, as tokio's clock has them.
+    pub fn span(&self, most: Duration) -> Duration {
+        let most = u64::try_from(most.as_millis()).unwrap_or(u64::MAX);
+        Duration::from_millis(self.draw(|chance| chance.random_range(0..most.max(1))))
+    }
+
+    pub fn node(&self) -> NodeId {
+        let bits = self.draw(|chance| chance.random());
+        NodeId::from_uuid(uuid::Builder::from_random_bytes(bits).into_uuid())
+    }
+
+    /// Writes down what happened, where somebody wants to read it.
+    pub fn say(&self, what: impl FnOnce() -> String) {
+        if self.plan.traced {
+            let line = format!("{:>8} ms  {}", self.start.elapsed().as_millis(), what());
+            lock(&self.trace).push(line);
+        }
+    }
+
+    pub fn trace(&self) -> Vec<String> {
+        lock(&self.trace).clone()
+    }
+
+    /// Whether faults may still come of themselves.
+    pub fn is_quiet(&self) -> bool {
+        self.start.elapsed() >= self.plan.quiet_after
+    }
+
+    /// The fault that happens at this place, if any.
+    fn fault(&self, process: usize, site: &str, side: Side) -> Option<Fault> {
+        let mut faults = lock(&self.faults);
+        let hit = faults.rules.iter_mut().position(|rule| rule.is_at(process, site, side));
+        if let Some(at) = hit {
+            return Some(faults.rules.remove(at).fault);
+        }
+        if faults.left == 0 || self.is_quiet() {
+            return None;
+        }
+        if !self.draw(|chance| chance.random_bool(self.plan.chance)) {
+            return None;
+        }
+        faults.left -= 1;
+        Some(match self.draw(|chance| chance.random_range(0..10)) {
+            0..3 => Fault::Crash,
+            3..5 => Fault::Pause(self.span(Duration::from_secs(35))),
+            5..9 => Fault::Break,
+            _ => Fault::Slow(self.span(Duration::from_secs(12))),
+        })
+    }
+
+    /// Whether every rule of the plan has been used.
+    pub fn every_rule_was_used(&self) -> bool {
+        lock(&self.faults).rules.is_empty()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    Runs,
+    Paused,
+    Dead,
+}
+
+/// One worker's process: all it does outside goes through [`Process::pass`].
+pub struct Process {
+    pub world: Arc<World>,
+    pub number: usize,
+    pub node: NodeId,
+    pub engine: usize,
+    life: Signal<Life>,
+    /// Its boot clock while it is paused: it does not see the time go by.
+    frozen: Mutex<Option<Duration>>,
+}
+
+impl Process {
+    pub fn new(world: &Arc<World>, number: usize, engine: usize) -> Arc<Self> {
+        Arc::new(Self {
+            world: Arc::clone(world),
+            number,
+            node: world.node(),
+            engine,
+            life: Signal::new(Life::Runs),
+            frozen: Mutex::default(),
+        })
+    }
+
+    pub fn is_dead(&self) -> bool {
+        self.life.get() == Life::Dead
+    }
+
+    /// Goes on only while the process does: a dead one never does.
+    pub async fn lives(&self) {
+        self.life.wait_for(|life| life == Life::Runs).await;
+    }
+
+    /// Returns when it is dead.
+    pub async fn dies(&self) {
+        self.life.wait_for(|life| life == Life::Dead).await;
+    }
+
+    /// One place where something outside is touched: time goes by, and what the plan wants goes wrong.
+    pub async fn pass(self: &Arc<Self>, site: &str, side: Side) -> Result<(), Broken> {
+        self.lives().await;
+        if self.world.draw(|chance| chance.random_bool(0.5)) {
+            tokio::time::sleep(self.world.span(Duration::from_millis(8))).await;
+            self.lives().await;
+        }
+        let Some(fault) = self.world.fault(self.number, site, side) else { return Ok(()) };
+        self.world.say(|| format!("w{}: {fault:?} {side:?} {site}", self.number));
+        match fault {
+            Fault::Crash => {
+                self.crash();
+                self.lives().await;
+            }
+            Fault::Pause(span) => {
+                self.pause(span);
+                self.lives().await;
+            }
+            Fault::Slow(span) => {
+                self.world.was_late.store(true, Ordering::Relaxed);
+                tokio::time::sleep(span).await;
+                self.lives().await;
+            }
+            Fault::Break => return Err(Broken),
+        }
+        Ok(())
+    }
+
+    /// As kill -9: nothing of it happens any more. What it had in the broker's hands goes back.
+    pub fn crash(&self) {
+        self.life.set(Life::Dead);
+        self.world.broker.drop_connections(self.number);
+        lock(&self.world.died).push(self.engine);
+        self.world.someone_died.notify_one();
+    }
+
+    /// As SIGSTOP, and SIGCONT after a while.
+    pub fn pause(self: &Arc<Self>, span: Duration) {
+        if self.life.get() != Life::Runs {
+            return;
+        }
+        self.world.was_late.store(true, Ordering::Relaxed);
+        *lock(&self.frozen) = Some(self.world.start.elapsed());
+        self.life.set(Life::Paused);
+        let process = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(span).await;
+            *lock(&process.frozen) = None;
+            if process.life.get() == Life::Paused {
+                process.life.set(Life::Runs);
+            }
+        });
+    }
+}
+
+/// The wall clock begins here, in milliseconds.
+const EPOCH: i64 = 1_800_000_000_000;
+
+impl Host for Process {
+    fn now(&self) -> Millis {
+        let since = self.since_boot().as_millis();
+        Millis(EPOCH + i64::try_from(since).unwrap_or(i64::MAX))
+    }
+
+    fn since_boot(&self) -> Duration {
+        lock(&self.frozen).unwrap_or_else(|| self.world.start.elapsed())
+    }
+
+    fn memory(&self) -> NodeMemory {
+        NodeMemory { free: 1 << 30, total: 1 << 30 }
+    }
+
+    fn cpu(&self) -> NodeCpu {
+        NodeCpu { count: 2, load: 0.0 }
+    }
+
+    fn jitter(&self, most: Duration) -> Duration {
+        self.world.span(most)
+    }
+
+    fn name(&self) -> String {
+        format!("host-{}", self.number)
+    }
+}
