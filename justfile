@@ -19,6 +19,11 @@ matrix *ARGS:
     scripts/test --package integration-tests --no-fail-fast {{ ARGS }}
     scripts/test --suite trixie --package integration-tests --no-fail-fast {{ ARGS }}
 
+# Play seeded histories of whole clusters: `just sim` some thousands, `just sim SEED=7` one of them
+# with all that happened, `just sim HISTORIES=1000000` so many (optimised).
+sim *ARGS:
+    scripts/sim {{ ARGS }}
+
 # Write the golden files of the parsers anew; read the difference before you commit it.
 golden:
     BOB_GOLDEN=write cargo test --package protocol --test golden

@@ -12,7 +12,7 @@ use protocol::id::{Epoch, RunId, StepName};
 use protocol::pipeline::{Limits, PullPolicy, Vars};
 use runner::exec::podman::{Options, Podman};
 use runner::ports::{
-    ExecError, Executor as _, LogSink, Ran, RunScope, StepSpec, StopSignal, Workspace,
+    ExecError, Executor as _, Gate, LogSink, Ran, RunScope, StepSpec, StopSignal, Workspace,
 };
 
 use crate::services::{ENGINE, Services};
@@ -170,7 +170,7 @@ impl Bench {
     ) -> Result<(Ran, Arc<Kept>), ExecError> {
         let kept = Arc::new(Kept::default());
         let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
-        let gate = Box::pin(async { true });
+        let gate = Gate::open();
         let ran = self.podman.run_step(&self.run, on, step, gate, out, &self.stop).await?;
         Ok((ran, kept))
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use integration_tests::engine::{Api, Bench, Kept, shell, until};
 use integration_tests::services::{ENGINE, OwnServices, Services};
 use runner::exec::podman::Options;
-use runner::ports::{ExecError, Executor as _, LogSink, Ran, StopLevel};
+use runner::ports::{ExecError, Executor as _, Gate, LogSink, Ran, StopLevel};
 
 struct Engine {
     own: OwnServices,
@@ -42,7 +42,7 @@ async fn meanwhile<F: Future<Output = ()>>(
     let base = bench.prepare().await;
     let kept = Arc::new(Kept::default());
     let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
-    let (gate, step) = (Box::pin(async { true }), shell(0, line));
+    let (gate, step) = (Gate::open(), shell(0, line));
     let running = bench.podman.run_step(&bench.run, &base, &step, gate, out, &bench.stop);
     let then = async {
         until("the step is ready", || async { kept.text().contains("ready") }).await;

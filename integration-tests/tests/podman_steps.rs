@@ -5,7 +5,7 @@ use integration_tests::engine::{Bench, Kept, shell, step};
 use protocol::pipeline::Vars;
 use runner::exec::podman::{Options, Podman};
 use runner::ports::conformance::{self, Act, ExecutorSubject};
-use runner::ports::{ExecError, Executor as _, LogSink, StepSpec, StopLevel, Workspace};
+use runner::ports::{ExecError, Executor as _, Gate, LogSink, StepSpec, StopLevel, Workspace};
 use std::sync::Arc;
 
 fn words(act: &Act) -> Vec<String> {
@@ -181,13 +181,13 @@ async fn nothing_starts_where_the_gate_stays_shut() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let kept: Arc<dyn LogSink> = Arc::new(Kept::default());
-    let (shut, any) = (Box::pin(async { false }), shell(0, "true"));
+    let (shut, any) = (Gate::new(async { false }, || true), shell(0, "true"));
     let ran = bench.podman.run_step(&bench.run, &base, &any, shut, kept, &bench.stop);
     assert!(matches!(ran.await, Err(ExecError::NotStarted)));
     // A stop that comes before the gate has opened is as good.
     bench.stop.raise(StopLevel::Kill);
     let kept: Arc<dyn LogSink> = Arc::new(Kept::default());
-    let never = Box::pin(std::future::pending());
+    let never = Gate::new(std::future::pending(), || true);
     let ran = bench.podman.run_step(&bench.run, &base, &any, never, kept, &bench.stop);
     assert!(matches!(ran.await, Err(ExecError::NotStarted)));
     bench.destroy().await;

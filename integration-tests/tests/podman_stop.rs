@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use integration_tests::engine::{Bench, Kept, collect, files_of, shell, step, until};
-use runner::ports::{Executor as _, LogSink, Ran, StepSpec, StopLevel};
+use runner::ports::{Executor as _, Gate, LogSink, Ran, StepSpec, StopLevel};
 
 /// Runs a step, raises a level once it has written `ready`, and returns how it ended.
 async fn stopped(bench: &Bench, step: &StepSpec, level: StopLevel) -> (Ran, Arc<Kept>) {
     let base = bench.prepare().await;
     let kept = Arc::new(Kept::default());
     let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
-    let gate = Box::pin(async { true });
+    let gate = Gate::open();
     let running = bench.podman.run_step(&bench.run, &base, step, gate, out, &bench.stop);
     let raising = async {
         until("the step writes that it is ready", || async { kept.text().contains("ready") }).await;
@@ -60,7 +60,7 @@ async fn a_kill_cuts_the_grace_short() {
     let base = bench.prepare().await;
     let kept = Arc::new(Kept::default());
     let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
-    let (gate, step) = (Box::pin(async { true }), shell(0, line));
+    let (gate, step) = (Gate::open(), shell(0, line));
     let running = bench.podman.run_step(&bench.run, &base, &step, gate, out, &bench.stop);
     let raising = async {
         until("the step is ready", || async { kept.text().contains("ready") }).await;
@@ -105,7 +105,7 @@ async fn destroying_a_run_ends_what_still_runs_of_it() {
     let base = bench.prepare().await;
     let kept = Arc::new(Kept::default());
     let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
-    let (gate, step) = (Box::pin(async { true }), shell(0, "echo ready; exec sleep 1000"));
+    let (gate, step) = (Gate::open(), shell(0, "echo ready; exec sleep 1000"));
     {
         let running = bench.podman.run_step(&bench.run, &base, &step, gate, out, &bench.stop);
         let ready = until("the step is ready", || async { kept.text().contains("ready") });

@@ -39,6 +39,8 @@ type Files = BTreeMap<String, String>;
 #[derive(Debug, Default)]
 struct Made {
     count: u64,
+    /// The newest owner that was seen.
+    newest: i64,
     workspaces: HashMap<String, Arc<Files>>,
 }
 
@@ -55,6 +57,14 @@ impl Scripted {
     pub fn ran(&self, run: &RunId, step: &str) -> u32 {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.get(&format!("{run}/{step}")).copied().unwrap_or(0)
+    }
+
+    /// Notes an owner; `false`: there was a later one.
+    fn is_newest(&self, run: &RunScope) -> bool {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = made.entry(run.run.clone()).or_default();
+        made.newest = made.newest.max(run.epoch.0);
+        made.newest == run.epoch.0
     }
 
     fn make(&self, run: &RunId, files: Arc<Files>) -> String {
@@ -209,6 +219,7 @@ impl Executor for Scripted {
         run: &RunScope,
         image: Option<&str>,
     ) -> Result<Option<Workspace>, ExecError> {
+        self.is_newest(run);
         let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let made = made.get(&run.run);
         let id = image.filter(|id| made.is_some_and(|made| made.workspaces.contains_key(*id)));
@@ -220,16 +231,16 @@ impl Executor for Scripted {
         run: &RunScope,
         on: &Workspace,
         step: &StepSpec,
-        gate: Gate,
+        mut gate: Gate,
         out: Arc<dyn LogSink>,
         stop: &StopSignal,
     ) -> Result<Ran, ExecError> {
         let open = tokio::select! {
             biased;
-            open = gate => open,
+            open = gate.opened() => open,
             _ = stop.above(StopLevel::Run) => false,
         };
-        if !open {
+        if !open || !gate.stands() || !self.is_newest(run) {
             return Err(ExecError::NotStarted);
         }
         {

@@ -169,8 +169,46 @@ pub trait LogSink: Send + Sync {
     async fn write(&self, stream: LogStream, bytes: Bytes);
 }
 
-/// Resolves when a step may start: its attempt is recorded. `false`: it never may.
-pub type Gate = BoxFuture<'static, bool>;
+/// Lets a step start, once it is recorded as started and while its owner owns its run.
+pub struct Gate {
+    opens: BoxFuture<'static, bool>,
+    stands: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gate").finish_non_exhaustive()
+    }
+}
+
+impl Gate {
+    /// `opens` resolves to whether the step may start; `stands` tells whether its owner still may.
+    pub fn new(
+        opens: impl Future<Output = bool> + Send + 'static,
+        stands: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Self {
+        Self { opens: Box::pin(opens), stands: Box::new(stands) }
+    }
+
+    /// One that is open and stays so, where there are no owners.
+    #[must_use]
+    pub fn open() -> Self {
+        Self::new(std::future::ready(true), || true)
+    }
+
+    /// Resolves when the step's attempt is recorded, while everything is made that it needs. `false`:
+    /// it never may start.
+    pub async fn opened(&mut self) -> bool {
+        (&mut self.opens).await
+    }
+
+    /// To be asked right before the start, with everything made: an owner who was held up while it
+    /// was made may have lost the run, and the next one removes what it finds made, then goes on.
+    #[must_use]
+    pub fn stands(&self) -> bool {
+        (self.stands)()
+    }
+}
 
 /// An engine, as nodes and records name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -300,7 +338,8 @@ pub trait Executor: Send + Sync {
         image: Option<&str>,
     ) -> Result<Option<Workspace>, ExecError>;
 
-    /// Runs a step: everything up to the start is done while `gate` is still closed.
+    /// Runs a step: everything up to the start is done while `gate` is still closed. What a later
+    /// owner of the run has made is not touched.
     async fn run_step(
         &self,
         run: &RunScope,

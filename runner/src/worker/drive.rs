@@ -8,16 +8,18 @@ use protocol::run::{Cause, StepRecord, StepStatus};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 use super::emitter::Emitter;
 use super::launch::release;
+use super::lease::Held;
 use super::ledger::{Also, Ledger, WriteError};
 use super::output::Output;
 use super::step::{self, Done};
 use super::{Lost, Shared};
-use crate::ports::{LogSink, LoggerFeed, RunScope, StepSpec, StopLevel, StopSignal, Workspace};
+use crate::ports::{
+    Gate, LogSink, LoggerFeed, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
+};
 use crate::rules::env;
 use crate::rules::run::{Effect, Exited, Input, Run, Timer};
 
@@ -31,7 +33,7 @@ pub(super) struct Drive {
     pub(super) scope: RunScope,
     pub(super) stop: StopSignal,
     pub(super) inputs: mpsc::UnboundedReceiver<Input>,
-    pub(super) lost: CancellationToken,
+    pub(super) held: Held,
     /// The slot; free when it is dropped.
     pub(super) slot: Option<OwnedSemaphorePermit>,
     /// What goes on at the moment: one thing at a time.
@@ -95,7 +97,7 @@ impl Drive {
                 }
                 WriteError::StopFound | WriteError::Refused(_) => {
                     error!(run.id = %run_id, %cause, "the run cannot be recorded; it is let go");
-                    release(&self.shared, self.ledger.claim(), &self.lost).await;
+                    release(&self.shared, self.ledger.claim(), &self.held.lost).await;
                     let why = format!("it could not be recorded: {cause}");
                     Lost { run: run_id.clone(), cause: Cause::Engine, why }
                 }
@@ -142,7 +144,7 @@ impl Drive {
         // Facts from outside go first: a stop must be known before the end that it brings about.
         tokio::select! {
             biased;
-            () = self.lost.cancelled() => Next::Lost,
+            () = self.held.lost.cancelled() => Next::Lost,
             Some(input) = self.inputs.recv() => Next::Input(input),
             done = done => {
                 self.doing = None;
@@ -309,7 +311,9 @@ impl Drive {
         ));
         let (open, opened) = oneshot::channel();
         self.progress.gate = Some(open);
-        let gate = Box::pin(async move { opened.await.unwrap_or(false) });
+        let (held, host) = (self.held.clone(), Arc::clone(&self.shared.ports.host));
+        let gate =
+            Gate::new(async move { opened.await.unwrap_or(false) }, move || held.stands(&*host));
         let (shared, scope, stop) =
             (Arc::clone(&self.shared), self.scope.clone(), self.stop.clone());
         self.begin(Box::pin(async move {

@@ -137,7 +137,7 @@ impl Drive {
             };
             let taken = tokio::select! {
                 biased;
-                () = self.lost.cancelled() => return Err(WriteError::Lost),
+                () = self.held.lost.cancelled() => return Err(WriteError::Lost),
                 taken = taken => taken,
             };
             match taken {
@@ -190,7 +190,7 @@ impl Drive {
         loop {
             let confirmed = tokio::select! {
                 biased;
-                () = self.lost.cancelled() => return Err(WriteError::Lost),
+                () = self.held.lost.cancelled() => return Err(WriteError::Lost),
                 confirmed = self.shared.ports.events.confirmed(ticket) => confirmed,
             };
             match confirmed {

@@ -150,7 +150,7 @@ impl Launch {
             scope,
             stop,
             inputs,
-            lost: held.lost.clone(),
+            held: held.clone(),
             slot,
             doing: None,
             progress,
@@ -178,7 +178,7 @@ fn scheduled(run: &RunId, named: bool) -> Effect {
 fn spawn(drive: Drive, first: Vec<Effect>) {
     let (shared, run) = (Arc::clone(&drive.shared), drive.scope.run.clone());
     let (stop, claim) = (drive.stop.clone(), drive.ledger.claim().clone());
-    let lost = drive.lost.clone();
+    let lost = drive.held.lost.clone();
     let tasks = shared.tasks.clone();
     tasks.spawn(async move {
         let driven = shared.tasks.spawn(Box::pin(drive.drive(first))).await;

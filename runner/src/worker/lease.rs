@@ -1,6 +1,7 @@
 //! The worker's lease: what it owns stands and falls with it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -8,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Shared;
-use crate::ports::{LeaseId, StoreError};
+use crate::ports::{Host, LeaseId, StoreError};
 
 /// A lease that stands, as far as we know.
 #[derive(Debug, Clone)]
@@ -17,6 +18,35 @@ pub(super) struct Held {
     pub(super) lease: LeaseId,
     /// Cancelled once it is lost: from then on nothing is written, published or uploaded under it.
     pub(super) lost: CancellationToken,
+    /// Until when it stands for sure, in milliseconds of the boot clock, unless it is renewed.
+    until: Arc<AtomicU64>,
+}
+
+impl Held {
+    fn new(lease: LeaseId, sent: Duration, ttl: Duration) -> Self {
+        let held =
+            Self { lease, lost: CancellationToken::new(), until: Arc::new(AtomicU64::new(0)) };
+        held.renewed(sent, ttl);
+        held
+    }
+
+    /// The store has heard of it since `sent`.
+    fn renewed(&self, sent: Duration, ttl: Duration) {
+        let until = u64::try_from((sent + believed(ttl)).as_millis()).unwrap_or(u64::MAX);
+        self.until.store(until, Ordering::Release);
+    }
+
+    /// Whether it stands for sure, also where this process was held up and has not seen yet that it
+    /// is lost.
+    pub(super) fn stands(&self, host: &dyn Host) -> bool {
+        let until = Duration::from_millis(self.until.load(Ordering::Acquire));
+        !self.lost.is_cancelled() && host.since_boot() < until
+    }
+}
+
+/// For how much of its time to live a lease is believed to stand.
+fn believed(ttl: Duration) -> Duration {
+    ttl * 2 / 3
 }
 
 /// The current lease, where there is one.
@@ -58,10 +88,10 @@ pub(super) async fn keep(shared: Arc<Shared>, announcer: Announcer, stop: Cancel
         match granted {
             Ok(granted) => {
                 wait = RETRY_FIRST;
-                let held = Held { lease: granted.lease, lost: CancellationToken::new() };
+                let held = Held::new(granted.lease, sent, granted.ttl);
                 info!(lease = granted.lease.0, "the lease is taken");
                 announcer.announce(Some(&held));
-                let ended = renew(&shared, held.lease, sent, granted.ttl, &stop).await;
+                let ended = renew(&shared, &held, sent, granted.ttl, &stop).await;
                 announcer.announce(None);
                 held.lost.cancel();
                 if ended == Ended::Lost {
@@ -99,7 +129,7 @@ enum Ended {
 /// by a clock that goes on while the host sleeps, it counts as lost.
 async fn renew(
     shared: &Shared,
-    lease: LeaseId,
+    held: &Held,
     mut good_since: Duration,
     mut ttl: Duration,
     stop: &CancellationToken,
@@ -121,18 +151,19 @@ async fn renew(
             }
         }
         let sent = host.since_boot();
-        let left = (good_since + ttl * 2 / 3).saturating_sub(sent);
+        let left = (good_since + believed(ttl)).saturating_sub(sent);
         if left.is_zero() {
             return Ended::Lost;
         }
-        let renewed = tokio::time::timeout(left, shared.ports.store.keep_alive(lease)).await;
-        if host.since_boot().saturating_sub(good_since) >= ttl * 2 / 3 {
+        let renewed = tokio::time::timeout(left, shared.ports.store.keep_alive(held.lease)).await;
+        if host.since_boot().saturating_sub(good_since) >= believed(ttl) {
             // The answer came too late to be believed, whatever it was.
             return Ended::Lost;
         }
         match renewed {
             Ok(Ok(granted)) => {
                 (good_since, ttl) = (sent, granted);
+                held.renewed(sent, granted);
                 pause = ttl / 3;
             }
             Ok(Err(StoreError::LeaseGone(_))) | Err(_) => return Ended::Lost,

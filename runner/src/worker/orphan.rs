@@ -1,14 +1,17 @@
 //! Claims a run that another owner had: the next epoch, in one transaction with its record.
 
+use std::time::Duration;
+
 use protocol::id::{Epoch, RunId};
 use protocol::names;
 use protocol::run::RunRecord;
+use tracing::warn;
 
 use super::Shared;
 use super::claim::{adopted, json, logger_url, not_restored, read_record};
 use super::lease::Held;
 use super::ledger::owner_value;
-use crate::ports::{Claim, Entry, Expect, StoreError, Txn};
+use crate::ports::{Claim, Entry, Expect, StoreError, Txn, TxnReply};
 use crate::rules::run::Past;
 
 /// A run that had no owner, and is ours now.
@@ -27,6 +30,30 @@ pub(super) enum Purpose {
     End,
     /// To be gone on with, as long as nobody has stopped it. `lost`: this counts as a loss.
     GoOn { lost: bool },
+}
+
+/// Asks again where an answer was lost, under the same demands, as long as the lease stands: at most
+/// one try lands, and what was known of the owner before is not forgotten over it.
+async fn until_answered(
+    shared: &Shared,
+    held: &Held,
+    run: &RunId,
+    txn: Txn,
+) -> Result<TxnReply, StoreError> {
+    let mut wait = Duration::from_millis(50);
+    loop {
+        let cause = match shared.ports.store.txn(txn.clone()).await {
+            Err(cause) if cause.retryable() => cause,
+            answer => return answer,
+        };
+        warn!(run.id = %run, %cause, "a claim waits");
+        tokio::select! {
+            biased;
+            () = held.lost.cancelled() => return Err(cause),
+            () = tokio::time::sleep(wait) => {}
+        }
+        wait = (wait * 2).min(Duration::from_secs(1));
+    }
 }
 
 /// Claims a run that is recorded and has no owner: a new epoch, and the next attempt. `None`: it has
@@ -73,7 +100,7 @@ pub(super) async fn claim_orphan(
         .put(names::run_key(run), json(&parsed)?)
         .read(names::owner_key(run))
         .read(names::run_key(run));
-    let reply = shared.ports.store.txn(txn).await?;
+    let reply = until_answered(shared, held, run, txn).await?;
     if !reply.committed {
         let ours = reply.entry(0).filter(|o| o.value == owner_value(&shared.options.node));
         // A claim of ours whose answer was lost: nobody else here drives it, as we hold its place.

@@ -15,7 +15,6 @@ use crate::cluster::{MAX_LOSSES, run_id};
 use crate::engine::Executed;
 use crate::plan::RunPlan;
 use crate::store::Made;
-use crate::stream::Told;
 use crate::world::World;
 
 /// A record as it once stood.
@@ -33,12 +32,12 @@ struct Story<'a> {
     epochs: Vec<i64>,
     /// When a stop was first recorded.
     stopped: Option<i64>,
-    told: Vec<&'a Told>,
+    told: Vec<&'a Event>,
     executed: Vec<Executed>,
 }
 
 impl<'a> Story<'a> {
-    fn of(plan: &'a RunPlan, journal: &[Made], told: &'a [Told], world: &World) -> Self {
+    fn of(plan: &'a RunPlan, journal: &[Made], told: &'a [Event], world: &World) -> Self {
         let run = run_id(plan);
         let of = |key: &str| journal.iter().filter(move |made| made.key == key).collect::<Vec<_>>();
         let versions = of(&names::run_key(&run))
@@ -57,7 +56,7 @@ impl<'a> Story<'a> {
             versions,
             epochs: epochs.collect(),
             stopped,
-            told: told.iter().filter(|told| told.event.run_id.as_ref() == Some(&run)).collect(),
+            told: told.iter().filter(|told| told.run_id.as_ref() == Some(&run)).collect(),
             executed: executed.filter(|executed| executed.run == run).collect(),
             plan,
             run,
@@ -76,7 +75,7 @@ impl<'a> Story<'a> {
 
     /// The events of one epoch, each once, in the order of their numbers.
     fn events(&self, epoch: i64) -> BTreeMap<u64, &Event> {
-        let of_epoch = self.told.iter().map(|told| &told.event);
+        let of_epoch = self.told.iter().copied();
         of_epoch
             .filter(|event| event.epoch.map(|epoch| epoch.0) == Some(epoch))
             .filter_map(|event| Some((event.seq?, event)))
@@ -99,7 +98,7 @@ impl<'a> Story<'a> {
             _ => false,
         };
         (several && self.versions.windows(2).any(forgets))
-            || self.told.iter().any(|told| match &told.event.reason {
+            || self.told.iter().any(|told| match &told.reason {
                 Reason::PipelineRunResumed { cause, .. } => cause == "image-lost",
                 _ => false,
             })
@@ -184,12 +183,8 @@ fn one_end(story: &Story<'_>, say: &mut Say<'_>) {
     let Some(event) = first.record.ending_event.as_deref() else {
         return say("I1: its end has no event".into());
     };
-    let told: Vec<&Event> = story
-        .told
-        .iter()
-        .map(|told| &told.event)
-        .filter(|event| event.reason.is_ending())
-        .collect();
+    let told: Vec<&Event> =
+        story.told.iter().copied().filter(|event| event.reason.is_ending()).collect();
     if told.is_empty() {
         say("I1: its end was never told".into());
     }
@@ -318,9 +313,8 @@ fn events_have_no_gap(story: &Story<'_>, world: &World, say: &mut Say<'_>) {
         return;
     }
     let Some(last) = story.last() else { return };
-    let ending = story.told.iter().find(|told| told.event.reason.is_ending());
-    if let Some((epoch, seq)) = ending.and_then(|told| Some((told.event.epoch?.0, told.event.seq?)))
-    {
+    let ending = story.told.iter().find(|told| told.reason.is_ending());
+    if let Some((epoch, seq)) = ending.and_then(|told| Some((told.epoch?.0, told.seq?))) {
         let seqs: Vec<u64> = story.events(epoch).into_keys().collect();
         if seqs != (0..=seq).collect::<Vec<u64>>() {
             say(format!("I5: of epoch {epoch}, which ended with {seq}, there are {seqs:?}"));

@@ -106,7 +106,7 @@ impl Cluster {
             Blow::LeaseGone { worker } => {
                 let key = self.at(worker, |running| names::node_key(&running.process.node));
                 if let Some(key) = key {
-                    world.store.end_lease_of(world.start.elapsed(), &key);
+                    world.store.end_lease_of(&key);
                 }
             }
             Blow::StreamAway(span) => world.stream.go_away(span),
@@ -227,7 +227,7 @@ impl Played {
 
     /// The events of a run that say this reason.
     pub fn told(&self, name: &str, reason: &str) -> Vec<Event> {
-        let told = self.world.stream.told().into_iter().map(|told| told.event);
+        let told = self.world.stream.told().into_iter();
         told.filter(|event| event.run_id == Some(id_of(name)))
             .filter(|event| {
                 serde_json::to_value(event).is_ok_and(|event| event["reason"] == reason)
@@ -248,7 +248,7 @@ pub fn play(plan: Plan) -> Played {
         let cluster = Arc::new(Cluster { world: Arc::clone(&world), workers: Mutex::default() });
         world.store.register("here");
         let leases = Arc::clone(&world);
-        tokio::spawn(async move { leases.store.end_leases(leases.start).await });
+        tokio::spawn(async move { leases.store.end_leases().await });
         if world.plan.replaced {
             tokio::spawn(Arc::clone(&cluster).replace_the_dead());
         }

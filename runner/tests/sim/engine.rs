@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use protocol::event::LogStream;
-use protocol::id::{Epoch, RunId, StepName};
+use protocol::id::{Epoch, RunId};
 use runner::ports::{
     ByteStream, EngineInfo, ExecError, Executor, Exit, Gate, LogSink, Ran, RunScope, StepSpec,
     StopLevel, StopSignal, Workspace,
@@ -24,7 +24,6 @@ use crate::world::{Broken, Process, World, lock};
 pub struct Executed {
     pub engine: usize,
     pub run: RunId,
-    pub step: StepName,
     pub position: usize,
     pub epoch: Epoch,
     pub began: Duration,
@@ -206,7 +205,6 @@ impl Handle {
         let executed = Executed {
             engine: self.process.engine,
             run: container.run.clone(),
-            step: step.name.clone(),
             position: step.position,
             epoch: container.epoch,
             began: now,
@@ -306,7 +304,7 @@ impl Executor for Handle {
         run: &RunScope,
         _on: &Workspace,
         step: &StepSpec,
-        gate: Gate,
+        mut gate: Gate,
         out: Arc<dyn LogSink>,
         stop: &StopSignal,
     ) -> Result<Ran, ExecError> {
@@ -315,11 +313,15 @@ impl Executor for Handle {
         self.pass("create", Side::After).await?;
         let open = tokio::select! {
             biased;
-            open = gate => open,
+            open = gate.opened() => open,
             _ = stop.above(StopLevel::Run) => false,
         };
         if !open {
             self.process.lives().await;
+            lock(&self.engine().inner).remove(id, self.now());
+            return Err(ExecError::NotStarted);
+        }
+        if !gate.stands() {
             lock(&self.engine().inner).remove(id, self.now());
             return Err(ExecError::NotStarted);
         }

@@ -31,7 +31,7 @@ use cluster::play;
 use plan::Plan;
 
 /// Histories of the test command.
-const HISTORIES: u64 = 500;
+const HISTORIES: u64 = 3000;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))

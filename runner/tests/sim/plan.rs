@@ -28,8 +28,6 @@ pub enum Fault {
 /// A fault at one place.
 #[derive(Debug, Clone)]
 pub struct Rule {
-    /// Of which process; of any where there is none.
-    pub process: Option<usize>,
     /// The place: see the `site_of` of each port.
     pub site: &'static str,
     pub side: Side,
@@ -40,12 +38,7 @@ pub struct Rule {
 
 impl Rule {
     pub fn new(site: &'static str, side: Side, fault: Fault) -> Self {
-        Self { process: None, site, side, nth: 1, fault }
-    }
-
-    pub fn of(mut self, process: usize) -> Self {
-        self.process = Some(process);
-        self
+        Self { site, side, nth: 1, fault }
     }
 
     pub fn nth(mut self, nth: u32) -> Self {
@@ -54,9 +47,8 @@ impl Rule {
     }
 
     /// Whether it is now; counts the times.
-    pub fn is_at(&mut self, process: usize, site: &str, side: Side) -> bool {
-        let here = self.process.is_none_or(|of| of == process);
-        if !here || self.site != site || self.side != side {
+    pub fn is_at(&mut self, site: &str, side: Side) -> bool {
+        if self.site != site || self.side != side {
             return false;
         }
         self.nth -= 1;

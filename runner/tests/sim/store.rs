@@ -19,15 +19,13 @@ use tokio::time::Instant;
 use crate::plan::Side;
 use crate::world::{Broken, Process, Signal, World, lock};
 
-/// A change that was made, and by which process; none where a lease ran out.
+/// A change that was made.
 #[derive(Debug, Clone)]
 pub struct Made {
-    pub at: Duration,
     pub revision: i64,
     pub key: String,
     /// `None`: it was deleted.
     pub value: Option<Vec<u8>>,
-    pub by: Option<usize>,
 }
 
 struct Lease {
@@ -89,14 +87,7 @@ impl Inner {
             .collect()
     }
 
-    fn put(
-        &mut self,
-        at: Duration,
-        key: &str,
-        value: Vec<u8>,
-        lease: Option<LeaseId>,
-        by: Option<usize>,
-    ) {
+    fn put(&mut self, key: &str, value: Vec<u8>, lease: Option<LeaseId>) {
         let revision = self.revision;
         let create_revision = self.kv.get(key).map_or(revision, |(entry, _)| entry.create_revision);
         let key = key.to_owned();
@@ -108,18 +99,18 @@ impl Inner {
         };
         self.history.push((revision, Change::Put(entry.clone())));
         self.kv.insert(key.clone(), (entry, lease));
-        self.journal.push(Made { at, revision, key, value: Some(value), by });
+        self.journal.push(Made { revision, key, value: Some(value) });
     }
 
-    fn delete(&mut self, at: Duration, key: &str, by: Option<usize>) {
+    fn delete(&mut self, key: &str) {
         if self.kv.remove(key).is_some() {
             let (revision, key) = (self.revision, key.to_owned());
             self.history.push((revision, Change::Deleted { key: key.clone(), revision }));
-            self.journal.push(Made { at, revision, key, value: None, by });
+            self.journal.push(Made { revision, key, value: None });
         }
     }
 
-    fn end_lease(&mut self, at: Duration, lease: LeaseId) -> bool {
+    fn end_lease(&mut self, lease: LeaseId) -> bool {
         if self.leases.remove(&lease.0).is_none() {
             return false;
         }
@@ -134,7 +125,7 @@ impl Inner {
             self.revision += 1;
         }
         for key in keys {
-            self.delete(at, &key, None);
+            self.delete(&key);
         }
         true
     }
@@ -147,7 +138,7 @@ impl State {
     }
 
     /// Ends leases when they run out, for as long as the history goes on.
-    pub async fn end_leases(&self, start: Instant) {
+    pub async fn end_leases(&self) {
         loop {
             let next = lock(&self.inner).leases.values().map(|lease| lease.ends).min();
             let due = async {
@@ -165,7 +156,7 @@ impl State {
                     let ended: Vec<i64> = inner.leases.iter()
                         .filter(|(_, lease)| lease.ends <= now).map(|(id, _)| *id).collect();
                     for lease in ended {
-                        inner.end_lease(start.elapsed(), LeaseId(lease));
+                        inner.end_lease(LeaseId(lease));
                     }
                     drop(inner);
                     self.told();
@@ -174,7 +165,7 @@ impl State {
         }
     }
 
-    fn txn(&self, at: Duration, txn: Txn, by: Option<usize>) -> Result<TxnReply, StoreError> {
+    fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {
         let mut inner = lock(&self.inner);
         for op in &txn.ops {
             if let Op::Put { lease: Some(lease), .. } = op
@@ -194,8 +185,8 @@ impl State {
             }
             for op in txn.ops {
                 match op {
-                    Op::Put { key, value, lease } => inner.put(at, &key, value, lease, by),
-                    Op::Delete { key } => inner.delete(at, &key, by),
+                    Op::Put { key, value, lease } => inner.put(&key, value, lease),
+                    Op::Delete { key } => inner.delete(&key),
                 }
             }
         }
@@ -219,7 +210,7 @@ impl State {
     pub fn register(&self, name: &str) {
         let value = format!(r#"{{"name":"{name}","url":"http://{name}"}}"#).into_bytes();
         let txn = Txn::new().put(format!("{}{name}", names::STORES), value);
-        assert!(self.txn(Duration::ZERO, txn, None).is_ok_and(|reply| reply.committed));
+        assert!(self.txn(txn).is_ok_and(|reply| reply.committed));
     }
 
     pub fn revision(&self) -> i64 {
@@ -241,10 +232,10 @@ impl State {
     }
 
     /// The leases that nodes' entries stand under, but for the long ones.
-    pub fn end_lease_of(&self, at: Duration, node_key: &str) {
+    pub fn end_lease_of(&self, node_key: &str) {
         let lease = lock(&self.inner).kv.get(node_key).and_then(|(_, lease)| *lease);
         if let Some(lease) = lease {
-            lock(&self.inner).end_lease(at, lease);
+            lock(&self.inner).end_lease(lease);
         }
         self.told();
     }
@@ -347,7 +338,7 @@ impl Store for Handle {
         let site = site_of(&txn);
         self.before(site).await?;
         let world = self.world();
-        let reply = world.store.txn(world.start.elapsed(), txn, Some(self.process.number))?;
+        let reply = world.store.txn(txn)?;
         if site != "look" && site != "node" {
             let (number, committed) = (self.process.number, reply.committed);
             world.say(|| format!("w{number}: {site} committed={committed} at {}", reply.revision));
@@ -389,7 +380,7 @@ impl Store for Handle {
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
         self.before("revoke").await?;
         let world = self.world();
-        lock(&world.store.inner).end_lease(world.start.elapsed(), lease);
+        lock(&world.store.inner).end_lease(lease);
         world.store.told();
         self.after("revoke").await
     }

@@ -14,22 +14,15 @@ use tokio::time::Instant;
 use crate::plan::Side;
 use crate::world::{Process, Signal, lock};
 
-/// An event as it stands on the stream.
-#[derive(Debug, Clone)]
-pub struct Told {
-    pub at: Duration,
-    pub event: Event,
-}
-
 #[derive(Default)]
 pub struct Stream {
-    told: Mutex<Vec<Told>>,
+    told: Mutex<Vec<Event>>,
     away_until: Mutex<Option<Instant>>,
     longest_away: Mutex<Duration>,
 }
 
 impl Stream {
-    pub fn told(&self) -> Vec<Told> {
+    pub fn told(&self) -> Vec<Event> {
         lock(&self.told).clone()
     }
 
@@ -95,9 +88,8 @@ impl Handle {
                 let outbox = lock(&self.outbox);
                 outbox.waiting.iter().take_while(|(ticket, _)| *ticket <= last).cloned().collect()
             };
-            let at = world.start.elapsed();
             for (_, event) in &now {
-                lock(&world.stream.told).push(Told { at, event: event.clone() });
+                lock(&world.stream.told).push(event.clone());
             }
             // The confirmation is lost: it is published once more.
             if self.process.pass("tell", Side::After).await.is_err() {

@@ -139,9 +139,9 @@ impl World {
     }
 
     /// The fault that happens at this place, if any.
-    fn fault(&self, process: usize, site: &str, side: Side) -> Option<Fault> {
+    fn fault(&self, site: &str, side: Side) -> Option<Fault> {
         let mut faults = lock(&self.faults);
-        let hit = faults.rules.iter_mut().position(|rule| rule.is_at(process, site, side));
+        let hit = faults.rules.iter_mut().position(|rule| rule.is_at(site, side));
         if let Some(at) = hit {
             return Some(faults.rules.remove(at).fault);
         }
@@ -217,7 +217,7 @@ impl Process {
             tokio::time::sleep(self.world.span(Duration::from_millis(8))).await;
             self.lives().await;
         }
-        let Some(fault) = self.world.fault(self.number, site, side) else { return Ok(()) };
+        let Some(fault) = self.world.fault(site, side) else { return Ok(()) };
         self.world.say(|| format!("w{}: {fault:?} {side:?} {site}", self.number));
         match fault {
             Fault::Crash => {

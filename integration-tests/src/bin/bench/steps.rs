@@ -13,7 +13,8 @@ use protocol::names;
 use protocol::pipeline::{Limits, PullPolicy, Vars};
 use runner::exec::podman::{Options, Podman};
 use runner::ports::{
-    Events as _, Executor, LogSink, Position, Queue as _, Route, RunScope, StepSpec, StopSignal,
+    Events as _, Executor, Gate, LogSink, Position, Queue as _, Route, RunScope, StepSpec,
+    StopSignal,
 };
 use serde_json::json;
 
@@ -240,7 +241,7 @@ impl Bench {
                 network: Some("none".into()),
                 limits: Limits::default(),
             };
-            let (gate, out): (_, Arc<dyn LogSink>) = (Box::pin(async { true }), Arc::new(Nowhere));
+            let (gate, out): (_, Arc<dyn LogSink>) = (Gate::open(), Arc::new(Nowhere));
             let ran = podman.run_step(&scope, &workspace, &step, gate, out, &stop).await?;
             ensure!(ran.exit.code == 0, "a trivial step ended with {}", ran.exit.code);
             workspace = podman.checkpoint(&scope, ran.left, &step).await?;

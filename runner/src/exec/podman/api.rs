@@ -1,9 +1,12 @@
 //! The engine's calls that podman-api has no use for: it drops the exit code of a wait, the id of a
 //! commit, and knows no squash.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use bytes::Bytes;
+use protocol::id::Epoch;
+use protocol::names;
 use serde::Deserialize;
 
 use super::call::{Again, Ask, Fault};
@@ -29,6 +32,8 @@ pub(super) enum Life {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Container {
+    #[serde(default)]
+    id: String,
     state: State,
     #[serde(default)]
     host_config: Host,
@@ -62,6 +67,14 @@ struct Host {
 struct Config {
     #[serde(default)]
     working_dir: String,
+    #[serde(default)]
+    labels: Option<HashMap<String, String>>,
+}
+
+/// Whether labels name an epoch that is later than this one.
+pub(super) fn is_of_later(labels: Option<&HashMap<String, String>>, epoch: Epoch) -> bool {
+    let theirs = labels.and_then(|labels| labels.get(names::LABEL_EPOCH));
+    theirs.and_then(|text| text.parse().ok()).is_some_and(|theirs| Epoch(theirs) > epoch)
 }
 
 impl Container {
@@ -96,6 +109,15 @@ impl Container {
     /// Whether the engine runs it outside of any cgroup, where no limit holds.
     pub(super) fn has_no_cgroup(&self) -> bool {
         self.host_config.cgroups == "disabled"
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Whether an owner made it that came after that of this epoch.
+    pub(super) fn is_of_later(&self, epoch: Epoch) -> bool {
+        is_of_later(self.config.labels.as_ref(), epoch)
     }
 
     pub(super) fn work_dir(&self) -> &str {

@@ -375,7 +375,7 @@ impl Executor for Podman {
             Some(image) => self.name_again(run, image).await?,
             None => None,
         };
-        self.end_containers(&run.run).await?;
+        self.end_containers(run).await?;
         Ok(adopted)
     }
 

@@ -5,17 +5,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use protocol::id::RunId;
+use protocol::id::{Epoch, RunId};
 use protocol::names;
 use serde::Deserialize;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::TaskTracker;
 
+use super::api::is_of_later;
 use super::call::{Ask, Fault, saw_a_removal};
 use super::http::Http;
 use super::image::{PIN, TAGS};
 use super::{Podman, path};
-use crate::ports::ExecError;
+use crate::ports::{ExecError, RunScope};
 
 /// How long a container is left alone after its end: the engine tidies up after it in a process of
 /// its own, and a removal at the same time makes the next step's start wait for both.
@@ -137,19 +138,21 @@ impl Podman {
         }
     }
 
-    /// Removes the containers of a run, whoever made them: this is where an earlier owner's work ends.
-    pub(super) async fn end_containers(&self, run: &RunId) -> Result<(), ExecError> {
-        let removed = self.remove_containers(run).await;
+    /// Removes the containers that owners up to this one have made of a run: this is where an earlier
+    /// owner's work ends, and where one that wakes up late does no harm to its follower's.
+    pub(super) async fn end_containers(&self, run: &RunScope) -> Result<(), ExecError> {
+        let removed = self.remove_containers(&run.run, run.epoch).await;
         removed.map_err(|fault| fault.at("removing an older container", &self.http))
     }
 
     async fn destroy_once(&self, run: &RunId) -> Result<(), Fault> {
-        self.remove_containers(run).await?;
+        self.remove_containers(run, Epoch(i64::MAX)).await?;
         self.destroy_images(run).await
     }
 
-    async fn remove_containers(&self, run: &RunId) -> Result<(), Fault> {
-        let containers = self.containers(&format!("{}={run}", names::LABEL_RUN)).await?;
+    async fn remove_containers(&self, run: &RunId, up_to: Epoch) -> Result<(), Fault> {
+        let mut containers = self.containers(&format!("{}={run}", names::LABEL_RUN)).await?;
+        containers.retain(|container| !is_of_later(container.labels.as_ref(), up_to));
         let mut removals = futures::stream::iter(containers)
             .map(|container| async move { self.http.link().remove(&container.id).await })
             .buffer_unordered(AT_THE_END);

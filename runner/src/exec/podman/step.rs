@@ -38,7 +38,7 @@ impl Podman {
         run: &RunScope,
         on: &Workspace,
         step: &StepSpec,
-        gate: Gate,
+        mut gate: Gate,
         out: &dyn LogSink,
         stop: &StopSignal,
     ) -> Result<Ran, ExecError> {
@@ -47,7 +47,7 @@ impl Podman {
         let opened = async {
             tokio::select! {
                 biased;
-                open = gate => open,
+                open = gate.opened() => open,
                 _ = stop.above(StopLevel::Run) => false,
             }
         };
@@ -55,7 +55,7 @@ impl Podman {
         let (ready, open) = join(making, opened).await;
         let ready = ready?;
         let id = ready.id.clone();
-        if !open || stop.level() > StopLevel::Run {
+        if !open || stop.level() > StopLevel::Run || !gate.stands() {
             self.reaper.soon(&self.http, &run.run, id);
             return Err(ExecError::NotStarted);
         }
@@ -136,10 +136,7 @@ impl Podman {
                 && tries < NAMING
                 && let Some(step) = step
             {
-                // Of an earlier attempt, or of an owner that lost the run.
-                let name = container_name(&run.run, step.position);
-                let removed = link.remove(&name).await;
-                removed.map_err(|fault| fault.at("removing an older container", &self.http))?;
+                self.free_name(link, run, step).await?;
             } else if create.init && is_about_init(said) {
                 self.init.missing.store(true, Ordering::Relaxed);
                 tracing::warn!(
@@ -163,6 +160,23 @@ impl Podman {
                 });
             }
         }
+    }
+
+    /// Removes what has a step's name: the container of an earlier attempt, or of an owner that lost
+    /// the run. Where it is that of a later owner, it is we who have lost it.
+    async fn free_name(
+        &self,
+        link: &mut Link,
+        run: &RunScope,
+        step: &StepSpec,
+    ) -> Result<(), ExecError> {
+        let at = |fault: Fault| fault.at("removing an older container", &self.http);
+        let name = container_name(&run.run, step.position);
+        let Some(there) = link.inspect(&name, PATIENCE).await.map_err(at)? else { return Ok(()) };
+        if there.is_of_later(run.epoch) {
+            return Err(ExecError::NotStarted);
+        }
+        link.remove(there.id()).await.map_err(at)
     }
 
     /// From the start to the end; `None` where the container had to be removed to end it.

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 
 use super::{never, soon};
 use crate::ports::{
-    ExecError, Executor, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
+    ExecError, Executor, Gate, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
 };
 
 /// What a step of the suite does; each executor has words of its own for it.
@@ -75,6 +75,8 @@ pub async fn executor(subject: ExecutorSubject) {
     Box::pin(nothing_of_a_steps_settings_leaks(subject)).await;
     Box::pin(a_step_ends_when_it_is_told_to(subject)).await;
     Box::pin(a_dropped_wait_stops_nothing(subject)).await;
+    Box::pin(nothing_starts_for_an_owner_that_may_not(subject)).await;
+    Box::pin(an_owner_of_before_does_no_harm(subject)).await;
     Box::pin(what_was_kept_can_be_taken_up_by_another(subject)).await;
     Box::pin(a_run_is_destroyed_as_often_as_one_likes(subject)).await;
 }
@@ -152,7 +154,8 @@ impl<'a> Run<'a> {
         kept: &Arc<Kept>,
     ) -> BoxFuture<'a, Result<Ran, ExecError>> {
         let out = Arc::<Kept>::clone(kept);
-        self.subject.executor.run_step(&self.scope, on, step, open, out, &self.stop)
+        let gate = Gate::new(open, || true);
+        self.subject.executor.run_step(&self.scope, on, step, gate, out, &self.stop)
     }
 
     async fn step(&self, on: &Workspace, step: &StepSpec) -> Result<(Ran, Arc<Kept>), ExecError> {
@@ -334,6 +337,45 @@ async fn a_dropped_wait_stops_nothing(subject: &ExecutorSubject) {
     };
     soon("a start", begun).await;
     assert!(run.is_left().await, "what runs is left, whoever looks");
+    run.destroy().await;
+}
+
+async fn nothing_starts_for_an_owner_that_may_not(subject: &ExecutorSubject) {
+    let run = subject.run("late");
+    let base = run.prepare().await;
+    let (kept, step) = (Arc::new(Kept::default()), subject.step(0, &Act::Print("x".into())));
+    // The attempt is recorded, but the owner has lost the run while the rest was made.
+    let gate = Gate::new(async { true }, || false);
+    let out = Arc::<Kept>::clone(&kept);
+    let ran = subject.executor.run_step(&run.scope, &base, &step, gate, out, &run.stop);
+    match soon("an answer", ran).await {
+        Err(ExecError::NotStarted) => {}
+        other => panic!("its owner may not start it: {other:?}"),
+    }
+    assert_eq!(kept.text(LogStream::Stdout), "");
+    run.destroy().await;
+}
+
+async fn an_owner_of_before_does_no_harm(subject: &ExecutorSubject) {
+    let before = subject.run("before");
+    let scope = RunScope { epoch: Epoch(2), ..before.scope.clone() };
+    let run = Run { subject, scope, stop: StopSignal::default() };
+    let base = before.prepare().await;
+    run.prepare().await;
+    let (kept, step) = (Arc::new(Kept::default()), subject.step(0, &Act::Hang));
+    let running = run.start(&base, &step, async { true }.boxed(), &kept);
+    let harming = async {
+        kept.ready().await;
+        let adopted = subject.other.adopt(&before.scope, None).await;
+        adopted.expect("it finds nothing that is its own");
+        match before.step(&base, &step).await {
+            Err(ExecError::NotStarted) => {}
+            other => panic!("a later owner has begun this step: {other:?}"),
+        }
+        run.stop.raise(StopLevel::Stop { grace: Duration::from_secs(600) });
+    };
+    let (ran, ()) = soon("the end of a step", async { tokio::join!(running, harming) }).await;
+    assert_eq!(ran.expect("nobody touched it").exit.code, 143);
     run.destroy().await;
 }
 

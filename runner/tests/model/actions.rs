@@ -1,0 +1,285 @@
+//! Who may do what in which state.
+
+use stateright::{Model, Property};
+
+use super::properties;
+use super::world::{Drive, Lease, Phase, Place, Task, Worker, World};
+use super::{Flaw, Protocol};
+
+/// How a write fares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Answer {
+    Given,
+    /// It has landed, and the answer is lost.
+    Lost,
+    /// It is on its way for longer than its writer waits.
+    Late,
+}
+
+/// What happens next. A number is the worker's that does it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Action {
+    Deliver(Place),
+    Claim(Place, Answer),
+    Ack(Place),
+    /// Two actions in one: the broker does not hear it, and delivers the start again.
+    AckLost(Place),
+    LookFindsOrphan(Place),
+    ClaimOrphan(Place, Answer),
+    /// A stop command comes in.
+    StopAsked(Place),
+    EndOrphan(Place),
+    /// What an earlier owner left is taken up, and what it left running is ended.
+    Adopt(Place),
+    MakeContainer(Place),
+    /// Records what was decided: a start, with the commit before it; the last commit; a cause.
+    Save(Place, Answer),
+    OpenGate(Place),
+    /// The step has ended well, and what it left is committed.
+    StepExited(Place),
+    StepFailed(Place),
+    /// The owner learns of the stop.
+    StopSeen(Place),
+    HandOverAsked(Place),
+    HandOver(Place, Answer),
+    End(Place, Answer),
+    /// Publishes the ending, and destroys what the run has made here.
+    PublishEnding(Place),
+    LetGo(Place, Answer),
+    LateWriteLands,
+    /// The worker is paused until its lease is over. What it does from then on, it does after it
+    /// woke.
+    Pause(Place),
+    /// It counts its lease as lost.
+    LeaseLost(Place),
+    /// It has killed what ran under it, has revoked it, and takes a new one.
+    Abandon(Place),
+    LeaseExpires(Lease),
+    /// It dies, and begins anew as another node.
+    Crash(Place),
+    /// What retention does once a run was let go.
+    RemoveRecord,
+}
+
+impl Protocol {
+    /// The workers that may act. Of those that are alike in everything the first acts for all: what
+    /// another one could do differs by its name alone.
+    fn actors<'a>(&self, world: &'a World) -> impl Iterator<Item = (Place, &'a Worker)> {
+        let engines = self.engines;
+        let named = |at: Place| {
+            let lease = world.lease_of(at);
+            world.store.owner.is_some_and(|owner| owner.lease.worker == lease.worker)
+                || world.late.is_some_and(|late| late.lease.worker == lease.worker)
+        };
+        world.workers.iter().enumerate().filter(move |(at, worker)| {
+            let like = |other: Place| world.workers[other] == **worker && !named(other);
+            named(*at) || !(0..*at).any(|other| other % engines == at % engines && like(other))
+        })
+    }
+
+    /// What goes on by itself. Where this is nothing, the run is as it will be for ever.
+    pub(crate) fn work(&self, world: &World, actions: &mut Vec<Action>) {
+        for (place, worker) in self.actors(world) {
+            if worker.lost {
+                actions.push(Action::Abandon(place));
+            } else if worker.lease_gone {
+                actions.push(Action::LeaseLost(place));
+            }
+            if may_ack(worker) {
+                actions.push(Action::Ack(place));
+            }
+            if let Some(write) = self.write_due(worker) {
+                actions.push(write(place, Answer::Given));
+            }
+            if !worker.lease_gone && !worker.lost {
+                under_lease(world, place, actions);
+            }
+            match (worker.task, worker.lost) {
+                (Task::Driving(drive), false) => self.drive(world, (place, drive.phase), actions),
+                (Task::Driving(drive), true) => self.linger((place, drive.phase), actions),
+                (Task::EndingOrphan, false) => actions.push(Action::EndOrphan(place)),
+                (_, _) => {}
+            }
+        }
+        if world.late.is_some() {
+            actions.push(Action::LateWriteLands);
+        }
+        let owned = world.store.owner.map(|owner| owner.lease);
+        let sent = world.late.filter(|late| late.kind.is_claim()).map(|late| late.lease);
+        for lease in [owned, sent.filter(|lease| owned != Some(*lease))].into_iter().flatten() {
+            let worker = &world.workers[lease.worker];
+            if worker.life != lease.life || worker.lost {
+                actions.push(Action::LeaseExpires(lease));
+            }
+        }
+    }
+
+    /// What the drive does beside its writes.
+    fn drive(&self, world: &World, (at, phase): (Place, Phase), actions: &mut Vec<Action>) {
+        match phase {
+            Phase::Adopting => actions.push(Action::Adopt(at)),
+            Phase::Starting { made: false, .. } => self.linger((at, phase), actions),
+            Phase::Starting { made: true, recorded } => {
+                if recorded || self.flaw == Flaw::StartsUnrecorded {
+                    actions.push(Action::OpenGate(at));
+                }
+            }
+            Phase::Running => {
+                actions.push(Action::StepExited(at));
+                if world.store.stop {
+                    actions.push(Action::StopSeen(at));
+                }
+            }
+            Phase::Publishing => actions.push(Action::PublishEnding(at)),
+            Phase::Closing
+            | Phase::Ending
+            | Phase::LettingGo
+            | Phase::HandingOver
+            | Phase::Abandoned => {}
+        }
+    }
+
+    /// What the engine was asked for, and does whatever becomes of the lease.
+    fn linger(&self, (at, phase): (Place, Phase), actions: &mut Vec<Action>) {
+        match phase {
+            Phase::Adopting => actions.push(Action::Adopt(at)),
+            Phase::Starting { made: false, recorded } => {
+                if !recorded || self.flaw == Flaw::MakesWhileItRecords {
+                    actions.push(Action::MakeContainer(at));
+                }
+            }
+            Phase::Starting { made: true, .. }
+            | Phase::Running
+            | Phase::Closing
+            | Phase::Ending
+            | Phase::Publishing
+            | Phase::LettingGo
+            | Phase::HandingOver
+            | Phase::Abandoned => {}
+        }
+    }
+
+    /// What goes wrong, and what people do.
+    fn faults(&self, world: &World, actions: &mut Vec<Action>) {
+        let left = world.left;
+        for (place, worker) in self.actors(world) {
+            let busy = worker.task != Task::Idle || worker.message;
+            if worker.lost || !busy && left.stops == 0 {
+                continue;
+            }
+            if left.redeliveries > 0 && may_ack(worker) {
+                actions.push(Action::AckLost(place));
+            }
+            if left.unanswered > 0
+                && let Some(write) = self.write_due(worker)
+            {
+                actions.push(write(place, Answer::Lost));
+                if world.late.is_none() {
+                    actions.push(write(place, Answer::Late));
+                }
+            }
+            if left.crashes > 0 && busy {
+                actions.push(Action::Crash(place));
+            }
+            if left.pauses > 0 && busy && !worker.lease_gone {
+                actions.push(Action::Pause(place));
+            }
+            if left.partitions > 0 && busy && !worker.lease_gone {
+                actions.push(Action::LeaseLost(place));
+            }
+            if left.stops > 0 && !worker.lease_gone {
+                actions.push(Action::StopAsked(place));
+            }
+            if let Task::Driving(Drive { phase: Phase::Running, .. }) = worker.task {
+                if left.drains > 0 {
+                    actions.push(Action::HandOverAsked(place));
+                }
+                if left.failures > 0 {
+                    actions.push(Action::StepFailed(place));
+                }
+            }
+        }
+        if left.removals > 0 && !world.store.open && world.store.record.is_some() {
+            actions.push(Action::RemoveRecord);
+        }
+    }
+
+    /// The write that a worker is at.
+    fn write_due(&self, worker: &Worker) -> Option<fn(Place, Answer) -> Action> {
+        if worker.lost {
+            return None;
+        }
+        let drive = match worker.task {
+            Task::Claiming { .. } => return (!worker.lease_gone).then_some(Action::Claim),
+            Task::Rescuing { .. } => return (!worker.lease_gone).then_some(Action::ClaimOrphan),
+            Task::Driving(drive) => drive,
+            Task::Idle | Task::EndingOrphan => return None,
+        };
+        match drive.phase {
+            Phase::Starting { made, recorded: false } => {
+                let due = made || self.flaw == Flaw::MakesWhileItRecords;
+                (due && self.flaw != Flaw::StartsUnrecorded).then_some(Action::Save)
+            }
+            Phase::Closing => Some(Action::Save),
+            Phase::Ending => Some(Action::End),
+            Phase::LettingGo => Some(Action::LetGo),
+            Phase::HandingOver => Some(Action::HandOver),
+            Phase::Adopting
+            | Phase::Starting { recorded: true, .. }
+            | Phase::Running
+            | Phase::Publishing
+            | Phase::Abandoned => None,
+        }
+    }
+}
+
+fn may_ack(worker: &Worker) -> bool {
+    worker.message && !worker.lost && !matches!(worker.task, Task::Claiming { .. })
+}
+
+/// What a worker does that counts its lease as good, and rightly so. With a lease that is gone it
+/// could do the same, and none of it would land.
+fn under_lease(world: &World, at: Place, actions: &mut Vec<Action>) {
+    let worker = &world.workers[at];
+    let takes = matches!(worker.task, Task::Idle | Task::Driving(_)) && !worker.message;
+    if takes && world.queue > 0 {
+        actions.push(Action::Deliver(at));
+    }
+    match worker.task {
+        Task::Idle => {
+            // What this node owns and does not drive is a claim whose answer was lost.
+            let unowned = world.store.owner.is_none() || world.is_ours(at);
+            if world.store.open && unowned {
+                actions.push(Action::LookFindsOrphan(at));
+            }
+        }
+        Task::Claiming { .. } | Task::Rescuing { .. } | Task::EndingOrphan | Task::Driving(_) => {}
+    }
+}
+
+impl Model for Protocol {
+    type State = World;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![World::new(self.workers, self.faults)]
+    }
+
+    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
+        self.work(world, actions);
+        // Where all is done, a fault would only show that nothing follows on it.
+        if !actions.is_empty() {
+            self.faults(world, actions);
+        }
+    }
+
+    fn next_state(&self, world: &World, action: Action) -> Option<World> {
+        let mut next = world.clone();
+        self.perform(&mut next, action);
+        Some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        properties::of(self)
+    }
+}

@@ -1,0 +1,259 @@
+//! What the owner of a run does with it.
+
+use super::actions::Answer;
+use super::moves::next_life;
+use super::world::{
+    Container, Drive, Ending, Kind, Phase, Place, Rev, Slip, Status, Task, World, Write,
+};
+use super::{Flaw, Protocol};
+
+impl World {
+    fn driving(&self, at: Place) -> Option<Drive> {
+        match self.workers[at].task {
+            Task::Driving(drive) => Some(drive),
+            Task::Idle | Task::Claiming { .. } | Task::EndingOrphan | Task::Rescuing { .. } => None,
+        }
+    }
+
+    fn put(&mut self, at: Place, drive: Drive) {
+        self.workers[at].task = Task::Driving(drive);
+    }
+
+    /// The container that an owner has made for a step, by its id.
+    fn container(&self, engine: usize, step: u8, epoch: Rev) -> Option<usize> {
+        let wanted = |c: &Container| (c.engine, c.step, c.epoch) == (engine, step, epoch);
+        self.containers.iter().position(wanted)
+    }
+
+    /// An owner of this epoch ends what stands in its way.
+    fn end_containers(&mut self, epoch: Rev, which: impl Fn(&Container) -> bool) {
+        if self.containers.iter().any(|c| which(c) && c.epoch > epoch) {
+            self.slip(Slip::NewerContainerEnded);
+        }
+        self.containers.retain(|c| !which(c));
+    }
+
+    /// What a container's start shows of the order of things.
+    fn note_start(&mut self, step: u8, epoch: Rev) {
+        let by_owner = self.owns(epoch);
+        let Some(record) = self.store.record.map(|stored| stored.record) else {
+            return self.slip(Slip::StepRanAgain);
+        };
+        if record.kept > step || !self.store.open {
+            self.slip(Slip::StepRanAgain);
+        }
+        let recorded = record.started == Some(step) && record.epoch == Some(epoch);
+        if record.kept < step || by_owner && !recorded {
+            self.slip(Slip::StepRanUnrecorded);
+        }
+    }
+}
+
+impl Protocol {
+    fn engine_of(&self, at: Place) -> usize {
+        at % self.engines
+    }
+
+    /// Whether a worker that has taken up an epoch may end a container.
+    fn may_end(&self, container: &Container, epoch: Rev) -> bool {
+        container.epoch <= epoch || self.flaw == Flaw::EndsNewerContainers
+    }
+
+    pub(crate) fn end_own_container(&self, world: &mut World, at: Place) {
+        let engine = self.engine_of(at);
+        if let Some(drive) = world.driving(at) {
+            world.containers.retain(|c| c.engine != engine || c.epoch != drive.epoch);
+        }
+    }
+
+    pub(crate) fn adopt(&self, world: &mut World, at: Place) {
+        let Some(mut drive) = world.driving(at) else { return };
+        let (engine, epoch) = (self.engine_of(at), drive.epoch);
+        if self.flaw != Flaw::LeavesOlderContainers {
+            world.end_containers(epoch, |c| c.engine == engine && self.may_end(c, epoch));
+        }
+        if world.workers[at].lost {
+            drive.phase = Phase::Abandoned;
+        } else {
+            if drive.record.image.is_some_and(|held_by| held_by != engine) {
+                // The image of the last step is not here: it starts over.
+                (drive.record.kept, drive.record.image) = (0, None);
+            }
+            drive.begin_step();
+        }
+        world.put(at, drive);
+    }
+
+    pub(crate) fn make_container(&self, world: &mut World, at: Place) {
+        let Some(mut drive) = world.driving(at) else { return };
+        let (Phase::Starting { recorded, .. }, Some(step)) = (drive.phase, drive.record.started)
+        else {
+            return;
+        };
+        let (engine, epoch) = (self.engine_of(at), drive.epoch);
+        let of_that_name = |c: &Container| c.engine == engine && c.step == step;
+        let is_newer = |c: &Container| of_that_name(c) && !self.may_end(c, epoch);
+        if world.containers.iter().any(is_newer) {
+            // The name is a newer owner's: the run is not ours any more.
+            return self.close(world, at, Status::Failed);
+        }
+        if self.flaw != Flaw::LeavesOlderContainers {
+            world.end_containers(epoch, of_that_name);
+        }
+        world.containers.push(Container { engine, step, epoch, runs: false });
+        world.containers.sort_unstable();
+        drive.phase = Phase::Starting { made: true, recorded };
+        world.put(at, drive);
+    }
+
+    pub(crate) fn open_gate(&self, world: &mut World, at: Place) {
+        let Some(mut drive) = world.driving(at) else { return };
+        let Some(step) = drive.record.started else { return };
+        let Some(found) = world.container(self.engine_of(at), step, drive.epoch) else {
+            return self.close(world, at, Status::Failed);
+        };
+        world.containers[found].runs = true;
+        // What a late sleeper starts on another engine, the next owner cannot have ended there.
+        if self.engines == 1 || world.owns(drive.epoch) {
+            world.note_start(step, drive.epoch);
+        }
+        drive.phase = Phase::Running;
+        world.put(at, drive);
+    }
+
+    pub(crate) fn step_exited(&self, world: &mut World, at: Place) {
+        let Some(mut drive) = world.driving(at) else { return };
+        let Some(step) = drive.record.started else { return };
+        let engine = self.engine_of(at);
+        let Some(found) = world.container(engine, step, drive.epoch) else {
+            // Somebody has ended it, which looks like a step that was killed.
+            return self.close(world, at, Status::Failed);
+        };
+        world.containers.remove(found);
+        drive.record.kept = step + 1;
+        drive.record.image = Some(engine);
+        drive.record.losses = 0;
+        drive.begin_step();
+        world.put(at, drive);
+    }
+
+    /// The step has not passed: its end is recorded with the cause of the run's, before that.
+    pub(crate) fn close(&self, world: &mut World, at: Place, cause: Status) {
+        self.end_own_container(world, at);
+        let Some(mut drive) = world.driving(at) else { return };
+        drive.record.cause = Some(cause);
+        drive.phase = if world.workers[at].lost { Phase::Abandoned } else { Phase::Closing };
+        world.put(at, drive);
+    }
+
+    pub(crate) fn hand_over(&self, world: &mut World, at: Place) {
+        world.left.drains -= 1;
+        self.end_own_container(world, at);
+        let Some(mut drive) = world.driving(at) else { return };
+        drive.record.released = true;
+        drive.phase = Phase::HandingOver;
+        world.put(at, drive);
+    }
+
+    pub(crate) fn publish(&self, world: &mut World, at: Place) {
+        let Some(mut drive) = world.driving(at) else { return };
+        if let Some(event) = drive.record.ending_event {
+            match world.history.published.replace(event) {
+                Some(before) if before != event => world.slip(Slip::TwoEndingEvents),
+                Some(_) => world.history.published_again = true,
+                None => {}
+            }
+        }
+        let engine = self.engine_of(at);
+        world.containers.retain(|c| c.engine != engine);
+        drive.phase = Phase::LettingGo;
+        if self.flaw == Flaw::LetsGoBeforeItPublishes {
+            world.workers[at].task = Task::Idle;
+        } else {
+            world.put(at, drive);
+        }
+    }
+
+    /// A write of the owner's: fenced, compared, and repeated until it is answered.
+    pub(crate) fn write(&self, world: &mut World, at: Place, kind: Kind, answer: Answer) {
+        let Some(mut drive) = world.driving(at) else { return };
+        let mut record = drive.record;
+        record.ending_event = match kind {
+            Kind::End => Some(Ending { epoch: drive.epoch, status: record.status }),
+            Kind::LetGo => None,
+            Kind::Claim { .. } | Kind::ClaimOrphan { .. } | Kind::Save | Kind::HandOver => {
+                record.ending_event
+            }
+        };
+        let write = Write {
+            kind,
+            lease: world.lease_of(at),
+            epoch: Some(drive.epoch),
+            modified: Some(drive.modified),
+            record,
+        };
+        if self.unanswered(world, &write, answer) {
+            drive.unknown = true;
+            return world.put(at, drive);
+        }
+        if world.land(&write, self.flaw) {
+            drive.modified = world.store.revision;
+            return self.written(world, at, drive, &write);
+        }
+        let stored = world.store.record.filter(|_| world.owns(drive.epoch));
+        let lets_go = matches!(kind, Kind::HandOver | Kind::LetGo);
+        let as_sent = world.store.record.filter(|stored| stored.record == record);
+        match (as_sent, stored) {
+            // An earlier try has arrived; only its answer was lost.
+            (Some(landed), owned) if drive.unknown && (owned.is_some() || lets_go) => {
+                drive.modified = landed.modified;
+                self.written(world, at, drive, &write);
+            }
+            (_, None) => self.lost(world, at),
+            (_, Some(stored)) => {
+                if kind == Kind::End && record.status != Status::Stopped && world.store.stop {
+                    drive.record.status = Status::Stopped;
+                    drive.unknown = false;
+                }
+                drive.modified = stored.modified;
+                world.put(at, drive);
+            }
+        }
+    }
+
+    fn written(&self, world: &mut World, at: Place, mut drive: Drive, write: &Write) {
+        drive.unknown = false;
+        let lets_go_first = self.flaw == Flaw::LetsGoBeforeItPublishes;
+        match write.kind {
+            Kind::Save => {
+                if let Phase::Starting { made, .. } = drive.phase {
+                    drive.phase = Phase::Starting { made, recorded: true };
+                } else {
+                    drive.record.status = drive.record.cause.unwrap_or(Status::Passed);
+                    drive.phase = Phase::Ending;
+                }
+            }
+            Kind::End => {
+                drive.record = write.record;
+                drive.phase = if lets_go_first { Phase::LettingGo } else { Phase::Publishing };
+            }
+            Kind::LetGo if lets_go_first => drive.phase = Phase::Publishing,
+            Kind::LetGo => {
+                world.workers[at].task = Task::Idle;
+                return;
+            }
+            // Its worker ends. What comes in its place is another node.
+            Kind::HandOver => return next_life(world, at),
+            Kind::Claim { .. } | Kind::ClaimOrphan { .. } => {}
+        }
+        world.put(at, drive);
+    }
+
+    /// The run is another's: what runs here is killed, and nothing more is said.
+    fn lost(&self, world: &mut World, at: Place) {
+        self.end_own_container(world, at);
+        let worker = &mut world.workers[at];
+        worker.own_lost = true;
+        worker.task = Task::Idle;
+    }
+}

@@ -1,0 +1,398 @@
+//! Who owns a run, as a model that is checked in every order of events: the claim, the fence, the
+//! takeover and the hand-over, with up to three workers and one run of two steps.
+//!
+//! The actions are named as what the worker does (`runner/src/worker`), and a transaction demands
+//! and changes what it does there; images, logs, slots, waits and the preference for an engine are
+//! left out. Whatever a timer decides may happen at any time, so that a worker that takes no turn
+//! while others do is one that is paused, and its next turn is its waking late. What bounds a check
+//! is its faults: how many crashes, pauses and lost answers there are, and how often people
+//! interfere.
+//!
+//! A worker makes a step's container beside the write that records its start, and asks its lease's
+//! clock once both are done. Here the write is that question, and so it comes after the making.
+//!
+//! Each check goes through all states there are. A second part shows that the checks can fail: the
+//! same model with one rule left out breaks the property that the rule is for.
+#![allow(clippy::print_stdout, reason = "how much was checked is worth reading")]
+
+mod actions;
+mod driving;
+mod moves;
+mod properties;
+mod sights;
+mod store;
+mod world;
+
+use std::collections::{BTreeSet, HashMap};
+
+use sights::Sight;
+use stateright::{Checker, HasDiscoveries, Model};
+use world::{Faults, World};
+
+/// What a pipeline wants where an owner was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnLost {
+    Resume,
+    Fail,
+}
+
+/// A rule that is left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    None,
+    /// A write does not compare the owner key.
+    SavesAreNotFenced,
+    /// A write does not compare the record's revision.
+    SavesOverAnything,
+    /// A start is claimed whether its run is recorded, or seen, or not.
+    ClaimsWhatIsKnown,
+    /// A start is claimed where there is no record, though its run was seen.
+    ClaimsWhatWasRemoved,
+    /// Where the answer to an orphan's claim does not come, the next look has to find what became
+    /// of it, and knows nothing of how the run was left.
+    DropsAnUnansweredClaim,
+    /// An orphan is claimed as it was found, whatever has become of it since.
+    TakesWhatIsOwned,
+    /// The next owner does not look for an ending that was decided.
+    ForgetsTheCause,
+    /// A run goes on however many owners it has lost.
+    GoesOnForEver,
+    /// An ending does not demand that no stop stands.
+    EndsDespiteAStop,
+    /// A stopped run is claimed to be ended without a look at whether another worker has done it.
+    EndsWhatHasEnded,
+    /// Nothing ends what an earlier owner left running: neither the adoption nor the name.
+    LeavesOlderContainers,
+    /// What is in the way is ended whatever its epoch is.
+    EndsNewerContainers,
+    /// A container may be made after its start is recorded, and so after the next owner has ended
+    /// what there was; nobody asks whether the lease still stands.
+    MakesWhileItRecords,
+    /// The gate is opened before the start is recorded.
+    StartsUnrecorded,
+    /// The run is let go, and then its ending is published.
+    LetsGoBeforeItPublishes,
+}
+
+/// The model.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Protocol {
+    workers: usize,
+    /// The workers are on them in turn.
+    engines: usize,
+    faults: Faults,
+    on_lost: OnLost,
+    flaw: Flaw,
+    /// What is to be found on the way.
+    comes_across: &'static [Sight],
+}
+
+const NO_FAULTS: Faults = Faults {
+    crashes: 0,
+    pauses: 0,
+    partitions: 0,
+    unanswered: 0,
+    redeliveries: 0,
+    stops: 0,
+    drains: 0,
+    failures: 0,
+    removals: 0,
+};
+
+/// Two workers on one engine.
+const TWO: Protocol = Protocol {
+    workers: 2,
+    engines: 1,
+    faults: NO_FAULTS,
+    on_lost: OnLost::Resume,
+    flaw: Flaw::None,
+    comes_across: &[],
+};
+
+/// Goes through all states: every property holds in each, and what is to be come across is there.
+fn holds(model: Protocol) {
+    let faults = model.faults;
+    let checker = model.checker().spawn_bfs().join();
+    println!(
+        "{} states, up to {} deep: {faults:?}",
+        checker.unique_state_count(),
+        checker.max_depth()
+    );
+    checker.assert_properties();
+}
+
+/// Without a rule, a property does not hold.
+fn breaks(model: Protocol, property: &'static str) {
+    let flaw = model.flaw;
+    let found = HasDiscoveries::AnyOf(BTreeSet::from([property]));
+    let checker = model.checker().finish_when(found).spawn_bfs().join();
+    let path = checker.assert_any_discovery(property).into_actions();
+    println!("{flaw:?}: not {property:?} after {path:?}");
+}
+
+/// No state comes again, so that each order of events leads to a state where nothing is left to do.
+fn comes_to_an_end(model: Protocol) {
+    let next = |world: &World| model.next_states(world).into_iter();
+    let first = World::new(model.workers, model.faults);
+    // `false`: it lies on the path that is being followed.
+    let mut done: HashMap<World, bool> = HashMap::from([(first.clone(), false)]);
+    let mut path = vec![(next(&first), first)];
+    while let Some((followers, world)) = path.last_mut() {
+        let Some(follower) = followers.next() else {
+            done.insert(world.clone(), true);
+            path.pop();
+            continue;
+        };
+        match done.get(&follower) {
+            Some(is_done) => assert!(*is_done, "this comes again: {follower:?}"),
+            None => {
+                done.insert(follower.clone(), false);
+                path.push((next(&follower), follower));
+            }
+        }
+    }
+    println!("{} states, and none comes again", done.len());
+}
+
+#[test]
+fn every_order_of_events_comes_to_an_end() {
+    let lost = Faults { crashes: 1, pauses: 1, ..NO_FAULTS };
+    let stopped = Faults { crashes: 1, stops: 1, ..NO_FAULTS };
+    let answers = Faults { redeliveries: 1, unanswered: 1, drains: 1, ..NO_FAULTS };
+    for faults in [lost, stopped, answers] {
+        comes_to_an_end(Protocol { faults, ..TWO });
+    }
+}
+
+#[test]
+fn a_run_passes_where_nothing_goes_wrong() {
+    holds(TWO);
+}
+
+#[test]
+fn a_run_outlives_two_crashes() {
+    holds(Protocol {
+        faults: Faults { crashes: 2, ..NO_FAULTS },
+        comes_across: &[
+            sights::PASSED_BY_THE_NEXT,
+            sights::FAILED_BY_LOSSES,
+            sights::OLDER_CONTAINER_RUNS,
+            sights::ENDING_OF_AN_EARLIER_OWNER,
+        ],
+        ..TWO
+    });
+}
+
+#[test]
+fn an_owner_that_wakes_late_changes_nothing() {
+    holds(Protocol {
+        faults: Faults { pauses: 2, ..NO_FAULTS },
+        comes_across: &[sights::WOKEN_LATE, sights::PUBLISHED_TWICE, sights::OLDER_CONTAINER_RUNS],
+        ..TWO
+    });
+}
+
+#[test]
+fn three_workers_share_one_run() {
+    holds(Protocol {
+        workers: 3,
+        faults: Faults { crashes: 1, pauses: 1, ..NO_FAULTS },
+        comes_across: &[sights::WOKEN_LATE, sights::PASSED_BY_THE_NEXT, sights::FAILED_BY_LOSSES],
+        ..TWO
+    });
+}
+
+#[test]
+fn a_lease_that_its_own_worker_gave_up_is_no_loss() {
+    holds(Protocol {
+        faults: Faults { partitions: 1, pauses: 1, ..NO_FAULTS },
+        comes_across: &[sights::PASSED_WITHOUT_A_LOSS, sights::WOKEN_LATE],
+        ..TWO
+    });
+}
+
+#[test]
+fn writes_without_an_answer_land_once_at_most() {
+    holds(Protocol {
+        faults: Faults { unanswered: 2, pauses: 1, ..NO_FAULTS },
+        comes_across: &[sights::OWN_CLAIM_UNKNOWN, sights::LATE_WRITE_OF_AN_EARLIER_OWNER],
+        ..TWO
+    });
+}
+
+#[test]
+fn a_crash_a_pause_and_a_lost_answer_come_together() {
+    holds(Protocol {
+        faults: Faults { crashes: 1, pauses: 1, unanswered: 1, ..NO_FAULTS },
+        comes_across: &[sights::OWN_CLAIM_UNKNOWN, sights::WOKEN_LATE, sights::FAILED_BY_LOSSES],
+        ..TWO
+    });
+}
+
+#[test]
+fn a_start_that_comes_again_is_known() {
+    holds(Protocol {
+        faults: Faults { redeliveries: 1, removals: 1, unanswered: 1, crashes: 1, ..NO_FAULTS },
+        comes_across: &[
+            sights::KNOWN_START,
+            sights::KNOWN_AFTER_REMOVAL,
+            sights::OWN_CLAIM_UNKNOWN,
+        ],
+        ..TWO
+    });
+}
+
+#[test]
+fn a_stop_ends_a_run_whoever_owns_it() {
+    holds(Protocol {
+        faults: Faults { stops: 1, crashes: 1, pauses: 1, ..NO_FAULTS },
+        comes_across: &[sights::STOP_FOUND_AT_THE_END, sights::ENDING_OF_AN_EARLIER_OWNER],
+        ..TWO
+    });
+}
+
+#[test]
+fn a_step_that_failed_is_not_run_again_by_the_next_owner() {
+    holds(Protocol {
+        faults: Faults { failures: 1, stops: 1, crashes: 1, ..NO_FAULTS },
+        comes_across: &[sights::ENDED_AS_DECIDED, sights::ENDING_OF_AN_EARLIER_OWNER],
+        ..TWO
+    });
+}
+
+#[test]
+fn a_run_that_is_handed_over_goes_on() {
+    holds(Protocol {
+        faults: Faults { drains: 1, unanswered: 1, crashes: 1, ..NO_FAULTS },
+        comes_across: &[sights::HANDED_OVER, sights::PASSED_WITHOUT_A_LOSS],
+        ..TWO
+    });
+}
+
+#[test]
+fn a_hand_over_is_no_loss_to_a_run_that_fails_with_one() {
+    holds(Protocol {
+        on_lost: OnLost::Fail,
+        faults: Faults { drains: 2, unanswered: 1, ..NO_FAULTS },
+        comes_across: &[sights::HANDED_OVER, sights::PASSED_WITHOUT_A_LOSS],
+        ..TWO
+    });
+}
+
+#[test]
+fn of_two_engines_only_the_owners_counts() {
+    holds(Protocol {
+        engines: 2,
+        faults: Faults { crashes: 1, pauses: 1, ..NO_FAULTS },
+        comes_across: &[
+            sights::TWO_ENGINES_AT_ONCE,
+            sights::PASSED_BY_THE_NEXT,
+            sights::WOKEN_LATE,
+        ],
+        ..TWO
+    });
+}
+
+#[test]
+fn without_the_fence_a_former_owner_writes() {
+    let faults = Faults { pauses: 1, ..NO_FAULTS };
+    breaks(Protocol { flaw: Flaw::SavesAreNotFenced, faults, ..TWO }, properties::FENCED);
+}
+
+#[test]
+fn without_the_records_revision_a_late_write_undoes_the_end() {
+    let faults = Faults { unanswered: 1, ..NO_FAULTS };
+    breaks(Protocol { flaw: Flaw::SavesOverAnything, faults, ..TWO }, properties::ENDED_FOR_GOOD);
+}
+
+#[test]
+fn a_claim_of_what_is_known_runs_it_twice() {
+    let faults = Faults { redeliveries: 1, ..NO_FAULTS };
+    breaks(Protocol { flaw: Flaw::ClaimsWhatIsKnown, faults, ..TWO }, properties::ONE_ENDING);
+}
+
+#[test]
+fn without_the_mark_a_run_is_taken_again_once_its_record_is_gone() {
+    let faults = Faults { redeliveries: 1, removals: 1, ..NO_FAULTS };
+    breaks(Protocol { flaw: Flaw::ClaimsWhatWasRemoved, faults, ..TWO }, properties::ONE_ENDING);
+}
+
+#[test]
+fn a_takeover_that_is_not_asked_for_again_forgets_the_hand_over() {
+    let faults = Faults { drains: 1, unanswered: 1, ..NO_FAULTS };
+    let model = Protocol { flaw: Flaw::DropsAnUnansweredClaim, faults, ..TWO };
+    breaks(Protocol { on_lost: OnLost::Fail, ..model }, properties::FAILS_FOR_A_REASON);
+}
+
+#[test]
+fn a_takeover_that_is_not_asked_for_again_fails_by_a_start_that_comes_again() {
+    let faults = Faults { crashes: 1, redeliveries: 1, unanswered: 1, ..NO_FAULTS };
+    let model = Protocol { flaw: Flaw::DropsAnUnansweredClaim, faults, ..TWO };
+    breaks(model, properties::FAILS_FOR_A_REASON);
+}
+
+#[test]
+fn a_takeover_that_demands_nothing_makes_two_owners() {
+    let faults = Faults { crashes: 1, ..NO_FAULTS };
+    breaks(Protocol { flaw: Flaw::TakesWhatIsOwned, faults, ..TWO }, properties::ONE_OWNER);
+}
+
+#[test]
+fn a_cause_that_is_forgotten_lets_a_failed_run_pass() {
+    let faults = Faults { failures: 1, crashes: 1, ..NO_FAULTS };
+    breaks(Protocol { flaw: Flaw::ForgetsTheCause, faults, ..TWO }, properties::CAUSES_HOLD);
+}
+
+#[test]
+fn without_a_cap_a_run_takes_one_worker_after_the_other() {
+    let faults = Faults { crashes: 2, ..NO_FAULTS };
+    breaks(Protocol { flaw: Flaw::GoesOnForEver, faults, ..TWO }, properties::LOSSES_CAPPED);
+}
+
+#[test]
+fn an_ending_that_does_not_look_for_a_stop_ignores_it() {
+    let faults = Faults { stops: 1, ..NO_FAULTS };
+    breaks(Protocol { flaw: Flaw::EndsDespiteAStop, faults, ..TWO }, properties::STOPS_HOLD);
+}
+
+#[test]
+fn a_stop_of_what_has_ended_meanwhile_ends_it_twice() {
+    let faults = Faults { stops: 1, crashes: 1, ..NO_FAULTS };
+    let model = Protocol { flaw: Flaw::EndsWhatHasEnded, faults, ..TWO };
+    breaks(model, properties::ONE_ENDING);
+    breaks(model, properties::ONE_EVENT);
+}
+
+#[test]
+fn a_container_that_is_left_runs_beside_the_next_owners() {
+    let faults = Faults { crashes: 1, ..NO_FAULTS };
+    let model = Protocol { flaw: Flaw::LeavesOlderContainers, faults, ..TWO };
+    breaks(model, properties::ONE_AT_ONCE);
+}
+
+#[test]
+fn a_former_owner_that_ends_any_container_fails_the_next_owners_run() {
+    let model = Protocol { flaw: Flaw::EndsNewerContainers, ..TWO };
+    let paused = Faults { pauses: 1, ..NO_FAULTS };
+    breaks(Protocol { faults: paused, ..model }, properties::NEWER_STAYS);
+    // No pause is needed where the engine is slower than the lease.
+    let partitioned = Faults { partitions: 1, ..NO_FAULTS };
+    breaks(Protocol { faults: partitioned, ..model }, properties::FAILS_FOR_A_REASON);
+}
+
+#[test]
+fn a_container_that_is_made_after_its_start_is_recorded_can_run_when_all_is_done() {
+    let faults = Faults { pauses: 1, ..NO_FAULTS };
+    breaks(Protocol { flaw: Flaw::MakesWhileItRecords, faults, ..TWO }, properties::NOT_AGAIN);
+}
+
+#[test]
+fn a_start_that_is_not_recorded_comes_before_the_last_steps_commit() {
+    breaks(Protocol { flaw: Flaw::StartsUnrecorded, ..TWO }, properties::IN_ORDER);
+}
+
+#[test]
+fn a_run_that_is_let_go_before_its_ending_is_published_may_end_in_silence() {
+    let faults = Faults { crashes: 1, ..NO_FAULTS };
+    breaks(Protocol { flaw: Flaw::LetsGoBeforeItPublishes, faults, ..TWO }, properties::SETTLED);
+}

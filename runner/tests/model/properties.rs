@@ -1,0 +1,77 @@
+//! What must hold in every state.
+
+use stateright::Property;
+
+use super::world::{MAX_LOSSES, Slip, Status, World};
+use super::{OnLost, Protocol};
+
+pub(crate) const ONE_ENDING: &str = "at most one ending is recorded";
+pub(crate) const ENDED_FOR_GOOD: &str = "an ended run keeps its status";
+pub(crate) const FENCED: &str = "only the owner's writes land";
+pub(crate) const ONE_OWNER: &str = "a run has one owner, and epochs grow";
+pub(crate) const STOPS_HOLD: &str = "a run that was stopped ends stopped";
+pub(crate) const CAUSES_HOLD: &str = "an ending that was decided is the one that is recorded";
+pub(crate) const NOT_AGAIN: &str = "a step that is recorded as done does not run again";
+pub(crate) const IN_ORDER: &str = "a step is started after it and the one before it are recorded";
+pub(crate) const ONE_AT_ONCE: &str = "two containers of a step never run at once on one engine";
+pub(crate) const NEWER_STAYS: &str = "what a newer owner runs is left alone";
+pub(crate) const LOSSES_CAPPED: &str = "nothing is begun after too many losses";
+pub(crate) const FAILS_FOR_A_REASON: &str =
+    "a run fails only where a step failed or too many owners were lost";
+pub(crate) const ONE_EVENT: &str = "every ending event of a run is the same";
+pub(crate) const SETTLED: &str =
+    "where nothing is left to do, the run has ended, that was published, and nothing of it is left";
+
+/// What is asked of a state.
+pub(crate) type Condition = fn(&Protocol, &World) -> bool;
+
+const ALWAYS: &[(&str, Condition)] = &[
+    (ONE_ENDING, |_, world| world.history.endings <= 1),
+    (ENDED_FOR_GOOD, |_, world| !world.has_slipped(Slip::EndedRecordChanged)),
+    (FENCED, |_, world| !world.has_slipped(Slip::ForeignWrite)),
+    (ONE_OWNER, |_, world| {
+        !world.has_slipped(Slip::TwoOwners) && !world.has_slipped(Slip::EpochsShrink)
+    }),
+    (STOPS_HOLD, |_, world| !world.has_slipped(Slip::StopIgnored)),
+    (CAUSES_HOLD, |_, world| !world.has_slipped(Slip::CauseIgnored)),
+    (NOT_AGAIN, |_, world| !world.has_slipped(Slip::StepRanAgain)),
+    (IN_ORDER, |_, world| !world.has_slipped(Slip::StepRanUnrecorded)),
+    (ONE_AT_ONCE, |_, world| !world.runs_twice(|one, other| one.engine == other.engine)),
+    (NEWER_STAYS, |_, world| !world.has_slipped(Slip::NewerContainerEnded)),
+    (LOSSES_CAPPED, |_, world| !world.has_slipped(Slip::BegunAfterTooManyLosses)),
+    (FAILS_FOR_A_REASON, fails_for_a_reason),
+    (ONE_EVENT, |_, world| !world.has_slipped(Slip::TwoEndingEvents)),
+    (SETTLED, is_settled),
+];
+
+/// All that must hold, and what `model` is to come across.
+pub(crate) fn of(model: &Protocol) -> Vec<Property<Protocol>> {
+    let always = ALWAYS.iter().map(|(name, holds)| Property::always(name, *holds));
+    let sights = model.comes_across.iter();
+    always.chain(sights.map(|sight| Property::sometimes(sight.what, sight.is_seen))).collect()
+}
+
+fn fails_for_a_reason(model: &Protocol, world: &World) -> bool {
+    let losses = if model.on_lost == OnLost::Fail { 0 } else { MAX_LOSSES };
+    world.ended() != Some(Status::Failed)
+        || world.history.step_failed
+        || world.history.losses > losses
+}
+
+fn is_settled(model: &Protocol, world: &World) -> bool {
+    let mut work = Vec::new();
+    model.work(world, &mut work);
+    let store = &world.store;
+    let record_is_final =
+        store.record.is_none_or(|s| s.record.status.is_ended() && s.record.ending_event.is_none());
+    !work.is_empty()
+        || world.history.endings == 1
+            && world.history.published.is_some()
+            && record_is_final
+            && store.owner.is_none()
+            && !store.open
+            && !store.stop
+            // What a dead worker has left on an engine of its own is for the janitor of that one,
+            // and so is what was made and never started.
+            && (model.engines > 1 || !world.containers.iter().any(|c| c.runs))
+}

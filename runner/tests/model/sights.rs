@@ -1,0 +1,110 @@
+//! What a check comes across on its way, or it would show less than it says.
+
+use super::properties::Condition;
+use super::world::{Drive, Phase, Status, Task, Worker};
+
+/// A state that there must be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sight {
+    pub(crate) what: &'static str,
+    pub(crate) is_seen: Condition,
+}
+
+pub(crate) const PASSED_BY_THE_NEXT: Sight = Sight {
+    what: "a lost run passes with its next owner",
+    is_seen: |_, world| world.ended() == Some(Status::Passed) && world.history.losses > 0,
+};
+
+pub(crate) const FAILED_BY_LOSSES: Sight = Sight {
+    what: "a run fails after too many losses",
+    is_seen: |_, world| world.ended() == Some(Status::Failed) && !world.history.step_failed,
+};
+
+pub(crate) const OLDER_CONTAINER_RUNS: Sight = Sight {
+    what: "a step of an earlier owner still runs",
+    is_seen: |_, world| {
+        let claimed = world.store.owner.map(|owner| owner.created);
+        world.containers.iter().any(|c| c.runs && Some(c.epoch) < claimed)
+    },
+};
+
+pub(crate) const WOKEN_LATE: Sight = Sight {
+    what: "a worker acts for a run that another one owns",
+    is_seen: |_, world| {
+        world.store.owner.is_some_and(|owner| world.is_driven(|drive| drive.epoch < owner.created))
+    },
+};
+
+pub(crate) const LATE_WRITE_OF_AN_EARLIER_OWNER: Sight = Sight {
+    what: "a write of an earlier owner is on its way",
+    is_seen: |_, world| {
+        let claimed = world.store.owner.map(|owner| owner.created);
+        world.late.is_some_and(|late| late.epoch.is_some() && late.epoch < claimed)
+    },
+};
+
+pub(crate) const OWN_CLAIM_UNKNOWN: Sight = Sight {
+    what: "a worker does not know that it owns the run",
+    is_seen: |_, world| {
+        let asks = |task| matches!(task, Task::Claiming { .. } | Task::Rescuing { .. });
+        let at = |(at, worker): (usize, &Worker)| asks(worker.task) && world.is_ours(at);
+        world.workers.iter().enumerate().any(at)
+    },
+};
+
+pub(crate) const KNOWN_START: Sight = Sight {
+    what: "a start comes again while the run goes on",
+    is_seen: |_, world| world.queue > 0 && world.store.owner.is_some(),
+};
+
+pub(crate) const KNOWN_AFTER_REMOVAL: Sight = Sight {
+    what: "a start comes again after its record is gone",
+    is_seen: |_, world| world.queue > 0 && world.store.record.is_none() && world.store.seen,
+};
+
+pub(crate) const HANDED_OVER: Sight = Sight {
+    what: "a run passes that was handed over",
+    is_seen: |_, world| world.history.handed_over && world.ended() == Some(Status::Passed),
+};
+
+pub(crate) const PASSED_WITHOUT_A_LOSS: Sight = Sight {
+    what: "a run passes with another owner, and no loss is counted",
+    is_seen: |_, world| {
+        let passed = world.ended() == Some(Status::Passed);
+        passed && world.is_taken_over() && world.history.losses == 0
+    },
+};
+
+pub(crate) const STOP_FOUND_AT_THE_END: Sight = Sight {
+    what: "a stop comes where the run is about to pass",
+    is_seen: |_, world| {
+        let is_passing = |d: &Drive| d.phase == Phase::Ending && d.record.status == Status::Passed;
+        world.store.stop && world.is_driven(is_passing)
+    },
+};
+
+pub(crate) const ENDED_AS_DECIDED: Sight = Sight {
+    what: "an ending is recorded by the next owner",
+    is_seen: |_, world| {
+        let failed = world.ended() == Some(Status::Failed);
+        failed && world.is_taken_over() && world.history.step_failed
+    },
+};
+
+pub(crate) const ENDING_OF_AN_EARLIER_OWNER: Sight = Sight {
+    what: "an ending is published by the next owner",
+    is_seen: |_, world| {
+        let ending = world.store.record.and_then(|s| s.record.ending_event);
+        ending.is_some_and(|ending| world.is_driven(|drive| drive.epoch > ending.epoch))
+    },
+};
+
+pub(crate) const PUBLISHED_TWICE: Sight = Sight {
+    what: "an ending is published twice",
+    is_seen: |_, world| world.history.published_again,
+};
+
+pub(crate) const TWO_ENGINES_AT_ONCE: Sight = Sight {
+    what: "a step runs on two engines at once",
+    is_seen: |_, world| world.runs_twice(|_, _| true),
+};

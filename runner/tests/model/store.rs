@@ -1,0 +1,147 @@
+//! The store's side: whether the demands of a transaction hold, and what it changes.
+
+use super::Flaw;
+use super::world::{Kind, Lease, MAX_LOSSES, Owner, Rev, Slip, Status, Stored, World, Write};
+
+impl World {
+    /// Makes the changes of a transaction where its demands hold. The answer says whether they did.
+    pub(crate) fn land(&mut self, write: &Write, flaw: Flaw) -> bool {
+        if !self.demands_hold(write, flaw) {
+            return false;
+        }
+        self.store.revision += 1;
+        let now = self.store.revision;
+        if write.kind.is_claim() {
+            self.note_claim(write, now);
+            self.store.owner = Some(Owner { lease: write.lease, created: now });
+            self.store.open = true;
+            self.store.seen = true;
+        } else {
+            self.note_write(write);
+        }
+        self.store.record = Some(Stored { record: write.record, modified: now });
+        match write.kind {
+            Kind::Claim { .. } | Kind::ClaimOrphan { .. } | Kind::Save => {}
+            Kind::End if write.record.status == Status::Stopped => self.store.stop = false,
+            Kind::End => {}
+            Kind::HandOver => self.store.owner = None,
+            Kind::LetGo => {
+                self.store.owner = None;
+                self.store.open = false;
+                self.store.stop = false;
+            }
+        }
+        true
+    }
+
+    fn demands_hold(&self, write: &Write, flaw: Flaw) -> bool {
+        let store = &self.store;
+        let unchanged = store.record.map(|stored| stored.modified) == write.modified;
+        match write.kind {
+            Kind::Claim { stopped } => {
+                let known = flaw == Flaw::ClaimsWhatIsKnown;
+                let unrecorded = unchanged || known;
+                let unseen = !store.seen || known || flaw == Flaw::ClaimsWhatWasRemoved;
+                let unowned = store.owner.is_none();
+                unowned
+                    && unrecorded
+                    && unseen
+                    && (stopped || !store.stop)
+                    && self.stands(write.lease)
+            }
+            Kind::ClaimOrphan { go_on } => {
+                let open = store.open || flaw == Flaw::EndsWhatHasEnded;
+                let as_found = store.owner.is_none() && unchanged && open;
+                (as_found || flaw == Flaw::TakesWhatIsOwned)
+                    && !(go_on && store.stop)
+                    && self.stands(write.lease)
+            }
+            Kind::Save | Kind::End | Kind::HandOver | Kind::LetGo => {
+                let fenced = write.epoch.is_some_and(|epoch| self.owns(epoch));
+                let demands_no_stop = write.kind == Kind::End
+                    && write.record.status != Status::Stopped
+                    && flaw != Flaw::EndsDespiteAStop;
+                (fenced || flaw == Flaw::SavesAreNotFenced)
+                    && (unchanged || flaw == Flaw::SavesOverAnything)
+                    && !(demands_no_stop && store.stop)
+            }
+        }
+    }
+
+    /// Whether a lease can still be put under. Of an earlier life there is only what is on its way,
+    /// which goes with the lease.
+    fn stands(&self, lease: Lease) -> bool {
+        let worker = &self.workers[lease.worker];
+        worker.life != lease.life || !worker.lease_gone
+    }
+
+    fn note_claim(&mut self, write: &Write, now: Rev) {
+        if now <= self.history.last_epoch {
+            self.slip(Slip::EpochsShrink);
+        }
+        if self.store.owner.is_some() {
+            self.slip(Slip::TwoOwners);
+        }
+        self.history.last_epoch = now;
+        self.history.losses = self.history.losses.max(write.record.losses);
+        self.note_change(write);
+        for worker in &mut self.workers {
+            worker.own_lost = false;
+        }
+    }
+
+    fn note_write(&mut self, write: &Write) {
+        if !write.epoch.is_some_and(|epoch| self.owns(epoch)) {
+            self.slip(Slip::ForeignWrite);
+        }
+        match write.kind {
+            Kind::Save
+                if write.record.started.is_some()
+                    && write.record.losses > MAX_LOSSES
+                    && write.record.cause.is_none() =>
+            {
+                self.slip(Slip::BegunAfterTooManyLosses);
+            }
+            Kind::End => {
+                self.history.endings += 1;
+                if self.store.stop && write.record.status != Status::Stopped {
+                    self.slip(Slip::StopIgnored);
+                }
+            }
+            Kind::HandOver => self.history.handed_over = true,
+            Kind::Claim { .. } | Kind::ClaimOrphan { .. } | Kind::Save | Kind::LetGo => {}
+        }
+        self.note_change(write);
+    }
+
+    /// What was ended stays so, and what was decided is what is recorded; only a stop outranks it.
+    fn note_change(&mut self, write: &Write) {
+        let Some(before) = self.store.record.map(|stored| stored.record) else { return };
+        let (old, new) = (before.status, write.record.status);
+        if old.is_ended() && old != new {
+            self.slip(Slip::EndedRecordChanged);
+        }
+        let obeyed = |cause| match new.is_ended() {
+            true => new == cause || new == Status::Stopped,
+            false => write.record.cause == Some(cause),
+        };
+        if !old.is_ended() && !before.cause.is_none_or(obeyed) {
+            self.slip(Slip::CauseIgnored);
+        }
+    }
+
+    /// A lease ends, and with it what was put under it; what is to be put under it is refused.
+    pub(crate) fn end_lease(&mut self, lease: Lease) {
+        if self.store.owner.is_some_and(|owner| owner.lease == lease) {
+            self.store.owner = None;
+            self.store.revision += 1;
+        }
+        if self.late.is_some_and(|late| late.kind.is_claim() && late.lease == lease) {
+            self.late = None;
+        }
+        let worker = &mut self.workers[lease.worker];
+        if worker.life == lease.life {
+            worker.lease_gone = true;
+        }
+    }
+}
