@@ -43,7 +43,7 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) async fn new() -> Option<Self> {
-        let needed: Vec<&str> = [BROKER, ENGINE].concat();
+        let needed: Vec<&str> = [BROKER, ENGINE, &["BOB_TEST_REGISTRY"]].concat();
         let services = Services::of_environment(&needed)?;
         let store =
             tokio::task::spawn_blocking(|| OwnServices::start("etcd", &[])).await.unwrap()?;

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
+use integration_tests::engine::Api;
+use integration_tests::services::OwnServices;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -10,6 +12,37 @@ use tokio::sync::watch;
 use crate::after::assert_nothing_is_left;
 use crate::place::{Place, Server};
 use crate::{reader, server};
+
+/// A repository of the test's registry, and the settings of a worker that pushes to it.
+struct Checkpoints {
+    host: String,
+    repository: String,
+}
+
+impl Checkpoints {
+    fn of(place: &Place) -> Self {
+        let host = place.services.get("BOB_TEST_REGISTRY").to_owned();
+        Self { host, repository: format!("checkpoints/{}", place.tag) }
+    }
+
+    fn settings<'a>(&'a self, name: &'a str) -> Vec<(&'a str, &'a str)> {
+        vec![
+            ("BOB_LEASE_TTL_SECONDS", "3"),
+            ("BOB_CHECKPOINT_REGISTRY", name),
+            ("BOB_REGISTRY_INSECURE", &self.host),
+        ]
+    }
+
+    fn name(&self) -> String {
+        format!("{}/{}", self.host, self.repository)
+    }
+
+    async fn tags(&self) -> Value {
+        let url = format!("http://{}/v2/{}/tags/list", self.host, self.repository);
+        let list: Value = reqwest::get(url).await.unwrap().json().await.unwrap();
+        list["tags"].clone()
+    }
+}
 
 /// What steps do outside: they count, and one of them waits until it may go on.
 struct Outside {
@@ -77,6 +110,12 @@ async fn in_the_fourth_step(place: &Place, outside: &Outside, name: &str) -> (Se
 }
 
 async fn assert_it_went_on(place: &Place, outside: &Outside, run: &str, cause: &str) {
+    let all = went_on(place, outside, run, cause).await;
+    assert_nothing_is_left(place, run, &all).await;
+}
+
+/// Asserts that a run went on at its fourth step; its events.
+async fn went_on(place: &Place, outside: &Outside, run: &str, cause: &str) -> Vec<Value> {
     let record = place.keys.settled(run).await;
     assert_eq!((&record["status"], &record["attempt"]), (&json!("passed"), &json!(2)), "{record}");
     for step in [0, 1, 2, 4, 5] {
@@ -98,8 +137,7 @@ async fn assert_it_went_on(place: &Place, outside: &Outside, run: &str, cause: &
     let outputs = reader::outputs(&own);
     let last = String::from_utf8(outputs[&("5".to_owned(), "stdout".to_owned())].clone()).unwrap();
     assert_eq!(last, "0\n1\n2\n3\n4\n5\n", "nothing of the first try at step 3 was kept");
-    let all: Vec<Value> = late.into_iter().chain(new).collect();
-    assert_nothing_is_left(place, run, &all).await;
+    late.into_iter().chain(new).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -154,4 +192,58 @@ async fn a_worker_that_leaves_hands_its_run_over() {
     outside.open.send_replace(true);
     assert_it_went_on(&place, &outside, &run, "handed-over").await;
     second.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_goes_on_from_the_registry_on_another_engine() {
+    let Some(place) = Place::new().await else { return };
+    let far = tokio::task::spawn_blocking(|| OwnServices::start("podman", &[])).await.unwrap();
+    let far = far.unwrap();
+    let far_engine = far.services().get("CONTAINER_ENGINE_URL").to_owned();
+    let (outside, checkpoints) = (Outside::new().await, Checkpoints::of(&place));
+    let name = checkpoints.name();
+    let mut settings = checkpoints.settings(&name);
+    let mut first = place.serve(&settings).await;
+    let run = place.run("travels");
+    place.start(&run, &place.pipeline("travels", &outside.steps())).await;
+    outside.reaches("/gate", 1).await;
+    // The fourth step runs while what the third has left is on its way.
+    place.keys.record(&run, |record| record["steps"][2]["digest"].is_string()).await;
+    settings.push(("CONTAINER_ENGINE_URL", &far_engine));
+    let second = place.serve(&settings).await;
+    first.signal(Signal::KILL);
+    first.ended().await;
+    outside.reaches("/gate", 2).await;
+    outside.open.send_replace(true);
+    went_on(&place, &outside, &run, "lost").await;
+    second.end().await;
+    let (api, id) = (Api::of(&far_engine), run.parse().unwrap());
+    assert_eq!(api.labelled("containers", &id).await, 0, "containers are left");
+    assert_eq!(api.labelled("images", &id).await, 0, "images are left");
+    assert_eq!(checkpoints.tags().await, Value::Null, "checkpoints are left in the registry");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_leaves_hands_its_run_to_another_engine() {
+    let Some(place) = Place::new().await else { return };
+    let far = tokio::task::spawn_blocking(|| OwnServices::start("podman", &[])).await.unwrap();
+    let far = far.unwrap();
+    let far_engine = far.services().get("CONTAINER_ENGINE_URL").to_owned();
+    let (outside, checkpoints) = (Outside::new().await, Checkpoints::of(&place));
+    let name = checkpoints.name();
+    let mut settings = checkpoints.settings(&name);
+    settings.extend([("BOB_LEASE_TTL_SECONDS", "3600"), ("BOB_DRAIN_SECONDS", "0")]);
+    let first = place.serve(&settings).await;
+    let run = place.run("leaves-far");
+    place.start(&run, &place.pipeline("leaves-far", &outside.steps())).await;
+    outside.reaches("/gate", 1).await;
+    settings.push(("CONTAINER_ENGINE_URL", &far_engine));
+    let second = place.serve(&settings).await;
+    // Whatever is still on its way to the registry, the hand-over waits for.
+    first.end().await;
+    outside.reaches("/gate", 2).await;
+    outside.open.send_replace(true);
+    went_on(&place, &outside, &run, "handed-over").await;
+    second.end().await;
+    assert_eq!(checkpoints.tags().await, Value::Null, "checkpoints are left in the registry");
 }

@@ -77,6 +77,7 @@ pub(super) fn options(engine: &config::Engine, url: String) -> podman::Options {
         auth_asked_for,
         insecure_registries: engine.registry_insecure.clone(),
         network: engine.network.clone(),
+        checkpoints: None,
     }
 }
 

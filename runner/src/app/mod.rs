@@ -23,7 +23,7 @@ pub use crate::worker::Shutdown;
 use crate::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd, EtcdOptions, TlsFiles};
 use crate::config::{self, Config};
 use crate::embedded::Embedded;
-use crate::exec::podman::Podman;
+use crate::exec::podman::{self, Podman};
 use crate::ports::{
     Events, EventsError, Executor, Host, Ports, Queue, QueueError, Store, StoreError, Transfer,
 };
@@ -194,8 +194,12 @@ pub fn this_host() -> Arc<dyn Host> {
     Arc::new(host::Linux::default())
 }
 
-fn podman(config: &Config, url: String) -> anyhow::Result<Arc<dyn Executor>> {
-    let options = engine::options(&config.engine, url);
+fn executor(
+    config: &Config,
+    url: String,
+    checkpoints: Option<String>,
+) -> anyhow::Result<Arc<dyn Executor>> {
+    let options = podman::Options { checkpoints, ..engine::options(&config.engine, url) };
     Ok(Arc::new(Podman::connect(options).map_err(|cause| Unavailable::because(&cause))?))
 }
 
@@ -214,7 +218,7 @@ pub async fn cluster_ports(
     node: &NodeId,
     engine: String,
 ) -> anyhow::Result<Ports> {
-    let executor = podman(config, engine)?;
+    let executor = executor(config, engine, config.worker.checkpoint_registry.clone())?;
     let connected = async {
         tokio::try_join!(
             connect_store(config),
@@ -249,7 +253,8 @@ pub async fn embedded_ports(
         queue: embedded.queue(node),
         store: embedded.store(),
         events: embedded.events(),
-        executor: podman(config, engine)?,
+        // Nobody goes on with it elsewhere.
+        executor: executor(config, engine, None)?,
         transfer: transfers(config)?,
         host: this_host(),
     };

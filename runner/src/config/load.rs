@@ -195,8 +195,7 @@ impl Reader {
 
     fn config(&mut self, environment: &Environment) -> Config {
         // Those that this version does not do are read all the same, so that a wrong value is known.
-        let _known: (Option<String>, Option<String>, Option<String>) = (
-            self.optional("worker.checkpoint-registry", parse::line),
+        let _known: (Option<String>, Option<String>) = (
             self.optional("http.address", parse::address),
             self.optional("metrics.address", |text| match text {
                 "" => Ok(String::new()),
@@ -349,6 +348,7 @@ impl Reader {
             max_parallel_runs: self.value("worker.max-parallel-runs", parse::number(1, 10_000)),
             run_retention_days: self.value("worker.run-retention-days", parse::number(1, 36_500)),
             max_losses: self.value("worker.max-losses", parse::number(0, 1_000)),
+            checkpoint_registry: self.optional("worker.checkpoint-registry", parse::repository),
             lease_ttl: self.value("worker.lease-ttl-seconds", parse::seconds(1, 3_600)),
             drain: self.value("worker.drain-seconds", parse::seconds(0, 604_800)),
             kill_grace: self.value("worker.kill-grace-seconds", parse::seconds(0, 3_600)),

@@ -267,6 +267,8 @@ pub struct Worker {
     pub run_retention_days: u32,
     /// How many owners a run may lose without a newly committed step.
     pub max_losses: u32,
+    /// Where committed steps are pushed to: `host[:port][/repository]`.
+    pub checkpoint_registry: Option<String>,
     /// How long it may be silent before its runs count as lost.
     pub lease_ttl: Duration,
     /// How long it waits for running steps when it ends.

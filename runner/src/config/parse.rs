@@ -175,6 +175,23 @@ pub(super) fn hosts(text: &str) -> Parsed<Vec<String>> {
     items(text).map(one).collect()
 }
 
+/// A repository of a registry, or a registry.
+pub(super) fn repository(text: &str) -> Parsed<String> {
+    let (host, path) = text.split_once('/').unwrap_or((text, "x"));
+    let is_host =
+        !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-:[]".contains(c));
+    let is_path = path.split('/').all(|part| {
+        let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c);
+        let ends = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+        part.chars().all(fits) && ends(part.chars().next()) && ends(part.chars().next_back())
+    });
+    if is_host && is_path {
+        Ok(text.to_owned())
+    } else {
+        Err("a registry as host, host:port or host:port/repository, without tag".into())
+    }
+}
+
 fn items(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|item| !item.is_empty())
 }

@@ -142,7 +142,8 @@ pub const SETTINGS: &[Setting] = &[
     plain("worker.max-losses", "BOB_MAX_LOSSES", Some("3"),
         "How many owners a run may lose without a newly committed step."),
     plain("worker.checkpoint-registry", "BOB_CHECKPOINT_REGISTRY", None,
-        "The registry that committed steps are pushed to.").support(Support::Refused),
+        "Where committed steps are pushed to, as `host[:port][/repository]`, so that workers on other engines can go on from them.")
+        .words("nowhere"),
     plain("worker.lease-ttl-seconds", "BOB_LEASE_TTL_SECONDS", Some("10"),
         "How long a worker may be silent before its runs count as lost."),
     plain("worker.drain-seconds", "BOB_DRAIN_SECONDS", Some("30"),

@@ -125,7 +125,7 @@ fn all_faults_are_reported_together_with_name_value_and_what_is_expected() {
         ("BOB_STORAGE_USER", "bob"),
         ("BOB_QUEUE_CA", "/nonexistent/ca.pem"),
         ("BOB_QUEUE_CERT", "/nonexistent/cert.pem"),
-        ("BOB_CHECKPOINT_REGISTRY", "registry.local"),
+        ("BOB_CHECKPOINT_REGISTRY", "registry.local/Name:tag"),
     ]);
     let set = ["log.level=loud", "nonsense", "stream.nam=x", "queue.password=hunter2"];
     let faults = loaded(Some(("bob-runner.toml", toml)), environment, &set).unwrap_err();
@@ -142,7 +142,7 @@ fn all_faults_are_reported_together_with_name_value_and_what_is_expected() {
         "BOB_STORAGE_USER: needs storage.password too (BOB_STORAGE_PASSWORD)",
         "BOB_QUEUE_CA = \"/nonexistent/ca.pem\": expected a file that can be read",
         "BOB_QUEUE_CERT: needs queue.key too (BOB_QUEUE_KEY)",
-        "BOB_CHECKPOINT_REGISTRY: is known, and not done by this version",
+        "BOB_CHECKPOINT_REGISTRY = \"registry.local/Name:tag\": expected a registry as host",
         "--set log.level = \"loud\": expected one of",
         "--set nonsense: expected NAME=VALUE",
         "--set stream.nam: there is no such setting; is stream.name meant?",

@@ -29,8 +29,8 @@ use protocol::event::LogStream;
 use protocol::id::RunId;
 
 use crate::ports::{
-    ByteStream, EngineInfo, ExecError, Executor, Exit, Gate, LogSink, Ran, RunScope, StepSpec,
-    StopLevel, StopSignal, Workspace,
+    ByteStream, Checkpoint, EngineInfo, ExecError, Executor, Exit, Gate, LogSink, Ran, RunScope,
+    StepSpec, StopLevel, StopSignal, Workspace,
 };
 
 type Files = BTreeMap<String, String>;
@@ -201,7 +201,12 @@ async fn killed(stop: &StopSignal) -> Exit {
 #[async_trait]
 impl Executor for Scripted {
     async fn info(&self) -> Result<EngineInfo, ExecError> {
-        Ok(EngineInfo { id: "scripted".into(), executor: "scripted", limits_refused: None })
+        Ok(EngineInfo {
+            id: "scripted".into(),
+            executor: "scripted",
+            checkpoints: false,
+            limits_refused: None,
+        })
     }
 
     async fn prepare(&self, run: &RunScope, _stop: &StopSignal) -> Result<Workspace, ExecError> {
@@ -217,13 +222,23 @@ impl Executor for Scripted {
     async fn adopt(
         &self,
         run: &RunScope,
-        image: Option<&str>,
+        kept: Option<&Checkpoint>,
     ) -> Result<Option<Workspace>, ExecError> {
         self.is_newest(run);
         let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let made = made.get(&run.run);
-        let id = image.filter(|id| made.is_some_and(|made| made.workspaces.contains_key(*id)));
-        Ok(id.map(|id| Workspace::Image { id: id.to_owned(), depth: 0 }))
+        let there = |id: &&String| made.is_some_and(|made| made.workspaces.contains_key(*id));
+        let id = kept.map(|kept| &kept.image).filter(there);
+        Ok(id.map(|id| Workspace::Image { id: id.clone(), depth: 0 }))
+    }
+
+    async fn push(
+        &self,
+        _run: &RunScope,
+        _kept: &Workspace,
+        _step: &StepSpec,
+    ) -> Result<Option<String>, ExecError> {
+        Ok(None)
     }
 
     async fn run_step(

@@ -83,6 +83,15 @@ impl Workspace {
     }
 }
 
+/// What an earlier owner has kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The image's id, on the engine that made it.
+    pub image: String,
+    /// Its digest where `push` has copied it.
+    pub digest: Option<String>,
+}
+
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exit {
@@ -217,6 +226,8 @@ pub struct EngineInfo {
     pub id: String,
     /// The executor's name: `podman`.
     pub executor: &'static str,
+    /// Whether `push` has a place to copy to, and `adopt` one to get from.
+    pub checkpoints: bool,
     /// Why limits of cpu and memory cannot be enforced, where they cannot.
     pub limits_refused: Option<String>,
 }
@@ -330,13 +341,25 @@ pub trait Executor: Send + Sync {
     async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError>;
 
     /// Takes up a run that another owner had begun: what still runs of it on this engine is ended,
-    /// and `image` stays until `destroy`, whoever removes what it was named by. `None`: the engine
-    /// does not hold it.
+    /// and what was kept stays until `destroy`, whoever removes what it was named by. `None`: neither
+    /// the engine nor the place that `push` copies to has it.
     async fn adopt(
         &self,
         run: &RunScope,
-        image: Option<&str>,
+        kept: Option<&Checkpoint>,
     ) -> Result<Option<Workspace>, ExecError>;
+
+    /// Copies what `checkpoint` kept to where other engines can get it; its digest there. `None`:
+    /// there is no such place. `destroy` removes it, where it may.
+    ///
+    /// # Cancel safety
+    /// What was copied may stay until `destroy`.
+    async fn push(
+        &self,
+        run: &RunScope,
+        kept: &Workspace,
+        step: &StepSpec,
+    ) -> Result<Option<String>, ExecError>;
 
     /// Runs a step: everything up to the start is done while `gate` is still closed. What a later
     /// owner of the run has made is not touched.

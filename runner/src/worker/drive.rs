@@ -15,6 +15,7 @@ use super::launch::release;
 use super::lease::Held;
 use super::ledger::{Also, Ledger, WriteError};
 use super::output::Output;
+use super::push::{Push, Pushes};
 use super::step::{self, Done};
 use super::{Lost, Shared};
 use crate::ports::{
@@ -33,6 +34,9 @@ pub(super) struct Drive {
     pub(super) scope: RunScope,
     pub(super) stop: StopSignal,
     pub(super) inputs: mpsc::UnboundedReceiver<Input>,
+    /// For facts of its own.
+    pub(super) tell: mpsc::UnboundedSender<Input>,
+    pub(super) pushes: Pushes,
     pub(super) held: Held,
     /// The slot; free when it is dropped.
     pub(super) slot: Option<OwnedSemaphorePermit>,
@@ -168,6 +172,10 @@ impl Drive {
                 progress.workspace = Some(workspace);
                 Input::Prepared
             }
+            Done::Adopted(workspace, steps) => {
+                progress.workspace = Some(workspace);
+                Input::Adopted(steps)
+            }
             Done::ImageLost => Input::ImageLost,
             Done::Fetched(workspace) => {
                 progress.workspace = Some(workspace);
@@ -217,10 +225,11 @@ impl Drive {
                     let again = self.run.record().attempt > 1;
                     self.begin(Box::pin(step::prepare(shared, scope, stop, again)));
                 }
-                Effect::Adopt(image) => {
+                Effect::Adopt(candidates) => {
                     let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
-                    self.begin(Box::pin(step::adopt(shared, scope, image)));
+                    self.begin(Box::pin(step::adopt(shared, scope, candidates)));
                 }
+                Effect::Push(position) => self.push(position),
                 Effect::Fetch(position) => self.fetch(position),
                 Effect::Start(position) => self.start(position),
                 Effect::OpenGate => {
@@ -355,17 +364,33 @@ impl Drive {
         self.run.record().steps.last().map_or(1, |step| step.attempt)
     }
 
-    fn commit(&mut self, position: usize) {
-        let spec = self.step(position).map(|step| StepSpec {
+    /// A step that has ended, as far as its name goes.
+    fn ended_step(&self, position: usize, attempt: u32) -> Option<StepSpec> {
+        self.step(position).map(|step| StepSpec {
             name: step.name.clone(),
             position,
-            attempt: self.attempt(),
+            attempt,
             words: Vec::new(),
             env: protocol::pipeline::Vars::new(),
             work_dir: None,
             network: None,
             limits: protocol::pipeline::Limits::default(),
-        });
+        })
+    }
+
+    fn push(&mut self, position: usize) {
+        let attempt = self.run.record().steps.get(position).map_or(1, |step| step.attempt);
+        let spec = self.ended_step(position, attempt);
+        if let (Some(step), Some(kept)) = (spec, self.progress.workspace.clone())
+            && self.shared.engine.checkpoints
+        {
+            let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
+            self.pushes.add(shared, Push { scope, kept, step, tell: self.tell.clone() });
+        }
+    }
+
+    fn commit(&mut self, position: usize) {
+        let spec = self.ended_step(position, self.attempt());
         let (Some(spec), Some(left)) = (spec, self.progress.left.take()) else {
             return self.broke("commit");
         };
@@ -389,6 +414,7 @@ impl Drive {
     /// owner needs.
     async fn abandon(&mut self) {
         self.stop.raise(StopLevel::Kill);
+        self.pushes.stop().await;
         self.progress.gate = None;
         self.shared.ports.events.discard(&self.scope.run, self.scope.epoch);
         if let Some(doing) = self.doing.take() {

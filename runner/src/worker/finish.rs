@@ -21,6 +21,8 @@ const DESTROY_TRIES: u32 = 5;
 impl Drive {
     /// Ends the run. The worker's own end does not interrupt this.
     pub(super) async fn finish(&mut self) -> Result<(), WriteError> {
+        // The end of a run needs no checkpoint, and removes those that there are.
+        self.pushes.stop().await;
         self.close_feed().await;
         let (last, _) = self.emitter.last().await;
         let in_time = self.confirmed_within(last, STREAM_WAIT).await?;
@@ -82,6 +84,14 @@ impl Drive {
         let (last, _) = self.emitter.last().await;
         if !self.confirmed_within(last, STREAM_WAIT).await? {
             warn!(run.id = %self.scope.run, "the stream has not all of what run {} said", self.scope.run);
+        }
+        // An owner on another engine goes on from what is in the registry.
+        self.pushes.done().await;
+        while let Ok(input) = self.inputs.try_recv() {
+            if matches!(input, Input::Pushed { .. }) {
+                // It orders nothing any more; what it says goes with the write below.
+                drop(self.run.on(self.shared.ports.host.now(), input));
+            }
         }
         self.ledger.save(&self.run.record().clone(), Also::HandOver).await?;
         info!(run.id = %self.scope.run, "run {} is handed over", self.scope.run);

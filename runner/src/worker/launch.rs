@@ -17,6 +17,7 @@ use super::emitter::Emitter;
 use super::lease::Held;
 use super::ledger::Ledger;
 use super::orphan::Orphan;
+use super::push::Pushes;
 use super::roster::Handle;
 use super::{Lost, Shared};
 use crate::ports::{Claim, LoggerFeed, RunScope, StopLevel, StopSignal, Txn};
@@ -30,6 +31,7 @@ pub(super) struct Launch {
     run: RunId,
     stop: StopSignal,
     inputs: mpsc::UnboundedReceiver<Input>,
+    tell: mpsc::UnboundedSender<Input>,
 }
 
 /// A run that is ours.
@@ -52,9 +54,10 @@ impl Launch {
     pub(super) fn enter(shared: &Arc<Shared>, run: &RunId) -> Option<Self> {
         let (sender, inputs) = mpsc::unbounded_channel();
         let stop = StopSignal::default();
-        let handle = Handle { inputs: sender, stop: stop.clone() };
-        let shared = Arc::clone(shared);
-        shared.roster.enter(run, handle).then(|| Self { run: run.clone(), stop, inputs, shared })
+        let handle = Handle { inputs: sender.clone(), stop: stop.clone() };
+        let (shared, tell) = (Arc::clone(shared), sender);
+        let entered = shared.roster.enter(run, handle);
+        entered.then(|| Self { run: run.clone(), stop, inputs, tell, shared })
     }
 
     /// Gives the place back.
@@ -115,7 +118,7 @@ impl Launch {
     }
 
     fn into_drive(self, held: &Held, mine: Mine, slot: Option<OwnedSemaphorePermit>) -> Drive {
-        let Self { shared, run, stop, inputs } = self;
+        let Self { shared, run, stop, inputs, tell } = self;
         let Mine { claim, record, modified, logger_url } = mine;
         let owner = (claim.node.clone(), claim.epoch);
         let emitter = Arc::new(Emitter::new(
@@ -150,6 +153,8 @@ impl Launch {
             scope,
             stop,
             inputs,
+            tell,
+            pushes: Pushes::default(),
             held: held.clone(),
             slot,
             doing: None,

@@ -12,6 +12,7 @@ mod ledger;
 mod node;
 mod orphan;
 mod output;
+mod push;
 mod rescue;
 mod roster;
 mod step;

@@ -29,6 +29,8 @@ use crate::rules::quota::{self, Fit};
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 /// Of several workers that see the same run orphaned, one is the first.
 const SPREAD: Duration = Duration::from_millis(200);
+/// How long workers on the engine that holds the last image go first, where all can have it.
+const THEIRS_FIRST: Duration = Duration::from_secs(1);
 /// How long a run is left alone that could not be taken.
 const AGAIN: Duration = Duration::from_millis(500);
 /// When a run is looked at again for which there is no memory here.
@@ -375,9 +377,16 @@ async fn is_for_others(
     orphan: Orphan,
 ) -> Result<Option<Duration>, StoreError> {
     let passed = record.steps.iter().rev().find(|step| step.status == StepStatus::Passed);
-    let Some(engine) = passed.and_then(|step| step.engine.as_ref()) else { return Ok(None) };
+    let Some((step, engine)) = passed.and_then(|step| Some((step, step.engine.as_ref()?))) else {
+        return Ok(None);
+    };
     if *engine == shared.engine.id {
         return Ok(None);
+    }
+    if step.digest.is_some() && shared.engine.checkpoints {
+        // It need not be fetched where it is.
+        let left = THEIRS_FIRST.saturating_sub(orphan.since.elapsed());
+        return Ok((!left.is_zero()).then_some(left));
     }
     let ttl = shared.options.lease_ttl;
     let left = (ttl * 2).saturating_sub(orphan.since.elapsed());

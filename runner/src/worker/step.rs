@@ -9,14 +9,19 @@ use protocol::run::{Cause, Registered};
 use tracing::warn;
 
 use super::Shared;
-use crate::ports::{ExecError, Origin, Ran, RunScope, StopLevel, StopSignal, Workspace};
+use crate::ports::{
+    Checkpoint, ExecError, Origin, Ran, RunScope, StopLevel, StopSignal, Workspace,
+};
 use crate::rules::env;
+use crate::rules::run::Kept;
 
 /// How something that was begun has ended.
 #[derive(Debug)]
 pub(super) enum Done {
     Prepared(Workspace),
-    /// The image to go on from is not there any more.
+    /// What so many steps had left.
+    Adopted(Workspace, usize),
+    /// Nothing to go on from is there any more.
     ImageLost,
     Fetched(Workspace),
     /// With the bytes of standard output and standard error.
@@ -65,12 +70,19 @@ pub(super) async fn prepare(
     }
 }
 
-pub(super) async fn adopt(shared: Arc<Shared>, scope: RunScope, image: String) -> Done {
-    match shared.ports.executor.adopt(&scope, Some(&image)).await {
-        Ok(Some(workspace)) => Done::Prepared(workspace),
-        Ok(None) => Done::ImageLost,
-        Err(cause) => broke(&cause),
+pub(super) async fn adopt(shared: Arc<Shared>, scope: RunScope, candidates: Vec<Kept>) -> Done {
+    for Kept { steps, image, digest } in candidates {
+        match shared.ports.executor.adopt(&scope, Some(&Checkpoint { image, digest })).await {
+            Ok(Some(workspace)) => return Done::Adopted(workspace, steps),
+            Ok(None) => {}
+            // A registry that does not have it, or cannot be asked: there may be an earlier one.
+            Err(cause @ ExecError::Image { .. }) => {
+                tracing::warn!(run.id = %scope.run, %cause, "an image cannot be taken up");
+            }
+            Err(cause) => return broke(&cause),
+        }
     }
+    Done::ImageLost
 }
 
 pub(super) async fn fetch(

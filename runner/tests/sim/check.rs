@@ -148,6 +148,10 @@ pub fn broken(world: &World) -> Vec<String> {
     if world.broker.dead_letters() > 0 {
         wrong.push(format!("I1: {} good commands are dead letters", world.broker.dead_letters()));
     }
+    let pushed = world.registry.lock().map_or(0, |registry| registry.len());
+    if pushed > 0 && !world.was_late.load(Ordering::Relaxed) {
+        wrong.push(format!("I4: the registry still holds {pushed} checkpoints"));
+    }
     if world.plan.engines == 1 {
         for engine in &world.engines {
             let (containers, images) = engine.left();
@@ -179,6 +183,9 @@ fn one_end(story: &Story<'_>, say: &mut Say<'_>) {
         {
             say(format!("I1: it ended {:?} at first, and {:?} later", was.status, is.status));
         }
+    }
+    if first.record.message.as_deref().is_some_and(|why| why.contains("its worker failed")) {
+        say("its drive has failed: a fault of the worker".into());
     }
     let Some(event) = first.record.ending_event.as_deref() else {
         return say("I1: its end has no event".into());

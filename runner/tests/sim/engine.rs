@@ -11,8 +11,8 @@ use futures::StreamExt as _;
 use protocol::event::LogStream;
 use protocol::id::{Epoch, RunId};
 use runner::ports::{
-    ByteStream, EngineInfo, ExecError, Executor, Exit, Gate, LogSink, Ran, RunScope, StepSpec,
-    StopLevel, StopSignal, Workspace,
+    ByteStream, Checkpoint, EngineInfo, ExecError, Executor, Exit, Gate, LogSink, Ran, RunScope,
+    StepSpec, StopLevel, StopSignal, Workspace,
 };
 use tokio::sync::watch;
 
@@ -266,7 +266,8 @@ async fn over(life: &mut watch::Receiver<Life>) -> Option<i32> {
 impl Executor for Handle {
     async fn info(&self) -> Result<EngineInfo, ExecError> {
         let id = format!("engine-{}", self.process.engine);
-        Ok(EngineInfo { id, executor: "simulated", limits_refused: None })
+        let checkpoints = self.world().plan.registry;
+        Ok(EngineInfo { id, executor: "simulated", checkpoints, limits_refused: None })
     }
 
     async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError> {
@@ -282,7 +283,7 @@ impl Executor for Handle {
     async fn adopt(
         &self,
         run: &RunScope,
-        image: Option<&str>,
+        kept: Option<&Checkpoint>,
     ) -> Result<Option<Workspace>, ExecError> {
         self.pass("adopt", Side::Before).await?;
         let now = self.now();
@@ -293,10 +294,41 @@ impl Executor for Handle {
                     inner.remove(id, now);
                 }
             }
-            image.filter(|image| inner.images.contains_key(*image)).map(str::to_owned)
+            let held = |kept: &&Checkpoint| inner.images.contains_key(&kept.image);
+            kept.filter(held).map(|kept| kept.image.clone())
+        };
+        let there = match (there, kept) {
+            (None, Some(Checkpoint { image, digest: Some(digest) })) => {
+                self.pass("pull", Side::Before).await?;
+                let found = lock(&self.world().registry).contains_key(digest);
+                if found {
+                    let mut inner = lock(&self.engine().inner);
+                    inner.images.insert(image.clone(), run.run.clone());
+                }
+                found.then(|| image.clone())
+            }
+            (there, _) => there,
         };
         self.pass("adopt", Side::After).await?;
         Ok(there.map(|id| Workspace::Image { id, depth: 0 }))
+    }
+
+    async fn push(
+        &self,
+        run: &RunScope,
+        kept: &Workspace,
+        _step: &StepSpec,
+    ) -> Result<Option<String>, ExecError> {
+        let (true, Some(image)) = (self.world().plan.registry, kept.image()) else {
+            return Ok(None);
+        };
+        self.pass("push", Side::Before).await?;
+        tokio::time::sleep(self.world().span(Duration::from_millis(300))).await;
+        self.process.lives().await;
+        let digest = format!("sha256:{image}");
+        lock(&self.world().registry).insert(digest.clone(), run.run.clone());
+        self.pass("push", Side::After).await?;
+        Ok(Some(digest))
     }
 
     async fn run_step(
@@ -394,6 +426,8 @@ impl Executor for Handle {
             inner.remove(id, now);
         }
         inner.images.retain(|_, of| of != run);
+        drop(inner);
+        lock(&self.world().registry).retain(|_, of| of != run);
         Ok(())
     }
 

@@ -158,6 +158,8 @@ pub struct Plan {
     pub workers: usize,
     pub engines: usize,
     pub slots: usize,
+    /// What steps left is pushed to a registry.
+    pub registry: bool,
     pub runs: Vec<RunPlan>,
     /// The chance of a fault at each place, and how many there may be.
     pub chance: f64,
@@ -183,6 +185,7 @@ impl Plan {
             workers: 2,
             engines: 1,
             slots: 2,
+            registry: false,
             runs,
             chance: 0.0,
             faults: 0,
@@ -220,6 +223,7 @@ impl Plan {
             workers,
             engines,
             slots: chance.random_range(1..3),
+            registry: chance.random_bool(0.3),
             runs,
             chance: *[0.0, 0.003, 0.01, 0.03].get(chance.random_range(0..4)).unwrap_or(&0.0),
             faults: chance.random_range(1..5),

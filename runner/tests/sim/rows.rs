@@ -227,6 +227,50 @@ fn a_run_goes_on_from_the_top_where_its_engine_is_gone() {
     assert!(repeats, "{resumed:?}");
 }
 
+/// Two workers on two engines, and a registry between them.
+fn with_a_registry() -> Plan {
+    Plan { engines: 2, registry: true, replaced: false, ..Plan::quiet(vec![three()]) }
+}
+
+#[test]
+fn a_run_goes_on_from_the_registry_where_its_engine_is_gone() {
+    let crash = Rule::new("wait", Side::After, Fault::Crash).nth(2);
+    let played = kept(with_a_registry().with(crash));
+    passed(&played, 2, 1);
+    assert_eq!((played.began("r0", 0), played.began("r0", 1)), (1, 2));
+}
+
+#[test]
+fn a_checkpoint_that_was_not_pushed_in_time_costs_its_step() {
+    // The second step's image is not there yet when its engine goes, the first one's is.
+    let run = RunPlan::new("r0", &["work 10 0", "work 1000 0", "work 5000 0"]);
+    let plan = Plan { runs: vec![run], ..with_a_registry() }
+        .with(Rule::new("push", Side::Before, Fault::Slow(60 * SECOND)).nth(2))
+        .with(Rule::new("wait", Side::After, Fault::Crash).nth(3));
+    let played = kept(plan);
+    passed(&played, 2, 1);
+    assert_eq!((played.began("r0", 0), played.began("r0", 1), played.began("r0", 2)), (1, 2, 2));
+}
+
+#[test]
+fn a_push_that_fails_is_tried_again() {
+    let plan = with_a_registry()
+        .with(Rule::new("push", Side::Before, Fault::Break))
+        .with(Rule::new("wait", Side::After, Fault::Crash).nth(2));
+    let played = kept(plan);
+    assert_eq!(played.began("r0", 0), 1);
+}
+
+#[test]
+fn a_hand_over_waits_for_what_is_on_its_way_to_the_registry() {
+    let plan = with_a_registry()
+        .with(Rule::new("push", Side::Before, Fault::Slow(10 * SECOND)))
+        .blow(2 * SECOND, Blow::Drain { worker: 0, abort: true });
+    let played = kept(plan);
+    passed(&played, 2, 0);
+    assert_eq!(played.began("r0", 0), 1);
+}
+
 #[test]
 fn a_run_that_loses_every_worker_fails_in_the_end() {
     let mut plan = Plan::quiet(vec![three()]);

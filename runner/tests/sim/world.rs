@@ -3,11 +3,12 @@
 //! Everything runs on one thread and on tokio's paused clock; whatever could go one way or the other
 //! is drawn from one seeded generator. So a seed is a history.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use protocol::id::NodeId;
+use protocol::id::{NodeId, RunId};
 use protocol::run::{NodeCpu, NodeMemory};
 use protocol::time::Millis;
 use rand::rngs::StdRng;
@@ -72,6 +73,8 @@ pub struct World {
     pub broker: Broker,
     pub stream: Stream,
     pub engines: Vec<Engine>,
+    /// What was pushed: digests, and whose they are.
+    pub registry: Mutex<BTreeMap<String, RunId>>,
     chance: Mutex<StdRng>,
     faults: Mutex<Faults>,
     trace: Mutex<Vec<String>>,
@@ -96,6 +99,7 @@ impl World {
             broker: Broker::default(),
             stream: Stream::default(),
             engines: (0..plan.engines).map(Engine::new).collect(),
+            registry: Mutex::default(),
             chance: Mutex::new(StdRng::seed_from_u64(plan.seed)),
             faults: Mutex::new(faults),
             trace: Mutex::default(),

@@ -46,6 +46,21 @@ impl Credentials {
     pub(super) fn header(&self) -> String {
         self.0.clone()
     }
+
+    /// Name and password, where they are that.
+    pub(super) fn login(&self) -> Option<(String, String)> {
+        let json = BASE64_URL_SAFE.decode(&self.0).ok()?;
+        let login: NameAndPassword = serde_json::from_slice(&json).ok()?;
+        (!login.username.is_empty()).then_some((login.username, login.password))
+    }
+}
+
+#[derive(Deserialize)]
+struct NameAndPassword {
+    #[serde(default)]
+    username: String,
+    #[serde(default)]
+    password: String,
 }
 
 #[derive(Serialize)]

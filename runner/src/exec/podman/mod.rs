@@ -12,6 +12,7 @@
 mod api;
 mod auth;
 mod call;
+mod checkpoint;
 mod create;
 mod demux;
 mod files;
@@ -20,6 +21,7 @@ mod image;
 mod output;
 mod path;
 mod pull;
+mod registry;
 mod remove;
 mod step;
 mod stop;
@@ -30,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::future::join;
 use protocol::id::RunId;
 use protocol::pipeline::PullPolicy;
 use sha2::{Digest as _, Sha256};
@@ -41,11 +44,12 @@ use call::{Ask, Fault, Reply, no_space, saw_a_removal};
 use http::{Http, Link};
 use image::{Known, Memory, PIN, TAGS, is_to_squash};
 use pull::{Pulls, Registries};
+use registry::Registry;
 use remove::Reaper;
 
 use crate::ports::{
-    ByteStream, EngineInfo, ExecError, Executor, Gate, LogSink, Ran, RunScope, StepSpec, StopLevel,
-    StopSignal, Workspace,
+    ByteStream, Checkpoint, EngineInfo, ExecError, Executor, Gate, LogSink, Ran, RunScope,
+    StepSpec, StopLevel, StopSignal, Workspace,
 };
 
 /// How often a commit is made anew where another run's removal took away a layer that both shared.
@@ -65,6 +69,8 @@ pub struct Options {
     pub insecure_registries: Vec<String>,
     /// The network of steps that name none; the engine's own default where there is none.
     pub network: Option<String>,
+    /// Where what steps left is copied to: `HOST[:PORT][/REPOSITORY]`.
+    pub checkpoints: Option<String>,
 }
 
 impl Options {
@@ -77,6 +83,7 @@ impl Options {
             auth_asked_for: false,
             insecure_registries: Vec::new(),
             network: None,
+            checkpoints: None,
         }
     }
 }
@@ -94,6 +101,7 @@ pub struct Podman {
     client: podman_api::Podman,
     registries: Registries,
     network: Option<String>,
+    checkpoints: Option<Registry>,
     pulls: Pulls,
     memory: Memory,
     reaper: Reaper,
@@ -112,14 +120,19 @@ impl Podman {
         let version = podman_api::ApiVersion::new(4, Some(0), Some(0));
         let client = podman_api::Podman::new_versioned(&options.url, version)
             .map_err(|cause| ExecError::Unsupported(format!("{}: {cause}", options.url)))?;
+        let registries = Registries {
+            auth_files: options.auth_files,
+            auth_asked_for: options.auth_asked_for,
+            insecure: options.insecure_registries,
+        };
+        let checkpoints = options
+            .checkpoints
+            .map(|name| Registry::new(&name, |host| registries.is_insecure(host)));
         Ok(Self {
             http,
             client,
-            registries: Registries {
-                auth_files: options.auth_files,
-                auth_asked_for: options.auth_asked_for,
-                insecure: options.insecure_registries,
-            },
+            registries,
+            checkpoints: checkpoints.transpose().map_err(ExecError::Unsupported)?,
             network: options.network,
             pulls: Pulls::default(),
             memory: Memory::default(),
@@ -156,7 +169,15 @@ impl Podman {
         let cpus = host.and_then(|host| u64::try_from(host.cpus?).ok()).unwrap_or(1).max(1);
         let controllers = host.and_then(|host| host.cgroup_controllers.clone());
         let limits_refused = limits_refused(&controllers.unwrap_or_default());
-        Ok(Engine { info: EngineInfo { id, executor: "podman", limits_refused }, cpus })
+        Ok(Engine {
+            info: EngineInfo {
+                id,
+                executor: "podman",
+                checkpoints: self.checkpoints.is_some(),
+                limits_refused,
+            },
+            cpus,
+        })
     }
 
     /// How many processors a share is one of, where limits hold at all.
@@ -368,15 +389,29 @@ impl Executor for Podman {
     async fn adopt(
         &self,
         run: &RunScope,
-        image: Option<&str>,
+        kept: Option<&Checkpoint>,
     ) -> Result<Option<Workspace>, ExecError> {
-        // The name first, then the look: what is named is not removed in between.
-        let adopted = match image {
-            Some(image) => self.name_again(run, image).await?,
-            None => None,
-        };
+        // What still runs must not go on while an image comes from afar.
         self.end_containers(run).await?;
-        Ok(adopted)
+        let Some(Checkpoint { image, digest }) = kept else { return Ok(None) };
+        // The name first, then the look: what is named is not removed in between.
+        if let Some(adopted) = self.name_again(run, image).await? {
+            return Ok(Some(adopted));
+        }
+        match (&self.checkpoints, digest) {
+            (Some(registry), Some(digest)) => self.fetch_from(registry, run, image, digest).await,
+            (_, _) => Ok(None),
+        }
+    }
+
+    async fn push(
+        &self,
+        run: &RunScope,
+        kept: &Workspace,
+        step: &StepSpec,
+    ) -> Result<Option<String>, ExecError> {
+        let Some(registry) = &self.checkpoints else { return Ok(None) };
+        self.push_to(registry, run, kept, step).await.map(Some)
     }
 
     async fn run_step(
@@ -444,7 +479,8 @@ impl Executor for Podman {
     }
 
     async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
-        self.destroy_run(run).await
+        let (destroyed, ()) = join(self.destroy_run(run), self.forget_in_registry(run)).await;
+        destroyed
     }
 
     async fn leftovers(&self) -> Result<Vec<RunId>, ExecError> {

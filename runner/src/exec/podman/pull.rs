@@ -1,4 +1,4 @@
-//! Getting an image from its registry: once for all who want it at the same time, and with the
+//! Getting an image from its registry, and giving it one: once for all who want it at the same time, and with the
 //! engine's answer read to its end, for it says "200" first and what went wrong later.
 
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use hyper::Method;
 use serde::Deserialize;
 use tokio_util::task::TaskTracker;
 
-use super::auth;
+use super::auth::{self, Credentials};
 use super::call::{Fault, empty, no_space, read};
 use super::http::Http;
 use super::path::query;
@@ -32,12 +32,33 @@ pub(super) struct Registries {
     pub(super) insecure: Vec<String>,
 }
 
+impl Registries {
+    pub(super) fn is_insecure(&self, host: &str) -> bool {
+        self.insecure.iter().any(|insecure| insecure == host)
+    }
+
+    /// What to log in with for an image.
+    pub(super) fn credentials(&self, image: &str) -> Result<Option<Credentials>, String> {
+        auth::find(&self.auth_files, self.auth_asked_for, image)
+    }
+}
+
 /// Why an image could not be pulled, for everyone who waited for it.
 #[derive(Debug, Clone)]
 enum Failed {
     Image(String),
     NoSpace(String),
     Away(String),
+}
+
+impl Failed {
+    fn of(self, image: &str, http: &Http) -> ExecError {
+        match self {
+            Self::Image(cause) => ExecError::Image { image: image.to_owned(), cause },
+            Self::NoSpace(cause) => ExecError::NoSpace { cause },
+            Self::Away(cause) => ExecError::Unreachable { at: http.address.clone(), cause },
+        }
+    }
 }
 
 type Flight = Shared<BoxFuture<'static, Result<String, Failed>>>;
@@ -61,11 +82,7 @@ impl Pulls {
         image: &str,
     ) -> Result<String, ExecError> {
         let flight = self.join(http, registries, image);
-        flight.await.map_err(|failed| match failed {
-            Failed::Image(cause) => ExecError::Image { image: image.to_owned(), cause },
-            Failed::NoSpace(cause) => ExecError::NoSpace { cause },
-            Failed::Away(cause) => ExecError::Unreachable { at: http.address.clone(), cause },
-        })
+        flight.await.map_err(|failed| failed.of(image, http))
     }
 
     fn join(&self, http: &Arc<Http>, registries: &Registries, image: &str) -> Flight {
@@ -126,6 +143,12 @@ impl Answer {
         self.line.clear();
     }
 
+    /// Whether it went well.
+    fn end(mut self) -> Result<(), String> {
+        self.end_line();
+        self.error.map_or(Ok(()), Err)
+    }
+
     fn result(mut self) -> Result<String, String> {
         self.end_line();
         match (self.error, self.id) {
@@ -137,17 +160,49 @@ impl Answer {
 }
 
 async fn fetch(http: &Http, registries: &Registries, image: &str) -> Result<String, Failed> {
-    let (host, _) = auth::registry_of(image);
-    let credentials = auth::find(&registries.auth_files, registries.auth_asked_for, image)
-        .map_err(Failed::Image)?;
-    let mut pairs = vec![("reference", image), ("policy", "always")];
-    if registries.insecure.iter().any(|insecure| insecure == host) {
-        pairs.push(("tlsVerify", "false"));
+    let path = format!("/images/pull?{}", query(&[("reference", image), ("policy", "always")]));
+    let said = converse(http, registries, image, path).await?;
+    said.result().map_err(|cause| failed(cause, image))
+}
+
+/// Copies an image of the engine to a registry, under a name there.
+pub(super) async fn push(
+    http: &Http,
+    registries: &Registries,
+    image: &str,
+    to: &str,
+) -> Result<(), ExecError> {
+    // Told as it goes: the answer of a quiet push says nothing until its end, and then not always.
+    let query = query(&[("destination", to), ("quiet", "false")]);
+    let path = format!("/images/{image}/push?{query}");
+    let said = converse(http, registries, to, path).await;
+    let pushed = said.and_then(|said| said.end().map_err(|cause| failed(cause, to)));
+    pushed.map_err(|failed| failed.of(to, http))
+}
+
+fn failed(cause: String, image: &str) -> Failed {
+    if no_space(&cause) {
+        return Failed::NoSpace(cause);
     }
-    let path = format!("/images/pull?{}", query(&pairs));
+    let (host, _) = auth::registry_of(image);
+    Failed::Image(reason(&cause, host))
+}
+
+/// Has the engine speak with the registry of an image, and hears it out.
+async fn converse(
+    http: &Http,
+    registries: &Registries,
+    image: &str,
+    mut path: String,
+) -> Result<Answer, Failed> {
+    let (host, _) = auth::registry_of(image);
+    let credentials = registries.credentials(image).map_err(Failed::Image)?;
+    if registries.is_insecure(host) {
+        path.push_str("&tlsVerify=false");
+    }
     let headers: Vec<_> =
         credentials.iter().map(|credentials| ("x-registry-auth", credentials.header())).collect();
-    let pulled = async {
+    let conversed = async {
         let answer = http.open(&Method::POST, &path, &headers, empty()).await?;
         if !answer.status().is_success() {
             return read(answer).await?.good().map(|_| Answer::default());
@@ -162,17 +217,14 @@ async fn fetch(http: &Http, registries: &Registries, image: &str) -> Result<Stri
         }
         Ok(said)
     };
-    let said = match pulled.await {
-        Ok(said) => said.result(),
-        Err(Fault::Refused { message, .. }) => Err(message),
+    match conversed.await {
+        Ok(said) => Ok(said),
+        Err(Fault::Refused { message, .. }) => Err(failed(message, image)),
         Err(fault @ (Fault::Away(_) | Fault::Broken(_) | Fault::Late(_))) => {
-            return Err(Failed::Away(fault.to_string()));
+            Err(Failed::Away(fault.to_string()))
         }
-        Err(fault @ Fault::Garbled(_)) => return Err(Failed::Image(fault.to_string())),
-    };
-    said.map_err(|cause| {
-        if no_space(&cause) { Failed::NoSpace(cause) } else { Failed::Image(reason(&cause, host)) }
-    })
+        Err(fault @ Fault::Garbled(_)) => Err(Failed::Image(fault.to_string())),
+    }
 }
 
 /// One sentence of what engine and registry said: which of the things that a person can put right it

@@ -14,7 +14,8 @@ use tokio::sync::Notify;
 
 use super::{never, soon};
 use crate::ports::{
-    ExecError, Executor, Gate, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
+    Checkpoint, ExecError, Executor, Gate, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal,
+    Workspace,
 };
 
 /// What a step of the suite does; each executor has words of its own for it.
@@ -379,6 +380,10 @@ async fn an_owner_of_before_does_no_harm(subject: &ExecutorSubject) {
     run.destroy().await;
 }
 
+fn checkpoint(image: Option<&str>, digest: Option<String>) -> Checkpoint {
+    Checkpoint { image: image.expect("what was kept is an image").to_owned(), digest }
+}
+
 async fn what_was_kept_can_be_taken_up_by_another(subject: &ExecutorSubject) {
     let run = subject.run("adopted");
     let base = run.prepare().await;
@@ -389,7 +394,7 @@ async fn what_was_kept_can_be_taken_up_by_another(subject: &ExecutorSubject) {
     let next = RunScope { epoch: Epoch(2), ..run.scope.clone() };
     let taken = async {
         kept.ready().await;
-        let adopted = subject.other.adopt(&next, left.image()).await;
+        let adopted = subject.other.adopt(&next, Some(&checkpoint(left.image(), None))).await;
         // What ran may have ended with that; a first owner ends it in any case.
         run.stop.raise(StopLevel::Kill);
         adopted
@@ -400,7 +405,8 @@ async fn what_was_kept_can_be_taken_up_by_another(subject: &ExecutorSubject) {
     let later = Run { subject, scope: next, stop: StopSignal::default() };
     let (code, shown) = later.run(&on, &Act::Show("/tmp/a".into())).await;
     assert_eq!((code, shown.text(LogStream::Stdout).as_str()), (0, "kept\n"));
-    let missing = subject.other.adopt(&later.scope, Some(&"0".repeat(64))).await;
+    let gone = checkpoint(Some(&"0".repeat(64)), None);
+    let missing = subject.other.adopt(&later.scope, Some(&gone)).await;
     assert_eq!(missing.expect("the engine answers"), None, "what is gone is not made up");
     later.destroy().await;
 }

@@ -35,7 +35,18 @@ pub enum Input {
         /// Bytes of standard output and standard error, where a command was begun.
         said: Option<(u64, u64)>,
     },
-    /// The image that it was to go on from cannot be had any more.
+    /// What so many steps have left, which an earlier owner kept, is there to go on from.
+    Adopted(usize),
+    /// What this attempt at a step left can be had from the registry.
+    Pushed {
+        /// The step.
+        step: StepName,
+        /// The attempt.
+        attempt: u32,
+        /// Its digest there.
+        digest: String,
+    },
+    /// No image that it could go on from can be had any more.
     ImageLost,
     /// Somebody wants it to end.
     StopAsked(StopWhy),
@@ -111,8 +122,8 @@ pub enum Effect {
     Emit(Draft),
     /// Get the image.
     Prepare,
-    /// Take up this image, which an earlier owner has kept.
-    Adopt(String),
+    /// Take up the first of these that can be had, which earlier owners have kept.
+    Adopt(Vec<Kept>),
     /// Fetch and mount the resource of the step at this position.
     Fetch(usize),
     /// Make the step's container, but do not start it before `OpenGate`.
@@ -123,6 +134,8 @@ pub enum Effect {
     Upload(usize),
     /// Keep what the step left.
     Commit(usize),
+    /// Copy what the step left to the registry, where there is one, beside all that follows.
+    Push(usize),
     /// Let go of what the step left.
     Discard,
     /// End what is going on: SIGTERM, the grace, SIGKILL.
@@ -135,6 +148,17 @@ pub enum Effect {
     Finish,
     /// Let go of the claim, so that another worker goes on.
     Release,
+}
+
+/// What so many steps have left together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// How many.
+    pub steps: usize,
+    /// The image's id, on the engine that made it.
+    pub image: String,
+    /// Its digest in the registry.
+    pub digest: Option<String>,
 }
 
 /// An event, but for what the publisher knows.

@@ -11,7 +11,7 @@ use protocol::pipeline::{Pipeline, Step};
 use protocol::run::{Cause, RunRecord, Status, StepRecord, StepStatus};
 use protocol::time::{Millis, Stamp};
 
-pub use facts::{Draft, Effect, Exited, Input, Past, StopWhy, Timer};
+pub use facts::{Draft, Effect, Exited, Input, Kept, Past, StopWhy, Timer};
 use facts::{Tried, about, emit, exit_words};
 use resume::Resumption;
 
@@ -145,6 +145,8 @@ impl Run {
             Input::Expired(Timer::Retry(position)) => self.try_again(now, position),
             Input::Expired(timer) => self.interrupt(now, Interrupted::Timeout(timer)),
             Input::Prepared => self.prepared(now),
+            Input::Adopted(kept) => self.adopted(now, kept),
+            Input::Pushed { step, attempt, digest } => self.pushed(&step, attempt, digest),
             Input::Fetched => self.fetched(now),
             Input::Exited(exited) => self.exited(now, exited),
             Input::Uploaded => self.uploaded(now),
@@ -167,9 +169,6 @@ impl Run {
     }
 
     fn prepared(&mut self, now: Millis) -> Vec<Effect> {
-        if let State::Adopting(kept) = self.state {
-            return self.adopted(now, kept);
-        }
         if self.state != State::Preparing {
             // The end of a pull may cross a stop.
             return Vec::new();
@@ -324,13 +323,28 @@ impl Run {
         }
         let completed =
             self.close_step_record(now, position, StepStatus::Passed, Some(0), Some(image));
+        let push = (position + 1 < self.steps().len()).then_some(Effect::Push(position));
         if self.interrupted.is_some() {
             let mut list = vec![self.save()];
             list.extend(completed);
+            if self.is_handed_over() {
+                list.extend(push);
+            }
             list.extend(self.end_interrupted(now, None).unwrap_or_default());
             return list;
         }
-        self.next_step(now, position + 1, completed.into_iter().collect())
+        self.next_step(now, position + 1, completed.into_iter().chain(push).collect())
+    }
+
+    /// Notes where a step's image can be had, and writes it at once: an owner on another engine goes
+    /// on from there.
+    fn pushed(&mut self, step: &StepName, attempt: u32, digest: String) -> Vec<Effect> {
+        let of_it = |record: &&mut StepRecord| {
+            record.name == *step && record.attempt == attempt && record.status == StepStatus::Passed
+        };
+        let Some(record) = self.record.steps.iter_mut().find(of_it) else { return Vec::new() };
+        record.digest = Some(digest);
+        if self.state == State::Ended { Vec::new() } else { effects([self.save()]) }
     }
 
     fn broke(

@@ -7,7 +7,7 @@ use protocol::run::{Cause, Released, Status, StepRecord, StepStatus};
 use protocol::time::{Millis, Stamp};
 
 use super::facts::{about, emit};
-use super::{Effect, Interrupted, Past, Run, State, effects};
+use super::{Effect, Interrupted, Kept, Past, Run, State, effects};
 
 /// Where the owner before had come to.
 #[derive(Debug, Clone)]
@@ -52,15 +52,25 @@ impl Run {
         self.tried =
             self.record.steps.iter().map(|step| (step.name.clone(), step.attempt)).collect();
         self.resumption = Some(Resumption { past, seq });
-        match kept.checked_sub(1).and_then(|last| self.record.steps.get(last)?.image.clone()) {
-            Some(image) => {
-                self.state = State::Adopting(kept);
-                let mut list = vec![Effect::Adopt(image)];
-                list.extend(self.run_timer(now));
-                list
-            }
-            None => self.start_over(now, None),
+        let candidates = self.candidates(kept);
+        if candidates.is_empty() {
+            return self.start_over(now, None);
         }
+        self.state = State::Adopting(kept);
+        let mut list = vec![Effect::Adopt(candidates)];
+        list.extend(self.run_timer(now));
+        list
+    }
+
+    /// What it could go on from, the best first: what all of the kept steps left, wherever it can be
+    /// had, else what some of them left that is in the registry.
+    fn candidates(&self, kept: usize) -> Vec<Kept> {
+        let steps = self.record.steps.iter().take(kept).enumerate().rev();
+        let images = steps.filter_map(|(at, step)| {
+            let (image, digest) = (step.image.clone()?, step.digest.clone());
+            (at + 1 == kept || digest.is_some()).then_some(Kept { steps: at + 1, image, digest })
+        });
+        images.collect()
     }
 
     /// So many steps have passed, and what they left was kept.
@@ -88,6 +98,8 @@ impl Run {
 
     /// What the first `kept` steps have left is there.
     pub(super) fn adopted(&mut self, now: Millis, kept: usize) -> Vec<Effect> {
+        let State::Adopting(all) = self.state else { return Vec::new() };
+        let kept = kept.min(all);
         if let Some(ended) = self.end_interrupted(now, None) {
             return ended;
         }
@@ -95,7 +107,10 @@ impl Run {
         self.record.steps.truncate(kept);
         let mounted = self.steps().iter().take(kept).filter_map(|step| step.needs_resource.clone());
         self.mounted = mounted.collect();
-        let mut first: Vec<Effect> = self.resumed(kept, None, again).into_iter().collect();
+        let mut first: Vec<Effect> = self
+            .resumed(kept, (kept < all).then_some(Cause::ImageLost), again)
+            .into_iter()
+            .collect();
         first.extend(
             self.record.steps.iter().map(|step| completed_before(step, &self.record.run_id)),
         );
@@ -120,8 +135,11 @@ impl Run {
             format!("{} was lost", past.node)
         };
         let message = match cause {
-            Some(_) => format!(
+            Some(_) if kept == 0 => format!(
                 "run {run} starts from the top: {why}, and the image of its last step is gone"
+            ),
+            Some(_) => format!(
+                "run {run} goes on at step {from_step}: {why}, and the image of its last step is gone"
             ),
             None => format!("run {run} goes on at step {from_step}: {why}"),
         };
