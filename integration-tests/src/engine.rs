@@ -111,6 +111,15 @@ impl Bench {
         ))
     }
 
+    /// Whether the engine has something of a run.
+    ///
+    /// # Panics
+    /// Where it does not say.
+    pub async fn is_left(&self, run: &RunId) -> bool {
+        let left = self.podman.leftovers().await.expect("the engine says what is left");
+        left.iter().any(|left| left.run == *run)
+    }
+
     /// With an executor of its own on an engine.
     ///
     /// # Panics
@@ -121,6 +130,7 @@ impl Bench {
         Self {
             podman: Podman::connect(options.clone()).expect("an engine's address"),
             run: RunScope {
+                cluster: "a test's own".into(),
                 run: run.parse().expect("a run id"),
                 epoch: Epoch(1),
                 image: image.to_owned(),

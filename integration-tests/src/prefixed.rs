@@ -43,6 +43,10 @@ fn inside(prefix: &str, key: &str) -> String {
 
 #[async_trait]
 impl Store for Prefixed {
+    async fn identity(&self) -> Result<String, StoreError> {
+        Ok(format!("{} {}", self.store.identity().await?, self.prefix))
+    }
+
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         let found = self.store.get(&self.outside(key)).await?;
         Ok(found.map(|entry| self.entry(entry)))

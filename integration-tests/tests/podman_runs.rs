@@ -53,10 +53,10 @@ async fn a_run_is_destroyed_as_often_as_one_likes_by_whoever_likes() {
     let (_, _) = bench.pass(&left, &shell(2, "echo 3 > /a")).await;
     let (_, _) = bench.step(&left, &shell(3, "true")).await;
     let other = bench.another_process();
-    assert!(other.podman.leftovers().await.unwrap().contains(&bench.run.run));
+    assert!(other.is_left(&bench.run.run).await);
     other.destroy().await;
     bench.destroy().await;
-    assert!(!other.podman.leftovers().await.unwrap().contains(&bench.run.run));
+    assert!(!other.is_left(&bench.run.run).await);
     assert!(Api::of(&bench.url).has_image(&bench.run.image).await, "the base image was removed");
 }
 
@@ -85,7 +85,7 @@ async fn what_somebody_gave_a_name_of_their_own_stays() {
     bench.podman.destroy(&bench.run.run).await.unwrap();
     assert!(api.has_image(&name).await, "the image was removed");
     assert_eq!(api.labelled("images", &bench.run.run).await, 1);
-    assert!(!bench.podman.leftovers().await.unwrap().contains(&bench.run.run));
+    assert!(!bench.is_left(&bench.run.run).await);
     // It can be a base image itself.
     let next = Bench::new(&runner::exec::podman::Options::new(&bench.url), &name);
     let base = next.prepare().await;

@@ -116,7 +116,7 @@ async fn destroying_a_run_ends_what_still_runs_of_it() {
         // Dropped here, as by a worker that dies: the step runs on.
     }
     let other = bench.another_process();
-    assert!(other.podman.leftovers().await.unwrap().contains(&bench.run.run));
+    assert!(other.is_left(&bench.run.run).await);
     other.destroy().await;
-    assert!(!other.podman.leftovers().await.unwrap().contains(&bench.run.run));
+    assert!(!other.is_left(&bench.run.run).await);
 }

@@ -103,6 +103,8 @@ pub const LABEL_STEP: &str = "bob.step";
 pub const LABEL_EPOCH: &str = "bob.epoch";
 /// Label: the step's attempt.
 pub const LABEL_ATTEMPT: &str = "bob.attempt";
+/// The store that knows the run: engines are shared by clusters that know nothing of each other.
+pub const LABEL_CLUSTER: &str = "bob.cluster";
 /// Label: what the thing is for (`step`, `mount`).
 pub const LABEL_ROLE: &str = "bob.role";
 /// Label: what the base image says of its containers, as JSON.

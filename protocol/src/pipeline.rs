@@ -306,9 +306,6 @@ impl Pipeline {
                 what: format!("{what} is not supported by this version"),
             });
         };
-        if self.retention.is_some() {
-            later("retention".into(), "`retention`");
-        }
         for (position, step) in self.steps.iter().enumerate() {
             let mut key = |key: &str| {
                 later(

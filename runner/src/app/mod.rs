@@ -84,6 +84,10 @@ pub fn new_node() -> NodeId {
     NodeId::from_uuid(uuid::Uuid::new_v4())
 }
 
+/// How often a worker removes what is left of runs: a list of an engine's images takes seconds where
+/// there are many.
+const SWEEP: Duration = Duration::from_secs(600);
+
 /// What a worker is told by the configuration.
 #[must_use]
 pub fn worker_options(config: &Config, node: NodeId) -> worker::Options {
@@ -101,6 +105,7 @@ pub fn worker_options(config: &Config, node: NodeId) -> worker::Options {
         own_queue: true,
         rescue: true,
         max_losses: worker.max_losses,
+        sweep: SWEEP,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }

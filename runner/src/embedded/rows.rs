@@ -30,6 +30,7 @@ pub(super) type MessageRow = (u32, &'static [u8], &'static [u8]);
 
 const FORM: &str = "form";
 const FORM_NOW: i64 = 1;
+const IDENTITY: &str = "identity";
 const REVISION: &str = "revision";
 
 /// Makes the tables that are missing, so that readers find them.
@@ -56,6 +57,17 @@ pub(super) async fn make_tables(disk: &Arc<Disk>) -> Result<(), Fault> {
             "it has form {other}, and this program knows form {FORM_NOW}; use the newer program"
         ))),
     }
+}
+
+/// What tells this store from every other; made where there is none yet.
+pub(super) fn identity(txn: &WriteTransaction) -> Result<(i64, Changed), redb::Error> {
+    let mut meta = txn.open_table(META)?;
+    if let Some(identity) = meta.get(IDENTITY)?.map(|identity| identity.value()) {
+        return Ok((identity, Changed::No));
+    }
+    let identity = rand::random();
+    meta.insert(IDENTITY, identity)?;
+    Ok((identity, Changed::Yes))
 }
 
 /// The store's revision: that of the last change.

@@ -108,6 +108,11 @@ fn end_due(disk: &Arc<Disk>, shared: &Arc<Shared>) {
 
 #[async_trait]
 impl Store for FileStore {
+    async fn identity(&self) -> Result<String, StoreError> {
+        let identity = self.disk.write(rows::identity).await.map_err(|fault| self.error(fault))?;
+        Ok(format!("{identity:016x}"))
+    }
+
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         self.end_due();
         let key = key.to_owned();

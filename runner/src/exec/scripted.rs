@@ -29,8 +29,8 @@ use protocol::event::LogStream;
 use protocol::id::RunId;
 
 use crate::ports::{
-    ByteStream, Checkpoint, EngineInfo, ExecError, Executor, Exit, Gate, LogSink, Ran, RunScope,
-    StepSpec, StopLevel, StopSignal, Workspace,
+    ByteStream, Checkpoint, EngineInfo, ExecError, Executor, Exit, Gate, Left, LogSink, Ran,
+    RunScope, StepSpec, StopLevel, StopSignal, Workspace,
 };
 
 type Files = BTreeMap<String, String>;
@@ -39,6 +39,8 @@ type Files = BTreeMap<String, String>;
 #[derive(Debug, Default)]
 struct Made {
     count: u64,
+    /// The store that knows the run.
+    cluster: Option<Arc<str>>,
     /// The newest owner that was seen.
     newest: i64,
     workspaces: HashMap<String, Arc<Files>>,
@@ -216,7 +218,13 @@ impl Executor for Scripted {
                 cause: "no such image".into(),
             });
         }
-        Ok(self.image(&run.run, Arc::default()))
+        let first = self.image(&run.run, Arc::default());
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(made) = made.get_mut(&run.run) {
+            made.cluster = Some(Arc::clone(&run.cluster));
+        }
+        drop(made);
+        Ok(first)
     }
 
     async fn adopt(
@@ -305,12 +313,22 @@ impl Executor for Scripted {
         Err(ExecError::NoSuchPath { path: path.to_owned() })
     }
 
+    async fn clear(&self, _run: &RunId) -> Result<(), ExecError> {
+        // Steps run in nothing of their own.
+        Ok(())
+    }
+
     async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
         Ok(())
     }
 
-    async fn leftovers(&self) -> Result<Vec<RunId>, ExecError> {
-        Ok(self.made.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect())
+    async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = made.iter().map(|(run, made)| Left {
+            run: run.clone(),
+            cluster: made.cluster.as_deref().map(str::to_owned),
+        });
+        Ok(left.collect())
     }
 }

@@ -22,6 +22,8 @@ pub struct RunScope {
     pub run: RunId,
     /// The epoch of its owner: label of everything that is made.
     pub epoch: Epoch,
+    /// The store that knows it: another label.
+    pub cluster: Arc<str>,
     /// The base image.
     pub image: String,
     /// When it is pulled.
@@ -81,6 +83,15 @@ impl Workspace {
             Self::Container { .. } | Self::Dir(_) | Self::None => None,
         }
     }
+}
+
+/// A run of which something is left on an engine.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Left {
+    /// The run.
+    pub run: RunId,
+    /// The store that knows it; none where what is left does not say.
+    pub cluster: Option<String>,
 }
 
 /// What an earlier owner has kept.
@@ -402,9 +413,13 @@ pub trait Executor: Send + Sync {
         path: &str,
     ) -> Result<ByteStream, ExecError>;
 
+    /// Removes what the run's steps ran in, running or not. What they left stays for `adopt`, until
+    /// `destroy`.
+    async fn clear(&self, run: &RunId) -> Result<(), ExecError>;
+
     /// Removes everything that bears the run's label, running or not.
     async fn destroy(&self, run: &RunId) -> Result<(), ExecError>;
 
-    /// The runs of which something is left.
-    async fn leftovers(&self) -> Result<Vec<RunId>, ExecError>;
+    /// The runs of which something is left, each once.
+    async fn leftovers(&self) -> Result<Vec<Left>, ExecError>;
 }

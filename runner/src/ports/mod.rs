@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 pub use events::{EventStream, Events, EventsError, Position, Published, Ticket};
 pub use executor::{
-    Checkpoint, EngineInfo, ExecError, Executor, Exit, Gate, LogSink, Ran, RunScope, StepSpec,
-    StopLevel, StopSignal, Workspace,
+    Checkpoint, EngineInfo, ExecError, Executor, Exit, Gate, Left, LogSink, Ran, RunScope,
+    StepSpec, StopLevel, StopSignal, Workspace,
 };
 pub use host::Host;
 pub use queue::{Consumer, Delivery, Message, Queue, QueueError, Route, Settle, Source};

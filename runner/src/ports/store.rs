@@ -299,6 +299,10 @@ impl StoreError {
 /// Dropping the future of a call that changes something leaves it unknown whether it did.
 #[async_trait]
 pub trait Store: Send + Sync {
+    /// What tells this store from every other, for as long as it keeps its history: all who share it
+    /// get the same.
+    async fn identity(&self) -> Result<String, StoreError>;
+
     /// Reads a key.
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError>;
 

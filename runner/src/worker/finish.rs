@@ -112,7 +112,10 @@ impl Drive {
         let executor = std::sync::Arc::clone(&self.shared.ports.executor);
         let destroyed = {
             let run = self.scope.run.clone();
-            self.shared.tasks.spawn(async move { destroy(&*executor, &run).await })
+            // Where nobody would sweep, nothing is kept.
+            let kept = self.shared.options.rescue
+                && self.run.record().pipeline.as_ref().is_some_and(|it| it.retention.is_some());
+            self.shared.tasks.spawn(async move { remove(&*executor, &run, kept).await })
         };
         if let Some(ticket) = ticket
             && !self.confirmed_within(ticket, STREAM_WAIT).await?
@@ -214,10 +217,11 @@ impl Drive {
     }
 }
 
-async fn destroy(executor: &dyn crate::ports::Executor, run: &protocol::id::RunId) {
+async fn remove(executor: &dyn crate::ports::Executor, run: &protocol::id::RunId, kept: bool) {
     let mut wait = Duration::from_millis(200);
     for _ in 0..DESTROY_TRIES {
-        match executor.destroy(run).await {
+        let removed = if kept { executor.clear(run).await } else { executor.destroy(run).await };
+        match removed {
             Ok(()) => return,
             Err(cause) => warn!(run.id = %run, %cause, "what the run made is not all removed"),
         }

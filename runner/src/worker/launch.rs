@@ -137,6 +137,7 @@ impl Launch {
         });
         let pipeline = record.pipeline.as_ref();
         let scope = RunScope {
+            cluster: Arc::clone(&shared.cluster),
             run,
             epoch: claim.epoch,
             image: pipeline.map(|pipeline| pipeline.image.clone()).unwrap_or_default(),

@@ -6,6 +6,7 @@ mod drive;
 mod emitter;
 mod finish;
 mod intake;
+mod janitor;
 mod launch;
 mod lease;
 mod ledger;
@@ -32,6 +33,7 @@ use protocol::names;
 use protocol::pipeline::PullPolicy;
 use protocol::run::{Cause, RunRecord};
 use protocol::time::Millis;
+use thiserror::Error;
 use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -61,6 +63,8 @@ pub struct Options {
     pub heartbeat: Duration,
     /// How long the records of ended runs are kept.
     pub retention: Duration,
+    /// How often it removes what is left of runs that nobody needs any more.
+    pub sweep: Duration,
     /// Whether it has a queue of its own, for dispatchers that pick the worker themselves.
     pub own_queue: bool,
     /// Whether it goes on with runs that others have left, and leaves its own to others: where it is
@@ -87,11 +91,24 @@ pub struct Worker {
     shared: Arc<Shared>,
 }
 
+/// Why there can be no worker.
+#[derive(Debug, Error)]
+pub enum NewError {
+    /// The engine does not answer.
+    #[error(transparent)]
+    Engine(#[from] ExecError),
+    /// The store does not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
 /// What all tasks of a worker share.
 pub(crate) struct Shared {
     ports: Ports,
     options: Options,
     engine: EngineInfo,
+    /// What tells our store from every other.
+    cluster: Arc<str>,
     roster: roster::Roster,
     slots: Arc<Semaphore>,
     /// Runs, and what they do. Ends when the last one has.
@@ -258,17 +275,19 @@ impl Shared {
 }
 
 impl Worker {
-    /// Looks at the engine, and makes a worker of the ports.
+    /// Looks at the engine and the store, and makes a worker of the ports.
     ///
     /// # Errors
-    /// [`ExecError`] where the engine does not answer.
-    pub async fn new(ports: Ports, options: Options) -> Result<Self, ExecError> {
+    /// [`NewError`] where one of them does not answer.
+    pub async fn new(ports: Ports, options: Options) -> Result<Self, NewError> {
         let engine = ports.executor.info().await?;
+        let cluster = Arc::from(ports.store.identity().await?);
         let records = LongLease::new(options.retention);
         let shared = Shared {
             slots: Arc::new(Semaphore::new(options.slots)),
             started_at: ports.host.now(),
             engine,
+            cluster,
             ports,
             options,
             roster: roster::Roster::default(),
@@ -300,6 +319,7 @@ impl Worker {
         starts.spawn(intake::jobs(Arc::clone(&shared), leases.subscribe(), intake.clone()));
         if shared.options.rescue {
             starts.spawn(rescue::run(Arc::clone(&shared), leases.subscribe(), intake.clone()));
+            starts.spawn(janitor::run(Arc::clone(&shared), leases.subscribe(), intake.clone()));
         }
         if shared.options.own_queue {
             let node =

@@ -119,7 +119,11 @@ pub fn what_is_left(world: &World) -> String {
         })
         .collect();
     let unsettled = world.broker.unsettled();
-    format!("I1: it does not end: open {open:?}, {unsettled} messages unsettled, {records:#?}")
+    let left: Vec<(usize, usize)> = world.engines.iter().map(|engine| engine.left()).collect();
+    format!(
+        "I1: it does not end: open {open:?}, {unsettled} messages unsettled, containers and images \
+         {left:?}, {records:#?}"
+    )
 }
 
 /// What is wrong with a history that came to its end.
@@ -152,11 +156,9 @@ pub fn broken(world: &World) -> Vec<String> {
     if pushed > 0 && !world.was_late.load(Ordering::Relaxed) {
         wrong.push(format!("I4: the registry still holds {pushed} checkpoints"));
     }
-    if world.plan.engines == 1 {
+    if world.plan.replaced {
         for engine in &world.engines {
             let (containers, images) = engine.left();
-            // What a worker commits that has lost its run is left to the janitor.
-            let images = if world.was_late.load(Ordering::Relaxed) { 0 } else { images };
             if containers + images > 0 {
                 wrong.push(format!(
                     "I4: engine {} still has {containers} containers and {images} images",

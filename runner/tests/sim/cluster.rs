@@ -63,6 +63,7 @@ impl Cluster {
             own_queue: false,
             rescue: true,
             max_losses: MAX_LOSSES,
+            sweep: Duration::from_secs(60),
             version: "simulated".into(),
         };
         let worker = Worker::new(ports, options).await.expect("the engine answers");
@@ -101,6 +102,13 @@ impl Cluster {
                 });
                 self.start(worker).await;
             }
+            Blow::Leave { worker } => {
+                self.at(worker, |running| {
+                    running.shutdown.intake.cancel();
+                    running.shutdown.abort.cancel();
+                });
+            }
+            Blow::Join { place } => self.start(place).await,
             Blow::StoreAway(span) => world.store.go_away(span),
             Blow::Compact => world.store.compact(),
             Blow::LeaseGone { worker } => {
@@ -193,6 +201,8 @@ fn is_over(world: &World) -> bool {
     world.plan.runs.iter().all(ended)
         && world.store.keys(names::OPEN_AND_OWNERS).is_empty()
         && world.broker.unsettled() == 0
+        // On every engine somebody sweeps, where the dead are replaced.
+        && (!world.plan.replaced || world.engines.iter().all(|engine| engine.left() == (0, 0)))
 }
 
 /// What came of a history.

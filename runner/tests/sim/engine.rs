@@ -11,8 +11,8 @@ use futures::StreamExt as _;
 use protocol::event::LogStream;
 use protocol::id::{Epoch, RunId};
 use runner::ports::{
-    ByteStream, Checkpoint, EngineInfo, ExecError, Executor, Exit, Gate, LogSink, Ran, RunScope,
-    StepSpec, StopLevel, StopSignal, Workspace,
+    ByteStream, Checkpoint, EngineInfo, ExecError, Executor, Exit, Gate, Left, LogSink, Ran,
+    RunScope, StepSpec, StopLevel, StopSignal, Workspace,
 };
 use tokio::sync::watch;
 
@@ -431,12 +431,24 @@ impl Executor for Handle {
         Ok(())
     }
 
-    async fn leftovers(&self) -> Result<Vec<RunId>, ExecError> {
+    async fn clear(&self, run: &RunId) -> Result<(), ExecError> {
+        self.pass("destroy", Side::Before).await?;
+        let now = self.now();
+        let mut inner = lock(&self.engine().inner);
+        for (id, _) in inner.of_run(run) {
+            inner.remove(id, now);
+        }
+        Ok(())
+    }
+
+    async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {
+        self.pass("leftovers", Side::Before).await?;
         let inner = lock(&self.engine().inner);
         let mut runs: Vec<RunId> = inner.containers.values().map(|c| c.run.clone()).collect();
         runs.extend(inner.images.values().cloned());
         runs.sort();
         runs.dedup();
-        Ok(runs)
+        let of = |run| Left { run, cluster: Some("simulated".into()) };
+        Ok(runs.into_iter().map(of).collect())
     }
 }

@@ -134,6 +134,10 @@ impl RunPlan {
 pub enum Blow {
     /// A worker drains, and another comes.
     Drain { worker: usize, abort: bool },
+    /// A worker drains, and nobody comes for it.
+    Leave { worker: usize },
+    /// A worker comes to a place.
+    Join { place: usize },
     /// The store answers nobody.
     StoreAway(Duration),
     /// The store forgets its history.

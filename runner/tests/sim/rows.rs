@@ -263,9 +263,10 @@ fn a_push_that_fails_is_tried_again() {
 
 #[test]
 fn a_hand_over_waits_for_what_is_on_its_way_to_the_registry() {
-    let plan = with_a_registry()
+    let plan = Plan { workers: 1, ..with_a_registry() }
         .with(Rule::new("push", Side::Before, Fault::Slow(10 * SECOND)))
-        .blow(2 * SECOND, Blow::Drain { worker: 0, abort: true });
+        .blow(SECOND, Blow::Join { place: 1 })
+        .blow(2 * SECOND, Blow::Leave { worker: 0 });
     let played = kept(plan);
     passed(&played, 2, 0);
     assert_eq!(played.began("r0", 0), 1);

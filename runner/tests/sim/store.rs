@@ -317,6 +317,10 @@ impl Handle {
 
 #[async_trait]
 impl Store for Handle {
+    async fn identity(&self) -> Result<String, StoreError> {
+        Ok("simulated".into())
+    }
+
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         self.before("get").await?;
         let found = lock(&self.world().store.inner).kv.get(key).map(|(entry, _)| entry.clone());

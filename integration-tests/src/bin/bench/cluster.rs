@@ -173,6 +173,7 @@ fn options(node: NodeId, slots: usize) -> Options {
         own_queue: true,
         rescue: true,
         max_losses: 3,
+        sweep: Duration::from_secs(600),
         version: "bench".into(),
     }
 }

@@ -222,6 +222,7 @@ impl Bench {
     async fn executor(&self, steps: usize, name: &str) -> anyhow::Result<Duration> {
         let podman = &*self.podman;
         let scope = RunScope {
+            cluster: "a bench".into(),
             run: format!("r-{}-alone-{name}", self.cluster.tag).parse::<RunId>()?,
             epoch: Epoch(1),
             image: self.image.clone(),

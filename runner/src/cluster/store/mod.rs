@@ -193,6 +193,20 @@ async fn certificates_at_fault(options: &EtcdOptions) -> Option<String> {
 
 #[async_trait]
 impl Store for Etcd {
+    async fn identity(&self) -> Result<String, StoreError> {
+        let asked = self
+            .members
+            .call(DEADLINE, Again::May, |client| async move {
+                client.kv_client().get("bob", None).await
+            })
+            .await
+            .map_err(|fault| self.said(fault))?;
+        let cluster = asked.header().map(|header| header.cluster_id());
+        cluster
+            .map(|cluster| format!("{cluster:016x}"))
+            .ok_or_else(|| StoreError::Unreadable("an answer of etcd has no header".into()))
+    }
+
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         let found = self
             .members

@@ -110,6 +110,7 @@ impl Create {
             labels: IndexMap::from([
                 (names::LABEL_RUN, run.run.to_string()),
                 (names::LABEL_EPOCH, run.epoch.to_string()),
+                (names::LABEL_CLUSTER, run.cluster.to_string()),
                 (names::LABEL_ROLE, role.to_owned()),
                 (names::LABEL_BASE, base.as_label()),
             ]),
@@ -198,6 +199,7 @@ mod tests {
 
     fn run() -> RunScope {
         RunScope {
+            cluster: "c".into(),
             run: "r-X.y_z-1".parse().unwrap(),
             epoch: Epoch(7),
             image: "busybox".into(),

@@ -48,7 +48,7 @@ use registry::Registry;
 use remove::Reaper;
 
 use crate::ports::{
-    ByteStream, Checkpoint, EngineInfo, ExecError, Executor, Gate, LogSink, Ran, RunScope,
+    ByteStream, Checkpoint, EngineInfo, ExecError, Executor, Gate, Left, LogSink, Ran, RunScope,
     StepSpec, StopLevel, StopSignal, Workspace,
 };
 
@@ -483,7 +483,11 @@ impl Executor for Podman {
         destroyed
     }
 
-    async fn leftovers(&self) -> Result<Vec<RunId>, ExecError> {
+    async fn clear(&self, run: &RunId) -> Result<(), ExecError> {
+        self.clear_run(run).await
+    }
+
+    async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {
         self.runs_left().await
     }
 }

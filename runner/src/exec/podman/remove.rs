@@ -1,6 +1,6 @@
 //! Letting go: containers one by one off the critical path, and everything of a run by its labels.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::call::{Ask, Fault, saw_a_removal};
 use super::http::Http;
 use super::image::{PIN, TAGS};
 use super::{Podman, path};
-use crate::ports::{ExecError, RunScope};
+use crate::ports::{ExecError, Left, RunScope};
 
 /// How long a container is left alone after its end: the engine tidies up after it in a process of
 /// its own, and a removal at the same time makes the next step's start wait for both.
@@ -108,7 +108,11 @@ struct Labelled {
 
 impl Labelled {
     fn run(&self) -> Option<RunId> {
-        self.labels.as_ref()?.get(names::LABEL_RUN)?.parse().ok()
+        self.label(names::LABEL_RUN)?.parse().ok()
+    }
+
+    fn label(&self, name: &str) -> Option<String> {
+        self.labels.as_ref()?.get(name).cloned()
     }
 }
 
@@ -124,10 +128,28 @@ impl Podman {
     pub(super) async fn destroy_run(&self, run: &RunId) -> Result<(), ExecError> {
         self.reaper.forget(run);
         self.memory.forget_run(run);
+        self.again_and_again(run, || self.destroy_once(run)).await
+    }
+
+    /// Removes what a run's steps ran in.
+    pub(super) async fn clear_run(&self, run: &RunId) -> Result<(), ExecError> {
+        self.reaper.forget(run);
+        self.memory.forget_run(run);
+        self.again_and_again(run, || self.remove_containers(run, Epoch(i64::MAX))).await
+    }
+
+    async fn again_and_again<F>(
+        &self,
+        run: &RunId,
+        mut remove: impl FnMut() -> F,
+    ) -> Result<(), ExecError>
+    where
+        F: Future<Output = Result<(), Fault>>,
+    {
         let until = Instant::now() + WITHIN;
         let mut pause = Duration::from_millis(20);
         loop {
-            let Err(fault) = self.destroy_once(run).await else { return Ok(()) };
+            let Err(fault) = remove().await else { return Ok(()) };
             // An engine that is away was waited for already.
             if matches!(fault, Fault::Away(_)) || Instant::now() + pause >= until {
                 return Err(fault.at("removing what is left of a run", &self.http));
@@ -230,21 +252,28 @@ impl Podman {
     }
 
     /// The runs of which something is left.
-    pub(super) async fn runs_left(&self) -> Result<Vec<RunId>, ExecError> {
+    pub(super) async fn runs_left(&self) -> Result<Vec<Left>, ExecError> {
         let listed = self.containers(names::LABEL_RUN).await;
         let containers = listed.map_err(|fault| fault.at("listing containers", &self.http))?;
         let listed = self.images(names::LABEL_RUN).await;
         let images = listed.map_err(|fault| fault.at("listing images", &self.http))?;
-        let mut runs: BTreeSet<RunId> = containers.iter().filter_map(Labelled::run).collect();
-        for image in images {
+        let mut left: BTreeMap<RunId, Option<String>> = BTreeMap::new();
+        let mut is_left = |what: &Labelled| {
+            if let Some(run) = what.run() {
+                let cluster = left.entry(run).or_default();
+                *cluster = cluster.take().or_else(|| what.label(names::LABEL_CLUSTER));
+            }
+        };
+        containers.iter().for_each(&mut is_left);
+        for image in &images {
             let Some(run) = image.run() else { continue };
-            let tags = image.repo_tags.unwrap_or_default();
+            let tags = image.repo_tags.as_deref().unwrap_or_default();
             // What somebody gave a name of their own is theirs to keep.
             if tags.is_empty() || tags.iter().any(|tag| ours(tag, &run).is_some()) {
-                runs.insert(run);
+                is_left(image);
             }
         }
-        Ok(runs.into_iter().collect())
+        Ok(left.into_iter().map(|(run, cluster)| Left { run, cluster }).collect())
     }
 }
 

@@ -122,8 +122,13 @@ struct Run<'a> {
 impl ExecutorSubject {
     fn run(&self, name: &str) -> Run<'_> {
         let run: RunId = format!("r-{}.{name}", self.prefix).parse().expect("a plain prefix");
-        let scope =
-            RunScope { run, epoch: Epoch(1), image: self.image.clone(), pull: PullPolicy::Never };
+        let scope = RunScope {
+            run,
+            cluster: self.prefix.as_str().into(),
+            epoch: Epoch(1),
+            image: self.image.clone(),
+            pull: PullPolicy::Never,
+        };
         Run { subject: self, scope, stop: StopSignal::default() }
     }
 
@@ -190,7 +195,13 @@ impl<'a> Run<'a> {
 
     async fn is_left(&self) -> bool {
         let left = soon("a list of what is left", self.subject.other.leftovers()).await;
-        left.expect("what is left can be listed").contains(&self.scope.run)
+        let left = left.expect("what is left can be listed");
+        let of_run: Vec<_> = left.iter().filter(|left| left.run == self.scope.run).collect();
+        assert!(of_run.len() <= 1, "each run is listed once");
+        for left in &of_run {
+            assert_eq!(left.cluster.as_deref(), Some(&*self.scope.cluster), "it says whose it is");
+        }
+        !of_run.is_empty()
     }
 }
 

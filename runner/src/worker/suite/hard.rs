@@ -185,6 +185,10 @@ impl Unruly {
 
 #[async_trait]
 impl Store for Unruly {
+    async fn identity(&self) -> Result<String, StoreError> {
+        self.answers()?;
+        self.store.identity().await
+    }
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         self.answers()?;
         self.store.get(key).await

@@ -81,6 +81,7 @@ pub fn options(node: NodeId, slots: usize) -> Options {
         heartbeat: Duration::from_secs(1),
         rescue: true,
         max_losses: 3,
+        sweep: Duration::from_secs(600),
         retention: Duration::from_secs(24 * 3600),
         own_queue: true,
         version: "test".into(),

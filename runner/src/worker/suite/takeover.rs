@@ -4,15 +4,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use protocol::event::{Event, Reason, Severity};
-use protocol::id::RunId;
+use protocol::id::{Epoch, RunId};
 use protocol::names;
+use protocol::pipeline::PullPolicy;
 use protocol::run::{Cause, RunRecord, Status};
 use serde_json::{Value, json};
 
 use super::commands::pipeline_model;
 use super::hard::Unruly;
-use super::{Rig, new_node, options, reason_of};
-use crate::ports::Txn;
+use super::{Rig, new_node, options, reason_of, until};
+use crate::ports::{RunScope, StopSignal, Txn};
 
 /// A file that a step waits for.
 struct Sign(tempfile::TempDir);
@@ -336,5 +337,45 @@ pub async fn a_refused_start_is_never_run(mut rig: Rig) {
     let record = rig.settled(&run).await;
     assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::Paused)));
     assert!(record.steps.is_empty());
+    rig.end().await;
+}
+
+/// What steps left is kept for as long as the pipeline says, and then swept, also where the record is
+/// gone. What belongs to another store is nobody's business.
+pub async fn what_is_left_of_a_run_is_swept_in_time(mut rig: Rig) {
+    let mut options = options(new_node(), 1);
+    (options.lease_ttl, options.sweep) = (Duration::from_secs(1), Duration::from_millis(100));
+    let ports = (rig.make)(&options.node).await;
+    let executor = std::sync::Arc::clone(&ports.executor);
+    rig.worker_with(options, ports).await;
+    let is_left =
+        async |run: &RunId| executor.leftovers().await.unwrap().iter().any(|left| left.run == *run);
+    let foreign = RunScope {
+        run: rig.run("foreign"),
+        epoch: Epoch(1),
+        cluster: "another store".into(),
+        image: "base".into(),
+        pull: PullPolicy::Missing,
+    };
+    executor.prepare(&foreign, &StopSignal::default()).await.unwrap();
+    let [kept, forgotten] = ["kept", "forgotten"].map(|name| rig.run(name));
+    for (run, name) in [(&kept, "kept"), (&forgotten, "forgotten")] {
+        let mut pipeline = rig.pipeline(name, &["put /a x"]);
+        pipeline["retention"] = "1h".into();
+        rig.start(run, &pipeline).await;
+        assert_eq!(rig.settled(run).await.status, Status::Passed);
+        assert!(is_left(run).await, "what its step left is kept");
+    }
+    let key = names::run_key(&kept);
+    let mut ended = serde_json::to_value(rig.settled(&kept).await).unwrap();
+    ended["completed-at"] = "2020-01-01T00:00:00.000Z".into();
+    let txn =
+        Txn::new().put(key, ended.to_string().into_bytes()).delete(names::run_key(&forgotten));
+    assert!(rig.ports.store.txn(txn).await.unwrap().committed);
+    for run in [&kept, &forgotten] {
+        until("what it left is swept", || async { (!is_left(run).await).then_some(()) }).await;
+    }
+    assert!(is_left(&foreign.run).await, "another store knows that one");
+    executor.destroy(&foreign.run).await.unwrap();
     rig.end().await;
 }

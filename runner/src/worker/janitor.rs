@@ -1,0 +1,95 @@
+//! Removes what is left in the engine of runs that nobody needs any more: those that ended longer ago
+//! than their pipeline's `retention`, and those whose record is gone.
+//!
+//! An engine is shared by whoever uses it, so only what bears the label of our own store is looked at.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::id::RunId;
+use protocol::names;
+use protocol::time::{Millis, Stamp};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::Shared;
+use super::claim::read_record;
+use super::lease::Current;
+use crate::ports::{StoreError, Txn};
+
+/// Sweeps every now and then, for the first time when the worker has held a lease for a while: by then
+/// whoever it follows has been heard of.
+pub(super) async fn run(shared: Arc<Shared>, mut lease: Current, stop: CancellationToken) {
+    let spread = shared.ports.host.jitter(shared.options.lease_ttl);
+    let mut pause = shared.options.lease_ttl + spread;
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause) => {}
+        }
+        pause = shared.options.sweep;
+        let held = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            held = lease.wait_for(Option::is_some) => match held {
+                Ok(held) => held.clone(),
+                Err(_) => return,
+            },
+        };
+        let Some(held) = held else { continue };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = held.lost.cancelled() => {}
+            () = sweep(&shared) => {}
+        }
+    }
+}
+
+async fn sweep(shared: &Shared) {
+    let executor = &shared.ports.executor;
+    let left = match executor.leftovers().await {
+        Ok(left) => left,
+        Err(cause) => return warn!(%cause, "what is left of runs is not known"),
+    };
+    let ours = left.into_iter().filter(|left| left.cluster.as_deref() == Some(&*shared.cluster));
+    for run in ours.map(|left| left.run) {
+        match is_needed(shared, &run).await {
+            Ok(true) => {}
+            Ok(false) => match executor.destroy(&run).await {
+                Ok(()) => info!(run.id = %run, "what was left of run {run} is removed"),
+                Err(cause) => warn!(run.id = %run, %cause, "what is left of run {run} stays"),
+            },
+            Err(cause) => warn!(run.id = %run, %cause, "what is left of run {run} stays"),
+        }
+    }
+}
+
+/// Whether something of a run may still be wanted. The engine was asked first: what it showed then had
+/// a record.
+async fn is_needed(shared: &Shared, run: &RunId) -> Result<bool, StoreError> {
+    if shared.roster.has(run) {
+        return Ok(true);
+    }
+    let look =
+        Txn::new().read(names::run_key(run)).read(names::open_key(run)).read(names::owner_key(run));
+    let look = shared.ports.store.txn(look).await?;
+    if look.entry(1).is_some() || look.entry(2).is_some() {
+        return Ok(true);
+    }
+    let Some(entry) = look.entry(0) else { return Ok(false) };
+    let record = read_record(run, entry)?;
+    if !record.status.is_ended() {
+        return Ok(true);
+    }
+    let retention = record.pipeline.as_ref().and_then(|pipeline| pipeline.retention);
+    let (Some(retention), Some(Stamp(ended))) = (retention, record.completed_at) else {
+        return Ok(false);
+    };
+    Ok(since(ended, shared.ports.host.now()) < retention.as_duration())
+}
+
+fn since(then: Millis, now: Millis) -> Duration {
+    Duration::from_millis(u64::try_from(now.0 - then.0).unwrap_or(0))
+}
