@@ -4,8 +4,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::dialect::tree::{self, Node, Value, quoted};
-use crate::id::{PipelineId, RegisteredName, RunId};
+use crate::id::{PipelineId, RegisteredName, RunId, StepName};
 use crate::pipeline::{Pipeline, Vars};
+use crate::run::Parent;
 use crate::time::Millis;
 
 /// The `type` property of a start.
@@ -47,6 +48,8 @@ pub struct Start {
     pub logger: Option<RegisteredName>,
     /// The partition of its wait list.
     pub partition: Option<String>,
+    /// The ended run that it goes on from.
+    pub parent: Option<Parent>,
 }
 
 /// Where a run's id came from.
@@ -175,7 +178,30 @@ fn start(fields: &Fields<'_>, message_id: Option<&str>) -> Result<Start, Malform
         vars: vars(fields)?,
         logger,
         partition: fields.text("partition")?.map(str::to_owned),
+        parent: parent(fields)?,
     })
+}
+
+fn parent(fields: &Fields<'_>) -> Result<Option<Parent>, Malformed> {
+    let Some(node) = fields.get("parent") else { return Ok(None) };
+    let of_parent = |field: &str| {
+        let found = node.entry(field).map(|entry| &entry.value);
+        found.filter(|found| found.value != Value::Null)
+    };
+    let Some(Node { value: Value::String(run), .. }) = of_parent("run-id") else {
+        return Err(fields.bad("parent", node, "an object with the `run-id` of an ended run"));
+    };
+    let run_id =
+        run.parse().map_err(|_bad| fields.wrong("parent.run-id", &quoted(run), RUN_ID_RULE))?;
+    let from = match of_parent("from") {
+        None => None,
+        Some(Node { value: Value::String(step), .. }) => {
+            let step: Result<StepName, _> = step.parse();
+            Some(step.map_err(|bad| fields.fault("parent.from", bad.to_string()))?)
+        }
+        Some(other) => return Err(fields.bad("parent.from", other, "the name of a step")),
+    };
+    Ok(Some(Parent { run_id, from }))
 }
 
 fn target(fields: &Fields<'_>) -> Result<Target, Malformed> {

@@ -152,6 +152,9 @@ pub struct RunRecord {
     /// The owner's epoch; may lag behind the owner key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<Epoch>,
+    /// The run that it goes on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
     /// 1, and one more for each new owner.
     pub attempt: u32,
     /// Owners lost since the last newly committed step.
@@ -180,6 +183,15 @@ pub struct RunRecord {
     /// From the ending write until the stream has confirmed it: that event as it is published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ending_event: Option<Box<Event>>,
+}
+
+impl RunRecord {
+    /// So many of its first steps have passed, and what they left was kept.
+    #[must_use]
+    pub fn kept_steps(&self) -> usize {
+        let kept = |step: &&StepRecord| step.status == StepStatus::Passed && step.image.is_some();
+        self.steps.iter().take_while(kept).count()
+    }
 }
 
 /// What is stored of one step.
@@ -227,6 +239,18 @@ pub struct StepRecord {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
 fn is_none_said(bytes: &u64) -> bool {
     *bytes == 0
+}
+
+/// An ended run whose steps a new one begins with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct Parent {
+    /// That run.
+    pub run_id: RunId,
+    /// The step that the new run begins with: those before it are taken over as that run has left
+    /// them. The first that it has not committed, where none is named.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<StepName>,
 }
 
 /// Who let go of a run, and why.

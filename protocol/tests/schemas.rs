@@ -172,6 +172,7 @@ fn a_run_record_is_as_its_schema_says() {
             pipeline: Some(pipeline),
             node: None,
             epoch: None,
+            parent: None,
             attempt: 1,
             losses: 0,
             released: None,

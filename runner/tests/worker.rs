@@ -78,6 +78,7 @@ rows! {
     takeover::an_end_that_was_decided_is_the_end,
     takeover::an_orphan_gets_the_slot_of_a_worker_that_has_but_one,
     takeover::what_is_left_of_a_run_is_swept_in_time,
+    takeover::a_new_run_goes_on_where_an_ended_one_has_come_to,
     takeover::a_refused_start_is_never_run,
     runs::events_come_in_order_and_without_a_gap,
     runs::the_record_goes_through_every_status,

@@ -20,6 +20,7 @@ mod outside;
 mod place;
 mod program;
 mod reader;
+mod rerun;
 #[expect(dead_code, reason = "the tests of transfers need more of it")]
 #[path = "../../../runner/tests/transfer/server.rs"]
 mod server;

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 
 use crate::id::{RegisteredName, RunId};
 use crate::pipeline::{Pipeline, Scalar};
+use crate::run::Parent;
 use crate::time::Millis;
 
 /// A start: `group` and `name` of a stored pipeline, or a definition inline, or both where they
@@ -30,6 +31,8 @@ pub(super) struct Start {
     logger: Option<RegisteredName>,
     /// The partition of the wait list.
     partition: Option<String>,
+    /// The ended run whose steps it begins with; they are not run again.
+    parent: Option<Parent>,
     /// Ignored.
     backoff: Option<serde_json::Value>,
 }

@@ -5,6 +5,7 @@ pub mod client;
 pub mod doctor;
 pub mod engine;
 mod here;
+pub mod kept;
 mod serve;
 
 use std::path::{Path, PathBuf};

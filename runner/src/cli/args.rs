@@ -10,6 +10,7 @@ use protocol::run::Status;
 use protocol::schema::What;
 
 use super::later::{NO_OPENAPI, OPENAPI};
+use super::typed::{Diff, OpenShell, Rerun, Stop, Submit};
 
 /// Runs pipelines: each step a rootless container, committed, its output on a stream.
 #[derive(Debug, Parser)]
@@ -111,6 +112,35 @@ Examples:
   bob-runner submit dev/hello --var NAME=world    a pipeline that is stored
   bob-runner submit dev/hello --follow            show its log, exit with its result")]
     Submit(Submit),
+    /// Start a new run where an ended one has come to
+    #[command(after_help = "\
+The new run has the definition and the variables of RUN, and begins after the last step that RUN has
+committed, or with the step that --from names: what is before it does not run again. What the steps
+of RUN left has to be kept for that, which a `retention` in its pipeline asks for.
+
+Examples:
+  bob-runner rerun r-0198c1d2 --follow             once more from the step that failed
+  bob-runner rerun r-0198c1d2 --from test          from that step on")]
+    Rerun(Rerun),
+    /// List the files that a step of a run changed
+    #[command(after_help = "\
+Looks at the images that the run's steps left on this machine's engine, which has to hold them still:
+give the pipeline a `retention`. A is a file that is new, C one that is not what it was, D one that
+is gone.
+
+Example:
+  bob-runner diff r-0198c1d2 build")]
+    Diff(Diff),
+    /// Open a shell in what a step of a run left
+    #[command(after_help = "\
+The shell runs in a container of its own on this machine's engine, by podman, and what is done there
+goes with it.
+
+Examples:
+  bob-runner shell r-0198c1d2                      after the last step that was committed
+  bob-runner shell r-0198c1d2 --after build
+  bob-runner shell r-0198c1d2 -- cat /etc/os-release")]
+    Shell(OpenShell),
     /// Stop a run
     #[command(after_help = "Example:\n  bob-runner stop r-0198c1d2 --reason 'wrong branch'")]
     Stop(Stop),
@@ -214,34 +244,6 @@ pub(super) struct Serve {
     /// Where queue and state are: cluster or embedded
     #[arg(long, value_name = "MODE")]
     pub(super) mode: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Submit {
-    /// A pipeline file (`-` is standard input), or GROUP/NAME of a stored pipeline
-    #[arg(value_name = "FILE|GROUP/NAME", value_hint = ValueHint::FilePath)]
-    pub(super) what: String,
-    /// A variable, laid over the pipeline's
-    #[arg(long = "var", value_name = "NAME=VALUE", value_parser = variable)]
-    pub(super) vars: Vec<(String, String)>,
-    /// The run's id [default: a new one]
-    #[arg(long, value_name = "RUN")]
-    pub(super) run_id: Option<RunId>,
-    /// The registered logger that gets the run's text
-    #[arg(long, value_name = "NAME")]
-    pub(super) logger: Option<RegisteredName>,
-    /// Show the log as it comes, and exit with the run's result
-    #[arg(short, long)]
-    pub(super) follow: bool,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Stop {
-    /// The run
-    pub(super) run: RunId,
-    /// Why, for those who read the log
-    #[arg(long)]
-    pub(super) reason: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -400,7 +402,7 @@ pub(super) enum Shell {
     Fish,
 }
 
-fn variable(text: &str) -> Result<(String, String), String> {
+pub(super) fn variable(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("it must be NAME=VALUE")?;
     match protocol::command::bad_variable(name, value) {
         Some(expected) => Err(format!("it must have {expected}")),

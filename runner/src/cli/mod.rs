@@ -21,6 +21,7 @@ mod define;
 mod doctor;
 mod exit;
 mod files;
+mod kept;
 mod later;
 mod logs;
 mod output;
@@ -31,6 +32,7 @@ mod serve;
 mod signals;
 mod state;
 mod submit;
+mod typed;
 mod view;
 
 use std::ffi::OsString;
@@ -112,6 +114,9 @@ async fn obey(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Run(typed) => run::run(context, typed).await,
         Command::Serve(typed) => serve::serve(context, typed).await,
         Command::Submit(typed) => submit::submit(context, typed).await,
+        Command::Rerun(typed) => submit::rerun(context, typed).await,
+        Command::Diff(typed) => kept::diff(context, &typed).await,
+        Command::Shell(typed) => kept::shell(context, &typed).await,
         Command::Stop(typed) => submit::stop(context, &typed).await,
         Command::Pause(typed) => submit::pause(context, &typed.pipeline, true).await,
         Command::Unpause(typed) => submit::pause(context, &typed.pipeline, false).await,

@@ -91,6 +91,9 @@ pub(super) async fn show(context: &Context, run: &RunId) -> Result<Exit, Failure
     if let Some(node) = &record.node {
         fact("node", node.to_string(), Ink::Plain);
     }
+    if let Some(parent) = &record.parent {
+        fact("goes on from", parent.run_id.to_string(), Ink::Plain);
+    }
     if let Some(logger) = &record.logger {
         fact("logger", logger.to_string(), Ink::Plain);
     }

@@ -4,8 +4,8 @@ use protocol::id::PipelineId;
 use serde_json::json;
 
 use super::Context;
-use super::args::{Stop, Submit};
 use super::exit::{Exit, Failure};
+use super::typed::{Rerun, Stop, Submit};
 use super::{files, logs, output};
 use crate::app::client::{Client, StartOf, StartRequest};
 
@@ -16,19 +16,36 @@ pub(super) async fn submit(context: &Context, typed: Submit) -> Result<Exit, Fai
         run: typed.run_id.unwrap_or_else(Client::new_run_id),
         vars: typed.vars.into_iter().collect(),
         logger: typed.logger,
+        parent: None,
     };
     let client = context.client()?;
+    send(context, &client, start, typed.follow).await
+}
+
+pub(super) async fn rerun(context: &Context, typed: Rerun) -> Result<Exit, Failure> {
+    let client = context.client()?;
+    let run = typed.run_id.unwrap_or_else(Client::new_run_id);
+    let start = client.rerun(&typed.run, typed.from, run).await?;
+    send(context, &client, start, typed.follow).await
+}
+
+async fn send(
+    context: &Context,
+    client: &Client,
+    start: StartRequest,
+    follow: bool,
+) -> Result<Exit, Failure> {
     let sent = client.ago(std::time::Duration::ZERO);
     client.start(&start).await?;
     let run = start.run;
     // A follower's standard output is the log, so that the id goes aside.
-    match (typed.follow, context.style.json) {
+    match (follow, context.style.json) {
         (true, _) => output::message(&format!("run {run}")),
         (false, true) => output::document(&json!({ "run-id": run }))?,
         (false, false) => output::line(run.as_str())?,
     }
-    if typed.follow {
-        return logs::follow_submitted(context, &client, &run, sent).await;
+    if follow {
+        return logs::follow_submitted(context, client, &run, sent).await;
     }
     Ok(Exit::Ok)
 }

@@ -233,11 +233,13 @@ impl Executor for Scripted {
         kept: Option<&Checkpoint>,
     ) -> Result<Option<Workspace>, ExecError> {
         self.is_newest(run);
-        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = made.get(&run.run);
-        let there = |id: &&String| made.is_some_and(|made| made.workspaces.contains_key(*id));
-        let id = kept.map(|kept| &kept.image).filter(there);
-        Ok(id.map(|id| Workspace::Image { id: id.clone(), depth: 0 }))
+        let Some(id) = kept.map(|kept| kept.image.clone()) else { return Ok(None) };
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another run may have left it.
+        let files = made.values().find_map(|made| made.workspaces.get(&id).map(Arc::clone));
+        let Some(files) = files else { return Ok(None) };
+        made.entry(run.run.clone()).or_default().workspaces.insert(id.clone(), files);
+        Ok(Some(Workspace::Image { id, depth: 0 }))
     }
 
     async fn push(

@@ -7,11 +7,12 @@ use protocol::dialect;
 use protocol::id::{Epoch, PipelineId, RunId};
 use protocol::names;
 use protocol::pipeline::Pipeline;
-use protocol::run::{Cause, Open, OwnerEntry, RunRecord, Status, StoredPipeline};
+use protocol::run::{Cause, Open, OwnerEntry, RunRecord, Status, StepRecord, StoredPipeline};
 
 use super::Shared;
 use super::lease::Held;
 use super::ledger::owner_value;
+use super::parent::{NotAfter, after_parent};
 use crate::ports::{Claim, Entry, Expect, StoreError, Txn, TxnReply};
 use crate::rules::quota::{self, Fit};
 use crate::rules::run::StopWhy;
@@ -20,6 +21,8 @@ use crate::rules::run::StopWhy;
 pub(super) enum Verdict {
     /// It is to be run.
     Run,
+    /// It is to be gone on with after these steps, which another run has left.
+    GoOn(Vec<StepRecord>),
     /// It is to be recorded as failed, without anything being run.
     Refuse(Cause, String),
     /// It was stopped before it came.
@@ -58,6 +61,7 @@ struct Look {
     logger: Option<Entry>,
     owner: Option<Entry>,
     record: Option<Entry>,
+    parent: Option<Entry>,
 }
 
 impl Look {
@@ -74,6 +78,9 @@ impl Look {
         if let Some(logger) = &start.logger {
             txn = txn.read(format!("{}{logger}", names::LOGGERS));
         }
+        if let Some(parent) = &start.parent {
+            txn = txn.read(names::run_key(&parent.run_id));
+        }
         txn
     }
 
@@ -84,6 +91,7 @@ impl Look {
     fn of(reply: &TxnReply, run: &RunId, start: &Start) -> Result<Self, StoreError> {
         let stored = pipeline_id(start).is_some();
         let logger_at = if stored { 5 } else { 4 };
+        let parent_at = logger_at + usize::from(start.logger.is_some());
         if let Some(record) = reply.entry(3) {
             not_restored(run, record, reply.revision)?;
         }
@@ -93,7 +101,8 @@ impl Look {
             owner: reply.entry(2).cloned(),
             record: reply.entry(3).cloned(),
             pipeline: if stored { reply.entry(4).cloned() } else { None },
-            logger: reply.entry(logger_at).cloned(),
+            logger: start.logger.as_ref().and_then(|_| reply.entry(logger_at).cloned()),
+            parent: start.parent.as_ref().and_then(|_| reply.entry(parent_at).cloned()),
         })
     }
 }
@@ -160,7 +169,9 @@ pub(super) async fn take(shared: &Arc<Shared>, held: &Held, run: &RunId, start: 
 /// where it is not.
 fn guess(shared: &Shared, start: &Start) -> Option<Look> {
     let nothing = Look::default();
-    let brings_all = matches!(start.target, Target::Inline(_)) && start.logger.is_none();
+    let brings_all = matches!(start.target, Target::Inline(_))
+        && start.logger.is_none()
+        && start.parent.is_none();
     (brings_all && matches!(judge(shared, start, &nothing), Ok((_, Verdict::Run))))
         .then_some(nothing)
 }
@@ -193,35 +204,7 @@ async fn try_take(
         Ok(judged) => judged,
         Err(no_memory) => return Ok(Tried::Taken(Taken::NoMemory(no_memory))),
     };
-    let (group, name) = names_of(start);
-    let refused = match &verdict {
-        Verdict::Refuse(cause, why) => (Some(*cause), Some(why.clone())),
-        Verdict::Run | Verdict::Stop(_) => (None, None),
-    };
-    let record = RunRecord {
-        group,
-        name,
-        run_id: run.clone(),
-        status: Status::Pending,
-        // Where its owner does not come to ending it, the next one does.
-        cause: refused.0,
-        message: refused.1,
-        logger: start.logger.clone(),
-        vars: start.vars.clone(),
-        pipeline,
-        node: Some(shared.options.node.clone()),
-        epoch: None,
-        attempt: 1,
-        losses: 0,
-        released: None,
-        scheduled_at: shared.ports.host.now().into(),
-        initiated_at: None,
-        initialized_at: None,
-        started_at: None,
-        completed_at: None,
-        steps: Vec::new(),
-        ending_event: None,
-    };
+    let record = record_of(shared, run, start, pipeline, &verdict);
     let seen = shared.seen.current(&shared.ports).await?;
     let mut txn = Txn::new()
         .when(names::owner_key(run), Expect::Absent)
@@ -252,16 +235,61 @@ async fn try_take(
     Ok(Tried::Taken(Taken::Claimed(Box::new(claimed))))
 }
 
+/// The record of a run that is claimed.
+fn record_of(
+    shared: &Shared,
+    run: &RunId,
+    start: &Start,
+    pipeline: Option<Pipeline>,
+    verdict: &Verdict,
+) -> RunRecord {
+    let (group, name) = names_of(start);
+    let refused = match verdict {
+        Verdict::Refuse(cause, why) => (Some(*cause), Some(why.clone())),
+        Verdict::Run | Verdict::GoOn(_) | Verdict::Stop(_) => (None, None),
+    };
+    let steps = match verdict {
+        Verdict::GoOn(steps) => steps.clone(),
+        Verdict::Run | Verdict::Refuse(..) | Verdict::Stop(_) => Vec::new(),
+    };
+    RunRecord {
+        group,
+        name,
+        run_id: run.clone(),
+        status: Status::Pending,
+        // Where its owner does not come to ending it, the next one does.
+        cause: refused.0,
+        message: refused.1,
+        logger: start.logger.clone(),
+        vars: start.vars.clone(),
+        pipeline,
+        node: Some(shared.options.node.clone()),
+        epoch: None,
+        parent: start.parent.clone(),
+        attempt: 1,
+        losses: 0,
+        released: None,
+        scheduled_at: shared.ports.host.now().into(),
+        initiated_at: None,
+        initialized_at: None,
+        started_at: None,
+        completed_at: None,
+        steps,
+        ending_event: None,
+    }
+}
+
 fn adopt(run: &RunId, owner: &Entry, record: &Entry, look: &Look) -> Result<Taken, StoreError> {
     let (claim, parsed, modified) = adopted(run, owner, record)?;
     if parsed.status.is_ended() {
         return Ok(Taken::Known);
     }
     // A run that was begun is not begun again.
-    let fresh = parsed.status == Status::Pending && parsed.steps.is_empty();
+    let fresh = parsed.status == Status::Pending && parsed.epoch.is_none();
     let verdict = match stop_of(look) {
         Some(stop) => Verdict::Stop(stop),
-        None if fresh && parsed.epoch.is_none() => Verdict::Run,
+        None if fresh && parsed.steps.is_empty() => Verdict::Run,
+        None if fresh && parsed.parent.is_some() => Verdict::GoOn(parsed.steps.clone()),
         None => Verdict::Refuse(Cause::Lost, "its worker lost hold of it".to_owned()),
     };
     Ok(Taken::Claimed(Box::new(Claimed {
@@ -351,9 +379,14 @@ fn judge(
         return refuse(Some(pipeline), Cause::Rejected, why);
     }
     match quota::fit(&pipeline, shared.ports.host.memory()) {
-        Fit::Now => Ok((Some(pipeline), Verdict::Run)),
+        Fit::Now => match after_parent(shared, start, look.parent.as_ref(), &pipeline) {
+            Ok(steps) if steps.is_empty() => Ok((Some(pipeline), Verdict::Run)),
+            Ok(steps) => Ok((Some(pipeline), Verdict::GoOn(steps))),
+            Err(NotAfter::Here(why)) => Err(why),
+            Err(NotAfter::Ever(why)) => refuse(Some(pipeline), Cause::Rejected, why),
+        },
         Fit::Later { asked, free } => {
-            Err(format!("{asked} bytes of memory are requested, and {free} are free here"))
+            Err(format!("{asked} bytes of memory are requested, and {free} are free"))
         }
         Fit::Never { asked, total } => {
             let why = format!("{asked} bytes of memory are requested, and this worker has {total}");

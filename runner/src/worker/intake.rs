@@ -326,7 +326,7 @@ async fn no_memory(
         message.headers.get(REJECTIONS).and_then(|text| text.parse().ok()).unwrap_or(0);
     let after = quota::delay(times);
     let delay_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
-    let text = format!("run {run} waits {} s for memory: {why}", after.as_secs());
+    let text = format!("run {run} waits {} s: {why}", after.as_secs());
     let mut event = shared.event(Reason::PipelineRunRejected { delay_ms }, text);
     event.run_id = Some(run.clone());
     let (group, name) = claim::names_of(start);

@@ -81,6 +81,7 @@ impl Launch {
         let mut first = vec![scheduled];
         first.extend(match verdict {
             Verdict::Run => drive.run.begin(now),
+            Verdict::GoOn(_) => drive.run.begin_after(now),
             Verdict::Refuse(cause, why) => drive.run.refuse(now, cause, &why),
             Verdict::Stop(why) => drive.run.stop_now(now, &why),
         });

@@ -143,10 +143,9 @@ impl Ledger {
                 Err(cause) if !cause.is_of_the_request() => {
                     unknown = true;
                     warn!(run.id = %run, %cause, "a record waits");
-                    tokio::select! {
-                        biased;
-                        () = self.lost.cancelled() => return Err(WriteError::Lost),
-                        () = tokio::time::sleep(wait) => {}
+                    let waited = self.lost.run_until_cancelled(tokio::time::sleep(wait)).await;
+                    if waited.is_none() {
+                        return Err(WriteError::Lost);
                     }
                     wait = (wait * 2).min(Duration::from_secs(1));
                 }

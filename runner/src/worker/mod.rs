@@ -10,10 +10,13 @@ mod janitor;
 mod launch;
 mod lease;
 mod ledger;
+mod long_lease;
 mod node;
 mod orphan;
 mod output;
+mod parent;
 mod push;
+mod reclaim;
 mod rescue;
 mod roster;
 mod step;
@@ -29,17 +32,17 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use protocol::event::{Event, Reason};
 use protocol::id::{NodeId, RunId};
-use protocol::names;
 use protocol::pipeline::PullPolicy;
-use protocol::run::{Cause, RunRecord};
+use protocol::run::Cause;
 use protocol::time::Millis;
 use thiserror::Error;
-use tokio::sync::{Mutex, Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::ports::{EngineInfo, ExecError, LeaseId, Ports, Source, StoreError};
+use self::long_lease::LongLease;
+use crate::ports::{EngineInfo, ExecError, Ports, Source, StoreError};
 use crate::rules::run::StopWhy;
 
 /// What a worker is told.
@@ -145,40 +148,6 @@ struct Lost {
 impl Lost {
     fn with_lease(run: RunId) -> Self {
         Self { run, cause: Cause::Lost, why: "its worker lost its lease".to_owned() }
-    }
-}
-
-/// A lease of days that serves many keys: it is taken anew from time to time, so that a key put
-/// under it lives for its time at least, and so that no claim waits for a lease of its own.
-struct LongLease {
-    ttl: Duration,
-    taken: Mutex<Option<(LeaseId, Duration)>>,
-}
-
-/// One long lease serves what is put in this time.
-const LONG_LEASE_SERVES: Duration = Duration::from_secs(3600);
-
-impl LongLease {
-    fn new(ttl: Duration) -> Self {
-        Self { ttl, taken: Mutex::new(None) }
-    }
-
-    async fn current(&self, ports: &Ports) -> Result<LeaseId, StoreError> {
-        let mut taken = self.taken.lock().await;
-        let now = ports.host.since_boot();
-        if let Some((lease, at)) = *taken
-            && now.saturating_sub(at) < LONG_LEASE_SERVES
-        {
-            return Ok(lease);
-        }
-        let lease = ports.store.grant(self.ttl + LONG_LEASE_SERVES).await?.lease;
-        *taken = Some((lease, now));
-        Ok(lease)
-    }
-
-    /// The store knows it no more: the next one who asks takes another.
-    async fn forget(&self) {
-        *self.taken.lock().await = None;
     }
 }
 
@@ -412,72 +381,8 @@ async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
         // Not among the tasks that a drain waits for: both end with the lease alone.
         tokio::join!(
             control::watch_stops(Arc::clone(&shared), held.clone()),
-            reclaim(Arc::clone(&shared), held.clone()),
+            reclaim::reclaim(Arc::clone(&shared), held.clone()),
         );
         last = Some(held.lease);
-    }
-}
-
-/// Takes again the runs that this worker could not go on with, and ends them: a run without an owner
-/// must not stay open.
-async fn reclaim(shared: Arc<Shared>, held: lease::Held) {
-    loop {
-        // Each stays on the list until it is done with: what stands there is left alone by the looks.
-        let lost = shared.lost().clone();
-        if lost.is_empty() {
-            tokio::select! {
-                biased;
-                () = held.lost.cancelled() => return,
-                () = shared.more_lost.notified() => continue,
-            }
-        }
-        for lost in lost {
-            match reclaim_one(&shared, &held, &lost).await {
-                Ok(true) => shared.lost().retain(|other| other.run != lost.run),
-                Ok(false) => {}
-                Err(cause) => warn!(run.id = %lost.run, %cause, "a lost run waits"),
-            }
-        }
-        tokio::select! {
-            biased;
-            () = held.lost.cancelled() => return,
-            () = tokio::time::sleep(Duration::from_millis(500)) => {}
-        }
-    }
-}
-
-/// `false`: its drive is not gone yet.
-async fn reclaim_one(
-    shared: &Arc<Shared>,
-    held: &lease::Held,
-    lost: &Lost,
-) -> Result<bool, StoreError> {
-    let run = &lost.run;
-    let Some(record) = shared.ports.store.get(&names::run_key(run)).await? else {
-        return Ok(true);
-    };
-    let parsed = serde_json::from_slice::<RunRecord>(&record.value).ok();
-    let ended = parsed.is_some_and(|record| record.status.is_ended());
-    if ended && shared.ports.store.get(&names::open_key(run)).await?.is_none() {
-        return Ok(true);
-    }
-    let Some(launch) = launch::Launch::enter(shared, run) else { return Ok(false) };
-    match orphan::claim_orphan(shared, held, run, &record, orphan::Purpose::End).await {
-        Ok(Some(orphan)) => {
-            if ended {
-                launch.conclude(held, orphan);
-            } else {
-                launch.end_lost(held, orphan, lost.cause, &lost.why);
-            }
-            Ok(true)
-        }
-        Ok(None) => {
-            launch.cancel();
-            Ok(true)
-        }
-        Err(cause) => {
-            launch.cancel();
-            Err(cause)
-        }
     }
 }

@@ -16,7 +16,7 @@ use runner::ports::{
 };
 use tokio::sync::watch;
 
-use crate::plan::Side;
+use crate::plan::{Side, work};
 use crate::world::{Broken, Process, World, lock};
 
 /// What ran.
@@ -121,22 +121,6 @@ pub struct Handle {
 
 fn failed(doing: &str) -> ExecError {
     ExecError::Engine { doing: doing.to_owned(), cause: "it was told to fail".to_owned() }
-}
-
-/// What a step's words mean.
-struct Work {
-    span: Duration,
-    code: i32,
-    stubborn: bool,
-}
-
-fn work(words: &[String]) -> Work {
-    let number = |at: usize| words.get(at).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
-    Work {
-        span: Duration::from_millis(number(1)),
-        code: i32::try_from(number(2)).unwrap_or(1),
-        stubborn: words.first().is_some_and(|word| word == "stubborn"),
-    }
 }
 
 impl Handle {

@@ -22,6 +22,7 @@ mod edge;
 mod engine;
 mod plan;
 mod rows;
+mod sites;
 mod stops;
 mod store;
 mod stream;

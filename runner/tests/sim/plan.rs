@@ -283,3 +283,19 @@ fn blow(chance: &mut StdRng, workers: usize, engines: usize) -> Blow {
         _ => Blow::Crash { worker },
     }
 }
+
+/// What a step's words mean.
+pub struct Work {
+    pub span: Duration,
+    pub code: i32,
+    pub stubborn: bool,
+}
+
+pub fn work(words: &[String]) -> Work {
+    let number = |at: usize| words.get(at).and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+    Work {
+        span: Duration::from_millis(number(1)),
+        code: i32::try_from(number(2)).unwrap_or(1),
+        stubborn: words.first().is_some_and(|word| word == "stubborn"),
+    }
+}

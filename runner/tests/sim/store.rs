@@ -8,7 +8,6 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
 use protocol::names;
-use protocol::run::{RunRecord, Status};
 use runner::ports::{
     Change, Changes, Entry, Expect, Granted, LeaseId, Listing, Op, Read, Store, StoreError, Txn,
     TxnReply,
@@ -17,6 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::plan::Side;
+use crate::sites::site_of;
 use crate::world::{Broken, Process, Signal, World, lock};
 
 /// A change that was made.
@@ -244,50 +244,6 @@ impl State {
 /// The store as one process sees it.
 pub struct Handle {
     pub process: Arc<Process>,
-}
-
-/// The place of a transaction among those where things go wrong.
-pub fn site_of(txn: &Txn) -> &'static str {
-    let puts = |prefix: &str| {
-        txn.ops.iter().find_map(|op| match op {
-            Op::Put { key, value, .. } if key.starts_with(prefix) => Some(value),
-            Op::Put { .. } | Op::Delete { .. } => None,
-        })
-    };
-    let deletes = |prefix: &str| {
-        txn.ops.iter().any(|op| matches!(op, Op::Delete { key } if key.starts_with(prefix)))
-    };
-    if txn.ops.is_empty() {
-        return "look";
-    }
-    if puts(names::OWNERS).is_some() {
-        return if puts(names::OPEN).is_some() { "claim" } else { "claim-orphan" };
-    }
-    if deletes(names::OPEN) {
-        return "let-go";
-    }
-    if deletes(names::OWNERS) {
-        return if puts(names::RUNS).is_some() { "hand-over" } else { "release" };
-    }
-    if puts(names::STOPS).is_some() {
-        return "stop";
-    }
-    if puts(names::NODES).is_some() {
-        return "node";
-    }
-    let record =
-        puts(names::RUNS).and_then(|value| serde_json::from_slice::<RunRecord>(value).ok());
-    match record {
-        Some(record) if record.status.is_ended() => "end",
-        Some(record) if record.status == Status::Running => {
-            match record.steps.last().map(|step| step.status) {
-                Some(protocol::run::StepStatus::Started) => "save-started",
-                Some(_) | None => "save-ended",
-            }
-        }
-        Some(_) => "save",
-        None => "other",
-    }
 }
 
 impl Handle {

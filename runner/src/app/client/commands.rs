@@ -1,8 +1,9 @@
 //! Starts, stops and pauses: messages for the workers.
 
 use protocol::command::{self, MAX_START_BYTES};
-use protocol::id::{PipelineId, RegisteredName, RunId};
+use protocol::id::{PipelineId, RegisteredName, RunId, StepName};
 use protocol::pipeline::{Pipeline, Vars};
+use protocol::run::{NodeState, Parent};
 use serde_json::{Map, Value, json};
 
 use super::{Client, Error};
@@ -28,6 +29,8 @@ pub struct StartRequest {
     pub vars: Vars,
     /// The registered logger that gets the run's text.
     pub logger: Option<RegisteredName>,
+    /// The ended run that it goes on from.
+    pub parent: Option<Parent>,
 }
 
 impl StartRequest {
@@ -56,6 +59,9 @@ impl StartRequest {
         }
         if let Some(logger) = &self.logger {
             body.insert("logger".into(), json!(logger));
+        }
+        if let Some(parent) = &self.parent {
+            body.insert("parent".into(), json!(parent));
         }
         Ok(message(command::START, self.run.to_string(), body))
     }
@@ -88,6 +94,65 @@ impl Client {
     pub async fn start(&self, start: &StartRequest) -> Result<(), Error> {
         let message = start.message()?;
         Ok(self.services.queue().await?.publish(Route::Jobs, message).await?)
+    }
+
+    /// What starts a new run from a committed step of an ended one: from the one after the last that
+    /// it has committed, where none is named.
+    ///
+    /// # Errors
+    /// [`Error::UnknownRun`], [`Error::NoSuchStep`], and [`Error::NoRerun`] with why it cannot be.
+    pub async fn rerun(
+        &self,
+        of: &RunId,
+        from: Option<StepName>,
+        run: RunId,
+    ) -> Result<StartRequest, Error> {
+        let known = self.run(of).await?;
+        if let Some(step) = &from {
+            known.check_step(step)?;
+        }
+        let record = known.record;
+        let cannot = |why: String| Err(Error::NoRerun { run: of.clone(), why });
+        if !record.status.is_ended() {
+            return cannot(format!("it is {}; stop it first", record.status));
+        }
+        let Some(pipeline) = record.pipeline.clone() else {
+            return cannot("its pipeline was not known".into());
+        };
+        let kept = record.kept_steps();
+        let position = |step: &StepName| pipeline.steps.iter().position(|it| it.name == *step);
+        let first = from.as_ref().and_then(position).unwrap_or(kept);
+        if first >= pipeline.steps.len() {
+            return cannot("all of its steps have passed; name the one to begin with".into());
+        }
+        if first > kept {
+            return cannot(format!("it has committed {kept} steps, which is not enough for that"));
+        }
+        if let Some(last) = first.checked_sub(1).and_then(|last| record.steps.get(last)) {
+            let nodes = self.nodes().await?;
+            let here = nodes.iter().any(|(_, node)| {
+                node.state == NodeState::Ready && Some(&node.engine) == last.engine.as_ref()
+            });
+            if pipeline.retention.is_none() {
+                return cannot(format!(
+                    "what step {} left went with its end: give the pipeline a `retention`",
+                    last.name
+                ));
+            }
+            if !here && last.digest.is_none() {
+                return cannot(format!(
+                    "what step {} left is on an engine where no worker is ready",
+                    last.name
+                ));
+            }
+        }
+        Ok(StartRequest {
+            what: StartOf::Inline(Box::new(pipeline)),
+            run,
+            vars: record.vars,
+            logger: record.logger,
+            parent: Some(Parent { run_id: of.clone(), from }),
+        })
     }
 
     /// Sends a stop; the broker has it when this returns.
@@ -128,7 +193,7 @@ mod tests {
     fn start(what: StartOf) -> StartRequest {
         let vars = Vars::from_iter([("A".to_owned(), "1".to_owned())]);
         let run = "r-1".parse().unwrap();
-        StartRequest { what, run, vars, logger: Some("logs".parse().unwrap()) }
+        StartRequest { what, run, vars, logger: Some("logs".parse().unwrap()), parent: None }
     }
 
     fn pipeline(cmd: &str) -> Pipeline {

@@ -113,6 +113,14 @@ pub enum Error {
         /// Those that it has.
         known: Vec<StepName>,
     },
+    /// A run that nothing can go on from.
+    #[error("run {run} cannot be gone on from: {why}")]
+    NoRerun {
+        /// The run.
+        run: RunId,
+        /// Why.
+        why: String,
+    },
     /// A start that no worker would take.
     #[error(
         "the definition and its variables have {size} bytes as JSON, and at most {max} are taken"
@@ -161,6 +169,7 @@ impl Error {
             Self::UnknownRun(_)
             | Self::NoSuchStep { .. }
             | Self::InUse { .. }
+            | Self::NoRerun { .. }
             | Self::Contended { .. } => Trouble::State,
         }
     }

@@ -58,6 +58,7 @@ fn record(run: &str, status: Status, scheduled: Millis) -> RunRecord {
         pipeline: Some(pipeline("true")),
         node: None,
         epoch: None,
+        parent: None,
         attempt: 1,
         losses: 0,
         released: None,
@@ -135,6 +136,7 @@ async fn a_start_waits_in_the_queue_under_its_run_id() {
         run: "r-1".parse().unwrap(),
         vars: protocol::pipeline::Vars::new(),
         logger: None,
+        parent: None,
     };
     client.start(&start).await.unwrap();
     client.stop(&start.run, Some("enough")).await.unwrap();

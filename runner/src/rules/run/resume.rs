@@ -3,7 +3,7 @@
 use protocol::event::{Reason, Severity};
 use protocol::id::StepName;
 use protocol::pipeline::OnLost;
-use protocol::run::{Cause, Released, Status, StepRecord, StepStatus};
+use protocol::run::{Cause, Released, Status, StepRecord};
 use protocol::time::{Millis, Stamp};
 
 use super::facts::{about, emit};
@@ -40,7 +40,7 @@ impl Run {
             return self.end_failed(now, Cause::Lost, &why, None);
         }
         let kept = match on_lost {
-            OnLost::Resume => self.kept(),
+            OnLost::Resume => self.record.kept_steps(),
             OnLost::Restart => 0,
             OnLost::Fail => {
                 let why = format!("its worker {} was lost", past.node);
@@ -73,10 +73,22 @@ impl Run {
         images.collect()
     }
 
-    /// So many steps have passed, and what they left was kept.
-    fn kept(&self) -> usize {
-        let passed = |step: &&StepRecord| step.status == StepStatus::Passed && step.image.is_some();
-        self.record.steps.iter().take_while(passed).count()
+    /// Begins after the steps that stand in its record: another run has left them.
+    #[must_use = "effects that are dropped never happen"]
+    pub fn begin_after(&mut self, now: Millis) -> Vec<Effect> {
+        if self.state != State::Claimed {
+            return Vec::new();
+        }
+        let kept = self.record.kept_steps();
+        let candidates = self.candidates(kept).into_iter().take(1).collect();
+        self.state = State::Adopting(kept);
+        self.record.status = Status::Initializing;
+        self.record.initiated_at = Some(now.into());
+        let run = &self.record.run_id;
+        let started = emit(Reason::StartPipelineRun, format!("run {run} starts"));
+        let mut list = vec![Effect::Adopt(candidates), self.save(), started];
+        list.extend(self.run_timer(now));
+        list
     }
 
     fn start_over(&mut self, now: Millis, cause: Option<Cause>) -> Vec<Effect> {
@@ -107,10 +119,16 @@ impl Run {
         self.record.steps.truncate(kept);
         let mounted = self.steps().iter().take(kept).filter_map(|step| step.needs_resource.clone());
         self.mounted = mounted.collect();
+        self.record.initialized_at.get_or_insert(Stamp(now));
+        self.record.started_at.get_or_insert(Stamp(now));
         let mut first: Vec<Effect> = self
             .resumed(kept, (kept < all).then_some(Cause::ImageLost), again)
             .into_iter()
             .collect();
+        if self.resumption.is_none() {
+            let running = format!("run {} is running", self.record.run_id);
+            first.push(emit(Reason::PipelineRunning, running));
+        }
         first.extend(
             self.record.steps.iter().map(|step| completed_before(step, &self.record.run_id)),
         );
@@ -118,9 +136,18 @@ impl Run {
     }
 
     pub(super) fn image_lost(&mut self, now: Millis) -> Vec<Effect> {
-        let State::Adopting(_) = self.state else { return Vec::new() };
-        self.end_interrupted(now, None)
-            .unwrap_or_else(|| self.start_over(now, Some(Cause::ImageLost)))
+        let State::Adopting(kept) = self.state else { return Vec::new() };
+        if let Some(ended) = self.end_interrupted(now, None) {
+            return ended;
+        }
+        match (&self.resumption, &self.record.parent) {
+            // What is asked for is to go on, not to begin again.
+            (None, Some(parent)) => {
+                let why = format!("what {kept} steps of run {} left is gone", parent.run_id);
+                self.end_failed(now, Cause::ImageLost, &why, None)
+            }
+            (_, _) => self.start_over(now, Some(Cause::ImageLost)),
+        }
     }
 
     /// What is told of the new owner. `cause`: where it is neither of the two usual ones.

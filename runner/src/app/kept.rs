@@ -1,0 +1,96 @@
+//! What the steps of a run have left on this machine's engine: which files they changed, and a shell
+//! among them.
+
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+use anyhow::{Context as _, bail};
+use protocol::id::StepName;
+use protocol::run::RunRecord;
+
+use super::{Unavailable, engine};
+use crate::config::Config;
+use crate::exec::podman::{self, Podman};
+
+pub use podman::Change;
+
+/// What a step of a run has left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    /// The step.
+    pub step: StepName,
+    /// The image.
+    pub image: String,
+    /// What the step before has left; the base image for the first.
+    pub before: Option<String>,
+}
+
+/// What a step left; the last that did, where none is named.
+///
+/// # Errors
+/// A sentence, where it left nothing.
+pub fn kept(record: &RunRecord, step: Option<&StepName>) -> anyhow::Result<Kept> {
+    let run = &record.run_id;
+    let last = || record.kept_steps().checked_sub(1);
+    let named = |step: &StepName| record.steps.iter().position(|it| it.name == *step);
+    let position = match step {
+        None => last().with_context(|| format!("no step of run {run} was committed"))?,
+        Some(step) => {
+            named(step).with_context(|| format!("step {step} of run {run} was not begun"))?
+        }
+    };
+    let of = |position: usize| record.steps.get(position);
+    let Some((step, image)) = of(position).and_then(|step| Some((step, step.image.clone()?)))
+    else {
+        bail!("step {position} of run {run} was not committed");
+    };
+    let before = position.checked_sub(1).and_then(of).and_then(|step| step.image.clone());
+    Ok(Kept { step: step.name.clone(), image, before })
+}
+
+fn gone(kept: &Kept) -> anyhow::Error {
+    anyhow::anyhow!(
+        "what step {} left is not on this machine's engine, or not any more: images stay for as \
+         long as the pipeline's `retention`",
+        kept.step
+    )
+}
+
+/// The files that a step changed.
+///
+/// # Errors
+/// Where the engine does not answer, or has the images not.
+pub async fn changes(config: &Config, kept: &Kept) -> anyhow::Result<Vec<(String, Change)>> {
+    let found = engine::find(&config.engine).await?;
+    let options = engine::options(&config.engine, found.url.clone());
+    let podman = Podman::connect(options).map_err(|cause| Unavailable::because(&cause))?;
+    let changes = podman.changes(&kept.image, kept.before.as_deref()).await;
+    let changes = changes.map_err(|cause| Unavailable::because(&cause))?;
+    if let Some(own) = found.own {
+        own.end().await;
+    }
+    changes.ok_or_else(|| gone(kept))
+}
+
+/// Opens a shell in what a step left, in the place of this program: what is done there is gone with
+/// it. Returns only where it could not.
+///
+/// # Errors
+/// Why not.
+pub async fn shell(config: &Config, kept: &Kept, words: &[String]) -> anyhow::Result<()> {
+    let Some(program) = &config.engine.program else {
+        bail!("there is no podman in PATH: it is what opens the shell");
+    };
+    // That it is there is seen before a terminal is given away.
+    changes(config, &Kept { before: None, ..kept.clone() }).await?;
+    let mut command = Command::new(program);
+    if let Some(url) = &config.engine.url {
+        command.args(["--remote", "--url", &url.to_string()]);
+    }
+    command.args(["run", "--rm", "--interactive", "--pull", "never", "--entrypoint", "[]"]);
+    if rustix::termios::isatty(std::io::stdin()) {
+        command.arg("--tty");
+    }
+    command.args(["--label", "bob.role=shell", &kept.image]).args(words);
+    Err(command.exec()).with_context(|| format!("{} cannot be started", program.display()))
+}

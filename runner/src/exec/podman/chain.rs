@@ -1,0 +1,148 @@
+//! The images of a run, one on the other: the base, what is taken up, what each step leaves.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::api::Commit;
+use super::call::{Ask, Fault, Reply, no_space, saw_a_removal};
+use super::http::Link;
+use super::image::{Known, PIN, TAGS, is_to_squash};
+use super::{COMMITS, Podman, path};
+use crate::ports::{ExecError, RunScope, Workspace};
+
+impl Podman {
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all others say themselves what they are")]
+    pub(super) async fn base(
+        &self,
+        run: &RunScope,
+        name: &str,
+    ) -> Result<Option<Workspace>, ExecError> {
+        let mut link = self.http.link();
+        let looked = link.image(name).await;
+        let looked = looked.map_err(|fault| match fault {
+            // A name that is none is refused in a way of its own.
+            Fault::Refused { message, .. } if !no_space(&message) => {
+                ExecError::Image { image: run.image.clone(), cause: message }
+            }
+            other => other.at("looking for an image", &self.http),
+        })?;
+        let Some(image) = looked else { return Ok(None) };
+        if !image.is_named() {
+            let query = path::query(&[("repo", PIN), ("tag", run.run.as_str())]);
+            let tag = Ask::post(format!("/images/{}/tag?{query}", image.id));
+            let tagged = link.call(tag).await.and_then(Reply::good);
+            tagged.map_err(|fault| fault.at("keeping the base image", &self.http))?;
+        }
+        let base = Arc::new(image.as_base());
+        let (layers, size) = (base.layers, base.size);
+        let known = Known { base, depth: 0, layers, size, chain: Arc::default() };
+        self.memory.learn_image(&run.run, &image.id, known);
+        Ok(Some(Workspace::Image { id: image.id, depth: 0 }))
+    }
+
+    /// Names an image that an earlier owner kept, so that it does not go with that one's names.
+    pub(super) async fn name_again(
+        &self,
+        run: &RunScope,
+        image: &str,
+    ) -> Result<Option<Workspace>, ExecError> {
+        let failed = |fault: Fault| fault.at("taking up an image", &self.http);
+        let repository = format!("{TAGS}/resume-{}", run.epoch);
+        let query = path::query(&[("repo", &repository), ("tag", run.run.as_str())]);
+        let tag = Ask::post(format!("/images/{image}/tag?{query}"));
+        let mut link = self.http.link();
+        match link.call(tag).await.and_then(Reply::good) {
+            Ok(_) => {}
+            Err(fault) if fault.status() == Some(404) => return Ok(None),
+            Err(fault) => return Err(failed(fault)),
+        }
+        let Some(found) = link.image(image).await.map_err(failed)? else { return Ok(None) };
+        let known = found.as_known(0).map_err(failed)?;
+        let depth = known.depth;
+        self.memory.learn_image(&run.run, &found.id, known);
+        Ok(Some(Workspace::Image { id: found.id, depth }))
+    }
+
+    /// The image that a step stands on, and what there is to know of it.
+    pub(super) async fn known(
+        &self,
+        run: &RunScope,
+        on: &Workspace,
+    ) -> Result<(String, Known), ExecError> {
+        let Workspace::Image { id, depth } = on else {
+            return Err(ExecError::Engine {
+                doing: "making a container".into(),
+                cause: format!("{on:?} is no image"),
+            });
+        };
+        if let Some(known) = self.memory.image(&run.run, id) {
+            return Ok((id.clone(), known));
+        }
+        let looked = self.http.link().image(id).await;
+        let looked = looked.map_err(|fault| fault.at("looking for an image", &self.http))?;
+        let Some(image) = looked else {
+            return Err(ExecError::Image {
+                image: run.image.clone(),
+                cause: format!("image {id}, which the step stands on, is gone"),
+            });
+        };
+        let known = image.as_known(*depth);
+        let known = known.map_err(|fault| fault.at("looking for an image", &self.http))?;
+        self.memory.learn_image(&run.run, id, known.clone());
+        Ok((id.clone(), known))
+    }
+
+    /// Makes an image of a container that stands on `parent`.
+    pub(super) async fn keep(
+        &self,
+        link: &mut Link,
+        run: &RunScope,
+        container: &str,
+        parent: &str,
+        known: &Known,
+        what: &str,
+    ) -> Result<Workspace, ExecError> {
+        let mut size = known.size;
+        let mut squash = is_to_squash(known.depth, known.layers, size);
+        if squash {
+            // The size was that of an image some steps ago.
+            let looked = link.image(parent).await;
+            let looked = looked.map_err(|fault| fault.at("looking for an image", &self.http))?;
+            size = looked.map_or(size, |image| image.as_base().size);
+            squash = is_to_squash(known.depth, known.layers, size);
+        }
+        // A chain's tag moves along; what stands on another image than its last begins a new one, and
+        // so does what stands on none.
+        let going_on = if squash { None } else { known.chain.goes_on(parent) };
+        let (name, chain) = match going_on {
+            Some(name) => (name, Arc::clone(&known.chain)),
+            None => (format!("{what}-{}", run.epoch), Arc::default()),
+        };
+        let repository = format!("{TAGS}/{name}");
+        let commit = Commit { container, repository: &repository, tag: run.run.as_str(), squash };
+        let id = self.commit(link, &commit).await?;
+        chain.ends_at(&name, &id);
+        let (depth, layers) = if squash { (0, 1) } else { (known.depth + 1, known.layers + 1) };
+        let base = Arc::clone(&known.base);
+        self.memory.learn_image(&run.run, &id, Known { base, depth, layers, size, chain });
+        Ok(Workspace::Image { id, depth })
+    }
+
+    async fn commit(&self, link: &mut Link, commit: &Commit<'_>) -> Result<String, ExecError> {
+        let mut tries = 0;
+        loop {
+            let fault = match link.commit(commit).await {
+                Ok(id) => return Ok(id),
+                Err(fault) => fault,
+            };
+            tries += 1;
+            if !saw_a_removal(fault.refusal()) || tries >= COMMITS {
+                return Err(fault.at("keeping what a step left", &self.http));
+            }
+            tracing::debug!(container.id = commit.container, %fault, "committing once more");
+            sleep(Duration::from_millis(20 << tries)).await;
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! What a new run takes over from one that has ended.
+
+use protocol::command::Start;
+use protocol::pipeline::Pipeline;
+use protocol::run::StepRecord;
+
+use super::Shared;
+use super::claim::read_record;
+use crate::ports::Entry;
+
+/// Why a run cannot go on from where another one has come to.
+pub(super) enum NotAfter {
+    /// Another worker can.
+    Here(String),
+    /// None can.
+    Ever(String),
+}
+
+/// The steps that a start takes over from an ended run.
+pub(super) fn after_parent(
+    shared: &Shared,
+    start: &Start,
+    entry: Option<&Entry>,
+    pipeline: &Pipeline,
+) -> Result<Vec<StepRecord>, NotAfter> {
+    let Some(parent) = &start.parent else { return Ok(Vec::new()) };
+    let of = &parent.run_id;
+    let record = entry.map(|entry| read_record(of, entry));
+    let record = match record {
+        Some(Ok(record)) if record.status.is_ended() => record,
+        Some(Ok(record)) => return Err(NotAfter::Ever(format!("run {of} is {}", record.status))),
+        Some(Err(cause)) => return Err(NotAfter::Ever(cause.to_string())),
+        None => return Err(NotAfter::Ever(format!("run {of} is not known, or not any more"))),
+    };
+    let kept = record.kept_steps();
+    let from = match &parent.from {
+        None => kept,
+        Some(step) => pipeline.steps.iter().position(|it| it.name == *step).ok_or_else(|| {
+            NotAfter::Ever(format!(
+                "pipeline {}/{} has no step {step}",
+                pipeline.group, pipeline.name
+            ))
+        })?,
+    };
+    if from > kept || from >= pipeline.steps.len() {
+        let why = format!("run {of} has committed {kept} steps: nothing begins after {from}");
+        return Err(NotAfter::Ever(why));
+    }
+    let steps: Vec<StepRecord> = record.steps.into_iter().take(from).collect();
+    let in_registry = |step: &StepRecord| step.digest.is_some() && shared.engine.checkpoints;
+    match steps.last() {
+        Some(last) if last.engine.as_ref() != Some(&shared.engine.id) && !in_registry(last) => {
+            let engine = last.engine.as_deref().unwrap_or("another");
+            Err(NotAfter::Here(format!("the image of step {} is on engine {engine}", last.name)))
+        }
+        Some(_) | None => Ok(steps),
+    }
+}
