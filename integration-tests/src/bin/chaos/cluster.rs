@@ -36,6 +36,8 @@ pub(crate) struct Worker {
     process: Option<Process>,
     /// How many processes it has had.
     started: usize,
+    /// The log of the last one.
+    log: PathBuf,
 }
 
 struct Process {
@@ -79,7 +81,8 @@ impl Cluster {
             for url in cluster.etcd_urls() {
                 etcd.push(Proxy::start(address(&url)?).await?);
             }
-            let worker = Worker { number, amqp, etcd, process: None, started: 0 };
+            let worker =
+                Worker { number, amqp, etcd, process: None, started: 0, log: PathBuf::new() };
             cluster.workers.push(Mutex::new(worker));
         }
         Ok(cluster)
@@ -126,7 +129,8 @@ impl Cluster {
         worker.started += 1;
         let home = self.dir.path().join(format!("{}-{}", worker.number, worker.started));
         std::fs::create_dir(&home)?;
-        let log = File::create(home.with_extension("log"))?;
+        worker.log = home.with_extension("log");
+        let log = File::create(&worker.log)?;
         let (user, password) = self.amqp_user();
         let etcd: Vec<String> =
             worker.etcd.iter().map(|proxy| format!("http://{}", proxy.at())).collect();
@@ -202,6 +206,13 @@ impl Worker {
         let pid = process.pid;
         self.process = None;
         Ok(Some(format!("worker {} (process {pid}) ended by itself: {status}", self.number)))
+    }
+
+    /// Whether its last process gave up at its start, as no engine answered: a worker waits for its
+    /// broker and its store, and leaves the engine to whoever starts it.
+    pub(crate) fn found_no_engine(&self) -> anyhow::Result<bool> {
+        let log = std::fs::read_to_string(&self.log)?;
+        Ok(log.lines().any(|line| line.starts_with("error: cannot reach the container engine")))
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {

@@ -197,7 +197,9 @@ impl Nemesis {
     ) -> anyhow::Result<()> {
         while !kinds.is_empty() && self.pauses(&mut random, 4000, 10_000).await {
             let kind = kinds.choose(&mut random).copied().unwrap_or("member");
-            let verb = if random.random_bool(0.5) { "kill" } else { "stop" };
+            // Asked to end, podman's service waits for whoever is attached, and refuses all others.
+            let is_kill = kind == "podman" || random.random_bool(0.5);
+            let verb = if is_kill { "kill" } else { "stop" };
             let member = random.random_range(1..=MEMBERS);
             let away = Duration::from_millis(random.random_range(0..5000));
             let from = now();
@@ -228,10 +230,13 @@ impl Nemesis {
             }
             for place in 0..WORKERS {
                 let Some(mut worker) = self.cluster.free_worker(place) else { continue };
-                if let Some(ended) = worker.has_ended()? {
+                let Some(ended) = worker.has_ended()? else { continue };
+                if worker.found_no_engine()? {
+                    say(&format!("worker {} started while podman was away", worker.number));
+                } else {
                     self.log.mishap(ended);
-                    self.cluster.launch(&mut worker)?;
                 }
+                self.cluster.launch(&mut worker)?;
             }
         }
     }

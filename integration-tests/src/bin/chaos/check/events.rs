@@ -78,6 +78,7 @@ pub(super) fn tell_every_byte(story: &Story<'_>, say: &mut Say<'_>) {
     for step in last.steps.iter().filter(|step| step.status == StepStatus::Passed) {
         let Some(epoch) = step.epoch else { continue };
         let events = of_epoch(story, epoch.0);
+        completed_as_recorded(&events, step, say);
         let is_kept = was_kept(story, epoch.0);
         for (of, recorded) in
             [(LogStream::Stdout, step.stdout_bytes), (LogStream::Stderr, step.stderr_bytes)]
@@ -96,6 +97,22 @@ pub(super) fn tell_every_byte(story: &Story<'_>, say: &mut Say<'_>) {
     }
     if last.status == Status::Passed {
         leaves_each_once(story, say);
+    }
+}
+
+/// I5: a step's end is told with the numbers that are recorded.
+fn completed_as_recorded(events: &BTreeMap<u64, &Event>, step: &StepRecord, say: &mut Say<'_>) {
+    for event in events.values() {
+        let Reason::StepCompleted { stdout_bytes, stderr_bytes, .. } = event.reason else {
+            continue;
+        };
+        let is_it = event.step.as_ref() == Some(&step.name) && event.attempt == Some(step.attempt);
+        let (told, recorded) =
+            ((stdout_bytes, stderr_bytes), (step.stdout_bytes, step.stderr_bytes));
+        if is_it && told != recorded {
+            let name = &step.name;
+            say(format!("I5: step {name} is told to have written {told:?}, not {recorded:?}"));
+        }
     }
 }
 

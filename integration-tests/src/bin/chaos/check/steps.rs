@@ -11,7 +11,8 @@ fn passed(record: &RunRecord) -> usize {
     record.steps.iter().take_while(|step| step.status == StepStatus::Passed).count()
 }
 
-/// I3, of the record: a step is begun when all before it have passed, and what has passed stays so.
+/// I3, of the record: a step is begun when all before it have passed, what has passed stays so, and
+/// does not begin again; nothing does once the run has ended.
 pub(super) fn keep_their_order(story: &Story<'_>, say: &mut Say<'_>) {
     let mut kept = 0;
     for version in &story.versions {
@@ -24,6 +25,12 @@ pub(super) fn keep_their_order(story: &Story<'_>, say: &mut Say<'_>) {
             say(format!("I3: {kept} steps had passed, and {now} at {at}"));
         }
         kept = now;
+    }
+    if let Some(end) = story.end() {
+        for begun in story.begun.iter().filter(|begun| begun.at > end.seen) {
+            let (step, at) = (begun.step, end.revision);
+            say(format!("I3: step {step} began after the run had ended at {at}"));
+        }
     }
     if story.began_anew() {
         return;

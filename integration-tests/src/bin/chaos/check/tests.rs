@@ -263,6 +263,24 @@ fn a_step_that_runs_again_after_it_had_passed_is_found() {
 }
 
 #[test]
+fn a_step_that_begins_after_the_end_is_found() {
+    let mut made = taken_over();
+    made.ran(1, 22);
+    made.is_broken("I3: step 1 began after the run had ended at 22");
+}
+
+#[test]
+fn an_end_of_a_step_that_is_told_with_other_numbers_is_found() {
+    let mut made = taken_over();
+    let completed = json!({
+        "step": "0", "attempt": 1, "exit-code": 0, "duration-ms": 1, "stdout-bytes": 3,
+        "stderr-bytes": 0,
+    });
+    made.tell(event(FIRST, 1, "StepCompleted", &completed));
+    made.is_broken("I5: step 0 is told to have written (3, 0), not (0, 0)");
+}
+
+#[test]
 fn a_step_that_is_forgotten_is_found() {
     let forgets = taken_over().with(|revision, record| {
         if revision == 21 {
