@@ -70,7 +70,7 @@ impl Cluster {
         let own = starting.await?.context("there is no scripts/services")?;
         let mut cluster = Self {
             own,
-            dir: tempfile::Builder::new().prefix("bob-chaos.").tempdir()?,
+            dir: tempfile::Builder::new().prefix("bob-chaos-workers.").tempdir()?,
             program,
             drain_seconds,
             workers: Vec::new(),
