@@ -47,7 +47,7 @@ chaos [--seed N] [--runs N] [--minutes N] [--nemeses KINDS] [--rolling] [--worke
 It starts services of its own, and ends with 1 where an invariant does not hold.
 ";
 /// How long the last runs may take once nothing is wrong any more.
-const SETTLING: Duration = Duration::from_secs(300);
+const SETTLING: Duration = Duration::from_secs(180);
 
 /// What is to be done.
 struct Plan {
