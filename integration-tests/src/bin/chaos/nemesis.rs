@@ -82,8 +82,9 @@ impl Nemesis {
     /// Replaces one worker after the other, each asked to leave, until it is stopped.
     pub(crate) async fn roll(self) -> anyhow::Result<()> {
         let rolling = async {
+            let mut next = Instant::now();
             for place in (0..WORKERS).cycle() {
-                let next = Instant::now() + ROLL_EVERY;
+                next += ROLL_EVERY;
                 tokio::select! {
                     biased;
                     () = self.stop.cancelled() => break,
@@ -201,7 +202,9 @@ impl Nemesis {
             let is_kill = kind == "podman" || random.random_bool(0.5);
             let verb = if is_kill { "kill" } else { "stop" };
             let member = random.random_range(1..=MEMBERS);
-            let away = Duration::from_millis(random.random_range(0..5000));
+            // A worker waits 5 s for its engine before it gives a step up.
+            let most = if kind == "podman" { 2000 } else { 5000 };
+            let away = Duration::from_millis(random.random_range(0..most));
             let from = now();
             let (down, up) = match kind {
                 "broker" => ("rabbitmq".to_owned(), "rabbitmq"),
