@@ -44,6 +44,10 @@ run FILE *ARGS:
 bench *ARGS:
     scripts/bench {{ ARGS }}
 
+# Let everything fail around three workers, and hold what came of it against the invariants.
+chaos *ARGS:
+    scripts/chaos {{ ARGS }}
+
 # Ask the advisory database (needs the network), and the licences, bans and sources.
 audit:
     cargo deny check

@@ -3,5 +3,6 @@
 
 pub mod engine;
 pub mod prefixed;
+pub mod proxy;
 pub mod raw;
 pub mod services;

@@ -1,0 +1,155 @@
+//! What holds for events.
+
+use std::collections::BTreeMap;
+
+use protocol::event::{Event, LogStream, Reason};
+use protocol::run::{Status, StepRecord, StepStatus};
+
+use super::{Say, Story};
+
+/// The events of one epoch, each once, in the order of their numbers.
+fn of_epoch<'a>(story: &Story<'a>, epoch: i64) -> BTreeMap<u64, &'a Event> {
+    let told = story.told.iter().copied();
+    told.filter(|event| event.epoch.map(|epoch| epoch.0) == Some(epoch))
+        .filter_map(|event| Some((event.seq?, event)))
+        .collect()
+}
+
+/// I5: of the epoch that ended the run every event was told, and none after its end.
+pub(super) fn have_no_gap(story: &Story<'_>, say: &mut Say<'_>) {
+    let Some(ending) = story.told.iter().find(|told| told.reason.is_ending()) else { return };
+    let (Some(epoch), Some(seq)) = (ending.epoch, ending.seq) else {
+        return say("I5: its end was told without epoch and number".into());
+    };
+    let numbers: Vec<u64> = of_epoch(story, epoch.0).into_keys().collect();
+    let missing: Vec<u64> = (0..=seq).filter(|number| !numbers.contains(number)).collect();
+    if !missing.is_empty() {
+        say(format!(
+            "I5: of epoch {epoch}, which ended with event {seq}, {missing:?} were not told"
+        ));
+    }
+    if let Some(after) = numbers.iter().find(|number| **number > seq) {
+        say(format!("I5: of epoch {epoch} event {after} was told, after the end, which was {seq}"));
+    }
+    let newest = story.told.iter().filter_map(|told| told.epoch).max();
+    if newest > Some(epoch) {
+        say(format!("I5: it ended in epoch {epoch}, and events of {newest:?} were told"));
+    }
+}
+
+/// I5: what is told again under a number is the same.
+pub(super) fn are_the_same_each_time(story: &Story<'_>, say: &mut Say<'_>) {
+    let mut told: BTreeMap<(i64, u64), &Event> = BTreeMap::new();
+    for event in &story.told {
+        let (Some(epoch), Some(seq)) = (event.epoch, event.seq) else { continue };
+        let first = told.entry((epoch.0, seq)).or_insert(event);
+        if first != event {
+            say(format!("I5: event {seq} of epoch {epoch} was told as {first:?} and as {event:?}"));
+        }
+    }
+}
+
+/// What one stream of a step came to, by its `Log` events: the bytes, or where one did not follow
+/// the one before.
+fn bytes(events: &BTreeMap<u64, &Event>, step: &StepRecord, of: LogStream) -> Result<u64, u64> {
+    let mut bytes = 0;
+    for event in events.values() {
+        let Reason::Log { stream, offset, partial, .. } = &event.reason else { continue };
+        if *stream != of
+            || event.step.as_ref() != Some(&step.name)
+            || event.attempt != Some(step.attempt)
+        {
+            continue;
+        }
+        if *offset != bytes {
+            return Err(bytes);
+        }
+        let text = event.log_bytes().unwrap_or_default();
+        bytes += text.len() as u64 + u64::from(!partial);
+    }
+    Ok(bytes)
+}
+
+/// I5: of each step that passed, what was told begins at its first byte and goes on without a gap;
+/// under an owner that was not lost it is all of it. The last step tells which steps have left
+/// something behind: each once.
+pub(super) fn tell_every_byte(story: &Story<'_>, say: &mut Say<'_>) {
+    let Some(last) = story.last() else { return };
+    for step in last.steps.iter().filter(|step| step.status == StepStatus::Passed) {
+        let Some(epoch) = step.epoch else { continue };
+        let events = of_epoch(story, epoch.0);
+        completed_as_recorded(&events, step, say);
+        let is_kept = was_kept(story, epoch.0);
+        for (of, recorded) in
+            [(LogStream::Stdout, step.stdout_bytes), (LogStream::Stderr, step.stderr_bytes)]
+        {
+            match bytes(&events, step, of) {
+                // What a lost owner had not told yet is lost with it; the record says how much.
+                Ok(told) if told == recorded || (told < recorded && !is_kept) => {}
+                Ok(told) => {
+                    say(format!("I5: step {} wrote {recorded}, and {told} were told", step.name));
+                }
+                // What follows a gap of a lost owner is what had been on its way.
+                Err(_) if !is_kept => {}
+                Err(at) => say(format!("I5: of step {} what follows {at} is missing", step.name)),
+            }
+        }
+    }
+    if last.status == Status::Passed {
+        leaves_each_once(story, say);
+    }
+}
+
+/// I5: a step's end is told with the numbers that are recorded.
+fn completed_as_recorded(events: &BTreeMap<u64, &Event>, step: &StepRecord, say: &mut Say<'_>) {
+    for event in events.values() {
+        let Reason::StepCompleted { stdout_bytes, stderr_bytes, .. } = event.reason else {
+            continue;
+        };
+        let is_it = event.step.as_ref() == Some(&step.name) && event.attempt == Some(step.attempt);
+        let (told, recorded) =
+            ((stdout_bytes, stderr_bytes), (step.stdout_bytes, step.stderr_bytes));
+        if is_it && told != recorded {
+            let name = &step.name;
+            say(format!("I5: step {name} is told to have written {told:?}, not {recorded:?}"));
+        }
+    }
+}
+
+fn leaves_each_once(story: &Story<'_>, say: &mut Say<'_>) {
+    let Some(ending) = story.told.iter().find(|told| told.reason.is_ending()) else { return };
+    let Some(epoch) = ending.epoch else { return };
+    let events = of_epoch(story, epoch.0);
+    let mut text: Vec<&str> = Vec::new();
+    let mut repeats_last = false;
+    for event in events.values() {
+        let is_last = event
+            .step
+            .as_ref()
+            .is_some_and(|step| step.as_str() == (story.plan.steps - 1).to_string());
+        if !is_last {
+            continue;
+        }
+        if let Reason::Log { stream: LogStream::Stdout, .. } = &event.reason {
+            text.push(&event.message);
+        }
+        repeats_last |= matches!(&event.reason, Reason::StepCompleted { repeated: true, .. });
+    }
+    let numbers: Vec<String> = (0..story.plan.steps).map(|step| step.to_string()).collect();
+    let expected = format!("did {}", numbers.join(" "));
+    let told = text.iter().flat_map(|text| text.lines()).find(|line| line.starts_with("did "));
+    // Where the last step had passed before, its text stands in the epoch in which it did.
+    if told != Some(&expected) && !repeats_last {
+        say(format!("I3: the last step found {told:?}, not {expected:?}"));
+    }
+}
+
+/// Whether the owner of an epoch saw the run to its end, or let go of it in good order.
+fn was_kept(story: &Story<'_>, epoch: i64) -> bool {
+    let versions = story.versions.iter().rev();
+    let mut of_epoch =
+        versions.filter(|version| version.record.epoch.map(|at| at.0) == Some(epoch));
+    of_epoch.next().is_some_and(|version| {
+        version.record.status.is_ended() || version.record.released.is_some()
+    })
+}

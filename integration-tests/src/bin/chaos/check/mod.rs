@@ -1,0 +1,284 @@
+//! The invariants, held against everything that was recorded, told and run. Their numbers are those
+//! of `docs/chaos.md`. What holds, holds under every fault.
+
+mod events;
+mod steps;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use protocol::event::{Event, Reason};
+use protocol::id::NodeId;
+use protocol::names;
+use protocol::run::{Cause, OwnerEntry, RunRecord, Status};
+
+use crate::facts::{Begun, Change, Facts, Outcome, Plan, seconds};
+
+/// A record as it once stood.
+pub(crate) struct Version {
+    pub(crate) revision: i64,
+    /// When the rig saw it: not before it stood.
+    pub(crate) seen: protocol::time::Millis,
+    pub(crate) record: RunRecord,
+}
+
+/// An owner: its epoch, and who it was.
+pub(crate) struct Owner {
+    pub(crate) epoch: i64,
+    pub(crate) node: Option<NodeId>,
+}
+
+/// All that is known of one run.
+pub(crate) struct Story<'a> {
+    pub(crate) plan: &'a Plan,
+    pub(crate) versions: Vec<Version>,
+    pub(crate) owners: Vec<Owner>,
+    /// When a stop was first recorded.
+    stopped: Option<i64>,
+    pub(crate) told: Vec<&'a Event>,
+    pub(crate) begun: Vec<&'a Begun>,
+}
+
+/// What was seen, by run.
+struct Sorted<'a> {
+    changes: BTreeMap<&'a str, Vec<&'a Change>>,
+    told: BTreeMap<&'a str, Vec<&'a Event>>,
+    begun: BTreeMap<&'a str, Vec<&'a Begun>>,
+}
+
+impl<'a> Sorted<'a> {
+    fn of(facts: &'a Facts) -> Self {
+        let mut sorted =
+            Self { changes: BTreeMap::new(), told: BTreeMap::new(), begun: BTreeMap::new() };
+        for change in &facts.changes {
+            sorted.changes.entry(&change.key).or_default().push(change);
+        }
+        for event in &facts.told {
+            if let Some(run) = &event.run_id {
+                sorted.told.entry(run.as_str()).or_default().push(event);
+            }
+        }
+        for begun in &facts.begun {
+            sorted.begun.entry(begun.run.as_str()).or_default().push(begun);
+        }
+        sorted
+    }
+
+    fn changes(&self, key: &str) -> &[&'a Change] {
+        self.changes.get(key).map_or(&[], Vec::as_slice)
+    }
+}
+
+/// The story of every run.
+pub(crate) fn stories(facts: &Facts) -> Vec<Story<'_>> {
+    let sorted = Sorted::of(facts);
+    facts.plans.iter().map(|plan| Story::of(plan, &sorted)).collect()
+}
+
+impl<'a> Story<'a> {
+    fn of(plan: &'a Plan, sorted: &Sorted<'a>) -> Self {
+        let run = &plan.run;
+        let versions = sorted.changes(&names::run_key(run)).iter().filter_map(|change| {
+            let record = serde_json::from_slice(change.value.as_ref()?).ok()?;
+            Some(Version { revision: change.revision, seen: change.seen, record })
+        });
+        let owners = sorted.changes(&names::owner_key(run)).iter().filter_map(|change| {
+            let owner: Option<OwnerEntry> = serde_json::from_slice(change.value.as_ref()?).ok();
+            Some(Owner { epoch: change.revision, node: owner.map(|owner| owner.node) })
+        });
+        let stops = sorted.changes(&names::stop_key(run));
+        let stopped = stops.iter().find(|change| change.value.is_some());
+        Self {
+            plan,
+            versions: versions.collect(),
+            owners: owners.collect(),
+            stopped: stopped.map(|change| change.revision),
+            told: sorted.told.get(run.as_str()).cloned().unwrap_or_default(),
+            begun: sorted.begun.get(run.as_str()).cloned().unwrap_or_default(),
+        }
+    }
+
+    pub(crate) fn last(&self) -> Option<&RunRecord> {
+        self.versions.last().map(|version| &version.record)
+    }
+
+    /// The first version that ends it.
+    pub(crate) fn end(&self) -> Option<&Version> {
+        self.versions.iter().find(|version| version.record.status.is_ended())
+    }
+
+    /// The newest owner's epoch at a revision.
+    fn epoch_at(&self, revision: i64) -> Option<i64> {
+        self.owners.iter().map(|owner| owner.epoch).filter(|epoch| *epoch <= revision).max()
+    }
+
+    /// Whether it was begun anew because an image was lost: then steps run again that had passed.
+    fn began_anew(&self) -> bool {
+        self.told.iter().any(|told| {
+            matches!(&told.reason,
+                Reason::PipelineRunResumed { cause, .. } if cause == "image-lost")
+        })
+    }
+}
+
+/// How many seconds the broker may be away before an end no longer waits for what was said: then
+/// nothing is said of gaps.
+const PATIENCE_FOR_LOGS: f64 = 25.0;
+
+pub(crate) type Say<'a> = dyn FnMut(String) + 'a;
+
+/// What is wrong with a history, each a sentence.
+pub(crate) fn broken(facts: &Facts) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut away = facts.injected.iter().filter(|fault| fault.kind == "broker");
+    let broker_was_away_for_long =
+        away.any(|fault| seconds(fault.from, fault.to) > PATIENCE_FOR_LOGS);
+    for story in stories(facts) {
+        let mut say = |what: String| wrong.push(format!("{what} ({})", story.plan.run));
+        one_end(&story, &mut say);
+        ends_as_it_was_to(&story, facts, &mut say);
+        epochs_grow(&story, &mut say);
+        statuses_go_forward(&story, &mut say);
+        stops_are_obeyed(&story, &mut say);
+        losses_are_counted(&story, facts.max_losses, &mut say);
+        steps::keep_their_order(&story, &mut say);
+        steps::are_recorded_before_they_begin(&story, &mut say);
+        steps::never_overlap(&story, &mut say);
+        events::are_the_same_each_time(&story, &mut say);
+        if !broker_was_away_for_long {
+            events::have_no_gap(&story, &mut say);
+            events::tell_every_byte(&story, &mut say);
+        }
+        if facts.is_gentle {
+            suffers_nothing(&story, &mut say);
+        }
+    }
+    wrong.extend(facts.left.iter().map(|left| format!("I4: {left}")));
+    wrong.extend(facts.mishaps.iter().map(|mishap| format!("W: {mishap}")));
+    wrong
+}
+
+/// I1: exactly one end is recorded, and told at least once, always as the same event.
+fn one_end(story: &Story<'_>, say: &mut Say<'_>) {
+    if story.versions.is_empty() {
+        return say("I1: it was published, and is not recorded".into());
+    }
+    let Some(first) = story.end() else {
+        let last = story.last().map(|record| record.status);
+        return say(format!("I1: it has no end, and is {last:?}"));
+    };
+    let was = &first.record;
+    for later in story.versions.iter().filter(|version| version.revision > first.revision) {
+        let is = &later.record;
+        if (was.status, was.cause, &was.message) != (is.status, is.cause, &is.message) {
+            say(format!(
+                "I1: it ended {} at {}, and is {} at {}",
+                was.status, first.revision, is.status, later.revision
+            ));
+        }
+    }
+    let Some(event) = was.ending_event.as_deref() else {
+        return say(format!("I1: its end at {} has no event", first.revision));
+    };
+    let mut told = story.told.iter().filter(|event| event.reason.is_ending()).peekable();
+    if told.peek().is_none() {
+        say("I1: its end was never told".into());
+    }
+    if let Some(other) = told.find(|other| **other != event) {
+        say(format!("I1: its end was recorded as {event:?}, and told as {other:?}"));
+    }
+}
+
+/// E: it ends as its steps do, unless somebody stopped it or too many workers were lost.
+fn ends_as_it_was_to(story: &Story<'_>, facts: &Facts, say: &mut Say<'_>) {
+    let Some(Version { record, .. }) = story.end() else { return };
+    let plan = story.plan;
+    let is_right = match (record.status, record.cause) {
+        (Status::Passed, _) => plan.outcome == Outcome::Passed,
+        (Status::Failed, Some(Cause::ExitCode)) => plan.outcome == Outcome::Failed,
+        (Status::Failed, Some(Cause::Lost)) => record.losses > facts.max_losses,
+        (Status::Stopped, Some(Cause::User)) => plan.is_stopped,
+        (_, _) => false,
+    };
+    if !is_right {
+        let message = record.message.as_deref().unwrap_or_default();
+        say(format!("E: it ended {}, {:?}: {message}", record.status, record.cause));
+    }
+}
+
+/// I2: epochs strictly grow, every version was written under the newest one, and no result of an
+/// older one is taken.
+fn epochs_grow(story: &Story<'_>, say: &mut Say<'_>) {
+    let epochs: Vec<i64> = story.owners.iter().map(|owner| owner.epoch).collect();
+    if !epochs.is_sorted_by(|a, b| a < b) {
+        say(format!("I2: its epochs are {epochs:?}"));
+    }
+    let mut passed: BTreeSet<(usize, Option<i64>)> = BTreeSet::new();
+    for version in &story.versions {
+        let Some(newest) = story.epoch_at(version.revision) else { continue };
+        if let Some(written) = version.record.epoch
+            && written.0 != newest
+            && !version.record.status.is_ended()
+        {
+            let at = version.revision;
+            say(format!("I2: epoch {written} wrote at {at}, when {newest} owned it"));
+        }
+        for (place, step) in version.record.steps.iter().enumerate() {
+            let epoch = step.epoch.map(|epoch| epoch.0);
+            if step.status == protocol::run::StepStatus::Passed
+                && passed.insert((place, epoch))
+                && epoch != Some(newest)
+            {
+                let at = version.revision;
+                say(format!(
+                    "I2: step {place} passed at {at} by a result of epoch {epoch:?}, when {newest} \
+                     owned it"
+                ));
+            }
+        }
+    }
+    let attempts: BTreeSet<u32> =
+        story.versions.iter().map(|version| version.record.attempt).collect();
+    if attempts.len() > epochs.len().max(1) {
+        say(format!("I2: {} owners, and attempts {attempts:?}", epochs.len()));
+    }
+}
+
+/// I6: no status is left for an earlier one, and an end for none.
+fn statuses_go_forward(story: &Story<'_>, say: &mut Say<'_>) {
+    for pair in story.versions.windows(2) {
+        let [before, after] = pair else { continue };
+        let (was, is) = (before.record.status, after.record.status);
+        if was.at_least(is) != is || (was.is_ended() && was != is) {
+            say(format!("I6: it was {was}, and then {is} at {}", after.revision));
+        }
+    }
+}
+
+/// I8: a run whose stop was recorded before its end ends stopped.
+fn stops_are_obeyed(story: &Story<'_>, say: &mut Say<'_>) {
+    let (Some(stopped), Some(end)) = (story.stopped, story.end()) else { return };
+    if stopped < end.revision && end.record.status != Status::Stopped {
+        let (status, at) = (end.record.status, end.revision);
+        say(format!("I8: its stop was recorded at {stopped}, and it ended {status} at {at}"));
+    }
+}
+
+/// I10: losses stay within the bound.
+fn losses_are_counted(story: &Story<'_>, most: u32, say: &mut Say<'_>) {
+    for version in &story.versions {
+        let (losses, status) = (version.record.losses, version.record.status);
+        if losses > most + 1 && !status.is_ended() {
+            say(format!("I10: it was lost {losses} times, and is {status}"));
+        }
+    }
+}
+
+/// R: where workers are only asked to leave, no run fails, none is lost, and no step that has
+/// finished runs again (which I3 says of every history).
+fn suffers_nothing(story: &Story<'_>, say: &mut Say<'_>) {
+    if let Some(version) = story.versions.iter().find(|version| version.record.losses > 0) {
+        say(format!("R: it was lost at {}, though its owner was asked to leave", version.revision));
+    }
+}

@@ -1,0 +1,101 @@
+//! What holds for steps.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use protocol::run::{RunRecord, StepStatus};
+
+use super::{Say, Story};
+
+/// How many steps, from the first one on, stand as passed.
+fn passed(record: &RunRecord) -> usize {
+    record.steps.iter().take_while(|step| step.status == StepStatus::Passed).count()
+}
+
+/// I3, of the record: a step is begun when all before it have passed, what has passed stays so, and
+/// does not begin again; nothing does once the run has ended.
+pub(super) fn keep_their_order(story: &Story<'_>, say: &mut Say<'_>) {
+    let mut kept = 0;
+    for version in &story.versions {
+        let (now, at) = (passed(&version.record), version.revision);
+        let later = version.record.steps.iter().skip(now + 1);
+        if later.clone().any(|step| step.status != StepStatus::Pending) {
+            say(format!("I3: at {at} a step stands as begun after one that has not passed"));
+        }
+        if now < kept && !story.began_anew() {
+            say(format!("I3: {kept} steps had passed, and {now} at {at}"));
+        }
+        kept = now;
+    }
+    if let Some(end) = story.end() {
+        for begun in story.begun.iter().filter(|begun| begun.at > end.seen) {
+            let (step, at) = (begun.step, end.revision);
+            say(format!("I3: step {step} began after the run had ended at {at}"));
+        }
+    }
+    if story.began_anew() {
+        return;
+    }
+    for begun in &story.begun {
+        let step = begun.step;
+        let before = story.versions.iter().filter(|version| version.seen < begun.at);
+        let known = before.map(|version| (passed(&version.record), version.revision));
+        if let Some((_, at)) = known.into_iter().find(|(passed, _)| *passed > step) {
+            say(format!(
+                "I3: step {step} began (begin {}) after it had passed at {at}",
+                begun.began
+            ));
+        }
+    }
+}
+
+/// I3, of what ran: a step runs only when it is recorded as begun, as often as it is, and when all
+/// before it have passed.
+pub(super) fn are_recorded_before_they_begin(story: &Story<'_>, say: &mut Say<'_>) {
+    let mut recorded: BTreeMap<usize, BTreeSet<(Option<i64>, u32)>> = BTreeMap::new();
+    for version in &story.versions {
+        for (place, step) in version.record.steps.iter().enumerate() {
+            if step.status != StepStatus::Pending {
+                let attempt = (step.epoch.map(|epoch| epoch.0), step.attempt);
+                recorded.entry(place).or_default().insert(attempt);
+            }
+        }
+    }
+    let mut ran: BTreeMap<usize, usize> = BTreeMap::new();
+    for begun in &story.begun {
+        *ran.entry(begun.step).or_default() += 1;
+        // The record was read after the step had begun: what it lacks then, it lacked before.
+        if let Some(found) = &begun.found
+            && passed(&found.record) < begun.step
+            && !story.began_anew()
+        {
+            let (step, at) = (begun.step, found.revision);
+            say(format!(
+                "I3: step {step} had begun when {} had passed, at {at}",
+                passed(&found.record)
+            ));
+        }
+    }
+    for (step, times) in ran {
+        let attempts = recorded.get(&step).map_or(0, BTreeSet::len);
+        if times > attempts {
+            say(format!(
+                "I3: step {step} began {times} times, and is recorded as begun {attempts}"
+            ));
+        }
+    }
+}
+
+/// O: on one engine a step never runs beside itself, nor beside another one of its run.
+pub(super) fn never_overlap(story: &Story<'_>, say: &mut Say<'_>) {
+    for (place, one) in story.begun.iter().enumerate() {
+        for other in story.begun.iter().skip(place + 1) {
+            let end = |ended: Option<u64>| ended.unwrap_or(u64::MAX);
+            if one.began < end(other.ended) && other.began < end(one.ended) {
+                say(format!(
+                    "O: steps {} and {} ran beside each other (begins {} and {})",
+                    one.step, other.step, one.began, other.began
+                ));
+            }
+        }
+    }
+}

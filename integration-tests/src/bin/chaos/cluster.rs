@@ -1,0 +1,259 @@
+//! Services of the rig's own, and three workers on them, each behind proxies of its own.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use integration_tests::proxy::Proxy;
+use integration_tests::services::OwnServices;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use tokio::sync::{Mutex, MutexGuard};
+
+/// How many workers there are.
+pub(crate) const WORKERS: usize = 3;
+/// How many members etcd has.
+pub(crate) const MEMBERS: usize = 3;
+/// How long a worker may be silent.
+pub(crate) const LEASE_TTL: Duration = Duration::from_secs(4);
+/// How many runs one worker has at once.
+pub(crate) const SLOTS: usize = 3;
+/// How many owners a run may lose at one step.
+pub(crate) const MAX_LOSSES: u32 = 3;
+/// How long a worker that was asked to end may take; a broker that is away holds it up.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(120);
+
+/// A worker's place: its home and its proxies stay while its processes come and go.
+pub(crate) struct Worker {
+    pub(crate) number: usize,
+    pub(crate) amqp: Proxy,
+    /// One for each member.
+    pub(crate) etcd: Vec<Proxy>,
+    process: Option<Process>,
+    /// How many processes it has had.
+    started: usize,
+    /// The log of the last one.
+    log: PathBuf,
+}
+
+struct Process {
+    child: Child,
+    pid: u32,
+}
+
+/// Everything that runs.
+pub(crate) struct Cluster {
+    own: OwnServices,
+    dir: TempDir,
+    program: PathBuf,
+    drain_seconds: u32,
+    workers: Vec<Mutex<Worker>>,
+}
+
+fn address(url: &str) -> anyhow::Result<SocketAddr> {
+    let (_, address) = url.split_once("://").context("a URL")?;
+    address.parse().with_context(|| url.to_owned())
+}
+
+impl Cluster {
+    /// Starts the services, and no worker yet.
+    pub(crate) async fn start(program: PathBuf, drain_seconds: u32) -> anyhow::Result<Self> {
+        ensure!(program.is_file(), "there is no {}: build it, or --worker", program.display());
+        let members = MEMBERS.to_string();
+        let starting = tokio::task::spawn_blocking(move || {
+            OwnServices::start("rabbitmq,etcd,podman", &["--etcd-members", &members])
+        });
+        let own = starting.await?.context("there is no scripts/services")?;
+        let mut cluster = Self {
+            own,
+            dir: tempfile::Builder::new().prefix("bob-chaos-workers.").tempdir()?,
+            program,
+            drain_seconds,
+            workers: Vec::new(),
+        };
+        for number in 1..=WORKERS {
+            let amqp = Proxy::start(address(&cluster.amqp_url())?).await?;
+            let mut etcd = Vec::new();
+            for url in cluster.etcd_urls() {
+                etcd.push(Proxy::start(address(&url)?).await?);
+            }
+            let worker =
+                Worker { number, amqp, etcd, process: None, started: 0, log: PathBuf::new() };
+            cluster.workers.push(Mutex::new(worker));
+        }
+        Ok(cluster)
+    }
+
+    pub(crate) fn amqp_url(&self) -> String {
+        self.own.services().get("BOB_QUEUE_URL").to_owned()
+    }
+
+    pub(crate) fn amqp_user(&self) -> (&str, &str) {
+        let services = self.own.services();
+        (services.get("BOB_QUEUE_USER"), services.get("BOB_QUEUE_PASSWORD"))
+    }
+
+    pub(crate) fn etcd_urls(&self) -> Vec<String> {
+        self.own.services().get("BOB_STORAGE_URLS").split(',').map(str::to_owned).collect()
+    }
+
+    pub(crate) fn engine_url(&self) -> &str {
+        self.own.services().get("CONTAINER_ENGINE_URL")
+    }
+
+    pub(crate) fn image(&self) -> &str {
+        self.own.services().get("BOB_TEST_IMAGE")
+    }
+
+    /// `stop`, `start`, `kill` and so on of a service.
+    pub(crate) async fn control(&self, verb: &str, service: &str) {
+        self.own.control(verb, service).await;
+    }
+
+    /// A worker's place, once nobody else has it.
+    pub(crate) async fn worker(&self, place: usize) -> MutexGuard<'_, Worker> {
+        self.workers[place].lock().await
+    }
+
+    /// A worker's place, if nobody else has it.
+    pub(crate) fn free_worker(&self, place: usize) -> Option<MutexGuard<'_, Worker>> {
+        self.workers[place].try_lock().ok()
+    }
+
+    /// Starts a worker's next process.
+    pub(crate) fn launch(&self, worker: &mut Worker) -> anyhow::Result<()> {
+        worker.started += 1;
+        let home = self.dir.path().join(format!("{}-{}", worker.number, worker.started));
+        std::fs::create_dir(&home)?;
+        worker.log = home.with_extension("log");
+        let log = File::create(&worker.log)?;
+        let (user, password) = self.amqp_user();
+        let etcd: Vec<String> =
+            worker.etcd.iter().map(|proxy| format!("http://{}", proxy.at())).collect();
+        let child = Command::new(&self.program)
+            .arg("serve")
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", &home)
+            .env("BOB_QUEUE_URL", format!("amqp://{}", worker.amqp.at()))
+            .env("BOB_QUEUE_USER", user)
+            .env("BOB_QUEUE_PASSWORD", password)
+            .env("BOB_STORAGE_URLS", etcd.join(","))
+            .env("CONTAINER_ENGINE_URL", self.engine_url())
+            .env("BOB_LEASE_TTL_SECONDS", LEASE_TTL.as_secs().to_string())
+            .env("BOB_MAX_PARALLEL_RUNS", SLOTS.to_string())
+            .env("BOB_MAX_LOSSES", MAX_LOSSES.to_string())
+            .env("BOB_KILL_GRACE_SECONDS", "2")
+            .env("BOB_DRAIN_SECONDS", self.drain_seconds.to_string())
+            // A worker that starts while a service is away waits for it.
+            .env("BOB_CONNECTION_RETRY_ATTEMPTS", "1000")
+            .env("BOB_CONNECTION_RETRY_DELAY", "500")
+            .current_dir(&home)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| self.program.display().to_string())?;
+        let pid = child.id().context("a process that was just started has an id")?;
+        worker.process = Some(Process { child, pid });
+        Ok(())
+    }
+
+    /// What the workers' logs say that they must not: panics.
+    pub(crate) fn panics(&self) -> anyhow::Result<Vec<String>> {
+        let mut found = Vec::new();
+        for log in logs(self.dir.path())? {
+            let text = std::fs::read(&log)?;
+            let text = String::from_utf8_lossy(&text);
+            let lines = text.lines().filter(|line| line.contains("panicked"));
+            found.extend(lines.map(|line| format!("{}: {line}", log.display())));
+        }
+        Ok(found)
+    }
+
+    /// Leaves the workers' logs where they are; the directory.
+    pub(crate) fn keep_logs(&mut self) -> PathBuf {
+        self.dir.disable_cleanup(true);
+        self.dir.path().to_owned()
+    }
+}
+
+fn logs(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|end| end == "log") {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+impl Worker {
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(|process| process.pid)
+    }
+
+    /// What became of its process, where that has ended.
+    pub(crate) fn has_ended(&mut self) -> anyhow::Result<Option<String>> {
+        let Some(process) = &mut self.process else { return Ok(None) };
+        let Some(status) = process.child.try_wait()? else { return Ok(None) };
+        let pid = process.pid;
+        self.process = None;
+        Ok(Some(format!("worker {} (process {pid}) ended by itself: {status}", self.number)))
+    }
+
+    /// Whether its last process gave up at its start, as no engine answered: a worker waits for its
+    /// broker and its store, and leaves the engine to whoever starts it.
+    pub(crate) fn found_no_engine(&self) -> anyhow::Result<bool> {
+        let log = std::fs::read_to_string(&self.log)?;
+        Ok(log.lines().any(|line| line.starts_with("error: cannot reach the container engine")))
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
+        // It is our child and was not waited for: nobody else has its id.
+        let pid = self.pid().context("a process")?;
+        let pid = Pid::from_raw(pid.try_into()?).context("an id")?;
+        kill_process(pid, signal).context("a signal to a worker")
+    }
+
+    /// SIGKILL.
+    pub(crate) async fn kill(&mut self) -> anyhow::Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.child.kill().await?;
+        }
+        Ok(())
+    }
+
+    /// SIGTERM; what was wrong with its end, if anything was.
+    pub(crate) async fn drain(&mut self) -> anyhow::Result<Option<String>> {
+        if self.process.is_none() {
+            return Ok(None);
+        }
+        self.signal(Signal::TERM)?;
+        let Some(mut process) = self.process.take() else { return Ok(None) };
+        let who = format!("worker {} (process {})", self.number, process.pid);
+        let wrong = match tokio::time::timeout(DRAIN_PATIENCE, process.child.wait()).await {
+            Ok(status) => {
+                let status = status?;
+                (!status.success()).then(|| format!("{who} was asked to end, and ended: {status}"))
+            }
+            Err(_) => {
+                process.child.kill().await?;
+                Some(format!("{who} was asked to end, and did not within {DRAIN_PATIENCE:?}"))
+            }
+        };
+        Ok(wrong)
+    }
+
+    /// Puts its connections right.
+    pub(crate) fn heal(&self) {
+        self.amqp.heal();
+        self.etcd.iter().for_each(Proxy::heal);
+    }
+}

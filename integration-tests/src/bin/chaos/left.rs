@@ -1,0 +1,119 @@
+//! The end of a history: waits until everything has come to rest, ends the workers, and looks for
+//! what is left over.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use podman_api::opts::{ContainerListFilter, ContainerListOpts, ImageListFilter, ImageListOpts};
+use protocol::names;
+use tokio::time::Instant;
+
+use crate::broker::Address;
+use crate::cluster::{Cluster, WORKERS};
+use crate::facts::Facts;
+use crate::history::Recorder;
+use crate::journal::Journal;
+use crate::nemesis::Log;
+use crate::{SETTLING, say};
+
+/// How long after the last end something may still be there.
+const TIDYING: Duration = Duration::from_secs(30);
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Fills in what is known only at the end.
+pub(crate) async fn settle(
+    cluster: &Cluster,
+    recorder: &Recorder,
+    journal: &Journal,
+    address: &Address,
+    log: &Log,
+    facts: &mut Facts,
+) -> anyhow::Result<()> {
+    let published = facts.plans.len();
+    let at_rest = recorder
+        .until(SETTLING, |seen| {
+            seen.ended() >= published && seen.keys(names::OPEN_AND_OWNERS).is_empty()
+        })
+        .await;
+    if !at_rest {
+        say("not every run has come to its end");
+    }
+    facts.left = looked(cluster, journal, address).await?;
+    for place in 0..WORKERS {
+        let mut worker = cluster.worker(place).await;
+        if let Some(ended) = worker.has_ended()? {
+            log.mishap(ended);
+        }
+        if let Some(wrong) = worker.drain().await? {
+            log.mishap(wrong);
+        }
+    }
+    let left = recorder.look(|seen| {
+        let stops = seen.keys(names::STOPS);
+        seen.keys(names::OPEN_AND_OWNERS).into_iter().chain(stops).collect::<Vec<_>>()
+    });
+    facts.left.extend(left.into_iter().map(|key| format!("etcd still holds {key}")));
+    facts.changes = recorder.changes().await?;
+    let (told, strange) = address.told().await?;
+    (facts.told, facts.begun) = (told, journal.begun());
+    let (injected, mishaps) = log.take();
+    facts.injected = injected;
+    facts.mishaps = [mishaps, strange, cluster.panics()?].concat();
+    Ok(())
+}
+
+/// What is left over, once as little of it is left as will be.
+async fn looked(
+    cluster: &Cluster,
+    journal: &Journal,
+    address: &Address,
+) -> anyhow::Result<Vec<String>> {
+    let end = Instant::now() + TIDYING;
+    loop {
+        // An image that goes at that moment makes the engine's list fail; one that a killed commit
+        // left without its parts makes it fail for good.
+        let mut left = in_engine(cluster.engine_url())
+            .await
+            .unwrap_or_else(|cause| Vec::from([format!("the engine does not list: {cause:#}")]));
+        for queue in [names::JOBS_QUEUE, names::CONTROL_QUEUE, names::DEAD_LETTER_QUEUE] {
+            let waiting = address.waiting(queue).await?;
+            if waiting > 0 {
+                left.push(format!("{queue} holds {waiting} messages"));
+            }
+        }
+        let running = journal.running();
+        if running > 0 {
+            left.push(format!("{running} steps still run"));
+        }
+        if left.is_empty() || Instant::now() > end {
+            return Ok(left);
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+async fn in_engine(url: &str) -> anyhow::Result<Vec<String>> {
+    let version = podman_api::ApiVersion::new(4, Some(0), Some(0));
+    let engine = podman_api::Podman::new_versioned(url, version)?;
+    let label = ContainerListFilter::LabelKey(names::LABEL_RUN.into());
+    let opts = ContainerListOpts::builder().all(true).filter([label]).build();
+    let mut left = Vec::new();
+    for container in engine.containers().list(&opts).await.context("containers")? {
+        left.push(format!(
+            "container {} is left, {}, {:?}",
+            container.id.unwrap_or_default(),
+            container.state.unwrap_or_default(),
+            container.labels.unwrap_or_default(),
+        ));
+    }
+    let label = ImageListFilter::LabelKey(names::LABEL_RUN.into());
+    let opts = ImageListOpts::builder().all(true).filter([label]).build();
+    for image in engine.images().list(&opts).await.context("images")? {
+        left.push(format!(
+            "image {} is left, {:?}",
+            image.id.unwrap_or_default(),
+            image.labels.unwrap_or_default(),
+        ));
+    }
+    Ok(left)
+}

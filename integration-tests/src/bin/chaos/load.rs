@@ -1,0 +1,200 @@
+//! The runs: drawn from the seed, published as any client would, some of them twice, some of them
+//! stopped.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
+use rand::{Rng as _, SeedableRng as _};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::broker::Publisher;
+use crate::facts::{Outcome, Plan};
+use crate::history::Recorder;
+
+/// What a step does beside saying that it is there.
+#[derive(Debug, Clone, Copy)]
+enum Work {
+    /// Takes a while.
+    Sleep,
+    /// Writes lines for a while.
+    Lines,
+    /// Takes a while, and heeds no SIGTERM.
+    Stubborn,
+    /// Fails at its first try, and has three.
+    Flaky,
+    /// Ends with 7.
+    Fails,
+}
+
+/// A run that is to be published.
+pub(crate) struct Order {
+    pub(crate) plan: Plan,
+    pub(crate) body: Value,
+    /// When its end is asked for.
+    pub(crate) stop_after: Option<Duration>,
+    pub(crate) times: u32,
+}
+
+/// What the load is made of.
+#[derive(Debug, Clone)]
+pub(crate) struct Size {
+    pub(crate) seed: u64,
+    /// How many runs.
+    pub(crate) runs: usize,
+    /// When nothing new is published any more.
+    pub(crate) until: Instant,
+    /// How many may be open at a time.
+    pub(crate) open: usize,
+    /// Every run is to pass.
+    pub(crate) is_gentle: bool,
+}
+
+/// Draws runs.
+pub(crate) struct Draw {
+    random: StdRng,
+    is_gentle: bool,
+    tag: String,
+    image: String,
+    /// Where steps report.
+    url: String,
+}
+
+impl Draw {
+    pub(crate) fn new(size: &Size, image: &str, url: String) -> Self {
+        Self {
+            random: StdRng::seed_from_u64(size.seed),
+            is_gentle: size.is_gentle,
+            tag: uuid::Uuid::now_v7().simple().to_string(),
+            image: image.to_owned(),
+            url,
+        }
+    }
+
+    /// The next run.
+    pub(crate) fn order(&mut self, number: usize) -> anyhow::Result<Order> {
+        let name = format!("{}-{number}", self.tag);
+        let run: protocol::id::RunId = format!("r-{name}").parse()?;
+        let count = self.random.random_range(2..=5);
+        let fails = !self.is_gentle && self.random.random_bool(0.12);
+        let steps: Vec<Value> = (0..count)
+            .map(|step| {
+                let work = if fails && step == count - 1 { Work::Fails } else { self.work() };
+                self.step(run.as_str(), step, step == count - 1, work)
+            })
+            .collect();
+        let is_stopped = !self.is_gentle && self.random.random_bool(0.12);
+        let stop_after = is_stopped.then(|| self.millis(0, 9000));
+        let pipeline = json!({
+            "group": "chaos", "name": name, "image": self.image, "network": "host",
+            "pull": "never", "steps": steps,
+        });
+        let outcome = if fails { Outcome::Failed } else { Outcome::Passed };
+        Ok(Order {
+            body: json!({ "run-id": run, "pipeline": pipeline }),
+            plan: Plan { run, outcome, steps: count, is_stopped },
+            stop_after,
+            times: if self.random.random_bool(0.06) { 2 } else { 1 },
+        })
+    }
+
+    fn millis(&mut self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(self.random.random_range(from..to))
+    }
+
+    fn work(&mut self) -> Work {
+        let all = [
+            Work::Sleep,
+            Work::Sleep,
+            Work::Sleep,
+            Work::Lines,
+            Work::Lines,
+            Work::Stubborn,
+            Work::Flaky,
+        ];
+        all.choose(&mut self.random).copied().unwrap_or(Work::Sleep)
+    }
+
+    /// A step: it says that it is there, and goes on once that was heard; it leaves its number
+    /// behind, and the last one tells what all have left.
+    fn step(&mut self, run: &str, step: usize, is_last: bool, work: Work) -> Value {
+        let url = self.url.clone();
+        let says = if matches!(work, Work::Flaky) { "flaky" } else { "begin" };
+        let does = match work {
+            Work::Sleep | Work::Flaky | Work::Fails => format!("sleep {}", self.sleep(2500)),
+            Work::Stubborn => format!("trap '' TERM; sleep {}", self.sleep(4000)),
+            Work::Lines => {
+                let count = self.random.random_range(5..60);
+                let sleep = self.sleep(120);
+                format!(
+                    "i=0; while [ $i -lt {count} ]; do echo \"line $i of step {step} of {run}\"; \
+                     echo \"error $i\" >&2; i=$((i+1)); sleep {sleep}; done"
+                )
+            }
+        };
+        let tells = if is_last { "; echo did $(cat /did)" } else { "" };
+        let ends = if matches!(work, Work::Fails) { "; exit 7" } else { "" };
+        let line = format!(
+            "t=$(cat /proc/sys/kernel/random/uuid); \
+             wget -q -O /dev/null {url}/hold/{run}/{step}/$t >/dev/null 2>&1 & \
+             wget -q -O /dev/null {url}/{says}/{run}/{step}/$t || exit 3; \
+             echo {step} >> /did; {does}{tells}{ends}"
+        );
+        let mut made = json!({ "cmd": ["sh", "-c", line] });
+        if matches!(work, Work::Flaky) {
+            made["retry"] = json!({ "attempts": 3, "delay": "200ms" });
+        }
+        made
+    }
+
+    fn sleep(&mut self, most: u64) -> String {
+        format!("{:.3}", self.millis(10, most).as_secs_f64())
+    }
+}
+
+/// Publishes runs, as many at a time as may be open, until there are enough or the time is over; the
+/// runs that were published.
+pub(crate) async fn publish(
+    size: &Size,
+    draw: &mut Draw,
+    publisher: &Arc<Publisher>,
+    recorder: &Recorder,
+    stop: &CancellationToken,
+) -> anyhow::Result<Vec<Plan>> {
+    let mut plans = Vec::new();
+    let mut stops = JoinSet::new();
+    while plans.len() < size.runs && Instant::now() < size.until && !stop.is_cancelled() {
+        let published = plans.len();
+        let left = size.until.saturating_duration_since(Instant::now());
+        let has_room = recorder.until(left, |seen| published - seen.ended() < size.open);
+        let has_room = tokio::select! {
+            biased;
+            () = stop.cancelled() => false,
+            has_room = has_room => has_room,
+        };
+        if !has_room {
+            break;
+        }
+        let order = draw.order(plans.len())?;
+        if let Some(after) = order.stop_after {
+            let (publisher, run) = (Arc::clone(publisher), order.plan.run.clone());
+            stops.spawn(async move {
+                tokio::time::sleep(after).await;
+                let body = json!({ "run-id": run, "reason": "the rig says so" });
+                publisher.publish("bob.control", protocol::command::STOP, &body).await
+            });
+        }
+        for _ in 0..order.times {
+            publisher.publish("bob.jobs", protocol::command::START, &order.body).await?;
+        }
+        plans.push(order.plan);
+    }
+    while let Some(stopped) = stops.join_next().await {
+        stopped??;
+    }
+    Ok(plans)
+}

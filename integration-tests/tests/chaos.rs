@@ -1,0 +1,21 @@
+//! A short history under the fault rig: `just chaos` plays long ones.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::process::Command;
+
+use integration_tests::services::{BROKER, ENGINE, STORE, Services};
+
+#[test]
+fn a_short_history_under_all_nemeses_breaks_no_invariant() {
+    // The program starts services of its own; where none are asked for, none are started.
+    let needed: Vec<&str> = [BROKER, STORE, ENGINE].concat();
+    let Some(_asked_for) = Services::of_environment(&needed) else { return };
+    let output = Command::new(env!("CARGO_BIN_EXE_chaos"))
+        .args(["--worker", env!("CARGO_BIN_EXE_bob-runner-under-test")])
+        .args(["--seed", "2", "--runs", "30", "--minutes", "2"])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}\n{said}\n{report}", output.status);
+}
