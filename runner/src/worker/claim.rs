@@ -284,13 +284,17 @@ fn adopt(run: &RunId, owner: &Entry, record: &Entry, look: &Look) -> Result<Take
     if parsed.status.is_ended() {
         return Ok(Taken::Known);
     }
-    // A run that was begun is not begun again.
-    let fresh = parsed.status == Status::Pending && parsed.epoch.is_none();
+    if parsed.epoch.is_some() || parsed.status != Status::Pending {
+        // It was begun under this claim, and is let go: whoever goes on does so under another.
+        return Ok(Taken::Known);
+    }
     let verdict = match stop_of(look) {
         Some(stop) => Verdict::Stop(stop),
-        None if fresh && parsed.steps.is_empty() => Verdict::Run,
-        None if fresh && parsed.parent.is_some() => Verdict::GoOn(parsed.steps.clone()),
-        None => Verdict::Refuse(Cause::Lost, "its worker lost hold of it".to_owned()),
+        None => match parsed.cause {
+            Some(cause) => Verdict::Refuse(cause, parsed.message.clone().unwrap_or_default()),
+            None if parsed.steps.is_empty() => Verdict::Run,
+            None => Verdict::GoOn(parsed.steps.clone()),
+        },
     };
     Ok(Taken::Claimed(Box::new(Claimed {
         claim,

@@ -19,7 +19,7 @@ use super::push::{Push, Pushes};
 use super::step::{self, Done};
 use super::{Lost, Shared};
 use crate::ports::{
-    Gate, LogSink, LoggerFeed, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
+    ExecError, Gate, LogSink, LoggerFeed, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
 };
 use crate::rules::env;
 use crate::rules::run::{Effect, Exited, Input, Run, Timer};
@@ -99,6 +99,12 @@ impl Drive {
                     warn!(run.id = %run_id, "the run is lost to this worker");
                     Lost::with_lease(run_id.clone())
                 }
+                WriteError::InDoubt => {
+                    warn!(run.id = %run_id, "the run may be lost to this worker; it is let go");
+                    // Under this epoch nothing more may be said, whoever goes on.
+                    release(&self.shared, self.ledger.claim(), &self.held.lost).await;
+                    Lost::with_lease(run_id.clone())
+                }
                 WriteError::StopFound | WriteError::Refused(_) => {
                     error!(run.id = %run_id, %cause, "the run cannot be recorded; it is let go");
                     release(&self.shared, self.ledger.claim(), &self.held.lost).await;
@@ -121,6 +127,7 @@ impl Drive {
             }
             let input = match self.next().await {
                 Next::Input(input) => input,
+                Next::Done(Done::NotOurs) => return Err(WriteError::InDoubt),
                 Next::Done(done) => self.input_of(done),
                 Next::Lost => return Err(WriteError::Lost),
             };
@@ -191,6 +198,11 @@ impl Drive {
                 let image = workspace.image().unwrap_or_default().to_owned();
                 progress.workspace = Some(workspace);
                 Input::Committed { image, engine: self.shared.engine.id.clone() }
+            }
+            Done::NotOurs => {
+                // The drive has let go before it comes to this.
+                let message = "the run is another owner's".to_owned();
+                Input::Broke { cause: Cause::Lost, message, exit_code: None, said: None }
             }
             Done::Broke(cause, message, exit_code) => {
                 Input::Broke { cause, message, exit_code, said: None }
@@ -337,6 +349,7 @@ impl Drive {
             in_time.abort();
             match ran {
                 Ok(ran) => Done::Ran(ran, stdout, stderr),
+                Err(ExecError::NotStarted) if stop.level() == StopLevel::Run => Done::NotOurs,
                 Err(cause) => {
                     let code = step::start_code(&cause);
                     Done::BrokeSaying(cause.cause(), cause.to_string(), code, (stdout, stderr))

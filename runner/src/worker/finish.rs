@@ -15,6 +15,8 @@ use crate::rules::run::{Draft, Input, StopWhy};
 const LOGGER_WAIT: Duration = Duration::from_secs(10);
 /// How long a stream that is away holds up a run's end and its slot.
 const STREAM_WAIT: Duration = Duration::from_secs(30);
+/// How long the removal of what a run made holds up its slot.
+const REMOVAL_WAIT: Duration = Duration::from_secs(20);
 /// How often the removal of what a run made is tried.
 const DESTROY_TRIES: u32 = 5;
 
@@ -110,7 +112,7 @@ impl Drive {
 
     async fn after_ending(&mut self, ticket: Option<Ticket>) -> Result<(), WriteError> {
         let executor = std::sync::Arc::clone(&self.shared.ports.executor);
-        let destroyed = {
+        let mut destroyed = {
             let run = self.scope.run.clone();
             // Where nobody would sweep, nothing is kept.
             let kept = self.shared.options.rescue
@@ -123,7 +125,11 @@ impl Drive {
             self.slot = None;
             self.confirmed(ticket).await?;
         }
-        drop(destroyed.await);
+        if tokio::time::timeout(REMOVAL_WAIT, &mut destroyed).await.is_err() {
+            // An engine that resists holds up no other run.
+            self.slot = None;
+            drop(destroyed.await);
+        }
         // Without the ending event, which is published.
         let record = RunRecord { ending_event: None, ..self.run.record().clone() };
         loop {

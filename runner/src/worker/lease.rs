@@ -86,6 +86,11 @@ pub(super) async fn keep(shared: Arc<Shared>, announcer: Announcer, stop: Cancel
             () = stop.cancelled() => return,
         };
         match granted {
+            Ok(granted) if shared.ports.host.since_boot() >= sent + believed(granted.ttl) => {
+                // Nothing would be believed that was done under it.
+                warn!(lease = granted.lease.0, "the store granted a lease too late");
+                revoke(&shared, granted.lease, &stop).await;
+            }
             Ok(granted) => {
                 wait = RETRY_FIRST;
                 let held = Held::new(granted.lease, sent, granted.ttl);

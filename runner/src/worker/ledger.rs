@@ -17,6 +17,9 @@ pub(super) enum WriteError {
     /// Somebody else owns the run now, or nobody.
     #[error("this node does not own the run any more")]
     Lost,
+    /// It may not be ours any more, though nobody has said so yet.
+    #[error("this node may not own the run any more")]
+    InDoubt,
     /// The run was to end otherwise, but somebody asked to stop it.
     #[error("a stop was asked for")]
     StopFound,

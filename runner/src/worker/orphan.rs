@@ -9,6 +9,7 @@ use tracing::warn;
 
 use super::Shared;
 use super::claim::{adopted, json, logger_url, not_restored, read_record};
+use super::launch::release;
 use super::lease::Held;
 use super::ledger::owner_value;
 use crate::ports::{Claim, Entry, Expect, StoreError, Txn, TxnReply};
@@ -107,6 +108,12 @@ pub(super) async fn claim_orphan(
         return match (ours, reply.entry(1)) {
             (Some(owner), Some(record)) => {
                 let (claim, record, modified) = adopted(run, owner, record)?;
+                if record.epoch == Some(claim.epoch) {
+                    // It was begun under this claim: nothing more may be said under its epoch. The
+                    // next look finds a run without an owner.
+                    release(shared, &claim, &held.lost).await;
+                    return Ok(None);
+                }
                 Ok(Some(Orphan { claim, record, modified, logger_url, past }))
             }
             (_, _) => Ok(None),

@@ -23,6 +23,9 @@ pub(super) enum Done {
     Adopted(Workspace, usize),
     /// Nothing to go on from is there any more.
     ImageLost,
+    /// The step may not be started, though nobody asked for its end: the run is somebody else's, or
+    /// about to be.
+    NotOurs,
     Fetched(Workspace),
     /// With the bytes of standard output and standard error.
     Ran(Ran, u64, u64),

@@ -186,8 +186,10 @@ fn one_end(story: &Story<'_>, say: &mut Say<'_>) {
             say(format!("I1: it ended {:?} at first, and {:?} later", was.status, is.status));
         }
     }
-    if first.record.message.as_deref().is_some_and(|why| why.contains("its worker failed")) {
-        say("its drive has failed: a fault of the worker".into());
+    for fault in ["its worker failed", "was not started"] {
+        if first.record.message.as_deref().is_some_and(|why| why.contains(fault)) {
+            say(format!("it ended for a fault of the worker: {:?}", first.record.message));
+        }
     }
     let Some(event) = first.record.ending_event.as_deref() else {
         return say("I1: its end has no event".into());

@@ -134,6 +134,13 @@ fn a_lease_that_is_gone_early_costs_no_loss() {
 }
 
 #[test]
+fn a_lease_that_is_granted_too_late_is_not_worked_under() {
+    let plan = Plan { workers: 1, ..Plan::quiet(vec![three()]) };
+    let played = kept(plan.with(Rule::new("grant", Side::After, Fault::Slow(9 * SECOND))));
+    passed(&played, 1, 0);
+}
+
+#[test]
 fn a_command_that_comes_while_the_store_is_away_waits_and_is_no_dead_letter() {
     let run = RunPlan { at: 3 * SECOND, ..three() };
     let played = kept(Plan::quiet(vec![run]).blow(2 * SECOND, Blow::StoreAway(30 * SECOND)));

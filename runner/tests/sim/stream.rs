@@ -89,6 +89,10 @@ impl Handle {
                 outbox.waiting.iter().take_while(|(ticket, _)| *ticket <= last).cloned().collect()
             };
             for (_, event) in &now {
+                world.say(|| {
+                    let at = (event.epoch, event.seq, &event.reason);
+                    format!("w{} tells {at:?}", self.process.number)
+                });
                 lock(&world.stream.told).push(event.clone());
             }
             // The confirmation is lost: it is published once more.

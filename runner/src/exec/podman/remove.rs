@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::TaskTracker;
 
 use super::api::is_of_later;
-use super::call::{Ask, Fault, saw_a_removal};
+use super::call::{Ask, Fault, Reply, saw_a_removal};
 use super::http::Http;
 use super::image::{PIN, TAGS};
 use super::{Podman, path};
@@ -27,6 +27,8 @@ const AT_A_TIME: usize = 2;
 const AT_THE_END: usize = 4;
 /// How often a list of images is asked for anew.
 const LISTINGS: u64 = 20;
+/// An image that is in the making looks so for a moment, one that an engine has died over for ever.
+const HALF_MADE: Duration = Duration::from_secs(10);
 /// How long a run's things may resist.
 const WITHIN: Duration = Duration::from_secs(60);
 
@@ -146,10 +148,20 @@ impl Podman {
     where
         F: Future<Output = Result<(), Fault>>,
     {
-        let until = Instant::now() + WITHIN;
+        let begun = Instant::now();
+        let until = begun + WITHIN;
         let mut pause = Duration::from_millis(20);
         loop {
             let Err(fault) = remove().await else { return Ok(()) };
+            if let Some(image) = half_made(fault.refusal()).filter(|_| begun.elapsed() > HALF_MADE)
+            {
+                tracing::warn!(image, "an image that the engine has not finished is removed");
+                let ask =
+                    Ask { within: WITHIN, ..Ask::delete(format!("/images/{image}?force=true")) };
+                if let Err(fault) = self.http.call(ask).await.and_then(Reply::good) {
+                    tracing::warn!(image, %fault, "it stays");
+                }
+            }
             // An engine that is away was waited for already.
             if matches!(fault, Fault::Away(_)) || Instant::now() + pause >= until {
                 return Err(fault.at("removing what is left of a run", &self.http));
@@ -277,6 +289,15 @@ impl Podman {
     }
 }
 
+/// The image that an engine was killed over while it made it: every list and removal that meets it
+/// fails with this sentence, for ever.
+fn half_made(said: &str) -> Option<&str> {
+    let (_, rest) = said.split_once("locating item named")?;
+    let (_, rest) = rest.split_once("for image with ID \"")?;
+    let (id, _) = rest.split_once('"')?;
+    (id.len() == 64 && id.chars().all(|c| c.is_ascii_hexdigit())).then_some(id)
+}
+
 /// Whether a tag is one that we gave an image of that run; its two parts.
 fn ours<'a>(tag: &'a str, run: &RunId) -> Option<(&'a str, &'a str)> {
     tag.rsplit_once(':').filter(|(repository, of)| {
@@ -289,6 +310,20 @@ fn ours<'a>(tag: &'a str, run: &RunId) -> Option<(&'a str, &'a str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_that_was_never_finished_is_named() {
+        let id = "5075aba3".repeat(8);
+        let said = format!(
+            "locating item named \"manifest\" for image with ID \"{id}\" (consider removing the \
+             image to resolve the issue): file does not exist"
+        );
+        assert_eq!(half_made(&said), Some(id.as_str()));
+        let short = "locating item named \"x\" for image with ID \"ab\": no";
+        for other in ["image not known", "for image with ID \"x\"", short, ""] {
+            assert_eq!(half_made(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn only_tags_that_we_gave_are_taken_away() {

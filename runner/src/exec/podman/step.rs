@@ -18,6 +18,8 @@ use crate::ports::{
 
 /// How often a container's name is freed for a new one.
 const NAMING: u32 = 5;
+/// How often an engine may go away over one step's start.
+const ATTACHING: u32 = 5;
 const KILLED: i32 = 137;
 
 /// Whether the engine has an init to put in front of a step's command.
@@ -102,13 +104,38 @@ impl Podman {
                     ));
                 }
             }
-            attach(&self.http, &id).await.map_err(|fault| self.not_started(step, fault))
+            self.attached(link, step, &id).await
         };
         match prepared.await {
             Ok(attached) => Ok(Ready { id, attached }),
             Err(error) => {
                 self.reaper.soon(&self.http, &run.run, id);
                 Err(error)
+            }
+        }
+    }
+
+    /// Attaches to a container that is not started, also where the engine goes away over it.
+    async fn attached(
+        &self,
+        link: &mut Link,
+        step: &StepSpec,
+        id: &str,
+    ) -> Result<Attached, ExecError> {
+        let mut tries = 0;
+        loop {
+            let fault = match attach(&self.http, id).await {
+                Ok(attached) => return Ok(attached),
+                Err(fault @ (Fault::Broken(_) | Fault::Away(_))) if tries < ATTACHING => fault,
+                Err(fault) => return Err(self.not_started(step, fault)),
+            };
+            tries += 1;
+            tracing::warn!(container.id = id, %fault, "the engine went away before a step started");
+            // Answers when the engine does.
+            let looked = link.inspect(id, PATIENCE).await;
+            let looked = looked.map_err(|fault| fault.at("looking at a step", &self.http))?;
+            if looked.is_none() {
+                return Err(fault.at("starting a step", &self.http));
             }
         }
     }
@@ -232,8 +259,7 @@ impl Podman {
             match looked.map(|container| container.life()) {
                 Some(Life::Running | Life::Ended) => return Ok(attached),
                 Some(Life::NotStarted) => {
-                    let again = attach(&self.http, id).await;
-                    attached = again.map_err(|fault| self.not_started(step, fault))?;
+                    attached = self.attached(link, step, id).await?;
                 }
                 None => return Err(fault.at("starting a step", &self.http)),
             }
