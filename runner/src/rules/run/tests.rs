@@ -72,6 +72,7 @@ fn a_run_that_passes_goes_through_every_status_and_saves_before_it_tells() {
             "start(1)",
             "save running",
             "StepCompleted",
+            "push(0)",
             "StepStarted",
             "opengate",
             "settimer(step(1), 5s)"
@@ -300,10 +301,11 @@ fn resumed(record: RunRecord, handed_over: bool) -> (Run, Vec<String>) {
 fn the_next_owner_goes_on_after_the_last_step_that_was_kept() {
     let left = left_with(&[("0", StepStatus::Passed), ("1", StepStatus::Started)]);
     let (mut run, first) = resumed(left, false);
-    assert_eq!(first, ["adopt(\"i\")", "settimer(run, 3599s)"], "the run's time goes on");
+    assert_eq!(first[1], "settimer(run, 3599s)", "the run's time goes on");
+    assert!(first[0].starts_with("adopt([kept { steps: 1, image: \"i\""), "{first:?}");
     // The resource of the first step is in the image.
     assert_eq!(
-        words(&run.on(NOW, Input::Prepared)),
+        words(&run.on(NOW, Input::Adopted(1))),
         [
             "start(1)",
             "save running",
@@ -314,6 +316,38 @@ fn the_next_owner_goes_on_after_the_last_step_that_was_kept() {
         ]
     );
     assert_eq!(run.record().steps[1].attempt, 2);
+}
+
+#[test]
+fn where_the_last_image_is_gone_an_earlier_one_is_gone_on_from_and_that_is_said() {
+    let mut left = left_with(&[("0", StepStatus::Passed), ("1", StepStatus::Passed)]);
+    left.steps[0].digest = Some("d".into());
+    let (mut run, first) = resumed(left, false);
+    let both = "adopt([kept { steps: 2, image: \"i\", digest: none }, kept { steps: 1,";
+    assert!(first[0].starts_with(both), "{first:?}");
+    let orders = run.on(NOW, Input::Adopted(1));
+    let told = orders.iter().find_map(|order| match order {
+        Effect::Emit(Draft {
+            reason: Reason::PipelineRunResumed { cause, repeats, .. }, ..
+        }) => Some((cause.as_str(), repeats.len())),
+        _ => None,
+    });
+    assert_eq!(told, Some(("image-lost", 1)), "the second step runs again");
+    assert_eq!(run.record().steps[1].attempt, 2);
+}
+
+#[test]
+fn what_was_pushed_is_noted_at_once_and_by_what_it_is() {
+    let mut run = run(TWO);
+    drop(run.begin(NOW));
+    drop(run.on(NOW, Input::Prepared));
+    drop(run.on(NOW, Input::Exited(Exited::default())));
+    drop(run.on(NOW, committed("i0")));
+    let pushed =
+        |attempt| Input::Pushed { step: StepName::position(0), attempt, digest: "d".into() };
+    assert_eq!(words(&run.on(NOW, pushed(2))), [""; 0], "of another attempt");
+    assert_eq!(words(&run.on(NOW, pushed(1))), ["save running"]);
+    assert_eq!(run.record().steps[0].digest.as_deref(), Some("d"));
 }
 
 #[test]
@@ -333,7 +367,7 @@ fn a_run_that_has_kept_nothing_starts_from_the_top() {
 fn a_run_whose_steps_have_all_passed_only_ends() {
     let left = left_with(&[("0", StepStatus::Passed), ("1", StepStatus::Passed)]);
     let (mut run, _) = resumed(left, true);
-    let ended = words(&run.on(NOW, Input::Prepared));
+    let ended = words(&run.on(NOW, Input::Adopted(2)));
     assert_eq!(ended.last().unwrap(), "finish");
     assert!(!ended.iter().any(|word| word.starts_with("start(")), "{ended:?}");
     assert_eq!(run.record().status, Status::Passed);
@@ -344,7 +378,7 @@ fn a_stop_or_a_hand_over_during_the_adoption_is_heard() {
     let left = left_with(&[("0", StepStatus::Passed)]);
     let (mut run, _) = resumed(left.clone(), false);
     drop(run.on(NOW, Input::StopAsked(StopWhy::User { reason: None })));
-    assert_eq!(words(&run.on(NOW, Input::Prepared)), ["finish"]);
+    assert_eq!(words(&run.on(NOW, Input::Adopted(1))), ["finish"]);
     assert_eq!(run.record().status, Status::Stopped);
     let (mut run, _) = resumed(left, false);
     assert_eq!(words(&run.on(NOW, Input::HandOverAsked)), ["interrupt"]);
@@ -360,7 +394,7 @@ fn a_hand_over_waits_for_the_commit_and_gives_up_what_runs() {
     drop(keeps.on(NOW, exited.clone()));
     assert_eq!(words(&keeps.on(NOW, Input::HandOverAsked)), ["interrupt"]);
     let last = words(&keeps.on(NOW, committed("i0")));
-    assert_eq!(last, ["save running", "StepCompleted", "release"]);
+    assert_eq!(last, ["save running", "StepCompleted", "push(0)", "release"]);
     assert_eq!(keeps.record().steps[0].status, StepStatus::Passed);
 
     let mut gives_up = run(TWO);
