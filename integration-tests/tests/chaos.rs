@@ -6,13 +6,16 @@ use std::process::Command;
 use integration_tests::services::{BROKER, ENGINE, STORE, Services};
 
 #[test]
-fn a_short_history_under_all_nemeses_breaks_no_invariant() {
+fn a_short_history_under_the_rig_breaks_no_invariant() {
     // The program starts services of its own; where none are asked for, none are started.
     let needed: Vec<&str> = [BROKER, STORE, ENGINE].concat();
     let Some(_asked_for) = Services::of_environment(&needed) else { return };
     let output = Command::new(env!("CARGO_BIN_EXE_chaos"))
         .args(["--worker", env!("CARGO_BIN_EXE_bob-runner-under-test")])
         .args(["--seed", "2", "--runs", "30", "--minutes", "2"])
+        // Not `podman`: how long its service takes to come back is a matter of the machine, and a
+        // step is not begun for ever on an engine that is away.
+        .args(["--nemeses", "kill,pause,drain,cut,refuse,silence,slow,broker,member,leader"])
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
