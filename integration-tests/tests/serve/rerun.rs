@@ -75,14 +75,20 @@ async fn a_run_that_failed_is_gone_on_with_and_looked_into() {
     // Of what has ended well, any step can be begun with.
     let all = typed(&place, &["rerun", &place.run("again")]).await;
     assert!(text(&all.stderr).contains("name the one to begin with"), "{}", text(&all.stderr));
-    let words = ["rerun", &place.run("again"), "--from", "show", "--follow"];
+    let third = place.run("third");
+    let words = ["rerun", &place.run("again"), "--from", "show", "--follow", "--run-id", &third];
     let last = typed(&place, &words).await;
     assert!(last.status.success(), "{}", text(&last.stderr));
     assert_eq!(text(&last.stdout), "built\ntested\n");
     let unknown = typed(&place, &["rerun", &run, "--from", "nothing"]).await;
     assert!(text(&unknown.stderr).contains("build, test, show"), "{}", text(&unknown.stderr));
     worker.end().await;
-    let podman = Podman::connect(Options::new(place.services.get("CONTAINER_ENGINE_URL"))).unwrap();
+    // What it took over is the other run's, which keeps it.
+    let engine = Options::new(place.services.get("CONTAINER_ENGINE_URL"));
+    let podman = Podman::connect(engine).unwrap();
+    podman.destroy(&third.parse().unwrap()).await.unwrap();
+    let kept = typed(&place, &["diff", &place.run("again"), "test"]).await;
+    assert_eq!(text(&kept.stdout), "C /built\n", "{}", text(&kept.stderr));
     for run in podman.leftovers().await.unwrap().into_iter().map(|left| left.run) {
         if run.as_str().contains(&place.tag) {
             podman.destroy(&run).await.unwrap();

@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use super::api::Commit;
 use super::call::{Ask, Fault, Reply, no_space, saw_a_removal};
 use super::http::Link;
-use super::image::{Known, PIN, TAGS, is_to_squash};
+use super::image::{Known, PIN, RESUME, TAGS, is_to_squash};
 use super::{COMMITS, Podman, path};
 use crate::ports::{ExecError, RunScope, Workspace};
 
@@ -49,7 +49,7 @@ impl Podman {
         image: &str,
     ) -> Result<Option<Workspace>, ExecError> {
         let failed = |fault: Fault| fault.at("taking up an image", &self.http);
-        let repository = format!("{TAGS}/resume-{}", run.epoch);
+        let repository = format!("{TAGS}/{RESUME}{}", run.epoch);
         let query = path::query(&[("repo", &repository), ("tag", run.run.as_str())]);
         let tag = Ask::post(format!("/images/{image}/tag?{query}"));
         let mut link = self.http.link();

@@ -13,6 +13,8 @@ use super::call::Fault;
 /// Tags of what steps left: `<this>/<chain>:<run id>`. A run id may have capitals and 128 characters,
 /// which only a tag may have too.
 pub(super) const TAGS: &str = "localhost/bob-run";
+/// The beginning of a chain's name that is no chain: what a later owner, or another run, has taken up.
+pub(super) const RESUME: &str = "resume-";
 /// The tag that keeps a base image without any name from being removed with the last image on it.
 pub(super) const PIN: &str = "localhost/bob-base";
 

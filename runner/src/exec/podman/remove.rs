@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::api::is_of_later;
 use super::call::{Ask, Fault, Reply, saw_a_removal};
 use super::http::Http;
-use super::image::{PIN, TAGS};
+use super::image::{PIN, RESUME, TAGS};
 use super::{Podman, path};
 use crate::ports::{ExecError, Left, RunScope};
 
@@ -226,9 +226,10 @@ impl Podman {
     }
 
     async fn untag(&self, id: &str, repository: &str, run: &RunId, tag: &str) -> Result<(), Fault> {
-        let ask = if repository == PIN {
-            // The base image itself stays.
-            let query = path::query(&[("repo", PIN), ("tag", run.as_str())]);
+        let ask = if repository == PIN || repository.starts_with(&format!("{TAGS}/{RESUME}")) {
+            // The base image itself stays, and so does what was taken up: it may be another run's,
+            // and one of ours goes with the pruning.
+            let query = path::query(&[("repo", repository), ("tag", run.as_str())]);
             Ask::post(format!("/images/{id}/untag?{query}"))
         } else {
             Ask { within: WITHIN, ..Ask::delete(format!("/images/{}", path::name(tag))) }
