@@ -73,11 +73,18 @@ suite_make() {
   mv "$tree.new" "$tree"
 }
 
-# The test user is the same one inside: same name, same ids, same range.
+# The test user is the same one inside: same name, same ids, same range. Other services may be
+# starting in the tree meanwhile and must find the user at every moment, so a file that says it
+# already is left alone, and another one is replaced in one step.
 suite_add_user() {
-  local tree=$1 file
+  local tree=$1 file new
   for file in passwd group subuid subgid; do
-    sed -i "/^$SERVICE_USER:/d" "$tree/etc/$file"
-    grep "^$SERVICE_USER:" "/etc/$file" >>"$tree/etc/$file" || true
+    new=$tree/etc/.$file.new
+    {
+      grep -v "^$SERVICE_USER:" "$tree/etc/$file" || true
+      grep "^$SERVICE_USER:" "/etc/$file" || true
+    } >"$new"
+    chmod 0644 "$new"
+    if cmp -s "$new" "$tree/etc/$file"; then rm "$new"; else mv "$new" "$tree/etc/$file"; fi
   done
 }
