@@ -201,10 +201,37 @@ pub struct Retry {
     /// How often it is run at most.
     #[schemars(range(min = 1, max = 100))]
     pub attempts: u32,
+    /// What it is tried again after; `failure` alone where it is not said.
+    #[serde(default = "RetryOn::usual", skip_serializing_if = "RetryOn::is_usual")]
+    #[schemars(length(min = 1))]
+    pub on: Vec<RetryOn>,
     /// The time before the second attempt; it doubles with each one after that. 1 s where it is not
     /// said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay: Option<Span>,
+}
+
+/// What a step is tried again after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RetryOn {
+    /// Its command failed, or took longer than it may.
+    Failure,
+    /// Its worker was lost. Without this the pipeline's `on-lost` alone says what comes of it; with
+    /// it the step is tried again whatever that says, but no more often than `attempts`.
+    Lost,
+}
+
+impl RetryOn {
+    /// What holds where a pipeline does not say.
+    #[must_use]
+    pub fn usual() -> Vec<Self> {
+        vec![Self::Failure]
+    }
+
+    fn is_usual(on: &[Self]) -> bool {
+        on == [Self::Failure]
+    }
 }
 
 /// Something that is fetched and mounted for steps that need it.

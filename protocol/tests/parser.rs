@@ -15,7 +15,7 @@ use protocol::dialect::{parse, pipeline_faults_json, pipeline_from_json};
 use protocol::id::{RegisteredName, StepName};
 use protocol::pipeline::{
     Artifact, Cmd, ExecutorKind, Limits, OnLost, Pipeline, PullPolicy, Quotas, Requests, Resource,
-    ResourceKind, Retry, Step, Vars,
+    ResourceKind, Retry, RetryOn, Step, Vars,
 };
 use protocol::quantity::{Cpu, Memory, Span};
 use serde_json::Value;
@@ -75,7 +75,8 @@ fn step() -> impl Strategy<Value = Step> {
         .prop_filter("leaves the directory", |(_, path, _)| !path.contains(".."))
         .prop_map(|(name, path, store)| Artifact { name, path, store });
     let retry =
-        (1_u32..=100, option::of(span())).prop_map(|(attempts, delay)| Retry { attempts, delay });
+        (1_u32..=100, option::of(span()), vec(select(vec![RetryOn::Failure, RetryOn::Lost]), 1..3))
+            .prop_map(|(attempts, delay, on)| Retry { attempts, delay, on });
     let executor = select(vec![ExecutorKind::Podman, ExecutorKind::Ssh, ExecutorKind::Http]);
     let rest = (network(), pull(), option::of(span()), option::of(retry), executor);
     (cmd(), vars(), option::of(artifact), rest, vec("[a-z-]{1,8}", 0..2)).prop_map(

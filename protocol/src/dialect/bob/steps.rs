@@ -7,7 +7,7 @@ use super::{PULL, Resources, in_line, rules};
 use crate::command::bad_variable;
 use crate::dialect::tree::{Position, Value, quoted};
 use crate::id::StepName;
-use crate::pipeline::{Artifact, Cmd, ExecutorKind, Retry, Step};
+use crate::pipeline::{Artifact, Cmd, ExecutorKind, Retry, RetryOn, Step};
 
 const STEP: Keys = Keys {
     known: &[
@@ -39,7 +39,9 @@ const STEP: Keys = Keys {
 };
 
 const ARTIFACT: Keys = Keys { known: &["name", "path", "store"], instead: &[] };
-const RETRY: Keys = Keys { known: &["attempts", "delay"], instead: &[] };
+const RETRY: Keys = Keys { known: &["attempts", "delay", "on"], instead: &[] };
+
+const RETRY_ON: [(&str, RetryOn); 2] = [("failure", RetryOn::Failure), ("lost", RetryOn::Lost)];
 
 const EXECUTORS: [(&str, ExecutorKind); 9] = [
     ("podman", ExecutorKind::Podman),
@@ -230,7 +232,23 @@ impl Reader {
         let attempts = self
             .required(&fields, "attempts", "how often the step is run at most")
             .and_then(|field| self.count(&field, 1, 100));
-        Some(Retry { attempts: attempts?, delay })
+        let on = fields.get("on").map_or_else(|| Some(RetryOn::usual()), |f| self.retry_on(&f));
+        Some(Retry { attempts: attempts?, delay, on: on? })
+    }
+
+    /// One word, or a list of them.
+    fn retry_on(&mut self, field: &Field<'_>) -> Option<Vec<RetryOn>> {
+        let Some(items) = field.items() else {
+            return self.word(field, &RETRY_ON).map(|one| vec![one]);
+        };
+        let words: Vec<_> = items.map(|item| self.word(&item, &RETRY_ON)).collect();
+        let on: Vec<RetryOn> = words.into_iter().collect::<Option<_>>()?;
+        if on.is_empty() {
+            let hint = "leave `on` out to try it again after a failure";
+            self.fault(field, "`on` is empty".to_owned(), Some(hint));
+            return None;
+        }
+        Some(on)
     }
 
     /// Compares what steps wait for with the steps that there are.

@@ -39,6 +39,17 @@ impl Run {
             );
             return self.end_failed(now, Cause::Lost, &why, None);
         }
+        let on_lost = match self.lost_attempt().filter(|_| !past.handed_over) {
+            Some((_, true)) => OnLost::Resume,
+            Some((step, false)) => {
+                let why = format!(
+                    "its worker {} was lost in step {}, at attempt {}",
+                    past.node, step.name, step.attempt
+                );
+                return self.end_failed(now, Cause::RetriesExhausted, &why, None);
+            }
+            None => on_lost,
+        };
         let kept = match on_lost {
             OnLost::Resume => self.record.kept_steps(),
             OnLost::Restart => 0,

@@ -4,7 +4,8 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use protocol::event::Reason;
-use protocol::run::{Cause, StepStatus};
+use protocol::pipeline::RetryOn;
+use protocol::run::{Cause, StepRecord, StepStatus};
 use protocol::time::Millis;
 
 use super::facts::{about, emit};
@@ -20,7 +21,7 @@ impl Run {
     pub(super) fn delay_before_retry(&self, position: usize) -> Option<Duration> {
         let step = self.steps().get(position)?;
         let (retry, attempt) = (step.retry.as_ref()?, self.attempt());
-        if attempt >= retry.attempts {
+        if attempt >= retry.attempts || !retry.on.contains(&RetryOn::Failure) {
             return None;
         }
         let first = retry.delay.map_or(DELAY, |delay| delay.as_duration());
@@ -72,6 +73,16 @@ impl Run {
         self.start(now, position, &step, Vec::new())
     }
 
+    /// The step that ran when its worker was lost, where it says itself what comes of that, and
+    /// whether it has an attempt left.
+    pub(super) fn lost_attempt(&self) -> Option<(&StepRecord, bool)> {
+        let position = self.record.kept_steps();
+        let lost = self.record.steps.get(position)?;
+        let retry = self.steps().get(position)?.retry.as_ref()?;
+        (lost.status == StepStatus::Started && retry.on.contains(&RetryOn::Lost))
+            .then_some((lost, lost.attempt < retry.attempts))
+    }
+
     /// What the failure of a step's last attempt means.
     pub(super) fn exhausted(
         &self,
@@ -79,7 +90,7 @@ impl Run {
         (cause, why): (Cause, String),
     ) -> (Cause, String) {
         let retried = self.steps().get(position).and_then(|step| step.retry.as_ref());
-        match retried.filter(|retry| retry.attempts > 1) {
+        match retried.filter(|r| r.attempts > 1 && r.on.contains(&RetryOn::Failure)) {
             Some(_) => (Cause::RetriesExhausted, format!("{why}, at attempt {}", self.attempt())),
             None => (cause, why),
         }

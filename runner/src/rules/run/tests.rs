@@ -4,6 +4,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod retry;
+
 const NOW: Millis = Millis(1_000);
 
 fn record(steps: &str) -> RunRecord {
@@ -416,65 +418,4 @@ fn a_stop_outranks_a_hand_over() {
     assert_eq!(words(&run.on(NOW, asked)), ["interrupt", "PipelineStopping"]);
     drop(run.on(NOW, Input::Exited(Exited { code: 143, ..Exited::default() })));
     assert_eq!((run.record().status, run.record().released.clone()), (Status::Stopped, None));
-}
-
-const THRICE: &str = r#"[{"name": "0", "cmd": "a", "retry": {"attempts": 3, "delay": "10s"}}]"#;
-
-fn failing() -> Input {
-    Input::Exited(Exited { code: 7, ..Exited::default() })
-}
-
-/// The wait that a list of orders sets.
-fn wait_of(effects: &[Effect]) -> Option<u128> {
-    effects.iter().find_map(|effect| match effect {
-        Effect::SetTimer(Timer::Retry(0), wait) => Some(wait.as_millis()),
-        _ => None,
-    })
-}
-
-#[test]
-fn a_step_is_tried_again_as_often_as_its_pipeline_says_and_waits_longer_each_time() {
-    let mut run = run(THRICE);
-    drop(run.begin(NOW));
-    drop(run.on(NOW, Input::Prepared));
-    let first = run.on(NOW, failing());
-    assert!(wait_of(&first).is_some_and(|wait| (10_000..11_000).contains(&wait)), "{first:?}");
-    assert_eq!(
-        words(&first)[..5],
-        ["canceltimer(step(0))", "discard", "save running", "StepCompleted", "StepRetry"]
-    );
-    let again = words(&run.on(NOW, Input::Expired(Timer::Retry(0))));
-    assert_eq!(again, ["start(0)", "save running", "StepStarted", "opengate"]);
-    assert_eq!((run.record().steps.len(), run.record().steps[0].attempt), (1, 2));
-    let second = run.on(NOW, failing());
-    assert!(wait_of(&second).is_some_and(|wait| (20_000..22_000).contains(&wait)), "{second:?}");
-    drop(run.on(NOW, Input::Expired(Timer::Retry(0))));
-    assert_eq!(words(&run.on(NOW, failing())).last().unwrap(), "finish");
-    let record = run.record();
-    assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::RetriesExhausted)));
-    assert!(record.message.as_ref().unwrap().contains("exit code 7, at attempt 3"));
-}
-
-#[test]
-fn a_step_that_passes_when_it_is_tried_again_has_passed() {
-    let mut run = run(THRICE);
-    drop(run.begin(NOW));
-    drop(run.on(NOW, Input::Prepared));
-    drop(run.on(NOW, failing()));
-    drop(run.on(NOW, Input::Expired(Timer::Retry(0))));
-    drop(run.on(NOW, Input::Exited(Exited::default())));
-    assert_eq!(words(&run.on(NOW, committed("i"))).last().unwrap(), "finish");
-    assert_eq!((run.record().status, run.record().steps[0].attempt), (Status::Passed, 2));
-}
-
-#[test]
-fn a_stop_does_not_wait_for_the_next_attempt() {
-    let mut run = run(THRICE);
-    drop(run.begin(NOW));
-    drop(run.on(NOW, Input::Prepared));
-    drop(run.on(NOW, failing()));
-    let asked = Input::StopAsked(StopWhy::User { reason: None });
-    assert_eq!(words(&run.on(NOW, asked)), ["PipelineStopping", "finish"]);
-    assert_eq!(run.record().status, Status::Stopped);
-    assert!(run.on(NOW, Input::Expired(Timer::Retry(0))).is_empty());
 }

@@ -1,0 +1,104 @@
+//! Steps that are tried again.
+
+use protocol::pipeline::OnLost;
+
+use super::*;
+
+const THRICE: &str = r#"[{"name": "0", "cmd": "a", "retry": {"attempts": 3, "delay": "10s"}}]"#;
+
+fn failing() -> Input {
+    Input::Exited(Exited { code: 7, ..Exited::default() })
+}
+
+/// The wait that a list of orders sets.
+fn wait_of(effects: &[Effect]) -> Option<u128> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::SetTimer(Timer::Retry(0), wait) => Some(wait.as_millis()),
+        _ => None,
+    })
+}
+
+#[test]
+fn a_step_is_tried_again_as_often_as_its_pipeline_says_and_waits_longer_each_time() {
+    let mut run = run(THRICE);
+    drop(run.begin(NOW));
+    drop(run.on(NOW, Input::Prepared));
+    let first = run.on(NOW, failing());
+    assert!(wait_of(&first).is_some_and(|wait| (10_000..11_000).contains(&wait)), "{first:?}");
+    assert_eq!(
+        words(&first)[..5],
+        ["canceltimer(step(0))", "discard", "save running", "StepCompleted", "StepRetry"]
+    );
+    let again = words(&run.on(NOW, Input::Expired(Timer::Retry(0))));
+    assert_eq!(again, ["start(0)", "save running", "StepStarted", "opengate"]);
+    assert_eq!((run.record().steps.len(), run.record().steps[0].attempt), (1, 2));
+    let second = run.on(NOW, failing());
+    assert!(wait_of(&second).is_some_and(|wait| (20_000..22_000).contains(&wait)), "{second:?}");
+    drop(run.on(NOW, Input::Expired(Timer::Retry(0))));
+    assert_eq!(words(&run.on(NOW, failing())).last().unwrap(), "finish");
+    let record = run.record();
+    assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::RetriesExhausted)));
+    assert!(record.message.as_ref().unwrap().contains("exit code 7, at attempt 3"));
+}
+
+#[test]
+fn a_step_that_passes_when_it_is_tried_again_has_passed() {
+    let mut run = run(THRICE);
+    drop(run.begin(NOW));
+    drop(run.on(NOW, Input::Prepared));
+    drop(run.on(NOW, failing()));
+    drop(run.on(NOW, Input::Expired(Timer::Retry(0))));
+    drop(run.on(NOW, Input::Exited(Exited::default())));
+    assert_eq!(words(&run.on(NOW, committed("i"))).last().unwrap(), "finish");
+    assert_eq!((run.record().status, run.record().steps[0].attempt), (Status::Passed, 2));
+}
+
+#[test]
+fn a_stop_does_not_wait_for_the_next_attempt() {
+    let mut run = run(THRICE);
+    drop(run.begin(NOW));
+    drop(run.on(NOW, Input::Prepared));
+    drop(run.on(NOW, failing()));
+    let asked = Input::StopAsked(StopWhy::User { reason: None });
+    assert_eq!(words(&run.on(NOW, asked)), ["PipelineStopping", "finish"]);
+    assert_eq!(run.record().status, Status::Stopped);
+    assert!(run.on(NOW, Input::Expired(Timer::Retry(0))).is_empty());
+}
+
+/// A run whose worker was lost in the first attempt of its only step, as its next owner takes it.
+fn lost_in_the_first_of(attempts: u32, on: &[&str]) -> (Run, Vec<String>) {
+    let mut left = left_with(&[("0", StepStatus::Started)]);
+    let pipeline = left.pipeline.as_mut().unwrap();
+    pipeline.on_lost = Some(OnLost::Fail);
+    let retry = serde_json::json!({ "attempts": attempts, "on": on });
+    pipeline.steps[0].retry = Some(serde_json::from_value(retry).unwrap());
+    resumed(left, false)
+}
+
+#[test]
+fn a_step_may_say_itself_how_often_it_is_run_when_its_worker_is_lost() {
+    let (run, orders) = lost_in_the_first_of(2, &["failure", "lost"]);
+    assert_eq!((orders[0].as_str(), run.record().cause), ("prepare", None));
+
+    let (run, orders) = lost_in_the_first_of(1, &["lost"]);
+    assert_eq!(
+        (orders.as_slice(), run.record().status),
+        (&["finish".to_owned()][..], Status::Failed)
+    );
+    assert_eq!(run.record().cause, Some(Cause::RetriesExhausted));
+    let said = run.record().message.clone().unwrap();
+    assert!(said.contains("bob/runner-0 was lost in step 0, at attempt 1"), "{said}");
+
+    let (run, _) = lost_in_the_first_of(2, &["failure"]);
+    assert_eq!(run.record().cause, Some(Cause::Lost), "the pipeline's on-lost holds");
+}
+
+#[test]
+fn a_step_that_is_tried_again_after_a_loss_alone_is_not_after_a_failure() {
+    let once = THRICE.replace("\"10s\"", "\"10s\", \"on\": [\"lost\"]");
+    let mut run = run(&once);
+    drop(run.begin(NOW));
+    drop(run.on(NOW, Input::Prepared));
+    assert_eq!(words(&run.on(NOW, failing())).last().unwrap(), "finish");
+    assert_eq!(run.record().cause, Some(Cause::ExitCode));
+}
