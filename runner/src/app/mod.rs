@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use protocol::id::NodeId;
+use tracing::warn;
 
 pub use here::{Here, run_here};
 pub use serve::serve;
@@ -26,7 +27,8 @@ use crate::config::{self, Config};
 use crate::embedded::Embedded;
 use crate::exec::podman::{self, Podman};
 use crate::ports::{
-    Events, EventsError, Executor, Host, Ports, Queue, QueueError, Store, StoreError, Transfer,
+    Events, EventsError, ExecError, Executor, Host, Ports, Queue, QueueError, Store, StoreError,
+    Transfer,
 };
 use crate::{embedded, host, transfer, worker};
 
@@ -215,6 +217,19 @@ fn transfers(config: &Config) -> anyhow::Result<Arc<dyn Transfer>> {
     Ok(Arc::new(transfer::Http::new(options).context("cannot make an HTTP client")?))
 }
 
+/// Waits for the engine as long as for any other service of a cluster.
+async fn engine_answers(executor: &dyn Executor, config: &Config) {
+    let mut left = config.connection.retry_attempts.max(1);
+    while let Err(error @ ExecError::Unreachable { .. }) = executor.info().await {
+        left -= 1;
+        if left == 0 {
+            return;
+        }
+        warn!(%error, attempts_left = left, "the container engine is tried again");
+        tokio::time::sleep(config.connection.retry_delay).await;
+    }
+}
+
 /// The ports of a worker in a cluster.
 ///
 /// # Errors
@@ -234,7 +249,7 @@ pub async fn cluster_ports(
     };
     // The first look at an engine takes as long as a connection, and its executor remembers it; the
     // worker asks again, and says what is wrong.
-    let (connected, _seen) = tokio::join!(connected, executor.info());
+    let (connected, ()) = tokio::join!(Box::pin(connected), engine_answers(&*executor, config));
     let (store, queue, events) = connected?;
     Ok(Ports { queue, store, events, executor, transfer: transfers(config)?, host: this_host() })
 }

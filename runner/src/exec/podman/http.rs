@@ -89,6 +89,11 @@ impl Http {
         matches!(self.target, Target::Unix(_))
     }
 
+    /// It has answered on some other connection: from now on it is waited for.
+    pub(super) fn has_answered(&self) {
+        self.answered.store(true, Ordering::Relaxed);
+    }
+
     /// Whether the engine's process ids mean the same here as there.
     pub(super) fn shares_processes(&self) -> bool {
         self.shares_processes.load(Ordering::Relaxed)
@@ -150,7 +155,7 @@ impl Http {
         loop {
             match self.connect().await {
                 Ok(sender) => {
-                    self.answered.store(true, Ordering::Relaxed);
+                    self.has_answered();
                     return Ok(sender);
                 }
                 Err(fault) => {

@@ -161,6 +161,7 @@ impl Podman {
     async fn look_at_engine(&self) -> Result<Engine, ExecError> {
         let info = self.client.info().await;
         let info = info.map_err(|cause| self.client_failed("asking what it is", &cause))?;
+        self.http.has_answered();
         let host = info.host.as_ref();
         let root = info.store.and_then(|store| store.graph_root).unwrap_or_default();
         let machine = machine_id(self.http.is_local())

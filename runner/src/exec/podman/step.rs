@@ -34,6 +34,32 @@ struct Ready {
     attached: Attached,
 }
 
+/// Why a container is not ready to be started.
+enum NotReady {
+    /// An engine that was killed while it prepared the container knows nothing of that, and can
+    /// neither attach to it nor start it: its OCI runtime has it already. It never ran.
+    HalfMade(ExecError),
+    Failed(ExecError),
+}
+
+impl From<ExecError> for NotReady {
+    fn from(error: ExecError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl NotReady {
+    fn into_error(self) -> ExecError {
+        match self {
+            Self::HalfMade(error) | Self::Failed(error) => error,
+        }
+    }
+}
+
+fn is_half_made(said: &str) -> bool {
+    said.contains("already exists") && said.contains("OCI runtime")
+}
+
 impl Podman {
     pub(super) async fn step(
         &self,
@@ -93,26 +119,42 @@ impl Podman {
         let cpus = if limited { self.enforced_cpus().await? } else { 1 };
         let network = step.network.as_ref().or(self.network.as_ref());
         let mut create = Create::step(run, &known.base, image, step, network, cpus)?;
-        let id = self.create(link, run, image, &mut create, Some(step)).await?;
-        let prepared = async {
-            if limited {
-                let made = link.inspect(&id, PATIENCE).await;
-                let made = made.map_err(|fault| fault.at("looking at a step", &self.http))?;
-                if made.is_some_and(|made| made.has_no_cgroup()) {
-                    return Err(ExecError::Unsupported(
-                        "limits cannot be enforced: the container engine is configured to use no cgroups".into(),
-                    ));
+        let mut tries = 0;
+        loop {
+            let id = self.create(link, run, image, &mut create, Some(step)).await?;
+            let prepared = async {
+                if limited {
+                    self.has_cgroup(link, &id).await?;
                 }
-            }
-            self.attached(link, step, &id).await
-        };
-        match prepared.await {
-            Ok(attached) => Ok(Ready { id, attached }),
-            Err(error) => {
-                self.reaper.soon(&self.http, &run.run, id);
-                Err(error)
-            }
+                self.attached(link, step, &id).await
+            };
+            let error = match prepared.await {
+                Ok(attached) => return Ok(Ready { id, attached }),
+                Err(NotReady::HalfMade(error)) if tries < ATTACHING => error,
+                Err(other) => {
+                    self.reaper.soon(&self.http, &run.run, id);
+                    return Err(other.into_error());
+                }
+            };
+            tries += 1;
+            tracing::warn!(container.id = id, %error, "a container was half made: another is made");
+            // Its name is the next one's.
+            let removed = link.remove(&id).await;
+            removed.map_err(|fault| fault.at("removing a container", &self.http))?;
         }
+    }
+
+    /// Refuses a container that nothing limits.
+    async fn has_cgroup(&self, link: &mut Link, id: &str) -> Result<(), ExecError> {
+        let made = link.inspect(id, PATIENCE).await;
+        let made = made.map_err(|fault| fault.at("looking at a step", &self.http))?;
+        if made.is_some_and(|made| made.has_no_cgroup()) {
+            return Err(ExecError::Unsupported(
+                "limits cannot be enforced: the container engine is configured to use no cgroups"
+                    .into(),
+            ));
+        }
+        Ok(())
     }
 
     /// Attaches to a container that is not started, also where the engine goes away over it.
@@ -121,13 +163,16 @@ impl Podman {
         link: &mut Link,
         step: &StepSpec,
         id: &str,
-    ) -> Result<Attached, ExecError> {
+    ) -> Result<Attached, NotReady> {
         let mut tries = 0;
         loop {
             let fault = match attach(&self.http, id).await {
                 Ok(attached) => return Ok(attached),
                 Err(fault @ (Fault::Broken(_) | Fault::Away(_))) if tries < ATTACHING => fault,
-                Err(fault) => return Err(self.not_started(step, fault)),
+                Err(fault) if is_half_made(fault.refusal()) => {
+                    return Err(NotReady::HalfMade(self.not_started(step, fault)));
+                }
+                Err(fault) => return Err(self.not_started(step, fault).into()),
             };
             tries += 1;
             tracing::warn!(container.id = id, %fault, "the engine went away before a step started");
@@ -135,7 +180,7 @@ impl Podman {
             let looked = link.inspect(id, PATIENCE).await;
             let looked = looked.map_err(|fault| fault.at("looking at a step", &self.http))?;
             if looked.is_none() {
-                return Err(fault.at("starting a step", &self.http));
+                return Err(fault.at("starting a step", &self.http).into());
             }
         }
     }
@@ -259,7 +304,7 @@ impl Podman {
             match looked.map(|container| container.life()) {
                 Some(Life::Running | Life::Ended) => return Ok(attached),
                 Some(Life::NotStarted) => {
-                    attached = self.attached(link, step, id).await?;
+                    attached = self.attached(link, step, id).await.map_err(NotReady::into_error)?;
                 }
                 None => return Err(fault.at("starting a step", &self.http)),
             }
@@ -346,5 +391,16 @@ mod tests {
         ] {
             assert_eq!(init_failed(&ended(code), &wrote(stderr, total)), None, "{stderr:?}");
         }
+    }
+
+    /// As podman 4.3 said it, whose service was killed while it attached.
+    #[test]
+    fn a_container_that_the_engine_was_killed_over_is_told_from_one_that_cannot_start() {
+        let said = "preparing container 6937a5 for attach: crun: container `6937a5` already exists: OCI runtime error";
+        assert!(is_half_made(said));
+        assert!(!is_half_made(
+            "crun: executable file `nosuch` not found in $PATH: OCI runtime error"
+        ));
+        assert!(!is_half_made("container name \"x\" already exists"));
     }
 }
