@@ -48,7 +48,11 @@ impl Cluster {
         Ok(AmqpEvents::connect(&self.amqp(new_node())).await?)
     }
 
-    async fn ports(&self, node: &NodeId, executor: Arc<dyn Executor>) -> anyhow::Result<Ports> {
+    pub(crate) async fn ports(
+        &self,
+        node: &NodeId,
+        executor: Arc<dyn Executor>,
+    ) -> anyhow::Result<Ports> {
         let amqp = self.amqp(node.clone());
         let spill_dir = self.vhost.spill.path().to_owned();
         Ok(Ports {
@@ -159,7 +163,7 @@ pub(crate) fn new_node() -> NodeId {
     NodeId::from_uuid(uuid::Uuid::new_v4())
 }
 
-fn options(node: NodeId, slots: usize) -> Options {
+pub(crate) fn options(node: NodeId, slots: usize) -> Options {
     Options {
         node,
         slots,

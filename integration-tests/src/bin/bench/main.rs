@@ -8,12 +8,15 @@
 mod bare;
 mod claims;
 mod cluster;
+mod idle;
 mod lines;
 mod memory;
 mod peers;
 mod report;
 mod rest;
+mod server;
 mod steps;
+mod takeover;
 
 use std::path::Path;
 use std::time::Instant;
@@ -35,13 +38,16 @@ use crate::steps::Chain;
 const HELP: &str = "\
 bench [--only PARTS] [--quick]
 
-  --only PARTS  of a (time of a step), b (log throughput), c (claims), d (memory): a,b,c,d
+  --only PARTS  of a (time of a step), b (log throughput), c (claims), d (memory), e (takeover and
+                hand-over), f (many idle workers): a,b,c,d,e,f
   --quick       less of everything: to see that it works, not to read figures
 
 The services are those of the environment: scripts/bench starts some. BOB_BENCH_ENTER names the
 program that starts others beside the engine, as its user; without it podman's own command line is
 left out.
 ";
+
+const PARTS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 
 /// How much of everything.
 struct Plan {
@@ -50,11 +56,13 @@ struct Plan {
     lines: Lines,
     claims: Claims,
     runs: usize,
+    losses: usize,
+    idle: usize,
 }
 
 impl Plan {
     fn of_arguments(mut words: impl Iterator<Item = String>) -> anyhow::Result<Option<Self>> {
-        let (mut parts, mut quick) = ("a,b,c,d".to_owned(), false);
+        let (mut parts, mut quick) = (PARTS.join(","), false);
         while let Some(word) = words.next() {
             match word.as_str() {
                 "--only" => parts = words.next().context("--only needs a value")?,
@@ -63,8 +71,8 @@ impl Plan {
                 _ => bail!("unknown argument {word}\n{HELP}"),
             }
         }
-        if let Some(unknown) = parts.split(',').find(|part| !["a", "b", "c", "d"].contains(part)) {
-            bail!("--only {unknown}: a, b, c or d");
+        if let Some(unknown) = parts.split(',').find(|part| !PARTS.contains(part)) {
+            bail!("--only {unknown}: there are {}", PARTS.join(", "));
         }
         Ok(Some(if quick { Self::quick(parts) } else { Self::whole(parts) }))
     }
@@ -77,6 +85,8 @@ impl Plan {
             lines: Lines { lines: 500_000, bytes: 80, rounds: 3 },
             claims: Claims { runs: 2000, rounds: 3, latencies: 200 },
             runs: 100,
+            losses: 7,
+            idle: 1000,
         }
     }
 
@@ -88,6 +98,8 @@ impl Plan {
             lines: Lines { lines: 50_000, bytes: 80, rounds: 1 },
             claims: Claims { runs: 200, rounds: 1, latencies: 20 },
             runs: 10,
+            losses: 1,
+            idle: 20,
         }
     }
 
@@ -150,6 +162,14 @@ async fn measure(plan: &Plan, services: &Services, report: &mut Report) -> anyho
     if plan.has("d") {
         say("d: memory");
         memory::measure(services, plan.runs, report).await?;
+    }
+    if plan.has("e") {
+        say("e: takeover and hand-over");
+        takeover::measure(services, plan.losses, report).await?;
+    }
+    if plan.has("f") {
+        say("f: idle workers");
+        idle::measure(services, plan.idle, report).await?;
     }
     Ok(())
 }

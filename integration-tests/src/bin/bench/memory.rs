@@ -1,8 +1,6 @@
 //! (d) What a `bob-runner serve` of its own takes of memory: idle, and while so many runs write; and
 //! how long it takes to be ready.
 
-use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -15,11 +13,11 @@ use protocol::names;
 use protocol::run::{RunRecord, StepStatus};
 use runner::cluster::{AmqpQueue, Etcd};
 use runner::ports::{Events as _, Message, Position, Queue as _, Route, Store as _};
-use serde_json::{Value, json};
-use tokio::process::{Child, Command};
+use serde_json::json;
 
 use crate::cluster::{Cluster, in_time, new_node, removals};
-use crate::report::{Floor, Goal, Report, median, millis, to_f64};
+use crate::report::{Floor, Goal, Report, median, millis};
+use crate::server::{Server, Settings};
 
 const PART: &str = "d";
 /// What settles after the start has settled by then.
@@ -39,7 +37,8 @@ pub(crate) async fn measure(
 ) -> anyhow::Result<()> {
     let cluster = Cluster::new(services).await;
     let store = cluster.store().await?;
-    let (server, ready) = Server::start(&cluster, &store, runs).await?;
+    let settings = Settings { slots: runs, ..Settings::default() };
+    let (server, ready) = Server::start(&cluster, &store, settings).await?;
     tokio::time::sleep(SETTLE).await;
     let idle = server.resident()?;
     let bound = |megabytes: f64| Floor {
@@ -153,78 +152,4 @@ async fn whole(cluster: &Cluster, ids: &[RunId]) -> anyhow::Result<u64> {
     in_time("the events of all runs are read", reading).await?;
     ensure!(all.values().all(|seen| seen.bytes > 0), "a run wrote nothing");
     Ok(all.values().map(|seen| seen.bytes).sum())
-}
-
-/// A `bob-runner serve`.
-struct Server {
-    child: Child,
-    pid: u32,
-}
-
-impl Server {
-    /// Starts it and waits until its entry says that it takes work: how long that took.
-    async fn start(
-        cluster: &Cluster,
-        store: &Etcd,
-        slots: usize,
-    ) -> anyhow::Result<(Self, Duration)> {
-        let program = std::env::current_exe()?.with_file_name("bob-runner");
-        ensure!(program.exists(), "there is no {}: build it first", program.display());
-        let amqp = cluster.amqp(new_node());
-        let services = &cluster.services;
-        let begun = Instant::now();
-        let child = Command::new(&program)
-            .arg("serve")
-            .env_clear()
-            .env("HOME", cluster.vhost.spill.path())
-            .env("BOB_QUEUE_URL", &amqp.url)
-            .env("BOB_QUEUE_USER", &amqp.user)
-            .env("BOB_QUEUE_PASSWORD", &amqp.password)
-            .env("BOB_STORAGE_URLS", services.get("BOB_STORAGE_URLS"))
-            .env("CONTAINER_ENGINE_URL", services.get("CONTAINER_ENGINE_URL"))
-            .env("BOB_SPILL_DIR", cluster.vhost.spill.path())
-            .env("BOB_MAX_PARALLEL_RUNS", slots.to_string())
-            .env("BOB_LOG_LEVEL", "warn")
-            .env("BOB_KILL_GRACE_SECONDS", "5")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| program.display().to_string())?;
-        let pid = child.id().context("the server has ended at once")?;
-        let seen = async {
-            loop {
-                for entry in store.list(names::NODES).await?.entries {
-                    let node: Value = serde_json::from_slice(&entry.value)?;
-                    if node["pid"] == pid && node["state"] == "ready" {
-                        return Ok(());
-                    }
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        in_time("the server is ready", seen).await?;
-        Ok((Self { child, pid }, begun.elapsed()))
-    }
-
-    /// Its resident memory in megabytes.
-    fn resident(&self) -> anyhow::Result<f64> {
-        let status =
-            std::fs::read_to_string(Path::new("/proc").join(self.pid.to_string()).join("status"))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kibibytes: usize = line
-            .and_then(|line| line.trim().strip_suffix(" kB"))
-            .context("the server has ended")?
-            .parse()?;
-        Ok(to_f64(kibibytes) * 1024.0 / 1e6)
-    }
-
-    async fn end(mut self) -> anyhow::Result<()> {
-        let pid = self.pid.to_string();
-        let asked = Command::new("kill").args(["-TERM", &pid]).status().await?;
-        ensure!(asked.success(), "the server could not be asked to end");
-        let ended = in_time("the server ends", async { Ok(self.child.wait().await?) }).await?;
-        ensure!(ended.success(), "the server ended with {ended}");
-        Ok(())
-    }
 }

@@ -24,6 +24,8 @@ pub(crate) const LEASE_TTL: Duration = Duration::from_secs(4);
 pub(crate) const SLOTS: usize = 3;
 /// How many owners a run may lose at one step.
 pub(crate) const MAX_LOSSES: u32 = 3;
+/// Where steps are kept in the registry.
+pub(crate) const CHECKPOINTS: &str = "checkpoints/rig";
 /// How long a worker that was asked to end may take; a broker that is away holds it up.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(120);
 
@@ -36,8 +38,6 @@ pub(crate) struct Worker {
     process: Option<Process>,
     /// How many processes it has had.
     started: usize,
-    /// The log of the last one.
-    log: PathBuf,
 }
 
 struct Process {
@@ -48,6 +48,8 @@ struct Process {
 /// Everything that runs.
 pub(crate) struct Cluster {
     own: OwnServices,
+    /// The second worker's engine, where it has one of its own.
+    other: Option<OwnServices>,
     dir: TempDir,
     program: PathBuf,
     drain_seconds: u32,
@@ -61,15 +63,25 @@ fn address(url: &str) -> anyhow::Result<SocketAddr> {
 
 impl Cluster {
     /// Starts the services, and no worker yet.
-    pub(crate) async fn start(program: PathBuf, drain_seconds: u32) -> anyhow::Result<Self> {
+    pub(crate) async fn start(
+        program: PathBuf,
+        drain_seconds: u32,
+        engines: usize,
+    ) -> anyhow::Result<Self> {
         ensure!(program.is_file(), "there is no {}: build it, or --worker", program.display());
         let members = MEMBERS.to_string();
         let starting = tokio::task::spawn_blocking(move || {
-            OwnServices::start("rabbitmq,etcd,podman", &["--etcd-members", &members])
+            let members = ["--etcd-members", &members];
+            if engines == 1 {
+                return (OwnServices::start("rabbitmq,etcd,podman", &members), None);
+            }
+            let own = OwnServices::start("rabbitmq,etcd,podman,registry", &members);
+            (own, OwnServices::start("podman", &[]))
         });
-        let own = starting.await?.context("there is no scripts/services")?;
+        let (own, other) = starting.await?;
         let mut cluster = Self {
-            own,
+            own: own.context("there is no scripts/services")?,
+            other,
             dir: tempfile::Builder::new().prefix("bob-chaos-workers.").tempdir()?,
             program,
             drain_seconds,
@@ -81,8 +93,7 @@ impl Cluster {
             for url in cluster.etcd_urls() {
                 etcd.push(Proxy::start(address(&url)?).await?);
             }
-            let worker =
-                Worker { number, amqp, etcd, process: None, started: 0, log: PathBuf::new() };
+            let worker = Worker { number, amqp, etcd, process: None, started: 0 };
             cluster.workers.push(Mutex::new(worker));
         }
         Ok(cluster)
@@ -101,8 +112,21 @@ impl Cluster {
         self.own.services().get("BOB_STORAGE_URLS").split(',').map(str::to_owned).collect()
     }
 
-    pub(crate) fn engine_url(&self) -> &str {
-        self.own.services().get("CONTAINER_ENGINE_URL")
+    /// Every engine.
+    pub(crate) fn engine_urls(&self) -> impl Iterator<Item = &str> {
+        let services = [&self.own].into_iter().chain(&self.other);
+        services.map(|own| own.services().get("CONTAINER_ENGINE_URL"))
+    }
+
+    /// The engine of a worker: the second one may have its own.
+    fn engine_url(&self, worker: &Worker) -> &str {
+        let own = self.other.as_ref().filter(|_| worker.number == 2).unwrap_or(&self.own);
+        own.services().get("CONTAINER_ENGINE_URL")
+    }
+
+    /// The registry that steps are kept in, where there is more than one engine.
+    pub(crate) fn registry(&self) -> Option<&str> {
+        self.other.as_ref().map(|_| self.own.services().get("BOB_TEST_REGISTRY"))
     }
 
     pub(crate) fn image(&self) -> &str {
@@ -111,7 +135,15 @@ impl Cluster {
 
     /// `stop`, `start`, `kill` and so on of a service.
     pub(crate) async fn control(&self, verb: &str, service: &str) {
-        self.own.control(verb, service).await;
+        match (service, &self.other) {
+            ("podman-2", Some(other)) => other.control(verb, "podman").await,
+            (_, _) => self.own.control(verb, service).await,
+        }
+    }
+
+    /// The services that are engines, as `control` calls them.
+    pub(crate) fn engines(&self) -> &'static [&'static str] {
+        if self.other.is_some() { &["podman", "podman-2"] } else { &["podman"] }
     }
 
     /// A worker's place, once nobody else has it.
@@ -129,21 +161,26 @@ impl Cluster {
         worker.started += 1;
         let home = self.dir.path().join(format!("{}-{}", worker.number, worker.started));
         std::fs::create_dir(&home)?;
-        worker.log = home.with_extension("log");
-        let log = File::create(&worker.log)?;
+        let log = File::create(home.with_extension("log"))?;
         let (user, password) = self.amqp_user();
         let etcd: Vec<String> =
             worker.etcd.iter().map(|proxy| format!("http://{}", proxy.at())).collect();
-        let child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        command.env_clear();
+        if let Some(registry) = self.registry() {
+            command
+                .env("BOB_CHECKPOINT_REGISTRY", format!("{registry}/{CHECKPOINTS}"))
+                .env("BOB_REGISTRY_INSECURE", registry);
+        }
+        let child = command
             .arg("serve")
-            .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("HOME", &home)
             .env("BOB_QUEUE_URL", format!("amqp://{}", worker.amqp.at()))
             .env("BOB_QUEUE_USER", user)
             .env("BOB_QUEUE_PASSWORD", password)
             .env("BOB_STORAGE_URLS", etcd.join(","))
-            .env("CONTAINER_ENGINE_URL", self.engine_url())
+            .env("CONTAINER_ENGINE_URL", self.engine_url(worker))
             .env("BOB_LEASE_TTL_SECONDS", LEASE_TTL.as_secs().to_string())
             .env("BOB_MAX_PARALLEL_RUNS", SLOTS.to_string())
             .env("BOB_MAX_LOSSES", MAX_LOSSES.to_string())
@@ -206,13 +243,6 @@ impl Worker {
         let pid = process.pid;
         self.process = None;
         Ok(Some(format!("worker {} (process {pid}) ended by itself: {status}", self.number)))
-    }
-
-    /// Whether its last process gave up at its start, as no engine answered: a worker waits for its
-    /// broker and its store, and leaves the engine to whoever starts it.
-    pub(crate) fn found_no_engine(&self) -> anyhow::Result<bool> {
-        let log = std::fs::read_to_string(&self.log)?;
-        Ok(log.lines().any(|line| line.starts_with("error: cannot reach the container engine")))
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {

@@ -62,6 +62,8 @@ pub(crate) struct Found {
 pub(crate) struct Begun {
     pub(crate) run: RunId,
     pub(crate) step: usize,
+    /// What tells its engine from another one.
+    pub(crate) engine: String,
     pub(crate) at: Millis,
     /// When it began, in an order of all begins and ends.
     pub(crate) began: u64,

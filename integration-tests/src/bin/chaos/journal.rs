@@ -62,8 +62,8 @@ impl State {
             }
         }
         let began = self.number();
-        let (run, step) = (of.run.clone(), of.step);
-        self.begun.push(Begun { run, step, at: now(), began, ended: None, found: None });
+        let (run, step, engine) = (of.run.clone(), of.step, of.engine.clone());
+        self.begun.push(Begun { run, step, engine, at: now(), began, ended: None, found: None });
         let place = self.begun.len() - 1;
         self.open.insert(place, stream);
         place
@@ -150,6 +150,7 @@ struct Hold {
     run: RunId,
     step: usize,
     token: String,
+    engine: String,
 }
 
 impl Inner {
@@ -203,7 +204,7 @@ impl Inner {
     }
 }
 
-/// `GET /<what>/<run>/<step>/<token>`.
+/// `GET /<what>/<run>/<step>/<token>/<engine>`.
 async fn request(stream: &mut TcpStream) -> anyhow::Result<(String, Hold)> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -212,8 +213,11 @@ async fn request(stream: &mut TcpStream) -> anyhow::Result<(String, Hold)> {
     let head = String::from_utf8(head)?;
     let path = head.split(' ').nth(1).context("a path")?;
     let words: Vec<&str> = path.split('/').collect();
-    let ["", what, run, step, token] = words[..] else { anyhow::bail!("another path: {path}") };
-    let hold = Hold { run: run.parse()?, step: step.parse()?, token: token.to_owned() };
+    let ["", what, run, step, token, engine] = words[..] else {
+        anyhow::bail!("another path: {path}")
+    };
+    let hold =
+        Hold { run: run.parse()?, step: step.parse()?, token: token.into(), engine: engine.into() };
     Ok((what.to_owned(), hold))
 }
 

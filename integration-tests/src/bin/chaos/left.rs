@@ -9,7 +9,7 @@ use protocol::names;
 use tokio::time::Instant;
 
 use crate::broker::Address;
-use crate::cluster::{Cluster, WORKERS};
+use crate::cluster::{CHECKPOINTS, Cluster, WORKERS};
 use crate::facts::Facts;
 use crate::history::Recorder;
 use crate::journal::Journal;
@@ -38,16 +38,16 @@ pub(crate) async fn settle(
     if !at_rest {
         say("not every run has come to its end");
     }
-    facts.left = looked(cluster, journal, address).await?;
-    for place in 0..WORKERS {
-        let mut worker = cluster.worker(place).await;
-        if let Some(ended) = worker.has_ended()? {
-            log.mishap(ended);
-        }
-        if let Some(wrong) = worker.drain().await? {
-            log.mishap(wrong);
+    // What a run has left on an engine that it went away from is found by that engine's next sweep: a
+    // worker sweeps soon after its start.
+    if cluster.engines().len() > 1 {
+        leave(cluster, log).await?;
+        for place in 0..WORKERS {
+            cluster.launch(&mut *cluster.worker(place).await)?;
         }
     }
+    facts.left = looked(cluster, journal, address).await?;
+    leave(cluster, log).await?;
     let left = recorder.look(|seen| {
         let stops = seen.keys(names::STOPS);
         seen.keys(names::OPEN_AND_OWNERS).into_iter().chain(stops).collect::<Vec<_>>()
@@ -62,6 +62,20 @@ pub(crate) async fn settle(
     Ok(())
 }
 
+/// Asks every worker to end.
+async fn leave(cluster: &Cluster, log: &Log) -> anyhow::Result<()> {
+    for place in 0..WORKERS {
+        let mut worker = cluster.worker(place).await;
+        if let Some(ended) = worker.has_ended()? {
+            log.mishap(ended);
+        }
+        if let Some(wrong) = worker.drain().await? {
+            log.mishap(wrong);
+        }
+    }
+    Ok(())
+}
+
 /// What is left over, once as little of it is left as will be.
 async fn looked(
     cluster: &Cluster,
@@ -72,9 +86,17 @@ async fn looked(
     loop {
         // An image that goes at that moment makes the engine's list fail; one that a killed commit
         // left without its parts makes it fail for good.
-        let mut left = in_engine(cluster.engine_url())
-            .await
-            .unwrap_or_else(|cause| Vec::from([format!("the engine does not list: {cause:#}")]));
+        let mut left = Vec::new();
+        for url in cluster.engine_urls() {
+            let found = in_engine(url).await.unwrap_or_else(|cause| {
+                Vec::from([format!("the engine does not list: {cause:#}")])
+            });
+            left.extend(found);
+        }
+        if let Some(registry) = cluster.registry() {
+            let tags = in_registry(registry).await?;
+            left.extend(tags.into_iter().map(|tag| format!("the registry still holds {tag}")));
+        }
         for queue in [names::JOBS_QUEUE, names::CONTROL_QUEUE, names::DEAD_LETTER_QUEUE] {
             let waiting = address.waiting(queue).await?;
             if waiting > 0 {
@@ -90,6 +112,19 @@ async fn looked(
         }
         tokio::time::sleep(AGAIN).await;
     }
+}
+
+/// The tags of kept steps.
+async fn in_registry(host: &str) -> anyhow::Result<Vec<String>> {
+    let url = format!("http://{host}/v2/{CHECKPOINTS}/tags/list");
+    let answer = reqwest::get(url).await?;
+    // A repository that nothing was pushed to is not known.
+    if answer.status() == reqwest::StatusCode::NOT_FOUND {
+        return Ok(Vec::new());
+    }
+    let list: serde_json::Value = answer.error_for_status()?.json().await?;
+    let tags = list["tags"].as_array().into_iter().flatten();
+    Ok(tags.map(ToString::to_string).collect())
 }
 
 async fn in_engine(url: &str) -> anyhow::Result<Vec<String>> {

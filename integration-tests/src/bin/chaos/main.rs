@@ -34,7 +34,8 @@ use crate::load::{Draw, Size};
 use crate::nemesis::{Log, Nemesis};
 
 const HELP: &str = "\
-chaos [--seed N] [--runs N] [--minutes N] [--nemeses KINDS] [--rolling] [--worker PROGRAM]
+chaos [--seed N] [--runs N] [--minutes N] [--nemeses KINDS] [--rolling] [--engines N]
+      [--worker PROGRAM]
 
   --seed N        what the runs and the faults are drawn from (1)
   --runs N        how many runs (500; as many as go with --rolling)
@@ -42,6 +43,8 @@ chaos [--seed N] [--runs N] [--minutes N] [--nemeses KINDS] [--rolling] [--worke
   --nemeses KINDS all, none, or of kill, pause, drain, cut, refuse, silence, slow (a worker or its
                   connections), broker, member, leader, podman (a service), with commas (all)
   --rolling       no faults: every 20 s one of the three workers is asked to leave and replaced
+  --engines N     1, or 2: the second worker has an engine of its own, and steps are kept in a
+                  registry (1)
   --worker FILE   the program (bob-runner beside this one)
 
 It starts services of its own, and ends with 1 where an invariant does not hold.
@@ -56,13 +59,14 @@ struct Plan {
     minutes: u64,
     kinds: Vec<&'static str>,
     rolling: bool,
+    engines: usize,
     program: PathBuf,
 }
 
 impl Plan {
     fn of_arguments(mut words: impl Iterator<Item = String>) -> anyhow::Result<Option<Self>> {
         let (mut seed, mut runs, mut minutes, mut rolling) = (1, None, None, false);
-        let (mut kinds, mut program) = ("all".to_owned(), None);
+        let (mut kinds, mut program, mut engines) = ("all".to_owned(), None, 1);
         while let Some(word) = words.next() {
             let mut value = || words.next().with_context(|| format!("{word} needs a value"));
             match word.as_str() {
@@ -72,10 +76,12 @@ impl Plan {
                 "--nemeses" => kinds = value()?,
                 "--worker" => program = Some(PathBuf::from(value()?)),
                 "--rolling" => rolling = true,
+                "--engines" => engines = value()?.parse()?,
                 "--help" | "-h" => return Ok(None),
                 _ => bail!("unknown argument {word}\n{HELP}"),
             }
         }
+        ensure!((1..=2).contains(&engines), "--engines {engines}: there may be 1 or 2");
         let program = match program {
             Some(program) => program,
             None => std::env::current_exe()?.with_file_name("bob-runner"),
@@ -86,6 +92,7 @@ impl Plan {
             minutes: minutes.unwrap_or(if rolling { 10 } else { 30 }),
             kinds: kinds_of(&kinds)?,
             rolling,
+            engines,
             program,
         }))
     }
@@ -132,9 +139,11 @@ async fn main() -> anyhow::Result<ExitCode> {
 
 /// Plays a whole history; what was seen of it.
 async fn history(plan: &Plan) -> anyhow::Result<Facts> {
-    say("starting RabbitMQ, three members of etcd, and podman");
+    let engines = plan.engines;
+    say(&format!("starting RabbitMQ, three members of etcd, and podman ({engines})"));
     let drain_seconds = if plan.rolling { 8 } else { 3 };
-    let mut cluster = Arc::new(Cluster::start(plan.program.clone(), drain_seconds).await?);
+    let cluster = Cluster::start(plan.program.clone(), drain_seconds, engines).await?;
+    let mut cluster = Arc::new(cluster);
     let played = play(plan, &cluster).await;
     let is_well = played.as_ref().is_ok_and(|facts| check::broken(facts).is_empty());
     if let Some(cluster) = Arc::get_mut(&mut cluster)

@@ -206,9 +206,13 @@ impl Nemesis {
             let most = if kind == "podman" { 2000 } else { 5000 };
             let away = Duration::from_millis(random.random_range(0..most));
             let from = now();
+            let engines = self.cluster.engines();
             let (down, up) = match kind {
                 "broker" => ("rabbitmq".to_owned(), "rabbitmq"),
-                "podman" => ("podman".to_owned(), "podman"),
+                "podman" => {
+                    let engine = engines[member % engines.len()];
+                    (engine.to_owned(), engine)
+                }
                 "leader" => {
                     let leader = self.records.leader().await.unwrap_or(member);
                     (format!("etcd-{leader}"), "etcd")
@@ -234,11 +238,7 @@ impl Nemesis {
             for place in 0..WORKERS {
                 let Some(mut worker) = self.cluster.free_worker(place) else { continue };
                 let Some(ended) = worker.has_ended()? else { continue };
-                if worker.found_no_engine()? {
-                    say(&format!("worker {} started while podman was away", worker.number));
-                } else {
-                    self.log.mishap(ended);
-                }
+                self.log.mishap(ended);
                 self.cluster.launch(&mut worker)?;
             }
         }

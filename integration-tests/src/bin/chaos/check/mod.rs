@@ -281,4 +281,7 @@ fn suffers_nothing(story: &Story<'_>, say: &mut Say<'_>) {
     if let Some(version) = story.versions.iter().find(|version| version.record.losses > 0) {
         say(format!("R: it was lost at {}, though its owner was asked to leave", version.revision));
     }
+    if story.began_anew() {
+        say("R: what it had come to was gone, and finished steps ran again".into());
+    }
 }

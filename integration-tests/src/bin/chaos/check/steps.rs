@@ -90,7 +90,8 @@ pub(super) fn never_overlap(story: &Story<'_>, say: &mut Say<'_>) {
     for (place, one) in story.begun.iter().enumerate() {
         for other in story.begun.iter().skip(place + 1) {
             let end = |ended: Option<u64>| ended.unwrap_or(u64::MAX);
-            if one.began < end(other.ended) && other.began < end(one.ended) {
+            let is_same_engine = one.engine == other.engine;
+            if is_same_engine && one.began < end(other.ended) && other.began < end(one.ended) {
                 say(format!(
                     "O: steps {} and {} ran beside each other (begins {} and {})",
                     one.step, other.step, one.began, other.began

@@ -96,6 +96,7 @@ impl Made {
         self.facts.begun.push(Begun {
             run: RUN.parse().unwrap(),
             step,
+            engine: "one".into(),
             at: Millis(at * 100 + 50),
             began: self.order - 1,
             ended: Some(self.order),
