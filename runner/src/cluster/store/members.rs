@@ -52,9 +52,10 @@ impl Members {
         Ok(Self { clients, current: AtomicUsize::new(0), user: Mutex::new(user) })
     }
 
-    /// Reads a trifle, so that what is wrong is known at the start.
-    pub(super) async fn greet(&self) -> Result<(), Fault> {
-        self.call(DEADLINE, Again::May, glance).await.map(drop)
+    /// Reads a trifle, so that what is wrong is known at the start; the id of the cluster.
+    pub(super) async fn greet(&self) -> Result<Option<u64>, Fault> {
+        let answer = self.call(DEADLINE, Again::May, glance).await?;
+        Ok(answer.header().map(etcd_client::ResponseHeader::cluster_id))
     }
 
     /// Sees to it that a member knows us: what a watch without a token is told is the same as what

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use etcd_client::GetOptions;
+use tokio::sync::OnceCell;
 use tracing::warn;
 
 use self::errors::Fault;
@@ -66,6 +67,8 @@ impl std::fmt::Debug for EtcdOptions {
 pub struct Etcd {
     members: Arc<Members>,
     at: Arc<str>,
+    /// The id of the cluster, which stays as long as it does.
+    identity: Arc<OnceCell<String>>,
 }
 
 impl std::fmt::Debug for Etcd {
@@ -96,7 +99,7 @@ impl Etcd {
     pub async fn connect(options: &EtcdOptions) -> Result<Self, StoreError> {
         let at: Arc<str> = spell(&options.urls).into();
         let members = Members::new(options).await.map_err(|fault| fault.said(&at, None, 0))?;
-        let etcd = Self { members: Arc::new(members), at };
+        let etcd = Self { members: Arc::new(members), at, identity: Arc::default() };
         let mut left = options.retry_attempts.max(1);
         loop {
             let error = match Box::pin(etcd.attempt(options)).await {
@@ -114,12 +117,20 @@ impl Etcd {
 
     async fn attempt(&self, options: &EtcdOptions) -> Result<(), Fault> {
         self.members.try_user(&self.at).await?;
-        match self.members.greet().await {
+        // Whoever asks for it next must not depend on one more answer.
+        match self.identity.get_or_try_init(|| self.ask_identity()).await {
             Err(fault @ (Fault::Unreachable(_) | Fault::Unsent(_))) => {
                 Err(certificates_at_fault(options).await.map_or(fault, Fault::Denied))
             }
-            other => other,
+            other => other.map(drop),
         }
+    }
+
+    async fn ask_identity(&self) -> Result<String, Fault> {
+        let cluster = self.members.greet().await?;
+        cluster
+            .map(|id| format!("{id:016x}"))
+            .ok_or_else(|| Fault::Unreadable("an answer of etcd has no header".into()))
     }
 
     async fn page(
@@ -194,17 +205,8 @@ async fn certificates_at_fault(options: &EtcdOptions) -> Option<String> {
 #[async_trait]
 impl Store for Etcd {
     async fn identity(&self) -> Result<String, StoreError> {
-        let asked = self
-            .members
-            .call(DEADLINE, Again::May, |client| async move {
-                client.kv_client().get("bob", None).await
-            })
-            .await
-            .map_err(|fault| self.said(fault))?;
-        let cluster = asked.header().map(|header| header.cluster_id());
-        cluster
-            .map(|cluster| format!("{cluster:016x}"))
-            .ok_or_else(|| StoreError::Unreadable("an answer of etcd has no header".into()))
+        let identity = self.identity.get_or_try_init(|| self.ask_identity()).await;
+        identity.cloned().map_err(|fault| self.said(fault))
     }
 
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
