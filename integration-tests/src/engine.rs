@@ -247,6 +247,17 @@ impl Api {
         self.client.containers().list(&opts).await.expect("containers").len()
     }
 
+    /// Whether a container of a run runs.
+    ///
+    /// # Panics
+    /// Where the engine does not say.
+    pub async fn runs(&self, run: &RunId) -> bool {
+        use podman_api::opts::{ContainerListFilter, ContainerListOpts};
+        let label = ContainerListFilter::LabelKeyVal("bob.run".into(), run.to_string());
+        let opts = ContainerListOpts::builder().all(false).filter([label]).build();
+        !self.client.containers().list(&opts).await.expect("containers").is_empty()
+    }
+
     async fn images_of(&self, run: &RunId) -> usize {
         use podman_api::opts::{ImageListFilter, ImageListOpts};
         let begun = Instant::now();

@@ -105,6 +105,9 @@ pub const LABEL_EPOCH: &str = "bob.epoch";
 pub const LABEL_ATTEMPT: &str = "bob.attempt";
 /// The store that knows the run: engines are shared by clusters that know nothing of each other.
 pub const LABEL_CLUSTER: &str = "bob.cluster";
+/// Label of a container: the process that made it, by its node's id, which no other process ever has.
+/// Commits carry it on, so that it says nothing of an image.
+pub const LABEL_WORKER: &str = "bob.worker";
 /// Label: what the thing is for (`step`, `mount`).
 pub const LABEL_ROLE: &str = "bob.role";
 /// Label: what the base image says of its containers, as JSON.

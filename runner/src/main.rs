@@ -6,14 +6,19 @@ use runner::cli;
 use runner::config::Environment;
 
 fn main() -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let typed: Vec<_> = std::env::args_os().collect();
+    let mut builder = match cli::is_guard(&typed) {
+        true => tokio::runtime::Builder::new_current_thread(),
+        false => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(cause) => {
             cli::complain(&format!("cannot start the runtime: {cause}"));
             return ExitCode::FAILURE;
         }
     };
-    let exit = runtime.block_on(cli::main(std::env::args_os(), Environment::of_process()));
+    let exit = runtime.block_on(cli::main(typed, Environment::of_process()));
     // What still waits, such as a read from a terminal, does not keep the program from ending.
     runtime.shutdown_background();
     exit.into()

@@ -89,6 +89,8 @@ where
 {
     tracing_subscriber::fmt()
         .with_env_filter(filter(level))
+        // Said on the same standard error, whose reader may be gone, that would be a panic.
+        .log_internal_errors(false)
         .with_ansi(colour)
         .with_writer(writer)
         .with_target(rank(level) > rank("info"))
@@ -105,6 +107,8 @@ where
         .with_current_span(true)
         .with_span_list(false)
         .with_env_filter(filter(level))
+        // Said on the same standard error, whose reader may be gone, that would be a panic.
+        .log_internal_errors(false)
         .with_writer(writer)
         .finish()
 }

@@ -85,6 +85,14 @@ const NOWHERE: [(&str, &str); 5] = [
 ];
 
 #[test]
+fn a_guard_is_nothing_that_anybody_types() {
+    let (place, typed) = (Place::new(), ["guard", "--level", "info", "--form", "text", "n"]);
+    let said = place.say(&typed);
+    assert!(said.code == 1 && said.err.contains("started by `bob-runner serve`"), "{}", said.err);
+    assert_eq!(place.say_to(&typed, "").code, 0, "its worker died at once");
+}
+
+#[test]
 fn the_help_teaches_with_examples_and_is_no_error() {
     let place = Place::new();
     let help = place.say(&["--help"]);
@@ -322,7 +330,7 @@ fn commands_of_later_versions_are_known_and_refused_with_one_sentence() {
         assert!(said.err.contains("comes with a later version"), "{typed:?}: {}", said.err);
     }
     let help = place.say(&["--help"]).out;
-    assert!(!help.contains("dlq"), "{help}");
+    assert!(!help.contains("dlq") && !help.contains("guard"), "{help}");
 }
 
 #[test]

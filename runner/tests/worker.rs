@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use protocol::run::{NodeCpu, NodeMemory, Status};
+use protocol::time::Millis;
 use runner::embedded::{Embedded, Options};
 use runner::exec::scripted::Scripted;
 use runner::ports::{Host, Ports};
@@ -11,7 +14,10 @@ use runner::worker::suite::{MakePorts, Rig, commands, hard, runs, takeover};
 use runner::{host, transfer};
 
 async fn rig() -> (Rig, Embedded) {
-    let host: Arc<dyn Host> = Arc::new(host::Linux::default());
+    rig_on(Arc::new(host::Linux::default())).await
+}
+
+async fn rig_on(host: Arc<dyn Host>) -> (Rig, Embedded) {
     let options =
         Options { dir: None, event_retention: Duration::from_secs(3600), host: Arc::clone(&host) };
     let embedded = Embedded::open(options).await.unwrap();
@@ -105,4 +111,52 @@ async fn what_cannot_be_understood_is_dead_lettered_and_told() {
 async fn many_runs_on_two_workers_end_once_each() {
     let (rig, _embedded) = rig().await;
     runs::many_runs_on_two_workers_end_once_each(rig, 200).await;
+}
+
+/// This machine, which can have slept for an hour: the store has not.
+#[derive(Default)]
+struct Sleepy {
+    machine: host::Linux,
+    slept: AtomicBool,
+}
+
+impl Host for Sleepy {
+    fn now(&self) -> Millis {
+        self.machine.now()
+    }
+
+    fn since_boot(&self) -> Duration {
+        let hours = u64::from(self.slept.load(Ordering::SeqCst));
+        self.machine.since_boot() + Duration::from_secs(3600 * hours)
+    }
+
+    fn memory(&self) -> NodeMemory {
+        self.machine.memory()
+    }
+
+    fn cpu(&self) -> NodeCpu {
+        self.machine.cpu()
+    }
+
+    fn name(&self) -> String {
+        self.machine.name()
+    }
+}
+
+/// A worker that was frozen sees what its guard has killed before it sees that its lease is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_end_that_comes_while_the_lease_does_not_stand_for_sure_is_no_result() {
+    let host = Arc::new(Sleepy::default());
+    let (mut rig, _embedded) = rig_on(Arc::<Sleepy>::clone(&host)).await;
+    rig.worker(1).await;
+    let (run, dir) = (rig.run("frozen"), tempfile::tempdir().unwrap());
+    let sign = dir.path().join("sign");
+    let steps = [format!("wait-for {}", sign.display())];
+    rig.start(&run, &rig.pipeline("frozen", &steps.each_ref().map(String::as_str))).await;
+    rig.record(&run, |record| record.status == Status::Running && record.steps.len() == 1).await;
+    host.slept.store(true, Ordering::SeqCst);
+    std::fs::write(&sign, "").unwrap();
+    let record = rig.settled(&run).await;
+    assert_eq!((record.status, record.attempt, record.losses), (Status::Passed, 2, 0));
+    rig.end().await;
 }

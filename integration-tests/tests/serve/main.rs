@@ -11,6 +11,7 @@
 
 mod after;
 mod contract;
+mod guard;
 mod history;
 mod keys;
 mod logs;

@@ -45,15 +45,15 @@ impl Checkpoints {
 }
 
 /// What steps do outside: they count, and one of them waits until it may go on.
-struct Outside {
+pub(crate) struct Outside {
     server: server::Server,
     counts: Arc<Mutex<BTreeMap<String, usize>>>,
     changed: watch::Sender<()>,
-    open: watch::Sender<bool>,
+    pub(crate) open: watch::Sender<bool>,
 }
 
 impl Outside {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let counts: Arc<Mutex<BTreeMap<String, usize>>> = Arc::default();
         let (changed, open) = (watch::Sender::new(()), watch::Sender::new(false));
         let (counted, told, gate) = (Arc::clone(&counts), changed.clone(), open.clone());
@@ -73,11 +73,11 @@ impl Outside {
         Self { server, counts, changed, open }
     }
 
-    fn count(&self, path: &str) -> usize {
+    pub(crate) fn count(&self, path: &str) -> usize {
         self.counts.lock().unwrap().get(path).copied().unwrap_or(0)
     }
 
-    async fn reaches(&self, path: &str, times: usize) {
+    pub(crate) async fn reaches(&self, path: &str, times: usize) {
         let mut changed = self.changed.subscribe();
         while self.count(path) < times {
             changed.changed().await.unwrap();
@@ -85,7 +85,7 @@ impl Outside {
     }
 
     /// Six steps that count; the fourth waits.
-    fn steps(&self) -> Value {
+    pub(crate) fn steps(&self) -> Value {
         let url = self.server.url();
         (0..6)
             .map(|step| {

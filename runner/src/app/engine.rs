@@ -78,6 +78,7 @@ pub(super) fn options(engine: &config::Engine, url: String) -> podman::Options {
         insecure_registries: engine.registry_insecure.clone(),
         network: engine.network.clone(),
         checkpoints: None,
+        worker: None,
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod client;
 pub mod doctor;
 pub mod engine;
+pub mod guard;
 mod here;
 pub mod kept;
 mod serve;
@@ -204,10 +205,12 @@ pub fn this_host() -> Arc<dyn Host> {
 
 fn executor(
     config: &Config,
+    node: &NodeId,
     url: String,
     checkpoints: Option<String>,
 ) -> anyhow::Result<Arc<dyn Executor>> {
-    let options = podman::Options { checkpoints, ..engine::options(&config.engine, url) };
+    let worker = Some(node.clone());
+    let options = podman::Options { checkpoints, worker, ..engine::options(&config.engine, url) };
     Ok(Arc::new(Podman::connect(options).map_err(|cause| Unavailable::because(&cause))?))
 }
 
@@ -239,7 +242,7 @@ pub async fn cluster_ports(
     node: &NodeId,
     engine: String,
 ) -> anyhow::Result<Ports> {
-    let executor = executor(config, engine, config.worker.checkpoint_registry.clone())?;
+    let executor = executor(config, node, engine, config.worker.checkpoint_registry.clone())?;
     let connected = async {
         tokio::try_join!(
             connect_store(config),
@@ -275,7 +278,7 @@ pub async fn embedded_ports(
         store: embedded.store(),
         events: embedded.events(),
         // Nobody goes on with it elsewhere.
-        executor: executor(config, engine, None)?,
+        executor: executor(config, node, engine, None)?,
         transfer: transfers(config)?,
         host: this_host(),
     };

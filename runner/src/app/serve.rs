@@ -1,12 +1,15 @@
 //! The worker as a service.
 
+use protocol::id::NodeId;
 use tracing::info;
 
+use super::guard::{Keeper, Told};
 use super::{
     Shutdown, Unavailable, cluster_ports, embedded_ports, engine, make_dir, new_node,
     worker_options,
 };
-use crate::config::{Config, Mode};
+use crate::config::{Config, LogFormat, Mode};
+use crate::telemetry::{self, Form};
 use crate::worker::Worker;
 
 /// Runs a worker until it is asked to end, and what it drives has ended.
@@ -29,12 +32,39 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
             ports
         }
     };
-    let worker = Worker::new(ports, worker_options(config, node))
+    let worker = Worker::new(ports, worker_options(config, node.clone()))
         .await
         .map_err(|cause| Unavailable::because(&cause))?;
+    let keeper = match config.mode {
+        Mode::Cluster => Some(Keeper::start(told(config, &node, found.url.clone()))),
+        // No other process knows this store, as with `run FILE`: nobody can go on with a run while
+        // something of it still runs, and whoever works on the store next ends that first.
+        Mode::Embedded => None,
+    };
+    let worker = match &keeper {
+        Some(keeper) => worker.guarded(keeper.guard()),
+        None => worker,
+    };
     worker.run(shutdown).await;
+    if let Some(keeper) = keeper {
+        keeper.end().await;
+    }
     if let Some(own) = found.own {
         own.end().await;
     }
     Ok(())
+}
+
+/// What the guard of this process is told.
+fn told(config: &Config, node: &NodeId, engine: String) -> Told {
+    let form = config.log.format.map(|format| match format {
+        LogFormat::Text => Form::Text,
+        LogFormat::Json => Form::Json,
+    });
+    Told {
+        worker: node.clone(),
+        engine,
+        level: config.log.level.as_str(),
+        form: telemetry::form_of(form),
+    }
 }

@@ -7,9 +7,10 @@ use protocol::schema::{self, What};
 use serde_json::json;
 
 use super::Context;
-use super::args::{Shell, Typed};
+use super::args::Typed;
 use super::exit::{Exit, Failure};
 use super::output::{self, Ink, Table};
+use super::typed::Shell;
 
 /// The commit that this program was built from, where that was known.
 const COMMIT: Option<&str> = option_env!("BOB_COMMIT");

@@ -10,7 +10,7 @@ use protocol::run::Status;
 use protocol::schema::What;
 
 use super::later::{NO_OPENAPI, OPENAPI};
-use super::typed::{Diff, OpenShell, Rerun, Stop, Submit};
+use super::typed::{Completions, Diff, OpenShell, Rerun, Stop, Submit};
 
 /// Runs pipelines: each step a rootless container, committed, its output on a stream.
 #[derive(Debug, Parser)]
@@ -103,6 +103,9 @@ Examples:
   bob-runner serve
   bob-runner serve --set worker.max-parallel-runs=8")]
     Serve(Serve),
+    /// End what a worker runs where the worker cannot
+    #[command(hide = true)]
+    Guard(super::guard::Guard),
     /// Send a run to the cluster; prints its id
     #[command(after_help = "\
 The same --run-id sent twice is one run, so a submit whose answer was lost can be repeated.
@@ -383,23 +386,6 @@ pub(super) struct Schema {
     /// Of what
     #[arg(value_parser = schema_names())]
     pub(super) what: What,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct Completions {
-    /// The shell
-    pub(super) shell: Shell,
-}
-
-/// Shells that completions are made for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum Shell {
-    /// GNU bash
-    Bash,
-    /// zsh
-    Zsh,
-    /// fish
-    Fish,
 }
 
 pub(super) fn variable(text: &str) -> Result<(String, String), String> {

@@ -7,6 +7,7 @@
 //! | `output` | data, messages, colours, tables |
 //! | `files` | `validate`, `plan`, and the files of other commands |
 //! | `run`, `serve` | a worker in this process |
+//! | `guard` | what ends the steps of a worker that cannot |
 //! | `submit` | `submit`, `stop`, `pause`, `unpause` |
 //! | `logs` | `logs`, `events` |
 //! | `state` | `ps`, `show`, `nodes` |
@@ -21,6 +22,7 @@ mod define;
 mod doctor;
 mod exit;
 mod files;
+mod guard;
 mod kept;
 mod later;
 mod logs;
@@ -40,6 +42,7 @@ use std::ffi::OsString;
 use clap::{CommandFactory as _, FromArgMatches as _};
 
 pub use exit::Exit;
+pub use guard::is_guard;
 
 use args::{Command, Global, Typed};
 use exit::Failure;
@@ -113,6 +116,7 @@ async fn obey(context: &Context, command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Run(typed) => run::run(context, typed).await,
         Command::Serve(typed) => serve::serve(context, typed).await,
+        Command::Guard(typed) => guard::guard(&typed).await,
         Command::Submit(typed) => submit::submit(context, typed).await,
         Command::Rerun(typed) => submit::rerun(context, typed).await,
         Command::Diff(typed) => kept::diff(context, &typed).await,

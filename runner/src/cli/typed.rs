@@ -1,6 +1,6 @@
 //! What is typed after the commands that begin, end and look into runs.
 
-use clap::{Args, ValueHint};
+use clap::{Args, ValueEnum, ValueHint};
 use protocol::id::{RegisteredName, RunId, StepName};
 
 use super::args::variable;
@@ -66,4 +66,21 @@ pub(super) struct Stop {
     /// Why, for those who read the log
     #[arg(long)]
     pub(super) reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Completions {
+    /// The shell
+    pub(super) shell: Shell,
+}
+
+/// Shells that completions are made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Shell {
+    /// GNU bash
+    Bash,
+    /// zsh
+    Zsh,
+    /// fish
+    Fish,
 }

@@ -4,6 +4,7 @@
 
 mod events;
 mod executor;
+mod guard;
 mod host;
 mod queue;
 mod store;
@@ -19,6 +20,7 @@ pub use executor::{
     Checkpoint, EngineInfo, ExecError, Executor, Exit, Gate, Left, LogSink, Ran, RunScope,
     StepSpec, StopLevel, StopSignal, Workspace,
 };
+pub use guard::{Guard, Unguarded};
 pub use host::Host;
 pub use queue::{Consumer, Delivery, Message, Queue, QueueError, Route, Settle, Source};
 pub use store::{

@@ -332,9 +332,10 @@ impl Drive {
         ));
         let (open, opened) = oneshot::channel();
         self.progress.gate = Some(open);
-        let (held, host) = (self.held.clone(), Arc::clone(&self.shared.ports.host));
-        let gate =
-            Gate::new(async move { opened.await.unwrap_or(false) }, move || held.stands(&*host));
+        let held = self.held.clone();
+        let asked = (self.held.clone(), Arc::clone(&self.shared.ports.host));
+        let stands = move || asked.0.stands(&*asked.1);
+        let gate = Gate::new(async move { opened.await.unwrap_or(false) }, stands);
         let (shared, scope, stop) =
             (Arc::clone(&self.shared), self.scope.clone(), self.stop.clone());
         self.begin(Box::pin(async move {
@@ -347,6 +348,9 @@ impl Drive {
             let ran = executor.run_step(&scope, &on, &spec, gate, sink, &stop).await;
             let (stdout, stderr) = output.finish().await;
             in_time.abort();
+            // A worker that was held up sees the guard's killing before it sees that its lease is
+            // lost; where it is, the drive hears of that first.
+            held.settled(&*shared.ports.host).await;
             match ran {
                 Ok(ran) => Done::Ran(ran, stdout, stderr),
                 Err(ExecError::NotStarted) if stop.level() == StopLevel::Run => Done::NotOurs,

@@ -9,10 +9,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Shared;
-use crate::ports::{Host, LeaseId, StoreError};
+use crate::ports::{Guard, Host, LeaseId, StoreError};
 
 /// A lease that stands, as far as we know.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Held {
     /// Its id.
     pub(super) lease: LeaseId,
@@ -20,20 +20,63 @@ pub(super) struct Held {
     pub(super) lost: CancellationToken,
     /// Until when it stands for sure, in milliseconds of the boot clock, unless it is renewed.
     until: Arc<AtomicU64>,
+    guard: Arc<dyn Guard>,
+}
+
+impl std::fmt::Debug for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Held").field("lease", &self.lease).finish_non_exhaustive()
+    }
 }
 
 impl Held {
-    fn new(lease: LeaseId, sent: Duration, ttl: Duration) -> Self {
-        let held =
-            Self { lease, lost: CancellationToken::new(), until: Arc::new(AtomicU64::new(0)) };
-        held.renewed(sent, ttl);
+    /// The guard is told before anybody can start something under the lease.
+    fn new(lease: LeaseId, sent: Duration, ttl: Duration, guard: &Arc<dyn Guard>) -> Self {
+        let held = Self {
+            lease,
+            lost: CancellationToken::new(),
+            until: Arc::default(),
+            guard: Arc::clone(guard),
+        };
+        let until = sent + believed(ttl);
+        held.guard.feed(until);
+        held.extend(until);
         held
     }
 
-    /// The store has heard of it since `sent`.
-    fn renewed(&self, sent: Duration, ttl: Duration) {
-        let until = u64::try_from((sent + believed(ttl)).as_millis()).unwrap_or(u64::MAX);
+    /// The store has heard of it since `sent`. `false`: that came too late.
+    #[must_use = "a lease that was renewed too late is lost"]
+    fn renewed(&self, host: &dyn Host, sent: Duration, ttl: Duration) -> bool {
+        let until = sent + believed(ttl);
+        self.guard.feed(until);
+        // Asked only now: where it still stands, the guard has heard of the new time before the old
+        // one was over, and has killed nothing; where it does not, it may have.
+        let stands = self.stands(host);
+        if stands {
+            self.extend(until);
+        }
+        stands
+    }
+
+    fn extend(&self, until: Duration) {
+        // Rounded down: the guard is never the earlier one of us.
+        let until = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
         self.until.store(until, Ordering::Release);
+    }
+
+    /// Waits until it stands for sure or is lost, whichever that is: what ends meanwhile may have
+    /// been ended by the guard, and is nobody's result.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(super) async fn settled(&self, host: &dyn Host) {
+        while !self.lost.is_cancelled() && !self.stands(host) {
+            tokio::select! {
+                biased;
+                () = self.lost.cancelled() => {}
+                () = tokio::time::sleep(AWAKE) => {}
+            }
+        }
     }
 
     /// Whether it stands for sure, also where this process was held up and has not seen yet that it
@@ -75,7 +118,12 @@ impl Announcer {
 
 /// Takes a lease, renews it at a third of its time to live, and takes a new one where it was lost,
 /// until `stop`; then it is revoked.
-pub(super) async fn keep(shared: Arc<Shared>, announcer: Announcer, stop: CancellationToken) {
+pub(super) async fn keep(
+    shared: Arc<Shared>,
+    guard: Arc<dyn Guard>,
+    announcer: Announcer,
+    stop: CancellationToken,
+) {
     let mut wait = RETRY_FIRST;
     while !stop.is_cancelled() {
         // The countdown starts when the request was sent: the store may have heard of it then.
@@ -93,7 +141,7 @@ pub(super) async fn keep(shared: Arc<Shared>, announcer: Announcer, stop: Cancel
             }
             Ok(granted) => {
                 wait = RETRY_FIRST;
-                let held = Held::new(granted.lease, sent, granted.ttl);
+                let held = Held::new(granted.lease, sent, granted.ttl, &guard);
                 info!(lease = granted.lease.0, "the lease is taken");
                 announcer.announce(Some(&held));
                 let ended = renew(&shared, &held, sent, granted.ttl, &stop).await;
@@ -166,9 +214,9 @@ async fn renew(
             return Ended::Lost;
         }
         match renewed {
+            Ok(Ok(granted)) if !held.renewed(&**host, sent, granted) => return Ended::Lost,
             Ok(Ok(granted)) => {
                 (good_since, ttl) = (sent, granted);
-                held.renewed(sent, granted);
                 pause = ttl / 3;
             }
             Ok(Err(StoreError::LeaseGone(_))) | Err(_) => return Ended::Lost,
@@ -198,5 +246,98 @@ async fn revoke(shared: &Shared, lease: LeaseId, stop: &CancellationToken) {
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use protocol::run::{NodeCpu, NodeMemory};
+    use protocol::time::Millis;
+
+    use super::*;
+
+    /// A clock that stands still, but for the time that it takes to feed the guard.
+    #[derive(Default)]
+    struct Slow {
+        now: AtomicU64,
+        feeding_takes: AtomicU64,
+        fed: Mutex<Vec<u64>>,
+    }
+
+    impl Host for Slow {
+        fn now(&self) -> Millis {
+            Millis(0)
+        }
+
+        fn since_boot(&self) -> Duration {
+            Duration::from_millis(self.now.load(Ordering::Relaxed))
+        }
+
+        fn memory(&self) -> NodeMemory {
+            NodeMemory { free: 0, total: 0 }
+        }
+
+        fn cpu(&self) -> NodeCpu {
+            NodeCpu { count: 1, load: 0.0 }
+        }
+
+        fn name(&self) -> String {
+            String::new()
+        }
+    }
+
+    impl Guard for Slow {
+        fn feed(&self, until: Duration) {
+            self.fed.lock().unwrap().push(until.as_millis().try_into().unwrap());
+            let takes = self.feeding_takes.load(Ordering::Relaxed);
+            self.now.fetch_add(takes, Ordering::Relaxed);
+        }
+
+        fn dismiss(&self) {}
+    }
+
+    const TTL: Duration = Duration::from_millis(3000);
+
+    fn held() -> (Arc<Slow>, Held) {
+        let slow = Arc::new(Slow::default());
+        let guard: Arc<dyn Guard> = Arc::<Slow>::clone(&slow);
+        let held = Held::new(LeaseId(1), Duration::ZERO, TTL, &guard);
+        (slow, held)
+    }
+
+    #[test]
+    fn a_lease_is_renewed_where_the_guard_has_heard_of_it_in_time() {
+        let (slow, held) = held();
+        slow.now.store(1999, Ordering::Relaxed);
+        assert!(held.renewed(&*slow, Duration::from_millis(1000), TTL));
+        assert_eq!(*slow.fed.lock().unwrap(), [2000, 3000]);
+        slow.now.store(2999, Ordering::Relaxed);
+        assert!(held.stands(&*slow));
+        slow.now.store(3000, Ordering::Relaxed);
+        assert!(!held.stands(&*slow));
+    }
+
+    #[test]
+    fn a_worker_that_was_held_up_while_it_fed_its_guard_has_lost_its_lease() {
+        let (slow, held) = held();
+        slow.now.store(1999, Ordering::Relaxed);
+        slow.feeding_takes.store(1, Ordering::Relaxed);
+        // The guard may have killed at 2000, and not have heard of 3000 before.
+        assert!(!held.renewed(&*slow, Duration::from_millis(1000), TTL));
+        assert!(!held.stands(&*slow), "what ends from now on is no result");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_ends_when_the_lease_does_not_stand_waits_until_it_is_known_to() {
+        let (slow, held) = held();
+        held.settled(&*slow).await;
+        slow.now.store(2000, Ordering::Relaxed);
+        let settled = held.settled(&*slow);
+        tokio::pin!(settled);
+        assert!(tokio::time::timeout(AWAKE * 3, &mut settled).await.is_err());
+        held.lost.cancel();
+        settled.await;
     }
 }

@@ -42,7 +42,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use self::long_lease::LongLease;
-use crate::ports::{EngineInfo, ExecError, Ports, Source, StoreError};
+use crate::ports::{EngineInfo, ExecError, Guard, Ports, Source, StoreError, Unguarded};
 use crate::rules::run::StopWhy;
 
 /// What a worker is told.
@@ -89,9 +89,15 @@ pub struct Shutdown {
 }
 
 /// A worker, ready to run.
-#[derive(Debug)]
 pub struct Worker {
     shared: Arc<Shared>,
+    guard: Arc<dyn Guard>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("shared", &self.shared).finish_non_exhaustive()
+    }
 }
 
 /// Why there can be no worker.
@@ -272,12 +278,18 @@ impl Worker {
             seen: LongLease::new(SEEN_FOR),
             records,
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self { shared: Arc::new(shared), guard: Arc::new(Unguarded) })
+    }
+
+    /// With somebody who ends what it runs where it cannot.
+    #[must_use]
+    pub fn guarded(self, guard: Arc<dyn Guard>) -> Self {
+        Self { guard, ..self }
     }
 
     /// Works until it is asked to end, and what it drives has ended.
     pub async fn run(self, shutdown: Shutdown) {
-        let shared = self.shared;
+        let Self { shared, guard } = self;
         let loops = TaskTracker::new();
         let mut leases = lease::Announcer::default();
         let leased = CancellationToken::new();
@@ -303,7 +315,8 @@ impl Worker {
             leased.clone(),
         );
         stops.spawn(control);
-        loops.spawn(lease::keep(Arc::clone(&shared), leases, leased.clone()));
+        let kept = lease::keep(Arc::clone(&shared), Arc::clone(&guard), leases, leased.clone());
+        loops.spawn(kept);
         shutdown.intake.cancelled().await;
         shared.draining.cancel();
         shared.tell_draining();
@@ -319,6 +332,10 @@ impl Worker {
         refresh.abort();
         loops.close();
         loops.wait().await;
+        // What did not end in time is left to the guard.
+        if shared.roster.ids().is_empty() {
+            guard.dismiss();
+        }
         let stopped =
             shared.event(Reason::RunnerStopped, format!("{} has ended", shared.options.node));
         if let Ok(ticket) = shared.ports.events.emit(stopped).await {

@@ -77,14 +77,21 @@ pub(super) fn is_of_later(labels: Option<&HashMap<String, String>>, epoch: Epoch
     theirs.and_then(|text| text.parse().ok()).is_some_and(|theirs| Epoch(theirs) > epoch)
 }
 
+impl Life {
+    /// Of a state in the engine's words.
+    pub(super) fn of(status: &str) -> Self {
+        match status {
+            "created" | "configured" | "initialized" => Self::NotStarted,
+            // Right after its end it is "stopped", and "exited" once the engine has tidied up.
+            "stopped" | "exited" | "removing" | "dead" => Self::Ended,
+            _ => Self::Running,
+        }
+    }
+}
+
 impl Container {
     pub(super) fn life(&self) -> Life {
-        match self.state.status.as_str() {
-            "created" | "configured" | "initialized" => Life::NotStarted,
-            // Right after its end it is "stopped", and "exited" once the engine has tidied up.
-            "stopped" | "exited" | "removing" | "dead" => Life::Ended,
-            _ => Life::Running,
-        }
+        Life::of(&self.state.status)
     }
 
     /// Whether it is being removed, so that nothing can be read of it any more.

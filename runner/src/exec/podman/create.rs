@@ -2,7 +2,7 @@
 //! one step to the next is said anew.
 
 use indexmap::IndexMap;
-use protocol::id::RunId;
+use protocol::id::{NodeId, RunId};
 use protocol::names;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -129,6 +129,13 @@ impl Create {
         }
     }
 
+    /// Names the process that makes it; said also where that has no name, as the image may bear the
+    /// label of another one.
+    pub(super) fn by(&mut self, worker: Option<&NodeId>) {
+        let worker = worker.map(ToString::to_string).unwrap_or_default();
+        self.labels.insert(names::LABEL_WORKER, worker);
+    }
+
     fn network(&mut self, network: &str) -> Result<(), ExecError> {
         let (mode, options) = network.split_once(':').unwrap_or((network, ""));
         match mode {
@@ -242,6 +249,16 @@ mod tests {
         assert_eq!(made["labels"]["bob.run"], "r-X.y_z-1");
         assert_eq!(made["labels"]["bob.epoch"], "7");
         assert!(made.get("netns").is_none(), "the engine's own default was not left to it");
+    }
+
+    #[test]
+    fn every_container_says_which_process_made_it_or_that_none_did() {
+        let mut made = Create::mount(&run(), &base(), "image");
+        made.by(Some(&NodeId::found("bob/runner-1")));
+        assert_eq!(made.labels[names::LABEL_WORKER], "bob/runner-1");
+        // An image that another one has committed bears the label of that one.
+        made.by(None);
+        assert_eq!(made.labels[names::LABEL_WORKER], "");
     }
 
     #[test]

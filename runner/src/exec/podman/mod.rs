@@ -7,6 +7,7 @@
 //! | `step` `output` `demux` `stop` `watcher` | one step, from its making to its proven end |
 //! | `image` `pull` `auth` | images: what they say, where they come from, when a chain is squashed |
 //! | `files` | resources in, artifacts out |
+//! | `remains` | what a worker that is gone has left running |
 //! | `remove` | letting go, by label and never by memory |
 
 mod api;
@@ -24,6 +25,7 @@ mod output;
 mod path;
 mod pull;
 mod registry;
+mod remains;
 mod remove;
 mod step;
 mod stop;
@@ -35,7 +37,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::join;
-use protocol::id::RunId;
+use protocol::id::{NodeId, RunId};
 use protocol::pipeline::PullPolicy;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
@@ -48,6 +50,7 @@ use registry::Registry;
 use remove::Reaper;
 
 pub use look::Change;
+pub use remains::{Remains, Seen};
 
 use crate::ports::{
     ByteStream, Checkpoint, EngineInfo, ExecError, Executor, Gate, Left, LogSink, Ran, RunScope,
@@ -73,6 +76,8 @@ pub struct Options {
     pub network: Option<String>,
     /// Where what steps left is copied to: `HOST[:PORT][/REPOSITORY]`.
     pub checkpoints: Option<String>,
+    /// The process that makes containers: a label of each.
+    pub worker: Option<NodeId>,
 }
 
 impl Options {
@@ -86,6 +91,7 @@ impl Options {
             insecure_registries: Vec::new(),
             network: None,
             checkpoints: None,
+            worker: None,
         }
     }
 }
@@ -103,6 +109,7 @@ pub struct Podman {
     client: podman_api::Podman,
     registries: Registries,
     network: Option<String>,
+    worker: Option<NodeId>,
     checkpoints: Option<Registry>,
     pulls: Pulls,
     memory: Memory,
@@ -136,6 +143,7 @@ impl Podman {
             registries,
             checkpoints: checkpoints.transpose().map_err(ExecError::Unsupported)?,
             network: options.network,
+            worker: options.worker,
             pulls: Pulls::default(),
             memory: Memory::default(),
             reaper: Reaper::default(),

@@ -196,6 +196,7 @@ impl Podman {
         step: Option<&StepSpec>,
     ) -> Result<String, ExecError> {
         let mut tries = 0;
+        create.by(self.worker.as_ref());
         loop {
             create.init &= !self.init.missing.load(Ordering::Relaxed);
             let fault = match link.create(create).await {

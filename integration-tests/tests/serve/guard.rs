@@ -1,0 +1,145 @@
+//! The guard of a worker: what a worker ran ends with it though nobody else works.
+
+use integration_tests::engine::{Api, until};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+
+use crate::after::assert_nothing_is_left;
+use crate::place::{Place, Server, in_time};
+use crate::reader;
+use crate::takeover::Outside;
+
+/// Whether a process is there, and a guard.
+fn is_guard(pid: i32) -> bool {
+    // The words of one that has ended, and is not waited for yet, are empty.
+    let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    words.split(|byte| *byte == 0).nth(1) == Some(b"guard")
+}
+
+/// The guards that a worker has.
+fn guards(server: &Server) -> Vec<i32> {
+    let parent = format!("PPid:\t{}", server.pid());
+    let is_child = |pid: &i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line == parent)
+    };
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(is_child).filter(|pid| is_guard(*pid)).collect()
+}
+
+/// The guard of a worker, once it has one that is not this one.
+async fn guard(server: &Server, other: Option<i32>) -> i32 {
+    let found = || guards(server).into_iter().find(|pid| Some(*pid) != other);
+    until("the worker has a guard", || async { found().is_some() }).await;
+    found().unwrap()
+}
+
+fn signal(pid: i32, signal: Signal) {
+    kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+/// Waits until nothing of a run runs on the engine.
+async fn nothing_runs(place: &Place, run: &str) {
+    let api = Api::of(place.services.get("CONTAINER_ENGINE_URL"));
+    let run = run.parse().unwrap();
+    until("nothing of the run runs", || async { !api.runs(&run).await }).await;
+}
+
+/// Starts a run, and waits until it is in its fourth step, which waits.
+async fn in_the_fourth_step(place: &Place, outside: &Outside, name: &str) -> String {
+    let run = place.run(name);
+    place.start(&run, &place.pipeline(name, &outside.steps())).await;
+    in_time("the fourth step", outside.reaches("/gate", 1)).await;
+    run
+}
+
+/// Lets a run that was cut off in its fourth step pass that one, and sees that nothing else was lost.
+async fn assert_it_goes_on(place: &Place, outside: &Outside, run: &str) {
+    in_time("the fourth step, again", outside.reaches("/gate", 2)).await;
+    outside.open.send_replace(true);
+    let record = place.keys.settled(run).await;
+    assert_eq!(record["status"], "passed", "{record}");
+    for (step, times) in [(0, 1), (1, 1), (2, 1), (3, 2), (4, 1), (5, 1)] {
+        assert_eq!(outside.count(&format!("/{step}")), times, "step {step}");
+    }
+    let events = reader::events_of(place, run).await;
+    assert!(events.iter().all(|event| event["reason"] != "PipelineStepFailed"), "{events:?}");
+    assert_nothing_is_left(place, run, &events).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_workers_step_is_killed_by_its_guard_though_no_other_worker_runs() {
+    let Some(place) = Place::new().await else { return };
+    let outside = Outside::new().await;
+    // When the worker wakes, etcd still takes its writes: the end that it sees is no result.
+    let server = place.serve(&[("BOB_LEASE_TTL_SECONDS", "15")]).await;
+    let run = in_the_fourth_step(&place, &outside, "frozen").await;
+    server.signal(Signal::STOP);
+    nothing_runs(&place, &run).await;
+    server.signal(Signal::CONT);
+    assert_it_goes_on(&place, &outside, &run).await;
+    assert_eq!(guards(&server).len(), 1, "it is guarded as before");
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_workers_step_is_killed_by_its_guard_which_ends_then() {
+    let Some(place) = Place::new().await else { return };
+    let outside = Outside::new().await;
+    let settings = [("BOB_LEASE_TTL_SECONDS", "6")];
+    let mut server = place.serve(&settings).await;
+    let run = in_the_fourth_step(&place, &outside, "killed").await;
+    let guard = guard(&server, None).await;
+    // What ends everything in a terminal, or below a service manager, is not meant for it.
+    for asked in [Signal::INT, Signal::TERM, Signal::HUP] {
+        signal(guard, asked);
+    }
+    server.signal(Signal::KILL);
+    server.ended().await;
+    nothing_runs(&place, &run).await;
+    until("the guard has ended", || async { !is_guard(guard) }).await;
+    let log = server.log();
+    assert!(log.contains("the worker is dead or frozen; what it ran is killed"), "{log}");
+    let next = place.serve(&settings).await;
+    assert_it_goes_on(&place, &outside, &run).await;
+    next.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guard_that_dies_is_replaced_by_one_that_knows_as_much() {
+    let Some(place) = Place::new().await else { return };
+    let outside = Outside::new().await;
+    let server = place.serve(&[("BOB_LEASE_TTL_SECONDS", "6")]).await;
+    let run = in_the_fourth_step(&place, &outside, "bereft").await;
+    let first = guard(&server, None).await;
+    signal(first, Signal::KILL);
+    guard(&server, Some(first)).await;
+    server.signal(Signal::STOP);
+    nothing_runs(&place, &run).await;
+    server.signal(Signal::CONT);
+    assert_it_goes_on(&place, &outside, &run).await;
+    assert_eq!(server.log().matches("the guard of this worker has ended by itself").count(), 1);
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_leaves_takes_its_guard_along_which_kills_nothing() {
+    let Some(place) = Place::new().await else { return };
+    let outside = Outside::new().await;
+    let leaving = [("BOB_LEASE_TTL_SECONDS", "3600"), ("BOB_DRAIN_SECONDS", "0")];
+    let mut server = place.serve(&leaving).await;
+    let run = in_the_fourth_step(&place, &outside, "leaves").await;
+    let guard = guard(&server, None).await;
+    let next = place.serve(&[]).await;
+    server.signal(Signal::TERM);
+    assert_eq!(server.ended().await, Some(0));
+    assert!(!is_guard(guard), "it has outlived its worker");
+    let log = server.log();
+    assert!(!log.contains("what it ran is killed") && !log.contains("guard"), "{log}");
+    assert_it_goes_on(&place, &outside, &run).await;
+    let events = reader::events_of(&place, &run).await;
+    let resumed = events.iter().find(|event| event["reason"] == "PipelineRunResumed").unwrap();
+    assert_eq!(resumed["cause"], json!("handed-over"));
+    next.end().await;
+}

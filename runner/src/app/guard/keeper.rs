@@ -1,0 +1,289 @@
+//! The worker's side: starts its guard, feeds it, and starts another where it dies.
+
+use std::fs::File;
+use std::io::{ErrorKind, PipeWriter, Write as _};
+use std::os::fd::OwnedFd;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use protocol::id::NodeId;
+use tokio::process::{Child, Command};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::word::Word;
+use crate::ports::Guard;
+
+pub use crate::telemetry::Form;
+
+/// This program, also where a newer one has taken its place: both sides speak alike.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+/// Before another one is started, at first and at most.
+const AGAIN_FIRST: Duration = Duration::from_secs(1);
+const AGAIN_MOST: Duration = Duration::from_secs(60);
+/// How long one that was dismissed may take to end.
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
+
+/// What a guard is told at its start.
+#[derive(Debug, Clone)]
+pub struct Told {
+    /// Whom it guards.
+    pub worker: NodeId,
+    /// Where the engine is.
+    pub engine: String,
+    /// The least that its log tells.
+    pub level: &'static str,
+    /// How its log is written.
+    pub form: Form,
+}
+
+/// The guard of this process.
+#[derive(Debug)]
+pub struct Keeper {
+    line: Arc<Line>,
+    /// Keeps one running.
+    keeping: JoinSet<()>,
+}
+
+/// What leads to the guard that there is.
+#[derive(Debug)]
+struct Line {
+    told: Told,
+    end: Mutex<End>,
+    /// The guard does not read any more.
+    is_stuck: Notify,
+    dismissed: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct End {
+    pipe: Option<File>,
+    /// The last that was said, for the next guard.
+    until: Option<Duration>,
+}
+
+impl Line {
+    fn end(&self) -> std::sync::MutexGuard<'_, End> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says a word, where somebody hears it.
+    fn say(&self, end: &mut End, word: &Word) {
+        let Some(pipe) = &mut end.pipe else { return };
+        match pipe.write_all(&word.line()) {
+            Ok(()) => {}
+            // It has not read for hours. What it goes by is old, and it must not wake up to it.
+            Err(cause) if cause.kind() == ErrorKind::WouldBlock => self.is_stuck.notify_one(),
+            // It has died, which its keeper sees.
+            Err(_) => end.pipe = None,
+        }
+    }
+
+    /// Makes a pipe the one that is spoken over, and says what a new guard has to know.
+    fn lead_to(&self, pipe: File) {
+        let mut end = self.end();
+        end.pipe = Some(pipe);
+        self.say(&mut end, &Word::Engine(self.told.engine.clone()));
+        if let Some(until) = end.until {
+            self.say(&mut end, &Word::stands_until(until));
+        }
+        if self.dismissed.is_cancelled() {
+            self.say(&mut end, &Word::Goodbye);
+        }
+    }
+
+    fn start(&self) -> anyhow::Result<Child> {
+        let (input, output) = std::io::pipe().context("no pipe can be made")?;
+        let Told { worker, level, form, .. } = &self.told;
+        let form = match form {
+            Form::Text => "text",
+            Form::Json => "json",
+        };
+        // Of all that this process has open it gets the pipe and standard error; of its variables,
+        // among which are secrets, nothing.
+        let child = Command::new(THIS_PROGRAM)
+            .arg0("bob-runner")
+            .args(["guard", "--level", level, "--form", form, "--"])
+            .arg(worker.to_string())
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(input))
+            .stdout(Stdio::null())
+            // What is done to the worker's group is not done to it.
+            .process_group(0)
+            .kill_on_drop(false)
+            .spawn()
+            .context("it cannot be started")?;
+        self.lead_to(nonblocking(output).context("its pipe cannot be used")?);
+        Ok(child)
+    }
+}
+
+fn nonblocking(pipe: PipeWriter) -> std::io::Result<File> {
+    let pipe = File::from(OwnedFd::from(pipe));
+    rustix::io::ioctl_fionbio(&pipe, true)?;
+    Ok(pipe)
+}
+
+impl Guard for Line {
+    fn feed(&self, until: Duration) {
+        let mut end = self.end();
+        end.until = Some(until);
+        self.say(&mut end, &Word::stands_until(until));
+    }
+
+    fn dismiss(&self) {
+        let mut end = self.end();
+        self.say(&mut end, &Word::Goodbye);
+        self.dismissed.cancel();
+    }
+}
+
+impl Keeper {
+    /// Starts a guard for this process, and another one whenever it dies.
+    #[must_use]
+    pub fn start(told: Told) -> Self {
+        let line = Arc::new(Line {
+            told,
+            end: Mutex::default(),
+            is_stuck: Notify::new(),
+            dismissed: CancellationToken::new(),
+        });
+        let mut keeping = JoinSet::new();
+        keeping.spawn(keep(Arc::clone(&line)));
+        Self { line, keeping }
+    }
+
+    /// What the worker feeds.
+    #[must_use]
+    pub fn guard(&self) -> Arc<dyn Guard> {
+        Arc::clone(&self.line) as Arc<dyn Guard>
+    }
+
+    /// Waits until a guard that was dismissed has ended. One that was not has something left to do
+    /// once this process is gone.
+    pub async fn end(mut self) {
+        if self.line.dismissed.is_cancelled() {
+            while self.keeping.join_next().await.is_some() {}
+        }
+    }
+}
+
+/// Has a guard until it is dismissed.
+async fn keep(line: Arc<Line>) {
+    let (mut pause, mut failed) = (AGAIN_FIRST, false);
+    while !line.dismissed.is_cancelled() {
+        let begun = Instant::now();
+        match line.start() {
+            Ok(mut child) => {
+                if failed {
+                    info!("a guard could be started");
+                    failed = false;
+                }
+                attend(&line, &mut child).await;
+                if line.dismissed.is_cancelled() {
+                    return;
+                }
+                if begun.elapsed() > AGAIN_MOST {
+                    pause = AGAIN_FIRST;
+                }
+                warn!("the guard of this worker has ended by itself; another one is started");
+            }
+            Err(cause) if failed => debug!("still no guard: {cause:#}"),
+            Err(cause) => {
+                failed = true;
+                warn!(
+                    "this worker has no guard ({cause:#}): should it be killed or freeze, its \
+                     steps run on until another worker takes their runs up on the same engine"
+                );
+            }
+        }
+        tokio::select! {
+            biased;
+            () = line.dismissed.cancelled() => {}
+            () = sleep(pause) => {}
+        }
+        pause = (pause * 2).min(AGAIN_MOST);
+    }
+}
+
+/// Waits for the end of a guard, and brings it about where it must not go on.
+async fn attend(line: &Line, child: &mut Child) {
+    tokio::select! {
+        biased;
+        _ = child.wait() => return line.end().pipe = None,
+        () = line.is_stuck.notified() => warn!("the guard of this worker stands still"),
+        () = line.dismissed.cancelled() => {
+            if timeout(ENDS_WITHIN, child.wait()).await.is_ok() {
+                return;
+            }
+        }
+    }
+    // The pipe stays open until it is dead, or it would take that for our end.
+    child.kill().await.ok();
+    line.end().pipe = None;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::super::word::Words;
+    use super::*;
+
+    fn line() -> Line {
+        let told = Told {
+            worker: NodeId::found("bob/runner-1"),
+            engine: "unix:///e".into(),
+            level: "info",
+            form: Form::Text,
+        };
+        let dismissed = CancellationToken::new();
+        Line { told, end: Mutex::default(), is_stuck: Notify::new(), dismissed }
+    }
+
+    fn heard(mut from: std::io::PipeReader) -> Vec<Word> {
+        let (mut bytes, mut words) = (Vec::new(), Words::default());
+        from.read_to_end(&mut bytes).unwrap();
+        words.push(&bytes);
+        std::iter::from_fn(|| words.next()).collect()
+    }
+
+    #[test]
+    fn each_new_guard_hears_where_the_engine_is_and_until_when_the_lease_stands() {
+        let line = line();
+        let mut pipes = Vec::new();
+        for secs in [1, 2] {
+            let (input, output) = std::io::pipe().unwrap();
+            line.lead_to(nonblocking(output).unwrap());
+            line.feed(Duration::from_secs(secs));
+            pipes.push(input);
+        }
+        line.dismiss();
+        drop(line);
+        let engine = Word::Engine("unix:///e".into());
+        let until = Word::StandsUntil;
+        let heard: Vec<_> = pipes.into_iter().map(heard).collect();
+        assert_eq!(heard[0], [engine.clone(), until(1000)]);
+        assert_eq!(heard[1], [engine, until(1000), until(2000), Word::Goodbye]);
+    }
+
+    #[tokio::test]
+    async fn a_guard_that_does_not_read_is_noticed_and_holds_nobody_up() {
+        let line = line();
+        let (input, output) = std::io::pipe().unwrap();
+        line.lead_to(nonblocking(output).unwrap());
+        for secs in 0..10_000 {
+            line.feed(Duration::from_secs(secs));
+        }
+        line.is_stuck.notified().await;
+        drop(input);
+        line.feed(Duration::from_secs(1));
+        assert!(line.end().pipe.is_none(), "nobody hears any more");
+    }
+}

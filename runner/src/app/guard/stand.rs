@@ -1,0 +1,203 @@
+//! The guard's side: a process that listens to its worker, and kills what it left.
+
+use std::fs::File;
+use std::io::ErrorKind;
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use protocol::id::NodeId;
+use rustix::io::Errno;
+use tokio::net::unix::pipe::Receiver;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{debug, warn};
+
+use super::watch::{Due, Watch};
+use super::word::{Word, Words};
+use crate::exec::podman::Remains;
+use crate::host::Linux;
+use crate::ports::{ExecError, Host as _};
+
+/// How late a guard may see that its host has slept: tokio's clock stood still meanwhile.
+const AWAKE: Duration = Duration::from_millis(500);
+/// Between two looks, at first and at most.
+const AGAIN_FIRST: Duration = Duration::from_millis(200);
+const AGAIN_MOST: Duration = Duration::from_secs(5);
+
+/// Far more than what is said between two looks.
+const BYTES: usize = 1024;
+
+/// Guards a worker until it says goodbye, or is dead and nothing of it runs any more.
+///
+/// # Errors
+/// Where standard input is not the pipe of a worker.
+pub async fn stand(worker: NodeId) -> anyhow::Result<()> {
+    let _deaf = deaf()?;
+    // A list of processes shows who it is. It is started by a path that names no program.
+    std::fs::write("/proc/self/comm", "bob-guard").ok();
+    let mut guard = Guard {
+        worker,
+        host: Linux::default(),
+        pipe: Pipe::of_stdin().context("a guard is started by `bob-runner serve`")?,
+        watch: Watch::default(),
+        remains: None,
+        pause: AGAIN_FIRST,
+        is_away: false,
+    };
+    loop {
+        guard.listen()?;
+        match guard.watch.due(guard.host.since_boot()) {
+            Due::End => return Ok(()),
+            Due::Listen(left) => {
+                guard.pause = AGAIN_FIRST;
+                guard.wait(left.map(|left| left.min(AWAKE))).await;
+            }
+            Due::Kill => guard.kill().await?,
+        }
+    }
+}
+
+/// The signals that ask programs to end reach it together with its worker: it ends by the pipe alone.
+fn deaf() -> anyhow::Result<Vec<Signal>> {
+    let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let heard = kinds.into_iter().map(signal).collect::<Result<_, _>>();
+    heard.context("cannot listen to signals")
+}
+
+struct Guard {
+    worker: NodeId,
+    host: Linux,
+    pipe: Pipe,
+    watch: Watch,
+    remains: Option<Remains>,
+    pause: Duration,
+    /// That the engine does not answer was said.
+    is_away: bool,
+}
+
+impl Guard {
+    /// Takes everything that the worker has said so far.
+    fn listen(&mut self) -> Result<(), ExecError> {
+        let ended = self.pipe.take();
+        while let Some(word) = self.pipe.words.next() {
+            if let Word::Engine(url) = &word {
+                self.remains = Some(Remains::of(self.worker.clone(), url)?);
+            }
+            self.watch.hears(&word);
+        }
+        if ended {
+            self.watch.is_alone(self.host.since_boot());
+        }
+        Ok(())
+    }
+
+    /// Waits until the worker says something, for so long at most.
+    async fn wait(&mut self, at_most: Option<Duration>) {
+        let speaks = self.pipe.speaks();
+        match at_most {
+            Some(at_most) => drop(tokio::time::timeout(at_most, speaks).await),
+            None => speaks.await,
+        }
+    }
+
+    /// One look, and the end of what it shows.
+    async fn kill(&mut self) -> Result<(), ExecError> {
+        // It is said first; without it nothing was ever fed.
+        let Some(remains) = &self.remains else { return Ok(()) };
+        let looked = remains.look().await;
+        // A worker that has come back says so before it starts anything: whatever the look has shown
+        // of that, this has heard of it.
+        self.listen()?;
+        let now = self.host.since_boot();
+        if self.watch.due(now) != Due::Kill {
+            return Ok(());
+        }
+        let killed = match (&self.remains, looked) {
+            (Some(remains), Ok(seen)) => {
+                self.watch.saw(now, &seen);
+                let killed = remains.kill(&seen.running).await;
+                if !seen.running.is_empty() && killed.is_ok() {
+                    warn!(owner.id = %self.worker, containers = ?seen.running,
+                        "the worker is dead or frozen; what it ran is killed");
+                }
+                killed
+            }
+            (None, _) => Ok(()),
+            (Some(_), Err(cause)) => Err(cause),
+        };
+        match &killed {
+            Err(cause) if self.is_away => debug!(%cause, "the engine is asked again"),
+            Err(cause) => warn!(owner.id = %self.worker, %cause,
+                "what a dead or frozen worker ran cannot be killed yet"),
+            Ok(()) => {}
+        }
+        self.is_away = killed.is_err();
+        if self.watch.due(now) == Due::Kill {
+            self.rest().await;
+        }
+        Ok(())
+    }
+
+    /// Between two looks. A pipe at its end would wake it at once.
+    async fn rest(&mut self) {
+        let pause = self.pause;
+        self.pause = (pause * 2).min(AGAIN_MOST);
+        if self.pipe.has_ended {
+            tokio::time::sleep(pause).await;
+        } else {
+            self.wait(Some(pause)).await;
+        }
+    }
+}
+
+/// The worker's words.
+struct Pipe {
+    from: Receiver,
+    words: Words,
+    has_ended: bool,
+}
+
+impl Pipe {
+    fn of_stdin() -> std::io::Result<Self> {
+        let file = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+        Ok(Self { from: Receiver::from_file(file)?, words: Words::default(), has_ended: false })
+    }
+
+    /// Takes what is there; whether that was the end. It asks the pipe itself: what the runtime knows
+    /// of it may be older than what was just said.
+    fn take(&mut self) -> bool {
+        let mut bytes = [0; BYTES];
+        while !self.has_ended {
+            match rustix::io::read(&self.from, &mut bytes) {
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Ok(count) => self.took(&bytes[..count]),
+                // Nobody can speak over it any more.
+                Err(_) => self.took(&[]),
+            }
+        }
+        self.has_ended
+    }
+
+    /// Resolves when something was said, or nothing more will be.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    async fn speaks(&mut self) {
+        let mut bytes = [0; BYTES];
+        while !self.has_ended {
+            let readable = self.from.readable().await;
+            match readable.and_then(|()| self.from.try_read(&mut bytes)) {
+                // It was taken already, which the runtime learns by this.
+                Err(cause) if cause.kind() == ErrorKind::WouldBlock => {}
+                Ok(count) => return self.took(&bytes[..count]),
+                Err(_) => self.took(&[]),
+            }
+        }
+    }
+
+    fn took(&mut self, bytes: &[u8]) {
+        self.words.push(bytes);
+        self.has_ended = bytes.is_empty();
+    }
+}

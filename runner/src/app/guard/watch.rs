@@ -1,0 +1,185 @@
+//! When a guard kills and when it ends. All times are of the boot clock.
+
+use std::time::Duration;
+
+use super::word::Word;
+use crate::exec::podman::Seen;
+
+/// For how long a guard without a worker tries to kill what it finds.
+const TRIES_FOR: Duration = Duration::from_secs(600);
+/// For how long a container that is made may be about to run: an engine that is asked for a start has
+/// done it by then.
+const STARTS_WITHIN: Duration = Duration::from_secs(60);
+
+/// What there is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Due {
+    /// Nothing, but to listen; for no longer than that, where there is a time.
+    Listen(Option<Duration>),
+    /// Look what runs, and kill it.
+    Kill,
+    /// End.
+    End,
+}
+
+/// What a guard knows of its worker.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    /// Until when the worker's lease stands.
+    until: Option<Duration>,
+    /// When the worker was gone: its end of the pipe is closed, which only its death does.
+    gone: Option<Duration>,
+    goodbye: bool,
+    /// Nothing of the worker runs, nor is about to.
+    is_clean: bool,
+}
+
+impl Watch {
+    pub(super) fn hears(&mut self, word: &Word) {
+        match word {
+            Word::Engine(_) => {}
+            Word::StandsUntil(millis) => {
+                // It may have been killed for before, and frozen: it is there again.
+                self.until = Some(Duration::from_millis(*millis));
+                self.is_clean = false;
+            }
+            Word::Goodbye => self.goodbye = true,
+        }
+    }
+
+    /// Nothing more will be heard.
+    pub(super) fn is_alone(&mut self, now: Duration) {
+        if self.gone.is_none() {
+            self.gone = Some(now);
+            self.is_clean = false;
+        }
+    }
+
+    /// What a look has shown.
+    pub(super) fn saw(&mut self, now: Duration, seen: &Seen) {
+        let since = self.gone.or(self.until).unwrap_or(now);
+        let may_start = seen.made > 0 && now.saturating_sub(since) < STARTS_WITHIN;
+        self.is_clean = seen.running.is_empty() && !may_start;
+    }
+
+    pub(super) fn due(&self, now: Duration) -> Due {
+        match (self.gone, self.until) {
+            _ if self.goodbye => Due::End,
+            // A worker that has never had a lease has never started anything.
+            (Some(_), None) => Due::End,
+            (Some(gone), _) if self.is_clean || now.saturating_sub(gone) >= TRIES_FOR => Due::End,
+            // What is dead needs no time to come back: its lease may stand, but not for it.
+            (Some(_), Some(_)) => Due::Kill,
+            (None, None) => Due::Listen(None),
+            (None, Some(until)) if now < until => Due::Listen(Some(until - now)),
+            (None, Some(_)) if self.is_clean => Due::Listen(None),
+            (None, Some(_)) => Due::Kill,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(secs: u64) -> Duration {
+        Duration::from_secs(secs)
+    }
+
+    fn fed(until: u64) -> Watch {
+        let mut watch = Watch::default();
+        watch.hears(&Word::Engine("unix:///e".into()));
+        watch.hears(&Word::stands_until(at(until)));
+        watch
+    }
+
+    fn runs(count: usize) -> Seen {
+        Seen { running: vec!["id".into(); count], made: 0 }
+    }
+
+    fn made() -> Seen {
+        Seen { running: Vec::new(), made: 1 }
+    }
+
+    #[test]
+    fn nothing_is_killed_while_the_lease_stands() {
+        assert_eq!(Watch::default().due(at(1000)), Due::Listen(None));
+        let mut watch = fed(10);
+        assert_eq!(watch.due(at(4)), Due::Listen(Some(at(6))));
+        watch.hears(&Word::stands_until(at(20)));
+        assert_eq!(watch.due(at(10)), Due::Listen(Some(at(10))));
+    }
+
+    #[test]
+    fn a_silent_workers_containers_are_killed_until_a_look_finds_none() {
+        let mut watch = fed(10);
+        assert_eq!(watch.due(at(10)), Due::Kill);
+        watch.saw(at(10), &runs(2));
+        assert_eq!(watch.due(at(11)), Due::Kill, "it looks again");
+        watch.saw(at(11), &runs(0));
+        assert_eq!(watch.due(at(11)), Due::Listen(None));
+        assert_eq!(watch.due(at(100_000)), Due::Listen(None), "nobody starts anything meanwhile");
+    }
+
+    #[test]
+    fn a_worker_that_comes_back_is_guarded_again() {
+        let mut watch = fed(10);
+        watch.saw(at(10), &runs(1));
+        watch.hears(&Word::stands_until(at(30)));
+        assert_eq!(watch.due(at(12)), Due::Listen(Some(at(18))), "no look that was begun counts");
+        assert_eq!(watch.due(at(30)), Due::Kill);
+        watch.saw(at(30), &runs(0));
+        watch.hears(&Word::stands_until(at(50)));
+        assert_eq!(watch.due(at(50)), Due::Kill, "what was clean is looked at again");
+    }
+
+    #[test]
+    fn what_is_about_to_run_is_waited_for_but_not_for_ever() {
+        let mut watch = fed(10);
+        watch.saw(at(10), &made());
+        assert_eq!(watch.due(at(11)), Due::Kill);
+        watch.saw(at(69), &made());
+        assert_eq!(watch.due(at(69)), Due::Kill);
+        watch.saw(at(70), &made());
+        assert_eq!(watch.due(at(70)), Due::Listen(None), "whoever made it starts it no more");
+    }
+
+    #[test]
+    fn a_dead_workers_containers_are_killed_at_once_and_then_it_ends() {
+        let mut watch = fed(10);
+        watch.is_alone(at(4));
+        assert_eq!(watch.due(at(4)), Due::Kill);
+        watch.saw(at(4), &runs(1));
+        assert_eq!(watch.due(at(5)), Due::Kill);
+        watch.saw(at(5), &runs(0));
+        assert_eq!(watch.due(at(5)), Due::End);
+    }
+
+    #[test]
+    fn one_that_died_after_it_was_killed_for_is_looked_at_once_more() {
+        let mut watch = fed(10);
+        watch.saw(at(10), &runs(0));
+        watch.is_alone(at(20));
+        assert_eq!(watch.due(at(20)), Due::Kill);
+    }
+
+    #[test]
+    fn an_engine_that_never_answers_keeps_no_guard_for_ever() {
+        let mut watch = fed(10);
+        watch.is_alone(at(12));
+        watch.is_alone(at(500));
+        assert_eq!(watch.due(at(611)), Due::Kill);
+        assert_eq!(watch.due(at(612)), Due::End);
+    }
+
+    #[test]
+    fn one_that_was_dismissed_or_never_needed_ends_without_a_look() {
+        let mut watch = fed(10);
+        watch.hears(&Word::Goodbye);
+        watch.is_alone(at(11));
+        assert_eq!(watch.due(at(11)), Due::End);
+        let mut never = Watch::default();
+        never.is_alone(at(1));
+        assert_eq!(never.due(at(1)), Due::End);
+    }
+}

@@ -1,0 +1,82 @@
+//! What a worker says to its guard: one word a line. No secret is among them.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// One word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Word {
+    /// Where the engine is. Said first: an address may tell what is nobody else's business, and
+    /// everybody on a machine can read an argument.
+    Engine(String),
+    /// The lease stands for sure until so many milliseconds of the boot clock.
+    StandsUntil(u64),
+    /// There is nothing to guard any more.
+    Goodbye,
+}
+
+impl Word {
+    pub(super) fn stands_until(until: Duration) -> Self {
+        Self::StandsUntil(u64::try_from(until.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    /// As it goes over the pipe: far shorter than what a pipe takes in one piece.
+    pub(super) fn line(&self) -> Vec<u8> {
+        // Neither a number nor a text can fail to be JSON.
+        let mut line = serde_json::to_vec(self).unwrap_or_default();
+        line.push(b'\n');
+        line
+    }
+}
+
+/// Cuts what comes over the pipe into words.
+#[derive(Debug, Default)]
+pub(super) struct Words(Vec<u8>);
+
+impl Words {
+    pub(super) fn push(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// The next whole word. What is none is passed over: both sides are the same program.
+    pub(super) fn next(&mut self) -> Option<Word> {
+        loop {
+            let end = self.0.iter().position(|byte| *byte == b'\n')?;
+            let line: Vec<u8> = self.0.drain(..=end).collect();
+            if let Ok(word) = serde_json::from_slice(&line) {
+                return Some(word);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_heard_as_they_were_said_however_they_are_cut() {
+        let said = [
+            Word::Engine("unix:///a b\n\"c".into()),
+            Word::stands_until(Duration::from_micros(1_234_567)),
+            Word::Goodbye,
+        ];
+        let bytes: Vec<u8> = said.iter().flat_map(Word::line).collect();
+        let (mut words, mut heard) = (Words::default(), Vec::new());
+        for byte in bytes {
+            words.push(&[byte]);
+            heard.extend(words.next());
+        }
+        assert_eq!(heard, said);
+        assert_eq!(said[1], Word::StandsUntil(1234));
+    }
+
+    #[test]
+    fn what_is_no_word_is_passed_over() {
+        let mut words = Words::default();
+        words.push(b"\n{\"later\":1}\n\"goodbye\"\n\"good");
+        assert_eq!((words.next(), words.next()), (Some(Word::Goodbye), None));
+    }
+}

@@ -1,0 +1,47 @@
+//! `guard`: the process that a worker starts beside itself.
+
+use std::ffi::OsString;
+
+use clap::{Args, ValueEnum};
+use protocol::id::NodeId;
+
+use super::exit::{Exit, Failure};
+use crate::app;
+use crate::telemetry;
+
+/// What a worker types.
+#[derive(Debug, Args)]
+pub(super) struct Guard {
+    /// The worker
+    worker: String,
+    /// The least that is told
+    #[arg(long)]
+    level: String,
+    /// How
+    #[arg(long, value_enum)]
+    form: Form,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    Text,
+    Json,
+}
+
+/// Whether these are the words that start a guard: it is small, and has no use for many threads.
+#[must_use]
+pub fn is_guard(typed: &[OsString]) -> bool {
+    typed.get(1).is_some_and(|word| word == "guard")
+}
+
+/// Knows no settings: what it has to know the worker says.
+pub(super) async fn guard(typed: &Guard) -> Result<Exit, Failure> {
+    let form = match typed.form {
+        Form::Text => telemetry::Form::Text,
+        Form::Json => telemetry::Form::Json,
+    };
+    let options = telemetry::Options { level: &typed.level, form: Some(form), colour: false };
+    telemetry::begin(options).ok();
+    app::guard::stand(NodeId::found(&typed.worker)).await?;
+    Ok(Exit::Ok)
+}

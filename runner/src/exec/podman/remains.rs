@@ -1,0 +1,137 @@
+//! What a worker has left running, for whoever is to end it: by label and name, as whoever asks knows
+//! nothing of its runs. It kills, and removes nothing: that is the next owner's.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use protocol::id::NodeId;
+use protocol::names;
+use serde::Deserialize;
+
+use super::api::Life;
+use super::call::Ask;
+use super::http::Http;
+use super::path;
+use crate::ports::ExecError;
+
+/// How many containers are killed at a time.
+const AT_A_TIME: usize = 4;
+/// Who asks comes again: an engine that is away is not waited for here.
+const PATIENCE: Duration = Duration::ZERO;
+const WITHIN: Duration = Duration::from_secs(20);
+
+/// The containers of one worker on an engine.
+#[derive(Debug)]
+pub struct Remains {
+    http: Arc<Http>,
+    worker: NodeId,
+}
+
+/// What was seen of them in one look.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// Those that run, by their ids.
+    pub running: Vec<String>,
+    /// So many are made and not started: a start may be on its way.
+    pub made: usize,
+}
+
+/// A container in a list.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Listed {
+    id: String,
+    #[serde(default)]
+    names: Option<Vec<String>>,
+    #[serde(default)]
+    labels: Option<HashMap<String, String>>,
+    #[serde(default)]
+    state: String,
+}
+
+impl Listed {
+    /// Whether a worker made it for a step. Images carry the labels of the steps that made them, and
+    /// so does what somebody else starts on such an image; but not the name.
+    fn is_of_a_step(&self) -> bool {
+        let run = self.labels.as_ref().and_then(|labels| labels.get(names::LABEL_RUN));
+        run.is_some_and(|run| {
+            let begins = format!("bob-{run}-");
+            self.names.iter().flatten().any(|name| name.starts_with(&begins))
+        })
+    }
+}
+
+fn seen(listed: Vec<Listed>) -> Seen {
+    let mut seen = Seen::default();
+    for container in listed.into_iter().filter(Listed::is_of_a_step) {
+        match Life::of(&container.state) {
+            Life::Running => seen.running.push(container.id),
+            Life::NotStarted => seen.made += 1,
+            Life::Ended => {}
+        }
+    }
+    seen
+}
+
+impl Remains {
+    /// Those of a worker on the engine at an address. Nothing is asked of it yet.
+    ///
+    /// # Errors
+    /// [`ExecError::Unsupported`] where the address is none.
+    pub fn of(worker: NodeId, url: &str) -> Result<Self, ExecError> {
+        Ok(Self { http: Http::new(url)?, worker })
+    }
+
+    /// Looks what is there.
+    ///
+    /// # Errors
+    /// [`ExecError`] where the engine does not say.
+    pub async fn look(&self) -> Result<Seen, ExecError> {
+        let label = format!("{}={}", names::LABEL_WORKER, self.worker);
+        let path = format!("/containers/json?all=true&{}", path::filter("label", &label));
+        let ask = Ask { patience: PATIENCE, within: WITHIN, ..Ask::get(path) };
+        let listed = async { self.http.call(ask).await?.good()?.json::<Option<Vec<Listed>>>() };
+        let listed = listed.await.map_err(|fault| fault.at("listing containers", &self.http))?;
+        Ok(seen(listed.unwrap_or_default()))
+    }
+
+    /// Kills containers, without grace. What has ended meanwhile, or is gone, has no need of it.
+    ///
+    /// # Errors
+    /// The last [`ExecError`], where not all of them could be.
+    pub async fn kill(&self, ids: &[String]) -> Result<(), ExecError> {
+        let kill = async |id: &String| self.http.link().kill(id, "KILL", PATIENCE).await;
+        let mut kills = futures::stream::iter(ids).map(kill).buffer_unordered(AT_A_TIME);
+        let mut resisted = Ok(());
+        while let Some(killed) = kills.next().await {
+            if let Err(fault) = killed {
+                resisted = Err(fault.at("killing a container", &self.http));
+            }
+        }
+        resisted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_what_a_worker_started_for_a_step_is_seen() {
+        let labels = json!({ "bob.run": "r-1", "bob.worker": "n" });
+        let list = json!([
+            { "Id": "runs", "Names": ["bob-r-1-0"], "Labels": labels, "State": "running" },
+            { "Id": "is made", "Names": ["bob-r-1-1"], "Labels": labels, "State": "created" },
+            { "Id": "has ended", "Names": ["bob-r-1-2"], "Labels": labels, "State": "exited" },
+            { "Id": "somebody's", "Names": ["eager_lamport"], "Labels": labels, "State": "running" },
+            { "Id": "another's", "Names": ["bob-r-2-0"], "Labels": null, "State": "running" },
+            { "Id": "unnamed", "Names": null, "Labels": labels, "State": "running" },
+        ]);
+        let seen = seen(serde_json::from_value(list).unwrap());
+        assert_eq!(seen, Seen { running: vec!["runs".into()], made: 1 });
+    }
+}
