@@ -348,7 +348,7 @@ impl Drive {
             let (stdout, stderr) = output.finish().await;
             in_time.abort();
             match ran {
-                Ok(ran) => Done::Ran(ran, stdout, stderr),
+                Ok(ran) => step::ended(&shared, &scope, ran, &stop, (stdout, stderr)).await,
                 Err(ExecError::NotStarted) if stop.level() == StopLevel::Run => Done::NotOurs,
                 Err(cause) => {
                     let code = step::start_code(&cause);

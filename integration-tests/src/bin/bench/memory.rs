@@ -184,6 +184,8 @@ impl Server {
             .env("CONTAINER_ENGINE_URL", services.get("CONTAINER_ENGINE_URL"))
             .env("BOB_SPILL_DIR", cluster.vhost.spill.path())
             .env("BOB_MAX_PARALLEL_RUNS", slots.to_string())
+            .env("BOB_DISK_HIGH", "100")
+            .env("BOB_DISK_LOW", "99")
             .env("BOB_LOG_LEVEL", "warn")
             .env("BOB_KILL_GRACE_SECONDS", "5")
             .stdin(Stdio::null())

@@ -1,6 +1,8 @@
 //! The worker over the embedded adapters, with scripted steps: every row of the suite.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod disk;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,11 +13,15 @@ use runner::worker::suite::{MakePorts, Rig, commands, hard, runs, takeover};
 use runner::{host, transfer};
 
 async fn rig() -> (Rig, Embedded) {
+    rig_on(Arc::new(Scripted::default())).await
+}
+
+/// A rig whose workers share an engine.
+async fn rig_on(executor: Arc<Scripted>) -> (Rig, Embedded) {
     let host: Arc<dyn Host> = Arc::new(host::Linux::default());
     let options =
         Options { dir: None, event_retention: Duration::from_secs(3600), host: Arc::clone(&host) };
     let embedded = Embedded::open(options).await.unwrap();
-    let executor = Arc::new(Scripted::default());
     let shared = embedded.clone();
     let make: MakePorts = Arc::new(move |node| {
         let spill = std::env::temp_dir();
