@@ -305,6 +305,26 @@ impl Api {
         id
     }
 
+    /// The names of an image; none where it is not there.
+    ///
+    /// # Panics
+    /// Where the engine does not say.
+    pub async fn names_of(&self, id: &str) -> Vec<String> {
+        let opts = podman_api::opts::ImageListOpts::builder().all(true).build();
+        let images = self.client.images().list(&opts).await.expect("images");
+        let image = images.into_iter().find(|image| image.id.as_deref() == Some(id));
+        image.and_then(|image| image.names).unwrap_or_default()
+    }
+
+    /// The names of all volumes.
+    ///
+    /// # Panics
+    /// Where the engine does not say.
+    pub async fn volumes(&self) -> Vec<String> {
+        let listed = self.client.volumes().list(&Default::default()).await.expect("volumes");
+        listed.into_iter().map(|volume| volume.name).collect()
+    }
+
     /// Gives an image a name.
     ///
     /// # Panics

@@ -275,6 +275,20 @@ impl OwnServices {
         Some(Self { name, services: Services { variables } })
     }
 
+    /// An engine whose store is on a disk of its own, of so much room (`64m`), which can be filled.
+    /// Only root can make one.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    pub async fn small_engine(size: &'static str) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            skip("an engine on a disk of its own needs root, who can mount one");
+            return None;
+        }
+        let start = move || Self::start("podman", &["--podman-disk", size]);
+        tokio::task::spawn_blocking(start).await.expect("scripts/services")
+    }
+
     /// Their variables.
     #[must_use]
     pub fn services(&self) -> &Services {

@@ -332,6 +332,9 @@ pub struct NodeEntry {
     pub cpu: NodeCpu,
     /// Its memory.
     pub memory: NodeMemory,
+    /// The disk of its container store, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<NodeDisk>,
     /// When it started.
     pub started_at: Stamp,
 }
@@ -364,6 +367,18 @@ pub struct NodeMemory {
     pub free: u64,
     /// All of it.
     pub total: u64,
+}
+
+/// The disk of a node's container store, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct NodeDisk {
+    /// What can still be written.
+    pub free: u64,
+    /// All of it.
+    pub total: u64,
+    /// The node takes nothing new until there is room.
+    pub full: bool,
 }
 
 /// Value of a provider's, store's or logger's key.

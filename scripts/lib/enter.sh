@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Run by root as `unshare --mount enter.sh [--tree DIRECTORY [--share DIRECTORY]...] -- COMMAND...`:
-# gives the command what rootless podman needs and the host may lack, in this private mount
-# namespace. Nothing of it is seen outside, and it ends with the last process in it.
+# Run by root as `unshare --mount enter.sh [--disk DIRECTORY OPTIONS]
+# [--tree DIRECTORY [--share DIRECTORY]...] -- COMMAND...`: gives the command what rootless podman
+# needs and the host may lack, in this private mount namespace. Nothing of it is seen outside, and it
+# ends with the last process in it.
 set -euo pipefail
 
-tree=
+tree='' disk='' disk_options=''
 shares=()
 while [ "$1" != -- ]; do
   case $1 in
+    --disk) disk=$2 disk_options=$3; shift ;;
     --tree) tree=$2 ;;
     --share) shares+=("$2") ;;
     *) echo "enter.sh: unknown option $1" >&2; exit 2 ;;
@@ -32,6 +34,9 @@ if [ -e /dev/net/tun ] && [ "$(stat -c %a /dev/net/tun)" != 666 ]; then
   mount -t tmpfs -o mode=0755 tmpfs /dev/net
   mknod -m 666 /dev/net/tun c 10 200
 fi
+
+# A small one, that can be filled.
+[ -z "$disk" ] || mount -t tmpfs -o "$disk_options" tmpfs "$disk"
 
 if [ -n "$tree" ]; then
   # A chroot forbids user namespaces, a new root does not.

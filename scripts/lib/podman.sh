@@ -29,7 +29,7 @@ podman_configure() {
     die "$run is longer than the 50 characters that podman can work with" \
       'set BOB_SERVICES_DIR to a shorter path, or take a shorter --name'
   store=$(podman_store)
-  [ "$(filesystem_of "$(dirname "$store")")" != overlayfs ] || driver=vfs
+  [ -n "$DISK" ] || [ "$(filesystem_of "$(dirname "$store")")" != overlayfs ] || driver=vfs
   mkdir -p "$to"
   service_directory "$INSTANCE/data/podman" "$INSTANCE/home" "$INSTANCE/run" "$INSTANCE/run/tmp" \
     "$INSTANCE/home/.config" "$INSTANCE/home/.config/containers"
@@ -73,6 +73,10 @@ podman_start() {
   ! unit_runs podman || return 0
   is_root || [ ! -S "/run/user/$SERVICE_UID/bus" ] ||
     environment+=("DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/$SERVICE_UID/bus")
+  local -a ENTER_OPTIONS=()
+  # shellcheck disable=SC2034 # for in_private_namespace
+  [ -z "$DISK" ] ||
+    ENTER_OPTIONS=(--disk "$(podman_store)" "size=$DISK,mode=0700,uid=$SERVICE_UID,gid=$SERVICE_GID")
   in_private_namespace as "${environment[@]}"
   rm -f "$(podman_socket)"
   start_unit podman "${as[@]}" podman system service --time 0 "unix://$(podman_socket)"

@@ -4,6 +4,9 @@
 
 SUITE_PACKAGES='rabbitmq-server,etcd-server,podman,crun,conmon,uidmap,slirp4netns,catatonit,procps'
 
+# Further words for enter.sh.
+ENTER_OPTIONS=()
+
 suite_tree() { printf '%s/%s' "${BOB_CACHE_DIR:-/var/cache/bob-runner}" "$SUITE"; }
 
 # in_suite ARRAY NAME=VALUE...: what starts a program of the suite as the service user.
@@ -28,7 +31,7 @@ in_private_namespace() {
   service_user_command as_service_user "$@"
   wrapped=()
   if is_root; then
-    wrapped=(unshare --mount "$ROOT/scripts/lib/enter.sh")
+    wrapped=(unshare --mount "$ROOT/scripts/lib/enter.sh" "${ENTER_OPTIONS[@]}")
     [ "$SUITE" = host ] || wrapped+=(--tree "$(suite_tree)" --share "$INSTANCE" --share "$(podman_store)")
     wrapped+=(--)
   fi

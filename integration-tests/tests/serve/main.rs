@@ -11,6 +11,7 @@
 
 mod after;
 mod contract;
+mod full_disk;
 mod guard;
 mod history;
 mod keys;

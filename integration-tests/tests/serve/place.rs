@@ -115,6 +115,9 @@ impl Place {
             ("BOB_QUEUE_PASSWORD", get("BOB_QUEUE_PASSWORD")),
             ("BOB_STORAGE_URLS", self.store.services().get("BOB_STORAGE_URLS").to_owned()),
             ("CONTAINER_ENGINE_URL", get("CONTAINER_ENGINE_URL")),
+            // How full the disk of the machine is that tests run on says nothing of the program.
+            ("BOB_DISK_HIGH", "100".to_owned()),
+            ("BOB_DISK_LOW", "99".to_owned()),
         ]
     }
 

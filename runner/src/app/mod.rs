@@ -110,6 +110,12 @@ pub fn worker_options(config: &Config, node: NodeId) -> worker::Options {
         rescue: true,
         max_losses: worker.max_losses,
         sweep: SWEEP,
+        disk: worker::DiskOptions {
+            high: worker.disk_high,
+            low: worker.disk_low,
+            base_images_bytes: worker.base_images_bytes,
+            ..worker::DiskOptions::default()
+        },
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }

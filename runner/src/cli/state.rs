@@ -183,6 +183,9 @@ pub(super) async fn nodes(context: &Context) -> Result<Exit, Failure> {
         Table::new(&["NODE", "HOST", "STATE", "RUNS", "CPU", "LOAD", "MEMORY", "UP", "VERSION"]);
     for (name, node) in &nodes {
         let (state, ink) = match node.state {
+            protocol::run::NodeState::Ready if node.disk.is_some_and(|disk| disk.full) => {
+                ("full", Ink::Yellow)
+            }
             protocol::run::NodeState::Ready => ("ready", Ink::Green),
             protocol::run::NodeState::Draining => ("draining", Ink::Yellow),
         };

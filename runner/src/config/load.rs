@@ -186,9 +186,6 @@ impl Reader {
                     value: None,
                     expected: "is known, and not done by this version; leave it out".into(),
                 }),
-                Support::Warned => {
-                    self.warnings.push(format!("{at} has no effect in this version"))
-                }
             }
         }
     }
@@ -355,12 +352,17 @@ impl Reader {
             health_check: self.value("worker.health-check-freq", parse::millis(100, 3_600_000)),
             disk_high: self.value("worker.disk-high", parse::number(1, 100)),
             disk_low: self.value("worker.disk-low", parse::number(1, 100)),
+            base_images_bytes: self.value("worker.base-images-bytes", parse::bytes),
         };
         if worker.disk_low >= worker.disk_high {
-            let found = self.found("worker.disk-low");
-            if let Some(found) = found {
+            let said = |found: &Found| found.at.is_some();
+            // What was said is what can be put right: a default has no place.
+            if let Some(found) = self.found("worker.disk-low").filter(said) {
                 let expected = format!("less than worker.disk-high, which is {}", worker.disk_high);
                 self.fault("worker.disk-low", &found, expected);
+            } else if let Some(found) = self.found("worker.disk-high") {
+                let expected = format!("more than worker.disk-low, which is {}", worker.disk_low);
+                self.fault("worker.disk-high", &found, expected);
             }
         }
         worker

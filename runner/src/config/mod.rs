@@ -277,10 +277,12 @@ pub struct Worker {
     pub kill_grace: Duration,
     /// The time between two refreshes of its entry.
     pub health_check: Duration,
-    /// Percent of the disk from which old images are removed.
+    /// Percent of the engine's disk from which on it takes nothing new.
     pub disk_high: u8,
-    /// Percent of the disk down to which they are.
+    /// Percent of it below which it takes work again; less than `disk_high`.
     pub disk_low: u8,
+    /// How much the base images may take that it has pulled; 0: as much as they like.
+    pub base_images_bytes: u64,
 }
 
 /// Where events wait that the broker does not take.

@@ -41,8 +41,6 @@ pub enum Support {
     Full,
     /// The name is known, what it asks for is not done yet: a value is refused.
     Refused,
-    /// As before, but nothing breaks without it: a value gets a warning.
-    Warned,
 }
 
 const fn plain(
@@ -153,9 +151,11 @@ pub const SETTINGS: &[Setting] = &[
     plain("worker.health-check-freq", "BOB_HEALTH_CHECK_FREQ", Some("10000"),
         "Milliseconds between two refreshes of a node's entry."),
     plain("worker.disk-high", "BOB_DISK_HIGH", Some("85"),
-        "Percent of the disk from which old images are removed.").support(Support::Warned),
-    plain("worker.disk-low", "BOB_DISK_LOW", Some("80"), "Percent of the disk down to which they are.")
-        .support(Support::Warned),
+        "From so many percent of the container engine's disk on a worker takes nothing new, and removes base images that it has pulled and nobody uses."),
+    plain("worker.disk-low", "BOB_DISK_LOW", Some("80"),
+        "Below so many percent it takes work again; less than `BOB_DISK_HIGH`."),
+    plain("worker.base-images-bytes", "BOB_BASE_IMAGES_BYTES", Some("20Gi"),
+        "How much the base images may take that it has pulled, in bytes or with a unit; then those that were used longest ago go. `0`: no limit."),
     plain("spill.dir", "BOB_SPILL_DIR", None, "Where events wait that the broker does not take.")
         .words("`$XDG_STATE_HOME/bob-runner/spill`"),
     plain("spill.bytes", "BOB_SPILL_BYTES", Some("1Gi"),
@@ -204,7 +204,6 @@ pub fn manual() -> String {
         let support = match setting.support {
             Support::Full => "",
             Support::Refused => " **Not done by this version: a value is refused.**",
-            Support::Warned => " **Has no effect in this version: a value gets a warning.**",
         };
         // Writing to a String cannot fail.
         let _infallible = writeln!(

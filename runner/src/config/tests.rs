@@ -211,8 +211,21 @@ fn addresses_of_what_is_not_done_yet_are_silent_by_default_and_refused_when_they
         let faults = faults_of([(name, "localhost:1")]);
         assert!(faults.contains(&format!("{name}: is known, and not done")), "{faults}");
     }
-    let later = loaded(None, Environment::from([("BOB_DISK_HIGH", "90")]), &[]).unwrap();
-    assert_eq!(later.warnings, ["BOB_DISK_HIGH has no effect in this version"]);
+}
+
+#[test]
+fn the_disk_has_room_again_below_where_it_had_none() {
+    let worker = config_of([("BOB_DISK_HIGH", "90"), ("BOB_BASE_IMAGES_BYTES", "5G")]).worker;
+    assert_eq!((worker.disk_high, worker.disk_low, worker.base_images_bytes), (90, 80, 5 << 30));
+    for (set, said) in [
+        (("BOB_DISK_HIGH", "80"), "BOB_DISK_HIGH = \"80\": expected more than worker.disk-low"),
+        (("BOB_DISK_LOW", "85"), "BOB_DISK_LOW = \"85\": expected less than worker.disk-high"),
+        (("BOB_DISK_LOW", "0"), "BOB_DISK_LOW = \"0\": expected a whole number from 1 to 100"),
+        (("BOB_BASE_IMAGES_BYTES", "much"), "BOB_BASE_IMAGES_BYTES = \"much\": expected bytes"),
+    ] {
+        let faults = faults_of([set]);
+        assert!(faults.contains(said), "{faults}");
+    }
 }
 
 #[test]

@@ -15,11 +15,12 @@
 //! | `wait-for FILE` | ends with 0 once the file is there |
 //! | `stubborn TEXT...` | writes as `hang`, and runs until it is killed |
 //! | `break` | cannot be run: the engine's own failure |
+//! | `fill` | cannot be run: the engine's disk is full |
 //!
 //! Files are kept from step to step by their paths as they were written; what is imported is counted,
 //! not unpacked, and nothing is found for an artifact.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -27,10 +28,11 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use protocol::event::LogStream;
 use protocol::id::RunId;
+use protocol::time::Millis;
 
 use crate::ports::{
-    ByteStream, Checkpoint, EngineInfo, ExecError, Executor, Exit, Gate, Left, LogSink, Ran,
-    RunScope, StepSpec, StopLevel, StopSignal, Workspace,
+    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Exit, Gate, Left,
+    LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
 };
 
 type Files = BTreeMap<String, String>;
@@ -51,6 +53,8 @@ struct Made {
 pub struct Scripted {
     made: Mutex<HashMap<RunId, Made>>,
     running: Mutex<HashMap<String, u32>>,
+    disk: Mutex<Option<Disk>>,
+    bases: Mutex<Vec<BaseImage>>,
 }
 
 impl Scripted {
@@ -59,6 +63,16 @@ impl Scripted {
     pub fn ran(&self, run: &RunId, step: &str) -> u32 {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.get(&format!("{run}/{step}")).copied().unwrap_or(0)
+    }
+
+    /// Has a disk from now on that is so full; base images that are removed make room on it.
+    pub fn fill_disk(&self, disk: Disk) {
+        *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(disk);
+    }
+
+    /// Has these images as if it had pulled them.
+    pub fn have_bases(&self, bases: Vec<BaseImage>) {
+        *self.bases.lock().unwrap_or_else(PoisonError::into_inner) = bases;
     }
 
     /// Notes an owner; `false`: there was a later one.
@@ -172,6 +186,7 @@ async fn perform(
             let hang = how == "hang";
             return Ok(if hang { stopped(stop, StopLevel::Run).await } else { killed(stop).await });
         }
+        Some("fill") => return Err(ExecError::NoSpace { cause: "as it was told".into() }),
         Some("break") => {
             return Err(ExecError::Engine {
                 doing: "break".into(),
@@ -332,5 +347,33 @@ impl Executor for Scripted {
             cluster: made.cluster.as_deref().map(str::to_owned),
         });
         Ok(left.collect())
+    }
+
+    async fn disk(&self) -> Result<Option<Disk>, ExecError> {
+        Ok(*self.disk.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    async fn bases(
+        &self,
+        used: &BTreeSet<String>,
+        now: Millis,
+    ) -> Result<Vec<BaseImage>, ExecError> {
+        let mut bases = self.bases.lock().unwrap_or_else(PoisonError::into_inner);
+        for base in &mut *bases {
+            if used.iter().any(|reference| base.answers_to(reference)) {
+                base.used = now;
+            }
+        }
+        bases.sort_by_key(|base| base.used.0);
+        Ok(bases.clone())
+    }
+
+    async fn remove_base(&self, image: &BaseImage) -> Result<bool, ExecError> {
+        let mut bases = self.bases.lock().unwrap_or_else(PoisonError::into_inner);
+        bases.retain(|base| base.id != image.id);
+        if let Some(disk) = &mut *self.disk.lock().unwrap_or_else(PoisonError::into_inner) {
+            disk.free = disk.total.min(disk.free + image.bytes);
+        }
+        Ok(true)
     }
 }

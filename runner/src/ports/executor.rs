@@ -1,5 +1,6 @@
 //! Where steps run.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,10 +11,11 @@ use protocol::event::LogStream;
 use protocol::id::{Epoch, RunId, StepName};
 use protocol::pipeline::{Limits, PullPolicy, Vars};
 use protocol::run::Cause;
+use protocol::time::Millis;
 use thiserror::Error;
 use tokio::sync::watch;
 
-use super::ByteStream;
+use super::{BaseImage, ByteStream, Disk};
 
 /// A run, as far as an executor has to know it.
 #[derive(Debug, Clone)]
@@ -422,4 +424,20 @@ pub trait Executor: Send + Sync {
 
     /// The runs of which something is left, each once.
     async fn leftovers(&self) -> Result<Vec<Left>, ExecError>;
+
+    /// How full the engine's disk is. `None`: it cannot say, or has none.
+    async fn disk(&self) -> Result<Option<Disk>, ExecError>;
+
+    /// The base images that it has pulled itself, the least recently used first. Runs have begun on
+    /// the images of these references (`used`) until `now`, which is noted at the engine: another
+    /// process sees it there.
+    async fn bases(
+        &self,
+        used: &BTreeSet<String>,
+        now: Millis,
+    ) -> Result<Vec<BaseImage>, ExecError>;
+
+    /// Removes a base image that it has pulled itself. `false`: something stands on it by now, or
+    /// somebody else has named it, and it stays as it is.
+    async fn remove_base(&self, image: &BaseImage) -> Result<bool, ExecError>;
 }

@@ -2,6 +2,7 @@
 //!
 //! Every adapter of a port passes the same suite, in `conformance` (feature `testing`).
 
+mod disk;
 mod events;
 mod executor;
 mod guard;
@@ -15,6 +16,7 @@ pub mod conformance;
 
 use std::sync::Arc;
 
+pub use disk::{BaseImage, Disk, is_meant};
 pub use events::{EventStream, Events, EventsError, Position, Published, Ticket};
 pub use executor::{
     Checkpoint, EngineInfo, ExecError, Executor, Exit, Gate, Left, LogSink, Ran, RunScope,

@@ -184,6 +184,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_spilled_has_no_name_that_could_outlive_us() {
+        let (dir, room) = room(100);
+        let mut spill = Spill::new(Arc::clone(&room));
+        spill.push(b"text").unwrap();
+        let names = fs::read_dir(dir.path().join("made/when/needed")).unwrap();
+        assert_eq!(names.count(), 0, "a worker that is killed leaves nothing");
+        assert_eq!(spill.first(4).unwrap().read().unwrap(), b"text");
+    }
+
+    #[test]
     fn the_room_is_shared_and_bounded() {
         let (_dir, room) = room(10);
         let (mut one, mut two) = (Spill::new(Arc::clone(&room)), Spill::new(Arc::clone(&room)));

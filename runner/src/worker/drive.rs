@@ -352,7 +352,7 @@ impl Drive {
             // lost; where it is, the drive hears of that first.
             held.settled(&*shared.ports.host).await;
             match ran {
-                Ok(ran) => Done::Ran(ran, stdout, stderr),
+                Ok(ran) => step::ended(&shared, &scope, ran, &stop, (stdout, stderr)).await,
                 Err(ExecError::NotStarted) if stop.level() == StopLevel::Run => Done::NotOurs,
                 Err(cause) => {
                     let code = step::start_code(&cause);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use protocol::run::{RunRecord, Status};
+use protocol::run::{Cause, RunRecord, Status};
 use tracing::{info, warn};
 
 use super::drive::Drive;
@@ -23,6 +23,10 @@ const DESTROY_TRIES: u32 = 5;
 impl Drive {
     /// Ends the run. The worker's own end does not interrupt this.
     pub(super) async fn finish(&mut self) -> Result<(), WriteError> {
+        if self.met_a_full_disk() {
+            // Before its slot is free: the next run would meet the same.
+            self.shared.room.ran_out();
+        }
         // The end of a run needs no checkpoint, and removes those that there are.
         self.pushes.stop().await;
         self.close_feed().await;
@@ -110,12 +114,17 @@ impl Drive {
         self.after_ending(ticket).await
     }
 
+    fn met_a_full_disk(&self) -> bool {
+        self.run.record().cause == Some(Cause::NoSpace)
+    }
+
     async fn after_ending(&mut self, ticket: Option<Ticket>) -> Result<(), WriteError> {
         let executor = std::sync::Arc::clone(&self.shared.ports.executor);
         let mut destroyed = {
             let run = self.scope.run.clone();
-            // Where nobody would sweep, nothing is kept.
+            // Where nobody would sweep, nothing is kept, nor where there is no room for it.
             let kept = self.shared.options.rescue
+                && !self.met_a_full_disk()
                 && self.run.record().pipeline.as_ref().is_some_and(|it| it.retention.is_some());
             self.shared.tasks.spawn(async move { remove(&*executor, &run, kept).await })
         };
@@ -129,6 +138,9 @@ impl Drive {
             // An engine that resists holds up no other run.
             self.slot = None;
             drop(destroyed.await);
+        }
+        if self.met_a_full_disk() {
+            self.shared.room.look_now();
         }
         // Without the ending event, which is published.
         let record = RunRecord { ending_event: None, ..self.run.record().clone() };

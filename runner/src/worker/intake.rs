@@ -20,15 +20,21 @@ use super::{Lost, Shared};
 use crate::ports::{Consumer, Delivery, Message, QueueError, Route, Source, StoreError};
 use crate::rules::quota;
 
-/// Takes starts from the shared queue while a slot is free. An open consumer holds a slot, and the
+/// Takes starts from the shared queue while a slot is free, and the engine's disk has room. An open consumer holds a slot, and the
 /// message that takes the last slot is acked only after the broker has said that nothing more comes:
 /// so nothing is held back from a worker that is idle.
 pub(super) async fn jobs(shared: Arc<Shared>, mut lease: Current, stop: CancellationToken) {
     let mut pause = PAUSE;
     loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = shared.room.there() => {}
+        }
         let slot = tokio::select! {
             biased;
             () = stop.cancelled() => return,
+            () = shared.room.gone() => continue,
             slot = Arc::clone(&shared.slots).acquire_owned() => slot,
         };
         let Ok(slot) = slot else { return };
@@ -64,6 +70,7 @@ async fn consume_jobs(
             () = stop.cancelled() => break,
             // A run without an owner goes before a new one, and so does one that was sent here.
             () = shared.slot_wanted.notified() => break,
+            () = shared.room.gone() => break,
             delivery = consumer.next() => delivery,
         };
         let delivery = match delivery {
@@ -175,7 +182,7 @@ async fn take_control(
 ) -> Settled {
     let is_start = delivery.message.kind.as_deref() == Some(command::START);
     let slot = match source {
-        Source::Node if is_start => slot_now(shared).await,
+        Source::Node if is_start => shared.slot_now().await,
         Source::Node | Source::Jobs | Source::Control => None,
     };
     let slot = slot.map_or(Slot::None, Slot::Free);
@@ -189,20 +196,6 @@ async fn take_control(
             Settled::Kept
         }
     }
-}
-
-/// How long a start that was sent to this worker waits for the slot that is open for all.
-const SLOT_WITHIN: Duration = Duration::from_secs(1);
-
-/// A free slot; where the last one is open for the shared queue, that one.
-async fn slot_now(shared: &Shared) -> Option<OwnedSemaphorePermit> {
-    if let Ok(slot) = Arc::clone(&shared.slots).try_acquire_owned() {
-        return Some(slot);
-    }
-    if !shared.slot_is_open.load(Ordering::Relaxed) {
-        return None;
-    }
-    tokio::time::timeout(SLOT_WITHIN, shared.wait_for_slot()).await.ok()?
 }
 
 /// How long a draining worker waits for one more message in its own queue.

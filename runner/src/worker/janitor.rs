@@ -1,5 +1,6 @@
 //! Removes what is left in the engine of runs that nobody needs any more: those that ended longer ago
-//! than their pipeline's `retention`, and those whose record is gone.
+//! than their pipeline's `retention`, and those whose record is gone; then base images, where they take
+//! more than they may.
 //!
 //! An engine is shared by whoever uses it, so only what bears the label of our own store is looked at.
 
@@ -12,9 +13,9 @@ use protocol::time::{Millis, Stamp};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Shared;
 use super::claim::read_record;
 use super::lease::Current;
+use super::{Shared, bases};
 use crate::ports::{StoreError, Txn};
 
 /// Sweeps every now and then, for the first time when the worker has held a lease for a while: by then
@@ -42,12 +43,19 @@ pub(super) async fn run(shared: Arc<Shared>, mut lease: Current, stop: Cancellat
             biased;
             () = stop.cancelled() => return,
             () = held.lost.cancelled() => {}
-            () = sweep(&shared) => {}
+            () = sweep_all(&shared) => {}
         }
     }
 }
 
-async fn sweep(shared: &Shared) {
+async fn sweep_all(shared: &Shared) {
+    sweep(shared).await;
+    bases::keep_within_limit(shared).await;
+}
+
+/// Removes what is left of runs, once.
+pub(super) async fn sweep(shared: &Shared) {
+    let _alone = shared.room.sweeping.lock().await;
     let executor = &shared.ports.executor;
     let left = match executor.leftovers().await {
         Ok(left) => left,

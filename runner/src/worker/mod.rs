@@ -1,5 +1,6 @@
 //! Makes it happen: takes commands, owns runs through a lease, drives them, and lets go.
 
+mod bases;
 mod claim;
 mod control;
 mod drive;
@@ -18,6 +19,7 @@ mod parent;
 mod push;
 mod reclaim;
 mod rescue;
+mod room;
 mod roster;
 mod step;
 #[cfg(feature = "testing")]
@@ -42,6 +44,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use self::long_lease::LongLease;
+pub use self::room::DiskOptions;
 use crate::ports::{EngineInfo, ExecError, Guard, Ports, Source, StoreError, Unguarded};
 use crate::rules::run::StopWhy;
 
@@ -68,6 +71,8 @@ pub struct Options {
     pub retention: Duration,
     /// How often it removes what is left of runs that nobody needs any more.
     pub sweep: Duration,
+    /// How full the engine's disk may be, and what may lie on it unused.
+    pub disk: DiskOptions,
     /// Whether it has a queue of its own, for dispatchers that pick the worker themselves.
     pub own_queue: bool,
     /// Whether it goes on with runs that others have left, and leaves its own to others: where it is
@@ -137,6 +142,7 @@ pub(crate) struct Shared {
     slot_wanted: Notify,
     /// A slot is held by the open subscription to the shared queue.
     slot_is_open: AtomicBool,
+    room: room::Room,
     /// Of the marks that keep a run id from being taken twice.
     seen: LongLease,
     /// Of the records of ended runs.
@@ -165,6 +171,8 @@ impl std::fmt::Debug for Shared {
 
 /// So many starts wait for memory at once in a worker's hands; those behind them wait in the queue.
 const ASIDE: usize = 64;
+/// How long a start that was sent to this worker waits for the slot that is open for all.
+const SLOT_WITHIN: Duration = Duration::from_secs(1);
 /// A run id is not taken again for at least this long.
 const SEEN_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -230,6 +238,20 @@ impl Shared {
         }
     }
 
+    /// A free slot, where there is room; where the last one is open for the shared queue, that one.
+    async fn slot_now(&self) -> Option<OwnedSemaphorePermit> {
+        if !self.room.is_there() {
+            return None;
+        }
+        if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+            return Some(slot);
+        }
+        if !self.slot_is_open.load(Ordering::Relaxed) {
+            return None;
+        }
+        tokio::time::timeout(SLOT_WITHIN, self.wait_for_slot()).await.ok()?
+    }
+
     fn own_lost(&self) -> std::sync::MutexGuard<'_, HashSet<RunId>> {
         self.own_lost.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -258,6 +280,8 @@ impl Worker {
         let engine = ports.executor.info().await?;
         let cluster = Arc::from(ports.store.identity().await?);
         let records = LongLease::new(options.retention);
+        // Where nobody else would take the work there is nothing to be won by leaving it.
+        let room = room::Room::new(options.rescue);
         let shared = Shared {
             slots: Arc::new(Semaphore::new(options.slots)),
             started_at: ports.host.now(),
@@ -275,6 +299,7 @@ impl Worker {
             own_lost: std::sync::Mutex::default(),
             slot_wanted: Notify::new(),
             slot_is_open: AtomicBool::new(false),
+            room,
             seen: LongLease::new(SEEN_FOR),
             records,
         };
@@ -300,6 +325,7 @@ impl Worker {
         starts.spawn(intake::jobs(Arc::clone(&shared), leases.subscribe(), intake.clone()));
         if shared.options.rescue {
             starts.spawn(rescue::run(Arc::clone(&shared), leases.subscribe(), intake.clone()));
+            starts.spawn(room::run(Arc::clone(&shared), intake.clone()));
             starts.spawn(janitor::run(Arc::clone(&shared), leases.subscribe(), intake.clone()));
         }
         if shared.options.own_queue {

@@ -19,6 +19,7 @@ pub(super) async fn refresh(shared: Arc<Shared>, mut lease: Current) {
             Err(_) => return,
         };
         let Some(held) = held else { continue };
+        let room = shared.room.changes();
         let entry = entry(&shared);
         match json(&entry) {
             Ok(value) => {
@@ -35,6 +36,7 @@ pub(super) async fn refresh(shared: Arc<Shared>, mut lease: Current) {
             () = tokio::time::sleep(shared.options.heartbeat) => {}
             () = held.lost.cancelled() => {}
             () = shared.draining_once() => {}
+            () = room => {}
         }
     }
 }
@@ -53,6 +55,7 @@ fn entry(shared: &Shared) -> NodeEntry {
         engine: shared.engine.id.clone(),
         cpu: host.cpu(),
         memory: host.memory(),
+        disk: shared.room.entry(),
         started_at: shared.started_at.into(),
     }
 }

@@ -35,11 +35,18 @@ const THEIRS_FIRST: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_millis(500);
 /// When a run is looked at again for which there is no memory here.
 const NO_MEMORY: Duration = Duration::from_secs(5);
+/// The same for want of room on the engine's disk.
+const NO_ROOM: Duration = Duration::from_secs(1);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(5);
 
 /// Rescues for as long as there is a lease, until the worker takes nothing any more.
 pub(super) async fn run(shared: Arc<Shared>, mut lease: Current, stop: CancellationToken) {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => return,
+        () = shared.room.known() => {}
+    }
     loop {
         let held = tokio::select! {
             biased;
@@ -357,6 +364,9 @@ async fn find(shared: &Shared, run: &RunId, orphan: Orphan) -> Result<Found, Sto
         let unsaid =
             StopEntry { reason: None, by: shared.options.node.clone(), at: record.scheduled_at };
         return Ok(Found::Stopped(serde_json::from_slice(&stop.value).unwrap_or(unsaid)));
+    }
+    if !shared.room.is_there() {
+        return Ok(Found::NotYet(NO_ROOM));
     }
     if let Some(pipeline) = &record.pipeline
         && !matches!(quota::fit(pipeline, shared.ports.host.memory()), Fit::Now)

@@ -10,7 +10,7 @@ use tracing::warn;
 
 use super::Shared;
 use crate::ports::{
-    Checkpoint, ExecError, Origin, Ran, RunScope, StopLevel, StopSignal, Workspace,
+    Checkpoint, ExecError, Exit, Origin, Ran, RunScope, StopLevel, StopSignal, Workspace,
 };
 use crate::rules::env;
 use crate::rules::run::Kept;
@@ -42,6 +42,30 @@ pub(super) fn broke(error: &ExecError) -> Done {
     Done::Broke(error.cause(), error.to_string(), start_code(error))
 }
 
+/// What the end of a command means. One that fails where nothing can be written any more has failed for
+/// that, whatever it makes of it, and would fail again.
+pub(super) async fn ended(
+    shared: &Shared,
+    scope: &RunScope,
+    ran: Ran,
+    stop: &StopSignal,
+    (stdout, stderr): (u64, u64),
+) -> Done {
+    let executor = &shared.ports.executor;
+    let Exit { code, oom } = ran.exit;
+    if code == 0 || oom || stop.level() > StopLevel::Run {
+        return Done::Ran(ran, stdout, stderr);
+    }
+    match executor.disk().await {
+        Ok(Some(disk)) if disk.is_full() => {
+            executor.discard(scope, ran.left).await;
+            let message = format!("the container engine has no space left: exit code {code}");
+            Done::BrokeSaying(Cause::NoSpace, message, Some(code), (stdout, stderr))
+        }
+        Ok(_) | Err(_) => Done::Ran(ran, stdout, stderr),
+    }
+}
+
 /// What a shell would answer where a command cannot be started.
 pub(super) fn start_code(error: &ExecError) -> Option<i32> {
     match error {
@@ -64,6 +88,7 @@ pub(super) async fn prepare(
     stop: StopSignal,
     again: bool,
 ) -> Done {
+    shared.room.uses(&scope.image);
     if again && let Err(cause) = shared.ports.executor.adopt(&scope, None).await {
         return broke(&cause);
     }

@@ -10,7 +10,7 @@ use protocol::names;
 use protocol::pipeline::PullPolicy;
 use protocol::run::{RunRecord, Status};
 use runner::ports::{Message, Ports, Source};
-use runner::worker::{Options, Shutdown, Worker};
+use runner::worker::{DiskOptions, Options, Shutdown, Worker};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -64,6 +64,7 @@ impl Cluster {
             rescue: true,
             max_losses: MAX_LOSSES,
             sweep: Duration::from_secs(60),
+            disk: DiskOptions::default(),
             version: "simulated".into(),
         };
         let worker = Worker::new(ports, options).await.expect("the engine answers");

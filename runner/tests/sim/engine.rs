@@ -1,7 +1,7 @@
 //! A container engine in memory, which outlives the processes that use it: containers by name and
 //! label, images, and a journal of everything that ever ran.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,9 +10,10 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use protocol::event::LogStream;
 use protocol::id::{Epoch, RunId};
+use protocol::time::Millis;
 use runner::ports::{
-    ByteStream, Checkpoint, EngineInfo, ExecError, Executor, Exit, Gate, Left, LogSink, Ran,
-    RunScope, StepSpec, StopLevel, StopSignal, Workspace,
+    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Exit, Gate, Left,
+    LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
 };
 use tokio::sync::watch;
 
@@ -434,5 +435,21 @@ impl Executor for Handle {
         runs.dedup();
         let of = |run| Left { run, cluster: Some("simulated".into()) };
         Ok(runs.into_iter().map(of).collect())
+    }
+
+    async fn disk(&self) -> Result<Option<Disk>, ExecError> {
+        Ok(None)
+    }
+
+    async fn bases(
+        &self,
+        _used: &BTreeSet<String>,
+        _now: Millis,
+    ) -> Result<Vec<BaseImage>, ExecError> {
+        Ok(Vec::new())
+    }
+
+    async fn remove_base(&self, _image: &BaseImage) -> Result<bool, ExecError> {
+        Ok(false)
     }
 }

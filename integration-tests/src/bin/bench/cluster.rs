@@ -11,7 +11,7 @@ use protocol::names;
 use protocol::pipeline::PullPolicy;
 use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd};
 use runner::ports::{Change, Changes, Executor, Message, Ports};
-use runner::worker::{Options, Shutdown, Worker};
+use runner::worker::{DiskOptions, Options, Shutdown, Worker};
 use runner::{host, transfer};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -178,6 +178,7 @@ pub(crate) fn options(node: NodeId, slots: usize) -> Options {
         rescue: true,
         max_losses: 3,
         sweep: Duration::from_secs(600),
+        disk: DiskOptions { high: 100, low: 99, ..DiskOptions::default() },
         version: "bench".into(),
     }
 }

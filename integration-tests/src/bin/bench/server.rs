@@ -61,6 +61,8 @@ impl Server {
             .env("BOB_MAX_PARALLEL_RUNS", settings.slots.to_string())
             .env("BOB_LEASE_TTL_SECONDS", settings.lease_seconds.to_string())
             .env("BOB_DRAIN_SECONDS", settings.drain_seconds.to_string())
+            .env("BOB_DISK_HIGH", "100")
+            .env("BOB_DISK_LOW", "99")
             .env("BOB_LOG_LEVEL", "warn")
             .env("BOB_KILL_GRACE_SECONDS", "5")
             .stdin(Stdio::null())

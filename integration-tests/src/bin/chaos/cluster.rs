@@ -183,6 +183,9 @@ impl Cluster {
             .env("CONTAINER_ENGINE_URL", self.engine_url(worker))
             .env("BOB_LEASE_TTL_SECONDS", LEASE_TTL.as_secs().to_string())
             .env("BOB_MAX_PARALLEL_RUNS", SLOTS.to_string())
+            // The machine's disk is not what is tried here.
+            .env("BOB_DISK_HIGH", "100")
+            .env("BOB_DISK_LOW", "99")
             .env("BOB_MAX_LOSSES", MAX_LOSSES.to_string())
             .env("BOB_KILL_GRACE_SECONDS", "2")
             .env("BOB_DRAIN_SECONDS", self.drain_seconds.to_string())

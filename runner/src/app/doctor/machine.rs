@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::Check;
 use crate::config::{self, Config};
+use crate::ports::Disk;
 
 /// What a rootless podman of this user needs; asked where no engine answers.
 pub(super) fn rootless(engine: &config::Engine) -> Vec<Check> {
@@ -73,6 +74,9 @@ fn has_range(text: &str, user: Option<&str>, uid: u32) -> bool {
     })
 }
 
+/// The disk that a worker looks at itself.
+const IMAGES: &str = "disk of images";
+
 /// How full the disks are that a worker fills.
 pub(super) fn disks(config: &Config, images: Option<&Path>) -> Vec<Check> {
     let mut places = vec![("disk of events", config.spill.dir.clone())];
@@ -80,18 +84,25 @@ pub(super) fn disks(config: &Config, images: Option<&Path>) -> Vec<Check> {
         config::Mode::Embedded => places.push(("disk of the store", config.data_dir.clone())),
         config::Mode::Cluster => {}
     }
-    places.extend(images.map(|dir| ("disk of images", dir.to_owned())));
-    let high = u64::from(config.worker.disk_high);
+    places.extend(images.map(|dir| (IMAGES, dir.to_owned())));
     let judged = places.into_iter().filter_map(|(name, path)| {
         let path = existing(&path)?;
         let stat = rustix::fs::statvfs(&path).ok()?;
         let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        let used = percent_used(stat.f_blocks, stat.f_bavail)?;
+        let disk = Disk { total: stat.f_blocks.saturating_mul(stat.f_frsize), free };
+        let used = disk.percent();
+        if disk.total == 0 {
+            return None;
+        }
         let found = format!("{} is {used}% full, {} MiB are free", path.display(), free >> 20);
         Some(if used >= 98 {
             Check::fail(name, found, "make room: nothing can be committed or kept here")
-        } else if used >= high {
-            Check::warn(name, found, "make room, or let `podman image prune` do it")
+        } else if used >= config.worker.disk_high && name == IMAGES {
+            let low = config.worker.disk_low;
+            let hint = format!("make room: a worker takes nothing new until it is below {low}%");
+            Check::warn(name, found, hint)
+        } else if used >= config.worker.disk_high {
+            Check::warn(name, found, "make room")
         } else {
             Check::ok(name, found)
         })
@@ -102,10 +113,6 @@ pub(super) fn disks(config: &Config, images: Option<&Path>) -> Vec<Check> {
 /// The path, or what there is of it.
 fn existing(path: &Path) -> Option<PathBuf> {
     path.ancestors().find(|part| part.exists()).map(Path::to_owned)
-}
-
-fn percent_used(all: u64, free: u64) -> Option<u64> {
-    (all > 0).then(|| (all.saturating_sub(free)).saturating_mul(100) / all)
 }
 
 #[cfg(test)]
@@ -130,9 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_is_as_full_as_what_is_not_free() {
-        assert_eq!(percent_used(100, 15), Some(85));
-        assert_eq!(percent_used(0, 0), None);
+    fn a_directory_that_is_not_made_yet_is_on_the_disk_of_its_parent() {
         assert_eq!(existing(Path::new("/nonexistent/a/b")).as_deref(), Some(Path::new("/")));
     }
 }

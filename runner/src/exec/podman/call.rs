@@ -97,7 +97,12 @@ pub(super) fn saw_a_removal(message: &str) -> bool {
 
 /// Whether the engine says that its disk is full.
 pub(super) fn no_space(message: &str) -> bool {
-    message.contains("no space left on device") || message.contains("disk quota exceeded")
+    // The engine says it in small letters, what it runs as the C library does, and the database that
+    // podman 5 keeps on the same disk has words of its own.
+    let message = message.to_ascii_lowercase();
+    ["no space left on device", "disk quota exceeded", "database or disk is full"]
+        .iter()
+        .any(|said| message.contains(said))
 }
 
 /// An answer, read to its end.
@@ -232,6 +237,19 @@ pub(super) async fn read(answer: Response<Incoming>) -> Result<Reply, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_disk_is_one_in_whose_words_ever() {
+        for said in [
+            "copying layer: write /store/1: no space left on device",
+            "OCI runtime error: crun: mkdir `/x`: No space left on device",
+            "write /x: Disk quota exceeded",
+            "adding container 59ba exit code 1: database or disk is full",
+        ] {
+            assert!(no_space(said), "{said}");
+        }
+        assert!(!no_space("no such device"));
+    }
 
     #[test]
     fn a_refusal_says_what_the_engine_said_whatever_its_form() {

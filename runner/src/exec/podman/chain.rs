@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use protocol::pipeline::PullPolicy;
 use tokio::time::sleep;
 
 use super::api::Commit;
@@ -13,6 +14,32 @@ use super::{COMMITS, Podman, path};
 use crate::ports::{ExecError, RunScope, Workspace};
 
 impl Podman {
+    /// Pulls a run's image; its id.
+    pub(super) async fn pull(&self, run: &RunScope) -> Result<String, ExecError> {
+        // What is there already somebody else may have pulled.
+        let before = match run.pull {
+            PullPolicy::Always => self.http.link().image(&run.image).await.ok().flatten(),
+            PullPolicy::Missing | PullPolicy::Never => None,
+        };
+        let id = self.pulls.pull(&self.http, &self.registries, &run.image).await?;
+        if before.is_none_or(|before| before.id != id) {
+            self.marks.pulled(&self.http, &id, &run.image);
+        }
+        Ok(id)
+    }
+
+    /// Gets a base image again that was removed before anything stood on it: runs of other stores, and
+    /// people, remove images too. `false`: it is not to be had as it was.
+    pub(super) async fn pull_again(&self, run: &RunScope, image: &str) -> Result<bool, ExecError> {
+        let is_base =
+            self.memory.image(&run.run, image).is_some_and(|known| known.base.id == image);
+        if !is_base || run.pull == PullPolicy::Never {
+            return Ok(false);
+        }
+        tracing::warn!(run.id = %run.run, "image {} of run {} was removed and is pulled again", run.image, run.run);
+        Ok(self.pull(run).await? == image)
+    }
+
     #[expect(clippy::wildcard_enum_match_arm, reason = "all others say themselves what they are")]
     pub(super) async fn base(
         &self,

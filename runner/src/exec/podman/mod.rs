@@ -7,16 +7,19 @@
 //! | `step` `output` `demux` `stop` `watcher` | one step, from its making to its proven end |
 //! | `image` `pull` `auth` | images: what they say, where they come from, when a chain is squashed |
 //! | `files` | resources in, artifacts out |
+//! | `disk` `bases` | how full the engine is, and which images may go for it |
 //! | `remains` | what a worker that is gone has left running |
 //! | `remove` | letting go, by label and never by memory |
 
 mod api;
 mod auth;
+mod bases;
 mod call;
 mod chain;
 mod checkpoint;
 mod create;
 mod demux;
+mod disk;
 mod files;
 mod http;
 mod image;
@@ -31,6 +34,7 @@ mod step;
 mod stop;
 mod watcher;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +43,7 @@ use async_trait::async_trait;
 use futures::future::join;
 use protocol::id::{NodeId, RunId};
 use protocol::pipeline::PullPolicy;
+use protocol::time::Millis;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
 
@@ -53,8 +58,8 @@ pub use look::Change;
 pub use remains::{Remains, Seen};
 
 use crate::ports::{
-    ByteStream, Checkpoint, EngineInfo, ExecError, Executor, Gate, Left, LogSink, Ran, RunScope,
-    StepSpec, StopLevel, StopSignal, Workspace,
+    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, Left, LogSink,
+    Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
 };
 
 /// How often a commit is made anew where another run's removal took away a layer that both shared.
@@ -112,6 +117,8 @@ pub struct Podman {
     worker: Option<NodeId>,
     checkpoints: Option<Registry>,
     pulls: Pulls,
+    marks: bases::Marks,
+    root: disk::Root,
     memory: Memory,
     reaper: Reaper,
     init: step::Init,
@@ -145,6 +152,8 @@ impl Podman {
             network: options.network,
             worker: options.worker,
             pulls: Pulls::default(),
+            marks: bases::Marks::default(),
+            root: disk::Root::default(),
             memory: Memory::default(),
             reaper: Reaper::default(),
             init: step::Init::default(),
@@ -262,7 +271,7 @@ impl Executor for Podman {
             });
         }
         let id = tokio::select! {
-            pulled = self.pulls.pull(&self.http, &self.registries, &run.image) => pulled?,
+            pulled = self.pull(run) => pulled?,
             _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
         };
         self.base(run, &id).await?.ok_or_else(|| ExecError::Image {
@@ -375,6 +384,22 @@ impl Executor for Podman {
 
     async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {
         self.runs_left().await
+    }
+
+    async fn disk(&self) -> Result<Option<Disk>, ExecError> {
+        self.look_at_disk().await
+    }
+
+    async fn bases(
+        &self,
+        used: &BTreeSet<String>,
+        now: Millis,
+    ) -> Result<Vec<BaseImage>, ExecError> {
+        self.pulled_images(used, now).await
+    }
+
+    async fn remove_base(&self, image: &BaseImage) -> Result<bool, ExecError> {
+        self.remove_pulled(image).await
     }
 }
 

@@ -217,6 +217,9 @@ impl Podman {
                     "the container engine has no init program: steps get SIGTERM as process 1, which most programs ignore; install catatonit"
                 );
             } else if said.contains("image not known") || said.contains("no such image") {
+                if tries == 1 && self.pull_again(run, image).await? {
+                    continue;
+                }
                 return Err(ExecError::Image {
                     image: run.image.clone(),
                     cause: format!("image {image}, which the step stands on, is gone"),

@@ -29,7 +29,7 @@ use protocol::run::{NodeEntry, NodeState, RunRecord};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
-use super::{Options, Shutdown, Worker};
+use super::{DiskOptions, Options, Shutdown, Worker};
 use crate::ports::{Message, Ports, Position, QueueError, Route, Txn};
 
 /// How long a test waits for what must come: a busy machine is not a broken worker.
@@ -82,6 +82,7 @@ pub fn options(node: NodeId, slots: usize) -> Options {
         rescue: true,
         max_losses: 3,
         sweep: Duration::from_secs(600),
+        disk: DiskOptions::default(),
         retention: Duration::from_secs(24 * 3600),
         own_queue: true,
         version: "test".into(),
@@ -101,6 +102,12 @@ impl Rig {
         let node = new_node();
         let ports = (self.make)(&node).await;
         self.worker_with(options(node, slots), ports).await
+    }
+
+    /// Starts a worker with options of the caller.
+    pub async fn worker_as(&mut self, options: Options) -> NodeId {
+        let ports = (self.make)(&options.node).await;
+        self.worker_with(options, ports).await
     }
 
     /// Starts a worker with adapters and options of the caller.
@@ -279,6 +286,16 @@ impl Rig {
             (entry.state == NodeState::Draining).then_some(())
         })
         .await;
+    }
+
+    /// The entry of a node, once a condition holds for it.
+    pub async fn node(&self, node: &NodeId, when: impl Fn(&NodeEntry) -> bool) -> NodeEntry {
+        until("the node's entry is as expected", || async {
+            let entry = self.ports.store.get(&names::node_key(node)).await.unwrap()?;
+            let entry: NodeEntry = serde_json::from_slice(&entry.value).unwrap();
+            when(&entry).then_some(entry)
+        })
+        .await
     }
 
     /// Waits until a stop stands in the store.

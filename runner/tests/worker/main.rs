@@ -1,6 +1,8 @@
 //! The worker over the embedded adapters, with scripted steps: every row of the suite.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod disk;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,14 +16,14 @@ use runner::worker::suite::{MakePorts, Rig, commands, hard, runs, takeover};
 use runner::{host, transfer};
 
 async fn rig() -> (Rig, Embedded) {
-    rig_on(Arc::new(host::Linux::default())).await
+    rig_on(Arc::new(Scripted::default()), Arc::new(host::Linux::default())).await
 }
 
-async fn rig_on(host: Arc<dyn Host>) -> (Rig, Embedded) {
+/// A rig whose workers share an engine and a host.
+async fn rig_on(executor: Arc<Scripted>, host: Arc<dyn Host>) -> (Rig, Embedded) {
     let options =
         Options { dir: None, event_retention: Duration::from_secs(3600), host: Arc::clone(&host) };
     let embedded = Embedded::open(options).await.unwrap();
-    let executor = Arc::new(Scripted::default());
     let shared = embedded.clone();
     let make: MakePorts = Arc::new(move |node| {
         let spill = std::env::temp_dir();
@@ -147,7 +149,8 @@ impl Host for Sleepy {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_end_that_comes_while_the_lease_does_not_stand_for_sure_is_no_result() {
     let host = Arc::new(Sleepy::default());
-    let (mut rig, _embedded) = rig_on(Arc::<Sleepy>::clone(&host)).await;
+    let (mut rig, _embedded) =
+        rig_on(Arc::new(Scripted::default()), Arc::<Sleepy>::clone(&host)).await;
     rig.worker(1).await;
     let (run, dir) = (rig.run("frozen"), tempfile::tempdir().unwrap());
     let sign = dir.path().join("sign");

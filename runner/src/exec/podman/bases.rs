@@ -1,0 +1,334 @@
+//! The base images that we have pulled ourselves, and when each was last used. Workers forget, the
+//! engine does not: such an image bears one name more, `localhost/bob-pulled/<its id>/<what it was
+//! pulled as>:<hour>`.
+//!
+//! Whatever has another name besides is somebody else's too, and stays. Nothing is removed by force.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+
+use protocol::time::Millis;
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+use tokio_util::task::TaskTracker;
+
+use super::call::{Ask, Fault, saw_a_removal};
+use super::http::Http;
+use super::{Podman, path};
+use crate::ports::{BaseImage, ExecError, is_meant};
+
+/// The repositories of our marks.
+const MARK: &str = "localhost/bob-pulled/";
+/// The mark of what was pulled and not swept over since: whoever sweeps knows the time.
+const NEW: &str = "new";
+const HOUR_MILLIS: i64 = 3_600_000;
+/// How much of an id, and of the digest of a name, a mark bears.
+const DIGITS: usize = 32;
+/// How often a list of images is asked for anew.
+const LISTINGS: u32 = 5;
+
+/// Marks what was pulled, beside everything else.
+#[derive(Debug, Default)]
+pub(super) struct Marks(TaskTracker);
+
+/// An image in a list.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Listed {
+    id: String,
+    #[serde(default)]
+    parent_id: String,
+    /// With those by digest, which other fields leave out.
+    #[serde(default)]
+    names: Option<Vec<String>>,
+    #[serde(default)]
+    size: u64,
+    /// How many containers stand on it.
+    #[serde(default)]
+    containers: i64,
+}
+
+/// One of our marks, and the hour that it says.
+#[derive(Debug, PartialEq, Eq)]
+struct Mark<'a> {
+    repository: &'a str,
+    when: &'a str,
+}
+
+impl Mark<'_> {
+    fn hour(&self) -> Option<i64> {
+        self.when.parse().ok()
+    }
+
+    fn is_of(&self, name: &str) -> bool {
+        self.repository.rsplit('/').next() == Some(digits_of(name).as_str())
+    }
+}
+
+fn digits_of(name: &str) -> String {
+    let digest = Sha256::digest(name);
+    digest.iter().take(DIGITS / 2).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+}
+
+/// The repository of the mark of an image that was pulled by a name. The id is in it because a name
+/// moves to what is pulled by it next: the older image would be left without any.
+fn repository(id: &str, name: &str) -> String {
+    format!("{MARK}{}/{}", id.get(..DIGITS).unwrap_or(id), digits_of(name))
+}
+
+impl Listed {
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().flatten().map(String::as_str)
+    }
+
+    fn mark<'a>(&self, name: &'a str) -> Option<Mark<'a>> {
+        let (repository, when) = name.rsplit_once(':')?;
+        let (id, _) = repository.strip_prefix(MARK)?.split_once('/')?;
+        // One that somebody has put on another image says nothing of it.
+        (id.len() == DIGITS && self.id.starts_with(id)).then_some(Mark { repository, when })
+    }
+
+    fn marks(&self) -> Vec<Mark<'_>> {
+        self.names().filter_map(|name| self.mark(name)).collect()
+    }
+
+    /// Every name but our marks.
+    fn others(&self) -> impl Iterator<Item = &str> {
+        self.names().filter(|name| self.mark(name).is_none())
+    }
+
+    /// The image as one that we have pulled; `None` where we have not. `parents`: the images that
+    /// others stand on.
+    fn as_base(&self, parents: &HashSet<&str>) -> Option<BaseImage> {
+        let marks = self.marks();
+        if marks.is_empty() {
+            return None;
+        }
+        let (mut names, mut theirs) = (Vec::new(), false);
+        for name in self.others() {
+            if marks.iter().any(|mark| mark.is_of(name)) {
+                names.push(name.to_owned());
+            } else {
+                theirs = true;
+            }
+        }
+        let hour = marks.iter().filter_map(Mark::hour).max().unwrap_or(0);
+        Some(BaseImage {
+            in_use: theirs || self.containers != 0 || parents.contains(self.id.as_str()),
+            id: self.id.clone(),
+            names,
+            bytes: self.size,
+            used: Millis(hour.saturating_mul(HOUR_MILLIS)),
+        })
+    }
+
+    /// What is to be put on it, and what to be taken off, so that it says that it was used at `hour`.
+    fn moved(&self, hour: i64) -> Vec<(String, Vec<String>)> {
+        let mut repositories: Vec<&str> = self.marks().iter().map(|mark| mark.repository).collect();
+        repositories.sort_unstable();
+        repositories.dedup();
+        let now = hour.to_string();
+        let stale = |repository: &str| {
+            let marks = self.marks().into_iter().filter(|mark| mark.repository == repository);
+            marks.map(|mark| mark.when.to_owned()).filter(|when| *when != now).collect()
+        };
+        let moved = repositories.into_iter().map(|one| (one.to_owned(), stale(one)));
+        moved.filter(|(_, stale): &(_, Vec<String>)| !stale.is_empty()).collect()
+    }
+}
+
+async fn list(http: &Arc<Http>) -> Result<Vec<Listed>, Fault> {
+    let mut tries = 0;
+    loop {
+        match http.call(Ask::get("/images/json?all=true")).await?.good() {
+            Ok(reply) => return reply.json(),
+            Err(fault) if saw_a_removal(fault.refusal()) && tries < LISTINGS => tries += 1,
+            Err(fault) => return Err(fault),
+        }
+    }
+}
+
+async fn tag(http: &Arc<Http>, id: &str, repository: &str, tag: &str) -> Result<(), Fault> {
+    let query = path::query(&[("repo", repository), ("tag", tag)]);
+    http.call(Ask::post(format!("/images/{id}/tag?{query}"))).await?.good().map(drop)
+}
+
+async fn untag(http: &Arc<Http>, id: &str, repository: &str, tag: &str) -> Result<(), Fault> {
+    let query = path::query(&[("repo", repository), ("tag", tag)]);
+    match http.call(Ask::post(format!("/images/{id}/untag?{query}"))).await?.good() {
+        Ok(_) => Ok(()),
+        // Another worker was faster.
+        Err(fault) if fault.refusal().contains("not known") || fault.status() == Some(404) => {
+            Ok(())
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Removes one name of an image, and with its last one the image, unless something stands on it.
+/// `false`: something does.
+async fn remove_name(http: &Arc<Http>, name: &str) -> Result<bool, Fault> {
+    let reply = http.call(Ask::delete(format!("/images/{}", path::name(name)))).await?;
+    match reply.good() {
+        Ok(_) => Ok(true),
+        Err(fault) if fault.status() == Some(404) => Ok(true),
+        Err(fault) if fault.status() == Some(409) => Ok(false),
+        Err(fault) => Err(fault),
+    }
+}
+
+async fn mark(http: &Arc<Http>, id: &str, reference: &str) -> Result<(), Fault> {
+    let images = list(http).await?;
+    let Some(image) = images.iter().find(|image| image.id == id) else { return Ok(()) };
+    let Some(name) = image.others().find(|name| is_meant(name, reference)) else {
+        // Pulled by an alias of the engine's own: which name that is we do not know.
+        return Ok(());
+    };
+    if image.marks().iter().any(|mark| mark.is_of(name)) {
+        return Ok(());
+    }
+    tag(http, id, &repository(id, name), NEW).await
+}
+
+impl Marks {
+    /// Notes that an image is one that we have pulled. Where it fails the image is nobody's, and stays.
+    pub(super) fn pulled(&self, http: &Arc<Http>, id: &str, reference: &str) {
+        let (http, id, reference) = (Arc::clone(http), id.to_owned(), reference.to_owned());
+        drop(self.0.spawn(async move {
+            if let Err(fault) = mark(&http, &id, &reference).await {
+                tracing::warn!(image = reference, %fault, "an image that was pulled is not noted as such, and stays");
+            }
+        }));
+    }
+}
+
+impl Podman {
+    /// The images that we have pulled, the least recently used first.
+    pub(super) async fn pulled_images(
+        &self,
+        used: &BTreeSet<String>,
+        now: Millis,
+    ) -> Result<Vec<BaseImage>, ExecError> {
+        let listed = list(&self.http).await;
+        let images = listed.map_err(|fault| fault.at("listing images", &self.http))?;
+        let parents: HashSet<&str> = images.iter().map(|image| image.parent_id.as_str()).collect();
+        let hour = now.0 / HOUR_MILLIS;
+        let mut bases = Vec::new();
+        for image in &images {
+            let Some(mut base) = image.as_base(&parents) else { continue };
+            let is_new = image.marks().iter().any(|mark| mark.hour().is_none());
+            if is_new || used.iter().any(|reference| base.answers_to(reference)) {
+                base.used = Millis(hour.saturating_mul(HOUR_MILLIS));
+                if let Err(fault) = self.note(image, hour).await {
+                    tracing::debug!(image = image.id, %fault, "when an image was used is not noted");
+                }
+            }
+            bases.push(base);
+        }
+        bases.sort_by(|one, other| (one.used, &one.id).cmp(&(other.used, &other.id)));
+        Ok(bases)
+    }
+
+    /// The new mark first: without any the image would not be known as ours.
+    async fn note(&self, image: &Listed, hour: i64) -> Result<(), Fault> {
+        for (repository, stale) in image.moved(hour) {
+            tag(&self.http, &image.id, &repository, &hour.to_string()).await?;
+            for when in stale {
+                untag(&self.http, &image.id, &repository, &when).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes an image's names one by one, ours first: the engine refuses to take the last one of an
+    /// image that a container stands on, and so the one that pipelines know is the last to go.
+    pub(super) async fn remove_pulled(&self, base: &BaseImage) -> Result<bool, ExecError> {
+        let removed = async {
+            let images = list(&self.http).await?;
+            let parents: HashSet<&str> =
+                images.iter().map(|image| image.parent_id.as_str()).collect();
+            let Some(image) = images.iter().find(|image| image.id == base.id) else {
+                return Ok(true);
+            };
+            let now = image.as_base(&parents);
+            let Some(now) = now.filter(|now| !now.in_use && now.names == base.names) else {
+                return Ok(false);
+            };
+            let ours = image.marks();
+            let ours = ours.iter().map(|mark| format!("{}:{}", mark.repository, mark.when));
+            let all: Vec<String> = ours.chain(now.names).collect();
+            for (at, name) in all.iter().enumerate() {
+                if !remove_name(&self.http, name).await? {
+                    // A container came in between. What had but a digest is pulled again by it.
+                    for taken in all.iter().take(at).filter(|name| !name.contains('@')) {
+                        if let Some((repository, when)) = taken.rsplit_once(':') {
+                            tag(&self.http, &base.id, repository, when).await?;
+                        }
+                    }
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        };
+        removed.await.map_err(|fault: Fault| fault.at("removing a base image", &self.http))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "5064424ab6775ca37051e263a2ee3e4f2c05e5476610ee4eeee53710296a0541";
+    const NAME: &str = "docker.io/library/alpine:3";
+
+    fn image(names: &[&str]) -> Listed {
+        let names = Some(names.iter().map(|name| (*name).to_owned()).collect());
+        Listed { id: ID.to_owned(), names, size: 7, ..Listed::default() }
+    }
+
+    fn marked(name: &str, when: &str) -> String {
+        format!("{}:{when}", repository(ID, name))
+    }
+
+    #[test]
+    fn an_image_is_ours_by_its_mark_and_its_use_by_the_latest() {
+        let (older, newer) = (marked(NAME, "495000"), marked(NAME, "495002"));
+        let base = image(&[NAME, &older, &newer]).as_base(&HashSet::new()).unwrap();
+        assert_eq!((base.names, base.in_use), (vec![NAME.to_owned()], false));
+        assert_eq!((base.used, base.bytes), (Millis(495_002 * HOUR_MILLIS), 7));
+        assert_eq!(image(&[NAME]).as_base(&HashSet::new()), None, "somebody pulled it by hand");
+        let elsewhere = format!("{MARK}{}/{}:1", "0".repeat(DIGITS), digits_of(NAME));
+        assert_eq!(image(&[NAME, &elsewhere]).as_base(&HashSet::new()), None);
+        let nameless = image(&[&older]).as_base(&HashSet::new()).unwrap();
+        assert!(nameless.names.is_empty() && !nameless.in_use, "its name went to a newer one");
+    }
+
+    #[test]
+    fn what_somebody_has_named_or_built_upon_is_in_use() {
+        let mark = marked(NAME, NEW);
+        let in_use = |image: &Listed, parents: &[&str]| {
+            image.as_base(&parents.iter().copied().collect()).unwrap().in_use
+        };
+        let ours = image(&[NAME, &mark]);
+        assert!(!in_use(&ours, &[""]));
+        assert!(in_use(&ours, &["x", ID]), "an image stands on it");
+        assert!(in_use(&Listed { containers: 1, ..ours }, &[]));
+        for theirs in
+            ["localhost/mine:1", "docker.io/library/alpine:latest", "localhost/bob-base:r-1"]
+        {
+            assert!(in_use(&image(&[NAME, &mark, theirs]), &[]), "{theirs}");
+        }
+        let digest = "quay.io/a@sha256:0a";
+        assert!(!in_use(&image(&[digest, &marked(digest, NEW)]), &[]));
+        assert!(in_use(&image(&[NAME, digest, &mark]), &[]));
+    }
+
+    #[test]
+    fn a_mark_is_moved_once_an_hour() {
+        assert!(image(&[NAME, &marked(NAME, "495000")]).moved(495_000).is_empty());
+        let (new, old) = (marked(NAME, NEW), marked(NAME, "494000"));
+        let moved = image(&[NAME, &new, &old]).moved(495_000);
+        let stale = vec![NEW.to_owned(), "494000".to_owned()];
+        assert_eq!(moved, [(repository(ID, NAME), stale)]);
+    }
+}

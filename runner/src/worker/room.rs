@@ -1,0 +1,280 @@
+//! Takes nothing new while the engine's disk is too full: a run that meets a full disk fails, and
+//! takes others with it. What runs goes on.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use protocol::run::NodeDisk;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{Shared, bases, janitor};
+use crate::ports::Disk;
+
+/// What a worker is told of its engine's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskOptions {
+    /// From so many percent on it takes nothing new.
+    pub high: u8,
+    /// Below so many percent it takes work again; less than `high`.
+    pub low: u8,
+    /// How often it looks.
+    pub look: Duration,
+    /// How many bytes the base images may take that the executor has pulled; 0: as many as they like.
+    pub base_images_bytes: u64,
+}
+
+impl Default for DiskOptions {
+    fn default() -> Self {
+        let look = Duration::from_secs(30);
+        Self { high: 85, low: 80, look, base_images_bytes: 20 << 30 }
+    }
+}
+
+impl DiskOptions {
+    /// Whether a disk is too full: what was so stays it until it is below the lower mark.
+    fn is_too_full(&self, was: State, percent: u8) -> bool {
+        match was {
+            State::Unknown | State::Room => percent >= self.high,
+            State::Full => percent >= self.low,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nobody has looked yet.
+    Unknown,
+    /// Work is taken.
+    Room,
+    /// None is.
+    Full,
+}
+
+/// Whether there is room for more.
+#[derive(Debug)]
+pub(super) struct Room {
+    /// Somebody looks.
+    watched: bool,
+    state: watch::Sender<State>,
+    seen: Mutex<Option<Disk>>,
+    /// Somebody wants a look now.
+    asked: Notify,
+    /// The images that runs have begun on since that was noted.
+    used: Mutex<BTreeSet<String>>,
+    /// One sweep at a time.
+    pub(super) sweeping: tokio::sync::Mutex<()>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is in them is whole whatever panicked.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Room {
+    /// `watched`: somebody will look. Else there is always room.
+    pub(super) fn new(watched: bool) -> Self {
+        let state = if watched { State::Unknown } else { State::Room };
+        Self {
+            watched,
+            state: watch::Sender::new(state),
+            seen: Mutex::default(),
+            asked: Notify::new(),
+            used: Mutex::default(),
+            sweeping: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Whether work may be taken.
+    pub(super) fn is_there(&self) -> bool {
+        *self.state.borrow() == State::Room
+    }
+
+    /// Resolves when work may be taken.
+    ///
+    /// # Cancel safety
+    /// Safe, as are all waits here.
+    pub(super) async fn there(&self) {
+        self.reached(|state| state == State::Room).await;
+    }
+
+    /// Resolves when no work may be taken.
+    pub(super) async fn gone(&self) {
+        self.reached(|state| state != State::Room).await;
+    }
+
+    /// Resolves when somebody has looked.
+    pub(super) async fn known(&self) {
+        self.reached(|state| state != State::Unknown).await;
+    }
+
+    async fn reached(&self, is: impl Fn(State) -> bool) {
+        // The sender lives in `self`.
+        drop(self.state.subscribe().wait_for(|state| is(*state)).await);
+    }
+
+    /// A run has met a full disk, whatever the engine says of it: nothing is taken before there was
+    /// a look. Where nobody looks the next run may try.
+    pub(super) fn ran_out(&self) {
+        if self.watched && self.set(State::Full) {
+            warn!("a run has met a full disk: nothing new is taken until there is room");
+        }
+    }
+
+    /// Something was removed: it is time to look.
+    pub(super) fn look_now(&self) {
+        self.asked.notify_one();
+    }
+
+    /// A run begins on an image.
+    pub(super) fn uses(&self, image: &str) {
+        locked(&self.used).insert(image.to_owned());
+    }
+
+    /// The images that runs have begun on since the last call.
+    pub(super) fn take_used(&self) -> BTreeSet<String> {
+        std::mem::take(&mut *locked(&self.used))
+    }
+
+    /// What the node says of its disk.
+    pub(super) fn entry(&self) -> Option<NodeDisk> {
+        let full = *self.state.borrow() == State::Full;
+        let seen = *locked(&self.seen);
+        seen.map(|Disk { total, free }| NodeDisk { free, total, full })
+    }
+
+    /// Tells of changes between room and none.
+    pub(super) fn changes(&self) -> impl Future<Output = ()> + use<> {
+        let mut state = self.state.subscribe();
+        async move { drop(state.changed().await) }
+    }
+
+    /// `true`: it was another.
+    fn set(&self, state: State) -> bool {
+        self.state.send_if_modified(|now| std::mem::replace(now, state) != state)
+    }
+}
+
+/// Looks now and then, and where a run has met a full disk, until the worker takes nothing any more.
+pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
+    let mut asked = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = look(&shared, asked) => {}
+        }
+        asked = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = shared.room.asked.notified() => true,
+            () = tokio::time::sleep(shared.options.disk.look) => false,
+        };
+    }
+}
+
+/// Decides whether there is room, and makes some where there is none.
+async fn look(shared: &Shared, asked: bool) {
+    let began = match decide(shared).await {
+        Found::Room => return,
+        Found::None { began } => began,
+    };
+    if began || asked {
+        janitor::sweep(shared).await;
+    }
+    bases::make_room(shared).await;
+    decide(shared).await;
+}
+
+/// What a look has shown.
+enum Found {
+    /// There is room, or nobody knows.
+    Room,
+    None {
+        /// There was some before.
+        began: bool,
+    },
+}
+
+async fn decide(shared: &Shared) -> Found {
+    let (room, options) = (&shared.room, &shared.options.disk);
+    let disk = match shared.ports.executor.disk().await {
+        Ok(Some(disk)) => disk,
+        Ok(None) => {
+            room.set(State::Room);
+            return Found::Room;
+        }
+        Err(cause) => {
+            warn!(%cause, "how full the container engine's disk is is not known");
+            // Only a look that succeeds tells of an end.
+            if *room.state.borrow() == State::Unknown {
+                room.set(State::Room);
+            }
+            return Found::Room;
+        }
+    };
+    *locked(&room.seen) = Some(disk);
+    let (was, percent) = (*room.state.borrow(), disk.percent());
+    if options.is_too_full(was, percent) {
+        let began = room.set(State::Full);
+        if began {
+            warn!(
+                disk.percent = percent,
+                disk.free = disk.free,
+                "the container engine's disk is {percent}% full: nothing new is taken until it is \
+                 below {}%; what runs goes on, and what nobody needs is removed; `podman system df` \
+                 shows what takes the room",
+                options.low
+            );
+        }
+        return Found::None { began };
+    }
+    room.set(State::Room);
+    if was == State::Full {
+        info!(
+            disk.percent = percent,
+            "the container engine's disk is {percent}% full: there is room, and work is taken again"
+        );
+    }
+    Found::Room
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_too_full_has_room_only_below_the_lower_mark() {
+        let options = DiskOptions::default();
+        for (was, percent, full) in [
+            (State::Unknown, 84, false),
+            (State::Unknown, 85, true),
+            (State::Room, 84, false),
+            (State::Room, 85, true),
+            (State::Full, 80, true),
+            (State::Full, 79, false),
+        ] {
+            assert_eq!(options.is_too_full(was, percent), full, "{was:?} {percent}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_run_that_met_a_full_disk_closes_what_was_open() {
+        let room = Room::new(true);
+        assert!(!room.is_there(), "nobody has looked yet");
+        room.set(State::Room);
+        room.there().await;
+        room.ran_out();
+        room.gone().await;
+        assert!(!room.is_there());
+        let room = Room::new(false);
+        room.ran_out();
+        assert!(room.is_there(), "nobody would ever look");
+        room.uses("a");
+        room.uses("a");
+        assert_eq!(room.take_used().len(), 1);
+        assert!(room.take_used().is_empty());
+    }
+}
