@@ -119,6 +119,9 @@ impl Place {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("HOME", self.dir.path())
+            // However full the disk of whoever tests is.
+            .env("BOB_DISK_HIGH", "100")
+            .env("BOB_DISK_LOW", "99")
             .envs(self.variables.iter().map(|(name, value)| (*name, value)))
             .current_dir(self.dir.path())
             .stdin(Stdio::null());

@@ -20,9 +20,9 @@ use super::{Lost, Shared};
 use crate::ports::{Consumer, Delivery, Message, QueueError, Route, Source, StoreError};
 use crate::rules::quota;
 
-/// Takes starts from the shared queue while a slot is free, and the engine's disk has room. An open consumer holds a slot, and the
-/// message that takes the last slot is acked only after the broker has said that nothing more comes:
-/// so nothing is held back from a worker that is idle.
+/// Takes starts from the shared queue while a slot is free and the engine's disk has room. An open
+/// consumer holds a slot, and the message that takes the last slot is acked only after the broker has
+/// said that nothing more comes: so nothing is held back from a worker that is idle.
 pub(super) async fn jobs(shared: Arc<Shared>, mut lease: Current, stop: CancellationToken) {
     let mut pause = PAUSE;
     loop {
