@@ -16,13 +16,11 @@
 //! | `stubborn TEXT...` | writes as `hang`, and runs until it is killed |
 //! | `break` | cannot be run: the engine's own failure |
 //! | `fill` | cannot be run: the engine's disk is full |
-//! | `lose` | cannot be run the first time: the engine goes away, until it is told to come back; then ends with 0 |
 //!
 //! Files are kept from step to step by their paths as they were written; what is imported is counted,
 //! not unpacked, and nothing is found for an artifact.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -57,7 +55,6 @@ pub struct Scripted {
     running: Mutex<HashMap<String, u32>>,
     disk: Mutex<Option<Disk>>,
     bases: Mutex<Vec<BaseImage>>,
-    is_away: AtomicBool,
 }
 
 impl Scripted {
@@ -71,19 +68,6 @@ impl Scripted {
     /// Has a disk from now on that is so full; base images that are removed make room on it.
     pub fn fill_disk(&self, disk: Disk) {
         *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(disk);
-    }
-
-    /// Answers again.
-    pub fn come_back(&self) {
-        self.is_away.store(false, Ordering::Relaxed);
-    }
-
-    fn is_there(&self) -> Result<(), ExecError> {
-        if self.is_away.load(Ordering::Relaxed) {
-            let at = "scripted".to_owned();
-            return Err(ExecError::Unreachable { at, cause: "it was told to go".to_owned() });
-        }
-        Ok(())
     }
 
     /// Has these images as if it had pulled them.
@@ -202,7 +186,6 @@ async fn perform(
             let hang = how == "hang";
             return Ok(if hang { stopped(stop, StopLevel::Run).await } else { killed(stop).await });
         }
-        Some("lose") => {}
         Some("fill") => return Err(ExecError::NoSpace { cause: "as it was told".into() }),
         Some("break") => {
             return Err(ExecError::Engine {
@@ -244,7 +227,6 @@ impl Executor for Scripted {
     }
 
     async fn prepare(&self, run: &RunScope, _stop: &StopSignal) -> Result<Workspace, ExecError> {
-        self.is_there()?;
         if run.image == "missing" {
             return Err(ExecError::Image {
                 image: run.image.clone(),
@@ -265,7 +247,6 @@ impl Executor for Scripted {
         run: &RunScope,
         kept: Option<&Checkpoint>,
     ) -> Result<Option<Workspace>, ExecError> {
-        self.is_there()?;
         self.is_newest(run);
         let Some(id) = kept.map(|kept| kept.image.clone()) else { return Ok(None) };
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
@@ -302,16 +283,10 @@ impl Executor for Scripted {
         if !open || !gate.stands() || !self.is_newest(run) {
             return Err(ExecError::NotStarted);
         }
-        let times = {
+        {
             let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            let times = running.entry(format!("{}/{}", run.run, step.name)).or_default();
-            *times += 1;
-            *times
-        };
-        if times == 1 && step.words.first().is_some_and(|word| word == "lose") {
-            self.is_away.store(true, Ordering::Relaxed);
+            *running.entry(format!("{}/{}", run.run, step.name)).or_default() += 1;
         }
-        self.is_there()?;
         let mut files = self.files(&run.run, on);
         let exit = perform(step, &mut files, &*out, stop).await?;
         let id = self.make(&run.run, files);
@@ -363,10 +338,6 @@ impl Executor for Scripted {
     async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
         Ok(())
-    }
-
-    async fn answers(&self) -> Result<(), ExecError> {
-        self.is_there()
     }
 
     async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {

@@ -1,5 +1,5 @@
-//! Takes nothing new while the engine's disk is too full, as a run that meets a full disk fails and
-//! takes others with it; nor while the engine does not answer. What runs goes on.
+//! Takes nothing new while the engine's disk is too full: a run that meets a full disk fails, and
+//! takes others with it. What runs goes on.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,9 +26,6 @@ pub struct DiskOptions {
     pub base_images_bytes: u64,
 }
 
-/// How often an engine that is away is asked.
-const AWAY: Duration = Duration::from_secs(1);
-
 impl Default for DiskOptions {
     fn default() -> Self {
         let look = Duration::from_secs(30);
@@ -40,7 +37,7 @@ impl DiskOptions {
     /// Whether a disk is too full: what was so stays it until it is below the lower mark.
     fn is_too_full(&self, was: State, percent: u8) -> bool {
         match was {
-            State::Unknown | State::Room | State::Away => percent >= self.high,
+            State::Unknown | State::Room => percent >= self.high,
             State::Full => percent >= self.low,
         }
     }
@@ -54,8 +51,6 @@ enum State {
     Room,
     /// None is.
     Full,
-    /// The same, as the engine does not answer.
-    Away,
 }
 
 /// Whether there is room for more.
@@ -128,14 +123,6 @@ impl Room {
         }
     }
 
-    /// A run has met an engine that does not answer: nothing is taken before it does.
-    pub(super) fn engine_went(&self) {
-        if self.watched && self.set(State::Away) {
-            warn!("the container engine does not answer: nothing new is taken until it does");
-            self.asked.notify_one();
-        }
-    }
-
     /// Something was removed: it is time to look.
     pub(super) fn look_now(&self) {
         self.asked.notify_one();
@@ -179,13 +166,11 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = look(&shared, asked) => {}
         }
-        let is_away = *shared.room.state.borrow() == State::Away;
-        let pause = if is_away { AWAY } else { shared.options.disk.look };
         asked = tokio::select! {
             biased;
             () = stop.cancelled() => return,
             () = shared.room.asked.notified() => true,
-            () = tokio::time::sleep(pause) => false,
+            () = tokio::time::sleep(shared.options.disk.look) => false,
         };
     }
 }
@@ -205,7 +190,7 @@ async fn look(shared: &Shared, asked: bool) {
 
 /// What a look has shown.
 enum Found {
-    /// There is room, or nobody knows, or it is not for want of it that nothing is taken.
+    /// There is room, or nobody knows.
     Room,
     None {
         /// There was some before.
@@ -215,13 +200,6 @@ enum Found {
 
 async fn decide(shared: &Shared) -> Found {
     let (room, options) = (&shared.room, &shared.options.disk);
-    if *room.state.borrow() == State::Away {
-        if shared.ports.executor.answers().await.is_err() {
-            return Found::Room;
-        }
-        info!("the container engine answers again, and work is taken");
-        room.set(State::Unknown);
-    }
     let disk = match shared.ports.executor.disk().await {
         Ok(Some(disk)) => disk,
         Ok(None) => {

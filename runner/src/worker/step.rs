@@ -31,20 +31,14 @@ pub(super) enum Done {
     Ran(Ran, u64, u64),
     Uploaded,
     Committed(Workspace),
-    /// The engine went away over it: what became of it is not known.
-    EngineAway(String),
     /// Cause, sentence, and the exit code of a command that could not be started.
     Broke(Cause, String, Option<i32>),
     /// The same of a command, with the bytes of its standard output and standard error.
     BrokeSaying(Cause, String, Option<i32>, (u64, u64)),
 }
 
-/// What an executor's error means for the run. `goes_on`: where the engine is away, somebody will go
-/// on with it once it is there again.
-pub(super) fn broke(error: &ExecError, goes_on: bool) -> Done {
-    if goes_on && matches!(error, ExecError::Unreachable { .. }) {
-        return Done::EngineAway(error.to_string());
-    }
+/// What an executor's error means for the run.
+pub(super) fn broke(error: &ExecError) -> Done {
     Done::Broke(error.cause(), error.to_string(), start_code(error))
 }
 
@@ -96,11 +90,11 @@ pub(super) async fn prepare(
 ) -> Done {
     shared.room.uses(&scope.image);
     if again && let Err(cause) = shared.ports.executor.adopt(&scope, None).await {
-        return broke(&cause, shared.options.rescue);
+        return broke(&cause);
     }
     match shared.ports.executor.prepare(&scope, &stop).await {
         Ok(workspace) => Done::Prepared(workspace),
-        Err(cause) => broke(&cause, shared.options.rescue),
+        Err(cause) => broke(&cause),
     }
 }
 
@@ -113,7 +107,7 @@ pub(super) async fn adopt(shared: Arc<Shared>, scope: RunScope, candidates: Vec<
             Err(cause @ ExecError::Image { .. }) => {
                 tracing::warn!(run.id = %scope.run, %cause, "an image cannot be taken up");
             }
-            Err(cause) => return broke(&cause, shared.options.rescue),
+            Err(cause) => return broke(&cause),
         }
     }
     Done::ImageLost
@@ -166,7 +160,7 @@ pub(super) async fn fetch(
             Err(cause @ ExecError::Input(_)) => {
                 Done::Broke(Cause::Resource, format!("resource {}: {cause}", resource.name), None)
             }
-            Err(cause) => broke(&cause, shared.options.rescue),
+            Err(cause) => broke(&cause),
         }
     };
     or_stopped(fetched, &stop).await
@@ -194,7 +188,7 @@ pub(super) async fn upload(
         let tar = match shared.ports.executor.export(&scope, &left, &artifact.path).await {
             Ok(tar) => tar,
             Err(cause @ ExecError::NoSuchPath { .. }) => return failed(cause.to_string()),
-            Err(cause) => return broke(&cause, shared.options.rescue),
+            Err(cause) => return broke(&cause),
         };
         let path = [group.as_str(), name.as_str(), scope.run.as_str(), artifact.name.as_str()];
         let origin = Origin { run: scope.run.clone(), epoch: scope.epoch, attempt };

@@ -24,8 +24,6 @@ use crate::ports::ExecError;
 
 /// How many connections wait for their next use.
 const KEPT: usize = 64;
-/// An engine that was killed in the middle of something may fail at what follows for so long.
-const LATELY: Duration = Duration::from_secs(20);
 
 trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
@@ -44,8 +42,6 @@ pub(super) struct Http {
     /// An engine that has never answered is not waited for.
     answered: AtomicBool,
     shares_processes: AtomicBool,
-    /// When a connection to it broke last.
-    broke: Mutex<Option<Instant>>,
     drivers: TaskTracker,
 }
 
@@ -84,7 +80,6 @@ impl Http {
             idle: Mutex::default(),
             answered: AtomicBool::new(false),
             shares_processes: AtomicBool::new(false),
-            broke: Mutex::default(),
             drivers: TaskTracker::new(),
         }))
     }
@@ -97,16 +92,6 @@ impl Http {
     /// It has answered on some other connection: from now on it is waited for.
     pub(super) fn has_answered(&self) {
         self.answered.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether the engine went away a moment ago: what it fails at now may be for that.
-    pub(super) fn went_lately(&self) -> bool {
-        let broke = *self.broke.lock().unwrap_or_else(PoisonError::into_inner);
-        broke.is_some_and(|at| at.elapsed() < LATELY)
-    }
-
-    fn went(&self) {
-        *self.broke.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// Whether the engine's process ids mean the same here as there.
@@ -145,10 +130,7 @@ impl Http {
     }
 
     async fn connect(&self) -> Result<SendRequest<Body>, Fault> {
-        let away = |cause: io::Error| {
-            self.went();
-            Fault::Away(cause.to_string())
-        };
+        let away = |cause: io::Error| Fault::Away(cause.to_string());
         let wire: Box<dyn Wire> = match &self.target {
             Target::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(away)?;
