@@ -81,7 +81,7 @@ impl Store for Prefixed {
         self.store.grant(ttl).await
     }
 
-    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
         self.store.keep_alive(lease).await
     }
 

@@ -169,7 +169,7 @@ impl Store for FileStore {
         Ok(Granted { lease, ttl })
     }
 
-    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
         self.end_due();
         let now = Instant::now();
         let ttl =
@@ -177,7 +177,7 @@ impl Store for FileStore {
         if ttl >= LASTING {
             self.keep(lease, ttl).await?;
         }
-        Ok(ttl)
+        Ok(())
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {

@@ -315,8 +315,8 @@ pub trait Store: Send + Sync {
     /// Takes a lease of at least `ttl`.
     async fn grant(&self, ttl: Duration) -> Result<Granted, StoreError>;
 
-    /// Renews a lease once; the answer is its time to live from when the store heard of it.
-    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError>;
+    /// Renews a lease once, for the time that was granted, from when the store heard of it.
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError>;
 
     /// Ends a lease, and every key with it. Done where it is gone already.
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;

@@ -184,7 +184,7 @@ async fn renew(
     shared: &Shared,
     held: &Held,
     mut good_since: Duration,
-    mut ttl: Duration,
+    ttl: Duration,
     stop: &CancellationToken,
 ) -> Ended {
     let host = &shared.ports.host;
@@ -214,9 +214,9 @@ async fn renew(
             return Ended::Lost;
         }
         match renewed {
-            Ok(Ok(granted)) if !held.renewed(&**host, sent, granted) => return Ended::Lost,
-            Ok(Ok(granted)) => {
-                (good_since, ttl) = (sent, granted);
+            Ok(Ok(())) if !held.renewed(&**host, sent, ttl) => return Ended::Lost,
+            Ok(Ok(())) => {
+                good_since = sent;
                 pause = ttl / 3;
             }
             Ok(Err(StoreError::LeaseGone(_))) | Err(_) => return Ended::Lost,

@@ -324,13 +324,12 @@ impl Store for Handle {
         Ok(Granted { lease, ttl })
     }
 
-    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
         self.before("keep-alive").await?;
         let world = self.world();
         let late = world.span(Duration::from_secs(2));
         let renewed = lock(&world.store.inner).leases.get_mut(&lease.0).map(|found| {
             found.ends = Instant::now() + found.ttl + late;
-            found.ttl
         });
         world.store.granted.notify_one();
         self.after("keep-alive").await?;

@@ -273,24 +273,17 @@ impl Store for Etcd {
         Ok(Granted { lease: LeaseId(granted.id()), ttl: convert::seconds(granted.ttl()) })
     }
 
-    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
         let renewed = self
             .members
             .call(RENEWAL_DEADLINE, Again::May, |client| async move {
-                // Opening the stream renews the lease and keeps the answer to itself; the second
-                // renewal tells the time. A stream of its own for each call: an answer that came
-                // late can never be taken for that of the next one.
-                let (mut keeper, mut answers) = client.lease_client().keep_alive(lease.0).await?;
-                keeper.keep_alive().await?;
-                answers.message().await
+                // Opening the stream renews the lease, for the time that was granted: etcd keeps that
+                // with it (`lease.Lessor.Renew`). A stream of its own for each call: an answer that
+                // came late can never be taken for that of the next one.
+                client.lease_client().keep_alive(lease.0).await.map(drop)
             })
             .await;
-        match renewed {
-            Ok(Some(answer)) if answer.ttl() > 0 => Ok(convert::seconds(answer.ttl())),
-            Ok(Some(_)) => Err(StoreError::LeaseGone(lease.0)),
-            Ok(None) => Err(self.said(Fault::Unreachable("it ended the renewal".to_owned()))),
-            Err(fault) => Err(fault.said(&self.at, Some(lease.0), 0)),
-        }
+        renewed.map_err(|fault| fault.said(&self.at, Some(lease.0), 0))
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {

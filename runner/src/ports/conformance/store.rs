@@ -368,7 +368,7 @@ async fn keys_end_with_their_lease(subject: &StoreSubject) {
     let asked = Duration::from_secs(60);
     let granted = subject.store.grant(asked).await.expect("a lease is granted");
     assert!(granted.ttl >= asked, "a lease is as long as asked, at least");
-    assert!(subject.store.keep_alive(granted.lease).await.expect("it is renewed") >= asked);
+    subject.store.keep_alive(granted.lease).await.expect("it is renewed");
 
     let made = subject
         .made(
@@ -444,8 +444,8 @@ async fn a_lease_runs_out_unless_it_is_renewed(subject: &StoreSubject) {
         subject.other.watch(&subject.key("expire/"), made.revision + 1).await.unwrap();
     let renewing = async {
         loop {
-            let ttl = subject.store.keep_alive(long.lease).await.expect("it is renewed in time");
-            tokio::time::sleep(ttl / 4).await;
+            subject.store.keep_alive(long.lease).await.expect("it is renewed in time");
+            tokio::time::sleep(long.ttl / 4).await;
         }
     };
     tokio::select! {

@@ -224,7 +224,7 @@ impl Store for Unruly {
         kept.lock().unwrap().push(granted.lease);
         Ok(granted)
     }
-    async fn keep_alive(&self, lease: LeaseId) -> Result<Duration, StoreError> {
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
         self.answers()?;
         if self.forgets.swap(false, Ordering::Relaxed) {
             self.store.revoke(lease).await?;
