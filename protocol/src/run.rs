@@ -335,6 +335,10 @@ pub struct NodeEntry {
     /// The disk of its container store, where that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<NodeDisk>,
+    /// Its container engine does not answer: until it does the node takes nothing new, and others need
+    /// not leave it the runs whose images lie there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub engine_away: bool,
     /// When it started.
     pub started_at: Stamp,
 }

@@ -59,6 +59,26 @@ impl Keys {
         in_time(&format!("what is awaited below {prefix}"), watching).await
     }
 
+    /// Resolves when there is no such key.
+    pub(crate) async fn gone(&mut self, key: &str) {
+        let got = self.client.get(key, None).await.unwrap();
+        if got.kvs().is_empty() {
+            return;
+        }
+        let next = got.header().unwrap().revision() + 1;
+        let options = WatchOptions::new().with_start_revision(next);
+        let mut changes = self.client.watch(key, Some(options)).await.unwrap();
+        let watching = async {
+            while let Some(change) = changes.message().await.unwrap() {
+                if change.events().iter().any(|event| event.event_type() == EventType::Delete) {
+                    return;
+                }
+            }
+            panic!("the watch of {key} has ended");
+        };
+        in_time(&format!("that {key} goes"), watching).await;
+    }
+
     /// The record of a run, once a condition holds for it.
     pub(crate) async fn record(&self, run: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let key = format!("bob.pipeline.run/{run}");

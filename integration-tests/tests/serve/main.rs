@@ -11,6 +11,7 @@
 
 mod after;
 mod contract;
+mod engine_away;
 mod full_disk;
 mod guard;
 mod history;

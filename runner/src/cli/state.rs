@@ -186,6 +186,7 @@ pub(super) async fn nodes(context: &Context) -> Result<Exit, Failure> {
             protocol::run::NodeState::Ready if node.disk.is_some_and(|disk| disk.full) => {
                 ("full", Ink::Yellow)
             }
+            protocol::run::NodeState::Ready if node.engine_away => ("no engine", Ink::Red),
             protocol::run::NodeState::Ready => ("ready", Ink::Green),
             protocol::run::NodeState::Draining => ("draining", Ink::Yellow),
         };

@@ -16,11 +16,13 @@
 //! | `stubborn TEXT...` | writes as `hang`, and runs until it is killed |
 //! | `break` | cannot be run: the engine's own failure |
 //! | `fill` | cannot be run: the engine's disk is full |
+//! | `lose` | cannot be run the first time: the engine goes away, until it is told to come back; then ends with 0 |
 //!
 //! Files are kept from step to step by their paths as they were written; what is imported is counted,
 //! not unpacked, and nothing is found for an artifact.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -55,6 +57,9 @@ pub struct Scripted {
     running: Mutex<HashMap<String, u32>>,
     disk: Mutex<Option<Disk>>,
     bases: Mutex<Vec<BaseImage>>,
+    is_away: AtomicBool,
+    /// What it is called; `scripted` where that is empty.
+    name: &'static str,
 }
 
 impl Scripted {
@@ -68,6 +73,25 @@ impl Scripted {
     /// Has a disk from now on that is so full; base images that are removed make room on it.
     pub fn fill_disk(&self, disk: Disk) {
         *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(disk);
+    }
+
+    /// An engine that another one's workers do not take for their own.
+    #[must_use]
+    pub fn named(name: &'static str) -> Self {
+        Self { name, ..Self::default() }
+    }
+
+    /// Answers again.
+    pub fn come_back(&self) {
+        self.is_away.store(false, Ordering::Relaxed);
+    }
+
+    fn is_there(&self) -> Result<(), ExecError> {
+        if self.is_away.load(Ordering::Relaxed) {
+            let at = "scripted".to_owned();
+            return Err(ExecError::Unreachable { at, cause: "it was told to go".to_owned() });
+        }
+        Ok(())
     }
 
     /// Has these images as if it had pulled them.
@@ -186,6 +210,7 @@ async fn perform(
             let hang = how == "hang";
             return Ok(if hang { stopped(stop, StopLevel::Run).await } else { killed(stop).await });
         }
+        Some("lose") => {}
         Some("fill") => return Err(ExecError::NoSpace { cause: "as it was told".into() }),
         Some("break") => {
             return Err(ExecError::Engine {
@@ -219,7 +244,7 @@ async fn killed(stop: &StopSignal) -> Exit {
 impl Executor for Scripted {
     async fn info(&self) -> Result<EngineInfo, ExecError> {
         Ok(EngineInfo {
-            id: "scripted".into(),
+            id: if self.name.is_empty() { "scripted" } else { self.name }.into(),
             executor: "scripted",
             checkpoints: false,
             limits_refused: None,
@@ -227,6 +252,7 @@ impl Executor for Scripted {
     }
 
     async fn prepare(&self, run: &RunScope, _stop: &StopSignal) -> Result<Workspace, ExecError> {
+        self.is_there()?;
         if run.image == "missing" {
             return Err(ExecError::Image {
                 image: run.image.clone(),
@@ -247,6 +273,7 @@ impl Executor for Scripted {
         run: &RunScope,
         kept: Option<&Checkpoint>,
     ) -> Result<Option<Workspace>, ExecError> {
+        self.is_there()?;
         self.is_newest(run);
         let Some(id) = kept.map(|kept| kept.image.clone()) else { return Ok(None) };
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
@@ -283,10 +310,16 @@ impl Executor for Scripted {
         if !open || !gate.stands() || !self.is_newest(run) {
             return Err(ExecError::NotStarted);
         }
-        {
+        let times = {
             let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-            *running.entry(format!("{}/{}", run.run, step.name)).or_default() += 1;
+            let times = running.entry(format!("{}/{}", run.run, step.name)).or_default();
+            *times += 1;
+            *times
+        };
+        if times == 1 && step.words.first().is_some_and(|word| word == "lose") {
+            self.is_away.store(true, Ordering::Relaxed);
         }
+        self.is_there()?;
         let mut files = self.files(&run.run, on);
         let exit = perform(step, &mut files, &*out, stop).await?;
         let id = self.make(&run.run, files);
@@ -338,6 +371,10 @@ impl Executor for Scripted {
     async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
         Ok(())
+    }
+
+    async fn answers(&self) -> Result<(), ExecError> {
+        self.is_there()
     }
 
     async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {

@@ -425,6 +425,12 @@ pub trait Executor: Send + Sync {
     /// The runs of which something is left, each once.
     async fn leftovers(&self) -> Result<Vec<Left>, ExecError>;
 
+    /// Asks the engine for a sign of life.
+    ///
+    /// # Errors
+    /// [`ExecError::Unreachable`] where none comes.
+    async fn answers(&self) -> Result<(), ExecError>;
+
     /// How full the engine's disk is. `None`: it cannot say, or has none.
     async fn disk(&self) -> Result<Option<Disk>, ExecError>;
 

@@ -8,16 +8,15 @@ use protocol::run::{Cause, StepRecord, StepStatus};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tracing::{error, warn};
 
+use super::Shared;
 use super::emitter::Emitter;
-use super::launch::release;
+use super::gone::Gone;
 use super::lease::Held;
 use super::ledger::{Also, Ledger, WriteError};
 use super::output::Output;
 use super::push::{Push, Pushes};
 use super::step::{self, Done};
-use super::{Lost, Shared};
 use crate::ports::{
     ExecError, Gate, LogSink, LoggerFeed, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
 };
@@ -88,48 +87,33 @@ impl Drive {
     pub(super) async fn drive(mut self, first: Vec<Effect>) {
         let run_id = self.scope.run.clone();
         let ended = if self.run.record().status.is_ended() && first.is_empty() {
-            self.conclude().await
+            self.conclude().await.map_err(Gone::Write)
         } else {
             self.drive_to_its_end(first).await
         };
         if let Err(cause) = ended {
             self.abandon().await;
-            let lost = match cause {
-                WriteError::Lost => {
-                    warn!(run.id = %run_id, "the run is lost to this worker");
-                    Lost::with_lease(run_id.clone())
-                }
-                WriteError::InDoubt => {
-                    warn!(run.id = %run_id, "the run may be lost to this worker; it is let go");
-                    // Under this epoch nothing more may be said, whoever goes on.
-                    release(&self.shared, self.ledger.claim(), &self.held.lost).await;
-                    Lost::with_lease(run_id.clone())
-                }
-                WriteError::StopFound | WriteError::Refused(_) => {
-                    error!(run.id = %run_id, %cause, "the run cannot be recorded; it is let go");
-                    release(&self.shared, self.ledger.claim(), &self.held.lost).await;
-                    let why = format!("it could not be recorded: {cause}");
-                    Lost { run: run_id.clone(), cause: Cause::Engine, why }
-                }
-            };
-            self.shared.put_lost(lost);
+            if let Some(lost) = self.let_go_of(cause).await {
+                self.shared.put_lost(lost);
+            }
         }
         self.shared.roster.strike(&run_id);
     }
 
-    async fn drive_to_its_end(&mut self, first: Vec<Effect>) -> Result<(), WriteError> {
+    async fn drive_to_its_end(&mut self, first: Vec<Effect>) -> Result<(), Gone> {
         let mut effects = first;
         loop {
             match self.perform(effects).await? {
                 Performed::GoOn => {}
-                Performed::Finish => return self.finish().await,
-                Performed::Release => return self.release().await,
+                Performed::Finish => return Ok(self.finish().await?),
+                Performed::Release => return Ok(self.release().await?),
             }
             let input = match self.next().await {
                 Next::Input(input) => input,
-                Next::Done(Done::NotOurs) => return Err(WriteError::InDoubt),
+                Next::Done(Done::NotOurs) => return Err(Gone::Write(WriteError::InDoubt)),
+                Next::Done(Done::EngineAway(why)) => return Err(Gone::Engine(why)),
                 Next::Done(done) => self.input_of(done),
-                Next::Lost => return Err(WriteError::Lost),
+                Next::Lost => return Err(Gone::Write(WriteError::Lost)),
             };
             effects = self.run.on(self.shared.ports.host.now(), input);
         }
@@ -199,11 +183,9 @@ impl Drive {
                 progress.workspace = Some(workspace);
                 Input::Committed { image, engine: self.shared.engine.id.clone() }
             }
-            Done::NotOurs => {
-                // The drive has let go before it comes to this.
-                let message = "the run is another owner's".to_owned();
-                Input::Broke { cause: Cause::Lost, message, exit_code: None, said: None }
-            }
+            // The drive has let go before it comes to these.
+            Done::NotOurs => Self::let_go_before("the run is another owner's".to_owned()),
+            Done::EngineAway(why) => Self::let_go_before(why),
             Done::Broke(cause, message, exit_code) => {
                 Input::Broke { cause, message, exit_code, said: None }
             }
@@ -211,6 +193,10 @@ impl Drive {
                 Input::Broke { cause, message, exit_code, said: Some(said) }
             }
         }
+    }
+
+    fn let_go_before(message: String) -> Input {
+        Input::Broke { cause: Cause::Lost, message, exit_code: None, said: None }
     }
 
     /// Performs orders one after the other.
@@ -354,10 +340,7 @@ impl Drive {
             match ran {
                 Ok(ran) => step::ended(&shared, &scope, ran, &stop, (stdout, stderr)).await,
                 Err(ExecError::NotStarted) if stop.level() == StopLevel::Run => Done::NotOurs,
-                Err(cause) => {
-                    let code = step::start_code(&cause);
-                    Done::BrokeSaying(cause.cause(), cause.to_string(), code, (stdout, stderr))
-                }
+                Err(cause) => step::broke_saying(&shared, &cause, (stdout, stderr)).await,
             }
         }));
     }
@@ -415,7 +398,7 @@ impl Drive {
         self.begin(Box::pin(async move {
             match shared.ports.executor.checkpoint(&scope, left, &spec).await {
                 Ok(workspace) => Done::Committed(workspace),
-                Err(cause) => step::broke(&cause),
+                Err(cause) => step::broke(&shared, &cause).await,
             }
         }));
     }

@@ -6,6 +6,7 @@ mod control;
 mod drive;
 mod emitter;
 mod finish;
+mod gone;
 mod intake;
 mod janitor;
 mod launch;

@@ -56,6 +56,7 @@ fn entry(shared: &Shared) -> NodeEntry {
         cpu: host.cpu(),
         memory: host.memory(),
         disk: shared.room.entry(),
+        engine_away: shared.room.is_engine_away(),
         started_at: shared.started_at.into(),
     }
 }

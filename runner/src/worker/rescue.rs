@@ -404,7 +404,9 @@ async fn is_for_others(
         return Ok(Some(left));
     }
     let nodes = shared.ports.store.list(names::NODES).await?;
-    let can = |node: &NodeEntry| node.engine == *engine && node.state == NodeState::Ready;
+    let can = |node: &NodeEntry| {
+        node.engine == *engine && node.state == NodeState::Ready && !node.engine_away
+    };
     let there = nodes
         .entries
         .iter()

@@ -1,5 +1,5 @@
-//! Takes nothing new while the engine's disk is too full: a run that meets a full disk fails, and
-//! takes others with it. What runs goes on.
+//! Takes nothing new while the engine's disk is too full, as a run that meets a full disk fails and
+//! takes others with it; nor while the engine does not answer. What runs goes on.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Shared, bases, janitor};
-use crate::ports::Disk;
+use crate::ports::{Disk, RunScope};
 
 /// What a worker is told of its engine's disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,9 @@ pub struct DiskOptions {
     pub base_images_bytes: u64,
 }
 
+/// How often an engine that is away is asked.
+const AWAY: Duration = Duration::from_secs(1);
+
 impl Default for DiskOptions {
     fn default() -> Self {
         let look = Duration::from_secs(30);
@@ -37,7 +40,7 @@ impl DiskOptions {
     /// Whether a disk is too full: what was so stays it until it is below the lower mark.
     fn is_too_full(&self, was: State, percent: u8) -> bool {
         match was {
-            State::Unknown | State::Room => percent >= self.high,
+            State::Unknown | State::Room | State::Away => percent >= self.high,
             State::Full => percent >= self.low,
         }
     }
@@ -51,6 +54,8 @@ enum State {
     Room,
     /// None is.
     Full,
+    /// The same, as the engine does not answer.
+    Away,
 }
 
 /// Whether there is room for more.
@@ -62,6 +67,8 @@ pub(super) struct Room {
     seen: Mutex<Option<Disk>>,
     /// Somebody wants a look now.
     asked: Notify,
+    /// The runs that were let go as the engine was away: what they ran in is there again with it.
+    stranded: Mutex<Vec<RunScope>>,
     /// The images that runs have begun on since that was noted.
     used: Mutex<BTreeSet<String>>,
     /// One sweep at a time.
@@ -82,6 +89,7 @@ impl Room {
             state: watch::Sender::new(state),
             seen: Mutex::default(),
             asked: Notify::new(),
+            stranded: Mutex::default(),
             used: Mutex::default(),
             sweeping: tokio::sync::Mutex::default(),
         }
@@ -121,6 +129,23 @@ impl Room {
         if self.watched && self.set(State::Full) {
             warn!("a run has met a full disk: nothing new is taken until there is room");
         }
+    }
+
+    /// A run has met an engine that does not answer: nothing is taken before it does.
+    pub(super) fn engine_went(&self, run: RunScope) {
+        if !self.watched {
+            return;
+        }
+        locked(&self.stranded).push(run);
+        if self.set(State::Away) {
+            warn!("the container engine does not answer: nothing new is taken until it does");
+            self.asked.notify_one();
+        }
+    }
+
+    /// Whether nothing is taken as the engine does not answer.
+    pub(super) fn is_engine_away(&self) -> bool {
+        *self.state.borrow() == State::Away
     }
 
     /// Something was removed: it is time to look.
@@ -166,11 +191,12 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             () = look(&shared, asked) => {}
         }
+        let pause = if shared.room.is_engine_away() { AWAY } else { shared.options.disk.look };
         asked = tokio::select! {
             biased;
             () = stop.cancelled() => return,
             () = shared.room.asked.notified() => true,
-            () = tokio::time::sleep(shared.options.disk.look) => false,
+            () = tokio::time::sleep(pause) => false,
         };
     }
 }
@@ -190,7 +216,7 @@ async fn look(shared: &Shared, asked: bool) {
 
 /// What a look has shown.
 enum Found {
-    /// There is room, or nobody knows.
+    /// There is room, or nobody knows, or it is not for want of it that nothing is taken.
     Room,
     None {
         /// There was some before.
@@ -200,6 +226,14 @@ enum Found {
 
 async fn decide(shared: &Shared) -> Found {
     let (room, options) = (&shared.room, &shared.options.disk);
+    if room.is_engine_away() {
+        if shared.ports.executor.answers().await.is_err() {
+            return Found::Room;
+        }
+        info!("the container engine answers again");
+        end_what_was_let_go(shared).await;
+        room.set(State::Unknown);
+    }
     let disk = match shared.ports.executor.disk().await {
         Ok(Some(disk)) => disk,
         Ok(None) => {
@@ -239,6 +273,18 @@ async fn decide(shared: &Shared) -> Found {
         );
     }
     Found::Room
+}
+
+/// Ends what the engine still runs, or keeps, of the runs that were let go while it was away: nobody may
+/// come to go on with them for a long time, as on a disk that they themselves have filled. What a
+/// follower has made is not touched.
+async fn end_what_was_let_go(shared: &Shared) {
+    let stranded = std::mem::take(&mut *locked(&shared.room.stranded));
+    for run in stranded {
+        if let Err(cause) = shared.ports.executor.adopt(&run, None).await {
+            warn!(run.id = %run.run, %cause, "what an engine that was away has left of a run stays");
+        }
+    }
 }
 
 #[cfg(test)]

@@ -31,6 +31,8 @@ pub(super) enum Done {
     Ran(Ran, u64, u64),
     Uploaded,
     Committed(Workspace),
+    /// The engine went away over it: what became of it is not known.
+    EngineAway(String),
     /// Cause, sentence, and the exit code of a command that could not be started.
     Broke(Cause, String, Option<i32>),
     /// The same of a command, with the bytes of its standard output and standard error.
@@ -38,8 +40,30 @@ pub(super) enum Done {
 }
 
 /// What an executor's error means for the run.
-pub(super) fn broke(error: &ExecError) -> Done {
+pub(super) async fn broke(shared: &Shared, error: &ExecError) -> Done {
+    if matches!(error, ExecError::Engine { .. } | ExecError::Unreachable { .. }) {
+        // Where nothing can be written any more an engine fails in ways of its own.
+        if is_full(shared).await {
+            let message = format!("the container engine has no space left: {error}");
+            return Done::Broke(Cause::NoSpace, message, None);
+        }
+    }
+    // Somebody will go on with the run, once the engine is there again.
+    if shared.options.rescue && matches!(error, ExecError::Unreachable { .. }) {
+        return Done::EngineAway(error.to_string());
+    }
     Done::Broke(error.cause(), error.to_string(), start_code(error))
+}
+
+/// The same of a command, with what it had said.
+pub(super) async fn broke_saying(shared: &Shared, error: &ExecError, said: (u64, u64)) -> Done {
+    let done = broke(shared, error).await;
+    let Done::Broke(cause, message, code) = done else { return done };
+    Done::BrokeSaying(cause, message, code, said)
+}
+
+async fn is_full(shared: &Shared) -> bool {
+    matches!(shared.ports.executor.disk().await, Ok(Some(disk)) if disk.is_full())
 }
 
 /// What the end of a command means. One that fails where nothing can be written any more has failed for
@@ -51,19 +75,16 @@ pub(super) async fn ended(
     stop: &StopSignal,
     (stdout, stderr): (u64, u64),
 ) -> Done {
-    let executor = &shared.ports.executor;
     let Exit { code, oom } = ran.exit;
     if code == 0 || oom || stop.level() > StopLevel::Run {
         return Done::Ran(ran, stdout, stderr);
     }
-    match executor.disk().await {
-        Ok(Some(disk)) if disk.is_full() => {
-            executor.discard(scope, ran.left).await;
-            let message = format!("the container engine has no space left: exit code {code}");
-            Done::BrokeSaying(Cause::NoSpace, message, Some(code), (stdout, stderr))
-        }
-        Ok(_) | Err(_) => Done::Ran(ran, stdout, stderr),
+    if !is_full(shared).await {
+        return Done::Ran(ran, stdout, stderr);
     }
+    shared.ports.executor.discard(scope, ran.left).await;
+    let message = format!("the container engine has no space left: exit code {code}");
+    Done::BrokeSaying(Cause::NoSpace, message, Some(code), (stdout, stderr))
 }
 
 /// What a shell would answer where a command cannot be started.
@@ -90,11 +111,11 @@ pub(super) async fn prepare(
 ) -> Done {
     shared.room.uses(&scope.image);
     if again && let Err(cause) = shared.ports.executor.adopt(&scope, None).await {
-        return broke(&cause);
+        return broke(&shared, &cause).await;
     }
     match shared.ports.executor.prepare(&scope, &stop).await {
         Ok(workspace) => Done::Prepared(workspace),
-        Err(cause) => broke(&cause),
+        Err(cause) => broke(&shared, &cause).await,
     }
 }
 
@@ -107,7 +128,7 @@ pub(super) async fn adopt(shared: Arc<Shared>, scope: RunScope, candidates: Vec<
             Err(cause @ ExecError::Image { .. }) => {
                 tracing::warn!(run.id = %scope.run, %cause, "an image cannot be taken up");
             }
-            Err(cause) => return broke(&cause),
+            Err(cause) => return broke(&shared, &cause).await,
         }
     }
     Done::ImageLost
@@ -160,7 +181,7 @@ pub(super) async fn fetch(
             Err(cause @ ExecError::Input(_)) => {
                 Done::Broke(Cause::Resource, format!("resource {}: {cause}", resource.name), None)
             }
-            Err(cause) => broke(&cause),
+            Err(cause) => broke(&shared, &cause).await,
         }
     };
     or_stopped(fetched, &stop).await
@@ -188,7 +209,7 @@ pub(super) async fn upload(
         let tar = match shared.ports.executor.export(&scope, &left, &artifact.path).await {
             Ok(tar) => tar,
             Err(cause @ ExecError::NoSuchPath { .. }) => return failed(cause.to_string()),
-            Err(cause) => return broke(&cause),
+            Err(cause) => return broke(&shared, &cause).await,
         };
         let path = [group.as_str(), name.as_str(), scope.run.as_str(), artifact.name.as_str()];
         let origin = Origin { run: scope.run.clone(), epoch: scope.epoch, attempt };

@@ -426,6 +426,10 @@ impl Executor for Handle {
         Ok(())
     }
 
+    async fn answers(&self) -> Result<(), ExecError> {
+        Ok(())
+    }
+
     async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {
         self.pass("leftovers", Side::Before).await?;
         let inner = lock(&self.engine().inner);

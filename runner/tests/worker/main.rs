@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod disk;
+mod engine;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -131,7 +131,8 @@ impl Client {
         if let Some(last) = first.checked_sub(1).and_then(|last| record.steps.get(last)) {
             let nodes = self.nodes().await?;
             let here = nodes.iter().any(|(_, node)| {
-                node.state == NodeState::Ready && Some(&node.engine) == last.engine.as_ref()
+                let is_well = node.state == NodeState::Ready && !node.engine_away;
+                is_well && Some(&node.engine) == last.engine.as_ref()
             });
             if pipeline.retention.is_none() {
                 return cannot(format!(

@@ -73,6 +73,11 @@ impl Fault {
             Self::Refused { ref message, .. } if no_space(message) => {
                 ExecError::NoSpace { cause: message.clone() }
             }
+            // Killed in the middle of a call it has come back to what it does not understand.
+            Self::Refused { status: 500.., .. } | Self::Garbled(_) if http.went_lately() => {
+                let cause = format!("it failed at {doing} after it had gone away: {self}");
+                ExecError::Unreachable { at: http.address.clone(), cause }
+            }
             Self::Refused { .. } | Self::Garbled(_) | Self::Late(_) => {
                 ExecError::Engine { doing: doing.to_owned(), cause: self.to_string() }
             }

@@ -24,6 +24,10 @@ use crate::ports::ExecError;
 
 /// How many connections wait for their next use.
 const KEPT: usize = 64;
+/// How long one try to connect may take.
+const CONNECTING: Duration = Duration::from_secs(10);
+/// An engine that was killed in the middle of something may fail at what follows for so long.
+const LATELY: Duration = Duration::from_secs(20);
 
 trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
@@ -42,6 +46,8 @@ pub(super) struct Http {
     /// An engine that has never answered is not waited for.
     answered: AtomicBool,
     shares_processes: AtomicBool,
+    /// When a connection to it broke last.
+    broke: Mutex<Option<Instant>>,
     drivers: TaskTracker,
 }
 
@@ -80,6 +86,7 @@ impl Http {
             idle: Mutex::default(),
             answered: AtomicBool::new(false),
             shares_processes: AtomicBool::new(false),
+            broke: Mutex::default(),
             drivers: TaskTracker::new(),
         }))
     }
@@ -92,6 +99,20 @@ impl Http {
     /// It has answered on some other connection: from now on it is waited for.
     pub(super) fn has_answered(&self) {
         self.answered.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the engine went away a moment ago: what it fails at now may be for that.
+    pub(super) fn went_lately(&self) -> bool {
+        let broke = *self.broke.lock().unwrap_or_else(PoisonError::into_inner);
+        broke.is_some_and(|at| at.elapsed() < LATELY)
+    }
+
+    fn went(&self) {
+        // One that has never answered is yet to come.
+        if !self.answered.load(Ordering::Relaxed) {
+            return;
+        }
+        *self.broke.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// Whether the engine's process ids mean the same here as there.
@@ -130,7 +151,10 @@ impl Http {
     }
 
     async fn connect(&self) -> Result<SendRequest<Body>, Fault> {
-        let away = |cause: io::Error| Fault::Away(cause.to_string());
+        let away = |cause: io::Error| {
+            self.went();
+            Fault::Away(cause.to_string())
+        };
         let wire: Box<dyn Wire> = match &self.target {
             Target::Unix(path) => {
                 let stream = UnixStream::connect(path).await.map_err(away)?;
@@ -153,7 +177,9 @@ impl Http {
         let until = Instant::now() + patience;
         let mut pause = Duration::from_millis(20);
         loop {
-            match self.connect().await {
+            let made = timeout(CONNECTING, self.connect()).await;
+            let late = || Fault::Away(format!("no connection within {} s", CONNECTING.as_secs()));
+            match made.unwrap_or_else(|_| Err(late())) {
                 Ok(sender) => {
                     self.has_answered();
                     return Ok(sender);
@@ -245,22 +271,19 @@ impl Link {
     pub(super) async fn call(&mut self, ask: Ask) -> Result<Reply, Fault> {
         let until = Instant::now() + ask.patience;
         loop {
-            let made = timeout(ask.within, self.once(&ask, until)).await;
-            let Ok(made) = made else {
-                // The answer may still come: it is not the next call's.
-                self.lose();
-                return Err(Fault::Late(ask.within));
-            };
-            match made {
+            match self.once(&ask, until).await {
                 Err(Tried::Unsent(fault)) if Instant::now() < until => {
                     tracing::debug!(call = %ask.path, %fault, "asking the engine again");
                 }
                 Err(Tried::Sent(fault)) if ask.again == Again::Yes && Instant::now() < until => {
                     tracing::debug!(call = %ask.path, %fault, "asking the engine again");
                 }
-                Err(Tried::Sent(fault) | Tried::Unsent(fault) | Tried::Away(fault)) => {
-                    return Err(fault);
-                }
+                Err(
+                    Tried::Sent(fault)
+                    | Tried::Unsent(fault)
+                    | Tried::Away(fault)
+                    | Tried::Late(fault),
+                ) => return Err(fault),
                 Ok(reply) => return Ok(reply),
             }
         }
@@ -286,22 +309,26 @@ impl Link {
                 self.sender.insert(made)
             }
         };
-        let answer = match sender.try_send_request(request).await {
-            Ok(answer) => answer,
-            Err(mut failed) => {
-                let unsent = failed.take_message().is_some();
-                let fault = broken(failed.into_error());
-                self.lose();
-                return Err(if unsent { Tried::Unsent(fault) } else { Tried::Sent(fault) });
+        let asking = async {
+            match sender.try_send_request(request).await {
+                Ok(answer) => read(answer).await.map_err(Tried::Sent),
+                Err(mut failed) => {
+                    let unsent = failed.take_message().is_some();
+                    let fault = broken(failed.into_error());
+                    Err(if unsent { Tried::Unsent(fault) } else { Tried::Sent(fault) })
+                }
             }
         };
-        match read(answer).await {
-            Ok(reply) => Ok(reply),
-            Err(fault) => {
-                self.lose();
-                Err(Tried::Sent(fault))
+        // The answer may still come where it is late: it is not the next call's.
+        let answered = timeout(ask.within, asking).await;
+        let answered = answered.unwrap_or(Err(Tried::Late(Fault::Late(ask.within))));
+        if let Err(failed) = &answered {
+            if matches!(failed, Tried::Sent(_)) {
+                self.http.went();
             }
+            self.lose();
         }
+        answered
     }
 }
 
@@ -310,6 +337,8 @@ enum Tried {
     Away(Fault),
     Unsent(Fault),
     Sent(Fault),
+    /// There is no answer in time.
+    Late(Fault),
 }
 
 #[cfg(test)]

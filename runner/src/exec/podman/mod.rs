@@ -382,6 +382,10 @@ impl Executor for Podman {
         self.clear_run(run).await
     }
 
+    async fn answers(&self) -> Result<(), ExecError> {
+        self.ping().await
+    }
+
     async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {
         self.runs_left().await
     }

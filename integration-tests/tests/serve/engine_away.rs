@@ -1,0 +1,49 @@
+//! An engine that is killed and comes back late, for real: one of the test's own.
+
+use integration_tests::services::OwnServices;
+use protocol::names;
+use serde_json::json;
+
+use crate::place::Place;
+use crate::takeover::Outside;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runs_outlive_their_engine_and_lose_nothing_that_it_had_kept() {
+    let Some(place) = Place::new().await else { return };
+    let Some(engine) = OwnServices::start("podman", &[]) else { return };
+    let url = engine.services().get("CONTAINER_ENGINE_URL").to_owned();
+    let server = place.serve(&[("CONTAINER_ENGINE_URL", &url)]).await;
+    let mut keys = place.keys.clone();
+
+    // A step goes on while its engine is away, and is followed by the next one.
+    let outside = Outside::new().await;
+    let begun = place.run("begun");
+    place.start(&begun, &place.pipeline("begun", &outside.steps())).await;
+    outside.reaches("/gate", 1).await;
+    engine.control("kill", "podman").await;
+
+    // What is begun meanwhile is let go, and nothing is said of a failure.
+    let new = place.run("new");
+    place.start(&new, &place.pipeline("new", &json!([{ "cmd": ["true"] }]))).await;
+    let owned = |record: &serde_json::Value| record["attempt"] == 1;
+    keys.record(&new, owned).await;
+    keys.gone(&names::owner_key(&new.parse().unwrap())).await;
+    let record = keys.record(&new, owned).await;
+    assert!(record.get("ended-at").is_none(), "{record}\n{}", server.log());
+
+    engine.control("start", "podman").await;
+    outside.open.send_replace(true);
+    for (run, attempt) in [(&begun, 1), (&new, 2)] {
+        let record = keys.settled(run).await;
+        assert_eq!(
+            (&record["status"], &record["attempt"]),
+            (&json!("passed"), &json!(attempt)),
+            "{record}\n{}",
+            server.log()
+        );
+    }
+    for step in 0..6 {
+        assert_eq!(outside.count(&format!("/{step}")), 1, "step {step}");
+    }
+    server.end().await;
+}

@@ -1,0 +1,90 @@
+//! What becomes of a run whose engine goes away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::names;
+use protocol::run::{Cause, Status};
+use runner::exec::scripted::Scripted;
+use runner::host;
+use runner::ports::{Disk, Ports};
+use runner::worker::suite::{new_node, options, until};
+
+use crate::rig_on;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_whose_engine_goes_away_is_let_go_and_goes_on_when_it_answers_again() {
+    let executor = Arc::new(Scripted::default());
+    let (mut rig, _embedded) =
+        rig_on(Arc::clone(&executor), Arc::new(host::Linux::default())).await;
+    rig.worker(1).await;
+    let run = rig.run("away");
+    rig.start(&run, &rig.pipeline("away", &["put it kept", "lose", "show it"])).await;
+    until("nobody owns the run, which is open", || async {
+        let owner = rig.ports.store.get(&names::owner_key(&run)).await.unwrap();
+        let open = rig.ports.store.get(&names::open_key(&run)).await.unwrap();
+        let record = rig.record(&run, |_| true).await;
+        (owner.is_none() && open.is_some() && record.steps.len() == 2).then_some(())
+    })
+    .await;
+    // Nor is anything else begun, which would only meet the same.
+    let other = rig.run("other");
+    rig.start(&other, &rig.pipeline("other", &["exit 0"])).await;
+    let never = rig.run("never");
+    rig.stop(&never).await;
+    rig.stop_is_recorded(&never).await;
+    assert!(rig.ports.store.get(&names::run_key(&other)).await.unwrap().is_none());
+    executor.come_back();
+    let record = rig.settled(&run).await;
+    assert_eq!((record.status, record.attempt), (Status::Passed, 2), "{record:?}");
+    assert_eq!(executor.ran(&run, "0"), 1, "what was kept is not run again");
+    assert_eq!(rig.settled(&other).await.status, Status::Passed);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_whose_engine_goes_away_over_a_full_disk_ends_with_no_space() {
+    let executor = Arc::new(Scripted::default());
+    let (mut rig, _embedded) =
+        rig_on(Arc::clone(&executor), Arc::new(host::Linux::default())).await;
+    rig.worker(1).await;
+    let run = rig.run("full");
+    let dir = tempfile::tempdir().unwrap();
+    let wait = format!("wait-for {}", dir.path().join("full").display());
+    rig.start(&run, &rig.pipeline("full", &[&wait, "lose"])).await;
+    rig.event(&run, "StepStarted").await;
+    executor.fill_disk(Disk { total: 1 << 30, free: 0 });
+    std::fs::write(dir.path().join("full"), "").unwrap();
+    let record = rig.settled(&run).await;
+    assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::NoSpace)), "{record:?}");
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_an_engine_stays_away_another_one_goes_on_though_the_firsts_worker_is_there() {
+    let executor = Arc::new(Scripted::default());
+    let (mut rig, _embedded) =
+        rig_on(Arc::clone(&executor), Arc::new(host::Linux::default())).await;
+    let short = |slots| {
+        let mut options = options(new_node(), slots);
+        options.lease_ttl = Duration::from_secs(1);
+        options
+    };
+    let first = rig.worker_as(short(1)).await;
+    let run = rig.run("elsewhere");
+    rig.start(&run, &rig.pipeline("elsewhere", &["put it kept", "lose", "show it"])).await;
+    rig.node(&first, |entry| entry.engine_away).await;
+    let elsewhere = Arc::new(Scripted::named("elsewhere"));
+    let ports = Ports { executor: Arc::clone(&elsewhere) as _, ..rig.ports.clone() };
+    rig.worker_with(short(1), ports).await;
+    // From the top, for what was kept lies where nobody reaches it.
+    until("the second step has met its engine's going, too", || async {
+        (elsewhere.ran(&run, "1") == 1).then_some(())
+    })
+    .await;
+    assert_eq!((elsewhere.ran(&run, "0"), executor.ran(&run, "0")), (1, 1));
+    elsewhere.come_back();
+    let record = rig.settled(&run).await;
+    assert_eq!((record.status, record.attempt), (Status::Passed, 3), "{record:?}");
+    rig.end().await;
+}
