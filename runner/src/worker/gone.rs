@@ -29,7 +29,7 @@ impl Drive {
         match cause {
             Gone::Engine(why) => {
                 warn!(run.id = %run, cause = why, "the run is let go until the engine is well");
-                self.shared.room.engine_went(self.scope.clone());
+                self.shared.room.engine_went(Some(self.scope.clone()));
                 // Without a word of a hand-over: it counts as a loss, or a run that is the end of each
                 // engine would be tried for ever.
                 release(&self.shared, self.ledger.claim(), &self.held.lost).await;

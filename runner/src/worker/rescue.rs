@@ -376,6 +376,12 @@ async fn find(shared: &Shared, run: &RunId, orphan: Orphan) -> Result<Found, Sto
     if let Some(wait) = is_for_others(shared, &record, orphan).await? {
         return Ok(Found::NotYet(wait));
     }
+    // Or each of an engine's workers would take the run, meet the same, and count as a loss.
+    if let Err(cause) = shared.ports.executor.answers().await {
+        warn!(run.id = %run, %cause, "run {run} waits for the engine");
+        shared.room.engine_went(None);
+        return Ok(Found::NotYet(NO_ROOM));
+    }
     Ok(Found::Open(entry.clone()))
 }
 

@@ -131,12 +131,13 @@ impl Room {
         }
     }
 
-    /// A run has met an engine that does not answer: nothing is taken before it does.
-    pub(super) fn engine_went(&self, run: RunScope) {
+    /// The engine does not answer: nothing is taken before it does. `run`: what has met that, and is
+    /// let go.
+    pub(super) fn engine_went(&self, run: Option<RunScope>) {
         if !self.watched {
             return;
         }
-        locked(&self.stranded).push(run);
+        locked(&self.stranded).extend(run);
         if self.set(State::Away) {
             warn!("the container engine does not answer: nothing new is taken until it does");
             self.asked.notify_one();

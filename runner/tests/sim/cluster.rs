@@ -125,6 +125,11 @@ impl Cluster {
                     engine.restart(world.start.elapsed());
                 }
             }
+            Blow::EngineAway { engine, span } => {
+                if let Some(engine) = world.engines.get(engine) {
+                    engine.go_away(world.start.elapsed() + span);
+                }
+            }
             Blow::Pause { worker, span } => {
                 self.at(worker, |running| running.process.pause(span));
             }

@@ -63,6 +63,8 @@ struct Inner {
 pub struct Engine {
     pub number: usize,
     inner: Mutex<Inner>,
+    /// Until when it answers nobody.
+    away_until: Mutex<Duration>,
 }
 
 impl Inner {
@@ -89,7 +91,7 @@ impl Inner {
 
 impl Engine {
     pub fn new(number: usize) -> Self {
-        Self { number, inner: Mutex::default() }
+        Self { number, inner: Mutex::default(), away_until: Mutex::default() }
     }
 
     pub fn journal(&self) -> Vec<Executed> {
@@ -100,6 +102,12 @@ impl Engine {
     pub fn left(&self) -> (usize, usize) {
         let inner = lock(&self.inner);
         (inner.containers.len(), inner.images.len())
+    }
+
+    /// Answers nobody until then.
+    pub fn go_away(&self, until: Duration) {
+        let mut away_until = lock(&self.away_until);
+        *away_until = until.max(*away_until);
     }
 
     /// Everything that runs dies.
@@ -134,7 +142,21 @@ impl Handle {
     }
 
     async fn pass(&self, site: &str, side: Side) -> Result<(), ExecError> {
-        self.process.pass(site, side).await.map_err(|Broken| failed(site))
+        self.process.pass(site, side).await.map_err(|Broken| failed(site))?;
+        self.is_there()
+    }
+
+    /// How long it is still away.
+    fn away(&self) -> Duration {
+        lock(&self.engine().away_until).saturating_sub(self.now())
+    }
+
+    fn is_there(&self) -> Result<(), ExecError> {
+        if self.away().is_zero() {
+            return Ok(());
+        }
+        let at = format!("engine {}", self.process.engine);
+        Err(ExecError::Unreachable { at, cause: "it is away".to_owned() })
     }
 
     fn now(&self) -> Duration {
@@ -227,12 +249,14 @@ impl Handle {
         let mut level = stop.above(StopLevel::Run).await;
         if let StopLevel::Stop { grace } = level {
             self.process.pass("term", Side::Before).await.ok();
+            tokio::time::sleep(self.away()).await;
             self.signal(id, 143);
             let more = stop.above(level);
             level = tokio::time::timeout(grace, more).await.unwrap_or(StopLevel::Kill);
         }
         if level == StopLevel::Kill {
             self.process.pass("kill", Side::Before).await.ok();
+            tokio::time::sleep(self.away()).await;
             self.signal(id, 137);
         }
         std::future::pending().await
@@ -376,7 +400,10 @@ impl Executor for Handle {
     }
 
     async fn discard(&self, _run: &RunScope, left: Workspace) {
-        self.process.pass("discard", Side::Before).await.ok();
+        if self.pass("discard", Side::Before).await.is_err() {
+            // It is asked again until it is there, or until it is removed with all of the run.
+            tokio::time::sleep(self.away()).await;
+        }
         if let Workspace::Container { id, .. } = &left
             && let Ok(id) = id.parse()
         {
@@ -427,7 +454,7 @@ impl Executor for Handle {
     }
 
     async fn answers(&self) -> Result<(), ExecError> {
-        Ok(())
+        self.pass("ping", Side::Before).await
     }
 
     async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {

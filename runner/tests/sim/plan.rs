@@ -150,6 +150,8 @@ pub enum Blow {
     BrokerCut,
     /// An engine's service is restarted, and its containers go with it.
     EngineRestart { engine: usize },
+    /// An engine's service answers nobody for a while. Its containers go on.
+    EngineAway { engine: usize, span: Duration },
     /// A worker stands still.
     Pause { worker: usize, span: Duration },
     /// A worker dies.
@@ -271,7 +273,7 @@ fn step(chance: &mut StdRng) -> String {
 
 fn blow(chance: &mut StdRng, workers: usize, engines: usize) -> Blow {
     let worker = chance.random_range(0..workers);
-    match chance.random_range(0..10) {
+    match chance.random_range(0..11) {
         0 | 1 => Blow::Drain { worker, abort: chance.random_bool(0.5) },
         2 => Blow::StoreAway(millis(chance, 25_000)),
         3 => Blow::Compact,
@@ -279,7 +281,11 @@ fn blow(chance: &mut StdRng, workers: usize, engines: usize) -> Blow {
         5 => Blow::StreamAway(millis(chance, 45_000)),
         6 => Blow::BrokerCut,
         7 => Blow::EngineRestart { engine: chance.random_range(0..engines) },
-        8 => Blow::Pause { worker, span: millis(chance, 40_000) },
+        8 => Blow::EngineAway {
+            engine: chance.random_range(0..engines),
+            span: millis(chance, 30_000),
+        },
+        9 => Blow::Pause { worker, span: millis(chance, 40_000) },
         _ => Blow::Crash { worker },
     }
 }

@@ -95,6 +95,15 @@ fn a_death_after_the_ending_event_tells_it_once_more_and_no_other() {
 }
 
 #[test]
+fn an_engine_that_goes_away_costs_its_run_one_loss_however_many_workers_it_has() {
+    let away = Blow::EngineAway { engine: 0, span: 60 * SECOND };
+    let plan = Plan { workers: 6, ..Plan::quiet(vec![three()]) };
+    let played = kept(plan.blow(2 * SECOND, away));
+    passed(&played, 2, 1);
+    assert_eq!((played.began("r0", 0), played.began("r0", 1)), (1, 2));
+}
+
+#[test]
 fn one_who_was_paused_and_wakes_late_changes_nothing() {
     for site in ["claim", "save", "save-started", "start", "wait", "commit", "end", "let-go"] {
         for side in [Side::Before, Side::After] {

@@ -166,7 +166,9 @@ impl Podman {
     /// # Errors
     /// [`ExecError::Unreachable`] where it does not.
     pub async fn ping(&self) -> Result<(), ExecError> {
-        let ask = Ask { within: Duration::from_secs(5), ..Ask::get("/_ping") };
+        // One that is away is not waited for: that is what is asked.
+        let (within, patience) = (Duration::from_secs(5), Duration::from_secs(1));
+        let ask = Ask { within, patience, ..Ask::get("/_ping") };
         let pinged = self.http.call(ask).await.and_then(Reply::good);
         pinged.map(drop).map_err(|fault| fault.at("ping", &self.http))
     }
