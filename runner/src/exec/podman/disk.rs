@@ -1,12 +1,13 @@
 //! How full the disk is that the engine keeps its images and containers on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use serde::Deserialize;
 
 use super::Podman;
 use super::call::{Ask, Reply};
+use super::reserve;
 use crate::ports::{Disk, ExecError};
 
 /// Where the engine's store lies, once it is proven to be the same disk here.
@@ -35,9 +36,8 @@ impl Podman {
     /// of another disk: the engine's path need not be the same place in this process's mounts, as in a
     /// container. So the system is believed where its disk is as large, to the byte, as the engine says.
     pub(super) async fn look_at_disk(&self) -> Result<Option<Disk>, ExecError> {
-        let known = self.root.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(path) = known
-            && let Some(disk) = of_path(path).await
+        if let Some(path) = self.root()
+            && let Some(disk) = of_path(path, reserve::keep).await
         {
             return Ok(Some(disk));
         }
@@ -49,21 +49,38 @@ impl Podman {
             return Ok(None);
         }
         if self.http.is_local()
-            && let Some(disk) = of_path(graph_root.clone()).await
+            && let Some(disk) = of_path(graph_root.clone(), |_, _| ()).await
             && disk.total == total
         {
-            *self.root.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(graph_root);
-            return Ok(Some(disk));
+            let root = graph_root.clone();
+            *self.root.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(root);
+            return Ok(of_path(graph_root, reserve::keep).await);
         }
         Ok(Some(Disk { total, free: total.saturating_sub(used) }))
     }
+
+    fn root(&self) -> Option<PathBuf> {
+        self.root.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// To be called before something is removed: the engine needs a little room for that.
+    pub(super) async fn make_room_to_remove(&self) {
+        if let Some(path) = self.root() {
+            of_path(path, reserve::give_up).await;
+        }
+    }
 }
 
-/// What the system says of the disk at a path, of which a file system behind a network may take long.
-async fn of_path(path: PathBuf) -> Option<Disk> {
-    let asked = tokio::task::spawn_blocking(move || rustix::fs::statvfs(path));
-    let stat = asked.await.ok()?.ok()?;
-    // What an ordinary user may still write: root's reserve is not for rootless engines.
-    let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-    Some(Disk { total: bytes(stat.f_blocks), free: bytes(stat.f_bavail) })
+/// What the system says of the disk at a path, of which a file system behind a network may take long;
+/// and what is done there about it.
+async fn of_path(path: PathBuf, then: fn(&Path, &Disk)) -> Option<Disk> {
+    let asked = tokio::task::spawn_blocking(move || {
+        let stat = rustix::fs::statvfs(&path).ok()?;
+        // What an ordinary user may still write: root's reserve is not for rootless engines.
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        let disk = Disk { total: bytes(stat.f_blocks), free: bytes(stat.f_bavail) };
+        then(&path, &disk);
+        Some(disk)
+    });
+    asked.await.ok()?
 }

@@ -30,6 +30,7 @@ mod pull;
 mod registry;
 mod remains;
 mod remove;
+mod reserve;
 mod step;
 mod stop;
 mod watcher;
@@ -352,6 +353,7 @@ impl Executor for Podman {
     async fn discard(&self, run: &RunScope, left: Workspace) {
         if let Workspace::Container { id, .. } = left {
             self.memory.forget_container(&run.run, &id);
+            self.make_room_to_remove().await;
             self.reaper.soon(&self.http, &run.run, id);
         }
     }

@@ -185,6 +185,7 @@ impl Podman {
     }
 
     async fn remove_containers(&self, run: &RunId, up_to: Epoch) -> Result<(), Fault> {
+        self.make_room_to_remove().await;
         let mut containers = self.containers(&format!("{}={run}", names::LABEL_RUN)).await?;
         containers.retain(|container| !is_of_later(container.labels.as_ref(), up_to));
         let mut removals = futures::stream::iter(containers)
