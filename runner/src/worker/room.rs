@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use protocol::run::NodeDisk;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -63,7 +64,10 @@ enum State {
 pub(super) struct Room {
     /// Somebody looks.
     watched: bool,
-    state: watch::Sender<State>,
+    state: Mutex<State>,
+    /// Who waits is woken in the order of waiting, unlike with tokio's `watch`: a seed of the
+    /// simulation has to be one history.
+    changed: Notify,
     seen: Mutex<Option<Disk>>,
     /// Somebody wants a look now.
     asked: Notify,
@@ -86,7 +90,8 @@ impl Room {
         let state = if watched { State::Unknown } else { State::Room };
         Self {
             watched,
-            state: watch::Sender::new(state),
+            state: Mutex::new(state),
+            changed: Notify::new(),
             seen: Mutex::default(),
             asked: Notify::new(),
             stranded: Mutex::default(),
@@ -97,7 +102,7 @@ impl Room {
 
     /// Whether work may be taken.
     pub(super) fn is_there(&self) -> bool {
-        *self.state.borrow() == State::Room
+        self.state() == State::Room
     }
 
     /// Resolves when work may be taken.
@@ -119,8 +124,13 @@ impl Room {
     }
 
     async fn reached(&self, is: impl Fn(State) -> bool) {
-        // The sender lives in `self`.
-        drop(self.state.subscribe().wait_for(|state| is(*state)).await);
+        loop {
+            let changed = self.changed.notified();
+            if is(self.state()) {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// A run has met a full disk, whatever the engine says of it: nothing is taken before there was
@@ -146,7 +156,7 @@ impl Room {
 
     /// Whether nothing is taken as the engine does not answer.
     pub(super) fn is_engine_away(&self) -> bool {
-        *self.state.borrow() == State::Away
+        self.state() == State::Away
     }
 
     /// Something was removed: it is time to look.
@@ -166,20 +176,27 @@ impl Room {
 
     /// What the node says of its disk.
     pub(super) fn entry(&self) -> Option<NodeDisk> {
-        let full = *self.state.borrow() == State::Full;
+        let full = self.state() == State::Full;
         let seen = *locked(&self.seen);
         seen.map(|Disk { total, free }| NodeDisk { free, total, full })
     }
 
     /// Tells of changes between room and none.
-    pub(super) fn changes(&self) -> impl Future<Output = ()> + use<> {
-        let mut state = self.state.subscribe();
-        async move { drop(state.changed().await) }
+    pub(super) fn changes(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    fn state(&self) -> State {
+        *locked(&self.state)
     }
 
     /// `true`: it was another.
     fn set(&self, state: State) -> bool {
-        self.state.send_if_modified(|now| std::mem::replace(now, state) != state)
+        let was = std::mem::replace(&mut *locked(&self.state), state);
+        if was != state {
+            self.changed.notify_waiters();
+        }
+        was != state
     }
 }
 
@@ -244,14 +261,14 @@ async fn decide(shared: &Shared) -> Found {
         Err(cause) => {
             warn!(%cause, "how full the container engine's disk is is not known");
             // Only a look that succeeds tells of an end.
-            if *room.state.borrow() == State::Unknown {
+            if room.state() == State::Unknown {
                 room.set(State::Room);
             }
             return Found::Room;
         }
     };
     *locked(&room.seen) = Some(disk);
-    let (was, percent) = (*room.state.borrow(), disk.percent());
+    let (was, percent) = (room.state(), disk.percent());
     if options.is_too_full(was, percent) {
         let began = room.set(State::Full);
         if began {

@@ -1,5 +1,6 @@
 //! Plays a history: workers, commands, blows, and the end.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -33,12 +34,13 @@ struct Running {
 struct Cluster {
     world: Arc<World>,
     workers: Mutex<Vec<(usize, Running)>>,
+    started: AtomicUsize,
 }
 
 impl Cluster {
     /// Starts a worker at a place.
     async fn start(&self, place: usize) {
-        let number = lock(&self.workers).len();
+        let number = self.started.fetch_add(1, Ordering::Relaxed);
         let process = Process::new(&self.world, number, place % self.world.plan.engines);
         self.world
             .say(|| format!("w{number} starts on engine {}: {}", process.engine, process.node));
@@ -141,6 +143,23 @@ impl Cluster {
                 });
             }
         }
+    }
+
+    /// What one that came too late left when nobody was there any more is the next worker's to sweep.
+    async fn sweep_up(&self) -> Result<(), String> {
+        self.world.calm.store(true, Ordering::Relaxed);
+        for engine in self.world.engines.iter().filter(|engine| engine.left() != (0, 0)) {
+            self.world.say(|| format!("something is left on engine {}", engine.number));
+            self.start(engine.number).await;
+            let swept = async {
+                while engine.left() != (0, 0) {
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            };
+            // What stays is seen by who looks at it last.
+            tokio::time::timeout(PATIENCE, swept).await.ok();
+        }
+        self.end().await
     }
 
     /// Asks every worker to end, and waits for those that live.
@@ -261,7 +280,11 @@ pub fn play(plan: Plan) -> Played {
         .expect("a runtime of one thread can always be made");
     runtime.block_on(async move {
         let world = World::new(plan);
-        let cluster = Arc::new(Cluster { world: Arc::clone(&world), workers: Mutex::default() });
+        let cluster = Arc::new(Cluster {
+            world: Arc::clone(&world),
+            workers: Mutex::default(),
+            started: AtomicUsize::new(0),
+        });
         world.store.register("here");
         let leases = Arc::clone(&world);
         tokio::spawn(async move { leases.store.end_leases().await });
@@ -296,6 +319,9 @@ pub fn play(plan: Plan) -> Played {
             broken.push(check::what_is_left(&world));
         }
         broken.extend(cluster.end().await.err());
+        if world.plan.replaced {
+            broken.extend(cluster.sweep_up().await.err());
+        }
         broken.extend(check::broken(&world));
         Played { world, broken }
     })

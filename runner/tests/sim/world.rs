@@ -78,6 +78,8 @@ pub struct World {
     chance: Mutex<StdRng>,
     faults: Mutex<Faults>,
     trace: Mutex<Vec<String>>,
+    /// Nothing goes wrong any more.
+    pub calm: AtomicBool,
     /// A process stood still, or something took long: what it does then comes too late.
     pub was_late: AtomicBool,
     /// A process died, and is to be replaced by one on the same engine.
@@ -103,6 +105,7 @@ impl World {
             chance: Mutex::new(StdRng::seed_from_u64(plan.seed)),
             faults: Mutex::new(faults),
             trace: Mutex::default(),
+            calm: AtomicBool::new(false),
             was_late: AtomicBool::new(false),
             died: Mutex::default(),
             someone_died: Notify::new(),
@@ -139,7 +142,7 @@ impl World {
 
     /// Whether faults may still come of themselves.
     pub fn is_quiet(&self) -> bool {
-        self.start.elapsed() >= self.plan.quiet_after
+        self.calm.load(Ordering::Relaxed) || self.start.elapsed() >= self.plan.quiet_after
     }
 
     /// The fault that happens at this place, if any.
