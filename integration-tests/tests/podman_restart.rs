@@ -1,12 +1,13 @@
 //! The engine's service is killed while steps run: nothing of them is lost.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+use std::path::Path;
 use std::sync::Arc;
 
 use integration_tests::engine::{Api, Bench, Kept, shell, until};
 use integration_tests::services::{ENGINE, OwnServices, Services};
 use runner::exec::podman::Options;
-use runner::ports::{ExecError, Executor as _, Gate, LogSink, Ran, StopLevel};
+use runner::ports::{ExecError, Executor as _, Gate, LogSink, Ran, StopLevel, Workspace};
 
 struct Engine {
     own: OwnServices,
@@ -31,7 +32,23 @@ impl Engine {
     async fn come_back(&self) {
         self.own.control("start", "podman").await;
     }
+
+    /// Lets the engine forget every container that it keeps, as if it had been killed while it made
+    /// them: what it keeps is there first, and then it writes down that it does.
+    async fn forget_containers(&self) {
+        self.crash().await;
+        let services = Path::new(self.bench.url.strip_prefix("unix://").unwrap()).ancestors();
+        let data = services.map(|dir| dir.join("data/podman")).find(|dir| dir.exists()).unwrap();
+        let stores = std::fs::read_dir(data).unwrap().map(|store| store.unwrap().path());
+        let known = stores.flat_map(|store| KNOWN.map(|name| store.join("graph").join(name)));
+        let forgotten = known.filter(|file| std::fs::remove_file(file).is_ok()).count();
+        assert_eq!(forgotten, 1, "the engine has one database");
+        self.come_back().await;
+    }
 }
+
+/// Where podman 4 and 5 write down which containers they have.
+const KNOWN: [&str; 2] = ["libpod/bolt_state.db", "db.sql"];
 
 /// Runs a line of shell, and something else once it has written `ready`.
 async fn meanwhile<F: Future<Output = ()>>(
@@ -98,6 +115,45 @@ async fn a_step_that_ends_while_its_engine_is_away_is_read_to_its_end() {
     let expected = format!("ready\n{}{}", lines(5000), "\0".repeat(70_000));
     assert!(kept.text() == expected, "{} bytes came", kept.text().len());
     engine.bench.destroy().await;
+}
+
+/// What a step has left of a run whose next step's container the engine was killed over.
+async fn half_made(engine: &Engine) -> Workspace {
+    let Bench { podman, run, stop, .. } = &engine.bench;
+    let (kept, _) =
+        engine.bench.pass(&engine.bench.prepare().await, &shell(0, "echo 0 > /a")).await;
+    let out: Arc<dyn LogSink> = Arc::new(Kept::default());
+    let next = shell(1, "sleep 1000");
+    let running = podman.run_step(run, &kept, &next, Gate::open(), out, stop);
+    let forgetting = async {
+        let api = Api::of(&engine.bench.url);
+        until("the step runs", || api.runs(&run.run)).await;
+        engine.forget_containers().await;
+    };
+    let (ran, ()) = tokio::join!(running, forgetting);
+    let said = ran.unwrap_err().to_string();
+    assert!(said.contains("removed by somebody else"), "{said}");
+    kept
+}
+
+#[tokio::test]
+async fn a_container_that_the_engine_was_killed_over_gives_its_name_back() {
+    let Some(engine) = Engine::start() else { return };
+    let kept = half_made(&engine).await;
+    let (_, out) = engine.bench.pass(&kept, &shell(1, "cat /a")).await;
+    assert_eq!(out.text(), "0\n");
+    engine.bench.destroy().await;
+}
+
+#[tokio::test]
+async fn what_a_container_that_the_engine_was_killed_over_stands_on_goes_with_its_run() {
+    let Some(engine) = Engine::start() else { return };
+    half_made(&engine).await;
+    let Bench { podman, run, url, .. } = &engine.bench;
+    podman.destroy(&run.run).await.unwrap();
+    assert_eq!(Api::of(url).labelled("images", &run.run).await, 0);
+    let left = podman.leftovers().await.unwrap();
+    assert!(left.iter().all(|left| left.run != run.run), "{left:?}");
 }
 
 #[tokio::test]

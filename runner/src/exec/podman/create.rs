@@ -54,6 +54,13 @@ pub(super) fn container_name(run: &RunId, position: usize) -> String {
     format!("bob-{run}-{position}")
 }
 
+/// The run of a container of that name.
+pub(super) fn run_of(name: &str) -> Option<RunId> {
+    let (run, position) = name.strip_prefix("bob-")?.rsplit_once('-')?;
+    position.parse::<usize>().ok()?;
+    run.parse().ok()
+}
+
 impl Create {
     /// For a step, on an image.
     pub(super) fn step(

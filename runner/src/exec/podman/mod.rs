@@ -53,7 +53,7 @@ use http::Http;
 use image::Memory;
 use pull::{Pulls, Registries};
 use registry::Registry;
-use remove::Reaper;
+use remove::{Ghosts, Reaper};
 
 pub use look::Change;
 pub use remains::{Remains, Seen};
@@ -122,6 +122,7 @@ pub struct Podman {
     root: disk::Root,
     memory: Memory,
     reaper: Reaper,
+    ghosts: Ghosts,
     init: step::Init,
     engine: OnceCell<Engine>,
 }
@@ -157,6 +158,7 @@ impl Podman {
             root: disk::Root::default(),
             memory: Memory::default(),
             reaper: Reaper::default(),
+            ghosts: Ghosts::default(),
             init: step::Init::default(),
             engine: OnceCell::new(),
         })

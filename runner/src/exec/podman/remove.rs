@@ -15,7 +15,7 @@ use super::api::is_of_later;
 use super::call::{Ask, Fault, Reply, saw_a_removal};
 use super::http::Http;
 use super::image::{PIN, RESUME, TAGS};
-use super::{Podman, path};
+use super::{Podman, create, path};
 use crate::ports::{ExecError, Left, RunScope};
 
 /// How long a container is left alone after its end: the engine tidies up after it in a process of
@@ -106,11 +106,39 @@ struct Labelled {
     labels: Option<HashMap<String, String>>,
     #[serde(default)]
     repo_tags: Option<Vec<String>>,
+    /// Of a container.
+    #[serde(default)]
+    names: Option<Vec<String>>,
+    #[serde(default)]
+    state: Option<String>,
+}
+
+/// Containers, by their names, that an engine was killed over while it made them: they lie in its store
+/// and hold their image, and it knows of none.
+#[derive(Debug, Default)]
+pub(super) struct Ghosts(Mutex<BTreeMap<RunId, Vec<String>>>);
+
+impl Ghosts {
+    fn seen(&self, found: BTreeMap<RunId, Vec<String>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = found;
+    }
+
+    fn take(&self, run: &RunId) -> Vec<String> {
+        let mut ghosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        ghosts.remove(run).unwrap_or_default()
+    }
 }
 
 impl Labelled {
     fn run(&self) -> Option<RunId> {
         self.label(names::LABEL_RUN)?.parse().ok()
+    }
+
+    /// Its run and its name, where it is one of [`Ghosts`].
+    fn ghost(&self) -> Option<(RunId, &str)> {
+        let name =
+            self.names.as_ref()?.first().filter(|_| self.state.as_deref() == Some("storage"))?;
+        Some((create::run_of(name)?, name))
     }
 
     fn label(&self, name: &str) -> Option<String> {
@@ -162,6 +190,11 @@ impl Podman {
                     tracing::warn!(image, %fault, "it stays");
                 }
             }
+            if fault.refusal().contains("in use by a container")
+                && let Err(fault) = self.containers_and_ghosts(names::LABEL_RUN).await
+            {
+                tracing::debug!(run.id = %run, %fault, "what uses an image is not known");
+            }
             // An engine that is away was waited for already.
             if matches!(fault, Fault::Away(_)) || Instant::now() + pause >= until {
                 return Err(fault.at("removing what is left of a run", &self.http));
@@ -181,6 +214,9 @@ impl Podman {
 
     async fn destroy_once(&self, run: &RunId) -> Result<(), Fault> {
         self.remove_containers(run, Epoch(i64::MAX)).await?;
+        for ghost in self.ghosts.take(run) {
+            self.http.link().remove(&ghost).await?;
+        }
         self.destroy_images(run).await
     }
 
@@ -249,6 +285,19 @@ impl Podman {
         self.http.call(ask).await?.good()?.json()
     }
 
+    /// The same; and notes every container that the engine keeps without knowing it.
+    async fn containers_and_ghosts(&self, label: &str) -> Result<Vec<Labelled>, Fault> {
+        let filter = path::filter("label", label);
+        let ask = Ask::get(format!("/containers/json?all=true&external=true&{filter}"));
+        let containers: Vec<Labelled> = self.http.call(ask).await?.good()?.json()?;
+        let mut ghosts: BTreeMap<RunId, Vec<String>> = BTreeMap::new();
+        for (run, name) in containers.iter().filter_map(Labelled::ghost) {
+            ghosts.entry(run).or_default().push(name.to_owned());
+        }
+        self.ghosts.seen(ghosts);
+        Ok(containers)
+    }
+
     /// The images with a label. The engine looks at each of its images for that, and gives up where
     /// another run's is removed meanwhile.
     async fn images(&self, label: &str) -> Result<Vec<Labelled>, Fault> {
@@ -267,7 +316,7 @@ impl Podman {
 
     /// The runs of which something is left.
     pub(super) async fn runs_left(&self) -> Result<Vec<Left>, ExecError> {
-        let listed = self.containers(names::LABEL_RUN).await;
+        let listed = self.containers_and_ghosts(names::LABEL_RUN).await;
         let containers = listed.map_err(|fault| fault.at("listing containers", &self.http))?;
         let listed = self.images(names::LABEL_RUN).await;
         let images = listed.map_err(|fault| fault.at("listing images", &self.http))?;

@@ -1,6 +1,7 @@
 //! Runs one step: made and attached to while the gate is closed, started when it opens.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures::future::join;
 
@@ -18,6 +19,9 @@ use crate::ports::{
 
 /// How often a container's name is freed for a new one.
 const NAMING: u32 = 5;
+/// At which try a name that is taken by nothing that the engine knows is freed: 600 ms after the first,
+/// longer than it takes to make a container.
+const GHOSTLY: u32 = 3;
 /// How often an engine may go away over one step's start.
 const ATTACHING: u32 = 5;
 const KILLED: i32 = 137;
@@ -209,7 +213,7 @@ impl Podman {
                 && tries < NAMING
                 && let Some(step) = step
             {
-                self.free_name(link, run, step).await?;
+                self.free_name(link, run, step, tries).await?;
             } else if create.init && is_about_init(said) {
                 self.init.missing.store(true, Ordering::Relaxed);
                 tracing::warn!(
@@ -245,10 +249,20 @@ impl Podman {
         link: &mut Link,
         run: &RunScope,
         step: &StepSpec,
+        tries: u32,
     ) -> Result<(), ExecError> {
         let at = |fault: Fault| fault.at("removing an older container", &self.http);
         let name = container_name(&run.run, step.position);
-        let Some(there) = link.inspect(&name, PATIENCE).await.map_err(at)? else { return Ok(()) };
+        let Some(there) = link.inspect(&name, PATIENCE).await.map_err(at)? else {
+            // Somebody is about to make it, or the engine was killed over that: then it keeps what it
+            // knows nothing of, for ever, and removes it by its name.
+            if tries < GHOSTLY {
+                tokio::time::sleep(Duration::from_millis(200) * tries).await;
+                return Ok(());
+            }
+            tracing::warn!(name, "a container that the engine was killed over is removed");
+            return link.remove(&name).await.map_err(at);
+        };
         if there.is_of_later(run.epoch) {
             return Err(ExecError::NotStarted);
         }
