@@ -1,5 +1,6 @@
 //! A disk that is full, for real: an engine on a small one of its own.
 
+use std::path::Path;
 use std::process::Stdio;
 
 use integration_tests::engine::Api;
@@ -16,10 +17,15 @@ fn shell(line: &str) -> Value {
 }
 
 /// A program as one that sees the engine's disk where the engine does, as on most hosts; a test's engine
-/// may have mounts of its own.
-async fn beside(url: &str, program: &Command) -> Command {
+/// may have mounts of its own. One whose root is another tree has no place for the program: it stays
+/// where it is, and has no reserve on that disk.
+async fn beside(url: &str, program: Command) -> Command {
     let socket = UnixStream::connect(url.strip_prefix("unix://").unwrap()).await.unwrap();
     let pid = socket.peer_cred().unwrap().pid().unwrap();
+    let of_engine = format!("/proc/{pid}/root{}", program.as_std().get_program().display());
+    if !Path::new(&of_engine).exists() {
+        return program;
+    }
     let program = program.as_std();
     let mut entered = Command::new("/usr/bin/nsenter");
     entered
@@ -48,7 +54,7 @@ impl Small {
         let url = engine.services().get("CONTAINER_ENGINE_URL").to_owned();
         let marks = [("BOB_DISK_HIGH", "85"), ("BOB_DISK_LOW", "80")];
         let settings = [&[("CONTAINER_ENGINE_URL", url.as_str())], &marks[..]].concat();
-        let server = place.served(beside(&url, &place.program(&["serve"], &settings)).await).await;
+        let server = place.served(beside(&url, place.program(&["serve"], &settings)).await).await;
         place.keys.clone().below("bob.node/", |node| node["disk"]["full"] == false).await;
         Some(Self { api: Api::of(&url), place, server, _engine: engine })
     }
