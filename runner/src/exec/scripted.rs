@@ -29,7 +29,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use protocol::event::LogStream;
-use protocol::id::RunId;
+use protocol::id::{Epoch, RunId};
 use protocol::time::Millis;
 
 use crate::ports::{
@@ -58,6 +58,8 @@ pub struct Scripted {
     disk: Mutex<Option<Disk>>,
     bases: Mutex<Vec<BaseImage>>,
     is_away: AtomicBool,
+    /// The runs and epochs up to which it was told to end what ran.
+    ended: Mutex<BTreeMap<RunId, Epoch>>,
     /// What it is called; `scripted` where that is empty.
     name: &'static str,
 }
@@ -79,6 +81,11 @@ impl Scripted {
     #[must_use]
     pub fn named(name: &'static str) -> Self {
         Self { name, ..Self::default() }
+    }
+
+    /// Up to which owner's what ran of a run was ended, if anybody asked for it.
+    pub fn ended_up_to(&self, run: &RunId) -> Option<Epoch> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).get(run).copied()
     }
 
     /// Answers again.
@@ -275,6 +282,9 @@ impl Executor for Scripted {
     ) -> Result<Option<Workspace>, ExecError> {
         self.is_there()?;
         self.is_newest(run);
+        let mut ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        ended.insert(run.run.clone(), run.epoch);
+        drop(ended);
         let Some(id) = kept.map(|kept| kept.image.clone()) else { return Ok(None) };
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         // Another run may have left it.

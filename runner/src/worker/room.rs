@@ -252,7 +252,12 @@ async fn decide(shared: &Shared) -> Found {
         end_what_was_let_go(shared).await;
         room.set(State::Unknown);
     }
-    let disk = match shared.ports.executor.disk().await {
+    let disk = shared.ports.executor.disk().await;
+    if room.is_engine_away() {
+        // It went meanwhile, which no figure of its disk takes back.
+        return Found::Room;
+    }
+    let disk = match disk {
         Ok(Some(disk)) => disk,
         Ok(None) => {
             room.set(State::Room);

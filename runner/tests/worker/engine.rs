@@ -61,6 +61,32 @@ async fn a_run_whose_engine_goes_away_over_a_full_disk_ends_with_no_space() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_ran_of_a_run_that_was_let_go_is_ended_also_where_nobody_may_go_on_with_it() {
+    let executor = Arc::new(Scripted::default());
+    let (mut rig, _embedded) =
+        rig_on(Arc::clone(&executor), Arc::new(host::Linux::default())).await;
+    let node = rig.worker(1).await;
+    let run = rig.run("alone");
+    let dir = tempfile::tempdir().unwrap();
+    let wait = format!("wait-for {}", dir.path().join("filled").display());
+    rig.start(&run, &rig.pipeline("alone", &[&wait, "lose"])).await;
+    rig.event(&run, "StepStarted").await;
+    // Too full for anything new, and not so full that it explains a failure.
+    executor.fill_disk(Disk { total: 1000, free: 100 });
+    std::fs::write(dir.path().join("filled"), "").unwrap();
+    rig.node(&node, |entry| entry.engine_away).await;
+    let let_go = rig.record(&run, |_| true).await.epoch;
+    assert_eq!(executor.ended_up_to(&run), None);
+    executor.come_back();
+    rig.node(&node, |entry| entry.disk.is_some_and(|disk| disk.full)).await;
+    assert_eq!((executor.ended_up_to(&run), let_go.is_some()), (let_go, true));
+    executor.fill_disk(Disk { total: 1000, free: 900 });
+    rig.stop(&run).await;
+    assert_eq!(rig.settled(&run).await.status, Status::Stopped);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_an_engine_stays_away_another_one_goes_on_though_the_firsts_worker_is_there() {
     let executor = Arc::new(Scripted::default());
     let (mut rig, _embedded) =

@@ -28,6 +28,8 @@ pub(super) fn keep(root: &Path, disk: &Disk) {
         fallocate(&file, FallocateFlags::empty(), 0, BYTES).map_err(io::Error::from)
     });
     if let Err(cause) = made {
+        // An empty file is no room, and would stand for it.
+        drop(std::fs::remove_file(&path));
         tracing::debug!(path = %path.display(), %cause, "no room is kept in reserve");
     }
 }
@@ -72,5 +74,6 @@ mod tests {
         let nowhere = Path::new("/nowhere/at/all");
         keep(nowhere, &free(PLENTY));
         give_up(nowhere, &free(0));
+        assert!(!nowhere.exists());
     }
 }
