@@ -14,8 +14,9 @@ use protocol::command;
 use protocol::dialect::{parse, pipeline_faults_json, pipeline_from_json};
 use protocol::id::{RegisteredName, StepName};
 use protocol::pipeline::{
-    Artifact, Cmd, ExecutorKind, Limits, OnLost, Pipeline, PullPolicy, Quotas, Requests, Resource,
-    ResourceKind, Retry, RetryOn, Step, Vars,
+    Admission, Artifact, Cmd, ExecutorKind, FailureMode, Graph, Limits, OnLost, Pipeline,
+    PullPolicy, Quotas, Requests, Resource, ResourceKind, Retry, RetryOn, Shell, Step,
+    Strategy as Strategy_, Template, Vars, When,
 };
 use protocol::quantity::{Cpu, Memory, Span};
 use serde_json::Value;
@@ -59,6 +60,16 @@ fn resource() -> impl Strategy<Value = Resource> {
     })
 }
 
+/// A command, or programs for a shell with all that belongs to them.
+fn work() -> impl Strategy<Value = (Option<Cmd>, Vec<String>, Option<Shell>, Option<Template>)> {
+    let shell = option::of(select(vec![Shell::Sh, Shell::Bash]));
+    let script = (vec("[^\\x00]{0,12}", 1..3), shell, option::of(Just(Template::Go)));
+    prop_oneof![
+        cmd().prop_map(|cmd| (Some(cmd), Vec::new(), None, None)),
+        script.prop_map(|(script, shell, template)| (None, script, shell, template)),
+    ]
+}
+
 fn cmd() -> impl Strategy<Value = Cmd> {
     prop_oneof![
         "[a-z/]{1,6}( [^\\x00]{0,12})?".prop_map(Cmd::Line),
@@ -78,23 +89,56 @@ fn step() -> impl Strategy<Value = Step> {
         (1_u32..=100, option::of(span()), vec(select(vec![RetryOn::Failure, RetryOn::Lost]), 1..3))
             .prop_map(|(attempts, delay, on)| Retry { attempts, delay, on });
     let executor = select(vec![ExecutorKind::Podman, ExecutorKind::Ssh, ExecutorKind::Http]);
-    let rest = (network(), pull(), option::of(span()), option::of(retry), executor);
-    (cmd(), vars(), option::of(artifact), rest, vec("[a-z-]{1,8}", 0..2)).prop_map(
-        |(cmd, vars, produces_artifact, (network, pull, timeout, retry, executor), secrets)| Step {
-            name: StepName::position(0),
-            cmd,
-            vars,
-            needs_resource: None,
-            produces_artifact,
-            network,
-            pull,
-            timeout,
-            retry,
-            needs: None,
-            executor,
-            secrets,
+    let when = select(vec![When::Passed, When::Ended]);
+    let rest =
+        (network(), pull(), option::of(span()), option::of(retry), executor, when, any::<bool>());
+    (work(), vars(), option::of(artifact), rest, vec("[a-z-]{1,8}", 0..2)).prop_map(
+        |((cmd, script, shell, template), vars, produces_artifact, rest, secrets)| {
+            let (network, pull, timeout, retry, executor, when, allow_failure) = rest;
+            Step {
+                name: StepName::position(0),
+                cmd,
+                script,
+                shell,
+                template,
+                when,
+                allow_failure,
+                from: None,
+                vars,
+                needs_resource: None,
+                produces_artifact,
+                network,
+                pull,
+                timeout,
+                retry,
+                needs: None,
+                executor,
+                secrets,
+            }
         },
     )
+}
+
+fn admission() -> impl Strategy<Value = Admission> {
+    let count = || option::of(1_u32..9);
+    let partitioned = (count(), 1_u32..9).prop_map(|(concurrency, limit)| Admission {
+        concurrency,
+        limit: None,
+        strategy: Strategy_::PartitionedReplace,
+        partition_limit: Some(limit),
+        start_delay: None,
+    });
+    let other = select(vec![Strategy_::Append, Strategy_::Replace]);
+    let plain = (count(), count(), other, option::of(span())).prop_map(
+        |(concurrency, limit, strategy, start_delay)| Admission {
+            concurrency,
+            limit,
+            strategy,
+            partition_limit: None,
+            start_delay,
+        },
+    );
+    prop_oneof![partitioned, plain]
 }
 
 fn quotas() -> impl Strategy<Value = Quotas> {
@@ -123,6 +167,11 @@ fn tied(steps: Vec<(Step, Ties)>, resources: &[Resource]) -> Vec<Step> {
             before => needs.iter().map(|index| index.get(before).name.clone()).collect(),
         });
         tied.push(step);
+        // Who needs several images says from which it goes on.
+        let images = Graph::of(&tied).images_before(position).to_vec();
+        if let ([first, _, ..], true) = (images.as_slice(), tied[position].is_on_image()) {
+            tied[position].from = Some(tied[*first].name.clone());
+        }
     }
     tied
 }
@@ -137,22 +186,34 @@ fn pipeline() -> impl Strategy<Value = Pipeline> {
         option::of(vec(any::<Index>(), 0..3)),
     );
     let lost = option::of(select(vec![OnLost::Resume, OnLost::Restart, OnLost::Fail]));
+    let failure = select(vec![FailureMode::FailFast, FailureMode::Continue]);
     let rest = (network(), pull(), option::of(span()), lost, option::of(span()));
+    let more = (failure, option::of(admission()), option::of(step()), option::of(1_u32..9));
+    let rest = (rest, more);
     let steps = vec((step(), ties), 0..4);
     (identity, image, vars(), vec(resource(), 0..3), option::of(quotas()), rest, steps).prop_map(
         |((group, name), image, vars, resources, quotas, rest, steps)| {
             let resources: IndexMap<String, Resource> =
                 resources.into_iter().map(|resource| (resource.name.clone(), resource)).collect();
             let resources: Vec<Resource> = resources.into_values().collect();
-            let (network, pull, timeout, on_lost, retention) = rest;
+            let ((network, pull, timeout, on_lost, retention), more) = rest;
+            let (failure, admission, on_error, retention_count) = more;
+            let on_error = on_error.map(|step| {
+                let name = StepName::try_from("on_error".to_owned()).unwrap();
+                Box::new(Step { name, when: When::Passed, allow_failure: false, ..step })
+            });
             let steps = tied(steps, &resources);
             Pipeline {
                 group,
                 name,
-                image,
+                image: Some(image),
                 vars,
                 resources,
                 quotas,
+                failure,
+                admission,
+                on_error,
+                retention_count,
                 network,
                 pull,
                 timeout,
@@ -308,9 +369,12 @@ proptest! {
     fn what_is_not_done_yet_is_said_and_never_left_out(pipeline in pipeline()) {
         let body = serde_json::to_vec(&pipeline).unwrap();
         let later = pipeline.steps.iter().any(|step| {
-            step.needs.is_some() || !step.secrets.is_empty()
-                || step.executor != ExecutorKind::Podman
+            step.needs.is_some() || !step.secrets.is_empty() || !step.script.is_empty()
+                || step.template.is_some() || step.when != When::Passed || step.allow_failure
+                || step.from.is_some() || step.executor != ExecutorKind::Podman
         });
+        let later = later || pipeline.on_error.is_some() || pipeline.admission.is_some()
+            || pipeline.retention_count.is_some();
         prop_assert_eq!(parse(None, &body).is_refused(), later);
     }
 }

@@ -144,12 +144,12 @@ fn remarks(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
             Diagnostic { class: Class::Unsupported, path: found.path, ..fault }
         })
         .collect();
-    if !bob::is_qualified(&pipeline.image) {
+    if let Some(image) = pipeline.image.as_deref().filter(|image| !bob::is_qualified(image)) {
         let message = format!(
             "the image {} does not say which registry it is from, so each host may choose another",
-            tree::quoted(&pipeline.image)
+            tree::quoted(image)
         );
-        let hint = format!("for example docker.io/library/{}", pipeline.image);
+        let hint = format!("for example docker.io/library/{image}");
         let fault = place_of(root, "image").fault(message, Some(&hint));
         remarks.push(Diagnostic { class: Class::Warning, path: "image".to_owned(), ..fault });
     }

@@ -62,7 +62,7 @@ impl Screen {
     pub(super) fn new(pipeline: &Pipeline, colour: bool, size: Size, now: i64) -> Self {
         let line = |step: &protocol::pipeline::Step| Line {
             name: step.name.clone(),
-            command: one_line(&step.cmd.display()),
+            command: one_line(&step.display()),
             state: State::Waiting,
         };
         Self {

@@ -86,7 +86,7 @@ pub(super) async fn show(context: &Context, run: &RunId) -> Result<Exit, Failure
         fact("message", message.clone(), Ink::Plain);
     }
     if let Some(pipeline) = &record.pipeline {
-        fact("image", pipeline.image.clone(), Ink::Plain);
+        fact("image", pipeline.image.clone().unwrap_or_default(), Ink::Plain);
     }
     if let Some(node) = &record.node {
         fact("node", node.to_string(), Ink::Plain);
@@ -126,7 +126,7 @@ fn steps_of(record: &RunRecord, now: Millis) -> Table {
     let defined = record.pipeline.as_ref().map(|pipeline| pipeline.steps.as_slice());
     let command = |name: &protocol::id::StepName| {
         let step = defined.unwrap_or_default().iter().find(|step| step.name == *name);
-        step.map(|step| one_line(&step.cmd.display())).unwrap_or_default()
+        step.map(|step| one_line(&step.display())).unwrap_or_default()
     };
     for step in &record.steps {
         let (word, ink) = match step.status {

@@ -38,7 +38,7 @@ impl Wanted {
             }
             let Some(entry) = store.get(&names::run_key(&run)).await? else { continue };
             let pipeline = read_record(&run, &entry)?.pipeline;
-            self.0.insert(run, pipeline.map(|pipeline| pipeline.image));
+            self.0.insert(run, pipeline.and_then(|pipeline| pipeline.image));
         }
         Ok(())
     }

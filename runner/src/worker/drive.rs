@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use protocol::pipeline::{Pipeline, Step};
+use protocol::pipeline::{Cmd, Pipeline, Step};
 use protocol::run::{Cause, StepRecord, StepStatus};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -304,7 +304,7 @@ impl Drive {
             name: step.name.clone(),
             position,
             attempt: self.attempt(),
-            words: step.cmd.words(),
+            words: step.cmd.as_ref().map(Cmd::words).unwrap_or_default(),
             env: env::of_step(pipeline, &record.vars, step),
             work_dir: env::work_dir(step),
             network: network.or(options.network.as_ref()).cloned(),

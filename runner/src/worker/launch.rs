@@ -141,7 +141,7 @@ impl Launch {
             cluster: Arc::clone(&shared.cluster),
             run,
             epoch: claim.epoch,
-            image: pipeline.map(|pipeline| pipeline.image.clone()).unwrap_or_default(),
+            image: pipeline.and_then(|pipeline| pipeline.image.clone()).unwrap_or_default(),
             pull: pipeline.and_then(env::pull).unwrap_or(shared.options.pull),
         };
         let (node, epoch) = (claim.node.clone(), claim.epoch);

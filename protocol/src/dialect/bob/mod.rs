@@ -14,7 +14,8 @@ use crate::command::bad_variable;
 use crate::diagnostic::Diagnostic;
 use crate::id::{PipelineId, RunId};
 use crate::pipeline::{
-    Limits, OnLost, Pipeline, PullPolicy, Quotas, Requests, Resource, ResourceKind, Vars,
+    Admission, FailureMode, Limits, OnLost, Pipeline, PullPolicy, Quotas, Requests, Resource,
+    ResourceKind, Step, Strategy, Vars,
 };
 
 pub(super) use self::rules::is_qualified;
@@ -32,6 +33,10 @@ const PIPELINE: Keys = Keys {
         "timeout",
         "on-lost",
         "retention",
+        "retention-count",
+        "failure",
+        "on-error",
+        "admission",
         "steps",
     ],
     instead: &[
@@ -65,6 +70,22 @@ const PULL: [(&str, PullPolicy); 3] = [
 ];
 const ON_LOST: [(&str, OnLost); 3] =
     [("resume", OnLost::Resume), ("restart", OnLost::Restart), ("fail", OnLost::Fail)];
+const FAILURE: [(&str, FailureMode); 2] =
+    [("fail-fast", FailureMode::FailFast), ("continue", FailureMode::Continue)];
+const STRATEGIES: [(&str, Strategy); 3] = [
+    ("append", Strategy::Append),
+    ("replace", Strategy::Replace),
+    ("partitioned-replace", Strategy::PartitionedReplace),
+];
+const ADMISSION: Keys = Keys {
+    known: &["concurrency", "limit", "strategy", "partition-limit", "start-delay"],
+    instead: &[
+        ("queue-limit", "did you mean `limit`?"),
+        ("queue-strategy", "did you mean `strategy`?"),
+        ("queue-partition-limit", "did you mean `partition-limit`?"),
+    ],
+};
+
 /// Reads a pipeline.
 ///
 /// # Errors
@@ -90,15 +111,13 @@ impl Reader {
             let text = self.text(&field)?;
             self.checked(&field, PipelineId::new("any", &text)).map(|_| text)
         });
-        let image_rule = "the image that the first step begins with, best with its registry";
-        let image = self
-            .required(&fields, "image", image_rule)
-            .and_then(|field| self.ruled(&field, rules::image));
         let resources = fields.get("resources").map(|field| self.resources(&field));
         let steps_rule = "a list of steps, `[]` for none";
         let steps = self
             .required(&fields, "steps", steps_rule)
             .and_then(|field| self.steps(&field, resources.as_ref()));
+        let on_error = self.optional(&fields, "on-error", Self::last_step);
+        let image = self.image(&fields, steps.as_deref(), on_error.as_ref());
         Some(Pipeline {
             vars: self
                 .optional(&fields, "vars", |r, f| r.scalars(f, bad_variable))
@@ -109,12 +128,55 @@ impl Reader {
             timeout: self.optional(&fields, "timeout", Self::span),
             on_lost: self.optional(&fields, "on-lost", |r, f| r.word(f, &ON_LOST)),
             retention: self.optional(&fields, "retention", Self::span),
+            retention_count: self
+                .optional(&fields, "retention-count", |r, f| r.count(f, 1, u32::MAX)),
+            failure: self
+                .optional(&fields, "failure", |r, f| r.word(f, &FAILURE))
+                .unwrap_or_default(),
+            admission: self.optional(&fields, "admission", Self::admission),
+            on_error: on_error.map(Box::new),
             resources: resources.map(|all| all.read).unwrap_or_default(),
             group: group?,
             name: name?,
-            image: image?,
+            image,
             steps: steps?,
         })
+    }
+
+    /// The base image, which must be there where a step begins with it.
+    fn image(
+        &mut self,
+        fields: &Fields<'_>,
+        steps: Option<&[Step]>,
+        on_error: Option<&Step>,
+    ) -> Option<String> {
+        let mut steps = steps.unwrap_or_default().iter().chain(on_error).peekable();
+        let field = if steps.peek().is_some() && !steps.any(Step::is_on_image) {
+            fields.get("image")?
+        } else {
+            let rule = "the image that the first step begins with, best with its registry";
+            self.required(fields, "image", rule)?
+        };
+        self.ruled(&field, rules::image)
+    }
+
+    fn admission(&mut self, field: &Field<'_>) -> Option<Admission> {
+        let fields = self.map(field, &ADMISSION)?;
+        let count = |r: &mut Self, f: &Field<'_>| r.count(f, 1, u32::MAX);
+        let admission = Admission {
+            concurrency: self.optional(&fields, "concurrency", count),
+            limit: self.optional(&fields, "limit", |r, f| r.count(f, 0, u32::MAX)),
+            strategy: self
+                .optional(&fields, "strategy", |r, f| r.word(f, &STRATEGIES))
+                .unwrap_or_default(),
+            partition_limit: self.optional(&fields, "partition-limit", count),
+            start_delay: self.optional(&fields, "start-delay", Self::span),
+        };
+        if let Some(why) = rules::admission(&admission) {
+            self.fault(field, why.to_owned(), None);
+            return None;
+        }
+        Some(admission)
     }
 
     /// A text that a rule of this dialect must agree with.

@@ -270,6 +270,18 @@ impl Reader {
         text.parse().map_err(|bad| self.fault(field, format!("{bad}"), None)).ok()
     }
 
+    /// `true` or `false`.
+    pub(super) fn switch(&mut self, field: &Field<'_>) -> Option<bool> {
+        match &field.node.value {
+            Value::Bool(text) if text.eq_ignore_ascii_case("true") => Some(true),
+            Value::Bool(_) => Some(false),
+            Value::Null | Value::Number(_) | Value::String(_) | Value::List(_) | Value::Map(_) => {
+                self.mismatch(field, "true or false", None);
+                None
+            }
+        }
+    }
+
     /// A whole number within bounds.
     pub(super) fn count(&mut self, field: &Field<'_>, least: u32, most: u32) -> Option<u32> {
         let Value::Number(text) = &field.node.value else {

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use crate::pipeline::{Admission, Strategy};
+
 /// A name that becomes a directory, or a part of a URL.
 pub(super) fn file_name(name: &str) -> Option<&'static str> {
     match name {
@@ -90,6 +92,21 @@ pub(super) fn command(words: &[String]) -> Option<&'static str> {
 /// The names of parameters of a resource.
 pub(super) fn parameter(name: &str, _value: &str) -> Option<&'static str> {
     name.is_empty().then_some("a name that is not empty")
+}
+
+/// What a queue may not ask for together.
+pub(in crate::dialect) fn admission(admission: &Admission) -> Option<&'static str> {
+    let partitioned = admission.strategy == Strategy::PartitionedReplace;
+    let delays = admission.start_delay.is_some_and(|delay| !delay.as_duration().is_zero());
+    match (admission.limit, admission.partition_limit) {
+        (Some(_), _) if partitioned => Some("`limit` and `partitioned-replace` exclude each other"),
+        (_, None) if partitioned => Some("`partitioned-replace` needs a `partition-limit`"),
+        (_, Some(_)) if !partitioned => {
+            Some("`partition-limit` is for `partitioned-replace` alone")
+        }
+        (Some(0), _) if delays => Some("a run that may not wait cannot have a `start-delay`"),
+        (_, _) => None,
+    }
 }
 
 /// A step that waits for itself, where there is one; `needs[i]` are the steps that step `i` waits for.

@@ -7,12 +7,17 @@ use super::{PULL, Resources, in_line, rules};
 use crate::command::bad_variable;
 use crate::dialect::tree::{Position, Value, quoted};
 use crate::id::StepName;
-use crate::pipeline::{Artifact, Cmd, ExecutorKind, Retry, RetryOn, Step};
+use crate::pipeline::{
+    Artifact, Cmd, ExecutorKind, Graph, Retry, RetryOn, Shell, Step, Template, When,
+};
 
 const STEP: Keys = Keys {
     known: &[
         "name",
         "cmd",
+        "script",
+        "shell",
+        "template",
         "vars",
         "needs_resource",
         "produces_artifact",
@@ -21,13 +26,16 @@ const STEP: Keys = Keys {
         "timeout",
         "retry",
         "needs",
+        "when",
+        "allow-failure",
+        "from",
         "executor",
         "secrets",
     ],
     instead: &[
         ("command", "did you mean `cmd`?"),
         ("run", "did you mean `cmd`?"),
-        ("script", "did you mean `cmd`?"),
+        ("before-script", "write its lines first in `script`"),
         ("env", "did you mean `vars`?"),
         ("environment", "did you mean `vars`?"),
         ("variables", "did you mean `vars`?"),
@@ -42,6 +50,10 @@ const ARTIFACT: Keys = Keys { known: &["name", "path", "store"], instead: &[] };
 const RETRY: Keys = Keys { known: &["attempts", "delay", "on"], instead: &[] };
 
 const RETRY_ON: [(&str, RetryOn); 2] = [("failure", RetryOn::Failure), ("lost", RetryOn::Lost)];
+
+const SHELLS: [(&str, Shell); 2] = [("sh", Shell::Sh), ("bash", Shell::Bash)];
+const TEMPLATES: [(&str, Template); 1] = [("go", Template::Go)];
+const WHEN: [(&str, When); 2] = [("passed", When::Passed), ("ended", When::Ended)];
 
 const EXECUTORS: [(&str, ExecutorKind); 9] = [
     ("podman", ExecutorKind::Podman),
@@ -81,7 +93,53 @@ impl Reader {
             }
         }
         self.needs(&maps, &names);
+        if self.is_clean() {
+            self.images(&items, &steps);
+        }
         Some(steps)
+    }
+
+    /// The step that is run where the others have failed.
+    pub(super) fn last_step(&mut self, field: &Field<'_>) -> Option<Step> {
+        let fields = self.map(field, &STEP)?;
+        let name = match fields.get("name") {
+            Some(field) => self.parsed(&field),
+            None => StepName::try_from("on_error".to_owned()).ok(),
+        };
+        for key in ["needs", "when", "allow-failure", "from", "needs_resource"] {
+            if let Some(field) = fields.get(key) {
+                let message = format!("`{key}` is not for this step");
+                self.fault(&field, message, Some("it is run when all others have ended"));
+            }
+        }
+        let step = self.step(&fields, name, None)?;
+        if step.is_join() {
+            self.fault(field, "`cmd` is missing".to_owned(), Some("what the step runs"));
+        }
+        Some(step)
+    }
+
+    /// Images cannot be merged: who needs two of them says which one it goes on from.
+    fn images(&mut self, items: &[Field<'_>], steps: &[Step]) {
+        let graph = Graph::of(steps);
+        for (position, (item, step)) in items.iter().zip(steps).enumerate() {
+            let before = graph.images_before(position);
+            let named = graph.begins_on(position).filter(|_| step.from.is_some());
+            let names: Vec<_> = before.iter().map(|at| quoted(steps[*at].name.as_str())).collect();
+            if step.from.is_some() && named.is_none_or(|named| !before.contains(&named)) {
+                let message = match names.as_slice() {
+                    [] => "no step before it leaves an image".to_owned(),
+                    names => format!("the images before it are those of {}", names.join(", ")),
+                };
+                self.fault(item, message, Some("say in `from` which one it goes on from"));
+            } else if step.is_on_image() && step.from.is_none() && before.len() > 1 {
+                let message = format!(
+                    "the step goes on from one image, and those of {} lie before it",
+                    names.join(", ")
+                );
+                self.fault(item, message, Some("say in `from` which one"));
+            }
+        }
     }
 
     /// The names of all steps; `None` where one is malformed.
@@ -122,8 +180,22 @@ impl Reader {
         name: Option<StepName>,
         resources: Option<&Resources>,
     ) -> Option<Step> {
-        let cmd =
-            self.required(fields, "cmd", "what the step runs").and_then(|field| self.cmd(&field));
+        let script = self.optional(fields, "script", Self::script).unwrap_or_default();
+        let cmd = match (fields.get("cmd"), fields.get("script")) {
+            (Some(_), Some(second)) => {
+                let hint = Some("what one shell runs belongs to `script`");
+                self.fault(&second, "there is a `cmd` already".to_owned(), hint);
+                None
+            }
+            (Some(field), None) => self.cmd(&field).map(Some),
+            // Others wait for it, and it for others.
+            (None, None) if fields.get("needs").is_some() => Some(None),
+            (None, Some(_)) => Some(None),
+            (None, None) => {
+                drop(self.required(fields, "cmd", "what the step runs"));
+                None
+            }
+        };
         let needs_resource = fields.get("needs_resource").and_then(|field| {
             let name = self.text(&field)?;
             self.declared(&field, name, resources)
@@ -153,6 +225,12 @@ impl Reader {
                     Some(items.iter().filter_map(|item| r.ruled(item, rules::file_name)).collect())
                 })
                 .unwrap_or_default(),
+            script,
+            shell: self.optional(fields, "shell", |r, f| r.word(f, &SHELLS)),
+            template: self.optional(fields, "template", |r, f| r.word(f, &TEMPLATES)),
+            when: self.optional(fields, "when", |r, f| r.word(f, &WHEN)).unwrap_or_default(),
+            allow_failure: self.optional(fields, "allow-failure", Self::switch).unwrap_or_default(),
+            from: self.optional(fields, "from", Self::parsed),
             name: name?,
             cmd: cmd?,
         })
@@ -180,6 +258,14 @@ impl Reader {
                 None
             }
         }
+    }
+
+    fn script(&mut self, field: &Field<'_>) -> Option<Vec<String>> {
+        if let Value::String(text) = &field.node.value {
+            return Some(vec![text.clone()]);
+        }
+        let items = self.list(field)?;
+        items.iter().map(|item| self.cmd_word(item)).collect()
     }
 
     /// A word of a command: `[sleep, 5]` can only mean one thing.

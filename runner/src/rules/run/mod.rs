@@ -95,20 +95,25 @@ impl Run {
         if self.state != State::Claimed {
             return Vec::new();
         }
-        let Some(pipeline) = &self.record.pipeline else {
+        if self.record.pipeline.is_none() {
             return self.end_without_definition(now);
-        };
-        let image = pipeline.image.clone();
+        }
         self.state = State::Preparing;
         self.record.status = Status::Initializing;
         self.record.initiated_at = Some(now.into());
         let mut list = vec![Effect::Prepare, self.save()];
         let run = &self.record.run_id;
         list.push(emit(Reason::StartPipelineRun, format!("run {run} starts")));
-        let message = format!("run {run} needs image {image}");
-        list.push(emit(Reason::ImagePull { image }, message));
+        list.extend(self.image_pull());
         list.extend(self.run_timer(now));
         list
+    }
+
+    /// What is told before the base image is looked for, where there is one.
+    fn image_pull(&self) -> Option<Effect> {
+        let image = self.record.pipeline.as_ref()?.image.clone()?;
+        let message = format!("run {} needs image {image}", self.record.run_id);
+        Some(emit(Reason::ImagePull { image }, message))
     }
 
     /// The timer of the whole run, which began with its first owner.
@@ -238,7 +243,7 @@ impl Run {
             started_at: Some(now.into()),
             completed_at: None,
         });
-        let command = step.cmd.display();
+        let command = step.display();
         let message = format!("step {} of run {} starts", step.name, self.record.run_id);
         let mut started = emit(Reason::StepStarted { command, executor: "podman".into() }, message);
         about(&mut started, &step.name, attempt);

@@ -110,11 +110,7 @@ impl Run {
         self.record.initiated_at.get_or_insert(Stamp(now));
         let mut list = vec![Effect::Prepare, self.save()];
         list.extend(self.resumed(0, cause, repeats));
-        if let Some(pipeline) = &self.record.pipeline {
-            let image = pipeline.image.clone();
-            let message = format!("run {} needs image {image}", self.record.run_id);
-            list.push(emit(Reason::ImagePull { image }, message));
-        }
+        list.extend(self.image_pull());
         list.extend(self.run_timer(now));
         list
     }

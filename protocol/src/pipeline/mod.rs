@@ -4,11 +4,16 @@
 //! Its JSON form is what `plan` prints and what is stored; it is a Bob pipeline with every default
 //! written out, so it can be read back by the Bob dialect.
 
+mod graph;
+mod step;
+
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{PipelineId, RegisteredName, StepName};
+pub use self::graph::Graph;
+pub use self::step::{Cmd, ExecutorKind, Retry, RetryOn, Shell, Step, Template, When};
+use crate::id::{PipelineId, RegisteredName};
 use crate::quantity::{Cpu, Memory, Span};
 
 /// Variables in the order in which they were written.
@@ -41,9 +46,10 @@ pub struct Pipeline {
     /// Second half of the identity.
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[^\x00-\x1f\x7f-\x9f]*$"))]
     pub name: String,
-    /// The base image; best fully qualified.
+    /// The base image of the steps that run on one; best fully qualified. Missing where none does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^\S+$"))]
-    pub image: String,
+    pub image: Option<String>,
     /// Environment of every step.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
     #[schemars(with = "IndexMap<String, Scalar>", extend("propertyNames" = { "pattern": VARIABLE }))]
@@ -69,104 +75,75 @@ pub struct Pipeline {
     /// How long a run's images are kept after its end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Span>,
+    /// How many runs are kept at most after their end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub retention_count: Option<u32>,
+    /// What becomes of the other steps where one fails.
+    #[serde(default, skip_serializing_if = "FailureMode::is_usual")]
+    pub failure: FailureMode,
+    /// A step that is run where the run is about to fail, after all others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_error: Option<Box<Step>>,
+    /// How many runs go on at once, and what becomes of more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admission: Option<Admission>,
     /// The steps, in order.
     pub steps: Vec<Step>,
 }
 
-/// One step of a pipeline.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub struct Step {
-    /// Unique in the pipeline; a Bob step without one gets its position.
-    pub name: StepName,
-    /// What is run.
-    pub cmd: Cmd,
-    /// Environment of this step alone, laid over the pipeline's.
-    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
-    #[schemars(with = "IndexMap<String, Scalar>", extend("propertyNames" = { "pattern": VARIABLE }))]
-    pub vars: Vars,
-    /// The resource that must be mounted, by its name in `resources`.
-    #[serde(default, rename = "needs_resource", skip_serializing_if = "Option::is_none")]
-    pub needs_resource: Option<String>,
-    /// What the step leaves behind for others.
-    #[serde(default, rename = "produces_artifact", skip_serializing_if = "Option::is_none")]
-    pub produces_artifact: Option<Artifact>,
-    /// The network of this step.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub network: Option<String>,
-    /// When the image is pulled.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pull: Option<PullPolicy>,
-    /// How long the step may take.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub timeout: Option<Span>,
-    /// Whether a failed step is tried again.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retry: Option<Retry>,
-    /// The steps that must have passed before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub needs: Option<Vec<StepName>>,
-    /// Where the step runs.
-    #[serde(default)]
-    pub executor: ExecutorKind,
-    /// Names of secrets that the step needs.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub secrets: Vec<String>,
-}
-
-/// A command: a line that is split into words as a shell would, without any expansion, or the words.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(untagged)]
-pub enum Cmd {
-    /// Split by [`crate::shell::split`].
-    Line(#[schemars(regex(pattern = r"\S"))] String),
-    /// Taken as it is.
-    Words(#[schemars(with = "Vec<Scalar>", length(min = 1))] Vec<String>),
-}
-
-impl Cmd {
-    /// The words that are run.
-    #[must_use]
-    pub fn words(&self) -> Vec<String> {
-        match self {
-            Self::Line(line) => crate::shell::split(line),
-            Self::Words(words) => words.clone(),
-        }
-    }
-
-    /// The command as people read it.
-    #[must_use]
-    pub fn display(&self) -> String {
-        match self {
-            Self::Line(line) => line.clone(),
-            Self::Words(words) => crate::shell::join(words),
-        }
-    }
-}
-
-/// Where a step runs.
+/// What becomes of the other steps where one fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum ExecutorKind {
-    /// A rootless podman container on the image chain of its run.
+pub enum FailureMode {
+    /// What runs beside it is stopped, and nothing new is begun.
     #[default]
-    Podman,
-    /// A Docker engine.
-    Docker,
-    /// A process on the worker's host.
-    Local,
-    /// A command of the host, as the job files know it.
-    Custom,
-    /// A command on another host.
-    Ssh,
-    /// A Proxmox VE API call.
-    Proxmox,
-    /// A Lexware Office API call.
-    Lexware,
-    /// A sevDesk API call.
-    Sevdesk,
-    /// An HTTP request.
-    Http,
+    FailFast,
+    /// Only what needs it is not begun.
+    Continue,
+}
+
+impl FailureMode {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// How many runs of a pipeline go on at once, and what becomes of more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct Admission {
+    /// So many at once; without a limit where it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub concurrency: Option<u32>,
+    /// So many wait at most; without a limit where it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// What a run does that finds the list full.
+    #[serde(default)]
+    pub strategy: Strategy,
+    /// With `partitioned-replace`: so many of each partition wait at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub partition_limit: Option<u32>,
+    /// Each run waits so long before it is begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_delay: Option<Span>,
+}
+
+/// What a run does that has to wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strategy {
+    /// It is the last one; it is refused where the list is full.
+    #[default]
+    Append,
+    /// It takes the place of the last one where the list is full.
+    Replace,
+    /// The same among the runs of its partition.
+    PartitionedReplace,
 }
 
 /// When an image is pulled.
@@ -192,46 +169,6 @@ pub enum OnLost {
     Restart,
     /// Ends.
     Fail,
-}
-
-/// Whether and how a step is tried again.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub struct Retry {
-    /// How often it is run at most.
-    #[schemars(range(min = 1, max = 100))]
-    pub attempts: u32,
-    /// What it is tried again after; `failure` alone where it is not said.
-    #[serde(default = "RetryOn::usual", skip_serializing_if = "RetryOn::is_usual")]
-    #[schemars(length(min = 1))]
-    pub on: Vec<RetryOn>,
-    /// The time before the second attempt; it doubles with each one after that. 1 s where it is not
-    /// said.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub delay: Option<Span>,
-}
-
-/// What a step is tried again after.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum RetryOn {
-    /// Its command failed, or took longer than it may.
-    Failure,
-    /// Its worker was lost. Without this the pipeline's `on-lost` alone says what comes of it; with
-    /// it the step is tried again whatever that says, but no more often than `attempts`.
-    Lost,
-}
-
-impl RetryOn {
-    /// What holds where a pipeline does not say.
-    #[must_use]
-    pub fn usual() -> Vec<Self> {
-        vec![Self::Failure]
-    }
-
-    fn is_usual(on: &[Self]) -> bool {
-        on == [Self::Failure]
-    }
 }
 
 /// Something that is fetched and mounted for steps that need it.
@@ -333,22 +270,34 @@ impl Pipeline {
                 what: format!("{what} is not supported by this version"),
             });
         };
-        for (position, step) in self.steps.iter().enumerate() {
-            let mut key = |key: &str| {
+        let steps = self.steps.iter().enumerate();
+        let steps = steps.map(|(position, step)| (format!("steps[{position}]"), step));
+        let last = self.on_error.iter().map(|step| ("on-error".to_owned(), &**step));
+        for (path, step) in steps.chain(last) {
+            let asked = [
+                ("needs", step.needs.is_some()),
+                ("when", step.when != When::Passed),
+                ("allow-failure", step.allow_failure),
+                ("from", step.from.is_some()),
+                ("script", !step.script.is_empty()),
+                ("template", step.template.is_some()),
+                ("secrets", !step.secrets.is_empty()),
+                ("executor", step.executor != ExecutorKind::Podman),
+            ];
+            for (key, _) in asked.into_iter().filter(|(_, asked)| *asked) {
                 later(
-                    format!("steps[{position}].{key}"),
+                    format!("{path}.{key}"),
                     &format!("`{key}` of step {:?}", step.name.as_str()),
-                )
-            };
-            if step.needs.is_some() {
-                key("needs");
+                );
             }
-            if !step.secrets.is_empty() {
-                key("secrets");
-            }
-            if step.executor != ExecutorKind::Podman {
-                key("executor");
-            }
+        }
+        let asked = [
+            ("on-error", self.on_error.is_some()),
+            ("admission", self.admission.is_some()),
+            ("retention-count", self.retention_count.is_some()),
+        ];
+        for (key, _) in asked.into_iter().filter(|(_, asked)| *asked) {
+            later(key.to_owned(), &format!("`{key}`"));
         }
         found
     }

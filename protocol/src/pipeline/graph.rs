@@ -1,0 +1,195 @@
+//! Which step waits for which, by their positions.
+
+use std::collections::{BTreeSet, HashMap};
+
+use super::{Pipeline, Step};
+
+/// The steps of a pipeline as a graph without cycles.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Graph {
+    needs: Vec<Vec<usize>>,
+    images: Vec<Vec<usize>>,
+    begins_on: Vec<Option<usize>>,
+}
+
+impl Graph {
+    /// The graph of steps whose `needs` name steps that there are, and go round in no circle; what
+    /// does not is left out.
+    #[must_use]
+    pub fn of(steps: &[Step]) -> Self {
+        let position: HashMap<&str, usize> =
+            steps.iter().enumerate().map(|(at, step)| (step.name.as_str(), at)).collect();
+        let at = |name: &crate::id::StepName| position.get(name.as_str()).copied();
+        let needs: Vec<Vec<usize>> = steps
+            .iter()
+            .enumerate()
+            .map(|(own, step)| match &step.needs {
+                Some(names) => {
+                    let known: BTreeSet<usize> = names.iter().filter_map(at).collect();
+                    known.into_iter().collect()
+                }
+                None => own.checked_sub(1).into_iter().collect(),
+            })
+            .collect();
+        let mut images: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); steps.len()];
+        for own in in_order(&needs) {
+            let mut found = BTreeSet::new();
+            for needed in &needs[own] {
+                if steps[*needed].is_on_image() {
+                    found.insert(*needed);
+                } else {
+                    found.extend(images[*needed].iter().copied());
+                }
+            }
+            images[own] = found;
+        }
+        // What is behind another one of them is a part of what that one left.
+        let behind = |own: usize, images: &[BTreeSet<usize>]| {
+            let mut all = BTreeSet::new();
+            let mut look: Vec<usize> = images[own].iter().copied().collect();
+            while let Some(next) = look.pop() {
+                if all.insert(next) {
+                    look.extend(images[next].iter().copied());
+                }
+            }
+            all
+        };
+        let nearest: Vec<Vec<usize>> = images
+            .iter()
+            .map(|found| {
+                let hidden: BTreeSet<usize> =
+                    found.iter().flat_map(|other| behind(*other, &images)).collect();
+                found.iter().copied().filter(|one| !hidden.contains(one)).collect()
+            })
+            .collect();
+        let begins_on = steps
+            .iter()
+            .zip(&nearest)
+            .map(|(step, nearest)| match (&step.from, nearest.as_slice()) {
+                (Some(from), _) => at(from),
+                (None, [only]) => Some(*only),
+                (None, _) => None,
+            })
+            .collect();
+        Self { needs, images: nearest, begins_on }
+    }
+
+    /// The steps that the one at `position` waits for.
+    #[must_use]
+    pub fn needs(&self, position: usize) -> &[usize] {
+        self.needs.get(position).map_or(&[], Vec::as_slice)
+    }
+
+    /// The steps whose images lie nearest before it: with more than one of them it has to say from
+    /// which it goes on.
+    #[must_use]
+    pub fn images_before(&self, position: usize) -> &[usize] {
+        self.images.get(position).map_or(&[], Vec::as_slice)
+    }
+
+    /// The step whose image it begins with; the base image where there is none.
+    #[must_use]
+    pub fn begins_on(&self, position: usize) -> Option<usize> {
+        self.begins_on.get(position).copied().flatten()
+    }
+
+    /// How many steps there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.needs.len()
+    }
+
+    /// Whether there is no step.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.needs.is_empty()
+    }
+}
+
+impl Pipeline {
+    /// Which of its steps waits for which.
+    #[must_use]
+    pub fn graph(&self) -> Graph {
+        Graph::of(&self.steps)
+    }
+}
+
+/// The positions so that each comes after those that it needs; what is in a circle is not there.
+fn in_order(needs: &[Vec<usize>]) -> Vec<usize> {
+    let mut missing: Vec<usize> = needs.iter().map(Vec::len).collect();
+    let mut followers: Vec<Vec<usize>> = vec![Vec::new(); needs.len()];
+    for (own, before) in needs.iter().enumerate() {
+        for needed in before {
+            followers[*needed].push(own);
+        }
+    }
+    let mut order: Vec<usize> = (0..needs.len()).filter(|own| missing[*own] == 0).collect();
+    let mut next = 0;
+    while let Some(done) = order.get(next).copied() {
+        next += 1;
+        for own in &followers[done] {
+            missing[*own] -= 1;
+            if missing[*own] == 0 {
+                order.push(*own);
+            }
+        }
+    }
+    order
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+    use super::*;
+
+    fn graph(steps: serde_json::Value) -> Graph {
+        Graph::of(&serde_json::from_value::<Vec<Step>>(steps).unwrap())
+    }
+
+    #[test]
+    fn without_needs_each_step_waits_for_the_one_before_and_goes_on_from_it() {
+        let chain = graph(serde_json::json!([
+            {"name": "a", "cmd": "x"}, {"name": "b", "cmd": "x"}, {"name": "c", "cmd": "x"},
+        ]));
+        assert_eq!((chain.needs(0), chain.needs(2)), (&[][..], &[1][..]));
+        assert_eq!((chain.begins_on(0), chain.begins_on(2)), (None, Some(1)));
+        assert_eq!((chain.len(), chain.is_empty()), (3, false));
+    }
+
+    #[test]
+    fn two_steps_fork_from_one_and_a_third_says_which_of_them_it_goes_on_from() {
+        let fork = graph(serde_json::json!([
+            {"name": "end", "cmd": "x", "needs": ["left", "right", "top"], "from": "right"},
+            {"name": "right", "cmd": "x", "needs": ["top"]},
+            {"name": "left", "cmd": "x", "needs": ["top"]},
+            {"name": "top", "cmd": "x", "needs": []},
+        ]));
+        assert_eq!((fork.begins_on(1), fork.begins_on(2)), (Some(3), Some(3)));
+        // What `top` left is a part of both.
+        assert_eq!(fork.images_before(0), [1, 2]);
+        assert_eq!(fork.begins_on(0), Some(1));
+    }
+
+    #[test]
+    fn a_step_without_an_image_hands_on_the_one_before_it() {
+        let through = graph(serde_json::json!([
+            {"name": "a", "cmd": "x"},
+            {"name": "b", "cmd": "x", "executor": "local"},
+            {"name": "join"},
+            {"name": "c", "cmd": "x"},
+        ]));
+        assert_eq!(through.images_before(3), [0]);
+        assert_eq!(through.begins_on(3), Some(0));
+    }
+
+    #[test]
+    fn names_that_are_not_there_and_circles_are_left_out() {
+        let bad = graph(serde_json::json!([
+            {"name": "a", "cmd": "x", "needs": ["b", "nobody"]},
+            {"name": "b", "cmd": "x", "needs": ["a"]},
+        ]));
+        assert_eq!(bad.needs(0), [1]);
+        assert_eq!((bad.begins_on(0), bad.begins_on(1)), (None, None));
+    }
+}

@@ -1,0 +1,236 @@
+//! One step: what is run, where, and what becomes of it.
+
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{Artifact, PullPolicy, Scalar, VARIABLE, Vars};
+use crate::id::StepName;
+use crate::quantity::Span;
+
+/// One step of a pipeline.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct Step {
+    /// Unique in the pipeline; a Bob step without one gets its position.
+    pub name: StepName,
+    /// What is run: this, or `script`. A step with neither is there for others to need it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cmd: Option<Cmd>,
+    /// Programs for a shell, one after the other. They share variables and functions, and each begins
+    /// in the working directory of the step.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub script: Vec<String>,
+    /// The shell of `script`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shell: Option<Shell>,
+    /// How variables of the run are written in `script`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub template: Option<Template>,
+    /// Environment of this step alone, laid over the pipeline's.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    #[schemars(with = "IndexMap<String, Scalar>", extend("propertyNames" = { "pattern": VARIABLE }))]
+    pub vars: Vars,
+    /// The resource that must be mounted, by its name in `resources`.
+    #[serde(default, rename = "needs_resource", skip_serializing_if = "Option::is_none")]
+    pub needs_resource: Option<String>,
+    /// What the step leaves behind for others.
+    #[serde(default, rename = "produces_artifact", skip_serializing_if = "Option::is_none")]
+    pub produces_artifact: Option<Artifact>,
+    /// The network of this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<String>,
+    /// When the image is pulled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullPolicy>,
+    /// How long the step may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Span>,
+    /// Whether a failed step is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
+    /// The steps that must have passed before; the one before it where this is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs: Option<Vec<StepName>>,
+    /// What must have become of them.
+    #[serde(default, skip_serializing_if = "When::is_usual")]
+    pub when: When,
+    /// Where it fails, the run goes on as if it had passed, and what is left of `script` is run.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_failure: bool,
+    /// Of several steps that it needs and that left an image: the one whose image it goes on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<StepName>,
+    /// Where the step runs.
+    #[serde(default)]
+    pub executor: ExecutorKind,
+    /// Names of secrets that the step needs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub secrets: Vec<String>,
+}
+
+/// A command: a line that is split into words as a shell would, without any expansion, or the words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Cmd {
+    /// Split by [`crate::shell::split`].
+    Line(#[schemars(regex(pattern = r"\S"))] String),
+    /// Taken as it is.
+    Words(#[schemars(with = "Vec<Scalar>", length(min = 1))] Vec<String>),
+}
+
+impl Cmd {
+    /// The words that are run.
+    #[must_use]
+    pub fn words(&self) -> Vec<String> {
+        match self {
+            Self::Line(line) => crate::shell::split(line),
+            Self::Words(words) => words.clone(),
+        }
+    }
+
+    /// The command as people read it.
+    #[must_use]
+    pub fn display(&self) -> String {
+        match self {
+            Self::Line(line) => line.clone(),
+            Self::Words(words) => crate::shell::join(words),
+        }
+    }
+}
+
+/// What runs the programs of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Shell {
+    /// `sh`.
+    #[default]
+    Sh,
+    /// `bash`.
+    Bash,
+}
+
+impl Shell {
+    /// The program.
+    #[must_use]
+    pub fn program(self) -> &'static str {
+        match self {
+            Self::Sh => "sh",
+            Self::Bash => "bash",
+        }
+    }
+}
+
+/// How variables are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Template {
+    /// As in Go's `text/template`: `{{ .name }}`.
+    Go,
+}
+
+/// What must have become of the steps that one needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum When {
+    /// All have passed.
+    #[default]
+    Passed,
+    /// All have ended, or will never begin.
+    Ended,
+}
+
+impl When {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Step {
+    /// Whether there is nothing to run.
+    #[must_use]
+    pub fn is_join(&self) -> bool {
+        self.cmd.is_none() && self.script.is_empty()
+    }
+
+    /// Whether it begins with an image and leaves one.
+    #[must_use]
+    pub fn is_on_image(&self) -> bool {
+        !self.is_join() && matches!(self.executor, ExecutorKind::Podman | ExecutorKind::Docker)
+    }
+
+    /// What is run, as people read it.
+    #[must_use]
+    pub fn display(&self) -> String {
+        match &self.cmd {
+            Some(cmd) => cmd.display(),
+            None => self.script.join("\n"),
+        }
+    }
+}
+
+/// Where a step runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExecutorKind {
+    /// A rootless podman container on the image chain of its run.
+    #[default]
+    Podman,
+    /// A Docker engine.
+    Docker,
+    /// A process on the worker's host.
+    Local,
+    /// A command of the host, as the job files know it.
+    Custom,
+    /// A command on another host.
+    Ssh,
+    /// A Proxmox VE API call.
+    Proxmox,
+    /// A Lexware Office API call.
+    Lexware,
+    /// A sevDesk API call.
+    Sevdesk,
+    /// An HTTP request.
+    Http,
+}
+
+/// Whether and how a step is tried again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct Retry {
+    /// How often it is run at most.
+    #[schemars(range(min = 1, max = 100))]
+    pub attempts: u32,
+    /// What it is tried again after; `failure` alone where it is not said.
+    #[serde(default = "RetryOn::usual", skip_serializing_if = "RetryOn::is_usual")]
+    #[schemars(length(min = 1))]
+    pub on: Vec<RetryOn>,
+    /// The time before the second attempt; it doubles with each one after that. 1 s where it is not
+    /// said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay: Option<Span>,
+}
+
+/// What a step is tried again after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RetryOn {
+    /// Its command failed, or took longer than it may.
+    Failure,
+    /// Its worker was lost. Without this the pipeline's `on-lost` alone says what comes of it; with
+    /// it the step is tried again whatever that says, but no more often than `attempts`.
+    Lost,
+}
+
+impl RetryOn {
+    /// What holds where a pipeline does not say.
+    #[must_use]
+    pub fn usual() -> Vec<Self> {
+        vec![Self::Failure]
+    }
+
+    fn is_usual(on: &[Self]) -> bool {
+        on == [Self::Failure]
+    }
+}
