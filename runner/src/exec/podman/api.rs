@@ -175,7 +175,7 @@ impl Link {
         let ask = Ask { patience, ..Ask::get(format!("/containers/{id}/json")) };
         match self.call(ask).await?.good() {
             Ok(reply) => reply.json().map(Some),
-            Err(fault) if fault.status() == Some(404) => Ok(None),
+            Err(fault) if fault.is_gone() => Ok(None),
             Err(fault) => Err(fault),
         }
     }
@@ -190,7 +190,7 @@ impl Link {
         let path = format!("/containers/{id}/kill?signal={signal}");
         match self.call(Ask { patience, ..Ask::post(path) }).await?.good() {
             Ok(_) => Ok(()),
-            Err(fault) if matches!(fault.status(), Some(404 | 409)) => Ok(()),
+            Err(fault) if fault.is_gone() || fault.status() == Some(409) => Ok(()),
             Err(fault) if fault.refusal().contains("improper") => Ok(()),
             Err(fault) => Err(fault),
         }
@@ -208,9 +208,8 @@ impl Link {
         let path = format!("/containers/{id}?force=true&timeout=0&v=true");
         match self.call(Ask::delete(path)).await?.good() {
             Ok(_) => Ok(()),
-            Err(fault) if fault.status() == Some(404) => Ok(()),
-            // Another removal of it was faster.
-            Err(fault) if fault.refusal().contains("no such container") => Ok(()),
+            // Or another removal of it was faster.
+            Err(fault) if fault.is_gone() => Ok(()),
             Err(fault) => Err(fault),
         }
     }

@@ -64,6 +64,12 @@ impl Fault {
         }
     }
 
+    /// Whether there is no such thing: it may have gone while the engine looked at it, which podman
+    /// 4.3 tells as an error of its own.
+    pub(super) fn is_gone(&self) -> bool {
+        self.status() == Some(404) || self.refusal().contains("no such container")
+    }
+
     /// As the port's error; `doing` is the call in words.
     pub(super) fn at(self, doing: &str, http: &Http) -> ExecError {
         match self {

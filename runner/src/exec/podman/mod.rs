@@ -24,6 +24,8 @@ mod files;
 mod http;
 mod image;
 mod look;
+#[cfg(test)]
+mod oddities;
 mod output;
 mod path;
 mod pull;

@@ -4,22 +4,27 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
 use http_body_util::BodyExt as _;
 use hyper::Method;
 use serde::Deserialize;
+use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 
 use super::auth::{self, Credentials};
-use super::call::{Fault, empty, no_space, read};
+use super::call::{Fault, empty, no_space, read, saw_a_removal};
 use super::http::Http;
 use super::path::query;
 use crate::ports::ExecError;
 
 /// A line of the engine's answer is not longer than this.
 const LONGEST_LINE: usize = 1 << 20;
+/// How often a pull is begun once more that came to nothing because a layer which the engine had, and
+/// meant to use again, was removed meanwhile.
+const AGAIN: u32 = 5;
 
 /// Where registries and their credentials are.
 #[derive(Debug, Clone, Default)]
@@ -161,8 +166,19 @@ impl Answer {
 
 async fn fetch(http: &Http, registries: &Registries, image: &str) -> Result<String, Failed> {
     let path = format!("/images/pull?{}", query(&[("reference", image), ("policy", "always")]));
-    let said = converse(http, registries, image, path).await?;
-    said.result().map_err(|cause| failed(cause, image))
+    let mut tries = 0;
+    loop {
+        let said = converse(http, registries, image, path.clone()).await?;
+        match said.result() {
+            Ok(id) => return Ok(id),
+            Err(cause) if saw_a_removal(&cause) && tries < AGAIN => {
+                tries += 1;
+                tracing::debug!(image, cause, "pulling once more");
+                sleep(Duration::from_millis(50 << tries)).await;
+            }
+            Err(cause) => return Err(failed(cause, image)),
+        }
+    }
 }
 
 /// Copies an image of the engine to a registry, under a name there.

@@ -100,7 +100,7 @@ async fn work(queue: &Mutex<Queue>, http: &Arc<Http>) {
 /// A container or an image in a list.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Labelled {
+pub(super) struct Labelled {
     id: String,
     #[serde(default)]
     labels: Option<HashMap<String, String>>,
@@ -143,6 +143,24 @@ impl Labelled {
 
     fn label(&self, name: &str) -> Option<String> {
         self.labels.as_ref()?.get(name).cloned()
+    }
+}
+
+/// A list. The engine looks at each container or image for that, and gives up where another run's is
+/// removed meanwhile.
+pub(super) async fn listed(http: &Arc<Http>, ask: Ask) -> Result<Vec<Labelled>, Fault> {
+    let mut tries = 0;
+    loop {
+        match http.call(ask.clone()).await?.good() {
+            Ok(reply) => return reply.json(),
+            Err(fault)
+                if (saw_a_removal(fault.refusal()) || fault.is_gone()) && tries < LISTINGS =>
+            {
+                tries += 1;
+            }
+            Err(fault) => return Err(fault),
+        }
+        sleep(Duration::from_millis(50 * tries)).await;
     }
 }
 
@@ -281,15 +299,14 @@ impl Podman {
     /// The containers with a label.
     async fn containers(&self, label: &str) -> Result<Vec<Labelled>, Fault> {
         let filter = path::filter("label", label);
-        let ask = Ask::get(format!("/containers/json?all=true&{filter}"));
-        self.http.call(ask).await?.good()?.json()
+        listed(&self.http, Ask::get(format!("/containers/json?all=true&{filter}"))).await
     }
 
     /// The same; and notes every container that the engine keeps without knowing it.
     async fn containers_and_ghosts(&self, label: &str) -> Result<Vec<Labelled>, Fault> {
         let filter = path::filter("label", label);
         let ask = Ask::get(format!("/containers/json?all=true&external=true&{filter}"));
-        let containers: Vec<Labelled> = self.http.call(ask).await?.good()?.json()?;
+        let containers = listed(&self.http, ask).await?;
         let mut ghosts: BTreeMap<RunId, Vec<String>> = BTreeMap::new();
         for (run, name) in containers.iter().filter_map(Labelled::ghost) {
             ghosts.entry(run).or_default().push(name.to_owned());
@@ -298,20 +315,10 @@ impl Podman {
         Ok(containers)
     }
 
-    /// The images with a label. The engine looks at each of its images for that, and gives up where
-    /// another run's is removed meanwhile.
+    /// The images with a label.
     async fn images(&self, label: &str) -> Result<Vec<Labelled>, Fault> {
         let filter = path::filter("label", label);
-        let ask = Ask::get(format!("/images/json?all=true&{filter}"));
-        let mut tries = 0;
-        loop {
-            match self.http.call(ask.clone()).await?.good() {
-                Ok(reply) => return reply.json(),
-                Err(fault) if saw_a_removal(fault.refusal()) && tries < LISTINGS => tries += 1,
-                Err(fault) => return Err(fault),
-            }
-            sleep(Duration::from_millis(50 * tries)).await;
-        }
+        listed(&self.http, Ask::get(format!("/images/json?all=true&{filter}"))).await
     }
 
     /// The runs of which something is left.
