@@ -4,6 +4,7 @@
 
 mod bob;
 mod document;
+mod reader;
 pub(crate) mod tree;
 
 use serde_json::Value as Json;

@@ -2,13 +2,12 @@
 //!
 //! `null` is a key that is not there. Keys of two words are read with `-` and with `_`.
 
-mod reader;
 mod rules;
 mod steps;
 
 use indexmap::IndexMap;
 
-use self::reader::{Field, Fields, Keys, Reader};
+use super::reader::{Field, Fields, Keys, Reader};
 use super::tree::{Node, Position, quoted};
 use crate::command::bad_variable;
 use crate::diagnostic::Diagnostic;

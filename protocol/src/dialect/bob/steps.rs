@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::reader::{Field, Fields, Keys, Reader, nearest};
 use super::{PULL, Resources, in_line, rules};
 use crate::command::bad_variable;
+use crate::dialect::reader::{Field, Fields, Keys, Reader, nearest};
 use crate::dialect::tree::{Position, Value, quoted};
 use crate::id::StepName;
 use crate::pipeline::{

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::str::FromStr;
 
-use super::super::tree::{Entry, Node, Position, Value, quoted};
+use super::tree::{Entry, Node, Position, Value, quoted};
 use crate::diagnostic::Diagnostic;
 use crate::quantity::{Cpu, Memory, Span};
 
