@@ -263,7 +263,7 @@ fn quoted(text: &str) -> String {
 /// Texts that nearly are pipelines.
 fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
-    for folder in ["bob", "faults", "other"] {
+    for folder in ["bob", "faults", "other", "prunner"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(folder);
         for entry in fs::read_dir(folder).unwrap() {
             seeds.push(fs::read(entry.unwrap().path()).unwrap());

@@ -4,12 +4,18 @@
 
 mod bob;
 mod document;
+mod lines;
+mod prunner;
 mod reader;
 pub(crate) mod tree;
+
+use std::collections::BTreeSet;
 
 use serde_json::Value as Json;
 
 pub use self::document::document;
+pub use self::lines::line;
+pub use self::prunner::{Loaded, load as load_prunner};
 use self::tree::{Node, Position, Tree, Value};
 use crate::diagnostic::{Class, Diagnostic};
 use crate::pipeline::Pipeline;
@@ -53,24 +59,39 @@ impl Parsed {
 /// faults that say so.
 #[must_use]
 pub fn parse(file: Option<&str>, bytes: &[u8]) -> Parsed {
-    let mut parsed = read(file, bytes);
+    parse_as(None, file, bytes)
+}
+
+/// The same of a dialect that somebody names, where it is named.
+#[must_use]
+pub fn parse_as(dialect: Option<Dialect>, file: Option<&str>, bytes: &[u8]) -> Parsed {
+    let mut parsed = read(dialect, file, bytes);
     for fault in &mut parsed.diagnostics {
         fault.file = file.map(str::to_owned);
     }
     parsed
 }
 
-fn read(file: Option<&str>, bytes: &[u8]) -> Parsed {
+fn read(dialect: Option<Dialect>, file: Option<&str>, bytes: &[u8]) -> Parsed {
     let refused = |diagnostics| Parsed { pipelines: Vec::new(), diagnostics };
     // Lines for a shell need not be YAML, so their name is all there is to go by.
-    if file.is_some_and(is_job_queue) {
-        return refused(vec![not_yet(Dialect::CiLines, Position { line: 1, column: 1 })]);
+    if dialect.map_or_else(|| file.is_some_and(is_job_queue), |asked| asked == Dialect::CiLines) {
+        return match lines::read(bytes) {
+            Ok(pipelines) => {
+                let diagnostics = pipelines.iter().flat_map(remarks_of_a_line).collect();
+                Parsed {
+                    pipelines: pipelines.into_iter().map(|(_, one)| one).collect(),
+                    diagnostics,
+                }
+            }
+            Err(fault) => refused(vec![fault]),
+        };
     }
     let Tree { root, faults } = match tree::read(file, bytes) {
         Ok(tree) => tree,
         Err(fault) => return refused(vec![fault]),
     };
-    match detect(&root) {
+    match dialect.unwrap_or_else(|| detect(&root)) {
         Dialect::Bob => match bob::read(&root) {
             Ok(pipeline) if faults.is_empty() => {
                 let diagnostics = remarks(&root, &pipeline);
@@ -79,7 +100,17 @@ fn read(file: Option<&str>, bytes: &[u8]) -> Parsed {
             Ok(_) => refused(faults),
             Err(more) => refused(in_order(faults.into_iter().chain(more))),
         },
-        other @ (Dialect::Wendy | Dialect::Prunner | Dialect::Job | Dialect::CiLines) => {
+        Dialect::Prunner => match prunner::read(&root) {
+            Ok((pipelines, warnings)) if faults.is_empty() => {
+                let all = pipelines.iter();
+                let later = all.flat_map(|pipeline| remarks_within(&root, pipeline));
+                let diagnostics = in_order(warnings.into_iter().chain(later));
+                Parsed { pipelines, diagnostics }
+            }
+            Ok((_, warnings)) => refused(in_order(faults.into_iter().chain(warnings))),
+            Err(more) => refused(in_order(faults.into_iter().chain(more))),
+        },
+        other @ (Dialect::Wendy | Dialect::Job | Dialect::CiLines) => {
             refused(vec![not_yet(other, root.at)])
         }
     }
@@ -133,6 +164,33 @@ fn not_yet(dialect: Dialect, at: Position) -> Diagnostic {
     };
     let message = format!("this is {what}, which this version does not run yet");
     Diagnostic { class: Class::Unsupported, ..at.fault(message, hint) }
+}
+
+/// What a pipeline of a file that has many asks for and is not done yet, at the pipeline's place.
+fn remarks_within(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
+    let whole = root.entry("pipelines").and_then(|all| all.value.entry(&pipeline.name));
+    let at = whole.map_or(root.at, |entry| entry.at);
+    remarks_at(at, &format!("pipelines.{}", pipeline.name), pipeline)
+}
+
+fn remarks_of_a_line((at, pipeline): &(Position, Pipeline)) -> Vec<Diagnostic> {
+    remarks_at(*at, "", pipeline)
+}
+
+fn remarks_at(at: Position, path: &str, pipeline: &Pipeline) -> Vec<Diagnostic> {
+    let later = pipeline.unsupported();
+    let keys: BTreeSet<&str> =
+        later.iter().filter_map(|found| found.path.rsplit('.').next()).collect();
+    if keys.is_empty() {
+        return Vec::new();
+    }
+    let keys = keys.into_iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+    let message = format!(
+        "pipeline {} becomes one with {keys}, which this version does not run yet",
+        tree::quoted(&pipeline.name)
+    );
+    let fault = at.fault(message, None);
+    vec![Diagnostic { class: Class::Unsupported, path: path.to_owned(), ..fault }]
 }
 
 /// What there is to say about a pipeline that is valid.

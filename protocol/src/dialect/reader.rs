@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::str::FromStr;
 
 use super::tree::{Entry, Node, Position, Value, quoted};
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Class, Diagnostic};
 use crate::quantity::{Cpu, Memory, Span};
 
 /// The longest message of a fault, in characters: what it quotes may be a megabyte.
@@ -104,7 +104,18 @@ impl Reader {
     }
 
     pub(super) fn is_clean(&self) -> bool {
-        self.faults.is_empty()
+        !self.faults.iter().any(|fault| fault.class.is_refusal())
+    }
+
+    pub(super) fn count_of_faults(&self) -> usize {
+        self.faults.len()
+    }
+
+    /// Begins the message of each error from the given fault on with these words.
+    pub(super) fn say_first(&mut self, from: usize, words: &str) {
+        for fault in self.faults.iter_mut().skip(from).filter(|fault| fault.class.is_refusal()) {
+            fault.message.insert_str(0, words);
+        }
     }
 
     pub(super) fn fault_at(
@@ -133,6 +144,19 @@ impl Reader {
 
     /// A map, with a fault for each key that is not known or stands there in both spellings.
     pub(super) fn map<'a>(&mut self, field: &Field<'a>, keys: &Keys) -> Option<Fields<'a>> {
+        self.map_of(field, keys, Class::Error)
+    }
+
+    /// The same, with a warning for each key that is not known.
+    pub(super) fn map_with_warnings<'a>(
+        &mut self,
+        field: &Field<'a>,
+        keys: &Keys,
+    ) -> Option<Fields<'a>> {
+        self.map_of(field, keys, Class::Warning)
+    }
+
+    fn map_of<'a>(&mut self, field: &Field<'a>, keys: &Keys, unknown: Class) -> Option<Fields<'a>> {
         let Value::Map(entries) = &field.node.value else {
             self.mismatch(field, "a map", None);
             return None;
@@ -144,6 +168,9 @@ impl Reader {
                 let hint = self.hint_for(&entry.key, keys);
                 let message = format!("the key {} is not known here", quoted(&entry.key));
                 self.fault_at(entry.at, &path, message, Some(&hint));
+                if let Some(fault) = self.faults.last_mut() {
+                    fault.class = unknown;
+                }
                 continue;
             };
             if let Some(first) = found.insert(known, entry) {

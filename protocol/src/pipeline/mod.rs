@@ -244,6 +244,29 @@ pub struct Limits {
 }
 
 impl Pipeline {
+    /// A pipeline without steps. The names are not checked.
+    #[must_use]
+    pub fn new(group: &str, name: &str) -> Self {
+        Self {
+            group: group.to_owned(),
+            name: name.to_owned(),
+            image: None,
+            vars: Vars::new(),
+            resources: Vec::new(),
+            quotas: None,
+            network: None,
+            pull: None,
+            timeout: None,
+            on_lost: None,
+            retention: None,
+            retention_count: None,
+            failure: FailureMode::default(),
+            on_error: None,
+            admission: None,
+            steps: Vec::new(),
+        }
+    }
+
     /// The identity. Parsing has checked it, so a definition that was built by hand and breaks the
     /// rule is the only way to an error.
     ///

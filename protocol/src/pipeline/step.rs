@@ -148,6 +148,31 @@ impl When {
 }
 
 impl Step {
+    /// A step that does nothing yet.
+    #[must_use]
+    pub fn new(name: StepName) -> Self {
+        Self {
+            name,
+            cmd: None,
+            script: Vec::new(),
+            shell: None,
+            template: None,
+            vars: Vars::new(),
+            needs_resource: None,
+            produces_artifact: None,
+            network: None,
+            pull: None,
+            timeout: None,
+            retry: None,
+            needs: None,
+            when: When::default(),
+            allow_failure: false,
+            from: None,
+            executor: ExecutorKind::default(),
+            secrets: Vec::new(),
+        }
+    }
+
     /// Whether there is nothing to run.
     #[must_use]
     pub fn is_join(&self) -> bool {

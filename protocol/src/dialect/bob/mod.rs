@@ -149,8 +149,11 @@ impl Reader {
         steps: Option<&[Step]>,
         on_error: Option<&Step>,
     ) -> Option<String> {
-        let mut steps = steps.unwrap_or_default().iter().chain(on_error).peekable();
-        let field = if steps.peek().is_some() && !steps.any(Step::is_on_image) {
+        // A step that could not be read may have been one that begins with it.
+        let written = fields.get("steps").and_then(|field| Some(field.items()?.count()));
+        let all = steps.filter(|steps| Some(steps.len()) == written);
+        let is_needed = |steps: &[Step]| steps.iter().chain(on_error).any(Step::is_on_image);
+        let field = if all.is_some_and(|steps| !is_needed(steps)) {
             fields.get("image")?
         } else {
             let rule = "the image that the first step begins with, best with its registry";

@@ -123,7 +123,7 @@ pub(crate) fn read_json(bytes: &[u8]) -> Result<Node, Diagnostic> {
 }
 
 /// The text of a file, where it is one that we read.
-fn text_of(bytes: &[u8]) -> Result<&str, Diagnostic> {
+pub(crate) fn text_of(bytes: &[u8]) -> Result<&str, Diagnostic> {
     let start = Position::new(1, 1);
     if bytes.len() > MAX_BYTES {
         let message = format!("{} bytes are more than the {MAX_BYTES} that are read", bytes.len());
