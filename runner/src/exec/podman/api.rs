@@ -8,6 +8,7 @@ use bytes::Bytes;
 use protocol::id::Epoch;
 use protocol::names;
 use serde::Deserialize;
+use tokio::time::sleep;
 
 use super::call::{Again, Ask, Fault};
 use super::create::Create;
@@ -17,6 +18,8 @@ use super::path;
 
 /// How long the slowest things may take: writing an image of many gigabytes.
 const LONG: Duration = Duration::from_secs(3600);
+/// How often something is removed whose files are in use: some five seconds.
+const BUSY: u32 = 10;
 
 /// Where a container stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -211,6 +214,22 @@ impl Link {
             // Or another removal of it was faster.
             Err(fault) if fault.is_gone() => Ok(()),
             Err(fault) => Err(fault),
+        }
+    }
+
+    /// Removes what a container has left that the engine knows nothing of: its files may be mounted
+    /// for a moment longer.
+    pub(super) async fn remove_ghost(&mut self, name: &str) -> Result<(), Fault> {
+        let mut tries = 0;
+        loop {
+            match self.remove(name).await {
+                Err(fault) if fault.refusal().contains("busy") && tries < BUSY => {
+                    tries += 1;
+                    tracing::debug!(name, %fault, "removing once more");
+                    sleep(Duration::from_millis(100) * tries).await;
+                }
+                removed => return removed,
+            }
         }
     }
 

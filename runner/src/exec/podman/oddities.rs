@@ -79,3 +79,11 @@ async fn a_list_in_which_a_container_goes_is_asked_for_once_more() {
     assert_eq!(listed(&http, Ask::get("/containers/json")).await.unwrap().len(), 1);
     assert_eq!(asked.await.unwrap().len(), 2);
 }
+
+#[tokio::test]
+async fn what_the_engine_does_not_know_is_removed_when_nothing_is_mounted_there_any_more() {
+    const BUSY: &str = r#"{"cause":"device or resource busy","message":"removing storage for container \"x\": unlinkat userdata/shm: device or resource busy","response":500}"#;
+    let (http, asked) = answering(&[(500, BUSY), (500, BUSY), (200, "[]")]).await;
+    http.link().remove_ghost("x").await.unwrap();
+    assert_eq!(asked.await.unwrap().len(), 3);
+}

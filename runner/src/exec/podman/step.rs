@@ -261,7 +261,7 @@ impl Podman {
                 return Ok(());
             }
             tracing::warn!(name, "a container that the engine was killed over is removed");
-            return link.remove(&name).await.map_err(at);
+            return link.remove_ghost(&name).await.map_err(at);
         };
         if there.is_of_later(run.epoch) {
             return Err(ExecError::NotStarted);
