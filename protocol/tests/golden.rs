@@ -38,7 +38,9 @@ fn outputs(input: &Path) -> (Option<String>, Option<String>) {
     let name = input.file_name().unwrap().to_str().unwrap();
     let parsed = parse(Some(name), &fs::read(input).unwrap());
     let lines = |text: Vec<String>| (!text.is_empty()).then(|| text.join("\n") + "\n");
-    let plan = parsed.pipelines.iter().map(|p| serde_json::to_string_pretty(p).unwrap()).collect();
+    // As people are shown it, without the secrets that stand in a file.
+    let plan = parsed.pipelines.iter().map(|p| serde_json::to_string_pretty(&p.masked()).unwrap());
+    let plan = plan.collect();
     let faults = parsed.diagnostics.iter().map(|d| format!("{:?} {d} [{}]", d.class, d.path));
     (lines(plan), lines(faults.collect()))
 }
@@ -102,6 +104,35 @@ fn every_plan_is_read_again_as_the_same_plan() {
             assert_eq!(again.pipelines, [pipeline], "{}", input.display());
         }
     }
+}
+
+#[test]
+fn nothing_shows_a_secret_that_stands_in_a_file() {
+    let mut seen = 0;
+    for input in inputs() {
+        let text = fs::read(&input).unwrap();
+        if !String::from_utf8_lossy(&text).contains("s3cret") {
+            continue;
+        }
+        seen += 1;
+        let (plan, faults) = outputs(&input);
+        for shown in [plan, faults].into_iter().flatten() {
+            assert!(!shown.contains("s3cret"), "{}: {shown}", input.display());
+        }
+    }
+    assert!(seen >= 3, "the files with secrets are gone");
+}
+
+#[test]
+fn the_three_forms_of_a_job_file_give_the_same_steps() {
+    let steps = |name: &str| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/job");
+        let mut parsed = parse(Some(name), &fs::read(folder.join(name)).unwrap());
+        assert_eq!(parsed.pipelines.len(), 1, "{name}");
+        parsed.pipelines.remove(0).steps
+    };
+    assert_eq!(steps("form-one.yml"), steps("form-list.yml"));
+    assert_eq!(steps("form-one.yml"), steps("form-jobs.yml"));
 }
 
 /// What is published is not removed and not given another meaning: a difference here is to be read

@@ -14,9 +14,9 @@ use protocol::command;
 use protocol::dialect::{parse, pipeline_faults_json, pipeline_from_json};
 use protocol::id::{RegisteredName, StepName};
 use protocol::pipeline::{
-    Admission, Artifact, Cmd, ExecutorKind, FailureMode, Graph, Limits, OnLost, Pipeline,
-    PullPolicy, Quotas, Requests, Resource, ResourceKind, Retry, RetryOn, Shell, Step,
-    Strategy as Strategy_, Template, Vars, When,
+    Admission, Artifact, Callback, Cmd, ExecutorKind, FailureMode, Graph, Layout, Limits, Missing,
+    OnLost, Output, OutputKind, Pipeline, PullPolicy, Quotas, Requests, Resource, ResourceKind,
+    Retry, RetryOn, Shell, Step, Strategy as Strategy_, Template, Token, Vars, When,
 };
 use protocol::quantity::{Cpu, Memory, Span};
 use serde_json::Value;
@@ -63,7 +63,8 @@ fn resource() -> impl Strategy<Value = Resource> {
 /// A command, or programs for a shell with all that belongs to them.
 fn work() -> impl Strategy<Value = (Option<Cmd>, Vec<String>, Option<Shell>, Option<Template>)> {
     let shell = option::of(select(vec![Shell::Sh, Shell::Bash]));
-    let script = (vec("[^\\x00]{0,12}", 1..3), shell, option::of(Just(Template::Go)));
+    let template = select(vec![Template::Go, Template::Dollar]);
+    let script = (vec("[^\\x00]{0,12}", 1..3), shell, option::of(template));
     prop_oneof![
         cmd().prop_map(|cmd| (Some(cmd), Vec::new(), None, None)),
         script.prop_map(|(script, shell, template)| (None, script, shell, template)),
@@ -80,6 +81,42 @@ fn cmd() -> impl Strategy<Value = Cmd> {
     ]
 }
 
+/// What only an executor understands.
+fn with() -> impl Strategy<Value = serde_json::Map<String, Value>> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        (-1e12..1e12_f64).prop_map(Value::from),
+        "[^\\x00]{0,12}".prop_map(Value::from),
+    ];
+    let value = leaf.prop_recursive(2, 8, 3, |inner| {
+        let map = btree_map("[a-z_]{1,8}", inner.clone(), 0..3);
+        let map = map.prop_map(|map| map.into_iter().collect());
+        prop_oneof![vec(inner, 0..3).prop_map(Value::from), map.prop_map(Value::Object)]
+    });
+    btree_map("[a-z_]{1,8}", value, 0..3).prop_map(|map| map.into_iter().collect())
+}
+
+/// Whom and what a step leaves behind.
+type Handover = (Option<String>, serde_json::Map<String, Value>, Vec<Output>, Option<Callback>);
+
+fn handover() -> impl Strategy<Value = Handover> {
+    let kind = option::of(select(vec![OutputKind::File, OutputKind::Dir]));
+    let missing = select(vec![Missing::Ignore, Missing::Warn, Missing::Fail]);
+    let layout = select(vec![Layout::Flat, Layout::Relative]);
+    let output = ("[a-z*][a-z/*]{0,8}", kind, missing, layout)
+        .prop_map(|(path, kind, missing, layout)| Output { path, kind, missing, layout });
+    let token = prop_oneof![
+        "[^\\x00]{1,8}".prop_map(Token::Literal),
+        "[a-z]{1,8}".prop_map(|name| Token::Named { name }),
+    ];
+    let callback = ("https?://[a-z]{1,8}(/[a-z]{0,4})?", option::of(token))
+        .prop_map(|(url, secret)| Callback { url, secret });
+    (option::of("[a-z]{1,8}"), with(), vec(output, 0..2), option::of(callback))
+}
+
 /// A step without what refers to other parts; its name may be its position.
 fn step() -> impl Strategy<Value = Step> {
     let artifact = ("[a-z.]{1,8}x", "[a-z][a-z/.]{0,8}x", registered())
@@ -92,8 +129,9 @@ fn step() -> impl Strategy<Value = Step> {
     let when = select(vec![When::Passed, When::Ended]);
     let rest =
         (network(), pull(), option::of(span()), option::of(retry), executor, when, any::<bool>());
-    (work(), vars(), option::of(artifact), rest, vec("[a-z-]{1,8}", 0..2)).prop_map(
-        |((cmd, script, shell, template), vars, produces_artifact, rest, secrets)| {
+    (work(), vars(), option::of(artifact), rest, vec("[a-z-]{1,8}", 0..2), handover()).prop_map(
+        |((cmd, script, shell, template), vars, produces_artifact, rest, secrets, handover)| {
+            let (label, with, outputs, callback) = handover;
             let (network, pull, timeout, retry, executor, when, allow_failure) = rest;
             Step {
                 name: StepName::position(0),
@@ -114,6 +152,10 @@ fn step() -> impl Strategy<Value = Step> {
                 needs: None,
                 executor,
                 secrets,
+                label,
+                with,
+                outputs,
+                callback,
             }
         },
     )
@@ -263,7 +305,7 @@ fn quoted(text: &str) -> String {
 /// Texts that nearly are pipelines.
 fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
-    for folder in ["bob", "faults", "other", "prunner"] {
+    for folder in ["bob", "job", "prunner", "faults", "other"] {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(folder);
         for entry in fs::read_dir(folder).unwrap() {
             seeds.push(fs::read(entry.unwrap().path()).unwrap());
@@ -371,7 +413,8 @@ proptest! {
         let later = pipeline.steps.iter().any(|step| {
             step.needs.is_some() || !step.secrets.is_empty() || !step.script.is_empty()
                 || step.template.is_some() || step.when != When::Passed || step.allow_failure
-                || step.from.is_some() || step.executor != ExecutorKind::Podman
+                || step.label.is_some() || !step.with.is_empty() || !step.outputs.is_empty()
+                || step.callback.is_some() || step.from.is_some() || step.executor != ExecutorKind::Podman
         });
         let later = later || pipeline.on_error.is_some() || pipeline.admission.is_some()
             || pipeline.retention_count.is_some();

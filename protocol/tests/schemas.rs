@@ -14,9 +14,10 @@ use protocol::time::{Millis, Stamp};
 use serde_json::{Value, json};
 
 fn golden(ending: &str) -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/bob");
-    let mut files: Vec<_> = fs::read_dir(folder)
-        .unwrap()
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut files: Vec<_> = ["bob", "job"]
+        .into_iter()
+        .flat_map(|folder| fs::read_dir(golden.join(folder)).unwrap())
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.to_str().unwrap().ends_with(ending))
         .collect();

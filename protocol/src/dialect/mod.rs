@@ -4,6 +4,8 @@
 
 mod bob;
 mod document;
+mod handover;
+mod job;
 mod lines;
 mod prunner;
 mod reader;
@@ -110,9 +112,8 @@ fn read(dialect: Option<Dialect>, file: Option<&str>, bytes: &[u8]) -> Parsed {
             Ok((_, warnings)) => refused(in_order(faults.into_iter().chain(warnings))),
             Err(more) => refused(in_order(faults.into_iter().chain(more))),
         },
-        other @ (Dialect::Wendy | Dialect::Job | Dialect::CiLines) => {
-            refused(vec![not_yet(other, root.at)])
-        }
+        Dialect::Job => job::parse(file, &root, faults),
+        other @ (Dialect::Wendy | Dialect::CiLines) => refused(vec![not_yet(other, root.at)]),
     }
 }
 
@@ -134,13 +135,15 @@ fn detect(root: &Node) -> Dialect {
     let has = |key: &str| root.entry(key).is_some();
     match &root.value {
         Value::List(items)
-            if items.first().is_some_and(|first| first.entry("executor").is_some()) =>
+            if items.first().is_some_and(|first| {
+                first.entry("executor").is_some() || first.entry("product").is_some()
+            }) =>
         {
             Dialect::Job
         }
         Value::Map(_) if has("steps") => Dialect::Bob,
         Value::Map(_) if has("pipelines") => Dialect::Prunner,
-        Value::Map(_) if has("executor") => Dialect::Job,
+        Value::Map(_) if has("executor") || has("product") => Dialect::Job,
         Value::Map(_) if root.entry("jobs").is_some_and(|entry| is_list(&entry.value)) => {
             Dialect::Job
         }
@@ -212,6 +215,8 @@ fn remarks(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
         let fault = place_of(root, "image").fault(message, Some(&hint));
         remarks.push(Diagnostic { class: Class::Warning, path: "image".to_owned(), ..fault });
     }
+    let place = |path: &str| (place_of(root, path), path.to_owned());
+    remarks.extend(handover::literal_secrets(pipeline, place));
     in_order(remarks.into_iter())
 }
 

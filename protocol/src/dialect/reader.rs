@@ -14,6 +14,8 @@ const MAX_MESSAGE: usize = 300;
 #[derive(Default)]
 pub(super) struct Reader {
     faults: Vec<Diagnostic>,
+    /// What is no fault.
+    remarks: Vec<Diagnostic>,
 }
 
 /// A value and its path in the document.
@@ -31,6 +33,9 @@ pub(super) struct Fields<'a> {
     found: HashMap<&'static str, &'a Entry>,
 }
 
+/// Second names of keys: `(second, known)`.
+pub(super) type Aliases = &'static [(&'static str, &'static str)];
+
 /// The keys that a map may have, and what people write instead.
 pub(super) struct Keys {
     pub(super) known: &'static [&'static str],
@@ -44,7 +49,7 @@ impl<'a> Field<'a> {
     }
 
     /// The last part of the path, as faults name it.
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         let last = self.path.rsplit_once('.').map_or(self.path.as_str(), |(_, last)| last);
         if last.is_empty() { "the document".to_owned() } else { format!("`{last}`") }
     }
@@ -103,17 +108,40 @@ impl Reader {
         self.faults
     }
 
+    /// What does not keep the document from being read, and has to be said.
+    /// Every fault and every remark.
+    pub(super) fn into_all(self) -> Vec<Diagnostic> {
+        self.faults.into_iter().chain(self.remarks).collect()
+    }
+
+    /// What there is to say beside the faults.
+    pub(super) fn into_remarks(self) -> Vec<Diagnostic> {
+        self.remarks
+    }
+
+    /// Something to say that keeps nothing from being read.
+    pub(super) fn remark(
+        &mut self,
+        class: Class,
+        field: &Field<'_>,
+        message: &str,
+        hint: Option<&str>,
+    ) {
+        let remark = field.node.at.fault(message, hint);
+        self.remarks.push(Diagnostic { class, path: field.path.clone(), ..remark });
+    }
+
     pub(super) fn is_clean(&self) -> bool {
-        !self.faults.iter().any(|fault| fault.class.is_refusal())
+        self.faults.is_empty()
     }
 
     pub(super) fn count_of_faults(&self) -> usize {
         self.faults.len()
     }
 
-    /// Begins the message of each error from the given fault on with these words.
+    /// Begins the message of each fault from the given fault on with these words.
     pub(super) fn say_first(&mut self, from: usize, words: &str) {
-        for fault in self.faults.iter_mut().skip(from).filter(|fault| fault.class.is_refusal()) {
+        for fault in self.faults.iter_mut().skip(from) {
             fault.message.insert_str(0, words);
         }
     }
@@ -137,14 +165,14 @@ impl Reader {
         self.fault_at(field.node.at, &field.path, message, hint);
     }
 
-    fn mismatch(&mut self, field: &Field<'_>, expected: &str, hint: Option<&str>) {
+    pub(super) fn mismatch(&mut self, field: &Field<'_>, expected: &str, hint: Option<&str>) {
         let message = format!("{} is {}, expected {expected}", field.name(), field.node.kind());
         self.fault_at(field.node.at, &field.path, message, hint);
     }
 
     /// A map, with a fault for each key that is not known or stands there in both spellings.
     pub(super) fn map<'a>(&mut self, field: &Field<'a>, keys: &Keys) -> Option<Fields<'a>> {
-        self.map_of(field, keys, Class::Error)
+        self.map_of(field, keys, &[], Class::Error)
     }
 
     /// The same, with a warning for each key that is not known.
@@ -153,10 +181,26 @@ impl Reader {
         field: &Field<'a>,
         keys: &Keys,
     ) -> Option<Fields<'a>> {
-        self.map_of(field, keys, Class::Warning)
+        self.map_of(field, keys, &[], Class::Warning)
     }
 
-    fn map_of<'a>(&mut self, field: &Field<'a>, keys: &Keys, unknown: Class) -> Option<Fields<'a>> {
+    /// The same, where some keys have a second name: `(second, known)`.
+    pub(super) fn map_by<'a>(
+        &mut self,
+        field: &Field<'a>,
+        keys: &Keys,
+        aliases: Aliases,
+    ) -> Option<Fields<'a>> {
+        self.map_of(field, keys, aliases, Class::Error)
+    }
+
+    fn map_of<'a>(
+        &mut self,
+        field: &Field<'a>,
+        keys: &Keys,
+        aliases: Aliases,
+        unknown: Class,
+    ) -> Option<Fields<'a>> {
         let Value::Map(entries) = &field.node.value else {
             self.mismatch(field, "a map", None);
             return None;
@@ -164,12 +208,16 @@ impl Reader {
         let mut found: HashMap<&'static str, &Entry> = HashMap::new();
         for entry in entries {
             let path = join(&field.path, &entry.key);
-            let Some(known) = keys.known.iter().find(|known| same(known, &entry.key)) else {
+            let alias = aliases.iter().find(|(second, _)| same(second, &entry.key));
+            let known = keys.known.iter().find(|known| same(known, &entry.key));
+            let Some(known) = known.or_else(|| alias.map(|(_, known)| known)) else {
                 let hint = self.hint_for(&entry.key, keys);
                 let message = format!("the key {} is not known here", quoted(&entry.key));
                 self.fault_at(entry.at, &path, message, Some(&hint));
-                if let Some(fault) = self.faults.last_mut() {
-                    fault.class = unknown;
+                if unknown != Class::Error
+                    && let Some(fault) = self.faults.pop()
+                {
+                    self.remarks.push(Diagnostic { class: unknown, ..fault });
                 }
                 continue;
             };
@@ -248,6 +296,32 @@ impl Reader {
                 None
             }
         }
+    }
+
+    /// A text that a rule must agree with.
+    pub(super) fn ruled(
+        &mut self,
+        field: &Field<'_>,
+        rule: fn(&str) -> Option<&'static str>,
+    ) -> Option<String> {
+        let text = self.text(field)?;
+        match rule(&text) {
+            None => Some(text),
+            Some(why) => {
+                let last = field.path.rsplit('.').next().unwrap_or_default();
+                self.fault(field, format!("`{last}` {} {why}", quoted(&text)), None);
+                None
+            }
+        }
+    }
+
+    /// The value, or a fault that says why there is none.
+    pub(super) fn checked<T, E: std::fmt::Display>(
+        &mut self,
+        field: &Field<'_>,
+        result: Result<T, E>,
+    ) -> Option<T> {
+        result.map_err(|bad| self.fault(field, bad.to_string(), None)).ok()
     }
 
     /// One of a few words.

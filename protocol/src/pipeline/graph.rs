@@ -184,6 +184,18 @@ mod tests {
     }
 
     #[test]
+    fn a_docker_step_with_an_image_of_its_own_is_not_on_the_chain() {
+        let chain = graph(serde_json::json!([
+            {"name": "a", "cmd": "x", "executor": "docker"},
+            {"name": "b", "cmd": "x", "executor": "docker", "with": {"image": "i"}},
+            {"name": "c", "executor": "proxmox", "with": {"command": "kvm_start"}},
+            {"name": "d", "cmd": "x", "executor": "docker"},
+        ]));
+        assert_eq!(chain.begins_on(3), Some(0));
+        assert_eq!(chain.images_before(3), [0]);
+    }
+
+    #[test]
     fn names_that_are_not_there_and_circles_are_left_out() {
         let bad = graph(serde_json::json!([
             {"name": "a", "cmd": "x", "needs": ["b", "nobody"]},

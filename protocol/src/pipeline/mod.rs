@@ -5,6 +5,8 @@
 //! written out, so it can be read back by the Bob dialect.
 
 mod graph;
+mod handover;
+mod secret;
 mod step;
 
 use indexmap::IndexMap;
@@ -12,6 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::graph::Graph;
+pub use self::handover::{Callback, Layout, Missing, Output, OutputKind, Token};
 pub use self::step::{Cmd, ExecutorKind, Retry, RetryOn, Shell, Step, Template, When};
 use crate::id::{PipelineId, RegisteredName};
 use crate::quantity::{Cpu, Memory, Span};
@@ -305,6 +308,10 @@ impl Pipeline {
                 ("script", !step.script.is_empty()),
                 ("template", step.template.is_some()),
                 ("secrets", !step.secrets.is_empty()),
+                ("label", step.label.is_some()),
+                ("with", !step.with.is_empty()),
+                ("outputs", !step.outputs.is_empty()),
+                ("callback", step.callback.is_some()),
                 ("executor", step.executor != ExecutorKind::Podman),
             ];
             for (key, _) in asked.into_iter().filter(|(_, asked)| *asked) {

@@ -3,8 +3,9 @@
 use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use super::{Artifact, PullPolicy, Scalar, VARIABLE, Vars};
+use super::{Artifact, Callback, Output, PullPolicy, Scalar, VARIABLE, Vars};
 use crate::id::StepName;
 use crate::quantity::Span;
 
@@ -67,6 +68,18 @@ pub struct Step {
     /// Names of secrets that the step needs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<String>,
+    /// What else the step is called: its files bear that name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<String>,
+    /// What its executor has to know beyond the command, by the executor's own keys.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub with: Map<String, Value>,
+    /// Files that are kept with the run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<Output>,
+    /// Who is told that the step runs, and how it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback: Option<Callback>,
 }
 
 /// A command: a line that is split into words as a shell would, without any expansion, or the words.
@@ -127,6 +140,8 @@ impl Shell {
 pub enum Template {
     /// As in Go's `text/template`: `{{ .name }}`.
     Go,
+    /// As the job files have it: `${PREVIOUS_JOB_ID}`, `${id.path}`; what is neither stays.
+    Dollar,
 }
 
 /// What must have become of the steps that one needs.
@@ -170,19 +185,38 @@ impl Step {
             from: None,
             executor: ExecutorKind::default(),
             secrets: Vec::new(),
+            label: None,
+            with: Map::new(),
+            outputs: Vec::new(),
+            callback: None,
         }
     }
 
     /// Whether there is nothing to run.
     #[must_use]
     pub fn is_join(&self) -> bool {
-        self.cmd.is_none() && self.script.is_empty()
+        let calls = self.executor.is_call() && !self.with.is_empty();
+        self.cmd.is_none() && self.script.is_empty() && !calls
     }
 
-    /// Whether it begins with an image and leaves one.
+    /// Whether it begins with an image of its run, and leaves one for those that follow.
     #[must_use]
     pub fn is_on_image(&self) -> bool {
-        !self.is_join() && matches!(self.executor, ExecutorKind::Podman | ExecutorKind::Docker)
+        if self.is_join() {
+            return false;
+        }
+        match self.executor {
+            ExecutorKind::Podman => true,
+            // One that has an image of its own takes nothing over and leaves nothing.
+            ExecutorKind::Docker => !self.with.contains_key("image"),
+            ExecutorKind::Local
+            | ExecutorKind::Custom
+            | ExecutorKind::Ssh
+            | ExecutorKind::Proxmox
+            | ExecutorKind::Lexware
+            | ExecutorKind::Sevdesk
+            | ExecutorKind::Http => false,
+        }
     }
 
     /// What is run, as people read it.
@@ -190,6 +224,10 @@ impl Step {
     pub fn display(&self) -> String {
         match &self.cmd {
             Some(cmd) => cmd.display(),
+            None if self.script.is_empty() => {
+                let call = ["command", "action"].iter().find_map(|key| self.with.get(*key));
+                call.and_then(Value::as_str).unwrap_or_default().to_owned()
+            }
             None => self.script.join("\n"),
         }
     }
@@ -218,6 +256,17 @@ pub enum ExecutorKind {
     Sevdesk,
     /// An HTTP request.
     Http,
+}
+
+impl ExecutorKind {
+    /// Whether a step of it is one call that needs no command: all of it stands in `with`.
+    #[must_use]
+    pub fn is_call(self) -> bool {
+        match self {
+            Self::Proxmox | Self::Lexware | Self::Sevdesk | Self::Http => true,
+            Self::Podman | Self::Docker | Self::Local | Self::Custom | Self::Ssh => false,
+        }
+    }
 }
 
 /// Whether and how a step is tried again.

@@ -23,8 +23,10 @@ use crate::run::RunRecord;
 pub const VERSION: u32 = 1;
 
 /// The types that a person writes as a part of a definition: their keys are known, all of them.
-const WRITTEN: [&str; 8] =
-    ["Pipeline", "Step", "Resource", "Artifact", "Quotas", "Requests", "Limits", "Retry"];
+const WRITTEN: [&str; 10] = [
+    "Pipeline", "Step", "Resource", "Artifact", "Quotas", "Requests", "Limits", "Retry", "Output",
+    "Callback",
+];
 
 /// What there are schemas of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

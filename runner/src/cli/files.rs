@@ -166,7 +166,8 @@ pub(super) fn plan(context: &Context, file: &str) -> Result<Exit, Failure> {
     for fault in &parsed.diagnostics {
         output::message(&shown(fault, context.style.colour_err));
     }
-    match parsed.pipelines.as_slice() {
+    let shown: Vec<Pipeline> = parsed.pipelines.iter().map(Pipeline::masked).collect();
+    match shown.as_slice() {
         [] => {}
         [one] => output::document(one)?,
         several => output::document(&several)?,

@@ -2,8 +2,8 @@
 //!
 //! `null` is a key that is not there. Keys of two words are read with `-` and with `_`.
 
-mod rules;
-mod steps;
+pub(super) mod rules;
+pub(super) mod steps;
 
 use indexmap::IndexMap;
 
@@ -181,31 +181,6 @@ impl Reader {
         Some(admission)
     }
 
-    /// A text that a rule of this dialect must agree with.
-    fn ruled(
-        &mut self,
-        field: &Field<'_>,
-        rule: fn(&str) -> Option<&'static str>,
-    ) -> Option<String> {
-        let text = self.text(field)?;
-        match rule(&text) {
-            None => Some(text),
-            Some(why) => {
-                let last = field.path.rsplit('.').next().unwrap_or_default();
-                self.fault(field, format!("`{last}` {} {why}", quoted(&text)), None);
-                None
-            }
-        }
-    }
-
-    fn checked<T, E: std::fmt::Display>(
-        &mut self,
-        field: &Field<'_>,
-        result: Result<T, E>,
-    ) -> Option<T> {
-        result.map_err(|bad| self.fault(field, bad.to_string(), None)).ok()
-    }
-
     fn quotas(&mut self, field: &Field<'_>) -> Option<Quotas> {
         let fields = self.map(field, &QUOTAS)?;
         Some(Quotas {
@@ -308,7 +283,7 @@ struct Resources {
 }
 
 /// A hint that names the line of what came first, where lines are known.
-fn in_line(first: Position, advice: &str) -> String {
+pub(super) fn in_line(first: Position, advice: &str) -> String {
     match first.line {
         0 => advice.to_owned(),
         line => format!("in line {line}; {advice}"),

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use crate::pipeline::{Admission, Strategy};
 
 /// A name that becomes a directory, or a part of a URL.
-pub(super) fn file_name(name: &str) -> Option<&'static str> {
+pub(in crate::dialect) fn file_name(name: &str) -> Option<&'static str> {
     match name {
         "" => Some("is empty"),
         "." | ".." => Some("means a directory that exists already"),
@@ -17,7 +17,7 @@ pub(super) fn file_name(name: &str) -> Option<&'static str> {
 }
 
 /// An image that an engine can be asked for.
-pub(super) fn image(image: &str) -> Option<&'static str> {
+pub(in crate::dialect) fn image(image: &str) -> Option<&'static str> {
     if image.is_empty() {
         return Some("is empty");
     }
@@ -55,7 +55,7 @@ pub(super) fn network(network: &str) -> Option<&'static str> {
 }
 
 /// A path below the working directory of a step.
-pub(super) fn artifact_path(path: &str) -> Option<&'static str> {
+pub(in crate::dialect) fn artifact_path(path: &str) -> Option<&'static str> {
     if path.is_empty() {
         return Some("is empty");
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::{PULL, Resources, in_line, rules};
 use crate::command::bad_variable;
+use crate::dialect::handover;
 use crate::dialect::reader::{Field, Fields, Keys, Reader, nearest};
 use crate::dialect::tree::{Position, Value, quoted};
 use crate::id::StepName;
@@ -31,6 +32,10 @@ const STEP: Keys = Keys {
         "from",
         "executor",
         "secrets",
+        "label",
+        "with",
+        "outputs",
+        "callback",
     ],
     instead: &[
         ("command", "did you mean `cmd`?"),
@@ -41,6 +46,7 @@ const STEP: Keys = Keys {
         ("variables", "did you mean `vars`?"),
         ("resource", "did you mean `needs_resource`?"),
         ("artifact", "did you mean `produces_artifact`?"),
+        ("artifacts", "did you mean `outputs`?"),
         ("depends-on", "did you mean `needs`?"),
         ("image", "all steps begin with the image of the pipeline"),
     ],
@@ -52,7 +58,7 @@ const RETRY: Keys = Keys { known: &["attempts", "delay", "on"], instead: &[] };
 const RETRY_ON: [(&str, RetryOn); 2] = [("failure", RetryOn::Failure), ("lost", RetryOn::Lost)];
 
 const SHELLS: [(&str, Shell); 2] = [("sh", Shell::Sh), ("bash", Shell::Bash)];
-const TEMPLATES: [(&str, Template); 1] = [("go", Template::Go)];
+const TEMPLATES: [(&str, Template); 2] = [("go", Template::Go), ("dollar", Template::Dollar)];
 const WHEN: [(&str, When); 2] = [("passed", When::Passed), ("ended", When::Ended)];
 
 const EXECUTORS: [(&str, ExecutorKind); 9] = [
@@ -69,7 +75,7 @@ const EXECUTORS: [(&str, ExecutorKind); 9] = [
 
 /// The most steps of a pipeline. Each adds some hundred bytes to the run's record, which has to fit
 /// into one etcd request (1.5 MiB) together with the definition.
-const MAX_STEPS: usize = 2000;
+pub(in crate::dialect) const MAX_STEPS: usize = 2000;
 
 impl Reader {
     pub(super) fn steps(
@@ -181,6 +187,8 @@ impl Reader {
         resources: Option<&Resources>,
     ) -> Option<Step> {
         let script = self.optional(fields, "script", Self::script).unwrap_or_default();
+        let executor =
+            self.optional(fields, "executor", |r, f| r.word(f, &EXECUTORS)).unwrap_or_default();
         let cmd = match (fields.get("cmd"), fields.get("script")) {
             (Some(_), Some(second)) => {
                 let hint = Some("what one shell runs belongs to `script`");
@@ -189,7 +197,12 @@ impl Reader {
             }
             (Some(field), None) => self.cmd(&field).map(Some),
             // Others wait for it, and it for others.
-            (None, None) if fields.get("needs").is_some() => Some(None),
+            (None, None)
+                if fields.get("needs").is_some()
+                    || (executor.is_call() && fields.get("with").is_some()) =>
+            {
+                Some(None)
+            }
             (None, Some(_)) => Some(None),
             (None, None) => {
                 drop(self.required(fields, "cmd", "what the step runs"));
@@ -216,15 +229,12 @@ impl Reader {
                     items.iter().filter_map(|item| item.node.scalar()?.parse().ok()).collect()
                 })
             }),
-            executor: self
-                .optional(fields, "executor", |r, f| r.word(f, &EXECUTORS))
-                .unwrap_or_default(),
-            secrets: self
-                .optional(fields, "secrets", |r, f| {
-                    let items = r.list(f)?;
-                    Some(items.iter().filter_map(|item| r.ruled(item, rules::file_name)).collect())
-                })
-                .unwrap_or_default(),
+            executor,
+            secrets: self.optional(fields, "secrets", Self::secrets).unwrap_or_default(),
+            label: self.optional(fields, "label", |r, f| r.ruled(f, rules::file_name)),
+            with: self.optional(fields, "with", handover::object).unwrap_or_default(),
+            outputs: self.optional(fields, "outputs", handover::outputs).unwrap_or_default(),
+            callback: self.optional(fields, "callback", handover::callback),
             script,
             shell: self.optional(fields, "shell", |r, f| r.word(f, &SHELLS)),
             template: self.optional(fields, "template", |r, f| r.word(f, &TEMPLATES)),
@@ -234,6 +244,11 @@ impl Reader {
             name: name?,
             cmd: cmd?,
         })
+    }
+
+    fn secrets(&mut self, field: &Field<'_>) -> Option<Vec<String>> {
+        let items = self.list(field)?;
+        Some(items.iter().filter_map(|item| self.ruled(item, rules::file_name)).collect())
     }
 
     fn cmd(&mut self, field: &Field<'_>) -> Option<Cmd> {

@@ -76,8 +76,8 @@ pub(super) fn read(root: &Node) -> Result<(Vec<Pipeline>, Vec<Diagnostic>), Vec<
     let mut reader = Reader::default();
     let pipelines = reader.file(&Field::root(root));
     match pipelines {
-        Some(pipelines) if reader.is_clean() => Ok((pipelines, reader.into_faults())),
-        Some(_) | None => Err(reader.into_faults()),
+        Some(pipelines) if reader.is_clean() => Ok((pipelines, reader.into_remarks())),
+        Some(_) | None => Err(reader.into_all()),
     }
 }
 

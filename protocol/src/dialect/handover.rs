@@ -1,0 +1,186 @@
+//! The parts of a step that hand something over, which more than one dialect writes alike: outputs,
+//! callbacks, secrets, and values that only an executor understands.
+
+use serde_json::{Map, Number, Value as Json};
+
+use super::bob::rules;
+use super::reader::{Field, Keys, Reader};
+use super::tree::{Node, Value, quoted};
+use crate::diagnostic::{Class, Diagnostic};
+use crate::pipeline::{Callback, Layout, Missing, Output, OutputKind, Pipeline, Token};
+
+const OUTPUT: Keys = Keys { known: &["path", "type", "missing", "layout"], instead: &[] };
+const CALLBACK: Keys = Keys { known: &["url", "secret"], instead: &[] };
+const NAMED: Keys = Keys { known: &["secret-name"], instead: &[("name", "say `secret-name`")] };
+
+const KINDS: [(&str, OutputKind); 2] = [("file", OutputKind::File), ("dir", OutputKind::Dir)];
+const MISSING: [(&str, Missing); 3] =
+    [("ignore", Missing::Ignore), ("warn", Missing::Warn), ("fail", Missing::Fail)];
+const LAYOUTS: [(&str, Layout); 2] = [("flat", Layout::Flat), ("relative", Layout::Relative)];
+
+pub(super) fn outputs(reader: &mut Reader, field: &Field<'_>) -> Option<Vec<Output>> {
+    let items = reader.list(field)?;
+    Some(items.iter().filter_map(|item| output(reader, item)).collect())
+}
+
+fn output(reader: &mut Reader, field: &Field<'_>) -> Option<Output> {
+    let fields = reader.map(field, &OUTPUT)?;
+    let path = reader
+        .required(&fields, "path", "which files are kept")
+        .and_then(|field| reader.ruled(&field, rules::artifact_path));
+    Some(Output {
+        kind: reader.optional(&fields, "type", |r, f| r.word(f, &KINDS)),
+        missing: reader
+            .optional(&fields, "missing", |r, f| r.word(f, &MISSING))
+            .unwrap_or_default(),
+        layout: reader.optional(&fields, "layout", |r, f| r.word(f, &LAYOUTS)).unwrap_or_default(),
+        path: path?,
+    })
+}
+
+/// A callback; none where its address is empty, as it is then that of the settings which counts.
+pub(super) fn callback(reader: &mut Reader, field: &Field<'_>) -> Option<Callback> {
+    let fields = reader.map(field, &CALLBACK)?;
+    let url = fields.get("url").map(|field| url(reader, &field));
+    let secret = reader.optional(&fields, "secret", token);
+    let url = url.unwrap_or_else(|| Some(String::new()))?;
+    if url.is_empty() {
+        if let (Some(field), Some(_)) = (fields.get("secret"), secret) {
+            let message = "the secret is not used, as the callback has no `url`";
+            reader.remark(Class::Warning, &field, message, Some("give it its own `url`"));
+        }
+        return None;
+    }
+    // A secret of no characters is none.
+    let secret = secret.filter(|secret| *secret != Token::Literal(String::new()));
+    Some(Callback { url, secret })
+}
+
+/// An address of the web. No fault shows one with a user, who may have a password.
+pub(super) fn url(reader: &mut Reader, field: &Field<'_>) -> Option<String> {
+    let text = reader.text(field)?;
+    let Some(why) = address(&text) else {
+        return Some(text);
+    };
+    let shown = if text.contains('@') { String::new() } else { format!(" {}", quoted(&text)) };
+    reader.fault(field, format!("{}{shown} {why}", field.name()), None);
+    None
+}
+
+/// What is wrong with an address. Empty is left to who asks.
+pub(super) fn address(url: &str) -> Option<&'static str> {
+    if url.is_empty() || url.starts_with("${") {
+        return None;
+    }
+    let Some((_, rest)) = url.split_once("://").filter(|(scheme, _)| is_web(scheme)) else {
+        return Some("is no address, such as https://host/path");
+    };
+    let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    if host.is_empty() {
+        return Some("names no host");
+    }
+    if host.contains('@') {
+        return Some("has a user in it, who belongs to a secret");
+    }
+    let odd = url.chars().any(|c| c.is_control() || c.is_whitespace());
+    odd.then_some("has a blank or a control character")
+}
+
+fn is_web(scheme: &str) -> bool {
+    ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known))
+}
+
+/// A secret, as a text or as `{secret-name: NAME}`. No fault shows what it is.
+pub(super) fn token(reader: &mut Reader, field: &Field<'_>) -> Option<Token> {
+    match &field.node.value {
+        Value::String(text) => Some(Token::Literal(text.clone())),
+        Value::Map(_) => {
+            let fields = reader.map(field, &NAMED)?;
+            let name = reader.required(&fields, "secret-name", "which secret")?;
+            Some(Token::Named { name: reader.ruled(&name, rules::file_name)? })
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::List(_) => {
+            reader.mismatch(field, "a text in quotes or a `secret-name`", None);
+            None
+        }
+    }
+}
+
+/// A map that only an executor understands.
+pub(super) fn object(reader: &mut Reader, field: &Field<'_>) -> Option<Map<String, Json>> {
+    match json(field.node) {
+        Json::Object(map) => Some(map),
+        Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) | Json::Array(_) => {
+            reader.mismatch(field, "a map", None);
+            None
+        }
+    }
+}
+
+/// A value as JSON. A number that JSON writes otherwise stays the text that it was. The depth of a
+/// tree is bounded, and so is this.
+pub(super) fn json(node: &Node) -> Json {
+    match &node.value {
+        Value::Null => Json::Null,
+        Value::Bool(text) => Json::Bool(text.eq_ignore_ascii_case("true")),
+        Value::Number(text) => number(text).map_or_else(|| text.clone().into(), Json::Number),
+        Value::String(text) => text.clone().into(),
+        Value::List(items) => items.iter().map(json).collect(),
+        Value::Map(entries) => {
+            entries.iter().map(|entry| (entry.key.clone(), json(&entry.value))).collect()
+        }
+    }
+}
+
+fn number(text: &str) -> Option<Number> {
+    serde_json::from_str::<Number>(text).ok()?;
+    if let Ok(whole) = text.parse::<i64>() {
+        // A zero has no sign here, and would have one in a text.
+        return (whole != 0 || text == "0").then(|| whole.into());
+    }
+    match text.parse::<u64>() {
+        Ok(whole) => Some(whole.into()),
+        // Read by us, as every digit counts when it is compared later.
+        Err(_too_long_or_a_fraction) => Number::from_f64(text.parse().ok()?),
+    }
+}
+
+/// A warning for each secret that is written out, at the path that `place` makes of its own.
+pub(super) fn literal_secrets(
+    pipeline: &Pipeline,
+    place: impl Fn(&str) -> (super::Position, String),
+) -> Vec<Diagnostic> {
+    let warn = |path: String| {
+        let (at, path) = place(&path);
+        let hint = "write {secret-name: NAME} in its place, and keep it where the runner looks";
+        let fault = at.fault("a secret stands in the file, for all who can read it", Some(hint));
+        Diagnostic { class: Class::Warning, path, ..fault }
+    };
+    pipeline.literal_secrets().into_iter().map(warn).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_one_of_the_web_and_has_no_user() {
+        for bad in ["h", "ftp://h", "https://", "https:///x", "https://u:p@h", "https://h/a b"] {
+            assert!(address(bad).is_some(), "{bad:?} was taken");
+        }
+        for good in ["", "HTTPS://h:8006", "http://h/x@y?z", "${a.b}/x"] {
+            assert_eq!(address(good), None, "{good}");
+        }
+    }
+
+    #[test]
+    fn a_number_that_json_writes_otherwise_stays_the_text_that_it_was() {
+        for (text, json) in [("7", "7"), ("-7", "-7"), ("1.50", "1.5"), ("1e2", "100.0")] {
+            assert_eq!(number(text).map(|number| number.to_string()).as_deref(), Some(json));
+        }
+        for text in ["007", "+1", ".5", "0x1f", "-0", ".inf", "1e999", "1_0"] {
+            assert_eq!(number(text), None, "{text}");
+        }
+        assert_eq!(number("18446744073709551615"), Some(u64::MAX.into()));
+    }
+}

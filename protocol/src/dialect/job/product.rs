@@ -1,0 +1,331 @@
+//! What a job gives its executor, read by a table of keys for each executor.
+
+use serde_json::{Map, Value as Json};
+
+use crate::command::bad_variable;
+use crate::dialect::bob::rules;
+use crate::dialect::handover::{object, token, url};
+use crate::dialect::reader::{Aliases, Field, Fields, Keys, Reader};
+use crate::dialect::tree::Value;
+use crate::pipeline::{Token, Vars};
+
+type Rule = fn(&str) -> Option<&'static str>;
+
+/// What a value must be.
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    /// A text that a rule agrees with.
+    Text(Rule),
+    /// The address of an API.
+    Url,
+    /// One of a few words.
+    Word(&'static [&'static str]),
+    /// A number or a text; empty is not there.
+    Number,
+    Port,
+    Span,
+    Switch,
+    /// A text or `{secret-name: NAME}`.
+    Secret,
+    /// Any map.
+    Map,
+    /// Where a container sees directories of the host.
+    Mounts,
+    /// More environment.
+    Vars,
+    /// Lines of a program: a text, or a list of them.
+    Lines,
+    /// The same, where a list may have lists in it.
+    Nested,
+}
+
+/// Whether a key must be there.
+#[derive(Clone, Copy)]
+pub(super) enum Need {
+    Must(&'static str),
+    May,
+    Usual(&'static str),
+}
+
+/// A key of a product.
+#[derive(Clone, Copy)]
+pub(super) struct Key(pub(super) &'static str, pub(super) Kind, pub(super) Need);
+
+/// All that a product may have.
+pub(super) struct Product {
+    pub(super) keys: &'static [Key],
+    pub(super) known: Keys,
+    /// Second names: `(second, known)`.
+    pub(super) aliases: Aliases,
+}
+
+/// The names of keys, for the reader.
+pub(super) const fn names<const N: usize>(keys: &[Key; N]) -> [&'static str; N] {
+    let mut names = [""; N];
+    let mut at = 0;
+    while at < N {
+        names[at] = keys[at].0;
+        at += 1;
+    }
+    names
+}
+
+const DOCKER_KEYS: [Key; 8] = [
+    Key("image", Kind::Text(rules::image), Need::Must("the image that the container begins with")),
+    Key("before_script", Kind::Lines, Need::May),
+    Key("commands", Kind::Lines, Need::May),
+    Key("script", Kind::Lines, Need::May),
+    Key("namespace", Kind::Text(plain), Need::Usual("runner")),
+    Key("mounts", Kind::Mounts, Need::May),
+    Key("env", Kind::Vars, Need::May),
+    Key("tty", Kind::Switch, Need::May),
+];
+
+pub(super) const DOCKER: Product = Product {
+    keys: &DOCKER_KEYS,
+    known: Keys {
+        known: &names(&DOCKER_KEYS),
+        instead: &[
+            ("command", "did you mean `commands`?"),
+            ("variables", "it belongs to the job, or write `env`"),
+            ("volumes", "did you mean `mounts`?"),
+        ],
+    },
+    aliases: &[],
+};
+
+const LOCAL_KEYS: [Key; 2] =
+    [Key("before_script", Kind::Lines, Need::May), Key("commands", Kind::Lines, Need::May)];
+
+/// What people write who think of another executor.
+const ELSEWHERE: &[(&str, &str)] = &[
+    ("command", "did you mean `commands`?"),
+    ("image", "only the docker executor has images"),
+    ("env", "it belongs to the job, as `variables`"),
+    ("variables", "it belongs to the job"),
+];
+
+pub(super) const LOCAL: Product = Product {
+    keys: &LOCAL_KEYS,
+    known: Keys { known: &names(&LOCAL_KEYS), instead: ELSEWHERE },
+    aliases: &[("script", "commands")],
+};
+
+const CUSTOM_KEYS: [Key; 2] =
+    [Key("before_script", Kind::Lines, Need::May), Key("script", Kind::Nested, Need::May)];
+
+pub(super) const CUSTOM: Product = Product {
+    keys: &CUSTOM_KEYS,
+    known: Keys { known: &names(&CUSTOM_KEYS), instead: ELSEWHERE },
+    aliases: &[("commands", "script")],
+};
+
+const SSH_KEYS: [Key; 7] = [
+    Key("host", Kind::Text(word), Need::Must("where the commands are run")),
+    Key("user", Kind::Text(word), Need::Usual("root")),
+    Key("port", Kind::Port, Need::May),
+    Key("keyfile", Kind::Text(plain), Need::May),
+    Key("known_hosts", Kind::Text(plain), Need::May),
+    Key("connect_timeout", Kind::Span, Need::May),
+    Key("commands", Kind::Lines, Need::May),
+];
+
+pub(super) const SSH: Product = Product {
+    keys: &SSH_KEYS,
+    known: Keys { known: &names(&SSH_KEYS), instead: ELSEWHERE },
+    aliases: &[("script", "commands")],
+};
+
+/// What was read of a product.
+pub(super) struct Read<'a> {
+    pub(super) fields: Fields<'a>,
+    pub(super) with: Map<String, Json>,
+    /// The programs, in the order of the table.
+    pub(super) texts: Vec<Vec<String>>,
+    pub(super) vars: Vars,
+}
+
+pub(super) fn read<'a>(
+    reader: &mut Reader,
+    field: &Field<'a>,
+    product: &Product,
+) -> Option<Read<'a>> {
+    let fields = reader.map_by(field, &product.known, product.aliases)?;
+    let mut read = Read { fields, with: Map::new(), texts: Vec::new(), vars: Vars::new() };
+    for Key(name, kind, need) in product.keys {
+        let found = match need {
+            Need::Must(what) => reader.required(&read.fields, name, what),
+            Need::May | Need::Usual(_) => read.fields.get(name),
+        };
+        let Some(found) = found else {
+            if let Need::Usual(value) = need {
+                read.with.insert((*name).to_owned(), (*value).into());
+            }
+            continue;
+        };
+        match kind {
+            Kind::Lines | Kind::Nested => {
+                read.texts.extend(lines(reader, &found, matches!(kind, Kind::Nested)));
+            }
+            Kind::Vars => {
+                read.vars = reader.scalars(&found, bad_variable).unwrap_or_default();
+            }
+            Kind::Text(_)
+            | Kind::Url
+            | Kind::Word(_)
+            | Kind::Number
+            | Kind::Port
+            | Kind::Span
+            | Kind::Switch
+            | Kind::Secret
+            | Kind::Map
+            | Kind::Mounts => {
+                if let Some(value) = value(reader, &found, *kind) {
+                    read.with.insert((*name).to_owned(), value);
+                }
+            }
+        }
+    }
+    Some(read)
+}
+
+fn value(reader: &mut Reader, field: &Field<'_>, kind: Kind) -> Option<Json> {
+    match kind {
+        Kind::Text(rule) => reader.ruled(field, rule).map(Json::from),
+        Kind::Url => {
+            let url = url(reader, field)?;
+            if url.is_empty() {
+                reader.fault(field, format!("{} is empty", field.name()), None);
+            }
+            Some(url.into())
+        }
+        Kind::Word(words) => {
+            let words: Vec<(&str, &str)> = words.iter().map(|word| (*word, *word)).collect();
+            reader.word(field, &words).map(Json::from)
+        }
+        Kind::Number => number(reader, field),
+        Kind::Port => reader.count(field, 1, u32::from(u16::MAX)).map(Json::from),
+        Kind::Span => serde_json::to_value(reader.span(field)?).ok(),
+        Kind::Switch => reader.switch(field).map(Json::from),
+        Kind::Secret => match token(reader, field)? {
+            Token::Literal(text) if text.is_empty() => {
+                reader.fault(field, format!("{} is empty", field.name()), None);
+                None
+            }
+            token @ (Token::Literal(_) | Token::Named { .. }) => serde_json::to_value(token).ok(),
+        },
+        Kind::Map => object(reader, field).map(Json::Object),
+        Kind::Mounts => {
+            let items = reader.list(field)?;
+            Some(items.iter().filter_map(|item| reader.ruled(item, mount)).collect())
+        }
+        // These are no values of their own: who reads the product takes them.
+        Kind::Vars | Kind::Lines | Kind::Nested => None,
+    }
+}
+
+/// A number of a machine or of an invoice is a name: `100` and `"100"` are the same.
+fn number(reader: &mut Reader, field: &Field<'_>) -> Option<Json> {
+    match &field.node.value {
+        Value::Number(text) | Value::String(text) => {
+            if let Some(why) = segment(text) {
+                reader.fault(field, format!("{} {why}", field.name()), None);
+                return None;
+            }
+            (!text.is_empty()).then(|| text.clone().into())
+        }
+        Value::Null | Value::Bool(_) | Value::List(_) | Value::Map(_) => {
+            reader.mismatch(field, "a number or a text", None);
+            None
+        }
+    }
+}
+
+fn lines(reader: &mut Reader, field: &Field<'_>, nested: bool) -> Option<Vec<String>> {
+    if let Value::String(text) = &field.node.value {
+        return line(reader, field, text).map(|text| vec![text]);
+    }
+    let Some(items) = field.items() else {
+        reader.mismatch(field, "a text or a list of texts", None);
+        return None;
+    };
+    let mut lines = Vec::new();
+    for item in items {
+        // `[sleep, 5]` can only mean one thing.
+        match (&item.node.value, item.node.scalar()) {
+            (_, Some(text)) => lines.extend(line(reader, &item, text)),
+            (Value::List(_), None) if nested => {
+                lines.extend(self::lines(reader, &item, false).unwrap_or_default());
+            }
+            (_, None) => reader.mismatch(&item, "a text", None),
+        }
+    }
+    Some(lines)
+}
+
+fn line(reader: &mut Reader, field: &Field<'_>, text: &str) -> Option<String> {
+    if text.contains('\0') {
+        reader.fault(field, format!("{} has a NUL character", field.name()), None);
+        return None;
+    }
+    Some(text.to_owned())
+}
+
+/// A text in one line that says something.
+pub(super) fn plain(text: &str) -> Option<&'static str> {
+    if text.is_empty() {
+        return Some("is empty");
+    }
+    text.chars().any(char::is_control).then_some("has a control character")
+}
+
+/// A name that becomes an argument of a program and must not be taken for an option.
+fn word(text: &str) -> Option<&'static str> {
+    if text.starts_with('-') {
+        return Some("begins with `-`, as options do");
+    }
+    let inside = text.starts_with("${");
+    let odd = text.chars().any(char::is_whitespace) && !inside;
+    plain(text).or_else(|| odd.then_some("has a blank"))
+}
+
+/// A part of the path of a URL.
+fn segment(text: &str) -> Option<&'static str> {
+    if text.starts_with("${") {
+        return None;
+    }
+    let odd = text.chars().any(|c| c.is_control() || c.is_whitespace() || "/?#".contains(c));
+    odd.then_some("has a character that a part of an address cannot have")
+}
+
+/// `SOURCE:TARGET` or `SOURCE:TARGET:OPTIONS`.
+fn mount(text: &str) -> Option<&'static str> {
+    let mut parts = text.split(':');
+    let is_whole = match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some(source), Some(target), _, None) => !source.is_empty() && target.starts_with('/'),
+        (_, _, _, _) => false,
+    };
+    plain(text)
+        .or_else(|| (!is_whole).then_some("is no mount, such as /host/folder:/folder or /a:/b:ro"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_be_taken_for_something_else_is_refused() {
+        for bad in ["", "-oProxyCommand=x", "a b", "a\nb"] {
+            assert!(word(bad).is_some(), "{bad:?}");
+        }
+        for bad in ["", "a", "a:b", ":/b", "/a:/b:ro:z", "/a:/b\n"] {
+            assert!(mount(bad).is_some(), "{bad:?}");
+        }
+        for good in ["/a:/b", "name:/b:ro"] {
+            assert_eq!(mount(good), None, "{good}");
+        }
+        for bad in ["1/2", "1?x", "a b"] {
+            assert!(segment(bad).is_some(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! What a step hands over: files that are kept, and whom it tells about its end.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Files of a step that are kept with its run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct Output {
+    /// Where they lie, relative to the step's working directory; `*`, `?`, `[]` and `**` match.
+    #[schemars(length(min = 1))]
+    pub path: String,
+    /// What is taken of that which matches; all of it where this is missing.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<OutputKind>,
+    /// What becomes of the step where nothing matches.
+    #[serde(default, skip_serializing_if = "Missing::is_usual")]
+    pub missing: Missing,
+    /// Where they are put.
+    #[serde(default, skip_serializing_if = "Layout::is_usual")]
+    pub layout: Layout,
+}
+
+/// What an output is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OutputKind {
+    /// A file.
+    File,
+    /// A directory with all that is in it.
+    Dir,
+}
+
+/// What becomes of a step where an output is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Missing {
+    /// Nothing: it may be there, or not.
+    Ignore,
+    /// It is said in the log.
+    #[default]
+    Warn,
+    /// The step has failed.
+    Fail,
+}
+
+impl Missing {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Where outputs are put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Layout {
+    /// All beside each other, by their last name; of two with the same one the later wins.
+    #[default]
+    Flat,
+    /// As they lie in the step's working directory.
+    Relative,
+}
+
+impl Layout {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Who is told that a step runs, and how it ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub struct Callback {
+    /// Where the news are posted to.
+    #[schemars(regex(pattern = r"^(https?://|\$\{)"))]
+    pub url: String,
+    /// The bearer token that goes with them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Token>,
+}
+
+/// A secret: by its name, or as it stood in a file.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Token {
+    /// Looked up where the step runs.
+    Named {
+        /// Its name.
+        #[serde(rename = "secret-name")]
+        name: String,
+    },
+    /// The secret itself.
+    Literal(String),
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Named { name } => write!(f, "Named({name:?})"),
+            Self::Literal(_) => f.write_str("Literal(***)"),
+        }
+    }
+}
