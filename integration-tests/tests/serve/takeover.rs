@@ -163,6 +163,10 @@ async fn a_worker_that_was_frozen_changes_nothing_when_it_wakes() {
     outside.reaches("/gate", 2).await;
     outside.open.send_replace(true);
     let settled = place.keys.settled(&run).await;
+    // It stays frozen for three times as long as its lease lives.
+    let long = place.run("long");
+    place.start(&long, &place.pipeline("long", &json!([{ "cmd": "sleep 9" }]))).await;
+    place.keys.settled(&long).await;
     first.signal(Signal::CONT);
     // It has heard that its lease is gone once it has taken another.
     let pid = first.pid();
