@@ -10,7 +10,7 @@ use protocol::names;
 use serde::Deserialize;
 use tokio::time::sleep;
 
-use super::call::{Again, Ask, Fault};
+use super::call::{Again, Ask, Fault, Reply, saw_a_removal};
 use super::create::Create;
 use super::http::Link;
 use super::image::Inspected;
@@ -18,6 +18,8 @@ use super::path;
 
 /// How long the slowest things may take: writing an image of many gigabytes.
 const LONG: Duration = Duration::from_secs(3600);
+/// How often a call is made again that came upon a removal.
+const REMOVALS: u32 = 5;
 /// How often something is removed whose files are in use: some five seconds.
 const BUSY: u32 = 10;
 
@@ -217,6 +219,26 @@ impl Link {
         }
     }
 
+    /// A call that may be made again, made again where it came upon a removal.
+    pub(super) async fn call_again(&mut self, ask: Ask) -> Result<Reply, Fault> {
+        let mut tries = 0;
+        loop {
+            match self.call(ask.clone()).await?.good() {
+                // What is simply not there stays so.
+                Err(fault)
+                    if fault.status() != Some(404)
+                        && saw_a_removal(fault.refusal())
+                        && tries < REMOVALS =>
+                {
+                    tries += 1;
+                    tracing::debug!(%fault, "asking once more");
+                    sleep(Duration::from_millis(20 << tries)).await;
+                }
+                answered => return answered,
+            }
+        }
+    }
+
     /// Removes what a container has left that the engine knows nothing of: its files may be mounted
     /// for a moment longer.
     pub(super) async fn remove_ghost(&mut self, name: &str) -> Result<(), Fault> {
@@ -252,7 +274,7 @@ impl Link {
     /// An image, by name or id; `None` where the engine does not hold it.
     pub(super) async fn image(&mut self, name: &str) -> Result<Option<Inspected>, Fault> {
         let ask = Ask::get(format!("/images/{}/json", path::name(name)));
-        match self.call(ask).await?.good() {
+        match self.call_again(ask).await {
             Ok(reply) => reply.json().map(Some),
             Err(fault) if fault.status() == Some(404) => Ok(None),
             Err(fault) => Err(fault),

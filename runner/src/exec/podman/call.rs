@@ -94,13 +94,15 @@ impl Fault {
 /// Whether the engine came to nothing because another run's image or layer was removed while it
 /// looked at it: the next time it is not seen any more.
 pub(super) fn saw_a_removal(message: &str) -> bool {
-    // The last one is podman 5's, of a layer that it was about to use again.
+    // The last but one is podman 5's, of a layer that it was about to use again; the last is what
+    // podman 4.3 comes upon in its own code where an image goes under its hands.
     [
         "layer not known",
         "image not known",
         "identifier is not a",
         "locating item named",
         "layer for blob",
+        "nil pointer dereference",
     ]
     .iter()
     .any(|said| message.contains(said))

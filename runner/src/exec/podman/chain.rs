@@ -80,7 +80,7 @@ impl Podman {
         let query = path::query(&[("repo", &repository), ("tag", run.run.as_str())]);
         let tag = Ask::post(format!("/images/{image}/tag?{query}"));
         let mut link = self.http.link();
-        match link.call(tag).await.and_then(Reply::good) {
+        match link.call_again(tag).await {
             Ok(_) => {}
             Err(fault) if fault.status() == Some(404) => return Ok(None),
             Err(fault) => return Err(failed(fault)),

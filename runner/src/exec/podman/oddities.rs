@@ -87,3 +87,12 @@ async fn what_the_engine_does_not_know_is_removed_when_nothing_is_mounted_there_
     http.link().remove_ghost("x").await.unwrap();
     assert_eq!(asked.await.unwrap().len(), 3);
 }
+
+#[tokio::test]
+async fn an_engine_that_stumbles_over_an_image_that_goes_is_asked_once_more() {
+    const NIL: &str = r#"{"cause":"runtime error: invalid memory address or nil pointer dereference","message":"runtime error: invalid memory address or nil pointer dereference","response":500}"#;
+    let (http, asked) =
+        answering(&[(500, NIL), (404, r#"{"message":"x: image not known"}"#)]).await;
+    assert!(http.link().image("x").await.unwrap().is_none());
+    assert_eq!(asked.await.unwrap().len(), 2);
+}
