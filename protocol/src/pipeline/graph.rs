@@ -114,8 +114,9 @@ impl Pipeline {
     }
 }
 
-/// The positions so that each comes after those that it needs; what is in a circle is not there.
-fn in_order(needs: &[Vec<usize>]) -> Vec<usize> {
+/// How many lie before each on the longest way, where `needs[i]` are those that `i` waits for; none for
+/// what is in a circle, or behind one.
+pub(crate) fn depths(needs: &[Vec<usize>]) -> Vec<Option<usize>> {
     let mut missing: Vec<usize> = needs.iter().map(Vec::len).collect();
     let mut followers: Vec<Vec<usize>> = vec![Vec::new(); needs.len()];
     for (own, before) in needs.iter().enumerate() {
@@ -123,17 +124,26 @@ fn in_order(needs: &[Vec<usize>]) -> Vec<usize> {
             followers[*needed].push(own);
         }
     }
-    let mut order: Vec<usize> = (0..needs.len()).filter(|own| missing[*own] == 0).collect();
-    let mut next = 0;
-    while let Some(done) = order.get(next).copied() {
-        next += 1;
-        for own in &followers[done] {
-            missing[*own] -= 1;
-            if missing[*own] == 0 {
-                order.push(*own);
+    let mut depths = vec![None; needs.len()];
+    let mut ready: Vec<usize> = (0..needs.len()).filter(|own| missing[*own] == 0).collect();
+    while let Some(own) = ready.pop() {
+        let before = needs[own].iter().filter_map(|needed| depths[*needed]).max();
+        depths[own] = Some(before.map_or(0, |depth: usize| depth + 1));
+        for follower in &followers[own] {
+            missing[*follower] -= 1;
+            if missing[*follower] == 0 {
+                ready.push(*follower);
             }
         }
     }
+    depths
+}
+
+/// The positions so that each comes after those that it needs; what is in a circle is not there.
+fn in_order(needs: &[Vec<usize>]) -> Vec<usize> {
+    let depths = depths(needs);
+    let mut order: Vec<usize> = (0..needs.len()).filter(|own| depths[*own].is_some()).collect();
+    order.sort_by_key(|own| depths[*own]);
     order
 }
 

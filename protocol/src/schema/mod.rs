@@ -23,9 +23,18 @@ use crate::run::RunRecord;
 pub const VERSION: u32 = 1;
 
 /// The types that a person writes as a part of a definition: their keys are known, all of them.
-const WRITTEN: [&str; 10] = [
-    "Pipeline", "Step", "Resource", "Artifact", "Quotas", "Requests", "Limits", "Retry", "Output",
+const WRITTEN: [&str; 11] = [
+    "Pipeline",
+    "Step",
+    "Resource",
+    "Artifact",
+    "Quotas",
+    "Requests",
+    "Limits",
+    "Retry",
+    "Output",
     "Callback",
+    "Admission",
 ];
 
 /// What there are schemas of.

@@ -1,8 +1,6 @@
 //! What a value of a pipeline must look like, beyond its type. Each rule answers with what is wrong.
 
-use std::collections::HashMap;
-
-use crate::pipeline::{Admission, Strategy};
+use crate::pipeline::{Admission, Strategy, depths};
 
 /// A name that becomes a directory, or a part of a URL.
 pub(in crate::dialect) fn file_name(name: &str) -> Option<&'static str> {
@@ -111,30 +109,10 @@ pub(in crate::dialect) fn admission(admission: &Admission) -> Option<&'static st
 
 /// A step that waits for itself, where there is one; `needs[i]` are the steps that step `i` waits for.
 pub(super) fn cycle(needs: &[Vec<usize>]) -> Option<usize> {
-    let mut missing: Vec<usize> = needs.iter().map(Vec::len).collect();
-    let mut followers: HashMap<usize, Vec<usize>> = HashMap::new();
-    for (step, before) in needs.iter().enumerate() {
-        for needed in before {
-            followers.entry(*needed).or_default().push(step);
-        }
-    }
-    let mut ready: Vec<usize> = (0..needs.len()).filter(|step| missing[*step] == 0).collect();
-    let mut done = 0;
-    while let Some(step) = ready.pop() {
-        done += 1;
-        for follower in followers.remove(&step).unwrap_or_default() {
-            missing[follower] -= 1;
-            if missing[follower] == 0 {
-                ready.push(follower);
-            }
-        }
-    }
-    if done == needs.len() {
-        return None;
-    }
+    let depths = depths(needs);
     // What is left waits for a cycle or is in one. From any of it, as many steps back as there are
     // steps end inside of one.
-    let stuck = |step: &usize| missing[*step] > 0;
+    let stuck = |step: &usize| depths[*step].is_none();
     let mut step = (0..needs.len()).find(stuck)?;
     for _ in 0..needs.len() {
         step = needs[step].iter().copied().find(stuck)?;

@@ -187,6 +187,10 @@ impl Reader {
         resources: Option<&Resources>,
     ) -> Option<Step> {
         let script = self.optional(fields, "script", Self::script).unwrap_or_default();
+        if let (Some(field), None) = (fields.get("shell"), fields.get("script")) {
+            let message = "`shell` is for a `script`, and there is none".to_owned();
+            self.fault(&field, message, Some("write what the shell runs in `script`"));
+        }
         let executor =
             self.optional(fields, "executor", |r, f| r.word(f, &EXECUTORS)).unwrap_or_default();
         let cmd = match (fields.get("cmd"), fields.get("script")) {
@@ -280,6 +284,10 @@ impl Reader {
             return Some(vec![text.clone()]);
         }
         let items = self.list(field)?;
+        if items.is_empty() {
+            self.fault(field, "`script` is empty".to_owned(), Some("what the step runs"));
+            return None;
+        }
         items.iter().map(|item| self.cmd_word(item)).collect()
     }
 

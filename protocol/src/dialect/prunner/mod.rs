@@ -6,7 +6,7 @@
 mod duration;
 mod load;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use self::duration::duration;
 pub use self::load::{Loaded, load};
@@ -16,7 +16,8 @@ use crate::command::bad_variable;
 use crate::diagnostic::Diagnostic;
 use crate::id::{PipelineId, StepName};
 use crate::pipeline::{
-    Admission, ExecutorKind, FailureMode, Pipeline, Shell, Step, Strategy, Template, Vars,
+    Admission, ExecutorKind, FailureMode, Graph, Pipeline, Shell, Step, Strategy, Template, Vars,
+    depths,
 };
 use crate::quantity::Span;
 
@@ -209,10 +210,13 @@ impl Reader {
         if read.len() < named.len() {
             return None;
         }
-        let depths = depths(&read);
-        let circle = circle(&read, &depths);
+        let mut steps: Vec<Step> = read.into_values().collect();
+        let graph = Graph::of(&steps);
+        let needs: Vec<Vec<usize>> = (0..steps.len()).map(|at| graph.needs(at).to_vec()).collect();
+        let depths = depths(&needs);
+        let circle = circle(&needs, &depths);
         if !circle.is_empty() {
-            let shown: Vec<_> = circle.iter().map(|name| quoted(name)).collect();
+            let shown: Vec<_> = circle.iter().map(|at| quoted(steps[*at].name.as_str())).collect();
             let message = match shown.as_slice() {
                 [only] => format!("task {only} depends on itself"),
                 all => format!("the tasks {} depend on each other in a circle", all.join(", ")),
@@ -220,9 +224,10 @@ impl Reader {
             self.fault(field, message, Some("break the circle"));
             return None;
         }
-        let mut steps: Vec<Step> = read.into_values().collect();
         // The sort is stable, and the names are in order.
-        steps.sort_by_key(|step| depths.get(step.name.as_str()).copied());
+        let depth: HashMap<StepName, Option<usize>> =
+            steps.iter().map(|step| step.name.clone()).zip(depths).collect();
+        steps.sort_by_key(|step| depth.get(&step.name).copied().flatten());
         Some(steps)
     }
 
@@ -332,52 +337,14 @@ fn step(name: StepName, script: Vec<String>, vars: Vars) -> Step {
 }
 
 /// The tasks that are in a circle: of those without a depth all that others of them depend on.
-fn circle<'t>(
-    tasks: &'t BTreeMap<String, Step>,
-    depths: &BTreeMap<String, usize>,
-) -> BTreeSet<&'t str> {
-    let mut left: BTreeSet<&str> =
-        tasks.keys().map(String::as_str).filter(|name| !depths.contains_key(*name)).collect();
+fn circle(needs: &[Vec<usize>], depths: &[Option<usize>]) -> BTreeSet<usize> {
+    let mut left: BTreeSet<usize> = (0..needs.len()).filter(|at| depths[*at].is_none()).collect();
     loop {
-        let needed: BTreeSet<&str> = left
-            .iter()
-            .filter_map(|name| tasks.get(*name)?.needs.as_ref())
-            .flatten()
-            .map(StepName::as_str)
-            .collect();
+        let needed: BTreeSet<usize> = left.iter().flat_map(|at| needs[*at].clone()).collect();
         let before = left.len();
-        left.retain(|name| needed.contains(name));
+        left.retain(|at| needed.contains(at));
         if left.len() == before {
             return left;
         }
     }
-}
-
-/// How many tasks lie before each on the longest way; those in a circle, and behind one, are not there.
-fn depths(tasks: &BTreeMap<String, Step>) -> BTreeMap<String, usize> {
-    let mut found: BTreeMap<String, usize> = BTreeMap::new();
-    let mut followers: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-    let mut missing: BTreeMap<&str, usize> = BTreeMap::new();
-    for (name, task) in tasks {
-        let needs: BTreeSet<&str> = task.needs.iter().flatten().map(StepName::as_str).collect();
-        missing.insert(name, needs.len());
-        for needed in needs {
-            followers.entry(needed).or_default().push(name);
-        }
-    }
-    let mut ready: Vec<(&str, usize)> =
-        missing.iter().filter(|(_, count)| **count == 0).map(|(name, _)| (*name, 0)).collect();
-    while let Some((name, depth)) = ready.pop() {
-        found.insert(name.to_owned(), depth);
-        for follower in followers.get(name).into_iter().flatten() {
-            let Some(count) = missing.get_mut(follower) else { continue };
-            *count -= 1;
-            if *count == 0 {
-                let needs = tasks.get(*follower).and_then(|task| task.needs.as_ref());
-                let before = needs.into_iter().flatten().filter_map(|one| found.get(one.as_str()));
-                ready.push((follower, before.max().map_or(0, |depth| depth + 1)));
-            }
-        }
-    }
-    found
 }
