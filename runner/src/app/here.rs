@@ -12,7 +12,7 @@ use super::{Shutdown, Unavailable, embedded_ports, engine, make_dir, new_node, w
 use crate::config::Config;
 use crate::embedded::Embedded;
 use crate::ports::{EventStream, Message, Position, Queue, Route};
-use crate::worker::Worker;
+use crate::worker::{OutOfOrder, Worker};
 
 /// A run on its way.
 pub struct Here {
@@ -22,7 +22,8 @@ pub struct Here {
     pub shutdown: Shutdown,
     queue: std::sync::Arc<dyn Queue>,
     run: RunId,
-    worker: JoinHandle<()>,
+    /// The worker, which ends before it is asked to only where it is out of order.
+    pub worker: JoinHandle<Result<(), OutOfOrder>>,
     own_engine: Option<engine::OwnService>,
     embedded: Option<Embedded>,
     dir: PathBuf,
@@ -114,7 +115,8 @@ impl Here {
     /// Ends the worker once the run has ended, and removes the run's store.
     pub async fn end(mut self) {
         self.shutdown.intake.cancel();
-        self.worker.await.ok();
+        // The run has ended, whatever became of the worker since.
+        drop(self.worker.await);
         drop(self.events);
         drop(self.queue);
         drop(self.embedded.take());

@@ -92,6 +92,10 @@ pub fn new_node() -> NodeId {
 /// there are many.
 const SWEEP: Duration = Duration::from_secs(600);
 
+/// A loop of a worker is not taken for out of order before it has stood still for this long: several
+/// calls of the store one after the other, each with its deadline of 5 s.
+const STANDS_STILL: Duration = Duration::from_secs(30);
+
 /// What a worker is told by the configuration.
 #[must_use]
 pub fn worker_options(config: &Config, node: NodeId) -> worker::Options {
@@ -100,6 +104,7 @@ pub fn worker_options(config: &Config, node: NodeId) -> worker::Options {
         node,
         slots: worker.max_parallel_runs as usize,
         lease_ttl: worker.lease_ttl,
+        stands_still: (worker.lease_ttl * 3).max(STANDS_STILL),
         kill_grace: worker.kill_grace,
         drain: worker.drain,
         network: config.engine.network.clone(),

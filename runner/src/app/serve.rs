@@ -15,7 +15,8 @@ use crate::worker::Worker;
 /// Runs a worker until it is asked to end, and what it drives has ended.
 ///
 /// # Errors
-/// [`Unavailable`] where a service cannot be reached at the start.
+/// [`Unavailable`] where a service cannot be reached at the start, and
+/// [`OutOfOrder`](crate::worker::OutOfOrder) where the worker had to be broken off.
 pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let node = new_node();
     let found = engine::find(&config.engine).await?;
@@ -45,14 +46,14 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
         Some(keeper) => worker.guarded(keeper.guard()),
         None => worker,
     };
-    worker.run(shutdown).await;
+    let worked = worker.run(shutdown).await;
     if let Some(keeper) = keeper {
         keeper.end().await;
     }
     if let Some(own) = found.own {
         own.end().await;
     }
-    Ok(())
+    Ok(worked?)
 }
 
 /// What the guard of this process is told.

@@ -53,6 +53,14 @@ pub(super) async fn run(context: &Context, typed: Run) -> Result<Exit, Failure> 
                 }
                 Some(_) => return Ok(signal),
             },
+            worked = &mut here.worker => {
+                let why = match worked {
+                    Ok(Ok(())) => "its worker has ended".to_owned(),
+                    Ok(Err(fault)) => fault.to_string(),
+                    Err(cause) => format!("its worker has failed: {cause}"),
+                };
+                return Err(Failure::new(Exit::Failed, format!("run {run} broke off: {why}")));
+            }
             _ = frames.tick() => view.tick(),
         }
     }

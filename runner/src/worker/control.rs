@@ -17,6 +17,7 @@ use super::claim::json;
 use super::launch::Launch;
 use super::lease::Held;
 use super::orphan::{Purpose, claim_orphan};
+use super::watchdog::{beat, waits};
 use crate::ports::{Change, Expect, StoreError, Txn};
 use crate::rules::run::StopWhy;
 
@@ -43,6 +44,7 @@ pub(super) async fn stop(
             .read(names::stop_key(run))
             .read(names::seen_key(run));
         let look = shared.ports.store.txn(look).await?;
+        beat();
         let Some(record) = look.entry(0) else {
             if look.entry(3).is_some() {
                 shared.ignored(Some(run), &format!("run {run} ended long ago")).await;
@@ -189,6 +191,7 @@ pub(super) async fn watch_stops(shared: Arc<Shared>, held: Held) {
             },
         }
         tokio::time::sleep(wait).await;
+        beat();
         wait = (wait * 2).min(Duration::from_secs(2));
     }
 }
@@ -205,10 +208,16 @@ async fn follow_stops(shared: &Shared) -> Result<(), StoreError> {
         ask(&entry.key, &entry.value);
     }
     let mut changes = shared.ports.store.watch(names::STOPS, look.revision + 1).await?;
-    while let Some(change) = changes.next().await {
-        if let Change::Put(entry) = change? {
-            ask(&entry.key, &entry.value);
+    loop {
+        let change = {
+            let _waits = waits();
+            changes.next().await
+        };
+        match change {
+            Some(Ok(Change::Put(entry))) => ask(&entry.key, &entry.value),
+            Some(Ok(Change::Deleted { .. })) => {}
+            Some(Err(cause)) => return Err(cause),
+            None => return Ok(()),
         }
     }
-    Ok(())
 }

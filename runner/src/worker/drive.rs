@@ -17,6 +17,7 @@ use super::ledger::{Also, Ledger, WriteError};
 use super::output::Output;
 use super::push::{Push, Pushes};
 use super::step::{self, Done};
+use super::watchdog::waits;
 use crate::ports::{
     ExecError, Gate, LogSink, LoggerFeed, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
 };
@@ -120,6 +121,7 @@ impl Drive {
     }
 
     async fn next(&mut self) -> Next {
+        let _waits = waits();
         let timer = self.progress.timers.iter().min_by_key(|(_, at)| *at).copied();
         let expired = async {
             match timer {
@@ -240,6 +242,7 @@ impl Drive {
                 Effect::Commit(position) => self.commit(position),
                 Effect::Discard => {
                     if let Some(left) = self.progress.left.take() {
+                        let _waits = waits();
                         self.shared.ports.executor.discard(&self.scope, left).await;
                     }
                 }
@@ -413,12 +416,13 @@ impl Drive {
     /// The run is not ours any more: kill what runs, publish nothing, remove nothing that a next
     /// owner needs.
     async fn abandon(&mut self) {
+        // The executor proves the container gone; its own deadlines bound this.
+        let _waits = waits();
         self.stop.raise(StopLevel::Kill);
         self.pushes.stop().await;
         self.progress.gate = None;
         self.shared.ports.events.discard(&self.scope.run, self.scope.epoch);
         if let Some(doing) = self.doing.take() {
-            // The executor proves the container gone; its own deadlines bound this.
             if let Ok(Done::Ran(ran, _, _)) = doing.await {
                 self.progress.left = Some(ran.left);
             }

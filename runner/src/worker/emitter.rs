@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::watchdog::waits;
 use crate::ports::{Events, Host, Ticket};
 use crate::rules::lines::Piece;
 use crate::rules::run::Draft;
@@ -59,6 +60,7 @@ impl Emitter {
     /// Publishes an event of the run. Waits while the publisher is full; does nothing once the run
     /// is lost.
     pub(super) async fn emit(&self, draft: Draft) {
+        let _waits = waits();
         let mut next = self.next.lock().await;
         let event = self.event(next.seq, draft);
         self.hand_over(&mut next, event).await;
@@ -80,12 +82,14 @@ impl Emitter {
 
     /// The run's next event, numbered but not published: what an ending is recorded with.
     pub(super) async fn peek(&self, draft: Draft) -> Event {
+        let _waits = waits();
         let next = self.next.lock().await;
         self.event(next.seq, draft)
     }
 
     /// Publishes an event that `peek` made.
     pub(super) async fn emit_peeked(&self, event: Event) -> Ticket {
+        let _waits = waits();
         let mut next = self.next.lock().await;
         self.hand_over(&mut next, event).await;
         next.last
@@ -93,6 +97,7 @@ impl Emitter {
 
     /// Publishes an ending event that stands in the record since an earlier owner.
     pub(super) async fn emit_recorded(&self, event: Event) -> Ticket {
+        let _waits = waits();
         let mut next = self.next.lock().await;
         self.hand_over(&mut next, event).await;
         next.last
@@ -100,6 +105,7 @@ impl Emitter {
 
     /// The ticket of the last event, and the highest `seq` so far.
     pub(super) async fn last(&self) -> (Ticket, Option<u64>) {
+        let _waits = waits();
         let next = self.next.lock().await;
         (next.last, next.seq.checked_sub(1))
     }

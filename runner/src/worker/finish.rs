@@ -8,6 +8,7 @@ use tracing::{info, warn};
 
 use super::drive::Drive;
 use super::ledger::{Also, WriteError};
+use super::watchdog::{beat, waits};
 use crate::ports::{StoreError, Ticket};
 use crate::rules::run::{Draft, Input, StopWhy};
 
@@ -85,6 +86,7 @@ impl Drive {
     /// the write that says so. A stop that came meanwhile stands, and is obeyed by the next owner.
     pub(super) async fn release(&mut self) -> Result<(), WriteError> {
         if let Some(feed) = self.feed.take() {
+            let _waits = waits();
             feed.finish(LOGGER_WAIT).await;
         }
         let (last, _) = self.emitter.last().await;
@@ -134,9 +136,14 @@ impl Drive {
             self.slot = None;
             self.confirmed(ticket).await?;
         }
-        if tokio::time::timeout(REMOVAL_WAIT, &mut destroyed).await.is_err() {
+        let removed = {
+            let _waits = waits();
+            tokio::time::timeout(REMOVAL_WAIT, &mut destroyed).await
+        };
+        if removed.is_err() {
             // An engine that resists holds up no other run.
             self.slot = None;
+            let _waits = waits();
             drop(destroyed.await);
         }
         if self.met_a_full_disk() {
@@ -151,6 +158,7 @@ impl Drive {
                     self.shared.records.forget().await;
                     self.shared.seen.forget().await;
                     tokio::time::sleep(Duration::from_millis(500)).await;
+                    beat();
                 }
                 done => return done,
             }
@@ -177,6 +185,7 @@ impl Drive {
                 Err(cause) => {
                     warn!(run.id = %self.scope.run, %cause, "a record waits");
                     tokio::time::sleep(Duration::from_millis(500)).await;
+                    beat();
                 }
             }
         }
@@ -197,7 +206,10 @@ impl Drive {
         };
         self.tell_logger(&line);
         let Some(feed) = self.feed.take() else { return };
-        let bytes = feed.finish(LOGGER_WAIT).await;
+        let bytes = {
+            let _waits = waits();
+            feed.finish(LOGGER_WAIT).await
+        };
         if bytes > 0 {
             let logger = self.run.record().logger.as_ref().map(ToString::to_string);
             let message = format!(
@@ -218,6 +230,7 @@ impl Drive {
     }
 
     async fn confirmed(&self, ticket: Ticket) -> Result<(), WriteError> {
+        let _waits = waits();
         loop {
             let confirmed = tokio::select! {
                 biased;

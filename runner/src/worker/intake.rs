@@ -16,6 +16,7 @@ use super::claim::{self, Taken};
 use super::control;
 use super::launch::Launch;
 use super::lease::{Current, Held};
+use super::watchdog::{beat, waits};
 use super::{Lost, Shared};
 use crate::ports::{Consumer, Delivery, Message, QueueError, Route, Source, StoreError};
 use crate::rules::quota;
@@ -26,24 +27,23 @@ use crate::rules::quota;
 pub(super) async fn jobs(shared: Arc<Shared>, mut lease: Current, stop: CancellationToken) {
     let mut pause = PAUSE;
     loop {
-        tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = shared.room.there() => {}
-        }
-        let slot = tokio::select! {
-            biased;
-            () = stop.cancelled() => return,
-            () = shared.room.gone() => continue,
-            slot = Arc::clone(&shared.slots).acquire_owned() => slot,
+        let slot = {
+            let _waits = waits();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = shared.room.there() => {}
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = shared.room.gone() => continue,
+                slot = Arc::clone(&shared.slots).acquire_owned() => slot,
+            }
         };
         let Ok(slot) = slot else { return };
         let Some(held) = held(&mut lease, &stop).await else { return };
-        let opened = tokio::select! {
-            biased;
-            opened = shared.ports.queue.open(Source::Jobs) => opened,
-            () = stop.cancelled() => return,
-        };
+        let Some(opened) = open(&shared, Source::Jobs, &stop).await else { return };
         match opened {
             Ok(consumer) => {
                 pause = PAUSE;
@@ -64,6 +64,7 @@ async fn consume_jobs(
     stop: &CancellationToken,
 ) {
     loop {
+        let waiting = waits();
         let delivery = tokio::select! {
             biased;
             () = held.lost.cancelled() => break,
@@ -73,6 +74,7 @@ async fn consume_jobs(
             () = shared.room.gone() => break,
             delivery = consumer.next() => delivery,
         };
+        drop(waiting);
         let delivery = match delivery {
             Ok(delivery) => delivery,
             Err(cause) => {
@@ -92,7 +94,7 @@ async fn consume_jobs(
                         settle(delivery, disposition).await;
                     }
                     Err(_) => {
-                        consumer.close().await;
+                        close(consumer).await;
                         settle(delivery, disposition).await;
                         return;
                     }
@@ -100,13 +102,13 @@ async fn consume_jobs(
             }
             Answer::Later { after, message } => {
                 // It waits aside, so that what fits is taken meanwhile.
-                consumer.close().await;
+                close(consumer).await;
                 put_aside(shared, delivery, message, after).await;
                 return;
             }
         }
     }
-    consumer.close().await;
+    close(consumer).await;
 }
 
 /// Takes stops and pauses (and passes on a start that went astray), whether a slot is free or not.
@@ -119,11 +121,7 @@ pub(super) async fn control(
     let mut pause = PAUSE;
     loop {
         let Some(held) = held(&mut lease, &stop).await else { return };
-        let opened = tokio::select! {
-            biased;
-            opened = shared.ports.queue.open(source) => opened,
-            () = stop.cancelled() => return,
-        };
+        let Some(opened) = open(&shared, source, &stop).await else { return };
         let mut consumer = match opened {
             Ok(consumer) => consumer,
             Err(cause @ QueueError::Denied { .. }) if source == Source::Node => {
@@ -138,12 +136,14 @@ pub(super) async fn control(
         };
         pause = PAUSE;
         loop {
+            let waiting = waits();
             let delivery = tokio::select! {
                 biased;
                 () = held.lost.cancelled() => break,
                 () = stop.cancelled() => break,
                 delivery = consumer.next() => delivery,
             };
+            drop(waiting);
             match delivery {
                 Ok(delivery) => {
                     let settled = take_control(&shared, &held, source, delivery).await;
@@ -161,8 +161,27 @@ pub(super) async fn control(
         if source == Source::Node && stop.is_cancelled() {
             move_to_jobs(&shared, &held, &mut consumer).await;
         }
-        consumer.close().await;
+        close(consumer).await;
     }
+}
+
+/// Opens a source. `None`: nothing is taken any more.
+async fn open(
+    shared: &Shared,
+    source: Source,
+    stop: &CancellationToken,
+) -> Option<Result<Box<dyn Consumer>, QueueError>> {
+    let _waits = waits();
+    tokio::select! {
+        biased;
+        opened = shared.ports.queue.open(source) => Some(opened),
+        () = stop.cancelled() => None,
+    }
+}
+
+async fn close(consumer: Box<dyn Consumer>) {
+    let _waits = waits();
+    consumer.close().await;
 }
 
 /// What became of a delivery.
@@ -335,7 +354,11 @@ async fn no_memory(
 
 /// Keeps a start for a while. So many at once and no more: each holds a channel of the connection.
 async fn put_aside(shared: &Arc<Shared>, delivery: Delivery, message: Message, after: Duration) {
-    let Ok(place) = Arc::clone(&shared.aside).acquire_owned().await else { return };
+    let place = {
+        let _waits = waits();
+        Arc::clone(&shared.aside).acquire_owned().await
+    };
+    let Ok(place) = place else { return };
     let shared_then = Arc::clone(shared);
     shared.tasks.spawn(async move {
         again(&shared_then, delivery, message, after).await;
@@ -365,6 +388,7 @@ async fn pass_on(shared: &Shared, message: &Message) -> Result<Disposition, Stor
     if message.id.is_none() {
         message.id = Some(uuid::Uuid::now_v7().to_string());
     }
+    let _waits = waits();
     match shared.ports.queue.publish(Route::Jobs, message).await {
         Ok(()) => Ok(Disposition::Ack),
         Err(cause) => {
@@ -397,6 +421,7 @@ fn too_large(start: &Start) -> Option<usize> {
 }
 
 async fn settle(delivery: Delivery, disposition: Disposition) {
+    let _waits = waits();
     match delivery.settle(disposition).await {
         Ok(()) => {}
         // It comes again, and is known then.
@@ -405,6 +430,7 @@ async fn settle(delivery: Delivery, disposition: Disposition) {
 }
 
 async fn held(lease: &mut Current, stop: &CancellationToken) -> Option<Held> {
+    let _waits = waits();
     tokio::select! {
         biased;
         () = stop.cancelled() => None,
@@ -420,6 +446,7 @@ async fn wait_for_store(shared: &Shared, held: &Held) {
             () = held.lost.cancelled() => return,
             () = tokio::time::sleep(wait) => {}
         }
+        beat();
         if shared.ports.store.get(names::NODES).await.is_ok() {
             return;
         }
@@ -433,6 +460,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 async fn pause_after(cause: &QueueError, pause: &mut Duration, stop: &CancellationToken) {
     warn!(%cause, "nothing is taken from a queue");
+    let _waits = waits();
     tokio::select! {
         biased;
         () = tokio::time::sleep(*pause) => {}

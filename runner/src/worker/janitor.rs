@@ -15,12 +15,15 @@ use tracing::{info, warn};
 
 use super::claim::read_record;
 use super::lease::Current;
+use super::watchdog::waits;
 use super::{Shared, bases};
 use crate::ports::{StoreError, Txn};
 
 /// Sweeps every now and then, for the first time when the worker has held a lease for a while: by then
 /// whoever it follows has been heard of.
 pub(super) async fn run(shared: Arc<Shared>, mut lease: Current, stop: CancellationToken) {
+    // What it waits for is the engine, which takes as long as there is to remove.
+    let _waits = waits();
     let spread = shared.ports.host.jitter(shared.options.lease_ttl);
     let mut pause = shared.options.lease_ttl + spread;
     loop {

@@ -19,6 +19,7 @@ use super::ledger::Ledger;
 use super::orphan::Orphan;
 use super::push::Pushes;
 use super::roster::Handle;
+use super::watchdog::{Failed, beat, watched};
 use super::{Lost, Shared};
 use crate::ports::{Claim, LoggerFeed, RunScope, StopLevel, StopSignal, Txn};
 use crate::rules::env;
@@ -181,22 +182,31 @@ fn scheduled(run: &RunId, named: bool) -> Effect {
 }
 
 /// Drives on a task of its own. A worker that lives owns nothing that it does not drive: where the
-/// drive itself fails, its run is let go at once, to be claimed again and ended.
+/// drive itself fails, its run is let go at once, to be claimed again and ended; where it stands still,
+/// it is let go as by a worker that has died.
 fn spawn(drive: Drive, first: Vec<Effect>) {
     let (shared, run) = (Arc::clone(&drive.shared), drive.scope.run.clone());
     let (stop, claim) = (drive.stop.clone(), drive.ledger.claim().clone());
     let lost = drive.held.lost.clone();
     let tasks = shared.tasks.clone();
     tasks.spawn(async move {
-        let driven = shared.tasks.spawn(Box::pin(drive.drive(first))).await;
+        let driven = Box::pin(drive.drive(first));
+        let driven = watched(&shared.tasks, shared.watchdog.span(), driven).await;
         let Err(cause) = driven else { return };
-        error!(run.id = %run, %cause, "the drive of run {run} has failed; this is a fault of bob-runner");
+        error!(run.id = %run, %cause, "the drive of run {run} is out of order; this is a fault of bob-runner");
         stop.raise(StopLevel::Kill);
         shared.ports.events.discard(&run, claim.epoch);
-        // It is on the list before it is let go, and in the roster until then: so it is not found to
-        // have no owner, and gone on with, by this very worker.
-        let why = "its worker failed; the worker's log says how".to_owned();
-        shared.put_lost(Lost { run: run.clone(), cause: Cause::Engine, why });
+        let is_gone_on_with = match cause {
+            Failed::StoodStill(_) => shared.options.rescue,
+            // It would fail the next one too.
+            Failed::Panicked(_) => false,
+        };
+        if !is_gone_on_with {
+            // It is on the list before it is let go, and in the roster until then: so it is not found
+            // to have no owner, and gone on with, by this very worker.
+            let why = "its worker failed; the worker's log says how".to_owned();
+            shared.put_lost(Lost { run: run.clone(), cause: Cause::Engine, why });
+        }
         release(&shared, &claim, &lost).await;
         shared.roster.strike(&run);
     });
@@ -221,6 +231,7 @@ pub(super) async fn release(shared: &Shared, claim: &Claim, lost: &CancellationT
                     () = lost.cancelled() => return,
                     () = tokio::time::sleep(wait) => {}
                 }
+                beat();
                 wait = (wait * 2).min(Duration::from_secs(1));
             }
         }

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Shared;
+use super::watchdog::beat;
 use crate::ports::{Guard, Host, LeaseId, StoreError};
 
 /// A lease that stands, as far as we know.
@@ -125,13 +126,15 @@ pub(super) async fn keep(
     stop: CancellationToken,
 ) {
     let mut wait = RETRY_FIRST;
-    while !stop.is_cancelled() {
+    while !stop.is_cancelled() && shared.watchdog.fault().is_none() {
+        beat();
         // The countdown starts when the request was sent: the store may have heard of it then.
         let sent = shared.ports.host.since_boot();
         let granted = tokio::select! {
             biased;
             granted = shared.ports.store.grant(shared.options.lease_ttl) => granted,
             () = stop.cancelled() => return,
+            () = shared.watchdog.bites() => return,
         };
         match granted {
             Ok(granted) if shared.ports.host.since_boot() >= sent + believed(granted.ttl) => {
@@ -142,14 +145,22 @@ pub(super) async fn keep(
             Ok(granted) => {
                 wait = RETRY_FIRST;
                 let held = Held::new(granted.lease, sent, granted.ttl, &guard);
+                // Also where this loop itself fails.
+                let _lost = held.lost.clone().drop_guard();
                 info!(lease = granted.lease.0, "the lease is taken");
                 announcer.announce(Some(&held));
                 let ended = renew(&shared, &held, sent, granted.ttl, &stop).await;
                 announcer.announce(None);
                 held.lost.cancel();
-                if ended == Ended::Lost {
-                    shared.roster.kill_all();
-                    warn!(lease = held.lease.0, "the lease is lost; what ran under it is killed");
+                match ended {
+                    Ended::Lost | Ended::GivenUp => {
+                        shared.roster.kill_all();
+                        warn!(
+                            lease = held.lease.0,
+                            "the lease is {ended}; what ran under it is killed"
+                        );
+                    }
+                    Ended::Stopped => {}
                 }
                 revoke(&shared, held.lease, &stop).await;
             }
@@ -159,6 +170,7 @@ pub(super) async fn keep(
                     biased;
                     () = tokio::time::sleep(wait) => {}
                     () = stop.cancelled() => {}
+                    () = shared.watchdog.bites() => {}
                 }
                 wait = (wait * 2).min(RETRY_MOST);
             }
@@ -176,6 +188,18 @@ const AWAKE: Duration = Duration::from_millis(500);
 enum Ended {
     Lost,
     Stopped,
+    /// A loop of this worker is out of order.
+    GivenUp,
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Lost => "lost",
+            Self::Stopped => "not wanted any more",
+            Self::GivenUp => "given up",
+        })
+    }
 }
 
 /// Renews until the lease is lost or not wanted any more. At two thirds of what the store granted,
@@ -201,7 +225,9 @@ async fn renew(
                 biased;
                 () = tokio::time::sleep(left.min(AWAKE)) => {}
                 () = stop.cancelled() => return Ended::Stopped,
+                () = shared.watchdog.bites() => return Ended::GivenUp,
             }
+            beat();
         }
         let sent = host.since_boot();
         let left = (good_since + believed(ttl)).saturating_sub(sent);
@@ -239,6 +265,7 @@ async fn revoke(shared: &Shared, lease: LeaseId, stop: &CancellationToken) {
             Err(_) if stop.is_cancelled() => return,
             Err(cause) if cause.retryable() => {
                 tokio::time::sleep(wait).await;
+                beat();
                 wait = (wait * 2).min(RETRY_MOST);
             }
             Err(cause) => {

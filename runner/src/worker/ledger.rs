@@ -9,6 +9,7 @@ use thiserror::Error;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::watchdog::beat;
 use crate::ports::{Claim, Expect, LeaseId, Store, StoreError, Txn};
 
 /// Why a write for a run did not happen.
@@ -79,6 +80,7 @@ impl Ledger {
         let mut wait = Duration::from_millis(50);
         let mut unknown = false;
         loop {
+            beat();
             let txn = Txn::new();
             let txn = match also {
                 Also::Nothing | Also::DemandNoStop | Also::DropStop | Also::HandOver => {

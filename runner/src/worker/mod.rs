@@ -25,6 +25,7 @@ mod roster;
 mod step;
 #[cfg(feature = "testing")]
 pub mod suite;
+mod watchdog;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,12 +41,15 @@ use protocol::run::Cause;
 use protocol::time::Millis;
 use thiserror::Error;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use self::long_lease::LongLease;
 pub use self::room::DiskOptions;
+pub use self::watchdog::OutOfOrder;
+use self::watchdog::{Watchdog, waits};
 use crate::ports::{EngineInfo, ExecError, Guard, Ports, Source, StoreError, Unguarded};
 use crate::rules::run::StopWhy;
 
@@ -58,6 +62,9 @@ pub struct Options {
     pub slots: usize,
     /// The time to live of its lease.
     pub lease_ttl: Duration,
+    /// For how long its own code may stand still before it is taken for out of order: longer than
+    /// whatever a port takes before it says that there is no answer.
+    pub stands_still: Duration,
     /// The time between SIGTERM and SIGKILL of a step.
     pub kill_grace: Duration,
     /// How long what runs may go on after the worker was asked to end.
@@ -130,6 +137,7 @@ pub(crate) struct Shared {
     tasks: TaskTracker,
     /// Places for starts that wait for memory.
     aside: Arc<Semaphore>,
+    watchdog: Arc<Watchdog>,
     draining: CancellationToken,
     drain_told: AtomicBool,
     started_at: Millis,
@@ -187,6 +195,7 @@ impl Shared {
 
     /// Publishes an event that belongs to no run's sequence.
     async fn tell(&self, event: Event) {
+        let _waits = waits();
         if let Err(cause) = self.ports.events.emit(event).await {
             warn!(%cause, "an event was not published");
         }
@@ -289,6 +298,7 @@ impl Worker {
             engine,
             cluster,
             ports,
+            watchdog: Arc::new(Watchdog::new(options.stands_still)),
             options,
             roster: roster::Roster::default(),
             tasks: TaskTracker::new(),
@@ -314,51 +324,17 @@ impl Worker {
     }
 
     /// Works until it is asked to end, and what it drives has ended.
-    pub async fn run(self, shutdown: Shutdown) {
+    ///
+    /// # Errors
+    /// [`OutOfOrder`] where its own code stands still or has failed: its lease is given up then.
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), OutOfOrder> {
         let Self { shared, guard } = self;
-        let loops = TaskTracker::new();
-        let mut leases = lease::Announcer::default();
-        let leased = CancellationToken::new();
-        loops.spawn(after_lease(Arc::clone(&shared), leases.subscribe()));
-        let refresh = loops.spawn(node::refresh(Arc::clone(&shared), leases.subscribe()));
-        let (starts, stops) = (TaskTracker::new(), TaskTracker::new());
-        let intake = shutdown.intake.clone();
-        starts.spawn(intake::jobs(Arc::clone(&shared), leases.subscribe(), intake.clone()));
-        if shared.options.rescue {
-            starts.spawn(rescue::run(Arc::clone(&shared), leases.subscribe(), intake.clone()));
-            starts.spawn(room::run(Arc::clone(&shared), intake.clone()));
-            starts.spawn(janitor::run(Arc::clone(&shared), leases.subscribe(), intake.clone()));
+        let loops = Loops::start(&shared, &guard, &shutdown);
+        tokio::select! {
+            biased;
+            () = shared.watchdog.bites() => loops.break_off(&shared, &shutdown).await,
+            () = loops.end_in_order(&shared, &shutdown) => {}
         }
-        if shared.options.own_queue {
-            let node =
-                intake::control(Arc::clone(&shared), leases.subscribe(), Source::Node, intake);
-            starts.spawn(node);
-        }
-        // Stops are heard while the worker drains.
-        let control = intake::control(
-            Arc::clone(&shared),
-            leases.subscribe(),
-            Source::Control,
-            leased.clone(),
-        );
-        stops.spawn(control);
-        let kept = lease::keep(Arc::clone(&shared), Arc::clone(&guard), leases, leased.clone());
-        loops.spawn(kept);
-        shutdown.intake.cancelled().await;
-        shared.draining.cancel();
-        shared.tell_draining();
-        // What is being claimed is ours, or back in its queue, before the drain looks at what runs.
-        starts.close();
-        starts.wait().await;
-        drain(&shared, &shutdown).await;
-        leased.cancel();
-        stops.close();
-        stops.wait().await;
-        // A stop that was just heard may have brought an end to publish.
-        tokio::time::timeout(LAST_EVENTS, shared.tasks.wait()).await.ok();
-        refresh.abort();
-        loops.close();
-        loops.wait().await;
         // What did not end in time is left to the guard.
         if shared.roster.ids().is_empty() {
             guard.dismiss();
@@ -371,6 +347,93 @@ impl Worker {
                 warn!("the stream has not confirmed the last events");
             }
         }
+        shared.watchdog.fault().map_or(Ok(()), Err)
+    }
+}
+
+/// The loops of a worker.
+struct Loops {
+    /// Those that bring something to do.
+    starts: TaskTracker,
+    /// That which hears of stops, also while the worker drains.
+    stops: TaskTracker,
+    others: TaskTracker,
+    refresh: JoinHandle<()>,
+    /// Ends stops, and with them the lease.
+    leased: CancellationToken,
+}
+
+impl Loops {
+    fn start(shared: &Arc<Shared>, guard: &Arc<dyn Guard>, shutdown: &Shutdown) -> Self {
+        let (dog, mut leases) = (&shared.watchdog, lease::Announcer::default());
+        let (starts, stops, others) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
+        let leased = CancellationToken::new();
+        let follows = after_lease(Arc::clone(shared), leases.subscribe());
+        dog.spawn(&others, "what follows on each lease", follows);
+        let refresh = node::refresh(Arc::clone(shared), leases.subscribe());
+        let refresh = dog.spawn(&others, "the heartbeat", refresh);
+        let intake = shutdown.intake.clone();
+        let jobs = intake::jobs(Arc::clone(shared), leases.subscribe(), intake.clone());
+        dog.spawn(&starts, "the intake of starts", jobs);
+        if shared.options.rescue {
+            let rescue = rescue::run(Arc::clone(shared), leases.subscribe(), intake.clone());
+            dog.spawn(&starts, "the rescue", rescue);
+            let room = room::run(Arc::clone(shared), intake.clone());
+            dog.spawn(&starts, "the look at the disk", room);
+            let janitor = janitor::run(Arc::clone(shared), leases.subscribe(), intake.clone());
+            dog.spawn(&starts, "the janitor", janitor);
+        }
+        if shared.options.own_queue {
+            let node =
+                intake::control(Arc::clone(shared), leases.subscribe(), Source::Node, intake);
+            dog.spawn(&starts, "the intake of its own queue", node);
+        }
+        let (control, leased_too) = (leases.subscribe(), leased.clone());
+        let control = intake::control(Arc::clone(shared), control, Source::Control, leased_too);
+        dog.spawn(&stops, "the intake of stops", control);
+        let kept = lease::keep(Arc::clone(shared), Arc::clone(guard), leases, leased.clone());
+        dog.spawn(&others, "the renewal of the lease", kept);
+        Self { starts, stops, others, refresh, leased }
+    }
+
+    /// Works until the worker is asked to end, and then ends.
+    async fn end_in_order(&self, shared: &Arc<Shared>, shutdown: &Shutdown) {
+        shutdown.intake.cancelled().await;
+        shared.draining.cancel();
+        shared.tell_draining();
+        // What is being claimed is ours, or back in its queue, before the drain looks at what runs.
+        self.starts.close();
+        self.starts.wait().await;
+        drain(shared, shutdown).await;
+        self.leased.cancel();
+        self.stops.close();
+        self.stops.wait().await;
+        // A stop that was just heard may have brought an end to publish.
+        tokio::time::timeout(LAST_EVENTS, shared.tasks.wait()).await.ok();
+        self.refresh.abort();
+        self.others.close();
+        self.others.wait().await;
+    }
+
+    /// Ends, whatever stands still. The lease is given up first, and with it each run is let go.
+    async fn break_off(&self, shared: &Arc<Shared>, shutdown: &Shutdown) {
+        shutdown.intake.cancel();
+        shutdown.abort.cancel();
+        shared.draining.cancel();
+        self.refresh.abort();
+        for tracker in [&self.others, &self.starts, &self.stops, &shared.tasks] {
+            tracker.close();
+        }
+        let let_go = async {
+            self.others.wait().await;
+            self.leased.cancel();
+            shared.tasks.wait().await;
+        };
+        let within = shared.options.kill_grace + ENDS_WITHIN;
+        if tokio::time::timeout(within, let_go).await.is_err() {
+            warn!(runs = ?shared.roster.ids(), "not all of this worker has ended in time");
+        }
+        self.leased.cancel();
     }
 }
 
@@ -412,9 +475,12 @@ async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
         // The next one may be there before the loss of the last one was looked at.
         let is_new =
             |held: &Option<lease::Held>| held.as_ref().is_some_and(|held| Some(held.lease) != last);
-        let held = match lease.wait_for(is_new).await {
-            Ok(held) => held.clone(),
-            Err(_) => return,
+        let held = {
+            let _waits = waits();
+            match lease.wait_for(is_new).await {
+                Ok(held) => held.clone(),
+                Err(_) => return,
+            }
         };
         let Some(held) = held else { continue };
         if !ready {
@@ -423,10 +489,14 @@ async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
             shared.tell(shared.event(Reason::RunnerReady, message)).await;
         }
         // Not among the tasks that a drain waits for: both end with the lease alone.
-        tokio::join!(
-            control::watch_stops(Arc::clone(&shared), held.clone()),
-            reclaim::reclaim(Arc::clone(&shared), held.clone()),
-        );
+        let (dog, both) = (&shared.watchdog, TaskTracker::new());
+        let watch = control::watch_stops(Arc::clone(&shared), held.clone());
+        dog.spawn(&both, "the watch of stops", watch);
+        let reclaim = reclaim::reclaim(Arc::clone(&shared), held.clone());
+        dog.spawn(&both, "the end of what was lost", reclaim);
+        both.close();
+        let _waits = waits();
+        both.wait().await;
         last = Some(held.lease);
     }
 }

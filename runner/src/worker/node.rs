@@ -9,14 +9,18 @@ use tracing::warn;
 use super::Shared;
 use super::claim::json;
 use super::lease::Current;
+use super::watchdog::waits;
 use crate::ports::Txn;
 
 /// Refreshes the node's entry, under its lease, as long as the worker runs.
 pub(super) async fn refresh(shared: Arc<Shared>, mut lease: Current) {
     loop {
-        let held = match lease.wait_for(Option::is_some).await {
-            Ok(held) => held.clone(),
-            Err(_) => return,
+        let held = {
+            let _waits = waits();
+            match lease.wait_for(Option::is_some).await {
+                Ok(held) => held.clone(),
+                Err(_) => return,
+            }
         };
         let Some(held) = held else { continue };
         let room = shared.room.changes();
@@ -31,6 +35,7 @@ pub(super) async fn refresh(shared: Arc<Shared>, mut lease: Current) {
             }
             Err(cause) => warn!(%cause, "the node's entry was not refreshed"),
         }
+        let _waits = waits();
         tokio::select! {
             biased;
             () = tokio::time::sleep(shared.options.heartbeat) => {}

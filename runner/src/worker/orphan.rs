@@ -12,6 +12,7 @@ use super::claim::{adopted, json, logger_url, not_restored, read_record};
 use super::launch::release;
 use super::lease::Held;
 use super::ledger::owner_value;
+use super::watchdog::beat;
 use crate::ports::{Claim, Entry, Expect, StoreError, Txn, TxnReply};
 use crate::rules::run::Past;
 
@@ -53,6 +54,7 @@ async fn until_answered(
             () = held.lost.cancelled() => return Err(cause),
             () = tokio::time::sleep(wait) => {}
         }
+        beat();
         wait = (wait * 2).min(Duration::from_secs(1));
     }
 }

@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Shared;
+use super::watchdog::waits;
 use crate::ports::{RunScope, StepSpec, Workspace};
 use crate::rules::run::Input;
 
@@ -56,6 +57,7 @@ impl Pushes {
     /// Waits until all are done with, but not for long.
     pub(super) async fn done(&mut self) {
         let Some(mut last) = self.last.take() else { return };
+        let _waits = waits();
         if tokio::time::timeout(WITHIN, &mut last).await.is_err() {
             warn!("a checkpoint is not in the registry in time");
             self.last = Some(last);
@@ -66,6 +68,7 @@ impl Pushes {
     pub(super) async fn stop(&mut self) {
         self.stopped.cancel();
         if let Some(last) = self.last.take() {
+            let _waits = waits();
             drop(last.await);
         }
     }

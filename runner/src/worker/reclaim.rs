@@ -10,6 +10,7 @@ use tracing::warn;
 use super::launch::Launch;
 use super::lease::Held;
 use super::orphan::{Purpose, claim_orphan};
+use super::watchdog::{beat, waits};
 use super::{Lost, Shared};
 use crate::ports::StoreError;
 
@@ -20,6 +21,7 @@ pub(super) async fn reclaim(shared: Arc<Shared>, held: Held) {
         // Each stays on the list until it is done with: what stands there is left alone by the looks.
         let lost = shared.lost().clone();
         if lost.is_empty() {
+            let _waits = waits();
             tokio::select! {
                 biased;
                 () = held.lost.cancelled() => return,
@@ -32,12 +34,14 @@ pub(super) async fn reclaim(shared: Arc<Shared>, held: Held) {
                 Ok(false) => {}
                 Err(cause) => warn!(run.id = %lost.run, %cause, "a lost run waits"),
             }
+            beat();
         }
         tokio::select! {
             biased;
             () = held.lost.cancelled() => return,
             () = tokio::time::sleep(Duration::from_millis(500)) => {}
         }
+        beat();
     }
 }
 

@@ -22,6 +22,7 @@ use super::launch::Launch;
 use super::lease::{Current, Held};
 use super::ledger::owner_value;
 use super::orphan::{Purpose, claim_orphan};
+use super::watchdog::{self, beat};
 use crate::ports::{Change, Entry, StoreError, Txn};
 use crate::rules::quota::{self, Fit};
 
@@ -42,17 +43,22 @@ const RETRY_MOST: Duration = Duration::from_secs(5);
 
 /// Rescues for as long as there is a lease, until the worker takes nothing any more.
 pub(super) async fn run(shared: Arc<Shared>, mut lease: Current, stop: CancellationToken) {
-    tokio::select! {
-        biased;
-        () = stop.cancelled() => return,
-        () = shared.room.known() => {}
-    }
-    loop {
-        let held = tokio::select! {
+    {
+        let _waits = watchdog::waits();
+        tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            held = lease.wait_for(|held| held.as_ref().is_some_and(|h| !h.lost.is_cancelled())) => {
-                match held {
+            () = shared.room.known() => {}
+        }
+    }
+    loop {
+        let stands = |held: &Option<Held>| held.as_ref().is_some_and(|h| !h.lost.is_cancelled());
+        let held = {
+            let _waits = watchdog::waits();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                held = lease.wait_for(stands) => match held {
                     Ok(held) => held.clone(),
                     Err(_) => return,
                 }
@@ -119,6 +125,7 @@ impl Rescue<'_> {
                 Ok(()) => wait = RETRY_FIRST,
                 Err(cause) => {
                     warn!(%cause, "runs without an owner are looked for anew");
+                    let _waits = watchdog::waits();
                     tokio::select! {
                         biased;
                         () = self.held.lost.cancelled() => {}
@@ -151,25 +158,33 @@ impl Rescue<'_> {
                     Slot::None | Slot::Free(_) => std::future::pending().await,
                 }
             };
-            tokio::select! {
-                biased;
-                () = self.held.lost.cancelled() => return Ok(()),
-                () = self.stop.cancelled() => return Ok(()),
-                change = changes.next() => match change {
-                    Some(change) => self.changed(change?),
-                    None => return Ok(()),
-                },
-                slot = slot => {
-                    self.slot = slot.map_or(Slot::None, Slot::Free);
-                    let now = Instant::now();
-                    self.orphans.values_mut().for_each(|orphan| orphan.due = now);
-                }
-                () = tokio::time::sleep_until(due.unwrap_or(until).min(until)) => {
-                    if Instant::now() >= until {
-                        return Ok(());
+            let is_due = {
+                let _waits = watchdog::waits();
+                tokio::select! {
+                    biased;
+                    () = self.held.lost.cancelled() => return Ok(()),
+                    () = self.stop.cancelled() => return Ok(()),
+                    change = changes.next() => {
+                        match change {
+                            Some(change) => self.changed(change?),
+                            None => return Ok(()),
+                        }
+                        false
                     }
-                    self.take_what_is_due().await?;
+                    slot = slot => {
+                        self.slot = slot.map_or(Slot::None, Slot::Free);
+                        let now = Instant::now();
+                        self.orphans.values_mut().for_each(|orphan| orphan.due = now);
+                        false
+                    }
+                    () = tokio::time::sleep_until(due.unwrap_or(until).min(until)) => true,
                 }
+            };
+            if is_due {
+                if Instant::now() >= until {
+                    return Ok(());
+                }
+                self.take_what_is_due().await?;
             }
         }
     }
@@ -232,6 +247,7 @@ impl Rescue<'_> {
             .collect();
         due.sort_by_key(|(_, orphan)| orphan.since);
         for (run, orphan) in due {
+            beat();
             if self.is_over() {
                 return Ok(());
             }

@@ -11,6 +11,7 @@ use tokio::sync::futures::Notified;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::watchdog::waits;
 use super::{Shared, bases, janitor};
 use crate::ports::{Disk, RunScope};
 
@@ -202,6 +203,8 @@ impl Room {
 
 /// Looks now and then, and where a run has met a full disk, until the worker takes nothing any more.
 pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
+    // What it waits for is the engine, which takes as long as there is to remove.
+    let _waits = waits();
     let mut asked = false;
     loop {
         tokio::select! {

@@ -15,7 +15,7 @@ use crate::cluster::{MAX_LOSSES, run_id};
 use crate::engine::Executed;
 use crate::plan::RunPlan;
 use crate::store::Made;
-use crate::world::World;
+use crate::world::{World, lock};
 
 /// A record as it once stood.
 struct Version {
@@ -148,6 +148,12 @@ pub fn broken(world: &World) -> Vec<String> {
         if prefix != names::STOPS && !left.is_empty() && prefix != names::NODES {
             wrong.push(format!("I12: the store still holds {left:?}"));
         }
+    }
+    let out_of_order = lock(&world.out_of_order);
+    if let Some(fault) = out_of_order.first()
+        && !world.was_broken.load(Ordering::Relaxed)
+    {
+        wrong.push(format!("I11: a worker that only waited was broken off: {fault}"));
     }
     if world.broker.dead_letters() > 0 {
         wrong.push(format!("I1: {} good commands are dead letters", world.broker.dead_letters()));

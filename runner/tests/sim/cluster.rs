@@ -11,7 +11,7 @@ use protocol::names;
 use protocol::pipeline::PullPolicy;
 use protocol::run::{RunRecord, Status};
 use runner::ports::{Message, Ports, Source};
-use runner::worker::{DiskOptions, Options, Shutdown, Worker};
+use runner::worker::{DiskOptions, Options, OutOfOrder, Shutdown, Worker};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -22,12 +22,14 @@ use crate::{broker, check, edge, engine, store, stream};
 /// What every worker is given to come to an end, in the clock of the history.
 const PATIENCE: Duration = Duration::from_secs(1_800);
 pub const LEASE: Duration = Duration::from_secs(10);
+/// Longer than a process of a history stands still: its clock goes on meanwhile, unlike a real one's.
+pub const STANDS_STILL: Duration = Duration::from_secs(120);
 pub const MAX_LOSSES: u32 = 3;
 
 struct Running {
     process: Arc<Process>,
     shutdown: Shutdown,
-    task: JoinHandle<()>,
+    task: JoinHandle<Result<(), OutOfOrder>>,
 }
 
 /// The workers there were; the last one with a place is the one that has it.
@@ -56,6 +58,7 @@ impl Cluster {
             node: process.node.clone(),
             slots: self.world.plan.slots,
             lease_ttl: LEASE,
+            stands_still: STANDS_STILL,
             kill_grace: Duration::from_secs(2),
             drain: Duration::from_secs(5),
             network: None,
@@ -71,7 +74,18 @@ impl Cluster {
         };
         let worker = Worker::new(ports, options).await.expect("the engine answers");
         let shutdown = Shutdown::default();
-        let task = tokio::spawn(worker.run(shutdown.clone()));
+        let working = worker.run(shutdown.clone());
+        let of = Arc::clone(&process);
+        let task = tokio::spawn(async move {
+            let worked = working.await;
+            if let Err(fault) = &worked {
+                of.world.say(|| format!("w{number}: {fault}"));
+                lock(&of.world.out_of_order).push(fault.clone());
+                // Whoever looks after the process starts another.
+                of.crash();
+            }
+            worked
+        });
         lock(&self.workers).push((place, Running { process, shutdown, task }));
     }
 
@@ -177,7 +191,8 @@ impl Cluster {
                 ended = tokio::time::timeout(PATIENCE, running.task) => ended,
             };
             match ended {
-                Ok(Ok(())) => {}
+                // One that was out of order has been noted as such.
+                Ok(Ok(_)) => {}
                 Ok(Err(cause)) => return Err(format!("w{number} failed: {cause}")),
                 Err(_late) => return Err(format!("w{number} does not end")),
             }

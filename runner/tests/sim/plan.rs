@@ -23,6 +23,10 @@ pub enum Fault {
     Break,
     /// It takes a while.
     Slow(Duration),
+    /// It never comes back, as where the worker's own code waits in vain.
+    Hang,
+    /// The worker's own code fails.
+    Panic,
 }
 
 /// A fault at one place.

@@ -5,8 +5,9 @@ use std::time::Duration;
 use protocol::id::StepName;
 use protocol::run::{Cause, Status};
 
-use crate::cluster::{Played, play};
+use crate::cluster::{Played, STANDS_STILL, play};
 use crate::plan::{Blow, Fault, Plan, Rule, RunPlan, Side};
+use crate::world::lock;
 
 const SECOND: Duration = Duration::from_secs(1);
 /// Longer than a lease.
@@ -286,6 +287,51 @@ fn a_hand_over_waits_for_what_is_on_its_way_to_the_registry() {
     let played = kept(plan);
     passed(&played, 2, 0);
     assert_eq!(played.began("r0", 0), 1);
+}
+
+/// What the workers have said of their loops before they ended.
+fn out_of_order(played: &Played) -> Vec<String> {
+    lock(&played.world.out_of_order).iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_loop_that_stands_still_or_fails_ends_its_workers_lease_and_others_go_on() {
+    for (site, nth, of, attempt, losses) in [
+        ("claim", 1, "the intake of starts", 1, 0),
+        // The one that holds the run is the one whose loop fails.
+        ("keep-alive", 1, "the renewal of the lease", 2, 1),
+    ] {
+        let fault = if site == "claim" { Fault::Hang } else { Fault::Panic };
+        let plan = Plan { workers: 1, ..Plan::quiet(vec![three()]) };
+        let played = kept(plan.with(Rule::new(site, Side::Before, fault).nth(nth)));
+        passed(&played, attempt, losses);
+        let told = out_of_order(&played);
+        assert!(matches!(&told[..], [one] if one.starts_with(of)), "{told:?}");
+    }
+}
+
+#[test]
+fn a_drive_that_stands_still_is_broken_off_and_costs_its_run_a_loss() {
+    for site in ["save", "save-started", "save-ended", "end", "let-go"] {
+        let played = with(site, Side::Before, Fault::Hang);
+        let losses = if site == "let-go" { 0 } else { 1 };
+        passed(&played, 1 + losses, losses);
+        assert!(out_of_order(&played).is_empty(), "the worker itself is in order");
+    }
+}
+
+#[test]
+fn what_is_away_for_long_is_no_fault_of_a_workers_loops() {
+    let long = STANDS_STILL * 3;
+    let engine = Blow::EngineAway { engine: 0, span: long };
+    for blow in [Blow::StoreAway(long), Blow::StreamAway(long), engine] {
+        let run = || RunPlan::new("r0", &["work 10 0", "work 600000 0", "work 10 0"]);
+        let plan =
+            Plan { slots: 1, ..Plan::quiet(vec![run(), RunPlan { name: "r1".into(), ..run() }]) };
+        // That no worker was broken off is an invariant.
+        let played = kept(plan.blow(2 * SECOND, blow));
+        assert_eq!(played.record("r0").status, Status::Passed, "{blow:?}");
+    }
 }
 
 #[test]

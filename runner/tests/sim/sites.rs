@@ -4,6 +4,12 @@ use protocol::names;
 use protocol::run::{RunRecord, Status, StepStatus};
 use runner::ports::{Op, Txn};
 
+/// Whether the worker watches over whoever passes here.
+pub fn is_watched(site: &str) -> bool {
+    ["claim", "claim-orphan", "save", "save-started", "save-ended", "end", "let-go", "hand-over"]
+        .contains(&site)
+}
+
 /// The place of a transaction among those where things go wrong.
 pub fn site_of(txn: &Txn) -> &'static str {
     let puts = |prefix: &str| {

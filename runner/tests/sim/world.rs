@@ -14,12 +14,14 @@ use protocol::time::Millis;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use runner::ports::Host;
+use runner::worker::OutOfOrder;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::broker::Broker;
 use crate::engine::Engine;
 use crate::plan::{Fault, Plan, Rule, Side};
+use crate::sites;
 use crate::store::State;
 use crate::stream::Stream;
 
@@ -85,6 +87,10 @@ pub struct World {
     /// A process died, and is to be replaced by one on the same engine.
     pub died: Mutex<Vec<usize>>,
     pub someone_died: Notify,
+    /// Something never came back, or failed, in a worker's own code.
+    pub was_broken: AtomicBool,
+    /// The workers that have ended over that, or say so.
+    pub out_of_order: Mutex<Vec<OutOfOrder>>,
 }
 
 struct Faults {
@@ -109,6 +115,8 @@ impl World {
             was_late: AtomicBool::new(false),
             died: Mutex::default(),
             someone_died: Notify::new(),
+            was_broken: AtomicBool::new(false),
+            out_of_order: Mutex::default(),
             plan,
         })
     }
@@ -159,11 +167,13 @@ impl World {
             return None;
         }
         faults.left -= 1;
-        Some(match self.draw(|chance| chance.random_range(0..10)) {
+        Some(match self.draw(|chance| chance.random_range(0..11)) {
             0..3 => Fault::Crash,
             3..5 => Fault::Pause(self.span(Duration::from_secs(35))),
             5..9 => Fault::Break,
-            _ => Fault::Slow(self.span(Duration::from_secs(12))),
+            9 => Fault::Slow(self.span(Duration::from_secs(12))),
+            _ if sites::is_watched(site) => Fault::Hang,
+            _ => Fault::Break,
         })
     }
 
@@ -239,6 +249,14 @@ impl Process {
                 self.world.was_late.store(true, Ordering::Relaxed);
                 tokio::time::sleep(span).await;
                 self.lives().await;
+            }
+            Fault::Hang => {
+                self.world.was_broken.store(true, Ordering::Relaxed);
+                std::future::pending::<()>().await;
+            }
+            Fault::Panic => {
+                self.world.was_broken.store(true, Ordering::Relaxed);
+                panic!("the plan says so");
             }
             Fault::Break => return Err(Broken),
         }

@@ -11,7 +11,7 @@ use protocol::names;
 use protocol::pipeline::PullPolicy;
 use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd};
 use runner::ports::{Change, Changes, Executor, Message, Ports};
-use runner::worker::{DiskOptions, Options, Shutdown, Worker};
+use runner::worker::{DiskOptions, Options, OutOfOrder, Shutdown, Worker};
 use runner::{host, transfer};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -124,14 +124,14 @@ impl Cluster {
 #[derive(Debug)]
 pub(crate) struct RunningWorker {
     shutdown: Shutdown,
-    task: JoinHandle<()>,
+    task: JoinHandle<Result<(), OutOfOrder>>,
 }
 
 impl RunningWorker {
     /// Ends it as SIGTERM does.
     pub(crate) async fn end(self) -> anyhow::Result<()> {
         self.shutdown.intake.cancel();
-        Ok(self.task.await?)
+        Ok(self.task.await??)
     }
 }
 
@@ -168,6 +168,7 @@ pub(crate) fn options(node: NodeId, slots: usize) -> Options {
         node,
         slots,
         lease_ttl: Duration::from_secs(10),
+        stands_still: Duration::from_secs(60),
         kill_grace: Duration::from_secs(2),
         drain: Duration::from_secs(30),
         network: None,

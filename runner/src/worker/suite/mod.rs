@@ -29,7 +29,7 @@ use protocol::run::{NodeEntry, NodeState, RunRecord};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
-use super::{DiskOptions, Options, Shutdown, Worker};
+use super::{DiskOptions, Options, OutOfOrder, Shutdown, Worker};
 use crate::ports::{Message, Ports, Position, QueueError, Route, Txn};
 
 /// How long a test waits for what must come: a busy machine is not a broken worker.
@@ -52,7 +52,7 @@ pub struct Rig {
 struct Running {
     node: NodeId,
     shutdown: Shutdown,
-    task: JoinHandle<()>,
+    task: JoinHandle<Result<(), OutOfOrder>>,
 }
 
 impl std::fmt::Debug for Rig {
@@ -74,6 +74,7 @@ pub fn options(node: NodeId, slots: usize) -> Options {
         node,
         slots,
         lease_ttl: Duration::from_secs(10),
+        stands_still: Duration::from_secs(60),
         kill_grace: Duration::from_secs(2),
         drain: Duration::from_secs(30),
         network: None,
@@ -130,7 +131,8 @@ impl Rig {
         let at = self.workers.iter().position(|worker| worker.node == *node).expect("it is ours");
         let worker = self.workers.remove(at);
         worker.shutdown.intake.cancel();
-        tokio::time::timeout(PATIENCE, worker.task).await.expect("it ends").expect("no panic");
+        let ended = tokio::time::timeout(PATIENCE, worker.task).await.expect("it ends");
+        ended.expect("no panic").expect("it is in order");
     }
 
     /// Asks a worker to end, and does not wait.
