@@ -204,6 +204,12 @@ pub struct StepRecord {
     pub status: StepStatus,
     /// 1 for the first.
     pub attempt: u32,
+    /// Why it counts as failed, where it is not tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Cause>,
+    /// The same for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
     /// What its command ended with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,

@@ -280,6 +280,13 @@ impl Pipeline {
         PipelineId::new(&self.group, &self.name)
     }
 
+    /// The step at a position; that of `on-error` stands behind the last.
+    #[must_use]
+    pub fn step(&self, position: usize) -> Option<&Step> {
+        let last = || self.on_error.as_deref().filter(|_| position == self.steps.len());
+        self.steps.get(position).or_else(last)
+    }
+
     /// The resource of that name.
     #[must_use]
     pub fn resource(&self, name: &str) -> Option<&Resource> {
@@ -302,10 +309,6 @@ impl Pipeline {
         let last = self.on_error.iter().map(|step| ("on-error".to_owned(), &**step));
         for (path, step) in steps.chain(last) {
             let asked = [
-                ("needs", step.needs.is_some()),
-                ("when", step.when != When::Passed),
-                ("allow-failure", step.allow_failure),
-                ("from", step.from.is_some()),
                 ("script", !step.script.is_empty()),
                 ("template", step.template.is_some()),
                 ("secrets", !step.secrets.is_empty()),
@@ -323,7 +326,6 @@ impl Pipeline {
             }
         }
         let asked = [
-            ("on-error", self.on_error.is_some()),
             ("admission", self.admission.is_some()),
             ("retention-count", self.retention_count.is_some()),
         ];

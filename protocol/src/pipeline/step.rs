@@ -219,6 +219,21 @@ impl Step {
         }
     }
 
+    /// Whether what it leaves is on the worker's host alone.
+    #[must_use]
+    pub fn is_on_host(&self) -> bool {
+        matches!(self.executor, ExecutorKind::Local | ExecutorKind::Custom) && !self.is_join()
+    }
+
+    /// Whether it may be run once more where nobody knows if it took effect, or though it did.
+    #[must_use]
+    pub fn may_repeat(&self) -> bool {
+        let acts_elsewhere = self.executor.is_call() || self.executor == ExecutorKind::Ssh;
+        !acts_elsewhere
+            || self.is_join()
+            || self.with.get("idempotent").and_then(Value::as_bool).unwrap_or(false)
+    }
+
     /// What is run, as people read it.
     #[must_use]
     pub fn display(&self) -> String {
@@ -259,6 +274,22 @@ pub enum ExecutorKind {
 }
 
 impl ExecutorKind {
+    /// The word on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Podman => "podman",
+            Self::Docker => "docker",
+            Self::Local => "local",
+            Self::Custom => "custom",
+            Self::Ssh => "ssh",
+            Self::Proxmox => "proxmox",
+            Self::Lexware => "lexware",
+            Self::Sevdesk => "sevdesk",
+            Self::Http => "http",
+        }
+    }
+
     /// Whether a step of it is one call that needs no command: all of it stands in `with`.
     #[must_use]
     pub fn is_call(self) -> bool {

@@ -103,6 +103,7 @@ pub fn worker_options(config: &Config, node: NodeId) -> worker::Options {
     worker::Options {
         node,
         slots: worker.max_parallel_runs as usize,
+        parallel_steps: worker.max_parallel_steps as usize,
         lease_ttl: worker.lease_ttl,
         stands_still: (worker.lease_ttl * 3).max(STANDS_STILL),
         kill_grace: worker.kill_grace,

@@ -263,6 +263,8 @@ impl std::fmt::Display for EngineUrl {
 pub struct Worker {
     /// How many runs it has at once; at least 1.
     pub max_parallel_runs: u32,
+    /// How many steps of one run go on at once; at least 1.
+    pub max_parallel_steps: u32,
     /// How long the records of ended runs are kept.
     pub run_retention_days: u32,
     /// How many owners a run may lose without a newly committed step.

@@ -135,6 +135,8 @@ pub const SETTINGS: &[Setting] = &[
         "Registries (`host` or `host:port`) that are asked without TLS checks.").list(),
     plain("worker.max-parallel-runs", "BOB_MAX_PARALLEL_RUNS", Some("4"),
         "How many runs one worker has at once."),
+    plain("worker.max-parallel-steps", "BOB_MAX_PARALLEL_STEPS", Some("16"),
+        "How many steps of one run go on at once, where its pipeline lets them."),
     plain("worker.run-retention-days", "BOB_RUN_RETENTION_DAYS", Some("7"),
         "How long the records of ended runs are kept."),
     plain("worker.max-losses", "BOB_MAX_LOSSES", Some("3"),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use protocol::event::LogStream;
 use protocol::id::{Epoch, RunId, StepName};
@@ -139,18 +140,32 @@ pub enum StopLevel {
 
 /// Asks steps to end. It only ever becomes more urgent.
 #[derive(Debug, Clone)]
-pub struct StopSignal(Arc<watch::Sender<StopLevel>>);
+pub struct StopSignal {
+    own: Arc<watch::Sender<StopLevel>>,
+    /// What is asked of these is asked of this one too.
+    above: Vec<Arc<watch::Sender<StopLevel>>>,
+}
 
 impl Default for StopSignal {
     fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(StopLevel::Run)))
+        Self { own: Arc::new(watch::Sender::new(StopLevel::Run)), above: Vec::new() }
     }
 }
 
 impl StopSignal {
+    /// One for a part of what this one is for.
+    #[must_use]
+    pub fn part(&self) -> Self {
+        Self { above: self.all().cloned().collect(), ..Self::default() }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<watch::Sender<StopLevel>>> {
+        self.above.iter().chain([&self.own])
+    }
+
     /// Asks for an end. A gentler level than the one that was asked for before changes nothing.
     pub fn raise(&self, level: StopLevel) {
-        self.0.send_if_modified(|now| {
+        self.own.send_if_modified(|now| {
             let more = level > *now;
             if more {
                 *now = level;
@@ -162,7 +177,7 @@ impl StopSignal {
     /// What is asked for now.
     #[must_use]
     pub fn level(&self) -> StopLevel {
-        *self.0.borrow()
+        self.all().map(|asked| *asked.borrow()).max().unwrap_or(StopLevel::Run)
     }
 
     /// Returns the level once it is above `seen`.
@@ -170,13 +185,20 @@ impl StopSignal {
     /// # Cancel safety
     /// Safe.
     pub async fn above(&self, seen: StopLevel) -> StopLevel {
-        let mut levels = self.0.subscribe();
-        let level = levels.wait_for(|level| *level > seen).await.ok().map(|level| *level);
-        match level {
-            Some(level) => level,
-            // The sender lives in `self`.
-            None => std::future::pending().await,
-        }
+        let waits = self.all().map(|asked| {
+            let mut levels = asked.subscribe();
+            async move {
+                let level = levels.wait_for(|level| *level > seen).await.ok().map(|level| *level);
+                match level {
+                    Some(level) => level,
+                    // The sender lives in `self`.
+                    None => std::future::pending().await,
+                }
+            }
+            .boxed()
+        });
+        let (level, _, _) = futures::future::select_all(waits).await;
+        level.max(self.level())
     }
 }
 

@@ -1,12 +1,16 @@
 //! Drives one run: tells the rules what happened, and does what they say. Nothing else decides.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
-use protocol::pipeline::{Cmd, Pipeline, Step};
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
+use protocol::id::StepName;
+use protocol::pipeline::{Graph, Pipeline, Step};
 use protocol::run::{Cause, StepRecord, StepStatus};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::Shared;
@@ -14,14 +18,10 @@ use super::emitter::Emitter;
 use super::gone::Gone;
 use super::lease::Held;
 use super::ledger::{Also, Ledger, WriteError};
-use super::output::Output;
-use super::push::{Push, Pushes};
+use super::push::Pushes;
 use super::step::{self, Done};
 use super::watchdog::waits;
-use crate::ports::{
-    ExecError, Gate, LogSink, LoggerFeed, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
-};
-use crate::rules::env;
+use crate::ports::{Exit, LoggerFeed, RunScope, StopLevel, StopSignal, Workspace};
 use crate::rules::run::{Effect, Exited, Input, Run, Timer};
 
 /// One run in the hands of this worker.
@@ -40,33 +40,50 @@ pub(super) struct Drive {
     pub(super) held: Held,
     /// The slot; free when it is dropped.
     pub(super) slot: Option<OwnedSemaphorePermit>,
-    /// What goes on at the moment: one thing at a time.
-    pub(super) doing: Option<JoinHandle<Done>>,
+    /// What goes on at the moment: for the steps at these positions, or for the run as a whole.
+    pub(super) doing: FuturesUnordered<Ends>,
+    pub(super) graph: Graph,
     pub(super) progress: Progress,
 }
+
+/// The end of something that was begun.
+type Ends = Pin<Box<dyn Future<Output = (Option<usize>, Done)> + Send + Sync>>;
 
 /// What the steps so far have left.
 #[derive(Default)]
 pub(super) struct Progress {
-    /// The workspace of the next step.
-    workspace: Option<Workspace>,
-    /// What the step that just ran left.
-    left: Option<Workspace>,
-    gate: Option<oneshot::Sender<bool>>,
+    /// What the first steps begin with.
+    base: Option<Workspace>,
+    /// What steps have left for others, by their positions.
+    pub(super) kept: BTreeMap<usize, Workspace>,
+    /// Those that something goes on for, or went on.
+    pub(super) steps: BTreeMap<usize, Going>,
     timers: Vec<(Timer, Instant)>,
-    /// So many steps stand in the record with their end.
-    closed: usize,
+    /// The steps that stand in the record with their end.
+    closed: BTreeSet<StepName>,
+}
+
+/// One step on its way.
+#[derive(Default)]
+pub(super) struct Going {
+    /// What it begins with, where something was brought into that.
+    on: Option<Workspace>,
+    /// What it left.
+    pub(super) left: Option<Workspace>,
+    pub(super) gate: Option<oneshot::Sender<bool>>,
+    pub(super) stop: StopSignal,
 }
 
 impl Progress {
-    /// That of a run whose first steps an earlier owner has seen to their end.
+    /// That of a run some of whose steps an earlier owner has seen to their end.
     pub(super) fn after(steps: &[StepRecord]) -> Self {
-        Self { closed: steps.iter().take_while(has_ended).count(), ..Self::default() }
+        Self { closed: ended(steps), ..Self::default() }
     }
 }
 
-fn has_ended(step: &&StepRecord) -> bool {
-    step.status != StepStatus::Started
+fn ended(steps: &[StepRecord]) -> BTreeSet<StepName> {
+    let ended = steps.iter().filter(|step| step.status != StepStatus::Started);
+    ended.map(|step| step.name.clone()).collect()
 }
 
 /// What follows on the orders of one fact.
@@ -79,7 +96,7 @@ enum Performed {
 
 enum Next {
     Input(Input),
-    Done(Done),
+    Done(Option<usize>, Done),
     Lost,
 }
 
@@ -111,9 +128,9 @@ impl Drive {
             }
             let input = match self.next().await {
                 Next::Input(input) => input,
-                Next::Done(Done::NotOurs) => return Err(Gone::Write(WriteError::InDoubt)),
-                Next::Done(Done::EngineAway(why)) => return Err(Gone::Engine(why)),
-                Next::Done(done) => self.input_of(done),
+                Next::Done(_, Done::NotOurs) => return Err(Gone::Write(WriteError::InDoubt)),
+                Next::Done(_, Done::EngineAway(why)) => return Err(Gone::Engine(why)),
+                Next::Done(at, done) => self.input_of(at, done),
                 Next::Lost => return Err(Gone::Write(WriteError::Lost)),
             };
             effects = self.run.on(self.shared.ports.host.now(), input);
@@ -132,25 +149,12 @@ impl Drive {
                 None => std::future::pending().await,
             }
         };
-        let done = async {
-            match &mut self.doing {
-                Some(doing) => doing.await,
-                None => std::future::pending().await,
-            }
-        };
         // Facts from outside go first: a stop must be known before the end that it brings about.
         tokio::select! {
             biased;
             () = self.held.lost.cancelled() => Next::Lost,
             Some(input) = self.inputs.recv() => Next::Input(input),
-            done = done => {
-                self.doing = None;
-                Next::Done(done.unwrap_or_else(|cause| Done::Broke(
-                    Cause::Engine,
-                    format!("the worker's own code failed: {cause}"),
-                    None,
-                )))
-            }
+            Some((at, done)) = self.doing.next() => Next::Done(at, done),
             timer = expired => {
                 self.progress.timers.retain(|(other, _)| *other != timer);
                 Next::Input(Input::Expired(timer))
@@ -158,47 +162,46 @@ impl Drive {
         }
     }
 
-    fn input_of(&mut self, done: Done) -> Input {
+    /// The fact that the end of something is. What was begun for a step is told as of that step.
+    fn input_of(&mut self, at: Option<usize>, done: Done) -> Input {
+        let broke =
+            |cause, message, exit_code, said| Input::Broke { at, cause, message, exit_code, said };
+        let position = at.unwrap_or_default();
         let progress = &mut self.progress;
         match done {
             Done::Prepared(workspace) => {
-                progress.workspace = Some(workspace);
+                progress.base = Some(workspace);
                 Input::Prepared
             }
-            Done::Adopted(workspace, steps) => {
-                progress.workspace = Some(workspace);
-                Input::Adopted(steps)
+            Done::Adopted(had, missing) => {
+                progress.kept.extend(had);
+                Input::Adopted { missing }
             }
-            Done::ImageLost => Input::ImageLost,
             Done::Fetched(workspace) => {
-                progress.workspace = Some(workspace);
-                Input::Fetched
+                progress.steps.entry(position).or_default().on = Some(workspace);
+                Input::Fetched(position)
             }
             Done::Ran(ran, stdout_bytes, stderr_bytes) => {
-                progress.left = Some(ran.left);
-                let (code, oom) = (ran.exit.code, ran.exit.oom);
-                Input::Exited(Exited { code, oom, stdout_bytes, stderr_bytes })
+                progress.steps.entry(position).or_default().left = Some(ran.left);
+                let Exit { code, oom } = ran.exit;
+                Input::Exited(position, Exited { code, oom, stdout_bytes, stderr_bytes })
             }
-            Done::Uploaded => Input::Uploaded,
+            Done::Uploaded => Input::Uploaded(position),
             Done::Committed(workspace) => {
                 let image = workspace.image().unwrap_or_default().to_owned();
-                progress.workspace = Some(workspace);
-                Input::Committed { image, engine: self.shared.engine.id.clone() }
+                progress.kept.insert(position, workspace);
+                let engine = self.shared.engine.id.clone();
+                Input::Committed { position, image, engine }
             }
-            // The drive has let go before it comes to these.
-            Done::NotOurs => Self::let_go_before("the run is another owner's".to_owned()),
-            Done::EngineAway(why) => Self::let_go_before(why),
-            Done::Broke(cause, message, exit_code) => {
-                Input::Broke { cause, message, exit_code, said: None }
-            }
+            Done::Broke(cause, message, exit_code) => broke(cause, message, exit_code, None),
             Done::BrokeSaying(cause, message, exit_code, said) => {
-                Input::Broke { cause, message, exit_code, said: Some(said) }
+                broke(cause, message, exit_code, Some(said))
+            }
+            // Taken by the caller: the run is let go.
+            Done::NotOurs | Done::EngineAway(_) => {
+                broke(Cause::Lost, "the run is let go".to_owned(), None, None)
             }
         }
-    }
-
-    fn let_go_before(message: String) -> Input {
-        Input::Broke { cause: Cause::Lost, message, exit_code: None, said: None }
     }
 
     /// Performs orders one after the other.
@@ -207,11 +210,13 @@ impl Drive {
             match effect {
                 Effect::Save(mut record) => {
                     let (_, last_seq) = self.emitter.last().await;
-                    // Fewer than at the last save, where one that had failed is begun again.
-                    let ended = record.steps.iter().take_while(has_ended).count();
-                    let closed = self.progress.closed.min(ended);
+                    // Without those that had failed, and are begun again.
+                    let ended = ended(&record.steps);
+                    self.progress.closed.retain(|step| ended.contains(step));
                     for record in [&mut *record, self.run.record_mut()] {
-                        for step in record.steps.iter_mut().skip(closed) {
+                        let open =
+                            |step: &&mut StepRecord| !self.progress.closed.contains(&step.name);
+                        for step in record.steps.iter_mut().filter(open) {
                             step.last_seq = last_seq;
                         }
                     }
@@ -223,31 +228,39 @@ impl Drive {
                     let (shared, scope, stop) =
                         (Arc::clone(&self.shared), self.scope.clone(), self.stop.clone());
                     let again = self.run.record().attempt > 1;
-                    self.begin(Box::pin(step::prepare(shared, scope, stop, again)));
+                    self.begin(None, Box::pin(step::prepare(shared, scope, stop, again)));
                 }
-                Effect::Adopt(candidates) => {
+                Effect::Adopt(kept) => {
                     let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
-                    self.begin(Box::pin(step::adopt(shared, scope, candidates)));
+                    self.begin(None, Box::pin(step::adopt(shared, scope, kept)));
                 }
                 Effect::Push(position) => self.push(position),
                 Effect::Fetch(position) => self.fetch(position),
                 Effect::Start(position) => self.start(position),
-                Effect::OpenGate => {
-                    if let Some(gate) = self.progress.gate.take() {
+                Effect::OpenGate(position) => {
+                    let gate = self.progress.steps.get_mut(&position);
+                    if let Some(gate) = gate.and_then(|step| step.gate.take()) {
                         // Nobody waits where the container could not be made; that is a fact to come.
                         gate.send(true).ok();
                     }
                 }
                 Effect::Upload(position) => self.upload(position),
                 Effect::Commit(position) => self.commit(position),
-                Effect::Discard => {
-                    if let Some(left) = self.progress.left.take() {
+                Effect::Discard(position) => {
+                    let left = self.progress.steps.get_mut(&position);
+                    if let Some(left) = left.and_then(|step| step.left.take()) {
                         let _waits = waits();
                         self.shared.ports.executor.discard(&self.scope, left).await;
                     }
                 }
                 Effect::Interrupt => {
                     self.stop.raise(StopLevel::Stop { grace: self.shared.options.kill_grace });
+                }
+                Effect::InterruptStep(position) => {
+                    if let Some(step) = self.progress.steps.get(&position) {
+                        let grace = self.shared.options.kill_grace;
+                        step.stop.raise(StopLevel::Stop { grace });
+                    }
                 }
                 Effect::SetTimer(timer, after) => {
                     self.progress.timers.push((timer, Instant::now() + after));
@@ -262,148 +275,55 @@ impl Drive {
         Ok(Performed::GoOn)
     }
 
-    fn begin(&mut self, doing: BoxFuture<'static, Done>) {
-        self.doing = Some(self.shared.tasks.spawn(doing));
+    /// Begins something for a step, or for the run as a whole.
+    pub(super) fn begin(&mut self, at: Option<usize>, doing: BoxFuture<'static, Done>) {
+        let doing = self.shared.tasks.spawn(doing);
+        let done = doing.map(move |done| {
+            let failed = |cause| format!("the worker's own code failed: {cause}");
+            (at, done.unwrap_or_else(|cause| Done::Broke(Cause::Engine, failed(cause), None)))
+        });
+        self.doing.push(Box::pin(done));
     }
 
-    fn pipeline(&self) -> Option<&Pipeline> {
+    pub(super) fn pipeline(&self) -> Option<&Pipeline> {
         self.run.record().pipeline.as_ref()
     }
 
-    fn step(&self, position: usize) -> Option<&Step> {
-        self.pipeline()?.steps.get(position)
+    pub(super) fn step(&self, position: usize) -> Option<&Step> {
+        self.pipeline()?.step(position)
     }
 
-    fn broke(&mut self, what: &str) {
+    pub(super) fn broke(&mut self, position: usize, what: &str) {
         // The rules order only what they have seen begin; this keeps a wrong order from being silent.
         let done = Done::Broke(Cause::Engine, format!("nothing is there to {what}"), None);
-        self.begin(Box::pin(async move { done }));
+        self.begin(Some(position), Box::pin(async move { done }));
     }
 
-    fn fetch(&mut self, position: usize) {
-        let resource = self
-            .step(position)
-            .and_then(|step| self.pipeline()?.resource(step.needs_resource.as_deref()?))
-            .cloned();
-        let (Some(resource), Some(on)) = (resource, self.progress.workspace.clone()) else {
-            return self.broke("fetch");
-        };
-        self.tell_logger(&format!("fetching and mounting resource {}", resource.name));
-        let (shared, scope, stop) =
-            (Arc::clone(&self.shared), self.scope.clone(), self.stop.clone());
-        self.begin(Box::pin(step::fetch(shared, scope, on, resource, stop)));
-    }
-
-    fn start(&mut self, position: usize) {
-        let options = &self.shared.options;
-        let record = self.run.record();
-        let (Some(pipeline), Some(on)) = (&record.pipeline, self.progress.workspace.clone()) else {
-            return self.broke("start");
-        };
-        let Some(step) = pipeline.steps.get(position) else { return self.broke("start") };
-        let limits = pipeline.quotas.as_ref().and_then(|quotas| quotas.limits.clone());
-        let network = step.network.as_ref().or(pipeline.network.as_ref());
-        let spec = StepSpec {
-            name: step.name.clone(),
-            position,
-            attempt: self.attempt(),
-            words: step.cmd.as_ref().map(Cmd::words).unwrap_or_default(),
-            env: env::of_step(pipeline, &record.vars, step),
-            work_dir: env::work_dir(step),
-            network: network.or(options.network.as_ref()).cloned(),
-            limits: limits.unwrap_or_default(),
-        };
-        let output = Arc::new(Output::new(
-            Arc::clone(&self.emitter),
-            self.feed.clone(),
-            spec.name.clone(),
-            spec.attempt,
-        ));
-        let (open, opened) = oneshot::channel();
-        self.progress.gate = Some(open);
-        let held = self.held.clone();
-        let asked = (self.held.clone(), Arc::clone(&self.shared.ports.host));
-        let stands = move || asked.0.stands(&*asked.1);
-        let gate = Gate::new(async move { opened.await.unwrap_or(false) }, stands);
-        let (shared, scope, stop) =
-            (Arc::clone(&self.shared), self.scope.clone(), self.stop.clone());
-        self.begin(Box::pin(async move {
-            let in_time = {
-                let output = Arc::clone(&output);
-                shared.tasks.spawn(async move { output.publish_in_time().await })
-            };
-            let sink: Arc<dyn LogSink> = Arc::clone(&output) as Arc<dyn LogSink>;
-            let executor = &shared.ports.executor;
-            let ran = executor.run_step(&scope, &on, &spec, gate, sink, &stop).await;
-            let (stdout, stderr) = output.finish().await;
-            in_time.abort();
-            // A worker that was held up sees the guard's killing before it sees that its lease is
-            // lost; where it is, the drive hears of that first.
-            held.settled(&*shared.ports.host).await;
-            match ran {
-                Ok(ran) => step::ended(&shared, &scope, ran, &stop, (stdout, stderr)).await,
-                Err(ExecError::NotStarted) if stop.level() == StopLevel::Run => Done::NotOurs,
-                Err(cause) => step::broke_saying(&shared, &cause, (stdout, stderr)).await,
-            }
-        }));
-    }
-
-    fn upload(&mut self, position: usize) {
-        let artifact = self.step(position).and_then(|step| step.produces_artifact.clone());
-        let (Some(artifact), Some(left)) = (artifact, self.progress.left.clone()) else {
-            return self.broke("upload");
-        };
-        self.tell_logger(&format!("uploading artifact {}", artifact.name));
-        let record = self.run.record();
-        let names = (record.group.clone(), record.name.clone());
-        let artifact = (artifact, self.attempt());
-        let (shared, scope, stop) =
-            (Arc::clone(&self.shared), self.scope.clone(), self.stop.clone());
-        self.begin(Box::pin(step::upload(shared, scope, left, names, artifact, stop)));
-    }
-
-    /// The attempt at the step that runs.
-    fn attempt(&self) -> u32 {
-        self.run.record().steps.last().map_or(1, |step| step.attempt)
-    }
-
-    /// A step that has ended, as far as its name goes.
-    fn ended_step(&self, position: usize, attempt: u32) -> Option<StepSpec> {
-        self.step(position).map(|step| StepSpec {
-            name: step.name.clone(),
-            position,
-            attempt,
-            words: Vec::new(),
-            env: protocol::pipeline::Vars::new(),
-            work_dir: None,
-            network: None,
-            limits: protocol::pipeline::Limits::default(),
-        })
-    }
-
-    fn push(&mut self, position: usize) {
-        let attempt = self.run.record().steps.get(position).map_or(1, |step| step.attempt);
-        let spec = self.ended_step(position, attempt);
-        if let (Some(step), Some(kept)) = (spec, self.progress.workspace.clone())
-            && self.shared.engine.checkpoints
-        {
-            let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
-            self.pushes.add(shared, Push { scope, kept, step, tell: self.tell.clone() });
+    /// What a step begins with.
+    pub(super) fn on(&self, position: usize) -> Option<Workspace> {
+        let progress = &self.progress;
+        if let Some(on) = progress.steps.get(&position).and_then(|step| step.on.clone()) {
+            return Some(on);
         }
+        if self.step(position).is_some_and(|step| !step.is_on_image()) {
+            return Some(Workspace::None);
+        }
+        let mut before = self.graph.begins_on(position);
+        while let Some(at) = before {
+            if let Some(kept) = progress.kept.get(&at) {
+                return Some(kept.clone());
+            }
+            // It was allowed to fail, and left nothing.
+            before = self.graph.begins_on(at);
+        }
+        progress.base.clone()
     }
 
-    fn commit(&mut self, position: usize) {
-        let spec = self.ended_step(position, self.attempt());
-        let (Some(spec), Some(left)) = (spec, self.progress.left.take()) else {
-            return self.broke("commit");
-        };
-        let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
-        self.begin(Box::pin(async move {
-            match shared.ports.executor.checkpoint(&scope, left, &spec).await {
-                Ok(workspace) => Done::Committed(workspace),
-                Err(cause) => step::broke(&shared, &cause).await,
-            }
-        }));
+    /// What asks a step to end: a new one for each attempt.
+    pub(super) fn stop_of(&mut self, position: usize) -> StopSignal {
+        let stop = self.stop.part();
+        self.progress.steps.entry(position).or_default().stop = stop.clone();
+        stop
     }
 
     /// A line of our own in the run's external log.
@@ -420,14 +340,16 @@ impl Drive {
         let _waits = waits();
         self.stop.raise(StopLevel::Kill);
         self.pushes.stop().await;
-        self.progress.gate = None;
+        self.progress.steps.values_mut().for_each(|step| step.gate = None);
         self.shared.ports.events.discard(&self.scope.run, self.scope.epoch);
-        if let Some(doing) = self.doing.take() {
-            if let Ok(Done::Ran(ran, _, _)) = doing.await {
-                self.progress.left = Some(ran.left);
+        let mut left: Vec<Workspace> = Vec::new();
+        while let Some((_, done)) = self.doing.next().await {
+            if let Done::Ran(ran, _, _) = done {
+                left.push(ran.left);
             }
         }
-        if let Some(left) = self.progress.left.take() {
+        left.extend(self.progress.steps.values_mut().filter_map(|step| step.left.take()));
+        for left in left {
             self.shared.ports.executor.discard(&self.scope, left).await;
         }
     }

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::stream::FuturesUnordered;
 use protocol::event::{Reason, Severity};
 use protocol::id::RunId;
 use protocol::names;
+use protocol::pipeline::Pipeline;
 use protocol::run::{Cause, RunRecord};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -148,8 +150,11 @@ impl Launch {
         let (node, epoch) = (claim.node.clone(), claim.epoch);
         let progress = Progress::after(&record.steps);
         let store = Arc::clone(&shared.ports.store);
+        let graph = pipeline.map(Pipeline::graph).unwrap_or_default();
+        let at_once = shared.options.parallel_steps;
         Drive {
-            run: Run::claimed(record, node, epoch),
+            run: Run::claimed(record, node, epoch, at_once),
+            graph,
             ledger: Ledger::new(store, claim, modified, held.lost.clone()),
             emitter,
             feed,
@@ -160,7 +165,7 @@ impl Launch {
             pushes: Pushes::default(),
             held: held.clone(),
             slot,
-            doing: None,
+            doing: FuturesUnordered::new(),
             progress,
             shared,
         }

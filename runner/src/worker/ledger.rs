@@ -72,6 +72,40 @@ impl Ledger {
         &self.claim
     }
 
+    /// The transaction that writes a record.
+    fn write(&self, bytes: &[u8], also: Also) -> Txn {
+        let run = &self.claim.run;
+        let txn = Txn::new();
+        let txn = match also {
+            Also::Nothing | Also::DemandNoStop | Also::DropStop | Also::HandOver => {
+                txn.put(names::run_key(run), bytes.to_vec())
+            }
+            Also::LetGo { record, .. } => {
+                txn.put_leased(names::run_key(run), bytes.to_vec(), record)
+            }
+        };
+        let mut txn = txn
+            .when(names::run_key(run), Expect::ModifiedAt(self.modified))
+            .read(names::run_key(run))
+            .read(names::owner_key(run))
+            .read(names::stop_key(run));
+        match also {
+            Also::Nothing => {}
+            Also::DemandNoStop => txn = txn.when(names::stop_key(run), Expect::Absent),
+            Also::DropStop => txn = txn.delete(names::stop_key(run)),
+            Also::HandOver => txn = txn.delete(names::owner_key(run)),
+            Also::LetGo { seen, .. } => {
+                txn = txn
+                    .put_leased(names::seen_key(run), Vec::new(), seen)
+                    // In this order: who follows both sees no run that is open and not owned.
+                    .delete(names::owner_key(run))
+                    .delete(names::open_key(run))
+                    .delete(names::stop_key(run));
+            }
+        }
+        txn
+    }
+
     /// Writes the record, however long the store takes, as long as the claim stands.
     pub(super) async fn save(&mut self, record: &RunRecord, also: Also) -> Result<(), WriteError> {
         let run = &self.claim.run;
@@ -81,34 +115,7 @@ impl Ledger {
         let mut unknown = false;
         loop {
             beat();
-            let txn = Txn::new();
-            let txn = match also {
-                Also::Nothing | Also::DemandNoStop | Also::DropStop | Also::HandOver => {
-                    txn.put(names::run_key(run), bytes.clone())
-                }
-                Also::LetGo { record, .. } => {
-                    txn.put_leased(names::run_key(run), bytes.clone(), record)
-                }
-            };
-            let mut txn = txn
-                .when(names::run_key(run), Expect::ModifiedAt(self.modified))
-                .read(names::run_key(run))
-                .read(names::owner_key(run))
-                .read(names::stop_key(run));
-            match also {
-                Also::Nothing => {}
-                Also::DemandNoStop => txn = txn.when(names::stop_key(run), Expect::Absent),
-                Also::DropStop => txn = txn.delete(names::stop_key(run)),
-                Also::HandOver => txn = txn.delete(names::owner_key(run)),
-                Also::LetGo { seen, .. } => {
-                    txn = txn
-                        .put_leased(names::seen_key(run), Vec::new(), seen)
-                        // In this order: who follows both sees no run that is open and not owned.
-                        .delete(names::owner_key(run))
-                        .delete(names::open_key(run))
-                        .delete(names::stop_key(run));
-                }
-            }
+            let txn = self.write(&bytes, also);
             let reply = tokio::select! {
                 biased;
                 () = self.lost.cancelled() => return Err(WriteError::Lost),

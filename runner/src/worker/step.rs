@@ -19,10 +19,8 @@ use crate::rules::run::Kept;
 #[derive(Debug)]
 pub(super) enum Done {
     Prepared(Workspace),
-    /// What so many steps had left.
-    Adopted(Workspace, usize),
-    /// Nothing to go on from is there any more.
-    ImageLost,
+    /// What steps had left, by their positions, and those of which nothing is there any more.
+    Adopted(Vec<(usize, Workspace)>, Vec<usize>),
     /// The step may not be started, though nobody asked for its end: the run is somebody else's, or
     /// about to be.
     NotOurs,
@@ -109,7 +107,9 @@ pub(super) async fn prepare(
     stop: StopSignal,
     again: bool,
 ) -> Done {
-    shared.room.uses(&scope.image);
+    if !scope.image.is_empty() {
+        shared.room.uses(&scope.image);
+    }
     if again && let Err(cause) = shared.ports.executor.adopt(&scope, None).await {
         return broke(&shared, &cause).await;
     }
@@ -119,19 +119,28 @@ pub(super) async fn prepare(
     }
 }
 
-pub(super) async fn adopt(shared: Arc<Shared>, scope: RunScope, candidates: Vec<Kept>) -> Done {
-    for Kept { steps, image, digest } in candidates {
-        match shared.ports.executor.adopt(&scope, Some(&Checkpoint { image, digest })).await {
-            Ok(Some(workspace)) => return Done::Adopted(workspace, steps),
-            Ok(None) => {}
+pub(super) async fn adopt(shared: Arc<Shared>, scope: RunScope, kept: Vec<Kept>) -> Done {
+    let executor = &shared.ports.executor;
+    // What still runs of it ends, though nothing is to be taken up.
+    if kept.is_empty()
+        && let Err(cause) = executor.adopt(&scope, None).await
+    {
+        return broke(&shared, &cause).await;
+    }
+    let (mut had, mut missing) = (Vec::new(), Vec::new());
+    for Kept { position, image, digest } in kept {
+        match executor.adopt(&scope, Some(&Checkpoint { image, digest })).await {
+            Ok(Some(workspace)) => had.push((position, workspace)),
+            Ok(None) => missing.push(position),
             // A registry that does not have it, or cannot be asked: there may be an earlier one.
             Err(cause @ ExecError::Image { .. }) => {
                 tracing::warn!(run.id = %scope.run, %cause, "an image cannot be taken up");
+                missing.push(position);
             }
             Err(cause) => return broke(&shared, &cause).await,
         }
     }
-    Done::ImageLost
+    Done::Adopted(had, missing)
 }
 
 pub(super) async fn fetch(

@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use protocol::event::{Event, Reason};
-use protocol::id::RunId;
+use protocol::id::{RunId, StepName};
 use protocol::names;
-use protocol::run::{Cause, RunRecord, Status, StepStatus};
+use protocol::run::{Cause, RunRecord, Status, StepRecord, StepStatus};
 
 use crate::cluster::{MAX_LOSSES, run_id};
 use crate::engine::Executed;
@@ -90,11 +90,17 @@ impl<'a> Story<'a> {
     }
 
     /// Whether its images could not be had by a later owner. That owner says so, unless it is lost
-    /// before it is heard; the record forgets the steps in any case.
+    /// before it is heard; the record forgets steps in any case.
     fn resumed_from_the_top(&self) -> bool {
         let several = self.executed.iter().any(|executed| executed.engine > 0);
         let forgets = |pair: &[Version]| match pair {
-            [before, after] => !before.record.steps.is_empty() && after.record.steps.is_empty(),
+            [before, after] => {
+                let had = before.record.steps.iter();
+                let passed = had.filter(|step| step.status == StepStatus::Passed);
+                let is_there =
+                    |step: &StepRecord| after.record.steps.iter().any(|it| it.name == step.name);
+                passed.into_iter().any(|step| !is_there(step))
+            }
             _ => false,
         };
         (several && self.versions.windows(2).any(forgets))
@@ -247,7 +253,13 @@ fn statuses_go_forward(story: &Story<'_>, say: &mut Say<'_>) {
     }
 }
 
-/// I3: a step begins when it is recorded as begun, and all before it as passed; what has passed does
+/// What is recorded of the step at a position.
+fn of(record: &RunRecord, position: usize) -> Option<&StepRecord> {
+    let name = StepName::position(position);
+    record.steps.iter().find(|step| step.name == name)
+}
+
+/// I3: a step begins when it is recorded as begun, and all that it needs as passed; what has passed does
 /// not run again.
 fn steps_keep_their_order(story: &Story<'_>, say: &mut Say<'_>) {
     let again = story.plan.on_lost == Some("restart") || story.resumed_from_the_top();
@@ -260,17 +272,18 @@ fn steps_keep_their_order(story: &Story<'_>, say: &mut Say<'_>) {
             // A zombie: what it does is used by nobody.
             continue;
         }
-        let before = record.steps.iter().take(executed.position);
-        let passed = before.filter(|step| step.status == StepStatus::Passed).count();
-        if passed < executed.position {
-            say(format!("I3: {executed:?} began when {passed} steps had passed"));
+        for needed in story.plan.needed_by(executed.position) {
+            let status = of(record, needed).map(|step| step.status);
+            if status != Some(StepStatus::Passed) {
+                say(format!("I3: {executed:?} began when step {needed} was {status:?}"));
+            }
         }
-        let own = record.steps.get(executed.position);
+        let own = of(record, executed.position);
         if own.is_none_or(|step| step.status != StepStatus::Started) {
             say(format!("I3: {executed:?} began without being recorded as begun: {own:?}"));
         }
         let kept = story.versions.iter().filter(|version| version.revision < executed.revision);
-        let mut kept = kept.filter_map(|version| version.record.steps.get(executed.position));
+        let mut kept = kept.filter_map(|version| of(&version.record, executed.position));
         if !again && kept.any(|step| step.status == StepStatus::Passed) {
             say(format!("I3: {executed:?} ran again after it had passed"));
         }

@@ -57,6 +57,7 @@ impl Cluster {
         let options = Options {
             node: process.node.clone(),
             slots: self.world.plan.slots,
+            parallel_steps: 3,
             lease_ttl: LEASE,
             stands_still: STANDS_STILL,
             kill_grace: Duration::from_secs(2),

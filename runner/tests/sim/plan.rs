@@ -70,6 +70,10 @@ pub struct RunPlan {
     pub retry: u32,
     /// Its first step fetches a resource and leaves an artifact.
     pub moves: bool,
+    /// The steps that each needs, where they are no chain.
+    pub needs: Option<Vec<Vec<usize>>>,
+    /// Whether what does not need a failed step goes on.
+    pub goes_on: bool,
     /// When it is published, and how often.
     pub at: Duration,
     pub times: u32,
@@ -85,6 +89,8 @@ impl RunPlan {
             on_lost: None,
             retry: 1,
             moves: false,
+            needs: None,
+            goes_on: false,
             at: Duration::ZERO,
             times: 1,
             stop_at: None,
@@ -106,12 +112,34 @@ impl RunPlan {
         self
     }
 
+    /// Steps that wait for these, each for those of its own position.
+    pub fn forked(mut self, needs: &[&[usize]]) -> Self {
+        self.needs = Some(needs.iter().map(|needs| needs.to_vec()).collect());
+        self
+    }
+
+    /// The steps that one waits for.
+    pub fn needed_by(&self, position: usize) -> Vec<usize> {
+        match &self.needs {
+            Some(needs) => needs.get(position).cloned().unwrap_or_default(),
+            None => position.checked_sub(1).into_iter().collect(),
+        }
+    }
+
     pub fn pipeline(&self) -> Value {
         let mut steps: Vec<Value> = self
             .steps
             .iter()
             .map(|cmd| json!({ "cmd": cmd, "retry": { "attempts": self.retry } }))
             .collect();
+        for (at, needs) in self.needs.iter().flatten().enumerate() {
+            let names: Vec<String> = needs.iter().map(ToString::to_string).collect();
+            steps[at]["from"] = match &names[..] {
+                [] | [_] => Value::Null,
+                [.., last] => last.as_str().into(),
+            };
+            steps[at]["needs"] = names.into();
+        }
         if self.moves
             && let Some(first) = steps.first_mut()
         {
@@ -125,6 +153,9 @@ impl RunPlan {
             let files =
                 json!({ "name": "files", "type": "internal", "provider": "here", "params": of });
             pipeline["resources"] = json!([files]);
+        }
+        if self.goes_on {
+            pipeline["failure"] = "continue".into();
         }
         if let Some(on_lost) = self.on_lost {
             pipeline["on-lost"] = on_lost.into();
@@ -247,7 +278,16 @@ impl Plan {
 }
 
 fn run(chance: &mut StdRng, at: usize) -> RunPlan {
-    let steps = (0..chance.random_range(1..5)).map(|_| step(chance)).collect();
+    let steps: Vec<String> = (0..chance.random_range(1..5)).map(|_| step(chance)).collect();
+    // Each needs the step before it, one earlier than that, or none.
+    let needs = chance.random_bool(0.3).then(|| {
+        let before = |at: usize, chance: &mut StdRng| match at {
+            0 => Vec::new(),
+            _ if chance.random_bool(0.2) => Vec::new(),
+            _ => vec![chance.random_range(0..at)],
+        };
+        (0..steps.len()).map(|at| before(at, chance)).collect()
+    });
     RunPlan {
         name: format!("r{at}"),
         steps,
@@ -258,6 +298,8 @@ fn run(chance: &mut StdRng, at: usize) -> RunPlan {
         },
         retry: if chance.random_bool(0.2) { 3 } else { 1 },
         moves: chance.random_bool(0.2),
+        goes_on: needs.is_some() && chance.random_bool(0.5),
+        needs,
         at: millis(chance, 20_000),
         times: if chance.random_bool(0.2) { 2 } else { 1 },
         stop_at: chance.random_bool(0.25).then(|| millis(chance, 45_000)),

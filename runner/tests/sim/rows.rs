@@ -334,6 +334,45 @@ fn what_is_away_for_long_is_no_fault_of_a_workers_loops() {
     }
 }
 
+/// A step, two beside each other that take five seconds, and one that goes on from the second of them.
+fn fork() -> RunPlan {
+    let steps = ["work 10 0", "work 5000 0", "work 5000 0", "work 10 0"];
+    RunPlan::new("r0", &steps).forked(&[&[], &[0], &[0], &[1, 2]])
+}
+
+#[test]
+fn a_death_beside_two_steps_runs_both_again_and_what_had_passed_not() {
+    let played = kept(
+        Plan::quiet(vec![fork()])
+            .blow(2 * SECOND, Blow::Crash { worker: 0 })
+            .blow(2 * SECOND, Blow::Crash { worker: 1 }),
+    );
+    assert_eq!(played.record("r0").status, Status::Passed);
+    let began: Vec<usize> = (0..4).map(|position| played.began("r0", position)).collect();
+    assert_eq!(began, [1, 2, 2, 1]);
+}
+
+#[test]
+fn steps_beside_each_other_are_handed_over_together() {
+    let plan = Plan { slots: 1, ..Plan::quiet(vec![fork()]) };
+    let plan = plan.with(Rule::new("wait", Side::After, Fault::Pause(SECOND)).nth(2));
+    let played = kept(
+        plan.blow(2 * SECOND, Blow::Drain { worker: 0, abort: true })
+            .blow(2 * SECOND, Blow::Drain { worker: 1, abort: true }),
+    );
+    passed(&played, 2, 0);
+    assert_eq!((played.began("r0", 0), played.began("r0", 3)), (1, 1));
+}
+
+#[test]
+fn one_of_two_steps_that_fails_ends_the_other_and_the_run() {
+    let steps = ["work 10 0", "work 1000 3", "work 600000 0"];
+    let played = kept(Plan::quiet(vec![RunPlan::new("r0", &steps).forked(&[&[], &[0], &[0]])]));
+    let record = played.record("r0");
+    assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::ExitCode)));
+    assert_eq!(record.steps[2].status, protocol::run::StepStatus::Stopped);
+}
+
 #[test]
 fn a_run_that_loses_every_worker_fails_in_the_end() {
     let mut plan = Plan::quiet(vec![three()]);

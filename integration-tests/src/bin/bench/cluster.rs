@@ -167,6 +167,7 @@ pub(crate) fn options(node: NodeId, slots: usize) -> Options {
     Options {
         node,
         slots,
+        parallel_steps: 16,
         lease_ttl: Duration::from_secs(10),
         stands_still: Duration::from_secs(60),
         kill_grace: Duration::from_secs(2),

@@ -1,11 +1,14 @@
 //! How steps and runs end, and what is said of it.
 
 use protocol::event::{Reason, Severity};
-use protocol::run::{Cause, Status, StepStatus};
+use protocol::id::StepName;
+use protocol::pipeline::Step;
+use protocol::run::{Cause, Status, StepRecord, StepStatus};
 use protocol::time::Millis;
 
+use super::board::{Broken, Stage, Standing};
 use super::facts::{about, emit};
-use super::{Draft, Effect, Interrupted, Run, State, StopWhy, Timer, effects};
+use super::{Draft, Effect, Interrupted, Orders, Phase, Run, StopWhy, effects};
 
 /// The most bytes of a run's message: it stands in the record twice, and what it quotes, such as a
 /// command or an engine's words, may be of any length.
@@ -23,39 +26,177 @@ fn shortened(mut message: String) -> String {
     message
 }
 
+/// How the words of a step begin that took too long.
+const TOOK: &str = "took longer than";
+
+/// The failure that is to end a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Failing {
+    cause: Cause,
+    said: String,
+}
+
+impl Failing {
+    /// That of a step, or of something before it could begin.
+    pub(super) fn new(step: Option<&StepName>, cause: Cause, why: &str) -> Self {
+        let said = match step {
+            Some(name) if why.starts_with(TOOK) => format!("step {name} {why}"),
+            Some(name) => format!("step {name}: {why}"),
+            None => why.to_owned(),
+        };
+        Self { cause, said }
+    }
+}
+
 impl Run {
+    /// Ends a step that was asked to end, or whose run was.
     pub(super) fn abandon_step(&mut self, now: Millis, position: usize) -> Vec<Effect> {
-        let code = Some(self.last_exit.code).filter(|_| !matches!(self.state, State::Running(_)));
-        let mut list = vec![Effect::Discard];
+        let Some(work) = self.stage(position) else { return Vec::new() };
+        let (exited, broken) = (work.exited.code, work.broken);
+        let code = (work.stage != Stage::Running).then_some(exited);
+        let mut list = vec![Effect::Discard(position)];
         if self.is_handed_over() {
-            list.extend(self.release());
+            self.board.set(position, Standing::Waiting);
+            list.extend(self.release_when_idle());
             return list;
         }
-        list.extend(self.close_and_end(now, position, StepStatus::Stopped, code, |run| {
-            run.end_interrupted(now, None).unwrap_or_default()
-        }));
+        let why = (self.interrupted.is_none() && broken == Some(Broken::Timeout))
+            .then(|| self.too_long(position));
+        list.extend(self.close(now, position, (StepStatus::Stopped, code), why));
         list
     }
 
-    /// Closes a step that did not pass, and ends the run. The step's end is written first, with the
-    /// cause of what follows: whoever takes the run up in between ends it so.
-    pub(super) fn close_and_end(
+    /// Closes a step that did not pass, and goes on with what is left. `why`: what it failed for,
+    /// where it was not asked to end.
+    pub(super) fn close(
         &mut self,
         now: Millis,
         position: usize,
-        status: StepStatus,
-        exit_code: Option<i32>,
-        end: impl FnOnce(&mut Self) -> Vec<Effect>,
+        (status, exit_code): (StepStatus, Option<i32>),
+        why: Option<(Cause, String)>,
     ) -> Vec<Effect> {
+        let is_allowed = self.step(position).is_some_and(|step| step.allow_failure);
+        self.note_failure(position, why.as_ref());
         let completed = self.close_step_record(now, position, status, exit_code, None);
-        let mut closed = Box::new(self.record.clone());
-        let ended = end(self);
-        closed.cause = self.record.cause;
-        closed.message.clone_from(&self.record.message);
-        let mut list = vec![Effect::Save(closed)];
-        list.extend(completed);
+        let interrupts = match why {
+            Some(_) if is_allowed => {
+                self.board.set(position, Standing::Passed);
+                Vec::new()
+            }
+            Some(why) => {
+                self.board.set(position, Standing::Failed);
+                self.fail(Some(position), why)
+            }
+            None => {
+                self.board.set(position, Standing::Failed);
+                Vec::new()
+            }
+        };
+        let mut list = self.go_on(now, completed.into_iter().collect());
+        list.extend(interrupts);
+        list
+    }
+
+    /// Writes down what a step has failed for.
+    pub(super) fn note_failure(&mut self, position: usize, why: Option<&(Cause, String)>) {
+        if let (Some((cause, message)), Some(record)) = (why, self.record_of(position)) {
+            record.cause = Some(*cause);
+            record.message = Some(shortened(message.clone()));
+        }
+    }
+
+    /// Notes that the run is to fail. What goes on beside is asked to end, where the pipeline does
+    /// not want it otherwise.
+    pub(super) fn fail(
+        &mut self,
+        position: Option<usize>,
+        (cause, why): (Cause, String),
+    ) -> Vec<Effect> {
+        if self.failing.is_some() {
+            return Vec::new();
+        }
+        let name = position.and_then(|position| self.step(position)).map(|step| step.name.clone());
+        self.failing = Some(Failing::new(name.as_ref(), cause, &why));
+        if !self.is_fail_fast() {
+            return Vec::new();
+        }
+        let waiting = self.board.work.iter().filter(|(_, work)| work.stage == Stage::Waiting);
+        let waiting: Vec<usize> = waiting.map(|(position, _)| *position).collect();
+        for position in waiting {
+            self.board.set(position, Standing::Failed);
+        }
+        let mut interrupts = Vec::new();
+        for (position, work) in &mut self.board.work {
+            // What is being kept has passed.
+            if work.stage != Stage::Committing && work.broken.is_none() {
+                work.broken = Some(Broken::Beside);
+                interrupts.push(Effect::InterruptStep(*position));
+            }
+        }
+        interrupts
+    }
+
+    /// Nothing goes on any more, and nothing may begin. The last step's end is written with the cause
+    /// of what follows: whoever takes the run up in between ends it so.
+    pub(super) fn come_to_its_end(&mut self, now: Millis, mut orders: Orders) -> Vec<Effect> {
+        if let Some((position, step)) = self.last_step() {
+            self.start(now, position, &step, &mut orders);
+            return orders.with(self.save());
+        }
+        let mut written = Box::new(self.record.clone());
+        let ended = match (self.end_interrupted(now), self.failing.take()) {
+            (Some(ended), _) => ended,
+            (None, Some(Failing { cause, said })) => self.end_failed(now, cause, &said),
+            (None, None) => {
+                self.end(now, Status::Passed, None, None);
+                effects([Effect::Finish])
+            }
+        };
+        written.cause = self.record.cause;
+        written.message.clone_from(&self.record.message);
+        let mut list = orders.with(Effect::Save(written));
         list.extend(ended);
         list
+    }
+
+    /// The step that is run where the run is about to fail, and has not run yet.
+    fn last_step(&self) -> Option<(usize, Step)> {
+        if self.failing.is_none() || self.interrupted.is_some() {
+            return None;
+        }
+        let pipeline = self.record.pipeline.as_ref()?;
+        let step = pipeline.on_error.as_deref()?;
+        let is_begun = self.record.steps.iter().any(|record| record.name == step.name);
+        (!is_begun).then(|| (pipeline.steps.len(), step.clone()))
+    }
+
+    /// The first failure that an earlier owner has seen.
+    pub(super) fn earlier_failure(&self) -> Option<Failing> {
+        let failed = self.failed_step()?;
+        let (cause, why) = (failed.cause?, failed.message.as_deref().unwrap_or_default());
+        Some(Failing::new(Some(&failed.name), cause, why))
+    }
+
+    /// The first step that has failed for good and may not.
+    fn failed_step(&self) -> Option<&StepRecord> {
+        let steps = &self.record.pipeline.as_ref()?.steps;
+        let counts = |record: &&StepRecord| {
+            let step = steps.iter().find(|step| step.name == record.name);
+            record.cause.is_some() && step.is_some_and(|step| !step.allow_failure)
+        };
+        self.record.steps.iter().filter(counts).min_by_key(|record| record.completed_at)
+    }
+
+    /// That a step has taken too long.
+    pub(super) fn too_long(&self, position: usize) -> (Cause, String) {
+        let limit = self.step(position).and_then(|step| step.timeout);
+        let limit = limit.map_or_else(|| "its time".to_owned(), |limit| limit.to_string());
+        self.exhausted(position, (Cause::Timeout, format!("{TOOK} {limit}")))
+    }
+
+    /// Lets go of the run once nothing of it goes on.
+    pub(super) fn release_when_idle(&mut self) -> Vec<Effect> {
+        if self.board.work.is_empty() { self.release() } else { Vec::new() }
     }
 
     /// Closes the record of the step that runs, and returns the event to publish after the save.
@@ -67,9 +208,12 @@ impl Run {
         exit_code: Option<i32>,
         image: Option<String>,
     ) -> Option<Effect> {
-        let exited = self.last_exit;
-        let name = self.steps().get(position)?.name.clone();
-        let step = self.record.steps.last_mut().filter(|step| step.name == name)?;
+        let (exited, began) = {
+            let work = self.stage(position)?;
+            (work.exited, work.began)
+        };
+        let name = self.step(position)?.name.clone();
+        let step = self.record_of(position)?;
         step.status = status;
         step.exit_code = exit_code;
         step.image.clone_from(&image);
@@ -87,7 +231,7 @@ impl Run {
         let mut completed = emit(
             Reason::StepCompleted {
                 exit_code,
-                duration_ms: u64::try_from(now.0 - self.step_began.0).unwrap_or(0),
+                duration_ms: u64::try_from(now.0 - began.0).unwrap_or(0),
                 stdout_bytes: exited.stdout_bytes,
                 stderr_bytes: exited.stderr_bytes,
                 image,
@@ -102,36 +246,17 @@ impl Run {
         Some(completed)
     }
 
-    pub(super) fn end_interrupted(
-        &mut self,
-        now: Millis,
-        exit_code: Option<i32>,
-    ) -> Option<Vec<Effect>> {
+    pub(super) fn end_interrupted(&mut self, now: Millis) -> Option<Vec<Effect>> {
         match self.interrupted.clone()? {
             Interrupted::Stop(why) => Some(self.end_stopped(now, &why)),
             Interrupted::HandOver => Some(self.release()),
-            Interrupted::Timeout(timer) => {
-                let limit = match timer {
-                    Timer::Run => self.record.pipeline.as_ref().and_then(|p| p.timeout),
-                    Timer::Step(position) | Timer::Retry(position) => {
-                        self.steps().get(position).and_then(|step| step.timeout)
-                    }
-                };
+            Interrupted::Timeout => {
+                let limit = self.record.pipeline.as_ref().and_then(|pipeline| pipeline.timeout);
                 let limit = limit.map_or_else(|| "its time".to_owned(), |limit| limit.to_string());
-                let why = match timer {
-                    Timer::Run => format!("the run took longer than {limit}"),
-                    Timer::Step(position) | Timer::Retry(position) => {
-                        let name = self.steps().get(position).map(|step| step.name.to_string());
-                        format!("step {} took longer than {limit}", name.unwrap_or_default())
-                    }
-                };
-                Some(self.end_failed(now, Cause::Timeout, &why, exit_code))
+                let why = format!("the run {TOOK} {limit}");
+                Some(self.end_failed(now, Cause::Timeout, &why))
             }
         }
-    }
-
-    pub(super) fn end_passed(&mut self, now: Millis) {
-        self.end(now, Status::Passed, None, None);
     }
 
     pub(super) fn end_stopped(&mut self, now: Millis, why: &StopWhy) -> Vec<Effect> {
@@ -144,24 +269,13 @@ impl Run {
         effects([Effect::Finish])
     }
 
-    pub(super) fn end_failed(
-        &mut self,
-        now: Millis,
-        cause: Cause,
-        why: &str,
-        exit_code: Option<i32>,
-    ) -> Vec<Effect> {
-        let step = self.record.steps.last().filter(|step| step.status == StepStatus::Failed);
-        let said = match (step, exit_code) {
-            (Some(step), _) => format!("step {}: {why}", step.name),
-            (None, _) => why.to_owned(),
-        };
-        self.end(now, Status::Failed, Some(cause), Some(said));
+    pub(super) fn end_failed(&mut self, now: Millis, cause: Cause, why: &str) -> Vec<Effect> {
+        self.end(now, Status::Failed, Some(cause), Some(why.to_owned()));
         effects([Effect::Finish])
     }
 
     pub(super) fn end_without_definition(&mut self, now: Millis) -> Vec<Effect> {
-        self.end_failed(now, Cause::UnknownPipeline, "the run has no definition", None)
+        self.end_failed(now, Cause::UnknownPipeline, "the run has no definition")
     }
 
     /// Ends it as an earlier owner had decided, who did not come to record it.
@@ -179,7 +293,8 @@ impl Run {
         cause: Option<Cause>,
         message: Option<String>,
     ) {
-        self.state = State::Ended;
+        self.phase = Phase::Ended;
+        self.board.work.clear();
         self.record.status = status;
         self.record.cause = cause;
         self.record.message = message.map(shortened);
@@ -199,7 +314,8 @@ impl Run {
         let run = &self.record.run_id;
         let said = self.record.message.as_deref().unwrap_or("for no reason that was recorded");
         let cause = self.record.cause.unwrap_or(Cause::Engine);
-        let failed = self.record.steps.last().filter(|step| step.status != StepStatus::Passed);
+        let not_passed = |step: &&StepRecord| step.status != StepStatus::Passed;
+        let failed = self.failed_step().or_else(|| self.record.steps.last().filter(not_passed));
         let (reason, message) = match self.record.status {
             Status::Passed => (Reason::PipelineSuccessful, format!("run {run} passed")),
             Status::Failed => {

@@ -11,21 +11,25 @@ use protocol::run::{Cause, RunRecord};
 pub enum Input {
     /// The image is there.
     Prepared,
-    /// The resource of the step is mounted.
-    Fetched,
-    /// The step's command ended.
-    Exited(Exited),
-    /// The step's artifact is in its store.
-    Uploaded,
-    /// What the step left is kept as this image.
+    /// The resource of the step at this position is mounted.
+    Fetched(usize),
+    /// The command of the step at this position ended.
+    Exited(usize, Exited),
+    /// The artifact of the step at this position is in its store.
+    Uploaded(usize),
+    /// What a step left is kept as this image.
     Committed {
+        /// The step's position.
+        position: usize,
         /// The image's id.
         image: String,
         /// The engine that holds it.
         engine: String,
     },
-    /// What was last ordered (prepare, fetch, start, upload, commit) could not be done.
+    /// What was last ordered (prepare, adopt, fetch, start, upload, commit) could not be done.
     Broke {
+        /// The step's position; none where it was for the run as a whole.
+        at: Option<usize>,
         /// Why.
         cause: Cause,
         /// The same for people.
@@ -35,8 +39,11 @@ pub enum Input {
         /// Bytes of standard output and standard error, where a command was begun.
         said: Option<(u64, u64)>,
     },
-    /// What so many steps have left, which an earlier owner kept, is there to go on from.
-    Adopted(usize),
+    /// What earlier owners have kept is there to go on from, but for that of these steps.
+    Adopted {
+        /// Their positions.
+        missing: Vec<usize>,
+    },
     /// What this attempt at a step left can be had from the registry.
     Pushed {
         /// The step.
@@ -46,8 +53,6 @@ pub enum Input {
         /// Its digest there.
         digest: String,
     },
-    /// No image that it could go on from can be had any more.
-    ImageLost,
     /// Somebody wants it to end.
     StopAsked(StopWhy),
     /// Its worker ends: another one is to go on with it.
@@ -112,8 +117,11 @@ pub enum Timer {
     Retry(usize),
 }
 
-/// An order. Orders are performed one after the other, in their order; `Prepare`, `Adopt`, `Fetch`,
-/// `Start`, `Upload` and `Commit` only begin something, whose end is a fact.
+/// An order.
+///
+/// Orders are performed one after the other, in their order; `Prepare`, `Adopt`, `Fetch`,
+/// `Start`, `Upload` and `Commit` only begin something, whose end is a fact. What names a position is
+/// for the step there; steps go on beside each other.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// Write the record. What follows waits until it is written.
@@ -122,14 +130,14 @@ pub enum Effect {
     Emit(Draft),
     /// Get the image.
     Prepare,
-    /// Take up the first of these that can be had, which earlier owners have kept.
+    /// Take up these, which earlier owners have kept, and end what still runs of the run.
     Adopt(Vec<Kept>),
     /// Fetch and mount the resource of the step at this position.
     Fetch(usize),
     /// Make the step's container, but do not start it before `OpenGate`.
     Start(usize),
     /// Its attempt is recorded: let it start.
-    OpenGate,
+    OpenGate(usize),
     /// Send the step's artifact to its store.
     Upload(usize),
     /// Keep what the step left.
@@ -137,9 +145,11 @@ pub enum Effect {
     /// Copy what the step left to the registry, where there is one, beside all that follows.
     Push(usize),
     /// Let go of what the step left.
-    Discard,
-    /// End what is going on: SIGTERM, the grace, SIGKILL.
+    Discard(usize),
+    /// End all that is going on: SIGTERM, the grace, SIGKILL.
     Interrupt,
+    /// End what is going on for the step at this position.
+    InterruptStep(usize),
     /// Set a timer.
     SetTimer(Timer, Duration),
     /// Take a timer back.
@@ -150,11 +160,11 @@ pub enum Effect {
     Release,
 }
 
-/// What so many steps have left together.
+/// What a step has left.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
-    /// How many.
-    pub steps: usize,
+    /// Its position.
+    pub position: usize,
     /// The image's id, on the engine that made it.
     pub image: String,
     /// Its digest in the registry.

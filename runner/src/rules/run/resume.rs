@@ -1,187 +1,309 @@
 //! How a run goes on with its next owner.
 
+use std::collections::BTreeSet;
+
 use protocol::event::{Reason, Severity};
 use protocol::id::StepName;
 use protocol::pipeline::OnLost;
-use protocol::run::{Cause, Released, Status, StepRecord};
+use protocol::run::{Cause, Released, Status, StepRecord, StepStatus};
 use protocol::time::{Millis, Stamp};
 
+use super::board::Standing;
 use super::facts::{about, emit};
-use super::{Effect, Interrupted, Kept, Past, Run, State, effects};
+use super::{Effect, Interrupted, Kept, Past, Phase, Run, effects};
 
-/// Where the owner before had come to.
-#[derive(Debug, Clone)]
+/// Where the owner before had come to, or another run.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Resumption {
-    past: Past,
+    /// The owner before; none where the steps are another run's.
+    past: Option<Past>,
     /// The highest `seq` that it has recorded.
     seq: Option<u64>,
+    /// What was asked for and is there.
+    had: BTreeSet<usize>,
+    /// The image of a step that had passed is gone.
+    image_lost: bool,
+    /// The steps that run again.
+    repeats: Vec<StepName>,
 }
 
 impl Run {
     /// Goes on with a run that an earlier owner had claimed.
     #[must_use = "effects that are dropped never happen"]
     pub fn resume(&mut self, now: Millis, past: Past, max_losses: u32) -> Vec<Effect> {
-        if self.state != State::Claimed {
+        if self.phase != Phase::Claimed {
             return Vec::new();
         }
         if let Some(cause) = self.record.cause {
             return self.end_decided(now, cause);
         }
-        let Some(pipeline) = &self.record.pipeline else {
+        if self.record.pipeline.is_none() {
             return self.end_without_definition(now);
-        };
-        // Who hands over has lost nothing.
-        let on_lost = pipeline.on_lost.filter(|_| !past.handed_over).unwrap_or(OnLost::Resume);
+        }
         if !past.handed_over && self.record.losses > max_losses {
             let why = format!(
                 "it has lost {} workers since the last step that was kept, {} the last",
                 self.record.losses, past.node
             );
-            return self.end_failed(now, Cause::Lost, &why, None);
+            return self.end_failed(now, Cause::Lost, &why);
         }
-        let on_lost = match self.lost_attempt().filter(|_| !past.handed_over) {
-            Some((_, true)) => OnLost::Resume,
-            Some((step, false)) => {
-                let why = format!(
-                    "its worker {} was lost in step {}, at attempt {}",
-                    past.node, step.name, step.attempt
-                );
-                return self.end_failed(now, Cause::RetriesExhausted, &why, None);
-            }
-            None => on_lost,
-        };
-        let kept = match on_lost {
-            OnLost::Resume => self.record.kept_steps(),
-            OnLost::Restart => 0,
-            OnLost::Fail => {
-                let why = format!("its worker {} was lost", past.node);
-                return self.end_failed(now, Cause::Lost, &why, None);
-            }
-        };
+        // Who hands over has lost nothing.
+        if !past.handed_over
+            && let Some(ended) = self.may_not_go_on(now, &past)
+        {
+            return ended;
+        }
         let of_past = |step: &&StepRecord| step.epoch == Some(past.epoch);
         let seq = self.record.steps.iter().filter(of_past).filter_map(|step| step.last_seq).max();
         self.tried =
             self.record.steps.iter().map(|step| (step.name.clone(), step.attempt)).collect();
-        self.resumption = Some(Resumption { past, seq });
-        let candidates = self.candidates(kept);
-        if candidates.is_empty() {
-            return self.start_over(now, None);
+        let starts_over = self.on_lost(&past) == OnLost::Restart;
+        self.resumption = Some(Resumption { past: Some(past), seq, ..Resumption::default() });
+        if starts_over {
+            return self.start_over(now);
         }
-        self.state = State::Adopting(kept);
-        let mut list = vec![Effect::Adopt(candidates)];
+        self.board.recorded(&self.record);
+        self.failing = self.earlier_failure();
+        let nothing_begins = self.is_ending();
+        let repeated: Vec<usize> = self
+            .begun()
+            .into_iter()
+            .filter(|at| !nothing_begins && self.board.standing(*at) == Standing::Waiting)
+            .collect();
+        repeated.into_iter().for_each(|position| self.forget(position));
+        if self.record.steps.is_empty() {
+            return self.start_over(now);
+        }
+        let mut list = self.take_up();
         list.extend(self.run_timer(now));
         list
     }
 
-    /// What it could go on from, the best first: what all of the kept steps left, wherever it can be
-    /// had, else what some of them left that is in the registry.
-    fn candidates(&self, kept: usize) -> Vec<Kept> {
-        let steps = self.record.steps.iter().take(kept).enumerate().rev();
-        let images = steps.filter_map(|(at, step)| {
-            let (image, digest) = (step.image.clone()?, step.digest.clone());
-            (at + 1 == kept || digest.is_some()).then_some(Kept { steps: at + 1, image, digest })
+    /// What becomes of a run that has another owner now.
+    fn on_lost(&self, past: &Past) -> OnLost {
+        let Some(pipeline) = &self.record.pipeline else { return OnLost::Resume };
+        let begun = |name: &StepName| self.record.steps.iter().any(|it| it.name == *name);
+        // What lies on another host is not here.
+        let is_on_host = pipeline.steps.iter().any(|step| step.is_on_host() && begun(&step.name));
+        let usual = if is_on_host { OnLost::Restart } else { OnLost::Resume };
+        // Who hands over has lost nothing, and a step that says itself how often it is tried is asked
+        // before the pipeline.
+        let is_asked = !past.handed_over && self.lost_attempts().is_empty();
+        match pipeline.on_lost {
+            Some(said) if is_asked || said == OnLost::Resume => said,
+            Some(_) | None => usual,
+        }
+    }
+
+    /// Ends a run that may not go on when its owner was lost.
+    fn may_not_go_on(&mut self, now: Millis, past: &Past) -> Option<Vec<Effect>> {
+        let exhausted = self.lost_attempts().into_iter().find(|(_, has_one_left)| !has_one_left);
+        if let Some((step, _)) = exhausted {
+            let why = format!(
+                "its worker {} was lost in step {}, at attempt {}",
+                past.node, step.name, step.attempt
+            );
+            return Some(self.end_failed(now, Cause::RetriesExhausted, &why));
+        }
+        let fails = self.on_lost(past) == OnLost::Fail;
+        if let Some(name) = self.in_doubt() {
+            let why = format!(
+                "its worker {} was lost in step {name}: whether that took effect is not known, and it \
+                 does not say `idempotent: true`",
+                past.node
+            );
+            return Some(self.end_failed(now, Cause::Lost, &why));
+        }
+        let why = format!("its worker {} was lost", past.node);
+        fails.then(|| self.end_failed(now, Cause::Lost, &why))
+    }
+
+    /// A step that was begun, has effects which nobody can take back, and may not be repeated.
+    fn in_doubt(&self) -> Option<StepName> {
+        let steps = &self.record.pipeline.as_ref()?.steps;
+        let started = self.record.steps.iter().filter(|it| it.status == StepStatus::Started);
+        let of = |name: &StepName| steps.iter().find(|step| step.name == *name);
+        let mut in_doubt = started.filter(|it| of(&it.name).is_some_and(|step| !step.may_repeat()));
+        in_doubt.next().map(|record| record.name.clone())
+    }
+
+    /// The positions of the steps that have a record, in its order.
+    fn begun(&self) -> Vec<usize> {
+        let steps = self.record.pipeline.as_ref().map_or(&[][..], |pipeline| &pipeline.steps);
+        let position = |name: &StepName| steps.iter().position(|step| step.name == *name);
+        self.record.steps.iter().filter_map(|record| position(&record.name)).collect()
+    }
+
+    /// A step begins again, as if it never had.
+    fn forget(&mut self, position: usize) {
+        let Some(name) = self.step(position).map(|step| step.name.clone()) else { return };
+        self.board.set(position, Standing::Waiting);
+        self.record.steps.retain(|record| record.name != name);
+        if let Some(resumption) = &mut self.resumption {
+            resumption.repeats.push(name);
+        }
+    }
+
+    /// Orders what is missing of what the next steps begin with; nothing is left out that is not
+    /// needed any more.
+    fn take_up(&mut self) -> Vec<Effect> {
+        self.phase = Phase::Adopting;
+        let had = self.resumption.as_ref().map(|it| it.had.clone()).unwrap_or_default();
+        let wanted = self.wanted().into_iter().flatten().filter(|at| !had.contains(at));
+        let kept = wanted.filter_map(|position| {
+            let step = self.recorded(position)?;
+            Some(Kept { position, image: step.image.clone()?, digest: step.digest.clone() })
         });
-        images.collect()
+        vec![Effect::Adopt(kept.collect())]
+    }
+
+    /// What the steps that have not begun go on from: the base image is `None`. What the last step
+    /// has left is one of them, where nothing is to come: it says that the run is still there.
+    fn wanted(&self) -> BTreeSet<Option<usize>> {
+        let Some(pipeline) = &self.record.pipeline else { return BTreeSet::new() };
+        let has_image = |at: usize| self.recorded(at).is_some_and(|step| step.image.is_some());
+        let to_come = pipeline.steps.iter().enumerate().filter(|(at, step)| {
+            step.is_on_image() && self.board.standing(*at) == Standing::Waiting
+        });
+        let last = pipeline.on_error.as_deref().filter(|step| step.is_on_image());
+        let first = last.map(|_| None);
+        to_come.map(|(at, _)| self.board.begins_on(at, has_image)).chain(first).collect()
+    }
+
+    fn recorded(&self, position: usize) -> Option<&StepRecord> {
+        let step = self.step(position)?;
+        self.record.steps.iter().find(|record| record.name == step.name)
     }
 
     /// Begins after the steps that stand in its record: another run has left them.
     #[must_use = "effects that are dropped never happen"]
     pub fn begin_after(&mut self, now: Millis) -> Vec<Effect> {
-        if self.state != State::Claimed {
+        if self.phase != Phase::Claimed {
             return Vec::new();
         }
-        let kept = self.record.kept_steps();
-        let candidates = self.candidates(kept).into_iter().take(1).collect();
-        self.state = State::Adopting(kept);
+        self.board.recorded(&self.record);
+        self.resumption = Some(Resumption::default());
+        let mut list = self.take_up();
         self.record.status = Status::Initializing;
         self.record.initiated_at = Some(now.into());
         let run = &self.record.run_id;
         let started = emit(Reason::StartPipelineRun, format!("run {run} starts"));
-        let mut list = vec![Effect::Adopt(candidates), self.save(), started];
+        list.extend([self.save(), started]);
         list.extend(self.run_timer(now));
         list
     }
 
-    fn start_over(&mut self, now: Millis, cause: Option<Cause>) -> Vec<Effect> {
-        let repeats = self.record.steps.iter().map(|step| step.name.clone()).collect();
-        self.record.steps.clear();
-        self.state = State::Preparing;
+    fn start_over(&mut self, now: Millis) -> Vec<Effect> {
+        let steps = self.record.pipeline.as_ref().map_or(&[][..], |pipeline| &pipeline.steps);
+        let begun = |name: &StepName| self.record.steps.iter().any(|it| it.name == *name);
+        if let Some(once) = steps.iter().find(|step| !step.may_repeat() && begun(&step.name)) {
+            let why =
+                format!("it would start from the top, and step {} may not run again", once.name);
+            return self.end_failed(now, Cause::Lost, &why);
+        }
+        let begun: Vec<StepName> = self.record.steps.drain(..).map(|step| step.name).collect();
+        if let Some(resumption) = &mut self.resumption {
+            resumption.repeats.extend(begun);
+        }
+        self.board.recorded(&self.record);
+        self.phase = Phase::Preparing;
         self.record.status = Status::Initializing.at_least(self.record.status);
         self.record.initiated_at.get_or_insert(Stamp(now));
         let mut list = vec![Effect::Prepare, self.save()];
-        list.extend(self.resumed(0, cause, repeats));
+        list.extend(self.resumed());
+        self.resumption = None;
         list.extend(self.image_pull());
         list.extend(self.run_timer(now));
         list
     }
 
-    /// What the first `kept` steps have left is there.
-    pub(super) fn adopted(&mut self, now: Millis, kept: usize) -> Vec<Effect> {
-        let State::Adopting(all) = self.state else { return Vec::new() };
-        let kept = kept.min(all);
-        if let Some(ended) = self.end_interrupted(now, None) {
+    /// What was asked for is there, but for some of it.
+    pub(super) fn adopted(&mut self, now: Millis, missing: &[usize]) -> Vec<Effect> {
+        if self.phase != Phase::Adopting {
+            return Vec::new();
+        }
+        if let Some(ended) = self.end_interrupted(now) {
             return ended;
         }
-        let again = self.record.steps.iter().skip(kept).map(|step| step.name.clone()).collect();
-        self.record.steps.truncate(kept);
-        let mounted = self.steps().iter().take(kept).filter_map(|step| step.needs_resource.clone());
-        self.mounted = mounted.collect();
+        let asked: Vec<usize> = self.wanted().into_iter().flatten().collect();
+        let (gone, there): (Vec<usize>, Vec<usize>) =
+            asked.into_iter().partition(|at| missing.contains(at));
+        if !gone.is_empty() {
+            if let (Some(parent), None) = (&self.record.parent, self.past()) {
+                // What is asked for is to go on, not to begin again.
+                let why =
+                    format!("what its steps are to go on from, of run {}, is gone", parent.run_id);
+                return self.end_failed(now, Cause::ImageLost, &why);
+            }
+            if let Some(resumption) = &mut self.resumption {
+                resumption.image_lost = true;
+                resumption.had.extend(there);
+            }
+            gone.into_iter().for_each(|position| self.forget(position));
+            return if self.record.steps.is_empty() {
+                self.start_over(now)
+            } else {
+                self.take_up()
+            };
+        }
+        if self.wanted().contains(&None) {
+            self.phase = Phase::Preparing;
+            let mut list = vec![Effect::Prepare];
+            list.extend(self.image_pull());
+            return list;
+        }
+        self.phase = Phase::Going;
         self.record.initialized_at.get_or_insert(Stamp(now));
         self.record.started_at.get_or_insert(Stamp(now));
-        let mut first: Vec<Effect> = self
-            .resumed(kept, (kept < all).then_some(Cause::ImageLost), again)
-            .into_iter()
-            .collect();
-        if self.resumption.is_none() {
+        let told = self.taken_up().unwrap_or_default();
+        self.go_on(now, told)
+    }
+
+    fn past(&self) -> Option<&Past> {
+        self.resumption.as_ref()?.past.as_ref()
+    }
+
+    /// What is told when everything is there that it goes on from; `None` where it begins.
+    pub(super) fn taken_up(&mut self) -> Option<Vec<Effect>> {
+        self.resumption.as_ref()?;
+        let mut told: Vec<Effect> = self.resumed().into_iter().collect();
+        if self.past().is_none() {
             let running = format!("run {} is running", self.record.run_id);
-            first.push(emit(Reason::PipelineRunning, running));
+            told.push(emit(Reason::PipelineRunning, running));
         }
-        first.extend(
-            self.record.steps.iter().map(|step| completed_before(step, &self.record.run_id)),
-        );
-        self.next_step(now, kept, first)
+        let run = &self.record.run_id;
+        told.extend(self.record.steps.iter().map(|step| completed_before(step, run)));
+        self.resumption = None;
+        Some(told)
     }
 
-    pub(super) fn image_lost(&mut self, now: Millis) -> Vec<Effect> {
-        let State::Adopting(kept) = self.state else { return Vec::new() };
-        if let Some(ended) = self.end_interrupted(now, None) {
-            return ended;
-        }
-        match (&self.resumption, &self.record.parent) {
-            // What is asked for is to go on, not to begin again.
-            (None, Some(parent)) => {
-                let why = format!("what {kept} steps of run {} left is gone", parent.run_id);
-                self.end_failed(now, Cause::ImageLost, &why, None)
-            }
-            (_, _) => self.start_over(now, Some(Cause::ImageLost)),
-        }
-    }
-
-    /// What is told of the new owner. `cause`: where it is neither of the two usual ones.
-    fn resumed(&self, kept: usize, cause: Option<Cause>, repeats: Vec<StepName>) -> Option<Effect> {
-        let Resumption { past, seq } = self.resumption.clone()?;
-        let next = self.steps().get(kept);
-        let from_step = next.map_or_else(|| StepName::position(kept), |step| step.name.clone());
+    /// What is told of the new owner.
+    fn resumed(&mut self) -> Option<Effect> {
+        let from_top = self.record.steps.is_empty();
+        let next =
+            self.board.next().or_else(|| self.record.pipeline.as_ref().map(|it| it.steps.len()));
+        let position = next.unwrap_or(0);
+        let named = self.step(position).map(|step| step.name.clone());
+        let from_step = named.unwrap_or_else(|| StepName::position(position));
+        let Resumption { past, seq, image_lost, repeats, .. } = self.resumption.clone()?;
+        let past = past?;
         let run = &self.record.run_id;
         let why = if past.handed_over {
             format!("{} handed it over", past.node)
         } else {
             format!("{} was lost", past.node)
         };
-        let message = match cause {
-            Some(_) if kept == 0 => format!(
-                "run {run} starts from the top: {why}, and the image of its last step is gone"
-            ),
-            Some(_) => format!(
-                "run {run} goes on at step {from_step}: {why}, and the image of its last step is gone"
-            ),
-            None => format!("run {run} goes on at step {from_step}: {why}"),
+        let gone = "and an image that it would go on from is gone";
+        let message = match (image_lost, from_top) {
+            (true, true) => format!("run {run} starts from the top: {why}, {gone}"),
+            (true, false) => format!("run {run} goes on at step {from_step}: {why}, {gone}"),
+            (false, _) => format!("run {run} goes on at step {from_step}: {why}"),
         };
         let handed_over = past.handed_over;
-        let cause = match cause {
-            Some(cause) => cause.to_string(),
-            None if handed_over => "handed-over".to_owned(),
-            None => Cause::Lost.to_string(),
+        let cause = match image_lost {
+            true => Cause::ImageLost.to_string(),
+            false if handed_over => "handed-over".to_owned(),
+            false => Cause::Lost.to_string(),
         };
         let reason = Reason::PipelineRunResumed {
             from_step,
@@ -205,7 +327,7 @@ impl Run {
     /// Lets go of it for another worker. A step that is begun stays in the record as that: it is run
     /// again.
     pub(super) fn release(&mut self) -> Vec<Effect> {
-        self.state = State::Ended;
+        self.phase = Phase::Ended;
         self.record.released = self
             .record
             .node

@@ -8,8 +8,9 @@ use protocol::pipeline::RetryOn;
 use protocol::run::{Cause, StepRecord, StepStatus};
 use protocol::time::Millis;
 
+use super::board::{Stage, Work};
 use super::facts::{about, emit};
-use super::{Effect, Run, State, Timer};
+use super::{Effect, Orders, Run, Timer};
 
 /// The time before the second attempt, where the pipeline does not say.
 const DELAY: Duration = Duration::from_secs(1);
@@ -19,8 +20,8 @@ const LONGEST: Duration = Duration::from_secs(600);
 impl Run {
     /// How long the step waits that has just failed; `None`: it is not tried again.
     pub(super) fn delay_before_retry(&self, position: usize) -> Option<Duration> {
-        let step = self.steps().get(position)?;
-        let (retry, attempt) = (step.retry.as_ref()?, self.attempt());
+        let step = self.step(position)?;
+        let (retry, attempt) = (step.retry.as_ref()?, self.attempt(position));
         if attempt >= retry.attempts || !retry.on.contains(&RetryOn::Failure) {
             return None;
         }
@@ -44,9 +45,9 @@ impl Run {
     ) -> Vec<Effect> {
         let failed = StepStatus::Failed;
         let completed = self.close_step_record(now, position, failed, Some(exit_code), None);
-        let Some(step) = self.record.steps.last() else { return Vec::new() };
+        let Some(step) = self.record_of(position) else { return Vec::new() };
         let (name, next) = (step.name.clone(), step.attempt + 1);
-        self.state = State::Waiting(position);
+        self.board.work.insert(position, Work::new(Stage::Waiting, now));
         let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         let message = format!(
             "step {name} of run {} is tried again in {delay:.1?}, as attempt {next}",
@@ -62,25 +63,29 @@ impl Run {
 
     /// The time to wait is over. The record of a step tells of its last attempt alone.
     pub(super) fn try_again(&mut self, now: Millis, position: usize) -> Vec<Effect> {
-        if self.state != State::Waiting(position) {
+        if self.at(position, Stage::Waiting).is_none() {
             return Vec::new();
         }
-        let Some(step) = self.steps().get(position).cloned() else { return Vec::new() };
-        if let Some(failed) = self.record.steps.pop() {
-            self.tried.retain(|(name, _)| *name != failed.name);
-            self.tried.push((failed.name, failed.attempt));
-        }
-        self.start(now, position, &step, Vec::new())
+        let Some(step) = self.step(position).cloned() else { return Vec::new() };
+        let attempt = self.attempt(position);
+        self.tried.retain(|(name, _)| *name != step.name);
+        self.tried.push((step.name.clone(), attempt));
+        let mut orders = Orders::default();
+        self.start(now, position, &step, &mut orders);
+        orders.with(self.save())
     }
 
-    /// The step that ran when its worker was lost, where it says itself what comes of that, and
-    /// whether it has an attempt left.
-    pub(super) fn lost_attempt(&self) -> Option<(&StepRecord, bool)> {
-        let position = self.record.kept_steps();
-        let lost = self.record.steps.get(position)?;
-        let retry = self.steps().get(position)?.retry.as_ref()?;
-        (lost.status == StepStatus::Started && retry.on.contains(&RetryOn::Lost))
-            .then_some((lost, lost.attempt < retry.attempts))
+    /// The steps that ran when their worker was lost, where they say themselves what comes of that,
+    /// and whether each has an attempt left.
+    pub(super) fn lost_attempts(&self) -> Vec<(&StepRecord, bool)> {
+        let steps = self.record.pipeline.as_ref().map_or(&[][..], |pipeline| &pipeline.steps);
+        let started = |record: &&StepRecord| record.status == StepStatus::Started;
+        let of = |record: &'_ StepRecord| {
+            let retry = steps.iter().find(|step| step.name == record.name)?.retry.as_ref()?;
+            retry.on.contains(&RetryOn::Lost).then_some(record.attempt < retry.attempts)
+        };
+        let lost = self.record.steps.iter().filter(started);
+        lost.filter_map(|record| Some((record, of(record)?))).collect()
     }
 
     /// What the failure of a step's last attempt means.
@@ -89,9 +94,11 @@ impl Run {
         position: usize,
         (cause, why): (Cause, String),
     ) -> (Cause, String) {
-        let retried = self.steps().get(position).and_then(|step| step.retry.as_ref());
+        let retried = self.step(position).and_then(|step| step.retry.as_ref());
         match retried.filter(|r| r.attempts > 1 && r.on.contains(&RetryOn::Failure)) {
-            Some(_) => (Cause::RetriesExhausted, format!("{why}, at attempt {}", self.attempt())),
+            Some(_) => {
+                (Cause::RetriesExhausted, format!("{why}, at attempt {}", self.attempt(position)))
+            }
             None => (cause, why),
         }
     }

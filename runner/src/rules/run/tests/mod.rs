@@ -1,9 +1,11 @@
 #![allow(clippy::wildcard_enum_match_arm, reason = "a test looks for single orders")]
 
 use proptest::prelude::*;
+use protocol::run::StepStatus;
 
 use super::*;
 
+mod graph;
 mod retry;
 
 const NOW: Millis = Millis(1_000);
@@ -27,7 +29,7 @@ const RICH: &str = r#"[{"name": "0", "cmd": "a", "needs_resource": "src"},
      "produces_artifact": {"name": "x", "path": "y", "store": "s"}}]"#;
 
 fn run(steps: &str) -> Run {
-    Run::claimed(record(steps), NodeId::found("bob/runner-1"), Epoch(7))
+    Run::claimed(record(steps), NodeId::found("bob/runner-1"), Epoch(7), 2)
 }
 
 fn words(effects: &[Effect]) -> Vec<String> {
@@ -44,8 +46,13 @@ fn words(effects: &[Effect]) -> Vec<String> {
         .collect()
 }
 
-fn committed(image: &str) -> Input {
-    Input::Committed { image: image.into(), engine: "e".into() }
+fn committed(position: usize, image: &str) -> Input {
+    Input::Committed { position, image: image.into(), engine: "e".into() }
+}
+
+/// The end of a step's command, which has passed.
+fn exited(position: usize) -> Input {
+    Input::Exited(position, Exited::default())
 }
 
 #[test]
@@ -63,25 +70,27 @@ fn a_run_that_passes_goes_through_every_status_and_saves_before_it_tells() {
             "save running",
             "PipelineRunning",
             "StepStarted",
-            "opengate"
+            "opengate(0)"
         ]
     );
-    let exited = Input::Exited(Exited::default());
-    assert_eq!(words(&run.on(NOW, exited.clone())), ["canceltimer(step(0))", "commit(0)"]);
+    assert_eq!(words(&run.on(NOW, exited(0))), ["canceltimer(step(0))", "commit(0)"]);
     assert_eq!(
-        words(&run.on(NOW, committed("i0"))),
+        words(&run.on(NOW, committed(0, "i0"))),
         [
             "start(1)",
             "save running",
             "StepCompleted",
             "push(0)",
             "StepStarted",
-            "opengate",
+            "opengate(1)",
             "settimer(step(1), 5s)"
         ]
     );
-    drop(run.on(NOW, exited));
-    assert_eq!(words(&run.on(NOW, committed("i1"))), ["save running", "StepCompleted", "finish"]);
+    drop(run.on(NOW, exited(1)));
+    assert_eq!(
+        words(&run.on(NOW, committed(1, "i1"))),
+        ["save running", "StepCompleted", "finish"]
+    );
     assert_eq!(run.record().status, Status::Passed);
     assert_eq!(run.ending().unwrap().reason, Reason::PipelineSuccessful);
 }
@@ -94,14 +103,14 @@ fn a_resource_is_fetched_once_and_an_artifact_is_sent_before_the_commit() {
         words(&run.on(NOW, Input::Prepared))[1..],
         ["save running", "PipelineRunning", "ResourceFetch", "fetch(0)"]
     );
-    assert_eq!(words(&run.on(NOW, Input::Fetched))[0], "start(0)");
-    drop(run.on(NOW, Input::Exited(Exited::default())));
-    assert_eq!(words(&run.on(NOW, committed("i")))[0], "start(1)");
+    assert_eq!(words(&run.on(NOW, Input::Fetched(0)))[0], "start(0)");
+    drop(run.on(NOW, exited(0)));
+    assert_eq!(words(&run.on(NOW, committed(0, "i")))[0], "start(1)");
     assert_eq!(
-        words(&run.on(NOW, Input::Exited(Exited::default()))),
+        words(&run.on(NOW, exited(1))),
         ["canceltimer(step(1))", "ArtifactUpload", "upload(1)"]
     );
-    assert_eq!(words(&run.on(NOW, Input::Uploaded)), ["commit(1)"]);
+    assert_eq!(words(&run.on(NOW, Input::Uploaded(1))), ["commit(1)"]);
 }
 
 #[test]
@@ -109,10 +118,10 @@ fn a_failing_step_stops_the_rest_and_its_code_is_told() {
     let mut run = run(TWO);
     drop(run.begin(NOW));
     drop(run.on(NOW, Input::Prepared));
-    let list = run.on(NOW, Input::Exited(Exited { code: 3, ..Exited::default() }));
+    let list = run.on(NOW, Input::Exited(0, Exited { code: 3, ..Exited::default() }));
     assert_eq!(
         words(&list),
-        ["canceltimer(step(0))", "discard", "save running", "StepCompleted", "finish"]
+        ["canceltimer(step(0))", "discard(0)", "save running", "StepCompleted", "finish"]
     );
     let Reason::PipelineFailed { cause, exit_code } = run.ending().unwrap().reason else {
         panic!("not failed")
@@ -138,18 +147,26 @@ fn a_step_that_broke_tells_its_own_counts_and_the_code_of_a_command_that_ended()
     let mut run = run(RICH);
     drop(run.begin(NOW));
     drop(run.on(NOW, Input::Prepared));
-    drop(run.on(NOW, Input::Fetched));
-    drop(run.on(NOW, Input::Exited(Exited { stdout_bytes: 920, ..Exited::default() })));
-    assert_eq!(completed(&run.on(NOW, committed("i0"))), Some((Some(0), 920)));
-    let broke =
-        |said| Input::Broke { cause: Cause::Artifact, message: "x".into(), exit_code: None, said };
-    let exited = Input::Exited(Exited { stdout_bytes: 7, ..Exited::default() });
-    drop(run.on(NOW, exited));
-    assert_eq!(completed(&run.on(NOW, broke(None))), Some((Some(0), 7)), "the upload broke");
+    drop(run.on(NOW, Input::Fetched(0)));
+    drop(run.on(NOW, Input::Exited(0, Exited { stdout_bytes: 920, ..Exited::default() })));
+    assert_eq!(completed(&run.on(NOW, committed(0, "i0"))), Some((Some(0), 920)));
+    let broke = |at, said| Input::Broke {
+        at: Some(at),
+        cause: Cause::Artifact,
+        message: "x".into(),
+        exit_code: None,
+        said,
+    };
+    drop(run.on(NOW, Input::Exited(1, Exited { stdout_bytes: 7, ..Exited::default() })));
+    assert_eq!(completed(&run.on(NOW, broke(1, None))), Some((Some(0), 7)), "the upload broke");
     let mut run = self::run(TWO);
     drop(run.begin(NOW));
     drop(run.on(NOW, Input::Prepared));
-    assert_eq!(completed(&run.on(NOW, broke(Some((3, 4))))), Some((None, 3)), "the command broke");
+    assert_eq!(
+        completed(&run.on(NOW, broke(0, Some((3, 4))))),
+        Some((None, 3)),
+        "the command broke"
+    );
 }
 
 #[test]
@@ -158,11 +175,11 @@ fn a_stop_is_heard_in_every_state_and_the_run_ends_stopped() {
     let before: [&[Input]; 5] = [
         &[],
         &[Input::Prepared],
-        &[Input::Prepared, Input::Fetched],
+        &[Input::Prepared, Input::Fetched(0)],
         &[
             Input::Prepared,
-            Input::Fetched,
-            Input::Exited(Exited { code: 0, oom: false, stdout_bytes: 0, stderr_bytes: 0 }),
+            Input::Fetched(0),
+            Input::Exited(0, Exited { code: 0, oom: false, stdout_bytes: 0, stderr_bytes: 0 }),
         ],
         &[Input::Prepared],
     ];
@@ -176,9 +193,9 @@ fn a_stop_is_heard_in_every_state_and_the_run_ends_stopped() {
         assert!(run.on(NOW, stop()).is_empty(), "a second stop says nothing");
         let end = [
             Input::Prepared,
-            Input::Fetched,
-            Input::Exited(Exited { code: 143, ..Exited::default() }),
-            committed("i"),
+            Input::Fetched(0),
+            Input::Exited(0, Exited { code: 143, ..Exited::default() }),
+            committed(0, "i"),
         ];
         let finishes = end
             .into_iter()
@@ -196,8 +213,8 @@ fn a_step_that_takes_too_long_fails_with_timeout() {
     drop(run.begin(NOW));
     drop(run.on(NOW, Input::Prepared));
     assert!(run.on(NOW, Input::Expired(Timer::Step(1))).is_empty(), "not this step's timer");
-    assert_eq!(words(&run.on(NOW, Input::Expired(Timer::Step(0)))), ["interrupt"]);
-    drop(run.on(NOW, Input::Exited(Exited { code: 137, ..Exited::default() })));
+    assert_eq!(words(&run.on(NOW, Input::Expired(Timer::Step(0)))), ["interruptstep(0)"]);
+    drop(run.on(NOW, Input::Exited(0, Exited { code: 137, ..Exited::default() })));
     assert_eq!((run.record().status, run.record().cause), (Status::Failed, Some(Cause::Timeout)));
 }
 
@@ -209,21 +226,35 @@ fn a_run_without_steps_passes() {
     assert_eq!(run.record().status, Status::Passed);
 }
 
+const FORKED: &str = r#"[{"name": "0", "cmd": "a", "needs": []},
+    {"name": "1", "cmd": "b", "needs": ["0"], "allow-failure": true},
+    {"name": "2", "cmd": "c", "needs": ["0"], "retry": {"attempts": 2}},
+    {"name": "3", "cmd": "d", "needs": ["1", "2"], "from": "1", "when": "ended"}]"#;
+
 fn any_input() -> impl Strategy<Value = Input> {
+    let at = || 0usize..4;
+    let exited = (at(), prop_oneof![4 => Just(0), 1 => any::<i32>()], any::<bool>(), 0u8..8);
     prop_oneof![
         4 => Just(Input::Prepared),
-        4 => Just(Input::Fetched),
-        6 => (prop_oneof![4 => Just(0), 1 => any::<i32>()], any::<bool>(), 0u8..8).prop_map(|(code, oom, rare)|
-            Input::Exited(Exited { code, oom: oom && rare == 0, ..Exited::default() })),
-        4 => Just(Input::Uploaded),
-        6 => Just(committed("sha256:1")),
-        1 => Just(Input::Broke { cause: Cause::Engine, message: "x".into(), exit_code: None, said: None }),
+        4 => at().prop_map(Input::Fetched),
+        9 => exited.prop_map(|(at, code, oom, rare)| {
+            Input::Exited(at, Exited { code, oom: oom && rare == 0, ..Exited::default() })
+        }),
+        4 => at().prop_map(Input::Uploaded),
+        9 => at().prop_map(|at| committed(at, "sha256:1")),
+        1 => prop::option::of(at()).prop_map(|at| Input::Broke {
+            at,
+            cause: Cause::Engine,
+            message: "x".into(),
+            exit_code: None,
+            said: None,
+        }),
         1 => Just(Input::StopAsked(StopWhy::User { reason: None })),
         1 => Just(Input::StopAsked(StopWhy::Shutdown)),
         1 => Just(Input::HandOverAsked),
-        1 => Just(Input::ImageLost),
-        1 => (0usize..4).prop_map(|n| Input::Expired(Timer::Step(n))),
-        2 => (0usize..4).prop_map(|n| Input::Expired(Timer::Retry(n))),
+        2 => prop::collection::vec(at(), 0..3).prop_map(|missing| Input::Adopted { missing }),
+        1 => at().prop_map(|n| Input::Expired(Timer::Step(n))),
+        2 => at().prop_map(|n| Input::Expired(Timer::Retry(n))),
         1 => Just(Input::Expired(Timer::Run)),
     ]
 }
@@ -231,9 +262,10 @@ fn any_input() -> impl Strategy<Value = Input> {
 proptest! {
     #[test]
     fn whatever_comes_a_run_ends_at_most_once_and_starts_nothing_unrecorded(
-        inputs in prop::collection::vec(any_input(), 0..40), rich in any::<bool>()
+        inputs in prop::collection::vec(any_input(), 0..60),
+        steps in prop::sample::select(vec![TWO, RICH, FORKED]),
     ) {
-        let mut run = run(if rich { RICH } else { TWO });
+        let mut run = run(steps);
         let mut all = run.begin(NOW);
         let (mut ended, mut left) = (false, false);
         for input in inputs {
@@ -246,26 +278,37 @@ proptest! {
         prop_assert!(!(ended && left), "a run that is handed over has not ended");
         prop_assert_eq!(ended, run.record().status.is_ended());
         prop_assert_eq!(left, run.record().released.is_some());
-        let mut recorded = 0;
-        for effect in &all {
-            match effect {
-                Effect::Save(record) => {
-                    prop_assert!(!record.status.is_ended(), "an ending is written by finish alone");
-                    recorded = recorded.max(record.steps.len());
-                }
-                Effect::OpenGate => {
-                    let started = all.iter().filter(|e| matches!(e, Effect::Start(_))).count();
-                    prop_assert!(started >= recorded);
-                }
-                _ => {}
+        nothing_runs_unrecorded(&all, &run);
+    }
+}
+
+/// A gate opens once, after its step was written down as started, with all that it needs passed.
+fn nothing_runs_unrecorded(all: &[Effect], run: &Run) {
+    let pipeline = run.record().pipeline.clone().unwrap();
+    let graph = pipeline.graph();
+    let (mut saved, mut opened) = (Vec::new(), Vec::new());
+    for effect in all {
+        match effect {
+            Effect::Save(record) => {
+                assert!(!record.status.is_ended(), "an ending is written by finish alone");
+                saved.clone_from(&record.steps);
             }
-        }
-        let mut seen = 0usize;
-        for effect in &all {
-            if let Effect::Start(position) = effect {
-                prop_assert_eq!(*position, seen, "steps run once, in order");
-                seen += 1;
+            Effect::OpenGate(position) => {
+                let of = |at: usize| saved.iter().find(|it| it.name == pipeline.steps[at].name);
+                let own = of(*position).expect("it is recorded");
+                assert_eq!(own.status, StepStatus::Started);
+                assert!(!opened.contains(&(*position, own.attempt)), "an attempt runs once");
+                opened.push((*position, own.attempt));
+                for needed in graph.needs(*position) {
+                    let status = of(*needed).map(|it| it.status);
+                    let usual = pipeline.steps[*position].when == protocol::pipeline::When::Passed;
+                    let is_good = status == Some(StepStatus::Passed)
+                        || (status == Some(StepStatus::Failed)
+                            && (pipeline.steps[*needed].allow_failure || !usual));
+                    assert!(is_good, "step {position} runs with {needed} {status:?}");
+                }
             }
+            _ => {}
         }
     }
 }
@@ -294,7 +337,7 @@ fn left_with(steps: &[(&str, StepStatus)]) -> RunRecord {
 }
 
 fn resumed(record: RunRecord, handed_over: bool) -> (Run, Vec<String>) {
-    let mut run = Run::claimed(record, NodeId::found("bob/runner-1"), Epoch(7));
+    let mut run = Run::claimed(record, NodeId::found("bob/runner-1"), Epoch(7), 2);
     let first = words(&run.resume(NOW, past(handed_over), 3));
     (run, first)
 }
@@ -304,30 +347,41 @@ fn the_next_owner_goes_on_after_the_last_step_that_was_kept() {
     let left = left_with(&[("0", StepStatus::Passed), ("1", StepStatus::Started)]);
     let (mut run, first) = resumed(left, false);
     assert_eq!(first[1], "settimer(run, 3599s)", "the run's time goes on");
-    assert!(first[0].starts_with("adopt([kept { steps: 1, image: \"i\""), "{first:?}");
+    assert!(first[0].starts_with("adopt([kept { position: 0, image: \"i\""), "{first:?}");
     // The resource of the first step is in the image.
     assert_eq!(
-        words(&run.on(NOW, Input::Adopted(1))),
+        words(&run.on(NOW, had())),
         [
             "start(1)",
             "save running",
             "PipelineRunResumed",
             "StepCompleted",
             "StepStarted",
-            "opengate"
+            "opengate(1)"
         ]
     );
     assert_eq!(run.record().steps[1].attempt, 2);
 }
 
+/// All that was asked for is there.
+fn had() -> Input {
+    Input::Adopted { missing: Vec::new() }
+}
+
+fn lost(position: usize) -> Input {
+    Input::Adopted { missing: vec![position] }
+}
+
 #[test]
-fn where_the_last_image_is_gone_an_earlier_one_is_gone_on_from_and_that_is_said() {
+fn where_an_image_is_gone_the_one_before_it_is_gone_on_from_and_that_is_said() {
     let mut left = left_with(&[("0", StepStatus::Passed), ("1", StepStatus::Passed)]);
-    left.steps[0].digest = Some("d".into());
+    let steps = &mut left.pipeline.as_mut().unwrap().steps;
+    steps.push(serde_json::from_str(r#"{"name": "2", "cmd": "c"}"#).unwrap());
     let (mut run, first) = resumed(left, false);
-    let both = "adopt([kept { steps: 2, image: \"i\", digest: none }, kept { steps: 1,";
-    assert!(first[0].starts_with(both), "{first:?}");
-    let orders = run.on(NOW, Input::Adopted(1));
+    assert!(first[0].starts_with("adopt([kept { position: 1,"), "{first:?}");
+    let before = words(&run.on(NOW, lost(1)));
+    assert!(before[0].starts_with("adopt([kept { position: 0,"), "{before:?}");
+    let orders = run.on(NOW, had());
     let told = orders.iter().find_map(|order| match order {
         Effect::Emit(Draft {
             reason: Reason::PipelineRunResumed { cause, repeats, .. }, ..
@@ -343,8 +397,8 @@ fn what_was_pushed_is_noted_at_once_and_by_what_it_is() {
     let mut run = run(TWO);
     drop(run.begin(NOW));
     drop(run.on(NOW, Input::Prepared));
-    drop(run.on(NOW, Input::Exited(Exited::default())));
-    drop(run.on(NOW, committed("i0")));
+    drop(run.on(NOW, exited(0)));
+    drop(run.on(NOW, committed(0, "i0")));
     let pushed =
         |attempt| Input::Pushed { step: StepName::position(0), attempt, digest: "d".into() };
     assert_eq!(words(&run.on(NOW, pushed(2))), [""; 0], "of another attempt");
@@ -360,7 +414,7 @@ fn a_run_that_has_kept_nothing_starts_from_the_top() {
         ["prepare", "save running", "PipelineRunResumed", "ImagePull", "settimer(run, 3599s)"]
     );
     assert!(words(&run.on(NOW, Input::Prepared)).contains(&"ResourceFetch".to_owned()));
-    drop(run.on(NOW, Input::Fetched));
+    drop(run.on(NOW, Input::Fetched(0)));
     assert_eq!(run.record().steps[0].attempt, 2);
     assert_eq!(run.record().status, Status::Running, "no status is left for an earlier one");
 }
@@ -369,7 +423,7 @@ fn a_run_that_has_kept_nothing_starts_from_the_top() {
 fn a_run_whose_steps_have_all_passed_only_ends() {
     let left = left_with(&[("0", StepStatus::Passed), ("1", StepStatus::Passed)]);
     let (mut run, _) = resumed(left, true);
-    let ended = words(&run.on(NOW, Input::Adopted(2)));
+    let ended = words(&run.on(NOW, had()));
     assert_eq!(ended.last().unwrap(), "finish");
     assert!(!ended.iter().any(|word| word.starts_with("start(")), "{ended:?}");
     assert_eq!(run.record().status, Status::Passed);
@@ -380,22 +434,21 @@ fn a_stop_or_a_hand_over_during_the_adoption_is_heard() {
     let left = left_with(&[("0", StepStatus::Passed)]);
     let (mut run, _) = resumed(left.clone(), false);
     drop(run.on(NOW, Input::StopAsked(StopWhy::User { reason: None })));
-    assert_eq!(words(&run.on(NOW, Input::Adopted(1))), ["finish"]);
+    assert_eq!(words(&run.on(NOW, had())), ["finish"]);
     assert_eq!(run.record().status, Status::Stopped);
     let (mut run, _) = resumed(left, false);
     assert_eq!(words(&run.on(NOW, Input::HandOverAsked)), ["interrupt"]);
-    assert_eq!(words(&run.on(NOW, Input::ImageLost)), ["release"]);
+    assert_eq!(words(&run.on(NOW, lost(0))), ["release"]);
 }
 
 #[test]
 fn a_hand_over_waits_for_the_commit_and_gives_up_what_runs() {
-    let exited = Input::Exited(Exited::default());
     let mut keeps = run(TWO);
     drop(keeps.begin(NOW));
     drop(keeps.on(NOW, Input::Prepared));
-    drop(keeps.on(NOW, exited.clone()));
+    drop(keeps.on(NOW, exited(0)));
     assert_eq!(words(&keeps.on(NOW, Input::HandOverAsked)), ["interrupt"]);
-    let last = words(&keeps.on(NOW, committed("i0")));
+    let last = words(&keeps.on(NOW, committed(0, "i0")));
     assert_eq!(last, ["save running", "StepCompleted", "push(0)", "release"]);
     assert_eq!(keeps.record().steps[0].status, StepStatus::Passed);
 
@@ -404,7 +457,8 @@ fn a_hand_over_waits_for_the_commit_and_gives_up_what_runs() {
     drop(gives_up.on(NOW, Input::Prepared));
     drop(gives_up.on(NOW, Input::HandOverAsked));
     // It may have ended well, or because it was told to: nobody knows.
-    assert_eq!(words(&gives_up.on(NOW, exited)), ["canceltimer(step(0))", "discard", "release"]);
+    let given_up = words(&gives_up.on(NOW, exited(0)));
+    assert_eq!(given_up, ["canceltimer(step(0))", "discard(0)", "release"]);
     assert_eq!(gives_up.record().steps[0].status, StepStatus::Started);
 }
 
@@ -416,6 +470,6 @@ fn a_stop_outranks_a_hand_over() {
     drop(run.on(NOW, Input::HandOverAsked));
     let asked = Input::StopAsked(StopWhy::User { reason: None });
     assert_eq!(words(&run.on(NOW, asked)), ["interrupt", "PipelineStopping"]);
-    drop(run.on(NOW, Input::Exited(Exited { code: 143, ..Exited::default() })));
+    drop(run.on(NOW, Input::Exited(0, Exited { code: 143, ..Exited::default() })));
     assert_eq!((run.record().status, run.record().released.clone()), (Status::Stopped, None));
 }

@@ -7,7 +7,7 @@ use super::*;
 const THRICE: &str = r#"[{"name": "0", "cmd": "a", "retry": {"attempts": 3, "delay": "10s"}}]"#;
 
 fn failing() -> Input {
-    Input::Exited(Exited { code: 7, ..Exited::default() })
+    Input::Exited(0, Exited { code: 7, ..Exited::default() })
 }
 
 /// The wait that a list of orders sets.
@@ -27,10 +27,10 @@ fn a_step_is_tried_again_as_often_as_its_pipeline_says_and_waits_longer_each_tim
     assert!(wait_of(&first).is_some_and(|wait| (10_000..11_000).contains(&wait)), "{first:?}");
     assert_eq!(
         words(&first)[..5],
-        ["canceltimer(step(0))", "discard", "save running", "StepCompleted", "StepRetry"]
+        ["canceltimer(step(0))", "discard(0)", "save running", "StepCompleted", "StepRetry"]
     );
     let again = words(&run.on(NOW, Input::Expired(Timer::Retry(0))));
-    assert_eq!(again, ["start(0)", "save running", "StepStarted", "opengate"]);
+    assert_eq!(again, ["start(0)", "save running", "StepStarted", "opengate(0)"]);
     assert_eq!((run.record().steps.len(), run.record().steps[0].attempt), (1, 2));
     let second = run.on(NOW, failing());
     assert!(wait_of(&second).is_some_and(|wait| (20_000..22_000).contains(&wait)), "{second:?}");
@@ -48,8 +48,8 @@ fn a_step_that_passes_when_it_is_tried_again_has_passed() {
     drop(run.on(NOW, Input::Prepared));
     drop(run.on(NOW, failing()));
     drop(run.on(NOW, Input::Expired(Timer::Retry(0))));
-    drop(run.on(NOW, Input::Exited(Exited::default())));
-    assert_eq!(words(&run.on(NOW, committed("i"))).last().unwrap(), "finish");
+    drop(run.on(NOW, exited(0)));
+    assert_eq!(words(&run.on(NOW, committed(0, "i"))).last().unwrap(), "finish");
     assert_eq!((run.record().status, run.record().steps[0].attempt), (Status::Passed, 2));
 }
 

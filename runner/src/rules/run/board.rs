@@ -1,0 +1,197 @@
+//! Where the steps of a run stand, and which of them may begin.
+
+use std::collections::BTreeMap;
+
+use protocol::pipeline::{Graph, Pipeline, Step, When};
+use protocol::run::{RunRecord, StepRecord, StepStatus};
+use protocol::time::Millis;
+
+use super::facts::Exited;
+
+/// Where one step stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It has not begun, or begins again.
+    Waiting,
+    /// Something goes on for it.
+    Going,
+    /// It has passed, or failed as it may.
+    Passed,
+    /// It has failed, or was stopped.
+    Failed,
+    /// It will never begin.
+    Never,
+}
+
+impl Standing {
+    fn is_over(self) -> bool {
+        match self {
+            Self::Passed | Self::Failed | Self::Never => true,
+            Self::Waiting | Self::Going => false,
+        }
+    }
+}
+
+/// What goes on for a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    Fetching,
+    Running,
+    /// It has failed, and is tried again when its timer has run out.
+    Waiting,
+    Uploading,
+    Committing,
+}
+
+/// Why one step is asked to end, though its run is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Broken {
+    /// It took too long.
+    Timeout,
+    /// Another one has failed.
+    Beside,
+}
+
+/// A step that something goes on for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Work {
+    pub(super) stage: Stage,
+    pub(super) began: Millis,
+    pub(super) exited: Exited,
+    pub(super) broken: Option<Broken>,
+}
+
+impl Work {
+    pub(super) fn new(stage: Stage, began: Millis) -> Self {
+        Self { stage, began, exited: Exited::default(), broken: None }
+    }
+}
+
+/// The steps of one run.
+#[derive(Debug, Default)]
+pub(super) struct Board {
+    graph: Graph,
+    standings: Vec<Standing>,
+    whens: Vec<When>,
+    on_image: Vec<bool>,
+    /// What each step brings into its image, and those after it find there.
+    resources: Vec<Option<String>>,
+    /// What goes on, by position.
+    pub(super) work: BTreeMap<usize, Work>,
+}
+
+impl Board {
+    pub(super) fn of(pipeline: &Pipeline) -> Self {
+        Self {
+            graph: pipeline.graph(),
+            standings: vec![Standing::Waiting; pipeline.steps.len()],
+            whens: pipeline.steps.iter().map(|step| step.when).collect(),
+            on_image: pipeline.steps.iter().map(Step::is_on_image).collect(),
+            resources: pipeline.steps.iter().map(|step| step.needs_resource.clone()).collect(),
+            work: BTreeMap::new(),
+        }
+    }
+
+    /// Where each step stands by the record of its run, when nothing goes on.
+    pub(super) fn recorded(&mut self, record: &RunRecord) {
+        let Some(pipeline) = &record.pipeline else { return };
+        for (standing, step) in self.standings.iter_mut().zip(&pipeline.steps) {
+            let of_it = record.steps.iter().find(|it| it.name == step.name);
+            *standing = of_it.map_or(Standing::Waiting, |of_it| standing_of(of_it, step));
+        }
+    }
+
+    /// Notes where a step stands; one that is over has nothing going on any more. The step of
+    /// `on-error` stands nowhere.
+    pub(super) fn set(&mut self, position: usize, standing: Standing) {
+        if let Some(stands) = self.standings.get_mut(position) {
+            *stands = standing;
+        }
+        if standing != Standing::Going {
+            self.work.remove(&position);
+        }
+    }
+
+    pub(super) fn standing(&self, position: usize) -> Standing {
+        self.standings.get(position).copied().unwrap_or(Standing::Never)
+    }
+
+    /// The first step that may begin; those that never will are noted as such.
+    pub(super) fn next(&mut self) -> Option<usize> {
+        loop {
+            let mut changed = false;
+            for position in 0..self.standings.len() {
+                if self.standing(position) != Standing::Waiting {
+                    continue;
+                }
+                let mut needs = self.graph.needs(position).iter().map(|at| self.standing(*at));
+                let (ready, never) = match self.whens.get(position).copied().unwrap_or_default() {
+                    When::Ended => (needs.all(Standing::is_over), false),
+                    When::Passed => {
+                        let stands: Vec<Standing> = needs.collect();
+                        let failed = |it: &Standing| it.is_over() && *it != Standing::Passed;
+                        (stands.iter().all(|it| *it == Standing::Passed), stands.iter().any(failed))
+                    }
+                };
+                if ready {
+                    return Some(position);
+                }
+                if never {
+                    self.set(position, Standing::Never);
+                    changed = true;
+                }
+            }
+            if !changed {
+                return None;
+            }
+        }
+    }
+
+    /// The step whose image one begins with, as far as that one has left an image; the base image
+    /// where there is none.
+    pub(super) fn begins_on(
+        &self,
+        position: usize,
+        has_image: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
+        let mut before = self.graph.begins_on(position);
+        while let Some(at) = before.filter(|at| !has_image(*at)) {
+            before = self.graph.begins_on(at);
+        }
+        before
+    }
+
+    /// Whether a step's resource is in the image that it begins with.
+    pub(super) fn is_mounted(&self, position: usize) -> bool {
+        let wanted = self.resources.get(position).and_then(Option::as_ref);
+        let mut before = self.graph.begins_on(position);
+        while let Some(at) = before {
+            if self.resources.get(at).and_then(Option::as_ref) == wanted {
+                return true;
+            }
+            before = self.graph.begins_on(at);
+        }
+        false
+    }
+
+    /// Whether a step that has not begun yet goes on from what the one at `position` leaves.
+    pub(super) fn is_gone_on_from(&self, position: usize) -> bool {
+        (0..self.standings.len()).any(|other| {
+            let begins = self.graph.begins_on(other) == Some(position);
+            let is_on_image = self.on_image.get(other).copied().unwrap_or_default();
+            begins && is_on_image && !self.standing(other).is_over()
+        })
+    }
+}
+
+/// Where a step stands that has a record, when nothing goes on for it.
+pub(super) fn standing_of(record: &StepRecord, step: &Step) -> Standing {
+    match record.status {
+        StepStatus::Passed => Standing::Passed,
+        // Without a cause it was to be tried again.
+        StepStatus::Failed | StepStatus::Stopped if record.cause.is_none() => Standing::Waiting,
+        StepStatus::Failed | StepStatus::Stopped if step.allow_failure => Standing::Passed,
+        StepStatus::Failed | StepStatus::Stopped => Standing::Failed,
+        StepStatus::Pending | StepStatus::Started => Standing::Waiting,
+    }
+}

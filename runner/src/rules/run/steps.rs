@@ -1,0 +1,287 @@
+//! The way of one step: its resource, its command, its artifact, its image.
+
+use protocol::event::Reason;
+use protocol::id::StepName;
+use protocol::pipeline::Step;
+use protocol::run::{Cause, StepRecord, StepStatus};
+use protocol::time::Millis;
+
+use super::board::{Broken, Stage, Standing, Work};
+use super::facts::{about, emit, exit_words};
+use super::{Effect, Exited, Orders, Phase, Run, Timer, effects};
+
+impl Run {
+    pub(super) fn begin_step(&mut self, now: Millis, position: usize, orders: &mut Orders) {
+        let Some(step) = self.step(position).cloned() else {
+            return self.board.set(position, Standing::Never);
+        };
+        if step.is_join() {
+            return self.pass_join(now, position, &step, orders);
+        }
+        self.board.set(position, Standing::Going);
+        match &step.needs_resource {
+            Some(resource) if !self.board.is_mounted(position) => {
+                self.board.work.insert(position, Work::new(Stage::Fetching, now));
+                let message = format!("run {} fetches resource {resource}", self.record.run_id);
+                let mut fetch = emit(Reason::ResourceFetch { resource: resource.clone() }, message);
+                about(&mut fetch, &step.name, self.next_attempt(&step.name));
+                orders.then.extend([fetch, Effect::Fetch(position)]);
+            }
+            Some(_) | None => self.start(now, position, &step, orders),
+        }
+    }
+
+    /// A step that is there for others to need it.
+    fn pass_join(&mut self, now: Millis, position: usize, step: &Step, orders: &mut Orders) {
+        self.put_record(now, step);
+        self.board.work.insert(position, Work::new(Stage::Running, now));
+        let closed = self.close_step_record(now, position, StepStatus::Passed, None, None);
+        orders.told.extend(closed);
+        self.board.set(position, Standing::Passed);
+    }
+
+    /// Enters a new attempt at a step; the record tells of the last one alone.
+    fn put_record(&mut self, now: Millis, step: &Step) -> u32 {
+        let attempt = self.next_attempt(&step.name);
+        let record = StepRecord {
+            name: step.name.clone(),
+            status: StepStatus::Started,
+            attempt,
+            cause: None,
+            message: None,
+            exit_code: None,
+            image: None,
+            engine: None,
+            digest: None,
+            epoch: Some(self.epoch),
+            stdout_bytes: 0,
+            stderr_bytes: 0,
+            last_seq: None,
+            started_at: Some(now.into()),
+            completed_at: None,
+        };
+        match self.record.steps.iter_mut().find(|it| it.name == step.name) {
+            Some(before) => *before = record,
+            None => self.record.steps.push(record),
+        }
+        attempt
+    }
+
+    pub(super) fn start(&mut self, now: Millis, position: usize, step: &Step, orders: &mut Orders) {
+        let attempt = self.put_record(now, step);
+        self.board.work.insert(position, Work::new(Stage::Running, now));
+        let command = step.display();
+        let message = format!("step {} of run {} starts", step.name, self.record.run_id);
+        let executor = step.executor.as_str().into();
+        let mut started = emit(Reason::StepStarted { command, executor }, message);
+        about(&mut started, &step.name, attempt);
+        orders.starts.push(Effect::Start(position));
+        orders.told.push(started);
+        orders.then.push(Effect::OpenGate(position));
+        if let Some(timeout) = step.timeout {
+            orders.then.push(Effect::SetTimer(Timer::Step(position), timeout.as_duration()));
+        }
+    }
+
+    pub(super) fn fetched(&mut self, now: Millis, position: usize) -> Vec<Effect> {
+        let Some(work) = self.at(position, Stage::Fetching) else { return Vec::new() };
+        let broken = work.broken.is_some();
+        if broken || self.is_ending() {
+            self.board.set(position, Standing::Waiting);
+            return self.go_on(now, Vec::new());
+        }
+        let Some(step) = self.step(position).cloned() else { return Vec::new() };
+        let mut orders = Orders::default();
+        self.start(now, position, &step, &mut orders);
+        orders.with(self.save())
+    }
+
+    pub(super) fn exited(&mut self, now: Millis, position: usize, exited: Exited) -> Vec<Effect> {
+        let Some(work) = self.at(position, Stage::Running) else { return Vec::new() };
+        work.exited = exited;
+        let broken = work.broken;
+        let Some(step) = self.step(position).cloned() else { return Vec::new() };
+        let mut list = vec![Effect::CancelTimer(Timer::Step(position))];
+        let is_asked = self.interrupted.is_some() || broken.is_some();
+        let passed = exited.code == 0 && !exited.oom && !is_asked;
+        if passed {
+            list.extend(self.keep(now, position, &step));
+            return list;
+        }
+        if self.is_handed_over() {
+            // How a step ends that was stopped for this says nothing: it runs again.
+            list.push(Effect::Discard(position));
+            self.board.set(position, Standing::Waiting);
+            list.extend(self.release_when_idle());
+            return list;
+        }
+        if self.interrupted.is_none()
+            && broken != Some(Broken::Beside)
+            && let Some(delay) = self.delay_before_retry(position)
+        {
+            list.push(Effect::Discard(position));
+            list.extend(self.wait_for_retry(now, position, exited.code, delay));
+            return list;
+        }
+        if !is_asked && step.allow_failure && step.is_on_image() {
+            list.extend(self.keep(now, position, &step));
+            return list;
+        }
+        list.push(Effect::Discard(position));
+        let why = match broken {
+            _ if self.interrupted.is_some() => None,
+            Some(Broken::Beside) => None,
+            Some(Broken::Timeout) => Some(self.too_long(position)),
+            None => Some(self.exhausted(position, exit_words(exited))),
+        };
+        let status = if is_asked { StepStatus::Stopped } else { StepStatus::Failed };
+        list.extend(self.close(now, position, (status, Some(exited.code)), why));
+        list
+    }
+
+    /// Keeps what a step has left whose command came to an end of its own.
+    fn keep(&mut self, now: Millis, position: usize, step: &Step) -> Vec<Effect> {
+        let Some(work) = self.stage(position) else { return Vec::new() };
+        let well = work.exited.code == 0 && !work.exited.oom;
+        let Some(artifact) = step.produces_artifact.as_ref().filter(|_| well) else {
+            return self.keep_image(now, position, step);
+        };
+        work.stage = Stage::Uploading;
+        let run = &self.record.run_id;
+        let message = format!("run {run} sends artifact {} to {}", artifact.name, artifact.store);
+        let (artifact, store) = (artifact.name.clone(), artifact.store.clone());
+        let mut upload = emit(Reason::ArtifactUpload { artifact, store }, message);
+        about(&mut upload, &step.name, self.attempt(position));
+        effects([upload, Effect::Upload(position)])
+    }
+
+    fn keep_image(&mut self, now: Millis, position: usize, step: &Step) -> Vec<Effect> {
+        if step.is_on_image() {
+            if let Some(work) = self.stage(position) {
+                work.stage = Stage::Committing;
+            }
+            return effects([Effect::Commit(position)]);
+        }
+        let mut list = effects([Effect::Discard(position)]);
+        list.extend(self.passed(now, position, None));
+        list
+    }
+
+    pub(super) fn uploaded(&mut self, now: Millis, position: usize) -> Vec<Effect> {
+        let Some(work) = self.at(position, Stage::Uploading) else { return Vec::new() };
+        if work.broken.is_some() || (self.interrupted.is_some() && !self.is_handed_over()) {
+            return self.abandon_step(now, position);
+        }
+        let Some(step) = self.step(position).cloned() else { return Vec::new() };
+        self.keep_image(now, position, &step)
+    }
+
+    pub(super) fn committed(
+        &mut self,
+        now: Millis,
+        position: usize,
+        image: String,
+        engine: String,
+    ) -> Vec<Effect> {
+        if self.at(position, Stage::Committing).is_none() {
+            return Vec::new();
+        }
+        if let Some(record) = self.record_of(position) {
+            record.engine = Some(engine);
+        }
+        self.passed(now, position, Some(image))
+    }
+
+    /// A step has come to its end, and what it left is kept. Its command may have failed, where that
+    /// is allowed.
+    fn passed(&mut self, now: Millis, position: usize, image: Option<String>) -> Vec<Effect> {
+        self.record.losses = 0;
+        let Some(work) = self.stage(position) else { return Vec::new() };
+        let exited = work.exited;
+        let well = exited.code == 0 && !exited.oom;
+        let status = if well { StepStatus::Passed } else { StepStatus::Failed };
+        let why = (!well).then(|| self.exhausted(position, exit_words(exited)));
+        let has_image = image.is_some();
+        self.note_failure(position, why.as_ref());
+        let completed = self.close_step_record(now, position, status, Some(exited.code), image);
+        self.board.set(position, Standing::Passed);
+        let is_wanted = self.interrupted.is_none() || self.is_handed_over();
+        let push = has_image && is_wanted && self.board.is_gone_on_from(position);
+        let push = push.then_some(Effect::Push(position));
+        self.go_on(now, completed.into_iter().chain(push).collect())
+    }
+
+    /// Notes where a step's image can be had, and writes it at once: an owner on another engine goes
+    /// on from there.
+    pub(super) fn pushed(&mut self, step: &StepName, attempt: u32, digest: String) -> Vec<Effect> {
+        let of_it = |record: &&mut StepRecord| {
+            record.name == *step && record.attempt == attempt && record.image.is_some()
+        };
+        let Some(record) = self.record.steps.iter_mut().find(of_it) else { return Vec::new() };
+        record.digest = Some(digest);
+        if self.phase == Phase::Ended { Vec::new() } else { effects([self.save()]) }
+    }
+
+    pub(super) fn broke_before_steps(
+        &mut self,
+        now: Millis,
+        cause: Cause,
+        message: &str,
+    ) -> Vec<Effect> {
+        match self.phase {
+            Phase::Claimed | Phase::Going | Phase::Ended => Vec::new(),
+            Phase::Preparing | Phase::Adopting => {
+                self.end_interrupted(now).unwrap_or_else(|| self.end_failed(now, cause, message))
+            }
+        }
+    }
+
+    pub(super) fn broke(
+        &mut self,
+        now: Millis,
+        position: usize,
+        why: (Cause, String),
+        exit_code: Option<i32>,
+    ) -> Vec<Effect> {
+        let Some(work) = self.stage(position) else { return Vec::new() };
+        let (stage, ended, broken) = (work.stage, work.exited.code, work.broken.is_some());
+        let exit_code = match stage {
+            Stage::Waiting => return Vec::new(),
+            Stage::Fetching => {
+                let is_asked = broken || self.interrupted.is_some();
+                let standing = if is_asked { Standing::Waiting } else { Standing::Failed };
+                self.board.set(position, standing);
+                let then = if is_asked { Vec::new() } else { self.fail(None, why) };
+                let mut list = self.go_on(now, Vec::new());
+                list.extend(then);
+                return list;
+            }
+            Stage::Running => exit_code,
+            // The command itself has ended well where something after it broke.
+            Stage::Uploading | Stage::Committing => exit_code.or(Some(ended)),
+        };
+        let mut list = vec![Effect::CancelTimer(Timer::Step(position))];
+        if broken || self.interrupted.is_some() {
+            list.extend(self.abandon_step(now, position));
+            return list;
+        }
+        list.push(Effect::Discard(position));
+        list.extend(self.close(now, position, (StepStatus::Failed, exit_code), Some(why)));
+        list
+    }
+
+    /// The timer of a step has run out.
+    pub(super) fn took_too_long(&mut self, position: usize) -> Vec<Effect> {
+        if self.interrupted.is_some() {
+            return Vec::new();
+        }
+        match self.at(position, Stage::Running) {
+            Some(work) if work.broken.is_none() => {
+                work.broken = Some(Broken::Timeout);
+                effects([Effect::InterruptStep(position)])
+            }
+            // The timer crossed the step's end.
+            Some(_) | None => Vec::new(),
+        }
+    }
+}

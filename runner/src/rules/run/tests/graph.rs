@@ -1,0 +1,199 @@
+//! Steps that go on beside each other.
+
+use super::*;
+
+/// `0`, then `1` and `2` beside each other, then `3` after both.
+fn diamond(more: &str) -> String {
+    format!(
+        r#"[{{"name": "0", "cmd": "a", "needs": []}},
+            {{"name": "1", "cmd": "b", "needs": ["0"]}},
+            {{"name": "2", "cmd": "c", "needs": ["0"] {more}}},
+            {{"name": "3", "cmd": "d", "needs": ["1", "2"], "from": "1"}}]"#
+    )
+}
+
+/// A run of [`diamond`] in which `1` and `2` go on.
+fn in_the_middle(more: &str) -> Run {
+    let mut run = run(&diamond(more));
+    drop(run.begin(NOW));
+    drop(run.on(NOW, Input::Prepared));
+    drop(run.on(NOW, exited(0)));
+    let both = words(&run.on(NOW, committed(0, "i0")));
+    assert_eq!(both[..2], ["start(1)", "start(2)"]);
+    assert_eq!(both.iter().filter(|word| *word == "save running").count(), 1, "one write for both");
+    run
+}
+
+fn failed(position: usize) -> Input {
+    Input::Exited(position, Exited { code: 3, ..Exited::default() })
+}
+
+fn in_mode(mut run: Run, mode: FailureMode) -> Run {
+    run.record.pipeline.as_mut().unwrap().failure = mode;
+    run
+}
+
+#[test]
+fn a_step_begins_when_all_that_it_needs_have_passed() {
+    let mut run = in_the_middle("");
+    drop(run.on(NOW, exited(2)));
+    assert_eq!(words(&run.on(NOW, committed(2, "i2"))), ["save running", "StepCompleted"]);
+    drop(run.on(NOW, exited(1)));
+    let last = words(&run.on(NOW, committed(1, "i1")));
+    assert_eq!(last[0], "start(3)");
+    assert!(last.contains(&"push(1)".to_owned()), "the last step goes on from it: {last:?}");
+    drop(run.on(NOW, exited(3)));
+    assert_eq!(words(&run.on(NOW, committed(3, "i3"))).last().unwrap(), "finish");
+    assert_eq!(run.record().status, Status::Passed);
+}
+
+#[test]
+fn no_more_steps_go_on_beside_each_other_than_the_worker_allows() {
+    let four: Vec<String> =
+        (0..4).map(|n| format!(r#"{{"name": "{n}", "cmd": "a", "needs": []}}"#)).collect();
+    let mut run = run(&format!("[{}]", four.join(",")));
+    drop(run.begin(NOW));
+    let first = words(&run.on(NOW, Input::Prepared));
+    assert_eq!(first.iter().filter(|word| word.starts_with("start(")).count(), 2, "{first:?}");
+    drop(run.on(NOW, exited(1)));
+    assert_eq!(words(&run.on(NOW, committed(1, "i")))[0], "start(2)");
+}
+
+#[test]
+fn where_a_step_fails_those_beside_it_are_stopped_and_nothing_new_begins() {
+    let mut run = in_the_middle("");
+    let orders = words(&run.on(NOW, failed(1)));
+    assert_eq!(
+        orders,
+        ["canceltimer(step(1))", "discard(1)", "save running", "StepCompleted", "interruptstep(2)"]
+    );
+    let last = words(&run.on(NOW, failed(2)));
+    assert_eq!(last.last().unwrap(), "finish");
+    let record = run.record();
+    let statuses: Vec<StepStatus> = record.steps.iter().map(|step| step.status).collect();
+    assert_eq!(statuses, [StepStatus::Passed, StepStatus::Failed, StepStatus::Stopped]);
+    assert_eq!(record.message.as_deref(), Some("step 1: exit code 3"));
+    assert_eq!(run.ending().unwrap().step.unwrap().0.as_str(), "1");
+}
+
+#[test]
+fn where_the_pipeline_goes_on_only_what_needs_the_failed_step_is_left_out() {
+    let mut run = in_mode(in_the_middle(""), FailureMode::Continue);
+    let orders = words(&run.on(NOW, failed(1)));
+    assert_eq!(orders.last().unwrap(), "StepCompleted", "the other one goes on");
+    assert_eq!(run.record().cause, None, "nothing is decided yet");
+    drop(run.on(NOW, exited(2)));
+    assert_eq!(words(&run.on(NOW, committed(2, "i2"))).last().unwrap(), "finish");
+    assert_eq!((run.record().status, run.record().steps.len()), (Status::Failed, 3));
+}
+
+#[test]
+fn a_step_that_may_fail_is_gone_on_from_as_it_left_things() {
+    let mut run = in_the_middle(r#", "allow-failure": true"#);
+    assert_eq!(words(&run.on(NOW, failed(2))), ["canceltimer(step(2))", "commit(2)"]);
+    drop(run.on(NOW, committed(2, "i2")));
+    assert_eq!(run.record().steps[2].status, StepStatus::Failed);
+    drop(run.on(NOW, exited(1)));
+    assert_eq!(words(&run.on(NOW, committed(1, "i1")))[0], "start(3)");
+    drop(run.on(NOW, exited(3)));
+    drop(run.on(NOW, committed(3, "i3")));
+    assert_eq!(run.record().status, Status::Passed);
+}
+
+#[test]
+fn a_step_whose_time_is_over_is_ended_alone_and_tried_again() {
+    let mut run = in_the_middle(r#", "timeout": "1m", "retry": {"attempts": 2}"#);
+    assert_eq!(words(&run.on(NOW, Input::Expired(Timer::Step(2)))), ["interruptstep(2)"]);
+    let orders = words(&run.on(NOW, failed(2)));
+    assert!(orders.contains(&"StepRetry".to_owned()), "{orders:?}");
+    drop(run.on(NOW, Input::Expired(Timer::Retry(2))));
+    drop(run.on(NOW, Input::Expired(Timer::Step(2))));
+    let last = words(&run.on(NOW, failed(2)));
+    assert_eq!(last.last().unwrap(), "interruptstep(1)", "{last:?}");
+    drop(run.on(NOW, failed(1)));
+    let said = run.record().message.as_deref();
+    assert_eq!(said, Some("step 2 took longer than 1m, at attempt 2"));
+}
+
+#[test]
+fn a_step_without_a_command_passes_as_soon_as_what_it_needs_has() {
+    let mut run =
+        run(r#"[{"name": "0", "cmd": "a", "needs": []}, {"name": "all", "needs": ["0"]}]"#);
+    drop(run.begin(NOW));
+    drop(run.on(NOW, Input::Prepared));
+    drop(run.on(NOW, exited(0)));
+    let last = words(&run.on(NOW, committed(0, "i")));
+    assert_eq!(last, ["save running", "StepCompleted", "StepCompleted", "finish"]);
+    assert_eq!(run.record().steps[1].status, StepStatus::Passed);
+}
+
+#[test]
+fn the_step_for_errors_runs_last_and_the_run_fails_all_the_same() {
+    let mut run = in_the_middle("");
+    let last: Step = serde_json::from_str(r#"{"name": "on_error", "cmd": "x"}"#).unwrap();
+    run.record.pipeline.as_mut().unwrap().on_error = Some(Box::new(last));
+    drop(run.on(NOW, failed(1)));
+    assert_eq!(words(&run.on(NOW, failed(2)))[2], "start(4)", "behind all others");
+    drop(run.on(NOW, exited(4)));
+    assert_eq!(words(&run.on(NOW, committed(4, "i4"))).last().unwrap(), "finish");
+    assert_eq!(run.record().message.as_deref(), Some("step 1: exit code 3"));
+    // A stop is no error.
+    let mut stopped = in_the_middle("");
+    let last: Step = serde_json::from_str(r#"{"name": "on_error", "cmd": "x"}"#).unwrap();
+    stopped.record.pipeline.as_mut().unwrap().on_error = Some(Box::new(last));
+    drop(stopped.on(NOW, Input::StopAsked(StopWhy::User { reason: None })));
+    drop(stopped.on(NOW, failed(1)));
+    assert_eq!(words(&stopped.on(NOW, failed(2))).last().unwrap(), "finish");
+}
+
+/// The record of a run of [`diamond`] whose owner was lost.
+fn lost_with(steps: &[(&str, StepStatus)]) -> RunRecord {
+    let pipeline = record(&diamond("")).pipeline;
+    RunRecord { pipeline, ..left_with(steps) }
+}
+
+#[test]
+fn the_next_owner_asks_for_what_the_steps_to_come_go_on_from_and_for_no_more() {
+    let passed = StepStatus::Passed;
+    let (_, both) = resumed(lost_with(&[("0", passed), ("1", StepStatus::Started)]), false);
+    assert!(both[0].starts_with("adopt([kept { position: 0,"), "{both:?}");
+    let (mut run, last) = resumed(lost_with(&[("0", passed), ("1", passed), ("2", passed)]), false);
+    assert!(last[0].starts_with("adopt([kept { position: 1,"), "{last:?}");
+    // What only the second step left is gone: it runs again, from what the first one left.
+    let before = words(&run.on(NOW, lost(1)));
+    assert!(before[0].starts_with("adopt([kept { position: 0,"), "{before:?}");
+    let orders = words(&run.on(NOW, had()));
+    assert_eq!(orders.iter().filter(|word| word.starts_with("start(")).count(), 1, "{orders:?}");
+    assert_eq!(orders[0], "start(1)");
+}
+
+#[test]
+fn an_earlier_owners_failure_is_not_forgotten() {
+    let mut left = lost_with(&[("0", StepStatus::Passed), ("1", StepStatus::Failed)]);
+    left.pipeline.as_mut().unwrap().failure = FailureMode::Continue;
+    (left.steps[1].cause, left.steps[1].message) =
+        (Some(Cause::ExitCode), Some("exit code 3".into()));
+    let (mut run, _) = resumed(left, false);
+    assert_eq!(words(&run.on(NOW, had()))[0], "start(2)", "the other branch goes on");
+    drop(run.on(NOW, exited(2)));
+    drop(run.on(NOW, committed(2, "i2")));
+    let record = run.record();
+    assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::ExitCode)));
+}
+
+#[test]
+fn a_call_that_may_have_taken_effect_is_not_made_again() {
+    let call = r#"[{"name": "0", "cmd": "a", "executor": "ssh", "with": {"host": "h"}}]"#;
+    let left =
+        RunRecord { pipeline: record(call).pipeline, ..left_with(&[("0", StepStatus::Started)]) };
+    let (run, orders) = resumed(left, false);
+    assert_eq!(
+        (orders.as_slice(), run.record().cause),
+        (&["finish".to_owned()][..], Some(Cause::Lost))
+    );
+    let again = call.replace(r#""host": "h""#, r#""host": "h", "idempotent": true"#);
+    let left =
+        RunRecord { pipeline: record(&again).pipeline, ..left_with(&[("0", StepStatus::Started)]) };
+    let (_, orders) = resumed(left, false);
+    assert_eq!(orders[0], "prepare");
+}

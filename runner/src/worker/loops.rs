@@ -1,0 +1,164 @@
+//! The loops of a worker: how they are begun, and how they end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::event::Reason;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use super::watchdog::waits;
+use super::{
+    LAST_EVENTS, Shared, Shutdown, control, intake, janitor, lease, node, reclaim, rescue, room,
+};
+use crate::ports::{Guard, Source};
+use crate::rules::run::StopWhy;
+
+/// The loops of a worker.
+pub(super) struct Loops {
+    /// Those that bring something to do.
+    starts: TaskTracker,
+    /// That which hears of stops, also while the worker drains.
+    stops: TaskTracker,
+    others: TaskTracker,
+    refresh: JoinHandle<()>,
+    /// Ends stops, and with them the lease.
+    leased: CancellationToken,
+}
+
+impl Loops {
+    pub(super) fn start(shared: &Arc<Shared>, guard: &Arc<dyn Guard>, shutdown: &Shutdown) -> Self {
+        let (dog, mut leases) = (&shared.watchdog, lease::Announcer::default());
+        let (starts, stops, others) = (TaskTracker::new(), TaskTracker::new(), TaskTracker::new());
+        let leased = CancellationToken::new();
+        let follows = after_lease(Arc::clone(shared), leases.subscribe());
+        dog.spawn(&others, "what follows on each lease", follows);
+        let refresh = node::refresh(Arc::clone(shared), leases.subscribe());
+        let refresh = dog.spawn(&others, "the heartbeat", refresh);
+        let intake = shutdown.intake.clone();
+        let jobs = intake::jobs(Arc::clone(shared), leases.subscribe(), intake.clone());
+        dog.spawn(&starts, "the intake of starts", jobs);
+        if shared.options.rescue {
+            let rescue = rescue::run(Arc::clone(shared), leases.subscribe(), intake.clone());
+            dog.spawn(&starts, "the rescue", rescue);
+            let room = room::run(Arc::clone(shared), intake.clone());
+            dog.spawn(&starts, "the look at the disk", room);
+            let janitor = janitor::run(Arc::clone(shared), leases.subscribe(), intake.clone());
+            dog.spawn(&starts, "the janitor", janitor);
+        }
+        if shared.options.own_queue {
+            let node =
+                intake::control(Arc::clone(shared), leases.subscribe(), Source::Node, intake);
+            dog.spawn(&starts, "the intake of its own queue", node);
+        }
+        let (control, leased_too) = (leases.subscribe(), leased.clone());
+        let control = intake::control(Arc::clone(shared), control, Source::Control, leased_too);
+        dog.spawn(&stops, "the intake of stops", control);
+        let kept = lease::keep(Arc::clone(shared), Arc::clone(guard), leases, leased.clone());
+        dog.spawn(&others, "the renewal of the lease", kept);
+        Self { starts, stops, others, refresh, leased }
+    }
+
+    /// Works until the worker is asked to end, and then ends.
+    pub(super) async fn end_in_order(&self, shared: &Arc<Shared>, shutdown: &Shutdown) {
+        shutdown.intake.cancelled().await;
+        shared.draining.cancel();
+        shared.tell_draining();
+        // What is being claimed is ours, or back in its queue, before the drain looks at what runs.
+        self.starts.close();
+        self.starts.wait().await;
+        drain(shared, shutdown).await;
+        self.leased.cancel();
+        self.stops.close();
+        self.stops.wait().await;
+        // A stop that was just heard may have brought an end to publish.
+        tokio::time::timeout(LAST_EVENTS, shared.tasks.wait()).await.ok();
+        self.refresh.abort();
+        self.others.close();
+        self.others.wait().await;
+    }
+
+    /// Ends, whatever stands still. The lease is given up first, and with it each run is let go.
+    pub(super) async fn break_off(&self, shared: &Arc<Shared>, shutdown: &Shutdown) {
+        shutdown.intake.cancel();
+        shutdown.abort.cancel();
+        shared.draining.cancel();
+        self.refresh.abort();
+        for tracker in [&self.others, &self.starts, &self.stops, &shared.tasks] {
+            tracker.close();
+        }
+        let let_go = async {
+            self.others.wait().await;
+            self.leased.cancel();
+            shared.tasks.wait().await;
+        };
+        let within = shared.options.kill_grace + ENDS_WITHIN;
+        if tokio::time::timeout(within, let_go).await.is_err() {
+            warn!(runs = ?shared.roster.ids(), "not all of this worker has ended in time");
+        }
+        self.leased.cancel();
+    }
+}
+
+/// How long the end of what was stopped may take, beyond the grace: its removal, and the stream's
+/// confirmation. What is not done by then is found in the store by the next worker.
+const ENDS_WITHIN: Duration = Duration::from_secs(60);
+
+/// Lets what runs finish, then hands it over, or stops it where nobody would go on with it.
+async fn drain(shared: &Arc<Shared>, shutdown: &Shutdown) {
+    shared.tasks.close();
+    tokio::select! {
+        biased;
+        () = shared.tasks.wait() => return,
+        () = tokio::time::sleep(shared.options.drain) => {
+            info!("the drain time is over; what still runs ends here");
+        }
+        () = shutdown.abort.cancelled() => {}
+    }
+    if shared.options.rescue {
+        shared.roster.hand_over_all(shared.options.kill_grace);
+    } else {
+        shared.roster.ask_all(&StopWhy::Shutdown, shared.options.kill_grace);
+    }
+    let within = shared.options.kill_grace + ENDS_WITHIN;
+    if tokio::time::timeout(within, shared.tasks.wait()).await.is_err() {
+        warn!(runs = ?shared.roster.ids(), "these runs have not ended in time, and are left");
+    }
+}
+
+/// What follows from each lease that is taken: readiness is told, stops are watched, and the runs
+/// that were lost with the one before are ended.
+async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
+    let mut ready = false;
+    let mut last = None;
+    loop {
+        // The next one may be there before the loss of the last one was looked at.
+        let is_new =
+            |held: &Option<lease::Held>| held.as_ref().is_some_and(|held| Some(held.lease) != last);
+        let held = {
+            let _waits = waits();
+            match lease.wait_for(is_new).await {
+                Ok(held) => held.clone(),
+                Err(_) => return,
+            }
+        };
+        let Some(held) = held else { continue };
+        if !ready {
+            ready = true;
+            let message = format!("{} takes work", shared.options.node);
+            shared.tell(shared.event(Reason::RunnerReady, message)).await;
+        }
+        // Not among the tasks that a drain waits for: both end with the lease alone.
+        let (dog, both) = (&shared.watchdog, TaskTracker::new());
+        let watch = control::watch_stops(Arc::clone(&shared), held.clone());
+        dog.spawn(&both, "the watch of stops", watch);
+        let reclaim = reclaim::reclaim(Arc::clone(&shared), held.clone());
+        dog.spawn(&both, "the end of what was lost", reclaim);
+        both.close();
+        let _waits = waits();
+        both.wait().await;
+        last = Some(held.lease);
+    }
+}
