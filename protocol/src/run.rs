@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use thiserror::Error;
 
 use crate::event::Event;
 use crate::id::{Epoch, NodeId, RegisteredName, RunId, StepName};
@@ -186,12 +187,61 @@ pub struct RunRecord {
 }
 
 impl RunRecord {
-    /// So many of its first steps have passed, and what they left was kept.
-    #[must_use]
-    pub fn kept_steps(&self) -> usize {
-        let kept = |step: &&StepRecord| step.status == StepStatus::Passed && step.image.is_some();
-        self.steps.iter().take_while(kept).count()
+    /// What a new run takes over that begins with a step of this one: all that was kept, but for that
+    /// step and what lies behind it. `from`: none for all that was kept. What lies on a worker's host
+    /// is not kept.
+    ///
+    /// # Errors
+    /// [`NotKept`] where it cannot begin so.
+    pub fn kept_before(&self, from: Option<&StepName>) -> Result<Vec<StepRecord>, NotKept> {
+        let Some(pipeline) = &self.pipeline else { return Ok(Vec::new()) };
+        let graph = pipeline.graph();
+        let from = match from {
+            None => None,
+            Some(name) => {
+                let position = pipeline.steps.iter().position(|step| step.name == *name);
+                Some(position.ok_or_else(|| NotKept::NoSuchStep(name.clone()))?)
+            }
+        };
+        let of = |name: &StepName| self.steps.iter().find(|record| record.name == *name);
+        let mut kept = vec![false; pipeline.steps.len()];
+        for position in graph.in_order() {
+            let Some(step) = pipeline.steps.get(position) else { continue };
+            let stands = of(&step.name).is_some_and(|record| {
+                let ended_well = record.status == StepStatus::Passed
+                    || (step.allow_failure && record.cause.is_some());
+                ended_well && (record.image.is_some() || !step.is_on_image())
+            });
+            let all = graph.needs(position).iter().all(|needed| kept[*needed]);
+            kept[position] = stands && all && !step.is_on_host() && from != Some(position);
+        }
+        let needed = from.and_then(|from| graph.needs(from).iter().find(|at| !kept[**at]));
+        if let Some(missing) = needed.and_then(|at| pipeline.steps.get(*at)) {
+            return Err(NotKept::Missing(missing.name.clone()));
+        }
+        if kept.iter().all(|kept| *kept) {
+            return Err(NotKept::Everything);
+        }
+        let is_kept = |name: &StepName| {
+            let position = pipeline.steps.iter().position(|step| step.name == *name);
+            position.is_some_and(|at| kept[at])
+        };
+        Ok(self.steps.iter().filter(|record| is_kept(&record.name)).cloned().collect())
     }
+}
+
+/// Why no new run can begin where one has come to.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum NotKept {
+    /// There is no such step.
+    #[error("its pipeline has no step {0}")]
+    NoSuchStep(StepName),
+    /// A step that would have to be done is not.
+    #[error("step {0}, which is needed for that, was not committed")]
+    Missing(StepName),
+    /// There is nothing left to do.
+    #[error("all of its steps have passed; name the one to begin with")]
+    Everything,
 }
 
 /// What is stored of one step.

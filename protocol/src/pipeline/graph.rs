@@ -93,6 +93,12 @@ impl Graph {
         self.begins_on.get(position).copied().flatten()
     }
 
+    /// The positions, each after those that it needs.
+    #[must_use]
+    pub fn in_order(&self) -> Vec<usize> {
+        in_order(&self.needs)
+    }
+
     /// How many steps there are.
     #[must_use]
     pub fn len(&self) -> usize {

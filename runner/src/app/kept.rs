@@ -31,21 +31,26 @@ pub struct Kept {
 /// A sentence, where it left nothing.
 pub fn kept(record: &RunRecord, step: Option<&StepName>) -> anyhow::Result<Kept> {
     let run = &record.run_id;
-    let last = || record.kept_steps().checked_sub(1);
-    let named = |step: &StepName| record.steps.iter().position(|it| it.name == *step);
-    let position = match step {
-        None => last().with_context(|| format!("no step of run {run} was committed"))?,
+    let of = |name: &StepName| record.steps.iter().find(|it| it.name == *name);
+    let found = match step {
+        None => {
+            let last = record.steps.iter().rev().find(|step| step.image.is_some());
+            last.with_context(|| format!("no step of run {run} was committed"))?
+        }
         Some(step) => {
-            named(step).with_context(|| format!("step {step} of run {run} was not begun"))?
+            of(step).with_context(|| format!("step {step} of run {run} was not begun"))?
         }
     };
-    let of = |position: usize| record.steps.get(position);
-    let Some((step, image)) = of(position).and_then(|step| Some((step, step.image.clone()?)))
-    else {
-        bail!("step {position} of run {run} was not committed");
+    let Some(image) = found.image.clone() else {
+        bail!("step {} of run {run} was not committed", found.name);
     };
-    let before = position.checked_sub(1).and_then(of).and_then(|step| step.image.clone());
-    Ok(Kept { step: step.name.clone(), image, before })
+    let before = record.pipeline.as_ref().and_then(|pipeline| {
+        let graph = pipeline.graph();
+        let position = pipeline.steps.iter().position(|it| it.name == found.name)?;
+        let before = pipeline.step(graph.begins_on(position)?)?;
+        of(&before.name)?.image.clone()
+    });
+    Ok(Kept { step: found.name.clone(), image, before })
 }
 
 fn gone(kept: &Kept) -> anyhow::Error {

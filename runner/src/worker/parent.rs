@@ -2,7 +2,7 @@
 
 use protocol::command::Start;
 use protocol::pipeline::Pipeline;
-use protocol::run::StepRecord;
+use protocol::run::{RunRecord, StepRecord};
 
 use super::Shared;
 use super::claim::read_record;
@@ -32,23 +32,12 @@ pub(super) fn after_parent(
         Some(Err(cause)) => return Err(NotAfter::Ever(cause.to_string())),
         None => return Err(NotAfter::Ever(format!("run {of} is not known, or not any more"))),
     };
-    let kept = record.kept_steps();
-    let from = match &parent.from {
-        None => kept,
-        Some(step) => pipeline.steps.iter().position(|it| it.name == *step).ok_or_else(|| {
-            NotAfter::Ever(format!(
-                "pipeline {}/{} has no step {step}",
-                pipeline.group, pipeline.name
-            ))
-        })?,
-    };
-    if from > kept || from >= pipeline.steps.len() {
-        let why = format!("run {of} has committed {kept} steps: nothing begins after {from}");
-        return Err(NotAfter::Ever(why));
-    }
-    let steps: Vec<StepRecord> = record.steps.into_iter().take(from).collect();
+    // What is begun is what is taken over, whatever that run's own definition was.
+    let record = RunRecord { pipeline: Some(pipeline.clone()), ..record };
+    let steps = record.kept_before(parent.from.as_ref());
+    let steps = steps.map_err(|why| NotAfter::Ever(format!("run {of}: {why}")))?;
     let in_registry = |step: &StepRecord| step.digest.is_some() && shared.engine.checkpoints;
-    match steps.last() {
+    match steps.iter().rev().find(|step| step.image.is_some()) {
         Some(last) if last.engine.as_ref() != Some(&shared.engine.id) && !in_registry(last) => {
             let engine = last.engine.as_deref().unwrap_or("another");
             Err(NotAfter::Here(format!("the image of step {} is on engine {engine}", last.name)))

@@ -119,16 +119,11 @@ impl Client {
         let Some(pipeline) = record.pipeline.clone() else {
             return cannot("its pipeline was not known".into());
         };
-        let kept = record.kept_steps();
-        let position = |step: &StepName| pipeline.steps.iter().position(|it| it.name == *step);
-        let first = from.as_ref().and_then(position).unwrap_or(kept);
-        if first >= pipeline.steps.len() {
-            return cannot("all of its steps have passed; name the one to begin with".into());
-        }
-        if first > kept {
-            return cannot(format!("it has committed {kept} steps, which is not enough for that"));
-        }
-        if let Some(last) = first.checked_sub(1).and_then(|last| record.steps.get(last)) {
+        let kept = match record.kept_before(from.as_ref()) {
+            Ok(kept) => kept,
+            Err(why) => return cannot(why.to_string()),
+        };
+        if let Some(last) = kept.iter().rev().find(|step| step.image.is_some()) {
             let nodes = self.nodes().await?;
             let here = nodes.iter().any(|(_, node)| {
                 let is_well = node.state == NodeState::Ready && !node.engine_away;

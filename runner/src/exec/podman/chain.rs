@@ -149,7 +149,13 @@ impl Podman {
         };
         let repository = format!("{TAGS}/{name}");
         let commit = Commit { container, repository: &repository, tag: run.run.as_str(), squash };
-        let id = self.commit(link, &commit).await?;
+        let id = match self.commit(link, &commit).await {
+            Ok(id) => id,
+            Err(cause) => {
+                chain.ends_at(&name, parent);
+                return Err(cause);
+            }
+        };
         chain.ends_at(&name, &id);
         let (depth, layers) = if squash { (0, 1) } else { (known.depth + 1, known.layers + 1) };
         let base = Arc::clone(&known.base);

@@ -148,10 +148,11 @@ struct Tip {
 
 impl Chain {
     /// The tag's name for an image that stands on `parent`; `None` where the chain goes on from
-    /// another image, so that this one begins a chain of its own.
+    /// another image, so that this one begins a chain of its own. It is given once: of two images
+    /// that are made on one at the same time each has a tag.
     pub(super) fn goes_on(&self, parent: &str) -> Option<String> {
-        let tip = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tip.as_ref().filter(|tip| tip.image == parent).map(|tip| tip.name.clone())
+        let mut tip = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tip.take_if(|tip| tip.image == parent).map(|tip| tip.name)
     }
 
     /// Its tag is on that image now.

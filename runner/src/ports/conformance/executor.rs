@@ -73,6 +73,7 @@ pub async fn executor(subject: ExecutorSubject) {
     Box::pin(what_cannot_be_had_is_named(subject)).await;
     Box::pin(nothing_starts_where_the_gate_stays_shut(subject)).await;
     Box::pin(what_a_step_left_is_there_for_the_next(subject)).await;
+    Box::pin(steps_beside_each_other_each_leave_their_own(subject)).await;
     Box::pin(nothing_of_a_steps_settings_leaks(subject)).await;
     Box::pin(a_step_ends_when_it_is_told_to(subject)).await;
     Box::pin(a_dropped_wait_stops_nothing(subject)).await;
@@ -285,6 +286,30 @@ async fn what_a_step_left_is_there_for_the_next(subject: &ExecutorSubject) {
     let (code, _) = run.run(&base, &Act::Show("/tmp/a".into())).await;
     assert_ne!(code, 0, "the first workspace stays as it is");
     run.destroy().await;
+}
+
+async fn steps_beside_each_other_each_leave_their_own(subject: &ExecutorSubject) {
+    let run = subject.run("beside");
+    let base = run.prepare().await;
+    let put = |text: &str| Act::Put("/tmp/a".into(), text.into());
+    let (first, _) = run.pass(&base, &subject.step(0, &put("first"))).await;
+    let steps: Vec<StepSpec> =
+        (1..4).map(|at| subject.step(at, &put(&format!("of {at}")))).collect();
+    let passed = steps.iter().map(|step| run.pass(&first, step));
+    let left: Vec<Workspace> =
+        futures::future::join_all(passed).await.into_iter().map(|(left, _)| left).collect();
+    // A next owner has each of them, and what they began with.
+    let later = RunScope { epoch: Epoch(2), ..run.scope.clone() };
+    let later = Run { subject, scope: later, stop: StopSignal::default() };
+    for (at, kept) in [&first].into_iter().chain(&left).enumerate() {
+        let kept = checkpoint(kept.image(), None);
+        let adopted = subject.other.adopt(&later.scope, Some(&kept)).await;
+        let on = adopted.expect("an image can be taken up").expect("it is there");
+        let (code, shown) = later.run(&on, &Act::Show("/tmp/a".into())).await;
+        let text = if at == 0 { "first\n".to_owned() } else { format!("of {at}\n") };
+        assert_eq!((code, shown.text(LogStream::Stdout)), (0, text));
+    }
+    later.destroy().await;
 }
 
 async fn nothing_of_a_steps_settings_leaks(subject: &ExecutorSubject) {

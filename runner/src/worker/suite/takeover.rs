@@ -417,7 +417,11 @@ pub async fn a_new_run_goes_on_where_an_ended_one_has_come_to(mut rig: Rig) {
     let run = begin("whole", of, steps("exit 0")).await;
     assert_eq!(rig.settled(&run).await.status, Status::Passed);
     for (name, of, why) in [
-        ("too-far", json!({ "run-id": parent, "from": "2" }), "has committed 1 steps"),
+        (
+            "too-far",
+            json!({ "run-id": parent, "from": "2" }),
+            "step 1, which is needed for that, was not committed",
+        ),
         ("no-step", json!({ "run-id": parent, "from": "x" }), "has no step x"),
         ("unknown", json!({ "run-id": rig.run("nobody") }), "is not known"),
     ] {
