@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use protocol::event::LogStream;
 use protocol::id::{Epoch, RunId, StepName};
-use protocol::pipeline::{Limits, PullPolicy, Vars};
+use protocol::pipeline::{ExecutorKind, Limits, PullPolicy, Vars};
 use runner::exec::podman::{Options, Podman};
 use runner::ports::{
     ExecError, Executor as _, Gate, LogSink, Ran, RunScope, StepSpec, StopSignal, Workspace,
@@ -70,6 +70,8 @@ pub fn step(position: usize, words: &[&str]) -> StepSpec {
         name: StepName::position(position),
         position,
         attempt: 1,
+        executor: ExecutorKind::Podman,
+        script: None,
         words: words.iter().map(|word| (*word).to_owned()).collect(),
         env: Vars::new(),
         work_dir: None,

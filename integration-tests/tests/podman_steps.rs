@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use integration_tests::engine::{Bench, Kept, shell, step};
-use protocol::pipeline::Vars;
+use protocol::pipeline::{ExecutorKind, Vars};
 use runner::exec::podman::{Options, Podman};
 use runner::ports::conformance::{self, Act, ExecutorSubject};
 use runner::ports::{ExecError, Executor as _, Gate, LogSink, StepSpec, StopLevel, Workspace};
@@ -32,6 +32,9 @@ async fn the_engine_keeps_the_contract_of_its_port() {
         prefix: uuid::Uuid::new_v4().simple().to_string(),
         executor: Arc::new(bench.podman),
         other: Arc::new(other),
+        kind: ExecutorKind::Podman,
+        has_a_shell: true,
+        on_images: true,
         image: bench.run.image,
         missing: "localhost/no-such-image:1".into(),
         words,

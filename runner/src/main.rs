@@ -7,6 +7,9 @@ use runner::config::Environment;
 
 fn main() -> ExitCode {
     let typed: Vec<_> = std::env::args_os().collect();
+    if cli::is_supervisor(&typed) {
+        return cli::supervise().into();
+    }
     let mut builder = match cli::is_guard(&typed) {
         true => tokio::runtime::Builder::new_current_thread(),
         false => tokio::runtime::Builder::new_multi_thread(),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use protocol::pipeline::ExecutorKind;
 use runner::exec::scripted::Scripted;
 use runner::ports::conformance::{Act, ExecutorSubject, executor};
 
@@ -28,6 +29,9 @@ async fn scripted_steps_keep_the_contract() {
         prefix: "suite".into(),
         executor: Arc::<Scripted>::clone(&scripted),
         other: scripted,
+        kind: ExecutorKind::Podman,
+        has_a_shell: false,
+        on_images: true,
         image: "any".into(),
         missing: "missing".into(),
         words,

@@ -309,14 +309,13 @@ impl Pipeline {
         let last = self.on_error.iter().map(|step| ("on-error".to_owned(), &**step));
         for (path, step) in steps.chain(last) {
             let asked = [
-                ("script", !step.script.is_empty()),
                 ("template", step.template.is_some()),
                 ("secrets", !step.secrets.is_empty()),
                 ("label", step.label.is_some()),
                 ("with", !step.with.is_empty()),
                 ("outputs", !step.outputs.is_empty()),
                 ("callback", step.callback.is_some()),
-                ("executor", step.executor != ExecutorKind::Podman),
+                ("executor", !matches!(step.executor, ExecutorKind::Podman | ExecutorKind::Local)),
             ];
             for (key, _) in asked.into_iter().filter(|(_, asked)| *asked) {
                 later(

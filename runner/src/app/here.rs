@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use protocol::command;
 use protocol::id::{RegisteredName, RunId};
-use protocol::pipeline::{Pipeline, Vars};
+use protocol::pipeline::{ExecutorKind, Pipeline, Step, Vars};
 use serde_json::json;
 use tokio::task::JoinHandle;
 
@@ -47,6 +48,21 @@ impl std::fmt::Debug for Here {
     }
 }
 
+/// Whether a pipeline has a step that a container engine runs.
+fn on_engine(pipeline: &Pipeline) -> bool {
+    let on_engine = |step: &Step| match step.executor {
+        ExecutorKind::Podman | ExecutorKind::Docker => !step.is_join(),
+        ExecutorKind::Local
+        | ExecutorKind::Custom
+        | ExecutorKind::Ssh
+        | ExecutorKind::Proxmox
+        | ExecutorKind::Lexware
+        | ExecutorKind::Sevdesk
+        | ExecutorKind::Http => false,
+    };
+    pipeline.steps.iter().chain(pipeline.on_error.as_deref()).any(on_engine)
+}
+
 /// Starts a pipeline in embedded mode, in a store of its own below the data directory.
 ///
 /// # Errors
@@ -62,8 +78,12 @@ pub async fn run_here(
     let dir = config.data_dir.join("runs").join(run.as_str());
     // One that stands already may be that of another process.
     let mut fresh = Fresh(make_dir(&dir)?.then(|| dir.clone()));
-    let found = engine::find(&config.engine).await?;
-    let (ports, embedded) = embedded_ports(config, &dir, &node, found.url.clone()).await?;
+    let found = if on_engine(pipeline) { Some(engine::find(&config.engine).await?) } else { None };
+    // Steps on this host work where their user is.
+    let here = std::env::current_dir().context("there is no working directory")?;
+    let url = found.as_ref().map(|found| found.url.clone());
+    let ports = embedded_ports(config, &dir, &node, url, Some(here)).await?;
+    let (ports, embedded) = ports;
     let events = ports.events.follow(Position::First).await?;
     let mut options = worker_options(config, node);
     options.slots = 1;
@@ -90,7 +110,7 @@ pub async fn run_here(
         queue,
         run: run.clone(),
         worker,
-        own_engine: found.own,
+        own_engine: found.and_then(|found| found.own),
         embedded: Some(embedded),
         dir,
     })

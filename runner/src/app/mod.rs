@@ -4,6 +4,7 @@
 pub mod client;
 pub mod doctor;
 pub mod engine;
+mod executors;
 pub mod guard;
 mod here;
 pub mod kept;
@@ -17,16 +18,19 @@ use anyhow::Context as _;
 use protocol::id::NodeId;
 use tracing::warn;
 
+pub use executors::{SUPERVISE, supervise};
 pub use here::{Here, run_here};
 pub use serve::serve;
 
 pub use crate::ports::Position;
 pub use crate::worker::Shutdown;
 
+use executors::{executor, on_this_host};
+
 use crate::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd, EtcdOptions, TlsFiles};
 use crate::config::{self, Config};
 use crate::embedded::Embedded;
-use crate::exec::podman::{self, Podman};
+use crate::exec::{local, podman};
 use crate::ports::{
     Events, EventsError, ExecError, Executor, Host, Ports, Queue, QueueError, Store, StoreError,
     Transfer,
@@ -82,6 +86,9 @@ fn make_dir(dir: &Path) -> Result<bool, UnusableDir> {
     }
 }
 
+/// Below the data directory: what belongs to steps that are processes of this host.
+const LOCAL: &str = "local";
+
 /// A new node's id.
 #[must_use]
 pub fn new_node() -> NodeId {
@@ -122,6 +129,7 @@ pub fn worker_options(config: &Config, node: NodeId) -> worker::Options {
             base_images_bytes: worker.base_images_bytes,
             ..worker::DiskOptions::default()
         },
+        executors: vec![podman::NAME, local::NAME],
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
@@ -215,17 +223,6 @@ pub fn this_host() -> Arc<dyn Host> {
     Arc::new(host::Linux::default())
 }
 
-fn executor(
-    config: &Config,
-    node: &NodeId,
-    url: String,
-    checkpoints: Option<String>,
-) -> anyhow::Result<Arc<dyn Executor>> {
-    let worker = Some(node.clone());
-    let options = podman::Options { checkpoints, worker, ..engine::options(&config.engine, url) };
-    Ok(Arc::new(Podman::connect(options).map_err(|cause| Unavailable::because(&cause))?))
-}
-
 fn transfers(config: &Config) -> anyhow::Result<Arc<dyn Transfer>> {
     let options =
         transfer::Options { spill_dir: config.spill.dir.clone(), spill_bytes: config.spill.bytes };
@@ -254,7 +251,9 @@ pub async fn cluster_ports(
     node: &NodeId,
     engine: String,
 ) -> anyhow::Result<Ports> {
-    let executor = executor(config, node, engine, config.worker.checkpoint_registry.clone())?;
+    let checkpoints = config.worker.checkpoint_registry.clone();
+    let local = on_this_host(config.data_dir.join(LOCAL), None);
+    let executor = executor(config, node, Some(engine), checkpoints, local)?;
     let connected = async {
         tokio::try_join!(
             connect_store(config),
@@ -277,7 +276,8 @@ pub async fn embedded_ports(
     config: &Config,
     dir: &Path,
     node: &NodeId,
-    engine: String,
+    engine: Option<String>,
+    work_dir: Option<PathBuf>,
 ) -> anyhow::Result<(Ports, Embedded)> {
     let embedded = Embedded::open(embedded::Options {
         dir: Some(dir.to_owned()),
@@ -290,7 +290,7 @@ pub async fn embedded_ports(
         store: embedded.store(),
         events: embedded.events(),
         // Nobody goes on with it elsewhere.
-        executor: executor(config, node, engine, None)?,
+        executor: executor(config, node, engine, None, on_this_host(dir.join(LOCAL), work_dir))?,
         transfer: transfers(config)?,
         host: this_host(),
     };

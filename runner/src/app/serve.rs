@@ -28,7 +28,8 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
         Mode::Embedded => {
             let dir = &config.data_dir;
             make_dir(dir)?;
-            let (ports, embedded) = embedded_ports(config, dir, &node, found.url.clone()).await?;
+            let (ports, embedded) =
+                embedded_ports(config, dir, &node, Some(found.url.clone()), None).await?;
             _embedded = Some(embedded);
             ports
         }

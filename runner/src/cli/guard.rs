@@ -34,6 +34,24 @@ pub fn is_guard(typed: &[OsString]) -> bool {
     typed.get(1).is_some_and(|word| word == "guard")
 }
 
+/// Whether these are the words that start a step's supervisor, which has no runtime at all.
+#[must_use]
+pub fn is_supervisor(typed: &[OsString]) -> bool {
+    typed.get(1).is_some_and(|word| word == app::SUPERVISE)
+}
+
+/// Supervises the step that a worker names.
+#[must_use]
+pub fn supervise() -> Exit {
+    match app::supervise() {
+        Ok(()) => Exit::Ok,
+        Err(cause) => {
+            super::complain(&format!("cannot supervise a step: {cause}"));
+            Exit::Failed
+        }
+    }
+}
+
 /// Knows no settings: what it has to know the worker says.
 pub(super) async fn guard(typed: &Guard) -> Result<Exit, Failure> {
     let form = match typed.form {

@@ -42,7 +42,7 @@ use std::ffi::OsString;
 use clap::{CommandFactory as _, FromArgMatches as _};
 
 pub use exit::Exit;
-pub use guard::is_guard;
+pub use guard::{is_guard, is_supervisor, supervise};
 
 use args::{Command, Global, Typed};
 use exit::Failure;

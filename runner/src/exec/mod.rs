@@ -1,5 +1,9 @@
 //! Where steps run.
 
+mod all;
+pub mod local;
 pub mod podman;
 #[cfg(feature = "testing")]
 pub mod scripted;
+
+pub use self::all::Executors;

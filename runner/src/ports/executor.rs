@@ -10,7 +10,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use protocol::event::LogStream;
 use protocol::id::{Epoch, RunId, StepName};
-use protocol::pipeline::{Limits, PullPolicy, Vars};
+use protocol::pipeline::{ExecutorKind, Limits, PullPolicy, Shell, Vars};
 use protocol::run::Cause;
 use protocol::time::Millis;
 use thiserror::Error;
@@ -42,8 +42,12 @@ pub struct StepSpec {
     pub position: usize,
     /// 1 for the first.
     pub attempt: u32,
-    /// What is run; not empty.
+    /// Where it runs.
+    pub executor: ExecutorKind,
+    /// What is run; not empty, where there is no script.
     pub words: Vec<String>,
+    /// Programs for a shell, in the place of a command.
+    pub script: Option<Script>,
     /// Its environment, over that of the base image.
     pub env: Vars,
     /// The working directory; that of the base image where there is none.
@@ -52,6 +56,17 @@ pub struct StepSpec {
     pub network: Option<String>,
     /// What it may use at most.
     pub limits: Limits,
+}
+
+/// Programs for a shell, one after the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Script {
+    /// The shell.
+    pub shell: Shell,
+    /// The programs. They share variables and functions, and each begins in the step's directory.
+    pub programs: Vec<String>,
+    /// Those behind one that fails are run too; the last failure is the script's.
+    pub goes_on: bool,
 }
 
 /// What steps leave to their followers. Opaque to the worker, but for the image's id.

@@ -2,15 +2,23 @@
 
 use std::sync::Arc;
 
-use protocol::pipeline::Cmd;
+use protocol::pipeline::{Cmd, Step};
 use tokio::sync::oneshot;
 
 use super::drive::Drive;
 use super::output::Output;
 use super::push::Push;
 use super::step::{self, Done};
-use crate::ports::{ExecError, Gate, LogSink, StepSpec, StopLevel};
+use crate::ports::{ExecError, Gate, LogSink, Script, StepSpec, StopLevel};
 use crate::rules::env;
+
+fn script_of(step: &Step) -> Option<Script> {
+    (!step.script.is_empty()).then(|| Script {
+        shell: step.shell.unwrap_or_default(),
+        programs: step.script.clone(),
+        goes_on: step.allow_failure,
+    })
+}
 
 impl Drive {
     pub(super) fn fetch(&mut self, position: usize) {
@@ -75,6 +83,7 @@ impl Drive {
         let network = step.network.as_ref().or(pipeline.network.as_ref());
         Some(StepSpec {
             words: step.cmd.as_ref().map(Cmd::words).unwrap_or_default(),
+            script: script_of(step),
             env: env::of_step(pipeline, &record.vars, step),
             work_dir: env::work_dir(step),
             network: network.or(options.network.as_ref()).cloned(),
@@ -107,6 +116,8 @@ impl Drive {
             name: step.name.clone(),
             position,
             attempt: self.run.attempt(position),
+            executor: step.executor,
+            script: None,
             words: Vec::new(),
             env: protocol::pipeline::Vars::new(),
             work_dir: None,

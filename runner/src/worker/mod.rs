@@ -91,6 +91,8 @@ pub struct Options {
     pub rescue: bool,
     /// How many owners a run may lose without a newly committed step.
     pub max_losses: u32,
+    /// The executors that it has.
+    pub executors: Vec<&'static str>,
     /// Its version.
     pub version: String,
 }

@@ -56,7 +56,7 @@ fn entry(shared: &Shared) -> NodeEntry {
         state: if draining { NodeState::Draining } else { NodeState::Ready },
         slots: u32::try_from(shared.options.slots).unwrap_or(u32::MAX),
         runs: shared.roster.ids(),
-        executors: vec![shared.engine.executor.to_owned()],
+        executors: shared.options.executors.iter().map(|&name| name.to_owned()).collect(),
         engine: shared.engine.id.clone(),
         cpu: host.cpu(),
         memory: host.memory(),

@@ -71,6 +71,7 @@ impl Cluster {
             max_losses: MAX_LOSSES,
             sweep: Duration::from_secs(60),
             disk: DiskOptions::default(),
+            executors: vec!["podman"],
             version: "simulated".into(),
         };
         let worker = Worker::new(ports, options).await.expect("the engine answers");

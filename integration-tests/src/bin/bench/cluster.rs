@@ -181,6 +181,7 @@ pub(crate) fn options(node: NodeId, slots: usize) -> Options {
         max_losses: 3,
         sweep: Duration::from_secs(600),
         disk: DiskOptions { high: 100, low: 99, ..DiskOptions::default() },
+        executors: vec!["podman"],
         version: "bench".into(),
     }
 }

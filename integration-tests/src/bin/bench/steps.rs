@@ -10,7 +10,7 @@ use integration_tests::services::Services;
 use protocol::event::{Event, Reason};
 use protocol::id::{Epoch, RunId, StepName};
 use protocol::names;
-use protocol::pipeline::{Limits, PullPolicy, Vars};
+use protocol::pipeline::{ExecutorKind, Limits, PullPolicy, Vars};
 use runner::exec::podman::{Options, Podman};
 use runner::ports::{
     Events as _, Executor, Gate, LogSink, Position, Queue as _, Route, RunScope, StepSpec,
@@ -236,6 +236,8 @@ impl Bench {
                 name: StepName::position(position),
                 position,
                 attempt: 1,
+                executor: ExecutorKind::Podman,
+                script: None,
                 words: TRIVIAL.iter().map(|word| (*word).to_owned()).collect(),
                 env: Vars::new(),
                 work_dir: None,

@@ -73,7 +73,7 @@ impl Create {
     ) -> Result<Self, ExecError> {
         let mut made = Self::bare(run, base, image, "step");
         made.name = Some(container_name(&run.run, step.position));
-        made.command.clone_from(&step.words);
+        made.command = words_of(step);
         made.env.extend(step.env.iter().map(|(name, value)| (name.clone(), value.clone())));
         if let Some(dir) = &step.work_dir {
             made.work_dir.clone_from(dir);
@@ -191,10 +191,37 @@ fn limits(step: &StepSpec, cpus: u64) -> Option<Value> {
     (!limits.is_empty()).then(|| Value::Object(limits))
 }
 
+/// Runs programs in one shell, each from the step's directory.
+const PROGRAMS: &str = r#"__bob_goes_on=$1 __bob_last=0 __bob_work=$PWD; shift
+for __bob_program in "$@"; do
+  cd "$__bob_work" || exit 1
+  eval "$__bob_program"
+  __bob_code=$?
+  if [ "$__bob_code" -ne 0 ]; then
+    [ "$__bob_goes_on" = yes ] || exit "$__bob_code"
+    __bob_last=$__bob_code
+  fi
+done
+exit "$__bob_last""#;
+
+/// What a container runs. A script has to come with its words: there is nothing else in there yet.
+fn words_of(step: &StepSpec) -> Vec<String> {
+    let Some(script) = &step.script else { return step.words.clone() };
+    let shell = script.shell.program().to_owned();
+    if let [only] = &script.programs[..] {
+        return vec![shell, "-c".to_owned(), only.clone()];
+    }
+    let goes_on = if script.goes_on { "yes" } else { "no" }.to_owned();
+    let mut words = vec![shell.clone(), "-c".to_owned(), PROGRAMS.to_owned(), shell, goes_on];
+    words.extend(script.programs.iter().cloned());
+    words
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use protocol::id::{Epoch, StepName};
+    use protocol::pipeline::ExecutorKind;
     use protocol::pipeline::{Limits, PullPolicy, Vars};
     use protocol::quantity::Cpu;
 
@@ -203,6 +230,8 @@ mod tests {
             name: StepName::position(2),
             position: 2,
             attempt: 1,
+            executor: ExecutorKind::Podman,
+            script: None,
             words: vec!["make".into(), "all".into()],
             env: Vars::from([("A".into(), "step".into()), ("B".into(), String::new())]),
             work_dir: None,

@@ -66,6 +66,8 @@ use crate::ports::{
 };
 
 /// How often a commit is made anew where another run's removal took away a layer that both shared.
+/// The name under which nodes and events know it.
+pub const NAME: &str = "podman";
 const COMMITS: u32 = 6;
 
 /// Where the engine is, and what it does where a pipeline says nothing.
@@ -199,7 +201,7 @@ impl Podman {
         Ok(Engine {
             info: EngineInfo {
                 id,
-                executor: "podman",
+                executor: NAME,
                 checkpoints: self.checkpoints.is_some(),
                 limits_refused,
             },

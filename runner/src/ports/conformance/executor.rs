@@ -9,13 +9,13 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use protocol::event::LogStream;
 use protocol::id::{Epoch, RunId, StepName};
-use protocol::pipeline::{Limits, PullPolicy, Vars};
+use protocol::pipeline::{ExecutorKind, Limits, PullPolicy, Shell, Vars};
 use tokio::sync::Notify;
 
 use super::{never, soon};
 use crate::ports::{
-    Checkpoint, ExecError, Executor, Gate, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal,
-    Workspace,
+    Checkpoint, ExecError, Executor, Gate, LogSink, Ran, RunScope, Script, StepSpec, StopLevel,
+    StopSignal, Workspace,
 };
 
 /// What a step of the suite does; each executor has words of its own for it.
@@ -51,6 +51,12 @@ pub struct ExecutorSubject {
     pub executor: Arc<dyn Executor>,
     /// Its engine as another process sees it; may be the same value.
     pub other: Arc<dyn Executor>,
+    /// What the steps of the executor say.
+    pub kind: ExecutorKind,
+    /// Whether there is a shell where steps run.
+    pub has_a_shell: bool,
+    /// Whether steps begin with an image, and leave one.
+    pub on_images: bool,
     /// A base image that is there.
     pub image: String,
     /// One that nobody has.
@@ -72,15 +78,19 @@ pub async fn executor(subject: ExecutorSubject) {
     Box::pin(a_step_writes_and_ends_as_its_command_does(subject)).await;
     Box::pin(what_cannot_be_had_is_named(subject)).await;
     Box::pin(nothing_starts_where_the_gate_stays_shut(subject)).await;
-    Box::pin(what_a_step_left_is_there_for_the_next(subject)).await;
-    Box::pin(steps_beside_each_other_each_leave_their_own(subject)).await;
     Box::pin(nothing_of_a_steps_settings_leaks(subject)).await;
     Box::pin(a_step_ends_when_it_is_told_to(subject)).await;
     Box::pin(a_dropped_wait_stops_nothing(subject)).await;
     Box::pin(nothing_starts_for_an_owner_that_may_not(subject)).await;
-    Box::pin(an_owner_of_before_does_no_harm(subject)).await;
-    Box::pin(what_was_kept_can_be_taken_up_by_another(subject)).await;
-    Box::pin(a_run_is_destroyed_as_often_as_one_likes(subject)).await;
+    Box::pin(a_script_is_run_program_by_program(subject)).await;
+    if subject.on_images {
+        Box::pin(an_image_that_nobody_has_is_named(subject)).await;
+        Box::pin(what_a_step_left_is_there_for_the_next(subject)).await;
+        Box::pin(steps_beside_each_other_each_leave_their_own(subject)).await;
+        Box::pin(an_owner_of_before_does_no_harm(subject)).await;
+        Box::pin(what_was_kept_can_be_taken_up_by_another(subject)).await;
+        Box::pin(a_run_is_destroyed_as_often_as_one_likes(subject)).await;
+    }
 }
 
 /// Keeps what a step writes.
@@ -138,6 +148,8 @@ impl ExecutorSubject {
             name: StepName::position(position),
             position,
             attempt: 1,
+            executor: self.kind,
+            script: None,
             words: (self.words)(act),
             env: Vars::new(),
             work_dir: None,
@@ -231,13 +243,17 @@ async fn a_step_writes_and_ends_as_its_command_does(subject: &ExecutorSubject) {
 }
 
 async fn what_cannot_be_had_is_named(subject: &ExecutorSubject) {
-    let mut run = subject.run("nowhere");
+    let run = subject.run("nowhere");
     let base = run.prepare().await;
     match run.step(&base, &subject.step(0, &Act::Nowhere)).await {
         Err(ExecError::Start { code: 127, .. }) => {}
         other => panic!("a program that is not there cannot be started: {other:?}"),
     }
     run.destroy().await;
+}
+
+async fn an_image_that_nobody_has_is_named(subject: &ExecutorSubject) {
+    let mut run = subject.run("missing");
     run.scope.image.clone_from(&subject.missing);
     match soon("an answer", subject.executor.prepare(&run.scope, &run.stop)).await {
         Err(ExecError::Image { image, .. }) => assert_eq!(image, subject.missing),
@@ -262,6 +278,34 @@ async fn nothing_starts_where_the_gate_stays_shut(subject: &ExecutorSubject) {
         other => panic!("it was stopped before the gate opened: {other:?}"),
     }
     assert_eq!(kept.text(LogStream::Stdout), "", "nothing ran");
+    run.destroy().await;
+}
+
+async fn a_script_is_run_program_by_program(subject: &ExecutorSubject) {
+    if !subject.has_a_shell {
+        return;
+    }
+    let run = subject.run("script");
+    let base = run.prepare().await;
+    let step = |programs: &[&str], goes_on: bool| StepSpec {
+        words: Vec::new(),
+        script: Some(Script {
+            shell: Shell::Sh,
+            programs: programs.iter().map(|&program| program.to_owned()).collect(),
+            goes_on,
+        }),
+        ..subject.step(0, &Act::Exit(0))
+    };
+    let shared = step(&["word=hi; say() { echo \"$1\"; }; cd /", "say $word; pwd"], false);
+    let (ran, kept) = run.step(&base, &shared).await.expect("the step can be run");
+    let text = kept.text(LogStream::Stdout);
+    assert_eq!((ran.exit.code, text.lines().next()), (0, Some("hi")), "they share what they know");
+    assert_ne!(text.lines().nth(1), Some("/"), "each begins in the directory of the step");
+    let fails = ["echo one; false", "echo two; (exit 3)", "echo three"];
+    for (goes_on, code, lines) in [(false, 1, "one\n"), (true, 3, "one\ntwo\nthree\n")] {
+        let (ran, kept) = run.step(&base, &step(&fails, goes_on)).await.expect("a step");
+        assert_eq!((ran.exit.code, kept.text(LogStream::Stdout).as_str()), (code, lines));
+    }
     run.destroy().await;
 }
 

@@ -87,6 +87,7 @@ pub fn options(node: NodeId, slots: usize) -> Options {
         disk: DiskOptions::default(),
         retention: Duration::from_secs(24 * 3600),
         own_queue: true,
+        executors: vec!["podman"],
         version: "test".into(),
     }
 }

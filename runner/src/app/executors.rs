@@ -1,0 +1,53 @@
+//! Which executors a worker has.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use protocol::id::NodeId;
+
+use super::{Unavailable, engine};
+use crate::config::Config;
+use crate::exec::Executors;
+use crate::exec::local::{self, Local};
+use crate::exec::podman::{self, Podman};
+use crate::ports::Executor;
+
+pub(super) fn executor(
+    config: &Config,
+    node: &NodeId,
+    url: Option<String>,
+    checkpoints: Option<String>,
+    local: local::Options,
+) -> anyhow::Result<Arc<dyn Executor>> {
+    let local = Arc::new(Local::new(local));
+    // Where no step is to run on an engine there need be none.
+    let Some(url) = url else { return Ok(local) };
+    let worker = Some(node.clone());
+    let options = podman::Options { checkpoints, worker, ..engine::options(&config.engine, url) };
+    let podman = Podman::connect(options).map_err(|cause| Unavailable::because(&cause))?;
+    Ok(Arc::new(Executors::new(Arc::new(podman), local)))
+}
+
+/// The words that make this program a step's supervisor.
+pub const SUPERVISE: &str = "supervise";
+
+/// Steps as processes of this host. `work_dir`: where they work, if not in a directory of their run.
+pub(super) fn on_this_host(runs: PathBuf, work_dir: Option<PathBuf>) -> local::Options {
+    // What a worker is told is not for its steps: it may be a password.
+    let ours = |name: &OsString| name.as_encoded_bytes().starts_with(b"BOB_");
+    local::Options {
+        supervisor: ("/proc/self/exe".into(), vec![SUPERVISE.into()]),
+        runs,
+        work_dir,
+        inherited: std::env::vars_os().filter(|(name, _)| !ours(name)).collect(),
+    }
+}
+
+/// What a step's supervisor does.
+///
+/// # Errors
+/// Where it is no worker that has started it.
+pub fn supervise() -> std::io::Result<()> {
+    local::supervise()
+}

@@ -1,0 +1,355 @@
+//! Steps as processes of the worker's host.
+//!
+//! Each step has a supervisor (`supervise`), this program again, which runs the step's command, ends it
+//! with all that it has begun, and outlives its worker only for as long as that takes. Nothing that a
+//! step is given stands in an argument list.
+
+mod script;
+mod supervise;
+mod word;
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::os::unix::net::UnixStream as Pair;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::BytesMut;
+use protocol::event::LogStream;
+use protocol::id::RunId;
+use protocol::time::Millis;
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
+};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::{Child, Command};
+use tokio_util::task::TaskTracker;
+
+pub use self::supervise::supervise;
+use self::word::{Asked, Job, Told};
+use crate::ports::{
+    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Exit, Gate, Left,
+    LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
+};
+
+/// Where steps run, and by what.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What starts a supervisor: the program, and the words that make it one.
+    pub supervisor: (PathBuf, Vec<OsString>),
+    /// Where each run has a directory of its own.
+    pub runs: PathBuf,
+    /// The working directory of all steps; the run's own where there is none.
+    pub work_dir: Option<PathBuf>,
+    /// Variables of this process that steps have: what is not theirs is left out.
+    pub inherited: Vec<(OsString, OsString)>,
+}
+
+/// The executor of steps that are processes of this host.
+#[derive(Debug, Clone)]
+pub struct Local {
+    options: Arc<Options>,
+    tasks: TaskTracker,
+}
+
+/// The name under which nodes and events know it.
+pub const NAME: &str = "local";
+/// In a run's directory: the store that knows the run.
+const CLUSTER: &str = "cluster";
+/// In a run's directory: where its steps work.
+const WORK: &str = "work";
+/// The most bytes of one read.
+const PIECE: usize = 64 * 1024;
+
+fn failed(doing: &str, cause: impl std::fmt::Display) -> ExecError {
+    ExecError::Engine { doing: doing.to_owned(), cause: cause.to_string() }
+}
+
+impl Local {
+    /// An executor; nothing is made yet.
+    #[must_use]
+    pub fn new(options: Options) -> Self {
+        Self { options: Arc::new(options), tasks: TaskTracker::new() }
+    }
+
+    fn dir(&self, run: &RunId) -> PathBuf {
+        self.options.runs.join(run.as_str())
+    }
+
+    /// The run's directory, and that in which its steps work.
+    async fn make(&self, run: &RunScope) -> std::io::Result<(PathBuf, PathBuf)> {
+        let dir = self.dir(&run.run);
+        let work = self.options.work_dir.clone().unwrap_or_else(|| dir.join(WORK));
+        let (of_run, of_work, cluster) = (dir.clone(), work.clone(), Arc::clone(&run.cluster));
+        let made = tokio::task::spawn_blocking(move || {
+            use std::os::unix::fs::DirBuilderExt as _;
+            // What a step is made of is nobody else's.
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&of_run)?;
+            std::fs::write(of_run.join(CLUSTER), cluster.as_bytes())?;
+            std::fs::create_dir_all(of_work)
+        });
+        made.await.map_err(std::io::Error::other)??;
+        Ok((dir, work))
+    }
+
+    /// What a supervisor is told of a step.
+    async fn job(&self, run: &RunScope, step: &StepSpec) -> Result<Job, ExecError> {
+        let made = self.make(run).await;
+        let (dir, work) = made.map_err(|cause| failed("making a run's directory", cause))?;
+        let words = match &step.script {
+            None => step.words.iter().map(OsString::from).collect(),
+            Some(script) => {
+                let dir = dir.join(format!("step-{}-{}", step.position, step.attempt));
+                let written = script::write(dir, script).await;
+                written.map_err(|cause| failed("writing a step's script", cause))?
+            }
+        };
+        let dir = match &step.work_dir {
+            Some(dir) => work.join(dir),
+            None => work,
+        };
+        let own = step.env.iter().map(|(name, value)| (name.into(), value.into()));
+        let env = self.options.inherited.iter().cloned().chain(own).collect();
+        Ok(Job { words, env, dir })
+    }
+
+    /// A supervisor that waits for its job.
+    fn supervisor(&self) -> Result<(Child, UnixStream), ExecError> {
+        let broken = |cause| failed("starting a step's supervisor", cause);
+        let (ours, theirs) = Pair::pair().map_err(broken)?;
+        ours.set_nonblocking(true).map_err(broken)?;
+        let (program, words) = &self.options.supervisor;
+        let mut command = Command::new(program);
+        command
+            .args(words)
+            .env_clear()
+            .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            // What a terminal sends to the worker is not for the steps.
+            .process_group(0);
+        let child = command.spawn().map_err(broken)?;
+        Ok((child, UnixStream::from_std(ours).map_err(broken)?))
+    }
+}
+
+/// Hands on what a stream brings, to its end.
+async fn pump(from: Option<impl AsyncRead + Unpin>, stream: LogStream, out: Arc<dyn LogSink>) {
+    let Some(mut from) = from else { return };
+    let mut buffer = BytesMut::with_capacity(PIECE);
+    // A pipe that breaks has come to its end.
+    while let Ok(1..) = from.read_buf(&mut buffer).await {
+        out.write(stream, buffer.split().freeze()).await;
+        buffer.reserve(PIECE);
+    }
+}
+
+/// What a supervisor says next; `None`: it is gone.
+async fn heard(told: &mut BufReader<OwnedReadHalf>) -> Option<Told> {
+    let mut line = Vec::new();
+    told.read_until(b'\n', &mut line).await.ok()?;
+    serde_json::from_slice(&line).ok()
+}
+
+async fn ask(asks: &mut OwnedWriteHalf, asked: &Asked) {
+    let Ok(mut line) = serde_json::to_vec(asked) else { return };
+    line.push(b'\n');
+    // One that is gone has ended what it ran.
+    asks.write_all(&line).await.ok();
+}
+
+/// Ends a step as it is asked to; never resolves.
+async fn obey(asks: &mut OwnedWriteHalf, stop: &StopSignal) {
+    let mut level = stop.above(StopLevel::Run).await;
+    if let StopLevel::Stop { grace } = level {
+        ask(asks, &Asked::Term).await;
+        level = tokio::time::timeout(grace, stop.above(level)).await.unwrap_or(StopLevel::Kill);
+    }
+    if level == StopLevel::Kill {
+        ask(asks, &Asked::Kill).await;
+    }
+    std::future::pending().await
+}
+
+/// Runs one step, from its gate to its end.
+async fn run(
+    (mut child, socket): (Child, UnixStream),
+    job: Job,
+    step: &StepSpec,
+    mut gate: Gate,
+    out: Arc<dyn LogSink>,
+    stop: &StopSignal,
+) -> Result<Ran, ExecError> {
+    let open = tokio::select! {
+        biased;
+        _ = stop.above(StopLevel::Run) => false,
+        open = gate.opened() => open,
+    };
+    if !open || !gate.stands() {
+        return Err(ExecError::NotStarted);
+    }
+    let (told, mut asks) = socket.into_split();
+    let mut told = BufReader::new(told);
+    ask(&mut asks, &Asked::Run(job)).await;
+    let output = async {
+        tokio::join!(
+            pump(child.stdout.take(), LogStream::Stdout, Arc::clone(&out)),
+            pump(child.stderr.take(), LogStream::Stderr, Arc::clone(&out)),
+        )
+    };
+    let ended = async {
+        tokio::select! {
+            biased;
+            ended = heard(&mut told) => ended,
+            () = obey(&mut asks, stop) => None,
+        }
+    };
+    let (ended, _) = tokio::join!(ended, output);
+    drop(asks);
+    let waited = child.wait().await;
+    match ended {
+        Some(Told::Ended(code)) => {
+            Ok(Ran { exit: Exit { code, oom: false }, left: Workspace::None })
+        }
+        Some(Told::NotStarted { code, cause }) => {
+            Err(ExecError::Start { step: step.name.clone(), cause, code })
+        }
+        None => Err(failed("supervising a step", format!("its supervisor ended: {waited:?}"))),
+    }
+}
+
+#[async_trait]
+impl Executor for Local {
+    async fn info(&self) -> Result<EngineInfo, ExecError> {
+        let (id, executor) = (NAME.to_owned(), NAME);
+        let limits_refused = Some("processes of this host are not limited".to_owned());
+        Ok(EngineInfo { id, executor, checkpoints: false, limits_refused })
+    }
+
+    async fn prepare(&self, _run: &RunScope, _stop: &StopSignal) -> Result<Workspace, ExecError> {
+        Ok(Workspace::None)
+    }
+
+    async fn adopt(
+        &self,
+        _run: &RunScope,
+        _kept: Option<&Checkpoint>,
+    ) -> Result<Option<Workspace>, ExecError> {
+        Ok(None)
+    }
+
+    async fn push(
+        &self,
+        _run: &RunScope,
+        _kept: &Workspace,
+        _step: &StepSpec,
+    ) -> Result<Option<String>, ExecError> {
+        Ok(None)
+    }
+
+    async fn run_step(
+        &self,
+        scope: &RunScope,
+        _on: &Workspace,
+        step: &StepSpec,
+        gate: Gate,
+        out: Arc<dyn LogSink>,
+        stop: &StopSignal,
+    ) -> Result<Ran, ExecError> {
+        if step.limits.cpu.is_some() || step.limits.mem.is_some() {
+            let why =
+                format!("step {}: limits of a step of executor local are not enforced", step.name);
+            return Err(ExecError::Unsupported(why));
+        }
+        let job = self.job(scope, step).await?;
+        let supervisor = self.supervisor()?;
+        let (step, stop) = (step.clone(), stop.clone());
+        // Whoever waits may go: the step does not.
+        let ran =
+            self.tasks.spawn(async move { run(supervisor, job, &step, gate, out, &stop).await });
+        ran.await.unwrap_or_else(|cause| Err(failed("running a step", cause)))
+    }
+
+    async fn checkpoint(
+        &self,
+        _run: &RunScope,
+        _left: Workspace,
+        _step: &StepSpec,
+    ) -> Result<Workspace, ExecError> {
+        Ok(Workspace::None)
+    }
+
+    async fn discard(&self, _run: &RunScope, _left: Workspace) {}
+
+    async fn import(
+        &self,
+        _run: &RunScope,
+        _on: &Workspace,
+        _at: &str,
+        _tar: ByteStream,
+    ) -> Result<Workspace, ExecError> {
+        let why = "a step of executor local can have no resource mounted";
+        Err(ExecError::Unsupported(why.to_owned()))
+    }
+
+    async fn export(
+        &self,
+        run: &RunScope,
+        _left: &Workspace,
+        path: &str,
+    ) -> Result<ByteStream, ExecError> {
+        let dir = self.options.work_dir.clone().unwrap_or_else(|| self.dir(&run.run).join(WORK));
+        script::packed(dir.join(path), path).await
+    }
+
+    async fn clear(&self, run: &RunId) -> Result<(), ExecError> {
+        self.destroy(run).await
+    }
+
+    async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
+        match tokio::fs::remove_dir_all(self.dir(run)).await {
+            Ok(()) => Ok(()),
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(cause) => Err(failed("removing a run's directory", cause)),
+        }
+    }
+
+    async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {
+        let runs = self.options.runs.clone();
+        let listed = tokio::task::spawn_blocking(move || {
+            let entries = std::fs::read_dir(runs).into_iter().flatten().filter_map(Result::ok);
+            let left = entries.filter_map(|entry| {
+                let run = entry.file_name().to_str()?.parse().ok()?;
+                let cluster = std::fs::read_to_string(entry.path().join(CLUSTER)).ok();
+                Some(Left { run, cluster })
+            });
+            let mut left: Vec<Left> = left.collect();
+            left.sort();
+            left
+        });
+        listed.await.map_err(|cause| failed("listing what is left of runs", cause))
+    }
+
+    async fn answers(&self) -> Result<(), ExecError> {
+        Ok(())
+    }
+
+    async fn disk(&self) -> Result<Option<Disk>, ExecError> {
+        Ok(None)
+    }
+
+    async fn bases(
+        &self,
+        _used: &BTreeSet<String>,
+        _now: Millis,
+    ) -> Result<Vec<BaseImage>, ExecError> {
+        Ok(Vec::new())
+    }
+
+    async fn remove_base(&self, _image: &BaseImage) -> Result<bool, ExecError> {
+        Ok(false)
+    }
+}

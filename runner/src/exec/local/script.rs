@@ -1,0 +1,100 @@
+//! The programs of a step, as files.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use protocol::pipeline::Shell;
+use tokio_util::io::ReaderStream;
+
+use crate::ports::{ByteStream, ExecError, Script};
+
+/// Runs each program in a process of its own, as one that ends with `exit` ends itself alone. Variables
+/// and functions are handed on, the working directory is not.
+const BASH: &str = r#"__bob_goes_on=$2 __bob_last=0
+for ((__bob_at = 0; __bob_at < $3; __bob_at++)); do
+  bash "$1/one" "$1/$__bob_at" "$1/state" "$PWD"
+  __bob_code=$?
+  if [ "$__bob_code" -ne 0 ]; then
+    [ "$__bob_goes_on" = yes ] || exit "$__bob_code"
+    __bob_last=$__bob_code
+  fi
+done
+exit "$__bob_last"
+"#;
+
+/// What of the shell itself is read-only is left as it is.
+const ONE: &str = r#"[ -e "$2" ] && . "$2" 2>/dev/null
+__bob=("$@")
+set --
+cd -- "${__bob[2]}" || exit 1
+trap '__bob_code=$?; trap - EXIT; { declare -p; declare -f; } >"${__bob[1]}" 2>/dev/null; exit "$__bob_code"' EXIT
+. "${__bob[0]}"
+"#;
+
+/// Runs the programs in one process: a plain shell cannot hand on its functions.
+const SH: &str = r#"__bob_dir=$1 __bob_goes_on=$2 __bob_count=$3 __bob_at=0 __bob_last=0 __bob_work=$PWD
+set --
+while [ "$__bob_at" -lt "$__bob_count" ]; do
+  cd "$__bob_work" || exit 1
+  . "$__bob_dir/$__bob_at"
+  __bob_code=$?
+  if [ "$__bob_code" -ne 0 ]; then
+    [ "$__bob_goes_on" = yes ] || exit "$__bob_code"
+    __bob_last=$__bob_code
+  fi
+  __bob_at=$((__bob_at + 1))
+done
+exit "$__bob_last"
+"#;
+
+/// Writes a script into a directory; the words that run it.
+pub(super) async fn write(dir: PathBuf, script: &Script) -> std::io::Result<Vec<OsString>> {
+    let Script { shell, programs, goes_on } = script.clone();
+    let written = tokio::task::spawn_blocking(move || {
+        std::fs::create_dir_all(&dir)?;
+        for (at, program) in programs.iter().enumerate() {
+            std::fs::write(dir.join(at.to_string()), program)?;
+        }
+        let program = OsString::from(shell.program());
+        if programs.len() == 1 {
+            return Ok(vec![program, dir.join("0").into()]);
+        }
+        let all = match shell {
+            Shell::Bash => {
+                std::fs::write(dir.join("one"), ONE)?;
+                BASH
+            }
+            Shell::Sh => SH,
+        };
+        std::fs::write(dir.join("all"), all)?;
+        let goes_on = if goes_on { "yes" } else { "no" };
+        let count = programs.len().to_string().into();
+        Ok(vec![program, dir.join("all").into(), dir.into(), goes_on.into(), count])
+    });
+    written.await.map_err(std::io::Error::other)?
+}
+
+/// A tar of a file or a directory, under its last name.
+pub(super) async fn packed(path: PathBuf, asked: &str) -> Result<ByteStream, ExecError> {
+    let nothing = || ExecError::NoSuchPath { path: asked.to_owned() };
+    let meta = tokio::fs::symlink_metadata(&path).await.map_err(|_gone| nothing())?;
+    let name = path.file_name().map(PathBuf::from).ok_or_else(nothing)?;
+    let (write, read) = tokio::io::duplex(64 * 1024);
+    let packing = async move {
+        let mut tar = tokio_tar::Builder::new(write);
+        tar.follow_symlinks(false);
+        if meta.is_dir() {
+            tar.append_dir_all(&name, &path).await?;
+        } else {
+            tar.append_path_with_name(&path, &name).await?;
+        }
+        tar.finish().await
+    };
+    // What was packed comes first, then how that ended.
+    let ended = futures::stream::once(packing).filter_map(|done| async { done.err().map(Err) });
+    let bytes = ReaderStream::new(read);
+    let both = futures::stream::select(bytes, ended.map(|done: std::io::Result<Bytes>| done));
+    Ok(both.boxed())
+}

@@ -1,0 +1,155 @@
+//! A step's supervisor: runs one command, and sees that nothing of it is left, whoever dies.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpid, kill_process, kill_process_group, set_child_subreaper, wait,
+};
+
+use super::word::{Asked, Job, Told};
+
+/// Runs one command as the worker at the other end of standard input asks for it.
+///
+/// It has no thread but for listening, and no runtime: what it reaps is its own.
+///
+/// # Errors
+/// Where the worker is not to be understood, or gone.
+pub fn supervise() -> std::io::Result<()> {
+    // What the command has begun, and not waited for, becomes ours.
+    set_child_subreaper(Some(getpid()))?;
+    // The command does not have it: its end is the worker's.
+    let socket = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3)?);
+    let mut tells = socket.try_clone()?;
+    let mut asks = BufReader::new(socket);
+    let Some(Asked::Run(job)) = next(&mut asks) else { return Ok(()) };
+    let told = match start(&job) {
+        Ok(child) => {
+            // It ends with the process, as does what it waits for.
+            std::thread::Builder::new().spawn(move || listen(&mut asks, child))?;
+            Told::Ended(reap(child)?)
+        }
+        Err(cause) => {
+            let is_missing = cause.kind() == std::io::ErrorKind::NotFound;
+            let program = job.words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
+            let in_dir =
+                if job.dir.is_dir() { String::new() } else { format!(" in {}", job.dir.display()) };
+            Told::NotStarted {
+                code: if is_missing { 127 } else { 126 },
+                cause: format!("{program}{in_dir}: {cause}"),
+            }
+        }
+    };
+    let mut line = serde_json::to_vec(&told)?;
+    line.push(b'\n');
+    tells.write_all(&line)
+}
+
+fn next(asks: &mut BufReader<UnixStream>) -> Option<Asked> {
+    let mut line = Vec::new();
+    asks.read_until(b'\n', &mut line).ok()?;
+    serde_json::from_slice(&line).ok()
+}
+
+fn start(job: &Job) -> std::io::Result<Pid> {
+    let mut words = job.words.iter();
+    let Some(program) = words.next() else {
+        return Err(std::io::Error::other("there is nothing to run"));
+    };
+    let child = Command::new(program)
+        .args(words)
+        .env_clear()
+        .envs(job.env.iter().map(|(name, value)| (name, value)))
+        .current_dir(&job.dir)
+        .stdin(Stdio::null())
+        .process_group(0)
+        .spawn()?;
+    Pid::from_raw(i32::try_from(child.id()).map_err(std::io::Error::other)?)
+        .ok_or_else(|| std::io::Error::other("a process without an id"))
+}
+
+/// Does what the worker asks for. One that is gone asks for nothing to be left.
+fn listen(asks: &mut BufReader<UnixStream>, child: Pid) {
+    loop {
+        match next(asks) {
+            // A command that has ended needs no signal.
+            Some(Asked::Term) => drop(kill_process_group(child, Signal::TERM)),
+            Some(Asked::Run(_)) => {}
+            Some(Asked::Kill) | None => {
+                // What it begins meanwhile is seen by the next look.
+                loop {
+                    kill_all();
+                    std::thread::sleep(AGAIN);
+                }
+            }
+        }
+    }
+}
+
+/// The time between two looks at what a command has begun.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// Waits for the command, then ends what it has left; its exit code.
+fn reap(child: Pid) -> std::io::Result<i32> {
+    let mut code = None;
+    loop {
+        if code.is_some() {
+            kill_all();
+        }
+        match wait(WaitOptions::empty()) {
+            Ok(Some((pid, status))) if pid == child => {
+                code = Some(code_of(ExitStatus::from_raw(status.as_raw())));
+            }
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(Errno::CHILD) => return code.ok_or_else(|| Errno::CHILD.into()),
+            Err(cause) => return Err(cause.into()),
+        }
+    }
+}
+
+/// As a shell has it: 128 and the signal where one ended it.
+fn code_of(status: ExitStatus) -> i32 {
+    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255)
+}
+
+/// Kills everything below this process.
+fn kill_all() {
+    for pid in below(i64::from(getpid().as_raw_nonzero().get())) {
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        // One that is gone needs no signal.
+        pid.map(|pid| kill_process(pid, Signal::KILL));
+    }
+}
+
+/// The processes that one has begun, and those that they have.
+fn below(ancestor: i64) -> BTreeSet<i64> {
+    let mut children: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+    for entry in entries {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
+        // Its name, in brackets, may hold anything: what counts is behind the last one.
+        let parent = stat
+            .rsplit_once(')')
+            .and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+        if let Some(parent) = parent {
+            children.entry(parent).or_default().push(pid);
+        }
+    }
+    let (mut found, mut look) = (BTreeSet::new(), vec![ancestor]);
+    while let Some(next) = look.pop() {
+        for child in children.get(&next).into_iter().flatten() {
+            if found.insert(*child) {
+                look.push(*child);
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,172 @@
+//! Steps as processes of this host, supervised by the program itself.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use protocol::pipeline::ExecutorKind;
+use runner::exec::local::{Local, Options};
+use runner::ports::conformance::{Act, ExecutorSubject, executor};
+
+fn words(act: &Act) -> Vec<String> {
+    let line = match act {
+        Act::Exit(code) => format!("exit {code}"),
+        Act::Print(text) => format!("echo '{text}'"),
+        Act::Complain(text) => format!("echo '{text}' >&2"),
+        Act::Put(path, text) => format!("echo '{text}' > '{path}'"),
+        Act::Show(path) => format!("cat '{path}'"),
+        Act::Env(name) => format!("echo \"${{{name}-unset}}\""),
+        Act::Dir => "pwd".to_owned(),
+        Act::Hang => "echo ready; exec sleep 1000".to_owned(),
+        Act::Stubborn => "trap '' TERM; echo ready; while true; do sleep 0.1; done".to_owned(),
+        Act::Nowhere => return vec!["no-such-program".to_owned()],
+    };
+    vec!["sh".to_owned(), "-c".to_owned(), line]
+}
+
+fn local(dir: &Path) -> Local {
+    Local::new(Options {
+        supervisor: (env!("CARGO_BIN_EXE_bob-runner").into(), vec!["supervise".into()]),
+        runs: dir.join("runs"),
+        work_dir: None,
+        inherited: std::env::vars_os().filter(|(name, _)| name == "PATH").collect(),
+    })
+}
+
+#[tokio::test]
+async fn processes_keep_the_contract_of_an_executor() {
+    let dir = tempfile::tempdir().unwrap();
+    executor(ExecutorSubject {
+        prefix: "suite".into(),
+        executor: Arc::new(local(dir.path())),
+        other: Arc::new(local(dir.path())),
+        kind: ExecutorKind::Local,
+        has_a_shell: true,
+        on_images: false,
+        image: String::new(),
+        missing: String::new(),
+        words,
+    })
+    .await;
+}
+
+/// A directory with a pipeline, in which the program runs it.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new(pipeline: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("pipeline.yaml"), pipeline).unwrap();
+        Self(dir)
+    }
+
+    /// The program, with no engine anywhere.
+    fn run(&self, typed: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bob-runner"));
+        command
+            .args(["run", "pipeline.yaml"])
+            .args(typed)
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", self.0.path())
+            .env("CONTAINER_HOST", "unix:///nowhere")
+            .env("GREETING", "hello")
+            .current_dir(self.0.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+}
+
+/// Waits for something that is bound to come.
+fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(120), "waited in vain: {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn pid_in(path: &Path) -> Option<u32> {
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+fn is_there(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+}
+
+#[test]
+fn a_pipeline_of_processes_needs_no_engine_and_runs_where_its_user_is() {
+    let place = Place::new(
+        "{group: g, name: n, steps: [
+          {name: a, executor: local, script: ['echo $GREETING > a.txt'], needs: []},
+          {name: b, executor: local, cmd: 'sh -c \"echo b > b.txt\"', needs: []},
+          {name: all, needs: [a, b]},
+          {name: c, executor: local, script: ['cat a.txt b.txt'], needs: [all]}]}",
+    );
+    let said = place.run(&[]).output().unwrap();
+    let out = String::from_utf8_lossy(&said.stdout);
+    assert_eq!(said.status.code(), Some(0), "{out} {}", String::from_utf8_lossy(&said.stderr));
+    assert!(out.contains("hello") && out.contains('b'), "{out}");
+    assert!(place.path("a.txt").exists());
+}
+
+#[test]
+fn programs_of_bash_hand_on_what_they_know_and_end_themselves_alone() {
+    let place = Place::new(
+        "{group: g, name: n, steps: [{name: a, executor: local, shell: bash, script: [
+            'declare -A map=([k]=v); f() { echo \"f of ${map[k]}\"; }; cd /; exit 0',
+            'f; [ \"$PWD\" != / ] && echo back', 'exit 3', 'echo never']}]}",
+    );
+    let said = place.run(&[]).output().unwrap();
+    let out = String::from_utf8_lossy(&said.stdout);
+    assert!(out.contains("f of v") && out.contains("back") && !out.contains("never"), "{out}");
+    let err = String::from_utf8_lossy(&said.stderr);
+    assert!(err.contains("exit code 3") || out.contains("exit code 3"), "{out} {err}");
+    assert_eq!(said.status.code(), Some(1));
+}
+
+#[test]
+fn what_a_step_has_left_running_ends_with_it() {
+    let place = Place::new(
+        "{group: g, name: n, steps: [{name: a, executor: local, script: [
+            'setsid sh -c \"echo \\$\\$ > pid; exec sleep 1000\" & while [ ! -s pid ]; do :; done']}]}",
+    );
+    assert_eq!(place.run(&[]).output().unwrap().status.code(), Some(0));
+    let pid = pid_in(&place.path("pid")).unwrap();
+    assert!(!is_there(pid), "it had a session of its own");
+}
+
+#[test]
+fn a_step_dies_with_its_worker_and_all_that_it_has_begun() {
+    let place = Place::new(
+        "{group: g, name: n, steps: [{name: a, executor: local, script: [
+            'setsid sh -c \"trap : TERM; echo \\$\\$ > pid; while :; do sleep 1000; done\" & wait']}]}",
+    );
+    let mut worker = place.run(&[]).spawn().unwrap();
+    let pid = until("the step runs", || pid_in(&place.path("pid")));
+    assert!(is_there(pid));
+    worker.kill().unwrap();
+    worker.wait().unwrap();
+    until("its process is gone", || (!is_there(pid)).then_some(()));
+}
+
+#[test]
+fn a_step_has_nothing_of_what_its_worker_is_told() {
+    let place = Place::new("{group: g, name: n, steps: [{name: a, executor: local, cmd: env}]}");
+    let mut command = place.run(&[]);
+    let said = command.env("BOB_RABBITMQ_PASSWORD", "s3cret").env("HOME_OF", "x").output().unwrap();
+    let out = String::from_utf8_lossy(&said.stdout);
+    assert!(out.contains("HOME_OF=x") && !out.contains("s3cret"), "{out}");
+}
