@@ -20,7 +20,7 @@ pub use self::lines::line;
 pub use self::prunner::{Loaded, load as load_prunner};
 use self::tree::{Node, Position, Tree, Value};
 use crate::diagnostic::{Class, Diagnostic};
-use crate::pipeline::Pipeline;
+use crate::pipeline::{Pipeline, Unsupported};
 
 /// How something is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +44,12 @@ pub struct Parsed {
     pub pipelines: Vec<Pipeline>,
     /// Everything there is to say, in the order of the file.
     pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Dialect {
+    /// All that can be named, with the word for each.
+    pub const NAMED: [(&'static str, Self); 4] =
+        [("bob", Self::Bob), ("prunner", Self::Prunner), ("job", Self::Job), ("ci", Self::CiLines)];
 }
 
 impl Parsed {
@@ -181,20 +187,31 @@ fn remarks_of_a_line((at, pipeline): &(Position, Pipeline)) -> Vec<Diagnostic> {
 }
 
 fn remarks_at(at: Position, path: &str, pipeline: &Pipeline) -> Vec<Diagnostic> {
-    let later = pipeline.unsupported();
-    let keys: BTreeSet<&str> =
-        later.iter().filter_map(|found| found.path.rsplit('.').next()).collect();
-    if keys.is_empty() {
-        return Vec::new();
-    }
-    let keys = keys.into_iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
-    let message = format!(
-        "pipeline {} becomes one with {keys}, which this version does not run yet",
-        tree::quoted(&pipeline.name)
-    );
-    let fault = at.fault(message, None);
-    vec![Diagnostic { class: Class::Unsupported, path: path.to_owned(), ..fault }]
+    let keys = |found: Vec<Unsupported>| {
+        let keys = found.iter().filter_map(|found| found.path.rsplit('.').next());
+        let keys: BTreeSet<String> = keys.map(|key| format!("`{key}`")).collect();
+        (!keys.is_empty()).then(|| keys.into_iter().collect::<Vec<_>>().join(", "))
+    };
+    let name = tree::quoted(&pipeline.name);
+    let never = keys(pipeline.unsupported()).map(|keys| {
+        let what =
+            format!("pipeline {name} becomes one with {keys}, which this version does not run yet");
+        (Class::Unsupported, what)
+    });
+    let alone = keys(pipeline.unsupported_among_runs()).map(|keys| {
+        let what = format!("pipeline {name} becomes one with {keys}: {ALONE}");
+        (Class::Warning, what)
+    });
+    let of = |(class, message): (Class, String)| {
+        let fault = at.fault(message, None);
+        Diagnostic { class, path: path.to_owned(), ..fault }
+    };
+    never.into_iter().chain(alone).map(of).collect()
 }
+
+/// What becomes of what is said of several runs.
+pub const ALONE: &str =
+    "`run` needs none of that, and a worker does not take it yet in this version";
 
 /// What there is to say about a pipeline that is valid.
 fn remarks(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
@@ -206,6 +223,10 @@ fn remarks(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
             Diagnostic { class: Class::Unsupported, path: found.path, ..fault }
         })
         .collect();
+    remarks.extend(pipeline.unsupported_among_runs().into_iter().map(|found| {
+        let fault = place_of(root, &found.path).fault(format!("`{}`: {ALONE}", found.path), None);
+        Diagnostic { class: Class::Warning, path: found.path, ..fault }
+    }));
     if let Some(image) = pipeline.image.as_deref().filter(|image| !bob::is_qualified(image)) {
         let message = format!(
             "the image {} does not say which registry it is from, so each host may choose another",

@@ -309,7 +309,7 @@ impl Pipeline {
         let last = self.on_error.iter().map(|step| ("on-error".to_owned(), &**step));
         for (path, step) in steps.chain(last) {
             let asked = [
-                ("template", step.template.is_some()),
+                ("template", step.template == Some(Template::Dollar)),
                 ("secrets", !step.secrets.is_empty()),
                 ("label", step.label.is_some()),
                 ("with", !step.with.is_empty()),
@@ -324,14 +324,23 @@ impl Pipeline {
                 );
             }
         }
+        found
+    }
+
+    /// What it says of its runs among each other, and this version does not do yet. One run by itself
+    /// has no use for it.
+    #[must_use]
+    pub fn unsupported_among_runs(&self) -> Vec<Unsupported> {
         let asked = [
             ("admission", self.admission.is_some()),
             ("retention-count", self.retention_count.is_some()),
         ];
-        for (key, _) in asked.into_iter().filter(|(_, asked)| *asked) {
-            later(key.to_owned(), &format!("`{key}`"));
-        }
-        found
+        let asked = asked.into_iter().filter(|(_, asked)| *asked);
+        let found = asked.map(|(key, _)| Unsupported {
+            path: key.to_owned(),
+            what: format!("`{key}` is not supported by this version"),
+        });
+        found.collect()
     }
 }
 

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use super::{Artifact, Callback, Output, PullPolicy, Scalar, VARIABLE, Vars};
 use crate::id::StepName;
 use crate::quantity::Span;
+use crate::run::Cause;
 
 /// One step of a pipeline.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -223,6 +224,12 @@ impl Step {
     #[must_use]
     pub fn is_on_host(&self) -> bool {
         matches!(self.executor, ExecutorKind::Local | ExecutorKind::Custom) && !self.is_join()
+    }
+
+    /// Whether the run goes on where it has failed for that: a script that could not be made never may.
+    #[must_use]
+    pub fn allows(&self, cause: Cause) -> bool {
+        self.allow_failure && cause != Cause::Template
     }
 
     /// Whether it may be run once more where nobody knows if it took effect, or though it did.

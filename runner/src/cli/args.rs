@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use protocol::dialect::Dialect;
 use protocol::id::{PipelineId, RegisteredName, RunId, StepName};
 use protocol::quantity::Span;
 use protocol::run::Status;
@@ -234,6 +235,12 @@ pub(super) struct Run {
     /// The pipeline file, JSON or YAML; `-` is standard input
     #[arg(value_hint = ValueHint::FilePath)]
     pub(super) file: String,
+    /// The pipeline's name, of a file that holds several
+    #[arg(long, value_name = "NAME")]
+    pub(super) pipeline: Option<String>,
+    /// How the file is written: bob, prunner, job or ci [default: told from the file]
+    #[arg(long, value_name = "DIALECT", value_parser = dialect)]
+    pub(super) dialect: Option<Dialect>,
     /// A variable, laid over the pipeline's
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = variable)]
     pub(super) vars: Vec<(String, String)>,
@@ -386,6 +393,11 @@ pub(super) struct Schema {
     /// Of what
     #[arg(value_parser = schema_names())]
     pub(super) what: What,
+}
+
+fn dialect(typed: &str) -> Result<Dialect, String> {
+    let named = Dialect::NAMED.into_iter().find(|(name, _)| *name == typed);
+    named.map(|(_, dialect)| dialect).ok_or_else(|| "bob, prunner, job and ci are known".to_owned())
 }
 
 pub(super) fn variable(text: &str) -> Result<(String, String), String> {

@@ -3,7 +3,7 @@
 use std::io::Read as _;
 
 use protocol::diagnostic::{Class, Diagnostic};
-use protocol::dialect::{self, Parsed};
+use protocol::dialect::{self, Dialect, Parsed};
 use protocol::pipeline::Pipeline;
 
 use super::args::Validate;
@@ -39,12 +39,12 @@ fn shown_name(file: &str) -> &str {
 }
 
 /// Understands a file. Standard input has no name that could tell its dialect.
-fn parsed(file: &str) -> Result<Parsed, Failure> {
+fn parsed(file: &str, dialect: Option<Dialect>) -> Result<Parsed, Failure> {
     let bytes = bytes_of(file)?;
     if file != "-" {
-        return Ok(dialect::parse(Some(file), &bytes));
+        return Ok(dialect::parse_as(dialect, Some(file), &bytes));
     }
-    let mut parsed = dialect::parse(None, &bytes);
+    let mut parsed = dialect::parse_as(dialect, None, &bytes);
     for fault in &mut parsed.diagnostics {
         fault.file = Some(STDIN.to_owned());
     }
@@ -53,14 +53,62 @@ fn parsed(file: &str) -> Result<Parsed, Failure> {
 
 /// The pipelines of a file that is to be used; everything there is to say about it is said first.
 pub(super) fn usable(context: &Context, file: &str) -> Result<Vec<Pipeline>, Failure> {
-    let parsed = parsed(file)?;
-    for fault in &parsed.diagnostics {
+    used(context, parsed(file, None)?, |_| true)
+}
+
+/// Says what there is to say, of that which matters.
+fn used(
+    context: &Context,
+    parsed: Parsed,
+    matters: impl Fn(&Diagnostic) -> bool,
+) -> Result<Vec<Pipeline>, Failure> {
+    let faults: Vec<_> = parsed.diagnostics.into_iter().filter(matters).collect();
+    for fault in &faults {
         output::message(&shown(fault, context.style.colour_err));
     }
-    if parsed.is_refused() {
+    if faults.iter().any(|fault| fault.class.is_refusal()) {
         return Err(Failure::told(Exit::Invalid));
     }
     Ok(parsed.pipelines)
+}
+
+/// The pipeline of a file that is run by itself, here and now: the one of that name, or the only one.
+pub(super) fn to_run(
+    context: &Context,
+    file: &str,
+    dialect: Option<Dialect>,
+    name: Option<&str>,
+) -> Result<Pipeline, Failure> {
+    let parsed = parsed(file, dialect)?;
+    let named: Vec<String> = parsed.pipelines.iter().map(|one| one.name.clone()).collect();
+    let chosen = match name {
+        Some(name) => Some(name),
+        None => match &named[..] {
+            [only] => Some(only.as_str()),
+            _ => None,
+        },
+    };
+    // What is not done yet for the others is not asked for, nor is what many runs need.
+    let is_of = |fault: &Diagnostic| {
+        let path = fault.path.strip_prefix("pipelines.");
+        path.is_none_or(|path| Some(path) == chosen)
+    };
+    let among_runs = |fault: &Diagnostic| {
+        fault.class == Class::Warning && fault.message.contains(dialect::ALONE)
+    };
+    let pipelines = used(context, parsed, |fault| {
+        fault.class == Class::Error || (is_of(fault) && !among_runs(fault))
+    })?;
+    let found = pipelines.into_iter().find(|one| Some(one.name.as_str()) == chosen);
+    found.ok_or_else(|| {
+        let (shown, all) = (shown_name(file), named.join(", "));
+        let text = match name {
+            _ if named.is_empty() => format!("{shown} holds no pipeline"),
+            Some(name) => format!("{shown} holds no pipeline {name:?}; it holds {all}"),
+            None => format!("{shown} holds several pipelines: say which with --pipeline: {all}"),
+        };
+        Failure::new(Exit::Invalid, text)
+    })
 }
 
 /// The one pipeline of a file that is to be run.
@@ -101,7 +149,7 @@ pub(super) async fn validate(context: &Context, typed: &Validate) -> Result<Exit
     let mut faults = Vec::new();
     let mut fine = Vec::new();
     for file in &typed.files.files {
-        let mut parsed = match parsed(file) {
+        let mut parsed = match parsed(file, None) {
             Ok(parsed) => parsed,
             Err(Failure { message, .. }) => {
                 faults.push(unreadable(file, message.unwrap_or_default()));
@@ -162,7 +210,7 @@ fn unreadable(file: &str, message: String) -> Diagnostic {
 }
 
 pub(super) fn plan(context: &Context, file: &str) -> Result<Exit, Failure> {
-    let parsed = parsed(file)?;
+    let parsed = parsed(file, None)?;
     for fault in &parsed.diagnostics {
         output::message(&shown(fault, context.style.colour_err));
     }

@@ -22,7 +22,7 @@ const FRAME: Duration = Duration::from_millis(250);
 
 pub(super) async fn run(context: &Context, typed: Run) -> Result<Exit, Failure> {
     let config = context.config(Talk::Hardly)?;
-    let pipeline = files::the_one(context, &typed.file)?;
+    let pipeline = files::to_run(context, &typed.file, typed.dialect, typed.pipeline.as_deref())?;
     let vars: Vars = typed.vars.into_iter().collect();
     let run = typed.run_id.unwrap_or_else(Client::new_run_id);
     let mut signals = Signals::listen()?;

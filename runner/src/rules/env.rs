@@ -7,7 +7,9 @@ use protocol::pipeline::{Pipeline, PullPolicy, Step, Vars};
 #[must_use]
 pub fn of_step(pipeline: &Pipeline, start: &Vars, step: &Step) -> Vars {
     let mut vars = pipeline.vars.clone();
-    for (name, value) in start.iter().chain(&step.vars) {
+    // Those of the start stand in a template's text, and nowhere else.
+    let start = Some(start).filter(|_| step.template.is_none());
+    for (name, value) in start.into_iter().flatten().chain(&step.vars) {
         vars.insert(name.clone(), value.clone());
     }
     vars

@@ -4,3 +4,4 @@ pub mod env;
 pub mod lines;
 pub mod quota;
 pub mod run;
+pub mod template;

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use protocol::pipeline::{Cmd, Step};
+use protocol::event::LogStream;
+use protocol::id::RunId;
+use protocol::pipeline::{Cmd, Step, Template, Vars};
+use protocol::run::Cause;
 use tokio::sync::oneshot;
 
 use super::drive::Drive;
@@ -10,14 +13,19 @@ use super::output::Output;
 use super::push::Push;
 use super::step::{self, Done};
 use crate::ports::{ExecError, Gate, LogSink, Script, StepSpec, StopLevel};
-use crate::rules::env;
+use crate::rules::{env, template};
 
-fn script_of(step: &Step) -> Option<Script> {
-    (!step.script.is_empty()).then(|| Script {
-        shell: step.shell.unwrap_or_default(),
-        programs: step.script.clone(),
-        goes_on: step.allow_failure,
-    })
+/// The programs of a step, with its run's variables in them.
+fn script_of(step: &Step, vars: &Vars, run: &RunId) -> Result<Option<Script>, String> {
+    if step.script.is_empty() {
+        return Ok(None);
+    }
+    let programs = step.script.iter().map(|program| match step.template {
+        Some(Template::Go) => template::go(program, vars, run.as_str()),
+        Some(Template::Dollar) | None => Ok(program.clone()),
+    });
+    let (shell, goes_on) = (step.shell.unwrap_or_default(), step.allow_failure);
+    Ok(Some(Script { shell, programs: programs.collect::<Result<_, _>>()?, goes_on }))
 }
 
 impl Drive {
@@ -37,16 +45,27 @@ impl Drive {
 
     pub(super) fn start(&mut self, position: usize) {
         let Some(on) = self.on(position) else { return self.broke(position, "start") };
-        let Some(spec) = self.spec(position) else { return self.broke(position, "start") };
+        let spec = match self.spec(position) {
+            Some(Ok(spec)) => spec,
+            Some(Err(why)) => {
+                let done = Done::Broke(Cause::Template, why, None);
+                return self.begin(Some(position), Box::pin(async move { done }));
+            }
+            None => return self.broke(position, "start"),
+        };
+        let keeps_tail = self.pipeline().is_some_and(|pipeline| pipeline.on_error.is_some());
         let output = Arc::new(Output::new(
             Arc::clone(&self.emitter),
             self.feed.clone(),
             spec.name.clone(),
             spec.attempt,
+            keeps_tail,
         ));
         let (open, opened) = oneshot::channel();
         let stop = self.stop_of(position);
-        self.progress.steps.entry(position).or_default().gate = Some(open);
+        let going = self.progress.steps.entry(position).or_default();
+        going.gate = Some(open);
+        going.output = keeps_tail.then(|| Arc::clone(&output));
         let held = self.held.clone();
         let asked = (self.held.clone(), Arc::clone(&self.shared.ports.host));
         let stands = move || asked.0.stands(&*asked.1);
@@ -74,22 +93,48 @@ impl Drive {
         self.begin(Some(position), Box::pin(running));
     }
 
-    /// A step as its executor is to run it.
-    fn spec(&self, position: usize) -> Option<StepSpec> {
+    /// The variables of a template: those of the start; for the step of `on-error` also what failed.
+    fn template_vars(&self, position: usize) -> Vars {
+        let mut vars = self.run.record().vars.clone();
+        let is_last = self.pipeline().is_some_and(|pipeline| position == pipeline.steps.len());
+        let Some(failed) = self.run.failed_step().filter(|_| is_last) else { return vars };
+        let at = self
+            .pipeline()
+            .and_then(|pipeline| pipeline.steps.iter().position(|step| step.name == failed.name));
+        let output = at.and_then(|at| self.progress.steps.get(&at)?.output.as_ref());
+        let said = |stream| output.map(|output| output.tail(stream)).unwrap_or_default();
+        let code = failed.exit_code.map_or_else(|| "-1".to_owned(), |code| code.to_string());
+        vars.extend([
+            ("failedTaskName".to_owned(), failed.name.to_string()),
+            ("failedTaskExitCode".to_owned(), code),
+            ("failedTaskError".to_owned(), failed.message.clone().unwrap_or_default()),
+            ("failedTaskStdout".to_owned(), said(LogStream::Stdout)),
+            ("failedTaskStderr".to_owned(), said(LogStream::Stderr)),
+        ]);
+        vars
+    }
+
+    /// A step as its executor is to run it; a sentence where its script cannot be made.
+    fn spec(&self, position: usize) -> Option<Result<StepSpec, String>> {
         let (record, options) = (self.run.record(), &self.shared.options);
         let pipeline = record.pipeline.as_ref()?;
         let step = pipeline.step(position)?;
         let limits = pipeline.quotas.as_ref().and_then(|quotas| quotas.limits.clone());
         let network = step.network.as_ref().or(pipeline.network.as_ref());
-        Some(StepSpec {
+        let script = script_of(step, &self.template_vars(position), &record.run_id);
+        let script = match script {
+            Ok(script) => script,
+            Err(why) => return Some(Err(why)),
+        };
+        Some(Ok(StepSpec {
             words: step.cmd.as_ref().map(Cmd::words).unwrap_or_default(),
-            script: script_of(step),
+            script,
             env: env::of_step(pipeline, &record.vars, step),
             work_dir: env::work_dir(step),
             network: network.or(options.network.as_ref()).cloned(),
             limits: limits.unwrap_or_default(),
             ..self.ended_step(position)?
-        })
+        }))
     }
 
     pub(super) fn upload(&mut self, position: usize) {

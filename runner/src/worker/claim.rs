@@ -368,7 +368,10 @@ fn judge(
         let why = format!("logger {logger} is not registered");
         return refuse(Some(pipeline), Cause::UnknownLogger, why);
     }
-    if let Some(unsupported) = pipeline.unsupported().into_iter().next() {
+    let among_runs = pipeline.unsupported_among_runs().into_iter();
+    // Where there is one run alone it has nobody to wait for.
+    let among_runs = among_runs.filter(|_| shared.options.rescue);
+    if let Some(unsupported) = pipeline.unsupported().into_iter().chain(among_runs).next() {
         return refuse(Some(pipeline), Cause::Rejected, unsupported.what);
     }
     if start.partition.is_some() {

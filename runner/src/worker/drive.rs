@@ -18,6 +18,7 @@ use super::emitter::Emitter;
 use super::gone::Gone;
 use super::lease::Held;
 use super::ledger::{Also, Ledger, WriteError};
+use super::output::Output;
 use super::push::Pushes;
 use super::step::{self, Done};
 use super::watchdog::waits;
@@ -71,6 +72,8 @@ pub(super) struct Going {
     /// What it left.
     pub(super) left: Option<Workspace>,
     pub(super) gate: Option<oneshot::Sender<bool>>,
+    /// What it said, where somebody may want to know at the end.
+    pub(super) output: Option<Arc<Output>>,
     pub(super) stop: StopSignal,
 }
 

@@ -1,10 +1,10 @@
 //! A step's output on its way to the stream and to an external logger.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes, BytesMut};
 use protocol::event::LogStream;
 use protocol::id::StepName;
 use tokio::sync::{Mutex, Notify};
@@ -22,6 +22,8 @@ pub(super) struct Output {
     attempt: u32,
     began: Instant,
     streams: Mutex<Streams>,
+    /// The last of each stream, where that is wanted.
+    tails: Option<std::sync::Mutex<Tails>>,
     /// A text waits for its time.
     waits: Notify,
 }
@@ -33,6 +35,36 @@ struct Streams {
     ended: bool,
     /// The stream whose unfinished line was the last that the logger got.
     fed: Option<LogStream>,
+}
+
+/// The last bytes of each stream.
+#[derive(Debug, Default)]
+struct Tails {
+    out: BytesMut,
+    err: BytesMut,
+}
+
+/// The most bytes of a stream that are kept for the end.
+const TAIL: usize = 16 * 1024;
+
+impl Tails {
+    fn of(&self, stream: LogStream) -> &[u8] {
+        match stream {
+            LogStream::Stdout | LogStream::Bob => &self.out,
+            LogStream::Stderr => &self.err,
+        }
+    }
+
+    fn add(&mut self, stream: LogStream, bytes: &[u8]) {
+        let tail = match stream {
+            LogStream::Stdout | LogStream::Bob => &mut self.out,
+            LogStream::Stderr => &mut self.err,
+        };
+        tail.extend_from_slice(bytes);
+        if let Some(over) = tail.len().checked_sub(TAIL) {
+            tail.advance(over);
+        }
+    }
 }
 
 impl Streams {
@@ -50,6 +82,7 @@ impl Output {
         feed: Option<Arc<dyn LoggerFeed>>,
         step: StepName,
         attempt: u32,
+        keeps_tail: bool,
     ) -> Self {
         Self {
             emitter,
@@ -58,8 +91,16 @@ impl Output {
             attempt,
             began: Instant::now(),
             streams: Mutex::default(),
+            tails: keeps_tail.then(std::sync::Mutex::default),
             waits: Notify::new(),
         }
+    }
+
+    /// The last of what a stream said, as text.
+    pub(super) fn tail(&self, stream: LogStream) -> String {
+        let Some(tails) = &self.tails else { return String::new() };
+        let tails = tails.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(tails.of(stream)).into_owned()
     }
 
     /// Publishes what has waited long enough, until `finish`.
@@ -134,6 +175,9 @@ impl Output {
 #[async_trait]
 impl LogSink for Output {
     async fn write(&self, stream: LogStream, bytes: Bytes) {
+        if let Some(tails) = &self.tails {
+            tails.lock().unwrap_or_else(PoisonError::into_inner).add(stream, &bytes);
+        }
         let mut streams = self.streams.lock().await;
         let now = self.began.elapsed();
         let before = streams.deadline();

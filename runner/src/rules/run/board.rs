@@ -188,10 +188,12 @@ impl Board {
 pub(super) fn standing_of(record: &StepRecord, step: &Step) -> Standing {
     match record.status {
         StepStatus::Passed => Standing::Passed,
-        // Without a cause it was to be tried again.
-        StepStatus::Failed | StepStatus::Stopped if record.cause.is_none() => Standing::Waiting,
-        StepStatus::Failed | StepStatus::Stopped if step.allow_failure => Standing::Passed,
-        StepStatus::Failed | StepStatus::Stopped => Standing::Failed,
+        StepStatus::Failed | StepStatus::Stopped => match record.cause {
+            // It was to be tried again.
+            None => Standing::Waiting,
+            Some(cause) if step.allows(cause) => Standing::Passed,
+            Some(_) => Standing::Failed,
+        },
         StepStatus::Pending | StepStatus::Started => Standing::Waiting,
     }
 }

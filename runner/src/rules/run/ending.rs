@@ -75,7 +75,9 @@ impl Run {
         (status, exit_code): (StepStatus, Option<i32>),
         why: Option<(Cause, String)>,
     ) -> Vec<Effect> {
-        let is_allowed = self.step(position).is_some_and(|step| step.allow_failure);
+        let step = self.step(position);
+        let cause = why.as_ref().map(|(cause, _)| *cause);
+        let is_allowed = step.zip(cause).is_some_and(|(step, cause)| step.allows(cause));
         self.note_failure(position, why.as_ref());
         let completed = self.close_step_record(now, position, status, exit_code, None);
         let interrupts = match why {
@@ -178,11 +180,12 @@ impl Run {
     }
 
     /// The first step that has failed for good and may not.
-    fn failed_step(&self) -> Option<&StepRecord> {
+    #[must_use]
+    pub fn failed_step(&self) -> Option<&StepRecord> {
         let steps = &self.record.pipeline.as_ref()?.steps;
         let counts = |record: &&StepRecord| {
             let step = steps.iter().find(|step| step.name == record.name);
-            record.cause.is_some() && step.is_some_and(|step| !step.allow_failure)
+            record.cause.is_some_and(|cause| step.is_some_and(|step| !step.allows(cause)))
         };
         self.record.steps.iter().filter(counts).min_by_key(|record| record.completed_at)
     }

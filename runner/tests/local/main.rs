@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 use protocol::pipeline::ExecutorKind;
 use runner::exec::local::{Local, Options};
 use runner::ports::conformance::{Act, ExecutorSubject, executor};
+use serde_json::Value;
+
+mod prunner;
 
 fn words(act: &Act) -> Vec<String> {
     let line = match act {
@@ -80,9 +83,32 @@ impl Place {
         command
     }
 
+    /// Runs it to its end; the exit code, and the events.
+    fn events(&self, typed: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, Vec<Value>) {
+        let mut command = self.run(typed);
+        let said = command.args(["-o", "json"]).envs(variables.iter().copied()).output().unwrap();
+        let lines = String::from_utf8(said.stdout).unwrap();
+        let events = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        (said.status.code(), events)
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
+}
+
+/// The lines of a step's standard output.
+fn lines_of(events: &[Value], step: &str) -> Vec<String> {
+    let of_step = events.iter().filter(|event| event["reason"] == "Log" && event["step"] == step);
+    let out = of_step.filter(|event| event["stream"] == "stdout");
+    let text: Vec<&str> = out.filter_map(|event| event["message"].as_str()).collect();
+    text.join("\n").lines().map(str::to_owned).collect()
+}
+
+/// The steps that began, in that order.
+fn began(events: &[Value]) -> Vec<&str> {
+    let began = events.iter().filter(|event| event["reason"] == "StepStarted");
+    began.filter_map(|event| event["step"].as_str()).collect()
 }
 
 /// Waits for something that is bound to come.

@@ -1,0 +1,131 @@
+//! Variables of a run in the programs of its steps. Programs are rendered, values never are.
+
+use gtmpl::error::ExecError;
+use gtmpl::{Context, FuncError, Template, Value};
+use protocol::pipeline::Vars;
+
+/// The variable that holds the run's id.
+pub const JOB_ID: &str = "__jobID";
+
+/// A program with its variables in it, as Go's `text/template` has them: `{{ .name }}`. Beside the
+/// functions of that there are `default`, and `quote`, which makes one word of a shell of whatever
+/// stands in a variable.
+///
+/// # Errors
+/// A sentence, where the program is no template, or a variable is missing.
+pub fn go(program: &str, vars: &Vars, job: &str) -> Result<String, String> {
+    if !program.contains("{{") {
+        return Ok(program.to_owned());
+    }
+    if vars.contains_key(JOB_ID) {
+        return Err(format!("the variable {JOB_ID} is the run's own"));
+    }
+    let mut template = Template::default();
+    template.add_func("default", default_of);
+    template.add_func("quote", quoted);
+    template.parse(program).map_err(|cause| format!("the script is no template: {cause}"))?;
+    let job = (JOB_ID.to_owned(), Value::from(job));
+    let vars = vars.iter().map(|(name, value)| (name.clone(), Value::from(value.as_str())));
+    let context = Context::from(Value::Object(vars.chain([job]).collect()));
+    template.render(&context).map_err(|cause| {
+        // The library's own words for this show every variable there is.
+        if let ExecError::NoFiledFor(name, _) = &cause {
+            return format!("the script needs a variable {name}, which the run does not have");
+        }
+        if let ExecError::InvalidRange(_) = &cause {
+            return "the script ranges over what is no list".to_owned();
+        }
+        format!("the script cannot be rendered: {cause}")
+    })
+}
+
+/// `{{ .name | default "other" }}`: what is empty is replaced.
+fn default_of(arguments: &[Value]) -> Result<Value, FuncError> {
+    let [other, value] = arguments else {
+        return Err(FuncError::ExactlyXArgs("default".to_owned(), 2));
+    };
+    let is_empty = match value {
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Map(items) | Value::Object(items) => items.is_empty(),
+        Value::Bool(is) => !is,
+        Value::Nil | Value::NoValue => true,
+        Value::Number(_) | Value::Function(_) => false,
+    };
+    Ok(if is_empty { other.clone() } else { value.clone() })
+}
+
+/// `{{ .name | quote }}`: one word for a shell, whatever it is.
+fn quoted(arguments: &[Value]) -> Result<Value, FuncError> {
+    let [value] = arguments else {
+        return Err(FuncError::ExactlyXArgs("quote".to_owned(), 1));
+    };
+    let text = match value {
+        Value::String(text) => text.clone(),
+        Value::Array(_)
+        | Value::Map(_)
+        | Value::Object(_)
+        | Value::Bool(_)
+        | Value::Nil
+        | Value::NoValue
+        | Value::Number(_)
+        | Value::Function(_) => value.to_string(),
+    };
+    Ok(Value::from(format!("'{}'", text.replace('\'', r"'\''"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn vars(of: &[(&str, &str)]) -> Vars {
+        of.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    fn rendered(program: &str, of: &[(&str, &str)]) -> Result<String, String> {
+        go(program, &vars(of), "r-1")
+    }
+
+    #[test]
+    fn variables_stand_where_the_program_names_them() {
+        let said = rendered("deploy {{ .tag }} {{.__jobID}}", &[("tag", "v1")]).unwrap();
+        assert_eq!(said, "deploy v1 r-1");
+        assert_eq!(rendered("echo ${HOME}", &[]).unwrap(), "echo ${HOME}");
+    }
+
+    #[test]
+    fn a_variable_that_is_missing_is_an_error_that_names_it() {
+        let error = rendered("deploy {{ .tag }}", &[("password", "s3cret")]).unwrap_err();
+        assert!(error.contains("variable tag") && !error.contains("s3cret"), "{error}");
+        let error = rendered("{{ if .a }}x", &[("a", "b")]).unwrap_err();
+        assert!(error.contains("no template"), "{error}");
+    }
+
+    #[test]
+    fn values_are_not_rendered() {
+        let said = rendered("echo {{ .a }}", &[("a", "{{ .b }}")]).unwrap();
+        assert_eq!(said, "echo {{ .b }}");
+    }
+
+    #[test]
+    fn what_is_empty_has_a_default_and_anything_can_be_one_word() {
+        let of = [("empty", ""), ("full", "x"), ("odd", "it's; rm -rf /")];
+        let said = rendered("{{ .empty | default `y` }}{{ .full | default `y` }}", &of).unwrap();
+        assert_eq!(said, "yx");
+        assert_eq!(rendered("echo {{ .odd | quote }}", &of).unwrap(), r"echo 'it'\''s; rm -rf /'");
+    }
+
+    #[test]
+    fn conditions_and_blocks_are_those_of_go() {
+        let of = [("level", "2"), ("name", "n")];
+        let said = rendered("{{- if eq .level `2` -}} two {{- else -}} other {{- end -}}", &of);
+        assert_eq!(said.unwrap(), "two");
+        let said = rendered("{{ with $x := .name }}{{ printf `%s!` $x }}{{ end }}", &of);
+        assert_eq!(said.unwrap(), "n!");
+    }
+
+    #[test]
+    fn the_runs_own_variable_cannot_be_set() {
+        assert!(rendered("{{ .a }}", &[("a", ""), (JOB_ID, "x")]).is_err());
+    }
+}

@@ -1,0 +1,116 @@
+//! Files of prunner's, run here and now. Each test names the rows of prunner's table that it shows.
+
+use super::*;
+
+fn place(tasks: &str) -> Place {
+    Place::new(&format!("pipelines: {{ p: {{ env: {{ A: pipeline, B: pipeline }}, {tasks} }} }}"))
+}
+
+/// The sentence that the run ended with.
+fn ending(events: &[Value]) -> &str {
+    events.last().and_then(|event| event["message"].as_str()).unwrap_or_default()
+}
+
+#[test]
+fn d3_tasks_run_beside_each_other_and_wait_for_what_they_depend_on() {
+    // Each of the two waits for what the other one does.
+    let meet = |own: &str, other: &str| {
+        format!("{{ script: ['touch {own}; until [ -e {other} ]; do sleep 0.01; done'] }}")
+    };
+    let place = place(&format!(
+        "tasks: {{ left: {}, right: {}, both: {{ depends_on: [left, right] }}, \
+         last: {{ depends_on: [both], script: [ls] }} }}",
+        meet("l", "r"),
+        meet("r", "l")
+    ));
+    let (code, events) = place.events(&[], &[]);
+    assert_eq!(code, Some(0), "{events:#?}");
+    assert_eq!(began(&events), ["left", "right", "last"]);
+    assert_eq!(lines_of(&events, "last"), ["l", "pipeline.yaml", "r"]);
+}
+
+#[test]
+fn d4_variables_stand_in_scripts_and_one_that_is_missing_fails_its_task_alone_of_all() {
+    let of = |script: &str| place(&format!("tasks: {{ t: {{ script: [{script:?}] }} }}"));
+    let tag = ["--var", "tag=v1", "--var", "empty=", "--var", "odd={{ .tag }} 'x"];
+    let said = of("echo {{ .tag }} {{ .empty | default `none` }} {{ .odd | quote }}");
+    let (code, events) = said.events(&tag, &[]);
+    assert_eq!((code, lines_of(&events, "t")), (Some(0), vec!["v1 none {{ .tag }} 'x".to_owned()]));
+    let (_, events) = of("echo {{ .__jobID }} ${tag-unset}").events(&tag, &[]);
+    let run = events[0]["run-id"].as_str().unwrap();
+    assert_eq!(lines_of(&events, "t"), [format!("{run} unset")], "they are no environment");
+    let missing = place("tasks: { t: { script: ['echo {{ .tag }}'], allow_failure: true } }");
+    let (code, events) = missing.events(&[], &[]);
+    assert_eq!(code, Some(1), "it may fail, but not so");
+    assert!(ending(&events).contains("needs a variable tag"), "{events:#?}");
+    let (code, events) =
+        of("echo {{ .tag }}").events(&["--var", "tag=x", "--var", "__jobID=y"], &[]);
+    assert!(code == Some(1) && ending(&events).contains("__jobID"), "{events:#?}");
+}
+
+#[test]
+fn d5_a_task_has_the_environment_of_the_process_under_the_pipelines_under_its_own() {
+    let place = place(
+        "tasks: { t: { env: { B: task }, script: ['echo $A $B $C $D $TASK_NAME'] }, \
+         u: { env: { TASK_NAME: mine }, script: ['echo $A $B $C $TASK_NAME'] } }",
+    );
+    let process = [("A", "process"), ("B", "process"), ("C", "process")];
+    let (code, events) = place.events(&[], &process);
+    assert_eq!(code, Some(0));
+    assert_eq!(lines_of(&events, "t"), ["pipeline task process t"]);
+    assert_eq!(lines_of(&events, "u"), ["pipeline pipeline process mine"]);
+}
+
+/// A task that fails once another one runs, that one, and one that waits for it.
+const ONE_FAILS: &str = "tasks: { \
+    fails: { script: ['until [ -e up ]; do sleep 0.01; done; exit 4'] }, \
+    runs: { script: ['touch up; WAIT'] }, \
+    after: { depends_on: [fails], script: [echo] }, \
+    beside: { depends_on: [runs], script: [echo] } }";
+
+#[test]
+fn d13_a_task_that_fails_ends_those_beside_it_or_lets_them_go_on() {
+    let fast = place(&ONE_FAILS.replace("WAIT", "exec sleep 1000"));
+    let (code, events) = fast.events(&[], &[]);
+    assert_eq!(code, Some(1));
+    assert_eq!(began(&events), ["fails", "runs"], "nothing new begins");
+    assert!(ending(&events).contains("step fails: exit code 4"), "{}", ending(&events));
+    let slow = ONE_FAILS.replace("WAIT", "while [ -e pipeline.yaml ]; do sleep 0.2; break; done");
+    let on = place(&format!("continue_running_tasks_after_failure: true, {slow}"));
+    let (code, events) = on.events(&[], &[]);
+    assert_eq!(code, Some(1));
+    assert_eq!(began(&events), ["fails", "runs", "beside"], "only what needs it is left out");
+    assert!(ending(&events).contains("step fails: exit code 4"), "{}", ending(&events));
+}
+
+#[test]
+fn d14_a_task_that_may_fail_runs_all_of_its_script_and_those_that_depend_on_it_run() {
+    let place = place(
+        "tasks: { t: { script: [echo one, exit 3, echo two], allow_failure: true }, \
+         u: { depends_on: [t], script: [echo after] } }",
+    );
+    let (code, events) = place.events(&[], &[]);
+    assert_eq!(code, Some(0), "{events:#?}");
+    assert_eq!(lines_of(&events, "t"), ["one", "two"]);
+    assert_eq!(lines_of(&events, "u"), ["after"]);
+    let completed = |event: &&Value| event["reason"] == "StepCompleted" && event["step"] == "t";
+    assert_eq!(events.iter().find(completed).unwrap()["exit-code"], 3, "the last failure is told");
+}
+
+#[test]
+fn d15_on_error_knows_what_failed_and_changes_nothing_of_it() {
+    let script = "echo {{ .failedTaskName }} {{ .failedTaskExitCode }} \
+                  {{ .failedTaskStdout | quote }} {{ .failedTaskStderr | quote }} $A; exit 9";
+    let place = place(&format!(
+        "tasks: {{ t: {{ script: ['echo out; echo err >&2; exit 5'] }} }}, \
+         on_error: {{ script: [{script:?}] }}"
+    ));
+    let (code, events) = place.events(&[], &[]);
+    assert_eq!(code, Some(1));
+    assert_eq!(lines_of(&events, "on_error"), ["t 5 out", " err", " pipeline"]);
+    assert!(ending(&events).contains("step t: exit code 5"), "{}", ending(&events));
+    let fine = Place::new(
+        "pipelines: { p: { tasks: { t: { script: [echo] } }, on_error: { script: [echo] } } }",
+    );
+    assert_eq!(began(&fine.events(&[], &[]).1), ["t"], "where nothing fails it is not run");
+}
