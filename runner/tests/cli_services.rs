@@ -194,6 +194,34 @@ async fn run_prints_every_event_as_one_line_of_json() {
 }
 
 #[tokio::test]
+async fn the_examples_of_bobs_pipelines_pass() {
+    let Some(place) = Place::new().await else { return };
+    for (name, last) in [("hello", "done\n"), ("graph", "/root/main.o\n")] {
+        let path = format!("{}/../examples/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
+        let example = std::fs::read_to_string(path).unwrap();
+        // What they pull is not to be had everywhere.
+        let here = example.replace("docker.io/library/busybox:latest", &place.image);
+        let file = place.dir.path().join(format!("{name}.yaml"));
+        std::fs::write(&file, here).unwrap();
+        let said = place.say(&["run", file.to_str().unwrap()]);
+        assert_eq!(said.status.code(), Some(0), "{name}: {}", text(&said.stderr));
+        assert!(text(&said.stdout).ends_with(last), "{name}: {}", text(&said.stdout));
+    }
+}
+
+#[tokio::test]
+async fn a_run_has_steps_in_containers_and_on_the_host() {
+    let Some(place) = Place::new().await else { return };
+    let steps = "  - name: made\n    cmd: sh -c 'echo of the image > /root/a; cat /proc/1/comm'\n  \
+                 - name: here\n    executor: local\n    needs: [made]\n    script: [echo of the host > b]\n  \
+                 - name: both\n    needs: [here]\n    cmd: cat /root/a\n";
+    let said = place.say(&["run", &place.pipeline("mixed", steps)]);
+    assert_eq!(said.status.code(), Some(0), "{}", text(&said.stderr));
+    assert!(text(&said.stdout).ends_with("of the image\n"), "{}", text(&said.stdout));
+    assert_eq!(std::fs::read_to_string(place.dir.path().join("b")).unwrap(), "of the host\n");
+}
+
+#[tokio::test]
 async fn an_interrupt_stops_a_run_and_is_130() {
     let Some(place) = Place::new().await else { return };
     let file = place.pipeline("long", LONG);

@@ -7,7 +7,9 @@ use protocol::pipeline::Vars;
 /// The variable that holds the run's id.
 pub const JOB_ID: &str = "__jobID";
 
-/// A program with its variables in it, as Go's `text/template` has them: `{{ .name }}`. Beside the
+/// A program with its variables in it, as Go's `text/template` has them: `{{ .name }}`.
+///
+/// Beside the
 /// functions of that there are `default`, and `quote`, which makes one word of a shell of whatever
 /// stands in a variable.
 ///

@@ -67,9 +67,14 @@ impl Place {
 
     /// The program, with no engine anywhere.
     fn run(&self, typed: &[&str]) -> Command {
+        let mut command = self.command(&["run", "pipeline.yaml"]);
+        command.args(typed);
+        command
+    }
+
+    fn command(&self, typed: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_bob-runner"));
         command
-            .args(["run", "pipeline.yaml"])
             .args(typed)
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
@@ -195,4 +200,37 @@ fn a_step_has_nothing_of_what_its_worker_is_told() {
     let said = command.env("BOB_RABBITMQ_PASSWORD", "s3cret").env("HOME_OF", "x").output().unwrap();
     let out = String::from_utf8_lossy(&said.stdout);
     assert!(out.contains("HOME_OF=x") && !out.contains("s3cret"), "{out}");
+}
+
+#[test]
+fn the_examples_of_other_dialects_pass() {
+    let place = Place::new("");
+    for (name, typed, last) in [
+        ("pipelines.yml", &["--var", "tag=v1"][..], "packing v1\n"),
+        ("ci-job-queue", &[], "one command a line\n"),
+    ] {
+        let path = format!("{}/../examples/{name}", env!("CARGO_MANIFEST_DIR"));
+        std::fs::copy(path, place.path(name)).unwrap();
+        let mut command = place.command(&["run", name]);
+        let said = command.args(typed).output().unwrap();
+        let (out, err) = (said.stdout, String::from_utf8_lossy(&said.stderr));
+        assert_eq!(said.status.code(), Some(0), "{name}: {err}");
+        assert!(String::from_utf8_lossy(&out).ends_with(last), "{name}");
+    }
+}
+
+#[test]
+fn one_pipeline_of_several_is_named_and_a_dialect_may_be() {
+    let place =
+        Place::new("pipelines: { a: { tasks: {} }, b: { tasks: { t: { script: [echo] } } } }");
+    let said = place.run(&[]).output().unwrap();
+    let err = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.status.code() == Some(65) && err.contains("--pipeline: a, b"), "{err}");
+    assert_eq!(began(&place.events(&["--pipeline", "b"], &[]).1), ["t"]);
+    let said = place.run(&["--pipeline", "c"]).output().unwrap();
+    let err = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.status.code() == Some(65) && err.contains("no pipeline \"c\""), "{err}");
+    let line = Place::new("echo of a line");
+    let (code, events) = line.events(&["--dialect", "ci"], &[]);
+    assert_eq!((code, lines_of(&events, "0")), (Some(0), vec!["of a line".to_owned()]));
 }

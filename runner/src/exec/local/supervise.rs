@@ -74,6 +74,7 @@ fn start(job: &Job) -> std::io::Result<Pid> {
 }
 
 /// Does what the worker asks for. One that is gone asks for nothing to be left.
+#[expect(clippy::disallowed_methods, reason = "there is no runtime that this could hold up")]
 fn listen(asks: &mut BufReader<UnixStream>, child: Pid) {
     loop {
         match next(asks) {
