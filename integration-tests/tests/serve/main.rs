@@ -13,6 +13,7 @@ mod after;
 mod contract;
 mod engine_away;
 mod full_disk;
+mod graph;
 mod guard;
 mod history;
 mod keys;

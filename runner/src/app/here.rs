@@ -88,6 +88,8 @@ pub async fn run_here(
     let mut options = worker_options(config, node);
     options.slots = 1;
     options.own_queue = false;
+    // What its user can do anyway.
+    options.executors = vec![ExecutorKind::Podman, ExecutorKind::Local];
     // Nobody else would go on with it.
     options.rescue = false;
     let queue = std::sync::Arc::clone(&ports.queue);

@@ -30,7 +30,7 @@ use executors::{executor, on_this_host};
 use crate::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd, EtcdOptions, TlsFiles};
 use crate::config::{self, Config};
 use crate::embedded::Embedded;
-use crate::exec::{local, podman};
+
 use crate::ports::{
     Events, EventsError, ExecError, Executor, Host, Ports, Queue, QueueError, Store, StoreError,
     Transfer,
@@ -129,7 +129,7 @@ pub fn worker_options(config: &Config, node: NodeId) -> worker::Options {
             base_images_bytes: worker.base_images_bytes,
             ..worker::DiskOptions::default()
         },
-        executors: vec![podman::NAME, local::NAME],
+        executors: worker.executors.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }

@@ -343,6 +343,7 @@ impl Reader {
     fn worker(&mut self) -> Worker {
         let worker = Worker {
             max_parallel_runs: self.value("worker.max-parallel-runs", parse::number(1, 10_000)),
+            executors: self.value("worker.executors", parse::executors),
             max_parallel_steps: self.value("worker.max-parallel-steps", parse::number(1, 10_000)),
             run_retention_days: self.value("worker.run-retention-days", parse::number(1, 36_500)),
             max_losses: self.value("worker.max-losses", parse::number(0, 1_000)),

@@ -28,7 +28,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use protocol::pipeline::PullPolicy;
+use protocol::pipeline::{ExecutorKind, PullPolicy};
 use url::Url;
 
 pub use environment::Environment;
@@ -265,6 +265,8 @@ pub struct Worker {
     pub max_parallel_runs: u32,
     /// How many steps of one run go on at once; at least 1.
     pub max_parallel_steps: u32,
+    /// What `serve` runs steps with.
+    pub executors: Vec<ExecutorKind>,
     /// How long the records of ended runs are kept.
     pub run_retention_days: u32,
     /// How many owners a run may lose without a newly committed step.

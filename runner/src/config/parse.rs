@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
-use protocol::pipeline::PullPolicy;
+use protocol::pipeline::{ExecutorKind, PullPolicy};
 use url::Url;
 
 use super::{EngineUrl, LogFormat, LogLevel, Mode, Secret, StreamProtocol};
@@ -160,6 +160,12 @@ pub(super) fn address(text: &str) -> Parsed<String> {
         .filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
         .map(|_| text.to_owned())
         .ok_or_else(|| "host:port".into())
+}
+
+/// Executors, with commas between them.
+pub(super) fn executors(text: &str) -> Parsed<Vec<ExecutorKind>> {
+    let known = [("podman", ExecutorKind::Podman), ("local", ExecutorKind::Local)];
+    items(text).map(|one| word(one, &known)).collect()
 }
 
 /// Registries: `host` or `host:port`, with commas between them.

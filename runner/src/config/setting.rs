@@ -137,6 +137,8 @@ pub const SETTINGS: &[Setting] = &[
         "How many runs one worker has at once."),
     plain("worker.max-parallel-steps", "BOB_MAX_PARALLEL_STEPS", Some("16"),
         "How many steps of one run go on at once, where its pipeline lets them."),
+    plain("worker.executors", "BOB_EXECUTORS", Some("podman"),
+        "What `serve` runs steps with: podman, local. Whoever may start a run has with local all that the worker's user has.").list(),
     plain("worker.run-retention-days", "BOB_RUN_RETENTION_DAYS", Some("7"),
         "How long the records of ended runs are kept."),
     plain("worker.max-losses", "BOB_MAX_LOSSES", Some("3"),

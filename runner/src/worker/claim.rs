@@ -374,6 +374,13 @@ fn judge(
     if let Some(unsupported) = pipeline.unsupported().into_iter().chain(among_runs).next() {
         return refuse(Some(pipeline), Cause::Rejected, unsupported.what);
     }
+    if let Some(executor) = shared.lacks(&pipeline) {
+        let why = format!(
+            "this worker has no executor {}: BOB_EXECUTORS names those that it has",
+            executor.as_str()
+        );
+        return refuse(Some(pipeline), Cause::Rejected, why);
+    }
     if start.partition.is_some() {
         let why = "`partition` is not supported by this version".to_owned();
         return refuse(Some(pipeline), Cause::Rejected, why);

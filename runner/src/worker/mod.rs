@@ -38,7 +38,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use protocol::event::{Event, Reason};
 use protocol::id::{NodeId, RunId};
-use protocol::pipeline::PullPolicy;
+use protocol::pipeline::{ExecutorKind, Pipeline, PullPolicy};
 use protocol::run::Cause;
 use protocol::time::Millis;
 use thiserror::Error;
@@ -92,7 +92,7 @@ pub struct Options {
     /// How many owners a run may lose without a newly committed step.
     pub max_losses: u32,
     /// The executors that it has.
-    pub executors: Vec<&'static str>,
+    pub executors: Vec<ExecutorKind>,
     /// Its version.
     pub version: String,
 }
@@ -198,6 +198,13 @@ impl Shared {
         let mut event = Event::new(self.ports.host.now(), reason, message);
         event.node = Some(self.options.node.clone());
         event
+    }
+
+    /// An executor that a pipeline needs, and this worker has not.
+    fn lacks(&self, pipeline: &Pipeline) -> Option<ExecutorKind> {
+        let steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
+        let mut needed = steps.filter(|step| !step.is_join()).map(|step| step.executor);
+        needed.find(|executor| !self.options.executors.contains(executor))
     }
 
     /// Publishes an event that belongs to no run's sequence.

@@ -56,7 +56,7 @@ fn entry(shared: &Shared) -> NodeEntry {
         state: if draining { NodeState::Draining } else { NodeState::Ready },
         slots: u32::try_from(shared.options.slots).unwrap_or(u32::MAX),
         runs: shared.roster.ids(),
-        executors: shared.options.executors.iter().map(|&name| name.to_owned()).collect(),
+        executors: shared.options.executors.iter().map(|it| it.as_str().to_owned()).collect(),
         engine: shared.engine.id.clone(),
         cpu: host.cpu(),
         memory: host.memory(),

@@ -384,6 +384,9 @@ async fn find(shared: &Shared, run: &RunId, orphan: Orphan) -> Result<Found, Sto
     if !shared.room.is_there() {
         return Ok(Found::NotYet(NO_ROOM));
     }
+    if record.pipeline.as_ref().is_some_and(|pipeline| shared.lacks(pipeline).is_some()) {
+        return Ok(Found::NotYet(LOOK_EVERY));
+    }
     if let Some(pipeline) = &record.pipeline
         && !matches!(quota::fit(pipeline, shared.ports.host.memory()), Fit::Now)
     {

@@ -8,7 +8,7 @@ use protocol::command::{START, STOP};
 use protocol::event::Event;
 use protocol::id::RunId;
 use protocol::names;
-use protocol::pipeline::PullPolicy;
+use protocol::pipeline::{ExecutorKind, PullPolicy};
 use protocol::run::{RunRecord, Status};
 use runner::ports::{Message, Ports, Source};
 use runner::worker::{DiskOptions, Options, OutOfOrder, Shutdown, Worker};
@@ -71,7 +71,7 @@ impl Cluster {
             max_losses: MAX_LOSSES,
             sweep: Duration::from_secs(60),
             disk: DiskOptions::default(),
-            executors: vec!["podman"],
+            executors: vec![ExecutorKind::Podman],
             version: "simulated".into(),
         };
         let worker = Worker::new(ports, options).await.expect("the engine answers");

@@ -8,7 +8,7 @@ use futures::StreamExt as _;
 use integration_tests::services::{Services, Vhost};
 use protocol::id::{NodeId, RunId};
 use protocol::names;
-use protocol::pipeline::PullPolicy;
+use protocol::pipeline::{ExecutorKind, PullPolicy};
 use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd};
 use runner::ports::{Change, Changes, Executor, Message, Ports};
 use runner::worker::{DiskOptions, Options, OutOfOrder, Shutdown, Worker};
@@ -181,7 +181,7 @@ pub(crate) fn options(node: NodeId, slots: usize) -> Options {
         max_losses: 3,
         sweep: Duration::from_secs(600),
         disk: DiskOptions { high: 100, low: 99, ..DiskOptions::default() },
-        executors: vec!["podman"],
+        executors: vec![ExecutorKind::Podman],
         version: "bench".into(),
     }
 }

@@ -97,6 +97,13 @@ pub async fn a_start_that_cannot_be_run_is_recorded_as_failed_with_its_cause(mut
     assert_eq!(record.cause, Some(Cause::Rejected));
     assert!(record.message.unwrap().contains("`secrets`"));
 
+    let mut local = rig.pipeline("local", &["exit 0"]);
+    local["steps"][0]["executor"] = json!("local");
+    rig.start(&rig.run("local"), &local).await;
+    let record = refused(&rig, "local").await;
+    assert_eq!(record.cause, Some(Cause::Rejected));
+    assert!(record.message.unwrap().contains("no executor local: BOB_EXECUTORS"));
+
     let mut huge = rig.pipeline("huge", &["exit 0"]);
     huge["quotas"] = json!({ "requests": { "mem": "1E" } });
     rig.start(&rig.run("huge"), &huge).await;

@@ -24,7 +24,7 @@ use futures::StreamExt;
 use protocol::event::{Event, Reason};
 use protocol::id::{NodeId, RunId};
 use protocol::names;
-use protocol::pipeline::PullPolicy;
+use protocol::pipeline::{ExecutorKind, PullPolicy};
 use protocol::run::{NodeEntry, NodeState, RunRecord};
 use serde_json::Value;
 use tokio::task::JoinHandle;
@@ -87,7 +87,7 @@ pub fn options(node: NodeId, slots: usize) -> Options {
         disk: DiskOptions::default(),
         retention: Duration::from_secs(24 * 3600),
         own_queue: true,
-        executors: vec!["podman"],
+        executors: vec![ExecutorKind::Podman],
         version: "test".into(),
     }
 }
