@@ -161,6 +161,10 @@ pub struct RunRecord {
     /// Owners lost since the last newly committed step.
     #[serde(default)]
     pub losses: u32,
+    /// The most steps that had passed at one time: a run that starts from the top again has lost its
+    /// owners all the same until it comes further than that.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub furthest: u32,
     /// The last owner handed the run over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub released: Option<Released>,
@@ -290,6 +294,11 @@ pub struct StepRecord {
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Stamp>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]

@@ -176,6 +176,7 @@ fn a_run_record_is_as_its_schema_says() {
             parent: None,
             attempt: 1,
             losses: 0,
+            furthest: 0,
             released: None,
             scheduled_at: Stamp(Millis(1_700_000_000_000)),
             initiated_at: None,

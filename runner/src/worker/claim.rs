@@ -268,6 +268,7 @@ fn record_of(
         parent: start.parent.clone(),
         attempt: 1,
         losses: 0,
+        furthest: 0,
         released: None,
         scheduled_at: shared.ports.host.now().into(),
         initiated_at: None,

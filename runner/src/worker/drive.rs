@@ -185,8 +185,13 @@ impl Drive {
                 Input::Fetched(position)
             }
             Done::Ran(ran, stdout_bytes, stderr_bytes) => {
-                progress.steps.entry(position).or_default().left = Some(ran.left);
+                let step = progress.steps.entry(position).or_default();
+                step.left = Some(ran.left);
                 let Exit { code, oom } = ran.exit;
+                if code == 0 {
+                    // Nobody will ask what it said.
+                    step.output = None;
+                }
                 Input::Exited(position, Exited { code, oom, stdout_bytes, stderr_bytes })
             }
             Done::Uploaded => Input::Uploaded(position),

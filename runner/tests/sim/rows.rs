@@ -384,3 +384,15 @@ fn a_run_that_loses_every_worker_fails_in_the_end() {
     let record = played.record("r0");
     assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::Lost)));
 }
+
+#[test]
+fn a_run_that_starts_over_and_loses_every_worker_fails_in_the_end() {
+    let run = RunPlan { on_lost: Some("restart"), ..three() };
+    let mut plan = Plan::quiet(vec![run]);
+    for times in 0..4 {
+        // Each owner does the first step anew, and dies in the second.
+        plan = plan.with(Rule::new("start", Side::Before, Fault::Crash).nth(2 + times));
+    }
+    let record = kept(plan).record("r0");
+    assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::Lost)));
+}

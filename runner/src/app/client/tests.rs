@@ -61,6 +61,7 @@ fn record(run: &str, status: Status, scheduled: Millis) -> RunRecord {
         parent: None,
         attempt: 1,
         losses: 0,
+        furthest: 0,
         released: None,
         scheduled_at: scheduled.into(),
         initiated_at: None,

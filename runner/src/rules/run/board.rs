@@ -116,6 +116,11 @@ impl Board {
         self.standings.get(position).copied().unwrap_or(Standing::Never)
     }
 
+    /// How many steps have passed.
+    pub(super) fn passed(&self) -> usize {
+        self.standings.iter().filter(|standing| **standing == Standing::Passed).count()
+    }
+
     /// The first step that may begin; those that never will are noted as such.
     pub(super) fn next(&mut self) -> Option<usize> {
         loop {

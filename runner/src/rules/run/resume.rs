@@ -163,7 +163,8 @@ impl Run {
         let Some(pipeline) = &self.record.pipeline else { return BTreeSet::new() };
         let has_image = |at: usize| self.recorded(at).is_some_and(|step| step.image.is_some());
         let to_come = pipeline.steps.iter().enumerate().filter(|(at, step)| {
-            step.is_on_image() && self.board.standing(*at) == Standing::Waiting
+            let is_to_come = self.board.standing(*at) == Standing::Waiting && !self.is_ending();
+            step.is_on_image() && is_to_come
         });
         let last = pipeline.on_error.as_deref().filter(|step| step.is_on_image());
         let first = last.map(|_| None);

@@ -195,7 +195,6 @@ impl Run {
     /// A step has come to its end, and what it left is kept. Its command may have failed, where that
     /// is allowed.
     fn passed(&mut self, now: Millis, position: usize, image: Option<String>) -> Vec<Effect> {
-        self.record.losses = 0;
         let Some(work) = self.stage(position) else { return Vec::new() };
         let exited = work.exited;
         let well = exited.code == 0 && !exited.oom;
@@ -205,10 +204,20 @@ impl Run {
         self.note_failure(position, why.as_ref());
         let completed = self.close_step_record(now, position, status, Some(exited.code), image);
         self.board.set(position, Standing::Passed);
+        self.came_further();
         let is_wanted = self.interrupted.is_none() || self.is_handed_over();
         let push = has_image && is_wanted && self.board.is_gone_on_from(position);
         let push = push.then_some(Effect::Push(position));
         self.go_on(now, completed.into_iter().chain(push).collect())
+    }
+
+    /// What has been lost before counts no more where more steps have passed than ever.
+    fn came_further(&mut self) {
+        let passed = u32::try_from(self.board.passed()).unwrap_or(u32::MAX);
+        if passed > self.record.furthest {
+            self.record.furthest = passed;
+            self.record.losses = 0;
+        }
     }
 
     /// Notes where a step's image can be had, and writes it at once: an owner on another engine goes

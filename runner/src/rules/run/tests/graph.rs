@@ -197,3 +197,31 @@ fn a_call_that_may_have_taken_effect_is_not_made_again() {
     let (_, orders) = resumed(left, false);
     assert_eq!(orders[0], "prepare");
 }
+
+#[test]
+fn a_run_that_starts_over_comes_no_further_by_what_had_passed_before() {
+    let two = r#"[{"name": "0", "cmd": "a"}, {"name": "1", "cmd": "b"}]"#;
+    let pipeline = record(two).pipeline.map(|pipeline| protocol::pipeline::Pipeline {
+        on_lost: Some(protocol::pipeline::OnLost::Restart),
+        ..pipeline
+    });
+    let left = left_with(&[("0", StepStatus::Passed), ("1", StepStatus::Started)]);
+    let (mut run, _) = resumed(RunRecord { pipeline, losses: 2, furthest: 1, ..left }, false);
+    drop(run.on(NOW, Input::Prepared));
+    drop(run.on(NOW, exited(0)));
+    drop(run.on(NOW, committed(0, "i0")));
+    assert_eq!(run.record().losses, 2, "it has been here before");
+    drop(run.on(NOW, exited(1)));
+    drop(run.on(NOW, committed(1, "i1")));
+    assert_eq!((run.record().losses, run.record().furthest), (0, 2));
+}
+
+#[test]
+fn a_run_that_is_about_to_fail_asks_for_no_image_that_no_step_will_begin_with() {
+    let mut left = lost_with(&[("0", StepStatus::Passed), ("1", StepStatus::Failed)]);
+    (left.steps[1].cause, left.steps[1].message) = (Some(Cause::ExitCode), Some("no".into()));
+    let (mut run, orders) = resumed(left, false);
+    assert_eq!(orders[0], "adopt([])", "what still runs of it ends");
+    assert_eq!(words(&run.on(NOW, had())).last().unwrap(), "finish");
+    assert_eq!(run.record().status, Status::Failed);
+}
