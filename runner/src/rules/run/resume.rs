@@ -144,8 +144,8 @@ impl Run {
         }
     }
 
-    /// Orders what is missing of what the next steps begin with; nothing is left out that is not
-    /// needed any more.
+    /// Orders what the next steps begin with, and is not there yet. Also where that is nothing: what
+    /// still runs of the run ends with it.
     fn take_up(&mut self) -> Vec<Effect> {
         self.phase = Phase::Adopting;
         let had = self.resumption.as_ref().map(|it| it.had.clone()).unwrap_or_default();
@@ -157,8 +157,7 @@ impl Run {
         vec![Effect::Adopt(kept.collect())]
     }
 
-    /// What the steps that have not begun go on from: the base image is `None`. What the last step
-    /// has left is one of them, where nothing is to come: it says that the run is still there.
+    /// What the steps that are still to begin go on from: the base image is `None`.
     fn wanted(&self) -> BTreeSet<Option<usize>> {
         let Some(pipeline) = &self.record.pipeline else { return BTreeSet::new() };
         let has_image = |at: usize| self.recorded(at).is_some_and(|step| step.image.is_some());
