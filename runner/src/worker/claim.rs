@@ -85,17 +85,11 @@ impl Look {
     }
 
     /// What [`Look::read`] has read.
-    ///
-    /// # Errors
-    /// [`StoreError::Restored`].
-    fn of(reply: &TxnReply, run: &RunId, start: &Start) -> Result<Self, StoreError> {
+    fn of(reply: &TxnReply, start: &Start) -> Self {
         let stored = pipeline_id(start).is_some();
         let logger_at = if stored { 5 } else { 4 };
         let parent_at = logger_at + usize::from(start.logger.is_some());
-        if let Some(record) = reply.entry(3) {
-            not_restored(run, record, reply.revision)?;
-        }
-        Ok(Self {
+        Self {
             seen: reply.entry(0).is_some(),
             stop: reply.entry(1).cloned(),
             owner: reply.entry(2).cloned(),
@@ -103,7 +97,7 @@ impl Look {
             pipeline: if stored { reply.entry(4).cloned() } else { None },
             logger: start.logger.as_ref().and_then(|_| reply.entry(logger_at).cloned()),
             parent: start.parent.as_ref().and_then(|_| reply.entry(parent_at).cloned()),
-        })
+        }
     }
 }
 
@@ -187,7 +181,7 @@ async fn try_take(
         Some(look) => look,
         None => {
             let txn = Look::read(Txn::new(), run, start);
-            Look::of(&shared.ports.store.txn(txn).await?, run, start)?
+            Look::of(&shared.ports.store.txn(txn).await?, start)
         }
     };
     if let (Some(owner), Some(record)) = (&look.owner, &look.record)
@@ -225,7 +219,7 @@ async fn try_take(
     }
     let reply = shared.ports.store.txn(Look::read(txn, run, start)).await?;
     if !reply.committed {
-        return Look::of(&reply, run, start).map(|look| Tried::Changed(Box::new(look)));
+        return Ok(Tried::Changed(Box::new(Look::of(&reply, start))));
     }
     let claim =
         Claim { run: run.clone(), epoch: Epoch(reply.revision), node: shared.options.node.clone() };
