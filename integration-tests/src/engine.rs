@@ -77,6 +77,7 @@ pub fn step(position: usize, words: &[&str]) -> StepSpec {
         work_dir: None,
         network: Some("none".to_owned()),
         limits: Limits::default(),
+        with: serde_json::Map::new(),
     }
 }
 

@@ -20,13 +20,18 @@ pub(super) fn executor(
     checkpoints: Option<String>,
     local: local::Options,
 ) -> anyhow::Result<Arc<dyn Executor>> {
-    let local = Arc::new(Local::new(local));
     // Where no step is to run on an engine there need be none.
-    let Some(url) = url else { return Ok(local) };
-    let worker = Some(node.clone());
-    let options = podman::Options { checkpoints, worker, ..engine::options(&config.engine, url) };
-    let podman = Podman::connect(options).map_err(|cause| Unavailable::because(&cause))?;
-    Ok(Arc::new(Executors::new(Arc::new(podman), local)))
+    let engine: Option<Arc<dyn Executor>> = match url {
+        None => None,
+        Some(url) => {
+            let worker = Some(node.clone());
+            let options =
+                podman::Options { checkpoints, worker, ..engine::options(&config.engine, url) };
+            let podman = Podman::connect(options);
+            Some(Arc::new(podman.map_err(|cause| Unavailable::because(&cause))?))
+        }
+    };
+    Ok(Arc::new(Executors::new(engine, Arc::new(Local::new(local)))))
 }
 
 /// The words that make this program a step's supervisor.

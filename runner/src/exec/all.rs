@@ -1,6 +1,6 @@
 //! All executors behind the one port: each step goes to its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -10,13 +10,15 @@ use protocol::time::Millis;
 
 use crate::ports::{
     BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, Left, LogSink,
-    Ran, RunScope, StepSpec, StopSignal, Workspace,
+    Ran, Remote, RunScope, StepSpec, StopSignal, Workspace,
 };
 
 /// The executors of one worker: images are the engine's business, what is no image is the host's.
 pub struct Executors {
-    engine: Arc<dyn Executor>,
+    /// None where no step is to run on one.
+    engine: Option<Arc<dyn Executor>>,
     local: Arc<dyn Executor>,
+    remote: BTreeMap<&'static str, Arc<dyn Remote>>,
 }
 
 impl std::fmt::Debug for Executors {
@@ -25,47 +27,66 @@ impl std::fmt::Debug for Executors {
     }
 }
 
+/// What becomes of one step.
+enum Runs<'a> {
+    Here(&'a dyn Executor),
+    Elsewhere(&'a dyn Remote),
+}
+
 impl Executors {
-    /// A container engine, and the host itself.
+    /// A container engine, where there is one, and the host itself.
     #[must_use]
-    pub fn new(engine: Arc<dyn Executor>, local: Arc<dyn Executor>) -> Self {
-        Self { engine, local }
+    pub fn new(engine: Option<Arc<dyn Executor>>, local: Arc<dyn Executor>) -> Self {
+        Self { engine, local, remote: BTreeMap::new() }
     }
 
-    fn of_step(&self, step: &StepSpec) -> Result<&dyn Executor, ExecError> {
-        match step.executor {
-            ExecutorKind::Podman => Ok(&*self.engine),
-            ExecutorKind::Local => Ok(&*self.local),
+    /// Has `remote` run the steps of `kind`.
+    #[must_use]
+    pub fn with(mut self, kind: ExecutorKind, remote: Arc<dyn Remote>) -> Self {
+        self.remote.insert(kind.as_str(), remote);
+        self
+    }
+
+    fn of_step(&self, step: &StepSpec) -> Result<Runs<'_>, ExecError> {
+        let here = match step.executor {
+            ExecutorKind::Podman => self.engine.as_deref(),
+            ExecutorKind::Local => Some(&*self.local),
             ExecutorKind::Docker
             | ExecutorKind::Custom
             | ExecutorKind::Ssh
             | ExecutorKind::Proxmox
             | ExecutorKind::Lexware
             | ExecutorKind::Sevdesk
-            | ExecutorKind::Http => {
-                let name = step.executor.as_str();
-                Err(ExecError::Unsupported(format!("this worker has no executor {name}")))
-            }
-        }
+            | ExecutorKind::Http => None,
+        };
+        let name = step.executor.as_str();
+        let runs =
+            here.map(Runs::Here).or_else(|| Some(Runs::Elsewhere(&**self.remote.get(name)?)));
+        runs.ok_or_else(|| ExecError::Unsupported(format!("this worker has no executor {name}")))
     }
 
     fn of_workspace(&self, workspace: &Workspace) -> &dyn Executor {
         match workspace {
-            Workspace::Image { .. } | Workspace::Container { .. } => &*self.engine,
+            Workspace::Image { .. } | Workspace::Container { .. } => self.main(),
             Workspace::Dir(_) | Workspace::None => &*self.local,
         }
+    }
+
+    /// The engine, or what stands in its place.
+    fn main(&self) -> &dyn Executor {
+        self.engine.as_deref().unwrap_or(&*self.local)
     }
 }
 
 #[async_trait]
 impl Executor for Executors {
     async fn info(&self) -> Result<EngineInfo, ExecError> {
-        self.engine.info().await
+        self.main().info().await
     }
 
     async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError> {
         // A run none of whose steps is on an image has none.
-        let executor = if run.image.is_empty() { &self.local } else { &self.engine };
+        let executor = if run.image.is_empty() { &*self.local } else { self.main() };
         executor.prepare(run, stop).await
     }
 
@@ -74,8 +95,9 @@ impl Executor for Executors {
         run: &RunScope,
         kept: Option<&Checkpoint>,
     ) -> Result<Option<Workspace>, ExecError> {
-        self.local.adopt(run, kept).await?;
-        self.engine.adopt(run, kept).await
+        let had = self.local.adopt(run, kept).await?;
+        let Some(engine) = &self.engine else { return Ok(had) };
+        engine.adopt(run, kept).await
     }
 
     async fn push(
@@ -96,7 +118,10 @@ impl Executor for Executors {
         out: Arc<dyn LogSink>,
         stop: &StopSignal,
     ) -> Result<Ran, ExecError> {
-        self.of_step(step)?.run_step(run, on, step, gate, out, stop).await
+        match self.of_step(step)? {
+            Runs::Here(executor) => executor.run_step(run, on, step, gate, out, stop).await,
+            Runs::Elsewhere(remote) => remote.run_step(run, step, gate, out, stop).await,
+        }
     }
 
     async fn checkpoint(
@@ -133,26 +158,30 @@ impl Executor for Executors {
 
     async fn clear(&self, run: &RunId) -> Result<(), ExecError> {
         self.local.clear(run).await?;
-        self.engine.clear(run).await
+        let Some(engine) = &self.engine else { return Ok(()) };
+        engine.clear(run).await
     }
 
     async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
         self.local.destroy(run).await?;
-        self.engine.destroy(run).await
+        let Some(engine) = &self.engine else { return Ok(()) };
+        engine.destroy(run).await
     }
 
     async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {
-        let (local, engine) = (self.local.leftovers().await?, self.engine.leftovers().await?);
-        let all: BTreeSet<Left> = local.into_iter().chain(engine).collect();
+        let mut all: BTreeSet<Left> = self.local.leftovers().await?.into_iter().collect();
+        if let Some(engine) = &self.engine {
+            all.extend(engine.leftovers().await?);
+        }
         Ok(all.into_iter().collect())
     }
 
     async fn answers(&self) -> Result<(), ExecError> {
-        self.engine.answers().await
+        self.main().answers().await
     }
 
     async fn disk(&self) -> Result<Option<Disk>, ExecError> {
-        self.engine.disk().await
+        self.main().disk().await
     }
 
     async fn bases(
@@ -160,10 +189,10 @@ impl Executor for Executors {
         used: &BTreeSet<String>,
         now: Millis,
     ) -> Result<Vec<BaseImage>, ExecError> {
-        self.engine.bases(used, now).await
+        self.main().bases(used, now).await
     }
 
     async fn remove_base(&self, image: &BaseImage) -> Result<bool, ExecError> {
-        self.engine.remove_base(image).await
+        self.main().remove_base(image).await
     }
 }

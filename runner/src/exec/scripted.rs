@@ -333,7 +333,7 @@ impl Executor for Scripted {
         let mut files = self.files(&run.run, on);
         let exit = perform(step, &mut files, &*out, stop).await?;
         let id = self.make(&run.run, files);
-        Ok(Ran { exit, left: Workspace::Container { id, depth: 0 } })
+        Ok(Ran::new(exit, Workspace::Container { id, depth: 0 }))
     }
 
     async fn checkpoint(

@@ -13,6 +13,7 @@ use protocol::id::{Epoch, RunId, StepName};
 use protocol::pipeline::{ExecutorKind, Limits, PullPolicy, Shell, Vars};
 use protocol::run::Cause;
 use protocol::time::Millis;
+use serde_json::{Map, Value};
 use thiserror::Error;
 use tokio::sync::watch;
 
@@ -56,6 +57,8 @@ pub struct StepSpec {
     pub network: Option<String>,
     /// What it may use at most.
     pub limits: Limits,
+    /// What its executor has to know beyond that, by the executor's own keys.
+    pub with: Map<String, Value>,
 }
 
 /// Programs for a shell, one after the other.
@@ -137,6 +140,16 @@ pub struct Ran {
     pub exit: Exit,
     /// What it left: read by `export`, kept by `checkpoint`.
     pub left: Workspace,
+    /// What it found out, where it says so: later steps may ask for parts of it.
+    pub result: Option<Value>,
+}
+
+impl Ran {
+    /// A step that has found nothing out.
+    #[must_use]
+    pub fn new(exit: Exit, left: Workspace) -> Self {
+        Self { exit, left, result: None }
+    }
 }
 
 /// How urgently a step is to end.
@@ -372,6 +385,23 @@ impl ExecError {
             | Self::Input(_) => false,
         }
     }
+}
+
+/// Runs steps that act somewhere else and leave nothing here: a call, a command on another host.
+#[async_trait]
+pub trait Remote: Send + Sync {
+    /// As [`Executor::run_step`]; what the step leaves is [`Workspace::None`].
+    ///
+    /// # Errors
+    /// As there.
+    async fn run_step(
+        &self,
+        run: &RunScope,
+        step: &StepSpec,
+        gate: Gate,
+        out: Arc<dyn LogSink>,
+        stop: &StopSignal,
+    ) -> Result<Ran, ExecError>;
 }
 
 /// Runs steps somewhere. One value serves all runs at once.

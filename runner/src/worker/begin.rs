@@ -133,6 +133,7 @@ impl Drive {
             work_dir: env::work_dir(step),
             network: network.or(options.network.as_ref()).cloned(),
             limits: limits.unwrap_or_default(),
+            with: step.with.clone(),
             ..self.ended_step(position)?
         }))
     }
@@ -168,6 +169,7 @@ impl Drive {
             work_dir: None,
             network: None,
             limits: protocol::pipeline::Limits::default(),
+            with: serde_json::Map::new(),
         })
     }
 

@@ -378,7 +378,7 @@ impl Executor for Handle {
         out.write(LogStream::Stdout, Bytes::from_static(b"and ends")).await;
         let code = code.ok_or_else(|| failed("waiting for a container that is gone"))?;
         let left = Workspace::Container { id: id.to_string(), depth: 0 };
-        Ok(Ran { exit: Exit { code, oom: false }, left })
+        Ok(Ran::new(Exit { code, oom: false }, left))
     }
 
     async fn checkpoint(

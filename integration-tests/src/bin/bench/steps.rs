@@ -243,6 +243,7 @@ impl Bench {
                 work_dir: None,
                 network: Some("none".into()),
                 limits: Limits::default(),
+                with: serde_json::Map::new(),
             };
             let (gate, out): (_, Arc<dyn LogSink>) = (Gate::open(), Arc::new(Nowhere));
             let ran = podman.run_step(&scope, &workspace, &step, gate, out, &stop).await?;

@@ -211,9 +211,7 @@ async fn run(
     drop(asks);
     let waited = child.wait().await;
     match ended {
-        Some(Told::Ended(code)) => {
-            Ok(Ran { exit: Exit { code, oom: false }, left: Workspace::None })
-        }
+        Some(Told::Ended(code)) => Ok(Ran::new(Exit { code, oom: false }, Workspace::None)),
         Some(Told::NotStarted { code, cause }) => {
             Err(ExecError::Start { step: step.name.clone(), cause, code })
         }

@@ -237,6 +237,7 @@ mod tests {
             work_dir: None,
             network: None,
             limits: Limits::default(),
+            with: serde_json::Map::new(),
         }
     }
 

@@ -96,11 +96,11 @@ impl Podman {
         self.memory.learn_container(&run.run, &id, Made { on: image, known, work_dir });
         let ran = self.started(&mut link, step, ready, out, stop).await;
         match ran {
-            Ok(Some(exit)) => Ok(Ran { exit, left: Workspace::Container { id, depth } }),
+            Ok(Some(exit)) => Ok(Ran::new(exit, Workspace::Container { id, depth })),
             Ok(None) => {
                 self.memory.forget_container(&run.run, &id);
                 let exit = Exit { code: KILLED, oom: false };
-                Ok(Ran { exit, left: Workspace::None })
+                Ok(Ran::new(exit, Workspace::None))
             }
             Err(error) => {
                 self.memory.forget_container(&run.run, &id);

@@ -155,6 +155,7 @@ impl ExecutorSubject {
             work_dir: None,
             network: Some("none".to_owned()),
             limits: Limits::default(),
+            with: serde_json::Map::new(),
         }
     }
 }
