@@ -67,17 +67,14 @@ impl Loops {
         shared.draining.cancel();
         shared.tell_draining();
         // What is being claimed is ours, or back in its queue, before the drain looks at what runs.
-        self.starts.close();
-        self.starts.wait().await;
+        ended(shared, &self.starts).await;
         drain(shared, shutdown).await;
         self.leased.cancel();
-        self.stops.close();
-        self.stops.wait().await;
+        ended(shared, &self.stops).await;
         // A stop that was just heard may have brought an end to publish.
         tokio::time::timeout(LAST_EVENTS, shared.tasks.wait()).await.ok();
         self.refresh.abort();
-        self.others.close();
-        self.others.wait().await;
+        ended(shared, &self.others).await;
     }
 
     /// Ends, whatever stands still. The lease is given up first, and with it each run is let go.
@@ -105,6 +102,18 @@ impl Loops {
 /// How long the end of what was stopped may take, beyond the grace: its removal, and the stream's
 /// confirmation. What is not done by then is found in the store by the next worker.
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long a loop may take to end: longer than what it may be in the middle of with the broker.
+const LOOP_ENDS_WITHIN: Duration = Duration::from_secs(20);
+
+/// Waits for the end of loops that were asked for it, as long as what they wait for may take.
+async fn ended(shared: &Shared, loops: &TaskTracker) {
+    loops.close();
+    if tokio::time::timeout(LOOP_ENDS_WITHIN, loops.wait()).await.is_err() {
+        let loops = shared.watchdog.going();
+        warn!(?loops, "not every loop of this worker has ended in time: it ends without them");
+    }
+}
 
 /// Lets what runs finish, then hands it over, or stops it where nobody would go on with it.
 async fn drain(shared: &Arc<Shared>, shutdown: &Shutdown) {

@@ -4,7 +4,7 @@
 //! runs would be owned for ever, and nobody would look after them.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -127,12 +127,15 @@ pub(super) struct Watchdog {
     span: Duration,
     fault: OnceLock<OutOfOrder>,
     bites: CancellationToken,
+    /// The loops that have not ended.
+    going: Mutex<Vec<&'static str>>,
 }
 
 impl Watchdog {
     /// `span`: for how long a loop may stand still.
     pub(super) fn new(span: Duration) -> Self {
-        Self { span, fault: OnceLock::new(), bites: CancellationToken::new() }
+        let (fault, bites) = (OnceLock::new(), CancellationToken::new());
+        Self { span, fault, bites, going: Mutex::default() }
     }
 
     /// For how long a task may stand still.
@@ -148,8 +151,15 @@ impl Watchdog {
         task: impl Future<Output = ()> + Send + 'static,
     ) -> JoinHandle<()> {
         let (dog, inner) = (Arc::clone(self), tasks.clone());
+        self.locked().push(loop_of);
         tasks.spawn(async move {
-            if let Err(cause) = watched(&inner, dog.span, task).await {
+            let ended = watched(&inner, dog.span, task).await;
+            let mut going = dog.locked();
+            if let Some(at) = going.iter().position(|name| *name == loop_of) {
+                going.swap_remove(at);
+            }
+            drop(going);
+            if let Err(cause) = ended {
                 let fault = OutOfOrder { loop_of, how: cause.to_string() };
                 error!("{fault}");
                 // The first one is the cause of those that follow.
@@ -157,6 +167,15 @@ impl Watchdog {
                 dog.bites.cancel();
             }
         })
+    }
+
+    /// The loops that have not ended, by what they are the loop of.
+    pub(super) fn going(&self) -> Vec<&'static str> {
+        self.locked().clone()
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, Vec<&'static str>> {
+        self.going.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Resolves when a loop is out of order.

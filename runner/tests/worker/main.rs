@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod disk;
+mod ends;
 mod engine;
 
 use std::sync::Arc;

@@ -24,6 +24,8 @@ use crate::ports::{Consumer, Delivery, QueueError, Route, Settle, Source};
 
 /// How long the broker may take to confirm that nothing more comes.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a connection may take to send what settles a delivery.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A channel that ends with its subscription, or later, with the message that is out. A message can
 /// be settled as long as its channel is there.
@@ -130,12 +132,20 @@ impl Consumer for AmqpConsumer {
         let tag = subscription.consumer.tag();
         // The consumer lives until the broker has answered: lapin cancels a dropped one by itself,
         // and a second cancel would end the connection.
-        let cancelling = channel.basic_cancel(tag, BasicCancelOptions::default());
+        let cancelling = async {
+            channel.basic_cancel(tag, BasicCancelOptions::default()).await?;
+            give_back(&mut subscription.consumer).await;
+            Ok::<(), lapin::Error>(())
+        };
         match tokio::time::timeout(CANCEL_DEADLINE, cancelling).await {
-            Ok(Ok(())) => give_back(&mut subscription.consumer).await,
+            Ok(Ok(())) => {}
             // The channel is gone or as good as gone, and with it what came over it.
             Ok(Err(error)) => debug!(%error, "a subscription ended while it was closed"),
-            Err(_elapsed) => debug!("the broker does not confirm the end of a subscription"),
+            Err(_elapsed) => {
+                debug!("the broker does not confirm the end of a subscription");
+                // A connection that breaks right now ends nothing that waits for it.
+                subscription.closed = false;
+            }
         }
     }
 }
@@ -203,23 +213,31 @@ impl Settle for AmqpSettle {
         if borrow(&self.hold).is_none() || !self.acker.usable() {
             return Err(QueueError::DeliveryLost);
         }
-        let told = match (disposition, self.kept) {
-            (Disposition::Ack, _) => self.acker.ack(BasicAckOptions::default()).await,
-            (Disposition::Requeue, _) => {
-                self.acker.reject(BasicRejectOptions { requeue: true }).await
-            }
-            (Disposition::DeadLetter, None) => {
-                self.acker.reject(BasicRejectOptions { requeue: false }).await
-            }
-            (Disposition::DeadLetter, Some((properties, body))) => {
-                // Our own queue is no quorum queue: its dead-lettering is not safe by itself.
-                self.queue.publish_as_is(&Route::DeadLetter, properties, &body).await?;
-                self.acker.ack(BasicAckOptions::default()).await
+        if let (Disposition::DeadLetter, Some((properties, body))) = (disposition, &self.kept) {
+            // Our own queue is no quorum queue: its dead-lettering is not safe by itself.
+            self.queue.publish_as_is(&Route::DeadLetter, properties.clone(), body).await?;
+        }
+        let telling = async {
+            match disposition {
+                Disposition::DeadLetter if self.kept.is_none() => {
+                    self.acker.reject(BasicRejectOptions { requeue: false }).await
+                }
+                Disposition::Ack | Disposition::DeadLetter => {
+                    self.acker.ack(BasicAckOptions::default()).await
+                }
+                Disposition::Requeue => {
+                    self.acker.reject(BasicRejectOptions { requeue: true }).await
+                }
             }
         };
-        match told {
-            Ok(true) => Ok(()),
-            Ok(false) | Err(_) => Err(QueueError::DeliveryLost),
+        match tokio::time::timeout(SETTLE_DEADLINE, telling).await {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false) | Err(_)) => Err(QueueError::DeliveryLost),
+            // It comes again with another channel.
+            Err(_elapsed) => {
+                drop(take(&self.hold));
+                Err(QueueError::DeliveryLost)
+            }
         }
     }
 }
