@@ -177,6 +177,7 @@ pub enum Reason {
     ArtifactStoreDelete,
     LoggerCreate,
     LoggerDelete,
+    CallbackDropped,
     RunnerReady,
     RunnerDraining,
     RunnerStopped,
@@ -194,6 +195,7 @@ impl Reason {
             | Self::PipelineRunRejected { .. }
             | Self::LoggerDropped { .. }
             | Self::PipelineFailed { .. }
+            | Self::CallbackDropped
             | Self::CommandRejected { .. } => Severity::Warning,
             Self::PipelineRunScheduled { .. }
             | Self::StartPipelineRun
@@ -230,6 +232,7 @@ impl Reason {
         match self {
             Self::CommandRejected { .. }
             | Self::CommandIgnored
+            | Self::CallbackDropped
             | Self::RunnerReady
             | Self::RunnerDraining
             | Self::RunnerStopped => Kind::Runner,

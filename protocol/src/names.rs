@@ -40,6 +40,8 @@ pub const OPEN: &str = "bob.run.open/";
 pub const OWNERS: &str = "bob.run.owner/";
 /// What [`OPEN`] and [`OWNERS`] begin with, and nothing else: one watch sees both.
 pub const OPEN_AND_OWNERS: &str = "bob.run.o";
+/// The prefix of news that somebody is to be told of.
+pub const CALLBACKS: &str = "bob.run.callback/";
 /// The prefix of stop requests.
 pub const STOPS: &str = "bob.run.stop/";
 /// The prefix of the marks that a run id was once accepted.
@@ -69,6 +71,12 @@ pub fn run_key(run: &RunId) -> String {
 #[must_use]
 pub fn open_key(run: &RunId) -> String {
     format!("{OPEN}{run}")
+}
+
+/// Key of what is to be told of the step at a position: the first, or the second thing.
+#[must_use]
+pub fn callback_key(run: &RunId, position: usize, which: u8) -> String {
+    format!("{CALLBACKS}{run}/{position}-{which}")
 }
 
 /// Key that exists while a run has an owner; its create-revision is the epoch.

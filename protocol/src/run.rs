@@ -267,6 +267,9 @@ pub struct StepRecord {
     /// What its command ended with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
+    /// What it has found out, for later steps to ask for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<serde_json::Value>,
     /// The committed image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,

@@ -87,6 +87,7 @@ fn reasons() -> Vec<Reason> {
         Reason::LoggerDelete,
         Reason::RunnerReady,
         Reason::RunnerDraining,
+        Reason::CallbackDropped,
         Reason::RunnerStopped,
     ]
 }

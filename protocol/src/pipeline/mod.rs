@@ -308,14 +308,21 @@ impl Pipeline {
         let steps = steps.map(|(position, step)| (format!("steps[{position}]"), step));
         let last = self.on_error.iter().map(|step| ("on-error".to_owned(), &**step));
         for (path, step) in steps.chain(last) {
+            let is_there = match step.executor {
+                ExecutorKind::Podman
+                | ExecutorKind::Docker
+                | ExecutorKind::Local
+                | ExecutorKind::Custom => true,
+                ExecutorKind::Ssh
+                | ExecutorKind::Proxmox
+                | ExecutorKind::Lexware
+                | ExecutorKind::Sevdesk
+                | ExecutorKind::Http => false,
+            };
             let asked = [
-                ("template", step.template == Some(Template::Dollar)),
                 ("secrets", !step.secrets.is_empty()),
-                ("label", step.label.is_some()),
-                ("with", !step.with.is_empty()),
-                ("outputs", !step.outputs.is_empty()),
-                ("callback", step.callback.is_some()),
-                ("executor", !matches!(step.executor, ExecutorKind::Podman | ExecutorKind::Local)),
+                ("outputs", step.outputs.iter().any(|output| output.path != "result.json")),
+                ("executor", !is_there),
             ];
             for (key, _) in asked.into_iter().filter(|(_, asked)| *asked) {
                 later(

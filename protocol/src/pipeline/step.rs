@@ -281,6 +281,19 @@ pub enum ExecutorKind {
 }
 
 impl ExecutorKind {
+    /// Each of them.
+    pub const ALL: [Self; 9] = [
+        Self::Podman,
+        Self::Docker,
+        Self::Local,
+        Self::Custom,
+        Self::Ssh,
+        Self::Proxmox,
+        Self::Lexware,
+        Self::Sevdesk,
+        Self::Http,
+    ];
+
     /// The word on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -79,6 +79,7 @@ pub(super) fn options(engine: &config::Engine, url: String) -> podman::Options {
         network: engine.network.clone(),
         checkpoints: None,
         worker: None,
+        shared_dirs: None,
     }
 }
 

@@ -19,7 +19,7 @@ use protocol::id::NodeId;
 use tracing::warn;
 
 pub use executors::{SUPERVISE, supervise};
-pub use here::{Here, run_here};
+pub use here::{Here, job_id, run_here};
 pub use serve::serve;
 
 pub use crate::ports::Position;
@@ -130,6 +130,8 @@ pub fn worker_options(config: &Config, node: NodeId) -> worker::Options {
             ..worker::DiskOptions::default()
         },
         executors: worker.executors.clone(),
+        logs: None,
+        job_env: executors::job_env(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }

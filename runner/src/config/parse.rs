@@ -164,7 +164,7 @@ pub(super) fn address(text: &str) -> Parsed<String> {
 
 /// Executors, with commas between them.
 pub(super) fn executors(text: &str) -> Parsed<Vec<ExecutorKind>> {
-    let known = [("podman", ExecutorKind::Podman), ("local", ExecutorKind::Local)];
+    let known = ExecutorKind::ALL.map(|kind| (kind.as_str(), kind));
     items(text).map(|one| word(one, &known)).collect()
 }
 

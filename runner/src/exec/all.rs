@@ -49,11 +49,9 @@ impl Executors {
 
     fn of_step(&self, step: &StepSpec) -> Result<Runs<'_>, ExecError> {
         let here = match step.executor {
-            ExecutorKind::Podman => self.engine.as_deref(),
-            ExecutorKind::Local => Some(&*self.local),
-            ExecutorKind::Docker
-            | ExecutorKind::Custom
-            | ExecutorKind::Ssh
+            ExecutorKind::Podman | ExecutorKind::Docker => self.engine.as_deref(),
+            ExecutorKind::Local | ExecutorKind::Custom => Some(&*self.local),
+            ExecutorKind::Ssh
             | ExecutorKind::Proxmox
             | ExecutorKind::Lexware
             | ExecutorKind::Sevdesk

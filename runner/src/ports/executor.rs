@@ -61,6 +61,10 @@ pub struct StepSpec {
     pub with: Map<String, Value>,
 }
 
+/// A directory of a step's own, empty at its start: where jobs leave what is to be kept. A container sees
+/// it under this name; `export` knows it by this name wherever it is.
+pub const JOB_DIR: &str = "/runner/jobworkdir";
+
 /// Programs for a shell, one after the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Script {

@@ -19,8 +19,8 @@ use std::sync::Arc;
 pub use disk::{BaseImage, Disk, is_meant};
 pub use events::{EventStream, Events, EventsError, Position, Published, Ticket};
 pub use executor::{
-    Checkpoint, EngineInfo, ExecError, Executor, Exit, Gate, Left, LogSink, Ran, Remote, RunScope,
-    Script, StepSpec, StopLevel, StopSignal, Workspace,
+    Checkpoint, EngineInfo, ExecError, Executor, Exit, Gate, JOB_DIR, Left, LogSink, Ran, Remote,
+    RunScope, Script, StepSpec, StopLevel, StopSignal, Workspace,
 };
 pub use guard::{Guard, Unguarded};
 pub use host::Host;

@@ -102,6 +102,16 @@ pub trait Transfer: Send + Sync {
         origin: &Origin,
     ) -> Result<(), TransferError>;
 
+    /// Posts JSON to whoever asked for it; the status of the answer. A secret goes with it as a bearer
+    /// token; one that begins with `whsec_` signs it, as Standard Webhooks say, under this id.
+    async fn post(
+        &self,
+        url: &str,
+        secret: Option<&str>,
+        id: &str,
+        body: Bytes,
+    ) -> Result<u16, TransferError>;
+
     /// Opens a feed to a logger.
     fn logger(&self, logger_url: &str, run: &RunId) -> Result<Box<dyn LoggerFeed>, TransferError>;
 }

@@ -1,6 +1,9 @@
 //! Decides what a run does next. No clock, no sockets: facts in, orders out.
 
+pub mod callback;
+pub mod dollar;
 pub mod env;
+pub mod job;
 pub mod lines;
 pub mod quota;
 pub mod run;

@@ -30,6 +30,11 @@ impl Service {
         }
     }
 
+    /// Its own address.
+    pub(super) fn url(&self) -> &Url {
+        &self.url
+    }
+
     /// The address of something in it; every segment is encoded.
     pub(super) fn path(&self, segments: &[&str]) -> Result<Url, TransferError> {
         let mut url = self.url.clone();

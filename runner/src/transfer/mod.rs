@@ -3,6 +3,7 @@
 
 mod address;
 mod artifact;
+mod callback;
 mod logs;
 mod resource;
 mod spill;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use protocol::id::RunId;
 use protocol::pipeline::Vars;
 use reqwest::header::LOCATION;
@@ -137,6 +139,16 @@ impl Transfer for Http {
         origin: &Origin,
     ) -> Result<(), TransferError> {
         self.send(store_url, path, tar, origin).await
+    }
+
+    async fn post(
+        &self,
+        url: &str,
+        secret: Option<&str>,
+        id: &str,
+        body: Bytes,
+    ) -> Result<u16, TransferError> {
+        self.post_news(url, secret, id, body).await
     }
 
     fn logger(&self, logger_url: &str, run: &RunId) -> Result<Box<dyn LoggerFeed>, TransferError> {

@@ -4,16 +4,17 @@ use std::sync::Arc;
 
 use protocol::event::LogStream;
 use protocol::id::RunId;
-use protocol::pipeline::{Cmd, Step, Template, Vars};
+use protocol::pipeline::{Cmd, ExecutorKind, Pipeline, Step, Template, Vars};
 use protocol::run::Cause;
 use tokio::sync::oneshot;
 
+use super::collect::{Wanted, collect};
 use super::drive::Drive;
 use super::output::Output;
 use super::push::Push;
 use super::step::{self, Done};
-use crate::ports::{ExecError, Gate, LogSink, Script, StepSpec, StopLevel};
-use crate::rules::{env, template};
+use crate::ports::{ExecError, Gate, JOB_DIR, LogSink, Script, StepSpec, StopLevel};
+use crate::rules::{env, job, template};
 
 /// The programs of a step, with its run's variables in them.
 fn script_of(step: &Step, vars: &Vars, run: &RunId) -> Result<Option<Script>, String> {
@@ -70,6 +71,7 @@ impl Drive {
         let asked = (self.held.clone(), Arc::clone(&self.shared.ports.host));
         let stands = move || asked.0.stands(&*asked.1);
         let gate = Gate::new(async move { opened.await.unwrap_or(false) }, stands);
+        let wanted = self.step(position).map(Wanted::of);
         let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
         let running = async move {
             let in_time = {
@@ -85,7 +87,17 @@ impl Drive {
             // lost; where it is, the drive hears of that first.
             held.settled(&*shared.ports.host).await;
             match ran {
-                Ok(ran) => step::ended(&shared, &scope, ran, &stop, (stdout, stderr)).await,
+                Ok(mut ran) => {
+                    let said = (stdout, stderr);
+                    if let Some(wanted) = wanted
+                        && let Err(cause) =
+                            collect(&shared, &scope, &mut ran, &wanted, &output, &stop).await
+                    {
+                        shared.ports.executor.discard(&scope, ran.left).await;
+                        return step::broke_saying(&shared, &cause, said).await;
+                    }
+                    step::ended(&shared, &scope, ran, &stop, said).await
+                }
                 Err(ExecError::NotStarted) if stop.level() == StopLevel::Run => Done::NotOurs,
                 Err(cause) => step::broke_saying(&shared, &cause, (stdout, stderr)).await,
             }
@@ -118,7 +130,11 @@ impl Drive {
     fn spec(&self, position: usize) -> Option<Result<StepSpec, String>> {
         let (record, options) = (self.run.record(), &self.shared.options);
         let pipeline = record.pipeline.as_ref()?;
-        let step = pipeline.step(position)?;
+        let step = match job::filled(record, position)? {
+            Ok(step) => step,
+            Err(why) => return Some(Err(why)),
+        };
+        let step = &*step;
         let limits = pipeline.quotas.as_ref().and_then(|quotas| quotas.limits.clone());
         let network = step.network.as_ref().or(pipeline.network.as_ref());
         let script = script_of(step, &self.template_vars(position), &record.run_id);
@@ -129,13 +145,27 @@ impl Drive {
         Some(Ok(StepSpec {
             words: step.cmd.as_ref().map(Cmd::words).unwrap_or_default(),
             script,
-            env: env::of_step(pipeline, &record.vars, step),
+            env: self.env_of(pipeline, step),
             work_dir: env::work_dir(step),
             network: network.or(options.network.as_ref()).cloned(),
             limits: limits.unwrap_or_default(),
             with: step.with.clone(),
             ..self.ended_step(position)?
         }))
+    }
+
+    /// The environment of a step; that of a job says which one it is.
+    fn env_of(&self, pipeline: &Pipeline, step: &Step) -> Vars {
+        let record = self.run.record();
+        let own = env::of_step(pipeline, &record.vars, step);
+        if step.executor != ExecutorKind::Docker {
+            return own;
+        }
+        let mut env = self.shared.options.job_env.clone();
+        env.insert("JOB_ID".to_owned(), job::id(&record.run_id, step));
+        env.extend(own);
+        env.insert("JOB_WORKDIR".to_owned(), JOB_DIR.to_owned());
+        env
     }
 
     pub(super) fn upload(&mut self, position: usize) {

@@ -192,6 +192,9 @@ impl Drive {
                     // Nobody will ask what it said.
                     step.output = None;
                 }
+                if let Some(result) = ran.result {
+                    self.run.found_out(position, result);
+                }
                 Input::Exited(position, Exited { code, oom, stdout_bytes, stderr_bytes })
             }
             Done::Uploaded => Input::Uploaded(position),

@@ -17,13 +17,14 @@ use super::claim::{Claimed, Verdict};
 use super::drive::{Drive, Progress};
 use super::emitter::Emitter;
 use super::lease::Held;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Outbox};
 use super::orphan::Orphan;
 use super::push::Pushes;
 use super::roster::Handle;
 use super::watchdog::{Failed, beat, watched};
 use super::{Lost, Shared};
 use crate::ports::{Claim, LoggerFeed, RunScope, StopLevel, StopSignal, Txn};
+use crate::rules::callback::Told;
 use crate::rules::env;
 use crate::rules::run::{Draft, Effect, Input, Run, StopWhy};
 
@@ -152,10 +153,16 @@ impl Launch {
         let store = Arc::clone(&shared.ports.store);
         let graph = pipeline.map(Pipeline::graph).unwrap_or_default();
         let at_once = shared.options.parallel_steps;
+        let outbox = Outbox {
+            told: Told::of(&record),
+            logs: shared.options.logs.clone(),
+            host: Arc::clone(&shared.ports.host),
+            news: Arc::clone(&shared.news),
+        };
         Drive {
             run: Run::claimed(record, node, epoch, at_once),
             graph,
-            ledger: Ledger::new(store, claim, modified, held.lost.clone()),
+            ledger: Ledger::new(store, claim, modified, held.lost.clone(), outbox),
             emitter,
             feed,
             scope,

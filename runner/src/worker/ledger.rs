@@ -6,11 +6,14 @@ use std::time::Duration;
 use protocol::names;
 use protocol::run::{OwnerEntry, RunRecord};
 use thiserror::Error;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::callbacks::value_of;
 use super::watchdog::beat;
-use crate::ports::{Claim, Expect, LeaseId, Store, StoreError, Txn};
+use crate::ports::{Claim, Expect, Host, LeaseId, Store, StoreError, Txn};
+use crate::rules::callback::{News, Stage, Told};
 
 /// Why a write for a run did not happen.
 #[derive(Debug, Error)]
@@ -35,6 +38,28 @@ pub(super) struct Ledger {
     claim: Claim,
     modified: i64,
     lost: CancellationToken,
+    outbox: Outbox,
+}
+
+/// What somebody is to be told goes with the write that makes it so.
+pub(super) struct Outbox {
+    pub(super) told: Told,
+    /// Where the logs of steps lie, where they do.
+    pub(super) logs: Option<String>,
+    pub(super) host: Arc<dyn Host>,
+    /// Wakes whoever tells it.
+    pub(super) news: Arc<Notify>,
+}
+
+impl Outbox {
+    fn entries(&self, record: &RunRecord) -> Vec<(String, Vec<u8>)> {
+        let news = self.told.news(record, self.logs.as_deref(), self.host.now().0);
+        let entry = |(position, stage, news): (usize, Stage, News)| {
+            let which = u8::from(stage == Stage::Ended);
+            (names::callback_key(&record.run_id, position, which), value_of(&news))
+        };
+        news.into_iter().map(entry).collect()
+    }
 }
 
 /// What else a write does.
@@ -63,8 +88,9 @@ impl Ledger {
         claim: Claim,
         modified: i64,
         lost: CancellationToken,
+        outbox: Outbox,
     ) -> Self {
-        Self { store, claim, modified, lost }
+        Self { store, claim, modified, lost, outbox }
     }
 
     /// What proves that the run is ours.
@@ -113,9 +139,13 @@ impl Ledger {
             .map_err(|cause| WriteError::Refused(StoreError::Refused(cause.to_string())))?;
         let mut wait = Duration::from_millis(50);
         let mut unknown = false;
+        let news = self.outbox.entries(record);
+        let has_news = !news.is_empty();
         loop {
             beat();
             let txn = self.write(&bytes, also);
+            let txn =
+                news.iter().fold(txn, |txn, (key, value)| txn.put(key.clone(), value.clone()));
             let reply = tokio::select! {
                 biased;
                 () = self.lost.cancelled() => return Err(WriteError::Lost),
@@ -124,29 +154,31 @@ impl Ledger {
             match reply {
                 Ok(reply) if reply.committed => {
                     self.modified = reply.revision;
+                    self.put_down(record, has_news);
                     return Ok(());
                 }
                 Ok(reply) => {
-                    let record = reply.entry(0);
-                    let landed = record.is_some_and(|entry| entry.value == bytes);
+                    let entry = reply.entry(0);
+                    let landed = entry.is_some_and(|entry| entry.value == bytes);
                     let owned = reply
                         .entry(1)
                         .is_some_and(|entry| entry.create_revision == self.claim.epoch.0);
                     let lets_go = matches!(also, Also::LetGo { .. } | Also::HandOver);
                     if unknown && landed && (owned || lets_go) {
                         // An earlier try of this write did arrive; only its answer was lost.
-                        self.modified = record.map_or(self.modified, |entry| entry.mod_revision);
+                        self.modified = entry.map_or(self.modified, |entry| entry.mod_revision);
+                        self.put_down(record, has_news);
                         return Ok(());
                     }
-                    let Some(record) = record.filter(|_| owned) else {
+                    let Some(entry) = entry.filter(|_| owned) else {
                         return Err(WriteError::Lost);
                     };
                     if also == Also::DemandNoStop && reply.entry(2).is_some() {
-                        self.modified = record.mod_revision;
+                        self.modified = entry.mod_revision;
                         return Err(WriteError::StopFound);
                     }
                     // A late write of our own came in between: the fence says that it was ours.
-                    self.modified = record.mod_revision;
+                    self.modified = entry.mod_revision;
                 }
                 // A lease that is gone is the caller's to replace; the claim's own ends by `lost`.
                 Err(cause @ StoreError::LeaseGone(_)) if matches!(also, Also::LetGo { .. }) => {
@@ -163,6 +195,16 @@ impl Ledger {
                 }
                 Err(cause) => return Err(WriteError::Refused(cause)),
             }
+        }
+    }
+}
+
+impl Ledger {
+    /// Notes that a record is written, and what is to be told of it.
+    fn put_down(&mut self, record: &RunRecord, has_news: bool) {
+        self.outbox.told.note(record);
+        if has_news {
+            self.outbox.news.notify_one();
         }
     }
 }

@@ -11,7 +11,8 @@ use tracing::{info, warn};
 
 use super::watchdog::waits;
 use super::{
-    LAST_EVENTS, Shared, Shutdown, control, intake, janitor, lease, node, reclaim, rescue, room,
+    LAST_EVENTS, Shared, Shutdown, callbacks, control, intake, janitor, lease, node, reclaim,
+    rescue, room,
 };
 use crate::ports::{Guard, Source};
 use crate::rules::run::StopWhy;
@@ -56,6 +57,8 @@ impl Loops {
         let (control, leased_too) = (leases.subscribe(), leased.clone());
         let control = intake::control(Arc::clone(shared), control, Source::Control, leased_too);
         dog.spawn(&stops, "the intake of stops", control);
+        let told = callbacks::run(Arc::clone(shared), leased.clone());
+        dog.spawn(&others, "the callbacks", told);
         let kept = lease::keep(Arc::clone(shared), Arc::clone(guard), leases, leased.clone());
         dog.spawn(&others, "the renewal of the lease", kept);
         Self { starts, stops, others, refresh, leased }

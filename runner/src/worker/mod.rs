@@ -2,7 +2,9 @@
 
 mod bases;
 mod begin;
+mod callbacks;
 mod claim;
+mod collect;
 mod control;
 mod drive;
 mod emitter;
@@ -38,7 +40,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use protocol::event::{Event, Reason};
 use protocol::id::{NodeId, RunId};
-use protocol::pipeline::{ExecutorKind, Pipeline, PullPolicy};
+use protocol::pipeline::{ExecutorKind, Pipeline, PullPolicy, Vars};
 use protocol::run::Cause;
 use protocol::time::Millis;
 use thiserror::Error;
@@ -93,6 +95,10 @@ pub struct Options {
     pub max_losses: u32,
     /// The executors that it has.
     pub executors: Vec<ExecutorKind>,
+    /// Where the logs of steps lie, as callbacks tell.
+    pub logs: Option<String>,
+    /// What every job of executor docker is told of its runner.
+    pub job_env: Vars,
     /// Its version.
     pub version: String,
 }
@@ -161,6 +167,8 @@ pub(crate) struct Shared {
     seen: LongLease,
     /// Of the records of ended runs.
     records: LongLease,
+    /// Something is to be told.
+    news: Arc<Notify>,
 }
 
 /// A run that is to be taken again, and ended.
@@ -327,6 +335,7 @@ impl Worker {
             room,
             seen: LongLease::new(SEEN_FOR),
             records,
+            news: Arc::default(),
         };
         Ok(Self { shared: Arc::new(shared), guard: Arc::new(Unguarded) })
     }

@@ -1,5 +1,6 @@
 //! A step's output on its way to the stream and to an external logger.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub(super) struct Output {
     attempt: u32,
     began: Instant,
     streams: Mutex<Streams>,
+    /// Bytes of our own lines.
+    own: AtomicU64,
     /// The last of each stream, where that is wanted.
     tails: Option<std::sync::Mutex<Tails>>,
     /// A text waits for its time.
@@ -91,6 +94,7 @@ impl Output {
             attempt,
             began: Instant::now(),
             streams: Mutex::default(),
+            own: AtomicU64::new(0),
             tails: keeps_tail.then(std::sync::Mutex::default),
             waits: Notify::new(),
         }
@@ -101,6 +105,17 @@ impl Output {
         let Some(tails) = &self.tails else { return String::new() };
         let tails = tails.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(tails.of(stream)).into_owned()
+    }
+
+    /// Publishes a line of our own about the step.
+    pub(super) async fn note(&self, line: &str) {
+        let bytes = line.as_bytes().to_vec();
+        let offset = self.own.fetch_add(bytes.len() as u64 + 1, Ordering::Relaxed);
+        if let Some(feed) = &self.feed {
+            feed.push(format!("[bob] {line}\n").into());
+        }
+        let piece = Piece { offset, bytes, partial: false };
+        self.emitter.log((&self.step, self.attempt), LogStream::Bob, piece).await;
     }
 
     /// Publishes what has waited long enough, until `finish`.

@@ -72,6 +72,8 @@ impl Cluster {
             sweep: Duration::from_secs(60),
             disk: DiskOptions::default(),
             executors: vec![ExecutorKind::Podman],
+            logs: None,
+            job_env: protocol::pipeline::Vars::new(),
             version: "simulated".into(),
         };
         let worker = Worker::new(ports, options).await.expect("the engine answers");

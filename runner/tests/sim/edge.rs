@@ -59,6 +59,17 @@ impl Transfer for Handle {
         self.pass("upload", Side::After).await
     }
 
+    async fn post(
+        &self,
+        _url: &str,
+        _secret: Option<&str>,
+        _id: &str,
+        _body: Bytes,
+    ) -> Result<u16, TransferError> {
+        self.pass("post", Side::Before).await?;
+        Ok(200)
+    }
+
     fn logger(&self, _url: &str, _run: &RunId) -> Result<Box<dyn LoggerFeed>, TransferError> {
         Err(TransferError::BadParams("no run of a simulation has a logger".into()))
     }

@@ -31,8 +31,8 @@ use tokio_util::task::TaskTracker;
 pub use self::supervise::supervise;
 use self::word::{Asked, Job, Told};
 use crate::ports::{
-    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Exit, Gate, Left,
-    LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
+    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Exit, Gate, JOB_DIR,
+    Left, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
 };
 
 /// Where steps run, and by what.
@@ -64,6 +64,18 @@ const WORK: &str = "work";
 /// The most bytes of one read.
 const PIECE: usize = 64 * 1024;
 
+/// Names the directory of a step's own.
+const JOB_VARIABLE: &str = "JOB_WORKDIR";
+
+/// Where a step is.
+#[derive(Debug, Clone)]
+struct Dirs {
+    run: PathBuf,
+    work: PathBuf,
+    /// What the step leaves here is kept.
+    job: PathBuf,
+}
+
 fn failed(doing: &str, cause: impl std::fmt::Display) -> ExecError {
     ExecError::Engine { doing: doing.to_owned(), cause: cause.to_string() }
 }
@@ -79,26 +91,30 @@ impl Local {
         self.options.runs.join(run.as_str())
     }
 
-    /// The run's directory, and that in which its steps work.
-    async fn make(&self, run: &RunScope) -> std::io::Result<(PathBuf, PathBuf)> {
+    /// The run's directory, that in which its steps work, and the step's own.
+    async fn make(&self, run: &RunScope, step: &StepSpec) -> std::io::Result<Dirs> {
         let dir = self.dir(&run.run);
         let work = self.options.work_dir.clone().unwrap_or_else(|| dir.join(WORK));
-        let (of_run, of_work, cluster) = (dir.clone(), work.clone(), Arc::clone(&run.cluster));
+        let job = dir.join(format!("job-{}-{}", step.position, step.attempt));
+        let dirs = Dirs { run: dir, work, job };
+        let (made, cluster) = (dirs.clone(), Arc::clone(&run.cluster));
         let made = tokio::task::spawn_blocking(move || {
             use std::os::unix::fs::DirBuilderExt as _;
             // What a step is made of is nobody else's.
-            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&of_run)?;
-            std::fs::write(of_run.join(CLUSTER), cluster.as_bytes())?;
-            std::fs::create_dir_all(of_work)
+            std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&made.run)?;
+            std::fs::write(made.run.join(CLUSTER), cluster.as_bytes())?;
+            std::fs::create_dir_all(made.work)?;
+            std::fs::create_dir_all(made.job)
         });
         made.await.map_err(std::io::Error::other)??;
-        Ok((dir, work))
+        Ok(dirs)
     }
 
-    /// What a supervisor is told of a step.
-    async fn job(&self, run: &RunScope, step: &StepSpec) -> Result<Job, ExecError> {
-        let made = self.make(run).await;
-        let (dir, work) = made.map_err(|cause| failed("making a run's directory", cause))?;
+    /// What a supervisor is told of a step, and where the step leaves what is to be kept.
+    async fn job(&self, run: &RunScope, step: &StepSpec) -> Result<(Job, PathBuf), ExecError> {
+        let made = self.make(run, step).await;
+        let dirs = made.map_err(|cause| failed("making a run's directory", cause))?;
+        let Dirs { run: dir, work, job } = dirs;
         let words = match &step.script {
             None => step.words.iter().map(OsString::from).collect(),
             Some(script) => {
@@ -112,8 +128,9 @@ impl Local {
             None => work,
         };
         let own = step.env.iter().map(|(name, value)| (name.into(), value.into()));
-        let env = self.options.inherited.iter().cloned().chain(own).collect();
-        Ok(Job { words, env, dir })
+        let job_dir = (JOB_VARIABLE.into(), job.clone().into());
+        let env = self.options.inherited.iter().cloned().chain(own).chain([job_dir]).collect();
+        Ok((Job { words, env, dir }, job))
     }
 
     /// A supervisor that waits for its job.
@@ -177,7 +194,7 @@ async fn obey(asks: &mut OwnedWriteHalf, stop: &StopSignal) {
 /// Runs one step, from its gate to its end.
 async fn run(
     (mut child, socket): (Child, UnixStream),
-    job: Job,
+    (job, left): (Job, PathBuf),
     step: &StepSpec,
     mut gate: Gate,
     out: Arc<dyn LogSink>,
@@ -211,7 +228,7 @@ async fn run(
     drop(asks);
     let waited = child.wait().await;
     match ended {
-        Some(Told::Ended(code)) => Ok(Ran::new(Exit { code, oom: false }, Workspace::None)),
+        Some(Told::Ended(code)) => Ok(Ran::new(Exit { code, oom: false }, Workspace::Dir(left))),
         Some(Told::NotStarted { code, cause }) => {
             Err(ExecError::Start { step: step.name.clone(), cause, code })
         }
@@ -280,7 +297,12 @@ impl Executor for Local {
         Ok(Workspace::None)
     }
 
-    async fn discard(&self, _run: &RunScope, _left: Workspace) {}
+    async fn discard(&self, _run: &RunScope, left: Workspace) {
+        if let Workspace::Dir(dir) = left {
+            // What cannot be removed goes with its run.
+            tokio::fs::remove_dir_all(dir).await.ok();
+        }
+    }
 
     async fn import(
         &self,
@@ -296,9 +318,13 @@ impl Executor for Local {
     async fn export(
         &self,
         run: &RunScope,
-        _left: &Workspace,
+        left: &Workspace,
         path: &str,
     ) -> Result<ByteStream, ExecError> {
+        let of_job = path.strip_prefix(JOB_DIR).map(|path| path.trim_start_matches('/'));
+        if let (Some(of_job), Workspace::Dir(own)) = (of_job, left) {
+            return script::packed(own.join(of_job), path).await;
+        }
         let dir = self.options.work_dir.clone().unwrap_or_else(|| self.dir(&run.run).join(WORK));
         script::packed(dir.join(path), path).await
     }

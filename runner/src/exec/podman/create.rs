@@ -29,9 +29,9 @@ pub(super) struct Create {
     work_dir: String,
     /// Only where the image itself asks for the directory.
     create_working_dir: bool,
-    labels: IndexMap<&'static str, String>,
+    pub(super) labels: IndexMap<&'static str, String>,
     pub(super) init: bool,
-    terminal: bool,
+    pub(super) terminal: bool,
     stdin: bool,
     /// A directory that the image declares a volume belongs to the workspace like any other.
     image_volume_mode: &'static str,
@@ -47,6 +47,10 @@ pub(super) struct Create {
     network_options: Option<Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     resource_limits: Option<Value>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) mounts: Vec<Value>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) volumes: Vec<Value>,
 }
 
 /// The container's name: by run and step alone, so that two owners of a run cannot both have one.
@@ -133,6 +137,8 @@ impl Create {
             networks: None,
             network_options: None,
             resource_limits: None,
+            mounts: Vec::new(),
+            volumes: Vec::new(),
         }
     }
 
@@ -218,14 +224,14 @@ fn words_of(step: &StepSpec) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use protocol::id::{Epoch, StepName};
     use protocol::pipeline::ExecutorKind;
     use protocol::pipeline::{Limits, PullPolicy, Vars};
     use protocol::quantity::Cpu;
 
-    fn step() -> StepSpec {
+    pub(in crate::exec::podman) fn step() -> StepSpec {
         StepSpec {
             name: StepName::position(2),
             position: 2,

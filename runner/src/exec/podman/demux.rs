@@ -27,9 +27,16 @@ pub(super) struct Demux {
     left: usize,
     stream: Option<LogStream>,
     fresh: bool,
+    /// There are no frames: all is one stream.
+    raw: bool,
 }
 
 impl Demux {
+    /// For framed output, or for that of a terminal, which is not.
+    pub(super) fn of(raw: bool) -> Self {
+        Self { raw, ..Self::default() }
+    }
+
     /// Whether what came so far ends with a whole frame.
     pub(super) fn is_whole(&self) -> bool {
         self.left == 0 && self.have == 0
@@ -66,6 +73,11 @@ impl Demux {
 
     /// One step into `input`: a piece of a head, or a piece of a payload.
     fn next(&mut self, input: &[u8]) -> Result<Step, BadFrame> {
+        if self.raw {
+            self.fresh = true;
+            let all = input.len();
+            return Ok(Step { stream: Some(LogStream::Stdout), payload: all, taken: all });
+        }
         if self.left > 0 {
             let payload = self.left.min(input.len());
             self.left -= payload;

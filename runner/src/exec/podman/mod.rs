@@ -23,6 +23,7 @@ mod disk;
 mod files;
 mod http;
 mod image;
+mod job;
 mod look;
 #[cfg(test)]
 mod oddities;
@@ -88,6 +89,8 @@ pub struct Options {
     pub checkpoints: Option<String>,
     /// The process that makes containers: a label of each.
     pub worker: Option<NodeId>,
+    /// The directories of the engine's host that steps may have mounted; all where there is no list.
+    pub shared_dirs: Option<Vec<PathBuf>>,
 }
 
 impl Options {
@@ -102,6 +105,7 @@ impl Options {
             network: None,
             checkpoints: None,
             worker: None,
+            shared_dirs: None,
         }
     }
 }
@@ -120,6 +124,7 @@ pub struct Podman {
     registries: Registries,
     network: Option<String>,
     worker: Option<NodeId>,
+    shared_dirs: Option<Vec<PathBuf>>,
     checkpoints: Option<Registry>,
     pulls: Pulls,
     marks: bases::Marks,
@@ -157,6 +162,7 @@ impl Podman {
             checkpoints: checkpoints.transpose().map_err(ExecError::Unsupported)?,
             network: options.network,
             worker: options.worker,
+            shared_dirs: options.shared_dirs,
             pulls: Pulls::default(),
             marks: bases::Marks::default(),
             root: disk::Root::default(),

@@ -71,6 +71,8 @@ pub(super) struct Follower<'a> {
     pub(super) out: &'a dyn LogSink,
     pub(super) seen: Seen,
     pub(super) beginning: Beginning,
+    /// The step has a terminal: nothing of its one stream is framed.
+    pub(super) raw: bool,
 }
 
 impl Follower<'_> {
@@ -141,7 +143,7 @@ impl Follower<'_> {
     }
 
     async fn pump(&mut self, mut from: impl AsyncRead + Unpin) -> bool {
-        let mut demux = Demux::default();
+        let mut demux = Demux::of(self.raw);
         let mut buffer = vec![0; READ_BYTES];
         let mut pieces = Vec::new();
         loop {
@@ -187,7 +189,7 @@ impl Follower<'_> {
         if !answer.status().is_success() {
             return read(answer).await?.good().map(drop);
         }
-        let (mut skip, mut demux, mut held) = (self.seen, Demux::default(), Vec::new());
+        let (mut skip, mut demux, mut held) = (self.seen, Demux::of(self.raw), Vec::new());
         let mut body = answer.into_body();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|cause| Fault::Broken(cause.to_string()))?;

@@ -11,6 +11,7 @@ use super::call::{Fault, no_space};
 use super::create::{Create, container_name};
 use super::http::Link;
 use super::image::{Known, Made};
+use super::job::{Asked, has_tty};
 use super::output::{Attached, Beginning, Follower, PATIENCE, attach};
 use super::stop;
 use crate::ports::{
@@ -74,7 +75,8 @@ impl Podman {
         out: &dyn LogSink,
         stop: &StopSignal,
     ) -> Result<Ran, ExecError> {
-        let (image, known) = self.known(run, on).await?;
+        let on = self.begins_on(run, on, step, stop).await?;
+        let (image, known) = self.known(run, &on).await?;
         let mut link = self.http.link();
         let opened = async {
             tokio::select! {
@@ -123,6 +125,7 @@ impl Podman {
         let cpus = if limited { self.enforced_cpus().await? } else { 1 };
         let network = step.network.as_ref().or(self.network.as_ref());
         let mut create = Create::step(run, &known.base, image, step, network, cpus)?;
+        Asked::of(step, self.shared_dirs.as_deref())?.put(&mut create);
         let mut tries = 0;
         loop {
             let id = self.create(link, run, image, &mut create, Some(step)).await?;
@@ -286,6 +289,7 @@ impl Podman {
             out,
             seen: super::demux::Seen::default(),
             beginning: Beginning::default(),
+            raw: has_tty(step),
         };
         let ended = {
             let following = follower.follow(attached, link);

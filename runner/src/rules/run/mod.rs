@@ -301,6 +301,13 @@ impl Run {
         list
     }
 
+    /// Notes what a step has found out, for its next write.
+    pub fn found_out(&mut self, position: usize, result: serde_json::Value) {
+        if let Some(record) = self.record_of(position) {
+            record.result = Some(result);
+        }
+    }
+
     /// The attempt at a step that is begun next.
     fn next_attempt(&self, step: &StepName) -> u32 {
         self.tried.iter().find(|(name, _)| name == step).map_or(1, |(_, attempts)| attempts + 1)

@@ -50,6 +50,7 @@ impl Run {
             cause: None,
             message: None,
             exit_code: None,
+            result: None,
             image: None,
             engine: None,
             digest: None,

@@ -88,6 +88,8 @@ pub fn options(node: NodeId, slots: usize) -> Options {
         retention: Duration::from_secs(24 * 3600),
         own_queue: true,
         executors: vec![ExecutorKind::Podman],
+        logs: None,
+        job_env: protocol::pipeline::Vars::new(),
         version: "test".into(),
     }
 }

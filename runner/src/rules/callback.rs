@@ -1,0 +1,260 @@
+//! Who is to be told that a step runs, and how it ended.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use protocol::id::StepName;
+use protocol::pipeline::{Callback, OutputKind, Step, Token};
+use protocol::run::{RunRecord, StepRecord, StepStatus};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::job;
+
+/// How far somebody has been told of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// It runs.
+    Running,
+    /// It has ended, and is not tried again.
+    Ended,
+}
+
+/// What is to be posted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct News {
+    /// Where to.
+    pub url: String,
+    /// What goes with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret: Option<Token>,
+    /// The text, as JSON.
+    pub body: Value,
+    /// How often it was tried.
+    #[serde(default)]
+    pub tries: u32,
+    /// When it came up, in ms since the epoch.
+    pub since: i64,
+    /// When it is due, in ms since the epoch.
+    pub due: i64,
+}
+
+/// What has been told of the steps of one run.
+#[derive(Debug, Default)]
+pub struct Told {
+    steps: BTreeMap<StepName, Stage>,
+    /// Somebody wants to be told at all.
+    wanted: bool,
+}
+
+impl Told {
+    /// What the record says goes with it: whoever wrote it has put that down in the same write.
+    #[must_use]
+    pub fn of(record: &RunRecord) -> Self {
+        let mut told = Self::default();
+        let steps =
+            record.pipeline.iter().flat_map(|it| it.steps.iter().chain(it.on_error.as_deref()));
+        told.wanted = steps.into_iter().any(|step| step.callback.is_some());
+        told.note(record);
+        told
+    }
+
+    /// Notes that what a record says has been put down.
+    pub fn note(&mut self, record: &RunRecord) {
+        if !self.wanted {
+            return;
+        }
+        for step in &record.steps {
+            let Some(stage) = stage_of(step) else { continue };
+            let told = self.steps.entry(step.name.clone()).or_insert(stage);
+            *told = stage.max(*told);
+        }
+    }
+
+    /// What is new in a record: the position of a step, what has become of it, and its callback.
+    #[must_use]
+    pub fn news(
+        &self,
+        record: &RunRecord,
+        logs: Option<&str>,
+        now: i64,
+    ) -> Vec<(usize, Stage, News)> {
+        let mut found = Vec::new();
+        if !self.wanted {
+            return found;
+        }
+        for of_it in &record.steps {
+            let Some(stage) = stage_of(of_it) else { continue };
+            let told = self.steps.get(&of_it.name);
+            if told.is_some_and(|told| *told >= stage) {
+                continue;
+            }
+            // One that ended before anybody was told that it runs is told of as both.
+            for stage in [Stage::Running, stage] {
+                let is_new = told.is_none_or(|told| *told < stage);
+                let already = found.last().is_some_and(|(_, last, _)| *last == stage);
+                if let Some((position, news)) = news(record, of_it, stage, logs, now)
+                    && is_new
+                    && !(already && found.last().is_some_and(|(at, _, _)| *at == position))
+                {
+                    found.push((position, stage, news));
+                }
+            }
+        }
+        found
+    }
+}
+
+fn stage_of(step: &StepRecord) -> Option<Stage> {
+    Some(match step.status {
+        StepStatus::Pending => return None,
+        StepStatus::Started => Stage::Running,
+        // It is tried again.
+        StepStatus::Failed | StepStatus::Stopped if step.cause.is_none() => Stage::Running,
+        StepStatus::Passed | StepStatus::Failed | StepStatus::Stopped => Stage::Ended,
+    })
+}
+
+fn news(
+    record: &RunRecord,
+    of_it: &StepRecord,
+    stage: Stage,
+    logs: Option<&str>,
+    now: i64,
+) -> Option<(usize, News)> {
+    let pipeline = record.pipeline.as_ref()?;
+    let steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
+    let (position, step) = steps.enumerate().find(|(_, step)| step.name == of_it.name)?;
+    let Callback { url, secret } = match job::filled(record, position)? {
+        Ok(step) => step.callback.clone()?,
+        // What it asks for is not there: the address is told as it stands, and says so itself.
+        Err(_) => step.callback.clone()?,
+    };
+    let body = body(&job::id(&record.run_id, step), step, of_it, stage, logs);
+    Some((position, News { url, secret, body, tries: 0, since: now, due: now }))
+}
+
+/// The body, by the names that the receivers of job files know.
+fn body(id: &str, step: &Step, of_it: &StepRecord, stage: Stage, logs: Option<&str>) -> Value {
+    let (status, exit_code) = match (stage, of_it.status) {
+        (Stage::Running, _) => ("running", -1),
+        (Stage::Ended, StepStatus::Passed) => ("success", 0),
+        (
+            Stage::Ended,
+            StepStatus::Pending | StepStatus::Started | StepStatus::Failed | StepStatus::Stopped,
+        ) => ("failed", of_it.exit_code.filter(|code| *code != 0).unwrap_or(1)),
+    };
+    let artifacts: Vec<Value> = step
+        .outputs
+        .iter()
+        .map(|output| {
+            let kind = match output.kind {
+                Some(OutputKind::Dir) => "dir",
+                Some(OutputKind::File) | None => "file",
+            };
+            json!({ "Path": output.path, "Type": kind })
+        })
+        .collect();
+    json!({
+        "job_id": id,
+        "status": status,
+        "exit_code": exit_code,
+        "log_file": logs.map(|dir| format!("{dir}/{id}.log")).unwrap_or_default(),
+        "artifacts": artifacts,
+    })
+}
+
+/// For how long somebody who does not answer is told again.
+pub const GIVEN_UP_AFTER: Duration = Duration::from_secs(24 * 3600);
+
+/// When news that were not taken are tried again.
+#[must_use]
+pub fn pause(tries: u32) -> Duration {
+    let seconds = 1_u64.checked_shl(tries.saturating_sub(1)).unwrap_or(u64::MAX);
+    Duration::from_secs(seconds.min(300))
+}
+
+/// Whether an answer says that the news have arrived. One that says no for good has been heard.
+#[must_use]
+pub fn is_taken(status: u16) -> bool {
+    !(status >= 500 || status == 408 || status == 429)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(steps: Value) -> RunRecord {
+        let record = json!({
+            "group": "g", "name": "n", "run-id": "r-1", "status": "running", "attempt": 1,
+            "scheduled-at": "2026-01-01T00:00:00.000Z",
+            "pipeline": { "group": "g", "name": "n", "steps": [
+                { "name": "a", "label": "nightly", "outputs": [{ "path": "out", "type": "dir" }],
+                  "callback": { "url": "http://h/x", "secret": "s" } },
+                { "name": "b" },
+            ] },
+            "steps": steps,
+        });
+        serde_json::from_value(record).unwrap()
+    }
+
+    fn stages(told: &Told, record: &RunRecord) -> Vec<(usize, Stage, String)> {
+        let news = told.news(record, Some("/logs"), 5).into_iter();
+        news.map(|(at, stage, news)| (at, stage, news.body["status"].as_str().unwrap().to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn a_step_is_told_of_twice_and_a_retry_tells_nothing() {
+        let mut told = Told::of(&record(json!([])));
+        let begun = record(json!([
+            { "name": "a", "status": "started", "attempt": 1 },
+            { "name": "b", "status": "started", "attempt": 1 },
+        ]));
+        assert_eq!(stages(&told, &begun), [(0, Stage::Running, "running".to_owned())]);
+        told.note(&begun);
+        let again =
+            record(json!([{ "name": "a", "status": "failed", "attempt": 1, "exit-code": 3 }]));
+        assert!(stages(&told, &again).is_empty());
+        let ended = json!([
+            { "name": "a", "status": "failed", "attempt": 2, "exit-code": 3, "cause": "exit-code" },
+        ]);
+        let ended = record(ended);
+        let news = told.news(&ended, Some("/logs"), 5);
+        assert_eq!(news.len(), 1);
+        let expected = json!({
+            "job_id": "nightly", "status": "failed", "exit_code": 3, "log_file": "/logs/nightly.log",
+            "artifacts": [{ "Path": "out", "Type": "dir" }],
+        });
+        assert_eq!((news[0].1, &news[0].2.body), (Stage::Ended, &expected));
+        told.note(&ended);
+        assert!(stages(&told, &ended).is_empty());
+    }
+
+    #[test]
+    fn what_an_owner_before_has_put_down_is_not_told_again() {
+        let begun = record(json!([{ "name": "a", "status": "started", "attempt": 1 }]));
+        let told = Told::of(&begun);
+        assert!(stages(&told, &begun).is_empty());
+        let passed = record(json!([{ "name": "a", "status": "passed", "attempt": 2 }]));
+        assert_eq!(stages(&told, &passed), [(0, Stage::Ended, "success".to_owned())]);
+    }
+
+    #[test]
+    fn a_step_whose_end_comes_with_its_beginning_is_told_of_twice() {
+        let told = Told::of(&record(json!([])));
+        let passed = record(json!([{ "name": "a", "status": "passed", "attempt": 1 }]));
+        let both =
+            [(0, Stage::Running, "running".to_owned()), (0, Stage::Ended, "success".to_owned())];
+        assert_eq!(stages(&told, &passed), both);
+    }
+
+    #[test]
+    fn whoever_does_not_answer_is_tried_ever_more_seldom() {
+        let pauses: Vec<u64> = (1..12).map(|tries| pause(tries).as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+        assert_eq!(pause(400).as_secs(), 300);
+        assert!(is_taken(200) && is_taken(404) && !is_taken(503) && !is_taken(429));
+    }
+}

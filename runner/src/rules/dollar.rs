@@ -1,0 +1,258 @@
+//! What stands as `${...}` in a job: the id of the job before it, and parts of what earlier ones found
+//! out. All else stays as it is: it is for the shell.
+
+use std::collections::HashMap;
+
+use protocol::shell;
+use serde_json::{Map, Value};
+
+/// A job that stands before the one that is looked at, or is it.
+#[derive(Debug, Clone, Copy)]
+pub struct Job<'a> {
+    /// What it is called in the file.
+    pub name: &'a str,
+    /// What it is called while it runs: its files bear that name.
+    pub id: &'a str,
+    /// What it has found out.
+    pub result: Option<&'a Value>,
+}
+
+/// What a job may ask for.
+#[derive(Debug, Default)]
+pub struct Known<'a> {
+    previous: Option<Job<'a>>,
+    by_name: HashMap<&'a str, Job<'a>>,
+}
+
+/// Asks for the job before, whatever it is called.
+const PREVIOUS_ID: &str = "PREVIOUS_JOB_ID";
+const PREVIOUS_RESULT: &str = "PREVIOUS_RESULT";
+/// Makes one word for a shell of a value.
+const QUOTE: &str = "quote";
+/// A segment that leads to the result itself.
+const RESULT: &str = "result";
+
+impl<'a> Known<'a> {
+    /// Of all jobs before one, in their order.
+    #[must_use]
+    pub fn before(jobs: impl IntoIterator<Item = Job<'a>>) -> Self {
+        let mut known = Self::default();
+        for job in jobs {
+            known.by_name.insert(job.id, job);
+            known.by_name.insert(job.name, job);
+            known.previous = Some(job);
+        }
+        known
+    }
+
+    /// A text with what it asks for.
+    ///
+    /// # Errors
+    /// A sentence where it asks a job for something that this one has not found out.
+    pub fn fill(&self, text: &str) -> Result<String, String> {
+        let mut filled = String::with_capacity(text.len());
+        let mut rest = text;
+        while let Some((before, behind)) = rest.split_once("${") {
+            filled.push_str(before);
+            let Some((inside, after)) = behind.split_once('}') else {
+                filled.push_str("${");
+                filled.push_str(behind);
+                return Ok(filled);
+            };
+            match self.value(inside)? {
+                Some(value) => {
+                    filled.push_str(&value);
+                    rest = after;
+                }
+                None => {
+                    // Only this much is known to be none of ours: there may be one inside.
+                    filled.push_str("${");
+                    rest = behind;
+                }
+            }
+        }
+        filled.push_str(rest);
+        Ok(filled)
+    }
+
+    /// The same of every text in a value.
+    ///
+    /// # Errors
+    /// As [`Known::fill`].
+    pub fn fill_value(&self, value: &Value) -> Result<Value, String> {
+        Ok(match value {
+            Value::String(text) => Value::String(self.fill(text)?),
+            Value::Array(items) => {
+                let items = items.iter().map(|item| self.fill_value(item));
+                Value::Array(items.collect::<Result<_, _>>()?)
+            }
+            Value::Object(entries) => Value::Object(self.fill_map(entries)?),
+            Value::Null | Value::Bool(_) | Value::Number(_) => value.clone(),
+        })
+    }
+
+    /// The same of every text in a map.
+    ///
+    /// # Errors
+    /// As [`Known::fill`].
+    pub fn fill_map(&self, map: &Map<String, Value>) -> Result<Map<String, Value>, String> {
+        let entries = map.iter().map(|(key, value)| Ok((key.clone(), self.fill_value(value)?)));
+        entries.collect()
+    }
+
+    /// What `${inside}` stands for. `None`: it is none of ours.
+    fn value(&self, inside: &str) -> Result<Option<String>, String> {
+        let (asked, filter) = match inside.split_once('|') {
+            Some((asked, filter)) => (asked.trim(), Some(filter.trim())),
+            None => (inside, None),
+        };
+        if filter.is_some_and(|filter| filter != QUOTE) {
+            return Ok(None);
+        }
+        let value = if asked == PREVIOUS_ID {
+            Some(self.previous.map(|job| job.id.to_owned()).unwrap_or_default())
+        } else {
+            self.part(asked)?
+        };
+        Ok(value.map(|value| if filter.is_some() { shell::join(&[value]) } else { value }))
+    }
+
+    fn part(&self, asked: &str) -> Result<Option<String>, String> {
+        let Some(end) = asked.find(['.', '[']) else { return Ok(None) };
+        let (name, path) = asked.split_at(end);
+        let job =
+            if name == PREVIOUS_RESULT { self.previous } else { self.by_name.get(name).copied() };
+        let Some(job) = job else { return Ok(None) };
+        let Some(result) = job.result else {
+            return Err(format!("${{{asked}}}: job {} has left no result", job.name));
+        };
+        let steps = steps(path);
+        let found = steps.as_ref().and_then(|steps| find(result, steps));
+        let Some(found) = found else {
+            return Err(format!("${{{asked}}}: that is not in the result of job {}", job.name));
+        };
+        Ok(Some(match found {
+            Value::String(text) => text.clone(),
+            Value::Null
+            | Value::Bool(_)
+            | Value::Number(_)
+            | Value::Array(_)
+            | Value::Object(_) => found.to_string(),
+        }))
+    }
+}
+
+/// One step on the way into a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way<'a> {
+    Key(&'a str),
+    Index(usize),
+}
+
+/// The way into a result: `.data[0].id`. `None` where an index is none.
+fn steps(path: &str) -> Option<Vec<Way<'_>>> {
+    let mut steps = Vec::new();
+    for segment in path.split('.') {
+        let (key, mut rest) = segment.split_at(segment.find('[').unwrap_or(segment.len()));
+        if !key.is_empty() {
+            steps.push(Way::Key(key));
+        }
+        while let Some(inside) = rest.strip_prefix('[') {
+            let (index, behind) = inside.split_once(']')?;
+            steps.push(Way::Index(index.parse().ok()?));
+            rest = behind;
+        }
+        if !rest.is_empty() {
+            return None;
+        }
+    }
+    Some(steps)
+}
+
+fn find<'v>(result: &'v Value, steps: &[Way<'_>]) -> Option<&'v Value> {
+    let steps = match steps.split_first() {
+        // Both ways of writing it are in use.
+        Some((Way::Key(RESULT), rest)) if result.get(RESULT).is_none() => rest,
+        Some(_) | None => steps,
+    };
+    steps.iter().try_fold(result, |value, step| match step {
+        Way::Key(key) => value.get(key),
+        Way::Index(index) => value.get(index),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn filled(text: &str) -> Result<String, String> {
+        let login = json!({ "success": true, "error": "", "data": {
+            "id": 7, "name": "it's", "rows": [[1, 2], ["x"]], "none": null,
+        } });
+        let odd = json!({ "result": { "a": "own" } });
+        let job = |name, id, result| Job { name, id, result };
+        Known::before([
+            job("login", "k3x", Some(&login)),
+            job("plain", "p4y", None),
+            job("odd", "o5z", Some(&odd)),
+        ])
+        .fill(text)
+    }
+
+    #[test]
+    fn a9_every_form_is_filled_in_and_what_is_unknown_is_left_alone() {
+        for (text, expected) in [
+            ("a ${PREVIOUS_JOB_ID} b", "a o5z b"),
+            ("${PREVIOUS_RESULT.result.a}", "own"),
+            ("${login.data.id}", "7"),
+            ("${k3x.data.id}", "7"),
+            ("${login.result.data.id}", "7"),
+            ("${login.data.rows[1][0]}-${login.data.rows[0]}", "x-[1,2]"),
+            ("${login.data..rows[0][1]}", "2"),
+            ("${login.data}", r#"{"id":7,"name":"it's","rows":[[1,2],["x"]],"none":null}"#),
+            ("${login.data.none}", "null"),
+            ("echo ${login.data.name | quote}", r"echo 'it'\''s'"),
+            ("${HOME} ${x.y} $HOME ${login} ${} ${", "${HOME} ${x.y} $HOME ${login} ${} ${"),
+            ("${a:-${login.data.id}}", "${a:-7}"),
+            ("${login.data.id | upper}", "${login.data.id | upper}"),
+            ("", ""),
+        ] {
+            assert_eq!(filled(text).as_deref(), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_a_job_has_not_found_out_is_said() {
+        for (text, expected) in [
+            ("${login.data.key}", "${login.data.key}: that is not in the result of job login"),
+            (
+                "${login.data.rows[-1]}",
+                "${login.data.rows[-1]}: that is not in the result of job login",
+            ),
+            (
+                "${login.data.rows[x]}",
+                "${login.data.rows[x]}: that is not in the result of job login",
+            ),
+            ("${plain.data}", "${plain.data}: job plain has left no result"),
+        ] {
+            assert_eq!(filled(text), Err(expected.to_owned()), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_first_job_has_none_before_it() {
+        let known = Known::default();
+        assert_eq!(known.fill("<${PREVIOUS_JOB_ID}>").unwrap(), "<>");
+        assert_eq!(known.fill("${PREVIOUS_RESULT.data}").unwrap(), "${PREVIOUS_RESULT.data}");
+    }
+
+    #[test]
+    fn a_value_is_filled_in_once_and_at_every_depth() {
+        let trap = json!({ "data": "${PREVIOUS_JOB_ID}" });
+        let known = Known::before([Job { name: "a", id: "i", result: Some(&trap) }]);
+        let with = json!({ "x": ["${a.data}", { "y": "${PREVIOUS_JOB_ID}" }], "n": 1 });
+        let expected = json!({ "x": ["${PREVIOUS_JOB_ID}", { "y": "i" }], "n": 1 });
+        assert_eq!(known.fill_value(&with).unwrap(), expected);
+    }
+}

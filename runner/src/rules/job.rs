@@ -1,0 +1,143 @@
+//! What a step is once its run has come to it: with what earlier ones have found out.
+
+use std::borrow::Cow;
+
+use protocol::id::RunId;
+use protocol::pipeline::{Cmd, Step, Template, Vars};
+use protocol::run::RunRecord;
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::dollar::{Job, Known};
+
+/// What a step is called outside of its run: its files bear that name. What its file calls it, else ten
+/// characters that are its own in every run.
+#[must_use]
+pub fn id(run: &RunId, step: &Step) -> String {
+    step.label.clone().unwrap_or_else(|| {
+        let of_it = Sha256::digest(format!("{run}/{}", step.name));
+        of_it.iter().take(ID_BYTES).map(|byte| format!("{byte:02x}")).collect()
+    })
+}
+
+const ID_BYTES: usize = 5;
+
+/// The step at a position, with what its texts ask earlier ones for.
+///
+/// # Errors
+/// A sentence where that is not there.
+pub fn filled(record: &RunRecord, position: usize) -> Option<Result<Cow<'_, Step>, String>> {
+    let pipeline = record.pipeline.as_ref()?;
+    let step = pipeline.step(position)?;
+    if step.template != Some(Template::Dollar) {
+        return Some(Ok(Cow::Borrowed(step)));
+    }
+    let before: Vec<(&Step, String)> =
+        pipeline.steps.iter().take(position).map(|step| (step, id(&record.run_id, step))).collect();
+    let jobs = before.iter().map(|(step, id)| {
+        let of_it = record.steps.iter().find(|it| it.name == step.name);
+        Job { name: step.name.as_str(), id, result: of_it.and_then(|it| it.result.as_ref()) }
+    });
+    Some(fill(step, &Known::before(jobs)).map(Cow::Owned))
+}
+
+fn fill(step: &Step, known: &Known<'_>) -> Result<Step, String> {
+    let mut filled = step.clone();
+    for program in &mut filled.script {
+        *program = known.fill(program)?;
+    }
+    if let Some(cmd) = &mut filled.cmd {
+        // A value is one word, or a part of one.
+        let words = cmd.words();
+        let words = words.iter().map(|word| known.fill(word)).collect::<Result<_, _>>()?;
+        *cmd = Cmd::Words(words);
+    }
+    let vars = filled.vars.iter().map(|(name, value)| Ok((name.clone(), known.fill(value)?)));
+    filled.vars = vars.collect::<Result<Vars, String>>()?;
+    filled.with = known.fill_map(&filled.with)?;
+    if let Some(callback) = &mut filled.callback {
+        callback.url = known.fill(&callback.url)?;
+    }
+    Ok(filled)
+}
+
+/// The most bytes of a result that a record keeps, as JSON.
+pub const MAX_RESULT: usize = 64 * 1024;
+
+/// The file in which a step leaves what later ones may ask for.
+pub const RESULT_FILE: &str = "result.json";
+
+/// What a step's result file says.
+///
+/// # Errors
+/// A sentence where that is nothing that can be asked for.
+pub fn result_of(bytes: &[u8]) -> Result<Value, String> {
+    if bytes.len() > MAX_RESULT {
+        return Err(format!("{RESULT_FILE} is larger than {MAX_RESULT} bytes, and is no result"));
+    }
+    match serde_json::from_slice(bytes) {
+        Ok(result @ Value::Object(_)) => Ok(result),
+        Ok(_) => Err(format!("{RESULT_FILE} is no JSON object, and is no result")),
+        Err(cause) => Err(format!("{RESULT_FILE} is no JSON, and is no result: {cause}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(steps: serde_json::Value) -> RunRecord {
+        let mut pipeline = protocol::pipeline::Pipeline::new("g", "n");
+        for (name, label) in [("a", Some("nightly")), ("b", None)] {
+            let mut step = Step::new(name.parse().unwrap());
+            step.template = Some(Template::Dollar);
+            step.script = vec!["echo ${PREVIOUS_JOB_ID} ${a.data.x} ${HOME}".to_owned()];
+            step.vars.insert("X".to_owned(), "${a.data.x}".to_owned());
+            step.with.insert("image".to_owned(), "${a.data.x}:1".into());
+            step.label = label.map(str::to_owned);
+            pipeline.steps.push(step);
+        }
+        let record = serde_json::json!({
+            "group": "g", "name": "n", "run-id": "r-1", "status": "running", "attempt": 1,
+            "scheduled-at": "2026-01-01T00:00:00.000Z", "pipeline": pipeline, "steps": steps,
+        });
+        serde_json::from_value(record).unwrap()
+    }
+
+    #[test]
+    fn a_step_has_what_the_ones_before_it_found_out_in_all_its_texts() {
+        let found = serde_json::json!([{
+            "name": "a", "status": "passed", "attempt": 1, "result": { "data": { "x": 7 } },
+        }]);
+        let record = record(found);
+        let step = filled(&record, 1).unwrap().unwrap();
+        assert_eq!(step.script, ["echo nightly 7 ${HOME}"]);
+        assert_eq!(step.vars.get("X").map(String::as_str), Some("7"));
+        assert_eq!(step.with.get("image"), Some(&"7:1".into()));
+    }
+
+    #[test]
+    fn a_step_that_asks_for_what_is_not_there_is_told_so() {
+        let record = record(serde_json::json!([]));
+        assert!(filled(&record, 1).unwrap().unwrap_err().contains("job a has left no result"));
+        assert!(filled(&record, 2).is_none());
+    }
+
+    #[test]
+    fn a_job_without_a_name_of_its_own_has_the_same_id_in_all_of_its_run() {
+        let record = record(serde_json::json!([]));
+        let steps = &record.pipeline.as_ref().unwrap().steps;
+        assert_eq!(id(&record.run_id, &steps[0]), "nightly");
+        let own = id(&record.run_id, &steps[1]);
+        assert_eq!((own.len(), own.clone()), (10, id(&record.run_id, &steps[1])));
+        assert_ne!(own, id(&"r-2".parse().unwrap(), &steps[1]));
+    }
+
+    #[test]
+    fn only_an_object_of_some_size_is_a_result() {
+        assert_eq!(result_of(br#"{"a":1}"#).unwrap(), serde_json::json!({ "a": 1 }));
+        for bad in [&b"[1]"[..], b"{", b"", &vec![b' '; MAX_RESULT + 1]] {
+            assert!(result_of(bad).is_err());
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! News for whoever asked for them.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use hmac::{Hmac, Mac as _};
+use sha2::Sha256;
+
+use super::address::Service;
+use super::{Http, chain};
+use crate::ports::TransferError;
+
+/// What the secrets of Standard Webhooks begin with: <https://www.standardwebhooks.com>.
+const SIGNS: &str = "whsec_";
+
+impl Http {
+    /// Posts JSON; the status of the answer. What its address answers beyond that is not read.
+    pub(super) async fn post_news(
+        &self,
+        url: &str,
+        secret: Option<&str>,
+        id: &str,
+        body: Bytes,
+    ) -> Result<u16, TransferError> {
+        let service = Service::at("the receiver of a callback", url)?;
+        let mut request = self
+            .sender
+            .post(service.url().clone())
+            .header(reqwest::header::CONTENT_TYPE, "application/json")
+            .timeout(self.timeouts.idle.min(ANSWERS_WITHIN));
+        match secret.map(|secret| secret.strip_prefix(SIGNS).ok_or(secret)) {
+            None => {}
+            Some(Err(bearer)) => request = request.bearer_auth(bearer),
+            Some(Ok(key)) => {
+                let now = jiff::Timestamp::now().as_second().to_string();
+                let signature =
+                    signature(key, id, &now, &body).map_err(TransferError::BadParams)?;
+                request = request
+                    .header("webhook-id", id)
+                    .header("webhook-timestamp", now)
+                    .header("webhook-signature", signature);
+            }
+        }
+        let answer = request.body(body).send().await;
+        let answer = answer.map_err(|error| service.unreachable(chain(&error)))?;
+        Ok(answer.status().as_u16())
+    }
+}
+
+/// How long whoever is told may take.
+const ANSWERS_WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
+
+fn signature(key: &str, id: &str, at: &str, body: &[u8]) -> Result<String, String> {
+    let key = STANDARD.decode(key).map_err(
+        |_no_base64| "the secret of a callback begins with whsec_, and is no base64 behind that",
+    )?;
+    let mut mac = Hmac::<Sha256>::new_from_slice(&key)
+        .map_err(|_any_length_will_do| "the secret of a callback cannot be used")?;
+    for part in [id.as_bytes(), b".", at.as_bytes(), b".", body] {
+        mac.update(part);
+    }
+    Ok(format!("v1,{}", STANDARD.encode(mac.finalize().into_bytes())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_is_that_of_standard_webhooks() {
+        // The example of the specification.
+        let key = "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+        let body = br#"{"test": 2432232314}"#;
+        let signed = signature(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", body).unwrap();
+        assert_eq!(signed, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+        assert!(signature("%%", "a", "1", body).is_err());
+    }
+}
