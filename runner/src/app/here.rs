@@ -1,18 +1,21 @@
 //! One run, here and now: a worker over a store of its own, in this process.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use protocol::command;
-use protocol::id::{RegisteredName, RunId};
+use protocol::id::RunId;
+use protocol::names;
 use protocol::pipeline::{ExecutorKind, Pipeline, Step, Vars};
 use serde_json::json;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::{Shutdown, Unavailable, embedded_ports, engine, make_dir, new_node, worker_options};
 use crate::config::Config;
 use crate::embedded::Embedded;
-use crate::ports::{EventStream, Message, Position, Queue, Route};
+use crate::ports::{EventStream, Message, Position, Queue, Route, Store};
 use crate::worker::{OutOfOrder, Worker};
 
 /// A run on its way.
@@ -63,7 +66,14 @@ fn on_engine(pipeline: &Pipeline) -> bool {
     pipeline.steps.iter().chain(pipeline.on_error.as_deref()).any(on_engine)
 }
 
-/// Starts a pipeline in embedded mode, in a store of its own below the data directory.
+/// What a job is called outside of its run: its files bear that name.
+#[must_use]
+pub fn job_id(run: &RunId, step: &Step) -> String {
+    crate::rules::job::id(run, step)
+}
+
+/// Starts a pipeline in embedded mode, in a store of its own below the data directory. `logs`: where the
+/// logs of its steps will lie, as callbacks tell.
 ///
 /// # Errors
 /// Where the store cannot be made or the engine does not answer.
@@ -72,7 +82,7 @@ pub async fn run_here(
     pipeline: &Pipeline,
     vars: &Vars,
     run: &RunId,
-    logger: Option<&RegisteredName>,
+    logs: Option<String>,
 ) -> anyhow::Result<Here> {
     let node = new_node();
     let dir = config.data_dir.join("runs").join(run.as_str());
@@ -89,7 +99,8 @@ pub async fn run_here(
     options.slots = 1;
     options.own_queue = false;
     // What its user can do anyway.
-    options.executors = vec![ExecutorKind::Podman, ExecutorKind::Local];
+    options.executors = ExecutorKind::ALL.to_vec();
+    options.logs = logs;
     // Nobody else would go on with it.
     options.rescue = false;
     let queue = std::sync::Arc::clone(&ports.queue);
@@ -97,7 +108,7 @@ pub async fn run_here(
     let shutdown = Shutdown::default();
     #[expect(clippy::disallowed_methods, reason = "the one task of this process, joined in `end`")]
     let worker = tokio::spawn(worker.run(shutdown.clone()));
-    let body = json!({ "run-id": run, "pipeline": pipeline, "vars": vars, "logger": logger });
+    let body = json!({ "run-id": run, "pipeline": pipeline, "vars": vars });
     let message = Message {
         kind: Some(command::START.to_owned()),
         id: Some(run.to_string()),
@@ -134,8 +145,13 @@ impl Here {
         Ok(self.queue.publish(Route::Control, message).await?)
     }
 
-    /// Ends the worker once the run has ended, and removes the run's store.
-    pub async fn end(mut self) {
+    /// Ends the worker once the run has ended, and removes the run's store. The callbacks that nobody
+    /// has taken: they have been tried for some time, and are not any more.
+    pub async fn end(mut self) -> Vec<String> {
+        let untold = match &self.embedded {
+            Some(embedded) => untold(&*embedded.store()).await,
+            None => Vec::new(),
+        };
         self.shutdown.intake.cancel();
         // The run has ended, whatever became of the worker since.
         drop(self.worker.await);
@@ -147,5 +163,26 @@ impl Here {
         }
         // What cannot be removed takes little room, and holds nothing that anybody reads.
         std::fs::remove_dir_all(&self.dir).ok();
+        untold
+    }
+}
+
+/// How long callbacks are waited for once their run has ended.
+const TOLD_WITHIN: Duration = Duration::from_secs(10);
+
+/// The callbacks that are not told in time.
+async fn untold(store: &dyn Store) -> Vec<String> {
+    let until = Instant::now() + TOLD_WITHIN;
+    loop {
+        // A store of this process, in memory and on its disk.
+        let left = match store.list(names::CALLBACKS).await {
+            Ok(listing) => listing.entries,
+            Err(_gone) => return Vec::new(),
+        };
+        if left.is_empty() || Instant::now() >= until {
+            let name = |key: &str| key.strip_prefix(names::CALLBACKS).unwrap_or(key).to_owned();
+            return left.iter().map(|entry| name(&entry.key)).collect();
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

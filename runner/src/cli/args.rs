@@ -247,6 +247,12 @@ pub(super) struct Run {
     /// The run's id [default: a new one]
     #[arg(long, value_name = "RUN")]
     pub(super) run_id: Option<RunId>,
+    /// Of a job file: where each job's status and files are put [default: ./workdir]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(super) workdir: Option<PathBuf>,
+    /// Of a job file: where each job's log is put [default: ./logs]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(super) log_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

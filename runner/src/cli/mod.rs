@@ -9,6 +9,7 @@
 //! | `run`, `serve` | a worker in this process |
 //! | `guard` | what ends the steps of a worker that cannot |
 //! | `submit` | `submit`, `stop`, `pause`, `unpause` |
+//! | `job` | what the users of job files find on disk |
 //! | `logs` | `logs`, `events` |
 //! | `state` | `ps`, `show`, `nodes` |
 //! | `define` | `pipeline`, `provider`, `store`, `logger` |
@@ -23,6 +24,7 @@ mod doctor;
 mod exit;
 mod files;
 mod guard;
+mod job;
 mod kept;
 mod later;
 mod logs;
@@ -167,6 +169,12 @@ impl Context {
     fn loaded(&self) -> Result<config::Loaded, Failure> {
         let sources = Sources::usual(self.flags.clone(), self.environment.clone());
         config::load(&sources).map_err(|faults| Failure::new(Exit::Settings, faults.to_string()))
+    }
+
+    /// The same, where the file that was named holds somebody else's settings.
+    fn without_file(&self) -> Self {
+        let flags = Flags { config: None, set: self.flags.set.clone() };
+        Self { style: self.style, environment: self.environment.clone(), flags }
     }
 
     /// The settings; the log begins by them.

@@ -13,7 +13,7 @@ use super::output::{self, Style};
 use super::screen::{Screen, Size};
 use super::signals::Signals;
 use super::view::{Piece, Plain, StepErrors};
-use super::{Context, Talk, files};
+use super::{Context, Talk, files, job};
 use crate::app;
 use crate::app::client::{Client, Item, Outcome, Reader};
 
@@ -21,14 +21,37 @@ use crate::app::client::{Client, Item, Outcome, Reader};
 const FRAME: Duration = Duration::from_millis(250);
 
 pub(super) async fn run(context: &Context, typed: Run) -> Result<Exit, Failure> {
-    let config = context.config(Talk::Hardly)?;
-    let pipeline = files::to_run(context, &typed.file, typed.dialect, typed.pipeline.as_deref())?;
+    let named = context.flags.config.as_deref().filter(|file| job::is_named(file));
+    let config = match named {
+        // It holds the settings of jobs, and nothing of ours.
+        Some(_) => context.without_file().config(Talk::Hardly)?,
+        None => context.config(Talk::Hardly)?,
+    };
+    let mut pipeline =
+        files::to_run(context, &typed.file, typed.dialect, typed.pipeline.as_deref())?;
+    let dirs = (typed.workdir, typed.log_dir);
+    let settings = if job::is_of_jobs(&pipeline) {
+        Some(job::Settings::find(named, dirs, &context.environment)?)
+    } else if named.is_some() || dirs.0.is_some() || dirs.1.is_some() {
+        let text = "--workdir, --log-dir and settings of jobs are for job files";
+        return Err(Failure::new(Exit::Usage, text));
+    } else {
+        None
+    };
+    if let Some(settings) = &settings {
+        settings.lay_under(&mut pipeline);
+    }
     let vars: Vars = typed.vars.into_iter().collect();
     let run = typed.run_id.unwrap_or_else(Client::new_run_id);
     let mut signals = Signals::listen()?;
     let mut view = View::new(context.style, &pipeline, &run);
+    let mut files = match &settings {
+        Some(settings) => Some(job::Files::make(settings, &pipeline, &run)?),
+        None => None,
+    };
+    let logs = settings.as_ref().map(|settings| settings.log_dir.to_string_lossy().into_owned());
     let mut here = tokio::select! {
-        here = app::run_here(&config, &pipeline, &vars, &run, None) => here?,
+        here = app::run_here(&config, &pipeline, &vars, &run, logs) => here?,
         // Nothing of it runs yet.
         signal = signals.next() => return Ok(signal),
     };
@@ -43,6 +66,9 @@ pub(super) async fn run(context: &Context, typed: Run) -> Result<Exit, Failure> 
                 };
                 let message = message.map_err(|cause| Failure::new(Exit::Failed, cause.to_string()))?;
                 if let Some(item) = message.event().and_then(|event| reader.on(event)) {
+                    if let Some(files) = &mut files {
+                        files.on(&item);
+                    }
                     view.show(&item);
                 }
             }
@@ -65,9 +91,12 @@ pub(super) async fn run(context: &Context, typed: Run) -> Result<Exit, Failure> 
         }
     }
     let end = here.end();
-    tokio::select! {
-        () = end => {}
+    let untold = tokio::select! {
+        untold = end => untold,
         signal = signals.next() => return Ok(signal),
+    };
+    for what in untold {
+        view.say(&format!("nobody took callback {what}, and it is not tried again"));
     }
     if let Some(ending) = reader.ending() {
         view.end(&Outcome::Ended(ending, reader.missing()));

@@ -196,6 +196,7 @@ pub(super) fn told(event: &Event, stopping: bool) -> Option<(String, Ink)> {
         | Reason::LoggerDelete
         | Reason::RunnerReady
         | Reason::RunnerDraining
+        | Reason::CallbackDropped
         | Reason::RunnerStopped => (event.message.clone(), Ink::Plain),
     })
 }

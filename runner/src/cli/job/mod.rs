@@ -1,0 +1,216 @@
+//! What the users of job files find on disk after a run: a status file and a log for each job; and, while
+//! it runs, each line on a socket.
+
+mod settings;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Zoned;
+use protocol::event::{Event, LogStream, Reason};
+use protocol::id::{RunId, StepName};
+use protocol::pipeline::{ExecutorKind, Pipeline, Template};
+
+pub(super) use self::settings::{Settings, is_named};
+use super::exit::{Exit, Failure};
+use super::output;
+use crate::app;
+use crate::app::client::{Item, Text};
+
+/// Whether a pipeline was written as jobs.
+pub(super) fn is_of_jobs(pipeline: &Pipeline) -> bool {
+    let is_job = |step: &protocol::pipeline::Step| step.template == Some(Template::Dollar);
+    !pipeline.steps.is_empty() && pipeline.steps.iter().all(is_job)
+}
+
+/// One job's files.
+struct Job {
+    id: String,
+    /// Its lines bear a prefix in its log.
+    is_prefixed: bool,
+    log_file: PathBuf,
+    log: Option<File>,
+    /// The beginning of a line whose end has not come.
+    unfinished: Vec<u8>,
+}
+
+/// The files of all jobs of a run.
+pub(super) struct Files {
+    work_dir: PathBuf,
+    jobs: HashMap<StepName, Job>,
+    socket: Option<UnixStream>,
+}
+
+/// How long whoever listens to the lines may hold up the rest.
+const LISTENS_WITHIN: Duration = Duration::from_secs(1);
+
+impl Files {
+    /// Makes the directories, and says of each job that it is pending.
+    pub(super) fn make(
+        settings: &Settings,
+        pipeline: &Pipeline,
+        run: &RunId,
+    ) -> Result<Self, Failure> {
+        let failed = |what: &Path, cause: std::io::Error| {
+            Failure::new(Exit::Failed, format!("cannot make {}: {cause}", what.display()))
+        };
+        std::fs::create_dir_all(&settings.log_dir)
+            .map_err(|cause| failed(&settings.log_dir, cause))?;
+        let mut files = Self {
+            work_dir: settings.work_dir.clone(),
+            jobs: HashMap::new(),
+            socket: settings.log_socket.as_deref().and_then(listener),
+        };
+        for step in &pipeline.steps {
+            let id = app::job_id(run, step);
+            let dir = files.work_dir.join(&id);
+            std::fs::create_dir_all(&dir).map_err(|cause| failed(&dir, cause))?;
+            let log_file = settings.log_dir.join(format!("{id}.log"));
+            let log = File::create(&log_file).map_err(|cause| failed(&log_file, cause))?;
+            let job = Job {
+                id,
+                is_prefixed: step.executor == ExecutorKind::Docker,
+                log_file,
+                log: Some(log),
+                unfinished: Vec::new(),
+            };
+            files.jobs.insert(step.name.clone(), job);
+            files.set_status(&step.name, "pending", -1);
+        }
+        Ok(files)
+    }
+
+    /// Writes down what has happened.
+    pub(super) fn on(&mut self, item: &Item) {
+        match item {
+            Item::State(event) => self.state(event),
+            Item::Text(text) => self.text(text),
+            Item::Missing(_) => {}
+        }
+    }
+
+    #[expect(clippy::wildcard_enum_match_arm, reason = "all other events are of no job")]
+    fn state(&mut self, event: &Event) {
+        let Some(step) = event.step.clone() else { return };
+        match &event.reason {
+            Reason::StepStarted { .. } => {
+                let Some(id) = self.jobs.get(&step).map(|job| job.id.clone()) else { return };
+                self.line(&step, "INFO", &format!("Starting job {id}"));
+                self.set_status(&step, "running", -1);
+            }
+            // An owner that goes on tells of it once more.
+            Reason::StepCompleted { exit_code, repeated: false, .. } => {
+                self.finish_line(&step);
+                let code = exit_code.unwrap_or(1);
+                let (status, level) =
+                    if code == 0 { ("success", "INFO") } else { ("failed", "ERROR") };
+                self.line(&step, level, &event.message);
+                self.set_status(&step, status, code);
+            }
+            Reason::StepRetry { .. } => self.line(&step, "INFO", &event.message),
+            _ => {}
+        }
+    }
+
+    fn text(&mut self, text: &Text) {
+        let Some(step) = text.event.step.clone() else { return };
+        if text.stream == LogStream::Bob {
+            let said = String::from_utf8_lossy(&text.bytes).trim_end().to_owned();
+            return self.line(&step, "ERROR", &said);
+        }
+        let Some(job) = self.jobs.get_mut(&step) else { return };
+        if !job.is_prefixed {
+            let bytes = text.bytes.clone();
+            return self.write(&step, &bytes);
+        }
+        job.unfinished.extend_from_slice(&text.bytes);
+        while let Some(end) = self
+            .jobs
+            .get(&step)
+            .and_then(|job| job.unfinished.iter().position(|byte| *byte == b'\n'))
+        {
+            let Some(job) = self.jobs.get_mut(&step) else { return };
+            let line: Vec<u8> = job.unfinished.drain(..=end).collect();
+            let line = String::from_utf8_lossy(&line[..end]).into_owned();
+            self.line(&step, "INFO", &line);
+        }
+    }
+
+    fn finish_line(&mut self, step: &StepName) {
+        let Some(job) = self.jobs.get_mut(step) else { return };
+        let rest = std::mem::take(&mut job.unfinished);
+        if !rest.is_empty() {
+            self.line(step, "INFO", &String::from_utf8_lossy(&rest));
+        }
+    }
+
+    /// A line of the log, as its readers know it.
+    fn line(&mut self, step: &StepName, level: &str, text: &str) {
+        let at = Zoned::now().strftime("%Y/%m/%d %H:%M:%S").to_string();
+        self.write(step, format!("{level}: {at} {text}\n").as_bytes());
+    }
+
+    fn write(&mut self, step: &StepName, bytes: &[u8]) {
+        if let Some(job) = self.jobs.get_mut(step)
+            && let Some(log) = &mut job.log
+            && let Err(cause) = log.write_all(bytes)
+        {
+            output::message(&format!("cannot write {}: {cause}", job.log_file.display()));
+            job.log = None;
+        }
+        if let Some(socket) = &mut self.socket
+            && let Err(cause) = socket.write_all(bytes)
+        {
+            output::message(&format!("nobody takes the log from its socket any more: {cause}"));
+            self.socket = None;
+        }
+    }
+
+    fn set_status(&self, step: &StepName, status: &str, exit_code: i32) {
+        let Some(job) = self.jobs.get(step) else { return };
+        let at = Zoned::now().strftime("%Y-%m-%dT%H:%M:%S%:z").to_string();
+        // A JSON text is a YAML one.
+        let quoted = |text: &str| serde_json::Value::from(text).to_string();
+        let text = format!(
+            "job_id: {}\nstatus: {status}\nexit_code: {exit_code}\nlog_file: {}\ntimestamp: {}\n",
+            quoted(&job.id),
+            quoted(&job.log_file.to_string_lossy()),
+            quoted(&at),
+        );
+        let path = self.work_dir.join(&job.id).join("status.yaml");
+        if let Err(cause) = replace(&path, text.as_bytes()) {
+            output::message(&format!("cannot write {}: {cause}", path.display()));
+        }
+    }
+}
+
+/// Writes a file so that whoever reads it sees the old one or the new one.
+fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut new = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .tempfile_in(dir)?;
+    new.write_all(bytes)?;
+    new.persist(path)?;
+    Ok(())
+}
+
+/// Whoever listens to the lines; it has to be there before the run is.
+fn listener(path: &Path) -> Option<UnixStream> {
+    let connected = UnixStream::connect(path).and_then(|socket| {
+        socket.set_write_timeout(Some(LISTENS_WITHIN))?;
+        Ok(socket)
+    });
+    connected
+        .inspect_err(|cause| {
+            output::message(&format!(
+                "nobody listens at RUNNER_LOG_SOCKET {}: {cause}; the log goes to its file alone",
+                path.display()
+            ));
+        })
+        .ok()
+}

@@ -1,0 +1,200 @@
+//! The settings of the runner that job files were written for: its file, its flags, its variables.
+
+use std::path::{Path, PathBuf};
+
+use protocol::pipeline::{Callback, ExecutorKind, Pipeline, Token};
+use serde_json::{Map, Value};
+
+use crate::cli::exit::{Exit, Failure};
+use crate::config::Environment;
+
+/// How jobs are run here.
+#[derive(Debug, Default, PartialEq)]
+pub(in crate::cli) struct Settings {
+    pub(in crate::cli) work_dir: PathBuf,
+    pub(in crate::cli) log_dir: PathBuf,
+    pub(in crate::cli) log_socket: Option<PathBuf>,
+    /// What every job of executor docker begins with.
+    before_script: Vec<String>,
+    /// Who is told of jobs that name nobody.
+    callback: Option<Callback>,
+}
+
+/// Each setting by both of its names; the first is that of its program, the second that of its document.
+const LOG_DIR: [&str; 2] = ["default_log_dir", "logdir"];
+const WORK_DIR: [&str; 2] = ["default_work_dir", "workdir"];
+const BEFORE_SCRIPT: [&str; 2] = ["before_script", "global_before_script"];
+/// The file that is looked for where none is named.
+const USUAL_FILE: &str = "config.yaml";
+
+/// Whether a map of settings is one of these: no other program's has these names.
+fn is_ours(map: &Map<String, Value>) -> bool {
+    let names = LOG_DIR.iter().chain(&WORK_DIR).chain(&BEFORE_SCRIPT);
+    let others = ["callback", "default_callback_url", "default_callback_secret"];
+    names.chain(&others).any(|name| map.contains_key(*name))
+}
+
+/// The settings in a file. `None`: it has others.
+pub(in crate::cli) fn read(path: &Path) -> Result<Option<Map<String, Value>>, Failure> {
+    let failed = |cause: &dyn std::fmt::Display| {
+        Failure::new(Exit::Settings, format!("{}: {cause}", path.display()))
+    };
+    let bytes = std::fs::read(path).map_err(|cause| failed(&cause))?;
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Ok(None);
+    }
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let read = protocol::dialect::document(name.as_deref(), &bytes);
+    let read = read.map_err(|cause| failed(&format!("line {}: {}", cause.line, cause.message)))?;
+    match read {
+        Value::Object(map) if is_ours(&map) => Ok(Some(map)),
+        Value::Object(_)
+        | Value::Null
+        | Value::Bool(_)
+        | Value::Number(_)
+        | Value::String(_)
+        | Value::Array(_) => Ok(None),
+    }
+}
+
+/// Whether a file that is named as the program's settings holds those of jobs.
+pub(in crate::cli) fn is_named(path: &Path) -> bool {
+    let is_yaml = path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
+    is_yaml && matches!(read(path), Ok(Some(_)))
+}
+
+impl Settings {
+    /// Flags over variables over the file over what is usual.
+    pub(in crate::cli) fn find(
+        file: Option<&Path>,
+        (work_dir, log_dir): (Option<PathBuf>, Option<PathBuf>),
+        environment: &Environment,
+    ) -> Result<Self, Failure> {
+        let usual = Path::new(USUAL_FILE);
+        let map = match file {
+            Some(file) => read(file)?,
+            // One that is there by chance, and is somebody else's, says nothing.
+            None if usual.is_file() => read(usual).unwrap_or_default(),
+            None => None,
+        };
+        let map = map.unwrap_or_default();
+        let variable = |name| environment.get(name).map(PathBuf::from);
+        let in_file = |names: [&str; 2]| text(&map, names).map(PathBuf::from);
+        let dir = |flag: Option<PathBuf>, name, names, usual| {
+            flag.or_else(|| variable(name))
+                .or_else(|| in_file(names))
+                .unwrap_or_else(|| PathBuf::from(usual))
+        };
+        Ok(Self {
+            work_dir: dir(work_dir, "RUNNER_WORKDIR", WORK_DIR, "./workdir"),
+            log_dir: dir(log_dir, "RUNNER_LOG_DIR", LOG_DIR, "./logs"),
+            log_socket: variable("RUNNER_LOG_SOCKET"),
+            before_script: lines(&map),
+            callback: callback(&map),
+        })
+    }
+
+    /// Lays them under what the jobs say themselves.
+    pub(in crate::cli) fn lay_under(&self, pipeline: &mut Pipeline) {
+        for step in &mut pipeline.steps {
+            if step.callback.as_ref().is_none_or(|callback| callback.url.is_empty()) {
+                step.callback.clone_from(&self.callback);
+            }
+            if step.executor == ExecutorKind::Docker
+                && let Some(program) = step.script.first_mut()
+            {
+                let all = self.before_script.iter().map(String::as_str).chain([program.as_str()]);
+                *program = all.collect::<Vec<_>>().join(" && ");
+            }
+        }
+    }
+}
+
+fn text<'m>(map: &'m Map<String, Value>, names: [&str; 2]) -> Option<&'m str> {
+    let found = names.iter().find_map(|name| map.get(*name)?.as_str());
+    found.filter(|text| !text.is_empty())
+}
+
+fn lines(map: &Map<String, Value>) -> Vec<String> {
+    let found = BEFORE_SCRIPT.iter().find_map(|name| map.get(*name));
+    let texts: Vec<&str> = match found {
+        Some(Value::Array(items)) => items.iter().filter_map(Value::as_str).collect(),
+        Some(Value::String(text)) => vec![text],
+        Some(Value::Null | Value::Bool(_) | Value::Number(_) | Value::Object(_)) | None => {
+            Vec::new()
+        }
+    };
+    let lines = texts.into_iter().flat_map(str::lines).map(str::trim);
+    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect()
+}
+
+fn callback(map: &Map<String, Value>) -> Option<Callback> {
+    let inner = map.get("callback").and_then(Value::as_object);
+    let one = |key, other| {
+        let found = inner.and_then(|inner| inner.get(key)).or_else(|| map.get(other));
+        found.and_then(Value::as_str).filter(|text| !text.is_empty())
+    };
+    let url = one("url", "default_callback_url")?.to_owned();
+    let secret = one("secret", "default_callback_secret");
+    Some(Callback { url, secret: secret.map(|secret| Token::Literal(secret.to_owned())) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of<const N: usize>(
+        yaml: &str,
+        flags: (Option<&str>, Option<&str>),
+        variables: [(&str, &str); N],
+    ) -> Settings {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("any.yaml");
+        std::fs::write(&file, yaml).unwrap();
+        let flags = (flags.0.map(PathBuf::from), flags.1.map(PathBuf::from));
+        let environment = Environment::from(variables);
+        Settings::find(Some(&file), flags, &environment).unwrap()
+    }
+
+    #[test]
+    fn a2_both_ways_of_writing_the_settings_say_the_same() {
+        let code = "default_log_dir: /l\ndefault_work_dir: /w\nbefore_script: [one, two]\n\
+                    callback: { url: 'http://h', secret: s }\nelse: 1\n";
+        let doc = "logdir: /l\nworkdir: /w\nglobal_before_script: \"one\\n\\ntwo\"\n\
+                   default_callback_url: http://h\ndefault_callback_secret: s\n";
+        let settings = of(code, (None, None), []);
+        assert_eq!(settings, of(doc, (None, None), []));
+        assert_eq!(settings.work_dir, Path::new("/w"));
+        assert_eq!(settings.before_script, ["one", "two"]);
+        assert_eq!(settings.callback.unwrap().url, "http://h");
+    }
+
+    #[test]
+    fn a3_flags_go_over_variables_over_the_file_over_what_is_usual() {
+        let yaml = "logdir: /file\n";
+        let variables = [("RUNNER_LOG_DIR", "/variable"), ("RUNNER_LOG_SOCKET", "/s")];
+        let all = of(yaml, (None, Some("/flag")), variables);
+        assert_eq!((all.log_dir, all.log_socket), ("/flag".into(), Some("/s".into())));
+        assert_eq!(of(yaml, (None, None), variables).log_dir, Path::new("/variable"));
+        assert_eq!(of(yaml, (None, None), []).log_dir, Path::new("/file"));
+        let none = of("other: 1\n", (None, None), []);
+        assert_eq!((none.work_dir, none.log_dir), ("./workdir".into(), "./logs".into()));
+    }
+
+    #[test]
+    fn a8_a_job_that_names_nobody_is_told_of_to_whom_the_settings_name() {
+        let file = "- { executor: docker, product: { image: i, script: a }, callback: { url: 'http://own' } }\n\
+                    - { executor: local, product: { commands: b } }\n";
+        let parsed = protocol::dialect::parse(Some("j.yml"), file.as_bytes());
+        let mut pipeline = parsed.pipelines.into_iter().next().unwrap();
+        of("before_script: x\ncallback: { url: 'http://all', secret: s }\n", (None, None), [])
+            .lay_under(&mut pipeline);
+        let told: Vec<_> =
+            pipeline.steps.iter().map(|step| step.callback.clone().unwrap()).collect();
+        assert_eq!((told[0].url.as_str(), &told[0].secret), ("http://own", &None));
+        assert_eq!(told[1].url, "http://all");
+        assert!(told[1].secret.is_some());
+        assert_eq!(pipeline.steps[0].script, ["x && a"]);
+        assert_eq!(pipeline.steps[1].script, ["b"]);
+    }
+}

@@ -1,0 +1,222 @@
+//! Job files, run here and now. Each test names the rows of the job runner's table that it shows.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
+
+use super::*;
+
+/// The one file of that name below a directory's children.
+fn of_jobs(place: &Place, file: &str) -> Vec<(String, String)> {
+    let jobs = std::fs::read_dir(place.path("workdir")).unwrap();
+    let mut found: Vec<(String, String)> = jobs
+        .filter_map(|job| {
+            let job = job.unwrap();
+            let text = std::fs::read_to_string(job.path().join(file)).ok()?;
+            Some((job.file_name().into_string().unwrap(), text))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn a1_the_three_forms_of_a_file_have_the_same_effect() {
+    let job = "{ id: j, executor: local, product: { commands: 'echo done' } }";
+    for file in [job.to_owned(), format!("[{job}]"), format!("jobs: [{job}]")] {
+        let (code, events) = Place::new(&file).events(&[], &[]);
+        assert_eq!((code, lines_of(&events, "j")), (Some(0), vec!["done".to_owned()]), "{file}");
+    }
+}
+
+#[test]
+fn a3_flags_say_where_files_are_put_over_a_file_of_settings() {
+    let place = Place::new("{ job_id: j, executor: local, product: { commands: 'true' } }");
+    std::fs::write(place.path("config.yaml"), "logdir: l\ndefault_work_dir: w\n").unwrap();
+    assert_eq!(place.events(&[], &[]).0, Some(0));
+    assert!(place.path("w/j/status.yaml").exists() && place.path("l/j.log").exists());
+    std::fs::write(place.path("own.yaml"), "workdir: own\n").unwrap();
+    let typed = ["--config", "own.yaml", "--log-dir", "flag"];
+    assert_eq!(place.events(&typed, &[]).0, Some(0));
+    assert!(place.path("own/j/status.yaml").exists() && place.path("flag/j.log").exists());
+    assert_eq!(place.events(&[], &[("RUNNER_WORKDIR", "v")]).0, Some(0));
+    assert!(place.path("v/j/status.yaml").exists(), "a21");
+}
+
+#[test]
+fn a4_a_status_file_goes_from_pending_over_running_to_the_end() {
+    let place = Place::new(
+        "[{ job_id: first, executor: local, product: { commands: 'cat workdir/*/status.yaml; exit 3' } },
+          { job_id: second, executor: local, product: { commands: 'true' } }]",
+    );
+    let (code, events) = place.events(&[], &[]);
+    assert_eq!(code, Some(1), "a5");
+    let seen = lines_of(&events, "0").join("\n");
+    let (running, pending) = (seen.contains("status: running"), seen.contains("status: pending"));
+    assert!(running && pending && seen.contains("exit_code: -1"), "{seen}");
+    let ended = of_jobs(&place, "status.yaml");
+    let (first, second) = (&ended[0].1, &ended[1].1);
+    assert!(first.contains("job_id: \"first\"\nstatus: failed\nexit_code: 3\n"), "{first}");
+    assert!(second.contains("status: success\nexit_code: 0\nlog_file: \"./logs/second.log\"\n"));
+    let at = second.lines().find_map(|line| line.strip_prefix("timestamp: ")).unwrap();
+    let shape = at.trim_matches('"').len() == "2026-11-22T12:00:00+00:00".len();
+    assert!(shape && at.contains('T'), "{at}");
+}
+
+#[test]
+fn a5_a_job_that_fails_fails_the_program() {
+    let place = Place::new("{ executor: local, product: { commands: 'false' } }");
+    assert_eq!(place.events(&[], &[]).0, Some(1));
+}
+
+#[test]
+fn a6_each_job_has_a_log_and_a_socket_gets_a_copy_of_every_line() {
+    let place = Place::new(
+        "[{ job_id: a, executor: local, product: { commands: 'echo of a; echo wrong >&2' } },
+          { job_id: b, executor: custom, product: { script: ['echo of b', 'exit 4'] } }]",
+    );
+    let socket = place.path("log.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut text = String::new();
+        listener.accept().unwrap().0.read_to_string(&mut text).unwrap();
+        text
+    });
+    let (code, _) = place.events(&[], &[("RUNNER_LOG_SOCKET", socket.to_str().unwrap())]);
+    assert_eq!(code, Some(1));
+    let of = |job: &str| std::fs::read_to_string(place.path(&format!("logs/{job}.log"))).unwrap();
+    let (a, b) = (of("a"), of("b"));
+    let lines: Vec<&str> = a.lines().collect();
+    assert!(lines[0].starts_with("INFO: 2") && lines[0].ends_with("Starting job a"), "{a}");
+    assert!(lines.contains(&"of a") && lines.contains(&"wrong"), "{a}");
+    assert!(b.contains("of b\n") && b.lines().last().unwrap().starts_with("ERROR: "), "{b}");
+    assert_eq!(reader.join().unwrap(), a + &b);
+}
+
+/// Takes as many posts as are wanted; the headers and the body of each.
+fn receiver(count: usize) -> (String, std::thread::JoinHandle<Vec<(String, Value)>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/hook", listener.local_addr().unwrap());
+    let taken = std::thread::spawn(move || {
+        let mut posts = Vec::new();
+        while posts.len() < count {
+            let (mut stream, _) = listener.accept().unwrap();
+            let (mut bytes, mut byte) = (Vec::new(), [0]);
+            while !bytes.ends_with(b"\r\n\r\n") && stream.read(&mut byte).unwrap() == 1 {
+                bytes.push(byte[0]);
+            }
+            let head = String::from_utf8(bytes).unwrap().to_lowercase();
+            let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+            let mut body = vec![0; length.unwrap().trim().parse().unwrap()];
+            stream.read_exact(&mut body).unwrap();
+            stream.write_all(b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n").unwrap();
+            posts.push((head, serde_json::from_slice(&body).unwrap()));
+        }
+        posts
+    });
+    (url, taken)
+}
+
+#[test]
+fn a7_whoever_asked_is_told_twice_with_the_body_and_the_bearer() {
+    let (url, taken) = receiver(2);
+    let place = Place::new(&format!(
+        "{{ job_id: told, executor: local, product: {{ commands: 'exit 5' }},
+            callback: {{ url: '{url}', secret: 's3cret' }} }}"
+    ));
+    assert_eq!(place.events(&[], &[]).0, Some(1));
+    let posts = taken.join().unwrap();
+    for (head, _) in &posts {
+        assert!(head.starts_with("post /hook http/1.1"), "{head}");
+        assert!(head.contains("content-type: application/json"), "{head}");
+        assert!(head.contains("authorization: bearer s3cret"), "{head}");
+    }
+    let artifacts = serde_json::json!([{ "Path": "result.json", "Type": "file" }]);
+    let body = |status: &str, code: i32| {
+        serde_json::json!({
+            "job_id": "told", "status": status, "exit_code": code,
+            "log_file": "./logs/told.log", "artifacts": artifacts,
+        })
+    };
+    assert_eq!(posts[0].1, body("running", -1));
+    assert_eq!(posts[1].1, body("failed", 5));
+}
+
+#[test]
+fn a8_who_is_told_is_the_jobs_own_or_that_of_the_settings_each_with_its_own_secret() {
+    let ((own, of_own), (all, of_all)) = (receiver(2), receiver(2));
+    let place = Place::new(&format!(
+        "[{{ job_id: x, executor: local, product: {{ commands: 'true' }}, callback: {{ url: '{own}' }} }},
+          {{ job_id: y, executor: local, product: {{ commands: 'true' }} }}]"
+    ));
+    let settings = format!("callback: {{ url: '{all}', secret: global }}\n");
+    std::fs::write(place.path("config.yaml"), settings).unwrap();
+    assert_eq!(place.events(&[], &[]).0, Some(0));
+    for (head, body) in of_own.join().unwrap() {
+        assert!(body["job_id"] == "x" && !head.contains("authorization"), "{head}");
+    }
+    for (head, body) in of_all.join().unwrap() {
+        assert!(body["job_id"] == "y" && head.contains("bearer global"), "{head}");
+    }
+}
+
+#[test]
+fn a9_a_job_asks_for_what_those_before_it_found_out() {
+    let place = Place::new(
+        r#"[{ id: made, job_id: run-7, executor: local, product: { commands:
+                'printf "{\"success\":true,\"data\":{\"rows\":[{\"id\":\"it''s\"}]}}" > $JOB_WORKDIR/result.json' } },
+            { id: uses, executor: local, variables: { ROW: '${made.data.rows[0].id}' }, product: { commands: [
+                'echo "$ROW" ${made.result.data.rows[0].id|quote} ${PREVIOUS_JOB_ID} ${run-7.success}',
+                'X=shell; echo ${X} ${UNKNOWN:-kept} ${PREVIOUS_RESULT.success}'] } }]"#,
+    );
+    let (code, events) = place.events(&[], &[]);
+    assert_eq!(code, Some(0), "{events:#?}");
+    assert_eq!(lines_of(&events, "uses"), ["it's it's run-7 true", "shell kept true"]);
+}
+
+#[test]
+fn a9_a_job_that_asks_for_what_is_not_there_is_not_run() {
+    let place = Place::new(
+        "[{ id: made, executor: local, product: { commands: 'true' } },
+          { id: uses, executor: local, product: { commands: 'touch ran; echo ${made.data.id}' } }]",
+    );
+    let (code, events) = place.events(&[], &[]);
+    let last = events.last().unwrap()["message"].as_str().unwrap();
+    assert!(code == Some(1) && last.contains("job made has left no result"), "{last}");
+    assert!(!place.path("ran").exists());
+}
+
+#[test]
+fn a10_jobs_go_on_after_one_that_fails_in_the_order_of_the_file() {
+    let place = Place::new(
+        "[{ id: a, executor: local, product: { commands: 'exit 1' } },
+          { id: b, job_id: bee, executor: local, product: { commands: 'echo ${PREVIOUS_JOB_ID}' } },
+          { id: c, executor: local, product: { commands: 'echo ${PREVIOUS_JOB_ID}' } }]",
+    );
+    let (code, events) = place.events(&[], &[]);
+    assert_eq!((code, began(&events)), (Some(1), vec!["a", "b", "c"]));
+    assert_eq!(lines_of(&events, "c"), ["bee"]);
+    let id = &lines_of(&events, "b")[0];
+    assert!(id.len() == 10 && place.path(&format!("workdir/{id}/status.yaml")).exists(), "{id}");
+}
+
+#[test]
+fn a13_commands_are_a_text_or_a_list_with_the_environment_below_the_jobs_own() {
+    let place = Place::new(
+        "[{ id: text, executor: local, variables: { GREETING: own }, product: { commands: \"false\\necho $GREETING\" } },
+          { id: list, executor: local, product: { commands: ['X=1', 'echo $X $GREETING', 'false', 'true'] } },
+          { id: nested, executor: custom, product: { script: [echo one, [echo two, echo 3], 'exit 0'] } },
+          { id: last, executor: custom, product: { script: \"true\\nfalse\" } }]",
+    );
+    let (code, events) = place.events(&[], &[]);
+    assert_eq!(code, Some(1), "the last status is the job's");
+    assert_eq!(lines_of(&events, "text"), ["own"]);
+    assert_eq!(lines_of(&events, "list"), ["1 hello"]);
+    assert_eq!(lines_of(&events, "nested"), ["one", "two", "3"]);
+    let ended: Vec<i64> = events
+        .iter()
+        .filter(|event| event["reason"] == "StepCompleted")
+        .map(|event| event["exit-code"].as_i64().unwrap())
+        .collect();
+    assert_eq!(ended, [0, 0, 0, 1]);
+}
