@@ -210,6 +210,28 @@ async fn the_examples_of_bobs_pipelines_pass() {
 }
 
 #[tokio::test]
+async fn the_example_of_job_files_passes() {
+    let Some(place) = Place::new().await else { return };
+    let path = format!("{}/../examples/jobs.yml", env!("CARGO_MANIFEST_DIR"));
+    let example = std::fs::read_to_string(path).unwrap();
+    let here = example.replace("docker.io/library/busybox:latest", &place.image);
+    let dir = place.dir.path();
+    std::fs::write(dir.join("jobs.yml"), here).unwrap();
+    let (work, logs) = (dir.join("workdir"), dir.join("logs"));
+    let typed = ["--workdir", work.to_str().unwrap(), "--log-dir", logs.to_str().unwrap()];
+    let file = dir.join("jobs.yml");
+    let mut all = vec!["run", file.to_str().unwrap(), "--set", "engine.network=none"];
+    all.extend(typed);
+    let said = place.say(&all);
+    assert_eq!(said.status.code(), Some(0), "{}", text(&said.stderr));
+    assert!(text(&said.stdout).ends_with("released 1.2.0\n"), "{}", text(&said.stdout));
+    let status = std::fs::read_to_string(work.join("announce/status.yaml")).unwrap();
+    assert!(status.contains("status: success"), "{status}");
+    let log = std::fs::read_to_string(logs.join("build-1.log")).unwrap();
+    assert!(log.lines().any(|line| line.starts_with("INFO: ") && line.ends_with(" built")), "a6: {log}");
+}
+
+#[tokio::test]
 async fn a_run_has_steps_in_containers_and_on_the_host() {
     let Some(place) = Place::new().await else { return };
     let steps = "  - name: made\n    cmd: sh -c 'echo of the image > /root/a; cat /proc/1/comm'\n  \

@@ -16,6 +16,7 @@ mod full_disk;
 mod graph;
 mod guard;
 mod history;
+mod job;
 mod keys;
 mod logs;
 mod memory;
