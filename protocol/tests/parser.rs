@@ -133,6 +133,15 @@ fn step() -> impl Strategy<Value = Step> {
         |((cmd, script, shell, template), vars, produces_artifact, rest, secrets, handover)| {
             let (label, with, outputs, callback) = handover;
             let (network, pull, timeout, retry, executor, when, allow_failure) = rest;
+            // The keys of a call are known, and null is as good as not there.
+            let with = match executor.call_keys() {
+                Some(known) => known
+                    .iter()
+                    .map(|&key| key.to_owned())
+                    .zip(with.into_values().filter(|value| !value.is_null()))
+                    .collect(),
+                None => with,
+            };
             Step {
                 name: StepName::position(0),
                 cmd,
@@ -410,12 +419,14 @@ proptest! {
     #[test]
     fn what_is_not_done_yet_is_said_and_never_left_out(pipeline in pipeline()) {
         let body = serde_json::to_vec(&pipeline).unwrap();
-        let runs = |executor| matches!(executor, ExecutorKind::Podman | ExecutorKind::Local);
+        let runs = |executor: ExecutorKind| {
+            executor.is_call() || matches!(executor, ExecutorKind::Podman | ExecutorKind::Local)
+        };
         let steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
         let later = steps.into_iter().any(|step| {
             !step.secrets.is_empty() || step.template == Some(Template::Dollar)
-                || step.label.is_some() || !step.with.is_empty() || !step.outputs.is_empty()
-                || step.callback.is_some() || !runs(step.executor)
+                || step.label.is_some() || !step.outputs.is_empty() || step.callback.is_some()
+                || !runs(step.executor) || (!step.with.is_empty() && !step.executor.is_call())
         });
         let among_runs = pipeline.admission.is_some() || pipeline.retention_count.is_some();
         let read = parse(None, &body);

@@ -4,6 +4,7 @@
 //! Its JSON form is what `plan` prints and what is stored; it is a Bob pipeline with every default
 //! written out, so it can be read back by the Bob dialect.
 
+mod call;
 mod graph;
 mod handover;
 mod secret;
@@ -308,21 +309,9 @@ impl Pipeline {
         let steps = steps.map(|(position, step)| (format!("steps[{position}]"), step));
         let last = self.on_error.iter().map(|step| ("on-error".to_owned(), &**step));
         for (path, step) in steps.chain(last) {
-            let is_there = match step.executor {
-                ExecutorKind::Podman
-                | ExecutorKind::Docker
-                | ExecutorKind::Local
-                | ExecutorKind::Custom => true,
-                ExecutorKind::Ssh
-                | ExecutorKind::Proxmox
-                | ExecutorKind::Lexware
-                | ExecutorKind::Sevdesk
-                | ExecutorKind::Http => false,
-            };
             let asked = [
                 ("secrets", !step.secrets.is_empty()),
                 ("outputs", step.outputs.iter().any(|output| output.path != "result.json")),
-                ("executor", !is_there),
             ];
             for (key, _) in asked.into_iter().filter(|(_, asked)| *asked) {
                 later(

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 
+use serde_json::{Map, Value as Json};
+
 use super::{PULL, Resources, in_line, rules};
 use crate::command::bad_variable;
 use crate::dialect::handover;
@@ -236,7 +238,7 @@ impl Reader {
             executor,
             secrets: self.optional(fields, "secrets", Self::secrets).unwrap_or_default(),
             label: self.optional(fields, "label", |r, f| r.ruled(f, rules::file_name)),
-            with: self.optional(fields, "with", handover::object).unwrap_or_default(),
+            with: fields.get("with").and_then(|f| self.with(&f, executor)).unwrap_or_default(),
             outputs: self.optional(fields, "outputs", handover::outputs).unwrap_or_default(),
             callback: self.optional(fields, "callback", handover::callback),
             script,
@@ -248,6 +250,16 @@ impl Reader {
             name: name?,
             cmd: cmd?,
         })
+    }
+
+    /// What an executor has to know; of a call all keys are known.
+    fn with(&mut self, field: &Field<'_>, executor: ExecutorKind) -> Option<Map<String, Json>> {
+        let Some(known) = executor.call_keys() else {
+            return handover::object(self, field);
+        };
+        let fields = self.map(field, &Keys { known, instead: &[] })?;
+        let there = known.iter().filter_map(|key| Some((*key, fields.get(key)?)));
+        Some(there.map(|(key, field)| (key.to_owned(), handover::json(field.node))).collect())
     }
 
     fn secrets(&mut self, field: &Field<'_>) -> Option<Vec<String>> {

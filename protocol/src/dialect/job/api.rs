@@ -17,7 +17,7 @@ pub(super) struct Service {
 /// An action, what it needs (`a|b` is one of the two), and what it may have.
 struct Action(&'static str, &'static [&'static str], &'static [&'static str]);
 
-const SEVDESK_KEYS: [Key; 12] = [
+const SEVDESK_KEYS: [Key; 13] = [
     Key("type", Kind::Text(plain), Need::May),
     Key("api_token", Kind::Secret, Need::Must("the token of the account")),
     Key("base_url", Kind::Url, Need::May),
@@ -30,6 +30,8 @@ const SEVDESK_KEYS: [Key; 12] = [
     Key("subject", Kind::Text(plain), Need::May),
     Key("text", Kind::Text(any), Need::May),
     Key("filter", Kind::Map, Need::May),
+    // The calls that were made once, and are not those of sevDesk's documentation.
+    Key("compat", Kind::Switch, Need::May),
 ];
 
 pub(super) const SEVDESK: Service = Service {
@@ -40,9 +42,9 @@ pub(super) const SEVDESK: Service = Service {
     },
     common: &["api_token", "base_url"],
     actions: &[
-        Action("create_invoice", &["invoice_data", "contact_id|contact_data"], &[]),
-        Action("save_invoice_draft", &["invoice_data"], &[]),
-        Action("cancel_invoice", &["invoice_id"], &[]),
+        Action("create_invoice", &["invoice_data", "contact_id|contact_data"], &["compat"]),
+        Action("save_invoice_draft", &["invoice_data"], &["compat"]),
+        Action("cancel_invoice", &["invoice_id"], &["compat"]),
         Action("delete_invoice", &["invoice_id"], &[]),
         Action("get_invoice", &["invoice_id"], &[]),
         Action("get_invoice_status", &["invoice_id"], &[]),
