@@ -9,9 +9,9 @@ use protocol::pipeline::Vars;
 
 use super::{Unavailable, engine};
 use crate::config::Config;
-use crate::exec::Executors;
 use crate::exec::local::{self, Local};
 use crate::exec::podman::{self, Podman};
+use crate::exec::{Executors, call};
 use crate::ports::Executor;
 
 pub(super) fn executor(
@@ -32,7 +32,11 @@ pub(super) fn executor(
             Some(Arc::new(podman.map_err(|cause| Unavailable::because(&cause))?))
         }
     };
-    Ok(Arc::new(Executors::new(engine, Arc::new(Local::new(local)))))
+    // Where steps work in the user's own directory, a call may write a file there too.
+    let calls = call::Options { files: local.work_dir.clone(), ..call::Options::default() };
+    let executors = Executors::new(engine, Arc::new(Local::new(local)));
+    let all = call::all(&calls).into_iter();
+    Ok(Arc::new(all.fold(executors, |executors, (kind, calls)| executors.with(kind, calls))))
 }
 
 /// The words that make this program a step's supervisor.

@@ -1,6 +1,7 @@
 //! Where steps run.
 
 mod all;
+pub mod call;
 pub mod local;
 pub mod podman;
 #[cfg(feature = "testing")]

@@ -1,0 +1,42 @@
+//! Files that a call writes, below one directory.
+
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Component, Path, PathBuf};
+
+use super::Options;
+use super::with::With;
+use crate::ports::ExecError;
+
+/// Where a step may write a file: the directory, and the path below it.
+pub(super) fn place(
+    with: With<'_>,
+    options: &Options,
+    path: &str,
+) -> Result<(PathBuf, PathBuf), ExecError> {
+    let Some(dir) = &options.files else {
+        let why = "`pdf_output` is for a run with `run`: a worker keeps no files of a call; \
+             leave it out, and the result holds a small PDF in base64";
+        return Err(with.bad(why));
+    };
+    let below = Path::new(path).components().all(|part| matches!(part, Component::Normal(_)));
+    if !below {
+        return Err(with.bad("`pdf_output` is no path below the working directory"));
+    }
+    Ok((dir.clone(), path.into()))
+}
+
+/// Writes a file, whole or not at all.
+pub(super) async fn write(dir: PathBuf, path: PathBuf, bytes: Vec<u8>) -> std::io::Result<()> {
+    let written = tokio::task::spawn_blocking(move || {
+        let path = dir.join(path);
+        let parent = path.parent().unwrap_or(&dir);
+        std::fs::create_dir_all(parent)?;
+        let mode = std::fs::Permissions::from_mode(0o644);
+        let mut file = tempfile::Builder::new().permissions(mode).tempfile_in(parent)?;
+        file.write_all(&bytes)?;
+        file.persist(&path)?;
+        Ok(())
+    });
+    written.await.map_err(std::io::Error::other)?
+}

@@ -1,0 +1,202 @@
+//! Whose certificate a call trusts, and the client that asks by it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use reqwest::redirect::{Attempt, Policy};
+use reqwest::{Certificate, Client, ClientBuilder};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use sha2::{Digest as _, Sha256};
+
+use super::Times;
+use super::with::With;
+use crate::ports::ExecError;
+
+/// How far a redirect is followed.
+const REDIRECTS: usize = 5;
+
+/// Whose certificate is trusted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// The authorities of the system.
+    System,
+    /// Those in a file too.
+    File(PathBuf),
+    /// One certificate, by its SHA-256.
+    Pinned([u8; 32]),
+    /// Any, of anybody.
+    Anything,
+}
+
+/// Which redirects are followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Follow {
+    /// None.
+    Nowhere,
+    /// Those to the same server.
+    SameServer,
+    /// All.
+    Anywhere,
+}
+
+impl Trust {
+    /// What the keys `ca_file`, `fingerprint` and `insecure` say.
+    pub(super) fn read(with: With<'_>) -> Result<Self, ExecError> {
+        let insecure = with.switch("insecure")?.unwrap_or(false);
+        match (with.text("ca_file")?, with.text("fingerprint")?, insecure) {
+            (None, None, false) => Ok(Self::System),
+            (Some(path), None, false) => Ok(Self::File(path.into())),
+            (None, Some(text), false) => fingerprint(text).map(Self::Pinned).ok_or_else(|| {
+                with.bad("`fingerprint` is no SHA-256 of a certificate: 64 hexadecimal digits")
+            }),
+            (None, None, true) => Ok(Self::Anything),
+            (_, _, _) => Err(with.bad(
+                "`ca_file`, `fingerprint` and `insecure` exclude each other: keep one of them",
+            )),
+        }
+    }
+}
+
+/// 64 digits, with colons between the bytes or without.
+fn fingerprint(text: &str) -> Option<[u8; 32]> {
+    let digits: Vec<u32> =
+        text.chars().filter(|c| *c != ':').map(|c| c.to_digit(16)).collect::<Option<_>>()?;
+    let bytes: Vec<u8> = digits
+        .chunks_exact(2)
+        .filter_map(|pair| u8::try_from(pair[0] * 16 + pair[1]).ok())
+        .collect();
+    if digits.len() == 64 { bytes.try_into().ok() } else { None }
+}
+
+/// What sends the requests of a call.
+pub(super) async fn client(
+    with: With<'_>,
+    trust: &Trust,
+    follow: Follow,
+    times: &Times,
+) -> Result<Client, ExecError> {
+    // A proxy of the worker's environment is meant for something else than what a step names.
+    let builder = Client::builder()
+        .no_proxy()
+        .referer(false)
+        .connect_timeout(times.connect)
+        .redirect(policy(follow))
+        .user_agent(concat!("bob-runner/", env!("CARGO_PKG_VERSION")));
+    let builder = match trust {
+        Trust::System => builder,
+        Trust::File(path) => authorities(with, builder, path).await?,
+        Trust::Pinned(digest) => builder.use_preconfigured_tls(pinned(with, *digest)?),
+        Trust::Anything => builder.danger_accept_invalid_certs(true),
+    };
+    builder.build().map_err(|cause| with.bad(&format!("TLS cannot be set up: {cause}")))
+}
+
+fn policy(follow: Follow) -> Policy {
+    if follow == Follow::Nowhere {
+        return Policy::none();
+    }
+    // What is not followed is the answer.
+    Policy::custom(move |attempt: Attempt<'_>| {
+        let from = attempt.previous();
+        let same = from.last().is_some_and(|from| from.origin() == attempt.url().origin());
+        if from.len() > REDIRECTS || !(same || follow == Follow::Anywhere) {
+            attempt.stop()
+        } else {
+            attempt.follow()
+        }
+    })
+}
+
+async fn authorities(
+    with: With<'_>,
+    builder: ClientBuilder,
+    path: &Path,
+) -> Result<ClientBuilder, ExecError> {
+    let shown = path.display();
+    let pem = tokio::fs::read(path).await;
+    let pem = pem.map_err(|cause| with.bad(&format!("cannot read ca_file {shown}: {cause}")))?;
+    let found = Certificate::from_pem_bundle(&pem)
+        .map_err(|cause| with.bad(&format!("ca_file {shown} cannot be used: {cause}")))?;
+    if found.is_empty() {
+        return Err(with.bad(&format!("ca_file {shown} holds no certificate in PEM")));
+    }
+    Ok(found.into_iter().fold(builder, ClientBuilder::add_root_certificate))
+}
+
+fn pinned(with: With<'_>, digest: [u8; 32]) -> Result<ClientConfig, ExecError> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Pinned { digest, provider: Arc::clone(&provider) };
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|cause| with.bad(&format!("TLS cannot be set up: {cause}")))?;
+    let config = config.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
+    Ok(config.with_no_client_auth())
+}
+
+/// Trusts one certificate, whoever has issued it and whatever host it names. That the server has its
+/// key is proved as ever: a certificate is public.
+#[derive(Debug)]
+struct Pinned {
+    digest: [u8; 32],
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if Sha256::digest(end_entity).as_slice() == self.digest {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, cert, dss, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fingerprint_has_64_digits_with_colons_or_without() {
+        let plain = "0aFF".repeat(16);
+        let bytes = fingerprint(&plain).unwrap();
+        assert_eq!(bytes[..2], [0x0a, 0xff]);
+        let colons: Vec<&str> = (0..32).map(|at| &plain[at * 2..at * 2 + 2]).collect();
+        assert_eq!(fingerprint(&colons.join(":")), Some(bytes));
+        for bad in ["", "AA:BB", &plain[1..], &format!("{plain}00"), &"xy".repeat(32)] {
+            assert_eq!(fingerprint(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! A15 and A16: the calls of Proxmox VE.
+
+use protocol::pipeline::Step;
+use runner::ports::{Gate, StopLevel, StopSignal};
+use serde_json::{Value, json};
+
+use super::server::{Reply, Seen, Server};
+use super::{attempt, bob, faults, job, options, refused, run};
+
+const TASK: &str = "UPID:pve1:0003A1B2:0C8E:66AA:qmstart:101:ci@pve!ci:";
+const TASK_PATH: &str =
+    "/api2/json/nodes/pve1/tasks/UPID:pve1:0003A1B2:0C8E:66AA:qmstart:101:ci@pve!ci:/status";
+
+pub(super) fn product(server: &Server, more: &str) -> String {
+    format!(
+        "host: '{}', node: pve1, token_id: 'ci@pve!ci', token_secret: s3cret-of-pve, {more}",
+        server.url()
+    )
+}
+
+/// A shortcut for the machine 101.
+pub(super) fn shortcut(server: &Server, name: &str, more: &str) -> Step {
+    job("proxmox", name, &product(server, &format!("vmid: 101, {more}")))
+}
+
+/// Answers as Proxmox does.
+pub(super) fn pve(seen: &Seen) -> Value {
+    let last = seen.path.rsplit('/').next().unwrap();
+    if seen.path.contains("/tasks/") {
+        return json!({ "data": { "status": "stopped", "exitstatus": "OK" } });
+    }
+    match (seen.method.as_str(), last) {
+        ("POST", "exec") => json!({ "data": { "pid": 77 } }),
+        ("GET", "exec-status") => {
+            json!({ "data": { "exited": 1, "exitcode": 0, "out-data": "total 0\n" } })
+        }
+        ("POST", "vncproxy") => {
+            json!({ "data": { "ticket": "PVEVNC:a+b", "port": "5901", "user": "ci@pve!ci" } })
+        }
+        ("GET", "vncwebsocket") => json!({ "data": { "port": "5901" } }),
+        ("GET", _) => json!({ "data": { "status": "running" } }),
+        (_, _) => json!({ "data": TASK }),
+    }
+}
+
+pub(super) async fn server() -> Server {
+    Server::start(|seen, _| Reply::json(200, &pve(seen))).await
+}
+
+/// An action, its parameters, the method, the path below that of all machines, the query, and the
+/// body.
+type Row = (&'static str, &'static str, &'static str, &'static str, &'static str, Value);
+
+fn rows(kind: &str) -> Vec<Row> {
+    let null = Value::Null;
+    let mut rows = vec![
+        (
+            "create",
+            "params: { ostemplate: 'local:vztmpl/x', cores: 2, start: true }",
+            "POST",
+            "",
+            "",
+            json!({ "ostemplate": "local:vztmpl/x", "cores": 2, "start": true, "vmid": "101" }),
+        ),
+        ("start", "", "POST", "/101/status/start", "", null.clone()),
+        (
+            "stop",
+            "params: { timeout: 30 }",
+            "POST",
+            "/101/status/stop",
+            "",
+            json!({ "timeout": 30 }),
+        ),
+        ("delete", "params: { purge: true }", "DELETE", "/101", "purge=1", null.clone()),
+        ("status", "", "GET", "/101/status/current", "", null.clone()),
+        ("config", "", "GET", "/101/config", "", null.clone()),
+        (
+            "agent_exec",
+            "params: { command: [ls, -l] }",
+            "POST",
+            "/101/agent/exec",
+            "",
+            json!({ "command": ["ls", "-l"] }),
+        ),
+        (
+            "vncproxy",
+            "params: { websocket: 1 }",
+            "POST",
+            "/101/vncproxy",
+            "",
+            json!({ "websocket": 1 }),
+        ),
+        (
+            "vncwebsocket",
+            "params: { port: 5900, vncticket: 'PVEVNC:x+y' }",
+            "GET",
+            "/101/vncwebsocket",
+            "port=5900&vncticket=PVEVNC%3Ax%2By",
+            null,
+        ),
+    ];
+    rows.extend(later_rows(kind));
+    rows
+}
+
+/// The actions of the second half of the table.
+fn later_rows(kind: &str) -> Vec<Row> {
+    let name = if kind == "lxc" { "hostname" } else { "name" };
+    let null = Value::Null;
+    vec![
+        (
+            "migrate",
+            "params: { target: pve2, online: 1 }",
+            "POST",
+            "/101/migrate",
+            "",
+            json!({ "target": "pve2", "online": 1 }),
+        ),
+        (
+            "clone",
+            "params: { newid: 102, name: copy }",
+            "POST",
+            "/101/clone",
+            "",
+            json!({ "newid": 102, name: "copy" }),
+        ),
+        (
+            "resize",
+            "params: { disk: scsi0, size: +10G }",
+            "PUT",
+            "/101/resize",
+            "",
+            json!({ "disk": "scsi0", "size": "+10G" }),
+        ),
+        ("firewall", "", "GET", "/101/firewall/options", "", null.clone()),
+        (
+            "metrics",
+            "params: { timeframe: day, cf: MAX }",
+            "GET",
+            "/101/rrddata",
+            "timeframe=day&cf=MAX",
+            null.clone(),
+        ),
+        ("list", "", "GET", "", "", null),
+        (
+            "snapshot",
+            "params: { snapname: before, description: why not }",
+            "POST",
+            "/101/snapshot",
+            "",
+            json!({ "snapname": "before", "description": "why not" }),
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn a15_each_of_32_shortcuts_sends_the_real_call_with_the_token_or_says_that_there_is_none() {
+    let mut told = 0;
+    for (prefix, kind) in [("kvm", "qemu"), ("lxc", "lxc")] {
+        for (action, params, method, path, query, body) in rows(kind) {
+            let server = server().await;
+            let name = format!("{prefix}_{action}");
+            told += 1;
+            if name == "lxc_agent_exec" {
+                let text = format!(
+                    "{{executor: proxmox, type: {name}, product: {{{}}}}}",
+                    product(&server, &format!("vmid: 101, {params}"))
+                );
+                assert!(faults(&text).contains("containers have no agent"), "{}", faults(&text));
+                assert!(server.seen().is_empty());
+                continue;
+            }
+            let done = run(&shortcut(&server, &name, params)).await;
+            done.data();
+            let seen = server.seen().remove(0);
+            let whole = format!("{method} /api2/json/nodes/pve1/{kind}{path}");
+            assert_eq!(seen.line(), whole, "{name}");
+            assert_eq!((seen.query.as_str(), seen.json()), (query, body), "{name}");
+            let token = seen.header("authorization");
+            assert_eq!(token, Some("PVEAPIToken=ci@pve!ci=s3cret-of-pve"), "{name}");
+            assert!(done.out.starts_with(&format!("{whole}: 200\n")), "{name}: {}", done.out);
+            assert!(!format!("{done:?}").contains("s3cret"), "{name}: {done:?}");
+        }
+    }
+    assert_eq!(told, 32);
+}
+
+#[tokio::test]
+async fn a15_what_begins_a_task_waits_for_its_end() {
+    let server = Server::start(|seen, count| match count {
+        1 | 2 => Reply::json(200, &json!({ "data": { "status": "running" } })),
+        _ => Reply::json(200, &pve(seen)),
+    })
+    .await;
+    let done = run(&shortcut(&server, "kvm_start", "")).await;
+    assert_eq!(done.data(), TASK);
+    let look = format!("GET {TASK_PATH}");
+    let start = "POST /api2/json/nodes/pve1/qemu/101/status/start";
+    assert_eq!(server.lines(), [start, &look, &look, &look]);
+    // Of many looks one is told.
+    assert_eq!(done.out, format!("{start}: 200\n{look}: 200\ntask {TASK}: OK\n"));
+}
+
+#[tokio::test]
+async fn a15_a_task_with_warnings_passes_and_one_that_fails_says_why() {
+    for (status, code) in [("WARNINGS: 1", 0), ("can't lock file", 1)] {
+        let server = Server::start(move |seen, count| {
+            let task = json!({ "data": { "status": "stopped", "exitstatus": status } });
+            Reply::json(200, &if count == 0 { pve(seen) } else { task })
+        })
+        .await;
+        let done = run(&shortcut(&server, "lxc_stop", "")).await;
+        assert_eq!(done.code, code, "{done:?}");
+        if code == 1 {
+            assert_eq!(done.error(), format!("task {TASK} failed: {status}"));
+            assert_eq!(done.result["data"], TASK);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a15_nobody_waits_for_a_task_where_the_job_does_not_or_not_for_longer_than_it_says() {
+    let server = server().await;
+    let done = run(&shortcut(&server, "kvm_start", "wait: false")).await;
+    assert_eq!((done.data(), server.seen().len()), (&json!(TASK), 1));
+    let slow = Server::start(|seen, count| {
+        let runs = json!({ "data": { "status": "running" } });
+        Reply::json(200, &if count == 0 { pve(seen) } else { runs })
+    })
+    .await;
+    let done = run(&shortcut(&slow, "kvm_start", "wait_timeout: 1ms")).await;
+    assert!(done.error().contains("goes on after `wait_timeout`"), "{done:?}");
+}
+
+#[tokio::test]
+async fn a15_a_task_that_is_waited_for_is_named_where_the_step_is_stopped() {
+    let server = Server::start(|seen, count| match count {
+        0 => Reply::json(200, &pve(seen)),
+        _ => Reply::Never,
+    })
+    .await;
+    let (step, stop) = (shortcut(&server, "kvm_start", ""), StopSignal::default());
+    let (options, gate) = (options(), Gate::open());
+    let running = attempt(&step, &options, gate, &stop);
+    let stopping = async {
+        server.asked(2).await;
+        stop.raise(StopLevel::Kill);
+    };
+    let (done, ()) = tokio::join!(running, stopping);
+    let done = done.unwrap();
+    assert_eq!((done.code, done.error()), (143, &*format!("stopped: task {TASK} goes on there")));
+}
+
+#[tokio::test]
+async fn a15_a_request_that_is_under_way_is_dropped_where_the_step_is_stopped() {
+    let server = Server::start(|_, _| Reply::Never).await;
+    let (step, stop) = (shortcut(&server, "kvm_start", ""), StopSignal::default());
+    let (options, gate) = (options(), Gate::open());
+    let running = attempt(&step, &options, gate, &stop);
+    let stopping = async {
+        server.asked(1).await;
+        stop.raise(StopLevel::Stop { grace: std::time::Duration::from_secs(60) });
+    };
+    let (done, ()) = tokio::join!(running, stopping);
+    let done = done.unwrap();
+    assert_eq!(done.code, 143);
+    let said = done.error();
+    assert!(said.contains("/101/status/start was under way; whether it took effect"), "{said}");
+}
+
+#[tokio::test]
+async fn a15_the_output_and_the_exit_code_of_a_command_in_a_machine_are_those_of_the_step() {
+    let server = Server::start(|seen, count| match count {
+        1 => Reply::json(200, &json!({ "data": { "exited": 0 } })),
+        2 => Reply::json(
+            200,
+            &json!({ "data": { "exited": 1, "exitcode": 3, "out-data": "a\n", "err-data": "b\n" } }),
+        ),
+        _ => Reply::json(200, &pve(seen)),
+    })
+    .await;
+    let done = run(&shortcut(&server, "kvm_agent_exec", "params: { command: [x] }")).await;
+    assert_eq!(done.code, 3);
+    assert!(done.out.ends_with("a\n") && done.err.starts_with("b\n"), "{done:?}");
+    assert_eq!(done.error(), "process 77 ended with exit code 3");
+    assert_eq!(done.result["data"]["pid"], 77);
+    let look = &server.seen()[1];
+    assert_eq!(look.line(), "GET /api2/json/nodes/pve1/qemu/101/agent/exec-status");
+    assert_eq!(look.query, "pid=77");
+}
+
+#[tokio::test]
+async fn a15_a_websocket_without_a_ticket_gets_one_first() {
+    let server = server().await;
+    let done = run(&shortcut(&server, "kvm_vncwebsocket", "")).await;
+    let below = "/api2/json/nodes/pve1/qemu/101";
+    let lines = [format!("POST {below}/vncproxy"), format!("GET {below}/vncwebsocket")];
+    assert_eq!(server.lines(), lines);
+    assert_eq!(server.seen()[0].json(), json!({ "websocket": 1 }));
+    assert_eq!(server.seen()[1].query, "port=5901&vncticket=PVEVNC%3Aa%2Bb");
+    let data = done.data();
+    assert_eq!((&data["port"], &data["ticket"]), (&json!("5901"), &json!("PVEVNC:a+b")));
+    assert!(!done.out.contains("PVEVNC"), "{}", done.out);
+}
+
+#[tokio::test]
+async fn a15_metrics_are_of_an_hour_where_nobody_says() {
+    let server = server().await;
+    run(&shortcut(&server, "lxc_metrics", "")).await.data();
+    assert_eq!(server.seen()[0].query, "timeframe=hour");
+}
+
+#[tokio::test]
+async fn a16_a_call_that_is_written_out_has_the_method_and_path_it_names() {
+    for (more, line, body) in [
+        ("api_command: status/current", "GET /qemu/101/status/current", Value::Null),
+        ("api_command: config", "GET /qemu/101/config", Value::Null),
+        ("api_command: status/reboot", "POST /qemu/101/status/reboot", Value::Null),
+        (
+            "api_command: config, api_method: PUT, api_params: { cores: 4 }",
+            "PUT /qemu/101/config",
+            json!({ "cores": 4 }),
+        ),
+        (
+            "api_command: 'snapshot/a%20b', api_method: DELETE",
+            "DELETE /qemu/101/snapshot/a%20b",
+            Value::Null,
+        ),
+    ] {
+        let server = server().await;
+        let step =
+            job("proxmox", "mine", &product(&server, &format!("vmid: 101, type: qemu, {more}")));
+        run(&step).await.data();
+        let seen = server.seen().remove(0);
+        let line = line.replace(" /", " /api2/json/nodes/pve1/");
+        assert_eq!((seen.line(), seen.json()), (line, body), "{more}");
+    }
+}
+
+#[tokio::test]
+async fn a16_the_parameters_of_a_call_that_reads_are_its_query() {
+    let server = server().await;
+    let more = "type: lxc, api_command: rrddata, api_method: GET, vmid: '7', \
+        api_params: { timeframe: week, 'a b': 'x&y', on: true }";
+    let done = run(&job("proxmox", "mine", &product(&server, more))).await;
+    assert_eq!(done.data()["status"], "running");
+    assert_eq!(server.seen()[0].query, "timeframe=week&a+b=x%26y&on=1");
+}
+
+#[tokio::test]
+async fn a16_what_was_filled_in_does_not_lead_to_another_call() {
+    let server = server().await;
+    let mut step = shortcut(&server, "kvm_start", "");
+    for vmid in ["1/../..", "..", "100?x", "${no.such}"] {
+        step.with.insert("vmid".to_owned(), vmid.into());
+        assert!(refused(&step).await.contains("`vmid` is no number"), "{vmid}");
+    }
+    step.with.insert("vmid".to_owned(), 101.into());
+    for path in
+        ["/api2/json/nodes/{node}/../x", "/api2/json/a%2Fb", "/other/json/nodes", "/api2/json/a?b"]
+    {
+        step.with.insert("path".to_owned(), path.into());
+        let said = refused(&step).await;
+        assert!(said.contains("path"), "{said}");
+    }
+    assert!(server.seen().is_empty());
+}
+
+#[tokio::test]
+async fn a16_a_container_has_no_agent_however_it_is_written() {
+    let server = server().await;
+    let more = "vmid: 101, type: lxc, api_command: agent/exec, api_params: { command: [ls] }";
+    let said = refused(&job("proxmox", "mine", &product(&server, more))).await;
+    assert!(said.contains("containers have no agent"), "{said}");
+    assert!(server.seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_bob_step_says_all_of_the_call_itself() {
+    let server = server().await;
+    let with = product(
+        &server,
+        "type: qemu, vmid: 9, method: GET, path: '/api2/json/nodes/{node}/qemu/{vmid}/config'",
+    );
+    let done = run(&bob("proxmox", &with)).await;
+    assert_eq!(done.data()["status"], "running");
+    assert_eq!(server.lines(), ["GET /api2/json/nodes/pve1/qemu/9/config"]);
+    let said = refused(&bob("proxmox", &product(&server, "method: GET"))).await;
+    assert!(said.contains("`path` is missing"), "{said}");
+}

@@ -1,0 +1,235 @@
+//! A17: the actions of sevDesk.
+
+use protocol::pipeline::Step;
+use serde_json::{Value, json};
+
+use super::server::{Reply, Server};
+use super::{faults, job, options, refused, run, run_with};
+
+fn action(server: &Server, name: &str, more: &str) -> Step {
+    let product = format!("api_token: s3cret-of-sev, base_url: '{}/api/v1', {more}", server.url());
+    job("sevdesk", name, &product)
+}
+
+async fn server(answer: Value) -> Server {
+    Server::start(move |_, _| Reply::json(200, &answer)).await
+}
+
+/// An action, its keys, the method, the path, the query, and the body.
+type Row = (&'static str, &'static str, &'static str, &'static str, &'static str, Value);
+
+fn rows() -> Vec<Row> {
+    let draft = json!({ "invoice": {
+        "header": "x", "objectName": "Invoice", "mapAll": true, "status": 100
+    } });
+    let null = Value::Null;
+    vec![
+        (
+            "create_invoice",
+            "contact_id: 7, invoice_data: { header: x, invoicePosSave: [{ name: a }] }",
+            "POST",
+            "/Invoice/Factory/saveInvoice",
+            "",
+            json!({
+                "invoicePosSave": [{ "name": "a" }],
+                "invoice": {
+                    "header": "x", "objectName": "Invoice", "mapAll": true,
+                    "contact": { "id": 7, "objectName": "Contact" }
+                }
+            }),
+        ),
+        (
+            "save_invoice_draft",
+            "invoice_data: { header: x }",
+            "POST",
+            "/Invoice/Factory/saveInvoice",
+            "",
+            draft.clone(),
+        ),
+        (
+            "save_invoice_draft",
+            "invoice_data: { invoice: { header: x } }",
+            "POST",
+            "/Invoice/Factory/saveInvoice",
+            "",
+            draft,
+        ),
+        (
+            "cancel_invoice",
+            "invoice_id: 4711",
+            "POST",
+            "/Invoice/4711/cancelInvoice",
+            "",
+            null.clone(),
+        ),
+        ("delete_invoice", "invoice_id: '4711'", "DELETE", "/Invoice/4711", "", null.clone()),
+        ("get_invoice", "invoice_id: 4711", "GET", "/Invoice/4711", "", null.clone()),
+        ("get_invoice_status", "invoice_id: 4711", "GET", "/Invoice/4711", "", null.clone()),
+        (
+            "send_invoice",
+            "invoice_id: 1, toEmail: a@b, subject: s, text: hello",
+            "POST",
+            "/Invoice/1/sendViaEmail",
+            "",
+            json!({ "toEmail": "a@b", "subject": "s", "text": "hello" }),
+        ),
+        (
+            "create_contact",
+            "contact_data: { name: ACME }",
+            "POST",
+            "/Contact",
+            "",
+            json!({ "name": "ACME" }),
+        ),
+        (
+            "list_invoices",
+            "filter: { status: 100, header: 'a&b', contact: { id: 7, objectName: Contact } }",
+            "GET",
+            "/Invoice",
+            "status=100&header=a%26b&contact%5Bid%5D=7&contact%5BobjectName%5D=Contact",
+            null,
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn a17_each_action_sends_the_call_that_sevdesk_documents() {
+    for (name, keys, method, path, query, body) in rows() {
+        let answer = json!({ "objects": [{ "id": "4711", "status": "200" }] });
+        let server = server(answer.clone()).await;
+        let done = run(&action(&server, name, keys)).await;
+        let expected = if name == "get_invoice_status" {
+            json!({ "id": "4711", "status": "200" })
+        } else {
+            answer
+        };
+        assert_eq!(*done.data(), expected, "{name}");
+        let seen = server.seen();
+        assert_eq!(seen.len(), 1, "{name}");
+        assert_eq!(seen[0].line(), format!("{method} /api/v1{path}"), "{name}");
+        assert_eq!((seen[0].query.as_str(), seen[0].json()), (query, body), "{name}");
+        assert_eq!(seen[0].header("authorization"), Some("s3cret-of-sev"), "{name}");
+        assert!(!format!("{done:?}").contains("s3cret"), "{done:?}");
+    }
+}
+
+#[tokio::test]
+async fn a17_calls_of_old_are_sent_where_the_job_asks_for_them() {
+    for (name, keys, line, body) in [
+        (
+            "create_invoice",
+            "contact_id: 7, invoice_data: { a: 1 }",
+            "POST /api/v1/Invoice",
+            json!({ "contact": { "id": 7 }, "invoice": { "a": 1 } }),
+        ),
+        ("save_invoice_draft", "invoice_data: { a: 1 }", "POST /api/v1/Invoice", json!({ "a": 1 })),
+        ("cancel_invoice", "invoice_id: 3", "PATCH /api/v1/Invoice/3", json!({ "status": 100 })),
+    ] {
+        let server = server(json!({})).await;
+        run(&action(&server, name, &format!("{keys}, compat: true"))).await.data();
+        let seen = server.seen().remove(0);
+        assert_eq!((seen.line().as_str(), seen.json()), (line, body));
+    }
+}
+
+#[tokio::test]
+async fn a17_a_contact_that_is_not_there_is_made_first() {
+    let server = server(json!({ "objects": { "id": "88" } })).await;
+    let keys = "contact_data: { name: ACME }, invoice_data: { header: x }";
+    run(&action(&server, "create_invoice", keys)).await.data();
+    let lines = ["POST /api/v1/Contact", "POST /api/v1/Invoice/Factory/saveInvoice"];
+    assert_eq!(server.lines(), lines);
+    let seen = server.seen();
+    assert_eq!(seen[0].json(), json!({ "name": "ACME" }));
+    let contact = json!({ "id": 88, "objectName": "Contact" });
+    assert_eq!(seen[1].json()["invoice"]["contact"], contact);
+}
+
+#[tokio::test]
+async fn a17_a_contact_that_was_made_is_named_where_its_invoice_is_refused() {
+    let server = Server::start(|_, count| match count {
+        0 => Reply::json(201, &json!({ "objects": { "id": "88" } })),
+        _ => Reply::json(422, &json!({ "objects": null, "error": { "message": "no tax rule" } })),
+    })
+    .await;
+    let keys = "contact_data: {}, invoice_data: {}";
+    let done = run(&action(&server, "create_invoice", keys)).await;
+    assert!(done.error().ends_with("422: no tax rule; contact 88 was made and stays"), "{done:?}");
+}
+
+#[tokio::test]
+async fn a17_a_pdf_is_decoded_and_written_where_the_run_has_a_directory() {
+    let answer = json!({ "objects": {
+        "filename": "RE-1.pdf", "base64encoded": true, "content": "JVBERi0xLjc="
+    } });
+    let server = server(answer).await;
+    let step = action(&server, "get_invoice_pdf", "invoice_id: 1, pdf_output: out/a.pdf");
+    let dir = tempfile::tempdir().unwrap();
+    let here = runner::exec::call::Options { files: Some(dir.path().to_owned()), ..options() };
+    let done = run_with(&step, &here).await;
+    assert_eq!(*done.data(), json!({ "filename": "RE-1.pdf", "size": 8, "path": "out/a.pdf" }));
+    assert_eq!(std::fs::read(dir.path().join("out/a.pdf")).unwrap(), b"%PDF-1.7");
+    assert_eq!(server.lines(), ["GET /api/v1/Invoice/1/getPdf"]);
+    // A worker of many has no such place.
+    assert!(refused(&step).await.contains("a worker keeps no files"));
+    for out in ["/etc/x.pdf", "../x.pdf"] {
+        let mut step = step.clone();
+        step.with.insert("pdf_output".to_owned(), out.into());
+        let gate = runner::ports::Gate::open();
+        let stop = runner::ports::StopSignal::default();
+        let error = super::attempt(&step, &here, gate, &stop).await.unwrap_err().to_string();
+        assert!(error.contains("no path below the working directory"), "{out}: {error}");
+    }
+    assert_eq!(server.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a17_a_small_pdf_is_in_the_result_and_a_large_one_is_not() {
+    let small =
+        server(json!({ "objects": { "filename": "a.pdf", "content": "JVBERi0xLjc=" } })).await;
+    let done = run(&action(&small, "get_invoice_pdf", "invoice_id: 1")).await;
+    assert_eq!(done.data()["base64"], "JVBERi0xLjc=");
+    let large = server(json!({ "objects": { "content": "AAAA".repeat(22_000) } })).await;
+    let done = run(&action(&large, "get_invoice_pdf", "invoice_id: 1")).await;
+    assert!(done.error().contains("66000 bytes"), "{done:?}");
+}
+
+#[tokio::test]
+async fn a17_too_many_requests_are_sent_again_when_sevdesk_says() {
+    let server = Server::start(|_, count| match count {
+        0 | 1 => Reply::Answer(429, vec![("retry-after", "0".to_owned())], Vec::new()),
+        _ => Reply::json(200, &json!({})),
+    })
+    .await;
+    run(&action(&server, "create_contact", "contact_data: {}")).await.data();
+    assert_eq!(server.seen().len(), 3);
+    // What failed otherwise may have taken effect.
+    let server = Server::start(|_, _| Reply::json(502, &json!({}))).await;
+    run(&action(&server, "create_contact", "contact_data: {}")).await.error();
+    assert_eq!(server.seen().len(), 1);
+}
+
+#[tokio::test]
+async fn a17_what_is_missing_or_unknown_is_refused_before_anything_is_sent() {
+    let server = server(json!({})).await;
+    for (name, keys, why) in [
+        ("cancel_invoice", "", "`invoice_id` is missing"),
+        ("create_invoice", "invoice_data: {}", "`contact_id` or `contact_data` is missing"),
+        ("get_invoice", "invoice_id: 1, invoice: 2", "not known"),
+        ("get_invoice", "invoice_id: 1, filter: {}", "`filter` is not for `get_invoice`"),
+        ("get_invoices", "", "list_invoices"),
+    ] {
+        let product = format!("api_token: s3cret, base_url: '{}', {keys}", server.url());
+        let text = format!("{{executor: sevdesk, type: {name}, product: {{{product}}}}}");
+        assert!(faults(&text).contains(why), "{name}: {}", faults(&text));
+    }
+    let mut step = action(&server, "get_invoice", "invoice_id: 1");
+    step.with.insert("invoice_id".to_owned(), "1/../2".into());
+    assert!(refused(&step).await.contains("`invoice_id` is no number"));
+    step.with.insert("invoice_idd".to_owned(), 1.into());
+    assert!(refused(&step).await.contains("did you mean `invoice_id`?"));
+    step.with.shift_remove("invoice_idd");
+    step.with.shift_remove("api_token");
+    assert!(refused(&step).await.contains("`api_token` is missing"));
+    assert!(server.seen().is_empty());
+}
