@@ -357,6 +357,16 @@ pub enum ExecError {
     /// The bytes that were to be imported broke off.
     #[error("{0}")]
     Input(String),
+    /// Another host is gone: nobody knows how the step ended there.
+    #[error(
+        "the connection to {host} broke before the step ended, and what it did there is not known: {cause}"
+    )]
+    Disconnected {
+        /// The host.
+        host: String,
+        /// What the connection said.
+        cause: String,
+    },
 }
 
 impl ExecError {
@@ -370,6 +380,7 @@ impl ExecError {
             Self::NoSpace { .. } => Cause::NoSpace,
             Self::Unsupported(_) => Cause::Rejected,
             Self::Input(_) => Cause::Resource,
+            Self::Disconnected { .. } => Cause::Lost,
             Self::Unreachable { .. } | Self::NotStarted | Self::Engine { .. } => Cause::Engine,
         }
     }
@@ -386,7 +397,8 @@ impl ExecError {
             | Self::NoSpace { .. }
             | Self::Unsupported(_)
             | Self::Engine { .. }
-            | Self::Input(_) => false,
+            | Self::Input(_)
+            | Self::Disconnected { .. } => false,
         }
     }
 }

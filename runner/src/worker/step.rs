@@ -96,7 +96,8 @@ pub(super) fn start_code(error: &ExecError) -> Option<i32> {
         | ExecError::NoSpace { .. }
         | ExecError::Unsupported(_)
         | ExecError::Engine { .. }
-        | ExecError::Input(_) => None,
+        | ExecError::Input(_)
+        | ExecError::Disconnected { .. } => None,
     }
 }
 

@@ -74,15 +74,8 @@ impl std::fmt::Debug for ExecutorSubject {
 /// Asserts the contract of [`Executor`].
 pub async fn executor(subject: ExecutorSubject) {
     let subject = &subject;
-    Box::pin(the_engine_has_one_name(subject)).await;
-    Box::pin(a_step_writes_and_ends_as_its_command_does(subject)).await;
-    Box::pin(what_cannot_be_had_is_named(subject)).await;
-    Box::pin(nothing_starts_where_the_gate_stays_shut(subject)).await;
-    Box::pin(nothing_of_a_steps_settings_leaks(subject)).await;
-    Box::pin(a_step_ends_when_it_is_told_to(subject)).await;
+    Box::pin(commands(subject)).await;
     Box::pin(a_dropped_wait_stops_nothing(subject)).await;
-    Box::pin(nothing_starts_for_an_owner_that_may_not(subject)).await;
-    Box::pin(a_script_is_run_program_by_program(subject)).await;
     if subject.on_images {
         Box::pin(an_image_that_nobody_has_is_named(subject)).await;
         Box::pin(what_a_step_left_is_there_for_the_next(subject)).await;
@@ -91,6 +84,23 @@ pub async fn executor(subject: ExecutorSubject) {
         Box::pin(what_was_kept_can_be_taken_up_by_another(subject)).await;
         Box::pin(a_run_is_destroyed_as_often_as_one_likes(subject)).await;
     }
+}
+
+/// Asserts what of it holds where steps run commands elsewhere and leave nothing here, so that nobody
+/// can list what is left.
+pub async fn remote(subject: ExecutorSubject) {
+    Box::pin(commands(&subject)).await;
+}
+
+async fn commands(subject: &ExecutorSubject) {
+    Box::pin(the_engine_has_one_name(subject)).await;
+    Box::pin(a_step_writes_and_ends_as_its_command_does(subject)).await;
+    Box::pin(what_cannot_be_had_is_named(subject)).await;
+    Box::pin(nothing_starts_where_the_gate_stays_shut(subject)).await;
+    Box::pin(nothing_of_a_steps_settings_leaks(subject)).await;
+    Box::pin(a_step_ends_when_it_is_told_to(subject)).await;
+    Box::pin(nothing_starts_for_an_owner_that_may_not(subject)).await;
+    Box::pin(a_script_is_run_program_by_program(subject)).await;
 }
 
 /// Keeps what a step writes.

@@ -15,7 +15,7 @@ use std::future::Future;
 use std::time::Duration;
 
 pub use events::{EventsSubject, events};
-pub use executor::{Act, ExecutorSubject, executor};
+pub use executor::{Act, ExecutorSubject, executor, remote};
 pub use queue::{QueueSubject, TakeDeadLetters, queue};
 pub use store::{StoreSubject, store};
 
