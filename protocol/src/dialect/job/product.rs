@@ -120,12 +120,13 @@ pub(super) const CUSTOM: Product = Product {
     aliases: &[("commands", "script")],
 };
 
-const SSH_KEYS: [Key; 7] = [
+const SSH_KEYS: [Key; 8] = [
     Key("host", Kind::Text(word), Need::Must("where the commands are run")),
     Key("user", Kind::Text(word), Need::Usual("root")),
     Key("port", Kind::Port, Need::May),
     Key("keyfile", Kind::Text(plain), Need::May),
-    Key("known_hosts", Kind::Text(plain), Need::May),
+    Key("known_hosts", Kind::Word(&["strict", "accept-new", "off"]), Need::May),
+    Key("known_hosts_file", Kind::Text(plain), Need::May),
     Key("connect_timeout", Kind::Span, Need::May),
     Key("commands", Kind::Lines, Need::May),
 ];
