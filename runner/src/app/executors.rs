@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use protocol::id::NodeId;
-use protocol::pipeline::Vars;
+use protocol::pipeline::{ExecutorKind, Vars};
 
 use super::{Unavailable, engine};
 use crate::config::Config;
 use crate::exec::local::{self, Local};
 use crate::exec::podman::{self, Podman};
+use crate::exec::ssh::{self, Ssh};
 use crate::exec::{Executors, call};
 use crate::ports::Executor;
 
@@ -34,7 +35,9 @@ pub(super) fn executor(
     };
     // Where steps work in the user's own directory, a call may write a file there too.
     let calls = call::Options { files: local.work_dir.clone(), ..call::Options::default() };
-    let executors = Executors::new(engine, Arc::new(Local::new(local)));
+    let ssh = ssh::Options { program: "ssh".into(), inherited: local.inherited.clone() };
+    let executors = Executors::new(engine, Arc::new(Local::new(local)))
+        .with(ExecutorKind::Ssh, Arc::new(Ssh::new(ssh)));
     let all = call::all(&calls).into_iter();
     Ok(Arc::new(all.fold(executors, |executors, (kind, calls)| executors.with(kind, calls))))
 }

@@ -138,7 +138,7 @@ pub const SETTINGS: &[Setting] = &[
     plain("worker.max-parallel-steps", "BOB_MAX_PARALLEL_STEPS", Some("16"),
         "How many steps of one run go on at once, where its pipeline lets them."),
     plain("worker.executors", "BOB_EXECUTORS", Some("podman"),
-        "What `serve` runs steps with: podman, local, http, proxmox, sevdesk, lexware. Whoever may start a run has with local all that the worker's user has, and with the others what its host can reach.").list(),
+        "What `serve` runs steps with: podman, docker, local, custom, ssh, http, proxmox, sevdesk, lexware. Whoever may start a run has with local and custom all that the worker's user has, with ssh all hosts that this user's keys open, and with the calls what its host can reach.").list(),
     plain("worker.run-retention-days", "BOB_RUN_RETENTION_DAYS", Some("7"),
         "How long the records of ended runs are kept."),
     plain("worker.max-losses", "BOB_MAX_LOSSES", Some("3"),

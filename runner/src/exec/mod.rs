@@ -6,5 +6,6 @@ pub mod local;
 pub mod podman;
 #[cfg(feature = "testing")]
 pub mod scripted;
+pub mod ssh;
 
 pub use self::all::Executors;

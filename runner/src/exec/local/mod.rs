@@ -311,7 +311,7 @@ impl Executor for Local {
         _at: &str,
         _tar: ByteStream,
     ) -> Result<Workspace, ExecError> {
-        let why = "a step of executor local can have no resource mounted";
+        let why = "only a step that begins on an image can have a resource mounted";
         Err(ExecError::Unsupported(why.to_owned()))
     }
 

@@ -1,0 +1,275 @@
+//! Steps as commands on other hosts, through the `ssh` of the worker's host.
+//!
+//! So the settings, agents and jump hosts of the worker's user hold. `ssh` is run without a shell, and
+//! what a step is given goes to the host on standard input: nothing of it stands in an argument list.
+
+mod complaint;
+mod shell;
+mod stream;
+mod target;
+
+use std::ffi::OsString;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use protocol::event::LogStream;
+use tempfile::NamedTempFile;
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use self::stream::{Marked, Told};
+use self::target::Target;
+use crate::ports::{
+    ExecError, Exit, Gate, LogSink, Ran, Remote, RunScope, StepSpec, StopLevel, StopSignal,
+    Workspace,
+};
+
+/// How hosts are reached.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// OpenSSH's client.
+    pub program: OsString,
+    /// Its environment: the agent and the settings of the worker's user are found by it.
+    pub inherited: Vec<(OsString, OsString)>,
+}
+
+/// The executor of steps that are commands on other hosts.
+#[derive(Debug, Clone)]
+pub struct Ssh {
+    options: Arc<Options>,
+    tasks: TaskTracker,
+}
+
+/// How long `ssh` may take to end when its step has.
+const PARTING: Duration = Duration::from_secs(2);
+
+/// Where there is no `ssh` to run.
+const NO_SSH: &str = "there is no program ssh on the worker's host: install OpenSSH's client (Debian: \
+                      openssh-client)";
+
+/// Of a connection that broke, where `ssh` does not say why.
+const LOST: &str = "it was closed without a word";
+
+impl Ssh {
+    /// An executor; nothing is connected yet.
+    #[must_use]
+    pub fn new(options: Options) -> Self {
+        Self { options: Arc::new(options), tasks: TaskTracker::new() }
+    }
+
+    fn connect(&self, target: Target, log: NamedTempFile) -> std::io::Result<Link> {
+        let mark = Uuid::new_v4().simple().to_string();
+        let mut command = Command::new(&self.options.program);
+        command
+            .args(target.arguments(log.path(), shell::COMMAND))
+            .env_clear()
+            .envs(self.options.inherited.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            // What a terminal sends to the worker is not for the steps.
+            .process_group(0);
+        let mut child = command.spawn()?;
+        let broken = || std::io::Error::other("a process without its streams");
+        let stdin = child.stdin.take().ok_or_else(broken)?;
+        let stdout = Marked::new(child.stdout.take().ok_or_else(broken)?, &mark);
+        let stderr = Marked::new(child.stderr.take().ok_or_else(broken)?, &mark);
+        Ok(Link { target, mark, log, child, stdin, stdout, stderr })
+    }
+
+    /// What a step says of its host, once it is sure that it can be used.
+    async fn target(step: &StepSpec) -> Result<Target, String> {
+        if step.limits.cpu.is_some() || step.limits.mem.is_some() {
+            return Err("limits of a step of executor ssh are not enforced".to_owned());
+        }
+        let target = Target::read(&step.with)?;
+        if let Some(path) = target.keyfile() {
+            let found = tokio::fs::metadata(path).await;
+            found.map_err(|cause| format!("`keyfile` {}: {cause}", path.display()))?;
+        }
+        Ok(target)
+    }
+}
+
+/// A connection to a host.
+struct Link {
+    target: Target,
+    /// What nobody else can write into a stream.
+    mark: String,
+    /// What `ssh` says itself: the streams are the host's.
+    log: NamedTempFile,
+    child: Child,
+    stdin: ChildStdin,
+    stdout: Marked<ChildStdout>,
+    stderr: Marked<ChildStderr>,
+}
+
+impl Link {
+    /// Waits until the host can begin the step.
+    async fn ready(&mut self, step: &StepSpec) -> Result<(), ExecError> {
+        let first = shell::ready(&self.mark, shell::of(step));
+        // One that is gone says so on the other streams.
+        self.stdin.write_all(first.as_bytes()).await.ok();
+        let said = match tokio::join!(self.stdout.ready(), self.stderr.ready()) {
+            (Ok(()), Ok(())) => return Ok(()),
+            (Ok(()) | Err(_), Err(said)) => said,
+            (Err(_), Ok(())) => Vec::new(),
+        };
+        let cause = self.why_not(&String::from_utf8_lossy(&said)).await;
+        Err(ExecError::Start { step: step.name.clone(), cause, code: 255 })
+    }
+
+    async fn why_not(&mut self, said: &str) -> String {
+        let ended = match self.child.wait().await {
+            Ok(status) => format!("ssh ended with {status}"),
+            Err(cause) => format!("ssh cannot be waited for: {cause}"),
+        };
+        complaint::not_connected(&self.target, &self.log().await, said, &ended)
+    }
+
+    async fn log(&self) -> String {
+        let log = tokio::fs::read(self.log.path()).await.unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// Runs the step that `line` says, to its end.
+    async fn run(
+        &mut self,
+        step: &StepSpec,
+        line: &str,
+        out: &Arc<dyn LogSink>,
+        stop: &StopSignal,
+    ) -> Result<Ran, ExecError> {
+        let output = async {
+            tokio::join!(
+                self.stdout.pass(LogStream::Stdout, out),
+                self.stderr.pass(LogStream::Stderr, out),
+            )
+        };
+        let (first, second) = tokio::select! {
+            biased;
+            told = output => told,
+            () = ask(&mut self.stdin, line, stop) => (None, None),
+        };
+        match first.or(second) {
+            Some(Told::Ended(code)) => Ok(Ran::new(Exit { code, oom: false }, Workspace::None)),
+            Some(told) => Err(self.not_started(step, told)),
+            None => {
+                // It has closed its streams, and says why before it ends.
+                tokio::time::timeout(PARTING, self.child.wait()).await.ok();
+                let cause = complaint::last_words(&self.log().await, "");
+                let cause = cause.unwrap_or_else(|| LOST.to_owned());
+                Err(ExecError::Disconnected { host: self.target.at(), cause })
+            }
+        }
+    }
+
+    fn not_started(&self, step: &StepSpec, told: Told) -> ExecError {
+        let at = self.target.at();
+        let shell = shell::of(step).program();
+        let program = step.words.first().map_or(shell, String::as_str);
+        let dir = step.work_dir.as_deref().unwrap_or_default();
+        let (code, cause) = match told {
+            Told::Missing => (127, format!("there is no program {program:?} on {at}")),
+            Told::NoDir => (126, format!("there is no directory {dir:?} on {at}")),
+            Told::NoGroup => {
+                let cause = format!(
+                    "{at} has no `setsid`, and its `sh` no job control: a stop would not reach all \
+                     that the step begins"
+                );
+                (126, cause)
+            }
+            Told::Broke(code) | Told::Ended(code) => {
+                (code, format!("{shell:?} on {at} ended with {code} before the step began"))
+            }
+        };
+        ExecError::Start { step: step.name.clone(), cause, code }
+    }
+
+    /// Ends `ssh`, which ends what it still runs.
+    async fn end(self) {
+        let Self { mut child, stdin, .. } = self;
+        drop(stdin);
+        // What the step has left behind may hold the streams, and so `ssh`, for ever.
+        if tokio::time::timeout(PARTING, child.wait()).await.is_err() {
+            // One that cannot be killed has ended.
+            child.kill().await.ok();
+        }
+    }
+}
+
+/// Says what the step is, then ends it as it is asked to; never resolves. A host that is gone has ended
+/// what it ran, and says so on the other streams.
+async fn ask(stdin: &mut ChildStdin, line: &str, stop: &StopSignal) {
+    stdin.write_all(line.as_bytes()).await.ok();
+    let mut level = stop.above(StopLevel::Run).await;
+    if let StopLevel::Stop { grace } = level {
+        stdin.write_all(b"TERM\n").await.ok();
+        level = tokio::time::timeout(grace, stop.above(level)).await.unwrap_or(StopLevel::Kill);
+    }
+    if level == StopLevel::Kill {
+        stdin.write_all(b"KILL\n").await.ok();
+    }
+    std::future::pending().await
+}
+
+/// Runs one step, from its gate to its end.
+async fn run(
+    mut link: Link,
+    line: &str,
+    step: &StepSpec,
+    mut gate: Gate,
+    out: Arc<dyn LogSink>,
+    stop: &StopSignal,
+) -> Result<Ran, ExecError> {
+    let opened = async { if gate.opened().await { Ok(()) } else { Err(ExecError::NotStarted) } };
+    let begins = async { tokio::try_join!(opened, link.ready(step)) };
+    tokio::select! {
+        biased;
+        _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
+        begins = begins => begins?,
+    };
+    if !gate.stands() {
+        return Err(ExecError::NotStarted);
+    }
+    let ran = link.run(step, line, &out, stop).await;
+    link.end().await;
+    ran
+}
+
+#[async_trait]
+impl Remote for Ssh {
+    async fn run_step(
+        &self,
+        _run: &RunScope,
+        step: &StepSpec,
+        gate: Gate,
+        out: Arc<dyn LogSink>,
+        stop: &StopSignal,
+    ) -> Result<Ran, ExecError> {
+        let refused = |why: String| ExecError::Unsupported(format!("step {}: {why}", step.name));
+        let target = Self::target(step).await.map_err(refused)?;
+        let line = shell::step(step).map_err(refused)?;
+        let log = NamedTempFile::new();
+        let log = log.map_err(|cause| failed("making a file for what ssh says", &cause))?;
+        let link = self.connect(target, log).map_err(|cause| {
+            if cause.kind() == std::io::ErrorKind::NotFound {
+                return refused(NO_SSH.to_owned());
+            }
+            failed("starting ssh", &cause)
+        })?;
+        let (step, stop) = (step.clone(), stop.clone());
+        // Whoever waits may go: the step does not.
+        let ran = self.tasks.spawn(async move { run(link, &line, &step, gate, out, &stop).await });
+        ran.await.unwrap_or_else(|cause| Err(failed("running a step", &cause)))
+    }
+}
+
+fn failed(doing: &str, cause: &dyn std::error::Error) -> ExecError {
+    ExecError::Engine { doing: doing.to_owned(), cause: cause.to_string() }
+}

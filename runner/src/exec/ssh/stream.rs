@@ -1,0 +1,214 @@
+//! One stream of a host: the step's bytes, and between marks what the host says itself.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use protocol::event::LogStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+use crate::ports::LogSink;
+
+/// The most bytes of one read.
+const PIECE: usize = 64 * 1024;
+/// What is kept of what a host says before it is ready.
+const KEPT: usize = 4 * 1024;
+
+/// What came of a step, as its host says it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// It ended so.
+    Ended(i32),
+    /// There is no such program.
+    Missing,
+    /// There is no such directory.
+    NoDir,
+    /// The host has no way to run it so that a signal reaches all of it.
+    NoGroup,
+    /// Its shell ended before it, with that code.
+    Broke(i32),
+}
+
+impl Told {
+    fn read(line: &[u8]) -> Option<Self> {
+        let (how, code) = std::str::from_utf8(line).ok()?.trim().split_once(' ')?;
+        let code = code.parse().ok()?;
+        match how {
+            "end" => Some(Self::Ended(code)),
+            "missing" => Some(Self::Missing),
+            "nodir" => Some(Self::NoDir),
+            "nogroup" => Some(Self::NoGroup),
+            "broke" => Some(Self::Broke(code)),
+            _ => None,
+        }
+    }
+}
+
+/// A stream that is read up to a mark, which nobody else can know.
+#[derive(Debug)]
+pub(super) struct Marked<R> {
+    from: R,
+    mark: Vec<u8>,
+    buffer: BytesMut,
+}
+
+impl<R: AsyncRead + Unpin> Marked<R> {
+    pub(super) fn new(from: R, mark: &str) -> Self {
+        Self { from, mark: mark.as_bytes().to_vec(), buffer: BytesMut::new() }
+    }
+
+    /// Waits until the host is ready. `Err`: the stream has ended before, with these last bytes. What
+    /// the profile of a shell says on the way is not the step's.
+    pub(super) async fn ready(&mut self) -> Result<(), Vec<u8>> {
+        let ready = [&self.mark, b" ready\n".as_slice()].concat();
+        loop {
+            if let Some(at) = position(&self.buffer, &ready) {
+                drop(self.buffer.split_to(at + ready.len()));
+                return Ok(());
+            }
+            if !self.more().await {
+                return Err(self.buffer.split().to_vec());
+            }
+            drop(self.buffer.split_to(self.buffer.len().saturating_sub(KEPT + PIECE)));
+        }
+    }
+
+    /// Hands on the step's bytes, to the mark behind them. `None`: the stream has ended without one.
+    pub(super) async fn pass(&mut self, stream: LogStream, out: &Arc<dyn LogSink>) -> Option<Told> {
+        loop {
+            let at = position(&self.buffer, &self.mark);
+            let own = at.unwrap_or_else(|| self.buffer.len() - self.begun());
+            if own > 0 {
+                out.write(stream, self.buffer.split_to(own).freeze()).await;
+            }
+            if at.is_some() {
+                return self.told().await;
+            }
+            if !self.more().await {
+                if !self.buffer.is_empty() {
+                    out.write(stream, self.buffer.split().freeze()).await;
+                }
+                return None;
+            }
+        }
+    }
+
+    /// The line behind a mark.
+    async fn told(&mut self) -> Option<Told> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                return Told::read(self.buffer.get(self.mark.len()..end)?);
+            }
+            if !self.more().await {
+                return None;
+            }
+        }
+    }
+
+    /// How many of the last bytes may be the beginning of a mark.
+    fn begun(&self) -> usize {
+        let lengths = (1..self.mark.len()).rev();
+        let mut begun = lengths.filter(|length| self.buffer.ends_with(&self.mark[..*length]));
+        begun.next().unwrap_or(0)
+    }
+
+    /// Reads on; `false` at the end. A pipe that breaks has come to its end.
+    async fn more(&mut self) -> bool {
+        self.buffer.reserve(PIECE);
+        matches!(self.from.read_buf(&mut self.buffer).await, Ok(1..))
+    }
+}
+
+fn position(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    bytes.windows(wanted.len()).position(|window| window == wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use async_trait::async_trait;
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Kept(Mutex<Vec<u8>>);
+
+    #[async_trait]
+    impl LogSink for Kept {
+        async fn write(&self, _stream: LogStream, bytes: Bytes) {
+            self.0.lock().unwrap().extend_from_slice(&bytes);
+        }
+    }
+
+    const MARK: &str = "aab-aac";
+
+    /// What is read of these pieces: whether it was ready, the step's bytes, what the host told.
+    fn read(pieces: &[&[u8]]) -> (bool, Vec<u8>, Option<Told>) {
+        let mut from = marked(pieces);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let kept = Arc::new(Kept::default());
+            let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+            if from.ready().await.is_err() {
+                return (false, Vec::new(), None);
+            }
+            let told = from.pass(LogStream::Stdout, &out).await;
+            let bytes = kept.0.lock().unwrap().clone();
+            (true, bytes, told)
+        })
+    }
+
+    /// Each piece is what one read brings.
+    fn marked(pieces: &[&[u8]]) -> Marked<impl AsyncRead + Unpin> {
+        let pieces: Vec<std::io::Result<Bytes>> =
+            pieces.iter().map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+        let from = tokio_util::io::StreamReader::new(futures::stream::iter(pieces));
+        Marked::new(from, MARK)
+    }
+
+    #[test]
+    fn what_a_profile_says_is_passed_over_and_what_stands_behind_the_end_too() {
+        let (ready, bytes, told) =
+            read(&[b"welcome\naab-aa", b"c ready\nout", b"put\naab", b"-aac end 255\nlate"]);
+        assert!(ready);
+        assert_eq!((bytes.as_slice(), told), (b"output\n".as_slice(), Some(Told::Ended(255))));
+    }
+
+    #[test]
+    fn a_stream_that_breaks_off_tells_nothing_and_keeps_nothing_back() {
+        let (_, bytes, told) = read(&[b"aab-aac ready\nx aab-a"]);
+        assert_eq!((bytes.as_slice(), told), (b"x aab-a".as_slice(), None));
+        let (_, _, told) = read(&[b"aab-aac ready\naab-aac end "]);
+        assert_eq!(told, None);
+        assert!(!read(&[b"aab-aac rea"]).0);
+    }
+
+    proptest! {
+        #[test]
+        fn the_bytes_of_a_step_are_its_own_however_they_come(
+            text in "[abc-]{0,40}",
+            cuts in proptest::collection::vec(0_usize..80, 0..8),
+        ) {
+            prop_assume!(!text.contains(MARK));
+            let whole = format!("{MARK} ready\n{text}{MARK} missing 127\n").into_bytes();
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(whole.len())).collect();
+            cuts.extend([0, whole.len()]);
+            cuts.sort_unstable();
+            let pieces: Vec<&[u8]> = cuts
+                .windows(2)
+                .filter(|cut| cut[0] < cut[1])
+                .map(|cut| &whole[cut[0]..cut[1]])
+                .collect();
+            let (ready, bytes, told) = read(&pieces);
+            // The text may end in what the mark begins with: the first whole mark counts.
+            let end = position(&[text.as_bytes(), MARK.as_bytes()].concat(), MARK.as_bytes());
+            prop_assert!(ready);
+            prop_assert_eq!(bytes.len(), end.unwrap());
+            if bytes.len() == text.len() {
+                prop_assert_eq!(told, Some(Told::Missing));
+            }
+        }
+    }
+}

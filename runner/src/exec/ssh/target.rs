@@ -1,0 +1,253 @@
+//! The host that a step runs on, as the step says it, and the arguments of `ssh` that come of that.
+
+use std::ffi::OsString;
+use std::num::NonZeroU16;
+use std::path::Path;
+
+use protocol::quantity::Span;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+/// A host and how to get in: the keys of a step's `with`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Target {
+    host: String,
+    #[serde(default = "root")]
+    user: String,
+    port: Option<NonZeroU16>,
+    keyfile: Option<String>,
+    #[serde(default)]
+    pub(super) known_hosts: KnownHosts,
+    known_hosts_file: Option<String>,
+    connect_timeout: Option<Span>,
+    /// What the rules read of it.
+    #[serde(default, rename = "idempotent")]
+    _idempotent: bool,
+    /// What a job file calls its step.
+    #[serde(rename = "label")]
+    _label: Option<String>,
+}
+
+/// What is asked of a host's key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum KnownHosts {
+    /// It is known.
+    #[default]
+    Strict,
+    /// It is no other than the one that is known; that of a new host is noted.
+    AcceptNew,
+    /// Nothing.
+    Off,
+}
+
+fn root() -> String {
+    "root".to_owned()
+}
+
+/// The time in which a connection must stand, where the step does not say.
+const CONNECT_SECS: u64 = 10;
+
+/// What holds for every step, whatever the user's own settings of ssh say: nobody is asked anything,
+/// no connection is shared with others, nothing else goes through it, and one that is dead is noticed.
+const ALWAYS: [&str; 12] = [
+    "BatchMode=yes",
+    "LogLevel=ERROR",
+    "EscapeChar=none",
+    "ControlMaster=no",
+    "ControlPath=none",
+    "RemoteCommand=none",
+    "PermitLocalCommand=no",
+    "ClearAllForwardings=yes",
+    "UpdateHostKeys=no",
+    "ConnectionAttempts=1",
+    "ServerAliveInterval=15",
+    "ServerAliveCountMax=3",
+];
+
+impl Target {
+    /// Reads and checks it; a sentence where it cannot be used.
+    pub(super) fn read(with: &Map<String, Value>) -> Result<Self, String> {
+        let target: Self = serde_json::from_value(Value::Object(with.clone()))
+            .map_err(|cause| format!("`with` of executor ssh: {cause}"))?;
+        let Self { host, user, keyfile, known_hosts_file, .. } = &target;
+        name("host", host)?;
+        if host.contains(['@', '/']) {
+            return Err(format!("`host` {host:?} is no host: the user belongs in `user`"));
+        }
+        name("user", user)?;
+        file("keyfile", keyfile.as_deref())?;
+        file("known_hosts_file", known_hosts_file.as_deref())?;
+        if let Some(path) = known_hosts_file.as_deref().filter(|path| path.contains(['"', '\\'])) {
+            return Err(format!("`known_hosts_file` {path:?} has a quote or a backslash"));
+        }
+        Ok(target)
+    }
+
+    /// The key's file, where it is a plain path: ssh itself understands more than that.
+    pub(super) fn keyfile(&self) -> Option<&Path> {
+        let plain = |path: &&str| !path.starts_with('~') && !path.contains(['%', '$']);
+        self.keyfile.as_deref().filter(plain).map(Path::new)
+    }
+
+    /// As people name it.
+    pub(super) fn at(&self) -> String {
+        let port = self.port.map(|port| format!(":{port}")).unwrap_or_default();
+        format!("{}@{}{port}", self.user, self.host)
+    }
+
+    /// Where the keys of hosts stand.
+    pub(super) fn known_in(&self) -> &str {
+        self.known_hosts_file.as_deref().unwrap_or("the known_hosts of the worker's user")
+    }
+
+    /// The arguments of `ssh`; it tells its own faults to `log`.
+    pub(super) fn arguments(&self, log: &Path, command: &str) -> Vec<OsString> {
+        let millis = self.connect_timeout.map_or(CONNECT_SECS * 1000, Span::as_millis);
+        let checked = match self.known_hosts {
+            KnownHosts::Strict => "yes",
+            KnownHosts::AcceptNew => "accept-new",
+            KnownHosts::Off => "no",
+        };
+        let mut options: Vec<String> = ALWAYS.map(str::to_owned).into();
+        options.push(format!("ConnectTimeout={}", millis.div_ceil(1000)));
+        options.push(format!("StrictHostKeyChecking={checked}"));
+        match (&self.known_hosts_file, self.known_hosts) {
+            (Some(path), _) => options.push(format!("UserKnownHostsFile=\"{path}\"")),
+            // A key that is not asked for is not noted either.
+            (None, KnownHosts::Off) => options.push("UserKnownHostsFile=/dev/null".to_owned()),
+            (None, KnownHosts::Strict | KnownHosts::AcceptNew) => {}
+        }
+        let mut words: Vec<OsString> = ["-T", "-a", "-x", "-E"].map(OsString::from).into();
+        words.push(log.into());
+        if let Some(path) = &self.keyfile {
+            options.push("IdentitiesOnly=yes".to_owned());
+            words.extend(["-i".into(), path.into()]);
+        }
+        words.extend(options.into_iter().flat_map(|option| ["-o".into(), option.into()]));
+        if let Some(port) = self.port {
+            words.extend(["-p".into(), port.to_string().into()]);
+        }
+        words.extend(["-l".into(), (&self.user).into(), "--".into(), (&self.host).into()]);
+        words.push(command.into());
+        words
+    }
+}
+
+/// Becomes an argument of `ssh`, and may become a word of a shell where the settings of ssh name a
+/// proxy command: what could be taken there for anything but a name is refused.
+fn name(key: &str, text: &str) -> Result<(), String> {
+    let odd = |c: char| c.is_control() || c.is_whitespace() || "'`\"$\\;&<>|(){}*?~#!".contains(c);
+    let why = if text.is_empty() {
+        "is empty"
+    } else if text.starts_with('-') {
+        "begins with `-`, as options do"
+    } else if text.contains(odd) {
+        "has a character that no such name has"
+    } else {
+        return Ok(());
+    };
+    Err(format!("`{key}` {text:?} {why}"))
+}
+
+fn file(key: &str, path: Option<&str>) -> Result<(), String> {
+    match path {
+        Some("") => Err(format!("`{key}` is empty")),
+        Some(path) if path.contains(char::is_control) => {
+            Err(format!("`{key}` {path:?} has a control character"))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(with: &Value) -> Result<Target, String> {
+        Target::read(with.as_object().unwrap())
+    }
+
+    fn line(with: &Value) -> String {
+        let words = read(with).unwrap().arguments(Path::new("log"), "command");
+        let words: Vec<String> =
+            words.into_iter().map(|word| word.into_string().unwrap()).collect();
+        format!("{} ", words.join(" "))
+    }
+
+    #[test]
+    fn the_user_is_root_and_the_key_of_the_host_is_known_where_a_step_says_nothing() {
+        let line = line(&json!({ "host": "build.example.org" }));
+        assert!(line.ends_with(" -l root -- build.example.org command "), "{line}");
+        for option in ["BatchMode=yes", "StrictHostKeyChecking=yes", "ConnectTimeout=10"] {
+            assert!(line.contains(&format!(" -o {option} ")), "{line}");
+        }
+        for absent in [" -p ", " -i ", "UserKnownHostsFile"] {
+            assert!(!line.contains(absent), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_a_step_says_is_what_ssh_is_told() {
+        let said = line(&json!({
+            "host": "::1", "user": "deploy", "port": 2222, "keyfile": "keys/my key",
+            "known_hosts": "accept-new", "known_hosts_file": "/etc/known hosts",
+            "connect_timeout": "1500ms", "idempotent": true, "label": "x",
+        }));
+        for part in [
+            " -i keys/my key -o ",
+            " -o IdentitiesOnly=yes ",
+            " -o StrictHostKeyChecking=accept-new ",
+            " -o UserKnownHostsFile=\"/etc/known hosts\" ",
+            " -o ConnectTimeout=2 ",
+            " -p 2222 -l deploy -- ::1 command ",
+        ] {
+            assert!(said.contains(part), "{part} {said}");
+        }
+        let off = line(&json!({ "host": "h", "known_hosts": "off" }));
+        assert!(
+            off.contains(" StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null "),
+            "{off}"
+        );
+    }
+
+    #[test]
+    fn what_could_be_taken_for_something_else_is_refused() {
+        for odd in [
+            "",
+            "-oProxyCommand=x",
+            "a b",
+            "a\nb",
+            "$(id)",
+            "`id`",
+            "a;b",
+            "a|b",
+            "'a'",
+            "\"",
+            "a&",
+        ] {
+            let why = read(&json!({ "host": odd })).unwrap_err();
+            assert!(why.starts_with("`host`"), "{why}");
+            let why = read(&json!({ "host": "h", "user": odd })).unwrap_err();
+            assert!(why.starts_with("`user`"), "{why}");
+        }
+        for (with, named) in [
+            (json!({}), "missing field `host`"),
+            (json!({ "host": "a@b" }), "the user belongs in `user`"),
+            (json!({ "host": "ssh://h" }), "is no host"),
+            (json!({ "host": "h", "password": "s3cret" }), "unknown field `password`"),
+            (json!({ "host": "h", "port": 0 }), "`with`"),
+            (json!({ "host": "h", "port": 65536 }), "`with`"),
+            (json!({ "host": "h", "keyfile": "" }), "`keyfile` is empty"),
+            (json!({ "host": "h", "known_hosts": "never" }), "`with`"),
+            (json!({ "host": "h", "known_hosts_file": "a\"b" }), "has a quote"),
+            (json!({ "host": "h", "connect_timeout": "soon" }), "`with`"),
+        ] {
+            let why = read(&with).unwrap_err();
+            assert!(why.contains(named) && !why.contains("s3cret"), "{with}: {why}");
+        }
+    }
+}

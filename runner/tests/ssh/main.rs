@@ -1,0 +1,333 @@
+//! Steps as commands on another host: a real sshd on loopback, which each test has to itself. Without
+//! sshd a test says so on stderr and passes; where `CI` is set it fails instead.
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
+#![expect(clippy::print_stderr, reason = "a skipped test must not look like one that passed")]
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use protocol::event::LogStream;
+use protocol::id::{Epoch, StepName};
+use protocol::pipeline::{ExecutorKind, Limits, PullPolicy, Shell, Vars};
+use runner::exec::Executors;
+use runner::exec::local::{Local, Options as LocalOptions};
+use runner::exec::ssh::{Options, Ssh};
+use runner::ports::conformance::{Act, ExecutorSubject, remote};
+use runner::ports::{
+    ExecError, Executor, Gate, LogSink, Ran, Remote, RunScope, Script, StepSpec, StopLevel,
+    StopSignal,
+};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Map, Value, json};
+use tokio::sync::Notify;
+
+mod broken;
+mod entry;
+mod server;
+mod shells;
+
+use server::Server;
+
+/// Keeps what a step writes.
+#[derive(Default)]
+struct Kept {
+    streams: Mutex<(Vec<u8>, Vec<u8>)>,
+    more: Notify,
+}
+
+#[async_trait]
+impl LogSink for Kept {
+    async fn write(&self, stream: LogStream, bytes: Bytes) {
+        let mut streams = self.streams.lock().unwrap();
+        let kept = if stream == LogStream::Stdout { &mut streams.0 } else { &mut streams.1 };
+        kept.extend_from_slice(&bytes);
+        drop(streams);
+        self.more.notify_one();
+    }
+}
+
+impl Kept {
+    fn out(&self) -> Vec<u8> {
+        self.streams.lock().unwrap().0.clone()
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.out()).unwrap()
+    }
+
+    /// Waits for the first whole lines of standard output.
+    async fn lines(&self, count: usize) -> Vec<String> {
+        loop {
+            let text = self.text();
+            if text.matches('\n').count() >= count {
+                return text.lines().take(count).map(str::to_owned).collect();
+            }
+            self.more.notified().await;
+        }
+    }
+}
+
+fn ssh() -> Ssh {
+    let inherited = std::env::vars_os().filter(|(name, _)| name == "PATH").collect();
+    Ssh::new(Options { program: "ssh".into(), inherited })
+}
+
+fn scope() -> RunScope {
+    RunScope {
+        run: "r-ssh".parse().unwrap(),
+        epoch: Epoch(1),
+        cluster: "test".into(),
+        image: String::new(),
+        pull: PullPolicy::Never,
+    }
+}
+
+fn step(with: Map<String, Value>, program: &str) -> StepSpec {
+    let programs = vec![program.to_owned()];
+    StepSpec {
+        name: StepName::position(0),
+        position: 0,
+        attempt: 1,
+        executor: ExecutorKind::Ssh,
+        words: Vec::new(),
+        script: Some(Script { shell: Shell::Sh, programs, goes_on: false }),
+        env: Vars::new(),
+        work_dir: None,
+        network: None,
+        limits: Limits::default(),
+        with,
+    }
+}
+
+/// Waits for what must come. Generous: a busy machine is not a broken executor.
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(120), future).await.expect(what)
+}
+
+/// Runs a step to its end.
+async fn run(step: &StepSpec) -> (Result<Ran, ExecError>, Arc<Kept>) {
+    let (kept, stop) = (Arc::new(Kept::default()), StopSignal::default());
+    let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+    let (ssh, scope) = (ssh(), scope());
+    let ran = ssh.run_step(&scope, step, Gate::open(), out, &stop);
+    (soon("the end of a step", ran).await, kept)
+}
+
+/// The exit code of a step, and its standard output.
+async fn ended(step: &StepSpec) -> (i32, String) {
+    let (ran, kept) = run(step).await;
+    (ran.unwrap().exit.code, kept.text())
+}
+
+/// A step on its way; who waits for it may go.
+struct Running {
+    ran: tokio::task::JoinHandle<Result<Ran, ExecError>>,
+    kept: Arc<Kept>,
+    stop: StopSignal,
+}
+
+impl Running {
+    #[expect(clippy::disallowed_methods, reason = "a test waits for it, or lets it go on purpose")]
+    fn start(step: StepSpec) -> Self {
+        let (kept, stop) = (Arc::new(Kept::default()), StopSignal::default());
+        let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+        let signal = stop.clone();
+        let ran = tokio::spawn(async move {
+            ssh().run_step(&scope(), &step, Gate::open(), out, &signal).await
+        });
+        Self { ran, kept, stop }
+    }
+
+    /// The processes whose ids the step has written, one a line.
+    async fn pids(&self, count: usize) -> Vec<u32> {
+        let lines = soon("the ids of processes", self.kept.lines(count)).await;
+        let pids: Vec<u32> = lines.iter().map(|line| line.parse().unwrap()).collect();
+        assert!(pids.iter().all(|pid| is_there(*pid)), "they run: {pids:?}");
+        pids
+    }
+
+    async fn end(self) -> Result<Ran, ExecError> {
+        soon("the end of a step", self.ran).await.unwrap()
+    }
+}
+
+fn is_there(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+}
+
+async fn all_gone(pids: &[u32]) {
+    let gone = async {
+        while pids.iter().any(|pid| is_there(*pid)) {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("the end of all processes", gone).await;
+}
+
+/// The steps of the suite know of no host: they all run at one.
+struct At(Ssh, Map<String, Value>);
+
+#[async_trait]
+impl Remote for At {
+    async fn run_step(
+        &self,
+        run: &RunScope,
+        step: &StepSpec,
+        gate: Gate,
+        out: Arc<dyn LogSink>,
+        stop: &StopSignal,
+    ) -> Result<Ran, ExecError> {
+        let step = StepSpec { with: self.1.clone(), ..step.clone() };
+        self.0.run_step(run, &step, gate, out, stop).await
+    }
+}
+
+fn words(act: &Act) -> Vec<String> {
+    let line = match act {
+        Act::Exit(code) => format!("exit {code}"),
+        Act::Print(text) => format!("echo '{text}'"),
+        Act::Complain(text) => format!("echo '{text}' >&2"),
+        Act::Put(path, text) => format!("echo '{text}' > '{path}'"),
+        Act::Show(path) => format!("cat '{path}'"),
+        Act::Env(name) => format!("echo \"${{{name}-unset}}\""),
+        Act::Dir => "pwd".to_owned(),
+        Act::Hang => "echo ready; exec sleep 1000".to_owned(),
+        Act::Stubborn => "trap '' TERM; echo ready; while true; do sleep 0.1; done".to_owned(),
+        Act::Nowhere => return vec!["no-such-program".to_owned()],
+    };
+    vec!["sh".to_owned(), "-c".to_owned(), line]
+}
+
+#[tokio::test]
+async fn commands_on_another_host_keep_the_contract_of_an_executor() {
+    let Some(server) = Server::start() else { return };
+    let executor = || -> Arc<dyn Executor> {
+        let local = Local::new(LocalOptions {
+            supervisor: ("/nowhere".into(), Vec::new()),
+            runs: server.path("runs"),
+            work_dir: None,
+            inherited: Vec::new(),
+        });
+        let at = At(ssh(), server.with());
+        Arc::new(Executors::new(None, Arc::new(local)).with(ExecutorKind::Ssh, Arc::new(at)))
+    };
+    remote(ExecutorSubject {
+        prefix: "suite".into(),
+        executor: executor(),
+        other: executor(),
+        kind: ExecutorKind::Ssh,
+        has_a_shell: true,
+        on_images: false,
+        image: String::new(),
+        missing: String::new(),
+        words,
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_step_ends_as_its_program_does_there() {
+    let Some(server) = Server::start() else { return };
+    for (program, code) in [
+        ("true", 0),
+        ("exit 3", 3),
+        ("exit 255", 255),
+        ("exit 127", 127),
+        ("kill -KILL $$", 137),
+        ("kill -TERM $$", 143),
+        ("sh -c 'kill -SEGV $$'", 139),
+    ] {
+        assert_eq!(ended(&step(server.with(), program)).await.0, code, "{program}");
+    }
+}
+
+#[tokio::test]
+async fn the_input_of_a_step_is_empty_and_what_it_leaves_running_ends_with_it() {
+    let Some(server) = Server::start() else { return };
+    let begun = step(server.with(), "cat; sleep 1000 & echo $!");
+    let (code, text) = ended(&begun).await;
+    assert_eq!(code, 0);
+    all_gone(&[text.trim().parse().unwrap()]).await;
+}
+
+#[tokio::test]
+async fn a_mebibyte_in_one_line_comes_whole_on_both_streams() {
+    let Some(server) = Server::start() else { return };
+    // Bytes that are no text, and no end of a line at the end.
+    let pattern: Vec<u8> = (0..=255).filter(|byte| *byte != b'\n').cycle().take(1 << 20).collect();
+    std::fs::write(server.path("line"), &pattern).unwrap();
+    let path = server.path("line");
+    let (ran, kept) =
+        run(&step(server.with(), &format!("cat {0} & cat {0} >&2; wait", path.display()))).await;
+    assert_eq!(ran.unwrap().exit.code, 0);
+    let streams = kept.streams.lock().unwrap();
+    assert!(streams.0 == pattern, "standard output: {} bytes", streams.0.len());
+    assert!(streams.1 == pattern, "standard error: {} bytes", streams.1.len());
+}
+
+#[tokio::test]
+async fn a_program_of_bash_is_run_by_bash_and_several_are_refused() {
+    let Some(server) = Server::start() else { return };
+    let of = |programs: &[&str]| StepSpec {
+        script: Some(Script {
+            shell: Shell::Bash,
+            programs: programs.iter().map(|&program| program.to_owned()).collect(),
+            goes_on: false,
+        }),
+        ..step(server.with(), "")
+    };
+    let (code, text) = ended(&of(&["declare -A map=([k]=v); echo ${map[k]}"])).await;
+    assert_eq!((code, text.as_str()), (0, "v\n"));
+    match run(&of(&["true", "true"])).await.0 {
+        Err(ExecError::Unsupported(why)) => assert!(why.contains("several programs"), "{why}"),
+        other => panic!("it is not run in another way: {other:?}"),
+    }
+}
+
+#[test]
+fn the_program_runs_a_pipeline_on_another_host() {
+    let Some(server) = Server::start() else { return };
+    let pipeline = json!({ "group": "g", "name": "n", "steps": [
+        { "name": "a", "executor": "ssh", "with": server.with(), "vars": { "WORD": "it's" },
+          "script": ["echo \"$WORD there\""] },
+        { "name": "b", "executor": "ssh", "with": server.with(), "cmd": ["sh", "-c", "exit 9"] },
+    ]});
+    let path = server.path("pipeline.json");
+    std::fs::write(&path, pipeline.to_string()).unwrap();
+    let said = std::process::Command::new(env!("CARGO_BIN_EXE_bob-runner"))
+        .arg("run")
+        .arg(&path)
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("HOME", server.dir.path())
+        .current_dir(server.dir.path())
+        .output()
+        .unwrap();
+    let (out, err) = (String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+    assert!(out.contains("it's there"), "{out} {err}");
+    assert!(format!("{out}{err}").contains("exit code 9"), "{out} {err}");
+    assert_eq!(said.status.code(), Some(1));
+}
+
+/// The `ssh` that this process has begun to reach a port.
+fn client_of(port: u16) -> PathBuf {
+    let own = std::process::id().to_string();
+    let wanted = format!("-p\0{port}\0");
+    let entries = std::fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    let mut found = entries.map(|entry| entry.path()).filter(|path| {
+        let read = |name: &str| std::fs::read_to_string(path.join(name)).unwrap_or_default();
+        let stat = read("stat");
+        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1));
+        parent == Some(own.as_str()) && read("cmdline").contains(&wanted)
+    });
+    found.next().expect("there is a client")
+}
+
+fn kill(process: &Path) {
+    let pid: i32 = process.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
+}

@@ -1,0 +1,91 @@
+//! Hosts whose `sh` is another: what stands in for `ssh` here runs the command at once, as a host does.
+
+use std::os::unix::fs::symlink;
+
+use super::*;
+
+/// A host on which `sh` is a program of that name, and `setsid` may be missing.
+struct Host(tempfile::TempDir);
+
+impl Host {
+    /// `None`, with a sentence, where this machine has no such shell.
+    fn new(shell: &str, has_setsid: bool) -> Option<Self> {
+        let found = |name: &str| {
+            let mut paths = ["/usr/bin", "/bin"].map(|dir| Path::new(dir).join(name)).into_iter();
+            paths.find(|path| path.exists())
+        };
+        let Some(shell) = found(shell) else {
+            eprintln!("SKIPPED: there is no {shell}");
+            return None;
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let link = |name: &str, to: PathBuf| symlink(to, dir.path().join(name)).unwrap();
+        link("sh", shell);
+        link("sleep", found("sleep").unwrap());
+        if has_setsid {
+            link("setsid", found("setsid").unwrap());
+        }
+        let script = "#!/bin/sh\nfor last; do :; done\nexec sh -c \"$last\"\n";
+        let program = dir.path().join("ssh");
+        // Another process writes it: one that this process has open cannot be run, and what the tests
+        // beside this one begin meanwhile would have it open too.
+        let mut write = std::process::Command::new("/bin/sh");
+        write.args(["-c", "printf %s \"$1\" >\"$0\" && chmod +x \"$0\""]).arg(&program).arg(script);
+        assert!(write.status().unwrap().success());
+        Some(Self(dir))
+    }
+
+    /// Runs a step, and stops it as soon as it has written a line.
+    async fn run(&self, step: &StepSpec) -> (Result<Ran, ExecError>, String) {
+        let inherited = vec![("PATH".into(), self.0.path().into())];
+        let ssh = Ssh::new(Options { program: self.0.path().join("ssh").into(), inherited });
+        let (kept, stop, scope) = (Arc::new(Kept::default()), StopSignal::default(), scope());
+        let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+        let running = ssh.run_step(&scope, step, Gate::open(), out, &stop);
+        let stopping = async {
+            kept.lines(1).await;
+            stop.raise(StopLevel::Stop { grace: Duration::from_secs(600) });
+            std::future::pending().await
+        };
+        let ran = async {
+            tokio::select! {
+                ran = running => ran,
+                () = stopping => unreachable!("it waits for the step"),
+            }
+        };
+        let ran = soon("the end of a step", ran).await;
+        (ran, kept.text())
+    }
+}
+
+fn with() -> Map<String, Value> {
+    json!({ "host": "there" }).as_object().unwrap().clone()
+}
+
+#[tokio::test]
+async fn a_step_is_the_same_whatever_the_shell_of_the_host_is() {
+    for (shell, has_setsid) in [("dash", true), ("bash", true), ("bash", false), ("busybox", true)]
+    {
+        let Some(host) = Host::new(shell, has_setsid) else { continue };
+        let value = "it's\n\"$(x)\" `x` \\n Á 日本 \u{1}\u{7f}";
+        let env = Vars::from([("VALUE".into(), value.into())]);
+        let program = "trap '' TERM; printf %s \"$VALUE\"; kill -9 $$";
+        let (ran, text) = host.run(&StepSpec { env, ..step(with(), program) }).await;
+        assert_eq!((ran.unwrap().exit.code, text.as_str()), (137, value), "{shell} {has_setsid}");
+        let program = "sleep 1000 & echo $!; sleep 1000; :";
+        let (ran, text) = host.run(&step(with(), program)).await;
+        assert_eq!(ran.unwrap().exit.code, 143, "{shell} {has_setsid}");
+        all_gone(&[text.trim().parse().unwrap()]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_could_not_stop_a_step_does_not_begin_it() {
+    let Some(host) = Host::new("dash", false) else { return };
+    match host.run(&step(with(), "echo ran")).await {
+        (Err(ExecError::Start { cause, code: 126, .. }), text) => {
+            assert!(cause.contains("no `setsid`") && text.is_empty(), "{cause} {text}");
+        }
+        other => panic!("a stop would not reach all of it: {other:?}"),
+    }
+}
