@@ -14,9 +14,9 @@ use protocol::command;
 use protocol::dialect::{parse, pipeline_faults_json, pipeline_from_json};
 use protocol::id::{RegisteredName, StepName};
 use protocol::pipeline::{
-    Admission, Artifact, Callback, Cmd, ExecutorKind, FailureMode, Graph, Layout, Limits, Missing,
-    OnLost, Output, OutputKind, Pipeline, PullPolicy, Quotas, Requests, Resource, ResourceKind,
-    Retry, RetryOn, Shell, Step, Strategy as Strategy_, Template, Token, Vars, When,
+    Admission, Artifact, Backoff, Callback, Cmd, ExecutorKind, FailureMode, Graph, Layout, Limits,
+    Missing, OnLost, Output, OutputKind, Pipeline, PullPolicy, Quotas, Requests, Resource,
+    ResourceKind, Retry, RetryOn, Shell, Step, Strategy as Strategy_, Template, Token, Vars, When,
 };
 use protocol::quantity::{Cpu, Memory, Span};
 use serde_json::Value;
@@ -122,9 +122,14 @@ fn step() -> impl Strategy<Value = Step> {
     let artifact = ("[a-z.]{1,8}x", "[a-z][a-z/.]{0,8}x", registered())
         .prop_filter("leaves the directory", |(_, path, _)| !path.contains(".."))
         .prop_map(|(name, path, store)| Artifact { name, path, store });
-    let retry =
-        (1_u32..=100, option::of(span()), vec(select(vec![RetryOn::Failure, RetryOn::Lost]), 1..3))
-            .prop_map(|(attempts, delay, on)| Retry { attempts, delay, on });
+    let backoff = select(vec![Backoff::Exponential, Backoff::Constant]);
+    let retry = (
+        1_u32..=100,
+        option::of(span()),
+        vec(select(vec![RetryOn::Failure, RetryOn::Lost]), 1..3),
+        backoff,
+    )
+        .prop_map(|(attempts, delay, on, backoff)| Retry { attempts, delay, on, backoff });
     let executor = select(vec![ExecutorKind::Podman, ExecutorKind::Ssh, ExecutorKind::Http]);
     let when = select(vec![When::Passed, When::Ended]);
     let rest =

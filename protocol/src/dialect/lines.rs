@@ -1,44 +1,145 @@
 //! A queue of shell commands: one a line, each a job of its own.
 //!
-//! A command of several lines is one line too: a JSON object with the key `command`.
+//! A command of several lines is one line too: a JSON object with the key `command`. Its other keys
+//! say what holds for this job: `run-id`, `attempts`, `delay`, `timeout`.
 
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use thiserror::Error;
 
 use super::tree::{Position, text_of};
 use crate::diagnostic::Diagnostic;
-use crate::id::StepName;
-use crate::pipeline::{ExecutorKind, Pipeline, Shell, Step};
+use crate::id::{RunId, StepName};
+use crate::pipeline::{Backoff, ExecutorKind, Pipeline, Retry, RetryOn, Shell, Step};
+use crate::quantity::Span;
 
-/// The group of every such job.
-const GROUP: &str = "ci";
+/// The group of the pipelines that such jobs become.
+pub const CI_GROUP: &str = "ci";
 /// So many hex digits of the command's hash name it.
 const NAME: usize = 12;
 /// The most jobs of one file.
 const MAX_LINES: usize = 10_000;
+/// The most attempts of one job.
+pub const MAX_ATTEMPTS: u32 = 100;
+/// What begins so is an object, or the rest of one: no shell has a command of that name.
+const OBJECT: &str = "{\"command\":";
 
-/// A command that does not fit into a line, in one.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Whole {
-    command: String,
+/// One job: a command for a shell, and what holds for it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Job {
+    /// The command; it may have several lines.
+    pub command: String,
+    /// The run that it will be, so that it is run once however often it is read.
+    #[serde(default, alias = "run_id", skip_serializing_if = "Option::is_none")]
+    pub run_id: Option<RunId>,
+    /// How often it is tried in all; 0 and 1 both mean once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<u32>,
+    /// The time between two attempts, always the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delay: Option<Span>,
+    /// How long one attempt may take.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Span>,
 }
 
-/// The line that stands for a command in such a file.
-#[must_use]
-pub fn line(command: &str) -> String {
-    let is_plain = command.trim() == command
-        && !command.contains(['\n', '\r'])
-        // A text that begins with a byte order mark is not read.
-        && !command.starts_with('\u{feff}')
-        && serde_json::from_str::<Whole>(command).is_err();
-    if is_plain {
-        return command.to_owned();
+/// What is wrong with a job.
+#[derive(Debug, Error)]
+pub enum BadJob {
+    /// An object that is cut off, or has other keys or values than it may.
+    #[error(
+        "the job is no whole object of `command`, `run-id`, `attempts`, `delay` and `timeout`: {0}"
+    )]
+    Object(#[source] serde_json::Error),
+    /// Nothing that a shell could run.
+    #[error("the command is empty, or has a NUL character")]
+    Command,
+    /// More attempts than a step may have.
+    #[error("the job has {0} attempts, and at most {MAX_ATTEMPTS} are possible")]
+    Attempts(u32),
+}
+
+impl Job {
+    /// A command, and nothing said beside it.
+    #[must_use]
+    pub fn new(command: String) -> Self {
+        Self { command, run_id: None, attempts: None, delay: None, timeout: None }
     }
-    // A text is always JSON.
-    serde_json::to_string(&Whole { command: command.to_owned() }).unwrap_or_default()
+
+    /// Understands one line. What is no object with the key `command` is a command itself.
+    ///
+    /// # Errors
+    /// [`BadJob`] with what is wrong.
+    pub fn of_line(line: &str) -> Result<Self, BadJob> {
+        let line = line.trim();
+        let job = match serde_json::from_str::<Self>(line) {
+            Ok(job) => job,
+            Err(fault) if line.starts_with(OBJECT) => return Err(BadJob::Object(fault)),
+            Err(_) => Self::new(line.to_owned()),
+        };
+        job.checked()
+    }
+
+    /// The job, where a worker would take it.
+    ///
+    /// # Errors
+    /// [`BadJob`] with what is wrong.
+    pub fn checked(self) -> Result<Self, BadJob> {
+        if self.command.trim().is_empty() || self.command.contains('\0') {
+            return Err(BadJob::Command);
+        }
+        match self.attempts {
+            Some(attempts) if attempts > MAX_ATTEMPTS => Err(BadJob::Attempts(attempts)),
+            Some(_) | None => Ok(self),
+        }
+    }
+
+    /// The line that stands for the job in such a file: the command itself, where that is enough.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let command = &self.command;
+        let is_plain = *self == Self::new(command.clone())
+            && command.trim() == command
+            && !command.contains(['\n', '\r'])
+            // A text that begins with a byte order mark is not read.
+            && !command.starts_with('\u{feff}')
+            && !command.starts_with(OBJECT)
+            && serde_json::from_str::<Self>(command).is_err();
+        if is_plain {
+            return command.clone();
+        }
+        // Texts and numbers are always JSON.
+        serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// The pipeline that it becomes: `ci/<hash of the command>`, one step on the worker's host.
+    #[must_use]
+    pub fn pipeline(self) -> Pipeline {
+        let mut hash = String::with_capacity(64);
+        for byte in Sha256::digest(&self.command) {
+            // Writing to a String cannot fail.
+            let _infallible = write!(hash, "{byte:02x}");
+        }
+        hash.truncate(NAME);
+        let retry = self.attempts.filter(|attempts| *attempts > 1).map(|attempts| Retry {
+            attempts,
+            on: RetryOn::usual(),
+            delay: self.delay,
+            backoff: Backoff::Constant,
+        });
+        let step = Step {
+            script: vec![self.command],
+            shell: Some(Shell::Sh),
+            executor: ExecutorKind::Local,
+            timeout: self.timeout,
+            retry,
+            ..Step::new(StepName::position(0))
+        };
+        Pipeline { steps: vec![step], ..Pipeline::new(CI_GROUP, &hash) }
+    }
 }
 
 /// Reads every job, first in, first out, each with its place.
@@ -49,40 +150,17 @@ pub(super) fn read(bytes: &[u8]) -> Result<Vec<(Position, Pipeline)>, Diagnostic
     let mut jobs = Vec::new();
     for (number, line) in text_of(bytes)?.lines().enumerate() {
         let at = Position { line: u32::try_from(number + 1).unwrap_or(u32::MAX), column: 1 };
-        let line = line.trim();
-        if line.is_empty() {
+        if line.trim().is_empty() {
             continue;
         }
-        let command = match serde_json::from_str::<Whole>(line) {
-            Ok(whole) => whole.command,
-            Err(_) => line.to_owned(),
-        };
-        if command.trim().is_empty() || command.contains('\0') {
-            return Err(at.fault("the command is empty, or has a NUL character", None));
-        }
+        let job = Job::of_line(line).map_err(|fault| at.fault(fault.to_string(), None))?;
         if jobs.len() == MAX_LINES {
             let hint = Some("add the rest when these have ended");
             return Err(at.fault(format!("there are more than {MAX_LINES} jobs"), hint));
         }
-        jobs.push((at, pipeline(command)));
+        jobs.push((at, job.pipeline()));
     }
     Ok(jobs)
-}
-
-fn pipeline(command: String) -> Pipeline {
-    let mut hash = String::with_capacity(64);
-    for byte in Sha256::digest(&command) {
-        // Writing to a String cannot fail.
-        let _infallible = write!(hash, "{byte:02x}");
-    }
-    hash.truncate(NAME);
-    let step = Step {
-        script: vec![command],
-        shell: Some(Shell::Sh),
-        executor: ExecutorKind::Local,
-        ..Step::new(StepName::position(0))
-    };
-    Pipeline { steps: vec![step], ..Pipeline::new(GROUP, &hash) }
 }
 
 #[cfg(test)]
@@ -106,7 +184,7 @@ mod tests {
 
     #[test]
     fn what_only_looks_like_json_is_a_command() {
-        for plain in ["{ echo a; }", "\"/a b/c\" d", "{\"command\": 1}", "[ -f x ]"] {
+        for plain in ["{ echo a; }", "\"/a b/c\" d", "[ -f x ]"] {
             assert_eq!(commands(plain), [plain]);
         }
     }
@@ -119,11 +197,41 @@ mod tests {
         assert_eq!(name("echo a").len(), NAME);
     }
 
+    #[test]
+    fn an_object_may_say_what_holds_for_its_job_and_one_that_is_cut_off_is_no_command() {
+        let whole = r#"{"command":"a\nb","run-id":"r-1","attempts":3,"delay":"5s","timeout":60}"#;
+        let job = Job::of_line(whole).unwrap();
+        assert_eq!(Job::of_line(&job.line()).unwrap(), job);
+        assert_eq!(job.run_id.as_ref().unwrap().as_str(), "r-1");
+        let step = &job.pipeline().steps[0];
+        let retry = step.retry.as_ref().unwrap();
+        assert_eq!((retry.attempts, retry.backoff), (3, Backoff::Constant));
+        assert_eq!(retry.delay.unwrap().as_millis(), 5_000);
+        assert_eq!(step.timeout.unwrap().as_millis(), 60_000);
+        for end in 11..whole.len() {
+            assert!(matches!(Job::of_line(&whole[..end]), Err(BadJob::Object(_))), "{end}");
+        }
+        for bad in [r#"{"command":1}"#, r#"{"command":"a","atempts":3}"#] {
+            assert!(matches!(Job::of_line(bad), Err(BadJob::Object(_))), "{bad}");
+        }
+        assert!(matches!(Job::of_line(r#"{"command":" "}"#), Err(BadJob::Command)));
+        let often = r#"{"command":"a","attempts":101}"#;
+        assert!(matches!(Job::of_line(often), Err(BadJob::Attempts(101))));
+    }
+
+    #[test]
+    fn no_attempt_and_one_attempt_are_a_single_try() {
+        for attempts in [0, 1] {
+            let job = Job { attempts: Some(attempts), ..Job::new("a".to_owned()) };
+            assert_eq!(job.pipeline().steps[0].retry, None);
+        }
+    }
+
     proptest! {
         #[test]
         fn a_command_comes_back_from_its_line(command in "[^\\x00]{1,40}") {
             prop_assume!(!command.trim().is_empty());
-            let line = line(&command);
+            let line = Job::new(command.clone()).line();
             prop_assert!(!line.contains('\n'));
             prop_assert_eq!(commands(&line), [command]);
         }

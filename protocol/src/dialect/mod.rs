@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 use serde_json::Value as Json;
 
 pub use self::document::document;
-pub use self::lines::line;
+pub use self::lines::{BadJob, CI_GROUP, Job, MAX_ATTEMPTS};
 pub use self::prunner::{Loaded, load as load_prunner};
 use self::tree::{Node, Position, Tree, Value};
 use crate::diagnostic::{Class, Diagnostic};

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use self::graph::Graph;
 pub(crate) use self::graph::depths;
 pub use self::handover::{Callback, Layout, Missing, Output, OutputKind, Token};
-pub use self::step::{Cmd, ExecutorKind, Retry, RetryOn, Shell, Step, Template, When};
+pub use self::step::{Backoff, Cmd, ExecutorKind, Retry, RetryOn, Shell, Step, Template, When};
 use crate::id::{PipelineId, RegisteredName};
 use crate::quantity::{Cpu, Memory, Span};
 

@@ -331,10 +331,32 @@ pub struct Retry {
     #[serde(default = "RetryOn::usual", skip_serializing_if = "RetryOn::is_usual")]
     #[schemars(length(min = 1))]
     pub on: Vec<RetryOn>,
-    /// The time before the second attempt; it doubles with each one after that. 1 s where it is not
-    /// said.
+    /// The time before the second attempt; it doubles with each one after that, unless `backoff` says
+    /// otherwise. 1 s where it is not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay: Option<Span>,
+    /// What becomes of that time with each attempt.
+    #[serde(default, skip_serializing_if = "Backoff::is_usual")]
+    pub backoff: Backoff,
+}
+
+/// How the time between two attempts changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backoff {
+    /// It doubles, to 10 minutes at most, and is up to a tenth longer, so that what failed together
+    /// does not come back together.
+    #[default]
+    Exponential,
+    /// It stays as it is, exactly.
+    Constant,
+}
+
+impl Backoff {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What a step is tried again after.

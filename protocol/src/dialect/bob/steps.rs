@@ -11,7 +11,7 @@ use crate::dialect::reader::{Field, Fields, Keys, Reader, nearest};
 use crate::dialect::tree::{Position, Value, quoted};
 use crate::id::StepName;
 use crate::pipeline::{
-    Artifact, Cmd, ExecutorKind, Graph, Retry, RetryOn, Shell, Step, Template, When,
+    Artifact, Backoff, Cmd, ExecutorKind, Graph, Retry, RetryOn, Shell, Step, Template, When,
 };
 
 const STEP: Keys = Keys {
@@ -55,9 +55,12 @@ const STEP: Keys = Keys {
 };
 
 const ARTIFACT: Keys = Keys { known: &["name", "path", "store"], instead: &[] };
-const RETRY: Keys = Keys { known: &["attempts", "delay", "on"], instead: &[] };
+const RETRY: Keys = Keys { known: &["attempts", "delay", "on", "backoff"], instead: &[] };
 
 const RETRY_ON: [(&str, RetryOn); 2] = [("failure", RetryOn::Failure), ("lost", RetryOn::Lost)];
+
+const BACKOFFS: [(&str, Backoff); 2] =
+    [("exponential", Backoff::Exponential), ("constant", Backoff::Constant)];
 
 const SHELLS: [(&str, Shell); 2] = [("sh", Shell::Sh), ("bash", Shell::Bash)];
 const TEMPLATES: [(&str, Template); 2] = [("go", Template::Go), ("dollar", Template::Dollar)];
@@ -354,7 +357,8 @@ impl Reader {
             .required(&fields, "attempts", "how often the step is run at most")
             .and_then(|field| self.count(&field, 1, 100));
         let on = fields.get("on").map_or_else(|| Some(RetryOn::usual()), |f| self.retry_on(&f));
-        Some(Retry { attempts: attempts?, delay, on: on? })
+        let backoff = self.optional(&fields, "backoff", |r, field| r.word(field, &BACKOFFS));
+        Some(Retry { attempts: attempts?, delay, on: on?, backoff: backoff.unwrap_or_default() })
     }
 
     /// One word, or a list of them.

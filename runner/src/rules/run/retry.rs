@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use protocol::event::Reason;
-use protocol::pipeline::RetryOn;
+use protocol::pipeline::{Backoff, RetryOn};
 use protocol::run::{Cause, StepRecord, StepStatus};
 use protocol::time::Millis;
 
@@ -26,6 +26,10 @@ impl Run {
             return None;
         }
         let first = retry.delay.map_or(DELAY, |delay| delay.as_duration());
+        match retry.backoff {
+            Backoff::Constant => return Some(first),
+            Backoff::Exponential => {}
+        }
         let doubled = first.saturating_mul(1_u32.checked_shl(attempt - 1).unwrap_or(u32::MAX));
         let whole = doubled.min(LONGEST.max(first));
         // Up to a tenth more, so that runs that failed together do not all come back together.

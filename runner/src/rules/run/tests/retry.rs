@@ -42,6 +42,16 @@ fn a_step_is_tried_again_as_often_as_its_pipeline_says_and_waits_longer_each_tim
 }
 
 #[test]
+fn a_step_may_be_tried_again_after_the_same_time_each_time_exactly() {
+    let mut run = run(&THRICE.replace("\"10s\"", "\"10s\", \"backoff\": \"constant\""));
+    drop(run.begin(NOW));
+    drop(run.on(NOW, Input::Prepared));
+    assert_eq!(wait_of(&run.on(NOW, failing())), Some(10_000));
+    drop(run.on(NOW, Input::Expired(Timer::Retry(0))));
+    assert_eq!(wait_of(&run.on(NOW, failing())), Some(10_000));
+}
+
+#[test]
 fn a_step_that_passes_when_it_is_tried_again_has_passed() {
     let mut run = run(THRICE);
     drop(run.begin(NOW));
