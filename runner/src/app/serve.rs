@@ -62,6 +62,7 @@ fn told(config: &Config, node: &NodeId, engine: String) -> Told {
     let form = config.log.format.map(|format| match format {
         LogFormat::Text => Form::Text,
         LogFormat::Json => Form::Json,
+        LogFormat::Ci => Form::Ci,
     });
     Told {
         worker: node.clone(),

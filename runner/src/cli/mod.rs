@@ -193,7 +193,12 @@ impl Context {
             Talk::Little => LogLevel::Warn,
             Talk::Hardly => LogLevel::Error,
         };
-        let form = log_form(&loaded.config);
+        // Standard output is for the answer of a command.
+        let of_command = |form| match form {
+            telemetry::Form::Ci if talk != Talk::Much => telemetry::Form::Text,
+            form @ (telemetry::Form::Text | telemetry::Form::Json | telemetry::Form::Ci) => form,
+        };
+        let form = log_form(&loaded.config).map(of_command);
         let options =
             telemetry::Options { level: level.as_str(), form, colour: self.style.colour_err };
         // A log that was begun already is that of a test that calls us.
@@ -218,6 +223,7 @@ fn log_form(config: &Config) -> Option<telemetry::Form> {
     config.log.format.map(|format| match format {
         LogFormat::Text => telemetry::Form::Text,
         LogFormat::Json => telemetry::Form::Json,
+        LogFormat::Ci => telemetry::Form::Ci,
     })
 }
 

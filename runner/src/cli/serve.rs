@@ -51,6 +51,6 @@ pub(super) async fn serve(context: &Context, typed: Serve) -> Result<Exit, Failu
 fn say(form: telemetry::Form, text: &str) {
     match form {
         telemetry::Form::Text => message(text),
-        telemetry::Form::Json => tracing::warn!("{text}"),
+        telemetry::Form::Json | telemetry::Form::Ci => tracing::warn!("{text}"),
     }
 }

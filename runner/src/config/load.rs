@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use protocol::dialect::MAX_ATTEMPTS;
+
 use super::layer::Layer;
 use super::parse::{self, BrokerUrl, Parsed};
 use super::setting::{Form, SETTINGS, Setting, Support, named};
 use super::{
-    Broker, Config, Connection, Engine, Environment, Fault, Faults, Identity, Log, Login, Queue,
-    Secret, Spill, Storage, Stream, StreamServer, Tls, Worker, file, without_credentials,
+    Broker, Ci, Config, Connection, Engine, Environment, Fault, Faults, Identity, Log, Login,
+    Queue, Secret, Spill, Storage, Stream, StreamServer, Tls, Worker, file, without_credentials,
 };
 
 /// Where settings come from.
@@ -218,6 +220,7 @@ impl Reader {
                 dir: self.optional("spill.dir", parse::path).unwrap_or_else(|| state.join("spill")),
                 bytes: self.value("spill.bytes", parse::bytes),
             },
+            ci: self.ci(&state),
             log: Log {
                 level: self.value("log.level", parse::log_level),
                 format: self.optional("log.format", parse::log_format),
@@ -337,6 +340,17 @@ impl Reader {
             registry_insecure: self
                 .optional("engine.registry-insecure", parse::hosts)
                 .unwrap_or_default(),
+        }
+    }
+
+    fn ci(&mut self, state: &Path) -> Ci {
+        let queue = self.optional("ci.queue", parse::path);
+        Ci {
+            is_named: queue.is_some(),
+            queue: queue.unwrap_or_else(|| state.join("ci-job-queue")),
+            attempts: self.value("ci.attempts", parse::number(0, MAX_ATTEMPTS)),
+            delay: self.value("ci.delay", parse::span),
+            timeout: self.optional("ci.timeout", parse::span),
         }
     }
 

@@ -29,6 +29,7 @@ use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use protocol::pipeline::{ExecutorKind, PullPolicy};
+use protocol::quantity::Span;
 use url::Url;
 
 pub use environment::Environment;
@@ -57,6 +58,8 @@ pub struct Config {
     pub worker: Worker,
     /// Where events wait that the broker does not take.
     pub spill: Spill,
+    /// Jobs that are lines of a file.
+    pub ci: Ci,
     /// What the program says of itself.
     pub log: Log,
 }
@@ -298,6 +301,21 @@ pub struct Spill {
     pub bytes: u64,
 }
 
+/// Jobs that are lines of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ci {
+    /// The file.
+    pub queue: PathBuf,
+    /// Whether somebody has named it.
+    pub is_named: bool,
+    /// How often a job is tried in all, where it does not say itself.
+    pub attempts: u32,
+    /// The time between two attempts, where it does not say itself.
+    pub delay: Span,
+    /// How long an attempt may take, where it does not say itself.
+    pub timeout: Option<Span>,
+}
+
 /// What the program says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Log {
@@ -341,4 +359,6 @@ pub enum LogFormat {
     Text,
     /// One object a line.
     Json,
+    /// `[YYYY-MM-DD HH:MM:SS] [LEVEL] text`, on standard output.
+    Ci,
 }

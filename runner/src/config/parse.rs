@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 use protocol::pipeline::{ExecutorKind, PullPolicy};
+use protocol::quantity::Span;
 use url::Url;
 
 use super::{EngineUrl, LogFormat, LogLevel, Mode, Secret, StreamProtocol};
@@ -62,7 +63,7 @@ pub(super) fn log_level(text: &str) -> Parsed<LogLevel> {
 }
 
 pub(super) fn log_format(text: &str) -> Parsed<LogFormat> {
-    word(text, &[("text", LogFormat::Text), ("json", LogFormat::Json)])
+    word(text, &[("text", LogFormat::Text), ("json", LogFormat::Json), ("ci", LogFormat::Ci)])
 }
 
 fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Parsed<T> {
@@ -70,6 +71,12 @@ fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Parsed<T> {
         let names: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
         format!("one of {}", names.join(", "))
     })
+}
+
+/// A span of time, or whole seconds.
+pub(super) fn span(text: &str) -> Parsed<Span> {
+    let expected = || "a time span such as 90s, 10m or 1h30m, or whole seconds; not 0".to_owned();
+    text.parse().ok().ok_or_else(expected)
 }
 
 /// A whole number within bounds, both included.

@@ -164,13 +164,22 @@ pub const SETTINGS: &[Setting] = &[
         .words("`$XDG_STATE_HOME/bob-runner/spill`"),
     plain("spill.bytes", "BOB_SPILL_BYTES", Some("1Gi"),
         "How much may wait there, in bytes or with a unit (`512Mi`); then the steps' output waits."),
+    plain("ci.queue", "BOB_CI_QUEUE", None,
+        "The file whose lines `serve` runs as jobs in embedded mode, where `BOB_EXECUTORS` names local, and that `add` writes to.")
+        .words("`$XDG_STATE_HOME/bob-runner/ci-job-queue`"),
+    plain("ci.attempts", "BOB_CI_ATTEMPTS", Some("3"),
+        "How often such a job is tried in all where it does not say; 0 and 1 both mean once."),
+    plain("ci.delay", "BOB_CI_DELAY", Some("5s"),
+        "The time between two attempts, always the same (`5s`, or whole seconds)."),
+    plain("ci.timeout", "BOB_CI_TIMEOUT", None,
+        "How long one attempt may take (`10m`, or whole seconds)."),
     plain("http.address", "BOB_HTTP_ADDRESS", Some("localhost:9009"), "Where the HTTP API listens.")
         .support(Support::Refused),
     plain("metrics.address", "BOB_METRICS_ADDRESS", Some("localhost:9100"),
         "Where the metrics are; empty: nowhere.").support(Support::Refused),
     plain("log.level", "BOB_LOG_LEVEL", Some("info"),
         "What the program says of itself: `error`, `warn`, `info`, `debug`, `trace` or `off`."),
-    plain("log.format", "BOB_LOG_FORMAT", None, "How it says it: `text` or `json`.")
+    plain("log.format", "BOB_LOG_FORMAT", None, "How it says it: `text` or `json`, or `ci`, with which `serve` writes `[date time] [LEVEL] text` to standard output.")
         .words("`text` on a terminal, else `json`"),
 ];
 

@@ -101,7 +101,8 @@ impl Line {
         let (input, output) = std::io::pipe().context("no pipe can be made")?;
         let Told { worker, level, form, .. } = &self.told;
         let form = match form {
-            Form::Text => "text",
+            // Its standard output leads nowhere.
+            Form::Text | Form::Ci => "text",
             Form::Json => "json",
         };
         // Of all that this process has open it gets the pipe and standard error; of its variables,

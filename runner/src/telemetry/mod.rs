@@ -1,5 +1,7 @@
-//! The program's own log: to standard error, for people or for machines. User output never is a line
-//! of it.
+//! The program's own log: to standard error for people or for machines, or to standard output as the
+//! log of a CI service. User output never is a line of it.
+
+mod ci;
 
 use std::io::IsTerminal as _;
 
@@ -14,6 +16,8 @@ pub enum Form {
     Text,
     /// One object a line.
     Json,
+    /// `[YYYY-MM-DD HH:MM:SS] [LEVEL] text`, on standard output.
+    Ci,
 }
 
 /// What a log is like.
@@ -80,6 +84,7 @@ pub fn begin(options: Options<'_>) -> Result<(), TryInitError> {
     match form_of(options.form) {
         Form::Text => text(options.level, colour, std::io::stderr).try_init(),
         Form::Json => json(options.level, std::io::stderr).try_init(),
+        Form::Ci => ci(options.level, std::io::stdout).try_init(),
     }
 }
 
@@ -109,6 +114,18 @@ where
         .with_env_filter(filter(level))
         // Said on the same standard error, whose reader may be gone, that would be a panic.
         .log_internal_errors(false)
+        .with_writer(writer)
+        .finish()
+}
+
+fn ci<W>(level: &str, writer: W) -> impl tracing::Subscriber + Send + Sync
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    tracing_subscriber::fmt()
+        .log_internal_errors(false)
+        .event_format(ci::Lines)
+        .with_env_filter(filter(level))
         .with_writer(writer)
         .finish()
 }
@@ -180,6 +197,37 @@ mod tests {
                 tracing::error!(target: "lapin::io_loop", "aborting recovery");
             });
             assert_eq!(sink.text().lines().count(), told, "{level}: {}", sink.text());
+        }
+    }
+
+    #[test]
+    fn a_log_of_a_ci_service_is_a_time_a_level_and_a_text_a_line() {
+        let sink = Sink::default();
+        let writer = sink.clone();
+        tracing::subscriber::with_default(ci("debug", move || writer.clone()), || {
+            tracing::warn!(run.id = "r-1", cause = %"gone\naway", "a run\nwaits");
+            tracing::trace!("less than was asked for");
+        });
+        let text = sink.text();
+        let (time, rest) = text.split_at(22);
+        assert!(jiff::fmt::strtime::parse("[%Y-%m-%d %H:%M:%S] ", time).is_ok(), "{text}");
+        assert_eq!(rest, "[WARN] a run waits cause=gone away\n");
+    }
+
+    #[test]
+    fn a_level_of_a_ci_service_hides_what_is_below_it() {
+        for (level, told) in [("error", 1), ("warn", 2), ("info", 3), ("debug", 4)] {
+            let sink = Sink::default();
+            let writer = sink.clone();
+            tracing::subscriber::with_default(ci(level, move || writer.clone()), || {
+                tracing::error!("a");
+                tracing::warn!("a");
+                tracing::info!("a");
+                tracing::debug!("a");
+            });
+            let text = sink.text();
+            let levels: Vec<&str> = text.lines().map(|line| &line[22..line.len() - 2]).collect();
+            assert_eq!(levels, ["[ERROR]", "[WARN]", "[INFO]", "[DEBUG]"][..told], "{level}");
         }
     }
 
