@@ -1,6 +1,7 @@
 //! The composition root: the only place that names adapters. Configuration becomes ports, ports
 //! become a worker.
 
+pub mod ci;
 pub mod client;
 pub mod doctor;
 pub mod engine;
@@ -251,11 +252,11 @@ async fn engine_answers(executor: &dyn Executor, config: &Config) {
 pub async fn cluster_ports(
     config: &Config,
     node: &NodeId,
-    engine: String,
+    engine: Option<String>,
 ) -> anyhow::Result<Ports> {
     let checkpoints = config.worker.checkpoint_registry.clone();
     let local = on_this_host(config.data_dir.join(LOCAL), None);
-    let executor = executor(config, node, Some(engine), checkpoints, local)?;
+    let executor = executor(config, node, engine, checkpoints, local)?;
     let connected = async {
         tokio::try_join!(
             connect_store(config),

@@ -1,8 +1,10 @@
 //! The worker as a service.
 
 use protocol::id::NodeId;
+use protocol::pipeline::ExecutorKind;
 use tracing::info;
 
+use super::ci::Watch;
 use super::guard::{Keeper, Told};
 use super::{
     Shutdown, Unavailable, cluster_ports, embedded_ports, engine, make_dir, new_node,
@@ -19,18 +21,22 @@ use crate::worker::Worker;
 /// [`OutOfOrder`](crate::worker::OutOfOrder) where the worker had to be broken off.
 pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let node = new_node();
-    let found = engine::find(&config.engine).await?;
-    info!(owner.id = %node, engine = %found.url, "bob-runner starts");
+    // A worker that runs nothing on an engine needs none.
+    let on_engine = config.worker.executors.contains(&ExecutorKind::Podman);
+    let found = if on_engine { Some(engine::find(&config.engine).await?) } else { None };
+    let url = found.as_ref().map(|found| found.url.clone());
+    info!(owner.id = %node, engine = url.as_deref().unwrap_or("none"), "bob-runner starts");
     // The embedded store ends with this function, after the worker has.
     let mut _embedded = None;
+    let mut jobs = None;
     let ports = match config.mode {
-        Mode::Cluster => cluster_ports(config, &node, found.url.clone()).await?,
+        Mode::Cluster => cluster_ports(config, &node, url.clone()).await?,
         Mode::Embedded => {
             let dir = &config.data_dir;
             make_dir(dir)?;
-            let (ports, embedded) =
-                embedded_ports(config, dir, &node, Some(found.url.clone()), None).await?;
+            let (ports, embedded) = embedded_ports(config, dir, &node, url.clone(), None).await?;
             _embedded = Some(embedded);
+            jobs = Watch::of(config, &ports).await?;
             ports
         }
     };
@@ -38,7 +44,8 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
         .await
         .map_err(|cause| Unavailable::because(&cause))?;
     let keeper = match config.mode {
-        Mode::Cluster => Some(Keeper::start(told(config, &node, found.url.clone()))),
+        // What runs on this host has supervisors of its own.
+        Mode::Cluster => url.map(|url| Keeper::start(told(config, &node, url))),
         // No other process knows this store, as with `run FILE`: nobody can go on with a run while
         // something of it still runs, and whoever works on the store next ends that first.
         Mode::Embedded => None,
@@ -47,11 +54,24 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
         Some(keeper) => worker.guarded(keeper.guard()),
         None => worker,
     };
-    let worked = worker.run(shutdown).await;
+    let intake = shutdown.intake.clone();
+    let working = async {
+        let working = worker.run(shutdown);
+        tokio::pin!(working);
+        if let Some(jobs) = jobs {
+            tokio::select! {
+                worked = &mut working => return worked,
+                // What is added from now on waits in the file.
+                () = jobs.watch(intake) => {}
+            }
+        }
+        working.await
+    };
+    let worked = Box::pin(working).await;
     if let Some(keeper) = keeper {
         keeper.end().await;
     }
-    if let Some(own) = found.own {
+    if let Some(own) = found.and_then(|found| found.own) {
         own.end().await;
     }
     Ok(worked?)

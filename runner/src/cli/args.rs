@@ -11,7 +11,7 @@ use protocol::run::Status;
 use protocol::schema::What;
 
 use super::later::{NO_OPENAPI, OPENAPI};
-use super::typed::{Completions, Diff, OpenShell, Rerun, Stop, Submit};
+use super::typed::{Add, Completions, Diff, OpenShell, Rerun, Stop, Submit};
 
 /// Runs pipelines: each step a rootless container, committed, its output on a stream.
 #[derive(Debug, Parser)]
@@ -116,6 +116,8 @@ Examples:
   bob-runner submit dev/hello --var NAME=world    a pipeline that is stored
   bob-runner submit dev/hello --follow            show its log, exit with its result")]
     Submit(Submit),
+    /// Add a job: a shell command, run first in, first out
+    Add(Add),
     /// Start a new run where an ended one has come to
     #[command(after_help = "\
 The new run has the definition and the variables of RUN, and begins after the last step that RUN has

@@ -8,6 +8,7 @@
 //! | `files` | `validate`, `plan`, and the files of other commands |
 //! | `run`, `serve` | a worker in this process |
 //! | `guard` | what ends the steps of a worker that cannot |
+//! | `add` | jobs that are shell commands |
 //! | `submit` | `submit`, `stop`, `pause`, `unpause` |
 //! | `job` | what the users of job files find on disk |
 //! | `logs` | `logs`, `events` |
@@ -18,6 +19,7 @@
 //! | `view`, `screen`, `sane` | events as people see them |
 
 mod about;
+mod add;
 mod args;
 mod define;
 mod doctor;
@@ -62,7 +64,7 @@ pub fn complain(text: &str) {
 
 /// Does what was typed, and returns how the program is to end.
 pub async fn main(typed: impl IntoIterator<Item = OsString>, environment: Environment) -> Exit {
-    let typed = match understood(typed) {
+    let typed = match understood(add::named_by_program(typed)) {
         Ok(typed) => typed,
         Err(exit) => return exit,
     };
@@ -120,6 +122,7 @@ async fn obey(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Serve(typed) => serve::serve(context, typed).await,
         Command::Guard(typed) => guard::guard(&typed).await,
         Command::Submit(typed) => submit::submit(context, typed).await,
+        Command::Add(typed) => add::add(context, typed).await,
         Command::Rerun(typed) => submit::rerun(context, typed).await,
         Command::Diff(typed) => kept::diff(context, &typed).await,
         Command::Shell(typed) => kept::shell(context, &typed).await,
@@ -232,7 +235,9 @@ impl From<anyhow::Error> for Failure {
         if error.chain().any(|cause| cause.is::<app::Unavailable>()) {
             return Self::away(&format!("{error:#}"));
         }
-        let is_setting = error.chain().any(|cause| cause.is::<app::UnusableDir>());
+        let is_setting = error
+            .chain()
+            .any(|cause| cause.is::<app::UnusableDir>() || cause.is::<app::ci::UnusableQueue>());
         let exit = if is_setting { Exit::Settings } else { Exit::Failed };
         Self::new(exit, format!("{error:#}"))
     }

@@ -29,7 +29,8 @@ pub(super) async fn rerun(context: &Context, typed: Rerun) -> Result<Exit, Failu
     send(context, &client, start, typed.follow).await
 }
 
-async fn send(
+/// Sends a start, and prints the id of its run.
+pub(super) async fn send(
     context: &Context,
     client: &Client,
     start: StartRequest,

@@ -1,7 +1,11 @@
 //! What is typed after the commands that begin, end and look into runs.
 
+use std::path::PathBuf;
+
 use clap::{Args, ValueEnum, ValueHint};
+use protocol::dialect::MAX_ATTEMPTS;
 use protocol::id::{RegisteredName, RunId, StepName};
+use protocol::quantity::Span;
 
 use super::args::variable;
 
@@ -22,6 +26,39 @@ pub(super) struct Submit {
     /// Show the log as it comes, and exit with the run's result
     #[arg(short, long)]
     pub(super) follow: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Prints the id of the run that the job will be. The job goes to the queue file of a `serve` in embedded
+mode where --queue or BOB_CI_QUEUE names one or the mode is embedded, else to the cluster. Called as
+`add_job`, by a link of that name, the program does the same.
+
+Examples:
+  bob-runner add 'make test'
+  bob-runner add --attempts 5 --delay 10s --timeout 30m -- make -j4 all
+  add_job 'make build
+  make test'
+  bob-runner add --list                     what nobody has taken yet")]
+pub(super) struct Add {
+    /// The command, for a shell; several words are put together with blanks between them
+    #[arg(required_unless_present = "list", trailing_var_arg = true)]
+    pub(super) command: Vec<String>,
+    /// The queue file [default: `BOB_CI_QUEUE`]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) queue: Option<PathBuf>,
+    /// How long one attempt may take, such as 90s or 10m [default: `BOB_CI_TIMEOUT`]
+    #[arg(long, value_name = "SPAN")]
+    pub(super) timeout: Option<Span>,
+    /// How often it is tried in all; 0 and 1 both mean once [default: `BOB_CI_ATTEMPTS`]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_ATTEMPTS)))]
+    pub(super) attempts: Option<u32>,
+    /// The time between two attempts [default: `BOB_CI_DELAY`]
+    #[arg(long, value_name = "SPAN")]
+    pub(super) delay: Option<Span>,
+    /// List the commands that wait in the queue file, one a line, instead
+    #[arg(long, conflicts_with_all = ["command", "timeout", "attempts", "delay"])]
+    pub(super) list: bool,
 }
 
 #[derive(Debug, Args)]

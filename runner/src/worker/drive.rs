@@ -21,9 +21,10 @@ use super::ledger::{Also, Ledger, WriteError};
 use super::output::Output;
 use super::push::Pushes;
 use super::step::{self, Done};
+use super::told;
 use super::watchdog::waits;
 use crate::ports::{Exit, LoggerFeed, RunScope, StopLevel, StopSignal, Workspace};
-use crate::rules::run::{Effect, Exited, Input, Run, Timer};
+use crate::rules::run::{Draft, Effect, Exited, Input, Run, Timer};
 
 /// One run in the hands of this worker.
 pub(super) struct Drive {
@@ -234,7 +235,7 @@ impl Drive {
                     self.ledger.save(&record, Also::Nothing).await?;
                     self.progress.closed = ended;
                 }
-                Effect::Emit(draft) => self.emitter.emit(draft).await,
+                Effect::Emit(draft) => self.emit(draft).await,
                 Effect::Prepare => {
                     let (shared, scope, stop) =
                         (Arc::clone(&self.shared), self.scope.clone(), self.stop.clone());
@@ -284,6 +285,11 @@ impl Drive {
             }
         }
         Ok(Performed::GoOn)
+    }
+
+    async fn emit(&self, draft: Draft) {
+        told::on_the_way(self.run.record(), &draft);
+        self.emitter.emit(draft).await;
     }
 
     /// Begins something for a step, or for the run as a whole.

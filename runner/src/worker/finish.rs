@@ -8,6 +8,7 @@ use tracing::{info, warn};
 
 use super::drive::Drive;
 use super::ledger::{Also, WriteError};
+use super::told;
 use super::watchdog::{beat, waits};
 use crate::ports::{StoreError, Ticket};
 use crate::rules::run::{Draft, Input, StopWhy};
@@ -77,7 +78,7 @@ impl Drive {
                 Err(cause) => return Err(cause),
             }
         };
-        info!(run.id = %self.scope.run, status = %self.run.record().status, "{}", event.message);
+        told::at_the_end(self.run.record(), &event.message);
         let ticket = self.emitter.emit_peeked(event).await;
         self.after_ending(Some(ticket)).await
     }

@@ -29,6 +29,7 @@ mod roster;
 mod step;
 #[cfg(feature = "testing")]
 pub mod suite;
+mod told;
 mod watchdog;
 
 use std::collections::HashSet;

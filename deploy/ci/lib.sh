@@ -1,0 +1,117 @@
+# shellcheck shell=bash
+# The test helpers that the CI runner's document names, against the program itself.
+#
+#   . deploy/ci/lib.sh
+#   testJobQueue "make test" "make test"
+#
+# Each answers with 0 where what it is told to expect is so. BOB_RUNNER names the program; without it
+# that is bob-runner on the path.
+
+BOB_RUNNER=${BOB_RUNNER:-bob-runner}
+
+# ci_begin: a place of its own for one test.
+ci_begin() {
+  CI_DIR=$(mktemp -d) && : >"$CI_DIR/log"
+}
+
+# ci_add ARG...: adds a job there, and prints the id of its run.
+ci_add() {
+  "$BOB_RUNNER" add --queue "$CI_DIR/queue" "$@"
+}
+
+# ci_serve NAME=VALUE...: starts a server there with these settings.
+ci_serve() {
+  env BOB_MODE=embedded BOB_EXECUTORS=local BOB_LOG_FORMAT=ci BOB_LOG_LEVEL=info \
+    "BOB_CI_QUEUE=$CI_DIR/queue" "BOB_DATA_DIR=$CI_DIR/state" "$@" \
+    "$BOB_RUNNER" serve >>"$CI_DIR/log" 2>"$CI_DIR/err" &
+  CI_SERVER=$!
+}
+
+# ci_wait PATTERN: waits until the server has written a line that a regular expression fits.
+ci_wait() {
+  until grep -Eq "$1" "$CI_DIR/log"; do
+    if ! kill -0 "$CI_SERVER" 2>/dev/null; then
+      cat "$CI_DIR/log" "$CI_DIR/err" >&2
+      return 1
+    fi
+    sleep 0.1
+  done
+}
+
+# ci_end: ends what ci_begin and ci_serve have begun.
+ci_end() {
+  local status=0
+  if [[ -n ${CI_SERVER:-} ]]; then
+    kill "$CI_SERVER" 2>/dev/null
+    wait "$CI_SERVER" || status=$?
+  fi
+  CI_SERVER=
+  rm -rf "$CI_DIR"
+  return "$status"
+}
+
+# testJobQueue JOB EXPECTED: a job that is added reads back as the first line of the queue.
+testJobQueue() {
+  local first result=1
+  ci_begin
+  if ci_add -- "$1" >/dev/null && first=$("$BOB_RUNNER" add --queue "$CI_DIR/queue" --list); then
+    [[ ${first%%$'\n'*} != "$2" ]] || result=0
+  fi
+  ci_end
+  return "$result"
+}
+
+# testLogging LEVEL MESSAGE EXPECTED: of a job that fails twice, what a server writes that shows LEVEL
+# and more: the line that holds MESSAGE is, without its time, the pattern EXPECTED. An empty EXPECTED
+# means that there is no such line.
+testLogging() {
+  local line result=1
+  ci_begin
+  ci_add --attempts 2 --delay 10ms -- "exit 3" >/dev/null
+  ci_serve "BOB_LOG_LEVEL=$1"
+  if ci_wait '\[ERROR\]'; then
+    line=$(grep -F -- "$2" "$CI_DIR/log" | head -n 1)
+    if [[ -z $3 ]]; then
+      [[ -n $line ]] || result=0
+    elif [[ $line =~ ^\[[0-9]{4}-[0-9]{2}-[0-9]{2}\ [0-9]{2}:[0-9]{2}:[0-9]{2}\]\ (.*)$ ]]; then
+      # shellcheck disable=SC2053 # it is a pattern
+      [[ ${BASH_REMATCH[1]} != $3 ]] || result=0
+    fi
+  fi
+  ci_end || result=1
+  return "$result"
+}
+
+# testRetry MAX DELAY OPERATION true|false: whether a job passes that is tried MAX times.
+testRetry() {
+  local run passed=false
+  ci_begin
+  run=$(ci_add --attempts "$1" --delay "$2" -- "$3")
+  ci_serve BOB_MAX_PARALLEL_RUNS=1
+  ci_wait "\[(INFO|ERROR)\] run $run (passed|failed)" || return 1
+  ! grep -Eq "\[INFO\] run $run passed" "$CI_DIR/log" || passed=true
+  ci_end && [[ $passed == "$4" ]]
+}
+
+# testParallelExecution JOB1 JOB2 MAX: where two may run at once both do, else one after the other.
+testParallelExecution() {
+  local wait_for_other='' result=1 first second order
+  ci_begin
+  # Each goes on when the other one has begun, or never.
+  # shellcheck disable=SC2016 # the job's shell expands it
+  (($3 < 2)) || wait_for_other='until [ "$(grep -c begin "$CI_DIR/order")" = 2 ]; do sleep 0.05; done;'
+  local around="echo begin >>'$CI_DIR/order'; CI_DIR='$CI_DIR'; $wait_for_other"
+  first=$(ci_add --attempts 1 -- "$around ( $1 ) && echo end >>'$CI_DIR/order'")
+  second=$(ci_add --attempts 1 -- "$around ( $2 ) && echo end >>'$CI_DIR/order'")
+  ci_serve "BOB_MAX_PARALLEL_RUNS=$3"
+  if ci_wait "run $first (passed|failed)" && ci_wait "run $second (passed|failed)"; then
+    order=$(tr '\n' ' ' <"$CI_DIR/order")
+    if (($3 < 2)); then
+      [[ $order != 'begin end begin end ' ]] || result=0
+    else
+      [[ $order != 'begin begin end end ' ]] || result=0
+    fi
+  fi
+  ci_end || result=1
+  return "$result"
+}

@@ -1,0 +1,306 @@
+//! The queue file itself: locked while it is written or taken, read where nobody writes.
+//!
+//! Whoever takes the jobs moves the file aside under a name of its store, and makes an empty one in its
+//! place. What was moved is read by its offsets and removed when every line of it is a start. A writer
+//! that knows nothing of the lock may still have it open, so it is looked at once more before that.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, ensure};
+use protocol::dialect::Job;
+
+/// Who may read and write a queue file that is made here: its commands may hold what others must not
+/// see, and whoever may write to it has all that the server's user has.
+const MODE: u32 = 0o600;
+
+/// Opens the file of that name and locks it; makes it where it is not there.
+fn locked(queue: &Path) -> io::Result<File> {
+    loop {
+        let mut options = OpenOptions::new();
+        let file = options.read(true).append(true).create(true).mode(MODE).open(queue)?;
+        file.lock()?;
+        let ours = file.metadata()?;
+        if !ours.is_file() {
+            return Err(io::Error::other("it is no file"));
+        }
+        match std::fs::metadata(queue) {
+            Ok(now) if (now.dev(), now.ino()) == (ours.dev(), ours.ino()) => return Ok(file),
+            // It was taken while its lock was waited for.
+            Ok(_) => {}
+            Err(cause) if cause.kind() == ErrorKind::NotFound => {}
+            Err(cause) => return Err(cause),
+        }
+    }
+}
+
+fn dir_of(queue: &Path) -> &Path {
+    queue.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."))
+}
+
+/// Appends a job.
+pub(super) fn add(queue: &Path, job: &Job) -> anyhow::Result<()> {
+    std::fs::create_dir_all(dir_of(queue))?;
+    let mut file = locked(queue)?;
+    let before = file.metadata()?.len();
+    let mut line = String::new();
+    if before > 0 {
+        let mut last = [0];
+        file.seek(SeekFrom::Start(before - 1))?;
+        file.read_exact(&mut last)?;
+        if last != *b"\n" {
+            // Whoever wrote that died over it, or is no friend of newlines: it is a line of its own.
+            line.push('\n');
+        }
+    }
+    line.push_str(&job.line());
+    line.push('\n');
+    let written = file.write_all(line.as_bytes()).and_then(|()| file.sync_all());
+    if let Err(cause) = written {
+        // Half a job is none.
+        file.set_len(before)?;
+        return Err(cause.into());
+    }
+    if before == 0 {
+        // The name of a new file too.
+        File::open(dir_of(queue))?.sync_all()?;
+    }
+    Ok(())
+}
+
+/// One line of a file that was taken.
+#[derive(Debug)]
+pub(super) struct Line {
+    file: OsString,
+    from: u64,
+    to: u64,
+    /// Without its newline.
+    pub(super) bytes: Vec<u8>,
+}
+
+impl Line {
+    /// What tells it from every other line that ever was in the queue.
+    pub(super) fn place(&self) -> String {
+        format!("{} {}", self.file.display(), self.from)
+    }
+}
+
+/// How far a file that was taken is worked off.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Every line before it is a start.
+    offset: u64,
+    /// Its size when it was looked at and nothing whole was new.
+    quiet_at: Option<u64>,
+}
+
+/// The queue file in the hands of a server.
+#[derive(Debug)]
+pub(super) struct Spool {
+    queue: PathBuf,
+    /// What the files begin with that this server's store has taken.
+    prefix: String,
+    /// Those that are there, oldest first.
+    taken: BTreeMap<OsString, Progress>,
+}
+
+impl Spool {
+    /// Makes the file where there is none, and finds what an earlier process over the same store has
+    /// taken and not worked off.
+    pub(super) fn open(queue: &Path, store: &str) -> anyhow::Result<Self> {
+        let name = queue.file_name().context("it has no name")?;
+        std::fs::create_dir_all(dir_of(queue))?;
+        check(&locked(queue)?)?;
+        let prefix = format!("{}.taken-{store}-", name.display());
+        let mut taken = BTreeMap::new();
+        for entry in std::fs::read_dir(dir_of(queue))? {
+            let name = entry?.file_name();
+            if name.as_encoded_bytes().starts_with(prefix.as_bytes()) {
+                taken.insert(name, Progress::default());
+            }
+        }
+        Ok(Self { queue: queue.to_owned(), prefix, taken })
+    }
+
+    /// The lines that are new, in their order.
+    pub(super) fn look(&mut self) -> anyhow::Result<Vec<Line>> {
+        self.take()?;
+        let mut lines = Vec::new();
+        for name in self.taken.keys().cloned().collect::<Vec<_>>() {
+            lines.extend(self.look_at(&name)?);
+        }
+        Ok(lines)
+    }
+
+    /// Moves the file aside where there is something in it.
+    fn take(&mut self) -> anyhow::Result<()> {
+        match std::fs::metadata(&self.queue) {
+            Ok(now) if now.len() > 0 => {}
+            Ok(_) => return Ok(()),
+            Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(cause) => return Err(cause.into()),
+        }
+        let file = locked(&self.queue)?;
+        check(&file)?;
+        // Names of version 7 sort by their age.
+        let name = OsString::from(format!("{}{}", self.prefix, uuid::Uuid::now_v7()));
+        std::fs::rename(&self.queue, dir_of(&self.queue).join(&name))?;
+        self.taken.insert(name, Progress::default());
+        // Others may write to it as they might before.
+        let new = OpenOptions::new().append(true).create(true).mode(MODE).open(&self.queue)?;
+        new.set_permissions(Permissions::from_mode(file.metadata()?.mode() & 0o777))?;
+        File::open(dir_of(&self.queue))?.sync_all()?;
+        Ok(())
+    }
+
+    fn look_at(&mut self, name: &OsString) -> anyhow::Result<Vec<Line>> {
+        let path = dir_of(&self.queue).join(name);
+        let Some(progress) = self.taken.get_mut(name) else { return Ok(Vec::new()) };
+        let mut file = File::open(&path).with_context(|| path.display().to_string())?;
+        file.seek(SeekFrom::Start(progress.offset))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let size = progress.offset + bytes.len() as u64;
+        let was_quiet = progress.quiet_at == Some(size);
+        let (mut lines, mut from) = (Vec::new(), progress.offset);
+        for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let to = from + piece.len() as u64;
+            let whole = piece.strip_suffix(b"\n");
+            // A last line without a newline is whole when nobody goes on with it.
+            if whole.is_some() || was_quiet {
+                let bytes = whole.unwrap_or(piece).to_vec();
+                lines.push(Line { file: name.clone(), from, to, bytes });
+            }
+            from = to;
+        }
+        if lines.is_empty() {
+            progress.quiet_at = Some(size);
+            if was_quiet && bytes.is_empty() {
+                std::fs::remove_file(&path)?;
+                self.taken.remove(name);
+            }
+        }
+        Ok(lines)
+    }
+
+    /// A line needs nothing more.
+    pub(super) fn is_taken(&mut self, line: &Line) {
+        if let Some(progress) = self.taken.get_mut(&line.file) {
+            progress.offset = line.to;
+        }
+    }
+
+    /// Keeps a line that is no job where somebody can look at it, and says where.
+    pub(super) fn refuse(&self, line: &Line) -> anyhow::Result<PathBuf> {
+        let mut name = self.queue.file_name().unwrap_or_default().to_owned();
+        name.push(".refused");
+        let path = dir_of(&self.queue).join(name);
+        let mut options = OpenOptions::new();
+        let mut file = options.append(true).create(true).mode(MODE).open(&path)?;
+        file.write_all(&[&line.bytes[..], b"\n"].concat())?;
+        file.sync_all()?;
+        Ok(path)
+    }
+}
+
+/// Whoever may write to the file can run anything as the server's user.
+fn check(file: &File) -> anyhow::Result<()> {
+    let meta = file.metadata()?;
+    ensure!(meta.mode() & 0o002 == 0, "everybody on this host may write to it; `chmod o-w` it");
+    let own = rustix::process::geteuid();
+    ensure!(
+        meta.uid() == own.as_raw() || meta.uid() == 0,
+        "it belongs to the user {} and not to {}, who runs its jobs; `chown` it",
+        meta.uid(),
+        own.as_raw()
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn append(queue: &Path, text: &str) {
+        let mut file = OpenOptions::new().append(true).create(true).open(queue).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    }
+
+    fn places(lines: &[Line]) -> Vec<(String, String)> {
+        let text = |line: &Line| String::from_utf8(line.bytes.clone()).unwrap();
+        lines.iter().map(|line| (line.place(), text(line))).collect()
+    }
+
+    #[test]
+    fn what_was_taken_and_not_worked_off_is_the_same_again_for_the_next_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = dir.path().join("queue");
+        add(&queue, &Job::new("one".into())).unwrap();
+        append(&queue, "same\nsame\n");
+        let mut before = Spool::open(&queue, "s").unwrap();
+        let lines = before.look().unwrap();
+        before.is_taken(&lines[0]);
+        let all = places(&lines);
+        assert!(all[1].1 == all[2].1 && all[1].0 != all[2].0, "two lines are two jobs: {all:?}");
+        let mut after = Spool::open(&queue, "s").unwrap();
+        assert_eq!(places(&after.look().unwrap()), all);
+        let mut of_others = Spool::open(&queue, "t").unwrap();
+        assert!(of_others.look().unwrap().is_empty(), "it is no other store's");
+        // The same text in the next file is another job.
+        append(&queue, "one\n");
+        let next = places(&of_others.look().unwrap());
+        assert!(next[0].1 == all[0].1 && next[0].0 != all[0].0, "{next:?}");
+    }
+
+    #[test]
+    fn a_writer_that_still_has_the_file_open_loses_nothing_and_then_it_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = dir.path().join("queue");
+        append(&queue, "first\n");
+        let mut late = OpenOptions::new().append(true).open(&queue).unwrap();
+        let mut spool = Spool::open(&queue, "s").unwrap();
+        let mut seen = Vec::new();
+        let mut look = |spool: &mut Spool| {
+            for line in spool.look().unwrap() {
+                spool.is_taken(&line);
+                seen.push(String::from_utf8(line.bytes).unwrap());
+            }
+            seen.clone()
+        };
+        assert_eq!(look(&mut spool), ["first"]);
+        late.write_all(b"sec").unwrap();
+        assert_eq!(look(&mut spool), ["first"], "it may not be whole");
+        late.write_all(b"ond").unwrap();
+        assert_eq!(look(&mut spool), ["first"]);
+        assert_eq!(look(&mut spool), ["first", "second"], "nobody goes on with it");
+        look(&mut spool);
+        look(&mut spool);
+        let names = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(names.collect::<Vec<_>>(), ["queue"]);
+    }
+
+    #[test]
+    fn the_next_job_is_its_own_line_whatever_a_writer_left_that_died() {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = dir.path().join("queue");
+        append(&queue, "half");
+        add(&queue, &Job::new("a\nb".into())).unwrap();
+        let text = std::fs::read_to_string(&queue).unwrap();
+        assert_eq!(text, "half\n{\"command\":\"a\\nb\"}\n");
+    }
+
+    #[test]
+    fn a_file_that_others_may_write_to_stays_so_when_it_was_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = dir.path().join("queue");
+        append(&queue, "a\n");
+        std::fs::set_permissions(&queue, Permissions::from_mode(0o660)).unwrap();
+        let mut spool = Spool::open(&queue, "s").unwrap();
+        assert_eq!(spool.look().unwrap().len(), 1);
+        assert_eq!(std::fs::metadata(&queue).unwrap().mode() & 0o777, 0o660);
+    }
+}

@@ -1,0 +1,48 @@
+//! What the worker's own log says of jobs that are lines of a queue: whoever added one reads it there.
+
+use protocol::dialect::CI_GROUP;
+use protocol::event::{Reason, Severity};
+use protocol::run::{RunRecord, Status};
+use tracing::{error, info, warn};
+
+use crate::rules::run::Draft;
+
+/// Tells what happens to a job on its way.
+pub(super) fn on_the_way(record: &RunRecord, draft: &Draft) {
+    if record.group != CI_GROUP {
+        return;
+    }
+    let run = &record.run_id;
+    if let (Reason::StepStarted { .. }, Some((_, attempt))) = (&draft.reason, &draft.step) {
+        info!(run.id = %run, "job {run}: attempt {attempt} of {} begins", attempts(record));
+    } else if let (Reason::StepRetry { delay_ms }, Some((_, next))) = (&draft.reason, &draft.step) {
+        let (failed, all) = (next.saturating_sub(1), attempts(record));
+        let delay = std::time::Duration::from_millis(*delay_ms);
+        warn!(run.id = %run, "job {run}: attempt {failed} of {all} has failed; the next is in {delay:?}");
+    } else if let Reason::PipelineRunResumed { repeats, .. } = &draft.reason {
+        // Whoever added it must know that its command may have had its effects before.
+        let again = if repeats.is_empty() { "" } else { "; its command is run once more" };
+        match draft.severity {
+            Some(Severity::Normal) => info!(run.id = %run, "{}{again}", draft.message),
+            Some(Severity::Warning | Severity::Error) | None => {
+                warn!(run.id = %run, "{}{again}", draft.message);
+            }
+        }
+    }
+}
+
+/// Tells how a run has ended. A job that failed is something that somebody must look at.
+pub(super) fn at_the_end(record: &RunRecord, message: &str) {
+    let (run, status) = (&record.run_id, record.status);
+    if record.group == CI_GROUP && status == Status::Failed {
+        error!(run.id = %run, %status, "{message}");
+    } else {
+        info!(run.id = %run, %status, "{message}");
+    }
+}
+
+/// How often a job is tried at most.
+fn attempts(record: &RunRecord) -> u32 {
+    let step = record.pipeline.as_ref().and_then(|pipeline| pipeline.steps.first());
+    step.and_then(|step| step.retry.as_ref()).map_or(1, |retry| retry.attempts)
+}

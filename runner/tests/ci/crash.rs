@@ -1,0 +1,60 @@
+//! What becomes of jobs when the server is killed.
+
+use std::io::Write as _;
+
+use super::{Place, is_there};
+
+/// A file that the server has taken and not removed yet.
+fn taken(place: &Place) -> Option<std::path::PathBuf> {
+    let entries = std::fs::read_dir(place.0.path()).unwrap();
+    let mut paths = entries.map(|entry| entry.unwrap().path());
+    paths.find(|path| path.to_string_lossy().contains("ci-job-queue.taken-"))
+}
+
+#[test]
+fn c8_no_job_is_lost_when_the_server_is_killed_and_none_runs_twice_untold() {
+    let place = Place::new();
+    let job = |name: &str| {
+        format!(
+            "echo >> $D/{name}.begun; echo $$ > $D/{name}.pid; \
+             until [ -e $D/go ]; do sleep 0.05; done; echo >> $D/{name}.ended"
+        )
+    };
+    let names = ["a", "b", "c", "d", "e"];
+    let runs = names.map(|name| place.add(&[&job(name)]));
+    let mut file = std::fs::OpenOptions::new().append(true).open(place.queue()).unwrap();
+    file.write_all(format!("{}\n", job("plain")).as_bytes()).unwrap();
+    let server = place.serve(&[("BOB_MAX_PARALLEL_RUNS", "2")]);
+    // As if it died after the last job was a start, and before the file was gone.
+    let spool = server.until("the file is taken", || taken(&place));
+    std::fs::hard_link(&spool, place.path("kept")).unwrap();
+    let lines = |name: &str, what: &str| place.read(&format!("{name}.{what}")).lines().count();
+    let pids = server.until("two jobs run", || {
+        let pids = ["a.pid", "b.pid"].map(|name| place.read(name));
+        pids.iter().all(|pid| pid.ends_with('\n')).then_some(pids)
+    });
+    let later = place.add(&[&job("later")]);
+    let log = server.log.clone();
+    server.kill();
+    super::until("the killed server's jobs are gone", &log, || {
+        (!pids.iter().any(|pid| is_there(pid))).then_some(())
+    });
+    std::fs::rename(place.path("kept"), &spool).unwrap();
+    std::fs::write(place.path("go"), "").unwrap();
+
+    let server = place.serve(&[("BOB_MAX_PARALLEL_RUNS", "2")]);
+    for run in runs.iter().chain([&later]) {
+        server.passed(run);
+    }
+    server.until("the plain line too", || (lines("plain", "ended") == 1).then_some(()));
+    server.until("what was taken is removed", || taken(&place).is_none().then_some(()));
+    for name in names.into_iter().chain(["plain", "later"]) {
+        let twice = usize::from(["a", "b"].contains(&name));
+        assert_eq!((lines(name, "begun"), lines(name, "ended")), (1 + twice, 1), "{name}");
+    }
+    for (run, twice) in runs.iter().zip([true, true, false, false, false]) {
+        let told = server.lines("WARN", run);
+        assert_eq!(told.iter().any(|line| line.contains("is run once more")), twice, "{told:?}");
+    }
+    server.end();
+}
