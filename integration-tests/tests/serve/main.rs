@@ -10,6 +10,7 @@
 #![allow(clippy::print_stderr, reason = "the log of a program is shown where its test has failed")]
 
 mod after;
+mod ci;
 mod contract;
 mod engine_away;
 mod full_disk;

@@ -1,0 +1,79 @@
+//! Jobs that are shell commands, added to the cluster. The names begin with the row of the acceptance
+//! table that they show; the rows of a queue file are shown in embedded mode.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::place::{Place, in_time};
+use crate::reader;
+
+const LOCAL: (&str, &str) = ("BOB_EXECUTORS", "local");
+
+/// Adds a job, and returns the id of its run.
+async fn add(place: &Place, typed: &[&str]) -> String {
+    let mut command = place.program(&["add"], &[]);
+    let adding = command.args(typed).output();
+    let said = in_time("the job is added", adding).await.unwrap();
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    String::from_utf8(said.stdout).unwrap().trim().to_owned()
+}
+
+fn of<'a>(events: &'a [Value], reason: &str) -> Vec<&'a Value> {
+    events.iter().filter(|event| event["reason"] == reason).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c1_c9_jobs_of_a_cluster_begin_in_their_order_and_several_lines_are_one_job() {
+    let Some(place) = Place::new().await else { return };
+    let order = place.dir.path().join("order");
+    let mut runs = Vec::new();
+    for job in ["a", "b", "c"] {
+        let command = format!("x={job}\necho $x >> {}", order.display());
+        runs.push(add(&place, &[&command]).await);
+    }
+    let server = place.serve(&[LOCAL, ("BOB_MAX_PARALLEL_RUNS", "1")]).await;
+    for run in &runs {
+        assert_eq!(place.keys.settled(run).await["status"], "passed");
+    }
+    assert_eq!(std::fs::read_to_string(order).unwrap(), "a\nb\nc\n");
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c3_c4_a_job_of_a_cluster_is_tried_as_often_as_it_may_after_the_same_time_each_time() {
+    let Some(place) = Place::new().await else { return };
+    let server = place.serve(&[LOCAL]).await;
+    let failing = add(&place, &["--attempts", "3", "--delay", "20ms", "exit 3"]).await;
+    let flag = place.dir.path().join("flag").display().to_string();
+    let second = format!("[ -e {flag} ] || {{ touch {flag}; exit 1; }}");
+    let passing = add(&place, &["--attempts", "2", "--delay", "1s", &second]).await;
+
+    let events = reader::events_of(&place, &failing).await;
+    let retries = of(&events, "StepRetry");
+    let said: Vec<_> = retries.iter().map(|retry| (&retry["type"], &retry["delay-ms"])).collect();
+    assert_eq!(said, vec![(&json!("Warning"), &json!(20)); 2]);
+    assert_eq!(of(&events, "StepStarted").len(), 3);
+    let record = place.keys.settled(&failing).await;
+    let ending = (&record["status"], &record["cause"], &record["group"]);
+    assert_eq!(ending, (&json!("failed"), &json!("retries-exhausted"), &json!("ci")));
+
+    let events = reader::events_of(&place, &passing).await;
+    assert_eq!(of(&events, "StepRetry").len(), 1);
+    assert_eq!(place.keys.settled(&passing).await["status"], "passed");
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c10_a_job_of_a_cluster_that_takes_too_long_ends_with_all_that_it_has_begun() {
+    let Some(place) = Place::new().await else { return };
+    let server = place.serve(&[LOCAL, ("BOB_KILL_GRACE_SECONDS", "2")]).await;
+    let pid = place.dir.path().join("pid");
+    let job = format!("setsid sleep 1000 & echo $! > {}; wait", pid.display());
+    let run = add(&place, &["--attempts", "1", "--timeout", "2s", &job]).await;
+    let record = place.keys.settled(&run).await;
+    assert_eq!((&record["status"], &record["cause"]), (&json!("failed"), &json!("timeout")));
+    let pid = std::fs::read_to_string(pid).unwrap();
+    assert!(!Path::new("/proc").join(pid.trim()).exists(), "its process is gone");
+    server.end().await;
+}
