@@ -8,6 +8,7 @@
 mod bare;
 mod claims;
 mod cluster;
+mod graph;
 mod idle;
 mod lines;
 mod memory;
@@ -29,6 +30,7 @@ use runner::ports::Host as _;
 use serde_json::{Value, json};
 
 use crate::claims::Size as Claims;
+use crate::graph::Size as Graph;
 use crate::lines::Size as Lines;
 use crate::peers::Peers;
 use crate::report::Report;
@@ -39,15 +41,15 @@ const HELP: &str = "\
 bench [--only PARTS] [--quick]
 
   --only PARTS  of a (time of a step), b (log throughput), c (claims), d (memory), e (takeover and
-                hand-over), f (many idle workers): a,b,c,d,e,f
+                hand-over), f (many idle workers), g (steps of the host): a,b,c,d,e,f,g
   --quick       less of everything: to see that it works, not to read figures
 
-The services are those of the environment: scripts/bench starts some. BOB_BENCH_ENTER names the
+The services are those of the environment: scripts/bench starts some; g alone needs none. BOB_BENCH_ENTER names the
 program that starts others beside the engine, as its user; without it podman's own command line is
 left out.
 ";
 
-const PARTS: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+const PARTS: [&str; 7] = ["a", "b", "c", "d", "e", "f", "g"];
 
 /// How much of everything.
 struct Plan {
@@ -58,6 +60,7 @@ struct Plan {
     runs: usize,
     losses: usize,
     idle: usize,
+    graph: Graph,
 }
 
 impl Plan {
@@ -87,6 +90,7 @@ impl Plan {
             runs: 100,
             losses: 7,
             idle: 1000,
+            graph: Graph { steps: 1000, rounds: 3 },
         }
     }
 
@@ -100,6 +104,7 @@ impl Plan {
             runs: 10,
             losses: 1,
             idle: 20,
+            graph: Graph { steps: 100, rounds: 1 },
         }
     }
 
@@ -125,12 +130,15 @@ async fn main() -> anyhow::Result<()> {
         print!("{HELP}");
         return Ok(());
     };
-    let needed: Vec<&str> = BROKER.iter().chain(STORE).chain(ENGINE).copied().collect();
-    let services = Services::of_environment(&needed).context("the bench needs its services")?;
-    let about = about(&services).await?;
     let mut report = Report::default();
     let begun = Instant::now();
-    let measured = measure(&plan, &services, &mut report).await;
+    let (about, measured) = if plan.parts == "g" {
+        (here(), alone(&plan, &mut report).await)
+    } else {
+        let needed: Vec<&str> = BROKER.iter().chain(STORE).chain(ENGINE).copied().collect();
+        let services = Services::of_environment(&needed).context("the bench needs its services")?;
+        (about(&services).await?, measure(&plan, &services, &mut report).await)
+    };
     let about = json!({ "seconds": begun.elapsed().as_secs(), "of": about });
     print!("{}", report.table());
     let file = write(&report.json(&about))?;
@@ -138,10 +146,20 @@ async fn main() -> anyhow::Result<()> {
     measured
 }
 
-async fn measure(plan: &Plan, services: &Services, report: &mut Report) -> anyhow::Result<()> {
+/// What needs no service.
+async fn alone(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     if cfg!(debug_assertions) {
         say("this is a debug build: its figures are not those of a release");
     }
+    if plan.has("g") {
+        say("g: steps of the host");
+        graph::measure(plan.graph, report).await?;
+    }
+    Ok(())
+}
+
+async fn measure(plan: &Plan, services: &Services, report: &mut Report) -> anyhow::Result<()> {
+    alone(plan, report).await?;
     let peers = enter().map(Peers::new);
     if peers.is_none() {
         say("podman's command line is left out: BOB_BENCH_ENTER is not set");
@@ -183,14 +201,19 @@ async fn about(services: &Services) -> anyhow::Result<Value> {
     let client = reqwest::Client::builder().no_proxy().build()?;
     let etcd: Value =
         serde_json::from_str(&client.get(format!("{url}/version")).send().await?.text().await?)?;
-    Ok(json!({
+    let mut about = here();
+    about["podman"] = podman["Version"].clone();
+    about["rabbitmq"] = broker["rabbitmq_version"].clone();
+    about["etcd"] = etcd["etcdserver"].clone();
+    Ok(about)
+}
+
+fn here() -> Value {
+    json!({
         "at": Stamp::from(Linux::default().now()),
         "build": if cfg!(debug_assertions) { "debug" } else { "release" },
-        "cpus": std::thread::available_parallelism()?.get(),
-        "podman": podman["Version"],
-        "rabbitmq": broker["rabbitmq_version"],
-        "etcd": etcd["etcdserver"],
-    }))
+        "cpus": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
+    })
 }
 
 fn write(report: &Value) -> anyhow::Result<String> {
