@@ -7,7 +7,7 @@ use super::bob::rules;
 use super::reader::{Field, Keys, Reader};
 use super::tree::{Node, Value, quoted};
 use crate::diagnostic::{Class, Diagnostic};
-use crate::pipeline::{Callback, Layout, Missing, Output, OutputKind, Pipeline, Token};
+use crate::pipeline::{Callback, Layout, Missing, Output, OutputKind, Pattern, Pipeline, Token};
 
 const OUTPUT: Keys = Keys { known: &["path", "type", "missing", "layout"], instead: &[] };
 const CALLBACK: Keys = Keys { known: &["url", "secret"], instead: &[] };
@@ -27,7 +27,7 @@ fn output(reader: &mut Reader, field: &Field<'_>) -> Option<Output> {
     let fields = reader.map(field, &OUTPUT)?;
     let path = reader
         .required(&fields, "path", "which files are kept")
-        .and_then(|field| reader.ruled(&field, rules::artifact_path));
+        .and_then(|field| pattern(reader, &field));
     Some(Output {
         kind: reader.optional(&fields, "type", |r, f| r.word(f, &KINDS)),
         missing: reader
@@ -36,6 +36,14 @@ fn output(reader: &mut Reader, field: &Field<'_>) -> Option<Output> {
         layout: reader.optional(&fields, "layout", |r, f| r.word(f, &LAYOUTS)).unwrap_or_default(),
         path: path?,
     })
+}
+
+fn pattern(reader: &mut Reader, field: &Field<'_>) -> Option<String> {
+    let path = reader.text(field)?;
+    let Err(why) = Pattern::parse(&path) else { return Some(path) };
+    let last = field.path.rsplit('.').next().unwrap_or_default();
+    reader.fault(field, format!("`{last}` {} {why}", quoted(&path)), None);
+    None
 }
 
 /// A callback; none where its address is empty, as it is then that of the settings which counts.

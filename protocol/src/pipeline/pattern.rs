@@ -1,0 +1,332 @@
+//! Which files of a step an output takes, and where it puts them.
+
+use globset::{GlobBuilder, GlobMatcher};
+use thiserror::Error;
+
+use super::{Layout, Output, OutputKind};
+
+/// What makes a part of a path more than a name.
+const WILD: [char; 6] = ['*', '?', '[', '{', '}', '\\'];
+/// The step's working directory itself.
+const HERE: &str = ".";
+/// No system takes a longer path.
+const LONGEST: usize = 4096;
+
+/// Why a text is no pattern, as the rest of a sentence that begins with it.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum BadPattern {
+    /// There is nothing.
+    #[error("is empty")]
+    Empty,
+    /// It cannot be a path.
+    #[error("has a NUL character")]
+    Nul,
+    /// It is longer than any path.
+    #[error("is longer than {LONGEST} bytes")]
+    Long,
+    /// It does not begin at the step.
+    #[error("is absolute, and must be relative to the working directory of the step")]
+    Absolute,
+    /// It goes up.
+    #[error("has a `..`, which an output may not have; name the files from the top")]
+    Up,
+    /// A bracket, a brace or a backslash has no other half.
+    #[error("cannot be read as a pattern: {0}")]
+    Glob(String),
+}
+
+/// A pattern for paths below a step's working directory.
+///
+/// `*` matches within one name, `?` and `[]` one byte of it (letters beyond ASCII have several),
+/// `{a,b}` either, and `**` as a part of its own any number of directories. A backslash takes what
+/// follows as it is.
+#[derive(Debug, Clone)]
+pub struct Pattern {
+    base: String,
+    matcher: Matcher,
+}
+
+#[derive(Debug, Clone)]
+enum Matcher {
+    /// The path, and no other.
+    Exact,
+    Glob(GlobMatcher),
+}
+
+impl Pattern {
+    /// Reads a pattern.
+    ///
+    /// # Errors
+    /// Where it is none, or may lead out of the step's working directory.
+    pub fn parse(text: &str) -> Result<Self, BadPattern> {
+        if text.is_empty() {
+            return Err(BadPattern::Empty);
+        }
+        if text.contains('\0') {
+            return Err(BadPattern::Nul);
+        }
+        if text.len() > LONGEST {
+            return Err(BadPattern::Long);
+        }
+        if text.starts_with('/') {
+            return Err(BadPattern::Absolute);
+        }
+        let parts: Vec<&str> = text.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+        if parts.iter().copied().any(goes_up) {
+            return Err(BadPattern::Up);
+        }
+        let plain: Vec<&str> =
+            parts.iter().copied().take_while(|part| !part.contains(WILD)).collect();
+        let base = if plain.is_empty() { HERE.to_owned() } else { plain.join("/") };
+        if plain.len() == parts.len() {
+            return Ok(Self { base, matcher: Matcher::Exact });
+        }
+        let glob = GlobBuilder::new(&within_names(&parts.join("/")))
+            .literal_separator(true)
+            .backslash_escape(true)
+            .empty_alternates(true)
+            .build()
+            .map_err(|error| BadPattern::Glob(error.kind().to_string()))?;
+        Ok(Self { base, matcher: Matcher::Glob(glob.compile_matcher()) })
+    }
+
+    /// The longest path at its beginning that is named and not matched; `.` where there is none.
+    ///
+    /// Whatever the pattern matches is this, or lies below it.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// Whether it matches a path, relative to the step's working directory and without `.` in it.
+    /// That directory itself is the empty path.
+    #[must_use]
+    pub fn matches(&self, path: &str) -> bool {
+        match &self.matcher {
+            Matcher::Exact if path.is_empty() => self.base == HERE,
+            Matcher::Exact => self.base == path,
+            // It takes what is in the directory, and is no name of the directory.
+            Matcher::Glob(_) if path.is_empty() => false,
+            Matcher::Glob(glob) => glob.is_match(path),
+        }
+    }
+}
+
+/// Whether a part is `..`, or may be it by one of its choices.
+fn goes_up(part: &str) -> bool {
+    if part.contains(['{', '}']) {
+        part.split(['{', '}', ',']).any(|choice| choice == "..")
+    } else {
+        part == ".."
+    }
+}
+
+/// The same pattern with a `/` among what each `[!...]` excludes: the matcher lets it take one.
+fn within_names(glob: &str) -> String {
+    let mut text = String::with_capacity(glob.len() + 8);
+    let mut rest = glob.chars().peekable();
+    while let Some(c) = rest.next() {
+        text.push(c);
+        if c == '\\' {
+            text.extend(rest.next());
+        }
+        if c != '[' {
+            continue;
+        }
+        let not = rest.next_if(|c| matches!(c, '!' | '^'));
+        text.extend(not);
+        // A bracket that comes first does not close.
+        text.extend(rest.next_if_eq(&']'));
+        while let Some(c) = rest.next() {
+            let is_last = rest.peek() == Some(&']');
+            match (not, c) {
+                (Some(_), ']') => text.push_str("/]"),
+                // A hyphen that comes last would begin a range.
+                (Some(_), '-') if is_last => {
+                    text.push_str("/-]");
+                    rest.next();
+                    break;
+                }
+                (Some(_) | None, c) => text.push(c),
+            }
+            if c == ']' {
+                break;
+            }
+        }
+    }
+    text
+}
+
+/// What one output takes of that which a step leaves.
+///
+/// A directory that matches is taken with all that is in it.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    pattern: Pattern,
+    kind: Option<OutputKind>,
+    layout: Layout,
+}
+
+impl Selection {
+    /// What an output takes.
+    ///
+    /// # Errors
+    /// Where its path is no pattern.
+    pub fn of(output: &Output) -> Result<Self, BadPattern> {
+        let Output { path, kind, missing: _, layout } = output;
+        Ok(Self { pattern: Pattern::parse(path)?, kind: *kind, layout: *layout })
+    }
+
+    /// The path that all of it lies at or below; `.` where that is the step's working directory.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        self.pattern.base()
+    }
+
+    /// Where a file at a path is put, as a relative path; `None` where it is not taken.
+    #[must_use]
+    pub fn file(&self, path: &str) -> Option<String> {
+        // The outermost directory counts, so that what is in it keeps its order.
+        if let Some(dir) = above(path).find(|dir| self.directory(dir)) {
+            return Some(self.put(path, dir));
+        }
+        let takes_files = self.kind != Some(OutputKind::Dir);
+        (takes_files && self.pattern.matches(path)).then(|| self.put(path, path))
+    }
+
+    /// Whether a directory at a path is one that is taken as such.
+    #[must_use]
+    pub fn directory(&self, path: &str) -> bool {
+        self.kind != Some(OutputKind::File) && self.pattern.matches(path)
+    }
+
+    /// Where a file is put that is, or lies in, what matched.
+    fn put(&self, path: &str, matched: &str) -> String {
+        let from = match self.layout {
+            Layout::Relative => 0,
+            Layout::Flat => matched.rfind('/').map_or(0, |at| at + 1),
+        };
+        path.get(from..).unwrap_or(path).to_owned()
+    }
+}
+
+/// The directories that a path lies in, the outermost first: that of the step is the empty path.
+fn above(path: &str) -> impl Iterator<Item = &str> {
+    let ends = path.bytes().enumerate().filter(|(_, byte)| *byte == b'/').map(|(at, _)| at);
+    std::iter::once(0).chain(ends).filter_map(|end| path.get(..end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::Missing;
+
+    fn pattern(text: &str) -> Pattern {
+        Pattern::parse(text).unwrap()
+    }
+
+    fn selection(path: &str, kind: Option<OutputKind>, layout: Layout) -> Selection {
+        let output = Output { path: path.into(), kind, missing: Missing::Warn, layout };
+        Selection::of(&output).unwrap()
+    }
+
+    #[test]
+    fn a_pattern_matches_by_the_rules_of_globs_and_no_wildcard_but_two_stars_goes_deeper() {
+        for (text, good, bad) in [
+            ("out/*.log", vec!["out/a.log", "out/.log"], vec!["out/a/b.log", "a.log", "out/a"]),
+            ("out/**/*.log", vec!["out/a.log", "out/a/b/c.log"], vec!["x/a.log", "outa.log"]),
+            ("**", vec!["a", "a/b"], vec![""]),
+            ("a?c", vec!["abc", "a.c"], vec!["ac", "a/c", "abbc"]),
+            ("a*ü", vec!["aü", "aüüü"], vec!["au"]),
+            ("[a-c]x[!0-9]", vec!["axx", "cx-"], vec!["dxx", "ax1", "ax/"]),
+            ("a[!b]c", vec!["axc"], vec!["abc", "a/c"]),
+            ("a[!]-]c[^-]", vec!["axcx"], vec!["a]cx", "a/cx", "axc/", "axc-"]),
+            ("{a,b/c}/{,x}y", vec!["a/y", "b/c/xy"], vec!["b/y", "c/y"]),
+            (r"a\*", vec!["a*"], vec!["ab", r"a\*"]),
+            ("./a//b/", vec!["a/b"], vec!["a", "a/b/c"]),
+            (".", vec![""], vec!["a"]),
+            ("100%, done", vec!["100%, done"], vec!["100%"]),
+        ] {
+            let pattern = pattern(text);
+            for path in good {
+                assert!(pattern.matches(path), "{text} does not match {path:?}");
+            }
+            for path in bad {
+                assert!(!pattern.matches(path), "{text} matches {path:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_base_of_a_pattern_is_what_is_named_before_the_first_wildcard() {
+        for (text, base) in [
+            ("out/x/*.log", "out/x"),
+            ("**/*.log", "."),
+            ("*", "."),
+            (".", "."),
+            ("./out/./report.txt", "out/report.txt"),
+            ("a/{b/c,d}/e", "a"),
+            (r"a/\[b/c", "a"),
+        ] {
+            assert_eq!(pattern(text).base(), base, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_no_pattern_or_leads_away_is_refused_with_the_reason() {
+        for (bad, why) in [
+            ("", "is empty"),
+            ("/etc/*", "absolute"),
+            ("../x", ".."),
+            ("a/../b", ".."),
+            ("{a,..}/b", ".."),
+            ("a\0", "NUL"),
+            ("[a", "unclosed character class"),
+            ("{a,b", "unclosed"),
+            ("a}*", "unopened"),
+            ("a\\", "dangling"),
+        ] {
+            let error = Pattern::parse(bad).unwrap_err().to_string();
+            assert!(error.contains(why), "{bad:?}: {error}");
+        }
+        assert!(Pattern::parse(&"a/".repeat(2049)).is_err());
+        assert!(pattern("..a/b..").matches("..a/b.."));
+    }
+
+    // A11: flat and relative.
+    #[test]
+    fn a_file_is_put_by_its_last_name_or_as_it_lies() {
+        let flat = selection("out/**/*.log", None, Layout::Flat);
+        assert_eq!(flat.file("out/a/b.log").as_deref(), Some("b.log"));
+        let relative = selection("out/**/*.log", None, Layout::Relative);
+        assert_eq!(relative.file("out/a/b.log").as_deref(), Some("out/a/b.log"));
+        assert_eq!(relative.file("out/a/b.txt"), None);
+    }
+
+    // A11: a directory.
+    #[test]
+    fn a_directory_that_matches_is_taken_with_all_that_is_in_it() {
+        let named = selection("build/report", None, Layout::Flat);
+        assert_eq!(named.file("build/report/a/b").as_deref(), Some("report/a/b"));
+        assert_eq!(named.file("build/report").as_deref(), Some("report"));
+        assert_eq!(named.file("build/reports/a"), None);
+        let relative = selection("build/*", None, Layout::Relative);
+        assert_eq!(relative.file("build/x/y/z").as_deref(), Some("build/x/y/z"));
+        let all = selection(".", None, Layout::Flat);
+        assert_eq!(all.file("a/b").as_deref(), Some("a/b"));
+        let outermost = selection("**", None, Layout::Flat);
+        assert_eq!(outermost.file("a/b/c").as_deref(), Some("a/b/c"));
+    }
+
+    #[test]
+    fn a_kind_takes_only_files_or_only_directories() {
+        let files = selection("out/*", Some(OutputKind::File), Layout::Flat);
+        assert_eq!(files.file("out/a").as_deref(), Some("a"));
+        assert_eq!(files.file("out/dir/a"), None);
+        assert!(!files.directory("out/dir"));
+        let dirs = selection("out/*", Some(OutputKind::Dir), Layout::Flat);
+        assert_eq!(dirs.file("out/a"), None);
+        assert_eq!(dirs.file("out/dir/a").as_deref(), Some("dir/a"));
+        assert!(dirs.directory("out/dir"));
+    }
+}
