@@ -491,6 +491,9 @@ pub trait Executor: Send + Sync {
     ) -> Result<Workspace, ExecError>;
 
     /// A tar of what lies at a path, relative to the working directory of what the step left.
+    ///
+    /// It stands there under its last name, and what is in it below that. For `.` it is what is in the
+    /// working directory, without a name for that directory.
     async fn export(
         &self,
         run: &RunScope,

@@ -7,6 +7,7 @@ mod events;
 mod executor;
 mod guard;
 mod host;
+mod outputs;
 mod queue;
 mod store;
 mod transfer;
@@ -24,6 +25,7 @@ pub use executor::{
 };
 pub use guard::{Guard, Unguarded};
 pub use host::Host;
+pub use outputs::{Found, KeptFile, KeptOutputs, OutputStore, Outputs, Place, Stored};
 pub use queue::{Consumer, Delivery, Message, Queue, QueueError, Route, Settle, Source};
 pub use store::{
     Change, Changes, Claim, Compare, Entry, Expect, Granted, LeaseId, Listing, Op, Read, Store,

@@ -47,6 +47,16 @@ pub enum TransferError {
     /// A parameter that must be there is missing or cannot be used.
     #[error("{0}")]
     BadParams(String),
+    /// A file cannot be kept where outputs are.
+    #[error("cannot keep {what} in {store}: {cause}")]
+    Store {
+        /// The file, by the path that it is kept under.
+        what: String,
+        /// Where, without credentials.
+        store: String,
+        /// What the system or the store said.
+        cause: String,
+    },
     /// The bytes that were to be sent broke off.
     #[error("{0}")]
     Input(String),

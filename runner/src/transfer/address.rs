@@ -7,7 +7,8 @@ use url::Url;
 use crate::ports::TransferError;
 
 /// Everything but the unreserved characters of a URL.
-const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+pub(super) const RESERVED: &AsciiSet =
+    &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// A service at its address.
 #[derive(Debug, Clone)]

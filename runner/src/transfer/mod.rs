@@ -1,10 +1,11 @@
-//! Bytes over the worker's edge: resources in, artifacts and logs out, over HTTP. Streamed: what
-//! crosses is never held whole.
+//! Bytes over the worker's edge: resources in, artifacts and logs out, over HTTP; outputs of steps to
+//! where they are kept. Streamed: what crosses is never held whole.
 
 mod address;
 mod artifact;
 mod callback;
 mod logs;
+mod outputs;
 mod resource;
 mod spill;
 mod tar;
@@ -25,6 +26,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::ports::{ByteStream, LoggerFeed, Origin, Transfer, TransferError};
 use address::Service;
+pub use outputs::{
+    ArtifactStore, Bucket, BucketKeys, BucketOptions, Directory, Keeper, Registered,
+};
 use spill::Room;
 
 /// How far a redirect is followed.
@@ -62,6 +66,14 @@ pub enum SetupError {
     /// The HTTP client, or its TLS, cannot be made.
     #[error("cannot set up HTTP: {0}")]
     Client(String),
+    /// A bucket cannot be spoken to with these settings.
+    #[error("cannot keep outputs in the bucket {bucket}: {cause}")]
+    Bucket {
+        /// Its name.
+        bucket: String,
+        /// What is wrong.
+        cause: String,
+    },
 }
 
 /// Transfers over HTTP.

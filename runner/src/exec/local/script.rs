@@ -1,7 +1,7 @@
 //! The programs of a step, as files.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -76,11 +76,16 @@ pub(super) async fn write(dir: PathBuf, script: &Script) -> std::io::Result<Vec<
     written.await.map_err(std::io::Error::other)?
 }
 
-/// A tar of a file or a directory, under its last name.
+/// A tar of a file or a directory, under its last name; of the working directory itself without one.
 pub(super) async fn packed(path: PathBuf, asked: &str) -> Result<ByteStream, ExecError> {
     let nothing = || ExecError::NoSuchPath { path: asked.to_owned() };
     let meta = tokio::fs::symlink_metadata(&path).await.map_err(|_gone| nothing())?;
-    let name = path.file_name().map(PathBuf::from).ok_or_else(nothing)?;
+    let is_here = Path::new(asked).components().all(|part| part == Component::CurDir);
+    let name = if is_here {
+        PathBuf::new()
+    } else {
+        path.file_name().map(PathBuf::from).ok_or_else(nothing)?
+    };
     let (write, read) = tokio::io::duplex(64 * 1024);
     let packing = async move {
         let mut tar = tokio_tar::Builder::new(write);

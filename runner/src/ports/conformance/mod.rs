@@ -8,6 +8,7 @@
 
 mod events;
 mod executor;
+mod outputs;
 mod queue;
 mod store;
 
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 pub use events::{EventsSubject, events};
 pub use executor::{Act, ExecutorSubject, executor, remote};
+pub use outputs::{OutputStoreSubject, outputs};
 pub use queue::{QueueSubject, TakeDeadLetters, queue};
 pub use store::{StoreSubject, store};
 

@@ -15,6 +15,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio_tar::Header;
 
 use crate::ports::{ByteStream, TransferError};
+pub(super) use names::cleaned;
 use names::{Links, Target};
 use records::{Records, Rewritten};
 

@@ -10,7 +10,7 @@ const LONGEST: usize = 4096;
 const LINK_BYTES: usize = 16 << 20;
 
 /// The parts of a path below the target, without `.` and empty ones.
-pub(super) fn cleaned(path: &[u8]) -> Result<Vec<&[u8]>, &'static str> {
+pub(in crate::transfer) fn cleaned(path: &[u8]) -> Result<Vec<&[u8]>, &'static str> {
     if path.starts_with(b"/") {
         return Err("has an absolute name");
     }

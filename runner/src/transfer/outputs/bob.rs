@@ -1,0 +1,132 @@
+//! Outputs in an artifact store of Bob: each as an artifact of its run, a tar with one file in it.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use futures::{StreamExt as _, stream};
+use percent_encoding::utf8_percent_encode;
+use tokio_util::io::{ReaderStream, StreamReader};
+
+use super::meter::Meter;
+use crate::ports::{ByteStream, Origin, OutputStore, Place, Stored, TransferError};
+use crate::transfer::Http;
+use crate::transfer::address::RESERVED;
+
+/// Says under which address the artifact store is registered now.
+pub type Registered =
+    Arc<dyn Fn() -> BoxFuture<'static, Result<String, TransferError>> + Send + Sync>;
+
+/// Keeps outputs in a registered artifact store.
+///
+/// The first three names of a place are group, name and run id; the artifact is named by the rest of
+/// it, encoded so that it is one name: a later pipeline can mount it by that.
+#[derive(Clone)]
+pub struct ArtifactStore {
+    http: Http,
+    name: String,
+    registered: Registered,
+}
+
+impl std::fmt::Debug for ArtifactStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ArtifactStore").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl ArtifactStore {
+    /// Keeps them in the store of that name, which is looked up for every file.
+    #[must_use]
+    pub fn new(http: Http, name: String, registered: Registered) -> Self {
+        Self { http, name, registered }
+    }
+}
+
+#[async_trait]
+impl OutputStore for ArtifactStore {
+    fn name(&self) -> String {
+        format!("artifact store {}", self.name)
+    }
+
+    async fn put(
+        &self,
+        place: &Place,
+        size: u64,
+        bytes: ByteStream,
+        origin: &Origin,
+    ) -> Result<Stored, TransferError> {
+        let [group, name, run, rest @ ..] = place.under() else {
+            return Err(TransferError::BadParams(format!(
+                "the output {:?} is of no run, and {} keeps nothing else",
+                place.path(),
+                OutputStore::name(self)
+            )));
+        };
+        let artifact = artifact(rest, place.path());
+        let registered = (self.registered)().await?;
+        let stored = Arc::default();
+        let tar = archived(place, size, bytes, Arc::clone(&stored));
+        let path = [group.as_str(), name, run, &artifact];
+        self.http.send(&registered, path, tar, origin).await?;
+        let stored = stored.lock().unwrap_or_else(PoisonError::into_inner).take();
+        stored.ok_or_else(|| TransferError::Store {
+            what: format!("{:?}", place.path()),
+            store: OutputStore::name(self),
+            cause: "it answered before it had all of it".into(),
+        })
+    }
+}
+
+/// One name for a path below names. No two places have the same one.
+fn artifact(names: &[String], path: &str) -> String {
+    let encoded = |text: &str| utf8_percent_encode(text, RESERVED).to_string();
+    let mut parts: Vec<String> = names.iter().map(|name| encoded(name)).collect();
+    parts.push(path.to_owned());
+    encoded(&parts.join("/"))
+}
+
+/// A tar that holds the file at its path. Says what it was once all of it came.
+fn archived(
+    place: &Place,
+    size: u64,
+    bytes: ByteStream,
+    stored: Arc<Mutex<Option<Stored>>>,
+) -> ByteStream {
+    let path = place.path().to_owned();
+    let meter = Meter::new(place, size, bytes);
+    let metered = stream::try_unfold((meter, stored), |(mut meter, stored)| async move {
+        let next = meter.next().await.map_err(|cause| io::Error::other(cause.to_string()))?;
+        if next.is_none() {
+            *stored.lock().unwrap_or_else(PoisonError::into_inner) = Some(meter.stored());
+        }
+        Ok::<_, io::Error>(next.map(|chunk| (chunk, (meter, stored))))
+    });
+    let (write, read) = tokio::io::duplex(64 * 1024);
+    let packing = async move {
+        let mut tar = tokio_tar::Builder::new(write);
+        let mut header = tokio_tar::Header::new_gnu();
+        header.set_entry_type(tokio_tar::EntryType::Regular);
+        header.set_mode(0o644);
+        header.set_size(size);
+        tar.append_data(&mut header, &path, StreamReader::new(metered.boxed())).await?;
+        tar.finish().await
+    };
+    // What was packed comes first, then how that ended.
+    let ended = stream::once(packing).filter_map(|done| async { done.err().map(Err) });
+    let ended = ended.map(|done: io::Result<Bytes>| done);
+    stream::select(ReaderStream::new(read), ended).boxed()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_artifact_is_named_by_step_and_path_in_one_name() {
+        let named = |step: &str, path| artifact(&[step.to_owned()], path);
+        assert_eq!(named("build", "out/a b.txt"), "build%2Fout%2Fa%20b.txt");
+        assert_ne!(named("a/b", "c"), named("a", "b/c"));
+    }
+}

@@ -1,0 +1,237 @@
+//! Outputs in a bucket of S3, or of what speaks its language.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::path::Path;
+use object_store::{ClientOptions, MultipartUpload, ObjectStoreExt as _, PutPayload, RetryConfig};
+use tokio_util::task::TaskTracker;
+
+use super::meter::Meter;
+use crate::ports::{ByteStream, Origin, OutputStore, Place, Stored, TransferError};
+use crate::transfer::{SHOWN, SetupError};
+
+/// A file of this size is sent at once, a larger one in parts of it.
+const PART: u64 = 8 << 20;
+/// So many parts are taken at most.
+const PARTS: u64 = 10_000;
+/// What one part may take.
+const REQUEST: Duration = Duration::from_secs(300);
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long a request is tried again.
+const RETRY: Duration = Duration::from_secs(60);
+const RETRIES: usize = 4;
+
+/// Which bucket, and who we are there.
+#[derive(Debug, Clone)]
+pub struct BucketOptions {
+    /// The bucket.
+    pub bucket: String,
+    /// What all keys begin with, without a slash around it; may be empty.
+    pub prefix: String,
+    /// The server as a URL; that of AWS where there is none.
+    pub endpoint: Option<String>,
+    /// The region.
+    pub region: String,
+    /// Who we are; where it is not said, the role of the machine in AWS.
+    pub keys: Option<BucketKeys>,
+}
+
+/// A user of S3.
+#[derive(Clone)]
+pub struct BucketKeys {
+    /// The id of the key.
+    pub access: String,
+    /// The key.
+    pub secret: String,
+}
+
+impl std::fmt::Debug for BucketKeys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BucketKeys(***)")
+    }
+}
+
+/// Keeps outputs in a bucket.
+#[derive(Debug, Clone)]
+pub struct Bucket {
+    store: AmazonS3,
+    bucket: String,
+    prefix: Path,
+    /// Uploads that are given up.
+    aborts: TaskTracker,
+}
+
+impl Bucket {
+    /// Keeps them in a bucket. Nothing is asked of it yet.
+    ///
+    /// # Errors
+    /// [`SetupError`] where there can be no client for it.
+    pub fn new(options: &BucketOptions) -> Result<Self, SetupError> {
+        let BucketOptions { bucket, prefix, endpoint, region, keys } = options.clone();
+        let is_plain = endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
+        let client = ClientOptions::new()
+            .with_timeout(REQUEST)
+            .with_connect_timeout(CONNECT)
+            .with_allow_http(is_plain);
+        let retry =
+            RetryConfig { max_retries: RETRIES, retry_timeout: RETRY, ..RetryConfig::default() };
+        let mut builder = AmazonS3Builder::new()
+            .with_bucket_name(&bucket)
+            .with_region(region)
+            .with_client_options(client)
+            .with_retry(retry);
+        if let Some(endpoint) = endpoint {
+            builder = builder.with_endpoint(endpoint.trim_end_matches('/'));
+        }
+        if let Some(BucketKeys { access, secret }) = keys {
+            builder = builder.with_access_key_id(access).with_secret_access_key(secret);
+        }
+        let store = builder.build().map_err(|cause| SetupError::Bucket {
+            bucket: bucket.clone(),
+            cause: shortened(&cause.to_string()),
+        })?;
+        let prefix = prefix.split('/').filter(|part| !part.is_empty()).collect();
+        Ok(Self { store, bucket, prefix, aborts: TaskTracker::new() })
+    }
+
+    /// The key of a place: every name of it is one part, with what S3 advises against encoded.
+    fn key(&self, place: &Place) -> Path {
+        let under = place.under().iter().map(String::as_str);
+        let parts = under.chain(place.path().split('/')).map(Into::into);
+        self.prefix.parts().chain(parts).collect()
+    }
+
+    fn failed(&self, place: &Place, cause: &object_store::Error) -> TransferError {
+        let (what, store) = (format!("{:?}", place.path()), self.name());
+        TransferError::Store { what, store, cause: shortened(&cause.to_string()) }
+    }
+
+    async fn put_parts(
+        &self,
+        place: &Place,
+        size: u64,
+        meter: &mut Meter,
+    ) -> Result<(), TransferError> {
+        let failed = |cause: object_store::Error| self.failed(place, &cause);
+        let begun = self.store.put_multipart(&self.key(place)).await.map_err(failed)?;
+        let mut upload = Upload { open: Some(begun), aborts: self.aborts.clone() };
+        let sent = async {
+            let part = usize::try_from(PART.max(size.div_ceil(PARTS))).unwrap_or(usize::MAX);
+            let mut ahead = Bytes::new();
+            loop {
+                let bytes = filled(meter, &mut ahead, part).await?;
+                if bytes.is_empty() {
+                    return upload.complete().await.map_err(failed);
+                }
+                upload.part(bytes).await.map_err(failed)?;
+            }
+        };
+        let sent = sent.await;
+        if sent.is_err() {
+            upload.abort().await;
+        }
+        sent
+    }
+}
+
+#[async_trait]
+impl OutputStore for Bucket {
+    fn name(&self) -> String {
+        if self.prefix.as_ref().is_empty() {
+            format!("s3://{}", self.bucket)
+        } else {
+            format!("s3://{}/{}", self.bucket, self.prefix)
+        }
+    }
+
+    async fn put(
+        &self,
+        place: &Place,
+        size: u64,
+        bytes: ByteStream,
+        _origin: &Origin,
+    ) -> Result<Stored, TransferError> {
+        let mut meter = Meter::new(place, size, bytes);
+        if size > PART {
+            self.put_parts(place, size, &mut meter).await?;
+            return Ok(meter.stored());
+        }
+        let mut chunks = Vec::new();
+        while let Some(chunk) = meter.next().await? {
+            chunks.push(chunk);
+        }
+        let put = self.store.put(&self.key(place), PutPayload::from_iter(chunks)).await;
+        put.map_err(|cause| self.failed(place, &cause))?;
+        Ok(meter.stored())
+    }
+}
+
+/// So many bytes, or what is left. All parts but the last have to be of one size for some servers.
+async fn filled(meter: &mut Meter, ahead: &mut Bytes, size: usize) -> Result<Bytes, TransferError> {
+    let mut part = BytesMut::with_capacity(size);
+    while part.len() < size {
+        if ahead.is_empty() {
+            let Some(chunk) = meter.next().await? else { break };
+            *ahead = chunk;
+        }
+        let more = ahead.len().min(size - part.len());
+        part.extend_from_slice(&ahead.split_to(more));
+    }
+    Ok(part.freeze())
+}
+
+/// An upload in parts: nothing of it is seen before it is complete. Its parts take room until it is
+/// given up, which is asked for also where nobody waits for it any more.
+struct Upload {
+    open: Option<Box<dyn MultipartUpload>>,
+    aborts: TaskTracker,
+}
+
+impl Upload {
+    async fn part(&mut self, bytes: Bytes) -> object_store::Result<()> {
+        match &mut self.open {
+            Some(open) => open.put_part(bytes.into()).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn complete(&mut self) -> object_store::Result<()> {
+        if let Some(open) = &mut self.open {
+            open.complete().await?;
+        }
+        self.open = None;
+        Ok(())
+    }
+
+    async fn abort(&mut self) {
+        if let Some(mut open) = self.open.take() {
+            give_up(&mut *open).await;
+        }
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        // Outside of the runtime the process ends, and a rule of the bucket has to remove it.
+        if let (Some(mut open), Ok(_runtime)) =
+            (self.open.take(), tokio::runtime::Handle::try_current())
+        {
+            self.aborts.spawn(async move { give_up(&mut *open).await });
+        }
+    }
+}
+
+async fn give_up(open: &mut dyn MultipartUpload) {
+    if let Err(cause) = open.abort().await {
+        tracing::warn!(%cause, "an upload in parts that was given up stays in its bucket");
+    }
+}
+
+/// What a store says, on one line.
+fn shortened(said: &str) -> String {
+    let line = said.split_whitespace().collect::<Vec<_>>().join(" ");
+    line.chars().take(SHOWN).collect()
+}

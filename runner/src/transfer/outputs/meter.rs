@@ -1,0 +1,52 @@
+//! The bytes of a file on their way: counted, hashed, and either all there or an error.
+
+use bytes::Bytes;
+use futures::StreamExt as _;
+use sha2::{Digest as _, Sha256};
+
+use crate::ports::{ByteStream, Place, Stored, TransferError};
+
+pub(super) struct Meter {
+    bytes: ByteStream,
+    /// The file, for errors.
+    path: String,
+    size: u64,
+    seen: u64,
+    hash: Sha256,
+}
+
+impl Meter {
+    /// The bytes of a file that has so many.
+    pub(super) fn new(place: &Place, size: u64, bytes: ByteStream) -> Self {
+        Self { bytes, path: place.path().to_owned(), size, seen: 0, hash: Sha256::new() }
+    }
+
+    /// The next of them; `None` where all came.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, TransferError> {
+        let Some(chunk) = self.bytes.next().await else {
+            return if self.seen == self.size {
+                Ok(None)
+            } else {
+                Err(self.broken(&format!("{} of {} bytes came", self.seen, self.size)))
+            };
+        };
+        let chunk = chunk.map_err(|cause| self.broken(&cause.to_string()))?;
+        self.seen += chunk.len() as u64;
+        if self.seen > self.size {
+            return Err(self.broken(&format!("more than {} bytes came", self.size)));
+        }
+        self.hash.update(&chunk);
+        Ok(Some(chunk))
+    }
+
+    fn broken(&self, cause: &str) -> TransferError {
+        TransferError::Input(format!("the output {:?} broke off: {cause}", self.path))
+    }
+
+    /// What came so far.
+    pub(super) fn stored(&self) -> Stored {
+        let hash = self.hash.clone().finalize();
+        let sha256 = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        Stored { size: self.seen, sha256 }
+    }
+}

@@ -1,0 +1,232 @@
+//! Outputs of steps: out of the archive that an executor makes, into a store, file by file.
+
+mod bob;
+mod bucket;
+mod directory;
+mod meter;
+
+use std::io;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use protocol::pipeline::Selection;
+use tokio_tar::{Archive, Entry};
+use tokio_util::io::{ReaderStream, StreamReader};
+
+pub use bob::{ArtifactStore, Registered};
+pub use bucket::{Bucket, BucketKeys, BucketOptions};
+pub use directory::Directory;
+
+use super::tar::cleaned;
+use crate::ports::{
+    ByteStream, Found, KeptFile, KeptOutputs, OutputStore, Outputs, Place, TransferError,
+};
+
+/// How much of a file is read at once, in bytes.
+const PIECE: usize = 64 * 1024;
+/// How many of the things that are passed over are named.
+const NAMED: usize = 20;
+/// The step's working directory, as a selection names it.
+const HERE: &str = ".";
+
+/// An entry, and the way to its bytes.
+type Item = Entry<Archive<StreamReader<ByteStream, Bytes>>>;
+
+/// Keeps outputs in a store.
+#[derive(Clone)]
+pub struct Keeper {
+    store: Arc<dyn OutputStore>,
+}
+
+impl std::fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Keeper").field("store", &self.store.name()).finish()
+    }
+}
+
+impl Keeper {
+    /// Keeps them in this one.
+    #[must_use]
+    pub fn new(store: Arc<dyn OutputStore>) -> Self {
+        Self { store }
+    }
+}
+
+#[async_trait]
+impl Outputs for Keeper {
+    fn name(&self) -> String {
+        self.store.name()
+    }
+
+    async fn keep(
+        &self,
+        kept: &mut KeptOutputs,
+        selection: &Selection,
+        at: &str,
+        tar: ByteStream,
+    ) -> Result<Found, TransferError> {
+        let broken = |cause: io::Error| broke_off(at, &cause.to_string());
+        let mut entries = Archive::new(StreamReader::new(tar)).entries().map_err(broken)?;
+        let mut walk = Walk {
+            store: &*self.store,
+            names: Names { at, root: None },
+            kept,
+            selection,
+            found: Found::default(),
+            empty: Vec::new(),
+            passed_over: 0,
+        };
+        while let Some(entry) = entries.next().await {
+            walk.entry(entry.map_err(broken)?).await?;
+        }
+        Ok(walk.ended())
+    }
+}
+
+fn broke_off(at: &str, cause: &str) -> TransferError {
+    TransferError::Input(format!("the archive of {at:?} that the step left broke off: {cause}"))
+}
+
+/// What an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    File,
+    Directory,
+    HardLink,
+    /// It is not kept, and this is what it is.
+    Other(&'static str),
+}
+
+impl Kind {
+    fn of(entry: &Item, name: &[u8]) -> Self {
+        match entry.header().entry_type().as_byte() {
+            // What a directory was before there was a type for it.
+            0 | b'0' if name.ends_with(b"/") => Self::Directory,
+            // Also one that lies in one piece, or has holes: the reader fills them.
+            0 | b'0' | b'7' | b'S' => Self::File,
+            b'1' => Self::HardLink,
+            b'2' => Self::Other("a symbolic link"),
+            b'3' | b'4' => Self::Other("a device"),
+            b'5' => Self::Directory,
+            b'6' => Self::Other("a pipe"),
+            _ => Self::Other("of a kind that is not known here"),
+        }
+    }
+}
+
+/// One archive, entry by entry.
+struct Walk<'a> {
+    store: &'a dyn OutputStore,
+    names: Names<'a>,
+    kept: &'a mut KeptOutputs,
+    selection: &'a Selection,
+    found: Found,
+    /// Directories that matched, as long as nothing came out of any.
+    empty: Vec<String>,
+    passed_over: usize,
+}
+
+impl Walk<'_> {
+    async fn entry(&mut self, entry: Item) -> Result<(), TransferError> {
+        let name = entry.path_bytes().map_err(|cause| self.names.refused(&cause.to_string()))?;
+        let name = name.into_owned();
+        let path = self.names.path(&name)?;
+        let kind = Kind::of(&entry, &name);
+        let Ok(path) = String::from_utf8(path) else {
+            let shown = String::from_utf8_lossy(&name).into_owned();
+            // Nobody can say whether it was meant, as patterns are text.
+            self.pass_over(&shown, "named by what is no UTF-8");
+            return Ok(());
+        };
+        if kind == Kind::Directory {
+            if self.selection.directory(&path) {
+                self.found.matched = true;
+                self.empty.push(path);
+            }
+            return Ok(());
+        }
+        let Some(to) = self.selection.file(&path) else { return Ok(()) };
+        match kind {
+            Kind::File => self.keep(entry, path, to).await,
+            Kind::HardLink => {
+                self.found.matched = true;
+                self.found.links.push(path);
+                Ok(())
+            }
+            Kind::Other(what) => {
+                self.pass_over(&path, what);
+                Ok(())
+            }
+            Kind::Directory => Ok(()),
+        }
+    }
+
+    async fn keep(&mut self, entry: Item, from: String, to: String) -> Result<(), TransferError> {
+        let place = Place::new(&self.kept.under, &to)?;
+        let size = entry.effective_size();
+        let bytes = ReaderStream::with_capacity(entry, PIECE).boxed();
+        let stored = self.store.put(&place, size, bytes, &self.kept.origin).await?;
+        self.found.matched = true;
+        self.kept.add(KeptFile { from, path: to, stored });
+        Ok(())
+    }
+
+    fn pass_over(&mut self, path: &str, what: &str) {
+        self.passed_over += 1;
+        if self.passed_over <= NAMED {
+            self.kept.notes.push(format!("{path:?} is not kept, as it is {what}"));
+        }
+    }
+
+    fn ended(self) -> Found {
+        let Self { kept, found, mut empty, passed_over, .. } = self;
+        let more = passed_over.saturating_sub(NAMED);
+        if more > 0 {
+            kept.notes.push(format!("{more} more that are no files are not kept either"));
+        }
+        // A store keeps files: an empty directory is there, and nothing of it can be kept.
+        empty.retain(|dir| {
+            let within = |path: &str| dir.is_empty() || path.starts_with(&format!("{dir}/"));
+            !kept.files().iter().any(|file| within(&file.from))
+                && !found.links.iter().any(|link| within(link))
+        });
+        for dir in empty.iter().take(NAMED) {
+            kept.notes.push(format!("nothing of {dir:?} is kept, as there is no file in it"));
+        }
+        found
+    }
+}
+
+/// The names of an archive, as paths relative to the step's working directory.
+struct Names<'a> {
+    /// What was exported.
+    at: &'a str,
+    /// What it is called in the archive, once something came.
+    root: Option<Vec<u8>>,
+}
+
+impl Names<'_> {
+    fn path(&mut self, name: &[u8]) -> Result<Vec<u8>, TransferError> {
+        let of_entry = |why: &str| format!("entry {:?} {why}", String::from_utf8_lossy(name));
+        let parts = cleaned(name).map_err(|why| self.refused(&of_entry(why)))?;
+        // What is in the working directory comes without a name for that directory.
+        if self.at == HERE {
+            return Ok(parts.join(&b'/'));
+        }
+        let Some((root, rest)) = parts.split_first() else {
+            return Err(self.refused(&of_entry("has no name")));
+        };
+        // An executor may name it by where a link led.
+        if self.root.get_or_insert_with(|| root.to_vec()) != root {
+            return Err(self.refused(&of_entry("lies outside of what was asked for")));
+        }
+        let at = self.at.as_bytes();
+        Ok(std::iter::once(&at).chain(rest).copied().collect::<Vec<_>>().join(&b'/'))
+    }
+
+    fn refused(&self, why: &str) -> TransferError {
+        TransferError::Input(format!("the archive of {:?} cannot be trusted: {why}", self.at))
+    }
+}

@@ -1,0 +1,249 @@
+//! What an output takes of that which a step left: row A11 of the features.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
+use protocol::id::Epoch;
+use protocol::pipeline::{Layout, Missing, Output, OutputKind, PullPolicy, Selection};
+use runner::exec::local::{Local, Options};
+use runner::ports::{
+    ByteStream, ExecError, Executor as _, Found, KeptOutputs, Outputs as _, RunScope,
+    TransferError, Workspace,
+};
+use runner::transfer::{Directory, Keeper};
+
+use super::{files, origin};
+
+/// A step's directory, and one in which its outputs are kept.
+struct Step {
+    left: tempfile::TempDir,
+    kept: tempfile::TempDir,
+    outputs: KeptOutputs,
+}
+
+impl Step {
+    /// A step that left files; each holds its own path.
+    fn that_left(paths: &[&str]) -> Self {
+        let left = tempfile::tempdir().unwrap();
+        for path in paths {
+            let file = left.path().join(path);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, path).unwrap();
+        }
+        let outputs = KeptOutputs::new(vec!["job".into()], origin());
+        Self { left, kept: tempfile::tempdir().unwrap(), outputs }
+    }
+
+    fn keeper(&self) -> Keeper {
+        Keeper::new(Arc::new(Directory::new(self.kept.path().to_owned())))
+    }
+
+    /// What the executor of processes exports.
+    async fn export(&self, path: &str) -> Result<ByteStream, ExecError> {
+        let local = Local::new(Options {
+            supervisor: (PathBuf::from("unused"), Vec::new()),
+            runs: self.kept.path().join("unused"),
+            work_dir: Some(self.left.path().to_owned()),
+            inherited: Vec::new(),
+        });
+        let run = RunScope {
+            run: "r-1".parse().unwrap(),
+            epoch: Epoch(1),
+            cluster: Arc::from("c"),
+            image: String::new(),
+            pull: PullPolicy::Missing,
+        };
+        local.export(&run, &Workspace::None, path).await
+    }
+
+    async fn keep(&mut self, path: &str, kind: Option<OutputKind>, layout: Layout) -> Found {
+        let output = Output { path: path.into(), kind, missing: Missing::Warn, layout };
+        let selection = Selection::of(&output).unwrap();
+        match self.export(selection.base()).await {
+            Ok(tar) => {
+                let keeper = self.keeper();
+                keeper.keep(&mut self.outputs, &selection, selection.base(), tar).await.unwrap()
+            }
+            Err(ExecError::NoSuchPath { .. }) => Found::default(),
+            Err(cause) => panic!("{cause}"),
+        }
+    }
+
+    /// The paths of what is kept, and that each holds what it should.
+    fn kept(&self) -> Vec<String> {
+        let dir = self.kept.path().join("job");
+        let path = |file: &PathBuf| file.strip_prefix(&dir).unwrap().to_str().unwrap().to_owned();
+        let kept: Vec<String> = files(&dir).iter().map(path).collect();
+        let mut told: Vec<String> =
+            self.outputs.files().iter().map(|file| file.path.clone()).collect();
+        told.sort();
+        assert_eq!(kept, told, "what is told is what is there");
+        for file in self.outputs.files() {
+            assert_eq!(std::fs::read_to_string(dir.join(&file.path)).unwrap(), file.from);
+            assert_eq!((file.stored.size, file.stored.sha256.len()), (file.from.len() as u64, 64));
+        }
+        kept
+    }
+}
+
+#[tokio::test]
+async fn a11_a_glob_takes_what_matches_and_two_stars_go_through_directories() {
+    let paths = ["a.log", "out/b.log", "out/x/y/c.log", "out/d.txt"];
+    let mut step = Step::that_left(&paths);
+    assert!(step.keep("out/*.log", None, Layout::Relative).await.matched);
+    assert_eq!(step.kept(), ["out/b.log"]);
+    assert!(step.keep("**/*.log", None, Layout::Relative).await.matched);
+    assert_eq!(step.kept(), ["a.log", "out/b.log", "out/x/y/c.log"]);
+    assert!(step.keep("out/{d,e}.tx?", None, Layout::Relative).await.matched);
+    assert_eq!(step.kept().len(), 4);
+    assert_eq!(step.outputs.notes, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a11_a_directory_is_kept_with_all_that_is_in_it() {
+    let mut step = Step::that_left(&["build/report/index.html", "build/report/css/x.css", "z"]);
+    assert!(step.keep("build/report", Some(OutputKind::Dir), Layout::Flat).await.matched);
+    assert_eq!(step.kept(), ["report/css/x.css", "report/index.html"]);
+    assert!(step.keep(".", None, Layout::Relative).await.matched);
+    assert_eq!(step.kept().len(), 5);
+    assert!(!step.keep("z", Some(OutputKind::Dir), Layout::Flat).await.matched);
+    assert!(!step.keep("build", Some(OutputKind::File), Layout::Flat).await.matched);
+}
+
+#[tokio::test]
+async fn a11_flat_outputs_lie_beside_each_other_and_the_later_one_wins() {
+    let mut step = Step::that_left(&["a/result.json", "b/result.json", "b/c/other.json"]);
+    assert!(step.keep("a/*.json", None, Layout::Flat).await.matched);
+    assert!(step.keep("b/**/*.json", None, Layout::Flat).await.matched);
+    assert_eq!(step.kept(), ["other.json", "result.json"]);
+    assert_eq!(
+        std::fs::read_to_string(step.kept.path().join("job/result.json")).unwrap(),
+        "b/result.json"
+    );
+    assert_eq!(step.outputs.notes.len(), 1);
+    let note = &step.outputs.notes[0];
+    assert!(note.contains("a/result.json") && note.contains("b/result.json"), "{note}");
+}
+
+#[tokio::test]
+async fn a11_an_output_that_is_not_there_is_told_as_missing() {
+    let mut step = Step::that_left(&["out/a.txt"]);
+    for missing in ["result.json", "out/*.log", "nowhere/**", "out/a.txt/b"] {
+        assert_eq!(step.keep(missing, None, Layout::Flat).await, Found::default(), "{missing}");
+    }
+    assert_eq!(step.kept(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn what_is_kept_again_is_the_same_and_needs_no_word() {
+    let mut step = Step::that_left(&["out/a.txt"]);
+    for _ in 0..2 {
+        assert!(step.keep("out", None, Layout::Relative).await.matched);
+    }
+    assert_eq!(step.kept(), ["out/a.txt"]);
+    assert_eq!(step.outputs.notes, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_link_and_an_empty_directory_are_passed_over_with_a_note() {
+    let mut step = Step::that_left(&["out/a.txt"]);
+    std::os::unix::fs::symlink("/etc/passwd", step.left.path().join("out/link")).unwrap();
+    std::fs::create_dir(step.left.path().join("out/empty")).unwrap();
+    assert!(step.keep("out/*", None, Layout::Flat).await.matched);
+    assert_eq!(step.kept(), ["a.txt"]);
+    let notes = step.outputs.notes.join("\n");
+    assert!(notes.contains("\"out/link\" is not kept, as it is a symbolic link"), "{notes}");
+    assert!(notes.contains("nothing of \"out/empty\" is kept"), "{notes}");
+}
+
+#[tokio::test]
+async fn a_name_that_is_no_text_is_passed_over_with_a_note() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let mut step = Step::that_left(&["out/a.txt"]);
+    let odd = Path::new(std::ffi::OsStr::from_bytes(b"out/\xff.txt"));
+    std::fs::write(step.left.path().join(odd), "x").unwrap();
+    assert!(step.keep("out/*.txt", None, Layout::Flat).await.matched);
+    assert_eq!(step.kept(), ["a.txt"]);
+    assert!(step.outputs.notes[0].contains("no UTF-8"), "{:?}", step.outputs.notes);
+}
+
+/// An archive with these entries: kind, name, link, bytes.
+async fn archive(entries: &[(u8, &str, &str, &[u8])]) -> Vec<u8> {
+    let mut tar = tokio_tar::Builder::new(Vec::new());
+    for (kind, name, link, bytes) in entries {
+        let mut header = tokio_tar::Header::new_ustar();
+        header.set_entry_type(tokio_tar::EntryType::new(*kind));
+        header.set_size(bytes.len() as u64);
+        let old = header.as_old_mut();
+        old.name[..name.len()].copy_from_slice(name.as_bytes());
+        old.linkname[..link.len()].copy_from_slice(link.as_bytes());
+        header.set_cksum();
+        tar.append(&header, *bytes).await.unwrap();
+    }
+    tar.into_inner().await.unwrap()
+}
+
+async fn kept_of(step: &mut Step, at: &str, tar: Vec<u8>) -> Result<Found, TransferError> {
+    let path = format!("{at}/**");
+    let layout = Layout::Relative;
+    let output = Output { path, kind: None, missing: Missing::Warn, layout };
+    let selection = Selection::of(&output).unwrap();
+    let tar = stream::iter([Ok(Bytes::from(tar))]).boxed();
+    step.keeper().keep(&mut step.outputs, &selection, at, tar).await
+}
+
+#[tokio::test]
+async fn an_archive_that_leads_away_or_holds_something_else_is_refused() {
+    for name in ["/etc/passwd", "out/../../x", "other/x"] {
+        let mut step = Step::that_left(&[]);
+        let tar = archive(&[(b'5', "out/", "", b""), (b'0', name, "", b"evil")]).await;
+        let error = kept_of(&mut step, "out", tar).await.unwrap_err().to_string();
+        assert!(error.contains("cannot be trusted") && error.contains(name), "{error}");
+        assert_eq!(files(step.kept.path()), Vec::<PathBuf>::new());
+    }
+}
+
+#[tokio::test]
+async fn a_hard_link_is_told_so_that_its_bytes_can_be_asked_for() {
+    let mut step = Step::that_left(&["out/b"]);
+    let tar = [(b'0', "out/a", "", b"out/a".as_slice()), (b'1', "out/b", "out/a", b"")];
+    let found = kept_of(&mut step, "out", archive(&tar).await).await.unwrap();
+    assert_eq!(found, Found { matched: true, links: vec!["out/b".into()] });
+    assert_eq!(step.kept(), ["out/a"]);
+    let again = archive(&[(b'0', "b", "", b"out/b")]).await;
+    let output = Output {
+        path: "out/**".into(),
+        kind: None,
+        missing: Missing::Warn,
+        layout: Layout::Relative,
+    };
+    let selection = Selection::of(&output).unwrap();
+    let tar = stream::iter([Ok(Bytes::from(again))]).boxed();
+    let found = step.keeper().keep(&mut step.outputs, &selection, "out/b", tar).await.unwrap();
+    assert_eq!(found, Found { matched: true, links: Vec::new() });
+    assert_eq!(step.kept(), ["out/a", "out/b"]);
+}
+
+#[tokio::test]
+async fn an_archive_that_breaks_off_in_a_file_keeps_nothing_of_that_file() {
+    let mut step = Step::that_left(&[]);
+    let mut tar = archive(&[(b'0', "out/a", "", &[7; 5000])]).await;
+    tar.truncate(2048);
+    let error = kept_of(&mut step, "out", tar).await.unwrap_err().to_string();
+    assert!(error.contains("\"out/a\" broke off"), "{error}");
+    assert_eq!(files(step.kept.path()), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn devices_and_pipes_are_passed_over_and_many_are_counted() {
+    let mut step = Step::that_left(&[]);
+    let names: Vec<String> = (0..30).map(|number| format!("out/pipe-{number}")).collect();
+    let entries: Vec<(u8, &str, &str, &[u8])> =
+        names.iter().map(|name| (b'6', name.as_str(), "", b"".as_slice())).collect();
+    let found = kept_of(&mut step, "out", archive(&entries).await).await.unwrap();
+    assert_eq!(found, Found::default());
+    assert_eq!(step.outputs.notes.len(), 21);
+    assert!(step.outputs.notes[20].starts_with("10 more"), "{:?}", step.outputs.notes[20]);
+}
