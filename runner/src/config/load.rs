@@ -9,7 +9,8 @@ use super::parse::{self, BrokerUrl, Parsed};
 use super::setting::{Form, SETTINGS, Setting, Support, named};
 use super::{
     Broker, Ci, Config, Connection, Engine, Environment, Fault, Faults, Identity, Log, Login,
-    Queue, Secret, Spill, Storage, Stream, StreamServer, Tls, Worker, file, without_credentials,
+    Outputs, Queue, S3, Secret, Spill, Storage, Stream, StreamServer, Tls, Worker, file, outputs,
+    without_credentials,
 };
 
 /// Where settings come from.
@@ -221,6 +222,7 @@ impl Reader {
                 bytes: self.value("spill.bytes", parse::bytes),
             },
             ci: self.ci(&state),
+            outputs: self.outputs(),
             log: Log {
                 level: self.value("log.level", parse::log_level),
                 format: self.optional("log.format", parse::log_format),
@@ -324,6 +326,39 @@ impl Reader {
             retention_days: self.value("stream.retention-days", parse::number(1, 36_500)),
             server,
         }
+    }
+
+    fn outputs(&mut self) -> Option<Outputs> {
+        let said = self.optional("outputs.store", outputs::kept);
+        let wrong = said.is_none() && self.found("outputs.store").is_some();
+        let names =
+            ["endpoint", "access-key", "secret-key"].map(|name| format!("outputs.s3-{name}"));
+        // Where the store is wrong, nothing is said about what goes with it.
+        if !wrong && !matches!(said, Some(outputs::Kept::Bucket { .. })) {
+            for name in names {
+                let Some(found) = self.found(&name) else { continue };
+                let expected =
+                    "has a use only for outputs.store with s3://, which is not what was given";
+                let at = found.at.unwrap_or(name);
+                self.faults.push(Fault { at, value: None, expected: expected.into() });
+            }
+        }
+        let (user, password) = ("outputs.s3-access-key", "outputs.s3-secret-key");
+        let login = match (self.optional(user, parse::line), self.optional(password, secret)) {
+            (Some(user), Some(password)) => Some(Login { user, password }),
+            (Some(_), None) => self.missing(user, password),
+            (None, Some(_)) => self.missing(password, user),
+            (None, None) => None,
+        };
+        let endpoint = self.optional("outputs.s3-endpoint", outputs::endpoint);
+        let region = self.value("outputs.s3-region", parse::line);
+        Some(match said? {
+            outputs::Kept::Directory(path) => Outputs::Directory(path),
+            outputs::Kept::ArtifactStore(name) => Outputs::ArtifactStore(name),
+            outputs::Kept::Bucket { bucket, prefix } => {
+                Outputs::S3(S3 { bucket, prefix, endpoint, region, login })
+            }
+        })
     }
 
     fn engine(&mut self, environment: &Environment) -> Engine {

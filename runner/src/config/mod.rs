@@ -8,6 +8,7 @@
 //! | `layer` | each source of values, and what is wrong with it |
 //! | `file` | where the file is found, and how it is read |
 //! | `load` | the layers into the types below |
+//! | `outputs` | where outputs are kept, and what goes with it |
 //! | `parse` | one text into one value |
 //! | `secret` | a value that is never shown |
 //!
@@ -18,6 +19,7 @@ mod fault;
 mod file;
 mod layer;
 mod load;
+mod outputs;
 mod parse;
 mod secret;
 pub mod setting;
@@ -28,6 +30,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use protocol::id::RegisteredName;
 use protocol::pipeline::{ExecutorKind, PullPolicy};
 use protocol::quantity::Span;
 use url::Url;
@@ -60,6 +63,8 @@ pub struct Config {
     pub spill: Spill,
     /// Jobs that are lines of a file.
     pub ci: Ci,
+    /// Where outputs of steps are kept; nowhere where there is none.
+    pub outputs: Option<Outputs>,
     /// What the program says of itself.
     pub log: Log,
 }
@@ -314,6 +319,32 @@ pub struct Ci {
     pub delay: Span,
     /// How long an attempt may take, where it does not say itself.
     pub timeout: Option<Span>,
+}
+
+/// Where outputs of steps are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outputs {
+    /// In a directory.
+    Directory(PathBuf),
+    /// In a bucket.
+    S3(S3),
+    /// In a registered artifact store, by its name.
+    ArtifactStore(RegisteredName),
+}
+
+/// A bucket of S3, or of what speaks its language.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct S3 {
+    /// The bucket.
+    pub bucket: String,
+    /// What all keys begin with, without a slash around it; may be empty.
+    pub prefix: String,
+    /// Its server; that of AWS where there is none.
+    pub endpoint: Option<String>,
+    /// Its region.
+    pub region: String,
+    /// Who we are there, by the id of a key and its secret.
+    pub login: Option<Login>,
 }
 
 /// What the program says of itself.

@@ -173,6 +173,16 @@ pub const SETTINGS: &[Setting] = &[
         "The time between two attempts, always the same (`5s`, or whole seconds)."),
     plain("ci.timeout", "BOB_CI_TIMEOUT", None,
         "How long one attempt may take (`10m`, or whole seconds)."),
+    plain("outputs.store", "BOB_OUTPUTS", None,
+        "Where outputs of steps are kept: a directory, `s3://bucket/prefix`, or `bob-artifact:NAME` for a registered artifact store.")
+        .words("nowhere"),
+    plain("outputs.s3-endpoint", "BOB_OUTPUTS_S3_ENDPOINT", None,
+        "The server of that bucket: `https://host:port`, or `http://` where nothing needs to be hidden on the way.")
+        .words("AWS"),
+    plain("outputs.s3-region", "BOB_OUTPUTS_S3_REGION", Some("us-east-1"), "The region of that bucket."),
+    plain("outputs.s3-access-key", "BOB_OUTPUTS_S3_ACCESS_KEY", None,
+        "The id of the key that we show it.").words("the role of the machine in AWS"),
+    plain("outputs.s3-secret-key", "BOB_OUTPUTS_S3_SECRET_KEY", None, "The secret of that key.").secret(),
     plain("http.address", "BOB_HTTP_ADDRESS", Some("localhost:9009"), "Where the HTTP API listens.")
         .support(Support::Refused),
     plain("metrics.address", "BOB_METRICS_ADDRESS", Some("localhost:9100"),

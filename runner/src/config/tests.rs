@@ -305,3 +305,41 @@ fn the_file_is_the_one_of_the_flag_then_of_the_variable_then_the_first_that_is_f
     std::fs::write(directory.path().join("here/bob-runner.yaml"), "{}").unwrap();
     assert!(runs(None, None).unwrap_err().to_string().contains("stands beside it"));
 }
+
+#[test]
+fn outputs_are_kept_nowhere_until_somebody_says_where() {
+    assert_eq!(config_of([]).outputs, None);
+    let config = config_of([("BOB_OUTPUTS", "/srv/out")]);
+    assert_eq!(config.outputs, Some(Outputs::Directory("/srv/out".into())));
+    let config = config_of([("BOB_OUTPUTS", "s3://b")]);
+    let Some(Outputs::S3(bucket)) = config.outputs else { panic!("a bucket") };
+    assert_eq!((bucket.region.as_str(), bucket.login), ("us-east-1", None));
+}
+
+#[test]
+fn the_secret_of_a_bucket_can_stand_in_a_file_and_is_not_shown() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "hunter2\n").unwrap();
+    let loaded = loaded(
+        None,
+        Environment::from([
+            ("BOB_OUTPUTS", "s3://b/p"),
+            ("BOB_OUTPUTS_S3_ENDPOINT", "http://127.0.0.1:9000"),
+            ("BOB_OUTPUTS_S3_ACCESS_KEY", "me"),
+            ("BOB_OUTPUTS_S3_SECRET_KEY_FILE", file.path().to_str().unwrap()),
+        ]),
+        &[],
+    )
+    .unwrap();
+    let Some(Outputs::S3(bucket)) = &loaded.config.outputs else { panic!("a bucket") };
+    assert_eq!(bucket.login.as_ref().unwrap().password.expose(), "hunter2");
+    assert!(!format!("{:?}", loaded).contains("hunter2"));
+}
+
+#[test]
+fn what_belongs_to_a_bucket_is_refused_where_there_is_none_and_where_half_of_it_is_missing() {
+    let said = faults_of([("BOB_OUTPUTS", "/srv"), ("BOB_OUTPUTS_S3_ENDPOINT", "http://h:1")]);
+    assert!(said.contains("BOB_OUTPUTS_S3_ENDPOINT") && said.contains("s3://"), "{said}");
+    let said = faults_of([("BOB_OUTPUTS", "s3://b"), ("BOB_OUTPUTS_S3_SECRET_KEY", "hunter2")]);
+    assert!(said.contains("BOB_OUTPUTS_S3_ACCESS_KEY") && !said.contains("hunter2"), "{said}");
+}
