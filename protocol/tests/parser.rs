@@ -16,7 +16,7 @@ use protocol::id::{RegisteredName, StepName};
 use protocol::pipeline::{
     Admission, Artifact, Backoff, Callback, Cmd, ExecutorKind, FailureMode, Graph, Layout, Limits,
     Missing, OnLost, Output, OutputKind, Pipeline, PullPolicy, Quotas, Requests, Resource,
-    ResourceKind, Retry, RetryOn, Shell, Step, Strategy as Strategy_, Template, Token, Vars, When,
+    ResourceKind, Retry, RetryOn, SecretUse, Shell, Step, Strategy as Strategy_, Template, Token, Vars, When,
 };
 use protocol::quantity::{Cpu, Memory, Span};
 use serde_json::Value;
@@ -134,7 +134,12 @@ fn step() -> impl Strategy<Value = Step> {
     let when = select(vec![When::Passed, When::Ended]);
     let rest =
         (network(), pull(), option::of(span()), option::of(retry), executor, when, any::<bool>());
-    (work(), vars(), option::of(artifact), rest, vec("[a-z-]{1,8}", 0..2), handover()).prop_map(
+    let secret = prop_oneof![
+        "[a-z-]{1,8}".prop_map(SecretUse::File),
+        ("[a-z-]{1,8}", "[A-Z_][A-Z_0-9]{0,7}")
+            .prop_map(|(name, env)| SecretUse::Var { name, env }),
+    ];
+    (work(), vars(), option::of(artifact), rest, vec(secret, 0..2), handover()).prop_map(
         |((cmd, script, shell, template), vars, produces_artifact, rest, secrets, handover)| {
             let (label, with, outputs, callback) = handover;
             let (network, pull, timeout, retry, executor, when, allow_failure) = rest;
@@ -424,14 +429,10 @@ proptest! {
     #[test]
     fn what_is_not_done_yet_is_said_and_never_left_out(pipeline in pipeline()) {
         let body = serde_json::to_vec(&pipeline).unwrap();
-        let runs = |executor: ExecutorKind| {
-            executor.is_call() || matches!(executor, ExecutorKind::Podman | ExecutorKind::Local)
-        };
         let steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
         let later = steps.into_iter().any(|step| {
-            !step.secrets.is_empty() || step.template == Some(Template::Dollar)
-                || step.label.is_some() || !step.outputs.is_empty() || step.callback.is_some()
-                || !runs(step.executor) || (!step.with.is_empty() && !step.executor.is_call())
+            (!step.secrets.is_empty() && !step.executor.takes_secrets())
+                || step.outputs.iter().any(|output| output.path != "result.json")
         });
         let among_runs = pipeline.admission.is_some() || pipeline.retention_count.is_some();
         let read = parse(None, &body);

@@ -7,10 +7,20 @@ use super::bob::rules;
 use super::reader::{Field, Keys, Reader};
 use super::tree::{Node, Value, quoted};
 use crate::diagnostic::{Class, Diagnostic};
-use crate::pipeline::{Callback, Layout, Missing, Output, OutputKind, Pattern, Pipeline, Token};
+use crate::pipeline::{
+    Callback, Layout, Missing, Output, OutputKind, Pattern, Pipeline, SecretUse, Token,
+};
 
 const OUTPUT: Keys = Keys { known: &["path", "type", "missing", "layout"], instead: &[] };
 const CALLBACK: Keys = Keys { known: &["url", "secret"], instead: &[] };
+const SECRET: Keys = Keys {
+    known: &["name", "env"],
+    instead: &[
+        ("secret-name", "say `name`"),
+        ("var", "did you mean `env`?"),
+        ("as", "did you mean `env`?"),
+    ],
+};
 const NAMED: Keys = Keys { known: &["secret-name"], instead: &[("name", "say `secret-name`")] };
 
 const KINDS: [(&str, OutputKind); 2] = [("file", OutputKind::File), ("dir", OutputKind::Dir)];
@@ -112,6 +122,26 @@ pub(super) fn token(reader: &mut Reader, field: &Field<'_>) -> Option<Token> {
             None
         }
     }
+}
+
+/// The secrets of a step: each a name, or `{name: NAME, env: VARIABLE}`.
+pub(super) fn secrets(reader: &mut Reader, field: &Field<'_>) -> Option<Vec<SecretUse>> {
+    let items = reader.list(field)?;
+    Some(items.iter().filter_map(|item| secret(reader, item)).collect())
+}
+
+fn secret(reader: &mut Reader, field: &Field<'_>) -> Option<SecretUse> {
+    let Value::Map(_) = &field.node.value else {
+        return reader.ruled(field, rules::file_name).map(SecretUse::File);
+    };
+    let fields = reader.map(field, &SECRET)?;
+    let name = reader
+        .required(&fields, "name", "which secret")
+        .and_then(|field| reader.ruled(&field, rules::file_name));
+    let env = reader
+        .required(&fields, "env", "the variable that holds it")
+        .and_then(|field| reader.ruled(&field, rules::variable));
+    Some(SecretUse::Var { name: name?, env: env? })
 }
 
 /// A map that only an executor understands.

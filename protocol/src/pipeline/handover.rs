@@ -1,4 +1,5 @@
-//! What a step hands over: files that are kept, and whom it tells about its end.
+//! What a step is handed, and what it hands over: secrets, files that are kept, and whom it tells about
+//! its end.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -100,6 +101,45 @@ impl std::fmt::Debug for Token {
         match self {
             Self::Named { name } => write!(f, "Named({name:?})"),
             Self::Literal(_) => f.write_str("Literal(***)"),
+        }
+    }
+}
+
+/// A secret that a step is given: as a file, or as a variable where that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum SecretUse {
+    /// As a file of that name in the directory that the variable `BOB_SECRETS` names.
+    File(
+        #[schemars(length(min = 1, max = 255), regex(pattern = r"^[^/\x00-\x1f\x7f-\x9f]+$"))]
+        String,
+    ),
+    /// As a variable too.
+    Var {
+        /// Its name.
+        #[schemars(length(min = 1, max = 255), regex(pattern = r"^[^/\x00-\x1f\x7f-\x9f]+$"))]
+        name: String,
+        /// The variable.
+        #[schemars(regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*$"))]
+        env: String,
+    },
+}
+
+impl SecretUse {
+    /// The secret's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::File(name) | Self::Var { name, .. } => name,
+        }
+    }
+
+    /// The variable, where one is asked for.
+    #[must_use]
+    pub fn env(&self) -> Option<&str> {
+        match self {
+            Self::File(_) => None,
+            Self::Var { env, .. } => Some(env),
         }
     }
 }

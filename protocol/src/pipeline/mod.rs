@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::graph::Graph;
 pub(crate) use self::graph::depths;
-pub use self::handover::{Callback, Layout, Missing, Output, OutputKind, Token};
+pub use self::handover::{Callback, Layout, Missing, Output, OutputKind, SecretUse, Token};
 pub use self::pattern::{BadPattern, Pattern, Selection};
 pub use self::step::{Backoff, Cmd, ExecutorKind, Retry, RetryOn, Shell, Step, Template, When};
 use crate::id::{PipelineId, RegisteredName};
@@ -312,7 +312,7 @@ impl Pipeline {
         let last = self.on_error.iter().map(|step| ("on-error".to_owned(), &**step));
         for (path, step) in steps.chain(last) {
             let asked = [
-                ("secrets", !step.secrets.is_empty()),
+                ("secrets", !step.secrets.is_empty() && !step.executor.takes_secrets()),
                 ("outputs", step.outputs.iter().any(|output| output.path != "result.json")),
             ];
             for (key, _) in asked.into_iter().filter(|(_, asked)| *asked) {

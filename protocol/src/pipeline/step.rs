@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Artifact, Callback, Output, PullPolicy, Scalar, VARIABLE, Vars};
+use super::{Artifact, Callback, Output, PullPolicy, Scalar, SecretUse, VARIABLE, Vars};
 use crate::id::StepName;
 use crate::quantity::Span;
 use crate::run::Cause;
@@ -66,9 +66,9 @@ pub struct Step {
     /// Where the step runs.
     #[serde(default)]
     pub executor: ExecutorKind,
-    /// Names of secrets that the step needs.
+    /// The secrets that the step needs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub secrets: Vec<String>,
+    pub secrets: Vec<SecretUse>,
     /// What else the step is called: its files bear that name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
@@ -307,6 +307,21 @@ impl ExecutorKind {
             Self::Lexware => "lexware",
             Self::Sevdesk => "sevdesk",
             Self::Http => "http",
+        }
+    }
+
+    /// Whether it hands secrets to its steps.
+    #[must_use]
+    pub fn takes_secrets(self) -> bool {
+        match self {
+            Self::Podman | Self::Local => true,
+            Self::Docker
+            | Self::Custom
+            | Self::Ssh
+            | Self::Proxmox
+            | Self::Lexware
+            | Self::Sevdesk
+            | Self::Http => false,
         }
     }
 

@@ -14,6 +14,13 @@ pub(in crate::dialect) fn file_name(name: &str) -> Option<&'static str> {
     }
 }
 
+/// A variable that a shell knows.
+pub(in crate::dialect) fn variable(name: &str) -> Option<&'static str> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let is_one = !name.starts_with(|c: char| c.is_ascii_digit()) && name.chars().all(fits);
+    (name.is_empty() || !is_one).then_some("is no name of a variable: letters, digits and `_`")
+}
+
 /// An image that an engine can be asked for.
 pub(in crate::dialect) fn image(image: &str) -> Option<&'static str> {
     if image.is_empty() {

@@ -239,7 +239,7 @@ impl Reader {
                 })
             }),
             executor,
-            secrets: self.optional(fields, "secrets", Self::secrets).unwrap_or_default(),
+            secrets: self.optional(fields, "secrets", handover::secrets).unwrap_or_default(),
             label: self.optional(fields, "label", |r, f| r.ruled(f, rules::file_name)),
             with: fields.get("with").and_then(|f| self.with(&f, executor)).unwrap_or_default(),
             outputs: self.optional(fields, "outputs", handover::outputs).unwrap_or_default(),
@@ -263,11 +263,6 @@ impl Reader {
         let fields = self.map(field, &Keys { known, instead: &[] })?;
         let there = known.iter().filter_map(|key| Some((*key, fields.get(key)?)));
         Some(there.map(|(key, field)| (key.to_owned(), handover::json(field.node))).collect())
-    }
-
-    fn secrets(&mut self, field: &Field<'_>) -> Option<Vec<String>> {
-        let items = self.list(field)?;
-        Some(items.iter().filter_map(|item| self.ruled(item, rules::file_name)).collect())
     }
 
     fn cmd(&mut self, field: &Field<'_>) -> Option<Cmd> {

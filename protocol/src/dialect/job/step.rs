@@ -11,7 +11,7 @@ use crate::dialect::handover;
 use crate::dialect::reader::{Field, Fields, Keys, Reader};
 use crate::id::StepName;
 use crate::pipeline::{
-    ExecutorKind, Layout, Missing, Output, Shell, Step, Template, Token, Vars, When,
+    ExecutorKind, Layout, Missing, Output, SecretUse, Shell, Step, Template, Token, Vars, When,
 };
 
 pub(super) const JOB: Keys = Keys {
@@ -92,7 +92,7 @@ pub(super) fn read(
         vars,
         when: if position == 0 { When::Passed } else { When::Ended },
         executor,
-        secrets,
+        secrets: secrets.into_iter().map(SecretUse::File).collect(),
         label,
         with: work.with,
         outputs,
