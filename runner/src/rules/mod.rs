@@ -5,6 +5,8 @@ pub mod dollar;
 pub mod env;
 pub mod job;
 pub mod lines;
+pub mod mask;
+pub mod named;
 pub mod quota;
 pub mod run;
 pub mod template;

@@ -1,0 +1,215 @@
+use super::*;
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE};
+use proptest::prelude::*;
+
+fn mask(values: &[&str]) -> Arc<Mask> {
+    Arc::new(Mask::new(values.iter().map(|value| value.as_bytes())).unwrap())
+}
+
+/// What comes out of a stream that is cut into pieces of this size.
+fn streamed(mask: &Arc<Mask>, bytes: &[u8], size: usize) -> Vec<u8> {
+    let mut masker = Masker::new(Arc::clone(mask));
+    let mut out: Vec<u8> = bytes.chunks(size).flat_map(|piece| masker.push(piece)).collect();
+    out.extend(masker.finish());
+    out
+}
+
+fn has(bytes: &[u8], wanted: &[u8]) -> bool {
+    bytes.windows(wanted.len()).any(|window| window == wanted)
+}
+
+const TOKEN: &str = "s3cr3t/t0ken \"q\"&x+y=ü";
+
+#[test]
+fn a_secret_is_masked_wherever_it_stands() {
+    let mask = mask(&[TOKEN]);
+    assert_eq!(mask.text(&format!("a {TOKEN} b{TOKEN}")), "a *** b***");
+    assert_eq!(mask.text("nothing of it"), "nothing of it");
+    assert_eq!(mask.text(""), "");
+}
+
+#[test]
+fn a_secret_is_masked_in_the_forms_in_which_it_usually_comes_along() {
+    let mask = mask(&[TOKEN]);
+    let percent = "s3cr3t%2Ft0ken%20%22q%22%26x%2By%3D%C3%BC";
+    for form in [
+        STANDARD.encode(TOKEN),
+        URL_SAFE.encode(TOKEN),
+        STANDARD.encode(TOKEN).trim_end_matches('=').to_owned(),
+        percent.to_owned(),
+        percent
+            .replace("%2F", "%2f")
+            .replace("%2B", "%2b")
+            .replace("%3D", "%3d")
+            .replace("%C3%BC", "%c3%bc"),
+        percent.replace("%20", "+"),
+        percent.replace("%2F", "/"),
+        r#"s3cr3t/t0ken \"q\"&x+y=ü"#.to_owned(),
+        r#"s3cr3t\/t0ken \"q\"&x+y=\u00fc"#.to_owned(),
+        r#"s3cr3t/t0ken \"q\"\u0026x+y=ü"#.to_owned(),
+    ] {
+        assert_eq!(mask.text(&format!("<{form}>")), "<***>", "{form}");
+    }
+    assert_eq!(super::tests::mask(&["it's me"]).text(r"+ echo 'it'\''s me'"), "+ echo '***'");
+}
+
+#[test]
+fn a_secret_is_masked_inside_a_longer_base64_text() {
+    let secret = "correct horse battery";
+    let mask = mask(&[secret]);
+    for before in ["", "u", "us", "use", "user"] {
+        for after in ["", "!", "!!", "\n"] {
+            let text = STANDARD.encode(format!("{before}:{secret}{after}"));
+            let masked = mask.text(&text);
+            assert!(masked.contains("***"), "{text} -> {masked}");
+            // What is left is of the bytes around it, and of a few bits at its two ends.
+            let left = masked.replace("***", "").len();
+            let around = (before.len() + after.len() + 1) * 4 / 3 + 8;
+            assert!(left <= around, "{text} -> {masked}");
+        }
+    }
+}
+
+#[test]
+fn a_long_secret_is_masked_in_base64_that_is_broken_into_lines() {
+    let secret = "k3y".repeat(100);
+    let mask = mask(&[&secret]);
+    let encoded = STANDARD.encode(&secret);
+    for row in [64, 76] {
+        let lines: Vec<&str> =
+            encoded.as_bytes().chunks(row).map(|row| std::str::from_utf8(row).unwrap()).collect();
+        let masked = mask.text(&lines.join("\n"));
+        assert!(masked.replace("***", "").trim().len() < 6, "{masked}");
+    }
+}
+
+#[test]
+fn each_line_of_a_secret_is_masked_by_itself() {
+    let mask = mask(&["-----BEGIN KEY-----\nMIIEow\r\nab\n-----END KEY-----\n"]);
+    assert_eq!(mask.text("1 MIIEow\n2 ab\n-----END KEY-----\n"), "1 ***\n2 ab\n***\n");
+    assert_eq!(
+        mask.text("-----BEGIN KEY-----\nMIIEow\r\nab\n-----END KEY-----\n"),
+        "***\n",
+        "the whole is one"
+    );
+}
+
+#[test]
+fn a_line_break_at_its_end_is_no_part_of_a_secret() {
+    let mut masker = Masker::new(mask(&["\ntoken-1\n"]));
+    assert_eq!(masker.push(b"a line\n"), b"a line\n", "a whole line waits for nothing");
+    assert_eq!(masker.push(b"token-1\n"), b"***\n");
+}
+
+#[test]
+fn a_value_of_two_letters_is_not_masked() {
+    assert_eq!(mask(&["ab", ""]).text("ab abc"), "ab abc");
+}
+
+#[test]
+fn of_secrets_that_overlap_nothing_is_left() {
+    let mask = mask(&["abcdef", "defghi", "abc"]);
+    assert_eq!(mask.text("xabcdefghix"), "x***x");
+    for size in 1..11 {
+        assert_eq!(streamed(&mask, b"xabcdefghix", size), b"x***x", "pieces of {size}");
+    }
+}
+
+#[test]
+fn only_what_may_be_the_beginning_of_a_secret_waits() {
+    let mut masker = Masker::new(mask(&["password-1"]));
+    assert_eq!(masker.push(b"the pass"), b"the ");
+    assert_eq!(masker.push(b"ing"), b"passing");
+    assert_eq!(masker.push(b" passwor"), b" ");
+    assert_eq!(masker.push(b"d-1 is it"), b"*** is it");
+    assert_eq!(masker.push(b" password-"), b" ");
+    assert_eq!(masker.finish(), b"password-", "what the stream ends with is no secret");
+}
+
+#[test]
+fn a_mask_shows_nothing_of_what_it_hides() {
+    let mask = mask(&["hunter2-hunter2"]);
+    assert!(!format!("{mask:?}").contains("hunter2"));
+}
+
+#[test]
+fn a_secret_is_found_in_what_comes_in_pieces() {
+    let mask = mask(&[TOKEN]);
+    for form in [TOKEN.to_owned(), STANDARD.encode(TOKEN)] {
+        let file = format!("{}{form}{}", "x".repeat(100), "y".repeat(100));
+        for size in [1, 7, 64, 1000] {
+            let mut finder = Finder::new(Arc::clone(&mask));
+            let found = file.as_bytes().chunks(size).any(|piece| finder.finds(piece));
+            assert!(found, "{form} in pieces of {size}");
+        }
+    }
+    let mut finder = Finder::new(mask);
+    assert!(!finder.finds(b"nothing of it") && !finder.finds(b"s3cr3t/"));
+}
+
+#[test]
+fn a_line_that_stands_in_many_a_program_is_no_find() {
+    let word = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSj";
+    let mask = mask(&[&format!("-----BEGIN PRIVATE KEY-----\n{word}\n-----END PRIVATE KEY-----")]);
+    let finds = |text: &str| Finder::new(Arc::clone(&mask)).finds(text.as_bytes());
+    assert!(!finds("-----BEGIN PRIVATE KEY-----"));
+    assert!(finds(word));
+}
+
+/// Texts that are likely to hold secrets, parts of them, and what overlaps with them.
+fn texts() -> impl Strategy<Value = Vec<u8>> {
+    let part = prop_oneof![
+        Just("abcab".to_owned()),
+        Just("bcabd".to_owned()),
+        Just(STANDARD.encode("abcabd")),
+        Just("%2F".to_owned()),
+        "[abcd/]{0,4}",
+        "\\PC{0,3}",
+    ];
+    prop::collection::vec(part, 0..40).prop_map(|parts| parts.concat().into_bytes())
+}
+
+fn secrets() -> impl Strategy<Value = Vec<String>> {
+    prop::collection::vec(prop_oneof!["[abc]{3,8}", "[abcd/\n]{3,12}", Just("abcabd".into())], 1..4)
+}
+
+proptest! {
+    #[test]
+    fn where_a_stream_is_cut_makes_no_difference(
+        secrets in secrets(), text in texts(), sizes in prop::collection::vec(1usize..20, 1..20)
+    ) {
+        let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
+        let mask = mask(&secrets);
+        let whole = streamed(&mask, &text, text.len().max(1));
+        let mut masker = Masker::new(Arc::clone(&mask));
+        let (mut out, mut rest, mut sizes) = (Vec::new(), &text[..], sizes.into_iter().cycle());
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at(sizes.next().unwrap_or(1).min(rest.len()));
+            out.extend(masker.push(piece));
+            prop_assert!(masker.held.len() < mask.output.longest.max(1), "more is held than may be one");
+            rest = after;
+        }
+        out.extend(masker.finish());
+        prop_assert_eq!(out, whole);
+    }
+
+    #[test]
+    fn nothing_of_a_secret_comes_out(secrets in secrets(), text in texts(), size in 1usize..20) {
+        let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
+        let mask = mask(&secrets);
+        let out = streamed(&mask, &text, size);
+        for secret in secrets.iter().map(|secret| secret.trim()).filter(|s| s.len() >= SHORTEST) {
+            // Between two masks nothing is left that would be one.
+            prop_assert!(!has(&out, secret.as_bytes()), "{:?}", String::from_utf8_lossy(&out));
+        }
+    }
+
+    #[test]
+    fn a_text_without_secrets_comes_out_as_it_is(
+        text in prop::collection::vec(any::<u8>(), 0..2000), size in 1usize..600
+    ) {
+        let mask = mask(&["a secret that no text of chance holds\nor its second line"]);
+        prop_assert_eq!(streamed(&mask, &text, size), text);
+    }
+}

@@ -1,0 +1,60 @@
+//! Puts secrets in the place of their names: in what an executor has to know, `{secret-name: NAME}`
+//! stands for the secret of that name.
+
+use serde_json::{Map, Value};
+
+/// The key of an object that stands for a secret.
+const KEY: &str = "secret-name";
+
+/// The same with each secret in its place. It is not to be shown from then on.
+///
+/// # Errors
+/// The name of a secret for which `value_of` has none.
+pub fn filled(
+    with: &Map<String, Value>,
+    value_of: &dyn Fn(&str) -> Option<String>,
+) -> Result<Map<String, Value>, String> {
+    let filled = with.iter().map(|(key, value)| Ok((key.clone(), one(value, value_of)?)));
+    filled.collect()
+}
+
+/// The depth of a document is bounded, and so is this.
+fn one(value: &Value, value_of: &dyn Fn(&str) -> Option<String>) -> Result<Value, String> {
+    match value {
+        Value::Object(entries) => match entries.get(KEY).and_then(Value::as_str) {
+            Some(name) if entries.len() == 1 => {
+                value_of(name).map(Value::String).ok_or_else(|| name.to_owned())
+            }
+            Some(_) | None => Ok(Value::Object(filled(entries, value_of)?)),
+        },
+        Value::Array(items) => items.iter().map(|item| one(item, value_of)).collect(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => Ok(value.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_name_is_replaced_by_its_secret_at_any_depth() {
+        let with = json!({
+            "token": {"secret-name": "pve"},
+            "params": [{"password": {"secret-name": "root"}, "user": "secret-name"}],
+            "count": 3,
+        });
+        let of = |name: &str| (name != "gone").then(|| format!("value of {name}"));
+        let put = filled(with.as_object().unwrap(), &of).unwrap();
+        assert_eq!(
+            Value::Object(put),
+            json!({
+                "token": "value of pve",
+                "params": [{"password": "value of root", "user": "secret-name"}],
+                "count": 3,
+            })
+        );
+        let gone = json!({"a": [{"secret-name": "gone"}]});
+        assert_eq!(filled(gone.as_object().unwrap(), &of).unwrap_err(), "gone");
+    }
+}
