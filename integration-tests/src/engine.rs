@@ -78,6 +78,7 @@ pub fn step(position: usize, words: &[&str]) -> StepSpec {
         network: Some("none".to_owned()),
         limits: Limits::default(),
         with: serde_json::Map::new(),
+        secrets: runner::ports::StepSecrets::default(),
     }
 }
 
@@ -317,6 +318,24 @@ impl Api {
         let images = self.client.images().list(&opts).await.expect("images");
         let image = images.into_iter().find(|image| image.id.as_deref() == Some(id));
         image.and_then(|image| image.names).unwrap_or_default()
+    }
+
+    /// All that the engine says of a container.
+    ///
+    /// # Panics
+    /// Where it says nothing.
+    pub async fn described(&self, container: &str) -> String {
+        let said = self.client.containers().get(container).inspect().await.expect("a container");
+        serde_json::to_string(&said).expect("as it came")
+    }
+
+    /// All that the engine says of an image.
+    ///
+    /// # Panics
+    /// Where it says nothing.
+    pub async fn described_image(&self, image: &str) -> String {
+        let said = self.client.images().get(image).inspect().await.expect("an image");
+        serde_json::to_string(&said).expect("as it came")
     }
 
     /// The names of all volumes.

@@ -11,7 +11,7 @@ use protocol::names;
 use protocol::run::Status;
 use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd};
 use runner::exec::scripted::Scripted;
-use runner::ports::{Executor, Ports};
+use runner::ports::{Executor, NoSecrets, Ports};
 use runner::worker::suite::{MakePorts, Rig, new_node, options, until};
 use runner::{host, transfer};
 
@@ -33,6 +33,7 @@ async fn rig(own: &OwnServices) -> (Rig, Arc<Vhost>) {
                 executor,
                 transfer: Arc::new(transfer::Http::new(http).unwrap()),
                 host: Arc::new(host::Linux::default()),
+                secrets: Arc::new(NoSecrets),
             }
         })
     });

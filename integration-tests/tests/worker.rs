@@ -8,7 +8,7 @@ use integration_tests::prefixed::Prefixed;
 use integration_tests::services::{BROKER, STORE, Services, Vhost};
 use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd};
 use runner::exec::scripted::Scripted;
-use runner::ports::{Executor, Ports};
+use runner::ports::{Executor, NoSecrets, Ports};
 use runner::worker::suite::{MakePorts, Rig, commands, hard, runs, takeover};
 use runner::{host, transfer};
 
@@ -36,6 +36,7 @@ async fn rig() -> Option<(Rig, Arc<Vhost>, Services)> {
                 executor,
                 transfer: Arc::new(transfer::Http::new(http).unwrap()),
                 host: Arc::new(host::Linux::default()),
+                secrets: Arc::new(NoSecrets),
             }
         })
     });

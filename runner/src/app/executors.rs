@@ -49,7 +49,10 @@ pub const SUPERVISE: &str = "supervise";
 pub(super) fn on_this_host(runs: PathBuf, work_dir: Option<PathBuf>) -> local::Options {
     // What a worker is told is not for its steps: it may be a password.
     let ours = |name: &OsString| name.as_encoded_bytes().starts_with(b"BOB_");
+    // That of the session, which is in memory where systemd makes it; else that of all.
+    let memory = [std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some("/dev/shm".into())];
     local::Options {
+        memory: memory.into_iter().flatten().filter(|dir| dir.is_absolute()).collect(),
         supervisor: ("/proc/self/exe".into(), vec![SUPERVISE.into()]),
         runs,
         work_dir,

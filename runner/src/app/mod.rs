@@ -33,8 +33,8 @@ use crate::config::{self, Config};
 use crate::embedded::Embedded;
 
 use crate::ports::{
-    Events, EventsError, ExecError, Executor, Host, Ports, Queue, QueueError, Store, StoreError,
-    Transfer,
+    Events, EventsError, ExecError, Executor, Host, Ports, Queue, QueueError, Secret, Secrets,
+    Store, StoreError, Transfer,
 };
 use crate::{embedded, host, transfer, worker};
 
@@ -232,6 +232,16 @@ fn transfers(config: &Config) -> anyhow::Result<Arc<dyn Transfer>> {
     Ok(Arc::new(transfer::Http::new(options).context("cannot make an HTTP client")?))
 }
 
+/// What lies ready for steps that nobody else may see.
+fn secrets(config: &Config) -> Arc<dyn Secrets> {
+    let variables = config.secrets.variables.iter();
+    let hidden = |value: &config::Secret<Vec<u8>>| Secret::new(value.expose().as_slice());
+    Arc::new(host::MountedSecrets {
+        dirs: config.secrets.dirs.clone(),
+        variables: variables.map(|(name, value)| (name.clone(), hidden(value))).collect(),
+    })
+}
+
 /// Waits for the engine as long as for any other service of a cluster.
 async fn engine_answers(executor: &dyn Executor, config: &Config) {
     let mut left = config.connection.retry_attempts.max(1);
@@ -268,7 +278,15 @@ pub async fn cluster_ports(
     // worker asks again, and says what is wrong.
     let (connected, ()) = tokio::join!(Box::pin(connected), engine_answers(&*executor, config));
     let (store, queue, events) = connected?;
-    Ok(Ports { queue, store, events, executor, transfer: transfers(config)?, host: this_host() })
+    Ok(Ports {
+        queue,
+        store,
+        events,
+        executor,
+        transfer: transfers(config)?,
+        host: this_host(),
+        secrets: secrets(config),
+    })
 }
 
 /// The ports of a worker of its own, over one file below `dir`.
@@ -296,6 +314,7 @@ pub async fn embedded_ports(
         executor: executor(config, node, engine, None, on_this_host(dir.join(LOCAL), work_dir))?,
         transfer: transfers(config)?,
         host: this_host(),
+        secrets: secrets(config),
     };
     Ok((ports, embedded))
 }

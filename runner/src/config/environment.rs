@@ -4,6 +4,11 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use super::Secret;
+
+/// What a variable begins with that holds a secret of steps.
+pub(super) const SECRET: &str = "BOB_SECRET_";
+
 /// The variables of a process, as they were when it began.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
@@ -41,6 +46,20 @@ impl Environment {
     /// The names that are set, for hints about misspelt ones.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.variables.keys().map(String::as_str)
+    }
+
+    /// Where systemd puts the credentials of a service.
+    pub(super) fn credentials_dir(&self) -> Option<PathBuf> {
+        self.absolute("CREDENTIALS_DIRECTORY")
+    }
+
+    /// The variables that begin with `BOB_SECRET_`, by what follows on that.
+    pub(super) fn secrets(&self) -> BTreeMap<String, Secret<Vec<u8>>> {
+        let secrets = self.variables.iter().filter_map(|(name, value)| {
+            let name = name.strip_prefix(SECRET).filter(|name| !name.is_empty())?;
+            Some((name.to_owned(), Secret::new(value.as_encoded_bytes().to_vec())))
+        });
+        secrets.collect()
     }
 
     /// Where this user's state goes: `$XDG_STATE_HOME`, else below the home directory, else

@@ -6,7 +6,7 @@ use config::{ConfigError, Map, Source, Value};
 
 use super::file::{Leaf, Text};
 use super::setting::{Form, SETTINGS, Setting, named, nearest};
-use super::{Environment, Fault};
+use super::{Environment, Fault, environment};
 
 /// A file with a password in it holds a line, not more.
 const MAX_SECRET_BYTES: usize = 64 * 1024;
@@ -202,7 +202,11 @@ fn misspelt(environment: &Environment) -> Vec<String> {
         SETTINGS.iter().any(secret)
     };
     let strange = |name: &&str| {
-        name.starts_with("BOB_") && !known().any(|known| known == *name) && !is_file(name)
+        let is_secret = name.starts_with(environment::SECRET);
+        name.starts_with("BOB_")
+            && !is_secret
+            && !known().any(|known| known == *name)
+            && !is_file(name)
     };
     environment
         .names()

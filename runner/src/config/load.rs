@@ -9,8 +9,8 @@ use super::parse::{self, BrokerUrl, Parsed};
 use super::setting::{Form, SETTINGS, Setting, Support, named};
 use super::{
     Broker, Ci, Config, Connection, Engine, Environment, Fault, Faults, Identity, Log, Login,
-    Outputs, Queue, S3, Secret, Spill, Storage, Stream, StreamServer, Tls, Worker, file, outputs,
-    without_credentials,
+    Outputs, Queue, S3, Secret, Secrets, Spill, Storage, Stream, StreamServer, Tls, Worker, file,
+    outputs, without_credentials,
 };
 
 /// Where settings come from.
@@ -217,6 +217,7 @@ impl Reader {
             },
             engine: self.engine(environment),
             worker: self.worker(),
+            secrets: self.secrets(environment),
             spill: Spill {
                 dir: self.optional("spill.dir", parse::path).unwrap_or_else(|| state.join("spill")),
                 bytes: self.value("spill.bytes", parse::bytes),
@@ -387,6 +388,12 @@ impl Reader {
             delay: self.value("ci.delay", parse::span),
             timeout: self.optional("ci.timeout", parse::span),
         }
+    }
+
+    fn secrets(&mut self, environment: &Environment) -> Secrets {
+        let mut dirs = self.optional("worker.secrets-dir", parse::dirs).unwrap_or_default();
+        dirs.extend(environment.credentials_dir());
+        Secrets { dirs, variables: environment.secrets() }
     }
 
     fn worker(&mut self) -> Worker {

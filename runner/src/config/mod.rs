@@ -26,6 +26,7 @@ pub mod setting;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -59,6 +60,8 @@ pub struct Config {
     pub engine: Engine,
     /// The worker itself.
     pub worker: Worker,
+    /// Secrets of steps.
+    pub secrets: Secrets,
     /// Where events wait that the broker does not take.
     pub spill: Spill,
     /// Jobs that are lines of a file.
@@ -295,6 +298,15 @@ pub struct Worker {
     pub disk_low: u8,
     /// How much the base images may take that it has pulled; 0: as much as they like.
     pub base_images_bytes: u64,
+}
+
+/// Secrets of steps.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Secrets {
+    /// Directories with a file for each.
+    pub dirs: Vec<PathBuf>,
+    /// Values, and paths of files, of the variables that begin with `BOB_SECRET_`, by what follows.
+    pub variables: BTreeMap<String, Secret<Vec<u8>>>,
 }
 
 /// Where events wait that the broker does not take.

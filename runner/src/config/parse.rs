@@ -132,6 +132,22 @@ pub(super) fn readable_file(text: &str) -> Parsed<PathBuf> {
     }
 }
 
+/// Directories that are there, with colons between them.
+pub(super) fn dirs(text: &str) -> Parsed<Vec<PathBuf>> {
+    let one = |text: &str| {
+        let dir = path(text)?;
+        if !dir.is_absolute() {
+            return Err("absolute paths of directories, with colons between them".to_owned());
+        }
+        match std::fs::metadata(&dir) {
+            Ok(meta) if meta.is_dir() => Ok(dir),
+            Ok(_) => Err(format!("directories, and {text} is none")),
+            Err(cause) => Err(format!("directories that can be read; {text}: {cause}")),
+        }
+    };
+    text.split(':').filter(|text| !text.is_empty()).map(one).collect()
+}
+
 /// A name of a queue or stream.
 pub(super) fn queue_name(text: &str) -> Parsed<String> {
     let fits = (1..=255).contains(&text.len())

@@ -1,4 +1,6 @@
-//! The clocks, memory and load of this machine, where it is a Linux.
+//! The clocks, memory and load of this machine, where it is a Linux, and the secrets that lie on it.
+
+mod secrets;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,6 +10,7 @@ use protocol::run::{NodeCpu, NodeMemory};
 use protocol::time::Millis;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
+pub use self::secrets::MountedSecrets;
 use crate::ports::Host;
 
 /// This machine, as the kernel shows it to this process: what bounds its control group bounds it.

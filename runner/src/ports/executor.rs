@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 use tokio::sync::watch;
 
-use super::{BaseImage, ByteStream, Disk};
+use super::{BaseImage, ByteStream, Disk, StepSecrets};
 
 /// A run, as far as an executor has to know it.
 #[derive(Debug, Clone)]
@@ -59,6 +59,8 @@ pub struct StepSpec {
     pub limits: Limits,
     /// What its executor has to know beyond that, by the executor's own keys.
     pub with: Map<String, Value>,
+    /// What it is given that nobody else may see.
+    pub secrets: StepSecrets,
 }
 
 /// A directory of a step's own, empty at its start: where jobs leave what is to be kept. A container sees
@@ -354,6 +356,16 @@ pub enum ExecError {
         /// What it said.
         cause: String,
     },
+    /// What a step left holds one of its secrets; it is not kept.
+    #[error(
+        "step {step} has left a secret in {path}: what it left is dropped; write no secret to a file that stays"
+    )]
+    SecretLeak {
+        /// The step.
+        step: StepName,
+        /// The file.
+        path: String,
+    },
     /// The bytes that were to be imported broke off.
     #[error("{0}")]
     Input(String),
@@ -379,6 +391,7 @@ impl ExecError {
             Self::NoSuchPath { .. } => Cause::Artifact,
             Self::NoSpace { .. } => Cause::NoSpace,
             Self::Unsupported(_) => Cause::Rejected,
+            Self::SecretLeak { .. } => Cause::SecretLeak,
             Self::Input(_) => Cause::Resource,
             Self::Disconnected { .. } => Cause::Lost,
             Self::Unreachable { .. } | Self::NotStarted | Self::Engine { .. } => Cause::Engine,
@@ -397,6 +410,7 @@ impl ExecError {
             | Self::NoSpace { .. }
             | Self::Unsupported(_)
             | Self::Engine { .. }
+            | Self::SecretLeak { .. }
             | Self::Input(_)
             | Self::Disconnected { .. } => false,
         }
@@ -471,6 +485,9 @@ pub trait Executor: Send + Sync {
 
     /// Keeps what a step left as the workspace of its followers. What the step ran in is removed,
     /// off the critical path.
+    ///
+    /// # Errors
+    /// [`ExecError::SecretLeak`] where the step's `forbidden` is in what it left; that is let go of.
     async fn checkpoint(
         &self,
         run: &RunScope,

@@ -9,6 +9,7 @@ mod guard;
 mod host;
 mod outputs;
 mod queue;
+mod secrets;
 mod store;
 mod transfer;
 
@@ -27,6 +28,9 @@ pub use guard::{Guard, Unguarded};
 pub use host::Host;
 pub use outputs::{Found, KeptFile, KeptOutputs, OutputStore, Outputs, Place, Stored};
 pub use queue::{Consumer, Delivery, Message, Queue, QueueError, Route, Settle, Source};
+pub use secrets::{
+    Forbidden, Given, NoSecrets, Search, Secret, Secrets, SecretsError, StepSecrets,
+};
 pub use store::{
     Change, Changes, Claim, Compare, Entry, Expect, Granted, LeaseId, Listing, Op, Read, Store,
     StoreError, Txn, TxnReply,
@@ -48,6 +52,8 @@ pub struct Ports {
     pub transfer: Arc<dyn Transfer>,
     /// The machine: clocks, memory, load.
     pub host: Arc<dyn Host>,
+    /// Where secrets of steps come from.
+    pub secrets: Arc<dyn Secrets>,
 }
 
 impl std::fmt::Debug for Ports {

@@ -44,7 +44,12 @@ impl Drive {
         self.begin(Some(position), Box::pin(step::fetch(shared, scope, on, resource, stop)));
     }
 
-    pub(super) fn start(&mut self, position: usize) {
+    /// `secrets`: why those of the step cannot be had, where they cannot.
+    pub(super) fn start(&mut self, position: usize, secrets: Result<(), String>) {
+        if let Err(why) = secrets {
+            let done = Done::Broke(Cause::Rejected, why, None);
+            return self.begin(Some(position), Box::pin(async move { done }));
+        }
         let Some(on) = self.on(position) else { return self.broke(position, "start") };
         let spec = match self.spec(position) {
             Some(Ok(spec)) => spec,
@@ -61,6 +66,7 @@ impl Drive {
             spec.name.clone(),
             spec.attempt,
             keeps_tail,
+            self.mask_of(position),
         ));
         let (open, opened) = oneshot::channel();
         let stop = self.stop_of(position);
@@ -150,6 +156,7 @@ impl Drive {
             network: network.or(options.network.as_ref()).cloned(),
             limits: limits.unwrap_or_default(),
             with: step.with.clone(),
+            secrets: self.secrets_given(position),
             ..self.ended_step(position)?
         }))
     }
@@ -200,6 +207,7 @@ impl Drive {
             network: None,
             limits: protocol::pipeline::Limits::default(),
             with: serde_json::Map::new(),
+            secrets: self.secrets_left(position),
         })
     }
 

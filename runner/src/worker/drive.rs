@@ -20,6 +20,7 @@ use super::lease::Held;
 use super::ledger::{Also, Ledger, WriteError};
 use super::output::Output;
 use super::push::Pushes;
+use super::secrets::Hidden;
 use super::step::{self, Done};
 use super::told;
 use super::watchdog::waits;
@@ -76,6 +77,8 @@ pub(super) struct Going {
     /// What it said, where somebody may want to know at the end.
     pub(super) output: Option<Arc<Output>>,
     pub(super) stop: StopSignal,
+    /// Its secrets, where it has any.
+    pub(super) hidden: Option<Hidden>,
 }
 
 impl Progress {
@@ -168,8 +171,11 @@ impl Drive {
 
     /// The fact that the end of something is. What was begun for a step is told as of that step.
     fn input_of(&mut self, at: Option<usize>, done: Done) -> Input {
-        let broke =
-            |cause, message, exit_code, said| Input::Broke { at, cause, message, exit_code, said };
+        let mask = at.and_then(|at| self.mask_of(at));
+        let broke = |cause, message: String, exit_code, said| {
+            let message = mask.as_ref().map(|mask| mask.text(&message)).unwrap_or(message);
+            Input::Broke { at, cause, message, exit_code, said }
+        };
         let position = at.unwrap_or_default();
         let progress = &mut self.progress;
         match done {
@@ -248,7 +254,10 @@ impl Drive {
                 }
                 Effect::Push(position) => self.push(position),
                 Effect::Fetch(position) => self.fetch(position),
-                Effect::Start(position) => self.start(position),
+                Effect::Start(position) => {
+                    let secrets = self.look_up_secrets(position).await;
+                    self.start(position, secrets);
+                }
                 Effect::OpenGate(position) => {
                     let gate = self.progress.steps.get_mut(&position);
                     if let Some(gate) = gate.and_then(|step| step.gate.take()) {
@@ -288,6 +297,7 @@ impl Drive {
     }
 
     async fn emit(&self, draft: Draft) {
+        let draft = self.masked(draft);
         told::on_the_way(self.run.record(), &draft);
         self.emitter.emit(draft).await;
     }

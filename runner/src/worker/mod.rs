@@ -26,6 +26,7 @@ mod reclaim;
 mod rescue;
 mod room;
 mod roster;
+mod secrets;
 mod step;
 #[cfg(feature = "testing")]
 pub mod suite;

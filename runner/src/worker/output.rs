@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::emitter::Emitter;
 use crate::ports::{LogSink, LoggerFeed};
 use crate::rules::lines::{Lines, Piece};
+use crate::rules::mask::{Mask, Masker};
 
 /// Cuts a step's output into texts, publishes them in time, and feeds them to the run's logger.
 pub(super) struct Output {
@@ -35,6 +36,8 @@ pub(super) struct Output {
 struct Streams {
     out: Lines,
     err: Lines,
+    /// What hides the secrets of the step in each of the two, where it has any.
+    maskers: Option<(Masker, Masker)>,
     ended: bool,
     /// The stream whose unfinished line was the last that the logger got.
     fed: Option<LogStream>,
@@ -71,6 +74,15 @@ impl Tails {
 }
 
 impl Streams {
+    /// What of these bytes may be seen now; the rest waits for more of them.
+    fn masked(&mut self, stream: LogStream, bytes: Bytes) -> Bytes {
+        match (&mut self.maskers, stream) {
+            (None, _) => bytes,
+            (Some((out, _)), LogStream::Stdout | LogStream::Bob) => out.push(&bytes).into(),
+            (Some((_, err)), LogStream::Stderr) => err.push(&bytes).into(),
+        }
+    }
+
     fn deadline(&self) -> Option<Duration> {
         match (self.out.deadline(), self.err.deadline()) {
             (Some(a), Some(b)) => Some(a.min(b)),
@@ -86,14 +98,17 @@ impl Output {
         step: StepName,
         attempt: u32,
         keeps_tail: bool,
+        mask: Option<Arc<Mask>>,
     ) -> Self {
+        let masker = |mask: &Arc<Mask>| Masker::new(Arc::clone(mask));
+        let maskers = mask.map(|mask| (masker(&mask), masker(&mask)));
         Self {
             emitter,
             feed,
             step,
             attempt,
             began: Instant::now(),
-            streams: Mutex::default(),
+            streams: Mutex::new(Streams { maskers, ..Streams::default() }),
             own: AtomicU64::new(0),
             tails: keeps_tail.then(std::sync::Mutex::default),
             waits: Notify::new(),
@@ -152,6 +167,12 @@ impl Output {
     pub(super) async fn finish(&self) -> (u64, u64) {
         let mut streams = self.streams.lock().await;
         streams.ended = true;
+        if let Some((out, err)) = streams.maskers.take() {
+            let now = self.began.elapsed();
+            for (stream, mut masker) in [(LogStream::Stdout, out), (LogStream::Stderr, err)] {
+                self.take(&mut streams, now, stream, &masker.finish()).await;
+            }
+        }
         let (out, err) = (streams.out.finish(), streams.err.finish());
         let fed = &mut streams.fed;
         self.publish(LogStream::Stdout, out, fed).await;
@@ -159,6 +180,20 @@ impl Output {
         self.feed_newline(fed);
         self.waits.notify_one();
         (streams.out.total(), streams.err.total())
+    }
+
+    /// Takes bytes that may be seen.
+    async fn take(&self, streams: &mut Streams, now: Duration, stream: LogStream, bytes: &[u8]) {
+        if let Some(tails) = &self.tails {
+            tails.lock().unwrap_or_else(PoisonError::into_inner).add(stream, bytes);
+        }
+        let pieces = match stream {
+            LogStream::Stderr => streams.err.push(now, bytes),
+            LogStream::Stdout | LogStream::Bob => streams.out.push(now, bytes),
+        };
+        // The lock is held meanwhile: a publisher that is full holds back the step, and nothing of
+        // one stream overtakes.
+        self.publish(stream, pieces, &mut streams.fed).await;
     }
 
     async fn publish(&self, stream: LogStream, pieces: Vec<Piece>, fed: &mut Option<LogStream>) {
@@ -190,19 +225,11 @@ impl Output {
 #[async_trait]
 impl LogSink for Output {
     async fn write(&self, stream: LogStream, bytes: Bytes) {
-        if let Some(tails) = &self.tails {
-            tails.lock().unwrap_or_else(PoisonError::into_inner).add(stream, &bytes);
-        }
         let mut streams = self.streams.lock().await;
         let now = self.began.elapsed();
         let before = streams.deadline();
-        let pieces = match stream {
-            LogStream::Stderr => streams.err.push(now, &bytes),
-            LogStream::Stdout | LogStream::Bob => streams.out.push(now, &bytes),
-        };
-        // The lock is held meanwhile: a publisher that is full holds back the step, and nothing of
-        // one stream overtakes.
-        self.publish(stream, pieces, &mut streams.fed).await;
+        let bytes = streams.masked(stream, bytes);
+        self.take(&mut streams, now, stream, &bytes).await;
         let sooner = match (before, streams.deadline()) {
             (Some(before), Some(after)) => after < before,
             (None, after) => after.is_some(),

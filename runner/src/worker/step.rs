@@ -96,6 +96,7 @@ pub(super) fn start_code(error: &ExecError) -> Option<i32> {
         | ExecError::NoSpace { .. }
         | ExecError::Unsupported(_)
         | ExecError::Engine { .. }
+        | ExecError::SecretLeak { .. }
         | ExecError::Input(_)
         | ExecError::Disconnected { .. } => None,
     }

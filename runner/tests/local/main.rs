@@ -13,6 +13,7 @@ use serde_json::Value;
 
 mod job;
 mod prunner;
+mod secrets;
 
 fn words(act: &Act) -> Vec<String> {
     let line = match act {
@@ -35,6 +36,7 @@ fn local(dir: &Path) -> Local {
         supervisor: (env!("CARGO_BIN_EXE_bob-runner").into(), vec!["supervise".into()]),
         runs: dir.join("runs"),
         work_dir: None,
+        memory: vec!["/dev/shm".into()],
         inherited: std::env::vars_os().filter(|(name, _)| name == "PATH").collect(),
     })
 }

@@ -13,7 +13,7 @@ use protocol::run::{NodeCpu, NodeMemory, Status};
 use protocol::time::Millis;
 use runner::embedded::{Embedded, Options};
 use runner::exec::scripted::Scripted;
-use runner::ports::{Host, Ports};
+use runner::ports::{Host, NoSecrets, Ports};
 use runner::worker::suite::{MakePorts, Rig, commands, hard, runs, takeover};
 use runner::{host, transfer};
 
@@ -39,6 +39,7 @@ async fn rig_on(executor: Arc<Scripted>, host: Arc<dyn Host>) -> (Rig, Embedded)
                     .unwrap(),
             ),
             host: Arc::clone(&host),
+            secrets: Arc::new(NoSecrets),
         };
         Box::pin(async move { ports })
     });

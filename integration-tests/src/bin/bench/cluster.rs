@@ -10,7 +10,7 @@ use protocol::id::{NodeId, RunId};
 use protocol::names;
 use protocol::pipeline::{ExecutorKind, PullPolicy};
 use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd};
-use runner::ports::{Change, Changes, Executor, Message, Ports};
+use runner::ports::{Change, Changes, Executor, Message, NoSecrets, Ports};
 use runner::worker::{DiskOptions, Options, OutOfOrder, Shutdown, Worker};
 use runner::{host, transfer};
 use serde_json::{Value, json};
@@ -65,6 +65,7 @@ impl Cluster {
                 spill_bytes: 1 << 20,
             })?),
             host: Arc::new(host::Linux::default()),
+            secrets: Arc::new(NoSecrets),
         })
     }
 

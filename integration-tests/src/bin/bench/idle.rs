@@ -13,7 +13,7 @@ use runner::cluster::Etcd;
 use runner::embedded::{self, Embedded};
 use runner::exec::scripted::Scripted;
 use runner::host;
-use runner::ports::{Executor, Ports};
+use runner::ports::{Executor, NoSecrets, Ports};
 use runner::worker::{Options, Shutdown, Worker};
 use serde_json::json;
 use tokio_util::task::TaskTracker;
@@ -108,6 +108,7 @@ async fn ports(cluster: &Cluster, embedded: &Embedded, node: &NodeId) -> anyhow:
         executor,
         transfer: Arc::new(runner::transfer::Http::new(transfer)?),
         host: Arc::new(host::Linux::default()),
+        secrets: Arc::new(NoSecrets),
     })
 }
 

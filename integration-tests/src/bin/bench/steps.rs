@@ -244,6 +244,7 @@ impl Bench {
                 network: Some("none".into()),
                 limits: Limits::default(),
                 with: serde_json::Map::new(),
+                secrets: runner::ports::StepSecrets::default(),
             };
             let (gate, out): (_, Arc<dyn LogSink>) = (Gate::open(), Arc::new(Nowhere));
             let ran = podman.run_step(&scope, &workspace, &step, gate, out, &stop).await?;

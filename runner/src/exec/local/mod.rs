@@ -5,6 +5,7 @@
 //! step is given stands in an argument list.
 
 mod script;
+mod secrets;
 mod supervise;
 mod word;
 
@@ -28,6 +29,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
 use tokio_util::task::TaskTracker;
 
+use self::secrets::{Handed, Place};
 pub use self::supervise::supervise;
 use self::word::{Asked, Job, Told};
 use crate::ports::{
@@ -46,6 +48,8 @@ pub struct Options {
     pub work_dir: Option<PathBuf>,
     /// Variables of this process that steps have: what is not theirs is left out.
     pub inherited: Vec<(OsString, OsString)>,
+    /// Directories in memory: below the first one steps have their secrets.
+    pub memory: Vec<PathBuf>,
 }
 
 /// The executor of steps that are processes of this host.
@@ -85,6 +89,22 @@ impl Local {
     #[must_use]
     pub fn new(options: Options) -> Self {
         Self { options: Arc::new(options), tasks: TaskTracker::new() }
+    }
+
+    fn place(&self) -> Place {
+        Place::new(self.options.memory.clone())
+    }
+
+    /// Hands a step its secrets, and tells its job of them.
+    async fn hand(&self, run: &RunId, step: &StepSpec, job: &mut Job) -> Result<Handed, ExecError> {
+        let (place, given) = (self.place(), step.secrets.given.clone());
+        let (run, name) = (run.clone(), format!("{}-{}", step.position, step.attempt));
+        let handed = tokio::task::spawn_blocking(move || place.hand((&run, &name), &given)).await;
+        let handed = handed.map_err(|cause| failed("handing secrets to a step", cause))?;
+        let mut handed =
+            handed.map_err(|why| ExecError::Unsupported(format!("step {}: {why}", step.name)))?;
+        job.env.append(&mut handed.env);
+        Ok(handed)
     }
 
     fn dir(&self, run: &RunId) -> PathBuf {
@@ -279,12 +299,18 @@ impl Executor for Local {
                 format!("step {}: limits of a step of executor local are not enforced", step.name);
             return Err(ExecError::Unsupported(why));
         }
-        let job = self.job(scope, step).await?;
+        let mut job = self.job(scope, step).await?;
         let supervisor = self.supervisor()?;
+        let handed = self.hand(&scope.run, step, &mut job).await?;
         let (step, stop) = (step.clone(), stop.clone());
         // Whoever waits may go: the step does not.
-        let ran =
-            self.tasks.spawn(async move { run(supervisor, job, &step, gate, out, &stop).await });
+        let ran = self.tasks.spawn(async move {
+            let ran = run(supervisor, job, &step, gate, out, &stop).await;
+            if let Err(cause) = handed.take_back() {
+                tracing::warn!(step.name = %step.name, %cause, "secrets of a step stay until its run ends");
+            }
+            ran
+        });
         ran.await.unwrap_or_else(|cause| Err(failed("running a step", cause)))
     }
 
@@ -334,6 +360,8 @@ impl Executor for Local {
     }
 
     async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
+        let forgotten = self.place().forget(run);
+        forgotten.map_err(|cause| failed("removing a run's secrets", cause))?;
         match tokio::fs::remove_dir_all(self.dir(run)).await {
             Ok(()) => Ok(()),
             Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(()),

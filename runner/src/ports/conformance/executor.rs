@@ -14,8 +14,8 @@ use tokio::sync::Notify;
 
 use super::{never, soon};
 use crate::ports::{
-    Checkpoint, ExecError, Executor, Gate, LogSink, Ran, RunScope, Script, StepSpec, StopLevel,
-    StopSignal, Workspace,
+    Checkpoint, ExecError, Executor, Gate, Given, LogSink, Ran, RunScope, Script, Secret,
+    StepSecrets, StepSpec, StopLevel, StopSignal, Workspace,
 };
 
 /// What a step of the suite does; each executor has words of its own for it.
@@ -76,6 +76,7 @@ pub async fn executor(subject: ExecutorSubject) {
     let subject = &subject;
     Box::pin(commands(subject)).await;
     Box::pin(a_dropped_wait_stops_nothing(subject)).await;
+    Box::pin(a_secret_is_there_for_its_step_alone(subject)).await;
     if subject.on_images {
         Box::pin(an_image_that_nobody_has_is_named(subject)).await;
         Box::pin(what_a_step_left_is_there_for_the_next(subject)).await;
@@ -166,6 +167,7 @@ impl ExecutorSubject {
             network: Some("none".to_owned()),
             limits: Limits::default(),
             with: serde_json::Map::new(),
+            secrets: StepSecrets::default(),
         }
     }
 }
@@ -317,6 +319,45 @@ async fn a_script_is_run_program_by_program(subject: &ExecutorSubject) {
         let (ran, kept) = run.step(&base, &step(&fails, goes_on)).await.expect("a step");
         assert_eq!((ran.exit.code, kept.text(LogStream::Stdout).as_str()), (code, lines));
     }
+    run.destroy().await;
+}
+
+async fn a_secret_is_there_for_its_step_alone(subject: &ExecutorSubject) {
+    if !subject.has_a_shell {
+        return;
+    }
+    let run = subject.run("secret");
+    let base = run.prepare().await;
+    let given = |name: &str, env: Option<&str>, value: &str| Given {
+        name: name.to_owned(),
+        env: env.map(str::to_owned),
+        value: Secret::new(value.as_bytes()),
+    };
+    let step = |position: usize, program: &str, given: Vec<Given>| StepSpec {
+        words: Vec::new(),
+        script: Some(Script {
+            shell: Shell::Sh,
+            programs: vec![program.to_owned()],
+            goes_on: false,
+        }),
+        secrets: StepSecrets { given, forbidden: None },
+        ..subject.step(position, &Act::Exit(0))
+    };
+    let secrets = vec![
+        given("a file", None, "first \n\n"),
+        given("variable", Some("TOKEN"), "it's \"second\"\n"),
+    ];
+    let shows = "echo \"$BOB_SECRETS\"; cat \"$BOB_SECRETS/a file\"; echo \"$TOKEN.\"; \
+                 cat \"$BOB_SECRETS/variable\"; ls -l \"$BOB_SECRETS\" | grep -c '^-r--------'";
+    let (left, text) = run.pass(&base, &step(0, shows, secrets)).await;
+    let (dir, shown) = text.split_once('\n').expect("a line with the directory");
+    let value = "it's \"second\"\n";
+    assert_eq!(shown, format!("first \n\n{value}.\n{value}2\n"), "as files, and one as a variable");
+    let looks =
+        format!("echo \"${{TOKEN-none}} ${{BOB_SECRETS-none}}\"; ls -A \"{dir}\" 2>/dev/null");
+    // Whether the directory itself is still there is the executor's business.
+    let (_, text) = run.pass(&left, &step(1, &format!("{looks} || true"), Vec::new())).await;
+    assert_eq!(text, "none none\n", "nothing of it is there for the next step");
     run.destroy().await;
 }
 
