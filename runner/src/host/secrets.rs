@@ -13,7 +13,9 @@ const MOST: usize = 64 * 1024;
 /// What its variables begin with.
 const VARIABLE: &str = "BOB_SECRET_";
 
-/// Looks first into directories, one file a secret, then among variables: `BOB_SECRET_<NAME>`, and
+/// Secrets that were laid ready for the worker.
+///
+/// It looks first into directories, one file a secret, then among variables: `BOB_SECRET_<NAME>`, and
 /// `BOB_SECRET_<NAME>_FILE`, the path of a file. Each is read when it is asked for, so that one that is
 /// replaced in a directory holds from the next step on.
 #[derive(Debug, Clone, Default)]

@@ -35,10 +35,11 @@ impl Handed {
 }
 
 fn gone(removed: std::io::Result<()>) -> std::io::Result<()> {
-    removed.or_else(|cause| match cause.kind() {
-        std::io::ErrorKind::NotFound => Ok(()),
-        _other => Err(cause),
-    })
+    removed.or_else(
+        |cause| {
+            if cause.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(cause) }
+        },
+    )
 }
 
 fn is_in_memory(dir: &Path) -> bool {

@@ -8,7 +8,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::image::Base;
-use crate::ports::{ExecError, RunScope, StepSpec};
+use super::secrets;
+use crate::ports::{ExecError, RunScope, StepSecrets, StepSpec};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const CPU_PERIOD_MICROS: u64 = 100_000;
@@ -88,6 +89,21 @@ impl Create {
         made.resource_limits = limits(step, cpus);
         if let Some(network) = network {
             made.network(network)?;
+        }
+        if !step.secrets.given.is_empty() {
+            made.env.insert(StepSecrets::VARIABLE.to_owned(), secrets::DIR.to_owned());
+            made.volumes.push(secrets::mounted(run, step));
+            if let Some(mut words) = secrets::exporting(&step.secrets.given) {
+                // An entrypoint goes with the image that the step leaves, and a base image without
+                // one leaves it to the next step's: there it is the command that begins with this.
+                let first = if made.entrypoint.is_empty() {
+                    &mut made.command
+                } else {
+                    &mut made.entrypoint
+                };
+                words.append(first);
+                *first = words;
+            }
         }
         Ok(made)
     }
@@ -244,6 +260,7 @@ pub(super) mod tests {
             network: None,
             limits: Limits::default(),
             with: serde_json::Map::new(),
+            secrets: StepSecrets::default(),
         }
     }
 
@@ -302,6 +319,29 @@ pub(super) mod tests {
         // An image that another one has committed bears the label of that one.
         made.by(None);
         assert_eq!(made.labels[names::LABEL_WORKER], "");
+    }
+
+    #[test]
+    fn a_variable_that_holds_a_secret_leaves_no_entrypoint_to_the_next_step() {
+        let given = crate::ports::Given {
+            name: "token".into(),
+            env: Some("TOKEN".into()),
+            value: crate::ports::Secret::new(*b"hunter2"),
+        };
+        let secrets = StepSecrets { given: vec![given], forbidden: None };
+        let step = StepSpec { secrets, ..step() };
+        let with = made(&step);
+        assert_eq!(
+            (&with["entrypoint"][0], &with["entrypoint"][4]),
+            (&"sh".into(), &"/entry".into())
+        );
+        assert_eq!(with["command"], json!(["make", "all"]));
+        let bare = Base { entrypoint: Vec::new(), ..base() };
+        let bare = Create::step(&run(), &bare, "image", &step, None, 4).unwrap();
+        let bare = serde_json::to_value(bare).unwrap();
+        assert!(bare.get("entrypoint").is_none(), "{bare}");
+        assert_eq!((&bare["command"][0], &bare["command"][4]), (&"sh".into(), &"make".into()));
+        assert!(!bare.to_string().contains("hunter2"), "{bare}");
     }
 
     #[test]

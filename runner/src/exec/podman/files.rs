@@ -57,7 +57,7 @@ impl Podman {
         self.put(id, "/", tar).await
     }
 
-    async fn put(&self, id: &str, at: &str, tar: ByteStream) -> Result<(), ExecError> {
+    pub(super) async fn put(&self, id: &str, at: &str, tar: ByteStream) -> Result<(), ExecError> {
         // What the source of the bytes failed with says more than that the request broke off.
         let source: Arc<Mutex<Option<String>>> = Arc::default();
         let noted = Arc::clone(&source);

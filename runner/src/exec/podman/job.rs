@@ -102,7 +102,7 @@ impl Asked {
         }
         create.terminal = self.tty;
         create.mounts = self.mounts;
-        create.volumes = self.volumes;
+        create.volumes.extend(self.volumes);
     }
 }
 

@@ -19,9 +19,21 @@ pub enum Change {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
-struct Line {
+pub(super) struct Line {
     path: String,
     kind: u8,
+}
+
+impl Line {
+    pub(super) fn change(self) -> (String, Change) {
+        let Self { path, kind } = self;
+        match kind {
+            // podman's `archive.ChangeType`.
+            1 => (path, Change::Added),
+            2 => (path, Change::Deleted),
+            _ => (path, Change::Changed),
+        }
+    }
 }
 
 impl Podman {
@@ -46,16 +58,8 @@ impl Podman {
         let ask = Ask::get(format!("/images/{image}/changes{parent}"));
         let reply = link.call(ask).await.and_then(super::call::Reply::good).map_err(failed)?;
         let lines: Option<Vec<Line>> = reply.json().map_err(failed)?;
-        let mut changes: Vec<(String, Change)> = lines
-            .into_iter()
-            .flatten()
-            .map(|Line { path, kind }| match kind {
-                // podman's `archive.ChangeType`.
-                1 => (path, Change::Added),
-                2 => (path, Change::Deleted),
-                _ => (path, Change::Changed),
-            })
-            .collect();
+        let mut changes: Vec<(String, Change)> =
+            lines.into_iter().flatten().map(Line::change).collect();
         changes.sort_by(|(a, _), (b, _)| a.cmp(b));
         Ok(Some(changes))
     }

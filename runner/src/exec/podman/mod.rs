@@ -7,6 +7,7 @@
 //! | `step` `output` `demux` `stop` `watcher` | one step, from its making to its proven end |
 //! | `image` `pull` `auth` | images: what they say, where they come from, when a chain is squashed |
 //! | `files` | resources in, artifacts out |
+//! | `secrets` `leak` | what a step is given in memory, and that nothing of it is kept |
 //! | `disk` `bases` | how full the engine is, and which images may go for it |
 //! | `remains` | what a worker that is gone has left running |
 //! | `remove` | letting go, by label and never by memory |
@@ -24,6 +25,7 @@ mod files;
 mod http;
 mod image;
 mod job;
+mod leak;
 mod look;
 #[cfg(test)]
 mod oddities;
@@ -34,6 +36,7 @@ mod registry;
 mod remains;
 mod remove;
 mod reserve;
+mod secrets;
 mod step;
 mod stop;
 mod watcher;
@@ -355,6 +358,11 @@ impl Executor for Podman {
             });
         };
         let what = format!("s{}-{}", step.position, step.attempt);
+        if let Err(cause) = self.has_no_secrets(&id, step).await {
+            self.memory.forget_container(&run.run, &id);
+            self.reaper.soon(&self.http, &run.run, id);
+            return Err(cause);
+        }
         let mut link = self.http.link();
         let kept = self.keep(&mut link, run, &id, &made.on, &made.known, &what).await?;
         self.memory.forget_container(&run.run, &id);

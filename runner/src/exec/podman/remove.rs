@@ -235,6 +235,7 @@ impl Podman {
         for ghost in self.ghosts.take(run) {
             self.http.link().remove(&ghost).await?;
         }
+        self.destroy_volumes(run).await?;
         self.destroy_images(run).await
     }
 
@@ -341,6 +342,13 @@ impl Podman {
             // What somebody gave a name of their own is theirs to keep.
             if tags.is_empty() || tags.iter().any(|tag| ours(tag, &run).is_some()) {
                 is_left(image);
+            }
+        }
+        let listed = self.volumes(names::LABEL_RUN).await;
+        for volume in listed.map_err(|fault| fault.at("listing volumes", &self.http))? {
+            if let Some(run) = volume.label(names::LABEL_RUN).and_then(|run| run.parse().ok()) {
+                let cluster = left.entry(run).or_default();
+                *cluster = cluster.take().or_else(|| volume.label(names::LABEL_CLUSTER).cloned());
             }
         }
         Ok(left.into_iter().map(|(run, cluster)| Left { run, cluster }).collect())

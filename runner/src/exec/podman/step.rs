@@ -126,6 +126,7 @@ impl Podman {
         let network = step.network.as_ref().or(self.network.as_ref());
         let mut create = Create::step(run, &known.base, image, step, network, cpus)?;
         Asked::of(step, self.shared_dirs.as_deref())?.put(&mut create);
+        self.make_volume(link, run, step).await?;
         let mut tries = 0;
         loop {
             let id = self.create(link, run, image, &mut create, Some(step)).await?;
@@ -133,7 +134,9 @@ impl Podman {
                 if limited {
                     self.has_cgroup(link, &id).await?;
                 }
-                self.attached(link, step, &id).await
+                let attached = self.attached(link, step, &id).await?;
+                self.give(&id, &known.base.user, &step.secrets.given).await?;
+                Ok(attached)
             };
             let error = match prepared.await {
                 Ok(attached) => return Ok(Ready { id, attached }),

@@ -1,0 +1,226 @@
+//! The secrets of a step, as files in memory that its user alone can read.
+//!
+//! They lie on a volume of type tmpfs, and are put there as an archive once the container is made ready
+//! and its volumes are mounted, before it is started. Tried on podman 4.3.1, rootless: nothing of them is
+//! in the engine's description of the container, on its disk or in an image of it, and with the
+//! container's end they are gone. The engine's own secrets would be files on its disk for as long as the
+//! container is there, and as variables they are in that description.
+
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
+use hyper::Method;
+use protocol::id::RunId;
+use protocol::{names, shell};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio_util::io::StreamReader;
+
+use super::call::{Ask, Fault, Reply, empty};
+use super::http::Link;
+use super::{Podman, path};
+use crate::ports::{ByteStream, ExecError, Given, RunScope, StepSpec};
+
+/// Where a step has its secrets.
+pub(super) const DIR: &str = "/run/secrets";
+
+/// The volume of a step's attempt: it begins empty.
+pub(super) fn volume(run: &RunScope, step: &StepSpec) -> String {
+    format!("bob-{}-{}-{}-{}", run.run, step.position, run.epoch, step.attempt)
+}
+
+/// The volume as a part of what a container is made of.
+pub(super) fn mounted(run: &RunScope, step: &StepSpec) -> Value {
+    json!({"Name": volume(run, step), "Dest": DIR, "Options": ["nosuid", "nodev", "noexec"]})
+}
+
+/// What a command goes through that wants secrets as variables: a shell that reads them. Said to the
+/// engine, they would be in its description of the container.
+pub(super) fn exporting(given: &[Given]) -> Option<Vec<String>> {
+    let lines: Vec<String> = given
+        .iter()
+        .filter_map(|given| {
+            let variable = given.env.as_ref()?;
+            let file = shell::join(&[format!("{DIR}/{}", given.name)]);
+            // What a shell reads so loses the newlines at its end: there is a dot behind them.
+            Some(format!(
+                "{variable}=$(cat {file} && echo .) && {variable}=${{{variable}%.}} && export {variable} || exit 126\n"
+            ))
+        })
+        .collect();
+    let program = format!("{}exec \"$@\"", lines.concat());
+    (!lines.is_empty()).then(|| ["sh", "-c", &program, "sh"].map(str::to_owned).to_vec())
+}
+
+/// The user that an image or a pipeline names by a number.
+fn number_of(user: &str) -> Option<u64> {
+    match user.split(':').next().unwrap_or_default() {
+        "" | "root" => Some(0),
+        user => user.parse().ok(),
+    }
+}
+
+/// An archive of secrets that a user can read.
+async fn packed(given: &[Given], owner: u64) -> std::io::Result<Vec<u8>> {
+    let mut tar = tokio_tar::Builder::new(Vec::new());
+    for Given { name, value, .. } in given {
+        let mut header = tokio_tar::Header::new_gnu();
+        header.set_mode(0o400);
+        header.set_uid(owner);
+        header.set_gid(0);
+        header.set_size(value.expose().len() as u64);
+        tar.append_data(&mut header, name, value.expose()).await?;
+    }
+    tar.into_inner().await
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Volume {
+    name: String,
+    #[serde(default)]
+    labels: Option<std::collections::HashMap<String, String>>,
+}
+
+impl Volume {
+    pub(super) fn label(&self, name: &str) -> Option<&String> {
+        self.labels.as_ref()?.get(name)
+    }
+}
+
+impl Podman {
+    /// Makes the volume for a step's secrets, which holds nothing yet.
+    pub(super) async fn make_volume(
+        &self,
+        link: &mut Link,
+        run: &RunScope,
+        step: &StepSpec,
+    ) -> Result<(), ExecError> {
+        if step.secrets.given.is_empty() {
+            return Ok(());
+        }
+        let body = json!({
+            "Name": volume(run, step),
+            "Options": {"type": "tmpfs", "device": "tmpfs", "o": "mode=0755,nosuid,nodev,noexec"},
+            "Label": {
+                names::LABEL_RUN: run.run.to_string(),
+                names::LABEL_EPOCH: run.epoch.to_string(),
+                names::LABEL_CLUSTER: run.cluster.to_string(),
+            },
+        });
+        let json = Some(Bytes::from(body.to_string()));
+        let made = link.call(Ask { json, ..Ask::post("/volumes/create") }).await;
+        match made.and_then(Reply::good) {
+            Ok(_) => Ok(()),
+            // Of a container that was half made.
+            Err(fault) if fault.refusal().contains("already exists") => Ok(()),
+            Err(fault) => Err(fault.at("making a place for secrets", &self.http)),
+        }
+    }
+
+    /// Puts secrets into a container that is made ready and not started.
+    pub(super) async fn give(
+        &self,
+        id: &str,
+        user: &str,
+        given: &[Given],
+    ) -> Result<(), ExecError> {
+        if given.is_empty() {
+            return Ok(());
+        }
+        let failed = |cause: String| ExecError::Engine {
+            doing: "handing secrets to a step".to_owned(),
+            cause,
+        };
+        let owner = match number_of(user) {
+            Some(owner) => owner,
+            None => self.owner_of(id).await.map_err(failed)?,
+        };
+        let tar = packed(given, owner).await.map_err(|cause| failed(cause.to_string()))?;
+        let tar = futures::stream::iter([Ok(Bytes::from(tar))]).boxed();
+        match self.put(id, DIR, tar).await {
+            Err(ExecError::Input(cause)) => Err(failed(cause)),
+            put => put,
+        }
+    }
+
+    /// Whom the engine has given the volume to: the user of the container, who may have a name that
+    /// only its image knows.
+    async fn owner_of(&self, id: &str) -> Result<u64, String> {
+        let tar = self.archive(id, DIR).await.map_err(|fault| fault.to_string())?;
+        let mut tar = tokio_tar::Archive::new(StreamReader::new(tar));
+        let mut entries = tar.entries().map_err(|cause| cause.to_string())?;
+        let first = entries.next().await.ok_or("its archive is empty")?;
+        let owner = first.and_then(|entry| entry.header().uid());
+        owner.map_err(|cause| cause.to_string())
+    }
+
+    /// An archive of what lies at a path of a container, as the engine sends it.
+    pub(super) async fn archive(&self, id: &str, at: &str) -> Result<ByteStream, Fault> {
+        let query = path::query(&[("path", at)]);
+        self.streamed(&format!("/containers/{id}/archive?{query}")).await
+    }
+
+    /// An answer as it comes.
+    pub(super) async fn streamed(&self, path: &str) -> Result<ByteStream, Fault> {
+        let answer = self.http.open(&Method::GET, path, &[], empty()).await?;
+        if !answer.status().is_success() {
+            let status = answer.status().as_u16();
+            let refused = super::call::read(answer).await?.good().err();
+            return Err(refused.unwrap_or_else(|| Fault::Garbled(format!("status {status}"))));
+        }
+        let frames = http_body_util::BodyStream::new(answer.into_body());
+        let bytes = frames.map_err(std::io::Error::other).try_filter_map(|frame| async {
+            // What is no data comes after all of it.
+            Ok(frame.into_data().ok())
+        });
+        Ok(bytes.boxed())
+    }
+
+    /// The volumes with a label.
+    pub(super) async fn volumes(&self, label: &str) -> Result<Vec<Volume>, Fault> {
+        let filter = path::filter("label", label);
+        let reply = self.http.call(Ask::get(format!("/volumes/json?{filter}"))).await?.good()?;
+        Ok(reply.json::<Option<Vec<Volume>>>()?.unwrap_or_default())
+    }
+
+    /// Removes the volumes of a run, whose containers are gone.
+    pub(super) async fn destroy_volumes(&self, run: &RunId) -> Result<(), Fault> {
+        for volume in self.volumes(&format!("{}={run}", names::LABEL_RUN)).await? {
+            let ask = Ask::delete(format!("/volumes/{}", path::name(&volume.name)));
+            match self.http.call(ask).await?.good() {
+                Ok(_) => {}
+                Err(fault) if fault.status() == Some(404) => {}
+                Err(fault) => return Err(fault),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ports::Secret;
+
+    fn given(name: &str, env: Option<&str>) -> Given {
+        let (name, env) = (name.to_owned(), env.map(str::to_owned));
+        Given { name, env, value: Secret::new(*b"hunter2") }
+    }
+
+    #[test]
+    fn a_command_goes_through_a_shell_only_where_a_variable_is_asked_for() {
+        assert_eq!(exporting(&[given("a", None)]), None);
+        let words = exporting(&[given("a", None), given("it's b", Some("B"))]).unwrap();
+        assert!(words[2].starts_with("B=$(cat ") && words[2].contains("B=${B%.}"), "{words:?}");
+        assert!(words[2].ends_with("exec \"$@\"") && !words.concat().contains("hunter2"));
+    }
+
+    #[test]
+    fn a_user_without_a_number_is_asked_for() {
+        for (user, number) in
+            [("", Some(0)), ("root", Some(0)), ("1000:5", Some(1000)), ("nobody", None)]
+        {
+            assert_eq!(number_of(user), number, "{user}");
+        }
+    }
+}
