@@ -34,6 +34,7 @@ async fn rig(own: &OwnServices) -> (Rig, Arc<Vhost>) {
                 transfer: Arc::new(transfer::Http::new(http).unwrap()),
                 host: Arc::new(host::Linux::default()),
                 secrets: Arc::new(NoSecrets),
+                outputs: None,
             }
         })
     });

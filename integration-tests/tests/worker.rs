@@ -37,6 +37,7 @@ async fn rig() -> Option<(Rig, Arc<Vhost>, Services)> {
                 transfer: Arc::new(transfer::Http::new(http).unwrap()),
                 host: Arc::new(host::Linux::default()),
                 secrets: Arc::new(NoSecrets),
+                outputs: None,
             }
         })
     });

@@ -16,7 +16,8 @@ use protocol::id::{RegisteredName, StepName};
 use protocol::pipeline::{
     Admission, Artifact, Backoff, Callback, Cmd, ExecutorKind, FailureMode, Graph, Layout, Limits,
     Missing, OnLost, Output, OutputKind, Pipeline, PullPolicy, Quotas, Requests, Resource,
-    ResourceKind, Retry, RetryOn, SecretUse, Shell, Step, Strategy as Strategy_, Template, Token, Vars, When,
+    ResourceKind, Retry, RetryOn, SecretUse, Shell, Step, Strategy as Strategy_, Template, Token,
+    Vars, When,
 };
 use protocol::quantity::{Cpu, Memory, Span};
 use serde_json::Value;
@@ -432,7 +433,7 @@ proptest! {
         let steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
         let later = steps.into_iter().any(|step| {
             (!step.secrets.is_empty() && !step.executor.takes_secrets())
-                || step.outputs.iter().any(|output| output.path != "result.json")
+                || (step.outputs.iter().any(|it| it.is_of_files()) && !step.executor.has_files())
         });
         let among_runs = pipeline.admission.is_some() || pipeline.retention_count.is_some();
         let read = parse(None, &body);

@@ -177,7 +177,7 @@ fn plan_prints_the_model_with_every_default_and_reads_it_back() {
 #[test]
 fn what_later_versions_bring_is_refused_with_a_sentence() {
     let place = Place::new();
-    let text = GOOD.replace("name: last", "name: last\n    executor: proxmox");
+    let text = GOOD.replace("name: last", "name: last\n    executor: ssh\n    secrets: [key]");
     place.file("later.yaml", &text);
     for typed in [["validate", "later.yaml"], ["run", "later.yaml"], ["submit", "later.yaml"]] {
         let said = place.say(&typed);

@@ -228,7 +228,10 @@ async fn the_example_of_job_files_passes() {
     let status = std::fs::read_to_string(work.join("announce/status.yaml")).unwrap();
     assert!(status.contains("status: success"), "{status}");
     let log = std::fs::read_to_string(logs.join("build-1.log")).unwrap();
-    assert!(log.lines().any(|line| line.starts_with("INFO: ") && line.ends_with(" built")), "a6: {log}");
+    assert!(
+        log.lines().any(|line| line.starts_with("INFO: ") && line.ends_with(" built")),
+        "a6: {log}"
+    );
 }
 
 #[tokio::test]

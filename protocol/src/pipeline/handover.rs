@@ -22,6 +22,14 @@ pub struct Output {
     pub layout: Layout,
 }
 
+impl Output {
+    /// Whether it asks for a file: what a step has found out need be none.
+    #[must_use]
+    pub fn is_of_files(&self) -> bool {
+        self.path != "result.json" || self.missing == Missing::Fail
+    }
+}
+
 /// What an output is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]

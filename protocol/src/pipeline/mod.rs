@@ -313,7 +313,10 @@ impl Pipeline {
         for (path, step) in steps.chain(last) {
             let asked = [
                 ("secrets", !step.secrets.is_empty() && !step.executor.takes_secrets()),
-                ("outputs", step.outputs.iter().any(|output| output.path != "result.json")),
+                (
+                    "outputs",
+                    step.outputs.iter().any(|it| it.is_of_files()) && !step.executor.has_files(),
+                ),
             ];
             for (key, _) in asked.into_iter().filter(|(_, asked)| *asked) {
                 later(

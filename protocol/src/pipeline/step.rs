@@ -314,14 +314,24 @@ impl ExecutorKind {
     #[must_use]
     pub fn takes_secrets(self) -> bool {
         match self {
-            Self::Podman | Self::Local => true,
-            Self::Docker
+            Self::Podman
+            | Self::Docker
+            | Self::Local
             | Self::Custom
-            | Self::Ssh
             | Self::Proxmox
             | Self::Lexware
             | Self::Sevdesk
-            | Self::Http => false,
+            | Self::Http => true,
+            Self::Ssh => false,
+        }
+    }
+
+    /// Whether a step of it leaves files that can be kept.
+    #[must_use]
+    pub fn has_files(self) -> bool {
+        match self {
+            Self::Podman | Self::Docker | Self::Local | Self::Custom => true,
+            Self::Ssh | Self::Proxmox | Self::Lexware | Self::Sevdesk | Self::Http => false,
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use protocol::id::NodeId;
-use protocol::pipeline::{ExecutorKind, Vars};
+use protocol::pipeline::ExecutorKind;
 
 use super::{Unavailable, engine};
 use crate::config::Config;
@@ -58,19 +58,6 @@ pub(super) fn on_this_host(runs: PathBuf, work_dir: Option<PathBuf>) -> local::O
         work_dir,
         inherited: std::env::vars_os().filter(|(name, _)| !ours(name)).collect(),
     }
-}
-
-/// What jobs are told of their runner, by the names that their files know.
-pub(super) fn job_env() -> Vars {
-    let told = [
-        ("RUNNER_ID", "unknown"),
-        ("RUNNER_HOSTNAME", "localhost"),
-        ("RUNNER_WORKDIR", "/runner/workdir"),
-        ("RUNNER_LOG_DIR", "/runner/logs"),
-    ];
-    let said = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    told.map(|(name, usual)| (name.to_owned(), said(name).unwrap_or_else(|| usual.to_owned())))
-        .into()
 }
 
 /// What a step's supervisor does.

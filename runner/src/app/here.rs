@@ -12,6 +12,7 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::outputs::in_directory;
 use super::{Shutdown, Unavailable, embedded_ports, engine, make_dir, new_node, worker_options};
 use crate::config::Config;
 use crate::embedded::Embedded;
@@ -66,14 +67,26 @@ fn on_engine(pipeline: &Pipeline) -> bool {
     pipeline.steps.iter().chain(pipeline.on_error.as_deref()).any(on_engine)
 }
 
+/// Where the files of jobs are put, by the names of the jobs.
+#[derive(Debug, Clone)]
+pub struct Jobs {
+    /// What they leave.
+    pub work_dir: PathBuf,
+    /// Where their logs will lie, as callbacks tell.
+    pub log_dir: String,
+}
+
+/// Where the outputs of a run here and now are kept if nothing says otherwise.
+const OUTPUTS: &str = "outputs";
+
 /// What a job is called outside of its run: its files bear that name.
 #[must_use]
 pub fn job_id(run: &RunId, step: &Step) -> String {
     crate::rules::job::id(run, step)
 }
 
-/// Starts a pipeline in embedded mode, in a store of its own below the data directory. `logs`: where the
-/// logs of its steps will lie, as callbacks tell.
+/// Starts a pipeline in embedded mode, in a store of its own below the data directory. `jobs`:
+/// where the files of its steps are put, where they are jobs.
 ///
 /// # Errors
 /// Where the store cannot be made or the engine does not answer.
@@ -82,7 +95,7 @@ pub async fn run_here(
     pipeline: &Pipeline,
     vars: &Vars,
     run: &RunId,
-    logs: Option<String>,
+    jobs: Option<Jobs>,
 ) -> anyhow::Result<Here> {
     let node = new_node();
     let dir = config.data_dir.join("runs").join(run.as_str());
@@ -93,14 +106,20 @@ pub async fn run_here(
     let here = std::env::current_dir().context("there is no working directory")?;
     let url = found.as_ref().map(|found| found.url.clone());
     let ports = embedded_ports(config, &dir, &node, url, Some(here)).await?;
-    let (ports, embedded) = ports;
+    let (mut ports, embedded) = ports;
     let events = ports.events.follow(Position::First).await?;
     let mut options = worker_options(config, node);
     options.slots = 1;
     options.own_queue = false;
     // What its user can do anyway.
     options.executors = ExecutorKind::ALL.to_vec();
-    options.logs = logs;
+    let outputs = jobs.as_ref().map(|jobs| jobs.work_dir.clone());
+    options.logs = jobs.map(|jobs| jobs.log_dir);
+    if let Some(dir) = outputs {
+        ports.outputs = Some(in_directory(dir));
+    } else if ports.outputs.is_none() {
+        ports.outputs = Some(in_directory(PathBuf::from(OUTPUTS)));
+    }
     // Nobody else would go on with it.
     options.rescue = false;
     let queue = std::sync::Arc::clone(&ports.queue);

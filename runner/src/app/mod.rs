@@ -9,6 +9,7 @@ mod executors;
 pub mod guard;
 mod here;
 pub mod kept;
+mod outputs;
 mod serve;
 
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ use protocol::id::NodeId;
 use tracing::warn;
 
 pub use executors::{SUPERVISE, supervise};
-pub use here::{Here, job_id, run_here};
+pub use here::{Here, Jobs, job_id, run_here};
 pub use serve::serve;
 
 pub use crate::ports::Position;
@@ -132,7 +133,7 @@ pub fn worker_options(config: &Config, node: NodeId) -> worker::Options {
         },
         executors: worker.executors.clone(),
         logs: None,
-        job_env: executors::job_env(),
+        job_env: config.job_env.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
@@ -278,6 +279,7 @@ pub async fn cluster_ports(
     // worker asks again, and says what is wrong.
     let (connected, ()) = tokio::join!(Box::pin(connected), engine_answers(&*executor, config));
     let (store, queue, events) = connected?;
+    let outputs = outputs::keeper(config, &store)?;
     Ok(Ports {
         queue,
         store,
@@ -286,6 +288,7 @@ pub async fn cluster_ports(
         transfer: transfers(config)?,
         host: this_host(),
         secrets: secrets(config),
+        outputs,
     })
 }
 
@@ -306,9 +309,11 @@ pub async fn embedded_ports(
         host: this_host(),
     })
     .await?;
+    let store: Arc<dyn Store> = embedded.store();
     let ports = Ports {
         queue: embedded.queue(node),
-        store: embedded.store(),
+        outputs: outputs::keeper(config, &store)?,
+        store,
         events: embedded.events(),
         // Nobody goes on with it elsewhere.
         executor: executor(config, node, engine, None, on_this_host(dir.join(LOCAL), work_dir))?,

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use protocol::pipeline::Vars;
+
 use super::Secret;
 
 /// What a variable begins with that holds a secret of steps.
@@ -51,6 +53,18 @@ impl Environment {
     /// Where systemd puts the credentials of a service.
     pub(super) fn credentials_dir(&self) -> Option<PathBuf> {
         self.absolute("CREDENTIALS_DIRECTORY")
+    }
+
+    /// What jobs are told of their runner, by the names that their files know.
+    pub(super) fn told_to_jobs(&self) -> Vars {
+        let told = [
+            ("RUNNER_ID", "unknown"),
+            ("RUNNER_HOSTNAME", "localhost"),
+            ("RUNNER_WORKDIR", "/runner/workdir"),
+            ("RUNNER_LOG_DIR", "/runner/logs"),
+        ];
+        told.map(|(name, usual)| (name.to_owned(), self.get(name).unwrap_or(usual).to_owned()))
+            .into()
     }
 
     /// The variables that begin with `BOB_SECRET_`, by what follows on that.

@@ -218,6 +218,7 @@ impl Reader {
             engine: self.engine(environment),
             worker: self.worker(),
             secrets: self.secrets(environment),
+            job_env: environment.told_to_jobs(),
             spill: Spill {
                 dir: self.optional("spill.dir", parse::path).unwrap_or_else(|| state.join("spill")),
                 bytes: self.value("spill.bytes", parse::bytes),

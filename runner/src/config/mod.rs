@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use protocol::id::RegisteredName;
-use protocol::pipeline::{ExecutorKind, PullPolicy};
+use protocol::pipeline::{ExecutorKind, PullPolicy, Vars};
 use protocol::quantity::Span;
 use url::Url;
 
@@ -62,6 +62,8 @@ pub struct Config {
     pub worker: Worker,
     /// Secrets of steps.
     pub secrets: Secrets,
+    /// What jobs are told of their runner.
+    pub job_env: Vars,
     /// Where events wait that the broker does not take.
     pub spill: Spill,
     /// Jobs that are lines of a file.

@@ -35,7 +35,7 @@ pub struct RunScope {
 }
 
 /// A step, ready to be run.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct StepSpec {
     /// The step.
     pub name: StepName,
@@ -61,6 +61,18 @@ pub struct StepSpec {
     pub with: Map<String, Value>,
     /// What it is given that nobody else may see.
     pub secrets: StepSecrets,
+}
+
+// What it is given and what its executor has to know may be secret.
+impl std::fmt::Debug for StepSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StepSpec")
+            .field("name", &self.name)
+            .field("position", &self.position)
+            .field("attempt", &self.attempt)
+            .field("executor", &self.executor)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A directory of a step's own, empty at its start: where jobs leave what is to be kept. A container sees

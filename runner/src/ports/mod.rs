@@ -54,6 +54,8 @@ pub struct Ports {
     pub host: Arc<dyn Host>,
     /// Where secrets of steps come from.
     pub secrets: Arc<dyn Secrets>,
+    /// Where outputs of steps are kept; nowhere where there is none.
+    pub outputs: Option<Arc<dyn Outputs>>,
 }
 
 impl std::fmt::Debug for Ports {

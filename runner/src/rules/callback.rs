@@ -185,7 +185,7 @@ pub fn is_taken(status: u16) -> bool {
 mod tests {
     use super::*;
 
-    fn record(steps: Value) -> RunRecord {
+    fn record(steps: &Value) -> RunRecord {
         let record = json!({
             "group": "g", "name": "n", "run-id": "r-1", "status": "running", "attempt": 1,
             "scheduled-at": "2026-01-01T00:00:00.000Z",
@@ -207,20 +207,20 @@ mod tests {
 
     #[test]
     fn a_step_is_told_of_twice_and_a_retry_tells_nothing() {
-        let mut told = Told::of(&record(json!([])));
-        let begun = record(json!([
+        let mut told = Told::of(&record(&json!([])));
+        let begun = record(&json!([
             { "name": "a", "status": "started", "attempt": 1 },
             { "name": "b", "status": "started", "attempt": 1 },
         ]));
         assert_eq!(stages(&told, &begun), [(0, Stage::Running, "running".to_owned())]);
         told.note(&begun);
         let again =
-            record(json!([{ "name": "a", "status": "failed", "attempt": 1, "exit-code": 3 }]));
+            record(&json!([{ "name": "a", "status": "failed", "attempt": 1, "exit-code": 3 }]));
         assert!(stages(&told, &again).is_empty());
         let ended = json!([
             { "name": "a", "status": "failed", "attempt": 2, "exit-code": 3, "cause": "exit-code" },
         ]);
-        let ended = record(ended);
+        let ended = record(&ended);
         let news = told.news(&ended, Some("/logs"), 5);
         assert_eq!(news.len(), 1);
         let expected = json!({
@@ -234,17 +234,17 @@ mod tests {
 
     #[test]
     fn what_an_owner_before_has_put_down_is_not_told_again() {
-        let begun = record(json!([{ "name": "a", "status": "started", "attempt": 1 }]));
+        let begun = record(&json!([{ "name": "a", "status": "started", "attempt": 1 }]));
         let told = Told::of(&begun);
         assert!(stages(&told, &begun).is_empty());
-        let passed = record(json!([{ "name": "a", "status": "passed", "attempt": 2 }]));
+        let passed = record(&json!([{ "name": "a", "status": "passed", "attempt": 2 }]));
         assert_eq!(stages(&told, &passed), [(0, Stage::Ended, "success".to_owned())]);
     }
 
     #[test]
     fn a_step_whose_end_comes_with_its_beginning_is_told_of_twice() {
-        let told = Told::of(&record(json!([])));
-        let passed = record(json!([{ "name": "a", "status": "passed", "attempt": 1 }]));
+        let told = Told::of(&record(&json!([])));
+        let passed = record(&json!([{ "name": "a", "status": "passed", "attempt": 1 }]));
         let both =
             [(0, Stage::Running, "running".to_owned()), (0, Stage::Ended, "success".to_owned())];
         assert_eq!(stages(&told, &passed), both);

@@ -86,7 +86,7 @@ pub fn result_of(bytes: &[u8]) -> Result<Value, String> {
 mod tests {
     use super::*;
 
-    fn record(steps: serde_json::Value) -> RunRecord {
+    fn record(steps: &serde_json::Value) -> RunRecord {
         let mut pipeline = protocol::pipeline::Pipeline::new("g", "n");
         for (name, label) in [("a", Some("nightly")), ("b", None)] {
             let mut step = Step::new(name.parse().unwrap());
@@ -109,7 +109,7 @@ mod tests {
         let found = serde_json::json!([{
             "name": "a", "status": "passed", "attempt": 1, "result": { "data": { "x": 7 } },
         }]);
-        let record = record(found);
+        let record = record(&found);
         let step = filled(&record, 1).unwrap().unwrap();
         assert_eq!(step.script, ["echo nightly 7 ${HOME}"]);
         assert_eq!(step.vars.get("X").map(String::as_str), Some("7"));
@@ -118,14 +118,14 @@ mod tests {
 
     #[test]
     fn a_step_that_asks_for_what_is_not_there_is_told_so() {
-        let record = record(serde_json::json!([]));
+        let record = record(&serde_json::json!([]));
         assert!(filled(&record, 1).unwrap().unwrap_err().contains("job a has left no result"));
         assert!(filled(&record, 2).is_none());
     }
 
     #[test]
     fn a_job_without_a_name_of_its_own_has_the_same_id_in_all_of_its_run() {
-        let record = record(serde_json::json!([]));
+        let record = record(&serde_json::json!([]));
         let steps = &record.pipeline.as_ref().unwrap().steps;
         assert_eq!(id(&record.run_id, &steps[0]), "nightly");
         let own = id(&record.run_id, &steps[1]);

@@ -8,7 +8,7 @@ use protocol::pipeline::{Cmd, ExecutorKind, Pipeline, Step, Template, Vars};
 use protocol::run::Cause;
 use tokio::sync::oneshot;
 
-use super::collect::{Wanted, collect};
+use super::collect::{NotTaken, collect};
 use super::drive::Drive;
 use super::output::Output;
 use super::push::Push;
@@ -77,7 +77,7 @@ impl Drive {
         let asked = (self.held.clone(), Arc::clone(&self.shared.ports.host));
         let stands = move || asked.0.stands(&*asked.1);
         let gate = Gate::new(async move { opened.await.unwrap_or(false) }, stands);
-        let wanted = self.step(position).map(Wanted::of);
+        let wanted = self.wanted(position);
         let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
         let running = async move {
             let in_time = {
@@ -95,12 +95,23 @@ impl Drive {
             match ran {
                 Ok(mut ran) => {
                     let said = (stdout, stderr);
-                    if let Some(wanted) = wanted
-                        && let Err(cause) =
-                            collect(&shared, &scope, &mut ran, &wanted, &output, &stop).await
-                    {
+                    let taken = match wanted {
+                        Some(wanted) => {
+                            let of = (&*shared, &scope);
+                            collect(of, &mut ran, &wanted, &output, &stop).await
+                        }
+                        None => Ok(()),
+                    };
+                    if let Err(cause) = taken {
                         shared.ports.executor.discard(&scope, ran.left).await;
-                        return step::broke_saying(&shared, &cause, said).await;
+                        return match cause {
+                            NotTaken::Engine(cause) => {
+                                step::broke_saying(&shared, &cause, said).await
+                            }
+                            NotTaken::Files(cause, why) => {
+                                Done::BrokeSaying(cause, why, Some(ran.exit.code), said)
+                            }
+                        };
                     }
                     step::ended(&shared, &scope, ran, &stop, said).await
                 }
@@ -155,7 +166,10 @@ impl Drive {
             work_dir: env::work_dir(step),
             network: network.or(options.network.as_ref()).cloned(),
             limits: limits.unwrap_or_default(),
-            with: step.with.clone(),
+            with: match self.with_secrets(position, step) {
+                Ok(with) => with,
+                Err(why) => return Some(Err(why)),
+            },
             secrets: self.secrets_given(position),
             ..self.ended_step(position)?
         }))

@@ -143,7 +143,10 @@ async fn post(shared: &Shared, entry: &Entry, news: &News) -> Result<(), String>
         None => None,
         Some(Token::Literal(secret)) => Some(secret.clone()).filter(|secret| !secret.is_empty()),
         Some(Token::Named { name }) => {
-            return Err(format!("its secret {name} cannot be had"));
+            let secret = shared.ports.secrets.get(name).await.map_err(|cause| cause.to_string())?;
+            let secret = secret.ok_or_else(|| format!("there is no secret {name} here"))?;
+            let text = String::from_utf8(secret.expose().to_vec());
+            Some(text.map_err(|_no_text| format!("secret {name} is no text"))?)
         }
     };
     let body = Bytes::from(news.body.to_string());

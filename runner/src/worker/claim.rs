@@ -6,7 +6,7 @@ use protocol::command::{MAX_START_BYTES, RunIdSource, Start, Target};
 use protocol::dialect;
 use protocol::id::{Epoch, PipelineId, RunId};
 use protocol::names;
-use protocol::pipeline::Pipeline;
+use protocol::pipeline::{Output, Pipeline, Step};
 use protocol::run::{Cause, Open, OwnerEntry, RunRecord, Status, StepRecord, StoredPipeline};
 
 use super::Shared;
@@ -369,22 +369,7 @@ fn judge(
     if let Some(unsupported) = pipeline.unsupported().into_iter().chain(among_runs).next() {
         return refuse(Some(pipeline), Cause::Rejected, unsupported.what);
     }
-    if let Some(executor) = shared.lacks(&pipeline) {
-        let why = format!(
-            "this worker has no executor {}: BOB_EXECUTORS names those that it has",
-            executor.as_str()
-        );
-        return refuse(Some(pipeline), Cause::Rejected, why);
-    }
-    if start.partition.is_some() {
-        let why = "`partition` is not supported by this version".to_owned();
-        return refuse(Some(pipeline), Cause::Rejected, why);
-    }
-    let limited = pipeline.quotas.as_ref().and_then(|quotas| quotas.limits.as_ref());
-    if let (Some(limits), Some(why)) = (limited, &shared.engine.limits_refused)
-        && (limits.cpu.is_some() || limits.mem.is_some())
-    {
-        let why = format!("`quotas.limits` cannot be enforced on this host: {why}");
+    if let Some(why) = not_here(shared, start, &pipeline) {
         return refuse(Some(pipeline), Cause::Rejected, why);
     }
     match quota::fit(&pipeline, shared.ports.host.memory()) {
@@ -402,6 +387,32 @@ fn judge(
             refuse(Some(pipeline), Cause::Rejected, why)
         }
     }
+}
+
+/// What of a run this worker or its host cannot do, where there is something.
+fn not_here(shared: &Shared, start: &Start, pipeline: &Pipeline) -> Option<String> {
+    if let Some(executor) = shared.lacks(pipeline) {
+        let name = executor.as_str();
+        return Some(format!(
+            "this worker has no executor {name}: BOB_EXECUTORS names those that it has"
+        ));
+    }
+    let has_files = |step: &&Step| step.outputs.iter().any(Output::is_of_files);
+    if shared.ports.outputs.is_none()
+        && let Some(step) = pipeline.steps.iter().find(has_files)
+    {
+        return Some(format!(
+            "step {} has outputs, and this worker keeps none: BOB_OUTPUTS says where",
+            step.name
+        ));
+    }
+    if start.partition.is_some() {
+        return Some("`partition` is not supported by this version".to_owned());
+    }
+    let limits = pipeline.quotas.as_ref().and_then(|quotas| quotas.limits.as_ref())?;
+    let why = shared.engine.limits_refused.as_ref()?;
+    let is_limited = limits.cpu.is_some() || limits.mem.is_some();
+    is_limited.then(|| format!("`quotas.limits` cannot be enforced on this host: {why}"))
 }
 
 /// Group and name of what a start runs.

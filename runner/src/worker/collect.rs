@@ -1,26 +1,58 @@
-//! Takes over what a step leaves to its run: its result.
+//! Takes over what a step leaves to its run: its result, and the files that are to be kept.
 
-use bytes::BytesMut;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _};
-use protocol::pipeline::{ExecutorKind, Step};
+use protocol::pipeline::{ExecutorKind, Missing, Output as Asked, OutputKind, Selection};
+use protocol::run::Cause;
+use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 use tokio_util::io::StreamReader;
 
 use super::Shared;
+use super::drive::Drive;
 use super::output::Output;
-use crate::ports::{ExecError, JOB_DIR, Ran, RunScope, StopLevel, StopSignal, Workspace};
-use crate::rules::job::{MAX_RESULT, RESULT_FILE, result_of};
+use crate::ports::{
+    ByteStream, ExecError, Found, JOB_DIR, KeptOutputs, Origin, Outputs, Ran, RunScope, StopLevel,
+    StopSignal, TransferError, Workspace,
+};
+use crate::rules::job::{self, MAX_RESULT, RESULT_FILE, result_of};
+use crate::rules::mask::Mask;
 
 /// What a step is asked for once its command has ended.
 pub(super) struct Wanted {
-    /// Whether later steps may ask for what is in its result file.
-    result: bool,
+    outputs: Vec<Asked>,
     /// Where its files are, if not in its working directory.
     dir: Option<&'static str>,
+    /// What they are kept below.
+    under: Vec<String>,
+    origin: Origin,
+    /// Hides the step's secrets.
+    mask: Option<Arc<Mask>>,
 }
 
-impl Wanted {
-    pub(super) fn of(step: &Step) -> Self {
+/// Why what a step has left cannot be taken over.
+pub(super) enum NotTaken {
+    Engine(ExecError),
+    Files(Cause, String),
+}
+
+impl From<ExecError> for NotTaken {
+    fn from(error: ExecError) -> Self {
+        Self::Engine(error)
+    }
+}
+
+impl From<TransferError> for NotTaken {
+    fn from(error: TransferError) -> Self {
+        Self::Files(Cause::Artifact, format!("an output cannot be kept: {error}"))
+    }
+}
+
+impl Drive {
+    pub(super) fn wanted(&self, position: usize) -> Option<Wanted> {
+        let (step, record) = (self.step(position)?, self.run.record());
         let has_own_dir = match step.executor {
             ExecutorKind::Docker | ExecutorKind::Local | ExecutorKind::Custom => true,
             ExecutorKind::Podman
@@ -30,91 +62,214 @@ impl Wanted {
             | ExecutorKind::Sevdesk
             | ExecutorKind::Http => false,
         };
-        Self {
-            result: step.outputs.iter().any(|output| output.path == RESULT_FILE),
+        let under = if self.shared.options.logs.is_some() {
+            vec![job::id(&record.run_id, step)]
+        } else {
+            let names = [record.group.as_str(), &record.name, record.run_id.as_str()];
+            names.into_iter().chain([step.name.as_str()]).map(str::to_owned).collect()
+        };
+        let (run, epoch) = (self.scope.run.clone(), self.scope.epoch);
+        Some(Wanted {
+            outputs: step.outputs.clone(),
             dir: has_own_dir.then_some(JOB_DIR),
-        }
+            under,
+            origin: Origin { run, epoch, attempt: self.run.attempt(position) },
+            mask: self.mask_of(position),
+        })
     }
+}
 
+impl Wanted {
     fn path(&self, file: &str) -> String {
         self.dir.map_or_else(|| file.to_owned(), |dir| format!("{dir}/{file}"))
     }
+
+    fn has_result(&self) -> bool {
+        self.outputs.iter().any(|output| output.path == RESULT_FILE)
+    }
+}
+
+/// What there is at hand to take it over.
+struct Taking<'a> {
+    shared: &'a Shared,
+    scope: &'a RunScope,
+    wanted: &'a Wanted,
+    out: &'a Output,
 }
 
 /// Takes over what a step has left, whatever it ended with; nothing of one that was asked to end.
 pub(super) async fn collect(
-    shared: &Shared,
-    scope: &RunScope,
+    (shared, scope): (&Shared, &RunScope),
     ran: &mut Ran,
     wanted: &Wanted,
     out: &Output,
     stop: &StopSignal,
-) -> Result<(), ExecError> {
-    if !wanted.result && ran.result.is_none() {
+) -> Result<(), NotTaken> {
+    if wanted.outputs.is_empty() && ran.result.is_none() {
         return Ok(());
     }
+    let taking = Taking { shared, scope, wanted, out };
     tokio::select! {
         biased;
         _ = stop.above(StopLevel::Run) => Ok(()),
-        taken = take_result(shared, scope, ran, wanted, out) => taken,
+        taken = taking.take(ran) => taken,
     }
 }
 
-async fn take_result(
-    shared: &Shared,
-    scope: &RunScope,
-    ran: &mut Ran,
-    wanted: &Wanted,
-    out: &Output,
-) -> Result<(), ExecError> {
-    if let Some(result) = &ran.result {
-        let size = result.to_string().len();
-        if size > MAX_RESULT {
-            out.note(&format!(
-                "its result has {size} bytes, more than {MAX_RESULT}: later steps cannot ask for it"
-            ))
-            .await;
-            ran.result = None;
+impl Taking<'_> {
+    async fn take(&self, ran: &mut Ran) -> Result<(), NotTaken> {
+        let is_told = ran.result.is_some();
+        self.take_result(ran).await?;
+        let Some(outputs) = &self.shared.ports.outputs else { return Ok(()) };
+        let mut kept = KeptOutputs::new(self.wanted.under.clone(), self.wanted.origin.clone());
+        let kept_files = self.keep(&**outputs, &mut kept, ran, is_told).await;
+        for note in &kept.notes {
+            self.out.note(note).await;
         }
-        return Ok(());
+        kept_files?;
+        for file in kept.files() {
+            let (path, stored) = (&file.path, &file.stored);
+            let (size, sum) = (stored.size, &stored.sha256);
+            let at = outputs.name();
+            self.out
+                .note(&format!("output {path} is kept in {at}: {size} bytes, SHA-256 {sum}"))
+                .await;
+        }
+        Ok(())
     }
-    if ran.left == Workspace::None {
-        return Ok(());
-    }
-    match file(shared, scope, &ran.left, &wanted.path(RESULT_FILE)).await {
-        Ok(bytes) => match result_of(&bytes) {
+
+    async fn take_result(&self, ran: &mut Ran) -> Result<(), NotTaken> {
+        if ran.result.is_none() && self.wanted.has_result() && ran.left != Workspace::None {
+            match self.file(&ran.left, &self.wanted.path(RESULT_FILE)).await {
+                Ok(bytes) => match result_of(&bytes) {
+                    Ok(result) => ran.result = Some(result),
+                    Err(why) => self.out.note(&why).await,
+                },
+                // Most steps have none.
+                Err(ExecError::NoSuchPath { .. }) => {}
+                Err(cause) => return Err(cause.into()),
+            }
+        }
+        let Some(result) = ran.result.take() else { return Ok(()) };
+        match self.shown(&result) {
             Ok(result) => ran.result = Some(result),
-            Err(why) => out.note(&why).await,
-        },
-        // Most steps have none.
-        Err(ExecError::NoSuchPath { .. }) => {}
-        Err(cause) => return Err(cause),
+            Err(why) => self.out.note(&why).await,
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// A result as later steps may ask for it, and people see it.
+    fn shown(&self, result: &Value) -> Result<Value, String> {
+        let text = result.to_string();
+        if text.len() > MAX_RESULT {
+            let size = text.len();
+            return Err(format!(
+                "its result has {size} bytes, more than {MAX_RESULT}: later steps cannot ask for it"
+            ));
+        }
+        let Some(mask) = &self.wanted.mask else { return Ok(result.clone()) };
+        serde_json::from_str(&mask.text(&text)).map_err(|_no_json_any_more| {
+            "a secret of the step is a part of its result: later steps cannot ask for it".to_owned()
+        })
+    }
+
+    /// The bytes of a small file that a step has left; of a larger one, one more than may be.
+    async fn file(&self, left: &Workspace, path: &str) -> Result<BytesMut, ExecError> {
+        let broke = |cause: std::io::Error| ExecError::Engine {
+            doing: "reading a file of a step".to_owned(),
+            cause: cause.to_string(),
+        };
+        let tar = self.shared.ports.executor.export(self.scope, left, path).await?;
+        let tar = StreamReader::new(tar.map_err(std::io::Error::other));
+        let mut entries = tokio_tar::Archive::new(tar).entries().map_err(broke)?;
+        let mut bytes = BytesMut::new();
+        while let Some(entry) = entries.next().await {
+            let entry = entry.map_err(broke)?;
+            if entry.header().entry_type().is_file() {
+                let mut entry = entry.take(MAX_RESULT as u64 + 1);
+                while entry.read_buf(&mut bytes).await.map_err(broke)? > 0 {}
+                return Ok(bytes);
+            }
+        }
+        Err(ExecError::NoSuchPath { path: path.to_owned() })
+    }
+
+    async fn keep(
+        &self,
+        outputs: &dyn Outputs,
+        kept: &mut KeptOutputs,
+        ran: &Ran,
+        is_told: bool,
+    ) -> Result<(), NotTaken> {
+        for asked in &self.wanted.outputs {
+            let files = |why| NotTaken::Files(Cause::Artifact, why);
+            let selection = Selection::of(asked).map_err(|why| files(why.to_string()))?;
+            let is_result = asked.path == RESULT_FILE;
+            let matched = match &ran.result {
+                // It came with the end of the step, and lies nowhere.
+                Some(result) if is_result && is_told => {
+                    let tar = result_tar(result).await?;
+                    outputs.keep(kept, &selection, RESULT_FILE, tar).await?.matched
+                }
+                Some(_) | None => self.keep_one(outputs, kept, &selection, &ran.left).await?,
+            };
+            if matched {
+                continue;
+            }
+            let what = match asked.kind {
+                Some(OutputKind::Dir) => "directory",
+                Some(OutputKind::File) | None => "file",
+            };
+            let nothing = format!("there is no {what} {} to keep", asked.path);
+            match asked.missing {
+                Missing::Ignore => {}
+                Missing::Warn => self.out.note(&nothing).await,
+                // A command that has failed by itself has not come to making it.
+                Missing::Fail if ran.exit.code != 0 => self.out.note(&nothing).await,
+                Missing::Fail => return Err(files(nothing)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps what lies where a step worked. Whether something was there.
+    async fn keep_one(
+        &self,
+        outputs: &dyn Outputs,
+        kept: &mut KeptOutputs,
+        selection: &Selection,
+        left: &Workspace,
+    ) -> Result<bool, NotTaken> {
+        if *left == Workspace::None {
+            return Ok(false);
+        }
+        let mut matched = false;
+        let mut open = vec![selection.base().to_owned()];
+        while let Some(at) = open.pop() {
+            let path = self.wanted.path(&at);
+            let tar = match self.shared.ports.executor.export(self.scope, left, &path).await {
+                Ok(tar) => tar,
+                Err(ExecError::NoSuchPath { .. }) => continue,
+                Err(cause) => return Err(cause.into()),
+            };
+            let Found { matched: some, links } = outputs.keep(kept, selection, &at, tar).await?;
+            matched |= some;
+            open.extend(links);
+        }
+        Ok(matched)
+    }
 }
 
-/// The bytes of a small file that a step has left; of a larger one, one more than may be.
-async fn file(
-    shared: &Shared,
-    scope: &RunScope,
-    left: &Workspace,
-    path: &str,
-) -> Result<BytesMut, ExecError> {
-    let broke = |cause: std::io::Error| ExecError::Engine {
-        doing: "reading a file of a step".to_owned(),
-        cause: cause.to_string(),
-    };
-    let tar = shared.ports.executor.export(scope, left, path).await?;
-    let mut tar = tokio_tar::Archive::new(StreamReader::new(tar.map_err(std::io::Error::other)));
-    let mut entries = tar.entries().map_err(broke)?;
-    let mut bytes = BytesMut::new();
-    while let Some(entry) = entries.next().await {
-        let entry = entry.map_err(broke)?;
-        if entry.header().entry_type().is_file() {
-            let mut entry = entry.take(MAX_RESULT as u64 + 1);
-            while entry.read_buf(&mut bytes).await.map_err(broke)? > 0 {}
-            return Ok(bytes);
-        }
-    }
-    Err(ExecError::NoSuchPath { path: path.to_owned() })
+/// A result as the file that it is known by.
+async fn result_tar(result: &Value) -> Result<ByteStream, NotTaken> {
+    let failed = |cause: std::io::Error| NotTaken::Files(Cause::Artifact, cause.to_string());
+    let text = serde_json::to_vec_pretty(result).map_err(|cause| failed(cause.into()))?;
+    let mut tar = tokio_tar::Builder::new(Vec::new());
+    let mut header = tokio_tar::Header::new_gnu();
+    header.set_size(text.len() as u64);
+    header.set_mode(0o644);
+    header.set_entry_type(tokio_tar::EntryType::Regular);
+    tar.append_data(&mut header, RESULT_FILE, &*text).await.map_err(failed)?;
+    let bytes = tar.into_inner().await.map_err(failed)?;
+    Ok(futures::stream::iter([Ok(Bytes::from(bytes))]).boxed())
 }

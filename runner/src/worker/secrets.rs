@@ -4,13 +4,15 @@
 use std::sync::Arc;
 
 use protocol::event::Reason;
-use protocol::pipeline::SecretUse;
+use protocol::pipeline::{SecretUse, Step};
+use serde_json::{Map, Value};
 use tracing::warn;
 
 use super::drive::Drive;
 use super::watchdog::waits;
 use crate::ports::{Forbidden, Given, Search, Secrets, StepSecrets};
 use crate::rules::mask::{Finder, Mask, SHORTEST};
+use crate::rules::named;
 use crate::rules::run::Draft;
 
 /// The secrets of a step that is on its way.
@@ -92,6 +94,21 @@ impl Drive {
     /// What hides the secrets of a step; none where it has none.
     pub(super) fn mask_of(&self, position: usize) -> Option<Arc<Mask>> {
         self.hidden(position).map(|hidden| Arc::clone(&hidden.mask))
+    }
+
+    /// What the executor of a step has to know, with secrets in the place of their names.
+    pub(super) fn with_secrets(
+        &self,
+        position: usize,
+        step: &Step,
+    ) -> Result<Map<String, Value>, String> {
+        let value_of = |name: &str| {
+            let given = self.hidden(position)?.given.iter().find(|given| given.name == name)?;
+            String::from_utf8(given.value.expose().to_vec()).ok()
+        };
+        named::filled(&step.with, &value_of).map_err(|name| {
+            format!("step {}: secret {name} is not given to it, or is no text", step.name)
+        })
     }
 
     /// What a step is handed.

@@ -128,6 +128,7 @@ async fn attempt(
         network: None,
         limits: Limits::default(),
         with: step.with.clone(),
+        secrets: runner::ports::StepSecrets::default(),
     };
     let found = all(options).into_iter().find(|(kind, _)| *kind == step.executor);
     let remote: Arc<dyn Remote> = found.unwrap().1;

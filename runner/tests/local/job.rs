@@ -220,3 +220,64 @@ fn a13_commands_are_a_text_or_a_list_with_the_environment_below_the_jobs_own() {
         .collect();
     assert_eq!(ended, [0, 0, 0, 1]);
 }
+
+#[test]
+fn a11_artifacts_are_put_beside_the_status_by_their_last_names_and_what_is_missing_is_said() {
+    let place = Place::new(
+        "{ job_id: made, executor: local, product: { commands: [
+            'cd $JOB_WORKDIR', 'mkdir -p out/deep dir/below', 'echo 1 > out/a.txt',
+            'echo 2 > out/deep/b.txt', 'echo 3 > dir/below/c'] },
+           artifacts: [{ path: 'out/**/*.txt' }, { path: dir, type: dir }, { path: nothing }] }",
+    );
+    let (code, events) = place.events(&[], &[]);
+    assert_eq!(code, Some(0), "what is missing is no failure: {events:#?}");
+    let read = |file: &str| std::fs::read_to_string(place.path("workdir/made").join(file)).unwrap();
+    assert_eq!((read("a.txt"), read("b.txt")), ("1\n".to_owned(), "2\n".to_owned()));
+    assert_eq!(read("dir/below/c"), "3\n", "a directory keeps what it is");
+    let log = std::fs::read_to_string(place.path("logs/made.log")).unwrap();
+    assert!(log.contains("there is no file nothing to keep"), "{log}");
+    let sum = "4355a46b19d348dc2f57c046f8ef63d4538ebb936000f3c9ee954a27460dd865";
+    assert!(log.contains(sum), "the checksum of 1 and a newline: {log}");
+}
+
+#[test]
+fn a19_a_result_lies_beside_the_status_and_later_jobs_may_read_it_there() {
+    let place = Place::new(
+        "[{ id: a, executor: local, product: { commands: 'echo {} > $JOB_WORKDIR/result.json' } },
+          { id: b, executor: local, product: { commands: 'cat workdir/${PREVIOUS_JOB_ID}/result.json' } }]",
+    );
+    let (code, events) = place.events(&[], &[]);
+    assert_eq!((code, lines_of(&events, "b")), (Some(0), vec!["{}".to_owned()]));
+}
+
+#[test]
+fn outputs_of_a_run_are_kept_and_one_that_must_be_there_fails_its_step() {
+    let place = Place::new(
+        "{group: g, name: n, steps: [{name: a, executor: local, script: ['echo x > $JOB_WORKDIR/f'],
+          outputs: [{path: '*', layout: relative}]}]}",
+    );
+    let (code, events) = place.events(&["--run-id", "r-7"], &[]);
+    assert_eq!(code, Some(0), "{events:#?}");
+    assert_eq!(std::fs::read_to_string(place.path("outputs/g/n/r-7/a/f")).unwrap(), "x\n");
+    let place = Place::new(
+        "{group: g, name: n, steps: [{name: a, executor: local, script: ['true'],
+          outputs: [{path: f, missing: fail}]}]}",
+    );
+    let (code, events) = place.events(&[], &[]);
+    let last = events.last().unwrap();
+    assert!(code == Some(1) && last["cause"] == "artifact", "{last}");
+}
+
+#[test]
+fn a_callback_with_a_named_secret_is_told_with_it_and_the_job_has_it_not() {
+    let (url, taken) = receiver(2);
+    let place = Place::new(&format!(
+        "{{ executor: local, product: {{ commands: 'env; ls $BOB_SECRETS' }},
+            callback: {{ url: '{url}', secret: {{ secret-name: hook }} }} }}"
+    ));
+    let (code, events) = place.events(&[], &[("BOB_SECRET_HOOK", "s3cret-word")]);
+    assert_eq!(code, Some(0), "{events:#?}");
+    let posts = taken.join().unwrap();
+    assert!(posts.iter().all(|(head, _)| head.contains("authorization: bearer s3cret-word")));
+    assert!(!format!("{events:?}").contains("s3cret-word"));
+}

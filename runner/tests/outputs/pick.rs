@@ -47,6 +47,7 @@ impl Step {
             runs: self.kept.path().join("unused"),
             work_dir: Some(self.left.path().to_owned()),
             inherited: Vec::new(),
+            memory: Vec::new(),
         });
         let run = RunScope {
             run: "r-1".parse().unwrap(),

@@ -54,6 +54,7 @@ impl Cluster {
             transfer: Arc::new(edge::Handle { process: Arc::clone(&process) }),
             host: Arc::clone(&process) as _,
             secrets: Arc::new(NoSecrets),
+            outputs: None,
         };
         let options = Options {
             node: process.node.clone(),

@@ -99,6 +99,7 @@ fn step(with: Map<String, Value>, program: &str) -> StepSpec {
         network: None,
         limits: Limits::default(),
         with,
+        secrets: runner::ports::StepSecrets::default(),
     }
 }
 
@@ -211,6 +212,7 @@ async fn commands_on_another_host_keep_the_contract_of_an_executor() {
             runs: server.path("runs"),
             work_dir: None,
             inherited: Vec::new(),
+            memory: Vec::new(),
         });
         let at = At(ssh(), server.with());
         Arc::new(Executors::new(None, Arc::new(local)).with(ExecutorKind::Ssh, Arc::new(at)))

@@ -40,6 +40,7 @@ async fn rig_on(executor: Arc<Scripted>, host: Arc<dyn Host>) -> (Rig, Embedded)
             ),
             host: Arc::clone(&host),
             secrets: Arc::new(NoSecrets),
+            outputs: None,
         };
         Box::pin(async move { ports })
     });

@@ -66,6 +66,7 @@ impl Cluster {
             })?),
             host: Arc::new(host::Linux::default()),
             secrets: Arc::new(NoSecrets),
+            outputs: None,
         })
     }
 

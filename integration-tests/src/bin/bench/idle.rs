@@ -109,6 +109,7 @@ async fn ports(cluster: &Cluster, embedded: &Embedded, node: &NodeId) -> anyhow:
         transfer: Arc::new(runner::transfer::Http::new(transfer)?),
         host: Arc::new(host::Linux::default()),
         secrets: Arc::new(NoSecrets),
+        outputs: None,
     })
 }
 

@@ -11,7 +11,7 @@ use crate::dialect::handover;
 use crate::dialect::reader::{Field, Fields, Keys, Reader};
 use crate::id::StepName;
 use crate::pipeline::{
-    ExecutorKind, Layout, Missing, Output, SecretUse, Shell, Step, Template, Token, Vars, When,
+    ExecutorKind, Layout, Missing, Output, SecretUse, Shell, Step, Template, Vars, When,
 };
 
 pub(super) const JOB: Keys = Keys {
@@ -79,12 +79,6 @@ pub(super) fn read(
     vars.extend(work.vars);
     let mut secrets = Vec::new();
     named(&Json::Object(work.with.clone()), &mut secrets);
-    if let Some(Token::Named { name }) =
-        callback.as_ref().and_then(|callback| callback.secret.as_ref())
-        && !secrets.contains(name)
-    {
-        secrets.push(name.clone());
-    }
     Some(Step {
         shell: (!work.script.is_empty()).then_some(Shell::Sh),
         script: work.script,

@@ -301,7 +301,7 @@ impl Executor for Local {
         }
         let mut job = self.job(scope, step).await?;
         let supervisor = self.supervisor()?;
-        let handed = self.hand(&scope.run, step, &mut job).await?;
+        let handed = self.hand(&scope.run, step, &mut job.0).await?;
         let (step, stop) = (step.clone(), stop.clone());
         // Whoever waits may go: the step does not.
         let ran = self.tasks.spawn(async move {
@@ -349,7 +349,7 @@ impl Executor for Local {
     ) -> Result<ByteStream, ExecError> {
         let of_job = path.strip_prefix(JOB_DIR).map(|path| path.trim_start_matches('/'));
         if let (Some(of_job), Workspace::Dir(own)) = (of_job, left) {
-            return script::packed(own.join(of_job), path).await;
+            return script::packed(own.join(of_job), of_job).await;
         }
         let dir = self.options.work_dir.clone().unwrap_or_else(|| self.dir(&run.run).join(WORK));
         script::packed(dir.join(path), path).await

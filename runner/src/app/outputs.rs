@@ -1,0 +1,66 @@
+//! Where outputs of steps are kept.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use futures::FutureExt as _;
+use protocol::id::RegisteredName;
+use protocol::names;
+use protocol::run::Registered;
+
+use crate::config::{self, Config};
+use crate::ports::{OutputStore, Outputs, Store, TransferError};
+use crate::transfer::{self, ArtifactStore, Bucket, BucketKeys, BucketOptions, Directory, Keeper};
+
+/// Keeps them in a directory of this host.
+pub(super) fn in_directory(dir: PathBuf) -> Arc<dyn Outputs> {
+    Arc::new(Keeper::new(Arc::new(Directory::new(dir))))
+}
+
+/// Keeps them where the settings say.
+pub(super) fn keeper(
+    config: &Config,
+    store: &Arc<dyn Store>,
+) -> anyhow::Result<Option<Arc<dyn Outputs>>> {
+    let kept: Arc<dyn OutputStore> = match &config.outputs {
+        None => return Ok(None),
+        Some(config::Outputs::Directory(dir)) => return Ok(Some(in_directory(dir.clone()))),
+        Some(config::Outputs::S3(s3)) => {
+            let keys = s3.login.as_ref().map(|login| BucketKeys {
+                access: login.user.clone(),
+                secret: login.password.expose().to_owned(),
+            });
+            let bucket = Bucket::new(&BucketOptions {
+                bucket: s3.bucket.clone(),
+                prefix: s3.prefix.clone(),
+                endpoint: s3.endpoint.clone(),
+                region: s3.region.clone(),
+                keys,
+            });
+            Arc::new(bucket.context("outputs cannot be kept in the bucket of BOB_OUTPUTS")?)
+        }
+        Some(config::Outputs::ArtifactStore(name)) => {
+            let options = transfer::Options {
+                spill_dir: config.spill.dir.clone(),
+                spill_bytes: config.spill.bytes,
+            };
+            let http = transfer::Http::new(options).context("cannot make an HTTP client")?;
+            let (store, of) = (Arc::clone(store), name.clone());
+            let registered = Arc::new(move || url_of(Arc::clone(&store), of.clone()).boxed());
+            Arc::new(ArtifactStore::new(http, name.to_string(), registered))
+        }
+    };
+    Ok(Some(Arc::new(Keeper::new(kept))))
+}
+
+/// The address under which an artifact store is registered now.
+async fn url_of(store: Arc<dyn Store>, name: RegisteredName) -> Result<String, TransferError> {
+    let failed =
+        |cause: String| TransferError::BadParams(format!("artifact store {name}: {cause}"));
+    let entry = store.get(&format!("{}{name}", names::STORES)).await;
+    let entry = entry.map_err(|cause| failed(cause.to_string()))?;
+    let entry = entry.ok_or_else(|| failed("it is not registered".to_owned()))?;
+    let registered = serde_json::from_slice::<Registered>(&entry.value);
+    registered.map(|it| it.url).map_err(|cause| failed(cause.to_string()))
+}
