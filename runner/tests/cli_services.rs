@@ -227,6 +227,8 @@ async fn the_example_of_job_files_passes() {
     assert!(text(&said.stdout).ends_with("released 1.2.0\n"), "{}", text(&said.stdout));
     let status = std::fs::read_to_string(work.join("announce/status.yaml")).unwrap();
     assert!(status.contains("status: success"), "{status}");
+    let version = std::fs::read_to_string(work.join("build-1/version")).unwrap();
+    assert_eq!(version, "1.2.0\n", "a11: out of the container");
     let log = std::fs::read_to_string(logs.join("build-1.log")).unwrap();
     assert!(
         log.lines().any(|line| line.starts_with("INFO: ") && line.ends_with(" built")),
