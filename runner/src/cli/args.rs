@@ -11,7 +11,7 @@ use protocol::run::Status;
 use protocol::schema::What;
 
 use super::later::{NO_OPENAPI, OPENAPI};
-use super::typed::{Add, Completions, Diff, OpenShell, Rerun, Stop, Submit};
+use super::typed::{Add, Completions, Diff, OpenShell, Rerun, Run, Stop, Submit};
 
 /// Runs pipelines: each step a rootless container, committed, its output on a stream.
 #[derive(Debug, Parser)]
@@ -233,31 +233,6 @@ Examples:
 }
 
 #[derive(Debug, Args)]
-pub(super) struct Run {
-    /// The pipeline file, JSON or YAML; `-` is standard input
-    #[arg(value_hint = ValueHint::FilePath)]
-    pub(super) file: String,
-    /// The pipeline's name, of a file that holds several
-    #[arg(long, value_name = "NAME")]
-    pub(super) pipeline: Option<String>,
-    /// How the file is written: bob, prunner, job or ci [default: told from the file]
-    #[arg(long, value_name = "DIALECT", value_parser = dialect)]
-    pub(super) dialect: Option<Dialect>,
-    /// A variable, laid over the pipeline's
-    #[arg(long = "var", value_name = "NAME=VALUE", value_parser = variable)]
-    pub(super) vars: Vec<(String, String)>,
-    /// The run's id [default: a new one]
-    #[arg(long, value_name = "RUN")]
-    pub(super) run_id: Option<RunId>,
-    /// Of a job file: where each job's status and files are put [default: ./workdir]
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub(super) workdir: Option<PathBuf>,
-    /// Of a job file: where each job's log is put [default: ./logs]
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub(super) log_dir: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
 pub(super) struct Serve {
     /// Where queue and state are: cluster or embedded
     #[arg(long, value_name = "MODE")]
@@ -403,7 +378,7 @@ pub(super) struct Schema {
     pub(super) what: What,
 }
 
-fn dialect(typed: &str) -> Result<Dialect, String> {
+pub(super) fn dialect(typed: &str) -> Result<Dialect, String> {
     let named = Dialect::NAMED.into_iter().find(|(name, _)| *name == typed);
     named.map(|(_, dialect)| dialect).ok_or_else(|| "bob, prunner, job and ci are known".to_owned())
 }

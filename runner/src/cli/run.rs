@@ -8,11 +8,11 @@ use protocol::id::RunId;
 use protocol::pipeline::{Pipeline, Vars};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::args::Run;
 use super::exit::{Exit, Failure};
 use super::output::{self, Style};
 use super::screen::{Screen, Size};
 use super::signals::Signals;
+use super::typed::Run;
 use super::view::{Piece, Plain, StepErrors};
 use super::{Context, Talk, files, job};
 use crate::app;

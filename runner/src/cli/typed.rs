@@ -3,11 +3,36 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum, ValueHint};
-use protocol::dialect::MAX_ATTEMPTS;
+use protocol::dialect::{Dialect, MAX_ATTEMPTS};
 use protocol::id::{RegisteredName, RunId, StepName};
 use protocol::quantity::Span;
 
-use super::args::variable;
+use super::args::{dialect, variable};
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// The pipeline file, JSON or YAML; `-` is standard input
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(super) file: String,
+    /// The pipeline's name, of a file that holds several
+    #[arg(long, value_name = "NAME")]
+    pub(super) pipeline: Option<String>,
+    /// How the file is written: bob, prunner, job or ci [default: told from the file]
+    #[arg(long, value_name = "DIALECT", value_parser = dialect)]
+    pub(super) dialect: Option<Dialect>,
+    /// A variable, laid over the pipeline's
+    #[arg(long = "var", value_name = "NAME=VALUE", value_parser = variable)]
+    pub(super) vars: Vec<(String, String)>,
+    /// The run's id [default: a new one]
+    #[arg(long, value_name = "RUN")]
+    pub(super) run_id: Option<RunId>,
+    /// Of a job file: where each job's status and files are put [default: ./workdir]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(super) workdir: Option<PathBuf>,
+    /// Of a job file: where each job's log is put [default: ./logs]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(super) log_dir: Option<PathBuf>,
+}
 
 #[derive(Debug, Args)]
 pub(super) struct Submit {
