@@ -91,11 +91,19 @@ pub async fn a_start_that_cannot_be_run_is_recorded_as_failed_with_its_cause(mut
     assert_eq!(refused(&rig, "logger").await.cause, Some(Cause::UnknownLogger));
 
     let mut later = rig.pipeline("later", &["exit 0", "exit 0"]);
-    later["steps"][1]["label"] = json!("token");
+    later["steps"][1]["executor"] = json!("ssh");
+    later["steps"][1]["secrets"] = json!(["token"]);
     rig.start(&rig.run("later"), &later).await;
     let record = refused(&rig, "later").await;
     assert_eq!(record.cause, Some(Cause::Rejected));
-    assert!(record.message.unwrap().contains("`label`"));
+    assert!(record.message.unwrap().contains("`secrets`"));
+
+    let mut kept = rig.pipeline("kept", &["exit 0"]);
+    kept["steps"][0]["outputs"] = json!([{ "path": "a" }]);
+    rig.start(&rig.run("kept"), &kept).await;
+    let record = refused(&rig, "kept").await;
+    assert_eq!(record.cause, Some(Cause::Rejected));
+    assert!(record.message.unwrap().contains("keeps none: BOB_OUTPUTS"));
 
     let mut local = rig.pipeline("local", &["exit 0"]);
     local["steps"][0]["executor"] = json!("local");
