@@ -27,8 +27,11 @@ pub(super) fn executor(
         None => None,
         Some(url) => {
             let worker = Some(node.clone());
-            let options =
-                podman::Options { checkpoints, worker, ..engine::options(&config.engine, url) };
+            // Whoever runs a file here and now may read what it reads.
+            let is_of_user = local.work_dir.is_some();
+            let shared_dirs = (!is_of_user).then(|| config.engine.shared_dirs.clone());
+            let of_engine = engine::options(&config.engine, url);
+            let options = podman::Options { checkpoints, worker, shared_dirs, ..of_engine };
             let podman = Podman::connect(options);
             Some(Arc::new(podman.map_err(|cause| Unavailable::because(&cause))?))
         }

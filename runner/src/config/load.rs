@@ -377,6 +377,7 @@ impl Reader {
             registry_insecure: self
                 .optional("engine.registry-insecure", parse::hosts)
                 .unwrap_or_default(),
+            shared_dirs: self.optional("engine.shared-dirs", parse::dirs).unwrap_or_default(),
         }
     }
 

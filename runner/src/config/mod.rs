@@ -245,6 +245,8 @@ pub struct Engine {
     pub registry_auth_places: Vec<PathBuf>,
     /// Registries (`host` or `host:port`) that are asked without TLS checks.
     pub registry_insecure: Vec<String>,
+    /// Directories of its host that a step may ask to see.
+    pub shared_dirs: Vec<PathBuf>,
 }
 
 /// Where a podman service answers.

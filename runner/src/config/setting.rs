@@ -133,6 +133,9 @@ pub const SETTINGS: &[Setting] = &[
         .words("podman's `auth.json`, where it is"),
     plain("engine.registry-insecure", "BOB_REGISTRY_INSECURE", None,
         "Registries (`host` or `host:port`) that are asked without TLS checks.").list(),
+    plain("engine.shared-dirs", "BOB_SHARED_DIRS", None,
+        "Directories of the engine's host that jobs of executor docker may mount, as absolute paths with colons between them. `run` shares whatever its user may read.")
+        .words("none"),
     plain("worker.max-parallel-runs", "BOB_MAX_PARALLEL_RUNS", Some("4"),
         "How many runs one worker has at once."),
     plain("worker.max-parallel-steps", "BOB_MAX_PARALLEL_STEPS", Some("16"),

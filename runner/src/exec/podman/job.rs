@@ -82,7 +82,10 @@ impl Asked {
         if is_engine_socket(&real) {
             return refused("would hand a container engine's socket to the step");
         }
-        if allowed.is_some_and(|allowed| !allowed.iter().any(|dir| real.starts_with(dir))) {
+        let is_in = |dir: &PathBuf| {
+            real.starts_with(std::fs::canonicalize(dir).unwrap_or_else(|_| dir.clone()))
+        };
+        if allowed.is_some_and(|allowed| !allowed.iter().any(is_in)) {
             return refused(
                 "shows a directory of the host that this worker does not share: see BOB_SHARED_DIRS",
             );
