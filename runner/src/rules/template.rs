@@ -25,11 +25,14 @@ pub fn go(program: &str, vars: &Vars, job: &str) -> Result<String, String> {
     let mut template = Template::default();
     template.add_func("default", default_of);
     template.add_func("quote", quoted);
-    template.parse(program).map_err(|cause| format!("the script is no template: {cause}"))?;
+    let plain = plain(program, vars)?;
+    template
+        .parse(plain.as_str())
+        .map_err(|cause| format!("the script is no template: {cause}"))?;
     let job = (JOB_ID.to_owned(), Value::from(job));
     let vars = vars.iter().map(|(name, value)| (name.clone(), Value::from(value.as_str())));
     let context = Context::from(Value::Object(vars.chain([job]).collect()));
-    template.render(&context).map_err(|cause| {
+    let rendered = template.render(&context).map_err(|cause| {
         // The library's own words for this show every variable there is.
         if let ExecError::NoFiledFor(name, _) = &cause {
             return format!("the script needs a variable {name}, which the run does not have");
@@ -38,7 +41,68 @@ pub fn go(program: &str, vars: &Vars, job: &str) -> Result<String, String> {
             return "the script ranges over what is no list".to_owned();
         }
         format!("the script cannot be rendered: {cause}")
-    })
+    })?;
+    // What is in values alone is left as it is.
+    Ok(if program.is_ascii() { rendered } else { whole(&rendered) })
+}
+
+/// What stands around a letter that the library cannot take: it cuts letters of several bytes in two
+/// where they follow on an action.
+const AROUND: char = '\u{1}';
+
+/// A program whose text, outside of its actions, has each letter beyond ASCII by its number.
+fn plain(program: &str, vars: &Vars) -> Result<String, String> {
+    if program.is_ascii() {
+        return Ok(program.to_owned());
+    }
+    if program.contains(AROUND) || vars.values().any(|value| value.contains(AROUND)) {
+        return Err("the script is no template: it, or a variable, holds the byte 1".to_owned());
+    }
+    let mut plain = String::with_capacity(program.len());
+    let number = |letter: char| match letter {
+        letter if letter.is_ascii() => letter.to_string(),
+        letter => format!("{AROUND}{:x}{AROUND}", u32::from(letter)),
+    };
+    let mut rest = program;
+    while let Some((text, behind)) = rest.split_once("{{") {
+        plain.extend(text.chars().map(number));
+        plain.push_str("{{");
+        let (action, after, end) = match behind.split_once("}}") {
+            Some((action, after)) => (action, after, "}}"),
+            None => (behind, "", ""),
+        };
+        let is_comment = action.trim_start_matches(['-', ' ']).starts_with("/*");
+        let mut quote = None;
+        for letter in action.chars() {
+            match quote {
+                Some(open) if open == letter => quote = None,
+                None if matches!(letter, '"' | '`' | '\'') => quote = Some(letter),
+                Some(_) | None => {}
+            }
+            if is_comment {
+                plain.push(if letter.is_ascii() { letter } else { '?' });
+            } else if letter.is_ascii() || quote.is_some() {
+                plain.push(letter);
+            } else {
+                return Err(format!(
+                    "the script is no template: {letter:?} can stand in an action only in quotes"
+                ));
+            }
+        }
+        plain.push_str(end);
+        rest = after;
+    }
+    plain.extend(rest.chars().map(number));
+    Ok(plain)
+}
+
+/// The letters of a text in the place of their numbers.
+fn whole(text: &str) -> String {
+    let letter = |(at, part): (usize, &str)| {
+        let number = u32::from_str_radix(part, 16).ok().filter(|_| at % 2 == 1);
+        number.and_then(char::from_u32).map_or_else(|| part.to_owned(), String::from)
+    };
+    text.split(AROUND).enumerate().map(letter).collect()
 }
 
 /// `{{ .name | default "other" }}`: what is empty is replaced.
@@ -124,6 +188,29 @@ mod tests {
         assert_eq!(said.unwrap(), "two");
         let said = rendered("{{ with $x := .name }}{{ printf `%s!` $x }}{{ end }}", &of);
         assert_eq!(said.unwrap(), "n!");
+    }
+
+    #[test]
+    fn what_is_not_ascii_may_stand_in_text_in_quotes_and_in_values() {
+        let of = [("a", "ß"), ("e", "")];
+        for (program, expected) in [
+            ("ü{{ .a }}ü", "üßü"),
+            ("{{ .e | default \"ü\" }}ä", "üä"),
+            ("{{ .e | default `ü€` }}", "ü€"),
+            ("{{/* ü */}}é", "é"),
+            ("{{- /* ü */ -}} €{{ .a }}€ {{- .a -}} €", "€ß€ß€"),
+            ("{{ if .a }}ü{{ end }}", "ü"),
+        ] {
+            assert_eq!(rendered(program, &of).as_deref(), Ok(expected), "{program}");
+        }
+        for odd in ["{{ ü }}", "{{ .ü }}", "{{ .a ü", "{{ .a | ü }}", "{{ü", "{{.a€", "{{ 1€ }}"]
+        {
+            assert!(rendered(odd, &of).unwrap_err().contains("only in quotes"), "{odd}");
+        }
+        for odd in ["{{ \"ü", "{{ `€", "{{ 'ü"] {
+            assert!(rendered(odd, &of).unwrap_err().contains("unterminated"), "{odd}");
+        }
+        assert_eq!(rendered("{{ .a }}", &[("a", "\u{1}41\u{1}")]).unwrap(), "\u{1}41\u{1}");
     }
 
     #[test]
