@@ -48,6 +48,10 @@ bench *ARGS:
 chaos *ARGS:
     scripts/chaos {{ ARGS }}
 
+# Throw hostile bytes at whatever takes bytes from outside, a minute each: `just fuzz 600 mask` for longer.
+fuzz *ARGS:
+    scripts/fuzz {{ ARGS }}
+
 # Ask the advisory database (needs the network), and the licences, bans and sources.
 audit:
     cargo deny check

@@ -22,6 +22,8 @@ mod create;
 mod demux;
 mod disk;
 mod files;
+#[cfg(feature = "testing")]
+pub mod fuzzing;
 mod http;
 mod image;
 mod job;

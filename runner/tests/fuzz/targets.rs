@@ -1,0 +1,121 @@
+//! What takes bytes from outside, and must come back from any: with an answer, in bounded time and memory.
+//! The fuzzer calls these (`just fuzz`), and a test with what it has found.
+
+use std::sync::Arc;
+
+use protocol::command;
+use protocol::dialect::{self, Dialect};
+use protocol::pipeline::Vars;
+use protocol::shell;
+use runner::exec::podman::fuzzing;
+use runner::rules::dollar::{Job, Known};
+use runner::rules::mask::{Mask, Masker};
+use runner::rules::template;
+
+/// What takes any bytes.
+pub(crate) type Target = fn(&[u8]);
+
+/// Each by its name.
+pub(crate) const TARGETS: [(&str, Target); 7] = [
+    ("dialects", dialects),
+    ("commands", commands),
+    ("words", words),
+    ("demux", demux),
+    ("go_template", go_template),
+    ("dollar", dollar),
+    ("mask", mask),
+];
+
+/// A first byte that chooses, and the rest.
+fn chosen(bytes: &[u8]) -> (usize, &[u8]) {
+    bytes.split_first().map_or((0, bytes), |(first, rest)| (usize::from(*first), rest))
+}
+
+/// The text of any bytes.
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Files of every dialect; what is read of them can be shown, and walked through.
+pub(crate) fn dialects(bytes: &[u8]) {
+    let (first, rest) = chosen(bytes);
+    let ways = [
+        (None, "any.yaml"),
+        (Some(Dialect::Bob), "a.json"),
+        (Some(Dialect::Prunner), "pipelines.yml"),
+        (Some(Dialect::Job), "jobs.yml"),
+        (Some(Dialect::CiLines), "ci-job-queue"),
+    ];
+    let (dialect, file) = ways[first % ways.len()];
+    let parsed = dialect::parse_as(dialect, Some(file), rest);
+    for pipeline in &parsed.pipelines {
+        drop(pipeline.graph());
+        drop(pipeline.unsupported());
+        let shown = serde_json::to_vec(&pipeline.masked());
+        assert!(shown.is_ok(), "it was read and cannot be shown");
+    }
+}
+
+/// Messages of every kind.
+pub(crate) fn commands(bytes: &[u8]) {
+    let (first, rest) = chosen(bytes);
+    let kinds = [command::START, command::STOP, command::PAUSE, command::UNPAUSE, "other"];
+    drop(command::decode(Some(kinds[first % kinds.len()]), Some("an id"), rest));
+}
+
+/// Lines of commands; what is split and joined is split the same way.
+pub(crate) fn words(bytes: &[u8]) {
+    let words = shell::split(&text(bytes));
+    assert_eq!(shell::split(&shell::join(&words)), words);
+}
+
+/// What an engine sends of a container; however it is cut, the same comes out.
+pub(crate) fn demux(bytes: &[u8]) {
+    let (first, rest) = chosen(bytes);
+    fuzzing::demux(rest, first + 1);
+}
+
+/// Programs with Go's templates.
+pub(crate) fn go_template(bytes: &[u8]) {
+    let vars =
+        Vars::from([("a".to_owned(), "{{ .b }} 'x".to_owned()), ("b".to_owned(), String::new())]);
+    drop(template::go(&text(bytes), &vars, "r-1"));
+}
+
+/// Programs that ask earlier jobs.
+pub(crate) fn dollar(bytes: &[u8]) {
+    let result =
+        serde_json::json!({ "data": { "rows": [[1, "x"], { "a": null }], "t": "${a.data}" } });
+    let jobs = [
+        Job { name: "a", id: "b", result: Some(&result) },
+        Job { name: "c", id: "d", result: None },
+    ];
+    let text = text(bytes);
+    if let Ok(filled) = Known::before(jobs).fill(&text)
+        && !text.contains("${")
+    {
+        assert_eq!(filled, text);
+    }
+}
+
+/// Output with a secret in it: nothing of it comes out, in whatever pieces it came.
+pub(crate) fn mask(bytes: &[u8]) {
+    let (first, rest) = chosen(bytes);
+    let (secret, said) = rest.split_at(rest.len().min(first % 40));
+    let Ok(mask) = Mask::new([secret].into_iter()) else { return };
+    let mask = Arc::new(mask);
+    let mut whole = Masker::new(Arc::clone(&mask));
+    let mut expected = whole.push(said);
+    expected.extend(whole.finish());
+    let mut pieces = Masker::new(mask);
+    let mut out: Vec<u8> =
+        said.chunks(first % 7 + 1).flat_map(|piece| pieces.push(piece)).collect();
+    out.extend(pieces.finish());
+    assert_eq!(out, expected, "the pieces make a difference");
+    // Blanks around it are no part of a secret.
+    let secret = secret.trim_ascii();
+    // A mask may itself be a part of a secret that is made of its sign.
+    let is_plain = secret.len() >= 3 && !secret.contains(&b'*');
+    let is_there = out.windows(secret.len().max(1)).any(|window| window == secret);
+    assert!(!(is_plain && is_there), "secret {:?} came out", text(secret));
+}
