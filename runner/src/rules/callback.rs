@@ -87,17 +87,10 @@ impl Told {
         for of_it in &record.steps {
             let Some(stage) = stage_of(of_it) else { continue };
             let told = self.steps.get(&of_it.name);
-            if told.is_some_and(|told| *told >= stage) {
-                continue;
-            }
             // One that ended before anybody was told that it runs is told of as both.
-            for stage in [Stage::Running, stage] {
-                let is_new = told.is_none_or(|told| *told < stage);
-                let already = found.last().is_some_and(|(_, last, _)| *last == stage);
-                if let Some((position, news)) = news(record, of_it, stage, logs, now)
-                    && is_new
-                    && !(already && found.last().is_some_and(|(at, _, _)| *at == position))
-                {
+            let stages = [Stage::Running, Stage::Ended].into_iter();
+            for stage in stages.filter(|it| *it <= stage && told.is_none_or(|told| told < it)) {
+                if let Some((position, news)) = news(record, of_it, stage, logs, now) {
                     found.push((position, stage, news));
                 }
             }
