@@ -66,7 +66,7 @@ impl Store for Prefixed {
             let (Op::Put { key, .. } | Op::Delete { key }) = op;
             *key = self.outside(key);
         }
-        for read in &mut txn.reads {
+        for read in txn.reads.iter_mut().chain(&mut txn.otherwise) {
             let (Read::Key(key) | Read::Prefix(key)) = read;
             *key = self.outside(key);
         }

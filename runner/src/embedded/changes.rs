@@ -79,7 +79,7 @@ impl Work for Transact {
             revision += 1;
             rows::set_revision(write, revision)?;
         }
-        let reads = rows::reads(&kv, &self.txn.reads)?;
+        let reads = rows::reads(&kv, &self.txn, committed)?;
         self.made = Some(Made { answer: Ok(TxnReply { committed, revision, reads }), changes });
         Ok(changed)
     }

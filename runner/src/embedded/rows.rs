@@ -133,10 +133,13 @@ pub(super) fn holds(
 /// What a transaction reads.
 pub(super) fn reads(
     kv: &impl ReadableTable<&'static str, KvRow>,
-    reads: &[Read],
+    txn: &Txn,
+    committed: bool,
 ) -> Result<Vec<Vec<Entry>>, redb::Error> {
-    reads
+    let otherwise = txn.otherwise.iter().filter(|_| !committed);
+    txn.reads
         .iter()
+        .chain(otherwise)
         .map(|read| match read {
             Read::Key(key) => Ok(entry(kv, key)?.into_iter().collect()),
             Read::Prefix(prefix) => entries(kv, prefix),

@@ -133,11 +133,9 @@ impl Store for FileStore {
         if txn.ops.is_empty() {
             let read = self.disk.read(move |look| {
                 let (meta, kv) = (look.open_table(rows::META)?, look.open_table(KV)?);
-                Ok(TxnReply {
-                    committed: rows::holds(&kv, &txn)?,
-                    revision: rows::revision(&meta)?,
-                    reads: rows::reads(&kv, &txn.reads)?,
-                })
+                let committed = rows::holds(&kv, &txn)?;
+                let reads = rows::reads(&kv, &txn, committed)?;
+                Ok(TxnReply { committed, revision: rows::revision(&meta)?, reads })
             });
             return read.await.map_err(|fault| self.error(fault));
         }

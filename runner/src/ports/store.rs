@@ -71,7 +71,7 @@ pub enum Op {
     },
 }
 
-/// Something that a transaction reads, whether it commits or not.
+/// Something that a transaction reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Read {
     /// One key.
@@ -80,8 +80,8 @@ pub enum Read {
     Prefix(String),
 }
 
-/// A transaction: where every demand holds, every change is made; the reads are made in any case,
-/// after the changes.
+/// A transaction: where every demand holds, every change is made, and then its reads; else its reads,
+/// and then what it reads otherwise.
 ///
 /// A key may be changed only once in one transaction.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -91,8 +91,10 @@ pub struct Txn {
     pub compares: Vec<Compare>,
     /// The changes.
     pub ops: Vec<Op>,
-    /// The reads.
+    /// What is read in any case.
     pub reads: Vec<Read>,
+    /// What is read only where a demand did not hold: an answer need not bring back what was written.
+    pub otherwise: Vec<Read>,
 }
 
 impl Txn {
@@ -131,6 +133,12 @@ impl Txn {
         self
     }
 
+    /// Reads a key where a demand does not hold.
+    pub fn read_otherwise(mut self, key: impl Into<String>) -> Self {
+        self.otherwise.push(Read::Key(key.into()));
+        self
+    }
+
     /// Reads every key under a prefix in any case.
     pub fn read_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.reads.push(Read::Prefix(prefix.into()));
@@ -146,7 +154,7 @@ pub struct TxnReply {
     pub committed: bool,
     /// The store's revision after it.
     pub revision: i64,
-    /// One list for each read, in their order.
+    /// One list for each read that was made, in their order.
     pub reads: Vec<Vec<Entry>>,
 }
 

@@ -112,9 +112,9 @@ impl Ledger {
         };
         let mut txn = txn
             .when(names::run_key(run), Expect::ModifiedAt(self.modified))
-            .read(names::run_key(run))
-            .read(names::owner_key(run))
-            .read(names::stop_key(run));
+            .read_otherwise(names::run_key(run))
+            .read_otherwise(names::owner_key(run))
+            .read_otherwise(names::stop_key(run));
         match also {
             Also::Nothing => {}
             Also::DemandNoStop => txn = txn.when(names::stop_key(run), Expect::Absent),

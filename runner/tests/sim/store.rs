@@ -190,7 +190,8 @@ impl State {
                 }
             }
         }
-        let reads = txn.reads.iter().map(|read| inner.read(read)).collect();
+        let otherwise = txn.otherwise.iter().filter(|_| !committed);
+        let reads = txn.reads.iter().chain(otherwise).map(|read| inner.read(read)).collect();
         let reply = TxnReply { committed, revision: inner.revision, reads };
         drop(inner);
         self.told();

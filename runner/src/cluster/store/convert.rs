@@ -47,7 +47,8 @@ pub(super) fn request(txn: Txn) -> Request {
     let reads: Vec<TxnOp> = txn.reads.into_iter().map(read).collect();
     let mut changes: Vec<TxnOp> = txn.ops.into_iter().map(change).collect();
     changes.extend(reads.iter().cloned());
-    Request::new().when(compares).and_then(changes).or_else(reads)
+    let otherwise = reads.into_iter().chain(txn.otherwise.into_iter().map(read));
+    Request::new().when(compares).and_then(changes).or_else(otherwise.collect::<Vec<_>>())
 }
 
 fn compare(compare: crate::ports::Compare) -> Compare {
@@ -79,10 +80,11 @@ fn read(read: Read) -> TxnOp {
     }
 }
 
-/// The reads come last in both branches.
+/// The reads come last where the transaction has committed, so many of them; else there is nothing
+/// but reads.
 pub(super) fn reply(reply: &TxnResponse, reads: usize) -> Result<TxnReply, Fault> {
     let responses = reply.op_responses();
-    let first = responses.len().saturating_sub(reads);
+    let first = if reply.succeeded() { responses.len().saturating_sub(reads) } else { 0 };
     let found = responses.into_iter().skip(first).map(|response| match response {
         TxnOpResponse::Get(found) => found.kvs().iter().map(entry).collect(),
         TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => {

@@ -219,6 +219,14 @@ async fn reads_are_made_in_both_cases(subject: &StoreSubject) {
     assert_eq!(reply.reads[0].len(), 2);
     assert_eq!(reply.entry(1).expect("reads are made in any case").value, b"1");
 
+    let reply = subject
+        .refused(Txn::new().when(&a, Expect::Absent).delete(&a).read(&b).read_otherwise(&a))
+        .await;
+    assert_eq!(reply.reads.len(), 2, "what is read otherwise comes last");
+    assert_eq!(reply.entry(1).expect("it was not made").key, a);
+    let reply = subject.made(Txn::new().put(&b, b"1".to_vec()).read(&b).read_otherwise(&a)).await;
+    assert_eq!(reply.reads.len(), 1, "what was made reads nothing otherwise");
+
     let reply = subject.made(Txn::new().read(&b)).await;
     assert_eq!(reply.entry(0).unwrap().value, b"1", "a transaction may only read");
     let reply = subject.made(Txn::new().delete(&b).read(&b)).await;
