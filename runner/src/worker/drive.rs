@@ -25,7 +25,7 @@ use super::step::{self, Done};
 use super::told;
 use super::watchdog::waits;
 use crate::ports::{Exit, LoggerFeed, RunScope, StopLevel, StopSignal, Workspace};
-use crate::rules::run::{Draft, Effect, Exited, Input, Run, Timer};
+use crate::rules::run::{Draft, Effect, Exited, Input, Run, Timer, joined, may_be_joined};
 
 /// One run in the hands of this worker.
 pub(super) struct Drive {
@@ -133,15 +133,29 @@ impl Drive {
                 Performed::Finish => return Ok(self.finish().await?),
                 Performed::Release => return Ok(self.release().await?),
             }
-            let input = match self.next().await {
+            effects = self.follow().await?;
+        }
+    }
+
+    /// What follows on the next fact, and on those that have come by then: the more steps end at once,
+    /// the fewer writes each of them costs.
+    async fn follow(&mut self) -> Result<Vec<Effect>, Gone> {
+        let mut lists = Vec::new();
+        let mut next = Some(self.next().await);
+        while let Some(fact) = next {
+            let input = match fact {
                 Next::Input(input) => input,
                 Next::Done(_, Done::NotOurs) => return Err(Gone::Write(WriteError::InDoubt)),
                 Next::Done(_, Done::EngineAway(why)) => return Err(Gone::Engine(why)),
                 Next::Done(at, done) => self.input_of(at, done),
                 Next::Lost => return Err(Gone::Write(WriteError::Lost)),
             };
-            effects = self.run.on(self.shared.ports.host.now(), input);
+            let list = self.run.on(self.shared.ports.host.now(), input);
+            let goes_on = may_be_joined(&list);
+            lists.push(list);
+            next = if goes_on { self.next().now_or_never() } else { None };
         }
+        Ok(joined(lists))
     }
 
     async fn next(&mut self) -> Next {

@@ -3,6 +3,7 @@
 mod board;
 mod ending;
 mod facts;
+mod joined;
 mod resume;
 mod retry;
 mod steps;
@@ -17,6 +18,7 @@ use board::{Board, Stage, Work};
 use ending::Failing;
 pub use facts::{Draft, Effect, Exited, Input, Kept, Past, StopWhy, Timer};
 use facts::{Tried, emit};
+pub use joined::{joined, may_be_joined};
 use resume::Resumption;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

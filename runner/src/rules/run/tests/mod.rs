@@ -10,7 +10,7 @@ mod retry;
 
 const NOW: Millis = Millis(1_000);
 
-fn record(steps: &str) -> RunRecord {
+pub(super) fn record(steps: &str) -> RunRecord {
     let pipeline = serde_json::json!({
         "group": "dev", "name": "x", "image": "busybox", "timeout": "1h",
         "resources": [{"name": "src", "type": "external", "provider": "git"}],

@@ -1,0 +1,95 @@
+//! What follows on facts that came together: one write of the record covers all of them.
+
+use super::Effect;
+
+/// The orders that follow on several facts, each list made with those before it taken in.
+///
+/// What each list orders before its write comes before the one write, which is the last list's as it
+/// knows of them all; what follows on a write follows on that. A list that writes twice, or that is the
+/// run's last, stays as it is, behind the others.
+#[must_use]
+pub fn joined(lists: Vec<Vec<Effect>>) -> Vec<Effect> {
+    let (mut before, mut save, mut after) = (Vec::new(), None, Vec::new());
+    for list in lists {
+        if !may_be_joined(&list) {
+            before.extend(save.take());
+            before.append(&mut after);
+            before.extend(list);
+            continue;
+        }
+        // What is told stays in its order, so what needs no write follows on the one that is due.
+        let mut is_behind = save.is_some() && !list.iter().any(is_save);
+        for effect in list {
+            if is_save(&effect) {
+                save = Some(effect);
+                is_behind = true;
+            } else if is_behind {
+                after.push(effect);
+            } else {
+                before.push(effect);
+            }
+        }
+    }
+    before.extend(save);
+    before.extend(after);
+    before
+}
+
+/// Whether what follows on another fact may be joined to these orders.
+#[must_use]
+pub fn may_be_joined(list: &[Effect]) -> bool {
+    let saves = list.iter().filter(|effect| is_save(effect)).count();
+    let is_last = |effect: &Effect| matches!(effect, Effect::Finish | Effect::Release);
+    saves <= 1 && !list.iter().any(is_last)
+}
+
+fn is_save(effect: &Effect) -> bool {
+    matches!(effect, Effect::Save(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::run::Timer;
+    use crate::rules::run::tests::record;
+
+    fn save(message: &str) -> Effect {
+        let mut record = record("[]");
+        record.message = Some(message.to_owned());
+        Effect::Save(Box::new(record))
+    }
+
+    #[test]
+    fn one_write_covers_what_came_together() {
+        let first = vec![Effect::Start(3), save("first"), Effect::OpenGate(3)];
+        let second = vec![Effect::Discard(1), Effect::Start(4), save("both"), Effect::OpenGate(4)];
+        let expected = [
+            Effect::Start(3),
+            Effect::Discard(1),
+            Effect::Start(4),
+            save("both"),
+            Effect::OpenGate(3),
+            Effect::OpenGate(4),
+        ];
+        assert_eq!(joined(vec![first, second]), expected);
+    }
+
+    #[test]
+    fn what_needs_no_write_stays_in_its_order() {
+        let commit = |at| vec![Effect::CancelTimer(Timer::Step(at)), Effect::Commit(at)];
+        let end = vec![save("end"), Effect::Push(2)];
+        let joined = joined(vec![commit(0), end, commit(1)]);
+        let expected = commit(0).into_iter().chain([save("end"), Effect::Push(2)]).chain(commit(1));
+        assert_eq!(joined, expected.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_list_that_ends_the_run_or_writes_twice_comes_after_the_others() {
+        let first = vec![save("first"), Effect::OpenGate(0)];
+        for last in [vec![save("last"), Effect::Finish], vec![save("a"), save("b")]] {
+            assert!(!may_be_joined(&last));
+            let joined = joined(vec![first.clone(), last.clone()]);
+            assert_eq!(joined, [first.clone(), last].concat());
+        }
+    }
+}
