@@ -172,6 +172,34 @@ fn programs_of_bash_hand_on_what_they_know_and_end_themselves_alone() {
 }
 
 #[test]
+fn a_graph_of_1000_steps_comes_to_its_end_with_so_many_at_once_and_no_more() {
+    let steps: String = (0..999)
+        .map(|at| format!("{{name: s{at}, executor: local, cmd: [sh, -c, ':'], needs: []}},"))
+        .collect();
+    let needs = (0..999).map(|at| format!("s{at}")).collect::<Vec<_>>().join(", ");
+    let place = Place::new(&format!(
+        "{{group: g, name: n, steps: [{steps}
+          {{name: last, executor: local, cmd: [echo, done], needs: [{needs}]}}]}}"
+    ));
+    let (code, events) = place.events(&[], &[("BOB_MAX_PARALLEL_STEPS", "16")]);
+    assert_eq!(code, Some(0));
+    let (mut now, mut most, mut ended) = (0_i32, 0, 0);
+    for event in &events {
+        match event["reason"].as_str() {
+            Some("StepStarted") => now += 1,
+            Some("StepCompleted") => {
+                assert_eq!(event["exit-code"], 0);
+                (now, ended) = (now - 1, ended + 1);
+            }
+            _ => {}
+        }
+        most = most.max(now);
+    }
+    assert_eq!((now, most, ended), (0, 16, 1000));
+    assert_eq!(began(&events).last(), Some(&"last"));
+}
+
+#[test]
 fn what_a_step_has_left_running_ends_with_it() {
     let place = Place::new(
         "{group: g, name: n, steps: [{name: a, executor: local, script: [
