@@ -16,11 +16,11 @@ pub const JOB_ID: &str = "__jobID";
 /// # Errors
 /// A sentence, where the program is no template, or a variable is missing.
 pub fn go(program: &str, vars: &Vars, job: &str) -> Result<String, String> {
-    if !program.contains("{{") {
-        return Ok(program.to_owned());
-    }
     if vars.contains_key(JOB_ID) {
         return Err(format!("the variable {JOB_ID} is the run's own"));
+    }
+    if !program.contains("{{") {
+        return Ok(program.to_owned());
     }
     let mut template = Template::default();
     template.add_func("default", default_of);
@@ -216,5 +216,6 @@ mod tests {
     #[test]
     fn the_runs_own_variable_cannot_be_set() {
         assert!(rendered("{{ .a }}", &[("a", ""), (JOB_ID, "x")]).is_err());
+        assert!(rendered("echo", &[(JOB_ID, "x")]).is_err(), "whether or not it is asked for");
     }
 }
