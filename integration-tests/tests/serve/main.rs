@@ -25,6 +25,7 @@ mod native;
 mod outside;
 mod place;
 mod program;
+mod prunner;
 mod reader;
 mod rerun;
 #[expect(dead_code, reason = "the tests of transfers need more of it")]

@@ -38,6 +38,8 @@ pub(crate) struct Place {
     pub(crate) tag: String,
     /// The program's home.
     pub(crate) dir: TempDir,
+    /// Where its workers look for an engine.
+    engine: String,
     channel: Channel,
 }
 
@@ -45,6 +47,16 @@ impl Place {
     pub(crate) async fn new() -> Option<Self> {
         let needed: Vec<&str> = [BROKER, ENGINE, &["BOB_TEST_REGISTRY"]].concat();
         let services = Services::of_environment(&needed)?;
+        let engine = services.get("CONTAINER_ENGINE_URL").to_owned();
+        Self::of(services, engine).await
+    }
+
+    /// One whose workers have no engine anywhere.
+    pub(crate) async fn without_an_engine() -> Option<Self> {
+        Self::of(Services::of_environment(BROKER)?, "unix:///nowhere".to_owned()).await
+    }
+
+    async fn of(services: Services, engine: String) -> Option<Self> {
         let store =
             tokio::task::spawn_blocking(|| OwnServices::start("etcd", &[])).await.unwrap()?;
         let vhost = services.vhost().await;
@@ -57,6 +69,7 @@ impl Place {
             dir: tempfile::tempdir().unwrap(),
             services,
             vhost,
+            engine,
             channel,
         })
     }
@@ -114,7 +127,7 @@ impl Place {
             ("BOB_QUEUE_USER", get("BOB_QUEUE_USER")),
             ("BOB_QUEUE_PASSWORD", get("BOB_QUEUE_PASSWORD")),
             ("BOB_STORAGE_URLS", self.store.services().get("BOB_STORAGE_URLS").to_owned()),
-            ("CONTAINER_ENGINE_URL", get("CONTAINER_ENGINE_URL")),
+            ("CONTAINER_ENGINE_URL", self.engine.clone()),
             // How full the disk of the machine is that tests run on says nothing of the program.
             ("BOB_DISK_HIGH", "100".to_owned()),
             ("BOB_DISK_LOW", "99".to_owned()),

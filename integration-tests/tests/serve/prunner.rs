@@ -1,0 +1,383 @@
+//! Files of prunner's in a cluster. Each test names the row of prunner's table that it shows.
+
+use std::path::{Path, PathBuf};
+
+use protocol::dialect::{Dialect, parse_as};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::place::{Place, in_time};
+use crate::reader::{self, Reader};
+
+const LOCAL: (&str, &str) = ("BOB_EXECUTORS", "local");
+
+/// The pipeline of a file, as `plan` shows it.
+fn pipeline(keys: &str) -> Value {
+    let file = format!(
+        "pipelines: {{ p: {{ env: {{ A: pipeline, B: pipeline, C: pipeline }}, {keys} }} }}"
+    );
+    let parsed = parse_as(Some(Dialect::Prunner), Some("pipelines.yml"), file.as_bytes());
+    let said: Vec<String> = parsed.diagnostics.iter().map(ToString::to_string).collect();
+    assert!(said.iter().all(|fault| fault.contains("admission")), "{file}\n{said:#?}");
+    let mut pipeline = serde_json::to_value(&parsed.pipelines[0]).unwrap();
+    // All of prunner's say how many runs go on at once, which a worker does not take yet: one run by
+    // itself, as here, has no use for it.
+    pipeline.as_object_mut().unwrap().remove("admission");
+    pipeline
+}
+
+/// A run that is under way.
+struct Run<'a> {
+    place: &'a Place,
+    id: String,
+}
+
+/// Submits a pipeline with variables.
+async fn submit<'a>(place: &'a Place, name: &str, pipeline: &Value, vars: &Value) -> Run<'a> {
+    let id = place.run(name);
+    let body = json!({ "run-id": id, "pipeline": pipeline, "vars": vars });
+    place.publish("bob.jobs", "pipeline/start", &body).await;
+    Run { place, id }
+}
+
+impl Run<'_> {
+    /// Its events, with its record, once it has ended.
+    async fn ended(&self) -> (Vec<Value>, Value) {
+        let events = reader::events_of(self.place, &self.id).await;
+        (events, self.place.keys.settled(&self.id).await)
+    }
+
+    /// Waits for an event of a step's.
+    async fn sees(&self, reason: &str, step: &str) {
+        let is_it = |event: &Value| {
+            event["run-id"] == self.id && event["reason"] == reason && event["step"] == step
+        };
+        Reader::new(self.place).await.find(is_it).await;
+    }
+}
+
+fn lines(events: &[Value], step: &str) -> String {
+    let of_step = reader::outputs(events).remove(&(step.to_owned(), "stdout".to_owned()));
+    String::from_utf8(of_step.unwrap_or_default()).unwrap()
+}
+
+/// The state of each task that a record has, in the order of their names: those that never began are
+/// not there.
+fn states(record: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let steps = record["steps"].as_array().unwrap().iter();
+    let mut states: Vec<_> =
+        steps.map(|step| (text(&step["name"]), text(&step["status"]))).collect();
+    states.sort();
+    states
+}
+
+fn are(expected: &[(&str, &str)]) -> Vec<(String, String)> {
+    expected.iter().map(|(name, status)| ((*name).to_owned(), (*status).to_owned())).collect()
+}
+
+/// What a record says of a task's command.
+fn exit_code(record: &Value, task: &str) -> Value {
+    let steps = record["steps"].as_array().unwrap();
+    let found = steps.iter().find(|step| step["name"] == task);
+    found.unwrap_or_else(|| panic!("no task {task}: {record}"))["exit-code"].clone()
+}
+
+fn how(record: &Value) -> (&str, &str) {
+    let text = |key: &str| record[key].as_str().unwrap_or_default();
+    (text("status"), text("cause"))
+}
+
+fn message(record: &Value) -> &str {
+    record["message"].as_str().unwrap_or_default()
+}
+
+/// A file of the test's own that scripts know by its whole name.
+fn file(place: &Place, name: &str) -> PathBuf {
+    place.dir.path().join(name)
+}
+
+/// Writes the id of a process that has a session of its own, and of one that has not.
+fn begets(pids: &Path) -> String {
+    let pids = pids.display();
+    format!(
+        "setsid sleep 1000 & one=$!; sleep 1000 & echo $one $! > {pids}.new; mv {pids}.new {pids}"
+    )
+}
+
+/// Waits until all processes are gone that `begets` has written down.
+async fn all_gone(pids: &Path) {
+    let pids = std::fs::read_to_string(pids).unwrap();
+    let is_there = |pid: &str| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+    };
+    let gone = async {
+        while pids.split_whitespace().any(is_there) {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    in_time("the processes of a task are gone", gone).await;
+    assert_eq!(pids.split_whitespace().count(), 2, "{pids}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d3_tasks_run_beside_each_other_and_wait_for_what_they_depend_on() {
+    let Some(place) = Place::without_an_engine().await else { return };
+    let server = place.serve(&[LOCAL]).await;
+    // Each of the two waits for what the other one does.
+    let meet = |own: &str, other: &str| {
+        format!("{{ script: ['touch {own}; until [ -e {other} ]; do sleep 0.05; done'] }}")
+    };
+    let pipeline = pipeline(&format!(
+        "tasks: {{ left: {}, right: {}, both: {{ depends_on: [left, right] }}, \
+         last: {{ depends_on: [both], script: [ls] }} }}",
+        meet("l", "r"),
+        meet("r", "l")
+    ));
+    let run = submit(&place, "beside", &pipeline, &json!({})).await;
+    let (events, record) = run.ended().await;
+    assert_eq!(how(&record), ("passed", ""), "{record}");
+    reader::assert_gapless(&events);
+    assert_eq!(lines(&events, "last"), "l\nr\n", "tasks of a run share its directory");
+    let passed = ["both", "last", "left", "right"].map(|task| (task, "passed"));
+    assert_eq!(states(&record), are(&passed), "a task without a script is one too");
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d4_variables_stand_in_scripts_and_one_that_is_missing_fails_its_task() {
+    let Some(place) = Place::without_an_engine().await else { return };
+    let server = place.serve(&[LOCAL]).await;
+    let says = "echo {{ .tag }} {{ .number }} {{ .yes }} {{ .empty | default `none` }} \
+                {{ .odd | quote }}; echo {{ .__jobID }} ${tag-unset}";
+    let of = |script: &str| pipeline(&format!("tasks: {{ t: {{ script: [{script:?}] }} }}"));
+    let vars = json!({
+        "tag": "v1", "number": 7, "yes": true, "empty": "", "odd": "{{ .tag }} 'x; exit 9",
+    });
+    let run = submit(&place, "said", &of(says), &vars).await;
+    let (events, record) = run.ended().await;
+    assert_eq!(how(&record), ("passed", ""), "{record}");
+    let said = format!("v1 7 true none {{{{ .tag }}}} 'x; exit 9\n{} unset\n", run.id);
+    assert_eq!(lines(&events, "t"), said, "values are not rendered, and are no environment");
+
+    let lacks = pipeline(
+        "tasks: { t: { script: [echo before, 'echo {{ .tag }}'], allow_failure: true }, \
+         u: { depends_on: [t], script: [echo after] } }",
+    );
+    let run = submit(&place, "lacks", &lacks, &json!({})).await;
+    let (events, record) = run.ended().await;
+    assert_eq!(how(&record), ("failed", "template"), "it may fail, but not so: {record}");
+    assert!(message(&record).contains("needs a variable tag"), "{record}");
+    assert_eq!(lines(&events, "t"), "", "a script is rendered before any of it runs");
+    assert_eq!(states(&record), are(&[("t", "failed")]));
+
+    let run = submit(&place, "takes", &of("echo"), &json!({ "__jobID": "mine" })).await;
+    let (_, record) = run.ended().await;
+    assert_eq!(how(&record), ("failed", "template"), "{record}");
+    assert!(message(&record).contains("__jobID"), "the name is taken: {record}");
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d5_a_task_has_the_environment_of_the_worker_under_the_pipelines_under_its_own() {
+    let Some(place) = Place::without_an_engine().await else { return };
+    let of_worker = ["B", "C", "D", "TASK_NAME"].map(|name| (name, "worker"));
+    let server = place.serve(&[&[LOCAL], of_worker.as_slice()].concat()).await;
+    let pipeline = pipeline(
+        "tasks: { t: { env: { C: task }, script: ['echo $A $B $C $D $TASK_NAME ${BOB_EXECUTORS-no}'] }, \
+         u: { env: { TASK_NAME: mine }, script: ['echo $A $B $C $D $TASK_NAME'] } }",
+    );
+    let run = submit(&place, "environment", &pipeline, &json!({ "A": "variable" })).await;
+    let (events, record) = run.ended().await;
+    assert_eq!(how(&record), ("passed", ""), "{record}");
+    assert_eq!(lines(&events, "t"), "pipeline pipeline task worker t no\n");
+    assert_eq!(lines(&events, "u"), "pipeline pipeline pipeline worker mine\n");
+    server.end().await;
+}
+
+/// A task that fails once another one runs, that one, one that waits for each of them, and one that
+/// waits for neither.
+const ONE_FAILS: &str = "tasks: { \
+    early: { script: [echo] }, \
+    fails: { depends_on: [early], script: ['until [ -e up ]; do sleep 0.05; done; exit 4'] }, \
+    runs: { depends_on: [early], script: ['touch up; WAIT'] }, \
+    after: { depends_on: [fails], script: [echo] }, \
+    beside: { depends_on: [runs], script: [echo] } }";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d13_a_task_that_fails_ends_those_beside_it_and_nothing_new_begins() {
+    let Some(place) = Place::without_an_engine().await else { return };
+    let server = place.serve(&[LOCAL]).await;
+    let pipeline = pipeline(&ONE_FAILS.replace("WAIT", "exec sleep 1000"));
+    let run = submit(&place, "fast", &pipeline, &json!({})).await;
+    let (_, record) = run.ended().await;
+    assert_eq!(how(&record), ("failed", "exit-code"), "it was nobody's stop: {record}");
+    assert!(message(&record).contains("step fails: exit code 4"), "the first failure: {record}");
+    let left = [("early", "passed"), ("fails", "failed"), ("runs", "stopped")];
+    assert_eq!(states(&record), are(&left), "the others never began");
+    assert_eq!((exit_code(&record, "early"), exit_code(&record, "fails")), (json!(0), json!(4)));
+    for step in record["steps"].as_array().unwrap() {
+        assert!(step["started-at"].is_string() && step["completed-at"].is_string(), "{step}");
+    }
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d13_where_running_tasks_go_on_only_what_needs_the_failed_one_is_left_out() {
+    let Some(place) = Place::without_an_engine().await else { return };
+    let server = place.serve(&[LOCAL]).await;
+    let go = file(&place, "go");
+    let waits = format!("until [ -e {} ]; do sleep 0.05; done", go.display());
+    let tasks = ONE_FAILS.replace("WAIT", &waits);
+    let pipeline = pipeline(&format!("continue_running_tasks_after_failure: true, {tasks}"));
+    let run = submit(&place, "on", &pipeline, &json!({})).await;
+    run.sees("StepCompleted", "fails").await;
+    // Only now, with that failure told, may the other one end.
+    std::fs::write(go, "").unwrap();
+    let (_, record) = run.ended().await;
+    assert_eq!(how(&record), ("failed", "exit-code"), "{record}");
+    assert!(message(&record).contains("step fails: exit code 4"), "{record}");
+    let left = [("beside", "passed"), ("early", "passed"), ("fails", "failed"), ("runs", "passed")];
+    assert_eq!(states(&record), are(&left), "only `after` never began");
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d14_a_task_that_may_fail_runs_all_of_its_script_and_those_that_depend_on_it_run() {
+    let Some(place) = Place::without_an_engine().await else { return };
+    let server = place.serve(&[LOCAL]).await;
+    let pipeline = pipeline(
+        "tasks: { t: { script: [echo one, exit 3, echo two], allow_failure: true }, \
+         u: { depends_on: [t], script: [echo after] } }",
+    );
+    let run = submit(&place, "allowed", &pipeline, &json!({})).await;
+    let (events, record) = run.ended().await;
+    assert_eq!(how(&record), ("passed", ""), "{record}");
+    assert_eq!((lines(&events, "t"), lines(&events, "u")), ("one\ntwo\n".into(), "after\n".into()));
+    assert_eq!(states(&record), are(&[("t", "failed"), ("u", "passed")]));
+    assert_eq!(exit_code(&record, "t"), 3, "the last failure is told");
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d15_on_error_knows_what_failed_and_changes_nothing_of_it() {
+    let Some(place) = Place::without_an_engine().await else { return };
+    let server = place.serve(&[LOCAL]).await;
+    let script = "echo {{ .failedTaskName }} {{ .failedTaskExitCode }} \
+                  {{ .failedTaskStdout | quote }} {{ .failedTaskStderr | quote }} \
+                  {{ .tag }} $A $D; exit 9";
+    let last = format!("on_error: {{ env: {{ D: own }}, script: [{script:?}] }}");
+    let fails = pipeline(&format!(
+        "tasks: {{ t: {{ script: ['echo out {{{{ `{{{{` }}}}; echo err >&2; exit 5'] }} }}, {last}"
+    ));
+    let vars = json!({ "tag": "v1" });
+    let run = submit(&place, "fails", &fails, &vars).await;
+    let (events, record) = run.ended().await;
+    assert_eq!(lines(&events, "on_error"), "t 5 out {{\n err\n v1 pipeline own\n");
+    assert_eq!(how(&record), ("failed", "exit-code"), "{record}");
+    assert!(message(&record).contains("step t: exit code 5"), "{record}");
+    assert_eq!(states(&record), are(&[("on_error", "failed"), ("t", "failed")]));
+    assert_eq!(exit_code(&record, "on_error"), 9, "its own failure is its own");
+
+    let fine = pipeline(&format!("tasks: {{ t: {{ script: [echo] }} }}, {last}"));
+    let (_, record) = submit(&place, "fine", &fine, &vars).await.ended().await;
+    assert_eq!(how(&record), ("passed", ""), "{record}");
+    assert_eq!(states(&record), are(&[("t", "passed")]), "where nothing fails it is not run");
+
+    let long =
+        pipeline(&format!("tasks: {{ t: {{ script: [echo begun, 'exec sleep 1000'] }} }}, {last}"));
+    let run = submit(&place, "stopped", &long, &vars).await;
+    run.sees("Log", "t").await;
+    place.stop(&run.id).await;
+    let (_, record) = run.ended().await;
+    assert_eq!(how(&record), ("stopped", "user"), "{record}");
+    assert_eq!(states(&record), are(&[("t", "stopped")]), "nor where somebody stops it");
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d16_a_stop_leaves_nothing_of_what_its_tasks_have_begun() {
+    let Some(place) = Place::without_an_engine().await else { return };
+    let server = place.serve(&[LOCAL]).await;
+    let (left, right) = (file(&place, "left"), file(&place, "right"));
+    let task = |pids: &Path| format!("{{ script: ['{}; echo begun; wait'] }}", begets(pids));
+    let pipeline =
+        pipeline(&format!("tasks: {{ left: {}, right: {} }}", task(&left), task(&right)));
+    let run = submit(&place, "group", &pipeline, &json!({})).await;
+    run.sees("Log", "left").await;
+    run.sees("Log", "right").await;
+    place.stop(&run.id).await;
+    let (_, record) = run.ended().await;
+    all_gone(&left).await;
+    all_gone(&right).await;
+    assert_eq!(how(&record), ("stopped", "user"), "{record}");
+    assert_eq!(states(&record), are(&[("left", "stopped"), ("right", "stopped")]));
+    server.end().await;
+}
+
+/// A graph that is in its middle until it is tried again: what has ended is counted, what runs has
+/// processes of its own.
+fn in_the_middle(place: &Place, name: &str, on_lost: Option<&str>) -> Value {
+    let of = |what: &str| file(place, &format!("{name}-{what}")).display().to_string();
+    let middle = |task: &str| {
+        let pids = of(task);
+        let begets = begets(Path::new(&pids));
+        format!(
+            "{{ depends_on: [first], script: ['[ -e {pids} ] || {{ {begets}; echo begun; wait; }}'] }}"
+        )
+    };
+    let mut pipeline = pipeline(&format!(
+        "tasks: {{ first: {{ script: ['echo x >> {}'] }}, left: {}, right: {}, \
+         last: {{ depends_on: [left, right], script: [echo] }} }}",
+        of("first"),
+        middle("left"),
+        middle("right")
+    ));
+    if let Some(said) = on_lost {
+        pipeline["on-lost"] = said.into();
+    }
+    pipeline
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d18_what_becomes_of_a_graph_whose_worker_is_killed_is_said_by_on_lost() {
+    let Some(place) = Place::without_an_engine().await else { return };
+    let settings = [LOCAL, ("BOB_LEASE_TTL_SECONDS", "3")];
+    let mut server = place.serve(&settings).await;
+    let cases = [("usual", None), ("goes-on", Some("resume")), ("fails", Some("fail"))];
+    let mut runs = Vec::new();
+    for (name, on_lost) in cases {
+        let pipeline = in_the_middle(&place, name, on_lost);
+        runs.push(submit(&place, name, &pipeline, &json!({})).await);
+    }
+    for run in &runs {
+        run.sees("Log", "left").await;
+        run.sees("Log", "right").await;
+    }
+    server.signal(Signal::KILL);
+    server.ended().await;
+    for (name, _) in cases {
+        all_gone(&file(&place, &format!("{name}-left"))).await;
+        all_gone(&file(&place, &format!("{name}-right"))).await;
+    }
+    let next = place.serve(&settings).await;
+    let passed = ["first", "last", "left", "right"].map(|task| (task, "passed"));
+    for ((name, _), run) in cases.iter().zip(&runs) {
+        let record = place.keys.settled(&run.id).await;
+        let first = file(&place, &format!("{name}-first"));
+        let times = std::fs::read_to_string(first).unwrap().lines().count();
+        assert_eq!(record["attempt"], 2, "another worker has taken it up: {record}");
+        if *name == "fails" {
+            assert_eq!((how(&record), times), (("failed", "lost"), 1), "{record}");
+            assert!(message(&record).contains("was lost"), "{record}");
+            let left = [("first", "passed"), ("left", "failed"), ("right", "failed")];
+            assert_eq!(states(&record), are(&left));
+        } else {
+            let times_of_first = if *name == "usual" { 2 } else { 1 };
+            assert_eq!((how(&record), times), (("passed", ""), times_of_first), "{record}");
+            assert_eq!(states(&record), are(&passed), "{name}");
+        }
+    }
+    next.end().await;
+}
