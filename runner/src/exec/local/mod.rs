@@ -65,6 +65,8 @@ pub const NAME: &str = "local";
 const CLUSTER: &str = "cluster";
 /// In a run's directory: where its steps work.
 const WORK: &str = "work";
+/// Beside the directory of a step's own: where the step began, where that is not where all do.
+const BEGAN: &str = "began";
 /// The most bytes of one read.
 const PIECE: usize = 64 * 1024;
 
@@ -76,6 +78,8 @@ const JOB_VARIABLE: &str = "JOB_WORKDIR";
 struct Dirs {
     run: PathBuf,
     work: PathBuf,
+    /// Where the step begins.
+    step: PathBuf,
     /// What the step leaves here is kept.
     job: PathBuf,
 }
@@ -116,15 +120,24 @@ impl Local {
         let dir = self.dir(&run.run);
         let work = self.options.work_dir.clone().unwrap_or_else(|| dir.join(WORK));
         let job = dir.join(format!("job-{}-{}", step.position, step.attempt));
-        let dirs = Dirs { run: dir, work, job };
+        let own = step.work_dir.as_ref().map(|own| work.join(own));
+        let dirs = Dirs { run: dir, step: own.unwrap_or_else(|| work.clone()), work, job };
         let (made, cluster) = (dirs.clone(), Arc::clone(&run.cluster));
         let made = tokio::task::spawn_blocking(move || {
             use std::os::unix::fs::DirBuilderExt as _;
             // What a step is made of is nobody else's.
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&made.run)?;
             std::fs::write(made.run.join(CLUSTER), cluster.as_bytes())?;
-            std::fs::create_dir_all(made.work)?;
-            std::fs::create_dir_all(made.job)
+            std::fs::create_dir_all(&made.work)?;
+            std::fs::create_dir_all(&made.job)?;
+            if made.step == made.work {
+                return Ok(());
+            }
+            // An attempt may have been made before, by an owner that was lost.
+            match std::os::unix::fs::symlink(made.step, made.job.with_extension(BEGAN)) {
+                Err(cause) if cause.kind() != std::io::ErrorKind::AlreadyExists => Err(cause),
+                Ok(()) | Err(_) => Ok(()),
+            }
         });
         made.await.map_err(std::io::Error::other)??;
         Ok(dirs)
@@ -134,7 +147,7 @@ impl Local {
     async fn job(&self, run: &RunScope, step: &StepSpec) -> Result<(Job, PathBuf), ExecError> {
         let made = self.make(run, step).await;
         let dirs = made.map_err(|cause| failed("making a run's directory", cause))?;
-        let Dirs { run: dir, work, job } = dirs;
+        let Dirs { run: dir, step: began, job, .. } = dirs;
         let words = match &step.script {
             None => step.words.iter().map(OsString::from).collect(),
             Some(script) => {
@@ -143,14 +156,10 @@ impl Local {
                 written.map_err(|cause| failed("writing a step's script", cause))?
             }
         };
-        let dir = match &step.work_dir {
-            Some(dir) => work.join(dir),
-            None => work,
-        };
         let own = step.env.iter().map(|(name, value)| (name.into(), value.into()));
         let job_dir = (JOB_VARIABLE.into(), job.clone().into());
         let env = self.options.inherited.iter().cloned().chain(own).chain([job_dir]).collect();
-        Ok((Job { words, env, dir }, job))
+        Ok((Job { words, env, dir: began }, job))
     }
 
     /// A supervisor that waits for its job.
@@ -351,7 +360,14 @@ impl Executor for Local {
         if let (Some(of_job), Workspace::Dir(own)) = (of_job, left) {
             return script::packed(own.join(of_job), of_job).await;
         }
-        let dir = self.options.work_dir.clone().unwrap_or_else(|| self.dir(&run.run).join(WORK));
+        let usual = self.options.work_dir.clone();
+        let usual = usual.unwrap_or_else(|| self.dir(&run.run).join(WORK));
+        let dir = match left {
+            Workspace::Dir(own) => {
+                tokio::fs::read_link(own.with_extension(BEGAN)).await.unwrap_or(usual)
+            }
+            Workspace::Image { .. } | Workspace::Container { .. } | Workspace::None => usual,
+        };
         script::packed(dir.join(path), path).await
     }
 
