@@ -87,6 +87,9 @@ impl Ssh {
         if step.limits.cpu.is_some() || step.limits.mem.is_some() {
             return Err("limits of a step of executor ssh are not enforced".to_owned());
         }
+        if !step.secrets.given.is_empty() {
+            return Err("a step of executor ssh can be given no secrets".to_owned());
+        }
         let target = Target::read(&step.with)?;
         if let Some(path) = target.keyfile() {
             let found = tokio::fs::metadata(path).await;
