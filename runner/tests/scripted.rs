@@ -22,19 +22,30 @@ fn words(act: &Act) -> Vec<String> {
     said.iter().map(|word| (*word).to_owned()).collect()
 }
 
-#[tokio::test]
-async fn scripted_steps_keep_the_contract() {
+fn subject() -> ExecutorSubject {
     let scripted = Arc::new(Scripted::default());
-    let subject = ExecutorSubject {
+    ExecutorSubject {
         prefix: "suite".into(),
         executor: Arc::<Scripted>::clone(&scripted),
         other: scripted,
         kind: ExecutorKind::Podman,
+        with: serde_json::Map::new(),
         has_a_shell: false,
         on_images: true,
+        dir: "/any".into(),
         image: "any".into(),
         missing: "missing".into(),
         words,
-    };
-    executor(subject).await;
+    }
+}
+
+#[tokio::test]
+async fn scripted_steps_keep_the_contract() {
+    executor(subject()).await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "executor podman: an image that nobody has is named: ")]
+async fn a_row_that_does_not_hold_is_named_and_so_is_its_executor() {
+    executor(ExecutorSubject { missing: "any".into(), ..subject() }).await;
 }

@@ -16,6 +16,7 @@ use runner::exec::call::{Options, Times, all};
 use runner::ports::{ExecError, Gate, LogSink, Ran, Remote, RunScope, StepSpec, StopSignal};
 use serde_json::Value;
 
+mod contract;
 mod effects;
 mod http;
 mod lexware;

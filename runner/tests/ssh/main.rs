@@ -169,24 +169,6 @@ async fn all_gone(pids: &[u32]) {
     soon("the end of all processes", gone).await;
 }
 
-/// The steps of the suite know of no host: they all run at one.
-struct At(Ssh, Map<String, Value>);
-
-#[async_trait]
-impl Remote for At {
-    async fn run_step(
-        &self,
-        run: &RunScope,
-        step: &StepSpec,
-        gate: Gate,
-        out: Arc<dyn LogSink>,
-        stop: &StopSignal,
-    ) -> Result<Ran, ExecError> {
-        let step = StepSpec { with: self.1.clone(), ..step.clone() };
-        self.0.run_step(run, &step, gate, out, stop).await
-    }
-}
-
 fn words(act: &Act) -> Vec<String> {
     let line = match act {
         Act::Exit(code) => format!("exit {code}"),
@@ -214,16 +196,17 @@ async fn commands_on_another_host_keep_the_contract_of_an_executor() {
             inherited: Vec::new(),
             memory: Vec::new(),
         });
-        let at = At(ssh(), server.with());
-        Arc::new(Executors::new(None, Arc::new(local)).with(ExecutorKind::Ssh, Arc::new(at)))
+        Arc::new(Executors::new(None, Arc::new(local)).with(ExecutorKind::Ssh, Arc::new(ssh())))
     };
     remote(ExecutorSubject {
         prefix: "suite".into(),
         executor: executor(),
         other: executor(),
         kind: ExecutorKind::Ssh,
+        with: server.with(),
         has_a_shell: true,
         on_images: false,
+        dir: server.dir.path().display().to_string(),
         image: String::new(),
         missing: String::new(),
         words,

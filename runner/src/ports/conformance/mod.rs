@@ -16,7 +16,7 @@ use std::future::Future;
 use std::time::Duration;
 
 pub use events::{EventsSubject, events};
-pub use executor::{Act, ExecutorSubject, executor, remote};
+pub use executor::{Act, CallSubject, ExecutorSubject, call, executor, remote};
 pub use outputs::{OutputStoreSubject, outputs};
 pub use queue::{QueueSubject, TakeDeadLetters, queue};
 pub use store::{StoreSubject, store};

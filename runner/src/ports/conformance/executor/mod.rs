@@ -1,7 +1,14 @@
-//! What every executor does.
+//! What every executor does: each row is a function whose name says it, and is asserted of every
+//! executor that has it. Of one that has it not, the honest refusal is.
 
+mod calls;
+mod commands;
+mod files;
+mod host;
+mod images;
+
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -9,13 +16,19 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use protocol::event::LogStream;
 use protocol::id::{Epoch, RunId, StepName};
-use protocol::pipeline::{ExecutorKind, Limits, PullPolicy, Shell, Vars};
+use protocol::pipeline::{ExecutorKind, Limits, PullPolicy, Vars};
 use tokio::sync::Notify;
 
-use super::{never, soon};
+pub use self::calls::CallSubject;
+use self::calls::*;
+use self::commands::*;
+use self::files::*;
+use self::host::*;
+use self::images::*;
+use super::soon;
 use crate::ports::{
-    Checkpoint, ExecError, Executor, Gate, Given, LogSink, Ran, RunScope, Script, Secret,
-    StepSecrets, StepSpec, StopLevel, StopSignal, Workspace,
+    Checkpoint, ExecError, Executor, Gate, LogSink, Ran, RunScope, StepSecrets, StepSpec,
+    StopSignal, Workspace,
 };
 
 /// What a step of the suite does; each executor has words of its own for it.
@@ -53,10 +66,14 @@ pub struct ExecutorSubject {
     pub other: Arc<dyn Executor>,
     /// What the steps of the executor say.
     pub kind: ExecutorKind,
+    /// What the executor has to know of every step, by its own keys.
+    pub with: serde_json::Map<String, serde_json::Value>,
     /// Whether there is a shell where steps run.
     pub has_a_shell: bool,
     /// Whether steps begin with an image, and leave one.
     pub on_images: bool,
+    /// A directory that is there where steps run.
+    pub dir: String,
     /// A base image that is there.
     pub image: String,
     /// One that nobody has.
@@ -72,36 +89,92 @@ impl std::fmt::Debug for ExecutorSubject {
 }
 
 /// Asserts the contract of [`Executor`].
+///
+/// A time limit is no row of it: limits are the worker's, and an executor hears of one as of any other
+/// stop, with its grace (`rules::run`).
 pub async fn executor(subject: ExecutorSubject) {
-    let subject = &subject;
-    Box::pin(commands(subject)).await;
-    Box::pin(a_dropped_wait_stops_nothing(subject)).await;
-    Box::pin(a_secret_is_there_for_its_step_alone(subject)).await;
-    if subject.on_images {
-        Box::pin(an_image_that_nobody_has_is_named(subject)).await;
-        Box::pin(what_a_step_left_is_there_for_the_next(subject)).await;
-        Box::pin(steps_beside_each_other_each_leave_their_own(subject)).await;
-        Box::pin(an_owner_of_before_does_no_harm(subject)).await;
-        Box::pin(what_was_kept_can_be_taken_up_by_another(subject)).await;
-        Box::pin(a_run_is_destroyed_as_often_as_one_likes(subject)).await;
+    let it = &subject;
+    commands(it).await;
+    row(it, a_dropped_wait_stops_nothing(it)).await;
+    row(it, a_secret_is_there_for_its_step_alone(it)).await;
+    if it.has_a_shell {
+        row(it, an_artifact_is_what_the_step_has_made(it)).await;
+    } else {
+        row(it, an_artifact_that_cannot_be_had_is_refused(it)).await;
+    }
+    if it.on_images {
+        row(it, an_image_that_nobody_has_is_named(it)).await;
+        row(it, what_a_step_left_is_there_for_the_next(it)).await;
+        row(it, steps_beside_each_other_each_leave_their_own(it)).await;
+        row(it, a_resource_is_there_for_the_next_step(it)).await;
+        row(it, a_resource_that_breaks_off_is_not_mounted(it)).await;
+        row(it, an_owner_of_before_does_no_harm(it)).await;
+        row(it, what_was_kept_can_be_taken_up_by_another(it)).await;
+        row(it, what_was_kept_outlives_what_steps_ran_in(it)).await;
+        row(it, a_run_is_destroyed_as_often_as_one_likes(it)).await;
+    } else {
+        row(it, a_resource_that_cannot_be_mounted_is_refused(it)).await;
+        row(it, nothing_is_kept_for_a_next_owner(it)).await;
+        row(it, the_end_of_a_run_does_nothing_to_another(it)).await;
     }
 }
 
 /// Asserts what of it holds where steps run commands elsewhere and leave nothing here, so that nobody
 /// can list what is left.
 pub async fn remote(subject: ExecutorSubject) {
-    Box::pin(commands(&subject)).await;
+    let it = &subject;
+    commands(it).await;
+    row(it, a_secret_that_could_not_be_kept_is_refused(it)).await;
+    elsewhere(it).await;
 }
 
-async fn commands(subject: &ExecutorSubject) {
-    Box::pin(the_engine_has_one_name(subject)).await;
-    Box::pin(a_step_writes_and_ends_as_its_command_does(subject)).await;
-    Box::pin(what_cannot_be_had_is_named(subject)).await;
-    Box::pin(nothing_starts_where_the_gate_stays_shut(subject)).await;
-    Box::pin(nothing_of_a_steps_settings_leaks(subject)).await;
-    Box::pin(a_step_ends_when_it_is_told_to(subject)).await;
-    Box::pin(nothing_starts_for_an_owner_that_may_not(subject)).await;
-    Box::pin(a_script_is_run_program_by_program(subject)).await;
+/// Asserts what of it holds where a step is a call.
+pub async fn call(subject: CallSubject) {
+    let (it, of) = (&subject, &subject.of);
+    row(of, the_engine_has_one_name(of)).await;
+    row(of, a_call_ends_as_the_service_says(it)).await;
+    row(of, nothing_is_sent_by_a_step_that_may_not_start(it)).await;
+    row(of, a_call_ends_when_it_is_told_to(it)).await;
+    row(of, a_key_of_an_account_is_never_shown(it)).await;
+    row(of, the_environment_of_a_call_is_not_sent(it)).await;
+    row(of, what_a_call_cannot_do_is_refused_before_anything_is_sent(it)).await;
+    elsewhere(of).await;
+}
+
+async fn commands(it: &ExecutorSubject) {
+    row(it, the_engine_has_one_name(it)).await;
+    row(it, a_step_writes_and_ends_as_its_command_does(it)).await;
+    row(it, what_cannot_be_had_is_named(it)).await;
+    row(it, nothing_starts_where_the_gate_stays_shut(it)).await;
+    row(it, nothing_of_a_steps_settings_leaks(it)).await;
+    row(it, a_variable_comes_as_it_was_given(it)).await;
+    row(it, a_step_ends_when_it_is_told_to(it)).await;
+    row(it, nothing_starts_for_an_owner_that_may_not(it)).await;
+    row(it, a_script_is_run_program_by_program(it)).await;
+}
+
+/// What a step that acts elsewhere has not.
+async fn elsewhere(it: &ExecutorSubject) {
+    row(it, a_resource_that_cannot_be_mounted_is_refused(it)).await;
+    row(it, an_artifact_that_cannot_be_had_is_refused(it)).await;
+    row(it, nothing_is_kept_for_a_next_owner(it)).await;
+}
+
+/// Asserts one row. Where it does not hold, the panic has the row and the executor in it.
+fn row<'a, F: Future<Output = ()> + 'a>(
+    subject: &'a ExecutorSubject,
+    row: F,
+) -> impl Future<Output = ()> + 'a {
+    let row = Box::pin(row);
+    async move {
+        let Err(panic) = AssertUnwindSafe(row).catch_unwind().await else { return };
+        let said = panic.downcast_ref::<String>().map(String::as_str);
+        let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default();
+        // The name of a future is that of its function, which is a sentence.
+        let path = std::any::type_name::<F>().trim_end_matches("::{{closure}}");
+        let sentence = path.rsplit("::").next().unwrap_or(path).replace('_', " ");
+        panic!("executor {}: {sentence}: {said}", subject.kind.as_str());
+    }
 }
 
 /// Keeps what a step writes.
@@ -166,7 +239,7 @@ impl ExecutorSubject {
             work_dir: None,
             network: Some("none".to_owned()),
             limits: Limits::default(),
-            with: serde_json::Map::new(),
+            with: self.with.clone(),
             secrets: StepSecrets::default(),
         }
     }
@@ -231,337 +304,6 @@ impl<'a> Run<'a> {
     }
 }
 
-async fn the_engine_has_one_name(subject: &ExecutorSubject) {
-    let here = soon("an answer", subject.executor.info()).await.expect("the engine answers");
-    let there = soon("an answer", subject.other.info()).await.expect("the engine answers");
-    assert_eq!(here, there, "an engine is the same whoever asks");
-    assert!(!here.id.is_empty() && !here.executor.is_empty(), "{here:?}");
-}
-
-async fn a_step_writes_and_ends_as_its_command_does(subject: &ExecutorSubject) {
-    let run = subject.run("ends");
-    let base = run.prepare().await;
-    for code in [0, 1, 7, 255] {
-        let (ended, kept) = run.run(&base, &Act::Exit(code)).await;
-        assert_eq!(ended, code, "an exit code is the command's own");
-        assert_eq!(kept.text(LogStream::Stdout), "", "a silent step writes nothing");
-    }
-    let (_, kept) = run.run(&base, &Act::Print("  one  two".into())).await;
-    assert_eq!(kept.text(LogStream::Stdout), "  one  two\n", "a line comes as it was written");
-    assert_eq!(kept.text(LogStream::Stderr), "", "the streams are apart");
-    let (_, kept) = run.run(&base, &Act::Complain("no".into())).await;
-    assert_eq!(kept.text(LogStream::Stderr), "no\n", "a line comes as it was written");
-    assert_eq!(kept.text(LogStream::Stdout), "", "the streams are apart");
-    run.destroy().await;
-}
-
-async fn what_cannot_be_had_is_named(subject: &ExecutorSubject) {
-    let run = subject.run("nowhere");
-    let base = run.prepare().await;
-    match run.step(&base, &subject.step(0, &Act::Nowhere)).await {
-        Err(ExecError::Start { code: 127, .. }) => {}
-        other => panic!("a program that is not there cannot be started: {other:?}"),
-    }
-    run.destroy().await;
-}
-
-async fn an_image_that_nobody_has_is_named(subject: &ExecutorSubject) {
-    let mut run = subject.run("missing");
-    run.scope.image.clone_from(&subject.missing);
-    match soon("an answer", subject.executor.prepare(&run.scope, &run.stop)).await {
-        Err(ExecError::Image { image, .. }) => assert_eq!(image, subject.missing),
-        other => panic!("an image that nobody has cannot be had: {other:?}"),
-    }
-}
-
-async fn nothing_starts_where_the_gate_stays_shut(subject: &ExecutorSubject) {
-    let run = subject.run("gate");
-    let base = run.prepare().await;
-    let (kept, step) = (Arc::new(Kept::default()), subject.step(0, &Act::Print("ran".into())));
-    match soon("an answer", run.start(&base, &step, async { false }.boxed(), &kept)).await {
-        Err(ExecError::NotStarted) => {}
-        other => panic!("the gate said no: {other:?}"),
-    }
-    let shut = futures::future::pending().boxed();
-    never("a start before the gate opens", run.start(&base, &step, shut, &kept)).await;
-    run.stop.raise(StopLevel::Stop { grace: Duration::from_secs(600) });
-    let shut = futures::future::pending().boxed();
-    match soon("an answer", run.start(&base, &step, shut, &kept)).await {
-        Err(ExecError::NotStarted) => {}
-        other => panic!("it was stopped before the gate opened: {other:?}"),
-    }
-    assert_eq!(kept.text(LogStream::Stdout), "", "nothing ran");
-    run.destroy().await;
-}
-
-async fn a_script_is_run_program_by_program(subject: &ExecutorSubject) {
-    if !subject.has_a_shell {
-        return;
-    }
-    let run = subject.run("script");
-    let base = run.prepare().await;
-    let step = |programs: &[&str], goes_on: bool| StepSpec {
-        words: Vec::new(),
-        script: Some(Script {
-            shell: Shell::Sh,
-            programs: programs.iter().map(|&program| program.to_owned()).collect(),
-            goes_on,
-        }),
-        ..subject.step(0, &Act::Exit(0))
-    };
-    let shared = step(&["word=hi; say() { echo \"$1\"; }; cd /tmp", "say $word; pwd"], false);
-    let (ran, kept) = run.step(&base, &shared).await.expect("the step can be run");
-    let text = kept.text(LogStream::Stdout);
-    assert_eq!((ran.exit.code, text.lines().next()), (0, Some("hi")), "they share what they know");
-    assert_ne!(text.lines().nth(1), Some("/tmp"), "each begins in the directory of the step");
-    let fails = ["echo one; false", "echo two; (exit 3)", "echo three"];
-    for (goes_on, code, lines) in [(false, 1, "one\n"), (true, 3, "one\ntwo\nthree\n")] {
-        let (ran, kept) = run.step(&base, &step(&fails, goes_on)).await.expect("a step");
-        assert_eq!((ran.exit.code, kept.text(LogStream::Stdout).as_str()), (code, lines));
-    }
-    run.destroy().await;
-}
-
-async fn a_secret_is_there_for_its_step_alone(subject: &ExecutorSubject) {
-    if !subject.has_a_shell {
-        return;
-    }
-    let run = subject.run("secret");
-    let base = run.prepare().await;
-    let given = |name: &str, env: Option<&str>, value: &str| Given {
-        name: name.to_owned(),
-        env: env.map(str::to_owned),
-        value: Secret::new(value.as_bytes()),
-    };
-    let step = |position: usize, program: &str, given: Vec<Given>| StepSpec {
-        words: Vec::new(),
-        script: Some(Script {
-            shell: Shell::Sh,
-            programs: vec![program.to_owned()],
-            goes_on: false,
-        }),
-        secrets: StepSecrets { given, forbidden: None },
-        ..subject.step(position, &Act::Exit(0))
-    };
-    let secrets = vec![
-        given("a file", None, "first \n\n"),
-        given("variable", Some("TOKEN"), "it's \"second\"\n"),
-    ];
-    let shows = "echo \"$BOB_SECRETS\"; cat \"$BOB_SECRETS/a file\"; echo \"$TOKEN.\"; \
-                 cat \"$BOB_SECRETS/variable\"; ls -l \"$BOB_SECRETS\" | grep -c '^-r--------'";
-    let (left, text) = run.pass(&base, &step(0, shows, secrets)).await;
-    let (dir, shown) = text.split_once('\n').expect("a line with the directory");
-    let value = "it's \"second\"\n";
-    assert_eq!(shown, format!("first \n\n{value}.\n{value}2\n"), "as files, and one as a variable");
-    let looks =
-        format!("echo \"${{TOKEN-none}} ${{BOB_SECRETS-none}}\"; ls -A \"{dir}\" 2>/dev/null");
-    // Whether the directory itself is still there is the executor's business.
-    let (_, text) = run.pass(&left, &step(1, &format!("{looks} || true"), Vec::new())).await;
-    assert_eq!(text, "none none\n", "nothing of it is there for the next step");
-    run.destroy().await;
-}
-
-async fn what_a_step_left_is_there_for_the_next(subject: &ExecutorSubject) {
-    let run = subject.run("files");
-    let base = run.prepare().await;
-    let put = |path: &str, text: &str| Act::Put(path.into(), text.into());
-    let (one, _) = run.pass(&base, &subject.step(0, &put("/tmp/a", "first"))).await;
-    let (two, _) = run.pass(&one, &subject.step(1, &put("/tmp/b", "second"))).await;
-    for (path, text) in [("/tmp/a", "first\n"), ("/tmp/b", "second\n")] {
-        let (code, kept) = run.run(&two, &Act::Show(path.into())).await;
-        assert_eq!((code, kept.text(LogStream::Stdout).as_str()), (0, text), "{path}");
-    }
-    // A workspace is a value: what is made on it afterwards changes nothing of it.
-    let (other, _) = run.pass(&one, &subject.step(2, &put("/tmp/a", "changed"))).await;
-    let (_, kept) = run.run(&one, &Act::Show("/tmp/a".into())).await;
-    assert_eq!(kept.text(LogStream::Stdout), "first\n", "a workspace stays as it is");
-    let (_, kept) = run.run(&other, &Act::Show("/tmp/a".into())).await;
-    assert_eq!(kept.text(LogStream::Stdout), "changed\n", "the newest text holds");
-    let (code, _) = run.run(&other, &Act::Show("/tmp/b".into())).await;
-    assert_ne!(code, 0, "a workspace has nothing of its neighbour");
-    let (code, _) = run.run(&base, &Act::Show("/tmp/a".into())).await;
-    assert_ne!(code, 0, "the first workspace stays as it is");
-    run.destroy().await;
-}
-
-async fn steps_beside_each_other_each_leave_their_own(subject: &ExecutorSubject) {
-    let run = subject.run("beside");
-    let base = run.prepare().await;
-    let put = |text: &str| Act::Put("/tmp/a".into(), text.into());
-    let (first, _) = run.pass(&base, &subject.step(0, &put("first"))).await;
-    let steps: Vec<StepSpec> =
-        (1..4).map(|at| subject.step(at, &put(&format!("of {at}")))).collect();
-    let passed = steps.iter().map(|step| run.pass(&first, step));
-    let left: Vec<Workspace> =
-        futures::future::join_all(passed).await.into_iter().map(|(left, _)| left).collect();
-    // A next owner has each of them, and what they began with.
-    let later = RunScope { epoch: Epoch(2), ..run.scope.clone() };
-    let later = Run { subject, scope: later, stop: StopSignal::default() };
-    for (at, kept) in [&first].into_iter().chain(&left).enumerate() {
-        let kept = checkpoint(kept.image(), None);
-        let adopted = subject.other.adopt(&later.scope, Some(&kept)).await;
-        let on = adopted.expect("an image can be taken up").expect("it is there");
-        let (code, shown) = later.run(&on, &Act::Show("/tmp/a".into())).await;
-        let text = if at == 0 { "first\n".to_owned() } else { format!("of {at}\n") };
-        assert_eq!((code, shown.text(LogStream::Stdout)), (0, text));
-    }
-    later.destroy().await;
-}
-
-async fn nothing_of_a_steps_settings_leaks(subject: &ExecutorSubject) {
-    let run = subject.run("leaks");
-    let base = run.prepare().await;
-    let (_, kept) = run.run(&base, &Act::Dir).await;
-    let usual = kept.text(LogStream::Stdout);
-    let said = StepSpec {
-        env: Vars::from([("SECRET".into(), "s3".into())]),
-        work_dir: Some("/tmp".into()),
-        ..subject.step(0, &Act::Env("SECRET".into()))
-    };
-    let (left, text) = run.pass(&base, &said).await;
-    assert_eq!(text, "s3\n", "a step has the variables that it is given");
-    let there = StepSpec { words: (subject.words)(&Act::Dir), position: 1, ..said };
-    let (left, text) = run.pass(&left, &there).await;
-    assert_eq!(text, "/tmp\n", "a step is in the directory that it is given");
-    let (left, text) = run.pass(&left, &subject.step(2, &Act::Env("SECRET".into()))).await;
-    assert_eq!(text, "unset\n", "a variable is its step's alone");
-    let (_, text) = run.pass(&left, &subject.step(3, &Act::Dir)).await;
-    assert_eq!(text, usual, "a working directory is its step's alone");
-    run.destroy().await;
-}
-
-async fn a_step_ends_when_it_is_told_to(subject: &ExecutorSubject) {
-    let long = StopLevel::Stop { grace: Duration::from_secs(600) };
-    let short = StopLevel::Stop { grace: Duration::from_millis(100) };
-    for (at, (act, level, code)) in [
-        (Act::Hang, long, 143),
-        (Act::Hang, StopLevel::Kill, 137),
-        (Act::Stubborn, short, 137),
-        (Act::Stubborn, StopLevel::Kill, 137),
-    ]
-    .into_iter()
-    .enumerate()
-    {
-        let run = subject.run(&format!("stop{at}"));
-        let base = run.prepare().await;
-        let (kept, step) = (Arc::new(Kept::default()), subject.step(0, &act));
-        let running = run.start(&base, &step, async { true }.boxed(), &kept);
-        let stopping = async {
-            kept.ready().await;
-            run.stop.raise(level);
-        };
-        let (ran, ()) = soon("a stop", async { tokio::join!(running, stopping) }).await;
-        let ran = ran.expect("a stopped step still says how it ended");
-        assert_eq!(ran.exit.code, code, "{act:?} at {level:?}");
-        run.destroy().await;
-    }
-}
-
-async fn a_dropped_wait_stops_nothing(subject: &ExecutorSubject) {
-    let run = subject.run("dropped");
-    let base = run.prepare().await;
-    let (kept, step) = (Arc::new(Kept::default()), subject.step(0, &Act::Hang));
-    let running = run.start(&base, &step, async { true }.boxed(), &kept);
-    let begun = async {
-        tokio::select! {
-            ran = running => panic!("it ended: {ran:?}"),
-            () = kept.ready() => {}
-        }
-    };
-    soon("a start", begun).await;
-    assert!(run.is_left().await, "what runs is left, whoever looks");
-    run.destroy().await;
-}
-
-async fn nothing_starts_for_an_owner_that_may_not(subject: &ExecutorSubject) {
-    let run = subject.run("late");
-    let base = run.prepare().await;
-    let (kept, step) = (Arc::new(Kept::default()), subject.step(0, &Act::Print("x".into())));
-    // The attempt is recorded, but the owner has lost the run while the rest was made.
-    let gate = Gate::new(async { true }, || false);
-    let out = Arc::<Kept>::clone(&kept);
-    let ran = subject.executor.run_step(&run.scope, &base, &step, gate, out, &run.stop);
-    match soon("an answer", ran).await {
-        Err(ExecError::NotStarted) => {}
-        other => panic!("its owner may not start it: {other:?}"),
-    }
-    assert_eq!(kept.text(LogStream::Stdout), "");
-    run.destroy().await;
-}
-
-async fn an_owner_of_before_does_no_harm(subject: &ExecutorSubject) {
-    let before = subject.run("before");
-    let scope = RunScope { epoch: Epoch(2), ..before.scope.clone() };
-    let run = Run { subject, scope, stop: StopSignal::default() };
-    let base = before.prepare().await;
-    run.prepare().await;
-    let (kept, step) = (Arc::new(Kept::default()), subject.step(0, &Act::Hang));
-    let running = run.start(&base, &step, async { true }.boxed(), &kept);
-    let harming = async {
-        kept.ready().await;
-        let adopted = subject.other.adopt(&before.scope, None).await;
-        adopted.expect("it finds nothing that is its own");
-        match before.step(&base, &step).await {
-            Err(ExecError::NotStarted) => {}
-            other => panic!("a later owner has begun this step: {other:?}"),
-        }
-        run.stop.raise(StopLevel::Stop { grace: Duration::from_secs(600) });
-    };
-    let (ran, ()) = soon("the end of a step", async { tokio::join!(running, harming) }).await;
-    assert_eq!(ran.expect("nobody touched it").exit.code, 143);
-    run.destroy().await;
-}
-
 fn checkpoint(image: Option<&str>, digest: Option<String>) -> Checkpoint {
     Checkpoint { image: image.expect("what was kept is an image").to_owned(), digest }
-}
-
-async fn what_was_kept_can_be_taken_up_by_another(subject: &ExecutorSubject) {
-    let run = subject.run("adopted");
-    let base = run.prepare().await;
-    let put = Act::Put("/tmp/a".into(), "kept".into());
-    let (left, _) = run.pass(&base, &subject.step(0, &put)).await;
-    let (kept, step) = (Arc::new(Kept::default()), subject.step(1, &Act::Hang));
-    let running = run.start(&left, &step, async { true }.boxed(), &kept);
-    let next = RunScope { epoch: Epoch(2), ..run.scope.clone() };
-    let taken = async {
-        kept.ready().await;
-        let adopted = subject.other.adopt(&next, Some(&checkpoint(left.image(), None))).await;
-        // What ran may have ended with that; a first owner ends it in any case.
-        run.stop.raise(StopLevel::Kill);
-        adopted
-    };
-    let both = async { tokio::join!(taken, running) };
-    let (adopted, _ran) = soon("the end of what the first owner ran", both).await;
-    let on = adopted.expect("an image can be taken up").expect("it is there");
-    let later = Run { subject, scope: next, stop: StopSignal::default() };
-    let (code, shown) = later.run(&on, &Act::Show("/tmp/a".into())).await;
-    assert_eq!((code, shown.text(LogStream::Stdout).as_str()), (0, "kept\n"));
-    let gone = checkpoint(Some(&"0".repeat(64)), None);
-    let missing = subject.other.adopt(&later.scope, Some(&gone)).await;
-    assert_eq!(missing.expect("the engine answers"), None, "what is gone is not made up");
-    later.destroy().await;
-}
-
-async fn a_run_is_destroyed_as_often_as_one_likes(subject: &ExecutorSubject) {
-    let run = subject.run("destroyed");
-    run.destroy().await;
-    let base = run.prepare().await;
-    let put = Act::Put("/tmp/a".into(), "x".into());
-    let (left, _) = run.pass(&base, &subject.step(0, &put)).await;
-    run.pass(&left, &subject.step(1, &Act::Show("/tmp/a".into()))).await;
-    // Of a branch, and of a step that nobody took anything from.
-    run.pass(&left, &subject.step(2, &Act::Exit(0))).await;
-    let (_ran, _) = run.step(&left, &subject.step(3, &Act::Exit(1))).await.expect("a step");
-    assert!(run.is_left().await, "what was made is listed");
-    let neighbour = subject.run("neighbour");
-    let theirs = neighbour.prepare().await;
-    let (theirs, _) = neighbour.pass(&theirs, &subject.step(0, &put)).await;
-    let destroyed = subject.other.destroy(&run.scope.run);
-    soon("the end of a run", destroyed).await.expect("another process can destroy it");
-    assert!(!run.is_left().await, "nothing of a destroyed run is left");
-    run.destroy().await;
-    let (code, _) = neighbour.run(&theirs, &Act::Show("/tmp/a".into())).await;
-    assert_eq!(code, 0, "a run's end does nothing to another run");
-    neighbour.destroy().await;
 }

@@ -1,0 +1,67 @@
+//! What holds where steps leave no image: nothing is kept to go on from, and it is never made up.
+
+use protocol::event::LogStream;
+use protocol::id::Epoch;
+
+use super::{Act, ExecutorSubject, Run, checkpoint};
+use crate::ports::conformance::soon;
+use crate::ports::{ExecError, Given, RunScope, Secret, StepSecrets, StepSpec, StopSignal};
+
+/// So a run whose worker is lost starts over.
+pub(super) async fn nothing_is_kept_for_a_next_owner(subject: &ExecutorSubject) {
+    let run = subject.run("over");
+    let base = run.prepare().await;
+    let step = subject.step(0, &Act::Exit(0));
+    let (left, _) = run.pass(&base, &step).await;
+    assert_eq!(left.image(), None, "there is no image");
+    let pushed = subject.executor.push(&run.scope, &left, &step).await;
+    assert_eq!(pushed.expect("an answer"), None, "nothing is copied to anywhere");
+    let later = RunScope { epoch: Epoch(2), ..run.scope.clone() };
+    let later = Run { subject, scope: later, stop: StopSignal::default() };
+    let gone = checkpoint(Some(&"0".repeat(64)), None);
+    for kept in [None, Some(&gone)] {
+        let adopted = soon("an answer", subject.other.adopt(&later.scope, kept)).await;
+        assert_eq!(adopted.expect("an answer"), None, "what was not kept is not made up");
+    }
+    let cleared = soon("an answer", subject.other.clear(&run.scope.run)).await;
+    cleared.expect("what an owner of before has left can be cleared");
+    // The next owner begins with nothing.
+    let base = later.prepare().await;
+    later.pass(&base, &step).await;
+    later.destroy().await;
+    later.destroy().await;
+}
+
+pub(super) async fn the_end_of_a_run_does_nothing_to_another(subject: &ExecutorSubject) {
+    let (run, neighbour) = (subject.run("destroyed"), subject.run("neighbour"));
+    let put = subject.step(0, &Act::Put("a".into(), "x".into()));
+    run.destroy().await;
+    for run in [&run, &neighbour] {
+        let base = run.prepare().await;
+        run.pass(&base, &put).await;
+        assert!(run.is_left().await, "what was made is listed");
+    }
+    let destroyed = soon("the end of a run", subject.other.destroy(&run.scope.run)).await;
+    destroyed.expect("another process can destroy it");
+    assert!(!run.is_left().await, "nothing of a destroyed run is left");
+    run.destroy().await;
+    let base = neighbour.prepare().await;
+    let (code, shown) = neighbour.run(&base, &Act::Show("a".into())).await;
+    assert_eq!((code, shown.text(LogStream::Stdout).as_str()), (0, "x\n"));
+    neighbour.destroy().await;
+}
+
+pub(super) async fn a_secret_that_could_not_be_kept_is_refused(subject: &ExecutorSubject) {
+    let run = subject.run("secret");
+    let base = run.prepare().await;
+    let given = Given { name: "token".into(), env: None, value: Secret::new("s3cret".as_bytes()) };
+    let step = StepSpec {
+        secrets: StepSecrets { given: vec![given], forbidden: None },
+        ..subject.step(0, &Act::Exit(0))
+    };
+    match run.step(&base, &step).await {
+        Err(ExecError::Unsupported(why)) => assert!(!why.contains("s3cret"), "{why}"),
+        other => panic!("it is not run without what it asks for: {other:?}"),
+    }
+    run.destroy().await;
+}
