@@ -22,7 +22,9 @@ use crate::worker::Worker;
 pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let node = new_node();
     // A worker that runs nothing on an engine needs none.
-    let on_engine = config.worker.executors.contains(&ExecutorKind::Podman);
+    let on_engine = [ExecutorKind::Podman, ExecutorKind::Docker]
+        .iter()
+        .any(|executor| config.worker.executors.contains(executor));
     let found = if on_engine { Some(engine::find(&config.engine).await?) } else { None };
     let url = found.as_ref().map(|found| found.url.clone());
     info!(owner.id = %node, engine = url.as_deref().unwrap_or("none"), "bob-runner starts");
