@@ -10,7 +10,7 @@ use protocol::id::RunId;
 use protocol::names;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::claim::{self, Taken};
 use super::control;
@@ -283,6 +283,7 @@ async fn answer_start(
     slot: OwnedSemaphorePermit,
 ) -> Answer {
     let (run, named) = claim::run_of(start);
+    debug!(run.id = %run, "a start of run {run} has come in");
     if let Some(size) = too_large(start) {
         let found = format!("a definition and variables of {size} bytes");
         let expected = format!("at most {MAX_START_BYTES} bytes");
