@@ -1,6 +1,5 @@
 //! `run`: one file, here and now, in this process.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -31,7 +30,7 @@ pub(super) async fn run(context: &Context, typed: Run) -> Result<Exit, Failure> 
     let mut pipeline =
         files::to_run(context, &typed.file, typed.dialect, typed.pipeline.as_deref())?;
     let dirs = (typed.workdir, typed.log_dir);
-    let settings = settings_of_jobs(context, &pipeline, named, dirs)?;
+    let settings = job::settings_of(context, &pipeline, named, dirs)?;
     if let Some(settings) = &settings {
         settings.lay_under(&mut pipeline);
     }
@@ -100,23 +99,6 @@ pub(super) async fn run(context: &Context, typed: Run) -> Result<Exit, Failure> 
         return view.ended(&run, asked.unwrap_or_else(|| Exit::of_run(ending.status)));
     }
     Ok(Exit::Failed)
-}
-
-/// The settings of a file of jobs; none of another file.
-fn settings_of_jobs(
-    context: &Context,
-    pipeline: &Pipeline,
-    named: Option<&Path>,
-    dirs: (Option<PathBuf>, Option<PathBuf>),
-) -> Result<Option<job::Settings>, Failure> {
-    if job::is_of_jobs(pipeline) {
-        return job::Settings::find(named, dirs, &context.environment).map(Some);
-    }
-    if named.is_some() || dirs.0.is_some() || dirs.1.is_some() {
-        let text = "--workdir, --log-dir and settings of jobs are for job files";
-        return Err(Failure::new(Exit::Usage, text));
-    }
-    Ok(None)
 }
 
 fn frames() -> Interval {

@@ -6,11 +6,21 @@ use serde_json::json;
 use super::Context;
 use super::exit::{Exit, Failure};
 use super::typed::{Rerun, Stop, Submit};
-use super::{files, logs, output};
+use super::{files, job, logs, output};
 use crate::app::client::{Client, StartOf, StartRequest};
 
 pub(super) async fn submit(context: &Context, typed: Submit) -> Result<Exit, Failure> {
-    let what = what_of(context, &typed.what)?;
+    let mut what = what_of(context, &typed.what)?;
+    let named = context.flags.config.as_deref().filter(|file| job::is_named(file));
+    let mut without_file = None;
+    if let StartOf::Inline(pipeline) = &mut what {
+        if let Some(settings) = job::settings_of(context, pipeline, named, (None, None))? {
+            settings.lay_under(pipeline);
+        }
+        // It holds the settings of jobs, and nothing of ours.
+        without_file = named.map(|_| context.without_file());
+    }
+    let context = without_file.as_ref().unwrap_or(context);
     let start = StartRequest {
         what,
         run: typed.run_id.unwrap_or_else(Client::new_run_id),

@@ -17,7 +17,7 @@ use protocol::pipeline::{ExecutorKind, Pipeline, Template};
 
 pub(super) use self::settings::{Settings, is_named};
 use super::exit::{Exit, Failure};
-use super::output;
+use super::{Context, output};
 use crate::app;
 use crate::app::client::{Item, Text};
 
@@ -25,6 +25,23 @@ use crate::app::client::{Item, Text};
 pub(super) fn is_of_jobs(pipeline: &Pipeline) -> bool {
     let is_job = |step: &protocol::pipeline::Step| step.template == Some(Template::Dollar);
     !pipeline.steps.is_empty() && pipeline.steps.iter().all(is_job)
+}
+
+/// The settings of a file of jobs; none of another file.
+pub(super) fn settings_of(
+    context: &Context,
+    pipeline: &Pipeline,
+    named: Option<&Path>,
+    dirs: (Option<PathBuf>, Option<PathBuf>),
+) -> Result<Option<Settings>, Failure> {
+    if is_of_jobs(pipeline) {
+        return Settings::find(named, dirs, &context.environment).map(Some);
+    }
+    if named.is_some() || dirs.0.is_some() || dirs.1.is_some() {
+        let text = "--workdir, --log-dir and settings of jobs are for job files";
+        return Err(Failure::new(Exit::Usage, text));
+    }
+    Ok(None)
 }
 
 /// One job's files.
