@@ -5,9 +5,16 @@
 #   testJobQueue "make test" "make test"
 #
 # Each answers with 0 where what it is told to expect is so. BOB_RUNNER names the program; without it
-# that is bob-runner on the path.
+# that is bob-runner on the path. With BOB_MODE=cluster the jobs go to the cluster that the
+# environment names (BOB_QUEUE_URL and the like), to workers of the tests' own: nobody else's should
+# take jobs there meanwhile.
 
 BOB_RUNNER=${BOB_RUNNER:-bob-runner}
+
+# ci_in_cluster: whether the jobs go there.
+ci_in_cluster() {
+  [[ ${BOB_MODE:-embedded} == cluster ]]
+}
 
 # ci_begin: a place of its own for one test.
 ci_begin() {
@@ -16,12 +23,16 @@ ci_begin() {
 
 # ci_add ARG...: adds a job there, and prints the id of its run.
 ci_add() {
-  "$BOB_RUNNER" add --queue "$CI_DIR/queue" "$@"
+  if ci_in_cluster; then
+    "$BOB_RUNNER" add "$@"
+  else
+    "$BOB_RUNNER" add --queue "$CI_DIR/queue" "$@"
+  fi
 }
 
 # ci_serve NAME=VALUE...: starts a server there with these settings.
 ci_serve() {
-  env BOB_MODE=embedded BOB_EXECUTORS=local BOB_LOG_FORMAT=ci BOB_LOG_LEVEL=info \
+  env "BOB_MODE=${BOB_MODE:-embedded}" BOB_EXECUTORS=local BOB_LOG_FORMAT=ci BOB_LOG_LEVEL=info \
     "BOB_CI_QUEUE=$CI_DIR/queue" "BOB_DATA_DIR=$CI_DIR/state" "$@" \
     "$BOB_RUNNER" serve >>"$CI_DIR/log" 2>"$CI_DIR/err" &
   CI_SERVER=$!
@@ -38,6 +49,25 @@ ci_wait() {
   done
 }
 
+# ci_first RUN: the job that was added first, as a line of a queue file. A cluster shows it once a
+# worker has taken it.
+ci_first() {
+  local line
+  if ! ci_in_cluster; then
+    line=$("$BOB_RUNNER" add --queue "$CI_DIR/queue" --list) || return
+    printf '%s' "${line%%$'\n'*}"
+    return
+  fi
+  line=$("$BOB_RUNNER" show -o json "$1" | grep -A 1 '"script": \[' | tail -n 1)
+  [[ $line =~ ^\ *\"(.*)\",?$ ]] || return
+  line=${BASH_REMATCH[1]}
+  if [[ $line == *\\n* ]]; then
+    printf '{"command":"%s"}' "$line"
+  else
+    printf '%b' "${line//\\\"/\"}"
+  fi
+}
+
 # ci_end: ends what ci_begin and ci_serve have begun.
 ci_end() {
   local status=0
@@ -52,12 +82,13 @@ ci_end() {
 
 # testJobQueue JOB EXPECTED: a job that is added reads back as the first line of the queue.
 testJobQueue() {
-  local first result=1
+  local run result=1
   ci_begin
-  if ci_add -- "$1" >/dev/null && first=$("$BOB_RUNNER" add --queue "$CI_DIR/queue" --list); then
-    [[ ${first%%$'\n'*} != "$2" ]] || result=0
+  if run=$(ci_add -- "$1"); then
+    ! ci_in_cluster || { ci_serve && ci_wait "run $run (passed|failed)"; }
+    [[ $(ci_first "$run") != "$2" ]] || result=0
   fi
-  ci_end
+  ci_end || result=1
   return "$result"
 }
 
