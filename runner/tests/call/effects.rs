@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use runner::ports::{ExecError, Gate, StopSignal};
 use serde_json::{Value, json};
 
-use super::proxmox::{pve, server, shortcut};
+use super::proxmox::{server, shortcut};
+use super::rows::pve;
 use super::server::{Reply, Server};
 use super::{attempt, options, run};
 

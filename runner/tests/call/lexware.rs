@@ -3,11 +3,12 @@
 use protocol::pipeline::Step;
 use serde_json::{Value, json};
 
+use super::rows::{self, invoice};
 use super::server::{Reply, Server};
 use super::{faults, job, refused, run};
 
 fn action(server: &Server, name: &str, more: &str) -> Step {
-    let product = format!("api_key: s3cret-of-lex, base_url: '{}/v1', {more}", server.url());
+    let product = rows::with_account("api_key: s3cret-of-lex", &server.url(), "v1", more);
     job("lexware", name, &product)
 }
 
@@ -36,14 +37,6 @@ async fn a18_an_invoice_is_made_for_its_customer_unless_it_has_an_address() {
         assert_eq!(seen.header("authorization"), Some("Bearer s3cret-of-lex"));
         assert!(!format!("{done:?}").contains("s3cret"), "{done:?}");
     }
-}
-
-fn invoice() -> Value {
-    json!({
-        "id": "e9066f04", "voucherStatus": "open", "remark": "of its own",
-        "address": { "contactId": "c-1" }, "lineItems": [{ "name": "a" }],
-        "totalPrice": { "currency": "EUR" }, "taxConditions": { "taxType": "net" }
-    })
 }
 
 #[tokio::test]

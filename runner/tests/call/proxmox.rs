@@ -4,18 +4,15 @@ use protocol::pipeline::Step;
 use runner::ports::{Gate, StopLevel, StopSignal};
 use serde_json::{Value, json};
 
-use super::server::{Reply, Seen, Server};
+use super::rows::{self, TASK, pve};
+use super::server::{Reply, Server};
 use super::{attempt, bob, faults, job, options, refused, run};
 
-const TASK: &str = "UPID:pve1:0003A1B2:0C8E:66AA:qmstart:101:ci@pve!ci:";
 const TASK_PATH: &str =
     "/api2/json/nodes/pve1/tasks/UPID:pve1:0003A1B2:0C8E:66AA:qmstart:101:ci@pve!ci:/status";
 
 pub(super) fn product(server: &Server, more: &str) -> String {
-    format!(
-        "host: '{}', node: pve1, token_id: 'ci@pve!ci', token_secret: s3cret-of-pve, {more}",
-        server.url()
-    )
+    rows::of_proxmox(&server.url(), more)
 }
 
 /// A shortcut for the machine 101.
@@ -23,141 +20,15 @@ pub(super) fn shortcut(server: &Server, name: &str, more: &str) -> Step {
     job("proxmox", name, &product(server, &format!("vmid: 101, {more}")))
 }
 
-/// Answers as Proxmox does.
-pub(super) fn pve(seen: &Seen) -> Value {
-    let last = seen.path.rsplit('/').next().unwrap();
-    if seen.path.contains("/tasks/") {
-        return json!({ "data": { "status": "stopped", "exitstatus": "OK" } });
-    }
-    match (seen.method.as_str(), last) {
-        ("POST", "exec") => json!({ "data": { "pid": 77 } }),
-        ("GET", "exec-status") => {
-            json!({ "data": { "exited": 1, "exitcode": 0, "out-data": "total 0\n" } })
-        }
-        ("POST", "vncproxy") => {
-            json!({ "data": { "ticket": "PVEVNC:a+b", "port": "5901", "user": "ci@pve!ci" } })
-        }
-        ("GET", "vncwebsocket") => json!({ "data": { "port": "5901" } }),
-        ("GET", _) => json!({ "data": { "status": "running" } }),
-        (_, _) => json!({ "data": TASK }),
-    }
-}
-
 pub(super) async fn server() -> Server {
     Server::start(|seen, _| Reply::json(200, &pve(seen))).await
-}
-
-/// An action, its parameters, the method, the path below that of all machines, the query, and the
-/// body.
-type Row = (&'static str, &'static str, &'static str, &'static str, &'static str, Value);
-
-fn rows(kind: &str) -> Vec<Row> {
-    let null = Value::Null;
-    let mut rows = vec![
-        (
-            "create",
-            "params: { ostemplate: 'local:vztmpl/x', cores: 2, start: true }",
-            "POST",
-            "",
-            "",
-            json!({ "ostemplate": "local:vztmpl/x", "cores": 2, "start": true, "vmid": "101" }),
-        ),
-        ("start", "", "POST", "/101/status/start", "", null.clone()),
-        (
-            "stop",
-            "params: { timeout: 30 }",
-            "POST",
-            "/101/status/stop",
-            "",
-            json!({ "timeout": 30 }),
-        ),
-        ("delete", "params: { purge: true }", "DELETE", "/101", "purge=1", null.clone()),
-        ("status", "", "GET", "/101/status/current", "", null.clone()),
-        ("config", "", "GET", "/101/config", "", null.clone()),
-        (
-            "agent_exec",
-            "params: { command: [ls, -l] }",
-            "POST",
-            "/101/agent/exec",
-            "",
-            json!({ "command": ["ls", "-l"] }),
-        ),
-        (
-            "vncproxy",
-            "params: { websocket: 1 }",
-            "POST",
-            "/101/vncproxy",
-            "",
-            json!({ "websocket": 1 }),
-        ),
-        (
-            "vncwebsocket",
-            "params: { port: 5900, vncticket: 'PVEVNC:x+y' }",
-            "GET",
-            "/101/vncwebsocket",
-            "port=5900&vncticket=PVEVNC%3Ax%2By",
-            null,
-        ),
-    ];
-    rows.extend(later_rows(kind));
-    rows
-}
-
-/// The actions of the second half of the table.
-fn later_rows(kind: &str) -> Vec<Row> {
-    let name = if kind == "lxc" { "hostname" } else { "name" };
-    let null = Value::Null;
-    vec![
-        (
-            "migrate",
-            "params: { target: pve2, online: 1 }",
-            "POST",
-            "/101/migrate",
-            "",
-            json!({ "target": "pve2", "online": 1 }),
-        ),
-        (
-            "clone",
-            "params: { newid: 102, name: copy }",
-            "POST",
-            "/101/clone",
-            "",
-            json!({ "newid": 102, name: "copy" }),
-        ),
-        (
-            "resize",
-            "params: { disk: scsi0, size: +10G }",
-            "PUT",
-            "/101/resize",
-            "",
-            json!({ "disk": "scsi0", "size": "+10G" }),
-        ),
-        ("firewall", "", "GET", "/101/firewall/options", "", null.clone()),
-        (
-            "metrics",
-            "params: { timeframe: day, cf: MAX }",
-            "GET",
-            "/101/rrddata",
-            "timeframe=day&cf=MAX",
-            null.clone(),
-        ),
-        ("list", "", "GET", "", "", null),
-        (
-            "snapshot",
-            "params: { snapname: before, description: why not }",
-            "POST",
-            "/101/snapshot",
-            "",
-            json!({ "snapname": "before", "description": "why not" }),
-        ),
-    ]
 }
 
 #[tokio::test]
 async fn a15_each_of_32_shortcuts_sends_the_real_call_with_the_token_or_says_that_there_is_none() {
     let mut told = 0;
     for (prefix, kind) in [("kvm", "qemu"), ("lxc", "lxc")] {
-        for (action, params, method, path, query, body) in rows(kind) {
+        for (action, params, method, path, query, body) in rows::of_machines(kind) {
             let server = server().await;
             let name = format!("{prefix}_{action}");
             told += 1;

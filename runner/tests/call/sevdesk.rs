@@ -4,10 +4,10 @@ use protocol::pipeline::Step;
 use serde_json::{Value, json};
 
 use super::server::{Reply, Server};
-use super::{faults, job, options, refused, run, run_with};
+use super::{faults, job, options, refused, rows, run, run_with};
 
 fn action(server: &Server, name: &str, more: &str) -> Step {
-    let product = format!("api_token: s3cret-of-sev, base_url: '{}/api/v1', {more}", server.url());
+    let product = rows::with_account("api_token: s3cret-of-sev", &server.url(), "api/v1", more);
     job("sevdesk", name, &product)
 }
 
@@ -15,86 +15,9 @@ async fn server(answer: Value) -> Server {
     Server::start(move |_, _| Reply::json(200, &answer)).await
 }
 
-/// An action, its keys, the method, the path, the query, and the body.
-type Row = (&'static str, &'static str, &'static str, &'static str, &'static str, Value);
-
-fn rows() -> Vec<Row> {
-    let draft = json!({ "invoice": {
-        "header": "x", "objectName": "Invoice", "mapAll": true, "status": 100
-    } });
-    let null = Value::Null;
-    vec![
-        (
-            "create_invoice",
-            "contact_id: 7, invoice_data: { header: x, invoicePosSave: [{ name: a }] }",
-            "POST",
-            "/Invoice/Factory/saveInvoice",
-            "",
-            json!({
-                "invoicePosSave": [{ "name": "a" }],
-                "invoice": {
-                    "header": "x", "objectName": "Invoice", "mapAll": true,
-                    "contact": { "id": 7, "objectName": "Contact" }
-                }
-            }),
-        ),
-        (
-            "save_invoice_draft",
-            "invoice_data: { header: x }",
-            "POST",
-            "/Invoice/Factory/saveInvoice",
-            "",
-            draft.clone(),
-        ),
-        (
-            "save_invoice_draft",
-            "invoice_data: { invoice: { header: x } }",
-            "POST",
-            "/Invoice/Factory/saveInvoice",
-            "",
-            draft,
-        ),
-        (
-            "cancel_invoice",
-            "invoice_id: 4711",
-            "POST",
-            "/Invoice/4711/cancelInvoice",
-            "",
-            null.clone(),
-        ),
-        ("delete_invoice", "invoice_id: '4711'", "DELETE", "/Invoice/4711", "", null.clone()),
-        ("get_invoice", "invoice_id: 4711", "GET", "/Invoice/4711", "", null.clone()),
-        ("get_invoice_status", "invoice_id: 4711", "GET", "/Invoice/4711", "", null.clone()),
-        (
-            "send_invoice",
-            "invoice_id: 1, toEmail: a@b, subject: s, text: hello",
-            "POST",
-            "/Invoice/1/sendViaEmail",
-            "",
-            json!({ "toEmail": "a@b", "subject": "s", "text": "hello" }),
-        ),
-        (
-            "create_contact",
-            "contact_data: { name: ACME }",
-            "POST",
-            "/Contact",
-            "",
-            json!({ "name": "ACME" }),
-        ),
-        (
-            "list_invoices",
-            "filter: { status: 100, header: 'a&b', contact: { id: 7, objectName: Contact } }",
-            "GET",
-            "/Invoice",
-            "status=100&header=a%26b&contact%5Bid%5D=7&contact%5BobjectName%5D=Contact",
-            null,
-        ),
-    ]
-}
-
 #[tokio::test]
 async fn a17_each_action_sends_the_call_that_sevdesk_documents() {
-    for (name, keys, method, path, query, body) in rows() {
+    for (name, keys, method, path, query, body) in rows::of_sevdesk() {
         let answer = json!({ "objects": [{ "id": "4711", "status": "200" }] });
         let server = server(answer.clone()).await;
         let done = run(&action(&server, name, keys)).await;
