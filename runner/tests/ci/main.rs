@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 mod crash;
+mod jobs;
 mod rows;
 
 /// A directory with a queue file and the state of a server.

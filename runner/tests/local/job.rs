@@ -94,7 +94,7 @@ fn a6_each_job_has_a_log_and_a_socket_gets_a_copy_of_every_line() {
 }
 
 /// Takes as many posts as are wanted; the headers and the body of each.
-fn receiver(count: usize) -> (String, std::thread::JoinHandle<Vec<(String, Value)>>) {
+pub(super) fn receiver(count: usize) -> (String, std::thread::JoinHandle<Vec<(String, Value)>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/hook", listener.local_addr().unwrap());
     let taken = std::thread::spawn(move || {

@@ -14,6 +14,7 @@ use serde_json::Value;
 mod job;
 mod prunner;
 mod secrets;
+mod settings;
 
 fn words(act: &Act) -> Vec<String> {
     let line = match act {

@@ -26,6 +26,7 @@ use tokio::sync::Notify;
 
 mod broken;
 mod entry;
+mod jobs;
 mod server;
 mod shells;
 

@@ -1,0 +1,122 @@
+//! What the runner of job files is told by its settings, its flags and its variables.
+
+use std::io::Read as _;
+use std::os::unix::net::UnixListener;
+
+use super::job::receiver;
+use super::*;
+
+#[test]
+fn a2_settings_that_lie_beside_a_job_file_are_found_in_both_of_their_spellings() {
+    for (logs, work, callback) in [
+        ("default_log_dir", "default_work_dir", "callback: { url: 'URL', secret: of-all }"),
+        ("logdir", "workdir", "default_callback_url: 'URL'\ndefault_callback_secret: of-all"),
+    ] {
+        let (url, taken) = receiver(2);
+        let place = Place::new("{ job_id: j, executor: local, product: { commands: 'true' } }");
+        let callback = callback.replace("URL", &url);
+        let settings = format!("{logs}: kept/l\n{work}: kept/w\nnot-ours: 1\n{callback}\n");
+        std::fs::write(place.path("config.yaml"), settings).unwrap();
+        assert_eq!(place.events(&[], &[]).0, Some(0), "{logs}");
+        assert!(place.path("kept/w/j/status.yaml").exists(), "{work}");
+        assert!(place.path("kept/l/j.log").exists(), "{logs}");
+        for (head, body) in taken.join().unwrap() {
+            assert!(head.contains("authorization: bearer of-all"), "{head}");
+            assert_eq!(body["log_file"], "kept/l/j.log");
+        }
+        assert!(!place.path("workdir").exists() && !place.path("logs").exists(), "{logs}");
+    }
+}
+
+#[test]
+fn a2_a_file_of_that_name_that_is_somebody_elses_says_nothing() {
+    let place = Place::new("{ job_id: j, executor: local, product: { commands: 'true' } }");
+    std::fs::write(place.path("config.yaml"), "server: { port: 80 }\n").unwrap();
+    assert_eq!(place.events(&[], &[]).0, Some(0));
+    assert!(place.path("workdir/j/status.yaml").exists() && place.path("logs/j.log").exists());
+}
+
+#[test]
+fn a2_settings_of_jobs_that_are_named_for_another_file_are_refused_before_it_is_sent() {
+    let place = Place::new("{ group: g, name: n, steps: [{ executor: local, cmd: 'true' }] }");
+    std::fs::write(place.path("own.yaml"), "before_script: [x]\n").unwrap();
+    for typed in [["run", "pipeline.yaml"], ["submit", "pipeline.yaml"]] {
+        let mut command = place.command(&["--config", "own.yaml"]);
+        let said = command.args(typed).output().unwrap();
+        let err = String::from_utf8_lossy(&said.stderr);
+        assert_eq!(said.status.code(), Some(2), "{typed:?}: {err}");
+        assert!(err.contains("settings of jobs are for job files"), "{typed:?}: {err}");
+    }
+}
+
+#[test]
+fn a21_each_directory_is_that_of_its_flag_else_its_variable_else_the_settings_else_the_usual_one() {
+    let job = "{ job_id: j, executor: local, product: { commands: 'true' } }";
+    let dirs = [
+        ("RUNNER_WORKDIR", "--workdir", "workdir", "j/status.yaml"),
+        ("RUNNER_LOG_DIR", "--log-dir", "logdir", "j.log"),
+    ];
+    for (variable, flag, key, file) in dirs {
+        let usual = if key == "workdir" { "workdir" } else { "logs" };
+        // Each says one more, and what it says holds.
+        for (said, expected) in [(0, usual), (1, "of-file"), (2, "of-variable"), (3, "of-flag")] {
+            let place = Place::new(job);
+            if said >= 1 {
+                std::fs::write(place.path("config.yaml"), format!("{key}: of-file\n")).unwrap();
+            }
+            let variables = [(variable, "of-variable")];
+            let variables = if said >= 2 { &variables[..] } else { &[] };
+            let flags = [flag, "of-flag"];
+            let flags = if said >= 3 { &flags[..] } else { &[] };
+            assert_eq!(place.events(flags, variables).0, Some(0));
+            assert!(place.path(expected).join(file).exists(), "{variable}: {expected}");
+            let all = ["workdir", "logs", "of-file", "of-variable", "of-flag"];
+            let made = all.iter().filter(|dir| place.path(dir).join(file).exists()).count();
+            assert_eq!(made, 1, "{variable}: it is in no other place");
+        }
+    }
+}
+
+#[test]
+fn a21_a_job_of_the_host_knows_its_runner_by_the_variables_that_are_set() {
+    let names = ["RUNNER_ID", "RUNNER_HOSTNAME", "RUNNER_WORKDIR", "RUNNER_LOG_DIR"];
+    let told = names.map(|name| format!("echo {name}=${name}")).join("; ");
+    let place =
+        Place::new(&format!("{{ id: j, executor: local, product: {{ commands: '{told}' }} }}"));
+    let variables = [
+        ("RUNNER_ID", "r-1"),
+        ("RUNNER_HOSTNAME", "build-1"),
+        ("RUNNER_WORKDIR", "w"),
+        ("RUNNER_LOG_DIR", "l"),
+    ];
+    let (code, events) = place.events(&[], &variables);
+    let expected = variables.map(|(name, value)| format!("{name}={value}"));
+    assert_eq!((code, lines_of(&events, "j")), (Some(0), expected.to_vec()));
+}
+
+#[test]
+fn a21_a_log_socket_gets_every_line_beside_the_file_and_one_that_is_not_there_is_told() {
+    let job = "{ job_id: j, executor: local, product: { commands: ['echo one', 'echo two >&2'] } }";
+    let place = Place::new(job);
+    let socket = place.path("log.sock");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let reader = std::thread::spawn(move || {
+        let mut text = String::new();
+        listener.accept().unwrap().0.read_to_string(&mut text).unwrap();
+        text
+    });
+    let variables = [("RUNNER_LOG_SOCKET", socket.to_str().unwrap()), ("RUNNER_LOG_DIR", "l")];
+    let said = place.run(&[]).envs(variables).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+    assert!(said.status.success() && out.contains("one\n") && err.contains("two\n"), "{out} {err}");
+    let log = std::fs::read_to_string(place.path("l/j.log")).unwrap();
+    assert!(log.contains("one\n") && log.contains("two\n"), "{log}");
+    assert_eq!(reader.join().unwrap(), log);
+
+    let place = Place::new(job);
+    let said = place.run(&[]).env("RUNNER_LOG_SOCKET", "nowhere.sock").output().unwrap();
+    let err = String::from_utf8_lossy(&said.stderr);
+    assert!(said.status.success(), "{err}");
+    assert!(err.contains("nobody listens at RUNNER_LOG_SOCKET nowhere.sock"), "{err}");
+    assert!(place.path("logs/j.log").exists());
+}

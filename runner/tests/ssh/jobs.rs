@@ -1,0 +1,76 @@
+//! Job files whose commands are run on another host, by the program from the beginning to the end.
+
+use serde_json::{Value, json};
+
+use super::server::Server;
+
+/// Runs a file of jobs; the exit code, and what the program has said.
+fn run_file(server: &Server, jobs: &Value) -> (Option<i32>, String, String) {
+    std::fs::write(server.path("jobs.json"), jobs.to_string()).unwrap();
+    let said = std::process::Command::new(env!("CARGO_BIN_EXE_bob-runner"))
+        .args(["run", "jobs.json"])
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("HOME", server.dir.path())
+        .env("HERE", "of the runner")
+        .current_dir(server.dir.path())
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (said.status.code(), text(said.stdout), text(said.stderr))
+}
+
+/// What a job does there.
+fn product(server: &Server, commands: &Value) -> Value {
+    let mut product = server.with();
+    // It is root where nobody is named.
+    if server.user == "root" {
+        product.remove("user");
+    }
+    product.insert("commands".to_owned(), commands.clone());
+    Value::Object(product)
+}
+
+#[test]
+fn a14_a_file_of_jobs_on_another_host_ends_as_they_do_there() {
+    let Some(server) = Server::start() else { return };
+    let commands = json!([
+        "X='in one shell'",
+        "echo \"$MYVAR, $X, ${HERE-not known}, $(id -un)\"",
+        "echo 'a'\\''b $MYVAR' ${UNKNOWN:-kept}",
+    ]);
+    let variables = json!({ "MYVAR": "it's \"odd\" $HOME; exit 1" });
+    let jobs = json!([
+        { "id": "a", "job_id": "there", "executor": "ssh", "variables": variables,
+          "product": product(&server, &commands) },
+        { "job_id": "wrong", "executor": "ssh",
+          "product": product(&server, &json!("echo before ${PREVIOUS_JOB_ID}; exit 7")) },
+        { "job_id": "last", "executor": "ssh", "product": product(&server, &json!("false\ntrue")) },
+    ]);
+    let (code, out, err) = run_file(&server, &jobs);
+    assert_eq!(code, Some(1), "{out} {err}");
+    let user = &server.user;
+    let first = format!("it's \"odd\" $HOME; exit 1, in one shell, not known, {user}\n");
+    assert!(out.contains(&format!("{first}a'b $MYVAR kept\n")), "{out}");
+    let read = |file: &str| std::fs::read_to_string(server.path(file)).unwrap();
+    assert!(read("workdir/there/status.yaml").contains("status: success\nexit_code: 0\n"));
+    let wrong = read("workdir/wrong/status.yaml");
+    assert!(wrong.contains("status: failed\nexit_code: 7\n"), "{wrong}");
+    assert!(read("workdir/last/status.yaml").contains("status: success"), "the last status holds");
+    assert!(read("logs/there.log").contains(&first));
+    assert!(read("logs/wrong.log").contains("before there\n"), "{}", read("logs/wrong.log"));
+}
+
+#[test]
+fn a14_a_host_whose_key_is_not_known_fails_its_job_and_is_asked_nothing() {
+    let Some(server) = Server::start() else { return };
+    server.know("other");
+    let mark = server.path("mark");
+    let commands = json!(format!("touch {}", mark.display()));
+    let job = json!({ "job_id": "j", "executor": "ssh", "product": product(&server, &commands) });
+    let (code, out, err) = run_file(&server, &job);
+    assert_eq!(code, Some(1), "{out} {err}");
+    let status = std::fs::read_to_string(server.path("workdir/j/status.yaml")).unwrap();
+    assert!(status.contains("status: failed"), "{status}");
+    assert!(!mark.exists());
+}
