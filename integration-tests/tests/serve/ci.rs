@@ -5,18 +5,14 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::place::{Place, in_time};
+use crate::place::Place;
 use crate::reader;
 
 const LOCAL: (&str, &str) = ("BOB_EXECUTORS", "local");
 
 /// Adds a job, and returns the id of its run.
 async fn add(place: &Place, typed: &[&str]) -> String {
-    let mut command = place.program(&["add"], &[]);
-    let adding = command.args(typed).output();
-    let said = in_time("the job is added", adding).await.unwrap();
-    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
-    String::from_utf8(said.stdout).unwrap().trim().to_owned()
+    place.id_of(&[&["add"], typed].concat()).await
 }
 
 fn of<'a>(events: &'a [Value], reason: &str) -> Vec<&'a Value> {

@@ -10,7 +10,10 @@
 #![allow(clippy::print_stderr, reason = "the log of a program is shown where its test has failed")]
 
 mod after;
+mod calls;
 mod ci;
+mod ci_rows;
+mod containers;
 mod contract;
 mod engine_away;
 mod full_disk;
@@ -18,6 +21,7 @@ mod graph;
 mod guard;
 mod history;
 mod job;
+mod job_rows;
 mod keys;
 mod logs;
 mod memory;

@@ -136,7 +136,17 @@ impl Place {
 
     /// The program with these arguments and settings, as it would be started from a shell.
     pub(crate) fn program(&self, typed: &[&str], settings: &[(&str, &str)]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bob-runner-under-test"));
+        self.command(Path::new(env!("CARGO_BIN_EXE_bob-runner-under-test")), typed, settings)
+    }
+
+    /// The same of another program, with what ours needs to find the services.
+    pub(crate) fn command(
+        &self,
+        program: &Path,
+        typed: &[&str],
+        settings: &[(&str, &str)],
+    ) -> Command {
+        let mut command = Command::new(program);
         command
             .args(typed)
             .env_clear()
@@ -150,6 +160,24 @@ impl Place {
         command
     }
 
+    /// Writes a file where the program works.
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.dir.path().join(name), text).unwrap();
+    }
+
+    /// Submits a file, as its user does; the id of its run.
+    pub(crate) async fn submit(&self, file: &str) -> String {
+        self.id_of(&["submit", file]).await
+    }
+
+    /// The id of the run that a command has asked for.
+    pub(crate) async fn id_of(&self, typed: &[&str]) -> String {
+        let mut command = self.program(typed, &[]);
+        let said = in_time("the program ends", command.output()).await.unwrap();
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+        String::from_utf8(said.stdout).unwrap().trim().to_owned()
+    }
+
     /// Starts `bob-runner serve` and waits until its node says that it takes work.
     pub(crate) async fn serve(&self, settings: &[(&str, &str)]) -> Server {
         let command = self.program(&["serve"], settings);
@@ -159,7 +187,9 @@ impl Place {
     /// The same with a command of the caller's.
     pub(crate) async fn served(&self, mut command: Command) -> Server {
         let log = self.dir.path().join(format!("serve-{}.log", uuid::Uuid::new_v4()));
-        command.stdout(Stdio::null()).stderr(File::create(&log).unwrap());
+        // In the form of the CI service it is on standard output, else on standard error.
+        let file = File::create(&log).unwrap();
+        command.stdout(file.try_clone().unwrap()).stderr(file);
         let child = command.spawn().unwrap();
         let pid = child.id().unwrap();
         let mut server = Server { child, pid, log };
