@@ -1,0 +1,62 @@
+//! Every row of the tables of the job runner (A) and of the CI runner (C) that is done has a test that
+//! names it, in embedded mode, and in a cluster where the row is about something that runs.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// What only a file or a flag of `run` shows: there is no such thing in a cluster.
+const OF_FILES: [&str; 3] = ["a3", "a4", "a6"];
+
+/// All rows but those of metrics and of the unit file.
+fn rows() -> BTreeSet<String> {
+    let jobs = (1..=21).map(|row| format!("a{row}"));
+    let ci = (1..=12).filter(|row| ![6, 7].contains(row)).map(|row| format!("c{row}"));
+    jobs.chain(ci).collect()
+}
+
+/// The names of functions in the sources below a directory.
+fn functions(dir: &Path, into: &mut Vec<String>) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            functions(&path, into);
+        } else if path.extension().is_some_and(|ending| ending == "rs") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let lines = text.lines().map(|line| line.trim().trim_start_matches("async "));
+            let names = lines.filter_map(|line| line.strip_prefix("fn ")?.split('(').next());
+            into.extend(names.map(str::to_owned));
+        }
+    }
+}
+
+/// The rows that a name begins with.
+fn named(function: &str) -> impl Iterator<Item = &str> {
+    let is_row = |word: &&str| {
+        let number = word.strip_prefix(['a', 'c']);
+        number.is_some_and(|number| number.parse::<u8>().is_ok())
+    };
+    function.split('_').take_while(is_row)
+}
+
+fn all_named<'f>(functions: impl Iterator<Item = &'f String>) -> BTreeSet<String> {
+    functions.flat_map(|function| named(function)).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_row_that_is_done_has_a_test_that_names_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut here, mut cluster) = (Vec::new(), Vec::new());
+    for dir in ["src", "tests"] {
+        functions(&root.join(dir), &mut here);
+    }
+    functions(&root.join("../integration-tests/tests/serve"), &mut cluster);
+    // With an engine, and without a cluster.
+    here.extend(cluster.extract_if(.., |name| name.contains("_here_and_now_")));
+
+    let left = |named: &BTreeSet<String>| -> Vec<String> {
+        rows().into_iter().filter(|row| !named.contains(row)).collect()
+    };
+    assert_eq!(left(&all_named(here.iter())), [""; 0], "in embedded mode");
+    assert_eq!(left(&all_named(cluster.iter())), OF_FILES, "in a cluster");
+}
