@@ -184,8 +184,12 @@ impl Run {
     pub fn failed_step(&self) -> Option<&StepRecord> {
         let steps = &self.record.pipeline.as_ref()?.steps;
         let counts = |record: &&StepRecord| {
-            let step = steps.iter().find(|step| step.name == record.name);
-            record.cause.is_some_and(|cause| step.is_some_and(|step| !step.allows(cause)))
+            let may_not = |cause| {
+                let step = steps.iter().find(|step| step.name == record.name);
+                step.is_some_and(|step| !step.allows(cause))
+            };
+            // Few have a cause, and looking for a step goes through all of them.
+            record.cause.is_some_and(may_not)
         };
         self.record.steps.iter().filter(counts).min_by_key(|record| record.completed_at)
     }
