@@ -359,6 +359,9 @@ pub(super) struct Unregister {
 pub(super) struct Validate {
     #[command(flatten)]
     pub(super) files: Files,
+    /// How the files are written: bob, prunner, job or ci [default: told from each file]
+    #[arg(long, value_name = "DIALECT", value_parser = dialect)]
+    pub(super) dialect: Option<Dialect>,
     /// Judge this host too: whether its engine can do what the files ask for
     #[arg(long)]
     pub(super) here: bool,
@@ -369,6 +372,9 @@ pub(super) struct Plan {
     /// The pipeline file, JSON or YAML; `-` is standard input
     #[arg(value_hint = ValueHint::FilePath)]
     pub(super) file: String,
+    /// How the file is written: bob, prunner, job or ci [default: told from the file]
+    #[arg(long, value_name = "DIALECT", value_parser = dialect)]
+    pub(super) dialect: Option<Dialect>,
 }
 
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@ use protocol::diagnostic::{Class, Diagnostic};
 use protocol::dialect::{self, Dialect, Parsed};
 use protocol::pipeline::Pipeline;
 
-use super::args::Validate;
+use super::args::{Plan, Validate};
 use super::exit::{Exit, Failure};
 use super::output::{self, Ink, Style};
 use super::{Context, Talk};
@@ -52,8 +52,12 @@ fn parsed(file: &str, dialect: Option<Dialect>) -> Result<Parsed, Failure> {
 }
 
 /// The pipelines of a file that is to be used; everything there is to say about it is said first.
-pub(super) fn usable(context: &Context, file: &str) -> Result<Vec<Pipeline>, Failure> {
-    used(context, parsed(file, None)?, |_| true)
+pub(super) fn usable(
+    context: &Context,
+    file: &str,
+    dialect: Option<Dialect>,
+) -> Result<Vec<Pipeline>, Failure> {
+    used(context, parsed(file, dialect)?, |_| true)
 }
 
 /// Says what there is to say, of that which matters.
@@ -112,8 +116,12 @@ pub(super) fn to_run(
 }
 
 /// The one pipeline of a file that is to be run.
-pub(super) fn the_one(context: &Context, file: &str) -> Result<Pipeline, Failure> {
-    let mut pipelines = usable(context, file)?;
+pub(super) fn the_one(
+    context: &Context,
+    file: &str,
+    dialect: Option<Dialect>,
+) -> Result<Pipeline, Failure> {
+    let mut pipelines = usable(context, file, dialect)?;
     match (pipelines.pop(), pipelines.len()) {
         (Some(pipeline), 0) => Ok(pipeline),
         (None, _) => {
@@ -149,7 +157,7 @@ pub(super) async fn validate(context: &Context, typed: &Validate) -> Result<Exit
     let mut faults = Vec::new();
     let mut fine = Vec::new();
     for file in &typed.files.files {
-        let mut parsed = match parsed(file, None) {
+        let mut parsed = match parsed(file, typed.dialect) {
             Ok(parsed) => parsed,
             Err(Failure { message, .. }) => {
                 faults.push(unreadable(file, message.unwrap_or_default()));
@@ -209,8 +217,8 @@ fn unreadable(file: &str, message: String) -> Diagnostic {
     }
 }
 
-pub(super) fn plan(context: &Context, file: &str) -> Result<Exit, Failure> {
-    let parsed = parsed(file, None)?;
+pub(super) fn plan(context: &Context, typed: &Plan) -> Result<Exit, Failure> {
+    let parsed = parsed(&typed.file, typed.dialect)?;
     for fault in &parsed.diagnostics {
         output::message(&shown(fault, context.style.colour_err));
     }

@@ -140,7 +140,7 @@ async fn obey(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Store(typed) => define::stores(context, typed).await,
         Command::Logger(typed) => define::loggers(context, typed).await,
         Command::Validate(typed) => files::validate(context, &typed).await,
-        Command::Plan(typed) => files::plan(context, &typed.file),
+        Command::Plan(typed) => files::plan(context, &typed),
         Command::Schema(typed) => about::schema(typed.what),
         Command::Settings => about::settings(context),
         Command::Doctor => Box::pin(doctor::doctor(context)).await,

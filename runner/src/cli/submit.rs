@@ -1,5 +1,6 @@
 //! `submit`, `stop`, `pause`, `unpause`: commands for the workers.
 
+use protocol::dialect::Dialect;
 use protocol::id::PipelineId;
 use serde_json::json;
 
@@ -10,7 +11,7 @@ use super::{files, job, logs, output};
 use crate::app::client::{Client, StartOf, StartRequest};
 
 pub(super) async fn submit(context: &Context, typed: Submit) -> Result<Exit, Failure> {
-    let mut what = what_of(context, &typed.what)?;
+    let mut what = what_of(context, &typed.what, typed.dialect)?;
     let named = context.flags.config.as_deref().filter(|file| job::is_named(file));
     let mut without_file = None;
     if let StartOf::Inline(pipeline) = &mut what {
@@ -61,11 +62,12 @@ pub(super) async fn send(
     Ok(Exit::Ok)
 }
 
-/// A file where there is one of that name, else a stored pipeline.
-fn what_of(context: &Context, what: &str) -> Result<StartOf, Failure> {
+/// A file where there is one of that name, else a stored pipeline. What is written in a dialect is a file.
+fn what_of(context: &Context, what: &str, dialect: Option<Dialect>) -> Result<StartOf, Failure> {
     let looks_like_file = [".yaml", ".yml", ".json"].iter().any(|ending| what.ends_with(ending));
-    if what == "-" || looks_like_file || std::path::Path::new(what).is_file() {
-        return Ok(StartOf::Inline(Box::new(files::the_one(context, what)?)));
+    let is_file = what == "-" || looks_like_file || std::path::Path::new(what).is_file();
+    if is_file || dialect.is_some() {
+        return Ok(StartOf::Inline(Box::new(files::the_one(context, what, dialect)?)));
     }
     PipelineId::from_path(what).map(StartOf::Stored).map_err(|bad| {
         let text = format!("{what:?} is neither a file nor GROUP/NAME of a pipeline ({bad})");

@@ -39,6 +39,9 @@ pub(super) struct Submit {
     /// A pipeline file (`-` is standard input), or GROUP/NAME of a stored pipeline
     #[arg(value_name = "FILE|GROUP/NAME", value_hint = ValueHint::FilePath)]
     pub(super) what: String,
+    /// How the file is written: bob, prunner, job or ci [default: told from the file]
+    #[arg(long, value_name = "DIALECT", value_parser = dialect)]
+    pub(super) dialect: Option<Dialect>,
     /// A variable, laid over the pipeline's
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = variable)]
     pub(super) vars: Vec<(String, String)>,

@@ -8,6 +8,8 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
+mod files;
+
 /// A place of its own, with an environment that holds nothing but the path.
 struct Place {
     dir: TempDir,
@@ -149,16 +151,6 @@ fn validate_tells_every_fault_of_every_file_with_its_line() {
     let faults: Vec<Value> = serde_json::from_str(&json.out).unwrap();
     assert!(faults.len() >= 3, "{}", json.out);
     assert!(faults.iter().all(|fault| fault["file"] == "bad.yaml" && fault["line"].is_u64()));
-}
-
-#[test]
-fn a_file_may_come_through_standard_input() {
-    let place = Place::new();
-    let valid = place.say_to(&["validate", "-"], GOOD);
-    assert_eq!((valid.code, valid.out.contains("dev/hello")), (0, true), "{}", valid.out);
-    let bad = place.say_to(&["plan", "-"], BAD);
-    assert_eq!((bad.code, bad.out.as_str()), (65, ""));
-    assert!(bad.err.contains("standard input:2:"), "{}", bad.err);
 }
 
 #[test]

@@ -1,0 +1,47 @@
+//! Where files come from, and how they are written.
+
+use super::*;
+
+const LINE: &str = "echo of a line\n";
+
+#[test]
+fn a_file_may_come_through_standard_input() {
+    let place = Place::new();
+    let valid = place.say_to(&["validate", "-"], GOOD);
+    assert_eq!((valid.code, valid.out.contains("dev/hello")), (0, true), "{}", valid.out);
+    let bad = place.say_to(&["plan", "-"], BAD);
+    assert_eq!((bad.code, bad.out.as_str()), (65, ""));
+    assert!(bad.err.contains("standard input:2:"), "{}", bad.err);
+}
+
+#[test]
+fn the_dialect_of_a_file_may_be_named_where_it_cannot_be_told() {
+    let place = Place::new();
+    // As YAML it is a text; as a queue it is a command.
+    place.file("lines", LINE);
+    assert_eq!(place.say(&["validate", "lines"]).code, 65);
+    let valid = place.say(&["validate", "--dialect", "ci", "lines"]);
+    assert!(valid.code == 0 && valid.out.contains(": valid: pipeline ci/"), "{}", valid.out);
+    let plan = place.say_to(&["plan", "--dialect", "ci", "-"], LINE);
+    let model: Value = serde_json::from_str(&plan.out).unwrap();
+    assert_eq!(model["steps"][0]["executor"], "local");
+    let submit = place.say_with(&["submit", "lines", "--dialect", "ci"], &NOWHERE);
+    assert_eq!(submit.code, 69, "it was understood: {}", submit.err);
+}
+
+#[test]
+fn what_is_written_in_a_dialect_is_a_file_and_no_stored_pipeline() {
+    let place = Place::new();
+    let said = place.say_with(&["submit", "dev/hello", "--dialect", "bob"], &NOWHERE);
+    assert!(said.code == 65 && said.err.contains("cannot read dev/hello"), "{}", said.err);
+}
+
+#[test]
+fn a_dialect_that_nobody_knows_is_wrong_usage() {
+    let place = Place::new();
+    place.file("lines", LINE);
+    for command in ["run", "validate", "plan", "submit"] {
+        let said = place.say(&[command, "--dialect", "perl", "lines"]);
+        assert!(said.code == 2 && said.err.contains("bob, prunner, job and ci"), "{}", said.err);
+    }
+}
