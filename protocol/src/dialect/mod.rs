@@ -6,6 +6,7 @@ mod bob;
 mod document;
 mod handover;
 mod job;
+mod limits;
 mod lines;
 mod prunner;
 mod reader;

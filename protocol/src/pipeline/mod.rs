@@ -7,6 +7,7 @@
 mod call;
 mod graph;
 mod handover;
+mod limits;
 mod pattern;
 mod secret;
 mod step;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 pub use self::graph::Graph;
 pub(crate) use self::graph::depths;
 pub use self::handover::{Callback, Layout, Missing, Output, OutputKind, SecretUse, Token};
+pub use self::limits::ProcessLimits;
 pub use self::pattern::{BadPattern, Pattern, Selection};
 pub use self::step::{Backoff, Cmd, ExecutorKind, Retry, RetryOn, Shell, Step, Template, When};
 use crate::id::{PipelineId, RegisteredName};

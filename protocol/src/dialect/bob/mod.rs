@@ -203,7 +203,7 @@ impl Reader {
     }
 
     /// Engines take 0 for "no limit", which is the opposite of what stands there.
-    fn is_some_limit(&mut self, field: &Field<'_>, is_some: bool) -> bool {
+    pub(in crate::dialect) fn is_some_limit(&mut self, field: &Field<'_>, is_some: bool) -> bool {
         if !is_some {
             let last = field.path.rsplit('.').next().unwrap_or_default();
             let message = format!("`{last}` of 0 lets nothing run");

@@ -6,12 +6,13 @@ use serde_json::{Map, Value as Json};
 
 use super::{PULL, Resources, in_line, rules};
 use crate::command::bad_variable;
-use crate::dialect::handover;
 use crate::dialect::reader::{Field, Fields, Keys, Reader, nearest};
 use crate::dialect::tree::{Position, Value, quoted};
+use crate::dialect::{handover, limits};
 use crate::id::StepName;
 use crate::pipeline::{
-    Artifact, Backoff, Cmd, ExecutorKind, Graph, Retry, RetryOn, Shell, Step, Template, When,
+    Artifact, Backoff, Cmd, ExecutorKind, Graph, ProcessLimits, Retry, RetryOn, Shell, Step,
+    Template, When,
 };
 
 const STEP: Keys = Keys {
@@ -255,10 +256,17 @@ impl Reader {
         })
     }
 
-    /// What an executor has to know; of a call all keys are known.
+    /// What an executor has to know; of a call and on the host all keys are known.
     fn with(&mut self, field: &Field<'_>, executor: ExecutorKind) -> Option<Map<String, Json>> {
+        if matches!(executor, ExecutorKind::Local | ExecutorKind::Custom) {
+            return limits::with(self, field);
+        }
         let Some(known) = executor.call_keys() else {
-            return handover::object(self, field);
+            let with = handover::object(self, field)?;
+            if with.contains_key(ProcessLimits::KEY) {
+                limits::refuse(self, field);
+            }
+            return Some(with);
         };
         let fields = self.map(field, &Keys { known, instead: &[] })?;
         let there = known.iter().filter_map(|key| Some((*key, fields.get(key)?)));

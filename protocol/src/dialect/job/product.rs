@@ -5,9 +5,10 @@ use serde_json::{Map, Value as Json};
 use crate::command::bad_variable;
 use crate::dialect::bob::rules;
 use crate::dialect::handover::{object, token, url};
+use crate::dialect::limits::limits;
 use crate::dialect::reader::{Aliases, Field, Fields, Keys, Reader};
 use crate::dialect::tree::Value;
-use crate::pipeline::{Token, Vars};
+use crate::pipeline::{ProcessLimits, Token, Vars};
 
 type Rule = fn(&str) -> Option<&'static str>;
 
@@ -31,6 +32,8 @@ pub(super) enum Kind {
     Map,
     /// Where a container sees directories of the host.
     Mounts,
+    /// What its processes may use at most.
+    Limits,
     /// More environment.
     Vars,
     /// Lines of a program: a text, or a list of them.
@@ -94,8 +97,11 @@ pub(super) const DOCKER: Product = Product {
     aliases: &[],
 };
 
-const LOCAL_KEYS: [Key; 2] =
-    [Key("before_script", Kind::Lines, Need::May), Key("commands", Kind::Lines, Need::May)];
+const LOCAL_KEYS: [Key; 3] = [
+    Key("before_script", Kind::Lines, Need::May),
+    Key("commands", Kind::Lines, Need::May),
+    Key(ProcessLimits::KEY, Kind::Limits, Need::May),
+];
 
 /// What people write who think of another executor.
 const ELSEWHERE: &[(&str, &str)] = &[
@@ -111,8 +117,11 @@ pub(super) const LOCAL: Product = Product {
     aliases: &[("script", "commands")],
 };
 
-const CUSTOM_KEYS: [Key; 2] =
-    [Key("before_script", Kind::Lines, Need::May), Key("script", Kind::Nested, Need::May)];
+const CUSTOM_KEYS: [Key; 3] = [
+    Key("before_script", Kind::Lines, Need::May),
+    Key("script", Kind::Nested, Need::May),
+    Key(ProcessLimits::KEY, Kind::Limits, Need::May),
+];
 
 pub(super) const CUSTOM: Product = Product {
     keys: &CUSTOM_KEYS,
@@ -180,7 +189,8 @@ pub(super) fn read<'a>(
             | Kind::Switch
             | Kind::Secret
             | Kind::Map
-            | Kind::Mounts => {
+            | Kind::Mounts
+            | Kind::Limits => {
                 if let Some(value) = value(reader, &found, *kind) {
                     read.with.insert((*name).to_owned(), value);
                 }
@@ -220,6 +230,7 @@ fn value(reader: &mut Reader, field: &Field<'_>, kind: Kind) -> Option<Json> {
             let items = reader.list(field)?;
             Some(items.iter().filter_map(|item| reader.ruled(item, mount)).collect())
         }
+        Kind::Limits => limits(reader, field),
         // These are no values of their own: who reads the product takes them.
         Kind::Vars | Kind::Lines | Kind::Nested => None,
     }

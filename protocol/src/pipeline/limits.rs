@@ -1,0 +1,92 @@
+//! What processes of a step on the worker's host may use at most.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::quantity::{Memory, Span};
+
+/// What each process of a step may use at most, as the host holds it for a process (`setrlimit`). It
+/// stands as `limits` in `with` of a step of executor local or custom.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ProcessLimits {
+    /// Files, pipes and sockets that it has open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub open_files: Option<u32>,
+    /// Processes and threads, of all that the user of the worker has on the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processes: Option<u32>,
+    /// Bytes of a file that it writes; SIGXFSZ ends what writes more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file_size: Option<Memory>,
+    /// Its address space.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
+    /// Time that it computes, in whole seconds; SIGXCPU ends what goes on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_time: Option<Span>,
+    /// Bytes of the image of its memory that is written where it crashes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub core_size: Option<Memory>,
+    /// The stack of its first thread.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stack: Option<Memory>,
+}
+
+impl ProcessLimits {
+    /// The key in `with`.
+    pub const KEY: &str = "limits";
+
+    /// The keys that it may have.
+    pub const KEYS: [&str; 7] =
+        ["open-files", "processes", "file-size", "memory", "cpu-time", "core-size", "stack"];
+
+    /// Those of a step, by its `with`; nothing is limited where it does not say so.
+    ///
+    /// # Errors
+    /// Where it was not a dialect that has read `with`, and it holds something else.
+    pub fn of(with: &Map<String, Value>) -> Result<Self, serde_json::Error> {
+        with.get(Self::KEY).map_or_else(|| Ok(Self::default()), Self::deserialize)
+    }
+
+    /// The limit that a command has probably come to which ended with this code: its key, and the signal
+    /// that the code stands for.
+    #[must_use]
+    pub fn ended_by(&self, code: i32) -> Option<(&'static str, &'static str)> {
+        match code {
+            152 => self.cpu_time.map(|_| ("cpu-time", "SIGXCPU")),
+            153 => self.file_size.map(|_| ("file-size", "SIGXFSZ")),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(limits: Value) -> Result<ProcessLimits, serde_json::Error> {
+        ProcessLimits::of(&Map::from_iter([("limits".to_owned(), limits)]))
+    }
+
+    #[test]
+    fn limits_come_back_from_json_under_their_keys() {
+        let all = serde_json::json!({
+            "open-files": 64, "processes": 10, "file-size": "1Mi", "memory": "2Gi",
+            "cpu-time": "1m", "core-size": "0Ki", "stack": "8Mi",
+        });
+        let limits = of(all.clone()).unwrap();
+        assert_eq!(serde_json::to_value(&limits).unwrap(), all);
+        let keys: Vec<&str> = all.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(keys, ProcessLimits::KEYS);
+        assert_eq!(ProcessLimits::of(&Map::new()).unwrap(), ProcessLimits::default());
+        assert!(of(serde_json::json!({"open_file": 1})).is_err());
+    }
+
+    #[test]
+    fn a_code_tells_of_a_limit_only_where_there_is_one() {
+        let limits = of(serde_json::json!({"cpu-time": "1s"})).unwrap();
+        assert_eq!(limits.ended_by(152), Some(("cpu-time", "SIGXCPU")));
+        assert_eq!((limits.ended_by(153), limits.ended_by(137)), (None, None));
+    }
+}
