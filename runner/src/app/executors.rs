@@ -56,6 +56,7 @@ pub(super) fn on_this_host(runs: PathBuf, work_dir: Option<PathBuf>) -> local::O
     let memory = [std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some("/dev/shm".into())];
     local::Options {
         memory: memory.into_iter().flatten().filter(|dir| dir.is_absolute()).collect(),
+        cgroup: local::own_cgroup(),
         supervisor: ("/proc/self/exe".into(), vec![SUPERVISE.into()]),
         runs,
         work_dir,

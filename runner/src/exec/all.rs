@@ -82,6 +82,19 @@ impl Executor for Executors {
         self.main().info().await
     }
 
+    async fn limits_refused(&self, kind: ExecutorKind) -> Result<Option<String>, ExecError> {
+        match kind {
+            ExecutorKind::Podman | ExecutorKind::Docker => self.main().limits_refused(kind).await,
+            ExecutorKind::Local | ExecutorKind::Custom => self.local.limits_refused(kind).await,
+            // What acts elsewhere uses nothing here; where it is to be limited there, it says itself.
+            ExecutorKind::Ssh
+            | ExecutorKind::Proxmox
+            | ExecutorKind::Lexware
+            | ExecutorKind::Sevdesk
+            | ExecutorKind::Http => Ok(None),
+        }
+    }
+
     async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError> {
         // A run none of whose steps is on an image has none.
         let executor = if run.image.is_empty() { &*self.local } else { self.main() };

@@ -459,6 +459,11 @@ pub trait Executor: Send + Sync {
     /// The engine behind it.
     async fn info(&self) -> Result<EngineInfo, ExecError>;
 
+    /// Why limits of cpu and memory cannot be enforced for steps of one kind, where they cannot.
+    async fn limits_refused(&self, _kind: ExecutorKind) -> Result<Option<String>, ExecError> {
+        Ok(self.info().await?.limits_refused)
+    }
+
     /// Makes the first workspace: the image is there afterwards. Ends early where `stop` is raised.
     async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError>;
 

@@ -410,7 +410,7 @@ fn not_here(shared: &Shared, start: &Start, pipeline: &Pipeline) -> Option<Strin
         return Some("`partition` is not supported by this version".to_owned());
     }
     let limits = pipeline.quotas.as_ref().and_then(|quotas| quotas.limits.as_ref())?;
-    let why = shared.engine.limits_refused.as_ref()?;
+    let why = shared.no_limits(pipeline)?;
     let is_limited = limits.cpu.is_some() || limits.mem.is_some();
     is_limited.then(|| format!("`quotas.limits` cannot be enforced on this host: {why}"))
 }

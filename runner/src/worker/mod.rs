@@ -142,6 +142,8 @@ pub(crate) struct Shared {
     ports: Ports,
     options: Options,
     engine: EngineInfo,
+    /// The executors whose steps cannot be limited here, and why.
+    limits_refused: Vec<(ExecutorKind, String)>,
     /// What tells our store from every other.
     cluster: Arc<str>,
     roster: roster::Roster,
@@ -215,6 +217,17 @@ impl Shared {
         let steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
         let mut needed = steps.filter(|step| !step.is_join()).map(|step| step.executor);
         needed.find(|executor| !self.options.executors.contains(executor))
+    }
+
+    /// Why limits cannot be enforced for a pipeline's steps, where they cannot.
+    fn no_limits(&self, pipeline: &Pipeline) -> Option<&str> {
+        let steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
+        let mut kinds = steps.filter(|step| !step.is_join()).map(|step| step.executor);
+        let refused = &self.limits_refused;
+        kinds.find_map(|kind| {
+            let why = refused.iter().find(|(refused, _)| *refused == kind);
+            why.map(|(_, why)| why.as_str())
+        })
     }
 
     /// Publishes an event that belongs to no run's sequence.
@@ -312,6 +325,11 @@ impl Worker {
     /// [`NewError`] where one of them does not answer.
     pub async fn new(ports: Ports, options: Options) -> Result<Self, NewError> {
         let engine = ports.executor.info().await?;
+        let mut limits_refused = Vec::new();
+        for kind in options.executors.iter().copied() {
+            let why = ports.executor.limits_refused(kind).await?;
+            limits_refused.extend(why.map(|why| (kind, why)));
+        }
         let cluster = Arc::from(ports.store.identity().await?);
         let records = LongLease::new(options.retention);
         // Where nobody else would take the work there is nothing to be won by leaving it.
@@ -320,6 +338,7 @@ impl Worker {
             slots: Arc::new(Semaphore::new(options.slots)),
             started_at: ports.host.now(),
             engine,
+            limits_refused,
             cluster,
             ports,
             watchdog: Arc::new(Watchdog::new(options.stands_still)),

@@ -12,6 +12,7 @@ use runner::ports::conformance::{Act, ExecutorSubject, executor};
 use serde_json::Value;
 
 mod job;
+mod limits;
 mod prunner;
 mod secrets;
 mod settings;
@@ -33,13 +34,18 @@ fn words(act: &Act) -> Vec<String> {
 }
 
 fn local(dir: &Path) -> Local {
-    Local::new(Options {
+    Local::new(options(dir))
+}
+
+fn options(dir: &Path) -> Options {
+    Options {
         supervisor: (env!("CARGO_BIN_EXE_bob-runner").into(), vec!["supervise".into()]),
         runs: dir.join("runs"),
         work_dir: None,
+        cgroup: None,
         memory: vec!["/dev/shm".into()],
         inherited: std::env::vars_os().filter(|(name, _)| name == "PATH").collect(),
-    })
+    }
 }
 
 #[tokio::test]

@@ -46,6 +46,7 @@ impl Step {
             supervisor: (PathBuf::from("unused"), Vec::new()),
             runs: self.kept.path().join("unused"),
             work_dir: Some(self.left.path().to_owned()),
+            cgroup: None,
             inherited: Vec::new(),
             memory: Vec::new(),
         });

@@ -194,6 +194,7 @@ async fn commands_on_another_host_keep_the_contract_of_an_executor() {
             supervisor: ("/nowhere".into(), Vec::new()),
             runs: server.path("runs"),
             work_dir: None,
+            cgroup: None,
             inherited: Vec::new(),
             memory: Vec::new(),
         });

@@ -74,6 +74,18 @@ fn has_range(text: &str, user: Option<&str>, uid: u32) -> bool {
     })
 }
 
+/// Whether steps that are processes of this host can be limited, as this command was started.
+pub(super) fn limits(refused: Option<String>) -> Check {
+    match refused {
+        None => Check::ok("local limits", "`quotas.limits` of steps on this host are enforced"),
+        Some(why) => Check::warn(
+            "local limits",
+            format!("`quotas.limits` of steps on this host are refused: {why}"),
+            "nothing, unless steps of executor local or custom are to be limited",
+        ),
+    }
+}
+
 /// The disk that a worker looks at itself.
 const IMAGES: &str = "disk of images";
 

@@ -10,13 +10,14 @@ mod engine;
 mod machine;
 mod services;
 
-use protocol::pipeline::Pipeline;
+use protocol::pipeline::{ExecutorKind, Pipeline};
 use protocol::quantity::readable;
 use protocol::run::NodeMemory;
 use serde::Serialize;
 
 use super::{Unavailable, this_host};
 use crate::config::{self, Config, Mode};
+use crate::exec::local;
 use crate::rules::quota::{self, Fit};
 
 /// How a check went.
@@ -74,16 +75,24 @@ pub async fn examine(config: &Config) -> Vec<Check> {
         checks.extend(machine::rootless(&config.engine));
     }
     checks.extend(cluster);
+    checks.push(machine::limits(local_limits_refused()));
     let storage = engine.info.as_ref().and_then(engine::storage_dir);
     checks.extend(machine::disks(config, storage.as_deref()));
     checks
 }
 
+/// Why steps that are processes of this host cannot be limited, where they cannot.
+fn local_limits_refused() -> Option<String> {
+    local::limits_refused(local::own_cgroup().as_deref())
+}
+
 /// What this host can do for pipelines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Abilities {
-    /// Why limits of cpu and memory cannot be enforced, where they cannot.
+    /// Why limits of cpu and memory cannot be enforced for containers, where they cannot.
     limits_refused: Option<String>,
+    /// The same for processes of the host.
+    local_limits_refused: Option<String>,
     memory: NodeMemory,
 }
 
@@ -95,7 +104,11 @@ pub async fn abilities(engine: &config::Engine) -> Result<Abilities, Unavailable
     let seen = engine::examine(engine).await;
     let memory = this_host().memory();
     match seen.info {
-        Some(info) => Ok(Abilities { limits_refused: engine::limits_refused(&info), memory }),
+        Some(info) => Ok(Abilities {
+            limits_refused: engine::limits_refused(&info),
+            local_limits_refused: local_limits_refused(),
+            memory,
+        }),
         None => {
             let found = seen.checks.into_iter().next().map(|check| check.found);
             let found = found.unwrap_or_else(|| "the engine does not answer".into());
@@ -119,12 +132,26 @@ impl Abilities {
         }
         let limits = pipeline.quotas.as_ref().and_then(|quotas| quotas.limits.as_ref());
         if limits.is_some_and(|limits| limits.cpu.is_some() || limits.mem.is_some())
-            && let Some(why) = &self.limits_refused
+            && let Some(why) = self.no_limits(pipeline)
         {
             let sentence = format!("`quotas.limits` cannot be enforced on this host: {why}");
             lacking.push(("quotas.limits", sentence));
         }
         lacking
+    }
+
+    fn no_limits(&self, pipeline: &Pipeline) -> Option<&str> {
+        let steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
+        let mut kinds = steps.filter(|step| !step.is_join()).map(|step| step.executor);
+        kinds.find_map(|kind| match kind {
+            ExecutorKind::Podman | ExecutorKind::Docker => self.limits_refused.as_deref(),
+            ExecutorKind::Local | ExecutorKind::Custom => self.local_limits_refused.as_deref(),
+            ExecutorKind::Ssh
+            | ExecutorKind::Proxmox
+            | ExecutorKind::Lexware
+            | ExecutorKind::Sevdesk
+            | ExecutorKind::Http => None,
+        })
     }
 }
 
@@ -134,15 +161,16 @@ mod tests {
 
     #[test]
     fn what_a_host_cannot_do_for_a_pipeline_is_told_with_its_place() {
-        let pipeline = |quotas: &str| {
+        let of = |executor: &str, quotas: &str| {
             let text = format!(
-                r#"{{"group":"dev","name":"x","image":"localhost/i","steps":[],"quotas":{quotas}}}"#
+                r#"{{"group":"dev","name":"x","image":"localhost/i","steps":[{{"cmd":"x","executor":"{executor}"}}],"quotas":{quotas}}}"#
             );
             protocol::dialect::parse(None, text.as_bytes()).pipelines.remove(0)
         };
+        let pipeline = |quotas| of("podman", quotas);
         let memory = NodeMemory { free: 1 << 30, total: 3 << 29 };
-        let poor = Abilities { limits_refused: Some("no cgroups".into()), memory };
-        let able = Abilities { limits_refused: None, memory };
+        let able = Abilities { limits_refused: None, local_limits_refused: None, memory };
+        let poor = Abilities { limits_refused: Some("no cgroups".into()), ..able.clone() };
         let modest = pipeline(r#"{"requests":{"mem":"1536M"}}"#);
         assert_eq!(poor.lacking(&modest), [], "what is free now may change");
         let greedy = pipeline(r#"{"requests":{"mem":"1000G"},"limits":{"cpu":0.5}}"#);
@@ -154,5 +182,9 @@ mod tests {
         );
         assert!(found[1].1.ends_with("on this host: no cgroups"), "{found:?}");
         assert_eq!(able.lacking(&greedy).len(), 1);
+        let limited = of("local", r#"{"limits":{"mem":"1G"}}"#);
+        assert_eq!(poor.lacking(&limited), [], "it runs in no container");
+        let alone = Abilities { local_limits_refused: Some("no groups".into()), ..able };
+        assert_eq!(alone.lacking(&limited).len(), 1);
     }
 }

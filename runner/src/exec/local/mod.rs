@@ -4,8 +4,12 @@
 //! with all that it has begun, and outlives its worker only for as long as that takes. Nothing that a
 //! step is given stands in an argument list.
 
+mod cgroup;
+mod limited;
+mod limits;
 mod script;
 mod secrets;
+mod step;
 mod supervise;
 mod word;
 
@@ -17,24 +21,20 @@ use std::process::Stdio;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use bytes::BytesMut;
-use protocol::event::LogStream;
 use protocol::id::RunId;
 use protocol::time::Millis;
-use tokio::io::{
-    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
-};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::{Child, Command};
 use tokio_util::task::TaskTracker;
 
+use self::cgroup::Group;
+pub use self::cgroup::{own as own_cgroup, refused as limits_refused};
 use self::secrets::{Handed, Place};
 pub use self::supervise::supervise;
-use self::word::{Asked, Job, Told};
+use self::word::Job;
 use crate::ports::{
-    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Exit, Gate, JOB_DIR,
-    Left, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
+    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, JOB_DIR, Left,
+    LogSink, Ran, RunScope, StepSpec, StopSignal, Workspace,
 };
 
 /// Where steps run, and by what.
@@ -50,6 +50,8 @@ pub struct Options {
     pub inherited: Vec<(OsString, OsString)>,
     /// Directories in memory: below the first one steps have their secrets.
     pub memory: Vec<PathBuf>,
+    /// The control group below which steps with limits have theirs; none where there can be none.
+    pub cgroup: Option<PathBuf>,
 }
 
 /// The executor of steps that are processes of this host.
@@ -67,9 +69,6 @@ const CLUSTER: &str = "cluster";
 const WORK: &str = "work";
 /// Beside the directory of a step's own: where the step began, where that is not where all do.
 const BEGAN: &str = "began";
-/// The most bytes of one read.
-const PIECE: usize = 64 * 1024;
-
 /// Names the directory of a step's own.
 const JOB_VARIABLE: &str = "JOB_WORKDIR";
 
@@ -159,7 +158,35 @@ impl Local {
         let own = step.env.iter().map(|(name, value)| (name.into(), value.into()));
         let job_dir = (JOB_VARIABLE.into(), job.clone().into());
         let env = self.options.inherited.iter().cloned().chain(own).chain([job_dir]).collect();
-        Ok((Job { words, env, dir: began }, job))
+        let limits = limits::of(step)?;
+        Ok((Job { words, env, dir: began, limits, group: None }, job))
+    }
+
+    /// Makes the control group of a step that is limited, and tells its job of it.
+    async fn group(&self, run: &RunId, step: &StepSpec, job: &mut Job) -> Result<(), ExecError> {
+        let limits = step.limits.clone();
+        if limits.cpu.is_none() && limits.mem.is_none() {
+            return Ok(());
+        }
+        let cgroup = self.options.cgroup.clone();
+        let of = (run.clone(), format!("{}-{}", step.position, step.attempt));
+        let processes = job.limits.processes;
+        let made = tokio::task::spawn_blocking(move || match cgroup.as_deref() {
+            Some(own) if limits_refused(Some(own)).is_none() => {
+                Group::make(own, (&of.0, &of.1), &limits, processes).map_err(Ok)
+            }
+            own => Err(Err(limits_refused(own).unwrap_or_default())),
+        });
+        let made = made.await.map_err(|cause| failed("limiting a step", cause))?;
+        let group = made.map_err(|fault| match fault {
+            Ok(cause) => failed("making a step's control group", cause),
+            Err(why) => ExecError::Unsupported(format!(
+                "step {}: `quotas.limits` cannot be enforced on this host: {why}",
+                step.name
+            )),
+        })?;
+        job.group = Some(group.dir().to_owned());
+        Ok(())
     }
 
     /// A supervisor that waits for its job.
@@ -182,94 +209,11 @@ impl Local {
     }
 }
 
-/// Hands on what a stream brings, to its end.
-async fn pump(from: Option<impl AsyncRead + Unpin>, stream: LogStream, out: Arc<dyn LogSink>) {
-    let Some(mut from) = from else { return };
-    let mut buffer = BytesMut::with_capacity(PIECE);
-    // A pipe that breaks has come to its end.
-    while let Ok(1..) = from.read_buf(&mut buffer).await {
-        out.write(stream, buffer.split().freeze()).await;
-        buffer.reserve(PIECE);
-    }
-}
-
-/// What a supervisor says next; `None`: it is gone.
-async fn heard(told: &mut BufReader<OwnedReadHalf>) -> Option<Told> {
-    let mut line = Vec::new();
-    told.read_until(b'\n', &mut line).await.ok()?;
-    serde_json::from_slice(&line).ok()
-}
-
-async fn ask(asks: &mut OwnedWriteHalf, asked: &Asked) {
-    let Ok(mut line) = serde_json::to_vec(asked) else { return };
-    line.push(b'\n');
-    // One that is gone has ended what it ran.
-    asks.write_all(&line).await.ok();
-}
-
-/// Ends a step as it is asked to; never resolves.
-async fn obey(asks: &mut OwnedWriteHalf, stop: &StopSignal) {
-    let mut level = stop.above(StopLevel::Run).await;
-    if let StopLevel::Stop { grace } = level {
-        ask(asks, &Asked::Term).await;
-        level = tokio::time::timeout(grace, stop.above(level)).await.unwrap_or(StopLevel::Kill);
-    }
-    if level == StopLevel::Kill {
-        ask(asks, &Asked::Kill).await;
-    }
-    std::future::pending().await
-}
-
-/// Runs one step, from its gate to its end.
-async fn run(
-    (mut child, socket): (Child, UnixStream),
-    (job, left): (Job, PathBuf),
-    step: &StepSpec,
-    mut gate: Gate,
-    out: Arc<dyn LogSink>,
-    stop: &StopSignal,
-) -> Result<Ran, ExecError> {
-    let open = tokio::select! {
-        biased;
-        _ = stop.above(StopLevel::Run) => false,
-        open = gate.opened() => open,
-    };
-    if !open || !gate.stands() {
-        return Err(ExecError::NotStarted);
-    }
-    let (told, mut asks) = socket.into_split();
-    let mut told = BufReader::new(told);
-    ask(&mut asks, &Asked::Run(job)).await;
-    let output = async {
-        tokio::join!(
-            pump(child.stdout.take(), LogStream::Stdout, Arc::clone(&out)),
-            pump(child.stderr.take(), LogStream::Stderr, Arc::clone(&out)),
-        )
-    };
-    let ended = async {
-        tokio::select! {
-            biased;
-            ended = heard(&mut told) => ended,
-            () = obey(&mut asks, stop) => None,
-        }
-    };
-    let (ended, _) = tokio::join!(ended, output);
-    drop(asks);
-    let waited = child.wait().await;
-    match ended {
-        Some(Told::Ended(code)) => Ok(Ran::new(Exit { code, oom: false }, Workspace::Dir(left))),
-        Some(Told::NotStarted { code, cause }) => {
-            Err(ExecError::Start { step: step.name.clone(), cause, code })
-        }
-        None => Err(failed("supervising a step", format!("its supervisor ended: {waited:?}"))),
-    }
-}
-
 #[async_trait]
 impl Executor for Local {
     async fn info(&self) -> Result<EngineInfo, ExecError> {
         let (id, executor) = (NAME.to_owned(), NAME);
-        let limits_refused = Some("processes of this host are not limited".to_owned());
+        let limits_refused = limits_refused(self.options.cgroup.as_deref());
         Ok(EngineInfo { id, executor, checkpoints: false, limits_refused })
     }
 
@@ -303,18 +247,19 @@ impl Executor for Local {
         out: Arc<dyn LogSink>,
         stop: &StopSignal,
     ) -> Result<Ran, ExecError> {
-        if step.limits.cpu.is_some() || step.limits.mem.is_some() {
-            let why =
-                format!("step {}: limits of a step of executor local are not enforced", step.name);
-            return Err(ExecError::Unsupported(why));
-        }
         let mut job = self.job(scope, step).await?;
+        self.group(&scope.run, step, &mut job.0).await?;
+        let group = job.0.group.clone().map(Group::of);
         let supervisor = self.supervisor()?;
         let handed = self.hand(&scope.run, step, &mut job.0).await?;
         let (step, stop) = (step.clone(), stop.clone());
         // Whoever waits may go: the step does not.
         let ran = self.tasks.spawn(async move {
-            let ran = run(supervisor, job, &step, gate, out, &stop).await;
+            let ran = step::run(supervisor, job, &step, gate, out, &stop).await;
+            let ended = tokio::task::spawn_blocking(|| group.map_or(Ok(()), |group| group.end()));
+            if let Ok(Err(cause)) = ended.await {
+                tracing::warn!(step.name = %step.name, %cause, "the control group of a step stays until its run ends");
+            }
             if let Err(cause) = handed.take_back() {
                 tracing::warn!(step.name = %step.name, %cause, "secrets of a step stay until its run ends");
             }
@@ -378,6 +323,13 @@ impl Executor for Local {
     async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
         let forgotten = self.place().forget(run);
         forgotten.map_err(|cause| failed("removing a run's secrets", cause))?;
+        if let Some(own) = self.options.cgroup.clone() {
+            // Before the directory, by which others find what is left of the run.
+            let of = run.clone();
+            let gone = tokio::task::spawn_blocking(move || cgroup::forget(&own, &of)).await;
+            let gone = gone.map_err(std::io::Error::other).and_then(|gone| gone);
+            gone.map_err(|cause| failed("removing a run's control groups", cause))?;
+        }
         match tokio::fs::remove_dir_all(self.dir(run)).await {
             Ok(()) => Ok(()),
             Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(()),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -12,6 +12,10 @@ use rustix::process::{
     Pid, Signal, WaitOptions, getpid, kill_process, kill_process_group, set_child_subreaper, wait,
 };
 
+use serde::Serialize;
+
+use super::cgroup::Group;
+use super::limited;
 use super::word::{Asked, Job, Told};
 
 /// Runs one command as the worker at the other end of standard input asks for it.
@@ -21,33 +25,62 @@ use super::word::{Asked, Job, Told};
 /// # Errors
 /// Where the worker is not to be understood, or gone.
 pub fn supervise() -> std::io::Result<()> {
-    // What the command has begun, and not waited for, becomes ours.
-    set_child_subreaper(Some(getpid()))?;
     // The command does not have it: its end is the worker's.
     let socket = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3)?);
     let mut tells = socket.try_clone()?;
     let mut asks = BufReader::new(socket);
-    let Some(Asked::Run(job)) = next(&mut asks) else { return Ok(()) };
-    let told = match start(&job) {
-        Ok(child) => {
-            // It ends with the process, as does what it waits for.
-            std::thread::Builder::new().spawn(move || listen(&mut asks, child))?;
-            Told::Ended(reap(child)?)
-        }
-        Err(cause) => {
-            let is_missing = cause.kind() == std::io::ErrorKind::NotFound;
-            let program = job.words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
-            let in_dir =
-                if job.dir.is_dir() { String::new() } else { format!(" in {}", job.dir.display()) };
-            Told::NotStarted {
-                code: if is_missing { 127 } else { 126 },
-                cause: format!("{program}{in_dir}: {cause}"),
-            }
-        }
+    let told = match next(&mut asks) {
+        Some(Asked::Run(job)) => watch_over(job, asks)?,
+        Some(Asked::Become(job)) => limited::turn_into(&job),
+        Some(Asked::Term | Asked::Kill) | None => return Ok(()),
     };
-    let mut line = serde_json::to_vec(&told)?;
+    tell(&mut tells, &told)
+}
+
+/// Runs a command to its end, and ends all that it leaves.
+fn watch_over(job: Job, mut asks: BufReader<UnixStream>) -> std::io::Result<Told> {
+    // What the command has begun, and not waited for, becomes ours.
+    set_child_subreaper(Some(getpid()))?;
+    let group = job.group.clone().map(Group::of);
+    let started = if job.is_limited() {
+        limited::start(job)
+    } else {
+        start(&job).map_err(|cause| not_started(&job, &cause))
+    };
+    let told = match started {
+        Ok(child) => {
+            let listener = group.clone();
+            // It ends with the process, as does what it waits for.
+            std::thread::Builder::new()
+                .spawn(move || listen(&mut asks, child, listener.as_ref()))?;
+            let code = reap(child, group.as_ref())?;
+            let oom = code != 0 && group.as_ref().is_some_and(Group::is_out_of_memory);
+            Told::Ended { code, oom }
+        }
+        Err(told) => told,
+    };
+    // Where it cannot be removed, the worker says so: it tries once more.
+    group.map(|group| group.end().ok());
+    Ok(told)
+}
+
+/// What is told of a command that could not be started.
+pub(super) fn not_started(job: &Job, cause: &std::io::Error) -> Told {
+    let is_missing = cause.kind() == std::io::ErrorKind::NotFound;
+    let program = job.words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
+    let in_dir =
+        if job.dir.is_dir() { String::new() } else { format!(" in {}", job.dir.display()) };
+    Told::NotStarted {
+        code: if is_missing { 127 } else { 126 },
+        cause: format!("{program}{in_dir}: {cause}"),
+    }
+}
+
+/// Says one thing, as a line.
+pub(super) fn tell(to: &mut UnixStream, what: &impl Serialize) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(what)?;
     line.push(b'\n');
-    tells.write_all(&line)
+    to.write_all(&line)
 }
 
 fn next(asks: &mut BufReader<UnixStream>) -> Option<Asked> {
@@ -56,35 +89,43 @@ fn next(asks: &mut BufReader<UnixStream>) -> Option<Asked> {
     serde_json::from_slice(&line).ok()
 }
 
-fn start(job: &Job) -> std::io::Result<Pid> {
+/// The command of a job, ready to be begun.
+pub(super) fn command(job: &Job) -> std::io::Result<Command> {
     let mut words = job.words.iter();
     let Some(program) = words.next() else {
         return Err(std::io::Error::other("there is nothing to run"));
     };
-    let child = Command::new(program)
+    let mut command = Command::new(program);
+    command
         .args(words)
         .env_clear()
         .envs(job.env.iter().map(|(name, value)| (name, value)))
         .current_dir(&job.dir)
-        .stdin(Stdio::null())
-        .process_group(0)
-        .spawn()?;
+        .stdin(Stdio::null());
+    Ok(command)
+}
+
+fn start(job: &Job) -> std::io::Result<Pid> {
+    pid_of(&command(job)?.process_group(0).spawn()?)
+}
+
+pub(super) fn pid_of(child: &Child) -> std::io::Result<Pid> {
     Pid::from_raw(i32::try_from(child.id()).map_err(std::io::Error::other)?)
         .ok_or_else(|| std::io::Error::other("a process without an id"))
 }
 
 /// Does what the worker asks for. One that is gone asks for nothing to be left.
 #[expect(clippy::disallowed_methods, reason = "there is no runtime that this could hold up")]
-fn listen(asks: &mut BufReader<UnixStream>, child: Pid) {
+fn listen(asks: &mut BufReader<UnixStream>, child: Pid, group: Option<&Group>) {
     loop {
         match next(asks) {
             // A command that has ended needs no signal.
             Some(Asked::Term) => drop(kill_process_group(child, Signal::TERM)),
-            Some(Asked::Run(_)) => {}
+            Some(Asked::Run(_) | Asked::Become(_)) => {}
             Some(Asked::Kill) | None => {
                 // What it begins meanwhile is seen by the next look.
                 loop {
-                    kill_all();
+                    kill_all(group);
                     std::thread::sleep(AGAIN);
                 }
             }
@@ -96,11 +137,11 @@ fn listen(asks: &mut BufReader<UnixStream>, child: Pid) {
 const AGAIN: Duration = Duration::from_millis(20);
 
 /// Waits for the command, then ends what it has left; its exit code.
-fn reap(child: Pid) -> std::io::Result<i32> {
+fn reap(child: Pid, group: Option<&Group>) -> std::io::Result<i32> {
     let mut code = None;
     loop {
         if code.is_some() {
-            kill_all();
+            kill_all(group);
         }
         match wait(WaitOptions::empty()) {
             Ok(Some((pid, status))) if pid == child => {
@@ -118,8 +159,11 @@ fn code_of(status: ExitStatus) -> i32 {
     status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255)
 }
 
-/// Kills everything below this process.
-fn kill_all() {
+/// Kills everything below this process, which is not in the group itself.
+fn kill_all(group: Option<&Group>) {
+    if let Some(group) = group {
+        group.kill();
+    }
     for pid in below(i64::from(getpid().as_raw_nonzero().get())) {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
         // One that is gone needs no signal.
@@ -128,7 +172,7 @@ fn kill_all() {
 }
 
 /// The processes that one has begun, and those that they have.
-fn below(ancestor: i64) -> BTreeSet<i64> {
+pub(super) fn below(ancestor: i64) -> BTreeSet<i64> {
     let mut children: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
     let entries = std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
     for entry in entries {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use protocol::pipeline::ProcessLimits;
 use serde::{Deserialize, Serialize};
 
 /// What is run, and where.
@@ -14,6 +15,17 @@ pub(super) struct Job {
     pub(super) env: Vec<(OsString, OsString)>,
     /// Its working directory.
     pub(super) dir: PathBuf,
+    /// What each of its processes may use.
+    pub(super) limits: ProcessLimits,
+    /// The control group that it is in, where it has one of its own.
+    pub(super) group: Option<PathBuf>,
+}
+
+impl Job {
+    /// Whether the command is to be limited in any way.
+    pub(super) fn is_limited(&self) -> bool {
+        self.group.is_some() || self.limits != ProcessLimits::default()
+    }
 }
 
 /// What the worker asks for.
@@ -21,6 +33,8 @@ pub(super) struct Job {
 pub(super) enum Asked {
     /// That this be run; once.
     Run(Job),
+    /// That the process take on the limits and become the command. It is a supervisor that asks.
+    Become(Job),
     /// SIGTERM to the command and what is of its process group.
     Term,
     /// SIGKILL to all that it has begun.
@@ -31,7 +45,12 @@ pub(super) enum Asked {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Told {
     /// It ended so, and nothing of it is left.
-    Ended(i32),
+    Ended {
+        /// The exit code.
+        code: i32,
+        /// The kernel has killed something of it for its memory.
+        oom: bool,
+    },
     /// It could not be started.
     NotStarted {
         /// What a shell would answer.
@@ -39,4 +58,6 @@ pub(super) enum Told {
         /// Why.
         cause: String,
     },
+    /// It was not started, as it could not be limited: why.
+    NotLimited(String),
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use protocol::event::{Reason, Severity};
 use protocol::id::{Epoch, NodeId, StepName};
+use protocol::pipeline::{ProcessLimits, Step};
 use protocol::run::{Cause, RunRecord};
 
 /// A fact.
@@ -188,7 +189,9 @@ pub struct Draft {
 pub(super) type Tried = (StepName, u32);
 
 /// What an exit means, as cause and words.
-pub(super) fn exit_words(exited: Exited) -> (Cause, String) {
+pub(super) fn exit_words(exited: Exited, step: Option<&Step>) -> (Cause, String) {
+    let limits = step.and_then(|step| ProcessLimits::of(&step.with).ok());
+    let limit = limits.and_then(|limits| limits.ended_by(exited.code));
     match exited {
         Exited { oom: true, .. } => {
             (Cause::Oom, format!("exit code {}: memory ran out", exited.code))
@@ -197,7 +200,12 @@ pub(super) fn exit_words(exited: Exited) -> (Cause, String) {
             Cause::ExitCode,
             "exit code 137: something killed it; it may be that memory ran out".to_owned(),
         ),
-        Exited { code, .. } => (Cause::ExitCode, format!("exit code {code}")),
+        Exited { code, .. } => {
+            let over = limit.map_or_else(String::new, |(key, signal)| {
+                format!(": {signal}, which ends what goes beyond its limit `{key}`")
+            });
+            (Cause::ExitCode, format!("exit code {code}{over}"))
+        }
     }
 }
 

@@ -133,7 +133,7 @@ impl Run {
             _ if self.interrupted.is_some() => None,
             Some(Broken::Beside) => None,
             Some(Broken::Timeout) => Some(self.too_long(position)),
-            None => Some(self.exhausted(position, exit_words(exited))),
+            None => Some(self.exhausted(position, exit_words(exited, Some(&step)))),
         };
         let status = if is_asked { StepStatus::Stopped } else { StepStatus::Failed };
         list.extend(self.close(now, position, (status, Some(exited.code)), why));
@@ -200,7 +200,8 @@ impl Run {
         let exited = work.exited;
         let well = exited.code == 0 && !exited.oom;
         let status = if well { StepStatus::Passed } else { StepStatus::Failed };
-        let why = (!well).then(|| self.exhausted(position, exit_words(exited)));
+        let why =
+            (!well).then(|| self.exhausted(position, exit_words(exited, self.step(position))));
         let has_image = image.is_some();
         self.note_failure(position, why.as_ref());
         let completed = self.close_step_record(now, position, status, Some(exited.code), image);

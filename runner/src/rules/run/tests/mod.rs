@@ -6,6 +6,7 @@ use protocol::run::StepStatus;
 use super::*;
 
 mod graph;
+mod limits;
 mod retry;
 
 const NOW: Millis = Millis(1_000);

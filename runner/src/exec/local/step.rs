@@ -1,0 +1,106 @@
+//! One step, from its gate to its end: what its supervisor is asked for, and what it says.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use protocol::event::LogStream;
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, BufReader,
+};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::process::Child;
+
+use super::failed;
+use super::word::{Asked, Job, Told};
+use crate::ports::{
+    ExecError, Exit, Gate, LogSink, Ran, StepSpec, StopLevel, StopSignal, Workspace,
+};
+
+/// The most bytes of one read.
+const PIECE: usize = 64 * 1024;
+
+/// Hands on what a stream brings, to its end.
+async fn pump(from: Option<impl AsyncRead + Unpin>, stream: LogStream, out: Arc<dyn LogSink>) {
+    let Some(mut from) = from else { return };
+    let mut buffer = BytesMut::with_capacity(PIECE);
+    // A pipe that breaks has come to its end.
+    while let Ok(1..) = from.read_buf(&mut buffer).await {
+        out.write(stream, buffer.split().freeze()).await;
+        buffer.reserve(PIECE);
+    }
+}
+
+/// What a supervisor says next; `None`: it is gone.
+async fn heard(told: &mut BufReader<OwnedReadHalf>) -> Option<Told> {
+    let mut line = Vec::new();
+    told.read_until(b'\n', &mut line).await.ok()?;
+    serde_json::from_slice(&line).ok()
+}
+
+async fn ask(asks: &mut OwnedWriteHalf, asked: &Asked) {
+    let Ok(mut line) = serde_json::to_vec(asked) else { return };
+    line.push(b'\n');
+    // One that is gone has ended what it ran.
+    asks.write_all(&line).await.ok();
+}
+
+/// Ends a step as it is asked to; never resolves.
+async fn obey(asks: &mut OwnedWriteHalf, stop: &StopSignal) {
+    let mut level = stop.above(StopLevel::Run).await;
+    if let StopLevel::Stop { grace } = level {
+        ask(asks, &Asked::Term).await;
+        level = tokio::time::timeout(grace, stop.above(level)).await.unwrap_or(StopLevel::Kill);
+    }
+    if level == StopLevel::Kill {
+        ask(asks, &Asked::Kill).await;
+    }
+    std::future::pending().await
+}
+
+/// Runs one step, from its gate to its end.
+pub(super) async fn run(
+    (mut child, socket): (Child, UnixStream),
+    (job, left): (Job, PathBuf),
+    step: &StepSpec,
+    mut gate: Gate,
+    out: Arc<dyn LogSink>,
+    stop: &StopSignal,
+) -> Result<Ran, ExecError> {
+    let open = tokio::select! {
+        biased;
+        _ = stop.above(StopLevel::Run) => false,
+        open = gate.opened() => open,
+    };
+    if !open || !gate.stands() {
+        return Err(ExecError::NotStarted);
+    }
+    let (told, mut asks) = socket.into_split();
+    let mut told = BufReader::new(told);
+    ask(&mut asks, &Asked::Run(job)).await;
+    let output = async {
+        tokio::join!(
+            pump(child.stdout.take(), LogStream::Stdout, Arc::clone(&out)),
+            pump(child.stderr.take(), LogStream::Stderr, Arc::clone(&out)),
+        )
+    };
+    let ended = async {
+        tokio::select! {
+            biased;
+            ended = heard(&mut told) => ended,
+            () = obey(&mut asks, stop) => None,
+        }
+    };
+    let (ended, _) = tokio::join!(ended, output);
+    drop(asks);
+    let waited = child.wait().await;
+    match ended {
+        Some(Told::Ended { code, oom }) => Ok(Ran::new(Exit { code, oom }, Workspace::Dir(left))),
+        Some(Told::NotStarted { code, cause }) => {
+            Err(ExecError::Start { step: step.name.clone(), cause, code })
+        }
+        Some(Told::NotLimited(cause)) => Err(failed("limiting a step", cause)),
+        None => Err(failed("supervising a step", format!("its supervisor ended: {waited:?}"))),
+    }
+}
