@@ -94,6 +94,18 @@ Examples:
   bob-runner run hello.yaml --var NAME=world -o json
   generate-pipeline | bob-runner run -")]
     Run(Run),
+    /// Run a job file as `run` does, its jobs knowing nothing of each other
+    #[command(
+        hide = true,
+        after_help = "\
+As `run FILE` of a job file, but nothing is filled in for ${...}: no job has what those before it have
+found out. Before each job its number in the file and its executor are said. It is here for those
+who type it already; without it, `run` does more.
+
+Example:
+  bob-runner run-multi jobs.yml --workdir /srv/jobs"
+    )]
+    RunMulti(Run),
     /// Work for a cluster: take commands, run pipelines, publish events
     #[command(after_help = "\
 The first SIGTERM or Ctrl-C drains: nothing new is taken, what runs may finish within

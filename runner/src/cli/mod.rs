@@ -50,6 +50,7 @@ pub use guard::{is_guard, is_supervisor, supervise};
 
 use args::{Command, Global, Typed};
 use exit::Failure;
+use job::Results;
 use output::{Ink, Style};
 
 use crate::app;
@@ -118,7 +119,8 @@ fn flags(global: &Global) -> Flags {
 
 async fn obey(context: &Context, command: Command) -> Result<Exit, Failure> {
     match command {
-        Command::Run(typed) => run::run(context, typed).await,
+        Command::Run(typed) => run::run(context, typed, Results::Shared).await,
+        Command::RunMulti(typed) => run::run(context, typed, Results::Kept).await,
         Command::Serve(typed) => serve::serve(context, typed).await,
         Command::Guard(typed) => guard::guard(&typed).await,
         Command::Submit(typed) => submit::submit(context, typed).await,

@@ -1,13 +1,16 @@
 //! `run`: one file, here and now, in this process.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use protocol::id::RunId;
+use protocol::event::Reason;
+use protocol::id::{RunId, StepName};
 use protocol::pipeline::{Pipeline, Vars};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::exit::{Exit, Failure};
+use super::job::Results;
 use super::output::{self, Style};
 use super::screen::{Screen, Size};
 use super::signals::Signals;
@@ -20,7 +23,7 @@ use crate::app::client::{Client, Item, Outcome, Reader};
 /// How often the times on a terminal are drawn anew.
 const FRAME: Duration = Duration::from_millis(250);
 
-pub(super) async fn run(context: &Context, typed: Run) -> Result<Exit, Failure> {
+pub(super) async fn run(context: &Context, typed: Run, results: Results) -> Result<Exit, Failure> {
     let named = context.flags.config.as_deref().filter(|file| job::is_named(file));
     let config = match named {
         // It holds the settings of jobs, and nothing of ours.
@@ -34,10 +37,12 @@ pub(super) async fn run(context: &Context, typed: Run) -> Result<Exit, Failure> 
     if let Some(settings) = &settings {
         settings.lay_under(&mut pipeline);
     }
+    let titles = job::titles(&mut pipeline, results)?;
     let vars: Vars = typed.vars.into_iter().collect();
     let run = typed.run_id.unwrap_or_else(Client::new_run_id);
     let mut signals = Signals::listen()?;
     let mut view = View::new(context.style, &pipeline, &run);
+    view.titles = titles;
     let mut files = match &settings {
         Some(settings) => Some(job::Files::make(settings, &pipeline, &run)?),
         None => None,
@@ -110,6 +115,8 @@ fn frames() -> Interval {
 /// How a run is shown. Standard output that takes no more ends the showing, not the run.
 struct View {
     form: Form,
+    /// What is said before a step; once.
+    titles: HashMap<StepName, String>,
     /// Why standard output takes no more.
     unwritten: Option<Failure>,
 }
@@ -133,10 +140,16 @@ impl View {
             output::message(&format!("[bob] run {run} of {}/{}", pipeline.group, pipeline.name));
             Form::Plain(Plain::new(StepErrors::Apart, None, style))
         };
-        Self { form, unwritten: None }
+        Self { form, titles: HashMap::new(), unwritten: None }
     }
 
     fn show(&mut self, item: &Item) {
+        if let Item::State(event) = item
+            && matches!(event.reason, Reason::StepStarted { .. })
+            && let Some(title) = event.step.as_ref().and_then(|step| self.titles.remove(step))
+        {
+            self.say(&title);
+        }
         let pieces = match &mut self.form {
             Form::Json => vec![json_line(item)],
             Form::Plain(plain) => plain.on(item),
@@ -238,7 +251,8 @@ mod tests {
     use super::*;
 
     fn ended(unwritten: Option<Failure>, exit: Exit) -> Result<Exit, Failure> {
-        View { form: Form::Json, unwritten }.ended(&"r-1".parse().unwrap(), exit)
+        View { form: Form::Json, titles: HashMap::new(), unwritten }
+            .ended(&"r-1".parse().unwrap(), exit)
     }
 
     #[test]

@@ -11,7 +11,8 @@ use runner::ports::Executor;
 use runner::ports::conformance::{Act, CallSubject, ExecutorSubject, call};
 use serde_json::json;
 
-use super::proxmox::{pve, shortcut};
+use super::proxmox::shortcut;
+use super::rows::pve;
 use super::server::{Reply, Server};
 use super::{bob, job, options};
 
@@ -25,6 +26,7 @@ fn words(_: &Act) -> Vec<String> {
 
 fn executor(kind: ExecutorKind, dir: &std::path::Path) -> Arc<dyn Executor> {
     let local = Local::new(LocalOptions {
+        cgroup: None,
         supervisor: ("/nowhere".into(), Vec::new()),
         runs: dir.join("runs"),
         work_dir: None,

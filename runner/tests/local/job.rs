@@ -281,3 +281,30 @@ fn a_callback_with_a_named_secret_is_told_with_it_and_the_job_has_it_not() {
     assert!(posts.iter().all(|(head, _)| head.contains("authorization: bearer s3cret-word")));
     assert!(!format!("{events:?}").contains("s3cret-word"));
 }
+
+#[test]
+fn a2_run_multi_says_each_job_and_fills_in_nothing_of_those_before_it() {
+    let place = Place::new(
+        r#"[{ id: made, job_id: one, executor: local, product: { commands:
+                'echo "{\"data\":{\"id\":7}}" > $JOB_WORKDIR/result.json; exit 2' } },
+            { id: uses, executor: custom, product: { script:
+                'echo ''${made.data.id}'' "<${PREVIOUS_JOB_ID-}>"' } }]"#,
+    );
+    let said = place.command(&["run-multi", "pipeline.yaml"]).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+    assert_eq!(said.status.code(), Some(1), "as `run`, where a job has failed: {err}");
+    assert_eq!(out, "${made.data.id} <>\n");
+    let at = |text: &str| err.find(text).unwrap_or_else(|| panic!("{text} is missing in {err}"));
+    assert!(at("job 1 of 2: local") < at("job 2 of 2: custom"), "{err}");
+    assert!(place.path("workdir/one/status.yaml").exists());
+}
+
+#[test]
+fn a2_run_multi_is_for_job_files_and_has_its_help() {
+    let place = Place::new("{group: g, name: n, steps: []}");
+    let said = place.command(&["run-multi", "pipeline.yaml"]).output().unwrap();
+    let err = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert!(said.status.code() == Some(65) && err.contains("is for job files"), "{err}");
+    let help = place.command(&["run-multi", "--help"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&help.stdout).contains("bob-runner run-multi jobs.yml"));
+}

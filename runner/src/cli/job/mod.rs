@@ -44,6 +44,35 @@ pub(super) fn settings_of(
     Ok(None)
 }
 
+/// What jobs have of each other's results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Results {
+    /// What they ask for.
+    Shared,
+    /// Nothing.
+    Kept,
+}
+
+/// What is said before each job of a file whose jobs know nothing of each other, and makes them so.
+pub(super) fn titles(
+    pipeline: &mut Pipeline,
+    results: Results,
+) -> Result<HashMap<StepName, String>, Failure> {
+    if results == Results::Shared {
+        return Ok(HashMap::new());
+    }
+    if !is_of_jobs(pipeline) {
+        return Err(Failure::new(Exit::Invalid, "run-multi is for job files; write `run`"));
+    }
+    let count = pipeline.steps.len();
+    let titles = pipeline.steps.iter_mut().enumerate().map(|(position, step)| {
+        step.template = None;
+        let executor = step.executor.as_str();
+        (step.name.clone(), format!("job {} of {count}: {executor}", position + 1))
+    });
+    Ok(titles.collect())
+}
+
 /// One job's files.
 struct Job {
     id: String,
