@@ -1,7 +1,12 @@
 //! Where steps run.
 
 mod all;
+mod archive;
+mod auth;
 pub mod call;
+mod demux;
+mod given;
+mod job;
 pub mod local;
 pub mod podman;
 #[cfg(feature = "testing")]

@@ -2,10 +2,10 @@
 
 use protocol::id::RunId;
 
-use super::auth::Credentials;
 use super::call::{Ask, Fault};
 use super::registry::{self, Registry};
 use super::{Podman, path, pull};
+use crate::exec::auth::Credentials;
 use crate::ports::{ExecError, RunScope, StepSpec, Workspace};
 
 impl Podman {

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 
 use super::image::Base;
 use super::secrets;
+use crate::exec::given;
+use crate::exec::job::{container_name, words_of};
 use crate::ports::{ExecError, RunScope, StepSecrets, StepSpec};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -54,11 +56,6 @@ pub(super) struct Create {
     pub(super) volumes: Vec<Value>,
 }
 
-/// The container's name: by run and step alone, so that two owners of a run cannot both have one.
-pub(super) fn container_name(run: &RunId, position: usize) -> String {
-    format!("bob-{run}-{position}")
-}
-
 /// The run of a container of that name.
 pub(super) fn run_of(name: &str) -> Option<RunId> {
     let (run, position) = name.strip_prefix("bob-")?.rsplit_once('-')?;
@@ -91,9 +88,9 @@ impl Create {
             made.network(network)?;
         }
         if !step.secrets.given.is_empty() {
-            made.env.insert(StepSecrets::VARIABLE.to_owned(), secrets::DIR.to_owned());
+            made.env.insert(StepSecrets::VARIABLE.to_owned(), given::DIR.to_owned());
             made.volumes.push(secrets::mounted(run, step));
-            if let Some(mut words) = secrets::exporting(&step.secrets.given) {
+            if let Some(mut words) = given::exporting(&step.secrets.given) {
                 // An entrypoint goes with the image that the step leaves, and a base image without
                 // one leaves it to the next step's: there it is the command that begins with this.
                 let first = if made.entrypoint.is_empty() {
@@ -213,32 +210,6 @@ fn limits(step: &StepSpec, cpus: u64) -> Option<Value> {
     (!limits.is_empty()).then(|| Value::Object(limits))
 }
 
-/// Runs programs in one shell, each from the step's directory.
-const PROGRAMS: &str = r#"__bob_goes_on=$1 __bob_last=0 __bob_work=$PWD; shift
-for __bob_program in "$@"; do
-  cd "$__bob_work" || exit 1
-  eval "$__bob_program"
-  __bob_code=$?
-  if [ "$__bob_code" -ne 0 ]; then
-    [ "$__bob_goes_on" = yes ] || exit "$__bob_code"
-    __bob_last=$__bob_code
-  fi
-done
-exit "$__bob_last""#;
-
-/// What a container runs. A script has to come with its words: there is nothing else in there yet.
-fn words_of(step: &StepSpec) -> Vec<String> {
-    let Some(script) = &step.script else { return step.words.clone() };
-    let shell = script.shell.program().to_owned();
-    if let [only] = &script.programs[..] {
-        return vec![shell, "-c".to_owned(), only.clone()];
-    }
-    let goes_on = if script.goes_on { "yes" } else { "no" }.to_owned();
-    let mut words = vec![shell.clone(), "-c".to_owned(), PROGRAMS.to_owned(), shell, goes_on];
-    words.extend(script.programs.iter().cloned());
-    words
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -247,7 +218,7 @@ pub(super) mod tests {
     use protocol::pipeline::{Limits, PullPolicy, Vars};
     use protocol::quantity::Cpu;
 
-    pub(in crate::exec::podman) fn step() -> StepSpec {
+    fn step() -> StepSpec {
         StepSpec {
             name: StepName::position(2),
             position: 2,
@@ -287,11 +258,12 @@ pub(super) mod tests {
         }
     }
 
+    pub(in crate::exec::podman) fn of(step: &StepSpec) -> Create {
+        Create::step(&run(), &base(), "image", step, step.network.as_ref(), 4).unwrap()
+    }
+
     fn made(step: &StepSpec) -> Value {
-        serde_json::to_value(
-            Create::step(&run(), &base(), "image", step, step.network.as_ref(), 4).unwrap(),
-        )
-        .unwrap()
+        serde_json::to_value(of(step)).unwrap()
     }
 
     #[test]

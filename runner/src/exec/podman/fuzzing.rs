@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::demux::{Demux, Piece};
+use crate::exec::demux::{Demux, Piece};
 
 /// Takes what is to be a container's output, whole, in pieces of that size, and frame by frame.
 ///

@@ -4,8 +4,8 @@
 //! |---|---|
 //! | `http` `call` `path` `api` | the engine's REST socket, where podman-api loses what we need |
 //! | `create` | what a container is made of: nothing leaks from one step to the next |
-//! | `step` `output` `demux` `stop` `watcher` | one step, from its making to its proven end |
-//! | `image` `pull` `auth` | images: what they say, where they come from, when a chain is squashed |
+//! | `step` `output` `stop` `watcher` | one step, from its making to its proven end |
+//! | `image` `pull` | images: what they say, where they come from, when a chain is squashed |
 //! | `files` | resources in, artifacts out |
 //! | `secrets` `leak` | what a step is given in memory, and that nothing of it is kept |
 //! | `disk` `bases` | how full the engine is, and which images may go for it |
@@ -13,13 +13,11 @@
 //! | `remove` | letting go, by label and never by memory |
 
 mod api;
-mod auth;
 mod bases;
 mod call;
 mod chain;
 mod checkpoint;
 mod create;
-mod demux;
 mod disk;
 mod files;
 #[cfg(feature = "testing")]

@@ -17,9 +17,9 @@ use tokio::time::{Instant, sleep};
 
 use super::api::{Container, Life};
 use super::call::{Ask, Fault, empty, read};
-use super::demux::{Demux, Piece, Seen};
 use super::http::{Http, Link};
 use super::watcher::Watcher;
+use crate::exec::demux::{Demux, Piece, Seen};
 use crate::ports::{ExecError, LogSink};
 
 /// A started container's output, before the start.

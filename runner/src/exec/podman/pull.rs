@@ -14,10 +14,10 @@ use serde::Deserialize;
 use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 
-use super::auth::{self, Credentials};
 use super::call::{Fault, empty, no_space, read, saw_a_removal};
 use super::http::Http;
 use super::path::query;
+use crate::exec::auth::{self, Credentials};
 use crate::ports::ExecError;
 
 /// A line of the engine's answer is not longer than this.

@@ -12,7 +12,7 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use super::auth::Credentials;
+use crate::exec::auth::Credentials;
 
 /// Where a registry is named without a repository.
 const REPOSITORY: &str = "bob-checkpoints";

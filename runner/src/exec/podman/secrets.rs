@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use hyper::Method;
 use protocol::id::RunId;
-use protocol::{names, shell};
+use protocol::names;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio_util::io::StreamReader;
@@ -18,10 +18,8 @@ use tokio_util::io::StreamReader;
 use super::call::{Ask, Fault, Reply, empty};
 use super::http::Link;
 use super::{Podman, path};
+use crate::exec::given::DIR;
 use crate::ports::{ByteStream, ExecError, Given, RunScope, StepSpec};
-
-/// Where a step has its secrets.
-pub(super) const DIR: &str = "/run/secrets";
 
 /// The volume of a step's attempt: it begins empty.
 pub(super) fn volume(run: &RunScope, step: &StepSpec) -> String {
@@ -31,24 +29,6 @@ pub(super) fn volume(run: &RunScope, step: &StepSpec) -> String {
 /// The volume as a part of what a container is made of.
 pub(super) fn mounted(run: &RunScope, step: &StepSpec) -> Value {
     json!({"Name": volume(run, step), "Dest": DIR, "Options": ["nosuid", "nodev", "noexec"]})
-}
-
-/// What a command goes through that wants secrets as variables: a shell that reads them. Said to the
-/// engine, they would be in its description of the container.
-pub(super) fn exporting(given: &[Given]) -> Option<Vec<String>> {
-    let lines: Vec<String> = given
-        .iter()
-        .filter_map(|given| {
-            let variable = given.env.as_ref()?;
-            let file = shell::join(&[format!("{DIR}/{}", given.name)]);
-            // What a shell reads so loses the newlines at its end: there is a dot behind them.
-            Some(format!(
-                "{variable}=$(cat {file} && echo .) && {variable}=${{{variable}%.}} && export {variable} || exit 126\n"
-            ))
-        })
-        .collect();
-    let program = format!("{}exec \"$@\"", lines.concat());
-    (!lines.is_empty()).then(|| ["sh", "-c", &program, "sh"].map(str::to_owned).to_vec())
 }
 
 /// The user that an image or a pipeline names by a number.
@@ -200,20 +180,6 @@ impl Podman {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ports::Secret;
-
-    fn given(name: &str, env: Option<&str>) -> Given {
-        let (name, env) = (name.to_owned(), env.map(str::to_owned));
-        Given { name, env, value: Secret::new(*b"hunter2") }
-    }
-
-    #[test]
-    fn a_command_goes_through_a_shell_only_where_a_variable_is_asked_for() {
-        assert_eq!(exporting(&[given("a", None)]), None);
-        let words = exporting(&[given("a", None), given("it's b", Some("B"))]).unwrap();
-        assert!(words[2].starts_with("B=$(cat ") && words[2].contains("B=${B%.}"), "{words:?}");
-        assert!(words[2].ends_with("exec \"$@\"") && !words.concat().contains("hunter2"));
-    }
 
     #[test]
     fn a_user_without_a_number_is_asked_for() {

@@ -8,12 +8,14 @@ use futures::future::join;
 use super::Podman;
 use super::api::{Container, Life};
 use super::call::{Fault, no_space};
-use super::create::{Create, container_name};
+use super::create::Create;
 use super::http::Link;
 use super::image::{Known, Made};
-use super::job::{Asked, has_tty};
+use super::job;
 use super::output::{Attached, Beginning, Follower, PATIENCE, attach};
 use super::stop;
+use crate::exec::demux::Seen;
+use crate::exec::job::{Asked, container_name, has_tty};
 use crate::ports::{
     ExecError, Exit, Gate, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
 };
@@ -125,7 +127,7 @@ impl Podman {
         let cpus = if limited { self.enforced_cpus().await? } else { 1 };
         let network = step.network.as_ref().or(self.network.as_ref());
         let mut create = Create::step(run, &known.base, image, step, network, cpus)?;
-        Asked::of(step, self.shared_dirs.as_deref())?.put(&mut create);
+        job::put(Asked::of(step, self.shared_dirs.as_deref())?, step, &mut create);
         self.make_volume(link, run, step).await?;
         let mut tries = 0;
         loop {
@@ -290,7 +292,7 @@ impl Podman {
             http: &self.http,
             id: &id,
             out,
-            seen: super::demux::Seen::default(),
+            seen: Seen::default(),
             beginning: Beginning::default(),
             raw: has_tty(step),
         };

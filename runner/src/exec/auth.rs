@@ -47,6 +47,11 @@ impl Credentials {
         self.0.clone()
     }
 
+    /// What stands in the header, by name.
+    pub(super) fn fields(&self) -> Option<serde_json::Map<String, serde_json::Value>> {
+        serde_json::from_slice(&BASE64_URL_SAFE.decode(&self.0).ok()?).ok()
+    }
+
     /// Name and password, where they are that.
     pub(super) fn login(&self) -> Option<(String, String)> {
         let json = BASE64_URL_SAFE.decode(&self.0).ok()?;

@@ -1,0 +1,115 @@
+//! Archives that go into containers and come out of them.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::{StreamExt as _, TryStreamExt as _};
+
+use crate::ports::ByteStream;
+
+/// The same bytes, and an error after them where they are no whole archive. The engine answers 200
+/// before it reads: where it fails later it only logs that, and ends its answer as if all were well.
+pub(super) fn whole_archive(bytes: ByteStream) -> ByteStream {
+    let ending = Arc::new(Mutex::new(Ending::default()));
+    let seen = Arc::clone(&ending);
+    let watched = bytes.inspect_ok(move |chunk| {
+        seen.lock().unwrap_or_else(PoisonError::into_inner).see(chunk);
+    });
+    let last = futures::stream::once(async move {
+        let ending = *ending.lock().unwrap_or_else(PoisonError::into_inner);
+        (!ending.is_of_a_tar()).then(|| {
+            let cause = format!("the engine's archive breaks off after {} bytes", ending.len);
+            Err(io::Error::new(io::ErrorKind::UnexpectedEof, cause))
+        })
+    });
+    watched.chain(last.filter_map(|error| async { error })).boxed()
+}
+
+/// What can be told from the end of an archive.
+#[derive(Debug, Default, Clone, Copy)]
+struct Ending {
+    len: u64,
+    /// The zero bytes that it ends with.
+    zeros: u64,
+}
+
+impl Ending {
+    const BLOCK: u64 = 512;
+
+    fn see(&mut self, chunk: &[u8]) {
+        let zeros = chunk.iter().rev().take_while(|byte| **byte == 0).count() as u64;
+        let len = chunk.len() as u64;
+        self.len += len;
+        self.zeros = if zeros == len { self.zeros + len } else { zeros };
+    }
+
+    /// Entries, and two blocks of zeros.
+    fn is_of_a_tar(self) -> bool {
+        self.len.is_multiple_of(Self::BLOCK)
+            && self.zeros >= 2 * Self::BLOCK
+            && self.len > self.zeros
+    }
+}
+
+/// A tar that holds a directory which everybody may write to.
+pub(super) async fn open_directory_tar(name: &str) -> io::Result<Vec<u8>> {
+    directories([format!("{name}/")], 0o777).await
+}
+
+/// A tar that holds a directory, and those above it.
+pub(super) async fn directory_tar(inside: &str) -> io::Result<Vec<u8>> {
+    let mut path = String::new();
+    let parts = inside.split('/').filter(|part| !part.is_empty());
+    let paths: Vec<String> = parts
+        .map(|part| {
+            path = format!("{path}{part}/");
+            path.clone()
+        })
+        .collect();
+    directories(paths, 0o700).await
+}
+
+async fn directories(paths: impl IntoIterator<Item = String>, mode: u32) -> io::Result<Vec<u8>> {
+    let mut tar = tokio_tar::Builder::new(Vec::new());
+    for path in paths {
+        let mut header = tokio_tar::Header::new_gnu();
+        header.set_entry_type(tokio_tar::EntryType::Directory);
+        header.set_mode(mode);
+        header.set_size(0);
+        tar.append_data(&mut header, &path, tokio::io::empty()).await?;
+    }
+    tar.into_inner().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    async fn read(pieces: Vec<Vec<u8>>) -> io::Result<Vec<u8>> {
+        let bytes = futures::stream::iter(pieces.into_iter().map(|piece| Ok(Bytes::from(piece))));
+        let read: Vec<Bytes> = whole_archive(bytes.boxed()).try_collect().await?;
+        Ok(read.concat())
+    }
+
+    #[tokio::test]
+    async fn a_whole_archive_comes_as_it_is_in_pieces_of_any_size() {
+        let tar = directory_tar("a/b").await.unwrap();
+        for size in [1, 511, 512, 513, tar.len()] {
+            let pieces = tar.chunks(size).map(<[u8]>::to_vec).collect();
+            assert_eq!(read(pieces).await.unwrap(), tar, "pieces of {size} bytes");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_archive_that_breaks_off_or_is_empty_is_an_error() {
+        let tar = directory_tar("a/b").await.unwrap();
+        let empty = vec![0; 1024];
+        let first = tar.get(..512).unwrap().to_vec();
+        let cut = tar.get(..tar.len() - 512).unwrap().to_vec();
+        for pieces in [vec![], vec![empty], vec![first], vec![cut]] {
+            let said = read(pieces).await.unwrap_err().to_string();
+            assert!(said.contains("breaks off after"), "{said}");
+        }
+    }
+}
