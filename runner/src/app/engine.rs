@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tracing::{debug, info};
 
 use crate::config;
-use crate::exec::podman;
+use crate::exec::{docker, podman};
 
 /// A podman service that this process started, and that ends with it.
 #[derive(Debug)]
@@ -67,10 +67,7 @@ pub async fn find(engine: &config::Engine) -> anyhow::Result<Found> {
 
 /// What the executor is told of the engine at an address.
 pub(super) fn options(engine: &config::Engine, url: String) -> podman::Options {
-    let (auth_files, auth_asked_for) = match &engine.registry_auth_file {
-        Some(named) => (vec![named.clone()], true),
-        None => (engine.registry_auth_places.clone(), false),
-    };
+    let (auth_files, auth_asked_for) = auth_files(engine);
     podman::Options {
         url,
         auth_files,
@@ -80,6 +77,25 @@ pub(super) fn options(engine: &config::Engine, url: String) -> podman::Options {
         checkpoints: None,
         worker: None,
         shared_dirs: None,
+    }
+}
+
+/// The same of the Docker engine.
+pub(super) fn docker_options(engine: &config::Engine, url: &config::EngineUrl) -> docker::Options {
+    let (auth_files, auth_asked_for) = auth_files(engine);
+    docker::Options {
+        auth_files,
+        auth_asked_for,
+        network: engine.network.clone(),
+        ..docker::Options::new(url.to_string())
+    }
+}
+
+/// Where credentials of registries are, and whether somebody named the place.
+fn auth_files(engine: &config::Engine) -> (Vec<PathBuf>, bool) {
+    match &engine.registry_auth_file {
+        Some(named) => (vec![named.clone()], true),
+        None => (engine.registry_auth_places.clone(), false),
     }
 }
 

@@ -9,11 +9,20 @@ use protocol::pipeline::ExecutorKind;
 
 use super::{Unavailable, engine};
 use crate::config::Config;
+use crate::exec::docker::{self, Docker};
 use crate::exec::local::{self, Local};
 use crate::exec::podman::{self, Podman};
 use crate::exec::ssh::{self, Ssh};
 use crate::exec::{Executors, call};
 use crate::ports::Executor;
+
+/// The settings of a worker that has steps for a Docker engine, or that has none: then it asks nothing
+/// of that engine, which may be away.
+pub(super) fn with_docker(config: &Config, is_needed: bool) -> Config {
+    let mut config = config.clone();
+    config.engine.docker_url = config.engine.docker_url.filter(|_| is_needed);
+    config
+}
 
 pub(super) fn executor(
     config: &Config,
@@ -22,14 +31,23 @@ pub(super) fn executor(
     checkpoints: Option<String>,
     local: local::Options,
 ) -> anyhow::Result<Arc<dyn Executor>> {
+    // Whoever runs a file here and now may read what it reads.
+    let is_of_user = local.work_dir.is_some();
+    let shared_dirs = (!is_of_user).then(|| config.engine.shared_dirs.clone());
+    let lone: Option<Arc<dyn Executor>> = match &config.engine.docker_url {
+        None => None,
+        Some(url) => {
+            let (worker, shared_dirs) = (Some(node.clone()), shared_dirs.clone());
+            let of_engine = engine::docker_options(&config.engine, url);
+            let docker = Docker::connect(docker::Options { worker, shared_dirs, ..of_engine });
+            Some(Arc::new(docker.map_err(|cause| Unavailable::because(&cause))?))
+        }
+    };
     // Where no step is to run on an engine there need be none.
     let engine: Option<Arc<dyn Executor>> = match url {
         None => None,
         Some(url) => {
             let worker = Some(node.clone());
-            // Whoever runs a file here and now may read what it reads.
-            let is_of_user = local.work_dir.is_some();
-            let shared_dirs = (!is_of_user).then(|| config.engine.shared_dirs.clone());
             let of_engine = engine::options(&config.engine, url);
             let options = podman::Options { checkpoints, worker, shared_dirs, ..of_engine };
             let podman = Podman::connect(options);
@@ -40,6 +58,7 @@ pub(super) fn executor(
     let calls = call::Options { files: local.work_dir.clone(), ..call::Options::default() };
     let ssh = ssh::Options { program: "ssh".into(), inherited: local.inherited.clone() };
     let executors = Executors::new(engine, Arc::new(Local::new(local)))
+        .with_lone(lone)
         .with(ExecutorKind::Ssh, Arc::new(Ssh::new(ssh)));
     let all = call::all(&calls).into_iter();
     Ok(Arc::new(all.fold(executors, |executors, (kind, calls)| executors.with(kind, calls))))

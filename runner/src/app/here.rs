@@ -12,6 +12,7 @@ use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::executors::with_docker;
 use super::outputs::in_directory;
 use super::{Shutdown, Unavailable, embedded_ports, engine, make_dir, new_node, worker_options};
 use crate::config::Config;
@@ -52,9 +53,11 @@ impl std::fmt::Debug for Here {
     }
 }
 
-/// Whether a pipeline has a step that a container engine runs.
-fn on_engine(pipeline: &Pipeline) -> bool {
+/// Whether a pipeline has a step that podman runs. `has_docker`: what has an image of its own goes to
+/// another engine.
+fn on_engine(pipeline: &Pipeline, has_docker: bool) -> bool {
     let on_engine = |step: &Step| match step.executor {
+        ExecutorKind::Docker if has_docker => !step.is_join() && step.is_on_image(),
         ExecutorKind::Podman | ExecutorKind::Docker => !step.is_join(),
         ExecutorKind::Local
         | ExecutorKind::Custom
@@ -64,7 +67,16 @@ fn on_engine(pipeline: &Pipeline) -> bool {
         | ExecutorKind::Sevdesk
         | ExecutorKind::Http => false,
     };
-    pipeline.steps.iter().chain(pipeline.on_error.as_deref()).any(on_engine)
+    all_steps(pipeline).any(on_engine)
+}
+
+fn all_steps(pipeline: &Pipeline) -> impl Iterator<Item = &Step> {
+    pipeline.steps.iter().chain(pipeline.on_error.as_deref())
+}
+
+/// Whether a step begins with an image of its own.
+fn has_own_image(step: &Step) -> bool {
+    step.executor == ExecutorKind::Docker && !step.is_join() && !step.is_on_image()
 }
 
 /// Where the files of jobs are put, by the names of the jobs.
@@ -101,7 +113,9 @@ pub async fn run_here(
     let dir = config.data_dir.join("runs").join(run.as_str());
     // One that stands already may be that of another process.
     let mut fresh = Fresh(make_dir(&dir)?.then(|| dir.clone()));
-    let found = if on_engine(pipeline) { Some(engine::find(&config.engine).await?) } else { None };
+    let config = &with_docker(config, all_steps(pipeline).any(has_own_image));
+    let on_engine = on_engine(pipeline, config.engine.docker_url.is_some());
+    let found = if on_engine { Some(engine::find(&config.engine).await?) } else { None };
     // Steps on this host work where their user is.
     let here = std::env::current_dir().context("there is no working directory")?;
     let url = found.as_ref().map(|found| found.url.clone());

@@ -367,6 +367,7 @@ impl Reader {
         let auth_file = self.optional("engine.registry-auth-file", parse::readable_file);
         Engine {
             url: self.optional("engine.url", parse::engine_url),
+            docker_url: self.optional("engine.docker-url", parse::engine_url),
             user_socket: environment.runtime_dir().map(|dir| dir.join("podman/podman.sock")),
             program: environment.program("podman"),
             uid_mapper: environment.program("newuidmap"),

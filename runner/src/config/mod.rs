@@ -229,6 +229,8 @@ pub enum StreamProtocol {
 pub struct Engine {
     /// Its service, where it was said.
     pub url: Option<EngineUrl>,
+    /// The Docker engine of steps that have an image of their own; podman runs them where there is none.
+    pub docker_url: Option<EngineUrl>,
     /// The rootless socket of this user, tried first where nothing was said.
     pub user_socket: Option<PathBuf>,
     /// The podman program on the path, for a service of our own.
@@ -249,7 +251,7 @@ pub struct Engine {
     pub shared_dirs: Vec<PathBuf>,
 }
 
-/// Where a podman service answers.
+/// Where a container engine answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineUrl {
     /// A socket.

@@ -125,6 +125,9 @@ pub const SETTINGS: &[Setting] = &[
     plain("engine.url", "CONTAINER_ENGINE_URL", None,
         "The podman service: `unix:///path`, `http://host:port` or `tcp://host:port`.")
         .words("the rootless socket of the user; else a service of our own; else `http://localhost:8080`"),
+    plain("engine.docker-url", "BOB_DOCKER_URL", None,
+        "The Docker engine that runs the jobs of executor docker which have an image of their own: `unix:///path`, `http://host:port` or `tcp://host:port`.")
+        .words("none: podman runs them"),
     plain("engine.network", "BOB_NETWORK", None, "The network of steps that name none.")
         .words("the engine's own"),
     plain("engine.pull-policy", "BOB_PULL_POLICY", Some("missing"),

@@ -8,6 +8,7 @@ use protocol::id::RunId;
 use protocol::pipeline::ExecutorKind;
 use protocol::time::Millis;
 
+use super::job::own_image;
 use crate::ports::{
     BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, Left, LogSink,
     Ran, Remote, RunScope, StepSpec, StopSignal, Workspace,
@@ -17,6 +18,8 @@ use crate::ports::{
 pub struct Executors {
     /// None where no step is to run on one.
     engine: Option<Arc<dyn Executor>>,
+    /// Where steps go that have an image of their own; none where that is the engine too.
+    lone: Option<Arc<dyn Executor>>,
     local: Arc<dyn Executor>,
     remote: BTreeMap<&'static str, Arc<dyn Remote>>,
 }
@@ -37,7 +40,14 @@ impl Executors {
     /// A container engine, where there is one, and the host itself.
     #[must_use]
     pub fn new(engine: Option<Arc<dyn Executor>>, local: Arc<dyn Executor>) -> Self {
-        Self { engine, local, remote: BTreeMap::new() }
+        Self { engine, lone: None, local, remote: BTreeMap::new() }
+    }
+
+    /// Has `lone` run the steps that begin with an image of their own.
+    #[must_use]
+    pub fn with_lone(mut self, lone: Option<Arc<dyn Executor>>) -> Self {
+        self.lone = lone;
+        self
     }
 
     /// Has `remote` run the steps of `kind`.
@@ -49,6 +59,9 @@ impl Executors {
 
     fn of_step(&self, step: &StepSpec) -> Result<Runs<'_>, ExecError> {
         let here = match step.executor {
+            ExecutorKind::Docker if own_image(step).is_some() => {
+                self.lone.as_deref().or(self.engine.as_deref())
+            }
             ExecutorKind::Podman | ExecutorKind::Docker => self.engine.as_deref(),
             ExecutorKind::Local | ExecutorKind::Custom => Some(&*self.local),
             ExecutorKind::Ssh
@@ -66,6 +79,7 @@ impl Executors {
     fn of_workspace(&self, workspace: &Workspace) -> &dyn Executor {
         match workspace {
             Workspace::Image { .. } | Workspace::Container { .. } => self.main(),
+            Workspace::Lone { .. } => self.lone.as_deref().unwrap_or(&*self.local),
             Workspace::Dir(_) | Workspace::None => &*self.local,
         }
     }
@@ -107,6 +121,9 @@ impl Executor for Executors {
         kept: Option<&Checkpoint>,
     ) -> Result<Option<Workspace>, ExecError> {
         let had = self.local.adopt(run, kept).await?;
+        if let Some(lone) = &self.lone {
+            lone.adopt(run, None).await?;
+        }
         let Some(engine) = &self.engine else { return Ok(had) };
         engine.adopt(run, kept).await
     }
@@ -169,26 +186,34 @@ impl Executor for Executors {
 
     async fn clear(&self, run: &RunId) -> Result<(), ExecError> {
         self.local.clear(run).await?;
+        if let Some(lone) = &self.lone {
+            lone.clear(run).await?;
+        }
         let Some(engine) = &self.engine else { return Ok(()) };
         engine.clear(run).await
     }
 
     async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
         self.local.destroy(run).await?;
+        if let Some(lone) = &self.lone {
+            lone.destroy(run).await?;
+        }
         let Some(engine) = &self.engine else { return Ok(()) };
         engine.destroy(run).await
     }
 
     async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {
         let mut all: BTreeSet<Left> = self.local.leftovers().await?.into_iter().collect();
-        if let Some(engine) = &self.engine {
+        for engine in self.engine.iter().chain(&self.lone) {
             all.extend(engine.leftovers().await?);
         }
         Ok(all.into_iter().collect())
     }
 
     async fn answers(&self) -> Result<(), ExecError> {
-        self.main().answers().await
+        self.main().answers().await?;
+        let Some(lone) = &self.lone else { return Ok(()) };
+        lone.answers().await
     }
 
     async fn disk(&self) -> Result<Option<Disk>, ExecError> {

@@ -5,6 +5,7 @@ mod archive;
 mod auth;
 pub mod call;
 mod demux;
+pub mod docker;
 mod given;
 mod job;
 pub mod local;

@@ -107,6 +107,12 @@ pub enum Workspace {
         /// As of the image that it was made from.
         depth: u32,
     },
+    /// A container that has ended, of a step that began with an image of its own: files, and no image
+    /// for others.
+    Lone {
+        /// The id.
+        id: String,
+    },
     /// A directory on the worker's host.
     Dir(std::path::PathBuf),
     /// Nothing.
@@ -119,7 +125,7 @@ impl Workspace {
     pub fn image(&self) -> Option<&str> {
         match self {
             Self::Image { id, .. } => Some(id),
-            Self::Container { .. } | Self::Dir(_) | Self::None => None,
+            Self::Container { .. } | Self::Lone { .. } | Self::Dir(_) | Self::None => None,
         }
     }
 }

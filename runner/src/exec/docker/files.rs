@@ -1,0 +1,62 @@
+//! Files of steps: the directory that is a job's own, and artifacts out of it.
+
+use std::io;
+
+use bollard::query_parameters::{
+    DownloadFromContainerOptionsBuilder, UploadToContainerOptionsBuilder,
+};
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
+
+use super::{Docker, fault};
+use crate::exec::archive::{open_directory_tar, whole_archive};
+use crate::ports::{ByteStream, ExecError, JOB_DIR, Workspace};
+
+impl Docker {
+    /// Lets a user who is not root write to the job's directory: Docker gives a volume to root, where
+    /// podman gives it to the user of the container.
+    pub(super) async fn open_job_dir(&self, id: &str, user: &str) -> Result<(), ExecError> {
+        if ["", "0", "root"].contains(&user.split(':').next().unwrap_or_default()) {
+            return Ok(());
+        }
+        let doing = "making the directory of a job";
+        let failed = |error| self.failed(doing, &error);
+        let (above, name) = JOB_DIR.rsplit_once('/').unwrap_or(("", JOB_DIR));
+        let tar = open_directory_tar(name).await.map_err(|cause| ExecError::Engine {
+            doing: doing.to_owned(),
+            cause: cause.to_string(),
+        })?;
+        let options = UploadToContainerOptionsBuilder::default().path(above).build();
+        let client = self.client().await.map_err(failed)?;
+        let body = bollard::body_full(Bytes::from(tar));
+        client.docker.upload_to_container(id, Some(options), body).await.map_err(failed)
+    }
+
+    /// A tar of what lies at a path of a step's container.
+    pub(super) async fn pack(&self, left: &Workspace, path: &str) -> Result<ByteStream, ExecError> {
+        let failed = |error| self.failed("reading an artifact", &error);
+        let Workspace::Lone { id } = left else {
+            return Err(ExecError::NoSuchPath { path: path.to_owned() });
+        };
+        let whole = if path.starts_with('/') {
+            path.to_owned()
+        } else {
+            let looked = self.look(id).await.map_err(failed)?;
+            let dir = looked.map_or_else(|| "/".to_owned(), |it| it.work_dir().to_owned());
+            format!("{}/{path}", dir.trim_end_matches('/'))
+        };
+        let options = DownloadFromContainerOptionsBuilder::default().path(&whole).build();
+        let docker = &self.client().await.map_err(failed)?.docker;
+        let mut bytes = docker.download_from_container(id, Some(options)).boxed();
+        let first = match bytes.next().await {
+            Some(Err(error)) if fault::status(&error) == Some(404) => {
+                return Err(ExecError::NoSuchPath { path: whole });
+            }
+            Some(Err(error)) => return Err(failed(error)),
+            Some(Ok(first)) => Some(Ok(first)),
+            None => None,
+        };
+        let rest = bytes.map_err(io::Error::other);
+        Ok(whole_archive(futures::stream::iter(first).chain(rest).boxed()))
+    }
+}

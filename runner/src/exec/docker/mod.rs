@@ -1,0 +1,386 @@
+//! Runs steps that have an image of their own in containers of a Docker engine, by its Engine API.
+//!
+//! It keeps no images: a step begins with its image, and what it leaves is its files alone. Steps that
+//! go on from one another's images are podman's business.
+//!
+//! | file | duty |
+//! |---|---|
+//! | `wire` `look` `fault` | the engine's socket, where bollard does not give what we need |
+//! | `create` | what a container is made of |
+//! | `step` `output` `stop` | one step, from its making to its proven end |
+//! | `image` | images: what they say, where they come from |
+//! | `secrets` | what a step is given in memory |
+//! | `files` | artifacts out |
+//! | `remains` | what a worker that is gone has left running |
+//! | `remove` | letting go, by label and never by memory |
+
+mod create;
+mod fault;
+mod files;
+mod image;
+mod look;
+mod output;
+mod remains;
+mod remove;
+mod secrets;
+mod step;
+mod stop;
+mod wire;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use bollard::errors::Error;
+use bollard::models::SystemInfo;
+use bollard::{API_DEFAULT_VERSION, ClientVersion};
+use protocol::id::{Epoch, NodeId, RunId};
+use protocol::time::Millis;
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::OnceCell;
+use tokio_util::task::TaskTracker;
+
+use wire::{Target, Wire};
+
+pub use remains::Remains;
+
+use crate::ports::{
+    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, Left, LogSink,
+    Ran, RunScope, StepSpec, StopSignal, Workspace,
+};
+
+/// The name under which the engine is known.
+pub const NAME: &str = "docker";
+/// How long one answer of the engine may take to begin, in seconds.
+const ANSWERS: u64 = 120;
+
+/// Where the engine is, and what it does where a step says nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Its address: `unix:///path`, `http://host:port` or `tcp://host:port`.
+    pub url: String,
+    /// Files with registry credentials, as podman and docker write them; the first that has an entry
+    /// for a registry holds.
+    pub auth_files: Vec<PathBuf>,
+    /// Whether somebody named the first of them, so that it has to be there.
+    pub auth_asked_for: bool,
+    /// The network of steps that name none; the engine's own default where there is none.
+    pub network: Option<String>,
+    /// The process that makes containers: a label of each.
+    pub worker: Option<NodeId>,
+    /// The directories of the engine's host that steps may have mounted; all where there is no list.
+    pub shared_dirs: Option<Vec<PathBuf>>,
+}
+
+impl Options {
+    /// An engine at an address, and nothing else said.
+    #[must_use]
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            auth_files: Vec::new(),
+            auth_asked_for: false,
+            network: None,
+            worker: None,
+            shared_dirs: None,
+        }
+    }
+}
+
+/// Steps in a Docker engine's containers. Clones are of one executor.
+#[derive(Debug, Clone)]
+pub struct Docker {
+    wire: Arc<Wire>,
+    client: Arc<OnceCell<Client>>,
+    tasks: TaskTracker,
+    auth_files: Vec<PathBuf>,
+    auth_asked_for: bool,
+    network: Option<String>,
+    worker: Option<NodeId>,
+    shared_dirs: Option<Vec<PathBuf>>,
+}
+
+/// An engine that has answered.
+#[derive(Debug)]
+struct Client {
+    docker: bollard::Docker,
+    /// Every path begins with it: the version that both sides speak.
+    prefix: String,
+    is_podman: bool,
+    lacks_init: AtomicBool,
+    cpus: i64,
+    has_limits: bool,
+    id: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Version {
+    api_version: String,
+    #[serde(default)]
+    components: Option<Vec<Component>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Component {
+    name: String,
+}
+
+impl Client {
+    fn has_init(&self) -> bool {
+        !self.lacks_init.load(Ordering::Relaxed)
+    }
+
+    fn lacks_init(&self) {
+        if !self.lacks_init.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "the Docker engine has no init program: steps get SIGTERM as process 1, which most programs ignore; install docker-init (tini)"
+            );
+        }
+    }
+
+    /// Whether limits hold at all.
+    fn limits(&self) -> Result<(), String> {
+        if self.has_limits {
+            return Ok(());
+        }
+        Err("limits cannot be enforced: the Docker engine has no control of cpu or memory on its host (see the warnings of `docker info`)".to_owned())
+    }
+}
+
+/// The version that both sides speak.
+fn spoken(api_version: &str) -> ClientVersion {
+    let part = |text: Option<&str>| text.and_then(|text| text.parse().ok()).unwrap_or_default();
+    let mut parts = api_version.split('.');
+    let (major, minor) = (part(parts.next()), part(parts.next()));
+    let ours = (API_DEFAULT_VERSION.major_version, API_DEFAULT_VERSION.minor_version);
+    let (major_version, minor_version) = (major, minor).min(ours);
+    ClientVersion { major_version, minor_version }
+}
+
+impl Docker {
+    /// An executor on the engine at an address. Nothing is asked of it yet: whether it answers, the
+    /// first call says.
+    ///
+    /// # Errors
+    /// [`ExecError::Unsupported`] where the address is none.
+    pub fn connect(options: Options) -> Result<Self, ExecError> {
+        Ok(Self {
+            wire: Arc::new(Wire::new(&options.url)?),
+            client: Arc::default(),
+            tasks: TaskTracker::new(),
+            auth_files: options.auth_files,
+            auth_asked_for: options.auth_asked_for,
+            network: options.network,
+            worker: options.worker,
+            shared_dirs: options.shared_dirs,
+        })
+    }
+
+    async fn client(&self) -> Result<&Client, Error> {
+        self.client.get_or_try_init(|| self.look_at_engine()).await
+    }
+
+    async fn look_at_engine(&self) -> Result<Client, Error> {
+        let version: Version = self.wire.get("/version").await?;
+        let speaks = spoken(&version.api_version);
+        let docker = match &self.wire.target {
+            Target::Unix(path) => {
+                let path = path.to_string_lossy();
+                bollard::Docker::connect_with_unix(&path, ANSWERS, &speaks)?
+            }
+            Target::Tcp(host) => bollard::Docker::connect_with_http(host, ANSWERS, &speaks)?,
+        };
+        // bollard writes this header in the plain alphabet of base64, and engines read the other.
+        let docker = docker.with_request_modifier(|mut request| {
+            if let Some(auth) = request.headers_mut().get_mut("x-registry-auth") {
+                let text = auth.to_str().unwrap_or_default().replace('+', "-").replace('/', "_");
+                if let Ok(text) = text.parse() {
+                    *auth = text;
+                }
+            }
+            request
+        });
+        let info = docker.info().await?;
+        let mut components = version.components.iter().flatten();
+        let init = info.init_commit.as_ref().and_then(|commit| commit.id.as_deref());
+        Ok(Client {
+            prefix: format!("/v{}.{}", speaks.major_version, speaks.minor_version),
+            is_podman: components.any(|component| component.name.starts_with("Podman")),
+            // What the engine says where it has not found the program.
+            lacks_init: AtomicBool::new(init == Some("N/A")),
+            cpus: info.ncpu.unwrap_or(1).max(1),
+            has_limits: info.memory_limit == Some(true) && info.cpu_cfs_quota == Some(true),
+            id: self.id_of(&info),
+            docker,
+        })
+    }
+
+    /// A stable id of its container store. podman's own is another one each time that it is asked.
+    fn id_of(&self, info: &SystemInfo) -> String {
+        let machine = match self.wire.target {
+            Target::Unix(_) => std::fs::read_to_string("/etc/machine-id").ok(),
+            Target::Tcp(_) => None,
+        };
+        let machine = machine.map(|id| id.trim().to_owned()).filter(|id| !id.is_empty());
+        let machine = machine.or_else(|| info.name.clone()).unwrap_or_default();
+        let root = info.docker_root_dir.as_deref().unwrap_or_default();
+        let digest = Sha256::digest(format!("{machine}\n{root}"));
+        digest.iter().take(16).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+    }
+
+    /// The engine's socket, where it is one of this host.
+    fn socket(&self) -> Option<PathBuf> {
+        match &self.wire.target {
+            Target::Unix(path) => Some(real(path)),
+            Target::Tcp(_) => None,
+        }
+    }
+}
+
+fn real(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}
+
+#[async_trait]
+impl Executor for Docker {
+    async fn info(&self) -> Result<EngineInfo, ExecError> {
+        let client = self.client().await;
+        let client = client.map_err(|error| self.failed("asking what it is", &error))?;
+        let limits_refused = client.limits().err();
+        Ok(EngineInfo { id: client.id.clone(), executor: NAME, checkpoints: false, limits_refused })
+    }
+
+    async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError> {
+        self.image(run, &run.image, stop).await?;
+        Ok(Workspace::None)
+    }
+
+    async fn adopt(
+        &self,
+        run: &RunScope,
+        _kept: Option<&Checkpoint>,
+    ) -> Result<Option<Workspace>, ExecError> {
+        self.end_containers(&run.run, run.epoch).await?;
+        Ok(None)
+    }
+
+    async fn push(
+        &self,
+        _run: &RunScope,
+        _kept: &Workspace,
+        _step: &StepSpec,
+    ) -> Result<Option<String>, ExecError> {
+        Ok(None)
+    }
+
+    async fn run_step(
+        &self,
+        run: &RunScope,
+        _on: &Workspace,
+        step: &StepSpec,
+        gate: Gate,
+        out: Arc<dyn LogSink>,
+        stop: &StopSignal,
+    ) -> Result<Ran, ExecError> {
+        Box::pin(self.step(run, step, gate, &*out, stop)).await
+    }
+
+    async fn checkpoint(
+        &self,
+        run: &RunScope,
+        left: Workspace,
+        _step: &StepSpec,
+    ) -> Result<Workspace, ExecError> {
+        self.discard(run, left).await;
+        Ok(Workspace::None)
+    }
+
+    async fn discard(&self, _run: &RunScope, left: Workspace) {
+        if let Workspace::Lone { id } = left {
+            self.soon(id);
+        }
+    }
+
+    async fn import(
+        &self,
+        _run: &RunScope,
+        _on: &Workspace,
+        at: &str,
+        _tar: ByteStream,
+    ) -> Result<Workspace, ExecError> {
+        Err(ExecError::Unsupported(format!(
+            "nothing can be unpacked at {at} for a step with an image of its own: it begins with that image"
+        )))
+    }
+
+    async fn export(
+        &self,
+        _run: &RunScope,
+        left: &Workspace,
+        path: &str,
+    ) -> Result<ByteStream, ExecError> {
+        self.pack(left, path).await
+    }
+
+    async fn clear(&self, run: &RunId) -> Result<(), ExecError> {
+        self.end_containers(run, Epoch(i64::MAX)).await
+    }
+
+    async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
+        self.end_containers(run, Epoch(i64::MAX)).await
+    }
+
+    async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {
+        self.runs_left().await
+    }
+
+    async fn answers(&self) -> Result<(), ExecError> {
+        let pinged = self.wire.open("/_ping").await;
+        pinged.map(drop).map_err(|error| self.failed("ping", &error))
+    }
+
+    async fn disk(&self) -> Result<Option<Disk>, ExecError> {
+        Ok(None)
+    }
+
+    async fn bases(
+        &self,
+        _used: &BTreeSet<String>,
+        _now: Millis,
+    ) -> Result<Vec<BaseImage>, ExecError> {
+        Ok(Vec::new())
+    }
+
+    async fn remove_base(&self, _image: &BaseImage) -> Result<bool, ExecError> {
+        Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_sides_speak_the_older_version_of_the_two() {
+        let of = |text: &str| {
+            let version = spoken(text);
+            (version.major_version, version.minor_version)
+        };
+        assert_eq!(of("1.41"), (1, 41));
+        let ours = (API_DEFAULT_VERSION.major_version, API_DEFAULT_VERSION.minor_version);
+        assert_eq!(of("1.999"), ours);
+    }
+
+    #[tokio::test]
+    async fn an_engine_that_is_not_there_is_named() {
+        let docker = Docker::connect(Options::new("unix:///nowhere/docker.sock")).unwrap();
+        let error = docker.info().await.unwrap_err();
+        assert!(matches!(error, ExecError::Unreachable { .. }), "{error}");
+        assert!(error.to_string().contains("unix:///nowhere/docker.sock"), "{error}");
+    }
+}

@@ -1,0 +1,169 @@
+//! A step's output on its way to the sink, and what is known once it has ended.
+//!
+//! The end of the attached connection says nothing by itself: the step may have ended, or the engine.
+//! So the container is always looked at; and where it still runs, or the engine was away, what is missing
+//! comes from the engine's own copy of the output, once the step has ended.
+
+use std::time::Duration;
+
+use bollard::errors::Error;
+use bytes::Bytes;
+use http_body_util::BodyExt as _;
+use protocol::event::LogStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::time::{Instant, sleep};
+
+use super::look::{Container, Life};
+use super::{Docker, fault};
+use crate::exec::demux::{Demux, Piece, Seen};
+use crate::ports::{ExecError, LogSink};
+
+const READ_BYTES: usize = 32 * 1024;
+/// How long an engine that went away while a step ran is waited for.
+const PATIENCE: Duration = Duration::from_secs(120);
+const SLOWEST_POLL: Duration = Duration::from_millis(500);
+
+/// The first bytes of a step's standard error: the engine's init says there that it could not start
+/// the command.
+#[derive(Debug, Default)]
+pub(super) struct Beginning {
+    pub(super) stderr: Vec<u8>,
+    pub(super) total: u64,
+}
+
+impl Beginning {
+    const KEPT: usize = 512;
+
+    fn add(&mut self, piece: &Piece) {
+        self.total += piece.bytes.len() as u64;
+        if piece.stream == LogStream::Stderr {
+            let free = Self::KEPT.saturating_sub(self.stderr.len()).min(piece.bytes.len());
+            self.stderr.extend_from_slice(&piece.bytes[..free]);
+        }
+    }
+}
+
+/// What follows a step from its start to its end.
+pub(super) struct Follower<'a> {
+    pub(super) docker: &'a Docker,
+    pub(super) id: &'a str,
+    pub(super) out: &'a dyn LogSink,
+    pub(super) seen: Seen,
+    pub(super) beginning: Beginning,
+    /// The step has a terminal: nothing of its one stream is framed.
+    pub(super) raw: bool,
+    /// The engine was away while the step ran.
+    pub(super) went: bool,
+}
+
+impl Follower<'_> {
+    /// Passes the output on until the step has ended; its container then.
+    pub(super) async fn follow(
+        &mut self,
+        from: impl AsyncRead + Unpin,
+    ) -> Result<Container, ExecError> {
+        let mut whole = self.pump(from).await;
+        let mut until = Instant::now() + PATIENCE;
+        let mut pause = Duration::from_millis(1);
+        loop {
+            match self.docker.look(self.id).await {
+                Ok(Some(container)) => match container.life() {
+                    Life::Ended => {
+                        if !whole || self.went {
+                            self.catch_up().await?;
+                        }
+                        return Ok(container);
+                    }
+                    Life::Running => {
+                        // It may be about to end, or something between us has closed the connection.
+                        whole = false;
+                        until = Instant::now() + PATIENCE;
+                    }
+                    Life::Going => return Err(self.gone()),
+                    Life::NotStarted => {
+                        return Err(ExecError::Engine {
+                            doing: "looking at a step".into(),
+                            cause: format!("container {} was started and is not", self.id),
+                        });
+                    }
+                },
+                Ok(None) => return Err(self.gone()),
+                Err(error) if fault::is_away(&error) && Instant::now() < until => {
+                    tracing::warn!(container.id = self.id, %error, "the Docker engine is away while a step runs");
+                    self.went = true;
+                }
+                Err(error) => return Err(self.docker.failed("looking at a step", &error)),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(SLOWEST_POLL);
+        }
+    }
+
+    fn gone(&self) -> ExecError {
+        ExecError::Engine {
+            doing: "looking at a step".into(),
+            cause: format!("container {} was removed by somebody else", self.id),
+        }
+    }
+
+    /// Whether the output ended with a whole frame.
+    async fn pump(&mut self, mut from: impl AsyncRead + Unpin) -> bool {
+        let mut demux = Demux::of(self.raw);
+        let mut buffer = vec![0; READ_BYTES];
+        let mut pieces = Vec::new();
+        loop {
+            let read = match from.read(&mut buffer).await {
+                Ok(0) => return demux.is_whole(),
+                Ok(read) => read,
+                Err(_) => return false,
+            };
+            let fed = demux.feed(&buffer[..read], &mut pieces);
+            for piece in pieces.drain(..) {
+                self.pass(piece).await;
+            }
+            if let Err(bad) = fed {
+                tracing::warn!(container.id = self.id, %bad, "the rest of the step's output is read at its end");
+                return false;
+            }
+        }
+    }
+
+    async fn pass(&mut self, piece: Piece) {
+        self.seen.add(&piece);
+        self.beginning.add(&piece);
+        self.out.write(piece.stream, Bytes::from(piece.bytes)).await;
+    }
+
+    /// Passes on what the engine has kept of the output and was not passed on yet.
+    async fn catch_up(&mut self) -> Result<(), ExecError> {
+        let read = self.read_copy().await;
+        read.map_err(|error| {
+            self.docker.failed("reading what is missing of a step's output", &error)
+        })
+    }
+
+    async fn read_copy(&mut self) -> Result<(), Error> {
+        let prefix = &self.docker.client().await?.prefix;
+        let path =
+            format!("{prefix}/containers/{}/logs?follow=false&stdout=true&stderr=true", self.id);
+        let mut body = self.docker.wire.open(&path).await?;
+        let (mut skip, mut demux, mut pieces) = (self.seen, Demux::of(self.raw), Vec::new());
+        while let Some(frame) = body.frame().await {
+            let Ok(bytes) = frame?.into_data() else { continue };
+            let fed = demux.feed(&bytes, &mut pieces);
+            for piece in pieces.drain(..) {
+                if let Some(piece) = skip.skip(piece) {
+                    self.pass(piece).await;
+                }
+            }
+            fed.map_err(std::io::Error::other)?;
+        }
+        if skip.is_left() {
+            tracing::warn!(
+                container.id = self.id,
+                "the engine kept less of the step's output than came before it went away"
+            );
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,77 @@
+//! What a worker that is gone, or stands still, has left running.
+
+use protocol::id::NodeId;
+use protocol::names;
+
+use super::look::{Life, Listed};
+use super::{Docker, Options};
+use crate::exec::podman::Seen;
+use crate::ports::ExecError;
+
+/// The containers of one worker on a Docker engine.
+#[derive(Debug)]
+pub struct Remains {
+    docker: Docker,
+    worker: NodeId,
+}
+
+fn seen(listed: Vec<Listed>) -> Seen {
+    let mut seen = Seen::default();
+    for container in listed.into_iter().filter(|container| container.run().is_some()) {
+        match container.life() {
+            Life::Running => seen.running.push(container.id),
+            Life::NotStarted => seen.made += 1,
+            Life::Ended | Life::Going => {}
+        }
+    }
+    seen
+}
+
+impl Remains {
+    /// Those of a worker on the engine at an address. Nothing is asked of it yet.
+    ///
+    /// # Errors
+    /// [`ExecError::Unsupported`] where the address is none.
+    pub fn of(worker: NodeId, url: &str) -> Result<Self, ExecError> {
+        Ok(Self { docker: Docker::connect(Options::new(url))?, worker })
+    }
+
+    /// Looks what is there.
+    ///
+    /// # Errors
+    /// [`ExecError`] where the engine does not say.
+    pub async fn look(&self) -> Result<Seen, ExecError> {
+        let listed = self.docker.list(&format!("{}={}", names::LABEL_WORKER, self.worker)).await;
+        listed.map(seen).map_err(|error| self.docker.failed("listing containers", &error))
+    }
+
+    /// Kills containers, without grace. What has ended meanwhile, or is gone, has no need of it.
+    ///
+    /// # Errors
+    /// The last [`ExecError`], where not all of them could be.
+    pub async fn kill(&self, ids: &[String]) -> Result<(), ExecError> {
+        let kills = ids.iter().map(|id| self.docker.signal(id, "SIGKILL"));
+        let killed = futures::future::join_all(kills).await;
+        killed.into_iter().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_what_a_worker_started_for_a_step_is_seen() {
+        let labels = json!({ "bob.run": "r-1", "bob.worker": "n" });
+        let list = json!([
+            { "Id": "runs", "Names": ["/bob-r-1-0"], "Labels": labels, "State": "running" },
+            { "Id": "is made", "Names": ["/bob-r-1-1"], "Labels": labels, "State": "created" },
+            { "Id": "has ended", "Names": ["/bob-r-1-2"], "Labels": labels, "State": "exited" },
+            { "Id": "somebody's", "Names": ["/eager_lamport"], "Labels": labels, "State": "running" },
+        ]);
+        let seen = seen(serde_json::from_value(list).unwrap());
+        assert_eq!(seen, Seen { running: vec!["runs".into()], made: 1 });
+    }
+}

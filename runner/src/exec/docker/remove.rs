@@ -1,0 +1,84 @@
+//! Letting go, by label and never by memory.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bollard::errors::Error;
+use bollard::query_parameters::RemoveContainerOptionsBuilder;
+use futures::StreamExt as _;
+use protocol::id::{Epoch, RunId};
+use protocol::names;
+use tokio::time::{Instant, sleep};
+
+use super::{Docker, fault};
+use crate::ports::{ExecError, Left};
+
+/// How many containers of one run are removed at a time.
+const AT_A_TIME: usize = 4;
+/// How long a run's things may resist.
+const WITHIN: Duration = Duration::from_secs(60);
+const SLOWEST: Duration = Duration::from_secs(2);
+
+impl Docker {
+    /// Removes a container and the nameless volumes that it has, running or not; it is gone afterwards.
+    pub(super) async fn remove(&self, id: &str) -> Result<(), Error> {
+        let until = Instant::now() + WITHIN;
+        let mut pause = Duration::from_millis(20);
+        loop {
+            let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+            let removed = self.client().await?.docker.remove_container(id, Some(options)).await;
+            match removed {
+                Ok(()) => return Ok(()),
+                Err(error) if fault::is_gone(&error) => return Ok(()),
+                // Somebody else is about it, or the engine is not done with its last command.
+                Err(error) if fault::status(&error).is_some() && Instant::now() < until => {
+                    tracing::debug!(container.id = id, %error, "removing once more");
+                }
+                Err(error) => return Err(error),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(SLOWEST);
+        }
+    }
+
+    /// Removes a container off the critical path. What fails is left to the end of its run.
+    pub(super) fn soon(&self, id: String) {
+        let docker = self.clone();
+        drop(self.tasks.spawn(async move {
+            if let Err(error) = docker.remove(&id).await {
+                tracing::debug!(container.id = id, %error, "a container is left to the end of its run");
+            }
+        }));
+    }
+
+    /// Removes the containers that owners up to this one have made of a run: this is where an earlier
+    /// owner's work ends, and where one that wakes up late does no harm to its follower's.
+    pub(super) async fn end_containers(&self, run: &RunId, up_to: Epoch) -> Result<(), ExecError> {
+        let failed = |error: Error| self.failed("removing what is left of a run", &error);
+        let listed = self.list(&format!("{}={run}", names::LABEL_RUN)).await.map_err(failed)?;
+        let theirs = listed.into_iter().filter(|container| !container.is_of_later(up_to));
+        let mut removals = futures::stream::iter(theirs)
+            .map(|container| async move { self.remove(&container.id).await })
+            .buffer_unordered(AT_A_TIME);
+        let mut resisted = Ok(());
+        while let Some(removed) = removals.next().await {
+            if let Err(error) = removed {
+                resisted = Err(failed(error));
+            }
+        }
+        resisted
+    }
+
+    /// The runs of which something is left.
+    pub(super) async fn runs_left(&self) -> Result<Vec<Left>, ExecError> {
+        let listed = self.list(names::LABEL_RUN).await;
+        let listed = listed.map_err(|error| self.failed("listing containers", &error))?;
+        let mut left: BTreeMap<RunId, Option<String>> = BTreeMap::new();
+        for container in &listed {
+            let Some(run) = container.run() else { continue };
+            let cluster = left.entry(run).or_default();
+            *cluster = cluster.take().or_else(|| container.label(names::LABEL_CLUSTER).cloned());
+        }
+        Ok(left.into_iter().map(|(run, cluster)| Left { run, cluster }).collect())
+    }
+}

@@ -1,0 +1,90 @@
+//! The secrets of a step, on their way into its container.
+//!
+//! A Docker engine mounts a tmpfs only when it starts the container, and its archives do not reach one
+//! then. So the secrets go over standard input to a shell in front of the command, which writes them to
+//! files in memory and then starts the command with an empty input. Nothing of them is in the engine's
+//! description of the container or on its disk; the image needs `sh`. With a terminal there is no way:
+//! what is typed there is shown.
+
+use std::fmt::Write as _;
+
+use crate::exec::given::{DIR, exports};
+use crate::ports::{ExecError, Given, StepSpec};
+
+/// Takes pairs of lines, a name and what `printf %b` makes the value of, up to an empty name.
+const RECEIVE: &str = r#"__bob_mask=$(umask) && umask 0377 || exit 126
+while IFS= read -r __bob_name && [ -n "$__bob_name" ]; do
+  IFS= read -r __bob_value && printf %b "$__bob_value" >"$__bob_dir/$__bob_name" || exit 126
+done
+umask "$__bob_mask" || exit 126
+unset __bob_mask __bob_name __bob_value __bob_dir
+"#;
+
+/// What a command goes through that is given secrets.
+pub(super) fn receiving(given: &[Given]) -> Vec<String> {
+    let exports = exports(given);
+    let program = format!("__bob_dir={DIR}\n{RECEIVE}{exports}exec \"$@\" </dev/null");
+    ["sh", "-c", &program, "sh"].map(str::to_owned).to_vec()
+}
+
+/// The secrets as that shell takes them.
+pub(super) fn written(given: &[Given]) -> Vec<u8> {
+    let mut text = String::new();
+    for Given { name, value, .. } in given {
+        text.push_str(name);
+        text.push('\n');
+        for byte in value.expose() {
+            if byte.is_ascii_alphanumeric() {
+                text.push(char::from(*byte));
+            } else {
+                // A text takes all that is written to it.
+                write!(text, "\\0{byte:03o}").ok();
+            }
+        }
+        text.push('\n');
+    }
+    text.push('\n');
+    text.into_bytes()
+}
+
+/// Whether a step can be given its secrets.
+pub(super) fn can_be_given(step: &StepSpec, has_tty: bool) -> Result<(), ExecError> {
+    if step.secrets.given.is_empty() || !has_tty {
+        return Ok(());
+    }
+    Err(ExecError::Unsupported(format!(
+        "step {} has a terminal and secrets, and a Docker engine can hand it none without showing them: leave `tty` out, or unset BOB_DOCKER_URL to have podman run it",
+        step.name
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exec::job::tests::docker_step;
+    use crate::ports::{Secret, StepSecrets};
+    use serde_json::json;
+
+    fn given(value: &[u8]) -> Vec<Given> {
+        vec![Given { name: "a b".into(), env: Some("A".into()), value: Secret::new(value) }]
+    }
+
+    #[test]
+    fn the_command_says_nothing_of_a_secret_and_the_input_every_byte_of_it() {
+        let words = receiving(&given(b"hunter2"));
+        assert!(words[2].ends_with("exec \"$@\" </dev/null"), "{words:?}");
+        assert!(!words.concat().contains("hunter2"));
+        let written = String::from_utf8(written(&given(b"a\n\\0\xff"))).unwrap();
+        assert_eq!(written, "a b\na\\0012\\01340\\0377\n\n");
+    }
+
+    #[test]
+    fn a_step_with_a_terminal_is_given_none() {
+        let with = json!({ "image": "i", "tty": true });
+        let secrets = StepSecrets { given: given(b"x"), forbidden: None };
+        let step = StepSpec { secrets, ..docker_step(with) };
+        let said = can_be_given(&step, true).unwrap_err().to_string();
+        assert!(said.contains(step.name.as_str()) && said.contains("tty"), "{said}");
+        assert!(can_be_given(&step, false).is_ok());
+    }
+}

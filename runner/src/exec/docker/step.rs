@@ -1,0 +1,331 @@
+//! Runs one step: made and attached to while the gate is closed, started when it opens.
+
+use std::time::Duration;
+
+use bollard::errors::Error;
+use bollard::models::ContainerCreateBody;
+use bollard::query_parameters::CreateContainerOptionsBuilder;
+use futures::future::join;
+use tokio::io::AsyncWriteExt as _;
+
+use super::create::{self, Ground};
+use super::look::Container;
+use super::output::{Beginning, Follower};
+use super::wire::Attached;
+use super::{Docker, fault, secrets};
+use crate::exec::demux::Seen;
+use crate::exec::job::{Asked, Source, container_name, own_image};
+use crate::ports::{
+    ExecError, Exit, Gate, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
+};
+
+/// How often a container's name is freed for a new one.
+const NAMING: u32 = 5;
+const KILLED: i32 = 137;
+
+/// A container that waits for its start.
+struct Ready {
+    id: String,
+    attached: Attached,
+    has_tty: bool,
+}
+
+impl Docker {
+    pub(super) async fn step(
+        &self,
+        run: &RunScope,
+        step: &StepSpec,
+        mut gate: Gate,
+        out: &dyn LogSink,
+        stop: &StopSignal,
+    ) -> Result<Ran, ExecError> {
+        let image = own_image(step).unwrap_or(&run.image);
+        let image = self.image(run, image, stop).await?;
+        let opened = async {
+            tokio::select! {
+                biased;
+                open = gate.opened() => open,
+                _ = stop.above(StopLevel::Run) => false,
+            }
+        };
+        let (ready, open) = join(self.ready(run, step, image), opened).await;
+        let ready = ready?;
+        let id = ready.id.clone();
+        if !open || stop.level() > StopLevel::Run || !gate.stands() {
+            self.soon(id);
+            return Err(ExecError::NotStarted);
+        }
+        match self.started(step, ready, out, stop).await {
+            Ok(Some(exit)) => Ok(Ran::new(exit, Workspace::Lone { id })),
+            Ok(None) => Ok(Ran::new(Exit { code: KILLED, oom: false }, Workspace::None)),
+            Err(error) => {
+                // Whatever it was, nothing of the step may go on.
+                self.soon(id);
+                Err(error)
+            }
+        }
+    }
+
+    async fn ready(
+        &self,
+        run: &RunScope,
+        step: &StepSpec,
+        image: bollard::models::ImageInspect,
+    ) -> Result<Ready, ExecError> {
+        let client =
+            self.client().await.map_err(|error| self.failed("asking what it is", &error))?;
+        if step.limits.cpu.is_some() || step.limits.mem.is_some() {
+            client.limits().map_err(ExecError::Unsupported)?;
+        }
+        let asked = Asked::of(step, self.shared_dirs.as_deref())?;
+        self.hands_no_engine(step, &asked)?;
+        secrets::can_be_given(step, asked.tty)?;
+        let has_tty = asked.tty;
+        let config = image.config.unwrap_or_default();
+        let user = config.user.clone().unwrap_or_default();
+        let ground = Ground {
+            client,
+            image: image.id.unwrap_or_else(|| run.image.clone()),
+            config,
+            network: step.network.as_ref().or(self.network.as_ref()),
+            worker: self.worker.as_ref(),
+        };
+        let body = create::body(&ground, run, step, asked)?;
+        let id = self.create(run, step, body).await?;
+        let prepared = async {
+            self.open_job_dir(&id, &user).await?;
+            let gives = !step.secrets.given.is_empty();
+            let path = format!(
+                "{}/containers/{id}/attach?stream=true&stdout=true&stderr=true&logs=false&stdin={gives}",
+                client.prefix
+            );
+            self.wire.upgrade(&path).await.map_err(|error| self.not_started(step, &error))
+        };
+        match prepared.await {
+            Ok(attached) => Ok(Ready { id, attached, has_tty }),
+            Err(error) => {
+                self.soon(id);
+                Err(error)
+            }
+        }
+    }
+
+    /// Refuses a directory in which the engine's own socket lies.
+    fn hands_no_engine(&self, step: &StepSpec, asked: &Asked) -> Result<(), ExecError> {
+        let Some(socket) = self.socket() else { return Ok(()) };
+        for mount in &asked.mounts {
+            if let Source::Dir(dir) = &mount.source
+                && socket.starts_with(dir)
+            {
+                return Err(ExecError::Unsupported(format!(
+                    "step {}: mount {:?} would hand a container engine's socket to the step",
+                    step.name,
+                    dir.display().to_string()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a container, whatever stands in its way: an older one of the same name, or an engine
+    /// without an init.
+    async fn create(
+        &self,
+        run: &RunScope,
+        step: &StepSpec,
+        mut body: ContainerCreateBody,
+    ) -> Result<String, ExecError> {
+        let doing = "making a step's container";
+        let name = container_name(&run.run, step.position);
+        let client = self.client().await.map_err(|error| self.failed(doing, &error))?;
+        let mut tries = 0;
+        loop {
+            let options = CreateContainerOptionsBuilder::default().name(&name).build();
+            let error = match client.docker.create_container(Some(options), body.clone()).await {
+                Ok(made) => return Ok(made.id),
+                Err(error) => error,
+            };
+            tries += 1;
+            let said = fault::refusal(&error);
+            let has_init = body.host_config.as_ref().is_some_and(|host| host.init == Some(true));
+            if said.contains("already in use") && tries < NAMING {
+                self.free_name(run, &name, tries).await?;
+            } else if has_init && is_about_init(said) {
+                client.lacks_init();
+                if let Some(host) = &mut body.host_config {
+                    host.init = Some(false);
+                }
+            } else if fault::status(&error) == Some(404) && said.contains("image") {
+                return Err(ExecError::Image {
+                    image: own_image(step).unwrap_or(&run.image).to_owned(),
+                    cause: format!("it is gone from the engine: {said}"),
+                });
+            } else {
+                return Err(self.failed(doing, &error));
+            }
+        }
+    }
+
+    /// Removes what has a step's name: the container of an earlier attempt, or of an owner that lost
+    /// the run. Where it is that of a later owner, it is we who have lost it.
+    async fn free_name(&self, run: &RunScope, name: &str, tries: u32) -> Result<(), ExecError> {
+        let at = |error: Error| self.failed("removing an older container", &error);
+        let Some(there) = self.look(name).await.map_err(at)? else {
+            // Somebody is about to make it, or has just removed it.
+            tokio::time::sleep(Duration::from_millis(200) * tries).await;
+            return Ok(());
+        };
+        if there.is_of_later(run.epoch) {
+            return Err(ExecError::NotStarted);
+        }
+        self.remove(&there.id).await.map_err(at)
+    }
+
+    /// From the start to the end; `None` where the container had to be removed to end it.
+    async fn started(
+        &self,
+        step: &StepSpec,
+        ready: Ready,
+        out: &dyn LogSink,
+        stop: &StopSignal,
+    ) -> Result<Option<Exit>, ExecError> {
+        let Ready { id, attached, has_tty } = ready;
+        let start = async { self.client().await?.docker.start_container(&id, None).await };
+        start.await.map_err(|error| self.not_started(step, &error))?;
+        let (output, mut input) = tokio::io::split(attached);
+        let mut follower = Follower {
+            docker: self,
+            id: &id,
+            out,
+            seen: Seen::default(),
+            beginning: Beginning::default(),
+            raw: has_tty,
+            went: false,
+        };
+        let giving = async {
+            if !step.secrets.given.is_empty() {
+                // One that ends before it has read them shows that by its end.
+                input.write_all(&secrets::written(&step.secrets.given)).await.ok();
+                input.shutdown().await.ok();
+            }
+        };
+        let ended = {
+            // One that ends without having read them ends all the same.
+            let following = async {
+                let mut following = std::pin::pin!(follower.follow(output));
+                tokio::select! {
+                    ended = &mut following => ended,
+                    () = giving => following.await,
+                }
+            };
+            tokio::select! {
+                ended = following => ended?,
+                removed = self.obey(&id, stop) => return removed.map(|super::stop::Removed| None),
+            }
+        };
+        if let Some((cause, code)) = init_failed(&ended, &follower.beginning) {
+            return Err(ExecError::Start { step: step.name.clone(), cause, code });
+        }
+        // An engine that restarts ends what it runs, unless it is told to keep it.
+        if follower.went && stop.level() == StopLevel::Run && is_of_engine(ended.exit_code()) {
+            return Err(ExecError::Unreachable {
+                at: self.wire.address.clone(),
+                cause: format!(
+                    "it went away while step {} ran, and ended it with {}",
+                    step.name,
+                    ended.exit_code()
+                ),
+            });
+        }
+        Ok(Some(Exit { code: ended.exit_code(), oom: ended.oom() }))
+    }
+
+    /// What it means that a container could not be made ready or started.
+    fn not_started(&self, step: &StepSpec, error: &Error) -> ExecError {
+        let said = fault::refusal(error);
+        let words = step.words.join(" ");
+        let start = |cause: String, code| ExecError::Start { step: step.name.clone(), cause, code };
+        if said.is_empty() || fault::no_space(said) {
+            return self.failed("starting a step", error);
+        }
+        if is_about_init(said)
+            && let Some(client) = self.client.get()
+        {
+            // The next one is made without.
+            client.lacks_init();
+            return self.failed("starting a step behind the engine's init", error);
+        }
+        if said.contains("workdir") || said.contains("chdir to") {
+            let dir = step.work_dir.as_deref().unwrap_or("/");
+            return start(format!("there is no working directory {dir} in its container"), 126);
+        }
+        if said.contains("passwd file") || said.contains("unable to find user") {
+            return start(format!("its image has no such user: {said}"), 126);
+        }
+        if said.contains("not found in $PATH") || said.contains("no such file or directory") {
+            return start(format!("there is no program for `{words}` in its image"), 127);
+        }
+        if said.contains("permission denied") {
+            return start(format!("`{words}` may not be executed in its image"), 126);
+        }
+        self.failed("starting a step", error)
+    }
+}
+
+fn is_about_init(said: &str) -> bool {
+    ["docker-init", "catatonit", "init binary", "container-init"].iter().any(|it| said.contains(it))
+}
+
+/// Whether an exit code may be what an engine makes of a container that it ends itself.
+fn is_of_engine(code: i32) -> bool {
+    [137, 143, 255].contains(&code)
+}
+
+/// Whether the command never ran, because the init in front of it (tini, or podman's catatonit) could
+/// not start it: the engine takes that for the command's own end.
+fn init_failed(ended: &Container, beginning: &Beginning) -> Option<(String, i32)> {
+    if ended.exit_code() == 0 || beginning.total != beginning.stderr.len() as u64 {
+        return None;
+    }
+    let line = std::str::from_utf8(&beginning.stderr).ok()?.strip_suffix('\n')?;
+    let cause = if line.starts_with("[FATAL tini (") {
+        line.split_once(" exec ")?.1.rsplit_once(" failed: ")?.1
+    } else {
+        let (init, cause) = line.split_once("failed to exec pid1: ")?;
+        init.starts_with("ERROR (catatonit:").then_some(cause)?
+    };
+    if line.contains('\n') {
+        return None;
+    }
+    let code = if cause.starts_with("No such file") { 127 } else { 126 };
+    Some((format!("its command cannot be executed in its image: {cause}"), code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(code: i32, stderr: &str, more: u64) -> Option<(String, i32)> {
+        let json = format!(r#"{{"State":{{"Status":"exited","ExitCode":{code}}}}}"#);
+        let ended = serde_json::from_str(&json).unwrap();
+        let total = stderr.len() as u64 + more;
+        init_failed(&ended, &Beginning { stderr: stderr.as_bytes().to_vec(), total })
+    }
+
+    #[test]
+    fn a_command_that_the_init_cannot_start_is_told_from_one_that_fails() {
+        let tini = "[FATAL tini (7)] exec nosuch failed: No such file or directory\n";
+        let podman = "ERROR (catatonit:2): failed to exec pid1: Permission denied\n";
+        assert_eq!(failed(127, tini, 0).unwrap().1, 127);
+        assert_eq!(failed(1, podman, 0).unwrap().1, 126);
+        for (code, stderr, more) in [
+            (0, tini, 0),
+            (127, tini, 1),
+            (127, "exec nosuch failed: No such file\n", 0),
+            (127, "[FATAL tini (7)] exec a failed: No such file\nmore\n", 0),
+            (1, "", 0),
+        ] {
+            assert_eq!(failed(code, stderr, more), None, "{stderr:?}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Ends a started step: SIGTERM, the grace, SIGKILL, and proof that nothing of it runs.
+
+use std::time::Duration;
+
+use bollard::query_parameters::KillContainerOptionsBuilder;
+use tokio::time::{Instant, sleep_until};
+
+use super::look::Life;
+use super::{Docker, fault};
+use crate::ports::{ExecError, StopLevel, StopSignal};
+
+/// How long a killed container may take to be seen as ended before it is removed by force.
+const AFTER_KILL: Duration = Duration::from_secs(10);
+
+/// A step that had to be removed by force: there is nothing left of it to look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Removed;
+
+impl Docker {
+    /// Does what the signal asks for. Goes on for ever where nothing is asked for, or where the step
+    /// has ended by it: that is seen by who follows its output.
+    pub(super) async fn obey(&self, id: &str, stop: &StopSignal) -> Result<Removed, ExecError> {
+        let mut level = StopLevel::Run;
+        let mut kill_at = None;
+        loop {
+            level = tokio::select! {
+                raised = stop.above(level) => raised,
+                () = at(kill_at) => StopLevel::Kill,
+            };
+            match level {
+                StopLevel::Run => {}
+                StopLevel::Stop { grace } => {
+                    let due = Instant::now() + grace;
+                    // A step is asked once; a second wish may only hasten its end.
+                    if kill_at.is_none() {
+                        self.signal(id, "SIGTERM").await?;
+                    }
+                    kill_at = Some(kill_at.map_or(due, |before: Instant| before.min(due)));
+                }
+                StopLevel::Kill => return self.kill(id).await,
+            }
+        }
+    }
+
+    pub(super) async fn signal(&self, id: &str, name: &str) -> Result<(), ExecError> {
+        let options = KillContainerOptionsBuilder::default().signal(name).build();
+        let send = async { self.client().await?.docker.kill_container(id, Some(options)).await };
+        match send.await {
+            Ok(()) => Ok(()),
+            Err(error) if fault::status(&error).is_some() => {
+                // The step may be about to end by itself, which the engine refuses in many words.
+                tracing::warn!(container.id = id, %error, "the engine did not send {name}");
+                Ok(())
+            }
+            Err(error) => Err(self.failed("stopping a step", &error)),
+        }
+    }
+
+    async fn kill(&self, id: &str) -> Result<Removed, ExecError> {
+        self.signal(id, "SIGKILL").await?;
+        sleep_until(Instant::now() + AFTER_KILL).await;
+        let looked = self.look(id).await;
+        let looked = looked.map_err(|error| self.failed("looking at a killed step", &error))?;
+        if looked.is_some_and(|container| container.life() == Life::Ended) {
+            // It is dead; only its last output is still on its way.
+            return std::future::pending().await;
+        }
+        tracing::warn!(container.id = id, "a killed step is not seen to end: removing it by force");
+        self.remove(id).await.map_err(|error| self.failed("removing a killed step", &error))?;
+        Ok(Removed)
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}

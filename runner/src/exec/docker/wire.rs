@@ -1,0 +1,159 @@
+//! A connection to the engine for what bollard does not give as it is.
+//!
+//! bollard takes the output of a terminal for frames where it happens to begin like one, and fails on
+//! a state that it does not know. So output is read here as the bytes that come, and containers are
+//! looked at for no more than what is needed of them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bollard::errors::Error;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper::header::{CONNECTION, HOST, UPGRADE};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+
+use crate::ports::ExecError;
+
+/// How long the beginning of an answer is waited for.
+const ANSWERS: Duration = Duration::from_secs(60);
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// A started or attached container's streams.
+pub(super) type Attached = TokioIo<hyper::upgrade::Upgraded>;
+
+/// Where the engine is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Target {
+    Unix(PathBuf),
+    Tcp(String),
+}
+
+/// The way to an engine.
+#[derive(Debug)]
+pub(super) struct Wire {
+    pub(super) target: Target,
+    /// As it was given.
+    pub(super) address: String,
+    drivers: TaskTracker,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    message: String,
+}
+
+impl Wire {
+    /// Reads an address: `unix:///path`, `http://host:port` or `tcp://host:port`.
+    pub(super) fn new(address: &str) -> Result<Self, ExecError> {
+        let bad = || {
+            ExecError::Unsupported(format!(
+                "the Docker engine's address {address:?} must be unix:///path, http://host:port or tcp://host:port; set BOB_DOCKER_URL"
+            ))
+        };
+        let target = match address.split_once("://") {
+            Some(("unix", path)) if path.starts_with('/') => Target::Unix(path.into()),
+            Some(("http" | "tcp", rest)) => {
+                let host = rest.trim_end_matches('/');
+                let (name, port) = host.rsplit_once(':').ok_or_else(bad)?;
+                if name.is_empty() || host.contains('/') || port.parse::<u16>().is_err() {
+                    return Err(bad());
+                }
+                Target::Tcp(host.to_owned())
+            }
+            Some(_) | None => return Err(bad()),
+        };
+        Ok(Self { target, address: address.to_owned(), drivers: TaskTracker::new() })
+    }
+
+    async fn connect(&self) -> Result<http1::SendRequest<Full<Bytes>>, Error> {
+        let stream: Box<dyn Stream> = match &self.target {
+            Target::Unix(path) => Box::new(UnixStream::connect(path).await?),
+            Target::Tcp(host) => {
+                let stream = TcpStream::connect(host).await?;
+                stream.set_nodelay(true)?;
+                Box::new(stream)
+            }
+        };
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        // It ends with its sender. What it fails with, the sender's calls fail with too.
+        drop(self.drivers.spawn(connection.with_upgrades()));
+        Ok(sender)
+    }
+
+    async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        is_upgrade: bool,
+    ) -> Result<Response<Incoming>, Error> {
+        let mut request = Request::builder().method(method).uri(path).header(HOST, "engine");
+        if is_upgrade {
+            request = request.header(CONNECTION, "Upgrade").header(UPGRADE, "tcp");
+        }
+        let request = request.body(Full::default())?;
+        let asking = async { Ok(self.connect().await?.send_request(request).await?) };
+        let answer = timeout(ANSWERS, asking).await.unwrap_or(Err(Error::RequestTimeoutError))?;
+        let status = answer.status();
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(answer);
+        }
+        let body = answer.into_body().collect().await?.to_bytes();
+        let message = match serde_json::from_slice::<Refusal>(&body) {
+            Ok(refusal) => refusal.message,
+            // Not every refusal is JSON: a proxy in front of the engine has words of its own.
+            Err(_) => String::from_utf8_lossy(&body).trim().chars().take(500).collect(),
+        };
+        Err(Error::DockerResponseServerError { status_code: status.as_u16(), message })
+    }
+
+    /// An answer as it comes.
+    pub(super) async fn open(&self, path: &str) -> Result<Incoming, Error> {
+        Ok(self.ask(Method::GET, path, false).await?.into_body())
+    }
+
+    /// An answer that is JSON.
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+        let reading = async { Ok(self.open(path).await?.collect().await?.to_bytes()) };
+        let body = timeout(ANSWERS, reading).await.unwrap_or(Err(Error::RequestTimeoutError))?;
+        Ok(serde_json::from_slice(&body)?)
+    }
+
+    /// Turns a connection over to the bytes of a container.
+    pub(super) async fn upgrade(&self, path: &str) -> Result<Attached, Error> {
+        let answer = self.ask(Method::POST, path, true).await?;
+        let status = answer.status();
+        if status != StatusCode::SWITCHING_PROTOCOLS {
+            let message = format!("status {status} to an upgrade");
+            return Err(Error::DockerResponseServerError { status_code: status.as_u16(), message });
+        }
+        Ok(TokioIo::new(hyper::upgrade::on(answer).await?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_a_socket_or_a_host_with_a_port() {
+        for good in ["unix:///run/x.sock", "http://localhost:2375", "tcp://10.0.0.1:1/"] {
+            assert!(Wire::new(good).is_ok(), "{good} was refused");
+        }
+        for bad in ["", "/run/x.sock", "unix://x", "https://h:1", "http://h", "tcp://h:1/p"] {
+            let said = Wire::new(bad).unwrap_err().to_string();
+            assert!(said.contains("BOB_DOCKER_URL"), "{said}");
+        }
+    }
+}
