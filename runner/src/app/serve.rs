@@ -7,8 +7,8 @@ use tracing::info;
 use super::ci::Watch;
 use super::guard::{Keeper, Told};
 use super::{
-    Shutdown, Unavailable, cluster_ports, embedded_ports, engine, make_dir, new_node,
-    worker_options,
+    Shutdown, Unavailable, cluster_ports, embedded_ports, engine, executors::with_docker, make_dir,
+    new_node, worker_options,
 };
 use crate::config::{Config, LogFormat, Mode};
 use crate::telemetry::{self, Form};
@@ -21,6 +21,7 @@ use crate::worker::Worker;
 /// [`OutOfOrder`](crate::worker::OutOfOrder) where the worker had to be broken off.
 pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let node = new_node();
+    let config = &with_docker(config, config.worker.executors.contains(&ExecutorKind::Docker));
     // A worker that runs nothing on an engine needs none.
     let on_engine = [ExecutorKind::Podman, ExecutorKind::Docker]
         .iter()
@@ -47,7 +48,7 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
         .map_err(|cause| Unavailable::because(&cause))?;
     let keeper = match config.mode {
         // What runs on this host has supervisors of its own.
-        Mode::Cluster => url.map(|url| Keeper::start(told(config, &node, url))),
+        Mode::Cluster => told(config, &node, url).map(Keeper::start),
         // No other process knows this store, as with `run FILE`: nobody can go on with a run while
         // something of it still runs, and whoever works on the store next ends that first.
         Mode::Embedded => None,
@@ -79,17 +80,22 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
     Ok(worked?)
 }
 
-/// What the guard of this process is told.
-fn told(config: &Config, node: &NodeId, engine: String) -> Told {
+/// What the guard of this process is told, where there is something to guard.
+fn told(config: &Config, node: &NodeId, engine: Option<String>) -> Option<Told> {
+    let docker = config.engine.docker_url.as_ref().map(ToString::to_string);
+    if engine.is_none() && docker.is_none() {
+        return None;
+    }
     let form = config.log.format.map(|format| match format {
         LogFormat::Text => Form::Text,
         LogFormat::Json => Form::Json,
         LogFormat::Ci => Form::Ci,
     });
-    Told {
+    Some(Told {
         worker: node.clone(),
         engine,
+        docker,
         level: config.log.level.as_str(),
         form: telemetry::form_of(form),
-    }
+    })
 }

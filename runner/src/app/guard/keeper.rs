@@ -34,8 +34,10 @@ const ENDS_WITHIN: Duration = Duration::from_secs(5);
 pub struct Told {
     /// Whom it guards.
     pub worker: NodeId,
-    /// Where the engine is.
-    pub engine: String,
+    /// Where the engine is, where there is one.
+    pub engine: Option<String>,
+    /// Where the Docker engine is, where there is one.
+    pub docker: Option<String>,
     /// The least that its log tells.
     pub level: &'static str,
     /// How its log is written.
@@ -88,7 +90,12 @@ impl Line {
     fn lead_to(&self, pipe: File) {
         let mut end = self.end();
         end.pipe = Some(pipe);
-        self.say(&mut end, &Word::Engine(self.told.engine.clone()));
+        if let Some(engine) = &self.told.engine {
+            self.say(&mut end, &Word::Engine(engine.clone()));
+        }
+        if let Some(docker) = &self.told.docker {
+            self.say(&mut end, &Word::Docker(docker.clone()));
+        }
         if let Some(until) = end.until {
             self.say(&mut end, &Word::stands_until(until));
         }
@@ -240,7 +247,8 @@ mod tests {
     fn line() -> Line {
         let told = Told {
             worker: NodeId::found("bob/runner-1"),
-            engine: "unix:///e".into(),
+            engine: Some("unix:///e".into()),
+            docker: Some("unix:///d".into()),
             level: "info",
             form: Form::Text,
         };
@@ -267,11 +275,11 @@ mod tests {
         }
         line.dismiss();
         drop(line);
-        let engine = Word::Engine("unix:///e".into());
+        let (engine, docker) = (Word::Engine("unix:///e".into()), Word::Docker("unix:///d".into()));
         let until = Word::StandsUntil;
         let heard: Vec<_> = pipes.into_iter().map(heard).collect();
-        assert_eq!(heard[0], [engine.clone(), until(1000)]);
-        assert_eq!(heard[1], [engine, until(1000), until(2000), Word::Goodbye]);
+        assert_eq!(heard[0], [engine.clone(), docker.clone(), until(1000)]);
+        assert_eq!(heard[1], [engine, docker, until(1000), until(2000), Word::Goodbye]);
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@
 //! | `keeper` | the worker's side: starts it, feeds it, starts it again |
 //! | `watch` | when it kills and when it ends: a rule without clock or I/O |
 //! | `stand` | the guard's side: hears, looks, kills |
+//! | `remains` | what there is to be killed, on whichever engine |
 //!
 //! It goes by what the worker itself goes by: the time until which the lease stands for sure, on the
 //! clock that goes on while the host sleeps. So nothing of a worker runs any more on a host that runs
@@ -15,6 +16,7 @@
 //! container of another process: whoever takes a run up removes what it finds of it and makes its own.
 
 mod keeper;
+mod remains;
 mod stand;
 mod watch;
 mod word;

@@ -6,15 +6,17 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures::future::join_all;
 use protocol::id::NodeId;
 use rustix::io::Errno;
 use tokio::net::unix::pipe::Receiver;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{debug, warn};
 
+use super::remains::Remains;
 use super::watch::{Due, Watch};
-use super::word::{Word, Words};
-use crate::exec::podman::Remains;
+use super::word::Words;
+use crate::exec::podman::Seen;
 use crate::host::Linux;
 use crate::ports::{ExecError, Host as _};
 
@@ -40,7 +42,7 @@ pub async fn stand(worker: NodeId) -> anyhow::Result<()> {
         host: Linux::default(),
         pipe: Pipe::of_stdin().context("a guard is started by `bob-runner serve`")?,
         watch: Watch::default(),
-        remains: None,
+        remains: Vec::new(),
         pause: AGAIN_FIRST,
         is_away: false,
     };
@@ -69,7 +71,8 @@ struct Guard {
     host: Linux,
     pipe: Pipe,
     watch: Watch,
-    remains: Option<Remains>,
+    /// What it runs, by engine.
+    remains: Vec<Remains>,
     pause: Duration,
     /// That the engine does not answer was said.
     is_away: bool,
@@ -80,9 +83,7 @@ impl Guard {
     fn listen(&mut self) -> Result<(), ExecError> {
         let ended = self.pipe.take();
         while let Some(word) = self.pipe.words.next() {
-            if let Word::Engine(url) = &word {
-                self.remains = Some(Remains::of(self.worker.clone(), url)?);
-            }
+            self.remains.extend(Remains::of(&self.worker, &word)?);
             self.watch.hears(&word);
         }
         if ended {
@@ -102,9 +103,11 @@ impl Guard {
 
     /// One look, and the end of what it shows.
     async fn kill(&mut self) -> Result<(), ExecError> {
-        // It is said first; without it nothing was ever fed.
-        let Some(remains) = &self.remains else { return Ok(()) };
-        let looked = remains.look().await;
+        // They are said first; without them nothing was ever fed.
+        if self.remains.is_empty() {
+            return Ok(());
+        }
+        let looked = join_all(self.remains.iter().map(Remains::look)).await;
         // A worker that has come back says so before it starts anything: whatever the look has shown
         // of that, this has heard of it.
         self.listen()?;
@@ -112,19 +115,25 @@ impl Guard {
         if self.watch.due(now) != Due::Kill {
             return Ok(());
         }
-        let killed = match (&self.remains, looked) {
-            (Some(remains), Ok(seen)) => {
-                self.watch.saw(now, &seen);
-                let killed = remains.kill(&seen.running).await;
-                if !seen.running.is_empty() && killed.is_ok() {
-                    warn!(owner.id = %self.worker, containers = ?seen.running,
-                        "the worker is dead or frozen; what it ran is killed");
+        // An engine that does not answer keeps nobody from what is on the other.
+        let (mut all, mut killed) = (Some(Seen::default()), Ok(()));
+        for (remains, seen) in self.remains.iter().zip(looked) {
+            let done = match seen {
+                Ok(seen) => {
+                    let done = self.end(remains, &seen).await;
+                    all = all.map(|all| all.and(seen));
+                    done
                 }
-                killed
-            }
-            (None, _) => Ok(()),
-            (Some(_), Err(cause)) => Err(cause),
-        };
+                Err(cause) => {
+                    all = None;
+                    Err(cause)
+                }
+            };
+            killed = killed.and(done);
+        }
+        if let Some(seen) = all {
+            self.watch.saw(now, &seen);
+        }
         match &killed {
             Err(cause) if self.is_away => debug!(%cause, "the engine is asked again"),
             Err(cause) => warn!(owner.id = %self.worker, %cause,
@@ -134,6 +143,15 @@ impl Guard {
         self.is_away = killed.is_err();
         if self.watch.due(now) == Due::Kill {
             self.rest().await;
+        }
+        Ok(())
+    }
+
+    async fn end(&self, remains: &Remains, seen: &Seen) -> Result<(), ExecError> {
+        remains.kill(&seen.running).await?;
+        if !seen.running.is_empty() {
+            warn!(owner.id = %self.worker, containers = ?seen.running,
+                "the worker is dead or frozen; what it ran is killed");
         }
         Ok(())
     }

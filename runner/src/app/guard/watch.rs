@@ -37,7 +37,7 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn hears(&mut self, word: &Word) {
         match word {
-            Word::Engine(_) => {}
+            Word::Engine(_) | Word::Docker(_) => {}
             Word::StandsUntil(millis) => {
                 // It may have been killed for before, and frozen: it is there again.
                 self.until = Some(Duration::from_millis(*millis));

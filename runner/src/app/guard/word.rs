@@ -11,6 +11,8 @@ pub(super) enum Word {
     /// Where the engine is. Said first: an address may tell what is nobody else's business, and
     /// everybody on a machine can read an argument.
     Engine(String),
+    /// Where the Docker engine is, which may be one more.
+    Docker(String),
     /// The lease stands for sure until so many milliseconds of the boot clock.
     StandsUntil(u64),
     /// There is nothing to guard any more.
@@ -60,6 +62,7 @@ mod tests {
     fn words_are_heard_as_they_were_said_however_they_are_cut() {
         let said = [
             Word::Engine("unix:///a b\n\"c".into()),
+            Word::Docker("http://d:1".into()),
             Word::stands_until(Duration::from_micros(1_234_567)),
             Word::Goodbye,
         ];
@@ -70,7 +73,7 @@ mod tests {
             heard.extend(words.next());
         }
         assert_eq!(heard, said);
-        assert_eq!(said[1], Word::StandsUntil(1234));
+        assert_eq!(said[2], Word::StandsUntil(1234));
     }
 
     #[test]

@@ -38,6 +38,16 @@ pub struct Seen {
     pub made: usize,
 }
 
+impl Seen {
+    /// This and what was seen elsewhere.
+    #[must_use]
+    pub fn and(mut self, more: Self) -> Self {
+        self.running.extend(more.running);
+        self.made += more.made;
+        self
+    }
+}
+
 /// A container in a list.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]

@@ -1,0 +1,40 @@
+//! What a worker runs on one of its engines.
+
+use protocol::id::NodeId;
+
+use super::word::Word;
+use crate::exec::podman::Seen;
+use crate::exec::{docker, podman};
+use crate::ports::ExecError;
+
+/// The worker's containers on an engine.
+#[derive(Debug)]
+pub(super) enum Remains {
+    Podman(podman::Remains),
+    Docker(docker::Remains),
+}
+
+impl Remains {
+    /// On the engine that a word names, where it names one.
+    pub(super) fn of(worker: &NodeId, word: &Word) -> Result<Option<Self>, ExecError> {
+        Ok(match word {
+            Word::Engine(url) => Some(Self::Podman(podman::Remains::of(worker.clone(), url)?)),
+            Word::Docker(url) => Some(Self::Docker(docker::Remains::of(worker.clone(), url)?)),
+            Word::StandsUntil(_) | Word::Goodbye => None,
+        })
+    }
+
+    pub(super) async fn look(&self) -> Result<Seen, ExecError> {
+        match self {
+            Self::Podman(remains) => remains.look().await,
+            Self::Docker(remains) => remains.look().await,
+        }
+    }
+
+    pub(super) async fn kill(&self, ids: &[String]) -> Result<(), ExecError> {
+        match self {
+            Self::Podman(remains) => remains.kill(ids).await,
+            Self::Docker(remains) => remains.kill(ids).await,
+        }
+    }
+}
