@@ -59,6 +59,12 @@ impl Services {
         self.variables.get(name).unwrap_or_else(|| panic!("the services have no {name}"))
     }
 
+    /// A variable's value, where there is one.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<&str> {
+        self.variables.get(name).map(String::as_str)
+    }
+
     fn tls(&self, prefix: &str) -> TlsFiles {
         let file = |end: &str| self.variables.get(&format!("{prefix}_{end}")).map(PathBuf::from);
         TlsFiles { ca: file("CA"), cert: file("CERT"), key: file("KEY") }
@@ -138,6 +144,7 @@ const NAMES: &[&str] = &[
     "BOB_TEST_REGISTRY_AUTH",
     "BOB_TEST_REGISTRY_USER",
     "BOB_TEST_REGISTRY_PASSWORD",
+    "BOB_TEST_DOCKER_URL",
 ];
 
 /// What the tests of the broker need.

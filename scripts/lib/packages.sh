@@ -8,16 +8,16 @@ declare -A PACKAGE_OF=(
   [newuidmap]=uidmap [slirp4netns]=slirp4netns [catatonit]=catatonit [busybox]=busybox-static
   [docker-registry]=docker-registry [debootstrap]=debootstrap [curl]=curl [openssl]=openssl
   [protoc]='protobuf-compiler libprotobuf-dev' [cc]='gcc libc6-dev' [setpriv]=util-linux
-  [ssh]=openssh-client [sshd]=openssh-server
+  [ssh]=openssh-client [sshd]=openssh-server [dockerd]=docker.io
 )
 
 # What these packages would start at each boot.
-SERVER_UNITS='rabbitmq-server etcd docker-registry epmd podman podman-auto-update podman-restart podman-clean-transient ssh'
+SERVER_UNITS='rabbitmq-server etcd docker-registry epmd podman podman-auto-update podman-restart podman-clean-transient docker containerd ssh'
 
 program_is_there() {
   case $1 in
     # Not on every user's path, and of no use there.
-    etcd | rabbitmq-server | docker-registry | debootstrap | catatonit | sshd)
+    etcd | rabbitmq-server | docker-registry | debootstrap | catatonit | sshd | dockerd)
       PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/libexec/podman command -v "$1" >/dev/null ;;
     # Another busybox than the static one cannot be a whole image.
     busybox) have busybox && ! ldd "$(command -v busybox)" >/dev/null 2>&1 ;;

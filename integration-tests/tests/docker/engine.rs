@@ -1,0 +1,200 @@
+//! The engines of these tests, a run of a test's own on one, and what the engine itself says.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::Method;
+use hyper_util::rt::TokioIo;
+use integration_tests::engine::{Kept, shell};
+use integration_tests::services::{ENGINE, Services};
+use protocol::id::{Epoch, RunId};
+use protocol::pipeline::{ExecutorKind, PullPolicy};
+use runner::exec::docker::{Docker, Options};
+use runner::ports::{
+    ExecError, Executor as _, Gate, LogSink, Ran, RunScope, StepSpec, StopSignal, Workspace,
+};
+use serde_json::{Map, Value, json};
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// An engine that there is.
+#[derive(Debug, Clone)]
+pub(crate) struct Engine {
+    /// Its name, for what fails.
+    pub(crate) name: &'static str,
+    /// Where it is.
+    pub(crate) url: String,
+    /// The base image.
+    pub(crate) image: String,
+}
+
+/// The engines of the environment.
+#[expect(clippy::print_stderr, reason = "what is not tested must be said")]
+pub(crate) fn engines() -> Vec<Engine> {
+    let Some(services) = Services::of_environment(ENGINE) else { return Vec::new() };
+    let image = services.get("BOB_TEST_IMAGE").to_owned();
+    let podman = services.get("CONTAINER_ENGINE_URL").to_owned();
+    let mut engines = vec![Engine { name: "podman", url: podman, image: image.clone() }];
+    match services.find("BOB_TEST_DOCKER_URL") {
+        Some(url) => engines.push(Engine { name: "docker.io", url: url.to_owned(), image }),
+        None => eprintln!(
+            "docker.io's daemon was not asked for, or does not start here (`scripts/services up --only podman,docker` says why): this runs on podman's Docker API alone"
+        ),
+    }
+    engines
+}
+
+/// A run of a test's own, on an executor of its own.
+pub(crate) struct Bench {
+    pub(crate) engine: Engine,
+    pub(crate) docker: Docker,
+    pub(crate) run: RunScope,
+    pub(crate) stop: StopSignal,
+}
+
+impl Bench {
+    pub(crate) fn new(engine: &Engine) -> Self {
+        let run = format!("r-D.{}", uuid::Uuid::new_v4());
+        Self {
+            engine: engine.clone(),
+            docker: Docker::connect(Options::new(&engine.url)).unwrap(),
+            run: RunScope {
+                cluster: "a test's own".into(),
+                run: run.parse().unwrap(),
+                epoch: Epoch(1),
+                image: engine.image.clone(),
+                pull: PullPolicy::Never,
+            },
+            stop: StopSignal::default(),
+        }
+    }
+
+    /// A job that runs a line of shell.
+    pub(crate) fn job(&self, line: &str, with: Value) -> StepSpec {
+        let mut all = Map::from_iter([("image".to_owned(), json!(self.engine.image))]);
+        if let Value::Object(more) = with {
+            all.extend(more);
+        }
+        StepSpec { executor: ExecutorKind::Docker, with: all, ..shell(0, line) }
+    }
+
+    pub(crate) async fn try_step(&self, step: &StepSpec) -> Result<(Ran, Arc<Kept>), ExecError> {
+        let kept = Arc::new(Kept::default());
+        let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+        let gate = Gate::open();
+        let on = Workspace::None;
+        let ran = self.docker.run_step(&self.run, &on, step, gate, out, &self.stop).await?;
+        Ok((ran, kept))
+    }
+
+    /// Runs a step that must end with 0.
+    pub(crate) async fn pass(&self, step: &StepSpec) -> (Workspace, Arc<Kept>) {
+        let (ran, kept) = self.try_step(step).await.unwrap();
+        let said = String::from_utf8_lossy(&kept.stderr()).into_owned();
+        assert_eq!(ran.exit.code, 0, "{:?}: {} {said}", step.words, kept.text());
+        (ran.left, kept)
+    }
+
+    /// What a line of shell writes.
+    pub(crate) async fn written(&self, line: &str, with: Value) -> (Vec<u8>, Vec<u8>) {
+        let (left, kept) = self.pass(&self.job(line, with)).await;
+        self.docker.discard(&self.run, left).await;
+        (kept.stdout(), kept.stderr())
+    }
+
+    /// Removes the run's things, and sees that nothing is left.
+    pub(crate) async fn destroy(&self) {
+        self.docker.destroy(&self.run.run).await.unwrap();
+        assert!(containers(&self.engine, &self.run.run).await.is_empty(), "containers are left");
+    }
+}
+
+/// Asks the engine itself, for what the executor does not say. No client of the engine's API takes every
+/// state that podman has.
+pub(crate) async fn ask(engine: &Engine, method: Method, path: &str) -> Value {
+    let socket = engine.url.strip_prefix("unix://").unwrap();
+    let stream = TokioIo::new(UnixStream::connect(socket).await.unwrap());
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(stream).await.unwrap();
+    let is_post = method == Method::POST;
+    let request = hyper::Request::builder()
+        .method(method)
+        .uri(format!("/v1.41{path}"))
+        .header("host", "engine")
+        .header("content-type", "application/json")
+        .body(Full::new(Bytes::from_static(if is_post { b"{}" } else { b"" })))
+        .unwrap();
+    let asking = async {
+        let answer = sender.send_request(request).await.unwrap();
+        let status = answer.status();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert!(status.is_success(), "{path}: {status} {body:?}");
+        serde_json::from_slice(&body).unwrap_or_default()
+    };
+    tokio::select! {
+        answer = asking => answer,
+        ended = connection => panic!("the engine hung up: {ended:?}"),
+    }
+}
+
+/// The containers of a run, by their ids.
+pub(crate) async fn containers(engine: &Engine, run: &RunId) -> Vec<String> {
+    let filters = format!("%7B%22label%22%3A%5B%22bob.run%3D{run}%22%5D%7D");
+    let path = format!("/containers/json?all=true&filters={filters}");
+    let listed = ask(engine, Method::GET, &path).await;
+    let ids = listed.as_array().into_iter().flatten().map(|it| it["Id"].as_str().unwrap());
+    ids.map(str::to_owned).collect()
+}
+
+/// All that the engine says of a container.
+pub(crate) async fn described(engine: &Engine, container: &str) -> Value {
+    ask(engine, Method::GET, &format!("/containers/{container}/json")).await
+}
+
+/// Makes an image of a container whose user is another one; its name.
+pub(crate) async fn image_of(engine: &Engine, container: &str, user: &str) -> String {
+    let name = format!("localhost/t-{}", uuid::Uuid::new_v4());
+    let path =
+        format!("/commit?container={container}&repo={name}&tag=latest&changes=USER%20{user}");
+    ask(engine, Method::POST, &path).await;
+    format!("{name}:latest")
+}
+
+/// A way to the engine that can be cut.
+pub(crate) struct Way {
+    pub(crate) url: String,
+    cut: Arc<watch::Sender<u32>>,
+    _forwarding: JoinSet<()>,
+}
+
+impl Way {
+    pub(crate) async fn to(engine: &Engine) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("tcp://{}", listener.local_addr().unwrap());
+        let socket = engine.url.strip_prefix("unix://").unwrap().to_owned();
+        let cut = Arc::new(watch::Sender::new(0));
+        let (cuts, mut forwarding) = (Arc::clone(&cut), JoinSet::new());
+        forwarding.spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (mut near, _) = listener.accept().await.unwrap();
+                let mut far = UnixStream::connect(&socket).await.unwrap();
+                let mut cut = cuts.subscribe();
+                connections.spawn(async move {
+                    tokio::select! {
+                        copied = copy_bidirectional(&mut near, &mut far) => drop(copied),
+                        changed = cut.changed() => changed.unwrap(),
+                    }
+                });
+            }
+        });
+        Self { url, cut, _forwarding: forwarding }
+    }
+
+    /// Closes every connection that there is.
+    pub(crate) fn cut(&self) {
+        self.cut.send_modify(|cuts| *cuts += 1);
+    }
+}

@@ -1,0 +1,102 @@
+//! Row A12, by the program itself and without podman: the order of `before_script`, what fails ends the
+//! job, `$JOB_WORKDIR`, variables, mounts, a terminal.
+
+use std::process::Output;
+
+use tokio::process::Command;
+
+use super::engine::{Engine, engines};
+
+/// `bob-runner run` of a job file, where the only engine that can be found is a Docker engine.
+async fn run(engine: &Engine, dir: &std::path::Path, jobs: &str) -> Output {
+    std::fs::write(dir.join("jobs.yml"), jobs).unwrap();
+    Command::new(env!("CARGO_BIN_EXE_bob-runner-under-test"))
+        .args(["run", "jobs.yml", "--config", "config.yaml"])
+        .current_dir(dir)
+        .env_clear()
+        .env("HOME", dir)
+        // Nothing of podman's is on it.
+        .env("PATH", "/nonexistent")
+        .env("BOB_DATA_DIR", dir.join("data"))
+        .env("BOB_DOCKER_URL", &engine.url)
+        .env("BOB_PULL_POLICY", "never")
+        .env("BOB_NETWORK", "none")
+        .env("CONTAINER_ENGINE_URL", "unix:///nonexistent/podman.sock")
+        .env("RUNNER_ID", "runner-7")
+        .output()
+        .await
+        .unwrap()
+}
+
+fn text(output: &Output) -> String {
+    let (out, err) = (&output.stdout, &output.stderr);
+    format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
+}
+
+#[tokio::test]
+async fn a12_a_job_of_docker_is_run_as_its_file_says() {
+    for engine in engines() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.yaml"), "before_script: [echo global]\n").unwrap();
+        std::fs::write(dir.path().join("given"), "of the host\n").unwrap();
+        let jobs = format!(
+            "
+executor: docker
+id: a12
+job_id: a12
+variables: {{ WHO: me }}
+product:
+  image: {image}
+  namespace: tests
+  tty: true
+  mounts: ['{given}:/given:ro']
+  env: {{ EXTRA: more }}
+  before_script: [echo before]
+  commands: |
+    echo commands
+  script:
+    - '[ -t 1 ] && echo terminal'
+    - cat /given
+    - echo \"$WHO $EXTRA $JOB_ID $RUNNER_ID $JOB_WORKDIR\"
+    - echo kept > \"$JOB_WORKDIR/left\"
+artifacts: [{{ path: left }}]
+",
+            image = engine.image,
+            given = dir.path().join("given").display(),
+        );
+        let output = run(&engine, dir.path(), &jobs).await;
+        assert!(output.status.success(), "{}: {}", engine.name, text(&output));
+        let log = std::fs::read_to_string(dir.path().join("logs/a12.log")).unwrap();
+        let said = ["global", "before", "commands", "terminal", "of the host"];
+        let mut lines = log.lines().map(|line| line.trim_end_matches('\r'));
+        for wanted in said.into_iter().chain(["me more a12 runner-7 /runner/jobworkdir"]) {
+            assert!(lines.any(|line| line.ends_with(wanted)), "{wanted} is not next: {log}");
+        }
+        let left = dir.path().join("workdir/a12/left");
+        assert_eq!(std::fs::read_to_string(left).unwrap(), "kept\n");
+    }
+}
+
+#[tokio::test]
+async fn a12_what_fails_ends_the_job_with_its_own_code() {
+    for engine in engines() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.yaml"), "{}\n").unwrap();
+        let jobs = format!(
+            "
+executor: docker
+job_id: fails
+product:
+  image: {}
+  script: [echo one, (exit 7), echo never]
+",
+            engine.image
+        );
+        let output = run(&engine, dir.path(), &jobs).await;
+        assert!(!output.status.success(), "{}", text(&output));
+        let log = std::fs::read_to_string(dir.path().join("logs/fails.log")).unwrap();
+        assert!(log.contains("one") && !log.contains("never"), "{log}");
+        let status = std::fs::read_to_string(dir.path().join("workdir/fails/status.yaml")).unwrap();
+        assert!(status.contains("exit_code: 7"), "{status}");
+    }
+}

@@ -1,0 +1,280 @@
+//! Steps: the contract of the port, every byte of their output, how they end, what nobody may see.
+
+use std::sync::Arc;
+
+use integration_tests::engine::{Kept, until};
+use protocol::id::Epoch;
+use protocol::pipeline::{ExecutorKind, Limits};
+use runner::exec::docker::{Docker, Options};
+use runner::ports::conformance::{self, Act, ExecutorSubject};
+use runner::ports::{
+    ExecError, Executor as _, Gate, Given, LogSink, RunScope, Secret, StepSecrets, StepSpec,
+    StopLevel, Workspace,
+};
+use serde_json::{Value, json};
+
+use super::engine::{Bench, Way, containers, described, engines};
+
+fn words(act: &Act) -> Vec<String> {
+    let line = match act {
+        Act::Exit(code) => format!("exit {code}"),
+        Act::Print(text) => format!("echo '{text}'"),
+        Act::Complain(text) => format!("echo '{text}' >&2"),
+        Act::Put(path, text) => format!("echo '{text}' > {path}"),
+        Act::Show(path) => format!("cat {path}"),
+        Act::Env(name) => format!("echo ${{{name}-unset}}"),
+        Act::Dir => "pwd".to_owned(),
+        Act::Hang => "echo ready; exec sleep 1000".to_owned(),
+        Act::Stubborn => "trap '' TERM; echo ready; while true; do sleep 0.1; done".to_owned(),
+        Act::Nowhere => return vec!["no-such-program".to_owned()],
+    };
+    vec!["sh".to_owned(), "-c".to_owned(), line]
+}
+
+#[tokio::test]
+async fn the_engine_keeps_the_contract_of_its_port() {
+    for engine in engines() {
+        let connect = || Docker::connect(Options::new(&engine.url)).unwrap();
+        Box::pin(conformance::executor(ExecutorSubject {
+            prefix: uuid::Uuid::new_v4().simple().to_string(),
+            executor: Arc::new(connect()),
+            other: Arc::new(connect()),
+            kind: ExecutorKind::Docker,
+            has_a_shell: true,
+            on_images: false,
+            image: engine.image,
+            missing: "localhost/no-such-image:1".into(),
+            words,
+        }))
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn every_byte_arrives_as_it_was_written() {
+    let cases: &[(&str, &[u8], &[u8])] = &[
+        ("printf '   --- indented\\n\\n\\t- x\\n'", b"   --- indented\n\n\t- x\n", b""),
+        ("printf 'no newline'", b"no newline", b""),
+        ("printf '\\001\\000\\000\\000\\000\\000\\000\\377'", b"\x01\0\0\0\0\0\0\xff", b""),
+        ("echo one; echo two >&2", b"one\n", b"two\n"),
+        ("true", b"", b""),
+    ];
+    for engine in engines() {
+        let bench = Bench::new(&engine);
+        for (line, stdout, stderr) in cases {
+            let written = bench.written(line, json!({})).await;
+            assert_eq!((&written.0[..], &written.1[..]), (*stdout, *stderr), "{line}");
+        }
+        let long = "head -c 3000000 /dev/zero | tr '\\0' x";
+        assert_eq!(bench.written(long, json!({})).await.0.len(), 3_000_000, "a line without end");
+        bench.destroy().await;
+    }
+}
+
+#[tokio::test]
+async fn a_terminal_makes_one_stream_whatever_it_begins_with() {
+    for engine in engines() {
+        let bench = Bench::new(&engine);
+        let line =
+            "printf '\\001\\000\\000\\000\\000\\000\\000\\004'; [ -t 1 ] && echo tty; echo err >&2";
+        let (stdout, stderr) = bench.written(line, json!({ "tty": true })).await;
+        assert_eq!(stdout, b"\x01\0\0\0\0\0\0\x04tty\r\nerr\r\n", "{}", engine.name);
+        assert_eq!(stderr, b"");
+        let (stdout, _) = bench.written("[ -t 1 ] || echo none", json!({})).await;
+        assert_eq!(stdout, b"none\n");
+        bench.destroy().await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_connection_breaks_over_comes_from_the_engines_own_copy() {
+    for engine in engines() {
+        let way = Way::to(&engine).await;
+        let dir = tempfile::tempdir().unwrap();
+        let docker = Docker::connect(Options::new(&way.url)).unwrap();
+        let bench = Bench { docker, ..Bench::new(&engine) };
+        let line = "printf 'one\\n\\377'; echo err >&2; until [ -e /x/go ]; do sleep 0.1; done; \
+                    printf 'two\\000\\376\\n'; head -c 100000 /dev/zero | tr '\\0' y; echo end >&2; exit 3";
+        let job = bench.job(line, json!({ "mounts": [format!("{}:/x", dir.path().display())] }));
+        let kept = Arc::new(Kept::default());
+        let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+        let running = bench.docker.run_step(
+            &bench.run,
+            &Workspace::None,
+            &job,
+            Gate::open(),
+            out,
+            &bench.stop,
+        );
+        let cutting = async {
+            let begun = || async { kept.stdout().len() >= 5 && kept.stderr().len() >= 4 };
+            until("the first lines have come", begun).await;
+            way.cut();
+            std::fs::write(dir.path().join("go"), "").unwrap();
+        };
+        let (ran, ()) = tokio::join!(running, cutting);
+        assert_eq!(ran.unwrap().exit.code, 3);
+        let whole = [&b"one\n\xfftwo\0\xfe\n"[..], &[b'y'; 100_000]].concat();
+        assert!(kept.stdout() == whole, "{}: {} bytes", engine.name, kept.stdout().len());
+        assert_eq!(kept.stderr(), b"err\nend\n");
+        bench.destroy().await;
+    }
+}
+
+#[tokio::test]
+async fn a_steps_input_is_empty() {
+    for engine in engines() {
+        let bench = Bench::new(&engine);
+        assert_eq!(bench.written("cat; echo end", json!({})).await.0, b"end\n");
+        bench.destroy().await;
+    }
+}
+
+fn given(name: &str, env: Option<&str>, value: &[u8]) -> Given {
+    let env = env.map(str::to_owned);
+    Given { name: name.to_owned(), env, value: Secret::new(value) }
+}
+
+#[tokio::test]
+async fn a_secret_is_a_file_in_memory_and_the_engine_is_not_told() {
+    for engine in engines() {
+        let bench = Bench::new(&engine);
+        let line = "cat \"$BOB_SECRETS/key\" | md5sum; grep -c ' /run/secrets tmpfs ' /proc/mounts; \
+                    cat; echo \"$TOKEN\" | tr n-za-m a-z; touch /started; umask";
+        let value: Vec<u8> = (0..=255).cycle().take(40_000).collect();
+        let secrets = vec![given("key", None, &value), given("token", Some("TOKEN"), b"uhagre2")];
+        let job = bench.job(line, json!({}));
+        let secrets = StepSecrets { given: secrets, forbidden: None };
+        let (_, kept) = bench.pass(&StepSpec { secrets, ..job }).await;
+        let text = kept.text();
+        let lines: Vec<&str> = text.lines().collect();
+        let sum = format!("{:x}", md5(&value));
+        assert_eq!(
+            lines,
+            [format!("{sum}  -").as_str(), "1", "hunter2", "0022"],
+            "{}",
+            engine.name
+        );
+        let made = containers(&engine, &bench.run.run).await;
+        let said = described(&engine, &made[0]).await.to_string();
+        assert!(!said.contains("uhagre2"), "{said}");
+        bench.destroy().await;
+    }
+}
+
+/// Its sum, as the container's own program says it: there is no need of a crate for it.
+fn md5(bytes: &[u8]) -> u128 {
+    use std::io::Write as _;
+    use std::process::{Command, Stdio};
+    let mut program = Command::new("md5sum");
+    let mut child = program.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(bytes).unwrap();
+    let said = child.wait_with_output().unwrap().stdout;
+    u128::from_str_radix(std::str::from_utf8(&said[..32]).unwrap(), 16).unwrap()
+}
+
+#[tokio::test]
+async fn a_terminal_is_handed_no_secret() {
+    for engine in engines() {
+        let bench = Bench::new(&engine);
+        let job = bench.job("true", json!({ "tty": true }));
+        let secrets = StepSecrets { given: vec![given("a", None, b"x")], forbidden: None };
+        match bench.try_step(&StepSpec { secrets, ..job }).await {
+            Err(ExecError::Unsupported(said)) => assert!(said.contains("terminal"), "{said}"),
+            other => panic!("{other:?}"),
+        }
+        bench.destroy().await;
+    }
+}
+
+#[tokio::test]
+async fn limits_hold_or_are_refused() {
+    for engine in engines() {
+        let bench = Bench::new(&engine);
+        let limits = Limits { cpu: None, mem: Some("16M".parse().unwrap()) };
+        let eats = "x=$(head -c 200000000 /dev/zero | tr '\\0' x); echo ${#x}";
+        let job = StepSpec { limits, ..bench.job(eats, json!({})) };
+        let refused = bench.docker.info().await.unwrap().limits_refused;
+        match (refused, bench.try_step(&job).await) {
+            (Some(_), Err(ExecError::Unsupported(said))) => {
+                assert!(said.contains("limits cannot be enforced"), "{said}");
+            }
+            (None, Ok((ran, _))) => assert_eq!((ran.exit.code, ran.exit.oom), (137, true)),
+            other => panic!("{}: {other:?}", engine.name),
+        }
+        bench.destroy().await;
+    }
+}
+
+#[tokio::test]
+async fn a_network_that_only_podman_has_is_refused_with_a_sentence() {
+    for engine in engines() {
+        let bench = Bench::new(&engine);
+        let job = bench.job("true", json!({}));
+        for (network, told) in [("slirp4netns", "podman's alone"), ("container:x", "another")] {
+            match bench.try_step(&StepSpec { network: Some(network.into()), ..job.clone() }).await {
+                Err(ExecError::Unsupported(said)) => assert!(said.contains(told), "{said}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        bench.destroy().await;
+    }
+}
+
+#[tokio::test]
+async fn a_next_owner_ends_what_the_last_one_ran_and_an_older_one_does_no_harm() {
+    for engine in engines() {
+        let bench = Bench::new(&engine);
+        let next = RunScope { epoch: Epoch(2), ..bench.run.clone() };
+        let next = Bench { run: next, ..Bench::new(&engine) };
+        let job = bench.job("echo ready; exec sleep 1000", json!({}));
+        let runs = async || {
+            let running = Box::pin(next.try_step(&job));
+            let harming = async {
+                until("it runs", || async {
+                    !containers(&engine, &bench.run.run).await.is_empty()
+                })
+                .await;
+                bench.docker.adopt(&bench.run, None).await.unwrap();
+                match bench.try_step(&job).await {
+                    Err(ExecError::NotStarted) => {}
+                    other => panic!("a later owner has begun this step: {other:?}"),
+                }
+                next.stop.raise(StopLevel::Kill);
+            };
+            tokio::join!(running, harming).0
+        };
+        let ran = runs().await;
+        assert_eq!(ran.unwrap().0.exit.code, 137, "nobody else ended it");
+        let left = bench.docker.leftovers().await.unwrap();
+        assert_eq!(left.iter().filter(|left| left.run == bench.run.run).count(), 1);
+        let third = RunScope { epoch: Epoch(3), ..bench.run.clone() };
+        bench.docker.adopt(&third, None).await.unwrap();
+        assert!(containers(&engine, &bench.run.run).await.is_empty(), "the third owner ends all");
+        bench.destroy().await;
+    }
+}
+
+#[tokio::test]
+async fn a_container_says_what_it_is_of() {
+    for engine in engines() {
+        let bench = Bench::new(&engine);
+        let (_, _) = bench.pass(&bench.job("true", json!({ "namespace": "tests" }))).await;
+        let made = containers(&engine, &bench.run.run).await;
+        let said = described(&engine, &made[0]).await;
+        let labels = &said["Config"]["Labels"];
+        let of = |name: &str| labels[name].as_str().unwrap_or_default().to_owned();
+        assert_eq!(of("namespace"), "tests", "{labels}");
+        assert_eq!(of("bob.run"), bench.run.run.to_string());
+        assert_eq!(
+            (of("bob.epoch"), of("bob.attempt"), of("bob.role")),
+            ("1".into(), "1".into(), "step".into())
+        );
+        assert_eq!(said["Config"]["OpenStdin"], Value::Bool(false));
+        assert_eq!(
+            said["Name"].as_str().unwrap().trim_start_matches('/'),
+            format!("bob-{}-0", bench.run.run)
+        );
+        bench.destroy().await;
+    }
+}
