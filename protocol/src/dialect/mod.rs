@@ -45,6 +45,8 @@ pub struct Parsed {
     pub pipelines: Vec<Pipeline>,
     /// Everything there is to say, in the order of the file.
     pub diagnostics: Vec<Diagnostic>,
+    /// How it is written, where that could be told.
+    pub dialect: Option<Dialect>,
 }
 
 impl Dialect {
@@ -82,7 +84,7 @@ pub fn parse_as(dialect: Option<Dialect>, file: Option<&str>, bytes: &[u8]) -> P
 }
 
 fn read(dialect: Option<Dialect>, file: Option<&str>, bytes: &[u8]) -> Parsed {
-    let refused = |diagnostics| Parsed { pipelines: Vec::new(), diagnostics };
+    let refused = |diagnostics| Parsed { pipelines: Vec::new(), diagnostics, dialect };
     // Lines for a shell need not be YAML, so their name is all there is to go by.
     if dialect.map_or_else(|| file.is_some_and(is_job_queue), |asked| asked == Dialect::CiLines) {
         return match lines::read(bytes) {
@@ -91,6 +93,7 @@ fn read(dialect: Option<Dialect>, file: Option<&str>, bytes: &[u8]) -> Parsed {
                 Parsed {
                     pipelines: pipelines.into_iter().map(|(_, one)| one).collect(),
                     diagnostics,
+                    dialect: Some(Dialect::CiLines),
                 }
             }
             Err(fault) => refused(vec![fault]),
@@ -100,11 +103,14 @@ fn read(dialect: Option<Dialect>, file: Option<&str>, bytes: &[u8]) -> Parsed {
         Ok(tree) => tree,
         Err(fault) => return refused(vec![fault]),
     };
-    match dialect.unwrap_or_else(|| detect(&root)) {
+    let told = dialect.unwrap_or_else(|| detect(&root));
+    let dialect = Some(told);
+    let refused = |diagnostics| Parsed { pipelines: Vec::new(), diagnostics, dialect };
+    match told {
         Dialect::Bob => match bob::read(&root) {
             Ok(pipeline) if faults.is_empty() => {
                 let diagnostics = remarks(&root, &pipeline);
-                Parsed { pipelines: vec![pipeline], diagnostics }
+                Parsed { pipelines: vec![pipeline], diagnostics, dialect }
             }
             Ok(_) => refused(faults),
             Err(more) => refused(in_order(faults.into_iter().chain(more))),
@@ -114,7 +120,7 @@ fn read(dialect: Option<Dialect>, file: Option<&str>, bytes: &[u8]) -> Parsed {
                 let all = pipelines.iter();
                 let later = all.flat_map(|pipeline| remarks_within(&root, pipeline));
                 let diagnostics = in_order(warnings.into_iter().chain(later));
-                Parsed { pipelines, diagnostics }
+                Parsed { pipelines, diagnostics, dialect }
             }
             Ok((_, warnings)) => refused(in_order(faults.into_iter().chain(warnings))),
             Err(more) => refused(in_order(faults.into_iter().chain(more))),

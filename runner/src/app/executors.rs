@@ -56,7 +56,7 @@ pub(super) fn executor(
     };
     // Where steps work in the user's own directory, a call may write a file there too.
     let calls = call::Options { files: local.work_dir.clone(), ..call::Options::default() };
-    let ssh = ssh::Options { program: "ssh".into(), inherited: local.inherited.clone() };
+    let ssh = ssh::Options { program: "ssh".into(), inherited: inherited() };
     let executors = Executors::new(engine, Arc::new(Local::new(local)))
         .with_lone(lone)
         .with(ExecutorKind::Ssh, Arc::new(Ssh::new(ssh)));
@@ -68,9 +68,12 @@ pub(super) fn executor(
 pub const SUPERVISE: &str = "supervise";
 
 /// Steps as processes of this host. `work_dir`: where they work, if not in a directory of their run.
-pub(super) fn on_this_host(runs: PathBuf, work_dir: Option<PathBuf>) -> local::Options {
-    // What a worker is told is not for its steps: it may be a password.
-    let ours = |name: &OsString| name.as_encoded_bytes().starts_with(b"BOB_");
+pub(super) fn on_this_host(
+    config: &Config,
+    runs: PathBuf,
+    work_dir: Option<PathBuf>,
+) -> local::Options {
+    let own = config.step_env.iter().map(|(name, value)| (name.into(), value.expose().into()));
     // That of the session, which is in memory where systemd makes it; else that of all.
     let memory = [std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some("/dev/shm".into())];
     local::Options {
@@ -79,8 +82,15 @@ pub(super) fn on_this_host(runs: PathBuf, work_dir: Option<PathBuf>) -> local::O
         supervisor: ("/proc/self/exe".into(), vec![SUPERVISE.into()]),
         runs,
         work_dir,
-        inherited: std::env::vars_os().filter(|(name, _)| !ours(name)).collect(),
+        inherited: inherited().into_iter().chain(own).collect(),
     }
+}
+
+/// What steps have of the environment of this process.
+fn inherited() -> Vec<(OsString, OsString)> {
+    // What a worker is told is not for its steps: it may be a password.
+    let ours = |name: &OsString| name.as_encoded_bytes().starts_with(b"BOB_");
+    std::env::vars_os().filter(|(name, _)| !ours(name)).collect()
 }
 
 /// What a step's supervisor does.

@@ -266,7 +266,7 @@ pub async fn cluster_ports(
     engine: Option<String>,
 ) -> anyhow::Result<Ports> {
     let checkpoints = config.worker.checkpoint_registry.clone();
-    let local = on_this_host(config.data_dir.join(LOCAL), None);
+    let local = on_this_host(config, config.data_dir.join(LOCAL), None);
     let executor = executor(config, node, engine, checkpoints, local)?;
     let connected = async {
         tokio::try_join!(
@@ -310,13 +310,14 @@ pub async fn embedded_ports(
     })
     .await?;
     let store: Arc<dyn Store> = embedded.store();
+    let local = on_this_host(config, dir.join(LOCAL), work_dir);
     let ports = Ports {
         queue: embedded.queue(node),
         outputs: outputs::keeper(config, &store)?,
         store,
         events: embedded.events(),
         // Nobody goes on with it elsewhere.
-        executor: executor(config, node, engine, None, on_this_host(dir.join(LOCAL), work_dir))?,
+        executor: executor(config, node, engine, None, local)?,
         transfer: transfers(config)?,
         host: this_host(),
         secrets: secrets(config),

@@ -76,14 +76,16 @@ fn used(
     Ok(parsed.pipelines)
 }
 
-/// The pipeline of a file that is run by itself, here and now: the one of that name, or the only one.
+/// The pipeline of a file that is run by itself, here and now: the one of that name, or the only one;
+/// and how it is written.
 pub(super) fn to_run(
     context: &Context,
     file: &str,
     dialect: Option<Dialect>,
     name: Option<&str>,
-) -> Result<Pipeline, Failure> {
+) -> Result<(Pipeline, Option<Dialect>), Failure> {
     let parsed = parsed(file, dialect)?;
+    let dialect = parsed.dialect;
     let named: Vec<String> = parsed.pipelines.iter().map(|one| one.name.clone()).collect();
     let chosen = match name {
         Some(name) => Some(name),
@@ -104,7 +106,7 @@ pub(super) fn to_run(
         fault.class == Class::Error || (is_of(fault) && !among_runs(fault))
     })?;
     let found = pipelines.into_iter().find(|one| Some(one.name.as_str()) == chosen);
-    found.ok_or_else(|| {
+    found.map(|found| (found, dialect)).ok_or_else(|| {
         let (shown, all) = (shown_name(file), named.join(", "));
         let text = match name {
             _ if named.is_empty() => format!("{shown} holds no pipeline"),

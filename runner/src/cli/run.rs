@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use protocol::dialect::Dialect;
 use protocol::event::Reason;
 use protocol::id::{RunId, StepName};
 use protocol::pipeline::{Pipeline, Vars};
@@ -19,19 +20,21 @@ use super::view::{Piece, Plain, StepErrors};
 use super::{Context, Talk, files, job};
 use crate::app;
 use crate::app::client::{Client, Item, Outcome, Reader};
+use crate::config::env_files::{self, StepEnv};
 
 /// How often the times on a terminal are drawn anew.
 const FRAME: Duration = Duration::from_millis(250);
 
 pub(super) async fn run(context: &Context, typed: Run, results: Results) -> Result<Exit, Failure> {
     let named = context.flags.config.as_deref().filter(|file| job::is_named(file));
-    let config = match named {
+    let mut config = match named {
         // It holds the settings of jobs, and nothing of ours.
         Some(_) => context.without_file().config(Talk::Hardly)?,
         None => context.config(Talk::Hardly)?,
     };
-    let mut pipeline =
+    let (mut pipeline, dialect) =
         files::to_run(context, &typed.file, typed.dialect, typed.pipeline.as_deref())?;
+    config.step_env = step_env(context, dialect, &typed.env_files)?;
     let dirs = (typed.workdir, typed.log_dir);
     let settings = job::settings_of(context, &pipeline, named, dirs)?;
     if let Some(settings) = &settings {
@@ -104,6 +107,24 @@ pub(super) async fn run(context: &Context, typed: Run, results: Results) -> Resu
         return view.ended(&run, asked.unwrap_or_else(|| Exit::of_run(ending.status)));
     }
     Ok(Exit::Failed)
+}
+
+/// What the tasks of a prunner file have beside the environment; nothing of another file.
+fn step_env(
+    context: &Context,
+    dialect: Option<Dialect>,
+    typed: &[String],
+) -> Result<StepEnv, Failure> {
+    if dialect != Some(Dialect::Prunner) {
+        return match typed {
+            [] => Ok(StepEnv::new()),
+            [..] => Err(Failure::new(Exit::Usage, "--env-files is for prunner files")),
+        };
+    }
+    let files = env_files::named(typed, &context.environment);
+    let read = env_files::read(&files).map_err(|why| Failure::new(Exit::Invalid, why))?;
+    read.1.iter().for_each(|warning| context.warn(warning));
+    Ok(read.0)
 }
 
 fn frames() -> Interval {

@@ -26,6 +26,10 @@ pub(super) struct Run {
     /// The run's id [default: a new one]
     #[arg(long, value_name = "RUN")]
     pub(super) run_id: Option<RunId>,
+    /// Of a prunner file: a file of variables for its tasks; may be repeated, empty for none
+    /// [default: `PRUNNER_ENV_FILES`, else .env and .env.local]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(super) env_files: Vec<String>,
     /// Of a job file: where each job's status and files are put [default: ./workdir]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(super) workdir: Option<PathBuf>,

@@ -204,6 +204,9 @@ impl Reader {
         );
         let state = environment.state_home().join("bob-runner");
         let queue = self.queue();
+        let env_files = self.optional("worker.env-files", parse::env_files);
+        let (step_env, warnings) = env_files.unwrap_or_default();
+        self.warnings.extend(warnings);
         Config {
             mode: self.value("mode", parse::mode),
             data_dir: self.optional("data-dir", parse::path).unwrap_or_else(|| state.clone()),
@@ -218,6 +221,7 @@ impl Reader {
             engine: self.engine(environment),
             worker: self.worker(),
             secrets: self.secrets(environment),
+            step_env,
             job_env: environment.told_to_jobs(),
             spill: Spill {
                 dir: self.optional("spill.dir", parse::path).unwrap_or_else(|| state.join("spill")),

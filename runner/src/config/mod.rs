@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`setting`] | the table: names, variables, defaults, meaning |
 //! | `environment` | the variables of the process |
+//! | [`env_files`] | files of variables for steps |
 //! | `layer` | each source of values, and what is wrong with it |
 //! | `file` | where the file is found, and how it is read |
 //! | `load` | the layers into the types below |
@@ -14,6 +15,7 @@
 //!
 //! Rooms take plain option structs of their own; `app` makes those from these types.
 
+pub mod env_files;
 mod environment;
 mod fault;
 mod file;
@@ -62,6 +64,8 @@ pub struct Config {
     pub worker: Worker,
     /// Secrets of steps.
     pub secrets: Secrets,
+    /// What steps of this host have beside the environment of this process.
+    pub step_env: env_files::StepEnv,
     /// What jobs are told of their runner.
     pub job_env: Vars,
     /// Where events wait that the broker does not take.

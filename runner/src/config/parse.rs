@@ -8,6 +8,7 @@ use protocol::pipeline::{ExecutorKind, PullPolicy};
 use protocol::quantity::Span;
 use url::Url;
 
+use super::env_files::{self, StepEnv};
 use super::{EngineUrl, LogFormat, LogLevel, Mode, Secret, StreamProtocol};
 
 /// The value, or what is expected instead.
@@ -146,6 +147,13 @@ pub(super) fn dirs(text: &str) -> Parsed<Vec<PathBuf>> {
         }
     };
     text.split(':').filter(|text| !text.is_empty()).map(one).collect()
+}
+
+/// Files of variables, with commas between them, as what is in them.
+pub(super) fn env_files(text: &str) -> Parsed<(StepEnv, Vec<String>)> {
+    let files: Vec<_> = text.split(',').map(str::trim).filter(|text| !text.is_empty()).collect();
+    let files = files.into_iter().map(path).collect::<Parsed<Vec<_>>>()?;
+    env_files::read(&files).map_err(|why| format!("files of variables: {why}"))
 }
 
 /// A name of a queue or stream.

@@ -168,6 +168,9 @@ pub const SETTINGS: &[Setting] = &[
         "How much the base images may take that it has pulled, in bytes or with a unit; then those that were used longest ago go. `0`: no limit."),
     plain("worker.secrets-dir", "BOB_SECRETS_DIR", None,
         "Directories with the secrets of steps, one file each, as absolute paths with colons between them; then that of `CREDENTIALS_DIRECTORY`. A secret may also be a variable `BOB_SECRET_<NAME>`, or `BOB_SECRET_<NAME>_FILE`: a file that holds it."),
+    plain("worker.env-files", "BOB_ENV_FILES", None,
+        "Files of variables (`NAME=VALUE` a line) that steps of executor local and custom have at a worker beside its own environment, and before it; a later file wins, one that is missing is passed over. `run` of a prunner file has `--env-files`.")
+        .list().words("none"),
     plain("spill.dir", "BOB_SPILL_DIR", None, "Where events wait that the broker does not take.")
         .words("`$XDG_STATE_HOME/bob-runner/spill`"),
     plain("spill.bytes", "BOB_SPILL_BYTES", Some("1Gi"),

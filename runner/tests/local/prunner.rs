@@ -114,3 +114,41 @@ fn d15_on_error_knows_what_failed_and_changes_nothing_of_it() {
     );
     assert_eq!(began(&fine.events(&[], &[]).1), ["t"], "where nothing fails it is not run");
 }
+
+#[test]
+fn d6_files_of_variables_lie_over_the_process_and_under_the_pipeline() {
+    let place = place("tasks: { t: { script: ['echo $A $C $D $E $BOB_X'] } }");
+    let put = |name: &str, text: &str| std::fs::write(place.path(name), text).unwrap();
+    put(".env", "A=file\nC=file\nD=first\nBOB_X=ours\n");
+    put(".env.local", "D=local\n");
+    put("other", "D=other\nE='of other'\n");
+    let process = [("A", "process"), ("C", "process"), ("E", "process")];
+    let said = |typed: &[&str], variables: &[(&str, &str)]| {
+        let all: Vec<_> = process.iter().chain(variables).copied().collect();
+        let (code, events) = place.events(typed, &all);
+        assert_eq!(code, Some(0), "{events:#?}");
+        lines_of(&events, "t")
+    };
+    assert_eq!(said(&[], &[]), ["pipeline file local process"]);
+    let other = ["--env-files", "missing", "--env-files", "other"];
+    assert_eq!(said(&other, &[]), ["pipeline process other of other"]);
+    assert_eq!(said(&[], &[("PRUNNER_ENV_FILES", "other,.env")]), ["pipeline file first of other"]);
+    for none in [&said(&["--env-files", ""], &[]), &said(&[], &[("PRUNNER_ENV_FILES", "")])] {
+        assert_eq!(*none, ["pipeline process process"]);
+    }
+}
+
+#[test]
+fn d6_a_wrong_file_of_variables_is_named_with_its_line_and_nothing_runs() {
+    let place = place("tasks: { t: { script: ['touch ran'] } }");
+    std::fs::write(place.path(".env"), "A=1\nhunter2 and more\n").unwrap();
+    let said = place.run(&[]).output().unwrap();
+    let err = String::from_utf8_lossy(&said.stderr).into_owned();
+    assert_eq!(said.status.code(), Some(65), "{err}");
+    assert!(err.contains(".env: line 2") && !err.contains("hunter2"), "{err}");
+    assert!(!place.path("ran").exists());
+    let bob = Place::new("{group: g, name: n, steps: [{name: a, executor: local, cmd: env}]}");
+    std::fs::write(bob.path(".env"), "A=1\nnothing\n").unwrap();
+    assert_eq!(bob.run(&[]).output().unwrap().status.code(), Some(0), "it is another's");
+    assert_eq!(bob.run(&["--env-files", ".env"]).output().unwrap().status.code(), Some(2));
+}

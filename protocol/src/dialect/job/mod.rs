@@ -15,7 +15,7 @@ use super::bob::steps::MAX_STEPS;
 use super::handover::literal_secrets;
 use super::reader::{Field, Fields, Keys, Reader};
 use super::tree::{Node, Position, Value, quoted};
-use super::{Parsed, in_order, place_of, remarks_at};
+use super::{Dialect, Parsed, in_order, place_of, remarks_at};
 use crate::diagnostic::Diagnostic;
 use crate::id::{PipelineId, StepName};
 use crate::pipeline::{FailureMode, Pipeline, Step};
@@ -70,11 +70,12 @@ impl Form {
 pub(super) fn parse(file: Option<&str>, root: &Node, faults: Vec<Diagnostic>) -> Parsed {
     let mut reader = Reader::default();
     let form = Form::of(root);
+    let dialect = Some(Dialect::Job);
     let pipeline = match pipeline(&mut reader, form, root, file) {
         Some(pipeline) if reader.is_clean() && faults.is_empty() => pipeline,
         _ => {
             let diagnostics = in_order(faults.into_iter().chain(reader.into_faults()));
-            return Parsed { pipelines: Vec::new(), diagnostics };
+            return Parsed { pipelines: Vec::new(), diagnostics, dialect };
         }
     };
     let place = |path: &str| {
@@ -84,7 +85,7 @@ pub(super) fn parse(file: Option<&str>, root: &Node, faults: Vec<Diagnostic>) ->
     let mut remarks = reader.into_remarks();
     remarks.extend(remarks_at(root.at, "", &pipeline));
     remarks.extend(literal_secrets(&pipeline, place));
-    Parsed { diagnostics: in_order(remarks.into_iter()), pipelines: vec![pipeline] }
+    Parsed { diagnostics: in_order(remarks.into_iter()), pipelines: vec![pipeline], dialect }
 }
 
 /// What the model calls a part of a step, and what a job does.

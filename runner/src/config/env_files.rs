@@ -1,0 +1,185 @@
+//! Files of variables (`.env`) that steps of this host have beside the environment of this process.
+
+use std::cell::Cell;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use protocol::command::bad_variable;
+
+use super::{Environment, Secret};
+
+/// What is read where nobody names a file, as prunner has it.
+const USUAL: [&str; 2] = [".env", ".env.local"];
+/// What names them where the command line does not.
+const VARIABLE: &str = "PRUNNER_ENV_FILES";
+/// What belongs to the program itself, and is no step's.
+const OURS: &str = "BOB_";
+/// More than this is no such file.
+const MAX_BYTES: u64 = 1024 * 1024;
+
+/// Variables in the order in which they hold: a later one wins. Values may be secrets.
+pub type StepEnv = Vec<(String, Secret<String>)>;
+
+/// The files of prunner's that hold: those that the command line names, else those that
+/// `PRUNNER_ENV_FILES` does, else the usual ones. An empty name is no file.
+#[must_use]
+pub fn named(typed: &[String], environment: &Environment) -> Vec<PathBuf> {
+    let of = |names: &mut dyn Iterator<Item = &str>| {
+        names.map(str::trim).filter(|name| !name.is_empty()).map(PathBuf::from).collect()
+    };
+    if !typed.is_empty() {
+        return of(&mut typed.iter().map(String::as_str));
+    }
+    match environment.given(VARIABLE) {
+        Some(names) => of(&mut names.split(',')),
+        None => of(&mut USUAL.into_iter()),
+    }
+}
+
+/// The variables of these files, and a sentence for each that steps do not have. A file that is
+/// missing holds none.
+///
+/// # Errors
+/// A sentence with file and line, which shows no value.
+pub fn read(files: &[PathBuf]) -> Result<(StepEnv, Vec<String>), String> {
+    let (mut read, mut warnings) = (StepEnv::new(), Vec::new());
+    for file in files {
+        let Some(text) = text_of(file)? else { continue };
+        for (name, value) in variables(&text).map_err(|why| format!("{}: {why}", file.display()))? {
+            if name.starts_with(OURS) {
+                warnings.push(format!(
+                    "{}: {name} is left out: steps have nothing that begins with {OURS}",
+                    file.display()
+                ));
+                continue;
+            }
+            read.push((name, Secret::new(value)));
+        }
+    }
+    Ok((read, warnings))
+}
+
+/// What stands in a file; nothing where there is none.
+fn text_of(file: &Path) -> Result<Option<String>, String> {
+    let unread = |cause: &dyn std::fmt::Display| format!("cannot read {}: {cause}", file.display());
+    let mut bytes = Vec::new();
+    let opened = match std::fs::File::open(file) {
+        Ok(opened) => opened,
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(cause) => return Err(unread(&cause)),
+    };
+    opened.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|cause| unread(&cause))?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(unread(&format_args!("it has more than {MAX_BYTES} bytes")));
+    }
+    let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
+    let text = std::str::from_utf8(bytes).map_err(|cause| unread(&cause))?;
+    // The last line needs no end.
+    Ok(Some(format!("{text}\n")))
+}
+
+fn variables(text: &str) -> Result<Vec<(String, String)>, String> {
+    let begun = Rc::new(Cell::new(0));
+    let lines = Lines { left: text.as_bytes(), begun: Rc::clone(&begun) };
+    let mut found = Vec::new();
+    for variable in dotenvy::Iter::new(lines) {
+        let (name, value) = variable.map_err(|fault| {
+            // Its own words hold the line, and with it what may be a secret.
+            if let dotenvy::Error::LineParse(text, _) = &fault {
+                let line = begun.get().saturating_sub(text.lines().count().saturating_sub(1));
+                return format!("line {line} is not NAME=VALUE, or has a quote that is left open");
+            }
+            fault.to_string()
+        })?;
+        if let Some(expected) = bad_variable(&name, &value) {
+            return Err(format!("line {}: a variable must have {expected}", begun.get()));
+        }
+        found.push((name, value));
+    }
+    Ok(found)
+}
+
+/// Hands out a text line by line, so that it is known how far it has been read.
+struct Lines<'t> {
+    left: &'t [u8],
+    begun: Rc<Cell<usize>>,
+}
+
+impl Read for Lines<'_> {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let end = self.left.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+        let line = end.unwrap_or(self.left.len()).min(into.len());
+        let (now, later) = self.left.split_at(line);
+        into[..line].copy_from_slice(now);
+        if now.ends_with(b"\n") {
+            self.begun.set(self.begun.get() + 1);
+        }
+        self.left = later;
+        Ok(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x.env");
+        std::fs::write(&file, text).unwrap();
+        (dir, file)
+    }
+
+    fn plain(read: &StepEnv) -> Vec<(&str, &str)> {
+        read.iter().map(|(name, value)| (name.as_str(), value.expose().as_str())).collect()
+    }
+
+    #[test]
+    fn d6_files_are_those_of_the_flag_or_the_variable_or_the_usual_ones() {
+        let none = Environment::default();
+        assert_eq!(named(&[], &none), [".env", ".env.local"].map(PathBuf::from));
+        let variable = Environment::from([("PRUNNER_ENV_FILES", "a, b")]);
+        assert_eq!(named(&[], &variable), ["a", "b"].map(PathBuf::from));
+        assert_eq!(
+            named(&["c".to_owned(), "d".to_owned()], &variable),
+            ["c", "d"].map(PathBuf::from)
+        );
+        assert!(named(&[String::new()], &variable).is_empty());
+        assert!(named(&[], &Environment::from([("PRUNNER_ENV_FILES", "")])).is_empty());
+    }
+
+    #[test]
+    fn variables_are_read_in_their_order_and_a_missing_file_is_none() {
+        let text = "\u{feff}# of the team\nA=1\nexport B=\"two\nlines\"\n\nC='$A' # so\nA=2 ";
+        let (dir, file) = written(text);
+        let (read, warnings) = read(&[dir.path().join("missing"), file]).unwrap();
+        assert_eq!(plain(&read), [("A", "1"), ("B", "two\nlines"), ("C", "$A"), ("A", "2")]);
+        assert_eq!(warnings, [""; 0]);
+    }
+
+    #[test]
+    fn a_wrong_line_is_named_by_its_number_and_shows_nothing_of_its_value() {
+        for (text, line) in [
+            ("A=1\n\n# c\nhunter2 hunter2\nB=1", "line 4"),
+            ("A=1\nPASSWORD=\"hunter2\nB=1\nC=1\n", "line 2"),
+            ("A=1\nP=hunter2\0\n", "line 2"),
+        ] {
+            let (_dir, file) = written(text);
+            let why = read(&[file]).unwrap_err();
+            assert!(why.contains("x.env") && why.contains(line), "{why}");
+            assert!(!why.contains("hunter2"), "{why}");
+        }
+        let (_dir, file) = written("");
+        std::fs::write(&file, [b'A', b'=', 0xff]).unwrap();
+        assert!(read(&[file]).unwrap_err().contains("cannot read"));
+    }
+
+    #[test]
+    fn what_is_the_programs_own_is_left_out_and_said() {
+        let (_dir, file) = written("BOB_QUEUE_PASSWORD=hunter2\nA=1\n");
+        let (read, warnings) = read(&[file]).unwrap();
+        assert_eq!(plain(&read), [("A", "1")]);
+        assert!(warnings[0].contains("BOB_QUEUE_PASSWORD") && !warnings[0].contains("hunter2"));
+    }
+}
