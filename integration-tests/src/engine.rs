@@ -79,6 +79,7 @@ pub fn step(position: usize, words: &[&str]) -> StepSpec {
         limits: Limits::default(),
         with: serde_json::Map::new(),
         secrets: runner::ports::StepSecrets::default(),
+        end: runner::ports::StepEnd::default(),
     }
 }
 

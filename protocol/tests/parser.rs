@@ -14,10 +14,10 @@ use protocol::command;
 use protocol::dialect::{parse, pipeline_faults_json, pipeline_from_json};
 use protocol::id::{RegisteredName, StepName};
 use protocol::pipeline::{
-    Admission, Artifact, Backoff, Callback, Cmd, ExecutorKind, FailureMode, Graph, Layout, Limits,
-    Missing, OnLost, Output, OutputKind, Pipeline, PullPolicy, Quotas, Requests, Resource,
-    ResourceKind, Retry, RetryOn, SecretUse, Shell, Step, Strategy as Strategy_, Template, Token,
-    Vars, When,
+    Admission, Artifact, Backoff, Callback, Cmd, EndSignal, ExecutorKind, FailureMode, Graph,
+    Layout, Limits, Missing, OnLost, Output, OutputKind, Pipeline, PullPolicy, Quotas, Requests,
+    Resource, ResourceKind, Retry, RetryOn, SecretUse, Shell, Step, Strategy as Strategy_,
+    Template, Token, Vars, When,
 };
 use protocol::quantity::{Cpu, Memory, Span};
 use serde_json::Value;
@@ -133,8 +133,10 @@ fn step() -> impl Strategy<Value = Step> {
         .prop_map(|(attempts, delay, on, backoff)| Retry { attempts, delay, on, backoff });
     let executor = select(vec![ExecutorKind::Podman, ExecutorKind::Ssh, ExecutorKind::Http]);
     let when = select(vec![When::Passed, When::Ended]);
-    let rest =
-        (network(), pull(), option::of(span()), option::of(retry), executor, when, any::<bool>());
+    let signal = select(EndSignal::NAMED.map(|(_, signal)| signal).to_vec());
+    let grace = (1_u64..=3_600_000).prop_map(|millis| Span::from_millis(millis).unwrap());
+    let times = (option::of(span()), option::of(signal), option::of(grace));
+    let rest = (network(), pull(), times, option::of(retry), executor, when, any::<bool>());
     let secret = prop_oneof![
         "[a-z-]{1,8}".prop_map(SecretUse::File),
         ("[a-z-]{1,8}", "[A-Z_][A-Z_0-9]{0,7}")
@@ -143,7 +145,8 @@ fn step() -> impl Strategy<Value = Step> {
     (work(), vars(), option::of(artifact), rest, vec(secret, 0..2), handover()).prop_map(
         |((cmd, script, shell, template), vars, produces_artifact, rest, secrets, handover)| {
             let (label, with, outputs, callback) = handover;
-            let (network, pull, timeout, retry, executor, when, allow_failure) = rest;
+            let (network, pull, times, retry, executor, when, allow_failure) = rest;
+            let (timeout, signal, grace) = times;
             // The keys of a call are known, and null is as good as not there.
             let with = match executor.call_keys() {
                 Some(known) => known
@@ -168,6 +171,8 @@ fn step() -> impl Strategy<Value = Step> {
                 network,
                 pull,
                 timeout,
+                stop_signal: signal.filter(|_| executor.has_signals()),
+                kill_grace: grace.filter(|_| !executor.is_call()),
                 retry,
                 needs: None,
                 executor,

@@ -5,6 +5,7 @@
 //! written out, so it can be read back by the Bob dialect.
 
 mod call;
+mod end;
 mod graph;
 mod handover;
 mod limits;
@@ -16,6 +17,7 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::end::EndSignal;
 pub use self::graph::Graph;
 pub(crate) use self::graph::depths;
 pub use self::handover::{Callback, Layout, Missing, Output, OutputKind, SecretUse, Token};

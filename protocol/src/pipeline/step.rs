@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Artifact, Callback, Output, PullPolicy, Scalar, SecretUse, VARIABLE, Vars};
+use super::{Artifact, Callback, EndSignal, Output, PullPolicy, Scalar, SecretUse, VARIABLE, Vars};
 use crate::id::StepName;
 use crate::quantity::Span;
 use crate::run::Cause;
@@ -48,6 +48,12 @@ pub struct Step {
     /// How long the step may take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
+    /// The signal that asks it to end where it is stopped; `TERM` where this is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stop_signal: Option<EndSignal>,
+    /// The time between that signal and SIGKILL, an hour at most; the worker's own where this is missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kill_grace: Option<Span>,
     /// Whether a failed step is tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
@@ -179,6 +185,8 @@ impl Step {
             network: None,
             pull: None,
             timeout: None,
+            stop_signal: None,
+            kill_grace: None,
             retry: None,
             needs: None,
             when: When::default(),
@@ -323,6 +331,15 @@ impl ExecutorKind {
             | Self::Sevdesk
             | Self::Http => true,
             Self::Ssh => false,
+        }
+    }
+
+    /// Whether what a step of it runs can be sent a signal of its choice.
+    #[must_use]
+    pub fn has_signals(self) -> bool {
+        match self {
+            Self::Podman | Self::Docker | Self::Local | Self::Custom => true,
+            Self::Ssh | Self::Proxmox | Self::Lexware | Self::Sevdesk | Self::Http => false,
         }
     }
 

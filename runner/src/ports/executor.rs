@@ -10,7 +10,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use protocol::event::LogStream;
 use protocol::id::{Epoch, RunId, StepName};
-use protocol::pipeline::{ExecutorKind, Limits, PullPolicy, Shell, Vars};
+use protocol::pipeline::{EndSignal, ExecutorKind, Limits, PullPolicy, Shell, Vars};
 use protocol::run::Cause;
 use protocol::time::Millis;
 use serde_json::{Map, Value};
@@ -61,6 +61,25 @@ pub struct StepSpec {
     pub with: Map<String, Value>,
     /// What it is given that nobody else may see.
     pub secrets: StepSecrets,
+    /// How it is asked to end.
+    pub end: StepEnd,
+}
+
+/// How a step is asked to end where it is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StepEnd {
+    /// The signal that it gets.
+    pub signal: EndSignal,
+    /// The time between that and SIGKILL, where it says so.
+    pub grace: Option<Duration>,
+}
+
+impl StepEnd {
+    /// That time, where who stops the step would give it `usual`.
+    #[must_use]
+    pub fn grace_or(self, usual: Duration) -> Duration {
+        self.grace.unwrap_or(usual)
+    }
 }
 
 // What it is given and what its executor has to know may be secret.
@@ -181,9 +200,9 @@ impl Ran {
 pub enum StopLevel {
     /// Not at all.
     Run,
-    /// SIGTERM, and SIGKILL after the grace.
+    /// Its signal, which is SIGTERM where it says nothing, and SIGKILL after the grace.
     Stop {
-        /// The time between the two.
+        /// The time between the two, where the step says nothing.
         grace: Duration,
     },
     /// SIGKILL now.

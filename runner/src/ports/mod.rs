@@ -22,7 +22,7 @@ pub use disk::{BaseImage, Disk, is_meant};
 pub use events::{EventStream, Events, EventsError, Position, Published, Ticket};
 pub use executor::{
     Checkpoint, EngineInfo, ExecError, Executor, Exit, Gate, JOB_DIR, Left, LogSink, Ran, Remote,
-    RunScope, Script, StepSpec, StopLevel, StopSignal, Workspace,
+    RunScope, Script, StepEnd, StepSpec, StopLevel, StopSignal, Workspace,
 };
 pub use guard::{Guard, Unguarded};
 pub use host::Host;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use protocol::event::LogStream;
 use protocol::id::RunId;
 use protocol::pipeline::{Cmd, ExecutorKind, Pipeline, Step, Template, Vars};
+use protocol::quantity::Span;
 use protocol::run::Cause;
 use tokio::sync::oneshot;
 
@@ -13,7 +14,7 @@ use super::drive::Drive;
 use super::output::Output;
 use super::push::Push;
 use super::step::{self, Done};
-use crate::ports::{ExecError, Gate, JOB_DIR, LogSink, Script, StepSpec, StopLevel};
+use crate::ports::{ExecError, Gate, JOB_DIR, LogSink, Script, StepEnd, StepSpec, StopLevel};
 use crate::rules::{env, job, template};
 
 /// The programs of a step, with its run's variables in them.
@@ -222,6 +223,10 @@ impl Drive {
             limits: protocol::pipeline::Limits::default(),
             with: serde_json::Map::new(),
             secrets: self.secrets_left(position),
+            end: StepEnd {
+                signal: step.stop_signal.unwrap_or_default(),
+                grace: step.kill_grace.map(Span::as_duration),
+            },
         })
     }
 

@@ -132,6 +132,7 @@ async fn attempt(
         limits: Limits::default(),
         with: step.with.clone(),
         secrets: runner::ports::StepSecrets::default(),
+        end: runner::ports::StepEnd::default(),
     };
     let found = all(options).into_iter().find(|(kind, _)| *kind == step.executor);
     let remote: Arc<dyn Remote> = found.unwrap().1;

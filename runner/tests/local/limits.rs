@@ -12,7 +12,7 @@ use protocol::event::LogStream;
 use protocol::id::Epoch;
 use protocol::pipeline::{Limits, PullPolicy, Vars};
 use runner::ports::{
-    Executor as _, Gate, LogSink, RunScope, StepSecrets, StepSpec, StopSignal, Workspace,
+    Executor as _, Gate, LogSink, RunScope, StepEnd, StepSecrets, StepSpec, StopSignal, Workspace,
 };
 
 use super::*;
@@ -152,6 +152,7 @@ fn spec(program: &str) -> StepSpec {
         limits: Limits { cpu: "1.0".parse().ok(), mem: "64M".parse().ok() },
         with: serde_json::Map::new(),
         secrets: StepSecrets::default(),
+        end: StepEnd::default(),
     }
 }
 

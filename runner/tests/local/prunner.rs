@@ -152,3 +152,33 @@ fn d6_a_wrong_file_of_variables_is_named_with_its_line_and_nothing_runs() {
     assert_eq!(bob.run(&[]).output().unwrap().status.code(), Some(0), "it is another's");
     assert_eq!(bob.run(&["--env-files", ".env"]).output().unwrap().status.code(), Some(2));
 }
+
+#[test]
+fn d16_a_task_that_ignores_the_interrupt_is_killed_after_its_own_grace() {
+    let place = place(
+        "tasks: { \
+         fails: { script: ['until [ -e up ]; do sleep 0.01; done; exit 4'] }, \
+         ignores: { script: [\"trap '' INT TERM; touch up; while :; do sleep 0.1; done\"] } }",
+    );
+    // With the grace of the worker the run would not end.
+    let (code, events) = place.events(&[], &[("BOB_KILL_GRACE_SECONDS", "3600")]);
+    assert_eq!(code, Some(1), "{events:#?}");
+    assert!(ending(&events).contains("step fails: exit code 4"), "{}", ending(&events));
+}
+
+#[test]
+fn d16_the_interrupt_reaches_a_task_and_all_that_it_has_begun() {
+    let place = Place::new(
+        "{group: g, name: n, steps: [
+          {name: fails, executor: local, needs: [],
+           script: ['until [ -e up ]; do sleep 0.01; done; exit 4']},
+          {name: heeds, executor: local, needs: [], shell: bash, stop-signal: INT, kill-grace: 1h,
+           script: ['trap \"touch term\" TERM; trap \"touch child; exit 7\" INT;
+             bash -c \"trap \\\"touch grandchild; exit\\\" INT; touch up; while :; do sleep 0.1; done\";
+             while :; do sleep 0.1; done']}]}",
+    );
+    let (code, events) = place.events(&[], &[]);
+    assert_eq!(code, Some(1), "{events:#?}");
+    let seen = ["child", "grandchild", "term"].map(|name| place.path(name).exists());
+    assert_eq!(seen, [true, true, false], "{events:#?}");
+}

@@ -101,6 +101,7 @@ fn step(with: Map<String, Value>, program: &str) -> StepSpec {
         limits: Limits::default(),
         with,
         secrets: runner::ports::StepSecrets::default(),
+        end: runner::ports::StepEnd::default(),
     }
 }
 

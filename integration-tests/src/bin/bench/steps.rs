@@ -245,6 +245,7 @@ impl Bench {
                 limits: Limits::default(),
                 with: serde_json::Map::new(),
                 secrets: runner::ports::StepSecrets::default(),
+                end: runner::ports::StepEnd::default(),
             };
             let (gate, out): (_, Arc<dyn LogSink>) = (Gate::open(), Arc::new(Nowhere));
             let ran = podman.run_step(&scope, &workspace, &step, gate, out, &stop).await?;

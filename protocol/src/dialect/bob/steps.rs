@@ -11,9 +11,10 @@ use crate::dialect::tree::{Position, Value, quoted};
 use crate::dialect::{handover, limits};
 use crate::id::StepName;
 use crate::pipeline::{
-    Artifact, Backoff, Cmd, ExecutorKind, Graph, ProcessLimits, Retry, RetryOn, Shell, Step,
-    Template, When,
+    Artifact, Backoff, Cmd, EndSignal, ExecutorKind, Graph, ProcessLimits, Retry, RetryOn, Shell,
+    Step, Template, When,
 };
+use crate::quantity::Span;
 
 const STEP: Keys = Keys {
     known: &[
@@ -28,6 +29,8 @@ const STEP: Keys = Keys {
         "network",
         "pull",
         "timeout",
+        "stop-signal",
+        "kill-grace",
         "retry",
         "needs",
         "when",
@@ -78,6 +81,9 @@ const EXECUTORS: [(&str, ExecutorKind); 9] = [
     ("sevdesk", ExecutorKind::Sevdesk),
     ("http", ExecutorKind::Http),
 ];
+
+/// The longest time that a step is given to end by itself: a worker that ends waits for it.
+const MAX_GRACE_MILLIS: u64 = 3_600_000;
 
 /// The most steps of a pipeline. Each adds some hundred bytes to the run's record, which has to fit
 /// into one etcd request (1.5 MiB) together with the definition.
@@ -232,6 +238,8 @@ impl Reader {
             network: self.optional(fields, "network", |r, f| r.ruled(f, rules::network)),
             pull: self.optional(fields, "pull", |r, f| r.word(f, &PULL)),
             timeout: self.optional(fields, "timeout", Self::span),
+            stop_signal: self.stop_signal(fields, executor),
+            kill_grace: self.kill_grace(fields, executor),
             retry: self.optional(fields, "retry", Self::retry),
             needs: self.optional(fields, "needs", |r, f| {
                 // What is wrong with a name is said where the names are compared.
@@ -254,6 +262,31 @@ impl Reader {
             name: name?,
             cmd: cmd?,
         })
+    }
+
+    fn stop_signal(&mut self, fields: &Fields<'_>, executor: ExecutorKind) -> Option<EndSignal> {
+        let field = fields.get("stop-signal")?;
+        if !executor.has_signals() {
+            let message = format!("a step of executor {} takes no signal", executor.as_str());
+            self.fault(&field, message, Some("leave `stop-signal` out"));
+            return None;
+        }
+        self.word(&field, &EndSignal::NAMED)
+    }
+
+    fn kill_grace(&mut self, fields: &Fields<'_>, executor: ExecutorKind) -> Option<Span> {
+        let field = fields.get("kill-grace")?;
+        if executor.is_call() {
+            let message = format!("a step of executor {} is not killed", executor.as_str());
+            self.fault(&field, message, Some("leave `kill-grace` out"));
+            return None;
+        }
+        let grace = self.span(&field)?;
+        if grace.as_millis() > MAX_GRACE_MILLIS {
+            self.fault(&field, format!("{grace} is too long"), Some("an hour at most"));
+            return None;
+        }
+        Some(grace)
     }
 
     /// What an executor has to know; of a call and on the host all keys are known.

@@ -16,8 +16,8 @@ use crate::command::bad_variable;
 use crate::diagnostic::Diagnostic;
 use crate::id::{PipelineId, StepName};
 use crate::pipeline::{
-    Admission, ExecutorKind, FailureMode, Graph, Pipeline, Shell, Step, Strategy, Template, Vars,
-    depths,
+    Admission, EndSignal, ExecutorKind, FailureMode, Graph, Pipeline, Shell, Step, Strategy,
+    Template, Vars, depths,
 };
 use crate::quantity::Span;
 
@@ -25,6 +25,8 @@ use crate::quantity::Span;
 const GROUP: &str = "local";
 /// The task that is run for a job that failed.
 const ON_ERROR: &str = "on_error";
+/// How long a task has to end by itself.
+const GRACE_MILLIS: u64 = 2_000;
 /// Tells a task its own name.
 const TASK_NAME: &str = "TASK_NAME";
 
@@ -330,6 +332,8 @@ fn step(name: StepName, script: Vec<String>, vars: Vars) -> Step {
         script,
         shell: runs.then_some(Shell::Bash),
         template: runs.then_some(Template::Go),
+        stop_signal: runs.then_some(EndSignal::Int),
+        kill_grace: Span::from_millis(GRACE_MILLIS).ok().filter(|_| runs),
         vars,
         executor: ExecutorKind::Local,
         ..Step::new(name)

@@ -220,7 +220,7 @@ impl Docker {
             };
             tokio::select! {
                 ended = following => ended?,
-                removed = self.obey(&id, stop) => return removed.map(|super::stop::Removed| None),
+                removed = self.obey(&id, step.end, stop) => return removed.map(|super::stop::Removed| None),
             }
         };
         if let Some((cause, code)) = init_failed(&ended, &follower.beginning) {

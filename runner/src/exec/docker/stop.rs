@@ -1,4 +1,4 @@
-//! Ends a started step: SIGTERM, the grace, SIGKILL, and proof that nothing of it runs.
+//! Ends a started step: its signal, the grace, SIGKILL, and proof that nothing of it runs.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::look::Life;
 use super::{Docker, fault};
-use crate::ports::{ExecError, StopLevel, StopSignal};
+use crate::ports::{ExecError, StepEnd, StopLevel, StopSignal};
 
 /// How long a killed container may take to be seen as ended before it is removed by force.
 const AFTER_KILL: Duration = Duration::from_secs(10);
@@ -19,7 +19,12 @@ pub(super) struct Removed;
 impl Docker {
     /// Does what the signal asks for. Goes on for ever where nothing is asked for, or where the step
     /// has ended by it: that is seen by who follows its output.
-    pub(super) async fn obey(&self, id: &str, stop: &StopSignal) -> Result<Removed, ExecError> {
+    pub(super) async fn obey(
+        &self,
+        id: &str,
+        end: StepEnd,
+        stop: &StopSignal,
+    ) -> Result<Removed, ExecError> {
         let mut level = StopLevel::Run;
         let mut kill_at = None;
         loop {
@@ -30,10 +35,10 @@ impl Docker {
             match level {
                 StopLevel::Run => {}
                 StopLevel::Stop { grace } => {
-                    let due = Instant::now() + grace;
+                    let due = Instant::now() + end.grace_or(grace);
                     // A step is asked once; a second wish may only hasten its end.
                     if kill_at.is_none() {
-                        self.signal(id, "SIGTERM").await?;
+                        self.signal(id, end.signal.name()).await?;
                     }
                     kill_at = Some(kill_at.map_or(due, |before: Instant| before.min(due)));
                 }

@@ -15,7 +15,7 @@ use tokio::process::Child;
 use super::failed;
 use super::word::{Asked, Job, Told};
 use crate::ports::{
-    ExecError, Exit, Gate, LogSink, Ran, StepSpec, StopLevel, StopSignal, Workspace,
+    ExecError, Exit, Gate, LogSink, Ran, StepEnd, StepSpec, StopLevel, StopSignal, Workspace,
 };
 
 /// The most bytes of one read.
@@ -47,10 +47,11 @@ async fn ask(asks: &mut OwnedWriteHalf, asked: &Asked) {
 }
 
 /// Ends a step as it is asked to; never resolves.
-async fn obey(asks: &mut OwnedWriteHalf, stop: &StopSignal) {
+async fn obey(asks: &mut OwnedWriteHalf, end: StepEnd, stop: &StopSignal) {
     let mut level = stop.above(StopLevel::Run).await;
     if let StopLevel::Stop { grace } = level {
-        ask(asks, &Asked::Term).await;
+        let grace = end.grace_or(grace);
+        ask(asks, &Asked::End(end.signal)).await;
         level = tokio::time::timeout(grace, stop.above(level)).await.unwrap_or(StopLevel::Kill);
     }
     if level == StopLevel::Kill {
@@ -89,7 +90,7 @@ pub(super) async fn run(
         tokio::select! {
             biased;
             ended = heard(&mut told) => ended,
-            () = obey(&mut asks, stop) => None,
+            () = obey(&mut asks, step.end, stop) => None,
         }
     };
     let (ended, _) = tokio::join!(ended, output);

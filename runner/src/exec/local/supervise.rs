@@ -7,6 +7,7 @@ use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use protocol::pipeline::EndSignal;
 use rustix::io::Errno;
 use rustix::process::{
     Pid, Signal, WaitOptions, getpid, kill_process, kill_process_group, set_child_subreaper, wait,
@@ -120,7 +121,7 @@ fn listen(asks: &mut BufReader<UnixStream>, child: Pid, group: Option<&Group>) {
     loop {
         match next(asks) {
             // A command that has ended needs no signal.
-            Some(Asked::Term) => drop(kill_process_group(child, Signal::TERM)),
+            Some(Asked::End(signal)) => drop(kill_process_group(child, number(signal))),
             Some(Asked::Run(_) | Asked::Become(_)) => {}
             Some(Asked::Kill) | None => {
                 // What it begins meanwhile is seen by the next look.
@@ -130,6 +131,17 @@ fn listen(asks: &mut BufReader<UnixStream>, child: Pid, group: Option<&Group>) {
                 }
             }
         }
+    }
+}
+
+fn number(signal: EndSignal) -> Signal {
+    match signal {
+        EndSignal::Term => Signal::TERM,
+        EndSignal::Int => Signal::INT,
+        EndSignal::Hup => Signal::HUP,
+        EndSignal::Quit => Signal::QUIT,
+        EndSignal::Usr1 => Signal::USR1,
+        EndSignal::Usr2 => Signal::USR2,
     }
 }
 

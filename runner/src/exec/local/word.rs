@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use protocol::pipeline::ProcessLimits;
+use protocol::pipeline::{EndSignal, ProcessLimits};
 use serde::{Deserialize, Serialize};
 
 /// What is run, and where.
@@ -35,8 +35,8 @@ pub(super) enum Asked {
     Run(Job),
     /// That the process take on the limits and become the command. It is a supervisor that asks.
     Become(Job),
-    /// SIGTERM to the command and what is of its process group.
-    Term,
+    /// This signal to the command and what is of its process group.
+    End(EndSignal),
     /// SIGKILL to all that it has begun.
     Kill,
 }

@@ -232,6 +232,7 @@ pub(super) mod tests {
             limits: Limits::default(),
             with: serde_json::Map::new(),
             secrets: StepSecrets::default(),
+            end: crate::ports::StepEnd::default(),
         }
     }
 

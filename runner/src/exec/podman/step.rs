@@ -298,7 +298,7 @@ impl Podman {
         };
         let ended = {
             let following = follower.follow(attached, link);
-            let obeying = stop::obey(&self.http, &id, stop);
+            let obeying = stop::obey(&self.http, &id, step.end, stop);
             tokio::select! {
                 ended = following => ended?,
                 removed = obeying => return removed.map(|stop::Removed| None),

@@ -1,4 +1,4 @@
-//! Ends a started step: SIGTERM, the grace, SIGKILL, and proof that nothing of it runs.
+//! Ends a started step: its signal, the grace, SIGKILL, and proof that nothing of it runs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use super::api::Life;
 use super::call::Fault;
 use super::http::Http;
 use super::output::PATIENCE;
-use crate::ports::{ExecError, StopLevel, StopSignal};
+use crate::ports::{ExecError, StepEnd, StopLevel, StopSignal};
 
 /// How long a killed container may take to be seen as ended before it is removed by force.
 const AFTER_KILL: Duration = Duration::from_secs(10);
@@ -23,6 +23,7 @@ pub(super) struct Removed;
 pub(super) async fn obey(
     http: &Arc<Http>,
     id: &str,
+    end: StepEnd,
     stop: &StopSignal,
 ) -> Result<Removed, ExecError> {
     let mut level = StopLevel::Run;
@@ -35,10 +36,10 @@ pub(super) async fn obey(
         match level {
             StopLevel::Run => {}
             StopLevel::Stop { grace } => {
-                let due = Instant::now() + grace;
+                let due = Instant::now() + end.grace_or(grace);
                 // A step is asked once; a second wish may only hasten its end.
                 if kill_at.is_none() {
-                    signal(http, id, "SIGTERM").await?;
+                    signal(http, id, end.signal.name()).await?;
                 }
                 kill_at = Some(kill_at.map_or(due, |before: Instant| before.min(due)));
             }

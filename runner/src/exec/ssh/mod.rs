@@ -24,8 +24,8 @@ use uuid::Uuid;
 use self::stream::{Marked, Told};
 use self::target::Target;
 use crate::ports::{
-    ExecError, Exit, Gate, LogSink, Ran, Remote, RunScope, StepSpec, StopLevel, StopSignal,
-    Workspace,
+    ExecError, Exit, Gate, LogSink, Ran, Remote, RunScope, StepEnd, StepSpec, StopLevel,
+    StopSignal, Workspace,
 };
 
 /// How hosts are reached.
@@ -157,7 +157,7 @@ impl Link {
         let (first, second) = tokio::select! {
             biased;
             told = output => told,
-            () = ask(&mut self.stdin, line, stop) => (None, None),
+            () = ask(&mut self.stdin, line, step.end, stop) => (None, None),
         };
         match first.or(second) {
             Some(Told::Ended(code)) => Ok(Ran::new(Exit { code, oom: false }, Workspace::None)),
@@ -208,10 +208,11 @@ impl Link {
 
 /// Says what the step is, then ends it as it is asked to; never resolves. A host that is gone has ended
 /// what it ran, and says so on the other streams.
-async fn ask(stdin: &mut ChildStdin, line: &str, stop: &StopSignal) {
+async fn ask(stdin: &mut ChildStdin, line: &str, end: StepEnd, stop: &StopSignal) {
     stdin.write_all(line.as_bytes()).await.ok();
     let mut level = stop.above(StopLevel::Run).await;
     if let StopLevel::Stop { grace } = level {
+        let grace = end.grace_or(grace);
         stdin.write_all(b"TERM\n").await.ok();
         level = tokio::time::timeout(grace, stop.above(level)).await.unwrap_or(StopLevel::Kill);
     }

@@ -27,7 +27,7 @@ use self::host::*;
 use self::images::*;
 use super::soon;
 use crate::ports::{
-    Checkpoint, ExecError, Executor, Gate, LogSink, Ran, RunScope, StepSecrets, StepSpec,
+    Checkpoint, ExecError, Executor, Gate, LogSink, Ran, RunScope, StepEnd, StepSecrets, StepSpec,
     StopSignal, Workspace,
 };
 
@@ -241,6 +241,7 @@ impl ExecutorSubject {
             limits: Limits::default(),
             with: self.with.clone(),
             secrets: StepSecrets::default(),
+            end: StepEnd::default(),
         }
     }
 }
