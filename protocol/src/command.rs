@@ -1,11 +1,13 @@
 //! Commands: what people publish, and what we make of the bytes.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
 use thiserror::Error;
 
+use crate::dialect;
 use crate::dialect::tree::{self, Node, Value, quoted};
 use crate::id::{PipelineId, RegisteredName, RunId, StepName};
-use crate::pipeline::{Pipeline, Vars};
+use crate::pipeline::{Params, Pipeline, Vars};
 use crate::run::Parent;
 use crate::time::Millis;
 
@@ -18,7 +20,7 @@ pub const PAUSE: &str = "pipeline/pause";
 /// The `type` property of its opposite.
 pub const UNPAUSE: &str = "pipeline/unpause";
 
-/// The largest definition and variables of a start, as JSON, in bytes (etcd takes requests of up to
+/// The largest definition, variables and values of a start, as JSON, in bytes (etcd takes requests of up to
 /// 1.5 MiB, and a record holds the definition once).
 pub const MAX_START_BYTES: usize = 512 * 1024;
 
@@ -44,6 +46,8 @@ pub struct Start {
     pub target: Target,
     /// Laid over the pipeline's variables.
     pub vars: Vars,
+    /// Values for templates, laid over the variables; no step has them in its environment.
+    pub params: Params,
     /// The registered logger that gets the run's text.
     pub logger: Option<RegisteredName>,
     /// The partition of its wait list.
@@ -176,6 +180,7 @@ fn start(fields: &Fields<'_>, message_id: Option<&str>) -> Result<Start, Malform
         run_id,
         target: target(fields)?,
         vars: vars(fields)?,
+        params: params(fields)?,
         logger,
         partition: fields.text("partition")?.map(str::to_owned),
         parent: parent(fields)?,
@@ -217,7 +222,7 @@ fn target(fields: &Fields<'_>) -> Result<Target, Malformed> {
         };
         return fields.pipeline(group, name).map(Target::Stored);
     };
-    let pipeline = crate::dialect::pipeline_from_node(definition).map_err(|fault| {
+    let pipeline = dialect::pipeline_from_node(definition).map_err(|fault| {
         let path = if fault.path.is_empty() {
             "pipeline".to_owned()
         } else {
@@ -258,6 +263,17 @@ fn vars(fields: &Fields<'_>) -> Result<Vars, Malformed> {
         vars.insert(entry.key.clone(), text.to_owned());
     }
     Ok(vars)
+}
+
+fn params(fields: &Fields<'_>) -> Result<Params, Malformed> {
+    let Some(map) = fields.get("params") else { return Ok(Params::new()) };
+    match dialect::json(map) {
+        Json::Object(params) if !params.contains_key("") => Ok(params),
+        Json::Object(_) => Err(fields.bad("params", map, "a name for each value")),
+        Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) | Json::Array(_) => {
+            Err(fields.bad("params", map, "an object"))
+        }
+    }
 }
 
 /// Why a variable cannot be handed to a process, where it cannot.
@@ -386,6 +402,19 @@ mod tests {
                     .unwrap();
             assert_eq!(start.run_id, RunIdSource::Given("r-1".parse().unwrap()));
             assert_eq!(start.target, Target::Stored(PipelineId::new("dev", "x").unwrap()));
+        }
+    }
+
+    #[test]
+    fn d4_values_for_templates_are_any_json_under_a_name() {
+        let params = r#"{"list":["a",1,2.5,null,true],"map":{"k":[]},"text":"{{ .x }}"}"#;
+        let start = start_of(&format!(r#"{{"group":"d","name":"x","params":{params}}}"#)).unwrap();
+        assert_eq!(Json::Object(start.params).to_string(), params);
+        assert!(start_of(r#"{"group":"d","name":"x","params":null}"#).unwrap().params.is_empty());
+        for bad in ["[1]", "\"a\"", r#"{"":1}"#] {
+            let fault =
+                start_of(&format!(r#"{{"group":"d","name":"x","params":{bad}}}"#)).unwrap_err();
+            assert_eq!(fault.field.as_deref(), Some("params"), "{fault}");
         }
     }
 

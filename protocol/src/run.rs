@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::event::Event;
 use crate::id::{Epoch, NodeId, RegisteredName, RunId, StepName};
-use crate::pipeline::{Pipeline, Vars};
+use crate::pipeline::{Params, Pipeline, Vars};
 use crate::time::Stamp;
 
 /// Where a run stands.
@@ -144,6 +144,9 @@ pub struct RunRecord {
     /// Variables of the start, laid over the pipeline's.
     #[serde(default, skip_serializing_if = "Vars::is_empty")]
     pub vars: Vars,
+    /// Values of the start for templates, laid over the variables.
+    #[serde(default, skip_serializing_if = "Params::is_empty")]
+    pub params: Params,
     /// The definition as it was at the start. Missing where the pipeline was unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pipeline: Option<Pipeline>,

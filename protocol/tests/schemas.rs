@@ -170,6 +170,7 @@ fn a_run_record_is_as_its_schema_says() {
             message: None,
             logger: None,
             vars: protocol::pipeline::Vars::from([("A".to_owned(), "1".to_owned())]),
+            params: serde_json::from_value(json!({ "list": [1, "a", null] })).unwrap(),
             pipeline: Some(pipeline),
             node: None,
             epoch: None,

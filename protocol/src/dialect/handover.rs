@@ -157,7 +157,7 @@ pub(super) fn object(reader: &mut Reader, field: &Field<'_>) -> Option<Map<Strin
 
 /// A value as JSON. A number that JSON writes otherwise stays the text that it was. The depth of a
 /// tree is bounded, and so is this.
-pub(super) fn json(node: &Node) -> Json {
+pub(crate) fn json(node: &Node) -> Json {
     match &node.value {
         Value::Null => Json::Null,
         Value::Bool(text) => Json::Bool(text.eq_ignore_ascii_case("true")),

@@ -17,6 +17,7 @@ use std::collections::BTreeSet;
 use serde_json::Value as Json;
 
 pub use self::document::document;
+pub(crate) use self::handover::json;
 pub use self::lines::{BadJob, CI_GROUP, Job, MAX_ATTEMPTS};
 pub use self::prunner::{Loaded, load as load_prunner};
 use self::tree::{Node, Position, Tree, Value};

@@ -30,6 +30,9 @@ use crate::quantity::{Cpu, Memory, Span};
 /// Variables in the order in which they were written.
 pub type Vars = IndexMap<String, String>;
 
+/// Values of a run for templates, whatever they are: text, numbers, lists, maps.
+pub type Params = serde_json::Map<String, serde_json::Value>;
+
 // Only its schema is used: the dialect reads a tree that keeps how a number was written.
 /// A text, or what becomes text as it was written.
 #[derive(JsonSchema)]

@@ -6,7 +6,7 @@
 use schemars::JsonSchema;
 
 use crate::id::{RegisteredName, RunId};
-use crate::pipeline::{Pipeline, Scalar};
+use crate::pipeline::{Params, Pipeline, Scalar};
 use crate::run::Parent;
 use crate::time::Millis;
 
@@ -27,6 +27,8 @@ pub(super) struct Start {
     pipeline: Option<Pipeline>,
     /// Laid over the variables of the pipeline.
     vars: Option<indexmap::IndexMap<String, Scalar>>,
+    /// Values for the templates of scripts, laid over the variables: any JSON.
+    params: Option<Params>,
     /// The registered logger that gets the text of the run.
     logger: Option<RegisteredName>,
     /// The partition of the wait list.

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use protocol::command;
 use protocol::id::RunId;
 use protocol::names;
-use protocol::pipeline::{ExecutorKind, Pipeline, Step, Vars};
+use protocol::pipeline::{ExecutorKind, Params, Pipeline, Step, Vars};
 use serde_json::json;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -97,7 +97,8 @@ pub fn job_id(run: &RunId, step: &Step) -> String {
     crate::rules::job::id(run, step)
 }
 
-/// Starts a pipeline in embedded mode, in a store of its own below the data directory. `jobs`:
+/// Starts a pipeline in embedded mode, in a store of its own below the data directory, with variables
+/// and values for its templates. `jobs`:
 /// where the files of its steps are put, where they are jobs.
 ///
 /// # Errors
@@ -105,7 +106,7 @@ pub fn job_id(run: &RunId, step: &Step) -> String {
 pub async fn run_here(
     config: &Config,
     pipeline: &Pipeline,
-    vars: &Vars,
+    (vars, params): (&Vars, &Params),
     run: &RunId,
     jobs: Option<Jobs>,
 ) -> anyhow::Result<Here> {
@@ -141,7 +142,7 @@ pub async fn run_here(
     let shutdown = Shutdown::default();
     #[expect(clippy::disallowed_methods, reason = "the one task of this process, joined in `end`")]
     let worker = tokio::spawn(worker.run(shutdown.clone()));
-    let body = json!({ "run-id": run, "pipeline": pipeline, "vars": vars });
+    let body = json!({ "run-id": run, "pipeline": pipeline, "vars": vars, "params": params });
     let message = Message {
         kind: Some(command::START.to_owned()),
         id: Some(run.to_string()),

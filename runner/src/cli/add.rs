@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use protocol::dialect::Job;
-use protocol::pipeline::Vars;
+use protocol::pipeline::{Params, Vars};
 use serde_json::json;
 
 use super::exit::{Exit, Failure};
@@ -74,6 +74,7 @@ async fn send(context: &Context, job: Job, config: &Config) -> Result<Exit, Fail
         what: StartOf::Inline(Box::new(ci::with_usual(job, &config.ci).pipeline())),
         run,
         vars: Vars::new(),
+        params: Params::new(),
         logger: None,
         parent: None,
     };

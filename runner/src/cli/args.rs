@@ -409,6 +409,14 @@ pub(super) fn variable(text: &str) -> Result<(String, String), String> {
     }
 }
 
+pub(super) fn param(text: &str) -> Result<(String, serde_json::Value), String> {
+    let named = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    let (name, json) = named.ok_or("it must be NAME=JSON")?;
+    // The cause names the place, and nothing of what stands there.
+    let value = serde_json::from_str(json).map_err(|cause| format!("it is no JSON: {cause}"))?;
+    Ok((name.to_owned(), value))
+}
+
 fn status(text: &str) -> Result<Status, String> {
     serde_json::from_value(serde_json::Value::from(text)).map_err(|_unknown| {
         "it must be one of pending, initializing, initialized, running, passed, failed, stopped"

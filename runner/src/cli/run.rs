@@ -7,7 +7,7 @@ use futures::StreamExt as _;
 use protocol::dialect::Dialect;
 use protocol::event::Reason;
 use protocol::id::{RunId, StepName};
-use protocol::pipeline::{Pipeline, Vars};
+use protocol::pipeline::{Params, Pipeline, Vars};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::exit::{Exit, Failure};
@@ -42,6 +42,7 @@ pub(super) async fn run(context: &Context, typed: Run, results: Results) -> Resu
     }
     let titles = job::titles(&mut pipeline, results)?;
     let vars: Vars = typed.vars.into_iter().collect();
+    let params: Params = typed.params.into_iter().collect();
     let run = typed.run_id.unwrap_or_else(Client::new_run_id);
     let mut signals = Signals::listen()?;
     let mut view = View::new(context.style, &pipeline, &run);
@@ -55,7 +56,7 @@ pub(super) async fn run(context: &Context, typed: Run, results: Results) -> Resu
         log_dir: settings.log_dir.to_string_lossy().into_owned(),
     });
     let mut here = tokio::select! {
-        here = app::run_here(&config, &pipeline, &vars, &run, jobs) => here?,
+        here = app::run_here(&config, &pipeline, (&vars, &params), &run, jobs) => here?,
         // Nothing of it runs yet.
         signal = signals.next() => return Ok(signal),
     };

@@ -113,6 +113,9 @@ pub(super) async fn show(context: &Context, run: &RunId) -> Result<Exit, Failure
     for (name, value) in &record.vars {
         fact("var", format!("{name}={value}"), Ink::Plain);
     }
+    for (name, value) in &record.params {
+        fact("param", format!("{name}={value}"), Ink::Plain);
+    }
     let steps = steps_of(record, now);
     let text =
         format!("{}\n{}", table.render(context.style.colour), steps.render(context.style.colour));

@@ -26,6 +26,7 @@ pub(super) async fn submit(context: &Context, typed: Submit) -> Result<Exit, Fai
         what,
         run: typed.run_id.unwrap_or_else(Client::new_run_id),
         vars: typed.vars.into_iter().collect(),
+        params: typed.params.into_iter().collect(),
         logger: typed.logger,
         parent: None,
     };

@@ -7,7 +7,7 @@ use protocol::dialect::{Dialect, MAX_ATTEMPTS};
 use protocol::id::{RegisteredName, RunId, StepName};
 use protocol::quantity::Span;
 
-use super::args::{dialect, variable};
+use super::args::{dialect, param, variable};
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
@@ -23,6 +23,9 @@ pub(super) struct Run {
     /// A variable, laid over the pipeline's
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = variable)]
     pub(super) vars: Vec<(String, String)>,
+    /// A value of any form for the templates of scripts, such as `files=["a", "b"]`
+    #[arg(long = "param", value_name = "NAME=JSON", value_parser = param)]
+    pub(super) params: Vec<(String, serde_json::Value)>,
     /// The run's id [default: a new one]
     #[arg(long, value_name = "RUN")]
     pub(super) run_id: Option<RunId>,
@@ -49,6 +52,9 @@ pub(super) struct Submit {
     /// A variable, laid over the pipeline's
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = variable)]
     pub(super) vars: Vec<(String, String)>,
+    /// A value of any form for the templates of scripts, such as `files=["a", "b"]`
+    #[arg(long = "param", value_name = "NAME=JSON", value_parser = param)]
+    pub(super) params: Vec<(String, serde_json::Value)>,
     /// The run's id [default: a new one]
     #[arg(long, value_name = "RUN")]
     pub(super) run_id: Option<RunId>,

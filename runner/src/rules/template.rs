@@ -2,10 +2,27 @@
 
 use gtmpl::error::ExecError;
 use gtmpl::{Context, FuncError, Template, Value};
-use protocol::pipeline::Vars;
+use protocol::pipeline::{Params, Pipeline, Template as Written, Vars};
+use serde_json::Value as Json;
 
 /// The variable that holds the run's id.
 pub const JOB_ID: &str = "__jobID";
+
+/// Values under the names by which programs know them.
+#[must_use]
+pub fn values(vars: &Vars, params: &Params) -> Params {
+    let vars = vars.iter().map(|(name, value)| (name.clone(), Json::from(value.as_str())));
+    vars.chain(params.clone()).collect()
+}
+
+/// Why a run of this pipeline cannot begin with these values, where it cannot.
+#[must_use]
+pub fn reserved(pipeline: &Pipeline, vars: &Vars, params: &Params) -> Option<String> {
+    let mut steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
+    let is_taken = vars.contains_key(JOB_ID) || params.contains_key(JOB_ID);
+    let is_rendered = is_taken && steps.any(|step| step.template == Some(Written::Go));
+    is_rendered.then(|| format!("the variable {JOB_ID} is the run's own: call yours otherwise"))
+}
 
 /// A program with its variables in it, as Go's `text/template` has them: `{{ .name }}`.
 ///
@@ -15,23 +32,30 @@ pub const JOB_ID: &str = "__jobID";
 ///
 /// # Errors
 /// A sentence, where the program is no template, or a variable is missing.
-pub fn go(program: &str, vars: &Vars, job: &str) -> Result<String, String> {
-    if vars.contains_key(JOB_ID) {
+pub fn go(program: &str, values: &Params, job: &str) -> Result<String, String> {
+    if values.contains_key(JOB_ID) {
         return Err(format!("the variable {JOB_ID} is the run's own"));
     }
     if !program.contains("{{") {
         return Ok(program.to_owned());
     }
+    if has_else_of_range(program) {
+        return Err(
+            "the script has an `else` of a `range`, which is not supported: write an `if` \
+                    around the `range`"
+                .to_owned(),
+        );
+    }
     let mut template = Template::default();
     template.add_func("default", default_of);
     template.add_func("quote", quoted);
-    let plain = plain(program, vars)?;
+    let plain = plain(program, values)?;
     template
         .parse(plain.as_str())
         .map_err(|cause| format!("the script is no template: {cause}"))?;
     let job = (JOB_ID.to_owned(), Value::from(job));
-    let vars = vars.iter().map(|(name, value)| (name.clone(), Value::from(value.as_str())));
-    let context = Context::from(Value::Object(vars.chain([job]).collect()));
+    let values = values.iter().map(|(name, value)| (name.clone(), value_of(value)));
+    let context = Context::from(Value::Object(values.chain([job]).collect()));
     let rendered = template.render(&context).map_err(|cause| {
         // The library's own words for this show every variable there is.
         if let ExecError::NoFiledFor(name, _) = &cause {
@@ -46,16 +70,63 @@ pub fn go(program: &str, vars: &Vars, job: &str) -> Result<String, String> {
     Ok(if program.is_ascii() { rendered } else { whole(&rendered) })
 }
 
+fn value_of(json: &Json) -> Value {
+    match json {
+        Json::Null => Value::NoValue,
+        Json::Bool(is) => Value::from(*is),
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Number(number) => match (number.as_u64(), number.as_i64(), number.as_f64()) {
+            (Some(number), _, _) => Value::from(number),
+            (None, Some(number), _) => Value::from(number),
+            (None, None, Some(number)) => Value::from(number),
+            (None, None, None) => Value::from(number.to_string()),
+        },
+        Json::Array(items) => Value::Array(items.iter().map(value_of).collect()),
+        Json::Object(entries) => {
+            let entries = entries.iter().map(|(name, value)| (name.clone(), value_of(value)));
+            Value::Object(entries.collect())
+        }
+    }
+}
+
+/// Whether a program has what the library renders always, and Go only for an empty list.
+fn has_else_of_range(program: &str) -> bool {
+    let mut open = Vec::new();
+    for action in program.split("{{").skip(1) {
+        let action = action.trim_start_matches('-').trim_start();
+        let word = action.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
+        match word {
+            "range" | "if" | "with" | "define" | "block" => open.push(word),
+            "end" => drop(open.pop()),
+            "else" if open.last() == Some(&"range") => return true,
+            _ => {}
+        }
+    }
+    false
+}
+
+/// Whether a text, or what else it is made of, holds a letter.
+fn holds(value: &Json, letter: char) -> bool {
+    match value {
+        Json::String(text) => text.contains(letter),
+        Json::Array(items) => items.iter().any(|item| holds(item, letter)),
+        Json::Object(entries) => {
+            entries.iter().any(|(name, value)| name.contains(letter) || holds(value, letter))
+        }
+        Json::Null | Json::Bool(_) | Json::Number(_) => false,
+    }
+}
+
 /// What stands around a letter that the library cannot take: it cuts letters of several bytes in two
 /// where they follow on an action.
 const AROUND: char = '\u{1}';
 
 /// A program whose text, outside of its actions, has each letter beyond ASCII by its number.
-fn plain(program: &str, vars: &Vars) -> Result<String, String> {
+fn plain(program: &str, values: &Params) -> Result<String, String> {
     if program.is_ascii() {
         return Ok(program.to_owned());
     }
-    if program.contains(AROUND) || vars.values().any(|value| value.contains(AROUND)) {
+    if program.contains(AROUND) || values.values().any(|value| holds(value, AROUND)) {
         return Err("the script is no template: it, or a variable, holds the byte 1".to_owned());
     }
     let mut plain = String::with_capacity(program.len());
@@ -121,15 +192,20 @@ fn default_of(arguments: &[Value]) -> Result<Value, FuncError> {
     Ok(if is_empty { other.clone() } else { value.clone() })
 }
 
-/// `{{ .name | quote }}`: one word for a shell, whatever it is.
+/// `{{ .name | quote }}`: one word for a shell, whatever it is; of a list one for each item.
 fn quoted(arguments: &[Value]) -> Result<Value, FuncError> {
     let [value] = arguments else {
         return Err(FuncError::ExactlyXArgs("quote".to_owned(), 1));
     };
     let text = match value {
         Value::String(text) => text.clone(),
-        Value::Array(_)
-        | Value::Map(_)
+        Value::Array(items) => {
+            let words: Result<Vec<_>, _> =
+                items.iter().map(|item| quoted(std::slice::from_ref(item))).collect();
+            let words: Vec<_> = words?.iter().map(Value::to_string).collect();
+            return Ok(Value::from(words.join(" ")));
+        }
+        Value::Map(_)
         | Value::Object(_)
         | Value::Bool(_)
         | Value::Nil
@@ -144,8 +220,8 @@ fn quoted(arguments: &[Value]) -> Result<Value, FuncError> {
 mod tests {
     use super::*;
 
-    fn vars(of: &[(&str, &str)]) -> Vars {
-        of.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    fn vars(of: &[(&str, &str)]) -> Params {
+        of.iter().map(|(name, value)| ((*name).to_owned(), Json::from(*value))).collect()
     }
 
     fn rendered(program: &str, of: &[(&str, &str)]) -> Result<String, String> {
@@ -179,6 +255,34 @@ mod tests {
         let said = rendered("{{ .empty | default `y` }}{{ .full | default `y` }}", &of).unwrap();
         assert_eq!(said, "yx");
         assert_eq!(rendered("echo {{ .odd | quote }}", &of).unwrap(), r"echo 'it'\''s; rm -rf /'");
+    }
+
+    #[test]
+    fn d4_lists_and_maps_are_ranged_over_and_asked_and_never_rendered() {
+        let params = serde_json::json!({
+            "list": ["a b", "{{ .x }}", 3], "map": { "k": { "n": 2.5 } }, "none": [], "no": {},
+            "off": false, "nil": null, "ü": ["ä"],
+        });
+        let params: Params = serde_json::from_value(params).unwrap();
+        for (program, expected) in [
+            ("{{ range .list }}<{{ . }}>{{ end }}", "<a b><{{ .x }}><3>"),
+            ("{{ range $i, $x := .list }}{{ $i }}{{ $x }}{{ end }}", "0a b1{{ .x }}23"),
+            ("{{ range .list }}{{ $.map.k.n }} {{ end }}", "2.5 2.5 2.5 "),
+            ("{{ if .none }}x{{ else }}none{{ end }}", "none"),
+            ("{{ index .list 0 }} {{ len .list }}", "a b 3"),
+            ("{{ .list | quote }}", "'a b' '{{ .x }}' '3'"),
+            ("{{ .none | default `d` }}{{ .no | default `d` }}{{ .off | default `d` }}", "ddd"),
+            ("{{ .nil | default `d` }}{{ .list | default `d` | len }}", "d3"),
+            ("ü{{ range .list }}€{{ . }}{{ end }}", "ü€a b€{{ .x }}€3"),
+        ] {
+            assert_eq!(go(program, &params, "r-1").as_deref(), Ok(expected), "{program}");
+        }
+        let missing = go("{{ .map.x }}", &params, "r-1").unwrap_err();
+        assert!(missing.contains("variable x"), "{missing}");
+        let no_list = go("{{ range .off }}{{ end }}", &params, "r-1").unwrap_err();
+        assert!(no_list.contains("no list"), "{no_list}");
+        let other = go("{{ range .list }}{{ else }}x{{ end }}", &params, "r-1").unwrap_err();
+        assert!(other.contains("not supported"), "{other}");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use protocol::event::LogStream;
 use protocol::id::RunId;
-use protocol::pipeline::{Cmd, ExecutorKind, Pipeline, Step, Template, Vars};
+use protocol::pipeline::{Cmd, ExecutorKind, Params, Pipeline, Step, Template, Vars};
 use protocol::quantity::Span;
 use protocol::run::Cause;
 use tokio::sync::oneshot;
@@ -18,12 +18,12 @@ use crate::ports::{ExecError, Gate, JOB_DIR, LogSink, Script, StepEnd, StepSpec,
 use crate::rules::{env, job, template};
 
 /// The programs of a step, with its run's variables in them.
-fn script_of(step: &Step, vars: &Vars, run: &RunId) -> Result<Option<Script>, String> {
+fn script_of(step: &Step, values: &Params, run: &RunId) -> Result<Option<Script>, String> {
     if step.script.is_empty() {
         return Ok(None);
     }
     let programs = step.script.iter().map(|program| match step.template {
-        Some(Template::Go) => template::go(program, vars, run.as_str()),
+        Some(Template::Go) => template::go(program, values, run.as_str()),
         Some(Template::Dollar) | None => Ok(program.clone()),
     });
     let (shell, goes_on) = (step.shell.unwrap_or_default(), step.allow_failure);
@@ -123,25 +123,27 @@ impl Drive {
         self.begin(Some(position), Box::pin(running));
     }
 
-    /// The variables of a template: those of the start; for the step of `on-error` also what failed.
-    fn template_vars(&self, position: usize) -> Vars {
-        let mut vars = self.run.record().vars.clone();
+    /// The values of a template: those of the start; for the step of `on-error` also what failed.
+    fn template_values(&self, position: usize) -> Params {
+        let record = self.run.record();
+        let mut values = template::values(&record.vars, &record.params);
         let is_last = self.pipeline().is_some_and(|pipeline| position == pipeline.steps.len());
-        let Some(failed) = self.run.failed_step().filter(|_| is_last) else { return vars };
+        let Some(failed) = self.run.failed_step().filter(|_| is_last) else { return values };
         let at = self
             .pipeline()
             .and_then(|pipeline| pipeline.steps.iter().position(|step| step.name == failed.name));
         let output = at.and_then(|at| self.progress.steps.get(&at)?.output.as_ref());
         let said = |stream| output.map(|output| output.tail(stream)).unwrap_or_default();
         let code = failed.exit_code.map_or_else(|| "-1".to_owned(), |code| code.to_string());
-        vars.extend([
-            ("failedTaskName".to_owned(), failed.name.to_string()),
-            ("failedTaskExitCode".to_owned(), code),
-            ("failedTaskError".to_owned(), failed.message.clone().unwrap_or_default()),
-            ("failedTaskStdout".to_owned(), said(LogStream::Stdout)),
-            ("failedTaskStderr".to_owned(), said(LogStream::Stderr)),
-        ]);
-        vars
+        let of_failed = [
+            ("failedTaskName", failed.name.to_string()),
+            ("failedTaskExitCode", code),
+            ("failedTaskError", failed.message.clone().unwrap_or_default()),
+            ("failedTaskStdout", said(LogStream::Stdout)),
+            ("failedTaskStderr", said(LogStream::Stderr)),
+        ];
+        values.extend(of_failed.map(|(name, text)| (name.to_owned(), text.into())));
+        values
     }
 
     /// A step as its executor is to run it; a sentence where its script cannot be made.
@@ -155,7 +157,7 @@ impl Drive {
         let step = &*step;
         let limits = pipeline.quotas.as_ref().and_then(|quotas| quotas.limits.clone());
         let network = step.network.as_ref().or(pipeline.network.as_ref());
-        let script = script_of(step, &self.template_vars(position), &record.run_id);
+        let script = script_of(step, &self.template_values(position), &record.run_id);
         let script = match script {
             Ok(script) => script,
             Err(why) => return Some(Err(why)),

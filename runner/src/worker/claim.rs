@@ -16,6 +16,7 @@ use super::parent::{NotAfter, after_parent};
 use crate::ports::{Claim, Entry, Expect, StoreError, Txn, TxnReply};
 use crate::rules::quota::{self, Fit};
 use crate::rules::run::StopWhy;
+use crate::rules::template;
 
 /// What a look at a start shows.
 pub(super) enum Verdict {
@@ -256,6 +257,7 @@ fn record_of(
         message: refused.1,
         logger: start.logger.clone(),
         vars: start.vars.clone(),
+        params: start.params.clone(),
         pipeline,
         node: Some(shared.options.node.clone()),
         epoch: None,
@@ -406,6 +408,9 @@ fn not_here(shared: &Shared, start: &Start, pipeline: &Pipeline) -> Option<Strin
             step.name
         ));
     }
+    if let Some(why) = template::reserved(pipeline, &start.vars, &start.params) {
+        return Some(why);
+    }
     if start.partition.is_some() {
         return Some("`partition` is not supported by this version".to_owned());
     }
@@ -423,9 +428,9 @@ pub(super) fn names_of(start: &Start) -> (String, String) {
     }
 }
 
-/// The bytes of a start's variables, as JSON.
+/// The bytes of a start's variables and values, as JSON.
 pub(super) fn size_of_vars(start: &Start) -> usize {
-    serde_json::to_vec(&start.vars).map_or(0, |json| json.len())
+    serde_json::to_vec(&(&start.vars, &start.params)).map_or(0, |json| json.len())
 }
 
 /// A pipeline's key: the definition, and whether it is paused.

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use protocol::command;
 use protocol::dialect::{self, Dialect};
-use protocol::pipeline::Vars;
 use protocol::shell;
 use runner::exec::podman::fuzzing;
 use runner::rules::dollar::{Job, Known};
@@ -77,9 +76,10 @@ pub(crate) fn demux(bytes: &[u8]) {
 
 /// Programs with Go's templates.
 pub(crate) fn go_template(bytes: &[u8]) {
-    let vars =
-        Vars::from([("a".to_owned(), "{{ .b }} 'x".to_owned()), ("b".to_owned(), String::new())]);
-    drop(template::go(&text(bytes), &vars, "r-1"));
+    let values =
+        serde_json::json!({ "a": "{{ .b }} 'x", "b": "", "c": [1, "x", null, { "d": [] }] });
+    let values = values.as_object().cloned().unwrap_or_default();
+    drop(template::go(&text(bytes), &values, "r-1"));
 }
 
 /// Programs that ask earlier jobs.

@@ -182,3 +182,33 @@ fn d16_the_interrupt_reaches_a_task_and_all_that_it_has_begun() {
     let seen = ["child", "grandchild", "term"].map(|name| place.path(name).exists());
     assert_eq!(seen, [true, true, false], "{events:#?}");
 }
+
+#[test]
+fn d4_lists_and_other_values_stand_in_scripts_and_are_not_rendered_themselves() {
+    let script = "for x in {{ range .files }}{{ . | quote }} {{ end }}; do echo \"$x\"; done; \
+                  echo {{ .deep.name }} {{ index .files 0 | quote }} {{ .none | default `d` }} \
+                  {{ .tag }} ${files-unset}";
+    let place = place(&format!("tasks: {{ t: {{ script: [{script:?}] }} }}"));
+    let typed = [
+        "--param",
+        r#"files=["a b", "{{ .x }}"]"#,
+        "--param",
+        r#"deep={"name": "n"}"#,
+        "--param",
+        "none=[]",
+        "--var",
+        "tag=var",
+        "--param",
+        r#"tag="param""#,
+    ];
+    let (code, events) = place.events(&typed, &[]);
+    assert_eq!(code, Some(0), "{events:#?}");
+    assert_eq!(lines_of(&events, "t"), ["a b", "{{ .x }}", "n a b d param unset"]);
+    let (code, events) = place.events(&["--param", "__jobID=1"], &[]);
+    assert!(code == Some(1) && ending(&events).contains("__jobID"), "{events:#?}");
+    assert!(began(&events).is_empty(), "it fails at the start");
+    for bad in ["files=[", "files", "=1"] {
+        let said = place.run(&["--param", bad]).output().unwrap();
+        assert_eq!(said.status.code(), Some(2), "{bad}");
+    }
+}

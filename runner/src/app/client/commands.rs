@@ -2,7 +2,7 @@
 
 use protocol::command::{self, MAX_START_BYTES};
 use protocol::id::{PipelineId, RegisteredName, RunId, StepName};
-use protocol::pipeline::{Pipeline, Vars};
+use protocol::pipeline::{Params, Pipeline, Vars};
 use protocol::run::{NodeState, Parent};
 use serde_json::{Map, Value, json};
 
@@ -27,6 +27,8 @@ pub struct StartRequest {
     pub run: RunId,
     /// Laid over the pipeline's variables.
     pub vars: Vars,
+    /// Values for templates, laid over the variables.
+    pub params: Params,
     /// The registered logger that gets the run's text.
     pub logger: Option<RegisteredName>,
     /// The ended run that it goes on from.
@@ -53,6 +55,11 @@ impl StartRequest {
             let vars = json!(self.vars);
             size += vars.to_string().len();
             body.insert("vars".into(), vars);
+        }
+        if !self.params.is_empty() {
+            let params = json!(self.params);
+            size += params.to_string().len();
+            body.insert("params".into(), params);
         }
         if size > MAX_START_BYTES {
             return Err(Error::TooLarge { size, max: MAX_START_BYTES });
@@ -146,6 +153,7 @@ impl Client {
             what: StartOf::Inline(Box::new(pipeline)),
             run,
             vars: record.vars,
+            params: record.params,
             logger: record.logger,
             parent: Some(Parent { run_id: of.clone(), from }),
         })
@@ -189,7 +197,9 @@ mod tests {
     fn start(what: StartOf) -> StartRequest {
         let vars = Vars::from_iter([("A".to_owned(), "1".to_owned())]);
         let run = "r-1".parse().unwrap();
-        StartRequest { what, run, vars, logger: Some("logs".parse().unwrap()), parent: None }
+        let params = json!({ "list": [1, "a"] }).as_object().cloned().unwrap();
+        let logger = Some("logs".parse().unwrap());
+        StartRequest { what, run, vars, params, logger, parent: None }
     }
 
     fn pipeline(cmd: &str) -> Pipeline {
@@ -211,6 +221,7 @@ mod tests {
         assert_eq!(stored.target, Target::Stored(PipelineId::new("dev", "x").unwrap()));
         assert_eq!(stored.run_id, RunIdSource::Given("r-1".parse().unwrap()));
         assert_eq!(stored.vars.get("A").map(String::as_str), Some("1"));
+        assert_eq!(stored.params["list"], json!([1, "a"]));
         assert_eq!(stored.logger.unwrap().as_str(), "logs");
         let inline = decoded(&start(StartOf::Inline(Box::new(pipeline("echo hi")))));
         assert_eq!(inline.target, Target::Inline(Box::new(pipeline("echo hi"))));

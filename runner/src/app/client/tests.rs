@@ -55,6 +55,7 @@ fn record(run: &str, status: Status, scheduled: Millis) -> RunRecord {
         message: None,
         logger: None,
         vars: protocol::pipeline::Vars::new(),
+        params: protocol::pipeline::Params::new(),
         pipeline: Some(pipeline("true")),
         node: None,
         epoch: None,
@@ -136,6 +137,7 @@ async fn a_start_waits_in_the_queue_under_its_run_id() {
         what: StartOf::Inline(Box::new(pipeline("true"))),
         run: "r-1".parse().unwrap(),
         vars: protocol::pipeline::Vars::new(),
+        params: protocol::pipeline::Params::new(),
         logger: None,
         parent: None,
     };
