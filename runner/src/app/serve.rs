@@ -23,9 +23,9 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let node = new_node();
     let config = &with_docker(config, config.worker.executors.contains(&ExecutorKind::Docker));
     // A worker that runs nothing on an engine needs none.
-    let on_engine = [ExecutorKind::Podman, ExecutorKind::Docker]
-        .iter()
-        .any(|executor| config.worker.executors.contains(executor));
+    let has = |executor| config.worker.executors.contains(&executor);
+    let on_engine = has(ExecutorKind::Podman)
+        || (has(ExecutorKind::Docker) && config.engine.docker_url.is_none());
     let found = if on_engine { Some(engine::find(&config.engine).await?) } else { None };
     let url = found.as_ref().map(|found| found.url.clone());
     info!(owner.id = %node, engine = url.as_deref().unwrap_or("none"), "bob-runner starts");

@@ -11,7 +11,7 @@ use protocol::run::Status;
 use protocol::schema::What;
 
 use super::later::{NO_OPENAPI, OPENAPI};
-use super::typed::{Add, Completions, Diff, OpenShell, Rerun, Run, Stop, Submit};
+use super::typed::{Add, Completions, Diff, OpenShell, Pattern, Rerun, Run, Stop, Submit};
 
 /// Runs pipelines: each step a rootless container, committed, its output on a stream.
 #[derive(Debug, Parser)]
@@ -374,6 +374,8 @@ pub(super) struct Validate {
     /// How the files are written: bob, prunner, job or ci [default: told from each file]
     #[arg(long, value_name = "DIALECT", value_parser = dialect)]
     pub(super) dialect: Option<Dialect>,
+    #[command(flatten)]
+    pub(super) pattern: Pattern,
     /// Judge this host too: whether its engine can do what the files ask for
     #[arg(long)]
     pub(super) here: bool,
@@ -381,12 +383,14 @@ pub(super) struct Validate {
 
 #[derive(Debug, Args)]
 pub(super) struct Plan {
-    /// The pipeline file, JSON or YAML; `-` is standard input
-    #[arg(value_hint = ValueHint::FilePath)]
+    /// The pipeline file, JSON or YAML; `-` is standard input; a directory of prunner files
+    #[arg(value_hint = ValueHint::AnyPath)]
     pub(super) file: String,
     /// How the file is written: bob, prunner, job or ci [default: told from the file]
     #[arg(long, value_name = "DIALECT", value_parser = dialect)]
     pub(super) dialect: Option<Dialect>,
+    #[command(flatten)]
+    pub(super) pattern: Pattern,
 }
 
 #[derive(Debug, Args)]

@@ -28,7 +28,7 @@ async fn apply_pipelines(context: &Context, files: &[String]) -> Result<Exit, Fa
     let mut pipelines = Vec::new();
     let mut refused = None;
     for file in files {
-        match files::usable(context, file, None) {
+        match files::usable(context, file) {
             Ok(found) => pipelines.extend(found),
             Err(failure) => {
                 if let Some(message) = &failure.message {

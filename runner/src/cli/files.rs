@@ -9,7 +9,7 @@ use protocol::pipeline::Pipeline;
 use super::args::{Plan, Validate};
 use super::exit::{Exit, Failure};
 use super::output::{self, Ink, Style};
-use super::{Context, Talk};
+use super::{Context, Talk, folder};
 use crate::app::doctor;
 
 /// A little more than what is read of a file at most, so that the reader says what is wrong with it.
@@ -38,8 +38,38 @@ fn shown_name(file: &str) -> &str {
     if file == "-" { STDIN } else { file }
 }
 
-/// Understands a file. Standard input has no name that could tell its dialect.
-fn parsed(file: &str, dialect: Option<Dialect>) -> Result<Parsed, Failure> {
+/// What is to be understood: a file, or a directory of prunner's.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Source<'s> {
+    pub(super) file: &'s str,
+    /// How it is written, where somebody says so.
+    pub(super) dialect: Option<Dialect>,
+    /// Which files of a directory count, where somebody says so.
+    pub(super) pattern: Option<&'s str>,
+}
+
+/// Understands a file or a directory. Standard input has no name that could tell its dialect.
+fn parsed(context: &Context, source: Source<'_>) -> Result<Parsed, Failure> {
+    let Source { file, dialect, pattern } = source;
+    let is_folder = folder::is_one(file);
+    let wrong = |text: String| Err(Failure::new(Exit::Usage, text));
+    match dialect {
+        Some(Dialect::Prunner) | None if is_folder => {
+            return folder::parsed(file, pattern, &context.environment);
+        }
+        Some(_) if is_folder => {
+            return wrong(format!(
+                "{file} is a directory, which only prunner's files are read from"
+            ));
+        }
+        Some(_) | None if pattern.is_some() => {
+            return wrong(format!(
+                "--pattern is for a directory, and {} is none",
+                shown_name(file)
+            ));
+        }
+        Some(_) | None => {}
+    }
     let bytes = bytes_of(file)?;
     if file != "-" {
         return Ok(dialect::parse_as(dialect, Some(file), &bytes));
@@ -52,12 +82,9 @@ fn parsed(file: &str, dialect: Option<Dialect>) -> Result<Parsed, Failure> {
 }
 
 /// The pipelines of a file that is to be used; everything there is to say about it is said first.
-pub(super) fn usable(
-    context: &Context,
-    file: &str,
-    dialect: Option<Dialect>,
-) -> Result<Vec<Pipeline>, Failure> {
-    used(context, parsed(file, dialect)?, |_| true)
+pub(super) fn usable(context: &Context, file: &str) -> Result<Vec<Pipeline>, Failure> {
+    let source = Source { file, dialect: None, pattern: None };
+    used(context, parsed(context, source)?, |_| true)
 }
 
 /// Says what there is to say, of that which matters.
@@ -80,12 +107,34 @@ fn used(
 /// and how it is written.
 pub(super) fn to_run(
     context: &Context,
-    file: &str,
-    dialect: Option<Dialect>,
+    source: Source<'_>,
     name: Option<&str>,
 ) -> Result<(Pipeline, Option<Dialect>), Failure> {
-    let parsed = parsed(file, dialect)?;
+    let parsed = parsed(context, source)?;
     let dialect = parsed.dialect;
+    // Nor is asked for what many runs need.
+    let among_runs = |fault: &Diagnostic| {
+        fault.class == Class::Warning && fault.message.contains(dialect::ALONE)
+    };
+    let found = one_of(context, (source.file, name), parsed, |fault| !among_runs(fault))?;
+    Ok((found, dialect))
+}
+
+/// The pipeline of a file that is sent: the one of that name, or the only one.
+pub(super) fn to_send(
+    context: &Context,
+    source: Source<'_>,
+    name: Option<&str>,
+) -> Result<Pipeline, Failure> {
+    one_of(context, (source.file, name), parsed(context, source)?, |_| true)
+}
+
+fn one_of(
+    context: &Context,
+    (file, name): (&str, Option<&str>),
+    parsed: Parsed,
+    matters: impl Fn(&Diagnostic) -> bool,
+) -> Result<Pipeline, Failure> {
     let named: Vec<String> = parsed.pipelines.iter().map(|one| one.name.clone()).collect();
     let chosen = match name {
         Some(name) => Some(name),
@@ -94,19 +143,16 @@ pub(super) fn to_run(
             _ => None,
         },
     };
-    // What is not done yet for the others is not asked for, nor is what many runs need.
+    // What is not done yet for the others is not asked for.
     let is_of = |fault: &Diagnostic| {
         let path = fault.path.strip_prefix("pipelines.");
         path.is_none_or(|path| Some(path) == chosen)
     };
-    let among_runs = |fault: &Diagnostic| {
-        fault.class == Class::Warning && fault.message.contains(dialect::ALONE)
-    };
     let pipelines = used(context, parsed, |fault| {
-        fault.class == Class::Error || (is_of(fault) && !among_runs(fault))
+        fault.class == Class::Error || (is_of(fault) && matters(fault))
     })?;
     let found = pipelines.into_iter().find(|one| Some(one.name.as_str()) == chosen);
-    found.map(|found| (found, dialect)).ok_or_else(|| {
+    found.ok_or_else(|| {
         let (shown, all) = (shown_name(file), named.join(", "));
         let text = match name {
             _ if named.is_empty() => format!("{shown} holds no pipeline"),
@@ -115,30 +161,6 @@ pub(super) fn to_run(
         };
         Failure::new(Exit::Invalid, text)
     })
-}
-
-/// The one pipeline of a file that is to be run.
-pub(super) fn the_one(
-    context: &Context,
-    file: &str,
-    dialect: Option<Dialect>,
-) -> Result<Pipeline, Failure> {
-    let mut pipelines = usable(context, file, dialect)?;
-    match (pipelines.pop(), pipelines.len()) {
-        (Some(pipeline), 0) => Ok(pipeline),
-        (None, _) => {
-            let text = format!("{} holds no pipeline", shown_name(file));
-            Err(Failure::new(Exit::Invalid, text))
-        }
-        (Some(_), others) => {
-            let text = format!(
-                "{} holds {} pipelines, and one is run at a time; put it into a file of its own",
-                shown_name(file),
-                others + 1
-            );
-            Err(Failure::new(Exit::Invalid, text))
-        }
-    }
 }
 
 fn shown(fault: &Diagnostic, colour: bool) -> String {
@@ -159,8 +181,11 @@ pub(super) async fn validate(context: &Context, typed: &Validate) -> Result<Exit
     let mut faults = Vec::new();
     let mut fine = Vec::new();
     for file in &typed.files.files {
-        let mut parsed = match parsed(file, typed.dialect) {
+        let pattern = typed.pattern.pattern.as_deref().filter(|_| folder::is_one(file));
+        let source = Source { file, dialect: typed.dialect, pattern };
+        let mut parsed = match parsed(context, source) {
             Ok(parsed) => parsed,
+            Err(failure) if failure.exit == Exit::Usage => return Err(failure),
             Err(Failure { message, .. }) => {
                 faults.push(unreadable(file, message.unwrap_or_default()));
                 continue;
@@ -220,7 +245,9 @@ fn unreadable(file: &str, message: String) -> Diagnostic {
 }
 
 pub(super) fn plan(context: &Context, typed: &Plan) -> Result<Exit, Failure> {
-    let parsed = parsed(&typed.file, typed.dialect)?;
+    let pattern = typed.pattern.pattern.as_deref();
+    let source = Source { file: &typed.file, dialect: typed.dialect, pattern };
+    let parsed = parsed(context, source)?;
     for fault in &parsed.diagnostics {
         output::message(&shown(fault, context.style.colour_err));
     }

@@ -6,6 +6,7 @@
 //! | `exit` | how the program ends |
 //! | `output` | data, messages, colours, tables |
 //! | `files` | `validate`, `plan`, and the files of other commands |
+//! | `folder` | a directory of prunner's files |
 //! | `run`, `serve` | a worker in this process |
 //! | `guard` | what ends the steps of a worker that cannot |
 //! | `add` | jobs that are shell commands |
@@ -25,6 +26,7 @@ mod define;
 mod doctor;
 mod exit;
 mod files;
+mod folder;
 mod guard;
 mod job;
 mod kept;

@@ -32,9 +32,8 @@ pub(super) async fn run(context: &Context, typed: Run, results: Results) -> Resu
         Some(_) => context.without_file().config(Talk::Hardly)?,
         None => context.config(Talk::Hardly)?,
     };
-    let (mut pipeline, dialect) =
-        files::to_run(context, &typed.file, typed.dialect, typed.pipeline.as_deref())?;
-    config.step_env = step_env(context, dialect, &typed.env_files)?;
+    let (mut pipeline, step_env) = understood(context, &typed)?;
+    config.step_env = step_env;
     let dirs = (typed.workdir, typed.log_dir);
     let settings = job::settings_of(context, &pipeline, named, dirs)?;
     if let Some(settings) = &settings {
@@ -108,6 +107,17 @@ pub(super) async fn run(context: &Context, typed: Run, results: Results) -> Resu
         return view.ended(&run, asked.unwrap_or_else(|| Exit::of_run(ending.status)));
     }
     Ok(Exit::Failed)
+}
+
+/// The pipeline that is to be run, and what its steps on this host have beside the environment.
+fn understood(context: &Context, typed: &Run) -> Result<(Pipeline, StepEnv), Failure> {
+    let source = files::Source {
+        file: &typed.file,
+        dialect: typed.dialect,
+        pattern: typed.pattern.pattern.as_deref(),
+    };
+    let (pipeline, dialect) = files::to_run(context, source, typed.pipeline.as_deref())?;
+    Ok((pipeline, step_env(context, dialect, &typed.env_files)?))
 }
 
 /// What the tasks of a prunner file have beside the environment; nothing of another file.

@@ -1,17 +1,16 @@
 //! `submit`, `stop`, `pause`, `unpause`: commands for the workers.
 
-use protocol::dialect::Dialect;
 use protocol::id::PipelineId;
 use serde_json::json;
 
 use super::Context;
 use super::exit::{Exit, Failure};
 use super::typed::{Rerun, Stop, Submit};
-use super::{files, job, logs, output};
+use super::{files, folder, job, logs, output};
 use crate::app::client::{Client, StartOf, StartRequest};
 
 pub(super) async fn submit(context: &Context, typed: Submit) -> Result<Exit, Failure> {
-    let mut what = what_of(context, &typed.what, typed.dialect)?;
+    let mut what = what_of(context, &typed)?;
     let named = context.flags.config.as_deref().filter(|file| job::is_named(file));
     let mut without_file = None;
     if let StartOf::Inline(pipeline) = &mut what {
@@ -63,12 +62,23 @@ pub(super) async fn send(
     Ok(Exit::Ok)
 }
 
-/// A file where there is one of that name, else a stored pipeline. What is written in a dialect is a file.
-fn what_of(context: &Context, what: &str, dialect: Option<Dialect>) -> Result<StartOf, Failure> {
+/// A file where there is one of that name, else a stored pipeline. What is written in a dialect is a
+/// file; a directory is meant where its name cannot be that of a pipeline.
+fn what_of(context: &Context, typed: &Submit) -> Result<StartOf, Failure> {
+    let what = typed.what.as_str();
+    let is_folder = what.ends_with('/') || what.starts_with(['.', '/']) || !what.contains('/');
+    let is_folder = is_folder && folder::is_one(what);
     let looks_like_file = [".yaml", ".yml", ".json"].iter().any(|ending| what.ends_with(ending));
     let is_file = what == "-" || looks_like_file || std::path::Path::new(what).is_file();
-    if is_file || dialect.is_some() {
-        return Ok(StartOf::Inline(Box::new(files::the_one(context, what, dialect)?)));
+    if is_file || is_folder || typed.dialect.is_some() {
+        let pattern = typed.pattern.pattern.as_deref();
+        let source = files::Source { file: what, dialect: typed.dialect, pattern };
+        let found = files::to_send(context, source, typed.pipeline.as_deref())?;
+        return Ok(StartOf::Inline(Box::new(found)));
+    }
+    if typed.pipeline.is_some() || typed.pattern.pattern.is_some() {
+        let text = format!("--pipeline and --pattern are for files, and {what:?} is none");
+        return Err(Failure::new(Exit::Usage, text));
     }
     PipelineId::from_path(what).map(StartOf::Stored).map_err(|bad| {
         let text = format!("{what:?} is neither a file nor GROUP/NAME of a pipeline ({bad})");

@@ -10,13 +10,23 @@ use protocol::quantity::Span;
 use super::args::{dialect, param, variable};
 
 #[derive(Debug, Args)]
+pub(super) struct Pattern {
+    /// Of a directory: the files that are read, links followed [default: `PRUNNER_PATTERN`, else
+    /// **/pipelines.{yml,yaml}]
+    #[arg(long, value_name = "GLOB")]
+    pub(super) pattern: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct Run {
-    /// The pipeline file, JSON or YAML; `-` is standard input
-    #[arg(value_hint = ValueHint::FilePath)]
+    /// The pipeline file, JSON or YAML; `-` is standard input; a directory of prunner files
+    #[arg(value_hint = ValueHint::AnyPath)]
     pub(super) file: String,
     /// The pipeline's name, of a file that holds several
     #[arg(long, value_name = "NAME")]
     pub(super) pipeline: Option<String>,
+    #[command(flatten)]
+    pub(super) pattern: Pattern,
     /// How the file is written: bob, prunner, job or ci [default: told from the file]
     #[arg(long, value_name = "DIALECT", value_parser = dialect)]
     pub(super) dialect: Option<Dialect>,
@@ -43,12 +53,18 @@ pub(super) struct Run {
 
 #[derive(Debug, Args)]
 pub(super) struct Submit {
-    /// A pipeline file (`-` is standard input), or GROUP/NAME of a stored pipeline
-    #[arg(value_name = "FILE|GROUP/NAME", value_hint = ValueHint::FilePath)]
+    /// A pipeline file (`-` is standard input), a directory of prunner files, such as `.`, or
+    /// GROUP/NAME of a stored pipeline
+    #[arg(value_name = "FILE|GROUP/NAME", value_hint = ValueHint::AnyPath)]
     pub(super) what: String,
     /// How the file is written: bob, prunner, job or ci [default: told from the file]
     #[arg(long, value_name = "DIALECT", value_parser = dialect)]
     pub(super) dialect: Option<Dialect>,
+    /// The pipeline's name, of a file that holds several
+    #[arg(long, value_name = "NAME")]
+    pub(super) pipeline: Option<String>,
+    #[command(flatten)]
+    pub(super) pattern: Pattern,
     /// A variable, laid over the pipeline's
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = variable)]
     pub(super) vars: Vec<(String, String)>,

@@ -148,6 +148,7 @@ pub(super) mod tests {
     /// A step of `docker` with what its executor has to know.
     pub(in crate::exec) fn docker_step(with: Value) -> StepSpec {
         StepSpec {
+            end: crate::ports::StepEnd::default(),
             name: StepName::position(2),
             position: 2,
             attempt: 1,

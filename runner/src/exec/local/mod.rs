@@ -311,7 +311,10 @@ impl Executor for Local {
             Workspace::Dir(own) => {
                 tokio::fs::read_link(own.with_extension(BEGAN)).await.unwrap_or(usual)
             }
-            Workspace::Image { .. } | Workspace::Container { .. } | Workspace::None => usual,
+            Workspace::Image { .. }
+            | Workspace::Container { .. }
+            | Workspace::Lone { .. }
+            | Workspace::None => usual,
         };
         script::packed(dir.join(path), path).await
     }

@@ -33,7 +33,7 @@ pub fn supervise() -> std::io::Result<()> {
     let told = match next(&mut asks) {
         Some(Asked::Run(job)) => watch_over(job, asks)?,
         Some(Asked::Become(job)) => limited::turn_into(&job),
-        Some(Asked::Term | Asked::Kill) | None => return Ok(()),
+        Some(Asked::End(_) | Asked::Kill) | None => return Ok(()),
     };
     tell(&mut tells, &told)
 }

@@ -1,0 +1,88 @@
+//! A directory of prunner's definitions: which files are of it, and what they say together.
+
+use std::path::{Path, PathBuf};
+
+use globset::GlobBuilder;
+use protocol::diagnostic::{Class, Diagnostic};
+use protocol::dialect::{Dialect, Parsed, load_prunner};
+use walkdir::WalkDir;
+
+use super::exit::{Exit, Failure};
+use super::files::bytes_of;
+use crate::config::Environment;
+
+/// The files that are read where nobody says which, as prunner has it.
+const USUAL: &str = "**/pipelines.{yml,yaml}";
+/// What says it where the command line does not.
+const VARIABLE: &str = "PRUNNER_PATTERN";
+
+/// Whether this is a directory, and not a file.
+pub(super) fn is_one(file: &str) -> bool {
+    file != "-" && Path::new(file).is_dir()
+}
+
+/// Everything that the files of a directory define, or all that is wrong with them. A fault of one
+/// of them is one of all.
+pub(super) fn parsed(
+    dir: &str,
+    typed: Option<&str>,
+    environment: &Environment,
+) -> Result<Parsed, Failure> {
+    let pattern = typed.or_else(|| environment.get(VARIABLE)).unwrap_or(USUAL);
+    let files = found(dir, pattern)?;
+    if files.is_empty() {
+        let text = format!("no file in {dir} is one of {pattern:?}");
+        return Err(Failure::new(Exit::Invalid, text));
+    }
+    let read = files.iter().map(|file| {
+        let name = file.to_string_lossy().into_owned();
+        bytes_of(&name).map(|bytes| (name, bytes))
+    });
+    let read: Vec<(String, Vec<u8>)> = read.collect::<Result<_, _>>()?;
+    let loaded = load_prunner(read.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())));
+    let wrong = loaded.errors.into_iter().map(|message| Diagnostic {
+        class: Class::Error,
+        // The sentence names the file.
+        file: None,
+        line: 0,
+        column: 0,
+        path: String::new(),
+        message,
+        hint: None,
+    });
+    Ok(Parsed {
+        diagnostics: wrong.chain(loaded.warnings).collect(),
+        pipelines: loaded.pipelines.into_values().map(|(_, pipeline)| pipeline).collect(),
+        dialect: Some(Dialect::Prunner),
+    })
+}
+
+/// The files below a directory that a pattern is for, in the order of their paths. Links are followed;
+/// one that leads nowhere, or back to where it is, holds nothing.
+fn found(dir: &str, pattern: &str) -> Result<Vec<PathBuf>, Failure> {
+    let glob = GlobBuilder::new(pattern).literal_separator(true).build();
+    let glob =
+        glob.map_err(|cause| Failure::new(Exit::Usage, cause.to_string()))?.compile_matcher();
+    let mut found = Vec::new();
+    for entry in WalkDir::new(dir).follow_links(true) {
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(cause) if leads_nowhere(&cause) => continue,
+            Err(cause) => {
+                return Err(Failure::new(Exit::Invalid, format!("cannot read {dir}: {cause}")));
+            }
+        };
+        let inside = entry.path().strip_prefix(dir).unwrap_or_else(|_| entry.path());
+        if entry.file_type().is_file() && glob.is_match(inside) {
+            let is_here = Path::new(dir) == Path::new(".");
+            found.push(if is_here { inside.to_owned() } else { entry.path().to_owned() });
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn leads_nowhere(cause: &walkdir::Error) -> bool {
+    let is_gone = cause.io_error().is_some_and(|io| io.kind() == std::io::ErrorKind::NotFound);
+    cause.loop_ancestor().is_some() || (is_gone && cause.depth() > 0)
+}
