@@ -27,11 +27,9 @@ const FRAME: Duration = Duration::from_millis(250);
 
 pub(super) async fn run(context: &Context, typed: Run, results: Results) -> Result<Exit, Failure> {
     let named = context.flags.config.as_deref().filter(|file| job::is_named(file));
-    let mut config = match named {
-        // It holds the settings of jobs, and nothing of ours.
-        Some(_) => context.without_file().config(Talk::Hardly)?,
-        None => context.config(Talk::Hardly)?,
-    };
+    // A file that is named so holds the settings of jobs, and nothing of ours.
+    let ours = named.map(|_| context.without_file());
+    let mut config = ours.as_ref().unwrap_or(context).config(Talk::Hardly)?;
     let (mut pipeline, step_env) = understood(context, &typed)?;
     config.step_env = step_env;
     let dirs = (typed.workdir, typed.log_dir);
