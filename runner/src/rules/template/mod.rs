@@ -1,9 +1,13 @@
 //! Variables of a run in the programs of its steps. Programs are rendered, values never are.
 
+mod bounds;
+
 use gtmpl::error::ExecError;
 use gtmpl::{Context, FuncError, Template, Value};
 use protocol::pipeline::{Params, Pipeline, Template as Written, Vars};
 use serde_json::Value as Json;
+
+use self::bounds::Bounded;
 
 /// The variable that holds the run's id.
 pub const JOB_ID: &str = "__jobID";
@@ -39,24 +43,20 @@ pub fn go(program: &str, values: &Params, job: &str) -> Result<String, String> {
     if !program.contains("{{") {
         return Ok(program.to_owned());
     }
-    if has_else_of_range(program) {
-        return Err(
-            "the script has an `else` of a `range`, which is not supported: write an `if` \
-                    around the `range`"
-                .to_owned(),
-        );
-    }
-    let mut template = Template::default();
-    template.add_func("default", default_of);
-    template.add_func("quote", quoted);
+    bounds::within(program, values)?;
     let plain = plain(program, values)?;
-    template
-        .parse(plain.as_str())
-        .map_err(|cause| format!("the script is no template: {cause}"))?;
+    // The library never comes to an end of a program that ends behind a space in an action: with a line
+    // behind it, it does.
+    parsed(&format!("{plain}\n"))?;
+    let template = parsed(&plain)?;
     let job = (JOB_ID.to_owned(), Value::from(job));
     let values = values.iter().map(|(name, value)| (name.clone(), value_of(value)));
     let context = Context::from(Value::Object(values.chain([job]).collect()));
-    let rendered = template.render(&context).map_err(|cause| {
+    let mut rendered = Bounded::default();
+    template.execute(&mut rendered, &context).map_err(|cause| {
+        if rendered.is_full {
+            return bounds::too_long();
+        }
         // The library's own words for this show every variable there is.
         if let ExecError::NoFiledFor(name, _) = &cause {
             return format!("the script needs a variable {name}, which the run does not have");
@@ -66,6 +66,8 @@ pub fn go(program: &str, values: &Params, job: &str) -> Result<String, String> {
         }
         format!("the script cannot be rendered: {cause}")
     })?;
+    let rendered = String::from_utf8(rendered.bytes)
+        .map_err(|cause| format!("the script cannot be rendered: {cause}"))?;
     // What is in values alone is left as it is.
     Ok(if program.is_ascii() { rendered } else { whole(&rendered) })
 }
@@ -89,22 +91,6 @@ fn value_of(json: &Json) -> Value {
     }
 }
 
-/// Whether a program has what the library renders always, and Go only for an empty list.
-fn has_else_of_range(program: &str) -> bool {
-    let mut open = Vec::new();
-    for action in program.split("{{").skip(1) {
-        let action = action.trim_start_matches('-').trim_start();
-        let word = action.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
-        match word {
-            "range" | "if" | "with" | "define" | "block" => open.push(word),
-            "end" => drop(open.pop()),
-            "else" if open.last() == Some(&"range") => return true,
-            _ => {}
-        }
-    }
-    false
-}
-
 /// Whether a text, or what else it is made of, holds a letter.
 fn holds(value: &Json, letter: char) -> bool {
     match value {
@@ -115,6 +101,14 @@ fn holds(value: &Json, letter: char) -> bool {
         }
         Json::Null | Json::Bool(_) | Json::Number(_) => false,
     }
+}
+
+fn parsed(plain: &str) -> Result<Template, String> {
+    let mut template = Template::default();
+    template.add_func("default", default_of);
+    template.add_func("quote", quoted);
+    template.parse(plain).map_err(|cause| format!("the script is no template: {cause}"))?;
+    Ok(template)
 }
 
 /// What stands around a letter that the library cannot take: it cuts letters of several bytes in two
@@ -244,6 +238,17 @@ mod tests {
     }
 
     #[test]
+    fn a_program_that_ends_in_an_action_is_no_template() {
+        for program in
+            ["{{_ ", "{{ ", "{{", "a {{ .a ", "{{ .a\n ", "{{ \"}}\" ", "{{ .a }", "{{ 1 "]
+        {
+            let error = rendered(program, &[("a", "b")]).unwrap_err();
+            assert!(error.contains("no template"), "{program:?}: {error}");
+        }
+        assert_eq!(rendered("{{ .a -}} \n", &[("a", "b\n")]).unwrap(), "b\n");
+    }
+
+    #[test]
     fn values_are_not_rendered() {
         let said = rendered("echo {{ .a }}", &[("a", "{{ .b }}")]).unwrap();
         assert_eq!(said, "echo {{ .b }}");
@@ -321,5 +326,22 @@ mod tests {
     fn the_runs_own_variable_cannot_be_set() {
         assert!(rendered("{{ .a }}", &[("a", ""), (JOB_ID, "x")]).is_err());
         assert!(rendered("echo", &[(JOB_ID, "x")]).is_err(), "whether or not it is asked for");
+    }
+
+    #[test]
+    fn what_would_go_on_for_too_long_or_too_deep_is_refused() {
+        let list: Vec<u32> = (0..2000).collect();
+        let values = serde_json::json!({ "l": list, "t": "x".repeat(1 << 20) });
+        let values = values.as_object().cloned().unwrap();
+        let refused = |program: &str, why: &str| {
+            let said = go(program, &values, "r-1").unwrap_err();
+            assert!(said.contains(why), "{program:.60}: {said}");
+        };
+        refused("{{define \"a\"}}{{template \"a\" .}}{{end}}{{template \"a\" .}}", "`define`");
+        refused("{{range .l}}{{range $.l}}{{end}}{{end}}", "rounds");
+        refused("{{range .l}}{{$.t}}{{end}}", "bytes");
+        refused(&"{{if .t}}".repeat(100_000), "deep");
+        refused(&format!("{{{{ {} .t }}}}", "(".repeat(100_000)), "deep");
+        assert_eq!(go("{{range .l}}.{{end}}", &values, "r-1").unwrap().len(), 2000);
     }
 }
