@@ -132,33 +132,48 @@ fn plain(program: &str, values: &Params) -> Result<String, String> {
     while let Some((text, behind)) = rest.split_once("{{") {
         plain.extend(text.chars().map(number));
         plain.push_str("{{");
-        let (action, after, end) = match behind.split_once("}}") {
-            Some((action, after)) => (action, after, "}}"),
-            None => (behind, "", ""),
-        };
-        let is_comment = action.trim_start_matches(['-', ' ']).starts_with("/*");
-        let mut quote = None;
-        for letter in action.chars() {
-            match quote {
-                Some(open) if open == letter => quote = None,
-                None if matches!(letter, '"' | '`' | '\'') => quote = Some(letter),
-                Some(_) | None => {}
+        let (action, after) = action(behind)?;
+        plain.push_str(&action);
+        rest = after;
+    }
+    plain.extend(rest.chars().map(number));
+    Ok(plain)
+}
+
+/// An action with its end, as the library finds it, and what follows on that.
+fn action(behind: &str) -> Result<(String, &str), String> {
+    let open = || "the script is no template: it ends in an action".to_owned();
+    if behind.strip_prefix("- ").unwrap_or(behind).starts_with("/*") {
+        let (_, after) = behind.split_once("*/").ok_or_else(open)?;
+        let (_, after) = after.split_once("}}").ok_or_else(open)?;
+        let comment = &behind[..behind.len() - after.len()];
+        let ascii = comment.chars().map(|letter| if letter.is_ascii() { letter } else { '?' });
+        return Ok((ascii.collect(), after));
+    }
+    let (mut quote, mut before) = (None, '{');
+    for (at, letter) in behind.char_indices() {
+        match quote {
+            // Two backslashes hide a quote too: so the library has it.
+            Some(open) if letter == open && (open == '`' || before != '\\') => quote = None,
+            Some(_) => {}
+            None if matches!(letter, '"' | '`' | '\'') => quote = Some(letter),
+            None if behind[at..].starts_with("}}") => {
+                let (action, after) = behind.split_at(at + "}}".len());
+                return Ok((action.to_owned(), after));
             }
-            if is_comment {
-                plain.push(if letter.is_ascii() { letter } else { '?' });
-            } else if letter.is_ascii() || quote.is_some() {
-                plain.push(letter);
-            } else {
+            None if letter.is_ascii() => {}
+            None => {
                 return Err(format!(
                     "the script is no template: {letter:?} can stand in an action only in quotes"
                 ));
             }
         }
-        plain.push_str(end);
-        rest = after;
+        before = letter;
     }
-    plain.extend(rest.chars().map(number));
-    Ok(plain)
+    Err(match quote {
+        Some(quote) => format!("the script is no template: unterminated {quote} in an action"),
+        None => open(),
+    })
 }
 
 /// The letters of a text in the place of their numbers.
@@ -246,6 +261,16 @@ mod tests {
             assert!(error.contains("no template"), "{program:?}: {error}");
         }
         assert_eq!(rendered("{{ .a -}} \n", &[("a", "b\n")]).unwrap(), "b\n");
+    }
+
+    #[test]
+    fn an_action_ends_outside_of_its_quotes() {
+        assert_eq!(rendered("ä{{ `}}ä` }}ö{{- /* }}ß */ -}} ü", &[]).unwrap(), "ä}}äöü");
+        assert_eq!(rendered("ä{{ \"a\\\"}}\" }}", &[]).unwrap(), "äa\"}}");
+        for program in ["{{ `a}} {{ `bä }}", "ä{{ `a}}", "ä{{/* }}", "ä{{ \"\\\\\" }}"] {
+            let error = rendered(program, &[]).unwrap_err();
+            assert!(error.contains("no template"), "{program:?}: {error}");
+        }
     }
 
     #[test]
