@@ -2,6 +2,7 @@
 //! out. All else stays as it is: it is for the shell.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use protocol::shell;
 use serde_json::{Map, Value};
@@ -22,11 +23,17 @@ pub struct Job<'a> {
 pub struct Known<'a> {
     previous: Option<Job<'a>>,
     by_name: HashMap<&'a str, Job<'a>>,
+    /// Bytes that were filled in.
+    filled: AtomicUsize,
 }
 
 /// Asks for the job before, whatever it is called.
 const PREVIOUS_ID: &str = "PREVIOUS_JOB_ID";
 const PREVIOUS_RESULT: &str = "PREVIOUS_RESULT";
+/// What is longer asks for nothing of ours.
+const LONGEST: usize = 4096;
+/// A step has so many bytes of earlier results at most: each may be asked for again and again.
+const MOST: usize = 8 << 20;
 /// Makes one word for a shell of a value.
 const QUOTE: &str = "quote";
 /// A segment that leads to the result itself.
@@ -48,30 +55,38 @@ impl<'a> Known<'a> {
     /// A text with what it asks for.
     ///
     /// # Errors
-    /// A sentence where it asks a job for something that this one has not found out.
+    /// A sentence where it asks a job for something that this one has not found out, or for too much.
     pub fn fill(&self, text: &str) -> Result<String, String> {
         let mut filled = String::with_capacity(text.len());
-        let mut rest = text;
-        while let Some((before, behind)) = rest.split_once("${") {
-            filled.push_str(before);
-            let Some((inside, after)) = behind.split_once('}') else {
-                filled.push_str("${");
-                filled.push_str(behind);
-                return Ok(filled);
-            };
-            match self.value(inside)? {
-                Some(value) => {
-                    filled.push_str(&value);
-                    rest = after;
-                }
-                None => {
-                    // Only this much is known to be none of ours: there may be one inside.
+        let (mut at, mut close) = (0, 0);
+        while let Some(open) = text[at..].find("${") {
+            filled.push_str(&text[at..at + open]);
+            at += open + "${".len();
+            if close < at {
+                // Once for all that is open before it: a text may open very many.
+                let Some(next) = text[at..].find('}') else {
                     filled.push_str("${");
-                    rest = behind;
+                    break;
+                };
+                close = at + next;
+            }
+            let inside = &text[at..close];
+            match if inside.len() > LONGEST { None } else { self.value(inside)? } {
+                Some(value) => {
+                    let before = self.filled.fetch_add(value.len(), Ordering::Relaxed);
+                    if before.saturating_add(value.len()) > MOST {
+                        return Err(format!(
+                            "it asks for more than {MOST} bytes of the results of earlier jobs"
+                        ));
+                    }
+                    filled.push_str(&value);
+                    at = close + 1;
                 }
+                // Only this much is known to be none of ours: there may be one inside.
+                None => filled.push_str("${"),
             }
         }
-        filled.push_str(rest);
+        filled.push_str(&text[at..]);
         Ok(filled)
     }
 
@@ -254,5 +269,19 @@ mod tests {
         let with = json!({ "x": ["${a.data}", { "y": "${PREVIOUS_JOB_ID}" }], "n": 1 });
         let expected = json!({ "x": ["${PREVIOUS_JOB_ID}", { "y": "i" }], "n": 1 });
         assert_eq!(known.fill_value(&with).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_text_that_opens_much_and_asks_for_much_comes_to_an_end() {
+        let much = Value::from("x".repeat(60_000));
+        let known = Known::before([Job { name: "a", id: "i", result: Some(&much) }]);
+        for open in ["${".repeat(500_000), "${".repeat(500_000) + "}"] {
+            assert_eq!(known.fill(&open).unwrap(), open);
+        }
+        let result = serde_json::json!({ "t": "x".repeat(60_000) });
+        let known = Known::before([Job { name: "a", id: "i", result: Some(&result) }]);
+        assert_eq!(known.fill("${a.t}${a.t}").unwrap().len(), 120_000);
+        let said = known.fill(&"${a.t}".repeat(100_000)).unwrap_err();
+        assert!(said.contains("more than"), "{said}");
     }
 }

@@ -19,11 +19,13 @@ const BYTES: usize = 4 << 20;
 /// A sentence: what it has that is not rendered.
 pub(super) fn within(program: &str, values: &Params) -> Result<(), String> {
     let longest = values.values().map(longest).max().unwrap_or_default().max(1);
-    let (mut open, mut ranges): (Vec<&str>, u32) = (Vec::new(), 0);
-    for action in program.split("{{").skip(1) {
-        let inside = action.split("}}").next().unwrap_or_default();
-        let parens = inside.bytes().filter(|byte| *byte == b'(').count();
-        let word = inside.trim_start_matches('-').trim_start();
+    // Whether each open action is a range.
+    let (mut open, mut ranges): (Vec<bool>, u32) = (Vec::new(), 0);
+    let mut rest = program;
+    while let Some((_, behind)) = rest.split_once("{{") {
+        let (action, after) = super::action(behind)?;
+        rest = after;
+        let word = action.trim_start_matches('-').trim_start();
         let word = word.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
         match word {
             "define" | "template" | "block" => {
@@ -32,10 +34,10 @@ pub(super) fn within(program: &str, values: &Params) -> Result<(), String> {
                      function of the shell"
                 ));
             }
-            "range" | "if" | "with" => open.push(word),
+            "range" | "if" | "with" => open.push(word == "range"),
             "end" => drop(open.pop()),
             // The library renders it always, and Go only for an empty list.
-            "else" if open.last() == Some(&"range") => {
+            "else" if open.last() == Some(&true) => {
                 return Err(
                     "the script has an `else` of a `range`, which is not supported: write \
                             an `if` around the `range`"
@@ -44,10 +46,11 @@ pub(super) fn within(program: &str, values: &Params) -> Result<(), String> {
             }
             _ => {}
         }
+        let parens = action.bytes().filter(|byte| *byte == b'(').count();
         if open.len() > DEPTH || parens > DEPTH {
             return Err(format!("the script has actions more than {DEPTH} deep in each other"));
         }
-        let now = open.iter().filter(|word| **word == "range").count();
+        let now = open.iter().filter(|is_range| **is_range).count();
         ranges = ranges.max(u32::try_from(now).unwrap_or(u32::MAX));
     }
     if longest.checked_pow(ranges).is_none_or(|rounds| rounds > ROUNDS) {
