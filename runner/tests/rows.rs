@@ -1,18 +1,24 @@
-//! Every row of the tables of the job runner (A) and of the CI runner (C) that is done has a test that
-//! names it, in embedded mode, and in a cluster where the row is about something that runs.
+//! Every row of the tables of the job runner (A), of the CI runner (C) and of prunner's files (D) that is
+//! done has a test that names it, in embedded mode, and in a cluster where the row is about something
+//! that runs.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// What only a file or a flag of `run` shows: there is no such thing in a cluster.
-const OF_FILES: [&str; 3] = ["a3", "a4", "a6"];
+/// What only a file or a flag of `run` shows, or what is true before anything runs: there is no such
+/// thing in a cluster.
+const OF_FILES: [&str; 6] = ["a3", "a4", "a6", "d1", "d2", "d26"];
+
+/// The rows of prunner's that are about files and tasks; the others are about many runs.
+const OF_PRUNNER: [u8; 11] = [1, 2, 3, 4, 5, 6, 13, 14, 15, 16, 26];
 
 /// All rows but those of metrics and of the unit file.
 fn rows() -> BTreeSet<String> {
     let jobs = (1..=21).map(|row| format!("a{row}"));
     let ci = (1..=12).filter(|row| ![6, 7].contains(row)).map(|row| format!("c{row}"));
-    jobs.chain(ci).collect()
+    let prunner = OF_PRUNNER.iter().map(|row| format!("d{row}"));
+    jobs.chain(ci).chain(prunner).collect()
 }
 
 /// The names of functions in the sources below a directory.
@@ -33,7 +39,7 @@ fn functions(dir: &Path, into: &mut Vec<String>) {
 /// The rows that a name begins with.
 fn named(function: &str) -> impl Iterator<Item = &str> {
     let is_row = |word: &&str| {
-        let number = word.strip_prefix(['a', 'c']);
+        let number = word.strip_prefix(['a', 'c', 'd']);
         number.is_some_and(|number| number.parse::<u8>().is_ok())
     };
     function.split('_').take_while(is_row)

@@ -196,6 +196,46 @@ async fn d5_a_task_has_the_environment_of_the_worker_under_the_pipelines_under_i
     server.end().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d4_lists_stand_in_scripts_and_are_gone_through() {
+    let Some(place) = Place::without_an_engine().await else { return };
+    let server = place.serve(&[LOCAL]).await;
+    let script = "for x in {{ range .files }}{{ . | quote }} {{ end }}; do echo \"$x\"; done; \
+                  echo {{ .deep.name }} {{ .none | default `d` }} {{ .tag }}";
+    let pipeline = pipeline(&format!("tasks: {{ t: {{ script: [{script:?}] }} }}"));
+    let id = place.run("lists");
+    let params = json!({
+        "files": ["a b", "{{ .tag }}"], "deep": { "name": "n" }, "none": [], "tag": "param",
+    });
+    let vars = json!({ "tag": "var" });
+    let body = json!({ "run-id": id, "pipeline": pipeline, "vars": vars, "params": params });
+    place.publish("bob.jobs", "pipeline/start", &body).await;
+    let (events, record) = Run { place: &place, id }.ended().await;
+    assert_eq!(how(&record), ("passed", ""), "{record}");
+    assert_eq!(record["params"], params, "the record has what it was started with");
+    assert_eq!(lines(&events, "t"), "a b\n{{ .tag }}\nn d param\n");
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d6_files_of_variables_lie_over_the_worker_and_under_the_pipeline() {
+    let Some(place) = Place::without_an_engine().await else { return };
+    let (first, second) = (file(&place, "first.env"), file(&place, "second.env"));
+    std::fs::write(&first, "A=file\nD=first\nE=first\nBOB_X=ours\n").unwrap();
+    std::fs::write(&second, "E='of second'\n").unwrap();
+    let missing = file(&place, "missing.env");
+    let named = [&first, &missing, &second].map(|path| path.display().to_string()).join(",");
+    let of_worker = [("D", "worker"), ("E", "worker"), ("F", "worker")];
+    let settings = [[LOCAL].as_slice(), &[("BOB_ENV_FILES", &named)], &of_worker].concat();
+    let server = place.serve(&settings).await;
+    let pipeline = pipeline("tasks: { t: { script: ['echo $A $D $E $F ${BOB_X-none}'] } }");
+    let run = submit(&place, "files", &pipeline, &json!({})).await;
+    let (events, record) = run.ended().await;
+    assert_eq!(how(&record), ("passed", ""), "{record}");
+    assert_eq!(lines(&events, "t"), "pipeline first of second worker none\n");
+    server.end().await;
+}
+
 /// A task that fails once another one runs, that one, one that waits for each of them, and one that
 /// waits for neither.
 const ONE_FAILS: &str = "tasks: { \
@@ -313,6 +353,30 @@ async fn d16_a_stop_leaves_nothing_of_what_its_tasks_have_begun() {
     all_gone(&right).await;
     assert_eq!(how(&record), ("stopped", "user"), "{record}");
     assert_eq!(states(&record), are(&[("left", "stopped"), ("right", "stopped")]));
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d16_a_task_is_interrupted_and_killed_after_its_own_grace() {
+    let Some(place) = Place::without_an_engine().await else { return };
+    // With the grace of the worker the run would not end.
+    let server = place.serve(&[LOCAL, ("BOB_KILL_GRACE_SECONDS", "3600")]).await;
+    let (heard, up) = (file(&place, "heard"), file(&place, "up"));
+    let pipeline = pipeline(&format!(
+        "tasks: {{ \
+         heeds: {{ script: [\"trap 'touch {heard}; exit 7' INT; echo up; while :; do sleep 0.1; done\"] }}, \
+         ignores: {{ script: [\"trap '' INT TERM; touch {up}; echo up; while :; do sleep 0.1; done\"] }} }}",
+        heard = heard.display(),
+        up = up.display(),
+    ));
+    let run = submit(&place, "interrupt", &pipeline, &json!({})).await;
+    run.sees("Log", "heeds").await;
+    run.sees("Log", "ignores").await;
+    place.stop(&run.id).await;
+    let (_, record) = run.ended().await;
+    assert_eq!(how(&record), ("stopped", "user"), "{record}");
+    assert!(heard.exists(), "it was interrupted");
+    assert_eq!(states(&record), are(&[("heeds", "stopped"), ("ignores", "stopped")]));
     server.end().await;
 }
 
