@@ -10,6 +10,7 @@ mod host;
 mod outputs;
 mod queue;
 mod secrets;
+mod step;
 mod store;
 mod transfer;
 
@@ -20,16 +21,17 @@ use std::sync::Arc;
 
 pub use disk::{BaseImage, Disk, is_meant};
 pub use events::{EventStream, Events, EventsError, Position, Published, Ticket};
-pub use executor::{
-    Checkpoint, EngineInfo, ExecError, Executor, Exit, Gate, JOB_DIR, Left, LogSink, Ran, Remote,
-    RunScope, Script, StepEnd, StepSpec, StopLevel, StopSignal, Workspace,
-};
+pub use executor::{EngineInfo, ExecError, Executor, Remote};
 pub use guard::{Guard, Unguarded};
 pub use host::Host;
 pub use outputs::{Found, KeptFile, KeptOutputs, OutputStore, Outputs, Place, Stored};
 pub use queue::{Consumer, Delivery, Message, Queue, QueueError, Route, Settle, Source};
 pub use secrets::{
     Forbidden, Given, NoSecrets, Search, Secret, Secrets, SecretsError, StepSecrets,
+};
+pub use step::{
+    Checkpoint, Exit, Gate, JOB_DIR, Left, LogSink, Ran, RunScope, Script, StepEnd, StepSpec,
+    StopLevel, StopSignal, Workspace,
 };
 pub use store::{
     Change, Changes, Claim, Compare, Entry, Expect, Granted, LeaseId, Listing, Op, Read, Store,
