@@ -22,7 +22,7 @@ fn words(act: &Act) -> Vec<String> {
         Act::Complain(text) => format!("echo '{text}' >&2"),
         Act::Put(path, text) => format!("echo '{text}' > {path}"),
         Act::Show(path) => format!("cat {path}"),
-        Act::Env(name) => format!("echo ${{{name}-unset}}"),
+        Act::Env(name) => format!("echo \"${{{name}-unset}}\""),
         Act::Dir => "pwd".to_owned(),
         Act::Hang => "echo ready; exec sleep 1000".to_owned(),
         Act::Stubborn => "trap '' TERM; echo ready; while true; do sleep 0.1; done".to_owned(),

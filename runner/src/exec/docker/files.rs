@@ -1,6 +1,7 @@
 //! Files of steps: the directory that is a job's own, and artifacts out of it.
 
 use std::io;
+use std::time::Duration;
 
 use bollard::query_parameters::{
     DownloadFromContainerOptionsBuilder, UploadToContainerOptionsBuilder,
@@ -11,6 +12,11 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use super::{Docker, fault};
 use crate::exec::archive::{open_directory_tar, whole_archive};
 use crate::ports::{ByteStream, ExecError, JOB_DIR, Workspace};
+
+/// An engine that is just about to put away what has ended (podman) answers that all is well, and
+/// sends nothing: it is asked so often again.
+const AGAIN: u32 = 40;
+const PAUSE: Duration = Duration::from_millis(50);
 
 impl Docker {
     /// Lets a user who is not root write to the job's directory: Docker gives a volume to root, where
@@ -47,14 +53,20 @@ impl Docker {
         };
         let options = DownloadFromContainerOptionsBuilder::default().path(&whole).build();
         let docker = &self.client().await.map_err(failed)?.docker;
-        let mut bytes = docker.download_from_container(id, Some(options)).boxed();
-        let first = match bytes.next().await {
-            Some(Err(error)) if fault::status(&error) == Some(404) => {
-                return Err(ExecError::NoSuchPath { path: whole });
+        let mut again = AGAIN;
+        let (first, bytes) = loop {
+            let mut bytes = docker.download_from_container(id, Some(options.clone())).boxed();
+            match bytes.next().await {
+                Some(Err(error)) if fault::status(&error) == Some(404) => {
+                    return Err(ExecError::NoSuchPath { path: whole });
+                }
+                Some(Err(error)) => return Err(failed(error)),
+                Some(Ok(first)) => break (Some(Ok(first)), bytes),
+                None if again == 0 => break (None, bytes),
+                None => {}
             }
-            Some(Err(error)) => return Err(failed(error)),
-            Some(Ok(first)) => Some(Ok(first)),
-            None => None,
+            again -= 1;
+            tokio::time::sleep(PAUSE).await;
         };
         let rest = bytes.map_err(io::Error::other);
         Ok(whole_archive(futures::stream::iter(first).chain(rest).boxed()))
