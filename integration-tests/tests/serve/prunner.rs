@@ -174,7 +174,7 @@ async fn d4_variables_stand_in_scripts_and_one_that_is_missing_fails_its_task() 
 
     let run = submit(&place, "takes", &of("echo"), &json!({ "__jobID": "mine" })).await;
     let (_, record) = run.ended().await;
-    assert_eq!(how(&record), ("failed", "template"), "{record}");
+    assert_eq!(how(&record), ("failed", "rejected"), "{record}");
     assert!(message(&record).contains("__jobID"), "the name is taken: {record}");
     server.end().await;
 }
