@@ -1,5 +1,8 @@
 //! The engines of these tests, a run of a test's own on one, and what the engine itself says.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,6 +18,7 @@ use runner::ports::{
     ExecError, Executor as _, Gate, LogSink, Ran, RunScope, StepSpec, StopSignal, Workspace,
 };
 use serde_json::{Map, Value, json};
+use tempfile::TempDir;
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::watch;
@@ -45,6 +49,17 @@ pub(crate) fn engines() -> Vec<Engine> {
         ),
     }
     engines
+}
+
+impl Engine {
+    /// A directory that the engine sees too, whatever it has its root in: beside its socket.
+    pub(crate) fn dir(&self) -> TempDir {
+        let beside = Path::new(self.url.trim_start_matches("unix://")).parent().unwrap();
+        let dir = tempfile::tempdir_in(beside).unwrap();
+        // The engine's user may be another one.
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+        dir
+    }
 }
 
 /// A run of a test's own, on an executor of its own.

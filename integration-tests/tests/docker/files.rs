@@ -66,7 +66,7 @@ async fn a_user_who_is_not_root_writes_to_the_directory_too() {
 async fn a_job_sees_the_directories_and_volumes_that_it_asks_for() {
     for engine in engines() {
         let bench = Bench::new(&engine);
-        let dir = tempfile::tempdir().unwrap();
+        let dir = engine.dir();
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(dir.path(), open).unwrap();
         std::fs::write(dir.path().join("given"), "of the host\n").unwrap();

@@ -36,7 +36,7 @@ fn text(output: &Output) -> String {
 #[tokio::test]
 async fn a12_a_job_of_docker_is_run_as_its_file_says() {
     for engine in engines() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = engine.dir();
         std::fs::write(dir.path().join("config.yaml"), "before_script: [echo global]\n").unwrap();
         std::fs::write(dir.path().join("given"), "of the host\n").unwrap();
         let jobs = format!(
@@ -80,7 +80,7 @@ artifacts: [{{ path: left }}]
 #[tokio::test]
 async fn a12_what_fails_ends_the_job_with_its_own_code() {
     for engine in engines() {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = engine.dir();
         std::fs::write(dir.path().join("config.yaml"), "{}\n").unwrap();
         let jobs = format!(
             "

@@ -92,7 +92,7 @@ async fn a_terminal_makes_one_stream_whatever_it_begins_with() {
 async fn what_a_connection_breaks_over_comes_from_the_engines_own_copy() {
     for engine in engines() {
         let way = Way::to(&engine).await;
-        let dir = tempfile::tempdir().unwrap();
+        let dir = engine.dir();
         let docker = Docker::connect(Options::new(&way.url)).unwrap();
         let bench = Bench { docker, ..Bench::new(&engine) };
         let line = "printf 'one\\n\\377'; echo err >&2; until [ -e /x/go ]; do sleep 0.1; done; \
