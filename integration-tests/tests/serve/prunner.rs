@@ -146,6 +146,18 @@ async fn d3_tasks_run_beside_each_other_and_wait_for_what_they_depend_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d3_a_file_is_submitted_as_a_run_by_itself() {
+    let Some(place) = Place::without_an_engine().await else { return };
+    let server = place.serve(&[LOCAL]).await;
+    place.write("pipelines.yml", "pipelines: { p: { tasks: { t: { script: [echo of it] } } } }");
+    let id = place.id_of(&["submit", "pipelines.yml", "--alone"]).await;
+    let (events, record) = Run { place: &place, id }.ended().await;
+    assert_eq!(how(&record), ("passed", ""), "{record}");
+    assert_eq!(lines(&events, "t"), "of it\n");
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d4_variables_stand_in_scripts_and_one_that_is_missing_fails_its_task() {
     let Some(place) = Place::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;

@@ -218,8 +218,8 @@ fn remarks_at(at: Position, path: &str, pipeline: &Pipeline) -> Vec<Diagnostic> 
 }
 
 /// What becomes of what is said of several runs.
-pub const ALONE: &str =
-    "`run` needs none of that, and a worker does not take it yet in this version";
+pub const ALONE: &str = "`run` needs none of that, and a worker does not take it yet in this version: `submit --alone` \
+     leaves it out";
 
 /// What there is to say about a pipeline that is valid.
 fn remarks(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {

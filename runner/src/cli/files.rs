@@ -113,20 +113,30 @@ pub(super) fn to_run(
     let parsed = parsed(context, source)?;
     let dialect = parsed.dialect;
     // Nor is asked for what many runs need.
-    let among_runs = |fault: &Diagnostic| {
-        fault.class == Class::Warning && fault.message.contains(dialect::ALONE)
-    };
-    let found = one_of(context, (source.file, name), parsed, |fault| !among_runs(fault))?;
+    let found = one_of(context, (source.file, name), parsed, |fault| !is_among_runs(fault))?;
     Ok((found, dialect))
 }
 
-/// The pipeline of a file that is sent: the one of that name, or the only one.
+/// Whether it is about what a run by itself has no use for.
+fn is_among_runs(fault: &Diagnostic) -> bool {
+    fault.class == Class::Warning && fault.message.contains(dialect::ALONE)
+}
+
+/// The pipeline of a file that is sent: the one of that name, or the only one. `alone`: as a run by
+/// itself.
 pub(super) fn to_send(
     context: &Context,
     source: Source<'_>,
     name: Option<&str>,
+    alone: bool,
 ) -> Result<Pipeline, Failure> {
-    one_of(context, (source.file, name), parsed(context, source)?, |_| true)
+    let matters = |fault: &Diagnostic| !(alone && is_among_runs(fault));
+    let mut found = one_of(context, (source.file, name), parsed(context, source)?, matters)?;
+    if alone {
+        found.admission = None;
+        found.retention_count = None;
+    }
+    Ok(found)
 }
 
 fn one_of(

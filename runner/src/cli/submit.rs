@@ -73,11 +73,11 @@ fn what_of(context: &Context, typed: &Submit) -> Result<StartOf, Failure> {
     if is_file || is_folder || typed.dialect.is_some() {
         let pattern = typed.pattern.pattern.as_deref();
         let source = files::Source { file: what, dialect: typed.dialect, pattern };
-        let found = files::to_send(context, source, typed.pipeline.as_deref())?;
+        let found = files::to_send(context, source, typed.pipeline.as_deref(), typed.alone)?;
         return Ok(StartOf::Inline(Box::new(found)));
     }
-    if typed.pipeline.is_some() || typed.pattern.pattern.is_some() {
-        let text = format!("--pipeline and --pattern are for files, and {what:?} is none");
+    if typed.pipeline.is_some() || typed.pattern.pattern.is_some() || typed.alone {
+        let text = format!("--pipeline, --pattern and --alone are for files, and {what:?} is none");
         return Err(Failure::new(Exit::Usage, text));
     }
     PipelineId::from_path(what).map(StartOf::Stored).map_err(|bad| {

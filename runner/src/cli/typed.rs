@@ -65,6 +65,10 @@ pub(super) struct Submit {
     pub(super) pipeline: Option<String>,
     #[command(flatten)]
     pub(super) pattern: Pattern,
+    /// Of a file: send it as a run by itself, however many go on of its pipeline: without `admission`
+    /// and `retention-count`
+    #[arg(long)]
+    pub(super) alone: bool,
     /// A variable, laid over the pipeline's
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = variable)]
     pub(super) vars: Vec<(String, String)>,
