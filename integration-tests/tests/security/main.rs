@@ -1,0 +1,12 @@
+//! The security boundaries of docs/security.md, one test for each: what a message can not make a
+//! worker do.
+//!
+//! A module covers one boundary. A test sends the input that once crossed it, and checks that the
+//! run ends as refused and that nothing on the host changed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::disallowed_methods,
+    reason = "a test may panic, and runs a server of its own"
+)]
