@@ -80,6 +80,7 @@ fn text_of(file: &Path) -> Result<Option<String>, String> {
 }
 
 fn variables(text: &str) -> Result<Vec<(String, String)>, String> {
+    let text = equals_signs_for_colons(text);
     let begun = Rc::new(Cell::new(0));
     let lines = Lines { left: text.as_bytes(), begun: Rc::clone(&begun) };
     let mut found = Vec::new();
@@ -98,6 +99,55 @@ fn variables(text: &str) -> Result<Vec<(String, String)>, String> {
         found.push((name, value));
     }
     Ok(found)
+}
+
+/// The text with `NAME: VALUE` as `NAME=VALUE`. godotenv, which prunner uses, accepts both.
+fn equals_signs_for_colons(text: &str) -> String {
+    let mut converted = String::with_capacity(text.len());
+    let mut quote = None;
+    for line in text.split_inclusive('\n') {
+        // A line within a quoted value is a part of that value.
+        let colon = if quote.is_none() { colon_after_name(line) } else { None };
+        match colon {
+            Some(colon) => {
+                converted.push_str(&line[..colon]);
+                converted.push('=');
+                converted.push_str(&line[colon + 1..]);
+            }
+            None => converted.push_str(line),
+        }
+        quote = open_quote(quote, line);
+    }
+    converted
+}
+
+/// The position of the colon that separates a name from its value.
+fn colon_after_name(line: &str) -> Option<usize> {
+    let end = line.find([':', '='])?;
+    let name = line[..end].trim();
+    let name = name.strip_prefix("export ").map_or(name, str::trim_start);
+    let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.'));
+    (is_name && line[end..].starts_with(':')).then_some(end)
+}
+
+/// The quote that is still open at the end of a line, given the one that was open at its beginning.
+fn open_quote(mut quote: Option<char>, line: &str) -> Option<char> {
+    let mut chars = line.chars();
+    let mut previous = ' ';
+    while let Some(c) = chars.next() {
+        match (quote, c) {
+            (None | Some('"'), '\\') => {
+                chars.next();
+            }
+            (None, '#') if previous.is_whitespace() => return None,
+            (None, '"' | '\'') => quote = Some(c),
+            (Some(open), _) if open == c => quote = None,
+            (None | Some(_), _) => {}
+        }
+        previous = c;
+    }
+    quote
 }
 
 /// Hands out a text line by line, so that it is known how far it has been read.
@@ -156,6 +206,17 @@ mod tests {
         let (read, warnings) = read(&[dir.path().join("missing"), file]).unwrap();
         assert_eq!(plain(&read), [("A", "1"), ("B", "two\nlines"), ("C", "$A"), ("A", "2")]);
         assert_eq!(warnings, [""; 0]);
+    }
+
+    #[test]
+    fn a_colon_separates_a_name_from_its_value_as_in_godotenv() {
+        let text =
+            "A: 1\nexport B : two\nC=\"three\nD: 4\"\nURL=http://x # it's: here\nE: 'f: g'\n";
+        let (_dir, file) = written(text);
+        let (read, _) = read(&[file]).unwrap();
+        let expected =
+            [("A", "1"), ("B", "two"), ("C", "three\nD: 4"), ("URL", "http://x"), ("E", "f: g")];
+        assert_eq!(plain(&read), expected);
     }
 
     #[test]
