@@ -20,11 +20,54 @@ enum State {
 /// There is no line that cannot be split: this never fails.
 #[must_use]
 pub fn split(line: &str) -> Vec<String> {
+    parse(line).words
+}
+
+/// What a reader of a shell would expect to mean something else than it does here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Surprise {
+    /// A quote that is never closed: it ends with the line.
+    OpenQuote(char),
+    /// An unquoted operator of the shell, such as `|`: here it is an argument.
+    Operator(String),
+}
+
+/// The parts of a line that a shell would understand differently, each once.
+#[must_use]
+pub fn surprises(line: &str) -> Vec<Surprise> {
+    const OPERATORS: [&str; 11] = ["|", "||", "|&", "&", "&&", ";", "<", "<<", ">", ">>", "2>"];
+    let parsed = parse(line);
+    let mut surprises: Vec<_> = parsed.open_quote.map(Surprise::OpenQuote).into_iter().collect();
+    for (word, is_bare) in parsed.words.into_iter().zip(parsed.is_bare) {
+        let surprise = Surprise::Operator(word);
+        if let Surprise::Operator(word) = &surprise
+            && is_bare
+            && OPERATORS.contains(&word.as_str())
+            && !surprises.contains(&surprise)
+        {
+            surprises.push(surprise);
+        }
+    }
+    surprises
+}
+
+/// A line, split.
+struct Parsed {
+    words: Vec<String>,
+    /// For each word, whether it has neither a quote nor a backslash.
+    is_bare: Vec<bool>,
+    open_quote: Option<char>,
+}
+
+fn parse(line: &str) -> Parsed {
     let mut words = Vec::new();
+    let mut bare_words = Vec::new();
     let mut word = String::new();
+    let mut is_bare = true;
     let mut state = State::Outside;
     let mut characters = line.chars().peekable();
     while let Some(c) = characters.next() {
+        is_bare &= !matches!(c, '\'' | '"' | '\\');
         state = match (state, c) {
             (State::SingleQuoted, '\'') | (State::DoubleQuoted, '"') => State::InWord,
             (State::DoubleQuoted, '\\') => {
@@ -45,6 +88,7 @@ pub fn split(line: &str) -> Vec<String> {
             (State::Outside, _) if c.is_whitespace() => State::Outside,
             (State::InWord, _) if c.is_whitespace() => {
                 words.push(std::mem::take(&mut word));
+                bare_words.push(std::mem::replace(&mut is_bare, true));
                 State::Outside
             }
             (State::Outside | State::InWord, _) => {
@@ -55,9 +99,17 @@ pub fn split(line: &str) -> Vec<String> {
     }
     match state {
         State::Outside => {}
-        State::InWord | State::SingleQuoted | State::DoubleQuoted => words.push(word),
+        State::InWord | State::SingleQuoted | State::DoubleQuoted => {
+            words.push(word);
+            bare_words.push(is_bare);
+        }
     }
-    words
+    let open_quote = match state {
+        State::SingleQuoted => Some('\''),
+        State::DoubleQuoted => Some('"'),
+        State::Outside | State::InWord => None,
+    };
+    Parsed { words, is_bare: bare_words, open_quote }
 }
 
 /// Words as a line that [`split`] and a shell split into the same words again.
@@ -90,6 +142,21 @@ mod tests {
         #[test]
         fn what_was_joined_is_split_as_it_was(words in prop::collection::vec(".*", 0..5)) {
             prop_assert_eq!(split(&join(&words)), words);
+        }
+    }
+
+    #[test]
+    fn open_quotes_and_operators_of_a_shell_are_reported_unless_they_are_quoted() {
+        let operator = |word: &str| Surprise::Operator(word.to_owned());
+        for (line, expected) in [
+            ("echo \"unterminated", vec![Surprise::OpenQuote('"')]),
+            ("echo it's", vec![Surprise::OpenQuote('\'')]),
+            ("a | b | c > d", vec![operator("|"), operator(">")]),
+            ("a && b", vec![operator("&&")]),
+            (r#"grep '|' "&&" \; a|b"#, vec![]),
+            ("sh -c 'a | b'", vec![]),
+        ] {
+            assert_eq!(surprises(line), expected, "{line}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value as Json;
 
-use super::tree::{self, Node, Tree, Value};
+use super::tree::{self, Node, Value};
 use crate::diagnostic::Diagnostic;
 
 /// Reads a JSON or YAML document within the bounds that hold for pipelines. Every scalar is the text
@@ -11,7 +11,7 @@ use crate::diagnostic::Diagnostic;
 /// # Errors
 /// The first fault of the text.
 pub fn document(file: Option<&str>, bytes: &[u8]) -> Result<Json, Diagnostic> {
-    let Tree { root, faults } = tree::read(file, bytes)?;
+    let (root, faults) = tree::read(file, bytes)?.strict();
     match faults.into_iter().next() {
         Some(fault) => Err(fault),
         None => Ok(texts(root)),

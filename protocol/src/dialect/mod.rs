@@ -20,9 +20,10 @@ pub use self::document::document;
 pub(crate) use self::handover::json;
 pub use self::lines::{BadJob, CI_GROUP, Job, MAX_ATTEMPTS};
 pub use self::prunner::{Loaded, load as load_prunner};
-use self::tree::{Node, Position, Tree, Value};
+use self::tree::{Node, Position, Value};
 use crate::diagnostic::{Class, Diagnostic};
-use crate::pipeline::{Pipeline, Unsupported};
+use crate::pipeline::{Cmd, Pipeline, Unsupported};
+use crate::shell::{self, Surprise};
 
 /// How something is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,11 +101,17 @@ fn read(dialect: Option<Dialect>, file: Option<&str>, bytes: &[u8]) -> Parsed {
             Err(fault) => refused(vec![fault]),
         };
     }
-    let Tree { root, faults } = match tree::read(file, bytes) {
+    let tree = match tree::read(file, bytes) {
         Ok(tree) => tree,
         Err(fault) => return refused(vec![fault]),
     };
-    let told = dialect.unwrap_or_else(|| detect(&root));
+    let told = dialect.unwrap_or_else(|| detect(&tree.root));
+    // The programs that these two dialects come from load YAML 1.1, prunner with yaml.v2: their
+    // users have files with merge keys and a byte order mark.
+    let (root, faults) = match told {
+        Dialect::Prunner | Dialect::Job => (tree.root, tree.faults),
+        Dialect::Bob | Dialect::Wendy | Dialect::CiLines => tree.strict(),
+    };
     let dialect = Some(told);
     let refused = |diagnostics| Parsed { pipelines: Vec::new(), diagnostics, dialect };
     match told {
@@ -244,9 +251,35 @@ fn remarks(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
         let fault = place_of(root, "image").fault(message, Some(&hint));
         remarks.push(Diagnostic { class: Class::Warning, path: "image".to_owned(), ..fault });
     }
+    remarks.extend(surprising_commands(root, pipeline));
     let place = |path: &str| (place_of(root, path), path.to_owned());
     remarks.extend(handover::literal_secrets(pipeline, place));
     in_order(remarks.into_iter())
+}
+
+/// Warnings about commands that look like a line for a shell: a `cmd` is not run by one.
+fn surprising_commands(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
+    let mut warnings = Vec::new();
+    for (position, step) in pipeline.steps.iter().enumerate() {
+        let Some(Cmd::Line(line)) = &step.cmd else {
+            continue;
+        };
+        let path = format!("steps[{position}].cmd");
+        for surprise in shell::surprises(line) {
+            let (message, hint) = match surprise {
+                Surprise::OpenQuote(quote) => {
+                    (format!("the quote {quote} is never closed"), "close it, or write a list")
+                }
+                Surprise::Operator(word) => (
+                    format!("`{word}` is an argument here, as no shell runs this command"),
+                    "use `script`, or `sh -c`; quote it if it is an argument",
+                ),
+            };
+            let fault = place_of(root, &path).fault(message, Some(hint));
+            warnings.push(Diagnostic { class: Class::Warning, path: path.clone(), ..fault });
+        }
+    }
+    warnings
 }
 
 /// Where a path such as `steps[2].needs` stands. A part that is not there (or is spelled with the

@@ -426,14 +426,15 @@ impl Reader {
         for entry in entries {
             let path = join(&field.path, &entry.key);
             let Some(text) = entry.value.scalar() else {
-                let shown = quoted(&entry.key);
-                let message = format!(
-                    "{shown} in {} is {}, expected a text, a number or a boolean",
-                    field.name(),
-                    entry.value.kind()
-                );
-                let is_null = entry.value.value == Value::Null;
-                let hint = is_null.then_some("for a text of no characters write \"\"");
+                let (message, hint) = if entry.value.value == Value::Null {
+                    let hint = "give it a value, or leave it out; the empty text is \"\"";
+                    (format!("`{path}` is null"), Some(hint))
+                } else {
+                    let kind = entry.value.kind();
+                    let message =
+                        format!("`{path}` is {kind}, expected a text, a number or a boolean");
+                    (message, None)
+                };
                 self.fault_at(entry.value.at, &path, message, hint);
                 continue;
             };

@@ -13,8 +13,8 @@ use crate::command::bad_variable;
 use crate::diagnostic::Diagnostic;
 use crate::id::{PipelineId, RunId};
 use crate::pipeline::{
-    Admission, FailureMode, Limits, OnLost, Pipeline, PullPolicy, Quotas, Requests, Resource,
-    ResourceKind, Step, Strategy, Vars,
+    Admission, ExecutorKind, FailureMode, Limits, OnLost, Pipeline, PullPolicy, Quotas, Requests,
+    Resource, ResourceKind, Step, Strategy, Vars,
 };
 
 pub(super) use self::rules::is_qualified;
@@ -142,22 +142,25 @@ impl Reader {
         })
     }
 
-    /// The base image, which must be there where a step begins with it.
+    /// The base image, which is required if a step begins with it.
     fn image(
         &mut self,
         fields: &Fields<'_>,
         steps: Option<&[Step]>,
         on_error: Option<&Step>,
     ) -> Option<String> {
-        // A step that could not be read may have been one that begins with it.
-        let written = fields.get("steps").and_then(|field| Some(field.items()?.count()));
-        let all = steps.filter(|steps| Some(steps.len()) == written);
-        let is_needed = |steps: &[Step]| steps.iter().chain(on_error).any(Step::is_on_image);
-        let field = if all.is_some_and(|steps| !is_needed(steps)) {
-            fields.get("image")?
-        } else {
+        let written = fields.get("steps").map(|field| field.items().into_iter().flatten());
+        let written: Vec<_> = written.into_iter().flatten().collect();
+        let is_needed = match steps.filter(|steps| steps.len() == written.len()) {
+            Some(steps) => steps.iter().chain(on_error).any(Step::is_on_image),
+            // Some of them have faults, and must not be blamed for a missing image too.
+            None => written.iter().any(|step| may_begin_with_image(step.node)),
+        };
+        let field = if is_needed {
             let rule = "the image that the first step begins with, best with its registry";
             self.required(fields, "image", rule)?
+        } else {
+            fields.get("image")?
         };
         self.ruled(&field, rules::image)
     }
@@ -272,6 +275,23 @@ impl Reader {
             None => self.fault(params, "`run-id` is missing in `params`".to_owned(), Some(hint)),
             Some(run) => drop(self.checked(params, run.parse::<RunId>())),
         }
+    }
+}
+
+/// Whether a step that might have faults begins with the image of its pipeline, as far as its
+/// executor tells.
+fn may_begin_with_image(step: &Node) -> bool {
+    let Some(executor) = step.entry("executor") else {
+        return true;
+    };
+    let word = executor.value.scalar();
+    let executor = steps::EXECUTORS.iter().find(|(known, _)| Some(*known) == word);
+    match executor.map(|(_, executor)| executor) {
+        Some(ExecutorKind::Podman) => true,
+        Some(ExecutorKind::Docker) => {
+            step.entry("with").is_none_or(|with| with.value.entry("image").is_none())
+        }
+        Some(_) | None => false,
     }
 }
 

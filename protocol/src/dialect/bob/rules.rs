@@ -114,17 +114,24 @@ pub(in crate::dialect) fn admission(admission: &Admission) -> Option<&'static st
     }
 }
 
-/// A step that waits for itself, where there is one; `needs[i]` are the steps that step `i` waits for.
-pub(super) fn cycle(needs: &[Vec<usize>]) -> Option<usize> {
+/// Steps that need each other in a circle, in the order in which each needs the next; empty if there
+/// are none. `needs[i]` are the steps that step `i` needs.
+pub(super) fn cycle(needs: &[Vec<usize>]) -> Vec<usize> {
     let depths = depths(needs);
-    // What is left waits for a cycle or is in one. From any of it, as many steps back as there are
-    // steps end inside of one.
-    let stuck = |step: &usize| depths[*step].is_none();
-    let mut step = (0..needs.len()).find(stuck)?;
+    // A step without a depth needs a cycle or is in one. From any of them, as many steps back as
+    // there are steps end inside a cycle.
+    let needed = |step: usize| needs[step].iter().copied().find(|step| depths[*step].is_none());
+    let Some(mut step) = (0..needs.len()).find(|step| depths[*step].is_none()) else {
+        return Vec::new();
+    };
     for _ in 0..needs.len() {
-        step = needs[step].iter().copied().find(stuck)?;
+        step = needed(step).unwrap_or(step);
     }
-    Some(step)
+    let mut cycle = vec![step];
+    while let Some(next) = needed(cycle[cycle.len() - 1]).filter(|next| *next != step) {
+        cycle.push(next);
+    }
+    cycle
 }
 
 #[cfg(test)]
@@ -165,10 +172,10 @@ mod tests {
 
     #[test]
     fn a_step_that_waits_for_itself_is_found_however_long_the_way() {
-        assert_eq!(cycle(&[]), None);
-        assert_eq!(cycle(&[vec![], vec![0], vec![0, 1]]), None);
-        assert_eq!(cycle(&[vec![0]]), Some(0));
-        assert!(matches!(cycle(&[vec![1], vec![2], vec![1]]), Some(1 | 2)));
-        assert!(matches!(cycle(&[vec![2], vec![0], vec![1], vec![]]), Some(0..=2)));
+        assert!(cycle(&[]).is_empty());
+        assert!(cycle(&[vec![], vec![0], vec![0, 1]]).is_empty());
+        assert_eq!(cycle(&[vec![0]]), [0]);
+        assert!(matches!(cycle(&[vec![1], vec![2], vec![1]])[..], [1, 2] | [2, 1]));
+        assert_eq!(cycle(&[vec![2], vec![0], vec![1], vec![]]).len(), 3);
     }
 }

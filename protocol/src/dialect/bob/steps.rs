@@ -70,7 +70,7 @@ const SHELLS: [(&str, Shell); 2] = [("sh", Shell::Sh), ("bash", Shell::Bash)];
 const TEMPLATES: [(&str, Template); 2] = [("go", Template::Go), ("dollar", Template::Dollar)];
 const WHEN: [(&str, When); 2] = [("passed", When::Passed), ("ended", When::Ended)];
 
-const EXECUTORS: [(&str, ExecutorKind); 9] = [
+pub(super) const EXECUTORS: [(&str, ExecutorKind); 9] = [
     ("podman", ExecutorKind::Podman),
     ("docker", ExecutorKind::Docker),
     ("local", ExecutorKind::Local),
@@ -441,8 +441,27 @@ impl Reader {
             }
             places[step] = Some(field);
         }
-        if let Some(field) = rules::cycle(&edges).and_then(|step| places[step].clone()) {
-            self.fault(&field, "the step waits for itself".to_owned(), Some("break the cycle"));
+        let cycle = rules::cycle(&edges);
+        if let Some(field) = cycle.first().and_then(|step| places[*step].clone()) {
+            let message = match cycle.as_slice() {
+                [_] => "the step needs itself".to_owned(),
+                _ => format!("steps need each other in a circle: {}", circle(&cycle, names)),
+            };
+            self.fault(&field, message, Some("remove one of these needs"));
         }
     }
+}
+
+/// The names of steps in a circle, `a → b → a`; the middle of a long circle is left out.
+fn circle(cycle: &[usize], names: &[Option<StepName>]) -> String {
+    const SHOWN: usize = 8;
+    let name = |step: &usize| {
+        names[*step].as_ref().map_or_else(|| step.to_string(), |name| name.as_str().to_owned())
+    };
+    let mut shown: Vec<String> = cycle.iter().take(SHOWN).map(name).collect();
+    if cycle.len() > SHOWN {
+        shown.push(format!("… ({} more)", cycle.len() - SHOWN));
+    }
+    shown.extend(cycle.first().map(name));
+    shown.join(" → ")
 }

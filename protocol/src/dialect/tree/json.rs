@@ -36,7 +36,7 @@ pub(super) fn read(text: &str) -> Result<Tree, Diagnostic> {
     };
     let mut reader =
         Reader { lines: Lines::of(text), budget: Budget::default(), faults: Vec::new() };
-    Ok(Tree { root: reader.node(root, 1)?, faults: reader.faults })
+    Ok(Tree { root: reader.node(root, 1)?, faults: reader.faults, yaml_1_1: Vec::new() })
 }
 
 fn invalid(text: &str, cause: &serde_json::Error) -> Diagnostic {

@@ -14,6 +14,9 @@ use crate::diagnostic::{Class, Diagnostic};
 
 /// The largest text that is read, in bytes.
 pub(crate) const MAX_BYTES: usize = 1024 * 1024;
+/// A byte order mark in UTF-8, as some editors put at the beginning of a file.
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+const SAVE_AS_UTF8: &str = "save it as UTF-8 without a byte order mark";
 /// How deep lists and maps may be nested.
 pub(crate) const MAX_DEPTH: usize = 64;
 /// How many values there may be, each use of an alias counted in full.
@@ -21,12 +24,24 @@ pub(crate) const MAX_NODES: usize = 100_000;
 /// How many bytes of text there may be, each use of an alias counted in full.
 pub(crate) const MAX_TEXT: usize = 4 * MAX_BYTES;
 
-/// What was read.
+/// A document and the faults of its text.
 #[derive(Debug)]
 pub(crate) struct Tree {
     pub(crate) root: Node,
-    /// What is wrong with the text and does not keep it from being read: the dialect has more to say.
+    /// Faults of the text that do not prevent reading it, so that a dialect can report its own too.
     pub(crate) faults: Vec<Diagnostic>,
+    /// Uses of what only YAML 1.1 readers accept: merge keys and a byte order mark. They are
+    /// resolved in `root`. A dialect whose own program accepts them ignores this list.
+    pub(crate) yaml_1_1: Vec<Diagnostic>,
+}
+
+impl Tree {
+    /// The document and every fault, for a format that does not accept YAML 1.1.
+    pub(crate) fn strict(self) -> (Node, Vec<Diagnostic>) {
+        let Self { root, mut faults, yaml_1_1 } = self;
+        faults.extend(yaml_1_1);
+        (root, faults)
+    }
 }
 
 /// A value, and where it stands.
@@ -94,7 +109,15 @@ impl Position {
 /// Reads a file: JSON or YAML by the ending of its name; without one, JSON where it begins like it
 /// and is valid, else YAML.
 pub(crate) fn read(file: Option<&str>, bytes: &[u8]) -> Result<Tree, Diagnostic> {
-    let text = text_of(bytes)?;
+    let Some(rest) = bytes.strip_prefix(BYTE_ORDER_MARK) else {
+        return read_text(file, text_of(bytes)?);
+    };
+    let mut tree = read_text(file, text_of(rest)?)?;
+    tree.yaml_1_1.push(begins_with_byte_order_mark());
+    Ok(tree)
+}
+
+fn read_text(file: Option<&str>, text: &str) -> Result<Tree, Diagnostic> {
     let ends = |endings: &[&str]| {
         file.and_then(|file| file.rsplit_once('.')).is_some_and(|(_, ending)| {
             endings.iter().any(|known| ending.eq_ignore_ascii_case(known))
@@ -118,7 +141,7 @@ pub(crate) fn read(file: Option<&str>, bytes: &[u8]) -> Result<Tree, Diagnostic>
 
 /// Reads JSON, such as the body of a message.
 pub(crate) fn read_json(bytes: &[u8]) -> Result<Node, Diagnostic> {
-    let Tree { root, faults } = json::read(text_of(bytes)?)?;
+    let (root, faults) = json::read(text_of(bytes)?)?.strict();
     faults.into_iter().next().map_or(Ok(root), Err)
 }
 
@@ -126,15 +149,14 @@ pub(crate) fn read_json(bytes: &[u8]) -> Result<Node, Diagnostic> {
 pub(crate) fn text_of(bytes: &[u8]) -> Result<&str, Diagnostic> {
     let start = Position::new(1, 1);
     if bytes.len() > MAX_BYTES {
-        let message = format!("{} bytes are more than the {MAX_BYTES} that are read", bytes.len());
+        let message = "the text is larger than 1 MiB, the limit for a pipeline file";
         return Err(start.fault(message, None));
     }
-    let save_as_utf8 = Some("save it as UTF-8 without a byte order mark");
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
-        return Err(start.fault("the text is UTF-16", save_as_utf8));
+        return Err(start.fault("the text is UTF-16", Some(SAVE_AS_UTF8)));
     }
-    if bytes.starts_with(&[0xef, 0xbb, 0xbf]) {
-        return Err(start.fault("the text begins with a byte order mark", save_as_utf8));
+    if bytes.starts_with(BYTE_ORDER_MARK) {
+        return Err(begins_with_byte_order_mark());
     }
     let text = std::str::from_utf8(bytes).map_err(|cause| {
         let byte = cause.valid_up_to();
@@ -148,6 +170,10 @@ pub(crate) fn text_of(bytes: &[u8]) -> Result<&str, Diagnostic> {
         return Err(start.fault("there is nothing in it", None));
     }
     Ok(text)
+}
+
+fn begins_with_byte_order_mark() -> Diagnostic {
+    Position::new(1, 1).fault("the text begins with a byte order mark", Some(SAVE_AS_UTF8))
 }
 
 impl Node {

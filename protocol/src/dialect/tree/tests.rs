@@ -161,7 +161,9 @@ fn what_is_deep_or_large_is_refused_and_does_not_take_long() {
             drop(read(Some(name), text.as_bytes()));
         }
     }
-    assert!(read(None, &vec![b' '; MAX_BYTES + 1]).unwrap_err().message.contains("more than"));
+    assert!(
+        read(None, &vec![b' '; MAX_BYTES + 1]).unwrap_err().message.contains("larger than 1 MiB")
+    );
 }
 
 /// Any JSON, with keys that repeat now and then.
@@ -215,4 +217,30 @@ proptest! {
         // A key of more than 1024 characters or over several lines is none in YAML; these are short.
         prop_assert_eq!(plain(&yaml(&escaped).unwrap()), value);
     }
+}
+
+#[test]
+fn merge_keys_are_resolved_and_keys_of_the_map_itself_win() {
+    let text = "a: &a { x: 1, y: 1 }\nb: &b { y: 2, z: 2 }\nc:\n  y: 3\n  <<: [*a, *b]\n  w: 3\n";
+    let tree = read(Some("a.yaml"), text.as_bytes()).unwrap();
+    let expected = serde_json::json!({ "y": 3, "x": 1, "z": 2, "w": 3 });
+    assert_eq!(plain(&tree.root.entry("c").unwrap().value).to_string(), expected.to_string());
+    assert_eq!(tree.faults, []);
+    assert_eq!(tree.yaml_1_1.len(), 1);
+    let quoted = yaml("\"<<\": 1").unwrap();
+    assert_eq!(plain(&quoted), serde_json::json!({ "<<": 1 }));
+    for bad in ["<<: 1", "a: &a 1\nb: { <<: [*a] }"] {
+        let message = yaml(bad).unwrap_err().message;
+        assert!(message.contains("expected a map"), "{bad:?}: {message}");
+    }
+}
+
+#[test]
+fn a_tab_may_separate_a_key_from_its_value() {
+    let text = "a:\tb\n'c':\t \td # \t\ne: |\n  f:\tg\n";
+    let expected = serde_json::json!({ "a": "b", "c": "d", "e": "f:\tg\n" });
+    assert_eq!(plain(&yaml(text).unwrap()), expected);
+    let many = "a: 1\n".to_owned() + &(0..200).map(|n| format!("b{n}:\tx\n")).collect::<String>();
+    let fault = read(None, many.as_bytes()).unwrap_err();
+    assert!(fault.hint.unwrap().contains("blanks instead of tabs"), "{}", fault.message);
 }

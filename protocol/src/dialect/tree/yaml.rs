@@ -1,27 +1,67 @@
 //! YAML 1.2 with the core schema into the tree.
 //!
-//! Refused, because a pipeline has no use for it and it is more often an accident: a second
-//! document, keys that are no scalars, merge keys, tags of other schemas.
+//! Rejected, because a pipeline has no use for them and they are more often an accident: a second
+//! document, keys that are not scalars, tags of other schemas. Merge keys (`<<`, of YAML 1.1) are
+//! resolved and reported, so that each dialect can decide whether to accept them.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 
-use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span, Tag};
+use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Span, Tag};
 
 use super::{Budget, Entry, MAX_DEPTH, Node, Position, Tree, Value, duplicate, too_deep};
 use crate::diagnostic::Diagnostic;
 
+/// The words of saphyr-parser for a tab between a colon and a value that begins with a letter. YAML
+/// allows that tab, the parser does not.
+const TAB_AFTER_COLON: &str = "':' must be followed by a valid YAML whitespace";
+/// How many such tabs are replaced in one document. Each one costs another pass over it.
+const MAX_TABS_AFTER_COLON: usize = 100;
+
 pub(super) fn read(text: &str) -> Result<Tree, Diagnostic> {
     printable(text)?;
+    let mut text = Cow::Borrowed(text);
+    for _ in 0..MAX_TABS_AFTER_COLON {
+        let cause = match events(&text)? {
+            Ok(tree) => return Ok(tree),
+            Err(cause) => cause,
+        };
+        let Some(replaced) = without_tabs_before(&text, &cause) else {
+            return Err(invalid(&text, &cause));
+        };
+        text = Cow::Owned(replaced);
+    }
+    events(&text)?.map_err(|cause| invalid(&text, &cause))
+}
+
+/// One pass over a text. The outer error is a fault of the document, the inner one the parser's.
+fn events(text: &str) -> Result<Result<Tree, ScanError>, Diagnostic> {
     let mut reader = Reader::default();
     let mut parser = Parser::new_from_str(text);
     while let Some(next) = parser.next_event() {
-        let (event, span) = next.map_err(|cause| invalid(text, &cause))?;
+        let (event, span) = match next {
+            Ok(next) => next,
+            Err(cause) => return Ok(Err(cause)),
+        };
         reader.event(event, span)?;
     }
     match reader.root {
-        Some(root) => Ok(Tree { root, faults: reader.faults }),
+        Some(root) => Ok(Ok(Tree { root, faults: reader.faults, yaml_1_1: reader.merge_keys })),
         None => Err(Position::new(1, 1).fault("there is nothing in it", None)),
     }
+}
+
+/// The text with blanks instead of the tabs that the parser rejected; `None` if it rejected
+/// something else. Positions stay the same.
+fn without_tabs_before(text: &str, cause: &ScanError) -> Option<String> {
+    if cause.info() != TAB_AFTER_COLON {
+        return None;
+    }
+    let (value, _) = text.char_indices().nth(cause.marker().index())?;
+    let before = text[..value].trim_end_matches(['\t', ' ']);
+    let blanks = " ".repeat(value - before.len());
+    (before.ends_with(':') && !blanks.is_empty())
+        .then(|| format!("{before}{blanks}{}", &text[value..]))
 }
 
 /// YAML knows no control characters, and its reader would take some of them for ends of lines.
@@ -39,12 +79,16 @@ fn printable(text: &str) -> Result<(), Diagnostic> {
     }
 }
 
-fn invalid(text: &str, cause: &saphyr_parser::ScanError) -> Diagnostic {
+fn invalid(text: &str, cause: &ScanError) -> Diagnostic {
     let at = position(*cause.marker());
     let line = text.lines().nth(cause.marker().line().saturating_sub(1)).unwrap_or_default();
     let indented_by_tab = line.trim_start_matches(' ').starts_with('\t');
-    let hint = indented_by_tab.then_some("indent with blanks, YAML takes no tabs for that");
-    at.fault(format!("no valid YAML: {}", cause.info()), hint)
+    let hint = if cause.info() == TAB_AFTER_COLON {
+        Some("write blanks instead of tabs between a key and its value")
+    } else {
+        indented_by_tab.then_some("indent with blanks, YAML does not allow tabs for that")
+    };
+    at.fault(format!("not valid YAML: {}", cause.info()), hint)
 }
 
 fn position(marker: Marker) -> Position {
@@ -62,10 +106,26 @@ enum Content {
     List(Vec<Node>),
     Map {
         entries: Vec<Entry>,
-        /// The key whose value comes next, and whether it is the first of its name.
-        key: Option<(String, Position, bool)>,
+        merges: Vec<Merge>,
+        key: Option<Key>,
         seen: HashMap<String, Position>,
     },
+}
+
+/// A key whose value comes next.
+enum Key {
+    Unique(String, Position),
+    /// A key that the map already has: its value is dropped, as the fault is recorded.
+    Duplicate,
+    /// `<<`
+    Merge(Position),
+}
+
+/// The entries that a merge key adds to its map.
+struct Merge {
+    /// How many entries of the map precede the merge key.
+    position: usize,
+    entries: Vec<Entry>,
 }
 
 /// What an alias stands for, with its measures.
@@ -84,6 +144,7 @@ struct Reader {
     anchors: HashMap<usize, Anchored>,
     budget: Budget,
     faults: Vec<Diagnostic>,
+    merge_keys: Vec<Diagnostic>,
 }
 
 impl Reader {
@@ -93,7 +154,8 @@ impl Reader {
             Event::DocumentStart(_) => {
                 self.documents += 1;
                 if self.documents > 1 {
-                    let hint = "one file holds one document, remove the line `---`";
+                    let hint = "a file holds one document: move this one to a file of its own, or \
+                                remove the line `---` or `...` before it";
                     return Err(at.fault("a second document begins here", Some(hint)));
                 }
                 Ok(())
@@ -102,11 +164,7 @@ impl Reader {
             Event::Scalar(text, style, anchor, tag) => {
                 self.budget.spend(1, text.len(), at)?;
                 if self.is_key_next() {
-                    let key = key_of(&text, style, at)?;
-                    let node = Node { value: Value::String(text.into_owned()), at };
-                    self.remember(anchor, &node)?;
-                    self.key(key, at);
-                    return Ok(());
+                    return self.scalar_key(text.into_owned(), style, anchor, at);
                 }
                 let value = self.scalar(text.into_owned(), style, tag.as_deref(), at);
                 self.node(Node { value, at }, anchor)
@@ -117,7 +175,8 @@ impl Reader {
             }
             Event::MappingStart(anchor, tag) => {
                 self.collection_tag(tag.as_deref(), "map", at);
-                let content = Content::Map { entries: Vec::new(), key: None, seen: HashMap::new() };
+                let (entries, merges, seen) = (Vec::new(), Vec::new(), HashMap::new());
+                let content = Content::Map { entries, merges, key: None, seen };
                 self.open(Open { at, anchor, content })
             }
             Event::SequenceEnd | Event::MappingEnd => self.close(),
@@ -147,7 +206,7 @@ impl Reader {
         };
         let value = match content {
             Content::List(nodes) => Value::List(nodes),
-            Content::Map { entries, .. } => Value::Map(entries),
+            Content::Map { entries, merges, .. } => Value::Map(merged(entries, merges)),
         };
         self.node(Node { value, at }, anchor)
     }
@@ -171,13 +230,39 @@ impl Reader {
         self.node(node, 0)
     }
 
+    fn scalar_key(
+        &mut self,
+        text: String,
+        style: ScalarStyle,
+        anchor: usize,
+        at: Position,
+    ) -> Result<(), Diagnostic> {
+        if text.is_empty() && style == ScalarStyle::Plain {
+            return Err(at.fault("a key is empty", None));
+        }
+        let node = Node { value: Value::String(text.clone()), at };
+        self.remember(anchor, &node)?;
+        if text != "<<" || style != ScalarStyle::Plain {
+            self.key(text, at);
+            return Ok(());
+        }
+        let hint = "write out what it would merge, or use an alias for the whole value";
+        self.merge_keys.push(at.fault("the merge key `<<` is not supported", Some(hint)));
+        if let Some(Open { content: Content::Map { key, .. }, .. }) = self.open.last_mut() {
+            *key = Some(Key::Merge(at));
+        }
+        Ok(())
+    }
+
     fn key(&mut self, name: String, at: Position) {
         if let Some(Open { content: Content::Map { key, seen, .. }, .. }) = self.open.last_mut() {
             let first = *seen.entry(name.clone()).or_insert(at);
-            if first != at {
+            if first == at {
+                *key = Some(Key::Unique(name, at));
+            } else {
                 self.faults.push(duplicate(&name, first, at));
+                *key = Some(Key::Duplicate);
             }
-            *key = Some((name, at, first == at));
         }
     }
 
@@ -187,11 +272,14 @@ impl Reader {
         match self.open.last_mut().map(|open| &mut open.content) {
             None => self.root = Some(node),
             Some(Content::List(nodes)) => nodes.push(node),
-            Some(Content::Map { entries, key, .. }) => {
-                if let Some((key, at, true)) = key.take() {
-                    entries.push(Entry { key, at, value: node });
+            Some(Content::Map { entries, merges, key, .. }) => match key.take() {
+                Some(Key::Unique(key, at)) => entries.push(Entry { key, at, value: node }),
+                Some(Key::Merge(at)) => {
+                    let position = entries.len();
+                    merges.push(Merge { position, entries: merge_sources(node, at)? });
                 }
-            }
+                Some(Key::Duplicate) | None => {}
+            },
         }
         Ok(())
     }
@@ -262,15 +350,41 @@ fn measure(node: &Node) -> (usize, usize, usize) {
     })
 }
 
-fn key_of(text: &str, style: ScalarStyle, at: Position) -> Result<String, Diagnostic> {
-    match (text, style) {
-        ("<<", ScalarStyle::Plain) => {
-            let hint = "write out what it would merge, or use an alias for the whole value";
-            Err(at.fault("the merge key `<<` is not supported", Some(hint)))
-        }
-        ("", ScalarStyle::Plain) => Err(at.fault("a key is empty", None)),
-        _ => Ok(text.to_owned()),
+/// The entries that a merge key adds, the more important ones first.
+fn merge_sources(value: Node, at: Position) -> Result<Vec<Entry>, Diagnostic> {
+    let sources = match value.value {
+        Value::List(sources) => sources,
+        Value::Map(entries) => return Ok(entries),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => vec![value],
+    };
+    let mut all = Vec::new();
+    for source in sources {
+        let kind = source.kind();
+        let Value::Map(entries) = source.value else {
+            let message = format!("`<<` merges {kind}, expected a map or a list of maps");
+            return Err(at.fault(message, None));
+        };
+        all.extend(entries);
     }
+    Ok(all)
+}
+
+/// The entries of a map with those of its merge keys, which never replace a key of the map itself.
+fn merged(own: Vec<Entry>, merges: Vec<Merge>) -> Vec<Entry> {
+    if merges.is_empty() {
+        return own;
+    }
+    let mut known: HashSet<String> = own.iter().map(|entry| entry.key.clone()).collect();
+    let mut all = Vec::with_capacity(own.len());
+    let mut own = own.into_iter();
+    let mut taken = 0;
+    for Merge { position, entries } in merges {
+        all.extend(own.by_ref().take(position - taken));
+        taken = position;
+        all.extend(entries.into_iter().filter(|entry| known.insert(entry.key.clone())));
+    }
+    all.extend(own);
+    all
 }
 
 /// `!` alone: take the value as what it is, and a scalar as a text.
