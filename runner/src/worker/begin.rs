@@ -40,8 +40,10 @@ impl Drive {
             return self.broke(position, "fetch");
         };
         self.tell_logger(&format!("fetching and mounting resource {}", resource.name));
-        let (shared, scope, stop) =
-            (Arc::clone(&self.shared), self.scope.clone(), self.stop_of(position));
+        // A hand-over reaches it even for a step that must not run twice: that has not begun yet.
+        let stop = self.leave.part();
+        self.progress.steps.entry(position).or_default().stop = stop.clone();
+        let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
         self.begin(Some(position), Box::pin(step::fetch(shared, scope, on, resource, stop)));
     }
 

@@ -36,6 +36,8 @@ pub(super) struct Drive {
     pub(super) feed: Option<Arc<dyn LoggerFeed>>,
     pub(super) scope: RunScope,
     pub(super) stop: StopSignal,
+    /// What a hand-over asks of whatever may run again; a part of `stop`.
+    pub(super) leave: StopSignal,
     pub(super) inputs: mpsc::UnboundedReceiver<Input>,
     /// For facts of its own.
     pub(super) tell: mpsc::UnboundedSender<Input>,
@@ -258,7 +260,7 @@ impl Drive {
                 Effect::Emit(draft) => self.emit(draft).await,
                 Effect::Prepare => {
                     let (shared, scope, stop) =
-                        (Arc::clone(&self.shared), self.scope.clone(), self.stop.clone());
+                        (Arc::clone(&self.shared), self.scope.clone(), self.leave.clone());
                     let again = self.run.record().attempt > 1;
                     self.begin(None, Box::pin(step::prepare(shared, scope, stop, again)));
                 }
@@ -291,12 +293,14 @@ impl Drive {
                 Effect::Interrupt => {
                     self.stop.raise(StopLevel::Stop { grace: self.shared.options.kill_grace });
                 }
-                Effect::InterruptStep(position) => {
-                    if let Some(step) = self.progress.steps.get(&position) {
-                        let grace = self.shared.options.kill_grace;
-                        step.stop.raise(StopLevel::Stop { grace });
-                    }
+                Effect::InterruptRepeatable => {
+                    self.leave.raise(StopLevel::Stop { grace: self.shared.options.kill_grace });
                 }
+                Effect::InterruptStep(position) => {
+                    let grace = self.shared.options.kill_grace;
+                    self.raise(position, StopLevel::Stop { grace });
+                }
+                Effect::KillStep(position) => self.raise(position, StopLevel::Kill),
                 Effect::SetTimer(timer, after) => {
                     self.progress.timers.push((timer, Instant::now() + after));
                 }
@@ -360,9 +364,18 @@ impl Drive {
         progress.base.clone()
     }
 
-    /// What asks a step to end: a new one for each attempt.
+    /// Asks the step at a position to end.
+    fn raise(&self, position: usize, level: StopLevel) {
+        if let Some(step) = self.progress.steps.get(&position) {
+            step.stop.raise(level);
+        }
+    }
+
+    /// What asks a step to end: a new one for each attempt. A hand-over reaches it only if it may run
+    /// again.
     pub(super) fn stop_of(&mut self, position: usize) -> StopSignal {
-        let stop = self.stop.part();
+        let may_repeat = self.step(position).is_none_or(Step::may_repeat);
+        let stop = if may_repeat { self.leave.part() } else { self.stop.part() };
         self.progress.steps.entry(position).or_default().stop = stop.clone();
         stop
     }

@@ -34,6 +34,7 @@ pub(super) struct Launch {
     shared: Arc<Shared>,
     run: RunId,
     stop: StopSignal,
+    leave: StopSignal,
     inputs: mpsc::UnboundedReceiver<Input>,
     tell: mpsc::UnboundedSender<Input>,
 }
@@ -58,10 +59,16 @@ impl Launch {
     pub(super) fn enter(shared: &Arc<Shared>, run: &RunId) -> Option<Self> {
         let (sender, inputs) = mpsc::unbounded_channel();
         let stop = StopSignal::default();
-        let handle = Handle { inputs: sender.clone(), stop: stop.clone() };
+        let leave = stop.part();
+        let handle = Handle {
+            inputs: sender.clone(),
+            stop: stop.clone(),
+            leave: leave.clone(),
+            longest_grace: Duration::ZERO,
+        };
         let (shared, tell) = (Arc::clone(shared), sender);
         let entered = shared.roster.enter(run, handle);
-        entered.then(|| Self { run: run.clone(), stop, inputs, tell, shared })
+        entered.then(|| Self { run: run.clone(), stop, leave, inputs, tell, shared })
     }
 
     /// Gives the place back.
@@ -123,7 +130,7 @@ impl Launch {
     }
 
     fn into_drive(self, held: &Held, mine: Mine, slot: Option<OwnedSemaphorePermit>) -> Drive {
-        let Self { shared, run, stop, inputs, tell } = self;
+        let Self { shared, run, stop, leave, inputs, tell } = self;
         let Mine { claim, record, modified, logger_url } = mine;
         let owner = (claim.node.clone(), claim.epoch);
         let emitter = Arc::new(Emitter::new(
@@ -141,6 +148,7 @@ impl Launch {
             }
         });
         let pipeline = record.pipeline.as_ref();
+        shared.roster.note_grace(&run, pipeline.map(longest_grace).unwrap_or_default());
         let scope = RunScope {
             cluster: Arc::clone(&shared.cluster),
             run,
@@ -167,6 +175,7 @@ impl Launch {
             feed,
             scope,
             stop,
+            leave,
             inputs,
             tell,
             pushes: Pushes::default(),
@@ -177,6 +186,13 @@ impl Launch {
             shared,
         }
     }
+}
+
+/// The longest kill-grace that a step of a pipeline asks for.
+fn longest_grace(pipeline: &Pipeline) -> Duration {
+    let steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
+    let graces = steps.filter_map(|step| step.kill_grace);
+    graces.map(|grace| grace.as_duration()).max().unwrap_or_default()
 }
 
 fn scheduled(run: &RunId, named: bool) -> Effect {

@@ -129,12 +129,12 @@ async fn drain(shared: &Arc<Shared>, shutdown: &Shutdown) {
         }
         () = shutdown.abort.cancelled() => {}
     }
-    if shared.options.rescue {
-        shared.roster.hand_over_all(shared.options.kill_grace);
+    let grace = if shared.options.rescue {
+        shared.roster.hand_over_all(shared.options.kill_grace)
     } else {
-        shared.roster.ask_all(&StopWhy::Shutdown, shared.options.kill_grace);
-    }
-    let within = shared.options.kill_grace + ENDS_WITHIN;
+        shared.roster.ask_all(&StopWhy::Shutdown, shared.options.kill_grace)
+    };
+    let within = grace + ENDS_WITHIN;
     if tokio::time::timeout(within, shared.tasks.wait()).await.is_err() {
         warn!(runs = ?shared.roster.ids(), "these runs have not ended in time, and are left");
     }

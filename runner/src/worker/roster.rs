@@ -17,6 +17,10 @@ pub(super) struct Handle {
     pub(super) inputs: UnboundedSender<Input>,
     /// Reaches what runs at once, also while the drive waits for the broker.
     pub(super) stop: StopSignal,
+    /// The same, for a hand-over: steps that must not run twice do not listen to it.
+    pub(super) leave: StopSignal,
+    /// The longest kill-grace among the steps of the run.
+    pub(super) longest_grace: Duration,
 }
 
 /// The runs that this worker drives or is about to claim.
@@ -57,20 +61,32 @@ impl Roster {
         }
     }
 
-    /// Asks every run to stop.
-    pub(super) fn ask_all(&self, why: &StopWhy, grace: Duration) {
-        for handle in self.runs().values() {
-            ask(handle, why.clone(), grace);
+    /// Notes the longest kill-grace among the steps of a run.
+    pub(super) fn note_grace(&self, run: &RunId, longest: Duration) {
+        if let Some(handle) = self.runs().get_mut(run) {
+            handle.longest_grace = longest;
         }
     }
 
-    /// Asks every run to end here, and to go on elsewhere.
-    pub(super) fn hand_over_all(&self, grace: Duration) {
-        for handle in self.runs().values() {
-            // A drive that is gone has nothing to hand over.
-            drop(handle.inputs.send(Input::HandOverAsked));
-            handle.stop.raise(StopLevel::Stop { grace });
+    /// Asks every run to stop. Returns how long their steps may take for that.
+    pub(super) fn ask_all(&self, why: &StopWhy, grace: Duration) -> Duration {
+        let runs = self.runs();
+        for handle in runs.values() {
+            ask(handle, why.clone(), grace);
         }
+        longest_grace(&runs, grace)
+    }
+
+    /// Asks every run to end here, and to continue elsewhere. Returns how long their steps may take for
+    /// that.
+    pub(super) fn hand_over_all(&self, grace: Duration) -> Duration {
+        let runs = self.runs();
+        for handle in runs.values() {
+            // A drive that is gone has nothing to hand over.
+            drop(handle.inputs.send(Input::HandOverAsked { grace }));
+            handle.leave.raise(StopLevel::Stop { grace });
+        }
+        longest_grace(&runs, grace)
     }
 
     /// Whether a run is there.
@@ -84,6 +100,10 @@ impl Roster {
             handle.stop.raise(StopLevel::Kill);
         }
     }
+}
+
+fn longest_grace(runs: &BTreeMap<RunId, Handle>, usual: Duration) -> Duration {
+    runs.values().map(|handle| handle.longest_grace).max().map_or(usual, |own| own.max(usual))
 }
 
 /// The reason goes first, so that the drive knows it before it sees the step end.

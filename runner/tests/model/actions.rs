@@ -41,6 +41,8 @@ pub(crate) enum Action {
     /// The owner learns of the stop.
     StopSeen(Place),
     HandOverAsked(Place),
+    /// A step that must not run twice did not end within the drain.
+    Overdue(Place),
     HandOver(Place, Answer),
     End(Place, Answer),
     /// Publishes the ending, and destroys what the run has made here.
@@ -130,8 +132,15 @@ impl Protocol {
                     actions.push(Action::StopSeen(at));
                 }
             }
+            Phase::Draining => {
+                actions.extend([Action::StepExited(at), Action::Overdue(at)]);
+                if world.store.stop {
+                    actions.push(Action::StopSeen(at));
+                }
+            }
             Phase::Publishing => actions.push(Action::PublishEnding(at)),
             Phase::Closing
+            | Phase::Leaving
             | Phase::Ending
             | Phase::LettingGo
             | Phase::HandingOver
@@ -150,6 +159,8 @@ impl Protocol {
             }
             Phase::Starting { made: true, .. }
             | Phase::Running
+            | Phase::Draining
+            | Phase::Leaving
             | Phase::Closing
             | Phase::Ending
             | Phase::Publishing
@@ -220,13 +231,14 @@ impl Protocol {
                 let due = made || self.flaw == Flaw::MakesWhileItRecords;
                 (due && self.flaw != Flaw::StartsUnrecorded).then_some(Action::Save)
             }
-            Phase::Closing => Some(Action::Save),
+            Phase::Closing | Phase::Leaving => Some(Action::Save),
             Phase::Ending => Some(Action::End),
             Phase::LettingGo => Some(Action::LetGo),
             Phase::HandingOver => Some(Action::HandOver),
             Phase::Adopting
             | Phase::Starting { recorded: true, .. }
             | Phase::Running
+            | Phase::Draining
             | Phase::Publishing
             | Phase::Abandoned => None,
         }

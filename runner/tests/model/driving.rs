@@ -113,6 +113,9 @@ impl Protocol {
             return self.close(world, at, Status::Failed);
         };
         world.containers[found].runs = true;
+        if self.once && !world.history.begun.insert(step) {
+            world.slip(Slip::CalledAgain);
+        }
         // What a late sleeper starts on another engine, the next owner cannot have ended there.
         if self.engines == 1 || world.owns(drive.epoch) {
             world.note_start(step, drive.epoch);
@@ -133,7 +136,12 @@ impl Protocol {
         drive.record.kept = step + 1;
         drive.record.image = Some(engine);
         drive.record.losses = 0;
-        drive.begin_step();
+        if drive.phase == Phase::Draining {
+            drive.record.started = None;
+            drive.phase = Phase::Leaving;
+        } else {
+            drive.begin_step();
+        }
         world.put(at, drive);
     }
 
@@ -148,8 +156,12 @@ impl Protocol {
 
     pub(crate) fn hand_over(&self, world: &mut World, at: Place) {
         world.left.drains -= 1;
-        self.end_own_container(world, at);
         let Some(mut drive) = world.driving(at) else { return };
+        if self.once && self.flaw != Flaw::HandsOverInDoubt {
+            drive.phase = Phase::Draining;
+            return world.put(at, drive);
+        }
+        self.end_own_container(world, at);
         drive.record.released = true;
         drive.phase = Phase::HandingOver;
         world.put(at, drive);
@@ -228,6 +240,9 @@ impl Protocol {
             Kind::Save => {
                 if let Phase::Starting { made, .. } = drive.phase {
                     drive.phase = Phase::Starting { made, recorded: true };
+                } else if drive.phase == Phase::Leaving {
+                    drive.record.released = true;
+                    drive.phase = Phase::HandingOver;
                 } else {
                     drive.record.status = drive.record.cause.unwrap_or(Status::Passed);
                     drive.phase = Phase::Ending;

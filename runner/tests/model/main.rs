@@ -72,6 +72,11 @@ pub(crate) enum Flaw {
     StartsUnrecorded,
     /// The run is let go, and then its ending is published.
     LetsGoBeforeItPublishes,
+    /// A hand-over interrupts a step that must not run twice, and the next owner takes a hand-over for
+    /// proof that nothing is in doubt.
+    HandsOverInDoubt,
+    /// The next owner of a lost one runs again what is in doubt.
+    RepeatsInDoubt,
 }
 
 /// The model.
@@ -82,6 +87,8 @@ pub(crate) struct Protocol {
     engines: usize,
     faults: Faults,
     on_lost: OnLost,
+    /// Its steps must not run twice.
+    once: bool,
     flaw: Flaw,
     /// What is to be found on the way.
     comes_across: &'static [Sight],
@@ -105,6 +112,7 @@ const TWO: Protocol = Protocol {
     engines: 1,
     faults: NO_FAULTS,
     on_lost: OnLost::Resume,
+    once: false,
     flaw: Flaw::None,
     comes_across: &[],
 };
@@ -395,4 +403,39 @@ fn a_start_that_is_not_recorded_comes_before_the_last_steps_commit() {
 fn a_run_that_is_let_go_before_its_ending_is_published_may_end_in_silence() {
     let faults = Faults { crashes: 1, ..NO_FAULTS };
     breaks(Protocol { flaw: Flaw::LetsGoBeforeItPublishes, faults, ..TWO }, properties::SETTLED);
+}
+
+/// Two workers, and steps that must not run twice.
+const ONCE: Protocol = Protocol { once: true, ..TWO };
+
+#[test]
+fn a_step_that_must_not_run_twice_finishes_during_a_hand_over() {
+    holds(Protocol {
+        faults: Faults { drains: 2, unanswered: 1, crashes: 1, ..NO_FAULTS },
+        comes_across: &[sights::HANDED_OVER, sights::ENDED_IN_DOUBT, sights::DRAINED_IN_DOUBT],
+        ..ONCE
+    });
+}
+
+#[test]
+fn a_step_that_must_not_run_twice_is_begun_once_whoever_is_lost() {
+    holds(Protocol {
+        faults: Faults { crashes: 1, pauses: 1, drains: 1, partitions: 1, ..NO_FAULTS },
+        comes_across: &[sights::WOKEN_LATE, sights::ENDED_IN_DOUBT],
+        ..ONCE
+    });
+}
+
+#[test]
+fn a_hand_over_that_interrupts_a_call_makes_it_twice() {
+    let faults = Faults { drains: 1, ..NO_FAULTS };
+    let model = Protocol { flaw: Flaw::HandsOverInDoubt, faults, ..ONCE };
+    breaks(model, properties::CALLED_ONCE);
+}
+
+#[test]
+fn an_owner_that_ignores_what_is_in_doubt_makes_a_call_twice() {
+    let faults = Faults { crashes: 1, ..NO_FAULTS };
+    let model = Protocol { flaw: Flaw::RepeatsInDoubt, faults, ..ONCE };
+    breaks(model, properties::CALLED_ONCE);
 }

@@ -34,6 +34,10 @@ impl Protocol {
             }
             Action::StopSeen(at) => self.close(world, at, Status::Stopped),
             Action::HandOverAsked(at) => self.hand_over(world, at),
+            Action::Overdue(at) => {
+                world.history.in_doubt = true;
+                self.close(world, at, Status::Failed);
+            }
             Action::HandOver(at, answer) => self.write(world, at, Kind::HandOver, answer),
             Action::End(at, answer) => self.write(world, at, Kind::End, answer),
             Action::PublishEnding(at) => self.publish(world, at),
@@ -203,12 +207,24 @@ impl Protocol {
         // Where it has not landed and is ours, an earlier try of it has.
         let ours = world.store.record.filter(|_| landed || world.is_ours(at));
         world.workers[at].task = match ours {
-            Some(stored) => Task::Driving(self.resume(stored, purpose, handed_over)),
+            Some(stored) => {
+                let in_doubt = self.is_in_doubt(&stored.record, handed_over);
+                world.history.in_doubt |= in_doubt && purpose == Purpose::GoOn;
+                Task::Driving(self.resume(stored, purpose, handed_over))
+            }
             None => Task::Idle,
         };
     }
 
+    /// Whether a step was begun that must not run twice, and nobody knows how it ended.
+    fn is_in_doubt(&self, record: &Record, handed_over: bool) -> bool {
+        let is_trusted = self.flaw == Flaw::RepeatsInDoubt
+            || self.flaw == Flaw::HandsOverInDoubt && handed_over;
+        self.once && record.started.is_some() && record.cause.is_none() && !is_trusted
+    }
+
     fn resume(&self, stored: Stored, purpose: Purpose, handed_over: bool) -> Drive {
+        let in_doubt = self.is_in_doubt(&stored.record, handed_over);
         let mut drive = driven(stored);
         let record = &mut drive.record;
         let capped = self.flaw != Flaw::GoesOnForEver;
@@ -221,7 +237,9 @@ impl Protocol {
             (Purpose::EndStopped, _) if ended => None,
             (Purpose::EndStopped, _) => Some(Status::Stopped),
             (Purpose::GoOn, Some(cause)) => Some(cause),
-            (Purpose::GoOn, None) => (too_many && !handed_over).then_some(Status::Failed),
+            (Purpose::GoOn, None) => {
+                (in_doubt || too_many && !handed_over).then_some(Status::Failed)
+            }
         };
         drive.phase = match ending {
             Some(status) => {

@@ -17,7 +17,8 @@ pub(crate) const ONE_AT_ONCE: &str = "two containers of a step never run at once
 pub(crate) const NEWER_STAYS: &str = "what a newer owner runs is left alone";
 pub(crate) const LOSSES_CAPPED: &str = "nothing is begun after too many losses";
 pub(crate) const FAILS_FOR_A_REASON: &str =
-    "a run fails only where a step failed or too many owners were lost";
+    "a run fails only if a step failed or is in doubt, or too many owners were lost";
+pub(crate) const CALLED_ONCE: &str = "a step that must not run twice is begun once";
 pub(crate) const ONE_EVENT: &str = "every ending event of a run is the same";
 pub(crate) const SETTLED: &str =
     "where nothing is left to do, the run has ended, that was published, and nothing of it is left";
@@ -40,6 +41,7 @@ const ALWAYS: &[(&str, Condition)] = &[
     (NEWER_STAYS, |_, world| !world.has_slipped(Slip::NewerContainerEnded)),
     (LOSSES_CAPPED, |_, world| !world.has_slipped(Slip::BegunAfterTooManyLosses)),
     (FAILS_FOR_A_REASON, fails_for_a_reason),
+    (CALLED_ONCE, |_, world| !world.has_slipped(Slip::CalledAgain)),
     (ONE_EVENT, |_, world| !world.has_slipped(Slip::TwoEndingEvents)),
     (SETTLED, is_settled),
 ];
@@ -55,6 +57,7 @@ fn fails_for_a_reason(model: &Protocol, world: &World) -> bool {
     let losses = if model.on_lost == OnLost::Fail { 0 } else { MAX_LOSSES };
     world.ended() != Some(Status::Failed)
         || world.history.step_failed
+        || world.history.in_doubt
         || world.history.losses > losses
 }
 

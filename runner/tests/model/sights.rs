@@ -108,3 +108,19 @@ pub(crate) const TWO_ENGINES_AT_ONCE: Sight = Sight {
     what: "a step runs on two engines at once",
     is_seen: |_, world| world.runs_twice(|_, _| true),
 };
+
+pub(crate) const ENDED_IN_DOUBT: Sight = Sight {
+    what: "the next owner ends a run over a step in doubt",
+    is_seen: |_, world| {
+        let failed = world.ended() == Some(Status::Failed);
+        failed && world.history.in_doubt && world.is_taken_over()
+    },
+};
+
+pub(crate) const DRAINED_IN_DOUBT: Sight = Sight {
+    what: "an owner that drains ends its run over a step that still runs",
+    is_seen: |_, world| {
+        let failed = world.ended() == Some(Status::Failed);
+        failed && world.history.in_doubt && !world.is_taken_over()
+    },
+};

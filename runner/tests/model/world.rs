@@ -161,6 +161,10 @@ pub(crate) enum Phase {
         recorded: bool,
     },
     Running,
+    /// A step that must not run twice still runs, and the run is to be handed over once it has ended.
+    Draining,
+    /// The end of that step is to be recorded; then the run is handed over.
+    Leaving,
     /// The last step's end is to be recorded, with the ending that follows where it is decided.
     Closing,
     /// The ending is decided.
@@ -273,6 +277,7 @@ pub(crate) enum Slip {
     StepRanUnrecorded,
     NewerContainerEnded,
     TwoEndingEvents,
+    CalledAgain,
 }
 
 /// What has happened, as far as the state does not show it.
@@ -286,6 +291,10 @@ pub(crate) struct History {
     pub(crate) published_again: bool,
     pub(crate) handed_over: bool,
     pub(crate) step_failed: bool,
+    /// A step that must not run twice was begun, and nobody knows how it ended.
+    pub(crate) in_doubt: bool,
+    /// The steps that were begun, where they must not run twice.
+    pub(crate) begun: BTreeSet<u8>,
     /// The most losses that a record has counted.
     pub(crate) losses: u8,
     pub(crate) slips: BTreeSet<Slip>,

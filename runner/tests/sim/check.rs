@@ -13,7 +13,7 @@ use protocol::run::{Cause, RunRecord, Status, StepRecord, StepStatus};
 
 use crate::cluster::{MAX_LOSSES, run_id};
 use crate::engine::Executed;
-use crate::plan::RunPlan;
+use crate::plan::{RunPlan, is_call};
 use crate::store::Made;
 use crate::world::{World, lock};
 
@@ -65,6 +65,11 @@ impl<'a> Story<'a> {
 
     fn last(&self) -> Option<&RunRecord> {
         self.versions.last().map(|version| &version.record)
+    }
+
+    /// Whether a step must not run twice.
+    fn is_call(&self, position: usize) -> bool {
+        self.plan.steps.get(position).is_some_and(|step| is_call(step))
     }
 
     /// The record as it stood at a revision.
@@ -145,6 +150,7 @@ pub fn broken(world: &World) -> Vec<String> {
         steps_keep_their_order(&story, &mut say);
         nothing_overlaps(&story, &mut say);
         losses_are_counted(&story, &mut say);
+        calls_are_made_once(&story, &mut say);
         stops_are_obeyed(&story, &mut say);
         events_have_no_gap(&story, world, &mut say);
     }
@@ -316,8 +322,26 @@ fn losses_are_counted(story: &Story<'_>, say: &mut Say<'_>) {
         && last.cause == Some(Cause::Lost)
         && last.losses <= MAX_LOSSES
         && story.plan.on_lost != Some("fail")
+        && !story.executed.iter().any(|executed| story.is_call(executed.position))
     {
         say(format!("I10: it failed as lost after {} losses", last.losses));
+    }
+}
+
+/// I13: a step that must not run twice is begun once, and again only as another attempt after it has
+/// failed by itself.
+fn calls_are_made_once(story: &Story<'_>, say: &mut Say<'_>) {
+    for position in (0..story.plan.steps.len()).filter(|position| story.is_call(*position)) {
+        let made = story.executed.iter().filter(|executed| executed.position == position);
+        let mut made: Vec<&Executed> = made.collect();
+        made.sort_by_key(|executed| executed.began);
+        for pair in made.windows(2) {
+            let [before, after] = pair else { continue };
+            let has_failed = before.code.is_some_and(|code| code != 0);
+            if before.attempt >= after.attempt || !has_failed {
+                say(format!("I13: {after:?} was made again after {before:?}"));
+            }
+        }
     }
 }
 

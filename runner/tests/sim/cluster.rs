@@ -73,7 +73,7 @@ impl Cluster {
             max_losses: MAX_LOSSES,
             sweep: Duration::from_secs(60),
             disk: DiskOptions::default(),
-            executors: vec![ExecutorKind::Podman],
+            executors: vec![ExecutorKind::Podman, ExecutorKind::Ssh],
             logs: None,
             job_env: protocol::pipeline::Vars::new(),
             version: "simulated".into(),

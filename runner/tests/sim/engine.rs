@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use protocol::event::LogStream;
 use protocol::id::{Epoch, RunId};
+use protocol::pipeline::ExecutorKind;
 use protocol::time::Millis;
 use runner::ports::{
     BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Exit, Gate, Left,
@@ -17,6 +18,7 @@ use runner::ports::{
 };
 use tokio::sync::watch;
 
+use crate::call::call;
 use crate::plan::{Side, work};
 use crate::world::{Broken, Process, World, lock};
 
@@ -26,12 +28,15 @@ pub struct Executed {
     pub engine: usize,
     pub run: RunId,
     pub position: usize,
+    pub attempt: u32,
     pub epoch: Epoch,
     pub began: Duration,
     /// The store's revision when it began.
     pub revision: i64,
     /// When it was over; `None`: it never was.
     pub ended: Option<Duration>,
+    /// The exit code of a call that ended by itself.
+    pub code: Option<i32>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +107,20 @@ impl Engine {
     pub fn left(&self) -> (usize, usize) {
         let inner = lock(&self.inner);
         (inner.containers.len(), inner.images.len())
+    }
+
+    /// Notes that something began that is no container; its place in the journal.
+    pub fn begin(&self, executed: Executed) -> usize {
+        let mut inner = lock(&self.inner);
+        inner.journal.push(executed);
+        inner.journal.len() - 1
+    }
+
+    /// Notes the end of what began at a place in the journal.
+    pub fn end(&self, at: usize, now: Duration, code: Option<i32>) {
+        if let Some(executed) = lock(&self.inner).journal.get_mut(at) {
+            (executed.ended, executed.code) = (Some(now), code);
+        }
     }
 
     /// Answers nobody until then.
@@ -213,10 +232,12 @@ impl Handle {
             engine: self.process.engine,
             run: container.run.clone(),
             position: step.position,
+            attempt: step.attempt,
             epoch: container.epoch,
             began: now,
             revision,
             ended: None,
+            code: None,
         };
         world.say(|| format!("{executed:?} by w{}", self.process.number));
         inner.journal.push(executed);
@@ -349,6 +370,9 @@ impl Executor for Handle {
         out: Arc<dyn LogSink>,
         stop: &StopSignal,
     ) -> Result<Ran, ExecError> {
+        if step.executor == ExecutorKind::Ssh {
+            return call(&self.process, run, step, gate, &*out, stop).await;
+        }
         self.pass("create", Side::Before).await?;
         let id = self.create(run, step)?;
         self.pass("create", Side::After).await?;

@@ -16,10 +16,12 @@
 )]
 
 mod broker;
+mod call;
 mod check;
 mod cluster;
 mod edge;
 mod engine;
+mod once;
 mod plan;
 mod rows;
 mod sites;

@@ -64,7 +64,8 @@ impl Rule {
 #[derive(Debug, Clone)]
 pub struct RunPlan {
     pub name: String,
-    /// `work MS CODE`: takes so long and ends so; `stubborn MS`: heeds no SIGTERM.
+    /// `work MS CODE`: takes so long and ends so; `stubborn MS`: heeds no SIGTERM; `call MS CODE`: acts
+    /// elsewhere, and must not run twice.
     pub steps: Vec<String>,
     pub on_lost: Option<&'static str>,
     pub retry: u32,
@@ -130,7 +131,14 @@ impl RunPlan {
         let mut steps: Vec<Value> = self
             .steps
             .iter()
-            .map(|cmd| json!({ "cmd": cmd, "retry": { "attempts": self.retry } }))
+            .map(|cmd| {
+                let mut step = json!({ "cmd": cmd, "retry": { "attempts": self.retry } });
+                if is_call(cmd) {
+                    step["executor"] = "ssh".into();
+                    step["with"] = json!({ "host": "elsewhere", "user": "sim" });
+                }
+                step
+            })
             .collect();
         for (at, needs) in self.needs.iter().flatten().enumerate() {
             let names: Vec<String> = needs.iter().map(ToString::to_string).collect();
@@ -288,6 +296,7 @@ fn run(chance: &mut StdRng, at: usize) -> RunPlan {
         };
         (0..steps.len()).map(|at| before(at, chance)).collect()
     });
+    let moves = chance.random_bool(0.2) && !steps.first().is_some_and(|step| is_call(step));
     RunPlan {
         name: format!("r{at}"),
         steps,
@@ -297,7 +306,7 @@ fn run(chance: &mut StdRng, at: usize) -> RunPlan {
             _ => None,
         },
         retry: if chance.random_bool(0.2) { 3 } else { 1 },
-        moves: chance.random_bool(0.2),
+        moves,
         goes_on: needs.is_some() && chance.random_bool(0.5),
         needs,
         at: millis(chance, 20_000),
@@ -314,7 +323,16 @@ fn step(chance: &mut StdRng) -> String {
         2 => chance.random_range(50..3_000),
         _ => chance.random_range(3_000..20_000),
     };
-    if chance.random_bool(0.1) { format!("stubborn {span}") } else { format!("work {span} {code}") }
+    match chance.random_range(0..20) {
+        0 | 1 => format!("stubborn {span}"),
+        2..5 => format!("call {span} {code}"),
+        _ => format!("work {span} {code}"),
+    }
+}
+
+/// Whether a step acts elsewhere, and must not run twice.
+pub fn is_call(step: &str) -> bool {
+    step.starts_with("call ")
 }
 
 fn blow(chance: &mut StdRng, workers: usize, engines: usize) -> Blow {

@@ -50,6 +50,8 @@ pub(super) enum Broken {
     Timeout,
     /// Another one has failed.
     Beside,
+    /// It must not run twice, and was still running when the hand-over of its run was due.
+    Overdue,
 }
 
 /// A step that something goes on for.

@@ -55,12 +55,12 @@ impl Run {
         let (exited, broken) = (work.exited.code, work.broken);
         let code = (work.stage != Stage::Running).then_some(exited);
         let mut list = vec![Effect::Discard(position)];
-        if self.is_handed_over() {
+        if self.is_handed_over() && self.may_repeat(position) {
             self.board.set(position, Standing::Waiting);
-            list.extend(self.release_when_idle());
+            list.extend(self.leave_when_idle(now));
             return list;
         }
-        let why = (self.interrupted.is_none() && broken == Some(Broken::Timeout))
+        let why = (!self.is_interrupted(position) && broken == Some(Broken::Timeout))
             .then(|| self.too_long(position));
         list.extend(self.close(now, position, (StepStatus::Stopped, code), why));
         list
@@ -77,7 +77,9 @@ impl Run {
     ) -> Vec<Effect> {
         let step = self.step(position);
         let cause = why.as_ref().map(|(cause, _)| *cause);
-        let is_allowed = step.zip(cause).is_some_and(|(step, cause)| step.allows(cause));
+        let is_overdue = matches!(self.interrupted, Some(Interrupted::Overdue(_)));
+        let is_allowed =
+            !is_overdue && step.zip(cause).is_some_and(|(step, cause)| step.allows(cause));
         self.note_failure(position, why.as_ref());
         let completed = self.close_step_record(now, position, status, exit_code, None);
         let interrupts = match why {
@@ -201,9 +203,12 @@ impl Run {
         self.exhausted(position, (Cause::Timeout, format!("{TOOK} {limit}")))
     }
 
-    /// Lets go of the run once nothing of it goes on.
-    pub(super) fn release_when_idle(&mut self) -> Vec<Effect> {
-        if self.board.work.is_empty() { self.release() } else { Vec::new() }
+    /// Releases the run, or ends it, once nothing of it goes on.
+    pub(super) fn leave_when_idle(&mut self, now: Millis) -> Vec<Effect> {
+        if !self.board.work.is_empty() {
+            return Vec::new();
+        }
+        self.end_interrupted(now).unwrap_or_default()
     }
 
     /// Closes the record of the step that runs, and returns the event to publish after the save.
@@ -257,6 +262,7 @@ impl Run {
         match self.interrupted.clone()? {
             Interrupted::Stop(why) => Some(self.end_stopped(now, &why)),
             Interrupted::HandOver => Some(self.release()),
+            Interrupted::Overdue(why) => Some(self.end_failed(now, Cause::Lost, &why)),
             Interrupted::Timeout => {
                 let limit = self.record.pipeline.as_ref().and_then(|pipeline| pipeline.timeout);
                 let limit = limit.map_or_else(|| "its time".to_owned(), |limit| limit.to_string());

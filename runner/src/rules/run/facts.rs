@@ -56,8 +56,11 @@ pub enum Input {
     },
     /// Somebody wants it to end.
     StopAsked(StopWhy),
-    /// Its worker ends: another one is to go on with it.
-    HandOverAsked,
+    /// Its worker ends: another one is to continue it.
+    HandOverAsked {
+        /// How long a step that must not run twice may take to finish, unless it says so itself.
+        grace: Duration,
+    },
     /// A timer that was set has run out.
     Expired(Timer),
 }
@@ -116,6 +119,8 @@ pub enum Timer {
     Step(usize),
     /// Until the step at this position is tried again.
     Retry(usize),
+    /// Of a hand-over, for the step at this position, which must not run twice.
+    HandOver(usize),
 }
 
 /// An order.
@@ -149,8 +154,12 @@ pub enum Effect {
     Discard(usize),
     /// End all that is going on: SIGTERM, the grace, SIGKILL.
     Interrupt,
+    /// The same, except for steps that must not run twice: those may finish.
+    InterruptRepeatable,
     /// End what is going on for the step at this position.
     InterruptStep(usize),
+    /// The same at once, without a grace.
+    KillStep(usize),
     /// Set a timer.
     SetTimer(Timer, Duration),
     /// Take a timer back.

@@ -8,13 +8,15 @@ mod resume;
 mod retry;
 mod steps;
 
+use std::time::Duration;
+
 use protocol::event::Reason;
 use protocol::id::{Epoch, NodeId, StepName};
 use protocol::pipeline::{FailureMode, Step};
 use protocol::run::{Cause, RunRecord, Status, StepRecord};
 use protocol::time::{Millis, Stamp};
 
-use board::{Board, Stage, Work};
+use board::{Board, Broken, Stage, Work};
 use ending::Failing;
 pub use facts::{Draft, Effect, Exited, Input, Kept, Past, StopWhy, Timer};
 use facts::{Tried, emit};
@@ -39,6 +41,9 @@ enum Interrupted {
     Stop(StopWhy),
     Timeout,
     HandOver,
+    /// It was to be handed over, but a step that must not run twice did not finish in time: why the run
+    /// ends.
+    Overdue(String),
 }
 
 /// One run, in the hands of its owner.
@@ -170,10 +175,11 @@ impl Run {
     pub fn on(&mut self, now: Millis, input: Input) -> Vec<Effect> {
         match input {
             Input::StopAsked(why) => self.interrupt(now, Interrupted::Stop(why)),
-            Input::HandOverAsked => self.interrupt(now, Interrupted::HandOver),
+            Input::HandOverAsked { grace } => self.hand_over(now, grace),
             Input::Expired(Timer::Retry(position)) => self.try_again(now, position),
             Input::Expired(Timer::Step(position)) => self.took_too_long(position),
             Input::Expired(Timer::Run) => self.interrupt(now, Interrupted::Timeout),
+            Input::Expired(Timer::HandOver(position)) => self.is_overdue(position),
             Input::Prepared => self.prepared(now),
             Input::Adopted { missing } => self.adopted(now, &missing),
             Input::Pushed { step, attempt, digest } => self.pushed(&step, attempt, digest),
@@ -269,8 +275,23 @@ impl Run {
         }
     }
 
-    /// A stop or a timeout of the run. What is going on is asked to end; its end is a fact that comes
-    /// later.
+    /// Whether the step at a position may run again if nobody knows how it ended.
+    fn may_repeat(&self, position: usize) -> bool {
+        self.step(position).is_none_or(Step::may_repeat)
+    }
+
+    /// Whether the step at a position was asked to end together with its run. A hand-over does not ask
+    /// that of a step that must not run twice: how it ends is its result.
+    fn is_interrupted(&self, position: usize) -> bool {
+        match self.interrupted {
+            None => false,
+            Some(Interrupted::HandOver | Interrupted::Overdue(_)) => self.may_repeat(position),
+            Some(Interrupted::Stop(_) | Interrupted::Timeout) => true,
+        }
+    }
+
+    /// A stop, a timeout or a hand-over of the run. What is going on is asked to end; its end is a fact
+    /// that comes later.
     fn interrupt(&mut self, now: Millis, why: Interrupted) -> Vec<Effect> {
         if self.phase == Phase::Ended {
             return Vec::new();
@@ -280,8 +301,9 @@ impl Run {
         // Both outrank the wish that somebody else goes on.
         let rank = |why: &Interrupted| match why {
             Interrupted::HandOver => 1,
-            Interrupted::Timeout => 2,
-            Interrupted::Stop(_) => 3,
+            Interrupted::Overdue(_) => 2,
+            Interrupted::Timeout => 3,
+            Interrupted::Stop(_) => 4,
         };
         if self.interrupted.as_ref().is_some_and(|before| rank(before) >= rank(&why)) {
             return Vec::new();
@@ -291,6 +313,12 @@ impl Run {
             let message = format!("run {} is being stopped", self.record.run_id);
             list.push(emit(Reason::PipelineStopping, message));
         }
+        let interrupt = match why {
+            Interrupted::HandOver => Effect::InterruptRepeatable,
+            Interrupted::Stop(_) | Interrupted::Timeout | Interrupted::Overdue(_) => {
+                Effect::Interrupt
+            }
+        };
         self.interrupted = Some(why);
         self.board.work.retain(|_, work| work.stage != Stage::Waiting);
         // Nothing goes on that would have to end first.
@@ -298,9 +326,53 @@ impl Run {
         if idle && self.board.work.is_empty() {
             list.extend(self.end_interrupted(now).unwrap_or_default());
         } else {
-            list.insert(0, Effect::Interrupt);
+            list.insert(0, interrupt);
         }
         list
+    }
+
+    /// The worker ends. Steps that may run again are asked to end; one that must not may finish, within
+    /// its own kill-grace or `grace`.
+    fn hand_over(&mut self, now: Millis, grace: Duration) -> Vec<Effect> {
+        let mut list = self.interrupt(now, Interrupted::HandOver);
+        if list.contains(&Effect::InterruptRepeatable) {
+            let going = self.board.work.keys().copied();
+            let once = going.filter_map(|position| Some((position, self.step(position)?)));
+            let once = once.filter(|(_, step)| !step.may_repeat());
+            list.extend(once.map(|(position, step)| {
+                let grace = step.kill_grace.map_or(grace, |own| own.as_duration().max(grace));
+                Effect::SetTimer(Timer::HandOver(position), grace)
+            }));
+        }
+        list
+    }
+
+    /// A step that must not run twice is still running, and its worker cannot wait any longer.
+    fn is_overdue(&mut self, position: usize) -> Vec<Effect> {
+        if !self.is_handed_over() || self.may_repeat(position) {
+            return Vec::new();
+        }
+        match self.at(position, Stage::Running) {
+            Some(work) if work.broken.is_none() => {
+                work.broken = Some(Broken::Overdue);
+                effects([Effect::KillStep(position)])
+            }
+            // The timer crossed the step's end, or the step was asked to end before.
+            Some(_) | None => Vec::new(),
+        }
+    }
+
+    /// Notes that the run ends because nobody knows whether a step took effect, and why.
+    fn note_overdue(&mut self, position: usize) -> (Cause, String) {
+        let why = "was still running when its worker ended: whether it took effect is not known, and \
+                   it does not say `idempotent: true`"
+            .to_owned();
+        if let (Some(Interrupted::HandOver), Some(step)) =
+            (&self.interrupted, self.step(position).map(|step| step.name.clone()))
+        {
+            self.interrupted = Some(Interrupted::Overdue(format!("step {step} {why}")));
+        }
+        (Cause::Lost, why)
     }
 
     /// Notes what a step has found out, for its next write.

@@ -47,10 +47,7 @@ impl Run {
             );
             return self.end_failed(now, Cause::Lost, &why);
         }
-        // Who hands over has lost nothing.
-        if !past.handed_over
-            && let Some(ended) = self.may_not_go_on(now, &past)
-        {
+        if let Some(ended) = self.may_not_go_on(now, &past) {
             return ended;
         }
         let of_past = |step: &&StepRecord| step.epoch == Some(past.epoch);
@@ -95,8 +92,18 @@ impl Run {
         }
     }
 
-    /// Ends a run that may not go on when its owner was lost.
+    /// Ends a run that must not continue with another owner. Whoever released it, and why, a step whose
+    /// outcome is unknown and that must not run twice ends it.
     fn may_not_go_on(&mut self, now: Millis, past: &Past) -> Option<Vec<Effect>> {
+        if past.handed_over {
+            let name = self.in_doubt()?;
+            let why = format!(
+                "its worker {} ended during step {name}: whether that took effect is not known, and \
+                 it does not say `idempotent: true`",
+                past.node
+            );
+            return Some(self.end_failed(now, Cause::Lost, &why));
+        }
         let exhausted = self.lost_attempts().into_iter().find(|(_, has_one_left)| !has_one_left);
         if let Some((step, _)) = exhausted {
             let why = format!(
@@ -321,7 +328,7 @@ impl Run {
     }
 
     pub(super) fn is_handed_over(&self) -> bool {
-        self.interrupted == Some(Interrupted::HandOver)
+        matches!(self.interrupted, Some(Interrupted::HandOver | Interrupted::Overdue(_)))
     }
 
     /// Lets go of it for another worker. A step that is begun stays in the record as that: it is run

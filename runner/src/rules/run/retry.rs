@@ -8,7 +8,7 @@ use protocol::pipeline::{Backoff, RetryOn};
 use protocol::run::{Cause, StepRecord, StepStatus};
 use protocol::time::Millis;
 
-use super::board::{Stage, Work};
+use super::board::{Stage, Standing, Work};
 use super::facts::{about, emit};
 use super::{Effect, Orders, Run, Timer};
 
@@ -49,6 +49,14 @@ impl Run {
     ) -> Vec<Effect> {
         let failed = StepStatus::Failed;
         let completed = self.close_step_record(now, position, failed, Some(exit_code), None);
+        if self.is_handed_over() {
+            // It failed by itself, and the next owner tries it again.
+            self.board.set(position, Standing::Waiting);
+            let mut list = vec![self.save()];
+            list.extend(completed);
+            list.extend(self.leave_when_idle(now));
+            return list;
+        }
         let Some(step) = self.record_of(position) else { return Vec::new() };
         let (name, next) = (step.name.clone(), step.attempt + 1);
         self.board.work.insert(position, Work::new(Stage::Waiting, now));

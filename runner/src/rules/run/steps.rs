@@ -103,21 +103,24 @@ impl Run {
         let broken = work.broken;
         let Some(step) = self.step(position).cloned() else { return Vec::new() };
         let mut list = vec![Effect::CancelTimer(Timer::Step(position))];
-        let is_asked = self.interrupted.is_some() || broken.is_some();
-        let passed = exited.code == 0 && !exited.oom && !is_asked;
+        let is_interrupted = self.is_interrupted(position);
+        let is_asked = is_interrupted || broken.is_some();
+        let is_overdue = broken == Some(Broken::Overdue);
+        // One that was overdue may have ended before the signal came: then that is its result.
+        let passed = exited.code == 0 && !exited.oom && (!is_asked || is_overdue);
         if passed {
             list.extend(self.keep(now, position, &step));
             return list;
         }
-        if self.is_handed_over() {
+        if self.is_handed_over() && step.may_repeat() {
             // How a step ends that was stopped for this says nothing: it runs again.
             list.push(Effect::Discard(position));
             self.board.set(position, Standing::Waiting);
-            list.extend(self.release_when_idle());
+            list.extend(self.leave_when_idle(now));
             return list;
         }
-        if self.interrupted.is_none()
-            && broken != Some(Broken::Beside)
+        if !is_interrupted
+            && !matches!(broken, Some(Broken::Beside | Broken::Overdue))
             && let Some(delay) = self.delay_before_retry(position)
         {
             list.push(Effect::Discard(position));
@@ -130,8 +133,9 @@ impl Run {
         }
         list.push(Effect::Discard(position));
         let why = match broken {
-            _ if self.interrupted.is_some() => None,
+            _ if is_interrupted => None,
             Some(Broken::Beside) => None,
+            Some(Broken::Overdue) => Some(self.note_overdue(position)),
             Some(Broken::Timeout) => Some(self.too_long(position)),
             None => Some(self.exhausted(position, exit_words(exited, Some(&step)))),
         };
@@ -255,11 +259,11 @@ impl Run {
         exit_code: Option<i32>,
     ) -> Vec<Effect> {
         let Some(work) = self.stage(position) else { return Vec::new() };
-        let (stage, ended, broken) = (work.stage, work.exited.code, work.broken.is_some());
+        let (stage, ended, broken) = (work.stage, work.exited.code, work.broken);
         let exit_code = match stage {
             Stage::Waiting => return Vec::new(),
             Stage::Fetching => {
-                let is_asked = broken || self.interrupted.is_some();
+                let is_asked = broken.is_some() || self.interrupted.is_some();
                 let standing = if is_asked { Standing::Waiting } else { Standing::Failed };
                 self.board.set(position, standing);
                 let then = if is_asked { Vec::new() } else { self.fail(None, why) };
@@ -272,10 +276,18 @@ impl Run {
             Stage::Uploading | Stage::Committing => exit_code.or(Some(ended)),
         };
         let mut list = vec![Effect::CancelTimer(Timer::Step(position))];
-        if broken || self.interrupted.is_some() {
-            list.extend(self.abandon_step(now, position));
-            return list;
-        }
+        let why = match broken {
+            Some(Broken::Overdue) if !self.is_interrupted(position) => self.note_overdue(position),
+            Some(_) => {
+                list.extend(self.abandon_step(now, position));
+                return list;
+            }
+            None if self.is_interrupted(position) => {
+                list.extend(self.abandon_step(now, position));
+                return list;
+            }
+            None => why,
+        };
         list.push(Effect::Discard(position));
         list.extend(self.close(now, position, (StepStatus::Failed, exit_code), Some(why)));
         list
@@ -283,7 +295,7 @@ impl Run {
 
     /// The timer of a step has run out.
     pub(super) fn took_too_long(&mut self, position: usize) -> Vec<Effect> {
-        if self.interrupted.is_some() {
+        if self.is_interrupted(position) {
             return Vec::new();
         }
         match self.at(position, Stage::Running) {

@@ -7,6 +7,7 @@ use super::*;
 
 mod graph;
 mod limits;
+mod once;
 mod retry;
 
 const NOW: Millis = Millis(1_000);
@@ -45,6 +46,10 @@ fn words(effects: &[Effect]) -> Vec<String> {
             other => format!("{other:?}").to_lowercase(),
         })
         .collect()
+}
+
+fn hand_over_asked() -> Input {
+    Input::HandOverAsked { grace: Duration::from_secs(10) }
 }
 
 fn committed(position: usize, image: &str) -> Input {
@@ -252,7 +257,8 @@ fn any_input() -> impl Strategy<Value = Input> {
         }),
         1 => Just(Input::StopAsked(StopWhy::User { reason: None })),
         1 => Just(Input::StopAsked(StopWhy::Shutdown)),
-        1 => Just(Input::HandOverAsked),
+        1 => Just(Input::HandOverAsked { grace: Duration::from_secs(10) }),
+        1 => at().prop_map(|n| Input::Expired(Timer::HandOver(n))),
         2 => prop::collection::vec(at(), 0..3).prop_map(|missing| Input::Adopted { missing }),
         1 => at().prop_map(|n| Input::Expired(Timer::Step(n))),
         2 => at().prop_map(|n| Input::Expired(Timer::Retry(n))),
@@ -264,7 +270,7 @@ proptest! {
     #[test]
     fn whatever_comes_a_run_ends_at_most_once_and_starts_nothing_unrecorded(
         inputs in prop::collection::vec(any_input(), 0..60),
-        steps in prop::sample::select(vec![TWO, RICH, FORKED]),
+        steps in prop::sample::select(vec![TWO, RICH, FORKED, once::BESIDE]),
     ) {
         let mut run = run(steps);
         let mut all = run.begin(NOW);
@@ -438,7 +444,7 @@ fn a_stop_or_a_hand_over_during_the_adoption_is_heard() {
     assert_eq!(words(&run.on(NOW, had())), ["finish"]);
     assert_eq!(run.record().status, Status::Stopped);
     let (mut run, _) = resumed(left, false);
-    assert_eq!(words(&run.on(NOW, Input::HandOverAsked)), ["interrupt"]);
+    assert_eq!(words(&run.on(NOW, hand_over_asked())), ["interruptrepeatable"]);
     assert_eq!(words(&run.on(NOW, lost(0))), ["release"]);
 }
 
@@ -448,7 +454,7 @@ fn a_hand_over_waits_for_the_commit_and_gives_up_what_runs() {
     drop(keeps.begin(NOW));
     drop(keeps.on(NOW, Input::Prepared));
     drop(keeps.on(NOW, exited(0)));
-    assert_eq!(words(&keeps.on(NOW, Input::HandOverAsked)), ["interrupt"]);
+    assert_eq!(words(&keeps.on(NOW, hand_over_asked())), ["interruptrepeatable"]);
     let last = words(&keeps.on(NOW, committed(0, "i0")));
     assert_eq!(last, ["save running", "StepCompleted", "push(0)", "release"]);
     assert_eq!(keeps.record().steps[0].status, StepStatus::Passed);
@@ -456,7 +462,7 @@ fn a_hand_over_waits_for_the_commit_and_gives_up_what_runs() {
     let mut gives_up = run(TWO);
     drop(gives_up.begin(NOW));
     drop(gives_up.on(NOW, Input::Prepared));
-    drop(gives_up.on(NOW, Input::HandOverAsked));
+    drop(gives_up.on(NOW, hand_over_asked()));
     // It may have ended well, or because it was told to: nobody knows.
     let given_up = words(&gives_up.on(NOW, exited(0)));
     assert_eq!(given_up, ["canceltimer(step(0))", "discard(0)", "release"]);
@@ -468,7 +474,7 @@ fn a_stop_outranks_a_hand_over() {
     let mut run = run(TWO);
     drop(run.begin(NOW));
     drop(run.on(NOW, Input::Prepared));
-    drop(run.on(NOW, Input::HandOverAsked));
+    drop(run.on(NOW, hand_over_asked()));
     let asked = Input::StopAsked(StopWhy::User { reason: None });
     assert_eq!(words(&run.on(NOW, asked)), ["interrupt", "PipelineStopping"]);
     drop(run.on(NOW, Input::Exited(0, Exited { code: 143, ..Exited::default() })));

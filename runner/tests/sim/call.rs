@@ -1,0 +1,70 @@
+//! A step that acts elsewhere and must not run twice: what it does there is done, whatever becomes of
+//! its worker.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use protocol::event::LogStream;
+use runner::ports::{
+    ExecError, Exit, Gate, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
+};
+
+use crate::engine::Executed;
+use crate::plan::{Side, work};
+use crate::world::{Broken, Process};
+
+async fn pass(process: &Arc<Process>, side: Side) -> Result<(), ExecError> {
+    process.pass("call", side).await.map_err(|Broken| ExecError::Disconnected {
+        host: "elsewhere".into(),
+        cause: "the plan says so".into(),
+    })
+}
+
+/// Makes the call of a step. The journal of the process's engine has it too.
+pub async fn call(
+    process: &Arc<Process>,
+    run: &RunScope,
+    step: &StepSpec,
+    mut gate: Gate,
+    out: &dyn LogSink,
+    stop: &StopSignal,
+) -> Result<Ran, ExecError> {
+    let open = tokio::select! {
+        biased;
+        _ = stop.above(StopLevel::Run) => false,
+        open = gate.opened() => open,
+    };
+    if !open || !gate.stands() {
+        return Err(ExecError::NotStarted);
+    }
+    pass(process, Side::Before).await?;
+    let (world, work) = (Arc::clone(&process.world), work(&step.words));
+    let engine = &world.engines[process.engine];
+    let executed = Executed {
+        engine: process.engine,
+        run: run.run.clone(),
+        position: step.position,
+        attempt: step.attempt,
+        epoch: run.epoch,
+        began: world.start.elapsed(),
+        revision: world.store.revision(),
+        ended: None,
+        code: None,
+    };
+    world.say(|| format!("{executed:?} by w{}", process.number));
+    let at = engine.begin(executed);
+    out.write(LogStream::Stdout, Bytes::from(format!("{} begins\n", step.name))).await;
+    let end = async {
+        tokio::time::sleep(work.span).await;
+        (work.code, Some(work.code))
+    };
+    let (code, own) = tokio::select! {
+        biased;
+        ended = end => ended,
+        level = stop.above(StopLevel::Run) => (if level == StopLevel::Kill { 137 } else { 143 }, None),
+    };
+    engine.end(at, world.start.elapsed(), own);
+    pass(process, Side::After).await?;
+    out.write(LogStream::Stdout, Bytes::from_static(b"and ends")).await;
+    Ok(Ran::new(Exit { code, oom: false }, Workspace::None))
+}

@@ -1,0 +1,61 @@
+//! A step that must not run twice, when its run changes its owner.
+
+use std::time::Duration;
+
+use protocol::run::{Cause, Status};
+
+use crate::cluster::{Played, play};
+use crate::plan::{Blow, Plan, RunPlan};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Three steps; the one in the middle acts elsewhere.
+fn calling(millis: u64) -> Plan {
+    let call = format!("call {millis} 0");
+    Plan::quiet(vec![RunPlan::new("r0", &["work 10 0", &call, "work 10 0"])])
+}
+
+fn kept(plan: Plan) -> Played {
+    let played = play(Plan { traced: true, ..plan });
+    let trace = played.world.trace().join("\n");
+    assert!(played.broken.is_empty(), "{:#?}\n{trace}", played.broken);
+    played
+}
+
+/// Both workers end while the step in the middle runs.
+fn drained(millis: u64, abort: bool) -> Played {
+    kept(
+        calling(millis)
+            .blow(2 * SECOND, Blow::Drain { worker: 0, abort })
+            .blow(2 * SECOND, Blow::Drain { worker: 1, abort }),
+    )
+}
+
+#[test]
+fn a_call_finishes_during_a_hand_over_and_is_made_once() {
+    let played = drained(3_000, true);
+    let record = played.record("r0");
+    assert_eq!((record.status, record.attempt, record.losses), (Status::Passed, 2, 0));
+    assert_eq!((played.began("r0", 1), played.began("r0", 2)), (1, 1));
+}
+
+#[test]
+fn a_call_that_still_runs_after_the_drain_ends_its_run_lost() {
+    for abort in [false, true] {
+        let played = drained(60_000, abort);
+        let record = played.record("r0");
+        assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::Lost)));
+        assert_eq!((played.began("r0", 1), played.began("r0", 2)), (1, 0));
+        assert_eq!(record.attempt, 1, "its owner itself records the end");
+    }
+}
+
+#[test]
+fn a_call_whose_worker_dies_is_in_doubt_and_ends_its_run_lost() {
+    let crash = |worker| Blow::Crash { worker };
+    let plan = calling(60_000).blow(2 * SECOND, crash(0)).blow(2 * SECOND, crash(1));
+    let played = kept(plan);
+    let record = played.record("r0");
+    assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::Lost)));
+    assert_eq!(played.began("r0", 1), 1);
+}
