@@ -410,6 +410,9 @@ pub struct NodeEntry {
     /// not leave it the runs whose images lie there.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub engine_away: bool,
+    /// Why etcd refuses its writes: until it accepts them the node takes nothing new.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writes_refused: Option<String>,
     /// When it started.
     pub started_at: Stamp,
 }

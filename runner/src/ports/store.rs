@@ -247,6 +247,15 @@ pub enum StoreError {
         /// What it said.
         cause: String,
     },
+    /// It answers, but accepts no writes from anybody, for example because its database is full. Nothing
+    /// was changed.
+    #[error("the store at {at} refuses writes: {cause}")]
+    WritesRefused {
+        /// Its addresses, without credentials.
+        at: String,
+        /// What it said, and what to do about it.
+        cause: String,
+    },
     /// It said no to a request that would not fare better a second time.
     #[error("the store refuses a request: {0}")]
     Refused(String),
@@ -281,7 +290,22 @@ impl StoreError {
             | Self::LeaseGone(_)
             | Self::Compacted { .. }
             | Self::Denied { .. }
+            | Self::WritesRefused { .. }
             | Self::Restored { .. } => false,
+        }
+    }
+
+    /// Whether the store refuses writes whatever they are: it is full, or this user must not write.
+    #[must_use]
+    pub fn refuses_writes(&self) -> bool {
+        match self {
+            Self::WritesRefused { .. } | Self::Denied { .. } => true,
+            Self::Unreachable { .. }
+            | Self::LeaseGone(_)
+            | Self::Compacted { .. }
+            | Self::Refused(_)
+            | Self::Restored { .. }
+            | Self::Unreadable(_) => false,
         }
     }
 
@@ -289,7 +313,7 @@ impl StoreError {
     #[must_use]
     pub fn retryable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } => true,
+            Self::Unreachable { .. } | Self::WritesRefused { .. } => true,
             Self::LeaseGone(_)
             | Self::Compacted { .. }
             | Self::Denied { .. }
@@ -299,6 +323,9 @@ impl StoreError {
         }
     }
 }
+
+/// A name that no run and no node has.
+const PROBE: &str = "-probe";
 
 /// Where state is. Every call has a deadline of its own (a few seconds) and then ends in
 /// [`StoreError::Unreachable`]; adapters reconnect by themselves, for ever.
@@ -319,6 +346,22 @@ pub trait Store: Send + Sync {
 
     /// Makes a transaction.
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError>;
+
+    /// Asks whether writes are accepted, without a change: a transaction that writes where every worker
+    /// writes, with a demand that never holds. A store checks its space and the user's permissions before
+    /// the demands.
+    ///
+    /// # Errors
+    /// What a write would fail with.
+    async fn accepts_writes(&self) -> Result<(), StoreError> {
+        let places = [names::RUNS, names::OPEN, names::OWNERS, names::STOPS, names::SEEN, names::NODES];
+        let never = format!("{}{PROBE}", names::NODES);
+        let probe = places.into_iter().fold(
+            Txn::new().when(never, Expect::Present),
+            |probe, place| probe.put(format!("{place}{PROBE}"), b"{}".to_vec()),
+        );
+        self.txn(probe).await.map(drop)
+    }
 
     /// Takes a lease of at least `ttl`.
     async fn grant(&self, ttl: Duration) -> Result<Granted, StoreError>;

@@ -13,6 +13,7 @@ use super::Shared;
 use super::lease::Held;
 use super::ledger::owner_value;
 use super::parent::{NotAfter, after_parent};
+use super::watchdog::beat;
 use crate::ports::{Claim, Entry, Expect, StoreError, Txn, TxnReply};
 use crate::rules::quota::{self, Fit};
 use crate::rules::run::StopWhy;
@@ -40,6 +41,8 @@ pub(super) enum Taken {
     NoMemory(String),
     /// The lease was lost meanwhile: it goes back to the queue.
     LeaseLost,
+    /// The worker ends, and the store refuses writes: it goes back to the queue, unclaimed.
+    WorkerEnds,
     /// The store will never take it: the sentence.
     Impossible(String),
 }
@@ -126,7 +129,7 @@ enum Tried {
 pub(super) async fn take(shared: &Arc<Shared>, held: &Held, run: &RunId, start: &Start) -> Taken {
     let mut wait = std::time::Duration::from_millis(50);
     let mut known = guess(shared, start);
-    let mut changed = false;
+    let (mut changed, mut refused) = (false, false);
     loop {
         let tried = tokio::select! {
             biased;
@@ -144,7 +147,10 @@ pub(super) async fn take(shared: &Arc<Shared>, held: &Held, run: &RunId, start: 
             Ok(Tried::Changed(look)) => known = Some(*look),
             Err(cause) if cause.is_of_the_request() => return Taken::Impossible(cause.to_string()),
             Err(cause) => {
-                tracing::warn!(run.id = %run, %cause, "a claim waits");
+                refused = shared.writes.note(&cause);
+                if !refused {
+                    tracing::warn!(run.id = %run, %cause, "a claim waits");
+                }
                 if matches!(cause, StoreError::LeaseGone(_)) {
                     shared.seen.forget().await;
                 }
@@ -153,8 +159,10 @@ pub(super) async fn take(shared: &Arc<Shared>, held: &Held, run: &RunId, start: 
         tokio::select! {
             biased;
             () = held.lost.cancelled() => return Taken::LeaseLost,
+            () = shared.draining.cancelled(), if refused => return Taken::WorkerEnds,
             () = tokio::time::sleep(wait) => {}
         }
+        beat();
         wait = (wait * 2).min(std::time::Duration::from_secs(1));
     }
 }

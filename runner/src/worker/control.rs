@@ -22,7 +22,7 @@ use crate::ports::{Change, Expect, StoreError, Txn};
 use crate::rules::run::StopWhy;
 
 /// How long a stop for a run that is not known yet is remembered.
-const REMEMBER_STOP: Duration = Duration::from_secs(24 * 3600);
+pub(super) const REMEMBER_STOP: Duration = Duration::from_secs(24 * 3600);
 
 /// Records a stop: the owner sees it, whichever worker that is.
 pub(super) async fn stop(
@@ -50,19 +50,23 @@ pub(super) async fn stop(
                 shared.ignored(Some(run), &format!("run {run} ended long ago")).await;
                 return Ok(Disposition::Ack);
             }
-            let lease = shared.ports.store.grant(REMEMBER_STOP).await?.lease;
+            let lease = shared.stops.current(&shared.ports).await?;
             let txn = Txn::new().when(names::run_key(run), Expect::Absent).put_leased(
                 names::stop_key(run),
                 value.clone(),
                 lease,
             );
-            if shared.ports.store.txn(txn).await?.committed {
+            let reply = shared.ports.store.txn(txn).await;
+            if matches!(reply, Err(StoreError::LeaseGone(_))) {
+                shared.stops.forget().await;
+            }
+            if reply?.committed {
                 let why =
                     format!("run {run} is not known yet; a start of it within 24 h is stopped");
                 shared.ignored(Some(run), &why).await;
                 return Ok(Disposition::Ack);
             }
-            // Its start came in between; the lease that was taken runs out by itself.
+            // Its start came in between.
             continue;
         };
         let parsed: RunRecord = serde_json::from_slice(&record.value).map_err(|cause| {
@@ -137,6 +141,7 @@ pub(super) async fn toggle(
     let key = names::pipeline_key(id);
     let word = if pause { "pause" } else { "unpause" };
     loop {
+        beat();
         let Some(entry) = shared.ports.store.get(&key).await? else {
             shared.ignored(None, &format!("{word}: no pipeline {id} is stored")).await;
             return Ok(Disposition::Ack);

@@ -18,7 +18,7 @@ use super::launch::Launch;
 use super::lease::{Current, Held};
 use super::watchdog::{beat, waits};
 use super::{Lost, Shared};
-use crate::ports::{Consumer, Delivery, Message, QueueError, Route, Source, StoreError};
+use crate::ports::{Consumer, Delivery, Message, QueueError, Route, Source};
 use crate::rules::quota;
 
 /// Takes starts from the shared queue while a slot is free and the engine's disk has room. An open
@@ -37,7 +37,13 @@ pub(super) async fn jobs(shared: Arc<Shared>, mut lease: Current, stop: Cancella
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
+                () = shared.writes.accepted() => {}
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
                 () = shared.room.gone() => continue,
+                () = shared.writes.refusal() => continue,
                 slot = Arc::clone(&shared.slots).acquire_owned() => slot,
             }
         };
@@ -72,6 +78,7 @@ async fn consume_jobs(
             // A run without an owner goes before a new one, and so does one that was sent here.
             () = shared.slot_wanted.notified() => break,
             () = shared.room.gone() => break,
+            () = shared.writes.refusal() => break,
             delivery = consumer.next() => delivery,
         };
         drop(waiting);
@@ -82,10 +89,16 @@ async fn consume_jobs(
                 break;
             }
         };
-        match answer(shared, held, &delivery.message, Slot::Free(slot)).await {
+        match answer_in_place(shared, held, &delivery.message, Slot::Free(slot), stop).await {
             Answer::Settle(disposition, Some(kept)) => {
                 slot = kept;
                 settle(delivery, disposition).await;
+            }
+            Answer::NotYet(kept) => {
+                // The subscription is about to end, and a worker that takes work gets the message.
+                settle(delivery, Disposition::Requeue).await;
+                let Some(kept) = kept else { break };
+                slot = kept;
             }
             Answer::Settle(disposition, None) => {
                 match Arc::clone(&shared.slots).try_acquire_owned() {
@@ -119,8 +132,22 @@ pub(super) async fn control(
     stop: CancellationToken,
 ) {
     let mut pause = PAUSE;
+    // A command that could not be answered under the lease before: it is kept, as each return to the
+    // queue counts, and too many of them make a dead letter of it.
+    let mut pending: Option<Delivery> = None;
     loop {
-        let Some(held) = held(&mut lease, &stop).await else { return };
+        let Some(held) = held(&mut lease, &stop).await else {
+            return give_back(pending).await;
+        };
+        if let Some(delivery) = pending.take() {
+            match take_control(&shared, &held, source, delivery, &stop).await {
+                Settled::NotYet(delivery) => {
+                    pending = Some(delivery);
+                    continue;
+                }
+                Settled::Done | Settled::Requeued | Settled::Kept => {}
+            }
+        }
         let Some(opened) = open(&shared, source, &stop).await else { return };
         let mut consumer = match opened {
             Ok(consumer) => consumer,
@@ -145,13 +172,15 @@ pub(super) async fn control(
             };
             drop(waiting);
             match delivery {
-                Ok(delivery) => {
-                    let settled = take_control(&shared, &held, source, delivery).await;
-                    if settled == Settled::Kept {
-                        // Another one, so that a stop behind it does not wait.
+                Ok(delivery) => match take_control(&shared, &held, source, delivery, &stop).await {
+                    Settled::Done | Settled::Requeued => {}
+                    // Another subscription, so that a stop behind it does not wait.
+                    Settled::Kept => break,
+                    Settled::NotYet(delivery) => {
+                        pending = Some(delivery);
                         break;
                     }
-                }
+                },
                 Err(cause) => {
                     pause_after(&cause, &mut pause, &stop).await;
                     break;
@@ -159,9 +188,19 @@ pub(super) async fn control(
             }
         }
         if source == Source::Node && stop.is_cancelled() {
-            move_to_jobs(&shared, &held, &mut consumer).await;
+            if let Some(delivery) = pending.take() {
+                give_back(Some(delivery)).await;
+            }
+            move_to_jobs(&shared, &held, &mut consumer, &stop).await;
         }
         close(consumer).await;
+    }
+}
+
+/// Returns what this worker could not answer to its queue.
+async fn give_back(pending: Option<Delivery>) {
+    if let Some(delivery) = pending {
+        settle(delivery, Disposition::Requeue).await;
     }
 }
 
@@ -185,12 +224,14 @@ async fn close(consumer: Box<dyn Consumer>) {
 }
 
 /// What became of a delivery.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Settled {
     Done,
     Requeued,
     /// It is kept for a while; its consumer gets nothing more.
     Kept,
+    /// It is to be answered under the next lease.
+    NotYet(Delivery),
 }
 
 async fn take_control(
@@ -198,6 +239,7 @@ async fn take_control(
     held: &Held,
     source: Source,
     delivery: Delivery,
+    stop: &CancellationToken,
 ) -> Settled {
     let is_start = delivery.message.kind.as_deref() == Some(command::START);
     let slot = match source {
@@ -205,11 +247,16 @@ async fn take_control(
         Source::Node | Source::Jobs | Source::Control => None,
     };
     let slot = slot.map_or(Slot::None, Slot::Free);
-    match answer(shared, held, &delivery.message, slot).await {
+    match answer_in_place(shared, held, &delivery.message, slot, stop).await {
         Answer::Settle(disposition, _slot) => {
             settle(delivery, disposition).await;
             if disposition == Disposition::Requeue { Settled::Requeued } else { Settled::Done }
         }
+        Answer::NotYet(_slot) if stop.is_cancelled() => {
+            settle(delivery, Disposition::Requeue).await;
+            Settled::Requeued
+        }
+        Answer::NotYet(_slot) => Settled::NotYet(delivery),
         Answer::Later { after, message } => {
             put_aside(shared, delivery, message, after).await;
             Settled::Kept
@@ -221,10 +268,16 @@ async fn take_control(
 const QUEUE_IS_EMPTY_AFTER: Duration = Duration::from_millis(500);
 
 /// A draining worker's own queue ends with it: what is in it goes to the shared one.
-async fn move_to_jobs(shared: &Arc<Shared>, held: &Held, consumer: &mut Box<dyn Consumer>) {
+async fn move_to_jobs(
+    shared: &Arc<Shared>,
+    held: &Held,
+    consumer: &mut Box<dyn Consumer>,
+    stop: &CancellationToken,
+) {
     while let Ok(Ok(delivery)) = tokio::time::timeout(QUEUE_IS_EMPTY_AFTER, consumer.next()).await {
         // What cannot be moved would come again at once, for ever.
-        if take_control(shared, held, Source::Control, delivery).await == Settled::Requeued {
+        let settled = take_control(shared, held, Source::Control, delivery, stop).await;
+        if matches!(settled, Settled::Requeued) {
             return;
         }
     }
@@ -240,8 +293,38 @@ enum Slot {
 enum Answer {
     /// It is settled; the slot comes back where no run took it.
     Settle(Disposition, Option<OwnedSemaphorePermit>),
+    /// What it needs is unavailable: it is kept, and answered again after a while.
+    NotYet(Option<OwnedSemaphorePermit>),
     /// It is published again after a while, and settled then.
     Later { after: Duration, message: Message },
+}
+
+/// Answers a message, again and again while what that needs is unavailable. Each return to the queue
+/// would count towards a dead letter, and in a queue without a limit would come back at once. Ends in
+/// [`Answer::NotYet`] only when the lease is lost or `stop` is cancelled.
+async fn answer_in_place(
+    shared: &Arc<Shared>,
+    held: &Held,
+    message: &Message,
+    mut slot: Slot,
+    stop: &CancellationToken,
+) -> Answer {
+    let mut wait = Duration::from_millis(200);
+    loop {
+        let kept = match answer(shared, held, message, slot).await {
+            Answer::NotYet(kept) => kept,
+            answer @ (Answer::Settle(..) | Answer::Later { .. }) => return answer,
+        };
+        tokio::select! {
+            biased;
+            () = held.lost.cancelled() => return Answer::NotYet(kept),
+            () = stop.cancelled() => return Answer::NotYet(kept),
+            () = tokio::time::sleep(wait) => {}
+        }
+        beat();
+        wait = (wait * 2).min(Duration::from_secs(2));
+        slot = kept.map_or(Slot::None, Slot::Free);
+    }
 }
 
 async fn answer(shared: &Arc<Shared>, held: &Held, message: &Message, slot: Slot) -> Answer {
@@ -256,17 +339,17 @@ async fn answer(shared: &Arc<Shared>, held: &Held, message: &Message, slot: Slot
         Ok(Command::Pause(toggle)) => (control::toggle(shared, &toggle, true).await, keep(slot)),
         Ok(Command::Unpause(toggle)) => (control::toggle(shared, &toggle, false).await, keep(slot)),
         Ok(Command::Start(start)) => match slot {
-            Slot::None => (pass_on(shared, message).await, None),
+            Slot::None => return pass_on(shared, message).await,
             Slot::Free(slot) => return answer_start(shared, held, message, &start, slot).await,
         },
     };
     match done {
         Ok(disposition) => Answer::Settle(disposition, slot),
         Err(cause) if !cause.is_of_the_request() => {
-            warn!(%cause, "a command goes back to its queue");
-            // Not in a loop: each return counts, so it waits until the store answers again.
-            wait_for_store(shared, held).await;
-            Answer::Settle(Disposition::Requeue, slot)
+            if !shared.writes.note(&cause) {
+                warn!(%cause, "a command waits");
+            }
+            Answer::NotYet(slot)
         }
         Err(cause) => {
             let fault = Malformed { field: None, what: cause.to_string(), run_id: None };
@@ -314,6 +397,10 @@ async fn answer_start(
             launch.cancel();
             // The claim may have been made: then it is for us to end it.
             shared.put_lost(Lost::with_lease(run));
+            Answer::Settle(Disposition::Requeue, Some(slot))
+        }
+        Taken::WorkerEnds => {
+            launch.cancel();
             Answer::Settle(Disposition::Requeue, Some(slot))
         }
         Taken::Impossible(why) => {
@@ -384,17 +471,17 @@ async fn again(shared: &Shared, delivery: Delivery, message: Message, after: Dur
 }
 
 /// A start where no slot is: it belongs into the shared queue.
-async fn pass_on(shared: &Shared, message: &Message) -> Result<Disposition, StoreError> {
+async fn pass_on(shared: &Shared, message: &Message) -> Answer {
     let mut message = message.clone();
     if message.id.is_none() {
         message.id = Some(uuid::Uuid::now_v7().to_string());
     }
     let _waits = waits();
     match shared.ports.queue.publish(Route::Jobs, message).await {
-        Ok(()) => Ok(Disposition::Ack),
+        Ok(()) => Answer::Settle(Disposition::Ack, None),
         Err(cause) => {
-            warn!(%cause, "a start could not be passed on to {}", names::JOBS_QUEUE);
-            Ok(Disposition::Requeue)
+            warn!(%cause, "a start cannot be passed on to {} yet", names::JOBS_QUEUE);
+            Answer::NotYet(None)
         }
     }
 }
@@ -436,22 +523,6 @@ async fn held(lease: &mut Current, stop: &CancellationToken) -> Option<Held> {
         biased;
         () = stop.cancelled() => None,
         held = lease.wait_for(Option::is_some) => held.ok()?.clone(),
-    }
-}
-
-async fn wait_for_store(shared: &Shared, held: &Held) {
-    let mut wait = Duration::from_millis(200);
-    loop {
-        tokio::select! {
-            biased;
-            () = held.lost.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
-        }
-        beat();
-        if shared.ports.store.get(names::NODES).await.is_ok() {
-            return;
-        }
-        wait = (wait * 2).min(Duration::from_secs(2));
     }
 }
 

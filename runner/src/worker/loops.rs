@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use super::watchdog::waits;
 use super::{
     LAST_EVENTS, Shared, Shutdown, callbacks, control, intake, janitor, lease, node, reclaim,
-    rescue, room,
+    rescue, room, writes,
 };
 use crate::ports::{Guard, Source};
 use crate::rules::run::StopWhy;
@@ -57,6 +57,8 @@ impl Loops {
         let (control, leased_too) = (leases.subscribe(), leased.clone());
         let control = intake::control(Arc::clone(shared), control, Source::Control, leased_too);
         dog.spawn(&stops, "the intake of stops", control);
+        let probe = writes::run(Arc::clone(shared), leased.clone());
+        dog.spawn(&others, "the probe of the store", probe);
         let told = callbacks::run(Arc::clone(shared), leased.clone());
         dog.spawn(&others, "the callbacks", told);
         let kept = lease::keep(Arc::clone(shared), Arc::clone(guard), leases, leased.clone());

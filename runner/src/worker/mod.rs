@@ -32,6 +32,7 @@ mod step;
 pub mod suite;
 mod told;
 mod watchdog;
+mod writes;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -167,6 +168,9 @@ pub(crate) struct Shared {
     /// A slot is held by the open subscription to the shared queue.
     slot_is_open: AtomicBool,
     room: room::Room,
+    writes: writes::Writes,
+    /// Of the stops of runs that are not known yet.
+    stops: LongLease,
     /// Of the marks that keep a run id from being taken twice.
     seen: LongLease,
     /// Of the records of ended runs.
@@ -287,7 +291,7 @@ impl Shared {
 
     /// A free slot, where there is room; where the last one is open for the shared queue, that one.
     async fn slot_now(&self) -> Option<OwnedSemaphorePermit> {
-        if !self.room.is_there() {
+        if !self.room.is_there() || self.writes.refused().is_some() {
             return None;
         }
         if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
@@ -354,6 +358,8 @@ impl Worker {
             slot_wanted: Notify::new(),
             slot_is_open: AtomicBool::new(false),
             room,
+            writes: writes::Writes::default(),
+            stops: LongLease::new(control::REMEMBER_STOP),
             seen: LongLease::new(SEEN_FOR),
             records,
             news: Arc::default(),

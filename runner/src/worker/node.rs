@@ -23,13 +23,15 @@ pub(super) async fn refresh(shared: Arc<Shared>, mut lease: Current) {
             }
         };
         let Some(held) = held else { continue };
-        let room = shared.room.changes();
+        let (room, writes) = (shared.room.changes(), shared.writes.changes());
         let entry = entry(&shared);
         match json(&entry) {
             Ok(value) => {
                 let key = names::node_key(&shared.options.node);
                 let txn = Txn::new().put_leased(key, value, held.lease);
-                if let Err(cause) = shared.ports.store.txn(txn).await {
+                if let Err(cause) = shared.ports.store.txn(txn).await
+                    && !shared.writes.note(&cause)
+                {
                     warn!(%cause, "the node's entry was not refreshed");
                 }
             }
@@ -42,6 +44,7 @@ pub(super) async fn refresh(shared: Arc<Shared>, mut lease: Current) {
             () = held.lost.cancelled() => {}
             () = shared.draining_once() => {}
             () = room => {}
+            () = writes => {}
         }
     }
 }
@@ -62,6 +65,7 @@ fn entry(shared: &Shared) -> NodeEntry {
         memory: host.memory(),
         disk: shared.room.entry(),
         engine_away: shared.room.is_engine_away(),
+        writes_refused: shared.writes.refused(),
         started_at: shared.started_at.into(),
     }
 }

@@ -48,10 +48,14 @@ async fn until_answered(
             Err(cause) if cause.retryable() => cause,
             answer => return answer,
         };
-        warn!(run.id = %run, %cause, "a claim waits");
+        let refused = shared.writes.note(&cause);
+        if !refused {
+            warn!(run.id = %run, %cause, "a claim waits");
+        }
         tokio::select! {
             biased;
             () = held.lost.cancelled() => return Err(cause),
+            () = shared.draining.cancelled(), if refused => return Err(cause),
             () = tokio::time::sleep(wait) => {}
         }
         beat();

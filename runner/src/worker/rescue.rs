@@ -381,7 +381,7 @@ async fn find(shared: &Shared, run: &RunId, orphan: Orphan) -> Result<Found, Sto
             StopEntry { reason: None, by: shared.options.node.clone(), at: record.scheduled_at };
         return Ok(Found::Stopped(serde_json::from_slice(&stop.value).unwrap_or(unsaid)));
     }
-    if !shared.room.is_there() {
+    if !shared.room.is_there() || shared.writes.refused().is_some() {
         return Ok(Found::NotYet(NO_ROOM));
     }
     if record.pipeline.as_ref().is_some_and(|pipeline| shared.lacks(pipeline).is_some()) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::command::Disposition;
+use protocol::names;
 use runner::ports::{Consumer, Delivery, Message, Queue, QueueError, Route, Settle, Source};
 use tokio::sync::Notify;
 
@@ -16,6 +17,8 @@ use crate::world::{Broken, Process, lock};
 struct Inner {
     jobs: VecDeque<(u64, Message)>,
     control: VecDeque<(u64, Message)>,
+    /// How often each message that came back has come back, under its newest number.
+    returns: BTreeMap<u64, u32>,
     dead: Vec<Message>,
     /// What is out, with the process that has it, and how often the connection was cut by then.
     out: BTreeMap<u64, (usize, Source, Message)>,
@@ -41,11 +44,21 @@ impl Inner {
             self.out.iter().filter(|(_, (by, _, _))| of(*by)).map(|(id, _)| *id).collect();
         for id in back.into_iter().rev() {
             if let Some((_, source, message)) = self.out.remove(&id) {
-                self.next += 1;
-                let id = self.next;
-                self.line(source).push_front((id, message));
+                self.comes_back(id, source, message);
             }
         }
+    }
+
+    /// A message that was delivered and not settled comes again, as often as a queue's limit says.
+    fn comes_back(&mut self, id: u64, source: Source, message: Message) {
+        let times = self.returns.remove(&id).unwrap_or(0) + 1;
+        if i64::from(times) > names::DELIVERY_LIMIT {
+            return self.dead.push(message);
+        }
+        self.next += 1;
+        let id = self.next;
+        self.returns.insert(id, times);
+        self.line(source).push_front((id, message));
     }
 }
 
@@ -164,9 +177,7 @@ impl Settle for Settler {
                 (Ok(()), Disposition::DeadLetter) => inner.dead.push(message),
                 // The acknowledgement did not arrive: it comes again.
                 (Ok(()), Disposition::Requeue) | (Err(Broken), _) => {
-                    inner.next += 1;
-                    let id = inner.next;
-                    inner.line(source).push_front((id, message));
+                    inner.comes_back(self.id, source, message);
                 }
             }
         }

@@ -133,6 +133,7 @@ impl Cluster {
             }
             Blow::Join { place } => self.start(place).await,
             Blow::StoreAway(span) => world.store.go_away(span),
+            Blow::WritesRefused(span) => world.store.refuse_writes(span),
             Blow::Compact => world.store.compact(),
             Blow::LeaseGone { worker } => {
                 let key = self.at(worker, |running| names::node_key(&running.process.node));

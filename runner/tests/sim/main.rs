@@ -23,6 +23,7 @@ mod edge;
 mod engine;
 mod once;
 mod plan;
+mod refused;
 mod rows;
 mod sites;
 mod stops;

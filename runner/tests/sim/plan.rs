@@ -183,6 +183,8 @@ pub enum Blow {
     Join { place: usize },
     /// The store answers nobody.
     StoreAway(Duration),
+    /// The store refuses writes, while reads and renewals of leases work.
+    WritesRefused(Duration),
     /// The store forgets its history.
     Compact,
     /// The store lets a lease go long before its time.
@@ -337,7 +339,7 @@ pub fn is_call(step: &str) -> bool {
 
 fn blow(chance: &mut StdRng, workers: usize, engines: usize) -> Blow {
     let worker = chance.random_range(0..workers);
-    match chance.random_range(0..11) {
+    match chance.random_range(0..12) {
         0 | 1 => Blow::Drain { worker, abort: chance.random_bool(0.5) },
         2 => Blow::StoreAway(millis(chance, 25_000)),
         3 => Blow::Compact,
@@ -350,6 +352,7 @@ fn blow(chance: &mut StdRng, workers: usize, engines: usize) -> Blow {
             span: millis(chance, 30_000),
         },
         9 => Blow::Pause { worker, span: millis(chance, 40_000) },
+        10 => Blow::WritesRefused(millis(chance, 60_000)),
         _ => Blow::Crash { worker },
     }
 }

@@ -24,6 +24,9 @@ pub fn site_of(txn: &Txn) -> &'static str {
     if txn.ops.is_empty() {
         return "look";
     }
+    if puts(names::NODES).is_some() && puts(names::RUNS).is_some() {
+        return "probe";
+    }
     if puts(names::OWNERS).is_some() {
         return if puts(names::OPEN).is_some() { "claim" } else { "claim-orphan" };
     }

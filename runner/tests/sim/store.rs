@@ -43,6 +43,7 @@ struct Inner {
     compacted: i64,
     journal: Vec<Made>,
     away_until: Option<Instant>,
+    refuses_until: Option<Instant>,
 }
 
 /// What the store holds.
@@ -60,6 +61,17 @@ impl Default for State {
 }
 
 impl Inner {
+    /// Whether it accepts what takes room; deletions it does in any case, as etcd.
+    fn accepts_writes(&self) -> Result<(), StoreError> {
+        match self.refuses_until {
+            Some(until) if until > Instant::now() => Err(StoreError::WritesRefused {
+                at: "the store".into(),
+                cause: "its database is full".into(),
+            }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     fn holds(&self, key: &str, expect: Expect) -> bool {
         let entry = self.kv.get(key).map(|(entry, _)| entry);
         match (expect, entry) {
@@ -167,6 +179,9 @@ impl State {
 
     fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {
         let mut inner = lock(&self.inner);
+        if txn.ops.iter().any(|op| matches!(op, Op::Put { .. })) {
+            inner.accepts_writes()?;
+        }
         for op in &txn.ops {
             if let Op::Put { lease: Some(lease), .. } = op
                 && !inner.leases.contains_key(&lease.0)
@@ -224,6 +239,10 @@ impl State {
 
     pub fn go_away(&self, span: Duration) {
         lock(&self.inner).away_until = Some(Instant::now() + span);
+    }
+
+    pub fn refuse_writes(&self, span: Duration) {
+        lock(&self.inner).refuses_until = Some(Instant::now() + span);
     }
 
     pub fn compact(&self) {
@@ -315,6 +334,7 @@ impl Store for Handle {
         let ends = Instant::now() + ttl + world.span(Duration::from_secs(2));
         let lease = {
             let mut inner = lock(&world.store.inner);
+            inner.accepts_writes()?;
             inner.next_lease += 1;
             let id = inner.next_lease;
             inner.leases.insert(id, Lease { ttl, ends });

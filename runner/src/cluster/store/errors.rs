@@ -16,6 +16,8 @@ const PERMISSION_DENIED: i32 = 7;
 const RESOURCE_EXHAUSTED: i32 = 8;
 const FAILED_PRECONDITION: i32 = 9;
 const OUT_OF_RANGE: i32 = 11;
+const INTERNAL: i32 = 13;
+const DATA_LOSS: i32 = 15;
 const UNAUTHENTICATED: i32 = 16;
 
 /// What came of a call, before it is said to anyone.
@@ -33,6 +35,8 @@ pub(super) enum Fault {
     StaleToken(String),
     /// Authentication was offered, and is switched off there.
     NoAuthentication,
+    /// It accepts no writes from anybody.
+    WritesRefused(String),
     /// A lease is not there any more.
     LeaseGone,
     /// A revision is not kept any more.
@@ -63,6 +67,7 @@ impl Fault {
                 at: at.to_owned(),
                 cause: "authentication is not enabled there, but a user is given".to_owned(),
             },
+            Self::WritesRefused(cause) => StoreError::WritesRefused { at: at.to_owned(), cause },
             Self::LeaseGone => StoreError::LeaseGone(lease.unwrap_or_default()),
             Self::Compacted { oldest } => StoreError::Compacted { asked, oldest },
             Self::Unreadable(what) => StoreError::Unreadable(what),
@@ -119,8 +124,12 @@ fn of_status(code: i32, message: &str, chain: &str) -> Fault {
         OUT_OF_RANGE if said.contains("decoded message length too large") => Fault::TooLargeAnswer,
         INVALID_ARGUMENT if said.contains("request is too large") => too_large(),
         RESOURCE_EXHAUSTED if said.contains("received message larger than max") => too_large(),
-        RESOURCE_EXHAUSTED if said.contains("database space exceeded") => Fault::Unreachable(
+        RESOURCE_EXHAUSTED if said.contains("database space exceeded") => Fault::WritesRefused(
             "its database is full: compact and defragment it, then disarm the alarm".to_owned(),
+        ),
+        // A member has found its data damaged. etcd refuses what would build on it.
+        DATA_LOSS | INTERNAL if said.contains("corrupt cluster") => Fault::WritesRefused(
+            "the data of a member is corrupt: replace that member, then disarm the alarm".to_owned(),
         ),
         INVALID_ARGUMENT | NOT_FOUND | FAILED_PRECONDITION | OUT_OF_RANGE => Fault::Refused(said),
         DEADLINE_EXCEEDED => Fault::Unreachable("it did not answer in time".to_owned()),
@@ -190,7 +199,10 @@ mod tests {
     #[test]
     fn a_full_database_is_waited_for() {
         let fault = of_status(RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded", "");
-        assert!(fault.said("etcd.example", None, 0).retryable());
+        let error = fault.said("etcd.example", None, 0);
+        assert!(error.retryable() && error.refuses_writes());
+        let said = error.to_string();
+        assert!(said.starts_with("the store at etcd.example refuses writes"), "{said}");
     }
 
     #[test]

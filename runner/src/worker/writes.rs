@@ -1,0 +1,131 @@
+//! Whether the store accepts writes. It may refuse them while reads and renewals of leases work: its
+//! database is full, or the user lost a permission. Nothing new is taken then; runs in progress continue.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::Shared;
+use super::watchdog::{beat, waits};
+use crate::ports::StoreError;
+
+/// Between two probes of a store that refuses writes.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// Whether the store accepts writes, as far as this worker knows.
+#[derive(Debug, Default)]
+pub(super) struct Writes {
+    /// Why it refuses them.
+    refused: Mutex<Option<String>>,
+    /// Wakes its waiters in the order of waiting, unlike tokio's `watch`: a seed of the simulation must
+    /// be one history.
+    changed: Notify,
+}
+
+impl Writes {
+    /// Notes why a write failed. Returns whether the store refuses all writes, which is logged once.
+    pub(super) fn note(&self, cause: &StoreError) -> bool {
+        if !cause.refuses_writes() {
+            return false;
+        }
+        if self.set(Some(cause.to_string())) {
+            warn!(%cause, "nothing new is taken until the store accepts writes; runs in progress continue");
+        }
+        true
+    }
+
+    /// Why nothing new is taken, if the store refuses writes.
+    pub(super) fn refused(&self) -> Option<String> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Resolves when the store accepts writes.
+    ///
+    /// # Cancel safety
+    /// Safe, as are all waits here.
+    pub(super) async fn accepted(&self) {
+        self.reached(|refused| !refused).await;
+    }
+
+    /// Resolves when the store refuses writes.
+    pub(super) async fn refusal(&self) {
+        self.reached(|refused| refused).await;
+    }
+
+    /// Resolves at the next change.
+    pub(super) fn changes(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    async fn reached(&self, is: impl Fn(bool) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            if is(self.refused().is_some()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Returns whether this is a change between accepting and refusing.
+    fn set(&self, refused: Option<String>) -> bool {
+        let mut now = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let changes = now.is_some() != refused.is_some();
+        *now = refused;
+        drop(now);
+        if changes {
+            self.changed.notify_waiters();
+        }
+        changes
+    }
+}
+
+/// Probes a store that refuses writes until it accepts them, for as long as the worker works.
+pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
+    loop {
+        {
+            let _waits = waits();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = shared.writes.refusal() => {}
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(PROBE_EVERY) => {}
+            }
+        }
+        beat();
+        if shared.ports.store.accepts_writes().await.is_ok() && shared.writes.set(None) {
+            info!("the store accepts writes again, and work is taken");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn full() -> StoreError {
+        StoreError::WritesRefused { at: "etcd".into(), cause: "its database is full".into() }
+    }
+
+    #[tokio::test]
+    async fn a_refused_write_closes_what_was_open_and_says_why() {
+        let writes = Writes::default();
+        writes.accepted().await;
+        let lost = StoreError::Unreachable { at: "etcd".into(), cause: "gone".into() };
+        assert!(!writes.note(&lost), "a store that does not answer refuses nothing");
+        assert_eq!(writes.refused(), None);
+        assert!(writes.note(&full()));
+        writes.refusal().await;
+        assert!(writes.refused().unwrap_or_default().contains("its database is full"));
+        assert!(writes.set(None));
+        writes.accepted().await;
+    }
+}

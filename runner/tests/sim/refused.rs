@@ -1,0 +1,79 @@
+//! A store that refuses writes, while reads and renewals of leases work.
+
+use std::time::Duration;
+
+use protocol::run::{Cause, Status};
+
+use crate::cluster::{Played, STANDS_STILL, play};
+use crate::plan::{Blow, Plan, RunPlan};
+use crate::world::lock;
+
+const SECOND: Duration = Duration::from_secs(1);
+/// Longer than a loop of a worker may stand still, and than 20 returns to a queue would take.
+const LONG: Duration = STANDS_STILL.saturating_mul(3);
+
+fn kept(plan: Plan) -> Played {
+    let played = play(Plan { traced: true, ..plan });
+    let trace = played.world.trace().join("\n");
+    assert!(played.broken.is_empty(), "{:#?}\n{trace}", played.broken);
+    let fault = lock(&played.world.out_of_order).first().map(ToString::to_string);
+    assert_eq!(fault, None, "every worker only waits");
+    played
+}
+
+#[test]
+fn a_worker_that_may_not_write_waits_and_what_runs_continues() {
+    let long = RunPlan::new("r0", &["work 10 0", "work 600000 0", "work 10 0"]);
+    let late = RunPlan::new("late", &["work 10 0"]).at(5);
+    let plan = Plan { workers: 1, ..Plan::quiet(vec![long, late]) };
+    let played = kept(plan.blow(2 * SECOND, Blow::WritesRefused(LONG)));
+    for name in ["r0", "late"] {
+        let record = played.record(name);
+        assert_eq!((record.status, record.attempt), (Status::Passed, 1), "{name}");
+    }
+    assert_eq!(played.began("r0", 1), 1, "its step was not interrupted");
+}
+
+#[test]
+fn a_step_that_ends_meanwhile_is_recorded_once_that_is_possible() {
+    let run = RunPlan::new("r0", &["work 10 0", "work 5000 0", "work 10 0"]);
+    let played = kept(Plan::quiet(vec![run]).blow(2 * SECOND, Blow::WritesRefused(LONG)));
+    let record = played.record("r0");
+    assert_eq!((record.status, record.attempt), (Status::Passed, 1));
+    assert_eq!(played.began("r0", 1), 1);
+}
+
+#[test]
+fn a_stop_is_kept_and_obeyed_once_it_can_be_recorded() {
+    let running = RunPlan::new("r0", &["work 10 0", "work 3600000 0"]).stopped_at(5);
+    // It waits behind a long one, and is never known before it is stopped.
+    let queued = RunPlan::new("queued", &["work 10 0"]).at(4).stopped_at(6);
+    let plan = Plan { workers: 1, slots: 1, ..Plan::quiet(vec![running, queued]) };
+    let played = kept(plan.blow(2 * SECOND, Blow::WritesRefused(LONG)));
+    for name in ["r0", "queued"] {
+        let record = played.record(name);
+        assert_eq!((record.status, record.cause), (Status::Stopped, Some(Cause::User)), "{name}");
+    }
+    assert_eq!(played.began("queued", 0), 0, "it never ran");
+}
+
+#[test]
+fn a_stop_survives_leases_that_are_lost_while_it_waits() {
+    let running = RunPlan::new("r0", &["work 10 0", "work 3600000 0"]).stopped_at(5);
+    let mut plan = Plan { workers: 1, ..Plan::quiet(vec![running]) }
+        .blow(4 * SECOND, Blow::StoreAway(2 * LONG));
+    for times in 0..30 {
+        plan = plan.blow(SECOND * 20 * (times + 1), Blow::LeaseGone { worker: 0 });
+    }
+    let record = kept(plan).record("r0");
+    assert_eq!((record.status, record.cause), (Status::Stopped, Some(Cause::User)));
+}
+
+#[test]
+fn a_worker_that_ends_meanwhile_ends_in_time() {
+    let run = RunPlan::new("r0", &["work 10 0"]).at(5);
+    let plan = Plan { replaced: false, ..Plan::quiet(vec![run]) }
+        .blow(2 * SECOND, Blow::WritesRefused(LONG))
+        .blow(10 * SECOND, Blow::Leave { worker: 0 });
+    assert_eq!(kept(plan).record("r0").status, Status::Passed);
+}
