@@ -128,6 +128,15 @@ impl Executor for Executors {
         engine.adopt(run, kept).await
     }
 
+    async fn end(&self, run: &RunScope) -> Result<(), ExecError> {
+        // One that is unreachable keeps nobody from what runs on the others.
+        let mut ended = self.local.end(run).await;
+        for engine in self.lone.iter().chain(&self.engine) {
+            ended = ended.and(engine.end(run).await);
+        }
+        ended
+    }
+
     async fn push(
         &self,
         run: &RunScope,

@@ -258,6 +258,11 @@ impl Executor for Scripted {
         })
     }
 
+    async fn end(&self, _run: &RunScope) -> Result<(), ExecError> {
+        // Its steps are futures of this process, which end as they are told.
+        Ok(())
+    }
+
     async fn prepare(&self, run: &RunScope, _stop: &StopSignal) -> Result<Workspace, ExecError> {
         self.is_there()?;
         if run.image == "missing" {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::id::{RunId, StepName};
@@ -14,6 +15,10 @@ use super::{
     BaseImage, ByteStream, Checkpoint, Disk, Gate, Left, LogSink, Ran, RunScope, StepSpec,
     StopSignal, Workspace,
 };
+
+/// How long after a start was sent an engine can still perform it: longer than any adapter waits for
+/// the answer.
+pub const STARTS_WITHIN: Duration = Duration::from_secs(150);
 
 /// An engine, as nodes and records name it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -190,6 +195,15 @@ pub trait Executor: Send + Sync {
         run: &RunScope,
         kept: Option<&Checkpoint>,
     ) -> Result<Option<Workspace>, ExecError>;
+
+    /// Ends what runs of a run for this owner or an earlier one. Once this has returned, nothing of it
+    /// runs and nothing of it can start.
+    ///
+    /// # Errors
+    /// [`ExecError`] if that is not proven.
+    async fn end(&self, run: &RunScope) -> Result<(), ExecError> {
+        self.adopt(run, None).await.map(drop)
+    }
 
     /// Copies what `checkpoint` kept to where other engines can get it; its digest there. `None`:
     /// there is no such place. `destroy` removes it, where it may.

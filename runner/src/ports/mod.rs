@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 pub use disk::{BaseImage, Disk, is_meant};
 pub use events::{EventStream, Events, EventsError, Position, Published, Ticket};
-pub use executor::{EngineInfo, ExecError, Executor, Remote};
+pub use executor::{EngineInfo, ExecError, Executor, Remote, STARTS_WITHIN};
 pub use guard::{Guard, Unguarded};
 pub use host::Host;
 pub use outputs::{Found, KeptFile, KeptOutputs, OutputStore, Outputs, Place, Stored};

@@ -119,6 +119,8 @@ impl Drive {
             self.drive_to_its_end(first).await
         };
         if let Err(cause) = ended {
+            // What follows needs no slot.
+            self.slot = None;
             self.abandon().await;
             if let Some(lost) = self.let_go_of(cause).await {
                 self.shared.put_lost(lost);

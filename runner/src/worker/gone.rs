@@ -1,12 +1,16 @@
 //! How a run is let go that cannot be driven any further here.
 
+use std::time::Duration;
+
 use protocol::run::Cause;
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use super::Lost;
 use super::drive::Drive;
 use super::launch::release;
 use super::ledger::WriteError;
+use super::watchdog::waits;
+use crate::ports::STARTS_WITHIN;
 
 /// Why a drive ends before its run does.
 pub(super) enum Gone {
@@ -21,7 +25,35 @@ impl From<WriteError> for Gone {
     }
 }
 
+/// Between two attempts to prove that nothing of a run runs any more.
+const AGAIN: Duration = Duration::from_secs(1);
+
 impl Drive {
+    /// Returns once the executor has proven that nothing of the run runs here and nothing can start, or
+    /// after so long that no engine could still start anything. Until then the run must keep its owner:
+    /// a worker on another engine cannot end what runs here.
+    async fn prove_ended(&self) {
+        let _waits = waits();
+        let (shared, run) = (&self.shared, &self.scope.run);
+        let began = shared.ports.host.since_boot();
+        loop {
+            let Err(cause) = shared.ports.executor.end(&self.scope).await else { return };
+            let elapsed = shared.ports.host.since_boot().saturating_sub(began);
+            if elapsed >= STARTS_WITHIN {
+                let seconds = elapsed.as_secs();
+                error!(
+                    run.id = %run, %cause,
+                    "run {run} is released after {seconds} s without proof that its steps have ended: \
+                     look for its containers on engine {}",
+                    shared.engine.id
+                );
+                return;
+            }
+            debug!(run.id = %run, %cause, "it is not proven yet that the steps of run {run} have ended");
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
     /// Lets go of the run, so that somebody can go on with it; what this worker itself has to do for
     /// that.
     pub(super) async fn let_go_of(&self, cause: Gone) -> Option<Lost> {
@@ -30,6 +62,7 @@ impl Drive {
             Gone::Engine(why) => {
                 warn!(run.id = %run, cause = why, "the run is let go until the engine is well");
                 self.shared.room.engine_went(Some(self.scope.clone()));
+                self.prove_ended().await;
                 // Without a word of a hand-over: it counts as a loss, or a run that is the end of each
                 // engine would be tried for ever.
                 release(&self.shared, self.ledger.claim(), &self.held.lost).await;
@@ -37,10 +70,12 @@ impl Drive {
             }
             Gone::Write(WriteError::Lost) => {
                 warn!(run.id = %run, "the run is lost to this worker");
+                self.prove_ended().await;
                 Some(Lost::with_lease(run))
             }
             Gone::Write(WriteError::InDoubt) => {
                 warn!(run.id = %run, "the run may be lost to this worker; it is let go");
+                self.prove_ended().await;
                 // Under this epoch nothing more may be said, whoever goes on.
                 release(&self.shared, self.ledger.claim(), &self.held.lost).await;
                 Some(Lost::with_lease(run))

@@ -64,7 +64,7 @@ impl Launch {
             inputs: sender.clone(),
             stop: stop.clone(),
             leave: leave.clone(),
-            longest_grace: Duration::ZERO,
+            longest_grace: None,
         };
         let (shared, tell) = (Arc::clone(shared), sender);
         let entered = shared.roster.enter(run, handle);
@@ -148,7 +148,7 @@ impl Launch {
             }
         });
         let pipeline = record.pipeline.as_ref();
-        shared.roster.note_grace(&run, pipeline.map(longest_grace).unwrap_or_default());
+        shared.roster.drive(&run, pipeline.map(longest_grace).unwrap_or_default());
         let scope = RunScope {
             cluster: Arc::clone(&shared.cluster),
             run,

@@ -159,10 +159,15 @@ pub(super) async fn keep(
                             lease = held.lease.0,
                             "the lease is {ended}; what ran under it is killed"
                         );
+                        wind_up(&shared, held.lease, granted.ttl, &stop).await;
                     }
                     Ended::Stopped => {}
                 }
-                revoke(&shared, held.lease, &stop).await;
+                // What this worker could not end in time is its guard's, which has until the lease has
+                // run out by itself.
+                if shared.roster.is_idle() {
+                    revoke(&shared, held.lease, &stop).await;
+                }
             }
             Err(cause) => {
                 warn!(%cause, "no lease can be taken; nothing is taken from the queues");
@@ -180,6 +185,10 @@ pub(super) async fn keep(
 
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(2);
+
+/// How long a drive can take to prove that its steps have ended: what its executor waits for an engine
+/// that went away, and then [`STARTS_WITHIN`].
+const PROVEN_WITHIN: Duration = Duration::from_secs(300);
 
 /// How late a worker may see that its host has slept.
 const AWAKE: Duration = Duration::from_millis(500);
@@ -252,6 +261,30 @@ async fn renew(
             }
         }
     }
+}
+
+/// Keeps a lease that nothing is done under any more until every drive has ended, and with it proven
+/// that its steps have: until then nobody else must own their runs. Ends as well if the store has ended
+/// the lease, at `stop`, and after the time that a proof can take at most.
+async fn wind_up(shared: &Shared, lease: LeaseId, ttl: Duration, stop: &CancellationToken) {
+    let host = &shared.ports.host;
+    let began = host.since_boot();
+    while host.since_boot().saturating_sub(began) < PROVEN_WITHIN {
+        tokio::select! {
+            biased;
+            () = shared.roster.idle() => return,
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(ttl / 6) => {}
+        }
+        beat();
+        // Without an answer there is nothing else to do: the lease runs out meanwhile.
+        let renewed = tokio::time::timeout(ttl / 3, shared.ports.store.keep_alive(lease)).await;
+        if let Ok(Err(StoreError::LeaseGone(_))) = renewed {
+            warn!(lease = lease.0, runs = ?shared.roster.ids(), "the lease is gone before these runs");
+            return;
+        }
+    }
+    warn!(lease = lease.0, runs = ?shared.roster.ids(), "the lease is kept no longer for these runs");
 }
 
 /// Ends a lease for good, however long the store takes to answer: the next owner of what it held

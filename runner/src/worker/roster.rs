@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use protocol::id::RunId;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::ports::{StopLevel, StopSignal};
@@ -19,18 +20,22 @@ pub(super) struct Handle {
     pub(super) stop: StopSignal,
     /// The same, for a hand-over: steps that must not run twice do not listen to it.
     pub(super) leave: StopSignal,
-    /// The longest kill-grace among the steps of the run.
-    pub(super) longest_grace: Duration,
+    /// The longest kill-grace among the steps of the run; none before it is driven.
+    pub(super) longest_grace: Option<Duration>,
 }
 
 /// The runs that this worker drives or is about to claim.
 #[derive(Debug, Default)]
-pub(super) struct Roster(Mutex<BTreeMap<RunId, Handle>>);
+pub(super) struct Roster {
+    runs: Mutex<BTreeMap<RunId, Handle>>,
+    /// A run was struck.
+    struck: Notify,
+}
 
 impl Roster {
     fn runs(&self) -> std::sync::MutexGuard<'_, BTreeMap<RunId, Handle>> {
         // A map of handles is whole whatever panicked.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Enters a run. It is entered before it is claimed, so that no stop falls between its claim and
@@ -47,6 +52,27 @@ impl Roster {
     /// Strikes a run.
     pub(super) fn strike(&self, run: &RunId) {
         self.runs().remove(run);
+        self.struck.notify_waiters();
+    }
+
+    /// Whether no run is driven. One that is about to be claimed is not.
+    pub(super) fn is_idle(&self) -> bool {
+        self.runs().values().all(|handle| handle.longest_grace.is_none())
+    }
+
+    /// Resolves when no run is driven.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(super) async fn idle(&self) {
+        loop {
+            let mut struck = std::pin::pin!(self.struck.notified());
+            struck.as_mut().enable();
+            if self.is_idle() {
+                return;
+            }
+            struck.await;
+        }
     }
 
     /// The runs, in order.
@@ -61,10 +87,10 @@ impl Roster {
         }
     }
 
-    /// Notes the longest kill-grace among the steps of a run.
-    pub(super) fn note_grace(&self, run: &RunId, longest: Duration) {
+    /// Notes that a run is driven from now on, and the longest kill-grace among its steps.
+    pub(super) fn drive(&self, run: &RunId, longest_grace: Duration) {
         if let Some(handle) = self.runs().get_mut(run) {
-            handle.longest_grace = longest;
+            handle.longest_grace = Some(longest_grace);
         }
     }
 
@@ -103,7 +129,7 @@ impl Roster {
 }
 
 fn longest_grace(runs: &BTreeMap<RunId, Handle>, usual: Duration) -> Duration {
-    runs.values().map(|handle| handle.longest_grace).max().map_or(usual, |own| own.max(usual))
+    runs.values().filter_map(|handle| handle.longest_grace).max().map_or(usual, |own| own.max(usual))
 }
 
 /// The reason goes first, so that the drive knows it before it sees the step end.

@@ -320,7 +320,7 @@ impl Executor for Handle {
         let there = {
             let mut inner = lock(&self.engine().inner);
             for (id, epoch) in inner.of_run(&run.run) {
-                if epoch < run.epoch {
+                if epoch <= run.epoch {
                     inner.remove(id, now);
                 }
             }

@@ -31,6 +31,15 @@ impl Remains {
         }
     }
 
+    /// Kills the worker's containers without their engine, if it is on this host. Returns how many.
+    pub(super) async fn end_processes(&self) -> Result<usize, ExecError> {
+        match self {
+            Self::Podman(remains) => remains.end_processes().await,
+            // The processes of a Docker engine belong to root.
+            Self::Docker(_) => Ok(0),
+        }
+    }
+
     pub(super) async fn kill(&self, ids: &[String]) -> Result<(), ExecError> {
         match self {
             Self::Podman(remains) => remains.kill(ids).await,

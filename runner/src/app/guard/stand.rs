@@ -126,6 +126,7 @@ impl Guard {
                 }
                 Err(cause) => {
                     all = None;
+                    self.end_without_engine(remains).await;
                     Err(cause)
                 }
             };
@@ -154,6 +155,18 @@ impl Guard {
                 "the worker is dead or frozen; what it ran is killed");
         }
         Ok(())
+    }
+
+    /// Kills what runs on an engine that does not answer. It is looked at again once it does.
+    async fn end_without_engine(&self, remains: &Remains) {
+        match remains.end_processes().await {
+            Ok(0) => {}
+            Ok(containers) => warn!(owner.id = %self.worker, containers,
+                "the worker is dead or frozen, and the engine does not answer: the processes of its \
+                 containers are killed"),
+            Err(cause) => warn!(owner.id = %self.worker, %cause,
+                "what a dead or frozen worker ran cannot be killed yet"),
+        }
     }
 
     /// Between two looks. A pipe at its end would wake it at once.

@@ -4,13 +4,10 @@ use std::time::Duration;
 
 use super::word::Word;
 use crate::exec::podman::Seen;
+use crate::ports::STARTS_WITHIN;
 
 /// For how long a guard without a worker tries to kill what it finds.
 const TRIES_FOR: Duration = Duration::from_secs(600);
-/// For how long a container that is made may be about to run: an engine that is asked for a start has
-/// done it by then.
-const STARTS_WITHIN: Duration = Duration::from_secs(60);
-
 /// What there is to be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
@@ -138,10 +135,11 @@ mod tests {
         let mut watch = fed(10);
         watch.saw(at(10), &made());
         assert_eq!(watch.due(at(11)), Due::Kill);
-        watch.saw(at(69), &made());
-        assert_eq!(watch.due(at(69)), Due::Kill);
-        watch.saw(at(70), &made());
-        assert_eq!(watch.due(at(70)), Due::Listen(None), "whoever made it starts it no more");
+        let over = at(10) + STARTS_WITHIN;
+        watch.saw(over - at(1), &made());
+        assert_eq!(watch.due(over - at(1)), Due::Kill);
+        watch.saw(over, &made());
+        assert_eq!(watch.due(over), Due::Listen(None), "whoever made it starts it no more");
     }
 
     #[test]

@@ -33,6 +33,9 @@ pub(super) struct Create {
     /// Only where the image itself asks for the directory.
     create_working_dir: bool,
     pub(super) labels: IndexMap<&'static str, String>,
+    /// They stand in the configuration of the container, where whoever guards a worker reads them if
+    /// the engine does not answer.
+    annotations: IndexMap<&'static str, String>,
     pub(super) init: bool,
     pub(super) terminal: bool,
     stdin: bool,
@@ -131,6 +134,7 @@ impl Create {
             user: base.user.clone(),
             work_dir: base.work_dir.clone(),
             create_working_dir: true,
+            annotations: IndexMap::new(),
             labels: IndexMap::from([
                 (names::LABEL_RUN, run.run.to_string()),
                 (names::LABEL_EPOCH, run.epoch.to_string()),
@@ -159,6 +163,7 @@ impl Create {
     /// label of another one.
     pub(super) fn by(&mut self, worker: Option<&NodeId>) {
         let worker = worker.map(ToString::to_string).unwrap_or_default();
+        self.annotations.insert(names::LABEL_WORKER, worker.clone());
         self.labels.insert(names::LABEL_WORKER, worker);
     }
 

@@ -9,6 +9,7 @@
 //! | `files` | resources in, artifacts out |
 //! | `secrets` `leak` | what a step is given in memory, and that nothing of it is kept |
 //! | `disk` `bases` | how full the engine is, and which images may go for it |
+//! | `processes` | steps ended by process id, if the engine does not answer |
 //! | `remains` | what a worker that is gone has left running |
 //! | `remove` | letting go, by label and never by memory |
 
@@ -31,6 +32,7 @@ mod look;
 mod oddities;
 mod output;
 mod path;
+mod processes;
 mod pull;
 mod registry;
 mod remains;
@@ -136,6 +138,7 @@ pub struct Podman {
     reaper: Reaper,
     ghosts: Ghosts,
     init: step::Init,
+    starts: step::Starts,
     engine: OnceCell<Engine>,
 }
 
@@ -173,6 +176,7 @@ impl Podman {
             reaper: Reaper::default(),
             ghosts: Ghosts::default(),
             init: step::Init::default(),
+            starts: step::Starts::default(),
             engine: OnceCell::new(),
         })
     }
@@ -315,6 +319,22 @@ impl Executor for Podman {
             (Some(registry), Some(digest)) => self.fetch_from(registry, run, image, digest).await,
             (_, _) => Ok(None),
         }
+    }
+
+    async fn end(&self, run: &RunScope) -> Result<(), ExecError> {
+        let cause = match self.end_containers(run).await {
+            Ok(()) => {
+                self.starts.forget(&run.run);
+                return Ok(());
+            }
+            Err(cause) => cause,
+        };
+        if !matches!(cause, ExecError::Unreachable { .. }) || !self.http.shares_processes() {
+            return Err(cause);
+        }
+        self.end_processes(&run.run).await?;
+        // What was asked for and not answered can still be performed by an engine that hangs.
+        if self.starts.is_unanswered(&run.run) { Err(cause) } else { Ok(()) }
     }
 
     async fn push(

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use protocol::id::NodeId;
+use protocol::id::{NodeId, RunId};
 use protocol::names;
 use serde::Deserialize;
 
 use super::api::Life;
 use super::call::Ask;
 use super::http::Http;
-use super::path;
+use super::create::run_of;
+use super::{Podman, path, processes};
 use crate::ports::ExecError;
 
 /// How many containers are killed at a time.
@@ -107,6 +108,23 @@ impl Remains {
         Ok(seen(listed.unwrap_or_default()))
     }
 
+    /// Kills the worker's containers by their processes, for an engine of this host that does not
+    /// answer. What was asked of the engine before can still start.
+    ///
+    /// # Errors
+    /// [`ExecError::Engine`] if a process cannot be killed.
+    pub async fn end_processes(&self) -> Result<usize, ExecError> {
+        if !self.http.is_local() {
+            return Ok(0);
+        }
+        let worker = &self.worker;
+        let ours = watched()?.into_iter();
+        let ours: Vec<_> = ours.filter(|it| run_of(&it.name).is_some() && it.is_of(worker)).collect();
+        let count = ours.len();
+        processes::end(ours).await.map_err(|cause| failed(&cause))?;
+        Ok(count)
+    }
+
     /// Kills containers, without grace. What has ended meanwhile, or is gone, has no need of it.
     ///
     /// # Errors
@@ -121,6 +139,25 @@ impl Remains {
             }
         }
         resisted
+    }
+}
+
+fn failed(cause: &std::io::Error) -> ExecError {
+    ExecError::Engine {
+        doing: "killing the process of a container".into(),
+        cause: cause.to_string(),
+    }
+}
+
+fn watched() -> Result<Vec<processes::Watched>, ExecError> {
+    processes::watched().map_err(|cause| failed(&cause))
+}
+
+impl Podman {
+    /// Kills the processes of a run's containers, for an engine of this host that does not answer.
+    pub(super) async fn end_processes(&self, run: &RunId) -> Result<(), ExecError> {
+        let of_run = watched()?.into_iter().filter(|it| run_of(&it.name).as_ref() == Some(run));
+        processes::end(of_run.collect()).await.map_err(|cause| failed(&cause))
     }
 }
 

@@ -1,9 +1,12 @@
 //! Runs one step: made and attached to while the gate is closed, started when it opens.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::join;
+use protocol::id::RunId;
 
 use super::Podman;
 use super::api::{Container, Life};
@@ -33,6 +36,37 @@ const KILLED: i32 = 137;
 #[derive(Debug, Default)]
 pub(super) struct Init {
     missing: AtomicBool,
+}
+
+/// The runs with a start that was sent and not answered.
+#[derive(Debug, Default)]
+pub(super) struct Starts(Mutex<BTreeSet<RunId>>);
+
+impl Starts {
+    fn runs(&self) -> std::sync::MutexGuard<'_, BTreeSet<RunId>> {
+        // A set is whole whatever panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_unanswered(&self, run: &RunId) -> bool {
+        self.runs().contains(run)
+    }
+
+    /// The engine answers, and has nothing of the run.
+    pub(super) fn forget(&self, run: &RunId) {
+        self.runs().remove(run);
+    }
+
+    /// Notes what became of a start.
+    fn note(&self, run: &RunId, started: &Result<(), Fault>) {
+        match started {
+            Err(Fault::Broken(_) | Fault::Late(_) | Fault::Garbled(_)) => {
+                self.runs().insert(run.clone());
+            }
+            // One that was not sent changes nothing. One that was answered says what became of it.
+            Ok(()) | Err(Fault::Away(_) | Fault::Refused { .. }) => {}
+        }
+    }
 }
 
 /// A container that waits for its start.
@@ -98,7 +132,7 @@ impl Podman {
         let work_dir = step.work_dir.clone().unwrap_or_else(|| known.base.work_dir.clone());
         let depth = known.depth;
         self.memory.learn_container(&run.run, &id, Made { on: image, known, work_dir });
-        let ran = self.started(&mut link, step, ready, out, stop).await;
+        let ran = self.started(&mut link, run, step, ready, (out, stop)).await;
         match ran {
             Ok(Some(exit)) => Ok(Ran::new(exit, Workspace::Container { id, depth })),
             Ok(None) => {
@@ -281,13 +315,13 @@ impl Podman {
     async fn started(
         &self,
         link: &mut Link,
+        run: &RunScope,
         step: &StepSpec,
         ready: Ready,
-        out: &dyn LogSink,
-        stop: &StopSignal,
+        (out, stop): (&dyn LogSink, &StopSignal),
     ) -> Result<Option<Exit>, ExecError> {
         let Ready { id, attached } = ready;
-        let attached = self.start(link, step, &id, attached).await?;
+        let attached = self.start(link, run, step, &id, attached).await?;
         let mut follower = Follower {
             http: &self.http,
             id: &id,
@@ -315,12 +349,15 @@ impl Podman {
     async fn start(
         &self,
         link: &mut Link,
+        run: &RunScope,
         step: &StepSpec,
         id: &str,
         mut attached: Attached,
     ) -> Result<Attached, ExecError> {
         loop {
-            let fault = match link.start(id).await {
+            let started = link.start(id).await;
+            self.starts.note(&run.run, &started);
+            let fault = match started {
                 Ok(()) => return Ok(attached),
                 Err(fault @ Fault::Broken(_)) => fault,
                 Err(fault) => return Err(self.not_started(step, fault)),
@@ -328,6 +365,8 @@ impl Podman {
             tracing::warn!(container.id = id, %fault, "the engine went away while a step started");
             let looked = link.inspect(id, PATIENCE).await;
             let looked = looked.map_err(|fault| fault.at("looking at a step", &self.http))?;
+            // An engine that answers again has lost what the one before it was asked for.
+            self.starts.forget(&run.run);
             match looked.map(|container| container.life()) {
                 Some(Life::Running | Life::Ended) => return Ok(attached),
                 Some(Life::NotStarted) => {
