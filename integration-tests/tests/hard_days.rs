@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use integration_tests::services::{OwnServices, Vhost};
 use protocol::names;
-use protocol::run::Status;
+use protocol::run::{Cause, Status};
 use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd};
 use runner::exec::scripted::Scripted;
-use runner::ports::{Executor, NoSecrets, Ports};
+use runner::ports::{Executor, NoSecrets, Ports, Route};
 use runner::worker::suite::{MakePorts, Rig, new_node, options, until};
 use runner::{host, transfer};
 
@@ -183,5 +183,81 @@ async fn a_run_outlives_the_brokers_acknowledgement_timeout() {
         (queue["messages"] == 0).then_some(())
     });
     jobs.await;
+    rig.end().await;
+}
+
+/// Sets or clears the alarm that etcd sets itself when its database is full.
+async fn alarm(own: &OwnServices, action: etcd_client::AlarmAction) {
+    let urls = own.services().etcd().urls;
+    let mut client = etcd_client::Client::connect(urls, None).await.unwrap();
+    client.alarm(action, etcd_client::AlarmType::Nospace, None).await.unwrap();
+}
+
+/// Reads and renewals of leases work, and no write does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_full_is_waited_for_and_no_command_is_lost() {
+    let Some(own) = OwnServices::start("rabbitmq,etcd", &[]) else { return };
+    let (mut rig, vhost) = rig(&own).await;
+    let node = rig.worker(3).await;
+    let dir = tempfile::tempdir().unwrap();
+    let sign = dir.path().join("disarmed");
+    let [continues, stopped] = ["continues", "stopped"].map(|name| rig.run(name));
+    rig.start(&continues, &rig.pipeline("continues", &[&waits_for(&sign)])).await;
+    rig.start(&stopped, &rig.pipeline("stopped", &["hang"])).await;
+    for run in [&continues, &stopped] {
+        rig.event(run, "StepStarted").await;
+    }
+    let paused = rig.pipeline("paused", &["exit 0"]);
+    rig.store_pipeline(&paused).await;
+
+    alarm(&own, etcd_client::AlarmAction::Activate).await;
+    let late = rig.run("late");
+    rig.start(&late, &rig.pipeline("late", &["exit 0"])).await;
+    rig.stop(&stopped).await;
+    let pause = serde_json::json!({ "group": rig.tag, "name": "paused" });
+    rig.publish(Route::Control, protocol::command::PAUSE, &pause).await;
+    // One of the two is out, and the other waits behind it.
+    let queue =
+        async |name: &str| vhost.management.get(&format!("queues/{}/{name}", vhost.name)).await;
+    until("a command is kept", || async {
+        let control = queue(names::CONTROL_QUEUE).await;
+        (control["messages"] == 2 && control["messages_unacknowledged"] == 1).then_some(())
+    })
+    .await;
+    // Renewals go on meanwhile: more of them than the lease has thirds.
+    let lease_is_kept = async || {
+        let key = names::node_key(&node);
+        rig.ports.store.get(&key).await.unwrap().map(|entry| entry.mod_revision)
+    };
+    let before = lease_is_kept().await;
+    until("the broker has seen it kept for a while", || async {
+        let control = queue(names::CONTROL_QUEUE).await;
+        let stats = &control["message_stats"]["deliver_get"];
+        (stats.as_u64() >= Some(1)).then_some(())
+    })
+    .await;
+    assert_eq!(lease_is_kept().await, before, "the node is there, and could not write");
+    assert!(before.is_some());
+
+    alarm(&own, etcd_client::AlarmAction::Deactivate).await;
+    let record = rig.settled(&stopped).await;
+    assert_eq!((record.status, record.cause), (Status::Stopped, Some(Cause::User)));
+    assert_eq!(rig.settled(&late).await.status, Status::Passed);
+    std::fs::write(&sign, "").unwrap();
+    let record = rig.settled(&continues).await;
+    assert_eq!((record.status, record.attempt), (Status::Passed, 1), "it was never interrupted");
+    let refused = rig.run("refused");
+    rig.start_stored(&refused, "paused").await;
+    assert_eq!(rig.settled(&refused).await.cause, Some(Cause::Paused));
+    // Nothing was returned to its queue, and so nothing became a dead letter.
+    let dead = queue(names::DEAD_LETTER_QUEUE).await;
+    assert_eq!(dead["messages"].as_u64().unwrap_or(0), 0, "{dead}");
+    until("the broker's figures are there", || async {
+        let control = queue(names::CONTROL_QUEUE).await;
+        (control["message_stats"]["ack"].as_u64() >= Some(2)).then_some(())
+    })
+    .await;
+    let control = queue(names::CONTROL_QUEUE).await;
+    assert_eq!(control["message_stats"]["redeliver"].as_u64().unwrap_or(0), 0, "{control}");
     rig.end().await;
 }

@@ -9,7 +9,7 @@ use integration_tests::services::{BROKER, STORE, Services, Vhost};
 use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd};
 use runner::exec::scripted::Scripted;
 use runner::ports::{Executor, NoSecrets, Ports};
-use runner::worker::suite::{MakePorts, Rig, commands, hard, runs, takeover};
+use runner::worker::suite::{MakePorts, Rig, commands, hard, marks, runs, takeover};
 use runner::{host, transfer};
 
 /// A virtual host of the test's own on the broker of all; keys of its own in the etcd of all.
@@ -78,6 +78,9 @@ rows! {
     hard::a_run_that_is_being_claimed_when_the_drain_begins_is_run,
     hard::a_long_lease_that_is_gone_is_replaced,
     hard::a_store_that_was_restored_is_not_worked_on,
+    marks::a_lease_of_days_serves_a_limited_number_of_keys,
+    marks::the_mark_of_an_open_run_is_renewed,
+    marks::a_claim_under_an_earlier_lease_is_not_adopted,
     takeover::a_run_goes_on_with_another_worker_after_its_last_kept_step,
     takeover::a_worker_goes_on_with_its_own_run_after_its_lease_was_lost,
     takeover::a_hand_over_goes_on_at_once_and_is_no_loss,

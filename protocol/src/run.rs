@@ -349,6 +349,9 @@ pub struct Open {
 pub struct OwnerEntry {
     /// The owner.
     pub node: NodeId,
+    /// The lease that the key stands under, in hex, as etcd's own tools show it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease: Option<String>,
 }
 
 /// Value of a stop key.

@@ -167,6 +167,13 @@ fn steps_of(record: &RunRecord, now: Millis) -> Table {
 pub(super) async fn nodes(context: &Context) -> Result<Exit, Failure> {
     let client = context.client()?;
     let nodes = client.nodes().await?;
+    let refused = match client.writes_refused().await? {
+        None => nodes.iter().find_map(|(_, node)| node.writes_refused.clone()),
+        everybody => everybody,
+    };
+    if let Some(why) = &refused {
+        output::message(&format!("no node takes new work: {why}"));
+    }
     if context.style.json {
         let all: Vec<Value> = nodes
             .iter()
@@ -190,6 +197,7 @@ pub(super) async fn nodes(context: &Context) -> Result<Exit, Failure> {
                 ("full", Ink::Yellow)
             }
             protocol::run::NodeState::Ready if node.engine_away => ("no engine", Ink::Red),
+            protocol::run::NodeState::Ready if refused.is_some() => ("no writes", Ink::Red),
             protocol::run::NodeState::Ready => ("ready", Ink::Green),
             protocol::run::NodeState::Draining => ("draining", Ink::Yellow),
         };

@@ -354,12 +354,13 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// What a write would fail with.
     async fn accepts_writes(&self) -> Result<(), StoreError> {
-        let places = [names::RUNS, names::OPEN, names::OWNERS, names::STOPS, names::SEEN, names::NODES];
+        let places =
+            [names::RUNS, names::OPEN, names::OWNERS, names::STOPS, names::SEEN, names::NODES];
         let never = format!("{}{PROBE}", names::NODES);
-        let probe = places.into_iter().fold(
-            Txn::new().when(never, Expect::Present),
-            |probe, place| probe.put(format!("{place}{PROBE}"), b"{}".to_vec()),
-        );
+        let probe =
+            places.into_iter().fold(Txn::new().when(never, Expect::Present), |probe, place| {
+                probe.put(format!("{place}{PROBE}"), b"{}".to_vec())
+            });
         self.txn(probe).await.map(drop)
     }
 

@@ -194,7 +194,7 @@ async fn try_take(
         }
     };
     if let (Some(owner), Some(record)) = (&look.owner, &look.record)
-        && owner.value == owner_value(&shared.options.node)
+        && owner.value == owner_value(&shared.options.node, held.lease)
     {
         // A claim of ours whose answer was lost. It is driven by nobody: the roster has one place
         // for a run, and we hold it.
@@ -213,7 +213,11 @@ async fn try_take(
         .when(names::owner_key(run), Expect::Absent)
         .when(names::run_key(run), Expect::Absent)
         .when(names::seen_key(run), Expect::Absent)
-        .put_leased(names::owner_key(run), owner_value(&shared.options.node), held.lease)
+        .put_leased(
+            names::owner_key(run),
+            owner_value(&shared.options.node, held.lease),
+            held.lease,
+        )
         .put(names::run_key(run), json(&record)?)
         .put(names::open_key(run), json(&Open::default())?)
         .put_leased(names::seen_key(run), Vec::new(), seen);

@@ -209,8 +209,10 @@ impl Ledger {
     }
 }
 
-/// The value of an owner key.
-pub(super) fn owner_value(node: &protocol::id::NodeId) -> Vec<u8> {
-    // A struct of one string always serialises.
-    serde_json::to_vec(&OwnerEntry { node: node.clone() }).unwrap_or_default()
+/// The value of an owner key that stands under a lease. A claim under an earlier lease of the same node
+/// has another value, and is about to end with that lease.
+pub(super) fn owner_value(node: &protocol::id::NodeId, lease: LeaseId) -> Vec<u8> {
+    let entry = OwnerEntry { node: node.clone(), lease: Some(format!("{:x}", lease.0)) };
+    // A struct of strings always serialises.
+    serde_json::to_vec(&entry).unwrap_or_default()
 }

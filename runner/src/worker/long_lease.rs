@@ -1,41 +1,106 @@
 //! Leases of days, for what outlives a run.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use protocol::names;
 use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
-use crate::ports::{LeaseId, Ports, StoreError};
+use super::watchdog::{beat, waits};
+use super::{SEEN_FOR, Shared};
+use crate::ports::{Expect, LeaseId, Ports, StoreError, Txn};
 
-/// A lease of days that serves many keys: it is taken anew from time to time, so that a key put
-/// under it lives for its time at least, and so that no claim waits for a lease of its own.
+/// A lease of days that serves many keys: it is replaced from time to time, so that a key put under it
+/// lives for its time at least, and no claim waits for a lease of its own.
 pub(super) struct LongLease {
     ttl: Duration,
-    taken: Mutex<Option<(LeaseId, Duration)>>,
+    taken: Mutex<Option<Taken>>,
+}
+
+struct Taken {
+    lease: LeaseId,
+    at: Duration,
+    /// How many keys it may still serve.
+    left: u32,
 }
 
 /// One long lease serves what is put in this time.
-const LONG_LEASE_SERVES: Duration = Duration::from_secs(3600);
+const SERVES: Duration = Duration::from_secs(3600);
+/// It serves so many keys at most: etcd deletes all of them in one step when the lease ends, and
+/// answers nobody meanwhile.
+const SERVES_KEYS: u32 = 1000;
 
 impl LongLease {
     pub(super) fn new(ttl: Duration) -> Self {
         Self { ttl, taken: Mutex::new(None) }
     }
 
+    /// The lease for one more key.
     pub(super) async fn current(&self, ports: &Ports) -> Result<LeaseId, StoreError> {
         let mut taken = self.taken.lock().await;
         let now = ports.host.since_boot();
-        if let Some((lease, at)) = *taken
-            && now.saturating_sub(at) < LONG_LEASE_SERVES
+        if let Some(taken) = &mut *taken
+            && taken.left > 0
+            && now.saturating_sub(taken.at) < SERVES
         {
-            return Ok(lease);
+            taken.left -= 1;
+            return Ok(taken.lease);
         }
-        let lease = ports.store.grant(self.ttl + LONG_LEASE_SERVES).await?.lease;
-        *taken = Some((lease, now));
+        let lease = ports.store.grant(self.ttl + SERVES).await?.lease;
+        *taken = Some(Taken { lease, at: now, left: SERVES_KEYS - 1 });
         Ok(lease)
     }
 
-    /// The store knows it no more: the next one who asks takes another.
+    /// The store no longer knows it: the next caller takes another.
     pub(super) async fn forget(&self) {
         *self.taken.lock().await = None;
     }
+}
+
+/// How often the marks of open runs are renewed: several times within their time to live.
+const RENEWED_EVERY: Duration = Duration::from_secs(24 * 3600);
+
+/// Renews the marks that keep run ids from being accepted twice, for as long as their runs are open:
+/// a run may take longer than a mark lives.
+pub(super) async fn renew_seen(shared: Arc<Shared>, stop: CancellationToken) {
+    loop {
+        {
+            let _waits = waits();
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(RENEWED_EVERY) => {}
+            }
+        }
+        if let Err(cause) = renew_once(&shared).await {
+            // A mark lives for days: the next round comes in time.
+            warn!(%cause, days = SEEN_FOR.as_secs() / 86_400, "the marks of open runs are not renewed");
+        }
+    }
+}
+
+pub(super) async fn renew_once(shared: &Shared) -> Result<(), StoreError> {
+    let open = shared.ports.store.list(names::OPEN).await?;
+    for entry in open.entries {
+        beat();
+        let Some(Ok(run)) = entry.key.strip_prefix(names::OPEN).map(str::parse) else { continue };
+        let seen = shared.seen.current(&shared.ports).await?;
+        let txn = Txn::new().when(entry.key, Expect::Present).put_leased(
+            names::seen_key(&run),
+            Vec::new(),
+            seen,
+        );
+        match shared.ports.store.txn(txn).await {
+            // A run that has ended meanwhile has its mark from its last write.
+            Ok(_) => {}
+            Err(cause @ StoreError::LeaseGone(_)) => {
+                shared.seen.forget().await;
+                return Err(cause);
+            }
+            Err(cause) => return Err(cause),
+        }
+    }
+    Ok(())
 }

@@ -11,8 +11,8 @@ use tracing::{info, warn};
 
 use super::watchdog::waits;
 use super::{
-    LAST_EVENTS, Shared, Shutdown, callbacks, control, intake, janitor, lease, node, reclaim,
-    rescue, room, writes,
+    LAST_EVENTS, Shared, Shutdown, callbacks, control, intake, janitor, lease, long_lease, node,
+    reclaim, rescue, room, writes,
 };
 use crate::ports::{Guard, Source};
 use crate::rules::run::StopWhy;
@@ -59,6 +59,8 @@ impl Loops {
         dog.spawn(&stops, "the intake of stops", control);
         let probe = writes::run(Arc::clone(shared), leased.clone());
         dog.spawn(&others, "the probe of the store", probe);
+        let marks = long_lease::renew_seen(Arc::clone(shared), leased.clone());
+        dog.spawn(&others, "the renewal of marks", marks);
         let told = callbacks::run(Arc::clone(shared), leased.clone());
         dog.spawn(&others, "the callbacks", told);
         let kept = lease::keep(Arc::clone(shared), Arc::clone(guard), leases, leased.clone());

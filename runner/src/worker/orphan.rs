@@ -103,13 +103,18 @@ pub(super) async fn claim_orphan(
         // A run that was let go is nobody's any more.
         .when(names::open_key(run), Expect::Present)
         .when(names::run_key(run), Expect::ModifiedAt(record.mod_revision))
-        .put_leased(names::owner_key(run), owner_value(&shared.options.node), held.lease)
+        .put_leased(
+            names::owner_key(run),
+            owner_value(&shared.options.node, held.lease),
+            held.lease,
+        )
         .put(names::run_key(run), json(&parsed)?)
         .read(names::owner_key(run))
         .read(names::run_key(run));
     let reply = until_answered(shared, held, run, txn).await?;
     if !reply.committed {
-        let ours = reply.entry(0).filter(|o| o.value == owner_value(&shared.options.node));
+        let ours =
+            reply.entry(0).filter(|o| o.value == owner_value(&shared.options.node, held.lease));
         // A claim of ours whose answer was lost: nobody else here drives it, as we hold its place.
         return match (ours, reply.entry(1)) {
             (Some(owner), Some(record)) => {

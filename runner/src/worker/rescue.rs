@@ -192,12 +192,13 @@ impl Rescue<'_> {
     /// Notes what a look has shown: lists of what is open, and of what is owned.
     fn saw(&mut self, reads: &[Vec<Entry>]) {
         let (open, owners) = (reads.first().into_iter().flatten(), reads.get(1));
-        let mine = owner_value(&self.shared.options.node);
+        let mine = owner_value(&self.shared.options.node, self.held.lease);
         let owned: BTreeSet<RunId> = owners
             .into_iter()
             .flatten()
             .filter_map(|owner| Some((run_of(&owner.key, names::OWNERS)?, owner)))
-            // What this node owns and nobody here drives is a claim whose answer was lost.
+            // What this lease owns and nobody here drives is a claim whose answer was lost. A claim under
+            // an earlier lease of this node is left to end with that lease.
             .filter(|(run, owner)| owner.value != mine || self.shared.roster.has(run))
             .map(|(run, _)| run)
             .collect();
@@ -282,7 +283,7 @@ impl Rescue<'_> {
             // It is one of ours that has not gone yet.
             return Ok(Some(AGAIN));
         }
-        let (entry, purpose) = match find(shared, run, orphan).await? {
+        let (entry, purpose) = match find(shared, held, run, orphan).await? {
             Found::Settled => {
                 shared.own_lost().remove(run);
                 return Ok(None);
@@ -351,14 +352,19 @@ impl Rescue<'_> {
 }
 
 /// What stands of a run, and so what is to be done with it.
-async fn find(shared: &Shared, run: &RunId, orphan: Orphan) -> Result<Found, StoreError> {
+async fn find(
+    shared: &Shared,
+    held: &Held,
+    run: &RunId,
+    orphan: Orphan,
+) -> Result<Found, StoreError> {
     let look = Txn::new()
         .read(names::run_key(run))
         .read(names::open_key(run))
         .read(names::owner_key(run))
         .read(names::stop_key(run));
     let look = shared.ports.store.txn(look).await?;
-    let mine = owner_value(&shared.options.node);
+    let mine = owner_value(&shared.options.node, held.lease);
     let owned = look.entry(2).is_some_and(|owner| owner.value != mine);
     let (Some(entry), Some(open), false) = (look.entry(0), look.entry(1), owned) else {
         return Ok(Found::Settled);

@@ -129,7 +129,10 @@ impl Roster {
 }
 
 fn longest_grace(runs: &BTreeMap<RunId, Handle>, usual: Duration) -> Duration {
-    runs.values().filter_map(|handle| handle.longest_grace).max().map_or(usual, |own| own.max(usual))
+    runs.values()
+        .filter_map(|handle| handle.longest_grace)
+        .max()
+        .map_or(usual, |own| own.max(usual))
 }
 
 /// The reason goes first, so that the drive knows it before it sees the step end.

@@ -420,7 +420,7 @@ fn a_step_that_must_not_run_twice_finishes_during_a_hand_over() {
 #[test]
 fn a_step_that_must_not_run_twice_is_begun_once_whoever_is_lost() {
     holds(Protocol {
-        faults: Faults { crashes: 1, pauses: 1, drains: 1, partitions: 1, ..NO_FAULTS },
+        faults: Faults { crashes: 1, pauses: 1, drains: 1, ..NO_FAULTS },
         comes_across: &[sights::WOKEN_LATE, sights::ENDED_IN_DOUBT],
         ..ONCE
     });

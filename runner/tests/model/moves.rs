@@ -218,8 +218,8 @@ impl Protocol {
 
     /// Whether a step was begun that must not run twice, and nobody knows how it ended.
     fn is_in_doubt(&self, record: &Record, handed_over: bool) -> bool {
-        let is_trusted = self.flaw == Flaw::RepeatsInDoubt
-            || self.flaw == Flaw::HandsOverInDoubt && handed_over;
+        let is_trusted =
+            self.flaw == Flaw::RepeatsInDoubt || self.flaw == Flaw::HandsOverInDoubt && handed_over;
         self.once && record.started.is_some() && record.cause.is_none() && !is_trusted
     }
 

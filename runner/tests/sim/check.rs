@@ -72,6 +72,15 @@ impl<'a> Story<'a> {
         self.plan.steps.get(position).is_some_and(|step| is_call(step))
     }
 
+    /// Whether a step that must not run twice was ever recorded as begun.
+    fn began_a_call(&self) -> bool {
+        let calls = (0..self.plan.steps.len()).filter(|position| self.is_call(*position));
+        let begun = |position: usize| {
+            self.versions.iter().any(|version| of(&version.record, position).is_some())
+        };
+        calls.into_iter().any(begun)
+    }
+
     /// The record as it stood at a revision.
     fn at(&self, revision: i64) -> Option<&RunRecord> {
         let stood = self.versions.iter().rev().find(|version| version.revision <= revision);
@@ -322,7 +331,7 @@ fn losses_are_counted(story: &Story<'_>, say: &mut Say<'_>) {
         && last.cause == Some(Cause::Lost)
         && last.losses <= MAX_LOSSES
         && story.plan.on_lost != Some("fail")
-        && !story.executed.iter().any(|executed| story.is_call(executed.position))
+        && !story.began_a_call()
     {
         say(format!("I10: it failed as lost after {} losses", last.losses));
     }

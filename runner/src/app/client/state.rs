@@ -6,7 +6,7 @@ use protocol::run::{NodeEntry, RunRecord, Status};
 use serde_json::Value;
 
 use super::{Client, Error, decoded};
-use crate::ports::{Entry, Store, Txn};
+use crate::ports::{Entry, Store, StoreError, Txn};
 
 /// How many records are asked for at a time: each may have half a megabyte.
 const AT_ONCE: usize = 16;
@@ -109,6 +109,21 @@ impl Client {
         }
         nodes.sort_by_key(|(_, node)| node.started_at);
         Ok(nodes)
+    }
+}
+
+impl Client {
+    /// Why the store refuses writes from everybody, if it does: then no node can say so itself. That this
+    /// user must not write is no such reason.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if it does not answer.
+    pub async fn writes_refused(&self) -> Result<Option<String>, Error> {
+        match self.services.store().await?.accepts_writes().await {
+            Ok(()) | Err(StoreError::Denied { .. }) => Ok(None),
+            Err(cause @ StoreError::WritesRefused { .. }) => Ok(Some(cause.to_string())),
+            Err(cause) => Err(cause.into()),
+        }
     }
 }
 

@@ -109,7 +109,19 @@ async fn etcd(config: &Config) -> Vec<Check> {
         times.push(asked.elapsed());
     }
     times.sort_unstable();
-    judge(&health, times[QUESTIONS / 2])
+    let mut checks = judge(&health, times[QUESTIONS / 2]);
+    // A full database says so itself.
+    if !health.is_full
+        && let Err(cause) = crate::ports::Store::accepts_writes(&etcd).await
+    {
+        checks.push(Check::fail(
+            "etcd writes",
+            cause.to_string(),
+            "workers take nothing new until it accepts writes; the user needs the right to read and \
+             write keys that begin with `bob.`",
+        ));
+    }
+    checks
 }
 
 fn judge(health: &Health, latency: Duration) -> Vec<Check> {
@@ -130,7 +142,8 @@ fn judge(health: &Health, latency: Duration) -> Vec<Check> {
     checks.push(if health.is_full {
         let advice =
             "compact and defragment it, then `etcdctl alarm disarm`; see --quota-backend-bytes";
-        Check::fail("etcd size", format!("{size} and takes no more writes"), advice)
+        let found = format!("{size}, and it refuses writes: workers take nothing new");
+        Check::fail("etcd size", found, advice)
     } else if health.db_bytes > LARGE {
         Check::warn(
             "etcd size",

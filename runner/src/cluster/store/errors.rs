@@ -129,7 +129,8 @@ fn of_status(code: i32, message: &str, chain: &str) -> Fault {
         ),
         // A member has found its data damaged. etcd refuses what would build on it.
         DATA_LOSS | INTERNAL if said.contains("corrupt cluster") => Fault::WritesRefused(
-            "the data of a member is corrupt: replace that member, then disarm the alarm".to_owned(),
+            "the data of a member is corrupt: replace that member, then disarm the alarm"
+                .to_owned(),
         ),
         INVALID_ARGUMENT | NOT_FOUND | FAILED_PRECONDITION | OUT_OF_RANGE => Fault::Refused(said),
         DEADLINE_EXCEEDED => Fault::Unreachable("it did not answer in time".to_owned()),

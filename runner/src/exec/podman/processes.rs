@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use protocol::id::NodeId;
 use protocol::names;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
+/// Between two looks at a killed process.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How long a killed process can take to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -30,8 +31,10 @@ pub(super) struct Watched {
 impl Watched {
     /// The container of a conmon, by its command line.
     fn of(conmon: i32, command_line: &[u8]) -> Option<Self> {
-        let words: Vec<&str> =
-            command_line.split(|byte| *byte == 0).map(|word| str::from_utf8(word).ok()).collect::<Option<_>>()?;
+        let words: Vec<&str> = command_line
+            .split(|byte| *byte == 0)
+            .map(|word| str::from_utf8(word).ok())
+            .collect::<Option<_>>()?;
         if Path::new(words.first()?).file_name()? != "conmon" {
             return None;
         }
@@ -89,7 +92,9 @@ fn parent_of(pid: i32) -> Option<i32> {
 pub(super) fn watched() -> io::Result<Vec<Watched>> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
         // One that has ended meanwhile has none.
         let command_line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         all.extend(Watched::of(pid, &command_line));
@@ -105,17 +110,24 @@ pub(super) async fn end(containers: Vec<Watched>) -> io::Result<()> {
     let mut ends = Vec::new();
     for container in containers {
         if let Some(process) = container.kill()? {
-            ends.push((container, AsyncFd::with_interest(process, Interest::READABLE)?));
+            ends.push((container, process));
         }
     }
     for (container, process) in ends {
-        match tokio::time::timeout(ENDS_WITHIN, process.readable()).await {
-            Ok(ended) => drop(ended?),
-            Err(_elapsed) => {
-                let name = &container.name;
-                return Err(io::Error::other(format!("the process of {name} was killed and has not ended")));
-            }
-        }
+        let waited = tokio::time::timeout(ENDS_WITHIN, ended(&process)).await;
+        waited.unwrap_or_else(|_elapsed| {
+            let name = &container.name;
+            Err(io::Error::other(format!("the process of {name} was killed and has not ended")))
+        })?;
+    }
+    Ok(())
+}
+
+/// Returns when a process has ended.
+async fn ended(process: &OwnedFd) -> io::Result<()> {
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    while poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&at_once))? == 0 {
+        tokio::time::sleep(LOOK_EVERY).await;
     }
     Ok(())
 }

@@ -12,8 +12,8 @@ use serde::Deserialize;
 
 use super::api::Life;
 use super::call::Ask;
-use super::http::Http;
 use super::create::run_of;
+use super::http::Http;
 use super::{Podman, path, processes};
 use crate::ports::ExecError;
 
@@ -119,7 +119,8 @@ impl Remains {
         }
         let worker = &self.worker;
         let ours = watched()?.into_iter();
-        let ours: Vec<_> = ours.filter(|it| run_of(&it.name).is_some() && it.is_of(worker)).collect();
+        let ours: Vec<_> =
+            ours.filter(|it| run_of(&it.name).is_some() && it.is_of(worker)).collect();
         let count = ours.len();
         processes::end(ours).await.map_err(|cause| failed(&cause))?;
         Ok(count)

@@ -364,9 +364,10 @@ impl Run {
 
     /// Notes that the run ends because nobody knows whether a step took effect, and why.
     fn note_overdue(&mut self, position: usize) -> (Cause, String) {
-        let why = "was still running when its worker ended: whether it took effect is not known, and \
+        let why =
+            "was still running when its worker ended: whether it took effect is not known, and \
                    it does not say `idempotent: true`"
-            .to_owned();
+                .to_owned();
         if let (Some(Interrupted::HandOver), Some(step)) =
             (&self.interrupted, self.step(position).map(|step| step.name.clone()))
         {

@@ -14,6 +14,7 @@
 
 pub mod commands;
 pub mod hard;
+pub mod marks;
 pub mod runs;
 pub mod takeover;
 

@@ -3,14 +3,14 @@
 use super::*;
 
 /// A call, then a step on the image.
-const CALLS: &str = r#"[{"name": "call", "cmd": "a", "executor": "ssh"}, {"name": "1", "cmd": "b"}]"#;
+const CALLS: &str =
+    r#"[{"name": "call", "cmd": "a", "executor": "ssh"}, {"name": "1", "cmd": "b"}]"#;
 /// A call beside a step on the image.
 pub(super) const BESIDE: &str = r#"[{"name": "call", "cmd": "a", "executor": "ssh", "needs": []},
     {"name": "1", "cmd": "b", "needs": []}]"#;
 const RETRIED: &str = r#"[{"name": "call", "cmd": "a", "executor": "ssh",
     "retry": {"attempts": 2, "delay": "1s"}}]"#;
-const PATIENT: &str =
-    r#"[{"name": "call", "cmd": "a", "executor": "ssh", "kill-grace": "5m"}]"#;
+const PATIENT: &str = r#"[{"name": "call", "cmd": "a", "executor": "ssh", "kill-grace": "5m"}]"#;
 
 fn overdue() -> Input {
     Input::Expired(Timer::HandOver(0))
@@ -32,8 +32,7 @@ fn handed_over(steps: &str) -> (Run, Vec<String>) {
 /// The record that a run has left, with its next owner.
 fn next_owner(left: &Run, handed_over: bool) -> (Run, Vec<String>) {
     let past = Past { node: NodeId::found("bob/runner-0"), epoch: Epoch(7), handed_over };
-    let mut run =
-        Run::claimed(left.record().clone(), NodeId::found("bob/runner-2"), Epoch(9), 2);
+    let mut run = Run::claimed(left.record().clone(), NodeId::found("bob/runner-2"), Epoch(9), 2);
     let first = words(&run.resume(NOW, past, 3));
     (run, first)
 }
