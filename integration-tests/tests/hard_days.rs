@@ -224,7 +224,7 @@ async fn a_store_that_is_full_is_waited_for_and_no_command_is_lost() {
         (control["messages"] == 2 && control["messages_unacknowledged"] == 1).then_some(())
     })
     .await;
-    // Renewals go on meanwhile: more of them than the lease has thirds.
+    // The lease is renewed meanwhile, so the node's entry stays, and it cannot be rewritten.
     let lease_is_kept = async || {
         let key = names::node_key(&node);
         rig.ports.store.get(&key).await.unwrap().map(|entry| entry.mod_revision)

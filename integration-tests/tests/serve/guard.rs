@@ -1,6 +1,7 @@
 //! The guard of a worker: what a worker ran ends with it though nobody else works.
 
 use integration_tests::engine::{Api, until};
+use integration_tests::services::OwnServices;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
@@ -141,5 +142,39 @@ async fn a_worker_that_leaves_takes_its_guard_along_which_kills_nothing() {
     let events = reader::events_of(&place, &run).await;
     let resumed = events.iter().find(|event| event["reason"] == "PipelineRunResumed").unwrap();
     assert_eq!(resumed["cause"], json!("handed-over"));
+    next.end().await;
+}
+
+/// Whether the engine's own process for a container of a run is there, which ends with the container.
+fn is_watched(run: &str) -> bool {
+    let begins = format!("bob-{run}-");
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes.into_iter().any(|process| {
+        let words = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+        let mut words = words.split(|byte| *byte == 0);
+        words.next().is_some_and(|program| program.ends_with(b"conmon"))
+            && words.any(|word| word.starts_with(begins.as_bytes()))
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_workers_step_is_killed_by_its_guard_though_the_engine_is_gone() {
+    let Some(place) = Place::new().await else { return };
+    let Some(engine) = OwnServices::start("podman", &[]) else { return };
+    let url = engine.services().get("CONTAINER_ENGINE_URL").to_owned();
+    let outside = Outside::new().await;
+    let settings = [("BOB_LEASE_TTL_SECONDS", "6"), ("CONTAINER_ENGINE_URL", &*url)];
+    let mut server = place.serve(&settings).await;
+    let run = in_the_fourth_step(&place, &outside, "engineless").await;
+    assert!(is_watched(&run));
+    engine.control("kill", "podman").await;
+    server.signal(Signal::KILL);
+    server.ended().await;
+    until("its processes have ended", || async { !is_watched(&run) }).await;
+    engine.control("start", "podman").await;
+    let next = place.serve(&settings).await;
+    in_time("the fourth step, again", outside.reaches("/gate", 2)).await;
+    outside.open.send_replace(true);
+    assert_eq!(place.keys.settled(&run).await["status"], "passed");
     next.end().await;
 }

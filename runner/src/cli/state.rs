@@ -169,7 +169,7 @@ pub(super) async fn nodes(context: &Context) -> Result<Exit, Failure> {
     let nodes = client.nodes().await?;
     let refused = match client.writes_refused().await? {
         None => nodes.iter().find_map(|(_, node)| node.writes_refused.clone()),
-        everybody => everybody,
+        refused => refused,
     };
     if let Some(why) = &refused {
         output::message(&format!("no node takes new work: {why}"));

@@ -129,7 +129,7 @@ impl Executor for Executors {
     }
 
     async fn end(&self, run: &RunScope) -> Result<(), ExecError> {
-        // One that is unreachable keeps nobody from what runs on the others.
+        // An engine that is unreachable must not protect the steps on the others.
         let mut ended = self.local.end(run).await;
         for engine in self.lone.iter().chain(&self.engine) {
             ended = ended.and(engine.end(run).await);

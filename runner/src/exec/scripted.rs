@@ -259,7 +259,7 @@ impl Executor for Scripted {
     }
 
     async fn end(&self, _run: &RunScope) -> Result<(), ExecError> {
-        // Its steps are futures of this process, which end as they are told.
+        // Its steps are futures of this process, and end when they are dropped or stopped.
         Ok(())
     }
 

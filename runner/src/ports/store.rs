@@ -352,7 +352,7 @@ pub trait Store: Send + Sync {
     /// the demands.
     ///
     /// # Errors
-    /// What a write would fail with.
+    /// The error of a write.
     async fn accepts_writes(&self) -> Result<(), StoreError> {
         let places =
             [names::RUNS, names::OPEN, names::OWNERS, names::STOPS, names::SEEN, names::NODES];

@@ -36,7 +36,7 @@ pub(super) struct Drive {
     pub(super) feed: Option<Arc<dyn LoggerFeed>>,
     pub(super) scope: RunScope,
     pub(super) stop: StopSignal,
-    /// What a hand-over asks of whatever may run again; a part of `stop`.
+    /// Raised by a hand-over, for steps that may run again; a part of `stop`.
     pub(super) leave: StopSignal,
     pub(super) inputs: mpsc::UnboundedReceiver<Input>,
     /// For facts of its own.

@@ -25,7 +25,7 @@ impl From<WriteError> for Gone {
     }
 }
 
-/// Between two attempts to prove that nothing of a run runs any more.
+/// Between two attempts to prove that the steps of a run have ended.
 const AGAIN: Duration = Duration::from_secs(1);
 
 impl Drive {

@@ -263,9 +263,9 @@ async fn renew(
     }
 }
 
-/// Keeps a lease that nothing is done under any more until every drive has ended, and with it proven
-/// that its steps have: until then nobody else must own their runs. Ends as well if the store has ended
-/// the lease, at `stop`, and after the time that a proof can take at most.
+/// Renews a lease that was given up until every drive has ended, and so has proven that its steps have
+/// ended: until then no other worker must own their runs. Returns earlier if the store has ended the
+/// lease or `stop` is cancelled, and after [`PROVEN_WITHIN`].
 async fn wind_up(shared: &Shared, lease: LeaseId, ttl: Duration, stop: &CancellationToken) {
     let host = &shared.ports.host;
     let began = host.since_boot();

@@ -28,8 +28,8 @@ struct Taken {
 
 /// One long lease serves what is put in this time.
 const SERVES: Duration = Duration::from_secs(3600);
-/// It serves so many keys at most: etcd deletes all of them in one step when the lease ends, and
-/// answers nobody meanwhile.
+/// It serves so many keys at most: etcd deletes them all in one step when the lease ends, and is
+/// blocked meanwhile.
 const SERVES_KEYS: u32 = 1000;
 
 impl LongLease {

@@ -169,7 +169,7 @@ pub(crate) struct Shared {
     slot_is_open: AtomicBool,
     room: room::Room,
     writes: writes::Writes,
-    /// Of the stops of runs that are not known yet.
+    /// The lease of stops of runs that are not known yet.
     stops: LongLease,
     /// Of the marks that keep a run id from being taken twice.
     seen: LongLease,

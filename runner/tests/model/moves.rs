@@ -216,7 +216,7 @@ impl Protocol {
         };
     }
 
-    /// Whether a step was begun that must not run twice, and nobody knows how it ended.
+    /// Whether a step that must not run twice was begun and its outcome is unknown.
     fn is_in_doubt(&self, record: &Record, handed_over: bool) -> bool {
         let is_trusted =
             self.flaw == Flaw::RepeatsInDoubt || self.flaw == Flaw::HandsOverInDoubt && handed_over;

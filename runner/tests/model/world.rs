@@ -291,9 +291,9 @@ pub(crate) struct History {
     pub(crate) published_again: bool,
     pub(crate) handed_over: bool,
     pub(crate) step_failed: bool,
-    /// A step that must not run twice was begun, and nobody knows how it ended.
+    /// A step that must not run twice was begun, and its outcome is unknown.
     pub(crate) in_doubt: bool,
-    /// The steps that were begun, where they must not run twice.
+    /// The steps that were begun, if they must not run twice.
     pub(crate) begun: BTreeSet<u8>,
     /// The most losses that a record has counted.
     pub(crate) losses: u8,

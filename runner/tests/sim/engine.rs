@@ -109,7 +109,7 @@ impl Engine {
         (inner.containers.len(), inner.images.len())
     }
 
-    /// Notes that something began that is no container; its place in the journal.
+    /// Notes the start of a call. Returns its place in the journal.
     pub fn begin(&self, executed: Executed) -> usize {
         let mut inner = lock(&self.inner);
         inner.journal.push(executed);

@@ -59,3 +59,22 @@ fn a_call_whose_worker_dies_is_in_doubt_and_ends_its_run_lost() {
     assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::Lost)));
     assert_eq!(played.began("r0", 1), 1);
 }
+
+#[test]
+fn an_owner_is_kept_until_its_steps_have_ended() {
+    // The worker loses its lease while its engine does not answer; the store answers again before the
+    // lease is over, and a worker on another engine is there.
+    let run = RunPlan::new("r0", &["work 60000 0"]);
+    let plan = Plan { workers: 1, engines: 2, ..Plan::quiet(vec![run]) }
+        .blow(SECOND, Blow::Join { place: 1 })
+        .blow(2 * SECOND, Blow::EngineAway { engine: 0, span: 30 * SECOND })
+        .blow(2 * SECOND, Blow::StoreAway(6 * SECOND));
+    let played = kept(plan);
+    let trace = played.world.trace().join("\n");
+    assert_eq!(played.record("r0").status, Status::Passed, "{trace}");
+    let mut executed: Vec<_> =
+        played.world.engines.iter().flat_map(crate::engine::Engine::journal).collect();
+    executed.sort_by_key(|executed| executed.began);
+    assert_eq!(executed.len(), 2, "{trace}");
+    assert!(executed[0].ended.is_some_and(|ended| ended <= executed[1].began), "{trace}");
+}

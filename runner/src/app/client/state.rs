@@ -113,8 +113,8 @@ impl Client {
 }
 
 impl Client {
-    /// Why the store refuses writes from everybody, if it does: then no node can say so itself. That this
-    /// user must not write is no such reason.
+    /// The reason why the store refuses writes from everybody, if it does: no node can record it then. A
+    /// missing permission of this user does not count.
     ///
     /// # Errors
     /// [`Error::Store`] if it does not answer.

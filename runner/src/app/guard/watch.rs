@@ -139,7 +139,7 @@ mod tests {
         watch.saw(over - at(1), &made());
         assert_eq!(watch.due(over - at(1)), Due::Kill);
         watch.saw(over, &made());
-        assert_eq!(watch.due(over), Due::Listen(None), "whoever made it starts it no more");
+        assert_eq!(watch.due(over), Due::Listen(None), "nobody can start it any longer");
     }
 
     #[test]

@@ -33,8 +33,8 @@ pub(super) struct Create {
     /// Only where the image itself asks for the directory.
     create_working_dir: bool,
     pub(super) labels: IndexMap<&'static str, String>,
-    /// They stand in the configuration of the container, where whoever guards a worker reads them if
-    /// the engine does not answer.
+    /// Part of the container's configuration file, which the guard of a worker reads if the engine does
+    /// not answer.
     annotations: IndexMap<&'static str, String>,
     pub(super) init: bool,
     pub(super) terminal: bool,

@@ -333,7 +333,7 @@ impl Executor for Podman {
             return Err(cause);
         }
         self.end_processes(&run.run).await?;
-        // What was asked for and not answered can still be performed by an engine that hangs.
+        // An engine that hangs can still perform a start that it has not answered.
         if self.starts.is_unanswered(&run.run) { Err(cause) } else { Ok(()) }
     }
 

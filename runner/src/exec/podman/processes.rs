@@ -22,7 +22,7 @@ const ENDS_WITHIN: Duration = Duration::from_secs(10);
 pub(super) struct Watched {
     conmon: i32,
     pub(super) name: String,
-    /// Where its configuration is.
+    /// The directory of its configuration.
     bundle: PathBuf,
     /// The id of its first process.
     pid_file: PathBuf,

@@ -109,7 +109,7 @@ impl Remains {
     }
 
     /// Kills the worker's containers by their processes, for an engine of this host that does not
-    /// answer. What was asked of the engine before can still start.
+    /// answer. A start that was sent before can still be performed.
     ///
     /// # Errors
     /// [`ExecError::Engine`] if a process cannot be killed.

@@ -203,7 +203,7 @@ impl Run {
         self.exhausted(position, (Cause::Timeout, format!("{TOOK} {limit}")))
     }
 
-    /// Releases the run, or ends it, once nothing of it goes on.
+    /// Releases the run, or ends it, once no step is in progress.
     pub(super) fn leave_when_idle(&mut self, now: Millis) -> Vec<Effect> {
         if !self.board.work.is_empty() {
             return Vec::new();

@@ -119,7 +119,7 @@ pub enum Timer {
     Step(usize),
     /// Until the step at this position is tried again.
     Retry(usize),
-    /// Of a hand-over, for the step at this position, which must not run twice.
+    /// The time that a hand-over gives the step at this position, which must not run twice.
     HandOver(usize),
 }
 

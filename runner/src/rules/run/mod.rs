@@ -275,7 +275,7 @@ impl Run {
         }
     }
 
-    /// Whether the step at a position may run again if nobody knows how it ended.
+    /// Whether the step at a position may run again if its outcome is unknown.
     fn may_repeat(&self, position: usize) -> bool {
         self.step(position).is_none_or(Step::may_repeat)
     }
@@ -290,8 +290,8 @@ impl Run {
         }
     }
 
-    /// A stop, a timeout or a hand-over of the run. What is going on is asked to end; its end is a fact
-    /// that comes later.
+    /// A stop, a timeout or a hand-over of the run. Steps in progress are asked to end; how they end is a
+    /// later fact.
     fn interrupt(&mut self, now: Millis, why: Interrupted) -> Vec<Effect> {
         if self.phase == Phase::Ended {
             return Vec::new();
@@ -362,7 +362,7 @@ impl Run {
         }
     }
 
-    /// Notes that the run ends because nobody knows whether a step took effect, and why.
+    /// Notes that the run ends because it is unknown whether a step took effect.
     fn note_overdue(&mut self, position: usize) -> (Cause, String) {
         let why =
             "was still running when its worker ended: whether it took effect is not known, and \

@@ -12,7 +12,7 @@ use super::{Rig, new_node, options};
 use crate::ports::Txn;
 use crate::worker::{Worker, long_lease};
 
-/// One lease does not hold the marks of so many runs that its end would delete them all at once.
+/// A lease of days is replaced after a number of keys, so that its end deletes no more than those.
 pub async fn a_lease_of_days_serves_a_limited_number_of_keys(rig: Rig) {
     let node = new_node();
     let ports = (rig.make)(&node).await;
@@ -42,7 +42,7 @@ pub async fn the_mark_of_an_open_run_is_renewed(rig: Rig) {
     store.revoke(short).await.unwrap();
     let is_there = async |run: &RunId| store.get(&names::seen_key(run)).await.unwrap().is_some();
     assert!(is_there(&open).await);
-    assert!(!is_there(&ended).await, "nobody looks after it");
+    assert!(!is_there(&ended).await, "a run that is not open has no mark to renew");
     let gone = Txn::new().delete(names::open_key(&open)).delete(names::seen_key(&open));
     assert!(store.txn(gone).await.unwrap().committed);
     rig.end().await;
