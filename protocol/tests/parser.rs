@@ -156,11 +156,17 @@ fn step() -> impl Strategy<Value = Step> {
                     .collect(),
                 None => with,
             };
+            let entrypoint = match shell.filter(|_| executor.has_images()) {
+                Some(Shell::Bash) => Some(vec!["tini".to_owned(), "--".to_owned()]),
+                Some(Shell::Sh) => Some(Vec::new()),
+                None => None,
+            };
             Step {
                 name: StepName::position(0),
                 cmd,
                 script,
                 shell,
+                entrypoint,
                 template,
                 when,
                 allow_failure,

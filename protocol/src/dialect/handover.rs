@@ -56,6 +56,25 @@ fn pattern(reader: &mut Reader, field: &Field<'_>) -> Option<String> {
     None
 }
 
+/// The words in front of a container's command; an empty list for none.
+pub(super) fn entrypoint(reader: &mut Reader, field: &Field<'_>) -> Option<Vec<String>> {
+    let items = reader.list(field)?;
+    let word = |item: &Field<'_>| match item.node.scalar() {
+        Some(text) => Some(text.to_owned()),
+        None => reader.text(item),
+    };
+    let words: Vec<_> = items.iter().map(word).collect();
+    let words: Vec<String> = words.into_iter().collect::<Option<_>>()?;
+    if words.is_empty() {
+        return Some(words);
+    }
+    if let Some(why) = rules::command(&words) {
+        reader.fault(field, format!("{} {why}", field.name()), Some("`[]` for no entrypoint"));
+        return None;
+    }
+    Some(words)
+}
+
 /// A callback; none where its address is empty, as it is then that of the settings which counts.
 pub(super) fn callback(reader: &mut Reader, field: &Field<'_>) -> Option<Callback> {
     let fields = reader.map(field, &CALLBACK)?;

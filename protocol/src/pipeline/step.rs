@@ -26,6 +26,11 @@ pub struct Step {
     /// The shell of `script`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shell: Option<Shell>,
+    /// The entrypoint of the step's container: words in front of its command; `[]` for none. If this is
+    /// missing, a `cmd` has the image's entrypoint, and a `script` has none, because the shell replaces it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<Scalar>>")]
+    pub entrypoint: Option<Vec<String>>,
     /// How variables of the run are written in `script`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<Template>,
@@ -178,6 +183,7 @@ impl Step {
             cmd: None,
             script: Vec::new(),
             shell: None,
+            entrypoint: None,
             template: None,
             vars: Vars::new(),
             needs_resource: None,
@@ -349,6 +355,21 @@ impl ExecutorKind {
         match self {
             Self::Podman | Self::Docker | Self::Local | Self::Custom => true,
             Self::Ssh | Self::Proxmox | Self::Lexware | Self::Sevdesk | Self::Http => false,
+        }
+    }
+
+    /// Whether its steps run in a container of an image.
+    #[must_use]
+    pub fn has_images(self) -> bool {
+        match self {
+            Self::Podman | Self::Docker => true,
+            Self::Local
+            | Self::Custom
+            | Self::Ssh
+            | Self::Proxmox
+            | Self::Lexware
+            | Self::Sevdesk
+            | Self::Http => false,
         }
     }
 

@@ -85,7 +85,7 @@ pub(in crate::dialect) fn artifact_path(path: &str) -> Option<&'static str> {
 }
 
 /// Words that a process can be started with.
-pub(super) fn command(words: &[String]) -> Option<&'static str> {
+pub(in crate::dialect) fn command(words: &[String]) -> Option<&'static str> {
     match words.first() {
         None => Some("has no word in it"),
         Some(program) if program.is_empty() => Some("begins with a word of no characters"),

@@ -22,6 +22,7 @@ const STEP: Keys = Keys {
         "cmd",
         "script",
         "shell",
+        "entrypoint",
         "template",
         "vars",
         "needs_resource",
@@ -255,6 +256,7 @@ impl Reader {
             callback: self.optional(fields, "callback", handover::callback),
             script,
             shell: self.optional(fields, "shell", |r, f| r.word(f, &SHELLS)),
+            entrypoint: self.entrypoint(fields, executor),
             template: self.optional(fields, "template", |r, f| r.word(f, &TEMPLATES)),
             when: self.optional(fields, "when", |r, f| r.word(f, &WHEN)).unwrap_or_default(),
             allow_failure: self.optional(fields, "allow-failure", Self::switch).unwrap_or_default(),
@@ -262,6 +264,22 @@ impl Reader {
             name: name?,
             cmd: cmd?,
         })
+    }
+
+    /// The words in front of a container's command.
+    fn entrypoint(&mut self, fields: &Fields<'_>, executor: ExecutorKind) -> Option<Vec<String>> {
+        let field = fields.get("entrypoint")?;
+        if !executor.has_images() {
+            let message = format!("a step of executor {} has no image", executor.as_str());
+            self.fault(&field, message, Some("leave `entrypoint` out"));
+            return None;
+        }
+        if fields.get("cmd").is_none() && fields.get("script").is_none() {
+            let message = "`entrypoint` has no command".to_owned();
+            self.fault(&field, message, Some("write the command in `cmd` or `script`"));
+            return None;
+        }
+        handover::entrypoint(self, &field)
     }
 
     fn stop_signal(&mut self, fields: &Fields<'_>, executor: ExecutorKind) -> Option<EndSignal> {

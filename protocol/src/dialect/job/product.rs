@@ -4,7 +4,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::command::bad_variable;
 use crate::dialect::bob::rules;
-use crate::dialect::handover::{object, token, url};
+use crate::dialect::handover::{entrypoint, object, token, url};
 use crate::dialect::limits::limits;
 use crate::dialect::reader::{Aliases, Field, Fields, Keys, Reader};
 use crate::dialect::tree::Value;
@@ -34,6 +34,8 @@ pub(super) enum Kind {
     Mounts,
     /// What its processes may use at most.
     Limits,
+    /// Words in front of a container's command.
+    Entrypoint,
     /// More environment.
     Vars,
     /// Lines of a program: a text, or a list of them.
@@ -73,8 +75,9 @@ pub(super) const fn names<const N: usize>(keys: &[Key; N]) -> [&'static str; N] 
     names
 }
 
-const DOCKER_KEYS: [Key; 8] = [
+const DOCKER_KEYS: [Key; 9] = [
     Key("image", Kind::Text(rules::image), Need::Must("the image that the container begins with")),
+    Key("entrypoint", Kind::Entrypoint, Need::May),
     Key("before_script", Kind::Lines, Need::May),
     Key("commands", Kind::Lines, Need::May),
     Key("script", Kind::Lines, Need::May),
@@ -153,6 +156,7 @@ pub(super) struct Read<'a> {
     /// The programs, in the order of the table.
     pub(super) texts: Vec<Vec<String>>,
     pub(super) vars: Vars,
+    pub(super) entrypoint: Option<Vec<String>>,
 }
 
 pub(super) fn read<'a>(
@@ -161,7 +165,8 @@ pub(super) fn read<'a>(
     product: &Product,
 ) -> Option<Read<'a>> {
     let fields = reader.map_by(field, &product.known, product.aliases)?;
-    let mut read = Read { fields, with: Map::new(), texts: Vec::new(), vars: Vars::new() };
+    let mut read =
+        Read { fields, with: Map::new(), texts: Vec::new(), vars: Vars::new(), entrypoint: None };
     for Key(name, kind, need) in product.keys {
         let found = match need {
             Need::Must(what) => reader.required(&read.fields, name, what),
@@ -180,6 +185,7 @@ pub(super) fn read<'a>(
             Kind::Vars => {
                 read.vars = reader.scalars(&found, bad_variable).unwrap_or_default();
             }
+            Kind::Entrypoint => read.entrypoint = entrypoint(reader, &found),
             Kind::Text(_)
             | Kind::Url
             | Kind::Word(_)
@@ -232,7 +238,7 @@ fn value(reader: &mut Reader, field: &Field<'_>, kind: Kind) -> Option<Json> {
         }
         Kind::Limits => limits(reader, field),
         // These are no values of their own: who reads the product takes them.
-        Kind::Vars | Kind::Lines | Kind::Nested => None,
+        Kind::Vars | Kind::Lines | Kind::Nested | Kind::Entrypoint => None,
     }
 }
 

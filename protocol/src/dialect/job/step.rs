@@ -56,6 +56,7 @@ struct Work {
     with: Map<String, Json>,
     script: Vec<String>,
     vars: Vars,
+    entrypoint: Option<Vec<String>>,
 }
 
 pub(super) fn read(
@@ -82,6 +83,7 @@ pub(super) fn read(
     Some(Step {
         shell: (!work.script.is_empty()).then_some(Shell::Sh),
         script: work.script,
+        entrypoint: work.entrypoint,
         template: Some(Template::Dollar),
         vars,
         when: if position == 0 { When::Passed } else { When::Ended },
@@ -190,7 +192,7 @@ fn work(
         reader.fault(product, "there is nothing to run".to_owned(), Some(&hint));
     }
     let script = if script.is_empty() { Vec::new() } else { vec![script] };
-    Some(Work { with: read.with, script, vars: read.vars })
+    Some(Work { with: read.with, script, vars: read.vars, entrypoint: read.entrypoint })
 }
 
 /// The one program of a job.
