@@ -72,6 +72,7 @@ pub fn step(position: usize, words: &[&str]) -> StepSpec {
         attempt: 1,
         executor: ExecutorKind::Podman,
         script: None,
+        entrypoint: None,
         words: words.iter().map(|word| (*word).to_owned()).collect(),
         env: Vars::new(),
         work_dir: None,
@@ -225,6 +226,7 @@ impl Bench {
 #[derive(Debug)]
 pub struct Api {
     client: podman_api::Podman,
+    url: String,
 }
 
 impl Api {
@@ -235,7 +237,8 @@ impl Api {
     #[must_use]
     pub fn of(url: &str) -> Self {
         let version = podman_api::ApiVersion::new(4, Some(0), Some(0));
-        Self { client: podman_api::Podman::new_versioned(url, version).expect("an address") }
+        let client = podman_api::Podman::new_versioned(url, version).expect("an address");
+        Self { client, url: url.to_owned() }
     }
 
     /// How many containers or images bear a run's label.
@@ -298,7 +301,8 @@ impl Api {
             .repo(repo)
             .tag("latest")
             .format("docker")
-            .changes(changes.iter().copied());
+            // The container's own words must not become settings of the image.
+            .changes(["ENTRYPOINT []", "CMD []"].iter().chain(changes).copied());
         let container = self.client.containers().get(container);
         container.commit(&opts.build()).await.expect("a commit");
         let image = self.client.images().get(repo).inspect().await.expect("an image");
@@ -337,6 +341,59 @@ impl Api {
     pub async fn described_image(&self, image: &str) -> String {
         let said = self.client.images().get(image).inspect().await.expect("an image");
         serde_json::to_string(&said).expect("as it came")
+    }
+
+    /// Builds an image of a Dockerfile, in Docker's format, under a name.
+    ///
+    /// # Panics
+    /// If the engine refuses.
+    pub async fn build(&self, name: &str, dockerfile: &str) {
+        // Only the Docker API builds in that format unless it is asked for.
+        let socket = self.url.strip_prefix("unix://").expect("a socket");
+        let stream = tokio::net::UnixStream::connect(socket).await.expect("the engine");
+        let stream = hyper_util::rt::TokioIo::new(stream);
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(stream).await.expect("the engine");
+        let body = Bytes::from(tar_of("Dockerfile", dockerfile.as_bytes()).await);
+        let request = hyper::Request::post(format!("/v1.41/build?t={name}"))
+            .header("host", "engine")
+            .header("content-type", "application/x-tar")
+            .body(http_body_util::Full::new(body))
+            .expect("a request");
+        let asking = async {
+            use http_body_util::BodyExt as _;
+            let answer = sender.send_request(request).await.expect("an answer");
+            answer.into_body().collect().await.expect("an answer").to_bytes()
+        };
+        let said = tokio::select! {
+            said = asking => said,
+            ended = connection => panic!("the engine hung up: {ended:?}"),
+        };
+        let said = String::from_utf8_lossy(&said);
+        assert!(said.contains("Successfully tagged"), "{said}");
+    }
+
+    /// The settings of an image, and its health check.
+    ///
+    /// # Panics
+    /// If the engine does not answer.
+    pub async fn settings_of(&self, image: &str) -> serde_json::Value {
+        let said = self.client.images().get(image).inspect().await.expect("an image");
+        let said = serde_json::to_value(said).expect("as it came");
+        let health = said.get("Healthcheck").or_else(|| said.get("HealthCheck"));
+        serde_json::json!({"config": said["Config"], "health": health})
+    }
+
+    /// The names of the volumes of a run.
+    ///
+    /// # Panics
+    /// If the engine does not answer.
+    pub async fn volumes_of(&self, run: &RunId) -> Vec<String> {
+        use podman_api::opts::{VolumeListFilter, VolumeListOpts};
+        let label = VolumeListFilter::LabelKeyVal("bob.run".into(), run.to_string());
+        let opts = VolumeListOpts::builder().filter([label]).build();
+        let listed = self.client.volumes().list(&opts).await.expect("volumes");
+        listed.into_iter().map(|volume| volume.name).collect()
     }
 
     /// The names of all volumes.

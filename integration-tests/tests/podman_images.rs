@@ -6,9 +6,9 @@ use futures::StreamExt as _;
 use futures::stream;
 use integration_tests::engine::{Api, Bench, collect, files_of, shell, step, tar_of};
 use integration_tests::services::Services;
-use protocol::pipeline::PullPolicy;
+use protocol::pipeline::{PullPolicy, Shell, Vars};
 use runner::exec::podman::Options;
-use runner::ports::{ByteStream, ExecError, Executor as _, StepSpec, StopLevel, Workspace};
+use runner::ports::{ByteStream, ExecError, Executor as _, Script, StepSpec, StopLevel, Workspace};
 
 fn stream_of(bytes: Vec<u8>) -> ByteStream {
     stream::iter([Ok(Bytes::from(bytes))]).boxed()
@@ -54,6 +54,83 @@ async fn the_base_images_own_settings_hold_for_every_step() {
     bench.destroy().await;
     let api = Api::of(&bench.url);
     assert!(api.has_image(&name).await, "the base image was removed");
+    api.remove_image(&name).await;
+}
+
+/// A script for `sh`.
+fn script(position: usize, program: &str) -> StepSpec {
+    let programs = vec![program.to_owned()];
+    let script = Script { shell: Shell::Sh, programs, goes_on: false };
+    StepSpec { script: Some(script), words: Vec::new(), ..step(position, &[]) }
+}
+
+#[tokio::test]
+async fn a_script_runs_whatever_the_entrypoint_and_a_step_may_have_its_own() {
+    let Some(maker) = Bench::of_environment() else { return };
+    let api = Api::of(&maker.url);
+    let name = format!("localhost/entry-{}:latest", uuid::Uuid::new_v4());
+    for (entrypoint, of_command) in [("[\"sh\",\"-c\"]", 0), ("[\"true\"]", 0), ("[]", 4)] {
+        let dockerfile =
+            format!("FROM {}\nENTRYPOINT {entrypoint}\nCMD [\"exit 3\"]\n", maker.run.image);
+        api.build(&name, &dockerfile).await;
+        let bench = Bench::new(&Options::new(&maker.url), &name);
+        let mut on = bench.prepare().await;
+        let own = |entrypoint: &[&str]| {
+            Some(entrypoint.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
+        };
+        // With `sh -c` or `true` in front, the command's own code is lost: that is the image's wish.
+        let command = step(0, &["sh", "-c", "exit 4"]);
+        for (step, code) in [
+            (script(0, "exit 7"), 7),
+            (command.clone(), of_command),
+            (StepSpec { entrypoint: own(&[]), ..command.clone() }, 4),
+            (StepSpec { entrypoint: own(&["env", "A=1"]), ..script(0, "exit $A") }, 1),
+        ] {
+            let (ran, _) = bench.step(&on, &step).await;
+            assert_eq!(ran.exit.code, code, "{entrypoint}: {:?} {:?}", step.words, step.script);
+            bench.podman.discard(&bench.run, ran.left).await;
+        }
+        // The words of one step do not affect the next one.
+        on = bench.pass(&on, &script(1, "echo made > /made")).await.0;
+        let (ran, _) = bench.step(&on, &script(2, "[ -e /made ] && exit 5")).await;
+        assert_eq!(ran.exit.code, 5, "{entrypoint}");
+        bench.podman.discard(&bench.run, ran.left).await;
+        bench.destroy().await;
+        api.remove_image(&name).await;
+    }
+}
+
+#[tokio::test]
+async fn the_image_that_a_step_leaves_has_the_base_images_configuration() {
+    let Some(maker) = Bench::of_environment() else { return };
+    let api = Api::of(&maker.url);
+    let name = format!("localhost/configured-{}:latest", uuid::Uuid::new_v4());
+    let dockerfile = format!(
+        "FROM {}\nENV GREETING=\"hello there\"\nENTRYPOINT [\"sh\",\"-c\"]\nCMD [\"exit 3\"]\n\
+         HEALTHCHECK --interval=5s CMD true\nWORKDIR /srv\nSTOPSIGNAL SIGINT\n",
+        maker.run.image
+    );
+    api.build(&name, &dockerfile).await;
+    let bench = Bench::new(&Options::new(&maker.url), &name);
+    let base = bench.prepare().await;
+    let before = api.settings_of(&name).await;
+    let env = Vars::from([("GREETING".into(), "of the step".into())]);
+    let first = StepSpec { env, work_dir: Some("/tmp".into()), ..script(0, "echo made > /made") };
+    let (left, _) = bench.pass(&base, &first).await;
+    let tar = stream_of(tar_of("note", b"kept\n").await);
+    let left = bench.podman.import(&bench.run, &left, "/data", tar).await.unwrap();
+    let (left, _) = bench.pass(&left, &script(1, "cat /made /data/note")).await;
+    let after = api.settings_of(left.image().unwrap()).await;
+    assert!(before["health"]["Test"].is_array(), "{before}");
+    assert_eq!(after["health"], before["health"]);
+    for key in ["Cmd", "Entrypoint", "WorkingDir", "User", "StopSignal"] {
+        assert_eq!(after["config"][key], before["config"][key], "{key}");
+    }
+    for pair in before["config"]["Env"].as_array().unwrap() {
+        let there = after["config"]["Env"].as_array().unwrap();
+        assert!(there.contains(pair), "{pair} is not in {there:?}");
+    }
+    bench.destroy().await;
     api.remove_image(&name).await;
 }
 

@@ -158,6 +158,11 @@ async fn a_command_or_directory_that_is_not_there_says_so() {
         (step(0, &["/no/such/program"]), 127, "No such file"),
         (step(0, &["/etc/passwd"]), 126, "ermission denied"),
         (nowhere, 126, "no working directory /nowhere"),
+        (
+            StepSpec { work_dir: Some("/etc/passwd".into()), ..step(0, &["true"]) },
+            126,
+            "is not a directory",
+        ),
     ] {
         match bench.try_step(&base, &step).await {
             Err(ExecError::Start { code, cause, .. }) => {
@@ -166,6 +171,34 @@ async fn a_command_or_directory_that_is_not_there_says_so() {
             }
             other => panic!("{:?} ended as {other:?}", step.words),
         }
+    }
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn words_or_variables_that_are_too_long_are_one_error_and_no_output() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let base = bench.prepare().await;
+    let long = "x".repeat(200_000);
+    let variable = Vars::from([("LONG".to_owned(), long.clone())]);
+    // The sum shows only when the container starts, in its own output.
+    let many = "x".repeat(100_000);
+    let words = [&["echo"][..], &[many.as_str(); 40]].concat();
+    for (step, told) in [
+        (step(0, &["echo", &long]), "word 2 of its command has 200000 bytes"),
+        (StepSpec { env: variable, ..step(0, &["true"]) }, "variable LONG has 200005 bytes"),
+        (step(0, &words), "longer than the kernel takes"),
+    ] {
+        let kept = Arc::new(Kept::default());
+        let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+        let ran = bench.podman.run_step(&bench.run, &base, &step, Gate::open(), out, &bench.stop);
+        match ran.await {
+            Err(ExecError::Start { code: 126, cause, .. }) => {
+                assert!(cause.contains(told), "{cause}");
+            }
+            other => panic!("{told}: {other:?}"),
+        }
+        assert_eq!(String::from_utf8_lossy(&kept.stderr()), "", "{told}");
     }
     bench.destroy().await;
 }

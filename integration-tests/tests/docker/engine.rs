@@ -168,11 +168,18 @@ pub(crate) async fn described(engine: &Engine, container: &str) -> Value {
     ask(engine, Method::GET, &format!("/containers/{container}/json")).await
 }
 
-/// Makes an image of a container whose user is another one; its name.
-pub(crate) async fn image_of(engine: &Engine, container: &str, user: &str) -> String {
+/// Makes an image of a container with another setting; its name. The image keeps the container's
+/// own words as its entrypoint.
+pub(crate) async fn image_of(engine: &Engine, container: &str, change: &str) -> String {
     let name = format!("localhost/t-{}", uuid::Uuid::new_v4());
-    let path =
-        format!("/commit?container={container}&repo={name}&tag=latest&changes=USER%20{user}");
+    let change: String = change
+        .bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'/' | b'-' | b'.' => char::from(byte).into(),
+            other => format!("%{other:02X}"),
+        })
+        .collect();
+    let path = format!("/commit?container={container}&repo={name}&tag=latest&changes={change}");
     ask(engine, Method::POST, &path).await;
     format!("{name}:latest")
 }

@@ -53,8 +53,9 @@ async fn a_user_who_is_not_root_writes_to_the_directory_too() {
         let bench = Bench::new(&engine);
         bench.pass(&bench.job("true", json!({}))).await;
         let made = containers(&engine, &bench.run.run).await;
-        let image = image_of(&engine, &made[0], "nobody").await;
+        let image = image_of(&engine, &made[0], "USER nobody").await;
         let job = bench.job(&format!("id -un; echo x > {JOB_DIR}/a"), json!({ "image": image }));
+        let job = StepSpec { entrypoint: Some(Vec::new()), ..job };
         let (_, kept) = bench.pass(&job).await;
         assert_eq!(kept.text(), "nobody\n");
         bench.destroy().await;

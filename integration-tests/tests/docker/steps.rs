@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
+use hyper::Method;
 use integration_tests::engine::{Kept, until};
 use protocol::id::Epoch;
-use protocol::pipeline::{ExecutorKind, Limits};
+use protocol::pipeline::{ExecutorKind, Limits, Shell, Vars};
 use runner::exec::docker::{Docker, Options};
 use runner::ports::conformance::{self, Act, ExecutorSubject};
 use runner::ports::{
-    ExecError, Executor as _, Gate, Given, LogSink, RunScope, Secret, StepSecrets, StepSpec,
-    StopLevel, Workspace,
+    ExecError, Executor as _, Gate, Given, LogSink, RunScope, Script, Secret, StepSecrets,
+    StepSpec, StopLevel, Workspace,
 };
 use serde_json::{Value, json};
 
-use super::engine::{Bench, Way, containers, described, engines};
+use super::engine::{Bench, Way, ask, containers, described, engines, image_of};
 
 fn words(act: &Act) -> Vec<String> {
     let line = match act {
@@ -184,6 +185,75 @@ async fn a_terminal_is_handed_no_secret() {
         match bench.try_step(&StepSpec { secrets, ..job }).await {
             Err(ExecError::Unsupported(said)) => assert!(said.contains("terminal"), "{said}"),
             other => panic!("{other:?}"),
+        }
+        bench.destroy().await;
+    }
+}
+
+#[tokio::test]
+async fn a_script_runs_whatever_the_entrypoint_and_a_step_may_have_its_own() {
+    for engine in engines() {
+        let bench = Bench::new(&engine);
+        bench.pass(&bench.job("true", json!({}))).await;
+        let made = containers(&engine, &bench.run.run).await;
+        let image = image_of(&engine, &made[0], "ENTRYPOINT [\"sh\",\"-c\"]").await;
+        let script = |program: &str| {
+            let programs = vec![program.to_owned()];
+            let script = Script { shell: Shell::Sh, programs, goes_on: false };
+            let job = bench.job("", json!({ "image": image }));
+            StepSpec { script: Some(script), words: Vec::new(), ..job }
+        };
+        let command = bench.job("exit 4", json!({ "image": image }));
+        for (step, code) in [
+            (script("exit 7"), 7),
+            // The image's `sh -c` runs the word `sh` and takes the rest for its arguments.
+            (command.clone(), 0),
+            (StepSpec { entrypoint: Some(Vec::new()), ..command }, 4),
+            (
+                StepSpec {
+                    entrypoint: Some(vec!["env".into(), "A=1".into()]),
+                    ..script("exit $A")
+                },
+                1,
+            ),
+        ] {
+            let (ran, _) = bench.try_step(&step).await.unwrap();
+            let name = engine.name;
+            assert_eq!(ran.exit.code, code, "{name}: {:?} {:?}", step.words, step.script);
+            bench.docker.discard(&bench.run, ran.left).await;
+        }
+        bench.destroy().await;
+        ask(&engine, Method::DELETE, &format!("/images/{image}?force=true")).await;
+    }
+}
+
+#[tokio::test]
+async fn words_or_variables_that_are_too_long_are_one_error_and_no_output() {
+    for engine in engines() {
+        let bench = Bench::new(&engine);
+        let job = bench.job("true", json!({}));
+        let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let (long, many) = ("x".repeat(200_000), "x".repeat(100_000));
+        let many = [&["echo"][..], &[many.as_str(); 40]].concat();
+        for (step, told) in [
+            (StepSpec { words: words(&["echo", &long]), ..job.clone() }, "word 2 of its command"),
+            (
+                StepSpec { env: Vars::from([("LONG".into(), long.clone())]), ..job.clone() },
+                "variable LONG has",
+            ),
+            (StepSpec { words: words(&many), ..job.clone() }, "longer than the kernel takes"),
+        ] {
+            let kept = Arc::new(Kept::default());
+            let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+            let on = Workspace::None;
+            let ran = bench.docker.run_step(&bench.run, &on, &step, Gate::open(), out, &bench.stop);
+            match ran.await {
+                Err(ExecError::Start { code: 126, cause, .. }) => {
+                    assert!(cause.contains(told), "{}: {cause}", engine.name);
+                }
+                other => panic!("{}: {told}: {other:?}", engine.name),
+            }
+            assert_eq!(String::from_utf8_lossy(&kept.stderr()), "", "{}: {told}", engine.name);
         }
         bench.destroy().await;
     }

@@ -10,3 +10,9 @@
     clippy::disallowed_methods,
     reason = "a test may panic, and runs a server of its own"
 )]
+
+#[path = "../docker/engine.rs"]
+#[allow(dead_code, unreachable_pub, reason = "shared with the suite of the Docker adapter")]
+mod docker;
+mod volumes;
+mod work_dir;

@@ -56,20 +56,23 @@ pub(super) async fn open_directory_tar(name: &str) -> io::Result<Vec<u8>> {
     directories([format!("{name}/")], 0o777).await
 }
 
-/// A tar that holds a directory, and those above it.
-pub(super) async fn directory_tar(inside: &str) -> io::Result<Vec<u8>> {
-    let mut path = String::new();
-    let parts = inside.split('/').filter(|part| !part.is_empty());
-    let paths: Vec<String> = parts
-        .map(|part| {
-            path = format!("{path}{part}/");
-            path.clone()
-        })
-        .collect();
-    directories(paths, 0o700).await
+/// A tar of files that every user can read, by their names.
+pub(super) async fn texts(files: &[(String, String)]) -> io::Result<Vec<u8>> {
+    let mut tar = tokio_tar::Builder::new(Vec::new());
+    for (name, text) in files {
+        let mut header = tokio_tar::Header::new_gnu();
+        header.set_mode(0o444);
+        header.set_size(text.len() as u64);
+        tar.append_data(&mut header, name, text.as_bytes()).await?;
+    }
+    tar.into_inner().await
 }
 
-async fn directories(paths: impl IntoIterator<Item = String>, mode: u32) -> io::Result<Vec<u8>> {
+/// A tar of directories, those above others first; their paths end in `/`.
+pub(super) async fn directories(
+    paths: impl IntoIterator<Item = String>,
+    mode: u32,
+) -> io::Result<Vec<u8>> {
     let mut tar = tokio_tar::Builder::new(Vec::new());
     for path in paths {
         let mut header = tokio_tar::Header::new_gnu();
@@ -94,7 +97,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_whole_archive_comes_as_it_is_in_pieces_of_any_size() {
-        let tar = directory_tar("a/b").await.unwrap();
+        let tar = directories(["a/".to_owned(), "a/b/".to_owned()], 0o700).await.unwrap();
         for size in [1, 511, 512, 513, tar.len()] {
             let pieces = tar.chunks(size).map(<[u8]>::to_vec).collect();
             assert_eq!(read(pieces).await.unwrap(), tar, "pieces of {size} bytes");
@@ -103,7 +106,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_archive_that_breaks_off_or_is_empty_is_an_error() {
-        let tar = directory_tar("a/b").await.unwrap();
+        let tar = directories(["a/".to_owned(), "a/b/".to_owned()], 0o700).await.unwrap();
         let empty = vec![0; 1024];
         let first = tar.get(..512).unwrap().to_vec();
         let cut = tar.get(..tar.len() - 512).unwrap().to_vec();

@@ -111,32 +111,6 @@ fn is_engine_socket(path: &Path) -> bool {
     ["docker.sock", "podman.sock", "containerd.sock"].contains(&name)
 }
 
-/// Runs programs in one shell, each from the step's directory.
-const PROGRAMS: &str = r#"__bob_goes_on=$1 __bob_last=0 __bob_work=$PWD; shift
-for __bob_program in "$@"; do
-  cd "$__bob_work" || exit 1
-  eval "$__bob_program"
-  __bob_code=$?
-  if [ "$__bob_code" -ne 0 ]; then
-    [ "$__bob_goes_on" = yes ] || exit "$__bob_code"
-    __bob_last=$__bob_code
-  fi
-done
-exit "$__bob_last""#;
-
-/// What a container runs. A script has to come with its words: there is nothing else in there yet.
-pub(super) fn words_of(step: &StepSpec) -> Vec<String> {
-    let Some(script) = &step.script else { return step.words.clone() };
-    let shell = script.shell.program().to_owned();
-    if let [only] = &script.programs[..] {
-        return vec![shell, "-c".to_owned(), only.clone()];
-    }
-    let goes_on = if script.goes_on { "yes" } else { "no" }.to_owned();
-    let mut words = vec![shell.clone(), "-c".to_owned(), PROGRAMS.to_owned(), shell, goes_on];
-    words.extend(script.programs.iter().cloned());
-    words
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -154,6 +128,7 @@ pub(super) mod tests {
             attempt: 1,
             executor: ExecutorKind::Docker,
             script: None,
+            entrypoint: None,
             words: vec!["make".into(), "all".into()],
             env: Vars::from([("A".into(), "step".into()), ("B".into(), String::new())]),
             work_dir: None,

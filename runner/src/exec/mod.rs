@@ -2,10 +2,13 @@
 
 mod all;
 mod archive;
+mod argv;
 mod auth;
+mod beginning;
 pub mod call;
 mod demux;
 pub mod docker;
+mod exhausted;
 mod given;
 mod job;
 pub mod local;
@@ -13,5 +16,6 @@ pub mod podman;
 #[cfg(feature = "testing")]
 pub mod scripted;
 pub mod ssh;
+mod work_dir;
 
 pub use self::all::Executors;

@@ -77,6 +77,14 @@ pub enum ExecError {
         /// What the engine said.
         cause: String,
     },
+    /// The kernel holds as many keys of the engine's user as it may, and each container needs some.
+    #[error(
+        "the kernel holds as many keys of the container engine's user as it may, and each container needs one: run fewer containers at a time, or raise kernel.keys.maxkeys ({cause})"
+    )]
+    KeyQuota {
+        /// What the engine said.
+        cause: String,
+    },
     /// The host or the engine cannot do what the step asks for.
     #[error("{0}")]
     Unsupported(String),
@@ -126,7 +134,10 @@ impl ExecError {
             Self::SecretLeak { .. } => Cause::SecretLeak,
             Self::Input(_) => Cause::Resource,
             Self::Disconnected { .. } => Cause::Lost,
-            Self::Unreachable { .. } | Self::NotStarted | Self::Engine { .. } => Cause::Engine,
+            Self::Unreachable { .. }
+            | Self::NotStarted
+            | Self::KeyQuota { .. }
+            | Self::Engine { .. } => Cause::Engine,
         }
     }
 
@@ -134,7 +145,7 @@ impl ExecError {
     #[must_use]
     pub fn retryable(&self) -> bool {
         match self {
-            Self::Unreachable { .. } => true,
+            Self::Unreachable { .. } | Self::KeyQuota { .. } => true,
             Self::Image { .. }
             | Self::Start { .. }
             | Self::NoSuchPath { .. }

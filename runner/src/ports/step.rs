@@ -46,6 +46,9 @@ pub struct StepSpec {
     pub words: Vec<String>,
     /// Programs for a shell, in the place of a command.
     pub script: Option<Script>,
+    /// Words in front of the command in a container. If there are none, a command has the image's
+    /// entrypoint and a script has none.
+    pub entrypoint: Option<Vec<String>>,
     /// Its environment, over that of the base image.
     pub env: Vars,
     /// The working directory; that of the base image where there is none.

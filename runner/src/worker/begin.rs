@@ -167,6 +167,7 @@ impl Drive {
         Some(Ok(StepSpec {
             words: step.cmd.as_ref().map(Cmd::words).unwrap_or_default(),
             script,
+            entrypoint: step.entrypoint.clone(),
             env: self.env_of(pipeline, step),
             work_dir: env::work_dir(step),
             network: network.or(options.network.as_ref()).cloned(),
@@ -220,6 +221,7 @@ impl Drive {
             attempt: self.run.attempt(position),
             executor: step.executor,
             script: None,
+            entrypoint: None,
             words: Vec::new(),
             env: protocol::pipeline::Vars::new(),
             work_dir: None,

@@ -94,6 +94,7 @@ pub(super) fn start_code(error: &ExecError) -> Option<i32> {
         | ExecError::NoSuchPath { .. }
         | ExecError::NotStarted
         | ExecError::NoSpace { .. }
+        | ExecError::KeyQuota { .. }
         | ExecError::Unsupported(_)
         | ExecError::Engine { .. }
         | ExecError::SecretLeak { .. }

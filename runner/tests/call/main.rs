@@ -126,6 +126,7 @@ async fn attempt(
         executor: step.executor,
         words: Vec::new(),
         script: None,
+        entrypoint: None,
         env: step.vars.clone(),
         work_dir: None,
         network: None,

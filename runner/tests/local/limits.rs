@@ -146,6 +146,7 @@ fn spec(program: &str) -> StepSpec {
         executor: ExecutorKind::Local,
         words: ["sh", "-c", program].map(str::to_owned).to_vec(),
         script: None,
+        entrypoint: None,
         env: Vars::new(),
         work_dir: None,
         network: None,

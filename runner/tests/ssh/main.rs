@@ -95,6 +95,7 @@ fn step(with: Map<String, Value>, program: &str) -> StepSpec {
         executor: ExecutorKind::Ssh,
         words: Vec::new(),
         script: Some(Script { shell: Shell::Sh, programs, goes_on: false }),
+        entrypoint: None,
         env: Vars::new(),
         work_dir: None,
         network: None,

@@ -238,6 +238,7 @@ impl Bench {
                 attempt: 1,
                 executor: ExecutorKind::Podman,
                 script: None,
+                entrypoint: None,
                 words: TRIVIAL.iter().map(|word| (*word).to_owned()).collect(),
                 env: Vars::new(),
                 work_dir: None,

@@ -10,8 +10,8 @@ use protocol::id::NodeId;
 use protocol::names;
 
 use super::Client;
-use super::secrets;
-use crate::exec::job::{self, Asked, NAMESPACE, Source, words_of};
+use crate::exec::argv::{Argv, SCRIPT_DIR};
+use crate::exec::job::{self, Asked, NAMESPACE, Source};
 use crate::ports::{ExecError, JOB_DIR, RunScope, StepSecrets, StepSpec};
 
 const CPU_PERIOD_MICROS: i64 = 100_000;
@@ -32,6 +32,7 @@ pub(super) fn body(
     run: &RunScope,
     step: &StepSpec,
     asked: Asked,
+    argv: &Argv,
 ) -> Result<ContainerCreateBody, ExecError> {
     let gives = !step.secrets.given.is_empty();
     let mut env = Vec::new();
@@ -43,20 +44,22 @@ pub(super) fn body(
         env.push("TERM=xterm".to_owned());
     }
     env.extend(step.env.iter().map(|(name, value)| format!("{name}={value}")));
-    let mut entrypoint = None;
     if gives {
         env.push(format!("{}={}", StepSecrets::VARIABLE, crate::exec::given::DIR));
-        let mut words = secrets::receiving(&step.secrets.given);
-        words.extend(ground.config.entrypoint.iter().flatten().cloned());
-        entrypoint = Some(words);
+    }
+    // Nameless volumes: they are there wherever the engine is, and go with the container.
+    let mut volumes = vec![JOB_DIR.to_owned()];
+    if !argv.files.is_empty() {
+        volumes.push(SCRIPT_DIR.to_owned());
     }
     let healthcheck = ground.config.healthcheck.is_some();
     let healthcheck = healthcheck
         .then(|| HealthConfig { test: Some(vec!["NONE".into()]), ..HealthConfig::default() });
     Ok(ContainerCreateBody {
         image: Some(ground.image.clone()),
-        cmd: Some(words_of(step)),
-        entrypoint,
+        // With an entrypoint, the image's own command is not used.
+        cmd: Some(Vec::new()),
+        entrypoint: Some(argv.words.clone()),
         env: Some(env),
         working_dir: step.work_dir.clone(),
         labels: Some(labels(ground.worker, run, step, asked.namespace)),
@@ -68,8 +71,7 @@ pub(super) fn body(
         attach_stdout: Some(true),
         attach_stderr: Some(true),
         healthcheck,
-        // A nameless volume: it is there wherever the engine is, and goes with the container.
-        volumes: Some(vec![JOB_DIR.to_owned()]),
+        volumes: Some(volumes),
         host_config: Some(host(ground, step, asked.mounts)?),
         ..ContainerCreateBody::default()
     })

@@ -3,6 +3,8 @@
 use bollard::errors::Error;
 
 use super::Docker;
+use crate::exec::exhausted::no_keys;
+pub(super) use crate::exec::exhausted::no_space;
 use crate::ports::ExecError;
 
 /// The status of a refusal.
@@ -36,12 +38,6 @@ pub(super) fn is_away(error: &Error) -> bool {
     )
 }
 
-/// Whether the engine says that its disk is full.
-pub(super) fn no_space(said: &str) -> bool {
-    let said = said.to_ascii_lowercase();
-    ["no space left on device", "disk quota exceeded"].iter().any(|words| said.contains(words))
-}
-
 /// An error with all that led to it.
 fn whole(error: &Error) -> String {
     let mut text = error.to_string();
@@ -65,6 +61,9 @@ impl Docker {
         }
         if no_space(said) {
             return ExecError::NoSpace { cause: said.to_owned() };
+        }
+        if no_keys(said) {
+            return ExecError::KeyQuota { cause: said.to_owned() };
         }
         let cause = if said.is_empty() { whole(error) } else { said.trim().to_owned() };
         ExecError::Engine { doing: doing.to_owned(), cause }

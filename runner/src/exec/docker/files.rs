@@ -10,7 +10,8 @@ use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::{Docker, fault};
-use crate::exec::archive::{open_directory_tar, whole_archive};
+use crate::exec::archive::{open_directory_tar, texts, whole_archive};
+use crate::exec::argv::SCRIPT_DIR;
 use crate::ports::{ByteStream, ExecError, JOB_DIR, Workspace};
 
 /// An engine that is just about to put away what has ended (podman) answers that all is well, and
@@ -33,6 +34,27 @@ impl Docker {
             cause: cause.to_string(),
         })?;
         let options = UploadToContainerOptionsBuilder::default().path(above).build();
+        let client = self.client().await.map_err(failed)?;
+        let body = bollard::body_full(Bytes::from(tar));
+        client.docker.upload_to_container(id, Some(options), body).await.map_err(failed)
+    }
+
+    /// Puts the files of a script into a container that is not started.
+    pub(super) async fn put_script(
+        &self,
+        id: &str,
+        files: &[(String, String)],
+    ) -> Result<(), ExecError> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        let doing = "handing a script to a step";
+        let failed = |error| self.failed(doing, &error);
+        let tar = texts(files).await.map_err(|cause| ExecError::Engine {
+            doing: doing.to_owned(),
+            cause: cause.to_string(),
+        })?;
+        let options = UploadToContainerOptionsBuilder::default().path(SCRIPT_DIR).build();
         let client = self.client().await.map_err(failed)?;
         let body = bollard::body_full(Bytes::from(tar));
         client.docker.upload_to_container(id, Some(options), body).await.map_err(failed)

@@ -6,7 +6,7 @@
 //! | file | duty |
 //! |---|---|
 //! | `wire` `look` `fault` | the engine's socket, where bollard does not give what we need |
-//! | `create` | what a container is made of |
+//! | `create` `work_dir` | the settings of a container, and its working directory |
 //! | `step` `output` `stop` | one step, from its making to its proven end |
 //! | `image` | images: what they say, where they come from |
 //! | `secrets` | what a step is given in memory |
@@ -26,6 +26,7 @@ mod secrets;
 mod step;
 mod stop;
 mod wire;
+mod work_dir;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -9,12 +9,12 @@ use std::time::Duration;
 use bollard::errors::Error;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use protocol::event::LogStream;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::{Instant, sleep};
 
 use super::look::{Container, Life};
 use super::{Docker, fault};
+use crate::exec::beginning::Beginning;
 use crate::exec::demux::{Demux, Piece, Seen};
 use crate::ports::{ExecError, LogSink};
 
@@ -22,26 +22,6 @@ const READ_BYTES: usize = 32 * 1024;
 /// How long an engine that went away while a step ran is waited for.
 const PATIENCE: Duration = Duration::from_secs(120);
 const SLOWEST_POLL: Duration = Duration::from_millis(500);
-
-/// The first bytes of a step's standard error: the engine's init says there that it could not start
-/// the command.
-#[derive(Debug, Default)]
-pub(super) struct Beginning {
-    pub(super) stderr: Vec<u8>,
-    pub(super) total: u64,
-}
-
-impl Beginning {
-    const KEPT: usize = 512;
-
-    fn add(&mut self, piece: &Piece) {
-        self.total += piece.bytes.len() as u64;
-        if piece.stream == LogStream::Stderr {
-            let free = Self::KEPT.saturating_sub(self.stderr.len()).min(piece.bytes.len());
-            self.stderr.extend_from_slice(&piece.bytes[..free]);
-        }
-    }
-}
 
 /// What follows a step from its start to its end.
 pub(super) struct Follower<'a> {
@@ -130,8 +110,20 @@ impl Follower<'_> {
 
     async fn pass(&mut self, piece: Piece) {
         self.seen.add(&piece);
-        self.beginning.add(&piece);
-        self.out.write(piece.stream, Bytes::from(piece.bytes)).await;
+        let pieces = self.beginning.take(piece);
+        self.write(pieces).await;
+    }
+
+    /// Passes on what was held back because it began like a report of the engine's.
+    pub(super) async fn release(&mut self) {
+        let pieces = self.beginning.rest();
+        self.write(pieces).await;
+    }
+
+    async fn write(&self, pieces: Vec<Piece>) {
+        for Piece { stream, bytes } in pieces {
+            self.out.write(stream, Bytes::from(bytes)).await;
+        }
     }
 
     /// Passes on what the engine has kept of the output and was not passed on yet.

@@ -9,12 +9,15 @@ use futures::future::join;
 use tokio::io::AsyncWriteExt as _;
 
 use super::create::{self, Ground};
-use super::look::Container;
-use super::output::{Beginning, Follower};
+use super::output::Follower;
 use super::wire::Attached;
 use super::{Docker, fault, secrets};
+use crate::exec::argv::{Argv, check_length};
+use crate::exec::beginning::{Beginning, NotExecuted};
 use crate::exec::demux::Seen;
+use crate::exec::exhausted::{KeyWait, no_keys};
 use crate::exec::job::{Asked, Source, container_name, own_image};
+use crate::exec::work_dir::is_about_work_dir;
 use crate::ports::{
     ExecError, Exit, Gate, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
 };
@@ -90,10 +93,17 @@ impl Docker {
             network: step.network.as_ref().or(self.network.as_ref()),
             worker: self.worker.as_ref(),
         };
-        let body = create::body(&ground, run, step, asked)?;
-        let id = self.create(run, step, body).await?;
+        let first =
+            (!step.secrets.given.is_empty()).then(|| secrets::receiving(&step.secrets.given));
+        let image_words = ground.config.entrypoint.clone().unwrap_or_default();
+        let argv = Argv::of(step, &image_words).behind(first);
+        check_length(step, &argv.words)?;
+        let own_dir = step.work_dir.clone().or_else(|| ground.config.working_dir.clone());
+        let body = create::body(&ground, run, step, asked, &argv)?;
+        let id = self.create_in(run, step, body, own_dir).await?;
         let prepared = async {
             self.open_job_dir(&id, &user).await?;
+            self.put_script(&id, &argv.files).await?;
             let gives = !step.secrets.given.is_empty();
             let path = format!(
                 "{}/containers/{id}/attach?stream=true&stdout=true&stderr=true&logs=false&stdin={gives}",
@@ -129,11 +139,11 @@ impl Docker {
 
     /// Makes a container, whatever stands in its way: an older one of the same name, or an engine
     /// without an init.
-    async fn create(
+    pub(super) async fn create(
         &self,
         run: &RunScope,
         step: &StepSpec,
-        mut body: ContainerCreateBody,
+        body: &mut ContainerCreateBody,
     ) -> Result<String, ExecError> {
         let doing = "making a step's container";
         let name = container_name(&run.run, step.position);
@@ -160,6 +170,10 @@ impl Docker {
                     image: own_image(step).unwrap_or(&run.image).to_owned(),
                     cause: format!("it is gone from the engine: {said}"),
                 });
+            } else if let Some(why) = bad_work_dir(said) {
+                let dir = body.working_dir.as_deref().unwrap_or("of its image");
+                let cause = format!("its working directory {dir} {why}");
+                return Err(ExecError::Start { step: step.name.clone(), cause, code: 126 });
             } else {
                 return Err(self.failed(doing, &error));
             }
@@ -190,8 +204,7 @@ impl Docker {
         stop: &StopSignal,
     ) -> Result<Option<Exit>, ExecError> {
         let Ready { id, attached, has_tty } = ready;
-        let start = async { self.client().await?.docker.start_container(&id, None).await };
-        start.await.map_err(|error| self.not_started(step, &error))?;
+        self.start(step, &id, stop).await?;
         let (output, mut input) = tokio::io::split(attached);
         let mut follower = Follower {
             docker: self,
@@ -219,13 +232,21 @@ impl Docker {
                 }
             };
             tokio::select! {
-                ended = following => ended?,
-                removed = self.obey(&id, step.end, stop) => return removed.map(|super::stop::Removed| None),
+                ended = following => Ok(ended),
+                removed = self.obey(&id, step.end, stop) => Err(removed),
             }
         };
-        if let Some((cause, code)) = init_failed(&ended, &follower.beginning) {
+        if let Ok(Ok(ended)) = &ended
+            && let Some(report) = follower.beginning.not_executed(ended.exit_code())
+        {
+            let NotExecuted { cause, code } = report;
             return Err(ExecError::Start { step: step.name.clone(), cause, code });
         }
+        follower.release().await;
+        let ended = match ended {
+            Ok(ended) => ended?,
+            Err(removed) => return removed.map(|super::stop::Removed| None),
+        };
         // An engine that restarts ends what it runs, unless it is told to keep it.
         if follower.went && stop.level() == StopLevel::Run && is_of_engine(ended.exit_code()) {
             return Err(ExecError::Unreachable {
@@ -240,12 +261,27 @@ impl Docker {
         Ok(Some(Exit { code: ended.exit_code(), oom: ended.oom() }))
     }
 
+    /// Starts a container, once the kernel has room for its keys.
+    async fn start(&self, step: &StepSpec, id: &str, stop: &StopSignal) -> Result<(), ExecError> {
+        let mut keys = KeyWait::default();
+        loop {
+            let start = async { self.client().await?.docker.start_container(id, None).await };
+            match start.await.map_err(|error| self.not_started(step, &error)) {
+                Err(error @ ExecError::KeyQuota { .. }) => keys.wait(error, step, stop).await?,
+                started => return started,
+            }
+        }
+    }
+
     /// What it means that a container could not be made ready or started.
     fn not_started(&self, step: &StepSpec, error: &Error) -> ExecError {
         let said = fault::refusal(error);
-        let words = step.words.join(" ");
+        let words = match &step.script {
+            Some(script) => script.shell.program().to_owned(),
+            None => step.words.join(" "),
+        };
         let start = |cause: String, code| ExecError::Start { step: step.name.clone(), cause, code };
-        if said.is_empty() || fault::no_space(said) {
+        if said.is_empty() || fault::no_space(said) || no_keys(said) {
             return self.failed("starting a step", error);
         }
         if is_about_init(said)
@@ -255,12 +291,16 @@ impl Docker {
             client.lacks_init();
             return self.failed("starting a step behind the engine's init", error);
         }
-        if said.contains("workdir") || said.contains("chdir to") {
-            let dir = step.work_dir.as_deref().unwrap_or("/");
-            return start(format!("there is no working directory {dir} in its container"), 126);
+        if is_about_work_dir(said) {
+            let dir = step.work_dir.as_deref().unwrap_or("of its image");
+            return start(format!("its working directory {dir} cannot be entered: {said}"), 126);
         }
         if said.contains("passwd file") || said.contains("unable to find user") {
             return start(format!("its image has no such user: {said}"), 126);
+        }
+        if said.to_ascii_lowercase().contains("argument list too long") {
+            let cause = "its command and variables together are longer than the kernel takes";
+            return start(cause.to_owned(), 126);
         }
         if said.contains("not found in $PATH") || said.contains("no such file or directory") {
             return start(format!("there is no program for `{words}` in its image"), 127);
@@ -281,51 +321,28 @@ fn is_of_engine(code: i32) -> bool {
     [137, 143, 255].contains(&code)
 }
 
-/// Whether the command never ran, because the init in front of it (tini, or podman's catatonit) could
-/// not start it: the engine takes that for the command's own end.
-fn init_failed(ended: &Container, beginning: &Beginning) -> Option<(String, i32)> {
-    if ended.exit_code() == 0 || beginning.total != beginning.stderr.len() as u64 {
-        return None;
+/// The reason why the engine cannot create a working directory, if that is its error.
+fn bad_work_dir(said: &str) -> Option<&'static str> {
+    if said.contains("too many links") {
+        return Some("leads through symbolic links in a circle");
     }
-    let line = std::str::from_utf8(&beginning.stderr).ok()?.strip_suffix('\n')?;
-    let cause = if line.starts_with("[FATAL tini (") {
-        line.split_once(" exec ")?.1.rsplit_once(" failed: ")?.1
-    } else {
-        let (init, cause) = line.split_once("failed to exec pid1: ")?;
-        init.starts_with("ERROR (catatonit:").then_some(cause)?
-    };
-    if line.contains('\n') {
-        return None;
-    }
-    let code = if cause.starts_with("No such file") { 127 } else { 126 };
-    Some((format!("its command cannot be executed in its image: {cause}"), code))
+    let is_file = said.starts_with("Cannot mkdir:") || said.ends_with(": not a directory");
+    is_file.then_some("is not a directory, or leads through something that is not")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn failed(code: i32, stderr: &str, more: u64) -> Option<(String, i32)> {
-        let json = format!(r#"{{"State":{{"Status":"exited","ExitCode":{code}}}}}"#);
-        let ended = serde_json::from_str(&json).unwrap();
-        let total = stderr.len() as u64 + more;
-        init_failed(&ended, &Beginning { stderr: stderr.as_bytes().to_vec(), total })
-    }
-
+    /// As Docker 20.10 answers.
     #[test]
-    fn a_command_that_the_init_cannot_start_is_told_from_one_that_fails() {
-        let tini = "[FATAL tini (7)] exec nosuch failed: No such file or directory\n";
-        let podman = "ERROR (catatonit:2): failed to exec pid1: Permission denied\n";
-        assert_eq!(failed(127, tini, 0).unwrap().1, 127);
-        assert_eq!(failed(1, podman, 0).unwrap().1, 126);
-        for (code, stderr, more) in [
-            (0, tini, 0),
-            (127, tini, 1),
-            (127, "exec nosuch failed: No such file\n", 0),
-            (127, "[FATAL tini (7)] exec a failed: No such file\nmore\n", 0),
-            (1, "", 0),
-        ] {
-            assert_eq!(failed(code, stderr, more), None, "{stderr:?}");
-        }
+    fn a_working_directory_that_cannot_be_one_is_recognised() {
+        let of = bad_work_dir;
+        assert!(of("Cannot mkdir: /file is not a directory").unwrap().contains("not a directory"));
+        let below = "lstat /var/lib/docker/overlay2/76/merged/file/x: not a directory";
+        assert!(of(below).unwrap().contains("not a directory"));
+        let circle = "evalSymlinksInScope: too many links in /var/lib/docker/overlay2/5e/merged/l";
+        assert!(of(circle).unwrap().contains("circle"));
+        assert_eq!(of("No such image: x"), None);
     }
 }

@@ -22,6 +22,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
+use crate::exec::work_dir::STAT_HEADER;
 use crate::ports::ExecError;
 
 /// How long the beginning of an answer is waited for.
@@ -116,6 +117,16 @@ impl Wire {
             Err(_) => String::from_utf8_lossy(&body).trim().chars().take(500).collect(),
         };
         Err(Error::DockerResponseServerError { status_code: status.as_u16(), message })
+    }
+
+    /// The status of an answer without a body, and how it describes a path.
+    pub(super) async fn head(&self, path: &str) -> Result<(u16, Option<Vec<u8>>), Error> {
+        let request = Request::builder().method(Method::HEAD).uri(path).header(HOST, "engine");
+        let request = request.body(Full::default())?;
+        let asking = async { Ok(self.connect().await?.send_request(request).await?) };
+        let answer = timeout(ANSWERS, asking).await.unwrap_or(Err(Error::RequestTimeoutError))?;
+        let stat = answer.headers().get(STAT_HEADER).map(|value| value.as_bytes().to_vec());
+        Ok((answer.status().as_u16(), stat))
     }
 
     /// An answer as it comes.

@@ -8,6 +8,7 @@ use futures::StreamExt as _;
 use protocol::pipeline::Shell;
 use tokio_util::io::ReaderStream;
 
+use crate::exec::argv::FILES;
 use crate::ports::{ByteStream, ExecError, Script};
 
 /// Runs each program in a process of its own, as one that ends with `exit` ends itself alone. Variables
@@ -33,22 +34,6 @@ trap '__bob_code=$?; trap - EXIT; { declare -p; declare -f; } >"${__bob[1]}" 2>/
 . "${__bob[0]}"
 "#;
 
-/// Runs the programs in one process: a plain shell cannot hand on its functions.
-const SH: &str = r#"__bob_dir=$1 __bob_goes_on=$2 __bob_count=$3 __bob_at=0 __bob_last=0 __bob_work=$PWD
-set --
-while [ "$__bob_at" -lt "$__bob_count" ]; do
-  cd "$__bob_work" || exit 1
-  . "$__bob_dir/$__bob_at"
-  __bob_code=$?
-  if [ "$__bob_code" -ne 0 ]; then
-    [ "$__bob_goes_on" = yes ] || exit "$__bob_code"
-    __bob_last=$__bob_code
-  fi
-  __bob_at=$((__bob_at + 1))
-done
-exit "$__bob_last"
-"#;
-
 /// Writes a script into a directory; the words that run it.
 pub(super) async fn write(dir: PathBuf, script: &Script) -> std::io::Result<Vec<OsString>> {
     let Script { shell, programs, goes_on } = script.clone();
@@ -66,7 +51,8 @@ pub(super) async fn write(dir: PathBuf, script: &Script) -> std::io::Result<Vec<
                 std::fs::write(dir.join("one"), ONE)?;
                 BASH
             }
-            Shell::Sh => SH,
+            // A plain shell cannot hand on its functions, so it runs them in one process.
+            Shell::Sh => FILES,
         };
         std::fs::write(dir.join("all"), all)?;
         let goes_on = if goes_on { "yes" } else { "no" };

@@ -150,6 +150,9 @@ pub(super) struct Commit<'a> {
     pub(super) repository: &'a str,
     pub(super) tag: &'a str,
     pub(super) squash: bool,
+    pub(super) format: &'static str,
+    /// Instructions that change the image's configuration.
+    pub(super) changes: &'a [String],
 }
 
 impl Link {
@@ -257,13 +260,16 @@ impl Link {
 
     /// Makes an image of a container that does not run; its id.
     pub(super) async fn commit(&mut self, commit: &Commit<'_>) -> Result<String, Fault> {
-        let query = path::query(&[
+        let mut query = vec![
             ("container", commit.container),
             ("repo", commit.repository),
             ("tag", commit.tag),
             ("pause", "false"),
             ("squash", if commit.squash { "true" } else { "false" }),
-        ]);
+            ("format", commit.format),
+        ];
+        query.extend(commit.changes.iter().map(|change| ("changes", change.as_str())));
+        let query = path::query(&query);
         let ask = Ask { within: LONG, ..Ask::post(format!("/commit?{query}")) };
         let reply = self.call(ask).await?.good()?;
         let id = reply.json::<Created>()?.id;

@@ -14,6 +14,8 @@ use serde::de::DeserializeOwned;
 use thiserror::Error;
 
 use super::http::Http;
+use crate::exec::exhausted::no_keys;
+pub(super) use crate::exec::exhausted::no_space;
 use crate::ports::ExecError;
 
 /// Every path of ours begins with it; newer engines still take it.
@@ -79,6 +81,9 @@ impl Fault {
             Self::Refused { ref message, .. } if no_space(message) => {
                 ExecError::NoSpace { cause: message.clone() }
             }
+            Self::Refused { ref message, .. } if no_keys(message) => {
+                ExecError::KeyQuota { cause: message.clone() }
+            }
             // Killed in the middle of a call it has come back to what it does not understand.
             Self::Refused { status: 500.., .. } | Self::Garbled(_) if http.went_lately() => {
                 let cause = format!("it failed at {doing} after it had gone away: {self}");
@@ -106,16 +111,6 @@ pub(super) fn saw_a_removal(message: &str) -> bool {
     ]
     .iter()
     .any(|said| message.contains(said))
-}
-
-/// Whether the engine says that its disk is full.
-pub(super) fn no_space(message: &str) -> bool {
-    // The engine says it in small letters, what it runs as the C library does, and the database that
-    // podman 5 keeps on the same disk has words of its own.
-    let message = message.to_ascii_lowercase();
-    ["no space left on device", "disk quota exceeded", "database or disk is full"]
-        .iter()
-        .any(|said| message.contains(said))
 }
 
 /// An answer, read to its end.
@@ -250,19 +245,6 @@ pub(super) async fn read(answer: Response<Incoming>) -> Result<Reply, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_full_disk_is_one_in_whose_words_ever() {
-        for said in [
-            "copying layer: write /store/1: no space left on device",
-            "OCI runtime error: crun: mkdir `/x`: No space left on device",
-            "write /x: Disk quota exceeded",
-            "adding container 59ba exit code 1: database or disk is full",
-        ] {
-            assert!(no_space(said), "{said}");
-        }
-        assert!(!no_space("no such device"));
-    }
 
     #[test]
     fn a_refusal_says_what_the_engine_said_whatever_its_form() {

@@ -11,6 +11,7 @@ use super::call::{Ask, Fault, Reply, no_space, saw_a_removal};
 use super::http::Link;
 use super::image::{Known, PIN, RESUME, TAGS, is_to_squash};
 use super::{COMMITS, Podman, path};
+use crate::exec::exhausted::no_temporary_space;
 use crate::ports::{ExecError, RunScope, Workspace};
 
 impl Podman {
@@ -148,7 +149,14 @@ impl Podman {
             None => (format!("{what}-{}", run.epoch), Arc::default()),
         };
         let repository = format!("{TAGS}/{name}");
-        let commit = Commit { container, repository: &repository, tag: run.run.as_str(), squash };
+        let commit = Commit {
+            container,
+            repository: &repository,
+            tag: run.run.as_str(),
+            squash,
+            format: known.base.format(),
+            changes: &known.base.changes(),
+        };
         let id = match self.commit(link, &commit).await {
             Ok(id) => id,
             Err(cause) => {
@@ -171,6 +179,13 @@ impl Podman {
                 Err(fault) => fault,
             };
             tries += 1;
+            if no_temporary_space(fault.refusal()) {
+                return Err(ExecError::NoSpace {
+                    cause: format!(
+                        "its directory for temporary files (TMPDIR) is full, which a commit needs twice the size of the layer in: {fault}"
+                    ),
+                });
+            }
             if !saw_a_removal(fault.refusal()) || tries >= COMMITS {
                 return Err(fault.at("keeping what a step left", &self.http));
             }

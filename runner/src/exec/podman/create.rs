@@ -8,9 +8,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::image::Base;
-use super::secrets;
 use crate::exec::given;
-use crate::exec::job::{container_name, words_of};
+use crate::exec::job::container_name;
 use crate::ports::{ExecError, RunScope, StepSecrets, StepSpec};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -22,15 +21,17 @@ pub(super) struct Create {
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
     image: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    /// All words that are run: see `exec::argv`.
     entrypoint: Vec<String>,
+    /// Always empty. The image's own command is not used beside an entrypoint.
     command: Vec<String>,
     env: IndexMap<String, String>,
     /// Nothing of the image's environment: it holds that of earlier steps.
     unsetenvall: bool,
     user: String,
-    work_dir: String,
-    /// Only where the image itself asks for the directory.
+    /// Without a symbolic link in it, or it is not there: see `exec::work_dir`.
+    pub(super) work_dir: String,
+    /// Never: the engine would follow links out of the container.
     create_working_dir: bool,
     pub(super) labels: IndexMap<&'static str, String>,
     /// Part of the container's configuration file, which the guard of a worker reads if the engine does
@@ -73,16 +74,16 @@ impl Create {
         base: &Base,
         image: &str,
         step: &StepSpec,
+        argv: Vec<String>,
         network: Option<&String>,
         cpus: u64,
     ) -> Result<Self, ExecError> {
         let mut made = Self::bare(run, base, image, "step");
         made.name = Some(container_name(&run.run, step.position));
-        made.command = words_of(step);
+        made.entrypoint = argv;
         made.env.extend(step.env.iter().map(|(name, value)| (name.clone(), value.clone())));
         if let Some(dir) = &step.work_dir {
             made.work_dir.clone_from(dir);
-            made.create_working_dir = false;
         }
         made.labels.insert(names::LABEL_STEP, step.name.to_string());
         made.labels.insert(names::LABEL_ATTEMPT, step.attempt.to_string());
@@ -92,18 +93,6 @@ impl Create {
         }
         if !step.secrets.given.is_empty() {
             made.env.insert(StepSecrets::VARIABLE.to_owned(), given::DIR.to_owned());
-            made.volumes.push(secrets::mounted(run, step));
-            if let Some(mut words) = given::exporting(&step.secrets.given) {
-                // An entrypoint goes with the image that the step leaves, and a base image without
-                // one leaves it to the next step's: there it is the command that begins with this.
-                let first = if made.entrypoint.is_empty() {
-                    &mut made.command
-                } else {
-                    &mut made.entrypoint
-                };
-                words.append(first);
-                *first = words;
-            }
         }
         Ok(made)
     }
@@ -111,7 +100,7 @@ impl Create {
     /// For a container that only takes files and is never started.
     pub(super) fn mount(run: &RunScope, base: &Base, image: &str) -> Self {
         let mut made = Self::bare(run, base, image, "mount");
-        made.command = vec!["true".to_owned()];
+        made.entrypoint = vec!["true".to_owned()];
         made.netns = Some(json!({"nsmode": "none"}));
         made.init = false;
         made
@@ -127,13 +116,13 @@ impl Create {
         Self {
             name: None,
             image: image.to_owned(),
-            entrypoint: base.entrypoint.clone(),
+            entrypoint: Vec::new(),
             command: Vec::new(),
             env,
             unsetenvall: true,
             user: base.user.clone(),
             work_dir: base.work_dir.clone(),
-            create_working_dir: true,
+            create_working_dir: false,
             annotations: IndexMap::new(),
             labels: IndexMap::from([
                 (names::LABEL_RUN, run.run.to_string()),
@@ -218,6 +207,7 @@ fn limits(step: &StepSpec, cpus: u64) -> Option<Value> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::exec::argv::Argv;
     use protocol::id::{Epoch, StepName};
     use protocol::pipeline::ExecutorKind;
     use protocol::pipeline::{Limits, PullPolicy, Vars};
@@ -230,6 +220,7 @@ pub(super) mod tests {
             attempt: 1,
             executor: ExecutorKind::Podman,
             script: None,
+            entrypoint: None,
             words: vec!["make".into(), "all".into()],
             env: Vars::from([("A".into(), "step".into()), ("B".into(), String::new())]),
             work_dir: None,
@@ -261,11 +252,14 @@ pub(super) mod tests {
             layers: 1,
             size: 1,
             healthcheck: false,
+            cmd: Vec::new(),
+            is_docker_format: false,
         }
     }
 
     pub(in crate::exec::podman) fn of(step: &StepSpec) -> Create {
-        Create::step(&run(), &base(), "image", step, step.network.as_ref(), 4).unwrap()
+        let argv = Argv::of(step, &base().entrypoint).words;
+        Create::step(&run(), &base(), "image", step, argv, step.network.as_ref(), 4).unwrap()
     }
 
     fn made(step: &StepSpec) -> Value {
@@ -276,8 +270,8 @@ pub(super) mod tests {
     fn every_step_gets_the_base_images_settings_and_its_own_environment_over_them() {
         let made = made(&step());
         assert_eq!(made["name"], "bob-r-X.y_z-1-2");
-        assert_eq!(made["entrypoint"], json!(["/entry"]));
-        assert_eq!(made["command"], json!(["make", "all"]));
+        assert_eq!(made["entrypoint"], json!(["/entry", "make", "all"]));
+        assert_eq!(made["command"], json!([]));
         assert_eq!(made["user"], "nobody");
         assert_eq!(made["work_dir"], "/srv");
         assert_eq!(made["env"]["A"], "step");
@@ -300,33 +294,13 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_variable_that_holds_a_secret_leaves_no_entrypoint_to_the_next_step() {
-        let given = crate::ports::Given {
-            name: "token".into(),
-            env: Some("TOKEN".into()),
-            value: crate::ports::Secret::new(*b"hunter2"),
-        };
-        let secrets = StepSecrets { given: vec![given], forbidden: None };
-        let step = StepSpec { secrets, ..step() };
-        let with = made(&step);
-        assert_eq!(
-            (&with["entrypoint"][0], &with["entrypoint"][4]),
-            (&"sh".into(), &"/entry".into())
-        );
-        assert_eq!(with["command"], json!(["make", "all"]));
-        let bare = Base { entrypoint: Vec::new(), ..base() };
-        let bare = Create::step(&run(), &bare, "image", &step, None, 4).unwrap();
-        let bare = serde_json::to_value(bare).unwrap();
-        assert!(bare.get("entrypoint").is_none(), "{bare}");
-        assert_eq!((&bare["command"][0], &bare["command"][4]), (&"sh".into(), &"make".into()));
-        assert!(!bare.to_string().contains("hunter2"), "{bare}");
-    }
-
-    #[test]
-    fn a_directory_of_the_steps_own_must_be_there() {
-        let made = made(&StepSpec { work_dir: Some("/root/src".into()), ..step() });
-        assert_eq!(made["work_dir"], "/root/src");
-        assert_eq!(made["create_working_dir"], false);
+    fn the_engine_is_never_asked_to_create_a_working_directory() {
+        let own = made(&StepSpec { work_dir: Some("/root/src".into()), ..step() });
+        assert_eq!(own["work_dir"], "/root/src");
+        let files = serde_json::to_value(Create::mount(&run(), &base(), "image")).unwrap();
+        for made in [own, made(&step()), files] {
+            assert_eq!(made["create_working_dir"], false);
+        }
     }
 
     #[test]
@@ -340,7 +314,8 @@ pub(super) mod tests {
         assert_eq!(of("mine")["networks"], json!({"mine": {}}));
         let shared = StepSpec { network: Some("container:other".into()), ..step() };
         let network = shared.network.as_ref();
-        let said = Create::step(&run(), &base(), "image", &shared, network, 4).unwrap_err();
+        let said = Create::step(&run(), &base(), "image", &shared, Vec::new(), network, 4);
+        let said = said.unwrap_err();
         assert!(matches!(said, ExecError::Unsupported(_)), "{said}");
     }
 

@@ -4,17 +4,15 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::Method;
 use hyper::body::Frame;
 
-use super::call::{Ask, Body, Fault, Reply, empty, no_space, read};
+use super::call::{Body, Fault, Reply, empty, no_space, read};
 use super::create::Create;
-use super::http::Link;
 use super::{Podman, path};
-use crate::exec::archive::{directory_tar, whole_archive};
+use crate::exec::archive::whole_archive;
 use crate::ports::{ByteStream, ExecError, RunScope, Workspace};
 
 impl Podman {
@@ -31,31 +29,15 @@ impl Podman {
         let mut create = Create::mount(run, &known.base, &image);
         let id = self.create(&mut link, run, &image, &mut create, None).await?;
         let done = async {
-            self.directory(&mut link, &id, at).await?;
-            self.put(&id, at, tar).await?;
+            let found = self.find_dir(&id, at).await?;
+            let (at, missing) = found.into_path(at, true).map_err(ExecError::Input)?;
+            self.make_dirs(&id, &missing, 0o700).await?;
+            self.put(&id, &at, tar).await?;
             self.keep(&mut link, run, &id, &image, &known, "mount").await
         };
         let done = done.await;
         self.reaper.soon(&self.http, &run.run, id);
         done
-    }
-
-    /// Makes a directory where it is missing.
-    async fn directory(&self, link: &mut Link, id: &str, at: &str) -> Result<(), ExecError> {
-        let query = path::query(&[("path", at)]);
-        let ask = Ask::new(Method::HEAD, format!("/containers/{id}/archive?{query}"));
-        let looked = link.call(ask).await.and_then(Reply::good);
-        match looked {
-            Ok(_) => return Ok(()),
-            Err(fault) if fault.status() == Some(404) => {}
-            Err(fault) => return Err(fault.at("looking for a directory", &self.http)),
-        }
-        let inside = at.trim_matches('/');
-        let tar = directory_tar(inside).await.map_err(|cause| {
-            ExecError::Input(format!("the directory {at} cannot be made in a container: {cause}"))
-        })?;
-        let tar = futures::stream::iter([Ok(Bytes::from(tar))]).boxed();
-        self.put(id, "/", tar).await
     }
 
     pub(super) async fn put(&self, id: &str, at: &str, tar: ByteStream) -> Result<(), ExecError> {

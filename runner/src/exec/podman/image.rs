@@ -29,6 +29,12 @@ pub(super) struct Base {
     pub(super) layers: u32,
     pub(super) size: u64,
     pub(super) healthcheck: bool,
+    // Older versions wrote labels without what follows.
+    #[serde(default)]
+    pub(super) cmd: Vec<String>,
+    /// Whether it is stored as Docker does it, which alone has room for a health check.
+    #[serde(default)]
+    pub(super) is_docker_format: bool,
 }
 
 impl Base {
@@ -37,6 +43,26 @@ impl Base {
     pub(super) fn as_label(&self) -> String {
         // A struct of texts and numbers is always JSON.
         serde_json::to_string(self).unwrap_or_default()
+    }
+
+    /// The instructions that give an image the configuration of this one. A commit takes over that
+    /// of the step's container.
+    pub(super) fn changes(&self) -> Vec<String> {
+        let list = |words: &[String]| serde_json::json!(words).to_string();
+        let env = self.env.iter().filter(|(_, value)| !value.contains('\n'));
+        [
+            format!("ENTRYPOINT {}", list(&self.entrypoint)),
+            format!("CMD {}", list(&self.cmd)),
+            format!("WORKDIR {}", self.work_dir),
+        ]
+        .into_iter()
+        .chain(env.map(|(name, value)| format!("ENV {name}={value}")))
+        .collect()
+    }
+
+    /// The format of images on this one.
+    pub(super) fn format(&self) -> &'static str {
+        if self.is_docker_format { "docker" } else { "oci" }
     }
 }
 
@@ -60,6 +86,8 @@ pub(super) struct Inspected {
     repo_digests: Option<Vec<String>>,
     #[serde(default)]
     healthcheck: Option<serde_json::Value>,
+    #[serde(default)]
+    manifest_type: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -71,6 +99,8 @@ struct Config {
     env: Option<Vec<String>>,
     #[serde(default)]
     entrypoint: Option<Vec<String>>,
+    #[serde(default)]
+    cmd: Option<Vec<String>>,
     #[serde(default)]
     working_dir: Option<String>,
 }
@@ -114,6 +144,8 @@ impl Inspected {
             layers: self.layers(),
             size: self.size,
             healthcheck: self.healthcheck.as_ref().is_some_and(|check| !check.is_null()),
+            cmd: config.cmd.clone().unwrap_or_default(),
+            is_docker_format: self.manifest_type.contains("docker"),
         }
     }
 
@@ -251,15 +283,23 @@ mod tests {
     }
 
     const BASE: &str = r#"{"Id":"b","Size":5000000,"RepoTags":["x:y"],"RepoDigests":[],
-        "Config":{"Env":["PATH=/bin","EMPTY=","odd"],"Entrypoint":["/e"],"WorkingDir":"/w","User":"u"},
-        "RootFS":{"Type":"layers","Layers":["l1","l2"]},"Labels":null,"Later":{"field":1}}"#;
+        "Config":{"Env":["PATH=/bin","EMPTY=","odd"],"Entrypoint":["/e"],"Cmd":["a b"],"WorkingDir":"/w","User":"u"},
+        "RootFS":{"Type":"layers","Layers":["l1","l2"]},"Labels":null,"Later":{"field":1},
+        "ManifestType":"application/vnd.docker.distribution.manifest.v2+json"}"#;
 
     #[test]
     fn a_base_image_is_read_with_and_without_a_configuration() {
         let base = inspected(BASE).as_base();
         assert_eq!(base.env, [("PATH".into(), "/bin".into()), ("EMPTY".into(), String::new())]);
         assert_eq!((base.work_dir.as_str(), base.user.as_str(), base.layers), ("/w", "u", 2));
+        let changes =
+            ["ENTRYPOINT [\"/e\"]", "CMD [\"a b\"]", "WORKDIR /w", "ENV PATH=/bin", "ENV EMPTY="];
+        assert_eq!(
+            (base.changes(), base.format()),
+            (changes.map(str::to_owned).to_vec(), "docker")
+        );
         let bare = inspected(r#"{"Id":"b","Config":{"Env":null,"WorkingDir":""}}"#).as_base();
+        assert_eq!(bare.changes(), ["ENTRYPOINT []", "CMD []", "WORKDIR /"]);
         assert_eq!((bare.work_dir.as_str(), bare.entrypoint.len()), ("/", 0));
         assert!(inspected(BASE).is_named());
         assert!(!inspected(r#"{"Id":"b","RepoTags":null,"RepoDigests":[]}"#).is_named());
@@ -279,6 +319,8 @@ mod tests {
         });
         let known = inspected(&json.to_string()).as_known(0).unwrap();
         assert_eq!((&*known.base, known.depth), (&base, 3));
+        let older = r#"{"Id":"c","Labels":{"bob.base":"{\"id\":\"b\",\"env\":[],\"entrypoint\":[],\"user\":\"\",\"work_dir\":\"/\",\"layers\":1,\"size\":1,\"healthcheck\":false}"}}"#;
+        assert_eq!(inspected(older).as_known(0).unwrap().base.format(), "oci");
         let broken = r#"{"Id":"c","Labels":{"bob.base":"no"}}"#;
         assert!(inspected(broken).as_known(0).is_err());
     }

@@ -4,10 +4,10 @@
 //! |---|---|
 //! | `http` `call` `path` `api` | the engine's REST socket, where podman-api loses what we need |
 //! | `create` | what a container is made of: nothing leaks from one step to the next |
-//! | `step` `output` `stop` `watcher` | one step, from its making to its proven end |
+//! | `step` `refused` `output` `stop` `watcher` | one step, from its making to its proven end |
 //! | `image` `pull` | images: what they say, where they come from, when a chain is squashed |
-//! | `files` | resources in, artifacts out |
-//! | `secrets` `leak` | what a step is given in memory, and that nothing of it is kept |
+//! | `files` `work_dir` | resources in, artifacts out, and the directories that a container needs |
+//! | `volume` `secrets` `leak` | what a step is given in memory, and that nothing of it is kept |
 //! | `disk` `bases` | how full the engine is, and which images may go for it |
 //! | `processes` | steps ended by process id, if the engine does not answer |
 //! | `remains` | what a worker that is gone has left running |
@@ -34,6 +34,7 @@ mod output;
 mod path;
 mod processes;
 mod pull;
+mod refused;
 mod registry;
 mod remains;
 mod remove;
@@ -41,7 +42,9 @@ mod reserve;
 mod secrets;
 mod step;
 mod stop;
+mod volume;
 mod watcher;
+mod work_dir;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -19,6 +19,7 @@ use super::api::{Container, Life};
 use super::call::{Ask, Fault, empty, read};
 use super::http::{Http, Link};
 use super::watcher::Watcher;
+use crate::exec::beginning::Beginning;
 use crate::exec::demux::{Demux, Piece, Seen};
 use crate::ports::{ExecError, LogSink};
 
@@ -42,26 +43,6 @@ const LONGEST_REST: Duration = Duration::from_secs(3);
 pub(super) async fn attach(http: &Http, id: &str) -> Result<Attached, Fault> {
     let query = "stream=true&stdin=false&stdout=true&stderr=true&logs=false";
     http.upgrade(&format!("/containers/{id}/attach?{query}")).await
-}
-
-/// The first bytes of a step's standard error: the engine's init says there that it could not start
-/// the command.
-#[derive(Debug, Default)]
-pub(super) struct Beginning {
-    pub(super) stderr: Vec<u8>,
-    pub(super) total: u64,
-}
-
-impl Beginning {
-    const KEPT: usize = 256;
-
-    fn add(&mut self, piece: &Piece) {
-        self.total += piece.bytes.len() as u64;
-        if piece.stream == protocol::event::LogStream::Stderr {
-            let free = Self::KEPT.saturating_sub(self.stderr.len()).min(piece.bytes.len());
-            self.stderr.extend_from_slice(&piece.bytes[..free]);
-        }
-    }
 }
 
 /// What follows a step from its start to its end.
@@ -165,8 +146,20 @@ impl Follower<'_> {
 
     async fn pass(&mut self, piece: Piece) {
         self.seen.add(&piece);
-        self.beginning.add(&piece);
-        self.out.write(piece.stream, Bytes::from(piece.bytes)).await;
+        let pieces = self.beginning.take(piece);
+        self.write(pieces).await;
+    }
+
+    /// Passes on what was held back because it began like a report of the engine's.
+    pub(super) async fn release(&mut self) {
+        let pieces = self.beginning.rest();
+        self.write(pieces).await;
+    }
+
+    async fn write(&self, pieces: Vec<Piece>) {
+        for Piece { stream, bytes } in pieces {
+            self.out.write(stream, Bytes::from(bytes)).await;
+        }
     }
 
     /// Passes on what the engine has kept of the output and was not passed on yet.

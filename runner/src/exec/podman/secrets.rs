@@ -9,27 +9,12 @@
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use hyper::Method;
-use protocol::id::RunId;
-use protocol::names;
-use serde::Deserialize;
-use serde_json::{Value, json};
 use tokio_util::io::StreamReader;
 
-use super::call::{Ask, Fault, Reply, empty};
-use super::http::Link;
+use super::call::{Fault, empty};
 use super::{Podman, path};
 use crate::exec::given::DIR;
-use crate::ports::{ByteStream, ExecError, Given, RunScope, StepSpec};
-
-/// The volume of a step's attempt: it begins empty.
-pub(super) fn volume(run: &RunScope, step: &StepSpec) -> String {
-    format!("bob-{}-{}-{}-{}", run.run, step.position, run.epoch, step.attempt)
-}
-
-/// The volume as a part of what a container is made of.
-pub(super) fn mounted(run: &RunScope, step: &StepSpec) -> Value {
-    json!({"Name": volume(run, step), "Dest": DIR, "Options": ["nosuid", "nodev", "noexec"]})
-}
+use crate::ports::{ByteStream, ExecError, Given};
 
 /// The user that an image or a pipeline names by a number.
 fn number_of(user: &str) -> Option<u64> {
@@ -53,50 +38,7 @@ async fn packed(given: &[Given], owner: u64) -> std::io::Result<Vec<u8>> {
     tar.into_inner().await
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub(super) struct Volume {
-    name: String,
-    #[serde(default)]
-    labels: Option<std::collections::HashMap<String, String>>,
-}
-
-impl Volume {
-    pub(super) fn label(&self, name: &str) -> Option<&String> {
-        self.labels.as_ref()?.get(name)
-    }
-}
-
 impl Podman {
-    /// Makes the volume for a step's secrets, which holds nothing yet.
-    pub(super) async fn make_volume(
-        &self,
-        link: &mut Link,
-        run: &RunScope,
-        step: &StepSpec,
-    ) -> Result<(), ExecError> {
-        if step.secrets.given.is_empty() {
-            return Ok(());
-        }
-        let body = json!({
-            "Name": volume(run, step),
-            "Options": {"type": "tmpfs", "device": "tmpfs", "o": "mode=0755,nosuid,nodev,noexec"},
-            "Label": {
-                names::LABEL_RUN: run.run.to_string(),
-                names::LABEL_EPOCH: run.epoch.to_string(),
-                names::LABEL_CLUSTER: run.cluster.to_string(),
-            },
-        });
-        let json = Some(Bytes::from(body.to_string()));
-        let made = link.call(Ask { json, ..Ask::post("/volumes/create") }).await;
-        match made.and_then(Reply::good) {
-            Ok(_) => Ok(()),
-            // Of a container that was half made.
-            Err(fault) if fault.refusal().contains("already exists") => Ok(()),
-            Err(fault) => Err(fault.at("making a place for secrets", &self.http)),
-        }
-    }
-
     /// Puts secrets into a container that is made ready and not started.
     pub(super) async fn give(
         &self,
@@ -154,26 +96,6 @@ impl Podman {
             Ok(frame.into_data().ok())
         });
         Ok(bytes.boxed())
-    }
-
-    /// The volumes with a label.
-    pub(super) async fn volumes(&self, label: &str) -> Result<Vec<Volume>, Fault> {
-        let filter = path::filter("label", label);
-        let reply = self.http.call(Ask::get(format!("/volumes/json?{filter}"))).await?.good()?;
-        Ok(reply.json::<Option<Vec<Volume>>>()?.unwrap_or_default())
-    }
-
-    /// Removes the volumes of a run, whose containers are gone.
-    pub(super) async fn destroy_volumes(&self, run: &RunId) -> Result<(), Fault> {
-        for volume in self.volumes(&format!("{}={run}", names::LABEL_RUN)).await? {
-            let ask = Ask::delete(format!("/volumes/{}", path::name(&volume.name)));
-            match self.http.call(ask).await?.good() {
-                Ok(_) => {}
-                Err(fault) if fault.status() == Some(404) => {}
-                Err(fault) => return Err(fault),
-            }
-        }
-        Ok(())
     }
 }
 

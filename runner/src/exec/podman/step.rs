@@ -5,20 +5,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::StreamExt as _;
 use futures::future::join;
 use protocol::id::RunId;
 
 use super::Podman;
-use super::api::{Container, Life};
-use super::call::{Fault, no_space};
+use super::api::Life;
+use super::call::Fault;
 use super::create::Create;
 use super::http::Link;
 use super::image::{Known, Made};
 use super::job;
-use super::output::{Attached, Beginning, Follower, PATIENCE, attach};
+use super::output::{Attached, Follower, PATIENCE, attach};
+use super::refused::{is_half_made, not_entered};
 use super::stop;
+use super::volume::Tmpfs;
+use crate::exec::argv::{Argv, SCRIPT_DIR, check_length};
+use crate::exec::beginning::{Beginning, NotExecuted};
 use crate::exec::demux::Seen;
+use crate::exec::exhausted::KeyWait;
 use crate::exec::job::{Asked, container_name, has_tty};
+use crate::exec::work_dir::is_about_work_dir;
+use crate::exec::{archive, given};
 use crate::ports::{
     ExecError, Exit, Gate, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
 };
@@ -75,11 +84,21 @@ struct Ready {
     attached: Attached,
 }
 
+/// Reasons why containers of one step could not be prepared, and the remedy for the next one.
+#[derive(Default)]
+struct Obstacles {
+    half_made: u32,
+    has_looked_for_dir: bool,
+    missing_dirs: Vec<String>,
+    keys: KeyWait,
+}
+
 /// Why a container is not ready to be started.
 enum NotReady {
-    /// An engine that was killed while it prepared the container knows nothing of that, and can
-    /// neither attach to it nor start it: its OCI runtime has it already. It never ran.
+    /// See [`is_half_made`]. It never ran.
     HalfMade(ExecError),
+    /// Its working directory is missing, or cannot be entered as it is named.
+    NoWorkDir(ExecError),
     Failed(ExecError),
 }
 
@@ -92,13 +111,9 @@ impl From<ExecError> for NotReady {
 impl NotReady {
     fn into_error(self) -> ExecError {
         match self {
-            Self::HalfMade(error) | Self::Failed(error) => error,
+            Self::HalfMade(error) | Self::NoWorkDir(error) | Self::Failed(error) => error,
         }
     }
-}
-
-fn is_half_made(said: &str) -> bool {
-    said.contains("already exists") && said.contains("OCI runtime")
 }
 
 impl Podman {
@@ -121,7 +136,7 @@ impl Podman {
                 _ = stop.above(StopLevel::Run) => false,
             }
         };
-        let making = self.ready(&mut link, run, &known, &image, step);
+        let making = self.ready(&mut link, run, &known, &image, step, stop);
         let (ready, open) = join(making, opened).await;
         let ready = ready?;
         let id = ready.id.clone();
@@ -156,37 +171,107 @@ impl Podman {
         known: &Known,
         image: &str,
         step: &StepSpec,
+        stop: &StopSignal,
     ) -> Result<Ready, ExecError> {
         let limited = step.limits.cpu.is_some() || step.limits.mem.is_some();
         let cpus = if limited { self.enforced_cpus().await? } else { 1 };
         let network = step.network.as_ref().or(self.network.as_ref());
-        let mut create = Create::step(run, &known.base, image, step, network, cpus)?;
+        let argv = Argv::of(step, &known.base.entrypoint);
+        let Argv { words, files } = argv.behind(given::exporting(&step.secrets.given));
+        check_length(step, &words)?;
+        let mut create = Create::step(run, &known.base, image, step, words, network, cpus)?;
         job::put(Asked::of(step, self.shared_dirs.as_deref())?, step, &mut create);
-        self.make_volume(link, run, step).await?;
-        let mut tries = 0;
+        for (is_needed, at) in
+            [(!step.secrets.given.is_empty(), given::DIR), (!files.is_empty(), SCRIPT_DIR)]
+        {
+            if is_needed {
+                let volume = Tmpfs::new(at);
+                self.make_volume(link, run, &volume).await?;
+                create.volumes.push(volume.mounted());
+            }
+        }
+        let mut obstacles = Obstacles::default();
         loop {
             let id = self.create(link, run, image, &mut create, Some(step)).await?;
             let prepared = async {
                 if limited {
                     self.has_cgroup(link, &id).await?;
                 }
+                self.make_dirs(&id, &obstacles.missing_dirs, 0o755).await?;
                 let attached = self.attached(link, step, &id).await?;
                 self.give(&id, &known.base.user, &step.secrets.given).await?;
+                self.put_script(&id, &files).await?;
                 Ok(attached)
             };
-            let error = match prepared.await {
+            let why = match prepared.await {
                 Ok(attached) => return Ok(Ready { id, attached }),
-                Err(NotReady::HalfMade(error)) if tries < ATTACHING => error,
-                Err(other) => {
-                    self.reaper.soon(&self.http, &run.run, id);
-                    return Err(other.into_error());
-                }
+                Err(why) => why,
             };
-            tries += 1;
-            tracing::warn!(container.id = id, %error, "a container was half made: another is made");
+            let passed = self.pass_obstacle(why, &id, step, &mut create, &mut obstacles, stop);
+            if let Err(error) = passed.await {
+                self.reaper.soon(&self.http, &run.run, id);
+                return Err(error);
+            }
             // Its name is the next one's.
             let removed = link.remove(&id).await;
             removed.map_err(|fault| fault.at("removing a container", &self.http))?;
+        }
+    }
+
+    /// Prepares for another container in place of one that was not made ready, or returns the error
+    /// that no other would get past.
+    async fn pass_obstacle(
+        &self,
+        why: NotReady,
+        id: &str,
+        step: &StepSpec,
+        create: &mut Create,
+        obstacles: &mut Obstacles,
+        stop: &StopSignal,
+    ) -> Result<(), ExecError> {
+        match why {
+            NotReady::HalfMade(error) if obstacles.half_made < ATTACHING => {
+                obstacles.half_made += 1;
+                tracing::warn!(container.id = id, %error, "a container was half made: another is made");
+                Ok(())
+            }
+            NotReady::NoWorkDir(error) if !obstacles.has_looked_for_dir => {
+                obstacles.has_looked_for_dir = true;
+                let found = self.find_dir(id, &create.work_dir).await?;
+                // A step's own directory has to be there already: a resource is unpacked in it.
+                let (path, missing) = found
+                    .into_path(&create.work_dir, step.work_dir.is_none())
+                    .map_err(|cause| not_entered(step, cause))?;
+                if path == create.work_dir && missing.is_empty() {
+                    return Err(error);
+                }
+                create.work_dir = path;
+                obstacles.missing_dirs = missing;
+                Ok(())
+            }
+            NotReady::Failed(error @ ExecError::KeyQuota { .. }) => {
+                obstacles.keys.wait(error, step, stop).await
+            }
+            NotReady::HalfMade(error) | NotReady::NoWorkDir(error) | NotReady::Failed(error) => {
+                Err(error)
+            }
+        }
+    }
+
+    /// Puts the files of a script into a container that is ready and not started.
+    async fn put_script(&self, id: &str, files: &[(String, String)]) -> Result<(), ExecError> {
+        if files.is_empty() {
+            return Ok(());
+        }
+        let failed = |cause: String| ExecError::Engine {
+            doing: "handing a script to a step".to_owned(),
+            cause,
+        };
+        let tar = archive::texts(files).await.map_err(|cause| failed(cause.to_string()))?;
+        let tar = futures::stream::iter([Ok(Bytes::from(tar))]).boxed();
+        match self.put(id, SCRIPT_DIR, tar).await {
+            Err(ExecError::Input(cause)) => Err(failed(cause)),
+            put => put,
         }
     }
 
@@ -217,6 +302,9 @@ impl Podman {
                 Err(fault @ (Fault::Broken(_) | Fault::Away(_))) if tries < ATTACHING => fault,
                 Err(fault) if is_half_made(fault.refusal()) => {
                     return Err(NotReady::HalfMade(self.not_started(step, fault)));
+                }
+                Err(fault) if is_about_work_dir(fault.refusal()) => {
+                    return Err(NotReady::NoWorkDir(self.not_started(step, fault)));
                 }
                 Err(fault) => return Err(self.not_started(step, fault).into()),
             };
@@ -334,14 +422,24 @@ impl Podman {
             let following = follower.follow(attached, link);
             let obeying = stop::obey(&self.http, &id, step.end, stop);
             tokio::select! {
-                ended = following => ended?,
-                removed = obeying => return removed.map(|stop::Removed| None),
+                ended = following => Ok(ended),
+                removed = obeying => Err(removed),
             }
         };
-        if let Some((cause, code)) = init_failed(&ended, &follower.beginning) {
+        if let Ok(Ok(ended)) = &ended
+            && let Some(report) = follower.beginning.not_executed(ended.exit_code())
+        {
+            let NotExecuted { cause, code } = report;
             return Err(ExecError::Start { step: step.name.clone(), cause, code });
         }
-        Ok(Some(Exit { code: ended.exit_code(), oom: ended.oom() }))
+        follower.release().await;
+        match ended {
+            Ok(ended) => {
+                let ended = ended?;
+                Ok(Some(Exit { code: ended.exit_code(), oom: ended.oom() }))
+            }
+            Err(removed) => removed.map(|stop::Removed| None),
+        }
     }
 
     /// Starts a container that is attached to. An engine that goes away in the middle may have done
@@ -376,97 +474,8 @@ impl Podman {
             }
         }
     }
-
-    /// What it means that a container could not be made ready or started.
-    fn not_started(&self, step: &StepSpec, fault: Fault) -> ExecError {
-        let said = fault.refusal().to_owned();
-        let words = step.words.join(" ");
-        let start = |cause: String, code| ExecError::Start { step: step.name.clone(), cause, code };
-        if said.is_empty() || no_space(&said) {
-            return fault.at("starting a step", &self.http);
-        }
-        if said.contains("workdir") || said.contains("chdir to") {
-            let dir = step.work_dir.as_deref().unwrap_or("/");
-            return start(format!("there is no working directory {dir} in its container"), 126);
-        }
-        if said.contains("passwd file") || said.contains("unable to find user") {
-            return start(format!("its image has no such user: {said}"), 126);
-        }
-        if said.contains("not found in $PATH") || said.contains("No such file or directory") {
-            return start(format!("there is no program for `{words}` in its image"), 127);
-        }
-        if said.contains("Permission denied") || said.contains("permission denied") {
-            return start(format!("`{words}` may not be executed in its image"), 126);
-        }
-        if said.contains("max depth exceeded") {
-            let cause = "its image has more layers than the engine can mount: build it with fewer";
-            return ExecError::Engine { doing: "starting a step".into(), cause: cause.into() };
-        }
-        fault.at("starting a step", &self.http)
-    }
 }
 
 fn is_about_init(said: &str) -> bool {
     said.contains("catatonit") || said.contains("init binary") || said.contains("container-init")
-}
-
-/// What the engine's init writes where it cannot start the command, and nothing else is written.
-const INIT_FAILED: &str = "failed to exec pid1: ";
-
-/// Whether the command never ran, because the init in front of it could not start it: the engine
-/// takes that for the command's own end.
-fn init_failed(ended: &Container, beginning: &Beginning) -> Option<(String, i32)> {
-    if ended.exit_code() == 0 || beginning.total != beginning.stderr.len() as u64 {
-        return None;
-    }
-    let text = std::str::from_utf8(&beginning.stderr).ok()?;
-    let (init, cause) = text.strip_suffix('\n')?.split_once(INIT_FAILED)?;
-    if !init.starts_with("ERROR (catatonit:") || cause.contains('\n') {
-        return None;
-    }
-    let code = if cause.starts_with("No such file") { 127 } else { 126 };
-    Some((format!("its command cannot be executed in its image: {cause}"), code))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn ended(code: i32) -> Container {
-        let json = format!(r#"{{"State":{{"Status":"exited","ExitCode":{code}}}}}"#);
-        serde_json::from_str(&json).unwrap()
-    }
-
-    fn wrote(stderr: &str, total: usize) -> Beginning {
-        Beginning { stderr: stderr.as_bytes().to_vec(), total: total as u64 }
-    }
-
-    #[test]
-    fn a_command_that_the_init_cannot_start_is_told_from_one_that_fails() {
-        let text = "ERROR (catatonit:2): failed to exec pid1: No such file or directory\n";
-        let (cause, code) = init_failed(&ended(1), &wrote(text, text.len())).unwrap();
-        assert_eq!(code, 127);
-        assert!(cause.contains("No such file"), "{cause}");
-        let denied = "ERROR (catatonit:7): failed to exec pid1: Permission denied\n";
-        assert_eq!(init_failed(&ended(1), &wrote(denied, denied.len())).unwrap().1, 126);
-        for (code, stderr, total) in [
-            (0, text, text.len()),
-            (1, text, text.len() + 1),
-            (1, "failed to exec pid1: No such file\n", 34),
-            (1, "", 0),
-        ] {
-            assert_eq!(init_failed(&ended(code), &wrote(stderr, total)), None, "{stderr:?}");
-        }
-    }
-
-    /// As podman 4.3 said it, whose service was killed while it attached.
-    #[test]
-    fn a_container_that_the_engine_was_killed_over_is_told_from_one_that_cannot_start() {
-        let said = "preparing container 6937a5 for attach: crun: container `6937a5` already exists: OCI runtime error";
-        assert!(is_half_made(said));
-        assert!(!is_half_made(
-            "crun: executable file `nosuch` not found in $PATH: OCI runtime error"
-        ));
-        assert!(!is_half_made("container name \"x\" already exists"));
-    }
 }

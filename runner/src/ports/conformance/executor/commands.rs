@@ -106,6 +106,15 @@ pub(super) async fn a_script_is_run_program_by_program(subject: &ExecutorSubject
         let (ran, kept) = run.step(&base, &step(&fails, goes_on)).await.expect("a step");
         assert_eq!((ran.exit.code, kept.text(LogStream::Stdout).as_str()), (code, lines));
     }
+    // Longer than any command line may be, alone and beside others.
+    let long = format!("word=long\n{}", "# a comment that takes its place\n".repeat(10_000));
+    for programs in [&[long.clone() + "echo $word"][..], &[long, "echo $word".to_owned()]] {
+        let programs: Vec<&str> = programs.iter().map(String::as_str).collect();
+        let step = step(&programs, false);
+        let (ran, kept) = run.step(&base, &step).await.expect("the step can be run");
+        let text = kept.text(LogStream::Stdout);
+        assert_eq!((ran.exit.code, text.as_str()), (0, "long\n"), "it runs like a short one");
+    }
     run.destroy().await;
 }
 

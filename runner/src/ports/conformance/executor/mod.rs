@@ -234,6 +234,7 @@ impl ExecutorSubject {
             attempt: 1,
             executor: self.kind,
             script: None,
+            entrypoint: None,
             words: (self.words)(act),
             env: Vars::new(),
             work_dir: None,

@@ -1,0 +1,136 @@
+//! Tells from an engine's words which resource of its host is used up.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use crate::ports::{ExecError, StepSpec, StopLevel, StopSignal};
+
+/// Whether the engine says that its disk is full.
+pub(super) fn no_space(message: &str) -> bool {
+    // The engine says it in small letters, what it runs as the C library does, and the database that
+    // podman 5 keeps on the same disk has words of its own.
+    let message = message.to_ascii_lowercase();
+    let said = ["no space left on device", "disk quota exceeded", "database or disk is full"];
+    !is_key_quota(&message) && said.iter().any(|said| message.contains(said))
+}
+
+/// Whether the kernel holds as many keys of the engine's user as it may (`EDQUOT`, which the C library
+/// calls a disk quota). It has room again when other containers end.
+pub(super) fn no_keys(message: &str) -> bool {
+    is_key_quota(&message.to_ascii_lowercase())
+}
+
+fn is_key_quota(message: &str) -> bool {
+    // crun says "create keyring", runc "session key" or "session keyring".
+    message.contains("quota exceeded")
+        && ["keyring", "session key"].iter().any(|said| message.contains(said))
+}
+
+/// Whether a commit failed because the engine's temporary directory is full: the process that unpacks
+/// the layer there ends, and all that the engine sees is its closed pipe.
+pub(super) fn no_temporary_space(message: &str) -> bool {
+    message.contains("read/write on closed pipe")
+}
+
+/// Waits for the kernel to have room for keys again.
+#[derive(Debug)]
+pub(super) struct KeyWait {
+    next: Duration,
+    until: Option<Instant>,
+}
+
+impl Default for KeyWait {
+    fn default() -> Self {
+        Self { next: FIRST_PAUSE, until: None }
+    }
+}
+
+/// The pauses between two attempts, and how long attempts are made.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+const LONGEST_WAIT: Duration = Duration::from_secs(600);
+
+impl KeyWait {
+    /// Returns when the step may be tried again.
+    ///
+    /// # Errors
+    /// `error` once the step has waited for ten minutes, [`ExecError::NotStarted`] if it is stopped.
+    pub(super) async fn wait(
+        &mut self,
+        error: ExecError,
+        step: &StepSpec,
+        stop: &StopSignal,
+    ) -> Result<(), ExecError> {
+        let until = *self.until.get_or_insert_with(|| Instant::now() + LONGEST_WAIT);
+        if Instant::now() >= until {
+            return Err(error);
+        }
+        tracing::warn!(step.name = %step.name, %error, "step {} waits for {:.1?}", step.name, self.next);
+        tokio::select! {
+            () = sleep(self.next) => {}
+            _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
+        }
+        self.next = (self.next * 2).min(LONGEST_PAUSE);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_recognised_in_any_programs_words() {
+        for said in [
+            "copying layer: write /store/1: no space left on device",
+            "OCI runtime error: crun: mkdir `/x`: No space left on device",
+            "write /x: Disk quota exceeded",
+            "adding container 59ba exit code 1: database or disk is full",
+        ] {
+            assert!(no_space(said) && !no_keys(said), "{said}");
+        }
+        assert!(!no_space("no such device"));
+    }
+
+    #[test]
+    fn the_kernels_key_quota_is_not_a_full_disk() {
+        for said in [
+            "crun: create keyring `4f0c`: Disk quota exceeded: OCI runtime error",
+            "unable to join session keyring: unable to create session key: disk quota exceeded",
+        ] {
+            assert!(no_keys(said) && !no_space(said), "{said}");
+        }
+    }
+
+    fn key_quota() -> ExecError {
+        ExecError::KeyQuota { cause: "create keyring `4f0c`: Disk quota exceeded".to_owned() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_step_waits_for_keys_with_growing_pauses_and_not_for_ever() {
+        let step = crate::exec::job::tests::docker_step(serde_json::json!({ "image": "i" }));
+        let (mut keys, stop, begun) = (KeyWait::default(), StopSignal::default(), Instant::now());
+        let mut waits = 0;
+        let error = loop {
+            match keys.wait(key_quota(), &step, &stop).await {
+                Ok(()) => waits += 1,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, ExecError::KeyQuota { .. }) && error.retryable(), "{error}");
+        assert!(error.to_string().contains("kernel.keys.maxkeys"), "{error}");
+        assert!((40..60).contains(&waits), "{waits} waits");
+        assert!(begun.elapsed() >= LONGEST_WAIT);
+        let mut keys = KeyWait::default();
+        stop.raise(StopLevel::Kill);
+        let stopped = keys.wait(key_quota(), &step, &stop).await;
+        assert!(matches!(stopped, Err(ExecError::NotStarted)));
+    }
+
+    #[test]
+    fn a_full_temporary_directory_shows_as_a_closed_pipe() {
+        assert!(no_temporary_space("CommitFailure: copying layers: io: read/write on closed pipe"));
+        assert!(!no_temporary_space("CommitFailure: layer not known"));
+    }
+}
