@@ -25,7 +25,11 @@ async fn rig(own: &OwnServices) -> (Rig, Arc<Vhost>) {
         let (etcd, executor) = (services.etcd(), Arc::clone(&executor));
         let spill_dir = here.spill.path().to_owned();
         Box::pin(async move {
-            let http = transfer::Options { spill_dir, spill_bytes: 1 << 20 };
+            let http = transfer::Options {
+                policy: runner::egress::Policy::unrestricted(),
+                spill_dir,
+                spill_bytes: 1 << 20,
+            };
             Ports {
                 queue: Arc::new(AmqpQueue::connect(&amqp).await.unwrap()),
                 store: Arc::new(Etcd::connect(&etcd).await.unwrap()),

@@ -25,7 +25,11 @@ async fn rig() -> Option<(Rig, Arc<Vhost>, Services)> {
         let (etcd, executor) = (of_rig.etcd(), Arc::clone(&executor));
         let (spill_dir, prefix) = (here.spill.path().to_owned(), prefix.clone());
         Box::pin(async move {
-            let http = transfer::Options { spill_dir, spill_bytes: 1 << 20 };
+            let http = transfer::Options {
+                policy: runner::egress::Policy::unrestricted(),
+                spill_dir,
+                spill_bytes: 1 << 20,
+            };
             Ports {
                 queue: Arc::new(AmqpQueue::connect(&amqp).await.unwrap()),
                 store: Arc::new(Prefixed::new(

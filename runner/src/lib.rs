@@ -6,6 +6,7 @@
 //! | [`cli`] | the commands of the program |
 //! | [`cluster`] | RabbitMQ and etcd behind the ports |
 //! | [`config`] | every setting: file, variables, flags, all faults at once |
+//! | [`egress`] | which addresses the worker connects to because a message names them |
 //! | [`embedded`] | the same ports in one process over one file |
 //! | [`exec`] | where steps run |
 //! | [`host`] | clocks, memory and load of the machine |
@@ -21,6 +22,7 @@ pub mod app;
 pub mod cli;
 pub mod cluster;
 pub mod config;
+pub mod egress;
 pub mod embedded;
 pub mod exec;
 pub mod host;

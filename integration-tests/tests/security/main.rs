@@ -16,3 +16,13 @@
 mod docker;
 mod volumes;
 mod work_dir;
+#![allow(clippy::print_stderr, reason = "the log of a program is shown where its test has failed")]
+
+mod addresses;
+#[expect(dead_code, reason = "the tests of `serve` need more of it")]
+#[path = "../serve/keys.rs"]
+mod keys;
+#[expect(dead_code, reason = "the tests of `serve` need more of it")]
+#[path = "../serve/place.rs"]
+mod place;
+mod secret_scopes;

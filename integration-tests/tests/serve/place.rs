@@ -129,6 +129,8 @@ impl Place {
             ("BOB_STORAGE_URLS", self.store.services().get("BOB_STORAGE_URLS").to_owned()),
             ("CONTAINER_ENGINE_URL", self.engine.clone()),
             // How full the disk of the machine is that tests run on says nothing of the program.
+            // The receivers, services and hosts of tests are on loopback.
+            ("BOB_ALLOWED_ADDRESSES", "127.0.0.0/8,::1".to_owned()),
             ("BOB_DISK_HIGH", "100".to_owned()),
             ("BOB_DISK_LOW", "99".to_owned()),
         ]

@@ -1,4 +1,4 @@
-//! The keys that a call may have in `with`.
+//! Calls: the keys that they may have in `with`, and the services that they are for.
 
 use super::ExecutorKind;
 
@@ -69,6 +69,22 @@ const LEXWARE: [&str; 9] = [
 ];
 
 impl ExecutorKind {
+    /// The address of the service that is called if `base_url` names no other.
+    #[must_use]
+    pub fn usual_service(self) -> Option<&'static str> {
+        match self {
+            Self::Sevdesk => Some("https://my.sevdesk.de/api/v1"),
+            Self::Lexware => Some("https://api.lexware.io/v1"),
+            Self::Podman
+            | Self::Docker
+            | Self::Local
+            | Self::Custom
+            | Self::Ssh
+            | Self::Http
+            | Self::Proxmox => None,
+        }
+    }
+
     /// The keys that `with` may have; `None` where the step is no call.
     #[must_use]
     pub fn call_keys(self) -> Option<&'static [&'static str]> {

@@ -9,6 +9,7 @@ use protocol::pipeline::ExecutorKind;
 
 use super::{Unavailable, engine};
 use crate::config::Config;
+use crate::egress::Policy;
 use crate::exec::docker::{self, Docker};
 use crate::exec::local::{self, Local};
 use crate::exec::podman::{self, Podman};
@@ -30,6 +31,7 @@ pub(super) fn executor(
     url: Option<String>,
     checkpoints: Option<String>,
     local: local::Options,
+    policy: &Policy,
 ) -> anyhow::Result<Arc<dyn Executor>> {
     // Whoever runs a file here and now may read what it reads.
     let is_of_user = local.work_dir.is_some();
@@ -55,8 +57,16 @@ pub(super) fn executor(
         }
     };
     // Where steps work in the user's own directory, a call may write a file there too.
-    let calls = call::Options { files: local.work_dir.clone(), ..call::Options::default() };
-    let ssh = ssh::Options { program: "ssh".into(), inherited: inherited() };
+    let calls = call::Options {
+        policy: policy.clone(),
+        files: local.work_dir.clone(),
+        times: call::Times::default(),
+    };
+    let ssh = ssh::Options {
+        program: "ssh".into(),
+        inherited: inherited(),
+        policy: policy.clone(),
+    };
     let executors = Executors::new(engine, Arc::new(Local::new(local)))
         .with_lone(lone)
         .with(ExecutorKind::Ssh, Arc::new(Ssh::new(ssh)));

@@ -10,6 +10,7 @@ pub mod guard;
 mod here;
 pub mod kept;
 mod outputs;
+mod reach;
 mod serve;
 
 use std::path::{Path, PathBuf};
@@ -28,14 +29,16 @@ pub use crate::ports::Position;
 pub use crate::worker::Shutdown;
 
 use executors::{executor, on_this_host};
+use reach::{Publisher, policy, scopes};
 
 use crate::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd, EtcdOptions, TlsFiles};
 use crate::config::{self, Config};
+use crate::egress::Policy;
 use crate::embedded::Embedded;
 
 use crate::ports::{
     Events, EventsError, ExecError, Executor, Host, Ports, Queue, QueueError, Secret, Secrets,
-    Store, StoreError, Transfer,
+    Store, StoreError,
 };
 use crate::{embedded, host, transfer, worker};
 
@@ -227,19 +230,23 @@ pub fn this_host() -> Arc<dyn Host> {
     Arc::new(host::Linux::default())
 }
 
-fn transfers(config: &Config) -> anyhow::Result<Arc<dyn Transfer>> {
-    let options =
-        transfer::Options { spill_dir: config.spill.dir.clone(), spill_bytes: config.spill.bytes };
-    Ok(Arc::new(transfer::Http::new(options).context("cannot make an HTTP client")?))
+fn transfers(config: &Config, policy: &Policy) -> anyhow::Result<transfer::Http> {
+    let options = transfer::Options {
+        policy: policy.clone(),
+        spill_dir: config.spill.dir.clone(),
+        spill_bytes: config.spill.bytes,
+    };
+    transfer::Http::new(options).context("cannot make an HTTP client")
 }
 
 /// What lies ready for steps that nobody else may see.
-fn secrets(config: &Config) -> Arc<dyn Secrets> {
+fn secrets(config: &Config, publisher: Publisher) -> Arc<dyn Secrets> {
     let variables = config.secrets.variables.iter();
     let hidden = |value: &config::Secret<Vec<u8>>| Secret::new(value.expose().as_slice());
     Arc::new(host::MountedSecrets {
         dirs: config.secrets.dirs.clone(),
         variables: variables.map(|(name, value)| (name.clone(), hidden(value))).collect(),
+        scopes: scopes(config, publisher),
     })
 }
 
@@ -267,7 +274,10 @@ pub async fn cluster_ports(
 ) -> anyhow::Result<Ports> {
     let checkpoints = config.worker.checkpoint_registry.clone();
     let local = on_this_host(config, config.data_dir.join(LOCAL), None);
-    let executor = executor(config, node, engine, checkpoints, local)?;
+    let publisher = Publisher::Anyone;
+    let policy = policy(config, engine.as_deref(), publisher);
+    let transfer = transfers(config, &policy)?;
+    let executor = executor(config, node, engine, checkpoints, local, &policy)?;
     let connected = async {
         tokio::try_join!(
             connect_store(config),
@@ -279,15 +289,15 @@ pub async fn cluster_ports(
     // worker asks again, and says what is wrong.
     let (connected, ()) = tokio::join!(Box::pin(connected), engine_answers(&*executor, config));
     let (store, queue, events) = connected?;
-    let outputs = outputs::keeper(config, &store)?;
+    let outputs = outputs::keeper(config, &store, &transfer)?;
     Ok(Ports {
         queue,
         store,
         events,
         executor,
-        transfer: transfers(config)?,
+        transfer: Arc::new(transfer),
         host: this_host(),
-        secrets: secrets(config),
+        secrets: secrets(config, publisher),
         outputs,
     })
 }
@@ -310,17 +320,21 @@ pub async fn embedded_ports(
     })
     .await?;
     let store: Arc<dyn Store> = embedded.store();
+    // Whoever runs a file here and now works in a directory of their own.
+    let publisher = if work_dir.is_some() { Publisher::User } else { Publisher::Anyone };
+    let policy = policy(config, engine.as_deref(), publisher);
+    let transfer = transfers(config, &policy)?;
     let local = on_this_host(config, dir.join(LOCAL), work_dir);
     let ports = Ports {
         queue: embedded.queue(node),
-        outputs: outputs::keeper(config, &store)?,
+        outputs: outputs::keeper(config, &store, &transfer)?,
         store,
         events: embedded.events(),
         // Nobody goes on with it elsewhere.
-        executor: executor(config, node, engine, None, local)?,
-        transfer: transfers(config)?,
+        executor: executor(config, node, engine, None, local, &policy)?,
+        transfer: Arc::new(transfer),
         host: this_host(),
-        secrets: secrets(config),
+        secrets: secrets(config, publisher),
     };
     Ok((ports, embedded))
 }

@@ -22,6 +22,7 @@ pub(super) fn in_directory(dir: PathBuf) -> Arc<dyn Outputs> {
 pub(super) fn keeper(
     config: &Config,
     store: &Arc<dyn Store>,
+    http: &transfer::Http,
 ) -> anyhow::Result<Option<Arc<dyn Outputs>>> {
     let kept: Arc<dyn OutputStore> = match &config.outputs {
         None => return Ok(None),
@@ -41,14 +42,9 @@ pub(super) fn keeper(
             Arc::new(bucket.context("outputs cannot be kept in the bucket of BOB_OUTPUTS")?)
         }
         Some(config::Outputs::ArtifactStore(name)) => {
-            let options = transfer::Options {
-                spill_dir: config.spill.dir.clone(),
-                spill_bytes: config.spill.bytes,
-            };
-            let http = transfer::Http::new(options).context("cannot make an HTTP client")?;
             let (store, of) = (Arc::clone(store), name.clone());
             let registered = Arc::new(move || url_of(Arc::clone(&store), of.clone()).boxed());
-            Arc::new(ArtifactStore::new(http, name.to_string(), registered))
+            Arc::new(ArtifactStore::new(http.clone(), name.to_string(), registered))
         }
     };
     Ok(Some(Arc::new(Keeper::new(kept))))

@@ -10,7 +10,7 @@ use super::setting::{Form, SETTINGS, Setting, Support, named};
 use super::{
     Broker, Ci, Config, Connection, Engine, Environment, Fault, Faults, Identity, Log, Login,
     Outputs, Queue, S3, Secret, Secrets, Spill, Storage, Stream, StreamServer, Tls, Worker, file,
-    outputs, without_credentials,
+    outputs, reach, without_credentials,
 };
 
 /// Where settings come from.
@@ -221,6 +221,9 @@ impl Reader {
             engine: self.engine(environment),
             worker: self.worker(),
             secrets: self.secrets(environment),
+            allowed_addresses: self
+                .optional("worker.allowed-addresses", reach::addresses)
+                .unwrap_or_default(),
             step_env,
             job_env: environment.told_to_jobs(),
             spill: Spill {
@@ -400,7 +403,8 @@ impl Reader {
     fn secrets(&mut self, environment: &Environment) -> Secrets {
         let mut dirs = self.optional("worker.secrets-dir", parse::dirs).unwrap_or_default();
         dirs.extend(environment.credentials_dir());
-        Secrets { dirs, variables: environment.secrets() }
+        let scopes = self.optional("worker.secrets-scopes", reach::scopes).unwrap_or_default();
+        Secrets { dirs, variables: environment.secrets(), scopes }
     }
 
     fn worker(&mut self) -> Worker {

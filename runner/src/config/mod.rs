@@ -11,6 +11,7 @@
 //! | `load` | the layers into the types below |
 //! | `outputs` | where outputs are kept, and what goes with it |
 //! | `parse` | one text into one value |
+//! | `reach` | what is opened to those who send messages |
 //! | `secret` | a value that is never shown |
 //!
 //! Rooms take plain option structs of their own; `app` makes those from these types.
@@ -23,6 +24,7 @@ mod layer;
 mod load;
 mod outputs;
 mod parse;
+mod reach;
 mod secret;
 pub mod setting;
 #[cfg(test)]
@@ -41,6 +43,7 @@ use url::Url;
 pub use environment::Environment;
 pub use fault::{Fault, Faults};
 pub use load::{Effective, Flags, Loaded, Sources, load};
+pub use reach::{AllowedAddress, AllowedHost, SecretScope};
 pub use secret::{Secret, without_credentials};
 
 /// Everything that can be set.
@@ -64,6 +67,8 @@ pub struct Config {
     pub worker: Worker,
     /// Secrets of steps.
     pub secrets: Secrets,
+    /// Addresses that messages may name although they are closed by their kind.
+    pub allowed_addresses: Vec<AllowedAddress>,
     /// What steps of this host have beside the environment of this process.
     pub step_env: env_files::StepEnv,
     /// What jobs are told of their runner.
@@ -317,6 +322,8 @@ pub struct Secrets {
     pub dirs: Vec<PathBuf>,
     /// Values, and paths of files, of the variables that begin with `BOB_SECRET_`, by what follows.
     pub variables: BTreeMap<String, Secret<Vec<u8>>>,
+    /// Who may use them at a worker that serves others.
+    pub scopes: Vec<SecretScope>,
 }
 
 /// Where events wait that the broker does not take.

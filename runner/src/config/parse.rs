@@ -229,7 +229,7 @@ pub(super) fn repository(text: &str) -> Parsed<String> {
     }
 }
 
-fn items(text: &str) -> impl Iterator<Item = &str> {
+pub(super) fn items(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
 

@@ -168,6 +168,12 @@ pub const SETTINGS: &[Setting] = &[
         "How much the base images may take that it has pulled, in bytes or with a unit; then those that were used longest ago go. `0`: no limit."),
     plain("worker.secrets-dir", "BOB_SECRETS_DIR", None,
         "Directories with the secrets of steps, one file each, as absolute paths with colons between them; then that of `CREDENTIALS_DIRECTORY`. A secret may also be a variable `BOB_SECRET_<NAME>`, or `BOB_SECRET_<NAME>_FILE`: a file that holds it."),
+    plain("worker.secrets-scopes", "BOB_SECRETS_SCOPES", None,
+        "Which of these secrets a worker gives to whom, as `SECRET=GROUP` or `SECRET=GROUP:PIPELINE`, where `*` stands for any characters. With `@HOST` or `@HOST:PORT` behind it, a secret goes only to that host, in a callback or a call. `*=*`: every secret to everyone. `run` gives its user every secret.")
+        .list().words("none: nobody is given a secret"),
+    plain("worker.allowed-addresses", "BOB_ALLOWED_ADDRESSES", None,
+        "Addresses that steps, callbacks and definitions may name although they are closed: host, host:port, address, address:port or network. Closed are the addresses of the worker's own host, link-local and metadata addresses, and etcd, RabbitMQ, the engines and the checkpoint registry of the worker, which only an entry with their port opens. `run` may connect to every address.")
+        .list().words("none"),
     plain("worker.env-files", "BOB_ENV_FILES", None,
         "Files of variables (`NAME=VALUE` a line) that steps of executor local and custom have at a worker beside its own environment, and before it; a later file wins, one that is missing is passed over. `run` of a prunner file has `--env-files`.")
         .list().words("none"),

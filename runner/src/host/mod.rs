@@ -1,5 +1,6 @@
 //! The clocks, memory and load of this machine, where it is a Linux, and the secrets that lie on it.
 
+mod scopes;
 mod secrets;
 
 use std::fs;
@@ -10,6 +11,7 @@ use protocol::run::{NodeCpu, NodeMemory};
 use protocol::time::Millis;
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
+pub use self::scopes::{Scope, Scopes};
 pub use self::secrets::MountedSecrets;
 use crate::ports::Host;
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 
-use crate::ports::{Secret, Secrets, SecretsError};
+use super::Scopes;
+use crate::ports::{Purpose, Secret, Secrets, SecretsError};
 
 /// The most bytes of a secret.
 const MOST: usize = 64 * 1024;
@@ -18,12 +19,14 @@ const VARIABLE: &str = "BOB_SECRET_";
 /// It looks first into directories, one file a secret, then among variables: `BOB_SECRET_<NAME>`, and
 /// `BOB_SECRET_<NAME>_FILE`, the path of a file. Each is read when it is asked for, so that one that is
 /// replaced in a directory holds from the next step on.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct MountedSecrets {
     /// The directories, in the order in which they are looked into.
     pub dirs: Vec<PathBuf>,
     /// The variables, by what follows on `BOB_SECRET_`.
     pub variables: BTreeMap<String, Secret>,
+    /// Who is given which.
+    pub scopes: Scopes,
 }
 
 /// The end of a variable for a secret of that name.
@@ -92,7 +95,10 @@ impl MountedSecrets {
 
 #[async_trait]
 impl Secrets for MountedSecrets {
-    async fn get(&self, name: &str) -> Result<Option<Secret>, SecretsError> {
+    async fn get(&self, name: &str, purpose: &Purpose) -> Result<Option<Secret>, SecretsError> {
+        if !self.scopes.cover(name, purpose) {
+            return Err(purpose.refused(name));
+        }
         let (all, asked) = (self.clone(), name.to_owned());
         let looked = tokio::task::spawn_blocking(move || all.look(&asked)).await;
         looked.unwrap_or_else(|cause| {
@@ -111,10 +117,15 @@ impl Secrets for MountedSecrets {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ports::Destination;
 
     fn variables(said: &[(&str, &str)]) -> BTreeMap<String, Secret> {
         let said = said.iter();
         said.map(|(name, value)| ((*name).to_owned(), Secret::new(value.as_bytes()))).collect()
+    }
+
+    fn none() -> MountedSecrets {
+        MountedSecrets { dirs: Vec::new(), variables: BTreeMap::new(), scopes: Scopes::All }
     }
 
     fn text(from: &MountedSecrets, name: &str) -> Option<String> {
@@ -129,14 +140,21 @@ mod tests {
         std::fs::write(two.path().join("a"), "second").unwrap();
         std::fs::write(two.path().join("b"), "two\nlines\n\n").unwrap();
         let dirs = vec![one.path().to_owned(), two.path().to_owned()];
-        let from = MountedSecrets { dirs, variables: BTreeMap::new() };
+        let from = MountedSecrets { dirs, ..none() };
         assert_eq!(text(&from, "a").as_deref(), Some("first"));
         assert_eq!(text(&from, "b").as_deref(), Some("two\nlines\n"), "one newline is the file's");
         assert_eq!(text(&from, "c"), None);
         assert_eq!(text(&from, "../b"), None);
         std::fs::write(one.path().join("a"), "replaced").unwrap();
-        let value = from.get("a").await.unwrap().unwrap();
+        let purpose =
+            Purpose { group: "g".into(), pipeline: "p".into(), to: Destination::Anywhere };
+        let value = from.get("a", &purpose).await.unwrap().unwrap();
         assert_eq!(value.expose(), b"replaced");
+        let closed = MountedSecrets { scopes: Scopes::Only(Vec::new()), ..from };
+        for name in ["a", "never-there"] {
+            let said = closed.get(name, &purpose).await.unwrap_err().to_string();
+            assert!(said.contains("BOB_SECRETS_SCOPES") && said.contains("g:p"), "{said}");
+        }
     }
 
     #[test]
@@ -149,7 +167,7 @@ mod tests {
             ("OTHER_FILE", file.to_str().unwrap()),
             ("GONE_FILE", "/nowhere/at-all"),
         ];
-        let from = MountedSecrets { dirs: Vec::new(), variables: variables(&said) };
+        let from = MountedSecrets { variables: variables(&said), ..none() };
         assert_eq!(text(&from, "deploy-token").as_deref(), Some("value"));
         assert_eq!(text(&from, "deploy.token").as_deref(), Some("value"));
         assert_eq!(text(&from, "other").as_deref(), Some("in a file"));
@@ -167,7 +185,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("dir")).unwrap();
         std::fs::write(dir.path().join("most"), vec![b'x'; MOST]).unwrap();
         std::fs::write(dir.path().join("large"), vec![b'x'; MOST + 1]).unwrap();
-        let from = MountedSecrets { dirs: vec![dir.path().to_owned()], ..Default::default() };
+        let from = MountedSecrets { dirs: vec![dir.path().to_owned()], ..none() };
         assert_eq!(text(&from, "most").unwrap().len(), MOST);
         let said = |name: &str| from.look(name).unwrap_err().to_string();
         assert!(said("dir").contains("it is no file"), "{}", said("dir"));

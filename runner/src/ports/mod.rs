@@ -27,7 +27,8 @@ pub use host::Host;
 pub use outputs::{Found, KeptFile, KeptOutputs, OutputStore, Outputs, Place, Stored};
 pub use queue::{Consumer, Delivery, Message, Queue, QueueError, Route, Settle, Source};
 pub use secrets::{
-    Forbidden, Given, NoSecrets, Search, Secret, Secrets, SecretsError, StepSecrets,
+    Destination, Forbidden, Given, NoSecrets, Purpose, Search, Secret, Secrets, SecretsError,
+    StepSecrets,
 };
 pub use step::{
     Checkpoint, Exit, Gate, JOB_DIR, Left, LogSink, Ran, RunScope, Script, StepEnd, StepSpec,

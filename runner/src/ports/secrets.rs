@@ -24,6 +24,19 @@ impl Secret {
     }
 }
 
+impl Purpose {
+    /// The refusal of a secret for this purpose.
+    #[must_use]
+    pub fn refused(&self, name: &str) -> SecretsError {
+        let for_host = match &self.to {
+            Destination::Anywhere => String::new(),
+            Destination::Host { host, port } => format!(" for {host}:{port}"),
+        };
+        let (group, pipeline) = (self.group.clone(), self.pipeline.clone());
+        SecretsError::OutOfScope { name: name.to_owned(), group, pipeline, for_host }
+    }
+}
+
 impl fmt::Debug for Secret {
     /// Three stars, whatever it is, so that what holds a secret can be shown.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -68,9 +81,49 @@ pub trait Search: Send {
     fn finds(&mut self, bytes: &[u8]) -> bool;
 }
 
-/// Why a secret that is there cannot be had.
+/// The purpose of a secret: the pipeline that receives it, and its destination.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Purpose {
+    /// The group of the pipeline that names the secret.
+    pub group: String,
+    /// The name of that pipeline.
+    pub pipeline: String,
+    /// The destination of the secret.
+    pub to: Destination,
+}
+
+/// The destination of a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// To a step, which can do with it what it likes.
+    Anywhere,
+    /// To one host, with a callback or a call.
+    Host {
+        /// The host as named.
+        host: String,
+        /// The port.
+        port: u16,
+    },
+}
+
+/// Why a secret cannot be had.
 #[derive(Debug, Error)]
 pub enum SecretsError {
+    /// The operator gives it to others only.
+    #[error(
+        "secret {name} is not given to pipeline {group}:{pipeline}{for_host}: \
+         BOB_SECRETS_SCOPES of the worker names who is given which secret"
+    )]
+    OutOfScope {
+        /// The secret.
+        name: String,
+        /// The group of the pipeline.
+        group: String,
+        /// The pipeline.
+        pipeline: String,
+        /// ` for HOST:PORT`, or nothing.
+        for_host: String,
+    },
     /// Its place cannot be read.
     #[error("secret {name} cannot be read from {place}: {cause}")]
     Unreadable {
@@ -99,8 +152,9 @@ pub trait Secrets: Send + Sync {
     /// A secret; `None` where no place has one of that name.
     ///
     /// # Errors
-    /// [`SecretsError`] where a place has it, and it cannot be had.
-    async fn get(&self, name: &str) -> Result<Option<Secret>, SecretsError>;
+    /// [`SecretsError`] if it is not given for this purpose, whether there is one or not, and if a
+    /// place has it and it cannot be had.
+    async fn get(&self, name: &str, purpose: &Purpose) -> Result<Option<Secret>, SecretsError>;
 
     /// The places where one of that name is looked for, for people.
     fn places(&self, name: &str) -> Vec<String>;
@@ -112,7 +166,7 @@ pub struct NoSecrets;
 
 #[async_trait]
 impl Secrets for NoSecrets {
-    async fn get(&self, _name: &str) -> Result<Option<Secret>, SecretsError> {
+    async fn get(&self, _name: &str, _purpose: &Purpose) -> Result<Option<Secret>, SecretsError> {
         Ok(None)
     }
 

@@ -24,6 +24,10 @@ pub enum Stage {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct News {
+    /// The group and the name of the pipeline. A secret is given to it, or is not. Entries that
+    /// earlier versions wrote have neither.
+    #[serde(default)]
+    pub pipeline: (String, String),
     /// Where to.
     pub url: String,
     /// What goes with it.
@@ -125,7 +129,8 @@ fn news(
         Err(_) => step.callback.clone()?,
     };
     let body = body(&job::id(&record.run_id, step), step, of_it, stage, logs);
-    Some((position, News { url, secret, body, tries: 0, since: now, due: now }))
+    let pipeline = (record.group.clone(), record.name.clone());
+    Some((position, News { pipeline, url, secret, body, tries: 0, since: now, due: now }))
 }
 
 /// The body, by the names that the receivers of job files know.

@@ -1,6 +1,7 @@
 //! Decides what a run does next. No clock, no sockets: facts in, orders out.
 
 pub mod callback;
+pub mod destination;
 pub mod dollar;
 pub mod env;
 pub mod job;

@@ -23,11 +23,14 @@ impl Http {
     ) -> Result<(), TransferError> {
         let service = Service::at("artifact store", registered)?;
         let url = service.path(&[names::ARTIFACT_PATH, group, name, run, artifact])?;
+        // It follows no redirect: that would turn the request into a GET without a body, and the
+        // answer to it is no sign that anything was kept.
+        let client = self.clients.to(&url).await;
+        let client = client.map_err(|cause| service.unreachable(cause))?;
         let moved = watch::Sender::new(());
         let mut moves = moved.subscribe();
         let broken = Arc::new(Mutex::new(None));
-        let request = self
-            .sender
+        let request = client
             .post(url)
             .header(reqwest::header::CONTENT_TYPE, "application/x-tar")
             .header(names::HEADER_RUN, origin.run.as_str())

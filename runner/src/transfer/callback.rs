@@ -23,8 +23,9 @@ impl Http {
         body: Bytes,
     ) -> Result<u16, TransferError> {
         let service = Service::at("the receiver of a callback", url)?;
-        let mut request = self
-            .sender
+        let client = self.clients.to(service.url()).await;
+        let client = client.map_err(|cause| service.unreachable(cause))?;
+        let mut request = client
             .post(service.url().clone())
             .header(reqwest::header::CONTENT_TYPE, "application/json")
             .timeout(self.timeouts.idle.min(ANSWERS_WITHIN));

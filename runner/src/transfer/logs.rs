@@ -14,13 +14,13 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use protocol::id::RunId;
 use protocol::names;
-use reqwest::Client;
 use reqwest::header::CONTENT_TYPE;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use url::Url;
 
 use super::address::Service;
+use super::clients::Clients;
 use super::spill::{Full, Spill};
 use super::{Http, accepted, chain};
 use crate::ports::{LoggerFeed, TransferError};
@@ -94,7 +94,7 @@ impl Feed {
         });
         let sender = Sender {
             shared: Arc::clone(&shared),
-            client: http.sender.clone(),
+            clients: http.clients.clone(),
             idle: http.timeouts.idle,
             service,
             url,
@@ -163,7 +163,7 @@ impl Backlog {
 /// Sends what waits.
 struct Sender {
     shared: Arc<Shared>,
-    client: Client,
+    clients: Clients,
     idle: Duration,
     service: Service,
     url: Url,
@@ -275,11 +275,15 @@ impl Sender {
     }
 
     async fn put(&self, batch: Bytes) -> Answer {
-        let request = self.client.put(self.url.clone()).header(CONTENT_TYPE, "text/plain");
-        let sent = request.body(batch).timeout(self.idle).send().await;
-        let answer = match sent {
+        let sent = async {
+            let client = self.clients.to(&self.url).await?;
+            let request = client.put(self.url.clone()).header(CONTENT_TYPE, "text/plain");
+            let sent = request.body(batch).timeout(self.idle).send().await;
+            sent.map_err(|error| chain(&error))
+        };
+        let answer = match sent.await {
             Ok(response) => accepted(&self.service, response, self.idle).await.map(drop),
-            Err(error) => Err(self.service.unreachable(chain(&error))),
+            Err(cause) => Err(self.service.unreachable(cause)),
         };
         match answer {
             Ok(()) => Answer::Taken,

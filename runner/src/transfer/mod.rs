@@ -4,6 +4,7 @@
 mod address;
 mod artifact;
 mod callback;
+mod clients;
 mod logs;
 mod outputs;
 mod resource;
@@ -19,27 +20,29 @@ use bytes::Bytes;
 use protocol::id::RunId;
 use protocol::pipeline::Vars;
 use reqwest::header::LOCATION;
-use reqwest::redirect::Policy;
-use reqwest::{Client, Response};
+use reqwest::Response;
 use thiserror::Error;
 use tokio_util::task::TaskTracker;
 
+use crate::egress::{Policy, refusal};
 use crate::ports::{ByteStream, LoggerFeed, Origin, Transfer, TransferError};
 use address::Service;
+use clients::Clients;
 pub use outputs::{
     ArtifactStore, Bucket, BucketKeys, BucketOptions, Directory, Keeper, Registered,
 };
 use spill::Room;
 
-/// How far a redirect is followed.
-const REDIRECTS: usize = 5;
 /// How much of an answer an error shows, in bytes.
 const SHOWN: usize = 300;
 
-/// Where text waits for a logger that does not take it.
+/// What transfers may use.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The directory; it is made when it is needed.
+    /// Which addresses are open: services are registered, and callbacks named, by others.
+    pub policy: Policy,
+    /// The directory in which text waits for a logger that does not take it. It is created when it
+    /// is needed.
     pub spill_dir: PathBuf,
     /// What all loggers' text may take there together, in bytes.
     pub spill_bytes: u64,
@@ -79,10 +82,7 @@ pub enum SetupError {
 /// Transfers over HTTP.
 #[derive(Debug, Clone)]
 pub struct Http {
-    client: Client,
-    /// For what is sent: a redirect would make a GET without a body of it, whose answer is no sign
-    /// that anything was kept.
-    sender: Client,
+    clients: Clients,
     timeouts: Timeouts,
     room: Arc<Room>,
     /// The feeds, each of which ends with its run.
@@ -103,21 +103,9 @@ impl Http {
     /// # Errors
     /// [`SetupError`] where the client cannot be made.
     pub fn with_timeouts(options: Options, timeouts: Timeouts) -> Result<Self, SetupError> {
-        // A proxy of the worker's environment is meant for something else than the services that
-        // are registered by their address. Idle times are watched where the bytes are: the client's
-        // own would count the whole of an upload.
-        let client = |redirects| {
-            Client::builder()
-                .no_proxy()
-                .connect_timeout(timeouts.connect)
-                .redirect(redirects)
-                .user_agent(concat!("bob-runner/", env!("CARGO_PKG_VERSION")))
-                .build()
-                .map_err(|error| SetupError::Client(chain(&error)))
-        };
-        let (client, sender) = (client(Policy::limited(REDIRECTS))?, client(Policy::none())?);
+        let clients = Clients::new(options.policy, timeouts)?;
         let room = Arc::new(Room::new(options.spill_dir, options.spill_bytes));
-        Ok(Self { client, sender, timeouts, room, tasks: TaskTracker::new() })
+        Ok(Self { clients, timeouts, room, tasks: TaskTracker::new() })
     }
 }
 
@@ -171,6 +159,9 @@ impl Transfer for Http {
 
 /// What went wrong, with everything beneath it, without the address: it may hold a password.
 fn chain(error: &reqwest::Error) -> String {
+    if let Some(refused) = refusal(error) {
+        return refused.to_string();
+    }
     let mut parts: Vec<String> = Vec::new();
     let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
     while let Some(error) = next {

@@ -49,9 +49,9 @@ impl Http {
     ) -> Result<ByteStream, TransferError> {
         let mount = tar::Mount::new(mount)?;
         let idle = self.timeouts.idle;
-        let asked = tokio::time::timeout(idle, self.client.get(url).send()).await;
+        let asked = tokio::time::timeout(idle, self.clients.get(url)).await;
         let response = match asked {
-            Ok(answer) => answer.map_err(|error| service.unreachable(chain(&error)))?,
+            Ok(answer) => answer.map_err(|cause| service.unreachable(cause))?,
             Err(late) => {
                 let cause = format!("no answer for {} s ({late})", idle.as_secs());
                 return Err(service.unreachable(cause));

@@ -15,7 +15,9 @@ use tracing::{info, warn};
 
 use super::Shared;
 use super::watchdog::waits;
-use crate::ports::{Entry, Expect, StoreError, Txn};
+use super::secrets::to_host;
+use crate::ports::{Entry, Expect, Purpose, StoreError, Txn};
+use crate::rules::destination;
 use crate::rules::callback::{GIVEN_UP_AFTER, News, is_taken, pause};
 
 /// How often somebody looks for what others have left: a worker knows of its own.
@@ -143,7 +145,11 @@ async fn post(shared: &Shared, entry: &Entry, news: &News) -> Result<(), String>
         None => None,
         Some(Token::Literal(secret)) => Some(secret.clone()).filter(|secret| !secret.is_empty()),
         Some(Token::Named { name }) => {
-            let secret = shared.ports.secrets.get(name).await.map_err(|cause| cause.to_string())?;
+            let (group, pipeline) = news.pipeline.clone();
+            let to = to_host(destination::of_url(&news.url));
+            let purpose = Purpose { group, pipeline, to };
+            let secret = shared.ports.secrets.get(name, &purpose).await;
+            let secret = secret.map_err(|cause| cause.to_string())?;
             let secret = secret.ok_or_else(|| format!("there is no secret {name} here"))?;
             let text = String::from_utf8(secret.expose().to_vec());
             Some(text.map_err(|_no_text| format!("secret {name} is no text"))?)

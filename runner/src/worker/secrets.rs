@@ -10,10 +10,10 @@ use tracing::warn;
 
 use super::drive::Drive;
 use super::watchdog::waits;
-use crate::ports::{Forbidden, Given, Search, Secrets, StepSecrets};
+use crate::ports::{Destination, Forbidden, Given, Purpose, Search, Secrets, StepSecrets};
 use crate::rules::mask::{Finder, Mask, SHORTEST};
-use crate::rules::named;
 use crate::rules::run::Draft;
+use crate::rules::{destination, job, named};
 
 /// The secrets of a step that is on its way.
 #[derive(Debug, Clone)]
@@ -40,12 +40,21 @@ impl Search for Finding {
     }
 }
 
+/// The destination of a secret that is sent to this host, or to no host in particular.
+pub(super) fn to_host(host: Option<(String, u16)>) -> Destination {
+    host.map_or(Destination::Anywhere, |(host, port)| Destination::Host { host, port })
+}
+
 /// Looks secrets up; a sentence where one cannot be had.
-async fn looked_up(from: &dyn Secrets, uses: &[SecretUse]) -> Result<Hidden, String> {
+async fn looked_up(
+    from: &dyn Secrets,
+    uses: &[SecretUse],
+    purpose: &Purpose,
+) -> Result<Hidden, String> {
     let mut given = Vec::with_capacity(uses.len());
     for asked in uses {
         let name = asked.name();
-        let value = from.get(name).await.map_err(|cause| cause.to_string())?;
+        let value = from.get(name, purpose).await.map_err(|cause| cause.to_string())?;
         let Some(value) = value else {
             let places = from.places(name);
             let looked = if places.is_empty() {
@@ -74,8 +83,9 @@ impl Drive {
             return Ok(());
         };
         let (name, uses) = (step.name.clone(), step.secrets.clone());
+        let purpose = self.purpose_of_secrets(position);
         let _waits = waits();
-        let hidden = looked_up(&*self.shared.ports.secrets, &uses).await;
+        let hidden = looked_up(&*self.shared.ports.secrets, &uses, &purpose).await;
         let hidden = hidden.map_err(|why| format!("step {name}: {why}"))?;
         for given in hidden.given.iter().filter(|given| given.value.expose().len() < SHORTEST) {
             warn!(
@@ -85,6 +95,16 @@ impl Drive {
         }
         self.progress.steps.entry(position).or_default().hidden = Some(hidden);
         Ok(())
+    }
+
+    /// The purpose of a step's secrets.
+    fn purpose_of_secrets(&self, position: usize) -> Purpose {
+        let record = self.run.record();
+        // The address can contain results of earlier steps. If they cannot be filled in, the step does
+        // not start.
+        let filled = job::filled(record, position).and_then(Result::ok);
+        let to = to_host(filled.and_then(|step| destination::of_step(&step)));
+        Purpose { group: record.group.clone(), pipeline: record.name.clone(), to }
     }
 
     fn hidden(&self, position: usize) -> Option<&Hidden> {

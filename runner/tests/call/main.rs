@@ -12,6 +12,7 @@ use protocol::dialect::{Dialect, parse_as};
 use protocol::event::LogStream;
 use protocol::id::{Epoch, StepName};
 use protocol::pipeline::{Limits, PullPolicy, Step};
+use runner::egress::Policy;
 use runner::exec::call::{Options, Times, all};
 use runner::ports::{ExecError, Gate, LogSink, Ran, Remote, RunScope, StepSpec, StopSignal};
 use serde_json::Value;
@@ -22,6 +23,7 @@ mod http;
 mod jobs;
 mod lexware;
 mod proxmox;
+mod reach;
 mod rows;
 mod server;
 mod sevdesk;
@@ -61,7 +63,7 @@ fn options() -> Options {
     let short = Duration::from_millis(1);
     let times =
         Times { again: short, looks: (short, short), lexware_gap: short, ..Times::default() };
-    Options { files: None, times }
+    Options { policy: Policy::unrestricted(), files: None, times }
 }
 
 #[derive(Default)]

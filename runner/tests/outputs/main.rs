@@ -144,7 +144,11 @@ impl InArtifactStore {
 #[async_trait]
 impl OutputStoreSubject for InArtifactStore {
     fn store(&self) -> Arc<dyn OutputStore> {
-        let options = Options { spill_dir: std::env::temp_dir(), spill_bytes: 0 };
+        let options = Options {
+            policy: runner::egress::Policy::unrestricted(),
+            spill_dir: std::env::temp_dir(),
+            spill_bytes: 0,
+        };
         let url = self.server.url();
         let registered = Arc::new(move || {
             let url = url.clone();

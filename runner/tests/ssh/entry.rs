@@ -149,7 +149,11 @@ async fn what_cannot_be_done_is_refused_before_anything_starts() {
 
 #[tokio::test]
 async fn a_worker_without_ssh_says_what_to_install() {
-    let none = Ssh::new(Options { program: "/nowhere/ssh".into(), inherited: Vec::new() });
+    let none = Ssh::new(Options {
+        program: "/nowhere/ssh".into(),
+        inherited: Vec::new(),
+        policy: Policy::unrestricted(),
+    });
     let with = json!({ "host": "127.0.0.1" }).as_object().unwrap().clone();
     let out: Arc<dyn LogSink> = Arc::new(Kept::default());
     let stop = StopSignal::default();

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use protocol::event::LogStream;
 use protocol::id::{Epoch, StepName};
 use protocol::pipeline::{ExecutorKind, Limits, PullPolicy, Shell, Vars};
+use runner::egress::Policy;
 use runner::exec::Executors;
 use runner::exec::local::{Local, Options as LocalOptions};
 use runner::exec::ssh::{Options, Ssh};
@@ -73,7 +74,7 @@ impl Kept {
 
 fn ssh() -> Ssh {
     let inherited = std::env::vars_os().filter(|(name, _)| name == "PATH").collect();
-    Ssh::new(Options { program: "ssh".into(), inherited })
+    Ssh::new(Options { program: "ssh".into(), inherited, policy: Policy::unrestricted() })
 }
 
 fn scope() -> RunScope {

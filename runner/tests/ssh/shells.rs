@@ -38,7 +38,11 @@ impl Host {
     /// Runs a step, and stops it as soon as it has written a line.
     async fn run(&self, step: &StepSpec) -> (Result<Ran, ExecError>, String) {
         let inherited = vec![("PATH".into(), self.0.path().into())];
-        let ssh = Ssh::new(Options { program: self.0.path().join("ssh").into(), inherited });
+        let ssh = Ssh::new(Options {
+            program: self.0.path().join("ssh").into(),
+            inherited,
+            policy: Policy::unrestricted(),
+        });
         let (kept, stop, scope) = (Arc::new(Kept::default()), StopSignal::default(), scope());
         let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
         let running = ssh.run_step(&scope, step, Gate::open(), out, &stop);

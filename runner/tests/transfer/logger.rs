@@ -19,7 +19,11 @@ struct Setup {
 
 fn setup(spill_bytes: u64) -> Setup {
     let dir = tempfile::tempdir().unwrap();
-    let options = Options { spill_dir: dir.path().join("spill"), spill_bytes };
+    let options = Options {
+        policy: Policy::unrestricted(),
+        spill_dir: dir.path().join("spill"),
+        spill_bytes,
+    };
     let idle = Duration::from_secs(20);
     let timeouts = Timeouts { connect: Duration::from_secs(10), idle };
     Setup { http: Http::with_timeouts(options, timeouts).unwrap(), _dir: dir }

@@ -8,6 +8,7 @@
 )]
 
 mod logger;
+mod reach;
 mod server;
 
 use std::io;
@@ -19,6 +20,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt, stream};
 use protocol::id::Epoch;
 use protocol::pipeline::Vars;
+use runner::egress::Policy;
 use runner::ports::{ByteStream, Origin, Transfer, TransferError};
 use runner::transfer::{Http, Options, Timeouts};
 use server::{Request, Server, nobody};
@@ -33,7 +35,11 @@ fn http() -> Http {
 }
 
 fn http_with(idle: Duration) -> Http {
-    let options = Options { spill_dir: std::env::temp_dir(), spill_bytes: 0 };
+    let options = Options {
+        policy: Policy::unrestricted(),
+        spill_dir: std::env::temp_dir(),
+        spill_bytes: 0,
+    };
     Http::with_timeouts(options, Timeouts { connect: Duration::from_secs(10), idle }).unwrap()
 }
 

@@ -35,7 +35,11 @@ async fn rig_on(executor: Arc<Scripted>, host: Arc<dyn Host>) -> (Rig, Embedded)
             events: shared.events(),
             executor: Arc::clone(&executor) as _,
             transfer: Arc::new(
-                transfer::Http::new(transfer::Options { spill_dir: spill, spill_bytes: 1 << 20 })
+                transfer::Http::new(transfer::Options {
+                    policy: runner::egress::Policy::unrestricted(),
+                    spill_dir: spill,
+                    spill_bytes: 1 << 20,
+                })
                     .unwrap(),
             ),
             host: Arc::clone(&host),

@@ -61,6 +61,7 @@ impl Cluster {
             events: Arc::new(AmqpEvents::connect(&amqp).await?),
             executor,
             transfer: Arc::new(transfer::Http::new(transfer::Options {
+                policy: runner::egress::Policy::unrestricted(),
                 spill_dir,
                 spill_bytes: 1 << 20,
             })?),

@@ -100,7 +100,11 @@ pub(crate) async fn measure(
 async fn ports(cluster: &Cluster, embedded: &Embedded, node: &NodeId) -> anyhow::Result<Ports> {
     let executor: Arc<dyn Executor> = Arc::new(Scripted::default());
     let spill_dir = cluster.vhost.spill.path().to_owned();
-    let transfer = runner::transfer::Options { spill_dir, spill_bytes: 1 << 20 };
+    let transfer = runner::transfer::Options {
+        policy: runner::egress::Policy::unrestricted(),
+        spill_dir,
+        spill_bytes: 1 << 20,
+    };
     Ok(Ports {
         queue: embedded.queue(node),
         store: Arc::new(Etcd::connect(&cluster.services.etcd()).await?),

@@ -15,7 +15,6 @@ use super::with::With;
 use super::{Api, Options, address};
 use crate::ports::ExecError;
 
-const SERVICE: &str = "https://api.lexware.io/v1";
 /// What a credit note takes over from its invoice.
 const TAKEN_OVER: [&str; 4] = ["address", "lineItems", "totalPrice", "taxConditions"];
 
@@ -42,7 +41,7 @@ impl Api for Lexware {
     type Asked = Asked;
 
     fn read(&self, with: With<'_>, _options: &Options) -> Result<(Asked, Access), ExecError> {
-        let service = address::service(with.text("base_url")?.unwrap_or(SERVICE));
+        let service = address::service(with.base_url()?);
         let service = service.map_err(|why| with.bad(&format!("`base_url` {why}")))?;
         let key = with.must("api_key")?;
         let asked = match with.must("action")? {

@@ -25,15 +25,19 @@ use serde_json::{Value, json};
 use tokio_util::task::TaskTracker;
 
 use self::request::{Access, Call, Halt};
+use self::tls::Clients;
 use self::with::With;
+use crate::egress::Policy;
 use crate::ports::{
     ExecError, Exit, Gate, LogSink, Ran, Remote, RunScope, StepSpec, StopLevel, StopSignal,
     Workspace,
 };
 
 /// What all calls are made with.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Options {
+    /// Which addresses are open to what a step names.
+    pub policy: Policy,
     /// Below which directory a call may write a file. None: a call that is to write one is refused.
     pub files: Option<PathBuf>,
     /// How long is waited for what.
@@ -122,7 +126,7 @@ impl<A: Api> Remote for Calls<A> {
     ) -> Result<Ran, ExecError> {
         let with = With::of(step)?;
         let (asked, access) = self.api.read(with, &self.options)?;
-        let client = tls::client(with, &access.trust, access.follow, &self.options.times).await?;
+        let clients = Clients::new(with, &access, &self.options).await?;
         let open = tokio::select! {
             biased;
             _ = stop.above(StopLevel::Run) => false,
@@ -132,7 +136,7 @@ impl<A: Api> Remote for Calls<A> {
             return Err(ExecError::NotStarted);
         }
         let times = self.options.times.clone();
-        let mut call = Call::new(client, access, times, (gate, out, stop.clone()));
+        let mut call = Call::new(clients, access, times, (gate, out, stop.clone()));
         let api = Arc::clone(&self.api);
         // Whoever waits may go: the step does not.
         let ran = self.tasks.spawn(async move {

@@ -14,7 +14,8 @@ use super::Times;
 use super::address::{add_query, below, origin};
 use super::answer::{Answer, MOST, chain, whole};
 use super::pace::Turns;
-use super::tls::{Follow, Trust};
+use super::tls::{Clients, Follow, Trust};
+use crate::egress::refusal;
 use crate::ports::{Gate, LogSink, StopLevel, StopSignal};
 
 /// How often a request is sent at most.
@@ -134,13 +135,15 @@ enum Sent {
         why: String,
         taken: bool,
     },
+    /// Nothing was sent: the address is closed to what a step names.
+    Refused(String),
     /// The answer has more bytes than are kept.
     TooLong,
 }
 
 /// A step's call: sends requests, waits, and tells what it does.
 pub(super) struct Call {
-    client: Client,
+    clients: Clients,
     access: Access,
     times: Times,
     gate: Gate,
@@ -151,12 +154,12 @@ pub(super) struct Call {
 
 impl Call {
     pub(super) fn new(
-        client: Client,
+        clients: Clients,
         access: Access,
         times: Times,
         (gate, out, stop): (Gate, Arc<dyn LogSink>, StopSignal),
     ) -> Self {
-        Self { client, access, times, gate, out, stop, sent: false }
+        Self { clients, access, times, gate, out, stop, sent: false }
     }
 
     pub(super) fn times(&self) -> &Times {
@@ -181,7 +184,7 @@ impl Call {
             };
             let why = match &sent {
                 Sent::Answer(answer, _) => format!("status {}", answer.status.as_u16()),
-                Sent::Lost { why, .. } => why.clone(),
+                Sent::Lost { why, .. } | Sent::Refused(why) => why.clone(),
                 Sent::TooLong => "its answer is too long".to_owned(),
             };
             let line = format!("{}: {why}; it is sent again", request.shown());
@@ -212,11 +215,11 @@ impl Call {
                 may_pass && request.repeat == Repeat::Always
             }
             Sent::Lost { .. } => request.repeat == Repeat::Always,
-            Sent::TooLong => false,
+            Sent::TooLong | Sent::Refused(_) => false,
         };
         let asked = match sent {
             Sent::Answer(_, asked) => *asked,
-            Sent::Lost { .. } | Sent::TooLong => None,
+            Sent::Lost { .. } | Sent::Refused(_) | Sent::TooLong => None,
         };
         let usual = self.times.again * 2_u32.saturating_pow(tries - 1);
         (passes && tries < TRIES).then(|| asked.unwrap_or(usual).min(LONGEST_WAIT))
@@ -230,6 +233,7 @@ impl Call {
             Sent::Lost { why, taken: false } => {
                 Err(Halt::failed(format!("{shown} was not sent: cannot reach {at}: {why}")))
             }
+            Sent::Refused(why) => Err(Halt::failed(format!("{shown} was not sent: {why}"))),
             Sent::Lost { why, taken: true } if reads => {
                 Err(Halt::failed(format!("{shown} has no answer from {at}: {why}")))
             }
@@ -255,11 +259,11 @@ impl Call {
             return Err(Halt::NotOurs { sent: self.sent });
         }
         self.sent = true;
-        let ready = self.ready(request);
+        let within = self.access.within.unwrap_or(self.times.answer);
         let sent = tokio::select! {
             biased;
             _ = self.stop.above(StopLevel::Run) => None,
-            sent = exchange(ready, request.most) => Some(sent),
+            sent = exchange(&self.clients, &self.access, request, within) => Some(sent),
         };
         let Some(sent) = sent else {
             let what = if request.method.is_safe() {
@@ -273,23 +277,6 @@ impl Call {
             self.tell(&format!("{}: {}", request.shown(), answer.status.as_u16())).await;
         }
         Ok(sent)
-    }
-
-    fn ready(&self, request: &Request) -> RequestBuilder {
-        let within = self.access.within.unwrap_or(self.times.answer);
-        let ready = self
-            .client
-            .request(request.method.clone(), request.url.clone())
-            .timeout(within)
-            .headers(self.access.headers.clone());
-        match &request.body {
-            Body::Nothing => ready,
-            Body::Text(text) => ready.body(text.clone()),
-            Body::Json(value) if self.access.headers.contains_key(CONTENT_TYPE) => {
-                ready.body(value.to_string())
-            }
-            Body::Json(value) => ready.json(value),
-        }
     }
 
     /// Waits, unless the step is asked to end: `what` says what it had begun.
@@ -340,22 +327,55 @@ impl Call {
     }
 }
 
-/// Sends a request and takes its whole answer.
-async fn exchange(ready: RequestBuilder, most: usize) -> Sent {
-    let lost = |error: reqwest::Error| {
-        let taken = !error.is_connect() && !error.is_builder();
-        Sent::Lost { why: chain(&error), taken }
-    };
-    let response = match ready.send().await {
-        Ok(response) => response,
-        Err(error) => return lost(error),
-    };
-    let asked = retry_after(&response);
-    match whole(response, most).await {
-        Ok(Some(answer)) => Sent::Answer(answer, asked),
-        Ok(None) => Sent::TooLong,
-        Err(error) => lost(error),
+/// Sends a request, follows the redirects that it may follow, and takes the whole answer.
+async fn exchange(clients: &Clients, access: &Access, request: &Request, within: Duration) -> Sent {
+    let until = Instant::now() + within;
+    let mut url = request.url.clone();
+    let mut followed = 0;
+    loop {
+        let client = match clients.to(&url).await {
+            Ok(client) => client,
+            Err(why) => return Sent::Refused(why),
+        };
+        let ready = ready(&client, access, request, url);
+        let ready = ready.timeout(until.saturating_duration_since(Instant::now()));
+        let response = match ready.send().await {
+            Ok(response) => response,
+            Err(error) => return lost(&error),
+        };
+        if let Some(next) = clients.next(&response, followed) {
+            url = next;
+            followed += 1;
+            continue;
+        }
+        let asked = retry_after(&response);
+        return match whole(response, request.most).await {
+            Ok(Some(answer)) => Sent::Answer(answer, asked),
+            Ok(None) => Sent::TooLong,
+            Err(error) => lost(&error),
+        };
     }
+}
+
+fn ready(client: &Client, access: &Access, request: &Request, url: Url) -> RequestBuilder {
+    let ready = client.request(request.method.clone(), url).headers(access.headers.clone());
+    match &request.body {
+        Body::Nothing => ready,
+        Body::Text(text) => ready.body(text.clone()),
+        Body::Json(value) if access.headers.contains_key(CONTENT_TYPE) => {
+            ready.body(value.to_string())
+        }
+        Body::Json(value) => ready.json(value),
+    }
+}
+
+/// The outcome of a request that has no answer.
+fn lost(error: &reqwest::Error) -> Sent {
+    if let Some(refused) = refusal(error) {
+        return Sent::Refused(refused.to_string());
+    }
+    let taken = !error.is_connect() && !error.is_builder();
+    Sent::Lost { why: chain(error), taken }
 }
 
 /// How long a service asks to be left alone. A date is left to our own pace: clocks differ.

@@ -16,7 +16,6 @@ use super::with::With;
 use super::{Api, Options, address, file};
 use crate::ports::ExecError;
 
-const SERVICE: &str = "https://my.sevdesk.de/api/v1";
 /// What stands beside the invoice where one is saved, and not in it.
 const BESIDE: [&str; 6] = [
     "invoicePosSave",
@@ -65,7 +64,7 @@ impl Api for Sevdesk {
     type Asked = Asked;
 
     fn read(&self, with: With<'_>, options: &Options) -> Result<(Asked, Access), ExecError> {
-        let service = address::service(with.text("base_url")?.unwrap_or(SERVICE));
+        let service = address::service(with.base_url()?);
         let service = service.map_err(|why| with.bad(&format!("`base_url` {why}")))?;
         let token = with.must("api_token")?;
         let asked = asked(with, options)?;

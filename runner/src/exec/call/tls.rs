@@ -1,18 +1,21 @@
-//! Whose certificate a call trusts, and the client that asks by it.
+//! Whose certificate a call trusts, and the clients that follow from it.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use reqwest::redirect::{Attempt, Policy};
-use reqwest::{Certificate, Client, ClientBuilder};
+use reqwest::redirect::Policy as Redirects;
+use reqwest::{Certificate, Client, ClientBuilder, Response, Url};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use sha2::{Digest as _, Sha256};
 
-use super::Times;
+use super::Options;
+use super::request::Access;
 use super::with::With;
+use crate::egress::{self, Policy};
 use crate::ports::ExecError;
 
 /// How far a redirect is followed.
@@ -71,50 +74,96 @@ fn fingerprint(text: &str) -> Option<[u8; 32]> {
     if digits.len() == 64 { bytes.try_into().ok() } else { None }
 }
 
-/// What sends the requests of a call.
-pub(super) async fn client(
-    with: With<'_>,
-    trust: &Trust,
+/// Makes the clients of a call: one for each port, as an address may be open at one port and closed
+/// at another.
+#[derive(Clone)]
+pub(super) struct Clients {
+    trusted: Trusted,
     follow: Follow,
-    times: &Times,
-) -> Result<Client, ExecError> {
-    // A proxy of the worker's environment is meant for something else than what a step names.
-    let builder = Client::builder()
-        .no_proxy()
-        .referer(false)
-        .connect_timeout(times.connect)
-        .redirect(policy(follow))
-        .user_agent(concat!("bob-runner/", env!("CARGO_PKG_VERSION")));
-    let builder = match trust {
-        Trust::System => builder,
-        Trust::File(path) => authorities(with, builder, path).await?,
-        Trust::Pinned(digest) => builder.use_preconfigured_tls(pinned(with, *digest)?),
-        Trust::Anything => builder.danger_accept_invalid_certs(true),
-    };
-    builder.build().map_err(|cause| with.bad(&format!("TLS cannot be set up: {cause}")))
+    connect: Duration,
+    policy: Policy,
+    made: Arc<Mutex<Option<(u16, Client)>>>,
 }
 
-fn policy(follow: Follow) -> Policy {
-    if follow == Follow::Nowhere {
-        return Policy::none();
+/// What a client trusts, read and ready.
+#[derive(Clone)]
+enum Trusted {
+    System,
+    Authorities(Vec<Certificate>),
+    Pinned(ClientConfig),
+    Anything,
+}
+
+impl Clients {
+    /// Reads what is trusted; an error says what is wrong with the step.
+    pub(super) async fn new(
+        with: With<'_>,
+        access: &Access,
+        options: &Options,
+    ) -> Result<Self, ExecError> {
+        let trusted = match &access.trust {
+            Trust::System => Trusted::System,
+            Trust::File(path) => Trusted::Authorities(authorities(with, path).await?),
+            Trust::Pinned(digest) => Trusted::Pinned(pinned(with, *digest)?),
+            Trust::Anything => Trusted::Anything,
+        };
+        let clients = Self {
+            trusted,
+            follow: access.follow,
+            connect: options.times.connect,
+            policy: options.policy.clone(),
+            made: Arc::default(),
+        };
+        let port = access.service.port_or_known_default().unwrap_or_default();
+        let made = clients.at(port).map_err(|why| with.bad(&why));
+        made.map(|_client| clients)
     }
-    // What is not followed is the answer.
-    Policy::custom(move |attempt: Attempt<'_>| {
-        let from = attempt.previous();
-        let same = from.last().is_some_and(|from| from.origin() == attempt.url().origin());
-        if from.len() > REDIRECTS || !(same || follow == Follow::Anywhere) {
-            attempt.stop()
-        } else {
-            attempt.follow()
+
+    fn at(&self, port: u16) -> Result<Client, String> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, client)) = made.as_ref().filter(|(of, _)| *of == port) {
+            return Ok(client.clone());
         }
-    })
+        // A proxy of the worker's environment is meant for something else than what a step names.
+        let builder = Client::builder()
+            .no_proxy()
+            .referer(false)
+            .connect_timeout(self.connect)
+            .redirect(Redirects::none())
+            .user_agent(concat!("bob-runner/", env!("CARGO_PKG_VERSION")));
+        let builder = match &self.trusted {
+            Trusted::System => builder,
+            Trusted::Authorities(found) => {
+                found.iter().cloned().fold(builder, ClientBuilder::add_root_certificate)
+            }
+            Trusted::Pinned(config) => builder.use_preconfigured_tls(config.clone()),
+            Trusted::Anything => builder.danger_accept_invalid_certs(true),
+        };
+        let built = self.policy.guarded(builder, port).build();
+        let client = built.map_err(|cause| format!("TLS cannot be set up: {cause}"))?;
+        *made = Some((port, client.clone()));
+        Ok(client)
+    }
+
+    /// The client for requests to a URL, once its address is known to be open.
+    pub(super) async fn to(&self, url: &Url) -> Result<Client, String> {
+        self.policy.check(url).await.map_err(|refused| refused.to_string())?;
+        self.at(url.port_or_known_default().unwrap_or_default())
+    }
+
+    /// Where a response redirects to, if that is followed after so many redirects. A redirect that is
+    /// not followed is the answer.
+    pub(super) fn next(&self, response: &Response, followed: usize) -> Option<Url> {
+        let next = egress::redirect(response).filter(|_| followed < REDIRECTS)?;
+        match self.follow {
+            Follow::Nowhere => None,
+            Follow::SameServer => Some(next).filter(|to| to.origin() == response.url().origin()),
+            Follow::Anywhere => Some(next),
+        }
+    }
 }
 
-async fn authorities(
-    with: With<'_>,
-    builder: ClientBuilder,
-    path: &Path,
-) -> Result<ClientBuilder, ExecError> {
+async fn authorities(with: With<'_>, path: &Path) -> Result<Vec<Certificate>, ExecError> {
     let shown = path.display();
     let pem = tokio::fs::read(path).await;
     let pem = pem.map_err(|cause| with.bad(&format!("cannot read ca_file {shown}: {cause}")))?;
@@ -123,7 +172,7 @@ async fn authorities(
     if found.is_empty() {
         return Err(with.bad(&format!("ca_file {shown} holds no certificate in PEM")));
     }
-    Ok(found.into_iter().fold(builder, ClientBuilder::add_root_certificate))
+    Ok(found)
 }
 
 fn pinned(with: With<'_>, digest: [u8; 32]) -> Result<ClientConfig, ExecError> {

@@ -62,6 +62,12 @@ impl<'a> With<'a> {
         self.bad(&format!("`{key}` is missing"))
     }
 
+    /// The address of the service: what `base_url` names, else the usual one.
+    pub(super) fn base_url(self) -> Result<&'a str, ExecError> {
+        let usual = self.step.executor.usual_service().unwrap_or_default();
+        Ok(self.text("base_url")?.unwrap_or(usual))
+    }
+
     /// The name of something, which may be written as a number.
     pub(super) fn id(self, key: &str) -> Result<Option<String>, ExecError> {
         match self.get(key) {

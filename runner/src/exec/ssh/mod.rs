@@ -4,6 +4,7 @@
 //! what a step is given goes to the host on standard input: nothing of it stands in an argument list.
 
 mod complaint;
+mod route;
 mod shell;
 mod stream;
 mod target;
@@ -23,6 +24,7 @@ use uuid::Uuid;
 
 use self::stream::{Marked, Told};
 use self::target::Target;
+use crate::egress::Policy;
 use crate::ports::{
     ExecError, Exit, Gate, LogSink, Ran, Remote, RunScope, StepEnd, StepSpec, StopLevel,
     StopSignal, Workspace,
@@ -35,6 +37,8 @@ pub struct Options {
     pub program: OsString,
     /// Its environment: the agent and the settings of the worker's user are found by it.
     pub inherited: Vec<(OsString, OsString)>,
+    /// Which addresses are open to what a step names.
+    pub policy: Policy,
 }
 
 /// The executor of steps that are commands on other hosts.
@@ -61,19 +65,37 @@ impl Ssh {
         Self { options: Arc::new(options), tasks: TaskTracker::new() }
     }
 
-    fn connect(&self, target: Target, log: NamedTempFile) -> std::io::Result<Link> {
-        let mark = Uuid::new_v4().simple().to_string();
+    fn command(&self) -> Command {
         let mut command = Command::new(&self.options.program);
         command
-            .args(target.arguments(log.path(), shell::COMMAND))
             .env_clear()
             .envs(self.options.inherited.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
             .kill_on_drop(true)
             // What a terminal sends to the worker is not for the steps.
             .process_group(0);
+        command
+    }
+
+    fn cannot_start(&self, cause: &std::io::Error) -> String {
+        match cause.kind() {
+            std::io::ErrorKind::NotFound => NO_SSH.to_owned(),
+            _ => format!("{} cannot be started: {cause}", self.options.program.display()),
+        }
+    }
+
+    fn connect(
+        &self,
+        target: Target,
+        route: &[String],
+        log: NamedTempFile,
+    ) -> std::io::Result<Link> {
+        let mark = Uuid::new_v4().simple().to_string();
+        let mut command = self.command();
+        command
+            .args(target.arguments(log.path(), route, shell::COMMAND))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn()?;
         let broken = || std::io::Error::other("a process without its streams");
         let stdin = child.stdin.take().ok_or_else(broken)?;
@@ -257,11 +279,20 @@ impl Remote for Ssh {
         stop: &StopSignal,
     ) -> Result<Ran, ExecError> {
         let refused = |why: String| ExecError::Unsupported(format!("step {}: {why}", step.name));
-        let target = Self::target(step).await.map_err(refused)?;
+        let prepared = async {
+            let target = Self::target(step).await?;
+            let route = self.route(&target).await?;
+            Ok((target, route))
+        };
+        let (target, route) = tokio::select! {
+            biased;
+            _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
+            prepared = prepared => prepared.map_err(refused)?,
+        };
         let line = shell::step(step).map_err(refused)?;
         let log = NamedTempFile::new();
         let log = log.map_err(|cause| failed("making a file for what ssh says", &cause))?;
-        let link = self.connect(target, log).map_err(|cause| {
+        let link = self.connect(target, &route, log).map_err(|cause| {
             if cause.kind() == std::io::ErrorKind::NotFound {
                 return refused(NO_SSH.to_owned());
             }

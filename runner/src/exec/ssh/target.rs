@@ -102,8 +102,19 @@ impl Target {
         self.known_hosts_file.as_deref().unwrap_or("the known_hosts of the worker's user")
     }
 
-    /// The arguments of `ssh`; it tells its own faults to `log`.
-    pub(super) fn arguments(&self, log: &Path, command: &str) -> Vec<OsString> {
+    /// The arguments of `ssh` that name the host.
+    pub(super) fn to_host(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = Vec::new();
+        if let Some(port) = self.port {
+            words.extend(["-p".into(), port.to_string().into()]);
+        }
+        words.extend(["-l".into(), (&self.user).into(), "--".into(), (&self.host).into()]);
+        words
+    }
+
+    /// The arguments of `ssh`; it reports its own faults to `log`. `route`: options that lead it to
+    /// the host.
+    pub(super) fn arguments(&self, log: &Path, route: &[String], command: &str) -> Vec<OsString> {
         let millis = self.connect_timeout.map_or(CONNECT_SECS * 1000, Span::as_millis);
         let checked = match self.known_hosts {
             KnownHosts::Strict => "yes",
@@ -111,6 +122,7 @@ impl Target {
             KnownHosts::Off => "no",
         };
         let mut options: Vec<String> = ALWAYS.map(str::to_owned).into();
+        options.extend_from_slice(route);
         options.push(format!("ConnectTimeout={}", millis.div_ceil(1000)));
         options.push(format!("StrictHostKeyChecking={checked}"));
         match (&self.known_hosts_file, self.known_hosts) {
@@ -126,10 +138,7 @@ impl Target {
             words.extend(["-i".into(), path.into()]);
         }
         words.extend(options.into_iter().flat_map(|option| ["-o".into(), option.into()]));
-        if let Some(port) = self.port {
-            words.extend(["-p".into(), port.to_string().into()]);
-        }
-        words.extend(["-l".into(), (&self.user).into(), "--".into(), (&self.host).into()]);
+        words.extend(self.to_host());
         words.push(command.into());
         words
     }
@@ -172,7 +181,7 @@ mod tests {
     }
 
     fn line(with: &Value) -> String {
-        let words = read(with).unwrap().arguments(Path::new("log"), "command");
+        let words = read(with).unwrap().arguments(Path::new("log"), &[], "command");
         let words: Vec<String> =
             words.into_iter().map(|word| word.into_string().unwrap()).collect();
         format!("{} ", words.join(" "))

@@ -1,0 +1,175 @@
+//! Decides which addresses the worker connects to because a message or a definition names them.
+//! It never connects itself: it checks addresses, and resolves names for those who connect.
+//!
+//! A name is checked when it is resolved for a connection, so that an answer of DNS that changes
+//! after a check cannot be used. [`Policy::guarded`] installs that resolver in an HTTP client.
+//! HTTP clients do not resolve an address that stands in a URL itself: [`Policy::check`] covers
+//! those, for the first request and for each redirect.
+
+mod class;
+mod rules;
+
+use std::error::Error;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::header::LOCATION;
+use reqwest::{ClientBuilder, Response, StatusCode, Url};
+use thiserror::Error;
+use url::Host;
+
+pub use rules::{Exception, OwnService, Pattern, Rules};
+
+/// The addresses that the worker may connect to for a message.
+#[derive(Debug, Clone)]
+pub struct Policy(Option<Arc<Rules>>);
+
+/// An address is closed to what a message names.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error(
+    "a worker does not connect to {at} for a step, a callback or a definition: {address} is \
+     {what}; an operator can list {at} in BOB_ALLOWED_ADDRESSES"
+)]
+pub struct Refused {
+    /// Host and port as named.
+    at: String,
+    /// The address behind that host.
+    address: SocketAddr,
+    /// Why the address is closed.
+    what: String,
+}
+
+impl Policy {
+    /// Every address is open: a person runs a file of their own.
+    #[must_use]
+    pub fn unrestricted() -> Self {
+        Self(None)
+    }
+
+    /// The worker's own host, link-local and metadata addresses, and the worker's own services are
+    /// closed.
+    #[must_use]
+    pub fn restricted(rules: Rules) -> Self {
+        Self(Some(Arc::new(rules)))
+    }
+
+    /// Whether no address is closed.
+    #[must_use]
+    pub fn is_unrestricted(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Resolves a host, and returns those of its addresses that are open.
+    ///
+    /// # Errors
+    /// [`Refused`] inside of the [`io::Error`] if none of them is, and what the resolver reported.
+    pub async fn addresses(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
+        let Some(rules) = &self.0 else { return Ok(found) };
+        let mut open = Vec::new();
+        let mut refused = None;
+        for address in found {
+            match rules.closed(host, address).await {
+                None => open.push(address),
+                Some(what) => {
+                    let at = shown(host, port);
+                    refused = refused.or(Some(Refused { at, address, what }));
+                }
+            }
+        }
+        match refused {
+            Some(refused) if open.is_empty() => Err(io::Error::other(refused)),
+            Some(_) | None => Ok(open),
+        }
+    }
+
+    /// Checks a URL whose host is an address. A host that is a name is checked when it is resolved.
+    ///
+    /// # Errors
+    /// [`Refused`] if the address is closed.
+    pub async fn check(&self, url: &Url) -> Result<(), Refused> {
+        let Some(rules) = &self.0 else { return Ok(()) };
+        let port = url.port_or_known_default().unwrap_or_default();
+        let address: SocketAddr = match url.host() {
+            Some(Host::Ipv4(ip)) => (ip, port).into(),
+            Some(Host::Ipv6(ip)) => (ip, port).into(),
+            Some(Host::Domain(_)) | None => return Ok(()),
+        };
+        let host = address.ip().to_string();
+        match rules.closed(&host, address).await {
+            None => Ok(()),
+            Some(what) => Err(Refused { at: shown(&host, port), address, what }),
+        }
+    }
+
+    /// Lets a client resolve names through this policy. The client is for requests to this port:
+    /// a resolver is not told the port, and a rule may depend on it.
+    #[must_use]
+    pub fn guarded(&self, builder: ClientBuilder, port: u16) -> ClientBuilder {
+        if self.is_unrestricted() {
+            return builder;
+        }
+        builder.dns_resolver(Arc::new(Guard { policy: self.clone(), port }))
+    }
+}
+
+/// Resolves names for connections to one port.
+struct Guard {
+    policy: Policy,
+    port: u16,
+}
+
+impl Resolve for Guard {
+    fn resolve(&self, name: Name) -> Resolving {
+        let (policy, port) = (self.policy.clone(), self.port);
+        Box::pin(async move {
+            let found = policy.addresses(name.as_str(), port).await?;
+            Ok(Box::new(found.into_iter()) as Addrs)
+        })
+    }
+}
+
+/// The refusal that an error of a client stands for, if it is one.
+#[must_use]
+pub fn refusal<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Refused> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(refused) = error.downcast_ref::<Refused>() {
+            return Some(refused);
+        }
+        // An io::Error passes over its own content when it is asked for its source.
+        let inside = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        if let Some(refused) = inside.and_then(|inside| inside.downcast_ref::<Refused>()) {
+            return Some(refused);
+        }
+        next = error.source();
+    }
+    None
+}
+
+/// The target of a redirect, if the response is one. Clients here do not follow redirects
+/// themselves: each hop is checked, and resolved for its own port.
+#[must_use]
+pub fn redirect(response: &Response) -> Option<Url> {
+    let follows = matches!(
+        response.status(),
+        StatusCode::MOVED_PERMANENTLY
+            | StatusCode::FOUND
+            | StatusCode::SEE_OTHER
+            | StatusCode::TEMPORARY_REDIRECT
+            | StatusCode::PERMANENT_REDIRECT
+    );
+    let location = response.headers().get(LOCATION).filter(|_| follows)?;
+    let next = response.url().join(std::str::from_utf8(location.as_bytes()).ok()?).ok()?;
+    (matches!(next.scheme(), "http" | "https") && next.has_host()).then_some(next)
+}
+
+/// Host and port as people write them.
+fn shown(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,96 @@
+//! Which secrets of the worker are given to whom.
+
+use globset::GlobMatcher;
+
+use crate::ports::{Destination, Purpose};
+
+/// Who is given which secrets.
+#[derive(Debug, Clone)]
+pub enum Scopes {
+    /// Everyone is given every secret: a person runs a file of their own.
+    All,
+    /// Only what a scope names is given.
+    Only(Vec<Scope>),
+}
+
+/// Secrets that pipelines may use.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    /// Names of secrets.
+    pub secret: GlobMatcher,
+    /// Groups of pipelines.
+    pub group: GlobMatcher,
+    /// Names of pipelines.
+    pub pipeline: GlobMatcher,
+    /// Hosts, or hosts with a port, that the secrets may be sent to. If there is none, they may be
+    /// given to a step that can send them anywhere.
+    pub host: Option<GlobMatcher>,
+}
+
+impl Scopes {
+    /// Whether a secret may be given for a purpose.
+    pub(super) fn cover(&self, secret: &str, purpose: &Purpose) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(scopes) => scopes.iter().any(|scope| scope.covers(secret, purpose)),
+        }
+    }
+}
+
+impl Scope {
+    fn covers(&self, secret: &str, purpose: &Purpose) -> bool {
+        let by_host = match (&self.host, &purpose.to) {
+            (None, _) => true,
+            (Some(_), Destination::Anywhere) => false,
+            (Some(pattern), Destination::Host { host, port }) => {
+                pattern.is_match(host) || pattern.is_match(format!("{host}:{port}"))
+            }
+        };
+        by_host
+            && self.secret.is_match(secret)
+            && self.group.is_match(&purpose.group)
+            && self.pipeline.is_match(&purpose.pipeline)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use globset::Glob;
+
+    use super::*;
+
+    fn scope(secret: &str, group: &str, pipeline: &str, host: Option<&str>) -> Scope {
+        let glob = |text: &str| Glob::new(text).unwrap().compile_matcher();
+        Scope {
+            secret: glob(secret),
+            group: glob(group),
+            pipeline: glob(pipeline),
+            host: host.map(glob),
+        }
+    }
+
+    fn purpose(group: &str, pipeline: &str, to: Option<(&str, u16)>) -> Purpose {
+        let to = match to {
+            None => Destination::Anywhere,
+            Some((host, port)) => Destination::Host { host: host.to_owned(), port },
+        };
+        Purpose { group: group.to_owned(), pipeline: pipeline.to_owned(), to }
+    }
+
+    #[test]
+    fn a_secret_is_given_only_within_a_scope() {
+        let scopes = Scopes::Only(vec![
+            scope("deploy-*", "prod", "*", None),
+            scope("hook", "*", "*", Some("*.example.org:443")),
+        ]);
+        let step = |secret, group| scopes.cover(secret, &purpose(group, "p", None));
+        assert!(step("deploy-key", "prod"));
+        assert!(!step("deploy-key", "dev") && !step("other", "prod"));
+        assert!(!step("hook", "prod"), "a step could send it anywhere");
+        let post = |host, port| scopes.cover("hook", &purpose("g", "p", Some((host, port))));
+        assert!(post("a.example.org", 443));
+        assert!(!post("a.example.org", 80) && !post("example.org.evil.net", 443));
+        assert!(!Scopes::Only(Vec::new()).cover("a", &purpose("g", "p", None)));
+        assert!(Scopes::All.cover("a", &purpose("g", "p", None)));
+    }
+}

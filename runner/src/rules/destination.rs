@@ -1,0 +1,58 @@
+//! The host that the secrets of a step are sent to.
+
+use protocol::pipeline::{ExecutorKind, Step};
+use serde_json::Value;
+use url::Url;
+
+/// Host and port of a URL as a scope of secrets names them; `None` if it has none.
+#[must_use]
+pub fn of_url(url: &str) -> Option<(String, u16)> {
+    let url = Url::parse(url).ok()?;
+    Some((url.host_str()?.to_owned(), url.port_or_known_default()?))
+}
+
+/// The one host that a step sends its secrets to. `None` if it could send them anywhere: a command
+/// can, and so can a call whose address is a secret itself.
+#[must_use]
+pub fn of_step(step: &Step) -> Option<(String, u16)> {
+    let at = |key: &str| step.with.get(key).filter(|value| !value.is_null());
+    let url = match step.executor {
+        ExecutorKind::Http => at("url"),
+        ExecutorKind::Proxmox => at("host"),
+        ExecutorKind::Sevdesk | ExecutorKind::Lexware => at("base_url"),
+        ExecutorKind::Podman
+        | ExecutorKind::Docker
+        | ExecutorKind::Local
+        | ExecutorKind::Custom
+        | ExecutorKind::Ssh => return None,
+    };
+    match url {
+        Some(Value::String(text)) if !text.is_empty() => of_url(text),
+        None | Some(Value::String(_)) => of_url(step.executor.usual_service()?),
+        Some(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(executor: &str, with: &Value) -> Step {
+        let step = serde_json::json!({ "name": "a", "executor": executor, "with": with });
+        serde_json::from_value(step).unwrap()
+    }
+
+    #[test]
+    fn a_call_sends_to_the_host_that_it_names_and_a_command_anywhere() {
+        let to = |executor, with| of_step(&step(executor, &with));
+        let host = |host: &str, port| Some((host.to_owned(), port));
+        let json = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert_eq!(to("http", json(r#"{"url": "https://H.org/x"}"#)), host("h.org", 443));
+        assert_eq!(to("proxmox", json(r#"{"host": "https://pve:8006"}"#)), host("pve", 8006));
+        assert_eq!(to("sevdesk", json("{}")), host("my.sevdesk.de", 443));
+        assert_eq!(to("lexware", json(r#"{"base_url": ""}"#)), host("api.lexware.io", 443));
+        assert_eq!(to("http", json(r#"{"url": {"secret-name": "x"}}"#)), None);
+        assert_eq!(to("http", json("{}")), None);
+        assert_eq!(to("local", json(r#"{"url": "https://h"}"#)), None);
+    }
+}

@@ -1,0 +1,79 @@
+//! HTTP clients: one for each port, because an address may be open at one port and closed at another.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use reqwest::redirect::Policy as Redirects;
+use reqwest::{Client, Response};
+use url::Url;
+
+use super::{SetupError, Timeouts, chain};
+use crate::egress::{Policy, redirect};
+
+/// How many ports have a client of their own at once. A message names the port.
+const MOST: usize = 64;
+/// How many redirects are followed.
+const REDIRECTS: usize = 5;
+
+/// Makes clients, and keeps them for their connections.
+#[derive(Debug, Clone)]
+pub(super) struct Clients {
+    policy: Policy,
+    timeouts: Timeouts,
+    by_port: Arc<Mutex<BTreeMap<u16, Client>>>,
+}
+
+impl Clients {
+    pub(super) fn new(policy: Policy, timeouts: Timeouts) -> Result<Self, SetupError> {
+        let clients = Self { policy, timeouts, by_port: Arc::default() };
+        // A system that cannot make any says so at the start.
+        clients.at(443).map(|_client| clients).map_err(SetupError::Client)
+    }
+
+    fn at(&self, port: u16) -> Result<Client, String> {
+        // Whether a port has a rule of its own is known to the policy alone; without rules, one
+        // client does for all.
+        let port = if self.policy.is_unrestricted() { 0 } else { port };
+        let mut by_port = self.by_port.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = by_port.get(&port) {
+            return Ok(client.clone());
+        }
+        // A proxy of the worker's environment is meant for something else than the services that
+        // are registered by their address. Idle times are watched where the bytes are: the client's
+        // own would count the whole of an upload.
+        let builder = Client::builder()
+            .no_proxy()
+            .connect_timeout(self.timeouts.connect)
+            .redirect(Redirects::none())
+            .user_agent(concat!("bob-runner/", env!("CARGO_PKG_VERSION")));
+        let client = self.policy.guarded(builder, port).build().map_err(|error| chain(&error))?;
+        if by_port.len() >= MOST {
+            by_port.clear();
+        }
+        by_port.insert(port, client.clone());
+        Ok(client)
+    }
+
+    /// The client for requests to a URL, once its address is known to be open.
+    pub(super) async fn to(&self, url: &Url) -> Result<Client, String> {
+        self.policy.check(url).await.map_err(|refused| refused.to_string())?;
+        self.at(url.port_or_known_default().unwrap_or_default())
+    }
+
+    /// Sends a GET, and follows redirects. Every hop is checked.
+    pub(super) async fn get(&self, mut url: Url) -> Result<Response, String> {
+        let mut hops = 0;
+        loop {
+            let client = self.to(&url).await?;
+            let response = client.get(url).send().await.map_err(|error| chain(&error))?;
+            match redirect(&response) {
+                None => return Ok(response),
+                Some(_) if hops == REDIRECTS => {
+                    return Err(format!("it redirects more than {REDIRECTS} times"));
+                }
+                Some(next) => url = next,
+            }
+            hops += 1;
+        }
+    }
+}
