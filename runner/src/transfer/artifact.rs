@@ -3,13 +3,15 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use futures::StreamExt;
 use protocol::names;
 use reqwest::Body;
 use tokio::sync::watch;
 
 use super::address::Service;
-use super::{Http, accepted, chain};
+use super::progress::Stalled;
+use super::{Http, Timeouts, accepted, chain};
 use crate::ports::{ByteStream, Origin, TransferError};
 
 impl Http {
@@ -27,7 +29,7 @@ impl Http {
         // answer to it is no sign that anything was kept.
         let client = self.clients.to(&url).await;
         let client = client.map_err(|cause| service.unreachable(cause))?;
-        let moved = watch::Sender::new(());
+        let moved = watch::Sender::new(0);
         let mut moves = moved.subscribe();
         let broken = Arc::new(Mutex::new(None));
         let request = client
@@ -38,22 +40,27 @@ impl Http {
             .header(names::HEADER_ATTEMPT, origin.attempt)
             .body(watched(tar, moved, Arc::clone(&broken)));
 
-        let idle = self.timeouts.idle;
+        let Timeouts { idle, progress_bytes: least, .. } = self.timeouts;
         let stalled = async {
             loop {
-                match tokio::time::timeout(idle, moves.changed()).await {
-                    Ok(Ok(())) => {}
+                let from = *moves.borrow();
+                let enough = moves.wait_for(|total| *total >= from + least);
+                match tokio::time::timeout(idle, enough).await.map(|more| more.is_ok()) {
+                    Ok(true) => {}
                     // The sender goes with the body once it is sent: the answer has as long to come.
-                    Ok(Err(_)) => return tokio::time::sleep(idle).await,
-                    Err(_) => return,
+                    Ok(false) => {
+                        tokio::time::sleep(idle).await;
+                        return 0;
+                    }
+                    Err(_) => return *moves.borrow() - from,
                 }
             }
         };
         let answer = tokio::select! {
             answer = request.send() => answer,
-            () = stalled => {
-                let cause = format!("it took nothing for {} s", idle.as_secs());
-                return Err(service.unreachable(cause));
+            moved = stalled => {
+                let stalled = Stalled::new(&self.timeouts, moved);
+                return Err(service.unreachable(format!("it took {stalled}")));
             }
         };
         // Where the bytes broke off on our side, that is what happened, whatever came of it there.
@@ -68,9 +75,10 @@ impl Http {
 }
 
 /// The same bytes; says that they move, and keeps why they ended before their time.
-fn watched(tar: ByteStream, moved: watch::Sender<()>, broken: Arc<Mutex<Option<String>>>) -> Body {
+fn watched(tar: ByteStream, moved: watch::Sender<u64>, broken: Arc<Mutex<Option<String>>>) -> Body {
     let bytes = tar.map(move |chunk| {
-        moved.send_replace(());
+        let bytes = chunk.as_ref().map_or(0, Bytes::len);
+        moved.send_modify(|total| *total += bytes as u64);
         chunk.inspect_err(|error: &io::Error| {
             *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
         })

@@ -7,6 +7,7 @@ mod callback;
 mod clients;
 mod logs;
 mod outputs;
+mod progress;
 mod resource;
 mod spill;
 mod tar;
@@ -19,8 +20,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use protocol::id::RunId;
 use protocol::pipeline::Vars;
-use reqwest::header::LOCATION;
 use reqwest::Response;
+use reqwest::header::LOCATION;
 use thiserror::Error;
 use tokio_util::task::TaskTracker;
 
@@ -53,13 +54,19 @@ pub struct Options {
 pub struct Timeouts {
     /// Until it takes a connection.
     pub connect: Duration,
-    /// While no byte moves.
+    /// While too little moves, and for the head of a response.
     pub idle: Duration,
+    /// How many bytes must move within each `idle`.
+    pub progress_bytes: u64,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(10), idle: Duration::from_secs(60) }
+        Self {
+            connect: Duration::from_secs(10),
+            idle: Duration::from_secs(60),
+            progress_bytes: 16 << 10,
+        }
     }
 }
 
@@ -208,11 +215,14 @@ fn elsewhere(response: &Response) -> Option<String> {
 /// The beginning of an answer's body, on one line.
 async fn beginning(mut response: Response, idle: Duration) -> String {
     let mut body = Vec::new();
-    while body.len() < SHOWN {
-        // An answer that breaks off is shown as far as it came.
-        let Ok(Ok(Some(chunk))) = tokio::time::timeout(idle, response.chunk()).await else { break };
-        body.extend_from_slice(&chunk);
-    }
+    let reading = async {
+        while body.len() < SHOWN {
+            let Ok(Some(chunk)) = response.chunk().await else { break };
+            body.extend_from_slice(&chunk);
+        }
+    };
+    // The part of the body that arrives in time is enough.
+    tokio::time::timeout(idle, reading).await.ok();
     body.truncate(SHOWN);
     let text = String::from_utf8_lossy(&body);
     let words: Vec<&str> = text.split_whitespace().collect();

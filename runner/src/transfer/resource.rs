@@ -7,6 +7,7 @@ use reqwest::Response;
 use url::Url;
 
 use super::address::{Service, add_query};
+use super::progress::Progress;
 use super::{Http, accepted, chain, tar};
 use crate::ports::{ByteStream, TransferError};
 
@@ -63,19 +64,21 @@ impl Http {
 
     /// The body of an answer; an error says whose it was.
     fn body(&self, from: String, response: Response) -> ByteStream {
-        let idle = self.timeouts.idle;
-        let next = move |state: Option<(Response, String)>| async move {
-            let (mut response, from) = state?;
-            let cause = match tokio::time::timeout(idle, response.chunk()).await {
-                Ok(Ok(Some(chunk))) => return Some((Ok(chunk), Some((response, from)))),
+        let next = |state: Option<(Response, Progress, String)>| async move {
+            let (mut response, mut progress, from) = state?;
+            let cause = match progress.wait(response.chunk()).await {
+                Ok(Ok(Some(chunk))) => {
+                    progress.note(chunk.len());
+                    return Some((Ok(chunk), Some((response, progress, from))));
+                }
                 Ok(Ok(None)) => return None,
                 Ok(Err(error)) => chain(&error),
-                Err(_) => format!("nothing came for {} s", idle.as_secs()),
+                Err(stalled) => format!("it sent {stalled}"),
             };
             let error = std::io::Error::other(format!("{from} broke off: {cause}"));
             Some((Err(error), None))
         };
-        stream::unfold(Some((response, from)), next).boxed()
+        stream::unfold(Some((response, Progress::new(&self.timeouts), from)), next).boxed()
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use runner::egress::Policy;
 use runner::ports::{LoggerFeed, Transfer};
 use runner::transfer::{Http, Options, Timeouts};
 use tokio::sync::Notify;
@@ -25,7 +26,7 @@ fn setup(spill_bytes: u64) -> Setup {
         spill_bytes,
     };
     let idle = Duration::from_secs(20);
-    let timeouts = Timeouts { connect: Duration::from_secs(10), idle };
+    let timeouts = Timeouts { connect: Duration::from_secs(10), idle, progress_bytes: 1 };
     Setup { http: Http::with_timeouts(options, timeouts).unwrap(), _dir: dir }
 }
 

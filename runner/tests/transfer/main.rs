@@ -35,12 +35,13 @@ fn http() -> Http {
 }
 
 fn http_with(idle: Duration) -> Http {
-    let options = Options {
-        policy: Policy::unrestricted(),
-        spill_dir: std::env::temp_dir(),
-        spill_bytes: 0,
-    };
-    Http::with_timeouts(options, Timeouts { connect: Duration::from_secs(10), idle }).unwrap()
+    let options =
+        Options { policy: Policy::unrestricted(), spill_dir: std::env::temp_dir(), spill_bytes: 0 };
+    Http::with_timeouts(
+        options,
+        Timeouts { connect: Duration::from_secs(10), idle, progress_bytes: 1 },
+    )
+    .unwrap()
 }
 
 fn vars(pairs: &[(&str, &str)]) -> Vars {
@@ -341,6 +342,27 @@ async fn a_store_that_takes_nothing_is_given_up() {
         let error = http.upload_artifact(&server.url(), PATH, tar, &origin()).await.unwrap_err();
         assert!(error.to_string().contains("took nothing for"), "{error}");
     }
+}
+
+/// F18: each byte is progress of a kind, but a resource of a mebibyte would take twelve days.
+#[tokio::test]
+async fn a_provider_that_sends_one_byte_at_a_time_is_given_up() {
+    let server = Server::start(|mut request: Request| async move {
+        request.send(b"HTTP/1.1 200 OK\r\ncontent-length: 1048576\r\n\r\n").await;
+        // This is how slow the provider is, and nothing waits for it.
+        while request.send(b"x").await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    let options =
+        Options { policy: Policy::unrestricted(), spill_dir: std::env::temp_dir(), spill_bytes: 0 };
+    let idle = Duration::from_millis(500);
+    let timeouts = Timeouts { connect: Duration::from_secs(10), idle, progress_bytes: MIB / 2 };
+    let http = Http::with_timeouts(options, timeouts).unwrap();
+    let tar = http.external_resource(&server.url(), &vars(&[]), "m").await.unwrap();
+    let error = whole(tar).await.unwrap_err().to_string();
+    assert!(error.contains("the resource provider") && error.contains("it sent only"), "{error}");
 }
 
 /// A server that sends everybody on, and the requests that came.
