@@ -22,6 +22,7 @@ mod addresses;
 #[expect(dead_code, reason = "the tests of `serve` need more of it")]
 #[path = "../serve/keys.rs"]
 mod keys;
+mod named_files;
 #[expect(dead_code, reason = "the tests of `serve` need more of it")]
 #[path = "../serve/place.rs"]
 mod place;

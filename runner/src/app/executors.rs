@@ -14,7 +14,7 @@ use crate::exec::docker::{self, Docker};
 use crate::exec::local::{self, Local};
 use crate::exec::podman::{self, Podman};
 use crate::exec::ssh::{self, Ssh};
-use crate::exec::{Executors, call};
+use crate::exec::{Executors, NamedFiles, call};
 use crate::ports::Executor;
 
 /// The settings of a worker that has steps for a Docker engine, or that has none: then it asks nothing
@@ -56,9 +56,15 @@ pub(super) fn executor(
             Some(Arc::new(podman.map_err(|cause| Unavailable::because(&cause))?))
         }
     };
+    let named = if is_of_user {
+        NamedFiles::any()
+    } else {
+        NamedFiles::below(config.worker.file_dirs.clone())
+    };
     // Where steps work in the user's own directory, a call may write a file there too.
     let calls = call::Options {
         policy: policy.clone(),
+        named: named.clone(),
         files: local.work_dir.clone(),
         times: call::Times::default(),
     };
@@ -66,6 +72,7 @@ pub(super) fn executor(
         program: "ssh".into(),
         inherited: inherited(),
         policy: policy.clone(),
+        named,
     };
     let executors = Executors::new(engine, Arc::new(Local::new(local)))
         .with_lone(lone)

@@ -419,6 +419,7 @@ impl Reader {
             drain: self.value("worker.drain-seconds", parse::seconds(0, 604_800)),
             kill_grace: self.value("worker.kill-grace-seconds", parse::seconds(0, 3_600)),
             health_check: self.value("worker.health-check-freq", parse::millis(100, 3_600_000)),
+            file_dirs: self.optional("worker.file-dirs", parse::dirs).unwrap_or_default(),
             disk_high: self.value("worker.disk-high", parse::number(1, 100)),
             disk_low: self.value("worker.disk-low", parse::number(1, 100)),
             base_images_bytes: self.value("worker.base-images-bytes", parse::bytes),

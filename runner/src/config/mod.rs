@@ -307,6 +307,8 @@ pub struct Worker {
     pub kill_grace: Duration,
     /// The time between two refreshes of its entry.
     pub health_check: Duration,
+    /// Directories whose files steps may name.
+    pub file_dirs: Vec<PathBuf>,
     /// Percent of the engine's disk from which on it takes nothing new.
     pub disk_high: u8,
     /// Percent of it below which it takes work again; less than `disk_high`.

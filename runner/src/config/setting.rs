@@ -174,6 +174,9 @@ pub const SETTINGS: &[Setting] = &[
     plain("worker.allowed-addresses", "BOB_ALLOWED_ADDRESSES", None,
         "Addresses that steps, callbacks and definitions may name although they are closed: host, host:port, address, address:port or network. Closed are the addresses of the worker's own host, link-local and metadata addresses, and etcd, RabbitMQ, the engines and the checkpoint registry of the worker, which only an entry with their port opens. `run` may connect to every address.")
         .list().words("none"),
+    plain("worker.file-dirs", "BOB_FILE_DIRS", None,
+        "Directories whose files steps may name in `ca_file`, `keyfile` and `known_hosts_file`, as absolute paths with colons between them. `run` reads every file that its user may read.")
+        .words("none: no step names a file"),
     plain("worker.env-files", "BOB_ENV_FILES", None,
         "Files of variables (`NAME=VALUE` a line) that steps of executor local and custom have at a worker beside its own environment, and before it; a later file wins, one that is missing is passed over. `run` of a prunner file has `--env-files`.")
         .list().words("none"),

@@ -106,7 +106,6 @@ impl Policy {
 
     /// Lets a client resolve names through this policy. The client is for requests to this port:
     /// a resolver is not told the port, and a rule may depend on it.
-    #[must_use]
     pub fn guarded(&self, builder: ClientBuilder, port: u16) -> ClientBuilder {
         if self.is_unrestricted() {
             return builder;

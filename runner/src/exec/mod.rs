@@ -12,6 +12,7 @@ mod exhausted;
 mod given;
 mod job;
 pub mod local;
+mod named_files;
 pub mod podman;
 #[cfg(feature = "testing")]
 pub mod scripted;
@@ -19,3 +20,4 @@ pub mod ssh;
 mod work_dir;
 
 pub use self::all::Executors;
+pub use self::named_files::NamedFiles;

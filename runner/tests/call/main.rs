@@ -13,12 +13,14 @@ use protocol::event::LogStream;
 use protocol::id::{Epoch, StepName};
 use protocol::pipeline::{Limits, PullPolicy, Step};
 use runner::egress::Policy;
+use runner::exec::NamedFiles;
 use runner::exec::call::{Options, Times, all};
 use runner::ports::{ExecError, Gate, LogSink, Ran, Remote, RunScope, StepSpec, StopSignal};
 use serde_json::Value;
 
 mod contract;
 mod effects;
+mod files;
 mod http;
 mod jobs;
 mod lexware;
@@ -63,7 +65,7 @@ fn options() -> Options {
     let short = Duration::from_millis(1);
     let times =
         Times { again: short, looks: (short, short), lexware_gap: short, ..Times::default() };
-    Options { policy: Policy::unrestricted(), files: None, times }
+    Options { policy: Policy::unrestricted(), named: NamedFiles::any(), files: None, times }
 }
 
 #[derive(Default)]

@@ -153,6 +153,7 @@ async fn a_worker_without_ssh_says_what_to_install() {
         program: "/nowhere/ssh".into(),
         inherited: Vec::new(),
         policy: Policy::unrestricted(),
+        named: NamedFiles::any(),
     });
     let with = json!({ "host": "127.0.0.1" }).as_object().unwrap().clone();
     let out: Arc<dyn LogSink> = Arc::new(Kept::default());

@@ -13,9 +13,9 @@ use protocol::event::LogStream;
 use protocol::id::{Epoch, StepName};
 use protocol::pipeline::{ExecutorKind, Limits, PullPolicy, Shell, Vars};
 use runner::egress::Policy;
-use runner::exec::Executors;
 use runner::exec::local::{Local, Options as LocalOptions};
 use runner::exec::ssh::{Options, Ssh};
+use runner::exec::{Executors, NamedFiles};
 use runner::ports::conformance::{Act, ExecutorSubject, remote};
 use runner::ports::{
     ExecError, Executor, Gate, LogSink, Ran, Remote, RunScope, Script, StepSpec, StopLevel,
@@ -28,6 +28,7 @@ use tokio::sync::Notify;
 mod broken;
 mod entry;
 mod jobs;
+mod reach;
 mod server;
 mod shells;
 
@@ -74,7 +75,12 @@ impl Kept {
 
 fn ssh() -> Ssh {
     let inherited = std::env::vars_os().filter(|(name, _)| name == "PATH").collect();
-    Ssh::new(Options { program: "ssh".into(), inherited, policy: Policy::unrestricted() })
+    Ssh::new(Options {
+        program: "ssh".into(),
+        inherited,
+        policy: Policy::unrestricted(),
+        named: NamedFiles::any(),
+    })
 }
 
 fn scope() -> RunScope {

@@ -42,6 +42,7 @@ impl Host {
             program: self.0.path().join("ssh").into(),
             inherited,
             policy: Policy::unrestricted(),
+            named: NamedFiles::any(),
         });
         let (kept, stop, scope) = (Arc::new(Kept::default()), StopSignal::default(), scope());
         let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);

@@ -84,7 +84,8 @@ async fn a14_a_worker_runs_jobs_on_another_host_and_they_end_as_they_do_there() 
           "product": product(json!("echo ${PREVIOUS_JOB_ID}; exit 7")) },
         { "id": "last", "executor": "ssh", "product": product(json!("false\ntrue")) },
     ]);
-    let server = place.serve(&[CALLS, ("HERE", "of the worker")]).await;
+    let files = host.dir.path().to_str().unwrap();
+    let server = place.serve(&[CALLS, ("HERE", "of the worker"), ("BOB_FILE_DIRS", files)]).await;
     let ran = Ran::file(&place, &jobs.to_string()).await;
     assert_eq!(ran.record["status"], "failed");
     assert_eq!(ran.lines("there"), format!("it's a b {} not known\n", host.user));

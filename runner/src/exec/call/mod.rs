@@ -28,6 +28,7 @@ use self::request::{Access, Call, Halt};
 use self::tls::Clients;
 use self::with::With;
 use crate::egress::Policy;
+use crate::exec::NamedFiles;
 use crate::ports::{
     ExecError, Exit, Gate, LogSink, Ran, Remote, RunScope, StepSpec, StopLevel, StopSignal,
     Workspace,
@@ -38,6 +39,8 @@ use crate::ports::{
 pub struct Options {
     /// Which addresses are open to what a step names.
     pub policy: Policy,
+    /// Which files of the worker's host a step may name.
+    pub named: NamedFiles,
     /// Below which directory a call may write a file. None: a call that is to write one is refused.
     pub files: Option<PathBuf>,
     /// How long is waited for what.
@@ -126,13 +129,17 @@ impl<A: Api> Remote for Calls<A> {
     ) -> Result<Ran, ExecError> {
         let with = With::of(step)?;
         let (asked, access) = self.api.read(with, &self.options)?;
-        let clients = Clients::new(with, &access, &self.options).await?;
-        let open = tokio::select! {
-            biased;
-            _ = stop.above(StopLevel::Run) => false,
-            open = gate.opened() => open,
+        // A file system that hangs does not keep a step from being stopped.
+        let ready = async {
+            let clients = Clients::new(with, &access, &self.options).await?;
+            if gate.opened().await { Ok(clients) } else { Err(ExecError::NotStarted) }
         };
-        if !open || !gate.stands() {
+        let clients = tokio::select! {
+            biased;
+            _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
+            ready = ready => ready?,
+        };
+        if !gate.stands() {
             return Err(ExecError::NotStarted);
         }
         let times = self.options.times.clone();

@@ -85,12 +85,12 @@ pub(super) struct Clients {
     made: Arc<Mutex<Option<(u16, Client)>>>,
 }
 
-/// What a client trusts, read and ready.
+/// The trust of a client, with its file read.
 #[derive(Clone)]
 enum Trusted {
     System,
     Authorities(Vec<Certificate>),
-    Pinned(ClientConfig),
+    Pinned(Arc<ClientConfig>),
     Anything,
 }
 
@@ -103,8 +103,11 @@ impl Clients {
     ) -> Result<Self, ExecError> {
         let trusted = match &access.trust {
             Trust::System => Trusted::System,
-            Trust::File(path) => Trusted::Authorities(authorities(with, path).await?),
-            Trust::Pinned(digest) => Trusted::Pinned(pinned(with, *digest)?),
+            Trust::File(path) => {
+                let pem = options.named.read("ca_file", path).await;
+                Trusted::Authorities(authorities(with, path, &pem.map_err(|why| with.bad(&why))?)?)
+            }
+            Trust::Pinned(digest) => Trusted::Pinned(Arc::new(pinned(with, *digest)?)),
             Trust::Anything => Trusted::Anything,
         };
         let clients = Self {
@@ -136,7 +139,7 @@ impl Clients {
             Trusted::Authorities(found) => {
                 found.iter().cloned().fold(builder, ClientBuilder::add_root_certificate)
             }
-            Trusted::Pinned(config) => builder.use_preconfigured_tls(config.clone()),
+            Trusted::Pinned(config) => builder.use_preconfigured_tls(ClientConfig::clone(config)),
             Trusted::Anything => builder.danger_accept_invalid_certs(true),
         };
         let built = self.policy.guarded(builder, port).build();
@@ -151,8 +154,8 @@ impl Clients {
         self.at(url.port_or_known_default().unwrap_or_default())
     }
 
-    /// Where a response redirects to, if that is followed after so many redirects. A redirect that is
-    /// not followed is the answer.
+    /// The target of a redirect, if it is followed after so many others. A redirect that is not
+    /// followed is the answer.
     pub(super) fn next(&self, response: &Response, followed: usize) -> Option<Url> {
         let next = egress::redirect(response).filter(|_| followed < REDIRECTS)?;
         match self.follow {
@@ -163,14 +166,12 @@ impl Clients {
     }
 }
 
-async fn authorities(with: With<'_>, path: &Path) -> Result<Vec<Certificate>, ExecError> {
+fn authorities(with: With<'_>, path: &Path, pem: &[u8]) -> Result<Vec<Certificate>, ExecError> {
     let shown = path.display();
-    let pem = tokio::fs::read(path).await;
-    let pem = pem.map_err(|cause| with.bad(&format!("cannot read ca_file {shown}: {cause}")))?;
-    let found = Certificate::from_pem_bundle(&pem)
-        .map_err(|cause| with.bad(&format!("ca_file {shown} cannot be used: {cause}")))?;
+    let found = Certificate::from_pem_bundle(pem)
+        .map_err(|cause| with.bad(&format!("`ca_file` {shown} cannot be used: {cause}")))?;
     if found.is_empty() {
-        return Err(with.bad(&format!("ca_file {shown} holds no certificate in PEM")));
+        return Err(with.bad(&format!("`ca_file` {shown} holds no certificate in PEM")));
     }
     Ok(found)
 }

@@ -10,6 +10,7 @@ mod stream;
 mod target;
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,7 @@ use uuid::Uuid;
 use self::stream::{Marked, Told};
 use self::target::Target;
 use crate::egress::Policy;
+use crate::exec::NamedFiles;
 use crate::ports::{
     ExecError, Exit, Gate, LogSink, Ran, Remote, RunScope, StepEnd, StepSpec, StopLevel,
     StopSignal, Workspace,
@@ -39,6 +41,8 @@ pub struct Options {
     pub inherited: Vec<(OsString, OsString)>,
     /// Which addresses are open to what a step names.
     pub policy: Policy,
+    /// Which files of the worker's host a step may name.
+    pub named: NamedFiles,
 }
 
 /// The executor of steps that are commands on other hosts.
@@ -77,10 +81,10 @@ impl Ssh {
     }
 
     fn cannot_start(&self, cause: &std::io::Error) -> String {
-        match cause.kind() {
-            std::io::ErrorKind::NotFound => NO_SSH.to_owned(),
-            _ => format!("{} cannot be started: {cause}", self.options.program.display()),
+        if cause.kind() == std::io::ErrorKind::NotFound {
+            return NO_SSH.to_owned();
         }
+        format!("{} cannot be started: {cause}", self.options.program.display())
     }
 
     fn connect(
@@ -101,29 +105,26 @@ impl Ssh {
         let stdin = child.stdin.take().ok_or_else(broken)?;
         let stdout = Marked::new(child.stdout.take().ok_or_else(broken)?, &mark);
         let stderr = Marked::new(child.stderr.take().ok_or_else(broken)?, &mark);
-        Ok(Link { target, mark, log, child, stdin, stdout, stderr })
+        Ok(Link { target, opened: Vec::new(), mark, log, child, stdin, stdout, stderr })
     }
 
     /// What a step says of its host, once it is sure that it can be used.
-    async fn target(step: &StepSpec) -> Result<Target, String> {
+    fn target(step: &StepSpec) -> Result<Target, String> {
         if step.limits.cpu.is_some() || step.limits.mem.is_some() {
             return Err("limits of a step of executor ssh are not enforced".to_owned());
         }
         if !step.secrets.given.is_empty() {
             return Err("a step of executor ssh can be given no secrets".to_owned());
         }
-        let target = Target::read(&step.with)?;
-        if let Some(path) = target.keyfile() {
-            let found = tokio::fs::metadata(path).await;
-            found.map_err(|cause| format!("`keyfile` {}: {cause}", path.display()))?;
-        }
-        Ok(target)
+        Target::read(&step.with)
     }
 }
 
 /// A connection to a host.
 struct Link {
     target: Target,
+    /// Files that `ssh` reads.
+    opened: Vec<File>,
     /// What nobody else can write into a stream.
     mark: String,
     /// What `ssh` says itself: the streams are the host's.
@@ -218,13 +219,14 @@ impl Link {
 
     /// Ends `ssh`, which ends what it still runs.
     async fn end(self) {
-        let Self { mut child, stdin, .. } = self;
+        let Self { mut child, stdin, opened, .. } = self;
         drop(stdin);
         // What the step has left behind may hold the streams, and so `ssh`, for ever.
         if tokio::time::timeout(PARTING, child.wait()).await.is_err() {
             // One that cannot be killed has ended.
             child.kill().await.ok();
         }
+        drop(opened);
     }
 }
 
@@ -280,11 +282,13 @@ impl Remote for Ssh {
     ) -> Result<Ran, ExecError> {
         let refused = |why: String| ExecError::Unsupported(format!("step {}: {why}", step.name));
         let prepared = async {
-            let target = Self::target(step).await?;
+            let mut target = Self::target(step)?;
+            let opened = target.open(&self.options.named).await?;
             let route = self.route(&target).await?;
-            Ok((target, route))
+            Ok((target, opened, route))
         };
-        let (target, route) = tokio::select! {
+        // A file system that hangs does not keep a step from being stopped.
+        let (target, opened, route) = tokio::select! {
             biased;
             _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
             prepared = prepared => prepared.map_err(refused)?,
@@ -292,12 +296,13 @@ impl Remote for Ssh {
         let line = shell::step(step).map_err(refused)?;
         let log = NamedTempFile::new();
         let log = log.map_err(|cause| failed("making a file for what ssh says", &cause))?;
-        let link = self.connect(target, &route, log).map_err(|cause| {
+        let mut link = self.connect(target, &route, log).map_err(|cause| {
             if cause.kind() == std::io::ErrorKind::NotFound {
                 return refused(NO_SSH.to_owned());
             }
             failed("starting ssh", &cause)
         })?;
+        link.opened = opened;
         let (step, stop) = (step.clone(), stop.clone());
         // Whoever waits may go: the step does not.
         let ran = self.tasks.spawn(async move { run(link, &line, &step, gate, out, &stop).await });

@@ -1,12 +1,16 @@
 //! The host that a step runs on, as the step says it, and the arguments of `ssh` that come of that.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::num::NonZeroU16;
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 use protocol::quantity::Span;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+
+use crate::exec::NamedFiles;
 
 /// A host and how to get in: the keys of a step's `with`.
 #[derive(Debug, Deserialize)]
@@ -85,10 +89,44 @@ impl Target {
         Ok(target)
     }
 
-    /// The key's file, where it is a plain path: ssh itself understands more than that.
-    pub(super) fn keyfile(&self) -> Option<&Path> {
+    /// Opens the files that the step names, if not every file is open to it, and lets `ssh` have
+    /// those that were opened: a path could lead to another file by the time `ssh` reads it. They
+    /// must stay open as long as `ssh` may read them.
+    pub(super) async fn open(&mut self, named: &NamedFiles) -> Result<Vec<File>, String> {
+        let mut opened = Vec::new();
+        if named.is_any() {
+            self.missing_keyfile().await?;
+            return Ok(opened);
+        }
+        if self.known_hosts_file.is_some() && self.known_hosts != KnownHosts::Strict {
+            // ssh would write to it.
+            return Err(
+                "`known_hosts_file` is for `known_hosts: strict` on a worker: otherwise ssh \
+                        notes new keys in it"
+                    .to_owned(),
+            );
+        }
+        for (key, path) in
+            [("keyfile", &mut self.keyfile), ("known_hosts_file", &mut self.known_hosts_file)]
+        {
+            if let Some(path) = path {
+                let file = named.open(key, Path::new(path)).await?;
+                // ssh has no other descriptor than its streams, but may open one of its parent's.
+                *path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+                opened.push(file);
+            }
+        }
+        Ok(opened)
+    }
+
+    /// The key's file is looked for if it is a plain path: ssh itself understands more than that.
+    async fn missing_keyfile(&self) -> Result<(), String> {
         let plain = |path: &&str| !path.starts_with('~') && !path.contains(['%', '$']);
-        self.keyfile.as_deref().filter(plain).map(Path::new)
+        if let Some(path) = self.keyfile.as_deref().filter(plain) {
+            let found = tokio::fs::metadata(path).await;
+            found.map_err(|cause| format!("`keyfile` {path}: {cause}"))?;
+        }
+        Ok(())
     }
 
     /// As people name it.
