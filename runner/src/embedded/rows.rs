@@ -1,5 +1,6 @@
 //! The tables, and how they are read. The file's form is a number: a newer one is refused.
 
+use std::ops::Bound;
 use std::sync::Arc;
 
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
@@ -107,6 +108,25 @@ pub(super) fn entries(
         found.push(made_of(key.value(), row.value()));
     }
     Ok(found)
+}
+
+/// The revision, and the first keys of a prefix behind a key, of one moment.
+pub(super) fn page(
+    txn: &ReadTransaction,
+    prefix: &str,
+    after: Option<&str>,
+    most: usize,
+) -> Result<(i64, Vec<Entry>), redb::Error> {
+    let from = after.map_or(Bound::Included(prefix), Bound::Excluded);
+    let mut found = Vec::new();
+    for row in txn.open_table(KV)?.range::<&str>((from, Bound::Unbounded))?.take(most) {
+        let (key, row) = row?;
+        if !key.value().starts_with(prefix) {
+            break;
+        }
+        found.push(made_of(key.value(), row.value()));
+    }
+    Ok((revision(&txn.open_table(META)?)?, found))
 }
 
 /// Whether every demand of a transaction holds.

@@ -128,6 +128,19 @@ impl Store for FileStore {
         Ok(Listing { entries, revision })
     }
 
+    async fn page(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        most: usize,
+    ) -> Result<Listing, StoreError> {
+        self.end_due();
+        let (prefix, after) = (prefix.to_owned(), after.map(str::to_owned));
+        let read = self.disk.read(move |txn| rows::page(txn, &prefix, after.as_deref(), most));
+        let (revision, entries) = read.await.map_err(|fault| self.error(fault))?;
+        Ok(Listing { entries, revision })
+    }
+
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {
         self.end_due();
         if txn.ops.is_empty() {

@@ -344,6 +344,20 @@ pub trait Store: Send + Sync {
     /// Reads every key that begins with `prefix`.
     async fn list(&self, prefix: &str) -> Result<Listing, StoreError>;
 
+    /// Reads the first keys that begin with `prefix` and come after the key `after`, as many as
+    /// `most`. One page that is not full is the last.
+    async fn page(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        most: usize,
+    ) -> Result<Listing, StoreError> {
+        let mut listing = self.list(prefix).await?;
+        listing.entries.retain(|entry| after.is_none_or(|after| entry.key.as_str() > after));
+        listing.entries.truncate(most);
+        Ok(listing)
+    }
+
     /// Makes a transaction.
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError>;
 

@@ -8,6 +8,7 @@ pub mod job;
 pub mod lines;
 pub mod mask;
 pub mod named;
+pub mod outbox;
 pub mod quota;
 pub mod run;
 pub mod template;

@@ -165,7 +165,7 @@ impl Launch {
             told: Told::of(&record),
             logs: shared.options.logs.clone(),
             host: Arc::clone(&shared.ports.host),
-            news: Arc::clone(&shared.news),
+            inbox: Arc::clone(&shared.callbacks),
         };
         Drive {
             run: Run::claimed(record, node, epoch, at_once),

@@ -6,11 +6,10 @@ use std::time::Duration;
 use protocol::names;
 use protocol::run::{OwnerEntry, RunRecord};
 use thiserror::Error;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::callbacks::value_of;
+use super::callbacks::{Inbox, value_of};
 use super::watchdog::beat;
 use crate::ports::{Claim, Expect, Host, LeaseId, Store, StoreError, Txn};
 use crate::rules::callback::{News, Stage, Told};
@@ -47,16 +46,16 @@ pub(super) struct Outbox {
     /// Where the logs of steps lie, where they do.
     pub(super) logs: Option<String>,
     pub(super) host: Arc<dyn Host>,
-    /// Wakes whoever tells it.
-    pub(super) news: Arc<Notify>,
+    /// Hands entries that are written over to the loop that posts them.
+    pub(super) inbox: Arc<Inbox>,
 }
 
 impl Outbox {
-    fn entries(&self, record: &RunRecord) -> Vec<(String, Vec<u8>)> {
+    fn entries(&self, record: &RunRecord) -> Vec<(String, News)> {
         let news = self.told.news(record, self.logs.as_deref(), self.host.now().0);
         let entry = |(position, stage, news): (usize, Stage, News)| {
             let which = u8::from(stage == Stage::Ended);
-            (names::callback_key(&record.run_id, position, which), value_of(&news))
+            (names::callback_key(&record.run_id, position, which), news)
         };
         news.into_iter().map(entry).collect()
     }
@@ -140,12 +139,11 @@ impl Ledger {
         let mut wait = Duration::from_millis(50);
         let mut unknown = false;
         let news = self.outbox.entries(record);
-        let has_news = !news.is_empty();
         loop {
             beat();
             let txn = self.write(&bytes, also);
             let txn =
-                news.iter().fold(txn, |txn, (key, value)| txn.put(key.clone(), value.clone()));
+                news.iter().fold(txn, |txn, (key, news)| txn.put(key.clone(), value_of(news)));
             let reply = tokio::select! {
                 biased;
                 () = self.lost.cancelled() => return Err(WriteError::Lost),
@@ -154,7 +152,7 @@ impl Ledger {
             match reply {
                 Ok(reply) if reply.committed => {
                     self.modified = reply.revision;
-                    self.put_down(record, has_news);
+                    self.put_down(record, news);
                     return Ok(());
                 }
                 Ok(reply) => {
@@ -167,7 +165,7 @@ impl Ledger {
                     if unknown && landed && (owned || lets_go) {
                         // An earlier try of this write did arrive; only its answer was lost.
                         self.modified = entry.map_or(self.modified, |entry| entry.mod_revision);
-                        self.put_down(record, has_news);
+                        self.put_down(record, news);
                         return Ok(());
                     }
                     let Some(entry) = entry.filter(|_| owned) else {
@@ -201,10 +199,10 @@ impl Ledger {
 
 impl Ledger {
     /// Notes that a record is written, and what is to be told of it.
-    fn put_down(&mut self, record: &RunRecord, has_news: bool) {
+    fn put_down(&mut self, record: &RunRecord, news: Vec<(String, News)>) {
         self.outbox.told.note(record);
-        if has_news {
-            self.outbox.news.notify_one();
+        if !news.is_empty() {
+            self.outbox.inbox.push(news.into_iter());
         }
     }
 }

@@ -175,8 +175,8 @@ pub(crate) struct Shared {
     seen: LongLease,
     /// Of the records of ended runs.
     records: LongLease,
-    /// Something is to be told.
-    news: Arc<Notify>,
+    /// Callbacks that were written.
+    callbacks: Arc<callbacks::Inbox>,
 }
 
 /// A run that is to be taken again, and ended.
@@ -362,7 +362,7 @@ impl Worker {
             stops: LongLease::new(control::REMEMBER_STOP),
             seen: LongLease::new(SEEN_FOR),
             records,
-            news: Arc::default(),
+            callbacks: Arc::default(),
         };
         Ok(Self { shared: Arc::new(shared), guard: Arc::new(Unguarded) })
     }

@@ -1,6 +1,7 @@
 //! The worker over the embedded adapters, with scripted steps: every row of the suite.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+mod callbacks;
 mod disk;
 mod ends;
 mod engine;
@@ -40,7 +41,7 @@ async fn rig_on(executor: Arc<Scripted>, host: Arc<dyn Host>) -> (Rig, Embedded)
                     spill_dir: spill,
                     spill_bytes: 1 << 20,
                 })
-                    .unwrap(),
+                .unwrap(),
             ),
             host: Arc::clone(&host),
             secrets: Arc::new(NoSecrets),

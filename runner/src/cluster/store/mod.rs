@@ -133,16 +133,18 @@ impl Etcd {
             .ok_or_else(|| Fault::Unreadable("an answer of etcd has no header".into()))
     }
 
-    async fn page(
+    /// Reads keys from one on, at a revision or, for 0, as they are now.
+    async fn range(
         &self,
         prefix: &str,
         from: Vec<u8>,
         revision: i64,
+        most: i64,
     ) -> Result<etcd_client::GetResponse, Fault> {
         self.members
             .call(DEADLINE, Again::May, |client| {
                 let mut options =
-                    GetOptions::new().with_range(convert::end_of(prefix)).with_limit(PAGE);
+                    GetOptions::new().with_range(convert::end_of(prefix)).with_limit(most);
                 if revision > 0 {
                     options = options.with_revision(revision);
                 }
@@ -163,7 +165,7 @@ impl Etcd {
         let mut listing = Listing { entries: Vec::new(), revision: 0 };
         let mut from = prefix.as_bytes().to_vec();
         loop {
-            let mut page = self.page(prefix, from, listing.revision).await?;
+            let mut page = self.range(prefix, from, listing.revision, PAGE).await?;
             if listing.revision == 0 {
                 listing.revision = page.header().map_or(0, |header| header.revision());
             }
@@ -237,6 +239,23 @@ impl Store for Etcd {
             listing = Err(Fault::Unreachable("it compacts while it is read".to_owned()));
         }
         listing.map_err(|fault| self.said(fault))
+    }
+
+    async fn page(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        most: usize,
+    ) -> Result<Listing, StoreError> {
+        let from = match after {
+            Some(after) => [after.as_bytes(), b"\0"].concat(),
+            None => prefix.as_bytes().to_vec(),
+        };
+        let most = i64::try_from(most).unwrap_or(PAGE);
+        let mut page = self.range(prefix, from, 0, most).await.map_err(|fault| self.said(fault))?;
+        let revision = page.header().map_or(0, |header| header.revision());
+        let entries: Result<Vec<_>, Fault> = page.take_kvs().iter().map(convert::entry).collect();
+        Ok(Listing { entries: entries.map_err(|fault| self.said(fault))?, revision })
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {

@@ -252,6 +252,18 @@ async fn a_listing_is_exact(subject: &StoreSubject) {
         subject.made(txn).await;
     }
     assert_eq!(subject.names(&subject.key("many/")).await.len(), 300, "a long list is whole");
+    let (many, mut after, mut paged) = (subject.key("many/"), None, Vec::new());
+    loop {
+        let page = subject.store.page(&many, after.as_deref(), 70).await.expect("a page");
+        let keys: Vec<String> = page.entries.into_iter().map(|entry| entry.key).collect();
+        let is_last = keys.len() < 70;
+        after = keys.last().cloned();
+        paged.extend(keys);
+        if is_last {
+            break;
+        }
+    }
+    assert_eq!(paged, subject.names(&many).await, "pages are the listing in pieces");
 }
 
 async fn values_are_bytes(subject: &StoreSubject) {

@@ -1,0 +1,274 @@
+//! Which callback is posted next: by when it is due, and by receiver, so that one that is slow holds
+//! up no other.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::callback::pause;
+
+/// How many callbacks are posted to one receiver at once.
+const PER_RECEIVER: usize = 4;
+/// How many entries are known of one receiver. The rest is found by a later look.
+const KNOWN: usize = 1000;
+
+/// An entry of the outbox, as far as its order is concerned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waiting {
+    /// Its key. What stands before the last `-` is its step, and entries of a step go in the order of
+    /// their keys.
+    pub key: String,
+    /// Who is notified: host and port.
+    pub receiver: String,
+    /// When it is due, in ms since the epoch.
+    pub due: i64,
+}
+
+/// What has become of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done, or another worker's.
+    Gone,
+    /// The receiver answered, and the entry is due again then, if it is.
+    Answered(Option<i64>),
+    /// The receiver did not answer, and the entry is due again then, if it is.
+    Silent(Option<i64>),
+    /// Nothing was sent, for a reason that has nothing to do with the receiver, and the entry is due
+    /// again then.
+    Unsent(i64),
+}
+
+/// The entries that a worker knows of.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    receivers: BTreeMap<String, Receiver>,
+    /// There is room again for what was not noted.
+    has_room: bool,
+}
+
+#[derive(Debug, Default)]
+struct Receiver {
+    /// Entries by step, in their order.
+    steps: BTreeMap<String, BTreeMap<String, i64>>,
+    /// Steps that are not being posted, by when their first entry is due.
+    due: BTreeSet<(i64, String)>,
+    posting: BTreeSet<String>,
+    known: usize,
+    /// There are more than are known.
+    has_more: bool,
+    /// How often in a row it did not answer.
+    silent: u32,
+    /// Until then nothing is posted to it.
+    rests_until: i64,
+}
+
+fn step_of(key: &str) -> String {
+    key.rsplit_once('-').map_or(key, |(step, _)| step).to_owned()
+}
+
+impl Outbox {
+    /// Takes note of an entry.
+    pub fn learn(&mut self, entry: Waiting) {
+        let Waiting { key, receiver, due } = entry;
+        self.receivers.entry(receiver).or_default().learn(key, due);
+    }
+
+    /// The entry that is posted next, which counts as under way from then on.
+    pub fn next(&mut self, now: i64) -> Option<Waiting> {
+        let ready = |receiver: &Receiver| receiver.ready_at().filter(|at| *at <= now);
+        let earliest = self.receivers.iter().filter_map(|(name, it)| Some((ready(it)?, name)));
+        let name = earliest.min()?.1.clone();
+        let receiver = self.receivers.get_mut(&name)?;
+        let (due, step) = receiver.due.pop_first()?;
+        let key = receiver.steps.get(&step)?.keys().next()?.clone();
+        receiver.posting.insert(step);
+        Some(Waiting { key, receiver: name, due })
+    }
+
+    /// Takes note of what has become of an entry that was under way.
+    pub fn settle(&mut self, entry: &Waiting, outcome: &Outcome, now: i64) {
+        let Some(receiver) = self.receivers.get_mut(&entry.receiver) else { return };
+        match outcome {
+            Outcome::Gone | Outcome::Unsent(_) => {}
+            Outcome::Answered(_) => (receiver.silent, receiver.rests_until) = (0, 0),
+            Outcome::Silent(_) => {
+                receiver.silent = receiver.silent.saturating_add(1);
+                let rest = i64::try_from(pause(receiver.silent).as_millis()).unwrap_or(i64::MAX);
+                receiver.rests_until = now.saturating_add(rest);
+            }
+        }
+        let again = match outcome {
+            Outcome::Gone => None,
+            Outcome::Answered(again) | Outcome::Silent(again) => *again,
+            Outcome::Unsent(again) => Some(*again),
+        };
+        receiver.settle(&entry.key, again);
+        if receiver.has_more && receiver.known < KNOWN / 2 {
+            receiver.has_more = false;
+            self.has_room = true;
+        }
+        // A receiver that does not answer is remembered for as long as something waits for it.
+        if receiver.steps.is_empty() {
+            self.receivers.remove(&entry.receiver);
+        }
+    }
+
+    /// When something can be posted next; `None` if that takes an end of what is under way, or there
+    /// is nothing.
+    #[must_use]
+    pub fn wakes_at(&self) -> Option<i64> {
+        self.receivers.values().filter_map(Receiver::ready_at).min()
+    }
+
+    /// Whether it is time for a look, because entries were not noted while there were too many, and
+    /// there is room for them now. It says so once.
+    pub fn takes_more(&mut self) -> bool {
+        std::mem::take(&mut self.has_room)
+    }
+
+    /// Whether a receiver did not answer last time.
+    #[must_use]
+    pub fn is_silent(&self, receiver: &str) -> bool {
+        self.receivers.get(receiver).is_some_and(|receiver| receiver.silent > 0)
+    }
+}
+
+impl Receiver {
+    fn learn(&mut self, key: String, due: i64) {
+        let step = step_of(&key);
+        let is_known = self.steps.get(&step).is_some_and(|keys| keys.contains_key(&key));
+        if !is_known && self.known >= KNOWN {
+            self.has_more = true;
+            return;
+        }
+        let is_posting = self.posting.contains(&step);
+        let keys = self.steps.entry(step.clone()).or_default();
+        let before = keys.first_key_value().map(|(_, due)| *due);
+        if keys.insert(key, due).is_none() {
+            self.known += 1;
+        }
+        if is_posting {
+            return;
+        }
+        let first = keys.first_key_value().map_or(due, |(_, due)| *due);
+        if let Some(before) = before {
+            self.due.remove(&(before, step.clone()));
+        }
+        self.due.insert((first, step));
+    }
+
+    /// When its next entry can be posted; `None` if as much is under way as may be.
+    fn ready_at(&self) -> Option<i64> {
+        // One at a time shows whether it answers again.
+        let most = if self.silent > 0 { 1 } else { PER_RECEIVER };
+        let (due, _) = self.due.first().filter(|_| self.posting.len() < most)?;
+        Some(*due.max(&self.rests_until))
+    }
+
+    fn settle(&mut self, key: &str, again: Option<i64>) {
+        let step = step_of(key);
+        self.posting.remove(&step);
+        let Some(keys) = self.steps.get_mut(&step) else { return };
+        match again {
+            Some(due) => {
+                keys.insert(key.to_owned(), due);
+            }
+            None => {
+                if keys.remove(key).is_some() {
+                    self.known -= 1;
+                }
+            }
+        }
+        match keys.first_key_value() {
+            Some((_, due)) => {
+                self.due.insert((*due, step));
+            }
+            None => {
+                self.steps.remove(&step);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting(receiver: &str, key: &str, due: i64) -> Waiting {
+        Waiting { key: key.to_owned(), receiver: receiver.to_owned(), due }
+    }
+
+    fn all(outbox: &mut Outbox, now: i64) -> Vec<Waiting> {
+        std::iter::from_fn(|| outbox.next(now)).collect()
+    }
+
+    fn keys(found: &[Waiting]) -> Vec<&str> {
+        found.iter().map(|entry| entry.key.as_str()).collect()
+    }
+
+    #[test]
+    fn a_receiver_that_hangs_holds_up_no_other() {
+        let mut outbox = Outbox::default();
+        for run in 0..5000 {
+            outbox.learn(waiting("slow", &format!("r-{run}/0-0"), 0));
+        }
+        let hanging = all(&mut outbox, 10);
+        assert_eq!(hanging.len(), PER_RECEIVER);
+        assert_eq!(outbox.wakes_at(), None, "only an end brings news");
+        outbox.learn(waiting("healthy", "r-x/0-0", 10));
+        assert_eq!(keys(&all(&mut outbox, 10)), ["r-x/0-0"], "at once");
+        // It rests longer each time, and is then asked by one request.
+        outbox.settle(&hanging[0], &Outcome::Silent(Some(2_000)), 30_000);
+        assert!(outbox.is_silent("slow") && all(&mut outbox, 30_000).is_empty());
+        for entry in &hanging[1..] {
+            outbox.settle(entry, &Outcome::Silent(Some(2_000)), 30_000);
+        }
+        assert_eq!(outbox.wakes_at(), Some(38_000));
+        let probe = all(&mut outbox, 38_000);
+        assert_eq!(probe.len(), 1);
+        outbox.settle(&probe[0], &Outcome::Answered(None), 38_001);
+        assert!(!outbox.is_silent("slow"));
+        assert_eq!(all(&mut outbox, 38_001).len(), PER_RECEIVER);
+    }
+
+    #[test]
+    fn entries_of_a_step_are_posted_one_after_the_other_and_in_order() {
+        let mut outbox = Outbox::default();
+        outbox.learn(waiting("h", "r/0-1", 1));
+        outbox.learn(waiting("h", "r/0-0", 5));
+        outbox.learn(waiting("h", "r/1-0", 3));
+        assert_eq!(outbox.wakes_at(), Some(3), "that it has ended comes after that it runs");
+        let first = all(&mut outbox, 5);
+        assert_eq!(keys(&first), ["r/1-0", "r/0-0"]);
+        outbox.settle(&first[1], &Outcome::Answered(Some(100)), 6);
+        assert_eq!(keys(&all(&mut outbox, 99)), [""; 0]);
+        let again = all(&mut outbox, 100);
+        assert_eq!(keys(&again), ["r/0-0"]);
+        // What is learnt of a step meanwhile waits for it.
+        outbox.learn(waiting("h", "r/0-1", 1));
+        outbox.learn(waiting("h", "r/0-0", 1));
+        assert_eq!(keys(&all(&mut outbox, 100)), [""; 0]);
+        outbox.settle(&again[0], &Outcome::Answered(None), 101);
+        let last = all(&mut outbox, 101);
+        assert_eq!(keys(&last), ["r/0-1"]);
+        outbox.settle(&last[0], &Outcome::Gone, 102);
+        outbox.settle(&first[0], &Outcome::Unsent(500), 102);
+        assert_eq!((outbox.wakes_at(), outbox.is_silent("h")), (Some(500), false));
+        let unsent = all(&mut outbox, 500);
+        outbox.settle(&unsent[0], &Outcome::Gone, 500);
+        assert!(outbox.receivers.is_empty(), "nothing is kept: {outbox:?}");
+    }
+
+    #[test]
+    fn what_is_known_of_one_receiver_is_bounded() {
+        let mut outbox = Outbox::default();
+        for run in 0..3 * KNOWN {
+            outbox.learn(waiting("h", &format!("r-{run}/0-0"), 0));
+        }
+        let mut posted = 0;
+        while let Some(entry) = outbox.next(0) {
+            posted += 1;
+            outbox.settle(&entry, &Outcome::Gone, 0);
+        }
+        assert_eq!(posted, KNOWN);
+        assert!(outbox.takes_more() && !outbox.takes_more(), "a look finds the rest");
+    }
+}

@@ -1,0 +1,204 @@
+//! Notifies receivers that steps run, and how they ended: from an outbox in the store, which is filled
+//! with the record's own writes. No run waits for it.
+//!
+//! Entries that this worker writes are handed over by the ledger. Those that others left are found by
+//! a look through the outbox, page by page. [`rules::outbox`](crate::rules::outbox) decides which one
+//! is posted next.
+
+mod tell;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::StreamExt as _;
+use futures::future::{BoxFuture, FutureExt as _};
+use futures::stream::FuturesUnordered;
+use protocol::names;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use self::tell::{give_up, tell};
+use super::Shared;
+use super::watchdog::waits;
+use crate::ports::{Entry, Listing, StoreError};
+use crate::rules::callback::{GIVEN_UP_AFTER, News};
+use crate::rules::destination;
+use crate::rules::outbox::{Outbox, Outcome, Waiting};
+
+pub(super) use self::tell::value_of;
+
+/// How often a worker looks for what others have left: it knows of its own entries.
+const LOOK_EVERY: Duration = Duration::from_secs(300);
+/// How long it waits to look again if the store does not answer.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How many entries are read at once.
+const PAGE: usize = 100;
+/// How many callbacks are posted at once, to all receivers together.
+const AT_ONCE: usize = 256;
+
+/// Entries that this worker has written, on their way to the loop that posts them.
+#[derive(Debug, Default)]
+pub(super) struct Inbox {
+    entries: Mutex<Vec<Waiting>>,
+    pushed: Notify,
+}
+
+impl Inbox {
+    /// Hands over entries that are in the store.
+    pub(super) fn push(&self, written: impl Iterator<Item = (String, News)>) {
+        let waiting = written.map(|(key, news)| waiting(key, &news));
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner).extend(waiting);
+        self.pushed.notify_one();
+    }
+
+    fn take(&self) -> Vec<Waiting> {
+        std::mem::take(&mut *self.entries.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn waiting(key: String, news: &News) -> Waiting {
+    let receiver = destination::of_url(&news.url);
+    let receiver = receiver.map_or_else(|| key.clone(), |(host, port)| format!("{host}:{port}"));
+    Waiting { key, receiver, due: news.due }
+}
+
+/// What ends while the loop waits.
+enum Done {
+    Told(Waiting, Result<(Outcome, Option<Entry>), StoreError>),
+    Read(Result<Listing, StoreError>),
+}
+
+/// Posts what is due, for as long as the lease stands.
+pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
+    // What it waits for are the receivers.
+    let _waits = waits();
+    let mut desk =
+        Desk { shared: &shared, outbox: Outbox::default(), doing: FuturesUnordered::new() };
+    let mut look = tokio::time::Instant::now();
+    let mut is_looking = false;
+    loop {
+        let now = shared.ports.host.now().0;
+        desk.begin(now);
+        if desk.outbox.takes_more() {
+            look = tokio::time::Instant::now();
+        }
+        if !is_looking && look <= tokio::time::Instant::now() {
+            is_looking = true;
+            desk.read(None);
+        }
+        let wake = desk.outbox.wakes_at().filter(|_| desk.doing.len() < AT_ONCE);
+        let wake = wake.map(|at| Duration::from_millis(u64::try_from(at - now).unwrap_or(0)));
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = shared.callbacks.pushed.notified() => {
+                for entry in shared.callbacks.take() {
+                    desk.outbox.learn(entry);
+                }
+            }
+            Some(done) = desk.doing.next() => match done {
+                Done::Told(entry, told) => desk.told(&entry, told),
+                Done::Read(Ok(page)) => {
+                    is_looking = desk.learn(page);
+                    look = tokio::time::Instant::now() + LOOK_EVERY;
+                }
+                Done::Read(Err(cause)) => {
+                    warn!(%cause, "the outbox of callbacks cannot be read");
+                    is_looking = false;
+                    look = tokio::time::Instant::now() + LOOK_AGAIN;
+                }
+            },
+            () = tokio::time::sleep(wake.unwrap_or(LOOK_EVERY)) => {}
+            () = tokio::time::sleep_until(look), if !is_looking => {}
+        }
+    }
+}
+
+struct Desk<'a> {
+    shared: &'a Shared,
+    outbox: Outbox,
+    doing: FuturesUnordered<BoxFuture<'a, Done>>,
+}
+
+impl Desk<'_> {
+    /// Begins to post what is due.
+    fn begin(&mut self, now: i64) {
+        while self.doing.len() < AT_ONCE {
+            let Some(entry) = self.outbox.next(now) else { return };
+            let shared = self.shared;
+            let telling = async move {
+                let told = tell(shared, &entry.key).await;
+                Done::Told(entry, told)
+            };
+            self.doing.push(telling.boxed());
+        }
+    }
+
+    /// Reads the next page of the outbox, behind a key.
+    fn read(&mut self, after: Option<String>) {
+        let store = &self.shared.ports.store;
+        let reading =
+            async move { Done::Read(store.page(names::CALLBACKS, after.as_deref(), PAGE).await) };
+        self.doing.push(reading.boxed());
+    }
+
+    /// Takes note of what a page holds; `true` if there is a next one, which is being read.
+    fn learn(&mut self, page: Listing) -> bool {
+        let now = self.shared.ports.host.now().0;
+        let next = page.entries.last().map(|last| last.key.clone());
+        let is_full = page.entries.len() >= PAGE;
+        for entry in page.entries {
+            match serde_json::from_slice::<News>(&entry.value) {
+                Ok(news) => {
+                    let known = waiting(entry.key.clone(), &news);
+                    let age = Duration::from_millis(u64::try_from(now - news.since).unwrap_or(0));
+                    // Its turn might not come in days.
+                    if age >= GIVEN_UP_AFTER && self.outbox.is_silent(&known.receiver) {
+                        let shared = self.shared;
+                        let ending = async move {
+                            let told =
+                                give_up(shared, &entry, &news, "the receiver is silent").await;
+                            Done::Told(known, told.map(|outcome| (outcome, None)))
+                        };
+                        self.doing.push(ending.boxed());
+                    } else {
+                        self.outbox.learn(known);
+                    }
+                }
+                // Telling it removes it, and says so.
+                Err(_unreadable) => {
+                    let receiver = entry.key.clone();
+                    self.outbox.learn(Waiting { key: entry.key, receiver, due: 0 });
+                }
+            }
+        }
+        if let Some(next) = next.filter(|_| is_full) {
+            self.read(Some(next));
+            return true;
+        }
+        false
+    }
+
+    fn told(&mut self, entry: &Waiting, told: Result<(Outcome, Option<Entry>), StoreError>) {
+        let now = self.shared.ports.host.now().0;
+        let outcome = match told {
+            Ok((outcome, before)) => {
+                // One that goes before it, which another worker has left.
+                let news = before.map(|before| {
+                    let news = serde_json::from_slice::<News>(&before.value);
+                    news.map(|news| waiting(before.key, &news))
+                });
+                if let Some(Ok(before)) = news {
+                    self.outbox.learn(before);
+                }
+                outcome
+            }
+            Err(cause) => {
+                warn!(%cause, "{} waits", entry.key);
+                Outcome::Unsent(now + 1000)
+            }
+        };
+        self.outbox.settle(entry, &outcome, now);
+    }
+}

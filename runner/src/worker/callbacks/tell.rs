@@ -1,0 +1,159 @@
+//! Posts one entry of the outbox.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use protocol::event::Reason;
+use protocol::names;
+use protocol::pipeline::Token;
+use tracing::{info, warn};
+
+use crate::ports::{Entry, Expect, Purpose, StoreError, TransferError, Txn};
+use crate::rules::callback::{GIVEN_UP_AFTER, News, is_taken, pause};
+use crate::rules::destination;
+use crate::rules::outbox::Outcome;
+use crate::worker::Shared;
+use crate::worker::secrets::to_host;
+
+/// For how long an entry is one worker's to post.
+const TELLING: Duration = Duration::from_secs(60);
+
+/// The value of an entry of the outbox.
+pub(in crate::worker) fn value_of(news: &News) -> Vec<u8> {
+    // A struct of texts and numbers always serialises.
+    serde_json::to_vec(news).unwrap_or_default()
+}
+
+fn later(shared: &Shared, after: Duration) -> i64 {
+    shared.ports.host.now().0 + i64::try_from(after.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn held(txn: Txn, key: &str, revision: i64) -> Txn {
+    txn.when(key, Expect::ModifiedAt(revision))
+}
+
+/// The key of the earlier entry of the same step.
+fn before(key: &str) -> Option<String> {
+    key.strip_suffix("-1").map(|step| format!("{step}-0"))
+}
+
+/// Posts an entry if it is due, and what has become of it; with it an entry that must be posted first.
+pub(super) async fn tell(
+    shared: &Shared,
+    key: &str,
+) -> Result<(Outcome, Option<Entry>), StoreError> {
+    let store = &shared.ports.store;
+    let Some(entry) = store.get(key).await? else { return Ok((Outcome::Gone, None)) };
+    let Ok(mut news) = serde_json::from_slice::<News>(&entry.value) else {
+        warn!("{key} is unreadable, and is removed");
+        drop(store.txn(held(Txn::new(), key, entry.mod_revision).delete(key)).await?);
+        return Ok((Outcome::Gone, None));
+    };
+    if news.due > shared.ports.host.now().0 {
+        return Ok((Outcome::Unsent(news.due), None));
+    }
+    // No other worker posts it meanwhile.
+    news.due = later(shared, TELLING);
+    news.tries = news.tries.saturating_add(1);
+    let mut txn = held(Txn::new(), key, entry.mod_revision).put(key, value_of(&news));
+    if let Some(before) = before(key) {
+        txn = txn.when(before.clone(), Expect::Absent).read_otherwise(before);
+    }
+    let reply = store.txn(txn).await?;
+    if !reply.committed {
+        return Ok(match reply.entry(0) {
+            Some(before) => (Outcome::Unsent(later(shared, pause(1))), Some(before.clone())),
+            // Another worker has it, or has had it.
+            None => (Outcome::Gone, None),
+        });
+    }
+    let revision = reply.revision;
+    let (why, is_silent) = match post(shared, key, &news).await {
+        Posted::Taken => {
+            drop(store.txn(held(Txn::new(), key, revision).delete(key)).await?);
+            return Ok((Outcome::Answered(None), None));
+        }
+        Posted::NotTaken { why, is_silent } => (why, is_silent),
+    };
+    let what = key.strip_prefix(names::CALLBACKS).unwrap_or_default();
+    let outcome = |due| if is_silent { Outcome::Silent(due) } else { Outcome::Answered(due) };
+    let age = shared.ports.host.now().0 - news.since;
+    if u128::try_from(age).unwrap_or(0) >= GIVEN_UP_AFTER.as_millis() {
+        let entry = Entry { mod_revision: revision, ..entry };
+        give_up(shared, &entry, &news, &why).await?;
+        return Ok((outcome(None), None));
+    }
+    warn!(tries = news.tries, "callback {what} was not taken, and is tried again: {why}");
+    news.due = later(shared, pause(news.tries));
+    drop(store.txn(held(Txn::new(), key, revision).put(key, value_of(&news))).await?);
+    Ok((outcome(Some(news.due)), None))
+}
+
+/// Removes an entry that was tried for long enough.
+pub(super) async fn give_up(
+    shared: &Shared,
+    entry: &Entry,
+    news: &News,
+    why: &str,
+) -> Result<Outcome, StoreError> {
+    let key = &entry.key;
+    let txn = held(Txn::new(), key, entry.mod_revision).delete(key.clone());
+    if shared.ports.store.txn(txn).await?.committed {
+        let what = key.strip_prefix(names::CALLBACKS).unwrap_or_default();
+        let text = format!("callback {what} is given up after {} tries: {why}", news.tries);
+        warn!("{text}");
+        shared.tell(shared.event(Reason::CallbackDropped, text)).await;
+    }
+    Ok(Outcome::Gone)
+}
+
+/// What came of posting.
+enum Posted {
+    Taken,
+    NotTaken {
+        why: String,
+        /// The receiver did not answer at all.
+        is_silent: bool,
+    },
+}
+
+async fn post(shared: &Shared, key: &str, news: &News) -> Posted {
+    let secret = match secret(shared, news).await {
+        Ok(secret) => secret,
+        Err(why) => return Posted::NotTaken { why, is_silent: false },
+    };
+    let body = Bytes::from(news.body.to_string());
+    let id = key.replace('/', "_");
+    let posted = shared.ports.transfer.post(&news.url, secret.as_deref(), &id, body).await;
+    match posted {
+        Ok(status) if is_taken(status) => {
+            info!(status, "callback {key} was delivered");
+            Posted::Taken
+        }
+        Ok(status) => {
+            let why = format!("it was answered with {status}");
+            Posted::NotTaken { why, is_silent: false }
+        }
+        Err(cause) => {
+            let is_silent = matches!(cause, TransferError::Unreachable { .. });
+            Posted::NotTaken { why: cause.to_string(), is_silent }
+        }
+    }
+}
+
+async fn secret(shared: &Shared, news: &News) -> Result<Option<String>, String> {
+    let name = match &news.secret {
+        None => return Ok(None),
+        Some(Token::Literal(secret)) => {
+            return Ok(Some(secret.clone()).filter(|secret| !secret.is_empty()));
+        }
+        Some(Token::Named { name }) => name,
+    };
+    let (group, pipeline) = news.pipeline.clone();
+    let purpose = Purpose { group, pipeline, to: to_host(destination::of_url(&news.url)) };
+    let secret = shared.ports.secrets.get(name, &purpose).await;
+    let secret = secret.map_err(|cause| cause.to_string())?;
+    let secret = secret.ok_or_else(|| format!("the worker has no secret {name}"))?;
+    let text = String::from_utf8(secret.expose().to_vec());
+    Ok(Some(text.map_err(|_no_text| format!("secret {name} is not text"))?))
+}

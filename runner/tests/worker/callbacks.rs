@@ -1,0 +1,167 @@
+//! Callbacks to receivers that do not answer, beside one that does.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use protocol::id::RunId;
+use protocol::names;
+use protocol::pipeline::Vars;
+use runner::ports::{ByteStream, LoggerFeed, Origin, Ports, Transfer, TransferError, Txn};
+use runner::rules::callback::News;
+use runner::worker::suite::{Rig, new_node, options};
+use serde_json::json;
+use tokio::sync::Notify;
+
+use crate::rig;
+
+/// Transfers whose receivers called `slow-*` take a callback and never answer.
+struct Hanging {
+    others: Arc<dyn Transfer>,
+    /// How many posts to each receiver hang.
+    hanging: Mutex<BTreeMap<String, usize>>,
+    taken: Mutex<Vec<String>>,
+    changed: Notify,
+}
+
+impl Hanging {
+    fn of(rig: &Rig) -> Arc<Self> {
+        Arc::new(Self {
+            others: Arc::clone(&rig.ports.transfer),
+            hanging: Mutex::default(),
+            taken: Mutex::default(),
+            changed: Notify::new(),
+        })
+    }
+
+    /// Waits until something holds, and panics with `what` if it does not come to that.
+    async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let waiting = async {
+            loop {
+                let changed = self.changed.notified();
+                if holds(self) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        let patience = std::time::Duration::from_secs(60);
+        tokio::time::timeout(patience, waiting).await.unwrap_or_else(|_late| panic!("{what}"));
+    }
+
+    fn hanging(&self) -> BTreeMap<String, usize> {
+        self.hanging.lock().unwrap().clone()
+    }
+}
+
+#[async_trait]
+impl Transfer for Hanging {
+    async fn external_resource(
+        &self,
+        url: &str,
+        params: &Vars,
+        mount: &str,
+    ) -> Result<ByteStream, TransferError> {
+        self.others.external_resource(url, params, mount).await
+    }
+
+    async fn internal_resource(
+        &self,
+        url: &str,
+        params: &Vars,
+        mount: &str,
+    ) -> Result<ByteStream, TransferError> {
+        self.others.internal_resource(url, params, mount).await
+    }
+
+    async fn upload_artifact(
+        &self,
+        url: &str,
+        path: [&str; 4],
+        tar: ByteStream,
+        origin: &Origin,
+    ) -> Result<(), TransferError> {
+        self.others.upload_artifact(url, path, tar, origin).await
+    }
+
+    async fn post(
+        &self,
+        url: &str,
+        _secret: Option<&str>,
+        _id: &str,
+        body: Bytes,
+    ) -> Result<u16, TransferError> {
+        if url.starts_with("http://slow-") {
+            *self.hanging.lock().unwrap().entry(url.to_owned()).or_default() += 1;
+            self.changed.notify_waiters();
+            std::future::pending::<()>().await;
+        }
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        self.taken.lock().unwrap().push(body["status"].as_str().unwrap().to_owned());
+        self.changed.notify_waiters();
+        Ok(200)
+    }
+
+    fn logger(&self, url: &str, run: &RunId) -> Result<Box<dyn LoggerFeed>, TransferError> {
+        self.others.logger(url, run)
+    }
+}
+
+async fn run(rig: &Rig, steps: &serde_json::Value) {
+    let mut pipeline = rig.pipeline("notified", &[]);
+    pipeline["steps"] = steps.clone();
+    rig.start(&rig.run("notified"), &pipeline).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn receivers_that_hang_hold_up_no_other() {
+    let (mut rig, _embedded) = rig().await;
+    let transfer = Hanging::of(&rig);
+    let node = new_node();
+    let ports = Ports { transfer: Arc::clone(&transfer) as _, ..rig.ports.clone() };
+    let node = rig.worker_with(options(node, 1), ports).await;
+    let mut steps: Vec<_> = (0..20)
+        .map(|number| json!({ "cmd": "exit 0", "callback": { "url": format!("http://slow-{number}/x") } }))
+        .collect();
+    steps.push(json!({ "cmd": "exit 0", "callback": { "url": "http://healthy/x" } }));
+    run(&rig, &json!(steps)).await;
+    transfer
+        .until("the healthy receiver is notified", |it| it.taken.lock().unwrap().len() == 2)
+        .await;
+    assert_eq!(*transfer.taken.lock().unwrap(), ["running", "success"]);
+    assert_eq!(transfer.hanging().len(), 20, "all others hang");
+    rig.end_worker(&node).await;
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_backlog_of_a_receiver_that_hangs_holds_up_no_other() {
+    let (mut rig, _embedded) = rig().await;
+    let transfer = Hanging::of(&rig);
+    for number in 0..350 {
+        let news = News {
+            pipeline: ("g".to_owned(), "n".to_owned()),
+            url: "http://slow-one/x".to_owned(),
+            secret: None,
+            body: json!({ "status": "running" }),
+            tries: 0,
+            since: rig.ports.host.now().0,
+            due: 0,
+        };
+        let key = names::callback_key(&format!("r-{number:03}").parse().unwrap(), 0, 0);
+        let txn = Txn::new().put(key, serde_json::to_vec(&news).unwrap());
+        assert!(rig.ports.store.txn(txn).await.unwrap().committed);
+    }
+    let ports = Ports { transfer: Arc::clone(&transfer) as _, ..rig.ports.clone() };
+    let node = rig.worker_with(options(new_node(), 1), ports).await;
+    let slow = |it: &Hanging| it.hanging().get("http://slow-one/x").copied().unwrap_or_default();
+    transfer.until("the slow receiver is called", |it| slow(it) == 4).await;
+    run(&rig, &json!([{ "cmd": "exit 0", "callback": { "url": "http://healthy/x" } }])).await;
+    transfer
+        .until("the healthy receiver is notified", |it| it.taken.lock().unwrap().len() == 2)
+        .await;
+    assert_eq!(slow(&transfer), 4, "it is not called more often at once");
+    rig.end_worker(&node).await;
+    rig.end().await;
+}
