@@ -10,13 +10,13 @@
     clippy::disallowed_methods,
     reason = "a test may panic, and runs a server of its own"
 )]
+#![allow(clippy::print_stderr, reason = "the log of a program is shown where its test has failed")]
 
 #[path = "../docker/engine.rs"]
 #[allow(dead_code, unreachable_pub, reason = "shared with the suite of the Docker adapter")]
 mod docker;
 mod volumes;
 mod work_dir;
-#![allow(clippy::print_stderr, reason = "the log of a program is shown where its test has failed")]
 
 mod addresses;
 #[expect(dead_code, reason = "the tests of `serve` need more of it")]
