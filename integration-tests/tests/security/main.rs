@@ -27,3 +27,5 @@ mod named_files;
 #[path = "../serve/place.rs"]
 mod place;
 mod secret_scopes;
+
+mod settings_file;

@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Fault, Sources};
+use super::{Fault, Sources, access};
 
 const NAMES: [&str; 3] = ["bob-runner.toml", "bob-runner.yaml", "bob-runner.yml"];
-/// More is no settings file.
+/// The limit for a settings file.
 const MAX_BYTES: u64 = 1024 * 1024;
 
 /// One value of a file, under its whole name.
@@ -22,28 +22,42 @@ pub(super) enum Text {
     Many(Vec<String>),
 }
 
-/// The file that holds: what the flag says, else the variable, else the first that is found.
-pub(super) fn find(sources: &Sources) -> Result<Option<PathBuf>, Fault> {
-    if let Some(path) = &sources.flags.config {
-        return Ok(Some(sources.working_dir.join(path)));
-    }
-    if let Some(path) = sources.environment.get("BOB_CONFIG") {
-        return Ok(Some(sources.working_dir.join(path)));
+/// A settings file, and how it was chosen.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    pub(super) path: PathBuf,
+    /// It was found in the working directory: whoever wrote what is there chose it, not the user.
+    pub(super) is_local: bool,
+}
+
+/// The settings file to read: the one that the flag names, else the variable, else the first that is
+/// found.
+pub(super) fn find(sources: &Sources) -> Result<Option<Chosen>, Fault> {
+    let named = sources.flags.config.as_deref();
+    let named = named.or_else(|| sources.environment.get("BOB_CONFIG").map(Path::new));
+    if let Some(path) = named {
+        return Ok(Some(Chosen { path: sources.working_dir.join(path), is_local: false }));
     }
     let own = sources.environment.config_home().map(|home| home.join("bob-runner"));
-    let directories = [Some(sources.working_dir.clone()), own, Some(sources.system_dir.clone())];
-    for directory in directories.into_iter().flatten() {
+    let usual = [own, Some(sources.system_dir.clone())];
+    let directories = [Some(sources.working_dir.clone())].into_iter().chain(usual.clone());
+    for directory in directories.flatten() {
         let found: Vec<PathBuf> =
             NAMES.iter().map(|name| directory.join(name)).filter(|path| path.is_file()).collect();
         if let [first, second, ..] = found.as_slice() {
             return Err(Fault {
                 at: first.display().to_string(),
                 value: None,
-                expected: format!("{} stands beside it; keep one of them", second.display()),
+                expected: format!("{} is beside it; keep one of them", second.display()),
             });
         }
         if let Some(path) = found.into_iter().next() {
-            return Ok(Some(path));
+            let whole = |dir: &PathBuf| dir.canonicalize().ok();
+            let is_usual = usual
+                .iter()
+                .flatten()
+                .any(|dir| dir == &directory || whole(dir) == whole(&directory));
+            return Ok(Some(Chosen { path, is_local: !is_usual }));
         }
     }
     Ok(None)
@@ -52,7 +66,7 @@ pub(super) fn find(sources: &Sources) -> Result<Option<PathBuf>, Fault> {
 /// Reads a file: YAML by the ending of its name, else TOML.
 pub(super) fn read(path: &Path) -> Result<Vec<Leaf>, Fault> {
     let fault = |expected: String| Fault { at: path.display().to_string(), value: None, expected };
-    let bytes = bytes_of(path).map_err(|cause| fault(format!("cannot be read: {cause}")))?;
+    let bytes = bytes_of(path).map_err(fault)?;
     let is_yaml = path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
     let mut leaves = Vec::new();
     if bytes.iter().all(u8::is_ascii_whitespace) {
@@ -82,13 +96,16 @@ pub(super) fn read(path: &Path) -> Result<Vec<Leaf>, Fault> {
     Ok(leaves)
 }
 
-fn bytes_of(path: &Path) -> std::io::Result<Vec<u8>> {
+/// The bytes of a file that only this user and root can change, or the rest of a sentence.
+fn bytes_of(path: &Path) -> Result<Vec<u8>, String> {
     use std::io::Read as _;
+    let unreadable = |cause: std::io::Error| format!("cannot be read: {cause}");
     let mut bytes = Vec::new();
-    let file = std::fs::File::open(path)?;
-    file.take(MAX_BYTES + 1).read_to_end(&mut bytes)?;
+    let file = std::fs::File::open(path).map_err(unreadable)?;
+    access::check(&file, path)?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(std::io::Error::other(format!("it has more than {MAX_BYTES} bytes")));
+        return Err("is larger than 1 MiB, the limit for a settings file".into());
     }
     Ok(bytes)
 }

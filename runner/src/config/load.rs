@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use protocol::dialect::MAX_ATTEMPTS;
 
 use super::layer::Layer;
+use super::local::{self, SettingValue};
 use super::parse::{self, BrokerUrl, Parsed};
 use super::setting::{Form, SETTINGS, Setting, Support, named};
 use super::{
@@ -77,8 +78,12 @@ pub struct Effective {
 pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
     let mut faults = Vec::new();
     let mut warnings = Vec::new();
+    let mut local = None;
     let file = match file::find(sources) {
-        Ok(Some(path)) => read_file(&path, &mut faults),
+        Ok(Some(chosen)) => {
+            local = chosen.is_local.then(|| chosen.path.display().to_string());
+            read_file(&chosen.path, &mut faults)
+        }
         Ok(None) => Layer::default(),
         Err(fault) => {
             faults.push(fault);
@@ -96,6 +101,10 @@ pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
         })?;
     let mut reader = Reader { merged, faults, warnings };
     reader.check_support();
+    if let Some(label) = &local {
+        let faults = local::check(label, |name| reader.lookup(name), &sources.environment);
+        reader.faults.extend(faults);
+    }
     let config = reader.config(&sources.environment);
     if !reader.faults.is_empty() {
         return Err(Faults(reader.faults));
@@ -114,14 +123,6 @@ fn read_file(path: &Path, faults: &mut Vec<Fault>) -> Layer {
     }
 }
 
-/// A value as it was found.
-#[derive(Debug, Clone)]
-struct Found {
-    text: String,
-    /// Nowhere for a default.
-    at: Option<String>,
-}
-
 struct Reader {
     merged: config::Config,
     faults: Vec<Fault>,
@@ -129,7 +130,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn found(&self, name: &str) -> Option<Found> {
+    fn lookup(&self, name: &str) -> Option<SettingValue> {
         let mut value = &self.merged.cache;
         for part in name.split('.') {
             let config::ValueKind::Table(table) = &value.kind else { return None };
@@ -138,16 +139,16 @@ impl Reader {
         let at = value.origin().map(str::to_owned);
         // Layers hold nothing but texts.
         let text = value.clone().into_string().ok()?;
-        Some(Found { text, at })
+        Some(SettingValue { text, at })
     }
 
     fn effective(&self, setting: &'static Setting) -> Effective {
-        let found = self.found(setting.name);
+        let found = self.lookup(setting.name);
         let at = found.as_ref().and_then(|found| found.at.clone());
         Effective { setting, value: found.map(|found| masked(setting, &found.text)), at }
     }
 
-    fn fault(&mut self, name: &'static str, found: &Found, expected: String) {
+    fn fault(&mut self, name: &'static str, found: &SettingValue, expected: String) {
         let value = named(name).map(|setting| masked(setting, &found.text));
         let at = found.at.clone().unwrap_or_else(|| name.to_owned());
         self.faults.push(Fault { at, value, expected });
@@ -155,7 +156,7 @@ impl Reader {
 
     /// The value of a setting without a default.
     fn optional<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Parsed<T>) -> Option<T> {
-        let found = self.found(name)?;
+        let found = self.lookup(name)?;
         match parse(&found.text) {
             Ok(value) => Some(value),
             Err(expected) => {
@@ -178,7 +179,7 @@ impl Reader {
 
     fn check_support(&mut self) {
         for setting in SETTINGS {
-            let Some(found) = self.found(setting.name) else { continue };
+            let Some(found) = self.lookup(setting.name) else { continue };
             let Some(at) = found.at else { continue };
             match setting.support {
                 Support::Full => {}
@@ -263,7 +264,7 @@ impl Reader {
 
     /// Two settings go together, and only one was given.
     fn missing<T>(&mut self, given: &'static str, missing: &'static str) -> Option<T> {
-        let at = self.found(given).and_then(|found| found.at).unwrap_or_else(|| given.to_owned());
+        let at = self.lookup(given).and_then(|found| found.at).unwrap_or_else(|| given.to_owned());
         let variable = named(missing).map_or(missing, |setting| setting.variable);
         let expected = format!("needs {missing} too ({variable})");
         self.faults.push(Fault { at, value: None, expected });
@@ -273,7 +274,7 @@ impl Reader {
     fn tls(&mut self, names: [&'static str; 3], encrypted: bool, needs: &str) -> Tls {
         let [ca_name, cert_name, key_name] = names;
         for name in names {
-            let Some(found) = self.found(name) else { continue };
+            let Some(found) = self.lookup(name) else { continue };
             if !encrypted {
                 let at = found.at.unwrap_or_else(|| name.to_owned());
                 let expected = format!("has a use only for {needs}, which is not what was given");
@@ -281,7 +282,7 @@ impl Reader {
             }
         }
         let ca = self.optional(ca_name, parse::readable_file);
-        let given = (self.found(cert_name).is_some(), self.found(key_name).is_some());
+        let given = (self.lookup(cert_name).is_some(), self.lookup(key_name).is_some());
         let cert = self.optional(cert_name, parse::readable_file);
         let key = self.optional(key_name, parse::readable_file);
         let identity = match given {
@@ -301,7 +302,7 @@ impl Reader {
         in_url: Option<T>,
         parse: impl Fn(&str) -> Parsed<T>,
     ) -> T {
-        let is_said = self.found(name).is_some_and(|found| found.at.is_some());
+        let is_said = self.lookup(name).is_some_and(|found| found.at.is_some());
         match in_url {
             Some(value) if !is_said => value,
             Some(_) | None => self.value(name, parse),
@@ -339,13 +340,13 @@ impl Reader {
 
     fn outputs(&mut self) -> Option<Outputs> {
         let said = self.optional("outputs.store", outputs::kept);
-        let wrong = said.is_none() && self.found("outputs.store").is_some();
+        let wrong = said.is_none() && self.lookup("outputs.store").is_some();
         let names =
             ["endpoint", "access-key", "secret-key"].map(|name| format!("outputs.s3-{name}"));
         // Where the store is wrong, nothing is said about what goes with it.
         if !wrong && !matches!(said, Some(outputs::Kept::Bucket { .. })) {
             for name in names {
-                let Some(found) = self.found(&name) else { continue };
+                let Some(found) = self.lookup(&name) else { continue };
                 let expected =
                     "has a use only for outputs.store with s3://, which is not what was given";
                 let at = found.at.unwrap_or(name);
@@ -425,12 +426,12 @@ impl Reader {
             base_images_bytes: self.value("worker.base-images-bytes", parse::bytes),
         };
         if worker.disk_low >= worker.disk_high {
-            let said = |found: &Found| found.at.is_some();
+            let said = |found: &SettingValue| found.at.is_some();
             // What was said is what can be put right: a default has no place.
-            if let Some(found) = self.found("worker.disk-low").filter(said) {
+            if let Some(found) = self.lookup("worker.disk-low").filter(said) {
                 let expected = format!("less than worker.disk-high, which is {}", worker.disk_high);
                 self.fault("worker.disk-low", &found, expected);
-            } else if let Some(found) = self.found("worker.disk-high") {
+            } else if let Some(found) = self.lookup("worker.disk-high") {
                 let expected = format!("more than worker.disk-low, which is {}", worker.disk_low);
                 self.fault("worker.disk-high", &found, expected);
             }

@@ -7,7 +7,9 @@
 //! | `environment` | the variables of the process |
 //! | [`env_files`] | files of variables for steps |
 //! | `layer` | each source of values, and what is wrong with it |
+//! | `access` | who can change the file |
 //! | `file` | where the file is found, and how it is read |
+//! | `local` | what a file in the working directory must not decide |
 //! | `load` | the layers into the types below |
 //! | `outputs` | where outputs are kept, and what goes with it |
 //! | `parse` | one text into one value |
@@ -16,12 +18,14 @@
 //!
 //! Rooms take plain option structs of their own; `app` makes those from these types.
 
+mod access;
 pub mod env_files;
 mod environment;
 mod fault;
 mod file;
 mod layer;
 mod load;
+mod local;
 mod outputs;
 mod parse;
 mod reach;
@@ -40,6 +44,7 @@ use protocol::pipeline::{ExecutorKind, PullPolicy, Vars};
 use protocol::quantity::Span;
 use url::Url;
 
+pub use access::check as check_access;
 pub use environment::Environment;
 pub use fault::{Fault, Faults};
 pub use load::{Effective, Flags, Loaded, Sources, load};

@@ -1,12 +1,14 @@
 //! The settings of the runner that job files were written for: its file, its flags, its variables.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use protocol::pipeline::{Callback, ExecutorKind, Pipeline, Token};
 use serde_json::{Map, Value};
 
 use crate::cli::exit::{Exit, Failure};
-use crate::config::Environment;
+use crate::config::{Environment, check_access};
 
 /// How jobs are run here.
 #[derive(Debug, Default, PartialEq)]
@@ -24,6 +26,8 @@ pub(in crate::cli) struct Settings {
 const LOG_DIR: [&str; 2] = ["default_log_dir", "logdir"];
 const WORK_DIR: [&str; 2] = ["default_work_dir", "workdir"];
 const BEFORE_SCRIPT: [&str; 2] = ["before_script", "global_before_script"];
+/// The limit for a settings file.
+const MAX_BYTES: u64 = 1024 * 1024;
 /// The file that is looked for where none is named.
 const USUAL_FILE: &str = "config.yaml";
 
@@ -36,10 +40,36 @@ fn is_ours(map: &Map<String, Value>) -> bool {
 
 /// The settings in a file. `None`: it has others.
 pub(in crate::cli) fn read(path: &Path) -> Result<Option<Map<String, Value>>, Failure> {
+    let found = parse(path)?;
+    found.map(|found| found.checked(path)).transpose()
+}
+
+/// The settings in a file, and that file.
+struct Found {
+    map: Map<String, Value>,
+    file: File,
+}
+
+impl Found {
+    /// The settings, if only this user and root can change them: they hold programs that are run.
+    fn checked(self, path: &Path) -> Result<Map<String, Value>, Failure> {
+        match check_access(&self.file, path) {
+            Ok(()) => Ok(self.map),
+            Err(why) => Err(Failure::new(Exit::Settings, format!("{} {why}", path.display()))),
+        }
+    }
+}
+
+fn parse(path: &Path) -> Result<Option<Found>, Failure> {
     let failed = |cause: &dyn std::fmt::Display| {
         Failure::new(Exit::Settings, format!("{}: {cause}", path.display()))
     };
-    let bytes = std::fs::read(path).map_err(|cause| failed(&cause))?;
+    let file = File::open(path).map_err(|cause| failed(&cause))?;
+    let mut bytes = Vec::new();
+    (&file).take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|cause| failed(&cause))?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(failed(&"is larger than 1 MiB, the limit for a settings file"));
+    }
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Ok(None);
     }
@@ -47,7 +77,7 @@ pub(in crate::cli) fn read(path: &Path) -> Result<Option<Map<String, Value>>, Fa
     let read = protocol::dialect::document(name.as_deref(), &bytes);
     let read = read.map_err(|cause| failed(&format!("line {}: {}", cause.line, cause.message)))?;
     match read {
-        Value::Object(map) if is_ours(&map) => Ok(Some(map)),
+        Value::Object(map) if is_ours(&map) => Ok(Some(Found { map, file })),
         Value::Object(_)
         | Value::Null
         | Value::Bool(_)
@@ -73,8 +103,11 @@ impl Settings {
         let usual = Path::new(USUAL_FILE);
         let map = match file {
             Some(file) => read(file)?,
-            // One that is there by chance, and is somebody else's, says nothing.
-            None if usual.is_file() => read(usual).unwrap_or_default(),
+            None if usual.is_file() => match parse(usual) {
+                Ok(Some(found)) => Some(found.checked(usual)?),
+                // A file of that name that belongs to another program.
+                Ok(None) | Err(_) => None,
+            },
             None => None,
         };
         let map = map.unwrap_or_default();

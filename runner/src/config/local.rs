@@ -1,0 +1,160 @@
+//! The rule for a settings file that was found in the working directory and not named by the user.
+//!
+//! Such a file can come with an untrusted checkout. It must not choose where credentials are sent that
+//! come from elsewhere: from variables, from flags, from files, or from the machine.
+
+use super::parse::{self, BrokerUrl};
+use super::{Environment, Fault};
+
+/// A setting as it holds, and where it was given.
+pub(super) struct SettingValue {
+    pub(super) text: String,
+    /// The place; `None` for a default.
+    pub(super) at: Option<String>,
+}
+
+/// A setting that decides which server is asked, or by what the server is recognised; and the
+/// settings whose values go to that server.
+struct Rule {
+    target: &'static str,
+    credentials: &'static [&'static str],
+}
+
+/// A URL counts as a credential only if it has a user.
+const RULES: &[Rule] = &[
+    Rule { target: "queue.url", credentials: QUEUE },
+    Rule { target: "queue.ca", credentials: QUEUE_CA },
+    Rule { target: "stream.url", credentials: QUEUE_CA },
+    Rule { target: "storage.urls", credentials: STORAGE },
+    Rule { target: "storage.ca", credentials: STORAGE_CA },
+    Rule { target: "outputs.store", credentials: S3 },
+    Rule { target: "outputs.s3-endpoint", credentials: S3 },
+    // It is part of the name of the server.
+    Rule { target: "outputs.s3-region", credentials: S3 },
+];
+const QUEUE: &[&str] = &["queue.user", "queue.password", "queue.cert", "queue.key"];
+const QUEUE_CA: &[&str] =
+    &["queue.url", "stream.url", "queue.user", "queue.password", "queue.cert", "queue.key"];
+const STORAGE: &[&str] = &["storage.user", "storage.password", "storage.cert", "storage.key"];
+const STORAGE_CA: &[&str] =
+    &["storage.urls", "storage.user", "storage.password", "storage.cert", "storage.key"];
+const S3: &[&str] = &["outputs.s3-access-key", "outputs.s3-secret-key"];
+
+/// Settings that such a file must not give: what they name receives credentials of registries, which
+/// are never in the file itself.
+const REJECTED: [&str; 4] =
+    ["engine.url", "engine.docker-url", "engine.registry-insecure", "worker.checkpoint-registry"];
+
+/// Whoever may publish a start on these servers may ask for the secrets of steps.
+const PUBLISHERS: [&str; 2] = ["queue.url", "storage.urls"];
+const SECRETS_DIR: &str = "worker.secrets-dir";
+
+/// What a file in the working directory would send elsewhere, a fault for each setting. `label`: how
+/// the places of the file's values begin. `lookup`: the value
+/// of a setting.
+pub(super) fn check(
+    label: &str,
+    lookup: impl Fn(&str) -> Option<SettingValue>,
+    environment: &Environment,
+) -> Vec<Fault> {
+    let local = Local { label, lookup };
+    let rejected = REJECTED.iter().filter_map(|name| {
+        let at = local.place(name)?;
+        let expected = format!(
+            "is not accepted from a settings file in the working directory, because it decides where \
+             credentials of registries are sent; {}",
+            local.advice()
+        );
+        Some(Fault { at, value: None, expected })
+    });
+    let combined = RULES.iter().filter_map(|rule| local.combined(rule, environment));
+    rejected.chain(combined).collect()
+}
+
+struct Local<'a, F> {
+    label: &'a str,
+    lookup: F,
+}
+
+impl<F: Fn(&str) -> Option<SettingValue>> Local<'_, F> {
+    /// Where the file gives a setting, if it does and that value holds.
+    fn place(&self, name: &str) -> Option<String> {
+        (self.lookup)(name)?.at.filter(|at| self.is_local(at))
+    }
+
+    fn is_local(&self, at: &str) -> bool {
+        at.strip_prefix(self.label).is_some_and(|rest| rest.starts_with(": "))
+    }
+
+    fn advice(&self) -> String {
+        format!("if you trust the file, name it with `--config {}`", self.label)
+    }
+
+    /// The fault if the file gives the target of a rule and its credentials come from elsewhere.
+    fn combined(&self, rule: &Rule, environment: &Environment) -> Option<Fault> {
+        let at = self.place(rule.target)?;
+        let text = (self.lookup)(rule.target)?.text;
+        let mut elsewhere: Vec<String> = rule
+            .credentials
+            .iter()
+            .filter(|name| !(rule.target == "stream.url" && is_login(name) && has_login(&text)))
+            .filter_map(|name| self.credential_from_elsewhere(name))
+            .collect();
+        if PUBLISHERS.contains(&rule.target) {
+            elsewhere.extend(self.secrets_of_steps(environment));
+        }
+        if rule.target.starts_with("outputs.") && self.uses_role_of_machine() {
+            elsewhere.push("the role of this machine".into());
+        }
+        let (last, others) = elsewhere.split_last()?;
+        let sources = match others {
+            [] => last.clone(),
+            [..] => format!("{} and {last}", others.join(", ")),
+        };
+        let expected = format!(
+            "is not combined with credentials from elsewhere ({sources}), because a settings file in \
+             the working directory must not decide where they are sent; {}",
+            self.advice()
+        );
+        Some(Fault { at, value: None, expected })
+    }
+
+    /// Where a credential comes from, if that is not the file.
+    fn credential_from_elsewhere(&self, name: &str) -> Option<String> {
+        let SettingValue { text, at } = (self.lookup)(name)?;
+        let is_url = name.ends_with(".url") || name.ends_with(".urls");
+        if is_url && !text.contains('@') {
+            return None;
+        }
+        let at = at?;
+        // A file of the user's own, which the settings file merely names.
+        (!self.is_local(&at) || at.ends_with("-file")).then_some(at)
+    }
+
+    /// Whether outputs go to a bucket without keys of its own.
+    fn uses_role_of_machine(&self) -> bool {
+        let is_bucket =
+            (self.lookup)("outputs.store").is_some_and(|value| value.text.starts_with("s3://"));
+        is_bucket && S3.iter().all(|name| (self.lookup)(name).is_none())
+    }
+
+    /// Where secrets of steps come from. A directory is elsewhere whoever names it.
+    fn secrets_of_steps(&self, environment: &Environment) -> Vec<String> {
+        let variables = environment.secrets().into_keys();
+        let mut from: Vec<String> =
+            variables.map(|name| format!("{}{name}", super::environment::SECRET)).collect();
+        from.extend((self.lookup)(SECRETS_DIR).and_then(|value| value.at));
+        from.extend(environment.credentials_dir().map(|_dir| "CREDENTIALS_DIRECTORY".to_owned()));
+        from
+    }
+}
+
+/// Whether a setting is replaced by the user and password of the stream's own URL.
+fn is_login(name: &str) -> bool {
+    ["queue.url", "queue.user", "queue.password", "stream.url"].contains(&name)
+}
+
+fn has_login(url: &str) -> bool {
+    let url = parse::stream_url(url);
+    matches!(url, Ok(BrokerUrl { user: Some(_), password: Some(_), .. }))
+}
