@@ -8,6 +8,7 @@ use crate::dialect;
 use crate::dialect::tree::{self, Node, Value, quoted};
 use crate::id::{PipelineId, RegisteredName, RunId, StepName};
 use crate::pipeline::{Params, Pipeline, Vars};
+use crate::quantity;
 use crate::run::Parent;
 use crate::time::Millis;
 
@@ -23,6 +24,33 @@ pub const UNPAUSE: &str = "pipeline/unpause";
 /// The largest definition, variables and values of a start, as JSON, in bytes (etcd takes requests of up to
 /// 1.5 MiB, and a record holds the definition once).
 pub const MAX_START_BYTES: usize = 512 * 1024;
+
+/// The bytes of a start that count against [`MAX_START_BYTES`]: the definition that it carries, if it
+/// carries one, and its variables and values, as JSON.
+#[must_use]
+pub fn start_bytes(definition: Option<&Pipeline>, vars: &Vars, params: &Params) -> usize {
+    let definition = definition.map_or(0, json_bytes);
+    definition + json_bytes(&(vars, params))
+}
+
+/// Why a start is rejected because of its size; `None` if it is small enough.
+#[must_use]
+pub fn too_large(definition: Option<&Pipeline>, vars: &Vars, params: &Params) -> Option<String> {
+    let bytes = start_bytes(definition, vars, params);
+    let readable = |bytes: usize| quantity::readable(u64::try_from(bytes).unwrap_or(u64::MAX));
+    (bytes > MAX_START_BYTES).then(|| {
+        format!(
+            "the definition, variables and values of a start take {} as JSON, more than the limit of {}",
+            readable(bytes),
+            readable(MAX_START_BYTES)
+        )
+    })
+}
+
+/// A value that cannot be written as JSON cannot be sent either, so that its size does not matter.
+fn json_bytes(value: &impl Serialize) -> usize {
+    serde_json::to_vec(value).map_or(0, |json| json.len())
+}
 
 /// A command that was understood.
 #[derive(Debug, Clone, PartialEq)]

@@ -21,8 +21,9 @@ pub(crate) use self::handover::json;
 pub use self::lines::{BadJob, CI_GROUP, Job, MAX_ATTEMPTS};
 pub use self::prunner::{Loaded, load as load_prunner};
 use self::tree::{Node, Position, Value};
+use crate::command;
 use crate::diagnostic::{Class, Diagnostic};
-use crate::pipeline::{Cmd, Pipeline, Unsupported};
+use crate::pipeline::{Cmd, Params, Pipeline, Unsupported, Vars};
 use crate::shell::{self, Surprise};
 
 /// How something is written.
@@ -63,6 +64,26 @@ impl Parsed {
     pub fn is_refused(&self) -> bool {
         self.diagnostics.iter().any(|fault| fault.class.is_refusal())
     }
+
+    /// With an error for each pipeline that no worker accepts, because a start with its definition is
+    /// too large.
+    #[must_use]
+    pub fn checked(mut self) -> Self {
+        let several = self.pipelines.len() > 1;
+        let too_large = |pipeline: &Pipeline| {
+            let why = command::too_large(Some(pipeline), &Vars::new(), &Params::new())?;
+            let path = if several { format!("pipelines.{}", pipeline.name) } else { String::new() };
+            let hint = "move large texts to files that a resource or the image provides";
+            let at = Position::default();
+            Some(Diagnostic { path, ..at.fault(why, Some(hint)) })
+        };
+        let faults: Vec<_> = self.pipelines.iter().filter_map(too_large).collect();
+        if !faults.is_empty() {
+            self.pipelines.clear();
+            self.diagnostics.extend(faults);
+        }
+        self
+    }
 }
 
 /// Reads a file of any dialect. `file` is its name, where it has one: for the faults, and for what
@@ -78,7 +99,7 @@ pub fn parse(file: Option<&str>, bytes: &[u8]) -> Parsed {
 /// The same of a dialect that somebody names, where it is named.
 #[must_use]
 pub fn parse_as(dialect: Option<Dialect>, file: Option<&str>, bytes: &[u8]) -> Parsed {
-    let mut parsed = read(dialect, file, bytes);
+    let mut parsed = read(dialect, file, bytes).checked();
     for fault in &mut parsed.diagnostics {
         fault.file = file.map(str::to_owned);
     }
@@ -247,7 +268,9 @@ fn remarks(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
             "the image {} does not say which registry it is from, so each host may choose another",
             tree::quoted(image)
         );
-        let hint = format!("for example docker.io/library/{image}");
+        // Docker Hub keeps images without an owner in `library`.
+        let owner = if image.contains('/') { "" } else { "library/" };
+        let hint = format!("for example docker.io/{owner}{image}");
         let fault = place_of(root, "image").fault(message, Some(&hint));
         remarks.push(Diagnostic { class: Class::Warning, path: "image".to_owned(), ..fault });
     }

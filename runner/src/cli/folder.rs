@@ -50,11 +50,12 @@ pub(super) fn parsed(
         message,
         hint: None,
     });
-    Ok(Parsed {
+    let parsed = Parsed {
         diagnostics: wrong.chain(loaded.warnings).collect(),
         pipelines: loaded.pipelines.into_values().map(|(_, pipeline)| pipeline).collect(),
         dialect: Some(Dialect::Prunner),
-    })
+    };
+    Ok(parsed.checked())
 }
 
 /// The files below a directory that a pattern is for, in the order of their paths. Links are followed;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use protocol::command::{self, Command, Disposition, MAX_START_BYTES, Malformed, Start};
+use protocol::command::{self, Command, Disposition, Malformed, Start};
 use protocol::event::Reason;
 use protocol::id::RunId;
 use protocol::names;
@@ -367,10 +367,12 @@ async fn answer_start(
 ) -> Answer {
     let (run, named) = claim::run_of(start);
     debug!(run.id = %run, "a start of run {run} has come in");
-    if let Some(size) = too_large(start) {
-        let found = format!("a definition and variables of {size} bytes");
-        let expected = format!("at most {MAX_START_BYTES} bytes");
-        let fault = Malformed::new(Some("pipeline"), &found, &expected, Some(run));
+    let definition = match &start.target {
+        command::Target::Inline(pipeline) => Some(&**pipeline),
+        command::Target::Stored(_) => None,
+    };
+    if let Some(what) = command::too_large(definition, &start.vars, &start.params) {
+        let fault = Malformed { field: Some("pipeline".into()), what, run_id: Some(run) };
         return Answer::Settle(reject(shared, &fault).await, Some(slot));
     }
     let Some(launch) = Launch::enter(shared, &run) else {
@@ -497,15 +499,6 @@ async fn reject(shared: &Shared, fault: &Malformed) -> Disposition {
     event.run_id.clone_from(&fault.run_id);
     shared.tell(event).await;
     Disposition::DeadLetter
-}
-
-fn too_large(start: &Start) -> Option<usize> {
-    let definition = match &start.target {
-        command::Target::Inline(pipeline) => serde_json::to_vec(pipeline).map_or(0, |j| j.len()),
-        command::Target::Stored(_) => 0,
-    };
-    let size = definition + claim::size_of_vars(start);
-    (size > MAX_START_BYTES).then_some(size)
 }
 
 async fn settle(delivery: Delivery, disposition: Disposition) {

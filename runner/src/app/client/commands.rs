@@ -1,9 +1,9 @@
 //! Starts, stops and pauses: messages for the workers.
 
-use protocol::command::{self, MAX_START_BYTES};
+use protocol::command;
 use protocol::id::{PipelineId, RegisteredName, RunId, StepName};
 use protocol::pipeline::{Params, Pipeline, Vars};
-use protocol::run::{NodeState, Parent};
+use protocol::run::{NodeState, Parent, StepRecord};
 use serde_json::{Map, Value, json};
 
 use super::{Client, Error};
@@ -39,30 +39,27 @@ impl StartRequest {
     fn message(&self) -> Result<Message, Error> {
         let mut body = Map::new();
         body.insert("run-id".into(), json!(self.run));
-        let mut size = 0;
+        let definition = match &self.what {
+            StartOf::Stored(_) => None,
+            StartOf::Inline(pipeline) => Some(&**pipeline),
+        };
+        if let Some(why) = command::too_large(definition, &self.vars, &self.params) {
+            return Err(Error::TooLarge(why));
+        }
         match &self.what {
             StartOf::Stored(id) => {
                 body.insert("group".into(), json!(id.group()));
                 body.insert("name".into(), json!(id.name()));
             }
             StartOf::Inline(pipeline) => {
-                let definition = json!(pipeline);
-                size += definition.to_string().len();
-                body.insert("pipeline".into(), definition);
+                body.insert("pipeline".into(), json!(pipeline));
             }
         }
         if !self.vars.is_empty() {
-            let vars = json!(self.vars);
-            size += vars.to_string().len();
-            body.insert("vars".into(), vars);
+            body.insert("vars".into(), json!(self.vars));
         }
         if !self.params.is_empty() {
-            let params = json!(self.params);
-            size += params.to_string().len();
-            body.insert("params".into(), params);
-        }
-        if size > MAX_START_BYTES {
-            return Err(Error::TooLarge { size, max: MAX_START_BYTES });
+            body.insert("params".into(), json!(self.params));
         }
         if let Some(logger) = &self.logger {
             body.insert("logger".into(), json!(logger));
@@ -114,23 +111,9 @@ impl Client {
         from: Option<StepName>,
         run: RunId,
     ) -> Result<StartRequest, Error> {
-        let known = self.run(of).await?;
-        if let Some(step) = &from {
-            known.check_step(step)?;
-        }
-        let record = known.record;
+        let (start, last) = self.rerun_from(of, from, run).await?;
         let cannot = |why: String| Err(Error::NoRerun { run: of.clone(), why });
-        if !record.status.is_ended() {
-            return cannot(format!("it is {}; stop it first", record.status));
-        }
-        let Some(pipeline) = record.pipeline.clone() else {
-            return cannot("its pipeline was not known".into());
-        };
-        let kept = match record.kept_before(from.as_ref()) {
-            Ok(kept) => kept,
-            Err(why) => return cannot(why.to_string()),
-        };
-        if let Some(last) = kept.iter().rev().find(|step| step.image.is_some()) {
+        if let (Some(last), StartOf::Inline(pipeline)) = (last, &start.what) {
             let nodes = self.nodes().await?;
             let here = nodes.iter().any(|(_, node)| {
                 let is_well = node.state == NodeState::Ready && !node.engine_away;
@@ -149,14 +132,55 @@ impl Client {
                 ));
             }
         }
-        Ok(StartRequest {
+        Ok(start)
+    }
+
+    /// As [`Self::rerun`], for a run whose images are on this host: no worker needs to be ready.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn rerun_here(
+        &self,
+        of: &RunId,
+        from: Option<StepName>,
+        run: RunId,
+    ) -> Result<StartRequest, Error> {
+        Ok(self.rerun_from(of, from, run).await?.0)
+    }
+
+    /// The start of a rerun, and the last step whose image it begins with.
+    async fn rerun_from(
+        &self,
+        of: &RunId,
+        from: Option<StepName>,
+        run: RunId,
+    ) -> Result<(StartRequest, Option<StepRecord>), Error> {
+        let known = self.run(of).await?;
+        if let Some(step) = &from {
+            known.check_step(step)?;
+        }
+        let record = known.record;
+        let cannot = |why: String| Err(Error::NoRerun { run: of.clone(), why });
+        if !record.status.is_ended() {
+            return cannot(format!("it is {}; stop it first", record.status));
+        }
+        let Some(pipeline) = record.pipeline.clone() else {
+            return cannot("its pipeline was not known".into());
+        };
+        let kept = match record.kept_before(from.as_ref()) {
+            Ok(kept) => kept,
+            Err(why) => return cannot(why.to_string()),
+        };
+        let last = kept.into_iter().rev().find(|step| step.image.is_some());
+        let start = StartRequest {
             what: StartOf::Inline(Box::new(pipeline)),
             run,
             vars: record.vars,
             params: record.params,
             logger: record.logger,
             parent: Some(Parent { run_id: of.clone(), from }),
-        })
+        };
+        Ok((start, last))
     }
 
     /// Sends a stop; the broker has it when this returns.
@@ -190,7 +214,7 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
-    use protocol::command::{Command, RunIdSource, Target, decode};
+    use protocol::command::{Command, MAX_START_BYTES, RunIdSource, Target, decode};
 
     use super::*;
 
@@ -229,7 +253,8 @@ mod tests {
 
     #[test]
     fn a_start_that_no_worker_would_take_is_refused_here() {
-        let huge = start(StartOf::Inline(Box::new(pipeline(&"x".repeat(MAX_START_BYTES)))));
-        assert!(matches!(huge.message(), Err(Error::TooLarge { .. })));
+        let mut huge = start(StartOf::Inline(Box::new(pipeline("x"))));
+        huge.vars.insert("B".into(), "x".repeat(MAX_START_BYTES));
+        assert!(matches!(huge.message(), Err(Error::TooLarge(_))));
     }
 }

@@ -121,18 +121,11 @@ pub enum Error {
         /// Why.
         why: String,
     },
-    /// A start that no worker would take.
-    #[error(
-        "the definition and its variables have {size} bytes as JSON, and at most {max} are taken"
-    )]
-    TooLarge {
-        /// Its size.
-        size: usize,
-        /// The bound.
-        max: usize,
-    },
+    /// A start that no worker accepts, because of its size: the sentence.
+    #[error("{0}")]
+    TooLarge(String),
     /// A key that changes all the time.
-    #[error("{key} was changed by others again and again; try it once more")]
+    #[error("{key} keeps changing concurrently; try again")]
     Contended {
         /// The key.
         key: String,
@@ -165,7 +158,7 @@ impl Error {
             | Self::Events(_)
             | Self::Unreadable { .. }
             | Self::NotTold(_) => Trouble::Service,
-            Self::TooLarge { .. } => Trouble::Input,
+            Self::TooLarge(_) => Trouble::Input,
             Self::UnknownRun(_)
             | Self::NoSuchStep { .. }
             | Self::InUse { .. }
