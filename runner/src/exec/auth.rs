@@ -103,6 +103,8 @@ impl Login {
 
 /// The registry of an image reference, and the reference in full as far as its tag.
 pub(super) fn registry_of(image: &str) -> (&str, String) {
+    // The transport that engines take for granted.
+    let image = image.strip_prefix("docker://").unwrap_or(image);
     let repository = image.split('@').next().unwrap_or(image);
     let repository = match repository.rsplit_once(':') {
         Some((before, tag)) if !tag.contains('/') => before,
@@ -194,6 +196,7 @@ mod tests {
             ("localhost/app", "localhost", "localhost/app"),
             ("127.0.0.1:5000/a/b:t", "127.0.0.1:5000", "127.0.0.1:5000/a/b"),
             ("quay.io/a/b@sha256:00", "quay.io", "quay.io/a/b"),
+            ("docker://quay.io/a/b:1", "quay.io", "quay.io/a/b"),
         ] {
             assert_eq!(registry_of(image), (registry, repository.to_owned()), "{image}");
         }

@@ -255,6 +255,7 @@ impl Executor for Scripted {
             executor: "scripted",
             checkpoints: false,
             limits_refused: None,
+            warning: None,
         })
     }
 

@@ -5,18 +5,28 @@ use protocol::time::Millis;
 /// The disk that an engine keeps everything on, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Disk {
-    /// All of it.
+    /// What an ordinary user can write to an empty one: all of it without root's reserve.
     pub total: u64,
     /// What can still be written.
     pub free: u64,
 }
 
 impl Disk {
-    /// How full it is, in percent, rounded down.
+    /// A disk as the system counts it, in blocks of `size` bytes: those of it, those that nothing is in,
+    /// and those of them that an ordinary user can write to.
+    #[must_use]
+    pub fn of_blocks(size: u64, blocks: u64, free: u64, available: u64) -> Self {
+        let used = blocks.saturating_sub(free);
+        let bytes = |blocks: u64| blocks.saturating_mul(size);
+        Self { total: bytes(used.saturating_add(available)), free: bytes(available) }
+    }
+
+    /// How full it is, in percent, rounded up: the number that `df` shows.
     #[must_use]
     pub fn percent(&self) -> u8 {
         let used = u128::from(self.total.saturating_sub(self.free));
-        let percent = (used * 100).checked_div(u128::from(self.total)).unwrap_or(0);
+        let total = u128::from(self.total);
+        let percent = if total == 0 { 0 } else { (used * 100).div_ceil(total) };
         u8::try_from(percent).unwrap_or(100)
     }
 
@@ -73,7 +83,12 @@ mod tests {
     fn a_disk_is_as_full_as_what_cannot_be_written_any_more() {
         let disk = |total, free| Disk { total, free };
         assert_eq!([disk(100, 15), disk(100, 0), disk(0, 0)].map(|d| d.percent()), [85, 100, 0]);
-        assert_eq!(disk(u64::MAX, u64::MAX / 2).percent(), 50);
+        assert_eq!(disk(u64::MAX, u64::MAX / 2).percent(), 51);
+        // `df` shows 85% for 100 blocks of which 20 are free, 15 of them for ordinary users.
+        let reserved = Disk::of_blocks(4096, 100, 20, 15);
+        assert_eq!((reserved.percent(), reserved.free), (85, 15 * 4096));
+        assert_eq!(Disk::of_blocks(1, 1000, 500, 500).percent(), 50);
+        assert_eq!(Disk::of_blocks(1, 1000, 499, 499).percent(), 51);
         assert!(disk(1 << 30, 1 << 20).is_full() && !disk(1 << 30, 1 << 21).is_full());
     }
 

@@ -31,6 +31,8 @@ pub struct EngineInfo {
     pub checkpoints: bool,
     /// Why limits of cpu and memory cannot be enforced, where they cannot.
     pub limits_refused: Option<String>,
+    /// What users should know before they rely on the engine, as a sentence.
+    pub warning: Option<String>,
 }
 
 /// What an executor could not do. That a step failed is no such thing: see [`Ran`].

@@ -297,7 +297,13 @@ impl Executor for Handle {
     async fn info(&self) -> Result<EngineInfo, ExecError> {
         let id = format!("engine-{}", self.process.engine);
         let checkpoints = self.world().plan.registry;
-        Ok(EngineInfo { id, executor: "simulated", checkpoints, limits_refused: None })
+        Ok(EngineInfo {
+            id,
+            executor: "simulated",
+            checkpoints,
+            limits_refused: None,
+            warning: None,
+        })
     }
 
     async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError> {

@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::Check;
 use crate::app::engine::find;
 use crate::config;
+use crate::exec::podman::loses_changes;
 
 /// What was seen of the engine.
 #[derive(Debug)]
@@ -105,6 +106,11 @@ fn storage(info: &Value) -> Check {
             "use a kernel from 5.13 on and no mount_program in storage.conf",
         ),
         ("btrfs" | "zfs", _) => Check::ok("storage", format!("{driver} snapshots")),
+        ("vfs", _) => Check::fail(
+            "storage",
+            loses_changes(Some(driver)).unwrap_or_default(),
+            "set driver = \"overlay\" in storage.conf of that user, before there are images",
+        ),
         _ => Check::warn(
             "storage",
             format!("driver {driver} copies whole images: each step costs time and disk"),
@@ -115,6 +121,9 @@ fn storage(info: &Value) -> Check {
 
 /// Why limits are refused here, where they are.
 pub(super) fn limits_refused(info: &Value) -> Option<String> {
+    if has_v1(info) {
+        return Some("control groups of version 1 are not delegated to a rootless engine".into());
+    }
     let controllers = info.pointer("/host/cgroupControllers").and_then(Value::as_array);
     let has = |name: &str| controllers.is_some_and(|all| all.iter().any(|one| one == name));
     let missing: Vec<&str> = ["cpu", "memory"].into_iter().filter(|name| !has(name)).collect();
@@ -122,7 +131,23 @@ pub(super) fn limits_refused(info: &Value) -> Option<String> {
         .then(|| format!("no cgroup controller is delegated for {}", missing.join(" and ")))
 }
 
+/// Whether a rootless engine finds control groups of version 1, as on a host with both versions.
+fn has_v1(info: &Value) -> bool {
+    let version = info.pointer("/host/cgroupVersion").and_then(Value::as_str);
+    let rootless = info.pointer("/host/security/rootless").and_then(Value::as_bool);
+    version == Some("v1") && rootless == Some(true)
+}
+
 fn limits(info: &Value) -> Check {
+    if has_v1(info) {
+        return Check::fail(
+            "cgroups",
+            "v1 or hybrid: a rootless engine cannot create control groups here, so that containers do \
+             not start",
+            "boot with systemd.unified_cgroup_hierarchy=1; or set cgroups = \"disabled\" in \
+             containers.conf of that user, which leaves steps without limits",
+        );
+    }
     let version = info.pointer("/host/cgroupVersion").and_then(Value::as_str).unwrap_or("?");
     match limits_refused(info) {
         None => Check::ok("cgroups", format!("{version}: limits of cpu and memory are enforced")),
@@ -260,11 +285,10 @@ mod tests {
             },
             "store": { "graphDriverName": "vfs" },
         });
-        let warned = levels(&lacking).into_iter().filter(|(_, level)| *level == Level::Warn);
-        assert_eq!(
-            warned.map(|(name, _)| name).collect::<Vec<_>>(),
-            ["storage", "cgroups", "user ids"]
-        );
+        let judged = levels(&lacking);
+        assert!(judged.contains(&("storage", Level::Fail)), "vfs loses changes: {judged:?}");
+        let warned = judged.into_iter().filter(|(_, level)| *level == Level::Warn);
+        assert_eq!(warned.map(|(name, _)| name).collect::<Vec<_>>(), ["cgroups", "user ids"]);
         assert!(
             judge(&lacking).iter().all(|check| check.level == Level::Ok || check.advice.is_some())
         );
@@ -272,6 +296,16 @@ mod tests {
             limits_refused(&lacking).as_deref(),
             Some("no cgroup controller is delegated for cpu and memory")
         );
+    }
+
+    #[test]
+    fn a_rootless_engine_on_hybrid_control_groups_is_not_as_it_should_be() {
+        let mut hybrid = info();
+        hybrid["host"]["cgroupVersion"] = json!("v1");
+        assert!(levels(&hybrid).contains(&("cgroups", Level::Fail)));
+        assert!(limits_refused(&hybrid).is_some());
+        hybrid["host"]["security"]["rootless"] = json!(false);
+        assert!(levels(&hybrid).contains(&("cgroups", Level::Ok)));
     }
 
     #[test]

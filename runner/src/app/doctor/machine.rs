@@ -78,11 +78,18 @@ fn has_range(text: &str, user: Option<&str>, uid: u32) -> bool {
 pub(super) fn limits(refused: Option<String>) -> Check {
     match refused {
         None => Check::ok("local limits", "`quotas.limits` of steps on this host are enforced"),
-        Some(why) => Check::warn(
-            "local limits",
-            format!("`quotas.limits` of steps on this host are refused: {why}"),
-            "nothing, unless steps of executor local or custom are to be limited",
-        ),
+        Some(why) => {
+            // What to do is in brackets, for a step that is rejected.
+            let (cause, advice) = why.split_once(" (").unwrap_or((&why, ""));
+            Check::warn(
+                "local limits",
+                format!("`quotas.limits` of steps on this host are rejected: {cause}"),
+                match advice.trim_end_matches(')') {
+                    "" => "nothing, unless a pipeline needs such limits".to_owned(),
+                    advice => format!("only if a pipeline needs such limits: {advice}"),
+                },
+            )
+        }
     }
 }
 
@@ -100,9 +107,8 @@ pub(super) fn disks(config: &Config, images: Option<&Path>) -> Vec<Check> {
     let judged = places.into_iter().filter_map(|(name, path)| {
         let path = existing(&path)?;
         let stat = rustix::fs::statvfs(&path).ok()?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        let disk = Disk { total: stat.f_blocks.saturating_mul(stat.f_frsize), free };
-        let used = disk.percent();
+        let disk = Disk::of_blocks(stat.f_frsize, stat.f_blocks, stat.f_bfree, stat.f_bavail);
+        let (used, free) = (disk.percent(), disk.free);
         if disk.total == 0 {
             return None;
         }
@@ -138,6 +144,17 @@ mod tests {
         assert!(has_range(text, None, 1001));
         assert!(!has_range(text, Some("bob"), 1002));
         assert!(!has_range("", Some("bob"), 1002));
+    }
+
+    #[test]
+    fn refused_limits_are_a_short_finding_and_a_short_advice() {
+        let check = limits(Some("the group /x has no cpu controller (start it with y)".into()));
+        assert!(check.found.ends_with("are rejected: the group /x has no cpu controller"));
+        assert_eq!(
+            check.advice.as_deref(),
+            Some("only if a pipeline needs such limits: start it with y")
+        );
+        assert!(limits(Some("odd".into())).advice.is_some());
     }
 
     #[test]

@@ -253,7 +253,13 @@ impl Executor for Docker {
         let client = self.client().await;
         let client = client.map_err(|error| self.failed("asking what it is", &error))?;
         let limits_refused = client.limits().err();
-        Ok(EngineInfo { id: client.id.clone(), executor: NAME, checkpoints: false, limits_refused })
+        Ok(EngineInfo {
+            id: client.id.clone(),
+            executor: NAME,
+            checkpoints: false,
+            limits_refused,
+            warning: None,
+        })
     }
 
     async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError> {

@@ -214,7 +214,7 @@ impl Executor for Local {
     async fn info(&self) -> Result<EngineInfo, ExecError> {
         let (id, executor) = (NAME.to_owned(), NAME);
         let limits_refused = limits_refused(self.options.cgroup.as_deref());
-        Ok(EngineInfo { id, executor, checkpoints: false, limits_refused })
+        Ok(EngineInfo { id, executor, checkpoints: false, limits_refused, warning: None })
     }
 
     async fn prepare(&self, _run: &RunScope, _stop: &StopSignal) -> Result<Workspace, ExecError> {

@@ -37,7 +37,7 @@ impl Podman {
     /// container. So the system is believed where its disk is as large, to the byte, as the engine says.
     pub(super) async fn look_at_disk(&self) -> Result<Option<Disk>, ExecError> {
         if let Some(path) = self.root()
-            && let Some(disk) = of_path(path, reserve::keep).await
+            && let Some((_, disk)) = of_path(path, reserve::keep).await
         {
             return Ok(Some(disk));
         }
@@ -49,12 +49,12 @@ impl Podman {
             return Ok(None);
         }
         if self.http.is_local()
-            && let Some(disk) = of_path(graph_root.clone(), |_, _| ()).await
-            && disk.total == total
+            && let Some((blocks, _)) = of_path(graph_root.clone(), |_, _| ()).await
+            && blocks == total
         {
             let root = graph_root.clone();
             *self.root.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(root);
-            return Ok(of_path(graph_root, reserve::keep).await);
+            return Ok(of_path(graph_root, reserve::keep).await.map(|(_, disk)| disk));
         }
         Ok(Some(Disk { total, free: total.saturating_sub(used) }))
     }
@@ -71,16 +71,14 @@ impl Podman {
     }
 }
 
-/// What the system says of the disk at a path, of which a file system behind a network may take long;
-/// and what is done there about it.
-async fn of_path(path: PathBuf, then: fn(&Path, &Disk)) -> Option<Disk> {
+/// The size of the disk at a path with root's reserve, and the disk without it, as the system says;
+/// after `then`, which acts on it. A file system behind a network may take long.
+async fn of_path(path: PathBuf, then: fn(&Path, &Disk)) -> Option<(u64, Disk)> {
     let asked = tokio::task::spawn_blocking(move || {
         let stat = rustix::fs::statvfs(&path).ok()?;
-        // What an ordinary user may still write: root's reserve is not for rootless engines.
-        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
-        let disk = Disk { total: bytes(stat.f_blocks), free: bytes(stat.f_bavail) };
+        let disk = Disk::of_blocks(stat.f_frsize, stat.f_blocks, stat.f_bfree, stat.f_bavail);
         then(&path, &disk);
-        Some(disk)
+        Some((stat.f_blocks.saturating_mul(stat.f_frsize), disk))
     });
     asked.await.ok()?
 }

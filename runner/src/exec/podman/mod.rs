@@ -205,7 +205,9 @@ impl Podman {
         let info = info.map_err(|cause| self.client_failed("asking what it is", &cause))?;
         self.http.has_answered();
         let host = info.host.as_ref();
-        let root = info.store.and_then(|store| store.graph_root).unwrap_or_default();
+        let store = info.store.as_ref();
+        let root = store.and_then(|store| store.graph_root.clone()).unwrap_or_default();
+        let warning = loses_changes(store.and_then(|store| store.graph_driver_name.as_deref()));
         let machine = machine_id(self.http.is_local())
             .or_else(|| host.and_then(|host| host.hostname.clone()))
             .unwrap_or_default();
@@ -213,13 +215,20 @@ impl Podman {
         let id = digest.iter().take(16).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
         let cpus = host.and_then(|host| u64::try_from(host.cpus?).ok()).unwrap_or(1).max(1);
         let controllers = host.and_then(|host| host.cgroup_controllers.clone());
-        let limits_refused = limits_refused(&controllers.unwrap_or_default());
+        let is_rootless =
+            host.and_then(|host| host.security.as_ref()?.rootless).unwrap_or_default();
+        let is_v1 = host.and_then(|host| host.cgroup_version.as_deref()) == Some("v1");
+        let limits_refused = match is_rootless && is_v1 {
+            true => Some(NO_V1.to_owned()),
+            false => limits_refused(&controllers.unwrap_or_default()),
+        };
         Ok(Engine {
             info: EngineInfo {
                 id,
                 executor: NAME,
                 checkpoints: self.checkpoints.is_some(),
                 limits_refused,
+                warning,
             },
             cpus,
         })
@@ -262,6 +271,19 @@ fn machine_id(local: bool) -> Option<String> {
     let files = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
     let read = |file: &&str| std::fs::read_to_string(file).ok().map(|id| id.trim().to_owned());
     if local { files.iter().find_map(read).filter(|id| !id.is_empty()) } else { None }
+}
+
+/// Why a rootless engine limits nothing below control groups of version 1, or of both versions.
+const NO_V1: &str = "limits cannot be enforced: control groups of version 1 are not delegated to a rootless container engine; boot with systemd.unified_cgroup_hierarchy=1";
+
+/// What is lost with a storage driver that compares files by size and time alone.
+pub fn loses_changes(driver: Option<&str>) -> Option<String> {
+    (driver == Some("vfs")).then(|| {
+        "the container engine's storage driver vfs compares files by size and time: if a step changes a \
+         file and leaves both the same, later steps do not see the change; set driver = \"overlay\" in \
+         storage.conf"
+            .to_owned()
+    })
 }
 
 fn limits_refused(controllers: &[String]) -> Option<String> {

@@ -200,8 +200,43 @@ fn failed(cause: String, image: &str) -> Failed {
     if no_space(&cause) {
         return Failed::NoSpace(cause);
     }
-    let (host, _) = auth::registry_of(image);
-    Failed::Image(reason(&cause, host))
+    Failed::Image(reason(&cause, &Asked::of(&cause, image)))
+}
+
+/// The registries that the engine has asked for an image.
+#[derive(Debug, PartialEq, Eq)]
+struct Asked<'s>(Vec<&'s str>);
+
+impl<'s> Asked<'s> {
+    /// A name without a registry can be that of an image in any registry that the engine searches; its
+    /// answer says in which ones it did.
+    fn of(said: &'s str, image: &'s str) -> Self {
+        let (host, full) = auth::registry_of(image);
+        let name = image.strip_prefix("docker://").unwrap_or(image);
+        if full.split('/').next() == name.split('/').next() {
+            return Self(vec![host]);
+        }
+        let mut hosts = Vec::new();
+        let marks = ["docker://", "pinging container registry "];
+        for after in marks.iter().flat_map(|mark| said.split(mark).skip(1)) {
+            let host = after.split(['/', ' ', '"']).next().unwrap_or_default();
+            let host = host.trim_end_matches(':');
+            if !host.is_empty() && !hosts.contains(&host) {
+                hosts.push(host);
+            }
+        }
+        Self(hosts)
+    }
+}
+
+impl std::fmt::Display for Asked<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0.as_slice() {
+            [] => f.write_str("the registry that the engine searches"),
+            [one] => write!(f, "registry {one}"),
+            several => write!(f, "each of the registries {}", several.join(", ")),
+        }
+    }
 }
 
 /// Has the engine speak with the registry of an image, and hears it out.
@@ -245,13 +280,15 @@ async fn converse(
 
 /// One sentence of what engine and registry said: which of the things that a person can put right it
 /// is, and their words.
-fn reason(said: &str, host: &str) -> String {
+fn reason(said: &str, asked: &Asked<'_>) -> String {
     let has = |words: &[&str]| words.iter().any(|word| said.contains(word));
-    let words = said.trim().trim_start_matches("Error: ");
+    let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let words = lines.join(" ");
+    let words = words.trim_start_matches("Error: ");
     if has(&["server gave HTTP response to HTTPS client"]) {
-        format!("registry {host} does not speak TLS: add it to BOB_REGISTRY_INSECURE ({words})")
+        format!("{asked} does not speak TLS: add it to BOB_REGISTRY_INSECURE ({words})")
     } else if has(&["x509:", "tls: "]) {
-        format!("the certificate of registry {host} is not trusted here ({words})")
+        format!("the certificate of {asked} is not trusted here ({words})")
     } else if has(&[
         "unauthorized",
         "authentication required",
@@ -259,15 +296,21 @@ fn reason(said: &str, host: &str) -> String {
         "invalid username/password",
     ]) {
         format!(
-            "registry {host} refuses the credentials, or needs some: see BOB_REGISTRY_AUTH_FILE ({words})"
+            "{asked} refuses the credentials, or needs some: see BOB_REGISTRY_AUTH_FILE ({words})"
         )
     } else if has(&["manifest unknown", "name unknown", "repository name not known", "not found"]) {
-        format!("registry {host} has no such image or tag ({words})")
+        format!("{asked} has no such image or tag ({words})")
     } else if has(&["connection refused", "no such host", "i/o timeout", "dial tcp", "EOF"]) {
-        format!("registry {host} cannot be reached ({words})")
+        format!("{asked} cannot be reached ({words})")
+    } else if has(&["cannot prompt without a TTY"]) {
+        format!(
+            "it names no registry, and the engine searches several: write the name with its registry \
+             ({words})"
+        )
     } else if has(&["short-name", "unqualified-search registries"]) {
         format!(
-            "it names no registry and the engine has none to search: write it in full ({words})"
+            "it names no registry, and the engine has none to search: write the name with its \
+             registry ({words})"
         )
     } else {
         words.to_owned()
@@ -326,11 +369,32 @@ mod tests {
             ),
             (
                 "short-name \"x\" did not resolve to an alias and no unqualified-search registries are defined",
-                "in full",
+                "the engine has none to search",
+            ),
+            (
+                "short-name resolution enforced but cannot prompt without a TTY",
+                "the engine searches several",
             ),
         ] {
-            let sentence = reason(said, "h");
+            let sentence = reason(said, &Asked::of(said, "h.example/x"));
             assert!(sentence.contains(told), "{sentence}");
         }
+    }
+
+    #[test]
+    fn the_registries_that_were_asked_are_named_and_no_other() {
+        // As podman answers for a short name in permissive mode.
+        let said = "2 errors occurred while pulling:\n * initializing source docker://one.example/x:latest: \
+                    reading manifest latest in one.example/x: manifest unknown\n * initializing source \
+                    docker://two.example:5000/x:latest: pinging container registry two.example:5000: dial tcp: no such host";
+        assert_eq!(Asked::of(said, "x"), Asked(vec!["one.example", "two.example:5000"]));
+        let sentence = reason(said, &Asked::of(said, "x"));
+        assert!(
+            sentence.starts_with("each of the registries one.example, two.example:5000 has no")
+        );
+        assert!(!sentence.contains("docker.io") && !sentence.contains('\n'), "{sentence}");
+        assert_eq!(Asked::of(said, "docker://h.example/x"), Asked(vec!["h.example"]));
+        assert_eq!(Asked::of("unauthorized", "docker.io/x"), Asked(vec!["docker.io"]));
+        assert_eq!(Asked::of("unauthorized", "me/x"), Asked(vec![]));
     }
 }
