@@ -157,6 +157,24 @@ pub(super) fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
+/// The first line of a text that says something, in at most `width` characters, and how many lines
+/// follow: `set -eu … (+12 lines)`.
+pub(super) fn brief(text: &str, width: usize) -> String {
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = one_line(lines.next().unwrap_or_default());
+    let more = match lines.count() {
+        0 => String::new(),
+        1 => " … (+1 line)".to_owned(),
+        more => format!(" … (+{more} lines)"),
+    };
+    let room = width.saturating_sub(more.chars().count());
+    if first.chars().count() <= room {
+        return format!("{first}{more}");
+    }
+    let cut: String = first.chars().take(room.saturating_sub(1)).collect();
+    if more.is_empty() { format!("{cut}…") } else { format!("{}{more}", cut.trim_end()) }
+}
+
 /// A span for people: `250ms`, `4.2s`, `3m07s`, `5h12m`, `3d4h`.
 pub(super) fn span(millis: i64) -> String {
     let millis = millis.max(0);
@@ -211,6 +229,18 @@ mod tests {
         ] {
             assert_eq!(span(millis), text);
         }
+    }
+
+    #[test]
+    fn a_long_script_is_shown_by_its_first_line() {
+        assert_eq!(brief("echo hi", 40), "echo hi");
+        assert_eq!(brief("\n  set -eu\n\na\nb\n", 40), "set -eu … (+2 lines)");
+        assert_eq!(brief("a\nb", 40), "a … (+1 line)");
+        assert_eq!(brief(&"x".repeat(50), 10), "xxxxxxxxx…");
+        let script = format!("{}\nb", "x".repeat(500_000));
+        assert_eq!(brief(&script, 20), "xxxxxxx … (+1 line)");
+        assert_eq!(brief("", 10), "");
+        assert_eq!(brief("\u{1b}[2Jx", 10), " [2Jx");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use protocol::event::{LogStream, Reason};
 use protocol::id::StepName;
 use protocol::pipeline::Pipeline;
 
-use super::output::{Ink, one_line, span};
+use super::output::{Ink, brief, one_line, span};
 use super::sane::{cut, sane};
 use super::view::{StepEnd, told};
 use crate::app::client::{Ending, Item, Text};
@@ -31,6 +31,9 @@ enum State {
     Failed { took: i64 },
     Stopped { took: i64 },
 }
+
+/// The screen cuts a line to its width, which may change; this bounds what it keeps.
+const LONGEST_COMMAND: usize = 500;
 
 #[derive(Debug)]
 struct Line {
@@ -62,7 +65,7 @@ impl Screen {
     pub(super) fn new(pipeline: &Pipeline, colour: bool, size: Size, now: i64) -> Self {
         let line = |step: &protocol::pipeline::Step| Line {
             name: step.name.clone(),
-            command: one_line(&step.display()),
+            command: brief(&step.display(), LONGEST_COMMAND),
             state: State::Waiting,
         };
         Self {

@@ -3,7 +3,7 @@
 use protocol::event::{Event, LogStream, Reason, Severity};
 use protocol::id::StepName;
 
-use super::output::{Ink, Style, one_line, span};
+use super::output::{Ink, Style, brief, one_line, span};
 use crate::app::client::{Item, Text};
 
 /// Something to write.
@@ -14,6 +14,17 @@ pub(super) enum Piece {
     /// To standard error.
     Err(Vec<u8>),
 }
+
+impl Piece {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Self::Out(bytes) | Self::Err(bytes) => bytes.len(),
+        }
+    }
+}
+
+/// The width of a line that says that a step starts: a log need not be shown on a terminal.
+const WIDTH: usize = 100;
 
 /// Where the standard error of steps goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,7 +180,11 @@ pub(super) fn told(event: &Event, stopping: bool) -> Option<(String, Ink)> {
         Reason::ArtifactUpload { artifact, store } => {
             (format!("sending artifact {artifact} to {store}"), Ink::Dim)
         }
-        Reason::StepStarted { command, .. } => (format!("step {step}: {command}"), Ink::Cyan),
+        Reason::StepStarted { command, .. } => {
+            let begin = format!("step {step}: ");
+            let width = WIDTH.saturating_sub(begin.chars().count());
+            (format!("{begin}{}", brief(command, width)), Ink::Cyan)
+        }
         Reason::StepCompleted { exit_code, duration_ms, .. } => {
             let time = span(i64::try_from(*duration_ms).unwrap_or(i64::MAX));
             told_of_step(event, *exit_code, &time, stopping)
@@ -302,7 +317,7 @@ pub(super) mod tests {
             assert_eq!(
                 text,
                 "[bob] image busybox\n\
-                 [bob] step build: make  [2J\n\
+                 [bob] step build: make … (+1 line)\n\
                  one\n\
                  care\n\
                  [bob] step build passed after 1.2s\n\
@@ -352,7 +367,7 @@ pub(super) mod tests {
         assert_eq!(
             err,
             "[bob] image busybox\n\
-             [bob] step build: make  [2J\n\
+             [bob] step build: make … (+1 line)\n\
              care\n\
              [bob] step build passed after 1.2s\n\
              [bob] step test: make test\n\
