@@ -179,6 +179,67 @@ async fn run_shows_the_output_byte_for_byte_and_exits_with_the_result() {
 }
 
 #[tokio::test]
+async fn a_run_with_retention_is_kept_for_diff_shell_and_rerun() {
+    let Some(place) = Place::new().await else { return };
+    let steps =
+        "  - name: first\n    cmd: sh -c 'echo kept > /made'\n  - name: last\n    cmd: cat /made\n";
+    let file = place.pipeline("kept", &format!("{steps}retention: 1h\n"));
+    let run = format!("r-kept-{}", uuid::Uuid::now_v7());
+    let said = place.say(&["run", &file, "--run-id", &run]);
+    assert_eq!(said.status.code(), Some(0), "{}", text(&said.stderr));
+    assert!(
+        text(&said.stderr).contains(&format!("bob-runner rerun {run}")),
+        "{}",
+        text(&said.stderr)
+    );
+    let diff = place.say(&["diff", &run, "first"]);
+    assert_eq!(text(&diff.stdout), "A /made\n", "{}", text(&diff.stderr));
+    let again = place.say(&["rerun", &run, "--from", "last"]);
+    assert_eq!((again.status.code(), text(&again.stdout)), (Some(0), "kept\n".to_owned()));
+    assert!(!text(&again.stderr).contains("step first:"), "{}", text(&again.stderr));
+    // The id is taken for as long as the run is kept.
+    let taken = place.say(&["run", &file, "--run-id", &run]);
+    assert_eq!(taken.status.code(), Some(65), "{}", text(&taken.stderr));
+    // What is kept for long enough is removed by the next run.
+    let runs = place.dir.path().join(".local/state/bob-runner/runs");
+    for entry in std::fs::read_dir(&runs).unwrap() {
+        let about = entry.unwrap().path().join("run.json");
+        let kept = std::fs::read_to_string(&about).unwrap();
+        let mut kept: Value = serde_json::from_str(&kept).unwrap();
+        kept["kept-until"] = 0.into();
+        std::fs::write(&about, kept.to_string()).unwrap();
+    }
+    let next = place.pipeline("next", "  - cmd: 'true'\n");
+    assert_eq!(place.say(&["run", &next]).status.code(), Some(0));
+    assert_eq!(std::fs::read_dir(runs).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn what_a_killed_run_left_on_the_engine_rejects_its_id_elsewhere_and_is_removed_here() {
+    let Some(place) = Place::new().await else { return };
+    let run = format!("r-left-{}", uuid::Uuid::now_v7());
+    let long = place.pipeline("long", LONG);
+    let mut running = place.begin(&["run", &long, "--run-id", &run]);
+    running.wait_for_line("begun");
+    running.signal(Signal::KILL);
+    running.0.wait().unwrap();
+    let next = place.pipeline("next", "  - cmd: 'true'\n");
+    let other = place.dir.path().join("other");
+    let elsewhere =
+        |typed: &[&str]| place.command(typed).env("BOB_DATA_DIR", &other).output().unwrap();
+    let second = elsewhere(&["run", &next, "--run-id", &run]);
+    let said = text(&second.stderr);
+    assert_eq!(second.status.code(), Some(65), "{said}");
+    assert!(said.contains("from another BOB_DATA_DIR"), "{said}");
+    let swept = place.say(&["run", &next]);
+    let said = text(&swept.stderr);
+    assert_eq!(swept.status.code(), Some(0), "{said}");
+    assert!(said.contains(&format!("removed what run {run} left")), "{said}");
+    let free = elsewhere(&["run", &next, "--run-id", &run]);
+    assert_eq!(free.status.code(), Some(0), "{}", text(&free.stderr));
+}
+
+#[tokio::test]
 async fn run_prints_every_event_as_one_line_of_json() {
     let Some(place) = Place::new().await else { return };
     let file = place.pipeline("events", "  - cmd: sh -c 'echo $GREETING'\n");

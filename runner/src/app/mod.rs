@@ -11,6 +11,7 @@ mod here;
 pub mod kept;
 mod outputs;
 mod reach;
+mod runs;
 mod serve;
 
 use std::path::{Path, PathBuf};
@@ -22,7 +23,9 @@ use protocol::id::NodeId;
 use tracing::warn;
 
 pub use executors::{SUPERVISE, supervise};
-pub use here::{Here, Jobs, job_id, run_here};
+pub use here::{
+    Ended, Here, Jobs, KeptParent, KeptRun, Rejected, Start, job_id, kept_run, run_here,
+};
 pub use serve::serve;
 
 pub use crate::ports::Position;
@@ -34,7 +37,7 @@ use reach::{Publisher, policy, scopes};
 use crate::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd, EtcdOptions, TlsFiles};
 use crate::config::{self, Config};
 use crate::egress::Policy;
-use crate::embedded::Embedded;
+use crate::embedded::{Embedded, OpenError};
 
 use crate::ports::{
     Events, EventsError, ExecError, Executor, Host, Ports, Queue, QueueError, Secret, Secrets,
@@ -76,6 +79,20 @@ impl Unavailable {
 pub struct UnusableDir {
     dir: PathBuf,
     cause: std::io::Error,
+}
+
+/// The data directory cannot be written: the program ends with 78.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write BOB_DATA_DIR ({}): {cause}", .dir.display())]
+pub struct UnwritableDataDir {
+    dir: PathBuf,
+    cause: String,
+}
+
+impl UnwritableDataDir {
+    fn new(dir: &Path, cause: &std::io::Error) -> Self {
+        Self { dir: dir.to_owned(), cause: embedded::cause_of(cause) }
+    }
 }
 
 /// Makes a directory, with those above it. `true`: it was not there.
@@ -126,6 +143,7 @@ pub fn worker_options(config: &Config, node: NodeId) -> worker::Options {
         retention: Duration::from_secs(u64::from(worker.run_retention_days) * 24 * 3600),
         own_queue: true,
         rescue: true,
+        keeps_images: true,
         max_losses: worker.max_losses,
         sweep: SWEEP,
         disk: worker::DiskOptions {
@@ -302,6 +320,24 @@ pub async fn cluster_ports(
     })
 }
 
+/// Names the setting, not the file, if the system does not let the file be written.
+fn opened_with(config: &Config, error: OpenError) -> anyhow::Error {
+    match error {
+        OpenError::Io { cause, .. } => {
+            UnwritableDataDir { dir: config.data_dir.clone(), cause }.into()
+        }
+        OpenError::InUse { .. } | OpenError::Unreadable { .. } => error.into(),
+    }
+}
+
+/// Names the setting instead, if the store has failed meanwhile: what did not work follows from that.
+fn caused_by_store(embedded: &Embedded, config: &Config, error: anyhow::Error) -> anyhow::Error {
+    match embedded.failure() {
+        Some(cause) => UnwritableDataDir { dir: config.data_dir.clone(), cause }.into(),
+        None => error,
+    }
+}
+
 /// The ports of a worker of its own, over one file below `dir`.
 ///
 /// # Errors
@@ -318,7 +354,8 @@ pub async fn embedded_ports(
         event_retention: Duration::from_secs(u64::from(config.stream.retention_days) * 86_400),
         host: this_host(),
     })
-    .await?;
+    .await
+    .map_err(|cause| opened_with(config, cause))?;
     let store: Arc<dyn Store> = embedded.store();
     // Whoever runs a file here and now works in a directory of their own.
     let publisher = if work_dir.is_some() { Publisher::User } else { Publisher::Anyone };

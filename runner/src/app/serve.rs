@@ -1,16 +1,21 @@
 //! The worker as a service.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use protocol::id::NodeId;
 use protocol::pipeline::ExecutorKind;
-use tracing::info;
+use tracing::{error, info};
 
 use super::ci::Watch;
 use super::guard::{Keeper, Told};
 use super::{
-    Shutdown, Unavailable, cluster_ports, embedded_ports, engine, executors::with_docker, make_dir,
-    new_node, worker_options,
+    Shutdown, Unavailable, UnwritableDataDir, caused_by_store, cluster_ports, embedded_ports,
+    engine, executors::with_docker, make_dir, new_node, worker_options,
 };
 use crate::config::{Config, LogFormat, Mode};
+use crate::embedded::Embedded;
+use crate::ports::{ExecError, Executor};
 use crate::telemetry::{self, Form};
 use crate::worker::Worker;
 
@@ -30,7 +35,7 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let url = found.as_ref().map(|found| found.url.clone());
     info!(owner.id = %node, engine = url.as_deref().unwrap_or("none"), "bob-runner starts");
     // The embedded store ends with this function, after the worker has.
-    let mut _embedded = None;
+    let mut own_store = None;
     let mut jobs = None;
     let ports = match config.mode {
         Mode::Cluster => cluster_ports(config, &node, url.clone()).await?,
@@ -38,14 +43,25 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
             let dir = &config.data_dir;
             make_dir(dir)?;
             let (ports, embedded) = embedded_ports(config, dir, &node, url.clone(), None).await?;
-            _embedded = Some(embedded);
-            jobs = Watch::of(config, &ports).await?;
+            let begun = async {
+                let cluster = ports.store.identity().await?;
+                anyhow::Ok((cluster, Watch::of(config, &ports).await?))
+            };
+            let begun = begun.await.map_err(|cause| caused_by_store(&embedded, config, cause))?;
+            let cluster;
+            (cluster, jobs) = begun;
+            own_store = Some(OwnStore { embedded, cluster, executor: Arc::clone(&ports.executor) });
             ports
         }
     };
-    let worker = Worker::new(ports, worker_options(config, node.clone()))
-        .await
-        .map_err(|cause| Unavailable::because(&cause))?;
+    let worker =
+        Worker::new(ports, worker_options(config, node.clone())).await.map_err(|cause| {
+            let cause = Unavailable::because(&cause).into();
+            match &own_store {
+                Some(own) => caused_by_store(&own.embedded, config, cause),
+                None => cause,
+            }
+        })?;
     let keeper = match config.mode {
         // What runs on this host has supervisors of its own.
         Mode::Cluster => told(config, &node, url).map(Keeper::start),
@@ -70,14 +86,49 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
         }
         working.await
     };
-    let worked = Box::pin(working).await;
+    let working = Box::pin(working);
+    let worked = match &own_store {
+        None => working.await.map_err(anyhow::Error::from),
+        Some(store) => tokio::select! {
+            worked = working => worked.map_err(anyhow::Error::from),
+            failure = store.failed(&config.data_dir) => Err(failure.into()),
+        },
+    };
     if let Some(keeper) = keeper {
         keeper.end().await;
     }
     if let Some(own) = found.and_then(|found| found.own) {
         own.end().await;
     }
-    Ok(worked?)
+    worked
+}
+
+/// The store of a worker in embedded mode, and what its runs run on.
+struct OwnStore {
+    embedded: Embedded,
+    cluster: String,
+    executor: Arc<dyn Executor>,
+}
+
+impl OwnStore {
+    /// Resolves when the store can no longer be written, and the containers of its runs are removed:
+    /// nothing records how their steps end. What was committed stays, for the next start.
+    async fn failed(&self, data_dir: &Path) -> UnwritableDataDir {
+        let cause = self.embedded.failed().await;
+        if let Err(cause) = self.clear().await {
+            error!(%cause, "cannot remove the containers of this worker's runs");
+        }
+        UnwritableDataDir { dir: data_dir.to_owned(), cause }
+    }
+
+    async fn clear(&self) -> Result<(), ExecError> {
+        for left in self.executor.leftovers().await? {
+            if left.cluster.as_deref() == Some(&self.cluster) {
+                self.executor.clear(&left.run).await?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What the guard of this process is told, where there is something to guard.

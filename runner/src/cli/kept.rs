@@ -1,5 +1,6 @@
 //! `diff` and `shell`: what the steps of a run have left on this machine's engine.
 
+use protocol::id::RunId;
 use serde_json::json;
 
 use super::exit::{Exit, Failure};
@@ -7,11 +8,13 @@ use super::output;
 use super::typed::{Diff, OpenShell};
 use super::{Context, Talk};
 use crate::app;
+use crate::app::client::KnownRun;
 use crate::app::kept::{self, Change};
+use crate::config::Config;
 
 pub(super) async fn diff(context: &Context, typed: &Diff) -> Result<Exit, Failure> {
     let config = context.config(Talk::Little)?;
-    let known = app::client::connect(config.clone())?.run(&typed.run).await?;
+    let known = known(&config, &typed.run).await?;
     known.check_step(&typed.step)?;
     let kept = kept::kept(&known.record, Some(&typed.step)).map_err(failed)?;
     let changes = kept::changes(&config, &kept).await?;
@@ -36,6 +39,14 @@ pub(super) async fn diff(context: &Context, typed: &Diff) -> Result<Exit, Failur
     Ok(Exit::Ok)
 }
 
+/// The record of a run: of one that `run` has kept here, else of the cluster.
+async fn known(config: &Config, run: &RunId) -> Result<KnownRun, Failure> {
+    if let Some(kept) = app::kept_run(config, run).await? {
+        return Ok(kept.client().run(run).await?);
+    }
+    Ok(app::client::connect(config.clone())?.run(run).await?)
+}
+
 fn word(change: Change) -> &'static str {
     match change {
         Change::Added => "added",
@@ -46,7 +57,7 @@ fn word(change: Change) -> &'static str {
 
 pub(super) async fn shell(context: &Context, typed: &OpenShell) -> Result<Exit, Failure> {
     let config = context.config(Talk::Little)?;
-    let known = app::client::connect(config.clone())?.run(&typed.run).await?;
+    let known = known(&config, &typed.run).await?;
     if let Some(step) = &typed.after {
         known.check_step(step)?;
     }

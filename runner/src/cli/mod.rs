@@ -7,7 +7,7 @@
 //! | `output` | data, messages, colours, tables |
 //! | `files` | `validate`, `plan`, and the files of other commands |
 //! | `folder` | a directory of prunner's files |
-//! | `run`, `serve` | a worker in this process |
+//! | `run`, `session`, `serve` | a worker in this process |
 //! | `guard` | what ends the steps of a worker that cannot |
 //! | `add` | jobs that are shell commands |
 //! | `submit` | `submit`, `stop`, `pause`, `unpause` |
@@ -18,6 +18,7 @@
 //! | `later` | what a later version does |
 //! | `doctor`, `about` | `doctor`; `version`, `schema`, `settings`, `completions` |
 //! | `view`, `screen`, `sane` | events as people see them |
+//! | `writer` | output that does not hold up its command |
 
 mod about;
 mod add;
@@ -37,11 +38,13 @@ mod run;
 mod sane;
 mod screen;
 mod serve;
+mod session;
 mod signals;
 mod state;
 mod submit;
 mod typed;
 mod view;
+mod writer;
 
 use std::ffi::OsString;
 
@@ -127,7 +130,7 @@ async fn obey(context: &Context, command: Command) -> Result<Exit, Failure> {
         Command::Guard(typed) => guard::guard(&typed).await,
         Command::Submit(typed) => submit::submit(context, typed).await,
         Command::Add(typed) => add::add(context, typed).await,
-        Command::Rerun(typed) => submit::rerun(context, typed).await,
+        Command::Rerun(typed) => Box::pin(submit::rerun(context, typed)).await,
         Command::Diff(typed) => kept::diff(context, &typed).await,
         Command::Shell(typed) => kept::shell(context, &typed).await,
         Command::Stop(typed) => submit::stop(context, &typed).await,
@@ -239,10 +242,17 @@ impl From<anyhow::Error> for Failure {
         if error.chain().any(|cause| cause.is::<app::Unavailable>()) {
             return Self::away(&format!("{error:#}"));
         }
-        let is_setting = error
-            .chain()
-            .any(|cause| cause.is::<app::UnusableDir>() || cause.is::<app::ci::UnusableQueue>());
-        let exit = if is_setting { Exit::Settings } else { Exit::Failed };
+        let is_setting = error.chain().any(|cause| {
+            cause.is::<app::UnusableDir>()
+                || cause.is::<app::UnwritableDataDir>()
+                || cause.is::<app::ci::UnusableQueue>()
+        });
+        let is_input = error.chain().any(|cause| cause.is::<app::Rejected>());
+        let exit = match (is_setting, is_input) {
+            (true, _) => Exit::Settings,
+            (false, true) => Exit::Invalid,
+            (false, false) => Exit::Failed,
+        };
         Self::new(exit, format!("{error:#}"))
     }
 }

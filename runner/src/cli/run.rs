@@ -1,35 +1,32 @@
 //! `run`: one file, here and now, in this process.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
-use futures::StreamExt as _;
 use protocol::dialect::Dialect;
 use protocol::event::Reason;
 use protocol::id::{RunId, StepName};
 use protocol::pipeline::{Params, Pipeline, Vars};
-use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::exit::{Exit, Failure};
-use super::job::Results;
+use super::job::{Results, Settings};
 use super::output::{self, Style};
 use super::screen::{Screen, Size};
+use super::session::Session;
 use super::signals::Signals;
 use super::typed::Run;
 use super::view::{Piece, Plain, StepErrors};
+use super::writer::Writer;
 use super::{Context, Talk, files, job};
-use crate::app;
-use crate::app::client::{Client, Item, Outcome, Reader};
+use crate::app::client::{Client, Item, Missing};
+use crate::app::{self, KeptParent};
+use crate::config::Config;
 use crate::config::env_files::{self, StepEnv};
-
-/// How often the times on a terminal are drawn anew.
-const FRAME: Duration = Duration::from_millis(250);
 
 pub(super) async fn run(context: &Context, typed: Run, results: Results) -> Result<Exit, Failure> {
     let named = context.flags.config.as_deref().filter(|file| job::is_named(file));
     // A file that is named so holds the settings of jobs, and nothing of ours.
-    let ours = named.map(|_| context.without_file());
-    let mut config = ours.as_ref().unwrap_or(context).config(Talk::Hardly)?;
+    let without_file = named.map(|_| context.without_file());
+    let mut config = without_file.as_ref().unwrap_or(context).config(Talk::Hardly)?;
     let (mut pipeline, step_env) = understood(context, &typed)?;
     config.step_env = step_env;
     let dirs = (typed.workdir, typed.log_dir);
@@ -38,73 +35,71 @@ pub(super) async fn run(context: &Context, typed: Run, results: Results) -> Resu
         settings.lay_under(&mut pipeline);
     }
     let titles = job::titles(&mut pipeline, results)?;
-    let vars: Vars = typed.vars.into_iter().collect();
-    let params: Params = typed.params.into_iter().collect();
-    let run = typed.run_id.unwrap_or_else(Client::new_run_id);
+    let order = Order {
+        config,
+        pipeline,
+        vars: typed.vars.into_iter().collect(),
+        params: typed.params.into_iter().collect(),
+        is_named: typed.run_id.is_some(),
+        run: typed.run_id.unwrap_or_else(Client::new_run_id),
+        after: None,
+    };
+    start(context.style, &order, titles, settings.as_ref()).await
+}
+
+/// A run that is to be started here and now.
+pub(super) struct Order {
+    pub(super) config: Config,
+    pub(super) pipeline: Pipeline,
+    pub(super) vars: Vars,
+    pub(super) params: Params,
+    pub(super) run: RunId,
+    /// Whether the user chose the id.
+    pub(super) is_named: bool,
+    /// The ended run whose committed steps it takes over.
+    pub(super) after: Option<KeptParent>,
+}
+
+impl Order {
+    fn start(&self) -> app::Start<'_> {
+        app::Start {
+            pipeline: &self.pipeline,
+            vars: &self.vars,
+            params: &self.params,
+            run: &self.run,
+            is_named: self.is_named,
+            after: self.after.as_ref(),
+        }
+    }
+}
+
+/// Starts a run, shows it, and ends as it does.
+pub(super) async fn start(
+    style: Style,
+    order: &Order,
+    titles: HashMap<StepName, String>,
+    settings: Option<&Settings>,
+) -> Result<Exit, Failure> {
+    order.start().check().map_err(anyhow::Error::from)?;
     let mut signals = Signals::listen()?;
-    let mut view = View::new(context.style, &pipeline, &run);
+    let mut view = View::new(style, &order.pipeline, &order.run)?;
     view.titles = titles;
-    let mut files = match &settings {
-        Some(settings) => Some(job::Files::make(settings, &pipeline, &run)?),
+    let files = match settings {
+        Some(settings) => Some(job::Files::make(settings, &order.pipeline, &order.run)?),
         None => None,
     };
-    let jobs = settings.as_ref().map(|settings| app::Jobs {
+    let jobs = settings.map(|settings| app::Jobs {
         work_dir: settings.work_dir.clone(),
         log_dir: settings.log_dir.to_string_lossy().into_owned(),
     });
     let mut here = tokio::select! {
-        here = app::run_here(&config, &pipeline, (&vars, &params), &run, jobs) => here?,
+        here = app::run_here(&order.config, order.start(), jobs) => here?,
         // Nothing of it runs yet.
         signal = signals.next() => return Ok(signal),
     };
-    let mut reader = Reader::new(run.clone());
-    let mut asked = None;
-    let mut frames = frames();
-    while reader.ending().is_none() {
-        tokio::select! {
-            message = here.events.next() => {
-                let Some(message) = message else {
-                    return Err(Failure::new(Exit::Failed, format!("the events of run {run} broke off")));
-                };
-                let message = message.map_err(|cause| Failure::new(Exit::Failed, cause.to_string()))?;
-                if let Some(item) = message.event().and_then(|event| reader.on(event)) {
-                    if let Some(files) = &mut files {
-                        files.on(&item);
-                    }
-                    view.show(&item);
-                }
-            }
-            signal = signals.next() => match asked.replace(signal) {
-                None => {
-                    view.say("stopping the run; once more ends the program at once, and may leave containers");
-                    here.stop("interrupted").await?;
-                }
-                Some(_) => return Ok(signal),
-            },
-            worked = &mut here.worker => {
-                let why = match worked {
-                    Ok(Ok(())) => "its worker has ended".to_owned(),
-                    Ok(Err(fault)) => fault.to_string(),
-                    Err(cause) => format!("its worker has failed: {cause}"),
-                };
-                return Err(Failure::new(Exit::Failed, format!("run {run} broke off: {why}")));
-            }
-            _ = frames.tick() => view.tick(),
-        }
-    }
-    let end = here.end();
-    let untold = tokio::select! {
-        untold = end => untold,
-        signal = signals.next() => return Ok(signal),
-    };
-    for what in untold {
-        view.say(&format!("nobody took callback {what}, and it is not tried again"));
-    }
-    if let Some(ending) = reader.ending() {
-        view.end(&Outcome::Ended(ending, reader.missing()));
-        return view.ended(&run, asked.unwrap_or_else(|| Exit::of_run(ending.status)));
-    }
-    Ok(Exit::Failed)
+    let mut session = Session::new(&order.run, view, signals, files);
+    let outcome = session.follow(&mut here).await;
+    session.end(here, outcome).await
 }
 
 /// The pipeline that is to be run, and what its steps on this host have beside the environment.
@@ -136,19 +131,12 @@ fn step_env(
     Ok(read.0)
 }
 
-fn frames() -> Interval {
-    let mut frames = interval(FRAME);
-    frames.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    frames
-}
-
 /// How a run is shown. Standard output that takes no more ends the showing, not the run.
-struct View {
+pub(super) struct View {
     form: Form,
     /// What is said before a step; once.
     titles: HashMap<StepName, String>,
-    /// Why standard output takes no more.
-    unwritten: Option<Failure>,
+    pub(super) writer: Writer,
 }
 
 enum Form {
@@ -161,19 +149,21 @@ enum Form {
 }
 
 impl View {
-    fn new(style: Style, pipeline: &Pipeline, run: &RunId) -> Self {
+    fn new(style: Style, pipeline: &Pipeline, run: &RunId) -> Result<Self, Failure> {
+        let writer = Writer::start(style)?;
         let form = if style.json {
             Form::Json
         } else if style.terminal {
             Form::Screen(Screen::new(pipeline, style.colour, size(), now()))
         } else {
-            output::message(&format!("[bob] run {run} of {}/{}", pipeline.group, pipeline.name));
+            let text = format!("[bob] run {run} of {}/{}\n", pipeline.group, pipeline.name);
+            writer.send(Piece::Err(text.into_bytes()));
             Form::Plain(Plain::new(StepErrors::Apart, None, style))
         };
-        Self { form, titles: HashMap::new(), unwritten: None }
+        Ok(Self { form, titles: HashMap::new(), writer })
     }
 
-    fn show(&mut self, item: &Item) {
+    pub(super) fn show(&mut self, item: &Item) {
         if let Item::State(event) = item
             && matches!(event.reason, Reason::StepStarted { .. })
             && let Some(title) = event.step.as_ref().and_then(|step| self.titles.remove(step))
@@ -188,54 +178,48 @@ impl View {
         self.write(pieces);
     }
 
-    fn tick(&mut self) {
-        if let Form::Screen(screen) = &mut self.form {
+    /// Draws the times on a terminal again, if it accepts more.
+    pub(super) fn tick(&mut self) {
+        if let Form::Screen(screen) = &mut self.form
+            && self.writer.has_room()
+        {
             let bytes = screen.tick(size(), now());
             self.write(vec![Piece::Out(bytes)]);
         }
     }
 
-    fn say(&mut self, text: &str) {
+    pub(super) fn say(&mut self, text: &str) {
         let piece = match &mut self.form {
             Form::Plain(plain) => plain.note(text),
             // What stands below the output on a terminal must not be written over.
-            Form::Screen(screen) if self.unwritten.is_none() => Piece::Out(screen.say(text, now())),
+            Form::Screen(screen) if self.writer.unwritten().is_none() => {
+                Piece::Out(screen.say(text, now()))
+            }
             Form::Json | Form::Screen(_) => Piece::Err(format!("[bob] {text}\n").into_bytes()),
         };
         self.write(vec![piece]);
     }
 
     fn write(&mut self, pieces: Vec<Piece>) {
-        for piece in pieces {
-            match piece {
-                Piece::Out(_) if self.unwritten.is_some() => {}
-                Piece::Out(bytes) => self.unwritten = output::data(&bytes).err(),
-                Piece::Err(bytes) => output::aside(&bytes),
-            }
-        }
+        pieces.into_iter().for_each(|piece| self.writer.send(piece));
     }
 
-    fn end(&mut self, outcome: &Outcome) {
+    pub(super) fn end(&mut self, missing: &[Missing]) {
         self.tick();
-        if let Outcome::Ended(_, missing) = outcome {
-            for missing in missing {
-                self.say(&format!("missing: {missing}"));
-            }
+        for missing in missing {
+            self.say(&format!("missing: {missing}"));
         }
     }
+}
 
-    /// How the program ends after a run that ended so.
-    fn ended(self, run: &RunId, exit: Exit) -> Result<Exit, Failure> {
-        // A reader that has gone has no message.
-        let Some(cause) = self.unwritten.and_then(|failure| failure.message) else {
-            return Ok(exit);
-        };
-        let exit = if exit == Exit::Ok { Exit::Failed } else { exit };
-        Err(Failure::new(
-            exit,
-            format!("run {run} has ended, and not all of it was shown: {cause}"),
-        ))
-    }
+/// How the program ends after a run that ended so.
+pub(super) fn ended(unwritten: Option<Failure>, run: &RunId, exit: Exit) -> Result<Exit, Failure> {
+    // A reader that has gone has no message.
+    let Some(cause) = unwritten.and_then(|failure| failure.message) else {
+        return Ok(exit);
+    };
+    let exit = if exit == Exit::Ok { Exit::Failed } else { exit };
+    Err(Failure::new(exit, format!("run {run} has ended, and not all of it was shown: {cause}")))
 }
 
 /// An event as it stands on the stream.
@@ -281,8 +265,7 @@ mod tests {
     use super::*;
 
     fn ended(unwritten: Option<Failure>, exit: Exit) -> Result<Exit, Failure> {
-        View { form: Form::Json, titles: HashMap::new(), unwritten }
-            .ended(&"r-1".parse().unwrap(), exit)
+        super::ended(unwritten, &"r-1".parse().unwrap(), exit)
     }
 
     #[test]

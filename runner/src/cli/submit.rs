@@ -1,13 +1,18 @@
 //! `submit`, `stop`, `pause`, `unpause`: commands for the workers.
 
+use std::collections::HashMap;
+
 use protocol::id::PipelineId;
+use protocol::run::Parent;
 use serde_json::json;
 
-use super::Context;
 use super::exit::{Exit, Failure};
+use super::run::{self, Order};
 use super::typed::{Rerun, Stop, Submit};
-use super::{files, folder, job, logs, output};
+use super::{Context, Talk, files, folder, job, logs, output};
 use crate::app::client::{Client, StartOf, StartRequest};
+use crate::app::{self, KeptRun};
+use crate::config::Config;
 
 pub(super) async fn submit(context: &Context, typed: Submit) -> Result<Exit, Failure> {
     let mut what = what_of(context, &typed)?;
@@ -34,10 +39,41 @@ pub(super) async fn submit(context: &Context, typed: Submit) -> Result<Exit, Fai
 }
 
 pub(super) async fn rerun(context: &Context, typed: Rerun) -> Result<Exit, Failure> {
+    let config = context.config(Talk::Hardly)?;
+    if let Some(kept) = app::kept_run(&config, &typed.run).await? {
+        return rerun_here(context, config, &kept, typed).await;
+    }
     let client = context.client()?;
     let run = typed.run_id.unwrap_or_else(Client::new_run_id);
     let start = client.rerun(&typed.run, typed.from, run).await?;
     send(context, &client, start, typed.follow).await
+}
+
+/// Starts a new run from a committed step of a run that `run` has kept here.
+async fn rerun_here(
+    context: &Context,
+    config: Config,
+    kept: &KeptRun,
+    typed: Rerun,
+) -> Result<Exit, Failure> {
+    let is_named = typed.run_id.is_some();
+    let run = typed.run_id.unwrap_or_else(Client::new_run_id);
+    let start = kept.client().rerun_here(&typed.run, typed.from.clone(), run.clone()).await?;
+    let StartOf::Inline(pipeline) = start.what else {
+        return Err(Failure::new(Exit::Failed, format!("run {} has no definition", typed.run)));
+    };
+    let settings = job::settings_of(context, &pipeline, None, (None, None))?;
+    let after = kept.parent(Parent { run_id: typed.run, from: typed.from }).await?;
+    let order = Order {
+        config,
+        pipeline: *pipeline,
+        vars: start.vars,
+        params: start.params,
+        run,
+        is_named,
+        after: Some(after),
+    };
+    run::start(context.style, &order, HashMap::new(), settings.as_ref()).await
 }
 
 /// Sends a start, and prints the id of its run.

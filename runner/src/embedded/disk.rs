@@ -6,6 +6,7 @@
 //! 1 MiB takes 5 ms, and whatever waits while one is made goes into the next one together.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +18,8 @@ use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, 
 use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+
+use super::health::{self, Health};
 
 /// The file in its directory.
 const FILE: &str = "bob.redb";
@@ -46,6 +49,8 @@ pub enum OpenError {
     Io {
         /// The file or directory.
         path: String,
+        /// The kind of the system's error.
+        kind: ErrorKind,
         /// What the system said.
         cause: String,
     },
@@ -66,6 +71,16 @@ pub(super) enum Fault {
     Io(String),
     /// It holds what it should not.
     Unreadable(String),
+}
+
+impl OpenError {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Io { kind, .. } => *kind,
+            Self::InUse { .. } => ErrorKind::ResourceBusy,
+            Self::Unreadable { .. } => ErrorKind::InvalidData,
+        }
+    }
 }
 
 impl From<redb::Error> for Fault {
@@ -103,6 +118,7 @@ pub(super) struct Disk {
     /// error of the system.
     open: RwLock<Option<Database>>,
     closed: AtomicBool,
+    health: Health,
     waiting: Mutex<Waiting>,
     runtime: Handle,
 }
@@ -132,16 +148,31 @@ impl Disk {
         let (place, database) = match opened.await {
             Ok(opened) => opened?,
             Err(stopped) => {
-                return Err(OpenError::Io { path: FILE.into(), cause: stopped.to_string() });
+                let (path, cause) = (FILE.into(), stopped.to_string());
+                return Err(OpenError::Io { path, kind: ErrorKind::Other, cause });
             }
         };
         Ok(Arc::new(Self {
             place,
             open: RwLock::new(Some(database)),
             closed: AtomicBool::new(false),
+            health: Health::default(),
             waiting: Mutex::default(),
             runtime: Handle::current(),
         }))
+    }
+
+    /// Why the file can no longer be written, if it cannot.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.health.cause()
+    }
+
+    /// Resolves when the file can no longer be written, with the cause.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(super) async fn failed(&self) -> String {
+        self.health.failed().await
     }
 
     /// What errors call the file.
@@ -244,7 +275,13 @@ impl Disk {
             let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
             open.as_ref().map(|database| transact(database, works))
         };
-        let Some(Err(error)) = outcome else { return Ok(()) };
+        let Some(Err(error)) = outcome else {
+            self.health.note_success();
+            return Ok(());
+        };
+        if let redb::Error::Io(cause) = &error {
+            self.health.note_failure(cause.kind(), || health::cause_of(cause));
+        }
         if matches!(error, redb::Error::Io(_) | redb::Error::PreviousIo) {
             drop(self.open.write().unwrap_or_else(PoisonError::into_inner).take());
         }
@@ -258,7 +295,10 @@ impl Disk {
         }
         let closed = self.open.read().unwrap_or_else(PoisonError::into_inner).is_none();
         if let (true, Some(dir)) = (closed, &self.place) {
-            let database = in_dir(dir).map_err(|error| Fault::Io(error.to_string()))?;
+            let database = in_dir(dir).map_err(|error| {
+                self.health.note_failure(error.kind(), || error.to_string());
+                Fault::Io(error.to_string())
+            })?;
             *self.open.write().unwrap_or_else(PoisonError::into_inner) = Some(database);
         }
         Ok(())
@@ -338,7 +378,8 @@ where
 
 fn in_memory() -> Result<Database, OpenError> {
     let opened = builder().create_with_backend(InMemoryBackend::new());
-    opened.map_err(|error| OpenError::Io { path: "memory".into(), cause: error.to_string() })
+    let (path, kind) = ("memory".into(), ErrorKind::Other);
+    opened.map_err(|error| OpenError::Io { path, kind, cause: error.to_string() })
 }
 
 fn builder() -> Builder {
@@ -348,9 +389,10 @@ fn builder() -> Builder {
 }
 
 fn in_dir(dir: &Path) -> Result<Database, OpenError> {
-    let io = |path: &Path, error: &dyn std::fmt::Display| OpenError::Io {
+    let io = |path: &Path, error: &std::io::Error| OpenError::Io {
         path: path.display().to_string(),
-        cause: error.to_string(),
+        kind: error.kind(),
+        cause: health::cause_of(error),
     };
     // Records hold what pipelines are given: nobody else is to read them.
     fs::DirBuilder::new()

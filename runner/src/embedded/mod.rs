@@ -9,6 +9,7 @@
 mod changes;
 mod disk;
 mod events;
+mod health;
 mod history;
 mod leases;
 mod queue;
@@ -25,6 +26,7 @@ use protocol::id::NodeId;
 use crate::ports::{Events, Host, Message, Queue, QueueError, Store, StoreError};
 
 pub use disk::OpenError;
+pub use health::cause_of;
 
 /// How an embedded store is opened.
 #[derive(Clone)]
@@ -81,9 +83,27 @@ impl Embedded {
             Ok(Self { store: Arc::new(store), events: Arc::new(events), broker: Arc::new(broker) })
         };
         opened.await.map_err(|fault| match fault {
-            disk::Fault::Io(cause) => OpenError::Io { path: disk.name(), cause },
+            disk::Fault::Io(cause) => {
+                let cause = disk.failure().unwrap_or(cause);
+                OpenError::Io { path: disk.name(), kind: std::io::ErrorKind::Other, cause }
+            }
             disk::Fault::Unreadable(cause) => OpenError::Unreadable { path: disk.name(), cause },
         })
+    }
+
+    /// Why the file can no longer be written, if it cannot.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.store.failure()
+    }
+
+    /// Resolves when the file can no longer be written, with the cause. What was answered until then
+    /// is in it.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn failed(&self) -> String {
+        self.store.failed().await
     }
 
     /// Closes the file once everything that was asked for is written: another process can open it

@@ -66,6 +66,16 @@ impl FileStore {
         self.disk.close().await.map_err(|fault| self.error(fault))
     }
 
+    /// Why the file can no longer be written, if it cannot.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.disk.failure()
+    }
+
+    /// Resolves when the file can no longer be written, with the cause.
+    pub(super) async fn failed(&self) -> String {
+        self.disk.failed().await
+    }
+
     /// Forgets the history before a revision, as a cluster's store may at any time.
     #[cfg(any(test, feature = "testing"))]
     pub(super) fn compact(&self, revision: i64) {

@@ -125,8 +125,8 @@ impl Drive {
         let executor = std::sync::Arc::clone(&self.shared.ports.executor);
         let mut destroyed = {
             let run = self.scope.run.clone();
-            // Where nobody would sweep, nothing is kept, nor where there is no room for it.
-            let kept = self.shared.options.rescue
+            // Without room for it nothing is kept.
+            let kept = self.shared.options.keeps_images
                 && !self.met_a_full_disk()
                 && self.run.record().pipeline.as_ref().is_some_and(|it| it.retention.is_some());
             self.shared.tasks.spawn(async move { remove(&*executor, &run, kept).await })

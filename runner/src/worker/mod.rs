@@ -94,6 +94,8 @@ pub struct Options {
     /// Whether it goes on with runs that others have left, and leaves its own to others: where it is
     /// not, what it cannot finish is ended.
     pub rescue: bool,
+    /// Whether images stay for the `retention` of their pipeline: something removes them later.
+    pub keeps_images: bool,
     /// How many owners a run may lose without a newly committed step.
     pub max_losses: u32,
     /// The executors that it has.
@@ -329,6 +331,9 @@ impl Worker {
     /// [`NewError`] where one of them does not answer.
     pub async fn new(ports: Ports, options: Options) -> Result<Self, NewError> {
         let engine = ports.executor.info().await?;
+        if let Some(warning) = &engine.warning {
+            warn!("{warning}");
+        }
         let mut limits_refused = Vec::new();
         for kind in options.executors.iter().copied() {
             let why = ports.executor.limits_refused(kind).await?;

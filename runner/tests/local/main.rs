@@ -11,6 +11,7 @@ use runner::exec::local::{Local, Options};
 use runner::ports::conformance::{Act, ExecutorSubject, executor};
 use serde_json::Value;
 
+mod ends;
 mod folder;
 mod job;
 mod limits;

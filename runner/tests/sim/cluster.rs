@@ -70,6 +70,7 @@ impl Cluster {
             retention: Duration::from_secs(24 * 3600),
             own_queue: false,
             rescue: true,
+            keeps_images: true,
             max_losses: MAX_LOSSES,
             sweep: Duration::from_secs(60),
             disk: DiskOptions::default(),

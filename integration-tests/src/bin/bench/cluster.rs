@@ -181,6 +181,7 @@ pub(crate) fn options(node: NodeId, slots: usize) -> Options {
         retention: Duration::from_secs(24 * 3600),
         own_queue: true,
         rescue: true,
+        keeps_images: true,
         max_losses: 3,
         sweep: Duration::from_secs(600),
         disk: DiskOptions { high: 100, low: 99, ..DiskOptions::default() },

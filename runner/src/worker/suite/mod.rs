@@ -83,6 +83,7 @@ pub fn options(node: NodeId, slots: usize) -> Options {
         pull: PullPolicy::Missing,
         heartbeat: Duration::from_secs(1),
         rescue: true,
+        keeps_images: true,
         max_losses: 3,
         sweep: Duration::from_secs(600),
         disk: DiskOptions::default(),

@@ -1,0 +1,197 @@
+//! How a run here and now is ended: in order, or because its store or its worker has failed.
+
+use std::time::Duration;
+
+use protocol::id::RunId;
+use protocol::names;
+use protocol::run::RunRecord;
+use protocol::time::Millis;
+use tokio::time::{Instant, sleep, timeout};
+use tracing::warn;
+
+use super::{Here, OwnStore, now};
+use crate::app::UnwritableDataDir;
+use crate::app::runs::{About, RunDir};
+use crate::ports::{Entry, ExecError, Store, Txn};
+use crate::rules::callback::News;
+
+/// How long callbacks are waited for once their run has ended.
+const CALLBACKS_WITHIN: Duration = Duration::from_secs(10);
+/// How long the removal of what killed runs left may hold up the end.
+const SWEEP_WITHIN: Duration = Duration::from_secs(10);
+/// The time between two looks at a store in this process.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// How often the removal of what an abandoned run left is tried, and the time between two tries.
+const REMOVAL_TRIES: u32 = 40;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(250);
+
+/// What there is to say once a run is over.
+#[derive(Debug, Default)]
+pub struct Ended {
+    /// The callbacks that nobody has accepted; they are not tried again.
+    pub undelivered: Vec<String>,
+    /// The runs of killed processes whose remains were removed.
+    pub swept: Vec<RunId>,
+    /// How long what the steps left is kept.
+    pub kept: Option<Duration>,
+}
+
+impl OwnStore {
+    /// Resolves when the store can no longer be written.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn failed(&self) -> UnwritableDataDir {
+        let cause = self.embedded.failed().await;
+        UnwritableDataDir { dir: self.data_dir.clone(), cause }
+    }
+
+    /// Resolves when the run has ended and nothing is left to do for it, whether its events were read or
+    /// not.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn over(&self) {
+        let store = self.embedded.store();
+        loop {
+            let look = Txn::new().read(names::run_key(&self.run)).read(names::open_key(&self.run));
+            if let Ok(reply) = store.txn(look).await {
+                let record = reply.entry(0).and_then(|entry| decoded(&entry.value));
+                let is_ended = record.is_some_and(|record| record.status.is_ended());
+                if is_ended && reply.entry(1).is_none() {
+                    return;
+                }
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    async fn record(&self) -> Option<RunRecord> {
+        let entry = self.embedded.store().get(&names::run_key(&self.run)).await.ok()??;
+        decoded(&entry.value)
+    }
+}
+
+fn decoded(value: &[u8]) -> Option<RunRecord> {
+    serde_json::from_slice(value).ok()
+}
+
+impl Here {
+    /// Ends the worker once the run has ended, and removes the run's store unless the run is kept.
+    pub async fn end(mut self) -> Ended {
+        let undelivered = undelivered(&*self.store.embedded.store()).await;
+        self.shutdown.intake.cancel();
+        // The run has ended, whatever became of the worker since.
+        drop((&mut self.worker).await);
+        let kept = self.keep().await;
+        let swept = match timeout(SWEEP_WITHIN, &mut self.sweep).await {
+            Ok(swept) => swept.unwrap_or_default(),
+            // The next run continues.
+            Err(_) => {
+                self.sweep.abort();
+                Vec::new()
+            }
+        };
+        match (self.retention, kept) {
+            // Its directory stays.
+            (Some(_), Some(_)) => drop(self.dir.dir.take().map(RunDir::release)),
+            // The worker has left what there is, which nobody would find again.
+            (Some(_), None) => {
+                if let Err(cause) = self.remove_all().await {
+                    warn!(%cause, "cannot remove what run {} left", self.run);
+                }
+            }
+            (None, _) => {}
+        }
+        self.close().await;
+        Ended { undelivered, swept, kept }
+    }
+
+    /// Ends a run whose end cannot be recorded, because its store or its worker has failed: what it runs
+    /// is removed.
+    ///
+    /// # Errors
+    /// If something of the run may still be there.
+    pub async fn abandon(self) -> Result<(), ExecError> {
+        // Its tasks wait for the store, without which no step is started.
+        self.worker.abort();
+        self.sweep.abort();
+        let removed = self.remove_all().await;
+        self.close().await;
+        removed
+    }
+
+    /// Removes what the run has on the engines, until nothing is left: a container that was about to be
+    /// made can appear late.
+    async fn remove_all(&self) -> Result<(), ExecError> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            self.executor.destroy(&self.run).await?;
+            let left = self.executor.leftovers().await?;
+            if !left.iter().any(|left| left.run == self.run) {
+                return Ok(());
+            }
+            if tries == REMOVAL_TRIES {
+                let doing = format!("removing what run {} left", self.run);
+                let cause = "something is still there".to_owned();
+                return Err(ExecError::Engine { doing, cause });
+            }
+            sleep(REMOVAL_PAUSE).await;
+        }
+    }
+
+    /// Notes that what the steps left is kept, if the pipeline says so and there is something.
+    async fn keep(&self) -> Option<Duration> {
+        let retention = self.retention?;
+        let record = self.store.record().await?;
+        record.steps.iter().find(|step| step.image.is_some())?;
+        let until =
+            now().0.saturating_add(i64::try_from(retention.as_millis()).unwrap_or(i64::MAX));
+        let about = About { kept_until: Some(Millis(until)), ..self.about.clone() };
+        match self.dir.dir.as_ref()?.note(&about) {
+            Ok(()) => Some(retention),
+            Err(cause) => {
+                warn!(%cause, "run {} is not kept", self.run);
+                None
+            }
+        }
+    }
+
+    /// Closes the store, ends an engine of our own and removes the directory.
+    async fn close(self) {
+        let Self { events, queue, store, own_engine, dir, .. } = self;
+        drop((events, queue));
+        // What was answered is in the file either way.
+        store.embedded.close().await.ok();
+        if let Some(own) = own_engine {
+            own.end().await;
+        }
+        drop(dir);
+    }
+}
+
+/// Where a callback goes, without what may be a secret in the URL.
+fn receiver(entry: &Entry) -> String {
+    let news = serde_json::from_slice::<News>(&entry.value).ok();
+    let url = news.and_then(|news| url::Url::parse(&news.url).ok());
+    match url.as_ref().and_then(|url| Some((url.scheme(), url.host_str()?, url.path()))) {
+        Some((scheme, host, path)) => format!("{scheme}://{host}{path}"),
+        None => entry.key.strip_prefix(names::CALLBACKS).unwrap_or(&entry.key).to_owned(),
+    }
+}
+
+/// The callbacks that are not delivered in time.
+async fn undelivered(store: &dyn Store) -> Vec<String> {
+    let until = Instant::now() + CALLBACKS_WITHIN;
+    loop {
+        let left = match store.list(names::CALLBACKS).await {
+            Ok(listing) => listing.entries,
+            Err(_unreadable) => return Vec::new(),
+        };
+        if left.is_empty() || Instant::now() >= until {
+            return left.iter().map(receiver).collect();
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+}

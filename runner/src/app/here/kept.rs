@@ -1,0 +1,116 @@
+//! Runs of `run FILE` that have ended and are kept for their `retention`: their store can be read, and a
+//! new run can take over their committed steps.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use protocol::id::{NodeId, RunId};
+use protocol::names;
+use protocol::run::Parent;
+
+use super::now;
+use crate::app::client::{Client, Services};
+use crate::app::runs::{self, RunDir};
+use crate::app::{Unavailable, new_node, this_host};
+use crate::config::Config;
+use crate::embedded::{self, Embedded};
+use crate::ports::{Events, Queue, Store, Txn};
+
+/// An ended run that is kept. Nobody removes it while this value lives.
+pub struct KeptRun {
+    embedded: Embedded,
+    run: RunId,
+    _dir: RunDir,
+}
+
+impl std::fmt::Debug for KeptRun {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KeptRun").field("run", &self.run).finish_non_exhaustive()
+    }
+}
+
+/// An ended run whose committed steps a new one takes over.
+#[derive(Debug, Clone)]
+pub struct KeptParent {
+    pub(super) parent: Parent,
+    /// What its store has of it, under the same keys.
+    entries: Vec<(String, Vec<u8>)>,
+}
+
+/// The run of that id, if `run FILE` has kept it in this data directory.
+///
+/// # Errors
+/// Where its store cannot be read.
+pub async fn kept_run(config: &Config, run: &RunId) -> anyhow::Result<Option<KeptRun>> {
+    let Some(dir) = runs::take_unused(&runs::below(&config.data_dir), run) else {
+        return Ok(None);
+    };
+    if !dir.about().is_some_and(|about| about.is_kept(now())) {
+        return Ok(None);
+    }
+    let days = u64::from(config.stream.retention_days);
+    let embedded = Embedded::open(embedded::Options {
+        dir: Some(dir.path.clone()),
+        event_retention: Duration::from_secs(days * 86_400),
+        host: this_host(),
+    })
+    .await?;
+    Ok(Some(KeptRun { embedded, run: run.clone(), _dir: dir }))
+}
+
+impl KeptRun {
+    /// A client of the run's store.
+    #[must_use]
+    pub fn client(&self) -> Client {
+        let services = Opened { embedded: self.embedded.clone(), node: new_node() };
+        // The store keeps the events of the run for as long as the run itself.
+        Client::new(Arc::new(services), Duration::MAX)
+    }
+
+    /// What a new run needs to take over committed steps of this one.
+    ///
+    /// # Errors
+    /// Where the store cannot be read.
+    pub async fn parent(&self, parent: Parent) -> anyhow::Result<KeptParent> {
+        let keys = [names::run_key(&self.run)];
+        let store = self.embedded.store();
+        let mut entries = Vec::new();
+        for key in keys {
+            let entry = store.get(&key).await?;
+            entries.extend(entry.map(|entry| (key, entry.value)));
+        }
+        Ok(KeptParent { parent, entries })
+    }
+}
+
+impl KeptParent {
+    /// Copies the run to the store of the new one, which reads it there.
+    pub(super) async fn write_to(&self, store: &dyn Store) -> anyhow::Result<()> {
+        let put = |txn: Txn, (key, value): &(String, Vec<u8>)| txn.put(key.clone(), value.clone());
+        // It demands nothing, so that it is made.
+        let _made = store.txn(self.entries.iter().fold(Txn::new(), put)).await?;
+        Ok(())
+    }
+}
+
+/// The services of one embedded store.
+struct Opened {
+    embedded: Embedded,
+    node: NodeId,
+}
+
+#[async_trait]
+impl Services for Opened {
+    async fn store(&self) -> Result<Arc<dyn Store>, Unavailable> {
+        Ok(self.embedded.store())
+    }
+
+    async fn queue(&self) -> Result<Arc<dyn Queue>, Unavailable> {
+        Ok(self.embedded.queue(&self.node))
+    }
+
+    async fn events(&self) -> Result<Arc<dyn Events>, Unavailable> {
+        Ok(self.embedded.events())
+    }
+}

@@ -1,0 +1,39 @@
+//! Removes what earlier runs have left: those whose process was killed, and those that were kept for
+//! long enough.
+
+use std::sync::Arc;
+
+use protocol::id::RunId;
+use tracing::{debug, warn};
+
+use super::now;
+use crate::app::runs::{About, RunDir};
+use crate::ports::Executor;
+
+/// Removes what is left of the runs of these directories, if it is on the engines of this process. The
+/// runs whose process was killed.
+pub(super) async fn sweep(
+    unused: Vec<RunDir>,
+    here: About,
+    executor: Arc<dyn Executor>,
+) -> Vec<RunId> {
+    let mut killed = Vec::new();
+    for dir in unused {
+        let about = dir.about().unwrap_or_else(About::of_older_version);
+        let is_elsewhere =
+            (about.on_podman && !here.on_podman) || (about.on_docker && !here.on_docker);
+        if about.is_kept(now()) || is_elsewhere {
+            continue;
+        }
+        let run = dir.run.clone();
+        match executor.destroy(&run).await {
+            Ok(()) => {
+                debug!(run.id = %run, "removed what run {run} had left");
+                dir.remove();
+                killed.extend(about.kept_until.is_none().then_some(run));
+            }
+            Err(cause) => warn!(run.id = %run, %cause, "cannot remove what run {run} left"),
+        }
+    }
+    killed
+}

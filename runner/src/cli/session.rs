@@ -1,0 +1,217 @@
+//! A run of `run FILE` while it is shown: its events, signals, and what can fail meanwhile.
+
+use std::time::Duration;
+
+use anyhow::Error;
+use futures::StreamExt as _;
+use protocol::event::{Event, Reason};
+use protocol::id::RunId;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use super::exit::{Exit, Failure};
+use super::job;
+use super::run::{View, ended};
+use super::signals::Signals;
+use crate::app::client::Reader;
+use crate::app::{Ended, Here};
+
+/// The time between two drawings of the times on a terminal.
+const FRAME: Duration = Duration::from_millis(250);
+/// How long output that nobody reads holds up the end of a run that was stopped.
+const UNREAD: Duration = Duration::from_secs(2);
+
+/// A run that is being shown.
+pub(super) struct Session<'s> {
+    run: &'s RunId,
+    reader: Reader,
+    /// The first signal.
+    signal: Option<Exit>,
+    files: Option<job::Files>,
+    view: View,
+    signals: Signals,
+}
+
+/// How following a run came to its end.
+pub(super) enum Outcome {
+    /// The run has ended.
+    Ended,
+    /// The run was stopped and has ended, and nobody reads its output.
+    Unread,
+    /// Its start was rejected: the sentence.
+    Rejected(String),
+    /// Its store or its worker has failed.
+    Failed(Failure),
+    /// The second signal.
+    Killed(Exit),
+}
+
+impl<'s> Session<'s> {
+    pub(super) fn new(
+        run: &'s RunId,
+        view: View,
+        signals: Signals,
+        files: Option<job::Files>,
+    ) -> Self {
+        Self { run, reader: Reader::new(run.clone()), signal: None, files, view, signals }
+    }
+
+    /// Shows the run until it has ended.
+    pub(super) async fn follow(&mut self, here: &mut Here) -> Outcome {
+        let mut frames = frames();
+        if let Some(warning) = &here.warning {
+            self.view.say(&format!("warning: {warning}"));
+        }
+        while self.reader.ending().is_none() {
+            let has_room = self.view.writer.has_room();
+            tokio::select! {
+                // What is not shown yet waits in the run's store.
+                message = here.events.next(), if has_room => {
+                    let outcome = match message {
+                        Some(Ok(message)) => self.on(message.event()),
+                        Some(Err(cause)) => Some(self.failed(&cause.to_string())),
+                        None => Some(self.failed("its events broke off")),
+                    };
+                    if let Some(outcome) = outcome {
+                        return outcome;
+                    }
+                }
+                () = self.view.writer.room(), if !has_room => {}
+                signal = self.signals.next() => match self.signal.replace(signal) {
+                    None => {
+                        self.view.say("stopping the run; a second signal ends the program at once");
+                        if let Err(cause) = here.stop("interrupted").await {
+                            return self.failed(&format!("it cannot be stopped: {cause:#}"));
+                        }
+                    }
+                    Some(_) => return Outcome::Killed(signal),
+                },
+                failure = here.store.failed() => return Outcome::Failed(Error::from(failure).into()),
+                worked = &mut here.worker => {
+                    let why = match worked {
+                        Ok(Ok(())) => "its worker has ended".to_owned(),
+                        Ok(Err(fault)) => fault.to_string(),
+                        Err(cause) => format!("its worker has failed: {cause}"),
+                    };
+                    return self.failed(&why);
+                }
+                () = here.store.over(), if self.signal.is_some() && !has_room => {
+                    if !self.view.writer.flushed_unless_stuck(UNREAD).await {
+                        return Outcome::Unread;
+                    }
+                }
+                _ = frames.tick() => self.view.tick(),
+            }
+        }
+        Outcome::Ended
+    }
+
+    fn failed(&self, why: &str) -> Outcome {
+        Outcome::Failed(Failure::new(Exit::Failed, format!("run {} broke off: {why}", self.run)))
+    }
+
+    /// Shows an event. Some: the run never begins.
+    fn on(&mut self, event: Option<Event>) -> Option<Outcome> {
+        let event = event?;
+        // No other start is sent to this store.
+        let is_own = event.run_id.as_ref().is_none_or(|run| run == self.run);
+        if is_own && matches!(event.reason, Reason::CommandRejected { .. }) {
+            return Some(Outcome::Rejected(event.message));
+        }
+        let item = self.reader.on(event)?;
+        if let Some(files) = &mut self.files {
+            files.on(&item);
+        }
+        self.view.show(&item);
+        None
+    }
+
+    /// Ends what the run used, and returns how the program ends.
+    pub(super) async fn end(mut self, here: Here, outcome: Outcome) -> Result<Exit, Failure> {
+        let remains = here.remains();
+        let run = self.run;
+        match outcome {
+            Outcome::Failed(failure) => self.abandon(here, failure, &remains).await,
+            Outcome::Killed(signal) => self.killed(signal, &remains).await,
+            Outcome::Ended | Outcome::Unread | Outcome::Rejected(_) => {
+                let over = tokio::select! {
+                    over = here.end() => over,
+                    signal = self.signals.next() => return self.killed(signal, &remains).await,
+                };
+                self.report(&over);
+                match outcome {
+                    Outcome::Unread => Err(Failure::new(
+                        self.signal.unwrap_or(Exit::Stopped),
+                        format!("run {run} was stopped, and not all of its output was read"),
+                    )),
+                    Outcome::Rejected(why) => {
+                        Err(Failure::new(Exit::Invalid, format!("run {run} was rejected: {why}")))
+                    }
+                    Outcome::Ended | Outcome::Failed(_) | Outcome::Killed(_) => self.ended().await,
+                }
+            }
+        }
+    }
+
+    /// What there is to say when everything is done.
+    fn report(&mut self, over: &Ended) {
+        for callback in &over.undelivered {
+            self.view.say(&format!(
+                "the callback to {callback} was not delivered within 10 s of the end of the run; it is \
+                 not tried again"
+            ));
+        }
+        for run in &over.swept {
+            self.view.say(&format!("removed what run {run} left when its process was killed"));
+        }
+        if let Some(kept) = over.kept {
+            let (run, seconds) = (self.run, kept.as_secs());
+            self.view.say(&format!(
+                "what the steps left is kept for {seconds} s: see `bob-runner diff {run} STEP`, \
+                 `bob-runner shell {run}` and `bob-runner rerun {run}`"
+            ));
+        }
+    }
+
+    async fn ended(mut self) -> Result<Exit, Failure> {
+        let Some(ending) = self.reader.ending() else { return Ok(Exit::Failed) };
+        self.view.end(&self.reader.missing());
+        let exit = self.signal.unwrap_or_else(|| Exit::of_run(ending.status));
+        tokio::select! {
+            () = self.view.writer.flushed() => {}
+            // Nothing of the run is left.
+            signal = self.signals.next() => return Ok(signal),
+        }
+        ended(self.view.writer.unwritten(), self.run, exit)
+    }
+
+    /// Removes what a run has that nobody can end in order.
+    async fn abandon(
+        mut self,
+        here: Here,
+        failure: Failure,
+        remains: &str,
+    ) -> Result<Exit, Failure> {
+        let removed = tokio::select! {
+            removed = here.abandon() => removed,
+            signal = self.signals.next() => return self.killed(signal, remains).await,
+        };
+        self.view.tick();
+        self.view.writer.flushed_unless_stuck(UNREAD).await;
+        let Err(cause) = removed else { return Err(failure) };
+        let message = failure.message.map(|message| format!("{message}; {cause}{remains}"));
+        Err(Failure { message, ..failure })
+    }
+
+    /// Ends the program at once.
+    async fn killed(mut self, signal: Exit, remains: &str) -> Result<Exit, Failure> {
+        self.view.say(&format!("run {} was killed{remains}", self.run));
+        self.view.writer.flushed_unless_stuck(UNREAD).await;
+        Ok(signal)
+    }
+}
+
+fn frames() -> Interval {
+    let mut frames = interval(FRAME);
+    frames.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    frames
+}

@@ -1,0 +1,154 @@
+//! Writes what a command shows, on threads of its own: a reader that does not read holds up neither
+//! signals nor the run.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use super::exit::{Exit, Failure};
+use super::output::{self, Style};
+use super::view::Piece;
+
+/// How many bytes may wait for the reader before nothing more is shown.
+const ROOM_BYTES: usize = 256 * 1024;
+
+/// Standard output and standard error.
+#[derive(Debug)]
+pub(super) struct Writer {
+    out: Lane,
+    /// `None` if both are the same terminal, pipe or file: then the order counts.
+    err: Option<Lane>,
+}
+
+/// A thread that writes what it is sent, in order.
+#[derive(Debug)]
+struct Lane {
+    pieces: Sender<Piece>,
+    state: Arc<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The bytes that are not written yet.
+    waiting: watch::Sender<usize>,
+    /// Why standard output accepts no more.
+    unwritten: Mutex<Option<Failure>>,
+}
+
+impl Writer {
+    pub(super) fn start(style: Style) -> Result<Self, Failure> {
+        let err = if style.together { None } else { Some(Lane::start()?) };
+        Ok(Self { out: Lane::start()?, err })
+    }
+
+    /// Writes a piece after all earlier ones of its kind. Does not wait.
+    pub(super) fn send(&self, piece: Piece) {
+        match (&piece, &self.err) {
+            (Piece::Err(_), Some(err)) => err.send(piece),
+            (Piece::Err(_) | Piece::Out(_), _) => self.out.send(piece),
+        }
+    }
+
+    /// Whether more may be shown.
+    pub(super) fn has_room(&self) -> bool {
+        self.lanes().all(|lane| *lane.state.waiting.borrow() < ROOM_BYTES)
+    }
+
+    /// Resolves when more may be shown.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(super) async fn room(&self) {
+        for lane in self.lanes() {
+            lane.until(|waiting| waiting < ROOM_BYTES).await;
+        }
+    }
+
+    /// Resolves when everything is written.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(super) async fn flushed(&self) {
+        for lane in self.lanes() {
+            lane.until(|waiting| waiting == 0).await;
+        }
+    }
+
+    /// Resolves when everything is written, or when nothing was for `patience`. `false`: the rest was
+    /// not written.
+    pub(super) async fn flushed_unless_stuck(&self, patience: Duration) -> bool {
+        for lane in self.lanes() {
+            let mut waiting = lane.state.waiting.subscribe();
+            while *waiting.borrow_and_update() > 0 {
+                if timeout(patience, waiting.changed()).await.is_err() {
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Why standard output accepts no more, if it does not.
+    pub(super) fn unwritten(&self) -> Option<Failure> {
+        self.out.state.unwritten()
+    }
+
+    fn lanes(&self) -> impl Iterator<Item = &Lane> {
+        [Some(&self.out), self.err.as_ref()].into_iter().flatten()
+    }
+}
+
+impl Lane {
+    fn start() -> Result<Self, Failure> {
+        let (pieces, receiver) = channel();
+        let state = Arc::new(State::default());
+        let of_thread = Arc::clone(&state);
+        // It ends with the program, even in the middle of a write that blocks.
+        let started = std::thread::Builder::new()
+            .name("output".into())
+            .spawn(move || write_all(&receiver, &of_thread));
+        match started {
+            Ok(_thread) => Ok(Self { pieces, state }),
+            Err(cause) => Err(Failure::new(
+                Exit::Failed,
+                format!("cannot start a thread for output: {cause}"),
+            )),
+        }
+    }
+
+    fn send(&self, piece: Piece) {
+        self.state.waiting.send_modify(|waiting| *waiting += piece.len());
+        // The thread lives as long as the sender.
+        drop(self.pieces.send(piece));
+    }
+
+    async fn until(&self, is_so: impl Fn(usize) -> bool) {
+        let mut waiting = self.state.waiting.subscribe();
+        // The sender lives in `self`.
+        drop(waiting.wait_for(|waiting| is_so(*waiting)).await);
+    }
+}
+
+impl State {
+    fn unwritten(&self) -> Option<Failure> {
+        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn write_all(pieces: &Receiver<Piece>, state: &State) {
+    for piece in pieces {
+        let length = piece.len();
+        match piece {
+            Piece::Out(_) if state.unwritten().is_some() => {}
+            Piece::Out(bytes) => {
+                let failure = output::data(&bytes).err();
+                *state.unwritten.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+            }
+            Piece::Err(bytes) => output::aside(&bytes),
+        }
+        state.waiting.send_modify(|waiting| *waiting -= length);
+    }
+}

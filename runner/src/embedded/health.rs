@@ -1,0 +1,117 @@
+//! Whether the file can still be written.
+
+use std::io::{self, ErrorKind};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::disk::lock;
+
+/// Writes that fail for this long, without one that succeeds, do not recover by themselves.
+const GIVES_UP_AFTER: Duration = Duration::from_secs(10);
+
+/// Watches whether writes succeed.
+#[derive(Debug, Default)]
+pub(super) struct Health {
+    /// The first failure after the last success.
+    first: Mutex<Option<(Instant, String)>>,
+    failed: watch::Sender<Option<String>>,
+}
+
+impl Health {
+    /// A write has succeeded.
+    pub(super) fn note_success(&self) {
+        *lock(&self.first) = None;
+    }
+
+    /// A write has failed. A disk without room, or one that has become read-only, is final at once:
+    /// whoever waits for a write would wait for ever.
+    pub(super) fn note_failure(&self, kind: ErrorKind, cause: impl FnOnce() -> String) {
+        let is_final = matches!(
+            kind,
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem
+        );
+        if is_final {
+            return self.give_up(cause());
+        }
+        let mut first = lock(&self.first);
+        let (since, cause) = first.get_or_insert_with(|| (Instant::now(), cause()));
+        if since.elapsed() >= GIVES_UP_AFTER {
+            self.give_up(cause.clone());
+        }
+    }
+
+    /// The first cause counts: later ones follow from it.
+    fn give_up(&self, cause: String) {
+        self.failed.send_if_modified(|failed| {
+            let is_new = failed.is_none();
+            failed.get_or_insert(cause);
+            is_new
+        });
+    }
+
+    /// The cause, if writes have failed for good.
+    pub(super) fn cause(&self) -> Option<String> {
+        self.failed.borrow().clone()
+    }
+
+    /// Resolves with the cause when writes have failed for good.
+    pub(super) async fn failed(&self) -> String {
+        let mut failed = self.failed.subscribe();
+        match failed.wait_for(Option::is_some).await.map(|cause| cause.clone()) {
+            Ok(Some(cause)) => cause,
+            // The sender lives in `self`, and the value was waited for.
+            Ok(None) | Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// An error of the system in lower case and without its number.
+#[must_use]
+pub fn cause_of(error: &io::Error) -> String {
+    let text = error.to_string();
+    let text = match (text.rfind(" (os error "), error.raw_os_error()) {
+        (Some(end), Some(_)) => text.get(..end).unwrap_or(&text).to_owned(),
+        (Some(_) | None, Some(_) | None) => text,
+    };
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_disk_is_final_at_once_and_other_failures_when_they_last() {
+        let full = Health::default();
+        assert!(full.failed().now_or_never().is_none());
+        full.note_failure(ErrorKind::StorageFull, || "no space".into());
+        full.note_failure(ErrorKind::Other, || "later".into());
+        assert_eq!(full.failed().await, "no space");
+
+        let other = Health::default();
+        other.note_failure(ErrorKind::Other, || "first".into());
+        tokio::time::advance(GIVES_UP_AFTER / 2).await;
+        other.note_failure(ErrorKind::Other, || "second".into());
+        assert!(other.failed().now_or_never().is_none());
+        other.note_success();
+        tokio::time::advance(GIVES_UP_AFTER).await;
+        other.note_failure(ErrorKind::Other, || "third".into());
+        assert!(other.failed().now_or_never().is_none(), "a success came between");
+        tokio::time::advance(GIVES_UP_AFTER).await;
+        other.note_failure(ErrorKind::Other, || "fourth".into());
+        assert_eq!(other.failed().await, "third");
+    }
+
+    #[test]
+    fn the_cause_is_the_words_of_the_system() {
+        assert_eq!(cause_of(&Errno::NOSPC.into()), "no space left on device");
+        assert_eq!(cause_of(&io::Error::other("Odd (os error")), "odd (os error");
+    }
+}
