@@ -10,6 +10,9 @@ fn main() -> ExitCode {
     if cli::is_supervisor(&typed) {
         return cli::supervise().into();
     }
+    if cli::is_lifeline(&typed) {
+        return cli::lifeline(&typed);
+    }
     let mut builder = match cli::is_guard(&typed) {
         true => tokio::runtime::Builder::new_current_thread(),
         false => tokio::runtime::Builder::new_multi_thread(),

@@ -5,18 +5,22 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
-use tokio::process::{Child, ChildStderr, Command};
+use tokio::process::{Child, ChildStderr, ChildStdin, Command};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{debug, info};
 
+use super::lifeline::LIFELINE;
 use crate::config;
 use crate::exec::{docker, podman};
 
-/// A podman service that this process started, and that ends with it.
+/// A podman service that this process started, and that ends with it, however this process ends.
 #[derive(Debug)]
 pub struct OwnService {
+    /// This program again, which runs the service.
     child: Child,
+    /// Closed, it ends the service.
+    lifeline: Option<ChildStdin>,
     dir: tempfile::TempDir,
     /// The last line that it said.
     last: watch::Receiver<String>,
@@ -35,6 +39,10 @@ pub struct Found {
 
 /// How long a service of our own may take to answer.
 const OWN_SERVICE_STARTS_WITHIN: Duration = Duration::from_secs(20);
+/// How long the service may take to end: longer than its grace.
+const ENDS_WITHIN: Duration = Duration::from_secs(7);
+/// This program, also where a newer one has taken its place.
+const THIS_PROGRAM: &str = "/proc/self/exe";
 /// How long its last words are waited for, once it has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// More of one line is told in pieces.
@@ -56,7 +64,7 @@ pub async fn find(engine: &config::Engine) -> anyhow::Result<Found> {
     let root = rustix::process::geteuid().is_root();
     match &engine.program {
         Some(program) if !root => {
-            let own = OwnService::start(program).await?;
+            let own = OwnService::start(Path::new(THIS_PROGRAM), program).await?;
             let url = format!("unix://{}", own.socket().display());
             info!(url, "a podman service of our own is started");
             Ok(Found { url, own: Some(own) })
@@ -100,21 +108,27 @@ fn auth_files(engine: &config::Engine) -> (Vec<PathBuf>, bool) {
 }
 
 impl OwnService {
-    async fn start(program: &Path) -> anyhow::Result<Self> {
+    /// `launcher`: this program.
+    async fn start(launcher: &Path, program: &Path) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("bob-runner-podman-")
             .tempdir()
             .context("cannot make a directory for podman's socket")?;
         let socket = dir.path().join("podman.sock");
-        let mut child = Command::new(program)
+        let mut child = Command::new(launcher)
+            .arg0("bob-runner")
+            .arg(LIFELINE)
+            .arg(dir.path())
+            .arg(program)
             .args(["system", "service", "--time", "0"])
             .arg(format!("unix://{}", socket.display()))
-            .stdin(std::process::Stdio::null())
+            .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::piped())
             // A Ctrl-C is meant for us: the service is needed to end what runs in it.
             .process_group(0)
-            .kill_on_drop(true)
+            // It ends the service first.
+            .kill_on_drop(false)
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
         let (told, last) = watch::channel(String::new());
@@ -122,7 +136,8 @@ impl OwnService {
         if let Some(stderr) = child.stderr.take() {
             reading.spawn(read(stderr, told));
         }
-        let mut own = Self { child, dir, last, _reading: reading };
+        let lifeline = child.stdin.take();
+        let mut own = Self { child, lifeline, dir, last, _reading: reading };
         match tokio::time::timeout(OWN_SERVICE_STARTS_WITHIN, own.answers()).await {
             Ok(answers) => answers?,
             Err(_) => bail!(
@@ -163,28 +178,11 @@ impl OwnService {
         if last.is_empty() { "it said nothing".to_owned() } else { last.clone() }
     }
 
-    /// Asks everything that belongs to the service to end.
-    fn terminate(&self) {
-        if let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok())
-            && let Some(group) = rustix::process::Pid::from_raw(pid)
-        {
-            rustix::process::kill_process_group(group, rustix::process::Signal::TERM).ok();
-        }
-    }
-
     /// Ends the service.
     pub async fn end(mut self) {
-        self.terminate();
-        if tokio::time::timeout(Duration::from_secs(5), self.child.wait()).await.is_err() {
-            self.child.kill().await.ok();
-        }
-    }
-}
-
-impl Drop for OwnService {
-    /// No signal of the terminal reaches it, so that it is ended also where we end in a hurry.
-    fn drop(&mut self) {
-        self.terminate();
+        drop(self.lifeline.take());
+        // Without an answer it ends by itself a moment later.
+        drop(tokio::time::timeout(ENDS_WITHIN, self.child.wait()).await);
     }
 }
 
@@ -211,10 +209,10 @@ mod tests {
     use super::*;
     use crate::config::{Environment, Flags, Sources, load};
 
-    /// A program in place of podman. Another process writes it: one that is still open for writing
-    /// anywhere cannot be started.
-    fn program(dir: &Path, text: &str) -> PathBuf {
-        let (source, program) = (dir.join("source"), dir.join("podman"));
+    /// A program of a test. Another process writes it: one that is still open for writing anywhere
+    /// cannot be started.
+    fn program(dir: &Path, name: &str, text: &str) -> PathBuf {
+        let (source, program) = (dir.join("source"), dir.join(name));
         std::fs::write(&source, text).unwrap();
         let installed = std::process::Command::new("install")
             .args(["-m", "755"])
@@ -229,6 +227,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let program = program(
             dir.path(),
+            "podman",
             "#!/bin/sh\n\
              head -c 300000 /dev/zero | tr '\\0' x >&2\n\
              echo >&2\n\
@@ -236,7 +235,10 @@ mod tests {
              echo >&2\n\
              exit 7\n",
         );
-        let error = OwnService::start(&program).await.unwrap_err().to_string();
+        // In the place of this program, which a test is not.
+        let text = "#!/bin/sh\n[ \"$1\" = lifeline ] || exit 9\nshift 2\nexec \"$@\"\n";
+        let launcher = self::program(dir.path(), "launcher", text);
+        let error = OwnService::start(&launcher, &program).await.unwrap_err().to_string();
         let said = error.split_once("exit status: 7: process ").map(|(_, said)| said);
         let (process, rest) = said.and_then(|said| said.split_once(" in group ")).expect(&error);
         assert!(rest.starts_with(&format!("{process};")), "{error}");

@@ -9,6 +9,7 @@ mod executors;
 pub mod guard;
 mod here;
 pub mod kept;
+pub mod lifeline;
 mod outputs;
 mod reach;
 mod runs;

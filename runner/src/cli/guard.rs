@@ -1,12 +1,15 @@
 //! `guard`: the process that a worker starts beside itself.
 
 use std::ffi::OsString;
+use std::path::Path;
+use std::process::{Command, ExitCode};
 
 use clap::{Args, ValueEnum};
 use protocol::id::NodeId;
 
 use super::exit::{Exit, Failure};
 use crate::app;
+use crate::app::lifeline::{LIFELINE, hold};
 use crate::telemetry;
 
 /// What a worker types.
@@ -48,6 +51,28 @@ pub fn supervise() -> Exit {
         Err(cause) => {
             super::complain(&format!("cannot supervise a step: {cause}"));
             Exit::Failed
+        }
+    }
+}
+
+/// Whether these are the words that start the process which holds a service of a worker.
+#[must_use]
+pub fn is_lifeline(typed: &[OsString]) -> bool {
+    typed.get(1).is_some_and(|word| word == LIFELINE)
+}
+
+/// Runs a service until nobody holds on to it: `lifeline DIR PROGRAM ARGUMENT...`.
+#[must_use]
+pub fn lifeline(typed: &[OsString]) -> ExitCode {
+    let [_, _, dir, program, arguments @ ..] = typed else {
+        super::complain("a lifeline is started by bob-runner itself");
+        return Exit::Usage.into();
+    };
+    match hold(Path::new(dir), Command::new(program).args(arguments)) {
+        Ok(status) => status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1).into(),
+        Err(cause) => {
+            super::complain(&format!("cannot start {}: {cause}", program.display()));
+            Exit::Failed.into()
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -15,7 +16,8 @@ use tracing::{debug, warn};
 
 use super::remains::Remains;
 use super::watch::{Due, Watch};
-use super::word::Words;
+use super::word::{Word, Words};
+use crate::app::lifeline::hold_on;
 use crate::exec::podman::Seen;
 use crate::host::Linux;
 use crate::ports::{ExecError, Host as _};
@@ -43,6 +45,7 @@ pub async fn stand(worker: NodeId) -> anyhow::Result<()> {
         pipe: Pipe::of_stdin().context("a guard is started by `bob-runner serve`")?,
         watch: Watch::default(),
         remains: Vec::new(),
+        engine: None,
         pause: AGAIN_FIRST,
         is_away: false,
     };
@@ -73,6 +76,8 @@ struct Guard {
     watch: Watch,
     /// What it runs, by engine.
     remains: Vec<Remains>,
+    /// Keeps a service that the worker has started from ending with it.
+    engine: Option<UnixStream>,
     pause: Duration,
     /// That the engine does not answer was said.
     is_away: bool,
@@ -83,6 +88,10 @@ impl Guard {
     fn listen(&mut self) -> Result<(), ExecError> {
         let ended = self.pipe.take();
         while let Some(word) = self.pipe.words.next() {
+            if let Word::Engine(url) = &word {
+                // What is to be killed is killed through it.
+                self.engine = self.engine.take().or_else(|| hold_on(url));
+            }
             self.remains.extend(Remains::of(&self.worker, &word)?);
             self.watch.hears(&word);
         }

@@ -1,0 +1,189 @@
+//! Ends a service that a worker has started together with the worker, however that ends.
+//!
+//! The service runs below this program in a mode of its own. The worker holds a pipe to it, which is its
+//! standard input, and whoever else needs the service holds a connection to a socket beside the
+//! service's own: the guard of a dead worker kills the worker's containers through the service. When
+//! nobody holds on any more, the service is ended and its directory is removed.
+
+use std::io::{self, Read, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+
+/// The word that makes this program hold a service.
+pub const LIFELINE: &str = "lifeline";
+/// The socket in the directory of the service.
+const SOCKET: &str = "lifeline.sock";
+/// How long a holder waits for the answer.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
+/// The time between SIGTERM and SIGKILL.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Holds on to the service behind an engine's address, if a worker has started it. It does not end
+/// before the answer is dropped.
+#[must_use]
+pub fn hold_on(engine_url: &str) -> Option<UnixStream> {
+    let socket = Path::new(engine_url.strip_prefix("unix://")?);
+    let mut end = UnixStream::connect(socket.parent()?.join(SOCKET)).ok()?;
+    // It counts from the answer on.
+    end.set_read_timeout(Some(ANSWERS_WITHIN)).ok()?;
+    end.read_exact(&mut [0]).ok()?;
+    Some(end)
+}
+
+/// Runs a service until it ends or nobody holds on to it, and removes its directory.
+///
+/// # Errors
+/// Where the service cannot be started.
+pub fn hold(dir: &Path, program: &mut Command) -> io::Result<ExitStatus> {
+    let held = run(io::stdin(), dir, program);
+    // Whoever started it has gone, or removes it too.
+    std::fs::remove_dir_all(dir).ok();
+    held
+}
+
+fn run(
+    worker: impl Read + Send + 'static,
+    dir: &Path,
+    program: &mut Command,
+) -> io::Result<ExitStatus> {
+    let listener = UnixListener::bind(dir.join(SOCKET))?;
+    let mut service = program.stdin(Stdio::null()).process_group(0).spawn()?;
+    let group = i32::try_from(service.id()).ok().and_then(Pid::from_raw);
+    let shared = Arc::new(Shared::default());
+    hold_while_open(&shared, worker)?;
+    let accepts = Arc::clone(&shared);
+    spawn(move || {
+        // Without a thread the connection is closed, and its holder is one fewer.
+        listener.incoming().flatten().for_each(|one| drop(accept(&accepts, one)));
+    })?;
+    let ends = Arc::clone(&shared);
+    spawn(move || ends.end_when_nobody_holds(group))?;
+    let status = service.wait();
+    shared.lock().has_ended = true;
+    shared.changed.notify_all();
+    status
+}
+
+fn spawn(task: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new().spawn(task).map(drop)
+}
+
+fn accept(shared: &Arc<Shared>, end: UnixStream) -> io::Result<()> {
+    let mut answer = end.try_clone()?;
+    hold_while_open(shared, end)?;
+    answer.write_all(b"+")
+}
+
+/// Counts a holder until its end is closed. What it sends says nothing.
+fn hold_while_open(shared: &Arc<Shared>, mut end: impl Read + Send + 'static) -> io::Result<()> {
+    let holder = Holder::new(Arc::clone(shared));
+    spawn(move || {
+        drop(io::copy(&mut end, &mut io::sink()));
+        drop(holder);
+    })
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    holders: usize,
+    has_ended: bool,
+}
+
+/// One who holds on.
+struct Holder(Arc<Shared>);
+
+impl Holder {
+    fn new(shared: Arc<Shared>) -> Self {
+        shared.lock().holders += 1;
+        Self(shared)
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        self.0.lock().holders -= 1;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end_when_nobody_holds(&self, group: Option<Pid>) {
+        let held =
+            self.changed.wait_while(self.lock(), |state| state.holders > 0 && !state.has_ended);
+        let state = held.unwrap_or_else(PoisonError::into_inner);
+        kill(group, &state, Signal::TERM);
+        let late = self.changed.wait_timeout_while(state, GRACE, |state| !state.has_ended);
+        let (state, _) = late.unwrap_or_else(PoisonError::into_inner);
+        kill(group, &state, Signal::KILL);
+    }
+}
+
+/// Signals the group of the service, unless it has ended: its number may be that of another one then.
+fn kill(group: Option<Pid>, state: &State, signal: Signal) {
+    if let (Some(group), false) = (group, state.has_ended) {
+        // One that is gone needs no signal.
+        kill_process_group(group, signal).ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sleeper() -> Command {
+        let mut command = Command::new("sleep");
+        command.arg("1000");
+        command
+    }
+
+    #[test]
+    fn a_service_ends_when_the_last_one_lets_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let (read, write) = std::io::pipe().unwrap();
+        let path = dir.path().to_owned();
+        let held = std::thread::spawn(move || run(read, &path, &mut sleeper()));
+        let url = format!("unix://{}", dir.path().join("podman.sock").display());
+        let guard = loop {
+            match hold_on(&url) {
+                Some(guard) => break guard,
+                None => std::thread::yield_now(),
+            }
+        };
+        drop(write);
+        assert!(!held.is_finished(), "the guard holds on");
+        drop(guard);
+        let status = held.join().unwrap().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(15));
+    }
+
+    #[test]
+    fn a_service_that_ends_by_itself_is_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let (read, _write) = std::io::pipe().unwrap();
+        let mut program = Command::new("sh");
+        let status = run(read, dir.path(), program.args(["-c", "exit 7"])).unwrap();
+        assert_eq!(status.code(), Some(7));
+    }
+
+    #[test]
+    fn an_address_without_a_service_of_ours_has_no_lifeline() {
+        assert!(hold_on("http://localhost:8080").is_none());
+        assert!(hold_on("unix:///nonexistent/podman.sock").is_none());
+    }
+}
