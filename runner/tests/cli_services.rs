@@ -200,7 +200,7 @@ async fn a_run_with_retention_is_kept_for_diff_shell_and_rerun() {
     // The id is taken for as long as the run is kept.
     let taken = place.say(&["run", &file, "--run-id", &run]);
     assert_eq!(taken.status.code(), Some(65), "{}", text(&taken.stderr));
-    // What is kept for long enough is removed by the next run.
+    // The next run removes runs whose retention is over.
     let runs = place.dir.path().join(".local/state/bob-runner/runs");
     for entry in std::fs::read_dir(&runs).unwrap() {
         let about = entry.unwrap().path().join("run.json");

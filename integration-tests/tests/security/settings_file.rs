@@ -42,7 +42,7 @@ impl Checkout {
             .unwrap()
     }
 
-    /// Whether somebody has connected to the listener.
+    /// Whether the program has connected to the listener.
     fn has_connection(&self) -> bool {
         self.listener.set_nonblocking(true).unwrap();
         self.listener.accept().is_ok()

@@ -41,7 +41,7 @@ pub struct Found {
 const OWN_SERVICE_STARTS_WITHIN: Duration = Duration::from_secs(20);
 /// How long the service may take to end: longer than its grace.
 const ENDS_WITHIN: Duration = Duration::from_secs(7);
-/// This program, also where a newer one has taken its place.
+/// The running program, even if its file was replaced by a newer version.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 /// How long its last words are waited for, once it has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);

@@ -1,9 +1,9 @@
-//! Ends a service that a worker has started together with the worker, however that ends.
+//! Ends a service that a worker has started when the worker ends, even by SIGKILL.
 //!
-//! The service runs below this program in a mode of its own. The worker holds a pipe to it, which is its
-//! standard input, and whoever else needs the service holds a connection to a socket beside the
-//! service's own: the guard of a dead worker kills the worker's containers through the service. When
-//! nobody holds on any more, the service is ended and its directory is removed.
+//! The service is a child of this program in lifeline mode. The worker holds a pipe to the lifeline's
+//! standard input. The worker's guard holds a connection to a socket in the directory of the service,
+//! because it kills the containers of a dead worker through the service. When all of these ends are
+//! closed, the lifeline ends the service and removes the directory.
 
 use std::io::{self, Read, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -36,13 +36,13 @@ pub fn hold_on(engine_url: &str) -> Option<UnixStream> {
     Some(end)
 }
 
-/// Runs a service until it ends or nobody holds on to it, and removes its directory.
+/// Runs a service until it ends or has no holder left, then removes its directory.
 ///
 /// # Errors
-/// Where the service cannot be started.
+/// If the service cannot be started.
 pub fn hold(dir: &Path, program: &mut Command) -> io::Result<ExitStatus> {
     let held = run(io::stdin(), dir, program);
-    // Whoever started it has gone, or removes it too.
+    // If the worker is alive, it removes the directory too.
     std::fs::remove_dir_all(dir).ok();
     held
 }
@@ -80,7 +80,7 @@ fn accept(shared: &Arc<Shared>, end: UnixStream) -> io::Result<()> {
     answer.write_all(b"+")
 }
 
-/// Counts a holder until its end is closed. What it sends says nothing.
+/// Counts a holder until its end is closed. Bytes that it sends are ignored.
 fn hold_while_open(shared: &Arc<Shared>, mut end: impl Read + Send + 'static) -> io::Result<()> {
     let holder = Holder::new(Arc::clone(shared));
     spawn(move || {

@@ -1,7 +1,7 @@
 //! The directories of `run FILE`, one for each run below `<data-dir>/runs`.
 //!
-//! A process holds the lock of its directory for as long as it lives. A directory whose lock is free
-//! belongs to nobody: its process was killed, or its run has ended and is kept for a while.
+//! A process holds the lock of its directory for as long as it lives. If the lock is free, the process was
+//! killed, or the run has ended and is kept for its `retention`.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 /// The file whose lock says that the directory is in use.
 const LOCK: &str = "lock";
-/// What is known of the run without its store.
+/// The file with the facts that are known without the store.
 const ABOUT: &str = "run.json";
 /// The store, whose own lock counts for directories of versions that had no lock file.
 const STORE: &str = "bob.redb";
@@ -24,12 +24,12 @@ const NEW: &str = ".new-";
 /// The longest file about a run.
 const MAX_BYTES: u64 = 64 * 1024;
 
-/// Where the directories are.
+/// The parent of the directories.
 pub(super) fn below(data_dir: &Path) -> PathBuf {
     data_dir.join("runs")
 }
 
-/// What is known of a run without its store, for whoever finds its directory.
+/// The facts about a run that another process needs without opening its store.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct About {
@@ -65,7 +65,7 @@ pub(super) struct RunDir {
     _lock: File,
 }
 
-/// What was found where the directory of a run is to be.
+/// The directory of a run, as it was found.
 #[derive(Debug)]
 pub(super) enum Claimed {
     /// Nothing: the directory is new.
@@ -77,7 +77,7 @@ pub(super) enum Claimed {
 /// Takes the directory of a run. `None`: another process has it.
 ///
 /// # Errors
-/// Where it cannot be created.
+/// If it cannot be created.
 pub(super) fn claim(runs: &Path, run: &RunId) -> io::Result<Option<Claimed>> {
     DirBuilder::new().recursive(true).mode(0o700).create(runs)?;
     let path = runs.join(run.as_str());
@@ -146,7 +146,7 @@ fn lock_existing(path: &Path, run: &RunId) -> io::Result<Existing> {
         Err(_) => return Ok(Existing::Gone),
     }
     match try_lock(&path.join(STORE), false) {
-        // The lock of the store is given up again: whoever opens the store takes it.
+        // The lock of the store is released: the process that opens the store takes it.
         Ok(Some(_)) => {}
         Ok(None) => return Ok(Existing::InUse),
         Err(cause) if cause.kind() == ErrorKind::NotFound => {}
@@ -167,8 +167,7 @@ fn try_lock(path: &Path, create: bool) -> io::Result<Option<File>> {
 }
 
 impl RunDir {
-    /// What is known of the run. A file that is missing or damaged says nothing, as that of a version
-    /// that wrote none.
+    /// The facts about the run. `None` if the file is missing, as with older versions, or damaged.
     pub(super) fn about(&self) -> Option<About> {
         let mut text = String::new();
         let file = File::open(self.path.join(ABOUT)).ok()?;
@@ -176,7 +175,7 @@ impl RunDir {
         serde_json::from_str(&text).ok()
     }
 
-    /// Writes what is known of the run.
+    /// Writes the facts about the run.
     pub(super) fn note(&self, about: &About) -> io::Result<()> {
         let text = serde_json::to_vec(about)?;
         let mut file = tempfile::NamedTempFile::new_in(&self.path)?;
@@ -217,7 +216,7 @@ pub(super) struct IdLock {
     _lock: File,
 }
 
-/// Where the locks are: in memory, and the same for every session of the user.
+/// The places for locks: in memory if possible, and the same for every session of the user.
 const PLACES: [&str; 2] = ["/dev/shm", "/tmp"];
 
 impl IdLock {
@@ -251,7 +250,7 @@ impl IdLock {
 
 impl Drop for IdLock {
     fn drop(&mut self) {
-        // While it is locked: whoever opened it before sees that it is no longer the same.
+        // It is removed while it is locked: a process that opened it before compares the inodes.
         std::fs::remove_file(&self.path).ok();
     }
 }
@@ -330,7 +329,7 @@ mod tests {
     fn a_run_id_is_locked_for_all_data_directories() {
         let id = run(&format!("r-lock-{}", std::process::id()));
         let Some(lock) = IdLock::take(&id, Path::new("/one")).unwrap() else {
-            eprintln!("skipped: there is no place for locks");
+            eprintln!("skipped: no directory for locks");
             return;
         };
         let who = IdLock::take(&id, Path::new("/two")).unwrap_err();

@@ -111,8 +111,8 @@ struct OwnStore {
 }
 
 impl OwnStore {
-    /// Resolves when the store can no longer be written, and the containers of its runs are removed:
-    /// nothing records how their steps end. What was committed stays, for the next start.
+    /// Resolves when the store can no longer be written and the containers of its runs are removed,
+    /// because the end of their steps cannot be recorded. Committed images stay for the next start.
     async fn failed(&self, data_dir: &Path) -> UnwritableDataDir {
         let cause = self.embedded.failed().await;
         if let Err(cause) = self.clear().await {

@@ -61,7 +61,7 @@ pub fn is_lifeline(typed: &[OsString]) -> bool {
     typed.get(1).is_some_and(|word| word == LIFELINE)
 }
 
-/// Runs a service until nobody holds on to it: `lifeline DIR PROGRAM ARGUMENT...`.
+/// Runs a service until it has no holder left: `lifeline DIR PROGRAM ARGUMENT...`.
 #[must_use]
 pub fn lifeline(typed: &[OsString]) -> ExitCode {
     let [_, _, dir, program, arguments @ ..] = typed else {

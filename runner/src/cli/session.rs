@@ -17,7 +17,7 @@ use crate::app::{Ended, Here};
 
 /// The time between two drawings of the times on a terminal.
 const FRAME: Duration = Duration::from_millis(250);
-/// How long output that nobody reads holds up the end of a run that was stopped.
+/// How long blocked output delays the end of a run that was stopped.
 const UNREAD: Duration = Duration::from_secs(2);
 
 /// A run that is being shown.
@@ -31,11 +31,11 @@ pub(super) struct Session<'s> {
     signals: Signals,
 }
 
-/// How following a run came to its end.
+/// Why following a run has ended.
 pub(super) enum Outcome {
     /// The run has ended.
     Ended,
-    /// The run was stopped and has ended, and nobody reads its output.
+    /// The run was stopped and has ended, and its output is blocked.
     Unread,
     /// Its start was rejected: the sentence.
     Rejected(String),
@@ -64,12 +64,12 @@ impl<'s> Session<'s> {
         while self.reader.ending().is_none() {
             let has_room = self.view.writer.has_room();
             tokio::select! {
-                // What is not shown yet waits in the run's store.
+                // Events that are not shown yet stay in the run's store.
                 message = here.events.next(), if has_room => {
                     let outcome = match message {
                         Some(Ok(message)) => self.on(message.event()),
                         Some(Err(cause)) => Some(self.failed(&cause.to_string())),
-                        None => Some(self.failed("its events broke off")),
+                        None => Some(self.failed("its event stream has ended")),
                     };
                     if let Some(outcome) = outcome {
                         return outcome;
@@ -106,7 +106,7 @@ impl<'s> Session<'s> {
     }
 
     fn failed(&self, why: &str) -> Outcome {
-        Outcome::Failed(Failure::new(Exit::Failed, format!("run {} broke off: {why}", self.run)))
+        Outcome::Failed(Failure::new(Exit::Failed, format!("run {} has failed: {why}", self.run)))
     }
 
     /// Shows an event. Some: the run never begins.
@@ -184,7 +184,7 @@ impl<'s> Session<'s> {
         ended(self.view.writer.unwritten(), self.run, exit)
     }
 
-    /// Removes what a run has that nobody can end in order.
+    /// Ends a run whose end cannot be recorded.
     async fn abandon(
         mut self,
         here: Here,

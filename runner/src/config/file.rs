@@ -26,7 +26,7 @@ pub(super) enum Text {
 #[derive(Debug)]
 pub(super) struct Chosen {
     pub(super) path: PathBuf,
-    /// It was found in the working directory: whoever wrote what is there chose it, not the user.
+    /// It was found in the working directory, so that the user did not choose it.
     pub(super) is_local: bool,
 }
 

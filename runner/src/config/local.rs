@@ -6,7 +6,7 @@
 use super::parse::{self, BrokerUrl};
 use super::{Environment, Fault};
 
-/// A setting as it holds, and where it was given.
+/// The effective value of a setting, and its source.
 pub(super) struct SettingValue {
     pub(super) text: String,
     /// The place; `None` for a default.
@@ -45,12 +45,12 @@ const S3: &[&str] = &["outputs.s3-access-key", "outputs.s3-secret-key"];
 const REJECTED: [&str; 4] =
     ["engine.url", "engine.docker-url", "engine.registry-insecure", "worker.checkpoint-registry"];
 
-/// Whoever may publish a start on these servers may ask for the secrets of steps.
+/// Publishers on these servers can request the secrets of steps.
 const PUBLISHERS: [&str; 2] = ["queue.url", "storage.urls"];
 const SECRETS_DIR: &str = "worker.secrets-dir";
 
-/// What a file in the working directory would send elsewhere, a fault for each setting. `label`: how
-/// the places of the file's values begin. `lookup`: the value
+/// Returns a fault for each setting of a local file that decides where credentials from elsewhere are
+/// sent. `label`: the prefix of the sources of the file's values. `lookup`: the value
 /// of a setting.
 pub(super) fn check(
     label: &str,
@@ -77,7 +77,7 @@ struct Local<'a, F> {
 }
 
 impl<F: Fn(&str) -> Option<SettingValue>> Local<'_, F> {
-    /// Where the file gives a setting, if it does and that value holds.
+    /// The source of a setting, if the file gives its effective value.
     fn place(&self, name: &str) -> Option<String> {
         (self.lookup)(name)?.at.filter(|at| self.is_local(at))
     }
@@ -113,13 +113,13 @@ impl<F: Fn(&str) -> Option<SettingValue>> Local<'_, F> {
         };
         let expected = format!(
             "is not combined with credentials from elsewhere ({sources}), because a settings file in \
-             the working directory must not decide where they are sent; {}",
+             the working directory must not decide which server receives them; {}",
             self.advice()
         );
         Some(Fault { at, value: None, expected })
     }
 
-    /// Where a credential comes from, if that is not the file.
+    /// The source of a credential, unless it is the file.
     fn credential_from_elsewhere(&self, name: &str) -> Option<String> {
         let SettingValue { text, at } = (self.lookup)(name)?;
         let is_url = name.ends_with(".url") || name.ends_with(".urls");
@@ -138,7 +138,7 @@ impl<F: Fn(&str) -> Option<SettingValue>> Local<'_, F> {
         is_bucket && S3.iter().all(|name| (self.lookup)(name).is_none())
     }
 
-    /// Where secrets of steps come from. A directory is elsewhere whoever names it.
+    /// The sources of secrets of steps. A directory counts as elsewhere even if the file names it.
     fn secrets_of_steps(&self, environment: &Environment) -> Vec<String> {
         let variables = environment.secrets().into_keys();
         let mut from: Vec<String> =

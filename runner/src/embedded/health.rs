@@ -26,8 +26,7 @@ impl Health {
         *lock(&self.first) = None;
     }
 
-    /// A write has failed. A disk without room, or one that has become read-only, is final at once:
-    /// whoever waits for a write would wait for ever.
+    /// A write has failed. A full or read-only disk is final at once: retrying would never end.
     pub(super) fn note_failure(&self, kind: ErrorKind, cause: impl FnOnce() -> String) {
         let is_final = matches!(
             kind,

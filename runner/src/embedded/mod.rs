@@ -97,8 +97,7 @@ impl Embedded {
         self.store.failure()
     }
 
-    /// Resolves when the file can no longer be written, with the cause. What was answered until then
-    /// is in it.
+    /// Resolves when the file can no longer be written, with the cause. Acknowledged writes are in it.
     ///
     /// # Cancel safety
     /// Cancel safe.

@@ -5,7 +5,7 @@ use protocol::time::Millis;
 /// The disk that an engine keeps everything on, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Disk {
-    /// What an ordinary user can write to an empty one: all of it without root's reserve.
+    /// The size without root's reserve, which ordinary users cannot write to.
     pub total: u64,
     /// What can still be written.
     pub free: u64,

@@ -37,7 +37,7 @@ fn waiting() -> Place {
 }
 
 fn ended(mut child: Child) -> ExitStatus {
-    // Its output is not needed; a pipe that nobody reads would be another test.
+    // Blocked output is another test.
     drop(child.stdout.take());
     child.wait().unwrap()
 }

@@ -89,7 +89,7 @@ impl Guard {
         let ended = self.pipe.take();
         while let Some(word) = self.pipe.words.next() {
             if let Word::Engine(url) = &word {
-                // What is to be killed is killed through it.
+                // The containers are killed through this service.
                 self.engine = self.engine.take().or_else(|| hold_on(url));
             }
             self.remains.extend(Remains::of(&self.worker, &word)?);

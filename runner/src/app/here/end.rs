@@ -25,10 +25,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const REMOVAL_TRIES: u32 = 40;
 const REMOVAL_PAUSE: Duration = Duration::from_millis(250);
 
-/// What there is to say once a run is over.
+/// The result of ending a run, for the user.
 #[derive(Debug, Default)]
 pub struct Ended {
-    /// The callbacks that nobody has accepted; they are not tried again.
+    /// The receivers of callbacks that were not delivered; they are not tried again.
     pub undelivered: Vec<String>,
     /// The runs of killed processes whose remains were removed.
     pub swept: Vec<RunId>,
@@ -95,7 +95,7 @@ impl Here {
         match (self.retention, kept) {
             // Its directory stays.
             (Some(_), Some(_)) => drop(self.dir.dir.take().map(RunDir::release)),
-            // The worker has left what there is, which nobody would find again.
+            // The worker has kept the images, and no record would lead to them.
             (Some(_), None) => {
                 if let Err(cause) = self.remove_all().await {
                     warn!(%cause, "cannot remove what run {} left", self.run);
@@ -162,7 +162,7 @@ impl Here {
     async fn close(self) {
         let Self { events, queue, store, own_engine, dir, .. } = self;
         drop((events, queue));
-        // What was answered is in the file either way.
+        // Every acknowledged write is in the file already.
         store.embedded.close().await.ok();
         if let Some(own) = own_engine {
             own.end().await;
@@ -171,7 +171,7 @@ impl Here {
     }
 }
 
-/// Where a callback goes, without what may be a secret in the URL.
+/// The URL of a callback without user, password and query, which can hold secrets.
 fn receiver(entry: &Entry) -> String {
     let news = serde_json::from_slice::<News>(&entry.value).ok();
     let url = news.and_then(|news| url::Url::parse(&news.url).ok());

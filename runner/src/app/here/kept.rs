@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::embedded::{self, Embedded};
 use crate::ports::{Events, Queue, Store, Txn};
 
-/// An ended run that is kept. Nobody removes it while this value lives.
+/// An ended run that is kept. No other process removes it while this value lives.
 pub struct KeptRun {
     embedded: Embedded,
     run: RunId,
@@ -34,14 +34,14 @@ impl std::fmt::Debug for KeptRun {
 #[derive(Debug, Clone)]
 pub struct KeptParent {
     pub(super) parent: Parent,
-    /// What its store has of it, under the same keys.
+    /// The keys and values of the run in its store.
     entries: Vec<(String, Vec<u8>)>,
 }
 
 /// The run of that id, if `run FILE` has kept it in this data directory.
 ///
 /// # Errors
-/// Where its store cannot be read.
+/// If its store cannot be read.
 pub async fn kept_run(config: &Config, run: &RunId) -> anyhow::Result<Option<KeptRun>> {
     let Some(dir) = runs::take_unused(&runs::below(&config.data_dir), run) else {
         return Ok(None);
@@ -68,10 +68,10 @@ impl KeptRun {
         Client::new(Arc::new(services), Duration::MAX)
     }
 
-    /// What a new run needs to take over committed steps of this one.
+    /// The entries that a new run needs to take over committed steps of this one.
     ///
     /// # Errors
-    /// Where the store cannot be read.
+    /// If the store cannot be read.
     pub async fn parent(&self, parent: Parent) -> anyhow::Result<KeptParent> {
         let keys = [names::run_key(&self.run)];
         let store = self.embedded.store();

@@ -41,17 +41,17 @@ pub use kept::{KeptParent, KeptRun, kept_run};
 
 /// A run on its way.
 pub struct Here {
-    /// Its events, from the first; they go on for ever.
+    /// Its events, from the first one. The stream does not end.
     pub events: EventStream,
     /// Ends the worker: `intake` lets the run finish, `abort` stops it.
     pub shutdown: Shutdown,
     queue: Arc<dyn Queue>,
     run: RunId,
-    /// The worker, which ends before it is asked to only where it is out of order.
+    /// The worker. It ends by itself only if it is out of order.
     pub worker: JoinHandle<Result<(), OutOfOrder>>,
     /// Its store.
     pub store: OwnStore,
-    /// What the user should know of the engine.
+    /// A warning about the engine, for the user.
     pub warning: Option<String>,
     executor: Arc<dyn Executor>,
     own_engine: Option<engine::OwnService>,
@@ -123,19 +123,19 @@ fn has_own_image(step: &Step) -> bool {
     step.executor == ExecutorKind::Docker && !step.is_join() && !step.is_on_image()
 }
 
-/// Where the files of jobs are put, by the names of the jobs.
+/// The directories for the files of jobs.
 #[derive(Debug, Clone)]
 pub struct Jobs {
-    /// What they leave.
+    /// The directory of their outputs.
     pub work_dir: PathBuf,
     /// Where their logs will lie, as callbacks tell.
     pub log_dir: String,
 }
 
-/// Where the outputs of a run here and now are kept if nothing says otherwise.
+/// The default directory for outputs of `run FILE`.
 const OUTPUTS: &str = "outputs";
 
-/// What a job is called outside of its run: its files bear that name.
+/// The name of a job outside of its run, which its files have.
 #[must_use]
 pub fn job_id(run: &RunId, step: &Step) -> String {
     crate::rules::job::id(run, step)
@@ -184,11 +184,12 @@ impl Start<'_> {
     }
 }
 
-/// Starts a pipeline in embedded mode, in a store of its own below the data directory. `jobs`: where
-/// the files of its steps are put, where they are jobs.
+/// Starts a pipeline in embedded mode, in a store of its own below the data directory. `jobs`: the
+/// directories of its files, if it is a job file.
 ///
 /// # Errors
-/// [`Rejected`] if the start is, and where the store cannot be made or the engine does not answer.
+/// [`Rejected`] if the start is rejected; other errors if the store cannot be created or the engine
+/// does not answer.
 pub async fn run_here(
     config: &Config,
     start: Start<'_>,
@@ -209,11 +210,11 @@ pub async fn run_here(
         kept_until: None,
     };
     dir.note(&about).map_err(|cause| unwritable(config, &cause))?;
-    // What an earlier run left is found by its directory until it is removed.
+    // The directory leads to the containers of an earlier run until those are removed.
     let mut dir = Fresh { dir: Some(dir), is_needed: earlier.is_some() };
     let found = if about.on_podman { Some(engine::find(&config.engine).await?) } else { None };
     // Steps on this host work where their user is.
-    let here = std::env::current_dir().context("there is no working directory")?;
+    let here = std::env::current_dir().context("cannot determine the working directory")?;
     let (node, url) = (new_node(), found.as_ref().map(|found| found.url.clone()));
     let (ports, embedded) = embedded_ports(config, &path, &node, url, Some(here)).await?;
     let executor = Arc::clone(&ports.executor);
@@ -293,7 +294,7 @@ fn options(
     options.own_queue = false;
     // What its user can do anyway.
     options.executors = ExecutorKind::ALL.to_vec();
-    // Nobody else would go on with it.
+    // No other worker could resume the run.
     options.rescue = false;
     let outputs = jobs.as_ref().map(|jobs| jobs.work_dir.clone());
     options.logs = jobs.map(|jobs| jobs.log_dir);
@@ -361,8 +362,8 @@ fn now() -> Millis {
 }
 
 impl Here {
-    /// What the run may leave if this process is killed, as the rest of a sentence; empty if that is
-    /// nothing.
+    /// The containers that the run can leave if this process is killed, as the rest of a sentence. Empty
+    /// if it has none.
     #[must_use]
     pub fn remains(&self) -> String {
         let run = &self.run;
@@ -381,7 +382,7 @@ impl Here {
     /// Asks the run to stop, as the command does.
     ///
     /// # Errors
-    /// Where the store's file cannot be written.
+    /// If the store's file cannot be written.
     pub async fn stop(&self, reason: &str) -> anyhow::Result<()> {
         let body = json!({ "run-id": self.run, "reason": reason });
         let message = Message {

@@ -276,7 +276,7 @@ fn machine_id(local: bool) -> Option<String> {
 /// Why a rootless engine limits nothing below control groups of version 1, or of both versions.
 const NO_V1: &str = "limits cannot be enforced: control groups of version 1 are not delegated to a rootless container engine; boot with systemd.unified_cgroup_hierarchy=1";
 
-/// What is lost with a storage driver that compares files by size and time alone.
+/// The warning for a storage driver that compares files by size and time alone.
 pub fn loses_changes(driver: Option<&str>) -> Option<String> {
     (driver == Some("vfs")).then(|| {
         "the container engine's storage driver vfs compares files by size and time: if a step changes a \
