@@ -147,20 +147,19 @@ fn step() -> impl Strategy<Value = Step> {
             let (label, with, outputs, callback) = handover;
             let (network, pull, times, retry, executor, when, allow_failure) = rest;
             let (timeout, signal, grace) = times;
-            // The keys of a call are known, and null is as good as not there.
-            let with = match executor.call_keys() {
-                Some(known) => known
-                    .iter()
-                    .map(|&key| key.to_owned())
-                    .zip(with.into_values().filter(|value| !value.is_null()))
-                    .collect(),
-                None => with,
+            // The keys are known, and null is as good as not there.
+            let with = if executor == ExecutorKind::Podman {
+                label.iter().map(|label| ("label".to_owned(), label.clone().into())).collect()
+            } else {
+                let values = with.into_values().filter(|value| !value.is_null());
+                executor.with_keys().iter().map(|&key| key.to_owned()).zip(values).collect()
             };
             let entrypoint = match shell.filter(|_| executor.has_images()) {
                 Some(Shell::Bash) => Some(vec!["tini".to_owned(), "--".to_owned()]),
                 Some(Shell::Sh) => Some(Vec::new()),
                 None => None,
             };
+            let network = network.filter(|_| executor == ExecutorKind::Podman);
             Step {
                 name: StepName::position(0),
                 cmd,

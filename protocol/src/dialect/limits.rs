@@ -4,10 +4,10 @@ use serde_json::{Map, Value as Json};
 
 use super::reader::{Field, Keys, Reader};
 use super::tree::Value;
-use crate::pipeline::ProcessLimits;
+use crate::pipeline::{ExecutorKind, ProcessLimits};
 use crate::quantity::{Memory, Span};
 
-const WITH: Keys = Keys { known: &[ProcessLimits::KEY, "label"], instead: &[] };
+const WITH: Keys = Keys { known: ExecutorKind::Local.with_keys(), instead: &[] };
 
 const LIMITS: Keys = Keys {
     known: &ProcessLimits::KEYS,
@@ -23,13 +23,6 @@ const LIMITS: Keys = Keys {
         ("timeout", "it belongs to the step"),
     ],
 };
-
-/// Where `limits` stands in `with` of a step that nothing would hold to them.
-pub(super) fn refuse(reader: &mut Reader, field: &Field<'_>) {
-    let message = "`limits` in `with` is for steps of executor local or custom".to_owned();
-    let hint = "what a container may use stands in `quotas.limits` of the pipeline";
-    reader.fault(field, message, Some(hint));
-}
 
 /// `with` of a step of executor local or custom.
 pub(super) fn with(reader: &mut Reader, field: &Field<'_>) -> Option<Map<String, Json>> {

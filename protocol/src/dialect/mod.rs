@@ -3,6 +3,7 @@
 //! Parsers end in the model; nothing after them knows in which dialect something was written.
 
 mod bob;
+mod container;
 mod document;
 mod handover;
 mod job;

@@ -1,6 +1,24 @@
-//! Calls: the keys that they may have in `with`, and the services that they are for.
+//! The keys that `with` of a step may have, and the services that calls are for.
 
-use super::ExecutorKind;
+use super::{ExecutorKind, ProcessLimits};
+
+const PODMAN: [&str; 1] = ["label"];
+
+const DOCKER: [&str; 5] = ["image", "namespace", "mounts", "tty", "label"];
+
+const HOST: [&str; 2] = [ProcessLimits::KEY, "label"];
+
+const SSH: [&str; 9] = [
+    "host",
+    "user",
+    "port",
+    "keyfile",
+    "known_hosts",
+    "known_hosts_file",
+    "connect_timeout",
+    "idempotent",
+    "label",
+];
 
 const HTTP: [&str; 13] = [
     "url",
@@ -85,15 +103,24 @@ impl ExecutorKind {
         }
     }
 
-    /// The keys that `with` may have; `None` where the step is no call.
+    /// The keys that `with` of a step may have. An executor rejects every other key.
+    #[must_use]
+    pub const fn with_keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Podman => &PODMAN,
+            Self::Docker => &DOCKER,
+            Self::Local | Self::Custom => &HOST,
+            Self::Ssh => &SSH,
+            Self::Http => &HTTP,
+            Self::Proxmox => &PROXMOX,
+            Self::Sevdesk => &SEVDESK,
+            Self::Lexware => &LEXWARE,
+        }
+    }
+
+    /// The keys that describe a call; `None` if the executor does not make calls.
     #[must_use]
     pub fn call_keys(self) -> Option<&'static [&'static str]> {
-        match self {
-            Self::Http => Some(&HTTP),
-            Self::Proxmox => Some(&PROXMOX),
-            Self::Sevdesk => Some(&SEVDESK),
-            Self::Lexware => Some(&LEXWARE),
-            Self::Podman | Self::Docker | Self::Local | Self::Custom | Self::Ssh => None,
-        }
+        self.is_call().then(|| self.with_keys())
     }
 }

@@ -7,6 +7,7 @@ pub(super) mod steps;
 
 use indexmap::IndexMap;
 
+use super::container;
 use super::reader::{Field, Fields, Keys, Reader};
 use super::tree::{Node, Position, quoted};
 use crate::command::bad_variable;
@@ -122,7 +123,7 @@ impl Reader {
                 .optional(&fields, "vars", |r, f| r.scalars(f, bad_variable))
                 .unwrap_or_default(),
             quotas: self.optional(&fields, "quotas", Self::quotas),
-            network: self.optional(&fields, "network", |r, f| r.ruled(f, rules::network)),
+            network: self.optional(&fields, "network", container::network),
             pull: self.optional(&fields, "pull", |r, f| r.word(f, &PULL)),
             timeout: self.optional(&fields, "timeout", Self::span),
             on_lost: self.optional(&fields, "on-lost", |r, f| r.word(f, &ON_LOST)),

@@ -39,26 +39,6 @@ pub(in crate::dialect) fn is_qualified(image: &str) -> bool {
     }
 }
 
-/// A network: `none`, `host`, `private`, or the name of one that the engine knows.
-pub(super) fn network(network: &str) -> Option<&'static str> {
-    if network.is_empty() {
-        return Some("is empty");
-    }
-    if network.starts_with("container:") || network.starts_with("ns:") {
-        return Some("is the network of something outside of the run");
-    }
-    let (mode, options) = network.split_once(':').unwrap_or((network, ""));
-    if !options.is_empty() && !matches!(mode, "pasta" | "slirp4netns" | "bridge") {
-        return Some("has options, which only bridge, pasta and slirp4netns take");
-    }
-    let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
-    if !mode.starts_with(|c: char| c.is_ascii_alphanumeric()) || !mode.chars().all(fits) {
-        return Some("is no name of a network");
-    }
-    let odd = options.chars().any(|c| c.is_control() || c.is_whitespace());
-    odd.then_some("has a blank or a control character")
-}
-
 /// A path below the working directory of a step.
 pub(in crate::dialect) fn artifact_path(path: &str) -> Option<&'static str> {
     if path.is_empty() {
@@ -145,18 +125,6 @@ mod tests {
         }
         for bad in ["", "/a", "..", "../a", "a/../../b", "./..", "a\0b"] {
             assert!(artifact_path(bad).is_some(), "{bad:?} was taken");
-        }
-    }
-
-    #[test]
-    fn a_network_is_a_word_of_the_engine_or_a_name() {
-        for good in
-            ["none", "host", "private", "bridge", "pasta", "slirp4netns", "my_net.1", "pasta:-T,80"]
-        {
-            assert_eq!(network(good), None, "{good}");
-        }
-        for bad in ["", "container:x", "ns:/proc/1/ns/net", "a b", "-x", "none:x", "a/b", "é"] {
-            assert!(network(bad).is_some(), "{bad:?} was taken");
         }
     }
 

@@ -8,11 +8,11 @@ use super::{PULL, Resources, in_line, rules};
 use crate::command::bad_variable;
 use crate::dialect::reader::{Field, Fields, Keys, Reader, nearest};
 use crate::dialect::tree::{Position, Value, quoted};
-use crate::dialect::{handover, limits};
+use crate::dialect::{container, handover, limits};
 use crate::id::StepName;
 use crate::pipeline::{
-    Artifact, Backoff, Cmd, EndSignal, ExecutorKind, Graph, ProcessLimits, Retry, RetryOn, Shell,
-    Step, Template, When,
+    Artifact, Backoff, Cmd, EndSignal, ExecutorKind, Graph, Retry, RetryOn, Shell, Step, Template,
+    When,
 };
 use crate::quantity::Span;
 
@@ -236,7 +236,7 @@ impl Reader {
                 .unwrap_or_default(),
             needs_resource,
             produces_artifact: self.optional(fields, "produces_artifact", Self::artifact),
-            network: self.optional(fields, "network", |r, f| r.ruled(f, rules::network)),
+            network: self.network(fields, executor),
             pull: self.optional(fields, "pull", |r, f| r.word(f, &PULL)),
             timeout: self.optional(fields, "timeout", Self::span),
             stop_signal: self.stop_signal(fields, executor),
@@ -307,18 +307,32 @@ impl Reader {
         Some(grace)
     }
 
-    /// What an executor has to know; of a call and on the host all keys are known.
-    fn with(&mut self, field: &Field<'_>, executor: ExecutorKind) -> Option<Map<String, Json>> {
-        if matches!(executor, ExecutorKind::Local | ExecutorKind::Custom) {
-            return limits::with(self, field);
+    /// The network of a step. A step without a container of its own would ignore it.
+    fn network(&mut self, fields: &Fields<'_>, executor: ExecutorKind) -> Option<String> {
+        let field = fields.get("network")?;
+        if !matches!(executor, ExecutorKind::Podman | ExecutorKind::Docker) {
+            let message =
+                format!("a step of executor {} has the network of its host", executor.as_str());
+            self.fault(&field, message, Some("leave `network` out"));
+            return None;
         }
-        let Some(known) = executor.call_keys() else {
-            let with = handover::object(self, field)?;
-            if with.contains_key(ProcessLimits::KEY) {
-                limits::refuse(self, field);
+        container::network(self, &field)
+    }
+
+    /// The keys for the step's executor. Every key is either used or rejected.
+    fn with(&mut self, field: &Field<'_>, executor: ExecutorKind) -> Option<Map<String, Json>> {
+        match executor {
+            ExecutorKind::Podman | ExecutorKind::Docker => {
+                return container::with(self, field, executor);
             }
-            return Some(with);
-        };
+            ExecutorKind::Local | ExecutorKind::Custom => return limits::with(self, field),
+            ExecutorKind::Ssh
+            | ExecutorKind::Proxmox
+            | ExecutorKind::Lexware
+            | ExecutorKind::Sevdesk
+            | ExecutorKind::Http => {}
+        }
+        let known = executor.with_keys();
         let fields = self.map(field, &Keys { known, instead: &[] })?;
         let there = known.iter().filter_map(|key| Some((*key, fields.get(key)?)));
         Some(there.map(|(key, field)| (key.to_owned(), handover::json(field.node))).collect())

@@ -10,6 +10,7 @@ mod step;
 
 use std::collections::HashMap;
 
+pub(super) use self::product::plain;
 use super::bob::in_line;
 use super::bob::steps::MAX_STEPS;
 use super::handover::literal_secrets;

@@ -4,6 +4,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::command::bad_variable;
 use crate::dialect::bob::rules;
+use crate::dialect::container;
 use crate::dialect::handover::{entrypoint, object, token, url};
 use crate::dialect::limits::limits;
 use crate::dialect::reader::{Aliases, Field, Fields, Keys, Reader};
@@ -232,10 +233,7 @@ fn value(reader: &mut Reader, field: &Field<'_>, kind: Kind) -> Option<Json> {
             token @ (Token::Literal(_) | Token::Named { .. }) => serde_json::to_value(token).ok(),
         },
         Kind::Map => object(reader, field).map(Json::Object),
-        Kind::Mounts => {
-            let items = reader.list(field)?;
-            Some(items.iter().filter_map(|item| reader.ruled(item, mount)).collect())
-        }
+        Kind::Mounts => container::mounts(reader, field),
         Kind::Limits => limits(reader, field),
         // These are no values of their own: who reads the product takes them.
         Kind::Vars | Kind::Lines | Kind::Nested | Kind::Entrypoint => None,
@@ -290,7 +288,7 @@ fn line(reader: &mut Reader, field: &Field<'_>, text: &str) -> Option<String> {
 }
 
 /// A text in one line that says something.
-pub(super) fn plain(text: &str) -> Option<&'static str> {
+pub(in crate::dialect) fn plain(text: &str) -> Option<&'static str> {
     if text.is_empty() {
         return Some("is empty");
     }
@@ -316,17 +314,6 @@ fn segment(text: &str) -> Option<&'static str> {
     odd.then_some("has a character that a part of an address cannot have")
 }
 
-/// `SOURCE:TARGET` or `SOURCE:TARGET:OPTIONS`.
-fn mount(text: &str) -> Option<&'static str> {
-    let mut parts = text.split(':');
-    let is_whole = match (parts.next(), parts.next(), parts.next(), parts.next()) {
-        (Some(source), Some(target), _, None) => !source.is_empty() && target.starts_with('/'),
-        (_, _, _, _) => false,
-    };
-    plain(text)
-        .or_else(|| (!is_whole).then_some("is no mount, such as /host/folder:/folder or /a:/b:ro"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -335,12 +322,6 @@ mod tests {
     fn what_would_be_taken_for_something_else_is_refused() {
         for bad in ["", "-oProxyCommand=x", "a b", "a\nb"] {
             assert!(word(bad).is_some(), "{bad:?}");
-        }
-        for bad in ["", "a", "a:b", ":/b", "/a:/b:ro:z", "/a:/b\n"] {
-            assert!(mount(bad).is_some(), "{bad:?}");
-        }
-        for good in ["/a:/b", "name:/b:ro"] {
-            assert_eq!(mount(good), None, "{good}");
         }
         for bad in ["1/2", "1?x", "a b"] {
             assert!(segment(bad).is_some(), "{bad:?}");

@@ -1,0 +1,297 @@
+//! A mount of a step with an image of its own, as written in `mounts` of `with`.
+
+use std::str::FromStr;
+
+use thiserror::Error;
+
+/// `SOURCE:TARGET[:OPTIONS]`: a path of the host or a volume, mounted into a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// The source of the content.
+    pub source: MountSource,
+    /// The absolute path of the mount in the container.
+    pub target: String,
+    /// Options, at most one of each kind.
+    pub options: Vec<MountOption>,
+}
+
+/// The source of a mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MountSource {
+    /// A path of the engine's host, absolute or relative to where `run` is called.
+    Path(String),
+    /// A volume of the engine, by its name.
+    Volume(String),
+}
+
+/// An option of a mount. Engines know more options. Those can overlay, remap or replace the content,
+/// so they are rejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MountOption {
+    /// It can only be read.
+    ReadOnly,
+    /// It can be written to, which is the default.
+    ReadWrite,
+    /// A new volume stays empty instead of taking over what the image has there.
+    NoCopy,
+    /// Includes what is mounted below the directory, which is the default.
+    Recursive,
+    /// Whether later mounts show on the other side.
+    Propagation(Propagation),
+    /// `z`: the engine relabels the content so that every container can use it.
+    RelabelShared,
+    /// `Z`: the engine relabels the content for this container alone.
+    RelabelPrivate,
+    /// `U`: the engine gives the content to the container's user.
+    Chown,
+}
+
+/// How mounts made later show on the other side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "mount_namespaces(7) explains each word")]
+pub enum Propagation {
+    Private,
+    RecursivePrivate,
+    Shared,
+    RecursiveShared,
+    Slave,
+    RecursiveSlave,
+}
+
+/// Why a text is not a mount, as the rest of a sentence that begins with it.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum BadMount {
+    /// It does not have the parts of a mount.
+    #[error("is not SOURCE:TARGET[:OPTIONS] with an absolute target")]
+    Form,
+    /// The target is not a place in a container.
+    #[error("has a target that is the root directory or goes through `..`")]
+    Target,
+    /// It has a control character.
+    #[error("has a control character")]
+    Control,
+    /// The source is neither a path nor a name.
+    #[error("has a source that is neither a path nor the name of a volume")]
+    Source,
+    /// The volume would be one of the runner's own.
+    #[error("names a volume of bob-runner itself: names that begin with `bob-` are reserved")]
+    Reserved,
+    /// The option is unknown.
+    #[error("has no option {0:?}: the options are {OPTIONS}")]
+    Option(String),
+    /// The option is for the other kind of source.
+    #[error("has the option {0:?}, which is for {1} only")]
+    Misplaced(String, &'static str),
+    /// Two options exclude each other.
+    #[error("has the options {0:?} and {1:?}, which exclude each other")]
+    Conflict(&'static str, &'static str),
+}
+
+/// The options, as messages list them.
+const OPTIONS: &str =
+    "ro, rw, nocopy, z, Z, U, rbind, private, rprivate, shared, rshared, slave and rslave";
+
+/// The prefix of the volumes that hold secrets of steps.
+const RESERVED: &str = "bob-";
+
+impl MountOption {
+    const ALL: [Self; 13] = [
+        Self::ReadOnly,
+        Self::ReadWrite,
+        Self::NoCopy,
+        Self::Recursive,
+        Self::RelabelShared,
+        Self::RelabelPrivate,
+        Self::Chown,
+        Self::Propagation(Propagation::Private),
+        Self::Propagation(Propagation::RecursivePrivate),
+        Self::Propagation(Propagation::Shared),
+        Self::Propagation(Propagation::RecursiveShared),
+        Self::Propagation(Propagation::Slave),
+        Self::Propagation(Propagation::RecursiveSlave),
+    ];
+
+    /// The word that engines know it by.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ReadOnly => "ro",
+            Self::ReadWrite => "rw",
+            Self::NoCopy => "nocopy",
+            Self::Recursive => "rbind",
+            Self::RelabelShared => "z",
+            Self::RelabelPrivate => "Z",
+            Self::Chown => "U",
+            Self::Propagation(Propagation::Private) => "private",
+            Self::Propagation(Propagation::RecursivePrivate) => "rprivate",
+            Self::Propagation(Propagation::Shared) => "shared",
+            Self::Propagation(Propagation::RecursiveShared) => "rshared",
+            Self::Propagation(Propagation::Slave) => "slave",
+            Self::Propagation(Propagation::RecursiveSlave) => "rslave",
+        }
+    }
+
+    /// The kind of an option. A mount has at most one of each kind.
+    fn kind(self) -> u8 {
+        match self {
+            Self::ReadOnly | Self::ReadWrite => 0,
+            Self::Propagation(_) => 1,
+            Self::RelabelShared | Self::RelabelPrivate => 2,
+            Self::NoCopy => 3,
+            Self::Recursive => 4,
+            Self::Chown => 5,
+        }
+    }
+
+    /// The only kind of source that the option is for, if it is not for both.
+    fn only_for(self, source: &MountSource) -> Option<&'static str> {
+        match (self, source) {
+            (Self::NoCopy, MountSource::Path(_)) => Some("volumes"),
+            (Self::Propagation(_) | Self::Recursive, MountSource::Volume(_)) => Some("directories"),
+            (_, _) => None,
+        }
+    }
+}
+
+impl Mount {
+    /// Whether the container can only read it.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.options.contains(&MountOption::ReadOnly)
+    }
+}
+
+impl FromStr for Mount {
+    type Err = BadMount;
+
+    fn from_str(text: &str) -> Result<Self, BadMount> {
+        if text.chars().any(char::is_control) {
+            return Err(BadMount::Control);
+        }
+        let mut parts = text.split(':');
+        let (Some(source), Some(target), options, None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(BadMount::Form);
+        };
+        if source.is_empty() || !target.starts_with('/') {
+            return Err(BadMount::Form);
+        }
+        let is_root = target.split('/').all(|part| matches!(part, "" | "."));
+        if is_root || target.split('/').any(|part| part == "..") {
+            return Err(BadMount::Target);
+        }
+        let source = source_of(source)?;
+        let options = options_of(options.unwrap_or_default(), &source)?;
+        Ok(Self { source, target: target.to_owned(), options })
+    }
+}
+
+fn source_of(text: &str) -> Result<MountSource, BadMount> {
+    if text.starts_with(['/', '.']) {
+        return Ok(MountSource::Path(text.to_owned()));
+    }
+    let fits = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
+    if !text.starts_with(|c: char| c.is_ascii_alphanumeric()) || !text.chars().all(fits) {
+        return Err(BadMount::Source);
+    }
+    if text.starts_with(RESERVED) {
+        return Err(BadMount::Reserved);
+    }
+    Ok(MountSource::Volume(text.to_owned()))
+}
+
+fn options_of(text: &str, source: &MountSource) -> Result<Vec<MountOption>, BadMount> {
+    let mut options: Vec<MountOption> = Vec::new();
+    for word in text.split(',').filter(|word| !word.is_empty()) {
+        let known = MountOption::ALL.into_iter().find(|known| known.as_str() == word);
+        let option = known.ok_or_else(|| BadMount::Option(word.to_owned()))?;
+        if let Some(only) = option.only_for(source) {
+            return Err(BadMount::Misplaced(word.to_owned(), only));
+        }
+        match options.iter().find(|other| other.kind() == option.kind()) {
+            Some(other) if *other == option => {}
+            Some(other) => return Err(BadMount::Conflict(other.as_str(), option.as_str())),
+            None => options.push(option),
+        }
+    }
+    Ok(options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<Mount, BadMount> {
+        text.parse()
+    }
+
+    #[test]
+    fn a_mount_is_a_path_or_a_volume_with_known_options() {
+        let dir = parsed("/srv/cache:/cache:ro,rslave,z").unwrap();
+        assert_eq!(dir.source, MountSource::Path("/srv/cache".into()));
+        assert_eq!(dir.target, "/cache");
+        let words: Vec<&str> = dir.options.iter().map(|option| option.as_str()).collect();
+        assert_eq!(words, ["ro", "rslave", "z"]);
+        assert!(dir.is_read_only());
+        let volume = parsed("data:/data:nocopy").unwrap();
+        assert_eq!(volume.source, MountSource::Volume("data".into()));
+        assert!(!volume.is_read_only());
+        assert_eq!(parsed("./here:/x:").unwrap().options, []);
+        for option in MountOption::ALL {
+            let source = if option == MountOption::NoCopy { "data" } else { "/data" };
+            let text = format!("{source}:/x:{}", option.as_str());
+            assert_eq!(parsed(&text).unwrap().options, [option], "{text}");
+        }
+    }
+
+    #[test]
+    fn an_option_that_could_overlay_or_remap_the_host_is_rejected() {
+        for options in [
+            "O,upperdir=/home/u/.config,workdir=/home/u/w",
+            "O",
+            "upperdir=/home/u",
+            "ro,O",
+            "idmap",
+            "idmap=uids=0-1-10",
+            "exec",
+            "dev",
+            "suid",
+            "volume-opt=device=/etc",
+            "RO",
+        ] {
+            for source in ["v", "/srv"] {
+                let bad = parsed(&format!("{source}:/x:{options}")).unwrap_err();
+                assert!(matches!(bad, BadMount::Option(_)), "{source} {options}: {bad}");
+            }
+        }
+    }
+
+    #[test]
+    fn options_that_exclude_each_other_or_fit_the_other_kind_are_rejected() {
+        for (text, why) in [
+            ("/a:/b:ro,rw", BadMount::Conflict("ro", "rw")),
+            ("/a:/b:z,Z", BadMount::Conflict("z", "Z")),
+            ("/a:/b:shared,slave", BadMount::Conflict("shared", "slave")),
+            ("/a:/b:nocopy", BadMount::Misplaced("nocopy".into(), "volumes")),
+            ("v:/b:rshared", BadMount::Misplaced("rshared".into(), "directories")),
+        ] {
+            assert_eq!(parsed(text), Err(why), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_is_not_a_mount_says_what_is_wrong() {
+        for bad in ["", "a", "a:b", ":/b", "/a:/b:ro:z", "/tmp:rel"] {
+            assert_eq!(parsed(bad), Err(BadMount::Form), "{bad:?}");
+        }
+        for bad in ["/a:/", "/a://", "/a:/.", "/a:/b/../run/secrets"] {
+            assert_eq!(parsed(bad), Err(BadMount::Target), "{bad:?}");
+        }
+        for bad in ["~/x:/b", "a b:/b", "-v:/b", "a/b:/b", "_x:/b"] {
+            assert_eq!(parsed(bad), Err(BadMount::Source), "{bad:?}");
+        }
+        assert_eq!(parsed("/a:/b\n"), Err(BadMount::Control));
+        assert_eq!(parsed("bob-r-1-0-7-1:/x"), Err(BadMount::Reserved));
+    }
+}
