@@ -2,6 +2,7 @@
 
 use hyper::Method;
 use integration_tests::engine::{collect, files_of};
+use runner::exec::access::{Granted, HostAccess, SharedDir};
 use runner::exec::docker::{Docker, Options};
 use runner::ports::{ExecError, Executor as _, JOB_DIR, StepSpec};
 use serde_json::json;
@@ -98,8 +99,10 @@ async fn no_job_is_handed_an_engine_or_what_is_not_shared() {
                 other => panic!("{source}: {other:?}"),
             }
         }
-        let shared =
-            Options { shared_dirs: Some(vec!["/srv".into()]), ..Options::new(&engine.url) };
+        let shared = SharedDir { path: "/srv".into(), is_read_only: false };
+        let granted = Some(Granted { dirs: vec![shared], ..Granted::default() });
+        let access = HostAccess { granted, ..HostAccess::default() };
+        let shared = Options { access, ..Options::new(&engine.url) };
         let docker = Docker::connect(shared).unwrap();
         let bench = Bench { docker, ..bench };
         for (mount, told) in [("/etc:/x", "BOB_SHARED_DIRS"), ("v:/x:idmap", "no option")] {

@@ -12,6 +12,7 @@ use tracing::{debug, info};
 
 use super::lifeline::LIFELINE;
 use crate::config;
+use crate::exec::access::{Granted, HostAccess, SharedDir};
 use crate::exec::{docker, podman};
 
 /// A podman service that this process started, and that ends with it, however this process ends.
@@ -84,7 +85,7 @@ pub(super) fn options(engine: &config::Engine, url: String) -> podman::Options {
         network: engine.network.clone(),
         checkpoints: None,
         worker: None,
-        shared_dirs: None,
+        access: HostAccess::default(),
     }
 }
 
@@ -96,6 +97,28 @@ pub(super) fn docker_options(engine: &config::Engine, url: &config::EngineUrl) -
         auth_asked_for,
         network: engine.network.clone(),
         ..docker::Options::new(url.to_string())
+    }
+}
+
+/// What steps may use of the engine's host. `is_of_user`: a person runs a file of their own.
+pub(super) fn access(engine: &config::Engine, is_of_user: bool) -> HostAccess {
+    let socket = |url: &config::EngineUrl| match url {
+        config::EngineUrl::Unix(path) => Some(path.clone()),
+        config::EngineUrl::Tcp { .. } => None,
+    };
+    let named = engine.url.iter().chain(&engine.docker_url).filter_map(socket);
+    let dirs = engine.shared_dirs.iter().cloned();
+    let dirs =
+        dirs.map(|config::SharedDir { path, is_read_only }| SharedDir { path, is_read_only });
+    let granted = Granted {
+        dirs: dirs.collect(),
+        volumes: engine.shared_volumes.clone(),
+        networks: engine.networks.clone(),
+        default_network: engine.network.clone(),
+    };
+    HostAccess {
+        granted: (!is_of_user).then_some(granted),
+        sockets: named.chain(engine.user_socket.clone()).collect(),
     }
 }
 
@@ -242,6 +265,33 @@ mod tests {
         let said = error.split_once("exit status: 7: process ").map(|(_, said)| said);
         let (process, rest) = said.and_then(|said| said.split_once(" in group ")).expect(&error);
         assert!(rest.starts_with(&format!("{process};")), "{error}");
+    }
+
+    #[test]
+    fn a_worker_grants_what_its_operator_names_and_a_person_has_whatever_they_may() {
+        let nowhere = tempfile::tempdir().unwrap();
+        let environment = Environment::from([
+            ("BOB_NETWORKS", "host,mine"),
+            ("BOB_NETWORK", "pasta:-T,80"),
+            ("BOB_SHARED_VOLUMES", "data"),
+            ("BOB_DOCKER_URL", "unix:///run/engine/docker"),
+            ("XDG_RUNTIME_DIR", "/run/u"),
+        ]);
+        let sources = Sources {
+            flags: Flags::default(),
+            environment,
+            working_dir: nowhere.path().to_owned(),
+            system_dir: nowhere.path().to_owned(),
+        };
+        let engine = load(&sources).unwrap().config.engine;
+        let access = access(&engine, false);
+        let granted = access.granted.unwrap();
+        let names: Vec<&str> = granted.networks.iter().map(|grant| grant.as_str()).collect();
+        assert_eq!((names, granted.volumes), (vec!["host", "mine"], vec!["data".to_owned()]));
+        assert_eq!(granted.default_network.as_deref(), Some("pasta:-T,80"));
+        let sockets = ["/run/engine/docker", "/run/u/podman/podman.sock"].map(PathBuf::from);
+        assert_eq!(access.sockets, sockets);
+        assert_eq!(super::access(&engine, true).granted, None);
     }
 
     fn options_with(variables: Environment) -> podman::Options {

@@ -33,15 +33,15 @@ pub(super) fn executor(
     local: local::Options,
     policy: &Policy,
 ) -> anyhow::Result<Arc<dyn Executor>> {
-    // Whoever runs a file here and now may read what it reads.
+    // A person who runs a file of their own needs no grants.
     let is_of_user = local.work_dir.is_some();
-    let shared_dirs = (!is_of_user).then(|| config.engine.shared_dirs.clone());
+    let access = engine::access(&config.engine, is_of_user);
     let lone: Option<Arc<dyn Executor>> = match &config.engine.docker_url {
         None => None,
         Some(url) => {
-            let (worker, shared_dirs) = (Some(node.clone()), shared_dirs.clone());
+            let (worker, access) = (Some(node.clone()), access.clone());
             let of_engine = engine::docker_options(&config.engine, url);
-            let docker = Docker::connect(docker::Options { worker, shared_dirs, ..of_engine });
+            let docker = Docker::connect(docker::Options { worker, access, ..of_engine });
             Some(Arc::new(docker.map_err(|cause| Unavailable::because(&cause))?))
         }
     };
@@ -51,7 +51,7 @@ pub(super) fn executor(
         Some(url) => {
             let worker = Some(node.clone());
             let of_engine = engine::options(&config.engine, url);
-            let options = podman::Options { checkpoints, worker, shared_dirs, ..of_engine };
+            let options = podman::Options { checkpoints, worker, access, ..of_engine };
             let podman = Podman::connect(options);
             Some(Arc::new(podman.map_err(|cause| Unavailable::because(&cause))?))
         }

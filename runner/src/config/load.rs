@@ -11,7 +11,7 @@ use super::setting::{Form, SETTINGS, Setting, Support, named};
 use super::{
     Broker, Ci, Config, Connection, Engine, Environment, Fault, Faults, Identity, Log, Login,
     Outputs, Queue, S3, Secret, Secrets, Spill, Storage, Stream, StreamServer, Tls, Worker, file,
-    outputs, reach, without_credentials,
+    grants, outputs, reach, without_credentials,
 };
 
 /// Where settings come from.
@@ -379,14 +379,20 @@ impl Reader {
             user_socket: environment.runtime_dir().map(|dir| dir.join("podman/podman.sock")),
             program: environment.program("podman"),
             uid_mapper: environment.program("newuidmap"),
-            network: self.optional("engine.network", parse::network),
+            network: self.optional("engine.network", grants::network),
             pull_policy: self.value("engine.pull-policy", parse::pull_policy),
             registry_auth_file: auth_file.or_else(|| environment.podman_auth_file()),
             registry_auth_places: environment.podman_auth_places(),
             registry_insecure: self
                 .optional("engine.registry-insecure", parse::hosts)
                 .unwrap_or_default(),
-            shared_dirs: self.optional("engine.shared-dirs", parse::dirs).unwrap_or_default(),
+            shared_dirs: self
+                .optional("engine.shared-dirs", grants::shared_dirs)
+                .unwrap_or_default(),
+            shared_volumes: self
+                .optional("engine.shared-volumes", grants::volumes)
+                .unwrap_or_default(),
+            networks: self.optional("engine.networks", grants::networks).unwrap_or_default(),
         }
     }
 

@@ -13,6 +13,7 @@
 //! | `load` | the layers into the types below |
 //! | `outputs` | where outputs are kept, and what goes with it |
 //! | `parse` | one text into one value |
+//! | `grants` | grants of the operator to pipelines |
 //! | `reach` | what is opened to those who send messages |
 //! | `secret` | a value that is never shown |
 //!
@@ -23,6 +24,7 @@ pub mod env_files;
 mod environment;
 mod fault;
 mod file;
+mod grants;
 mod layer;
 mod load;
 mod local;
@@ -40,7 +42,7 @@ use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use protocol::id::RegisteredName;
-use protocol::pipeline::{ExecutorKind, PullPolicy, Vars};
+use protocol::pipeline::{ExecutorKind, NetworkGrant, PullPolicy, Vars};
 use protocol::quantity::Span;
 use url::Url;
 
@@ -261,8 +263,21 @@ pub struct Engine {
     pub registry_auth_places: Vec<PathBuf>,
     /// Registries (`host` or `host:port`) that are asked without TLS checks.
     pub registry_insecure: Vec<String>,
-    /// Directories of its host that a step may ask to see.
-    pub shared_dirs: Vec<PathBuf>,
+    /// Directories of its host that a step can mount.
+    pub shared_dirs: Vec<SharedDir>,
+    /// Volumes that a step can mount although no step created them.
+    pub shared_volumes: Vec<String>,
+    /// The networks that a step can use beyond those that end at its container.
+    pub networks: Vec<NetworkGrant>,
+}
+
+/// A directory of the engine's host that steps can mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedDir {
+    /// The directory.
+    pub path: PathBuf,
+    /// Whether steps can only read it.
+    pub is_read_only: bool,
 }
 
 /// Where a container engine answers.

@@ -175,16 +175,6 @@ pub(super) fn line(text: &str) -> Parsed<String> {
     }
 }
 
-/// A network that the engine knows, with its options.
-pub(super) fn network(text: &str) -> Parsed<String> {
-    let odd = text.is_empty() || text.chars().any(|c| c.is_control() || c.is_whitespace());
-    if odd {
-        Err("none, host, private or the name of a network, without blanks".into())
-    } else {
-        Ok(text.to_owned())
-    }
-}
-
 /// `host:port`.
 pub(super) fn address(text: &str) -> Parsed<String> {
     text.rsplit_once(':')
@@ -229,6 +219,7 @@ pub(super) fn repository(text: &str) -> Parsed<String> {
     }
 }
 
+/// The items of a list with commas.
 pub(super) fn items(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
@@ -396,16 +387,6 @@ mod tests {
         assert_eq!(engine_url("http://[::1]:8").unwrap().to_string(), "http://[::1]:8");
         for bad in ["", "unix://p", "/run/p.sock", "https://h", "http://h/path", "tcp://"] {
             assert!(engine_url(bad).is_err(), "{bad} was taken");
-        }
-    }
-
-    #[test]
-    fn a_network_has_no_blank_in_it() {
-        for good in ["none", "host", "my-net", "pasta:-T,80"] {
-            assert_eq!(network(good).as_deref(), Ok(good));
-        }
-        for bad in ["", " ", "a b", "a\tb", "a\n", "none "] {
-            assert!(network(bad).is_err(), "{bad:?} was taken");
         }
     }
 

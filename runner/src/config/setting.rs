@@ -130,6 +130,9 @@ pub const SETTINGS: &[Setting] = &[
         .words("none: podman runs them"),
     plain("engine.network", "BOB_NETWORK", None, "The network of steps that name none.")
         .words("the engine's own"),
+    plain("engine.networks", "BOB_NETWORKS", None,
+        "Networks that pipelines can use beyond `none`, `bridge`, `private`, `slirp4netns` and `pasta`: `host`, names of networks of the engine, and `host-loopback`, which allows the options that reach the host's loopback (`slirp4netns:allow_host_loopback=true`, `pasta` with `-T`, `-U` or `--map-gw`). `BOB_NETWORK` needs no entry. `run` can use any.")
+        .list().words("none"),
     plain("engine.pull-policy", "BOB_PULL_POLICY", Some("missing"),
         "When images are pulled where the pipeline does not say: `always`, `missing` or `never`."),
     plain("engine.registry-auth-file", "BOB_REGISTRY_AUTH_FILE", None, "Credentials of registries, as podman writes them.")
@@ -137,8 +140,11 @@ pub const SETTINGS: &[Setting] = &[
     plain("engine.registry-insecure", "BOB_REGISTRY_INSECURE", None,
         "Registries (`host` or `host:port`) that are asked without TLS checks.").list(),
     plain("engine.shared-dirs", "BOB_SHARED_DIRS", None,
-        "Directories of the engine's host that jobs of executor docker may mount, as absolute paths with colons between them. `run` shares whatever its user may read.")
+        "Directories of the engine's host that jobs of executor docker can mount, as absolute paths with colons between them, each with `:ro` after it if jobs can only read it. A directory without `:ro` can be mounted only as a whole; parts of one with `:ro` can be mounted by themselves. None can lie inside of a writable one. `run` shares whatever its user can read.")
         .words("none"),
+    plain("engine.shared-volumes", "BOB_SHARED_VOLUMES", None,
+        "Volumes of the engine that jobs of executor docker can mount by name. On podman, jobs can also mount volumes that jobs created; on a Docker engine, only those named here. `run` can mount any.")
+        .list().words("none"),
     plain("worker.max-parallel-runs", "BOB_MAX_PARALLEL_RUNS", Some("4"),
         "How many runs one worker has at once."),
     plain("worker.max-parallel-steps", "BOB_MAX_PARALLEL_STEPS", Some("16"),

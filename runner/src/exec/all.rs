@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use protocol::id::RunId;
-use protocol::pipeline::ExecutorKind;
+use protocol::pipeline::{ExecutorKind, Step};
 use protocol::time::Millis;
 
 use super::job::own_image;
+use super::with::has_known_keys;
 use crate::ports::{
     BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, Left, LogSink,
     Ran, Remote, RunScope, StepSpec, StopSignal, Workspace,
@@ -106,6 +107,26 @@ impl Executor for Executors {
             | ExecutorKind::Lexware
             | ExecutorKind::Sevdesk
             | ExecutorKind::Http => Ok(None),
+        }
+    }
+
+    fn rejects(&self, step: &Step, network: Option<&str>) -> Option<String> {
+        let executor = match step.executor {
+            ExecutorKind::Docker if step.with.contains_key("image") => {
+                self.lone.as_deref().or(self.engine.as_deref())
+            }
+            ExecutorKind::Podman | ExecutorKind::Docker => self.engine.as_deref(),
+            ExecutorKind::Local
+            | ExecutorKind::Custom
+            | ExecutorKind::Ssh
+            | ExecutorKind::Proxmox
+            | ExecutorKind::Lexware
+            | ExecutorKind::Sevdesk
+            | ExecutorKind::Http => None,
+        };
+        match executor {
+            Some(executor) => executor.rejects(step, network),
+            None => has_known_keys(step.name.as_str(), step.executor, &step.with).err(),
         }
     }
 

@@ -1,39 +1,35 @@
 //! A step that has an image of its own: what it asks for, whatever engine it runs on.
 
-use std::path::{Path, PathBuf};
-
 use protocol::id::RunId;
-use protocol::pipeline::ExecutorKind;
-use serde_json::Value;
+use protocol::pipeline::{ExecutorKind, Mount, MountSource, Step};
+use serde::Deserialize;
+use serde_json::{Map, Value};
 
+use super::mount::{JobMount, MountHost};
+use super::with;
 use crate::ports::{ExecError, StepSpec};
 
 /// The label by which people tell containers apart; of their own choice.
 pub(super) const NAMESPACE: &str = "namespace";
 
-/// What a step asks for beyond its command.
+/// The options of a step with an image of its own.
 #[derive(Debug, Default)]
-pub(super) struct Asked {
-    pub(super) mounts: Vec<Mount>,
+pub(super) struct JobOptions {
+    pub(super) mounts: Vec<JobMount>,
     pub(super) namespace: Option<String>,
     pub(super) tty: bool,
 }
 
-/// Something that a container is to see.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Mount {
-    pub(super) source: Source,
-    pub(super) target: String,
-    pub(super) options: Vec<String>,
-}
-
-/// Where it comes from.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Source {
-    /// A directory of the host, with no link in its path.
-    Dir(PathBuf),
-    /// A volume of the engine, by its name.
-    Volume(String),
+/// The keys of `with` in their types.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct With {
+    image: Option<String>,
+    namespace: Option<String>,
+    mounts: Option<Vec<String>>,
+    tty: Option<bool>,
+    #[serde(rename = "label")]
+    _label: Option<String>,
 }
 
 /// Whether a step's container has a terminal, which makes one stream of its two.
@@ -52,71 +48,80 @@ pub(super) fn container_name(run: &RunId, position: usize) -> String {
     format!("bob-{run}-{position}")
 }
 
-impl Asked {
-    /// What a step asks for; `allowed` are the directories of the host that a container may see.
-    pub(super) fn of(step: &StepSpec, allowed: Option<&[PathBuf]>) -> Result<Self, ExecError> {
-        if own_image(step).is_none() {
-            return Ok(Self::default());
+impl With {
+    /// Reads it; a sentence if it holds something that would be ignored.
+    fn read(name: &str, executor: ExecutorKind, with: &Map<String, Value>) -> Result<Self, String> {
+        with::has_known_keys(name, executor, with)?;
+        let read: Self = serde_json::from_value(Value::Object(with.clone())).map_err(|cause| {
+            format!("step {name}: `with` of executor {}: {cause}", executor.as_str())
+        })?;
+        let lone = [
+            ("namespace", read.namespace.is_some()),
+            ("mounts", read.mounts.is_some()),
+            ("tty", read.tty.is_some()),
+        ];
+        if read.image.is_none()
+            && let Some((key, _)) = lone.into_iter().find(|(_, is_set)| *is_set)
+        {
+            return Err(format!(
+                "step {name}: `{key}` in `with` is for a step with an image of its own: add `image`, or leave `{key}` out"
+            ));
         }
-        let namespace = step.with.get(NAMESPACE).and_then(Value::as_str);
-        let mounts = step.with.get("mounts").and_then(Value::as_array).into_iter().flatten();
-        let mounts = mounts.map(|text| mount(text.as_str().unwrap_or_default(), step, allowed));
-        Ok(Self {
-            mounts: mounts.collect::<Result<_, _>>()?,
-            namespace: namespace.map(str::to_owned),
-            tty: has_tty(step),
-        })
+        Ok(read)
     }
 }
 
-/// `SOURCE:TARGET[:OPTIONS]`: a directory of the host, or a volume of the engine by its name.
-fn mount(text: &str, step: &StepSpec, allowed: Option<&[PathBuf]>) -> Result<Mount, ExecError> {
-    let refused = |why: &str| {
-        Err(ExecError::Unsupported(format!("step {}: mount {text:?} {why}", step.name)))
-    };
-    let mut parts = text.splitn(3, ':');
-    let (Some(source), Some(target)) = (parts.next(), parts.next()) else {
-        return refused("is not SOURCE:TARGET[:OPTIONS]");
-    };
-    if source.is_empty() || !target.starts_with('/') {
-        return refused("is not SOURCE:TARGET[:OPTIONS] with an absolute target");
-    }
-    let options = parts.next().into_iter().flat_map(|all| all.split(',')).map(str::to_owned);
-    let (target, options) = (target.to_owned(), options.collect());
-    if !source.starts_with(['/', '.']) {
-        return Ok(Mount { source: Source::Volume(source.to_owned()), target, options });
-    }
-    let Ok(source) = std::path::absolute(source) else {
-        return refused("has a source that is no path");
-    };
-    // What a link or `..` leads to is what a container would see.
-    let real = std::fs::canonicalize(&source).unwrap_or(source);
-    if is_engine_socket(&real) {
-        return refused("would hand a container engine's socket to the step");
-    }
-    let is_in = |dir: &PathBuf| {
-        real.starts_with(std::fs::canonicalize(dir).unwrap_or_else(|_| dir.clone()))
-    };
-    if allowed.is_some_and(|allowed| !allowed.iter().any(is_in)) {
-        return refused(
-            "shows a directory of the host that this worker does not share: see BOB_SHARED_DIRS",
-        );
-    }
-    Ok(Mount { source: Source::Dir(real), target, options })
+fn mount(name: &str, text: &str) -> Result<Mount, String> {
+    text.parse().map_err(|why| format!("step {name}: mount {text:?} {why}"))
 }
 
-/// Whoever has it has all that its engine's user has.
-fn is_engine_socket(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    ["docker.sock", "podman.sock", "containerd.sock"].contains(&name)
+impl JobOptions {
+    /// The options of a step, with its mounts resolved and checked.
+    ///
+    /// # Errors
+    /// [`ExecError::Unsupported`] if `with` holds what this step cannot have.
+    pub(super) fn of(step: &StepSpec, host: MountHost<'_>) -> Result<Self, ExecError> {
+        let name = step.name.as_str();
+        let read = || -> Result<Self, String> {
+            let with = With::read(name, step.executor, &step.with)?;
+            let mut mounts = Vec::new();
+            for text in with.mounts.iter().flatten() {
+                let resolved = host.resolve(mount(name, text)?);
+                mounts.push(resolved.map_err(|why| format!("step {name}: mount {text:?} {why}"))?);
+            }
+            let tty = with.tty.unwrap_or(false);
+            Ok(Self { mounts, namespace: with.namespace, tty })
+        };
+        read().map_err(ExecError::Unsupported)
+    }
+}
+
+/// The named volumes of a step as its pipeline has it. Nothing of the host is read.
+///
+/// # Errors
+/// A sentence if `with` holds what no step can have.
+pub(super) fn volumes_of(step: &Step) -> Result<Vec<String>, String> {
+    let name = step.name.as_str();
+    let with = With::read(name, step.executor, &step.with)?;
+    // A result of an earlier step is filled in later, and checked then.
+    let texts = with.mounts.iter().flatten().filter(|text| !text.contains("${"));
+    let mut volumes = Vec::new();
+    for text in texts {
+        if let MountSource::Volume(volume) = mount(name, text)?.source {
+            volumes.push(volume);
+        }
+    }
+    Ok(volumes)
 }
 
 #[cfg(test)]
 pub(super) mod tests {
+    use super::super::access::HostAccess;
+    use super::super::mount::Source;
     use super::*;
     use crate::ports::StepSecrets;
     use protocol::id::StepName;
-    use protocol::pipeline::{Limits, Vars};
+    use protocol::pipeline::{Limits, MountOption, Vars};
     use serde_json::json;
 
     /// A step of `docker` with what its executor has to know.
@@ -139,31 +144,70 @@ pub(super) mod tests {
         }
     }
 
-    fn asked(mount: &str, allowed: Option<&[PathBuf]>) -> Result<Mount, String> {
-        let step = docker_step(json!({ "image": "i", "mounts": [mount] }));
-        let asked = Asked::of(&step, allowed).map_err(|cause| cause.to_string())?;
-        Ok(asked.mounts.into_iter().next().unwrap())
+    fn options(with: Value) -> Result<JobOptions, String> {
+        let access = HostAccess::default();
+        let host = MountHost { access: &access, socket: None };
+        JobOptions::of(&docker_step(with), host).map_err(|cause| cause.to_string())
     }
 
     #[test]
     fn a_mount_is_a_directory_of_the_host_or_a_volume_by_its_name() {
-        let dir = asked("/tmp:/cache:ro", None).unwrap();
-        assert_eq!(dir.source, Source::Dir("/tmp".into()));
-        assert_eq!((dir.target.as_str(), &dir.options[..]), ("/cache", &["ro".to_owned()][..]));
-        let volume = asked("data:/data", None).unwrap();
-        assert_eq!(volume.source, Source::Volume("data".into()));
+        let made = options(json!({ "image": "i", "mounts": ["/tmp:/cache:ro", "data:/data"] }));
+        let mounts = made.unwrap().mounts;
+        assert_eq!(mounts[0].source, Source::Dir("/tmp".into()));
+        assert_eq!(
+            (mounts[0].target.as_str(), &mounts[0].options[..]),
+            ("/cache", &[MountOption::ReadOnly][..])
+        );
+        assert_eq!(mounts[1].source, Source::Volume("data".into()));
         for bad in ["", "/tmp", "/tmp:rel", ":/x"] {
-            assert!(asked(bad, None).unwrap_err().contains("SOURCE:TARGET"), "{bad}");
+            let why = options(json!({ "image": "i", "mounts": [bad] })).unwrap_err();
+            assert!(why.contains("SOURCE:TARGET"), "{bad}: {why}");
         }
+        let socket = "/var/run/docker.sock:/var/run/docker.sock";
+        let why = options(json!({ "image": "i", "mounts": [socket] })).unwrap_err();
+        assert!(why.contains("socket"), "{why}");
     }
 
     #[test]
-    fn no_socket_of_an_engine_is_handed_to_a_step_and_no_directory_that_is_not_shared() {
-        let said = asked("/var/run/docker.sock:/var/run/docker.sock", None).unwrap_err();
-        assert!(said.contains("socket"), "{said}");
-        let shared = [PathBuf::from("/tmp")];
-        assert!(asked("/tmp/../etc:/x", Some(&shared)).unwrap_err().contains("BOB_SHARED_DIRS"));
-        assert!(asked("/tmp:/x", Some(&shared)).is_ok());
-        assert!(asked("/:/x", Some(&[])).is_err());
+    fn what_a_step_cannot_have_in_with_is_rejected_and_never_ignored() {
+        for (with, told) in [
+            (json!({ "mounts": ["/tmp:/x"] }), "`mounts` in `with` is for a step with an image"),
+            (json!({ "tty": true }), "`tty` in `with`"),
+            (json!({ "namespace": "n" }), "`namespace` in `with`"),
+            (json!({ "image": "i", "privileged": true }), "no key `privileged`"),
+            (json!({ "image": "i", "mount": [] }), "did you mean `mounts`?"),
+            (json!({ "image": "i", "mounts": "/tmp:/x" }), "invalid type"),
+            (json!({ "image": "i", "mounts": [1] }), "invalid type"),
+            (json!({ "image": "i", "tty": "yes" }), "invalid type"),
+            (json!({ "image": 5 }), "invalid type"),
+            (
+                json!({ "image": "i", "mounts": ["v:/x:O,upperdir=/home/u,workdir=/w"] }),
+                "no option \"O\"",
+            ),
+        ] {
+            let why = options(with.clone()).unwrap_err();
+            assert!(why.contains(told) && why.contains("step 2"), "{with}: {why}");
+        }
+        assert!(options(json!({ "label": "build" })).is_ok());
+        let on_podman = StepSpec {
+            executor: ExecutorKind::Podman,
+            ..docker_step(json!({ "mounts": ["/tmp:/x"] }))
+        };
+        let access = HostAccess::default();
+        let host = MountHost { access: &access, socket: None };
+        let why = JobOptions::of(&on_podman, host).unwrap_err().to_string();
+        assert!(why.contains("executor podman has no key `mounts`"), "{why}");
+    }
+
+    #[test]
+    fn the_volumes_of_a_step_are_known_before_it_starts() {
+        let mut step = Step::new(StepName::position(0));
+        step.executor = ExecutorKind::Docker;
+        let with = json!({ "image": "i", "mounts": ["data:/d", "/tmp:/t", "${a.dir}:/x:O"] });
+        step.with = serde_json::from_value(with).unwrap();
+        assert_eq!(volumes_of(&step).unwrap(), ["data"]);
+        step.with.insert("mounts".into(), json!(["bob-r-1-0-7-1:/x"]));
+        assert!(volumes_of(&step).unwrap_err().contains("reserved"));
     }
 }

@@ -1,5 +1,6 @@
 //! Where steps run.
 
+pub mod access;
 mod all;
 mod archive;
 mod argv;
@@ -12,11 +13,13 @@ mod exhausted;
 mod given;
 mod job;
 pub mod local;
+mod mount;
 mod named_files;
 pub mod podman;
 #[cfg(feature = "testing")]
 pub mod scripted;
 pub mod ssh;
+mod with;
 mod work_dir;
 
 pub use self::all::Executors;

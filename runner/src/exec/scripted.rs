@@ -30,6 +30,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use protocol::event::LogStream;
 use protocol::id::{Epoch, RunId};
+use protocol::pipeline::Step;
 use protocol::time::Millis;
 
 use crate::ports::{
@@ -262,6 +263,11 @@ impl Executor for Scripted {
     async fn end(&self, _run: &RunScope) -> Result<(), ExecError> {
         // Its steps are futures of this process, and end when they are dropped or stopped.
         Ok(())
+    }
+
+    fn rejects(&self, step: &Step, network: Option<&str>) -> Option<String> {
+        (network == Some("closed"))
+            .then(|| format!("step {}: network \"closed\" is not open", step.name))
     }
 
     async fn prepare(&self, run: &RunScope, _stop: &StopSignal) -> Result<Workspace, ExecError> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::id::{RunId, StepName};
-use protocol::pipeline::ExecutorKind;
+use protocol::pipeline::{ExecutorKind, Step};
 use protocol::run::Cause;
 use protocol::time::Millis;
 use thiserror::Error;
@@ -195,6 +195,13 @@ pub trait Executor: Send + Sync {
     /// Why limits of cpu and memory cannot be enforced for steps of one kind, where they cannot.
     async fn limits_refused(&self, _kind: ExecutorKind) -> Result<Option<String>, ExecError> {
         Ok(self.info().await?.limits_refused)
+    }
+
+    /// Why this executor rejects a step, decided before anything of its run starts. `network` is that
+    /// of the step, its pipeline or the settings. `run_step` makes the checks that depend on results
+    /// of earlier steps or on files of the host.
+    fn rejects(&self, _step: &Step, _network: Option<&str>) -> Option<String> {
+        None
     }
 
     /// Makes the first workspace: the image is there afterwards. Ends early where `stop` is raised.

@@ -411,6 +411,9 @@ fn not_here(shared: &Shared, start: &Start, pipeline: &Pipeline) -> Option<Strin
             "this worker has no executor {name}: BOB_EXECUTORS names those that it has"
         ));
     }
+    if let Some(why) = shared.rejects(pipeline) {
+        return Some(why);
+    }
     let has_files = |step: &&Step| step.outputs.iter().any(Output::is_of_files);
     if shared.ports.outputs.is_none()
         && let Some(step) = pipeline.steps.iter().find(has_files)

@@ -225,6 +225,16 @@ impl Shared {
         needed.find(|executor| !self.options.executors.contains(executor))
     }
 
+    /// Why an executor of this worker rejects a step of a pipeline, if one does.
+    fn rejects(&self, pipeline: &Pipeline) -> Option<String> {
+        let steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
+        steps.filter(|step| !step.is_join()).find_map(|step| {
+            let network = step.network.as_ref().or(pipeline.network.as_ref());
+            let network = network.or(self.options.network.as_ref());
+            self.ports.executor.rejects(step, network.map(String::as_str))
+        })
+    }
+
     /// Why limits cannot be enforced for a pipeline's steps, where they cannot.
     fn no_limits(&self, pipeline: &Pipeline) -> Option<&str> {
         let steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());

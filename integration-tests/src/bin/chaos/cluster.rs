@@ -186,6 +186,8 @@ impl Cluster {
             // The machine's disk is not what is tried here.
             .env("BOB_DISK_HIGH", "100")
             .env("BOB_DISK_LOW", "99")
+            // The steps call the rig, which listens on the host's loopback.
+            .env("BOB_NETWORKS", "host")
             .env("BOB_MAX_LOSSES", MAX_LOSSES.to_string())
             .env("BOB_KILL_GRACE_SECONDS", "2")
             .env("BOB_DRAIN_SECONDS", self.drain_seconds.to_string())

@@ -5,6 +5,7 @@ use std::time::Duration;
 use protocol::quantity::Span;
 use serde_json::{Map, Value};
 
+use crate::exec::with::has_known_keys;
 use crate::ports::{ExecError, StepSpec};
 
 /// The `with` of a step.
@@ -21,16 +22,9 @@ impl<'a> With<'a> {
             let why = format!("a step of executor {executor} is a call and runs no command");
             return Err(with.bad(&why));
         }
-        let known = step.executor.call_keys().unwrap_or_default();
-        let odd = step.with.keys().find(|key| !known.contains(&key.as_str()));
-        odd.map_or(Ok(with), |odd| {
-            let near = known.iter().find(|known| strsim::damerau_levenshtein(known, odd) <= 2);
-            let hint = match near {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => format!("it knows {}", known.join(", ")),
-            };
-            Err(with.bad(&format!("executor {executor} knows no key `{odd}`: {hint}")))
-        })
+        has_known_keys(step.name.as_str(), step.executor, &step.with)
+            .map_err(ExecError::Unsupported)?;
+        Ok(with)
     }
 
     /// What cannot be done, with the step's name before it.

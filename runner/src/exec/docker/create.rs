@@ -8,10 +8,12 @@ use bollard::models::{
 };
 use protocol::id::NodeId;
 use protocol::names;
+use protocol::pipeline::{MountOption, Network, NetworkMode, Propagation};
 
 use super::Client;
 use crate::exec::argv::{Argv, SCRIPT_DIR};
-use crate::exec::job::{self, Asked, NAMESPACE, Source};
+use crate::exec::job::{JobOptions, NAMESPACE};
+use crate::exec::mount::{JobMount, Source};
 use crate::ports::{ExecError, JOB_DIR, RunScope, StepSecrets, StepSpec};
 
 const CPU_PERIOD_MICROS: i64 = 100_000;
@@ -22,7 +24,7 @@ pub(super) struct Ground<'a> {
     /// The image by its id, so that nobody can put another under its name meanwhile.
     pub(super) image: String,
     pub(super) config: ImageConfig,
-    pub(super) network: Option<&'a String>,
+    pub(super) network: Option<&'a Network>,
     pub(super) worker: Option<&'a NodeId>,
 }
 
@@ -31,7 +33,7 @@ pub(super) fn body(
     ground: &Ground<'_>,
     run: &RunScope,
     step: &StepSpec,
-    asked: Asked,
+    options: JobOptions,
     argv: &Argv,
 ) -> Result<ContainerCreateBody, ExecError> {
     let gives = !step.secrets.given.is_empty();
@@ -62,8 +64,8 @@ pub(super) fn body(
         entrypoint: Some(argv.words.clone()),
         env: Some(env),
         working_dir: step.work_dir.clone(),
-        labels: Some(labels(ground.worker, run, step, asked.namespace)),
-        tty: Some(asked.tty),
+        labels: Some(labels(ground.worker, run, step, options.namespace)),
+        tty: Some(options.tty),
         // The step itself has an empty input: see `secrets`.
         open_stdin: Some(gives),
         stdin_once: Some(gives),
@@ -72,7 +74,7 @@ pub(super) fn body(
         attach_stderr: Some(true),
         healthcheck,
         volumes: Some(volumes),
-        host_config: Some(host(ground, step, asked.mounts)?),
+        host_config: Some(host(ground, step, options.mounts)?),
         ..ContainerCreateBody::default()
     })
 }
@@ -100,16 +102,16 @@ fn labels(
 fn host(
     ground: &Ground<'_>,
     step: &StepSpec,
-    mounts: Vec<job::Mount>,
+    mounts: Vec<JobMount>,
 ) -> Result<HostConfig, ExecError> {
-    let mounts = mounts.into_iter().map(|asked| mount(step, asked)).collect::<Result<_, _>>()?;
+    let mounts = mounts.into_iter().map(|given| mount(step, given)).collect::<Result<_, _>>()?;
     let memory = step.limits.mem.map(|mem| i64::try_from(mem.bytes()).unwrap_or(i64::MAX));
     let quota = step.limits.cpu.map(|cpu| quota(cpu.share(), ground.client.cpus));
     let gives = !step.secrets.given.is_empty();
     let options = "rw,nosuid,nodev,noexec,mode=1777".to_owned();
     Ok(HostConfig {
         init: Some(ground.client.has_init()),
-        network_mode: ground.network.map(|network| mode(network)).transpose()?,
+        network_mode: ground.network.map(mode).transpose()?,
         memory,
         memory_swap: memory,
         cpu_quota: quota,
@@ -134,9 +136,9 @@ fn log(is_podman: bool) -> HostConfigLogConfig {
     }
 }
 
-fn mount(step: &StepSpec, asked: job::Mount) -> Result<Mount, ExecError> {
-    let mut made = Mount { target: Some(asked.target), ..Mount::default() };
-    match asked.source {
+fn mount(step: &StepSpec, given: JobMount) -> Result<Mount, ExecError> {
+    let mut made = Mount { target: Some(given.target), ..Mount::default() };
+    match given.source {
         Source::Dir(dir) => {
             made.typ = Some(MountType::BIND);
             made.source = Some(dir.to_string_lossy().into_owned());
@@ -146,55 +148,59 @@ fn mount(step: &StepSpec, asked: job::Mount) -> Result<Mount, ExecError> {
             made.source = Some(name);
         }
     }
-    let is_dir = made.typ == Some(MountType::BIND);
-    for option in asked.options.iter().map(String::as_str) {
-        let propagation = match option {
-            "" | "rw" => continue,
-            "rbind" if is_dir => continue,
-            "ro" => {
-                made.read_only = Some(true);
-                continue;
+    for option in given.options {
+        match option {
+            MountOption::ReadWrite | MountOption::Recursive => {}
+            MountOption::ReadOnly => made.read_only = Some(true),
+            MountOption::NoCopy => {
+                let no_copy = Some(true);
+                made.volume_options =
+                    Some(MountVolumeOptions { no_copy, ..MountVolumeOptions::default() });
             }
-            "nocopy" if !is_dir => {
-                made.volume_options = Some(MountVolumeOptions {
-                    no_copy: Some(true),
-                    ..MountVolumeOptions::default()
-                });
-                continue;
+            MountOption::Propagation(way) => {
+                let propagation = Some(propagation(way));
+                made.bind_options =
+                    Some(MountBindOptions { propagation, ..MountBindOptions::default() });
             }
-            "private" if is_dir => MountBindOptionsPropagationEnum::PRIVATE,
-            "rprivate" if is_dir => MountBindOptionsPropagationEnum::RPRIVATE,
-            "shared" if is_dir => MountBindOptionsPropagationEnum::SHARED,
-            "rshared" if is_dir => MountBindOptionsPropagationEnum::RSHARED,
-            "slave" if is_dir => MountBindOptionsPropagationEnum::SLAVE,
-            "rslave" if is_dir => MountBindOptionsPropagationEnum::RSLAVE,
-            other => {
+            MountOption::RelabelShared | MountOption::RelabelPrivate | MountOption::Chown => {
                 return Err(ExecError::Unsupported(format!(
-                    "step {}: a mount of a Docker engine has no option {other:?}: leave it out, or unset BOB_DOCKER_URL to have podman run the step",
-                    step.name
+                    "step {}: a mount of a Docker engine has no option {:?}: leave it out, or unset BOB_DOCKER_URL to have podman run the step",
+                    step.name,
+                    option.as_str()
                 )));
             }
-        };
-        made.bind_options = Some(MountBindOptions {
-            propagation: Some(propagation),
-            ..MountBindOptions::default()
-        });
+        }
     }
     Ok(made)
 }
 
-fn mode(network: &str) -> Result<String, ExecError> {
-    let (mode, options) = network.split_once(':').unwrap_or((network, ""));
-    match mode {
-        "private" if options.is_empty() => Ok("bridge".to_owned()),
-        "slirp4netns" | "pasta" => Err(ExecError::Unsupported(format!(
-            "network {network:?} is podman's alone: a Docker engine has none, host, bridge, private or the name of a network"
-        ))),
-        "container" | "ns" | "" => Err(ExecError::Unsupported(format!(
-            "network {network:?} would share another container's network: use none, host, bridge, private or the name of a network"
-        ))),
-        _ => Ok(network.to_owned()),
+fn propagation(way: Propagation) -> MountBindOptionsPropagationEnum {
+    match way {
+        Propagation::Private => MountBindOptionsPropagationEnum::PRIVATE,
+        Propagation::RecursivePrivate => MountBindOptionsPropagationEnum::RPRIVATE,
+        Propagation::Shared => MountBindOptionsPropagationEnum::SHARED,
+        Propagation::RecursiveShared => MountBindOptionsPropagationEnum::RSHARED,
+        Propagation::Slave => MountBindOptionsPropagationEnum::SLAVE,
+        Propagation::RecursiveSlave => MountBindOptionsPropagationEnum::RSLAVE,
     }
+}
+
+fn mode(network: &Network) -> Result<String, ExecError> {
+    let mode: &str = match &network.mode {
+        NetworkMode::None => "none",
+        NetworkMode::Host => "host",
+        NetworkMode::Private | NetworkMode::Bridge => "bridge",
+        NetworkMode::Named(name) => name,
+        NetworkMode::Slirp4netns => return Err(podmans_alone("slirp4netns")),
+        NetworkMode::Pasta => return Err(podmans_alone("pasta")),
+    };
+    Ok(mode.to_owned())
+}
+
+fn podmans_alone(network: &str) -> ExecError {
+    ExecError::Unsupported(format!(
+        "network {network:?} is podman's alone: a Docker engine has none, host, bridge, private or the name of a network"
+    ))
 }
 
 #[expect(
@@ -213,33 +219,36 @@ mod tests {
     use crate::exec::job::tests::docker_step;
     use serde_json::json;
 
-    fn mounted(options: &[&str], source: Source) -> Result<Mount, String> {
-        let options = options.iter().map(|option| (*option).to_owned()).collect();
-        let asked = job::Mount { source, target: "/x".into(), options };
-        mount(&docker_step(json!({ "image": "i" })), asked).map_err(|cause| cause.to_string())
+    fn mounted(source: Source, options: &[MountOption]) -> Result<Mount, String> {
+        let given = JobMount { source, target: "/x".into(), options: options.to_vec() };
+        mount(&docker_step(json!({ "image": "i" })), given).map_err(|cause| cause.to_string())
     }
 
     #[test]
     fn a_mount_has_the_options_that_the_engine_knows_and_no_other_is_passed_over() {
         let dir = || Source::Dir("/tmp".into());
-        let made = mounted(&["ro", "rslave"], dir()).unwrap();
+        let slave = MountOption::Propagation(Propagation::RecursiveSlave);
+        let made = mounted(dir(), &[MountOption::ReadOnly, slave]).unwrap();
         assert_eq!((made.typ, made.read_only), (Some(MountType::BIND), Some(true)));
         let propagation = made.bind_options.unwrap().propagation;
         assert_eq!(propagation, Some(MountBindOptionsPropagationEnum::RSLAVE));
-        let volume = mounted(&["nocopy"], Source::Volume("data".into())).unwrap();
+        let volume = mounted(Source::Volume("data".into()), &[MountOption::NoCopy]).unwrap();
         assert_eq!(volume.source.as_deref(), Some("data"));
         assert_eq!(volume.volume_options.unwrap().no_copy, Some(true));
-        assert!(mounted(&["nocopy"], dir()).unwrap_err().contains("no option \"nocopy\""));
-        assert!(mounted(&["z"], dir()).unwrap_err().contains("BOB_DOCKER_URL"));
+        for option in [MountOption::RelabelShared, MountOption::RelabelPrivate, MountOption::Chown]
+        {
+            assert!(mounted(dir(), &[option]).unwrap_err().contains("BOB_DOCKER_URL"));
+        }
     }
 
     #[test]
-    fn a_network_is_one_of_the_engines_and_never_another_containers() {
-        assert_eq!(mode("none").unwrap(), "none");
-        assert_eq!(mode("private").unwrap(), "bridge");
-        assert_eq!(mode("mine").unwrap(), "mine");
-        for refused in ["pasta", "slirp4netns:mtu=1500", "container:other", "ns:/x", ""] {
-            assert!(mode(refused).is_err(), "{refused}");
+    fn a_network_is_one_of_the_engines() {
+        let of = |text: &str| mode(&text.parse().unwrap());
+        assert_eq!(of("none").unwrap(), "none");
+        assert_eq!(of("private").unwrap(), "bridge");
+        assert_eq!(of("mine").unwrap(), "mine");
+        for refused in ["pasta", "slirp4netns:mtu=1500"] {
+            assert!(of(refused).is_err(), "{refused}");
         }
     }
 

@@ -38,6 +38,7 @@ use bollard::errors::Error;
 use bollard::models::SystemInfo;
 use bollard::{API_DEFAULT_VERSION, ClientVersion};
 use protocol::id::{Epoch, NodeId, RunId};
+use protocol::pipeline::Step;
 use protocol::time::Millis;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -48,6 +49,8 @@ use wire::{Target, Wire};
 
 pub use remains::Remains;
 
+use crate::exec::access::HostAccess;
+use crate::exec::job::volumes_of;
 use crate::ports::{
     BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, Left, LogSink,
     Ran, RunScope, StepSpec, StopSignal, Workspace,
@@ -72,8 +75,8 @@ pub struct Options {
     pub network: Option<String>,
     /// The process that makes containers: a label of each.
     pub worker: Option<NodeId>,
-    /// The directories of the engine's host that steps may have mounted; all where there is no list.
-    pub shared_dirs: Option<Vec<PathBuf>>,
+    /// What steps may use of the engine's host.
+    pub access: HostAccess,
 }
 
 impl Options {
@@ -86,7 +89,7 @@ impl Options {
             auth_asked_for: false,
             network: None,
             worker: None,
-            shared_dirs: None,
+            access: HostAccess::default(),
         }
     }
 }
@@ -101,7 +104,7 @@ pub struct Docker {
     auth_asked_for: bool,
     network: Option<String>,
     worker: Option<NodeId>,
-    shared_dirs: Option<Vec<PathBuf>>,
+    access: Arc<HostAccess>,
 }
 
 /// An engine that has answered.
@@ -178,7 +181,7 @@ impl Docker {
             auth_asked_for: options.auth_asked_for,
             network: options.network,
             worker: options.worker,
-            shared_dirs: options.shared_dirs,
+            access: Arc::new(options.access),
         })
     }
 
@@ -235,16 +238,22 @@ impl Docker {
     }
 
     /// The engine's socket, where it is one of this host.
-    fn socket(&self) -> Option<PathBuf> {
+    fn socket(&self) -> Option<&Path> {
         match &self.wire.target {
-            Target::Unix(path) => Some(real(path)),
+            Target::Unix(path) => Some(path),
             Target::Tcp(_) => None,
         }
     }
-}
 
-fn real(path: &Path) -> PathBuf {
-    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+    /// Why a step cannot mount a volume. A Docker engine belongs to root and has volumes of other
+    /// programs, so the operator names each.
+    fn volume_rejected(&self, step: &str, name: &str) -> Option<String> {
+        (!self.access.has_volume(name)).then(|| {
+            format!(
+                "step {step}: volume {name:?} of the Docker engine is not open to pipelines: the operator of this worker can add it to BOB_SHARED_VOLUMES"
+            )
+        })
+    }
 }
 
 #[async_trait]
@@ -260,6 +269,19 @@ impl Executor for Docker {
             limits_refused,
             warning: None,
         })
+    }
+
+    fn rejects(&self, step: &Step, network: Option<&str>) -> Option<String> {
+        let network = network.map(|text| self.access.network(step.name.as_str(), text));
+        if let Some(why) = network.and_then(Result::err) {
+            return Some(why);
+        }
+        match volumes_of(step) {
+            Ok(volumes) => {
+                volumes.iter().find_map(|name| self.volume_rejected(step.name.as_str(), name))
+            }
+            Err(why) => Some(why),
+        }
     }
 
     async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError> {

@@ -12,11 +12,13 @@ use super::create::{self, Ground};
 use super::output::Follower;
 use super::wire::Attached;
 use super::{Docker, fault, secrets};
+use crate::exec::access::real;
 use crate::exec::argv::{Argv, check_length};
 use crate::exec::beginning::{Beginning, NotExecuted};
 use crate::exec::demux::Seen;
 use crate::exec::exhausted::{KeyWait, no_keys};
-use crate::exec::job::{Asked, Source, container_name, own_image};
+use crate::exec::job::{JobOptions, container_name, own_image};
+use crate::exec::mount::{JobMount, MountHost, Source};
 use crate::exec::work_dir::is_about_work_dir;
 use crate::ports::{
     ExecError, Exit, Gate, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
@@ -80,17 +82,21 @@ impl Docker {
         if step.limits.cpu.is_some() || step.limits.mem.is_some() {
             client.limits().map_err(ExecError::Unsupported)?;
         }
-        let asked = Asked::of(step, self.shared_dirs.as_deref())?;
-        self.hands_no_engine(step, &asked)?;
-        secrets::can_be_given(step, asked.tty)?;
-        let has_tty = asked.tty;
+        let network = step.network.as_ref().or(self.network.as_ref());
+        let network = network.map(|text| self.access.network(step.name.as_str(), text));
+        let network = network.transpose().map_err(ExecError::Unsupported)?;
+        let host = MountHost { access: &self.access, socket: self.socket() };
+        let options = JobOptions::of(step, host)?;
+        self.may_mount(step, &options.mounts)?;
+        secrets::can_be_given(step, options.tty)?;
+        let has_tty = options.tty;
         let config = image.config.unwrap_or_default();
         let user = config.user.clone().unwrap_or_default();
         let ground = Ground {
             client,
             image: image.id.unwrap_or_else(|| run.image.clone()),
             config,
-            network: step.network.as_ref().or(self.network.as_ref()),
+            network: network.as_ref(),
             worker: self.worker.as_ref(),
         };
         let first =
@@ -99,7 +105,7 @@ impl Docker {
         let argv = Argv::of(step, &image_words).behind(first);
         check_length(step, &argv.words)?;
         let own_dir = step.work_dir.clone().or_else(|| ground.config.working_dir.clone());
-        let body = create::body(&ground, run, step, asked, &argv)?;
+        let body = create::body(&ground, run, step, options, &argv)?;
         let id = self.create_in(run, step, body, own_dir).await?;
         let prepared = async {
             self.open_job_dir(&id, &user).await?;
@@ -120,18 +126,26 @@ impl Docker {
         }
     }
 
-    /// Refuses a directory in which the engine's own socket lies.
-    fn hands_no_engine(&self, step: &StepSpec, asked: &Asked) -> Result<(), ExecError> {
-        let Some(socket) = self.socket() else { return Ok(()) };
-        for mount in &asked.mounts {
-            if let Source::Dir(dir) = &mount.source
-                && socket.starts_with(dir)
-            {
-                return Err(ExecError::Unsupported(format!(
-                    "step {}: mount {:?} would hand a container engine's socket to the step",
-                    step.name,
-                    dir.display().to_string()
-                )));
+    /// Refuses volumes that the operator does not name, and every directory above the engine's own
+    /// socket: also a person who runs their own file would hand over what root has.
+    fn may_mount(&self, step: &StepSpec, mounts: &[JobMount]) -> Result<(), ExecError> {
+        let socket = self.socket().map(real);
+        for mount in mounts {
+            let why = match &mount.source {
+                Source::Volume(name) => self.volume_rejected(step.name.as_str(), name),
+                Source::Dir(dir) => {
+                    let is_above = socket.as_ref().is_some_and(|socket| socket.starts_with(dir));
+                    is_above.then(|| {
+                        format!(
+                            "step {}: mount {:?} would hand a container engine's socket to the step",
+                            step.name,
+                            dir.display().to_string()
+                        )
+                    })
+                }
+            };
+            if let Some(why) = why {
+                return Err(ExecError::Unsupported(why));
             }
         }
         Ok(())

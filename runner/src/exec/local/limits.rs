@@ -4,6 +4,7 @@ use protocol::pipeline::ProcessLimits;
 use protocol::quantity::readable;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::exec::with::has_known_keys;
 use crate::ports::{ExecError, StepSpec};
 
 /// One limit: its key, what it is of, how much, and what a unit of systemd calls it.
@@ -43,9 +44,11 @@ fn all(limits: &ProcessLimits) -> impl Iterator<Item = Limit> {
 /// The limits of a step.
 ///
 /// # Errors
-/// [`ExecError::Unsupported`] where the host holds this process to less.
+/// [`ExecError::Unsupported`] if `with` has an unknown key, or the host holds this process to less.
 pub(super) fn of(step: &StepSpec) -> Result<ProcessLimits, ExecError> {
     let refused = |why: String| ExecError::Unsupported(format!("step {}: {why}", step.name));
+    has_known_keys(step.name.as_str(), step.executor, &step.with)
+        .map_err(ExecError::Unsupported)?;
     let limits = ProcessLimits::of(&step.with);
     let limits = limits.map_err(|cause| refused(format!("`limits` in `with`: {cause}")))?;
     for Limit { key, resource, most, in_bytes, directive } in all(&limits) {

@@ -4,13 +4,14 @@
 use indexmap::IndexMap;
 use protocol::id::{NodeId, RunId};
 use protocol::names;
+use protocol::pipeline::{Network, NetworkMode};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::image::Base;
 use crate::exec::given;
 use crate::exec::job::container_name;
-use crate::ports::{ExecError, RunScope, StepSecrets, StepSpec};
+use crate::ports::{RunScope, StepSecrets, StepSpec};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const CPU_PERIOD_MICROS: u64 = 100_000;
@@ -75,9 +76,9 @@ impl Create {
         image: &str,
         step: &StepSpec,
         argv: Vec<String>,
-        network: Option<&String>,
+        network: Option<&Network>,
         cpus: u64,
-    ) -> Result<Self, ExecError> {
+    ) -> Self {
         let mut made = Self::bare(run, base, image, "step");
         made.name = Some(container_name(&run.run, step.position));
         made.entrypoint = argv;
@@ -89,12 +90,12 @@ impl Create {
         made.labels.insert(names::LABEL_ATTEMPT, step.attempt.to_string());
         made.resource_limits = limits(step, cpus);
         if let Some(network) = network {
-            made.network(network)?;
+            made.network(network);
         }
         if !step.secrets.given.is_empty() {
             made.env.insert(StepSecrets::VARIABLE.to_owned(), given::DIR.to_owned());
         }
-        Ok(made)
+        made
     }
 
     /// For a container that only takes files and is never started.
@@ -156,31 +157,23 @@ impl Create {
         self.labels.insert(names::LABEL_WORKER, worker);
     }
 
-    fn network(&mut self, network: &str) -> Result<(), ExecError> {
-        let (mode, options) = network.split_once(':').unwrap_or((network, ""));
-        match mode {
-            "none" | "host" | "private" if options.is_empty() => {
-                self.netns = Some(json!({"nsmode": mode}));
+    fn network(&mut self, network: &Network) {
+        let mode = match &network.mode {
+            NetworkMode::None => "none",
+            NetworkMode::Host => "host",
+            NetworkMode::Private => "private",
+            NetworkMode::Bridge => "bridge",
+            NetworkMode::Slirp4netns => "slirp4netns",
+            NetworkMode::Pasta => "pasta",
+            NetworkMode::Named(name) => {
+                self.networks = Some(json!({name: {}}));
+                "bridge"
             }
-            "slirp4netns" | "pasta" => {
-                self.netns = Some(json!({"nsmode": mode}));
-                if !options.is_empty() {
-                    let list: Vec<&str> = options.split(',').collect();
-                    self.network_options = Some(json!({mode: list}));
-                }
-            }
-            "bridge" if options.is_empty() => self.netns = Some(json!({"nsmode": "bridge"})),
-            "container" | "ns" | "" => {
-                return Err(ExecError::Unsupported(format!(
-                    "network {network:?} would share another container's network: use none, host, private, bridge, slirp4netns, pasta or the name of a network"
-                )));
-            }
-            _ => {
-                self.netns = Some(json!({"nsmode": "bridge"}));
-                self.networks = Some(json!({network: {}}));
-            }
+        };
+        self.netns = Some(json!({"nsmode": mode}));
+        if !network.options.is_empty() {
+            self.network_options = Some(json!({mode: network.options}));
         }
-        Ok(())
     }
 }
 
@@ -259,7 +252,8 @@ pub(super) mod tests {
 
     pub(in crate::exec::podman) fn of(step: &StepSpec) -> Create {
         let argv = Argv::of(step, &base().entrypoint).words;
-        Create::step(&run(), &base(), "image", step, argv, step.network.as_ref(), 4).unwrap()
+        let network = step.network.as_ref().map(|text| text.parse().unwrap());
+        Create::step(&run(), &base(), "image", step, argv, network.as_ref(), 4)
     }
 
     fn made(step: &StepSpec) -> Value {
@@ -312,11 +306,7 @@ pub(super) mod tests {
             json!(["mtu=1500"])
         );
         assert_eq!(of("mine")["networks"], json!({"mine": {}}));
-        let shared = StepSpec { network: Some("container:other".into()), ..step() };
-        let network = shared.network.as_ref();
-        let said = Create::step(&run(), &base(), "image", &shared, Vec::new(), network, 4);
-        let said = said.unwrap_err();
-        assert!(matches!(said, ExecError::Unsupported(_)), "{said}");
+        assert_eq!(of("mine")["netns"]["nsmode"], "bridge");
     }
 
     #[test]

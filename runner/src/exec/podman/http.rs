@@ -4,7 +4,7 @@
 //! connection for as long as it runs: that also tells whether the engine is still the same process.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -94,6 +94,14 @@ impl Http {
     /// Whether the engine is on this machine.
     pub(super) fn is_local(&self) -> bool {
         matches!(self.target, Target::Unix(_))
+    }
+
+    /// Its socket, if it is on this machine.
+    pub(super) fn socket(&self) -> Option<&Path> {
+        match &self.target {
+            Target::Unix(path) => Some(path),
+            Target::Tcp(_) => None,
+        }
     }
 
     /// It has answered on some other connection: from now on it is waited for.

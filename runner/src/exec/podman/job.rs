@@ -1,40 +1,120 @@
 //! A step that has an image of its own: it goes on from nothing, and leaves files alone.
 
-use serde_json::json;
+use std::collections::HashMap;
 
-use super::Podman;
+use bytes::Bytes;
+use protocol::names;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::call::{Ask, Reply};
 use super::create::Create;
-use crate::exec::job::{Asked, NAMESPACE, Source, own_image};
+use super::http::Link;
+use super::{Podman, path};
+use crate::exec::job::{JobOptions, NAMESPACE, own_image};
+use crate::exec::mount::{JobMount, Source};
 use crate::ports::{ExecError, Executor as _, JOB_DIR, RunScope, StepSpec, StopSignal, Workspace};
 
-/// Asks for what a step asks for.
-pub(super) fn put(asked: Asked, step: &StepSpec, create: &mut Create) {
+/// Adds what a step with an image of its own asks for.
+pub(super) fn put(options: JobOptions, step: &StepSpec, create: &mut Create) {
     if own_image(step).is_none() {
         return;
     }
-    if let Some(namespace) = asked.namespace {
+    if let Some(namespace) = options.namespace {
         create.labels.insert(NAMESPACE, namespace);
     }
-    create.terminal = asked.tty;
+    create.terminal = options.tty;
     // A nameless volume: it is there wherever the engine is, and goes with the container.
     create.volumes.push(json!({ "Name": "", "Dest": JOB_DIR }));
-    for mount in asked.mounts {
+    for mount in options.mounts {
+        let words: Vec<&str> = mount.options.iter().map(|option| option.as_str()).collect();
         match mount.source {
             Source::Dir(source) => {
-                let options = [vec!["rbind".to_owned()], mount.options].concat();
+                let others = words.into_iter().filter(|word| *word != "rbind");
+                let options: Vec<&str> = ["rbind"].into_iter().chain(others).collect();
                 create.mounts.push(json!({
                     "type": "bind", "source": source, "destination": mount.target,
                     "options": options,
                 }));
             }
-            Source::Volume(name) => create
-                .volumes
-                .push(json!({ "Name": name, "Dest": mount.target, "Options": mount.options })),
+            Source::Volume(name) => {
+                create.volumes.push(json!({ "Name": name, "Dest": mount.target, "Options": words }))
+            }
         }
     }
 }
 
+/// A volume as the engine describes it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Described {
+    #[serde(default)]
+    labels: Option<HashMap<String, String>>,
+    #[serde(default)]
+    options: Option<HashMap<String, Value>>,
+}
+
+impl Described {
+    /// Whether a step created it, so that it is not backed by anything else on the host.
+    fn is_of_steps(&self) -> bool {
+        let labels = self.labels.as_ref();
+        let is_ours = labels.and_then(|labels| labels.get(names::LABEL_ROLE));
+        is_ours.is_some_and(|role| role == SHARED)
+            && self.options.as_ref().is_none_or(HashMap::is_empty)
+    }
+}
+
+/// The role of a volume that steps created by its name, for all steps to use.
+const SHARED: &str = "shared";
+
 impl Podman {
+    /// Creates the named volumes of a step that do not exist yet, and rejects those that no step
+    /// created. The engine itself handles a volume that the operator names.
+    pub(super) async fn has_volumes(
+        &self,
+        link: &mut Link,
+        step: &StepSpec,
+        mounts: &[JobMount],
+    ) -> Result<(), ExecError> {
+        for mount in mounts {
+            if let Source::Volume(name) = &mount.source
+                && !self.access.has_volume(name)
+            {
+                self.has_volume(link, step, name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn has_volume(
+        &self,
+        link: &mut Link,
+        step: &StepSpec,
+        name: &str,
+    ) -> Result<(), ExecError> {
+        let body = json!({ "Name": name, "Label": { names::LABEL_ROLE: SHARED } });
+        let json = Some(Bytes::from(body.to_string()));
+        let made = link.call(Ask { json, ..Ask::post("/volumes/create") }).await;
+        match made.and_then(Reply::good) {
+            Ok(_) => {}
+            Err(fault) if fault.refusal().contains("already exists") => {}
+            Err(fault) => return Err(fault.at("creating a volume for a step", &self.http)),
+        }
+        // Also after a create: some versions answer it with the volume that is there.
+        let ask = Ask::get(format!("/volumes/{}/json", path::name(name)));
+        let described = link.call(ask).await.and_then(Reply::good);
+        let described = described.and_then(|reply| reply.json::<Described>());
+        let described =
+            described.map_err(|fault| fault.at("looking at a volume of a step", &self.http))?;
+        if described.is_of_steps() {
+            return Ok(());
+        }
+        Err(ExecError::Unsupported(format!(
+            "step {}: volume {name:?} was not created by a step: the operator of this worker can add it to BOB_SHARED_VOLUMES",
+            step.name
+        )))
+    }
+
     /// What a step begins with: where it has an image of its own, that.
     pub(super) async fn begins_on(
         &self,
@@ -52,19 +132,41 @@ impl Podman {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exec::access::HostAccess;
     use crate::exec::job::tests::docker_step;
+    use crate::exec::mount::MountHost;
 
     #[test]
     fn a_mount_is_a_bind_and_a_volume_goes_with_the_directory_of_the_job() {
-        let step = docker_step(json!({ "image": "i", "mounts": ["/tmp:/cache:ro", "data:/data"] }));
-        let asked = Asked::of(&step, None).unwrap();
+        let mounts = ["/tmp:/cache:ro,rbind", "data:/data:nocopy"];
+        let step = docker_step(json!({ "image": "i", "mounts": mounts }));
+        let access = HostAccess::default();
+        let host = MountHost { access: &access, socket: None };
+        let options = JobOptions::of(&step, host).unwrap();
         let mut create = super::super::create::tests::of(&step);
-        put(asked, &step, &mut create);
+        put(options, &step, &mut create);
         let expected = json!([{ "type": "bind", "source": "/tmp", "destination": "/cache", "options": ["rbind", "ro"] }]);
         assert_eq!(json!(create.mounts), expected);
         let volumes = json!([
-            { "Name": "", "Dest": JOB_DIR }, { "Name": "data", "Dest": "/data", "Options": [] },
+            { "Name": "", "Dest": JOB_DIR },
+            { "Name": "data", "Dest": "/data", "Options": ["nocopy"] },
         ]);
         assert_eq!(json!(create.volumes), volumes);
+    }
+
+    #[test]
+    fn a_volume_is_the_steps_only_with_their_label_and_nothing_behind_it() {
+        let is_of_steps =
+            |json: Value| serde_json::from_value::<Described>(json).unwrap().is_of_steps();
+        assert!(is_of_steps(json!({ "Labels": { "bob.role": "shared" }, "Options": {} })));
+        assert!(is_of_steps(json!({ "Labels": { "bob.role": "shared" } })));
+        for other in [
+            json!({}),
+            json!({ "Labels": {} }),
+            json!({ "Labels": { "bob.run": "r-1" } }),
+            json!({ "Labels": { "bob.role": "shared" }, "Options": { "device": "/etc" } }),
+        ] {
+            assert!(!is_of_steps(other.clone()), "{other}");
+        }
     }
 }

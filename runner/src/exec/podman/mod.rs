@@ -54,7 +54,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::future::join;
 use protocol::id::{NodeId, RunId};
-use protocol::pipeline::PullPolicy;
+use protocol::pipeline::{PullPolicy, Step};
 use protocol::time::Millis;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
@@ -69,6 +69,8 @@ use remove::{Ghosts, Reaper};
 pub use look::Change;
 pub use remains::{Remains, Seen};
 
+use crate::exec::access::HostAccess;
+use crate::exec::job::volumes_of;
 use crate::ports::{
     BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, Left, LogSink,
     Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
@@ -97,8 +99,8 @@ pub struct Options {
     pub checkpoints: Option<String>,
     /// The process that makes containers: a label of each.
     pub worker: Option<NodeId>,
-    /// The directories of the engine's host that steps may have mounted; all where there is no list.
-    pub shared_dirs: Option<Vec<PathBuf>>,
+    /// What steps may use of the engine's host.
+    pub access: HostAccess,
 }
 
 impl Options {
@@ -113,7 +115,7 @@ impl Options {
             network: None,
             checkpoints: None,
             worker: None,
-            shared_dirs: None,
+            access: HostAccess::default(),
         }
     }
 }
@@ -132,7 +134,7 @@ pub struct Podman {
     registries: Registries,
     network: Option<String>,
     worker: Option<NodeId>,
-    shared_dirs: Option<Vec<PathBuf>>,
+    access: HostAccess,
     checkpoints: Option<Registry>,
     pulls: Pulls,
     marks: bases::Marks,
@@ -171,7 +173,7 @@ impl Podman {
             checkpoints: checkpoints.transpose().map_err(ExecError::Unsupported)?,
             network: options.network,
             worker: options.worker,
-            shared_dirs: options.shared_dirs,
+            access: options.access,
             pulls: Pulls::default(),
             marks: bases::Marks::default(),
             root: disk::Root::default(),
@@ -303,6 +305,11 @@ fn limits_refused(controllers: &[String]) -> Option<String> {
 impl Executor for Podman {
     async fn info(&self) -> Result<EngineInfo, ExecError> {
         Ok(self.engine().await?.info.clone())
+    }
+
+    fn rejects(&self, step: &Step, network: Option<&str>) -> Option<String> {
+        let network = network.map(|text| self.access.network(step.name.as_str(), text));
+        network.and_then(Result::err).or_else(|| volumes_of(step).err())
     }
 
     async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError> {

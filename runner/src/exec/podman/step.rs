@@ -25,7 +25,8 @@ use crate::exec::argv::{Argv, SCRIPT_DIR, check_length};
 use crate::exec::beginning::{Beginning, NotExecuted};
 use crate::exec::demux::Seen;
 use crate::exec::exhausted::KeyWait;
-use crate::exec::job::{Asked, container_name, has_tty};
+use crate::exec::job::{JobOptions, container_name, has_tty};
+use crate::exec::mount::MountHost;
 use crate::exec::work_dir::is_about_work_dir;
 use crate::exec::{archive, given};
 use crate::ports::{
@@ -176,11 +177,17 @@ impl Podman {
         let limited = step.limits.cpu.is_some() || step.limits.mem.is_some();
         let cpus = if limited { self.enforced_cpus().await? } else { 1 };
         let network = step.network.as_ref().or(self.network.as_ref());
+        let network = network.map(|text| self.access.network(step.name.as_str(), text));
+        let network = network.transpose().map_err(ExecError::Unsupported)?;
+        let host = MountHost { access: &self.access, socket: self.http.socket() };
+        let options = JobOptions::of(step, host)?;
+        self.has_volumes(link, step, &options.mounts).await?;
         let argv = Argv::of(step, &known.base.entrypoint);
         let Argv { words, files } = argv.behind(given::exporting(&step.secrets.given));
         check_length(step, &words)?;
-        let mut create = Create::step(run, &known.base, image, step, words, network, cpus)?;
-        job::put(Asked::of(step, self.shared_dirs.as_deref())?, step, &mut create);
+        let mut create =
+            Create::step(run, &known.base, image, step, words, network.as_ref(), cpus);
+        job::put(options, step, &mut create);
         for (is_needed, at) in
             [(!step.secrets.given.is_empty(), given::DIR), (!files.is_empty(), SCRIPT_DIR)]
         {

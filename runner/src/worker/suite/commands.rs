@@ -112,6 +112,13 @@ pub async fn a_start_that_cannot_be_run_is_recorded_as_failed_with_its_cause(mut
     assert_eq!(record.cause, Some(Cause::Rejected));
     assert!(record.message.unwrap().contains("no executor local: BOB_EXECUTORS"));
 
+    let mut closed = rig.pipeline("closed", &["exit 0", "exit 0"]);
+    closed["steps"][1]["network"] = json!("closed");
+    rig.start(&rig.run("closed"), &closed).await;
+    let record = refused(&rig, "closed").await;
+    assert_eq!(record.cause, Some(Cause::Rejected));
+    assert!(record.message.unwrap().contains("step 1: network \"closed\" is not open"));
+
     let mut huge = rig.pipeline("huge", &["exit 0"]);
     huge["quotas"] = json!({ "requests": { "mem": "1E" } });
     rig.start(&rig.run("huge"), &huge).await;
