@@ -8,6 +8,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::disallowed_methods,
+    clippy::print_stderr,
     reason = "a test may panic, and runs a server of its own"
 )]
 #![allow(clippy::print_stderr, reason = "the log of a program is shown where its test has failed")]
@@ -29,3 +30,13 @@ mod place;
 mod secret_scopes;
 
 mod settings_file;
+
+mod adapters;
+#[allow(dead_code, reason = "the suite `serve` uses the rest")]
+#[path = "../serve/keys.rs"]
+mod keys;
+mod mount;
+mod network;
+#[allow(dead_code, reason = "the suite `serve` uses the rest")]
+#[path = "../serve/place.rs"]
+mod place;

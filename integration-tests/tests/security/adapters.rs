@@ -1,0 +1,128 @@
+//! Both engine adapters, each with the grants of an operator.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use integration_tests::engine::{Kept, shell};
+use integration_tests::services::{ENGINE, Services};
+use protocol::id::Epoch;
+use protocol::pipeline::{ExecutorKind, PullPolicy};
+use runner::exec::access::{Granted, HostAccess};
+use runner::exec::docker::{self, Docker};
+use runner::exec::podman::{self, Podman};
+use runner::ports::{
+    ExecError, Executor, Gate, LogSink, RunScope, StepSpec, StopSignal, Workspace,
+};
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+/// An engine behind one of the two adapters, and a run of the test's own on it.
+pub(crate) struct Adapter {
+    /// Its name, for what fails.
+    pub(crate) name: &'static str,
+    /// The engine's address.
+    pub(crate) url: String,
+    is_docker: bool,
+    image: String,
+    executor: Arc<dyn Executor>,
+    run: RunScope,
+    stop: StopSignal,
+}
+
+/// The adapters on the engines of the environment.
+pub(crate) fn adapters(granted: &Granted) -> Vec<Adapter> {
+    let Some(services) = Services::of_environment(ENGINE) else { return Vec::new() };
+    let podman = services.get("CONTAINER_ENGINE_URL").to_owned();
+    let image = services.get("BOB_TEST_IMAGE").to_owned();
+    let of = |name, url: &str, is_docker| {
+        let granted = granted.clone();
+        Adapter::new(name, url, &image, is_docker, granted)
+    };
+    let mut adapters =
+        vec![of("podman", &podman, false), of("the Docker API of podman", &podman, true)];
+    adapters.extend(services.find("BOB_TEST_DOCKER_URL").map(|url| of("docker.io", url, true)));
+    adapters
+}
+
+impl Adapter {
+    fn new(name: &'static str, url: &str, image: &str, is_docker: bool, granted: Granted) -> Self {
+        let access = HostAccess { granted: Some(granted), sockets: Vec::new() };
+        let executor: Arc<dyn Executor> = if is_docker {
+            let options = docker::Options { access, ..docker::Options::new(url) };
+            Arc::new(Docker::connect(options).unwrap())
+        } else {
+            let options = podman::Options { access, ..podman::Options::new(url) };
+            Arc::new(Podman::connect(options).unwrap())
+        };
+        let run = RunScope {
+            cluster: "a test's own".into(),
+            run: format!("r-S.{}", uuid::Uuid::new_v4()).parse().unwrap(),
+            epoch: Epoch(1),
+            image: image.to_owned(),
+            pull: PullPolicy::Never,
+        };
+        let (url, image) = (url.to_owned(), image.to_owned());
+        Self { name, url, is_docker, image, executor, run, stop: StopSignal::default() }
+    }
+
+    /// Whether the engine is reached by the Docker API.
+    pub(crate) fn is_docker(&self) -> bool {
+        self.is_docker
+    }
+
+    /// A directory that the engine sees too: beside its socket.
+    pub(crate) fn dir(&self) -> TempDir {
+        let beside = Path::new(self.url.trim_start_matches("unix://")).parent().unwrap();
+        let dir = tempfile::tempdir_in(beside).unwrap();
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+        dir
+    }
+
+    /// A step with an image of its own that runs a line of shell.
+    pub(crate) fn job(&self, line: &str, with: Value) -> StepSpec {
+        let mut all = Map::from_iter([("image".to_owned(), json!(self.image))]);
+        if let Value::Object(more) = with {
+            all.extend(more);
+        }
+        StepSpec { executor: ExecutorKind::Docker, with: all, ..shell(0, line) }
+    }
+
+    async fn attempt(&self, step: &StepSpec) -> Result<(i32, String), ExecError> {
+        let kept = Arc::new(Kept::default());
+        let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+        let on = self.executor.prepare(&self.run, &self.stop).await?;
+        let ran =
+            self.executor.run_step(&self.run, &on, step, Gate::open(), out, &self.stop).await?;
+        let (code, left) = (ran.exit.code, ran.left);
+        self.discard(left).await;
+        let said = format!("{}{}", kept.text(), String::from_utf8_lossy(&kept.stderr()));
+        Ok((code, said))
+    }
+
+    async fn discard(&self, left: Workspace) {
+        self.executor.discard(&self.run, left).await;
+    }
+
+    /// The output of a step that must end with 0.
+    pub(crate) async fn passes(&self, step: &StepSpec) -> String {
+        match self.attempt(step).await {
+            Ok((0, said)) => said,
+            other => panic!("{}: {:?}: {other:?}", self.name, step.with),
+        }
+    }
+
+    /// The sentence with which a step is refused before anything of it is started.
+    pub(crate) async fn refuses(&self, step: &StepSpec) -> String {
+        match self.attempt(step).await {
+            Err(ExecError::Unsupported(why)) => why,
+            other => panic!("{}: {:?} {:?}: {other:?}", self.name, step.network, step.with),
+        }
+    }
+
+    /// Removes what the run made.
+    pub(crate) async fn end(&self) {
+        self.executor.destroy(&self.run.run).await.unwrap();
+    }
+}
