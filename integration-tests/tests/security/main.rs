@@ -13,30 +13,21 @@
 )]
 #![allow(clippy::print_stderr, reason = "the log of a program is shown where its test has failed")]
 
+mod adapters;
+mod addresses;
 #[path = "../docker/engine.rs"]
 #[allow(dead_code, unreachable_pub, reason = "shared with the suite of the Docker adapter")]
 mod docker;
-mod volumes;
-mod work_dir;
-
-mod addresses;
-#[expect(dead_code, reason = "the tests of `serve` need more of it")]
-#[path = "../serve/keys.rs"]
-mod keys;
-mod named_files;
-#[expect(dead_code, reason = "the tests of `serve` need more of it")]
-#[path = "../serve/place.rs"]
-mod place;
-mod secret_scopes;
-
-mod settings_file;
-
-mod adapters;
 #[allow(dead_code, reason = "the suite `serve` uses the rest")]
 #[path = "../serve/keys.rs"]
 mod keys;
 mod mount;
+mod named_files;
 mod network;
 #[allow(dead_code, reason = "the suite `serve` uses the rest")]
 #[path = "../serve/place.rs"]
 mod place;
+mod secret_scopes;
+mod settings_file;
+mod volumes;
+mod work_dir;
