@@ -8,6 +8,8 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::escaped::escaped;
+
 /// One line for each thing that is told.
 pub(super) struct Lines;
 
@@ -33,6 +35,7 @@ where
         event.record(&mut told);
         // A line is one line, whatever a text of others holds.
         let text = format!("{}{}", told.message, told.rest).replace(['\n', '\r'], " ");
+        let text = escaped(&text);
         let time = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S").to_string();
         writeln!(writer, "[{time}] [{level}] {text}")
     }

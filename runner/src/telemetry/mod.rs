@@ -2,6 +2,7 @@
 //! log of a CI service. User output never is a line of it.
 
 mod ci;
+mod escaped;
 
 use std::io::IsTerminal as _;
 
@@ -96,6 +97,7 @@ where
         .with_env_filter(filter(level))
         // Said on the same standard error, whose reader may be gone, that would be a panic.
         .log_internal_errors(false)
+        .fmt_fields(escaped::fields())
         .with_ansi(colour)
         .with_writer(writer)
         .with_target(rank(level) > rank("info"))
@@ -229,6 +231,34 @@ mod tests {
             let levels: Vec<&str> = text.lines().map(|line| &line[22..line.len() - 2]).collect();
             assert_eq!(levels, ["[ERROR]", "[WARN]", "[INFO]", "[DEBUG]"][..told], "{level}");
         }
+    }
+
+    #[test]
+    fn control_characters_of_others_do_not_reach_a_terminal() {
+        let (plain, lines) = (Sink::default(), Sink::default());
+        let (one, other) = (plain.clone(), lines.clone());
+        let logs: [Box<dyn Fn()>; 2] = [
+            Box::new(|| {
+                let one = one.clone();
+                let log = text("info", true, move || one.clone());
+                tracing::subscriber::with_default(log, said);
+            }),
+            Box::new(|| {
+                let other = other.clone();
+                tracing::subscriber::with_default(ci("info", move || other.clone()), said);
+            }),
+        ];
+        fn said() {
+            let cause = "\u{1b}[2J\u{7}gone\nERROR forged";
+            tracing::warn!(run.id = "r-1", %cause, "the service says {cause}");
+        }
+        logs.iter().for_each(|log| log());
+        for text in [plain.text(), lines.text()] {
+            assert!(!text.contains("\u{1b}[2J") && !text.contains('\u{7}'), "{text:?}");
+            assert_eq!(text.lines().count(), 1, "{text:?}");
+            assert!(text.contains("gone"), "{text:?}");
+        }
+        assert!(plain.text().contains(r"\u{1b}[2J\u{7}gone\nERROR"), "{}", plain.text());
     }
 
     #[test]
