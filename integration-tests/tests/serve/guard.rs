@@ -101,7 +101,7 @@ async fn a_killed_workers_step_is_killed_by_its_guard_which_ends_then() {
     nothing_runs(&place, &run).await;
     until("the guard has ended", || async { !is_guard(guard) }).await;
     let log = server.log();
-    assert!(log.contains("the worker is dead or frozen; what it ran is killed"), "{log}");
+    assert!(log.contains("are killed: its worker "), "{log}");
     let next = place.serve(&settings).await;
     assert_it_goes_on(&place, &outside, &run).await;
     next.end().await;

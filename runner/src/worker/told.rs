@@ -18,7 +18,12 @@ pub(super) fn on_the_way(record: &RunRecord, draft: &Draft) {
     } else if let (Reason::StepRetry { delay_ms }, Some((_, next))) = (&draft.reason, &draft.step) {
         let (failed, all) = (next.saturating_sub(1), attempts(record));
         let delay = std::time::Duration::from_millis(*delay_ms);
-        warn!(run.id = %run, "job {run}: attempt {failed} of {all} has failed; the next is in {delay:?}");
+        let step = draft.step.as_ref().map(|(name, _)| name);
+        let step = record.steps.iter().find(|record| Some(&record.name) == step);
+        let code = step.and_then(|step| step.exit_code);
+        // At the end: the beginning is documented, and programs look for it.
+        let with = code.map(|code| format!(" (exit code {code})")).unwrap_or_default();
+        warn!(run.id = %run, "job {run}: attempt {failed} of {all} has failed; the next is in {delay:?}{with}");
     } else if let Reason::PipelineRunResumed { repeats, .. } = &draft.reason {
         // Whoever added it must know that its command may have had its effects before.
         let again = if repeats.is_empty() { "" } else { "; its command is run once more" };

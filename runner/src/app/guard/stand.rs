@@ -147,7 +147,7 @@ impl Guard {
         match &killed {
             Err(cause) if self.is_away => debug!(%cause, "the engine is asked again"),
             Err(cause) => warn!(owner.id = %self.worker, %cause,
-                "what a dead or frozen worker ran cannot be killed yet"),
+                "the containers of {} cannot be killed yet ({})", self.worker, self.watch.why()),
             Ok(()) => {}
         }
         self.is_away = killed.is_err();
@@ -161,7 +161,7 @@ impl Guard {
         remains.kill(&seen.running).await?;
         if !seen.running.is_empty() {
             warn!(owner.id = %self.worker, containers = ?seen.running,
-                "the worker is dead or frozen; what it ran is killed");
+                "the containers of {} are killed: {}", self.worker, self.watch.why());
         }
         Ok(())
     }

@@ -59,6 +59,16 @@ impl Watch {
         self.is_clean = seen.running.is_empty() && !may_start;
     }
 
+    /// Why what the worker runs is killed.
+    pub(super) fn why(&self) -> &'static str {
+        match self.gone {
+            Some(_) => "its worker is dead",
+            None => {
+                "its worker has not renewed its lease in time: it is frozen, or etcd does not answer"
+            }
+        }
+    }
+
     pub(super) fn due(&self, now: Duration) -> Due {
         match (self.gone, self.until) {
             _ if self.goodbye => Due::End,
