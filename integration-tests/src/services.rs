@@ -102,6 +102,7 @@ impl Services {
             stream_url: None,
             spill_dir: vhost.spill.path().to_owned(),
             spill_bytes: 1 << 30,
+            spill_cluster: Some("test".to_owned()),
         }
     }
 
@@ -209,6 +210,12 @@ impl Management {
     pub async fn get(&self, path: &str) -> serde_json::Value {
         let text = self.send(reqwest::Method::GET, path, None).await;
         serde_json::from_str(&text).expect("JSON")
+    }
+
+    /// The same, if there is such a thing.
+    pub async fn find(&self, path: &str) -> Option<serde_json::Value> {
+        let (status, text) = self.answer(reqwest::Method::GET, path, None).await;
+        status.is_success().then(|| serde_json::from_str(&text).ok()).flatten()
     }
 
     /// Closes every connection of a virtual host; true where there was one.

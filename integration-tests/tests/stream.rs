@@ -1,6 +1,7 @@
 //! The events port on a real RabbitMQ stream.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -202,21 +203,74 @@ async fn nothing_is_lost_while_the_broker_is_away_and_the_memory_is_full() {
     // 60 MB: several times what is kept in memory.
     let last = emit(&events, &run, 20..1_000, &text).await;
     assert!(on_disk(&vhost) > 40_000_000, "what the memory does not hold is on disk");
-    assert_eq!(std::fs::read_dir(vhost.spill.path()).unwrap().count(), 0, "without a name");
     own.control("start", "rabbitmq").await;
     confirmed(&events, last).await;
     assert_whole(&read_to(&mut stream, &run, 999).await, 1_000);
-    assert_eq!(on_disk(&vhost), 0, "what is confirmed is let go");
+    nothing_is_on_disk(&vhost).await;
 }
 
-/// How much this process holds in nameless files of the test's directory.
+/// Waits until nothing is on disk that the broker has confirmed.
+async fn nothing_is_on_disk(vhost: &Vhost) {
+    in_time("confirmed events leave the disk", async {
+        while on_disk(vhost) > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+/// The bytes of the events in the test's spill directory.
 fn on_disk(vhost: &Vhost) -> u64 {
-    let files = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-    let nameless = files.filter(|file| {
-        let path = std::fs::read_link(file.path()).unwrap_or_default();
-        path.starts_with(vhost.spill.path()) && path.to_string_lossy().ends_with(" (deleted)")
-    });
-    nameless.filter_map(|file| std::fs::metadata(file.path()).ok()).map(|data| data.len()).sum()
+    let workers = std::fs::read_dir(vhost.spill.path()).unwrap().flatten();
+    let files = workers.filter_map(|worker| std::fs::read_dir(worker.path()).ok());
+    // A file that is removed meanwhile counts as gone.
+    files.flatten().flatten().filter_map(|file| file.metadata().ok()).map(|data| data.len()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_that_a_worker_leaves_on_disk_are_published_by_the_next_one() {
+    let Some(own) = OwnServices::start("rabbitmq", &[]) else { return };
+    let vhost = own.services().vhost().await;
+    let options = own.services().amqp(&vhost);
+    let events = AmqpEvents::connect(&options).await.unwrap();
+    let (kept, lost) = (run("kept"), run("lost"));
+    let text = "x".repeat(60_000);
+    confirmed(&events, emit(&events, &kept, 0..1, &text).await).await;
+    own.control("kill", "rabbitmq").await;
+    // Several times what is kept in memory, and a little that is not even worth a file.
+    emit(&events, &kept, 1..400, &text).await;
+    emit(&events, &lost, 0..1, &text).await;
+    events.discard(&lost, Epoch(7));
+    let left = events.leave().await;
+    assert_eq!((left.events, left.dropped.len()), (399, 0));
+    assert!(events.emit(event(&kept, 400, "x")).await.is_err(), "it has ended");
+    own.control("start", "rabbitmq").await;
+
+    // A broker that was killed needs some time until its stream has a leader again.
+    let retry_delay = Duration::from_millis(200);
+    let options = AmqpOptions { retry_attempts: 500, retry_delay, ..options };
+    let foreign = AmqpOptions { spill_cluster: Some("another".to_owned()), ..options.clone() };
+    let foreign = AmqpEvents::connect(&foreign).await.unwrap();
+    let next = AmqpEvents::connect(&options).await.unwrap();
+    let mut stream = next.follow(Position::First).await.unwrap();
+    assert_whole(&read_to(&mut stream, &kept, 399).await, 400);
+    nothing_is_on_disk(&vhost).await;
+    assert_eq!(foreign.leave().await, next.leave().await, "neither leaves anything");
+    assert_eq!(std::fs::read_dir(vhost.spill.path()).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_that_have_no_room_on_disk_are_counted_when_the_worker_ends() {
+    let Some(own) = OwnServices::start("rabbitmq", &[]) else { return };
+    let vhost = own.services().vhost().await;
+    let options = AmqpOptions { spill_bytes: 100_000, ..own.services().amqp(&vhost) };
+    let events = AmqpEvents::connect(&options).await.unwrap();
+    let run = run("full");
+    let text = "x".repeat(60_000);
+    own.control("kill", "rabbitmq").await;
+    emit(&events, &run, 0..5, &text).await;
+    let left = events.leave().await;
+    assert_eq!((left.events, left.dropped), (1, BTreeMap::from([(Some(run), 4)])));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

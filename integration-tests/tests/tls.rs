@@ -46,18 +46,23 @@ async fn rabbitmq_speaks_tls() {
     events.confirmed(ticket).await.unwrap();
 
     let ca = TlsFiles { ca: wrong_ca(services), ..good.tls.clone() };
-    refused(&vhost, &good, ca, "not issued by the authority in BOB_QUEUE_CA").await;
+    refused(&vhost, &good, ca, "not issued by an authority that is trusted here; BOB_QUEUE_CA")
+        .await;
     let none = TlsFiles { ca: good.tls.ca.clone(), ..TlsFiles::default() };
     refused(&vhost, &good, none, "BOB_QUEUE_CERT").await;
     let stranger = wrong_client(services, "BOB_QUEUE_CA");
     refused(&vhost, &good, stranger, "BOB_QUEUE_CERT").await;
     // Only public authorities are trusted where none is given.
     let public = TlsFiles { ca: None, ..good.tls.clone() };
-    refused(&vhost, &good, public, "not issued by the authority in BOB_QUEUE_CA").await;
+    refused(&vhost, &good, public, "not issued by an authority that is trusted here; BOB_QUEUE_CA")
+        .await;
 
     let plain = services.get("BOB_TEST_QUEUE_PLAIN_URL").replace("amqp:", "amqps:");
     let no_tls = AmqpOptions { url: format!("{plain}/{}", vhost.name), ..good.clone() };
     said(&AmqpQueue::connect(&no_tls).await.unwrap_err(), "does not speak TLS");
+    let (url, tls) = (good.url.replace("amqps:", "amqp:"), TlsFiles::default());
+    let only_tls = AmqpOptions { url, tls, ..good.clone() };
+    said(&AmqpQueue::connect(&only_tls).await.unwrap_err(), "it speaks TLS on this port");
     let password = AmqpOptions { password: "wr0ng".to_owned(), ..good.clone() };
     said(&AmqpQueue::connect(&password).await.unwrap_err(), "Login was refused");
 }
@@ -98,11 +103,11 @@ async fn etcd_speaks_tls() {
     for (tls, because) in [
         (
             TlsFiles { ca: wrong_ca(services), ..good.tls.clone() },
-            "not issued by the authority in BOB_STORAGE_CA",
+            "not issued by an authority that is trusted here; BOB_STORAGE_CA",
         ),
         (
             TlsFiles { ca: None, ..good.tls.clone() },
-            "not issued by the authority in BOB_STORAGE_CA",
+            "not issued by an authority that is trusted here; BOB_STORAGE_CA",
         ),
         (TlsFiles { ca: good.tls.ca.clone(), ..TlsFiles::default() }, "BOB_STORAGE_CERT"),
         (wrong_client(services, "BOB_STORAGE_CA"), "BOB_STORAGE_CERT"),
@@ -112,7 +117,12 @@ async fn etcd_speaks_tls() {
         assert!(matches!(error, StoreError::Denied { .. }), "{error}");
         assert!(error.to_string().contains(because), "{error}");
     }
+    options.tls = TlsFiles::default();
+    options.urls = good.urls.iter().map(|url| url.replace("https://", "http://")).collect();
+    let error = Etcd::connect(&options).await.unwrap_err();
+    assert!(error.to_string().contains("write https:// in BOB_STORAGE_URLS"), "{error}");
     // Certificates for an address that does not use them are a mistake to be told.
+    options.tls = good.tls.clone();
     options.urls = vec!["http://localhost:1".to_owned()];
     let error = Etcd::connect(&options).await.unwrap_err();
     assert!(error.to_string().contains("does not begin with https://"), "{error}");

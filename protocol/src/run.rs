@@ -168,6 +168,9 @@ pub struct RunRecord {
     /// owners all the same until it comes further than that.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub furthest: u32,
+    /// The highest `seq` that the owner had given an event of the run when it wrote this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_seq: Option<u64>,
     /// The last owner handed the run over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub released: Option<Released>,
@@ -247,7 +250,7 @@ pub enum NotKept {
     #[error("step {0}, which is needed for that, was not committed")]
     Missing(StepName),
     /// There is nothing left to do.
-    #[error("all of its steps have passed; name the one to begin with")]
+    #[error("all of its steps have passed; name a step with --from")]
     Everything,
 }
 
@@ -416,6 +419,9 @@ pub struct NodeEntry {
     /// Why etcd refuses its writes: until it accepts them the node takes nothing new.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writes_refused: Option<String>,
+    /// Why it takes no runs, if a service that it needs is not usable. Runs in progress continue.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused: Option<String>,
     /// When it started.
     pub started_at: Stamp,
 }

@@ -178,6 +178,7 @@ fn a_run_record_is_as_its_schema_says() {
             attempt: 1,
             losses: 0,
             furthest: 0,
+            last_seq: None,
             released: None,
             scheduled_at: Stamp(Millis(1_700_000_000_000)),
             initiated_at: None,

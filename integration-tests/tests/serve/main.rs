@@ -10,6 +10,7 @@
 #![allow(clippy::print_stderr, reason = "the log of a program is shown where its test has failed")]
 
 mod after;
+mod broker;
 mod calls;
 mod ci;
 mod ci_rows;
@@ -23,6 +24,7 @@ mod history;
 mod job;
 mod job_rows;
 mod keys;
+mod leaving;
 mod logs;
 mod memory;
 mod native;

@@ -56,6 +56,15 @@ impl Place {
         Self::of(Services::of_environment(BROKER)?, "unix:///nowhere".to_owned()).await
     }
 
+    /// One whose broker the test may stop and kill, and whose workers have no engine.
+    pub(crate) async fn with_its_own_broker() -> Option<(Self, OwnServices)> {
+        let start = || OwnServices::start("rabbitmq", &[]);
+        let broker = tokio::task::spawn_blocking(start).await.unwrap()?;
+        let services = broker.services().clone();
+        let place = Self::of(services, "unix:///nowhere".to_owned()).await?;
+        Some((place, broker))
+    }
+
     async fn of(services: Services, engine: String) -> Option<Self> {
         let store =
             tokio::task::spawn_blocking(|| OwnServices::start("etcd", &[])).await.unwrap()?;
@@ -79,7 +88,7 @@ impl Place {
     }
 
     pub(crate) fn image(&self) -> &str {
-        self.services.get("BOB_TEST_IMAGE")
+        self.services.find("BOB_TEST_IMAGE").unwrap_or("localhost/none")
     }
 
     pub(crate) fn pipeline(&self, name: &str, steps: &Value) -> Value {
@@ -189,21 +198,26 @@ impl Place {
     }
 
     /// The same with a command of the caller's.
-    pub(crate) async fn served(&self, mut command: Command) -> Server {
-        let log = self.dir.path().join(format!("serve-{}.log", uuid::Uuid::new_v4()));
-        // In the form of the CI service it is on standard output, else on standard error.
-        let file = File::create(&log).unwrap();
-        command.stdout(file.try_clone().unwrap()).stderr(file);
-        let child = command.spawn().unwrap();
-        let pid = child.id().unwrap();
-        let mut server = Server { child, pid, log };
-        let mut keys = self.keys.clone();
+    pub(crate) async fn served(&self, command: Command) -> Server {
+        let mut server = self.begun(command).await;
+        let (mut keys, pid) = (self.keys.clone(), server.pid);
         let is_ready = |value: &Value| value["pid"] == pid && value["state"] == "ready";
         tokio::select! {
             ended = server.child.wait() => panic!("the program has ended: {ended:?}"),
             _ = keys.below("bob.node/", is_ready) => {}
         }
         server
+    }
+
+    /// Starts a server, and does not wait for it to work.
+    pub(crate) async fn begun(&self, mut command: Command) -> Server {
+        let log = self.dir.path().join(format!("serve-{}.log", uuid::Uuid::new_v4()));
+        // In the form of the CI service it is on standard output, else on standard error.
+        let file = File::create(&log).unwrap();
+        command.stdout(file.try_clone().unwrap()).stderr(file);
+        let child = command.spawn().unwrap();
+        let pid = child.id().unwrap();
+        Server { child, pid, log }
     }
 }
 

@@ -74,7 +74,7 @@ async fn a_run_that_failed_is_gone_on_with_and_looked_into() {
 
     // Of what has ended well, any step can be begun with.
     let all = typed(&place, &["rerun", &place.run("again")]).await;
-    assert!(text(&all.stderr).contains("name the one to begin with"), "{}", text(&all.stderr));
+    assert!(text(&all.stderr).contains("name a step with --from"), "{}", text(&all.stderr));
     let third = place.run("third");
     let words = ["rerun", &place.run("again"), "--from", "show", "--follow", "--run-id", &third];
     let last = typed(&place, &words).await;

@@ -46,14 +46,24 @@ use crate::ports::{
 };
 use crate::{embedded, host, transfer, worker};
 
-/// A service that is needed cannot be reached: the program ends with 69.
-#[derive(Debug, thiserror::Error)]
+/// A service that is needed cannot be used: the program ends with 69.
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{what}")]
 pub struct Unavailable {
     /// The sentence.
     what: String,
-    /// It is there, and does not let us in.
-    refuses: bool,
+    why: Why,
+}
+
+/// Why a service cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    /// It does not answer.
+    Away,
+    /// It answers, and does not let us in.
+    Refuses,
+    /// It answers, and something of ours has to be deleted there: the program ends with 78.
+    WrongKind,
 }
 
 /// How much of what somebody else said is passed on, in characters: it may be a whole page.
@@ -64,13 +74,19 @@ impl Unavailable {
         Self::new(&cause.to_string())
     }
 
+    /// Whether an object has to be deleted there before the program can work.
+    #[must_use]
+    pub fn needs_a_change(&self) -> bool {
+        self.why == Why::WrongKind
+    }
+
     fn new(what: &str) -> Self {
         let mut words = what.split_whitespace().collect::<Vec<_>>().join(" ");
         if let Some((end, _)) = words.char_indices().nth(MAX_SAID) {
             words.truncate(end);
             words.push_str("...");
         }
-        Self { what: words, refuses: false }
+        Self { what: words, why: Why::Away }
     }
 }
 
@@ -199,6 +215,7 @@ pub fn amqp_options(config: &Config, node: NodeId) -> AmqpOptions {
         stream_url: config.stream.server.as_ref().map(config::StreamServer::url),
         spill_dir: config.spill.dir.clone(),
         spill_bytes: config.spill.bytes,
+        spill_cluster: None,
     }
 }
 
@@ -214,7 +231,7 @@ pub async fn connect_store(config: &Config) -> Result<Arc<dyn Store>, Unavailabl
 async fn connect_etcd(config: &Config) -> Result<Etcd, Unavailable> {
     let etcd = Etcd::connect(&etcd_options(config)).await;
     etcd.map_err(|cause| Unavailable {
-        refuses: matches!(cause, StoreError::Denied { .. }),
+        why: if matches!(cause, StoreError::Denied { .. }) { Why::Refuses } else { Why::Away },
         ..Unavailable::because(&cause)
     })
 }
@@ -224,11 +241,23 @@ async fn connect_etcd(config: &Config) -> Result<Etcd, Unavailable> {
 /// # Errors
 /// [`Unavailable`] where the broker does not answer within the configured tries.
 pub async fn connect_queue(config: &Config, node: NodeId) -> Result<Arc<dyn Queue>, Unavailable> {
+    Ok(Arc::new(connect_broker(config, node).await?))
+}
+
+/// The same, as what they are.
+async fn connect_broker(config: &Config, node: NodeId) -> Result<AmqpQueue, Unavailable> {
     let queue = AmqpQueue::connect(&amqp_options(config, node)).await;
-    Ok(Arc::new(queue.map_err(|cause| Unavailable {
-        refuses: matches!(cause, QueueError::Denied { .. }),
+    queue.map_err(|cause| Unavailable {
+        why: match cause {
+            QueueError::Denied { .. } => Why::Refuses,
+            QueueError::WrongKind { .. } => Why::WrongKind,
+            QueueError::Unreachable { .. }
+            | QueueError::Unroutable { .. }
+            | QueueError::NotTaken { .. }
+            | QueueError::DeliveryLost => Why::Away,
+        },
         ..Unavailable::because(&cause)
-    })?))
+    })
 }
 
 /// The stream of a cluster.
@@ -236,11 +265,21 @@ pub async fn connect_queue(config: &Config, node: NodeId) -> Result<Arc<dyn Queu
 /// # Errors
 /// [`Unavailable`] where the broker does not answer within the configured tries.
 pub async fn connect_events(config: &Config, node: NodeId) -> Result<Arc<dyn Events>, Unavailable> {
-    let events = AmqpEvents::connect(&amqp_options(config, node)).await;
-    Ok(Arc::new(events.map_err(|cause| Unavailable {
-        refuses: matches!(cause, EventsError::Denied { .. }),
+    Ok(Arc::new(connect_stream(&amqp_options(config, node)).await?))
+}
+
+/// The same, as what it is.
+async fn connect_stream(options: &AmqpOptions) -> Result<AmqpEvents, Unavailable> {
+    AmqpEvents::connect(options).await.map_err(|cause| Unavailable {
+        why: match cause {
+            EventsError::Denied { .. } => Why::Refuses,
+            EventsError::WrongKind { .. } => Why::WrongKind,
+            EventsError::Unreachable { .. } | EventsError::Spill { .. } | EventsError::Closed => {
+                Why::Away
+            }
+        },
         ..Unavailable::because(&cause)
-    })?))
+    })
 }
 
 /// The machine.
@@ -282,15 +321,16 @@ async fn engine_answers(executor: &dyn Executor, config: &Config) {
     }
 }
 
-/// The ports of a worker in a cluster.
+/// The ports of a worker in a cluster, and its stream. Call [`AmqpEvents::leave`] on it when the worker
+/// has ended.
 ///
 /// # Errors
-/// [`Unavailable`] where a service does not answer.
+/// [`Unavailable`] if a service does not answer.
 pub async fn cluster_ports(
     config: &Config,
     node: &NodeId,
     engine: Option<String>,
-) -> anyhow::Result<Ports> {
+) -> anyhow::Result<(Ports, AmqpEvents)> {
     let checkpoints = config.worker.checkpoint_registry.clone();
     let local = on_this_host(config, config.data_dir.join(LOCAL), None);
     let publisher = Publisher::Anyone;
@@ -298,27 +338,31 @@ pub async fn cluster_ports(
     let transfer = transfers(config, &policy)?;
     let executor = executor(config, node, engine, checkpoints, local, &policy)?;
     let connected = async {
-        tokio::try_join!(
-            connect_store(config),
-            connect_queue(config, node.clone()),
-            connect_events(config, node.clone()),
-        )
+        let (store, queue) =
+            tokio::try_join!(connect_store(config), connect_queue(config, node.clone()))?;
+        // After both: a broker that is unavailable is reported once, and the name of what waits on
+        // disk needs the cluster's identity.
+        let cluster = store.identity().await.map_err(|cause| Unavailable::because(&cause))?;
+        let options =
+            AmqpOptions { spill_cluster: Some(cluster), ..amqp_options(config, node.clone()) };
+        Ok::<_, Unavailable>((store, queue, connect_stream(&options).await?))
     };
     // The first look at an engine takes as long as a connection, and its executor remembers it; the
     // worker asks again, and says what is wrong.
     let (connected, ()) = tokio::join!(Box::pin(connected), engine_answers(&*executor, config));
     let (store, queue, events) = connected?;
     let outputs = outputs::keeper(config, &store, &transfer)?;
-    Ok(Ports {
+    let ports = Ports {
         queue,
         store,
-        events,
+        events: Arc::new(events.clone()),
         executor,
         transfer: Arc::new(transfer),
         host: this_host(),
         secrets: secrets(config, publisher),
         outputs,
-    })
+    };
+    Ok((ports, events))
 }
 
 /// Names the setting, not the file, if the system does not let the file be written.

@@ -8,25 +8,36 @@ use protocol::pipeline::ExecutorKind;
 use tracing::{error, info};
 
 use super::ci::Watch;
+use super::engine::Found;
 use super::guard::{Keeper, Told};
 use super::{
     Shutdown, Unavailable, UnwritableDataDir, caused_by_store, cluster_ports, embedded_ports,
     engine, executors::with_docker, make_dir, new_node, worker_options,
 };
+use crate::cluster::AmqpEvents;
 use crate::config::{Config, LogFormat, Mode};
 use crate::embedded::Embedded;
 use crate::ports::{ExecError, Executor};
 use crate::telemetry::{self, Form};
 use crate::worker::Worker;
 
-/// Runs a worker until it is asked to end, and what it drives has ended.
-///
-/// # Errors
-/// [`Unavailable`] where a service cannot be reached at the start, and
-/// [`OutOfOrder`](crate::worker::OutOfOrder) where the worker had to be broken off.
-pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
+/// A worker with everything that it is connected to.
+struct Parts {
+    config: Config,
+    node: NodeId,
+    worker: Worker,
+    found: Option<Found>,
+    /// The stream of a cluster.
+    stream: Option<AmqpEvents>,
+    /// The embedded store, which outlives the worker.
+    own_store: Option<OwnStore>,
+    jobs: Option<Watch>,
+}
+
+/// Connects to everything that a worker needs.
+async fn connect(config: &Config) -> anyhow::Result<Parts> {
     let node = new_node();
-    let config = &with_docker(config, config.worker.executors.contains(&ExecutorKind::Docker));
+    let config = with_docker(config, config.worker.executors.contains(&ExecutorKind::Docker));
     // A worker that runs nothing on an engine needs none.
     let has = |executor| config.worker.executors.contains(&executor);
     let on_engine = has(ExecutorKind::Podman)
@@ -34,20 +45,22 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let found = if on_engine { Some(engine::find(&config.engine).await?) } else { None };
     let url = found.as_ref().map(|found| found.url.clone());
     info!(owner.id = %node, engine = url.as_deref().unwrap_or("none"), "bob-runner starts");
-    // The embedded store ends with this function, after the worker has.
-    let mut own_store = None;
-    let mut jobs = None;
+    let (mut stream, mut own_store, mut jobs) = (None, None, None);
     let ports = match config.mode {
-        Mode::Cluster => cluster_ports(config, &node, url.clone()).await?,
+        Mode::Cluster => {
+            let (ports, events) = cluster_ports(&config, &node, url).await?;
+            stream = Some(events);
+            ports
+        }
         Mode::Embedded => {
             let dir = &config.data_dir;
             make_dir(dir)?;
-            let (ports, embedded) = embedded_ports(config, dir, &node, url.clone(), None).await?;
+            let (ports, embedded) = embedded_ports(&config, dir, &node, url, None).await?;
             let begun = async {
                 let cluster = ports.store.identity().await?;
-                anyhow::Ok((cluster, Watch::of(config, &ports).await?))
+                anyhow::Ok((cluster, Watch::of(&config, &ports).await?))
             };
-            let begun = begun.await.map_err(|cause| caused_by_store(&embedded, config, cause))?;
+            let begun = begun.await.map_err(|cause| caused_by_store(&embedded, &config, cause))?;
             let cluster;
             (cluster, jobs) = begun;
             own_store = Some(OwnStore { embedded, cluster, executor: Arc::clone(&ports.executor) });
@@ -55,16 +68,35 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
         }
     };
     let worker =
-        Worker::new(ports, worker_options(config, node.clone())).await.map_err(|cause| {
+        Worker::new(ports, worker_options(&config, node.clone())).await.map_err(|cause| {
             let cause = Unavailable::because(&cause).into();
             match &own_store {
-                Some(own) => caused_by_store(&own.embedded, config, cause),
+                Some(own) => caused_by_store(&own.embedded, &config, cause),
                 None => cause,
             }
         })?;
+    Ok(Parts { config, node, worker, found, stream, own_store, jobs })
+}
+
+/// Runs a worker until it is asked to end and its runs have ended or are handed over.
+///
+/// # Errors
+/// [`Unavailable`] if a service cannot be reached at the start, and
+/// [`OutOfOrder`](crate::worker::OutOfOrder) if a task of the worker stalled or failed.
+pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
+    let parts = tokio::select! {
+        biased;
+        () = shutdown.intake.cancelled() => {
+            info!("bob-runner ends: it was asked to before it had connected to its services");
+            return Ok(());
+        }
+        parts = Box::pin(connect(config)) => parts?,
+    };
+    let Parts { config, node, worker, found, stream, own_store, jobs } = parts;
+    let url = found.as_ref().map(|found| found.url.clone());
     let keeper = match config.mode {
         // What runs on this host has supervisors of its own.
-        Mode::Cluster => told(config, &node, url).map(Keeper::start),
+        Mode::Cluster => told(&config, &node, url).map(Keeper::start),
         // No other process knows this store, as with `run FILE`: nobody can go on with a run while
         // something of it still runs, and whoever works on the store next ends that first.
         Mode::Embedded => None,
@@ -94,6 +126,9 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
             failure = store.failed(&config.data_dir) => Err(failure.into()),
         },
     };
+    if let Some(stream) = stream {
+        stream.leave().await;
+    }
     if let Some(keeper) = keeper {
         keeper.end().await;
     }

@@ -74,6 +74,9 @@ impl Failure {
 
 impl From<crate::app::Unavailable> for Failure {
     fn from(error: crate::app::Unavailable) -> Self {
+        if error.needs_a_change() {
+            return Self::new(Exit::Settings, error.to_string());
+        }
         Self::away(&error.to_string())
     }
 }

@@ -16,7 +16,7 @@ use super::run::{json_line, pieces};
 use super::signals::Signals;
 use super::view::{Plain, StepErrors};
 use crate::app::Position;
-use crate::app::client::{Client, Ending, Item, LogTail, Outcome};
+use crate::app::client::{Client, Ending, Item, LogTail, Missing, Outcome, PastRetention};
 
 pub(super) async fn logs(context: &Context, typed: &Logs) -> Result<Exit, Failure> {
     let client = context.client()?;
@@ -26,7 +26,7 @@ pub(super) async fn logs(context: &Context, typed: &Logs) -> Result<Exit, Failur
         (Some(_), None) | (None, _) => false,
     };
     if typed.follow && !tail.is_known() {
-        output::message(&format!("[bob] run {} is not known yet; waiting for it", typed.run));
+        say_unknown(&typed.run);
     }
     let errors = if typed.stderr { StepErrors::Apart } else { StepErrors::WithOutput };
     let plain = Plain::new(errors, typed.step.clone(), context.style);
@@ -46,6 +46,10 @@ pub(super) async fn logs(context: &Context, typed: &Logs) -> Result<Exit, Failur
         known.check_step(step)?;
     }
     Ok(exit)
+}
+
+fn say_unknown(run: &RunId) {
+    output::message(&format!("[bob] run {run} is not known yet; waiting for it"));
 }
 
 /// Follows a run that was just sent; ends with its result.
@@ -117,23 +121,34 @@ async fn read(
         Outcome::CaughtUp => Read::CaughtUp,
         Outcome::Ended(ending, missing) if missing.is_empty() => Read::Ended(ending),
         Outcome::Ended(ending, missing) => {
-            for missing in missing {
-                context.warn(&format!("the log of run {run} lacks {missing}"));
-            }
+            warn_of_missing(context, tail, run, &missing).await?;
             Read::Incomplete(Some(ending))
         }
-        Outcome::GaveUp { missing, past_retention } => {
-            for missing in missing {
-                context.warn(&format!("the log of run {run} lacks {missing}"));
-            }
-            if let Some(days) = past_retention {
-                context.warn(&format!(
-                    "run {run} is older than the {days} days for which the stream keeps events"
-                ));
-            }
+        Outcome::GaveUp(missing) => {
+            warn_of_missing(context, tail, run, &missing).await?;
             Read::Incomplete(None)
         }
     })
+}
+
+/// Names what a log lacks, and why if the stream has dropped it.
+async fn warn_of_missing(
+    context: &Context,
+    tail: &LogTail,
+    run: &RunId,
+    missing: &[Missing],
+) -> Result<(), Failure> {
+    if let Some(PastRetention { oldest }) = tail.past_retention().await? {
+        let oldest = oldest.map_or_else(
+            || "the stream is empty".to_owned(),
+            |at| format!("its oldest event is from {}", Stamp(at)),
+        );
+        context.warn(&format!("the log of run {run} is past the stream's retention: {oldest}"));
+    }
+    for missing in missing {
+        context.warn(&format!("the log of run {run} lacks {missing}"));
+    }
+    Ok(())
 }
 
 pub(super) async fn events(context: &Context, typed: &Events) -> Result<Exit, Failure> {
@@ -184,6 +199,9 @@ async fn events_of_run(
     follow: bool,
 ) -> Result<Exit, Failure> {
     let mut tail = client.log(run, follow, None).await?;
+    if follow && !tail.is_known() {
+        say_unknown(run);
+    }
     let mut signals = Signals::listen()?;
     loop {
         let item = tokio::select! {
@@ -201,12 +219,8 @@ async fn events_of_run(
         return Err(crate::app::client::Error::UnknownRun(run.clone()).into());
     }
     match tail.outcome() {
-        Some(Outcome::GaveUp { missing, .. } | Outcome::Ended(_, missing))
-            if !missing.is_empty() =>
-        {
-            for missing in missing {
-                context.warn(&format!("run {run} lacks {missing}"));
-            }
+        Some(Outcome::GaveUp(missing) | Outcome::Ended(_, missing)) if !missing.is_empty() => {
+            warn_of_missing(context, &tail, run, missing).await?;
             Ok(Exit::Failed)
         }
         Some(_) | None => Ok(Exit::Ok),

@@ -208,7 +208,9 @@ impl Context {
             telemetry::Form::Ci if talk != Talk::Much => telemetry::Form::Text,
             form @ (telemetry::Form::Text | telemetry::Form::Json | telemetry::Form::Ci) => form,
         };
-        let form = log_form(&loaded.config).map(of_command);
+        // JSON lines are for services. A person reads the messages of a command.
+        let usual = (talk != Talk::Much).then_some(telemetry::Form::Text);
+        let form = log_form(&loaded.config).map(of_command).or(usual);
         let options =
             telemetry::Options { level: level.as_str(), form, colour: self.style.colour_err };
         // A log that was begun already is that of a test that calls us.
@@ -239,14 +241,16 @@ fn log_form(config: &Config) -> Option<telemetry::Form> {
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
-        if error.chain().any(|cause| cause.is::<app::Unavailable>()) {
+        let service = error.chain().find_map(|cause| cause.downcast_ref::<app::Unavailable>());
+        if service.is_some_and(|service| !service.needs_a_change()) {
             return Self::away(&format!("{error:#}"));
         }
-        let is_setting = error.chain().any(|cause| {
-            cause.is::<app::UnusableDir>()
-                || cause.is::<app::UnwritableDataDir>()
-                || cause.is::<app::ci::UnusableQueue>()
-        });
+        let is_setting = service.is_some()
+            || error.chain().any(|cause| {
+                cause.is::<app::UnusableDir>()
+                    || cause.is::<app::UnwritableDataDir>()
+                    || cause.is::<app::ci::UnusableQueue>()
+            });
         let is_input = error.chain().any(|cause| cause.is::<app::Rejected>());
         let exit = match (is_setting, is_input) {
             (true, _) => Exit::Settings,

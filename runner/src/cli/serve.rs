@@ -1,5 +1,7 @@
 //! `serve`: the worker as a service.
 
+use futures::FutureExt as _;
+
 use super::args::Serve;
 use super::exit::{Exit, Failure};
 use super::output::message;
@@ -28,6 +30,12 @@ pub(super) async fn serve(context: &Context, typed: Serve) -> Result<Exit, Failu
         };
         match asked {
             1 => {
+                shutdown.intake.cancel();
+                // It ends at once unless it works already.
+                if let Some(served) = (&mut serving).now_or_never() {
+                    served?;
+                    return Ok(Exit::Ok);
+                }
                 say(
                     form,
                     &format!(
@@ -35,7 +43,6 @@ pub(super) async fn serve(context: &Context, typed: Serve) -> Result<Exit, Failu
                         config.worker.drain.as_secs()
                     ),
                 );
-                shutdown.intake.cancel();
             }
             2 => {
                 say(form, "handing over what runs; the next signal ends the program at once");

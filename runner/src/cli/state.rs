@@ -198,6 +198,7 @@ pub(super) async fn nodes(context: &Context) -> Result<Exit, Failure> {
             }
             protocol::run::NodeState::Ready if node.engine_away => ("no engine", Ink::Red),
             protocol::run::NodeState::Ready if refused.is_some() => ("no writes", Ink::Red),
+            protocol::run::NodeState::Ready if node.paused.is_some() => ("paused", Ink::Red),
             protocol::run::NodeState::Ready => ("ready", Ink::Green),
             protocol::run::NodeState::Draining => ("draining", Ink::Yellow),
         };

@@ -123,11 +123,17 @@ fn what_of(context: &Context, typed: &Submit) -> Result<StartOf, Failure> {
 }
 
 pub(super) async fn stop(context: &Context, typed: &Stop) -> Result<Exit, Failure> {
-    context.client()?.stop(&typed.run, typed.reason.as_deref()).await?;
+    let run = &typed.run;
+    if !context.client()?.stop(run, typed.reason.as_deref()).await? {
+        let text = format!(
+            "run {run} is not known; a start of it within the next 24 h is stopped at once"
+        );
+        return Err(Failure::new(Exit::Failed, text));
+    }
     if context.style.json {
-        output::document(&json!({ "run-id": typed.run }))?;
+        output::document(&json!({ "run-id": run }))?;
     } else {
-        output::message(&format!("run {} is asked to stop", typed.run));
+        output::message(&format!("run {run} is asked to stop"));
     }
     Ok(Exit::Ok)
 }
@@ -142,7 +148,7 @@ pub(super) async fn pause(
         let (group, name) = (pipeline.group(), pipeline.name());
         output::document(&json!({ "group": group, "name": name, "paused": paused }))?;
     } else {
-        let word = if paused { "pause" } else { "go on" };
+        let word = if paused { "pause" } else { "accept runs again" };
         output::message(&format!("pipeline {pipeline} is asked to {word}"));
     }
     Ok(Exit::Ok)

@@ -186,7 +186,7 @@ pub const SETTINGS: &[Setting] = &[
     plain("worker.env-files", "BOB_ENV_FILES", None,
         "Files of variables (`NAME=VALUE` a line) that steps of executor local and custom have at a worker beside its own environment, and before it; a later file wins, one that is missing is passed over. `run` of a prunner file has `--env-files`.")
         .list().words("none"),
-    plain("spill.dir", "BOB_SPILL_DIR", None, "Where events wait that the broker does not take.")
+    plain("spill.dir", "BOB_SPILL_DIR", None, "Directory for events that the broker does not take. The next worker of the cluster that uses the directory publishes the events that an earlier one left there.")
         .words("`$XDG_STATE_HOME/bob-runner/spill`"),
     plain("spill.bytes", "BOB_SPILL_BYTES", Some("1Gi"),
         "How much may wait there, in bytes or with a unit (`512Mi`); then the steps' output waits."),

@@ -63,6 +63,14 @@ pub enum EventsError {
         /// What it said, and what to do about it.
         cause: String,
     },
+    /// The stream is of another kind.
+    #[error("cannot use the stream at {at}: {cause}")]
+    WrongKind {
+        /// Its address.
+        at: String,
+        /// Which one, and what to delete.
+        cause: String,
+    },
     /// What waits for the broker cannot be put on disk.
     #[error("cannot spill events to {path}: {cause}; make room there, or set BOB_SPILL_DIR")]
     Spill {
@@ -82,7 +90,7 @@ impl EventsError {
     pub fn retryable(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Spill { .. } => true,
-            Self::Denied { .. } | Self::Closed => false,
+            Self::Denied { .. } | Self::WrongKind { .. } | Self::Closed => false,
         }
     }
 }
@@ -100,6 +108,11 @@ pub trait Events: Send + Sync {
 
     /// Returns once every event up to this one is confirmed by the broker, or was discarded.
     async fn confirmed(&self, ticket: Ticket) -> Result<(), EventsError>;
+
+    /// Why no event can be published at the moment, if that is known. Events that are emitted wait.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 
     /// Drops what waits of a run up to an epoch, in the buffer and on disk: its owner has lost it.
     /// What is on its way may still arrive. An ending event is not dropped: it is published once it is

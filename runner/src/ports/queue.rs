@@ -64,6 +64,14 @@ pub enum QueueError {
         /// What it said, and what to do about it.
         cause: String,
     },
+    /// A queue or an exchange of ours is of another kind.
+    #[error("cannot use the broker at {at}: {cause}")]
+    WrongKind {
+        /// Its address.
+        at: String,
+        /// Which one, and what to delete.
+        cause: String,
+    },
     /// The broker returned the message: no queue takes it.
     #[error("no queue takes a message for {route}; is a worker there, or was one ever?")]
     Unroutable {
@@ -87,7 +95,10 @@ impl QueueError {
     pub fn retryable(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::NotTaken { .. } => true,
-            Self::Denied { .. } | Self::Unroutable { .. } | Self::DeliveryLost => false,
+            Self::Denied { .. }
+            | Self::WrongKind { .. }
+            | Self::Unroutable { .. }
+            | Self::DeliveryLost => false,
         }
     }
 }

@@ -277,6 +277,7 @@ fn record_of(
         attempt: 1,
         losses: 0,
         furthest: 0,
+        last_seq: None,
         released: None,
         scheduled_at: shared.ports.host.now().into(),
         initiated_at: None,

@@ -126,6 +126,7 @@ impl Drive {
                 self.shared.put_lost(lost);
             }
         }
+        self.report_dropped().await;
         self.shared.roster.strike(&run_id);
     }
 
@@ -250,6 +251,7 @@ impl Drive {
                     let ended = ended(&record.steps);
                     self.progress.closed.retain(|step| ended.contains(step));
                     for record in [&mut *record, self.run.record_mut()] {
+                        record.last_seq = last_seq;
                         let open =
                             |step: &&mut StepRecord| !self.progress.closed.contains(&step.name);
                         for step in record.steps.iter_mut().filter(open) {

@@ -26,6 +26,8 @@ pub(super) struct Emitter {
     node: NodeId,
     epoch: Epoch,
     lost: CancellationToken,
+    /// The worker ends, and waits no longer for the publisher to take an event.
+    leaving: CancellationToken,
     /// Held from the numbering until the event is taken over: that is what keeps them in order.
     next: Mutex<Next>,
 }
@@ -34,6 +36,15 @@ pub(super) struct Emitter {
 struct Next {
     seq: u64,
     last: Ticket,
+    dropped: Dropped,
+}
+
+/// Events that the publisher did not take before the worker ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Dropped {
+    pub(super) events: u64,
+    /// Bytes of their messages, which is the output of steps for the most part.
+    pub(super) bytes: u64,
 }
 
 impl Emitter {
@@ -43,6 +54,7 @@ impl Emitter {
         record: &RunRecord,
         owner: (NodeId, Epoch),
         lost: CancellationToken,
+        leaving: CancellationToken,
     ) -> Self {
         Self {
             events,
@@ -53,12 +65,14 @@ impl Emitter {
             node: owner.0,
             epoch: owner.1,
             lost,
+            leaving,
             next: Mutex::new(Next::default()),
         }
     }
 
     /// Publishes an event of the run. Waits while the publisher is full; does nothing once the run
-    /// is lost.
+    /// is lost. An event that the publisher does not take before the worker ends is counted, and
+    /// keeps its `seq`, so that readers see what is missing.
     pub(super) async fn emit(&self, draft: Draft) {
         let _waits = waits();
         let mut next = self.next.lock().await;
@@ -87,20 +101,18 @@ impl Emitter {
         self.event(next.seq, draft)
     }
 
-    /// Publishes an event that `peek` made.
-    pub(super) async fn emit_peeked(&self, event: Event) -> Ticket {
+    /// Publishes an ending event that is in the record: one that `peek` made, or an earlier owner.
+    /// `None`: the publisher did not take it.
+    pub(super) async fn emit_recorded(&self, event: Event) -> Option<Ticket> {
         let _waits = waits();
         let mut next = self.next.lock().await;
-        self.hand_over(&mut next, event).await;
-        next.last
+        self.hand_over(&mut next, event).await.then_some(next.last)
     }
 
-    /// Publishes an ending event that stands in the record since an earlier owner.
-    pub(super) async fn emit_recorded(&self, event: Event) -> Ticket {
+    /// The events that the publisher did not take.
+    pub(super) async fn dropped(&self) -> Dropped {
         let _waits = waits();
-        let mut next = self.next.lock().await;
-        self.hand_over(&mut next, event).await;
-        next.last
+        self.next.lock().await.dropped
     }
 
     /// The ticket of the last event, and the highest `seq` so far.
@@ -128,28 +140,35 @@ impl Emitter {
         event
     }
 
-    async fn hand_over(&self, next: &mut Next, event: Event) {
+    /// `false`: it was not taken.
+    async fn hand_over(&self, next: &mut Next, event: Event) -> bool {
         loop {
             let taken = tokio::select! {
                 biased;
-                () = self.lost.cancelled() => return,
+                () = self.lost.cancelled() => return false,
                 taken = self.events.emit(event.clone()) => taken,
+                () = self.leaving.cancelled() => break,
             };
             match taken {
                 Ok(ticket) => {
                     next.seq += 1;
                     next.last = ticket;
-                    return;
+                    return true;
                 }
                 Err(cause) => {
                     warn!(run.id = %self.run, %cause, "an event waits");
                     tokio::select! {
                         biased;
-                        () = self.lost.cancelled() => return,
+                        () = self.lost.cancelled() => return false,
+                        () = self.leaving.cancelled() => break,
                         () = tokio::time::sleep(Duration::from_secs(1)) => {}
                     }
                 }
             }
         }
+        next.seq += 1;
+        next.dropped.events += 1;
+        next.dropped.bytes += event.message.len() as u64;
+        false
     }
 }

@@ -7,6 +7,7 @@ use protocol::run::{Cause, RunRecord, Status};
 use tracing::{info, warn};
 
 use super::drive::Drive;
+use super::emitter::Dropped;
 use super::ledger::{Also, WriteError};
 use super::told;
 use super::watchdog::{beat, waits};
@@ -17,6 +18,9 @@ use crate::rules::run::{Draft, Input, StopWhy};
 const LOGGER_WAIT: Duration = Duration::from_secs(10);
 /// How long a stream that is away holds up a run's end and its slot.
 const STREAM_WAIT: Duration = Duration::from_secs(30);
+/// The longest that a hand-over waits for the stream. Events that are not confirmed by then are published
+/// later, or by the next worker on this disk.
+const HAND_OVER_STREAM_WAIT: Duration = Duration::from_secs(5);
 /// How long the removal of what a run made holds up its slot.
 const REMOVAL_WAIT: Duration = Duration::from_secs(20);
 /// How often the removal of what a run made is tried.
@@ -51,6 +55,7 @@ impl Drive {
             });
             let event = self.emitter.peek(draft).await;
             let mut record = self.run.record().clone();
+            record.last_seq = event.seq;
             record.ending_event = Some(Box::new(event.clone()));
             let also = match record.status {
                 Status::Stopped => Also::DropStop,
@@ -79,8 +84,8 @@ impl Drive {
             }
         };
         told::at_the_end(self.run.record(), &event.message);
-        let ticket = self.emitter.emit_peeked(event).await;
-        self.after_ending(Some(ticket)).await
+        let ticket = self.emitter.emit_recorded(event).await;
+        self.after_ending(ticket).await
     }
 
     /// Lets another worker go on: what was said is out, nothing of it runs, and the claim goes with
@@ -88,11 +93,13 @@ impl Drive {
     pub(super) async fn release(&mut self) -> Result<(), WriteError> {
         if let Some(feed) = self.feed.take() {
             let _waits = waits();
-            feed.finish(LOGGER_WAIT).await;
+            let leaving = &self.shared.leaving;
+            leaving.run_until_cancelled(feed.finish(LOGGER_WAIT)).await;
         }
         let (last, _) = self.emitter.last().await;
-        if !self.confirmed_within(last, STREAM_WAIT).await? {
-            warn!(run.id = %self.scope.run, "the stream has not all of what run {} said", self.scope.run);
+        if !self.confirmed_within(last, HAND_OVER_STREAM_WAIT).await? {
+            let run = &self.scope.run;
+            warn!(run.id = %run, "run {run} is handed over before the stream has confirmed all of its events");
         }
         // An owner on another engine goes on from what is in the registry.
         self.pushes.done().await;
@@ -102,7 +109,9 @@ impl Drive {
                 drop(self.run.on(self.shared.ports.host.now(), input));
             }
         }
-        self.ledger.save(&self.run.record().clone(), Also::HandOver).await?;
+        let (_, last_seq) = self.emitter.last().await;
+        let record = RunRecord { last_seq, ..self.run.record().clone() };
+        self.ledger.save(&record, Also::HandOver).await?;
         info!(run.id = %self.scope.run, "run {} is handed over", self.scope.run);
         Ok(())
     }
@@ -111,16 +120,29 @@ impl Drive {
     /// recorded, with the epoch and `seq` of the owner that ended it.
     pub(super) async fn conclude(&mut self) -> Result<(), WriteError> {
         let ticket = match self.run.record().ending_event.clone() {
-            Some(event) => Some(self.emitter.emit_recorded(*event).await),
-            None => None,
+            Some(event) => self.emitter.emit_recorded(*event).await,
+            None => Some(Ticket::default()),
         };
         self.after_ending(ticket).await
+    }
+
+    /// Reports the events that the publisher did not take before the worker ended.
+    pub(super) async fn report_dropped(&self) {
+        let Dropped { events, bytes } = self.emitter.dropped().await;
+        if events > 0 {
+            let run = &self.scope.run;
+            warn!(
+                run.id = %run, events, bytes,
+                "{events} events of run {run} are lost: the broker does not take them, and neither memory nor BOB_SPILL_BYTES leaves room for them"
+            );
+        }
     }
 
     fn met_a_full_disk(&self) -> bool {
         self.run.record().cause == Some(Cause::NoSpace)
     }
 
+    /// `ticket`: that of the ending event; `None` if the publisher did not take it.
     async fn after_ending(&mut self, ticket: Option<Ticket>) -> Result<(), WriteError> {
         let executor = std::sync::Arc::clone(&self.shared.ports.executor);
         let mut destroyed = {
@@ -131,11 +153,16 @@ impl Drive {
                 && self.run.record().pipeline.as_ref().is_some_and(|it| it.retention.is_some());
             self.shared.tasks.spawn(async move { remove(&*executor, &run, kept).await })
         };
-        if let Some(ticket) = ticket
-            && !self.confirmed_within(ticket, STREAM_WAIT).await?
-        {
-            self.slot = None;
-            self.confirmed(ticket).await?;
+        let is_published = match ticket {
+            Some(ticket) => self.is_published(ticket).await?,
+            None if self.held.lost.is_cancelled() => return Err(WriteError::Lost),
+            None => false,
+        };
+        if !is_published {
+            // The mark of an open run stays with the record, and the claim goes with the lease.
+            let run = &self.scope.run;
+            info!(run.id = %run, "the end of run {run} is recorded; the next worker publishes it");
+            return Ok(());
         }
         let removed = {
             let _waits = waits();
@@ -223,10 +250,27 @@ impl Drive {
         }
     }
 
+    /// Waits until the stream has confirmed an event, or the worker ends. Holds the slot for a while
+    /// alone.
+    async fn is_published(&mut self, ticket: Ticket) -> Result<bool, WriteError> {
+        if self.confirmed_within(ticket, STREAM_WAIT).await? {
+            return Ok(true);
+        }
+        self.slot = None;
+        self.confirmed_or_leaving(ticket).await
+    }
+
+    /// Whether the stream confirms an event in that time, and before the worker ends.
     async fn confirmed_within(&self, ticket: Ticket, wait: Duration) -> Result<bool, WriteError> {
-        match tokio::time::timeout(wait, self.confirmed(ticket)).await {
-            Ok(confirmed) => confirmed.map(|()| true),
-            Err(_) => Ok(false),
+        let confirmed = self.confirmed_or_leaving(ticket);
+        tokio::time::timeout(wait, confirmed).await.unwrap_or(Ok(false))
+    }
+
+    async fn confirmed_or_leaving(&self, ticket: Ticket) -> Result<bool, WriteError> {
+        tokio::select! {
+            biased;
+            confirmed = self.confirmed(ticket) => confirmed.map(|()| true),
+            () = self.shared.leaving.cancelled() => Ok(false),
         }
     }
 

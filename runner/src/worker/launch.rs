@@ -139,6 +139,7 @@ impl Launch {
             &record,
             owner,
             held.lost.clone(),
+            shared.leaving.clone(),
         ));
         let feed = logger_url.and_then(|url| match shared.ports.transfer.logger(&url, &run) {
             Ok(feed) => Some(Arc::from(feed) as Arc<dyn LoggerFeed>),

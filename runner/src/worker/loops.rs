@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use protocol::event::Reason;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
@@ -46,6 +47,8 @@ impl Loops {
             dog.spawn(&starts, "the rescue", rescue);
             let room = room::run(Arc::clone(shared), intake.clone());
             dog.spawn(&starts, "the look at the disk", room);
+            let stream = room::watch_stream(Arc::clone(shared), intake.clone());
+            dog.spawn(&starts, "the look at the stream", stream);
             let janitor = janitor::run(Arc::clone(shared), leases.subscribe(), intake.clone());
             dog.spawn(&starts, "the janitor", janitor);
         }
@@ -71,17 +74,60 @@ impl Loops {
     /// Works until the worker is asked to end, and then ends.
     pub(super) async fn end_in_order(&self, shared: &Arc<Shared>, shutdown: &Shutdown) {
         shutdown.intake.cancelled().await;
+        let is_over = Instant::now() + shared.options.drain;
         shared.draining.cancel();
         shared.tell_draining();
-        // What is being claimed is ours, or back in its queue, before the drain looks at what runs.
-        ended(shared, &self.starts).await;
-        drain(shared, shutdown).await;
+        self.drain(shared, shutdown, is_over).await;
         self.leased.cancel();
-        ended(shared, &self.stops).await;
+        ended(shared, &self.stops, LOOP_ENDS_WITHIN).await;
         // A stop that was just heard may have brought an end to publish.
-        tokio::time::timeout(LAST_EVENTS, shared.tasks.wait()).await.ok();
+        let within = in_trouble(shared, LAST_EVENTS);
+        tokio::time::timeout(within, shared.tasks.wait()).await.ok();
         self.refresh.abort();
-        ended(shared, &self.others).await;
+        ended(shared, &self.others, LOOP_ENDS_WITHIN).await;
+    }
+
+    /// Lets the runs finish until that time or the second signal, then hands them over, or stops them if
+    /// no other worker would resume them.
+    async fn drain(&self, shared: &Arc<Shared>, shutdown: &Shutdown, is_over: Instant) {
+        shared.tasks.close();
+        let all_ended = async {
+            // A start that is being claimed is owned, or back in its queue, once these have ended.
+            ended(shared, &self.starts, LOOP_ENDS_WITHIN).await;
+            shared.tasks.wait().await;
+        };
+        tokio::select! {
+            biased;
+            () = all_ended => return,
+            () = tokio::time::sleep_until(is_over) => {
+                info!("the drain time is over; what still runs ends here");
+            }
+            () = shutdown.abort.cancelled() => {}
+        }
+        let end_all = || {
+            if shared.options.rescue {
+                shared.roster.hand_over_all(shared.options.kill_grace)
+            } else {
+                shared.roster.ask_all(&StopWhy::Shutdown, shared.options.kill_grace)
+            }
+        };
+        let grace = end_all();
+        let all_ended = async {
+            if !self.starts.is_empty() {
+                ended(shared, &self.starts, LOOP_ENDS_WITHIN).await;
+                // Runs that were claimed meanwhile.
+                end_all();
+            }
+            shared.tasks.wait().await;
+        };
+        tokio::select! {
+            biased;
+            () = all_ended => {}
+            () = give_up_the_stream(shared, grace + STREAM_TAKES_WITHIN) => {}
+            () = tokio::time::sleep(grace + ENDS_WITHIN) => {
+                warn!(runs = ?shared.roster.ids(), "these runs have not ended in time, and are left");
+            }
+        }
     }
 
     /// Ends, whatever stands still. The lease is given up first, and with it each run is let go.
@@ -113,34 +159,41 @@ const ENDS_WITHIN: Duration = Duration::from_secs(60);
 /// How long a loop may take to end: longer than what it may be in the middle of with the broker.
 const LOOP_ENDS_WITHIN: Duration = Duration::from_secs(20);
 
-/// Waits for the end of loops that were asked for it, as long as what they wait for may take.
-async fn ended(shared: &Shared, loops: &TaskTracker) {
-    loops.close();
-    if tokio::time::timeout(LOOP_ENDS_WITHIN, loops.wait()).await.is_err() {
-        let loops = shared.watchdog.going();
-        warn!(?loops, "not every loop of this worker has ended in time: it ends without them");
+/// How long the broker may take to confirm the last events of runs whose steps have ended. If it is
+/// unavailable, the worker leaves them on disk, and has as long again to hand its runs over.
+const STREAM_TAKES_WITHIN: Duration = Duration::from_millis(1500);
+
+/// How long anything waits at a worker's end if the broker is unavailable.
+const ENDS_ANYWAY_WITHIN: Duration = Duration::from_secs(1);
+
+/// That time, or less if the broker is unavailable.
+fn in_trouble(shared: &Shared, usual: Duration) -> Duration {
+    match shared.ports.events.trouble() {
+        Some(_) => usual.min(ENDS_ANYWAY_WITHIN),
+        None => usual,
     }
 }
 
-/// Lets what runs finish, then hands it over, or stops it where nobody would go on with it.
-async fn drain(shared: &Arc<Shared>, shutdown: &Shutdown) {
-    shared.tasks.close();
-    tokio::select! {
-        biased;
-        () = shared.tasks.wait() => return,
-        () = tokio::time::sleep(shared.options.drain) => {
-            info!("the drain time is over; what still runs ends here");
-        }
-        () = shutdown.abort.cancelled() => {}
+/// After that time, has everything stop waiting for a broker that is unavailable. Then resolves if the
+/// runs have not ended all the same.
+async fn give_up_the_stream(shared: &Shared, after: Duration) {
+    tokio::time::sleep(after).await;
+    while shared.ports.events.trouble().is_none() {
+        tokio::time::sleep(ENDS_ANYWAY_WITHIN / 4).await;
     }
-    let grace = if shared.options.rescue {
-        shared.roster.hand_over_all(shared.options.kill_grace)
-    } else {
-        shared.roster.ask_all(&StopWhy::Shutdown, shared.options.kill_grace)
-    };
-    let within = grace + ENDS_WITHIN;
-    if tokio::time::timeout(within, shared.tasks.wait()).await.is_err() {
-        warn!(runs = ?shared.roster.ids(), "these runs have not ended in time, and are left");
+    let runs = shared.roster.ids();
+    warn!(?runs, "the broker is unavailable: what it has not confirmed is kept on disk");
+    shared.leaving.cancel();
+    tokio::time::sleep(STREAM_TAKES_WITHIN).await;
+    warn!(runs = ?shared.roster.ids(), "these runs have not ended in time, and are left");
+}
+
+/// Waits for the end of loops that were asked for it, as long as what they wait for may take.
+async fn ended(shared: &Shared, loops: &TaskTracker, within: Duration) {
+    loops.close();
+    if tokio::time::timeout(in_trouble(shared, within), loops.wait()).await.is_err() {
+        let loops = shared.watchdog.going();
+        warn!(?loops, "not every loop of this worker has ended in time: it ends without them");
     }
 }
 

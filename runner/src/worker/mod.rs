@@ -157,6 +157,8 @@ pub(crate) struct Shared {
     aside: Arc<Semaphore>,
     watchdog: Arc<Watchdog>,
     draining: CancellationToken,
+    /// The worker is about to end: what the broker has not confirmed by now stays on disk.
+    leaving: CancellationToken,
     drain_told: AtomicBool,
     started_at: Millis,
     /// The runs that this worker no longer drives, though they have not ended, with the reason: they
@@ -203,6 +205,8 @@ impl std::fmt::Debug for Shared {
 
 /// How long the end of a worker waits for the stream.
 const LAST_EVENTS: Duration = Duration::from_secs(10);
+/// The same if the broker does not take events: what waits is kept on disk.
+const LAST_EVENTS_ANYWAY: Duration = Duration::from_millis(500);
 /// So many starts wait for memory at once in a worker's hands; those behind them wait in the queue.
 const ASIDE: usize = 64;
 /// How long a start that was sent to this worker waits for the slot that is open for all.
@@ -366,6 +370,7 @@ impl Worker {
             tasks: TaskTracker::new(),
             aside: Arc::new(Semaphore::new(ASIDE)),
             draining: CancellationToken::new(),
+            leaving: CancellationToken::new(),
             drain_told: AtomicBool::new(false),
             lost: std::sync::Mutex::default(),
             more_lost: Notify::new(),
@@ -406,11 +411,11 @@ impl Worker {
         }
         let stopped =
             shared.event(Reason::RunnerStopped, format!("{} has ended", shared.options.node));
-        if let Ok(ticket) = shared.ports.events.emit(stopped).await {
-            let confirmed = shared.ports.events.confirmed(ticket);
-            if tokio::time::timeout(LAST_EVENTS, confirmed).await.is_err() {
-                warn!("the stream has not confirmed the last events");
-            }
+        let events = &shared.ports.events;
+        let within = if events.trouble().is_some() { LAST_EVENTS_ANYWAY } else { LAST_EVENTS };
+        let confirmed = async { events.confirmed(events.emit(stopped).await?).await };
+        if tokio::time::timeout(within, confirmed).await.is_err() {
+            warn!("the stream has not confirmed the last events");
         }
         shared.watchdog.fault().map_or(Ok(()), Err)
     }

@@ -66,6 +66,7 @@ fn entry(shared: &Shared) -> NodeEntry {
         disk: shared.room.entry(),
         engine_away: shared.room.is_engine_away(),
         writes_refused: shared.writes.refused(),
+        paused: shared.room.obstacle(),
         started_at: shared.started_at.into(),
     }
 }

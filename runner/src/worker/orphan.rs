@@ -76,7 +76,8 @@ pub(super) async fn claim_orphan(
     let node = parsed.node.clone().unwrap_or_else(|| shared.options.node.clone());
     // An owner fills in its epoch with its first write; until then its claim is the last change.
     let epoch = parsed.epoch.unwrap_or(Epoch(record.mod_revision));
-    let past = Past { node, epoch, handed_over: parsed.released.is_some() };
+    let (handed_over, last_seq) = (parsed.released.is_some(), parsed.last_seq);
+    let past = Past { node, epoch, handed_over, last_seq };
     // A store that was restored is left as it is, also by this claim: so before it, not after.
     let mut look = Txn::new().read(names::run_key(run));
     if let Some(logger) = &parsed.logger {
@@ -88,6 +89,7 @@ pub(super) async fn claim_orphan(
     if !parsed.status.is_ended() {
         parsed.attempt += 1;
         parsed.epoch = None;
+        parsed.last_seq = None;
         parsed.released = None;
         if purpose == (Purpose::GoOn { lost: true }) && !past.handed_over {
             parsed.losses += 1;

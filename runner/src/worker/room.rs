@@ -1,7 +1,7 @@
 //! Takes nothing new while the engine's disk is too full, as a run that meets a full disk fails and
 //! takes others with it; nor while the engine does not answer. What runs goes on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -60,6 +60,13 @@ enum State {
     Away,
 }
 
+/// A service without which a worker takes no runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Service {
+    /// Where events are published.
+    Stream,
+}
+
 /// Whether there is room for more.
 #[derive(Debug)]
 pub(super) struct Room {
@@ -69,6 +76,8 @@ pub(super) struct Room {
     /// Who waits is woken in the order of waiting, unlike with tokio's `watch`: a seed of the
     /// simulation has to be one history.
     changed: Notify,
+    /// The services that cannot be used, and why.
+    obstacles: Mutex<BTreeMap<Service, String>>,
     seen: Mutex<Option<Disk>>,
     /// Somebody wants a look now.
     asked: Notify,
@@ -93,6 +102,7 @@ impl Room {
             watched,
             state: Mutex::new(state),
             changed: Notify::new(),
+            obstacles: Mutex::default(),
             seen: Mutex::default(),
             asked: Notify::new(),
             stranded: Mutex::default(),
@@ -103,7 +113,7 @@ impl Room {
 
     /// Whether work may be taken.
     pub(super) fn is_there(&self) -> bool {
-        self.state() == State::Room
+        self.state() == State::Room && locked(&self.obstacles).is_empty()
     }
 
     /// Resolves when work may be taken.
@@ -111,23 +121,23 @@ impl Room {
     /// # Cancel safety
     /// Safe, as are all waits here.
     pub(super) async fn there(&self) {
-        self.reached(|state| state == State::Room).await;
+        self.reached(Self::is_there).await;
     }
 
     /// Resolves when no work may be taken.
     pub(super) async fn gone(&self) {
-        self.reached(|state| state != State::Room).await;
+        self.reached(|room| !room.is_there()).await;
     }
 
     /// Resolves when somebody has looked.
     pub(super) async fn known(&self) {
-        self.reached(|state| state != State::Unknown).await;
+        self.reached(|room| room.state() != State::Unknown).await;
     }
 
-    async fn reached(&self, is: impl Fn(State) -> bool) {
+    async fn reached(&self, is: impl Fn(&Self) -> bool) {
         loop {
             let changed = self.changed.notified();
-            if is(self.state()) {
+            if is(self) {
                 return;
             }
             changed.await;
@@ -158,6 +168,34 @@ impl Room {
     /// Whether nothing is taken as the engine does not answer.
     pub(super) fn is_engine_away(&self) -> bool {
         self.state() == State::Away
+    }
+
+    /// Notes whether a service can be used, and why not. While it cannot, no runs are taken.
+    pub(super) fn note(&self, service: Service, obstacle: Option<String>) {
+        let is_new = {
+            let mut obstacles = locked(&self.obstacles);
+            let had = match &obstacle {
+                Some(why) => obstacles.insert(service, why.clone()),
+                None => obstacles.remove(&service),
+            };
+            had.is_some() != obstacle.is_some()
+        };
+        if is_new {
+            match obstacle {
+                Some(why) => warn!(
+                    "{why}: nothing new is taken until that changes; runs in progress continue"
+                ),
+                None => info!(?service, "the service can be used again: work is taken"),
+            }
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Why nothing is taken, if a service is the reason.
+    pub(super) fn obstacle(&self) -> Option<String> {
+        let obstacles = locked(&self.obstacles);
+        let all: Vec<&str> = obstacles.values().map(String::as_str).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// Something was removed: it is time to look.
@@ -219,6 +257,18 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
             () = shared.room.asked.notified() => true,
             () = tokio::time::sleep(pause) => false,
         };
+    }
+}
+
+/// The time between two looks at the stream: they cost nothing.
+const STREAM: Duration = Duration::from_secs(1);
+
+/// Pauses the intake while events cannot be published. Ends with the intake.
+pub(super) async fn watch_stream(shared: Arc<Shared>, stop: CancellationToken) {
+    let _waits = waits();
+    while !stop.is_cancelled() {
+        shared.room.note(Service::Stream, shared.ports.events.trouble());
+        stop.run_until_cancelled(tokio::time::sleep(STREAM)).await;
     }
 }
 
@@ -330,6 +380,19 @@ mod tests {
         ] {
             assert_eq!(options.is_too_full(was, percent), full, "{was:?} {percent}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_service_that_cannot_be_used_closes_the_intake_and_names_the_reason() {
+        let room = Room::new(false);
+        room.there().await;
+        room.note(Service::Stream, Some("cannot publish".to_owned()));
+        room.gone().await;
+        assert!(!room.is_there());
+        assert_eq!(room.obstacle().as_deref(), Some("cannot publish"));
+        room.note(Service::Stream, None);
+        room.there().await;
+        assert_eq!(room.obstacle(), None);
     }
 
     #[tokio::test]

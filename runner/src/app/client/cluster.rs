@@ -1,7 +1,6 @@
 //! The services of the cluster that the settings name.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::id::NodeId;
@@ -33,9 +32,6 @@ pub fn connect(mut config: Config) -> Result<Client, Error> {
         return Err(Error::Embedded);
     }
     config.connection.retry_attempts = config.connection.retry_attempts.min(TRIES);
-    // A command publishes an event or two, which wait in memory; its user may have no state at all.
-    config.spill.dir = std::env::temp_dir();
-    let days = u64::from(config.stream.retention_days);
     let cluster = Cluster {
         config,
         node: NodeId::found(&format!("bob/cli-{}", uuid::Uuid::new_v4())),
@@ -43,7 +39,7 @@ pub fn connect(mut config: Config) -> Result<Client, Error> {
         queue: OnceCell::new(),
         events: OnceCell::new(),
     };
-    Ok(Client::new(Arc::new(cluster), Duration::from_secs(days * 86_400)))
+    Ok(Client::new(Arc::new(cluster)))
 }
 
 #[async_trait]

@@ -2,6 +2,7 @@
 
 use protocol::command;
 use protocol::id::{PipelineId, RegisteredName, RunId, StepName};
+use protocol::names;
 use protocol::pipeline::{Params, Pipeline, Vars};
 use protocol::run::{NodeState, Parent, StepRecord};
 use serde_json::{Map, Value, json};
@@ -116,7 +117,8 @@ impl Client {
         if let (Some(last), StartOf::Inline(pipeline)) = (last, &start.what) {
             let nodes = self.nodes().await?;
             let here = nodes.iter().any(|(_, node)| {
-                let is_well = node.state == NodeState::Ready && !node.engine_away;
+                let is_well =
+                    node.state == NodeState::Ready && !node.engine_away && node.paused.is_none();
                 is_well && Some(&node.engine) == last.engine.as_ref()
             });
             if pipeline.retention.is_none() {
@@ -183,25 +185,43 @@ impl Client {
         Ok((start, last))
     }
 
-    /// Sends a stop; the broker has it when this returns.
+    /// Sends a stop; the broker has it when this returns. `false`: the run is not known, and workers
+    /// remember the stop for a start of it.
     ///
     /// # Errors
-    /// [`Error::Queue`].
-    pub async fn stop(&self, run: &RunId, reason: Option<&str>) -> Result<(), Error> {
+    /// [`Error::Ended`], for which nothing is sent, and [`Error::Queue`].
+    pub async fn stop(&self, run: &RunId, reason: Option<&str>) -> Result<bool, Error> {
+        // Only the answer depends on the store: a stop is for workers to understand.
+        let known = match self.run(run).await {
+            Ok(known) if known.record.status.is_ended() => {
+                return Err(Error::Ended { run: run.clone(), status: known.record.status });
+            }
+            Err(Error::UnknownRun(_)) => false,
+            Ok(_) | Err(_) => true,
+        };
         let mut body = Map::new();
         body.insert("run-id".into(), json!(run));
         if let Some(reason) = reason {
             body.insert("reason".into(), json!(reason));
         }
         let message = message(command::STOP, new_id(), body);
-        Ok(self.services.queue().await?.publish(Route::Control, message).await?)
+        self.services.queue().await?.publish(Route::Control, message).await?;
+        Ok(known)
     }
 
     /// Sends a pause, or its opposite; the broker has it when this returns.
     ///
     /// # Errors
-    /// [`Error::Queue`].
+    /// [`Error::UnknownPipeline`], for which nothing is sent, and [`Error::Queue`].
     pub async fn pause(&self, pipeline: &PipelineId, paused: bool) -> Result<(), Error> {
+        let stored = match self.services.store().await {
+            Ok(store) => store.get(&names::pipeline_key(pipeline)).await.ok(),
+            // Only the answer depends on it.
+            Err(_) => None,
+        };
+        if let Some(None) = stored {
+            return Err(Error::UnknownPipeline(pipeline.clone()));
+        }
         let mut body = Map::new();
         body.insert("group".into(), json!(pipeline.group()));
         body.insert("name".into(), json!(pipeline.name()));

@@ -24,6 +24,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use protocol::event::Event;
 use protocol::id::{PipelineId, RunId, StepName};
+use protocol::run::Status;
 use protocol::time::Millis;
 use thiserror::Error;
 
@@ -35,7 +36,7 @@ pub use commands::{StartOf, StartRequest};
 pub use definitions::{Applied, Registry};
 pub use reader::{Ending, Item, Missing, Reader, Text};
 pub use state::{KnownRun, RunFilter};
-pub use tail::{EventTail, LogTail, Outcome};
+pub use tail::{EventTail, LogTail, Outcome, PastRetention};
 
 /// The services of a cluster. Each is connected to when it is asked for first, so that a command
 /// needs only what it uses.
@@ -53,8 +54,6 @@ pub trait Services: Send + Sync {
 #[derive(Clone)]
 pub struct Client {
     services: Arc<dyn Services>,
-    /// How long the stream keeps events, as far as we know.
-    stream_retention: Duration,
     clock: fn() -> Millis,
 }
 
@@ -87,6 +86,17 @@ pub enum Error {
     /// No record of a run.
     #[error("run {0} is not known: it was never accepted, or its record is past its retention")]
     UnknownRun(RunId),
+    /// A run that has ended, and so cannot be stopped.
+    #[error("run {run} has ended already: {status}")]
+    Ended {
+        /// The run.
+        run: RunId,
+        /// How it ended.
+        status: Status,
+    },
+    /// A pipeline that is not stored.
+    #[error("no pipeline {0} is stored; `bob-runner pipeline list` shows those that are")]
+    UnknownPipeline(PipelineId),
     /// A pipeline that still runs.
     #[error("pipeline {id} is in use by {}; stop what runs first, then delete it", listed(runs))]
     InUse {
@@ -113,8 +123,8 @@ pub enum Error {
         /// Those that it has.
         known: Vec<StepName>,
     },
-    /// A run that nothing can go on from.
-    #[error("run {run} cannot be gone on from: {why}")]
+    /// A run that cannot be rerun.
+    #[error("run {run} cannot be rerun: {why}")]
     NoRerun {
         /// The run.
         run: RunId,
@@ -160,6 +170,8 @@ impl Error {
             | Self::NotTold(_) => Trouble::Service,
             Self::TooLarge(_) => Trouble::Input,
             Self::UnknownRun(_)
+            | Self::Ended { .. }
+            | Self::UnknownPipeline(_)
             | Self::NoSuchStep { .. }
             | Self::InUse { .. }
             | Self::NoRerun { .. }
@@ -196,8 +208,8 @@ const TOLD_WITHIN: Duration = Duration::from_secs(10);
 impl Client {
     /// A client of these services.
     #[must_use]
-    pub fn new(services: Arc<dyn Services>, stream_retention: Duration) -> Self {
-        Self { services, stream_retention, clock: now }
+    pub fn new(services: Arc<dyn Services>) -> Self {
+        Self { services, clock: now }
     }
 
     fn now(&self) -> Millis {

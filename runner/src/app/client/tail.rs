@@ -17,6 +17,8 @@ const CLOCKS_DIFFER_MS: i64 = 60_000;
 /// A stream that says nothing for so long, although it has not come to where it should, has nothing
 /// more to say from there on.
 const SILENCE: Duration = Duration::from_secs(10);
+/// The same if the last event on the stream is older than what is to be read.
+const NOTHING_EXPECTED: Duration = Duration::from_secs(1);
 
 /// How the reading of a run's log ended.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,13 +27,15 @@ pub enum Outcome {
     Ended(Ending, Vec<Missing>),
     /// With what there was when the reading began: the run goes on, or is not known.
     CaughtUp,
-    /// The run has ended, and not everything that was published of it is there.
-    GaveUp {
-        /// What is not there.
-        missing: Vec<Missing>,
-        /// The days after which the stream drops events, where the run is older.
-        past_retention: Option<u64>,
-    },
+    /// The run has ended, and not everything that was published of it is there: this is missing.
+    GaveUp(Vec<Missing>),
+}
+
+/// The beginning of a run's log is past the stream's retention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PastRetention {
+    /// The time of the oldest event that the stream still has; `None` if it has none.
+    pub oldest: Option<Millis>,
 }
 
 /// The log of one run.
@@ -46,6 +50,8 @@ pub struct LogTail {
     from: Position,
     /// Where reading ends, once that is known.
     until: Until,
+    /// It reads on after the ending event, for what is missing.
+    reads_on: bool,
     outcome: Option<Outcome>,
 }
 
@@ -78,7 +84,11 @@ enum Heard {
 
 impl Source {
     async fn next(&mut self) -> Result<Heard, Error> {
-        match timeout(SILENCE, self.stream.next()).await {
+        self.next_within(SILENCE).await
+    }
+
+    async fn next_within(&mut self, silence: Duration) -> Result<Heard, Error> {
+        match timeout(silence, self.stream.next()).await {
             Ok(Some(message)) => {
                 let message = message?;
                 self.last = Some(message.offset);
@@ -133,7 +143,8 @@ impl Client {
         let source = Source { stream: events.follow(from).await?, last: None };
         let (client, run) = (self.clone(), run.clone());
         let reader = Reader::new(run.clone());
-        Ok(LogTail { client, run, follow, reader, source, record, from, until, outcome: None })
+        let (reads_on, outcome) = (false, None);
+        Ok(LogTail { client, run, follow, reader, source, record, from, until, reads_on, outcome })
     }
 
     /// Reads the stream from a position: on and on where `follow`, else to where it ends now.
@@ -143,8 +154,18 @@ impl Client {
     pub async fn events(&self, from: Position, follow: bool) -> Result<EventTail, Error> {
         let events = self.services.events().await?;
         let until = if follow { Until::Ending } else { Until::Offset(events.end().await?) };
+        let mut silence = SILENCE;
+        if let (Position::Since(since), Until::Offset(Some(end))) = (from, until) {
+            // Nothing is expected after the last message, so nothing is waited for.
+            let last = Source { stream: events.follow(Position::Offset(end)).await?, last: None };
+            if let Heard::Message(last) = { last }.next().await?
+                && last.event().is_some_and(|event| event.at < since)
+            {
+                silence = NOTHING_EXPECTED;
+            }
+        }
         let source = Source { stream: events.follow(from).await?, last: None };
-        Ok(EventTail { source, until })
+        Ok(EventTail { source, until, silence })
     }
 
     /// When something happened that long ago, for [`Position::Since`].
@@ -178,8 +199,18 @@ impl LogTail {
     pub async fn next(&mut self) -> Result<Option<Item>, Error> {
         loop {
             if let Some(ending) = self.reader.ending() {
-                self.outcome = Some(Outcome::Ended(ending, self.reader.missing()));
-                return Ok(None);
+                let missing = self.reader.missing();
+                if missing.is_empty() || (self.reads_on && self.source.has_reached(self.until)) {
+                    self.outcome = Some(Outcome::Ended(ending, missing));
+                    return Ok(None);
+                }
+                if !self.reads_on {
+                    // The next worker on a host publishes what an earlier one left on its disk, which
+                    // can be after the end.
+                    self.reads_on = true;
+                    self.until = Until::Offset(self.client.services.events().await?.end().await?);
+                    continue;
+                }
             }
             if self.source.has_reached(self.until) {
                 self.outcome = Some(self.gave_up_or_caught_up());
@@ -201,6 +232,23 @@ impl LogTail {
     #[must_use]
     pub fn outcome(&self) -> Option<&Outcome> {
         self.outcome.as_ref()
+    }
+
+    /// Whether the stream dropped the beginning of the run's log, as far as its oldest event shows.
+    ///
+    /// # Errors
+    /// What the services say.
+    pub async fn past_retention(&self) -> Result<Option<PastRetention>, Error> {
+        let Some(known) = &self.record else { return Ok(None) };
+        let events = self.client.services.events().await?;
+        if events.end().await?.is_none() {
+            return Ok(Some(PastRetention { oldest: None }));
+        }
+        let mut source = Source { stream: events.follow(Position::First).await?, last: None };
+        let Heard::Message(oldest) = source.next().await? else { return Ok(None) };
+        let oldest = oldest.event().map(|event| event.at);
+        let is_past = oldest.is_some_and(|oldest| oldest > known.record.scheduled_at.0);
+        Ok(is_past.then_some(PastRetention { oldest }))
     }
 
     /// The stream says nothing. Either the run goes on in silence, or something is not as expected.
@@ -233,13 +281,7 @@ impl LogTail {
         }
         let mut missing = self.reader.missing();
         missing.push(Missing::Ending);
-        let keeps = self.client.stream_retention;
-        let past_retention = self.record.as_ref().and_then(|known| {
-            let age = self.client.now().0.saturating_sub(known.record.scheduled_at.0.0);
-            let is_past = Duration::from_millis(u64::try_from(age).unwrap_or_default()) > keeps;
-            is_past.then_some(keeps.as_secs() / 86_400)
-        });
-        Outcome::GaveUp { missing, past_retention }
+        Outcome::GaveUp(missing)
     }
 }
 
@@ -247,6 +289,8 @@ impl LogTail {
 pub struct EventTail {
     source: Source,
     until: Until,
+    /// How long the stream may say nothing before its end counts as reached.
+    silence: Duration,
 }
 
 impl std::fmt::Debug for EventTail {
@@ -268,7 +312,7 @@ impl EventTail {
             if self.source.has_reached(self.until) {
                 return Ok(None);
             }
-            match self.source.next().await? {
+            match self.source.next_within(self.silence).await? {
                 Heard::Message(message) => return Ok(Some(message)),
                 // It has ended before the place where reading was to begin.
                 Heard::Nothing if self.until != Until::Ending => return Ok(None),

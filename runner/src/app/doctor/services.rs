@@ -2,10 +2,15 @@
 
 use std::time::{Duration, Instant};
 
+use protocol::names;
+
 use super::Check;
-use crate::app::{Unavailable, connect_etcd, connect_events, connect_queue, new_node};
+use crate::app::{
+    Unavailable, Why, amqp_options, connect_broker, connect_etcd, connect_stream, new_node,
+};
 use crate::cluster::Health;
 use crate::config::{Config, StreamProtocol};
+use crate::ports::Events as _;
 
 /// The port of the stream plugin, where nothing else was said.
 const STREAM_PORT: u16 = 5552;
@@ -20,6 +25,8 @@ const LARGE: u64 = 1_600 * 1024 * 1024;
 const RABBITMQ: &str = "start RabbitMQ 3.10 or later, or set BOB_QUEUE_URL";
 const STREAM_ADVICE: &str = "it is a stream queue of RabbitMQ, over AMQP; the user needs the right to configure, write and read it";
 
+const PUBLISH_ADVICE: &str = "until it takes messages, workers take no runs: `rabbitmqctl set_permissions` gives the user the right to write, and `rabbitmqctl list_alarms` shows whether the broker is low on memory or disk";
+
 /// Each service is tried once.
 pub(super) async fn examine(config: &Config) -> Vec<Check> {
     let mut once = config.clone();
@@ -29,34 +36,60 @@ pub(super) async fn examine(config: &Config) -> Vec<Check> {
 }
 
 async fn broker(config: &Config) -> Vec<Check> {
+    let (mut checks, stream) = tokio::join!(queues(config), stream(config));
+    checks.push(stream);
+    checks
+}
+
+async fn queues(config: &Config) -> Vec<Check> {
     let at = &config.queue.broker;
-    let stream = async {
-        let events = match connect_events(config, new_node()).await {
-            Ok(events) => events,
-            Err(cause) => return Err((cause.to_string(), away(&cause, RABBITMQ))),
-        };
-        events.end().await.map_err(|cause| (cause.to_string(), STREAM_ADVICE))
+    let queue = match connect_broker(config, new_node()).await {
+        Ok(queue) => queue,
+        Err(cause) => {
+            return vec![Check::fail("broker", cause.to_string(), away(&cause, RABBITMQ))];
+        }
     };
-    let (queue, stream) = tokio::join!(connect_queue(config, new_node()), stream);
+    let mut checks = vec![match queue.probe().await {
+        Ok(()) => Check::ok("broker", format!("{at} answers, has our queues, and takes messages")),
+        Err(cause) => Check::fail("broker", cause.to_string(), PUBLISH_ADVICE),
+    }];
+    checks.push(match queue.dead_letters().await {
+        Ok(0) => Check::ok("dead letters", format!("{} is empty", names::DEAD_LETTER_QUEUE)),
+        Ok(count) => Check::warn(
+            "dead letters",
+            format!("{} has {count} messages", names::DEAD_LETTER_QUEUE),
+            "each is a command that was rejected, or returned too often: `bob-runner events` shows \
+             why as CommandRejected or CommandReturned",
+        ),
+        Err(cause) => Check::warn("dead letters", cause.to_string(), PUBLISH_ADVICE),
+    });
+    checks
+}
+
+async fn stream(config: &Config) -> Check {
+    let options = amqp_options(config, new_node());
+    let events = match connect_stream(&options).await {
+        Ok(events) => events,
+        Err(cause) => return Check::fail("stream", cause.to_string(), away(&cause, RABBITMQ)),
+    };
+    if let Err(cause) = events.probe().await {
+        return Check::fail("stream", cause.to_string(), PUBLISH_ADVICE);
+    }
     let name = &config.stream.name;
-    vec![
-        match queue {
-            Ok(_) => Check::ok("broker", format!("{at} answers, and has our queues")),
-            Err(cause) => Check::fail("broker", cause.to_string(), away(&cause, RABBITMQ)),
-        },
-        match stream {
-            Ok(Some(end)) => {
-                Check::ok("stream", format!("{name} is there; its last message is {end}"))
-            }
-            Ok(None) => Check::ok("stream", format!("{name} is there, and empty")),
-            Err((cause, advice)) => Check::fail("stream", cause, advice),
-        },
-    ]
+    match events.end().await {
+        Ok(Some(end)) => Check::ok("stream", format!("{name} is there; its last message is {end}")),
+        Ok(None) => Check::ok("stream", format!("{name} is there, and empty")),
+        Err(cause) => Check::fail("stream", cause.to_string(), STREAM_ADVICE),
+    }
 }
 
 /// What to do about a service that cannot be used: one that refuses is there, and says itself what.
 fn away(cause: &Unavailable, start: &'static str) -> &'static str {
-    if cause.refuses { "it answers, and refuses: do what it says" } else { start }
+    match cause.why {
+        Why::Away => start,
+        Why::Refuses => "change what the message names; the service itself runs",
+        Why::WrongKind => "delete what the message names; workers declare it again at their start",
+    }
 }
 
 /// Nothing of ours needs the plugin: it is what other readers of the stream may speak.
@@ -182,8 +215,10 @@ mod tests {
     fn a_service_that_refuses_need_not_be_started() {
         let gone = Unavailable::new("no answer");
         assert_eq!(away(&gone, RABBITMQ), RABBITMQ);
-        let refuses = Unavailable { refuses: true, ..gone };
-        assert!(!away(&refuses, RABBITMQ).contains("start"));
+        for why in [Why::Refuses, Why::WrongKind] {
+            let answers = Unavailable { why, ..gone.clone() };
+            assert_ne!(away(&answers, RABBITMQ), RABBITMQ);
+        }
     }
 
     #[test]

@@ -19,6 +19,8 @@ use crate::cluster::retry::Pace;
 const LOOK: Duration = Duration::from_secs(1);
 /// A connection that stood for so long was a good one: the next attempt is made at once.
 const GOOD: Duration = Duration::from_secs(10);
+/// The time between two declarations of what all workers share.
+const DECLARE_EVERY: Duration = Duration::from_secs(5);
 /// How long the broker may take to say goodbye.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -77,7 +79,7 @@ impl Link {
                 Ok(live) => break live,
                 Err(fault) => {
                     left -= 1;
-                    if left == 0 || matches!(fault, Fault::Denied(_)) {
+                    if left == 0 || matches!(fault, Fault::Denied(_) | Fault::WrongKind(_)) {
                         return Err(fault);
                     }
                     let (cause, broker) = (fault.cause(), target.at());
@@ -154,6 +156,28 @@ impl Plan {
         Ok(Arc::new(live))
     }
 
+    /// Declares everything again at intervals. An object may have been deleted, and the clients that
+    /// publish to it might not be allowed to declare it.
+    async fn keep(&self, live: &Live, broker: &str) -> std::convert::Infallible {
+        let mut told = String::new();
+        loop {
+            tokio::time::sleep(DECLARE_EVERY).await;
+            match self.declare(live).await {
+                Ok(()) => told.clear(),
+                // `supervise` reports a lost connection.
+                Err(fault) if live.stands() && told != fault.cause() => {
+                    told = fault.cause().to_owned();
+                    warn!(
+                        broker,
+                        cause = told,
+                        "the queues of this cluster cannot be declared again"
+                    );
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
     async fn declare(&self, live: &Live) -> Result<(), Fault> {
         for object in &self.objects {
             topology::declare(live, object, &self.warned).await?;
@@ -171,7 +195,11 @@ async fn supervise(
     let broker = target.at();
     let mut pace = Pace::new();
     loop {
-        let fault = live.ended(broker).await;
+        let fault = tokio::select! {
+            biased;
+            fault = live.ended(broker) => fault,
+            never = plan.keep(&live, broker) => match never {},
+        };
         let number = live.number + 1;
         if live.since.elapsed() >= GOOD {
             pace.reset();

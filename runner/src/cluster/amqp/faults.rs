@@ -26,6 +26,8 @@ pub(in crate::cluster) enum Fault {
     Missing(String),
     /// A queue or an exchange stands with other arguments.
     Differs(String),
+    /// A queue or an exchange is of another kind: it has to be deleted.
+    WrongKind(String),
 }
 
 impl Fault {
@@ -34,13 +36,15 @@ impl Fault {
             Self::Unreachable(said)
             | Self::Denied(said)
             | Self::Missing(said)
-            | Self::Differs(said) => said,
+            | Self::Differs(said)
+            | Self::WrongKind(said) => said,
         }
     }
 
     pub(in crate::cluster) fn of_queue(self, at: &str) -> QueueError {
         match self {
             Self::Denied(cause) => QueueError::Denied { at: at.to_owned(), cause },
+            Self::WrongKind(cause) => QueueError::WrongKind { at: at.to_owned(), cause },
             Self::Unreachable(cause) | Self::Missing(cause) | Self::Differs(cause) => {
                 QueueError::Unreachable { at: at.to_owned(), cause }
             }
@@ -50,6 +54,7 @@ impl Fault {
     pub(in crate::cluster) fn of_stream(self, at: &str) -> EventsError {
         match self {
             Self::Denied(cause) => EventsError::Denied { at: at.to_owned(), cause },
+            Self::WrongKind(cause) => EventsError::WrongKind { at: at.to_owned(), cause },
             Self::Unreachable(cause) | Self::Missing(cause) | Self::Differs(cause) => {
                 EventsError::Unreachable { at: at.to_owned(), cause }
             }
@@ -164,7 +169,9 @@ mod tests {
         let error = Fault::from(Error::from(io)).of_queue("mq.example");
         assert!(!error.retryable());
         assert!(
-            error.to_string().contains("not issued by the authority in BOB_QUEUE_CA"),
+            error
+                .to_string()
+                .contains("not issued by an authority that is trusted here; BOB_QUEUE_CA"),
             "{error}"
         );
     }

@@ -2,6 +2,7 @@
 
 mod connection;
 mod faults;
+mod kind;
 mod target;
 pub(super) mod topology;
 
@@ -44,6 +45,9 @@ pub struct AmqpOptions {
     pub spill_dir: PathBuf,
     /// How many bytes of them.
     pub spill_bytes: u64,
+    /// Names the cluster whose events these are, so that its next worker finds what this one leaves
+    /// on disk. `None`: events wait in memory alone, as those of a command do.
+    pub spill_cluster: Option<String>,
 }
 
 impl std::fmt::Debug for AmqpOptions {

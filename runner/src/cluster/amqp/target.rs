@@ -90,14 +90,26 @@ impl Target {
         &self.at
     }
 
+    /// The virtual host.
+    pub(in crate::cluster) fn vhost(&self) -> &str {
+        &self.uri.vhost
+    }
+
     /// Connects. Where that fails for no clear reason, the certificates are looked at alone.
     pub(super) async fn connect(&self) -> Result<Connection, Fault> {
         let fault = match self.connect_once().await {
             Err(Fault::Unreachable(cause)) => cause,
             other => return other,
         };
+        let AMQPAuthority { host, port, .. } = &self.uri.authority;
+        if self.connector.is_none() && tls::is_spoken(host, *port).await {
+            return Err(Fault::Denied(
+                "it speaks TLS on this port; write amqps://, or give the port without TLS (5672 by \
+                 default)"
+                    .to_owned(),
+            ));
+        }
         if let Some(connector) = &self.connector {
-            let AMQPAuthority { host, port, .. } = &self.uri.authority;
             let said = tls::probe(connector, host, *port).await;
             if let Some(denied) = said.and_then(|said| of_handshake(&said)) {
                 return Err(denied);

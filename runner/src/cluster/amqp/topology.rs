@@ -10,7 +10,7 @@ use protocol::id::NodeId;
 use protocol::names;
 use tracing::warn;
 
-use super::{Fault, Live};
+use super::{Fault, Live, kind};
 
 /// Something to declare.
 #[derive(Debug, Clone, PartialEq)]
@@ -124,16 +124,22 @@ pub(super) async fn declare(
     // A refusal closes the channel: what comes after it needs a new one.
     let (channel, named) = match make(&channel, object, false).await {
         Ok(()) => (channel, object.name()),
-        Err(Fault::Differs(said) | Fault::Denied(said)) => {
+        Err(fault @ (Fault::Differs(_) | Fault::Denied(_))) => {
+            if let Some(wrong) = wrong_kind(live, object, &fault).await {
+                return Err(wrong);
+            }
+            let said = fault.cause();
             let channel = live.channel().await?;
-            make(&channel, object, true).await.map_err(|fault| absent(object, fault, &said))?;
+            make(&channel, object, true).await.map_err(|fault| absent(object, fault, said))?;
             let name = object.name();
             if warned.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned()) {
                 warn!("{} {name} is used as it stands: {said}", object.kind());
             }
             (channel, name)
         }
-        Err(fault @ (Fault::Unreachable(_) | Fault::Missing(_))) => return Err(fault),
+        Err(fault @ (Fault::Unreachable(_) | Fault::Missing(_) | Fault::WrongKind(_))) => {
+            return Err(fault);
+        }
     };
     let Object::Queue(Declared { bound_to: Some(exchange), .. }) = object else { return Ok(()) };
     let (name, options) = (short(named)?, QueueBindOptions::default());
@@ -156,6 +162,21 @@ pub(super) async fn declare(
     }
 }
 
+/// Why an object that is there cannot be used, if it is of another kind.
+async fn wrong_kind(live: &Live, object: &Object, fault: &Fault) -> Option<Fault> {
+    let Fault::Differs(said) = fault else { return None };
+    match object {
+        Object::Exchange(name) => kind::of_exchange(name, said),
+        Object::Queue(queue) => {
+            let wanted = queue.arguments.iter().find_map(|(name, value)| match value {
+                Argument::Text(kind) if *name == "x-queue-type" => Some(kind),
+                Argument::Text(_) | Argument::Number(_) => None,
+            });
+            kind::of_queue(live, &queue.name, wanted?, said).await
+        }
+    }
+}
+
 /// It may not be made, and is not there either.
 fn absent(object: &Object, fault: Fault, refusal: &str) -> Fault {
     match fault {
@@ -164,7 +185,7 @@ fn absent(object: &Object, fault: Fault, refusal: &str) -> Fault {
             object.kind(),
             object.name()
         )),
-        Fault::Unreachable(_) | Fault::Denied(_) | Fault::Differs(_) => fault,
+        Fault::Unreachable(_) | Fault::Denied(_) | Fault::Differs(_) | Fault::WrongKind(_) => fault,
     }
 }
 

@@ -7,13 +7,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lapin::options::BasicPublishOptions;
+use lapin::options::{BasicPublishOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation};
 use protocol::id::NodeId;
 use protocol::names;
 
 use self::consumer::AmqpConsumer;
 use super::amqp::{AmqpOptions, Fault, Link, Live, Target, topology};
+use super::stream::health;
 use crate::ports::{Consumer, Message, Queue, QueueError, Route, Source};
 
 /// A message's properties come in one frame, as large as its sender could make it: the broker's own
@@ -66,6 +68,34 @@ impl AmqpQueue {
     /// is unsettled are given up at once.
     pub async fn close(&self) {
         self.0.link.close().await;
+    }
+
+    /// Tries whether the broker confirms a message that is published where commands are.
+    ///
+    /// # Errors
+    /// [`QueueError`] if it does not.
+    pub async fn probe(&self) -> Result<(), QueueError> {
+        let probed = health::probe(self.link(), names::EXCHANGE).await;
+        probed.map_err(|fault| fault.of_queue(self.at()))
+    }
+
+    /// How many messages were dead-lettered.
+    ///
+    /// # Errors
+    /// [`QueueError`] if the broker does not say.
+    pub async fn dead_letters(&self) -> Result<u32, QueueError> {
+        let counting = async {
+            let channel = self.link().live().await?.channel().await?;
+            let passive =
+                QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
+            let name = topology::short(names::DEAD_LETTER_QUEUE)?;
+            let declared = channel.queue_declare(name, passive, FieldTable::default()).await?;
+            Ok::<_, Fault>(declared.message_count())
+        };
+        let counted = tokio::time::timeout(PUBLISH_DEADLINE, counting).await;
+        let late =
+            || Fault::Unreachable("it does not say how many messages a queue has".to_owned());
+        counted.unwrap_or_else(|_elapsed| Err(late())).map_err(|fault| fault.of_queue(self.at()))
     }
 
     fn link(&self) -> &Link {

@@ -6,7 +6,7 @@ use crate::cluster::tls;
 use crate::ports::StoreError;
 
 /// The variables that the certificates come from begin so.
-pub(super) const VARIABLE: &str = "BOB_STORAGE";
+const VARIABLE: &str = "BOB_STORAGE";
 
 // gRPC's status codes; the crate that names them is not ours to depend on.
 const INVALID_ARGUMENT: i32 = 3;
@@ -140,11 +140,20 @@ fn of_status(code: i32, message: &str, chain: &str) -> Fault {
 
 /// Certificates do not get better by waiting, all else may.
 fn of_transport(chain: &str) -> Fault {
-    if let Some(meaning) = tls::explain(chain, VARIABLE) {
+    if let Some(meaning) = of_certificates(chain) {
         return Fault::Denied(meaning);
     }
     let unsent = ["connect error", "dns error"].iter().any(|sign| chain.contains(sign));
     if unsent { Fault::Unsent(chain.to_owned()) } else { Fault::Unreachable(chain.to_owned()) }
+}
+
+/// The meaning of a failed handshake, with what to do; `None` if the text is not about one.
+pub(super) fn of_certificates(said: &str) -> Option<String> {
+    let meaning = tls::explain(said, VARIABLE)?;
+    let is_plain = meaning.contains("does not speak TLS");
+    let hint =
+        if is_plain { "; write http:// in BOB_STORAGE_URLS for a port without TLS" } else { "" };
+    Some(format!("{meaning}{hint}"))
 }
 
 fn too_large() -> Fault {

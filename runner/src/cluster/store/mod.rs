@@ -194,9 +194,14 @@ async fn certificates_at_fault(options: &EtcdOptions) -> Option<String> {
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
             continue;
         };
+        if url.scheme() == "http" && tls::is_spoken(host, port).await {
+            return Some(
+                "it speaks TLS on this port; write https:// in BOB_STORAGE_URLS".to_owned(),
+            );
+        }
         if url.scheme() == "https"
             && let Some(said) = tls::probe(&connector, host, port).await
-            && let Some(meaning) = tls::explain(&said, errors::VARIABLE)
+            && let Some(meaning) = errors::of_certificates(&said)
         {
             return Some(meaning);
         }

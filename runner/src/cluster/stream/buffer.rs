@@ -3,7 +3,7 @@
 //! Three places, oldest first: `front` is published from, the spill file follows it, and `tail` is
 //! what came last. While the file is empty, `tail` is only filled once `front` is full.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use indexmap::IndexMap;
@@ -39,6 +39,22 @@ impl Waiting {
     fn size(&self) -> usize {
         self.body.len() + OVERHEAD
     }
+
+    /// Whether it is an event of a run of that epoch or an earlier one.
+    pub(super) fn is_of(&self, run: &RunId, up_to: Epoch) -> bool {
+        self.run.as_ref() == Some(run) && self.epoch.is_some_and(|epoch| epoch <= up_to)
+    }
+}
+
+/// The events that are in memory when the publisher ends.
+#[derive(Debug, Default)]
+pub(super) struct Leftover {
+    /// The events before those on disk.
+    pub(super) front: Vec<Waiting>,
+    /// The events after them.
+    pub(super) tail: Vec<Waiting>,
+    /// Runs that were lost, up to which epoch.
+    pub(super) lost: BTreeMap<RunId, Epoch>,
 }
 
 /// Everything that waits.
@@ -154,12 +170,12 @@ impl Buffer {
             self.lost.shift_remove_index(0);
         }
         let unsent = self.front.split_off(self.sent);
-        self.front.extend(unsent.into_iter().filter(|waiting| !is_of(waiting, run, up_to)));
+        self.front.extend(unsent.into_iter().filter(|waiting| !waiting.is_of(run, up_to)));
         for waiting in &mut self.front {
-            waiting.dropped |= is_of(waiting, run, up_to);
+            waiting.dropped |= waiting.is_of(run, up_to);
         }
         self.front_bytes = self.front.iter().map(Waiting::size).sum();
-        self.tail.retain(|waiting| !is_of(waiting, run, up_to));
+        self.tail.retain(|waiting| !waiting.is_of(run, up_to));
         self.tail_bytes = self.tail.iter().map(Waiting::size).sum();
     }
 
@@ -238,10 +254,15 @@ impl Buffer {
         }
         self.on_disk = oldest;
     }
-}
 
-fn is_of(waiting: &Waiting, run: &RunId, up_to: Epoch) -> bool {
-    waiting.run.as_ref() == Some(run) && waiting.epoch.is_some_and(|epoch| epoch <= up_to)
+    /// Takes everything that is in memory.
+    pub(super) fn take_all(&mut self) -> Leftover {
+        self.nothing_is_sent();
+        let lost = std::mem::take(&mut self.lost).into_iter().collect();
+        let (front, tail) = (std::mem::take(&mut self.front), std::mem::take(&mut self.tail));
+        (self.front_bytes, self.tail_bytes) = (0, 0);
+        Leftover { front: front.into(), tail: tail.into(), lost }
+    }
 }
 
 #[cfg(test)]

@@ -1,23 +1,30 @@
 //! Events, on a RabbitMQ stream over AMQP.
 
 mod buffer;
+pub(super) mod health;
+mod left;
 mod publisher;
 mod reader;
 mod shared;
 mod spill;
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use protocol::event::Event;
 use protocol::id::{Epoch, RunId};
+use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;
-use tracing::warn;
+use tracing::{info, warn};
 use url::Url;
 
+use self::health::Health;
 use self::shared::Shared;
-use self::spill::Spill;
+pub use self::spill::Kept;
+use self::spill::{Place, Spill};
 use super::amqp::{AmqpOptions, Fault, Link, Target, topology};
 use crate::ports::{EventStream, Events, EventsError, Position, Ticket};
 
@@ -29,9 +36,15 @@ struct Inner {
     link: Link,
     stream: String,
     shared: Arc<Shared>,
-    /// What publishes, and what moves events to the disk and back; end with this.
+    health: Arc<Health>,
+    /// What publishes; ends with this.
     tasks: Mutex<JoinSet<()>>,
+    /// Moves events to the disk and back, if they may go there.
+    spilling: Mutex<JoinSet<Option<io::Result<Kept>>>>,
 }
+
+/// How long the events of a worker that ends may take to reach the disk.
+const KEPT_WITHIN: Duration = Duration::from_secs(3);
 
 impl std::fmt::Debug for AmqpEvents {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -48,15 +61,19 @@ impl AmqpEvents {
     /// virtual host or certificates are at fault; [`EventsError::Unreachable`] after the last
     /// attempt.
     pub async fn connect(options: &AmqpOptions) -> Result<Self, EventsError> {
-        let spill = Spill::open(&options.spill_dir, options.spill_bytes).map_err(|cause| {
-            let path = options.spill_dir.display().to_string();
-            EventsError::Spill { path, cause: cause.to_string() }
-        })?;
         let said = |fault: Fault| fault.of_stream("BOB_STREAM_URL");
         let url = stream_url(options).map_err(said)?;
         let name = format!("{} events", options.node);
         let target = Target::new(options, &url, name).map_err(said)?;
         let at = Arc::clone(target.at());
+        let place = options.spill_cluster.as_deref().map(|cluster| {
+            let prefix = prefix_of(cluster, target.vhost(), &options.stream_name);
+            Place::new(&options.spill_dir, prefix, options.spill_bytes)
+        });
+        let spill = place.clone().map(Spill::open).transpose().map_err(|cause| {
+            let path = options.spill_dir.display().to_string();
+            EventsError::Spill { path, cause: cause.to_string() }
+        })?;
         let objects = vec![topology::stream(&options.stream_name, options.stream_retention_days)];
         let opening = Link::open(target, objects, options.retry_attempts, options.retry_delay);
         let link = opening.await.map_err(|fault| fault.of_stream(&at))?;
@@ -65,14 +82,78 @@ impl AmqpEvents {
         let mut tasks = JoinSet::new();
         let stream = options.stream_name.clone();
         tasks.spawn(publisher::publish(Arc::clone(&shared), link.clone(), stream.clone()));
-        tasks.spawn(shared::spill_and_refill(Arc::clone(&shared), link.clone(), spill));
-        Ok(Self(Arc::new(Inner { link, stream, shared, tasks: Mutex::new(tasks) })))
+        let health = Arc::new(Health::default());
+        if let Some(place) = place {
+            // A worker that cannot publish takes no runs.
+            health.probe(&link).await;
+            tasks.spawn(health::watch(Arc::clone(&shared), link.clone(), Arc::clone(&health)));
+            tasks.spawn(left::publish(Arc::clone(&shared), link.clone(), place));
+        }
+        let mut spilling = JoinSet::new();
+        if let Some(spill) = spill {
+            spilling.spawn(shared::spill_and_refill(Arc::clone(&shared), link.clone(), spill));
+        }
+        let (tasks, spilling) = (Mutex::new(tasks), Mutex::new(spilling));
+        Ok(Self(Arc::new(Inner { link, stream, shared, health, tasks, spilling })))
+    }
+
+    /// Ends the publisher of a worker that ends. Events that the broker has not confirmed stay on disk
+    /// for the next worker that uses the same directory; those that have no room there are counted.
+    pub async fn leave(&self) -> Kept {
+        self.stop_publishing();
+        let mut spilling =
+            std::mem::take(&mut *self.0.spilling.lock().unwrap_or_else(PoisonError::into_inner));
+        self.0.shared.leave();
+        let kept = match tokio::time::timeout(KEPT_WITHIN, spilling.join_next()).await {
+            // Nothing may go to disk.
+            Ok(None) => return Kept::default(),
+            Ok(Some(Ok(Some(Ok(kept))))) => kept,
+            Ok(Some(Ok(Some(Err(cause))))) => {
+                warn!(%cause, "the events that the broker has not confirmed cannot be saved: they are lost");
+                return Kept::default();
+            }
+            Ok(Some(Ok(None) | Err(_))) | Err(_) => {
+                warn!(
+                    "the events that the broker has not confirmed were not saved in time: they are lost"
+                );
+                return Kept::default();
+            }
+        };
+        if let Some(dir) = &kept.dir {
+            info!(
+                events = kept.events, bytes = kept.bytes, dir = %dir.display(),
+                "events that the broker has not confirmed are kept on disk; the next worker that uses this directory publishes them"
+            );
+        }
+        for (run, events) in &kept.dropped {
+            let of =
+                run.as_ref().map_or_else(|| "this worker".to_owned(), |run| format!("run {run}"));
+            warn!(
+                run.id = run.as_ref().map(RunId::as_str),
+                events,
+                "{events} events of {of} are lost: the broker does not take them, and BOB_SPILL_BYTES leaves no room for them on disk"
+            );
+        }
+        kept
+    }
+
+    /// Tries whether the broker confirms a message of ours.
+    ///
+    /// # Errors
+    /// [`EventsError`] if it does not.
+    pub async fn probe(&self) -> Result<(), EventsError> {
+        let link = &self.0.link;
+        health::probe(link, "").await.map_err(|fault| fault.of_stream(link.at()))
+    }
+
+    fn stop_publishing(&self) {
+        self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
     }
 
     /// Says goodbye to the broker. What is not confirmed yet is given up: wait for
     /// [`Events::confirmed`] before.
     pub async fn close(&self) {
-        self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+        self.stop_publishing();
         self.0.shared.close();
         self.0.link.close().await;
     }
@@ -82,6 +163,14 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.close();
     }
+}
+
+/// Begins the names of a cluster's spill directories. Neither the address of the broker nor that of
+/// etcd is part of it: both can change between two workers.
+fn prefix_of(cluster: &str, vhost: &str, stream: &str) -> String {
+    let digest = Sha256::digest(format!("{cluster}\n{vhost}\n{stream}"));
+    let id: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    format!("events-{id}-")
 }
 
 /// Where the stream is. The native protocol is not spoken: its client library cannot talk to the
@@ -116,6 +205,10 @@ impl Events for AmqpEvents {
 
     async fn confirmed(&self, ticket: Ticket) -> Result<(), EventsError> {
         self.0.shared.done(ticket.0).await
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.0.health.trouble()
     }
 
     fn discard(&self, run: &RunId, up_to: Epoch) {
@@ -154,6 +247,7 @@ mod tests {
             stream_url: stream_url.map(str::to_owned),
             spill_dir: "spill".into(),
             spill_bytes: 0,
+            spill_cluster: None,
         };
         stream_url_of(&options)
     }

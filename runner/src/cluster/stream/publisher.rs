@@ -45,6 +45,7 @@ pub(super) async fn publish(shared: Arc<Shared>, link: Link, stream: String) {
             told.clear();
         }
         if live.stands() {
+            shared.refused(fault.cause());
             // Once for each reason: a lost connection is told by its keeper.
             if told != fault.cause() {
                 told = fault.cause().to_owned();

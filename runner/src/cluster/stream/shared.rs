@@ -1,5 +1,6 @@
 //! The buffer and who waits for it.
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -7,10 +8,11 @@ use bytes::Bytes;
 use protocol::id::{Epoch, RunId};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::buffer::{BATCH_BYTES, Buffer, Waiting};
-use super::spill::Spill;
+use super::buffer::{BATCH_BYTES, Buffer, Leftover, Waiting};
+use super::spill::{Kept, Spill};
 use crate::cluster::amqp::Link;
 use crate::ports::EventsError;
 
@@ -32,6 +34,8 @@ pub(super) struct Shared {
     room: Notify,
     /// Up to which ticket everything is confirmed or discarded; `None` when this is over.
     done: watch::Sender<Option<u64>>,
+    /// What waits is to be left to the next worker.
+    leaving: CancellationToken,
 }
 
 struct State {
@@ -39,17 +43,25 @@ struct State {
     /// When the broker last confirmed something, or was last owed nothing.
     progress: Instant,
     closed: bool,
+    /// Why the broker refuses events, until it has confirmed one.
+    refusal: Option<String>,
 }
 
 impl Shared {
     pub(super) fn new() -> Self {
-        let state = State { buffer: Buffer::default(), progress: Instant::now(), closed: false };
+        let state = State {
+            buffer: Buffer::default(),
+            progress: Instant::now(),
+            closed: false,
+            refusal: None,
+        };
         Self {
             state: Mutex::new(state),
             work: Notify::new(),
             moves: Notify::new(),
             room: Notify::new(),
             done: watch::channel(Some(0)).0,
+            leaving: CancellationToken::new(),
         }
     }
 
@@ -128,12 +140,32 @@ impl Shared {
 
     /// So many of the oldest events on their way have arrived.
     pub(super) fn confirm(&self, count: usize) {
-        self.lock().progress = Instant::now();
+        {
+            let mut state = self.lock();
+            state.progress = Instant::now();
+            state.refusal = None;
+        }
         self.change(|buffer| {
             for _ in 0..count {
                 buffer.confirm();
             }
         });
+    }
+
+    /// Notes that the broker does not take what is sent.
+    pub(super) fn refused(&self, cause: &str) {
+        self.lock().refusal = Some(cause.to_owned());
+    }
+
+    /// Why the broker refuses events, if it does.
+    pub(super) fn refusal(&self) -> Option<String> {
+        self.lock().refusal.clone()
+    }
+
+    /// For how long the broker has confirmed nothing; `None` if it owes nothing.
+    pub(super) fn silence(&self) -> Option<Duration> {
+        let state = self.lock();
+        state.buffer.has_sent().then(|| state.progress.elapsed())
     }
 
     pub(super) fn has_unsent(&self) -> bool {
@@ -152,6 +184,17 @@ impl Shared {
         self.room.notify_waiters();
     }
 
+    /// Ends it, and has the disk take what waits in memory.
+    pub(super) fn leave(&self) {
+        self.close();
+        self.leaving.cancel();
+        self.moves.notify_one();
+    }
+
+    fn take_all(&self) -> Leftover {
+        self.lock().buffer.take_all()
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -161,16 +204,28 @@ impl Shared {
 enum Move {
     Write(Vec<Waiting>),
     Read,
+    /// It is the last: everything goes to disk.
+    Keep,
     /// Nothing, until something happens or so much time is over.
     Nothing(Duration),
 }
 
-/// Moves events to the disk while the broker does not take them, and back.
-pub(super) async fn spill_and_refill(shared: Arc<Shared>, link: Link, spill: Spill) {
+/// Moves events to the disk while the broker does not take them, and back. Ends when the publisher
+/// does, with what was saved then; `None` if the runtime ended before.
+pub(super) async fn spill_and_refill(
+    shared: Arc<Shared>,
+    link: Link,
+    spill: Spill,
+) -> Option<io::Result<Kept>> {
     let mut spill = Some(spill);
     let mut told = false;
     while let Some(mut files) = spill.take() {
+        files.confirmed(shared.lock().buffer.done());
         let (back, outcome) = match shared.next_move(&link, &files) {
+            Move::Keep => {
+                let leftover = shared.take_all();
+                return tokio::task::spawn_blocking(move || files.keep(leftover)).await.ok();
+            }
             Move::Nothing(limit) => {
                 drop(tokio::time::timeout(limit, shared.moves.notified()).await);
                 spill = Some(files);
@@ -183,7 +238,7 @@ pub(super) async fn spill_and_refill(shared: Arc<Shared>, link: Link, spill: Spi
                 };
                 // The runtime ends, and everything with it.
                 let Ok((files, batch, written)) = tokio::task::spawn_blocking(work).await else {
-                    return;
+                    return None;
                 };
                 shared.change(|buffer| match &written {
                     Ok(()) => buffer.spilled(),
@@ -196,7 +251,9 @@ pub(super) async fn spill_and_refill(shared: Arc<Shared>, link: Link, spill: Spi
                     let read = files.take(BATCH_BYTES);
                     (files, read)
                 };
-                let Ok((files, read)) = tokio::task::spawn_blocking(work).await else { return };
+                let Ok((files, read)) = tokio::task::spawn_blocking(work).await else {
+                    return None;
+                };
                 let read =
                     read.map(|(read, oldest)| shared.change(|buffer| buffer.refill(read, oldest)));
                 (files, read)
@@ -208,17 +265,21 @@ pub(super) async fn spill_and_refill(shared: Arc<Shared>, link: Link, spill: Spi
                 let path = back.dir().display().to_string();
                 warn!("{}", EventsError::Spill { path, cause: cause.to_string() });
             }
-            tokio::time::sleep(STALLED).await;
+            shared.leaving.run_until_cancelled(tokio::time::sleep(STALLED)).await;
         } else {
             told = false;
         }
         spill = Some(back);
     }
+    None
 }
 
 impl Shared {
     fn next_move(&self, link: &Link, files: &Spill) -> Move {
         let mut state = self.lock();
+        if self.leaving.is_cancelled() {
+            return Move::Keep;
+        }
         if state.buffer.has_on_disk() && state.buffer.wants_refill() {
             return Move::Read;
         }

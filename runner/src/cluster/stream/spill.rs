@@ -1,35 +1,116 @@
-//! Events on disk, while the broker does not take them: files that nobody else sees, each of them
-//! removed the moment it is made, so that none outlives the process.
+//! Events on disk while the broker does not take them.
+//!
+//! Each worker has a directory of its own below `BOB_SPILL_DIR`, with the segments of its events and
+//! a file that it holds locked while it lives. If the worker ends before the broker has confirmed its
+//! events, the directory stays and the next worker of the same cluster publishes it (see `left`).
 
-use std::collections::VecDeque;
-use std::fs::{DirBuilder, File, Permissions};
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use protocol::id::{Epoch, RunId};
 
-use super::buffer::Waiting;
+use super::buffer::{Leftover, Waiting};
 
-/// A file is let go when it is read, so that what is confirmed does not stay for long.
+/// A segment is removed once all of it is confirmed, so small segments free the disk early.
 const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
 const HEADER: usize = 8 + 8 + 4 + 4;
 /// Stands for "no epoch".
 const NO_EPOCH: i64 = i64::MIN;
 
-/// The files, oldest first.
+/// Held locked as long as the worker lives that writes the directory.
+pub(super) const LOCK: &str = "lock";
+/// The runs whose events in the directory must not be published: their worker had lost them.
+pub(super) const LOST: &str = "lost.json";
+/// Ends the name of a segment.
+pub(super) const SEGMENT: &str = "events";
+
+/// The directory in which the workers of one cluster put their events.
+#[derive(Debug, Clone)]
+pub(super) struct Place {
+    dir: PathBuf,
+    /// Begins the name of each directory of this cluster.
+    prefix: String,
+    limit: u64,
+    /// The bytes that earlier workers left here. They count against the limit.
+    left: Arc<AtomicU64>,
+}
+
+impl Place {
+    pub(super) fn new(dir: &Path, prefix: String, limit: u64) -> Self {
+        Self { dir: dir.to_owned(), prefix, limit, left: Arc::default() }
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn is_of_this_cluster(&self, name: &str) -> bool {
+        name.starts_with(&self.prefix)
+    }
+
+    /// Notes how much earlier workers left here.
+    pub(super) fn note_left(&self, bytes: u64) {
+        self.left.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Makes a directory that is locked from the moment it has its name.
+    fn make(&self) -> io::Result<Own> {
+        let id = uuid::Uuid::new_v4();
+        let (hidden, path) =
+            (self.dir.join(format!(".new-{id}")), self.dir.join(format!("{}{id}", self.prefix)));
+        make_private(&hidden)?;
+        let lock = private_file(&hidden.join(LOCK))?;
+        lock.try_lock()?;
+        fs::rename(&hidden, &path)?;
+        Ok(Own { path, _lock: lock })
+    }
+}
+
+/// The directory of this worker.
+#[derive(Debug)]
+struct Own {
+    path: PathBuf,
+    _lock: File,
+}
+
+/// The events that were saved when the worker ended, and those that were not.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// How many events wait for the next worker.
+    pub events: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Where, if there are any.
+    pub dir: Option<PathBuf>,
+    /// How many events of each run are lost; `None` stands for events of the worker itself.
+    pub dropped: BTreeMap<Option<RunId>, u64>,
+}
+
+/// The segments, oldest first.
 #[derive(Debug)]
 pub(super) struct Spill {
-    dir: PathBuf,
+    place: Place,
+    /// Made with the first segment.
+    own: Option<Own>,
     segments: VecDeque<Segment>,
+    /// Segments that were read, with their last ticket: they stay until that is confirmed.
+    unconfirmed: VecDeque<(u64, Segment)>,
+    /// The number of the last segment.
+    last: u64,
     /// Written and not read yet.
     bytes: u64,
-    limit: u64,
+    events: u64,
 }
 
 #[derive(Debug)]
 struct Segment {
+    path: PathBuf,
     file: File,
     written: u64,
     read: u64,
@@ -37,41 +118,49 @@ struct Segment {
 
 impl Spill {
     /// Makes the directory, and tries whether a file can be made in it.
-    pub(super) fn open(dir: &Path, limit: u64) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        private_file(dir)?;
-        Ok(Self { dir: dir.to_owned(), segments: VecDeque::new(), bytes: 0, limit })
+    pub(super) fn open(place: Place) -> io::Result<Self> {
+        make_private(&place.dir)?;
+        tempfile::tempfile_in(&place.dir)?;
+        let (segments, unconfirmed) = (VecDeque::new(), VecDeque::new());
+        Ok(Self { place, own: None, segments, unconfirmed, last: 0, bytes: 0, events: 0 })
     }
 
-    /// Where the files are.
+    /// The directory of all workers.
     pub(super) fn dir(&self) -> &Path {
-        &self.dir
+        self.place.dir()
     }
 
     /// Whether so many more bytes may be written.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
-        self.bytes.saturating_add(bytes as u64) <= self.limit
+        let left = self.place.left.load(Ordering::Relaxed);
+        self.bytes.saturating_add(left).saturating_add(bytes as u64) <= self.place.limit
     }
 
     /// Writes all of them or none.
     pub(super) fn append(&mut self, batch: &[Waiting]) -> io::Result<()> {
-        let mut bytes = Vec::with_capacity(batch.iter().map(encoded_len).sum());
-        for waiting in batch {
-            encode(waiting, &mut bytes);
-        }
         if self.segments.back().is_none_or(|last| last.written >= SEGMENT_BYTES) {
-            let file = private_file(&self.dir)?;
-            self.segments.push_back(Segment { file, written: 0, read: 0 });
+            let segment = self.segment(self.last + 1)?;
+            self.last += 1;
+            self.segments.push_back(segment);
         }
         let Some(last) = self.segments.back_mut() else { return Ok(()) };
-        last.file.write_all_at(&bytes, last.written)?;
-        last.written += bytes.len() as u64;
-        self.bytes += bytes.len() as u64;
+        let bytes = last.append(batch)?;
+        self.bytes += bytes;
+        self.events += batch.len() as u64;
         Ok(())
     }
 
-    /// Reads the oldest events, about so many bytes of them, and forgets them; with the ticket that is
-    /// the oldest then. Nothing is forgotten where it fails.
+    fn segment(&mut self, number: u64) -> io::Result<Segment> {
+        let own = match &mut self.own {
+            Some(own) => own,
+            none => none.insert(self.place.make()?),
+        };
+        let path = own.path.join(format!("{number:08}.{SEGMENT}"));
+        Ok(Segment { file: private_file(&path)?, path, written: 0, read: 0 })
+    }
+
+    /// Reads about so many bytes of the oldest events. Also returns the oldest ticket that remains.
+    /// Nothing changes if it fails.
     pub(super) fn take(&mut self, about: usize) -> io::Result<(Vec<Waiting>, Option<u64>)> {
         let Some(first) = self.segments.front() else { return Ok((Vec::new(), None)) };
         let left = first.written - first.read;
@@ -90,28 +179,130 @@ impl Spill {
             Some(first.ticket_at(read)?)
         };
         self.bytes -= used as u64;
+        self.events -= taken.len() as u64;
         if emptied {
-            self.segments.pop_front();
+            let last = taken.last().map_or(0, |waiting| waiting.ticket);
+            self.unconfirmed.extend(self.segments.pop_front().map(|segment| (last, segment)));
         } else if let Some(first) = self.segments.front_mut() {
             first.read = read;
         }
         Ok((taken, next))
     }
+
+    /// Removes the segments whose events are confirmed, up to that ticket.
+    pub(super) fn confirmed(&mut self, done: u64) {
+        while self.unconfirmed.front().is_some_and(|(last, _)| *last <= done) {
+            if let Some((_, segment)) = self.unconfirmed.pop_front() {
+                segment.remove();
+            }
+        }
+    }
+
+    /// Ends it: what waits in memory goes to disk, around what is there, and all of it is left to the
+    /// next worker.
+    pub(super) fn keep(mut self, leftover: Leftover) -> io::Result<Kept> {
+        let Leftover { mut front, tail, lost } = leftover;
+        while self.segments.front().is_some_and(|first| first.read > 0) {
+            front.extend(self.take(usize::MAX)?.0);
+        }
+        let is_lost =
+            |waiting: &Waiting| lost.iter().any(|(run, up_to)| waiting.is_of(run, *up_to));
+        front.retain(|waiting| !is_lost(waiting));
+        let mut dropped = BTreeMap::new();
+        let front = self.that_fit(front, &mut dropped);
+        if !front.is_empty() {
+            // Before all others, whose numbers begin with 1.
+            let mut segment = self.segment(0)?;
+            self.bytes += segment.append(&front)?;
+            self.events += front.len() as u64;
+            self.segments.push_front(segment);
+        }
+        for (_, segment) in std::mem::take(&mut self.unconfirmed) {
+            segment.remove();
+        }
+        let tail = self.that_fit(tail, &mut dropped);
+        if !tail.is_empty() {
+            self.append(&tail)?;
+        }
+        let Some(own) = self.own.as_ref().filter(|_| !self.segments.is_empty()) else {
+            return Ok(Kept { dropped, ..Kept::default() });
+        };
+        if !lost.is_empty() {
+            serde_json::to_writer(private_file(&own.path.join(LOST))?, &lost)?;
+        }
+        for segment in &self.segments {
+            segment.file.sync_all()?;
+        }
+        File::open(&own.path)?.sync_all()?;
+        File::open(&self.place.dir)?.sync_all()?;
+        let dir = Some(own.path.clone());
+        Ok(Kept { events: self.events, bytes: self.bytes, dir, dropped })
+    }
+
+    /// The first of these that the limit leaves room for; the others are counted.
+    fn that_fit(
+        &self,
+        mut events: Vec<Waiting>,
+        dropped: &mut BTreeMap<Option<RunId>, u64>,
+    ) -> Vec<Waiting> {
+        let mut bytes = 0;
+        let fit = events.iter().take_while(|waiting| {
+            bytes += encoded_len(waiting);
+            dropped.is_empty() && self.has_room(bytes)
+        });
+        let fit = fit.count();
+        for waiting in events.drain(fit..) {
+            *dropped.entry(waiting.run).or_default() += 1;
+        }
+        events
+    }
+}
+
+impl Drop for Spill {
+    fn drop(&mut self) {
+        if !self.segments.is_empty() || !self.unconfirmed.is_empty() {
+            return;
+        }
+        if let Some(own) = &self.own {
+            // Only the lock is in it. If it cannot be removed, the next worker finds it empty.
+            fs::remove_dir_all(&own.path).ok();
+        }
+    }
 }
 
 impl Segment {
+    fn append(&mut self, batch: &[Waiting]) -> io::Result<u64> {
+        let mut bytes = Vec::with_capacity(batch.iter().map(encoded_len).sum());
+        for waiting in batch {
+            encode(waiting, &mut bytes);
+        }
+        // If this fails half way, the next events are written over the half.
+        self.file.write_all_at(&bytes, self.written)?;
+        self.written += bytes.len() as u64;
+        Ok(bytes.len() as u64)
+    }
+
     fn ticket_at(&self, at: u64) -> io::Result<u64> {
         let mut ticket = [0; 8];
         self.file.read_exact_at(&mut ticket, at)?;
         Ok(u64::from_le_bytes(ticket))
     }
+
+    fn remove(self) {
+        if let Err(cause) = fs::remove_file(&self.path) {
+            // Its events would be published twice, which readers allow for.
+            tracing::debug!(path = %self.path.display(), %cause, "a segment cannot be removed");
+        }
+    }
 }
 
-/// A file without a name, for us alone.
-fn private_file(dir: &Path) -> io::Result<File> {
-    let file = tempfile::tempfile_in(dir)?;
-    file.set_permissions(Permissions::from_mode(0o600))?;
-    Ok(file)
+fn make_private(dir: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// A new file for this user alone.
+fn private_file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
 
 fn run_text(waiting: &Waiting) -> &str {
@@ -151,7 +342,7 @@ fn record_len(bytes: &[u8]) -> Option<usize> {
 }
 
 /// All whole records, and how long they are together.
-fn decode_all(bytes: &Bytes) -> io::Result<(Vec<Waiting>, usize)> {
+pub(super) fn decode_all(bytes: &Bytes) -> io::Result<(Vec<Waiting>, usize)> {
     let (mut all, mut used) = (Vec::new(), 0);
     while let Some(length) =
         record_len(&bytes[used..]).filter(|length| used + length <= bytes.len())
@@ -177,6 +368,8 @@ fn decode(record: &Bytes) -> Option<Waiting> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn waiting(ticket: u64, size: usize) -> Waiting {
@@ -186,16 +379,33 @@ mod tests {
         Waiting::new(ticket, run, epoch, Bytes::from(vec![byte; size]))
     }
 
+    fn open(dir: &Path, limit: u64) -> Spill {
+        Spill::open(Place::new(dir, "events-x-".to_owned(), limit)).unwrap()
+    }
+
+    fn leftover(front: &[Waiting], tail: &[Waiting]) -> Leftover {
+        Leftover { front: front.to_vec(), tail: tail.to_vec(), lost: BTreeMap::new() }
+    }
+
+    /// All events in a directory, in the order in which they are to be published.
+    fn events_in(dir: &Path) -> Vec<Waiting> {
+        let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        let mut names: Vec<PathBuf> =
+            names.filter(|path| path.extension().is_some_and(|end| end == SEGMENT)).collect();
+        names.sort();
+        let read = names.iter().map(|path| decode_all(&fs::read(path).unwrap().into()).unwrap().0);
+        read.flatten().collect()
+    }
+
     #[test]
-    fn events_come_back_as_they_were_and_leave_no_file() {
+    fn events_return_unchanged_and_their_files_go_once_they_are_confirmed() {
         let dir = tempfile::tempdir().unwrap();
-        let mut spill = Spill::open(dir.path(), 1 << 30).unwrap();
+        let mut spill = open(dir.path(), 1 << 30);
         let all: Vec<Waiting> = (1..=400).map(|ticket| waiting(ticket, 40_000)).collect();
         for batch in all.chunks(7) {
             spill.append(batch).unwrap();
         }
         assert!(spill.segments.len() > 2);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "its files have no name");
         let mut back = Vec::new();
         loop {
             let (read, oldest) = spill.take(1 << 20).unwrap();
@@ -204,13 +414,21 @@ mod tests {
             assert_eq!(oldest, back.len() as u64 + 1);
         }
         assert!(back == all);
-        assert_eq!((spill.bytes, spill.segments.len()), (0, 0));
+        assert_eq!((spill.bytes, spill.events, spill.segments.len()), (0, 0, 0));
+        let own = spill.own.as_ref().unwrap().path.clone();
+        assert!(events_in(&own) == all, "a worker that is killed now leaves them");
+        spill.confirmed(200);
+        assert!(events_in(&own).len() > 200);
+        spill.confirmed(400);
+        assert_eq!(events_in(&own), []);
+        drop(spill);
+        assert!(!own.exists());
     }
 
     #[test]
     fn an_event_larger_than_what_is_read_at_once_comes_whole() {
         let dir = tempfile::tempdir().unwrap();
-        let mut spill = Spill::open(dir.path(), 1 << 30).unwrap();
+        let mut spill = open(dir.path(), 1 << 30);
         let all = [waiting(1, 100_000), waiting(2, 0), waiting(3, 5)];
         spill.append(&all).unwrap();
         assert_eq!(spill.take(1_000).unwrap(), (all[..1].to_vec(), Some(2)));
@@ -219,23 +437,64 @@ mod tests {
     }
 
     #[test]
-    fn what_is_read_makes_room() {
+    fn events_that_were_read_make_room_and_events_of_earlier_workers_take_some() {
         let dir = tempfile::tempdir().unwrap();
-        let mut spill = Spill::open(dir.path(), 100_000).unwrap();
+        let mut spill = open(dir.path(), 100_000);
         spill.append(&[waiting(1, 60_000)]).unwrap();
         assert!(!spill.has_room(60_000));
         spill.take(1 << 20).unwrap();
         assert!(spill.has_room(60_000));
+        spill.place.note_left(60_000);
+        assert!(!spill.has_room(60_000));
     }
 
     #[test]
-    fn its_directory_and_files_are_for_us_alone() {
+    fn the_directory_and_its_files_belong_to_this_user_alone() {
         let dir = tempfile::tempdir().unwrap();
         let inner = dir.path().join("state/spill");
-        let mut spill = Spill::open(&inner, 1 << 20).unwrap();
+        let mut spill = open(&inner, 1 << 20);
         spill.append(&[waiting(1, 1)]).unwrap();
         let mode = |metadata: std::fs::Metadata| metadata.permissions().mode() & 0o777;
         assert_eq!(mode(inner.metadata().unwrap()), 0o700);
+        assert_eq!(mode(spill.own.as_ref().unwrap().path.metadata().unwrap()), 0o700);
         assert_eq!(mode(spill.segments[0].file.metadata().unwrap()), 0o600);
+    }
+
+    #[test]
+    fn everything_that_waits_is_kept_in_order_when_the_worker_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spill = open(dir.path(), 1 << 30);
+        let all: Vec<Waiting> = (1..=9).map(|ticket| waiting(ticket, 2 << 20)).collect();
+        for one in &all[1..8] {
+            spill.append(std::slice::from_ref(one)).unwrap();
+        }
+        // The second was read, and nothing of it is confirmed.
+        let (read, _) = spill.take(1).unwrap();
+        assert_eq!(read, all[1..2]);
+        let kept = spill.keep(leftover(&all[..2], &all[8..])).unwrap();
+        assert_eq!((kept.events, kept.dropped.len()), (9, 0));
+        assert!(events_in(&kept.dir.unwrap()) == all);
+    }
+
+    #[test]
+    fn nothing_stays_on_disk_if_nothing_waits() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut spill = open(dir.path(), 1 << 30);
+        spill.append(&[waiting(1, 1)]).unwrap();
+        spill.take(1).unwrap();
+        assert_eq!(spill.keep(leftover(&[], &[])).unwrap(), Kept::default());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn events_that_the_limit_leaves_no_room_for_are_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let spill = open(dir.path(), 2_500);
+        let all: Vec<Waiting> = (1..=6).map(|ticket| waiting(ticket, 1_000)).collect();
+        let kept = spill.keep(leftover(&all[..3], &all[3..])).unwrap();
+        assert_eq!(kept.events, 2);
+        let run = Some("r-a".parse().unwrap());
+        assert_eq!(kept.dropped, BTreeMap::from([(None, 2), (run, 2)]));
+        assert!(events_in(&kept.dir.unwrap()) == all[..2], "the oldest are kept");
     }
 }

@@ -87,6 +87,8 @@ pub struct Past {
     pub epoch: Epoch,
     /// It let go of the run by itself.
     pub handed_over: bool,
+    /// The highest `seq` that it had given an event, according to its last write.
+    pub last_seq: Option<u64>,
 }
 
 /// Why a run is to be stopped.

@@ -51,7 +51,8 @@ impl Run {
             return ended;
         }
         let of_past = |step: &&StepRecord| step.epoch == Some(past.epoch);
-        let seq = self.record.steps.iter().filter(of_past).filter_map(|step| step.last_seq).max();
+        let of_steps = self.record.steps.iter().filter(of_past).filter_map(|step| step.last_seq);
+        let seq = of_steps.chain(past.last_seq).max();
         self.tried =
             self.record.steps.iter().map(|step| (step.name.clone(), step.attempt)).collect();
         let starts_over = self.on_lost(&past) == OnLost::Restart;

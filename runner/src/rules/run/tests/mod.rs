@@ -321,7 +321,7 @@ fn nothing_runs_unrecorded(all: &[Effect], run: &Run) {
 }
 
 fn past(handed_over: bool) -> Past {
-    Past { node: NodeId::found("bob/runner-0"), epoch: Epoch(5), handed_over }
+    Past { node: NodeId::found("bob/runner-0"), epoch: Epoch(5), handed_over, last_seq: None }
 }
 
 /// The record of a run whose last owner left it with these steps.

@@ -1,0 +1,169 @@
+//! A worker that is asked to end while a service it needs is unavailable.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use crate::place::{Place, in_time};
+use crate::reader::Reader;
+use crate::server;
+
+/// Waits until a file is there.
+async fn exists(place: &Place, name: &str) {
+    in_time(name, async {
+        while !place.dir.path().join(name).exists() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+/// The numbers of a run's events in one epoch, and the texts of its `Log` events.
+async fn epoch_of(place: &Place, run: &str, epoch: &Value, last: u64) -> Vec<String> {
+    let mut reader = Reader::new(place).await;
+    let (mut seqs, mut texts) = (std::collections::BTreeSet::new(), Vec::new());
+    while seqs.len() as u64 <= last {
+        let event = reader.find(|event| event["run-id"] == run && event["epoch"] == *epoch).await;
+        if seqs.insert(event["seq"].as_u64().unwrap()) && event["reason"] == "Log" {
+            texts.extend(event["message"].as_str().unwrap().lines().map(str::to_owned));
+        }
+    }
+    texts
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn output_that_the_broker_does_not_take_outlives_the_worker_and_its_drain_stays_short() {
+    let Some((place, broker)) = Place::with_its_own_broker().await else { return };
+    let settings =
+        [("BOB_EXECUTORS", "local"), ("BOB_DRAIN_SECONDS", "1"), ("BOB_KILL_GRACE_SECONDS", "1")];
+    let mut worker = place.serve(&settings).await;
+    let here = place.dir.path().display();
+    let print =
+        format!("touch {here}/waits; while [ ! -e {here}/go ]; do sleep 0.05; done; seq 1000");
+    let sleep = format!("seq 2001 4000; touch {here}/prints; exec sleep 1000");
+    let step = |cmd: &str| json!({ "cmd": ["sh", "-c", cmd], "executor": "local" });
+    let steps = json!([step("echo first"), step(&print), step(&sleep)]);
+    let run = place.run("spilled");
+    let mut pipeline = place.pipeline("spilled", &steps);
+    pipeline.as_object_mut().unwrap().remove("image");
+    pipeline.as_object_mut().unwrap().remove("network");
+    place.start(&run, &pipeline).await;
+    exists(&place, "waits").await;
+    broker.control("kill", "rabbitmq").await;
+    place.write("go", "");
+    exists(&place, "prints").await;
+    let asked = Instant::now();
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.ended().await, Some(0), "{}", worker.log());
+    // Drain, grace and 5 s make 7; a busy machine may take longer, but not as long as a pod has.
+    assert!(asked.elapsed() < Duration::from_secs(25), "{:?}\n{}", asked.elapsed(), worker.log());
+    let record = place.keys.get(&format!("bob.pipeline.run/{run}")).await.unwrap();
+    assert_eq!(record["released"]["by"], record["node"], "{record}");
+    let last = record["last-seq"].as_u64().unwrap();
+    assert!(worker.log().contains("the next worker that uses this directory"), "{}", worker.log());
+
+    broker.control("start", "rabbitmq").await;
+    // A broker that was killed needs some time until its stream has a leader again.
+    let patient = [&settings[..], &[("BOB_CONNECTION_RETRY_ATTEMPTS", "100")]].concat();
+    let _next = place.serve(&patient).await;
+    let texts = epoch_of(&place, &run, &record["epoch"], last).await;
+    let expected: Vec<String> = ["first".to_owned()]
+        .into_iter()
+        .chain((1..=1000).chain(2001..=4000).map(|n| n.to_string()))
+        .collect();
+    assert_eq!(texts, expected, "no line is lost");
+    let resumed = |event: &Value| event["run-id"] == run && event["reason"] == "PipelineRunResumed";
+    let resumed = Reader::new(&place).await.find(resumed).await;
+    assert_eq!(resumed["previous-seq"], last);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_second_signal_hands_over_while_the_broker_is_unavailable() {
+    let Some((place, broker)) = Place::with_its_own_broker().await else { return };
+    let settings = [
+        ("BOB_EXECUTORS", "local"),
+        ("BOB_DRAIN_SECONDS", "3600"),
+        ("BOB_KILL_GRACE_SECONDS", "1"),
+    ];
+    let mut worker = place.serve(&settings).await;
+    let here = place.dir.path().display();
+    let cmd = format!("touch {here}/runs; exec sleep 1000");
+    let steps = json!([{ "cmd": ["sh", "-c", cmd], "executor": "local" }]);
+    let run = place.run("twice");
+    let mut pipeline = place.pipeline("twice", &steps);
+    pipeline.as_object_mut().unwrap().remove("image");
+    pipeline.as_object_mut().unwrap().remove("network");
+    place.start(&run, &pipeline).await;
+    exists(&place, "runs").await;
+    broker.control("kill", "rabbitmq").await;
+    worker.signal(Signal::TERM);
+    in_time("the drain", async {
+        while !worker.log().contains("the next signal hands it over") {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // Signals within half a second are one: this is the rule, not a guess about the machine.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    worker.signal(Signal::TERM);
+    assert_eq!(worker.ended().await, Some(0), "{}", worker.log());
+    let record = place.keys.get(&format!("bob.pipeline.run/{run}")).await.unwrap();
+    assert_eq!(record["released"]["by"], record["node"], "{record}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_is_asked_to_end_while_it_connects_ends_at_once() {
+    let Some(place) = Place::without_an_engine().await else { return };
+    // Accepts, and never answers.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let silent = silent.local_addr().unwrap();
+    let nobody = server::nobody().await;
+    let cases = [
+        ("BOB_QUEUE_URL", format!("amqp://{nobody}")),
+        ("BOB_QUEUE_URL", format!("amqp://{silent}")),
+        ("BOB_STORAGE_URLS", format!("http://{nobody}")),
+        ("BOB_STORAGE_URLS", format!("http://{silent}")),
+        ("CONTAINER_ENGINE_URL", format!("http://{nobody}")),
+        ("CONTAINER_ENGINE_URL", format!("http://{silent}")),
+    ];
+    for (name, value) in cases {
+        let settings = [(name, value.as_str()), ("BOB_CONNECTION_RETRY_ATTEMPTS", "1000")];
+        let mut worker = place.begun(place.program(&["serve"], &settings)).await;
+        in_time("it connects", async {
+            while !worker.log().contains("bob-runner starts") {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        worker.signal(Signal::TERM);
+        assert_eq!(worker.ended().await, Some(0), "{name}={value}: {}", worker.log());
+        assert!(!worker.log().contains("draining"), "{name}={value}: {}", worker.log());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_declare_an_exchange_again_that_was_deleted() {
+    let Some(place) = Place::without_an_engine().await else { return };
+    let server = place.serve(&[("BOB_EXECUTORS", "local")]).await;
+    let path = format!("exchanges/{}/bob.direct", place.vhost.name);
+    place.vhost.management.send(reqwest::Method::DELETE, &path, None).await;
+    // With its binding, or the command would be returned.
+    let bindings = format!("bindings/{}/e/bob.direct/q/bob.jobs", place.vhost.name);
+    in_time("the exchange", async {
+        while place.vhost.management.find(&bindings).await.is_none_or(|all| all == json!([])) {}
+    })
+    .await;
+    // A command arrives as before.
+    place.publish("bob.jobs", "pipeline/start", &json!({ "run-id": "r-1" })).await;
+    let rejected = |event: &Value| event["reason"] == "CommandRejected";
+    Reader::new(&place).await.find(rejected).await;
+    in_time("the log names it", async {
+        while !server.log().contains("a command for run r-1 cannot be understood") {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    server.end().await;
+}

@@ -1,0 +1,106 @@
+//! Whether the broker takes what is published.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use lapin::options::BasicPublishOptions;
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Confirmation};
+use tokio::time::{Instant, timeout};
+
+use super::shared::Shared;
+use crate::cluster::amqp::{Fault, Link};
+
+/// The time between two looks.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// A broker that confirms nothing for so long, although it was sent something, does not take events.
+const SILENT: Duration = Duration::from_secs(3);
+/// How often a publisher that has nothing to publish is tried; more often while it does not work.
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+const PROBE_AGAIN: Duration = Duration::from_secs(1);
+/// How long the broker may take to confirm a probe.
+const PROBE_WITHIN: Duration = Duration::from_secs(5);
+/// No queue has this name: a probe is confirmed, and goes nowhere.
+const NOWHERE: &str = "bob.probe";
+
+/// Why no event can be published at the moment.
+#[derive(Debug, Default)]
+pub(super) struct Health(Mutex<Option<String>>);
+
+impl Health {
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, trouble: Option<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    /// Tries whether the broker confirms a message.
+    pub(super) async fn probe(&self, link: &Link) {
+        let probed = probe(link, "").await;
+        self.set(probed.err().map(|fault| sentence(link, fault.cause())));
+    }
+}
+
+fn sentence(link: &Link, cause: &str) -> String {
+    format!("events cannot be published at {}: {cause}", link.at())
+}
+
+/// Publishes an empty message that no queue takes, and waits for the broker to confirm it.
+pub(in crate::cluster) async fn probe(link: &Link, exchange: &str) -> Result<(), Fault> {
+    let publishing = async {
+        let channel = link.live().await?.confirming_channel().await?;
+        let (exchange, key) = (ShortString::from(exchange), ShortString::from(NOWHERE));
+        let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
+        let sent = channel.basic_publish(exchange, key, options, &[], properties).await?;
+        match sent.await? {
+            Confirmation::Ack(_) => Ok(()),
+            Confirmation::Nack(_) | Confirmation::NotRequested => {
+                Err(Fault::Unreachable("the broker did not take a message".to_owned()))
+            }
+        }
+    };
+    match timeout(PROBE_WITHIN, publishing).await {
+        Ok(probed) => probed,
+        Err(_elapsed) => {
+            let late = format!("it did not confirm a message within {} s", PROBE_WITHIN.as_secs());
+            Err(link.fault().unwrap_or(Fault::Unreachable(late)))
+        }
+    }
+}
+
+/// Keeps the answer current, for as long as the adapter lives.
+pub(super) async fn watch(shared: Arc<Shared>, link: Link, health: Arc<Health>) {
+    let mut probed = Instant::now();
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        if let Some(fault) = link.fault() {
+            health.set(Some(sentence(&link, fault.cause())));
+            probed = Instant::now() - PROBE_EVERY;
+            continue;
+        }
+        // Without anything to publish, only a probe can show that the broker takes events again.
+        let refusal =
+            shared.refusal().filter(|_| shared.has_unsent() || shared.silence().is_some());
+        if let Some(refusal) = refusal {
+            health.set(Some(sentence(&link, &refusal)));
+            continue;
+        }
+        match shared.silence() {
+            Some(silence) if silence >= SILENT => {
+                let cause = format!("it has confirmed nothing for {} s", silence.as_secs());
+                health.set(Some(sentence(&link, &cause)));
+            }
+            // Its confirms are awaited.
+            Some(_) => {}
+            None => {
+                let every = if health.trouble().is_some() { PROBE_AGAIN } else { PROBE_EVERY };
+                if probed.elapsed() >= every {
+                    health.probe(&link).await;
+                    probed = Instant::now();
+                }
+            }
+        }
+    }
+}
