@@ -145,6 +145,12 @@ pub struct Malformed {
 }
 
 impl Malformed {
+    /// Adds what to do about it.
+    fn with_hint(mut self, hint: &str) -> Self {
+        self.what = format!("{}: {hint}", self.what);
+        self
+    }
+
     /// Says what was found, and what was expected.
     #[must_use]
     pub fn new(field: Option<&str>, found: &str, expected: &str, run_id: Option<RunId>) -> Self {
@@ -152,6 +158,9 @@ impl Malformed {
         Self { field: field.map(str::to_owned), what, run_id }
     }
 }
+
+/// How a gzip stream begins. No JSON does.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// Understands a message.
 ///
@@ -174,6 +183,10 @@ pub fn decode(
         return Err(Malformed::new(Some("type"), &found, &expected, None));
     }
     let no_object = |found: &str| Malformed::new(None, found, "a JSON object", None);
+    if body.starts_with(&GZIP) {
+        let found = format!("{} bytes of gzip", body.len());
+        return Err(no_object(&found).with_hint("a `content-encoding` is not supported"));
+    }
     // The tree and not a `serde_json::Value`: numbers keep their text, and no key stands twice.
     let body = tree::read_json(body)
         .map_err(|fault| no_object(&format!("{} bytes with a fault at {fault}", body.len())))?;

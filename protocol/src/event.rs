@@ -167,6 +167,9 @@ pub enum Reason {
         field: Option<String>,
     },
     CommandIgnored,
+    CommandReturned {
+        returns: u32,
+    },
     PipelineCreate,
     PipelineDelete,
     PipelinePaused,
@@ -196,6 +199,7 @@ impl Reason {
             | Self::LoggerDropped { .. }
             | Self::PipelineFailed { .. }
             | Self::CallbackDropped
+            | Self::CommandReturned { .. }
             | Self::CommandRejected { .. } => Severity::Warning,
             Self::PipelineRunScheduled { .. }
             | Self::StartPipelineRun
@@ -232,6 +236,7 @@ impl Reason {
         match self {
             Self::CommandRejected { .. }
             | Self::CommandIgnored
+            | Self::CommandReturned { .. }
             | Self::CallbackDropped
             | Self::RunnerReady
             | Self::RunnerDraining

@@ -75,6 +75,7 @@ fn reasons() -> Vec<Reason> {
         Reason::CommandRejected { field: Some("vars.A".into()) },
         Reason::CommandRejected { field: None },
         Reason::CommandIgnored,
+        Reason::CommandReturned { returns: 2 },
         Reason::PipelineCreate,
         Reason::PipelineDelete,
         Reason::PipelinePaused,

@@ -196,6 +196,7 @@ pub(super) fn told(event: &Event, stopping: bool) -> Option<(String, Ink)> {
         | Reason::PipelineRunResumed { .. }
         | Reason::PipelineRunRejected { .. }
         | Reason::LoggerDropped { .. }
+        | Reason::CommandReturned { .. }
         | Reason::CommandRejected { .. } => (event.message.clone(), Ink::Yellow),
         Reason::PipelineStopping
         | Reason::CommandIgnored

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use protocol::command::{self, Command, Disposition, Malformed, Start};
+use protocol::command::{self, Command, Disposition, Malformed, RunIdSource, Start};
 use protocol::event::Reason;
 use protocol::id::RunId;
 use protocol::names;
@@ -17,7 +17,7 @@ use super::control;
 use super::launch::Launch;
 use super::lease::{Current, Held};
 use super::watchdog::{beat, waits};
-use super::{Lost, Shared};
+use super::{Lost, Options, Shared};
 use crate::ports::{Consumer, Delivery, Message, QueueError, Route, Source};
 use crate::rules::quota;
 
@@ -26,6 +26,7 @@ use crate::rules::quota;
 /// said that nothing more comes: so nothing is held back from a worker that is idle.
 pub(super) async fn jobs(shared: Arc<Shared>, mut lease: Current, stop: CancellationToken) {
     let mut pause = PAUSE;
+    let mut is_ready = false;
     loop {
         let slot = {
             let _waits = waits();
@@ -53,6 +54,9 @@ pub(super) async fn jobs(shared: Arc<Shared>, mut lease: Current, stop: Cancella
         match opened {
             Ok(consumer) => {
                 pause = PAUSE;
+                if !std::mem::replace(&mut is_ready, true) {
+                    report_ready(&shared);
+                }
                 shared.slot_is_open.store(true, Ordering::Relaxed);
                 consume_jobs(&shared, &held, consumer, slot, &stop).await;
                 shared.slot_is_open.store(false, Ordering::Relaxed);
@@ -60,6 +64,13 @@ pub(super) async fn jobs(shared: Arc<Shared>, mut lease: Current, stop: Cancella
             Err(cause) => pause_after(&cause, &mut pause, &stop).await,
         }
     }
+}
+
+fn report_ready(shared: &Shared) {
+    let Options { node, slots, executors, .. } = &shared.options;
+    let executors: Vec<&str> = executors.iter().map(|executor| executor.as_str()).collect();
+    let executors = executors.join(", ");
+    info!(owner.id = %node, slots, executors, "{node} is ready: it takes up to {slots} runs at once");
 }
 
 async fn consume_jobs(
@@ -310,6 +321,7 @@ async fn answer_in_place(
     stop: &CancellationToken,
 ) -> Answer {
     let mut wait = Duration::from_millis(200);
+    warn_of_returns(shared, message).await;
     loop {
         let kept = match answer(shared, held, message, slot).await {
             Answer::NotYet(kept) => kept,
@@ -497,8 +509,42 @@ async fn reject(shared: &Shared, fault: &Malformed) -> Disposition {
     let reason = Reason::CommandRejected { field: fault.field.clone() };
     let mut event = shared.event(reason, message);
     event.run_id.clone_from(&fault.run_id);
+    warn!(run.id = fault.run_id.as_ref().map(RunId::as_str), "{}", event.message);
     shared.tell(event).await;
     Disposition::DeadLetter
+}
+
+/// How often the broker has taken a message back, according to the broker.
+const DELIVERIES: &str = "x-delivery-count";
+/// A single return is normal after the death of a worker. More of them mean that a client takes messages
+/// and does not settle them.
+const WORTH_A_WARNING: u32 = 2;
+
+/// Warns of a message that was returned to its queue again and again: soon it is dead-lettered.
+async fn warn_of_returns(shared: &Shared, message: &Message) {
+    let returns = message.headers.get(DELIVERIES).and_then(|count| count.parse().ok());
+    let Some(returns) = returns.filter(|returns| *returns >= WORTH_A_WARNING) else { return };
+    let decoded = command::decode(message.kind.as_deref(), message.id.as_deref(), &message.body);
+    let run = match decoded {
+        Ok(Command::Start(start)) => match start.run_id {
+            RunIdSource::Given(run) => Some(run),
+            RunIdSource::Missing => None,
+        },
+        Ok(Command::Stop(stop)) => Some(stop.run_id),
+        Ok(Command::Pause(_) | Command::Unpause(_)) | Err(_) => None,
+    };
+    let of = run.as_ref().map(|run| format!(" for run {run}")).unwrap_or_default();
+    let text = format!(
+        "{}{of} was returned to its queue {returns} times; after {} times it goes to {}: look for a \
+         client or a worker that takes commands and does not acknowledge them",
+        message.kind.as_deref().unwrap_or("a command"),
+        names::DELIVERY_LIMIT,
+        names::DEAD_LETTER_QUEUE
+    );
+    warn!(run.id = run.as_ref().map(RunId::as_str), returns, "{text}");
+    let mut event = shared.event(Reason::CommandReturned { returns }, text);
+    event.run_id = run;
+    shared.tell(event).await;
 }
 
 async fn settle(delivery: Delivery, disposition: Disposition) {
