@@ -64,8 +64,7 @@ impl KeptRun {
     #[must_use]
     pub fn client(&self) -> Client {
         let services = Opened { embedded: self.embedded.clone(), node: new_node() };
-        // The store keeps the events of the run for as long as the run itself.
-        Client::new(Arc::new(services), Duration::MAX)
+        Client::new(Arc::new(services))
     }
 
     /// The entries that a new run needs to take over committed steps of this one.
