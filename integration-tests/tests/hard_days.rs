@@ -12,6 +12,7 @@ use protocol::run::{Cause, Status};
 use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd};
 use runner::exec::scripted::Scripted;
 use runner::ports::{Executor, NoSecrets, Ports, Route};
+use runner::worker::RenderInline;
 use runner::worker::suite::{MakePorts, Rig, new_node, options, until};
 use runner::{host, transfer};
 
@@ -37,6 +38,7 @@ async fn rig(own: &OwnServices) -> (Rig, Arc<Vhost>) {
                 executor,
                 transfer: Arc::new(transfer::Http::new(http).unwrap()),
                 host: Arc::new(host::Linux::default()),
+                renderer: Arc::new(RenderInline),
                 secrets: Arc::new(NoSecrets),
                 outputs: None,
             }

@@ -9,6 +9,7 @@ use integration_tests::services::{BROKER, STORE, Services, Vhost};
 use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd};
 use runner::exec::scripted::Scripted;
 use runner::ports::{Executor, NoSecrets, Ports};
+use runner::worker::RenderInline;
 use runner::worker::suite::{MakePorts, Rig, commands, hard, marks, runs, takeover};
 use runner::{host, transfer};
 
@@ -40,6 +41,7 @@ async fn rig() -> Option<(Rig, Arc<Vhost>, Services)> {
                 executor,
                 transfer: Arc::new(transfer::Http::new(http).unwrap()),
                 host: Arc::new(host::Linux::default()),
+                renderer: Arc::new(RenderInline),
                 secrets: Arc::new(NoSecrets),
                 outputs: None,
             }

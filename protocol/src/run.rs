@@ -164,6 +164,10 @@ pub struct RunRecord {
     /// Owners lost since the last newly committed step.
     #[serde(default)]
     pub losses: u32,
+    /// How often a worker re-claimed the run after it had lost its own lease, since the last newly
+    /// committed step. More than a few count as losses.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub reclaims: u32,
     /// The most steps that had passed at one time: a run that starts from the top again has lost its
     /// owners all the same until it comes further than that.
     #[serde(default, skip_serializing_if = "is_zero")]

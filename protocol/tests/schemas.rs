@@ -177,6 +177,7 @@ fn a_run_record_is_as_its_schema_says() {
             parent: None,
             attempt: 1,
             losses: 0,
+            reclaims: 0,
             furthest: 0,
             last_seq: None,
             released: None,

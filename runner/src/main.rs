@@ -13,6 +13,9 @@ fn main() -> ExitCode {
     if cli::is_lifeline(&typed) {
         return cli::lifeline(&typed);
     }
+    if cli::is_renderer(&typed) {
+        return cli::render().into();
+    }
     let mut builder = match cli::is_guard(&typed) {
         true => tokio::runtime::Builder::new_current_thread(),
         false => tokio::runtime::Builder::new_multi_thread(),

@@ -31,3 +31,10 @@ mod secret_scopes;
 mod settings_file;
 mod volumes;
 mod work_dir;
+#[expect(dead_code, reason = "other suites need more of it")]
+#[path = "../serve/keys.rs"]
+mod keys;
+#[expect(dead_code, reason = "other suites need more of it")]
+#[path = "../serve/place.rs"]
+mod place;
+mod templates;

@@ -12,6 +12,7 @@ pub mod kept;
 pub mod lifeline;
 mod outputs;
 mod reach;
+mod render;
 mod runs;
 mod serve;
 
@@ -27,6 +28,7 @@ pub use executors::{SUPERVISE, supervise};
 pub use here::{
     Ended, Here, Jobs, KeptParent, KeptRun, Rejected, Start, job_id, kept_run, run_here,
 };
+pub use render::{RENDER, RenderProcess, render};
 pub use serve::serve;
 
 pub use crate::ports::Position;
@@ -359,6 +361,7 @@ pub async fn cluster_ports(
         executor,
         transfer: Arc::new(transfer),
         host: this_host(),
+        renderer: Arc::new(RenderProcess::of_this_program()),
         secrets: secrets(config, publisher),
         outputs,
     };
@@ -416,6 +419,7 @@ pub async fn embedded_ports(
         executor: executor(config, node, engine, None, local, &policy)?,
         transfer: Arc::new(transfer),
         host: this_host(),
+        renderer: Arc::new(RenderProcess::of_this_program()),
         secrets: secrets(config, publisher),
     };
     Ok((ports, embedded))

@@ -43,6 +43,24 @@ pub fn is_supervisor(typed: &[OsString]) -> bool {
     typed.get(1).is_some_and(|word| word == app::SUPERVISE)
 }
 
+/// Whether these are the words that start a renderer of templates, which has no runtime either.
+#[must_use]
+pub fn is_renderer(typed: &[OsString]) -> bool {
+    typed.get(1).is_some_and(|word| word == app::RENDER)
+}
+
+/// Renders the templates that a worker sends.
+#[must_use]
+pub fn render() -> Exit {
+    match app::render() {
+        Ok(()) => Exit::Ok,
+        Err(cause) => {
+            super::complain(&format!("cannot render a template: {cause}"));
+            Exit::Failed
+        }
+    }
+}
+
 /// Supervises the step that a worker names.
 #[must_use]
 pub fn supervise() -> Exit {

@@ -9,6 +9,7 @@ mod guard;
 mod host;
 mod outputs;
 mod queue;
+mod render;
 mod secrets;
 mod step;
 mod store;
@@ -26,6 +27,7 @@ pub use guard::{Guard, Unguarded};
 pub use host::Host;
 pub use outputs::{Found, KeptFile, KeptOutputs, OutputStore, Outputs, Place, Stored};
 pub use queue::{Consumer, Delivery, Message, Queue, QueueError, Route, Settle, Source};
+pub use render::{RenderError, Renderer, Rendering};
 pub use secrets::{
     Destination, Forbidden, Given, NoSecrets, Purpose, Search, Secret, Secrets, SecretsError,
     StepSecrets,
@@ -55,6 +57,8 @@ pub struct Ports {
     pub transfer: Arc<dyn Transfer>,
     /// The machine: clocks, memory, load.
     pub host: Arc<dyn Host>,
+    /// Where templates are rendered.
+    pub renderer: Arc<dyn Renderer>,
     /// Where secrets of steps come from.
     pub secrets: Arc<dyn Secrets>,
     /// Where outputs of steps are kept; nowhere where there is none.

@@ -25,6 +25,8 @@ pub struct Known<'a> {
     by_name: HashMap<&'a str, Job<'a>>,
     /// Bytes that were filled in.
     filled: AtomicUsize,
+    /// Bytes that were searched for references.
+    searched: AtomicUsize,
 }
 
 /// Asks for the job before, whatever it is called.
@@ -34,6 +36,9 @@ const PREVIOUS_RESULT: &str = "PREVIOUS_RESULT";
 const LONGEST: usize = 4096;
 /// A step has so many bytes of earlier results at most: each may be asked for again and again.
 const MOST: usize = 8 << 20;
+/// All texts of a step together may be searched so far: each of very many `${` can be followed by
+/// [`LONGEST`] bytes without a reference.
+const SEARCHED: usize = 64 << 20;
 /// Makes one word for a shell of a value.
 const QUOTE: &str = "quote";
 /// A segment that leads to the result itself.
@@ -71,7 +76,7 @@ impl<'a> Known<'a> {
                 close = at + next;
             }
             let inside = &text[at..close];
-            match if inside.len() > LONGEST { None } else { self.value(inside)? } {
+            match if inside.len() > LONGEST { None } else { self.looked_up(inside)? } {
                 Some(value) => {
                     let before = self.filled.fetch_add(value.len(), Ordering::Relaxed);
                     if before.saturating_add(value.len()) > MOST {
@@ -113,6 +118,14 @@ impl<'a> Known<'a> {
     pub fn fill_map(&self, map: &Map<String, Value>) -> Result<Map<String, Value>, String> {
         let entries = map.iter().map(|(key, value)| Ok((key.clone(), self.fill_value(value)?)));
         entries.collect()
+    }
+
+    fn looked_up(&self, inside: &str) -> Result<Option<String>, String> {
+        let before = self.searched.fetch_add(inside.len(), Ordering::Relaxed);
+        if before.saturating_add(inside.len()) > SEARCHED {
+            return Err("it opens too many `${` that are not closed".to_owned());
+        }
+        self.value(inside)
     }
 
     /// What `${inside}` stands for. `None`: it is none of ours.
@@ -278,6 +291,9 @@ mod tests {
         for open in ["${".repeat(500_000), "${".repeat(500_000) + "}"] {
             assert_eq!(known.fill(&open).unwrap(), open);
         }
+        let open = format!("{}{}}}", "${".repeat(2000), "x".repeat(90)).repeat(120);
+        let said = Known::before([]).fill(&open).unwrap_err();
+        assert!(said.contains("opens too many"), "{said}");
         let result = serde_json::json!({ "t": "x".repeat(60_000) });
         let known = Known::before([Job { name: "a", id: "i", result: Some(&result) }]);
         assert_eq!(known.fill("${a.t}${a.t}").unwrap().len(), 120_000);

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use protocol::event::LogStream;
-use protocol::id::RunId;
-use protocol::pipeline::{Cmd, ExecutorKind, Params, Pipeline, Step, Template, Vars};
+use protocol::pipeline::{Cmd, ExecutorKind, Params, Pipeline, Step, Vars};
 use protocol::quantity::Span;
 use protocol::run::Cause;
 use tokio::sync::oneshot;
@@ -13,22 +12,10 @@ use super::collect::{NotTaken, collect};
 use super::drive::Drive;
 use super::output::Output;
 use super::push::Push;
+use super::render::{rendered, rendering_of, script_of};
 use super::step::{self, Done};
-use crate::ports::{ExecError, Gate, JOB_DIR, LogSink, Script, StepEnd, StepSpec, StopLevel};
+use crate::ports::{ExecError, Gate, JOB_DIR, LogSink, Rendering, StepEnd, StepSpec, StopLevel};
 use crate::rules::{env, job, template};
-
-/// The programs of a step, with its run's variables in them.
-fn script_of(step: &Step, values: &Params, run: &RunId) -> Result<Option<Script>, String> {
-    if step.script.is_empty() {
-        return Ok(None);
-    }
-    let programs = step.script.iter().map(|program| match step.template {
-        Some(Template::Go) => template::go(program, values, run.as_str()),
-        Some(Template::Dollar) | None => Ok(program.clone()),
-    });
-    let (shell, goes_on) = (step.shell.unwrap_or_default(), step.allow_failure);
-    Ok(Some(Script { shell, programs: programs.collect::<Result<_, _>>()?, goes_on }))
-}
 
 impl Drive {
     pub(super) fn fetch(&mut self, position: usize) {
@@ -54,7 +41,7 @@ impl Drive {
             return self.begin(Some(position), Box::pin(async move { done }));
         }
         let Some(on) = self.on(position) else { return self.broke(position, "start") };
-        let spec = match self.spec(position) {
+        let (spec, rendering) = match self.spec(position) {
             Some(Ok(spec)) => spec,
             Some(Err(why)) => {
                 let done = Done::Broke(Cause::Template, why, None);
@@ -83,6 +70,10 @@ impl Drive {
         let wanted = self.wanted(position);
         let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
         let running = async move {
+            let spec = match rendered(&shared, spec, rendering, &stop).await {
+                Ok(spec) => spec,
+                Err(done) => return done,
+            };
             let in_time = {
                 let output = Arc::clone(&output);
                 shared.tasks.spawn(async move { output.publish_in_time().await })
@@ -148,8 +139,9 @@ impl Drive {
         values
     }
 
-    /// A step as its executor is to run it; a sentence where its script cannot be made.
-    fn spec(&self, position: usize) -> Option<Result<StepSpec, String>> {
+    /// A step as its executor is to run it, and what of it is still to be rendered. An error is a
+    /// sentence.
+    fn spec(&self, position: usize) -> Option<Result<(StepSpec, Option<Rendering>), String>> {
         let (record, options) = (self.run.record(), &self.shared.options);
         let pipeline = record.pipeline.as_ref()?;
         let step = match job::filled(record, position)? {
@@ -159,14 +151,10 @@ impl Drive {
         let step = &*step;
         let limits = pipeline.quotas.as_ref().and_then(|quotas| quotas.limits.clone());
         let network = step.network.as_ref().or(pipeline.network.as_ref());
-        let script = script_of(step, &self.template_values(position), &record.run_id);
-        let script = match script {
-            Ok(script) => script,
-            Err(why) => return Some(Err(why)),
-        };
-        Some(Ok(StepSpec {
+        let rendering = rendering_of(step, self.template_values(position), &record.run_id);
+        let spec = StepSpec {
             words: step.cmd.as_ref().map(Cmd::words).unwrap_or_default(),
-            script,
+            script: script_of(step),
             entrypoint: step.entrypoint.clone(),
             env: self.env_of(pipeline, step),
             work_dir: env::work_dir(step),
@@ -178,7 +166,8 @@ impl Drive {
             },
             secrets: self.secrets_given(position),
             ..self.ended_step(position)?
-        }))
+        };
+        Some(Ok((spec, rendering)))
     }
 
     /// The environment of a step; that of a job says which one it is.

@@ -276,6 +276,7 @@ fn record_of(
         parent: start.parent.clone(),
         attempt: 1,
         losses: 0,
+        reclaims: 0,
         furthest: 0,
         last_seq: None,
         released: None,

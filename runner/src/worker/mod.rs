@@ -23,6 +23,7 @@ mod output;
 mod parent;
 mod push;
 mod reclaim;
+mod render;
 mod rescue;
 mod room;
 mod roster;
@@ -54,6 +55,7 @@ use tracing::warn;
 
 use self::long_lease::LongLease;
 use self::loops::Loops;
+pub use self::render::RenderInline;
 pub use self::room::DiskOptions;
 pub use self::watchdog::OutOfOrder;
 use self::watchdog::{Watchdog, waits};

@@ -34,6 +34,24 @@ pub(super) enum Purpose {
     GoOn { lost: bool },
 }
 
+/// So often a worker may lose its lease and re-claim the same run before each time counts as a loss.
+/// The run itself may be the reason, and without other workers nothing else would ever end it.
+const FREE_RECLAIMS: u32 = 3;
+
+/// Counts what a claim says about the owner before.
+fn count_loss(record: &mut RunRecord, purpose: Purpose) {
+    match purpose {
+        Purpose::End => {}
+        Purpose::GoOn { lost: true } => record.losses += 1,
+        Purpose::GoOn { lost: false } => {
+            record.reclaims += 1;
+            if record.reclaims > FREE_RECLAIMS {
+                record.losses += 1;
+            }
+        }
+    }
+}
+
 /// Asks again where an answer was lost, under the same demands, as long as the lease stands: at most
 /// one try lands, and what was known of the owner before is not forgotten over it.
 async fn until_answered(
@@ -91,8 +109,8 @@ pub(super) async fn claim_orphan(
         parsed.epoch = None;
         parsed.last_seq = None;
         parsed.released = None;
-        if purpose == (Purpose::GoOn { lost: true }) && !past.handed_over {
-            parsed.losses += 1;
+        if !past.handed_over {
+            count_loss(&mut parsed, purpose);
         }
     }
     parsed.node = Some(shared.options.node.clone());

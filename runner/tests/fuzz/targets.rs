@@ -79,7 +79,7 @@ pub(crate) fn go_template(bytes: &[u8]) {
     let values =
         serde_json::json!({ "a": "{{ .b }} 'x", "b": "", "c": [1, "x", null, { "d": [] }] });
     let values = values.as_object().cloned().unwrap_or_default();
-    drop(template::go(&text(bytes), &values, "r-1"));
+    drop(template::go(&[text(bytes)], &values, "r-1"));
 }
 
 /// Programs that ask earlier jobs.

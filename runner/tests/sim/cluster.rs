@@ -11,7 +11,7 @@ use protocol::names;
 use protocol::pipeline::{ExecutorKind, PullPolicy};
 use protocol::run::{RunRecord, Status};
 use runner::ports::{Message, NoSecrets, Ports, Source};
-use runner::worker::{DiskOptions, Options, OutOfOrder, Shutdown, Worker};
+use runner::worker::{DiskOptions, Options, OutOfOrder, RenderInline, Shutdown, Worker};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -53,6 +53,7 @@ impl Cluster {
             executor: Arc::new(engine::Handle { process: Arc::clone(&process) }),
             transfer: Arc::new(edge::Handle { process: Arc::clone(&process) }),
             host: Arc::clone(&process) as _,
+            renderer: Arc::new(RenderInline),
             secrets: Arc::new(NoSecrets),
             outputs: None,
         };

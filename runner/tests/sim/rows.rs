@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use protocol::id::StepName;
-use protocol::run::{Cause, Status};
+use protocol::run::{Cause, Status, StepStatus};
 
 use crate::cluster::{Played, STANDS_STILL, play};
 use crate::plan::{Blow, Fault, Plan, Rule, RunPlan, Side};
@@ -370,7 +370,7 @@ fn one_of_two_steps_that_fails_ends_the_other_and_the_run() {
     let played = kept(Plan::quiet(vec![RunPlan::new("r0", &steps).forked(&[&[], &[0], &[0]])]));
     let record = played.record("r0");
     assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::ExitCode)));
-    assert_eq!(record.steps[2].status, protocol::run::StepStatus::Stopped);
+    assert_eq!(record.steps[2].status, StepStatus::Stopped);
 }
 
 #[test]
@@ -395,4 +395,18 @@ fn a_run_that_starts_over_and_loses_every_worker_fails_in_the_end() {
     }
     let record = kept(plan).record("r0");
     assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::Lost)));
+}
+
+#[test]
+fn a_run_that_always_costs_its_only_worker_the_lease_fails_in_the_end() {
+    let run = RunPlan::new("r0", &["work 10 0", "work 600000 0"]);
+    let mut plan = Plan { workers: 1, ..Plan::quiet(vec![run]) };
+    for times in 1..=7 {
+        plan = plan.blow(20 * times * SECOND, Blow::LeaseGone { worker: 0 });
+    }
+    let record = kept(plan).record("r0");
+    assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::Lost)));
+    // Three times are free, and the fourth loss is one too many.
+    assert_eq!((record.reclaims, record.losses), (7, 4));
+    assert_eq!(record.steps.first().map(|step| step.status), Some(StepStatus::Passed));
 }

@@ -15,6 +15,7 @@ use protocol::time::Millis;
 use runner::embedded::{Embedded, Options};
 use runner::exec::scripted::Scripted;
 use runner::ports::{Host, NoSecrets, Ports};
+use runner::worker::RenderInline;
 use runner::worker::suite::{MakePorts, Rig, commands, hard, marks, runs, takeover};
 use runner::{host, transfer};
 
@@ -44,6 +45,7 @@ async fn rig_on(executor: Arc<Scripted>, host: Arc<dyn Host>) -> (Rig, Embedded)
                 .unwrap(),
             ),
             host: Arc::clone(&host),
+            renderer: Arc::new(RenderInline),
             secrets: Arc::new(NoSecrets),
             outputs: None,
         };

@@ -11,7 +11,7 @@ use protocol::names;
 use protocol::pipeline::{ExecutorKind, PullPolicy};
 use runner::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd};
 use runner::ports::{Change, Changes, Executor, Message, NoSecrets, Ports};
-use runner::worker::{DiskOptions, Options, OutOfOrder, Shutdown, Worker};
+use runner::worker::{DiskOptions, Options, OutOfOrder, RenderInline, Shutdown, Worker};
 use runner::{host, transfer};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
@@ -66,6 +66,7 @@ impl Cluster {
                 spill_bytes: 1 << 20,
             })?),
             host: Arc::new(host::Linux::default()),
+            renderer: Arc::new(RenderInline),
             secrets: Arc::new(NoSecrets),
             outputs: None,
         })

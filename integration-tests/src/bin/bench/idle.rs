@@ -14,7 +14,7 @@ use runner::embedded::{self, Embedded};
 use runner::exec::scripted::Scripted;
 use runner::host;
 use runner::ports::{Executor, NoSecrets, Ports};
-use runner::worker::{Options, Shutdown, Worker};
+use runner::worker::{Options, RenderInline, Shutdown, Worker};
 use serde_json::json;
 use tokio_util::task::TaskTracker;
 
@@ -112,6 +112,7 @@ async fn ports(cluster: &Cluster, embedded: &Embedded, node: &NodeId) -> anyhow:
         executor,
         transfer: Arc::new(runner::transfer::Http::new(transfer)?),
         host: Arc::new(host::Linux::default()),
+        renderer: Arc::new(RenderInline),
         secrets: Arc::new(NoSecrets),
         outputs: None,
     })

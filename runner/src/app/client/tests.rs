@@ -62,6 +62,7 @@ fn record(run: &str, status: Status, scheduled: Millis) -> RunRecord {
         parent: None,
         attempt: 1,
         losses: 0,
+        reclaims: 0,
         furthest: 0,
         last_seq: None,
         released: None,

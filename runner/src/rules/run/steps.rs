@@ -217,12 +217,12 @@ impl Run {
         self.go_on(now, completed.into_iter().chain(push).collect())
     }
 
-    /// What has been lost before counts no more where more steps have passed than ever.
+    /// Earlier losses no longer count once more steps have passed than ever.
     fn came_further(&mut self) {
         let passed = u32::try_from(self.board.passed()).unwrap_or(u32::MAX);
         if passed > self.record.furthest {
             self.record.furthest = passed;
-            self.record.losses = 0;
+            (self.record.losses, self.record.reclaims) = (0, 0);
         }
     }
 

@@ -1,89 +1,188 @@
-//! What of Go's templates is rendered: no more than what surely comes to an end, with an end of its
-//! size. The library itself goes as deep as a program says, and as long.
+//! Limits that guarantee that template rendering terminates. The library has none of its own: it
+//! nests and loops as far as a program says, and copies values without counting.
+//!
+//! The estimate here rejects most expensive programs with a message about the program. It cannot see
+//! every cost, such as a text that doubles with each action, so rendering also runs in a process of
+//! its own with a deadline and a memory limit.
 
 use std::io;
 
 use protocol::pipeline::Params;
 use serde_json::Value as Json;
 
-/// Actions stand in each other, and parentheses in an action, so deep at most.
+/// The maximum depth of nested actions, and of parentheses within an action.
 const DEPTH: usize = 64;
-/// All that a program ranges over is gone through so often at most.
-const ROUNDS: usize = 1_000_000;
-/// A rendered program has so many bytes at most.
-const BYTES: usize = 4 << 20;
+/// The maximum number of bytes of all rendered programs of a step.
+pub(super) const BYTES: usize = 4 << 20;
+/// What all programs of a step may cost together: the sum over all actions of the rounds of their
+/// loops, times what the action costs in one round.
+const COST: u64 = 4 << 30;
+/// The cost of an action that copies nothing, in copied bytes: about a microsecond.
+const ACTION: u64 = 4096;
+/// What each value costs beside its text.
+const VALUE: u64 = 64;
 
-/// That a program is one that can be rendered.
-///
-/// # Errors
-/// A sentence: what it has that is not rendered.
-pub(super) fn within(program: &str, values: &Params) -> Result<(), String> {
-    let longest = values.values().map(longest).max().unwrap_or_default().max(1);
-    // Whether each open action is a range.
-    let (mut open, mut ranges): (Vec<bool>, u32) = (Vec::new(), 0);
-    let mut rest = program;
-    while let Some((_, behind)) = rest.split_once("{{") {
-        let (action, after) = super::action(behind)?;
-        rest = after;
-        let word = action.trim_start_matches('-').trim_start();
-        let word = word.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
-        match word {
-            "define" | "template" | "block" => {
-                return Err(format!(
-                    "the script has a `{word}`: templates within it are not supported; write a \
-                     function of the shell"
-                ));
-            }
-            "range" | "if" | "with" => open.push(word == "range"),
-            "end" => drop(open.pop()),
-            // The library renders it always, and Go only for an empty list.
-            "else" if open.last() == Some(&true) => {
-                return Err(
-                    "the script has an `else` of a `range`, which is not supported: write \
-                            an `if` around the `range`"
-                        .to_owned(),
-                );
-            }
-            _ => {}
-        }
-        let parens = action.bytes().filter(|byte| *byte == b'(').count();
-        if open.len() > DEPTH || parens > DEPTH {
-            return Err(format!("the script has actions more than {DEPTH} deep in each other"));
-        }
-        let now = open.iter().filter(|is_range| **is_range).count();
-        ranges = ranges.max(u32::try_from(now).unwrap_or(u32::MAX));
-    }
-    if longest.checked_pow(ranges).is_none_or(|rounds| rounds > ROUNDS) {
-        return Err(format!(
-            "the script ranges over lists of {longest} items {ranges} deep, which may be more than \
-             {ROUNDS} rounds"
-        ));
-    }
-    Ok(())
+/// The remaining budget of the programs of one step.
+#[derive(Debug)]
+pub(super) struct Budget {
+    cost: u64,
+    /// Bytes of output.
+    pub(super) bytes: usize,
+    /// Items of the longest list among the values.
+    longest: u64,
+    /// Bytes of all values: what the library copies for each `$.x`.
+    size: u64,
 }
 
-/// The most items of any list in a value; a text counts as one, as nothing ranges over it.
-fn longest(value: &Json) -> usize {
+impl Budget {
+    pub(super) fn new(values: &Params) -> Self {
+        let longest = values.values().map(longest).max().unwrap_or_default().max(1);
+        let sizes = values.iter().map(|(name, value)| bytes_of(name.len()) + size(value));
+        Self { cost: COST, bytes: BYTES, longest, size: sizes.sum() }
+    }
+
+    fn spend(&mut self, rounds: u64, each: u64) -> Result<(), String> {
+        let left = rounds.checked_mul(each).and_then(|cost| self.cost.checked_sub(cost));
+        self.cost = left.ok_or_else(|| {
+            format!(
+                "the script would take too long to render: it loops over lists of up to {} items \
+                 and copies values of {} bytes in too many rounds; loop in the shell instead",
+                self.longest, self.size
+            )
+        })?;
+        Ok(())
+    }
+
+    /// How often an action is executed that is nested in `loops` loops.
+    fn rounds(&self, loops: u32) -> u64 {
+        self.longest.saturating_pow(loops)
+    }
+
+    /// Takes a program's cost from the budget.
+    ///
+    /// # Errors
+    /// A sentence: what the program has that is not rendered.
+    pub(super) fn admit(&mut self, program: &str) -> Result<(), String> {
+        let mut open: Vec<Block> = Vec::new();
+        // Within a `with`, and after an assignment, a short name can stand for all values.
+        let mut assigns = false;
+        let mut rest = program;
+        while let Some((_, behind)) = rest.split_once("{{") {
+            let (action, after) = super::action(behind)?;
+            rest = after;
+            let word = action.trim_start_matches('-').trim_start();
+            let word = word.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
+            let loops = open.iter().filter(|block| **block == Block::Range).count();
+            let loops = u32::try_from(loops).unwrap_or(u32::MAX);
+            let rounds = self.rounds(loops);
+            let references = references(&action);
+            let is_wide = references.root || assigns || open.contains(&Block::With);
+            // Over all rounds of a loop, its items are copied once.
+            let copies = if is_wide { rounds } else { self.rounds(loops.saturating_sub(1)) };
+            self.spend(rounds, ACTION)?;
+            self.spend(copies.saturating_mul(references.count), self.size)?;
+            match word {
+                "define" | "template" | "block" => {
+                    return Err(format!(
+                        "the script has a `{word}`: nested templates are not supported; write a \
+                         shell function"
+                    ));
+                }
+                "range" => {
+                    open.push(Block::Range);
+                    self.spend(self.rounds(loops.saturating_add(1)), ACTION)?;
+                }
+                "if" => open.push(Block::If),
+                "with" => open.push(Block::With),
+                "end" => drop(open.pop()),
+                // The library always renders it, Go only for an empty list.
+                "else" if open.last() == Some(&Block::Range) => {
+                    return Err("the script has an `else` of a `range`, which is not supported: \
+                                write an `if` around the `range`"
+                        .to_owned());
+                }
+                _ => assigns |= action.contains(":="),
+            }
+            let parens = action.bytes().filter(|byte| *byte == b'(').count();
+            if open.len() > DEPTH || parens > DEPTH {
+                return Err(format!("the script has actions more than {DEPTH} deep in each other"));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An action that has an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Block {
+    Range,
+    If,
+    With,
+}
+
+/// The values that an action refers to.
+struct References {
+    /// How many values it copies at most. A quoted text can only raise it.
+    count: u64,
+    /// Whether it names the values of the run as a whole: `$`, `$.x`.
+    root: bool,
+}
+
+fn references(action: &str) -> References {
+    let bytes = action.as_bytes();
+    let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
+    let mut references = References { count: 0, root: false };
+    for (at, byte) in bytes.iter().enumerate() {
+        references.count += u64::from(matches!(byte, b'.' | b'$' | b'|' | b'('));
+        references.root |= *byte == b'$' && !bytes.get(at + 1).is_some_and(is_name);
+    }
+    references
+}
+
+fn bytes_of(text: usize) -> u64 {
+    VALUE.saturating_add(u64::try_from(text).unwrap_or(u64::MAX))
+}
+
+/// The items of the longest list in a value. A text counts as one, because nothing loops over it.
+fn longest(value: &Json) -> u64 {
+    let (inner, own) = match value {
+        Json::Array(items) => (items.iter().map(longest).max(), items.len()),
+        Json::Object(entries) => (entries.values().map(longest).max(), entries.len()),
+        Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) => (None, 1),
+    };
+    inner.unwrap_or_default().max(u64::try_from(own).unwrap_or(u64::MAX))
+}
+
+/// The bytes that a copy of a value takes, about.
+fn size(value: &Json) -> u64 {
     match value {
-        Json::Array(items) => items.iter().map(longest).max().unwrap_or_default().max(items.len()),
+        Json::Null | Json::Bool(_) | Json::Number(_) => VALUE,
+        Json::String(text) => bytes_of(text.len()),
+        Json::Array(items) => VALUE + items.iter().map(size).sum::<u64>(),
         Json::Object(entries) => {
-            entries.values().map(longest).max().unwrap_or_default().max(entries.len())
+            VALUE + entries.iter().map(|(name, of)| bytes_of(name.len()) + size(of)).sum::<u64>()
         }
-        Json::Null | Json::Bool(_) | Json::Number(_) | Json::String(_) => 1,
     }
 }
 
-/// What is rendered, up to its bound.
-#[derive(Debug, Default)]
+/// A rendered program, up to its limit.
+#[derive(Debug)]
 pub(super) struct Bounded {
     pub(super) bytes: Vec<u8>,
-    /// There was more.
+    limit: usize,
+    /// The program has more bytes than the limit.
     pub(super) is_full: bool,
+}
+
+impl Bounded {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { bytes: Vec::new(), limit, is_full: false }
+    }
 }
 
 impl io::Write for Bounded {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.bytes.len() + bytes.len() > BYTES {
+        if self.bytes.len() + bytes.len() > self.limit {
             self.is_full = true;
             return Err(io::ErrorKind::OutOfMemory.into());
         }
@@ -96,7 +195,7 @@ impl io::Write for Bounded {
     }
 }
 
-/// What is said of a program that grows beyond its bound.
+/// The message about a program that exceeds its limit of output.
 pub(super) fn too_long() -> String {
-    format!("the script has more than {BYTES} bytes with its variables in it")
+    format!("the scripts of the step have more than {BYTES} bytes with their variables in them")
 }

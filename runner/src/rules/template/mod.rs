@@ -7,7 +7,7 @@ use gtmpl::{Context, FuncError, Template, Value};
 use protocol::pipeline::{Params, Pipeline, Template as Written, Vars};
 use serde_json::Value as Json;
 
-use self::bounds::Bounded;
+use self::bounds::{Bounded, Budget};
 
 /// The variable that holds the run's id.
 pub const JOB_ID: &str = "__jobID";
@@ -28,47 +28,69 @@ pub fn reserved(pipeline: &Pipeline, vars: &Vars, params: &Params) -> Option<Str
     is_rendered.then(|| format!("the variable {JOB_ID} is the run's own: call yours otherwise"))
 }
 
-/// A program with its variables in it, as Go's `text/template` has them: `{{ .name }}`.
+/// Whether rendering this program does anything. If not, it is used as it is.
+#[must_use]
+pub fn is_template(program: &str) -> bool {
+    program.contains("{{")
+}
+
+/// Renders the programs of a step as Go's `text/template` does: `{{ .name }}` is a variable.
 ///
-/// Beside the
-/// functions of that there are `default`, and `quote`, which makes one word of a shell of whatever
-/// stands in a variable.
+/// Two functions are added: `default`, and `quote`, which turns any value into one word for a shell.
+/// The programs share one budget. A hostile program can exhaust the memory in spite of it, so this is
+/// called in a process of its own.
 ///
 /// # Errors
-/// A sentence, where the program is no template, or a variable is missing.
-pub fn go(program: &str, values: &Params, job: &str) -> Result<String, String> {
+/// A sentence, if a program is not a template, a variable is missing, or the budget is exceeded.
+pub fn go(programs: &[String], values: &Params, job: &str) -> Result<Vec<String>, String> {
     if values.contains_key(JOB_ID) {
         return Err(format!("the variable {JOB_ID} is the run's own"));
     }
-    if !program.contains("{{") {
+    let mut budget = Budget::new(values);
+    // All of them are counted before any is rendered.
+    for program in programs {
+        budget.admit(program)?;
+    }
+    if !programs.iter().any(|program| is_template(program)) {
+        return Ok(programs.to_vec());
+    }
+    let job = (JOB_ID.to_owned(), Value::from(job));
+    let context = values.iter().map(|(name, value)| (name.clone(), value_of(value)));
+    let context = Context::from(Value::Object(context.chain([job]).collect()));
+    let programs = programs.iter().map(|program| {
+        let rendered = one(program, values, &context, budget.bytes)?;
+        budget.bytes = budget.bytes.checked_sub(rendered.len()).ok_or_else(bounds::too_long)?;
+        Ok(rendered)
+    });
+    programs.collect()
+}
+
+fn one(program: &str, values: &Params, context: &Context, limit: usize) -> Result<String, String> {
+    if !is_template(program) {
         return Ok(program.to_owned());
     }
-    bounds::within(program, values)?;
     let plain = plain(program, values)?;
-    // The library never comes to an end of a program that ends behind a space in an action: with a line
-    // behind it, it does.
+    // If a program ends in an action with a trailing space, the library's parser never returns. A
+    // newline at the end avoids that.
     parsed(&format!("{plain}\n"))?;
     let template = parsed(&plain)?;
-    let job = (JOB_ID.to_owned(), Value::from(job));
-    let values = values.iter().map(|(name, value)| (name.clone(), value_of(value)));
-    let context = Context::from(Value::Object(values.chain([job]).collect()));
-    let mut rendered = Bounded::default();
-    template.execute(&mut rendered, &context).map_err(|cause| {
+    let mut rendered = Bounded::new(limit);
+    template.execute(&mut rendered, context).map_err(|cause| {
         if rendered.is_full {
             return bounds::too_long();
         }
-        // The library's own words for this show every variable there is.
+        // The library's own message shows the value of every variable.
         if let ExecError::NoFiledFor(name, _) = &cause {
             return format!("the script needs a variable {name}, which the run does not have");
         }
         if let ExecError::InvalidRange(_) = &cause {
-            return "the script ranges over what is no list".to_owned();
+            return "the script ranges over a value that is not a list".to_owned();
         }
         format!("the script cannot be rendered: {cause}")
     })?;
     let rendered = String::from_utf8(rendered.bytes)
         .map_err(|cause| format!("the script cannot be rendered: {cause}"))?;
-    // What is in values alone is left as it is.
+    // A program in ASCII has no numbered letters; those of the values are left as they are.
     Ok(if program.is_ascii() { rendered } else { whole(&rendered) })
 }
 
@@ -233,8 +255,12 @@ mod tests {
         of.iter().map(|(name, value)| ((*name).to_owned(), Json::from(*value))).collect()
     }
 
+    fn go_one(program: &str, values: &Params) -> Result<String, String> {
+        go(&[program.to_owned()], values, "r-1").map(|rendered| rendered.concat())
+    }
+
     fn rendered(program: &str, of: &[(&str, &str)]) -> Result<String, String> {
-        go(program, &vars(of), "r-1")
+        go_one(program, &vars(of))
     }
 
     #[test]
@@ -305,13 +331,13 @@ mod tests {
             ("{{ .nil | default `d` }}{{ .list | default `d` | len }}", "d3"),
             ("ü{{ range .list }}€{{ . }}{{ end }}", "ü€a b€{{ .x }}€3"),
         ] {
-            assert_eq!(go(program, &params, "r-1").as_deref(), Ok(expected), "{program}");
+            assert_eq!(go_one(program, &params).as_deref(), Ok(expected), "{program}");
         }
-        let missing = go("{{ .map.x }}", &params, "r-1").unwrap_err();
+        let missing = go_one("{{ .map.x }}", &params).unwrap_err();
         assert!(missing.contains("variable x"), "{missing}");
-        let no_list = go("{{ range .off }}{{ end }}", &params, "r-1").unwrap_err();
-        assert!(no_list.contains("no list"), "{no_list}");
-        let other = go("{{ range .list }}{{ else }}x{{ end }}", &params, "r-1").unwrap_err();
+        let no_list = go_one("{{ range .off }}{{ end }}", &params).unwrap_err();
+        assert!(no_list.contains("not a list"), "{no_list}");
+        let other = go_one("{{ range .list }}{{ else }}x{{ end }}", &params).unwrap_err();
         assert!(other.contains("not supported"), "{other}");
     }
 
@@ -354,19 +380,43 @@ mod tests {
     }
 
     #[test]
-    fn what_would_go_on_for_too_long_or_too_deep_is_refused() {
+    fn a_program_that_is_too_long_too_deep_or_too_expensive_is_refused() {
         let list: Vec<u32> = (0..2000).collect();
         let values = serde_json::json!({ "l": list, "t": "x".repeat(1 << 20) });
         let values = values.as_object().cloned().unwrap();
         let refused = |program: &str, why: &str| {
-            let said = go(program, &values, "r-1").unwrap_err();
+            let said = go_one(program, &values).unwrap_err();
             assert!(said.contains(why), "{program:.60}: {said}");
         };
         refused("{{define \"a\"}}{{template \"a\" .}}{{end}}{{template \"a\" .}}", "`define`");
-        refused("{{range .l}}{{range $.l}}{{end}}{{end}}", "rounds");
-        refused("{{range .l}}{{$.t}}{{end}}", "bytes");
-        refused(&"{{if .t}}".repeat(100_000), "deep");
-        refused(&format!("{{{{ {} .t }}}}", "(".repeat(100_000)), "deep");
-        assert_eq!(go("{{range .l}}.{{end}}", &values, "r-1").unwrap().len(), 2000);
+        refused("{{range .l}}{{range $.l}}{{end}}{{end}}", "too long to render");
+        refused(&"{{range .l}}".repeat(60), "too long to render");
+        refused("{{range .l}}{{range .}}.{{end}}{{end}}", "too long to render");
+        refused(&"{{.t}}".repeat(5), "bytes with their variables");
+        refused(&"{{if .t}}".repeat(100), "deep");
+        refused(&format!("{{{{ {} .t }}}}", "(".repeat(100)), "deep");
+        assert_eq!(go_one("{{range .l}}.{{end}}", &values).unwrap().len(), 2000);
+    }
+
+    #[test]
+    fn the_budget_counts_the_sum_over_all_loops_and_what_each_action_copies() {
+        let list: Vec<u32> = (0..1000).collect();
+        let values = serde_json::json!({ "l": list, "t": "x".repeat(400_000) });
+        let values = values.as_object().cloned().unwrap();
+        let once = "{{range .l}}{{if $.t}}{{end}}{{end}}";
+        assert_eq!(go_one(once, &values).as_deref(), Ok(""));
+        for expensive in [
+            once.repeat(20),
+            "{{range .l}}{{range $.l}}{{end}}{{end}}".repeat(20),
+            format!("{{{{range .l}}}}{}{{{{end}}}}", "{{if $.t}}{{end}}".repeat(20)),
+            "{{range .l}}{{with $.t}}{{if .}}{{end}}{{if .}}{{end}}{{end}}{{end}}".repeat(8),
+            "{{range .l}}{{$t := $.t}}{{if $t}}{{end}}{{if $t}}{{end}}{{end}}".repeat(8),
+        ] {
+            let said = go_one(&expensive, &values).unwrap_err();
+            assert!(said.contains("too long to render"), "{expensive:.80}: {said}");
+        }
+        let programs = vec![once.to_owned(); 20];
+        let said = go(&programs, &values, "r-1").unwrap_err();
+        assert!(said.contains("too long to render"), "the programs of a step share it: {said}");
     }
 }

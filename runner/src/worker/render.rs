@@ -1,0 +1,69 @@
+//! The programs of a step with its run's variables in them.
+
+use async_trait::async_trait;
+use protocol::id::RunId;
+use protocol::pipeline::{Params, Step, Template};
+use protocol::run::Cause;
+
+use super::Shared;
+use super::step::{self, Done};
+use crate::ports::{
+    ExecError, RenderError, Renderer, Rendering, Script, StepSpec, StopLevel, StopSignal,
+};
+use crate::rules::template;
+
+/// The programs of a step, before they are rendered.
+pub(super) fn script_of(step: &Step) -> Option<Script> {
+    let (shell, goes_on) = (step.shell.unwrap_or_default(), step.allow_failure);
+    (!step.script.is_empty()).then(|| Script { shell, programs: step.script.clone(), goes_on })
+}
+
+/// The rendering that a step needs before it starts, if any.
+pub(super) fn rendering_of(step: &Step, values: Params, run: &RunId) -> Option<Rendering> {
+    let is_rendered = step.template == Some(Template::Go)
+        && step.script.iter().any(|program| template::is_template(program));
+    is_rendered.then(|| Rendering { programs: step.script.clone(), values, run: run.clone() })
+}
+
+/// Renders the programs of a step, unless it is asked to stop meanwhile.
+pub(super) async fn rendered(
+    shared: &Shared,
+    mut spec: StepSpec,
+    rendering: Option<Rendering>,
+    stop: &StopSignal,
+) -> Result<StepSpec, Done> {
+    let Some(rendering) = rendering else { return Ok(spec) };
+    let rendered = tokio::select! {
+        biased;
+        _ = stop.above(StopLevel::Run) => {
+            return Err(step::broke(shared, &ExecError::NotStarted).await);
+        }
+        rendered = shared.ports.renderer.render(rendering) => rendered,
+    };
+    match rendered {
+        Ok(programs) => {
+            if let Some(script) = &mut spec.script {
+                script.programs = programs;
+            }
+            Ok(spec)
+        }
+        Err(cause @ RenderError::Template(_)) => {
+            Err(Done::Broke(Cause::Template, cause.to_string(), None))
+        }
+        Err(cause @ RenderError::Unavailable(_)) => {
+            Err(Done::Broke(Cause::Engine, cause.to_string(), None))
+        }
+    }
+}
+
+/// Renders in the calling thread, without a deadline: for tests, whose programs are their own.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RenderInline;
+
+#[async_trait]
+impl Renderer for RenderInline {
+    async fn render(&self, rendering: Rendering) -> Result<Vec<String>, RenderError> {
+        let Rendering { programs, values, run } = rendering;
+        template::go(&programs, &values, run.as_str()).map_err(RenderError::Template)
+    }
+}
