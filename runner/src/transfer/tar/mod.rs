@@ -173,6 +173,10 @@ impl Rewriter {
                 if !records.is_empty() {
                     return Err(bad("the archive describes an entry that does not follow"));
                 }
+                if self.entry.is_empty() {
+                    // A step that needs it would find no directory to mount.
+                    return Err(bad("the archive is empty; it must hold at least one entry"));
+                }
                 self.at = At::Padding;
                 self.ahead.clear();
                 return Ok(Bytes::from_static(&[0; 2 * BLOCK]));

@@ -194,6 +194,12 @@ async fn what_leaves_its_target_is_refused_by_name() {
 }
 
 #[tokio::test]
+async fn an_archive_without_entries_is_refused() {
+    let empty = tar(&[]).await;
+    assert!(refusal(&empty).await.contains("the archive is empty"));
+}
+
+#[tokio::test]
 async fn nothing_goes_through_a_link_of_the_same_archive() {
     let soft = EntryType::Symlink;
     let through_links: &[&[Given<'_>]] = &[
