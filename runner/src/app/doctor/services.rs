@@ -22,6 +22,9 @@ const QUESTIONS: usize = 9;
 /// etcd stops taking writes at 2 GiB, where nobody has set another quota.
 const LARGE: u64 = 1_600 * 1024 * 1024;
 
+/// An etcd with fewer revisions can be too young to have been compacted.
+const UNCOMPACTED: i64 = 10_000;
+
 const RABBITMQ: &str = "start RabbitMQ 3.10 or later, or set BOB_QUEUE_URL";
 const STREAM_ADVICE: &str = "it is a stream queue of RabbitMQ, over AMQP; the user needs the right to configure, write and read it";
 
@@ -186,6 +189,18 @@ fn judge(health: &Health, latency: Duration) -> Vec<Check> {
     } else {
         Check::ok("etcd size", size)
     });
+    let history = format!("it is at revision {}", health.revision);
+    checks.push(if health.is_compacted || health.revision < UNCOMPACTED {
+        Check::ok("etcd history", history)
+    } else {
+        Check::warn(
+            "etcd history",
+            format!("{history} and has kept every one: nothing was ever compacted"),
+            "start every member with --auto-compaction-mode=periodic \
+             --auto-compaction-retention=1h, or it is full one day; a cluster that is younger than \
+             its retention needs nothing",
+        )
+    });
     checks
 }
 
@@ -204,7 +219,8 @@ mod tests {
     use super::*;
 
     fn health(version: &str, db_bytes: u64, is_full: bool) -> Health {
-        Health { version: version.to_owned(), db_bytes, is_full }
+        let (revision, is_compacted) = (50_000, true);
+        Health { version: version.to_owned(), db_bytes, revision, is_compacted, is_full }
     }
 
     fn levels(health: &Health, millis: u64) -> Vec<Level> {
@@ -223,11 +239,25 @@ mod tests {
 
     #[test]
     fn an_etcd_is_judged_by_version_latency_and_size() {
-        assert_eq!(levels(&health("3.5.16", 1 << 20, false), 1), [Level::Ok, Level::Ok]);
-        assert_eq!(levels(&health("3.3.25", 1 << 20, false), 1), [Level::Fail, Level::Ok]);
-        assert_eq!(levels(&health("3.4.23", 1 << 20, false), 90), [Level::Warn, Level::Ok]);
-        assert_eq!(levels(&health("3.6.0", 1700 << 20, false), 1), [Level::Ok, Level::Warn]);
-        assert_eq!(levels(&health("3.6.0", 2 << 30, true), 1), [Level::Ok, Level::Fail]);
+        assert_eq!(levels(&health("3.5.16", 1 << 20, false), 1), [Level::Ok, Level::Ok, Level::Ok]);
+        assert_eq!(
+            levels(&health("3.3.25", 1 << 20, false), 1),
+            [Level::Fail, Level::Ok, Level::Ok]
+        );
+        assert_eq!(
+            levels(&health("3.4.23", 1 << 20, false), 90),
+            [Level::Warn, Level::Ok, Level::Ok]
+        );
+        assert_eq!(
+            levels(&health("3.6.0", 1700 << 20, false), 1),
+            [Level::Ok, Level::Warn, Level::Ok]
+        );
+        assert_eq!(levels(&health("3.6.0", 2 << 30, true), 1), [Level::Ok, Level::Fail, Level::Ok]);
         assert!(!is_old("main"));
+        let usual = health("3.5.16", 1 << 20, false);
+        let kept = Health { is_compacted: false, ..usual };
+        assert_eq!(levels(&kept, 1), [Level::Ok, Level::Ok, Level::Warn]);
+        let young = Health { revision: 500, ..kept };
+        assert_eq!(levels(&young, 1), [Level::Ok, Level::Ok, Level::Ok]);
     }
 }

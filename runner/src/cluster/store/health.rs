@@ -1,5 +1,9 @@
 //! What etcd says of itself, for people who look after it.
 
+use etcd_client::GetOptions;
+use protocol::names;
+
+use super::errors::Fault;
 use super::members::Again;
 use super::{DEADLINE, Etcd};
 use crate::ports::StoreError;
@@ -11,6 +15,10 @@ pub struct Health {
     pub version: String,
     /// The size of its database on disk.
     pub db_bytes: u64,
+    /// Its revision.
+    pub revision: i64,
+    /// Whether its history was ever compacted.
+    pub is_compacted: bool,
     /// It takes no more writes, since its database has reached its quota.
     pub is_full: bool,
 }
@@ -29,8 +37,22 @@ impl Etcd {
             })
             .await;
         let status = asked.map_err(|fault| self.said(fault))?;
+        let first = self
+            .members
+            .call(DEADLINE, Again::May, |client| async move {
+                let first = GetOptions::new().with_revision(1).with_count_only();
+                client.kv_client().get(names::NODES, Some(first)).await
+            })
+            .await;
+        let is_compacted = match first {
+            Ok(_) => false,
+            Err(Fault::Compacted { .. }) => true,
+            Err(fault) => return Err(self.said(fault)),
+        };
         Ok(Health {
             version: status.version().to_owned(),
+            revision: status.header().map_or(0, |header| header.revision()),
+            is_compacted,
             db_bytes: u64::try_from(status.db_size()).unwrap_or_default(),
             is_full: status.errors().iter().any(|error| error.contains("NOSPACE")),
         })
