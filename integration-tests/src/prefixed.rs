@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::StreamExt as _;
 use runner::ports::{
-    Change, Changes, Entry, Granted, LeaseId, Listing, Op, Read, Store, StoreError, Txn, TxnReply,
+    Change, Changes, Entry, Granted, LeaseId, Listing, Read, Store, StoreError, Txn, TxnReply,
 };
 
 /// A store whose keys all begin with a prefix that its user does not see.
@@ -63,7 +63,7 @@ impl Store for Prefixed {
             compare.key = self.outside(&compare.key);
         }
         for op in &mut txn.ops {
-            let (Op::Put { key, .. } | Op::Delete { key }) = op;
+            let key = op.key_mut();
             *key = self.outside(key);
         }
         for read in txn.reads.iter_mut().chain(&mut txn.otherwise) {

@@ -7,6 +7,8 @@
 //! | [`command`] | what people publish, decoded |
 //! | [`event`] | what stands on the stream |
 //! | [`run`] | what is stored of a run and a node |
+//! | [`definition`] | the immutable parts of a run, which have a key of their own |
+//! | [`budget`] | how large a run record may be, and what is cut if it is larger |
 //! | [`pipeline`] | the one model |
 //! | [`dialect`] | files and messages into the model, with every fault at once |
 //! | [`diagnostic`] | a fault: where, what, hint |
@@ -15,7 +17,9 @@
 //!
 //! Additions are allowed at any time; what is published is not removed or given another meaning.
 
+pub mod budget;
 pub mod command;
+pub mod definition;
 pub mod diagnostic;
 pub mod dialect;
 pub mod event;

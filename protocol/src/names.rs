@@ -34,6 +34,8 @@ pub const CONTENT_TYPE: &str = "application/json";
 pub const PIPELINES: &str = "bob.pipeline/";
 /// The prefix of run records.
 pub const RUNS: &str = "bob.pipeline.run/";
+/// The prefix of the immutable parts of runs.
+pub const DEFINITIONS: &str = "bob.run.definition/";
 /// The prefix of runs that still have to be looked after.
 pub const OPEN: &str = "bob.run.open/";
 /// The prefix of owner keys.
@@ -65,6 +67,12 @@ pub fn pipeline_key(id: &PipelineId) -> String {
 #[must_use]
 pub fn run_key(run: &RunId) -> String {
     format!("{RUNS}{run}")
+}
+
+/// Key of the immutable parts of a run. It lives as long as the record.
+#[must_use]
+pub fn definition_key(run: &RunId) -> String {
+    format!("{DEFINITIONS}{run}")
 }
 
 /// Key that says a run still has to be looked after.

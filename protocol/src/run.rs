@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use thiserror::Error;
 
 use crate::event::Event;
@@ -141,14 +142,15 @@ pub struct RunRecord {
     /// The registered logger that gets the run's text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logger: Option<RegisteredName>,
-    /// Variables of the start, laid over the pipeline's.
-    #[serde(default, skip_serializing_if = "Vars::is_empty")]
+    /// Variables that override the pipeline's. Only records of older versions hold them; see
+    /// [`crate::definition`].
+    #[serde(default, skip_serializing)]
     pub vars: Vars,
-    /// Values of the start for templates, laid over the variables.
-    #[serde(default, skip_serializing_if = "Params::is_empty")]
+    /// Values for templates that override the variables. Only records of older versions hold them.
+    #[serde(default, skip_serializing)]
     pub params: Params,
-    /// The definition as it was at the start. Missing where the pipeline was unknown.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The definition, unless the pipeline was unknown. Only records of older versions hold it.
+    #[serde(default, skip_serializing)]
     pub pipeline: Option<Pipeline>,
     /// The owner, or the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -198,6 +200,9 @@ pub struct RunRecord {
     /// From the ending write until the stream has confirmed it: that event as it is published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ending_event: Option<Box<Event>>,
+    /// Fields of later versions, kept when the record is rewritten.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
 }
 
 impl RunRecord {
@@ -279,7 +284,7 @@ pub struct StepRecord {
     pub exit_code: Option<i32>,
     /// What it has found out, for later steps to ask for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub result: Option<serde_json::Value>,
+    pub result: Option<Value>,
     /// The committed image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
@@ -307,6 +312,9 @@ pub struct StepRecord {
     /// When it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Stamp>,
+    /// Fields of later versions, kept when the record is rewritten.
+    #[serde(flatten)]
+    pub rest: Map<String, Value>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]

@@ -51,7 +51,7 @@ async fn apply_pipelines(context: &Context, files: &[String]) -> Result<Exit, Fa
 }
 
 async fn list_pipelines(context: &Context) -> Result<Exit, Failure> {
-    let pipelines = context.client()?.pipelines().await?;
+    let pipelines = context.readable(context.client()?.pipelines().await?);
     if context.style.json {
         output::document(&pipelines)?;
         return Ok(Exit::Ok);
@@ -109,7 +109,7 @@ async fn registry(
 }
 
 async fn list_registered(context: &Context, registry: Registry) -> Result<Exit, Failure> {
-    let services = context.client()?.registered(registry).await?;
+    let services = context.readable(context.client()?.registered(registry).await?);
     if context.style.json {
         output::document(&services)?;
         return Ok(Exit::Ok);

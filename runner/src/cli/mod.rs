@@ -61,7 +61,7 @@ use job::Results;
 use output::{Ink, Style};
 
 use crate::app;
-use crate::app::client::Client;
+use crate::app::client::{Client, Listed};
 use crate::config::{self, Config, Environment, Flags, LogFormat, LogLevel, Sources};
 use crate::telemetry;
 
@@ -224,6 +224,14 @@ impl Context {
     fn client(&self) -> Result<Client, Failure> {
         let config = self.config(Talk::Little)?;
         Ok(app::client::connect(config)?)
+    }
+
+    /// The entries of a list that can be read, with a warning about each of the others.
+    fn readable<T>(&self, listed: Listed<T>) -> Vec<T> {
+        for unreadable in &listed.unreadable {
+            self.warn(&format!("{unreadable}; it may be of a later version"));
+        }
+        listed.readable
     }
 
     fn warn(&self, text: &str) {

@@ -14,7 +14,7 @@ use crate::app::client::RunFilter;
 pub(super) async fn ps(context: &Context, typed: Ps) -> Result<Exit, Failure> {
     let client = context.client()?;
     let filter = RunFilter { ended: typed.all, pipeline: typed.pipeline, status: typed.status };
-    let mut runs = client.runs(&filter).await?;
+    let mut runs = context.readable(client.runs(&filter).await?);
     runs.truncate(typed.limit.unwrap_or(usize::MAX));
     if context.style.json {
         let stored: Vec<Value> = runs.into_iter().map(|run| run.stored).collect();
@@ -48,6 +48,10 @@ fn status(record: &RunRecord) -> (String, Ink) {
         Status::Stopped => Ink::Yellow,
     };
     let text = match record.cause.filter(|_| record.status != Status::Passed) {
+        // The claim of the next owner removes `released`.
+        _ if record.released.is_some() && !record.status.is_ended() => {
+            format!("{} (handed over, waits for a worker)", record.status)
+        }
         Some(cause) => format!("{} ({cause})", record.status),
         None => record.status.to_string(),
     };
@@ -166,7 +170,7 @@ fn steps_of(record: &RunRecord, now: Millis) -> Table {
 
 pub(super) async fn nodes(context: &Context) -> Result<Exit, Failure> {
     let client = context.client()?;
-    let nodes = client.nodes().await?;
+    let nodes = context.readable(client.nodes().await?);
     let refused = match client.writes_refused().await? {
         None => nodes.iter().find_map(|(_, node)| node.writes_refused.clone()),
         refused => refused,
@@ -217,4 +221,28 @@ pub(super) async fn nodes(context: &Context) -> Result<Exit, Failure> {
     }
     output::data(table.render(context.style.colour).as_bytes())?;
     Ok(Exit::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_was_handed_over_waits_for_a_worker() {
+        let record = |status: &str, released: bool| -> RunRecord {
+            let mut record = json!({
+                "group": "g", "name": "n", "run-id": "r-1", "status": status, "attempt": 1,
+                "scheduled-at": "2026-01-01T00:00:00.000Z", "steps": [],
+            });
+            if released {
+                record["released"] = json!({ "by": "bob/runner-1", "reason": "its worker ends" });
+            }
+            serde_json::from_value(record).unwrap()
+        };
+        let shown = |record: &RunRecord| status(record).0;
+        assert_eq!(shown(&record("running", false)), "running");
+        let expected = "running (handed over, waits for a worker)";
+        assert_eq!(shown(&record("running", true)), expected);
+        assert_eq!(shown(&record("passed", true)), "passed");
+    }
 }

@@ -53,12 +53,8 @@ impl Work for Transact {
     fn apply(&mut self, write: &WriteTransaction) -> Result<Changed, redb::Error> {
         let gone = {
             let (leases, now) = (lock(&self.shared.leases), Instant::now());
-            self.txn.ops.iter().find_map(|op| match op {
-                Op::Put { lease: Some(lease), .. } if leases.ttl(*lease, now).is_none() => {
-                    Some(lease.0)
-                }
-                Op::Put { .. } | Op::Delete { .. } => None,
-            })
+            let mut needed = self.txn.ops.iter().filter_map(Op::lease);
+            needed.find(|lease| leases.ttl(*lease, now).is_none()).map(|lease| lease.0)
         };
         if let Some(lease) = gone {
             self.made = Some(Made { answer: Err(Refusal::Gone(lease)), changes: Vec::new() });
@@ -113,25 +109,34 @@ fn change(
     match op {
         Op::Put { key, value, lease } => {
             let lease = lease.map_or(0, |lease| lease.0);
-            let before = kv.get(key.as_str())?.map(|row| (row.value().0, row.value().2));
-            let create_revision = before.map_or(revision, |(created, _)| created);
-            let old_lease = before.map_or(0, |(_, lease)| lease);
-            if old_lease != 0 && old_lease != lease {
-                leased.remove((old_lease, key.as_str()))?;
-            }
-            if lease != 0 {
-                leased.insert((lease, key.as_str()), ())?;
-            }
-            kv.insert(key.as_str(), (create_revision, revision, lease, value.as_slice()))?;
-            Ok(Some(Change::Put(Entry {
-                key: key.clone(),
-                value: value.clone(),
-                create_revision,
-                mod_revision: revision,
-            })))
+            put(kv, leased, (key, value.clone(), lease), revision).map(Some)
+        }
+        Op::Attach { key, lease } => {
+            let value = kv.get(key.as_str())?.map(|row| row.value().3.to_vec());
+            value.map(|value| put(kv, leased, (key, value, lease.0), revision)).transpose()
         }
         Op::Delete { key } => remove(kv, leased, key, revision),
     }
+}
+
+fn put(
+    kv: &mut KvTable<'_>,
+    leased: &mut LeasedTable<'_>,
+    (key, value, lease): (&str, Vec<u8>, i64),
+    revision: i64,
+) -> Result<Change, redb::Error> {
+    let before = kv.get(key)?.map(|row| (row.value().0, row.value().2));
+    let create_revision = before.map_or(revision, |(created, _)| created);
+    let old_lease = before.map_or(0, |(_, lease)| lease);
+    if old_lease != 0 && old_lease != lease {
+        leased.remove((old_lease, key))?;
+    }
+    if lease != 0 {
+        leased.insert((lease, key), ())?;
+    }
+    kv.insert(key, (create_revision, revision, lease, value.as_slice()))?;
+    let key = key.to_owned();
+    Ok(Change::Put(Entry { key, value, create_revision, mod_revision: revision }))
 }
 
 fn remove(

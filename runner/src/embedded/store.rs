@@ -16,7 +16,7 @@ use super::history::History;
 use super::leases::{LASTING, Leases};
 use super::rows::{self, KV, LEASES};
 use crate::ports::{
-    Change, Changes, Entry, Granted, Host, LeaseId, Listing, Op, Store, StoreError, Txn, TxnReply,
+    Change, Changes, Entry, Granted, Host, LeaseId, Listing, Store, StoreError, Txn, TxnReply,
 };
 
 /// The shortest lease.
@@ -164,8 +164,8 @@ impl Store for FileStore {
         }
         let mut keys = BTreeSet::new();
         for op in &txn.ops {
-            let (Op::Put { key, .. } | Op::Delete { key }) = op;
-            if !keys.insert(key.as_str()) {
+            let key = op.key();
+            if !keys.insert(key) {
                 return Err(StoreError::Refused(format!("{key} is changed twice at once")));
             }
         }

@@ -7,6 +7,7 @@
 //! | `print TEXT...` | writes the text and a newline to standard output |
 //! | `error TEXT...` | the same to standard error |
 //! | `write BYTES LINES` | writes so many lines of so many bytes |
+//! | `result BYTES` | ends with 0 and a result of so many bytes |
 //! | `put PATH TEXT...` | makes a file of the text and a newline |
 //! | `show PATH` | writes what a file holds; ends with 1 where it is not there |
 //! | `env NAME` | writes the value of a variable, or `unset`, and a newline |
@@ -175,6 +176,7 @@ async fn perform(
     match words.first().map(String::as_str) {
         Some("exit") => return Ok(ended(number(1))),
         Some("print") => line(out, LogStream::Stdout, rest).await,
+        Some("result") => {}
         Some("error") => line(out, LogStream::Stderr, rest).await,
         Some("write") => {
             let (bytes, lines) = (number(1), number(2));
@@ -235,6 +237,14 @@ async fn perform(
         }
     }
     Ok(ended(0))
+}
+
+/// The result of a step, if its words ask for one.
+fn result_of(words: &[String]) -> Option<serde_json::Value> {
+    let [word, bytes] = words else { return None };
+    let bytes: usize = bytes.parse().ok().filter(|_| word == "result")?;
+    let empty = serde_json::json!({ "t": "" }).to_string().len();
+    Some(serde_json::json!({ "t": "x".repeat(bytes.saturating_sub(empty)) }))
 }
 
 /// Heeds no SIGTERM.
@@ -345,7 +355,9 @@ impl Executor for Scripted {
         let mut files = self.files(&run.run, on);
         let exit = perform(step, &mut files, &*out, stop).await?;
         let id = self.make(&run.run, files);
-        Ok(Ran::new(exit, Workspace::Container { id, depth: 0 }))
+        let mut ran = Ran::new(exit, Workspace::Container { id, depth: 0 });
+        ran.result = result_of(&step.words);
+        Ok(ran)
     }
 
     async fn checkpoint(

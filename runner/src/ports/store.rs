@@ -69,6 +69,38 @@ pub enum Op {
         /// The key.
         key: String,
     },
+    /// Moves a key to a lease without sending its value again; does nothing if the key is absent.
+    Attach {
+        /// The key.
+        key: String,
+        /// The lease that it ends with from now on.
+        lease: LeaseId,
+    },
+}
+
+impl Op {
+    /// The key that it changes.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        let (Self::Put { key, .. } | Self::Delete { key } | Self::Attach { key, .. }) = self;
+        key
+    }
+
+    /// The same, to change it.
+    pub fn key_mut(&mut self) -> &mut String {
+        let (Self::Put { key, .. } | Self::Delete { key } | Self::Attach { key, .. }) = self;
+        key
+    }
+
+    /// The lease that its key ends with.
+    #[must_use]
+    pub fn lease(&self) -> Option<LeaseId> {
+        match self {
+            Self::Put { lease, .. } => *lease,
+            Self::Attach { lease, .. } => Some(*lease),
+            Self::Delete { .. } => None,
+        }
+    }
 }
 
 /// Something that a transaction reads.
@@ -124,6 +156,12 @@ impl Txn {
     /// Removes a key.
     pub fn delete(mut self, key: impl Into<String>) -> Self {
         self.ops.push(Op::Delete { key: key.into() });
+        self
+    }
+
+    /// Moves a key to a lease, and keeps its value.
+    pub fn attach(mut self, key: impl Into<String>, lease: LeaseId) -> Self {
+        self.ops.push(Op::Attach { key: key.into(), lease });
         self
     }
 

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 
 use super::Shared;
 use super::claim::read_record;
-use crate::ports::{BaseImage, ExecError, StoreError};
+use crate::ports::{BaseImage, ExecError, StoreError, Txn};
 
 /// When there are few enough.
 #[derive(Debug, Clone, Copy)]
@@ -36,8 +36,10 @@ impl Wanted {
             if self.0.contains_key(&run) {
                 continue;
             }
-            let Some(entry) = store.get(&names::run_key(&run)).await? else { continue };
-            let pipeline = read_record(&run, &entry)?.pipeline;
+            let look = Txn::new().read(names::run_key(&run)).read(names::definition_key(&run));
+            let look = store.txn(look).await?;
+            let Some(entry) = look.entry(0) else { continue };
+            let pipeline = read_record(&run, entry, look.entry(1))?.record.pipeline;
             self.0.insert(run, pipeline.and_then(|pipeline| pipeline.image));
         }
         Ok(())

@@ -62,7 +62,7 @@ impl Drive {
         let stop = self.stop_of(position);
         let going = self.progress.steps.entry(position).or_default();
         going.gate = Some(open);
-        going.output = keeps_tail.then(|| Arc::clone(&output));
+        going.output = Some(Arc::clone(&output));
         let held = self.held.clone();
         let asked = (self.held.clone(), Arc::clone(&self.shared.ports.host));
         let stands = move || asked.0.stands(&*asked.1);

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use protocol::command::{MAX_START_BYTES, RunIdSource, Start, Target};
+use protocol::definition::{self, Stored};
 use protocol::dialect;
 use protocol::id::{Epoch, PipelineId, RunId};
 use protocol::names;
 use protocol::pipeline::{Output, Pipeline, Step};
 use protocol::run::{Cause, Open, OwnerEntry, RunRecord, Status, StepRecord, StoredPipeline};
+use serde::Deserialize;
 
 use super::Shared;
 use super::lease::Held;
@@ -65,12 +67,23 @@ struct Look {
     logger: Option<Entry>,
     owner: Option<Entry>,
     record: Option<Entry>,
+    definition: Option<Entry>,
     parent: Option<Entry>,
 }
 
 impl Look {
-    /// Reads, after what `txn` changes, all that concerns a start.
-    fn read(txn: Txn, run: &RunId, start: &Start) -> Txn {
+    /// Reads all that concerns a start.
+    fn read(run: &RunId, start: &Start) -> Txn {
+        Self::with(Txn::new(), run, start).read(names::definition_key(run))
+    }
+
+    /// Makes a claim that reads all that concerns the start after it. The definition can be large,
+    /// and is read only if the claim fails.
+    fn claim(txn: Txn, run: &RunId, start: &Start) -> Txn {
+        Self::with(txn, run, start).read_otherwise(names::definition_key(run))
+    }
+
+    fn with(txn: Txn, run: &RunId, start: &Start) -> Txn {
         let mut txn = txn
             .read(names::seen_key(run))
             .read(names::stop_key(run))
@@ -88,16 +101,18 @@ impl Look {
         txn
     }
 
-    /// What [`Look::read`] has read.
+    /// The answer to [`Look::read`], or to [`Look::claim`].
     fn of(reply: &TxnReply, start: &Start) -> Self {
         let stored = pipeline_id(start).is_some();
         let logger_at = if stored { 5 } else { 4 };
         let parent_at = logger_at + usize::from(start.logger.is_some());
+        let definition_at = parent_at + usize::from(start.parent.is_some());
         Self {
             seen: reply.entry(0).is_some(),
             stop: reply.entry(1).cloned(),
             owner: reply.entry(2).cloned(),
             record: reply.entry(3).cloned(),
+            definition: reply.entry(definition_at).cloned(),
             pipeline: if stored { reply.entry(4).cloned() } else { None },
             logger: start.logger.as_ref().and_then(|_| reply.entry(logger_at).cloned()),
             parent: start.parent.as_ref().and_then(|_| reply.entry(parent_at).cloned()),
@@ -188,10 +203,7 @@ async fn try_take(
 ) -> Result<Tried, StoreError> {
     let look = match known {
         Some(look) => look,
-        None => {
-            let txn = Look::read(Txn::new(), run, start);
-            Look::of(&shared.ports.store.txn(txn).await?, start)
-        }
+        None => Look::of(&shared.ports.store.txn(Look::read(run, start)).await?, start),
     };
     if let (Some(owner), Some(record)) = (&look.owner, &look.record)
         && owner.value == owner_value(&shared.options.node, held.lease)
@@ -221,6 +233,9 @@ async fn try_take(
         .put(names::run_key(run), json(&record)?)
         .put(names::open_key(run), json(&Open::default())?)
         .put_leased(names::seen_key(run), Vec::new(), seen);
+    if let Some(definition) = definition_of(&record)? {
+        txn = txn.put(names::definition_key(run), definition);
+    }
     if !matches!(verdict, Verdict::Stop(_)) {
         txn = txn.when(names::stop_key(run), Expect::Absent);
     }
@@ -230,7 +245,7 @@ async fn try_take(
             look.pipeline.as_ref().map_or(Expect::Absent, |e| Expect::ModifiedAt(e.mod_revision)),
         );
     }
-    let reply = shared.ports.store.txn(Look::read(txn, run, start)).await?;
+    let reply = shared.ports.store.txn(Look::claim(txn, run, start)).await?;
     if !reply.committed {
         return Ok(Tried::Changed(Box::new(Look::of(&reply, start))));
     }
@@ -287,11 +302,12 @@ fn record_of(
         completed_at: None,
         steps,
         ending_event: None,
+        rest: serde_json::Map::new(),
     }
 }
 
 fn adopt(run: &RunId, owner: &Entry, record: &Entry, look: &Look) -> Result<Taken, StoreError> {
-    let (claim, parsed, modified) = adopted(run, owner, record)?;
+    let (claim, parsed, modified) = adopted(run, owner, (record, look.definition.as_ref()))?;
     if parsed.status.is_ended() {
         return Ok(Taken::Known);
     }
@@ -320,9 +336,9 @@ fn adopt(run: &RunId, owner: &Entry, record: &Entry, look: &Look) -> Result<Take
 pub(super) fn adopted(
     run: &RunId,
     owner: &Entry,
-    record: &Entry,
+    (record, definition): (&Entry, Option<&Entry>),
 ) -> Result<(Claim, RunRecord, i64), StoreError> {
-    let parsed = read_record(run, record)?;
+    let parsed = read_record(run, record, definition)?.record;
     let entry: OwnerEntry = serde_json::from_slice(&owner.value).map_err(|cause| {
         StoreError::Unreadable(format!("{} in the store: {cause}", names::owner_key(run)))
     })?;
@@ -330,10 +346,30 @@ pub(super) fn adopted(
     Ok((claim, parsed, record.mod_revision))
 }
 
-pub(super) fn read_record(run: &RunId, record: &Entry) -> Result<RunRecord, StoreError> {
-    serde_json::from_slice(&record.value).map_err(|cause| {
+/// Reads a record with the immutable parts of its run.
+pub(super) fn read_record(
+    run: &RunId,
+    record: &Entry,
+    definition: Option<&Entry>,
+) -> Result<Stored, StoreError> {
+    let definition = definition.map(|definition| definition.value.as_slice());
+    definition::read(&record.value, definition).map_err(|cause| {
         StoreError::Unreadable(format!("{} in the store: {cause}", names::run_key(run)))
     })
+}
+
+fn definition_of(record: &RunRecord) -> Result<Option<Vec<u8>>, StoreError> {
+    record.definition().map_err(|cause| StoreError::Refused(cause.to_string()))
+}
+
+/// Whether a record says that its run has ended. The status alone is read: a record of a later
+/// version can hold what this version does not know.
+pub(super) fn has_ended(record: &Entry) -> bool {
+    #[derive(Deserialize)]
+    struct Standing {
+        status: Status,
+    }
+    serde_json::from_slice::<Standing>(&record.value).is_ok_and(|it| it.status.is_ended())
 }
 
 /// What is to become of a start, and the definition that it is recorded with. `Err`: there is no

@@ -8,12 +8,12 @@ use protocol::command::{Disposition, Stop, Toggle};
 use protocol::event::Reason;
 use protocol::id::RunId;
 use protocol::names;
-use protocol::run::{RunRecord, StopEntry, StoredPipeline};
+use protocol::run::{StopEntry, StoredPipeline};
 use protocol::time::Millis;
 use tracing::warn;
 
 use super::Shared;
-use super::claim::json;
+use super::claim::{has_ended, json};
 use super::launch::Launch;
 use super::lease::Held;
 use super::orphan::{Purpose, claim_orphan};
@@ -69,12 +69,8 @@ pub(super) async fn stop(
             // Its start came in between.
             continue;
         };
-        let parsed: RunRecord = serde_json::from_slice(&record.value).map_err(|cause| {
-            StoreError::Unreadable(format!("{} in the store: {cause}", names::run_key(run)))
-        })?;
-        if parsed.status.is_ended() {
-            let why = format!("run {run} has ended already: {}", parsed.status);
-            shared.ignored(Some(run), &why).await;
+        if has_ended(record) {
+            shared.ignored(Some(run), &format!("run {run} has ended already")).await;
             return Ok(Disposition::Ack);
         }
         if look.entry(2).is_none() {
@@ -88,9 +84,13 @@ pub(super) async fn stop(
         if look.entry(1).is_none() {
             match end_orphan(shared, held, run, &stop.reason).await {
                 Ok(()) => {}
-                // It stands: whoever may work on the store again finds it.
-                Err(cause @ StoreError::Restored { .. }) => {
-                    warn!(run.id = %run, %cause, "a stop is recorded, and waits");
+                // The stop is recorded: the next worker that can claim the run obeys it.
+                Err(cause @ (StoreError::Restored { .. } | StoreError::Unreadable(_))) => {
+                    warn!(
+                        run.id = %run,
+                        %cause,
+                        "the stop of run {run} is recorded, and waits for a worker that can claim it"
+                    );
                 }
                 Err(cause) => return Err(cause),
             }

@@ -64,6 +64,8 @@ pub(super) struct Progress {
     /// Those that something goes on for, or went on.
     pub(super) steps: BTreeMap<usize, Going>,
     timers: Vec<(Timer, Instant)>,
+    /// Lines of our own about steps, which are not published yet.
+    notes: Vec<(Arc<Output>, String)>,
     /// The steps that stand in the record with their end.
     closed: BTreeSet<StepName>,
 }
@@ -76,7 +78,7 @@ pub(super) struct Going {
     /// What it left.
     pub(super) left: Option<Workspace>,
     pub(super) gate: Option<oneshot::Sender<bool>>,
-    /// What it said, where somebody may want to know at the end.
+    /// Its output.
     pub(super) output: Option<Arc<Output>>,
     pub(super) stop: StopSignal,
     /// Its secrets, where it has any.
@@ -118,6 +120,9 @@ impl Drive {
         } else {
             self.drive_to_its_end(first).await
         };
+        if ended.is_ok() {
+            self.shared.reclaims.forget(&run_id);
+        }
         if let Err(cause) = ended {
             // What follows needs no slot.
             self.slot = None;
@@ -158,6 +163,9 @@ impl Drive {
             let list = self.run.on(self.shared.ports.host.now(), input);
             let goes_on = may_be_joined(&list);
             lists.push(list);
+            for (output, note) in std::mem::take(&mut self.progress.notes) {
+                output.note(&note).await;
+            }
             next = if goes_on { self.next().now_or_never() } else { None };
         }
         Ok(joined(lists))
@@ -214,12 +222,14 @@ impl Drive {
                 let step = progress.steps.entry(position).or_default();
                 step.left = Some(ran.left);
                 let Exit { code, oom } = ran.exit;
+                if let Some(result) = ran.result
+                    && let Err(why) = self.run.found_out(position, result)
+                {
+                    progress.notes.extend(step.output.clone().map(|output| (output, why)));
+                }
                 if code == 0 {
                     // Nobody will ask what it said.
                     step.output = None;
-                }
-                if let Some(result) = ran.result {
-                    self.run.found_out(position, result);
                 }
                 Input::Exited(position, Exited { code, oom, stdout_bytes, stderr_bytes })
             }

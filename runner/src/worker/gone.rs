@@ -84,7 +84,7 @@ impl Drive {
                 error!(run.id = %run, %cause, "the run cannot be recorded; it is let go");
                 release(&self.shared, self.ledger.claim(), &self.held.lost).await;
                 let why = format!("it could not be recorded: {cause}");
-                Some(Lost { run, cause: Cause::Engine, why })
+                Some(Lost::new(run, Cause::Engine, why))
             }
         }
     }

@@ -83,14 +83,17 @@ async fn is_needed(shared: &Shared, run: &RunId) -> Result<bool, StoreError> {
     if shared.roster.has(run) {
         return Ok(true);
     }
-    let look =
-        Txn::new().read(names::run_key(run)).read(names::open_key(run)).read(names::owner_key(run));
+    let look = Txn::new()
+        .read(names::run_key(run))
+        .read(names::open_key(run))
+        .read(names::owner_key(run))
+        .read(names::definition_key(run));
     let look = shared.ports.store.txn(look).await?;
     if look.entry(1).is_some() || look.entry(2).is_some() {
         return Ok(true);
     }
     let Some(entry) = look.entry(0) else { return Ok(false) };
-    let record = read_record(run, entry)?;
+    let record = read_record(run, entry, look.entry(3))?.record;
     if !record.status.is_ended() {
         return Ok(true);
     }

@@ -234,7 +234,7 @@ fn spawn(drive: Drive, first: Vec<Effect>) {
             // It is on the list before it is let go, and in the roster until then: so it is not found
             // to have no owner, and gone on with, by this very worker.
             let why = "its worker failed; the worker's log says how".to_owned();
-            shared.put_lost(Lost { run: run.clone(), cause: Cause::Engine, why });
+            shared.put_lost(Lost::new(run.clone(), Cause::Engine, why));
         }
         release(&shared, &claim, &lost).await;
         shared.roster.strike(&run);

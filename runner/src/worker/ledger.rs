@@ -1,8 +1,11 @@
 //! Writes the record of a run that we own: fenced, compared, and at most once.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use protocol::budget::{Cut, MAX_RECORD_BYTES};
+use protocol::id::RunId;
 use protocol::names;
 use protocol::run::{OwnerEntry, RunRecord};
 use thiserror::Error;
@@ -119,9 +122,10 @@ impl Ledger {
             Also::DemandNoStop => txn = txn.when(names::stop_key(run), Expect::Absent),
             Also::DropStop => txn = txn.delete(names::stop_key(run)),
             Also::HandOver => txn = txn.delete(names::owner_key(run)),
-            Also::LetGo { seen, .. } => {
+            Also::LetGo { seen, record } => {
                 txn = txn
                     .put_leased(names::seen_key(run), Vec::new(), seen)
+                    .attach(names::definition_key(run), record)
                     // In this order: who follows both sees no run that is open and not owned.
                     .delete(names::owner_key(run))
                     .delete(names::open_key(run))
@@ -134,8 +138,8 @@ impl Ledger {
     /// Writes the record, however long the store takes, as long as the claim stands.
     pub(super) async fn save(&mut self, record: &RunRecord, also: Also) -> Result<(), WriteError> {
         let run = &self.claim.run;
-        let bytes = serde_json::to_vec(record)
-            .map_err(|cause| WriteError::Refused(StoreError::Refused(cause.to_string())))?;
+        let mut written = Cow::Borrowed(record);
+        let mut bytes = fitting_copy(run, &mut written).map_err(WriteError::Refused)?;
         let mut wait = Duration::from_millis(50);
         let mut unknown = false;
         let news = self.outbox.entries(record);
@@ -191,10 +195,50 @@ impl Ledger {
                     }
                     wait = (wait * 2).min(Duration::from_secs(1));
                 }
+                // Its limit may be lower than ours, and a run must be able to end.
+                Err(StoreError::Refused(cause))
+                    if also != Also::Nothing && bytes.len() > SMALL_RECORD =>
+                {
+                    warn!(run.id = %run, cause, "the record is cut, as the store refuses it");
+                    written.to_mut().cut_to(bytes.len() / 2);
+                    bytes = fitting_copy(run, &mut written).map_err(WriteError::Refused)?;
+                }
                 Err(cause) => return Err(WriteError::Refused(cause)),
             }
         }
     }
+}
+
+/// A record of this size is not what the store refuses.
+pub(super) const SMALL_RECORD: usize = 16 * 1024;
+/// The bytes of a request to etcd that are left for a record and a definition.
+const REQUEST: usize = 1_440 * 1024;
+
+/// The JSON of a record, which is cut if it is too large for a request with `beside` more bytes.
+pub(super) fn fitting(
+    run: &RunId,
+    record: &mut RunRecord,
+    beside: usize,
+) -> Result<Vec<u8>, StoreError> {
+    let most = MAX_RECORD_BYTES.min(REQUEST.saturating_sub(beside));
+    if let Some(Cut { messages, results, steps }) = record.cut_to(most) {
+        warn!(
+            run.id = %run,
+            messages,
+            results,
+            steps,
+            "the record of run {run} is too large for the store and was cut: {messages} messages, \
+             {results} results and {steps} entries of steps"
+        );
+    }
+    serde_json::to_vec(record).map_err(|cause| StoreError::Refused(cause.to_string()))
+}
+
+/// The same without a copy of a record that fits.
+fn fitting_copy(run: &RunId, record: &mut Cow<'_, RunRecord>) -> Result<Vec<u8>, StoreError> {
+    let json = serde_json::to_vec(&**record);
+    let json = json.map_err(|cause| StoreError::Refused(cause.to_string()))?;
+    if json.len() <= MAX_RECORD_BYTES { Ok(json) } else { fitting(run, record.to_mut(), 0) }
 }
 
 impl Ledger {

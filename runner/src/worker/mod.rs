@@ -49,6 +49,7 @@ use protocol::run::Cause;
 use protocol::time::Millis;
 use thiserror::Error;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::warn;
@@ -167,6 +168,8 @@ pub(crate) struct Shared {
     /// have no owner until one of us takes them again.
     lost: std::sync::Mutex<Vec<Lost>>,
     more_lost: Notify,
+    /// How often they were re-claimed.
+    reclaims: reclaim::Reclaims,
     /// The runs that went with a lease of ours, and may go on: taking one of them again is no loss.
     own_lost: std::sync::Mutex<HashSet<RunId>>,
     /// Somebody waits for a slot who goes before new starts.
@@ -191,11 +194,17 @@ struct Lost {
     run: RunId,
     cause: Cause,
     why: String,
+    /// When it is re-claimed.
+    due: Instant,
 }
 
 impl Lost {
+    fn new(run: RunId, cause: Cause, why: String) -> Self {
+        Self { run, cause, why, due: Instant::now() }
+    }
+
     fn with_lease(run: RunId) -> Self {
-        Self { run, cause: Cause::Lost, why: "its worker lost its lease".to_owned() }
+        Self::new(run, Cause::Lost, "its worker lost its lease".to_owned())
     }
 }
 
@@ -275,18 +284,25 @@ impl Shared {
         self.tell(event).await;
     }
 
-    fn put_lost(&self, lost: Lost) {
+    fn put_lost(&self, mut lost: Lost) {
         if self.options.rescue && lost.cause == Cause::Lost {
             // It has no owner, and is found so.
             self.own_lost().insert(lost.run);
             return;
         }
+        lost.due = Instant::now() + self.reclaims.next(&lost.run);
         {
             let mut list = self.lost();
             list.retain(|other| other.run != lost.run);
             list.push(lost);
         }
         self.more_lost.notify_one();
+    }
+
+    /// Leaves a lost run alone for a while.
+    fn delay(&self, run: &RunId, wait: Duration) {
+        let due = Instant::now() + wait;
+        self.lost().iter_mut().filter(|lost| lost.run == *run).for_each(|lost| lost.due = due);
     }
 
     fn lost(&self) -> std::sync::MutexGuard<'_, Vec<Lost>> {
@@ -376,6 +392,7 @@ impl Worker {
             drain_told: AtomicBool::new(false),
             lost: std::sync::Mutex::default(),
             more_lost: Notify::new(),
+            reclaims: reclaim::Reclaims::default(),
             own_lost: std::sync::Mutex::default(),
             slot_wanted: Notify::new(),
             slot_is_open: AtomicBool::new(false),

@@ -2,16 +2,17 @@
 
 use std::time::Duration;
 
+use protocol::definition::Stored;
 use protocol::id::{Epoch, RunId};
 use protocol::names;
 use protocol::run::RunRecord;
 use tracing::warn;
 
 use super::Shared;
-use super::claim::{adopted, json, logger_url, not_restored, read_record};
+use super::claim::{adopted, logger_url, not_restored, read_record};
 use super::launch::release;
 use super::lease::Held;
-use super::ledger::owner_value;
+use super::ledger::{SMALL_RECORD, fitting, owner_value};
 use super::watchdog::beat;
 use crate::ports::{Claim, Entry, Expect, StoreError, Txn, TxnReply};
 use crate::rules::run::Past;
@@ -81,6 +82,26 @@ async fn until_answered(
     }
 }
 
+/// The claim of a run without an owner, but for its record.
+fn claiming(shared: &Shared, held: &Held, run: &RunId, record: &Entry, purpose: Purpose) -> Txn {
+    let mut txn = Txn::new();
+    if matches!(purpose, Purpose::GoOn { .. }) {
+        txn = txn.when(names::stop_key(run), Expect::Absent);
+    }
+    txn.when(names::owner_key(run), Expect::Absent)
+        // Without an open key the run was released for good.
+        .when(names::open_key(run), Expect::Present)
+        .when(names::run_key(run), Expect::ModifiedAt(record.mod_revision))
+        .put_leased(
+            names::owner_key(run),
+            owner_value(&shared.options.node, held.lease),
+            held.lease,
+        )
+        .read(names::owner_key(run))
+        .read(names::run_key(run))
+        .read_otherwise(names::definition_key(run))
+}
+
 /// Claims a run that is recorded and has no owner: a new epoch, and the next attempt. `None`: it has
 /// an owner, or it has changed. The caller holds the run's place in the roster.
 pub(super) async fn claim_orphan(
@@ -90,20 +111,21 @@ pub(super) async fn claim_orphan(
     record: &Entry,
     purpose: Purpose,
 ) -> Result<Option<Orphan>, StoreError> {
-    let mut parsed = read_record(run, record)?;
+    let parsed = read_record(run, record, None)?.record;
     let node = parsed.node.clone().unwrap_or_else(|| shared.options.node.clone());
     // An owner fills in its epoch with its first write; until then its claim is the last change.
     let epoch = parsed.epoch.unwrap_or(Epoch(record.mod_revision));
     let (handed_over, last_seq) = (parsed.released.is_some(), parsed.last_seq);
     let past = Past { node, epoch, handed_over, last_seq };
     // A store that was restored is left as it is, also by this claim: so before it, not after.
-    let mut look = Txn::new().read(names::run_key(run));
+    let mut look = Txn::new().read(names::definition_key(run));
     if let Some(logger) = &parsed.logger {
         look = look.read(format!("{}{logger}", names::LOGGERS));
     }
     let look = shared.ports.store.txn(look).await?;
     not_restored(run, record, look.revision)?;
     let logger_url = parsed.logger.as_ref().and_then(|_| logger_url(look.entry(1)));
+    let Stored { record: mut parsed, inline, .. } = read_record(run, record, look.entry(0))?;
     if !parsed.status.is_ended() {
         parsed.attempt += 1;
         parsed.epoch = None;
@@ -114,31 +136,31 @@ pub(super) async fn claim_orphan(
         }
     }
     parsed.node = Some(shared.options.node.clone());
-    let mut txn = Txn::new();
-    if matches!(purpose, Purpose::GoOn { .. }) {
-        txn = txn.when(names::stop_key(run), Expect::Absent);
-    }
-    let txn = txn
-        .when(names::owner_key(run), Expect::Absent)
-        // A run that was let go is nobody's any more.
-        .when(names::open_key(run), Expect::Present)
-        .when(names::run_key(run), Expect::ModifiedAt(record.mod_revision))
-        .put_leased(
-            names::owner_key(run),
-            owner_value(&shared.options.node, held.lease),
-            held.lease,
-        )
-        .put(names::run_key(run), json(&parsed)?)
-        .read(names::owner_key(run))
-        .read(names::run_key(run));
-    let reply = until_answered(shared, held, run, txn).await?;
+    let reply = loop {
+        let value = fitting(run, &mut parsed, inline.as_ref().map_or(0, Vec::len))?;
+        let size = value.len();
+        let txn = claiming(shared, held, run, record, purpose);
+        let txn = txn.put(names::run_key(run), value);
+        // From now on the parts that never change have a key of their own.
+        let txn = match &inline {
+            Some(inline) => txn.put(names::definition_key(run), inline.clone()),
+            None => txn,
+        };
+        match until_answered(shared, held, run, txn).await {
+            Err(StoreError::Refused(_)) if purpose == Purpose::End && size > SMALL_RECORD => {
+                // Whatever the store refuses, the run must end: its limit may be lower than ours.
+                parsed.cut_to(size / 2);
+            }
+            answer => break answer?,
+        }
+    };
     if !reply.committed {
         let ours =
             reply.entry(0).filter(|o| o.value == owner_value(&shared.options.node, held.lease));
         // A claim of ours whose answer was lost: nobody else here drives it, as we hold its place.
         return match (ours, reply.entry(1)) {
             (Some(owner), Some(record)) => {
-                let (claim, record, modified) = adopted(run, owner, record)?;
+                let (claim, record, modified) = adopted(run, owner, (record, reply.entry(2)))?;
                 if record.epoch == Some(claim.epoch) {
                     // It was begun under this claim: nothing more may be said under its epoch. The
                     // next look finds a run without an owner.

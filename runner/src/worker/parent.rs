@@ -1,5 +1,6 @@
 //! What a new run takes over from one that has ended.
 
+use protocol::budget::json_bytes;
 use protocol::command::Start;
 use protocol::pipeline::Pipeline;
 use protocol::run::{RunRecord, StepRecord};
@@ -7,6 +8,10 @@ use protocol::run::{RunRecord, StepRecord};
 use super::Shared;
 use super::claim::read_record;
 use crate::ports::Entry;
+
+/// The most bytes of steps that are taken over: the claim writes them in one request with the
+/// definition.
+const MAX_KEPT_BYTES: usize = 896 * 1024;
 
 /// Why a run cannot go on from where another one has come to.
 pub(super) enum NotAfter {
@@ -25,7 +30,7 @@ pub(super) fn after_parent(
 ) -> Result<Vec<StepRecord>, NotAfter> {
     let Some(parent) = &start.parent else { return Ok(Vec::new()) };
     let of = &parent.run_id;
-    let record = entry.map(|entry| read_record(of, entry));
+    let record = entry.map(|entry| read_record(of, entry, None).map(|stored| stored.record));
     let record = match record {
         Some(Ok(record)) if record.status.is_ended() => record,
         Some(Ok(record)) => return Err(NotAfter::Ever(format!("run {of} is {}", record.status))),
@@ -36,6 +41,13 @@ pub(super) fn after_parent(
     let record = RunRecord { pipeline: Some(pipeline.clone()), ..record };
     let steps = record.kept_before(parent.from.as_ref());
     let steps = steps.map_err(|why| NotAfter::Ever(format!("run {of}: {why}")))?;
+    let bytes = json_bytes(&steps);
+    if bytes > MAX_KEPT_BYTES {
+        return Err(NotAfter::Ever(format!(
+            "run {of}: its steps have {bytes} bytes of results and entries, and at most \
+             {MAX_KEPT_BYTES} can be taken over; rerun it from its first step"
+        )));
+    }
     let in_registry = |step: &StepRecord| step.digest.is_some() && shared.engine.checkpoints;
     match steps.iter().rev().find(|step| step.image.is_some()) {
         Some(last) if last.engine.as_ref() != Some(&shared.engine.id) && !in_registry(last) => {

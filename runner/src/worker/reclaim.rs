@@ -1,12 +1,15 @@
-//! Ends the runs that this worker could not go on with.
+//! Ends the runs that this worker cannot go on with.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use protocol::id::RunId;
 use protocol::names;
-use protocol::run::RunRecord;
+use tokio::time::Instant;
 use tracing::warn;
 
+use super::claim::has_ended;
 use super::launch::Launch;
 use super::lease::Held;
 use super::orphan::{Purpose, claim_orphan};
@@ -14,8 +17,37 @@ use super::watchdog::{beat, waits};
 use super::{Lost, Shared};
 use crate::ports::StoreError;
 
-/// Takes again the runs that this worker could not go on with, and ends them: a run without an owner
-/// must not stay open.
+/// How long a run is left alone whose drive has not ended yet.
+const AGAIN: Duration = Duration::from_millis(500);
+/// The longest time between two tries at the same run.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// How often runs were re-claimed here to be ended, and did not end. Each try writes their records,
+/// so the next one waits longer.
+#[derive(Debug, Default)]
+pub(super) struct Reclaims(Mutex<HashMap<RunId, u32>>);
+
+impl Reclaims {
+    /// How long to wait before the next try at a run: the first one is made at once.
+    pub(super) fn next(&self, run: &RunId) -> Duration {
+        let mut tries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let tries = tries.entry(run.clone()).or_default();
+        let wait = match *tries {
+            0 => Duration::ZERO,
+            tries => AGAIN.saturating_mul(1 << (tries - 1).min(16)).min(LONGEST),
+        };
+        *tries = tries.saturating_add(1);
+        wait
+    }
+
+    /// The run has ended, or is another worker's.
+    pub(super) fn forget(&self, run: &RunId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
+    }
+}
+
+/// Re-claims the runs that this worker cannot go on with, and ends them: a run without an owner must
+/// not stay open.
 pub(super) async fn reclaim(shared: Arc<Shared>, held: Held) {
     loop {
         // Each stays on the list until it is done with: what stands there is left alone by the looks.
@@ -28,20 +60,33 @@ pub(super) async fn reclaim(shared: Arc<Shared>, held: Held) {
                 () = shared.more_lost.notified() => continue,
             }
         }
-        for lost in lost {
-            match reclaim_one(&shared, &held, &lost).await {
+        let now = Instant::now();
+        for lost in lost.iter().filter(|lost| lost.due <= now) {
+            match reclaim_one(&shared, &held, lost).await {
                 Ok(true) => shared.lost().retain(|other| other.run != lost.run),
-                Ok(false) => {}
-                Err(cause) => warn!(run.id = %lost.run, %cause, "a lost run waits"),
+                Ok(false) => shared.delay(&lost.run, AGAIN),
+                Err(cause) => {
+                    let wait = shared.reclaims.next(&lost.run).max(AGAIN);
+                    shared.delay(&lost.run, wait);
+                    warn!(
+                        run.id = %lost.run,
+                        %cause,
+                        "run {} cannot be ended yet; it is tried again in {} s",
+                        lost.run,
+                        wait.as_secs_f32()
+                    );
+                }
             }
             beat();
         }
+        let due = shared.lost().iter().map(|lost| lost.due).min();
+        let _waits = waits();
         tokio::select! {
             biased;
             () = held.lost.cancelled() => return,
-            () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            () = shared.more_lost.notified() => {}
+            () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)) => {}
         }
-        beat();
     }
 }
 
@@ -49,11 +94,12 @@ pub(super) async fn reclaim(shared: Arc<Shared>, held: Held) {
 async fn reclaim_one(shared: &Arc<Shared>, held: &Held, lost: &Lost) -> Result<bool, StoreError> {
     let run = &lost.run;
     let Some(record) = shared.ports.store.get(&names::run_key(run)).await? else {
+        shared.reclaims.forget(run);
         return Ok(true);
     };
-    let parsed = serde_json::from_slice::<RunRecord>(&record.value).ok();
-    let ended = parsed.is_some_and(|record| record.status.is_ended());
+    let ended = has_ended(&record);
     if ended && shared.ports.store.get(&names::open_key(run)).await?.is_none() {
+        shared.reclaims.forget(run);
         return Ok(true);
     }
     let Some(launch) = Launch::enter(shared, run) else { return Ok(false) };
@@ -68,11 +114,27 @@ async fn reclaim_one(shared: &Arc<Shared>, held: &Held, lost: &Lost) -> Result<b
         }
         Ok(None) => {
             launch.cancel();
+            shared.reclaims.forget(run);
             Ok(true)
         }
         Err(cause) => {
             launch.cancel();
             Err(cause)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_does_not_end_is_tried_at_growing_intervals() {
+        let (reclaims, run) = (Reclaims::default(), "r-1".parse().unwrap());
+        let waits: Vec<u128> = (0..10).map(|_| reclaims.next(&run).as_millis()).collect();
+        let expected = [0, 500, 1000, 2000, 4000, 8000, 16_000, 32_000, 60_000, 60_000];
+        assert_eq!(waits, expected);
+        reclaims.forget(&run);
+        assert_eq!(reclaims.next(&run), Duration::ZERO);
     }
 }

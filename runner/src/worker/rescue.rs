@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt as _, StreamExt as _};
+use protocol::definition::Stored;
 use protocol::id::RunId;
 use protocol::names;
 use protocol::run::{NodeEntry, NodeState, Open, RunRecord, StepStatus, StopEntry};
@@ -83,6 +84,8 @@ struct Orphan {
     since: Instant,
     /// When it is looked at next.
     due: Instant,
+    /// How often it was found to be for a worker of another version.
+    complaints: u32,
 }
 
 enum Slot {
@@ -111,6 +114,8 @@ enum Found {
     Open(Entry),
     /// Others are to be given the time.
     NotYet(Duration),
+    /// Only a worker of another version can drive it: the sentence.
+    NotForUs(String),
 }
 
 impl Rescue<'_> {
@@ -235,7 +240,7 @@ impl Rescue<'_> {
     fn note(&mut self, run: RunId) {
         let now = Instant::now();
         let due = now + self.shared.ports.host.jitter(SPREAD);
-        self.orphans.entry(run).or_insert(Orphan { since: now, due });
+        self.orphans.entry(run).or_insert(Orphan { since: now, due, complaints: 0 });
     }
 
     async fn take_what_is_due(&mut self) -> Result<(), StoreError> {
@@ -289,6 +294,10 @@ impl Rescue<'_> {
                 return Ok(None);
             }
             Found::NotYet(wait) => return Ok(Some(wait)),
+            Found::NotForUs(why) => {
+                self.complain(run, &why);
+                return Ok(Some(LOOK_EVERY));
+            }
             Found::Stopped(stop) => {
                 end_orphan(shared, held, run, &stop.reason).await?;
                 return Ok(Some(AGAIN));
@@ -333,6 +342,19 @@ impl Rescue<'_> {
         }
     }
 
+    /// Warns about a run that waits for a worker of another version: at the first look, and then at
+    /// growing intervals.
+    fn complain(&mut self, run: &RunId, why: &str) {
+        let Some(orphan) = self.orphans.get_mut(run) else { return };
+        orphan.complaints += 1;
+        if orphan.complaints.is_power_of_two() {
+            warn!(
+                run.id = %run,
+                "run {run} waits for a worker of another version: {why}; start one, or stop the run"
+            );
+        }
+    }
+
     fn free_slot(&mut self) -> Option<OwnedSemaphorePermit> {
         match std::mem::replace(&mut self.slot, Slot::None) {
             Slot::Free(slot) => return Some(slot),
@@ -362,7 +384,8 @@ async fn find(
         .read(names::run_key(run))
         .read(names::open_key(run))
         .read(names::owner_key(run))
-        .read(names::stop_key(run));
+        .read(names::stop_key(run))
+        .read(names::definition_key(run));
     let look = shared.ports.store.txn(look).await?;
     let mine = owner_value(&shared.options.node, held.lease);
     let owned = look.entry(2).is_some_and(|owner| owner.value != mine);
@@ -372,12 +395,9 @@ async fn find(
     if waits(&open.value) {
         return Ok(Found::Settled);
     }
-    let record = match read_record(run, entry) {
-        Ok(record) => record,
-        Err(cause) => {
-            warn!(run.id = %run, %cause, "run {run} cannot be taken over");
-            return Ok(Found::NotYet(LOOK_EVERY));
-        }
+    let Stored { record, unknown, .. } = match read_record(run, entry, look.entry(4)) {
+        Ok(stored) => stored,
+        Err(cause) => return Ok(Found::NotForUs(cause.to_string())),
     };
     if record.status.is_ended() {
         return Ok(Found::Ended(entry.clone()));
@@ -386,6 +406,11 @@ async fn find(
         let unsaid =
             StopEntry { reason: None, by: shared.options.node.clone(), at: record.scheduled_at };
         return Ok(Found::Stopped(serde_json::from_slice(&stop.value).unwrap_or(unsaid)));
+    }
+    if let Some(key) = unknown {
+        return Ok(Found::NotForUs(format!(
+            "its definition has the key `{key}`, which this version does not know"
+        )));
     }
     if !shared.room.is_there() || shared.writes.refused().is_some() {
         return Ok(Found::NotYet(NO_ROOM));

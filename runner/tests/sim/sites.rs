@@ -15,7 +15,7 @@ pub fn site_of(txn: &Txn) -> &'static str {
     let puts = |prefix: &str| {
         txn.ops.iter().find_map(|op| match op {
             Op::Put { key, value, .. } if key.starts_with(prefix) => Some(value),
-            Op::Put { .. } | Op::Delete { .. } => None,
+            Op::Put { .. } | Op::Delete { .. } | Op::Attach { .. } => None,
         })
     };
     let deletes = |prefix: &str| {

@@ -183,7 +183,7 @@ impl State {
             inner.accepts_writes()?;
         }
         for op in &txn.ops {
-            if let Op::Put { lease: Some(lease), .. } = op
+            if let Some(lease) = op.lease()
                 && !inner.leases.contains_key(&lease.0)
             {
                 return Err(StoreError::LeaseGone(lease.0));
@@ -193,7 +193,7 @@ impl State {
         if committed {
             let changes = |op: &Op| match op {
                 Op::Put { .. } => true,
-                Op::Delete { key } => inner.kv.contains_key(key),
+                Op::Delete { key } | Op::Attach { key, .. } => inner.kv.contains_key(key),
             };
             if txn.ops.iter().any(changes) {
                 inner.revision += 1;
@@ -202,6 +202,12 @@ impl State {
                 match op {
                     Op::Put { key, value, lease } => inner.put(&key, value, lease),
                     Op::Delete { key } => inner.delete(&key),
+                    Op::Attach { key, lease } => {
+                        let value = inner.kv.get(&key).map(|(entry, _)| entry.value.clone());
+                        if let Some(value) = value {
+                            inner.put(&key, value, Some(lease));
+                        }
+                    }
                 }
             }
         }

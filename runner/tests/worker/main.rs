@@ -16,7 +16,7 @@ use runner::embedded::{Embedded, Options};
 use runner::exec::scripted::Scripted;
 use runner::ports::{Host, NoSecrets, Ports};
 use runner::worker::RenderInline;
-use runner::worker::suite::{MakePorts, Rig, commands, hard, marks, runs, takeover};
+use runner::worker::suite::{MakePorts, Rig, commands, hard, large, later, marks, runs, takeover};
 use runner::{host, transfer};
 
 async fn rig() -> (Rig, Embedded) {
@@ -102,6 +102,13 @@ rows! {
     takeover::what_is_left_of_a_run_is_swept_in_time,
     takeover::a_new_run_goes_on_where_an_ended_one_has_come_to,
     takeover::a_refused_start_is_never_run,
+    large::results_that_fill_the_record_do_not_keep_a_run_from_its_end,
+    large::a_large_definition_is_written_once_however_many_steps_there_are,
+    large::an_ending_that_the_store_refuses_is_cut_until_it_fits,
+    later::a_record_of_an_older_version_is_taken_over,
+    later::fields_of_later_versions_are_kept_when_a_record_is_rewritten,
+    later::a_definition_with_unknown_keys_is_left_to_a_worker_that_knows_them,
+    later::a_stop_of_a_run_whose_record_cannot_be_read_is_recorded,
     runs::events_come_in_order_and_without_a_gap,
     runs::the_record_goes_through_every_status,
     runs::a_failing_step_ends_the_run,

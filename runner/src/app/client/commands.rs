@@ -115,7 +115,7 @@ impl Client {
         let (start, last) = self.rerun_from(of, from, run).await?;
         let cannot = |why: String| Err(Error::NoRerun { run: of.clone(), why });
         if let (Some(last), StartOf::Inline(pipeline)) = (last, &start.what) {
-            let nodes = self.nodes().await?;
+            let nodes = self.nodes().await?.readable;
             let here = nodes.iter().any(|(_, node)| {
                 let is_well =
                     node.state == NodeState::Ready && !node.engine_away && node.paused.is_none();

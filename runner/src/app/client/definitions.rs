@@ -1,14 +1,16 @@
 //! Pipelines, providers, stores and loggers: what is stored under a name.
 
 use protocol::event::{Event, Reason};
-use protocol::id::{PipelineId, RegisteredName};
+use protocol::id::{PipelineId, RegisteredName, RunId};
 use protocol::names;
 use protocol::pipeline::Pipeline;
-use protocol::run::{Registered, StoredPipeline};
+use protocol::run::{Registered, Status, StoredPipeline};
+use serde::Deserialize;
 use serde_json::Value;
+use tracing::warn;
 
 use super::state::{open_runs, records};
-use super::{Client, Error, decoded, encoded};
+use super::{Client, Error, Listed, decoded, encoded};
 use crate::config::without_credentials;
 use crate::ports::{Entry, Expect, Store, Txn};
 
@@ -85,15 +87,33 @@ impl Registry {
     }
 }
 
+/// The fields of a record that show whether its pipeline is in use. The others may be of a later
+/// version.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Standing {
+    group: String,
+    name: String,
+    run_id: RunId,
+    status: Value,
+}
+
+impl Standing {
+    /// A status that this version does not know is not an ending that it knows of.
+    fn has_ended(&self) -> bool {
+        Status::deserialize(&self.status).is_ok_and(Status::is_ended)
+    }
+}
+
 impl Client {
     /// The pipelines, by name.
     ///
     /// # Errors
-    /// [`Error::Store`], and [`Error::Unreadable`] for a value that is none.
-    pub async fn pipelines(&self) -> Result<Vec<StoredPipeline>, Error> {
+    /// [`Error::Store`]
+    pub async fn pipelines(&self) -> Result<Listed<StoredPipeline>, Error> {
         let store = self.services.store().await?;
         let entries = store.list(names::PIPELINES).await?.entries;
-        entries.iter().map(|entry| decoded(&entry.key, &entry.value)).collect()
+        Ok(entries.iter().map(|entry| decoded(&entry.key, &entry.value)).collect())
     }
 
     /// Stores a pipeline under its name. One that was paused stays so.
@@ -157,17 +177,20 @@ impl Client {
         Err(Error::Contended { key })
     }
 
-    async fn runs_of(
-        &self,
-        store: &dyn Store,
-        id: &PipelineId,
-    ) -> Result<Vec<protocol::id::RunId>, Error> {
+    async fn runs_of(&self, store: &dyn Store, id: &PipelineId) -> Result<Vec<RunId>, Error> {
         let mut runs = Vec::new();
-        for entry in records(store, &open_runs(store).await?).await? {
-            let record: protocol::run::RunRecord = decoded(&entry.key, &entry.value)?;
+        for (entry, _) in records(store, &open_runs(store).await?).await? {
+            let record: Standing = match decoded(&entry.key, &entry.value) {
+                Ok(record) => record,
+                Err(cause) => {
+                    // It names no pipeline, and must not keep every one from being deleted.
+                    warn!(%cause, "an open run is passed over");
+                    continue;
+                }
+            };
             // A record that has ended is open until its last event is confirmed.
             let is_of = record.group == id.group() && record.name == id.name();
-            if is_of && !record.status.is_ended() {
+            if is_of && !record.has_ended() {
                 runs.push(record.run_id);
             }
         }
@@ -177,11 +200,11 @@ impl Client {
     /// What is registered, by name.
     ///
     /// # Errors
-    /// [`Error::Store`], and [`Error::Unreadable`] for a value that is none.
-    pub async fn registered(&self, registry: Registry) -> Result<Vec<Registered>, Error> {
+    /// [`Error::Store`]
+    pub async fn registered(&self, registry: Registry) -> Result<Listed<Registered>, Error> {
         let store = self.services.store().await?;
         let entries = store.list(registry.prefix()).await?.entries;
-        entries.iter().map(|entry| decoded(&entry.key, &entry.value)).collect()
+        Ok(entries.iter().map(|entry| decoded(&entry.key, &entry.value)).collect())
     }
 
     /// Registers a service under its name.

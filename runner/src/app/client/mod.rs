@@ -166,12 +166,12 @@ impl Error {
             | Self::Store(_)
             | Self::Queue(_)
             | Self::Events(_)
-            | Self::Unreadable { .. }
             | Self::NotTold(_) => Trouble::Service,
             Self::TooLarge(_) => Trouble::Input,
             Self::UnknownRun(_)
             | Self::Ended { .. }
             | Self::UnknownPipeline(_)
+            | Self::Unreadable { .. }
             | Self::NoSuchStep { .. }
             | Self::InUse { .. }
             | Self::NoRerun { .. }
@@ -199,6 +199,28 @@ fn some<'a>(all: impl ExactSizeIterator<Item = &'a str>) -> String {
     match more {
         0 => shown.join(", "),
         _ => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+/// Entries of the store. One that this version cannot read does not hide the others.
+#[derive(Debug)]
+pub struct Listed<T> {
+    /// Those that can be read.
+    pub readable: Vec<T>,
+    /// An [`Error::Unreadable`] for each of the others.
+    pub unreadable: Vec<Error>,
+}
+
+impl<T> FromIterator<Result<T, Error>> for Listed<T> {
+    fn from_iter<I: IntoIterator<Item = Result<T, Error>>>(entries: I) -> Self {
+        let mut listed = Self { readable: Vec::new(), unreadable: Vec::new() };
+        for entry in entries {
+            match entry {
+                Ok(entry) => listed.readable.push(entry),
+                Err(error) => listed.unreadable.push(error),
+            }
+        }
+        listed
     }
 }
 

@@ -1,11 +1,14 @@
 //! Runs and nodes, as the store has them.
 
+use std::collections::HashMap;
+
+use protocol::definition;
 use protocol::id::{NodeId, PipelineId, RunId, StepName};
 use protocol::names;
 use protocol::run::{NodeEntry, RunRecord, Status};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
-use super::{Client, Error, decoded};
+use super::{Client, Error, Listed, decoded};
 use crate::ports::{Entry, Store, StoreError, Txn};
 
 /// How many records are asked for at a time: each may have half a megabyte.
@@ -36,14 +39,26 @@ impl RunFilter {
 pub struct KnownRun {
     /// The record.
     pub record: RunRecord,
-    /// The same as it is stored, with what this version does not know of it.
+    /// The same as JSON: the record with its definition, and the fields that this version does not
+    /// know.
     pub stored: Value,
 }
 
 impl KnownRun {
-    fn of(entry: &Entry) -> Result<Self, Error> {
-        let stored = decoded(&entry.key, &entry.value)?;
-        Ok(Self { record: decoded(&entry.key, &entry.value)?, stored })
+    fn of(entry: &Entry, definition: Option<&Entry>) -> Result<Self, Error> {
+        let value = definition.map(|definition| definition.value.as_slice());
+        let read = definition::read(&entry.value, value).map_err(|cause| Error::Unreadable {
+            key: entry.key.clone(),
+            cause: cause.to_string(),
+        })?;
+        let mut stored: Value = decoded(&entry.key, &entry.value)?;
+        if let (Some(definition), Some(stored)) = (definition, stored.as_object_mut()) {
+            let parts: Map<String, Value> = decoded(&definition.key, &definition.value)?;
+            for (key, part) in parts {
+                stored.entry(key).or_insert(part);
+            }
+        }
+        Ok(Self { record: read.record, stored })
     }
 
     /// Whether the run can say anything in that step.
@@ -73,23 +88,19 @@ impl Client {
     /// Runs, the newest first.
     ///
     /// # Errors
-    /// [`Error::Store`], and [`Error::Unreadable`] for a record that is none.
-    pub async fn runs(&self, filter: &RunFilter) -> Result<Vec<KnownRun>, Error> {
+    /// [`Error::Store`]
+    pub async fn runs(&self, filter: &RunFilter) -> Result<Listed<KnownRun>, Error> {
         let store = self.services.store().await?;
         let wants_ended = filter.ended || filter.status.is_some_and(Status::is_ended);
-        let entries = if wants_ended {
-            store.list(names::RUNS).await?.entries
+        let found = if wants_ended {
+            all_records(store.as_ref()).await?
         } else {
             records(store.as_ref(), &open_runs(store.as_ref()).await?).await?
         };
-        let mut runs = Vec::new();
-        for entry in entries {
-            let run = KnownRun::of(&entry)?;
-            if filter.takes(&run.record) {
-                runs.push(run);
-            }
-        }
-        runs.sort_by(|one, other| {
+        let runs = found.iter().map(|(record, of)| KnownRun::of(record, of.as_ref()));
+        let mut runs: Listed<KnownRun> = runs.collect();
+        runs.readable.retain(|run| filter.takes(&run.record));
+        runs.readable.sort_by(|one, other| {
             let age = |run: &KnownRun| (run.record.scheduled_at, run.record.run_id.clone());
             age(other).cmp(&age(one))
         });
@@ -99,15 +110,16 @@ impl Client {
     /// The nodes of the cluster, those that have been there longest first.
     ///
     /// # Errors
-    /// [`Error::Store`], and [`Error::Unreadable`] for an entry that is none.
-    pub async fn nodes(&self) -> Result<Vec<(NodeId, NodeEntry)>, Error> {
+    /// [`Error::Store`]
+    pub async fn nodes(&self) -> Result<Listed<(NodeId, NodeEntry)>, Error> {
         let store = self.services.store().await?;
-        let mut nodes = Vec::new();
-        for entry in store.list(names::NODES).await?.entries {
+        let entries = store.list(names::NODES).await?.entries;
+        let nodes = entries.iter().map(|entry| {
             let name = entry.key.strip_prefix(names::NODES).unwrap_or(&entry.key);
-            nodes.push((NodeId::found(name), decoded::<NodeEntry>(&entry.key, &entry.value)?));
-        }
-        nodes.sort_by_key(|(_, node)| node.started_at);
+            Ok((NodeId::found(name), decoded::<NodeEntry>(&entry.key, &entry.value)?))
+        });
+        let mut nodes: Listed<(NodeId, NodeEntry)> = nodes.collect();
+        nodes.readable.sort_by_key(|(_, node)| node.started_at);
         Ok(nodes)
     }
 }
@@ -129,8 +141,9 @@ impl Client {
 
 /// The record of a run, where there is one.
 pub(super) async fn find_run(store: &dyn Store, run: &RunId) -> Result<Option<KnownRun>, Error> {
-    let entry = store.get(&names::run_key(run)).await?;
-    entry.as_ref().map(KnownRun::of).transpose()
+    let look = Txn::new().read(names::run_key(run)).read(names::definition_key(run));
+    let look = store.txn(look).await?;
+    look.entry(0).map(|record| KnownRun::of(record, look.entry(1))).transpose()
 }
 
 /// The runs that somebody still has to look after.
@@ -140,12 +153,37 @@ pub(super) async fn open_runs(store: &dyn Store) -> Result<Vec<RunId>, Error> {
     Ok(marks.iter().filter_map(id).collect())
 }
 
+/// The key of a record, and that of its definition.
+pub(super) type Record = (Entry, Option<Entry>);
+
 /// The records of these runs, without those that have none.
-pub(super) async fn records(store: &dyn Store, runs: &[RunId]) -> Result<Vec<Entry>, Error> {
+pub(super) async fn records(store: &dyn Store, runs: &[RunId]) -> Result<Vec<Record>, Error> {
     let mut found = Vec::new();
     for some in runs.chunks(AT_ONCE) {
-        let look = some.iter().fold(Txn::new(), |txn, run| txn.read(names::run_key(run)));
-        found.extend(store.txn(look).await?.reads.into_iter().flatten());
+        let look = some.iter().fold(Txn::new(), |txn, run| {
+            txn.read(names::run_key(run)).read(names::definition_key(run))
+        });
+        let mut reads =
+            store.txn(look).await?.reads.into_iter().map(|read| read.into_iter().next());
+        while let (Some(record), Some(definition)) = (reads.next(), reads.next()) {
+            found.extend(record.map(|record| (record, definition)));
+        }
     }
     Ok(found)
+}
+
+/// Every record that there is.
+async fn all_records(store: &dyn Store) -> Result<Vec<Record>, Error> {
+    let records = store.list(names::RUNS).await?.entries;
+    let definitions = store.list(names::DEFINITIONS).await?.entries.into_iter();
+    let run =
+        |definition: &Entry| definition.key.strip_prefix(names::DEFINITIONS).map(str::to_owned);
+    let mut definitions: HashMap<String, Entry> =
+        definitions.filter_map(|definition| Some((run(&definition)?, definition))).collect();
+    let with_definition = records.into_iter().map(|record| {
+        let run = record.key.strip_prefix(names::RUNS).unwrap_or_default();
+        let definition = definitions.remove(run);
+        (record, definition)
+    });
+    Ok(with_definition.collect())
 }

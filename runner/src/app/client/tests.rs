@@ -73,11 +73,15 @@ fn record(run: &str, status: Status, scheduled: Millis) -> RunRecord {
         completed_at: None,
         steps: Vec::new(),
         ending_event: None,
+        rest: serde_json::Map::new(),
     }
 }
 
 async fn put_run(embedded: &Embedded, record: &RunRecord) {
     let mut txn = Txn::new().put(names::run_key(&record.run_id), json(record));
+    if let Some(definition) = record.definition().unwrap() {
+        txn = txn.put(names::definition_key(&record.run_id), definition);
+    }
     if !record.status.is_ended() {
         txn = txn.put(names::open_key(&record.run_id), json(&Open::default()));
     }
@@ -176,14 +180,14 @@ async fn a_pipeline_that_is_stored_again_stays_paused() {
     let apply = async |cmd: &str| client.apply_pipeline(&id, &pipeline(cmd)).await.unwrap();
     assert_eq!(apply("true").await, Applied::Created);
     assert_eq!(apply("true").await, Applied::Unchanged);
-    let mut stored = client.pipelines().await.unwrap().remove(0);
+    let mut stored = client.pipelines().await.unwrap().readable.remove(0);
     stored.paused = true;
     stored.paused_at = Some(Millis(7));
     let key = names::pipeline_key(&id);
     let pause = Txn::new().put(key.as_str(), json(&stored));
     assert!(embedded.store().txn(pause).await.unwrap().committed);
     assert_eq!(apply("false").await, Applied::Changed);
-    let [now]: [StoredPipeline; 1] = client.pipelines().await.unwrap().try_into().unwrap();
+    let [now]: [StoredPipeline; 1] = client.pipelines().await.unwrap().readable.try_into().unwrap();
     assert!(now.paused);
     assert_eq!(now.paused_at, Some(Millis(7)));
     assert_eq!(now.pipeline["steps"][0]["cmd"], "false");
@@ -204,7 +208,7 @@ async fn a_pipeline_is_not_deleted_while_a_run_of_it_is_open() {
     let refused = client.delete_pipeline(&id).await.unwrap_err();
     assert!(refused.to_string().contains("r-1"), "{refused}");
     assert_eq!(refused.trouble(), Trouble::State);
-    assert_eq!(client.pipelines().await.unwrap().len(), 1);
+    assert_eq!(client.pipelines().await.unwrap().readable.len(), 1);
 }
 
 #[tokio::test]
@@ -216,8 +220,8 @@ async fn services_are_registered_changed_and_removed() {
     assert_eq!(register("http://u:hunter2@a").await, Applied::Created);
     assert_eq!(register("http://b").await, Applied::Changed);
     assert_eq!(register("http://b").await, Applied::Unchanged);
-    assert_eq!(client.registered(Registry::Loggers).await.unwrap(), [at("http://b")]);
-    assert!(client.registered(Registry::Stores).await.unwrap().is_empty());
+    assert_eq!(client.registered(Registry::Loggers).await.unwrap().readable, [at("http://b")]);
+    assert!(client.registered(Registry::Stores).await.unwrap().readable.is_empty());
     assert!(client.unregister(Registry::Loggers, &name()).await.unwrap());
     assert!(!client.unregister(Registry::Loggers, &name()).await.unwrap());
     let told = reasons(&embedded).await;
@@ -237,7 +241,7 @@ async fn runs_are_listed_newest_first_and_filtered() {
         put_run(&embedded, &record(run, status, Millis(at))).await;
     }
     let list = async |filter: RunFilter| -> Vec<String> {
-        let runs = client.runs(&filter).await.unwrap();
+        let runs = client.runs(&filter).await.unwrap().readable;
         runs.iter().map(|run| run.record.run_id.to_string()).collect()
     };
     assert_eq!(list(RunFilter::default()).await, ["r-3", "r-1"]);
@@ -251,6 +255,40 @@ async fn runs_are_listed_newest_first_and_filtered() {
     assert!(list(RunFilter { ended: true, pipeline, status: None }).await.is_empty());
     let unknown = client.run(&"r-9".parse().unwrap()).await.unwrap_err();
     assert!(matches!(unknown, Error::UnknownRun(_)));
+}
+
+#[tokio::test]
+async fn an_entry_that_cannot_be_read_hides_no_other() {
+    let (client, embedded) = client().await;
+    let id = pipeline("true").id().unwrap();
+    client.apply_pipeline(&id, &pipeline("true")).await.unwrap();
+    put_run(&embedded, &record("r-1", Status::Passed, now())).await;
+    let later = br#"{"group":"dev","name":"z","run-id":"r-3","status":"pondering"}"#;
+    let odd = Txn::new()
+        .put(names::run_key(&"r-2".parse().unwrap()), b"[]".to_vec())
+        .put(names::open_key(&"r-2".parse().unwrap()), b"{}".to_vec())
+        .put(names::run_key(&"r-3".parse().unwrap()), later.to_vec())
+        .put(names::open_key(&"r-3".parse().unwrap()), b"{}".to_vec())
+        .put(format!("{}dev:odd", names::PIPELINES), b"[]".to_vec())
+        .put(format!("{}odd", names::LOGGERS), b"[]".to_vec())
+        .put(format!("{}odd", names::NODES), b"[]".to_vec());
+    assert!(embedded.store().txn(odd).await.unwrap().committed);
+    let runs = client.runs(&RunFilter { ended: true, ..RunFilter::default() }).await.unwrap();
+    assert_eq!((runs.readable.len(), runs.unreadable.len()), (1, 2));
+    assert!(runs.unreadable[0].to_string().contains("bob.pipeline.run/r-2"));
+    let pipelines = client.pipelines().await.unwrap();
+    assert_eq!((pipelines.readable.len(), pipelines.unreadable.len()), (1, 1));
+    let loggers = client.registered(Registry::Loggers).await.unwrap();
+    assert_eq!((loggers.readable.len(), loggers.unreadable.len()), (0, 1));
+    let nodes = client.nodes().await.unwrap();
+    assert_eq!((nodes.readable.len(), nodes.unreadable.len()), (0, 1));
+    let asked = client.run(&"r-2".parse().unwrap()).await.unwrap_err();
+    assert_eq!(asked.trouble(), Trouble::State, "only what was asked for fails");
+    assert!(client.delete_pipeline(&id).await.unwrap());
+    let used = PipelineId::new("dev", "z").unwrap();
+    client.apply_pipeline(&used, &Pipeline::new("dev", "z")).await.unwrap();
+    let refused = client.delete_pipeline(&used).await.unwrap_err();
+    assert!(matches!(refused, Error::InUse { .. }), "its run may go on: {refused}");
 }
 
 #[tokio::test]

@@ -67,6 +67,13 @@ fn change(op: Op) -> TxnOp {
             TxnOp::put(key, value, lease.map(|lease| PutOptions::new().with_lease(lease.0)))
         }
         Op::Delete { key } => TxnOp::delete(key, None),
+        Op::Attach { key, lease } => {
+            let is_there = Compare::create_revision(key.as_str(), CompareOp::Greater, 0);
+            let options = PutOptions::new().with_lease(lease.0).with_ignore_value();
+            let keep = TxnOp::put(key, "", Some(options));
+            // etcd refuses to keep the value of a key that is not there.
+            TxnOp::txn(Request::new().when([is_there]).and_then([keep]))
+        }
     }
 }
 

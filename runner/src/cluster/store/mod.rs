@@ -264,10 +264,7 @@ impl Store for Etcd {
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {
-        let lease = txn.ops.iter().find_map(|op| match op {
-            Op::Put { lease, .. } => lease.map(|lease| lease.0),
-            Op::Delete { .. } => None,
-        });
+        let lease = txn.ops.iter().find_map(Op::lease).map(|lease| lease.0);
         let reads = txn.reads.len();
         let request = convert::request(txn);
         let reply = self

@@ -41,6 +41,7 @@ pub async fn store(subject: StoreSubject) {
     Box::pin(a_watch_keeps_to_its_prefix(subject)).await;
     Box::pin(keys_end_with_their_lease(subject)).await;
     Box::pin(a_key_leaves_its_lease_when_it_is_written_again(subject)).await;
+    Box::pin(a_key_moves_to_another_lease_with_its_value(subject)).await;
     Box::pin(a_lease_runs_out_unless_it_is_renewed(subject)).await;
     Box::pin(a_compacted_watch_says_so(subject)).await;
 }
@@ -449,6 +450,36 @@ async fn a_key_leaves_its_lease_when_it_is_written_again(subject: &StoreSubject)
     assert_eq!(subject.names(&subject.key("leave/")).await, all);
     subject.store.revoke(second).await.unwrap();
     assert_eq!(subject.names(&subject.key("leave/")).await, [kept, renewed]);
+}
+
+async fn a_key_moves_to_another_lease_with_its_value(subject: &StoreSubject) {
+    let store = &subject.store;
+    let key = |name: &str| format!("{}moves/{name}", subject.prefix);
+    let hour = Duration::from_secs(3600);
+    let (first, second) =
+        (store.grant(hour).await.unwrap().lease, store.grant(hour).await.unwrap().lease);
+    subject.made(Txn::new().put_leased(key("leased"), b"a".to_vec(), first)).await;
+    let made = subject.made(Txn::new().put(key("lasting"), b"b".to_vec())).await;
+    let attach = Txn::new()
+        .put(key("beside"), b"c".to_vec())
+        .attach(key("leased"), second)
+        .attach(key("lasting"), second)
+        .attach(key("absent"), second)
+        .read(key("lasting"));
+    let moved = subject.made(attach).await;
+    let lasting = moved.entry(0).unwrap();
+    assert_eq!(lasting.value, b"b");
+    assert_eq!((lasting.create_revision, lasting.mod_revision), (made.revision, moved.revision));
+    assert!(subject.get(&key("absent")).await.is_none(), "nothing is made of an absent key");
+    store.revoke(first).await.unwrap();
+    assert_eq!(subject.get(&key("leased")).await.unwrap().value, b"a");
+    store.revoke(second).await.unwrap();
+    for gone in ["leased", "lasting"] {
+        assert!(subject.get(&key(gone)).await.is_none(), "{gone}");
+    }
+    assert_eq!(subject.get(&key("beside")).await.unwrap().value, b"c");
+    let refused = store.txn(Txn::new().attach(key("beside"), second)).await.unwrap_err();
+    assert!(matches!(refused, StoreError::LeaseGone(_)), "{refused}");
 }
 
 async fn a_lease_runs_out_unless_it_is_renewed(subject: &StoreSubject) {

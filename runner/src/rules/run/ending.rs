@@ -1,5 +1,6 @@
 //! How steps and runs end, and what is said of it.
 
+use protocol::budget;
 use protocol::event::{Reason, Severity};
 use protocol::id::StepName;
 use protocol::pipeline::Step;
@@ -14,16 +15,8 @@ use super::{Draft, Effect, Interrupted, Orders, Phase, Run, StopWhy, effects};
 /// command or an engine's words, may be of any length.
 const MESSAGE_BYTES: usize = 4096;
 
-fn shortened(mut message: String) -> String {
-    if message.len() > MESSAGE_BYTES {
-        let mut end = MESSAGE_BYTES;
-        while !message.is_char_boundary(end) {
-            end -= 1;
-        }
-        message.truncate(end);
-        message.push('…');
-    }
-    message
+fn shortened(message: String) -> String {
+    budget::shortened(message, MESSAGE_BYTES)
 }
 
 /// How the words of a step begin that took too long.
@@ -103,6 +96,7 @@ impl Run {
 
     /// Writes down what a step has failed for.
     pub(super) fn note_failure(&mut self, position: usize, why: Option<&(Cause, String)>) {
+        self.use_room(why.map_or(0, |(_, message)| message.len().min(MESSAGE_BYTES)));
         if let (Some((cause, message)), Some(record)) = (why, self.record_of(position)) {
             record.cause = Some(*cause);
             record.message = Some(shortened(message.clone()));

@@ -6,6 +6,7 @@ mod facts;
 mod joined;
 mod resume;
 mod retry;
+mod room;
 mod steps;
 
 use std::time::Duration;
@@ -22,6 +23,7 @@ pub use facts::{Draft, Effect, Exited, Input, Kept, Past, StopWhy, Timer};
 use facts::{Tried, emit};
 pub use joined::{joined, may_be_joined};
 use resume::Resumption;
+use room::Room;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -62,6 +64,7 @@ pub struct Run {
     resumption: Option<Resumption>,
     /// The steps that earlier owners began.
     tried: Vec<Tried>,
+    room: Room,
 }
 
 fn effects(list: impl Into<Vec<Effect>>) -> Vec<Effect> {
@@ -105,6 +108,7 @@ impl Run {
             failing: None,
             resumption: None,
             tried: Vec::new(),
+            room: Room::default(),
         }
     }
 
@@ -374,13 +378,6 @@ impl Run {
             self.interrupted = Some(Interrupted::Overdue(format!("step {step} {why}")));
         }
         (Cause::Lost, why)
-    }
-
-    /// Notes what a step has found out, for its next write.
-    pub fn found_out(&mut self, position: usize, result: serde_json::Value) {
-        if let Some(record) = self.record_of(position) {
-            record.result = Some(result);
-        }
     }
 
     /// The attempt at a step that is begun next.

@@ -15,6 +15,11 @@ impl Run {
         let Some(step) = self.step(position).cloned() else {
             return self.board.set(position, Standing::Never);
         };
+        if let Err(why) = self.take_room(&step) {
+            self.board.set(position, Standing::Failed);
+            orders.then.extend(self.fail(None, why));
+            return;
+        }
         if step.is_join() {
             return self.pass_join(now, position, &step, orders);
         }
@@ -60,6 +65,7 @@ impl Run {
             last_seq: None,
             started_at: Some(now.into()),
             completed_at: None,
+            rest: serde_json::Map::new(),
         };
         match self.record.steps.iter_mut().find(|it| it.name == step.name) {
             Some(before) => *before = record,

@@ -14,6 +14,8 @@
 
 pub mod commands;
 pub mod hard;
+pub mod large;
+pub mod later;
 pub mod marks;
 pub mod runs;
 pub mod takeover;
@@ -22,6 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use protocol::definition;
 use protocol::event::{Event, Reason};
 use protocol::id::{NodeId, RunId};
 use protocol::names;
@@ -34,7 +37,7 @@ use super::{DiskOptions, Options, OutOfOrder, Shutdown, Worker};
 use crate::ports::{Message, Ports, Position, QueueError, Route, Txn};
 
 /// How long a test waits for what must come: a busy machine is not a broken worker.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Adapters of one worker. Workers of one rig share what is outside, but not the process.
 pub type MakePorts =
@@ -279,8 +282,10 @@ impl Rig {
     /// The run's record, once a condition holds for it.
     pub async fn record(&self, run: &RunId, when: impl Fn(&RunRecord) -> bool) -> RunRecord {
         until("the record is as expected", || async {
-            let entry = self.ports.store.get(&names::run_key(run)).await.unwrap()?;
-            let record: RunRecord = serde_json::from_slice(&entry.value).unwrap();
+            let look = Txn::new().read(names::run_key(run)).read(names::definition_key(run));
+            let look = self.ports.store.txn(look).await.unwrap();
+            let definition = look.entry(1).map(|definition| definition.value.as_slice());
+            let record = definition::read(&look.entry(0)?.value, definition).unwrap().record;
             when(&record).then_some(record)
         })
         .await

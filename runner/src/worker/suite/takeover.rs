@@ -16,18 +16,18 @@ use super::{Rig, new_node, options, reason_of, until};
 use crate::ports::{RunScope, StopSignal, Txn};
 
 /// A file that a step waits for.
-struct Sign(tempfile::TempDir);
+pub(super) struct Sign(tempfile::TempDir);
 
 impl Sign {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn step(&self) -> String {
+    pub(super) fn step(&self) -> String {
         format!("wait-for {}", self.0.path().join("sign").display())
     }
 
-    fn give(&self) {
+    pub(super) fn give(&self) {
         std::fs::write(self.0.path().join("sign"), "").unwrap();
     }
 }
@@ -174,8 +174,14 @@ pub async fn a_hand_over_goes_on_at_once_and_is_no_loss(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A run that is recorded and has no owner, as a worker that died has left it.
-async fn orphan(rig: &Rig, name: &str, steps: &[&str], change: impl FnOnce(&mut Value)) -> RunId {
+/// A run that is recorded and has no owner, as a worker that died has left it. Its record holds its
+/// definition, as those of older versions do.
+pub(super) async fn orphan(
+    rig: &Rig,
+    name: &str,
+    steps: &[&str],
+    change: impl FnOnce(&mut Value),
+) -> RunId {
     let run = rig.run(name);
     let mut record = json!({
         "group": rig.tag, "name": name, "run-id": run, "status": "running", "attempt": 1,

@@ -1,0 +1,164 @@
+//! How large a run record may be, and what is cut if it is larger.
+//!
+//! etcd takes at most 1.5 MiB in one request. A record must never reach that, because then the end of
+//! the run could not be recorded either.
+
+use serde::Serialize;
+
+use crate::run::RunRecord;
+
+/// The maximum size of a record as JSON, in bytes. The rest of a request is for the other keys of
+/// the transaction.
+pub const MAX_RECORD_BYTES: usize = 1280 * 1024;
+/// The part of that which only the end of a run uses: its ending event, and how running steps ended.
+pub const ENDING_RESERVE_BYTES: usize = 64 * 1024;
+/// The maximum size of a step's entry without its result, message and name, in bytes.
+pub const STEP_BYTES: usize = 1024;
+
+/// The most bytes of a message that is cut.
+const CUT_MESSAGE: usize = 160;
+
+/// The bytes of a value as JSON.
+#[must_use]
+pub fn json_bytes(value: &impl Serialize) -> usize {
+    struct Count(usize);
+    impl std::io::Write for Count {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 += bytes.len();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut count = Count(0);
+    // An error comes up again when the value is written.
+    serde_json::to_writer(&mut count, value).ok();
+    count.0
+}
+
+/// Cuts a text at a character, and marks the cut.
+#[must_use]
+pub fn shortened(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        let mut end = most;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+/// How many parts of a record were cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cut {
+    /// Messages of steps that were shortened.
+    pub messages: usize,
+    /// Results of steps that were dropped.
+    pub results: usize,
+    /// Entries of steps that were dropped.
+    pub steps: usize,
+}
+
+impl RunRecord {
+    /// Cuts the record until it fits into `most` bytes: messages of steps first, then results, the
+    /// largest first, then the oldest entries of steps. Returns what was cut, if anything was.
+    pub fn cut_to(&mut self, most: usize) -> Option<Cut> {
+        let mut size = json_bytes(self);
+        if size <= most {
+            return None;
+        }
+        let mut cut = Cut::default();
+        for step in &mut self.steps {
+            if let Some(message) = step.message.take_if(|message| message.len() > CUT_MESSAGE) {
+                step.message = Some(shortened(message, CUT_MESSAGE));
+                cut.messages += 1;
+            }
+        }
+        size = size.min(json_bytes(self));
+        let results = self.steps.iter().enumerate();
+        let results =
+            results.filter_map(|(at, step)| Some((json_bytes(step.result.as_ref()?), at)));
+        let mut results: Vec<(usize, usize)> = results.collect();
+        results.sort_unstable();
+        while size > most
+            && let Some((bytes, at)) = results.pop()
+        {
+            self.steps[at].result = None;
+            size = size.saturating_sub(bytes);
+            cut.results += 1;
+        }
+        let over = size.saturating_sub(most);
+        let mut dropped = 0;
+        while dropped < over
+            && let Some(step) = self.steps.get(cut.steps)
+        {
+            // With the comma behind it.
+            dropped += json_bytes(step) + 1;
+            cut.steps += 1;
+        }
+        self.steps.drain(..cut.steps);
+        Some(cut)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn record(steps: &[Value]) -> RunRecord {
+        let record = json!({
+            "group": "g", "name": "n", "run-id": "r-1", "status": "passed", "attempt": 1,
+            "scheduled-at": "2026-01-01T00:00:00.000Z", "steps": steps,
+        });
+        serde_json::from_value(record).unwrap()
+    }
+
+    fn step(at: usize, result: usize, message: usize) -> Value {
+        json!({
+            "name": at.to_string(), "status": "passed", "attempt": 1,
+            "message": "m".repeat(message), "result": { "t": "r".repeat(result) },
+        })
+    }
+
+    #[test]
+    fn a_record_that_fits_is_left_as_it_is() {
+        let mut small = record(&[step(0, 10, 10)]);
+        let before = small.clone();
+        assert_eq!(small.cut_to(MAX_RECORD_BYTES), None);
+        assert_eq!(small, before);
+    }
+
+    #[test]
+    fn messages_are_cut_before_results_and_the_largest_results_first() {
+        let steps = [step(0, 1000, 4000), step(1, 3000, 0), step(2, 2000, 4000)];
+        let mut cut = record(&steps);
+        assert_eq!(cut.cut_to(8000), Some(Cut { messages: 2, results: 0, steps: 0 }));
+        let mut cut = record(&steps);
+        assert_eq!(cut.cut_to(4500), Some(Cut { messages: 2, results: 1, steps: 0 }));
+        let kept: Vec<bool> = cut.steps.iter().map(|step| step.result.is_some()).collect();
+        assert_eq!(kept, [true, false, true]);
+        assert!(json_bytes(&cut) <= 4500);
+    }
+
+    #[test]
+    fn any_record_fits_in_the_end() {
+        let steps: Vec<Value> = (0..500).map(|at| step(at, 100, 200)).collect();
+        for most in [100_000, 20_000, 2_000] {
+            let mut cut = record(&steps);
+            assert!(cut.cut_to(most).is_some());
+            assert!(json_bytes(&cut) <= most, "{} bytes of {most}", json_bytes(&cut));
+        }
+    }
+
+    #[test]
+    fn a_text_is_cut_at_a_character() {
+        assert_eq!(shortened("äöü".to_owned(), 3), "ä…");
+        assert_eq!(shortened("abc".to_owned(), 3), "abc");
+    }
+}
