@@ -411,8 +411,13 @@ fn judge(
         let why = format!("pipeline {}/{} is paused", pipeline.group, pipeline.name);
         return refuse(Some(pipeline), Cause::Paused, why);
     }
-    if let (Some(logger), None) = (&start.logger, &look.logger) {
-        let why = format!("logger {logger} is not registered");
+    if let Some(logger) = &start.logger
+        && logger_url(look.logger.as_ref()).is_none()
+    {
+        let why = match &look.logger {
+            None => format!("logger {logger} is not registered"),
+            Some(entry) => format!("{} in the store cannot be read; register it again", entry.key),
+        };
         return refuse(Some(pipeline), Cause::UnknownLogger, why);
     }
     let among_runs = pipeline.unsupported_among_runs().into_iter();

@@ -90,6 +90,17 @@ pub async fn a_start_that_cannot_be_run_is_recorded_as_failed_with_its_cause(mut
     rig.publish(Route::Jobs, START, &body).await;
     assert_eq!(refused(&rig, "logger").await.cause, Some(Cause::UnknownLogger));
 
+    let logger = format!("odd-{}", rig.tag);
+    let txn = crate::ports::Txn::new();
+    let txn = txn.put(format!("{}{logger}", names::LOGGERS), b"[]".to_vec());
+    assert!(rig.ports.store.txn(txn).await.unwrap().committed);
+    let body = json!({ "run-id": rig.run("odd-logger"), "logger": logger,
+        "pipeline": rig.pipeline("odd-logger", &["exit 0"]) });
+    rig.publish(Route::Jobs, START, &body).await;
+    let record = refused(&rig, "odd-logger").await;
+    assert_eq!(record.cause, Some(Cause::UnknownLogger));
+    assert!(record.message.unwrap().contains("cannot be read"));
+
     let mut later = rig.pipeline("later", &["exit 0", "exit 0"]);
     later["steps"][1]["executor"] = json!("ssh");
     later["steps"][1]["secrets"] = json!(["token"]);
