@@ -72,7 +72,7 @@ impl KeptRun {
     /// # Errors
     /// If the store cannot be read.
     pub async fn parent(&self, parent: Parent) -> anyhow::Result<KeptParent> {
-        let keys = [names::run_key(&self.run)];
+        let keys = [names::run_key(&self.run), names::definition_key(&self.run)];
         let store = self.embedded.store();
         let mut entries = Vec::new();
         for key in keys {
