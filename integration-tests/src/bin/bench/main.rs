@@ -11,6 +11,7 @@ mod cluster;
 mod graph;
 mod idle;
 mod lines;
+mod mask;
 mod memory;
 mod peers;
 mod report;
@@ -32,6 +33,7 @@ use serde_json::{Value, json};
 use crate::claims::Size as Claims;
 use crate::graph::Size as Graph;
 use crate::lines::Size as Lines;
+use crate::mask::Size as Masked;
 use crate::peers::Peers;
 use crate::report::Report;
 use crate::rest::Rest;
@@ -41,15 +43,16 @@ const HELP: &str = "\
 bench [--only PARTS] [--quick]
 
   --only PARTS  of a (time of a step), b (log throughput), c (claims), d (memory), e (takeover and
-                hand-over), f (many idle workers), g (steps of the host): a,b,c,d,e,f,g
+                hand-over), f (many idle workers), g (steps of the host), h (the mask of secrets):
+                a,b,c,d,e,f,g,h
   --quick       less of everything: to see that it works, not to read figures
 
-The services are those of the environment: scripts/bench starts some; g alone needs none. BOB_BENCH_ENTER names the
+The services are those of the environment: scripts/bench starts some; g and h need none. BOB_BENCH_ENTER names the
 program that starts others beside the engine, as its user; without it podman's own command line is
 left out.
 ";
 
-const PARTS: [&str; 7] = ["a", "b", "c", "d", "e", "f", "g"];
+const PARTS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
 
 /// How much of everything.
 struct Plan {
@@ -61,6 +64,7 @@ struct Plan {
     losses: usize,
     idle: usize,
     graph: Graph,
+    masked: Masked,
 }
 
 impl Plan {
@@ -91,6 +95,7 @@ impl Plan {
             losses: 7,
             idle: 1000,
             graph: Graph { steps: 1000, rounds: 3 },
+            masked: Masked { mebibytes: 256, rounds: 5 },
         }
     }
 
@@ -105,7 +110,13 @@ impl Plan {
             losses: 1,
             idle: 20,
             graph: Graph { steps: 100, rounds: 1 },
+            masked: Masked { mebibytes: 8, rounds: 1 },
         }
+    }
+
+    /// Whether no service is needed for it.
+    fn is_alone(&self) -> bool {
+        self.parts.split(',').all(|part| ["g", "h"].contains(&part))
     }
 
     fn has(&self, part: &str) -> bool {
@@ -132,7 +143,7 @@ async fn main() -> anyhow::Result<()> {
     };
     let mut report = Report::default();
     let begun = Instant::now();
-    let (about, measured) = if plan.parts == "g" {
+    let (about, measured) = if plan.is_alone() {
         (here(), alone(&plan, &mut report).await)
     } else {
         let needed: Vec<&str> = BROKER.iter().chain(STORE).chain(ENGINE).copied().collect();
@@ -154,6 +165,10 @@ async fn alone(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     if plan.has("g") {
         say("g: steps of the host");
         graph::measure(plan.graph, report).await?;
+    }
+    if plan.has("h") {
+        say("h: the mask of secrets");
+        mask::measure(plan.masked, report)?;
     }
     Ok(())
 }

@@ -6,6 +6,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
+use super::rows::FIRST;
+use super::shell;
+
 /// A value of fewer bytes is not looked for: it would be found everywhere.
 pub const SHORTEST: usize = 3;
 /// The same of one line of several.
@@ -17,7 +20,7 @@ const SHORTEST_IN_FILES: usize = 6;
 /// Of the lines of a value, one that is a word of so many bytes is looked for among files: a shorter one,
 /// as `-----BEGIN PRIVATE KEY-----`, stands in many a program.
 const LONG_WORD: usize = 32;
-/// How long the lines of base64 texts are: of `base64`, and of PEM files.
+/// The usual lengths of the rows of base64 texts: of `base64`, and of PEM files.
 const ROWS: [usize; 2] = [76, 64];
 
 /// What RFC 3986 leaves as it is.
@@ -27,28 +30,38 @@ const PATH: &AsciiSet = &STRICT.remove(b'/');
 /// What `encodeURIComponent` leaves as it is.
 const SCRIPT: &AsciiSet = &STRICT.remove(b'!').remove(b'*').remove(b'\'').remove(b'(').remove(b')');
 
-/// Every form of these values that is masked in what a step says.
-pub(super) fn in_output<'a>(values: impl Iterator<Item = &'a [u8]>) -> BTreeSet<Vec<u8>> {
-    let mut forms = BTreeSet::new();
+/// The forms of some values.
+#[derive(Debug, Default)]
+pub(super) struct Texts {
+    /// Forms that appear without line breaks added.
+    pub(super) plain: BTreeSet<Vec<u8>>,
+    /// Base64 forms, to be compared with rows that are joined again.
+    pub(super) rows: BTreeSet<Vec<u8>>,
+}
+
+/// Every form of these values that is masked in output.
+pub(super) fn in_output<'a>(values: impl Iterator<Item = &'a [u8]>) -> Texts {
+    let mut forms = Texts::default();
     for value in values.map(trimmed).filter(|value| value.len() >= SHORTEST) {
-        add(value, &mut forms);
+        forms.add(value);
         let lines = lines(value).filter(|line| line.len() >= SHORTEST_LINE);
-        lines.for_each(|line| add(line, &mut forms));
+        lines.for_each(|line| forms.add(line));
     }
     forms
 }
 
-/// Every form of these values that a file which is kept may not hold.
-pub(super) fn in_files<'a>(values: impl Iterator<Item = &'a [u8]>) -> BTreeSet<Vec<u8>> {
-    let mut forms = BTreeSet::new();
+/// Every form of these values that a stored or sent file must not contain.
+pub(super) fn in_files<'a>(values: impl Iterator<Item = &'a [u8]>) -> Texts {
+    let mut forms = Texts::default();
     for value in values.map(trimmed).filter(|value| value.len() >= SHORTEST_IN_FILES) {
-        add(value, &mut forms);
+        forms.add(value);
         let is_long_word = |line: &&[u8]| {
             line.len() >= LONG_WORD && !line.iter().any(|byte| byte.is_ascii_whitespace())
         };
-        lines(value).filter(is_long_word).for_each(|line| add(line, &mut forms));
+        lines(value).filter(is_long_word).for_each(|line| forms.add(line));
     }
-    forms.retain(|form| form.len() >= SHORTEST_IN_FILES);
+    forms.plain.retain(|form| form.len() >= SHORTEST_IN_FILES);
+    forms.rows.retain(|form| form.len() >= SHORTEST_IN_FILES);
     forms
 }
 
@@ -63,41 +76,55 @@ fn lines(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|byte| *byte == b'\n').map(trimmed).filter(move |_| several)
 }
 
-fn add(text: &[u8], forms: &mut BTreeSet<Vec<u8>>) {
-    forms.insert(text.to_vec());
-    add_base64(text, forms);
-    add_percent(text, forms);
-    if let Ok(text) = std::str::from_utf8(text) {
-        add_json(text, forms);
-        // As a shell shows a word in quotes, with `set -x`.
-        forms.insert(text.replace('\'', r"'\''").into_bytes());
+impl Texts {
+    fn add(&mut self, text: &[u8]) {
+        self.plain.insert(text.to_vec());
+        self.plain.extend(shell::forms(text));
+        self.add_base64(text);
+        add_percent(text, &mut self.plain);
+        if let Ok(text) = std::str::from_utf8(text) {
+            add_json(text, &mut self.plain);
+        }
     }
-}
 
-/// By itself, with and without padding, and inside a longer text: there it begins at one of three
-/// places in a group of four letters, and only the letters that it alone makes are certain.
-fn add_base64(text: &[u8], forms: &mut BTreeSet<Vec<u8>>) {
-    for engine in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
-        let alone = engine.encode(text);
-        for row in ROWS.into_iter().filter(|row| alone.len() > *row) {
-            // The lines after the first are broken off from it.
-            let rows = alone.as_bytes().chunks(row).filter(|row| row.len() >= SHORTEST_CORE);
-            forms.extend(rows.map(<[u8]>::to_vec));
-        }
-        if alone.len() >= SHORTEST_LINE {
-            let padding = "=".repeat(alone.len().next_multiple_of(4) - alone.len());
-            forms.insert(format!("{alone}{padding}").into_bytes());
-            forms.insert(alone.into_bytes());
-        }
-        for before in 0..3 {
-            let shifted = engine.encode([&[0; 2][..before], text].concat());
-            let first = (8 * before).div_ceil(6);
-            let end = 8 * (before + text.len()) / 6;
-            let core = shifted.as_bytes().get(first..end).unwrap_or_default();
-            if core.len() >= SHORTEST_CORE {
-                forms.insert(core.to_vec());
+    /// By itself, with and without padding, and inside a longer text: there it begins at one of three
+    /// places in a group of four letters, and only the letters that it alone makes are certain.
+    fn add_base64(&mut self, text: &[u8]) {
+        for engine in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
+            let alone = engine.encode(text);
+            for row in ROWS.into_iter().filter(|row| alone.len() > *row) {
+                // One row may be printed without the others.
+                let rows = alone.as_bytes().chunks(row).filter(|row| row.len() >= SHORTEST_CORE);
+                self.plain.extend(rows.map(<[u8]>::to_vec));
+            }
+            if alone.len() >= SHORTEST_LINE {
+                let padding = "=".repeat(alone.len().next_multiple_of(4) - alone.len());
+                self.plain.insert(format!("{alone}{padding}").into_bytes());
+                self.plain.insert(alone.clone().into_bytes());
+                self.add_rows(alone.as_bytes());
+            }
+            for before in 0..3 {
+                let shifted = engine.encode([&[0; 2][..before], text].concat());
+                let first = (8 * before).div_ceil(6);
+                let end = 8 * (before + text.len()) / 6;
+                let core = shifted.as_bytes().get(first..end).unwrap_or_default();
+                if core.len() >= SHORTEST_CORE {
+                    self.plain.insert(core.to_vec());
+                    self.add_rows(core);
+                }
             }
         }
+    }
+
+    /// Base64 that is broken into rows. Its first letters may be at the end of a row, too few to be
+    /// recognized there.
+    fn add_rows(&mut self, letters: &[u8]) {
+        let ends = (0..FIRST).filter_map(|at| letters.get(at..));
+        let certain = ends.filter(|end| end.len() >= SHORTEST_CORE);
+        self.rows.extend(certain.map(<[u8]>::to_vec));
+        // The rest may then fill a single row.
+        let rest = letters.get(FIRST - 1..).filter(|rest| rest.len() >= SHORTEST_CORE);
+        self.plain.extend(rest.map(<[u8]>::to_vec));
     }
 }
 

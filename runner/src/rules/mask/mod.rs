@@ -3,14 +3,19 @@
 
 mod forms;
 #[cfg(test)]
+mod real_shells;
+mod rows;
+mod shell;
+#[cfg(test)]
 mod tests;
+mod words;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use aho_corasick::{AhoCorasick, MatchKind};
-
 pub use self::forms::SHORTEST;
+use self::forms::Texts;
+use self::rows::Known;
+use self::words::Words;
 
 /// What stands in the place of a secret.
 pub const MASK: &[u8] = b"***";
@@ -35,35 +40,63 @@ impl std::fmt::Debug for Mask {
     }
 }
 
-/// Texts, and what finds them.
+/// All forms of some secrets.
 struct Forms {
-    sorted: Vec<Vec<u8>>,
-    search: AhoCorasick,
-    longest: usize,
+    plain: Words,
+    rows: Words,
 }
 
 impl Forms {
-    fn new(forms: BTreeSet<Vec<u8>>) -> Result<Self, TooLarge> {
-        let search = AhoCorasick::builder()
-            // Those that overlap are all found: what any of them covers is masked.
-            .match_kind(MatchKind::Standard)
-            .build(&forms)
-            .map_err(|cause| TooLarge(cause.to_string()))?;
-        let longest = forms.iter().map(Vec::len).max().unwrap_or(0);
-        Ok(Self { sorted: forms.into_iter().collect(), search, longest })
+    fn new(texts: Texts) -> Result<Self, TooLarge> {
+        Ok(Self { plain: Words::new(texts.plain)?, rows: Words::new(texts.rows)? })
     }
 
-    /// Whether one of them goes on where this ends.
-    fn goes_on(&self, beginning: &[u8]) -> bool {
-        let at = self.sorted.partition_point(|form| form.as_slice() <= beginning);
-        self.sorted.get(at).is_some_and(|form| form.starts_with(beginning))
+    /// The places of secrets, ordered by their starts.
+    fn find(&self, known: Known<'_>) -> Vec<(usize, usize)> {
+        let mut found: Vec<(usize, usize)> = self.plain.find(known.bytes).collect();
+        found.extend(known.find(&self.rows));
+        found.sort_unstable();
+        found
     }
 
-    /// Where the longest end of `bytes` begins that may become one of them.
-    fn beginning(&self, bytes: &[u8]) -> usize {
-        let first = (bytes.len() + 1).saturating_sub(self.longest);
-        let begins = |at: &usize| bytes.get(*at..).is_some_and(|rest| self.goes_on(rest));
-        (first..bytes.len()).find(begins).unwrap_or(bytes.len())
+    /// Whether there is a secret.
+    fn are_in(&self, known: Known<'_>) -> bool {
+        self.plain.are_in(known.bytes) || !known.find(&self.rows).is_empty()
+    }
+
+    /// The start of the longest suffix that may be the beginning of a secret.
+    fn beginning(&self, known: Known<'_>) -> usize {
+        let bytes = known.bytes;
+        let first = (bytes.len() + 1).saturating_sub(self.plain.longest());
+        let begins = |at: &usize| bytes.get(*at..).is_some_and(|rest| self.plain.begin_with(rest));
+        let plain = (first..bytes.len()).find(begins).unwrap_or(bytes.len());
+        plain.min(known.beginning(&self.rows))
+    }
+}
+
+/// The bytes at the end of a stream that may be the beginning of a secret.
+#[derive(Debug)]
+struct Held {
+    bytes: Vec<u8>,
+    begins_line: bool,
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Self { bytes: Vec::new(), begins_line: true }
+    }
+}
+
+impl Held {
+    fn known(&self) -> Known<'_> {
+        Known { bytes: &self.bytes, begins_line: self.begins_line }
+    }
+
+    fn let_go(&mut self, until: usize) {
+        if let Some(last) = until.checked_sub(1).and_then(|last| self.bytes.get(last)) {
+            self.begins_line = *last == b'\n';
+        }
+        self.bytes.drain(..until);
     }
 }
 
@@ -92,9 +125,8 @@ impl Mask {
 #[derive(Debug)]
 pub struct Masker {
     mask: Arc<Mask>,
-    /// The end of what came, which may be the beginning of a secret.
-    held: Vec<u8>,
-    /// So many bytes of it are covered by a secret whose mask is out already.
+    held: Held,
+    /// The number of held bytes that belong to a secret whose mask was already returned.
     covered: usize,
 }
 
@@ -102,44 +134,48 @@ impl Masker {
     /// For a new stream.
     #[must_use]
     pub fn new(mask: Arc<Mask>) -> Self {
-        Self { mask, held: Vec::new(), covered: 0 }
+        Self { mask, held: Held::default(), covered: 0 }
+    }
+
+    /// Switches to another mask, because the run was given more secrets.
+    pub fn renew(&mut self, mask: &Arc<Mask>) {
+        if !Arc::ptr_eq(&self.mask, mask) {
+            self.mask = Arc::clone(mask);
+        }
     }
 
     /// Takes bytes, and returns what is known to be no secret, masked. What may be the beginning of one
-    /// waits for more: the most is one byte less than the longest form of a secret.
+    /// waits for more: at most as many bytes as three times the longest form of a secret.
     #[must_use]
     pub fn push(&mut self, bytes: &[u8]) -> Vec<u8> {
-        self.held.extend_from_slice(bytes);
-        let until = self.mask.output.beginning(&self.held);
+        self.held.bytes.extend_from_slice(bytes);
+        let until = self.mask.output.beginning(self.held.known());
         self.release(until)
     }
 
     /// Returns what is left: the stream has ended.
     #[must_use]
     pub fn finish(&mut self) -> Vec<u8> {
-        self.release(self.held.len())
+        self.release(self.held.bytes.len())
     }
 
     /// Lets go of the bytes before `until`: nothing that is yet to come begins there.
     fn release(&mut self, until: usize) -> Vec<u8> {
-        let mask = Arc::clone(&self.mask);
-        let found = mask.output.search.find_overlapping_iter(&self.held);
-        let mut found: Vec<(usize, usize)> =
-            found.map(|found| (found.start(), found.end())).collect();
-        found.sort_unstable();
+        let found = self.mask.output.find(self.held.known());
+        let held = &self.held.bytes;
         let mut out = Vec::with_capacity(until);
         // Everything before `at` is out, or covered by a mask that is.
         let mut at = self.covered;
         for (start, end) in found.into_iter().take_while(|(start, _)| *start < until) {
             // One that overlaps with the one before is hidden by the same mask.
             if start >= at {
-                out.extend_from_slice(self.held.get(at..start).unwrap_or_default());
+                out.extend_from_slice(held.get(at..start).unwrap_or_default());
                 out.extend_from_slice(MASK);
             }
             at = at.max(end);
         }
-        out.extend_from_slice(self.held.get(at..until).unwrap_or_default());
-        self.held.drain(..until);
+        out.extend_from_slice(held.get(at..until).unwrap_or_default());
+        self.held.let_go(until);
         self.covered = at.saturating_sub(until);
         out
     }
@@ -149,25 +185,30 @@ impl Masker {
 #[derive(Debug)]
 pub struct Finder {
     mask: Arc<Mask>,
-    /// The end of what came.
-    seen: Vec<u8>,
+    held: Held,
 }
 
 impl Finder {
     /// For a new stream.
     #[must_use]
     pub fn new(mask: Arc<Mask>) -> Self {
-        Self { mask, seen: Vec::new() }
+        Self { mask, held: Held::default() }
     }
 
     /// Whether a secret ends in these bytes.
     #[must_use]
     pub fn finds(&mut self, bytes: &[u8]) -> bool {
         let files = &self.mask.files;
-        self.seen.extend_from_slice(bytes);
-        let found = files.search.is_match(&self.seen);
-        let over = (self.seen.len() + 1).saturating_sub(files.longest.max(1));
-        self.seen.drain(..over);
+        self.held.bytes.extend_from_slice(bytes);
+        let found = files.are_in(self.held.known());
+        let until = files.beginning(self.held.known());
+        self.held.let_go(until);
         found
+    }
+
+    /// The number of last bytes that may be the beginning of a secret.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.held.bytes.len()
     }
 }

@@ -71,17 +71,64 @@ fn a_secret_is_masked_inside_a_longer_base64_text() {
     }
 }
 
+/// The unmasked letters of base64 with rows of this length.
+fn left_in_rows(mask: &Arc<Mask>, text: &str, row: usize, end: &str) -> String {
+    let rows: Vec<&str> =
+        text.as_bytes().chunks(row).map(|row| std::str::from_utf8(row).unwrap()).collect();
+    mask.text(&rows.join(end)).replace("***", "").replace(['\r', '\n'], "")
+}
+
 #[test]
-fn a_long_secret_is_masked_in_base64_that_is_broken_into_lines() {
-    let secret = "k3y".repeat(100);
-    let mask = mask(&[&secret]);
-    let encoded = STANDARD.encode(&secret);
-    for row in [64, 76] {
-        let lines: Vec<&str> =
-            encoded.as_bytes().chunks(row).map(|row| std::str::from_utf8(row).unwrap()).collect();
-        let masked = mask.text(&lines.join("\n"));
-        assert!(masked.replace("***", "").trim().len() < 6, "{masked}");
+fn a_secret_is_masked_in_base64_with_rows_of_any_length() {
+    let long = "k3y".repeat(100);
+    for secret in ["correct horse battery", "t0p/s3cret+value", &long] {
+        let mask = mask(&[secret]);
+        for row in 1..=100 {
+            for end in ["\n", "\r\n"] {
+                let left = left_in_rows(&mask, &STANDARD.encode(secret), row, end);
+                assert!(left.replace('=', "").is_empty(), "{secret}, rows of {row}: {left:?}");
+                for before in ["u", "us", "user:", "a user of some length: "] {
+                    let text = STANDARD.encode(format!("{before}{secret}!"));
+                    let left = left_in_rows(&mask, &text, row, end);
+                    // The text around the secret, a few bits at its ends, and up to FIRST letters at the end of a row.
+                    let around = before.len().div_ceil(3) * 4 + 8 + rows::FIRST;
+                    assert!(left.len() <= around, "{secret}, rows of {row}: {left:?}");
+                }
+            }
+        }
     }
+}
+
+#[test]
+fn a_line_does_not_wait_for_the_next_one_because_of_its_last_letters() {
+    let secret = "correct horse battery";
+    let encoded = STANDARD.encode(secret);
+    let mut masker = Masker::new(mask(&[secret]));
+    for letters in 1..rows::FIRST {
+        let line = format!("a line that ends with {}\n", &encoded[..letters]);
+        assert_eq!(masker.push(line.as_bytes()), line.as_bytes());
+    }
+    let line = format!("a line that ends with {}\n", &encoded[..rows::FIRST]);
+    assert_eq!(masker.push(line.as_bytes()), b"a line that ends with ");
+    assert_eq!(masker.push(b"\n\n"), [&encoded.as_bytes()[..rows::FIRST], b"\n\n\n"].concat());
+}
+
+#[test]
+fn a_stream_is_masked_with_what_was_added_while_it_runs() {
+    let mut masker = Masker::new(mask(&["first-secret"]));
+    assert_eq!(masker.push(b"first-secret second-secret first-"), b"*** second-secret ");
+    masker.renew(&mask(&["first-secret", "second-secret"]));
+    assert_eq!(masker.push(b"secret second-secret"), b"*** ***");
+    assert_eq!(masker.finish(), b"");
+}
+
+#[test]
+fn a_secret_of_the_largest_size_is_masked() {
+    let secret: String = (0..8 * 1024).map(|n| format!("{:08x}", n * 7919)).collect();
+    let mask = mask(&[&secret]);
+    assert_eq!(mask.text(&format!("<{secret}>")), "<***>");
+    let left = left_in_rows(&mask, &STANDARD.encode(&secret), 20, "\n");
+    assert!(left.replace('=', "").is_empty(), "{} bytes are left", left.len());
 }
 
 #[test]
@@ -136,7 +183,13 @@ fn a_mask_shows_nothing_of_what_it_hides() {
 #[test]
 fn a_secret_is_found_in_what_comes_in_pieces() {
     let mask = mask(&[TOKEN]);
-    for form in [TOKEN.to_owned(), STANDARD.encode(TOKEN)] {
+    let rows: Vec<String> = STANDARD
+        .encode(TOKEN)
+        .as_bytes()
+        .chunks(5)
+        .map(|row| format!("{}\n", String::from_utf8_lossy(row)))
+        .collect();
+    for form in [TOKEN.to_owned(), STANDARD.encode(TOKEN), rows.concat()] {
         let file = format!("{}{form}{}", "x".repeat(100), "y".repeat(100));
         for size in [1, 7, 64, 1000] {
             let mut finder = Finder::new(Arc::clone(&mask));
@@ -146,6 +199,7 @@ fn a_secret_is_found_in_what_comes_in_pieces() {
     }
     let mut finder = Finder::new(mask);
     assert!(!finder.finds(b"nothing of it") && !finder.finds(b"s3cr3t/"));
+    assert_eq!(finder.pending(), b"s3cr3t/".len());
 }
 
 #[test]
@@ -164,7 +218,10 @@ fn texts() -> impl Strategy<Value = Vec<u8>> {
         Just("bcabd".to_owned()),
         Just(STANDARD.encode("abcabd")),
         Just("%2F".to_owned()),
+        Just("\n".to_owned()),
+        Just("\r\n".to_owned()),
         "[abcd/]{0,4}",
+        "[YWJjZGFi\n]{0,5}",
         "\\PC{0,3}",
     ];
     prop::collection::vec(part, 0..40).prop_map(|parts| parts.concat().into_bytes())
@@ -187,7 +244,8 @@ proptest! {
         while !rest.is_empty() {
             let (piece, after) = rest.split_at(sizes.next().unwrap_or(1).min(rest.len()));
             out.extend(masker.push(piece));
-            prop_assert!(masker.held.len() < mask.output.longest.max(1), "more is held than may be one");
+            let most = mask.output.plain.longest().max(3 * mask.output.rows.longest());
+            prop_assert!(masker.held.bytes.len() <= most, "more is held than may be one");
             rest = after;
         }
         out.extend(masker.finish());

@@ -1,0 +1,153 @@
+//! The forms in which shells print a word: with `set -x`, `export -p`, `set` and `printf %q`.
+//!
+//! A secret is often only a part of the printed word. Each form is therefore how the secret appears
+//! inside a word, without the quotes around that word.
+
+/// The characters that `printf %q` of bash escapes with a backslash.
+const META: &[u8] = b" !\"$&'()*,;<>?[\\]^`{|}";
+
+/// Which bytes beyond ASCII are printed as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Beyond {
+    /// Valid UTF-8 except control characters, as in a UTF-8 locale.
+    Utf8,
+    /// None, as in the C locale.
+    Nothing,
+}
+
+/// Every form of a text that dash, busybox, bash and coreutils print inside a word.
+pub(super) fn forms(text: &[u8]) -> Vec<Vec<u8>> {
+    let mut forms = vec![
+        reopened(text),
+        almquist(text),
+        escaped(text, |_, byte| b"\"$\\`".contains(&byte)),
+        escaped(text, |_, byte| META.contains(&byte)),
+        escaped(text, |before, byte| {
+            let begins_home = byte == b'~' && matches!(before, Some(b':' | b'='));
+            META.contains(&byte) || begins_home
+        }),
+    ];
+    for beyond in [Beyond::Utf8, Beyond::Nothing] {
+        forms.push(ansi(text, beyond));
+        forms.push(coreutils(text, beyond));
+    }
+    forms
+}
+
+/// In single quotes, which are closed and opened again around a quote: `it'\''s`.
+fn reopened(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    for byte in text {
+        if *byte == b'\'' {
+            out.extend_from_slice(br"'\''");
+        } else {
+            out.push(*byte);
+        }
+    }
+    out
+}
+
+/// In single quotes, with each row of quotes in double quotes: `it'"'"'s`.
+fn almquist(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let rows = text.chunk_by(|a, b| (*a == b'\'') == (*b == b'\'')).collect::<Vec<_>>();
+    for (at, row) in rows.iter().enumerate() {
+        let is_quoted = row.first() == Some(&b'\'');
+        // Quotes at either end may belong to a longer row in the word, whose ends are unknown.
+        if is_quoted && at > 0 {
+            out.extend_from_slice(b"'\"");
+        }
+        out.extend_from_slice(row);
+        if is_quoted && at + 1 < rows.len() {
+            out.extend_from_slice(b"\"'");
+        }
+    }
+    out
+}
+
+/// With a backslash before some bytes. The closure gets the preceding byte and the byte itself.
+fn escaped(text: &[u8], is_escaped: impl Fn(Option<u8>, u8) -> bool) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut before = None;
+    for byte in text {
+        if is_escaped(before, *byte) {
+            out.push(b'\\');
+        }
+        out.push(*byte);
+        before = Some(*byte);
+    }
+    out
+}
+
+/// In `$'…'`, as bash prints it.
+fn ansi(text: &[u8], beyond: Beyond) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    for part in parts(text, beyond) {
+        match part {
+            Part::Shown(b'\'') => out.extend_from_slice(br"\'"),
+            Part::Shown(b'\\') => out.extend_from_slice(br"\\"),
+            Part::Shown(byte) => out.push(byte),
+            Part::Escaped(0x1b) => out.extend_from_slice(br"\E"),
+            Part::Escaped(byte) => out.extend(escape(byte)),
+        }
+    }
+    out
+}
+
+/// In single quotes, with unprintable bytes in `$'…'` between them, as coreutils' `printf` prints it.
+fn coreutils(text: &[u8], beyond: Beyond) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut is_escaping = None;
+    for part in parts(text, beyond) {
+        let escapes = matches!(part, Part::Escaped(_));
+        match is_escaping.replace(escapes) {
+            Some(false) if escapes => out.extend_from_slice(b"'$'"),
+            // Before a quote, the `'` of `'\\''` closes the escaped text.
+            Some(true) if !escapes && !matches!(part, Part::Shown(b'\'')) => {
+                out.extend_from_slice(b"''");
+            }
+            Some(_) | None => {}
+        }
+        match part {
+            Part::Shown(b'\'') => out.extend_from_slice(br"'\''"),
+            Part::Shown(byte) => out.push(byte),
+            Part::Escaped(byte) => out.extend(escape(byte)),
+        }
+    }
+    out
+}
+
+/// A byte of a text.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Shown(u8),
+    Escaped(u8),
+}
+
+fn parts(text: &[u8], beyond: Beyond) -> impl Iterator<Item = Part> {
+    text.utf8_chunks().flat_map(move |chunk| {
+        let valid = chunk.valid().chars().flat_map(move |c| {
+            let is_shown = !c.is_control() && (c.is_ascii() || beyond == Beyond::Utf8);
+            let part = if is_shown { Part::Shown } else { Part::Escaped };
+            let mut bytes = [0; 4];
+            let len = c.encode_utf8(&mut bytes).len();
+            bytes.into_iter().take(len).map(part)
+        });
+        valid.chain(chunk.invalid().iter().copied().map(Part::Escaped))
+    })
+}
+
+/// The escape of a byte in `$'…'`.
+fn escape(byte: u8) -> Vec<u8> {
+    let letter = match byte {
+        0x07 => b'a',
+        0x08 => b'b',
+        b'\t' => b't',
+        b'\n' => b'n',
+        0x0b => b'v',
+        0x0c => b'f',
+        b'\r' => b'r',
+        other => return format!("\\{other:03o}").into_bytes(),
+    };
+    vec![b'\\', letter]
+}

@@ -1,0 +1,67 @@
+//! Finds a set of words in bytes that come in pieces.
+
+use std::collections::BTreeSet;
+
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
+
+use super::TooLarge;
+
+/// Up to this size of all words, a DFA is used. It is the fastest search, and takes about 512 bytes of
+/// memory per byte.
+const FAST_BYTES: usize = 32 * 1024;
+
+/// A set of words.
+pub(super) struct Words {
+    sorted: Vec<Vec<u8>>,
+    search: AhoCorasick,
+    shortest: usize,
+    longest: usize,
+}
+
+impl Words {
+    pub(super) fn new(words: BTreeSet<Vec<u8>>) -> Result<Self, TooLarge> {
+        let bytes: usize = words.iter().map(Vec::len).sum();
+        let kind =
+            if bytes <= FAST_BYTES { AhoCorasickKind::DFA } else { AhoCorasickKind::ContiguousNFA };
+        let search = AhoCorasick::builder()
+            // Overlapping words are all found: what any of them covers is masked.
+            .match_kind(MatchKind::Standard)
+            .kind(Some(kind))
+            .build(&words)
+            .map_err(|cause| TooLarge(cause.to_string()))?;
+        let lengths = || words.iter().map(Vec::len);
+        let (shortest, longest) = (lengths().min().unwrap_or(0), lengths().max().unwrap_or(0));
+        Ok(Self { sorted: words.into_iter().collect(), search, shortest, longest })
+    }
+
+    /// The length of the shortest word.
+    pub(super) fn shortest(&self) -> usize {
+        self.shortest
+    }
+
+    /// The length of the longest word.
+    pub(super) fn longest(&self) -> usize {
+        self.longest
+    }
+
+    /// Whether there is none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.sorted.is_empty()
+    }
+
+    /// Their places in `bytes`, ordered by their ends.
+    pub(super) fn find<'a>(&'a self, bytes: &'a [u8]) -> impl Iterator<Item = (usize, usize)> {
+        self.search.find_overlapping_iter(bytes).map(|found| (found.start(), found.end()))
+    }
+
+    /// Whether one of them is in `bytes`.
+    pub(super) fn are_in(&self, bytes: &[u8]) -> bool {
+        self.search.is_match(bytes)
+    }
+
+    /// Whether `beginning` is the beginning of one of them, and not all of it.
+    pub(super) fn begin_with(&self, beginning: &[u8]) -> bool {
+        let at = self.sorted.partition_point(|word| word.as_slice() <= beginning);
+        self.sorted.get(at).is_some_and(|word| word.starts_with(beginning))
+    }
+}
