@@ -15,9 +15,9 @@ use protocol::dialect::{parse, pipeline_faults_json, pipeline_from_json};
 use protocol::id::{RegisteredName, StepName};
 use protocol::pipeline::{
     Admission, Artifact, Backoff, Callback, Cmd, EndSignal, ExecutorKind, FailureMode, Graph,
-    Layout, Limits, Missing, OnLost, Output, OutputKind, Pipeline, PullPolicy, Quotas, Requests,
-    Resource, ResourceKind, Retry, RetryOn, SecretUse, Shell, Step, Strategy as Strategy_,
-    Template, Token, Vars, When,
+    Layout, Limits, Missing, OnLogLimit, OnLost, Output, OutputKind, Pipeline, PullPolicy, Quotas,
+    Requests, Resource, ResourceKind, Retry, RetryOn, SecretUse, Shell, Step,
+    Strategy as Strategy_, Template, Token, Vars, When,
 };
 use protocol::quantity::{Cpu, Memory, Span};
 use serde_json::Value;
@@ -169,6 +169,7 @@ fn step() -> impl Strategy<Value = Step> {
                 template,
                 when,
                 allow_failure,
+                on_log_limit: if allow_failure { OnLogLimit::Fail } else { OnLogLimit::Discard },
                 from: None,
                 vars,
                 needs_resource: None,

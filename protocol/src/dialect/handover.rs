@@ -209,8 +209,8 @@ pub(super) fn literal_secrets(
 ) -> Vec<Diagnostic> {
     let warn = |path: String| {
         let (at, path) = place(&path);
-        let hint = "write {secret-name: NAME} in its place, and keep it where the runner looks";
-        let fault = at.fault("a secret stands in the file, for all who can read it", Some(hint));
+        let hint = "write {secret-name: NAME} in its place, and keep the secret where the runner looks for it";
+        let fault = at.fault(super::LITERAL_SECRET, Some(hint));
         Diagnostic { class: Class::Warning, path, ..fault }
     };
     pipeline.literal_secrets().into_iter().map(warn).collect()

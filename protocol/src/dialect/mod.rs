@@ -306,6 +306,9 @@ fn surprising_commands(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
     warnings
 }
 
+/// The message of the warning about a secret in clear text in a file.
+pub const LITERAL_SECRET: &str = "the file contains a secret in clear text";
+
 /// Where a path such as `steps[2].needs` stands. A part that is not there (or is spelled with the
 /// other of `-` and `_`) ends the way, and what has been reached is the answer.
 fn place_of(root: &Node, path: &str) -> Position {

@@ -27,7 +27,10 @@ pub use self::limits::ProcessLimits;
 pub use self::mount::{BadMount, Mount, MountOption, MountSource, Propagation};
 pub use self::network::{BadNetwork, BadNetworkGrant, Network, NetworkGrant, NetworkMode};
 pub use self::pattern::{BadPattern, Pattern, Selection};
-pub use self::step::{Backoff, Cmd, ExecutorKind, Retry, RetryOn, Shell, Step, Template, When};
+pub use self::secret::{is_secret_header, mask_stored_definition, mask_stored_run};
+pub use self::step::{
+    Backoff, Cmd, ExecutorKind, OnLogLimit, Retry, RetryOn, Shell, Step, Template, When,
+};
 use crate::id::{PipelineId, RegisteredName};
 use crate::quantity::{Cpu, Memory, Span};
 

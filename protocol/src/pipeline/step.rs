@@ -71,6 +71,9 @@ pub struct Step {
     /// Where it fails, the run goes on as if it had passed, and what is left of `script` is run.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_failure: bool,
+    /// What happens if the output of the step reaches the limit of the worker (`BOB_LOG_LIMIT_BYTES`).
+    #[serde(default, skip_serializing_if = "OnLogLimit::is_usual")]
+    pub on_log_limit: OnLogLimit,
     /// Of several steps that it needs and that left an image: the one whose image it goes on from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<StepName>,
@@ -174,6 +177,24 @@ impl When {
     }
 }
 
+/// What happens to a step if its output reaches the limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnLogLimit {
+    /// The step continues, and the rest of its output is discarded.
+    #[default]
+    Discard,
+    /// The step is stopped and fails.
+    Fail,
+}
+
+impl OnLogLimit {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 impl Step {
     /// A step that does nothing yet.
     #[must_use]
@@ -197,6 +218,7 @@ impl Step {
             needs: None,
             when: When::default(),
             allow_failure: false,
+            on_log_limit: OnLogLimit::default(),
             from: None,
             executor: ExecutorKind::default(),
             secrets: Vec::new(),

@@ -11,8 +11,8 @@ use crate::dialect::tree::{Position, Value, quoted};
 use crate::dialect::{container, handover, limits};
 use crate::id::StepName;
 use crate::pipeline::{
-    Artifact, Backoff, Cmd, EndSignal, ExecutorKind, Graph, Retry, RetryOn, Shell, Step, Template,
-    When,
+    Artifact, Backoff, Cmd, EndSignal, ExecutorKind, Graph, OnLogLimit, Retry, RetryOn, Shell,
+    Step, Template, When,
 };
 use crate::quantity::Span;
 
@@ -36,6 +36,7 @@ const STEP: Keys = Keys {
         "needs",
         "when",
         "allow-failure",
+        "on-log-limit",
         "from",
         "executor",
         "secrets",
@@ -69,6 +70,8 @@ const BACKOFFS: [(&str, Backoff); 2] =
 
 const SHELLS: [(&str, Shell); 2] = [("sh", Shell::Sh), ("bash", Shell::Bash)];
 const TEMPLATES: [(&str, Template); 2] = [("go", Template::Go), ("dollar", Template::Dollar)];
+const ON_LOG_LIMIT: [(&str, OnLogLimit); 2] =
+    [("discard", OnLogLimit::Discard), ("fail", OnLogLimit::Fail)];
 const WHEN: [(&str, When); 2] = [("passed", When::Passed), ("ended", When::Ended)];
 
 pub(super) const EXECUTORS: [(&str, ExecutorKind); 9] = [
@@ -260,6 +263,9 @@ impl Reader {
             template: self.optional(fields, "template", |r, f| r.word(f, &TEMPLATES)),
             when: self.optional(fields, "when", |r, f| r.word(f, &WHEN)).unwrap_or_default(),
             allow_failure: self.optional(fields, "allow-failure", Self::switch).unwrap_or_default(),
+            on_log_limit: self
+                .optional(fields, "on-log-limit", |r, f| r.word(f, &ON_LOG_LIMIT))
+                .unwrap_or_default(),
             from: self.optional(fields, "from", Self::parsed),
             name: name?,
             cmd: cmd?,
