@@ -22,13 +22,15 @@ use crate::services::{ENGINE, Services};
 pub struct Kept {
     stdout: Mutex<Vec<u8>>,
     stderr: Mutex<Vec<u8>>,
+    notes: Mutex<Vec<u8>>,
 }
 
 impl Kept {
     fn of(&self, stream: LogStream) -> &Mutex<Vec<u8>> {
         match stream {
             LogStream::Stderr => &self.stderr,
-            LogStream::Stdout | LogStream::Bob => &self.stdout,
+            LogStream::Stdout => &self.stdout,
+            LogStream::Bob => &self.notes,
         }
     }
 
@@ -46,6 +48,12 @@ impl Kept {
     #[must_use]
     pub fn stderr(&self) -> Vec<u8> {
         self.all(LogStream::Stderr)
+    }
+
+    /// Notices of the executor about the output.
+    #[must_use]
+    pub fn notes(&self) -> String {
+        String::from_utf8_lossy(&self.all(LogStream::Bob)).into_owned()
     }
 
     /// Standard output as text.

@@ -99,6 +99,7 @@ impl Services {
             retry_delay: Duration::ZERO,
             stream_name: "bob.event-stream".to_owned(),
             stream_retention_days: 7,
+            stream_max_bytes: None,
             stream_url: None,
             spill_dir: vhost.spill.path().to_owned(),
             spill_bytes: 1 << 30,

@@ -117,6 +117,64 @@ async fn a_step_that_ends_while_its_engine_is_away_is_read_to_its_end() {
     engine.bench.destroy().await;
 }
 
+impl Engine {
+    /// The same engine, with a small copy of its own of each step's output.
+    fn with_small_copies() -> Option<Self> {
+        let mut engine = Self::start()?;
+        let options = Options { log_bytes: Some(64 * 1024), ..Options::new(&engine.bench.url) };
+        engine.bench = Bench::new(&options, &engine.bench.run.image);
+        Some(engine)
+    }
+}
+
+#[tokio::test]
+async fn a_copy_that_has_lost_its_beginning_is_read_behind_what_was_taken() {
+    let Some(engine) = Engine::with_small_copies() else { return };
+    let line = "seq 1 20000; echo ready; for n in $(seq 1 200); do echo $n; usleep 10000; done; \
+                printf 'the end'";
+    let restarting = async {
+        engine.crash().await;
+        engine.come_back().await;
+    };
+    let (ran, kept) = meanwhile(&engine.bench, line, restarting).await;
+    assert_eq!(ran.unwrap().exit.code, 0);
+    let expected = format!("{}ready\n{}the end", lines(20_000), lines(200));
+    assert!(kept.text() == expected, "{} bytes: {}", kept.text().len(), tail(&kept));
+    assert_eq!(kept.notes(), "");
+    engine.bench.destroy().await;
+}
+
+#[tokio::test]
+async fn output_that_the_engine_no_longer_has_is_reported_as_missing() {
+    let Some(engine) = Engine::with_small_copies() else { return };
+    let mark = format!("8{}", uuid::Uuid::new_v4().as_u128() % 1_000_000_000);
+    // The last word of the shell's command line shows whether it still runs.
+    let line = format!("echo ready; sleep 1; seq 1 60000; printf 'the end' # {mark}");
+    let runs = || {
+        std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
+            std::fs::read(entry.path().join("cmdline"))
+                .is_ok_and(|words| String::from_utf8_lossy(&words).contains(&mark))
+        })
+    };
+    let away = async {
+        engine.crash().await;
+        until("the step has ended", || async { !runs() }).await;
+        engine.come_back().await;
+    };
+    let (ran, kept) = meanwhile(&engine.bench, &line, away).await;
+    assert_eq!(ran.unwrap().exit.code, 0);
+    let text = kept.text();
+    assert!(text.starts_with("ready\n") && text.ends_with("60000\nthe end"), "{}", tail(&kept));
+    assert!(text.len() < lines(60_000).len(), "the engine keeps all of it: {}", text.len());
+    assert!(kept.notes().contains("is missing here"), "{}", kept.notes());
+    engine.bench.destroy().await;
+}
+
+fn tail(kept: &Kept) -> String {
+    let text = kept.text();
+    text.get(text.len().saturating_sub(200)..).unwrap_or_default().to_owned()
+}
+
 /// What a step has left of a run whose next step's container the engine was killed over.
 async fn half_made(engine: &Engine) -> Workspace {
     let Bench { podman, run, stop, .. } = &engine.bench;

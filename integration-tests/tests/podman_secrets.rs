@@ -26,6 +26,10 @@ impl Search for Finding {
     fn finds(&mut self, bytes: &[u8]) -> bool {
         self.0.finds(bytes)
     }
+
+    fn pending(&self) -> usize {
+        self.0.pending()
+    }
 }
 
 /// A step that has the token as a file and as a variable.

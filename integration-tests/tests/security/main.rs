@@ -18,7 +18,18 @@ mod addresses;
 #[path = "../docker/engine.rs"]
 #[allow(dead_code, unreachable_pub, reason = "shared with the suite of the Docker adapter")]
 mod docker;
+mod output;
+mod run;
+mod secrets;
+mod volumes;
+mod work_dir;
+
+mod addresses;
+#[expect(dead_code, reason = "the tests of `serve` need more of it")]
 #[allow(dead_code, reason = "the suite `serve` uses the rest")]
+#[path = "../serve/keys.rs"]
+mod keys;
+#[expect(dead_code, reason = "other suites need more of it")]
 #[path = "../serve/keys.rs"]
 mod keys;
 mod mount;
@@ -27,14 +38,11 @@ mod network;
 #[allow(dead_code, reason = "the suite `serve` uses the rest")]
 #[path = "../serve/place.rs"]
 mod place;
-mod secret_scopes;
-mod settings_file;
-mod volumes;
-mod work_dir;
-#[expect(dead_code, reason = "other suites need more of it")]
-#[path = "../serve/keys.rs"]
-mod keys;
 #[expect(dead_code, reason = "other suites need more of it")]
 #[path = "../serve/place.rs"]
 mod place;
+mod secret_scopes;
+mod settings_file;
 mod templates;
+mod volumes;
+mod work_dir;

@@ -86,6 +86,7 @@ pub(super) fn options(engine: &config::Engine, url: String) -> podman::Options {
         checkpoints: None,
         worker: None,
         access: HostAccess::default(),
+        log_bytes: None,
     }
 }
 

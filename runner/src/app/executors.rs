@@ -25,6 +25,9 @@ pub(super) fn with_docker(config: &Config, is_needed: bool) -> Config {
     config
 }
 
+/// The least that an engine's own copy of a step's output may take, in bytes.
+const LOG_BYTES: u64 = 16 << 20;
+
 pub(super) fn executor(
     config: &Config,
     node: &NodeId,
@@ -36,12 +39,15 @@ pub(super) fn executor(
     // A person who runs a file of their own needs no grants.
     let is_of_user = local.work_dir.is_some();
     let access = engine::access(&config.engine, is_of_user);
+    // Beside each line, the engine keeps its time and its stream.
+    let log_bytes = config.worker.log_limit.map(|limit| limit.saturating_mul(2).max(LOG_BYTES));
     let lone: Option<Arc<dyn Executor>> = match &config.engine.docker_url {
         None => None,
         Some(url) => {
             let (worker, access) = (Some(node.clone()), access.clone());
             let of_engine = engine::docker_options(&config.engine, url);
-            let docker = Docker::connect(docker::Options { worker, access, ..of_engine });
+            let docker =
+                Docker::connect(docker::Options { worker, access, log_bytes, ..of_engine });
             Some(Arc::new(docker.map_err(|cause| Unavailable::because(&cause))?))
         }
     };
@@ -51,7 +57,7 @@ pub(super) fn executor(
         Some(url) => {
             let worker = Some(node.clone());
             let of_engine = engine::options(&config.engine, url);
-            let options = podman::Options { checkpoints, worker, access, ..of_engine };
+            let options = podman::Options { checkpoints, worker, access, log_bytes, ..of_engine };
             let podman = Podman::connect(options);
             Some(Arc::new(podman.map_err(|cause| Unavailable::because(&cause))?))
         }

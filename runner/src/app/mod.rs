@@ -38,7 +38,7 @@ use executors::{executor, on_this_host};
 use reach::{Publisher, policy, scopes};
 
 use crate::cluster::{AmqpEvents, AmqpOptions, AmqpQueue, Etcd, EtcdOptions, TlsFiles};
-use crate::config::{self, Config};
+use crate::config::{self, Config, LiteralSecrets};
 use crate::egress::Policy;
 use crate::embedded::{Embedded, OpenError};
 
@@ -172,6 +172,8 @@ pub fn worker_options(config: &Config, node: NodeId) -> worker::Options {
             ..worker::DiskOptions::default()
         },
         executors: worker.executors.clone(),
+        log_limit: worker.log_limit,
+        literal_secrets: worker.literal_secrets == LiteralSecrets::Allow,
         logs: None,
         job_env: config.job_env.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -214,6 +216,7 @@ pub fn amqp_options(config: &Config, node: NodeId) -> AmqpOptions {
         retry_delay: config.connection.retry_delay,
         stream_name: config.stream.name.clone(),
         stream_retention_days: config.stream.retention_days,
+        stream_max_bytes: config.stream.max_bytes,
         stream_url: config.stream.server.as_ref().map(config::StreamServer::url),
         spill_dir: config.spill.dir.clone(),
         spill_bytes: config.spill.bytes,

@@ -1,6 +1,7 @@
 //! `pipeline`, `provider`, `store`, `logger`: what is stored under a name.
 
 use protocol::id::RegisteredName;
+use protocol::pipeline::mask_stored_definition;
 use protocol::run as stored;
 use serde_json::{Value, json};
 use url::Url;
@@ -28,7 +29,7 @@ async fn apply_pipelines(context: &Context, files: &[String]) -> Result<Exit, Fa
     let mut pipelines = Vec::new();
     let mut refused = None;
     for file in files {
-        match files::usable(context, file) {
+        match files::to_store(context, file) {
             Ok(found) => pipelines.extend(found),
             Err(failure) => {
                 if let Some(message) = &failure.message {
@@ -51,8 +52,11 @@ async fn apply_pipelines(context: &Context, files: &[String]) -> Result<Exit, Fa
 }
 
 async fn list_pipelines(context: &Context) -> Result<Exit, Failure> {
-    let pipelines = context.readable(context.client()?.pipelines().await?);
+    let mut pipelines = context.readable(context.client()?.pipelines().await?);
     if context.style.json {
+        for stored in &mut pipelines {
+            mask_stored_definition(&mut stored.pipeline);
+        }
         output::document(&pipelines)?;
         return Ok(Exit::Ok);
     }
@@ -109,8 +113,11 @@ async fn registry(
 }
 
 async fn list_registered(context: &Context, registry: Registry) -> Result<Exit, Failure> {
-    let services = context.readable(context.client()?.registered(registry).await?);
+    let mut services = context.readable(context.client()?.registered(registry).await?);
     if context.style.json {
+        for service in &mut services {
+            service.url = crate::config::without_credentials(&service.url);
+        }
         output::document(&services)?;
         return Ok(Exit::Ok);
     }

@@ -11,6 +11,7 @@ use super::exit::{Exit, Failure};
 use super::output::{self, Ink, Style};
 use super::{Context, Talk, folder};
 use crate::app::doctor;
+use crate::config::LiteralSecrets;
 
 /// A little more than what is read of a file at most, so that the reader says what is wrong with it.
 const MAX_BYTES: u64 = 1024 * 1024 + 1;
@@ -81,10 +82,32 @@ fn parsed(context: &Context, source: Source<'_>) -> Result<Parsed, Failure> {
     Ok(parsed)
 }
 
-/// The pipelines of a file that is to be used; everything there is to say about it is said first.
-pub(super) fn usable(context: &Context, file: &str) -> Result<Vec<Pipeline>, Failure> {
+/// The pipelines of a file that is to be stored; everything there is to say about it is said first.
+pub(super) fn to_store(context: &Context, file: &str) -> Result<Vec<Pipeline>, Failure> {
     let source = Source { file, dialect: None, pattern: None };
-    used(context, parsed(context, source)?, |_| true)
+    used(context, to_leave(context, source)?, |_| true)
+}
+
+/// Parses a file that is sent to others. Secrets in clear text are errors, so that they are not sent to
+/// where others can read them.
+fn to_leave(context: &Context, source: Source<'_>) -> Result<Parsed, Failure> {
+    let mut parsed = parsed(context, source)?;
+    let mut literals: Vec<_> = parsed
+        .diagnostics
+        .iter_mut()
+        .filter(|fault| fault.message == dialect::LITERAL_SECRET)
+        .collect();
+    if !literals.is_empty()
+        && context.config(Talk::Little)?.worker.literal_secrets == LiteralSecrets::Reject
+    {
+        for fault in &mut literals {
+            fault.class = Class::Error;
+            let hint = fault.hint.take().unwrap_or_default();
+            fault.hint =
+                Some(format!("{hint}; or set BOB_LITERAL_SECRETS=allow here and on the workers"));
+        }
+    }
+    Ok(parsed)
 }
 
 /// Says what there is to say, of that which matters.
@@ -131,7 +154,7 @@ pub(super) fn to_send(
     alone: bool,
 ) -> Result<Pipeline, Failure> {
     let matters = |fault: &Diagnostic| !(alone && is_among_runs(fault));
-    let mut found = one_of(context, (source.file, name), parsed(context, source)?, matters)?;
+    let mut found = one_of(context, (source.file, name), to_leave(context, source)?, matters)?;
     if alone {
         found.admission = None;
         found.retention_count = None;

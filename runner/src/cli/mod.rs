@@ -51,9 +51,7 @@ use std::ffi::OsString;
 use clap::{CommandFactory as _, FromArgMatches as _};
 
 pub use exit::Exit;
-pub use guard::{
-    is_guard, is_lifeline, is_renderer, is_supervisor, lifeline, render, supervise,
-};
+pub use guard::{is_guard, is_lifeline, is_renderer, is_supervisor, lifeline, render, supervise};
 
 use args::{Command, Global, Typed};
 use exit::Failure;

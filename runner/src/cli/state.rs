@@ -1,6 +1,7 @@
 //! `ps`, `show`, `nodes`: what the store knows.
 
 use protocol::id::RunId;
+use protocol::pipeline::mask_stored_run;
 use protocol::run::{RunRecord, Status, StepStatus};
 use protocol::time::{Millis, Stamp};
 use serde_json::{Map, Value, json};
@@ -17,7 +18,8 @@ pub(super) async fn ps(context: &Context, typed: Ps) -> Result<Exit, Failure> {
     let mut runs = context.readable(client.runs(&filter).await?);
     runs.truncate(typed.limit.unwrap_or(usize::MAX));
     if context.style.json {
-        let stored: Vec<Value> = runs.into_iter().map(|run| run.stored).collect();
+        let mut stored: Vec<Value> = runs.into_iter().map(|run| run.stored).collect();
+        stored.iter_mut().for_each(mask_stored_run);
         output::document(&stored)?;
         return Ok(Exit::Ok);
     }
@@ -71,7 +73,8 @@ fn took(record: &RunRecord, now: Millis) -> String {
 
 pub(super) async fn show(context: &Context, run: &RunId) -> Result<Exit, Failure> {
     let client = context.client()?;
-    let known = client.run(run).await?;
+    let mut known = client.run(run).await?;
+    mask_stored_run(&mut known.stored);
     if context.style.json {
         output::document(&known.stored)?;
         return Ok(Exit::Ok);
@@ -114,11 +117,13 @@ pub(super) async fn show(context: &Context, run: &RunId) -> Result<Exit, Failure
         }
     }
     fact("time", took(record, now), Ink::Plain);
-    for (name, value) in &record.vars {
-        fact("var", format!("{name}={value}"), Ink::Plain);
-    }
-    for (name, value) in &record.params {
-        fact("param", format!("{name}={value}"), Ink::Plain);
+    // As they are stored, with their secrets masked.
+    for (key, word) in [("vars", "var"), ("params", "param")] {
+        for (name, value) in known.stored.get(key).and_then(Value::as_object).into_iter().flatten()
+        {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            fact(word, format!("{name}={value}"), Ink::Plain);
+        }
     }
     let steps = steps_of(record, now);
     let text =

@@ -334,6 +334,7 @@ impl Reader {
         Stream {
             name: self.value("stream.name", parse::queue_name),
             retention_days: self.value("stream.retention-days", parse::number(1, 36_500)),
+            max_bytes: self.optional("stream.max-bytes", parse::stream_bytes),
             server,
         }
     }
@@ -418,6 +419,8 @@ impl Reader {
         let worker = Worker {
             max_parallel_runs: self.value("worker.max-parallel-runs", parse::number(1, 10_000)),
             executors: self.value("worker.executors", parse::executors),
+            log_limit: self.value("worker.log-limit-bytes", parse::limit),
+            literal_secrets: self.value("worker.literal-secrets", parse::literal_secrets),
             max_parallel_steps: self.value("worker.max-parallel-steps", parse::number(1, 10_000)),
             run_retention_days: self.value("worker.run-retention-days", parse::number(1, 36_500)),
             max_losses: self.value("worker.max-losses", parse::number(0, 1_000)),

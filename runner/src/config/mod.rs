@@ -206,6 +206,8 @@ pub struct Stream {
     pub name: String,
     /// How long it keeps events.
     pub retention_days: u32,
+    /// Its maximum size in bytes.
+    pub max_bytes: Option<u64>,
     /// The server, where it is not that of the queue.
     pub server: Option<StreamServer>,
 }
@@ -313,6 +315,10 @@ pub struct Worker {
     pub max_parallel_steps: u32,
     /// What `serve` runs steps with.
     pub executors: Vec<ExecutorKind>,
+    /// Maximum output of one step, and of all steps of a run together, in bytes. `None`: no limit.
+    pub log_limit: Option<u64>,
+    /// Whether definitions may contain secrets in clear text.
+    pub literal_secrets: LiteralSecrets,
     /// How long the records of ended runs are kept.
     pub run_retention_days: u32,
     /// How many owners a run may lose without a newly committed step.
@@ -335,6 +341,15 @@ pub struct Worker {
     pub disk_low: u8,
     /// How much the base images may take that it has pulled; 0: as much as they like.
     pub base_images_bytes: u64,
+}
+
+/// Whether definitions may contain secrets in clear text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LiteralSecrets {
+    /// They may.
+    Allow,
+    /// They are rejected.
+    Reject,
 }
 
 /// Secrets of steps.

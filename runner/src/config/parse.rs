@@ -9,7 +9,7 @@ use protocol::quantity::Span;
 use url::Url;
 
 use super::env_files::{self, StepEnv};
-use super::{EngineUrl, LogFormat, LogLevel, Mode, Secret, StreamProtocol};
+use super::{EngineUrl, LiteralSecrets, LogFormat, LogLevel, Mode, Secret, StreamProtocol};
 
 /// The value, or what is expected instead.
 pub(super) type Parsed<T> = Result<T, String>;
@@ -47,6 +47,10 @@ pub(super) fn pull_policy(text: &str) -> Parsed<PullPolicy> {
             ("never", PullPolicy::Never),
         ],
     )
+}
+
+pub(super) fn literal_secrets(text: &str) -> Parsed<LiteralSecrets> {
+    word(text, &[("allow", LiteralSecrets::Allow), ("reject", LiteralSecrets::Reject)])
 }
 
 pub(super) fn log_level(text: &str) -> Parsed<LogLevel> {
@@ -116,6 +120,19 @@ pub(super) fn bytes(text: &str) -> Parsed<u64> {
     text.parse().ok().or_else(with_unit).ok_or_else(|| {
         "bytes as a whole number, or digits and one of K M G T P E (or Ki Mi ..., the same)".into()
     })
+}
+
+/// A limit in bytes. 0 means no limit.
+pub(super) fn limit(text: &str) -> Parsed<Option<u64>> {
+    bytes(text).map(|bytes| Some(bytes).filter(|bytes| *bytes > 0))
+}
+
+/// The maximum size of the stream. RabbitMQ deletes whole segments and always keeps the last one.
+pub(super) fn stream_bytes(text: &str) -> Parsed<u64> {
+    let expected = || "at least 128Mi, two segments of the stream".to_owned();
+    let bytes = bytes(text)?;
+    let fits = bytes >= 128 << 20 && i64::try_from(bytes).is_ok();
+    fits.then_some(bytes).ok_or_else(expected)
 }
 
 pub(super) fn path(text: &str) -> Parsed<PathBuf> {

@@ -119,6 +119,9 @@ pub const SETTINGS: &[Setting] = &[
     plain("stream.name", "BOB_STREAM_NAME", Some("bob.event-stream"), "The stream of the events."),
     plain("stream.retention-days", "BOB_STREAM_RETENTION_DAYS", Some("7"),
         "How long the stream keeps events, where we are the ones who make it."),
+    plain("stream.max-bytes", "BOB_STREAM_MAX_BYTES", None,
+        "Maximum size of a stream that the worker declares, in bytes or with a unit, at least `128Mi`. The oldest segments of 64 MiB are deleted first. An existing stream keeps its own arguments, with one warning: set a policy of the broker, or delete the stream.")
+        .words("no limit by size"),
     plain("stream.url", "BOB_STREAM_URL", None,
         "Another server for the stream (`amqp://`, `amqps://`), or `rabbitmq-stream://` for the native protocol where both sides speak it.")
         .words("the server of `BOB_QUEUE_URL`, over AMQP"),
@@ -151,6 +154,10 @@ pub const SETTINGS: &[Setting] = &[
         "How many steps of one run go on at once, where its pipeline lets them."),
     plain("worker.executors", "BOB_EXECUTORS", Some("podman"),
         "What `serve` runs steps with: podman, docker, local, custom, ssh, http, proxmox, sevdesk, lexware. Whoever may start a run has with local and custom all that the worker's user has, with ssh all hosts that this user's keys open, and with the calls what its host can reach.").list(),
+    plain("worker.log-limit-bytes", "BOB_LOG_LIMIT_BYTES", Some("1Gi"),
+        "Maximum output of one step, and of all steps of a run together, in bytes or with a unit. At the limit, the worker writes one notice to the log. The rest of the step's output is then discarded, or the step fails if it has `on-log-limit: fail`. `0`: no limit."),
+    plain("worker.literal-secrets", "BOB_LITERAL_SECRETS", Some("reject"),
+        "Whether definitions may contain secrets in clear text, in keys such as `password` and `api_key` or in an `Authorization` header: `allow` or `reject`. `serve`, `submit` and `pipeline apply` obey it; `run` always allows them."),
     plain("worker.run-retention-days", "BOB_RUN_RETENTION_DAYS", Some("7"),
         "How long the records of ended runs are kept."),
     plain("worker.max-losses", "BOB_MAX_LOSSES", Some("3"),

@@ -107,43 +107,6 @@ struct Step {
     taken: usize,
 }
 
-/// How much of each stream has been taken, and may be skipped where it is read again.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Seen {
-    pub(super) stdout: u64,
-    pub(super) stderr: u64,
-}
-
-impl Seen {
-    fn of(&mut self, stream: LogStream) -> &mut u64 {
-        match stream {
-            LogStream::Stderr => &mut self.stderr,
-            LogStream::Stdout | LogStream::Bob => &mut self.stdout,
-        }
-    }
-
-    /// Counts a piece.
-    pub(super) fn add(&mut self, piece: &Piece) {
-        *self.of(piece.stream) += piece.bytes.len() as u64;
-    }
-
-    /// Takes away from a piece what is still to be skipped of its stream; what is left of it.
-    pub(super) fn skip(&mut self, mut piece: Piece) -> Option<Piece> {
-        let skip = self.of(piece.stream);
-        let now = usize::try_from(*skip).unwrap_or(usize::MAX).min(piece.bytes.len());
-        *skip -= now as u64;
-        if now > 0 {
-            piece.bytes.drain(..now);
-        }
-        (!piece.bytes.is_empty()).then_some(piece)
-    }
-
-    /// Whether something is still to be skipped.
-    pub(super) fn is_left(self) -> bool {
-        self != Self::default()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -238,23 +201,6 @@ mod tests {
             let mut out = Vec::new();
             Demux::default().feed(&bytes, &mut out).ok();
             prop_assert!(out.iter().map(|piece| piece.bytes.len()).sum::<usize>() <= bytes.len());
-        }
-
-        #[test]
-        fn what_was_seen_is_skipped_and_nothing_else(
-            text in prop::collection::vec(any::<u8>(), 0..100),
-            seen in 0_usize..100,
-            cut in 1_usize..20,
-        ) {
-            let seen = seen.min(text.len());
-            let mut skip = Seen { stdout: seen as u64, stderr: 0 };
-            let mut rest = Vec::new();
-            for part in text.chunks(cut) {
-                let piece = Piece { stream: LogStream::Stdout, bytes: part.to_vec() };
-                rest.extend(skip.skip(piece).into_iter().flat_map(|piece| piece.bytes));
-            }
-            prop_assert_eq!(rest, &text[seen..]);
-            prop_assert!(!skip.is_left());
         }
     }
 }

@@ -7,6 +7,7 @@ mod argv;
 mod auth;
 mod beginning;
 pub mod call;
+mod copy;
 mod demux;
 pub mod docker;
 mod exhausted;

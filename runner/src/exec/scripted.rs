@@ -19,8 +19,8 @@
 //! | `fill` | cannot be run: the engine's disk is full |
 //! | `lose` | cannot be run the first time: the engine goes away, until it is told to come back; then ends with 0 |
 //!
-//! Files are kept from step to step by their paths as they were written; what is imported is counted,
-//! not unpacked, and nothing is found for an artifact.
+//! Files are kept from step to step under the paths as they were written. A checkpoint is searched for
+//! secrets, and a single file can be exported. An import is read and not unpacked.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -364,9 +364,17 @@ impl Executor for Scripted {
         &self,
         run: &RunScope,
         left: Workspace,
-        _step: &StepSpec,
+        step: &StepSpec,
     ) -> Result<Workspace, ExecError> {
-        let kept = self.image(&run.run, self.files(&run.run, &left));
+        let files = self.files(&run.run, &left);
+        if let Some(forbidden) = &step.secrets.forbidden {
+            let leaks = |text: &str| forbidden.search().finds(text.as_bytes());
+            if let Some((path, _)) = files.iter().find(|(path, text)| leaks(path) || leaks(text)) {
+                let (step, path) = (step.name.clone(), path.clone());
+                return Err(ExecError::SecretLeak { step, path });
+            }
+        }
+        let kept = self.image(&run.run, files);
         self.let_go(&run.run, &left);
         Ok(kept)
     }
@@ -390,11 +398,23 @@ impl Executor for Scripted {
 
     async fn export(
         &self,
-        _run: &RunScope,
-        _left: &Workspace,
+        run: &RunScope,
+        left: &Workspace,
         path: &str,
     ) -> Result<ByteStream, ExecError> {
-        Err(ExecError::NoSuchPath { path: path.to_owned() })
+        let files = self.files(&run.run, left);
+        let nothing = || ExecError::NoSuchPath { path: path.to_owned() };
+        let text = files.get(path).ok_or_else(nothing)?;
+        let name = path.rsplit('/').next().unwrap_or(path);
+        let failed = |cause: std::io::Error| ExecError::Input(cause.to_string());
+        let mut header = tokio_tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o644);
+        header.set_entry_type(tokio_tar::EntryType::Regular);
+        let mut tar = tokio_tar::Builder::new(Vec::new());
+        tar.append_data(&mut header, name, text.as_bytes()).await.map_err(failed)?;
+        let bytes = tar.into_inner().await.map_err(failed)?;
+        Ok(futures::stream::iter([Ok(Bytes::from(bytes))]).boxed())
     }
 
     async fn clear(&self, _run: &RunId) -> Result<(), ExecError> {

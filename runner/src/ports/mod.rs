@@ -10,6 +10,7 @@ mod host;
 mod outputs;
 mod queue;
 mod render;
+mod searched;
 mod secrets;
 mod step;
 mod store;
@@ -28,6 +29,7 @@ pub use host::Host;
 pub use outputs::{Found, KeptFile, KeptOutputs, OutputStore, Outputs, Place, Stored};
 pub use queue::{Consumer, Delivery, Message, Queue, QueueError, Route, Settle, Source};
 pub use render::{RenderError, Renderer, Rendering};
+pub use searched::{Leak, searched};
 pub use secrets::{
     Destination, Forbidden, Given, NoSecrets, Purpose, Search, Secret, Secrets, SecretsError,
     StepSecrets,

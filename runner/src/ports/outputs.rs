@@ -1,11 +1,12 @@
 //! Where the outputs of steps are kept.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use protocol::pipeline::Selection;
 
-use super::{ByteStream, Origin, TransferError};
+use super::{ByteStream, Forbidden, Origin, TransferError};
 
 /// Where one file is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -99,6 +100,8 @@ pub struct KeptOutputs {
     pub under: Vec<String>,
     /// Whose it is.
     pub origin: Origin,
+    /// What must not be in any stored file or its name.
+    pub forbidden: Option<Arc<dyn Forbidden>>,
     /// What the user should know, a sentence each: for the log.
     pub notes: Vec<String>,
     files: Vec<KeptFile>,
@@ -110,7 +113,8 @@ impl KeptOutputs {
     /// Nothing yet.
     #[must_use]
     pub fn new(under: Vec<String>, origin: Origin) -> Self {
-        Self { under, origin, notes: Vec::new(), files: Vec::new(), at: HashMap::new() }
+        let (notes, files, at) = (Vec::new(), Vec::new(), HashMap::new());
+        Self { under, origin, forbidden: None, notes, files, at }
     }
 
     /// Notes a file. Of two at the same place the later one is there, and that is said.
@@ -159,8 +163,9 @@ pub trait Outputs: Send + Sync {
     /// What is neither a file nor a directory is passed over with a note. It can be done again.
     ///
     /// # Errors
-    /// Where the archive breaks off or cannot be trusted, or the store does not take a file. Files
-    /// that were kept before that stay.
+    /// If the archive is incomplete or cannot be trusted, or the store rejects a file;
+    /// [`TransferError::SecretLeak`] if a file contains a secret. Files that were stored before the
+    /// error are kept.
     async fn keep(
         &self,
         kept: &mut KeptOutputs,

@@ -79,6 +79,9 @@ pub trait Forbidden: fmt::Debug + Send + Sync {
 pub trait Search: Send {
     /// Takes the next bytes. `true`: something that may not be there ends in them.
     fn finds(&mut self, bytes: &[u8]) -> bool;
+
+    /// The number of last bytes that may be the beginning of a secret.
+    fn pending(&self) -> usize;
 }
 
 /// The purpose of a secret: the pipeline that receives it, and its destination.

@@ -273,8 +273,10 @@ impl StopSignal {
     }
 }
 
-/// Takes a step's output, in order, whole; waits where it must not grow. The bytes of one stream are
-/// not aligned to lines.
+/// Takes a step's output, complete and in order; waits if it must not grow.
+///
+/// The bytes of one stream are not aligned to lines. With [`LogStream::Bob`], each call carries one notice
+/// of the executor, for example that some output is missing.
 #[async_trait]
 pub trait LogSink: Send + Sync {
     /// Takes the next bytes of a stream.

@@ -60,6 +60,14 @@ pub enum TransferError {
     /// The bytes that were to be sent broke off.
     #[error("{0}")]
     Input(String),
+    /// The data contains a secret. Sending stopped before the secret.
+    #[error(
+        "{what} contains a secret of the run and is not sent: do not write secrets to files that are stored"
+    )]
+    SecretLeak {
+        /// The artifact or output, without any secret.
+        what: String,
+    },
 }
 
 /// Who sends something: every request for a run says so.

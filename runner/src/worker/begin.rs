@@ -3,18 +3,20 @@
 use std::sync::Arc;
 
 use protocol::event::LogStream;
-use protocol::pipeline::{Cmd, ExecutorKind, Params, Pipeline, Step, Vars};
+use protocol::pipeline::{Cmd, ExecutorKind, OnLogLimit, Params, Pipeline, Step, Vars};
 use protocol::quantity::Span;
 use protocol::run::Cause;
 use tokio::sync::oneshot;
 
 use super::collect::{NotTaken, collect};
 use super::drive::Drive;
-use super::output::Output;
+use super::output::{AtLimit, Output};
 use super::push::Push;
 use super::render::{rendered, rendering_of, script_of};
 use super::step::{self, Done};
-use crate::ports::{ExecError, Gate, JOB_DIR, LogSink, Rendering, StepEnd, StepSpec, StopLevel};
+use crate::ports::{
+    ExecError, Gate, JOB_DIR, LogSink, Rendering, StepEnd, StepSpec, StopLevel, StopSignal,
+};
 use crate::rules::{env, job, template};
 
 impl Drive {
@@ -49,6 +51,8 @@ impl Drive {
             }
             None => return self.broke(position, "start"),
         };
+        let stop = self.stop_of(position);
+        let at_limit = self.at_limit(position, &stop);
         let keeps_tail = self.pipeline().is_some_and(|pipeline| pipeline.on_error.is_some());
         let output = Arc::new(Output::new(
             Arc::clone(&self.emitter),
@@ -56,10 +60,10 @@ impl Drive {
             spec.name.clone(),
             spec.attempt,
             keeps_tail,
-            self.mask_of(position),
+            self.secrets.mask(),
+            (self.budget.clone(), at_limit),
         ));
         let (open, opened) = oneshot::channel();
-        let stop = self.stop_of(position);
         let going = self.progress.steps.entry(position).or_default();
         going.gate = Some(open);
         going.output = Some(Arc::clone(&output));
@@ -89,6 +93,11 @@ impl Drive {
             match ran {
                 Ok(mut ran) => {
                     let said = (stdout, stderr);
+                    if let Some(why) = output.failed_at_limit().await {
+                        shared.ports.executor.discard(&scope, ran.left).await;
+                        let code = Some(ran.exit.code);
+                        return Done::BrokeSaying(Cause::ExitCode, why, code, said);
+                    }
                     let taken = match wanted {
                         Some(wanted) => {
                             let of = (&*shared, &scope);
@@ -114,6 +123,13 @@ impl Drive {
             }
         };
         self.begin(Some(position), Box::pin(running));
+    }
+
+    fn at_limit(&self, position: usize, stop: &StopSignal) -> AtLimit {
+        match self.step(position).map(|step| step.on_log_limit) {
+            Some(OnLogLimit::Fail) => AtLimit::Stop(stop.clone(), self.shared.options.kill_grace),
+            Some(OnLogLimit::Discard) | None => AtLimit::Discard,
+        }
     }
 
     /// The values of a template: those of the start; for the step of `on-error` also what failed.
@@ -196,9 +212,10 @@ impl Drive {
         let artifact = (artifact, self.run.attempt(position));
         let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
         let stop = self.progress.steps.entry(position).or_default().stop.clone();
+        let forbidden = self.secrets.mask().forbidden();
         self.begin(
             Some(position),
-            Box::pin(step::upload(shared, scope, left, names, artifact, stop)),
+            Box::pin(step::upload(shared, scope, left, names, artifact, (forbidden, stop))),
         );
     }
 
@@ -217,7 +234,7 @@ impl Drive {
             network: None,
             limits: protocol::pipeline::Limits::default(),
             with: serde_json::Map::new(),
-            secrets: self.secrets_left(position),
+            secrets: self.secrets_left(),
             end: StepEnd {
                 signal: step.stop_signal.unwrap_or_default(),
                 grace: step.kill_grace.map(Span::as_duration),

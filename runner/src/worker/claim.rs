@@ -388,6 +388,10 @@ fn judge(
                 stored.and_then(Result::ok).map(|(pipeline, _)| pipeline)
             }
         };
+        let pipeline = pipeline.map(|pipeline| match literal_secrets(shared, &pipeline) {
+            Some(_) => pipeline.without_literal_secrets(),
+            None => pipeline,
+        });
         return Ok((pipeline, Verdict::Stop(stop)));
     }
     let paused = matches!(&stored, Some(Ok((_, true))));
@@ -406,6 +410,10 @@ fn judge(
     if matches!(start.target, Target::Stored(_)) && size + size_of_vars(start) > MAX_START_BYTES {
         let why = format!("its definition and variables are more than {MAX_START_BYTES} bytes");
         return refuse(None, Cause::Rejected, why);
+    }
+    if let Some(why) = literal_secrets(shared, &pipeline) {
+        // The record must not contain the secret.
+        return refuse(Some(pipeline.without_literal_secrets()), Cause::Rejected, why);
     }
     if paused {
         let why = format!("pipeline {}/{} is paused", pipeline.group, pipeline.name);
@@ -444,6 +452,20 @@ fn judge(
             refuse(Some(pipeline), Cause::Rejected, why)
         }
     }
+}
+
+/// Why a definition with secrets in clear text is rejected.
+fn literal_secrets(shared: &Shared, pipeline: &Pipeline) -> Option<String> {
+    if shared.options.literal_secrets {
+        return None;
+    }
+    let paths = pipeline.literal_secrets();
+    let (first, more) = paths.split_first()?;
+    let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+    Some(format!(
+        "{first}{more} of pipeline {}/{} is a secret in clear text: write {{secret-name: NAME}} in its place and keep the secret where the workers look for it (BOB_SECRETS_DIR), or set BOB_LITERAL_SECRETS=allow on the workers",
+        pipeline.group, pipeline.name
+    ))
 }
 
 /// What of a run this worker or its host cannot do, where there is something.

@@ -1,7 +1,5 @@
 //! Takes over what a step leaves to its run: its result, and the files that are to be kept.
 
-use std::sync::Arc;
-
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _};
 use protocol::pipeline::{ExecutorKind, Missing, Output as Asked, OutputKind, Selection};
@@ -13,12 +11,12 @@ use tokio_util::io::StreamReader;
 use super::Shared;
 use super::drive::Drive;
 use super::output::Output;
+use super::secrets::RunMask;
 use crate::ports::{
     ByteStream, ExecError, Found, JOB_DIR, KeptOutputs, Origin, Outputs, Ran, RunScope, StopLevel,
     StopSignal, TransferError, Workspace,
 };
 use crate::rules::job::{self, MAX_RESULT, RESULT_FILE, result_of};
-use crate::rules::mask::Mask;
 
 /// What a step is asked for once its command has ended.
 pub(super) struct Wanted {
@@ -28,8 +26,8 @@ pub(super) struct Wanted {
     /// What they are kept below.
     under: Vec<String>,
     origin: Origin,
-    /// Hides the step's secrets.
-    mask: Option<Arc<Mask>>,
+    /// The mask of the run.
+    mask: RunMask,
 }
 
 /// Why what a step has left cannot be taken over.
@@ -46,7 +44,16 @@ impl From<ExecError> for NotTaken {
 
 impl From<TransferError> for NotTaken {
     fn from(error: TransferError) -> Self {
-        Self::Files(Cause::Artifact, format!("an output cannot be kept: {error}"))
+        let cause = match &error {
+            TransferError::SecretLeak { .. } => Cause::SecretLeak,
+            TransferError::Unreachable { .. }
+            | TransferError::Refused { .. }
+            | TransferError::BadUrl { .. }
+            | TransferError::BadParams(_)
+            | TransferError::Store { .. }
+            | TransferError::Input(_) => Cause::Artifact,
+        };
+        Self::Files(cause, format!("an output cannot be kept: {error}"))
     }
 }
 
@@ -74,7 +81,7 @@ impl Drive {
             dir: has_own_dir.then_some(JOB_DIR),
             under,
             origin: Origin { run, epoch, attempt: self.run.attempt(position) },
-            mask: self.mask_of(position),
+            mask: self.secrets.mask(),
         })
     }
 }
@@ -122,6 +129,7 @@ impl Taking<'_> {
         self.take_result(ran).await?;
         let Some(outputs) = &self.shared.ports.outputs else { return Ok(()) };
         let mut kept = KeptOutputs::new(self.wanted.under.clone(), self.wanted.origin.clone());
+        kept.forbidden = self.wanted.mask.forbidden();
         let kept_files = self.keep(&**outputs, &mut kept, ran, is_told).await;
         for note in &kept.notes {
             self.out.note(note).await;
@@ -167,9 +175,8 @@ impl Taking<'_> {
                 "its result has {size} bytes, more than {MAX_RESULT}: later steps cannot ask for it"
             ));
         }
-        let Some(mask) = &self.wanted.mask else { return Ok(result.clone()) };
-        serde_json::from_str(&mask.text(&text)).map_err(|_no_json_any_more| {
-            "a secret of the step is a part of its result: later steps cannot ask for it".to_owned()
+        serde_json::from_str(&self.wanted.mask.text(&text)).map_err(|_no_json_any_more| {
+            "a secret of the run is a part of its result: later steps cannot ask for it".to_owned()
         })
     }
 

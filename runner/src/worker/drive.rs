@@ -18,13 +18,13 @@ use super::emitter::Emitter;
 use super::gone::Gone;
 use super::lease::Held;
 use super::ledger::{Also, Ledger, WriteError};
-use super::output::Output;
+use super::output::{Budget, Output};
 use super::push::Pushes;
-use super::secrets::Hidden;
+use super::secrets::RunSecrets;
 use super::step::{self, Done};
 use super::told;
 use super::watchdog::waits;
-use crate::ports::{Exit, LoggerFeed, RunScope, StopLevel, StopSignal, Workspace};
+use crate::ports::{Exit, Given, LoggerFeed, RunScope, StopLevel, StopSignal, Workspace};
 use crate::rules::run::{Draft, Effect, Exited, Input, Run, Timer, joined, may_be_joined};
 
 /// One run in the hands of this worker.
@@ -49,6 +49,9 @@ pub(super) struct Drive {
     pub(super) doing: FuturesUnordered<Ends>,
     pub(super) graph: Graph,
     pub(super) progress: Progress,
+    pub(super) secrets: RunSecrets,
+    /// The output budget of its steps.
+    pub(super) budget: Budget,
 }
 
 /// The end of something that was begun.
@@ -81,8 +84,8 @@ pub(super) struct Going {
     /// Its output.
     pub(super) output: Option<Arc<Output>>,
     pub(super) stop: StopSignal,
-    /// Its secrets, where it has any.
-    pub(super) hidden: Option<Hidden>,
+    /// Its secrets.
+    pub(super) given: Vec<Given>,
 }
 
 impl Progress {
@@ -136,6 +139,7 @@ impl Drive {
     }
 
     async fn drive_to_its_end(&mut self, first: Vec<Effect>) -> Result<(), Gone> {
+        self.recall_secrets().await;
         let mut effects = first;
         loop {
             match self.perform(effects).await? {
@@ -198,9 +202,9 @@ impl Drive {
 
     /// The fact that the end of something is. What was begun for a step is told as of that step.
     fn input_of(&mut self, at: Option<usize>, done: Done) -> Input {
-        let mask = at.and_then(|at| self.mask_of(at));
+        let mask = self.secrets.mask();
         let broke = |cause, message: String, exit_code, said| {
-            let message = mask.as_ref().map(|mask| mask.text(&message)).unwrap_or(message);
+            let message = mask.text(&message);
             Input::Broke { at, cause, message, exit_code, said }
         };
         let position = at.unwrap_or_default();
@@ -397,7 +401,7 @@ impl Drive {
     /// A line of our own in the run's external log.
     pub(super) fn tell_logger(&self, line: &str) {
         if let Some(feed) = &self.feed {
-            feed.push(format!("[bob] {line}\n").into());
+            feed.push(format!("[bob] {}\n", self.secrets.mask().text(line)).into());
         }
     }
 

@@ -53,7 +53,7 @@ impl Drive {
                 step: None,
                 severity: None,
             });
-            let event = self.emitter.peek(draft).await;
+            let event = self.emitter.peek(self.masked(draft)).await;
             let mut record = self.run.record().clone();
             record.last_seq = event.seq;
             record.ending_event = Some(Box::new(event.clone()));

@@ -19,8 +19,10 @@ use super::emitter::Emitter;
 use super::lease::Held;
 use super::ledger::{Ledger, Outbox};
 use super::orphan::Orphan;
+use super::output::Budget;
 use super::push::Pushes;
 use super::roster::Handle;
+use super::secrets::RunSecrets;
 use super::watchdog::{Failed, beat, watched};
 use super::{Lost, Shared};
 use crate::ports::{Claim, LoggerFeed, RunScope, StopLevel, StopSignal, Txn};
@@ -162,11 +164,15 @@ impl Launch {
         let store = Arc::clone(&shared.ports.store);
         let graph = pipeline.map(Pipeline::graph).unwrap_or_default();
         let at_once = shared.options.parallel_steps;
+        let secrets = RunSecrets::of(&record);
+        let written = record.steps.iter().map(|step| step.stdout_bytes + step.stderr_bytes);
+        let budget = Budget::new(shared.options.log_limit, written.sum());
         let outbox = Outbox {
             told: Told::of(&record),
             logs: shared.options.logs.clone(),
             host: Arc::clone(&shared.ports.host),
             inbox: Arc::clone(&shared.callbacks),
+            mask: secrets.mask(),
         };
         Drive {
             run: Run::claimed(record, node, epoch, at_once),
@@ -184,6 +190,8 @@ impl Launch {
             slot,
             doing: FuturesUnordered::new(),
             progress,
+            secrets,
+            budget,
             shared,
         }
     }

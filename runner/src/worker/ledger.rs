@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::callbacks::{Inbox, value_of};
+use super::secrets::RunMask;
 use super::watchdog::beat;
 use crate::ports::{Claim, Expect, Host, LeaseId, Store, StoreError, Txn};
 use crate::rules::callback::{News, Stage, Told};
@@ -51,12 +52,15 @@ pub(super) struct Outbox {
     pub(super) host: Arc<dyn Host>,
     /// Hands entries that are written over to the loop that posts them.
     pub(super) inbox: Arc<Inbox>,
+    /// The mask of the run. The worker that posts an entry later does not know the secrets.
+    pub(super) mask: RunMask,
 }
 
 impl Outbox {
     fn entries(&self, record: &RunRecord) -> Vec<(String, News)> {
         let news = self.told.news(record, self.logs.as_deref(), self.host.now().0);
-        let entry = |(position, stage, news): (usize, Stage, News)| {
+        let entry = |(position, stage, mut news): (usize, Stage, News)| {
+            self.mask.value(&mut news.body);
             let which = u8::from(stage == Stage::Ended);
             (names::callback_key(&record.run_id, position, which), news)
         };

@@ -103,6 +103,10 @@ pub struct Options {
     pub max_losses: u32,
     /// The executors that it has.
     pub executors: Vec<ExecutorKind>,
+    /// Maximum output of one step, and of all steps of a run together, in bytes. `None`: no limit.
+    pub log_limit: Option<u64>,
+    /// Whether it runs definitions that contain secrets in clear text.
+    pub literal_secrets: bool,
     /// Where the logs of steps lie, as callbacks tell.
     pub logs: Option<String>,
     /// What every job of executor docker is told of its runner.

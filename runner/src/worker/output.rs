@@ -12,9 +12,43 @@ use tokio::sync::{Mutex, Notify};
 use tokio::time::Instant;
 
 use super::emitter::Emitter;
-use crate::ports::{LogSink, LoggerFeed};
+use super::secrets::RunMask;
+use crate::ports::{LogSink, LoggerFeed, StopLevel, StopSignal};
 use crate::rules::lines::{Lines, Piece};
-use crate::rules::mask::{Mask, Masker};
+use crate::rules::mask::Masker;
+
+/// The output budget of one run, shared by its steps. It includes the output of earlier owners as far as
+/// it is recorded.
+#[derive(Debug, Clone)]
+pub(super) struct Budget {
+    limit: Option<u64>,
+    used: Arc<AtomicU64>,
+}
+
+impl Budget {
+    /// The budget of a run whose steps have published `used` bytes so far.
+    pub(super) fn new(limit: Option<u64>, used: u64) -> Self {
+        Self { limit, used: Arc::new(AtomicU64::new(used)) }
+    }
+
+    /// Takes up to `bytes` from the budget. Returns how many were taken.
+    fn take(&self, bytes: u64) -> u64 {
+        let Some(limit) = self.limit else { return bytes };
+        let left = |used: u64| limit.saturating_sub(used).min(bytes);
+        let add = |used: u64| Some(used + left(used));
+        let used = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+        left(used.unwrap_or_else(|used| used))
+    }
+}
+
+/// What happens to a step if its output reaches the limit.
+#[derive(Debug, Clone)]
+pub(super) enum AtLimit {
+    /// It continues, and the rest of its output is discarded.
+    Discard,
+    /// It is stopped with this signal and grace, and fails.
+    Stop(StopSignal, Duration),
+}
 
 /// Cuts a step's output into texts, publishes them in time, and feeds them to the run's logger.
 pub(super) struct Output {
@@ -24,6 +58,10 @@ pub(super) struct Output {
     attempt: u32,
     began: Instant,
     streams: Mutex<Streams>,
+    /// The mask of the run.
+    mask: RunMask,
+    budget: Budget,
+    at_limit: AtLimit,
     /// Bytes of our own lines.
     own: AtomicU64,
     /// The last of each stream, where that is wanted.
@@ -36,9 +74,11 @@ pub(super) struct Output {
 struct Streams {
     out: Lines,
     err: Lines,
-    /// What hides the secrets of the step in each of the two, where it has any.
+    /// Mask the two streams, once the run has secrets.
     maskers: Option<(Masker, Masker)>,
     ended: bool,
+    /// The limit is reached, and the rest is discarded.
+    full: bool,
     /// The stream whose unfinished line was the last that the logger got.
     fed: Option<LogStream>,
 }
@@ -74,8 +114,15 @@ impl Tails {
 }
 
 impl Streams {
-    /// What of these bytes may be seen now; the rest waits for more of them.
-    fn masked(&mut self, stream: LogStream, bytes: Bytes) -> Bytes {
+    /// Masks bytes and returns those that can be published; the rest is held back. The mask may have
+    /// grown, because another step was given secrets.
+    fn masked(&mut self, mask: &RunMask, stream: LogStream, bytes: Bytes) -> Bytes {
+        if let Some(mask) = mask.current() {
+            let new = || (Masker::new(Arc::clone(&mask)), Masker::new(Arc::clone(&mask)));
+            let (out, err) = self.maskers.get_or_insert_with(new);
+            out.renew(&mask);
+            err.renew(&mask);
+        }
         match (&mut self.maskers, stream) {
             (None, _) => bytes,
             (Some((out, _)), LogStream::Stdout | LogStream::Bob) => out.push(&bytes).into(),
@@ -98,17 +145,19 @@ impl Output {
         step: StepName,
         attempt: u32,
         keeps_tail: bool,
-        mask: Option<Arc<Mask>>,
+        mask: RunMask,
+        (budget, at_limit): (Budget, AtLimit),
     ) -> Self {
-        let masker = |mask: &Arc<Mask>| Masker::new(Arc::clone(mask));
-        let maskers = mask.map(|mask| (masker(&mask), masker(&mask)));
         Self {
             emitter,
             feed,
             step,
             attempt,
             began: Instant::now(),
-            streams: Mutex::new(Streams { maskers, ..Streams::default() }),
+            streams: Mutex::default(),
+            mask,
+            budget,
+            at_limit,
             own: AtomicU64::new(0),
             tails: keeps_tail.then(std::sync::Mutex::default),
             waits: Notify::new(),
@@ -124,6 +173,7 @@ impl Output {
 
     /// Publishes a line of our own about the step.
     pub(super) async fn note(&self, line: &str) {
+        let line = self.mask.text(line);
         let bytes = line.as_bytes().to_vec();
         let offset = self.own.fetch_add(bytes.len() as u64 + 1, Ordering::Relaxed);
         if let Some(feed) = &self.feed {
@@ -187,13 +237,63 @@ impl Output {
         if let Some(tails) = &self.tails {
             tails.lock().unwrap_or_else(PoisonError::into_inner).add(stream, bytes);
         }
+        if streams.full {
+            return;
+        }
+        let within = self.within_limit(bytes);
         let pieces = match stream {
-            LogStream::Stderr => streams.err.push(now, bytes),
-            LogStream::Stdout | LogStream::Bob => streams.out.push(now, bytes),
+            LogStream::Stderr => streams.err.push(now, within),
+            LogStream::Stdout | LogStream::Bob => streams.out.push(now, within),
         };
         // The lock is held meanwhile: a publisher that is full holds back the step, and nothing of
         // one stream overtakes.
         self.publish(stream, pieces, &mut streams.fed).await;
+        if within.len() < bytes.len() {
+            self.reach_limit(streams).await;
+        }
+    }
+
+    /// The bytes that are within the limit. If these are not all, only whole lines of them.
+    fn within_limit<'b>(&self, bytes: &'b [u8]) -> &'b [u8] {
+        let taken = usize::try_from(self.budget.take(bytes.len() as u64)).unwrap_or(usize::MAX);
+        let Some(within) = bytes.get(..taken).filter(|_| taken < bytes.len()) else { return bytes };
+        let end = within.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
+        within.get(..end).unwrap_or_default()
+    }
+
+    /// Publishes the notice that the limit is reached. The rest of the output is discarded.
+    async fn reach_limit(&self, streams: &mut Streams) {
+        streams.full = true;
+        let (out, err) = (streams.out.finish(), streams.err.finish());
+        self.publish(LogStream::Stdout, out, &mut streams.fed).await;
+        self.publish(LogStream::Stderr, err, &mut streams.fed).await;
+        self.feed_newline(&mut streams.fed);
+        let limit = self.budget.limit.unwrap_or_default();
+        let (step, attempt) = (&self.step, self.attempt);
+        let what = match &self.at_limit {
+            AtLimit::Discard => "the rest of its output is discarded",
+            AtLimit::Stop(..) => "the step is stopped, as its `on-log-limit` is `fail`",
+        };
+        self.note(&format!(
+            "attempt {attempt} of step {step} has reached the limit of {limit} bytes that a step, and all steps of a run together, may write (BOB_LOG_LIMIT_BYTES): {what}"
+        ))
+        .await;
+        if let AtLimit::Stop(stop, grace) = &self.at_limit {
+            stop.raise(StopLevel::Stop { grace: *grace });
+        }
+    }
+
+    /// Why the step failed, if it reached the limit and `on-log-limit` is `fail`.
+    pub(super) async fn failed_at_limit(&self) -> Option<String> {
+        let full = self.streams.lock().await.full;
+        let fails = matches!(self.at_limit, AtLimit::Stop(..));
+        (full && fails).then(|| {
+            format!(
+                "step {} was stopped: it reached the limit of {} bytes of output (BOB_LOG_LIMIT_BYTES), and its `on-log-limit` is `fail`",
+                self.step,
+                self.budget.limit.unwrap_or_default()
+            )
+        })
     }
 
     async fn publish(&self, stream: LogStream, pieces: Vec<Piece>, fed: &mut Option<LogStream>) {
@@ -225,10 +325,13 @@ impl Output {
 #[async_trait]
 impl LogSink for Output {
     async fn write(&self, stream: LogStream, bytes: Bytes) {
+        if stream == LogStream::Bob {
+            return self.note(&String::from_utf8_lossy(&bytes)).await;
+        }
         let mut streams = self.streams.lock().await;
         let now = self.began.elapsed();
         let before = streams.deadline();
-        let bytes = streams.masked(stream, bytes);
+        let bytes = streams.masked(&self.mask, stream, bytes);
         self.take(&mut streams, now, stream, &bytes).await;
         let sooner = match (before, streams.deadline()) {
             (Some(before), Some(after)) => after < before,

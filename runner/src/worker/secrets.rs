@@ -1,28 +1,119 @@
-//! The secrets of a step: looked up right before it starts, kept out of all that is said of it, and
-//! looked for in what it leaves.
+//! The secrets of a run. They are looked up right before a step starts, masked in events, logs and
+//! records, and searched for in everything that leaves the worker.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use protocol::event::Reason;
+use protocol::id::StepName;
 use protocol::pipeline::{SecretUse, Step};
+use protocol::run::{RunRecord, StepStatus};
 use serde_json::{Map, Value};
 use tracing::warn;
 
 use super::drive::Drive;
 use super::watchdog::waits;
-use crate::ports::{Destination, Forbidden, Given, Purpose, Search, Secrets, StepSecrets};
+use crate::ports::{Destination, Forbidden, Given, Purpose, Search, Secret, Secrets, StepSecrets};
 use crate::rules::mask::{Finder, Mask, SHORTEST};
 use crate::rules::run::Draft;
 use crate::rules::{destination, job, named};
 
-/// The secrets of a step that is on its way.
-#[derive(Debug, Clone)]
-pub(super) struct Hidden {
-    given: Vec<Given>,
-    pub(super) mask: Arc<Mask>,
+/// The mask of one run, shared by all its tasks. It grows when a step is given secrets.
+#[derive(Debug, Clone, Default)]
+pub(super) struct RunMask(Arc<RwLock<Option<Arc<Mask>>>>);
+
+impl RunMask {
+    /// The current mask. `None`: the run has no secrets yet.
+    pub(super) fn current(&self) -> Option<Arc<Mask>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, mask: Mask) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(mask));
+    }
+
+    /// Masks a text.
+    pub(super) fn text(&self, text: &str) -> String {
+        self.current().map_or_else(|| text.to_owned(), |mask| mask.text(text))
+    }
+
+    /// Masks all texts of a value.
+    pub(super) fn value(&self, value: &mut Value) {
+        let Some(mask) = self.current() else { return };
+        mask_in(&mask, value);
+    }
+
+    /// Finds secrets in data that leaves the worker.
+    pub(super) fn forbidden(&self) -> Option<Arc<dyn Forbidden>> {
+        self.current().map(|mask| Arc::new(Masked(mask)) as _)
+    }
 }
 
-/// What finds the secrets of a step in what it leaves.
+/// Recursive: the depth of documents is limited.
+fn mask_in(mask: &Arc<Mask>, value: &mut Value) {
+    match value {
+        Value::String(text) => *text = mask.text(text),
+        Value::Array(items) => items.iter_mut().for_each(|item| mask_in(mask, item)),
+        Value::Object(entries) => entries.values_mut().for_each(|entry| mask_in(mask, entry)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// The secrets that the steps of one run were given so far, by this owner or an earlier one. A later step
+/// can print what an earlier one left.
+#[derive(Debug, Default)]
+pub(super) struct RunSecrets {
+    values: Vec<Secret>,
+    /// Secrets of steps that an earlier owner began, which this owner has not looked up yet.
+    owed: Vec<(usize, StepName, SecretUse)>,
+    mask: RunMask,
+}
+
+impl RunSecrets {
+    /// The secrets of a run at its claim: those of steps that were begun must be looked up.
+    pub(super) fn of(record: &RunRecord) -> Self {
+        let pipeline = record.pipeline.iter();
+        let steps: Vec<&Step> =
+            pipeline.flat_map(|it| it.steps.iter().chain(it.on_error.as_deref())).collect();
+        let begun = record.steps.iter().filter(|step| step.status != StepStatus::Pending);
+        let begun = begun.filter_map(|begun| {
+            let position = steps.iter().position(|step| step.name == begun.name)?;
+            Some((position, *steps.get(position)?))
+        });
+        let owed = begun.flat_map(|(position, step)| {
+            let secrets = step.secrets.iter();
+            secrets.map(move |secret| (position, step.name.clone(), secret.clone()))
+        });
+        Self { owed: owed.collect(), ..Self::default() }
+    }
+
+    /// The mask of the run.
+    pub(super) fn mask(&self) -> RunMask {
+        self.mask.clone()
+    }
+
+    /// Adds values to the mask.
+    async fn add(&mut self, values: impl Iterator<Item = Secret>) -> Result<(), String> {
+        let known = self.values.len();
+        for value in values {
+            if !self.values.contains(&value) {
+                self.values.push(value);
+            }
+        }
+        if self.values.len() == known {
+            return Ok(());
+        }
+        let values = self.values.clone();
+        // This takes a while for a large secret.
+        let mask = tokio::task::spawn_blocking(move || {
+            Mask::new(values.iter().map(|value| value.expose()))
+        });
+        let mask = mask.await.map_err(|cause| format!("secrets cannot be masked: {cause}"))?;
+        self.mask.set(mask.map_err(|cause| cause.to_string())?);
+        Ok(())
+    }
+}
+
+/// Adapts the mask to the port.
 #[derive(Debug)]
 struct Masked(Arc<Mask>);
 
@@ -38,6 +129,10 @@ impl Search for Finding {
     fn finds(&mut self, bytes: &[u8]) -> bool {
         self.0.finds(bytes)
     }
+
+    fn pending(&self) -> usize {
+        self.0.pending()
+    }
 }
 
 /// The destination of a secret that is sent to this host, or to no host in particular.
@@ -45,55 +140,91 @@ pub(super) fn to_host(host: Option<(String, u16)>) -> Destination {
     host.map_or(Destination::Anywhere, |(host, port)| Destination::Host { host, port })
 }
 
-/// Looks secrets up; a sentence where one cannot be had.
+/// Looks up a secret. An error is a sentence for people.
 async fn looked_up(
     from: &dyn Secrets,
-    uses: &[SecretUse],
+    asked: &SecretUse,
     purpose: &Purpose,
-) -> Result<Hidden, String> {
-    let mut given = Vec::with_capacity(uses.len());
-    for asked in uses {
-        let name = asked.name();
-        let value = from.get(name, purpose).await.map_err(|cause| cause.to_string())?;
-        let Some(value) = value else {
-            let places = from.places(name);
-            let looked = if places.is_empty() {
-                "this worker has none; set BOB_SECRETS_DIR".to_owned()
-            } else {
-                format!("it was looked for in {}", places.join(", "))
-            };
-            return Err(format!("there is no secret {name}: {looked}"));
+) -> Result<Given, String> {
+    let name = asked.name();
+    let value = from.get(name, purpose).await.map_err(|cause| cause.to_string())?;
+    let Some(value) = value else {
+        let places = from.places(name);
+        let looked = if places.is_empty() {
+            "this worker has none; set BOB_SECRETS_DIR".to_owned()
+        } else {
+            format!("it was looked for in {}", places.join(", "))
         };
-        if asked.env().is_some() && value.expose().contains(&0) {
-            return Err(format!(
-                "secret {name} holds a NUL byte and can be no variable: take it as a file"
-            ));
-        }
-        let env = asked.env().map(str::to_owned);
-        given.push(Given { name: name.to_owned(), env, value });
+        return Err(format!("there is no secret {name}: {looked}"));
+    };
+    if asked.env().is_some() && value.expose().contains(&0) {
+        return Err(format!(
+            "secret {name} contains a NUL byte and cannot be a variable: take it as a file"
+        ));
     }
-    let mask = Mask::new(given.iter().map(|given| given.value.expose()));
-    Ok(Hidden { mask: Arc::new(mask.map_err(|cause| cause.to_string())?), given })
+    let env = asked.env().map(str::to_owned);
+    Ok(Given { name: name.to_owned(), env, value })
 }
 
 impl Drive {
-    /// Looks up what a step is given, before anything is said of its start.
+    /// Looks up the secrets of steps that were begun by an earlier owner or in the parent run. Failed
+    /// lookups are repeated before the next step starts.
+    pub(super) async fn recall_secrets(&mut self) {
+        if let Err(why) = self.settle_owed().await {
+            warn!(run.id = %self.scope.run, "{why}");
+        }
+    }
+
+    async fn settle_owed(&mut self) -> Result<(), String> {
+        let _waits = waits();
+        let (mut values, mut owed, mut missing) = (Vec::new(), Vec::new(), None);
+        for (position, step, secret) in std::mem::take(&mut self.secrets.owed) {
+            let purpose = self.purpose_of_secrets(position);
+            match looked_up(&*self.shared.ports.secrets, &secret, &purpose).await {
+                Ok(given) => values.push(given.value),
+                Err(why) => {
+                    missing.get_or_insert_with(|| {
+                        format!(
+                            "step {step} was given a secret by an earlier owner of run {} that this worker cannot mask: {why}",
+                            self.scope.run
+                        )
+                    });
+                    owed.push((position, step, secret));
+                }
+            }
+        }
+        self.secrets.owed = owed;
+        self.secrets.add(values.into_iter()).await?;
+        missing.map_or(Ok(()), Err)
+    }
+
+    /// Looks up the secrets of a step, before its start is announced.
     pub(super) async fn look_up_secrets(&mut self, position: usize) -> Result<(), String> {
+        if !self.secrets.owed.is_empty() {
+            self.settle_owed().await?;
+        }
         let Some(step) = self.step(position).filter(|step| !step.secrets.is_empty()) else {
             return Ok(());
         };
         let (name, uses) = (step.name.clone(), step.secrets.clone());
         let purpose = self.purpose_of_secrets(position);
         let _waits = waits();
-        let hidden = looked_up(&*self.shared.ports.secrets, &uses, &purpose).await;
-        let hidden = hidden.map_err(|why| format!("step {name}: {why}"))?;
-        for given in hidden.given.iter().filter(|given| given.value.expose().len() < SHORTEST) {
-            warn!(
-                run.id = %self.scope.run, step.name = %name, secret.name = given.name,
-                "secret {} has fewer than {SHORTEST} bytes: it is not masked", given.name
-            );
+        let of_step = |why| format!("step {name}: {why}");
+        let mut all = Vec::with_capacity(uses.len());
+        for asked in &uses {
+            let given = looked_up(&*self.shared.ports.secrets, asked, &purpose).await;
+            let given = given.map_err(of_step)?;
+            if given.value.expose().len() < SHORTEST {
+                warn!(
+                    run.id = %self.scope.run, step.name = %name, secret.name = given.name,
+                    "secret {} has fewer than {SHORTEST} bytes: it is not masked", given.name
+                );
+            }
+            all.push(given);
         }
-        self.progress.steps.entry(position).or_default().hidden = Some(hidden);
+        let added = self.secrets.add(all.iter().map(|given| given.value.clone())).await;
+        added.map_err(of_step)?;
+        self.progress.steps.entry(position).or_default().given = all;
         Ok(())
     }
 
@@ -107,51 +238,38 @@ impl Drive {
         Purpose { group: record.group.clone(), pipeline: record.name.clone(), to }
     }
 
-    fn hidden(&self, position: usize) -> Option<&Hidden> {
-        self.progress.steps.get(&position)?.hidden.as_ref()
+    fn given(&self, position: usize) -> &[Given] {
+        self.progress.steps.get(&position).map(|step| &*step.given).unwrap_or_default()
     }
 
-    /// What hides the secrets of a step; none where it has none.
-    pub(super) fn mask_of(&self, position: usize) -> Option<Arc<Mask>> {
-        self.hidden(position).map(|hidden| Arc::clone(&hidden.mask))
-    }
-
-    /// What the executor of a step has to know, with secrets in the place of their names.
+    /// The `with` of a step, with secrets in place of their names.
     pub(super) fn with_secrets(
         &self,
         position: usize,
         step: &Step,
     ) -> Result<Map<String, Value>, String> {
         let value_of = |name: &str| {
-            let given = self.hidden(position)?.given.iter().find(|given| given.name == name)?;
+            let given = self.given(position).iter().find(|given| given.name == name)?;
             String::from_utf8(given.value.expose().to_vec()).ok()
         };
         named::filled(&step.with, &value_of).map_err(|name| {
-            format!("step {}: secret {name} is not given to it, or is no text", step.name)
+            format!("step {}: secret {name} is not given to it, or is not a text", step.name)
         })
     }
 
-    /// What a step is handed.
+    /// The secrets of a step for its executor.
     pub(super) fn secrets_given(&self, position: usize) -> StepSecrets {
-        let given = self.hidden(position).map(|hidden| hidden.given.clone()).unwrap_or_default();
-        StepSecrets { given, ..self.secrets_left(position) }
+        StepSecrets { given: self.given(position).to_vec(), ..self.secrets_left() }
     }
 
-    /// What has to be looked for in what a step left.
-    pub(super) fn secrets_left(&self, position: usize) -> StepSecrets {
-        let forbidden = self.mask_of(position).map(|mask| Arc::new(Masked(mask)) as _);
-        StepSecrets { given: Vec::new(), forbidden }
+    /// The search for secrets in the image of a step.
+    pub(super) fn secrets_left(&self) -> StepSecrets {
+        StepSecrets { given: Vec::new(), forbidden: self.secrets.mask.forbidden() }
     }
 
-    /// An event as it may be published.
+    /// Masks an event before it is published.
     pub(super) fn masked(&self, mut draft: Draft) -> Draft {
-        let pipeline = self.pipeline();
-        let at = draft.step.as_ref().and_then(|(name, _)| {
-            let steps = &pipeline?.steps;
-            // That of `on-error` stands behind the last.
-            Some(steps.iter().position(|step| step.name == *name).unwrap_or(steps.len()))
-        });
-        if let Some(mask) = at.and_then(|at| self.mask_of(at)) {
+        if let Some(mask) = self.secrets.mask.current() {
             draft.message = mask.text(&draft.message);
             if let Reason::StepStarted { command, .. } = &mut draft.reason {
                 *command = mask.text(command);

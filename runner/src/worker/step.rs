@@ -10,7 +10,8 @@ use tracing::warn;
 
 use super::Shared;
 use crate::ports::{
-    Checkpoint, ExecError, Exit, Origin, Ran, RunScope, StopLevel, StopSignal, Workspace,
+    Checkpoint, ExecError, Exit, Forbidden, Leak, Origin, Ran, RunScope, StopLevel, StopSignal,
+    TransferError, Workspace, searched,
 };
 use crate::rules::env;
 use crate::rules::run::Kept;
@@ -205,7 +206,7 @@ pub(super) async fn upload(
     left: Workspace,
     (group, name): (String, String),
     (artifact, attempt): (Artifact, u32),
-    stop: StopSignal,
+    (forbidden, stop): (Option<Arc<dyn Forbidden>>, StopSignal),
 ) -> Done {
     let sent = async {
         let failed = |why: String| {
@@ -225,7 +226,17 @@ pub(super) async fn upload(
         };
         let path = [group.as_str(), name.as_str(), scope.run.as_str(), artifact.name.as_str()];
         let origin = Origin { run: scope.run.clone(), epoch: scope.epoch, attempt };
-        match shared.ports.transfer.upload_artifact(&url, path, tar, &origin).await {
+        let (tar, leak) = match &forbidden {
+            Some(forbidden) => searched(tar, &**forbidden),
+            None => (tar, Leak::default()),
+        };
+        let sent = shared.ports.transfer.upload_artifact(&url, path, tar, &origin).await;
+        if leak.is_found() {
+            let what = format!("artifact {}", artifact.name);
+            let cause = TransferError::SecretLeak { what };
+            return Done::Broke(Cause::SecretLeak, cause.to_string(), None);
+        }
+        match sent {
             Ok(()) => Done::Uploaded,
             Err(cause) => failed(cause.to_string()),
         }

@@ -5,6 +5,8 @@ mod callbacks;
 mod disk;
 mod ends;
 mod engine;
+mod output;
+mod secrets;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -187,6 +187,8 @@ pub(crate) fn options(node: NodeId, slots: usize) -> Options {
         sweep: Duration::from_secs(600),
         disk: DiskOptions { high: 100, low: 99, ..DiskOptions::default() },
         executors: vec![ExecutorKind::Podman],
+        log_limit: Some(1 << 30),
+        literal_secrets: false,
         logs: None,
         job_env: protocol::pipeline::Vars::new(),
         version: "bench".into(),

@@ -294,6 +294,7 @@ fn options(
     options.own_queue = false;
     // What its user can do anyway.
     options.executors = ExecutorKind::ALL.to_vec();
+    options.literal_secrets = true;
     // No other worker could resume the run.
     options.rescue = false;
     let outputs = jobs.as_ref().map(|jobs| jobs.work_dir.clone());

@@ -39,6 +39,8 @@ pub struct AmqpOptions {
     pub stream_name: String,
     /// How long the stream keeps an event.
     pub stream_retention_days: u32,
+    /// The maximum size of the stream in bytes.
+    pub stream_max_bytes: Option<u64>,
     /// Another server for the stream.
     pub stream_url: Option<String>,
     /// Where events wait that the memory does not hold.

@@ -86,17 +86,25 @@ pub(in crate::cluster) fn of_node(node: &NodeId) -> Object {
     })
 }
 
+/// The size of the stream's segments. RabbitMQ enforces age and size only when a segment is full, and
+/// deletes whole segments. With its default of 500 MB, it would never truncate an idle stream.
+const SEGMENT_BYTES: i64 = 64 << 20;
+
 /// The stream of events, which is published to by its name.
-pub(in crate::cluster) fn stream(name: &str, retention_days: u32) -> Object {
-    Object::Queue(Declared {
-        name: name.to_owned(),
-        exclusive: false,
-        arguments: vec![
-            ("x-queue-type", text("stream")),
-            ("x-max-age", Argument::Text(format!("{retention_days}D"))),
-        ],
-        bound_to: None,
-    })
+pub(in crate::cluster) fn stream(
+    name: &str,
+    retention_days: u32,
+    max_bytes: Option<u64>,
+) -> Object {
+    let mut arguments = vec![
+        ("x-queue-type", text("stream")),
+        ("x-max-age", Argument::Text(format!("{retention_days}D"))),
+        ("x-stream-max-segment-size-bytes", Argument::Number(SEGMENT_BYTES)),
+    ];
+    if let Some(bytes) = max_bytes.and_then(|bytes| i64::try_from(bytes).ok()) {
+        arguments.push(("x-max-length-bytes", Argument::Number(bytes)));
+    }
+    Object::Queue(Declared { name: name.to_owned(), exclusive: false, arguments, bound_to: None })
 }
 
 fn dead_lettering() -> [(&'static str, Argument); 2] {

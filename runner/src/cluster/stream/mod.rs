@@ -74,7 +74,11 @@ impl AmqpEvents {
             let path = options.spill_dir.display().to_string();
             EventsError::Spill { path, cause: cause.to_string() }
         })?;
-        let objects = vec![topology::stream(&options.stream_name, options.stream_retention_days)];
+        let objects = vec![topology::stream(
+            &options.stream_name,
+            options.stream_retention_days,
+            options.stream_max_bytes,
+        )];
         let opening = Link::open(target, objects, options.retry_attempts, options.retry_delay);
         let link = opening.await.map_err(|fault| fault.of_stream(&at))?;
 
@@ -244,6 +248,7 @@ mod tests {
             retry_delay: Duration::ZERO,
             stream_name: "s".to_owned(),
             stream_retention_days: 1,
+            stream_max_bytes: None,
             stream_url: stream_url.map(str::to_owned),
             spill_dir: "spill".into(),
             spill_bytes: 0,

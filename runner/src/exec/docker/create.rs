@@ -26,6 +26,7 @@ pub(super) struct Ground<'a> {
     pub(super) config: ImageConfig,
     pub(super) network: Option<&'a Network>,
     pub(super) worker: Option<&'a NodeId>,
+    pub(super) log_bytes: Option<u64>,
 }
 
 /// The container of a step.
@@ -118,22 +119,36 @@ fn host(
         cpu_period: quota.map(|_| CPU_PERIOD_MICROS),
         mounts: Some(mounts),
         tmpfs: gives.then(|| HashMap::from([(crate::exec::given::DIR.to_owned(), options)])),
-        log_config: Some(log(ground.client.is_podman)),
+        log_config: Some(log(ground.client.is_podman, ground.log_bytes)),
         ..HostConfig::default()
     })
 }
 
-/// The engine's own copy of the output: what a broken connection is made up from. It must be kept byte
-/// by byte, which Docker's `json-file` does not, and whole, so it is one file that is not turned over.
-/// podman knows no `local`, and means by `json-file` one that is exact.
-fn log(is_podman: bool) -> HostConfigLogConfig {
-    let whole = [("max-size", "1t"), ("max-file", "1"), ("compress", "false")];
-    let whole = whole.map(|(name, value)| (name.to_owned(), value.to_owned()));
+/// The engine's own copy of the output, from which the output that a broken connection missed is read.
+/// It must be byte-exact, which Docker's `json-file` is not. podman has no `local`, but its `json-file`
+/// is exact.
+///
+/// At the limit, podman starts a new file, and Docker deletes the older of two files.
+fn log(is_podman: bool, bytes: Option<u64>) -> HostConfigLogConfig {
+    let config = match (is_podman, bytes) {
+        (true, None) => None,
+        (true, Some(bytes)) => Some(vec![("max-size", bytes.to_string())]),
+        (false, bytes) => {
+            let (size, files) = match bytes {
+                Some(bytes) => ((bytes / 2).max(1).to_string(), "2"),
+                None => ("1t".to_owned(), "1"),
+            };
+            Some(vec![
+                ("max-size", size),
+                ("max-file", files.to_owned()),
+                ("compress", "false".to_owned()),
+            ])
+        }
+    };
+    let config = config
+        .map(|options| options.into_iter().map(|(name, value)| (name.to_owned(), value)).collect());
     let driver = if is_podman { "json-file" } else { "local" };
-    HostConfigLogConfig {
-        typ: Some(driver.to_owned()),
-        config: (!is_podman).then(|| HashMap::from(whole)),
-    }
+    HostConfigLogConfig { typ: Some(driver.to_owned()), config }
 }
 
 fn mount(step: &StepSpec, given: JobMount) -> Result<Mount, ExecError> {
@@ -250,6 +265,16 @@ mod tests {
         for refused in ["pasta", "slirp4netns:mtu=1500"] {
             assert!(of(refused).is_err(), "{refused}");
         }
+    }
+
+    #[test]
+    fn the_engines_copy_of_the_output_is_bounded() {
+        let of = |is_podman, bytes| log(is_podman, bytes).config;
+        assert_eq!(of(true, None), None);
+        assert_eq!(of(true, Some(4096)).unwrap()["max-size"], "4096");
+        let docker = of(false, Some(4096)).unwrap();
+        assert_eq!((docker["max-size"].as_str(), docker["max-file"].as_str()), ("2048", "2"));
+        assert_eq!(of(false, None).unwrap()["max-file"], "1");
     }
 
     #[test]

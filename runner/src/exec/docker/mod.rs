@@ -77,6 +77,8 @@ pub struct Options {
     pub worker: Option<NodeId>,
     /// What steps may use of the engine's host.
     pub access: HostAccess,
+    /// Maximum size of the engine's own copy of a step's output, in bytes. `None`: no limit.
+    pub log_bytes: Option<u64>,
 }
 
 impl Options {
@@ -90,6 +92,7 @@ impl Options {
             network: None,
             worker: None,
             access: HostAccess::default(),
+            log_bytes: None,
         }
     }
 }
@@ -105,6 +108,7 @@ pub struct Docker {
     network: Option<String>,
     worker: Option<NodeId>,
     access: Arc<HostAccess>,
+    log_bytes: Option<u64>,
 }
 
 /// An engine that has answered.
@@ -182,6 +186,7 @@ impl Docker {
             network: options.network,
             worker: options.worker,
             access: Arc::new(options.access),
+            log_bytes: options.log_bytes,
         })
     }
 

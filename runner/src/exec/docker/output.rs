@@ -9,13 +9,15 @@ use std::time::Duration;
 use bollard::errors::Error;
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
+use protocol::event::LogStream;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::{Instant, sleep};
 
 use super::look::{Container, Life};
 use super::{Docker, fault};
 use crate::exec::beginning::Beginning;
-use crate::exec::demux::{Demux, Piece, Seen};
+use crate::exec::copy::{GAP, Reading, Seen, Ways};
+use crate::exec::demux::{Demux, Piece};
 use crate::ports::{ExecError, LogSink};
 
 const READ_BYTES: usize = 32 * 1024;
@@ -128,34 +130,45 @@ impl Follower<'_> {
 
     /// Passes on what the engine has kept of the output and was not passed on yet.
     async fn catch_up(&mut self) -> Result<(), ExecError> {
-        let read = self.read_copy().await;
-        read.map_err(|error| {
-            self.docker.failed("reading what is missing of a step's output", &error)
-        })
-    }
-
-    async fn read_copy(&mut self) -> Result<(), Error> {
-        let prefix = &self.docker.client().await?.prefix;
-        let path =
-            format!("{prefix}/containers/{}/logs?follow=false&stdout=true&stderr=true", self.id);
-        let mut body = self.docker.wire.open(&path).await?;
-        let (mut skip, mut demux, mut pieces) = (self.seen, Demux::of(self.raw), Vec::new());
-        while let Some(frame) = body.frame().await {
-            let Ok(bytes) = frame?.into_data() else { continue };
-            let fed = demux.feed(&bytes, &mut pieces);
-            for piece in pieces.drain(..) {
-                if let Some(piece) = skip.skip(piece) {
-                    self.pass(piece).await;
-                }
+        let failed = |docker: &Docker, error| {
+            docker.failed("reading what is missing of a step's output", &error)
+        };
+        let reading = self.read_copy(Ways::default()).await;
+        let mut reading = reading.map_err(|error| failed(self.docker, error))?;
+        while let Some(ways) = reading.again() {
+            if ways.has_gap() {
+                self.out.write(LogStream::Bob, Bytes::from_static(GAP.as_bytes())).await;
             }
-            fed.map_err(std::io::Error::other)?;
+            let again = self.read_copy(ways).await;
+            reading = again.map_err(|error| failed(self.docker, error))?;
         }
-        if skip.is_left() {
+        if reading.is_short() {
             tracing::warn!(
                 container.id = self.id,
                 "the engine kept less of the step's output than came before it went away"
             );
         }
         Ok(())
+    }
+
+    /// Reads the engine's copy once, and passes on the output that was not received yet.
+    async fn read_copy(&mut self, ways: Ways) -> Result<Reading, Error> {
+        let mut reading = self.seen.read(ways);
+        let prefix = &self.docker.client().await?.prefix;
+        let path =
+            format!("{prefix}/containers/{}/logs?follow=false&stdout=true&stderr=true", self.id);
+        let mut body = self.docker.wire.open(&path).await?;
+        let (mut demux, mut pieces) = (Demux::of(self.raw), Vec::new());
+        while let Some(frame) = body.frame().await {
+            let Ok(bytes) = frame?.into_data() else { continue };
+            let fed = demux.feed(&bytes, &mut pieces);
+            for piece in pieces.drain(..) {
+                if let Some(piece) = reading.take(piece) {
+                    self.pass(piece).await;
+                }
+            }
+            fed.map_err(std::io::Error::other)?;
+        }
+        Ok(reading)
     }
 }

@@ -15,7 +15,7 @@ use super::{Docker, fault, secrets};
 use crate::exec::access::real;
 use crate::exec::argv::{Argv, check_length};
 use crate::exec::beginning::{Beginning, NotExecuted};
-use crate::exec::demux::Seen;
+use crate::exec::copy::Seen;
 use crate::exec::exhausted::{KeyWait, no_keys};
 use crate::exec::job::{JobOptions, container_name, own_image};
 use crate::exec::mount::{JobMount, MountHost, Source};
@@ -98,6 +98,7 @@ impl Docker {
             config,
             network: network.as_ref(),
             worker: self.worker.as_ref(),
+            log_bytes: self.log_bytes,
         };
         let first =
             (!step.secrets.given.is_empty()).then(|| secrets::receiving(&step.secrets.given));

@@ -157,6 +157,13 @@ impl Create {
         self.labels.insert(names::LABEL_WORKER, worker);
     }
 
+    /// Bounds the engine's copy of the output.
+    pub(super) fn bound_log(&mut self, bytes: Option<u64>) {
+        if let Some(bytes) = bytes.and_then(|bytes| i64::try_from(bytes).ok()) {
+            self.log_configuration = json!({"driver": "k8s-file", "size": bytes});
+        }
+    }
+
     fn network(&mut self, network: &Network) {
         let mode = match &network.mode {
             NetworkMode::None => "none",

@@ -101,6 +101,8 @@ pub struct Options {
     pub worker: Option<NodeId>,
     /// What steps may use of the engine's host.
     pub access: HostAccess,
+    /// Maximum size of the engine's own copy of a step's output, in bytes. `None`: no limit.
+    pub log_bytes: Option<u64>,
 }
 
 impl Options {
@@ -116,6 +118,7 @@ impl Options {
             checkpoints: None,
             worker: None,
             access: HostAccess::default(),
+            log_bytes: None,
         }
     }
 }
@@ -135,6 +138,7 @@ pub struct Podman {
     network: Option<String>,
     worker: Option<NodeId>,
     access: HostAccess,
+    log_bytes: Option<u64>,
     checkpoints: Option<Registry>,
     pulls: Pulls,
     marks: bases::Marks,
@@ -174,6 +178,7 @@ impl Podman {
             network: options.network,
             worker: options.worker,
             access: options.access,
+            log_bytes: options.log_bytes,
             pulls: Pulls::default(),
             marks: bases::Marks::default(),
             root: disk::Root::default(),

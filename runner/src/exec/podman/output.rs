@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::Method;
 use hyper_util::rt::TokioIo;
+use protocol::event::LogStream;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::{Instant, sleep};
 
@@ -20,7 +21,8 @@ use super::call::{Ask, Fault, empty, read};
 use super::http::{Http, Link};
 use super::watcher::Watcher;
 use crate::exec::beginning::Beginning;
-use crate::exec::demux::{Demux, Piece, Seen};
+use crate::exec::copy::{GAP, Reading, Seen, Ways};
+use crate::exec::demux::{Demux, Piece};
 use crate::ports::{ExecError, LogSink};
 
 /// A started container's output, before the start.
@@ -177,12 +179,35 @@ impl Follower<'_> {
     }
 
     async fn catch_up_once(&mut self, until: Until) -> Result<(), Fault> {
+        let mut reading = self.read_copy(until, Ways::default()).await?;
+        if until != Until::End {
+            return Ok(());
+        }
+        while let Some(ways) = reading.again() {
+            if ways.has_gap() {
+                self.out.write(LogStream::Bob, Bytes::from_static(GAP.as_bytes())).await;
+            }
+            reading = self.read_copy(until, ways).await?;
+        }
+        if reading.is_short() {
+            tracing::warn!(
+                container.id = self.id,
+                "the engine kept less of the step's output than came before it went away"
+            );
+        }
+        Ok(())
+    }
+
+    /// Reads the engine's copy once, and passes on the output that was not received yet.
+    async fn read_copy(&mut self, until: Until, ways: Ways) -> Result<Reading, Fault> {
+        let mut reading = self.seen.read(ways);
         let path = format!("/containers/{}/logs?follow=false&stdout=true&stderr=true", self.id);
         let answer = self.http.open(&Method::GET, &path, &[], empty()).await?;
         if !answer.status().is_success() {
-            return read(answer).await?.good().map(drop);
+            read(answer).await?.good()?;
+            return Err(Fault::Garbled("an answer without an output".to_owned()));
         }
-        let (mut skip, mut demux, mut held) = (self.seen, Demux::of(self.raw), Vec::new());
+        let (mut demux, mut held) = (Demux::of(self.raw), Vec::new());
         let mut body = answer.into_body();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|cause| Fault::Broken(cause.to_string()))?;
@@ -193,26 +218,20 @@ impl Follower<'_> {
                 let Some((piece, begins_frame)) = piece else { continue };
                 // A line that is being written right now may look shorter than it will be.
                 if begins_frame || until == Until::End {
-                    self.pass_all(&mut held, &mut skip).await;
+                    self.pass_all(&mut held, &mut reading).await;
                 }
                 held.push(piece);
             }
         }
         if until == Until::End {
-            self.pass_all(&mut held, &mut skip).await;
-            if skip.is_left() {
-                tracing::warn!(
-                    container.id = self.id,
-                    "the engine kept less of the step's output than came before it went away"
-                );
-            }
+            self.pass_all(&mut held, &mut reading).await;
         }
-        Ok(())
+        Ok(reading)
     }
 
-    async fn pass_all(&mut self, held: &mut Vec<Piece>, skip: &mut Seen) {
+    async fn pass_all(&mut self, held: &mut Vec<Piece>, reading: &mut Reading) {
         for piece in held.drain(..) {
-            if let Some(piece) = skip.skip(piece) {
+            if let Some(piece) = reading.take(piece) {
                 self.pass(piece).await;
             }
         }

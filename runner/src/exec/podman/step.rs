@@ -23,7 +23,7 @@ use super::stop;
 use super::volume::Tmpfs;
 use crate::exec::argv::{Argv, SCRIPT_DIR, check_length};
 use crate::exec::beginning::{Beginning, NotExecuted};
-use crate::exec::demux::Seen;
+use crate::exec::copy::Seen;
 use crate::exec::exhausted::KeyWait;
 use crate::exec::job::{JobOptions, container_name, has_tty};
 use crate::exec::mount::MountHost;
@@ -185,9 +185,9 @@ impl Podman {
         let argv = Argv::of(step, &known.base.entrypoint);
         let Argv { words, files } = argv.behind(given::exporting(&step.secrets.given));
         check_length(step, &words)?;
-        let mut create =
-            Create::step(run, &known.base, image, step, words, network.as_ref(), cpus);
+        let mut create = Create::step(run, &known.base, image, step, words, network.as_ref(), cpus);
         job::put(options, step, &mut create);
+        create.bound_log(self.log_bytes);
         for (is_needed, at) in
             [(!step.secrets.given.is_empty(), given::DIR), (!files.is_empty(), SCRIPT_DIR)]
         {

@@ -21,7 +21,7 @@ pub use directory::Directory;
 
 use super::tar::cleaned;
 use crate::ports::{
-    ByteStream, Found, KeptFile, KeptOutputs, OutputStore, Outputs, Place, TransferError,
+    ByteStream, Found, KeptFile, KeptOutputs, OutputStore, Outputs, Place, TransferError, searched,
 };
 
 /// How much of a file is read at once, in bytes.
@@ -167,7 +167,21 @@ impl Walk<'_> {
         let place = Place::new(&self.kept.under, &to)?;
         let size = entry.effective_size();
         let bytes = ReaderStream::with_capacity(entry, PIECE).boxed();
-        let stored = self.store.put(&place, size, bytes, &self.kept.origin).await?;
+        let stored = match &self.kept.forbidden {
+            None => self.store.put(&place, size, bytes, &self.kept.origin).await?,
+            Some(forbidden) => {
+                if forbidden.search().finds(from.as_bytes()) {
+                    let what = "the name of an output".to_owned();
+                    return Err(TransferError::SecretLeak { what });
+                }
+                let (bytes, leak) = searched(bytes, &**forbidden);
+                let stored = self.store.put(&place, size, bytes, &self.kept.origin).await;
+                if leak.is_found() {
+                    return Err(TransferError::SecretLeak { what: format!("output {from:?}") });
+                }
+                stored?
+            }
+        };
         self.found.matched = true;
         self.kept.add(KeptFile { from, path: to, stored });
         Ok(())

@@ -93,6 +93,8 @@ pub fn options(node: NodeId, slots: usize) -> Options {
         retention: Duration::from_secs(24 * 3600),
         own_queue: true,
         executors: vec![ExecutorKind::Podman],
+        log_limit: Some(1 << 30),
+        literal_secrets: false,
         logs: None,
         job_env: protocol::pipeline::Vars::new(),
         version: "test".into(),

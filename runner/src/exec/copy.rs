@@ -1,0 +1,296 @@
+//! Continues a step's output from the engine's own copy of it.
+//!
+//! The size of the copy is limited, so it may have lost its beginning. If it still begins with the first
+//! bytes that were received, the number of bytes to skip is known. Otherwise the reader searches for the
+//! last bytes that were received and continues behind them.
+
+use memchr::memmem::Finder;
+use protocol::event::LogStream;
+
+use super::demux::Piece;
+
+/// The notice about output that the copy has lost before it could be read.
+pub(super) const GAP: &str = "some of the step's output is missing here: the container engine keeps only the end of it, and was unreachable for too long";
+
+/// The number of first and last bytes that are remembered.
+const KEPT: usize = 1024;
+
+/// The received bytes of one stream.
+#[derive(Debug, Clone, Default)]
+struct Mark {
+    total: u64,
+    first: Vec<u8>,
+    last: Vec<u8>,
+}
+
+impl Mark {
+    fn add(&mut self, bytes: &[u8]) {
+        self.total += bytes.len() as u64;
+        let free = KEPT.saturating_sub(self.first.len()).min(bytes.len());
+        self.first.extend_from_slice(bytes.get(..free).unwrap_or_default());
+        let new = bytes.get(bytes.len().saturating_sub(KEPT)..).unwrap_or_default();
+        let over = (self.last.len() + new.len()).saturating_sub(KEPT);
+        self.last.drain(..over);
+        self.last.extend_from_slice(new);
+    }
+}
+
+/// The received bytes of both streams of a step.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Seen {
+    stdout: Mark,
+    stderr: Mark,
+}
+
+impl Seen {
+    /// Adds a received piece.
+    pub(super) fn add(&mut self, piece: &Piece) {
+        match piece.stream {
+            LogStream::Stderr => self.stderr.add(&piece.bytes),
+            LogStream::Stdout | LogStream::Bob => self.stdout.add(&piece.bytes),
+        }
+    }
+
+    /// Starts a reading of the copy.
+    pub(super) fn read(&self, ways: Ways) -> Reading {
+        let of = |mark: &Mark, way| Place {
+            mark: mark.clone(),
+            way,
+            at: 0,
+            window: Vec::new(),
+            lies: Lies::Complete,
+        };
+        Reading { stdout: of(&self.stdout, ways.stdout), stderr: of(&self.stderr, ways.stderr) }
+    }
+}
+
+/// How received bytes are skipped.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Way {
+    /// By their number: the copy is complete.
+    #[default]
+    Count,
+    /// By searching for their end: the copy has lost its beginning.
+    Search,
+    /// Nothing is skipped: the copy does not contain them.
+    Nothing,
+}
+
+/// The same for both streams.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Ways {
+    stdout: Way,
+    stderr: Way,
+}
+
+impl Ways {
+    /// Whether output is missing between the received bytes and the copy.
+    pub(super) fn has_gap(self) -> bool {
+        self.stdout == Way::Nothing || self.stderr == Way::Nothing
+    }
+}
+
+/// How the copy of a stream relates to the received bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lies {
+    Complete,
+    /// It has lost its beginning.
+    Moved,
+    /// It contains the last received bytes.
+    Found,
+}
+
+/// One reading of the copy of one stream.
+struct Place {
+    mark: Mark,
+    way: Way,
+    /// The number of its bytes that were read.
+    at: u64,
+    window: Vec<u8>,
+    lies: Lies,
+}
+
+impl Place {
+    fn take(&mut self, bytes: Vec<u8>) -> Vec<u8> {
+        let before = self.at;
+        self.at += bytes.len() as u64;
+        match self.way {
+            Way::Nothing => bytes,
+            Way::Search => self.search(bytes),
+            Way::Count => {
+                self.compare(before, &bytes);
+                if self.lies == Lies::Moved { Vec::new() } else { self.behind(before, bytes) }
+            }
+        }
+    }
+
+    /// The bytes that were not received yet.
+    fn behind(&self, before: u64, mut bytes: Vec<u8>) -> Vec<u8> {
+        let over = self.mark.total.saturating_sub(before);
+        let over = usize::try_from(over).unwrap_or(usize::MAX).min(bytes.len());
+        bytes.drain(..over);
+        bytes
+    }
+
+    fn compare(&mut self, before: u64, bytes: &[u8]) {
+        let at = usize::try_from(before).unwrap_or(usize::MAX);
+        let expected = self.mark.first.get(at..).unwrap_or_default();
+        if expected.iter().zip(bytes).any(|(expected, byte)| expected != byte) {
+            self.lies = Lies::Moved;
+        }
+    }
+
+    fn search(&mut self, bytes: Vec<u8>) -> Vec<u8> {
+        if self.lies == Lies::Found {
+            return bytes;
+        }
+        self.window.extend(bytes);
+        let last = &self.mark.last;
+        if let Some(at) = Finder::new(last).find(&self.window) {
+            self.lies = Lies::Found;
+            let mut window = std::mem::take(&mut self.window);
+            window.drain(..at + last.len());
+            return window;
+        }
+        let over = self.window.len().saturating_sub(last.len());
+        self.window.drain(..over);
+        Vec::new()
+    }
+
+    /// How to read the copy again if this reading did not find where to continue.
+    fn next(&self) -> Option<Way> {
+        match (self.way, self.lies) {
+            (Way::Count, Lies::Moved) => Some(Way::Search),
+            (Way::Search, Lies::Complete | Lies::Moved) => Some(Way::Nothing),
+            (Way::Count | Way::Search | Way::Nothing, _) => None,
+        }
+    }
+}
+
+/// One reading of the copy.
+pub(super) struct Reading {
+    stdout: Place,
+    stderr: Place,
+}
+
+impl Reading {
+    /// Takes the next piece of the copy. Returns the bytes that were not received yet.
+    pub(super) fn take(&mut self, piece: Piece) -> Option<Piece> {
+        let place = match piece.stream {
+            LogStream::Stderr => &mut self.stderr,
+            LogStream::Stdout | LogStream::Bob => &mut self.stdout,
+        };
+        let bytes = place.take(piece.bytes);
+        (!bytes.is_empty()).then_some(Piece { bytes, ..piece })
+    }
+
+    /// How to read the copy again, if this reading did not find where to continue. Call it after the
+    /// copy was read to its end.
+    pub(super) fn again(&self) -> Option<Ways> {
+        let (stdout, stderr) = (self.stdout.next(), self.stderr.next());
+        if stdout.is_none() && stderr.is_none() {
+            return None;
+        }
+        // A stream that is complete by now is skipped up to its end.
+        let way = |next: Option<Way>, place: &Place| match (next, place.way) {
+            (Some(way), _) => way,
+            (None, Way::Count) => Way::Count,
+            (None, Way::Search | Way::Nothing) => Way::Search,
+        };
+        Some(Ways { stdout: way(stdout, &self.stdout), stderr: way(stderr, &self.stderr) })
+    }
+
+    /// Whether a complete copy has fewer bytes than were received.
+    pub(super) fn is_short(&self) -> bool {
+        let is_short = |place: &Place| {
+            place.way == Way::Count && place.lies == Lies::Complete && place.at < place.mark.total
+        };
+        is_short(&self.stdout) || is_short(&self.stderr)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn piece(bytes: &[u8]) -> Piece {
+        Piece { stream: LogStream::Stdout, bytes: bytes.to_vec() }
+    }
+
+    /// The bytes that are read from a copy, and whether output is missing before them.
+    fn rest(seen: &Seen, copy: &[u8], cut: usize) -> (Vec<u8>, bool) {
+        let (mut seen, mut ways, mut out) = (seen.clone(), Ways::default(), Vec::new());
+        loop {
+            let mut reading = seen.read(ways);
+            for part in copy.chunks(cut) {
+                if let Some(new) = reading.take(piece(part)) {
+                    out.extend_from_slice(&new.bytes);
+                    seen.add(&new);
+                }
+            }
+            match reading.again() {
+                Some(next) => ways = next,
+                None => return (out, ways.has_gap()),
+            }
+        }
+    }
+
+    fn numbers(count: usize) -> Vec<u8> {
+        (0..count).flat_map(|n| format!("line {n}\n").into_bytes()).collect()
+    }
+
+    #[test]
+    fn a_copy_without_its_beginning_is_read_from_the_last_received_bytes() {
+        let all = numbers(2_000);
+        for (taken, begins) in [(500, 1), (500, 400), (9_000, 7_000), (9_000, 8_500)] {
+            let mut seen = Seen::default();
+            for part in all[..taken].chunks(700) {
+                seen.add(&piece(part));
+            }
+            for cut in [1, 100, 5_000] {
+                let found = rest(&seen, &all[begins..], cut);
+                // The search needs all remembered bytes.
+                if taken - begins >= KEPT.min(taken) {
+                    assert_eq!(found, (all[taken..].to_vec(), false), "{taken} {begins} {cut}");
+                } else {
+                    assert_eq!(found, (all[begins..].to_vec(), true), "{taken} {begins} {cut}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn missing_output_before_a_copy_is_reported() {
+        let all = numbers(2_000);
+        let mut seen = Seen::default();
+        seen.add(&piece(&all[..3_000]));
+        assert_eq!(rest(&seen, &all[6_000..], 512), (all[6_000..].to_vec(), true));
+    }
+
+    #[test]
+    fn a_complete_copy_that_ends_early_adds_nothing() {
+        let all = numbers(500);
+        let mut seen = Seen::default();
+        seen.add(&piece(&all[..3_000]));
+        let mut reading = seen.read(Ways::default());
+        assert_eq!(reading.take(piece(&all[..2_500])), None);
+        assert!(reading.is_short() && reading.again().is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn exactly_the_received_bytes_are_skipped(
+            text in prop::collection::vec(any::<u8>(), 0..3000),
+            taken in 0_usize..3000,
+            cut in 1_usize..200,
+        ) {
+            let taken = taken.min(text.len());
+            let mut seen = Seen::default();
+            for part in text[..taken].chunks(cut) {
+                seen.add(&piece(part));
+            }
+            prop_assert_eq!(rest(&seen, &text, cut), (text[taken..].to_vec(), false));
+        }
+    }
+}

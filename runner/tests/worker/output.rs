@@ -1,0 +1,103 @@
+//! How much output a run may publish.
+
+use protocol::event::{Event, LogStream, Reason};
+use protocol::run::{Cause, Status};
+use runner::worker::suite::{Rig, new_node, options};
+use serde_json::{Value, json};
+
+use crate::rig;
+
+async fn limited(rig: &mut Rig, bytes: u64) {
+    let mut options = options(new_node(), 1);
+    options.log_limit = Some(bytes);
+    rig.worker_as(options).await;
+}
+
+/// What a step has said, and the lines about it.
+fn said(events: &[Event], step: &str) -> (String, Vec<String>) {
+    let (mut text, mut notes) = (String::new(), Vec::new());
+    let of_step = |event: &&Event| event.step.as_ref().is_some_and(|name| name.as_str() == step);
+    for event in events.iter().filter(of_step) {
+        match &event.reason {
+            Reason::Log { stream: LogStream::Bob, .. } => notes.push(event.message.clone()),
+            Reason::Log { partial, .. } => {
+                text.push_str(&event.message);
+                text.push_str(if *partial { "" } else { "\n" });
+            }
+            _ => {}
+        }
+    }
+    (text, notes)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_the_limit_one_line_says_so_and_the_rest_is_discarded() {
+    let (mut rig, _embedded) = rig().await;
+    limited(&mut rig, 100).await;
+    let run = rig.run("much");
+    rig.start(&run, &rig.pipeline("much", &["write 29 1000", "print of the next step", "exit 0"]))
+        .await;
+    let events = rig.events_of(&run).await;
+    let (text, notes) = said(&events, "0");
+    assert_eq!(text, format!("{}\n", "x".repeat(29)).repeat(3), "whole lines within the limit");
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    assert!(
+        notes[0].contains("limit of 100 bytes") && notes[0].contains("BOB_LOG_LIMIT_BYTES"),
+        "{notes:?}"
+    );
+    assert!(notes[0].contains("discarded"), "{notes:?}");
+    // All steps of a run together have as much.
+    let (text, notes) = said(&events, "1");
+    assert_eq!((text.as_str(), notes.len()), ("", 1), "{notes:?}");
+    assert_eq!(said(&events, "2").1, Vec::<String>::new(), "one without output has nothing to say");
+    let ended = events.iter().find_map(|event| match &event.reason {
+        Reason::StepCompleted { stdout_bytes, .. } => Some(*stdout_bytes),
+        _ => None,
+    });
+    assert_eq!(ended, Some(90), "the bytes of a step are those that were published");
+    assert_eq!(rig.settled(&run).await.status, Status::Passed);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_step_that_says_so_is_stopped_at_the_limit_and_fails() {
+    let (mut rig, _embedded) = rig().await;
+    limited(&mut rig, 100).await;
+    let run = rig.run("fails");
+    let mut pipeline = rig.pipeline("fails", &["hang much more text than a step of this worker may write, and so it is stopped at once, and has failed for that"]);
+    pipeline["steps"][0]["on-log-limit"] = json!("fail");
+    rig.start(&run, &pipeline).await;
+    let events = rig.events_of(&run).await;
+    let (text, notes) = said(&events, "0");
+    assert_eq!((text.as_str(), notes.len()), ("", 1), "{notes:?}");
+    let record = rig.settled(&run).await;
+    assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::ExitCode)));
+    let message = record.message.unwrap();
+    assert!(
+        message.contains("limit of 100 bytes") && message.contains("on-log-limit"),
+        "{message}"
+    );
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn output_up_to_the_limit_is_published_whole() {
+    let (mut rig, _embedded) = rig().await;
+    limited(&mut rig, 100).await;
+    let run = rig.run("enough");
+    rig.start(&run, &rig.pipeline("enough", &["write 49 1", "write 49 1"])).await;
+    let events = rig.events_of(&run).await;
+    for step in ["0", "1"] {
+        assert_eq!(said(&events, step), (format!("{}\n", "x".repeat(49)), Vec::new()));
+    }
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unknown_word_for_the_limit_is_rejected() {
+    let mut pipeline: Value =
+        json!({ "group": "g", "name": "n", "image": "i", "steps": [{ "cmd": "x" }] });
+    pipeline["steps"][0]["on-log-limit"] = json!("ignore");
+    let fault = protocol::dialect::pipeline_from_json(&pipeline).unwrap_err();
+    assert_eq!(fault.path, "steps[0].on-log-limit");
+}
