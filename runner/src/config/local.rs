@@ -40,10 +40,16 @@ const STORAGE_CA: &[&str] =
     &["storage.urls", "storage.user", "storage.password", "storage.cert", "storage.key"];
 const S3: &[&str] = &["outputs.s3-access-key", "outputs.s3-secret-key"];
 
-/// Settings that such a file must not give: what they name receives credentials of registries, which
-/// are never in the file itself.
-const REJECTED: [&str; 4] =
-    ["engine.url", "engine.docker-url", "engine.registry-insecure", "worker.checkpoint-registry"];
+/// Settings that such a file must not give, and what each decides. The credentials are never in the file
+/// itself.
+const REJECTED: [(&str, &str); 5] = [
+    ("engine.url", REGISTRIES),
+    ("engine.docker-url", REGISTRIES),
+    ("engine.registry-insecure", REGISTRIES),
+    ("worker.checkpoint-registry", REGISTRIES),
+    ("worker.secrets-scopes", "who receives secrets of steps"),
+];
+const REGISTRIES: &str = "which server receives credentials of registries";
 
 /// Publishers on these servers can request the secrets of steps.
 const PUBLISHERS: [&str; 2] = ["queue.url", "storage.urls"];
@@ -58,11 +64,11 @@ pub(super) fn check(
     environment: &Environment,
 ) -> Vec<Fault> {
     let local = Local { label, lookup };
-    let rejected = REJECTED.iter().filter_map(|name| {
+    let rejected = REJECTED.iter().filter_map(|(name, decides)| {
         let at = local.place(name)?;
         let expected = format!(
-            "is not accepted from a settings file in the working directory, because it decides where \
-             credentials of registries are sent; {}",
+            "is not accepted from a settings file in the working directory, because it decides \
+             {decides}; {}",
             local.advice()
         );
         Some(Fault { at, value: None, expected })

@@ -413,12 +413,13 @@ fn an_authority_for_another_server_is_not_taken_from_the_working_directory() {
 }
 
 #[test]
-fn a_file_in_the_working_directory_does_not_decide_where_registry_credentials_are_sent() {
+fn a_file_in_the_working_directory_does_not_decide_who_receives_registry_credentials_and_secrets() {
     for (toml, name) in [
         ("[engine]\nurl = \"http://evil:1\"\n", "engine.url"),
         ("[engine]\ndocker-url = \"http://evil:1\"\n", "engine.docker-url"),
         ("[engine]\nregistry-insecure = [\"evil\"]\n", "engine.registry-insecure"),
         ("[worker]\ncheckpoint-registry = \"evil/x\"\n", "worker.checkpoint-registry"),
+        ("[worker]\nsecrets-scopes = [\"*=*\"]\n", "worker.secrets-scopes"),
     ] {
         let faults = loaded(Some(("bob-runner.toml", toml)), Environment::default(), &[]);
         let faults = faults.unwrap_err().to_string();
