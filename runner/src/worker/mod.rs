@@ -200,11 +200,13 @@ struct Lost {
     why: String,
     /// When it is re-claimed.
     due: Instant,
+    /// Tells this entry from a later one of the same run.
+    entry: Arc<()>,
 }
 
 impl Lost {
     fn new(run: RunId, cause: Cause, why: String) -> Self {
-        Self { run, cause, why, due: Instant::now() }
+        Self { run, cause, why, due: Instant::now(), entry: Arc::default() }
     }
 
     fn with_lease(run: RunId) -> Self {
@@ -307,6 +309,11 @@ impl Shared {
     fn delay(&self, run: &RunId, wait: Duration) {
         let due = Instant::now() + wait;
         self.lost().iter_mut().filter(|lost| lost.run == *run).for_each(|lost| lost.due = due);
+    }
+
+    /// Removes an entry that is done with. A newer one of the same run stays: that loss came later.
+    fn done_with(&self, lost: &Lost) {
+        self.lost().retain(|other| !Arc::ptr_eq(&other.entry, &lost.entry));
     }
 
     fn lost(&self) -> std::sync::MutexGuard<'_, Vec<Lost>> {

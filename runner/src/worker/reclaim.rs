@@ -63,7 +63,7 @@ pub(super) async fn reclaim(shared: Arc<Shared>, held: Held) {
         let now = Instant::now();
         for lost in lost.iter().filter(|lost| lost.due <= now) {
             match reclaim_one(&shared, &held, lost).await {
-                Ok(true) => shared.lost().retain(|other| other.run != lost.run),
+                Ok(true) => shared.done_with(lost),
                 Ok(false) => shared.delay(&lost.run, AGAIN),
                 Err(cause) => {
                     let wait = shared.reclaims.next(&lost.run).max(AGAIN);

@@ -90,6 +90,7 @@ rows! {
     hard::a_run_that_is_being_claimed_when_the_drain_begins_is_run,
     hard::a_long_lease_that_is_gone_is_replaced,
     hard::a_store_that_was_restored_is_not_worked_on,
+    hard::a_newer_loss_of_a_run_is_not_dropped_with_an_older_one,
     marks::a_lease_of_days_serves_a_limited_number_of_keys,
     marks::the_mark_of_an_open_run_is_renewed,
     marks::a_claim_under_an_earlier_lease_is_not_adopted,

@@ -19,7 +19,7 @@ use crate::ports::{
     Changes, Entry, Expect, Granted, Host, LeaseId, Listing, Op, Route, Store, StoreError, Txn,
     TxnReply,
 };
-use crate::worker::Options;
+use crate::worker::{Lost, Options, Worker};
 
 /// A machine that has as much free memory as it is told.
 struct Squeezed {
@@ -390,5 +390,20 @@ pub async fn a_store_that_was_restored_is_not_worked_on(mut rig: Rig) {
     assert!(rig.ports.store.txn(txn).await.unwrap().committed);
     rig.stop(&run).await;
     assert_eq!(rig.ended(&run).await.status, Status::Stopped);
+    rig.end().await;
+}
+
+/// A run that is lost again while its last loss is being dealt with is not forgotten over that.
+pub async fn a_newer_loss_of_a_run_is_not_dropped_with_an_older_one(rig: Rig) {
+    let node = new_node();
+    let ports = (rig.make)(&node).await;
+    let shared = Worker::new(ports, options(node, 1)).await.unwrap().shared;
+    let run = rig.run("again");
+    let loss = |why: &str| Lost::new(run.clone(), Cause::Engine, why.to_owned());
+    let older = loss("older");
+    shared.put_lost(older.clone());
+    shared.put_lost(loss("newer"));
+    shared.done_with(&older);
+    assert!(shared.lost().iter().any(|lost| lost.why == "newer"));
     rig.end().await;
 }
