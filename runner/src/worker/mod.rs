@@ -1,5 +1,6 @@
 //! Makes it happen: takes commands, owns runs through a lease, drives them, and lets go.
 
+mod answer;
 mod bases;
 mod begin;
 mod callbacks;

@@ -1,0 +1,244 @@
+//! Answers one command: what it brings about, and how its delivery is to be settled.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::command::{self, Command, Disposition, Malformed, RunIdSource, Start};
+use protocol::event::Reason;
+use protocol::id::RunId;
+use protocol::names;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::claim::{self, Taken};
+use super::control;
+use super::launch::Launch;
+use super::lease::Held;
+use super::watchdog::{beat, waits};
+use super::{Lost, Shared};
+use crate::ports::{Message, Route};
+use crate::rules::quota;
+
+/// A slot that a start may take.
+pub(super) enum Slot {
+    Free(OwnedSemaphorePermit),
+    None,
+}
+
+/// What becomes of a message.
+pub(super) enum Answer {
+    /// It is settled; the slot comes back where no run took it.
+    Settle(Disposition, Option<OwnedSemaphorePermit>),
+    /// What it needs is unavailable: it is kept, and answered again after a while.
+    NotYet(Option<OwnedSemaphorePermit>),
+    /// It is published again after a while, and settled then.
+    Later { after: Duration, message: Message },
+}
+
+/// Answers a message, again and again while what that needs is unavailable. Each return to the queue
+/// would count towards a dead letter, and in a queue without a limit would come back at once. Ends in
+/// [`Answer::NotYet`] only when the lease is lost or `stop` is cancelled.
+pub(super) async fn answer_in_place(
+    shared: &Arc<Shared>,
+    held: &Held,
+    message: &Message,
+    mut slot: Slot,
+    stop: &CancellationToken,
+) -> Answer {
+    let mut wait = Duration::from_millis(200);
+    warn_of_returns(shared, message).await;
+    loop {
+        let kept = match answer(shared, held, message, slot).await {
+            Answer::NotYet(kept) => kept,
+            answer @ (Answer::Settle(..) | Answer::Later { .. }) => return answer,
+        };
+        tokio::select! {
+            biased;
+            () = held.lost.cancelled() => return Answer::NotYet(kept),
+            () = stop.cancelled() => return Answer::NotYet(kept),
+            () = tokio::time::sleep(wait) => {}
+        }
+        beat();
+        wait = (wait * 2).min(Duration::from_secs(2));
+        slot = kept.map_or(Slot::None, Slot::Free);
+    }
+}
+
+async fn answer(shared: &Arc<Shared>, held: &Held, message: &Message, slot: Slot) -> Answer {
+    let keep = |slot: Slot| match slot {
+        Slot::Free(slot) => Some(slot),
+        Slot::None => None,
+    };
+    let decoded = command::decode(message.kind.as_deref(), message.id.as_deref(), &message.body);
+    let (done, slot) = match decoded {
+        Err(fault) => (Ok(reject(shared, &fault).await), keep(slot)),
+        Ok(Command::Stop(stop)) => (control::stop(shared, held, &stop).await, keep(slot)),
+        Ok(Command::Pause(toggle)) => (control::toggle(shared, &toggle, true).await, keep(slot)),
+        Ok(Command::Unpause(toggle)) => (control::toggle(shared, &toggle, false).await, keep(slot)),
+        Ok(Command::Start(start)) => match slot {
+            Slot::None => return pass_on(shared, message).await,
+            Slot::Free(slot) => return answer_start(shared, held, message, &start, slot).await,
+        },
+    };
+    match done {
+        Ok(disposition) => Answer::Settle(disposition, slot),
+        Err(cause) if !cause.is_of_the_request() => {
+            if !shared.writes.note(&cause) {
+                warn!(%cause, "a command waits");
+            }
+            Answer::NotYet(slot)
+        }
+        Err(cause) => {
+            let fault = Malformed { field: None, what: cause.to_string(), run_id: None };
+            Answer::Settle(reject(shared, &fault).await, slot)
+        }
+    }
+}
+
+async fn answer_start(
+    shared: &Arc<Shared>,
+    held: &Held,
+    message: &Message,
+    start: &Start,
+    slot: OwnedSemaphorePermit,
+) -> Answer {
+    let (run, named) = claim::run_of(start);
+    debug!(run.id = %run, "a start of run {run} has come in");
+    let definition = match &start.target {
+        command::Target::Inline(pipeline) => Some(&**pipeline),
+        command::Target::Stored(_) => None,
+    };
+    if let Some(what) = command::too_large(definition, &start.vars, &start.params) {
+        let fault = Malformed { field: Some("pipeline".into()), what, run_id: Some(run) };
+        return Answer::Settle(reject(shared, &fault).await, Some(slot));
+    }
+    let Some(launch) = Launch::enter(shared, &run) else {
+        shared.ignored(Some(&run), &format!("run {run} is known already")).await;
+        return Answer::Settle(Disposition::Ack, Some(slot));
+    };
+    match claim::take(shared, held, &run, start).await {
+        Taken::Claimed(claimed) => {
+            info!(run.id = %run, pipeline.group = %claimed.record.group,
+                pipeline.name = %claimed.record.name, "run {run} is claimed");
+            launch.go(held, *claimed, named, Some(slot));
+            Answer::Settle(Disposition::Ack, None)
+        }
+        Taken::Known => {
+            launch.cancel();
+            shared.ignored(Some(&run), &format!("run {run} is known already")).await;
+            Answer::Settle(Disposition::Ack, Some(slot))
+        }
+        Taken::NoMemory(why) => {
+            launch.cancel();
+            no_memory(shared, message, start, &run, &why, slot).await
+        }
+        Taken::LeaseLost => {
+            launch.cancel();
+            // The claim may have been made: then it is for us to end it.
+            shared.put_lost(Lost::with_lease(run));
+            Answer::Settle(Disposition::Requeue, Some(slot))
+        }
+        Taken::WorkerEnds => {
+            launch.cancel();
+            Answer::Settle(Disposition::Requeue, Some(slot))
+        }
+        Taken::Impossible(why) => {
+            launch.cancel();
+            let fault = Malformed { field: None, what: why, run_id: Some(run) };
+            Answer::Settle(reject(shared, &fault).await, Some(slot))
+        }
+    }
+}
+
+/// The header that counts how often a start was put back for want of memory.
+const REJECTIONS: &str = "bob-rejections";
+
+async fn no_memory(
+    shared: &Arc<Shared>,
+    message: &Message,
+    start: &Start,
+    run: &RunId,
+    why: &str,
+    slot: OwnedSemaphorePermit,
+) -> Answer {
+    let times: u32 =
+        message.headers.get(REJECTIONS).and_then(|text| text.parse().ok()).unwrap_or(0);
+    let after = quota::delay(times);
+    let delay_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+    let text = format!("run {run} waits {} s: {why}", after.as_secs());
+    let mut event = shared.event(Reason::PipelineRunRejected { delay_ms }, text);
+    event.run_id = Some(run.clone());
+    let (group, name) = claim::names_of(start);
+    (event.group, event.name) = (Some(group), Some(name));
+    shared.tell(event).await;
+    let mut message = message.clone();
+    message.headers.insert(REJECTIONS.into(), times.saturating_add(1).to_string());
+    // The same run, whatever the message that carries it.
+    message.id.get_or_insert_with(|| run.to_string());
+    drop(slot);
+    Answer::Later { after, message }
+}
+
+/// A start where no slot is: it belongs into the shared queue.
+async fn pass_on(shared: &Shared, message: &Message) -> Answer {
+    let mut message = message.clone();
+    if message.id.is_none() {
+        message.id = Some(uuid::Uuid::now_v7().to_string());
+    }
+    let _waits = waits();
+    match shared.ports.queue.publish(Route::Jobs, message).await {
+        Ok(()) => Answer::Settle(Disposition::Ack, None),
+        Err(cause) => {
+            warn!(%cause, "a start cannot be passed on to {} yet", names::JOBS_QUEUE);
+            Answer::NotYet(None)
+        }
+    }
+}
+
+async fn reject(shared: &Shared, fault: &Malformed) -> Disposition {
+    let about = fault.run_id.as_ref().map(|run| format!(" for run {run}")).unwrap_or_default();
+    let message = format!(
+        "a command{about} cannot be understood: {fault}; it is in {}",
+        names::DEAD_LETTER_QUEUE
+    );
+    let reason = Reason::CommandRejected { field: fault.field.clone() };
+    let mut event = shared.event(reason, message);
+    event.run_id.clone_from(&fault.run_id);
+    warn!(run.id = fault.run_id.as_ref().map(RunId::as_str), "{}", event.message);
+    shared.tell(event).await;
+    Disposition::DeadLetter
+}
+
+/// How often the broker has taken a message back, according to the broker.
+const DELIVERIES: &str = "x-delivery-count";
+/// A single return is normal after the death of a worker. More of them mean that a client takes messages
+/// and does not settle them.
+const WORTH_A_WARNING: u32 = 2;
+
+/// Warns of a message that was returned to its queue again and again: soon it is dead-lettered.
+async fn warn_of_returns(shared: &Shared, message: &Message) {
+    let returns = message.headers.get(DELIVERIES).and_then(|count| count.parse().ok());
+    let Some(returns) = returns.filter(|returns| *returns >= WORTH_A_WARNING) else { return };
+    let decoded = command::decode(message.kind.as_deref(), message.id.as_deref(), &message.body);
+    let run = match decoded {
+        Ok(Command::Start(start)) => match start.run_id {
+            RunIdSource::Given(run) => Some(run),
+            RunIdSource::Missing => None,
+        },
+        Ok(Command::Stop(stop)) => Some(stop.run_id),
+        Ok(Command::Pause(_) | Command::Unpause(_)) | Err(_) => None,
+    };
+    let of = run.as_ref().map(|run| format!(" for run {run}")).unwrap_or_default();
+    let text = format!(
+        "{}{of} was returned to its queue {returns} times; after {} times it goes to {}: look for a \
+         client or a worker that takes commands and does not acknowledge them",
+        message.kind.as_deref().unwrap_or("a command"),
+        names::DELIVERY_LIMIT,
+        names::DEAD_LETTER_QUEUE
+    );
+    warn!(run.id = run.as_ref().map(RunId::as_str), returns, "{text}");
+    let mut event = shared.event(Reason::CommandReturned { returns }, text);
+    event.run_id = run;
+    shared.tell(event).await;
+}
