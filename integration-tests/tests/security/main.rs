@@ -8,7 +8,6 @@
     clippy::expect_used,
     clippy::panic,
     clippy::disallowed_methods,
-    clippy::print_stderr,
     reason = "a test may panic, and runs a server of its own"
 )]
 #![allow(clippy::print_stderr, reason = "the log of a program is shown where its test has failed")]
@@ -18,30 +17,19 @@ mod addresses;
 #[path = "../docker/engine.rs"]
 #[allow(dead_code, unreachable_pub, reason = "shared with the suite of the Docker adapter")]
 mod docker;
-mod output;
-mod run;
-mod secrets;
-mod volumes;
-mod work_dir;
-
-mod addresses;
-#[expect(dead_code, reason = "the tests of `serve` need more of it")]
+#[path = "../serve/keys.rs"]
 #[allow(dead_code, reason = "the suite `serve` uses the rest")]
-#[path = "../serve/keys.rs"]
-mod keys;
-#[expect(dead_code, reason = "other suites need more of it")]
-#[path = "../serve/keys.rs"]
 mod keys;
 mod mount;
 mod named_files;
 mod network;
+mod output;
+#[path = "../serve/place.rs"]
 #[allow(dead_code, reason = "the suite `serve` uses the rest")]
-#[path = "../serve/place.rs"]
 mod place;
-#[expect(dead_code, reason = "other suites need more of it")]
-#[path = "../serve/place.rs"]
-mod place;
+mod run;
 mod secret_scopes;
+mod secrets;
 mod settings_file;
 mod templates;
 mod volumes;
