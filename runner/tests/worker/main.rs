@@ -1,5 +1,5 @@
 //! The worker over the embedded adapters, with scripted steps: every row of the suite.
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 mod callbacks;
 mod disk;
