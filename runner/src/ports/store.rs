@@ -406,8 +406,15 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// The error of a write.
     async fn accepts_writes(&self) -> Result<(), StoreError> {
-        let places =
-            [names::RUNS, names::OPEN, names::OWNERS, names::STOPS, names::SEEN, names::NODES];
+        let places = [
+            names::RUNS,
+            names::DEFINITIONS,
+            names::OPEN,
+            names::OWNERS,
+            names::STOPS,
+            names::SEEN,
+            names::NODES,
+        ];
         let never = format!("{}{PROBE}", names::NODES);
         let probe =
             places.into_iter().fold(Txn::new().when(never, Expect::Present), |probe, place| {
