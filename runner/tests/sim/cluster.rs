@@ -78,6 +78,8 @@ impl Cluster {
             executors: vec![ExecutorKind::Podman, ExecutorKind::Ssh],
             logs: None,
             job_env: protocol::pipeline::Vars::new(),
+            log_limit: Some(1 << 30),
+            literal_secrets: false,
             version: "simulated".into(),
         };
         let worker = Worker::new(ports, options).await.expect("the engine answers");
