@@ -10,7 +10,7 @@ async fn a_step_writes_no_more_than_the_limit() {
         let dir = engine.dir();
         let writes = engine.step("while [ \"$((n=n+1))\" -le 200000 ]; do echo 0123456789; done");
         let limit = [("BOB_LOG_LIMIT_BYTES", "20000")];
-        let output = engine.run(dir.path(), &[writes.clone()], &limit).await;
+        let output = engine.run(dir.path(), std::slice::from_ref(&writes), &limit).await;
         let said = text(&output);
         assert!(output.status.success(), "{}: {said}", engine.name);
         assert!(output.stdout.len() <= 20_000, "{}: {} bytes", engine.name, output.stdout.len());

@@ -52,17 +52,7 @@ impl Drive {
             None => return self.broke(position, "start"),
         };
         let stop = self.stop_of(position);
-        let at_limit = self.at_limit(position, &stop);
-        let keeps_tail = self.pipeline().is_some_and(|pipeline| pipeline.on_error.is_some());
-        let output = Arc::new(Output::new(
-            Arc::clone(&self.emitter),
-            self.feed.clone(),
-            spec.name.clone(),
-            spec.attempt,
-            keeps_tail,
-            self.secrets.mask(),
-            (self.budget.clone(), at_limit),
-        ));
+        let output = self.output_of(position, &spec, &stop);
         let (open, opened) = oneshot::channel();
         let going = self.progress.steps.entry(position).or_default();
         going.gate = Some(open);
@@ -123,6 +113,21 @@ impl Drive {
             }
         };
         self.begin(Some(position), Box::pin(running));
+    }
+
+    /// Where a step's output goes.
+    fn output_of(&self, position: usize, spec: &StepSpec, stop: &StopSignal) -> Arc<Output> {
+        let at_limit = self.at_limit(position, stop);
+        let keeps_tail = self.pipeline().is_some_and(|pipeline| pipeline.on_error.is_some());
+        Arc::new(Output::new(
+            Arc::clone(&self.emitter),
+            self.feed.clone(),
+            spec.name.clone(),
+            spec.attempt,
+            keeps_tail,
+            self.secrets.mask(),
+            (self.budget.clone(), at_limit),
+        ))
     }
 
     fn at_limit(&self, position: usize, stop: &StopSignal) -> AtLimit {

@@ -37,7 +37,8 @@ async fn refused(ssh: &Ssh, with: Map<String, Value>) -> String {
 
 fn changed(server: &Server, changes: Value) -> Map<String, Value> {
     let mut with = server.with();
-    with.extend(changes.as_object().unwrap().clone());
+    let Value::Object(changes) = changes else { panic!("{changes} is not a map of changes") };
+    with.extend(changes);
     with
 }
 

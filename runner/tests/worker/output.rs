@@ -18,13 +18,12 @@ fn said(events: &[Event], step: &str) -> (String, Vec<String>) {
     let (mut text, mut notes) = (String::new(), Vec::new());
     let of_step = |event: &&Event| event.step.as_ref().is_some_and(|name| name.as_str() == step);
     for event in events.iter().filter(of_step) {
-        match &event.reason {
-            Reason::Log { stream: LogStream::Bob, .. } => notes.push(event.message.clone()),
-            Reason::Log { partial, .. } => {
-                text.push_str(&event.message);
-                text.push_str(if *partial { "" } else { "\n" });
-            }
-            _ => {}
+        let Reason::Log { stream, partial, .. } = &event.reason else { continue };
+        if *stream == LogStream::Bob {
+            notes.push(event.message.clone());
+        } else {
+            text.push_str(&event.message);
+            text.push_str(if *partial { "" } else { "\n" });
         }
     }
     (text, notes)
@@ -50,9 +49,9 @@ async fn at_the_limit_one_line_says_so_and_the_rest_is_discarded() {
     let (text, notes) = said(&events, "1");
     assert_eq!((text.as_str(), notes.len()), ("", 1), "{notes:?}");
     assert_eq!(said(&events, "2").1, Vec::<String>::new(), "one without output has nothing to say");
-    let ended = events.iter().find_map(|event| match &event.reason {
-        Reason::StepCompleted { stdout_bytes, .. } => Some(*stdout_bytes),
-        _ => None,
+    let ended = events.iter().find_map(|event| {
+        let Reason::StepCompleted { stdout_bytes, .. } = &event.reason else { return None };
+        Some(*stdout_bytes)
     });
     assert_eq!(ended, Some(90), "the bytes of a step are those that were published");
     assert_eq!(rig.settled(&run).await.status, Status::Passed);
