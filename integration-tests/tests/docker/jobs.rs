@@ -36,9 +36,9 @@ fn text(output: &Output) -> String {
 #[tokio::test]
 async fn a12_a_job_of_docker_is_run_as_its_file_says() {
     for engine in engines() {
-        let dir = engine.dir();
+        let (dir, shared) = (tempfile::tempdir().unwrap(), engine.dir());
         std::fs::write(dir.path().join("config.yaml"), "before_script: [echo global]\n").unwrap();
-        std::fs::write(dir.path().join("given"), "of the host\n").unwrap();
+        std::fs::write(shared.path().join("given"), "of the host\n").unwrap();
         let jobs = format!(
             "
 executor: docker
@@ -62,7 +62,7 @@ product:
 artifacts: [{{ path: left }}]
 ",
             image = engine.image,
-            given = dir.path().join("given").display(),
+            given = shared.path().join("given").display(),
         );
         let output = run(&engine, dir.path(), &jobs).await;
         assert!(output.status.success(), "{}: {}", engine.name, text(&output));
@@ -80,7 +80,7 @@ artifacts: [{{ path: left }}]
 #[tokio::test]
 async fn a12_what_fails_ends_the_job_with_its_own_code() {
     for engine in engines() {
-        let dir = engine.dir();
+        let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.yaml"), "{}\n").unwrap();
         let jobs = format!(
             "

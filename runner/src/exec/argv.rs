@@ -1,7 +1,7 @@
 //! The words that a container is started with, and the files that they read.
 //!
-//! The engine always receives all words as the container's entrypoint and no command. An image's own
-//! entrypoint and command are then never mixed in, whatever the engine makes of an empty list.
+//! The engine receives all words in one list, so an image's own entrypoint and command are never mixed
+//! in, whatever the engine makes of an empty list.
 
 use crate::ports::{ExecError, Script, StepSpec};
 

@@ -22,9 +22,9 @@ pub(super) struct Create {
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
     image: String,
-    /// All words that are run: see `exec::argv`.
+    /// All words that are run, on an image with an entrypoint: see [`Create::run_words`].
     entrypoint: Vec<String>,
-    /// Always empty. The image's own command is not used beside an entrypoint.
+    /// All words that are run, on an image without one.
     command: Vec<String>,
     env: IndexMap<String, String>,
     /// Nothing of the image's environment: it holds that of earlier steps.
@@ -81,7 +81,7 @@ impl Create {
     ) -> Self {
         let mut made = Self::bare(run, base, image, "step");
         made.name = Some(container_name(&run.run, step.position));
-        made.entrypoint = argv;
+        made.run_words(base, argv);
         made.env.extend(step.env.iter().map(|(name, value)| (name.clone(), value.clone())));
         if let Some(dir) = &step.work_dir {
             made.work_dir.clone_from(dir);
@@ -98,10 +98,21 @@ impl Create {
         made
     }
 
+    /// Sets all words that are run. On an image with an entrypoint they replace it. On one without,
+    /// they must be the command: a commit copies the container's entrypoint to the image, and podman 5
+    /// cannot set it back to an empty one.
+    fn run_words(&mut self, base: &Base, words: Vec<String>) {
+        if base.entrypoint.is_empty() {
+            self.command = words;
+        } else {
+            self.entrypoint = words;
+        }
+    }
+
     /// For a container that only takes files and is never started.
     pub(super) fn mount(run: &RunScope, base: &Base, image: &str) -> Self {
         let mut made = Self::bare(run, base, image, "mount");
-        made.entrypoint = vec!["true".to_owned()];
+        made.run_words(base, vec!["true".to_owned()]);
         made.netns = Some(json!({"nsmode": "none"}));
         made.init = false;
         made

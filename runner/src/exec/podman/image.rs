@@ -49,7 +49,10 @@ impl Base {
     /// of the step's container.
     pub(super) fn changes(&self) -> Vec<String> {
         let list = |words: &[String]| serde_json::json!(words).to_string();
-        let env = self.env.iter().filter(|(_, value)| !value.contains('\n'));
+        // Engines disagree on how a value with other characters is quoted. The container has these
+        // variables anyway, unless its step has overridden one.
+        let is_plain = |c: char| !c.is_whitespace() && !matches!(c, '"' | '\'' | '\\' | '$');
+        let env = self.env.iter().filter(|(_, value)| value.chars().all(is_plain));
         [
             format!("ENTRYPOINT {}", list(&self.entrypoint)),
             format!("CMD {}", list(&self.cmd)),
