@@ -40,7 +40,7 @@ async fn nothing_that_a_message_names_reaches_the_workers_own_host() {
             let value = json!({ "name": name, "url": url });
             place.keys.put(&format!("bob.{kind}/{name}"), &value).await;
         }
-        let artifact = json!({ "name": "out", "path": "/etc/hostname", "store": name });
+        let artifact = json!({ "name": "out", "path": "made", "store": name });
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let cases = [
             ("http", json!([{ "executor": "http", "with": { "url": url } }])),
@@ -50,7 +50,7 @@ async fn nothing_that_a_message_names_reaches_the_workers_own_host() {
                 "with": { "host": bare, "port": port, "known_hosts": "off" } }]),
             ),
             ("resource", json!([{ "cmd": "true", "needs_resource": "src" }])),
-            ("artifact", json!([{ "cmd": "true", "produces_artifact": artifact }])),
+            ("artifact", json!([{ "cmd": "touch made", "produces_artifact": artifact }])),
         ];
         for (case, steps) in cases {
             let mut pipeline = place.pipeline(case, &steps);

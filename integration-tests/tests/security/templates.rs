@@ -42,9 +42,10 @@ async fn hostile_templates_do_not_cost_a_worker_its_lease() {
     let run = place.run("good");
     let step =
         json!({ "name": "a", "executor": "local", "template": "go", "script": ["true {{ .a }}"] });
-    let pipeline =
-        json!({ "group": place.tag, "name": "good", "vars": { "a": "1" }, "steps": [step] });
-    place.start(&run, &pipeline).await;
-    assert_eq!(place.keys.settled(&run).await["status"], "passed");
+    let pipeline = json!({ "group": place.tag, "name": "good", "steps": [step] });
+    let body = json!({ "run-id": run, "pipeline": pipeline, "params": { "a": 1 } });
+    place.publish("bob.jobs", "pipeline/start", &body).await;
+    let record = place.keys.settled(&run).await;
+    assert_eq!(record["status"], "passed", "{record}");
     server.end().await;
 }
