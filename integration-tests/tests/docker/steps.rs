@@ -283,7 +283,9 @@ async fn a_network_that_only_podman_has_is_refused_with_a_sentence() {
     for engine in engines() {
         let bench = Bench::new(&engine);
         let job = bench.job("true", json!({}));
-        for (network, told) in [("slirp4netns", "podman's alone"), ("container:x", "outside of the run")] {
+        for (network, told) in
+            [("slirp4netns", "podman's alone"), ("container:x", "outside of the run")]
+        {
             match bench.try_step(&StepSpec { network: Some(network.into()), ..job.clone() }).await {
                 Err(ExecError::Unsupported(said)) => assert!(said.contains(told), "{said}"),
                 other => panic!("{other:?}"),
