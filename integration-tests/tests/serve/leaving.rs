@@ -51,7 +51,7 @@ async fn output_that_the_broker_does_not_take_outlives_the_worker_and_its_drain_
     pipeline.as_object_mut().unwrap().remove("network");
     place.start(&run, &pipeline).await;
     exists(&place, "waits").await;
-    broker.control("kill", "rabbitmq").await;
+    broker.control("stop", "rabbitmq").await;
     place.write("go", "");
     exists(&place, "prints").await;
     let asked = Instant::now();
@@ -65,7 +65,7 @@ async fn output_that_the_broker_does_not_take_outlives_the_worker_and_its_drain_
     assert!(worker.log().contains("the next worker that uses this directory"), "{}", worker.log());
 
     broker.control("start", "rabbitmq").await;
-    // A broker that was killed needs some time until its stream has a leader again.
+    // It takes some time until the stream has a leader again.
     let patient = [&settings[..], &[("BOB_CONNECTION_RETRY_ATTEMPTS", "100")]].concat();
     let _next = place.serve(&patient).await;
     let texts = epoch_of(&place, &run, &record["epoch"], last).await;

@@ -222,9 +222,11 @@ async fn d4_lists_stand_in_scripts_and_are_gone_through() {
     let vars = json!({ "tag": "var" });
     let body = json!({ "run-id": id, "pipeline": pipeline, "vars": vars, "params": params });
     place.publish("bob.jobs", "pipeline/start", &body).await;
+    let definition = format!("bob.run.definition/{id}");
     let (events, record) = Run { place: &place, id }.ended().await;
     assert_eq!(how(&record), ("passed", ""), "{record}");
-    assert_eq!(record["params"], params, "the record has what it was started with");
+    let definition = place.keys.get(&definition).await.unwrap();
+    assert_eq!(definition["params"], params, "the values of the start are stored");
     assert_eq!(lines(&events, "t"), "a b\n{{ .tag }}\nn d param\n");
     server.end().await;
 }

@@ -98,7 +98,7 @@ fn to_leave(context: &Context, source: Source<'_>) -> Result<Parsed, Failure> {
         .filter(|fault| fault.message == dialect::LITERAL_SECRET)
         .collect();
     if !literals.is_empty()
-        && context.config(Talk::Little)?.worker.literal_secrets == LiteralSecrets::Reject
+        && context.own_config(Talk::Little)?.worker.literal_secrets == LiteralSecrets::Reject
     {
         for fault in &mut literals {
             fault.class = Class::Error;

@@ -187,6 +187,14 @@ impl Context {
         Self { style: self.style, environment: self.environment.clone(), flags }
     }
 
+    /// The settings of this program. A file that is named for the settings of job files holds none.
+    fn own_config(&self, talk: Talk) -> Result<Config, Failure> {
+        if self.flags.config.as_deref().is_some_and(job::is_named) {
+            return self.without_file().config(talk);
+        }
+        self.config(talk)
+    }
+
     /// The settings; the log begins by them.
     fn config(&self, talk: Talk) -> Result<Config, Failure> {
         let loaded = self.loaded()?;
