@@ -265,6 +265,7 @@ pub(super) mod tests {
             healthcheck: false,
             cmd: Vec::new(),
             is_docker_format: false,
+            stop_signal: String::new(),
         }
     }
 

@@ -35,6 +35,9 @@ pub(super) struct Base {
     /// Whether it is stored as Docker does it, which alone has room for a health check.
     #[serde(default)]
     pub(super) is_docker_format: bool,
+    /// Empty if the image does not set one. podman 5 does not copy it at a commit.
+    #[serde(default)]
+    pub(super) stop_signal: String,
 }
 
 impl Base {
@@ -59,6 +62,7 @@ impl Base {
             format!("WORKDIR {}", self.work_dir),
         ]
         .into_iter()
+        .chain((!self.stop_signal.is_empty()).then(|| format!("STOPSIGNAL {}", self.stop_signal)))
         .chain(env.map(|(name, value)| format!("ENV {name}={value}")))
         .collect()
     }
@@ -106,6 +110,8 @@ struct Config {
     cmd: Option<Vec<String>>,
     #[serde(default)]
     working_dir: Option<String>,
+    #[serde(default)]
+    stop_signal: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -149,6 +155,7 @@ impl Inspected {
             healthcheck: self.healthcheck.as_ref().is_some_and(|check| !check.is_null()),
             cmd: config.cmd.clone().unwrap_or_default(),
             is_docker_format: self.manifest_type.contains("docker"),
+            stop_signal: config.stop_signal.clone().unwrap_or_default(),
         }
     }
 
