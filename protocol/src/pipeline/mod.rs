@@ -304,6 +304,11 @@ impl Pipeline {
         self.steps.get(position).or_else(last)
     }
 
+    /// Every step, with the on-error step last.
+    pub fn all_steps(&self) -> impl Iterator<Item = &Step> {
+        self.steps.iter().chain(self.on_error.as_deref())
+    }
+
     /// The resource of that name.
     #[must_use]
     pub fn resource(&self, name: &str) -> Option<&Resource> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use protocol::id::StepName;
-use protocol::pipeline::{Callback, OutputKind, Step, Token};
+use protocol::pipeline::{Callback, OutputKind, Pipeline, Step, Token};
 use protocol::run::{RunRecord, StepRecord, StepStatus};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -57,8 +57,7 @@ impl Told {
     #[must_use]
     pub fn of(record: &RunRecord) -> Self {
         let mut told = Self::default();
-        let steps =
-            record.pipeline.iter().flat_map(|it| it.steps.iter().chain(it.on_error.as_deref()));
+        let steps = record.pipeline.iter().flat_map(Pipeline::all_steps);
         told.wanted = steps.into_iter().any(|step| step.callback.is_some());
         told.note(record);
         told
@@ -121,7 +120,7 @@ fn news(
     now: i64,
 ) -> Option<(usize, News)> {
     let pipeline = record.pipeline.as_ref()?;
-    let steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
+    let steps = pipeline.all_steps();
     let (position, step) = steps.enumerate().find(|(_, step)| step.name == of_it.name)?;
     let Callback { url, secret } = match job::filled(record, position)? {
         Ok(step) => step.callback.clone()?,

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use protocol::event::Reason;
 use protocol::id::StepName;
-use protocol::pipeline::{SecretUse, Step};
+use protocol::pipeline::{Pipeline, SecretUse, Step};
 use protocol::run::{RunRecord, StepStatus};
 use serde_json::{Map, Value};
 use tracing::warn;
@@ -72,8 +72,7 @@ impl RunSecrets {
     /// The secrets of a run at its claim: those of steps that were begun must be looked up.
     pub(super) fn of(record: &RunRecord) -> Self {
         let pipeline = record.pipeline.iter();
-        let steps: Vec<&Step> =
-            pipeline.flat_map(|it| it.steps.iter().chain(it.on_error.as_deref())).collect();
+        let steps: Vec<&Step> = pipeline.flat_map(Pipeline::all_steps).collect();
         let begun = record.steps.iter().filter(|step| step.status != StepStatus::Pending);
         let begun = begun.filter_map(|begun| {
             let position = steps.iter().position(|step| step.name == begun.name)?;

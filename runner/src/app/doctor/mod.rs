@@ -141,7 +141,7 @@ impl Abilities {
     }
 
     fn no_limits(&self, pipeline: &Pipeline) -> Option<&str> {
-        let steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
+        let steps = pipeline.all_steps();
         let mut kinds = steps.filter(|step| !step.is_join()).map(|step| step.executor);
         kinds.find_map(|kind| match kind {
             ExecutorKind::Podman | ExecutorKind::Docker => self.limits_refused.as_deref(),

@@ -115,7 +115,7 @@ fn on_engine(pipeline: &Pipeline, has_docker: bool) -> bool {
 }
 
 fn all_steps(pipeline: &Pipeline) -> impl Iterator<Item = &Step> {
-    pipeline.steps.iter().chain(pipeline.on_error.as_deref())
+    pipeline.all_steps()
 }
 
 /// Whether a step begins with an image of its own.

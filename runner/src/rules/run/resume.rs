@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use protocol::event::{Reason, Severity};
 use protocol::id::StepName;
-use protocol::pipeline::OnLost;
+use protocol::pipeline::{OnLost, Pipeline};
 use protocol::run::{Cause, Released, Status, StepRecord, StepStatus};
 use protocol::time::{Millis, Stamp};
 
@@ -69,6 +69,7 @@ impl Run {
             .filter(|at| !nothing_begins && self.board.standing(*at) == Standing::Waiting)
             .collect();
         repeated.into_iter().for_each(|position| self.forget(position));
+        self.forget_started_on_error();
         if self.record.steps.is_empty() {
             return self.start_over(now);
         }
@@ -98,11 +99,7 @@ impl Run {
     fn may_not_go_on(&mut self, now: Millis, past: &Past) -> Option<Vec<Effect>> {
         if past.handed_over {
             let name = self.in_doubt()?;
-            let why = format!(
-                "its worker {} ended during step {name}: whether that took effect is not known, and \
-                 it does not say `idempotent: true`",
-                past.node
-            );
+            let why = self.doubt(&name, past, "ended during");
             return Some(self.end_failed(now, Cause::Lost, &why));
         }
         let exhausted = self.lost_attempts().into_iter().find(|(_, has_one_left)| !has_one_left);
@@ -115,24 +112,51 @@ impl Run {
         }
         let fails = self.on_lost(past) == OnLost::Fail;
         if let Some(name) = self.in_doubt() {
-            let why = format!(
-                "its worker {} was lost in step {name}: whether that took effect is not known, and it \
-                 does not say `idempotent: true`",
-                past.node
-            );
+            let why = self.doubt(&name, past, "was lost in");
             return Some(self.end_failed(now, Cause::Lost, &why));
         }
         let why = format!("its worker {} was lost", past.node);
         fails.then(|| self.end_failed(now, Cause::Lost, &why))
     }
 
-    /// A step that was begun, has effects which nobody can take back, and may not be repeated.
+    /// Why a run with a step in doubt ends. If that step is the on-error step, the failure that
+    /// started it is named as well.
+    fn doubt(&self, name: &StepName, past: &Past, how: &str) -> String {
+        let earlier = self.failed_step().filter(|failed| failed.name != *name);
+        let earlier = earlier.map(|failed| format!("; step {} had failed before", failed.name));
+        format!(
+            "its worker {} {how} step {name}: whether that took effect is not known, and it does not \
+             say `idempotent: true`{}",
+            past.node,
+            earlier.unwrap_or_default()
+        )
+    }
+
+    /// A step whose outcome is unknown and that must not run twice: it was started, did not end, and
+    /// its effects cannot be undone. The on-error step counts too.
     fn in_doubt(&self) -> Option<StepName> {
-        let steps = &self.record.pipeline.as_ref()?.steps;
+        let pipeline = self.record.pipeline.as_ref()?;
         let started = self.record.steps.iter().filter(|it| it.status == StepStatus::Started);
-        let of = |name: &StepName| steps.iter().find(|step| step.name == *name);
-        let mut in_doubt = started.filter(|it| of(&it.name).is_some_and(|step| !step.may_repeat()));
+        let step_of = |name: &StepName| pipeline.all_steps().find(|step| step.name == *name);
+        let mut in_doubt =
+            started.filter(|it| step_of(&it.name).is_some_and(|step| !step.may_repeat()));
         in_doubt.next().map(|record| record.name.clone())
+    }
+
+    /// Lets an on-error step that was started under an earlier owner, and did not end, run again.
+    fn forget_started_on_error(&mut self) {
+        let on_error =
+            self.record.pipeline.as_ref().and_then(|pipeline| pipeline.on_error.as_ref());
+        let Some(name) = on_error.map(|step| step.name.clone()) else { return };
+        let before = self.record.steps.len();
+        self.record
+            .steps
+            .retain(|record| record.name != name || record.status != StepStatus::Started);
+        if let Some(resumption) = &mut self.resumption
+            && self.record.steps.len() < before
+        {
+            resumption.repeats.push(name);
+        }
     }
 
     /// The positions of the steps that have a record, in its order.
@@ -202,11 +226,11 @@ impl Run {
     }
 
     fn start_over(&mut self, now: Millis) -> Vec<Effect> {
-        let steps = self.record.pipeline.as_ref().map_or(&[][..], |pipeline| &pipeline.steps);
         let begun = |name: &StepName| self.record.steps.iter().any(|it| it.name == *name);
-        if let Some(once) = steps.iter().find(|step| !step.may_repeat() && begun(&step.name)) {
+        let mut steps = self.record.pipeline.iter().flat_map(Pipeline::all_steps);
+        if let Some(once) = steps.find(|step| !step.may_repeat() && begun(&step.name)) {
             let why =
-                format!("it would start from the top, and step {} may not run again", once.name);
+                format!("it would start from the top, and step {} must not run again", once.name);
             return self.end_failed(now, Cause::Lost, &why);
         }
         let begun: Vec<StepName> = self.record.steps.drain(..).map(|step| step.name).collect();

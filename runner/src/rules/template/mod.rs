@@ -22,7 +22,7 @@ pub fn values(vars: &Vars, params: &Params) -> Params {
 /// Why a run of this pipeline cannot begin with these values, where it cannot.
 #[must_use]
 pub fn reserved(pipeline: &Pipeline, vars: &Vars, params: &Params) -> Option<String> {
-    let mut steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
+    let mut steps = pipeline.all_steps();
     let is_taken = vars.contains_key(JOB_ID) || params.contains_key(JOB_ID);
     let is_rendered = is_taken && steps.any(|step| step.template == Some(Written::Go));
     is_rendered.then(|| format!("the variable {JOB_ID} is the run's own: call yours otherwise"))

@@ -169,3 +169,57 @@ fn a_call_in_doubt_ends_its_run_whoever_released_it() {
         assert_eq!(next.record().cause, Some(Cause::Lost));
     }
 }
+
+/// A run whose first step, on the image, failed, and whose on-error step is started.
+fn with_on_error(on_error: &str) -> Run {
+    let mut run = run(r#"[{"name": "0", "cmd": "a"}]"#);
+    let on_error: Step = serde_json::from_str(on_error).unwrap();
+    run.record.pipeline.as_mut().unwrap().on_error = Some(Box::new(on_error));
+    drop(run.begin(NOW));
+    drop(run.on(NOW, Input::Prepared));
+    drop(run.on(NOW, ends_with(3)));
+    let statuses: Vec<StepStatus> = run.record().steps.iter().map(|step| step.status).collect();
+    assert_eq!(statuses, [StepStatus::Failed, StepStatus::Started]);
+    run
+}
+
+#[test]
+fn an_on_error_call_in_doubt_is_not_made_again() {
+    let mut left = with_on_error(r#"{"name": "tell", "cmd": "x", "executor": "ssh"}"#);
+    for on_lost in [None, Some(OnLost::Restart)] {
+        left.record.pipeline.as_mut().unwrap().on_lost = on_lost;
+        for handed_over in [true, false] {
+            let (next, first) = next_owner(&left, handed_over);
+            assert_eq!(first, ["finish"], "{on_lost:?}, handed over: {handed_over}");
+            let record = next.record();
+            assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::Lost)));
+            let why = record.message.clone().unwrap_or_default();
+            assert!(why.contains("step tell") && why.contains("step 0 had failed"), "{why}");
+        }
+    }
+}
+
+#[test]
+fn an_on_error_call_that_ended_keeps_its_run_from_starting_over() {
+    let mut left = with_on_error(r#"{"name": "tell", "cmd": "x", "executor": "ssh"}"#);
+    left.record.steps[1].status = StepStatus::Passed;
+    left.record.pipeline.as_mut().unwrap().on_lost = Some(OnLost::Restart);
+    let (next, first) = next_owner(&left, false);
+    assert_eq!(first, ["finish"]);
+    assert_eq!(next.record().cause, Some(Cause::Lost));
+}
+
+#[test]
+fn an_on_error_step_that_was_interrupted_runs_again_with_the_next_owner() {
+    let left = with_on_error(r#"{"name": "tidy", "cmd": "x"}"#);
+    for handed_over in [true, false] {
+        let (mut next, _) = next_owner(&left, handed_over);
+        drop(next.on(NOW, Input::Adopted { missing: Vec::new() }));
+        let ordered = words(&next.on(NOW, Input::Prepared));
+        assert!(ordered.contains(&"start(1)".to_owned()), "{ordered:?}");
+        drop(next.on(NOW, exited(1)));
+        drop(next.on(NOW, committed(1, "i1")));
+        let record = next.record();
+        assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::ExitCode)));
+    }
+}
