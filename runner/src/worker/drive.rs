@@ -100,6 +100,10 @@ fn ended(steps: &[StepRecord]) -> BTreeSet<StepName> {
     ended.map(|step| step.name.clone()).collect()
 }
 
+/// How many facts are joined into one write at most: etcd accepts 128 operations in a transaction, and
+/// each fact can add a callback.
+const MOST_JOINED: usize = 30;
+
 /// What follows on the orders of one fact.
 #[derive(Debug, PartialEq, Eq)]
 enum Performed {
@@ -170,7 +174,8 @@ impl Drive {
             for (output, note) in std::mem::take(&mut self.progress.notes) {
                 output.note(&note).await;
             }
-            next = if goes_on { self.next().now_or_never() } else { None };
+            let joins = goes_on && lists.len() < MOST_JOINED;
+            next = if joins { self.next().now_or_never() } else { None };
         }
         Ok(joined(lists))
     }

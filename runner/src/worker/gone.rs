@@ -5,12 +5,12 @@ use std::time::Duration;
 use protocol::run::Cause;
 use tracing::{debug, error, warn};
 
-use super::Lost;
 use super::drive::Drive;
 use super::launch::release;
 use super::ledger::WriteError;
 use super::watchdog::waits;
-use crate::ports::STARTS_WITHIN;
+use super::{Lost, Shared};
+use crate::ports::{RunScope, STARTS_WITHIN};
 
 /// Why a drive ends before its run does.
 pub(super) enum Gone {
@@ -28,30 +28,34 @@ impl From<WriteError> for Gone {
 /// Between two attempts to prove that the steps of a run have ended.
 const AGAIN: Duration = Duration::from_secs(1);
 
-impl Drive {
-    /// Returns once the executor has proven that nothing of the run runs here and nothing can start, or
-    /// after so long that no engine could still start anything. Until then the run must keep its owner:
-    /// a worker on another engine cannot end what runs here.
-    async fn prove_ended(&self) {
-        let _waits = waits();
-        let (shared, run) = (&self.shared, &self.scope.run);
-        let began = shared.ports.host.since_boot();
-        loop {
-            let Err(cause) = shared.ports.executor.end(&self.scope).await else { return };
-            let elapsed = shared.ports.host.since_boot().saturating_sub(began);
-            if elapsed >= STARTS_WITHIN {
-                let seconds = elapsed.as_secs();
-                error!(
-                    run.id = %run, %cause,
-                    "run {run} is released after {seconds} s without proof that its steps have ended: \
-                     look for its containers on engine {}",
-                    shared.engine.id
-                );
-                return;
-            }
-            debug!(run.id = %run, %cause, "it is not proven yet that the steps of run {run} have ended");
-            tokio::time::sleep(AGAIN).await;
+/// Returns once the executor has proven that no step of the run is running here and none can start, or
+/// after [`STARTS_WITHIN`], when no engine could still start one. Until then the run must keep its owner:
+/// a worker on another engine cannot end what runs here.
+pub(super) async fn prove_ended(shared: &Shared, scope: &RunScope) {
+    let _waits = waits();
+    let run = &scope.run;
+    let began = shared.ports.host.since_boot();
+    loop {
+        let Err(cause) = shared.ports.executor.end(scope).await else { return };
+        let elapsed = shared.ports.host.since_boot().saturating_sub(began);
+        if elapsed >= STARTS_WITHIN {
+            let seconds = elapsed.as_secs();
+            error!(
+                run.id = %run, %cause,
+                "run {run} is released after {seconds} s without proof that its steps have ended: \
+                 look for its containers on engine {}",
+                shared.engine.id
+            );
+            return;
         }
+        debug!(run.id = %run, %cause, "the steps of run {run} might still be running");
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+impl Drive {
+    async fn prove_ended(&self) {
+        prove_ended(&self.shared, &self.scope).await;
     }
 
     /// Lets go of the run, so that somebody can go on with it; what this worker itself has to do for

@@ -16,6 +16,7 @@ use tracing::{error, warn};
 use super::claim::{Claimed, Verdict};
 use super::drive::{Drive, Progress};
 use super::emitter::Emitter;
+use super::gone::prove_ended;
 use super::lease::Held;
 use super::ledger::{Ledger, Outbox};
 use super::orphan::Orphan;
@@ -163,7 +164,7 @@ impl Launch {
         let progress = Progress::after(&record.steps);
         let store = Arc::clone(&shared.ports.store);
         let graph = pipeline.map(Pipeline::graph).unwrap_or_default();
-        let at_once = shared.options.parallel_steps;
+        let at_once = steps_at_once(pipeline, shared.options.parallel_steps);
         let secrets = RunSecrets::of(&record);
         let written = record.steps.iter().map(|step| step.stdout_bytes + step.stderr_bytes);
         let budget = Budget::new(shared.options.log_limit, written.sum());
@@ -197,9 +198,20 @@ impl Launch {
     }
 }
 
+/// How many steps of a run with callbacks run at once at most. Each start and each end of such a step
+/// adds an entry to the transaction that records it, and etcd accepts 128 operations in one.
+const STEPS_WITH_CALLBACKS: usize = 48;
+
+/// How many steps of a pipeline run at once: what the settings allow, and fewer if steps have
+/// callbacks.
+fn steps_at_once(pipeline: Option<&Pipeline>, limit: usize) -> usize {
+    let calls_back = |pipeline: &Pipeline| pipeline.all_steps().any(|step| step.callback.is_some());
+    if pipeline.is_some_and(calls_back) { limit.min(STEPS_WITH_CALLBACKS) } else { limit }
+}
+
 /// The longest kill-grace that a step of a pipeline asks for.
 fn longest_grace(pipeline: &Pipeline) -> Duration {
-    let steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
+    let steps = pipeline.all_steps();
     let graces = steps.filter_map(|step| step.kill_grace);
     graces.map(|grace| grace.as_duration()).max().unwrap_or_default()
 }
@@ -222,7 +234,8 @@ fn scheduled(run: &RunId, named: bool) -> Effect {
 /// drive itself fails, its run is let go at once, to be claimed again and ended; where it stands still,
 /// it is let go as by a worker that has died.
 fn spawn(drive: Drive, first: Vec<Effect>) {
-    let (shared, run) = (Arc::clone(&drive.shared), drive.scope.run.clone());
+    let (shared, scope) = (Arc::clone(&drive.shared), drive.scope.clone());
+    let run = scope.run.clone();
     let (stop, claim) = (drive.stop.clone(), drive.ledger.claim().clone());
     let lost = drive.held.lost.clone();
     let tasks = shared.tasks.clone();
@@ -244,6 +257,7 @@ fn spawn(drive: Drive, first: Vec<Effect>) {
             let why = "its worker failed; the worker's log says how".to_owned();
             shared.put_lost(Lost::new(run.clone(), Cause::Engine, why));
         }
+        prove_ended(&shared, &scope).await;
         release(&shared, &claim, &lost).await;
         shared.roster.strike(&run);
     });
