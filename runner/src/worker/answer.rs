@@ -7,17 +7,19 @@ use protocol::command::{self, Command, Disposition, Malformed, RunIdSource, Star
 use protocol::event::Reason;
 use protocol::id::RunId;
 use protocol::names;
+use protocol::run::{Cause, NodeEntry};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+use uuid::Uuid;
 
-use super::claim::{self, Taken};
+use super::claim::{self, NotNow, Taken};
 use super::control;
 use super::launch::Launch;
 use super::lease::Held;
 use super::watchdog::{beat, waits};
 use super::{Lost, Shared};
-use crate::ports::{Message, Route};
+use crate::ports::{Entry, Message, Route};
 use crate::rules::quota;
 
 /// A slot that a start may take.
@@ -47,9 +49,10 @@ pub(super) async fn answer_in_place(
     stop: &CancellationToken,
 ) -> Answer {
     let mut wait = Duration::from_millis(200);
+    let fallback_id = Uuid::now_v7();
     warn_of_returns(shared, message).await;
     loop {
-        let kept = match answer(shared, held, message, slot).await {
+        let kept = match answer(shared, held, (message, fallback_id), slot).await {
             Answer::NotYet(kept) => kept,
             answer @ (Answer::Settle(..) | Answer::Later { .. }) => return answer,
         };
@@ -65,7 +68,14 @@ pub(super) async fn answer_in_place(
     }
 }
 
-async fn answer(shared: &Arc<Shared>, held: &Held, message: &Message, slot: Slot) -> Answer {
+/// `fallback_id` becomes the message id of a start that has none and is passed on. It is the same at
+/// each attempt, so that a publication that timed out and still arrives is no second run.
+async fn answer(
+    shared: &Arc<Shared>,
+    held: &Held,
+    (message, fallback_id): (&Message, Uuid),
+    slot: Slot,
+) -> Answer {
     let keep = |slot: Slot| match slot {
         Slot::Free(slot) => Some(slot),
         Slot::None => None,
@@ -77,7 +87,7 @@ async fn answer(shared: &Arc<Shared>, held: &Held, message: &Message, slot: Slot
         Ok(Command::Pause(toggle)) => (control::toggle(shared, &toggle, true).await, keep(slot)),
         Ok(Command::Unpause(toggle)) => (control::toggle(shared, &toggle, false).await, keep(slot)),
         Ok(Command::Start(start)) => match slot {
-            Slot::None => return pass_on(shared, message).await,
+            Slot::None => return pass_on(shared, message, fallback_id).await,
             Slot::Free(slot) => return answer_start(shared, held, message, &start, slot).await,
         },
     };
@@ -117,7 +127,19 @@ async fn answer_start(
         shared.ignored(Some(&run), &format!("run {run} is known already")).await;
         return Answer::Settle(Disposition::Ack, Some(slot));
     };
-    match claim::take(shared, held, &run, start).await {
+    let rejections = rejections_of(message);
+    let mut taken = claim::take(shared, held, &run, start, None).await;
+    if let Taken::NotNow(NotNow { why, engine: Some(engine) }) = &taken
+        && rejections >= REJECTIONS_WITHOUT_ENGINE
+        && is_engine_lost(shared, engine).await
+    {
+        let why = format!(
+            "{why}, and no worker on that engine was found in {rejections} attempts: rerun it from an \
+             earlier step"
+        );
+        taken = claim::take(shared, held, &run, start, Some(&(Cause::Lost, why))).await;
+    }
+    match taken {
         Taken::Claimed(claimed) => {
             info!(run.id = %run, pipeline.group = %claimed.record.group,
                 pipeline.name = %claimed.record.name, "run {run} is claimed");
@@ -129,9 +151,9 @@ async fn answer_start(
             shared.ignored(Some(&run), &format!("run {run} is known already")).await;
             Answer::Settle(Disposition::Ack, Some(slot))
         }
-        Taken::NoMemory(why) => {
+        Taken::NotNow(NotNow { why, .. }) => {
             launch.cancel();
-            no_memory(shared, message, start, &run, &why, slot).await
+            wait_for_worker(shared, (message, rejections), start, &run, &why, slot).await
         }
         Taken::LeaseLost => {
             launch.cancel();
@@ -151,19 +173,35 @@ async fn answer_start(
     }
 }
 
-/// The header that counts how often a start was put back for want of memory.
+/// The header that counts how often a start was published again because a worker could not run it.
 const REJECTIONS: &str = "bob-rejections";
+/// After so many rejections, about eight minutes, a start whose images are on an engine without a worker
+/// is no longer published again.
+const REJECTIONS_WITHOUT_ENGINE: u32 = 20;
 
-async fn no_memory(
+fn rejections_of(message: &Message) -> u32 {
+    message.headers.get(REJECTIONS).and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// Whether no worker is registered on an engine. `false` if the store does not answer.
+async fn is_engine_lost(shared: &Shared, engine: &str) -> bool {
+    let Ok(nodes) = shared.ports.store.list(names::NODES).await else { return false };
+    let on_engine = |entry: &Entry| {
+        // An entry of a later version might name it.
+        serde_json::from_slice::<NodeEntry>(&entry.value).map_or(true, |node| node.engine == engine)
+    };
+    !nodes.entries.iter().any(on_engine)
+}
+
+/// Publishes a start that this worker cannot run now again after a while, for any worker.
+async fn wait_for_worker(
     shared: &Arc<Shared>,
-    message: &Message,
+    (message, times): (&Message, u32),
     start: &Start,
     run: &RunId,
     why: &str,
     slot: OwnedSemaphorePermit,
 ) -> Answer {
-    let times: u32 =
-        message.headers.get(REJECTIONS).and_then(|text| text.parse().ok()).unwrap_or(0);
     let after = quota::delay(times);
     let delay_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
     let text = format!("run {run} waits {} s: {why}", after.as_secs());
@@ -180,12 +218,10 @@ async fn no_memory(
     Answer::Later { after, message }
 }
 
-/// A start where no slot is: it belongs into the shared queue.
-async fn pass_on(shared: &Shared, message: &Message) -> Answer {
+/// Publishes a start for which this worker has no slot to the shared queue.
+async fn pass_on(shared: &Shared, message: &Message, fallback_id: Uuid) -> Answer {
     let mut message = message.clone();
-    if message.id.is_none() {
-        message.id = Some(uuid::Uuid::now_v7().to_string());
-    }
+    message.id.get_or_insert_with(|| fallback_id.to_string());
     let _waits = waits();
     match shared.ports.queue.publish(Route::Jobs, message).await {
         Ok(()) => Answer::Settle(Disposition::Ack, None),

@@ -39,14 +39,22 @@ pub(super) enum Taken {
     Claimed(Box<Claimed>),
     /// Its run id was seen before.
     Known,
-    /// There is no memory for it now: the sentence.
-    NoMemory(String),
+    /// This worker cannot run it now: it waits, and is published again.
+    NotNow(NotNow),
     /// The lease was lost meanwhile: it goes back to the queue.
     LeaseLost,
     /// The worker ends, and the store refuses writes: it goes back to the queue, unclaimed.
     WorkerEnds,
     /// The store will never take it: the sentence.
     Impossible(String),
+}
+
+/// Why this worker cannot run a start now.
+pub(super) struct NotNow {
+    /// The sentence.
+    pub(super) why: String,
+    /// The engine whose images it needs, if another worker has to run it.
+    pub(super) engine: Option<String>,
 }
 
 /// A run that is ours.
@@ -131,6 +139,9 @@ pub(super) fn not_restored(run: &RunId, record: &Entry, revision: i64) -> Result
     }
 }
 
+/// Why a start is recorded as failed without being run.
+pub(super) type Refusal = (Cause, String);
+
 /// What came of one try.
 enum Tried {
     Taken(Taken),
@@ -141,7 +152,15 @@ enum Tried {
 /// Looks at a start and claims its run, as long as the lease stands.
 ///
 /// An answer that was lost is asked for again under the same demands, so that at most one try lands.
-pub(super) async fn take(shared: &Arc<Shared>, held: &Held, run: &RunId, start: &Start) -> Taken {
+///
+/// `refusal`: the run is recorded as failed for this reason, unless another one comes first.
+pub(super) async fn take(
+    shared: &Arc<Shared>,
+    held: &Held,
+    run: &RunId,
+    start: &Start,
+    refusal: Option<&Refusal>,
+) -> Taken {
     let mut wait = std::time::Duration::from_millis(50);
     let mut known = guess(shared, start);
     let (mut changed, mut refused) = (false, false);
@@ -149,7 +168,7 @@ pub(super) async fn take(shared: &Arc<Shared>, held: &Held, run: &RunId, start: 
         let tried = tokio::select! {
             biased;
             () = held.lost.cancelled() => return Taken::LeaseLost,
-            tried = try_take(shared, held, run, start, known.take()) => tried,
+            tried = try_take(shared, held, run, (start, refusal), known.take()) => tried,
         };
         match tried {
             Ok(Tried::Taken(taken)) => return taken,
@@ -190,7 +209,7 @@ fn guess(shared: &Shared, start: &Start) -> Option<Look> {
     let brings_all = matches!(start.target, Target::Inline(_))
         && start.logger.is_none()
         && start.parent.is_none();
-    (brings_all && matches!(judge(shared, start, &nothing), Ok((_, Verdict::Run))))
+    (brings_all && matches!(judge(shared, start, None, &nothing), Ok((_, Verdict::Run))))
         .then_some(nothing)
 }
 
@@ -198,7 +217,7 @@ async fn try_take(
     shared: &Arc<Shared>,
     held: &Held,
     run: &RunId,
-    start: &Start,
+    (start, refusal): (&Start, Option<&Refusal>),
     known: Option<Look>,
 ) -> Result<Tried, StoreError> {
     let look = match known {
@@ -215,9 +234,9 @@ async fn try_take(
     if look.seen || look.record.is_some() {
         return Ok(Tried::Taken(Taken::Known));
     }
-    let (pipeline, verdict) = match judge(shared, start, &look) {
+    let (pipeline, verdict) = match judge(shared, start, refusal, &look) {
         Ok(judged) => judged,
-        Err(no_memory) => return Ok(Tried::Taken(Taken::NoMemory(no_memory))),
+        Err(not_now) => return Ok(Tried::Taken(Taken::NotNow(not_now))),
     };
     let record = record_of(shared, run, start, pipeline, &verdict);
     let seen = shared.seen.current(&shared.ports).await?;
@@ -372,13 +391,14 @@ pub(super) fn has_ended(record: &Entry) -> bool {
     serde_json::from_slice::<Standing>(&record.value).is_ok_and(|it| it.status.is_ended())
 }
 
-/// What is to become of a start, and the definition that it is recorded with. `Err`: there is no
-/// memory for it now.
+/// Decides what becomes of a start, and with which definition it is recorded. `Err`: this worker cannot
+/// run it now.
 fn judge(
     shared: &Shared,
     start: &Start,
+    refusal: Option<&Refusal>,
     look: &Look,
-) -> Result<(Option<Pipeline>, Verdict), String> {
+) -> Result<(Option<Pipeline>, Verdict), NotNow> {
     let refuse = |pipeline, cause, why| Ok((pipeline, Verdict::Refuse(cause, why)));
     let stored = look.pipeline.as_ref().map(|entry| stored_pipeline(&entry.value));
     if let Some(stop) = stop_of(look) {
@@ -437,15 +457,19 @@ fn judge(
     if let Some(why) = not_here(shared, start, &pipeline) {
         return refuse(Some(pipeline), Cause::Rejected, why);
     }
+    if let Some((cause, why)) = refusal {
+        return refuse(Some(pipeline), *cause, why.clone());
+    }
     match quota::fit(&pipeline, shared.ports.host.memory()) {
         Fit::Now => match after_parent(shared, start, look.parent.as_ref(), &pipeline) {
             Ok(steps) if steps.is_empty() => Ok((Some(pipeline), Verdict::Run)),
             Ok(steps) => Ok((Some(pipeline), Verdict::GoOn(steps))),
-            Err(NotAfter::Here(why)) => Err(why),
+            Err(NotAfter::Here { engine, why }) => Err(NotNow { why, engine: Some(engine) }),
             Err(NotAfter::Ever(why)) => refuse(Some(pipeline), Cause::Rejected, why),
         },
         Fit::Later { asked, free } => {
-            Err(format!("{asked} bytes of memory are requested, and {free} are free"))
+            let why = format!("{asked} bytes of memory are requested, and {free} are free");
+            Err(NotNow { why, engine: None })
         }
         Fit::Never { asked, total } => {
             let why = format!("{asked} bytes of memory are requested, and this worker has {total}");

@@ -302,19 +302,21 @@ async fn put_aside(shared: &Arc<Shared>, delivery: Delivery, message: Message, a
     });
 }
 
-/// Publishes a start again, and settles the one that came.
+/// Publishes a start again after a while, and then settles the one that came. A publication that fails
+/// is tried again until the worker drains: each return to the queue would count towards a dead letter.
 async fn again(shared: &Shared, delivery: Delivery, message: Message, after: Duration) {
-    tokio::select! {
-        biased;
-        () = tokio::time::sleep(after) => {}
-        () = shared.draining.cancelled() => {}
-    }
-    match shared.ports.queue.publish(Route::Jobs, message).await {
-        Ok(()) => settle(delivery, Disposition::Ack).await,
-        Err(cause) => {
-            warn!(%cause, "a start that waits for memory goes back to its queue");
-            settle(delivery, Disposition::Requeue).await;
+    let mut pause = after;
+    loop {
+        let drains = shared.draining.run_until_cancelled(tokio::time::sleep(pause)).await.is_none();
+        match shared.ports.queue.publish(Route::Jobs, message.clone()).await {
+            Ok(()) => return settle(delivery, Disposition::Ack).await,
+            Err(cause) if drains => {
+                warn!(%cause, "a start that waits goes back to its queue");
+                return settle(delivery, Disposition::Requeue).await;
+            }
+            Err(cause) => warn!(%cause, "a start that waits cannot be published yet"),
         }
+        pause = (pause * 2).clamp(PAUSE, LONGEST_PAUSE);
     }
 }
 

@@ -15,9 +15,14 @@ const MAX_KEPT_BYTES: usize = 896 * 1024;
 
 /// Why a run cannot go on from where another one has come to.
 pub(super) enum NotAfter {
-    /// Another worker can.
-    Here(String),
-    /// None can.
+    /// A worker on this engine can.
+    Here {
+        /// The engine that holds the image.
+        engine: String,
+        /// The sentence.
+        why: String,
+    },
+    /// No worker can.
     Ever(String),
 }
 
@@ -52,7 +57,8 @@ pub(super) fn after_parent(
     match steps.iter().rev().find(|step| step.image.is_some()) {
         Some(last) if last.engine.as_ref() != Some(&shared.engine.id) && !in_registry(last) => {
             let engine = last.engine.as_deref().unwrap_or("another");
-            Err(NotAfter::Here(format!("the image of step {} is on engine {engine}", last.name)))
+            let why = format!("the image of step {} is on engine {engine}", last.name);
+            Err(NotAfter::Here { engine: engine.to_owned(), why })
         }
         Some(_) | None => Ok(steps),
     }
