@@ -82,6 +82,22 @@ pub fn read(record: &[u8], definition: Option<&[u8]>) -> serde_json::Result<Stor
     Ok(Stored { record, unknown, inline: None })
 }
 
+/// The base image of a run, from its record and the key of its immutable parts. Everything else is
+/// ignored, so that entries of later versions can be read. `None`: it has none, or the JSON is invalid.
+#[must_use]
+pub fn image_of(record: &[u8], definition: Option<&[u8]>) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Definition {
+        image: Option<String>,
+    }
+    #[derive(Deserialize)]
+    struct Parts {
+        pipeline: Option<Definition>,
+    }
+    let image = |json: &[u8]| serde_json::from_slice::<Parts>(json).ok()?.pipeline?.image;
+    image(record).or_else(|| image(definition?))
+}
+
 const PIPELINE: &str = "pipeline.";
 
 /// Reads JSON, and the first of its unknown keys that counts.
@@ -133,6 +149,17 @@ mod tests {
             "pipeline": { "group": "g", "name": "n", "steps": [{ "name": "a", "cmd": "x" }] },
             "vars": { "A": "1" }, "params": { "list": [1] },
         })
+    }
+
+    #[test]
+    fn the_image_of_a_run_is_found_whatever_else_its_entries_hold() {
+        let later = json!({
+            "pipeline": { "image": "busybox", "steps": 7, "shape": {} }, "status": "dreaming",
+        });
+        let later = bytes(&later);
+        assert_eq!(image_of(b"{}", Some(&later)).as_deref(), Some("busybox"));
+        assert_eq!(image_of(&later, None).as_deref(), Some("busybox"));
+        assert_eq!(image_of(b"[]", Some(b"[")), None);
     }
 
     #[test]

@@ -414,11 +414,14 @@ pub trait Store: Send + Sync {
             names::STOPS,
             names::SEEN,
             names::NODES,
+            names::CALLBACKS,
+            names::PIPELINES,
         ];
         let never = format!("{}{PROBE}", names::NODES);
         let probe =
             places.into_iter().fold(Txn::new().when(never, Expect::Present), |probe, place| {
-                probe.put(format!("{place}{PROBE}"), b"{}".to_vec())
+                let key = format!("{place}{PROBE}");
+                probe.put(key.clone(), b"{}".to_vec()).read_otherwise(key)
             });
         self.txn(probe).await.map(drop)
     }

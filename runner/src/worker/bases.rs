@@ -3,12 +3,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use protocol::definition;
 use protocol::id::RunId;
 use protocol::names;
 use tracing::{info, warn};
 
 use super::Shared;
-use super::claim::read_record;
 use crate::ports::{BaseImage, ExecError, StoreError, Txn};
 
 /// When there are few enough.
@@ -39,8 +39,8 @@ impl Wanted {
             let look = Txn::new().read(names::run_key(&run)).read(names::definition_key(&run));
             let look = store.txn(look).await?;
             let Some(entry) = look.entry(0) else { continue };
-            let pipeline = read_record(&run, entry, look.entry(1))?.record.pipeline;
-            self.0.insert(run, pipeline.and_then(|pipeline| pipeline.image));
+            let definition = look.entry(1).map(|definition| definition.value.as_slice());
+            self.0.insert(run, definition::image_of(&entry.value, definition));
         }
         Ok(())
     }

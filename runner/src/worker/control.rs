@@ -146,8 +146,19 @@ pub(super) async fn toggle(
             shared.ignored(None, &format!("{word}: no pipeline {id} is stored")).await;
             return Ok(Disposition::Ack);
         };
-        let mut stored: StoredPipeline = serde_json::from_slice(&entry.value)
-            .map_err(|cause| StoreError::Unreadable(format!("{key} in the store: {cause}")))?;
+        let mut stored: StoredPipeline = match serde_json::from_slice(&entry.value) {
+            Ok(stored) => stored,
+            Err(cause) => {
+                // The command is sound, and no delivery of it can succeed here.
+                let why = format!(
+                    "{word}: pipeline {id} in the store cannot be read by this version: {cause}; apply \
+                     it again"
+                );
+                warn!("{why}");
+                shared.ignored(None, &why).await;
+                return Ok(Disposition::Ack);
+            }
+        };
         // Where the sender does not say when, it is now, and not before what was said last: the
         // clocks of two workers differ.
         let now = shared.ports.host.now();

@@ -299,8 +299,14 @@ impl Rescue<'_> {
                 return Ok(Some(LOOK_EVERY));
             }
             Found::Stopped(stop) => {
-                end_orphan(shared, held, run, &stop.reason).await?;
-                return Ok(Some(AGAIN));
+                return match end_orphan(shared, held, run, &stop.reason).await {
+                    Ok(()) => Ok(Some(AGAIN)),
+                    Err(cause) if cause.is_of_the_request() => {
+                        warn!(run.id = %run, %cause, "run {run} cannot be stopped yet");
+                        Ok(Some(LOOK_EVERY))
+                    }
+                    Err(cause) => Err(cause),
+                };
             }
             Found::Ended(entry) => (entry, Purpose::End),
             Found::Open(entry) => (entry, Purpose::GoOn { lost: !shared.own_lost().contains(run) }),
