@@ -7,6 +7,7 @@ use protocol::pipeline::{Cmd, ExecutorKind, OnLogLimit, Params, Pipeline, Step, 
 use protocol::quantity::Span;
 use protocol::run::Cause;
 use tokio::sync::oneshot;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::collect::{NotTaken, collect};
 use super::drive::Drive;
@@ -70,7 +71,9 @@ impl Drive {
             };
             let in_time = {
                 let output = Arc::clone(&output);
-                shared.tasks.spawn(async move { output.publish_in_time().await })
+                // Ends with this future, however that ends: a drain waits for every task.
+                let publishing = async move { output.publish_in_time().await };
+                AbortOnDropHandle::new(shared.tasks.spawn(publishing))
             };
             let sink: Arc<dyn LogSink> = Arc::clone(&output) as Arc<dyn LogSink>;
             let executor = &shared.ports.executor;

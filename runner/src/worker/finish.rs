@@ -92,9 +92,19 @@ impl Drive {
     /// the write that says so. A stop that came meanwhile stands, and is obeyed by the next owner.
     pub(super) async fn release(&mut self) -> Result<(), WriteError> {
         if let Some(feed) = self.feed.take() {
-            let _waits = waits();
-            let leaving = &self.shared.leaving;
-            leaving.run_until_cancelled(feed.finish(LOGGER_WAIT)).await;
+            let leaving = self.shared.leaving.clone();
+            let dropped = {
+                let _waits = waits();
+                leaving.run_until_cancelled(feed.finish(LOGGER_WAIT)).await
+            };
+            match dropped {
+                Some(0) => {}
+                Some(bytes) => self.report_logger_dropped(bytes).await,
+                None => {
+                    let run = &self.scope.run;
+                    warn!(run.id = %run, "the logger of run {run} might lack text: the worker ended first");
+                }
+            }
         }
         let (last, _) = self.emitter.last().await;
         if !self.confirmed_within(last, HAND_OVER_STREAM_WAIT).await? {
@@ -239,15 +249,20 @@ impl Drive {
             feed.finish(LOGGER_WAIT).await
         };
         if bytes > 0 {
-            let logger = self.run.record().logger.as_ref().map(ToString::to_string);
-            let message = format!(
-                "logger {} did not take {bytes} bytes of run {} in time; the stream has them",
-                logger.unwrap_or_default(),
-                self.scope.run
-            );
-            let reason = protocol::event::Reason::LoggerDropped { bytes };
-            self.emitter.emit(Draft { reason, message, step: None, severity: None }).await;
+            self.report_logger_dropped(bytes).await;
         }
+    }
+
+    /// Reports text that the run's logger did not accept.
+    async fn report_logger_dropped(&self, bytes: u64) {
+        let logger = self.run.record().logger.as_ref().map(ToString::to_string);
+        let message = format!(
+            "logger {} did not take {bytes} bytes of run {} in time; the stream has them",
+            logger.unwrap_or_default(),
+            self.scope.run
+        );
+        let reason = protocol::event::Reason::LoggerDropped { bytes };
+        self.emitter.emit(Draft { reason, message, step: None, severity: None }).await;
     }
 
     /// Waits until the stream has confirmed an event, or the worker ends. Holds the slot for a while

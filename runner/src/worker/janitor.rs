@@ -17,7 +17,7 @@ use super::claim::read_record;
 use super::lease::Current;
 use super::watchdog::waits;
 use super::{Shared, bases};
-use crate::ports::{StoreError, Txn};
+use crate::ports::{ExecError, StoreError, Txn};
 
 /// Sweeps every now and then, for the first time when the worker has held a lease for a while: by then
 /// whoever it follows has been heard of.
@@ -70,6 +70,10 @@ pub(super) async fn sweep(shared: &Shared) {
             Ok(true) => {}
             Ok(false) => match executor.destroy(&run).await {
                 Ok(()) => info!(run.id = %run, "what was left of run {run} is removed"),
+                Err(cause @ ExecError::Unreachable { .. }) => {
+                    // Each further removal would wait as long, and in vain.
+                    return warn!(run.id = %run, %cause, "what is left of runs stays");
+                }
                 Err(cause) => warn!(run.id = %run, %cause, "what is left of run {run} stays"),
             },
             Err(cause) => warn!(run.id = %run, %cause, "what is left of run {run} stays"),

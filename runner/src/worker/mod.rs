@@ -225,6 +225,8 @@ impl std::fmt::Debug for Shared {
 const LAST_EVENTS: Duration = Duration::from_secs(10);
 /// The same if the broker does not take events: what waits is kept on disk.
 const LAST_EVENTS_ANYWAY: Duration = Duration::from_millis(500);
+/// The longest that a command waits for the publisher to accept an event about it.
+const EVENT_WITHIN: Duration = Duration::from_secs(5);
 /// So many starts wait for memory at once in a worker's hands; those behind them wait in the queue.
 const ASIDE: usize = 64;
 /// How long a start that was sent to this worker waits for the slot that is open for all.
@@ -242,14 +244,14 @@ impl Shared {
 
     /// An executor that a pipeline needs, and this worker has not.
     fn lacks(&self, pipeline: &Pipeline) -> Option<ExecutorKind> {
-        let steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
+        let steps = pipeline.all_steps();
         let mut needed = steps.filter(|step| !step.is_join()).map(|step| step.executor);
         needed.find(|executor| !self.options.executors.contains(executor))
     }
 
     /// Why an executor of this worker rejects a step of a pipeline, if one does.
     fn rejects(&self, pipeline: &Pipeline) -> Option<String> {
-        let steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
+        let steps = pipeline.all_steps();
         steps.filter(|step| !step.is_join()).find_map(|step| {
             let network = step.network.as_ref().or(pipeline.network.as_ref());
             let network = network.or(self.options.network.as_ref());
@@ -259,7 +261,7 @@ impl Shared {
 
     /// Why limits cannot be enforced for a pipeline's steps, where they cannot.
     fn no_limits(&self, pipeline: &Pipeline) -> Option<&str> {
-        let steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
+        let steps = pipeline.all_steps();
         let mut kinds = steps.filter(|step| !step.is_join()).map(|step| step.executor);
         let refused = &self.limits_refused;
         kinds.find_map(|kind| {
@@ -268,11 +270,18 @@ impl Shared {
         })
     }
 
-    /// Publishes an event that belongs to no run's sequence.
+    /// Publishes an event that belongs to no run's sequence. It is dropped, with a warning that holds
+    /// its text, if the publisher has no room for it within [`EVENT_WITHIN`]: no command waits longer
+    /// for a stream that is unavailable.
     async fn tell(&self, event: Event) {
         let _waits = waits();
-        if let Err(cause) = self.ports.events.emit(event).await {
-            warn!(%cause, "an event was not published");
+        let text = event.message.clone();
+        match tokio::time::timeout(EVENT_WITHIN, self.ports.events.emit(event)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(cause)) => warn!(%cause, "an event was not published: {text}"),
+            Err(_) => {
+                warn!("an event was dropped because the stream does not accept events: {text}")
+            }
         }
     }
 

@@ -32,6 +32,10 @@ pub(super) use self::tell::value_of;
 const LOOK_EVERY: Duration = Duration::from_secs(300);
 /// How long it waits to look again if the store does not answer.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// The pause after a callback whose entry the store could not read or write; it doubles with each
+/// failure in a row, up to [`RETRY_MOST`].
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MOST: Duration = Duration::from_secs(60);
 /// How many entries are read at once.
 const PAGE: usize = 100;
 /// How many callbacks are posted at once, to all receivers together.
@@ -73,8 +77,12 @@ enum Done {
 pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     // What it waits for are the receivers.
     let _waits = waits();
-    let mut desk =
-        Desk { shared: &shared, outbox: Outbox::default(), doing: FuturesUnordered::new() };
+    let mut desk = Desk {
+        shared: &shared,
+        outbox: Outbox::default(),
+        doing: FuturesUnordered::new(),
+        failures: 0,
+    };
     let mut look = tokio::time::Instant::now();
     let mut is_looking = false;
     loop {
@@ -119,6 +127,8 @@ struct Desk<'a> {
     shared: &'a Shared,
     outbox: Outbox,
     doing: FuturesUnordered<BoxFuture<'a, Done>>,
+    /// How many calls of the store have failed since the last one that succeeded.
+    failures: u32,
 }
 
 impl Desk<'_> {
@@ -184,6 +194,7 @@ impl Desk<'_> {
         let now = self.shared.ports.host.now().0;
         let outcome = match told {
             Ok((outcome, before)) => {
+                self.failures = 0;
                 // One that goes before it, which another worker has left.
                 let news = before.map(|before| {
                     let news = serde_json::from_slice::<News>(&before.value);
@@ -195,8 +206,12 @@ impl Desk<'_> {
                 outcome
             }
             Err(cause) => {
-                warn!(%cause, "{} waits", entry.key);
-                Outcome::Unsent(now + 1000)
+                self.failures = self.failures.saturating_add(1);
+                let pause =
+                    RETRY_FIRST.saturating_mul(1 << (self.failures - 1).min(10)).min(RETRY_MOST);
+                warn!(%cause, "{} waits {} s", entry.key, pause.as_secs());
+                let pause = i64::try_from(pause.as_millis()).unwrap_or(i64::MAX);
+                Outcome::Unsent(now.saturating_add(pause))
             }
         };
         self.outbox.settle(entry, &outcome, now);
