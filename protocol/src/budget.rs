@@ -1,24 +1,25 @@
-//! How large a run record may be, and what is cut if it is larger.
+//! The size limit of a run record, and how a larger record is cut.
 //!
-//! etcd takes at most 1.5 MiB in one request. A record must never reach that, because then the end of
-//! the run could not be recorded either.
+//! etcd accepts at most 1.5 MiB in one request. If a record reached that size, even the end of the
+//! run could not be recorded.
 
 use serde::Serialize;
 
 use crate::run::RunRecord;
 
-/// The maximum size of a record as JSON, in bytes. The rest of a request is for the other keys of
-/// the transaction.
+/// The maximum size of a record as JSON, in bytes. The rest of a request is for the transaction's
+/// other keys.
 pub const MAX_RECORD_BYTES: usize = 1280 * 1024;
-/// The part of that which only the end of a run uses: its ending event, and how running steps ended.
+/// The share of the limit reserved for ending a run: its ending event, and the ends of running
+/// steps.
 pub const ENDING_RESERVE_BYTES: usize = 64 * 1024;
-/// The maximum size of a step's entry without its result, message and name, in bytes.
+/// The maximum size of a step's entry without its name, message and result, in bytes.
 pub const STEP_BYTES: usize = 1024;
 
-/// The most bytes of a message that is cut.
+/// The length to which a long message is cut, in bytes.
 const CUT_MESSAGE: usize = 160;
 
-/// The bytes of a value as JSON.
+/// The size of a value as JSON, in bytes.
 #[must_use]
 pub fn json_bytes(value: &impl Serialize) -> usize {
     struct Count(usize);
@@ -33,12 +34,12 @@ pub fn json_bytes(value: &impl Serialize) -> usize {
         }
     }
     let mut count = Count(0);
-    // An error comes up again when the value is written.
+    // Writing the value later reports the same error.
     serde_json::to_writer(&mut count, value).ok();
     count.0
 }
 
-/// Cuts a text at a character, and marks the cut.
+/// Cuts a text at a character boundary and appends `…`.
 #[must_use]
 pub fn shortened(mut text: String, most: usize) -> String {
     if text.len() > most {
@@ -52,20 +53,20 @@ pub fn shortened(mut text: String, most: usize) -> String {
     text
 }
 
-/// How many parts of a record were cut.
+/// How much of a record was cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cut {
-    /// Messages of steps that were shortened.
+    /// Number of shortened step messages.
     pub messages: usize,
-    /// Results of steps that were dropped.
+    /// Number of dropped step results.
     pub results: usize,
-    /// Entries of steps that were dropped.
+    /// Number of dropped step entries.
     pub steps: usize,
 }
 
 impl RunRecord {
-    /// Cuts the record until it fits into `most` bytes: messages of steps first, then results, the
-    /// largest first, then the oldest entries of steps. Returns what was cut, if anything was.
+    /// Cuts the record until it fits into `most` bytes. Messages are cut first, then results (the
+    /// largest first), then the oldest step entries. Returns `None` if the record already fits.
     pub fn cut_to(&mut self, most: usize) -> Option<Cut> {
         let mut size = json_bytes(self);
         if size <= most {
@@ -96,7 +97,7 @@ impl RunRecord {
         while dropped < over
             && let Some(step) = self.steps.get(cut.steps)
         {
-            // With the comma behind it.
+            // The entry and the comma that follows it.
             dropped += json_bytes(step) + 1;
             cut.steps += 1;
         }

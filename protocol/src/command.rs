@@ -1,4 +1,4 @@
-//! Commands: what people publish, and what we make of the bytes.
+//! Commands that people publish, and their decoding.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -12,28 +12,28 @@ use crate::quantity;
 use crate::run::Parent;
 use crate::time::Millis;
 
-/// The `type` property of a start.
+/// The `type` property of a start command.
 pub const START: &str = "pipeline/start";
-/// The `type` property of a stop.
+/// The `type` property of a stop command.
 pub const STOP: &str = "pipeline/stop";
-/// The `type` property of a pause.
+/// The `type` property of a pause command.
 pub const PAUSE: &str = "pipeline/pause";
-/// The `type` property of its opposite.
+/// The `type` property of an unpause command.
 pub const UNPAUSE: &str = "pipeline/unpause";
 
-/// The largest definition, variables and values of a start, as JSON, in bytes (etcd takes requests of up to
-/// 1.5 MiB, and a record holds the definition once).
+/// The maximum size of a start's definition, variables and values as JSON, in bytes. etcd accepts
+/// requests of up to 1.5 MiB, and a request holds the definition once.
 pub const MAX_START_BYTES: usize = 512 * 1024;
 
-/// The bytes of a start that count against [`MAX_START_BYTES`]: the definition that it carries, if it
-/// carries one, and its variables and values, as JSON.
+/// The bytes of a start that count against [`MAX_START_BYTES`]: its inline definition, if any, its
+/// variables and its values, as JSON.
 #[must_use]
 pub fn start_bytes(definition: Option<&Pipeline>, vars: &Vars, params: &Params) -> usize {
     let definition = definition.map_or(0, json_bytes);
     definition + json_bytes(&(vars, params))
 }
 
-/// Why a start is rejected because of its size; `None` if it is small enough.
+/// The rejection message if a start is too large.
 #[must_use]
 pub fn too_large(definition: Option<&Pipeline>, vars: &Vars, params: &Params) -> Option<String> {
     let bytes = start_bytes(definition, vars, params);
@@ -47,111 +47,111 @@ pub fn too_large(definition: Option<&Pipeline>, vars: &Vars, params: &Params) ->
     })
 }
 
-/// A value that cannot be written as JSON cannot be sent either, so that its size does not matter.
+/// A value that cannot be serialized cannot be sent, so its size does not matter.
 fn json_bytes(value: &impl Serialize) -> usize {
     serde_json::to_vec(value).map_or(0, |json| json.len())
 }
 
-/// A command that was understood.
+/// A decoded command.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
     /// Run a pipeline.
     Start(Box<Start>),
-    /// End a run.
+    /// Stop a run.
     Stop(Stop),
-    /// Accept no new run of a pipeline.
+    /// Accept no new runs of a pipeline.
     Pause(Toggle),
-    /// Accept runs of it again.
+    /// Accept new runs of a pipeline again.
     Unpause(Toggle),
 }
 
-/// A start.
+/// A start command.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Start {
-    /// The run, and whether the sender named it.
+    /// The run id, and whether the sender chose it.
     pub run_id: RunIdSource,
-    /// What is to be run.
+    /// The pipeline to run.
     pub target: Target,
-    /// Laid over the pipeline's variables.
+    /// Variables that override the pipeline's.
     pub vars: Vars,
-    /// Values for templates, laid over the variables; no step has them in its environment.
+    /// Template values that override the variables. They are not part of any step's environment.
     pub params: Params,
-    /// The registered logger that gets the run's text.
+    /// The registered logger that receives the run's output.
     pub logger: Option<RegisteredName>,
-    /// The partition of its wait list.
+    /// The partition of the wait list.
     pub partition: Option<String>,
-    /// The ended run that it goes on from.
+    /// The ended run that the new run starts from.
     pub parent: Option<Parent>,
 }
 
-/// Where a run's id came from.
+/// The source of a run id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RunIdSource {
-    /// From the body or the message id: the same message is the same run.
+    /// From the body or the message id. A redelivered message has the same id.
     Given(RunId),
-    /// There was none. A lost acknowledgement can run such a start twice.
+    /// Absent. A lost acknowledgement can cause such a start to run twice.
     Missing,
 }
 
-/// What a start runs.
+/// The pipeline that a start runs.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Target {
-    /// A pipeline that is stored under its name.
+    /// A stored pipeline.
     Stored(PipelineId),
-    /// A definition that came with the message.
+    /// A definition inline in the message.
     Inline(Box<Pipeline>),
 }
 
-/// A stop.
+/// A stop command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stop {
     /// The run.
     pub run_id: RunId,
-    /// What the user said.
+    /// The reason given by the user.
     pub reason: Option<String>,
 }
 
-/// A pause, or its opposite.
+/// A pause or unpause command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Toggle {
     /// The pipeline.
     pub pipeline: PipelineId,
-    /// When it was said; the newest holds.
+    /// When the command was issued. The newest command wins.
     pub at: Option<Millis>,
 }
 
-/// What becomes of a message.
+/// How a delivery is settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[must_use = "a message that is not settled comes back only when its connection ends"]
 pub enum Disposition {
-    /// Done with.
+    /// Acknowledge it.
     Ack,
-    /// Back to the queue; each return counts against its delivery limit.
+    /// Return it to the queue. Each return counts against the delivery limit.
     Requeue,
-    /// Never to be understood: kept in `bob.dlq` as it came.
+    /// Move it to `bob.dlq` unchanged, because it can never be decoded.
     DeadLetter,
 }
 
-/// Why a message is no command.
+/// Why a message is not a valid command.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{}: {what}", field.as_deref().map_or_else(|| "message".to_owned(), |f| format!("field `{f}`")))]
 pub struct Malformed {
-    /// The field, where one is to blame.
+    /// The offending field, if there is one.
     pub field: Option<String>,
-    /// What was there, and what belongs there.
+    /// What was found, and what is expected.
     pub what: String,
-    /// The run, where the message names one.
+    /// The run id, if the message has a valid one.
     pub run_id: Option<RunId>,
 }
 
 impl Malformed {
-    /// Adds what to do about it.
+    /// Appends a hint to the message.
     fn with_hint(mut self, hint: &str) -> Self {
         self.what = format!("{}: {hint}", self.what);
         self
     }
 
-    /// Says what was found, and what was expected.
+    /// Makes an error from what was found and what is expected.
     #[must_use]
     pub fn new(field: Option<&str>, found: &str, expected: &str, run_id: Option<RunId>) -> Self {
         let what = format!("found {found}, expected {expected}");
@@ -159,17 +159,16 @@ impl Malformed {
     }
 }
 
-/// How a gzip stream begins. No JSON does.
+/// The first bytes of a gzip stream. JSON never starts with them.
 const GZIP: [u8; 2] = [0x1f, 0x8b];
 
-/// Understands a message.
+/// Decodes a message.
 ///
-/// `kind` is its `type` property, `message_id` its `message_id`. Unknown keys are ignored; unknown
-/// keys of an inline definition are refused.
+/// `kind` and `message_id` are its properties `type` and `message_id`. Unknown keys of the message
+/// are ignored. Unknown keys of an inline definition are rejected.
 ///
-/// # Errors
-/// [`Malformed`] names the field, what was found and what is expected; such a message is
-/// dead-lettered as it came.
+/// # Errors [`Malformed`] names the field, what was found and what is expected. Such a message is
+/// dead-lettered unchanged.
 pub fn decode(
     kind: Option<&str>,
     message_id: Option<&str>,
@@ -187,7 +186,7 @@ pub fn decode(
         let found = format!("{} bytes of gzip", body.len());
         return Err(no_object(&found).with_hint("a `content-encoding` is not supported"));
     }
-    // The tree and not a `serde_json::Value`: numbers keep their text, and no key stands twice.
+    // A `serde_json::Value` would lose the text of numbers and accept duplicate keys.
     let body = tree::read_json(body)
         .map_err(|fault| no_object(&format!("{} bytes with a fault at {fault}", body.len())))?;
     if !matches!(body.value, Value::Map(_)) {
@@ -317,7 +316,7 @@ fn params(fields: &Fields<'_>) -> Result<Params, Malformed> {
     }
 }
 
-/// Why a variable cannot be handed to a process, where it cannot.
+/// The rule that a variable breaks, if it cannot be passed to a process.
 #[must_use]
 pub fn bad_variable(name: &str, value: &str) -> Option<&'static str> {
     if name.is_empty() || name.contains('=') || name.contains('\0') {
@@ -335,7 +334,7 @@ fn toggle(fields: &Fields<'_>) -> Result<Toggle, Malformed> {
     let at = match fields.get("at") {
         None => None,
         Some(node) => match &node.value {
-            // Text that is no whole number, or one beyond 64 bits.
+            // Not a whole number, or one beyond 64 bits.
             Value::Number(text) => {
                 Some(Millis(text.parse().map_err(|_not_whole| at_fault(node, fields))?))
             }
@@ -351,14 +350,14 @@ fn at_fault(found: &Node, fields: &Fields<'_>) -> Malformed {
     fields.bad("at", found, "an integer, milliseconds since the epoch")
 }
 
-/// The fields of a body, and the run that faults are reported for.
+/// The fields of a body, and the run id to report with errors.
 struct Fields<'a> {
     body: &'a Node,
     run_id: Option<RunId>,
 }
 
 impl<'a> Fields<'a> {
-    /// The value of a field; `null` is a field that is not there.
+    /// The value of a field. `null` counts as absent.
     fn get(&self, field: &str) -> Option<&'a Node> {
         let node = &self.body.entry(field)?.value;
         Some(node).filter(|node| node.value != Value::Null)
@@ -384,13 +383,13 @@ impl<'a> Fields<'a> {
                 return Err(self.wrong("run-id", &both, "one run id"));
             }
         };
-        // The rule that it breaks is the same for all of them.
+        // Every malformed run id gets the same description.
         text.parse().map(Some).map_err(|_bad| self.wrong(spelled, &quoted(text), RUN_ID_RULE))
     }
 
     fn pipeline(&self, group: &str, name: &str) -> Result<PipelineId, Malformed> {
         PipelineId::new(group, name).map_err(|bad| {
-            // A name that everything allows shows whose fault it is.
+            // If the group is valid by itself, the name is at fault.
             let field = if PipelineId::new(group, "x").is_ok() { "name" } else { "group" };
             self.fault(field, bad.to_string())
         })

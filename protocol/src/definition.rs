@@ -1,7 +1,7 @@
-//! The immutable parts of a run: its definition and the values of its start.
+//! The immutable parts of a run: its definition and the values given at the start.
 //!
-//! They are stored under a key of their own and never rewritten, so that the write of a step stays
-//! small. In memory they are fields of the [`RunRecord`], whose JSON leaves them out.
+//! They are stored under their own key and never rewritten, so that recording a step stays a small
+//! write. In memory they are fields of [`RunRecord`], which does not serialize them.
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -10,22 +10,22 @@ use serde_json::{Map, Value};
 use crate::pipeline::{Params, Pipeline, Vars};
 use crate::run::RunRecord;
 
-/// Value of the key of a run's immutable parts.
+/// Value of the key for a run's immutable parts.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct RunDefinition {
-    /// The definition as it was at the start. Absent if the pipeline was unknown.
+    /// The definition when the run was accepted. Absent if the pipeline was unknown.
     #[serde(default)]
     pub pipeline: Option<Pipeline>,
-    /// Variables of the start, which override the pipeline's.
+    /// Variables given at the start. They override the pipeline's.
     #[serde(default)]
     pub vars: Vars,
-    /// Values of the start for templates, which override the variables.
+    /// Template values given at the start. They override the variables.
     #[serde(default)]
     pub params: Params,
 }
 
-/// The same, borrowed from a record.
+/// [`RunDefinition`] borrowed from a record.
 #[derive(Serialize)]
 #[serde(rename_all = "kebab-case")]
 struct Borrowed<'a> {
@@ -38,10 +38,10 @@ struct Borrowed<'a> {
 }
 
 impl RunRecord {
-    /// The value of the key of its immutable parts. `None`: it has none, and needs no key.
+    /// Serializes the immutable parts. Returns `None` if there are none, and then no key is needed.
     ///
     /// # Errors
-    /// Never in practice: all of it is JSON.
+    /// Never in practice, because every part is valid JSON.
     pub fn definition(&self) -> serde_json::Result<Option<Vec<u8>>> {
         let Self { pipeline, vars, params, .. } = self;
         if pipeline.is_none() && vars.is_empty() && params.is_empty() {
@@ -51,23 +51,23 @@ impl RunRecord {
     }
 }
 
-/// A record as it was read from the store.
+/// A record as read from the store.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Stored {
-    /// The record, with its immutable parts.
+    /// The record, including its immutable parts.
     pub record: RunRecord,
-    /// The first key of its definition that this version does not know. A worker that knows it must
-    /// drive the run.
+    /// The first key of the definition that this version does not know. Only a worker that knows
+    /// the key can drive the run.
     pub unknown: Option<String>,
-    /// The immutable parts, if the record of an older version still holds them: the value that their
-    /// own key gets, with every key that this version does not know.
+    /// The immutable parts as an older version stored them inside the record, with unknown keys
+    /// preserved. This is the value to write under their own key.
     pub inline: Option<Vec<u8>>,
 }
 
-/// Reads a record and the key of its immutable parts.
+/// Parses a record and the value of the key for its immutable parts.
 ///
 /// # Errors
-/// If this version cannot read one of them.
+/// If one of them is malformed.
 pub fn read(record: &[u8], definition: Option<&[u8]>) -> serde_json::Result<Stored> {
     let (read, unknown): (RunRecord, _) = with_unknown(record, |key| key.starts_with(PIPELINE))?;
     if read.pipeline.is_some() || !read.vars.is_empty() || !read.params.is_empty() {
@@ -100,7 +100,7 @@ pub fn image_of(record: &[u8], definition: Option<&[u8]>) -> Option<String> {
 
 const PIPELINE: &str = "pipeline.";
 
-/// Reads JSON, and the first of its unknown keys that counts.
+/// Parses JSON and returns the first unknown key for which `counts` returns `true`.
 fn with_unknown<T: DeserializeOwned>(
     json: &[u8],
     counts: impl Fn(&str) -> bool,
@@ -108,7 +108,7 @@ fn with_unknown<T: DeserializeOwned>(
     let mut unknown = None;
     let mut json = serde_json::Deserializer::from_slice(json);
     let read = serde_ignored::deserialize(&mut json, |path| {
-        // An optional value is a `?` in the path.
+        // `serde_ignored` marks an optional value with `?` in the path.
         let key = path.to_string().replace(".?", "");
         if unknown.is_none() && counts(&key) {
             unknown = Some(key);
@@ -118,7 +118,7 @@ fn with_unknown<T: DeserializeOwned>(
     Ok((read, unknown))
 }
 
-/// The immutable parts of a record of an older version, unchanged.
+/// Extracts the immutable parts from a record of an older version, unchanged.
 fn inline(record: &[u8]) -> serde_json::Result<Vec<u8>> {
     let mut record: Map<String, Value> = serde_json::from_slice(record)?;
     record.retain(|key, _| ["pipeline", "vars", "params"].contains(&key.as_str()));

@@ -1,26 +1,26 @@
-//! A fault of something that a person wrote: where it stands, what it is, what to do about it.
+//! Faults in documents that people write: location, message and hint.
 
 use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// How a fault is to be taken.
+/// The severity of a fault.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Class {
-    /// It is wrong: nothing is run.
+    /// Invalid: nothing is run.
     Error,
-    /// It is known, and this version does not do it yet: nothing is run.
+    /// Valid, but not supported by this version: nothing is run.
     Unsupported,
-    /// It runs, but perhaps not as it was meant.
+    /// The document runs, but perhaps not as intended.
     Warning,
 }
 
 impl Class {
-    /// Whether what has such a fault is run.
+    /// Whether a document with such a fault is refused.
     #[must_use]
     pub fn is_refusal(self) -> bool {
         matches!(self, Self::Error | Self::Unsupported)
@@ -31,27 +31,27 @@ impl Class {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Diagnostic {
-    /// How it is to be taken.
+    /// The severity.
     pub class: Class,
-    /// The file, where there is one.
+    /// The file, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<String>,
-    /// The line, from 1; 0 where the text is not at hand, as for a stored definition.
+    /// The line, from 1. It is 0 if there is no text, as for a stored definition.
     pub line: u32,
-    /// The character in the line, from 1; 0 where the text is not at hand.
+    /// The column in characters, from 1. It is 0 if there is no text.
     pub column: u32,
-    /// The place in the document: `steps[2].cmd`; empty for the document itself.
+    /// The path in the document, such as `steps[2].cmd`. It is empty for the document itself.
     pub path: String,
-    /// What is wrong, as one sentence.
+    /// The fault, as one sentence.
     pub message: String,
-    /// What to do about it.
+    /// How to fix it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
 }
 
 impl fmt::Display for Diagnostic {
-    /// `file:line:column: message (hint)`, without the parts that are not known; the path where the
-    /// line is not known.
+    /// Writes `file:line:column: message (hint)` without unknown parts. If there is no line, the
+    /// path takes its place.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (&self.file, self.line) {
             (Some(file), 0) => write!(f, "{file}: ")?,
@@ -59,7 +59,7 @@ impl fmt::Display for Diagnostic {
             (None, 0) => {}
             (None, line) => write!(f, "{line}:{}: ", self.column)?,
         }
-        // Where there is no line, the path is all there is to find the place by.
+        // Without a line, only the path identifies the place.
         if self.line == 0 && !self.path.is_empty() {
             write!(f, "{}: ", self.path)?;
         }

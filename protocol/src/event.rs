@@ -1,4 +1,4 @@
-//! Events: every status change and every line of output, as they stand on the stream.
+//! Events: every status change and every line of output, as published on the stream.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -7,20 +7,20 @@ use crate::id::{Epoch, NodeId, RegisteredName, RunId, StepName};
 use crate::run::Cause;
 use crate::time::Millis;
 
-/// One message of the stream.
+/// One message on the stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Event {
-    /// When, in milliseconds since the epoch.
+    /// When the event occurred, in milliseconds since the Unix epoch.
     pub at: Millis,
-    /// How it is to be taken.
+    /// The severity.
     #[serde(rename = "type")]
     pub severity: Severity,
-    /// What it is about.
+    /// The kind of object that the event is about.
     pub kind: Kind,
-    /// A sentence for people, with the run id; in a `Log` event the text.
+    /// A sentence for people, with the run id. In a `Log` event, the text.
     pub message: String,
-    /// What happened.
+    /// What happened, with its details.
     #[serde(flatten)]
     pub reason: Reason,
     /// The run.
@@ -32,13 +32,13 @@ pub struct Event {
     /// The pipeline's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// The node that published it.
+    /// The node that published the event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeId>,
     /// The owner's epoch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<Epoch>,
-    /// Counts the run's events within the epoch, from 0, without a gap.
+    /// Number of the event within the run and epoch, from 0 without a gap.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
     /// The step.
@@ -49,7 +49,7 @@ pub struct Event {
     pub attempt: Option<u32>,
 }
 
-/// How an event is to be taken.
+/// The severity of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "the words of the wire contract say it")]
 pub enum Severity {
@@ -58,7 +58,7 @@ pub enum Severity {
     Error,
 }
 
-/// What an event is about.
+/// The kind of object that an event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[expect(missing_docs, reason = "the words of the wire contract say it")]
 pub enum Kind {
@@ -69,7 +69,7 @@ pub enum Kind {
     Runner,
 }
 
-/// Where a text came from.
+/// The source of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum LogStream {
@@ -81,7 +81,7 @@ pub enum LogStream {
     Bob,
 }
 
-/// How the `message` of a `Log` event is written where it is not text.
+/// The encoding of the `message` of a `Log` event that is not UTF-8.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Encoding {
@@ -89,7 +89,7 @@ pub enum Encoding {
     Base64,
 }
 
-/// What happened, with what belongs to it. The names are public: they are not reused or renamed.
+/// What happened, with its details. The names are public: they are never reused or renamed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "reason", rename_all_fields = "kebab-case")]
 #[expect(missing_docs, reason = "wire.md section 4 says each of them")]
@@ -187,8 +187,8 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// How an event of this reason is to be taken. A `StepCompleted` that did not pass, and a
-    /// `PipelineRunScheduled` of a message without any id, are made warnings by whoever emits them.
+    /// The severity of this reason. The publisher raises two cases to warnings: a `StepCompleted`
+    /// that did not pass, and a `PipelineRunScheduled` of a message without an id.
     #[must_use]
     pub fn severity(&self) -> Severity {
         match self {
@@ -230,7 +230,7 @@ impl Reason {
         }
     }
 
-    /// What an event of this reason is about.
+    /// The kind of object that this reason is about.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self {
@@ -267,7 +267,7 @@ impl Reason {
         }
     }
 
-    /// Whether this ends a run.
+    /// Whether this reason ends a run.
     #[must_use]
     pub fn is_ending(&self) -> bool {
         matches!(
@@ -278,7 +278,7 @@ impl Reason {
 }
 
 impl Event {
-    /// An event that belongs to no run, with the severity and kind of its reason.
+    /// Makes an event that belongs to no run, with the severity and kind of its reason.
     #[must_use]
     pub fn new(at: Millis, reason: Reason, message: String) -> Self {
         Self {
@@ -298,15 +298,15 @@ impl Event {
         }
     }
 
-    /// The bytes that go to the stream.
+    /// Serializes the event for the stream.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
-        // Only maps with keys that are no strings fail to serialise, and there are none here.
+        // Serialization fails only for maps with non-string keys, and an event has none.
         serde_json::to_vec(self).unwrap_or_default()
     }
 
-    /// The raw bytes of a `Log` event, whole lines with their newlines between them but without the
-    /// last one; `None` for other events and for base64 that is none.
+    /// Decodes the bytes of a `Log` event: lines separated by newlines, without the last newline.
+    /// Returns `None` for other events and for invalid base64.
     #[must_use]
     pub fn log_bytes(&self) -> Option<Vec<u8>> {
         use base64::Engine as _;
@@ -315,7 +315,7 @@ impl Event {
         };
         match encoding {
             None => Some(self.message.clone().into_bytes()),
-            // Text that is no base64 is not of our making.
+            // The runner never publishes invalid base64.
             Some(Encoding::Base64) => {
                 base64::engine::general_purpose::STANDARD.decode(&self.message).ok()
             }

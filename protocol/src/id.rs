@@ -1,4 +1,4 @@
-//! Identities, checked at the door: a value of one of these types is always well formed.
+//! Validated identities: a value of one of these types is always well-formed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-/// What is wrong with an identity that somebody gave us.
+/// Why an identity is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BadId {
     /// Not `r-` followed by 1 to 126 characters of the permitted set.
@@ -17,23 +17,23 @@ pub enum BadId {
         /// The text as given.
         given: String,
     },
-    /// A pipeline's group or name is empty, too long, or has a forbidden character.
+    /// A pipeline's group or name is empty, too long, or contains a forbidden character.
     #[error("pipeline {part} {given:?} must be 1 to 128 characters{rule}")]
     Pipeline {
         /// `group` or `name`.
         part: &'static str,
         /// The text as given.
         given: String,
-        /// The rest of the rule.
+        /// The remaining part of the rule.
         rule: &'static str,
     },
-    /// `GROUP/NAME` or `group:name` without its separator.
+    /// `GROUP/NAME` or `group:name` without the separator.
     #[error("pipeline {given:?} must be GROUP/NAME")]
     PipelinePath {
         /// The text as given.
         given: String,
     },
-    /// A step's name is empty, too long, or has a forbidden character.
+    /// A step's name is empty, too long, or contains a forbidden character.
     #[error(
         "step name {given:?} must be 1 to 128 of A-Z a-z 0-9 . _ - and blank, beginning with a letter or digit"
     )]
@@ -41,7 +41,8 @@ pub enum BadId {
         /// The text as given.
         given: String,
     },
-    /// A registered name (logger, provider, store) is empty, too long, or has a forbidden character.
+    /// A registered name (logger, provider, store) is empty, too long, or contains a forbidden
+    /// character.
     #[error("name {given:?} must be 1 to 128 characters without control characters and `/`")]
     Registered {
         /// The text as given.
@@ -107,16 +108,17 @@ text_id!(
 );
 
 impl RunId {
-    /// A run id of our own making, from a fresh UUID (version 7, so that ids sort by age).
+    /// Makes a run id from a UUID. Version 7 makes ids sort by age.
     #[must_use]
     pub fn from_uuid(uuid: uuid::Uuid) -> Self {
         Self(format!("r-{uuid}"))
     }
 
-    /// The run id that a message without `run-id` gets from its `message_id`.
+    /// Derives the run id of a message without `run-id` from its `message_id`.
     ///
-    /// The id itself where it fits the form, else with `r-` in front, else `r-` and its SHA-256 in hex,
-    /// so that the same message always means the same run.
+    /// The result is the `message_id` itself if it has the form of a run id. Otherwise it is the
+    /// `message_id` with the prefix `r-` or, if that is still malformed, `r-` and its SHA-256 in
+    /// hex. The same message therefore always yields the same run.
     #[must_use]
     pub fn from_message_id(message_id: &str) -> Self {
         let prefixed = if message_id.starts_with("r-") {
@@ -139,13 +141,13 @@ impl RunId {
 pub struct NodeId(String);
 
 impl NodeId {
-    /// The identity of a worker that starts now.
+    /// Makes the identity of a starting worker.
     #[must_use]
     pub fn from_uuid(uuid: uuid::Uuid) -> Self {
         Self(format!("bob/runner-{uuid}"))
     }
 
-    /// A node as found in a record or a key.
+    /// Accepts a node id as found in a record or key, without validation.
     #[must_use]
     pub fn found(text: &str) -> Self {
         Self(text.to_owned())
@@ -164,7 +166,7 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// The name of a step, unique in its pipeline. A Bob step without one is named by its position, from `0`.
+/// A step's name, unique in its pipeline. A Bob step without a name gets its position, from `0`.
 #[derive(
     Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]
@@ -181,7 +183,7 @@ text_id!(
 );
 
 impl StepName {
-    /// The name of the step at `position`, for steps that have none of their own.
+    /// The name of the unnamed step at `position`.
     #[must_use]
     pub fn position(position: usize) -> Self {
         Self(position.to_string())
@@ -214,10 +216,10 @@ pub struct PipelineId {
 }
 
 impl PipelineId {
-    /// Checks both parts.
+    /// Validates both parts.
     ///
     /// # Errors
-    /// [`BadId::Pipeline`] names the part that breaks the rule.
+    /// [`BadId::Pipeline`] names the malformed part.
     pub fn new(group: &str, name: &str) -> Result<Self, BadId> {
         let fits = |text: &str| {
             (1..=128).contains(&text.chars().count()) && !text.chars().any(char::is_control)
@@ -239,10 +241,10 @@ impl PipelineId {
         Ok(Self { group: group.to_owned(), name: name.to_owned() })
     }
 
-    /// Reads `GROUP/NAME`, the form of the command line. The group ends at the first `/`.
+    /// Parses `GROUP/NAME`, the form used on the command line. The group ends at the first `/`.
     ///
     /// # Errors
-    /// [`BadId`] where the separator is missing or a part breaks its rule.
+    /// [`BadId`] if the separator is missing or a part is malformed.
     pub fn from_path(path: &str) -> Result<Self, BadId> {
         let (group, name) =
             path.split_once('/').ok_or_else(|| BadId::PipelinePath { given: path.to_owned() })?;
@@ -268,7 +270,7 @@ impl fmt::Display for PipelineId {
     }
 }
 
-/// Grows each time a run changes owner: the create-revision of its owner key.
+/// A number that grows each time a run changes owner: the create-revision of its owner key.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
 )]

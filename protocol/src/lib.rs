@@ -1,21 +1,22 @@
-//! What crosses a wire or is stored: the only place that spells these names. No I/O, no clock.
+//! Names, types and formats that cross a wire or are stored. This crate is the only one that spells
+//! them. It does no I/O and reads no clock.
 //!
 //! | module | duty |
 //! |---|---|
-//! | [`id`] | identities, checked at the door |
+//! | [`id`] | validated identities |
 //! | [`names`] | exchanges, queues, keys, labels |
-//! | [`command`] | what people publish, decoded |
-//! | [`event`] | what stands on the stream |
-//! | [`run`] | what is stored of a run and a node |
-//! | [`definition`] | the immutable parts of a run, which have a key of their own |
-//! | [`budget`] | how large a run record may be, and what is cut if it is larger |
-//! | [`pipeline`] | the one model |
-//! | [`dialect`] | files and messages into the model, with every fault at once |
-//! | [`diagnostic`] | a fault: where, what, hint |
-//! | [`quantity`], [`shell`], [`time`] | memory, shares, spans; words; points in time |
+//! | [`command`] | decoding of the commands that people publish |
+//! | [`event`] | events on the stream |
+//! | [`run`] | stored values of runs, nodes and registrations |
+//! | [`definition`] | the immutable parts of a run, stored under their own key |
+//! | [`budget`] | the size limit of a run record, and how a larger record is cut |
+//! | [`pipeline`] | the one pipeline model |
+//! | [`dialect`] | parsers from files and messages to the model, which report every fault at once |
+//! | [`diagnostic`] | a fault: its location, message and hint |
+//! | [`quantity`], [`shell`], [`time`] | memory, shares and spans; word splitting; points in time |
 //! | [`schema`] | the published schemas |
 //!
-//! Additions are allowed at any time; what is published is not removed or given another meaning.
+//! Additions are allowed at any time. Nothing published is removed or given another meaning.
 
 pub mod budget;
 pub mod command;

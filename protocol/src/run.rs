@@ -1,4 +1,4 @@
-//! What is stored of a run.
+//! Values stored in etcd for runs, pipelines, nodes and registrations.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,34 +10,34 @@ use crate::id::{Epoch, NodeId, RegisteredName, RunId, StepName};
 use crate::pipeline::{Params, Pipeline, Vars};
 use crate::time::Stamp;
 
-/// Where a run stands.
+/// The status of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Status {
-    /// Accepted.
+    /// Accepted, not yet started.
     Pending,
-    /// An owner works on it.
+    /// The owner prepares the run.
     Initializing,
-    /// The image is there.
+    /// The image is available.
     Initialized,
-    /// Steps run.
+    /// Steps are running.
     Running,
     /// Every step passed.
     Passed,
-    /// A step failed, or we did.
+    /// A step failed, or the runner could not run it.
     Failed,
-    /// Somebody stopped it.
+    /// Stopped by a user.
     Stopped,
 }
 
 impl Status {
-    /// Whether this is one of the three endings, which are written once.
+    /// Returns `true` for the three final statuses, which are written once.
     #[must_use]
     pub fn is_ended(self) -> bool {
         matches!(self, Self::Passed | Self::Failed | Self::Stopped)
     }
 
-    /// This, or what it has become already: no status is left for an earlier one.
+    /// Returns the later of the two statuses. A status never moves back.
     #[must_use]
     pub fn at_least(self, reached: Self) -> Self {
         let place = |status| match status {
@@ -50,7 +50,7 @@ impl Status {
         if place(reached) > place(self) { reached } else { self }
     }
 
-    /// The word on the wire.
+    /// The status as written on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -71,7 +71,7 @@ impl std::fmt::Display for Status {
     }
 }
 
-/// Why a run ended as it did.
+/// Why a run or step ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 #[expect(missing_docs, reason = "the words of the wire contract say it")]
@@ -104,24 +104,24 @@ impl std::fmt::Display for Cause {
     }
 }
 
-/// Where a step stands.
+/// The status of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum StepStatus {
-    /// Not begun.
+    /// Not started.
     #[default]
     Pending,
-    /// Recorded as started; not yet as ended. For a next owner it is in doubt.
+    /// Recorded as started but not as ended. For the next owner, the step is in doubt.
     Started,
-    /// Exit code 0, and committed.
+    /// Ended with exit code 0, and committed.
     Passed,
-    /// Ended otherwise.
+    /// Ended with a failure.
     Failed,
-    /// Stopped by us.
+    /// Stopped by the runner.
     Stopped,
 }
 
-/// The run record: one key, one fact.
+/// The run record, stored under one key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct RunRecord {
@@ -131,87 +131,86 @@ pub struct RunRecord {
     pub name: String,
     /// The run.
     pub run_id: RunId,
-    /// Where it stands.
+    /// The status.
     pub status: Status,
-    /// Why it ended so.
+    /// Why the run ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<Cause>,
-    /// The same for people.
+    /// The cause as a sentence for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// The registered logger that gets the run's text.
+    /// The registered logger that receives the run's output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logger: Option<RegisteredName>,
-    /// Variables that override the pipeline's. Only records of older versions hold them; see
-    /// [`crate::definition`].
+    /// Variables that override the pipeline's. Only records of older versions hold them.
     #[serde(default, skip_serializing)]
     pub vars: Vars,
-    /// Values for templates that override the variables. Only records of older versions hold them.
+    /// Template values that override the variables. Only records of older versions hold them.
     #[serde(default, skip_serializing)]
     pub params: Params,
     /// The definition, unless the pipeline was unknown. Only records of older versions hold it.
     #[serde(default, skip_serializing)]
     pub pipeline: Option<Pipeline>,
-    /// The owner, or the last one.
+    /// The current or last owner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeId>,
-    /// The owner's epoch; may lag behind the owner key.
+    /// The owner's epoch. It can lag behind the owner key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<Epoch>,
-    /// The run that it goes on from.
+    /// The run that this run starts from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parent: Option<Parent>,
-    /// 1, and one more for each new owner.
+    /// 1, plus 1 for each new owner.
     pub attempt: u32,
     /// Owners lost since the last newly committed step.
     #[serde(default)]
     pub losses: u32,
-    /// How often a worker re-claimed the run after it had lost its own lease, since the last newly
+    /// How often a worker re-claimed the run after it lost its own lease, since the last newly
     /// committed step. More than a few count as losses.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub reclaims: u32,
-    /// The most steps that had passed at one time: a run that starts from the top again has lost its
-    /// owners all the same until it comes further than that.
+    /// The highest number of steps that had passed at one time. A run that restarts from the top
+    /// resets its losses only when it exceeds this number.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub furthest: u32,
-    /// The highest `seq` that the owner had given an event of the run when it wrote this.
+    /// The highest `seq` that the owner had assigned when it wrote the record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seq: Option<u64>,
-    /// The last owner handed the run over.
+    /// Set if the last owner handed the run over.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub released: Option<Released>,
-    /// When it was accepted.
+    /// When the run was accepted.
     pub scheduled_at: Stamp,
-    /// When an owner began.
+    /// When an owner started to prepare the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initiated_at: Option<Stamp>,
-    /// When the image was there.
+    /// When the image became available.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initialized_at: Option<Stamp>,
-    /// When the first step began.
+    /// When the first step started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Stamp>,
-    /// When it ended.
+    /// When the run ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Stamp>,
-    /// The steps that were begun.
+    /// The steps that were started.
     #[serde(default)]
     pub steps: Vec<StepRecord>,
-    /// From the ending write until the stream has confirmed it: that event as it is published.
+    /// The ending event as it is published. Present from the ending write until the stream confirms
+    /// the event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ending_event: Option<Box<Event>>,
-    /// Fields of later versions, kept when the record is rewritten.
+    /// Fields of later versions, preserved when the record is rewritten.
     #[serde(flatten)]
     pub rest: Map<String, Value>,
 }
 
 impl RunRecord {
-    /// What a new run takes over that begins with a step of this one: all that was kept, but for that
-    /// step and what lies behind it. `from`: none for all that was kept. What lies on a worker's host
-    /// is not kept.
+    /// Returns the records that a new run starting at `from` takes over: the committed steps,
+    /// except `from` and the steps that depend on it. `None` takes over every committed step. Steps
+    /// on a worker's host are never taken over.
     ///
-    /// # Errors
-    /// [`NotKept`] where it cannot begin so.
+    /// # Errors [`NotKept`] if no new run can start there.
     pub fn kept_before(&self, from: Option<&StepName>) -> Result<Vec<StepRecord>, NotKept> {
         let Some(pipeline) = &self.pipeline else { return Ok(Vec::new()) };
         let graph = pipeline.graph();
@@ -249,70 +248,70 @@ impl RunRecord {
     }
 }
 
-/// Why no new run can begin where one has come to.
+/// Why a new run cannot start from a step of an ended run.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum NotKept {
-    /// There is no such step.
+    /// The pipeline has no such step.
     #[error("its pipeline has no step {0}")]
     NoSuchStep(StepName),
-    /// A step that would have to be done is not.
+    /// A step that must have passed was not committed.
     #[error("step {0}, which is needed for that, was not committed")]
     Missing(StepName),
-    /// There is nothing left to do.
+    /// Every step has passed.
     #[error("all of its steps have passed; name a step with --from")]
     Everything,
 }
 
-/// What is stored of one step.
+/// The record of one step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct StepRecord {
-    /// The step.
+    /// The step's name.
     pub name: StepName,
-    /// Where it stands.
+    /// The status.
     pub status: StepStatus,
-    /// 1 for the first.
+    /// The attempt, starting at 1.
     pub attempt: u32,
-    /// Why it counts as failed, where it is not tried again.
+    /// Why the step failed, unless it is retried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<Cause>,
-    /// The same for people.
+    /// The cause as a sentence for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
-    /// What its command ended with.
+    /// The exit code of the command.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// What it has found out, for later steps to ask for.
+    /// The result of the step, which later steps can refer to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub result: Option<Value>,
     /// The committed image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// The engine that holds it.
+    /// The engine that holds the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
-    /// Its digest in the checkpoint registry, once the push is confirmed.
+    /// The image's digest in the checkpoint registry, once the push is confirmed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
-    /// The epoch in which it was begun.
+    /// The epoch in which the step was started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<Epoch>,
-    /// Bytes of its standard output.
+    /// Size of the standard output, in bytes.
     #[serde(default, skip_serializing_if = "is_none_said")]
     pub stdout_bytes: u64,
-    /// Bytes of its standard error.
+    /// Size of the standard error, in bytes.
     #[serde(default, skip_serializing_if = "is_none_said")]
     pub stderr_bytes: u64,
-    /// The highest `seq` published when this was written.
+    /// The highest `seq` published when this entry was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seq: Option<u64>,
-    /// When it began.
+    /// When the step started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Stamp>,
-    /// When it ended.
+    /// When the step ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Stamp>,
-    /// Fields of later versions, kept when the record is rewritten.
+    /// Fields of later versions, preserved when the record is rewritten.
     #[serde(flatten)]
     pub rest: Map<String, Value>,
 }
@@ -327,29 +326,29 @@ fn is_none_said(bytes: &u64) -> bool {
     *bytes == 0
 }
 
-/// An ended run whose steps a new one begins with.
+/// An ended run from which a new run starts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Parent {
-    /// That run.
+    /// The ended run.
     pub run_id: RunId,
-    /// The step that the new run begins with: those before it are taken over as that run has left
-    /// them. The first that it has not committed, where none is named.
+    /// The step to start at. Earlier steps are taken over as committed. If missing, the first step
+    /// that is not committed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<StepName>,
 }
 
-/// Who let go of a run, and why.
+/// Who handed a run over, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Released {
     /// The node that handed it over.
     pub by: NodeId,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// Value of the key that says a run still has to be looked after.
+/// Value of the key that marks a run that still needs attention.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Open {
@@ -364,7 +363,7 @@ pub struct Open {
 pub struct OwnerEntry {
     /// The owner.
     pub node: NodeId,
-    /// The lease that the key stands under, in hex, as etcd's own tools show it.
+    /// The lease of the key, in hex as etcd's own tools print it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease: Option<String>,
 }
@@ -373,23 +372,23 @@ pub struct OwnerEntry {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct StopEntry {
-    /// What the user said.
+    /// The reason given by the user.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The node that received the command.
     pub by: NodeId,
-    /// When.
+    /// When the stop was recorded.
     pub at: Stamp,
 }
 
-/// Value of a pipeline's key: the definition, and whether it is paused.
+/// Value of a pipeline's key.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct StoredPipeline {
     /// The definition.
     #[serde(flatten)]
     pub pipeline: serde_json::Map<String, serde_json::Value>,
-    /// No new run is accepted.
+    /// Whether new runs are refused.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
     /// The `at` of the newest pause or unpause that was applied.
@@ -401,50 +400,51 @@ pub struct StoredPipeline {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct NodeEntry {
-    /// Name of its host.
+    /// The host's name.
     pub host: String,
-    /// Its process id there.
+    /// The process id on that host.
     pub pid: u32,
-    /// Its version.
+    /// The version of the worker.
     pub version: String,
-    /// Whether it takes work.
+    /// Whether the node accepts work.
     pub state: NodeState,
-    /// How many runs it takes at once.
+    /// How many runs the node accepts at once.
     pub slots: u32,
-    /// The runs that it owns.
+    /// The runs that the node owns.
     pub runs: Vec<RunId>,
-    /// The executors it has.
+    /// The available executors.
     pub executors: Vec<String>,
-    /// A stable id of its container store.
+    /// A stable id of the container store.
     pub engine: String,
-    /// Its processors.
+    /// The processors.
     pub cpu: NodeCpu,
-    /// Its memory.
+    /// The memory.
     pub memory: NodeMemory,
-    /// The disk of its container store, where that is known.
+    /// The disk of the container store, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<NodeDisk>,
-    /// Its container engine does not answer: until it does the node takes nothing new, and others need
-    /// not leave it the runs whose images lie there.
+    /// Whether the container engine is unreachable. Until it answers, the node accepts no runs, and
+    /// other nodes can claim runs whose images it holds.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub engine_away: bool,
-    /// Why etcd refuses its writes: until it accepts them the node takes nothing new.
+    /// Why etcd rejects the node's writes. Until it accepts them, the node accepts no runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub writes_refused: Option<String>,
-    /// Why it takes no runs, if a service that it needs is not usable. Runs in progress continue.
+    /// Why the node accepts no runs, if a service that it needs is unusable. Runs in progress
+    /// continue.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused: Option<String>,
-    /// When it started.
+    /// When the worker started.
     pub started_at: Stamp,
 }
 
-/// Whether a node takes work.
+/// Whether a node accepts work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum NodeState {
-    /// It takes work.
+    /// The node accepts work.
     Ready,
-    /// It ends.
+    /// The node is shutting down.
     Draining,
 }
 
@@ -452,9 +452,9 @@ pub enum NodeState {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct NodeCpu {
-    /// How many.
+    /// The number of processors.
     pub count: u32,
-    /// The load average of the last minute, as a share of all of them.
+    /// The one-minute load average, as a share of all processors.
     pub load: f64,
 }
 
@@ -462,9 +462,9 @@ pub struct NodeCpu {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct NodeMemory {
-    /// What a new program could use.
+    /// Memory available to a new program.
     pub free: u64,
-    /// All of it.
+    /// Total memory.
     pub total: u64,
 }
 
@@ -472,20 +472,20 @@ pub struct NodeMemory {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct NodeDisk {
-    /// What can still be written.
+    /// Free space.
     pub free: u64,
-    /// All of it.
+    /// Total size.
     pub total: u64,
-    /// The node takes nothing new until there is room.
+    /// Whether the disk is too full. The node accepts no runs until space is freed.
     pub full: bool,
 }
 
-/// Value of a provider's, store's or logger's key.
+/// Value of the key of a resource provider, artifact store or logger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Registered {
-    /// The name under which it is registered.
+    /// The registered name.
     pub name: RegisteredName,
-    /// Where it answers.
+    /// The base URL of the service.
     pub url: String,
 }

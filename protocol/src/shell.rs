@@ -1,7 +1,6 @@
-//! A command line into words, as a shell would split it, and nothing else of a shell: no variables,
-//! no globs, no pipes, no redirects.
+//! Splits a command line into words as a shell would, without variables, globs, pipes or redirects.
 
-/// Where the reader stands.
+/// State of the splitter.
 #[derive(Clone, Copy)]
 enum State {
     Outside,
@@ -12,27 +11,27 @@ enum State {
 
 /// Splits `line` into words.
 ///
-/// Unquoted whitespace ends a word. Outside quotes a backslash makes the next character an ordinary
-/// one; in single quotes everything is as it stands; in double quotes a backslash stands for itself
-/// unless `"` or a backslash follows. A quote that is never closed ends with the line, and a
-/// backslash at the very end is kept. `''` is a word of no characters.
+/// Unquoted whitespace separates words. Outside quotes, a backslash escapes the next character.
+/// Inside single quotes, every character is literal. Inside double quotes, a backslash escapes `"`
+/// and `\`, and is literal otherwise. An unclosed quote ends with the line. A trailing backslash is
+/// kept. `''` is an empty word.
 ///
-/// There is no line that cannot be split: this never fails.
+/// Every line can be split, so this function never fails.
 #[must_use]
 pub fn split(line: &str) -> Vec<String> {
     parse(line).words
 }
 
-/// What a reader of a shell would expect to mean something else than it does here.
+/// A part of a line that a shell would interpret differently.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Surprise {
-    /// A quote that is never closed: it ends with the line.
+    /// An unclosed quote. It ends with the line.
     OpenQuote(char),
-    /// An unquoted operator of the shell, such as `|`: here it is an argument.
+    /// An unquoted shell operator, such as `|`. Here it is an ordinary argument.
     Operator(String),
 }
 
-/// The parts of a line that a shell would understand differently, each once.
+/// Finds the parts of a line that a shell would interpret differently, without duplicates.
 #[must_use]
 pub fn surprises(line: &str) -> Vec<Surprise> {
     const OPERATORS: [&str; 11] = ["|", "||", "|&", "&", "&&", ";", "<", "<<", ">", ">>", "2>"];
@@ -51,10 +50,10 @@ pub fn surprises(line: &str) -> Vec<Surprise> {
     surprises
 }
 
-/// A line, split.
+/// A line split into words.
 struct Parsed {
     words: Vec<String>,
-    /// For each word, whether it has neither a quote nor a backslash.
+    /// For each word, whether it has neither quotes nor backslashes.
     is_bare: Vec<bool>,
     open_quote: Option<char>,
 }
@@ -112,7 +111,7 @@ fn parse(line: &str) -> Parsed {
     Parsed { words, is_bare: bare_words, open_quote }
 }
 
-/// Words as a line that [`split`] and a shell split into the same words again.
+/// Joins words into a line that both [`split`] and a shell split into the same words.
 #[must_use]
 pub fn join(words: &[String]) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);

@@ -1,4 +1,4 @@
-//! Points in time as they are written: milliseconds since the epoch, or RFC 3339 in UTC.
+//! Points in time, as milliseconds since the Unix epoch or as RFC 3339 in UTC.
 //!
 //! Nothing here reads a clock.
 
@@ -10,14 +10,14 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// Milliseconds since the Unix epoch, UTC.
 ///
-/// In JSON it is the integer itself; [`Stamp`] is the same in RFC 3339.
+/// Serialized as an integer. [`Stamp`] is the same point in time as RFC 3339.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
 )]
 #[serde(transparent)]
 pub struct Millis(pub i64);
 
-/// The same point in time, written as RFC 3339 in UTC with milliseconds: `2026-01-02T03:04:05.678Z`.
+/// A point in time as RFC 3339 in UTC with milliseconds: `2026-01-02T03:04:05.678Z`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Stamp(pub Millis);
 
@@ -31,7 +31,7 @@ impl fmt::Display for Stamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match jiff::Timestamp::from_millisecond(self.0.0) {
             Ok(at) => write!(f, "{at:.3}"),
-            // Outside the years -9999 to 9999, which no clock of ours shows.
+            // Outside the years -9999 to 9999.
             Err(_) => write!(f, "{}ms", self.0.0),
         }
     }

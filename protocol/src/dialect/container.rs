@@ -1,4 +1,4 @@
-//! Keys of a step that runs in a container: its `network` and its `with`.
+//! Keys of a step that runs in a container: `network` and `with`.
 
 use serde_json::{Map, Value as Json};
 
@@ -8,11 +8,11 @@ use super::reader::{Field, Keys, Reader};
 use super::tree::quoted;
 use crate::pipeline::{BadMount, ExecutorKind, Mount, Network, ProcessLimits};
 
-/// The hint for limits of a container.
+/// The hint for limits on a container.
 const LIMITS: (&str, &str) =
     (ProcessLimits::KEY, "the limits of a container belong to `quotas.limits` of the pipeline");
 
-/// The keys of a step on the image of its run, with hints for keys that belong elsewhere.
+/// The keys of a step on its run's image, with hints for keys that belong elsewhere.
 const PODMAN: Keys = Keys {
     known: ExecutorKind::Podman.with_keys(),
     instead: &[
@@ -36,7 +36,7 @@ const DOCKER: Keys = Keys {
     ],
 };
 
-/// The network of a step or of all steps of a pipeline.
+/// Reads the network of a step or of a whole pipeline.
 pub(super) fn network(reader: &mut Reader, field: &Field<'_>) -> Option<String> {
     let text = reader.text(field)?;
     match text.parse::<Network>() {
@@ -48,7 +48,7 @@ pub(super) fn network(reader: &mut Reader, field: &Field<'_>) -> Option<String> 
     }
 }
 
-/// `with` of a step on the image of its run, or of one with an image of its own.
+/// Reads `with` of a step on its run's image, or of one with its own image.
 pub(super) fn with(
     reader: &mut Reader,
     field: &Field<'_>,
@@ -78,7 +78,7 @@ pub(super) fn with(
     Some(all.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect())
 }
 
-/// The mounts of a step with an image of its own.
+/// Reads the mounts of a step with its own image.
 pub(super) fn mounts(reader: &mut Reader, field: &Field<'_>) -> Option<Json> {
     let items = reader.list(field)?;
     Some(items.iter().filter_map(|item| mount(reader, item)).collect())
@@ -86,7 +86,7 @@ pub(super) fn mounts(reader: &mut Reader, field: &Field<'_>) -> Option<Json> {
 
 fn mount(reader: &mut Reader, field: &Field<'_>) -> Option<String> {
     let text = reader.text(field)?;
-    // The executor checks it again once the results of earlier jobs are filled in.
+    // The executor validates it once the results of earlier jobs are filled in.
     if text.contains("${") && !text.chars().any(char::is_control) {
         return Some(text);
     }

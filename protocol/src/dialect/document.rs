@@ -1,15 +1,15 @@
-//! Documents that are no pipelines: settings, registrations. They are read from the same tree.
+//! Documents other than pipelines: settings and registrations. They are read from the same tree.
 
 use serde_json::Value as Json;
 
 use super::tree::{self, Node, Value};
 use crate::diagnostic::Diagnostic;
 
-/// Reads a JSON or YAML document within the bounds that hold for pipelines. Every scalar is the text
-/// that was written, so that `1.50` stays `1.50`. `file` is its name, for what its ending tells.
+/// Reads a JSON or YAML document within the same size limits as a pipeline. Every scalar keeps its
+/// text, so `1.50` stays `1.50`. `file` is the file's name, whose extension selects the format.
 ///
 /// # Errors
-/// The first fault of the text.
+/// The first fault in the text.
 pub fn document(file: Option<&str>, bytes: &[u8]) -> Result<Json, Diagnostic> {
     let (root, faults) = tree::read(file, bytes)?.strict();
     match faults.into_iter().next() {
@@ -18,7 +18,7 @@ pub fn document(file: Option<&str>, bytes: &[u8]) -> Result<Json, Diagnostic> {
     }
 }
 
-/// The depth of a tree is bounded, and so is this.
+/// Recursion is bounded by the depth limit of the tree.
 fn texts(node: Node) -> Json {
     match node.value {
         Value::Null => Json::Null,

@@ -1,5 +1,5 @@
-//! The parts of a step that hand something over, which more than one dialect writes alike: outputs,
-//! callbacks, secrets, and values that only an executor understands.
+//! Parts of a step that several dialects write alike: entrypoint, outputs, callbacks, secrets and
+//! executor settings.
 
 use serde_json::{Map, Number, Value as Json};
 
@@ -56,7 +56,7 @@ fn pattern(reader: &mut Reader, field: &Field<'_>) -> Option<String> {
     None
 }
 
-/// The words in front of a container's command; an empty list for none.
+/// Reads the words before a container's command. An empty list removes the entrypoint.
 pub(super) fn entrypoint(reader: &mut Reader, field: &Field<'_>) -> Option<Vec<String>> {
     let items = reader.list(field)?;
     let word = |item: &Field<'_>| match item.node.scalar() {
@@ -75,7 +75,8 @@ pub(super) fn entrypoint(reader: &mut Reader, field: &Field<'_>) -> Option<Vec<S
     Some(words)
 }
 
-/// A callback; none where its address is empty, as it is then that of the settings which counts.
+/// Reads a callback. Returns `None` if its URL is empty, because then the URL of the settings
+/// applies.
 pub(super) fn callback(reader: &mut Reader, field: &Field<'_>) -> Option<Callback> {
     let fields = reader.map(field, &CALLBACK)?;
     let url = fields.get("url").map(|field| url(reader, &field));
@@ -88,12 +89,12 @@ pub(super) fn callback(reader: &mut Reader, field: &Field<'_>) -> Option<Callbac
         }
         return None;
     }
-    // A secret of no characters is none.
+    // An empty secret counts as absent.
     let secret = secret.filter(|secret| *secret != Token::Literal(String::new()));
     Some(Callback { url, secret })
 }
 
-/// An address of the web. No fault shows one with a user, who may have a password.
+/// Reads an HTTP URL. A fault never shows a URL with a user, because it can contain a password.
 pub(super) fn url(reader: &mut Reader, field: &Field<'_>) -> Option<String> {
     let text = reader.text(field)?;
     let Some(why) = address(&text) else {
@@ -104,7 +105,7 @@ pub(super) fn url(reader: &mut Reader, field: &Field<'_>) -> Option<String> {
     None
 }
 
-/// What is wrong with an address. Empty is left to who asks.
+/// Why a text is not an HTTP URL. The caller handles empty text.
 pub(super) fn address(url: &str) -> Option<&'static str> {
     if url.is_empty() || url.starts_with("${") {
         return None;
@@ -127,7 +128,7 @@ fn is_web(scheme: &str) -> bool {
     ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known))
 }
 
-/// A secret, as a text or as `{secret-name: NAME}`. No fault shows what it is.
+/// Reads a secret, as text or as `{secret-name: NAME}`. A fault never shows its value.
 pub(super) fn token(reader: &mut Reader, field: &Field<'_>) -> Option<Token> {
     match &field.node.value {
         Value::String(text) => Some(Token::Literal(text.clone())),
@@ -143,7 +144,7 @@ pub(super) fn token(reader: &mut Reader, field: &Field<'_>) -> Option<Token> {
     }
 }
 
-/// The secrets of a step: each a name, or `{name: NAME, env: VARIABLE}`.
+/// Reads the secrets of a step: each a name, or `{name: NAME, env: VARIABLE}`.
 pub(super) fn secrets(reader: &mut Reader, field: &Field<'_>) -> Option<Vec<SecretUse>> {
     let items = reader.list(field)?;
     Some(items.iter().filter_map(|item| secret(reader, item)).collect())
@@ -163,7 +164,7 @@ fn secret(reader: &mut Reader, field: &Field<'_>) -> Option<SecretUse> {
     Some(SecretUse::Var { name: name?, env: env? })
 }
 
-/// A map that only an executor understands.
+/// Reads a map for the executor.
 pub(super) fn object(reader: &mut Reader, field: &Field<'_>) -> Option<Map<String, Json>> {
     match json(field.node) {
         Json::Object(map) => Some(map),
@@ -174,8 +175,8 @@ pub(super) fn object(reader: &mut Reader, field: &Field<'_>) -> Option<Map<Strin
     }
 }
 
-/// A value as JSON. A number that JSON writes otherwise stays the text that it was. The depth of a
-/// tree is bounded, and so is this.
+/// Converts a node to JSON. A number that JSON would write differently becomes its original text.
+/// Recursion is bounded by the depth limit of the tree.
 pub(crate) fn json(node: &Node) -> Json {
     match &node.value {
         Value::Null => Json::Null,
@@ -192,17 +193,17 @@ pub(crate) fn json(node: &Node) -> Json {
 fn number(text: &str) -> Option<Number> {
     serde_json::from_str::<Number>(text).ok()?;
     if let Ok(whole) = text.parse::<i64>() {
-        // A zero has no sign here, and would have one in a text.
+        // JSON integers have no negative zero.
         return (whole != 0 || text == "0").then(|| whole.into());
     }
     match text.parse::<u64>() {
         Ok(whole) => Some(whole.into()),
-        // Read by us, as every digit counts when it is compared later.
+        // Parsed here, because every digit counts in the later comparison.
         Err(_too_long_or_a_fraction) => Number::from_f64(text.parse().ok()?),
     }
 }
 
-/// A warning for each secret that is written out, at the path that `place` makes of its own.
+/// A warning for each clear-text secret. `place` maps a path in the model to the document.
 pub(super) fn literal_secrets(
     pipeline: &Pipeline,
     place: impl Fn(&str) -> (super::Position, String),

@@ -1,4 +1,4 @@
-//! What a step on the worker's host is told in `with`: its limits above all.
+//! `with` of a step on the worker's host, mainly its limits.
 
 use serde_json::{Map, Value as Json};
 
@@ -24,7 +24,7 @@ const LIMITS: Keys = Keys {
     ],
 };
 
-/// `with` of a step of executor local or custom.
+/// Reads `with` of a step with executor local or custom.
 pub(super) fn with(reader: &mut Reader, field: &Field<'_>) -> Option<Map<String, Json>> {
     let fields = reader.map(field, &WITH)?;
     let label = reader.optional(&fields, "label", Reader::text).map(Json::from);
@@ -33,7 +33,7 @@ pub(super) fn with(reader: &mut Reader, field: &Field<'_>) -> Option<Map<String,
     Some(both.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect())
 }
 
-/// The limits themselves, in the one way of writing them.
+/// Reads the limits and writes them back in canonical form.
 pub(super) fn limits(reader: &mut Reader, field: &Field<'_>) -> Option<Json> {
     let fields = reader.map(field, &LIMITS)?;
     let count = |r: &mut Reader, f: &Field<'_>| r.count(f, 1, u32::MAX);
@@ -49,7 +49,7 @@ pub(super) fn limits(reader: &mut Reader, field: &Field<'_>) -> Option<Json> {
     serde_json::to_value(limits).ok()
 }
 
-/// Nothing needs no unit.
+/// Zero needs no unit.
 fn size(reader: &mut Reader, field: &Field<'_>) -> Option<Memory> {
     match &field.node.value {
         Value::Number(text) if text == "0" => "0K".parse().ok(),

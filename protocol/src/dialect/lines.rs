@@ -1,7 +1,7 @@
-//! A queue of shell commands: one a line, each a job of its own.
+//! A queue of shell commands: one per line, each a separate job.
 //!
-//! A command of several lines is one line too: a JSON object with the key `command`. Its other keys
-//! say what holds for this job: `run-id`, `attempts`, `delay`, `timeout`.
+//! A command of several lines is written as a JSON object on one line, with the key `command`. Its
+//! other keys are `run-id`, `attempts`, `delay` and `timeout`.
 
 use std::fmt::Write as _;
 
@@ -15,64 +15,64 @@ use crate::id::{RunId, StepName};
 use crate::pipeline::{Backoff, ExecutorKind, Pipeline, Retry, RetryOn, Shell, Step};
 use crate::quantity::Span;
 
-/// The group of the pipelines that such jobs become.
+/// The group of pipelines made from such jobs.
 pub const CI_GROUP: &str = "ci";
-/// So many hex digits of the command's hash name it.
+/// Number of hex digits of the command's hash that form the pipeline's name.
 const NAME: usize = 12;
-/// The most jobs of one file.
+/// Maximum number of jobs in one file.
 const MAX_LINES: usize = 10_000;
-/// The most attempts of one job.
+/// Maximum number of attempts of one job.
 pub const MAX_ATTEMPTS: u32 = 100;
-/// What begins so is an object, or the rest of one: no shell has a command of that name.
+/// A line with this prefix is an object, possibly truncated. No shell command starts with it.
 const OBJECT: &str = "{\"command\":";
 
-/// One job: a command for a shell, and what holds for it.
+/// One job: a shell command and its options.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Job {
-    /// The command; it may have several lines.
+    /// The command, possibly with several lines.
     pub command: String,
-    /// The run that it will be, so that it is run once however often it is read.
+    /// The run id. A job with a run id runs once, however often the file is read.
     #[serde(default, alias = "run_id", skip_serializing_if = "Option::is_none")]
     pub run_id: Option<RunId>,
-    /// How often it is tried in all; 0 and 1 both mean once.
+    /// Maximum number of attempts. 0 and 1 both mean one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attempts: Option<u32>,
-    /// The time between two attempts, always the same.
+    /// The constant delay between attempts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay: Option<Span>,
-    /// How long one attempt may take.
+    /// Time limit of one attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
 }
 
-/// What is wrong with a job.
+/// Why a job is invalid.
 #[derive(Debug, Error)]
 pub enum BadJob {
-    /// An object that is cut off, or has other keys or values than it may.
+    /// An object that is truncated, or has unknown keys or invalid values.
     #[error(
         "the job is no whole object of `command`, `run-id`, `attempts`, `delay` and `timeout`: {0}"
     )]
     Object(#[source] serde_json::Error),
-    /// Nothing that a shell could run.
+    /// The command is empty or contains a NUL character.
     #[error("the command is empty, or has a NUL character")]
     Command,
-    /// More attempts than a step may have.
+    /// More attempts than a step can have.
     #[error("the job has {0} attempts, and at most {MAX_ATTEMPTS} are possible")]
     Attempts(u32),
 }
 
 impl Job {
-    /// A command, and nothing said beside it.
+    /// A job without options.
     #[must_use]
     pub fn new(command: String) -> Self {
         Self { command, run_id: None, attempts: None, delay: None, timeout: None }
     }
 
-    /// Understands one line. What is no object with the key `command` is a command itself.
+    /// Parses one line. A line that is not an object with the key `command` is itself the command.
     ///
     /// # Errors
-    /// [`BadJob`] with what is wrong.
+    /// [`BadJob`] if the line is not a valid job.
     pub fn of_line(line: &str) -> Result<Self, BadJob> {
         let line = line.trim();
         let job = match serde_json::from_str::<Self>(line) {
@@ -83,10 +83,10 @@ impl Job {
         job.checked()
     }
 
-    /// The job, where a worker would take it.
+    /// Returns the job if a worker would accept it.
     ///
     /// # Errors
-    /// [`BadJob`] with what is wrong.
+    /// [`BadJob`] if it would not.
     pub fn checked(self) -> Result<Self, BadJob> {
         if self.command.trim().is_empty() || self.command.contains('\0') {
             return Err(BadJob::Command);
@@ -97,25 +97,26 @@ impl Job {
         }
     }
 
-    /// The line that stands for the job in such a file: the command itself, where that is enough.
+    /// Formats the job as a line of such a file: the command alone, if that is unambiguous.
     #[must_use]
     pub fn line(&self) -> String {
         let command = &self.command;
         let is_plain = *self == Self::new(command.clone())
             && command.trim() == command
             && !command.contains(['\n', '\r'])
-            // A text that begins with a byte order mark is not read.
+            // A leading byte order mark would be dropped when the file is read.
             && !command.starts_with('\u{feff}')
             && !command.starts_with(OBJECT)
             && serde_json::from_str::<Self>(command).is_err();
         if is_plain {
             return command.clone();
         }
-        // Texts and numbers are always JSON.
+        // Text and numbers always serialize.
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// The pipeline that it becomes: `ci/<hash of the command>`, one step on the worker's host.
+    /// Converts the job to the pipeline `ci/<hash of the command>`, with one step on the worker's
+    /// host.
     #[must_use]
     pub fn pipeline(self) -> Pipeline {
         let mut hash = String::with_capacity(64);
@@ -142,10 +143,10 @@ impl Job {
     }
 }
 
-/// Reads every job, first in, first out, each with its place.
+/// Reads every job in order, each with its position.
 ///
 /// # Errors
-/// What is wrong with the text as a whole, or with a command.
+/// If the text as a whole or one of its commands is invalid.
 pub(super) fn read(bytes: &[u8]) -> Result<Vec<(Position, Pipeline)>, Diagnostic> {
     let mut jobs = Vec::new();
     for (number, line) in text_of(bytes)?.lines().enumerate() {

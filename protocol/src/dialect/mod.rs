@@ -1,6 +1,6 @@
-//! Files and messages into the one model, with every fault at once.
+//! Parsers from files and messages to the model. They report every fault at once.
 //!
-//! Parsers end in the model; nothing after them knows in which dialect something was written.
+//! The model does not record the dialect in which a pipeline was written.
 
 mod bob;
 mod container;
@@ -27,47 +27,47 @@ use crate::diagnostic::{Class, Diagnostic};
 use crate::pipeline::{Cmd, Params, Pipeline, Unsupported, Vars};
 use crate::shell::{self, Surprise};
 
-/// How something is written.
+/// The format of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dialect {
     /// A Bob pipeline.
     Bob,
-    /// A Bob pipeline in the envelope of Bob's command line.
+    /// A Bob pipeline in the envelope used by Bob's command line.
     Wendy,
     /// prunner's `pipelines.yml`.
     Prunner,
     /// The job files of the modular job runner.
     Job,
-    /// Shell commands, one a line.
+    /// Shell commands, one per line.
     CiLines,
 }
 
-/// What became of a file.
+/// The result of parsing a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parsed {
-    /// The pipelines; none where there is an error.
+    /// The pipelines. Empty if there is an error.
     pub pipelines: Vec<Pipeline>,
-    /// Everything there is to say, in the order of the file.
+    /// Faults and warnings, in document order.
     pub diagnostics: Vec<Diagnostic>,
-    /// How it is written, where that could be told.
+    /// The dialect, if it could be determined.
     pub dialect: Option<Dialect>,
 }
 
 impl Dialect {
-    /// All that can be named, with the word for each.
+    /// The dialects that a user can select, by name.
     pub const NAMED: [(&'static str, Self); 4] =
         [("bob", Self::Bob), ("prunner", Self::Prunner), ("job", Self::Job), ("ci", Self::CiLines)];
 }
 
 impl Parsed {
-    /// Whether there is an error, or something that this version does not do yet.
+    /// Whether there is an error or a part that this version does not support.
     #[must_use]
     pub fn is_refused(&self) -> bool {
         self.diagnostics.iter().any(|fault| fault.class.is_refusal())
     }
 
-    /// With an error for each pipeline that no worker accepts, because a start with its definition is
-    /// too large.
+    /// Adds an error for each pipeline that every worker would reject, because its start command
+    /// would be too large.
     #[must_use]
     pub fn checked(mut self) -> Self {
         let several = self.pipelines.len() > 1;
@@ -87,17 +87,16 @@ impl Parsed {
     }
 }
 
-/// Reads a file of any dialect. `file` is its name, where it has one: for the faults, and for what
-/// its ending tells.
+/// Parses a file of any dialect. `file` is its name, if known, for diagnostics and format
+/// detection.
 ///
-/// A pipeline that asks for what this version does not do yet is in the answer together with the
-/// faults that say so.
+/// A pipeline that this version does not support is returned together with diagnostics that say so.
 #[must_use]
 pub fn parse(file: Option<&str>, bytes: &[u8]) -> Parsed {
     parse_as(None, file, bytes)
 }
 
-/// The same of a dialect that somebody names, where it is named.
+/// Like [`parse`], with the dialect given instead of detected.
 #[must_use]
 pub fn parse_as(dialect: Option<Dialect>, file: Option<&str>, bytes: &[u8]) -> Parsed {
     let mut parsed = read(dialect, file, bytes).checked();
@@ -109,7 +108,7 @@ pub fn parse_as(dialect: Option<Dialect>, file: Option<&str>, bytes: &[u8]) -> P
 
 fn read(dialect: Option<Dialect>, file: Option<&str>, bytes: &[u8]) -> Parsed {
     let refused = |diagnostics| Parsed { pipelines: Vec::new(), diagnostics, dialect };
-    // Lines for a shell need not be YAML, so their name is all there is to go by.
+    // Shell commands are not necessarily YAML, so only the file name identifies them.
     if dialect.map_or_else(|| file.is_some_and(is_job_queue), |asked| asked == Dialect::CiLines) {
         return match lines::read(bytes) {
             Ok(pipelines) => {
@@ -128,8 +127,8 @@ fn read(dialect: Option<Dialect>, file: Option<&str>, bytes: &[u8]) -> Parsed {
         Err(fault) => return refused(vec![fault]),
     };
     let told = dialect.unwrap_or_else(|| detect(&tree.root));
-    // The programs that these two dialects come from load YAML 1.1, prunner with yaml.v2: their
-    // users have files with merge keys and a byte order mark.
+    // The original programs of these two dialects load YAML 1.1 (prunner with yaml.v2), so existing
+    // files contain merge keys and byte order marks.
     let (root, faults) = match told {
         Dialect::Prunner | Dialect::Job => (tree.root, tree.faults),
         Dialect::Bob | Dialect::Wendy | Dialect::CiLines => tree.strict(),
@@ -171,8 +170,8 @@ fn is_job_queue(file: &str) -> bool {
     matches!(name, "ci-job-queue" | "current-job")
 }
 
-/// Tells the dialect from what only it has. What could be anything is taken for Bob, whose faults
-/// then say what is missing.
+/// Detects the dialect from keys that only it has. An ambiguous document counts as Bob, whose
+/// faults then name what is missing.
 fn detect(root: &Node) -> Dialect {
     let is_list = |node: &Node| matches!(node.value, Value::List(_));
     let has = |key: &str| root.entry(key).is_some();
@@ -212,7 +211,7 @@ fn not_yet(dialect: Dialect, at: Position) -> Diagnostic {
     Diagnostic { class: Class::Unsupported, ..at.fault(message, hint) }
 }
 
-/// What a pipeline of a file that has many asks for and is not done yet, at the pipeline's place.
+/// Reports unsupported keys of a pipeline in a file with several, at that pipeline's position.
 fn remarks_within(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
     let whole = root.entry("pipelines").and_then(|all| all.value.entry(&pipeline.name));
     let at = whole.map_or(root.at, |entry| entry.at);
@@ -246,11 +245,11 @@ fn remarks_at(at: Position, path: &str, pipeline: &Pipeline) -> Vec<Diagnostic> 
     never.into_iter().chain(alone).map(of).collect()
 }
 
-/// What becomes of what is said of several runs.
+/// Explains keys about several runs, which neither `run` nor a worker supports.
 pub const ALONE: &str = "`run` needs none of that, and a worker does not take it yet in this version: `submit --alone` \
      leaves it out";
 
-/// What there is to say about a pipeline that is valid.
+/// Warnings for a valid pipeline.
 fn remarks(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
     let mut remarks: Vec<_> = pipeline
         .unsupported()
@@ -269,7 +268,7 @@ fn remarks(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
             "the image {} does not say which registry it is from, so each host may choose another",
             tree::quoted(image)
         );
-        // Docker Hub keeps images without an owner in `library`.
+        // Docker Hub keeps images without an owner under `library`.
         let owner = if image.contains('/') { "" } else { "library/" };
         let hint = format!("for example docker.io/{owner}{image}");
         let fault = place_of(root, "image").fault(message, Some(&hint));
@@ -281,7 +280,7 @@ fn remarks(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
     in_order(remarks.into_iter())
 }
 
-/// Warnings about commands that look like a line for a shell: a `cmd` is not run by one.
+/// Warns about commands that look like shell syntax, because no shell runs a `cmd`.
 fn surprising_commands(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
     let mut warnings = Vec::new();
     for (position, step) in pipeline.steps.iter().enumerate() {
@@ -306,11 +305,11 @@ fn surprising_commands(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
     warnings
 }
 
-/// The message of the warning about a secret in clear text in a file.
+/// The warning about a clear-text secret in a file.
 pub const LITERAL_SECRET: &str = "the file contains a secret in clear text";
 
-/// Where a path such as `steps[2].needs` stands. A part that is not there (or is spelled with the
-/// other of `-` and `_`) ends the way, and what has been reached is the answer.
+/// Finds the position of a path such as `steps[2].needs`. `-` and `_` are equivalent. If a part is
+/// missing, the result is the position of the last part found.
 fn place_of(root: &Node, path: &str) -> Position {
     let mut node = root;
     let mut at = root.at;
@@ -322,7 +321,7 @@ fn place_of(root: &Node, path: &str) -> Position {
                 &entry.value
             }
             (Value::List(items), None) => {
-                // An index that is no number is not of our making.
+                // Paths made by the runner never contain a malformed index.
                 let Some(item) = part.parse::<usize>().ok().and_then(|index| items.get(index))
                 else {
                     return at;
@@ -336,7 +335,7 @@ fn place_of(root: &Node, path: &str) -> Position {
     at
 }
 
-/// Reads a definition that came as JSON.
+/// Reads a definition from JSON.
 ///
 /// # Errors
 /// The first fault, with its path.
@@ -344,7 +343,7 @@ pub fn pipeline_from_json(definition: &Json) -> Result<Pipeline, Diagnostic> {
     pipeline_faults_json(definition).map_err(first)
 }
 
-/// Reads a definition that came as JSON, such as a stored one (without its `paused`).
+/// Reads a definition from JSON, such as a stored one without its `paused`.
 ///
 /// # Errors
 /// Every fault, at least one.
@@ -352,7 +351,7 @@ pub fn pipeline_faults_json(definition: &Json) -> Result<Pipeline, Vec<Diagnosti
     bob::read(&Node::from_json(definition).map_err(|fault| vec![fault])?)
 }
 
-/// Reads a definition that is a part of a message.
+/// Reads a definition that is part of a message.
 pub(crate) fn pipeline_from_node(definition: &Node) -> Result<Pipeline, Diagnostic> {
     bob::read(definition).map_err(first)
 }

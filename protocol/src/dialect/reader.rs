@@ -1,4 +1,4 @@
-//! Reads typed values from the tree and collects what is wrong with them. Knows no pipeline.
+//! Reads typed values from the tree and collects faults. Independent of pipelines.
 
 use std::collections::HashMap;
 use std::str::FromStr;
@@ -7,14 +7,14 @@ use super::tree::{Entry, Node, Position, Value, quoted};
 use crate::diagnostic::{Class, Diagnostic};
 use crate::quantity::{Cpu, Memory, Span};
 
-/// The longest message of a fault, in characters: what it quotes may be a megabyte.
+/// Maximum length of a fault's message, in characters. The quoted input can be a megabyte long.
 const MAX_MESSAGE: usize = 300;
 
-/// Collects faults: each reading method returns `None` where it has added at least one.
+/// Collects faults. A reading method that returns `None` has added at least one.
 #[derive(Default)]
 pub(super) struct Reader {
     faults: Vec<Diagnostic>,
-    /// What is no fault.
+    /// Diagnostics that do not prevent reading.
     remarks: Vec<Diagnostic>,
 }
 
@@ -25,21 +25,21 @@ pub(super) struct Field<'a> {
     pub(super) path: String,
 }
 
-/// A map whose keys have been checked.
+/// A map with validated keys.
 pub(super) struct Fields<'a> {
     at: Position,
     path: String,
-    /// By the known spelling.
+    /// Entries by the known spelling of their key.
     found: HashMap<&'static str, &'a Entry>,
 }
 
-/// Second names of keys: `(second, known)`.
+/// Alternative names of keys: `(alternative, known)`.
 pub(super) type Aliases = &'static [(&'static str, &'static str)];
 
-/// The keys that a map may have, and what people write instead.
+/// The keys that a map accepts, and common mistakes.
 pub(super) struct Keys {
     pub(super) known: &'static [&'static str],
-    /// A key that is not known, and what to do about it.
+    /// Unknown keys with a hint for each.
     pub(super) instead: &'static [(&'static str, &'static str)],
 }
 
@@ -48,7 +48,7 @@ impl<'a> Field<'a> {
         Self { node, path: String::new() }
     }
 
-    /// The last part of the path, as faults name it.
+    /// The last part of the path, as shown in faults.
     pub(super) fn name(&self) -> String {
         let last = self.path.rsplit_once('.').map_or(self.path.as_str(), |(_, last)| last);
         if last.is_empty() { "the document".to_owned() } else { format!("`{last}`") }
@@ -69,7 +69,7 @@ impl<'a> Field<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// The value of a key; `null` is a key that is not there.
+    /// The value of a key. `null` counts as absent.
     pub(super) fn get(&self, key: &'static str) -> Option<Field<'a>> {
         let entry = self.found.get(key).filter(|entry| entry.value.value != Value::Null)?;
         Some(Field { node: &entry.value, path: join(&self.path, &entry.key) })
@@ -80,7 +80,7 @@ pub(super) fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
-/// `needs_resource` and `needs-resource` are one key.
+/// Compares keys, with `-` and `_` equivalent: `needs_resource` equals `needs-resource`.
 fn same(one: &str, other: &str) -> bool {
     let unify = |b: u8| if b == b'_' { b'-' } else { b };
     one.bytes().map(unify).eq(other.bytes().map(unify))
@@ -88,7 +88,7 @@ fn same(one: &str, other: &str) -> bool {
 
 /// The known word that was probably meant.
 pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
-    // Comparing costs length times length, and no word of ours is longer.
+    // Comparison takes quadratic time, and no known word is longer.
     if word.len() > 64 {
         return None;
     }
@@ -102,24 +102,23 @@ pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) 
 }
 
 impl Reader {
-    /// Every fault, in the order of the document.
+    /// Every fault, in document order.
     pub(super) fn into_faults(mut self) -> Vec<Diagnostic> {
         self.faults.sort_by_key(|fault| (fault.line, fault.column));
         self.faults
     }
 
-    /// What does not keep the document from being read, and has to be said.
     /// Every fault and every remark.
     pub(super) fn into_all(self) -> Vec<Diagnostic> {
         self.faults.into_iter().chain(self.remarks).collect()
     }
 
-    /// What there is to say beside the faults.
+    /// Every remark.
     pub(super) fn into_remarks(self) -> Vec<Diagnostic> {
         self.remarks
     }
 
-    /// Something to say that keeps nothing from being read.
+    /// Adds a remark, which does not prevent reading.
     pub(super) fn remark(
         &mut self,
         class: Class,
@@ -139,7 +138,7 @@ impl Reader {
         self.faults.len()
     }
 
-    /// Begins the message of each fault from the given fault on with these words.
+    /// Prefixes the messages of all faults starting at index `from`.
     pub(super) fn say_first(&mut self, from: usize, words: &str) {
         for fault in self.faults.iter_mut().skip(from) {
             fault.message.insert_str(0, words);
@@ -170,12 +169,12 @@ impl Reader {
         self.fault_at(field.node.at, &field.path, message, hint);
     }
 
-    /// A map, with a fault for each key that is not known or stands there in both spellings.
+    /// Reads a map, with a fault for each unknown key and each key in both spellings.
     pub(super) fn map<'a>(&mut self, field: &Field<'a>, keys: &Keys) -> Option<Fields<'a>> {
         self.map_of(field, keys, &[], Class::Error)
     }
 
-    /// The same, with a warning for each key that is not known.
+    /// Like [`Self::map`], with a warning for each unknown key.
     pub(super) fn map_with_warnings<'a>(
         &mut self,
         field: &Field<'a>,
@@ -184,7 +183,7 @@ impl Reader {
         self.map_of(field, keys, &[], Class::Warning)
     }
 
-    /// The same, where some keys have a second name: `(second, known)`.
+    /// Like [`Self::map`], with alternative names for some keys: `(alternative, known)`.
     pub(super) fn map_by<'a>(
         &mut self,
         field: &Field<'a>,
@@ -239,7 +238,7 @@ impl Reader {
         }
     }
 
-    /// A key that must be there.
+    /// A required key.
     pub(super) fn required<'a>(
         &mut self,
         fields: &Fields<'a>,
@@ -248,7 +247,7 @@ impl Reader {
     ) -> Option<Field<'a>> {
         let field = fields.get(key);
         if field.is_none() {
-            // A key without a value is shown where it stands.
+            // A key without a value is reported at its own position.
             let at = fields.found.get(key).map_or(fields.at, |entry| entry.at);
             let path = join(&fields.path, key);
             self.fault_at(at, &path, format!("`{key}` is missing"), Some(what));
@@ -256,7 +255,7 @@ impl Reader {
         field
     }
 
-    /// A key that may be there. A fault leaves it out, and refuses the whole.
+    /// An optional key. If its value has a fault, the result is `None` and the document is refused.
     pub(super) fn optional<T>(
         &mut self,
         fields: &Fields<'_>,
@@ -266,8 +265,8 @@ impl Reader {
         read(self, &fields.get(key)?)
     }
 
-    /// A text. Numbers and booleans are refused: whoever writes `1.10` without quotes means "1.10"
-    /// and would get another name from other readers.
+    /// A text. Numbers and booleans are rejected: an unquoted `1.10` is meant as "1.10", but
+    /// another reader could take it for 1.1.
     pub(super) fn text(&mut self, field: &Field<'_>) -> Option<String> {
         match &field.node.value {
             Value::String(text) => Some(text.clone()),
@@ -283,7 +282,7 @@ impl Reader {
         }
     }
 
-    /// A text of a form of its own.
+    /// A text that is parsed into a value.
     pub(super) fn parsed<T>(&mut self, field: &Field<'_>) -> Option<T>
     where
         T: FromStr<Err: std::fmt::Display>,
@@ -298,7 +297,7 @@ impl Reader {
         }
     }
 
-    /// A text that a rule must agree with.
+    /// A text that must satisfy a rule.
     pub(super) fn ruled(
         &mut self,
         field: &Field<'_>,
@@ -315,7 +314,7 @@ impl Reader {
         }
     }
 
-    /// The value, or a fault that says why there is none.
+    /// The value of a result, or a fault with its error.
     pub(super) fn checked<T, E: std::fmt::Display>(
         &mut self,
         field: &Field<'_>,
@@ -324,7 +323,7 @@ impl Reader {
         result.map_err(|bad| self.fault(field, bad.to_string(), None)).ok()
     }
 
-    /// One of a few words.
+    /// One of a set of words.
     pub(super) fn word<T: Copy>(&mut self, field: &Field<'_>, words: &[(&str, T)]) -> Option<T> {
         let text = self.text(field)?;
         if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
@@ -338,7 +337,7 @@ impl Reader {
         None
     }
 
-    /// `90s`, `1h30m`, or a number, which is seconds.
+    /// A time span such as `90s` or `1h30m`, or a number of seconds.
     pub(super) fn span(&mut self, field: &Field<'_>) -> Option<Span> {
         let hint = "such as 90s, 10m, 1h30m or 500ms";
         let (Value::String(text) | Value::Number(text)) = &field.node.value else {
@@ -348,7 +347,7 @@ impl Reader {
         text.parse().map_err(|bad| self.fault(field, format!("{bad}"), Some(hint))).ok()
     }
 
-    /// `512M`.
+    /// An amount of memory such as `512M`.
     pub(super) fn memory(&mut self, field: &Field<'_>) -> Option<Memory> {
         if let Value::Number(text) = &field.node.value {
             let hint = if text.bytes().all(|b| b.is_ascii_digit()) {
@@ -362,7 +361,7 @@ impl Reader {
         self.parsed(field)
     }
 
-    /// A share of all cores.
+    /// A share of all processor cores.
     pub(super) fn cpu(&mut self, field: &Field<'_>) -> Option<Cpu> {
         let Value::Number(text) = &field.node.value else {
             self.mismatch(field, "a number", Some("write it without quotes, such as 0.5"));
@@ -371,7 +370,7 @@ impl Reader {
         text.parse().map_err(|bad| self.fault(field, format!("{bad}"), None)).ok()
     }
 
-    /// `true` or `false`.
+    /// A boolean.
     pub(super) fn switch(&mut self, field: &Field<'_>) -> Option<bool> {
         match &field.node.value {
             Value::Bool(text) if text.eq_ignore_ascii_case("true") => Some(true),
@@ -389,7 +388,7 @@ impl Reader {
             self.mismatch(field, "a whole number", None);
             return None;
         };
-        // Text that is no whole number and a number beyond 32 bits get the same answer.
+        // Malformed numbers and numbers beyond 32 bits get the same message.
         let number = text.parse().ok().filter(|number| (least..=most).contains(number));
         if number.is_none() {
             let found = field.node.shown();
@@ -411,8 +410,8 @@ impl Reader {
         items
     }
 
-    /// A map of scalars, each of which becomes text as it was written. `check` says what is wrong
-    /// with a name and value.
+    /// A map of scalars, each converted to text as written. `check` returns the expected form if a
+    /// name or value is invalid.
     pub(super) fn scalars(
         &mut self,
         field: &Field<'_>,

@@ -1,4 +1,4 @@
-//! The keys that `with` of a step may have, and the services that calls are for.
+//! Keys of `with` for each executor, and the default service of each API executor.
 
 use super::{ExecutorKind, ProcessLimits};
 
@@ -87,7 +87,7 @@ const LEXWARE: [&str; 9] = [
 ];
 
 impl ExecutorKind {
-    /// The address of the service that is called if `base_url` names no other.
+    /// The base URL of the API that is called if `base_url` is missing.
     #[must_use]
     pub fn usual_service(self) -> Option<&'static str> {
         match self {
@@ -103,7 +103,7 @@ impl ExecutorKind {
         }
     }
 
-    /// The keys that `with` of a step may have. An executor rejects every other key.
+    /// The keys that `with` accepts. An executor rejects every other key.
     #[must_use]
     pub const fn with_keys(self) -> &'static [&'static str] {
         match self {
@@ -118,7 +118,7 @@ impl ExecutorKind {
         }
     }
 
-    /// The keys that describe a call; `None` if the executor does not make calls.
+    /// The keys that describe an API call; `None` if the executor makes no calls.
     #[must_use]
     pub fn call_keys(self) -> Option<&'static [&'static str]> {
         self.is_call().then(|| self.with_keys())

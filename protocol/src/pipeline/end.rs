@@ -1,9 +1,9 @@
-//! How a step is asked to end.
+//! The signal that stops a step.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The signal that asks a step to end, before it is killed.
+/// The signal sent to a step before it is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum EndSignal {
@@ -23,7 +23,7 @@ pub enum EndSignal {
 }
 
 impl EndSignal {
-    /// Each of them, by its word.
+    /// All signals, with their names in definitions.
     pub const NAMED: [(&'static str, Self); 6] = [
         ("TERM", Self::Term),
         ("INT", Self::Int),
@@ -33,7 +33,7 @@ impl EndSignal {
         ("USR2", Self::Usr2),
     ];
 
-    /// Its name with `SIG` in front, as an engine takes it.
+    /// The name with the prefix `SIG`, as engines expect it.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

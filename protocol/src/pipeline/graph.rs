@@ -1,10 +1,10 @@
-//! Which step waits for which, by their positions.
+//! The dependencies between the steps of a pipeline, by step position.
 
 use std::collections::{BTreeSet, HashMap};
 
 use super::{Pipeline, Step};
 
-/// The steps of a pipeline as a graph without cycles.
+/// The steps of a pipeline as an acyclic graph.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Graph {
     needs: Vec<Vec<usize>>,
@@ -13,8 +13,7 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// The graph of steps whose `needs` name steps that there are, and go round in no circle; what
-    /// does not is left out.
+    /// Builds the graph. Names of unknown steps, and steps on a cycle, are left out.
     #[must_use]
     pub fn of(steps: &[Step]) -> Self {
         let position: HashMap<&str, usize> =
@@ -43,7 +42,7 @@ impl Graph {
             }
             images[own] = found;
         }
-        // What is behind another one of them is a part of what that one left.
+        // An image that another image was built on is already contained in it.
         let behind = |own: usize, images: &[BTreeSet<usize>]| {
             let mut all = BTreeSet::new();
             let mut look: Vec<usize> = images[own].iter().copied().collect();
@@ -80,32 +79,32 @@ impl Graph {
         self.needs.get(position).map_or(&[], Vec::as_slice)
     }
 
-    /// The steps whose images lie nearest before it: with more than one of them it has to say from
-    /// which it goes on.
+    /// The images that a step can start on: the nearest ones before it. If there are several, the
+    /// step must select one with `from`.
     #[must_use]
     pub fn images_before(&self, position: usize) -> &[usize] {
         self.images.get(position).map_or(&[], Vec::as_slice)
     }
 
-    /// The step whose image it begins with; the base image where there is none.
+    /// The step whose image this step starts on; `None` for the base image.
     #[must_use]
     pub fn begins_on(&self, position: usize) -> Option<usize> {
         self.begins_on.get(position).copied().flatten()
     }
 
-    /// The positions, each after those that it needs.
+    /// The positions in topological order.
     #[must_use]
     pub fn in_order(&self) -> Vec<usize> {
         in_order(&self.needs)
     }
 
-    /// How many steps there are.
+    /// The number of steps.
     #[must_use]
     pub fn len(&self) -> usize {
         self.needs.len()
     }
 
-    /// Whether there is no step.
+    /// Whether the pipeline has no steps.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.needs.is_empty()
@@ -113,15 +112,15 @@ impl Graph {
 }
 
 impl Pipeline {
-    /// Which of its steps waits for which.
+    /// The dependencies between the steps.
     #[must_use]
     pub fn graph(&self) -> Graph {
         Graph::of(&self.steps)
     }
 }
 
-/// How many lie before each on the longest way, where `needs[i]` are those that `i` waits for; none for
-/// what is in a circle, or behind one.
+/// The length of the longest path before each step. `needs[i]` are the steps that `i` waits for.
+/// `None` for a step on a cycle or behind one.
 pub(crate) fn depths(needs: &[Vec<usize>]) -> Vec<Option<usize>> {
     let mut missing: Vec<usize> = needs.iter().map(Vec::len).collect();
     let mut followers: Vec<Vec<usize>> = vec![Vec::new(); needs.len()];
@@ -145,7 +144,7 @@ pub(crate) fn depths(needs: &[Vec<usize>]) -> Vec<Option<usize>> {
     depths
 }
 
-/// The positions so that each comes after those that it needs; what is in a circle is not there.
+/// The positions in topological order, without steps on a cycle or behind one.
 fn in_order(needs: &[Vec<usize>]) -> Vec<usize> {
     let depths = depths(needs);
     let mut order: Vec<usize> = (0..needs.len()).filter(|own| depths[*own].is_some()).collect();
@@ -182,7 +181,7 @@ mod tests {
             {"name": "top", "cmd": "x", "needs": []},
         ]));
         assert_eq!((fork.begins_on(1), fork.begins_on(2)), (Some(3), Some(3)));
-        // What `top` left is a part of both.
+        // The image of `top` is contained in both.
         assert_eq!(fork.images_before(0), [1, 2]);
         assert_eq!(fork.begins_on(0), Some(1));
     }

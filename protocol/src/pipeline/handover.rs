@@ -1,5 +1,4 @@
-//! What a step is handed, and what it hands over: secrets, files that are kept, and whom it tells about
-//! its end.
+//! Input and output of a step besides its command: secrets, kept files and callbacks.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,48 +7,49 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Output {
-    /// Where they lie, relative to the step's working directory; `*`, `?`, `[]` and `**` match.
+    /// The path, relative to the step's working directory. Can contain `*`, `?`, `[]` and `**`.
     #[schemars(length(min = 1))]
     pub path: String,
-    /// What is taken of that which matches; all of it where this is missing.
+    /// Whether to keep only files or only directories that match. Both if missing.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<OutputKind>,
-    /// What becomes of the step where nothing matches.
+    /// What to do if nothing matches.
     #[serde(default, skip_serializing_if = "Missing::is_usual")]
     pub missing: Missing,
-    /// Where they are put.
+    /// Directory layout of the kept files.
     #[serde(default, skip_serializing_if = "Layout::is_usual")]
     pub layout: Layout,
 }
 
 impl Output {
-    /// Whether it asks for a file: what a step has found out need be none.
+    /// Whether the output requires files. `result.json` counts only if it must exist: a result can
+    /// also be produced without a file.
     #[must_use]
     pub fn is_of_files(&self) -> bool {
         self.path != "result.json" || self.missing == Missing::Fail
     }
 }
 
-/// What an output is.
+/// The kind of an output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OutputKind {
     /// A file.
     File,
-    /// A directory with all that is in it.
+    /// A directory with its contents.
     Dir,
 }
 
-/// What becomes of a step where an output is not there.
+/// What to do if nothing matches an output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Missing {
-    /// Nothing: it may be there, or not.
+    /// Nothing.
     Ignore,
-    /// It is said in the log.
+    /// Write a warning to the log.
     #[default]
     Warn,
-    /// The step has failed.
+    /// Fail the step.
     Fail,
 }
 
@@ -60,14 +60,14 @@ impl Missing {
     }
 }
 
-/// Where outputs are put.
+/// Directory layout of kept files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Layout {
-    /// All beside each other, by their last name; of two with the same one the later wins.
+    /// All files in one directory. If two have the same name, the later one wins.
     #[default]
     Flat,
-    /// As they lie in the step's working directory.
+    /// The same layout as in the step's working directory.
     Relative,
 }
 
@@ -78,29 +78,29 @@ impl Layout {
     }
 }
 
-/// Who is told that a step runs, and how it ended.
+/// An address that is notified when the step starts and when it ends.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Callback {
-    /// Where the news are posted to.
+    /// The URL that notifications are posted to.
     #[schemars(regex(pattern = r"^(https?://|\$\{)"))]
     pub url: String,
-    /// The bearer token that goes with them.
+    /// The bearer token sent with each notification.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<Token>,
 }
 
-/// A secret: by its name, or as it stood in a file.
+/// A secret, by name or in clear text.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Token {
-    /// Looked up where the step runs.
+    /// Looked up by name when the step runs.
     Named {
-        /// Its name.
+        /// The name.
         #[serde(rename = "secret-name")]
         name: String,
     },
-    /// The secret itself.
+    /// The secret in clear text.
     Literal(String),
 }
 
@@ -113,21 +113,21 @@ impl std::fmt::Debug for Token {
     }
 }
 
-/// A secret that a step is given: as a file, or as a variable where that is asked for.
+/// A secret passed to a step as a file, and optionally as an environment variable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum SecretUse {
-    /// As a file of that name in the directory that the variable `BOB_SECRETS` names.
+    /// A file of that name in the directory given by the variable `BOB_SECRETS`.
     File(
         #[schemars(length(min = 1, max = 255), regex(pattern = r"^[^/\x00-\x1f\x7f-\x9f]+$"))]
         String,
     ),
-    /// As a variable too.
+    /// A file and an environment variable.
     Var {
-        /// Its name.
+        /// The secret's name.
         #[schemars(length(min = 1, max = 255), regex(pattern = r"^[^/\x00-\x1f\x7f-\x9f]+$"))]
         name: String,
-        /// The variable.
+        /// The environment variable.
         #[schemars(regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]*$"))]
         env: String,
     },
@@ -142,7 +142,7 @@ impl SecretUse {
         }
     }
 
-    /// The variable, where one is asked for.
+    /// The environment variable, if any.
     #[must_use]
     pub fn env(&self) -> Option<&str> {
         match self {

@@ -1,34 +1,34 @@
-//! What processes of a step on the worker's host may use at most.
+//! Resource limits for the processes of a step on the worker's host.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::quantity::{Memory, Span};
 
-/// What each process of a step may use at most, as the host holds it for a process (`setrlimit`). It
-/// stands as `limits` in `with` of a step of executor local or custom.
+/// Limits for each process of a step, applied with `setrlimit`. Written as `limits` in `with` of a
+/// step with executor local or custom.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct ProcessLimits {
-    /// Files, pipes and sockets that it has open.
+    /// Number of open files, pipes and sockets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub open_files: Option<u32>,
-    /// Processes and threads, of all that the user of the worker has on the host.
+    /// Number of processes and threads, counted over all of the worker's user on the host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub processes: Option<u32>,
-    /// Bytes of a file that it writes; SIGXFSZ ends what writes more.
+    /// Size of a file that a process writes. SIGXFSZ ends a process that exceeds it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file_size: Option<Memory>,
-    /// Its address space.
+    /// Size of the address space.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory: Option<Memory>,
-    /// Time that it computes, in whole seconds; SIGXCPU ends what goes on.
+    /// CPU time, in whole seconds. SIGXCPU ends a process that exceeds it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpu_time: Option<Span>,
-    /// Bytes of the image of its memory that is written where it crashes.
+    /// Size of a core dump.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub core_size: Option<Memory>,
-    /// The stack of its first thread.
+    /// Stack size of the first thread.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stack: Option<Memory>,
 }
@@ -37,19 +37,18 @@ impl ProcessLimits {
     /// The key in `with`.
     pub const KEY: &str = "limits";
 
-    /// The keys that it may have.
+    /// The keys that `limits` accepts.
     pub const KEYS: [&str; 7] =
         ["open-files", "processes", "file-size", "memory", "cpu-time", "core-size", "stack"];
 
-    /// Those of a step, by its `with`; nothing is limited where it does not say so.
+    /// Reads the limits from a step's `with`. A missing limit means unlimited.
     ///
-    /// # Errors
-    /// Where it was not a dialect that has read `with`, and it holds something else.
+    /// # Errors If `with` was not produced by a dialect and holds something else.
     pub fn of(with: &Map<String, Value>) -> Result<Self, serde_json::Error> {
         with.get(Self::KEY).map_or_else(|| Ok(Self::default()), Self::deserialize)
     }
 
-    /// The limit that a command has probably come to which ended with this code: its key, and the signal
+    /// The limit that a command with this exit code has probably exceeded: its key, and the signal
     /// that the code stands for.
     #[must_use]
     pub fn ended_by(&self, code: i32) -> Option<(&'static str, &'static str)> {

@@ -1,8 +1,8 @@
-//! The one model of a pipeline: what the user asked for, whatever it was written in. Immutable once
+//! The single model of a pipeline, independent of the format it was written in. Immutable once
 //! parsed.
 //!
-//! Its JSON form is what `plan` prints and what is stored; it is a Bob pipeline with every default
-//! written out, so it can be read back by the Bob dialect.
+//! Its JSON form is stored, and printed by `plan`. It is a Bob pipeline with every default written
+//! out, so the Bob dialect can parse it again.
 
 mod call;
 mod end;
@@ -34,14 +34,14 @@ pub use self::step::{
 use crate::id::{PipelineId, RegisteredName};
 use crate::quantity::{Cpu, Memory, Span};
 
-/// Variables in the order in which they were written.
+/// Variables, in the order in which they were written.
 pub type Vars = IndexMap<String, String>;
 
-/// Values of a run for templates, whatever they are: text, numbers, lists, maps.
+/// Template values of a run: text, numbers, lists or maps.
 pub type Params = serde_json::Map<String, serde_json::Value>;
 
-// Only its schema is used: the dialect reads a tree that keeps how a number was written.
-/// A text, or what becomes text as it was written.
+// Only the schema is used. The dialect reads a tree that preserves the spelling of numbers.
+/// A text, or a scalar that becomes text as it was written.
 #[derive(JsonSchema)]
 #[serde(untagged)]
 #[allow(dead_code, reason = "only its schema is used")]
@@ -54,73 +54,73 @@ pub(crate) enum Scalar {
     Boolean(bool),
 }
 
-/// The name of a variable, as a regular expression.
+/// Pattern for the name of a variable.
 const VARIABLE: &str = r"^[^=\x00]+$";
 
 /// A pipeline's definition.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Pipeline {
-    /// First half of the identity.
+    /// The group, the first part of the pipeline's identity.
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[^:\x00-\x1f\x7f-\x9f]*$"))]
     pub group: String,
-    /// Second half of the identity.
+    /// The name, the second part of the pipeline's identity.
     #[schemars(length(min = 1, max = 128), regex(pattern = r"^[^\x00-\x1f\x7f-\x9f]*$"))]
     pub name: String,
-    /// The base image of the steps that run on one; best fully qualified. Missing where none does.
+    /// The base image, best fully qualified. Optional if no step runs on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^\S+$"))]
     pub image: Option<String>,
-    /// Environment of every step.
+    /// Environment variables of every step.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
     #[schemars(with = "IndexMap<String, Scalar>", extend("propertyNames" = { "pattern": VARIABLE }))]
     pub vars: Vars,
-    /// What steps may need to have mounted.
+    /// Resources that steps can mount.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resources: Vec<Resource>,
-    /// What a run needs, and what it may use at most.
+    /// Memory that a run requests, and limits for its steps.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quotas: Option<Quotas>,
-    /// The network of every step that names none: `none`, `host`, `private`, or what the engine knows.
+    /// The network of steps that name none: `none`, `host`, `private`, or a network of the engine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
-    /// When the image is pulled.
+    /// When to pull the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull: Option<PullPolicy>,
-    /// How long a whole run may take.
+    /// Time limit of a whole run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
-    /// What becomes of a run whose owner is lost.
+    /// What to do with a run whose owner is lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_lost: Option<OnLost>,
-    /// How long a run's images are kept after its end.
+    /// How long the images of a run are kept after it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retention: Option<Span>,
-    /// How many runs are kept at most after their end.
+    /// How many ended runs are kept at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub retention_count: Option<u32>,
-    /// What becomes of the other steps where one fails.
+    /// What to do with the other steps if one fails.
     #[serde(default, skip_serializing_if = "FailureMode::is_usual")]
     pub failure: FailureMode,
-    /// A step that is run where the run is about to fail, after all others.
+    /// A step that runs after all others if the run is about to fail.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_error: Option<Box<Step>>,
-    /// How many runs go on at once, and what becomes of more.
+    /// How many runs can be active at once, and what happens to further runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admission: Option<Admission>,
     /// The steps, in order.
     pub steps: Vec<Step>,
 }
 
-/// What becomes of the other steps where one fails.
+/// What to do with the other steps if one fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum FailureMode {
-    /// What runs beside it is stopped, and nothing new is begun.
+    /// Stop concurrent steps and start no others.
     #[default]
     FailFast,
-    /// Only what needs it is not begun.
+    /// Skip only the steps that need the failed step.
     Continue,
 }
 
@@ -131,79 +131,79 @@ impl FailureMode {
     }
 }
 
-/// How many runs of a pipeline go on at once, and what becomes of more.
+/// How many runs of a pipeline can be active at once, and what happens to further runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Admission {
-    /// So many at once; without a limit where it is not said.
+    /// Maximum number of active runs. Unlimited if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub concurrency: Option<u32>,
-    /// So many wait at most; without a limit where it is not said.
+    /// Maximum number of waiting runs. Unlimited if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,
-    /// What a run does that finds the list full.
+    /// What to do with a new run if the wait list is full.
     #[serde(default)]
     pub strategy: Strategy,
-    /// With `partitioned-replace`: so many of each partition wait at most.
+    /// With `partitioned-replace`: maximum number of waiting runs per partition.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub partition_limit: Option<u32>,
-    /// Each run waits so long before it is begun.
+    /// How long each run waits before it starts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_delay: Option<Span>,
 }
 
-/// What a run does that has to wait.
+/// What to do with a run that has to wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Strategy {
-    /// It is the last one; it is refused where the list is full.
+    /// Append it to the list, or refuse it if the list is full.
     #[default]
     Append,
-    /// It takes the place of the last one where the list is full.
+    /// Append it to the list, or replace the last entry if the list is full.
     Replace,
-    /// The same among the runs of its partition.
+    /// Like `replace`, but within the run's partition.
     PartitionedReplace,
 }
 
-/// When an image is pulled.
+/// When to pull an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PullPolicy {
-    /// At each run.
+    /// For every run.
     Always,
-    /// Where the engine does not hold it.
+    /// If the engine does not have it.
     #[default]
     Missing,
-    /// Not at all: the engine holds it, or the run fails.
+    /// Never. The run fails if the engine does not have it.
     Never,
 }
 
-/// What becomes of a run whose owner is lost.
+/// What to do with a run whose owner is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnLost {
-    /// Goes on after the last committed step.
+    /// Resume it after the last committed step.
     Resume,
-    /// Starts from the top.
+    /// Restart it from the first step.
     Restart,
-    /// Ends.
+    /// End it as failed.
     Fail,
 }
 
-/// Something that is fetched and mounted for steps that need it.
+/// A resource that is fetched and mounted for the steps that need it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Resource {
-    /// Its name; it is mounted at `/root/<name>`.
+    /// The name. The resource is mounted at `/root/<name>`.
     pub name: String,
-    /// Where it comes from.
+    /// Where the resource comes from.
     #[serde(rename = "type")]
     pub kind: ResourceKind,
-    /// The registered resource provider, or (internal) the registered artifact store.
+    /// The registered resource provider. For an internal resource, the registered artifact store.
     pub provider: RegisteredName,
-    /// What the provider is asked for.
+    /// Parameters of the request to the provider.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
     #[schemars(with = "IndexMap<String, Scalar>", extend("propertyNames" = { "pattern": VARIABLE }))]
     pub params: Vars,
@@ -219,31 +219,31 @@ pub enum ResourceKind {
     Internal,
 }
 
-/// What a step leaves behind for others.
+/// A file or directory that a step uploads for others.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Artifact {
-    /// Its name in the store.
+    /// The name in the store.
     pub name: String,
-    /// Where it lies, relative to the step's working directory.
+    /// The path, relative to the step's working directory.
     pub path: String,
     /// The registered artifact store.
     pub store: RegisteredName,
 }
 
-/// What a run needs, and what it may use at most.
+/// Memory that a run requests, and limits for its steps.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Quotas {
-    /// What must be free for a run to be taken.
+    /// What must be free before a worker accepts the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests: Option<Requests>,
-    /// What a step may use at most.
+    /// Limits for each step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
 }
 
-/// What must be free for a run to be taken.
+/// What must be free before a worker accepts the run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Requests {
@@ -252,11 +252,11 @@ pub struct Requests {
     pub mem: Option<Memory>,
 }
 
-/// What a step may use at most.
+/// Limits for each step.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Limits {
-    /// Share of all cores, 0.0 to 1.0.
+    /// Share of all processor cores, 0.0 to 1.0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu: Option<Cpu>,
     /// Memory.
@@ -265,7 +265,7 @@ pub struct Limits {
 }
 
 impl Pipeline {
-    /// A pipeline without steps. The names are not checked.
+    /// Makes a pipeline without steps. The names are not validated.
     #[must_use]
     pub fn new(group: &str, name: &str) -> Self {
         Self {
@@ -288,16 +288,16 @@ impl Pipeline {
         }
     }
 
-    /// The identity. Parsing has checked it, so a definition that was built by hand and breaks the
-    /// rule is the only way to an error.
+    /// The pipeline's identity.
     ///
     /// # Errors
-    /// [`crate::id::BadId`] where group or name break their rule.
+    /// [`crate::id::BadId`] if the group or name is malformed. This cannot happen for a parsed
+    /// pipeline.
     pub fn id(&self) -> Result<PipelineId, crate::id::BadId> {
         PipelineId::new(&self.group, &self.name)
     }
 
-    /// The step at a position; that of `on-error` stands behind the last.
+    /// The step at a position. The `on-error` step follows the last one.
     #[must_use]
     pub fn step(&self, position: usize) -> Option<&Step> {
         let last = || self.on_error.as_deref().filter(|_| position == self.steps.len());
@@ -309,14 +309,14 @@ impl Pipeline {
         self.steps.iter().chain(self.on_error.as_deref())
     }
 
-    /// The resource of that name.
+    /// Finds a resource by name.
     #[must_use]
     pub fn resource(&self, name: &str) -> Option<&Resource> {
         self.resources.iter().find(|resource| resource.name == name)
     }
 
-    /// Everything in it that this version knows and does not do yet, a sentence each. A run of such
-    /// a pipeline is refused, never run without it.
+    /// The parts of the definition that this version does not support. Such a pipeline is refused
+    /// rather than run without them.
     #[must_use]
     pub fn unsupported(&self) -> Vec<Unsupported> {
         let mut found = Vec::new();
@@ -347,8 +347,8 @@ impl Pipeline {
         found
     }
 
-    /// What it says of its runs among each other, and this version does not do yet. One run by itself
-    /// has no use for it.
+    /// Unsupported keys about several runs of the pipeline. They have no effect on a single local
+    /// run.
     #[must_use]
     pub fn unsupported_among_runs(&self) -> Vec<Unsupported> {
         let asked = [
@@ -364,11 +364,11 @@ impl Pipeline {
     }
 }
 
-/// Something that is known and not done yet.
+/// A part of a definition that this version does not support.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unsupported {
-    /// Where it stands: `steps[2].needs`.
+    /// Path in the definition, such as `steps[2].needs`.
     pub path: String,
-    /// The sentence.
+    /// The message.
     pub what: String,
 }

@@ -1,15 +1,15 @@
-//! A mount of a step with an image of its own, as written in `mounts` of `with`.
+//! Mounts of a step with its own image, as written in `mounts` of `with`.
 
 use std::str::FromStr;
 
 use thiserror::Error;
 
-/// `SOURCE:TARGET[:OPTIONS]`: a path of the host or a volume, mounted into a container.
+/// `SOURCE:TARGET[:OPTIONS]`: a host path or a volume that is mounted into a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
-    /// The source of the content.
+    /// The source.
     pub source: MountSource,
-    /// The absolute path of the mount in the container.
+    /// The absolute target path in the container.
     pub target: String,
     /// Options, at most one of each kind.
     pub options: Vec<MountOption>,
@@ -18,25 +18,25 @@ pub struct Mount {
 /// The source of a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MountSource {
-    /// A path of the engine's host, absolute or relative to where `run` is called.
+    /// A host path, absolute or relative to the directory in which `run` is called.
     Path(String),
-    /// A volume of the engine, by its name.
+    /// A named volume of the engine.
     Volume(String),
 }
 
-/// An option of a mount. Engines know more options. Those can overlay, remap or replace the content,
-/// so they are rejected.
+/// An option of a mount. Further options of the engines are rejected, because they can overlay,
+/// remap or replace the content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MountOption {
-    /// It can only be read.
+    /// Mounts the source read-only.
     ReadOnly,
-    /// It can be written to, which is the default.
+    /// Mounts the source writable. This is the default.
     ReadWrite,
-    /// A new volume stays empty instead of taking over what the image has there.
+    /// Leaves a new volume empty instead of copying the image's content at that path.
     NoCopy,
-    /// Includes what is mounted below the directory, which is the default.
+    /// Includes mounts below the directory. This is the default.
     Recursive,
-    /// Whether later mounts show on the other side.
+    /// Propagation of later mounts.
     Propagation(Propagation),
     /// `z`: the engine relabels the content so that every container can use it.
     RelabelShared,
@@ -46,7 +46,7 @@ pub enum MountOption {
     Chown,
 }
 
-/// How mounts made later show on the other side.
+/// How later mounts propagate between host and container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "mount_namespaces(7) explains each word")]
 pub enum Propagation {
@@ -58,28 +58,28 @@ pub enum Propagation {
     RecursiveSlave,
 }
 
-/// Why a text is not a mount, as the rest of a sentence that begins with it.
+/// Why a text is not a mount, as the rest of a sentence that begins with the text.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BadMount {
-    /// It does not have the parts of a mount.
+    /// The text does not have the form of a mount.
     #[error("is not SOURCE:TARGET[:OPTIONS] with an absolute target")]
     Form,
-    /// The target is not a place in a container.
+    /// The target is the root directory or contains `..`.
     #[error("has a target that is the root directory or goes through `..`")]
     Target,
-    /// It has a control character.
+    /// The text contains a control character.
     #[error("has a control character")]
     Control,
-    /// The source is neither a path nor a name.
+    /// The source is neither a path nor a volume name.
     #[error("has a source that is neither a path nor the name of a volume")]
     Source,
-    /// The volume would be one of the runner's own.
+    /// The volume name is reserved for the runner.
     #[error("names a volume of bob-runner itself: names that begin with `bob-` are reserved")]
     Reserved,
     /// The option is unknown.
     #[error("has no option {0:?}: the options are {OPTIONS}")]
     Option(String),
-    /// The option is for the other kind of source.
+    /// The option does not apply to this kind of source.
     #[error("has the option {0:?}, which is for {1} only")]
     Misplaced(String, &'static str),
     /// Two options exclude each other.
@@ -87,11 +87,11 @@ pub enum BadMount {
     Conflict(&'static str, &'static str),
 }
 
-/// The options, as messages list them.
+/// The options, as listed in messages.
 const OPTIONS: &str =
     "ro, rw, nocopy, z, Z, U, rbind, private, rprivate, shared, rshared, slave and rslave";
 
-/// The prefix of the volumes that hold secrets of steps.
+/// Name prefix of the runner's own volumes, which hold the secrets of steps.
 const RESERVED: &str = "bob-";
 
 impl MountOption {
@@ -111,7 +111,7 @@ impl MountOption {
         Self::Propagation(Propagation::RecursiveSlave),
     ];
 
-    /// The word that engines know it by.
+    /// The option as engines spell it.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -131,7 +131,7 @@ impl MountOption {
         }
     }
 
-    /// The kind of an option. A mount has at most one of each kind.
+    /// The kind of an option. A mount has at most one option of each kind.
     fn kind(self) -> u8 {
         match self {
             Self::ReadOnly | Self::ReadWrite => 0,
@@ -143,7 +143,7 @@ impl MountOption {
         }
     }
 
-    /// The only kind of source that the option is for, if it is not for both.
+    /// The kind of source that the option requires, if `source` is of the other kind.
     fn only_for(self, source: &MountSource) -> Option<&'static str> {
         match (self, source) {
             (Self::NoCopy, MountSource::Path(_)) => Some("volumes"),
@@ -154,7 +154,7 @@ impl MountOption {
 }
 
 impl Mount {
-    /// Whether the container can only read it.
+    /// Whether the mount is read-only.
     #[must_use]
     pub fn is_read_only(&self) -> bool {
         self.options.contains(&MountOption::ReadOnly)

@@ -1,27 +1,27 @@
-//! The network of a step, as pipelines, messages and settings write it.
+//! The network of a step, as written in pipelines, messages and settings.
 
 use std::str::FromStr;
 
 use ipnet::Ipv4Net;
 use thiserror::Error;
 
-/// A network: `MODE[:OPTION,...]`, or the name of a network that the engine knows.
+/// A network: `MODE[:OPTION,...]`, or the name of an engine network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {
-    /// Which kind of network.
+    /// The kind of network.
     pub mode: NetworkMode,
-    /// Options for the program behind `slirp4netns` or `pasta`, in the order given.
+    /// Options for `slirp4netns` or `pasta`, in the order given.
     pub options: Vec<String>,
 }
 
 /// The kind of a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetworkMode {
-    /// No network but the container's own loopback.
+    /// No network except the container's own loopback.
     None,
-    /// The network of the host, with everything that listens on its loopback.
+    /// The host's network, including services that listen on its loopback.
     Host,
-    /// A network of its own, of the engine's default kind.
+    /// A network of the container's own, of the engine's default kind.
     Private,
     /// The engine's default bridge.
     Bridge,
@@ -29,42 +29,42 @@ pub enum NetworkMode {
     Slirp4netns,
     /// User-mode networking by pasta.
     Pasta,
-    /// A network of the engine, by its name.
+    /// A named network of the engine.
     Named(String),
 }
 
-/// Why a text is not a network, as the rest of a sentence that begins with it.
+/// Why a text is not a network, as the rest of a sentence that begins with the text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum BadNetwork {
     /// The text is empty.
     #[error("is empty")]
     Empty,
-    /// It would join the network namespace of something else.
+    /// It would join another container's or process's network namespace.
     #[error("is the network of something outside of the run")]
     Foreign,
-    /// The mode takes no options.
+    /// The mode accepts no options.
     #[error("has options, which only pasta and slirp4netns take")]
     Options,
-    /// It has a character that names of networks do not have.
+    /// It contains a character that network names cannot have.
     #[error("is not a valid name of a network")]
     Name,
-    /// An option cannot be one argument.
+    /// An option contains a blank or control character and cannot be passed as one argument.
     #[error("has a blank or a control character")]
     Blank,
 }
 
-/// Access beyond the step's own container, which an operator has to grant.
+/// Network access that an operator must grant explicitly.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetworkGrant {
-    /// The network of the host.
+    /// The host's network.
     Host,
-    /// Access to what listens on the host's loopback.
+    /// Services that listen on the host's loopback.
     HostLoopback,
-    /// A network of the engine by its name.
+    /// A named network of the engine.
     Named(String),
 }
 
-/// Why a text cannot be granted.
+/// A text does not name a grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("is neither `host`, `host-loopback` nor the name of a network of the engine")]
 pub struct BadNetworkGrant;
@@ -85,12 +85,12 @@ impl FromStr for NetworkGrant {
 }
 
 impl NetworkGrant {
-    /// The word for the host's network.
+    /// The word that grants the host's network.
     pub const HOST: &str = "host";
-    /// The word for access to the host's loopback.
+    /// The word that grants access to the host's loopback.
     pub const HOST_LOOPBACK: &str = "host-loopback";
 
-    /// The word by which a setting grants it.
+    /// The word that grants this access in the settings.
     #[must_use]
     pub fn as_str(&self) -> &str {
         match self {
@@ -101,7 +101,7 @@ impl NetworkGrant {
     }
 }
 
-/// The modes with a name of their own.
+/// Modes with a reserved name.
 const MODES: [(&str, NetworkMode); 6] = [
     ("none", NetworkMode::None),
     ("host", NetworkMode::Host),
@@ -111,7 +111,7 @@ const MODES: [(&str, NetworkMode); 6] = [
     ("pasta", NetworkMode::Pasta),
 ];
 
-/// Prefixes with which an engine joins a namespace that is not the container's own.
+/// Prefixes that make an engine join a foreign namespace.
 const FOREIGN: [&str; 2] = ["container", "ns"];
 
 impl FromStr for Network {
@@ -154,12 +154,11 @@ fn is_name(text: &str) -> bool {
 }
 
 impl Network {
-    /// The grants that a pipeline needs for this network. A network that ends at the container needs
+    /// The grants that a pipeline needs for this network. A network confined to the container needs
     /// none.
     ///
-    /// # Errors
-    /// The option that no operator can grant: it would reach the program behind the network as an
-    /// argument, and such programs write files and open ports on the host.
+    /// # Errors The option that no operator can grant. Options are passed as arguments to
+    /// `slirp4netns` or `pasta`, which can write files and open ports on the host.
     pub fn grants(&self) -> Result<Vec<NetworkGrant>, String> {
         match &self.mode {
             NetworkMode::None | NetworkMode::Private | NetworkMode::Bridge => Ok(Vec::new()),
@@ -201,8 +200,8 @@ fn slirp_reach(option: &str) -> Result<Reach, String> {
     }
 }
 
-/// Flags of pasta without a value that take something away from the container, or change nothing
-/// outside of it. Each must match as a whole: pasta accepts abbreviations of its flags.
+/// Flags of pasta without a value that restrict the container or change nothing outside of it. They
+/// are compared in full, because pasta also accepts abbreviated flags.
 const PASTA_FLAGS: [&str; 12] = [
     "--ipv4-only",
     "-4",
@@ -218,7 +217,7 @@ const PASTA_FLAGS: [&str; 12] = [
     "--no-ra",
 ];
 
-/// Flags of pasta that forward ports of the container to the host's loopback.
+/// Flags of pasta that forward container ports to the host's loopback.
 const PASTA_PORTS: [&str; 4] = ["--tcp-ns", "-T", "--udp-ns", "-U"];
 
 fn pasta_reaches(options: &[String]) -> Vec<Result<Reach, String>> {
@@ -251,14 +250,16 @@ fn is_mtu(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_digit()) && text.parse::<u16>().is_ok()
 }
 
-/// Ports as pasta takes them: `80`, `8080:80`, `80-90`, `~22`, `all`, `auto`, `none`.
+/// Whether a text is a port specification of pasta: `80`, `8080:80`, `80-90`, `~22`, `all`, `auto`,
+/// `none`.
 fn is_ports(text: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_digit() || b":-~".contains(&byte);
     let is_list = !text.is_empty() && !text.starts_with('-') && text.bytes().all(fits);
     is_list || ["all", "auto", "none"].contains(&text)
 }
 
-/// The ranges that a container's own network may have. Any other would stand for addresses outside.
+/// Address ranges allowed for a container's own network. Other ranges would shadow outside
+/// addresses.
 const PRIVATE: [&str; 4] = ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"];
 
 fn is_private(cidr: &str) -> bool {
@@ -338,7 +339,7 @@ mod tests {
         for text in ["host", "host-loopback", "mine"] {
             assert_eq!(text.parse::<NetworkGrant>().unwrap().as_str(), text);
         }
-        // As a network, the word for the host's loopback is a name like any other.
+        // As a network, `host-loopback` is an ordinary name.
         assert_ne!(grants("host-loopback"), Ok(Vec::new()));
         let network = "host-loopback".parse::<Network>().unwrap().grants().unwrap();
         assert_eq!(network, [NetworkGrant::Named("host-loopback".into())]);

@@ -1,45 +1,45 @@
-//! Which files of a step an output takes, and where it puts them.
+//! Path patterns that select the files of an output, and their target paths.
 
 use globset::{GlobBuilder, GlobMatcher};
 use thiserror::Error;
 
 use super::{Layout, Output, OutputKind};
 
-/// What makes a part of a path more than a name.
+/// Characters that make a path component a pattern.
 const WILD: [char; 6] = ['*', '?', '[', '{', '}', '\\'];
 /// The step's working directory itself.
 const HERE: &str = ".";
-/// No system takes a longer path.
+/// Maximum length of a path on any supported system, in bytes.
 const LONGEST: usize = 4096;
 
-/// Why a text is no pattern, as the rest of a sentence that begins with it.
+/// Why a text is not a valid pattern, as the rest of a sentence that begins with the text.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BadPattern {
-    /// There is nothing.
+    /// The text is empty.
     #[error("is empty")]
     Empty,
-    /// It cannot be a path.
+    /// It contains a NUL character.
     #[error("has a NUL character")]
     Nul,
-    /// It is longer than any path.
+    /// It is longer than any valid path.
     #[error("is longer than {LONGEST} bytes")]
     Long,
-    /// It does not begin at the step.
+    /// It is absolute.
     #[error("is absolute, and must be relative to the working directory of the step")]
     Absolute,
-    /// It goes up.
+    /// It contains `..`.
     #[error("has a `..`, which an output may not have; name the files from the top")]
     Up,
-    /// A bracket, a brace or a backslash has no other half.
+    /// It has an unbalanced bracket or brace, or a trailing backslash.
     #[error("cannot be read as a pattern: {0}")]
     Glob(String),
 }
 
-/// A pattern for paths below a step's working directory.
+/// A pattern for paths relative to a step's working directory.
 ///
-/// `*` matches within one name, `?` and `[]` one byte of it (letters beyond ASCII have several),
-/// `{a,b}` either, and `**` as a part of its own any number of directories. A backslash takes what
-/// follows as it is.
+/// `*` matches within a path component. `?` and `[]` match one byte, so not a whole non-ASCII
+/// character. `{a,b}` matches either alternative. `**` as a component matches any number of
+/// directories. A backslash escapes the next character.
 #[derive(Debug, Clone)]
 pub struct Pattern {
     base: String,
@@ -48,16 +48,16 @@ pub struct Pattern {
 
 #[derive(Debug, Clone)]
 enum Matcher {
-    /// The path, and no other.
+    /// Matches this one path.
     Exact,
     Glob(GlobMatcher),
 }
 
 impl Pattern {
-    /// Reads a pattern.
+    /// Parses a pattern.
     ///
     /// # Errors
-    /// Where it is none, or may lead out of the step's working directory.
+    /// If the text is not a pattern, or can match a path outside the step's working directory.
     pub fn parse(text: &str) -> Result<Self, BadPattern> {
         if text.is_empty() {
             return Err(BadPattern::Empty);
@@ -90,29 +90,29 @@ impl Pattern {
         Ok(Self { base, matcher: Matcher::Glob(glob.compile_matcher()) })
     }
 
-    /// The longest path at its beginning that is named and not matched; `.` where there is none.
+    /// The longest literal path prefix of the pattern, or `.` if there is none.
     ///
-    /// Whatever the pattern matches is this, or lies below it.
+    /// Every match is this path or lies below it.
     #[must_use]
     pub fn base(&self) -> &str {
         &self.base
     }
 
-    /// Whether it matches a path, relative to the step's working directory and without `.` in it.
-    /// That directory itself is the empty path.
+    /// Whether the pattern matches a path relative to the step's working directory, without `.`
+    /// components. The empty path is the working directory.
     #[must_use]
     pub fn matches(&self, path: &str) -> bool {
         match &self.matcher {
             Matcher::Exact if path.is_empty() => self.base == HERE,
             Matcher::Exact => self.base == path,
-            // It takes what is in the directory, and is no name of the directory.
+            // A glob matches the contents of the working directory, never the directory itself.
             Matcher::Glob(_) if path.is_empty() => false,
             Matcher::Glob(glob) => glob.is_match(path),
         }
     }
 }
 
-/// Whether a part is `..`, or may be it by one of its choices.
+/// Whether a component is `..`, or can expand to it.
 fn goes_up(part: &str) -> bool {
     if part.contains(['{', '}']) {
         part.split(['{', '}', ',']).any(|choice| choice == "..")
@@ -121,7 +121,7 @@ fn goes_up(part: &str) -> bool {
     }
 }
 
-/// The same pattern with a `/` among what each `[!...]` excludes: the matcher lets it take one.
+/// Adds `/` to every `[!...]`, because the matcher would let such a class match a `/`.
 fn within_names(glob: &str) -> String {
     let mut text = String::with_capacity(glob.len() + 8);
     let mut rest = glob.chars().peekable();
@@ -135,13 +135,13 @@ fn within_names(glob: &str) -> String {
         }
         let not = rest.next_if(|c| matches!(c, '!' | '^'));
         text.extend(not);
-        // A bracket that comes first does not close.
+        // A leading `]` is literal.
         text.extend(rest.next_if_eq(&']'));
         while let Some(c) = rest.next() {
             let is_last = rest.peek() == Some(&']');
             match (not, c) {
                 (Some(_), ']') => text.push_str("/]"),
-                // A hyphen that comes last would begin a range.
+                // The trailing hyphen must stay last, or it would form a range.
                 (Some(_), '-') if is_last => {
                     text.push_str("/-]");
                     rest.next();
@@ -157,9 +157,9 @@ fn within_names(glob: &str) -> String {
     text
 }
 
-/// What one output takes of that which a step leaves.
+/// The files that an output selects.
 ///
-/// A directory that matches is taken with all that is in it.
+/// A matching directory is selected with its contents.
 #[derive(Debug, Clone)]
 pub struct Selection {
     pattern: Pattern,
@@ -168,25 +168,25 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// What an output takes.
+    /// Makes the selection of an output.
     ///
     /// # Errors
-    /// Where its path is no pattern.
+    /// If the output's path is not a valid pattern.
     pub fn of(output: &Output) -> Result<Self, BadPattern> {
         let Output { path, kind, missing: _, layout } = output;
         Ok(Self { pattern: Pattern::parse(path)?, kind: *kind, layout: *layout })
     }
 
-    /// The path that all of it lies at or below; `.` where that is the step's working directory.
+    /// A path that contains every selected file; `.` for the step's working directory.
     #[must_use]
     pub fn base(&self) -> &str {
         self.pattern.base()
     }
 
-    /// Where a file at a path is put, as a relative path; `None` where it is not taken.
+    /// The target path of a file, relative. Returns `None` if the file is not selected.
     #[must_use]
     pub fn file(&self, path: &str) -> Option<String> {
-        // The outermost directory counts, so that what is in it keeps its order.
+        // The outermost matching directory counts, so that its layout is kept.
         if let Some(dir) = above(path).find(|dir| self.directory(dir)) {
             return Some(self.put(path, dir));
         }
@@ -194,13 +194,13 @@ impl Selection {
         (takes_files && self.pattern.matches(path)).then(|| self.put(path, path))
     }
 
-    /// Whether a directory at a path is one that is taken as such.
+    /// Whether the directory at a path is selected as a whole.
     #[must_use]
     pub fn directory(&self, path: &str) -> bool {
         self.kind != Some(OutputKind::File) && self.pattern.matches(path)
     }
 
-    /// Where a file is put that is, or lies in, what matched.
+    /// The target path of a file, given the matching path: the file itself or a directory above it.
     fn put(&self, path: &str, matched: &str) -> String {
         let from = match self.layout {
             Layout::Relative => 0,
@@ -210,7 +210,7 @@ impl Selection {
     }
 }
 
-/// The directories that a path lies in, the outermost first: that of the step is the empty path.
+/// The directories above a path, outermost first. The empty path is the step's working directory.
 fn above(path: &str) -> impl Iterator<Item = &str> {
     let ends = path.bytes().enumerate().filter(|(_, byte)| *byte == b'/').map(|(at, _)| at);
     std::iter::once(0).chain(ends).filter_map(|end| path.get(..end))
@@ -293,7 +293,7 @@ mod tests {
         assert!(pattern("..a/b..").matches("..a/b.."));
     }
 
-    // A11: flat and relative.
+    // A11: flat and relative layout.
     #[test]
     fn a_file_is_put_by_its_last_name_or_as_it_lies() {
         let flat = selection("out/**/*.log", None, Layout::Flat);

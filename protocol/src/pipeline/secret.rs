@@ -1,4 +1,4 @@
-//! Finds secrets in clear text in a definition, so that they can be masked or rejected.
+//! Finds clear-text secrets in a definition, so that they can be masked or rejected.
 
 use serde_json::{Map, Value};
 
@@ -24,7 +24,7 @@ const SECRET: [&str; 15] = [
     "access_key",
 ];
 
-/// Last words of the names of headers whose values are secrets.
+/// Last words of header names whose values are secrets.
 const SECRET_HEADER: [&str; 10] = [
     "auth",
     "authorization",
@@ -38,10 +38,10 @@ const SECRET_HEADER: [&str; 10] = [
     "credential",
 ];
 
-/// Headers that end with such a word but are not secrets.
+/// Headers that end with such a word but are not secret.
 const OPEN_HEADERS: [&str; 3] = ["idempotency-key", "sec-websocket-key", "surrogate-key"];
 
-/// Ends of the names of variables whose values are likely to be secrets.
+/// Name endings of variables whose values are probably secrets.
 const SECRET_VARIABLE: [&str; 12] = [
     "password",
     "passwd",
@@ -57,20 +57,20 @@ const SECRET_VARIABLE: [&str; 12] = [
     "credentials",
 ];
 
-/// Replaces a secret.
+/// Replacement for a secret.
 const MASK: &str = "***";
 
 /// The key of the headers of an `http` step.
 const HEADERS: &str = "headers";
-/// The key that names a secret that is kept elsewhere.
+/// Key of a reference to a secret that is stored elsewhere.
 const NAMED: &str = "secret-name";
 
-/// Whether the value of this key of `with` is a secret.
+/// Whether the value of this key in `with` is a secret.
 fn is_secret(key: &str) -> bool {
     SECRET.contains(&key.replace('-', "_").to_lowercase().as_str())
 }
 
-/// Whether the value of a header of that name is a secret.
+/// Whether the value of this header is a secret.
 #[must_use]
 pub fn is_secret_header(name: &str) -> bool {
     let name = name.to_lowercase();
@@ -79,14 +79,14 @@ pub fn is_secret_header(name: &str) -> bool {
     is_secret && !OPEN_HEADERS.iter().any(|open| name.ends_with(open))
 }
 
-/// Whether the value of a variable of that name is likely to be a secret.
+/// Whether the value of this variable is probably a secret.
 fn is_secret_variable(name: &str) -> bool {
     let name = name.replace('-', "_").to_lowercase();
     SECRET_VARIABLE.iter().any(|word| name.ends_with(word))
 }
 
-/// Whether a text is a secret in clear text and not a reference to an earlier result. A scheme in front
-/// of a reference (`Bearer ${login.data.token}`) does not make it a secret.
+/// Whether a text is a clear-text secret rather than a reference to an earlier result. A scheme
+/// before the reference is allowed: `Bearer ${login.data.token}`.
 fn is_literal(text: &str) -> bool {
     let reference = match text.split_once(' ') {
         Some((scheme, rest)) if scheme.chars().all(char::is_alphanumeric) => rest,
@@ -96,10 +96,10 @@ fn is_literal(text: &str) -> bool {
     !text.is_empty() && text != MASK && inside.is_none_or(|inside| inside.contains("${"))
 }
 
-/// Called for each secret, with its path.
+/// Callback for each secret and its path.
 type Found<'a> = &'a mut dyn FnMut(String, &mut Value);
 
-/// Looks for secrets in the value of a key. `is_one`: the whole value is a secret.
+/// Visits the secrets in a value. If `is_one`, the whole value is a secret.
 fn visit(value: &mut Value, path: &str, is_one: bool, found: Found<'_>) {
     match value {
         Value::Object(entries) => {
@@ -120,7 +120,7 @@ fn visit(value: &mut Value, path: &str, is_one: bool, found: Found<'_>) {
     }
 }
 
-/// The depth of a document is bounded, and so is this.
+/// Recursion is bounded by the depth limit for documents.
 fn visit_with(with: &mut Map<String, Value>, path: &str, found: Found<'_>) {
     for (key, value) in with {
         let path = format!("{path}.{key}");
@@ -153,8 +153,8 @@ impl Step {
 }
 
 impl Pipeline {
-    /// The definition for display: secrets in clear text are masked, and so are variables and parameters
-    /// whose names suggest a secret.
+    /// Returns the definition for display. Clear-text secrets are masked, and so are variables and
+    /// parameters whose names suggest a secret.
     #[must_use]
     pub fn masked(&self) -> Self {
         let mut masked = self.without_literal_secrets();
@@ -168,7 +168,7 @@ impl Pipeline {
         masked
     }
 
-    /// The definition with its secrets in clear text masked. Variables are kept.
+    /// Returns the definition with clear-text secrets masked. Variables are kept.
     #[must_use]
     pub fn without_literal_secrets(&self) -> Self {
         let mut without = self.clone();
@@ -176,7 +176,7 @@ impl Pipeline {
         without
     }
 
-    /// The paths of the secrets in clear text.
+    /// The paths of all clear-text secrets.
     #[must_use]
     pub fn literal_secrets(&self) -> Vec<String> {
         let mut paths = Vec::new();

@@ -1,4 +1,4 @@
-//! One step: what is run, where, and what becomes of it.
+//! One step: its command, executor, conditions and outputs.
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;
@@ -14,90 +14,93 @@ use crate::run::Cause;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Step {
-    /// Unique in the pipeline; a Bob step without one gets its position.
+    /// The name, unique in the pipeline. An unnamed Bob step gets its position.
     pub name: StepName,
-    /// What is run: this, or `script`. A step with neither is there for others to need it.
+    /// The command. Alternative to `script`. A step with neither only groups the steps that it
+    /// needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmd: Option<Cmd>,
-    /// Programs for a shell, one after the other. They share variables and functions, and each begins
-    /// in the working directory of the step.
+    /// Shell programs, run one after the other. They share variables and functions. Each starts in
+    /// the step's working directory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub script: Vec<String>,
-    /// The shell of `script`.
+    /// The shell that runs `script`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shell: Option<Shell>,
-    /// The entrypoint of the step's container: words in front of its command; `[]` for none. If this is
-    /// missing, a `cmd` has the image's entrypoint, and a `script` has none, because the shell replaces it.
+    /// The entrypoint of the step's container: words before its command, or `[]` for none. If
+    /// missing, a `cmd` uses the image's entrypoint, and a `script` uses none because the shell
+    /// replaces it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Vec<Scalar>>")]
     pub entrypoint: Option<Vec<String>>,
-    /// How variables of the run are written in `script`.
+    /// The template syntax of `script`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub template: Option<Template>,
-    /// Environment of this step alone, laid over the pipeline's.
+    /// Environment variables of this step. They override the pipeline's.
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
     #[schemars(with = "IndexMap<String, Scalar>", extend("propertyNames" = { "pattern": VARIABLE }))]
     pub vars: Vars,
-    /// The resource that must be mounted, by its name in `resources`.
+    /// A resource of the pipeline that must be mounted, by name.
     #[serde(default, rename = "needs_resource", skip_serializing_if = "Option::is_none")]
     pub needs_resource: Option<String>,
-    /// What the step leaves behind for others.
+    /// The artifact that the step uploads for others.
     #[serde(default, rename = "produces_artifact", skip_serializing_if = "Option::is_none")]
     pub produces_artifact: Option<Artifact>,
-    /// The network of this step.
+    /// The network of the step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
-    /// When the image is pulled.
+    /// When to pull the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull: Option<PullPolicy>,
-    /// How long the step may take.
+    /// Time limit of one attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Span>,
-    /// The signal that asks it to end where it is stopped; `TERM` where this is missing.
+    /// The signal that stops the step. `TERM` if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop_signal: Option<EndSignal>,
-    /// The time between that signal and SIGKILL, an hour at most; the worker's own where this is missing.
+    /// Time between that signal and SIGKILL, at most an hour. The worker's default if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kill_grace: Option<Span>,
-    /// Whether a failed step is tried again.
+    /// Whether and how to retry a failed step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<Retry>,
-    /// The steps that must have passed before; the one before it where this is missing.
+    /// The steps that must have passed before. The preceding step if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub needs: Option<Vec<StepName>>,
-    /// What must have become of them.
+    /// The required outcome of those steps.
     #[serde(default, skip_serializing_if = "When::is_usual")]
     pub when: When,
-    /// Where it fails, the run goes on as if it had passed, and what is left of `script` is run.
+    /// Whether the run continues as if the failed step had passed. The rest of its `script` still
+    /// runs.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_failure: bool,
-    /// What happens if the output of the step reaches the limit of the worker (`BOB_LOG_LIMIT_BYTES`).
+    /// What to do if the step's output reaches the worker's limit (`BOB_LOG_LIMIT_BYTES`).
     #[serde(default, skip_serializing_if = "OnLogLimit::is_usual")]
     pub on_log_limit: OnLogLimit,
-    /// Of several steps that it needs and that left an image: the one whose image it goes on from.
+    /// The step whose image this step starts on, if it needs several steps with images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<StepName>,
-    /// Where the step runs.
+    /// The executor that runs the step.
     #[serde(default)]
     pub executor: ExecutorKind,
     /// The secrets that the step needs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretUse>,
-    /// What else the step is called: its files bear that name.
+    /// A second name of the step, used for its files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<String>,
-    /// What its executor has to know beyond the command, by the executor's own keys.
+    /// Further settings for the executor. The keys depend on the executor.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub with: Map<String, Value>,
     /// Files that are kept with the run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<Output>,
-    /// Who is told that the step runs, and how it ended.
+    /// An address that is notified when the step starts and when it ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback: Option<Callback>,
 }
 
-/// A command: a line that is split into words as a shell would, without any expansion, or the words.
+/// A command: a list of words, or a line that is split as by a shell but not expanded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Cmd {
@@ -108,7 +111,7 @@ pub enum Cmd {
 }
 
 impl Cmd {
-    /// The words that are run.
+    /// The words of the command.
     #[must_use]
     pub fn words(&self) -> Vec<String> {
         match self {
@@ -117,7 +120,7 @@ impl Cmd {
         }
     }
 
-    /// The command as people read it.
+    /// The command as displayed to people.
     #[must_use]
     pub fn display(&self) -> String {
         match self {
@@ -127,7 +130,7 @@ impl Cmd {
     }
 }
 
-/// What runs the programs of a step.
+/// The shell that runs a `script`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Shell {
@@ -139,7 +142,7 @@ pub enum Shell {
 }
 
 impl Shell {
-    /// The program.
+    /// The name of the program.
     #[must_use]
     pub fn program(self) -> &'static str {
         match self {
@@ -149,24 +152,24 @@ impl Shell {
     }
 }
 
-/// How variables are written.
+/// The template syntax of a `script`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Template {
-    /// As in Go's `text/template`: `{{ .name }}`.
+    /// Go's `text/template`: `{{ .name }}`.
     Go,
-    /// As the job files have it: `${PREVIOUS_JOB_ID}`, `${id.path}`; what is neither stays.
+    /// The syntax of job files: `${PREVIOUS_JOB_ID}`, `${id.path}`. Other text stays unchanged.
     Dollar,
 }
 
-/// What must have become of the steps that one needs.
+/// The required outcome of the steps that a step needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum When {
     /// All have passed.
     #[default]
     Passed,
-    /// All have ended, or will never begin.
+    /// All have ended or will never start.
     Ended,
 }
 
@@ -177,14 +180,14 @@ impl When {
     }
 }
 
-/// What happens to a step if its output reaches the limit.
+/// What to do with a step whose output reaches the limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnLogLimit {
-    /// The step continues, and the rest of its output is discarded.
+    /// Let the step continue and discard the rest of its output.
     #[default]
     Discard,
-    /// The step is stopped and fails.
+    /// Stop the step as failed.
     Fail,
 }
 
@@ -196,7 +199,7 @@ impl OnLogLimit {
 }
 
 impl Step {
-    /// A step that does nothing yet.
+    /// Makes a step without a command.
     #[must_use]
     pub fn new(name: StepName) -> Self {
         Self {
@@ -229,14 +232,14 @@ impl Step {
         }
     }
 
-    /// Whether there is nothing to run.
+    /// Whether the step has nothing to run.
     #[must_use]
     pub fn is_join(&self) -> bool {
         let calls = self.executor.is_call() && !self.with.is_empty();
         self.cmd.is_none() && self.script.is_empty() && !calls
     }
 
-    /// Whether it begins with an image of its run, and leaves one for those that follow.
+    /// Whether the step starts on an image of its run and commits a new one.
     #[must_use]
     pub fn is_on_image(&self) -> bool {
         if self.is_join() {
@@ -244,7 +247,7 @@ impl Step {
         }
         match self.executor {
             ExecutorKind::Podman => true,
-            // One that has an image of its own takes nothing over and leaves nothing.
+            // A step with its own image neither uses nor extends the run's images.
             ExecutorKind::Docker => !self.with.contains_key("image"),
             ExecutorKind::Local
             | ExecutorKind::Custom
@@ -256,19 +259,20 @@ impl Step {
         }
     }
 
-    /// Whether what it leaves is on the worker's host alone.
+    /// Whether the step's results exist only on the worker's host.
     #[must_use]
     pub fn is_on_host(&self) -> bool {
         matches!(self.executor, ExecutorKind::Local | ExecutorKind::Custom) && !self.is_join()
     }
 
-    /// Whether the run goes on where it has failed for that: a script that could not be made never may.
+    /// Whether the run continues if the step fails with `cause`. A script template that cannot be
+    /// rendered is never tolerated.
     #[must_use]
     pub fn allows(&self, cause: Cause) -> bool {
         self.allow_failure && cause != Cause::Template
     }
 
-    /// Whether it may be run once more where nobody knows if it took effect, or though it did.
+    /// Whether the step can run again even though an earlier attempt might have taken effect.
     #[must_use]
     pub fn may_repeat(&self) -> bool {
         let acts_elsewhere = self.executor.is_call() || self.executor == ExecutorKind::Ssh;
@@ -277,7 +281,7 @@ impl Step {
             || self.with.get("idempotent").and_then(Value::as_bool).unwrap_or(false)
     }
 
-    /// What is run, as people read it.
+    /// The step's command as displayed to people.
     #[must_use]
     pub fn display(&self) -> String {
         match &self.cmd {
@@ -291,20 +295,20 @@ impl Step {
     }
 }
 
-/// Where a step runs.
+/// The executor of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ExecutorKind {
     /// A rootless podman container on the image chain of its run.
     #[default]
     Podman,
-    /// A Docker engine.
+    /// A container of a Docker engine.
     Docker,
     /// A process on the worker's host.
     Local,
-    /// A command of the host, as the job files know it.
+    /// A host command of a job file.
     Custom,
-    /// A command on another host.
+    /// A command on another host, over SSH.
     Ssh,
     /// A Proxmox VE API call.
     Proxmox,
@@ -317,7 +321,7 @@ pub enum ExecutorKind {
 }
 
 impl ExecutorKind {
-    /// Each of them.
+    /// All executors.
     pub const ALL: [Self; 9] = [
         Self::Podman,
         Self::Docker,
@@ -330,7 +334,7 @@ impl ExecutorKind {
         Self::Http,
     ];
 
-    /// The word on the wire.
+    /// The name on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -346,7 +350,7 @@ impl ExecutorKind {
         }
     }
 
-    /// Whether it hands secrets to its steps.
+    /// Whether the executor can pass secrets to its steps.
     #[must_use]
     pub fn takes_secrets(self) -> bool {
         match self {
@@ -362,7 +366,7 @@ impl ExecutorKind {
         }
     }
 
-    /// Whether what a step of it runs can be sent a signal of its choice.
+    /// Whether a step can be stopped with a chosen signal.
     #[must_use]
     pub fn has_signals(self) -> bool {
         match self {
@@ -371,7 +375,7 @@ impl ExecutorKind {
         }
     }
 
-    /// Whether a step of it leaves files that can be kept.
+    /// Whether a step can leave files to keep.
     #[must_use]
     pub fn has_files(self) -> bool {
         match self {
@@ -380,7 +384,7 @@ impl ExecutorKind {
         }
     }
 
-    /// Whether its steps run in a container of an image.
+    /// Whether steps run in a container with an image.
     #[must_use]
     pub fn has_images(self) -> bool {
         match self {
@@ -395,7 +399,7 @@ impl ExecutorKind {
         }
     }
 
-    /// Whether a step of it is one call that needs no command: all of it stands in `with`.
+    /// Whether a step is a single API call, described entirely in `with`.
     #[must_use]
     pub fn is_call(self) -> bool {
         match self {
@@ -405,35 +409,35 @@ impl ExecutorKind {
     }
 }
 
-/// Whether and how a step is tried again.
+/// Whether and how a step is retried.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Retry {
-    /// How often it is run at most.
+    /// The maximum number of attempts.
     #[schemars(range(min = 1, max = 100))]
     pub attempts: u32,
-    /// What it is tried again after; `failure` alone where it is not said.
+    /// The reasons for a retry. Only `failure` if missing.
     #[serde(default = "RetryOn::usual", skip_serializing_if = "RetryOn::is_usual")]
     #[schemars(length(min = 1))]
     pub on: Vec<RetryOn>,
-    /// The time before the second attempt; it doubles with each one after that, unless `backoff` says
-    /// otherwise. 1 s where it is not said.
+    /// Delay before the second attempt. It doubles with each further attempt, unless `backoff` is
+    /// `constant`. 1 s if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay: Option<Span>,
-    /// What becomes of that time with each attempt.
+    /// How the delay changes with each attempt.
     #[serde(default, skip_serializing_if = "Backoff::is_usual")]
     pub backoff: Backoff,
 }
 
-/// How the time between two attempts changes.
+/// How the delay between attempts changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Backoff {
-    /// It doubles, to 10 minutes at most, and is up to a tenth longer, so that what failed together
-    /// does not come back together.
+    /// It doubles, up to 10 minutes, plus up to 10 % of jitter so that steps that failed together
+    /// do not retry together.
     #[default]
     Exponential,
-    /// It stays as it is, exactly.
+    /// It stays the same, without jitter.
     Constant,
 }
 
@@ -444,19 +448,19 @@ impl Backoff {
     }
 }
 
-/// What a step is tried again after.
+/// A reason to retry a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RetryOn {
-    /// Its command failed, or took longer than it may.
+    /// The command failed or exceeded its timeout.
     Failure,
-    /// Its worker was lost. Without this the pipeline's `on-lost` alone says what comes of it; with
-    /// it the step is tried again whatever that says, but no more often than `attempts`.
+    /// The worker was lost. The step is retried at most `attempts` times, whatever the pipeline's
+    /// `on-lost` says. Without this reason, `on-lost` alone decides.
     Lost,
 }
 
 impl RetryOn {
-    /// What holds where a pipeline does not say.
+    /// The default reasons.
     #[must_use]
     pub fn usual() -> Vec<Self> {
         vec![Self::Failure]

@@ -1,6 +1,6 @@
-//! Amounts as people write them: memory, a share of the processors, a span of time.
+//! Amounts as people write them: memory, CPU shares and time spans.
 //!
-//! `Display` and `FromStr` are each other's inverse, so what was read can be written and read again.
+//! `Display` and `FromStr` are inverse, so a parsed value survives a round trip.
 
 #[cfg(test)]
 mod tests;
@@ -14,28 +14,28 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use thiserror::Error;
 
-/// What is wrong with an amount that somebody gave us.
+/// Why an amount is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum BadQuantity {
-    /// Memory that is not digits and a unit.
+    /// Not digits followed by a unit.
     #[error("memory {given:?} must be digits and one of K M G T P E (or Ki Mi ..., the same)")]
     Memory {
         /// The text as given.
         given: String,
     },
-    /// Memory beyond 64 bits.
+    /// More bytes than fit into 64 bits.
     #[error("memory {given:?} is more than a computer can address")]
     MemoryTooLarge {
         /// The text as given.
         given: String,
     },
-    /// A share that is no number, or not between 0 and 1.
+    /// Not a number between 0 and 1.
     #[error("cpu share {given} must be a number from 0.0 to 1.0, the share of all cores")]
     Cpu {
         /// The number as given.
         given: String,
     },
-    /// A span that is not numbers and units.
+    /// Not a sequence of numbers and units.
     #[error(
         "time span {given:?} must be whole numbers with d, h, m, s or ms, the largest first, or whole seconds"
     )]
@@ -43,7 +43,7 @@ pub enum BadQuantity {
         /// The text as given.
         given: String,
     },
-    /// A span of nothing, or of more than a year.
+    /// Zero, or more than a year.
     #[error("time span {given:?} must be more than 0 and at most 365d")]
     SpanOutOfRange {
         /// The text as given.
@@ -53,10 +53,10 @@ pub enum BadQuantity {
 
 const MEMORY_UNITS: [char; 6] = ['K', 'M', 'G', 'T', 'P', 'E'];
 
-/// An amount of memory: digits and a unit, where `K` and `Ki` both mean 1024, and so on.
+/// An amount of memory: digits and a unit. `K` and `Ki` both mean 1024 bytes, and so on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Memory {
-    // A multiple of 1024, since every unit is one: this is what lets `Display` be exact.
+    // A multiple of 1024, because every unit is one. Therefore `Display` is exact.
     bytes: u64,
 }
 
@@ -91,7 +91,7 @@ impl FromStr for Memory {
         if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
             return Err(malformed());
         }
-        // Digits that do not fit 64 bits are the only way to an error here.
+        // The digits are valid, so only an overflow can fail here.
         let amount = digits.parse::<u64>().ok();
         let scale = 1_u64 << (10 * (power + 1));
         amount
@@ -101,14 +101,14 @@ impl FromStr for Memory {
     }
 }
 
-/// Any number of bytes as people read it: `23.54 GiB`, `512 MiB`, `17 bytes`.
+/// Formats a number of bytes for people: `23.54 GiB`, `512 MiB`, `17 bytes`.
 #[must_use]
 pub fn readable(bytes: u64) -> String {
     let power = bytes.checked_ilog2().map_or(0, |log| log as usize / 10);
     let Some(unit) = power.checked_sub(1).and_then(|at| MEMORY_UNITS.get(at)) else {
         return format!("{bytes} bytes");
     };
-    // Two digits after the point, the rest cut off: what is there is never said to be more.
+    // Two decimals, rounded down: the text never exceeds the real amount.
     let hundredths = (u128::from(bytes) * 100) >> (10 * power);
     let (whole, part) = (hundredths / 100, hundredths % 100);
     let text = format!("{whole}.{part:02}");
@@ -141,27 +141,27 @@ impl JsonSchema for Memory {
     }
 }
 
-/// A share of all cores, from 0.0 to 1.0.
+/// A share of all processor cores, from 0.0 to 1.0.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Cpu {
     share: f64,
 }
 
 impl Cpu {
-    /// Checks the bounds.
+    /// Makes a share, checking its bounds.
     ///
     /// # Errors
-    /// [`BadQuantity::Cpu`] where it is no number or not between 0.0 and 1.0.
+    /// [`BadQuantity::Cpu`] if the share is not a number from 0.0 to 1.0.
     pub fn new(share: f64) -> Result<Self, BadQuantity> {
         if (0.0..=1.0).contains(&share) {
-            // Adding 0.0 makes the negative zero an ordinary one.
+            // Adding 0.0 turns negative zero into zero.
             Ok(Self { share: share + 0.0 })
         } else {
             Err(BadQuantity::Cpu { given: share.to_string() })
         }
     }
 
-    /// The share.
+    /// The share, from 0.0 to 1.0.
     #[must_use]
     pub fn share(self) -> f64 {
         self.share
@@ -170,7 +170,7 @@ impl Cpu {
 
 impl fmt::Display for Cpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // `{:?}` keeps the point: 1.0 is written as it is meant.
+        // `{:?}` keeps the decimal point of 1.0.
         write!(f, "{:?}", self.share)
     }
 }
@@ -179,7 +179,7 @@ impl FromStr for Cpu {
     type Err = BadQuantity;
 
     fn from_str(text: &str) -> Result<Self, BadQuantity> {
-        // A text that is no number at all is as wrong as one that is out of bounds.
+        // Text that is not a number and a number out of bounds are the same error.
         text.parse()
             .ok()
             .and_then(|share| Self::new(share).ok())
@@ -214,22 +214,22 @@ impl JsonSchema for Cpu {
     }
 }
 
-/// Units of a span with their milliseconds, the largest first.
+/// Units of a span in milliseconds, in descending order.
 const SPAN_UNITS: [(&str, u64); 5] =
     [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 
-/// A span of time: `90s`, `10m`, `1h30m`, `500ms`, or a bare number, which is seconds. More than 0,
-/// and at most 365 days.
+/// A time span: `90s`, `10m`, `1h30m`, `500ms`, or a bare number of seconds. More than 0, and at
+/// most 365 days.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span {
     millis: u64,
 }
 
 impl Span {
-    /// The longest span, in milliseconds.
+    /// The maximum, in milliseconds.
     pub const MAX_MILLIS: u64 = 365 * 86_400_000;
 
-    /// Checks the bounds.
+    /// Makes a span, checking its bounds.
     ///
     /// # Errors
     /// [`BadQuantity::SpanOutOfRange`] for 0 and for more than [`Self::MAX_MILLIS`].
@@ -243,13 +243,13 @@ impl Span {
         self.millis
     }
 
-    /// The span for timers.
+    /// The span as a [`Duration`].
     #[must_use]
     pub fn as_duration(self) -> Duration {
         Duration::from_millis(self.millis)
     }
 
-    /// `None` is a number that does not fit 64 bits.
+    /// Checks the bounds. `None` stands for a number that overflows 64 bits.
     fn bounded(millis: Option<u64>, given: &str) -> Result<Self, BadQuantity> {
         millis
             .filter(|millis| (1..=Self::MAX_MILLIS).contains(millis))
@@ -288,7 +288,8 @@ impl FromStr for Span {
             let (unit, after) =
                 after.split_at(after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len()));
             let unit = if unit.is_empty() && digits.len() == text.len() { "s" } else { unit };
-            // Searching only what is left of the units keeps them in order and each to one use.
+            // Each unit is searched only after the previous one. This enforces descending order
+            // without repeats.
             let millis = units.find(|(known, _)| *known == unit).ok_or_else(malformed)?.1;
             if digits.is_empty() {
                 return Err(malformed());
@@ -330,7 +331,7 @@ impl<'de> Deserialize<'de> for Span {
 
             fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Span, E> {
                 let given = seconds.to_string();
-                // A negative number of seconds is out of range like one that is too large.
+                // A negative number is out of range, like one that is too large.
                 let seconds = u64::try_from(seconds).ok();
                 Span::bounded(seconds.and_then(|s| s.checked_mul(1000)), &given).map_err(E::custom)
             }

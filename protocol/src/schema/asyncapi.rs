@@ -1,4 +1,4 @@
-//! The `AsyncAPI` document: what crosses the broker, and where.
+//! The `AsyncAPI` document: every message on the broker, and its channel.
 
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
@@ -30,8 +30,8 @@ pub(super) fn document() -> Value {
     document
 }
 
-/// The schemas and the messages. Schemas of `AsyncAPI` itself are those of draft 7, and references
-/// are to the whole document.
+/// The schemas and the messages. `AsyncAPI` uses JSON Schema draft 7, with references relative to
+/// the whole document.
 fn components() -> (Map<String, Value>, Map<String, Value>) {
     let mut generator = SchemaSettings::draft07()
         .with(|settings| settings.definitions_path = "/components/schemas".into())
@@ -77,7 +77,7 @@ fn components() -> (Map<String, Value>, Map<String, Value>) {
     (schemas, messages)
 }
 
-/// `pipeline/start` is `pipeline-start`: a `/` would have to be escaped in references.
+/// Replaces `/`, which would have to be escaped in references.
 fn message_name(kind: &str) -> String {
     kind.replace('/', "-")
 }

@@ -1,6 +1,5 @@
-//! The bodies of commands as they stand on the wire. `crate::command` decodes them by hand, because
-//! of what it has to say about malformed ones; only the schemas of these are used, and a test holds
-//! the two together.
+//! The bodies of commands on the wire. Only the schemas of these types are used: `crate::command`
+//! decodes by hand to report precise errors. A test keeps the two consistent.
 #![allow(dead_code, reason = "only the schemas are used")]
 
 use schemars::JsonSchema;
@@ -10,30 +9,31 @@ use crate::pipeline::{Params, Pipeline, Scalar};
 use crate::run::Parent;
 use crate::time::Millis;
 
-/// A start: `group` and `name` of a stored pipeline, or a definition inline, or both where they
+/// A start: `group` and `name` of a stored pipeline, or an inline definition, or both if they
 /// agree.
 #[derive(JsonSchema)]
 #[schemars(rename_all = "kebab-case")]
 #[schemars(extend("anyOf" = [{ "required": ["group", "name"] }, { "required": ["pipeline"] }]))]
 #[schemars(extend("dependentRequired" = { "group": ["name"], "name": ["group"] }))]
 pub(super) struct Start {
-    /// The run; the same id is accepted once. Without it the id of the message is taken.
+    /// The run id, accepted only once. If missing, it is derived from the message id.
     run_id: Option<RunId>,
-    /// The group of the pipeline.
+    /// The pipeline's group.
     group: Option<String>,
-    /// The name of the pipeline.
+    /// The pipeline's name.
     name: Option<String>,
-    /// A definition inline. Unknown keys of it are refused, those of the message are ignored.
+    /// An inline definition. Its unknown keys are rejected. Unknown keys of the message are
+    /// ignored.
     pipeline: Option<Pipeline>,
-    /// Laid over the variables of the pipeline.
+    /// Variables that override the pipeline's.
     vars: Option<indexmap::IndexMap<String, Scalar>>,
-    /// Values for the templates of scripts, laid over the variables: any JSON.
+    /// JSON values for script templates. They override the variables.
     params: Option<Params>,
-    /// The registered logger that gets the text of the run.
+    /// The registered logger that receives the run's output.
     logger: Option<RegisteredName>,
     /// The partition of the wait list.
     partition: Option<String>,
-    /// The ended run whose steps it begins with; they are not run again.
+    /// The ended run that the new run starts from. Its committed steps are not run again.
     parent: Option<Parent>,
     /// Ignored.
     backoff: Option<serde_json::Value>,
@@ -43,20 +43,20 @@ pub(super) struct Start {
 #[derive(JsonSchema)]
 #[schemars(rename_all = "kebab-case")]
 pub(super) struct Stop {
-    /// The run.
+    /// The run id.
     run_id: RunId,
-    /// Why, for people.
+    /// The reason, for people.
     reason: Option<String>,
 }
 
-/// A pause, or its opposite.
+/// A pause or unpause.
 #[derive(JsonSchema)]
 #[schemars(rename_all = "kebab-case")]
 pub(super) struct Toggle {
-    /// The group of the pipeline.
+    /// The pipeline's group.
     group: String,
-    /// The name of the pipeline.
+    /// The pipeline's name.
     name: String,
-    /// When it was said; the newest holds.
+    /// When the command was issued. The newest command wins.
     at: Option<Millis>,
 }

@@ -1,7 +1,7 @@
 //! The published schemas, generated from the types: JSON Schema 2020-12, and `AsyncAPI` 3.0.
 //!
-//! The types describe what we write. What people write may differ in known ways (keys in both
-//! spellings, steps without names), and those are added here.
+//! The types describe what the runner writes. Input can differ in known ways (keys in both
+//! spellings, unnamed steps), which this module adds.
 
 mod asyncapi;
 mod bodies;
@@ -19,10 +19,10 @@ use crate::event::Event;
 use crate::pipeline::Pipeline;
 use crate::run::RunRecord;
 
-/// Stands in every `$id`, and grows when something that was published gets another meaning.
+/// Part of every `$id`. Incremented when a published name gets another meaning.
 pub const VERSION: u32 = 1;
 
-/// The types that a person writes as a part of a definition: their keys are known, all of them.
+/// Types written by people as part of a definition. They accept no unknown keys.
 const WRITTEN: [&str; 11] = [
     "Pipeline",
     "Step",
@@ -37,35 +37,35 @@ const WRITTEN: [&str; 11] = [
     "Admission",
 ];
 
-/// What there are schemas of.
+/// The published schemas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum What {
-    /// A pipeline, as it is written.
+    /// A pipeline as people write it.
     Pipeline,
-    /// The bodies of commands, by `type` in `$defs`.
+    /// The bodies of commands, by message `type` in `$defs`.
     Command,
-    /// A message of the event stream.
+    /// A message on the event stream.
     Event,
     /// A run record.
     Run,
-    /// All that crosses the broker.
+    /// Everything that crosses the broker.
     Asyncapi,
 }
 
-/// There is no such schema.
+/// The name of a schema is unknown.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("there is no schema {given:?}, only pipeline, command, event, run and asyncapi")]
 pub struct UnknownSchema {
-    /// The word as given.
+    /// The name as given.
     pub given: String,
 }
 
 impl What {
-    /// All of them.
+    /// All published schemas.
     pub const ALL: [Self; 5] =
         [Self::Pipeline, Self::Command, Self::Event, Self::Run, Self::Asyncapi];
 
-    /// The word for it.
+    /// The name of the schema.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -117,7 +117,7 @@ fn id(what: What) -> String {
 fn root<T: JsonSchema>(what: What, title: &str) -> Value {
     let generator = SchemaSettings::draft2020_12().into_generator();
     let generated = generator.into_root_schema_for::<T>().to_value();
-    // What it is comes first, for people who look at it.
+    // The identifying keys come first, for readers.
     let mut schema = json!({
         "$schema": generated.get("$schema"),
         "$id": id(what),
@@ -160,7 +160,7 @@ fn commands() -> Value {
     let mut definitions: Map<String, Value> = Map::new();
     let mut any = Vec::new();
     for (kind, body) in bodies {
-        // A `/` in a name would have to be escaped in each reference to it.
+        // A `/` would have to be escaped in each reference.
         let name = kind.replace('/', "-");
         any.push(json!({ "$ref": format!("#/$defs/{name}") }));
         definitions.insert(name, body);
@@ -178,7 +178,7 @@ fn commands() -> Value {
     schema
 }
 
-/// Makes the definitions of what people write in files as strict, and as lenient, as the parser.
+/// Makes the definitions of written types as strict, and as lenient, as the parser.
 fn definitions_as_written(schema: &mut Value, place: &str) {
     let Some(definitions) = schema.get_mut(place).and_then(Value::as_object_mut) else {
         return;
@@ -195,7 +195,7 @@ fn as_written(name: &str, schema: &mut Value) {
         return;
     };
     object.insert("additionalProperties".to_owned(), false.into());
-    // A step without a name is called by its position.
+    // An unnamed step gets its position as name.
     if let (true, Some(required)) =
         (name == "Step", object.get_mut("required").and_then(Value::as_array_mut))
     {
@@ -204,7 +204,7 @@ fn as_written(name: &str, schema: &mut Value) {
     both_spellings(schema);
 }
 
-/// Keys of two words are read with `-` and with `_`.
+/// Accepts keys of two words with both `-` and `_`.
 fn both_spellings(schema: &mut Value) {
     let Some(object) = schema.as_object_mut() else {
         return;

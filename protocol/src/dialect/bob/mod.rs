@@ -1,6 +1,6 @@
-//! The Bob dialect: one pipeline a document, as JSON or YAML.
+//! The Bob dialect: one pipeline per document, as JSON or YAML.
 //!
-//! `null` is a key that is not there. Keys of two words are read with `-` and with `_`.
+//! `null` counts as absent. Keys of two words can be written with `-` or `_`.
 
 pub(super) mod rules;
 pub(super) mod steps;
@@ -89,7 +89,7 @@ const ADMISSION: Keys = Keys {
 /// Reads a pipeline.
 ///
 /// # Errors
-/// Every fault of it, at least one, in the order of the document.
+/// Every fault, at least one, in document order.
 pub(super) fn read(root: &Node) -> Result<Pipeline, Vec<Diagnostic>> {
     let mut reader = Reader::default();
     let pipeline = reader.pipeline(&Field::root(root));
@@ -143,7 +143,7 @@ impl Reader {
         })
     }
 
-    /// The base image, which is required if a step begins with it.
+    /// The base image, required if any step starts on it.
     fn image(
         &mut self,
         fields: &Fields<'_>,
@@ -154,7 +154,8 @@ impl Reader {
         let written: Vec<_> = written.into_iter().flatten().collect();
         let is_needed = match steps.filter(|steps| steps.len() == written.len()) {
             Some(steps) => steps.iter().chain(on_error).any(Step::is_on_image),
-            // Some of them have faults, and must not be blamed for a missing image too.
+            // Some steps have faults. Guess from the text, to avoid a misleading fault about the
+            // image.
             None => written.iter().any(|step| may_begin_with_image(step.node)),
         };
         let field = if is_needed {
@@ -206,7 +207,7 @@ impl Reader {
         })
     }
 
-    /// Engines take 0 for "no limit", which is the opposite of what stands there.
+    /// Rejects a limit of 0, which engines would interpret as unlimited.
     pub(in crate::dialect) fn is_some_limit(&mut self, field: &Field<'_>, is_some: bool) -> bool {
         if !is_some {
             let last = field.path.rsplit('.').next().unwrap_or_default();
@@ -260,7 +261,7 @@ impl Reader {
         Some(Resource { name: name?, kind: kind?, provider: provider?, params: read? })
     }
 
-    /// An artifact is found by the run that made it.
+    /// An artifact is identified by the run that produced it.
     fn internal_params(&mut self, fields: &Fields<'_>, params: Option<&Field<'_>>, read: &Vars) {
         let hint = "the group, the name and the run-id of the run that made the artifact";
         let Some(params) = params else {
@@ -279,8 +280,7 @@ impl Reader {
     }
 }
 
-/// Whether a step that might have faults begins with the image of its pipeline, as far as its
-/// executor tells.
+/// Whether a possibly faulty step starts on the pipeline's image, judged by its executor.
 fn may_begin_with_image(step: &Node) -> bool {
     let Some(executor) = step.entry("executor") else {
         return true;
@@ -296,14 +296,14 @@ fn may_begin_with_image(step: &Node) -> bool {
     }
 }
 
-/// What a pipeline may have mounted.
+/// The resources that a pipeline declares.
 struct Resources {
     read: Vec<Resource>,
-    /// Every name, of malformed ones too; `None` where `resources` is no list.
+    /// Every name, including malformed ones. `None` if `resources` is not a list.
     declared: Option<Vec<String>>,
 }
 
-/// A hint that names the line of what came first, where lines are known.
+/// Prefixes a hint with the line of the first occurrence, if known.
 pub(super) fn in_line(first: Position, advice: &str) -> String {
     match first.line {
         0 => advice.to_owned(),

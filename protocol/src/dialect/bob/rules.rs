@@ -1,8 +1,8 @@
-//! What a value of a pipeline must look like, beyond its type. Each rule answers with what is wrong.
+//! Rules for values of a pipeline beyond their type. Each rule returns how a value breaks it.
 
 use crate::pipeline::{Admission, Strategy, depths};
 
-/// A name that becomes a directory, or a part of a URL.
+/// A name used as a file name or part of a URL.
 pub(in crate::dialect) fn file_name(name: &str) -> Option<&'static str> {
     match name {
         "" => Some("is empty"),
@@ -14,14 +14,14 @@ pub(in crate::dialect) fn file_name(name: &str) -> Option<&'static str> {
     }
 }
 
-/// A variable that a shell knows.
+/// A shell variable name.
 pub(in crate::dialect) fn variable(name: &str) -> Option<&'static str> {
     let fits = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let is_one = !name.starts_with(|c: char| c.is_ascii_digit()) && name.chars().all(fits);
     (name.is_empty() || !is_one).then_some("is no name of a variable: letters, digits and `_`")
 }
 
-/// An image that an engine can be asked for.
+/// An image reference.
 pub(in crate::dialect) fn image(image: &str) -> Option<&'static str> {
     if image.is_empty() {
         return Some("is empty");
@@ -30,7 +30,7 @@ pub(in crate::dialect) fn image(image: &str) -> Option<&'static str> {
     odd.then_some("has a blank or a control character")
 }
 
-/// Whether an image says which registry it is from, or is an id.
+/// Whether an image includes its registry or is an image id.
 pub(in crate::dialect) fn is_qualified(image: &str) -> bool {
     let is_id = |text: &str| text.len() >= 12 && text.bytes().all(|b| b.is_ascii_hexdigit());
     match image.split_once('/') {
@@ -39,7 +39,7 @@ pub(in crate::dialect) fn is_qualified(image: &str) -> bool {
     }
 }
 
-/// A path below the working directory of a step.
+/// A path below the step's working directory.
 pub(in crate::dialect) fn artifact_path(path: &str) -> Option<&'static str> {
     if path.is_empty() {
         return Some("is empty");
@@ -64,7 +64,7 @@ pub(in crate::dialect) fn artifact_path(path: &str) -> Option<&'static str> {
     None
 }
 
-/// Words that a process can be started with.
+/// Words that can start a process.
 pub(in crate::dialect) fn command(words: &[String]) -> Option<&'static str> {
     match words.first() {
         None => Some("has no word in it"),
@@ -74,12 +74,12 @@ pub(in crate::dialect) fn command(words: &[String]) -> Option<&'static str> {
     }
 }
 
-/// The names of parameters of a resource.
+/// A parameter name of a resource.
 pub(super) fn parameter(name: &str, _value: &str) -> Option<&'static str> {
     name.is_empty().then_some("a name that is not empty")
 }
 
-/// What a queue may not ask for together.
+/// Incompatible settings of a wait list.
 pub(in crate::dialect) fn admission(admission: &Admission) -> Option<&'static str> {
     let partitioned = admission.strategy == Strategy::PartitionedReplace;
     let delays = admission.start_delay.is_some_and(|delay| !delay.as_duration().is_zero());
@@ -94,12 +94,12 @@ pub(in crate::dialect) fn admission(admission: &Admission) -> Option<&'static st
     }
 }
 
-/// Steps that need each other in a circle, in the order in which each needs the next; empty if there
-/// are none. `needs[i]` are the steps that step `i` needs.
+/// Finds a dependency cycle, in the order in which each step needs the next. Empty if there is
+/// none. `needs[i]` are the steps that step `i` needs.
 pub(super) fn cycle(needs: &[Vec<usize>]) -> Vec<usize> {
     let depths = depths(needs);
-    // A step without a depth needs a cycle or is in one. From any of them, as many steps back as
-    // there are steps end inside a cycle.
+    // A step without a depth is on a cycle or needs one. Following its needs for as many hops as
+    // there are steps ends on the cycle.
     let needed = |step: usize| needs[step].iter().copied().find(|step| depths[*step].is_none());
     let Some(mut step) = (0..needs.len()).find(|step| depths[*step].is_none()) else {
         return Vec::new();

@@ -86,11 +86,11 @@ pub(super) const EXECUTORS: [(&str, ExecutorKind); 9] = [
     ("http", ExecutorKind::Http),
 ];
 
-/// The longest time that a step is given to end by itself: a worker that ends waits for it.
+/// Maximum grace period of a step. A worker that shuts down waits for it.
 const MAX_GRACE_MILLIS: u64 = 3_600_000;
 
-/// The most steps of a pipeline. Each adds some hundred bytes to the run's record, which has to fit
-/// into one etcd request (1.5 MiB) together with the definition.
+/// Maximum number of steps. Each adds a few hundred bytes to the run record, and a record must fit
+/// into one etcd request (1.5 MiB).
 pub(in crate::dialect) const MAX_STEPS: usize = 2000;
 
 impl Reader {
@@ -121,7 +121,7 @@ impl Reader {
         Some(steps)
     }
 
-    /// The step that is run where the others have failed.
+    /// Reads the `on-error` step.
     pub(super) fn last_step(&mut self, field: &Field<'_>) -> Option<Step> {
         let fields = self.map(field, &STEP)?;
         let name = match fields.get("name") {
@@ -141,7 +141,7 @@ impl Reader {
         Some(step)
     }
 
-    /// Images cannot be merged: who needs two of them says which one it goes on from.
+    /// Images cannot be merged, so a step that needs several must select one with `from`.
     fn images(&mut self, items: &[Field<'_>], steps: &[Step]) {
         let graph = Graph::of(steps);
         for (position, (item, step)) in items.iter().zip(steps).enumerate() {
@@ -164,7 +164,7 @@ impl Reader {
         }
     }
 
-    /// The names of all steps; `None` where one is malformed.
+    /// The names of all steps. `None` for a malformed one.
     fn step_names(
         &mut self,
         items: &[Field<'_>],
@@ -216,7 +216,7 @@ impl Reader {
                 None
             }
             (Some(field), None) => self.cmd(&field).map(Some),
-            // Others wait for it, and it for others.
+            // A step without a command that only groups its dependencies.
             (None, None)
                 if fields.get("needs").is_some()
                     || (executor.is_call() && fields.get("with").is_some()) =>
@@ -246,7 +246,7 @@ impl Reader {
             kill_grace: self.kill_grace(fields, executor),
             retry: self.optional(fields, "retry", Self::retry),
             needs: self.optional(fields, "needs", |r, f| {
-                // What is wrong with a name is said where the names are compared.
+                // Malformed names are reported when they are resolved.
                 r.list(f).map(|items| {
                     items.iter().filter_map(|item| item.node.scalar()?.parse().ok()).collect()
                 })
@@ -272,7 +272,7 @@ impl Reader {
         })
     }
 
-    /// The words in front of a container's command.
+    /// The words before a container's command.
     fn entrypoint(&mut self, fields: &Fields<'_>, executor: ExecutorKind) -> Option<Vec<String>> {
         let field = fields.get("entrypoint")?;
         if !executor.has_images() {
@@ -313,7 +313,7 @@ impl Reader {
         Some(grace)
     }
 
-    /// The network of a step. A step without a container of its own would ignore it.
+    /// The network of a step. A step without its own container would ignore it.
     fn network(&mut self, fields: &Fields<'_>, executor: ExecutorKind) -> Option<String> {
         let field = fields.get("network")?;
         if !matches!(executor, ExecutorKind::Podman | ExecutorKind::Docker) {
@@ -325,7 +325,7 @@ impl Reader {
         container::network(self, &field)
     }
 
-    /// The keys for the step's executor. Every key is either used or rejected.
+    /// The settings for the executor. Every key is either used or rejected.
     fn with(&mut self, field: &Field<'_>, executor: ExecutorKind) -> Option<Map<String, Json>> {
         match executor {
             ExecutorKind::Podman | ExecutorKind::Docker => {
@@ -380,7 +380,7 @@ impl Reader {
         items.iter().map(|item| self.cmd_word(item)).collect()
     }
 
-    /// A word of a command: `[sleep, 5]` can only mean one thing.
+    /// A word of a command. A scalar such as in `[sleep, 5]` is unambiguous.
     fn cmd_word(&mut self, field: &Field<'_>) -> Option<String> {
         match field.node.scalar() {
             Some(text) => Some(text.to_owned()),
@@ -396,7 +396,7 @@ impl Reader {
     ) -> Option<String> {
         let declared = match resources {
             None => &[][..],
-            // Where `resources` is no list, one fault is enough.
+            // If `resources` is not a list, that fault is enough.
             Some(resources) => resources.declared.as_deref()?,
         };
         if declared.contains(&name) {
@@ -435,7 +435,7 @@ impl Reader {
         Some(Retry { attempts: attempts?, delay, on: on?, backoff: backoff.unwrap_or_default() })
     }
 
-    /// One word, or a list of them.
+    /// A word or a list of words.
     fn retry_on(&mut self, field: &Field<'_>) -> Option<Vec<RetryOn>> {
         let Some(items) = field.items() else {
             return self.word(field, &RETRY_ON).map(|one| vec![one]);
@@ -450,7 +450,7 @@ impl Reader {
         Some(on)
     }
 
-    /// Compares what steps wait for with the steps that there are.
+    /// Resolves the steps' dependencies and reports unknown names and cycles.
     fn needs(&mut self, maps: &[Option<Fields<'_>>], names: &[Option<StepName>]) {
         let position: HashMap<&str, usize> = names
             .iter()
@@ -490,7 +490,7 @@ impl Reader {
     }
 }
 
-/// The names of steps in a circle, `a → b → a`; the middle of a long circle is left out.
+/// Formats a cycle as `a → b → a`. The middle of a long cycle is left out.
 fn circle(cycle: &[usize], names: &[Option<StepName>]) -> String {
     const SHOWN: usize = 8;
     let name = |step: &usize| {

@@ -1,4 +1,4 @@
-//! The actions of the accounting services.
+//! Actions of the accounting services.
 
 use serde_json::{Map, Value as Json};
 
@@ -6,15 +6,15 @@ use super::product::{self, Key, Kind, Need, Product, names, plain};
 use crate::dialect::bob::rules;
 use crate::dialect::reader::{Field, Keys, Reader};
 
-/// A service: the keys of its products, and its actions.
+/// A service: its product keys and its actions.
 pub(super) struct Service {
     product: Product,
-    /// What every action may have.
+    /// Keys allowed for every action.
     common: &'static [&'static str],
     actions: &'static [Action],
 }
 
-/// An action, what it needs (`a|b` is one of the two), and what it may have.
+/// An action: its name, required keys (`a|b` means one of the two), and optional keys.
 struct Action(&'static str, &'static [&'static str], &'static [&'static str]);
 
 const SEVDESK_KEYS: [Key; 13] = [
@@ -30,7 +30,7 @@ const SEVDESK_KEYS: [Key; 13] = [
     Key("subject", Kind::Text(plain), Need::May),
     Key("text", Kind::Text(any), Need::May),
     Key("filter", Kind::Map, Need::May),
-    // The calls that were made once, and are not those of sevDesk's documentation.
+    // Enables the calls of the original runner, which differ from sevDesk's documentation.
     Key("compat", Kind::Switch, Need::May),
 ];
 
@@ -82,7 +82,7 @@ fn any(_text: &str) -> Option<&'static str> {
     None
 }
 
-/// Reads the product of a job whose `type` is `label`.
+/// Reads the product of a job. `label` is the job's `type`.
 pub(super) fn read(
     reader: &mut Reader,
     field: &Field<'_>,
@@ -104,7 +104,7 @@ pub(super) fn read(
         if one.split('|').any(|key| read.with.contains_key(key)) {
             continue;
         }
-        // What is there and wrong has its fault already.
+        // A key that is present but invalid already has a fault.
         if one
             .split('|')
             .any(|key| find(service, key).is_some_and(|k| read.fields.get(k).is_some()))
@@ -126,7 +126,7 @@ pub(super) fn read(
     }
     read.with.remove("type");
     read.with.insert("action".to_owned(), (*action).into());
-    // Where the product names the action, the job's own word is a label.
+    // If the product names the action, the job's `type` is a label.
     if let (Some(_), Some(label)) = (&own, label)
         && let Some(label) = reader.ruled(label, plain)
     {

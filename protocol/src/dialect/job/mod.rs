@@ -1,6 +1,6 @@
-//! The job files: one job, a list of jobs, or a list below `jobs`. Ends in a chain of steps.
+//! Job files: one job, a list of jobs, or a list under `jobs`. The result is a chain of steps.
 //!
-//! `null` is a key that is not there. Keys of two words are read with `-` and with `_`.
+//! `null` counts as absent. Keys of two words can be written with `-` or `_`.
 
 mod api;
 mod product;
@@ -33,12 +33,12 @@ const FILE: Keys = Keys {
     ],
 };
 
-/// The group of the pipelines of files with a list.
+/// The group of pipelines from files with a list.
 const GROUP: &str = "job";
-/// The name of a pipeline whose file has none.
+/// The name of a pipeline from an unnamed file.
 const NAMELESS: &str = "job";
 
-/// How jobs lie in a file.
+/// The structure of a job file.
 #[derive(Debug, Clone, Copy)]
 enum Form {
     One,
@@ -57,7 +57,7 @@ impl Form {
         }
     }
 
-    /// Where a job stands in the document.
+    /// The path of a job in the document.
     fn place(self, position: &str) -> String {
         match self {
             Self::One => String::new(),
@@ -67,7 +67,7 @@ impl Form {
     }
 }
 
-/// Reads a file whose text has these faults already.
+/// Reads a file. `faults` are those already found in its text.
 pub(super) fn parse(file: Option<&str>, root: &Node, faults: Vec<Diagnostic>) -> Parsed {
     let mut reader = Reader::default();
     let form = Form::of(root);
@@ -89,10 +89,10 @@ pub(super) fn parse(file: Option<&str>, root: &Node, faults: Vec<Diagnostic>) ->
     Parsed { diagnostics: in_order(remarks.into_iter()), pipelines: vec![pipeline], dialect }
 }
 
-/// What the model calls a part of a step, and what a job does.
+/// Keys of the model that have another name in a job.
 const PARTS: [(&str, &str); 1] = [("with", "product")];
 
-/// The way to the same thing in the document: `steps[1].with.image` is `jobs[1].product.image`.
+/// Maps a path in the model to the document: `steps[1].with.image` is `jobs[1].product.image`.
 fn in_document(form: Form, path: &str) -> String {
     let Some((position, rest)) = path.strip_prefix("steps[").and_then(|path| path.split_once(']'))
     else {
@@ -151,20 +151,20 @@ fn pipeline(reader: &mut Reader, form: Form, root: &Node, file: Option<&str>) ->
     Some(chain(&id, steps))
 }
 
-/// Each job is run when the one before it has ended, however that ended.
+/// Each job runs after the previous one has ended, whatever its outcome.
 fn chain(id: &PipelineId, steps: Vec<Step>) -> Pipeline {
     let failure = if steps.len() > 1 { FailureMode::Continue } else { FailureMode::default() };
     Pipeline { failure, steps, ..Pipeline::new(id.group(), id.name()) }
 }
 
-/// The name of a file without its folder and its ending.
+/// The file name without directory and extension.
 fn stem(file: &str) -> &str {
     let name = file.rsplit('/').next().unwrap_or(file);
     let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem);
     if stem.is_empty() { NAMELESS } else { stem }
 }
 
-/// The names of all jobs: what stands as `id`, else the position. `None` where one is malformed.
+/// The names of all jobs: the `id`, or else the position. `None` for a malformed one.
 fn names(
     reader: &mut Reader,
     items: &[Field<'_>],

@@ -1,4 +1,4 @@
-//! What a job gives its executor, read by a table of keys for each executor.
+//! The `product` of a job: the settings for its executor, read by a table of keys per executor.
 
 use serde_json::{Map, Value as Json};
 
@@ -13,16 +13,16 @@ use crate::pipeline::{ProcessLimits, Token, Vars};
 
 type Rule = fn(&str) -> Option<&'static str>;
 
-/// What a value must be.
+/// The type of a value.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
-    /// A text that a rule agrees with.
+    /// A text that satisfies a rule.
     Text(Rule),
     /// The address of an API.
     Url,
-    /// One of a few words.
+    /// One of a set of words.
     Word(&'static [&'static str]),
-    /// A number or a text; empty is not there.
+    /// A number or a text. Empty counts as absent.
     Number,
     Port,
     Span,
@@ -31,21 +31,21 @@ pub(super) enum Kind {
     Secret,
     /// Any map.
     Map,
-    /// Where a container sees directories of the host.
+    /// Host directories mounted into a container.
     Mounts,
-    /// What its processes may use at most.
+    /// Resource limits for processes.
     Limits,
-    /// Words in front of a container's command.
+    /// Words before a container's command.
     Entrypoint,
-    /// More environment.
+    /// Additional environment variables.
     Vars,
-    /// Lines of a program: a text, or a list of them.
+    /// Lines of a program: a text or a list of texts.
     Lines,
-    /// The same, where a list may have lists in it.
+    /// Like `Lines`, but the list can contain lists.
     Nested,
 }
 
-/// Whether a key must be there.
+/// Whether a key is required.
 #[derive(Clone, Copy)]
 pub(super) enum Need {
     Must(&'static str),
@@ -57,11 +57,11 @@ pub(super) enum Need {
 #[derive(Clone, Copy)]
 pub(super) struct Key(pub(super) &'static str, pub(super) Kind, pub(super) Need);
 
-/// All that a product may have.
+/// The keys of a product.
 pub(super) struct Product {
     pub(super) keys: &'static [Key],
     pub(super) known: Keys,
-    /// Second names: `(second, known)`.
+    /// Alternative names: `(alternative, known)`.
     pub(super) aliases: Aliases,
 }
 
@@ -107,7 +107,7 @@ const LOCAL_KEYS: [Key; 3] = [
     Key(ProcessLimits::KEY, Kind::Limits, Need::May),
 ];
 
-/// What people write who think of another executor.
+/// Keys that belong to another executor.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("command", "did you mean `commands`?"),
     ("image", "only the docker executor has images"),
@@ -150,11 +150,11 @@ pub(super) const SSH: Product = Product {
     aliases: &[("script", "commands")],
 };
 
-/// What was read of a product.
+/// A parsed product.
 pub(super) struct Read<'a> {
     pub(super) fields: Fields<'a>,
     pub(super) with: Map<String, Json>,
-    /// The programs, in the order of the table.
+    /// The programs, in table order.
     pub(super) texts: Vec<Vec<String>>,
     pub(super) vars: Vars,
     pub(super) entrypoint: Option<Vec<String>>,
@@ -235,12 +235,12 @@ fn value(reader: &mut Reader, field: &Field<'_>, kind: Kind) -> Option<Json> {
         Kind::Map => object(reader, field).map(Json::Object),
         Kind::Mounts => container::mounts(reader, field),
         Kind::Limits => limits(reader, field),
-        // These are no values of their own: who reads the product takes them.
+        // Not values of `with`: the caller of `read` handles them.
         Kind::Vars | Kind::Lines | Kind::Nested | Kind::Entrypoint => None,
     }
 }
 
-/// A number of a machine or of an invoice is a name: `100` and `"100"` are the same.
+/// Machine and invoice numbers are names, so `100` and `"100"` are equal.
 fn number(reader: &mut Reader, field: &Field<'_>) -> Option<Json> {
     match &field.node.value {
         Value::Number(text) | Value::String(text) => {
@@ -267,7 +267,7 @@ fn lines(reader: &mut Reader, field: &Field<'_>, nested: bool) -> Option<Vec<Str
     };
     let mut lines = Vec::new();
     for item in items {
-        // `[sleep, 5]` can only mean one thing.
+        // A scalar such as in `[sleep, 5]` is unambiguous.
         match (&item.node.value, item.node.scalar()) {
             (_, Some(text)) => lines.extend(line(reader, &item, text)),
             (Value::List(_), None) if nested => {
@@ -287,7 +287,7 @@ fn line(reader: &mut Reader, field: &Field<'_>, text: &str) -> Option<String> {
     Some(text.to_owned())
 }
 
-/// A text in one line that says something.
+/// A non-empty text without control characters.
 pub(in crate::dialect) fn plain(text: &str) -> Option<&'static str> {
     if text.is_empty() {
         return Some("is empty");
@@ -295,7 +295,7 @@ pub(in crate::dialect) fn plain(text: &str) -> Option<&'static str> {
     text.chars().any(char::is_control).then_some("has a control character")
 }
 
-/// A name that becomes an argument of a program and must not be taken for an option.
+/// A name passed as a program argument, which must not look like an option.
 fn word(text: &str) -> Option<&'static str> {
     if text.starts_with('-') {
         return Some("begins with `-`, as options do");
@@ -305,7 +305,7 @@ fn word(text: &str) -> Option<&'static str> {
     plain(text).or_else(|| odd.then_some("has a blank"))
 }
 
-/// A part of the path of a URL.
+/// A path segment of a URL.
 fn segment(text: &str) -> Option<&'static str> {
     if text.starts_with("${") {
         return None;

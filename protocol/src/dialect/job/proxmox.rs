@@ -1,4 +1,4 @@
-//! The calls of Proxmox VE: shortcuts, and calls that are written out.
+//! Proxmox VE calls: shortcuts, and calls written out in full.
 
 use serde_json::{Map, Value as Json};
 
@@ -6,8 +6,8 @@ use super::product::{self, Key, Kind, Need, Product, Read, names, plain};
 use crate::dialect::reader::{Field, Keys, Reader, nearest};
 use crate::dialect::tree::quoted;
 
-/// What a shortcut means: its name, the parameters it needs, the method, and the path below that of
-/// all machines of its kind. A path with `{vmid}` needs one.
+/// A shortcut: its name, required parameters, method, and the path below the machine type. A path
+/// with `{vmid}` requires one.
 struct Shortcut(&'static str, &'static [&'static str], &'static str, &'static str);
 
 #[rustfmt::skip]
@@ -45,18 +45,18 @@ const SHORTCUTS: [Shortcut; 31] = [
     Shortcut("lxc_snapshot", &["snapname"], "POST", "/{vmid}/snapshot"),
 ];
 
-/// Shortcuts that people write and that there cannot be.
+/// Shortcuts that cannot exist, with a hint for each.
 const NO_SHORTCUT: [(&str, &str); 1] =
     [("lxc_agent_exec", "containers have no agent: run the command with the ssh executor")];
 
-/// Parameters by another name: shortcut, what is written, what Proxmox calls it.
+/// Parameters with another name in Proxmox: shortcut, name in the file, name in Proxmox.
 const RENAMED: [(&str, &str, &str); 1] = [("lxc_clone", "name", "hostname")];
 
-/// Parameters that are there where nobody says otherwise: shortcut, name, value.
+/// Default parameters: shortcut, name, value.
 const USUAL: [(&str, &str, &str); 2] =
     [("kvm_metrics", "timeframe", "hour"), ("lxc_metrics", "timeframe", "hour")];
 
-/// The calls that are read where nobody says a method.
+/// Calls whose default method is GET.
 const READING: [&str; 2] = ["status/current", "config"];
 
 const KEYS: [Key; 14] = [
@@ -85,8 +85,8 @@ const PRODUCT: Product = Product {
     aliases: &[("api_params", "params")],
 };
 
-/// Reads the product of a job whose `type` is `label`: a shortcut, or a label of a call that is
-/// written out.
+/// Reads the product of a job. `label` is the job's `type`: a shortcut, or a free label for a call
+/// written out in full.
 pub(super) fn read(
     reader: &mut Reader,
     field: &Field<'_>,
@@ -134,7 +134,7 @@ fn unknown(
     reader.fault(label, format!("there is no shortcut {}", quoted(word)), Some(&hint));
 }
 
-/// The machine's kind as Proxmox calls it.
+/// The machine type in Proxmox's terms.
 fn kind_of(shortcut: &str) -> &'static str {
     if shortcut.starts_with("lxc_") { "lxc" } else { "qemu" }
 }
@@ -169,7 +169,7 @@ fn short(
     for (_, key, value) in USUAL.iter().filter(|(of, _, _)| of == name) {
         params.entry(*key).or_insert_with(|| (*value).into());
     }
-    // A machine that is made has no place of its own in the path.
+    // A machine that does not exist yet is not part of the path.
     if must.contains(&"vmid")
         && !params.contains_key("vmid")
         && let Some(vmid) = with.remove("vmid")
@@ -216,7 +216,7 @@ fn written_out(
     let path = format!("/{{node}}/{kind}{machine}/{command}");
     with.insert("command".to_owned(), command.into());
     finish(&mut with, &kind, method, &path, params);
-    // Beside a call that is written out the job's own word is a label.
+    // For a call written out in full, the job's `type` is a label.
     if let Some(label) = label {
         with.insert("label".to_owned(), label.into());
     }
@@ -227,7 +227,7 @@ fn params_of(with: &mut Map<String, Json>) -> Map<String, Json> {
     with.remove("params").and_then(|params| params.as_object().cloned()).unwrap_or_default()
 }
 
-/// What is in braces is filled in where the call is made, as it may be a result by then.
+/// Placeholders in braces are filled in when the call is made, because their values can be results.
 fn finish(
     with: &mut Map<String, Json>,
     kind: &str,
@@ -243,7 +243,7 @@ fn finish(
     }
 }
 
-/// A name that is a part of a path.
+/// A name used as a path segment.
 fn part(text: &str) -> Option<&'static str> {
     let odd = !text.starts_with("${") && text.contains(['/', '?', '#', ' ']);
     plain(text).or_else(|| odd.then_some("has a character that a part of an address cannot have"))

@@ -1,4 +1,5 @@
-//! Looks for `${...}` that can have no value: what it asks for has not happened when it is read.
+//! Finds `${...}` references that can never have a value, because the job they name has not run
+//! yet.
 
 use std::collections::HashMap;
 
@@ -6,14 +7,15 @@ use crate::diagnostic::Class;
 use crate::dialect::reader::{Field, Fields, Reader, join};
 use crate::dialect::tree::{Value, quoted};
 
-/// Compares the references of each job with the jobs before it.
+/// Checks that each job refers only to earlier jobs.
 pub(super) fn check(reader: &mut Reader, maps: &[Option<Fields<'_>>]) {
     let mut position: HashMap<&str, usize> = HashMap::new();
     for (own, fields) in maps.iter().enumerate() {
         let keys = ["id", "job_id"].into_iter();
         let names = fields.iter().flat_map(|fields| keys.clone().filter_map(|key| fields.get(key)));
         for name in names {
-            // Of two with one name the first can be meant, and the second is a fault of its own.
+            // The first of two jobs with the same name is the target. The duplicate is a separate
+            // fault.
             position.entry(name.node.scalar().unwrap_or_default()).or_insert(own);
         }
     }
@@ -33,7 +35,7 @@ struct Check<'a, 'r> {
 }
 
 impl Check<'_, '_> {
-    /// The depth of a tree is bounded, and so is this.
+    /// Recursion is bounded by the depth limit of the tree.
     fn look(&mut self, field: &Field<'_>) {
         match &field.node.value {
             Value::String(text) => {
@@ -64,7 +66,7 @@ impl Check<'_, '_> {
             }
             return;
         }
-        // What is no job's name is for the shell.
+        // A name that is not a job belongs to the shell.
         if let Some(asked) = self.position.get(name)
             && *asked >= self.own
         {
@@ -76,7 +78,7 @@ impl Check<'_, '_> {
     }
 }
 
-/// What stands before the path in each `${name.path}`.
+/// The name before the path in each `${name.path}`.
 fn names(text: &str) -> impl Iterator<Item = &str> {
     text.split("${").skip(1).filter_map(|rest| {
         let (inside, _) = rest.split_once('}')?;

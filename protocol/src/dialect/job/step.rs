@@ -1,4 +1,4 @@
-//! One job, which becomes one step.
+//! Converts a job to a step.
 
 use serde_json::{Map, Value as Json};
 
@@ -42,15 +42,15 @@ const EXECUTORS: [(&str, ExecutorKind); 7] = [
     ("custom", ExecutorKind::Custom),
 ];
 
-/// The file in which a job leaves what later ones may ask for.
+/// The result file of a job, which later jobs can refer to.
 const RESULT: &str = "result.json";
 
-/// The executor as a job names it.
+/// The executor as named in job files.
 pub(super) fn word(executor: ExecutorKind) -> &'static str {
     EXECUTORS.iter().find(|(_, known)| *known == executor).map_or("job", |(word, _)| word)
 }
 
-/// What an executor gets to do.
+/// The work of a step, as read from `product`.
 #[derive(Default)]
 struct Work {
     with: Map<String, Json>,
@@ -97,11 +97,11 @@ pub(super) fn read(
     })
 }
 
-/// The artifacts of a job, and its result, which is always one.
+/// The artifacts of a job. The result file is always one of them.
 fn outputs(reader: &mut Reader, fields: &Fields<'_>) -> Vec<Output> {
     let mut outputs = reader.optional(fields, "artifacts", handover::outputs).unwrap_or_default();
     for output in &mut outputs {
-        // The directory that a container sees, by the name that it has on the host.
+        // Replaces the container's path of the results directory by its path on the host.
         if let Some(below) = output.path.strip_prefix("mnt/").filter(|below| !below.is_empty()) {
             output.path = below.to_owned();
         }
@@ -117,7 +117,7 @@ fn outputs(reader: &mut Reader, fields: &Fields<'_>) -> Vec<Output> {
     outputs
 }
 
-/// Variables that once did more than to be there.
+/// Reports variables that had a special meaning in the original runner.
 fn special(reader: &mut Reader, fields: &Fields<'_>, executor: ExecutorKind, vars: &Vars) {
     let Some(field) = fields.get("variables") else {
         return;
@@ -184,7 +184,7 @@ fn work(
         read.with.insert("label".to_owned(), label.into());
     }
     let script = program(&read, executor);
-    // Where its lines could not be read, that is what is said.
+    // If its lines could not be read, those faults are enough.
     if script.is_empty() && reader.is_clean() {
         let keys = table.known.known.iter().filter(|key| matches!(**key, "commands" | "script"));
         let keys: Vec<_> = keys.map(|key| format!("`{key}`")).collect();
@@ -195,7 +195,7 @@ fn work(
     Some(Work { with: read.with, script, vars: read.vars, entrypoint: read.entrypoint })
 }
 
-/// The one program of a job.
+/// Joins the lines of a job into one program.
 fn program(read: &Read<'_>, executor: ExecutorKind) -> String {
     let texts = read.texts.iter().flatten();
     if executor != ExecutorKind::Docker {
@@ -203,7 +203,7 @@ fn program(read: &Read<'_>, executor: ExecutorKind) -> String {
         let program = texts.join("\n");
         return if program.trim().is_empty() { String::new() } else { program };
     }
-    // Of what is in one line, a comment would hide all that follows.
+    // In a single line, a comment would hide everything after it.
     let lines: Vec<&str> = texts
         .flat_map(|text| text.lines())
         .map(str::trim)
@@ -212,7 +212,7 @@ fn program(read: &Read<'_>, executor: ExecutorKind) -> String {
     lines.join(" && ")
 }
 
-/// The names of secrets in a value. The depth of a document is bounded, and so is this.
+/// Collects the names of secrets in a value. Recursion is bounded by the depth limit for documents.
 fn named(value: &Json, names: &mut Vec<String>) {
     match value {
         Json::Object(entries) => {

@@ -1,6 +1,6 @@
-//! Durations as Go writes them, which prunner's files hold.
+//! Go durations, as in prunner's files.
 
-/// The units, in nanoseconds; a longer one that begins alike comes first.
+/// Units in nanoseconds. A unit precedes any other that is a prefix of it.
 const UNITS: [(&str, u128); 8] = [
     ("ns", 1),
     ("us", 1_000),
@@ -11,10 +11,11 @@ const UNITS: [(&str, u128); 8] = [
     ("m", 60 * 1_000_000_000),
     ("h", 3_600 * 1_000_000_000),
 ];
-/// Digits after the point that still count: a nanosecond of an hour has 13.
+/// Maximum number of significant fractional digits. A nanosecond in hours has 13.
 const FRACTION: usize = 15;
 
-/// `1h30m`, `1.5s`; a bare whole number is nanoseconds. The answer is in nanoseconds.
+/// Parses a duration such as `1h30m` or `1.5s` to nanoseconds. A bare whole number is in
+/// nanoseconds.
 pub(super) fn duration(text: &str) -> Result<u128, &'static str> {
     const FORM: &str = "expected a duration such as 500ms, 10s or 1h30m";
     if text.starts_with('-') {
@@ -32,7 +33,7 @@ pub(super) fn duration(text: &str) -> Result<u128, &'static str> {
         let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or(FORM)?;
         let (number, after) = rest.split_at(end);
         let (unit, nanos) = UNITS.iter().find(|(unit, _)| after.starts_with(unit)).ok_or(FORM)?;
-        // `m` is the beginning of `ms` too, which stands before it.
+        // `ms` is matched before its prefix `m`.
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         if (whole.is_empty() && fraction.is_empty()) || fraction.contains('.') {
             return Err(FORM);

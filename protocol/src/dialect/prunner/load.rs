@@ -1,4 +1,4 @@
-//! Many files together, as prunner loads them: all of them, or none.
+//! Loads several files together, as prunner does: all of them or none.
 
 use std::collections::BTreeMap;
 
@@ -6,19 +6,18 @@ use crate::diagnostic::{Class, Diagnostic};
 use crate::dialect::{Dialect, parse_as};
 use crate::pipeline::Pipeline;
 
-/// What became of a folder of definitions.
+/// The result of loading a directory of definitions.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Loaded {
-    /// Every pipeline with the path of its file, by their names. None where there is an error.
+    /// Every pipeline and the path of its file, by name. Empty if there is an error.
     pub pipelines: BTreeMap<String, (String, Pipeline)>,
-    /// What keeps them from being loaded, as prunner words it: `loading <path>: <why>`.
+    /// The errors in prunner's format: `loading <path>: <why>`.
     pub errors: Vec<String>,
-    /// What else there is to say.
+    /// Other diagnostics.
     pub warnings: Vec<Diagnostic>,
 }
 
-/// Reads files in the order of their paths. A name that stands in two of them is an error, and so is
-/// anything else that is wrong with one.
+/// Reads files in the order of their paths. Any fault, or a name defined in two files, is an error.
 #[must_use]
 pub fn load<'f>(files: impl IntoIterator<Item = (&'f str, &'f [u8])>) -> Loaded {
     let files: BTreeMap<&str, &[u8]> = files.into_iter().collect();

@@ -1,7 +1,7 @@
-//! prunner's `pipelines.yml`: any number of pipelines, whose tasks are scripts of this host.
+//! prunner's `pipelines.yml`: several pipelines, whose tasks are scripts that run on the host.
 //!
-//! `null` is a key that is not there. A key that is not known is told as a warning: prunner passes
-//! over it, so that files have some.
+//! `null` counts as absent. An unknown key is only a warning: prunner ignores such keys, so
+//! existing files contain some.
 
 mod duration;
 mod load;
@@ -21,13 +21,13 @@ use crate::pipeline::{
 };
 use crate::quantity::Span;
 
-/// The group of every pipeline of such a file.
+/// The group of every pipeline in such a file.
 const GROUP: &str = "local";
-/// The task that is run for a job that failed.
+/// Name of the task that runs if a job failed.
 const ON_ERROR: &str = "on_error";
-/// How long a task has to end by itself.
+/// Grace period of a task.
 const GRACE_MILLIS: u64 = 2_000;
-/// Tells a task its own name.
+/// Variable that holds the task's name.
 const TASK_NAME: &str = "TASK_NAME";
 
 const FILE: Keys = Keys { known: &["pipelines"], instead: &[] };
@@ -71,10 +71,10 @@ const STRATEGIES: [(&str, Strategy); 3] = [
     ("partitioned_replace", Strategy::PartitionedReplace),
 ];
 
-/// Reads every pipeline of a file, in the order of their names.
+/// Reads all pipelines of a file, ordered by name.
 ///
 /// # Errors
-/// Every fault, at least one, in the order of the document, among the warnings.
+/// Every fault, at least one, in document order, followed by the warnings.
 pub(super) fn read(root: &Node) -> Result<(Vec<Pipeline>, Vec<Diagnostic>), Vec<Diagnostic>> {
     let mut reader = Reader::default();
     let pipelines = reader.file(&Field::root(root));
@@ -148,7 +148,7 @@ impl Reader {
         })
     }
 
-    /// How many jobs go on at once: one, where nothing is said.
+    /// The admission policy. The default concurrency is one.
     fn queue(&mut self, fields: &Fields<'_>, whole: &Field<'_>) -> Option<Admission> {
         let concurrency = self.natural(fields, "concurrency").unwrap_or(0).max(1);
         let limit = self.natural(fields, "queue_limit");
@@ -176,7 +176,7 @@ impl Reader {
             self.fault(whole, why.to_owned(), None);
             return None;
         }
-        // Without a bound there would be no last place to take.
+        // Without a limit, there would be no last entry to replace.
         let limit = limit.or_else(|| (strategy == Strategy::Replace).then_some(1));
         Some(Admission {
             concurrency: Some(concurrency),
@@ -199,7 +199,7 @@ impl Reader {
         Some(step(StepName::try_from(ON_ERROR.to_owned()).ok()?, script, vars))
     }
 
-    /// The tasks so that each comes after those that it depends on, else by their names.
+    /// The tasks, each after its dependencies and otherwise ordered by name.
     fn tasks(&mut self, field: &Field<'_>) -> Option<Vec<Step>> {
         let named = self.named(field)?;
         let names: BTreeSet<&str> = named.iter().map(|(name, _)| name.as_str()).collect();
@@ -226,7 +226,7 @@ impl Reader {
             self.fault(field, message, Some("break the circle"));
             return None;
         }
-        // The sort is stable, and the names are in order.
+        // The sort is stable, and the steps are already ordered by name.
         let depth: HashMap<StepName, Option<usize>> =
             steps.iter().map(|step| step.name.clone()).zip(depths).collect();
         steps.sort_by_key(|step| depth.get(&step.name).copied().flatten());
@@ -275,7 +275,7 @@ impl Reader {
         self.optional(fields, "env", |r, f| r.scalars(f, bad_variable)).unwrap_or_default()
     }
 
-    /// A text, or what becomes one as it was written.
+    /// A scalar as text.
     fn scalar(&mut self, field: &Field<'_>) -> Option<String> {
         match field.node.scalar() {
             Some(text) => Some(text.to_owned()),
@@ -283,7 +283,7 @@ impl Reader {
         }
     }
 
-    /// A whole number that is not negative.
+    /// A non-negative whole number.
     fn natural(&mut self, fields: &Fields<'_>, key: &'static str) -> Option<u32> {
         let field = fields.get(key)?;
         if let Value::Number(text) = &field.node.value
@@ -297,7 +297,7 @@ impl Reader {
         self.count(&field, 0, u32::MAX)
     }
 
-    /// A duration; none where it is 0.
+    /// A duration. `None` if it is 0.
     fn span_or_none(&mut self, fields: &Fields<'_>, key: &'static str) -> Option<Span> {
         let field = fields.get(key)?;
         let (Value::String(text) | Value::Number(text)) = &field.node.value else {
@@ -308,7 +308,7 @@ impl Reader {
         match duration(text) {
             Ok(0) => None,
             Ok(nanos) => {
-                // What is shorter than a millisecond is one: 0 would mean that there is none.
+                // Rounded up to a millisecond, because 0 would mean no limit.
                 let millis = u64::try_from(nanos.div_ceil(1_000_000)).unwrap_or(u64::MAX);
                 let span = Span::from_millis(millis);
                 span.map_err(|bad| self.fault(&field, format!("{key}: {bad}"), None)).ok()
@@ -325,7 +325,7 @@ fn last(field: &Field<'_>) -> String {
     field.path.rsplit('.').next().unwrap_or_default().to_owned()
 }
 
-/// A script of this host, as prunner runs it.
+/// A script that runs on the host, with prunner's settings.
 fn step(name: StepName, script: Vec<String>, vars: Vars) -> Step {
     let runs = !script.is_empty();
     Step {
@@ -340,7 +340,7 @@ fn step(name: StepName, script: Vec<String>, vars: Vars) -> Step {
     }
 }
 
-/// The tasks that are in a circle: of those without a depth all that others of them depend on.
+/// The tasks on cycles: those without a depth that others of them depend on.
 fn circle(needs: &[Vec<usize>], depths: &[Option<usize>]) -> BTreeSet<usize> {
     let mut left: BTreeSet<usize> = (0..needs.len()).filter(|at| depths[*at].is_none()).collect();
     loop {

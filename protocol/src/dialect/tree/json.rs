@@ -1,5 +1,5 @@
-//! JSON into the tree. `serde_json` judges whether it is valid, to the letter; the positions come
-//! from a second reader, which is more lenient and therefore only asked about valid text.
+//! Parses JSON into the tree. `serde_json` decides whether the text is valid. Positions come from a
+//! second, more lenient parser that sees only valid text.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
@@ -41,11 +41,11 @@ pub(super) fn read(text: &str) -> Result<Tree, Diagnostic> {
 
 fn invalid(text: &str, cause: &serde_json::Error) -> Diagnostic {
     let mut message = cause.to_string();
-    // The place is said apart from the message.
+    // The position is reported separately.
     if let Some(place) = message.rfind(" at line ") {
         message.truncate(place);
     }
-    // The reader's column counts bytes, and is 0 right after a newline.
+    // The column counts bytes, and is 0 right after a newline.
     let line = text.split('\n').nth(cause.line().saturating_sub(1)).unwrap_or_default();
     let before = &line.as_bytes()[..cause.column().saturating_sub(1).min(line.len())];
     let at = Position::new(cause.line(), String::from_utf8_lossy(before).chars().count() + 1);
@@ -62,7 +62,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// `depth` counts this node; it bounds the recursion.
+    /// `depth` includes this node and bounds the recursion.
     fn node(&mut self, value: ast::Value<'_>, depth: usize) -> Result<Node, Diagnostic> {
         let at = self.lines.position(value.start());
         self.budget.spend(1, 0, at)?;
@@ -102,8 +102,8 @@ impl Reader<'_> {
     }
 }
 
-/// Counts lines and columns up to a byte. Nodes are visited from front to back, so that each byte is
-/// looked at once.
+/// Converts byte offsets to lines and columns. Nodes are visited front to back, so each byte is
+/// scanned once.
 struct Lines<'a> {
     rest: &'a str,
     byte: usize,
@@ -132,7 +132,7 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// The tree of a value that was read elsewhere.
+/// Converts an already parsed value.
 pub(super) fn convert(
     value: &serde_json::Value,
     depth: usize,

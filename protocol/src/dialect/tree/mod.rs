@@ -1,7 +1,7 @@
-//! One tree with positions for JSON and YAML alike, of bounded size, depth and expansion.
+//! One tree with positions for both JSON and YAML, with bounded size, depth and alias expansion.
 //!
-//! A dialect reads this tree and never the text, so each fault has its line and neither form can say
-//! what the other cannot.
+//! Dialects read only this tree, never the text. Therefore every fault has a position, and both
+//! formats can express the same.
 
 mod json;
 #[cfg(test)]
@@ -12,31 +12,31 @@ use std::fmt::Write as _;
 
 use crate::diagnostic::{Class, Diagnostic};
 
-/// The largest text that is read, in bytes.
+/// Maximum size of a text, in bytes.
 pub(crate) const MAX_BYTES: usize = 1024 * 1024;
-/// A byte order mark in UTF-8, as some editors put at the beginning of a file.
+/// The UTF-8 byte order mark that some editors put at the start of a file.
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 const SAVE_AS_UTF8: &str = "save it as UTF-8 without a byte order mark";
-/// How deep lists and maps may be nested.
+/// Maximum nesting depth of lists and maps.
 pub(crate) const MAX_DEPTH: usize = 64;
-/// How many values there may be, each use of an alias counted in full.
+/// Maximum number of values. Each use of an alias counts in full.
 pub(crate) const MAX_NODES: usize = 100_000;
-/// How many bytes of text there may be, each use of an alias counted in full.
+/// Maximum number of bytes in scalars. Each use of an alias counts in full.
 pub(crate) const MAX_TEXT: usize = 4 * MAX_BYTES;
 
 /// A document and the faults of its text.
 #[derive(Debug)]
 pub(crate) struct Tree {
     pub(crate) root: Node,
-    /// Faults of the text that do not prevent reading it, so that a dialect can report its own too.
+    /// Faults of the text that do not prevent reading it, so that a dialect can add its own.
     pub(crate) faults: Vec<Diagnostic>,
-    /// Uses of what only YAML 1.1 readers accept: merge keys and a byte order mark. They are
-    /// resolved in `root`. A dialect whose own program accepts them ignores this list.
+    /// Uses of syntax that only YAML 1.1 allows: merge keys and a byte order mark. They are
+    /// resolved in `root`. A dialect whose original program allows them ignores this list.
     pub(crate) yaml_1_1: Vec<Diagnostic>,
 }
 
 impl Tree {
-    /// The document and every fault, for a format that does not accept YAML 1.1.
+    /// The document and all faults, for a dialect that does not allow YAML 1.1.
     pub(crate) fn strict(self) -> (Node, Vec<Diagnostic>) {
         let Self { root, mut faults, yaml_1_1 } = self;
         faults.extend(yaml_1_1);
@@ -44,14 +44,14 @@ impl Tree {
     }
 }
 
-/// A value, and where it stands.
+/// A value and its position.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Node {
     pub(crate) value: Value,
     pub(crate) at: Position,
 }
 
-/// What a document is made of. Scalars keep their text as it was written: `2.50` stays `2.50`.
+/// A parsed value. Scalars keep their text: `2.50` stays `2.50`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Value {
     Null,
@@ -62,7 +62,7 @@ pub(crate) enum Value {
     Map(Vec<Entry>),
 }
 
-/// A key with its value. Keys are unique in their map.
+/// A key and its value. Keys are unique within a map.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entry {
     pub(crate) key: String,
@@ -70,7 +70,7 @@ pub(crate) struct Entry {
     pub(crate) value: Node,
 }
 
-/// A place in a text, both from 1; both 0 where the text is not at hand.
+/// A line and column, both from 1, or both 0 if there is no text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, PartialOrd, Ord)]
 pub(crate) struct Position {
     pub(crate) line: u32,
@@ -79,12 +79,12 @@ pub(crate) struct Position {
 
 impl Position {
     fn new(line: usize, column: usize) -> Self {
-        // A text of MAX_BYTES has no line and no column that does not fit.
+        // In a text of at most MAX_BYTES, every line and column fits.
         let bounded = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         Self { line: bounded(line), column: bounded(column) }
     }
 
-    /// The place of a byte of a text.
+    /// The position of a byte offset.
     fn of_byte(text: &[u8], byte: usize) -> Self {
         let before = &text[..byte.min(text.len())];
         let line_start = before.iter().rposition(|b| *b == b'\n').map_or(0, |newline| newline + 1);
@@ -92,7 +92,7 @@ impl Position {
         Self::new(line, String::from_utf8_lossy(&before[line_start..]).chars().count() + 1)
     }
 
-    /// A fault of the document at this place.
+    /// Makes a fault at this position.
     pub(crate) fn fault(self, message: impl Into<String>, hint: Option<&str>) -> Diagnostic {
         Diagnostic {
             class: Class::Error,
@@ -106,8 +106,8 @@ impl Position {
     }
 }
 
-/// Reads a file: JSON or YAML by the ending of its name; without one, JSON where it begins like it
-/// and is valid, else YAML.
+/// Reads a file as JSON or YAML according to its extension. Without one, text that starts like JSON
+/// and is valid JSON is JSON; everything else is YAML.
 pub(crate) fn read(file: Option<&str>, bytes: &[u8]) -> Result<Tree, Diagnostic> {
     let Some(rest) = bytes.strip_prefix(BYTE_ORDER_MARK) else {
         return read_text(file, text_of(bytes)?);
@@ -129,8 +129,8 @@ fn read_text(file: Option<&str>, text: &str) -> Result<Tree, Diagnostic> {
     if ends(&["yaml", "yml"]) || !text.trim_start().starts_with(['{', '[']) {
         return yaml::read(text);
     }
-    // YAML in flow style begins like JSON too. Where it is neither, the reader that came further is
-    // the one that its author meant.
+    // YAML in flow style starts like JSON too. If the text is neither, the parser that got further
+    // probably matches the author's intent.
     json::read(text).or_else(|no_json| {
         yaml::read(text).map_err(|no_yaml| {
             let place = |fault: &Diagnostic| (fault.line, fault.column);
@@ -139,13 +139,13 @@ fn read_text(file: Option<&str>, text: &str) -> Result<Tree, Diagnostic> {
     })
 }
 
-/// Reads JSON, such as the body of a message.
+/// Reads JSON, such as a message body.
 pub(crate) fn read_json(bytes: &[u8]) -> Result<Node, Diagnostic> {
     let (root, faults) = json::read(text_of(bytes)?)?.strict();
     faults.into_iter().next().map_or(Ok(root), Err)
 }
 
-/// The text of a file, where it is one that we read.
+/// Decodes the text of a file and checks its size.
 pub(crate) fn text_of(bytes: &[u8]) -> Result<&str, Diagnostic> {
     let start = Position::new(1, 1);
     if bytes.len() > MAX_BYTES {
@@ -177,12 +177,12 @@ fn begins_with_byte_order_mark() -> Diagnostic {
 }
 
 impl Node {
-    /// The tree of JSON that was read before; it has no positions.
+    /// Converts parsed JSON. The tree has no positions.
     pub(crate) fn from_json(value: &serde_json::Value) -> Result<Self, Diagnostic> {
         json::convert(value, 1, &mut Budget::default())
     }
 
-    /// What it is, in words.
+    /// The type of the value, in words.
     pub(crate) fn kind(&self) -> &'static str {
         match self.value {
             Value::Null => "nothing",
@@ -194,7 +194,7 @@ impl Node {
         }
     }
 
-    /// It, as an error shows it: short, so that a stray megabyte does not end in a message.
+    /// The value as shown in errors, shortened.
     pub(crate) fn shown(&self) -> String {
         match &self.value {
             Value::Null => "nothing".to_owned(),
@@ -204,7 +204,7 @@ impl Node {
         }
     }
 
-    /// The text of a scalar as it was written.
+    /// The text of a scalar as written.
     pub(crate) fn scalar(&self) -> Option<&str> {
         match &self.value {
             Value::Bool(text) | Value::Number(text) | Value::String(text) => Some(text),
@@ -212,12 +212,12 @@ impl Node {
         }
     }
 
-    /// The entry of that key, where it is a map that has it.
+    /// The entry with this key, if the value is a map that contains it.
     pub(crate) fn entry(&self, key: &str) -> Option<&Entry> {
         self.entries().iter().find(|entry| entry.key == key)
     }
 
-    /// The entries of a map; none of anything else.
+    /// The entries of a map. Empty for any other value.
     pub(crate) fn entries(&self) -> &[Entry] {
         match &self.value {
             Value::Map(entries) => entries,
@@ -228,7 +228,7 @@ impl Node {
     }
 }
 
-/// A text as an error shows it, in quotes and short.
+/// A text as shown in errors, quoted and shortened.
 pub(crate) fn quoted(text: &str) -> String {
     let mut shown = format!("{:?}", text.chars().take(60).collect::<String>());
     if text.chars().nth(60).is_some() {
@@ -245,7 +245,7 @@ fn short(text: &str) -> String {
     shown
 }
 
-/// What a document may still hold.
+/// The remaining budget for a document.
 #[derive(Debug)]
 struct Budget {
     nodes: usize,

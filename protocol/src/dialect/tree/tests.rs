@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The tree without its positions, as JSON.
+/// The tree as JSON, without positions.
 fn plain(node: &Node) -> serde_json::Value {
     match &node.value {
         Value::Null => serde_json::Value::Null,
@@ -110,7 +110,7 @@ fn plain_scalars_of_yaml_are_what_the_core_schema_says() {
 fn aliases_stand_for_the_whole_value_and_their_uses_count() {
     let tree = yaml("a: &x {k: [1, 2]}\nb: *x\n*y : 1\n".replace("*y", "y").as_str()).unwrap();
     assert_eq!(plain(&tree.entries()[0].value), plain(&tree.entries()[1].value));
-    // An anchor that is used again stands for the newer value.
+    // An anchor that is defined twice refers to the later value.
     let tree = yaml("a: &x 1\nb: &x 2\nc: *x\n").unwrap();
     assert_eq!(tree.entries()[2].value.scalar(), Some("2"));
     let text = "x".repeat(100_000);
@@ -143,7 +143,7 @@ fn a_file_is_json_or_yaml_by_its_ending_and_else_by_its_look() {
     for name in [Some("a.yaml"), Some("dir.json/a.YML"), Some("a"), None] {
         assert!(read(name, flow).is_ok(), "{name:?}");
     }
-    // A tab between the values of JSON is no matter, whatever its ending says.
+    // Tabs between JSON values are allowed, whatever the file's extension.
     let json = b"{\"a\":\t\"\\ud83d\\ude00\"}";
     assert_eq!(plain(&read(None, json).unwrap().root), serde_json::json!({ "a": "😀" }));
 }
@@ -166,7 +166,7 @@ fn what_is_deep_or_large_is_refused_and_does_not_take_long() {
     );
 }
 
-/// Any JSON, with keys that repeat now and then.
+/// Any JSON value, occasionally with duplicate keys.
 fn json() -> impl Strategy<Value = serde_json::Value> {
     let leaf = prop_oneof![
         Just(serde_json::Value::Null),
@@ -205,7 +205,7 @@ proptest! {
 
     #[test]
     fn json_read_as_yaml_is_the_same(value in json()) {
-        // What YAML wants escaped and JSON does not.
+        // Characters that YAML requires to be escaped but JSON does not.
         let escaped: String = value.to_string().chars().fold(String::new(), |mut text, c| {
             if c.is_control() || c == '\u{feff}' || matches!(c, '\u{2028}' | '\u{2029}') {
                 write!(text, "\\u{:04x}", u32::from(c)).unwrap();
@@ -214,7 +214,7 @@ proptest! {
             }
             text
         });
-        // A key of more than 1024 characters or over several lines is none in YAML; these are short.
+        // In YAML, a key longer than 1024 characters or spanning lines is invalid. These are short.
         prop_assert_eq!(plain(&yaml(&escaped).unwrap()), value);
     }
 }

@@ -1,8 +1,8 @@
-//! YAML 1.2 with the core schema into the tree.
+//! Parses YAML 1.2 with the core schema into the tree.
 //!
-//! Rejected, because a pipeline has no use for them and they are more often an accident: a second
-//! document, keys that are not scalars, tags of other schemas. Merge keys (`<<`, of YAML 1.1) are
-//! resolved and reported, so that each dialect can decide whether to accept them.
+//! Multiple documents, non-scalar keys and tags of other schemas are rejected: a pipeline does not
+//! need them, and they are usually accidental. Merge keys (`<<`, from YAML 1.1) are resolved and
+//! reported, so that each dialect can decide whether to allow them.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -12,10 +12,10 @@ use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Span, Tag};
 use super::{Budget, Entry, MAX_DEPTH, Node, Position, Tree, Value, duplicate, too_deep};
 use crate::diagnostic::Diagnostic;
 
-/// The words of saphyr-parser for a tab between a colon and a value that begins with a letter. YAML
-/// allows that tab, the parser does not.
+/// The error of saphyr-parser for a tab between a colon and a value that starts with a letter. YAML
+/// allows such a tab, but the parser does not.
 const TAB_AFTER_COLON: &str = "':' must be followed by a valid YAML whitespace";
-/// How many such tabs are replaced in one document. Each one costs another pass over it.
+/// Maximum number of such tabs per document. Each one costs another pass.
 const MAX_TABS_AFTER_COLON: usize = 100;
 
 pub(super) fn read(text: &str) -> Result<Tree, Diagnostic> {
@@ -34,7 +34,7 @@ pub(super) fn read(text: &str) -> Result<Tree, Diagnostic> {
     events(&text)?.map_err(|cause| invalid(&text, &cause))
 }
 
-/// One pass over a text. The outer error is a fault of the document, the inner one the parser's.
+/// Parses a text once. The outer error is a fault of the document, the inner one the parser's.
 fn events(text: &str) -> Result<Result<Tree, ScanError>, Diagnostic> {
     let mut reader = Reader::default();
     let mut parser = Parser::new_from_str(text);
@@ -51,8 +51,8 @@ fn events(text: &str) -> Result<Result<Tree, ScanError>, Diagnostic> {
     }
 }
 
-/// The text with blanks instead of the tabs that the parser rejected; `None` if it rejected
-/// something else. Positions stay the same.
+/// Replaces the tabs that the parser rejected by blanks. Returns `None` if it rejected something
+/// else. Positions stay the same.
 fn without_tabs_before(text: &str, cause: &ScanError) -> Option<String> {
     if cause.info() != TAB_AFTER_COLON {
         return None;
@@ -64,7 +64,7 @@ fn without_tabs_before(text: &str, cause: &ScanError) -> Option<String> {
         .then(|| format!("{before}{blanks}{}", &text[value..]))
 }
 
-/// YAML knows no control characters, and its reader would take some of them for ends of lines.
+/// YAML allows no control characters, and the parser would treat some of them as line ends.
 fn printable(text: &str) -> Result<(), Diagnostic> {
     let bad = text.char_indices().find(|(_, c)| {
         c.is_control() && !matches!(c, '\t' | '\n' | '\r' | '\u{85}') || *c == '\u{feff}'
@@ -95,7 +95,7 @@ fn position(marker: Marker) -> Position {
     Position::new(marker.line(), marker.col() + 1)
 }
 
-/// A list or map that is not closed yet.
+/// A list or map that is still open.
 struct Open {
     at: Position,
     anchor: usize,
@@ -112,23 +112,23 @@ enum Content {
     },
 }
 
-/// A key whose value comes next.
+/// A key whose value follows.
 enum Key {
     Unique(String, Position),
-    /// A key that the map already has: its value is dropped, as the fault is recorded.
+    /// A duplicate key. The fault is already recorded, so the value is dropped.
     Duplicate,
-    /// `<<`
+    /// The merge key `<<`.
     Merge(Position),
 }
 
-/// The entries that a merge key adds to its map.
+/// Entries that a merge key adds to its map.
 struct Merge {
-    /// How many entries of the map precede the merge key.
+    /// Number of entries of the map before the merge key.
     position: usize,
     entries: Vec<Entry>,
 }
 
-/// What an alias stands for, with its measures.
+/// The node of an anchor, with its measures.
 struct Anchored {
     node: Node,
     nodes: usize,
@@ -266,7 +266,7 @@ impl Reader {
         }
     }
 
-    /// Puts a finished node where it belongs.
+    /// Adds a finished node to its parent.
     fn node(&mut self, node: Node, anchor: usize) -> Result<(), Diagnostic> {
         self.remember(anchor, &node)?;
         match self.open.last_mut().map(|open| &mut open.content) {
@@ -284,7 +284,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Keeps a node that has an anchor, for the aliases that follow. The copy counts too.
+    /// Keeps a node with an anchor for later aliases. The copy counts against the budget.
     fn remember(&mut self, anchor: usize, node: &Node) -> Result<(), Diagnostic> {
         if anchor == 0 {
             return Ok(());
@@ -295,7 +295,7 @@ impl Reader {
         Ok(())
     }
 
-    /// A tag of a list or map says nothing new, or does not belong here.
+    /// Checks a tag of a list or map: only the tag of its own type is allowed.
     fn collection_tag(&mut self, tag: Option<&Tag>, own: &str, at: Position) {
         let Some(tag) = tag else {
             return;
@@ -332,7 +332,7 @@ impl Reader {
     }
 }
 
-/// How many nodes, how many bytes of text, how deep. The depth is bounded, and so is the recursion.
+/// Number of nodes, bytes of text, and depth. Recursion is bounded by the depth limit.
 fn measure(node: &Node) -> (usize, usize, usize) {
     let children: Box<dyn Iterator<Item = (usize, &Node)>> = match &node.value {
         Value::Null => return (1, 0, 0),
@@ -350,7 +350,7 @@ fn measure(node: &Node) -> (usize, usize, usize) {
     })
 }
 
-/// The entries that a merge key adds, the more important ones first.
+/// The entries that a merge key adds, in order of precedence.
 fn merge_sources(value: Node, at: Position) -> Result<Vec<Entry>, Diagnostic> {
     let sources = match value.value {
         Value::List(sources) => sources,
@@ -369,7 +369,7 @@ fn merge_sources(value: Node, at: Position) -> Result<Vec<Entry>, Diagnostic> {
     Ok(all)
 }
 
-/// The entries of a map with those of its merge keys, which never replace a key of the map itself.
+/// Combines a map's own entries with those of its merge keys. Own keys take precedence.
 fn merged(own: Vec<Entry>, merges: Vec<Merge>) -> Vec<Entry> {
     if merges.is_empty() {
         return own;
@@ -387,7 +387,7 @@ fn merged(own: Vec<Entry>, merges: Vec<Merge>) -> Vec<Entry> {
     all
 }
 
-/// `!` alone: take the value as what it is, and a scalar as a text.
+/// Whether the tag is `!` alone, which makes a scalar a text.
 fn is_nonspecific(tag: &Tag) -> bool {
     format!("{}{}", tag.handle, tag.suffix) == "!"
 }
@@ -397,7 +397,7 @@ fn unknown_tag(tag: &Tag, at: Position) -> Diagnostic {
     at.fault(format!("the tag {shown} does not belong here"), Some("remove the tag"))
 }
 
-/// The core schema of YAML 1.2: `yes` and `no` are texts.
+/// Resolves a plain scalar by the YAML 1.2 core schema, in which `yes` and `no` are texts.
 fn plain(text: String) -> Value {
     match text.as_str() {
         "" | "~" | "null" | "Null" | "NULL" => Value::Null,
