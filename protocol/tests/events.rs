@@ -1,4 +1,4 @@
-//! Events: read as they were written, and as their schema says.
+//! Events survive a round trip and conform to their schema.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use proptest::prelude::*;
@@ -12,7 +12,7 @@ fn step(name: &str) -> StepName {
     name.parse().unwrap()
 }
 
-/// One of each, with what it may leave out both there and not.
+/// Every reason, with its optional fields both present and absent.
 fn reasons() -> Vec<Reason> {
     let node = || NodeId::found("bob/runner-1");
     let store: RegisteredName = "local".parse().unwrap();
@@ -131,7 +131,7 @@ fn every_event_is_as_its_schema_says() {
             let json = serde_json::to_value(&event).unwrap();
             let faults: Vec<_> = schema.iter_errors(&json).map(|e| e.to_string()).collect();
             assert!(faults.is_empty(), "{json}: {faults:?}");
-            // The schema must also tell: without its reason it is no event.
+            // The schema must reject an event without a reason.
             let mut json = json;
             json.as_object_mut().unwrap().remove("reason");
             assert!(!schema.is_valid(&json), "{json} was taken");

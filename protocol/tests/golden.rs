@@ -1,6 +1,6 @@
-//! Files in, plans and faults out, compared with what stands beside them.
+//! Compares the plans and faults of input files with the golden files next to them.
 //!
-//! `just golden` (`BOB_GOLDEN=write`) writes them anew; the difference is then to be read by somebody.
+//! `just golden` (`BOB_GOLDEN=write`) rewrites the golden files. Review the difference.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 use std::fs;
@@ -13,7 +13,7 @@ fn is_writing() -> bool {
     std::env::var_os("BOB_GOLDEN").is_some_and(|value| value == "write")
 }
 
-/// Every file below `golden/` that is an input.
+/// Every input file below `golden/`.
 fn inputs() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let mut inputs = Vec::new();
@@ -33,12 +33,12 @@ fn inputs() -> Vec<PathBuf> {
     inputs
 }
 
-/// What a file gives: its plan, and its faults.
+/// The plan and the faults of a file.
 fn outputs(input: &Path) -> (Option<String>, Option<String>) {
     let name = input.file_name().unwrap().to_str().unwrap();
     let parsed = parse(Some(name), &fs::read(input).unwrap());
     let lines = |text: Vec<String>| (!text.is_empty()).then(|| text.join("\n") + "\n");
-    // As people are shown it, without the secrets that stand in a file.
+    // As displayed to people, with clear-text secrets masked.
     let plan = parsed.pipelines.iter().map(|p| serde_json::to_string_pretty(&p.masked()).unwrap());
     let plan = plan.collect();
     let faults = parsed.diagnostics.iter().map(|d| format!("{:?} {d} [{}]", d.class, d.path));
@@ -135,8 +135,7 @@ fn the_three_forms_of_a_job_file_give_the_same_steps() {
     assert_eq!(steps("form-one.yml"), steps("form-jobs.yml"));
 }
 
-/// What is published is not removed and not given another meaning: a difference here is to be read
-/// with that in mind.
+/// Published names must not be removed or given another meaning. Review a difference accordingly.
 #[test]
 fn the_published_schemas_are_those_that_stand_in_the_tests() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/published");

@@ -1,4 +1,4 @@
-//! The parser takes anything, and the forms of a pipeline mean the same.
+//! The parser accepts arbitrary bytes, and all forms of a pipeline have the same meaning.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fmt::Write as _;
@@ -61,7 +61,7 @@ fn resource() -> impl Strategy<Value = Resource> {
     })
 }
 
-/// A command, or programs for a shell with all that belongs to them.
+/// A command, or shell programs with their shell and template syntax.
 fn work() -> impl Strategy<Value = (Option<Cmd>, Vec<String>, Option<Shell>, Option<Template>)> {
     let shell = option::of(select(vec![Shell::Sh, Shell::Bash]));
     let template = select(vec![Template::Go, Template::Dollar]);
@@ -82,7 +82,7 @@ fn cmd() -> impl Strategy<Value = Cmd> {
     ]
 }
 
-/// What only an executor understands.
+/// Settings for the executor.
 fn with() -> impl Strategy<Value = serde_json::Map<String, Value>> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -100,7 +100,7 @@ fn with() -> impl Strategy<Value = serde_json::Map<String, Value>> {
     btree_map("[a-z_]{1,8}", value, 0..3).prop_map(|map| map.into_iter().collect())
 }
 
-/// Whom and what a step leaves behind.
+/// The label, settings, outputs and callback of a step.
 type Handover = (Option<String>, serde_json::Map<String, Value>, Vec<Output>, Option<Callback>);
 
 fn handover() -> impl Strategy<Value = Handover> {
@@ -118,7 +118,7 @@ fn handover() -> impl Strategy<Value = Handover> {
     (option::of("[a-z]{1,8}"), with(), vec(output, 0..2), option::of(callback))
 }
 
-/// A step without what refers to other parts; its name may be its position.
+/// A step without references to other parts. Its name can be its position.
 fn step() -> impl Strategy<Value = Step> {
     let artifact = ("[a-z.]{1,8}x", "[a-z][a-z/.]{0,8}x", registered())
         .prop_filter("leaves the directory", |(_, path, _)| !path.contains(".."))
@@ -147,7 +147,7 @@ fn step() -> impl Strategy<Value = Step> {
             let (label, with, outputs, callback) = handover;
             let (network, pull, times, retry, executor, when, allow_failure) = rest;
             let (timeout, signal, grace) = times;
-            // The keys are known, and null is as good as not there.
+            // Unknown keys are rejected, and null counts as absent.
             let with = if executor == ExecutorKind::Podman {
                 label.iter().map(|label| ("label".to_owned(), label.clone().into())).collect()
             } else {
@@ -222,7 +222,7 @@ fn quotas() -> impl Strategy<Value = Quotas> {
         .prop_map(|(requests, limits)| Quotas { requests, limits })
 }
 
-/// How a step is tied to the rest: its own name, its resource, the steps it waits for.
+/// References of a step: its own name, its resource, and the steps it needs.
 type Ties = (Option<String>, Option<Index>, Option<Vec<Index>>);
 
 fn tied(steps: Vec<(Step, Ties)>, resources: &[Resource]) -> Vec<Step> {
@@ -240,7 +240,7 @@ fn tied(steps: Vec<(Step, Ties)>, resources: &[Resource]) -> Vec<Step> {
             before => needs.iter().map(|index| index.get(before).name.clone()).collect(),
         });
         tied.push(step);
-        // Who needs several images says from which it goes on.
+        // A step that needs several images selects one.
         let images = Graph::of(&tied).images_before(position).to_vec();
         if let ([first, _, ..], true) = (images.as_slice(), tied[position].is_on_image()) {
             tied[position].from = Some(tied[*first].name.clone());
@@ -249,7 +249,7 @@ fn tied(steps: Vec<(Step, Ties)>, resources: &[Resource]) -> Vec<Step> {
     tied
 }
 
-/// A valid pipeline with everything that one can have.
+/// A valid pipeline that uses every feature.
 fn pipeline() -> impl Strategy<Value = Pipeline> {
     let identity = ("[^\\x00-\\x1f\\x7f-\\x9f:]{1,12}", "[^\\x00-\\x1f\\x7f-\\x9f]{1,12}");
     let image = "[a-z0-9][a-z0-9./:@-]{0,20}";
@@ -298,7 +298,7 @@ fn pipeline() -> impl Strategy<Value = Pipeline> {
     )
 }
 
-/// A value as YAML in block style, as a person would lay it out.
+/// Writes a value as YAML in block style, as a person would.
 fn block(value: &Value, indent: usize, out: &mut String) {
     let margin = "  ".repeat(indent);
     match value {
@@ -321,7 +321,7 @@ fn block(value: &Value, indent: usize, out: &mut String) {
     }
 }
 
-/// A text in double quotes, with the escapes that JSON and YAML share.
+/// A text in double quotes, escaped for both JSON and YAML.
 fn quoted(text: &str) -> String {
     Value::from(text).to_string().chars().fold(String::new(), |mut out, c| {
         if c.is_control() || c == '\u{feff}' || matches!(c, '\u{2028}' | '\u{2029}') {
@@ -333,7 +333,7 @@ fn quoted(text: &str) -> String {
     })
 }
 
-/// Texts that nearly are pipelines.
+/// Texts that are almost pipelines.
 fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
     for folder in ["bob", "job", "prunner", "faults", "other"] {
@@ -346,7 +346,7 @@ fn seeds() -> Vec<Vec<u8>> {
     seeds
 }
 
-/// One change of a text: what is cut out, and what comes in its place.
+/// One change to a text: position, number of bytes to remove, and their replacement.
 type Edit = (Index, usize, Vec<u8>);
 
 fn edits() -> impl Strategy<Value = Vec<Edit>> {
@@ -371,7 +371,7 @@ fn edited(mut text: Vec<u8>, edits: Vec<Edit>) -> Vec<u8> {
     text
 }
 
-/// Reads bytes in every way there is. What comes out must hold together.
+/// Parses bytes as every format and checks that the results are consistent.
 fn read_in_every_way(bytes: &[u8]) {
     for name in [None, Some("a.json"), Some("a.yaml"), Some("ci-job-queue")] {
         let parsed = parse(name, bytes);

@@ -1,4 +1,4 @@
-//! The published schemas agree with what is read and written.
+//! The published schemas agree with the parser and with serialized values.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 use std::collections::BTreeSet;
@@ -195,7 +195,7 @@ fn a_run_record_is_as_its_schema_says() {
         let definition = record.definition().unwrap().unwrap();
         let read = definition::read(stored.to_string().as_bytes(), Some(&definition)).unwrap();
         assert_eq!((read.record, read.unknown), (record, None));
-        // As records of older versions are, and as `show` prints them.
+        // As in records of older versions, and as `show` prints them.
         let mut whole = stored.clone();
         let parts: Value = serde_json::from_slice(&definition).unwrap();
         whole.as_object_mut().unwrap().extend(parts.as_object().unwrap().clone());
