@@ -1,4 +1,4 @@
-//! `version`, `schema`, `settings`, `completions`: what the program says of itself.
+//! `version`, `schema`, `settings`, `completions`: information about the program itself.
 
 use std::sync::LazyLock;
 
@@ -12,10 +12,10 @@ use super::exit::{Exit, Failure};
 use super::output::{self, Ink, Table};
 use super::typed::Shell;
 
-/// The commit that this program was built from, where that was known.
+/// The commit that this program was built from, if known.
 const COMMIT: Option<&str> = option_env!("BOB_COMMIT");
 
-/// Version, commit and protocol, as one line has them.
+/// Version, commit and protocol version on one line.
 pub(super) fn title() -> &'static str {
     static TITLE: LazyLock<String> = LazyLock::new(|| {
         let commit = COMMIT.unwrap_or("unknown");

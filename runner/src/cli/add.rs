@@ -1,4 +1,4 @@
-//! `add`: a shell command becomes a job, in the queue file of this host or in the cluster.
+//! `add`: queues a shell command as a job, in this host's queue file or in the cluster.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -14,10 +14,10 @@ use crate::app::ci;
 use crate::app::client::{Client, StartOf, StartRequest};
 use crate::config::{Config, Loaded, Mode};
 
-/// What the program is called where it only adds jobs.
+/// The program name that implies the command `add`.
 const ADD_JOB: &str = "add_job";
 
-/// What was typed, with the command that the program's name stands for.
+/// The arguments, with the command that the program's name implies.
 pub(super) fn named_by_program(typed: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
     let mut typed: Vec<OsString> = typed.into_iter().collect();
     let name = typed.first().and_then(|program| Path::new(program).file_name());
@@ -52,8 +52,8 @@ pub(super) async fn add(context: &Context, typed: Add) -> Result<Exit, Failure> 
     Ok(Exit::Ok)
 }
 
-/// The queue file that is meant; `None`: the cluster is. A mode that somebody has named goes before a
-/// file that is set.
+/// The queue file to use; `None` for the cluster. An explicitly set mode takes precedence over a
+/// configured queue file.
 fn queue_of(typed: &Add, loaded: &Loaded) -> Option<PathBuf> {
     if let Some(queue) = &typed.queue {
         return Some(queue.clone());

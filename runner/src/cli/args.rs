@@ -1,4 +1,4 @@
-//! What can be typed.
+//! The command-line arguments.
 
 use std::path::PathBuf;
 
@@ -13,7 +13,7 @@ use protocol::schema::What;
 use super::later::{NO_OPENAPI, OPENAPI};
 use super::typed::{Add, Completions, Diff, OpenShell, Pattern, Rerun, Run, Stop, Submit};
 
-/// Runs pipelines: each step a rootless container, committed, its output on a stream.
+/// Run pipelines of container steps: each step is committed, and its output published to a stream
 #[derive(Debug, Parser)]
 #[command(
     name = "bob-runner",
@@ -41,47 +41,47 @@ Exit codes: 0 passed, 1 failed, 2 wrong usage, 3 stopped, 65 invalid file, 69 a 
 reached, 78 wrong settings, 130 and 143 ended by a signal.
 `bob-runner settings` shows what is set, docs/settings.md what can be.";
 
-/// What goes with every command.
+/// Options of every command.
 #[derive(Debug, Args)]
 pub(super) struct Global {
-    /// The settings file [default: the first of ./, ~/.config/bob-runner/, /etc/bob-runner/]
+    /// Settings file [default: the first of ./, ~/.config/bob-runner/, /etc/bob-runner/]
     #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) config: Option<PathBuf>,
-    /// Sets one setting, by its name in the file; wins over variables
+    /// Set one setting by its name in the settings file, overriding the file and the environment
     #[arg(long, global = true, value_name = "NAME=VALUE")]
     pub(super) set: Vec<String>,
-    /// How data is shown
+    /// Output format
     #[arg(short, long, global = true, value_enum, default_value_t = Output::Text)]
     pub(super) output: Output,
-    /// When colours are used; `NO_COLOR` switches them off too
+    /// When to use colours; the variable `NO_COLOR` also turns them off
     #[arg(long, global = true, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
     pub(super) color: Color,
 }
 
-/// How data is shown.
+/// The output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Output {
-    /// For people
+    /// Human-readable text
     Text,
-    /// For programs: one document, or one object a line where things come one by one
+    /// JSON for programs: one document, or one object per line for streams of items
     Json,
 }
 
-/// When colours are used.
+/// When to use colours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Color {
-    /// On a terminal
+    /// Only if the output is a terminal
     Auto,
-    /// Always
+    /// Even if the output is not a terminal
     Always,
-    /// Never
+    /// Without any colour
     Never,
 }
 
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Run a file here and now, without any server
+    /// Run a pipeline file on this machine, without a server
     #[command(after_help = "\
 Runs FILE in a rootless container of this machine, shows its output as it comes, and exits with the
 run's result. Ctrl-C stops the run; a second one ends the program at once.
@@ -94,7 +94,7 @@ Examples:
   bob-runner run hello.yaml --var NAME=world -o json
   generate-pipeline | bob-runner run -")]
     Run(Run),
-    /// Run a job file as `run` does, its jobs knowing nothing of each other
+    /// Run a job file like `run`, but without sharing results between its jobs
     #[command(
         hide = true,
         after_help = "\
@@ -106,7 +106,7 @@ Example:
   bob-runner run-multi jobs.yml --workdir /srv/jobs"
     )]
     RunMulti(Run),
-    /// Work for a cluster: take commands, run pipelines, publish events
+    /// Run a worker that takes commands from the cluster, runs pipelines and publishes events
     #[command(after_help = "\
 The first SIGTERM or Ctrl-C drains: nothing new is taken, what runs may finish within
 BOB_DRAIN_SECONDS, and what is left then is handed over: another worker goes on after its last
@@ -116,10 +116,10 @@ Examples:
   bob-runner serve
   bob-runner serve --set worker.max-parallel-runs=8")]
     Serve(Serve),
-    /// End what a worker runs where the worker cannot
+    /// Kill the steps of a worker that cannot do so itself
     #[command(hide = true)]
     Guard(super::guard::Guard),
-    /// Send a run to the cluster; prints its id
+    /// Submit a run to the cluster and print its id
     #[command(after_help = "\
 The same --run-id sent twice is one run, so a submit whose answer was lost can be repeated.
 
@@ -128,9 +128,9 @@ Examples:
   bob-runner submit dev/hello --var NAME=world    a pipeline that is stored
   bob-runner submit dev/hello --follow            show its log, exit with its result")]
     Submit(Submit),
-    /// Add a job: a shell command, run first in, first out
+    /// Queue a shell command as a job, first in, first out
     Add(Add),
-    /// Start a new run where an ended one has come to
+    /// Start a new run from a committed step of an ended run
     #[command(after_help = "\
 The new run has the definition and the variables of RUN, and begins after the last step that RUN has
 committed, or with the step that --from names: what is before it does not run again. What the steps
@@ -140,7 +140,7 @@ Examples:
   bob-runner rerun r-0198c1d2 --follow             once more from the step that failed
   bob-runner rerun r-0198c1d2 --from test          from that step on")]
     Rerun(Rerun),
-    /// List the files that a step of a run changed
+    /// List the files that a step changed in its image
     #[command(after_help = "\
 Looks at the images that the run's steps left on this machine's engine, which has to hold them still:
 give the pipeline a `retention`. A is a file that is new, C one that is not what it was, D one that
@@ -149,7 +149,7 @@ is gone.
 Example:
   bob-runner diff r-0198c1d2 build")]
     Diff(Diff),
-    /// Open a shell in what a step of a run left
+    /// Open a shell in the image that a step committed
     #[command(after_help = "\
 The shell runs in a container of its own on this machine's engine, by podman, and what is done there
 goes with it.
@@ -162,11 +162,11 @@ Examples:
     /// Stop a run
     #[command(after_help = "Example:\n  bob-runner stop r-0198c1d2 --reason 'wrong branch'")]
     Stop(Stop),
-    /// Accept no new run of a pipeline; what runs goes on
+    /// Stop accepting new runs of a pipeline; runs in progress continue
     Pause(Pipeline),
-    /// Accept runs of a pipeline again
+    /// Accept new runs of a paused pipeline again
     Unpause(Pipeline),
-    /// Show the output of a run's steps
+    /// Print the output of a run's steps
     #[command(after_help = "\
 What the steps wrote goes to standard output, byte for byte and in the order of the stream; with
 --stderr their standard error goes to ours. What the runner says goes to standard error.
@@ -176,7 +176,7 @@ Examples:
   bob-runner logs -f r-0198c1d2 --step build
   bob-runner logs -o json r-0198c1d2        every event of the run, one a line")]
     Logs(Logs),
-    /// Show the event stream
+    /// Print the event stream
     #[command(after_help = "\
 Without -f, what the stream holds; with it, that and what comes. With --run, one run's events by the
 reader's rules: what is repeated is dropped, state comes from the run's last owner.
@@ -186,56 +186,56 @@ Examples:
   bob-runner events -f --new
   bob-runner events --run r-0198c1d2 -o json")]
     Events(Events),
-    /// What was dead-lettered: list it, send it again
+    /// List dead-lettered messages, or send them again
     #[command(subcommand, hide = true)]
     Dlq(super::later::Dlq),
-    /// List runs: those that are open, or all with -a
+    /// List open runs, or all runs with --all
     #[command(after_help = "\
 Examples:
   bob-runner ps
   bob-runner ps -a -n 20 --pipeline dev/hello
   bob-runner ps --status failed -o json")]
     Ps(Ps),
-    /// Show one run, with its steps
+    /// Show one run and its steps
     Show(Show),
     /// List the workers of the cluster
     Nodes,
-    /// Store, list and delete pipelines
+    /// Store, list or delete pipelines
     #[command(subcommand)]
     Pipeline(Pipelines),
-    /// Register, list and delete resource providers
+    /// Register, list or delete resource providers
     #[command(subcommand)]
     Provider(Registered),
-    /// Register, list and delete artifact stores
+    /// Register, list or delete artifact stores
     #[command(subcommand)]
     Store(Registered),
-    /// Register, list and delete loggers
+    /// Register, list or delete loggers
     #[command(subcommand)]
     Logger(Registered),
-    /// Say everything that is wrong with pipeline files; runs nothing
+    /// Report every error in pipeline files without running them
     #[command(after_help = "\
 Examples:
   bob-runner validate hello.yaml build.json
   bob-runner validate --here hello.yaml      judge this host too: can it do what the file asks for?
   cat hello.yaml | bob-runner validate -")]
     Validate(Validate),
-    /// Print what a pipeline file means, as JSON with every default written out
+    /// Print a pipeline file as normalized JSON, with every default written out
     Plan(Plan),
     /// Print a published schema
     #[command(after_help = "Example:\n  bob-runner schema pipeline > pipeline.schema.json")]
     Schema(Schema),
-    /// Show every setting: its value, and where it comes from
+    /// Show every setting with its value and its source
     Settings,
-    /// Check this machine and the services, and say what to do
+    /// Check this machine and the services it needs, and suggest fixes
     #[command(after_help = "\
 Ends with 69 where something that is needed is down. In embedded mode only the engine is needed.
 
 Example:
   bob-runner doctor -o json")]
     Doctor,
-    /// Print version, commit and protocol
+    /// Print the version, commit and protocol version
     Version,
-    /// Print a completion script for a shell
+    /// Generate a completion script for a shell
     #[command(after_help = "\
 Examples:
   bob-runner completions bash > /etc/bash_completion.d/bob-runner
@@ -246,91 +246,91 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(super) struct Serve {
-    /// Where queue and state are: cluster or embedded
+    /// Storage of queue and state: cluster (RabbitMQ and etcd) or embedded (one local file)
     #[arg(long, value_name = "MODE")]
     pub(super) mode: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Pipeline {
-    /// The pipeline
+    /// Pipeline, as GROUP/NAME
     #[arg(value_name = "GROUP/NAME", value_parser = PipelineId::from_path)]
     pub(super) pipeline: PipelineId,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Logs {
-    /// The run
+    /// Id of the run, as printed by `submit` or `ps`
     pub(super) run: RunId,
-    /// Go on until the run has ended
+    /// Keep printing new output until the run ends
     #[arg(short, long)]
     pub(super) follow: bool,
-    /// Only this step
+    /// Print only the output of this step
     #[arg(long, value_name = "NAME")]
     pub(super) step: Option<StepName>,
-    /// Send what steps wrote to standard error to ours, and not to standard output
+    /// Print the standard error of steps to standard error instead of standard output
     #[arg(long)]
     pub(super) stderr: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Events {
-    /// Go on with what comes
+    /// Keep printing new events as they are published
     #[arg(short, long)]
     pub(super) follow: bool,
-    /// Only the events of this run
+    /// Print only the events of this run
     #[arg(long)]
     pub(super) run: Option<RunId>,
-    /// Only what was published in this time, such as 90s, 10m or 2d
+    /// Print only events of this last span of time, such as 90s, 10m or 2d
     #[arg(long, value_name = "SPAN", conflicts_with = "run")]
     pub(super) since: Option<Span>,
-    /// Only what comes from now on
+    /// Print only events published from now on
     #[arg(long, requires = "follow", conflicts_with_all = ["since", "run"])]
     pub(super) new: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Ps {
-    /// Those that have ended too
+    /// List ended runs too
     #[arg(short, long)]
     pub(super) all: bool,
-    /// Only runs of this pipeline
+    /// List only runs of this pipeline
     #[arg(long, value_name = "GROUP/NAME", value_parser = PipelineId::from_path)]
     pub(super) pipeline: Option<PipelineId>,
-    /// Only runs in this state
+    /// List only runs with this status
     #[arg(long, value_parser = status)]
     pub(super) status: Option<Status>,
-    /// At most so many, the newest
+    /// List at most this number of runs, newest first
     #[arg(short = 'n', long, value_name = "COUNT")]
     pub(super) limit: Option<usize>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Show {
-    /// The run
+    /// Id of the run
     pub(super) run: RunId,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Pipelines {
-    /// Store the pipelines of files under their names; one that is paused stays so
+    /// Store the pipelines in files under their names; a paused pipeline stays paused
     #[command(after_help = "Example:\n  bob-runner pipeline apply pipelines/*.yaml")]
     Apply(Files),
-    /// List what is stored
+    /// List the stored pipelines
     List,
-    /// Delete a pipeline, unless a run of it is open
+    /// Delete a pipeline, unless it has open runs
     Delete(Pipeline),
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Registered {
-    /// Register under a name: by a file with `name` and `url`, or by both as flags
+    /// Register a service from files with `name` and `url`, or from --name and --url
     #[command(after_help = "\
 Examples:
   bob-runner logger apply --name logs --url http://logs.local:8002
   bob-runner logger apply logs.yaml")]
     Apply(Register),
-    /// List what is registered
+    /// List the registered services
     List,
     /// Delete a registration
     Delete(Unregister),
@@ -338,14 +338,14 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(super) struct Files {
-    /// Files, JSON or YAML; `-` is standard input
+    /// Pipeline files in JSON or YAML, or `-` for standard input
     #[arg(required = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) files: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Register {
-    /// Files with `name` and `url`, JSON or YAML; `-` is standard input
+    /// Files with `name` and `url` in JSON or YAML, or `-` for standard input
     #[arg(
         required_unless_present = "name",
         conflicts_with_all = ["name", "url"],
@@ -353,17 +353,17 @@ pub(super) struct Register {
         value_hint = ValueHint::FilePath
     )]
     pub(super) files: Vec<String>,
-    /// The name
+    /// Name under which the service is registered
     #[arg(long, requires = "url")]
     pub(super) name: Option<String>,
-    /// Where it answers: http:// or https://
+    /// Base URL of the service: http:// or https://
     #[arg(long, requires = "name", value_hint = ValueHint::Url)]
     pub(super) url: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Unregister {
-    /// The name
+    /// Name of the registration
     pub(super) name: RegisteredName,
 }
 
@@ -371,22 +371,22 @@ pub(super) struct Unregister {
 pub(super) struct Validate {
     #[command(flatten)]
     pub(super) files: Files,
-    /// How the files are written: bob, prunner, job or ci [default: told from each file]
+    /// Format of the files: bob, prunner, job or ci [default: detected for each file]
     #[arg(long, value_name = "DIALECT", value_parser = dialect)]
     pub(super) dialect: Option<Dialect>,
     #[command(flatten)]
     pub(super) pattern: Pattern,
-    /// Judge this host too: whether its engine can do what the files ask for
+    /// Also check whether this host and its container engine support the pipelines
     #[arg(long)]
     pub(super) here: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Plan {
-    /// The pipeline file, JSON or YAML; `-` is standard input; a directory of prunner files
+    /// Pipeline file in JSON or YAML, a directory of prunner files, or `-` for standard input
     #[arg(value_hint = ValueHint::AnyPath)]
     pub(super) file: String,
-    /// How the file is written: bob, prunner, job or ci [default: told from the file]
+    /// Format of the file: bob, prunner, job or ci [default: detected]
     #[arg(long, value_name = "DIALECT", value_parser = dialect)]
     pub(super) dialect: Option<Dialect>,
     #[command(flatten)]
@@ -395,7 +395,7 @@ pub(super) struct Plan {
 
 #[derive(Debug, Args)]
 pub(super) struct Schema {
-    /// Of what
+    /// Name of the schema
     #[arg(value_parser = schema_names())]
     pub(super) what: What,
 }
@@ -416,7 +416,7 @@ pub(super) fn variable(text: &str) -> Result<(String, String), String> {
 pub(super) fn param(text: &str) -> Result<(String, serde_json::Value), String> {
     let named = text.split_once('=').filter(|(name, _)| !name.is_empty());
     let (name, json) = named.ok_or("it must be NAME=JSON")?;
-    // The cause names the place, and nothing of what stands there.
+    // The error contains the position, but none of the input.
     let value = serde_json::from_str(json).map_err(|cause| format!("it is no JSON: {cause}"))?;
     Ok((name.to_owned(), value))
 }

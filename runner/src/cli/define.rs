@@ -1,4 +1,4 @@
-//! `pipeline`, `provider`, `store`, `logger`: what is stored under a name.
+//! `pipeline`, `provider`, `store`, `logger`: manage stored definitions.
 
 use protocol::id::RegisteredName;
 use protocol::pipeline::mask_stored_definition;
@@ -25,7 +25,7 @@ pub(super) async fn pipeline(context: &Context, typed: Pipelines) -> Result<Exit
 }
 
 async fn apply_pipelines(context: &Context, files: &[String]) -> Result<Exit, Failure> {
-    // All are understood before the first is stored.
+    // Parse all files before storing anything.
     let mut pipelines = Vec::new();
     let mut refused = None;
     for file in files {
@@ -131,7 +131,7 @@ async fn list_registered(context: &Context, registry: Registry) -> Result<Exit, 
     Ok(Exit::Ok)
 }
 
-/// What flags or files register; every fault of all of them is told.
+/// The registrations from flags or files, or every fault in them.
 fn services(typed: &Register) -> Result<Vec<stored::Registered>, Failure> {
     let mut services = Vec::new();
     let mut faults = Vec::new();

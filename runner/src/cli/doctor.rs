@@ -1,4 +1,4 @@
-//! `doctor`: what this machine and the services lack.
+//! `doctor`: checks this machine and the services it needs.
 
 use super::exit::{Exit, Failure};
 use super::output::{self, Ink, one_line};

@@ -1,4 +1,4 @@
-//! How the program ends (wire.md section 7).
+//! Exit codes of the program (wire.md section 7).
 
 use protocol::run::Status;
 
@@ -6,19 +6,19 @@ use protocol::run::Status;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// It went well; the run passed.
+    /// Success; the run passed.
     Ok = 0,
-    /// The run failed; what was asked for cannot be done as things stand.
+    /// The run failed, or the request cannot be fulfilled in the current state.
     Failed = 1,
-    /// Wrong usage.
+    /// Invalid usage.
     Usage = 2,
     /// The run was stopped.
     Stopped = 3,
     /// A file is invalid.
     Invalid = 65,
-    /// A service cannot be reached.
+    /// A service is unreachable.
     Unavailable = 69,
-    /// The settings are wrong.
+    /// The settings are invalid.
     Settings = 78,
     /// Ended by SIGINT.
     Interrupted = 130,
@@ -27,7 +27,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// The code that says how a run ended.
+    /// The exit code for the status of an ended run.
     #[must_use]
     pub fn of_run(status: Status) -> Self {
         match status {
@@ -48,11 +48,11 @@ impl From<Exit> for std::process::ExitCode {
     }
 }
 
-/// Why a command ends early: how, and the sentence for standard error.
+/// An exit code, and the message for standard error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Failure {
     pub(super) exit: Exit,
-    /// Nothing where everything was said, or where nobody reads any more.
+    /// `None` if the error was already reported, or if nobody reads the output.
     pub(super) message: Option<String>,
 }
 
@@ -61,12 +61,12 @@ impl Failure {
         Self { exit, message: Some(message.into()) }
     }
 
-    /// A service that is needed cannot be used.
+    /// A required service is unusable.
     pub(super) fn away(what: &str) -> Self {
         Self::new(Exit::Unavailable, format!("{what}; `bob-runner doctor` says what to do"))
     }
 
-    /// All was said.
+    /// The error was already reported.
     pub(super) fn told(exit: Exit) -> Self {
         Self { exit, message: None }
     }

@@ -1,4 +1,4 @@
-//! `validate`, `plan`, and the pipeline files of other commands.
+//! `validate`, `plan`, and reading pipeline files for other commands.
 
 use std::io::Read as _;
 
@@ -13,13 +13,13 @@ use super::{Context, Talk, folder};
 use crate::app::doctor;
 use crate::config::LiteralSecrets;
 
-/// A little more than what is read of a file at most, so that the reader says what is wrong with it.
+/// Slightly above the size limit, so that the parser reports a file that is too large.
 const MAX_BYTES: u64 = 1024 * 1024 + 1;
 
-/// What standard input is called in faults.
+/// Name of standard input in diagnostics.
 const STDIN: &str = "standard input";
 
-/// The bytes of a file, or of standard input for `-`.
+/// Reads a file, or standard input for `-`.
 pub(super) fn bytes_of(file: &str) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
     let read = if file == "-" {
@@ -39,17 +39,17 @@ fn shown_name(file: &str) -> &str {
     if file == "-" { STDIN } else { file }
 }
 
-/// What is to be understood: a file, or a directory of prunner's.
+/// A pipeline file, or a directory of prunner files.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Source<'s> {
     pub(super) file: &'s str,
-    /// How it is written, where somebody says so.
+    /// The dialect, if given on the command line.
     pub(super) dialect: Option<Dialect>,
-    /// Which files of a directory count, where somebody says so.
+    /// The glob for files in a directory, if given on the command line.
     pub(super) pattern: Option<&'s str>,
 }
 
-/// Understands a file or a directory. Standard input has no name that could tell its dialect.
+/// Parses a file or a directory. Standard input has no name from which to detect the dialect.
 fn parsed(context: &Context, source: Source<'_>) -> Result<Parsed, Failure> {
     let Source { file, dialect, pattern } = source;
     let is_folder = folder::is_one(file);
@@ -82,14 +82,14 @@ fn parsed(context: &Context, source: Source<'_>) -> Result<Parsed, Failure> {
     Ok(parsed)
 }
 
-/// The pipelines of a file that is to be stored; everything there is to say about it is said first.
+/// The pipelines of a file to store. Reports all diagnostics first.
 pub(super) fn to_store(context: &Context, file: &str) -> Result<Vec<Pipeline>, Failure> {
     let source = Source { file, dialect: None, pattern: None };
     used(context, to_leave(context, source)?, |_| true)
 }
 
-/// Parses a file that is sent to others. Secrets in clear text are errors, so that they are not sent to
-/// where others can read them.
+/// Parses a file that is sent to the cluster. Clear-text secrets are errors, so that nobody else
+/// can read them there.
 fn to_leave(context: &Context, source: Source<'_>) -> Result<Parsed, Failure> {
     let mut parsed = parsed(context, source)?;
     let mut literals: Vec<_> = parsed
@@ -110,7 +110,8 @@ fn to_leave(context: &Context, source: Source<'_>) -> Result<Parsed, Failure> {
     Ok(parsed)
 }
 
-/// Says what there is to say, of that which matters.
+/// Reports the diagnostics for which `matters` returns `true`, and fails if one of them is an
+/// error.
 fn used(
     context: &Context,
     parsed: Parsed,
@@ -126,8 +127,7 @@ fn used(
     Ok(parsed.pipelines)
 }
 
-/// The pipeline of a file that is run by itself, here and now: the one of that name, or the only one;
-/// and how it is written.
+/// The pipeline of a file to run locally, and its dialect: the one with that name, or the only one.
 pub(super) fn to_run(
     context: &Context,
     source: Source<'_>,
@@ -135,18 +135,18 @@ pub(super) fn to_run(
 ) -> Result<(Pipeline, Option<Dialect>), Failure> {
     let parsed = parsed(context, source)?;
     let dialect = parsed.dialect;
-    // Nor is asked for what many runs need.
+    // Settings about several runs have no effect here.
     let found = one_of(context, (source.file, name), parsed, |fault| !is_among_runs(fault))?;
     Ok((found, dialect))
 }
 
-/// Whether it is about what a run by itself has no use for.
+/// Whether a diagnostic is about settings that have no effect on a single local run.
 fn is_among_runs(fault: &Diagnostic) -> bool {
     fault.class == Class::Warning && fault.message.contains(dialect::ALONE)
 }
 
-/// The pipeline of a file that is sent: the one of that name, or the only one. `alone`: as a run by
-/// itself.
+/// The pipeline of a file to submit: the one with that name, or the only one. `alone` removes the
+/// settings about several runs.
 pub(super) fn to_send(
     context: &Context,
     source: Source<'_>,
@@ -176,7 +176,7 @@ fn one_of(
             _ => None,
         },
     };
-    // What is not done yet for the others is not asked for.
+    // Unsupported parts of other pipelines do not matter.
     let is_of = |fault: &Diagnostic| {
         let path = fault.path.strip_prefix("pipelines.");
         path.is_none_or(|path| Some(path) == chosen)

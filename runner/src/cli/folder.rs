@@ -1,4 +1,4 @@
-//! A directory of prunner's definitions: which files are of it, and what they say together.
+//! A directory of prunner definitions: finds its files and loads them together.
 
 use std::path::{Path, PathBuf};
 
@@ -11,18 +11,17 @@ use super::exit::{Exit, Failure};
 use super::files::bytes_of;
 use crate::config::Environment;
 
-/// The files that are read where nobody says which, as prunner has it.
+/// prunner's default pattern for definition files.
 const USUAL: &str = "**/pipelines.{yml,yaml}";
-/// What says it where the command line does not.
+/// Variable with the pattern, used if the command line has none.
 const VARIABLE: &str = "PRUNNER_PATTERN";
 
-/// Whether this is a directory, and not a file.
+/// Whether `file` is a directory.
 pub(super) fn is_one(file: &str) -> bool {
     file != "-" && Path::new(file).is_dir()
 }
 
-/// Everything that the files of a directory define, or all that is wrong with them. A fault of one
-/// of them is one of all.
+/// Reads all definitions in a directory. If one file has a fault, the whole directory is refused.
 pub(super) fn parsed(
     dir: &str,
     typed: Option<&str>,
@@ -42,7 +41,7 @@ pub(super) fn parsed(
     let loaded = load_prunner(read.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())));
     let wrong = loaded.errors.into_iter().map(|message| Diagnostic {
         class: Class::Error,
-        // The sentence names the file.
+        // The message already names the file.
         file: None,
         line: 0,
         column: 0,
@@ -58,8 +57,8 @@ pub(super) fn parsed(
     Ok(parsed.checked())
 }
 
-/// The files below a directory that a pattern is for, in the order of their paths. Links are followed;
-/// one that leads nowhere, or back to where it is, holds nothing.
+/// Finds the files below a directory that match a pattern, sorted by path. Links are followed.
+/// Dangling and cyclic links are skipped.
 fn found(dir: &str, pattern: &str) -> Result<Vec<PathBuf>, Failure> {
     let glob = GlobBuilder::new(pattern).literal_separator(true).build();
     let glob =

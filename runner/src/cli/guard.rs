@@ -1,4 +1,4 @@
-//! `guard`: the process that a worker starts beside itself.
+//! `guard` and other commands that a worker starts as helper processes.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -12,15 +12,15 @@ use crate::app;
 use crate::app::lifeline::{LIFELINE, hold};
 use crate::telemetry;
 
-/// What a worker types.
+/// Arguments that a worker passes to its guard.
 #[derive(Debug, Args)]
 pub(super) struct Guard {
-    /// The worker
+    /// Node id of the worker
     worker: String,
-    /// The least that is told
+    /// Lowest level to log
     #[arg(long)]
     level: String,
-    /// How
+    /// Log format
     #[arg(long, value_enum)]
     form: Form,
 }
@@ -31,25 +31,25 @@ enum Form {
     Json,
 }
 
-/// Whether these are the words that start a guard: it is small, and has no use for many threads.
+/// Whether the arguments start a guard, which needs only one thread.
 #[must_use]
 pub fn is_guard(typed: &[OsString]) -> bool {
     typed.get(1).is_some_and(|word| word == "guard")
 }
 
-/// Whether these are the words that start a step's supervisor, which has no runtime at all.
+/// Whether the arguments start a step's supervisor, which needs no async runtime.
 #[must_use]
 pub fn is_supervisor(typed: &[OsString]) -> bool {
     typed.get(1).is_some_and(|word| word == app::SUPERVISE)
 }
 
-/// Whether these are the words that start a renderer of templates, which has no runtime either.
+/// Whether the arguments start a template renderer, which needs no async runtime.
 #[must_use]
 pub fn is_renderer(typed: &[OsString]) -> bool {
     typed.get(1).is_some_and(|word| word == app::RENDER)
 }
 
-/// Renders the templates that a worker sends.
+/// Renders templates received from a worker.
 #[must_use]
 pub fn render() -> Exit {
     match app::render() {
@@ -61,7 +61,7 @@ pub fn render() -> Exit {
     }
 }
 
-/// Supervises the step that a worker names.
+/// Supervises the step named by a worker.
 #[must_use]
 pub fn supervise() -> Exit {
     match app::supervise() {
@@ -73,13 +73,13 @@ pub fn supervise() -> Exit {
     }
 }
 
-/// Whether these are the words that start the process which holds a service of a worker.
+/// Whether the arguments start a lifeline, the process that holds a worker's service.
 #[must_use]
 pub fn is_lifeline(typed: &[OsString]) -> bool {
     typed.get(1).is_some_and(|word| word == LIFELINE)
 }
 
-/// Runs a service until it has no holder left: `lifeline DIR PROGRAM ARGUMENT...`.
+/// Runs a service until its last holder is gone: `lifeline DIR PROGRAM ARGUMENT...`.
 #[must_use]
 pub fn lifeline(typed: &[OsString]) -> ExitCode {
     let [_, _, dir, program, arguments @ ..] = typed else {
@@ -95,7 +95,7 @@ pub fn lifeline(typed: &[OsString]) -> ExitCode {
     }
 }
 
-/// Knows no settings: what it has to know the worker says.
+/// Runs a guard. It loads no settings, because the worker passes all it needs.
 pub(super) async fn guard(typed: &Guard) -> Result<Exit, Failure> {
     let form = match typed.form {
         Form::Text => telemetry::Form::Text,

@@ -1,4 +1,4 @@
-//! `diff` and `shell`: what the steps of a run have left on this machine's engine.
+//! `diff` and `shell`: inspect the images of a run's steps on this machine's engine.
 
 use protocol::id::RunId;
 use serde_json::json;
@@ -39,7 +39,7 @@ pub(super) async fn diff(context: &Context, typed: &Diff) -> Result<Exit, Failur
     Ok(Exit::Ok)
 }
 
-/// The record of a run: of one that `run` has kept here, else of the cluster.
+/// The run record: from this machine if `run` kept the run here, otherwise from the cluster.
 async fn known(config: &Config, run: &RunId) -> Result<KnownRun, Failure> {
     if let Some(kept) = app::kept_run(config, run).await? {
         return Ok(kept.client().run(run).await?);

@@ -1,4 +1,4 @@
-//! What the wire contract names and this version does not do: known, and refused with a sentence.
+//! Commands of the wire contract that this version recognizes but does not support.
 
 use clap::{Args, Subcommand};
 
@@ -6,13 +6,13 @@ use super::exit::{Exit, Failure};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Dlq {
-    /// What was dead-lettered, and why
+    /// List dead-lettered messages and why they were dead-lettered
     List(Anything),
-    /// Send it again
+    /// Send dead-lettered messages again
     Replay(Anything),
 }
 
-/// Whatever will be understood one day.
+/// Accepts any arguments.
 #[derive(Debug, Args)]
 pub(super) struct Anything {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
@@ -33,9 +33,9 @@ pub(super) fn dlq(typed: &Dlq) -> Failure {
     )
 }
 
-/// The schema that is not written yet.
+/// The name of the schema that does not exist yet.
 pub(super) const OPENAPI: &str = "openapi";
 
-/// The sentence for it.
+/// The error for [`OPENAPI`].
 pub(super) const NO_OPENAPI: &str =
     "`schema openapi` comes with a later version, together with the HTTP API";

@@ -1,4 +1,4 @@
-//! `logs` and `events`: the stream, as its readers ought to read it.
+//! `logs` and `events`: read the stream by the reader's rules of the wire contract.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub(super) async fn logs(context: &Context, typed: &Logs) -> Result<Exit, Failur
         Read::Ended(_) | Read::CaughtUp => Exit::Ok,
         Read::Incomplete(_) => Exit::Failed,
     };
-    // The run was accepted while its log was followed.
+    // The run was accepted only while its log was followed.
     if let (false, Some(step)) = (checked, &typed.step)
         && let Ok(known) = client.run(&typed.run).await
     {
@@ -52,7 +52,7 @@ fn say_unknown(run: &RunId) {
     output::message(&format!("[bob] run {run} is not known yet; waiting for it"));
 }
 
-/// Follows a run that was just sent; ends with its result.
+/// Follows a run that was just submitted, and returns its result.
 pub(super) async fn follow_submitted(
     context: &Context,
     client: &Client,
@@ -63,7 +63,7 @@ pub(super) async fn follow_submitted(
     let plain = Plain::new(StepErrors::WithOutput, None, context.style);
     Ok(match read(context, &mut tail, plain, run).await? {
         Read::Ended(ending) | Read::Incomplete(Some(ending)) => Exit::of_run(ending.status),
-        // What it ended with is in its record, if not on the stream.
+        // If the stream lacks the ending event, the record has the result.
         Read::CaughtUp | Read::Incomplete(None) => {
             Exit::of_run(client.run(run).await?.record.status)
         }
@@ -71,15 +71,15 @@ pub(super) async fn follow_submitted(
     })
 }
 
-/// A run that nobody has taken for so long gets a word about it.
+/// Time without an owner after which a warning about the run is printed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How the reading ended.
+/// How reading a log ended.
 enum Read {
     Ended(Ending),
-    /// The run goes on, and nobody wanted to wait for it.
+    /// The run is still in progress, and the log is not followed.
     CaughtUp,
-    /// Something that was published is not there.
+    /// A published event is missing.
     Incomplete(Option<Ending>),
     Signal(Exit),
 }
@@ -131,7 +131,7 @@ async fn read(
     })
 }
 
-/// Names what a log lacks, and why if the stream has dropped it.
+/// Reports missing parts of a log, and whether the stream has dropped them by retention.
 async fn warn_of_missing(
     context: &Context,
     tail: &LogTail,
@@ -169,7 +169,7 @@ pub(super) async fn events(context: &Context, typed: &Events) -> Result<Exit, Fa
             signal = signals.next() => return Ok(signal),
         };
         let Some(message) = message else { return Ok(Exit::Ok) };
-        // As it was published, with what this version does not know of it.
+        // The body is printed as published, including fields unknown to this version.
         let is_line = !message.body.contains(&b'\n');
         if context.style.json
             && is_line
@@ -227,7 +227,7 @@ async fn events_of_run(
     }
 }
 
-/// A line about an event whose reason or kind is none that this version knows.
+/// Formats an event whose reason or kind is unknown to this version.
 fn strange(body: &[u8]) -> Option<String> {
     let all: Map<String, Value> = serde_json::from_slice(body).ok()?;
     let text = |key: &str| all.get(key).and_then(Value::as_str);

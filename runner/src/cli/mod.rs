@@ -1,24 +1,24 @@
-//! The commands of the program: what was typed becomes calls of `app`, and answers become text.
+//! The command line: turns arguments into calls of `app`, and results into text.
 //!
 //! | module | duty |
 //! |---|---|
-//! | `args` | what can be typed |
-//! | `exit` | how the program ends |
+//! | `args` | command-line arguments |
+//! | `exit` | exit codes |
 //! | `output` | data, messages, colours, tables |
-//! | `files` | `validate`, `plan`, and the files of other commands |
-//! | `folder` | a directory of prunner's files |
+//! | `files` | `validate`, `plan`, and files of other commands |
+//! | `folder` | directories of prunner files |
 //! | `run`, `session`, `serve` | a worker in this process |
-//! | `guard` | what ends the steps of a worker that cannot |
-//! | `add` | jobs that are shell commands |
+//! | `guard` | helper processes of a worker |
+//! | `add` | shell commands as jobs |
 //! | `submit` | `submit`, `stop`, `pause`, `unpause` |
-//! | `job` | what the users of job files find on disk |
+//! | `job` | status and log files for users of job files |
 //! | `logs` | `logs`, `events` |
 //! | `state` | `ps`, `show`, `nodes` |
 //! | `define` | `pipeline`, `provider`, `store`, `logger` |
-//! | `later` | what a later version does |
+//! | `later` | commands of later versions |
 //! | `doctor`, `about` | `doctor`; `version`, `schema`, `settings`, `completions` |
-//! | `view`, `screen`, `sane` | events as people see them |
-//! | `writer` | output that does not hold up its command |
+//! | `view`, `screen`, `sane` | display of events |
+//! | `writer` | output that never blocks its command |
 
 mod about;
 mod add;
@@ -63,12 +63,12 @@ use crate::app::client::{Client, Listed};
 use crate::config::{self, Config, Environment, Flags, LogFormat, LogLevel, Sources};
 use crate::telemetry;
 
-/// Says on standard error what keeps the program from doing anything at all.
+/// Reports an error that prevents the program from starting.
 pub fn complain(text: &str) {
     output::message(&format!("error: {text}"));
 }
 
-/// Does what was typed, and returns how the program is to end.
+/// Runs the command given by the arguments, and returns the exit code.
 pub async fn main(typed: impl IntoIterator<Item = OsString>, environment: Environment) -> Exit {
     let typed = match understood(add::named_by_program(typed)) {
         Ok(typed) => typed,
@@ -90,7 +90,7 @@ pub async fn main(typed: impl IntoIterator<Item = OsString>, environment: Enviro
 
 fn understood(typed: impl IntoIterator<Item = OsString>) -> Result<Typed, Exit> {
     let typed: Vec<OsString> = typed.into_iter().collect();
-    // The help is printed while the rest is still being understood, so its colours are settled first.
+    // clap prints help while parsing, so decide about colours first.
     let wants = |when: &str| {
         typed.windows(2).any(|two| two[0] == "--color" && two[1] == when)
             || typed.iter().any(|one| *one == format!("--color={when}").as_str())
@@ -156,7 +156,7 @@ async fn obey(context: &Context, command: Command) -> Result<Exit, Failure> {
     }
 }
 
-/// What every command knows.
+/// Context of every command.
 #[derive(Debug)]
 struct Context {
     style: Style,
@@ -164,14 +164,14 @@ struct Context {
     flags: Flags,
 }
 
-/// How much the program says of itself where that was not set.
+/// Default log level, by the kind of command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Talk {
-    /// What happens: it is a service.
+    /// Info: a service reports what it does.
     Much,
-    /// What is wrong: it is a command, and its answer is what counts.
+    /// Warnings: a command reports problems besides its result.
     Little,
-    /// What somebody must act on: the run that is shown says the rest.
+    /// Errors: everything else is part of the displayed run.
     Hardly,
 }
 
@@ -181,13 +181,13 @@ impl Context {
         config::load(&sources).map_err(|faults| Failure::new(Exit::Settings, faults.to_string()))
     }
 
-    /// The same, where the file that was named holds somebody else's settings.
+    /// The same context without `--config`, for a file that holds the settings of job files.
     fn without_file(&self) -> Self {
         let flags = Flags { config: None, set: self.flags.set.clone() };
         Self { style: self.style, environment: self.environment.clone(), flags }
     }
 
-    /// The settings of this program. A file that is named for the settings of job files holds none.
+    /// The program's own settings. A file with the settings of job files contains none.
     fn own_config(&self, talk: Talk) -> Result<Config, Failure> {
         if self.flags.config.as_deref().is_some_and(job::is_named) {
             return self.without_file().config(talk);
@@ -195,7 +195,7 @@ impl Context {
         self.config(talk)
     }
 
-    /// The settings; the log begins by them.
+    /// Loads the settings and initializes the log from them.
     fn config(&self, talk: Talk) -> Result<Config, Failure> {
         let loaded = self.loaded()?;
         for warning in &loaded.warnings {
@@ -211,28 +211,28 @@ impl Context {
             Talk::Little => LogLevel::Warn,
             Talk::Hardly => LogLevel::Error,
         };
-        // Standard output is for the answer of a command.
+        // Standard output is reserved for the command's result.
         let of_command = |form| match form {
             telemetry::Form::Ci if talk != Talk::Much => telemetry::Form::Text,
             form @ (telemetry::Form::Text | telemetry::Form::Json | telemetry::Form::Ci) => form,
         };
-        // JSON lines are for services. A person reads the messages of a command.
+        // JSON logs are for services. A command's log is read by people.
         let usual = (talk != Talk::Much).then_some(telemetry::Form::Text);
         let form = log_form(&loaded.config).map(of_command).or(usual);
         let options =
             telemetry::Options { level: level.as_str(), form, colour: self.style.colour_err };
-        // A log that was begun already is that of a test that calls us.
+        // In tests, the log is already initialized.
         telemetry::begin(options).ok();
         Ok(loaded.config)
     }
 
-    /// What speaks to the cluster.
+    /// A client for the cluster.
     fn client(&self) -> Result<Client, Failure> {
         let config = self.config(Talk::Little)?;
         Ok(app::client::connect(config)?)
     }
 
-    /// The entries of a list that can be read, with a warning about each of the others.
+    /// The readable entries of a list, with a warning for each other entry.
     fn readable<T>(&self, listed: Listed<T>) -> Vec<T> {
         for unreadable in &listed.unreadable {
             self.warn(&format!("{unreadable}; it may be of a later version"));
@@ -246,7 +246,7 @@ impl Context {
     }
 }
 
-/// The form of the log, where it was said.
+/// The log format, if set.
 fn log_form(config: &Config) -> Option<telemetry::Form> {
     config.log.format.map(|format| match format {
         LogFormat::Text => telemetry::Form::Text,

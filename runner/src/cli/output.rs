@@ -1,4 +1,4 @@
-//! Standard output and standard error: data, messages, colours, tables.
+//! Writes to standard output and standard error: data, messages, colours, tables.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -10,15 +10,15 @@ use super::args::{Color, Output};
 use super::exit::{Exit, Failure};
 use crate::config::Environment;
 
-/// How things are shown.
+/// How output is displayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Style {
     pub(super) json: bool,
-    /// Colours on standard output.
+    /// Use colour on standard output.
     pub(super) colour: bool,
-    /// Colours on standard error.
+    /// Use colour on standard error.
     pub(super) colour_err: bool,
-    /// Standard output is a terminal that understands cursor movements.
+    /// Standard output is a terminal with cursor control.
     pub(super) terminal: bool,
     /// Standard output and standard error are the same terminal, pipe or file.
     pub(super) together: bool,
@@ -63,7 +63,7 @@ pub(super) enum Ink {
 }
 
 impl Ink {
-    /// The text in this ink, or as it is.
+    /// Formats text in this colour, if colours are enabled.
     pub(super) fn paint(self, text: &str, colour: bool) -> String {
         let code = match self {
             Self::Plain => return text.to_owned(),
@@ -78,7 +78,7 @@ impl Ink {
     }
 }
 
-/// Writes data. A reader that has gone ends the command quietly.
+/// Writes data. If the reader is gone, the command ends silently.
 pub(super) fn data(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(bytes).and_then(|()| stdout.flush()).map_err(|cause| unwritten(&cause))
@@ -89,25 +89,25 @@ pub(super) fn line(text: &str) -> Result<(), Failure> {
     data(format!("{text}\n").as_bytes())
 }
 
-/// Writes one JSON document, for people who read it too.
+/// Writes one JSON document, indented for readability.
 pub(super) fn document(value: &impl Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|cause| Failure::new(Exit::Failed, format!("cannot write JSON: {cause}")))?;
     line(&text)
 }
 
-/// Writes bytes to standard error. Nobody may be there to read them, and that ends nothing.
+/// Writes bytes to standard error. Errors are ignored.
 pub(super) fn aside(bytes: &[u8]) {
     let mut stderr = io::stderr().lock();
     drop(stderr.write_all(bytes).and_then(|()| stderr.flush()));
 }
 
-/// Says something to whoever typed the command.
+/// Writes a message to standard error.
 pub(super) fn message(text: &str) {
     aside(format!("{text}\n").as_bytes());
 }
 
-/// What it means that standard output did not take something.
+/// The failure for an error of standard output.
 pub(super) fn unwritten(cause: &io::Error) -> Failure {
     if cause.kind() == io::ErrorKind::BrokenPipe {
         return Failure::told(Exit::Ok);
@@ -115,7 +115,7 @@ pub(super) fn unwritten(cause: &io::Error) -> Failure {
     Failure::new(Exit::Failed, format!("cannot write to standard output: {cause}"))
 }
 
-/// Rows under a heading, each column as wide as its widest cell.
+/// A table with a heading. Each column is as wide as its widest cell.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     rows: Vec<Vec<(String, Ink)>>,
@@ -152,13 +152,13 @@ impl Table {
     }
 }
 
-/// Text from elsewhere on one line, without what could move a cursor.
+/// Replaces control characters, so that external text stays on one line and cannot move the cursor.
 pub(super) fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
-/// The first line of a text that says something, in at most `width` characters, and how many lines
-/// follow: `set -eu … (+12 lines)`.
+/// The first non-blank line of a text in at most `width` characters, and the number of further
+/// lines: `set -eu … (+12 lines)`.
 pub(super) fn brief(text: &str, width: usize) -> String {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = one_line(lines.next().unwrap_or_default());
@@ -175,7 +175,7 @@ pub(super) fn brief(text: &str, width: usize) -> String {
     if more.is_empty() { format!("{cut}…") } else { format!("{}{more}", cut.trim_end()) }
 }
 
-/// A span for people: `250ms`, `4.2s`, `3m07s`, `5h12m`, `3d4h`.
+/// Formats a time span for people: `250ms`, `4.2s`, `3m07s`, `5h12m`, `3d4h`.
 pub(super) fn span(millis: i64) -> String {
     let millis = millis.max(0);
     let seconds = millis / 1000;

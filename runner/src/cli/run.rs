@@ -1,4 +1,4 @@
-//! `run`: one file, here and now, in this process.
+//! `run`: runs one file on this machine, in this process.
 
 use std::collections::HashMap;
 
@@ -24,7 +24,7 @@ use crate::config::env_files::{self, StepEnv};
 
 pub(super) async fn run(context: &Context, typed: Run, results: Results) -> Result<Exit, Failure> {
     let named = context.flags.config.as_deref().filter(|file| job::is_named(file));
-    // A file that is named so holds the settings of jobs, and nothing of ours.
+    // Such a file holds the settings of job files, not the program's own.
     let without_file = named.map(|_| context.without_file());
     let mut config = without_file.as_ref().unwrap_or(context).config(Talk::Hardly)?;
     let (mut pipeline, step_env) = understood(context, &typed)?;
@@ -47,7 +47,7 @@ pub(super) async fn run(context: &Context, typed: Run, results: Results) -> Resu
     start(context.style, &order, titles, settings.as_ref()).await
 }
 
-/// A run that is to be started here and now.
+/// A run to start on this machine.
 pub(super) struct Order {
     pub(super) config: Config,
     pub(super) pipeline: Pipeline,
@@ -56,7 +56,7 @@ pub(super) struct Order {
     pub(super) run: RunId,
     /// Whether the user chose the id.
     pub(super) is_named: bool,
-    /// The ended run whose committed steps it takes over.
+    /// The ended run whose committed steps are taken over.
     pub(super) after: Option<KeptParent>,
 }
 
@@ -73,7 +73,7 @@ impl Order {
     }
 }
 
-/// Starts a run, shows it, and ends as it does.
+/// Starts a run, displays it, and returns its result.
 pub(super) async fn start(
     style: Style,
     order: &Order,
@@ -94,7 +94,7 @@ pub(super) async fn start(
     });
     let mut here = tokio::select! {
         here = app::run_here(&order.config, order.start(), jobs) => here?,
-        // Nothing of it runs yet.
+        // Nothing has started yet.
         signal = signals.next() => return Ok(signal),
     };
     let mut session = Session::new(&order.run, view, signals, files);
@@ -102,7 +102,7 @@ pub(super) async fn start(
     session.end(here, outcome).await
 }
 
-/// The pipeline that is to be run, and what its steps on this host have beside the environment.
+/// The pipeline to run, and additional environment variables for its steps on this host.
 fn understood(context: &Context, typed: &Run) -> Result<(Pipeline, StepEnv), Failure> {
     let source = files::Source {
         file: &typed.file,
@@ -113,7 +113,7 @@ fn understood(context: &Context, typed: &Run) -> Result<(Pipeline, StepEnv), Fai
     Ok((pipeline, step_env(context, dialect, &typed.env_files)?))
 }
 
-/// What the tasks of a prunner file have beside the environment; nothing of another file.
+/// Additional environment variables for the tasks of a prunner file. Empty for other files.
 fn step_env(
     context: &Context,
     dialect: Option<Dialect>,
@@ -131,20 +131,20 @@ fn step_env(
     Ok(read.0)
 }
 
-/// How a run is shown. Standard output that takes no more ends the showing, not the run.
+/// The display of a run. If standard output fails, the display stops but the run continues.
 pub(super) struct View {
     form: Form,
-    /// What is said before a step; once.
+    /// A title to print once before a step.
     titles: HashMap<StepName, String>,
     pub(super) writer: Writer,
 }
 
 enum Form {
-    /// One event a line.
+    /// One event per line.
     Json,
-    /// As it comes.
+    /// Plain text.
     Plain(Plain),
-    /// On a terminal.
+    /// A live view on a terminal.
     Screen(Screen),
 }
 
@@ -178,7 +178,7 @@ impl View {
         self.write(pieces);
     }
 
-    /// Draws the times on a terminal again, if it accepts more.
+    /// Redraws the elapsed times on a terminal, unless output is blocked.
     pub(super) fn tick(&mut self) {
         if let Form::Screen(screen) = &mut self.form
             && self.writer.has_room()
@@ -191,7 +191,7 @@ impl View {
     pub(super) fn say(&mut self, text: &str) {
         let piece = match &mut self.form {
             Form::Plain(plain) => plain.note(text),
-            // What stands below the output on a terminal must not be written over.
+            // The live view must not be overwritten.
             Form::Screen(screen) if self.writer.unwritten().is_none() => {
                 Piece::Out(screen.say(text, now()))
             }
@@ -212,9 +212,9 @@ impl View {
     }
 }
 
-/// How the program ends after a run that ended so.
+/// The exit of the program after a run with this result.
 pub(super) fn ended(unwritten: Option<Failure>, run: &RunId, exit: Exit) -> Result<Exit, Failure> {
-    // A reader that has gone has no message.
+    // A closed pipe has no message.
     let Some(cause) = unwritten.and_then(|failure| failure.message) else {
         return Ok(exit);
     };
@@ -222,7 +222,7 @@ pub(super) fn ended(unwritten: Option<Failure>, run: &RunId, exit: Exit) -> Resu
     Err(Failure::new(exit, format!("run {run} has ended, and not all of it was shown: {cause}")))
 }
 
-/// An event as it stands on the stream.
+/// An event as published on the stream, on one line.
 pub(super) fn json_line(item: &Item) -> Piece {
     let mut bytes = match item {
         Item::State(event) => event.to_json(),
@@ -235,7 +235,7 @@ pub(super) fn json_line(item: &Item) -> Piece {
     Piece::Out(bytes)
 }
 
-/// Writes what a view has made of an item.
+/// Writes the output of a view.
 pub(super) fn pieces(pieces: Vec<Piece>) -> Result<(), Failure> {
     for piece in pieces {
         match piece {
@@ -251,7 +251,7 @@ fn now() -> i64 {
 }
 
 fn size() -> Size {
-    // A terminal that does not know its size says 0.
+    // Some terminals report a size of 0.
     match rustix::termios::tcgetwinsize(std::io::stdout()) {
         Ok(size) if size.ws_col > 0 && size.ws_row > 0 => {
             Size { columns: usize::from(size.ws_col), rows: usize::from(size.ws_row) }

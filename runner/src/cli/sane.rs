@@ -1,7 +1,7 @@
-//! Text from elsewhere, as a terminal may show it.
+//! Makes external text safe for display on a terminal.
 
-/// A line of a step's output as a terminal may show it: nothing in it moves the cursor. What a
-/// carriage return overwrites is left out, colours stay where there are any.
+/// Sanitizes a line of step output so that it cannot move the cursor. Text overwritten by a
+/// carriage return is dropped. Colours are kept if `colour` is set.
 pub(super) fn sane(line: &str, colour: bool) -> String {
     let line = line.strip_suffix('\r').unwrap_or(line);
     let line = line.rsplit('\r').next().unwrap_or(line);
@@ -28,7 +28,7 @@ pub(super) fn sane(line: &str, colour: bool) -> String {
     text
 }
 
-/// Reads over an escape sequence; one that sets colours is the answer.
+/// Consumes an escape sequence, and returns it if it sets colours.
 fn escape(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<String> {
     match chars.next()? {
         '[' => {
@@ -43,7 +43,7 @@ fn escape(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<String
             }
             None
         }
-        // A text for the terminal itself, such as a title: up to BEL or ESC \.
+        // A string for the terminal itself, such as a title. Ends with BEL or ESC \.
         ']' | 'P' | '_' | '^' => {
             while let Some(c) = chars.next() {
                 if c == '\u{7}' {
@@ -60,7 +60,7 @@ fn escape(chars: &mut std::iter::Peekable<std::str::Chars<'_>>) -> Option<String
     }
 }
 
-/// As much of a text as fits.
+/// Cuts a text to a number of columns.
 pub(super) fn cut(text: &str, columns: usize) -> String {
     let mut used = 0;
     let mut end = String::new();
@@ -76,7 +76,7 @@ pub(super) fn cut(text: &str, columns: usize) -> String {
     end
 }
 
-/// East Asian letters and pictures take two columns.
+/// East Asian characters and emoji take two columns.
 fn char_width(c: char) -> usize {
     let wide = matches!(c,
         '\u{1100}'..='\u{115f}'

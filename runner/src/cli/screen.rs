@@ -1,5 +1,5 @@
-//! The view on a terminal: the output of the steps scrolls by, and below it stand the steps with
-//! their state and time. Pure: items and times in, bytes for the terminal out.
+//! The live view on a terminal: step output scrolls above a list of steps with their status and
+//! time. Pure: takes items and times, returns bytes for the terminal.
 
 use protocol::event::{LogStream, Reason};
 use protocol::id::StepName;
@@ -18,9 +18,9 @@ pub(super) struct Size {
     pub(super) rows: usize,
 }
 
-/// At most so many steps stand below the output.
+/// Maximum number of steps in the list.
 const MAX_STEPS: usize = 12;
-/// A line that has no end yet is shown from here on although it has none.
+/// Length at which an unfinished line is displayed as if it had ended, in bytes.
 const MAX_PENDING: usize = 4096;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,7 +32,7 @@ enum State {
     Stopped { took: i64 },
 }
 
-/// The screen cuts a line to its width, which may change; this bounds what it keeps.
+/// Maximum length of a stored command. The screen cuts it to its current width.
 const LONGEST_COMMAND: usize = 500;
 
 #[derive(Debug)]
@@ -42,7 +42,7 @@ struct Line {
     state: State,
 }
 
-/// What is on the terminal.
+/// The state of the live view.
 #[derive(Debug)]
 pub(super) struct Screen {
     title: String,
@@ -50,14 +50,14 @@ pub(super) struct Screen {
     colour: bool,
     size: Size,
     began: i64,
-    /// Text of a step that no newline has ended yet, one for each stream.
+    /// Output not yet terminated by a newline, per stream.
     pending: [Vec<u8>; 2],
-    /// The step that `pending` belongs to.
+    /// The step that wrote `pending`.
     speaking: Option<StepName>,
-    /// How many lines stand below the output now.
+    /// Number of lines currently below the output.
     drawn: usize,
     stopping: bool,
-    /// How it ended, and when.
+    /// How the run ended, and when.
     ending: Option<(Ending, i64)>,
 }
 
@@ -82,7 +82,7 @@ impl Screen {
         }
     }
 
-    /// Takes an item.
+    /// Processes an item.
     pub(super) fn on(&mut self, item: &Item, now: i64) -> Vec<u8> {
         let mut above = String::new();
         match item {
@@ -96,13 +96,13 @@ impl Screen {
         self.redrawn(&above, now)
     }
 
-    /// Puts a line of ours above the steps.
+    /// Prints a message above the list of steps.
     pub(super) fn say(&mut self, text: &str, now: i64) -> Vec<u8> {
         let line = Ink::Yellow.paint(&one_line(text), self.colour);
         self.redrawn(&format!("{line}\n"), now)
     }
 
-    /// Draws what has changed with the time, and with the size of the terminal.
+    /// Redraws the list with the current time and terminal size.
     pub(super) fn tick(&mut self, size: Size, now: i64) -> Vec<u8> {
         self.size = size;
         self.redrawn("", now)
@@ -130,7 +130,7 @@ impl Screen {
             self.flush(above);
             self.ending = Some((ending, now));
         }
-        // What is told here is what the steps below do not show.
+        // The list does not show these events, so print them above it.
         let is_shown =
             matches!(event.reason, Reason::PipelineStopping | Reason::PipelineSuccessful);
         if let Some((line, ink)) = told(event, self.stopping).filter(|_| !is_shown) {
@@ -158,7 +158,7 @@ impl Screen {
         self.lines(&ready, stream, above);
     }
 
-    /// Ends the lines that nobody will end any more.
+    /// Terminates the unfinished lines.
     fn flush(&mut self, above: &mut String) {
         for stream in 0..self.pending.len() {
             let rest = std::mem::take(&mut self.pending[stream]);
@@ -187,7 +187,7 @@ impl Screen {
         format!("{} ", ink.paint(&format!("{} \u{2502}", self.speaker()), self.colour))
     }
 
-    /// Takes away what stands below the output, writes `above`, and puts the new state below it.
+    /// Erases the list of steps, writes `above`, and redraws the list.
     fn redrawn(&mut self, above: &str, now: i64) -> Vec<u8> {
         let mut bytes = Vec::new();
         if self.drawn > 0 {
@@ -225,7 +225,7 @@ impl Screen {
         lines
     }
 
-    /// The steps that are shown: those around the first that is not done.
+    /// The steps to display: those around the first that has not passed.
     fn window(&self) -> std::ops::Range<usize> {
         let room = self.size.rows.saturating_sub(6).clamp(3, MAX_STEPS);
         if self.steps.len() <= room {
@@ -294,7 +294,7 @@ mod tests {
         protocol::dialect::parse(None, text.as_bytes()).pipelines.remove(0)
     }
 
-    /// What a terminal shows in the end: only the sequences that `Screen` uses.
+    /// Emulates a terminal, for the sequences that `Screen` uses.
     fn shown(bytes: &[u8]) -> String {
         let text = String::from_utf8(bytes.to_vec()).unwrap();
         let mut lines: Vec<String> = vec![String::new()];

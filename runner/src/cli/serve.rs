@@ -1,4 +1,4 @@
-//! `serve`: the worker as a service.
+//! `serve`: runs the worker as a service.
 
 use futures::FutureExt as _;
 
@@ -31,7 +31,7 @@ pub(super) async fn serve(context: &Context, typed: Serve) -> Result<Exit, Failu
         match asked {
             1 => {
                 shutdown.intake.cancel();
-                // It ends at once unless it works already.
+                // An idle worker stops at once, without a message.
                 if let Some(served) = (&mut serving).now_or_never() {
                     served?;
                     return Ok(Exit::Ok);
@@ -54,7 +54,7 @@ pub(super) async fn serve(context: &Context, typed: Serve) -> Result<Exit, Failu
     Ok(Exit::Ok)
 }
 
-/// Answers whoever sent a signal, in the form in which the log is read.
+/// Reports to the sender of a signal, in the format of the log.
 fn say(form: telemetry::Form, text: &str) {
     match form {
         telemetry::Form::Text => message(text),

@@ -1,4 +1,4 @@
-//! A run of `run FILE` while it is shown: its events, signals, and what can fail meanwhile.
+//! Displays a run of `run FILE` until it ends: events, signals and failures.
 
 use std::time::Duration;
 
@@ -15,33 +15,33 @@ use super::signals::Signals;
 use crate::app::client::Reader;
 use crate::app::{Ended, Here};
 
-/// The time between two drawings of the times on a terminal.
+/// Interval between redraws of the elapsed times.
 const FRAME: Duration = Duration::from_millis(250);
-/// How long blocked output delays the end of a run that was stopped.
+/// How long blocked output can delay the exit after a stopped run.
 const UNREAD: Duration = Duration::from_secs(2);
 
-/// A run that is being shown.
+/// A run on display.
 pub(super) struct Session<'s> {
     run: &'s RunId,
     reader: Reader,
-    /// The first signal.
+    /// The exit code of the first signal.
     signal: Option<Exit>,
     files: Option<job::Files>,
     view: View,
     signals: Signals,
 }
 
-/// Why following a run has ended.
+/// Why following a run ended.
 pub(super) enum Outcome {
     /// The run has ended.
     Ended,
-    /// The run was stopped and has ended, and its output is blocked.
+    /// The run was stopped and has ended, but its output is blocked.
     Unread,
-    /// Its start was rejected: the sentence.
+    /// The start was rejected, with this message.
     Rejected(String),
-    /// Its store or its worker has failed.
+    /// The store or the worker failed.
     Failed(Failure),
-    /// The second signal.
+    /// A second signal arrived.
     Killed(Exit),
 }
 
@@ -55,7 +55,7 @@ impl<'s> Session<'s> {
         Self { run, reader: Reader::new(run.clone()), signal: None, files, view, signals }
     }
 
-    /// Shows the run until it has ended.
+    /// Displays the run until it ends.
     pub(super) async fn follow(&mut self, here: &mut Here) -> Outcome {
         let mut frames = frames();
         if let Some(warning) = &here.warning {
@@ -64,7 +64,7 @@ impl<'s> Session<'s> {
         while self.reader.ending().is_none() {
             let has_room = self.view.writer.has_room();
             tokio::select! {
-                // Events that are not shown yet stay in the run's store.
+                // Events that are not displayed yet stay in the run's store.
                 message = here.events.next(), if has_room => {
                     let outcome = match message {
                         Some(Ok(message)) => self.on(message.event()),
@@ -109,10 +109,10 @@ impl<'s> Session<'s> {
         Outcome::Failed(Failure::new(Exit::Failed, format!("run {} has failed: {why}", self.run)))
     }
 
-    /// Shows an event. Some: the run never begins.
+    /// Displays an event. Returns an outcome if the start was rejected.
     fn on(&mut self, event: Option<Event>) -> Option<Outcome> {
         let event = event?;
-        // No other start is sent to this store.
+        // This store receives no other start.
         let is_own = event.run_id.as_ref().is_none_or(|run| run == self.run);
         if is_own && matches!(event.reason, Reason::CommandRejected { .. }) {
             return Some(Outcome::Rejected(event.message));
@@ -125,7 +125,7 @@ impl<'s> Session<'s> {
         None
     }
 
-    /// Ends what the run used, and returns how the program ends.
+    /// Releases the run's resources and returns the exit of the program.
     pub(super) async fn end(mut self, here: Here, outcome: Outcome) -> Result<Exit, Failure> {
         let remains = here.remains();
         let run = self.run;
@@ -152,7 +152,7 @@ impl<'s> Session<'s> {
         }
     }
 
-    /// What there is to say when everything is done.
+    /// Reports what remains to be said after the run.
     fn report(&mut self, over: &Ended) {
         for callback in &over.undelivered {
             self.view.say(&format!(
@@ -178,13 +178,13 @@ impl<'s> Session<'s> {
         let exit = self.signal.unwrap_or_else(|| Exit::of_run(ending.status));
         tokio::select! {
             () = self.view.writer.flushed() => {}
-            // Nothing of the run is left.
+            // The run has left nothing behind.
             signal = self.signals.next() => return Ok(signal),
         }
         ended(self.view.writer.unwritten(), self.run, exit)
     }
 
-    /// Ends a run whose end cannot be recorded.
+    /// Ends a run whose ending cannot be recorded.
     async fn abandon(
         mut self,
         here: Here,

@@ -1,4 +1,4 @@
-//! SIGINT, SIGTERM and SIGHUP, one after the other.
+//! SIGINT, SIGTERM and SIGHUP as a sequence.
 
 use std::time::Duration;
 
@@ -8,22 +8,22 @@ use tokio::time::Instant;
 
 use super::exit::{Exit, Failure};
 
-/// The signals that ask a program to end.
+/// Signals that ask the program to stop.
 #[derive(Debug)]
 pub(super) struct Signals {
     interrupt: Signal,
     terminate: Signal,
-    /// `None` if the program was started with hangups ignored, as `nohup` does.
+    /// `None` if SIGHUP was ignored at program start, as under `nohup`.
     hangup: Option<Signal>,
     last: Option<Instant>,
 }
 
-/// Signals so close together are one: `timeout` and some supervisors signal a program, and then its
-/// process group. The second one asks for an end at once, and nobody meant that.
+/// Signals within this time count as one. `timeout` and some supervisors signal a process and then
+/// its process group, which would look like a second signal and force an exit.
 const ONE_SIGNAL: Duration = Duration::from_millis(500);
 
 impl Signals {
-    /// From now on these signals do not end the program by themselves.
+    /// Installs handlers. From now on, these signals no longer terminate the process.
     pub(super) fn listen() -> Result<Self, Failure> {
         let listen = |kind| {
             signal(kind).map_err(|cause| {
@@ -41,7 +41,7 @@ impl Signals {
         })
     }
 
-    /// The next signal, as the exit code that belongs to it. A hangup counts as SIGTERM.
+    /// Waits for the next signal and returns its exit code. SIGHUP counts as SIGTERM.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -51,10 +51,10 @@ impl Signals {
                 Some(()) = self.interrupt.recv() => Exit::Interrupted,
                 Some(()) = self.terminate.recv() => Exit::Terminated,
                 Some(()) = next_of(&mut self.hangup) => Exit::Terminated,
-                // Listening has ended for good: nothing more comes.
+                // All handlers are closed, so no signal will arrive.
                 else => std::future::pending().await,
             };
-            // Counted from the one that was heard: a key that is held down gets through.
+            // Measured from the last reported signal, so that a held-down key gets through.
             if self.last.is_none_or(|last| last.elapsed() > ONE_SIGNAL) {
                 self.last = Some(Instant::now());
                 return exit;
@@ -67,7 +67,7 @@ async fn next_of(signal: &mut Option<Signal>) -> Option<()> {
     signal.as_mut()?.recv().await
 }
 
-/// Whether this process was started with SIGHUP ignored. Listening to it would undo that.
+/// Whether SIGHUP was ignored at program start. Installing a handler would undo that.
 fn ignores_hangup() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     has_ignored_hangup(&status)
@@ -76,7 +76,7 @@ fn ignores_hangup() -> bool {
 fn has_ignored_hangup(status: &str) -> bool {
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
-    // Signal 1 is the lowest bit.
+    // SIGHUP is signal 1, the lowest bit.
     mask.is_some_and(|mask| mask & 1 != 0)
 }
 

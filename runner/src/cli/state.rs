@@ -1,4 +1,4 @@
-//! `ps`, `show`, `nodes`: what the store knows.
+//! `ps`, `show`, `nodes`: display the stored state.
 
 use protocol::id::RunId;
 use protocol::pipeline::mask_stored_run;
@@ -50,7 +50,7 @@ fn status(record: &RunRecord) -> (String, Ink) {
         Status::Stopped => Ink::Yellow,
     };
     let text = match record.cause.filter(|_| record.status != Status::Passed) {
-        // The claim of the next owner removes `released`.
+        // The next owner's claim removes `released`.
         _ if record.released.is_some() && !record.status.is_ended() => {
             format!("{} (handed over, waits for a worker)", record.status)
         }
@@ -60,7 +60,7 @@ fn status(record: &RunRecord) -> (String, Ink) {
     (text, ink)
 }
 
-/// `2/5`: the step that runs or ran last, and how many there are.
+/// `2/5`: the number of started steps, and of all steps.
 fn steps(record: &RunRecord) -> String {
     let all = record.pipeline.as_ref().map_or(0, |pipeline| pipeline.steps.len());
     format!("{}/{all}", record.steps.len())
@@ -117,7 +117,7 @@ pub(super) async fn show(context: &Context, run: &RunId) -> Result<Exit, Failure
         }
     }
     fact("time", took(record, now), Ink::Plain);
-    // As they are stored, with their secrets masked.
+    // The stored values, with secrets masked.
     for (key, word) in [("vars", "var"), ("params", "param")] {
         for (name, value) in known.stored.get(key).and_then(Value::as_object).into_iter().flatten()
         {
@@ -132,7 +132,7 @@ pub(super) async fn show(context: &Context, run: &RunId) -> Result<Exit, Failure
     Ok(Exit::Ok)
 }
 
-/// The steps that were begun, then those of the definition that were not.
+/// The started steps, followed by those of the definition that were not started.
 fn steps_of(record: &RunRecord, now: Millis) -> Table {
     let mut table = Table::new(&["STEP", "STATUS", "EXIT", "TIME", "COMMAND"]);
     let defined = record.pipeline.as_ref().map(|pipeline| pipeline.steps.as_slice());

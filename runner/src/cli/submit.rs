@@ -1,4 +1,4 @@
-//! `submit`, `stop`, `pause`, `unpause`: commands for the workers.
+//! `submit`, `rerun`, `stop`, `pause`, `unpause`: send commands to the workers.
 
 use std::collections::HashMap;
 
@@ -22,7 +22,7 @@ pub(super) async fn submit(context: &Context, typed: Submit) -> Result<Exit, Fai
         if let Some(settings) = job::settings_of(context, pipeline, named, (None, None))? {
             settings.lay_under(pipeline);
         }
-        // It holds the settings of jobs, and nothing of ours.
+        // Such a file holds the settings of job files, not the program's own.
         without_file = named.map(|_| context.without_file());
     }
     let context = without_file.as_ref().unwrap_or(context);
@@ -49,7 +49,7 @@ pub(super) async fn rerun(context: &Context, typed: Rerun) -> Result<Exit, Failu
     send(context, &client, start, typed.follow).await
 }
 
-/// Starts a new run from a committed step of a run that `run` has kept here.
+/// Reruns a run that `run` kept on this machine.
 async fn rerun_here(
     context: &Context,
     config: Config,
@@ -76,7 +76,7 @@ async fn rerun_here(
     run::start(context.style, &order, HashMap::new(), settings.as_ref()).await
 }
 
-/// Sends a start, and prints the id of its run.
+/// Sends a start and prints the run id.
 pub(super) async fn send(
     context: &Context,
     client: &Client,
@@ -86,7 +86,7 @@ pub(super) async fn send(
     let sent = client.ago(std::time::Duration::ZERO);
     client.start(&start).await?;
     let run = start.run;
-    // A follower's standard output is the log, so that the id goes aside.
+    // With `--follow`, standard output carries the log, so the id goes to standard error.
     match (follow, context.style.json) {
         (true, _) => output::message(&format!("run {run}")),
         (false, true) => output::document(&json!({ "run-id": run }))?,
@@ -98,8 +98,8 @@ pub(super) async fn send(
     Ok(Exit::Ok)
 }
 
-/// A file where there is one of that name, else a stored pipeline. What is written in a dialect is a
-/// file; a directory is meant where its name cannot be that of a pipeline.
+/// A file if one exists with that name or a dialect is given, otherwise a stored pipeline. A
+/// directory is recognized only if its name cannot be that of a pipeline.
 fn what_of(context: &Context, typed: &Submit) -> Result<StartOf, Failure> {
     let what = typed.what.as_str();
     let is_folder = what.ends_with('/') || what.starts_with(['.', '/']) || !what.contains('/');

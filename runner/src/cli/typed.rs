@@ -1,4 +1,4 @@
-//! What is typed after the commands that begin, end and look into runs.
+//! Arguments of the commands that start, stop and inspect runs.
 
 use std::path::PathBuf;
 
@@ -11,77 +11,77 @@ use super::args::{dialect, param, variable};
 
 #[derive(Debug, Args)]
 pub(super) struct Pattern {
-    /// Of a directory: the files that are read, links followed [default: `PRUNNER_PATTERN`, else
-    /// **/pipelines.{yml,yaml}]
+    /// Glob for the files to read if FILE is a directory; links are followed [default:
+    /// `PRUNNER_PATTERN`, else **/pipelines.{yml,yaml}]
     #[arg(long, value_name = "GLOB")]
     pub(super) pattern: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Run {
-    /// The pipeline file, JSON or YAML; `-` is standard input; a directory of prunner files
+    /// Pipeline file in JSON or YAML, a directory of prunner files, or `-` for standard input
     #[arg(value_hint = ValueHint::AnyPath)]
     pub(super) file: String,
-    /// The pipeline's name, of a file that holds several
+    /// Name of the pipeline to run, if the file contains several
     #[arg(long, value_name = "NAME")]
     pub(super) pipeline: Option<String>,
     #[command(flatten)]
     pub(super) pattern: Pattern,
-    /// How the file is written: bob, prunner, job or ci [default: told from the file]
+    /// Format of the file: bob, prunner, job or ci [default: detected]
     #[arg(long, value_name = "DIALECT", value_parser = dialect)]
     pub(super) dialect: Option<Dialect>,
-    /// A variable, laid over the pipeline's
+    /// Set a variable, overriding the pipeline's; can be repeated
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = variable)]
     pub(super) vars: Vec<(String, String)>,
-    /// A value of any form for the templates of scripts, such as `files=["a", "b"]`
+    /// Set a JSON value for script templates, such as `files=["a", "b"]`; can be repeated
     #[arg(long = "param", value_name = "NAME=JSON", value_parser = param)]
     pub(super) params: Vec<(String, serde_json::Value)>,
-    /// The run's id [default: a new one]
+    /// Id of the new run [default: generated]
     #[arg(long, value_name = "RUN")]
     pub(super) run_id: Option<RunId>,
-    /// Of a prunner file: a file of variables for its tasks; may be repeated, empty for none
-    /// [default: `PRUNNER_ENV_FILES`, else .env and .env.local]
+    /// Variables file for the tasks of a prunner file; can be repeated; empty for none [default:
+    /// `PRUNNER_ENV_FILES`, else .env and .env.local]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) env_files: Vec<String>,
-    /// Of a job file: where each job's status and files are put [default: ./workdir]
+    /// Directory for the status and files of each job of a job file [default: ./workdir]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(super) workdir: Option<PathBuf>,
-    /// Of a job file: where each job's log is put [default: ./logs]
+    /// Directory for the logs of the jobs of a job file [default: ./logs]
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub(super) log_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Submit {
-    /// A pipeline file (`-` is standard input), a directory of prunner files, such as `.`, or
+    /// Pipeline file (`-` for standard input), a directory of prunner files such as `.`, or the
     /// GROUP/NAME of a stored pipeline
     #[arg(value_name = "FILE|GROUP/NAME", value_hint = ValueHint::AnyPath)]
     pub(super) what: String,
-    /// How the file is written: bob, prunner, job or ci [default: told from the file]
+    /// Format of the file: bob, prunner, job or ci [default: detected]
     #[arg(long, value_name = "DIALECT", value_parser = dialect)]
     pub(super) dialect: Option<Dialect>,
-    /// The pipeline's name, of a file that holds several
+    /// Name of the pipeline to run, if the file contains several
     #[arg(long, value_name = "NAME")]
     pub(super) pipeline: Option<String>,
     #[command(flatten)]
     pub(super) pattern: Pattern,
-    /// Of a file: send it as a run by itself, however many go on of its pipeline: without `admission`
-    /// and `retention-count`
+    /// Ignore `admission` and `retention-count` of the file: start the run however many others of
+    /// the pipeline are active
     #[arg(long)]
     pub(super) alone: bool,
-    /// A variable, laid over the pipeline's
+    /// Set a variable, overriding the pipeline's; can be repeated
     #[arg(long = "var", value_name = "NAME=VALUE", value_parser = variable)]
     pub(super) vars: Vec<(String, String)>,
-    /// A value of any form for the templates of scripts, such as `files=["a", "b"]`
+    /// Set a JSON value for script templates, such as `files=["a", "b"]`; can be repeated
     #[arg(long = "param", value_name = "NAME=JSON", value_parser = param)]
     pub(super) params: Vec<(String, serde_json::Value)>,
-    /// The run's id [default: a new one]
+    /// Id of the new run; submitting the same id twice starts one run [default: generated]
     #[arg(long, value_name = "RUN")]
     pub(super) run_id: Option<RunId>,
-    /// The registered logger that gets the run's text
+    /// Registered logger that receives the run's output
     #[arg(long, value_name = "NAME")]
     pub(super) logger: Option<RegisteredName>,
-    /// Show the log as it comes, and exit with the run's result
+    /// Print the log until the run ends, and exit with the run's result
     #[arg(short, long)]
     pub(super) follow: bool,
 }
@@ -99,77 +99,77 @@ Examples:
   make test'
   bob-runner add --list                     what nobody has taken yet")]
 pub(super) struct Add {
-    /// The command, for a shell; several words are put together with blanks between them
+    /// Shell command; several words are joined with blanks
     #[arg(required_unless_present = "list", trailing_var_arg = true)]
     pub(super) command: Vec<String>,
-    /// The queue file [default: `BOB_CI_QUEUE`]
+    /// Queue file [default: `BOB_CI_QUEUE`]
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub(super) queue: Option<PathBuf>,
-    /// How long one attempt may take, such as 90s or 10m [default: `BOB_CI_TIMEOUT`]
+    /// Time limit of one attempt, such as 90s or 10m [default: `BOB_CI_TIMEOUT`]
     #[arg(long, value_name = "SPAN")]
     pub(super) timeout: Option<Span>,
-    /// How often it is tried in all; 0 and 1 both mean once [default: `BOB_CI_ATTEMPTS`]
+    /// Maximum number of attempts; 0 and 1 both mean one [default: `BOB_CI_ATTEMPTS`]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(..=i64::from(MAX_ATTEMPTS)))]
     pub(super) attempts: Option<u32>,
-    /// The time between two attempts [default: `BOB_CI_DELAY`]
+    /// Delay between two attempts, such as 10s [default: `BOB_CI_DELAY`]
     #[arg(long, value_name = "SPAN")]
     pub(super) delay: Option<Span>,
-    /// List the commands that wait in the queue file, one a line, instead
+    /// List the commands waiting in the queue file, one per line, instead of adding one
     #[arg(long, conflicts_with_all = ["command", "timeout", "attempts", "delay"])]
     pub(super) list: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Rerun {
-    /// The ended run
+    /// Id of the ended run
     pub(super) run: RunId,
-    /// The step to begin with [default: the first that RUN has not committed]
+    /// Step to start from [default: the first step that RUN has not committed]
     #[arg(long, value_name = "STEP")]
     pub(super) from: Option<StepName>,
-    /// The new run's id [default: a new one]
+    /// Id of the new run [default: generated]
     #[arg(long, value_name = "RUN")]
     pub(super) run_id: Option<RunId>,
-    /// Show the log as it comes, and exit with the run's result
+    /// Print the log until the run ends, and exit with the run's result
     #[arg(short, long)]
     pub(super) follow: bool,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Diff {
-    /// The run
+    /// Id of the run
     pub(super) run: RunId,
-    /// The step
+    /// Name of the step
     pub(super) step: StepName,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct OpenShell {
-    /// The run
+    /// Id of the run
     pub(super) run: RunId,
-    /// The step [default: the last that was committed]
+    /// Step whose image the shell starts in [default: the last committed step]
     #[arg(long, value_name = "STEP")]
     pub(super) after: Option<StepName>,
-    /// What to run instead of `sh`
+    /// Command to run instead of `sh`
     #[arg(last = true, value_name = "COMMAND")]
     pub(super) words: Vec<String>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Stop {
-    /// The run
+    /// Id of the run
     pub(super) run: RunId,
-    /// Why, for those who read the log
+    /// Reason, shown in the log
     #[arg(long)]
     pub(super) reason: Option<String>,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Completions {
-    /// The shell
+    /// Shell to generate the script for
     pub(super) shell: Shell,
 }
 
-/// Shells that completions are made for.
+/// Shells with completion support.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Shell {
     /// GNU bash

@@ -1,4 +1,4 @@
-//! Events as lines for people, and step output byte for byte. Pure: items in, pieces out.
+//! Formats events as lines for people, and passes step output through byte for byte. Pure.
 
 use protocol::event::{Event, LogStream, Reason, Severity};
 use protocol::id::StepName;
@@ -6,12 +6,12 @@ use protocol::id::StepName;
 use super::output::{Ink, Style, brief, one_line, span};
 use crate::app::client::{Item, Text};
 
-/// Something to write.
+/// Bytes to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Piece {
-    /// To standard output.
+    /// For standard output.
     Out(Vec<u8>),
-    /// To standard error.
+    /// For standard error.
     Err(Vec<u8>),
 }
 
@@ -23,10 +23,10 @@ impl Piece {
     }
 }
 
-/// The width of a line that says that a step starts: a log need not be shown on a terminal.
+/// Width of the line that announces a step. Fixed, because a log is not always read on a terminal.
 const WIDTH: usize = 100;
 
-/// Where the standard error of steps goes.
+/// Destination of the standard error of steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StepErrors {
     /// To standard output, in the order of the stream.
@@ -35,17 +35,17 @@ pub(super) enum StepErrors {
     Apart,
 }
 
-/// The view without a terminal: output as it was written, and a line on standard error for what
-/// happens.
+/// The view without a terminal: step output as written, and a line on standard error for each
+/// event.
 #[derive(Debug)]
 pub(super) struct Plain {
     step_errors: StepErrors,
-    /// Only this step.
+    /// Display only this step.
     only: Option<StepName>,
     style: Style,
-    /// Standard error stands within a line.
+    /// The last output on standard error did not end with a newline.
     within_line: bool,
-    /// Somebody has asked the run to stop.
+    /// A stop of the run was requested.
     stopping: bool,
 }
 
@@ -95,13 +95,13 @@ impl Plain {
         Some(self.say(&line, ink))
     }
 
-    /// A line of ours that belongs to no event.
+    /// Formats a message that belongs to no event.
     pub(super) fn note(&mut self, line: &str) -> Piece {
         self.say(line, Ink::Plain)
     }
 
-    /// A line of ours on standard error. What ends an unfinished line of a step is ours too, and so
-    /// standard output stays what the step wrote.
+    /// Formats a message for standard error. The newline that ends a step's unfinished line also
+    /// goes there, so that standard output contains only step output.
     fn say(&mut self, line: &str, ink: Ink) -> Piece {
         let mut bytes = Vec::new();
         if std::mem::take(&mut self.within_line) {
@@ -114,7 +114,7 @@ impl Plain {
     }
 }
 
-/// How a step ended.
+/// The outcome of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StepEnd {
     Passed,
@@ -123,8 +123,8 @@ pub(super) enum StepEnd {
 }
 
 impl StepEnd {
-    /// What the event of its end says. A command that ended well is not all of a step: its artifact
-    /// may be what failed. A step that ends while the run is stopping has not failed.
+    /// Derives the outcome from a `StepCompleted` event. With exit code 0, the step can still fail,
+    /// for example at its artifact. A step that ends while the run is stopping counts as stopped.
     pub(super) fn of(event: &Event, exit_code: Option<i32>, stopping: bool) -> Self {
         match exit_code {
             Some(0) if event.severity == Severity::Normal => Self::Passed,
@@ -134,7 +134,7 @@ impl StepEnd {
     }
 }
 
-/// What people are told of the end of a step.
+/// The line about the end of a step.
 fn told_of_step(
     event: &Event,
     exit_code: Option<i32>,
@@ -150,7 +150,7 @@ fn told_of_step(
             (format!("step {step} failed after {time}: exit code {code}"), Ink::Red)
         }
         (StepEnd::Failed, None) => {
-            // Its command did not end, and the event says in words what happened instead.
+            // The command did not end, so the event's message says what happened.
             let of_run = event.run_id.as_ref().map(|run| format!(" of run {run}"));
             let said = event.message.replacen(&of_run.unwrap_or_default(), "", 1);
             let said = if said.starts_with(&format!("step {step} ")) {
@@ -163,7 +163,7 @@ fn told_of_step(
     }
 }
 
-/// What people are told of an event of a run; nothing where others say it better.
+/// The line about an event of a run. `None` if other output already shows it.
 pub(super) fn told(event: &Event, stopping: bool) -> Option<(String, Ink)> {
     let step = event.step.as_ref().map_or("", StepName::as_str);
     Some(match &event.reason {
@@ -226,7 +226,7 @@ pub(super) mod tests {
     use super::*;
     use crate::app::client::Reader;
 
-    /// The items of a run's events, as its reader makes them.
+    /// The items that a reader makes of a run's events.
     pub(crate) fn items(events: Vec<Event>) -> Vec<Item> {
         let mut reader = Reader::new("r-1".parse().unwrap());
         let numbered = events.into_iter().zip(0..).map(|(mut event, seq)| {
@@ -269,7 +269,7 @@ pub(super) mod tests {
         at(millis, Some(step), reason)
     }
 
-    /// Of a step whose command did not end, or did and something else went wrong.
+    /// A step that fails without an exit code, or in spite of exit code 0.
     pub(crate) fn broken(step: &str, code: Option<i32>, message: &str) -> Event {
         let mut event = completed(300, step, 0, 257);
         if let Reason::StepCompleted { exit_code, .. } = &mut event.reason {
@@ -278,7 +278,7 @@ pub(super) mod tests {
         Event { severity: Severity::Warning, message: message.to_owned(), ..event }
     }
 
-    /// Standard output and standard error lead to different places.
+    /// Standard output and standard error are separate.
     const APART: Style =
         Style { json: false, colour: false, colour_err: false, terminal: false, together: false };
 
@@ -302,7 +302,7 @@ pub(super) mod tests {
         ])
     }
 
-    /// Everything in its order, as a terminal gets it.
+    /// All output in order, as on a terminal.
     fn together(plain: &mut Plain, run: &[Item]) -> String {
         let bytes = run.iter().flat_map(|item| plain.on(item)).flat_map(|piece| match piece {
             Piece::Out(bytes) | Piece::Err(bytes) => bytes,

@@ -1,5 +1,4 @@
-//! Writes what a command shows, on threads of its own: a reader that does not read holds up neither
-//! signals nor the run.
+//! Writes output on separate threads, so that a blocked reader delays neither signals nor the run.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,18 +11,18 @@ use super::exit::{Exit, Failure};
 use super::output::{self, Style};
 use super::view::Piece;
 
-/// How many bytes may wait for the reader before nothing more is shown.
+/// Maximum number of unwritten bytes before the display pauses.
 const ROOM_BYTES: usize = 256 * 1024;
 
-/// Standard output and standard error.
+/// Writers for standard output and standard error.
 #[derive(Debug)]
 pub(super) struct Writer {
     out: Lane,
-    /// `None` if both are the same terminal, pipe or file: then the order counts.
+    /// `None` if both are the same terminal, pipe or file. One thread then preserves their order.
     err: Option<Lane>,
 }
 
-/// A thread that writes what it is sent, in order.
+/// A thread that writes pieces in order.
 #[derive(Debug)]
 struct Lane {
     pieces: Sender<Piece>,
@@ -32,9 +31,9 @@ struct Lane {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The bytes that are not written yet.
+    /// Number of unwritten bytes.
     waiting: watch::Sender<usize>,
-    /// Why standard output accepts no more.
+    /// Why standard output no longer accepts data.
     unwritten: Mutex<Option<Failure>>,
 }
 
@@ -44,7 +43,7 @@ impl Writer {
         Ok(Self { out: Lane::start()?, err })
     }
 
-    /// Writes a piece after all earlier ones of its kind. Does not wait.
+    /// Queues a piece after all earlier ones for the same output. Never blocks.
     pub(super) fn send(&self, piece: Piece) {
         match (&piece, &self.err) {
             (Piece::Err(_), Some(err)) => err.send(piece),
@@ -52,12 +51,12 @@ impl Writer {
         }
     }
 
-    /// Whether more may be shown.
+    /// Whether more output can be queued.
     pub(super) fn has_room(&self) -> bool {
         self.lanes().all(|lane| *lane.state.waiting.borrow() < ROOM_BYTES)
     }
 
-    /// Resolves when more may be shown.
+    /// Resolves when more output can be queued.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -77,8 +76,8 @@ impl Writer {
         }
     }
 
-    /// Resolves when everything is written, or when nothing was for `patience`. `false`: the rest was
-    /// not written.
+    /// Resolves when everything is written, or when no progress is made for `patience`. Returns
+    /// `false` in the latter case.
     pub(super) async fn flushed_unless_stuck(&self, patience: Duration) -> bool {
         for lane in self.lanes() {
             let mut waiting = lane.state.waiting.subscribe();
@@ -91,7 +90,7 @@ impl Writer {
         true
     }
 
-    /// Why standard output accepts no more, if it does not.
+    /// Why standard output no longer accepts data, if so.
     pub(super) fn unwritten(&self) -> Option<Failure> {
         self.out.state.unwritten()
     }
@@ -106,7 +105,7 @@ impl Lane {
         let (pieces, receiver) = channel();
         let state = Arc::new(State::default());
         let of_thread = Arc::clone(&state);
-        // It ends with the program, even in the middle of a write that blocks.
+        // The thread ends with the process, even in a blocking write.
         let started = std::thread::Builder::new()
             .name("output".into())
             .spawn(move || write_all(&receiver, &of_thread));
@@ -121,13 +120,13 @@ impl Lane {
 
     fn send(&self, piece: Piece) {
         self.state.waiting.send_modify(|waiting| *waiting += piece.len());
-        // The thread lives as long as the sender.
+        // The thread lives as long as its sender, so this cannot fail.
         drop(self.pieces.send(piece));
     }
 
     async fn until(&self, is_so: impl Fn(usize) -> bool) {
         let mut waiting = self.state.waiting.subscribe();
-        // The sender lives in `self`.
+        // `self` holds the sender, so this cannot fail.
         drop(waiting.wait_for(|waiting| is_so(*waiting)).await);
     }
 }

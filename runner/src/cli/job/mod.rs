@@ -1,5 +1,5 @@
-//! What the users of job files find on disk after a run: a status file and a log for each job; and, while
-//! it runs, each line on a socket.
+//! Files for users of job files: a status file and a log per job. While a run is active, each log
+//! line also goes to a socket.
 
 mod settings;
 
@@ -21,13 +21,13 @@ use super::{Context, output};
 use crate::app;
 use crate::app::client::{Item, Text};
 
-/// Whether a pipeline was written as jobs.
+/// Whether a pipeline was written as a job file.
 pub(super) fn is_of_jobs(pipeline: &Pipeline) -> bool {
     let is_job = |step: &protocol::pipeline::Step| step.template == Some(Template::Dollar);
     !pipeline.steps.is_empty() && pipeline.steps.iter().all(is_job)
 }
 
-/// The settings of a file of jobs; none of another file.
+/// The settings for a job file. `None` for other files.
 pub(super) fn settings_of(
     context: &Context,
     pipeline: &Pipeline,
@@ -44,16 +44,16 @@ pub(super) fn settings_of(
     Ok(None)
 }
 
-/// What jobs have of each other's results.
+/// Whether jobs can refer to each other's results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Results {
-    /// What they ask for.
+    /// References to results are filled in.
     Shared,
-    /// Nothing.
+    /// References are not filled in.
     Kept,
 }
 
-/// What is said before each job of a file whose jobs know nothing of each other, and makes them so.
+/// Isolates the jobs of a file from each other, and returns the title to print before each.
 pub(super) fn titles(
     pipeline: &mut Pipeline,
     results: Results,
@@ -73,29 +73,29 @@ pub(super) fn titles(
     Ok(titles.collect())
 }
 
-/// One job's files.
+/// The files of one job.
 struct Job {
     id: String,
-    /// Its lines bear a prefix in its log.
+    /// Whether log lines have a prefix.
     is_prefixed: bool,
     log_file: PathBuf,
     log: Option<File>,
-    /// The beginning of a line whose end has not come.
+    /// The start of an unfinished line.
     unfinished: Vec<u8>,
 }
 
-/// The files of all jobs of a run.
+/// The files of all jobs in a run.
 pub(super) struct Files {
     work_dir: PathBuf,
     jobs: HashMap<StepName, Job>,
     socket: Option<UnixStream>,
 }
 
-/// How long whoever listens to the lines may hold up the rest.
+/// Write timeout of the log socket.
 const LISTENS_WITHIN: Duration = Duration::from_secs(1);
 
 impl Files {
-    /// Makes the directories, and says of each job that it is pending.
+    /// Creates the directories, and marks every job as pending.
     pub(super) fn make(
         settings: &Settings,
         pipeline: &Pipeline,
@@ -130,7 +130,7 @@ impl Files {
         Ok(files)
     }
 
-    /// Writes down what has happened.
+    /// Updates the files for an event.
     pub(super) fn on(&mut self, item: &Item) {
         match item {
             Item::State(event) => self.state(event),
@@ -148,7 +148,7 @@ impl Files {
                 self.line(&step, "INFO", &format!("Starting job {id}"));
                 self.set_status(&step, "running", -1);
             }
-            // An owner that goes on tells of it once more.
+            // The next owner of the run publishes the event again.
             Reason::StepCompleted { exit_code, repeated: false, .. } => {
                 self.finish_line(&step);
                 let code = exit_code.unwrap_or(1);
@@ -194,7 +194,7 @@ impl Files {
         }
     }
 
-    /// A line of the log, as its readers know it.
+    /// Writes a log line in the format of the original runner.
     fn line(&mut self, step: &StepName, level: &str, text: &str) {
         let at = Zoned::now().strftime("%Y/%m/%d %H:%M:%S").to_string();
         self.write(step, format!("{level}: {at} {text}\n").as_bytes());
@@ -219,7 +219,7 @@ impl Files {
     fn set_status(&self, step: &StepName, status: &str, exit_code: i32) {
         let Some(job) = self.jobs.get(step) else { return };
         let at = Zoned::now().strftime("%Y-%m-%dT%H:%M:%S%:z").to_string();
-        // A JSON text is a YAML one.
+        // A JSON string is also valid YAML.
         let quoted = |text: &str| serde_json::Value::from(text).to_string();
         let text = format!(
             "job_id: {}\nstatus: {status}\nexit_code: {exit_code}\nlog_file: {}\ntimestamp: {}\n",
@@ -234,7 +234,7 @@ impl Files {
     }
 }
 
-/// Writes a file so that whoever reads it sees the old one or the new one.
+/// Replaces a file atomically.
 fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let dir = path.parent().unwrap_or_else(|| Path::new("."));
     let mut new = tempfile::Builder::new()
@@ -245,7 +245,7 @@ fn replace(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Whoever listens to the lines; it has to be there before the run is.
+/// Connects to the log socket, which must already exist.
 fn listener(path: &Path) -> Option<UnixStream> {
     let connected = UnixStream::connect(path).and_then(|socket| {
         socket.set_write_timeout(Some(LISTENS_WITHIN))?;

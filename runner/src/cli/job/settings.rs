@@ -1,4 +1,4 @@
-//! The settings of the runner that job files were written for: its file, its flags, its variables.
+//! The settings of the original job runner: its file, flags and variables.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -10,48 +10,49 @@ use serde_json::{Map, Value};
 use crate::cli::exit::{Exit, Failure};
 use crate::config::{Environment, check_access};
 
-/// How jobs are run here.
+/// How jobs run on this machine.
 #[derive(Debug, Default, PartialEq)]
 pub(in crate::cli) struct Settings {
     pub(in crate::cli) work_dir: PathBuf,
     pub(in crate::cli) log_dir: PathBuf,
     pub(in crate::cli) log_socket: Option<PathBuf>,
-    /// What every job of executor docker begins with.
+    /// Lines that run before every job of executor docker.
     before_script: Vec<String>,
-    /// Who is told of jobs that name nobody.
+    /// Callback of jobs that define none.
     callback: Option<Callback>,
 }
 
-/// Each setting by both of its names; the first is that of its program, the second that of its document.
+/// Both names of each setting: the program's and its documentation's.
 const LOG_DIR: [&str; 2] = ["default_log_dir", "logdir"];
 const WORK_DIR: [&str; 2] = ["default_work_dir", "workdir"];
 const BEFORE_SCRIPT: [&str; 2] = ["before_script", "global_before_script"];
-/// The limit for a settings file.
+/// Maximum size of a settings file, in bytes.
 const MAX_BYTES: u64 = 1024 * 1024;
-/// The file that is looked for where none is named.
+/// The default settings file.
 const USUAL_FILE: &str = "config.yaml";
 
-/// Whether a map of settings is one of these: no other program's has these names.
+/// Whether a map contains settings of job files. Their names are unique to this program.
 fn is_ours(map: &Map<String, Value>) -> bool {
     let names = LOG_DIR.iter().chain(&WORK_DIR).chain(&BEFORE_SCRIPT);
     let others = ["callback", "default_callback_url", "default_callback_secret"];
     names.chain(&others).any(|name| map.contains_key(*name))
 }
 
-/// The settings in a file. `None`: it has others.
+/// Reads settings for job files. Returns `None` if the file contains other settings.
 pub(in crate::cli) fn read(path: &Path) -> Result<Option<Map<String, Value>>, Failure> {
     let found = parse(path)?;
     found.map(|found| found.checked(path)).transpose()
 }
 
-/// The settings in a file, and that file.
+/// Settings, and the file that contains them.
 struct Found {
     map: Map<String, Value>,
     file: File,
 }
 
 impl Found {
-    /// The settings, if only this user and root can change them: they hold programs that are run.
+    /// Returns the settings if only this user and root can change them, because they contain
+    /// commands.
     fn checked(self, path: &Path) -> Result<Map<String, Value>, Failure> {
         match check_access(&self.file, path) {
             Ok(()) => Ok(self.map),
@@ -87,14 +88,14 @@ fn parse(path: &Path) -> Result<Option<Found>, Failure> {
     }
 }
 
-/// Whether a file that is named as the program's settings holds those of jobs.
+/// Whether the file given as `--config` contains settings for job files.
 pub(in crate::cli) fn is_named(path: &Path) -> bool {
     let is_yaml = path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
     is_yaml && matches!(read(path), Ok(Some(_)))
 }
 
 impl Settings {
-    /// Flags over variables over the file over what is usual.
+    /// Resolves the settings. Flags override variables, which override the file and the defaults.
     pub(in crate::cli) fn find(
         file: Option<&Path>,
         (work_dir, log_dir): (Option<PathBuf>, Option<PathBuf>),
@@ -105,7 +106,7 @@ impl Settings {
             Some(file) => read(file)?,
             None if usual.is_file() => match parse(usual) {
                 Ok(Some(found)) => Some(found.checked(usual)?),
-                // A file of that name that belongs to another program.
+                // The file belongs to another program.
                 Ok(None) | Err(_) => None,
             },
             None => None,
@@ -127,7 +128,7 @@ impl Settings {
         })
     }
 
-    /// Lays them under what the jobs say themselves.
+    /// Applies the settings as defaults for the jobs.
     pub(in crate::cli) fn lay_under(&self, pipeline: &mut Pipeline) {
         for step in &mut pipeline.steps {
             if step.callback.as_ref().is_none_or(|callback| callback.url.is_empty()) {
