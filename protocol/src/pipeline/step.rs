@@ -16,8 +16,7 @@ use crate::run::Cause;
 pub struct Step {
     /// The name, unique in the pipeline. An unnamed Bob step gets its position.
     pub name: StepName,
-    /// The command. Alternative to `script`. A step with neither only groups the steps that it
-    /// needs.
+    /// The command, unless `script` is given. A step with neither groups the steps that it needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cmd: Option<Cmd>,
     /// Shell programs, run one after the other. They share variables and functions. Each starts in
@@ -27,9 +26,8 @@ pub struct Step {
     /// The shell that runs `script`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shell: Option<Shell>,
-    /// The entrypoint of the step's container: words before its command, or `[]` for none. If
-    /// missing, a `cmd` uses the image's entrypoint, and a `script` uses none because the shell
-    /// replaces it.
+    /// Words before the command of a container; `[]` for none. If missing, a `cmd` uses the image's
+    /// entrypoint, and a `script` uses none because the shell replaces it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Vec<Scalar>>")]
     pub entrypoint: Option<Vec<String>>,
@@ -70,8 +68,7 @@ pub struct Step {
     /// The required outcome of those steps.
     #[serde(default, skip_serializing_if = "When::is_usual")]
     pub when: When,
-    /// Whether the run continues as if the failed step had passed. The rest of its `script` still
-    /// runs.
+    /// Whether the run continues if the step fails. The rest of its `script` still runs.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_failure: bool,
     /// What to do if the step's output reaches the worker's limit (`BOB_LOG_LIMIT_BYTES`).
@@ -265,8 +262,7 @@ impl Step {
         matches!(self.executor, ExecutorKind::Local | ExecutorKind::Custom) && !self.is_join()
     }
 
-    /// Whether the run continues if the step fails with `cause`. A script template that cannot be
-    /// rendered is never tolerated.
+    /// Whether the run tolerates a failure with `cause`. A failed script template is always fatal.
     #[must_use]
     pub fn allows(&self, cause: Cause) -> bool {
         self.allow_failure && cause != Cause::Template
