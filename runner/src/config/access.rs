@@ -8,17 +8,17 @@ use std::path::Path;
 const OTHERS_WRITE: u32 = 0o022;
 /// Search permission of the group and of others.
 const OTHERS_SEARCH: u32 = 0o011;
-/// Only the owner of a file may remove or replace it in such a directory.
+/// Sticky bit: only the owner of a file can remove or replace it in such a directory.
 const STICKY: u32 = 0o1000;
 
-/// Checks that only root and the user of this process can change an open settings file. A file can be
-/// changed by writing to it and by replacing it, or a directory above it.
+/// Checks that only root and the user of this process can change an open settings file. A file can
+/// be changed by writing to it, or by replacing it or a directory above it.
 ///
 /// # Errors
-/// The rest of a sentence that begins with the name of the file.
+/// A text that completes a sentence starting with the file's name.
 pub fn check(file: &File, path: &Path) -> Result<(), String> {
     let metadata = file.metadata().map_err(|cause| format!("cannot be read: {cause}"))?;
-    // Write permission on a device such as /dev/null does not change what it says.
+    // Writing to a device such as /dev/null does not change its content.
     if metadata.file_type().is_char_device() {
         return Ok(());
     }
@@ -35,12 +35,12 @@ pub fn check(file: &File, path: &Path) -> Result<(), String> {
             path.display()
         ));
     }
-    // A pipe, as of `--config <(...)`, has no directory.
+    // A pipe, as in `--config <(...)`, has no directory.
     if metadata.is_file() { check_directories(path) } else { Ok(()) }
 }
 
-/// The directories through which the file is found: those of its name, and those of the file that a
-/// symbolic link leads to.
+/// Checks the directories on the way to the file: those in its path, and those of the target of a
+/// symbolic link.
 fn check_directories(path: &Path) -> Result<(), String> {
     let whole = |path: &Path| {
         path.canonicalize().map_err(|cause| format!("cannot be found again: {cause}"))
@@ -52,7 +52,7 @@ fn check_directories(path: &Path) -> Result<(), String> {
     target.parent().map_or(Ok(()), check_chain)
 }
 
-/// Checks a directory and those above it, from the root down.
+/// Checks a directory and its ancestors, from the root down.
 fn check_chain(dir: &Path) -> Result<(), String> {
     let mut dirs: Vec<&Path> = dir.ancestors().collect();
     dirs.reverse();
@@ -63,8 +63,8 @@ fn check_chain(dir: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks one directory. Write permission counts only if other users can reach the directory. Returns
-/// whether they can reach those below it.
+/// Checks one directory. Write permission matters only if other users can reach the directory.
+/// Returns whether they can reach its subdirectories.
 fn check_directory(dir: &Path, is_reachable: bool) -> Result<bool, String> {
     let metadata = dir.metadata().map_err(|cause| {
         format!("is below {}, whose permissions cannot be read: {cause}", dir.display())
@@ -88,7 +88,7 @@ fn check_directory(dir: &Path, is_reachable: bool) -> Result<bool, String> {
     Ok(is_reachable && metadata.mode() & OTHERS_SEARCH != 0)
 }
 
-/// The owner, if that is neither root nor the user of this process.
+/// The owner, unless it is root or this process's user.
 fn other_owner(metadata: &Metadata) -> Option<u32> {
     let own = rustix::process::geteuid().as_raw();
     Some(metadata.uid()).filter(|owner| *owner != 0 && *owner != own)
@@ -137,12 +137,12 @@ mod tests {
             assert_eq!(verdict(&path).is_ok(), accepted, "{mode:o}");
             assert_eq!(verdict(&link).is_ok(), accepted, "the target of a link, {mode:o}");
         }
-        // A directory further up counts too, and so does the one that holds a link.
+        // Ancestors count too, and so does the directory of a link.
         set_mode(&below, 0o755);
         set_mode(dir.path(), 0o777);
         assert!(verdict(&path).unwrap_err().contains("in which other users can replace files"));
         assert!(verdict(&link).is_err());
-        // What others cannot reach they cannot replace.
+        // Other users cannot replace what they cannot reach.
         set_mode(dir.path(), 0o700);
         set_mode(&below, 0o775);
         assert_eq!((verdict(&path), verdict(&link)), (Ok(()), Ok(())));

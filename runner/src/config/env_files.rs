@@ -1,4 +1,4 @@
-//! Files of variables (`.env`) that steps of this host have beside the environment of this process.
+//! Files of variables (`.env`) that are added to the environment of steps on this host.
 
 use std::cell::Cell;
 use std::io::Read;
@@ -9,20 +9,20 @@ use protocol::command::bad_variable;
 
 use super::{Environment, Secret};
 
-/// What is read where nobody names a file, as prunner has it.
+/// Default files, as in prunner.
 const USUAL: [&str; 2] = [".env", ".env.local"];
-/// What names them where the command line does not.
+/// Variable with the file names, used if the command line has none.
 const VARIABLE: &str = "PRUNNER_ENV_FILES";
-/// What belongs to the program itself, and is no step's.
+/// Prefix of variables for the program itself, which steps do not receive.
 const OURS: &str = "BOB_";
-/// More than this is no such file.
+/// Maximum size of a file, in bytes.
 const MAX_BYTES: u64 = 1024 * 1024;
 
-/// Variables in the order in which they hold: a later one wins. Values may be secrets.
+/// Variables in order. A later one overrides an earlier one. Values can be secrets.
 pub type StepEnv = Vec<(String, Secret<String>)>;
 
-/// The files of prunner's that hold: those that the command line names, else those that
-/// `PRUNNER_ENV_FILES` does, else the usual ones. An empty name is no file.
+/// The files to read: from the command line, otherwise from `PRUNNER_ENV_FILES`, otherwise the
+/// default files. Empty names are ignored.
 #[must_use]
 pub fn named(typed: &[String], environment: &Environment) -> Vec<PathBuf> {
     let of = |names: &mut dyn Iterator<Item = &str>| {
@@ -37,11 +37,11 @@ pub fn named(typed: &[String], environment: &Environment) -> Vec<PathBuf> {
     }
 }
 
-/// The variables of these files, and a sentence for each that steps do not have. A file that is
-/// missing holds none.
+/// Reads the variables in these files, with a warning for each that steps do not receive. A missing
+/// file counts as empty.
 ///
 /// # Errors
-/// A sentence with file and line, which shows no value.
+/// The file and line of a fault. The message never contains a value.
 pub fn read(files: &[PathBuf]) -> Result<(StepEnv, Vec<String>), String> {
     let (mut read, mut warnings) = (StepEnv::new(), Vec::new());
     for file in files {
@@ -60,7 +60,7 @@ pub fn read(files: &[PathBuf]) -> Result<(StepEnv, Vec<String>), String> {
     Ok((read, warnings))
 }
 
-/// What stands in a file; nothing where there is none.
+/// The content of a file. `None` if it does not exist.
 fn text_of(file: &Path) -> Result<Option<String>, String> {
     let unread = |cause: &dyn std::fmt::Display| format!("cannot read {}: {cause}", file.display());
     let mut bytes = Vec::new();
@@ -75,7 +75,7 @@ fn text_of(file: &Path) -> Result<Option<String>, String> {
     }
     let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
     let text = std::str::from_utf8(bytes).map_err(|cause| unread(&cause))?;
-    // The last line needs no end.
+    // Terminates the last line.
     Ok(Some(format!("{text}\n")))
 }
 
@@ -86,7 +86,7 @@ fn variables(text: &str) -> Result<Vec<(String, String)>, String> {
     let mut found = Vec::new();
     for variable in dotenvy::Iter::new(lines) {
         let (name, value) = variable.map_err(|fault| {
-            // Its own words hold the line, and with it what may be a secret.
+            // The parser's own message quotes the line, which can contain a secret.
             if let dotenvy::Error::LineParse(text, _) = &fault {
                 let line = begun.get().saturating_sub(text.lines().count().saturating_sub(1));
                 return format!("line {line} is not NAME=VALUE, or has a quote that is left open");
@@ -101,12 +101,12 @@ fn variables(text: &str) -> Result<Vec<(String, String)>, String> {
     Ok(found)
 }
 
-/// The text with `NAME: VALUE` as `NAME=VALUE`. godotenv, which prunner uses, accepts both.
+/// Replaces `NAME: VALUE` by `NAME=VALUE`. prunner's parser, godotenv, accepts both.
 fn equals_signs_for_colons(text: &str) -> String {
     let mut converted = String::with_capacity(text.len());
     let mut quote = None;
     for line in text.split_inclusive('\n') {
-        // A line within a quoted value is a part of that value.
+        // Inside a quoted value, a line is part of that value.
         let colon = if quote.is_none() { colon_after_name(line) } else { None };
         match colon {
             Some(colon) => {
@@ -131,7 +131,7 @@ fn colon_after_name(line: &str) -> Option<usize> {
     (is_name && line[end..].starts_with(':')).then_some(end)
 }
 
-/// The quote that is still open at the end of a line, given the one that was open at its beginning.
+/// The quote that is open at the end of a line, given the one that was open at its start.
 fn open_quote(mut quote: Option<char>, line: &str) -> Option<char> {
     let mut chars = line.chars();
     let mut previous = ' ';
@@ -150,7 +150,7 @@ fn open_quote(mut quote: Option<char>, line: &str) -> Option<char> {
     quote
 }
 
-/// Hands out a text line by line, so that it is known how far it has been read.
+/// Reads a text line by line and counts the lines, to know how far the parser has read.
 struct Lines<'t> {
     left: &'t [u8],
     begun: Rc<Cell<usize>>,

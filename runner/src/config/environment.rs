@@ -1,4 +1,4 @@
-//! The variables of the process, read once, and the places that follow from them.
+//! The environment variables, read once, and paths derived from them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -8,17 +8,17 @@ use protocol::pipeline::Vars;
 
 use super::Secret;
 
-/// What a variable begins with that holds a secret of steps.
+/// Prefix of variables that contain secrets for steps.
 pub(super) const SECRET: &str = "BOB_SECRET_";
 
-/// The variables of a process, as they were when it began.
+/// The environment variables at program start.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
     variables: BTreeMap<String, OsString>,
 }
 
 impl Environment {
-    /// Those of this process. The only place that asks for them.
+    /// Reads the environment of this process. Nothing else reads it.
     #[must_use]
     pub fn of_process() -> Self {
         Self {
@@ -28,34 +28,34 @@ impl Environment {
         }
     }
 
-    /// The value of a variable that is set and not empty. One that is no UTF-8 counts as empty here,
-    /// and as a fault where it is a setting.
+    /// The value of a variable that is set and not empty. Invalid UTF-8 counts as empty here, and
+    /// is reported as a fault if the variable is a setting.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
         self.given(name).filter(|value| !value.is_empty())
     }
 
-    /// The value of a variable that is set, also to nothing.
+    /// The value of a variable that is set, possibly to the empty string.
     pub(super) fn given(&self, name: &str) -> Option<&str> {
         self.variables.get(name)?.to_str()
     }
 
-    /// Whether a variable is set to something that is no UTF-8.
+    /// Whether a variable is set to invalid UTF-8.
     pub(super) fn is_unreadable(&self, name: &str) -> bool {
         self.variables.get(name).is_some_and(|value| value.to_str().is_none())
     }
 
-    /// The names that are set, for hints about misspelt ones.
+    /// The names of all variables, for hints about misspelt ones.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.variables.keys().map(String::as_str)
     }
 
-    /// Where systemd puts the credentials of a service.
+    /// The directory of systemd service credentials.
     pub(super) fn credentials_dir(&self) -> Option<PathBuf> {
         self.absolute("CREDENTIALS_DIRECTORY")
     }
 
-    /// What jobs are told of their runner, by the names that their files know.
+    /// Variables that describe the runner to jobs, by the names used in job files.
     pub(super) fn told_to_jobs(&self) -> Vars {
         let told = [
             ("RUNNER_ID", "unknown"),
@@ -67,7 +67,7 @@ impl Environment {
             .into()
     }
 
-    /// The variables that begin with `BOB_SECRET_`, by what follows on that.
+    /// The variables with the prefix `BOB_SECRET_`, by the rest of the name.
     pub(super) fn secrets(&self) -> BTreeMap<String, Secret<Vec<u8>>> {
         let secrets = self.variables.iter().filter_map(|(name, value)| {
             let name = name.strip_prefix(SECRET).filter(|name| !name.is_empty())?;
@@ -76,8 +76,8 @@ impl Environment {
         secrets.collect()
     }
 
-    /// Where this user's state goes: `$XDG_STATE_HOME`, else below the home directory, else
-    /// `/var/lib`, for services that have no home.
+    /// The user's state directory: `$XDG_STATE_HOME`, or `~/.local/state`, or `/var/lib` for
+    /// services without a home directory.
     #[must_use]
     pub fn state_home(&self) -> PathBuf {
         self.absolute("XDG_STATE_HOME")
@@ -85,20 +85,20 @@ impl Environment {
             .unwrap_or_else(|| PathBuf::from("/var/lib"))
     }
 
-    /// Where this user's settings are.
+    /// The user's settings directory.
     #[must_use]
     pub fn config_home(&self) -> Option<PathBuf> {
         self.absolute("XDG_CONFIG_HOME")
             .or_else(|| self.absolute("HOME").map(|home| home.join(".config")))
     }
 
-    /// Where this user's sockets are.
+    /// The user's runtime directory, for sockets.
     #[must_use]
     pub fn runtime_dir(&self) -> Option<PathBuf> {
         self.absolute("XDG_RUNTIME_DIR")
     }
 
-    /// The program of that name on the path.
+    /// Finds a program on the path.
     #[must_use]
     pub fn program(&self, name: &str) -> Option<PathBuf> {
         use std::os::unix::fs::PermissionsExt as _;
@@ -111,12 +111,13 @@ impl Environment {
             .find(|path| is_program(path))
     }
 
-    /// Where podman's variable says that registry credentials are.
+    /// The registry credentials file given by podman's variable.
     pub(super) fn podman_auth_file(&self) -> Option<PathBuf> {
         self.absolute("REGISTRY_AUTH_FILE")
     }
 
-    /// Where podman keeps registry credentials, and docker: the first that knows a registry holds.
+    /// Default registry credentials files of podman and Docker. The first that contains a registry
+    /// applies.
     pub(super) fn podman_auth_places(&self) -> Vec<PathBuf> {
         let podmans = self.runtime_dir().into_iter().chain(self.config_home());
         let podmans = podmans.map(|base| base.join("containers/auth.json"));
@@ -151,7 +152,7 @@ mod tests {
         let said = Environment::from([("HOME", "/home/x"), ("XDG_STATE_HOME", "/s")]);
         assert_eq!(said.state_home(), Path::new("/s"));
         assert_eq!(Environment::default().state_home(), Path::new("/var/lib"));
-        // The XDG rules say that a relative path is to be ignored.
+        // The XDG specification requires relative paths to be ignored.
         let relative = Environment::from([("XDG_STATE_HOME", "s")]);
         assert_eq!(relative.state_home(), Path::new("/var/lib"));
     }

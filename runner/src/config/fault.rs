@@ -1,15 +1,15 @@
-//! What is wrong with a setting.
+//! Faults in settings.
 
 use std::fmt;
 
-/// One wrong value.
+/// A fault in one setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// Where it was said: `BOB_QUEUE_URL`, `bob-runner.toml: queue.url`, `--set queue.url`.
+    /// The source: `BOB_QUEUE_URL`, `bob-runner.toml: queue.url`, `--set queue.url`.
     pub at: String,
-    /// What was said, masked where it is secret; nothing where the name itself is wrong.
+    /// The value, masked if it is secret. `None` if the name itself is wrong.
     pub value: Option<String>,
-    /// What belongs there; without a value a sentence of its own, which says what to do.
+    /// The expected value. If `value` is `None`, a complete sentence on what to do.
     pub expected: String,
 }
 
@@ -22,7 +22,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// Everything that is wrong with the settings; at least one thing.
+/// All faults in the settings, at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Faults(pub Vec<Fault>);
 

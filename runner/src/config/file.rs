@@ -1,37 +1,37 @@
-//! Where the settings file is found, and how it is read.
+//! Finds and parses the settings file.
 
 use std::path::{Path, PathBuf};
 
 use super::{Fault, Sources, access};
 
 const NAMES: [&str; 3] = ["bob-runner.toml", "bob-runner.yaml", "bob-runner.yml"];
-/// The limit for a settings file.
+/// Maximum size of a settings file, in bytes.
 const MAX_BYTES: u64 = 1024 * 1024;
 
-/// One value of a file, under its whole name.
+/// One value in a file, by its full name.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Leaf {
     pub(super) name: String,
     pub(super) value: Text,
 }
 
-/// A value as it was written.
+/// A value as written.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Text {
     One(String),
     Many(Vec<String>),
 }
 
-/// A settings file, and how it was chosen.
+/// A settings file, and how it was selected.
 #[derive(Debug)]
 pub(super) struct Chosen {
     pub(super) path: PathBuf,
-    /// It was found in the working directory, so that the user did not choose it.
+    /// Whether it was found in the working directory, so that the user did not select it.
     pub(super) is_local: bool,
 }
 
-/// The settings file to read: the one that the flag names, else the variable, else the first that is
-/// found.
+/// Finds the settings file: given by the flag, otherwise by the variable, otherwise the first that
+/// exists.
 pub(super) fn find(sources: &Sources) -> Result<Option<Chosen>, Fault> {
     let named = sources.flags.config.as_deref();
     let named = named.or_else(|| sources.environment.get("BOB_CONFIG").map(Path::new));
@@ -63,7 +63,7 @@ pub(super) fn find(sources: &Sources) -> Result<Option<Chosen>, Fault> {
     Ok(None)
 }
 
-/// Reads a file: YAML by the ending of its name, else TOML.
+/// Parses a file, as YAML or TOML depending on its extension.
 pub(super) fn read(path: &Path) -> Result<Vec<Leaf>, Fault> {
     let fault = |expected: String| Fault { at: path.display().to_string(), value: None, expected };
     let bytes = bytes_of(path).map_err(fault)?;
@@ -91,12 +91,12 @@ pub(super) fn read(path: &Path) -> Result<Vec<Leaf>, Fault> {
             from_toml(&name, value, &mut leaves);
         }
     }
-    // The TOML reader gives them in no order.
+    // The TOML parser does not preserve order.
     leaves.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(leaves)
 }
 
-/// The bytes of a file that only this user and root can change, or the rest of a sentence.
+/// Reads a file that only this user and root can change. An error completes a sentence.
 fn bytes_of(path: &Path) -> Result<Vec<u8>, String> {
     use std::io::Read as _;
     let unreadable = |cause: std::io::Error| format!("cannot be read: {cause}");
@@ -110,7 +110,7 @@ fn bytes_of(path: &Path) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// The reader's sentence in one line, without the excerpt that it shows: that may hold a password.
+/// The parser's message on one line, without its excerpt of the file, which can contain a password.
 fn without_excerpt(message: &str) -> String {
     let told: Vec<&str> = message
         .lines()
@@ -135,7 +135,7 @@ fn from_yaml(name: &str, value: serde_json::Value, leaves: &mut Vec<Leaf>) {
         | Value::Object(_)) => other.to_string(),
     };
     let value = match value {
-        // Nothing after the colon is nothing said.
+        // A key without a value counts as absent.
         Value::Null => return,
         Value::Object(map) => {
             for (key, value) in map {

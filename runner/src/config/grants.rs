@@ -1,4 +1,4 @@
-//! Grants of the operator to everyone who can start a run: networks, directories, volumes.
+//! Access that the operator grants to everyone who can start a run: networks, directories, volumes.
 
 use std::path::{Path, PathBuf};
 
@@ -7,10 +7,10 @@ use protocol::pipeline::{Mount, MountSource, Network, NetworkGrant};
 use super::SharedDir;
 use super::parse::{Parsed, items, path};
 
-/// The mark after a directory that steps can only read.
+/// Suffix of a directory that steps can mount only read-only.
 const READ_ONLY: &str = "ro";
 
-/// A network, as a step would name it.
+/// A network, in the syntax of a step.
 pub(super) fn network(text: &str) -> Parsed<String> {
     match text.parse::<Network>() {
         Ok(_) => Ok(text.to_owned()),
@@ -20,7 +20,7 @@ pub(super) fn network(text: &str) -> Parsed<String> {
     }
 }
 
-/// Networks that steps can use, with commas between them.
+/// Networks that steps can use, separated by commas.
 pub(super) fn networks(text: &str) -> Parsed<Vec<NetworkGrant>> {
     let one = |text: &str| {
         text.parse().map_err(|_bad| {
@@ -32,7 +32,7 @@ pub(super) fn networks(text: &str) -> Parsed<Vec<NetworkGrant>> {
     items(text).map(one).collect()
 }
 
-/// Volumes, with commas between them.
+/// Volumes, separated by commas.
 pub(super) fn volumes(text: &str) -> Parsed<Vec<String>> {
     let one = |name: &str| match format!("{name}:/x").parse() {
         Ok(Mount { source: MountSource::Volume(name), .. }) => Ok(name),
@@ -43,8 +43,7 @@ pub(super) fn volumes(text: &str) -> Parsed<Vec<String>> {
     items(text).map(one).collect()
 }
 
-/// Directories that exist, with colons between them, each with `:ro` after it if steps can only read
-/// it.
+/// Existing directories, separated by colons. `:ro` after a directory makes it read-only.
 pub(super) fn shared_dirs(text: &str) -> Parsed<Vec<SharedDir>> {
     let mut dirs: Vec<SharedDir> = Vec::new();
     for part in text.split(':').filter(|part| !part.is_empty()) {
@@ -59,7 +58,7 @@ pub(super) fn shared_dirs(text: &str) -> Parsed<Vec<SharedDir>> {
         }
         dirs.push(SharedDir { path: dir, is_read_only: false });
     }
-    // A step that can write to the outer one could replace the inner one with a link.
+    // A step with write access to the outer directory could replace the inner one with a link.
     let inside = dirs.iter().find_map(|inner| {
         let holds = |outer: &&SharedDir| {
             !outer.is_read_only && outer.path != inner.path && inner.path.starts_with(&outer.path)

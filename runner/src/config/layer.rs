@@ -1,4 +1,4 @@
-//! One source of values, under the names of the settings, and what is wrong with the names.
+//! One source of values by setting name, and faults in the names.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use super::file::{Leaf, Text};
 use super::setting::{Form, SETTINGS, Setting, named, nearest};
 use super::{Environment, Fault, environment};
 
-/// A file with a password in it holds a line, not more.
+/// Maximum size of a file that contains a secret.
 const MAX_SECRET_BYTES: usize = 64 * 1024;
 
-/// The values of one source. Each knows where it was said.
+/// The values of one source. Each value records its origin.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Layer {
     values: BTreeMap<&'static str, Value>,
@@ -28,7 +28,7 @@ impl Source for Layer {
 }
 
 impl Layer {
-    /// What holds where nothing is said.
+    /// The defaults.
     pub(super) fn of_defaults() -> Self {
         let values = SETTINGS.iter().filter_map(|setting| {
             Some((setting.name, Value::new(None, setting.default?.to_owned())))
@@ -40,7 +40,7 @@ impl Layer {
         self.values.insert(setting.name, Value::new(Some(&at.to_owned()), text));
     }
 
-    /// Puts what the file at `path` holds.
+    /// Sets a secret to the content of the file at `path`.
     fn put_secret_of(
         &mut self,
         setting: &'static Setting,
@@ -54,8 +54,8 @@ impl Layer {
         }
     }
 
-    /// The variables of the process. An empty one says nothing, but for the address that is off when
-    /// it is empty.
+    /// The environment variables. An empty variable counts as not set, except for the metrics
+    /// address, which is off when empty.
     pub(super) fn of_variables(
         environment: &Environment,
         faults: &mut Vec<Fault>,
@@ -85,7 +85,7 @@ impl Layer {
         layer
     }
 
-    /// What was said with `--set NAME=VALUE`.
+    /// The values given by `--set NAME=VALUE`.
     pub(super) fn of_flags(given: &[String], faults: &mut Vec<Fault>) -> Self {
         let mut layer = Self::default();
         for pair in given {
@@ -112,7 +112,7 @@ impl Layer {
         layer
     }
 
-    /// What a file says.
+    /// The values of a settings file.
     pub(super) fn of_file(label: &str, leaves: Vec<Leaf>, faults: &mut Vec<Fault>) -> Self {
         let mut layer = Self::default();
         for Leaf { name, value } in leaves {
@@ -154,7 +154,7 @@ impl Layer {
     }
 }
 
-/// The text of a file that holds a secret, without the newline that editors leave at its end.
+/// Reads a secret from a file, without the trailing newline that editors add.
 fn secret_in(path: &str) -> Result<String, String> {
     use std::io::Read as _;
     let mut text = String::new();
@@ -192,8 +192,8 @@ fn unknown(at: String, name: &str) -> Fault {
     Fault { at, value: None, expected }
 }
 
-/// Variables that look like misspelt settings. They are no faults: others name their variables
-/// `BOB_...` too.
+/// Warnings about variables that look like misspelt settings. They are not faults, because other
+/// programs can use the prefix `BOB_` too.
 fn misspelt(environment: &Environment) -> Vec<String> {
     let known = || SETTINGS.iter().map(|setting| setting.variable).chain(["BOB_CONFIG"]);
     let is_file = |name: &str| {

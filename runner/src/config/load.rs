@@ -1,4 +1,4 @@
-//! Flag over variable over file over default, into the types; every fault at once.
+//! Combines flags, variables, file and defaults, in order of precedence, and reports every fault.
 
 use std::path::{Path, PathBuf};
 
@@ -14,21 +14,21 @@ use super::{
     grants, outputs, reach, without_credentials,
 };
 
-/// Where settings come from.
+/// Sources of settings.
 #[derive(Debug, Clone)]
 pub struct Sources {
-    /// What the command line says.
+    /// Settings from the command line.
     pub flags: Flags,
-    /// The variables of the process.
+    /// Environment variables of the process.
     pub environment: Environment,
-    /// Where relative paths begin, and where the file is looked for first.
+    /// Base of relative paths, and the first directory in which a settings file is searched.
     pub working_dir: PathBuf,
-    /// Where it is looked for last.
+    /// The last directory in which a settings file is searched.
     pub system_dir: PathBuf,
 }
 
 impl Sources {
-    /// The usual ones, with these flags.
+    /// The standard sources with the given flags.
     #[must_use]
     pub fn usual(flags: Flags, environment: Environment) -> Self {
         Self {
@@ -40,41 +40,41 @@ impl Sources {
     }
 }
 
-/// What the command line says of settings.
+/// Settings from the command line.
 #[derive(Debug, Clone, Default)]
 pub struct Flags {
-    /// The file.
+    /// The settings file.
     pub config: Option<PathBuf>,
-    /// `NAME=VALUE`, under the names of the file.
+    /// `NAME=VALUE` pairs, with names as in the settings file.
     pub set: Vec<String>,
 }
 
-/// Settings that hold.
+/// The effective settings.
 #[derive(Debug, Clone)]
 pub struct Loaded {
     /// The values.
     pub config: Config,
-    /// What the user should know, a sentence each.
+    /// Warnings for the user, one sentence each.
     pub warnings: Vec<String>,
-    /// Where each value comes from.
+    /// The value and source of each setting.
     pub effective: Vec<Effective>,
 }
 
-/// One setting as it holds.
+/// The effective value of one setting.
 #[derive(Debug, Clone)]
 pub struct Effective {
     /// The setting.
     pub setting: &'static Setting,
-    /// Its value as text, masked where it is secret.
+    /// The value as text, masked if it is secret.
     pub value: Option<String>,
-    /// Where it was said; nowhere for a default.
+    /// The source. `None` for a default.
     pub at: Option<String>,
 }
 
-/// Reads the settings.
+/// Loads the settings.
 ///
 /// # Errors
-/// Everything that is wrong, at once.
+/// Every fault in the settings.
 pub fn load(sources: &Sources) -> Result<Loaded, Faults> {
     let mut faults = Vec::new();
     let mut warnings = Vec::new();
@@ -137,7 +137,7 @@ impl Reader {
             value = table.get(part)?;
         }
         let at = value.origin().map(str::to_owned);
-        // Layers hold nothing but texts.
+        // Layers contain only text.
         let text = value.clone().into_string().ok()?;
         Some(SettingValue { text, at })
     }
@@ -154,7 +154,7 @@ impl Reader {
         self.faults.push(Fault { at, value, expected });
     }
 
-    /// The value of a setting without a default.
+    /// A setting without a default.
     fn optional<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Parsed<T>) -> Option<T> {
         let found = self.lookup(name)?;
         match parse(&found.text) {
@@ -166,7 +166,7 @@ impl Reader {
         }
     }
 
-    /// The value of a setting with a default. After a fault it is that default, which nobody sees.
+    /// A setting with a default. After a fault, the result is the default, which is never used.
     fn value<T>(&mut self, name: &'static str, parse: impl Fn(&str) -> Parsed<T>) -> T {
         self.optional(name, &parse).unwrap_or_else(|| Self::default_of(name, parse))
     }
@@ -183,7 +183,7 @@ impl Reader {
             let Some(at) = found.at else { continue };
             match setting.support {
                 Support::Full => {}
-                // Nothing is asked for.
+                // An empty value requests nothing.
                 Support::Refused if found.text.is_empty() => {}
                 Support::Refused => self.faults.push(Fault {
                     at,
@@ -195,7 +195,7 @@ impl Reader {
     }
 
     fn config(&mut self, environment: &Environment) -> Config {
-        // Those that this version does not do are read all the same, so that a wrong value is known.
+        // Unsupported settings are parsed too, so that invalid values are reported.
         let _known: (Option<String>, Option<String>) = (
             self.optional("http.address", parse::address),
             self.optional("metrics.address", |text| match text {
@@ -242,7 +242,7 @@ impl Reader {
 
     fn storage(&mut self) -> Storage {
         let said = self.optional("storage.urls", parse::storage_urls);
-        // Where the address is wrong, nothing is said about what goes with it.
+        // If the URL is invalid, report no faults about related settings.
         let encrypted =
             said.as_ref().is_none_or(|said| said.urls.iter().all(|url| url.scheme() == "https"));
         let urls = said.unwrap_or_else(|| Self::default_of("storage.urls", parse::storage_urls));
@@ -262,7 +262,7 @@ impl Reader {
         Storage { urls: urls.urls, login, tls }
     }
 
-    /// Two settings go together, and only one was given.
+    /// Reports that `given` requires `missing`.
     fn missing<T>(&mut self, given: &'static str, missing: &'static str) -> Option<T> {
         let at = self.lookup(given).and_then(|found| found.at).unwrap_or_else(|| given.to_owned());
         let variable = named(missing).map_or(missing, |setting| setting.variable);
@@ -295,7 +295,7 @@ impl Reader {
         Tls { ca, identity }
     }
 
-    /// The value that was said, then what the URL says, then the default.
+    /// A set value takes precedence over the URL, and the URL over the default.
     fn said_or_in_url<T>(
         &mut self,
         name: &'static str,
@@ -322,7 +322,7 @@ impl Reader {
         Queue { broker: broker(url, login), tls }
     }
 
-    /// The stream's own URL has credentials of its own; where it has none, those of the queue hold.
+    /// Credentials missing in the stream's URL are taken from the queue.
     fn stream(&mut self, queue: &Login) -> Stream {
         let server = self.optional("stream.url", parse::stream_url).map(|url| {
             let login = Login {
@@ -344,7 +344,7 @@ impl Reader {
         let wrong = said.is_none() && self.lookup("outputs.store").is_some();
         let names =
             ["endpoint", "access-key", "secret-key"].map(|name| format!("outputs.s3-{name}"));
-        // Where the store is wrong, nothing is said about what goes with it.
+        // If the store is invalid, report no faults about related settings.
         if !wrong && !matches!(said, Some(outputs::Kept::Bucket { .. })) {
             for name in names {
                 let Some(found) = self.lookup(&name) else { continue };
@@ -436,7 +436,7 @@ impl Reader {
         };
         if worker.disk_low >= worker.disk_high {
             let said = |found: &SettingValue| found.at.is_some();
-            // What was said is what can be put right: a default has no place.
+            // Report the value that the user set, because a default has no source.
             if let Some(found) = self.lookup("worker.disk-low").filter(said) {
                 let expected = format!("less than worker.disk-high, which is {}", worker.disk_high);
                 self.fault("worker.disk-low", &found, expected);

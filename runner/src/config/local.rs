@@ -1,7 +1,8 @@
-//! The rule for a settings file that was found in the working directory and not named by the user.
+//! Restrictions on a settings file that was found in the working directory rather than named by the
+//! user.
 //!
-//! Such a file can come with an untrusted checkout. It must not choose where credentials are sent that
-//! come from elsewhere: from variables, from flags, from files, or from the machine.
+//! Such a file can come from an untrusted checkout. It must not choose the destination of
+//! credentials from another source: variables, flags, files or the machine.
 
 use super::parse::{self, BrokerUrl};
 use super::{Environment, Fault};
@@ -9,18 +10,18 @@ use super::{Environment, Fault};
 /// The effective value of a setting, and its source.
 pub(super) struct SettingValue {
     pub(super) text: String,
-    /// The place; `None` for a default.
+    /// The source. `None` for a default.
     pub(super) at: Option<String>,
 }
 
-/// A setting that decides which server is asked, or by what the server is recognised; and the
-/// settings whose values go to that server.
+/// A setting that selects or authenticates a server, and the settings whose values are sent to that
+/// server.
 struct Rule {
     target: &'static str,
     credentials: &'static [&'static str],
 }
 
-/// A URL counts as a credential only if it has a user.
+/// A URL counts as a credential only if it contains a user.
 const RULES: &[Rule] = &[
     Rule { target: "queue.url", credentials: QUEUE },
     Rule { target: "queue.ca", credentials: QUEUE_CA },
@@ -29,7 +30,7 @@ const RULES: &[Rule] = &[
     Rule { target: "storage.ca", credentials: STORAGE_CA },
     Rule { target: "outputs.store", credentials: S3 },
     Rule { target: "outputs.s3-endpoint", credentials: S3 },
-    // It is part of the name of the server.
+    // The region is part of the server's name.
     Rule { target: "outputs.s3-region", credentials: S3 },
 ];
 const QUEUE: &[&str] = &["queue.user", "queue.password", "queue.cert", "queue.key"];
@@ -40,8 +41,8 @@ const STORAGE_CA: &[&str] =
     &["storage.urls", "storage.user", "storage.password", "storage.cert", "storage.key"];
 const S3: &[&str] = &["outputs.s3-access-key", "outputs.s3-secret-key"];
 
-/// Settings that such a file must not give, and what each decides. The credentials are never in the file
-/// itself.
+/// Settings that such a file must not contain, and what each decides. The affected credentials are
+/// never in the file itself.
 const REJECTED: [(&str, &str); 5] = [
     ("engine.url", REGISTRIES),
     ("engine.docker-url", REGISTRIES),
@@ -55,9 +56,8 @@ const REGISTRIES: &str = "which server receives credentials of registries";
 const PUBLISHERS: [&str; 2] = ["queue.url", "storage.urls"];
 const SECRETS_DIR: &str = "worker.secrets-dir";
 
-/// Returns a fault for each setting of a local file that decides where credentials from elsewhere are
-/// sent. `label`: the prefix of the sources of the file's values. `lookup`: the value
-/// of a setting.
+/// Returns a fault for each setting of a local file that redirects credentials from another source.
+/// `label` is the source prefix of the file's values. `lookup` returns the value of a setting.
 pub(super) fn check(
     label: &str,
     lookup: impl Fn(&str) -> Option<SettingValue>,
@@ -83,7 +83,7 @@ struct Local<'a, F> {
 }
 
 impl<F: Fn(&str) -> Option<SettingValue>> Local<'_, F> {
-    /// The source of a setting, if the file gives its effective value.
+    /// The source of a setting, if its effective value comes from the file.
     fn place(&self, name: &str) -> Option<String> {
         (self.lookup)(name)?.at.filter(|at| self.is_local(at))
     }
@@ -96,7 +96,8 @@ impl<F: Fn(&str) -> Option<SettingValue>> Local<'_, F> {
         format!("if you trust the file, name it with `--config {}`", self.label)
     }
 
-    /// The fault if the file gives the target of a rule and its credentials come from elsewhere.
+    /// The fault if the file sets the target of a rule while the credentials come from another
+    /// source.
     fn combined(&self, rule: &Rule, environment: &Environment) -> Option<Fault> {
         let at = self.place(rule.target)?;
         let text = (self.lookup)(rule.target)?.text;
@@ -133,18 +134,18 @@ impl<F: Fn(&str) -> Option<SettingValue>> Local<'_, F> {
             return None;
         }
         let at = at?;
-        // A file of the user's own, which the settings file merely names.
+        // A secret file that belongs to the user, even if the settings file gives its path.
         (!self.is_local(&at) || at.ends_with("-file")).then_some(at)
     }
 
-    /// Whether outputs go to a bucket without keys of its own.
+    /// Whether outputs go to a bucket without explicit keys, and therefore use the machine's role.
     fn uses_role_of_machine(&self) -> bool {
         let is_bucket =
             (self.lookup)("outputs.store").is_some_and(|value| value.text.starts_with("s3://"));
         is_bucket && S3.iter().all(|name| (self.lookup)(name).is_none())
     }
 
-    /// The sources of secrets of steps. A directory counts as elsewhere even if the file names it.
+    /// The sources of step secrets. A directory counts as another source even if the file names it.
     fn secrets_of_steps(&self, environment: &Environment) -> Vec<String> {
         let variables = environment.secrets().into_keys();
         let mut from: Vec<String> =
@@ -155,7 +156,7 @@ impl<F: Fn(&str) -> Option<SettingValue>> Local<'_, F> {
     }
 }
 
-/// Whether a setting is replaced by the user and password of the stream's own URL.
+/// Whether a login in the stream's own URL replaces this setting.
 fn is_login(name: &str) -> bool {
     ["queue.url", "queue.user", "queue.password", "stream.url"].contains(&name)
 }

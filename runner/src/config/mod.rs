@@ -1,23 +1,23 @@
-//! What can be set: typed, read once from flags, variables and a file, with every fault at once.
+//! Typed settings, read once from flags, variables and a file, with every fault reported at once.
 //! Nothing else reads the environment.
 //!
 //! | module | duty |
 //! |---|---|
-//! | [`setting`] | the table: names, variables, defaults, meaning |
+//! | [`setting`] | the table of names, variables, defaults and descriptions |
 //! | `environment` | the variables of the process |
-//! | [`env_files`] | files of variables for steps |
-//! | `layer` | each source of values, and what is wrong with it |
-//! | `access` | who can change the file |
-//! | `file` | where the file is found, and how it is read |
-//! | `local` | what a file in the working directory must not decide |
-//! | `load` | the layers into the types below |
-//! | `outputs` | where outputs are kept, and what goes with it |
-//! | `parse` | one text into one value |
+//! | [`env_files`] | files with environment variables for steps |
+//! | `layer` | one source of values, and its faults |
+//! | `access` | checks who can change the settings file |
+//! | `file` | finds and parses the settings file |
+//! | `local` | restrictions on a settings file in the working directory |
+//! | `load` | combines the layers into the types below |
+//! | `outputs` | the store for outputs, and its settings |
+//! | `parse` | parses one text into one value |
 //! | `grants` | grants of the operator to pipelines |
-//! | `reach` | what is opened to those who send messages |
-//! | `secret` | a value that is never shown |
+//! | `reach` | access that the operator opens to publishers of messages |
+//! | `secret` | a value that is never displayed |
 //!
-//! Rooms take plain option structs of their own; `app` makes those from these types.
+//! Other modules take option structs of their own, which `app` builds from these types.
 
 mod access;
 pub mod env_files;
@@ -53,18 +53,18 @@ pub use load::{Effective, Flags, Loaded, Sources, load};
 pub use reach::{AllowedAddress, AllowedHost, SecretScope};
 pub use secret::{Secret, without_credentials};
 
-/// Everything that can be set.
+/// All settings.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// Where queue and state are.
+    /// Storage of queue and state.
     pub mode: Mode,
-    /// Where embedded mode keeps its file, and `run` its runs.
+    /// Directory for embedded mode's file and for the stores of `run`.
     pub data_dir: PathBuf,
     /// etcd.
     pub storage: Storage,
     /// RabbitMQ.
     pub queue: Queue,
-    /// How often a service is tried at start.
+    /// Connection attempts at start.
     pub connection: Connection,
     /// The event stream.
     pub stream: Stream,
@@ -74,55 +74,55 @@ pub struct Config {
     pub worker: Worker,
     /// Secrets of steps.
     pub secrets: Secrets,
-    /// Addresses that messages may name although they are closed by their kind.
+    /// Addresses that messages may use although their kind is blocked.
     pub allowed_addresses: Vec<AllowedAddress>,
-    /// What steps of this host have beside the environment of this process.
+    /// Additional environment variables for steps on this host.
     pub step_env: env_files::StepEnv,
-    /// What jobs are told of their runner.
+    /// Variables that describe the runner to jobs.
     pub job_env: Vars,
-    /// Where events wait that the broker does not take.
+    /// Buffer on disk for events that the broker does not accept.
     pub spill: Spill,
-    /// Jobs that are lines of a file.
+    /// Jobs from a queue file of shell commands.
     pub ci: Ci,
-    /// Where outputs of steps are kept; nowhere where there is none.
+    /// Store for the outputs of steps, if any.
     pub outputs: Option<Outputs>,
-    /// What the program says of itself.
+    /// The program's own log.
     pub log: Log,
 }
 
-/// Where queue and state are.
+/// Storage of queue and state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// RabbitMQ and etcd.
     Cluster,
-    /// One file, no servers.
+    /// One local file, without servers.
     Embedded,
 }
 
-/// Certificates of a connection, all PEM files.
+/// Certificates of a TLS connection, all as PEM files.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tls {
-    /// The authorities that the server is checked against; the usual ones where there is none.
+    /// Authorities that verify the server. The default authorities if missing.
     pub ca: Option<PathBuf>,
-    /// What we show the server.
+    /// The client certificate.
     pub identity: Option<Identity>,
 }
 
-/// A certificate of ours.
+/// A client certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// The certificate, with what leads to its authority.
+    /// The certificate, with its chain.
     pub cert: PathBuf,
-    /// Its key.
+    /// The private key.
     pub key: PathBuf,
 }
 
 /// etcd.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Storage {
-    /// The members, without credentials; all `http` or all `https`.
+    /// The member URLs, without credentials. All `http` or all `https`.
     pub urls: Vec<Url>,
-    /// Who we are there; no authentication where there is nobody.
+    /// The credentials. No authentication if missing.
     pub login: Option<Login>,
     /// Certificates, for `https`.
     pub tls: Tls,
@@ -142,18 +142,18 @@ pub struct Login {
 pub struct Broker {
     /// Whether the connection is encrypted.
     pub tls: bool,
-    /// Its host, without the brackets of an IPv6 address.
+    /// The host, without the brackets of an IPv6 address.
     pub host: String,
-    /// Its port.
+    /// The port.
     pub port: u16,
     /// The virtual host.
     pub vhost: String,
-    /// Who we are there.
+    /// The credentials.
     pub login: Login,
 }
 
 impl Broker {
-    /// The address with the virtual host, without credentials.
+    /// The URL with the virtual host, without credentials.
     #[must_use]
     pub fn url(&self) -> String {
         self.url_as(if self.tls { "amqps" } else { "amqp" })
@@ -174,7 +174,7 @@ impl Broker {
 }
 
 impl std::fmt::Display for Broker {
-    /// The address without credentials.
+    /// The URL without credentials.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let scheme = if self.tls { "amqps" } else { "amqp" };
         write!(f, "{scheme}://{}", self.authority())
@@ -190,39 +190,39 @@ pub struct Queue {
     pub tls: Tls,
 }
 
-/// How often a service is tried at start. Once connected, a worker reconnects for as long as it runs.
+/// Connection attempts at start. Once connected, a worker reconnects for as long as it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connection {
-    /// How often; at least 1.
+    /// Number of attempts, at least 1.
     pub retry_attempts: u32,
-    /// The time between two attempts.
+    /// Delay between two attempts.
     pub retry_delay: Duration,
 }
 
 /// The event stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stream {
-    /// Its name.
+    /// The stream's name.
     pub name: String,
-    /// How long it keeps events.
+    /// Retention, in days.
     pub retention_days: u32,
-    /// Its maximum size in bytes.
+    /// Maximum size, in bytes.
     pub max_bytes: Option<u64>,
-    /// The server, where it is not that of the queue.
+    /// The server, if it is not the queue's.
     pub server: Option<StreamServer>,
 }
 
-/// A server of its own for the stream.
+/// A separate server for the stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamServer {
-    /// The protocol that is asked for.
+    /// The requested protocol.
     pub protocol: StreamProtocol,
-    /// The server. For the native protocol its port is that of the stream plugin.
+    /// The server. For the native protocol, the port of the stream plugin.
     pub broker: Broker,
 }
 
 impl StreamServer {
-    /// The address with the virtual host, without credentials.
+    /// The URL with the virtual host, without credentials.
     #[must_use]
     pub fn url(&self) -> String {
         match (self.protocol, self.broker.tls) {
@@ -233,61 +233,61 @@ impl StreamServer {
     }
 }
 
-/// How the stream is spoken to.
+/// The protocol of the stream connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamProtocol {
     /// AMQP 0-9-1.
     Amqp,
-    /// The stream plugin's own.
+    /// The native protocol of the stream plugin.
     Native,
 }
 
 /// The container engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Engine {
-    /// Its service, where it was said.
+    /// The engine's address, if set.
     pub url: Option<EngineUrl>,
-    /// The Docker engine of steps that have an image of their own; podman runs them where there is none.
+    /// The Docker engine for steps with their own image. If missing, podman runs them.
     pub docker_url: Option<EngineUrl>,
-    /// The rootless socket of this user, tried first where nothing was said.
+    /// The user's rootless socket, tried first if no address is set.
     pub user_socket: Option<PathBuf>,
-    /// The podman program on the path, for a service of our own.
+    /// The podman program on the path, to start a service of the worker's own.
     pub program: Option<PathBuf>,
-    /// The program that gives a rootless podman its users, where it is on the path.
+    /// The program that maps users for rootless podman, if it is on the path.
     pub uid_mapper: Option<PathBuf>,
-    /// The network of steps that name none; the engine's own where there is none.
+    /// Default network of steps. The engine's default if missing.
     pub network: Option<String>,
-    /// When images are pulled where the pipeline does not say.
+    /// Default pull policy.
     pub pull_policy: PullPolicy,
-    /// Credentials of registries, where somebody named the file.
+    /// The file with registry credentials, if set.
     pub registry_auth_file: Option<PathBuf>,
-    /// Where they may be otherwise; the first file that knows a registry holds.
+    /// Default files with registry credentials. The first one that contains a registry applies.
     pub registry_auth_places: Vec<PathBuf>,
-    /// Registries (`host` or `host:port`) that are asked without TLS checks.
+    /// Registries (`host` or `host:port`) used without TLS verification.
     pub registry_insecure: Vec<String>,
-    /// Directories of its host that a step can mount.
+    /// Directories on the engine's host that steps can mount.
     pub shared_dirs: Vec<SharedDir>,
-    /// Volumes that a step can mount although no step created them.
+    /// Volumes that steps can mount although no step created them.
     pub shared_volumes: Vec<String>,
-    /// The networks that a step can use beyond those that end at its container.
+    /// Networks that steps can use in addition to those confined to their container.
     pub networks: Vec<NetworkGrant>,
 }
 
-/// A directory of the engine's host that steps can mount.
+/// A directory on the engine's host that steps can mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SharedDir {
     /// The directory.
     pub path: PathBuf,
-    /// Whether steps can only read it.
+    /// Whether steps can mount it only read-only.
     pub is_read_only: bool,
 }
 
-/// Where a container engine answers.
+/// Address of a container engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineUrl {
-    /// A socket.
+    /// A Unix socket.
     Unix(PathBuf),
-    /// A host and a port.
+    /// A host and port.
     Tcp {
         /// The host, without the brackets of an IPv6 address.
         host: String,
@@ -309,120 +309,120 @@ impl std::fmt::Display for EngineUrl {
 /// The worker itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Worker {
-    /// How many runs it has at once; at least 1.
+    /// Maximum number of concurrent runs, at least 1.
     pub max_parallel_runs: u32,
-    /// How many steps of one run go on at once; at least 1.
+    /// Maximum number of concurrent steps per run, at least 1.
     pub max_parallel_steps: u32,
-    /// What `serve` runs steps with.
+    /// Executors that `serve` offers.
     pub executors: Vec<ExecutorKind>,
-    /// Maximum output of one step, and of all steps of a run together, in bytes. `None`: no limit.
+    /// Maximum output of one step, and of all steps of a run, in bytes. `None` means unlimited.
     pub log_limit: Option<u64>,
-    /// Whether definitions may contain secrets in clear text.
+    /// Whether definitions can contain clear-text secrets.
     pub literal_secrets: LiteralSecrets,
     /// How long the records of ended runs are kept.
     pub run_retention_days: u32,
-    /// How many owners a run may lose without a newly committed step.
+    /// Maximum number of owners that a run can lose without a newly committed step.
     pub max_losses: u32,
-    /// Where committed steps are pushed to: `host[:port][/repository]`.
+    /// Registry for committed steps: `host[:port][/repository]`.
     pub checkpoint_registry: Option<String>,
-    /// How long it may be silent before its runs count as lost.
+    /// Time to live of the worker's lease.
     pub lease_ttl: Duration,
-    /// How long it waits for running steps when it ends.
+    /// How long a stopping worker waits for running steps.
     pub drain: Duration,
-    /// The time between SIGTERM and SIGKILL.
+    /// Time between SIGTERM and SIGKILL.
     pub kill_grace: Duration,
-    /// The time between two refreshes of its entry.
+    /// Interval between refreshes of the node entry.
     pub health_check: Duration,
-    /// Directories whose files steps may name.
+    /// Directories whose files steps can refer to.
     pub file_dirs: Vec<PathBuf>,
-    /// Percent of the engine's disk from which on it takes nothing new.
+    /// Usage of the engine's disk, in percent, at which the worker stops accepting runs.
     pub disk_high: u8,
-    /// Percent of it below which it takes work again; less than `disk_high`.
+    /// Usage in percent below which it accepts runs again. Less than `disk_high`.
     pub disk_low: u8,
-    /// How much the base images may take that it has pulled; 0: as much as they like.
+    /// Maximum size of all pulled base images, in bytes. 0 means unlimited.
     pub base_images_bytes: u64,
 }
 
-/// Whether definitions may contain secrets in clear text.
+/// Whether definitions can contain clear-text secrets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LiteralSecrets {
-    /// They may.
+    /// They can.
     Allow,
     /// They are rejected.
     Reject,
 }
 
-/// Secrets of steps.
+/// Sources of secrets for steps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Secrets {
     /// Directories with a file for each.
     pub dirs: Vec<PathBuf>,
-    /// Values, and paths of files, of the variables that begin with `BOB_SECRET_`, by what follows.
+    /// Variables with the prefix `BOB_SECRET_`: values and file paths, by the rest of the name.
     pub variables: BTreeMap<String, Secret<Vec<u8>>>,
-    /// Who may use them at a worker that serves others.
+    /// Which pipelines can use which secrets, on a worker that serves others.
     pub scopes: Vec<SecretScope>,
 }
 
-/// Where events wait that the broker does not take.
+/// Buffer on disk for events that the broker does not accept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Spill {
     /// The directory.
     pub dir: PathBuf,
-    /// How much may wait there.
+    /// Maximum size, in bytes.
     pub bytes: u64,
 }
 
-/// Jobs that are lines of a file.
+/// Jobs from a queue file of shell commands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ci {
-    /// The file.
+    /// The queue file.
     pub queue: PathBuf,
-    /// Whether somebody has named it.
+    /// Whether the file was set explicitly.
     pub is_named: bool,
-    /// How often a job is tried in all, where it does not say itself.
+    /// Default number of attempts of a job.
     pub attempts: u32,
-    /// The time between two attempts, where it does not say itself.
+    /// Default delay between two attempts.
     pub delay: Span,
-    /// How long an attempt may take, where it does not say itself.
+    /// Default time limit of an attempt.
     pub timeout: Option<Span>,
 }
 
-/// Where outputs of steps are kept.
+/// Store for the outputs of steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outputs {
-    /// In a directory.
+    /// A directory.
     Directory(PathBuf),
-    /// In a bucket.
+    /// An S3 bucket.
     S3(S3),
-    /// In a registered artifact store, by its name.
+    /// A registered artifact store.
     ArtifactStore(RegisteredName),
 }
 
-/// A bucket of S3, or of what speaks its language.
+/// A bucket of S3 or a compatible service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct S3 {
     /// The bucket.
     pub bucket: String,
-    /// What all keys begin with, without a slash around it; may be empty.
+    /// Key prefix, without leading and trailing slashes. Can be empty.
     pub prefix: String,
-    /// Its server; that of AWS where there is none.
+    /// The server. AWS if missing.
     pub endpoint: Option<String>,
-    /// Its region.
+    /// The region.
     pub region: String,
-    /// Who we are there, by the id of a key and its secret.
+    /// The access key id and secret.
     pub login: Option<Login>,
 }
 
-/// What the program says of itself.
+/// The program's own log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Log {
-    /// How much.
+    /// The level.
     pub level: LogLevel,
-    /// How; `Text` on a terminal and else `Json` where it was not said.
+    /// The format. If missing, `Text` on a terminal, otherwise `Json`.
     pub format: Option<LogFormat>,
 }
 
-/// How much the program says of itself.
+/// Level of the program's own log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the words of the wire contract say it")]
 pub enum LogLevel {
@@ -435,7 +435,7 @@ pub enum LogLevel {
 }
 
 impl LogLevel {
-    /// The word for it.
+    /// The level as written in settings.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -449,12 +449,12 @@ impl LogLevel {
     }
 }
 
-/// How the program says it.
+/// Format of the program's own log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     /// Lines for people.
     Text,
-    /// One object a line.
+    /// One JSON object per line.
     Json,
     /// `[YYYY-MM-DD HH:MM:SS] [LEVEL] text`, on standard output.
     Ci,

@@ -1,4 +1,4 @@
-//! Texts that say where outputs are kept.
+//! Parsers for the settings of the output store.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use url::Url;
 
 use super::parse::Parsed;
 
-/// What `outputs.store` says; what else a bucket needs stands beside it.
+/// The value of `outputs.store`. Other settings of a bucket are separate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Kept {
     Directory(PathBuf),
@@ -32,7 +32,7 @@ pub(super) fn kept(text: &str) -> Parsed<Kept> {
         let prefix = prefix.trim_matches('/').to_owned();
         return Ok(Kept::Bucket { bucket: bucket.to_owned(), prefix });
     }
-    // A path of such a form is a misspelt one of the others rather.
+    // Probably another form, misspelt, rather than a path.
     if text.is_empty() || text.contains("://") || text.contains('\0') || text.starts_with("s3:") {
         return Err(EXPECTED.into());
     }

@@ -1,4 +1,4 @@
-//! One text into one value. An error is what is expected, as the rest of the sentence `expected ...`.
+//! Parses one text into one value. An error completes the sentence `expected ...`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use url::Url;
 use super::env_files::{self, StepEnv};
 use super::{EngineUrl, LiteralSecrets, LogFormat, LogLevel, Mode, Secret, StreamProtocol};
 
-/// The value, or what is expected instead.
+/// The value, or a description of the expected value.
 pub(super) type Parsed<T> = Result<T, String>;
 
-/// A URL of a broker, taken apart. What it does not say is `None`.
+/// A parsed broker URL. Missing parts are `None`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct BrokerUrl {
     pub(super) protocol: StreamProtocol,
@@ -26,7 +26,8 @@ pub(super) struct BrokerUrl {
     pub(super) vhost: String,
 }
 
-/// The members of an etcd cluster, without credentials, and the credentials that one of them held.
+/// The members of an etcd cluster without credentials, and the credentials found in any of their
+/// URLs.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct StorageUrls {
     pub(super) urls: Vec<Url>,
@@ -78,13 +79,13 @@ fn word<T: Copy>(text: &str, words: &[(&str, T)]) -> Parsed<T> {
     })
 }
 
-/// A span of time, or whole seconds.
+/// A time span, or a number of seconds.
 pub(super) fn span(text: &str) -> Parsed<Span> {
     let expected = || "a time span such as 90s, 10m or 1h30m, or whole seconds; not 0".to_owned();
     text.parse().ok().ok_or_else(expected)
 }
 
-/// A whole number within bounds, both included.
+/// A whole number within inclusive bounds.
 pub(super) fn number<T>(min: T, max: T) -> impl Fn(&str) -> Parsed<T>
 where
     T: std::str::FromStr + PartialOrd + std::fmt::Display,
@@ -97,7 +98,7 @@ where
     }
 }
 
-/// Whole seconds within bounds, both included.
+/// Whole seconds within inclusive bounds.
 pub(super) fn seconds(min: u64, max: u64) -> impl Fn(&str) -> Parsed<Duration> {
     move |text| {
         let seconds = number(min, max)(text).map_err(|expected| format!("{expected} (seconds)"))?;
@@ -105,7 +106,7 @@ pub(super) fn seconds(min: u64, max: u64) -> impl Fn(&str) -> Parsed<Duration> {
     }
 }
 
-/// Whole milliseconds within bounds, both included.
+/// Whole milliseconds within inclusive bounds.
 pub(super) fn millis(min: u64, max: u64) -> impl Fn(&str) -> Parsed<Duration> {
     move |text| {
         let millis =
@@ -114,7 +115,7 @@ pub(super) fn millis(min: u64, max: u64) -> impl Fn(&str) -> Parsed<Duration> {
     }
 }
 
-/// Bytes as a number, or with a unit.
+/// Bytes, as a number or with a unit.
 pub(super) fn bytes(text: &str) -> Parsed<u64> {
     let with_unit = || text.parse::<protocol::quantity::Memory>().ok().map(|memory| memory.bytes());
     text.parse().ok().or_else(with_unit).ok_or_else(|| {
@@ -139,7 +140,7 @@ pub(super) fn path(text: &str) -> Parsed<PathBuf> {
     if text.contains('\0') { Err("a path".into()) } else { Ok(PathBuf::from(text)) }
 }
 
-/// A file that can be read now, so that a wrong path is known before it is needed.
+/// A file that is readable now, so that a wrong path is reported before the file is needed.
 pub(super) fn readable_file(text: &str) -> Parsed<PathBuf> {
     let path = path(text)?;
     let checked = std::fs::File::open(&path).and_then(|file| file.metadata());
@@ -150,7 +151,7 @@ pub(super) fn readable_file(text: &str) -> Parsed<PathBuf> {
     }
 }
 
-/// Directories that are there, with colons between them.
+/// Existing directories, separated by colons.
 pub(super) fn dirs(text: &str) -> Parsed<Vec<PathBuf>> {
     let one = |text: &str| {
         let dir = path(text)?;
@@ -166,14 +167,14 @@ pub(super) fn dirs(text: &str) -> Parsed<Vec<PathBuf>> {
     text.split(':').filter(|text| !text.is_empty()).map(one).collect()
 }
 
-/// Files of variables, with commas between them, as what is in them.
+/// The contents of comma-separated files of variables.
 pub(super) fn env_files(text: &str) -> Parsed<(StepEnv, Vec<String>)> {
     let files: Vec<_> = text.split(',').map(str::trim).filter(|text| !text.is_empty()).collect();
     let files = files.into_iter().map(path).collect::<Parsed<Vec<_>>>()?;
     env_files::read(&files).map_err(|why| format!("files of variables: {why}"))
 }
 
-/// A name of a queue or stream.
+/// The name of a queue or stream.
 pub(super) fn queue_name(text: &str) -> Parsed<String> {
     let fits = (1..=255).contains(&text.len())
         && !text.starts_with("amq.")
@@ -183,7 +184,7 @@ pub(super) fn queue_name(text: &str) -> Parsed<String> {
     })
 }
 
-/// A text of one line.
+/// A non-empty text without control characters.
 pub(super) fn line(text: &str) -> Parsed<String> {
     if text.is_empty() || text.chars().any(char::is_control) {
         Err("a text without control characters".into())
@@ -200,13 +201,13 @@ pub(super) fn address(text: &str) -> Parsed<String> {
         .ok_or_else(|| "host:port".into())
 }
 
-/// Executors, with commas between them.
+/// Executors, separated by commas.
 pub(super) fn executors(text: &str) -> Parsed<Vec<ExecutorKind>> {
     let known = ExecutorKind::ALL.map(|kind| (kind.as_str(), kind));
     items(text).map(|one| word(one, &known)).collect()
 }
 
-/// Registries: `host` or `host:port`, with commas between them.
+/// Registries as `host` or `host:port`, separated by commas.
 pub(super) fn hosts(text: &str) -> Parsed<Vec<String>> {
     let one = |host: &str| {
         let fits = |c: char| c.is_ascii_alphanumeric() || ".-:[]".contains(c);
@@ -219,7 +220,7 @@ pub(super) fn hosts(text: &str) -> Parsed<Vec<String>> {
     items(text).map(one).collect()
 }
 
-/// A repository of a registry, or a registry.
+/// A registry, with or without a repository.
 pub(super) fn repository(text: &str) -> Parsed<String> {
     let (host, path) = text.split_once('/').unwrap_or((text, "x"));
     let is_host =
@@ -236,7 +237,7 @@ pub(super) fn repository(text: &str) -> Parsed<String> {
     }
 }
 
-/// The items of a list with commas.
+/// The items of a comma-separated list.
 pub(super) fn items(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim).filter(|item| !item.is_empty())
 }
@@ -262,7 +263,7 @@ pub(super) fn storage_urls(text: &str) -> Parsed<StorageUrls> {
         }
         read.user = read.user.or(user);
         read.password = read.password.or(password);
-        // A URL with a host takes both.
+        // A URL with a host accepts both.
         let _always_ok = (url.set_username(""), url.set_password(None));
         read.urls.push(url);
     }
@@ -293,7 +294,7 @@ fn broker_url(text: &str) -> Option<BrokerUrl> {
     };
     let host = host_of(&url)?;
     let (user, password) = credentials(&url).ok()?;
-    // Nothing, or a lone slash, is what people write who mean the default, which is called `/`.
+    // An empty path or a single slash means the default virtual host, named `/`.
     let vhost = match url.path().strip_prefix('/').unwrap_or_default() {
         "" => "/".to_owned(),
         path => decoded(path).ok()?,

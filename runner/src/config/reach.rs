@@ -1,4 +1,4 @@
-//! Addresses, and secrets of the worker, that an operator opens to publishers of messages.
+//! Addresses and secrets that the operator opens to publishers of messages.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,25 +7,25 @@ use ipnet::IpNet;
 
 use super::parse::{Parsed, items};
 
-/// An address that messages may name although it is closed by its kind.
+/// An address that messages may use although its kind is blocked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AllowedAddress {
-    /// Which hosts.
+    /// The hosts.
     pub host: AllowedHost,
-    /// Which port; any if there is none.
+    /// The port. Any port if missing.
     pub port: Option<u16>,
 }
 
 /// The hosts of an allowed address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AllowedHost {
-    /// A host by the name that a message has for it.
+    /// A host, by the name used in a message.
     Name(String),
-    /// Hosts with an address in a network.
+    /// Hosts with an address in this network.
     Net(IpNet),
 }
 
-/// Who may use which secrets of the worker.
+/// Which pipelines may use which secrets of the worker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecretScope {
     /// Names of secrets.
@@ -34,11 +34,11 @@ pub struct SecretScope {
     pub group: Glob,
     /// Names of pipelines.
     pub pipeline: Glob,
-    /// Hosts that the secret may be sent to. If there is none, a step may do with it what it likes.
+    /// Hosts to which the secret may be sent. If missing, a step may use it in any way.
     pub host: Option<Glob>,
 }
 
-/// Hosts, hosts with a port, addresses and networks, with commas between them.
+/// Hosts, hosts with a port, addresses and networks, separated by commas.
 pub(super) fn addresses(text: &str) -> Parsed<Vec<AllowedAddress>> {
     items(text)
         .map(|item| address(item).ok_or_else(|| format!("{ADDRESSES}; not {item}")))
@@ -65,13 +65,13 @@ fn address(item: &str) -> Option<AllowedAddress> {
         None => (item, None),
     };
     let fits = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
-    // A last part of digits alone is an address that is misspelt.
+    // A numeric last label means a misspelt address.
     let last = name.trim_end_matches('.').rsplit('.').next().unwrap_or_default();
     let is_name = name.chars().all(fits) && !last.chars().all(|c| c.is_ascii_digit());
     is_name.then(|| AllowedAddress { host: AllowedHost::Name(name.to_owned()), port })
 }
 
-/// Scopes of secrets, with commas between them.
+/// Scopes of secrets, separated by commas.
 pub(super) fn scopes(text: &str) -> Parsed<Vec<SecretScope>> {
     items(text).map(|item| scope(item).ok_or_else(|| format!("{SCOPES}; not {item}"))).collect()
 }
@@ -85,7 +85,7 @@ fn scope(item: &str) -> Option<SecretScope> {
         Some((pipelines, host)) => (pipelines, Some(host)),
         None => (rest, None),
     };
-    // A group has no colon.
+    // A group cannot contain a colon.
     let (group, pipeline) = pipelines.split_once(':').unwrap_or((pipelines, "*"));
     let host = host.map(|host| pattern(host, true));
     Some(SecretScope {
@@ -96,7 +96,8 @@ fn scope(item: &str) -> Option<SecretScope> {
     })
 }
 
-/// A pattern in which `*` stands for any characters and `?` for one; nothing else is special.
+/// A pattern in which `*` matches any characters and `?` matches one. No other character is
+/// special.
 fn pattern(text: &str, any_case: bool) -> Option<Glob> {
     let text = text.trim();
     let escaped = |c: char| match c {

@@ -1,32 +1,32 @@
-//! A value that must not be seen.
+//! A value that must not be displayed.
 
 use std::fmt;
 
-/// A value that is neither shown nor written: whoever needs it says so with [`Secret::expose`].
+/// A value that is neither displayed nor serialized. [`Secret::expose`] gives explicit access.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret<T>(T);
 
 impl<T> Secret<T> {
-    /// Hides a value.
+    /// Wraps a value.
     pub fn new(value: T) -> Self {
         Self(value)
     }
 
-    /// The value, for the one place that hands it over.
+    /// The wrapped value.
     pub fn expose(&self) -> &T {
         &self.0
     }
 }
 
 impl<T> fmt::Debug for Secret<T> {
-    /// Three stars, whatever it is, so that what holds a secret can be shown.
+    /// Prints `***`, so that types that contain a secret can derive `Debug`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
 }
 
-/// A text without what stands between `://` and `@`, or before `@` where there is no scheme: also a
-/// URL that cannot be read may hold a password.
+/// Removes everything between `://` and `@`, or everything before `@` if there is no scheme. Even a
+/// malformed URL can contain a password.
 #[must_use]
 pub fn without_credentials(text: &str) -> String {
     text.split(',').map(one_without_credentials).collect::<Vec<_>>().join(",")

@@ -1,45 +1,45 @@
-//! The table of all settings: name in the file, variable, default, meaning. The reader, the manual
-//! and the hints about misspelt names all come from it.
+//! The table of all settings: name, variable, default and description. The loader, the manual and
+//! the hints about misspelt names all use it.
 
 use std::fmt::Write as _;
 
 /// One setting.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting {
-    /// Its name in the file and for `--set`: `room.name`.
+    /// The name in the settings file and for `--set`: `room.name`.
     pub name: &'static str,
-    /// Its variable.
+    /// The environment variable.
     pub variable: &'static str,
-    /// What holds where nothing is said; `None` where that follows from the surroundings, or is
-    /// nothing.
+    /// The default as text. `None` if it is computed from the environment, or if there is none.
     pub default: Option<&'static str>,
-    /// What the manual says of the default where the text alone would not do.
+    /// Describes the default in the manual if its text alone is not enough.
     pub default_in_words: Option<&'static str>,
-    /// What it means, as one sentence.
+    /// The description, as one sentence.
     pub about: &'static str,
-    /// What kind of value it is.
+    /// The form of the value.
     pub form: Form,
-    /// Whether this version does it.
+    /// Whether this version supports the setting.
     pub support: Support,
 }
 
-/// What kind of value a setting has.
+/// The form of a setting's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// One value.
+    /// A single value.
     Single,
-    /// Several, with commas between them, or a list in the file.
+    /// Several values, separated by commas or as a list in the file.
     List,
-    /// One that is never shown, and can be given as the path of a file: `<VARIABLE>_FILE`.
+    /// A value that is never displayed. It can also be read from a file, given as
+    /// `<VARIABLE>_FILE`.
     Secret,
 }
 
-/// Whether this version does what a setting asks for.
+/// Whether this version supports a setting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Support {
-    /// It does.
+    /// Supported.
     Full,
-    /// The name is known, what it asks for is not done yet: a value is refused.
+    /// Known but not supported: any value is refused.
     Refused,
 }
 
@@ -77,20 +77,20 @@ impl Setting {
         Self { support, ..self }
     }
 
-    /// The variable that names the file which holds a secret.
+    /// The variable with the path of a file that contains the secret.
     #[must_use]
     pub fn file_variable(&self) -> String {
         format!("{}_FILE", self.variable)
     }
 
-    /// The name in the file that names the file which holds a secret.
+    /// The name in the settings file for the path of a file that contains the secret.
     #[must_use]
     pub fn file_name(&self) -> String {
         format!("{}-file", self.name)
     }
 }
 
-/// Every setting, in the order of the manual.
+/// All settings, in the order of the manual.
 pub const SETTINGS: &[Setting] = &[
     plain("mode", "BOB_MODE", Some("cluster"),
         "`cluster`, or `embedded`: queue and state in one file, no RabbitMQ, no etcd."),
@@ -226,13 +226,13 @@ pub const SETTINGS: &[Setting] = &[
         .words("`text` on a terminal, else `json`"),
 ];
 
-/// The setting of that name.
+/// Finds a setting by name.
 #[must_use]
 pub fn named(name: &str) -> Option<&'static Setting> {
     SETTINGS.iter().find(|setting| setting.name == name)
 }
 
-/// What somebody who wrote `given` probably meant.
+/// The known name that was probably meant by `given`.
 pub(super) fn nearest<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known
         .map(|name| (strsim::damerau_levenshtein(given, name), name))
@@ -241,7 +241,7 @@ pub(super) fn nearest<'a>(given: &str, known: impl Iterator<Item = &'a str>) -> 
         .map(|(_, name)| name)
 }
 
-/// The manual's table, in Markdown.
+/// Generates the settings table of the manual, as Markdown.
 #[must_use]
 pub fn manual() -> String {
     let mut text =

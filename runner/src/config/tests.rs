@@ -1,10 +1,10 @@
-//! The settings as a whole: precedence, all faults together, nothing secret shown.
+//! The settings as a whole: precedence, complete reports of faults, and masking of secrets.
 
 use std::path::Path;
 
 use super::*;
 
-/// Settings from a file's text, variables and `--set`.
+/// Loads settings from the text of a file, variables and `--set`.
 fn loaded(
     file: Option<(&str, &str)>,
     environment: Environment,
@@ -166,7 +166,7 @@ fn a_password_can_be_given_as_a_file_and_not_twice() {
     assert_eq!(said.config.queue.broker.login.password.expose(), "hunter2");
     let twice = faults_of([("BOB_QUEUE_PASSWORD_FILE", path), ("BOB_QUEUE_PASSWORD", "x")]);
     assert!(twice.contains("BOB_QUEUE_PASSWORD: is said twice"), "{twice}");
-    // A variable wins over the file also where one of them is a path.
+    // A variable overrides the file, even if one of them gives a path.
     let variable = Environment::from([("BOB_QUEUE_PASSWORD", "x")]);
     let over = loaded(Some(("bob-runner.toml", &toml)), variable, &[]).unwrap();
     assert_eq!(over.config.queue.broker.login.password.expose(), "x");
@@ -437,9 +437,9 @@ fn credentials_may_come_from_the_same_file_and_a_named_file_is_trusted() {
     let whole = "[queue]\nurl = \"amqp://u@h\"\npassword = \"p\"\n";
     assert!(loaded(file(whole), Environment::default(), &[]).is_ok());
     assert!(loaded(file("[queue]\nurl = \"amqp://u:p@h\"\n"), Environment::default(), &[]).is_ok());
-    // The URL of the file does not hold.
+    // The URL in the file is overridden.
     assert!(loaded(file(whole), Environment::default(), &["queue.url=amqp://h"]).is_ok());
-    // The stream has a login of its own.
+    // The stream's URL has its own login.
     let stream = "[stream]\nurl = \"amqp://u:p@h\"\n";
     assert!(loaded(file(stream), password(), &[]).is_ok());
     let directory = tempfile::tempdir().unwrap();
@@ -456,7 +456,7 @@ fn credentials_may_come_from_the_same_file_and_a_named_file_is_trusted() {
     let elsewhere = directory.path().join("etc");
     assert!(load_from(None, &elsewhere).is_err());
     assert!(load_from(Some(&path), &elsewhere).is_ok());
-    // A service may have its settings directory as working directory.
+    // A service can use its settings directory as working directory.
     assert!(load_from(None, directory.path()).is_ok());
 }
 
