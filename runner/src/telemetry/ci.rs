@@ -1,4 +1,4 @@
-//! The log of a CI service: `[YYYY-MM-DD HH:MM:SS] [LEVEL] text`, in the time of the host.
+//! The log format of a CI service: `[YYYY-MM-DD HH:MM:SS] [LEVEL] text`, in local time.
 
 use std::fmt::{self, Debug, Write as _};
 
@@ -10,7 +10,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::escaped::escaped;
 
-/// One line for each thing that is told.
+/// Formats each event as one line.
 pub(super) struct Lines;
 
 impl<S, N> FormatEvent<S, N> for Lines
@@ -28,12 +28,12 @@ where
             Level::ERROR => "ERROR",
             Level::WARN => "WARN",
             Level::INFO => "INFO",
-            // What is below has no word of its own in this log.
+            // This format has no lower level.
             Level::DEBUG | Level::TRACE => "DEBUG",
         };
         let mut told = Told::default();
         event.record(&mut told);
-        // A line is one line, whatever a text of others holds.
+        // Line breaks in external text must not produce more lines.
         let text = format!("{}{}", told.message, told.rest).replace(['\n', '\r'], " ");
         let text = escaped(&text);
         let time = jiff::Zoned::now().strftime("%Y-%m-%d %H:%M:%S").to_string();
@@ -41,8 +41,8 @@ where
     }
 }
 
-/// The text of an event, and what else is to be said. Dotted names are for machines: the text has
-/// them.
+/// The message of an event, and its other fields. Dotted names are for machines; the message
+/// already contains their values.
 #[derive(Default)]
 struct Told {
     message: String,
@@ -55,7 +55,7 @@ impl Visit for Told {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
-        // A String takes whatever is written to it.
+        // Writing to a String cannot fail.
         match field.name() {
             "message" => write!(self.message, "{value:?}"),
             name if name.contains('.') => Ok(()),

@@ -1,11 +1,11 @@
-//! Fields of a log for people, without what would act on their terminal.
+//! Formats log fields for people, with control characters escaped.
 
 use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::fmt::FormatFields;
 use tracing_subscriber::fmt::format::debug_fn;
 
-/// Writes the text, then `name=value` of each field. Control characters are escaped: a response of a
-/// service could otherwise move the cursor, or forge a line of the log.
+/// Writes the message, then `name=value` for each field. Control characters are escaped, because a
+/// response from a service could otherwise move the cursor or forge a log line.
 pub(super) fn fields() -> impl for<'a> FormatFields<'a> + Send + Sync + 'static {
     let one = debug_fn(|writer, field, value| {
         let value = escaped(&format!("{value:?}"));
@@ -17,7 +17,7 @@ pub(super) fn fields() -> impl for<'a> FormatFields<'a> + Send + Sync + 'static 
     one.delimited(" ")
 }
 
-/// The same text with its control characters as escapes.
+/// Escapes the control characters in a text.
 pub(super) fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {

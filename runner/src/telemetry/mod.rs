@@ -1,5 +1,5 @@
-//! The program's own log: to standard error for people or for machines, or to standard output as the
-//! log of a CI service. User output never is a line of it.
+//! The program's own log: for people or machines on standard error, or in a CI service's format on
+//! standard output. The output of steps is never part of it.
 
 mod ci;
 mod escaped;
@@ -10,29 +10,29 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
-/// How the log is written.
+/// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
     /// Lines for people.
     Text,
-    /// One object a line.
+    /// One JSON object per line.
     Json,
     /// `[YYYY-MM-DD HH:MM:SS] [LEVEL] text`, on standard output.
     Ci,
 }
 
-/// What a log is like.
+/// Options of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options<'a> {
-    /// The least that is told: `off`, `error`, `warn`, `info`, `debug` or `trace`.
+    /// The lowest level: `off`, `error`, `warn`, `info`, `debug` or `trace`.
     pub level: &'a str,
-    /// How; for people on a terminal, else for machines, where it was not said.
+    /// The format. If `None`, `Text` on a terminal, otherwise `Json`.
     pub form: Option<Form>,
-    /// Whether lines for people may have colours.
+    /// Whether text lines can have colours.
     pub colour: bool,
 }
 
-/// Libraries that tell more than anybody asked for: at most this much of them.
+/// Verbose libraries, with the most detailed level that is logged for each.
 const QUIET: [(&str, &str); 8] = [
     ("config", "warn"),
     ("h2", "info"),
@@ -44,11 +44,10 @@ const QUIET: [(&str, &str); 8] = [
     ("tower", "info"),
 ];
 
-/// Libraries whose own trouble is told by us, in our words: nothing of them, but for whoever looks for
-/// details.
+/// Libraries whose errors the program reports itself. They are logged only at the debug levels.
 const SILENT: [&str; 1] = ["lapin"];
 
-/// The rank of a level: the higher, the more is told.
+/// The rank of a level. A higher rank logs more.
 fn rank(level: &str) -> usize {
     let levels = ["off", "error", "warn", "info", "debug", "trace"];
     levels.iter().position(|known| *known == level).unwrap_or(3)
@@ -68,17 +67,17 @@ fn filter(level: &str) -> EnvFilter {
     EnvFilter::new(directives)
 }
 
-/// The form that holds: what was said, else that which whoever reads standard error can use.
+/// The effective format: the given one, or the one that suits standard error.
 #[must_use]
 pub fn form_of(said: Option<Form>) -> Form {
     let on_terminal = std::io::stderr().is_terminal();
     said.unwrap_or(if on_terminal { Form::Text } else { Form::Json })
 }
 
-/// Begins the log of this process.
+/// Initializes the log of this process.
 ///
 /// # Errors
-/// Where one was begun already.
+/// If the log is already initialized.
 pub fn begin(options: Options<'_>) -> Result<(), TryInitError> {
     let on_terminal = std::io::stderr().is_terminal();
     let colour = options.colour && on_terminal;
@@ -95,7 +94,7 @@ where
 {
     tracing_subscriber::fmt()
         .with_env_filter(filter(level))
-        // Said on the same standard error, whose reader may be gone, that would be a panic.
+        // Writing such an error to a closed standard error would panic.
         .log_internal_errors(false)
         .fmt_fields(escaped::fields())
         .with_ansi(colour)
@@ -114,7 +113,7 @@ where
         .with_current_span(true)
         .with_span_list(false)
         .with_env_filter(filter(level))
-        // Said on the same standard error, whose reader may be gone, that would be a panic.
+        // Writing such an error to a closed standard error would panic.
         .log_internal_errors(false)
         .with_writer(writer)
         .finish()
