@@ -1,4 +1,4 @@
-//! The clocks, memory and load of this machine, where it is a Linux, and the secrets that lie on it.
+//! Clocks, memory and load of this Linux machine, and the secrets stored on it.
 
 mod scopes;
 mod secrets;
@@ -15,7 +15,7 @@ pub use self::scopes::{Scope, Scopes};
 pub use self::secrets::MountedSecrets;
 use crate::ports::Host;
 
-/// This machine, as the kernel shows it to this process: what bounds its control group bounds it.
+/// This machine as seen by this process, including the limits of its control groups.
 #[derive(Debug, Clone)]
 pub struct Linux {
     proc: PathBuf,
@@ -36,7 +36,7 @@ impl Host for Linux {
 
     fn since_boot(&self) -> Duration {
         let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Boottime);
-        // The kernel gives neither a negative time nor more nanoseconds than a second has.
+        // The kernel returns neither negative times nor more than a second of nanoseconds.
         let (secs, nanos) = (u64::try_from(tv_sec), u32::try_from(tv_nsec));
         Duration::new(secs.unwrap_or_default(), nanos.unwrap_or_default())
     }
@@ -64,18 +64,18 @@ impl Host for Linux {
     }
 }
 
-/// A control group that may bound memory, by the names its version has for the files.
+/// A control group that can limit memory, with the file names of its version.
 struct MemoryGroup {
     dir: PathBuf,
     limit: &'static str,
     usage: &'static str,
-    /// What of the usage the kernel gives back when it is asked to: pages of files not used lately.
+    /// Field with the reclaimable part of the usage: page cache not used recently.
     reclaimable: &'static str,
 }
 
 impl MemoryGroup {
     fn bound(&self, memory: &mut NodeMemory) {
-        // `max`, and no file at all in the root group: no limit.
+        // `max`, or no file in the root group, means unlimited.
         let Some(limit) = number(&self.dir.join(self.limit)) else { return };
         memory.total = memory.total.min(limit);
         let Some(usage) = number(&self.dir.join(self.usage)) else { return };
@@ -86,11 +86,11 @@ impl MemoryGroup {
 }
 
 impl Linux {
-    /// The control groups that this process is in, up to the root: each may have a limit.
+    /// The control groups of this process and their ancestors. Each can have a limit.
     fn memory_groups(&self) -> Vec<MemoryGroup> {
         let mut groups = Vec::new();
         for line in read(&self.proc.join("self/cgroup")).unwrap_or_default().lines() {
-            // `hierarchy:controllers:path`; version 2 has no controllers there.
+            // `hierarchy:controllers:path`. In version 2, the list of controllers is empty.
             let mut parts = line.splitn(3, ':').skip(1);
             let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
             let path = Path::new(path.trim_start_matches('/'));
@@ -99,8 +99,8 @@ impl Linux {
                 continue;
             }
             let root = if v1 { self.cgroup.join("memory") } else { self.cgroup.clone() };
-            // In a container whose view of the tree begins at its own group, the path may not be
-            // there; its limits are then at the root of what is.
+            // In a container with its own cgroup namespace, the path might not exist. Its limits
+            // are then at the root of the visible tree.
             for dir in path.ancestors().map(|part| root.join(part)) {
                 groups.push(if v1 {
                     MemoryGroup {
@@ -122,7 +122,7 @@ impl Linux {
         groups
     }
 
-    /// The load average of the last minute, as a share of all processors; -1 where it is unknown.
+    /// The one-minute load average as a share of all processors, or -1 if unknown.
     fn load(&self) -> f64 {
         let stat = read(&self.proc.join("stat")).unwrap_or_default();
         let is_processor = |line: &&str| {
@@ -144,7 +144,7 @@ fn number(path: &Path) -> Option<u64> {
     read(path)?.trim().parse().ok()
 }
 
-/// The number after a name at the beginning of a line.
+/// The number after a name at the start of a line.
 fn field(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| {
         let mut words = line.split_whitespace();
@@ -158,7 +158,7 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
-    /// A machine with 1000 MiB, 600 of them available, and these further files.
+    /// A machine with 1000 MiB of memory, 600 MiB of them available, and the given files.
     fn machine(files: &[(&str, &str)]) -> (tempfile::TempDir, Linux) {
         let dir = tempfile::tempdir().unwrap();
         let meminfo = "MemTotal: 1024000 kB\nMemFree: 102400 kB\nMemAvailable: 614400 kB\n";

@@ -1,19 +1,19 @@
-//! Which secrets of the worker are given to whom.
+//! Which pipelines can use which secrets of the worker.
 
 use globset::GlobMatcher;
 
 use crate::ports::{Destination, Purpose};
 
-/// Who is given which secrets.
+/// Access to the worker's secrets.
 #[derive(Debug, Clone)]
 pub enum Scopes {
-    /// Everyone is given every secret: a person runs a file of their own.
+    /// Every secret, for a user who runs a file locally.
     All,
-    /// Only what a scope names is given.
+    /// Only secrets covered by a scope.
     Only(Vec<Scope>),
 }
 
-/// Secrets that pipelines may use.
+/// Secrets, and the pipelines that can use them.
 #[derive(Debug, Clone)]
 pub struct Scope {
     /// Names of secrets.
@@ -22,13 +22,13 @@ pub struct Scope {
     pub group: GlobMatcher,
     /// Names of pipelines.
     pub pipeline: GlobMatcher,
-    /// Hosts, or hosts with a port, that the secrets may be sent to. If there is none, they may be
-    /// given to a step that can send them anywhere.
+    /// Hosts, with or without a port, that the secrets can be sent to. If missing, the secrets can
+    /// also be passed to a step, which can send them anywhere.
     pub host: Option<GlobMatcher>,
 }
 
 impl Scopes {
-    /// Whether a secret may be given for a purpose.
+    /// Whether a secret can be used for a purpose.
     pub(super) fn cover(&self, secret: &str, purpose: &Purpose) -> bool {
         match self {
             Self::All => true,

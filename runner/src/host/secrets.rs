@@ -1,4 +1,4 @@
-//! Secrets of steps, as files of mounted directories and as variables that the worker was given.
+//! Secrets of steps, from files in mounted directories and from the worker's variables.
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read as _};
@@ -9,46 +9,46 @@ use async_trait::async_trait;
 use super::Scopes;
 use crate::ports::{Purpose, Secret, Secrets, SecretsError};
 
-/// The most bytes of a secret.
+/// Maximum size of a secret, in bytes.
 const MOST: usize = 64 * 1024;
-/// What its variables begin with.
+/// Prefix of the variables.
 const VARIABLE: &str = "BOB_SECRET_";
 
-/// Secrets that were laid ready for the worker.
+/// Secrets provided to the worker.
 ///
-/// It looks first into directories, one file a secret, then among variables: `BOB_SECRET_<NAME>`, and
-/// `BOB_SECRET_<NAME>_FILE`, the path of a file. Each is read when it is asked for, so that one that is
-/// replaced in a directory holds from the next step on.
+/// Directories are searched first, with one file per secret, then the variables `BOB_SECRET_<NAME>`
+/// and `BOB_SECRET_<NAME>_FILE` (the path of a file). A secret is read at each use, so a replaced
+/// file takes effect from the next step on.
 #[derive(Debug, Clone)]
 pub struct MountedSecrets {
-    /// The directories, in the order in which they are looked into.
+    /// The directories, in search order.
     pub dirs: Vec<PathBuf>,
-    /// The variables, by what follows on `BOB_SECRET_`.
+    /// The variables, by the part of the name after `BOB_SECRET_`.
     pub variables: BTreeMap<String, Secret>,
-    /// Who is given which.
+    /// Access to the secrets.
     pub scopes: Scopes,
 }
 
-/// The end of a variable for a secret of that name.
+/// The variable suffix for a secret's name.
 fn ending(name: &str) -> String {
     let fits = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
     name.chars().map(fits).collect()
 }
 
-/// Whether a name cannot lead out of a directory. Those of pipelines are checked as they are parsed.
+/// Whether a name stays inside a directory. Names in pipelines are also validated by the parser.
 fn is_plain(name: &str) -> bool {
     !matches!(name, "" | "." | "..") && !name.contains(['/', '\0'])
 }
 
-/// The secret that a file holds, without the newline that editors leave at its end. `None`: there is no
-/// such file.
+/// Reads a secret from a file, without the trailing newline that editors add. Returns `None` if the
+/// file does not exist.
 fn read(path: &Path, name: &str) -> Result<Option<Secret>, SecretsError> {
     let place = || path.display().to_string();
     let unreadable = |cause: String| {
         let (name, place) = (name.to_owned(), place());
         SecretsError::Unreadable { name, place, cause }
     };
-    // One that is no file is not opened: a pipe would wait for its other end.
+    // Opening a pipe would block until its other end is open.
     match path.metadata() {
         Ok(meta) if meta.is_file() => {}
         Ok(_) => return Err(unreadable("it is no file".to_owned())),
