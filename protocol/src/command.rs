@@ -167,7 +167,8 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 /// `kind` and `message_id` are its properties `type` and `message_id`. Unknown keys of the message
 /// are ignored. Unknown keys of an inline definition are rejected.
 ///
-/// # Errors [`Malformed`] names the field, what was found and what is expected. Such a message is
+/// # Errors
+/// [`Malformed`] names the field, what was found and what is expected. Such a message is
 /// dead-lettered unchanged.
 pub fn decode(
     kind: Option<&str>,

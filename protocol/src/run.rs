@@ -210,7 +210,8 @@ impl RunRecord {
     /// except `from` and the steps that depend on it. `None` takes over every committed step. Steps
     /// on a worker's host are never taken over.
     ///
-    /// # Errors [`NotKept`] if no new run can start there.
+    /// # Errors
+    /// [`NotKept`] if no new run can start there.
     pub fn kept_before(&self, from: Option<&StepName>) -> Result<Vec<StepRecord>, NotKept> {
         let Some(pipeline) = &self.pipeline else { return Ok(Vec::new()) };
         let graph = pipeline.graph();

@@ -43,7 +43,8 @@ impl ProcessLimits {
 
     /// Reads the limits from a step's `with`. A missing limit means unlimited.
     ///
-    /// # Errors If `with` was not produced by a dialect and holds something else.
+    /// # Errors
+    /// If `with` was not produced by a dialect and holds something else.
     pub fn of(with: &Map<String, Value>) -> Result<Self, serde_json::Error> {
         with.get(Self::KEY).map_or_else(|| Ok(Self::default()), Self::deserialize)
     }

@@ -281,7 +281,7 @@ pub(super) struct Events {
     /// Print only the events of this run
     #[arg(long)]
     pub(super) run: Option<RunId>,
-    /// Print only events of this last span of time, such as 90s, 10m or 2d
+    /// Print only events published within this time span, such as 90s, 10m or 2d
     #[arg(long, value_name = "SPAN", conflicts_with = "run")]
     pub(super) since: Option<Span>,
     /// Print only events published from now on
@@ -297,7 +297,7 @@ pub(super) struct Ps {
     /// List only runs of this pipeline
     #[arg(long, value_name = "GROUP/NAME", value_parser = PipelineId::from_path)]
     pub(super) pipeline: Option<PipelineId>,
-    /// List only runs with this status
+    /// List only runs with this status, such as pending, running, passed, failed or stopped
     #[arg(long, value_parser = status)]
     pub(super) status: Option<Status>,
     /// List at most this number of runs, newest first

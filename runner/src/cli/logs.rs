@@ -71,7 +71,7 @@ pub(super) async fn follow_submitted(
     })
 }
 
-/// Time without an owner after which a warning about the run is printed.
+/// How long to wait for a worker to accept the run before a note is printed.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How reading a log ended.

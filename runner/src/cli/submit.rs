@@ -98,8 +98,8 @@ pub(super) async fn send(
     Ok(Exit::Ok)
 }
 
-/// A file if one exists with that name or a dialect is given, otherwise a stored pipeline. A
-/// directory is recognized only if its name cannot be that of a pipeline.
+/// A file if it exists, is named like one, or has a dialect. Otherwise a stored pipeline. A
+/// directory counts only if its name cannot be that of a pipeline.
 fn what_of(context: &Context, typed: &Submit) -> Result<StartOf, Failure> {
     let what = typed.what.as_str();
     let is_folder = what.ends_with('/') || what.starts_with(['.', '/']) || !what.contains('/');

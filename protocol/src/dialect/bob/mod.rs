@@ -154,8 +154,7 @@ impl Reader {
         let written: Vec<_> = written.into_iter().flatten().collect();
         let is_needed = match steps.filter(|steps| steps.len() == written.len()) {
             Some(steps) => steps.iter().chain(on_error).any(Step::is_on_image),
-            // Some steps have faults. Guess from the text, to avoid a misleading fault about the
-            // image.
+            // Some steps have faults. Do not report a missing image that they might not need.
             None => written.iter().any(|step| may_begin_with_image(step.node)),
         };
         let field = if is_needed {

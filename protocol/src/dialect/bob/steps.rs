@@ -89,8 +89,8 @@ pub(super) const EXECUTORS: [(&str, ExecutorKind); 9] = [
 /// Maximum grace period of a step. A worker that shuts down waits for it.
 const MAX_GRACE_MILLIS: u64 = 3_600_000;
 
-/// Maximum number of steps. Each adds a few hundred bytes to the run record, and a record must fit
-/// into one etcd request (1.5 MiB).
+/// Maximum number of steps. Each adds a few hundred bytes to the run record, which must fit into
+/// one etcd request (1.5 MiB) together with the definition.
 pub(in crate::dialect) const MAX_STEPS: usize = 2000;
 
 impl Reader {

@@ -74,7 +74,7 @@ const STRATEGIES: [(&str, Strategy); 3] = [
 /// Reads all pipelines of a file, ordered by name.
 ///
 /// # Errors
-/// Every fault, at least one, in document order, followed by the warnings.
+/// Every fault, at least one, followed by the warnings.
 pub(super) fn read(root: &Node) -> Result<(Vec<Pipeline>, Vec<Diagnostic>), Vec<Diagnostic>> {
     let mut reader = Reader::default();
     let pipelines = reader.file(&Field::root(root));

@@ -295,7 +295,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Checks a tag of a list or map: only the tag of its own type is allowed.
+    /// Checks the tag of a list or map. Only `!` and the tag of its own type are allowed.
     fn collection_tag(&mut self, tag: Option<&Tag>, own: &str, at: Position) {
         let Some(tag) = tag else {
             return;

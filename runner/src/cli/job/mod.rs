@@ -53,7 +53,7 @@ pub(super) enum Results {
     Kept,
 }
 
-/// Isolates the jobs of a file from each other, and returns the title to print before each.
+/// For [`Results::Kept`], isolates the jobs from each other, and returns the title of each.
 pub(super) fn titles(
     pipeline: &mut Pipeline,
     results: Results,
