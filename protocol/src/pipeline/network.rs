@@ -157,8 +157,9 @@ impl Network {
     /// The grants that a pipeline needs for this network. A network confined to the container needs
     /// none.
     ///
-    /// # Errors The option that no operator can grant. Options are passed as arguments to
-    /// `slirp4netns` or `pasta`, which can write files and open ports on the host.
+    /// # Errors
+    /// The option that no operator can grant. Options are passed as arguments to `slirp4netns` or
+    /// `pasta`, which can write files and open ports on the host.
     pub fn grants(&self) -> Result<Vec<NetworkGrant>, String> {
         match &self.mode {
             NetworkMode::None | NetworkMode::Private | NetworkMode::Bridge => Ok(Vec::new()),
