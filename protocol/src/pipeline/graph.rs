@@ -13,7 +13,7 @@ pub struct Graph {
 }
 
 impl Graph {
-    /// Builds the graph. Names of unknown steps, and steps on a cycle, are left out.
+    /// Builds the graph. Unknown names in `needs` are ignored, and steps on a cycle get no image.
     #[must_use]
     pub fn of(steps: &[Step]) -> Self {
         let position: HashMap<&str, usize> =
