@@ -1,19 +1,19 @@
-//! The disk of an engine, and the images on it that are nobody's work but take the most of it.
+//! The disk of a container engine, and the pulled base images on it, which take most of its space.
 
 use protocol::time::Millis;
 
-/// The disk that an engine keeps everything on, in bytes.
+/// The disk with an engine's storage, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Disk {
     /// The size without root's reserve, which ordinary users cannot write to.
     pub total: u64,
-    /// What can still be written.
+    /// The space that ordinary users can still write to.
     pub free: u64,
 }
 
 impl Disk {
-    /// A disk as the system counts it, in blocks of `size` bytes: those of it, those that nothing is in,
-    /// and those of them that an ordinary user can write to.
+    /// Creates a `Disk` from the counters of `statvfs`. All are in blocks of `size` bytes: `blocks`
+    /// in total, `free` for root, and `available` to ordinary users.
     #[must_use]
     pub fn of_blocks(size: u64, blocks: u64, free: u64, available: u64) -> Self {
         let used = blocks.saturating_sub(free);
@@ -21,7 +21,7 @@ impl Disk {
         Self { total: bytes(used.saturating_add(available)), free: bytes(available) }
     }
 
-    /// How full it is, in percent, rounded up: the number that `df` shows.
+    /// Returns the used space in percent, rounded up, as `df` shows it.
     #[must_use]
     pub fn percent(&self) -> u8 {
         let used = u128::from(self.total.saturating_sub(self.free));
@@ -30,38 +30,39 @@ impl Disk {
         u8::try_from(percent).unwrap_or(100)
     }
 
-    /// Whether nothing fits any more: who failed here has probably failed for that.
+    /// Returns true if the disk is practically full. An operation that failed on it probably failed
+    /// for lack of space.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.free <= self.total / 1000
     }
 }
 
-/// An image that the executor has pulled itself, for runs to stand on.
+/// A base image that the executor pulled itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseImage {
-    /// Its id.
+    /// The image's ID.
     pub id: String,
-    /// The names that it was pulled by, in full; none where they are another image's by now.
+    /// The full names it was pulled by, without those that now belong to another image.
     pub names: Vec<String>,
-    /// Its size in bytes; what it shares with others is counted in each.
+    /// The size in bytes. Layers shared by several images count for each of them.
     pub bytes: u64,
-    /// When a run last began on it, to the hour.
+    /// The time at which a run last started from it, to the hour.
     pub used: Millis,
-    /// Something stands on it, or somebody else has given it a name.
+    /// Whether a container or another image uses it, or another user has given it a name.
     pub in_use: bool,
 }
 
 impl BaseImage {
-    /// Whether a reference as pipelines have it means this image.
+    /// Returns true if an image reference from a pipeline resolves to this image.
     #[must_use]
     pub fn answers_to(&self, reference: &str) -> bool {
         self.names.iter().any(|name| is_meant(name, reference))
     }
 }
 
-/// Whether a reference as pipelines have it means what an engine knows by this full name: a short one
-/// is the end of the name, and no tag is `latest`.
+/// Returns true if an image reference from a pipeline resolves to an image with this full name. A
+/// short reference matches the end of the name. A missing tag means `latest`.
 #[must_use]
 pub fn is_meant(name: &str, reference: &str) -> bool {
     if name == reference {

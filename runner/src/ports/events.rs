@@ -1,4 +1,4 @@
-//! Events: where they go, and how they are read back.
+//! Publishing and reading events.
 
 use async_trait::async_trait;
 use futures::stream::BoxStream;
@@ -7,44 +7,44 @@ use protocol::id::{Epoch, RunId};
 use protocol::time::Millis;
 use thiserror::Error;
 
-/// How far a publisher has come: every event has one, and they grow.
+/// A publisher's position in its sequence of events. Tickets increase with every event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Ticket(pub u64);
 
-/// Where reading begins.
+/// Position at which a reader starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Position {
-    /// The oldest event that is kept.
+    /// The oldest event in the stream.
     First,
-    /// What is published from now on.
+    /// The first event published after the reader is opened.
     Next,
-    /// What was published at that time or later, and maybe a little before.
+    /// The first event published at or after this time. Some earlier ones may precede it.
     Since(Millis),
-    /// This one and what follows.
+    /// The event at this offset.
     Offset(u64),
 }
 
-/// A message as it stands on the stream.
+/// A message on the stream.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Published {
-    /// Its place.
+    /// The offset in the stream.
     pub offset: u64,
-    /// Its bytes.
+    /// The body.
     pub body: Vec<u8>,
 }
 
 impl Published {
-    /// The event, where the bytes are one.
+    /// Returns the event, or `None` if the body is not a valid event.
     #[must_use]
     pub fn event(&self) -> Option<Event> {
         serde_json::from_slice(&self.body).ok()
     }
 }
 
-/// Messages in the order of the stream; goes on over reconnects.
+/// Messages in stream order. Reading continues after a reconnect.
 pub type EventStream = BoxStream<'static, Result<Published, EventsError>>;
 
-/// What the stream could not do.
+/// Errors of the event stream.
 #[derive(Debug, Error)]
 pub enum EventsError {
     /// The broker does not answer.
@@ -52,40 +52,40 @@ pub enum EventsError {
     Unreachable {
         /// Its address, without credentials.
         at: String,
-        /// What the connection said.
+        /// The connection error.
         cause: String,
     },
-    /// User, password, virtual host or certificate are not good for this.
+    /// The user, password, virtual host or certificate does not grant access.
     #[error("cannot use the stream at {at}: {cause}")]
     Denied {
-        /// Its address.
+        /// The address, without credentials.
         at: String,
-        /// What it said, and what to do about it.
+        /// The broker's reply, and how to fix it.
         cause: String,
     },
-    /// The stream is of another kind.
+    /// The stream exists with a different type.
     #[error("cannot use the stream at {at}: {cause}")]
     WrongKind {
-        /// Its address.
+        /// The address, without credentials.
         at: String,
-        /// Which one, and what to delete.
+        /// The resource concerned, and what to delete.
         cause: String,
     },
-    /// What waits for the broker cannot be put on disk.
+    /// Buffered events cannot be written to disk.
     #[error("cannot spill events to {path}: {cause}; make room there, or set BOB_SPILL_DIR")]
     Spill {
         /// The file.
         path: String,
-        /// What the system said.
+        /// The I/O error.
         cause: String,
     },
-    /// The publisher has ended.
+    /// The publisher has terminated.
     #[error("the event publisher has ended")]
     Closed,
 }
 
 impl EventsError {
-    /// Whether the same call may succeed later.
+    /// Returns true if the same call may succeed later.
     #[must_use]
     pub fn retryable(&self) -> bool {
         match self {
@@ -95,33 +95,35 @@ impl EventsError {
     }
 }
 
-/// Where events go. What was taken over is published in that order, at least once, over reconnects
-/// and restarts of the broker: it waits in a bounded buffer, then in a bounded file.
+/// Publishes events in the order of `emit`, at least once, across reconnects and broker restarts.
+/// Unpublished events wait in a bounded buffer, then in a bounded file.
 #[async_trait]
 pub trait Events: Send + Sync {
-    /// Takes an event over. Waits while buffer and file are full: that is what slows a step whose
-    /// output the broker does not take.
+    /// Accepts an event for publication. Waits while buffer and file are full. This slows down a
+    /// step whose output the broker does not accept.
     ///
     /// # Cancel safety
-    /// An event whose future was dropped was either taken over whole or not at all.
+    /// If the future is dropped, the event was either accepted completely or not at all.
     async fn emit(&self, event: Event) -> Result<Ticket, EventsError>;
 
-    /// Returns once every event up to this one is confirmed by the broker, or was discarded.
+    /// Waits until every event up to this ticket is confirmed by the broker or was discarded.
     async fn confirmed(&self, ticket: Ticket) -> Result<(), EventsError>;
 
-    /// Why no event can be published at the moment, if that is known. Events that are emitted wait.
+    /// Returns why no event can be published at present, if known. Emitted events wait.
     fn trouble(&self) -> Option<String> {
         None
     }
 
-    /// Drops what waits of a run up to an epoch, in the buffer and on disk: its owner has lost it.
-    /// What is on its way may still arrive. An ending event is not dropped: it is published once it is
-    /// recorded, and stays true whoever owns the run.
+    /// Drops the unpublished events of a run up to an epoch, in memory and on disk, because their
+    /// owner has lost the run. Events already sent may still arrive.
+    ///
+    /// Ending events are kept: they are published only after they were recorded, and remain true
+    /// whoever owns the run.
     fn discard(&self, run: &RunId, up_to: Epoch);
 
-    /// Reads the stream.
+    /// Reads the stream from a position.
     async fn follow(&self, from: Position) -> Result<EventStream, EventsError>;
 
-    /// The offset of the last message, where there is one.
+    /// Returns the offset of the last message, or `None` if the stream is empty.
     async fn end(&self) -> Result<Option<u64>, EventsError>;
 }

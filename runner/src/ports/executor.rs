@@ -1,4 +1,4 @@
-//! Where steps run.
+//! The executor: runs the steps of a run.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,26 +16,26 @@ use super::{
     StopSignal, Workspace,
 };
 
-/// How long after a start was sent an engine can still perform it: longer than any adapter waits for
-/// the answer.
+/// Upper bound on the time between sending a start to an engine and the engine performing it.
+/// Exceeds the response timeout of every adapter.
 pub const STARTS_WITHIN: Duration = Duration::from_secs(150);
 
-/// An engine, as nodes and records name it.
+/// Identity and capabilities of an engine, as stored in node and run records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineInfo {
-    /// A stable id of its container store.
+    /// A stable ID of its container store.
     pub id: String,
-    /// The executor's name: `podman`.
+    /// The executor's name, for example `podman`.
     pub executor: &'static str,
-    /// Whether `push` has a place to copy to, and `adopt` one to get from.
+    /// Whether checkpoints can be pushed to and fetched from a registry.
     pub checkpoints: bool,
-    /// Why limits of cpu and memory cannot be enforced, where they cannot.
+    /// Why memory and CPU limits cannot be enforced, or `None` if they can.
     pub limits_refused: Option<String>,
-    /// What users should know before they rely on the engine, as a sentence.
+    /// A sentence that users should read before they rely on the engine.
     pub warning: Option<String>,
 }
 
-/// What an executor could not do. That a step failed is no such thing: see [`Ran`].
+/// Errors of an executor. A failing step is not an error: see [`Ran`].
 #[derive(Debug, Error)]
 pub enum ExecError {
     /// The engine does not answer.
@@ -43,15 +43,15 @@ pub enum ExecError {
     Unreachable {
         /// Its address.
         at: String,
-        /// What the connection said.
+        /// The connection error.
         cause: String,
     },
-    /// The image cannot be had.
+    /// The image cannot be obtained.
     #[error("cannot get image {image}: {cause}")]
     Image {
-        /// As the pipeline names it.
+        /// The image reference in the pipeline.
         image: String,
-        /// What engine or registry said.
+        /// The error of the engine or the registry.
         cause: String,
     },
     /// The command cannot be started in its container.
@@ -59,46 +59,46 @@ pub enum ExecError {
     Start {
         /// The step.
         step: StepName,
-        /// What the engine said.
+        /// The engine's error.
         cause: String,
-        /// What a shell would answer: 127 where the program is not there, else 126.
+        /// The exit code a shell would return: 127 if the program does not exist, otherwise 126.
         code: i32,
     },
-    /// The file that an artifact is to be made of is not there.
+    /// The path of an artifact or output does not exist.
     #[error("there is no {path} in the container of the step")]
     NoSuchPath {
         /// The path.
         path: String,
     },
-    /// The gate said no: nothing was started.
+    /// The gate refused the start. Nothing was started.
     #[error("the step was not started")]
     NotStarted,
     /// The disk is full.
     #[error("the container engine has no space left: {cause}")]
     NoSpace {
-        /// What the engine said.
+        /// The engine's error.
         cause: String,
     },
-    /// The kernel holds as many keys of the engine's user as it may, and each container needs some.
+    /// The kernel's key quota of the engine's user is exhausted. Each container needs a key.
     #[error(
         "the kernel holds as many keys of the container engine's user as it may, and each container needs one: run fewer containers at a time, or raise kernel.keys.maxkeys ({cause})"
     )]
     KeyQuota {
-        /// What the engine said.
+        /// The engine's error.
         cause: String,
     },
-    /// The host or the engine cannot do what the step asks for.
+    /// The host or the engine does not support what the step requests.
     #[error("{0}")]
     Unsupported(String),
-    /// The engine refused, or answered what we do not understand.
+    /// The engine returned an error or an unexpected response.
     #[error("the container engine failed at {doing}: {cause}")]
     Engine {
         /// The call.
         doing: String,
-        /// What it said.
+        /// The engine's error.
         cause: String,
     },
-    /// What a step left holds one of its secrets; it is not kept.
+    /// A file that the step left contains one of its secrets. The workspace is dropped.
     #[error(
         "step {step} has left a secret in {path}: what it left is dropped; write no secret to a file that stays"
     )]
@@ -108,23 +108,23 @@ pub enum ExecError {
         /// The file.
         path: String,
     },
-    /// The bytes that were to be imported broke off.
+    /// The input of an import ended early.
     #[error("{0}")]
     Input(String),
-    /// Another host is gone: nobody knows how the step ended there.
+    /// The connection to another host broke. The outcome of the step there is unknown.
     #[error(
         "the connection to {host} broke before the step ended, and what it did there is not known: {cause}"
     )]
     Disconnected {
         /// The host.
         host: String,
-        /// What the connection said.
+        /// The connection error.
         cause: String,
     },
 }
 
 impl ExecError {
-    /// The cause that a run ends with for it.
+    /// Returns the cause of a run that ends with this error.
     #[must_use]
     pub fn cause(&self) -> Cause {
         match self {
@@ -143,7 +143,7 @@ impl ExecError {
         }
     }
 
-    /// Whether the same call may succeed later.
+    /// Returns true if the same call may succeed later.
     #[must_use]
     pub fn retryable(&self) -> bool {
         match self {
@@ -162,13 +162,14 @@ impl ExecError {
     }
 }
 
-/// Runs steps that act somewhere else and leave nothing here: a call, a command on another host.
+/// Runs steps that act elsewhere and leave nothing on this host: calls, and commands on other
+/// hosts.
 #[async_trait]
 pub trait Remote: Send + Sync {
-    /// As [`Executor::run_step`]; what the step leaves is [`Workspace::None`].
+    /// Like [`Executor::run_step`], but the resulting workspace is [`Workspace::None`].
     ///
     /// # Errors
-    /// As there.
+    /// Same as [`Executor::run_step`].
     async fn run_step(
         &self,
         run: &RunScope,
@@ -179,57 +180,63 @@ pub trait Remote: Send + Sync {
     ) -> Result<Ran, ExecError>;
 }
 
-/// Runs steps somewhere. One value serves all runs at once.
+/// Runs steps. One value serves all runs at once.
 ///
-/// Order per run: `prepare`, or `adopt` by a later owner; per step `import`*, `run_step`, `export`*, `checkpoint`; then `destroy`.
-/// A workspace is a value: steps that run in parallel start from the same one and each leave their
-/// own. Dropping the future of `run_step` does not stop the step; `stop` does, and the call still
-/// returns how it ended, with nothing of it left running. `destroy` must succeed when nothing exists,
-/// when called twice, and when a previous process made the things: it finds them by the run's label,
-/// never by memory.
+/// Order of calls for a run: `prepare`, or `adopt` by a later owner; per step `import`*,
+/// `run_step`, `export`*, `checkpoint`; then `destroy`. A workspace is a value: steps that run in
+/// parallel start from the same one, and each leaves its own.
+///
+/// Dropping the future of `run_step` does not stop the step. `stop` does: the call then returns how
+/// the step ended, and nothing of the step is still running.
+///
+/// `destroy` must succeed if nothing exists, if called twice, and if a previous process created the
+/// resources. It finds them by the run's label, never from memory.
 #[async_trait]
 pub trait Executor: Send + Sync {
-    /// The engine behind it.
+    /// Returns the identity and capabilities of the engine.
     async fn info(&self) -> Result<EngineInfo, ExecError>;
 
-    /// Why limits of cpu and memory cannot be enforced for steps of one kind, where they cannot.
+    /// Returns why memory and CPU limits cannot be enforced for an executor kind, or `None` if they
+    /// can.
     async fn limits_refused(&self, _kind: ExecutorKind) -> Result<Option<String>, ExecError> {
         Ok(self.info().await?.limits_refused)
     }
 
-    /// Why this executor rejects a step, decided before anything of its run starts. `network` is that
-    /// of the step, its pipeline or the settings. `run_step` makes the checks that depend on results
-    /// of earlier steps or on files of the host.
+    /// Returns why this executor rejects a step. Called before any step of the run starts.
+    /// `network` is the effective network: from the step, its pipeline or the settings. Checks that
+    /// depend on results of earlier steps or on files of the host are made by `run_step`.
     fn rejects(&self, _step: &Step, _network: Option<&str>) -> Option<String> {
         None
     }
 
-    /// Makes the first workspace: the image is there afterwards. Ends early where `stop` is raised.
+    /// Pulls the image if necessary and returns the first workspace. Returns early if `stop` is
+    /// raised.
     async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError>;
 
-    /// Takes up a run that another owner had begun: what still runs of it on this engine is ended,
-    /// and what was kept stays until `destroy`, whoever removes what it was named by. `None`: neither
-    /// the engine nor the place that `push` copies to has it.
+    /// Takes over a run from an earlier owner. Ends what still runs of it on this engine, and keeps
+    /// the checkpoint until `destroy`, even if other users remove its names.
+    ///
+    /// Returns `None` if neither the engine nor the checkpoint registry has the checkpoint.
     async fn adopt(
         &self,
         run: &RunScope,
         kept: Option<&Checkpoint>,
     ) -> Result<Option<Workspace>, ExecError>;
 
-    /// Ends what runs of a run for this owner or an earlier one. Once this has returned, nothing of it
-    /// runs and nothing of it can start.
+    /// Ends everything that runs for this run, under this owner or an earlier one. After it
+    /// returns, nothing of the run is running or can still start.
     ///
     /// # Errors
-    /// [`ExecError`] if that is not proven.
+    /// [`ExecError`] if that cannot be verified.
     async fn end(&self, run: &RunScope) -> Result<(), ExecError> {
         self.adopt(run, None).await.map(drop)
     }
 
-    /// Copies what `checkpoint` kept to where other engines can get it; its digest there. `None`:
-    /// there is no such place. `destroy` removes it, where it may.
+    /// Copies a checkpoint to the checkpoint registry and returns its digest. Returns `None` if no
+    /// registry is configured. `destroy` deletes the copy if the registry permits it.
     ///
     /// # Cancel safety
-    /// What was copied may stay until `destroy`.
+    /// If the future is dropped, the copy may remain until `destroy`.
     async fn push(
         &self,
         run: &RunScope,
@@ -237,8 +244,8 @@ pub trait Executor: Send + Sync {
         step: &StepSpec,
     ) -> Result<Option<String>, ExecError>;
 
-    /// Runs a step: everything up to the start is done while `gate` is still closed. What a later
-    /// owner of the run has made is not touched.
+    /// Runs a step. Prepares everything up to the start while `gate` is still closed. Leaves
+    /// resources of a later owner of the run untouched.
     async fn run_step(
         &self,
         run: &RunScope,
@@ -249,11 +256,12 @@ pub trait Executor: Send + Sync {
         stop: &StopSignal,
     ) -> Result<Ran, ExecError>;
 
-    /// Keeps what a step left as the workspace of its followers. What the step ran in is removed,
-    /// off the critical path.
+    /// Commits what a step left as the workspace of its successors. Removes the step's container in
+    /// the background.
     ///
     /// # Errors
-    /// [`ExecError::SecretLeak`] where the step's `forbidden` is in what it left; that is let go of.
+    /// [`ExecError::SecretLeak`] if the workspace contains a forbidden secret. It is discarded
+    /// then.
     async fn checkpoint(
         &self,
         run: &RunScope,
@@ -261,10 +269,10 @@ pub trait Executor: Send + Sync {
         step: &StepSpec,
     ) -> Result<Workspace, ExecError>;
 
-    /// Lets go of what a step left, where it is not kept.
+    /// Discards what a step left, if it is not committed.
     async fn discard(&self, run: &RunScope, left: Workspace);
 
-    /// Unpacks a tar at a directory; the answer is the workspace that holds it.
+    /// Unpacks a tar archive into a directory and returns the resulting workspace.
     async fn import(
         &self,
         run: &RunScope,
@@ -273,10 +281,10 @@ pub trait Executor: Send + Sync {
         tar: ByteStream,
     ) -> Result<Workspace, ExecError>;
 
-    /// A tar of what lies at a path, relative to the working directory of what the step left.
+    /// Returns a tar archive of a path, relative to the working directory of the step.
     ///
-    /// It stands there under its last name, and what is in it below that. For `.` it is what is in the
-    /// working directory, without a name for that directory.
+    /// Entry names start with the last component of the path. For `.`, they are relative to the
+    /// working directory.
     async fn export(
         &self,
         run: &RunScope,
@@ -284,35 +292,36 @@ pub trait Executor: Send + Sync {
         path: &str,
     ) -> Result<ByteStream, ExecError>;
 
-    /// Removes what the run's steps ran in, running or not. What they left stays for `adopt`, until
-    /// `destroy`.
+    /// Removes the containers of the run's steps, whether running or not. Committed workspaces
+    /// remain for `adopt` until `destroy`.
     async fn clear(&self, run: &RunId) -> Result<(), ExecError>;
 
-    /// Removes everything that bears the run's label, running or not.
+    /// Removes everything with the run's label, whether running or not.
     async fn destroy(&self, run: &RunId) -> Result<(), ExecError>;
 
-    /// The runs of which something is left, each once.
+    /// Returns the runs that still have resources on this engine, each once.
     async fn leftovers(&self) -> Result<Vec<Left>, ExecError>;
 
-    /// Asks the engine for a sign of life.
+    /// Checks that the engine responds.
     ///
     /// # Errors
-    /// [`ExecError::Unreachable`] where none comes.
+    /// [`ExecError::Unreachable`] if it does not.
     async fn answers(&self) -> Result<(), ExecError>;
 
-    /// How full the engine's disk is. `None`: it cannot say, or has none.
+    /// Returns the usage of the engine's disk, or `None` if it is unknown or there is no disk.
     async fn disk(&self) -> Result<Option<Disk>, ExecError>;
 
-    /// The base images that it has pulled itself, the least recently used first. Runs have begun on
-    /// the images of these references (`used`) until `now`, which is noted at the engine: another
-    /// process sees it there.
+    /// Returns the base images that this executor pulled, least recently used first.
+    ///
+    /// First stores at the engine that runs have used the images with the references in `used`
+    /// until `now`. Other processes see that.
     async fn bases(
         &self,
         used: &BTreeSet<String>,
         now: Millis,
     ) -> Result<Vec<BaseImage>, ExecError>;
 
-    /// Removes a base image that it has pulled itself. `false`: something stands on it by now, or
-    /// somebody else has named it, and it stays as it is.
+    /// Removes a base image that this executor pulled. Returns `false` and keeps the image if it is
+    /// in use by now or another user has given it a name.
     async fn remove_base(&self, image: &BaseImage) -> Result<bool, ExecError>;
 }

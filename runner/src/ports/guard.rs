@@ -1,19 +1,19 @@
-//! Who ends what a worker runs where the worker itself cannot any more.
+//! The guard ends a worker's steps if the worker itself cannot.
 
 use std::time::Duration;
 
-/// Kills what a worker runs once its lease stands no more, also where the worker is frozen or dead.
+/// Kills what a worker runs once its lease has expired, even if the worker is frozen or dead.
 pub trait Guard: Send + Sync {
-    /// Says until when the lease stands for sure, by the clock of `Host::since_boot`. It does not
-    /// wait. Once it has returned, nothing is killed before that time of what ran when it was
-    /// called, unless an earlier time was over already.
+    /// Extends the guaranteed validity of the lease to `until`, on the clock of `Host::since_boot`.
+    /// Does not block. After it returns, nothing that was running at the call is killed before that
+    /// time, unless an earlier deadline had already passed.
     fn feed(&self, until: Duration);
 
-    /// Nothing runs any more, and nothing will: there is nothing to guard.
+    /// Stops guarding. Nothing is running, and nothing will be started.
     fn dismiss(&self);
 }
 
-/// Nobody does.
+/// A guard that does nothing.
 #[derive(Debug, Clone, Copy)]
 pub struct Unguarded;
 

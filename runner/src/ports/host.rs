@@ -5,22 +5,23 @@ use std::time::Duration;
 use protocol::run::{NodeCpu, NodeMemory};
 use protocol::time::Millis;
 
-/// Clocks, chance, memory and load.
+/// Clocks, randomness, memory and load.
 pub trait Host: Send + Sync {
     /// The wall clock.
     fn now(&self) -> Millis;
 
-    /// Time since boot, suspended time included (`CLOCK_BOOTTIME`): a lease runs out while its host
-    /// sleeps, and so must our idea of it.
+    /// Time since boot, including suspended time (`CLOCK_BOOTTIME`). A lease expires while its host
+    /// sleeps, so the worker's own clock must advance too.
     fn since_boot(&self) -> Duration;
 
-    /// Total memory, and what a new program could use.
+    /// Total memory, and memory available to a new program.
     fn memory(&self) -> NodeMemory;
 
-    /// Processors, and their load.
+    /// Number of processors, and their load.
     fn cpu(&self) -> NodeCpu;
 
-    /// A random time below `most`, so that what many hosts see at once is not done by all at once.
+    /// Returns a random time below `most`. Hosts that see an event at the same time use it to act
+    /// at different times.
     fn jitter(&self, most: Duration) -> Duration {
         most.mul_f64(rand::random())
     }

@@ -1,4 +1,5 @@
-//! What a worker needs of the world: traits, and the small types in their signatures. No adapter.
+//! The worker's interface to the outside: traits, and the small types in their signatures. No
+//! adapters.
 //!
 //! Every adapter of a port passes the same suite, in `conformance` (feature `testing`).
 
@@ -44,26 +45,26 @@ pub use store::{
 };
 pub use transfer::{ByteStream, LoggerFeed, Origin, Transfer, TransferError};
 
-/// Everything outside, in one plain struct: `app` fills it, tests replace a field.
+/// All ports of a worker. `app` fills the struct; tests replace single fields.
 #[derive(Clone)]
 pub struct Ports {
-    /// Where commands come from.
+    /// Source of commands.
     pub queue: Arc<dyn Queue>,
-    /// Where state is.
+    /// Shared state.
     pub store: Arc<dyn Store>,
-    /// Where events go.
+    /// The event stream.
     pub events: Arc<dyn Events>,
-    /// Where steps run.
+    /// Runs steps.
     pub executor: Arc<dyn Executor>,
-    /// How bytes cross the worker's edge.
+    /// Transfers resources, artifacts and logs.
     pub transfer: Arc<dyn Transfer>,
     /// The machine: clocks, memory, load.
     pub host: Arc<dyn Host>,
-    /// Where templates are rendered.
+    /// Renders templates.
     pub renderer: Arc<dyn Renderer>,
-    /// Where secrets of steps come from.
+    /// Source of the steps' secrets.
     pub secrets: Arc<dyn Secrets>,
-    /// Where outputs of steps are kept; nowhere where there is none.
+    /// Keeps outputs of steps. `None` if no output store is configured.
     pub outputs: Option<Arc<dyn Outputs>>,
 }
 

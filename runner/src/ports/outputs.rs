@@ -1,4 +1,4 @@
-//! Where the outputs of steps are kept.
+//! Storage for the outputs of steps.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use protocol::pipeline::Selection;
 
 use super::{ByteStream, Forbidden, Origin, TransferError};
 
-/// Where one file is kept.
+/// The location of one file in an output store.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Place {
     under: Vec<String>,
@@ -16,12 +16,13 @@ pub struct Place {
 }
 
 impl Place {
-    /// A place: a path below names, each of which is one level, whatever is in it.
+    /// Creates a place from a path below directory names. Each name is one level, whatever
+    /// characters it contains.
     ///
-    /// For a step of a run these are group, name, run id and step.
+    /// For a step of a run, the names are group, pipeline name, run ID and step.
     ///
     /// # Errors
-    /// Where a name is empty, or the path is not relative, or may lead elsewhere.
+    /// If a name is empty, or the path is absolute or contains `.` or `..`.
     pub fn new(under: &[String], path: &str) -> Result<Self, TransferError> {
         let bad_name = under.iter().any(|name| name.is_empty() || name.contains('\0'));
         let bad_path =
@@ -34,45 +35,44 @@ impl Place {
         Ok(Self { under: under.to_vec(), path: path.to_owned() })
     }
 
-    /// The names that the path lies below. They may have any characters; who keeps files encodes them.
+    /// Returns the names above the path. They may contain any character; the store encodes them.
     #[must_use]
     pub fn under(&self) -> &[String] {
         &self.under
     }
 
-    /// The path: names with `/` between them, none of them `.` or `..`.
+    /// Returns the path: names separated by `/`, none of them `.` or `..`.
     #[must_use]
     pub fn path(&self) -> &str {
         &self.path
     }
 }
 
-/// A file as it was kept.
+/// A stored file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
-    /// Its size, in bytes.
+    /// The size in bytes.
     pub size: u64,
-    /// The SHA-256 of its bytes, in lower case hex.
+    /// The SHA-256 of the content, in lowercase hex.
     pub sha256: String,
 }
 
-/// Keeps files.
+/// Stores files.
 ///
-/// Whoever looks at a place sees a whole file or none, or the whole one that was there before.
+/// A reader always sees a complete file: either the new one or the one it replaces.
 #[async_trait]
 pub trait OutputStore: Send + Sync {
-    /// What it is called in an event, an error and the log: no secret is in it.
+    /// Returns the name for events, errors and logs. It contains no secret.
     fn name(&self) -> String;
 
-    /// Keeps a file of so many bytes. One that is there already is replaced, so that a put can be
-    /// done again.
+    /// Stores a file of `size` bytes. Replaces an existing file, so that a call can be repeated.
     ///
     /// # Errors
-    /// Where the store does not take it, or the bytes break off or are not as many; nothing of it is
-    /// seen then.
+    /// If the store rejects the file, or the bytes end early or do not add up to `size`. Nothing of
+    /// the file is visible then.
     ///
     /// # Cancel safety
-    /// Dropped, it leaves nothing at the place, or the whole file.
+    /// If the future is dropped, the place holds either nothing or the complete file.
     async fn put(
         &self,
         place: &Place,
@@ -82,42 +82,42 @@ pub trait OutputStore: Send + Sync {
     ) -> Result<Stored, TransferError>;
 }
 
-/// A file of a step that was kept.
+/// A stored file of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeptFile {
-    /// Where it lay, relative to the step's working directory.
+    /// The source path, relative to the step's working directory.
     pub from: String,
-    /// Where it is kept, relative to the names that all outputs of the step are kept below.
+    /// The path in the store, relative to [`KeptOutputs::under`].
     pub path: String,
-    /// What was kept.
+    /// Size and checksum.
     pub stored: Stored,
 }
 
-/// What is kept of one step; it grows with each of its outputs.
+/// The stored outputs of one step. It grows with each of them.
 #[derive(Debug, Clone)]
 pub struct KeptOutputs {
-    /// The names that all of it is kept below: see [`Place::new`].
+    /// The names above all paths: see [`Place::new`].
     pub under: Vec<String>,
-    /// Whose it is.
+    /// The run, epoch and attempt that the outputs belong to.
     pub origin: Origin,
-    /// What must not be in any stored file or its name.
+    /// Secrets that must not occur in a stored file or its name.
     pub forbidden: Option<Arc<dyn Forbidden>>,
-    /// What the user should know, a sentence each: for the log.
+    /// Notices for the user's log, one sentence each.
     pub notes: Vec<String>,
     files: Vec<KeptFile>,
-    /// Which of them is at a path.
+    /// Index into `files` by path.
     at: HashMap<String, usize>,
 }
 
 impl KeptOutputs {
-    /// Nothing yet.
+    /// Creates an empty set.
     #[must_use]
     pub fn new(under: Vec<String>, origin: Origin) -> Self {
         let (notes, files, at) = (Vec::new(), Vec::new(), HashMap::new());
         Self { under, origin, forbidden: None, notes, files, at }
     }
 
-    /// Notes a file. Of two at the same place the later one is there, and that is said.
+    /// Adds a file. If another file has the same place, it is replaced, and a notice names both.
     pub fn add(&mut self, file: KeptFile) {
         let Some(old) = self.at.get(&file.path).and_then(|at| self.files.get_mut(*at)) else {
             self.at.insert(file.path.clone(), self.files.len());
@@ -133,34 +133,36 @@ impl KeptOutputs {
         *old = file;
     }
 
-    /// The files, each place once.
+    /// Returns the files, one for each place.
     #[must_use]
     pub fn files(&self) -> &[KeptFile] {
         &self.files
     }
 }
 
-/// What an archive held for an output.
+/// The result of searching an archive for an output.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[must_use = "links that nobody asks for are not kept, and an output that is missing may fail its step"]
 pub struct Found {
-    /// Whether something matched.
+    /// Whether any file matched.
     pub matched: bool,
-    /// Files that the archive only names, as their bytes stand under another name: each has to be
-    /// exported by itself, and kept by one more call.
+    /// Hard links, which the archive lists without their content. Export each of them separately
+    /// and call `keep` again.
     pub links: Vec<String>,
 }
 
-/// Keeps what outputs of steps ask for.
+/// Stores the outputs that steps declare.
 #[async_trait]
 pub trait Outputs: Send + Sync {
-    /// Where it is kept, without secrets.
+    /// Returns the name of the storage, without secrets.
     fn name(&self) -> String;
 
-    /// Keeps what an output takes of a tar, as `Executor::export` gives it for the path `at`: for the
-    /// output itself that is [`Selection::base`], afterwards each of [`Found::links`].
+    /// Stores the files of a tar archive that an output selects. `at` is the path that was passed
+    /// to `Executor::export`: [`Selection::base`] for the output itself, then each of
+    /// [`Found::links`].
     ///
-    /// What is neither a file nor a directory is passed over with a note. It can be done again.
+    /// Entries other than files and directories are skipped with a notice. The call can be
+    /// repeated.
     ///
     /// # Errors
     /// If the archive is incomplete or cannot be trusted, or the store rejects a file;
@@ -195,7 +197,7 @@ mod tests {
         assert!(Place::new(&[String::new()], "a").is_err());
     }
 
-    // A11: flat, the later one wins.
+    // A11: with the flat layout, the later file replaces the earlier one.
     #[test]
     fn of_two_outputs_at_one_place_the_later_one_is_there_and_the_note_names_both() {
         let origin = Origin { run: "r-1".parse().unwrap(), epoch: Epoch(1), attempt: 1 };

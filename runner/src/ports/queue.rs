@@ -1,4 +1,4 @@
-//! Commands: where they wait, and how they are settled.
+//! Command queues, and how deliveries are settled.
 
 use std::collections::BTreeMap;
 
@@ -7,21 +7,21 @@ use protocol::command::Disposition;
 use protocol::id::NodeId;
 use thiserror::Error;
 
-/// A message, as much of it as we use and pass on.
+/// The parts of an AMQP message that are used or passed on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Message {
-    /// Its `type` property.
+    /// The `type` property.
     pub kind: Option<String>,
-    /// Its `message_id` property.
+    /// The `message_id` property.
     pub id: Option<String>,
-    /// Its headers that are text (`traceparent` among them), and the broker's own about its death,
+    /// The text headers (`traceparent` among them), and the broker's own dead-letter headers,
     /// flattened (`x-first-death-reason`).
     pub headers: BTreeMap<String, String>,
-    /// Its body.
+    /// The body.
     pub body: Vec<u8>,
 }
 
-/// Where commands are taken from.
+/// A queue that commands are consumed from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Source {
     /// The shared queue of starts.
@@ -32,7 +32,7 @@ pub enum Source {
     Node,
 }
 
-/// Where a message is published to.
+/// The destination of a published message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
     /// The shared queue of starts.
@@ -41,11 +41,11 @@ pub enum Route {
     Control,
     /// One worker's own queue.
     Node(NodeId),
-    /// The queue of what cannot be understood.
+    /// The dead-letter queue.
     DeadLetter,
 }
 
-/// What the queue could not do.
+/// Errors of the queue.
 #[derive(Debug, Error)]
 pub enum QueueError {
     /// The broker does not answer.
@@ -53,44 +53,44 @@ pub enum QueueError {
     Unreachable {
         /// Its address, without credentials.
         at: String,
-        /// What the connection said.
+        /// The connection error.
         cause: String,
     },
-    /// User, password, virtual host or certificate are not good for this.
+    /// The user, password, virtual host or certificate does not grant access.
     #[error("cannot use the broker at {at}: {cause}")]
     Denied {
-        /// Its address.
+        /// The address, without credentials.
         at: String,
-        /// What it said, and what to do about it.
+        /// The broker's reply, and how to fix it.
         cause: String,
     },
-    /// A queue or an exchange of ours is of another kind.
+    /// A queue or exchange exists with different properties.
     #[error("cannot use the broker at {at}: {cause}")]
     WrongKind {
-        /// Its address.
+        /// The address, without credentials.
         at: String,
-        /// Which one, and what to delete.
+        /// The resource concerned, and what to delete.
         cause: String,
     },
-    /// The broker returned the message: no queue takes it.
+    /// The broker returned the message because no queue is bound to the route.
     #[error("no queue takes a message for {route}; is a worker there, or was one ever?")]
     Unroutable {
         /// The routing key.
         route: String,
     },
-    /// The broker would not keep the message (its queue is full).
+    /// The broker rejected the message because its queue is full.
     #[error("the broker did not take a message for {route}")]
     NotTaken {
         /// The routing key.
         route: String,
     },
-    /// The channel over which the delivery came is gone, so that the broker will deliver it again.
+    /// The channel of the delivery is closed. The broker will deliver the message again.
     #[error("the connection over which the message came is gone; it will be delivered again")]
     DeliveryLost,
 }
 
 impl QueueError {
-    /// Whether the same call may succeed later.
+    /// Returns true if the same call may succeed later.
     #[must_use]
     pub fn retryable(&self) -> bool {
         match self {
@@ -103,21 +103,21 @@ impl QueueError {
     }
 }
 
-/// Settles one message, once.
+/// Settles one delivery, once.
 #[async_trait]
 pub trait Settle: Send {
-    /// Tells the broker.
+    /// Settles the delivery at the broker.
     async fn settle(self: Box<Self>, disposition: Disposition) -> Result<(), QueueError>;
 }
 
-/// A message that is not settled yet.
+/// A message that is not yet settled.
 #[must_use = "a message that is not settled comes back only when its connection ends"]
 pub struct Delivery {
     /// The message.
     pub message: Message,
-    /// Whether it was delivered before.
+    /// Whether the message was delivered before.
     pub redelivered: bool,
-    /// How it is settled.
+    /// Settles the message at the broker.
     settle: Box<dyn Settle>,
 }
 
@@ -128,41 +128,41 @@ impl std::fmt::Debug for Delivery {
 }
 
 impl Delivery {
-    /// A message, and how it is settled.
+    /// Creates a delivery.
     pub fn new(message: Message, redelivered: bool, settle: Box<dyn Settle>) -> Self {
         Self { message, redelivered, settle }
     }
 
-    /// Settles it.
+    /// Settles the delivery.
     ///
     /// # Errors
-    /// [`QueueError::DeliveryLost`] where the broker will deliver it again.
+    /// [`QueueError::DeliveryLost`] if the broker will deliver the message again.
     pub async fn settle(self, disposition: Disposition) -> Result<(), QueueError> {
         self.settle.settle(disposition).await
     }
 }
 
-/// An open subscription. Deliveries of one that is dropped go back to the queue.
+/// An open subscription. If it is dropped, its unsettled deliveries return to the queue.
 #[async_trait]
 pub trait Consumer: Send {
-    /// The next message; at most one is out and unsettled. Goes on over reconnects.
+    /// Returns the next message. At most one delivery is unsettled at a time. Reconnects by itself.
     ///
     /// # Cancel safety
-    /// Dropping the future loses no message.
+    /// If the future is dropped, no message is lost.
     async fn next(&mut self) -> Result<Delivery, QueueError>;
 
-    /// Ends the subscription, and returns once the broker has said that nothing more comes; a
-    /// message that came and was not taken goes back to the queue. A delivery that is out can still
-    /// be settled.
+    /// Closes the subscription. Returns once the broker has confirmed that no more messages will
+    /// follow. A message that arrived but was not consumed returns to the queue. An unsettled
+    /// delivery can still be settled.
     async fn close(self: Box<Self>);
 }
 
-/// Where commands wait. Adapters reconnect by themselves, for ever.
+/// The broker of commands. Adapters reconnect by themselves, without limit.
 #[async_trait]
 pub trait Queue: Send + Sync {
-    /// Opens a subscription with manual acknowledgement and one message at a time.
+    /// Opens a subscription with manual acknowledgement and a prefetch of one.
     async fn open(&self, source: Source) -> Result<Box<dyn Consumer>, QueueError>;
 
-    /// Publishes a persistent message, mandatory, and returns once the broker has confirmed it.
+    /// Publishes a persistent, mandatory message and returns once the broker has confirmed it.
     async fn publish(&self, route: Route, message: Message) -> Result<(), QueueError>;
 }

@@ -1,33 +1,33 @@
-//! Rendering of templates away from the worker's own threads.
+//! Template rendering outside the worker's own threads.
 
 use async_trait::async_trait;
 use protocol::id::RunId;
 use protocol::pipeline::Params;
 use thiserror::Error;
 
-/// The programs of one step, and the variables that they may name.
+/// The programs of one step, and the variables available to them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rendering {
     /// The programs, in the order in which the step runs them.
     pub programs: Vec<String>,
     /// The variables.
     pub values: Params,
-    /// The run.
+    /// The run that the step belongs to.
     pub run: RunId,
 }
 
-/// Why programs were not rendered.
+/// Why rendering failed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum RenderError {
-    /// A program is at fault: it fails again each time.
+    /// A program is invalid. Rendering it again fails again.
     #[error("{0}")]
     Template(String),
-    /// The renderer is at fault.
+    /// The renderer failed.
     #[error("cannot render the scripts of the step: {0}")]
     Unavailable(String),
 }
 
-/// Renders programs within a time and memory limit, whatever they are.
+/// Renders programs within time and memory limits, even hostile ones.
 #[async_trait]
 pub trait Renderer: Send + Sync {
     /// Renders the programs of a step.

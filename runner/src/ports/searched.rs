@@ -1,4 +1,4 @@
-//! Searches bytes for secrets while they leave the worker.
+//! Searches a stream of bytes for secrets before it leaves the worker.
 
 use std::io;
 use std::sync::Arc;
@@ -9,20 +9,20 @@ use futures::StreamExt as _;
 
 use super::{ByteStream, Forbidden, Search};
 
-/// Whether a secret was found in a stream.
+/// Tells whether a secret was found in a stream.
 #[derive(Debug, Clone, Default)]
 pub struct Leak(Arc<AtomicBool>);
 
 impl Leak {
-    /// Whether one was found.
+    /// Returns true if a secret was found.
     #[must_use]
     pub fn is_found(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
 
-/// Returns a stream of the same bytes that holds each byte back until it is known not to belong to a
-/// secret. If a secret is found, the stream ends with an error before the first byte of the secret.
+/// Returns a stream of the same bytes that withholds each byte until it is known not to belong to a
+/// secret. If a secret is found, the stream ends with an error before the secret's first byte.
 #[must_use]
 pub fn searched(bytes: ByteStream, forbidden: &dyn Forbidden) -> (ByteStream, Leak) {
     let leak = Leak::default();
@@ -43,7 +43,7 @@ pub fn searched(bytes: ByteStream, forbidden: &dyn Forbidden) -> (ByteStream, Le
 struct Searched {
     bytes: ByteStream,
     search: Box<dyn Search>,
-    /// Bytes that may be the beginning of a secret.
+    /// Bytes that may be the start of a secret.
     held: BytesMut,
     leak: Leak,
     ended: bool,
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
     use futures::TryStreamExt as _;
 
-    /// Finds one word.
+    /// Searches for one word.
     #[derive(Debug, Clone)]
     struct Word(&'static [u8], Vec<u8>);
 

@@ -1,4 +1,4 @@
-//! What a step is given that nobody else may see.
+//! Secrets of steps.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,18 +6,17 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use thiserror::Error;
 
-/// The value of a secret. It is neither shown nor written: whoever needs it says so with
-/// [`Secret::expose`].
+/// The value of a secret. It is not shown or serialized; call [`Secret::expose`] to read it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Arc<[u8]>);
 
 impl Secret {
-    /// Hides a value.
+    /// Wraps a value.
     pub fn new(value: impl Into<Arc<[u8]>>) -> Self {
         Self(value.into())
     }
 
-    /// The value, for the one place that hands it over.
+    /// Returns the value. Call it only where the value is passed on.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         &self.0
@@ -25,7 +24,7 @@ impl Secret {
 }
 
 impl Purpose {
-    /// The refusal of a secret for this purpose.
+    /// Returns the error for a secret that is not in scope for this purpose.
     #[must_use]
     pub fn refused(&self, name: &str) -> SecretsError {
         let for_host = match &self.to {
@@ -38,49 +37,49 @@ impl Purpose {
 }
 
 impl fmt::Debug for Secret {
-    /// Three stars, whatever it is, so that what holds a secret can be shown.
+    /// Writes three stars, so that types with a secret can be shown.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("***")
     }
 }
 
-/// A secret that a step is given.
+/// A secret that a step receives.
 #[derive(Debug, Clone)]
 pub struct Given {
-    /// Its name: that of its file.
+    /// The name of the secret and of its file.
     pub name: String,
-    /// The variable that holds it too, where one is asked for.
+    /// The environment variable that also contains it, if one is requested.
     pub env: Option<String>,
-    /// Its value.
+    /// The value.
     pub value: Secret,
 }
 
-/// What a step is given, and what may not be in anything that it leaves.
+/// The secrets of a step, and a search for secrets in what the step leaves.
 #[derive(Debug, Clone, Default)]
 pub struct StepSecrets {
-    /// Its secrets; none once it has ended.
+    /// The secrets that the step receives. Empty after the step has ended.
     pub given: Vec<Given>,
-    /// What finds them.
+    /// Finds secrets that must not leave the step.
     pub forbidden: Option<Arc<dyn Forbidden>>,
 }
 
 impl StepSecrets {
-    /// The variable that names the directory of a step's secrets.
+    /// The environment variable with the path of the secrets directory.
     pub const VARIABLE: &str = "BOB_SECRETS";
 }
 
-/// What may not be in anything that a step leaves.
+/// The secrets that must not occur in anything a step leaves.
 pub trait Forbidden: fmt::Debug + Send + Sync {
-    /// Looks for it in one stream of bytes.
+    /// Starts a search in one stream of bytes.
     fn search(&self) -> Box<dyn Search>;
 }
 
 /// A search in one stream of bytes.
 pub trait Search: Send {
-    /// Takes the next bytes. `true`: something that may not be there ends in them.
+    /// Processes the next bytes. Returns true if a forbidden secret ends in them.
     fn finds(&mut self, bytes: &[u8]) -> bool;
 
-    /// The number of last bytes that may be the beginning of a secret.
+    /// Returns the number of trailing bytes that may be the start of a secret.
     fn pending(&self) -> usize;
 }
 
@@ -98,21 +97,21 @@ pub struct Purpose {
 /// The destination of a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Destination {
-    /// To a step, which can do with it what it likes.
+    /// A step, which can send it anywhere.
     Anywhere,
-    /// To one host, with a callback or a call.
+    /// One host, as part of a callback or a call.
     Host {
-        /// The host as named.
+        /// The host name in the pipeline.
         host: String,
-        /// The port.
+        /// The port number.
         port: u16,
     },
 }
 
-/// Why a secret cannot be had.
+/// Why a secret is not available.
 #[derive(Debug, Error)]
 pub enum SecretsError {
-    /// The operator gives it to others only.
+    /// The operator's scopes do not allow this purpose.
     #[error(
         "secret {name} is not given to pipeline {group}:{pipeline}{for_host}: \
          BOB_SECRETS_SCOPES of the worker names who is given which secret"
@@ -124,46 +123,46 @@ pub enum SecretsError {
         group: String,
         /// The pipeline.
         pipeline: String,
-        /// ` for HOST:PORT`, or nothing.
+        /// ` for HOST:PORT`, or empty.
         for_host: String,
     },
-    /// Its place cannot be read.
+    /// The place of the secret cannot be read.
     #[error("secret {name} cannot be read from {place}: {cause}")]
     Unreadable {
         /// The secret.
         name: String,
-        /// Where it was looked for.
+        /// The place that was searched.
         place: String,
-        /// What the system said.
+        /// The I/O error.
         cause: String,
     },
-    /// It is larger than a secret may be.
+    /// The value exceeds the size limit of a secret.
     #[error("secret {name} in {place} is larger than {most} bytes")]
     TooLarge {
         /// The secret.
         name: String,
-        /// Where it was found.
+        /// The place that has it.
         place: String,
-        /// How many it may have.
+        /// The limit in bytes.
         most: usize,
     },
 }
 
-/// Where a worker gets secrets from.
+/// Provides secrets to a worker.
 #[async_trait]
 pub trait Secrets: Send + Sync {
-    /// A secret; `None` where no place has one of that name.
+    /// Returns a secret, or `None` if no place has one with this name.
     ///
     /// # Errors
-    /// [`SecretsError`] if it is not given for this purpose, whether there is one or not, and if a
-    /// place has it and it cannot be had.
+    /// [`SecretsError`] if the purpose is out of scope, whether or not the secret exists, or if a
+    /// place has the secret but it cannot be read.
     async fn get(&self, name: &str, purpose: &Purpose) -> Result<Option<Secret>, SecretsError>;
 
-    /// The places where one of that name is looked for, for people.
+    /// Returns the places that are searched for this name, for use in messages.
     fn places(&self, name: &str) -> Vec<String>;
 }
 
-/// A worker that has none.
+/// A worker without secrets.
 #[derive(Debug, Clone, Copy)]
 pub struct NoSecrets;
 

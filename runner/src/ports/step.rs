@@ -1,5 +1,4 @@
-//! One step as an executor gets it: what it is, what it begins with, when it may start, how it is asked
-//! to end, and how it ended.
+//! A step as passed to an executor: its definition, workspace, gate, stop signal and result.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,73 +15,73 @@ use tokio::sync::watch;
 
 use super::StepSecrets;
 
-/// A run, as far as an executor has to know it.
+/// The part of a run that an executor needs.
 #[derive(Debug, Clone)]
 pub struct RunScope {
     /// The run.
     pub run: RunId,
-    /// The epoch of its owner: label of everything that is made.
+    /// The epoch of the owner. It labels every resource.
     pub epoch: Epoch,
-    /// The store that knows it: another label.
+    /// The identity of the store with the run's record. It labels every resource too.
     pub cluster: Arc<str>,
     /// The base image.
     pub image: String,
-    /// When it is pulled.
+    /// When to pull the image.
     pub pull: PullPolicy,
 }
 
-/// A step, ready to be run.
+/// A step that is ready to run.
 #[derive(Clone)]
 pub struct StepSpec {
     /// The step.
     pub name: StepName,
-    /// Its place in the pipeline, from 0.
+    /// The position in the pipeline, from 0.
     pub position: usize,
-    /// 1 for the first.
+    /// The number of the attempt, from 1.
     pub attempt: u32,
-    /// Where it runs.
+    /// The executor that runs it.
     pub executor: ExecutorKind,
-    /// What is run; not empty, where there is no script.
+    /// The command. Not empty unless there is a script.
     pub words: Vec<String>,
-    /// Programs for a shell, in the place of a command.
+    /// Programs for a shell. Replaces the command.
     pub script: Option<Script>,
-    /// Words in front of the command in a container. If there are none, a command has the image's
-    /// entrypoint and a script has none.
+    /// Overrides the image's entrypoint. If empty, a command uses the image's entrypoint and a
+    /// script uses none.
     pub entrypoint: Option<Vec<String>>,
-    /// Its environment, over that of the base image.
+    /// The environment, merged over that of the base image.
     pub env: Vars,
-    /// The working directory; that of the base image where there is none.
+    /// The working directory. Defaults to that of the base image.
     pub work_dir: Option<String>,
-    /// The network; the engine's own default where there is none.
+    /// The network. Defaults to the engine's default network.
     pub network: Option<String>,
-    /// What it may use at most.
+    /// The resource limits.
     pub limits: Limits,
-    /// What its executor has to know beyond that, by the executor's own keys.
+    /// Additional settings for the executor, under the executor's own keys.
     pub with: Map<String, Value>,
-    /// What it is given that nobody else may see.
+    /// The secrets of the step.
     pub secrets: StepSecrets,
-    /// How it is asked to end.
+    /// How the step is stopped.
     pub end: StepEnd,
 }
 
-/// How a step is asked to end where it is stopped.
+/// How a step is stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StepEnd {
-    /// The signal that it gets.
+    /// The signal sent first.
     pub signal: EndSignal,
-    /// The time between that and SIGKILL, where it says so.
+    /// The grace between that signal and SIGKILL, if the step sets one.
     pub grace: Option<Duration>,
 }
 
 impl StepEnd {
-    /// That time, where who stops the step would give it `usual`.
+    /// Returns the step's grace, or `usual` if the step sets none.
     #[must_use]
     pub fn grace_or(self, usual: Duration) -> Duration {
         self.grace.unwrap_or(usual)
     }
 }
 
-// What it is given and what its executor has to know may be secret.
+// Secrets and `with` may contain sensitive data, so that `Debug` omits them.
 impl std::fmt::Debug for StepSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("StepSpec")
@@ -94,52 +93,52 @@ impl std::fmt::Debug for StepSpec {
     }
 }
 
-/// A directory of a step's own, empty at its start: where jobs leave what is to be kept. A container sees
-/// it under this name; `export` knows it by this name wherever it is.
+/// A step's own directory, empty at its start, for files that jobs want to keep. A container has it
+/// under this path. `export` accepts the path for every executor.
 pub const JOB_DIR: &str = "/runner/jobworkdir";
 
-/// Programs for a shell, one after the other.
+/// Programs for a shell, run one after another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Script {
     /// The shell.
     pub shell: Shell,
-    /// The programs. They share variables and functions, and each begins in the step's directory.
+    /// The programs. They share variables and functions; each starts in the step's directory.
     pub programs: Vec<String>,
-    /// Those behind one that fails are run too; the last failure is the script's.
+    /// Run the remaining programs after a failure. The last failure is the script's exit code.
     pub goes_on: bool,
 }
 
-/// What steps leave to their followers. Opaque to the worker, but for the image's id.
+/// What a step leaves to its successors. Opaque to the worker, except for the image ID.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Workspace {
-    /// An image of an engine, by its id.
+    /// An image of an engine.
     Image {
-        /// The id.
+        /// The image ID.
         id: String,
-        /// How many layers lie on the last squashed one, or on the base image.
+        /// The number of layers above the base image or the last squashed layer.
         depth: u32,
     },
-    /// A container that has ended, by its id.
+    /// An exited container.
     Container {
-        /// The id.
+        /// The container ID.
         id: String,
-        /// As of the image that it was made from.
+        /// The depth of the image from which the container was created.
         depth: u32,
     },
-    /// A container that has ended, of a step that began with an image of its own: files, and no image
-    /// for others.
+    /// An exited container of a step with an image of its own. Files can be exported, but it is not
+    /// committed for other steps.
     Lone {
-        /// The id.
+        /// The container ID.
         id: String,
     },
     /// A directory on the worker's host.
     Dir(std::path::PathBuf),
-    /// Nothing.
+    /// No workspace.
     None,
 }
 
 impl Workspace {
-    /// The committed image, where it is one.
+    /// Returns the ID of the committed image, if there is one.
     #[must_use]
     pub fn image(&self) -> Option<&str> {
         match self {
@@ -149,71 +148,71 @@ impl Workspace {
     }
 }
 
-/// A run of which something is left on an engine.
+/// A run with resources left on an engine.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Left {
     /// The run.
     pub run: RunId,
-    /// The store that knows it; none where what is left does not say.
+    /// The identity of the store with its record. `None` if the resources are not labelled with it.
     pub cluster: Option<String>,
 }
 
-/// What an earlier owner has kept.
+/// A checkpoint of an earlier owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
-    /// The image's id, on the engine that made it.
+    /// The image ID on the engine that committed it.
     pub image: String,
-    /// Its digest where `push` has copied it.
+    /// The digest of its copy in the checkpoint registry.
     pub digest: Option<String>,
 }
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exit {
-    /// Its exit code; 128 and the signal where one killed it.
+    /// The exit code, or 128 plus the signal number if a signal killed the command.
     pub code: i32,
-    /// The engine says that memory ran out.
+    /// Whether the engine reports that memory ran out.
     pub oom: bool,
 }
 
-/// What came of a step: the exit is data.
+/// The result of a step. A failing exit code is data, not an error.
 #[derive(Debug)]
 pub struct Ran {
     /// How it ended.
     pub exit: Exit,
-    /// What it left: read by `export`, kept by `checkpoint`.
+    /// The workspace that the step left: read by `export`, committed by `checkpoint`.
     pub left: Workspace,
-    /// What it found out, where it says so: later steps may ask for parts of it.
+    /// The step's result, if it reported one. Later steps may refer to parts of it.
     pub result: Option<Value>,
 }
 
 impl Ran {
-    /// A step that has found nothing out.
+    /// Creates the result of a step that reports no value.
     #[must_use]
     pub fn new(exit: Exit, left: Workspace) -> Self {
         Self { exit, left, result: None }
     }
 }
 
-/// How urgently a step is to end.
+/// How urgently a step must end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StopLevel {
-    /// Not at all.
+    /// The step continues to run.
     Run,
-    /// Its signal, which is SIGTERM where it says nothing, and SIGKILL after the grace.
+    /// Send the step's own signal (SIGTERM by default), then SIGKILL after the grace.
     Stop {
-        /// The time between the two, where the step says nothing.
+        /// The grace for steps that do not set one.
         grace: Duration,
     },
-    /// SIGKILL now.
+    /// Send SIGKILL at once.
     Kill,
 }
 
-/// Asks steps to end. It only ever becomes more urgent.
+/// Requests the end of steps. The level never decreases.
 #[derive(Debug, Clone)]
 pub struct StopSignal {
     own: Arc<watch::Sender<StopLevel>>,
-    /// What is asked of these is asked of this one too.
+    /// Signals of enclosing scopes. Their levels apply to this one too.
     above: Vec<Arc<watch::Sender<StopLevel>>>,
 }
 
@@ -224,7 +223,7 @@ impl Default for StopSignal {
 }
 
 impl StopSignal {
-    /// One for a part of what this one is for.
+    /// Creates a signal for a part of this scope.
     #[must_use]
     pub fn part(&self) -> Self {
         Self { above: self.all().cloned().collect(), ..Self::default() }
@@ -234,7 +233,7 @@ impl StopSignal {
         self.above.iter().chain([&self.own])
     }
 
-    /// Asks for an end. A gentler level than the one that was asked for before changes nothing.
+    /// Requests an end. Has no effect if the current level is the same or more urgent.
     pub fn raise(&self, level: StopLevel) {
         self.own.send_if_modified(|now| {
             let more = level > *now;
@@ -245,16 +244,16 @@ impl StopSignal {
         });
     }
 
-    /// What is asked for now.
+    /// Returns the current level.
     #[must_use]
     pub fn level(&self) -> StopLevel {
         self.all().map(|asked| *asked.borrow()).max().unwrap_or(StopLevel::Run)
     }
 
-    /// Returns the level once it is above `seen`.
+    /// Waits until the level exceeds `seen` and returns it.
     ///
     /// # Cancel safety
-    /// Safe.
+    /// This method is cancel safe.
     pub async fn above(&self, seen: StopLevel) -> StopLevel {
         let waits = self.all().map(|asked| {
             let mut levels = asked.subscribe();
@@ -262,7 +261,7 @@ impl StopSignal {
                 let level = levels.wait_for(|level| *level > seen).await.ok().map(|level| *level);
                 match level {
                     Some(level) => level,
-                    // The sender lives in `self`.
+                    // Unreachable: `self` owns the sender.
                     None => std::future::pending().await,
                 }
             }
@@ -273,20 +272,20 @@ impl StopSignal {
     }
 }
 
-/// Takes a step's output, complete and in order; waits if it must not grow.
+/// Receives the complete output of a step in order. Waits if it cannot accept more.
 ///
-/// The bytes of one stream are not aligned to lines. With [`LogStream::Bob`], each call carries one notice
-/// of the executor, for example that some output is missing.
+/// The bytes of one stream are not aligned to lines. With [`LogStream::Bob`], each call carries one
+/// notice of the executor, for example that some output is missing.
 #[async_trait]
 pub trait LogSink: Send + Sync {
-    /// Takes the next bytes of a stream.
+    /// Writes the next bytes of a stream.
     ///
     /// # Cancel safety
-    /// Not safe: bytes whose call was dropped may be lost.
+    /// This method is not cancel safe: bytes may be lost if the future is dropped.
     async fn write(&self, stream: LogStream, bytes: Bytes);
 }
 
-/// Lets a step start, once it is recorded as started and while its owner owns its run.
+/// Holds the start of a step until the attempt is recorded, and only while its owner owns the run.
 pub struct Gate {
     opens: BoxFuture<'static, bool>,
     stands: Box<dyn Fn() -> bool + Send + Sync>,
@@ -299,7 +298,8 @@ impl std::fmt::Debug for Gate {
 }
 
 impl Gate {
-    /// `opens` resolves to whether the step may start; `stands` tells whether its owner still may.
+    /// `opens` resolves to whether the step may start. `stands` returns whether the owner still
+    /// owns the run.
     pub fn new(
         opens: impl Future<Output = bool> + Send + 'static,
         stands: impl Fn() -> bool + Send + Sync + 'static,
@@ -307,20 +307,21 @@ impl Gate {
         Self { opens: Box::pin(opens), stands: Box::new(stands) }
     }
 
-    /// One that is open and stays so, where there are no owners.
+    /// Creates a gate that is always open, for callers without ownership.
     #[must_use]
     pub fn open() -> Self {
         Self::new(std::future::ready(true), || true)
     }
 
-    /// Resolves when the step's attempt is recorded, while everything is made that it needs. `false`:
-    /// it never may start.
+    /// Waits until the attempt is recorded. Preparations run in the meantime. Returns `false` if
+    /// the step must never start.
     pub async fn opened(&mut self) -> bool {
         (&mut self.opens).await
     }
 
-    /// To be asked right before the start, with everything made: an owner who was held up while it
-    /// was made may have lost the run, and the next one removes what it finds made, then goes on.
+    /// Returns whether the owner still owns the run. Call it right before the start, after all
+    /// preparations. An owner that was delayed may have lost the run. The next owner removes
+    /// prepared resources before it continues.
     #[must_use]
     pub fn stands(&self) -> bool {
         (self.stands)()

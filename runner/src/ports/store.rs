@@ -1,4 +1,4 @@
-//! Shared state: keys, transactions, leases, watches. The shape is etcd's (`kv.proto`).
+//! Shared state: keys, transactions, leases, watches. The model is etcd's (`kv.proto`).
 
 use std::time::Duration;
 
@@ -8,91 +8,92 @@ use protocol::id::{Epoch, NodeId, RunId};
 use protocol::names;
 use thiserror::Error;
 
-/// A key as it stands.
+/// A key with its value and revisions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
     /// The key.
     pub key: String,
     /// Its value.
     pub value: Vec<u8>,
-    /// The revision at which the key came to be; a key that was deleted and made again has a new one.
+    /// The revision that created the key. A key that was deleted and created again has a new one.
     pub create_revision: i64,
-    /// The revision of its last change.
+    /// The revision of the last change.
     pub mod_revision: i64,
 }
 
-/// Keys under a prefix, all of one revision.
+/// The keys with a prefix, read at one revision.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listing {
-    /// In the order of the keys.
+    /// The entries, sorted by key.
     pub entries: Vec<Entry>,
-    /// The revision at which they were read: a watch from the next one misses nothing.
+    /// The revision of the read. A watch from the next revision misses no change.
     pub revision: i64,
 }
 
-/// What a transaction demands of a key.
+/// A condition on a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expect {
-    /// It is not there.
+    /// The key does not exist.
     Absent,
-    /// It is there.
+    /// The key exists.
     Present,
-    /// It is the one that was made at this revision.
+    /// The key was created at this revision.
     CreatedAt(i64),
-    /// It has not changed since this revision.
+    /// The key was last modified at this revision.
     ModifiedAt(i64),
 }
 
-/// A demand.
+/// A condition of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Compare {
-    /// Of which key.
+    /// The key.
     pub key: String,
-    /// What.
+    /// The condition.
     pub expect: Expect,
 }
 
-/// A change that a transaction makes.
+/// A change made by a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
     /// Writes a key.
     Put {
         /// The key.
         key: String,
-        /// Its value.
+        /// The value.
         value: Vec<u8>,
-        /// The lease that it ends with.
+        /// The lease to attach, if any.
         lease: Option<LeaseId>,
     },
-    /// Removes a key; nothing where it is absent.
+    /// Deletes a key. No effect if the key does not exist.
     Delete {
         /// The key.
         key: String,
     },
-    /// Moves a key to a lease without sending its value again; does nothing if the key is absent.
+    /// Attaches a key to a lease without sending its value again. No effect if the key does not
+    /// exist.
     Attach {
         /// The key.
         key: String,
-        /// The lease that it ends with from now on.
+        /// The new lease.
         lease: LeaseId,
     },
 }
 
 impl Op {
-    /// The key that it changes.
+    /// Returns the key.
     #[must_use]
     pub fn key(&self) -> &str {
         let (Self::Put { key, .. } | Self::Delete { key } | Self::Attach { key, .. }) = self;
         key
     }
 
-    /// The same, to change it.
+    /// Returns the key for modification.
     pub fn key_mut(&mut self) -> &mut String {
         let (Self::Put { key, .. } | Self::Delete { key } | Self::Attach { key, .. }) = self;
         key
     }
 
-    /// The lease that its key ends with.
+    /// Returns the lease that the key is attached to, if any.
     #[must_use]
     pub fn lease(&self) -> Option<LeaseId> {
         match self {
@@ -103,29 +104,29 @@ impl Op {
     }
 }
 
-/// Something that a transaction reads.
+/// A read of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Read {
     /// One key.
     Key(String),
-    /// Every key that begins so.
+    /// Every key with this prefix.
     Prefix(String),
 }
 
-/// A transaction: where every demand holds, every change is made, and then its reads; else its reads,
-/// and then what it reads otherwise.
+/// A transaction. If all conditions hold, it makes its changes, then its reads. Otherwise it makes
+/// its reads, then those in `otherwise`.
 ///
-/// A key may be changed only once in one transaction.
+/// A transaction must not change a key more than once.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[must_use = "a transaction does nothing until it is given to the store"]
 pub struct Txn {
-    /// The demands.
+    /// The conditions.
     pub compares: Vec<Compare>,
     /// The changes.
     pub ops: Vec<Op>,
-    /// What is read in any case.
+    /// The reads made in either case.
     pub reads: Vec<Read>,
-    /// What is read only where a demand did not hold: an answer need not bring back what was written.
+    /// The reads made only if a condition fails, so that a commit need not return what it wrote.
     pub otherwise: Vec<Read>,
 }
 
@@ -135,7 +136,7 @@ impl Txn {
         Self::default()
     }
 
-    /// Demands something of a key.
+    /// Adds a condition on a key.
     pub fn when(mut self, key: impl Into<String>, expect: Expect) -> Self {
         self.compares.push(Compare { key: key.into(), expect });
         self
@@ -147,158 +148,158 @@ impl Txn {
         self
     }
 
-    /// Writes a key that ends with a lease.
+    /// Writes a key attached to a lease.
     pub fn put_leased(mut self, key: impl Into<String>, value: Vec<u8>, lease: LeaseId) -> Self {
         self.ops.push(Op::Put { key: key.into(), value, lease: Some(lease) });
         self
     }
 
-    /// Removes a key.
+    /// Deletes a key.
     pub fn delete(mut self, key: impl Into<String>) -> Self {
         self.ops.push(Op::Delete { key: key.into() });
         self
     }
 
-    /// Moves a key to a lease, and keeps its value.
+    /// Attaches a key to a lease and keeps its value.
     pub fn attach(mut self, key: impl Into<String>, lease: LeaseId) -> Self {
         self.ops.push(Op::Attach { key: key.into(), lease });
         self
     }
 
-    /// Reads a key in any case.
+    /// Reads a key in either case.
     pub fn read(mut self, key: impl Into<String>) -> Self {
         self.reads.push(Read::Key(key.into()));
         self
     }
 
-    /// Reads a key where a demand does not hold.
+    /// Reads a key if a condition fails.
     pub fn read_otherwise(mut self, key: impl Into<String>) -> Self {
         self.otherwise.push(Read::Key(key.into()));
         self
     }
 
-    /// Reads every key under a prefix in any case.
+    /// Reads every key with a prefix in either case.
     pub fn read_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.reads.push(Read::Prefix(prefix.into()));
         self
     }
 }
 
-/// What came of a transaction.
+/// The result of a transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "a transaction whose demands did not hold has changed nothing"]
 pub struct TxnReply {
-    /// Whether every demand held, and so every change was made.
+    /// Whether all conditions held and the changes were made.
     pub committed: bool,
-    /// The store's revision after it.
+    /// The store's revision after the transaction.
     pub revision: i64,
-    /// One list for each read that was made, in their order.
+    /// The entries found by each read, in the order of the reads.
     pub reads: Vec<Vec<Entry>>,
 }
 
 impl TxnReply {
-    /// The entry that the read at `position` found, for reads of one key.
+    /// Returns the entry found by the single-key read at `position`.
     #[must_use]
     pub fn entry(&self, position: usize) -> Option<&Entry> {
         self.reads.get(position).and_then(|entries| entries.first())
     }
 }
 
-/// A lease's id.
+/// The ID of a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct LeaseId(pub i64);
 
-/// A lease as granted.
+/// A granted lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Granted {
-    /// Its id.
+    /// The lease's ID.
     pub lease: LeaseId,
-    /// The time to live that the store granted, which may be longer than what was asked for.
+    /// The granted time to live, which may be longer than requested.
     pub ttl: Duration,
 }
 
-/// A change that a watch saw.
+/// A change reported by a watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// A key was written.
     Put(Entry),
-    /// A key was removed, or ended with its lease.
+    /// A key was deleted, or expired with its lease.
     Deleted {
         /// The key.
         key: String,
-        /// At which revision.
+        /// The revision of the deletion.
         revision: i64,
     },
 }
 
-/// Changes in the order of their revisions. After an `Err` nothing more comes: look again, and watch
-/// from there.
+/// Changes in the order of their revisions. The stream ends after an `Err`: read again, and watch
+/// from that revision.
 pub type Changes = BoxStream<'static, Result<Change, StoreError>>;
 
-/// Proof that this node owns a run: every write for it is compared with it.
+/// Proof that this node owns a run. Every write for the run is fenced with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
     /// The run.
     pub run: RunId,
-    /// The create-revision of the owner key.
+    /// The create revision of the owner key.
     pub epoch: Epoch,
     /// The owner.
     pub node: NodeId,
 }
 
 impl Claim {
-    /// The same transaction, which commits only while this claim stands.
+    /// Adds the condition that this claim is still valid.
     pub fn fenced(&self, txn: Txn) -> Txn {
         txn.when(names::owner_key(&self.run), Expect::CreatedAt(self.epoch.0))
     }
 }
 
-/// What the store could not do.
+/// Errors of the store.
 #[derive(Debug, Error)]
 pub enum StoreError {
-    /// It does not answer. Whether a change was made is unknown.
+    /// The store does not respond. Whether a change was made is unknown.
     #[error("cannot reach the store at {at}: {cause}")]
     Unreachable {
-        /// Its addresses, without credentials.
+        /// The addresses, without credentials.
         at: String,
-        /// What the connection said.
+        /// The connection error.
         cause: String,
     },
-    /// The lease has run out or was revoked.
+    /// The lease has expired or was revoked.
     #[error("lease {0:x} is gone")]
     LeaseGone(i64),
-    /// The watch's revision is older than what the store keeps.
+    /// The watch's revision is older than the retained history.
     #[error("the store no longer holds revision {asked}; the oldest is {oldest}")]
     Compacted {
-        /// What was asked for.
+        /// The requested revision.
         asked: i64,
-        /// The oldest one there is.
+        /// The oldest retained revision.
         oldest: i64,
     },
-    /// User, password or certificate are not good for this.
+    /// The user, password or certificate does not grant access.
     #[error(
         "the store at {at} refuses access: {cause}; check BOB_STORAGE_USER, BOB_STORAGE_PASSWORD and the certificates"
     )]
     Denied {
-        /// Its addresses.
+        /// The addresses, without credentials.
         at: String,
-        /// What it said.
+        /// The store's reply.
         cause: String,
     },
-    /// It answers, but accepts no writes from anybody, for example because its database is full. Nothing
+    /// The store responds but rejects all writes, for example because its database is full. Nothing
     /// was changed.
     #[error("the store at {at} refuses writes: {cause}")]
     WritesRefused {
-        /// Its addresses, without credentials.
+        /// The addresses, without credentials.
         at: String,
-        /// What it said, and what to do about it.
+        /// The store's reply, and how to fix it.
         cause: String,
     },
-    /// It said no to a request that would not fare better a second time.
+    /// The store rejected the request, and would reject it again.
     #[error("the store refuses a request: {0}")]
     Refused(String),
-    /// It was restored from a snapshot that is older than what was written since: an epoch that was
-    /// given out may be given out again.
+    /// The store was restored from a snapshot older than the last writes. It may issue the same
+    /// epoch again.
     #[error(
         "the store is at revision {revision}, but run {run} was owned at revision {epoch}: it was \
          restored from an older snapshot; restore it with `etcdutl snapshot restore \
@@ -307,19 +308,19 @@ pub enum StoreError {
     Restored {
         /// The run.
         run: String,
-        /// Its epoch.
+        /// The epoch of that run.
         epoch: i64,
-        /// The store's revision.
+        /// The store's current revision.
         revision: i64,
     },
-    /// Its file, or a value in it, cannot be read.
+    /// The store's file, or a value in it, is invalid.
     #[error("the store holds something unreadable: {0}")]
     Unreadable(String),
 }
 
 impl StoreError {
-    /// Whether the request itself is at fault, so that no later time, no other lease and no other
-    /// login would have it taken.
+    /// Returns true if the request itself is at fault. It would fail at any time, with any lease
+    /// and any user.
     #[must_use]
     pub fn is_of_the_request(&self) -> bool {
         match self {
@@ -333,7 +334,8 @@ impl StoreError {
         }
     }
 
-    /// Whether the store refuses writes whatever they are: it is full, or this user must not write.
+    /// Returns true if the store rejects every write: it is full, or this user lacks the
+    /// permission.
     #[must_use]
     pub fn refuses_writes(&self) -> bool {
         match self {
@@ -347,7 +349,7 @@ impl StoreError {
         }
     }
 
-    /// Whether the same request may succeed later.
+    /// Returns true if the same request may succeed later.
     #[must_use]
     pub fn retryable(&self) -> bool {
         match self {
@@ -362,18 +364,18 @@ impl StoreError {
     }
 }
 
-/// A name that no run and no node has.
+/// A name that is not a valid run or node ID.
 const PROBE: &str = "-probe";
 
-/// Where state is. Every call has a deadline of its own (a few seconds) and then ends in
-/// [`StoreError::Unreachable`]; adapters reconnect by themselves, for ever.
+/// Shared state of all workers. Every call has its own timeout of a few seconds and then fails with
+/// [`StoreError::Unreachable`]. Adapters reconnect by themselves, without limit.
 ///
 /// # Cancel safety
-/// Dropping the future of a call that changes something leaves it unknown whether it did.
+/// If the future of a modifying call is dropped, whether the change was made is unknown.
 #[async_trait]
 pub trait Store: Send + Sync {
-    /// What tells this store from every other, for as long as it keeps its history: all who share it
-    /// get the same.
+    /// Returns an ID that distinguishes this store from every other. All clients see the same ID.
+    /// It is stable as long as the store keeps its history.
     async fn identity(&self) -> Result<String, StoreError>;
 
     /// Reads a key.
@@ -382,8 +384,8 @@ pub trait Store: Send + Sync {
     /// Reads every key that begins with `prefix`.
     async fn list(&self, prefix: &str) -> Result<Listing, StoreError>;
 
-    /// Reads the first keys that begin with `prefix` and come after the key `after`, as many as
-    /// `most`. One page that is not full is the last.
+    /// Reads up to `most` keys that begin with `prefix` and sort after the key `after`. A page with
+    /// fewer keys is the last one.
     async fn page(
         &self,
         prefix: &str,
@@ -396,15 +398,15 @@ pub trait Store: Send + Sync {
         Ok(listing)
     }
 
-    /// Makes a transaction.
+    /// Executes a transaction.
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError>;
 
-    /// Asks whether writes are accepted, without a change: a transaction that writes where every worker
-    /// writes, with a demand that never holds. A store checks its space and the user's permissions before
-    /// the demands.
+    /// Checks that writes are accepted without making one. The transaction would write to every
+    /// prefix that workers use, under a condition that never holds. A store checks its space and
+    /// the user's permissions before the conditions.
     ///
     /// # Errors
-    /// The error of a write.
+    /// The error that a write would return.
     async fn accepts_writes(&self) -> Result<(), StoreError> {
         let places = [
             names::RUNS,
@@ -426,15 +428,15 @@ pub trait Store: Send + Sync {
         self.txn(probe).await.map(drop)
     }
 
-    /// Takes a lease of at least `ttl`.
+    /// Grants a lease of at least `ttl`.
     async fn grant(&self, ttl: Duration) -> Result<Granted, StoreError>;
 
-    /// Renews a lease once, for the time that was granted, from when the store heard of it.
+    /// Renews a lease once, for its granted time, counted from the store's receipt of the request.
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError>;
 
-    /// Ends a lease, and every key with it. Done where it is gone already.
+    /// Revokes a lease and deletes its keys. Succeeds if the lease no longer exists.
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
 
-    /// Follows every key that begins with `prefix`, from the changes of `from_revision` on.
+    /// Watches every key that begins with `prefix`, starting with the changes of `from_revision`.
     async fn watch(&self, prefix: &str, from_revision: i64) -> Result<Changes, StoreError>;
 }

@@ -1,4 +1,4 @@
-//! How bytes cross the worker's edge: resources in, artifacts and logs out.
+//! HTTP transfers: resources in, artifacts and logs out.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -8,56 +8,56 @@ use protocol::pipeline::Vars;
 use std::time::Duration;
 use thiserror::Error;
 
-/// Bytes as they come. An `Err` breaks off: what came before is not the whole.
+/// A stream of bytes. After an `Err` the data is incomplete.
 pub type ByteStream = BoxStream<'static, Result<Bytes, std::io::Error>>;
 
-/// What a transfer could not do.
+/// Errors of a transfer.
 #[derive(Debug, Error)]
 pub enum TransferError {
-    /// The service does not answer.
+    /// The service does not respond.
     #[error("cannot reach {what} at {url}: {cause}")]
     Unreachable {
-        /// The kind of service, by name.
+        /// The kind of service.
         what: String,
-        /// Where, without credentials.
+        /// The URL, without credentials.
         url: String,
-        /// What the connection said.
+        /// The connection error.
         cause: String,
     },
-    /// The service said no.
+    /// The service returned an error status.
     #[error("{what} at {url} answered {status}: {body}")]
     Refused {
-        /// The kind of service, by name.
+        /// The kind of service.
         what: String,
-        /// Where, without credentials.
+        /// The URL, without credentials.
         url: String,
         /// The HTTP status.
         status: u16,
-        /// The beginning of what it said.
+        /// The beginning of the response body.
         body: String,
     },
-    /// Its address is no HTTP URL.
+    /// The registered address is not an HTTP URL.
     #[error("{what} is registered with {url:?}, which is no http or https URL")]
     BadUrl {
-        /// The kind of service, by name.
+        /// The kind of service.
         what: String,
-        /// As registered.
+        /// The address as registered.
         url: String,
     },
-    /// A parameter that must be there is missing or cannot be used.
+    /// A required parameter is missing or invalid.
     #[error("{0}")]
     BadParams(String),
-    /// A file cannot be kept where outputs are.
+    /// An output cannot be stored.
     #[error("cannot keep {what} in {store}: {cause}")]
     Store {
-        /// The file, by the path that it is kept under.
+        /// The path of the file in the store.
         what: String,
-        /// Where, without credentials.
+        /// The name of the store, without credentials.
         store: String,
-        /// What the system or the store said.
+        /// The error of the system or the store.
         cause: String,
     },
-    /// The bytes that were to be sent broke off.
+    /// The bytes to be sent ended early.
     #[error("{0}")]
     Input(String),
     /// The data contains a secret. Sending stopped before the secret.
@@ -70,32 +70,33 @@ pub enum TransferError {
     },
 }
 
-/// Who sends something: every request for a run says so.
+/// The sender. Every request for a run carries it.
 #[derive(Debug, Clone)]
 pub struct Origin {
     /// The run.
     pub run: RunId,
-    /// Its owner's epoch.
+    /// The owner's epoch.
     pub epoch: Epoch,
     /// The step's attempt.
     pub attempt: u32,
 }
 
-/// Takes a run's text for an external logger, without ever making a step wait.
+/// Forwards a run's log to an external logger. Never delays a step.
 #[async_trait]
 pub trait LoggerFeed: Send + Sync {
-    /// Takes text: it waits in memory, then on disk, then what is over the bound is dropped.
+    /// Accepts text. It waits in memory, then on disk; text beyond the limit is dropped.
     fn push(&self, text: Bytes);
 
-    /// Sends what waits, and returns the bytes that were not taken by the deadline.
+    /// Sends the remaining text. Returns the number of bytes that were not accepted by the
+    /// deadline.
     async fn finish(&self, deadline: Duration) -> u64;
 }
 
-/// Resources, artifacts and logs over HTTP (the contracts of Bob's services).
+/// Resources, artifacts and logs over HTTP, as defined by the contracts of Bob's services.
 #[async_trait]
 pub trait Transfer: Send + Sync {
-    /// Fetches a resource from a provider. Every entry of the tar is checked and gets `mount/` in
-    /// front of its name.
+    /// Fetches a resource from a provider. Checks every entry of the tar archive and prefixes its
+    /// name with `mount/`.
     async fn external_resource(
         &self,
         provider_url: &str,
@@ -103,7 +104,7 @@ pub trait Transfer: Send + Sync {
         mount: &str,
     ) -> Result<ByteStream, TransferError>;
 
-    /// Fetches an artifact of an earlier run from a store, in the same way.
+    /// Fetches an artifact of an earlier run from a store, with the same checks and prefix.
     async fn internal_resource(
         &self,
         store_url: &str,
@@ -111,7 +112,7 @@ pub trait Transfer: Send + Sync {
         mount: &str,
     ) -> Result<ByteStream, TransferError>;
 
-    /// Sends an artifact to a store.
+    /// Uploads an artifact to a store.
     async fn upload_artifact(
         &self,
         store_url: &str,
@@ -120,8 +121,9 @@ pub trait Transfer: Send + Sync {
         origin: &Origin,
     ) -> Result<(), TransferError>;
 
-    /// Posts JSON to whoever asked for it; the status of the answer. A secret goes with it as a bearer
-    /// token; one that begins with `whsec_` signs it, as Standard Webhooks say, under this id.
+    /// Posts JSON to a receiver and returns the response status. A secret is sent as a bearer
+    /// token. A secret that begins with `whsec_` instead signs the request with this ID, as defined
+    /// by Standard Webhooks.
     async fn post(
         &self,
         url: &str,
@@ -130,6 +132,6 @@ pub trait Transfer: Send + Sync {
         body: Bytes,
     ) -> Result<u16, TransferError>;
 
-    /// Opens a feed to a logger.
+    /// Opens a feed to an external logger.
     fn logger(&self, logger_url: &str, run: &RunId) -> Result<Box<dyn LoggerFeed>, TransferError>;
 }

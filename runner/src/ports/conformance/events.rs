@@ -1,4 +1,4 @@
-//! What every stream of events does.
+//! Conformance tests for the [`Events`] port.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use protocol::time::Millis;
 use super::{never, soon};
 use crate::ports::{EventStream, Events, Host, Position, Published, Ticket};
 
-/// A stream under test. Others may use it too.
+/// An event stream under test. Other clients may use the stream at the same time.
 pub struct EventsSubject {
-    /// Stands in every run id: unique to this call, letters and digits.
+    /// Included in every run ID. Unique to this call; letters and digits only.
     pub prefix: String,
     /// The stream.
     pub events: Arc<dyn Events>,
-    /// The same stream as another node sees it; may be the same value.
+    /// The same stream through another node's adapter. May be the same value.
     pub other: Arc<dyn Events>,
     /// The clock.
     pub host: Arc<dyn Host>,
@@ -63,7 +63,7 @@ impl EventsSubject {
         soon("a confirm", self.events.confirmed(ticket)).await.expect("an event is confirmed");
     }
 
-    /// Emits this many events of a run, and waits for the last one.
+    /// Emits events of a run with these sequence numbers and waits for the last confirm.
     async fn fill(&self, run: &RunId, seqs: std::ops::Range<u64>) -> Vec<Event> {
         let (mut sent, mut last) = (Vec::new(), Ticket::default());
         for seq in seqs {
@@ -80,7 +80,7 @@ impl EventsSubject {
     }
 }
 
-/// The next events of a run; those of others are passed over.
+/// Reads the next `count` events of a run, skipping those of other runs.
 async fn read(stream: &mut EventStream, run: &RunId, count: usize) -> Vec<(u64, Event)> {
     let mut found: Vec<(u64, Event)> = Vec::new();
     let mut last = None;
@@ -91,7 +91,7 @@ async fn read(stream: &mut EventStream, run: &RunId, count: usize) -> Vec<(u64, 
         last = Some(published.offset);
         if let Some(event) = published.event().filter(|event| event.run_id.as_ref() == Some(run)) {
             assert_eq!(published.body, event.to_json(), "the bytes are the event's");
-            // At least once: a repeated event is known by its number.
+            // Delivery is at least once: skip repeats, identified by epoch and sequence number.
             if !found.iter().any(|(_, old)| (old.epoch, old.seq) == (event.epoch, event.seq)) {
                 found.push((published.offset, event));
             }

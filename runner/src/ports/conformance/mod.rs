@@ -1,8 +1,8 @@
-//! One suite for each port: every adapter passes it. A suite panics where an adapter breaks the
-//! contract, with the sentence that it broke.
+//! One conformance suite for each port; every adapter must pass it. If an adapter breaks the
+//! contract, the suite panics and names the broken rule.
 //!
-//! A suite is one future, so that it runs wherever its adapter lives: the embedded one in this
-//! crate's tests, those of the cluster beside the real servers.
+//! A suite is a single future, so that it can run next to its adapter. The embedded adapters run it
+//! in this crate's tests, the cluster adapters in the tests with real servers.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a suite may panic")]
 
@@ -21,13 +21,13 @@ pub use outputs::{OutputStoreSubject, outputs};
 pub use queue::{QueueSubject, TakeDeadLetters, queue};
 pub use store::{StoreSubject, store};
 
-/// How long a suite waits for what must come. Generous: a busy machine is not a broken adapter.
+/// How long a suite waits for an expected event. Generous, because a busy machine is not a fault.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a suite watches that something does not come.
+/// How long a suite waits before it concludes that something does not happen.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// Waits for what must come.
+/// Waits for an expected event; panics after [`PATIENCE`].
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, future).await {
         Ok(value) => value,
@@ -35,7 +35,7 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Asserts that something does not come for a while.
+/// Asserts that something does not happen within [`QUIET`].
 async fn never<T>(what: &str, future: impl Future<Output = T>) {
     assert!(tokio::time::timeout(QUIET, future).await.is_err(), "{what} happened");
 }

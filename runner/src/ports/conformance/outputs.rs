@@ -1,4 +1,4 @@
-//! What every store of outputs does.
+//! Conformance tests for the [`OutputStore`] port.
 
 use std::io;
 use std::sync::Arc;
@@ -11,22 +11,22 @@ use sha2::{Digest as _, Sha256};
 
 use crate::ports::{ByteStream, Origin, OutputStore, Place, Stored, TransferError};
 
-/// A store of outputs, and what only its test can see.
+/// An output store, and access to it that bypasses the port.
 #[async_trait]
 pub trait OutputStoreSubject: Send + Sync {
-    /// The store, empty before the suite begins.
+    /// The store, which is empty when the suite starts.
     fn store(&self) -> Arc<dyn OutputStore>;
 
-    /// The file at a place, as anybody would see it.
+    /// Returns the file at a place, as any reader would see it.
     async fn read(&self, place: &Place) -> Option<Vec<u8>>;
 
-    /// How many files anybody would see; what is not whole included, where it can be seen.
+    /// Returns the number of visible files, including incomplete ones if the store can show them.
     async fn count(&self) -> usize;
 }
 
-/// Larger than what any store sends at once, and no multiple of it.
+/// Larger than one upload part of any store, and not a multiple of a part.
 const LARGE: usize = (20 << 20) + 12345;
-/// How the bytes of a file come.
+/// Size of the chunks in which a file arrives.
 const PIECE: usize = 100_000;
 
 /// Runs the suite.
@@ -52,7 +52,7 @@ fn pieces(bytes: &[u8]) -> Vec<io::Result<Bytes>> {
 }
 
 fn large(seed: u8) -> Vec<u8> {
-    // A part that is put in the wrong place, or twice, is noticed.
+    // The pattern differs between parts, so that a misplaced or repeated part is detected.
     (0..LARGE).map(|at| seed.wrapping_add((at / 4093) as u8).wrapping_add(at as u8)).collect()
 }
 

@@ -1,4 +1,4 @@
-//! What every queue does.
+//! Conformance tests for the [`Queue`] port.
 
 use std::sync::Arc;
 
@@ -11,20 +11,20 @@ use protocol::names;
 use super::{never, soon};
 use crate::ports::{Consumer, Delivery, Message, Queue, QueueError, Route, Source};
 
-/// Takes every dead letter away from the broker, oldest first.
+/// Removes all dead letters from the broker and returns them, oldest first.
 pub type TakeDeadLetters = Box<dyn Fn() -> BoxFuture<'static, Vec<Message>> + Send + Sync>;
 
-/// A queue under test. Its queues are empty, and nobody else uses them.
+/// A queue under test. Its queues are empty, and no other client uses them.
 pub struct QueueSubject {
-    /// Stands in every message: unique to this call.
+    /// Included in every message. Unique to this call.
     pub prefix: String,
-    /// The node whose own queue `Source::Node` of `queue` is.
+    /// The node whose own queue is `Source::Node` of `queue`.
     pub node: NodeId,
     /// The queue.
     pub queue: Arc<dyn Queue>,
-    /// The same broker as another node sees it.
+    /// The same broker through another node's adapter.
     pub other: Arc<dyn Queue>,
-    /// What was dead-lettered.
+    /// Removes and returns the dead letters.
     pub take_dead_letters: TakeDeadLetters,
 }
 
@@ -78,14 +78,14 @@ async fn settle(delivery: Delivery, disposition: Disposition) {
     soon("an answer", delivery.settle(disposition)).await.expect("a message can be settled");
 }
 
-/// The next message is this one, and is done with.
+/// Asserts that the next message is `expected`, and acknowledges it.
 async fn take(consumer: &mut Box<dyn Consumer>, expected: &Message) {
     let delivery = next(consumer).await;
     same(&delivery.message, expected);
     settle(delivery, Disposition::Ack).await;
 }
 
-/// A broker may add headers of its own; nothing else changes.
+/// Asserts that two messages are equal. The broker may add headers of its own.
 fn same(found: &Message, expected: &Message) {
     assert_eq!(found.kind, expected.kind);
     assert_eq!(found.id, expected.id);
@@ -233,7 +233,7 @@ async fn too_many_returns_end_in_a_dead_letter(subject: &QueueSubject) {
         settle(delivery, Disposition::Requeue).await;
         returns += 1;
     }
-    // Whether the limit counts returns or deliveries differs by one between brokers.
+    // Brokers count either returns or deliveries, so that the limits differ by one.
     if let Ok(delivery) = tokio::time::timeout(super::QUIET, jobs.next()).await {
         settle(delivery.expect("a message comes"), Disposition::Requeue).await;
     }
@@ -250,7 +250,7 @@ async fn a_wait_that_is_dropped_loses_nothing(subject: &QueueSubject) {
     assert!(jobs.next().now_or_never().is_none(), "nothing is there");
     for count in 0..10 {
         let sent = subject.publish(Route::Jobs, &format!("wait-{count}")).await;
-        // Asked once and dropped, whether it was there at once or was on its way.
+        // Poll once and drop the future. The message may already be here or still in flight.
         match jobs.next().now_or_never() {
             Some(taken) => settle(taken.expect("a message comes"), Disposition::Ack).await,
             None => take(&mut jobs, &sent).await,

@@ -1,4 +1,4 @@
-//! What every store does.
+//! Conformance tests for the [`Store`] port.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use crate::ports::{Change, Changes, Entry, Expect, LeaseId, Store, StoreError, T
 
 /// A store under test.
 pub struct StoreSubject {
-    /// Stands before every key, so that a store can be shared: unique to this call.
+    /// Prefix of every key, unique to this call, so that a store can be shared.
     pub prefix: String,
     /// The store.
     pub store: Arc<dyn Store>,
-    /// The same store as another node sees it; may be the same value.
+    /// The same store through another node's adapter. May be the same value.
     pub other: Arc<dyn Store>,
-    /// Makes the store forget the history before a revision, where it can be told to.
+    /// Compacts the store's history up to a revision, if the store supports that.
     pub compact: Option<Box<dyn Fn(i64) -> BoxFuture<'static, ()> + Send + Sync>>,
 }
 
@@ -46,7 +46,7 @@ pub async fn store(subject: StoreSubject) {
     Box::pin(a_compacted_watch_says_so(subject)).await;
 }
 
-/// What came of a transaction that was looked at.
+/// The result of a transaction that was checked.
 struct Seen {
     revision: i64,
     reads: Vec<Vec<Entry>>,
@@ -92,7 +92,7 @@ async fn next(changes: &mut Changes) -> Change {
     soon("the next change", changes.next()).await.expect("a watch goes on").expect("a change")
 }
 
-/// The next change is that a key was removed; the answer is the revision.
+/// Asserts that the next change deletes this key. Returns the revision.
 async fn gone(changes: &mut Changes, gone: &str) -> i64 {
     match next(changes).await {
         Change::Deleted { key, revision } if key == gone => revision,

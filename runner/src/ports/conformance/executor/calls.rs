@@ -1,4 +1,4 @@
-//! What a step that is a call does.
+//! Conformance tests for executors whose steps call a service.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,19 +12,19 @@ use super::{Act, ExecutorSubject, Kept, Run};
 use crate::ports::conformance::soon;
 use crate::ports::{ExecError, Gate, Ran, StepSpec, StopLevel};
 
-/// An executor of calls, and a service that it calls.
+/// A call executor, and the service that it calls.
 pub struct CallSubject {
-    /// The executor. Its `with` is a call that passes.
+    /// The executor. Its `with` describes a call that succeeds.
     pub of: ExecutorSubject,
-    /// A call that the service says no to. What it says has the key in it.
+    /// A call that the service rejects. The response contains the key.
     pub refused: Map<String, Value>,
-    /// A call that the service does not answer.
+    /// A call that the service never answers.
     pub hangs: Map<String, Value>,
-    /// A key of an account: in every call, and not to be shown.
+    /// An account key. Sent with every call; must not appear in output.
     pub key: &'static str,
-    /// Every request that the service has had, whole.
+    /// Returns every request that the service has received, in full.
     pub seen: Box<dyn Fn() -> Vec<String> + Send + Sync>,
-    /// Resolves when the call that is not answered has come.
+    /// Resolves once the service has received the call that it never answers.
     pub asked: Box<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>,
 }
 
@@ -80,7 +80,7 @@ pub(super) async fn nothing_is_sent_by_a_step_that_may_not_start(subject: &CallS
     run.destroy().await;
 }
 
-/// A call that the service does not answer, stopped; what came of it, and its output.
+/// Stops a call that the service never answers. Returns the result and the output.
 async fn stopped(subject: &CallSubject, run: &Run<'_>, level: StopLevel) -> (Ran, Arc<Kept>) {
     let base = run.prepare().await;
     let (kept, step) = (Arc::new(Kept::default()), subject.step(&subject.hangs));

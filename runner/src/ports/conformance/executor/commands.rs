@@ -1,4 +1,4 @@
-//! What a step that runs a command does, wherever that is.
+//! Conformance tests for executors whose steps run a command, on any host.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,7 +69,7 @@ pub(super) async fn nothing_starts_for_an_owner_that_may_not(subject: &ExecutorS
     let run = subject.run("late");
     let base = run.prepare().await;
     let (kept, step) = (Arc::new(Kept::default()), subject.step(0, &Act::Print("x".into())));
-    // The attempt is recorded, but the owner has lost the run while the rest was made.
+    // The attempt is recorded, but the owner lost the run during the preparation.
     let gate = Gate::new(async { true }, || false);
     let out = Arc::<Kept>::clone(&kept);
     let ran = subject.executor.run_step(&run.scope, &base, &step, gate, out, &run.stop);
@@ -106,7 +106,7 @@ pub(super) async fn a_script_is_run_program_by_program(subject: &ExecutorSubject
         let (ran, kept) = run.step(&base, &step(&fails, goes_on)).await.expect("a step");
         assert_eq!((ran.exit.code, kept.text(LogStream::Stdout).as_str()), (code, lines));
     }
-    // Longer than any command line may be, alone and beside others.
+    // Longer than the limit of a command line, alone and together with another program.
     let long = format!("word=long\n{}", "# a comment that takes its place\n".repeat(10_000));
     for programs in [&[long.clone() + "echo $word"][..], &[long, "echo $word".to_owned()]] {
         let programs: Vec<&str> = programs.iter().map(String::as_str).collect();
@@ -151,7 +151,7 @@ pub(super) async fn a_secret_is_there_for_its_step_alone(subject: &ExecutorSubje
     assert_eq!(shown, format!("first \n\n{value}.\n{value}2\n"), "as files, and one as a variable");
     let looks =
         format!("echo \"${{TOKEN-none}} ${{BOB_SECRETS-none}}\"; ls -A \"{dir}\" 2>/dev/null");
-    // Whether the directory itself is still there is the executor's business.
+    // Whether the directory itself still exists is up to the executor.
     let (_, text) = run.pass(&left, &step(1, &format!("{looks} || true"), Vec::new())).await;
     assert_eq!(text, "none none\n", "nothing of it is there for the next step");
     run.destroy().await;

@@ -1,4 +1,4 @@
-//! Resources in and artifacts out: a tar that comes, and one that goes.
+//! Conformance tests for `import` (resources) and `export` (artifacts).
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -10,7 +10,7 @@ use super::{Act, ExecutorSubject};
 use crate::ports::conformance::soon;
 use crate::ports::{ByteStream, ExecError, StepSpec};
 
-/// A tar of one file.
+/// Returns a tar archive of one file.
 async fn tar_of(name: &str, text: &str) -> Vec<u8> {
     let mut header = tokio_tar::Header::new_gnu();
     header.set_size(text.len() as u64);
@@ -25,7 +25,7 @@ fn stream_of(bytes: Vec<u8>) -> ByteStream {
     stream::iter([Ok(Bytes::from(bytes))]).boxed()
 }
 
-/// The files of a tar, by their paths.
+/// Returns the path and the text of each file in a tar archive.
 async fn files_of(tar: ByteStream) -> Vec<(String, String)> {
     let mut tar = tokio_tar::Archive::new(StreamReader::new(tar));
     let mut entries = tar.entries().expect("it is a tar");
@@ -82,7 +82,7 @@ pub(super) async fn an_artifact_is_what_the_step_has_made(subject: &ExecutorSubj
     let run = subject.run("export");
     let base = run.prepare().await;
     let put = subject.step(0, &Act::Put("made".into(), "of the first".into()));
-    // A path is that of the step's own directory.
+    // The path is relative to the step's working directory.
     let there = StepSpec {
         work_dir: Some(subject.dir.clone()),
         position: 1,

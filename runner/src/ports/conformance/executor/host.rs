@@ -1,4 +1,5 @@
-//! What holds where steps leave no image: nothing is kept to go on from, and it is never made up.
+//! Conformance tests for executors whose steps leave no image. A later owner finds no checkpoint,
+//! and the executor does not invent one.
 
 use protocol::event::LogStream;
 use protocol::id::Epoch;
@@ -8,7 +9,7 @@ use super::{Act, ExecutorSubject, Run, checkpoint};
 use crate::ports::conformance::soon;
 use crate::ports::{ExecError, Given, RunScope, Secret, StepSecrets, StepSpec, StopSignal};
 
-/// So a run whose worker is lost starts over.
+/// If the worker is lost, such a run starts over.
 pub(super) async fn nothing_is_kept_for_a_next_owner(subject: &ExecutorSubject) {
     let run = subject.run("over");
     let base = run.prepare().await;
@@ -26,7 +27,7 @@ pub(super) async fn nothing_is_kept_for_a_next_owner(subject: &ExecutorSubject) 
     }
     let cleared = soon("an answer", subject.other.clear(&run.scope.run)).await;
     cleared.expect("what an owner of before has left can be cleared");
-    // The next owner begins with nothing.
+    // The next owner starts from an empty workspace.
     let base = later.prepare().await;
     later.pass(&base, &step).await;
     later.destroy().await;
@@ -39,7 +40,7 @@ pub(super) async fn the_end_of_a_run_does_nothing_to_another(subject: &ExecutorS
     run.destroy().await;
     for run in [&run, &neighbour] {
         let base = run.prepare().await;
-        // What it left is not let go of.
+        // The workspace is deliberately not discarded.
         let (ran, _) = run.step(&base, &put).await.expect("the step can be run");
         assert_eq!(ran.exit.code, 0);
         assert!(run.is_left().await, "what was made is listed");
@@ -50,7 +51,7 @@ pub(super) async fn the_end_of_a_run_does_nothing_to_another(subject: &ExecutorS
     run.destroy().await;
     assert!(neighbour.is_left().await, "the other's is still there");
     if matches!(subject.kind, ExecutorKind::Local | ExecutorKind::Custom) {
-        // Its steps work in one directory.
+        // All steps of such a run share one directory.
         let base = neighbour.prepare().await;
         let (code, shown) = neighbour.run(&base, &Act::Show("a".into())).await;
         assert_eq!((code, shown.text(LogStream::Stdout).as_str()), (0, "x\n"));

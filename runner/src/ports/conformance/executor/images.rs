@@ -1,4 +1,4 @@
-//! What holds where steps begin with an image, and leave one.
+//! Conformance tests for executors whose steps start from an image and leave one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +30,7 @@ pub(super) async fn what_a_step_left_is_there_for_the_next(subject: &ExecutorSub
         let (code, kept) = run.run(&two, &Act::Show(path.into())).await;
         assert_eq!((code, kept.text(LogStream::Stdout).as_str()), (0, text), "{path}");
     }
-    // A workspace is a value: what is made on it afterwards changes nothing of it.
+    // A workspace is immutable: steps that start from it do not change it.
     let (other, _) = run.pass(&one, &subject.step(2, &put("/tmp/a", "changed"))).await;
     let (_, kept) = run.run(&one, &Act::Show("/tmp/a".into())).await;
     assert_eq!(kept.text(LogStream::Stdout), "first\n", "a workspace stays as it is");
@@ -53,7 +53,7 @@ pub(super) async fn steps_beside_each_other_each_leave_their_own(subject: &Execu
     let passed = steps.iter().map(|step| run.pass(&first, step));
     let left: Vec<Workspace> =
         futures::future::join_all(passed).await.into_iter().map(|(left, _)| left).collect();
-    // A next owner has each of them, and what they began with.
+    // The next owner can adopt each of them, and the workspace they started from.
     let later = RunScope { epoch: Epoch(2), ..run.scope.clone() };
     let later = Run { subject, scope: later, stop: StopSignal::default() };
     for (at, kept) in [&first].into_iter().chain(&left).enumerate() {
@@ -101,7 +101,7 @@ pub(super) async fn what_was_kept_can_be_taken_up_by_another(subject: &ExecutorS
     let taken = async {
         kept.ready().await;
         let adopted = subject.other.adopt(&next, Some(&checkpoint(left.image(), None))).await;
-        // What ran may have ended with that; a first owner ends it in any case.
+        // `adopt` may have ended the first owner's step. Kill it in any case.
         run.stop.raise(StopLevel::Kill);
         adopted
     };
@@ -124,7 +124,7 @@ pub(super) async fn a_run_is_destroyed_as_often_as_one_likes(subject: &ExecutorS
     let put = Act::Put("/tmp/a".into(), "x".into());
     let (left, _) = run.pass(&base, &subject.step(0, &put)).await;
     run.pass(&left, &subject.step(1, &Act::Show("/tmp/a".into()))).await;
-    // Of a branch, and of a step that nobody took anything from.
+    // Leave containers of a branch and of a step without a checkpoint.
     run.pass(&left, &subject.step(2, &Act::Exit(0))).await;
     let (_ran, _) = run.step(&left, &subject.step(3, &Act::Exit(1))).await.expect("a step");
     assert!(run.is_left().await, "what was made is listed");
@@ -145,7 +145,7 @@ pub(super) async fn what_was_kept_outlives_what_steps_ran_in(subject: &ExecutorS
     let base = run.prepare().await;
     let put = Act::Put("/tmp/a".into(), "kept".into());
     let (left, _) = run.pass(&base, &subject.step(0, &put)).await;
-    // Nobody has taken anything from this one.
+    // A step without a checkpoint or a discard.
     let (_ran, _) = run.step(&left, &subject.step(1, &Act::Exit(1))).await.expect("a step");
     for _ in 0..2 {
         let cleared = soon("an answer", subject.other.clear(&run.scope.run)).await;

@@ -1,5 +1,7 @@
-//! What every executor does: each row is a function whose name says it, and is asserted of every
-//! executor that has it. Of one that has it not, the honest refusal is.
+//! Conformance tests for the `Executor` port.
+//!
+//! Each row is a function named after the behavior it asserts. It runs for every executor that has
+//! the feature. For the others, a row asserts that the feature is rejected.
 
 mod calls;
 mod commands;
@@ -31,54 +33,54 @@ use crate::ports::{
     StopSignal, Workspace,
 };
 
-/// What a step of the suite does; each executor has words of its own for it.
+/// What a step of the suite does. Each executor translates it to its own words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Act {
-    /// Ends with a code.
+    /// Exits with a code.
     Exit(i32),
     /// Writes a line to standard output.
     Print(String),
     /// Writes a line to standard error.
     Complain(String),
-    /// Writes a line into the file of that path.
+    /// Writes a line (second) to the file at a path (first).
     Put(String, String),
-    /// Writes what the file of that path holds to standard output; fails where it is not there.
+    /// Writes the file at a path to standard output. Fails if the file does not exist.
     Show(String),
     /// Writes the value of a variable, or `unset`, as a line.
     Env(String),
     /// Writes the working directory as a line.
     Dir,
-    /// Writes the line `ready`, and runs until SIGTERM.
+    /// Writes the line `ready` and runs until SIGTERM.
     Hang,
-    /// Writes the line `ready`, and runs until SIGKILL.
+    /// Writes the line `ready` and runs until SIGKILL.
     Stubborn,
-    /// A program that is not there.
+    /// A program that does not exist.
     Nowhere,
 }
 
-/// An executor under test. Others may use its engine too.
+/// An executor under test. Other clients may use its engine at the same time.
 pub struct ExecutorSubject {
-    /// Stands in every run id: unique to this call, letters and digits.
+    /// Included in every run ID. Unique to this call; letters and digits only.
     pub prefix: String,
     /// The executor.
     pub executor: Arc<dyn Executor>,
-    /// Its engine as another process sees it; may be the same value.
+    /// The same engine through another process's executor. May be the same value.
     pub other: Arc<dyn Executor>,
-    /// What the steps of the executor say.
+    /// The executor kind in the test's steps.
     pub kind: ExecutorKind,
-    /// What the executor has to know of every step, by its own keys.
+    /// The executor's settings for every step, under its own keys.
     pub with: serde_json::Map<String, serde_json::Value>,
-    /// Whether there is a shell where steps run.
+    /// Whether steps have a shell.
     pub has_a_shell: bool,
-    /// Whether steps begin with an image, and leave one.
+    /// Whether steps start from an image and leave one.
     pub on_images: bool,
-    /// A directory that is there where steps run.
+    /// A directory that exists for steps.
     pub dir: String,
-    /// A base image that is there.
+    /// A base image that exists.
     pub image: String,
-    /// One that nobody has.
+    /// An image that does not exist anywhere.
     pub missing: String,
-    /// What a step is made of that does this.
+    /// Returns the words of a step that performs this act.
     pub words: fn(&Act) -> Vec<String>,
 }
 
@@ -90,8 +92,8 @@ impl std::fmt::Debug for ExecutorSubject {
 
 /// Asserts the contract of [`Executor`].
 ///
-/// A time limit is no row of it: limits are the worker's, and an executor hears of one as of any other
-/// stop, with its grace (`rules::run`).
+/// Timeouts are not part of it: the worker enforces them, and the executor receives an ordinary
+/// stop with its grace (`rules::run`).
 pub async fn executor(subject: ExecutorSubject) {
     let it = &subject;
     commands(it).await;
@@ -119,8 +121,8 @@ pub async fn executor(subject: ExecutorSubject) {
     }
 }
 
-/// Asserts what of it holds where steps run commands elsewhere and leave nothing here, so that nobody
-/// can list what is left.
+/// Asserts the subset of the contract for steps that run commands on another host. They leave
+/// nothing on this one, so that `leftovers` cannot list anything.
 pub async fn remote(subject: ExecutorSubject) {
     let it = &subject;
     commands(it).await;
@@ -128,7 +130,7 @@ pub async fn remote(subject: ExecutorSubject) {
     elsewhere(it).await;
 }
 
-/// Asserts what of it holds where a step is a call.
+/// Asserts the subset of the contract for steps that are calls.
 pub async fn call(subject: CallSubject) {
     let (it, of) = (&subject, &subject.of);
     row(of, the_engine_has_one_name(of)).await;
@@ -153,14 +155,14 @@ async fn commands(it: &ExecutorSubject) {
     row(it, a_script_is_run_program_by_program(it)).await;
 }
 
-/// What a step that acts elsewhere has not.
+/// Asserts that steps elsewhere reject resources and artifacts, and have no checkpoints.
 async fn elsewhere(it: &ExecutorSubject) {
     row(it, a_resource_that_cannot_be_mounted_is_refused(it)).await;
     row(it, an_artifact_that_cannot_be_had_is_refused(it)).await;
     row(it, nothing_is_kept_for_a_next_owner(it)).await;
 }
 
-/// Asserts one row. Where it does not hold, the panic has the row and the executor in it.
+/// Asserts one row. If it fails, the panic message names the row and the executor.
 fn row<'a, F: Future<Output = ()> + 'a>(
     subject: &'a ExecutorSubject,
     row: F,
@@ -170,14 +172,14 @@ fn row<'a, F: Future<Output = ()> + 'a>(
         let Err(panic) = AssertUnwindSafe(row).catch_unwind().await else { return };
         let said = panic.downcast_ref::<String>().map(String::as_str);
         let said = said.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or_default();
-        // The name of a future is that of its function, which is a sentence.
+        // The type name of an async function's future contains the function's name.
         let path = std::any::type_name::<F>().trim_end_matches("::{{closure}}");
         let sentence = path.rsplit("::").next().unwrap_or(path).replace('_', " ");
         panic!("executor {}: {sentence}: {said}", subject.kind.as_str());
     }
 }
 
-/// Keeps what a step writes.
+/// Collects the output of a step.
 #[derive(Debug, Default)]
 struct Kept {
     pieces: Mutex<Vec<(LogStream, Bytes)>>,
@@ -207,7 +209,7 @@ impl Kept {
     }
 }
 
-/// A run of a test's own.
+/// A run that belongs to one test.
 struct Run<'a> {
     subject: &'a ExecutorSubject,
     scope: RunScope,
@@ -271,7 +273,7 @@ impl<'a> Run<'a> {
         soon("the end of a step", ran).await.map(|ran| (ran, kept))
     }
 
-    /// Runs a step that passes; what it left for the next, and what it wrote.
+    /// Runs a step that passes. Returns its checkpoint and its standard output.
     async fn pass(&self, on: &Workspace, step: &StepSpec) -> (Workspace, String) {
         let (ran, kept) = self.step(on, step).await.expect("the step can be run");
         assert_eq!(ran.exit.code, 0, "{:?}", step.words);
@@ -280,7 +282,7 @@ impl<'a> Run<'a> {
         (left.expect("what a step left can be kept"), kept.text(LogStream::Stdout))
     }
 
-    /// Runs a step and lets go of what it left; its exit code, and what it wrote.
+    /// Runs a step and discards its workspace. Returns the exit code and the output.
     async fn run(&self, on: &Workspace, act: &Act) -> (i32, Arc<Kept>) {
         let step = self.subject.step(0, act);
         let (ran, kept) = self.step(on, &step).await.expect("the step can be run");
