@@ -1,4 +1,4 @@
-//! Who is to be told that a step runs, and how it ended.
+//! Callbacks: notifications that a step has started and how it ended.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,49 +11,50 @@ use serde_json::{Value, json};
 
 use super::job;
 
-/// How far somebody has been told of a step.
+/// The progress of a step as receivers of callbacks see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
-    /// It runs.
+    /// The step is running.
     Running,
-    /// It has ended, and is not tried again.
+    /// The step has ended and will not be retried.
     Ended,
 }
 
-/// What is to be posted.
+/// A notification to be posted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct News {
-    /// The group and the name of the pipeline. A secret is given to it, or is not. Entries that
-    /// earlier versions wrote have neither.
+    /// Group and name of the pipeline, which decide whether a secret is in scope. Empty in entries
+    /// that earlier versions wrote.
     #[serde(default)]
     pub pipeline: (String, String),
-    /// Where to.
+    /// The receiver's URL.
     pub url: String,
-    /// What goes with it.
+    /// The secret to send, as a bearer token or signing key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret: Option<Token>,
-    /// The text, as JSON.
+    /// The JSON body.
     pub body: Value,
-    /// How often it was tried.
+    /// The number of attempts so far.
     #[serde(default)]
     pub tries: u32,
-    /// When it came up, in ms since the epoch.
+    /// The creation time, in ms since the epoch.
     pub since: i64,
-    /// When it is due, in ms since the epoch.
+    /// The time of the next attempt, in ms since the epoch.
     pub due: i64,
 }
 
-/// What has been told of the steps of one run.
+/// The stages of a run's steps for which outbox entries exist.
 #[derive(Debug, Default)]
 pub struct Told {
     steps: BTreeMap<StepName, Stage>,
-    /// Somebody wants to be told at all.
+    /// Whether any step has a callback.
     wanted: bool,
 }
 
 impl Told {
-    /// What the record says goes with it: whoever wrote it has put that down in the same write.
+    /// Derives the stages from the record. Its last writer added the outbox entries in the same
+    /// transaction.
     #[must_use]
     pub fn of(record: &RunRecord) -> Self {
         let mut told = Self::default();
@@ -63,7 +64,7 @@ impl Told {
         told
     }
 
-    /// Notes that what a record says has been put down.
+    /// Marks all stages of a record as added to the outbox.
     pub fn note(&mut self, record: &RunRecord) {
         if !self.wanted {
             return;
@@ -75,7 +76,8 @@ impl Told {
         }
     }
 
-    /// What is new in a record: the position of a step, what has become of it, and its callback.
+    /// Returns the notifications that a record adds, each with the position and the stage of its
+    /// step.
     #[must_use]
     pub fn news(
         &self,
@@ -90,7 +92,7 @@ impl Told {
         for of_it in &record.steps {
             let Some(stage) = stage_of(of_it) else { continue };
             let told = self.steps.get(&of_it.name);
-            // One that ended before anybody was told that it runs is told of as both.
+            // A step that ended before its start was notified gets both notifications.
             let stages = [Stage::Running, Stage::Ended].into_iter();
             for stage in stages.filter(|it| *it <= stage && told.is_none_or(|told| told < it)) {
                 if let Some((position, news)) = news(record, of_it, stage, logs, now) {
@@ -106,7 +108,7 @@ fn stage_of(step: &StepRecord) -> Option<Stage> {
     Some(match step.status {
         StepStatus::Pending => return None,
         StepStatus::Started => Stage::Running,
-        // It is tried again.
+        // The step will be retried.
         StepStatus::Failed | StepStatus::Stopped if step.cause.is_none() => Stage::Running,
         StepStatus::Passed | StepStatus::Failed | StepStatus::Stopped => Stage::Ended,
     })
@@ -124,7 +126,8 @@ fn news(
     let (position, step) = steps.enumerate().find(|(_, step)| step.name == of_it.name)?;
     let Callback { url, secret } = match job::filled(record, position)? {
         Ok(step) => step.callback.clone()?,
-        // What it asks for is not there: the address is told as it stands, and says so itself.
+        // A reference cannot be resolved. Use the address as written, so that the error is visible
+        // in it.
         Err(_) => step.callback.clone()?,
     };
     let body = body(&job::id(&record.run_id, step), step, of_it, stage, logs);
@@ -132,7 +135,7 @@ fn news(
     Some((position, News { pipeline, url, secret, body, tries: 0, since: now, due: now }))
 }
 
-/// The body, by the names that the receivers of job files know.
+/// Builds the body with the field names that receivers of job files expect.
 fn body(id: &str, step: &Step, of_it: &StepRecord, stage: Stage, logs: Option<&str>) -> Value {
     let (status, exit_code) = match (stage, of_it.status) {
         (Stage::Running, _) => ("running", -1),
@@ -162,17 +165,17 @@ fn body(id: &str, step: &Step, of_it: &StepRecord, stage: Stage, logs: Option<&s
     })
 }
 
-/// For how long somebody who does not answer is told again.
+/// How long a notification is retried if its receiver does not answer.
 pub const GIVEN_UP_AFTER: Duration = Duration::from_secs(24 * 3600);
 
-/// When news that were not taken are tried again.
+/// Returns the delay before the next attempt.
 #[must_use]
 pub fn pause(tries: u32) -> Duration {
     let seconds = 1_u64.checked_shl(tries.saturating_sub(1)).unwrap_or(u64::MAX);
     Duration::from_secs(seconds.min(300))
 }
 
-/// Whether an answer says that the news have arrived. One that says no for good has been heard.
+/// Returns true if a response settles the notification. A permanent error settles it too.
 #[must_use]
 pub fn is_taken(status: u16) -> bool {
     !(status >= 500 || status == 408 || status == 429)

@@ -1,18 +1,18 @@
-//! The host that the secrets of a step are sent to.
+//! Determines the host to which a step sends its secrets.
 
 use protocol::pipeline::{ExecutorKind, Step};
 use serde_json::Value;
 use url::Url;
 
-/// Host and port of a URL as a scope of secrets names them; `None` if it has none.
+/// Returns host and port of a URL in the form used by secret scopes, or `None` if it has no host.
 #[must_use]
 pub fn of_url(url: &str) -> Option<(String, u16)> {
     let url = Url::parse(url).ok()?;
     Some((url.host_str()?.to_owned(), url.port_or_known_default()?))
 }
 
-/// The one host that a step sends its secrets to. `None` if it could send them anywhere: a command
-/// can, and so can a call whose address is a secret itself.
+/// Returns the only host to which a step sends its secrets. Returns `None` if it could send them
+/// anywhere. This applies to commands, and to calls whose address is itself a secret.
 #[must_use]
 pub fn of_step(step: &Step) -> Option<(String, u16)> {
     let at = |key: &str| step.with.get(key).filter(|value| !value.is_null());

@@ -1,5 +1,5 @@
-//! What stands as `${...}` in a job: the id of the job before it, and parts of what earlier ones found
-//! out. All else stays as it is: it is for the shell.
+//! Resolves `${...}` references in jobs: the ID of the preceding job, and parts of earlier jobs'
+//! results. Any other `${...}` is left for the shell.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,45 +7,46 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use protocol::shell;
 use serde_json::{Map, Value};
 
-/// A job that stands before the one that is looked at, or is it.
+/// A job at or before the current one.
 #[derive(Debug, Clone, Copy)]
 pub struct Job<'a> {
-    /// What it is called in the file.
+    /// The job's name in its file.
     pub name: &'a str,
-    /// What it is called while it runs: its files bear that name.
+    /// The job's ID at run time, which is also the name of its files.
     pub id: &'a str,
-    /// What it has found out.
+    /// The job's result, if it reported one.
     pub result: Option<&'a Value>,
 }
 
-/// What a job may ask for.
+/// The values that a job can refer to.
 #[derive(Debug, Default)]
 pub struct Known<'a> {
     previous: Option<Job<'a>>,
     by_name: HashMap<&'a str, Job<'a>>,
-    /// Bytes that were filled in.
+    /// The number of bytes substituted so far.
     filled: AtomicUsize,
-    /// Bytes that were searched for references.
+    /// The number of bytes searched for references so far.
     searched: AtomicUsize,
 }
 
-/// Asks for the job before, whatever it is called.
+/// Refer to the preceding job, whatever its name.
 const PREVIOUS_ID: &str = "PREVIOUS_JOB_ID";
 const PREVIOUS_RESULT: &str = "PREVIOUS_RESULT";
-/// What is longer asks for nothing of ours.
+/// The maximum length of a reference in bytes. Longer text is left unchanged.
 const LONGEST: usize = 4096;
-/// A step has so many bytes of earlier results at most: each may be asked for again and again.
+/// The maximum number of bytes of results that one step may substitute, because each can be
+/// repeated.
 const MOST: usize = 8 << 20;
-/// All texts of a step together may be searched so far: each of very many `${` can be followed by
-/// [`LONGEST`] bytes without a reference.
+/// The maximum number of bytes searched in all texts of a step. Each `${` without a reference can
+/// cost [`LONGEST`] bytes, and a text may contain many.
 const SEARCHED: usize = 64 << 20;
-/// Makes one word for a shell of a value.
+/// The filter that quotes a value as one shell word.
 const QUOTE: &str = "quote";
-/// A segment that leads to the result itself.
+/// An optional first segment of a path that denotes the result itself.
 const RESULT: &str = "result";
 
 impl<'a> Known<'a> {
-    /// Of all jobs before one, in their order.
+    /// Creates the context of a job from all jobs before it, in their order.
     #[must_use]
     pub fn before(jobs: impl IntoIterator<Item = Job<'a>>) -> Self {
         let mut known = Self::default();
@@ -57,10 +58,10 @@ impl<'a> Known<'a> {
         known
     }
 
-    /// A text with what it asks for.
+    /// Returns a text with its references replaced.
     ///
     /// # Errors
-    /// A sentence where it asks a job for something that this one has not found out, or for too much.
+    /// A message, if a job's result lacks the requested value, or the limits are exceeded.
     pub fn fill(&self, text: &str) -> Result<String, String> {
         let mut filled = String::with_capacity(text.len());
         let (mut at, mut close) = (0, 0);
@@ -68,7 +69,7 @@ impl<'a> Known<'a> {
             filled.push_str(&text[at..at + open]);
             at += open + "${".len();
             if close < at {
-                // Once for all that is open before it: a text may open very many.
+                // Search for `}` once per closing brace: a text may contain very many `${`.
                 let Some(next) = text[at..].find('}') else {
                     filled.push_str("${");
                     break;
@@ -87,7 +88,7 @@ impl<'a> Known<'a> {
                     filled.push_str(&value);
                     at = close + 1;
                 }
-                // Only this much is known to be none of ours: there may be one inside.
+                // Skip only the `${`, because the text behind it may contain a reference.
                 None => filled.push_str("${"),
             }
         }
@@ -95,10 +96,10 @@ impl<'a> Known<'a> {
         Ok(filled)
     }
 
-    /// The same of every text in a value.
+    /// Applies [`Known::fill`] to every text in a value.
     ///
     /// # Errors
-    /// As [`Known::fill`].
+    /// Same as [`Known::fill`].
     pub fn fill_value(&self, value: &Value) -> Result<Value, String> {
         Ok(match value {
             Value::String(text) => Value::String(self.fill(text)?),
@@ -111,10 +112,10 @@ impl<'a> Known<'a> {
         })
     }
 
-    /// The same of every text in a map.
+    /// Applies [`Known::fill`] to every text in a map.
     ///
     /// # Errors
-    /// As [`Known::fill`].
+    /// Same as [`Known::fill`].
     pub fn fill_map(&self, map: &Map<String, Value>) -> Result<Map<String, Value>, String> {
         let entries = map.iter().map(|(key, value)| Ok((key.clone(), self.fill_value(value)?)));
         entries.collect()
@@ -128,7 +129,7 @@ impl<'a> Known<'a> {
         self.value(inside)
     }
 
-    /// What `${inside}` stands for. `None`: it is none of ours.
+    /// Returns the value of `${inside}`, or `None` if it is not a reference.
     fn value(&self, inside: &str) -> Result<Option<String>, String> {
         let (asked, filter) = match inside.split_once('|') {
             Some((asked, filter)) => (asked.trim(), Some(filter.trim())),
@@ -170,14 +171,14 @@ impl<'a> Known<'a> {
     }
 }
 
-/// One step on the way into a result.
+/// One segment of a path into a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way<'a> {
     Key(&'a str),
     Index(usize),
 }
 
-/// The way into a result: `.data[0].id`. `None` where an index is none.
+/// Parses a path such as `.data[0].id`. Returns `None` if an index is not a number.
 fn steps(path: &str) -> Option<Vec<Way<'_>>> {
     let mut steps = Vec::new();
     for segment in path.split('.') {
@@ -199,7 +200,7 @@ fn steps(path: &str) -> Option<Vec<Way<'_>>> {
 
 fn find<'v>(result: &'v Value, steps: &[Way<'_>]) -> Option<&'v Value> {
     let steps = match steps.split_first() {
-        // Both ways of writing it are in use.
+        // Paths with and without `result` are both in use.
         Some((Way::Key(RESULT), rest)) if result.get(RESULT).is_none() => rest,
         Some(_) | None => steps,
     };

@@ -2,12 +2,13 @@
 
 use protocol::pipeline::{Pipeline, PullPolicy, Step, Vars};
 
-/// Pipeline's variables, under those of the start, under the step's own. The image's environment
-/// lies below all of them; the executor knows it.
+/// Merges the variables of the pipeline, the start and the step; later ones take precedence. The
+/// executor merges them over the image's environment.
 #[must_use]
 pub fn of_step(pipeline: &Pipeline, start: &Vars, step: &Step) -> Vars {
     let mut vars = pipeline.vars.clone();
-    // Those of the start stand in a template's text, and nowhere else.
+    // In a template, variables of the start are rendered into the text, not added to the
+    // environment.
     let start = Some(start).filter(|_| step.template.is_none());
     for (name, value) in start.into_iter().flatten().chain(&step.vars) {
         vars.insert(name.clone(), value.clone());
@@ -15,18 +16,18 @@ pub fn of_step(pipeline: &Pipeline, start: &Vars, step: &Step) -> Vars {
     vars
 }
 
-/// Where a step that needs a resource works.
+/// Returns the working directory of a step that needs a resource.
 #[must_use]
 pub fn work_dir(step: &Step) -> Option<String> {
     step.needs_resource.as_ref().map(|resource| format!("{MOUNTS}/{resource}"))
 }
 
-/// When the image of a run is pulled: its steps share one, so the first step that says so is heard
-/// before the pipeline.
+/// Returns the pull policy of a run. Its steps share one image, so the first step with a policy
+/// takes precedence over the pipeline.
 #[must_use]
 pub fn pull(pipeline: &Pipeline) -> Option<PullPolicy> {
     pipeline.steps.iter().find_map(|step| step.pull).or(pipeline.pull)
 }
 
-/// Where resources are mounted (the contract of a Bob pipeline).
+/// The directory in which resources are mounted, as defined by the contract of Bob pipelines.
 pub const MOUNTS: &str = "/root";

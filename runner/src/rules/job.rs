@@ -1,4 +1,4 @@
-//! What a step is once its run has come to it: with what earlier ones have found out.
+//! A step with its references to earlier results resolved.
 
 use std::borrow::Cow;
 
@@ -10,8 +10,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::dollar::{Job, Known};
 
-/// What a step is called outside of its run: its files bear that name. What its file calls it, else ten
-/// characters that are its own in every run.
+/// Returns the ID of a step outside its run, which is also the name of its files. This is the label
+/// from its file, or else ten characters derived from the run ID and the step's name.
 #[must_use]
 pub fn id(run: &RunId, step: &Step) -> String {
     step.label.clone().unwrap_or_else(|| {
@@ -22,10 +22,11 @@ pub fn id(run: &RunId, step: &Step) -> String {
 
 const ID_BYTES: usize = 5;
 
-/// The step at a position, with what its texts ask earlier ones for.
+/// Returns the step at a position with references to earlier steps replaced, or `None` if there is
+/// no such step.
 ///
 /// # Errors
-/// A sentence where that is not there.
+/// A message, if a referenced value does not exist.
 pub fn filled(record: &RunRecord, position: usize) -> Option<Result<Cow<'_, Step>, String>> {
     let pipeline = record.pipeline.as_ref()?;
     let step = pipeline.step(position)?;
@@ -47,7 +48,7 @@ fn fill(step: &Step, known: &Known<'_>) -> Result<Step, String> {
         *program = known.fill(program)?;
     }
     if let Some(cmd) = &mut filled.cmd {
-        // A value is one word, or a part of one.
+        // Each value stays within its word.
         let words = cmd.words();
         let words = words.iter().map(|word| known.fill(word)).collect::<Result<_, _>>()?;
         *cmd = Cmd::Words(words);
@@ -61,16 +62,16 @@ fn fill(step: &Step, known: &Known<'_>) -> Result<Step, String> {
     Ok(filled)
 }
 
-/// The most bytes of a result that a record keeps, as JSON.
+/// The maximum size of a result in a record, in bytes of JSON.
 pub const MAX_RESULT: usize = 64 * 1024;
 
-/// The file in which a step leaves what later ones may ask for.
+/// The file to which a step writes its result.
 pub const RESULT_FILE: &str = "result.json";
 
-/// What a step's result file says.
+/// Parses a step's result file.
 ///
 /// # Errors
-/// A sentence where that is nothing that can be asked for.
+/// A message, if it is too large or is not a JSON object.
 pub fn result_of(bytes: &[u8]) -> Result<Value, String> {
     if bytes.len() > MAX_RESULT {
         return Err(format!("{RESULT_FILE} is larger than {MAX_RESULT} bytes, and is no result"));

@@ -1,33 +1,33 @@
-//! Cuts the output of a step into the texts of `Log` events: whole lines where it can, and every
+//! Splits the output of a step into the texts of `Log` events: whole lines if possible, and every
 //! byte at its offset (wire.md section 4).
 
 use std::time::Duration;
 
-/// The most raw bytes that one event holds.
+/// The maximum number of raw bytes in one event.
 pub const MAX_BYTES: usize = 64 * 1024;
-/// A whole line is published within this time.
+/// The maximum delay before a complete line is published.
 pub const LINE_WAIT: Duration = Duration::from_millis(200);
-/// A line without its end is published in part after this time.
+/// The maximum delay before an incomplete line is published in part.
 pub const PARTIAL_WAIT: Duration = Duration::from_secs(1);
 
-/// A text of one stream.
+/// A text from one stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
-    /// The stream's bytes before it.
+    /// The offset of the first byte in the stream.
     pub offset: u64,
-    /// Its bytes, without the newline that follows it.
+    /// The bytes, without the trailing newline.
     pub bytes: Vec<u8>,
-    /// No newline follows it.
+    /// Whether the text does not end with a newline.
     pub partial: bool,
 }
 
-/// What of one stream is not published yet. Times are of any clock that does not go back.
+/// The unpublished output of one stream. Times may be from any monotonic clock.
 #[derive(Debug, Default)]
 pub struct Lines {
     waiting: Vec<u8>,
-    /// Everything before this index is known to hold no newline.
+    /// Bytes before this index have been searched for a newline.
     searched: usize,
-    /// Bytes up to and with the last newline in `waiting`.
+    /// The length of the complete lines in `waiting`, including the last newline.
     whole: usize,
     offset: u64,
     whole_since: Option<Duration>,
@@ -35,17 +35,17 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// The stream's bytes so far, published or not.
+    /// Returns the number of bytes received from the stream, published or not.
     #[must_use]
     pub fn total(&self) -> u64 {
         self.offset + self.waiting.len() as u64
     }
 
-    /// Takes bytes, and returns what is to be published now.
+    /// Adds bytes, and returns the texts to publish now.
     #[must_use]
     pub fn push(&mut self, now: Duration, bytes: &[u8]) -> Vec<Piece> {
         let mut ready = Vec::new();
-        // Slices, so that a huge write costs no more memory than a small one.
+        // Process slices, so that a large write needs no more memory than a small one.
         for slice in bytes.chunks(MAX_BYTES) {
             self.waiting.extend_from_slice(slice);
             self.search();
@@ -53,7 +53,7 @@ impl Lines {
                 let (window, rest) = self.waiting.split_at(MAX_BYTES);
                 let end = match window.iter().rposition(|byte| *byte == b'\n') {
                     Some(newline) => newline + 1,
-                    // A line of just the size of an event, whose newline comes next.
+                    // The line has exactly the size of an event, and its newline follows.
                     None if rest.first() == Some(&b'\n') => MAX_BYTES + 1,
                     None => char_boundary(&self.waiting, MAX_BYTES),
                 };
@@ -64,7 +64,7 @@ impl Lines {
         ready
     }
 
-    /// Returns what has waited long enough.
+    /// Returns the texts whose delay has passed.
     #[must_use]
     pub fn due(&mut self, now: Duration) -> Vec<Piece> {
         let mut ready = Vec::new();
@@ -82,15 +82,15 @@ impl Lines {
         ready
     }
 
-    /// When `due` has something to say.
+    /// Returns the time at which `due` has texts to return.
     #[must_use]
     pub fn deadline(&self) -> Option<Duration> {
         let whole = self.whole_since.map(|since| since + LINE_WAIT);
-        // A part never goes before the whole lines in front of it.
+        // An incomplete line is not published before the complete lines in front of it.
         whole.or_else(|| self.part_since.map(|since| since + PARTIAL_WAIT))
     }
 
-    /// Returns all that is left: the stream has ended.
+    /// Returns all remaining output at the end of the stream.
     #[must_use]
     pub fn finish(&mut self) -> Vec<Piece> {
         let mut ready = Vec::new();
@@ -108,7 +108,7 @@ impl Lines {
         let fresh = self.waiting.get(self.searched..).unwrap_or_default();
         if let Some(newline) = fresh.iter().rposition(|byte| *byte == b'\n') {
             self.whole = self.searched + newline + 1;
-            // The part that waited is whole now; one that follows it has just begun.
+            // The incomplete line is now complete. If another one follows, it has just begun.
             self.part_since = None;
         }
         self.searched = self.waiting.len();
@@ -145,8 +145,8 @@ impl Lines {
     }
 }
 
-/// The last index up to `end` that is not within a UTF-8 character. Bytes that are no UTF-8 are cut
-/// anywhere: they go out as base64.
+/// Returns the largest index up to `end` that is not inside a UTF-8 character. Invalid UTF-8 may be
+/// split anywhere, because it is published as base64.
 fn char_boundary(bytes: &[u8], end: usize) -> usize {
     for back in 1..=3.min(end) {
         let Some(byte) = bytes.get(end - back) else { return end };

@@ -1,4 +1,4 @@
-//! Decides what a run does next. No clock, no sockets: facts in, orders out.
+//! Decides what a run does next. Pure: facts in, orders out, without clock or I/O.
 
 pub mod callback;
 pub mod destination;

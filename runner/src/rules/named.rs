@@ -1,15 +1,15 @@
-//! Puts secrets in the place of their names: in what an executor has to know, `{secret-name: NAME}`
-//! stands for the secret of that name.
+//! Resolves named secrets in an executor's settings: `{secret-name: NAME}` is replaced by the value
+//! of that secret.
 
 use serde_json::{Map, Value};
 
-/// The key of an object that stands for a secret.
+/// The key of a reference to a secret.
 const KEY: &str = "secret-name";
 
-/// The same with each secret in its place. It is not to be shown from then on.
+/// Returns `with` with each reference replaced by its secret. The result must not be logged.
 ///
 /// # Errors
-/// The name of a secret for which `value_of` has none.
+/// The name of a secret for which `value_of` returns `None`.
 pub fn filled(
     with: &Map<String, Value>,
     value_of: &dyn Fn(&str) -> Option<String>,
@@ -18,7 +18,7 @@ pub fn filled(
     filled.collect()
 }
 
-/// The depth of a document is bounded, and so is this.
+/// The recursion is bounded because the depth of a document is.
 fn one(value: &Value, value_of: &dyn Fn(&str) -> Option<String>) -> Result<Value, String> {
     match value {
         Value::Object(entries) => match entries.get(KEY).and_then(Value::as_str) {

@@ -1,62 +1,62 @@
-//! Which callback is posted next: by when it is due, and by receiver, so that one that is slow holds
-//! up no other.
+//! Order in which callbacks are posted: by due time and by receiver, so that a slow receiver does
+//! not delay the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::callback::pause;
 
-/// How many callbacks are posted to one receiver at once.
+/// The maximum number of concurrent posts to one receiver.
 const PER_RECEIVER: usize = 4;
-/// How many entries are known of one receiver. The rest is found by a later look.
+/// The maximum number of entries kept in memory for one receiver. Later scans find the rest.
 const KNOWN: usize = 1000;
 
-/// An entry of the outbox, as far as its order is concerned.
+/// The parts of an outbox entry that determine its order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waiting {
-    /// Its key. What stands before the last `-` is its step, and entries of a step go in the order of
-    /// their keys.
+    /// The key. The part before the last `-` identifies the step. Entries of a step are posted in
+    /// key order.
     pub key: String,
-    /// Who is notified: host and port.
+    /// The receiver's host and port.
     pub receiver: String,
-    /// When it is due, in ms since the epoch.
+    /// The due time, in ms since the epoch.
     pub due: i64,
 }
 
-/// What has become of an attempt.
+/// The outcome of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is done, or another worker's.
+    /// The entry is done, or another worker posts it.
     Gone,
-    /// The receiver answered, and the entry is due again then, if it is.
+    /// The receiver answered. The entry is due again at this time, if any.
     Answered(Option<i64>),
-    /// The receiver did not answer, and the entry is due again then, if it is.
+    /// The receiver did not answer. The entry is due again at this time, if any.
     Silent(Option<i64>),
-    /// Nothing was sent, for a reason that has nothing to do with the receiver, and the entry is due
-    /// again then.
+    /// Nothing was sent, for a reason unrelated to the receiver. The entry is due again at this
+    /// time.
     Unsent(i64),
 }
 
-/// The entries that a worker knows of.
+/// The outbox entries known to a worker.
 #[derive(Debug, Default)]
 pub struct Outbox {
     receivers: BTreeMap<String, Receiver>,
-    /// There is room again for what was not noted.
+    /// Whether there is room again for entries that were skipped.
     has_room: bool,
 }
 
 #[derive(Debug, Default)]
 struct Receiver {
-    /// Entries by step, in their order.
+    /// Due times by entry key, grouped by step.
     steps: BTreeMap<String, BTreeMap<String, i64>>,
-    /// Steps that are not being posted, by when their first entry is due.
+    /// Idle steps, sorted by the due time of their first entry.
     due: BTreeSet<(i64, String)>,
     posting: BTreeSet<String>,
     known: usize,
-    /// There are more than are known.
+    /// Whether entries were skipped because too many are known.
     has_more: bool,
-    /// How often in a row it did not answer.
+    /// The number of consecutive attempts without an answer.
     silent: u32,
-    /// Until then nothing is posted to it.
+    /// Nothing is posted to the receiver before this time.
     rests_until: i64,
 }
 
@@ -65,13 +65,13 @@ fn step_of(key: &str) -> String {
 }
 
 impl Outbox {
-    /// Takes note of an entry.
+    /// Adds or updates an entry.
     pub fn learn(&mut self, entry: Waiting) {
         let Waiting { key, receiver, due } = entry;
         self.receivers.entry(receiver).or_default().learn(key, due);
     }
 
-    /// The entry that is posted next, which counts as under way from then on.
+    /// Returns the next entry to post and marks it as in progress.
     pub fn next(&mut self, now: i64) -> Option<Waiting> {
         let ready = |receiver: &Receiver| receiver.ready_at().filter(|at| *at <= now);
         let earliest = self.receivers.iter().filter_map(|(name, it)| Some((ready(it)?, name)));
@@ -83,7 +83,7 @@ impl Outbox {
         Some(Waiting { key, receiver: name, due })
     }
 
-    /// Takes note of what has become of an entry that was under way.
+    /// Applies the outcome of an entry that was in progress.
     pub fn settle(&mut self, entry: &Waiting, outcome: &Outcome, now: i64) {
         let Some(receiver) = self.receivers.get_mut(&entry.receiver) else { return };
         match outcome {
@@ -105,26 +105,26 @@ impl Outbox {
             receiver.has_more = false;
             self.has_room = true;
         }
-        // A receiver that does not answer is remembered for as long as something waits for it.
+        // Keep a silent receiver as long as it has entries.
         if receiver.steps.is_empty() {
             self.receivers.remove(&entry.receiver);
         }
     }
 
-    /// When something can be posted next; `None` if that takes an end of what is under way, or there
-    /// is nothing.
+    /// Returns the time of the next post. Returns `None` if no entry can be posted until one in
+    /// progress is settled.
     #[must_use]
     pub fn wakes_at(&self) -> Option<i64> {
         self.receivers.values().filter_map(Receiver::ready_at).min()
     }
 
-    /// Whether it is time for a look, because entries were not noted while there were too many, and
-    /// there is room for them now. It says so once.
+    /// Returns true, once, if entries were skipped and there is room for them now: scan the outbox
+    /// again.
     pub fn takes_more(&mut self) -> bool {
         std::mem::take(&mut self.has_room)
     }
 
-    /// Whether a receiver did not answer last time.
+    /// Returns true if the receiver did not answer the last attempt.
     #[must_use]
     pub fn is_silent(&self, receiver: &str) -> bool {
         self.receivers.get(receiver).is_some_and(|receiver| receiver.silent > 0)
@@ -155,9 +155,10 @@ impl Receiver {
         self.due.insert((first, step));
     }
 
-    /// When its next entry can be posted; `None` if as much is under way as may be.
+    /// Returns when its next entry can be posted, or `None` if the limit of concurrent posts is
+    /// reached.
     fn ready_at(&self) -> Option<i64> {
-        // One at a time shows whether it answers again.
+        // A silent receiver gets a single request as a probe.
         let most = if self.silent > 0 { 1 } else { PER_RECEIVER };
         let (due, _) = self.due.first().filter(|_| self.posting.len() < most)?;
         Some(*due.max(&self.rests_until))
@@ -215,7 +216,7 @@ mod tests {
         assert_eq!(outbox.wakes_at(), None, "only an end brings news");
         outbox.learn(waiting("healthy", "r-x/0-0", 10));
         assert_eq!(keys(&all(&mut outbox, 10)), ["r-x/0-0"], "at once");
-        // It rests longer each time, and is then asked by one request.
+        // The pause grows with each silence. A single request then probes the receiver.
         outbox.settle(&hanging[0], &Outcome::Silent(Some(2_000)), 30_000);
         assert!(outbox.is_silent("slow") && all(&mut outbox, 30_000).is_empty());
         for entry in &hanging[1..] {
@@ -242,7 +243,7 @@ mod tests {
         assert_eq!(keys(&all(&mut outbox, 99)), [""; 0]);
         let again = all(&mut outbox, 100);
         assert_eq!(keys(&again), ["r/0-0"]);
-        // What is learnt of a step meanwhile waits for it.
+        // New entries of the step wait for it.
         outbox.learn(waiting("h", "r/0-1", 1));
         outbox.learn(waiting("h", "r/0-0", 1));
         assert_eq!(keys(&all(&mut outbox, 100)), [""; 0]);

@@ -1,32 +1,32 @@
-//! Whether a run fits a worker.
+//! Compares the memory a run requests with the memory of a worker.
 
 use std::time::Duration;
 
 use protocol::pipeline::Pipeline;
 use protocol::run::NodeMemory;
 
-/// Whether there is memory for a run here.
+/// Whether a worker has the memory for a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fit {
-    /// There is.
+    /// The worker has enough free memory.
     Now,
-    /// Not now: asked for, and free (bytes).
+    /// The worker does not have enough free memory now.
     Later {
-        /// What the pipeline requests.
+        /// The memory requested by the pipeline, in bytes.
         asked: u64,
-        /// What is free.
+        /// The free memory in bytes.
         free: u64,
     },
-    /// Never on this worker: asked for, and there in all (bytes).
+    /// The worker does not have enough memory in total.
     Never {
-        /// What the pipeline requests.
+        /// The memory requested by the pipeline, in bytes.
         asked: u64,
-        /// What the worker has.
+        /// The total memory in bytes.
         total: u64,
     },
 }
 
-/// Compares what a pipeline requests with what a worker has.
+/// Compares the request of a pipeline with a worker's memory.
 #[must_use]
 pub fn fit(pipeline: &Pipeline, memory: NodeMemory) -> Fit {
     let asked = pipeline
@@ -44,8 +44,8 @@ pub fn fit(pipeline: &Pipeline, memory: NodeMemory) -> Fit {
     }
 }
 
-/// How long a start that does not fit waits before it is published again: 1 s, doubled each time,
-/// 30 s at most.
+/// Returns the delay before a start that does not fit is published again: 1 s, doubled each time,
+/// at most 30 s.
 #[must_use]
 pub fn delay(times_rejected: u32) -> Duration {
     Duration::from_secs(1u64.checked_shl(times_rejected).unwrap_or(u64::MAX).min(30))

@@ -1,4 +1,4 @@
-//! The forms in which a secret may come along.
+//! The encoded forms in which a secret may appear.
 
 use std::collections::BTreeSet;
 
@@ -9,37 +9,38 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use super::rows::FIRST;
 use super::shell;
 
-/// A value of fewer bytes is not looked for: it would be found everywhere.
+/// The minimum length of a masked value. Shorter ones would match everywhere.
 pub const SHORTEST: usize = 3;
-/// The same of one line of several.
+/// The minimum length of a single line of a value with several lines.
 const SHORTEST_LINE: usize = 4;
-/// The same of what is certain of a value inside a longer base64 text.
+/// The minimum length of the fixed part of a value inside a longer base64 text.
 const SHORTEST_CORE: usize = 6;
-/// The same of a value among files, of which there are many more bytes than of output.
+/// The minimum length of a value that is searched for in files, which have far more bytes than
+/// output.
 const SHORTEST_IN_FILES: usize = 6;
-/// Of the lines of a value, one that is a word of so many bytes is looked for among files: a shorter one,
-/// as `-----BEGIN PRIVATE KEY-----`, stands in many a program.
+/// The minimum length of a single line that is searched for in files. It must also be one word.
+/// Shorter lines, such as `-----BEGIN PRIVATE KEY-----`, occur in many programs.
 const LONG_WORD: usize = 32;
-/// The usual lengths of the rows of base64 texts: of `base64`, and of PEM files.
+/// The usual lengths of base64 lines: of `base64`, and of PEM files.
 const ROWS: [usize; 2] = [76, 64];
 
-/// What RFC 3986 leaves as it is.
+/// Leaves the unreserved characters of RFC 3986 unescaped.
 const STRICT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
-/// What most programs leave as it is in a path.
+/// Leaves the characters unescaped that most programs permit in a path.
 const PATH: &AsciiSet = &STRICT.remove(b'/');
-/// What `encodeURIComponent` leaves as it is.
+/// Leaves the same characters unescaped as `encodeURIComponent`.
 const SCRIPT: &AsciiSet = &STRICT.remove(b'!').remove(b'*').remove(b'\'').remove(b'(').remove(b')');
 
-/// The forms of some values.
+/// The forms of a set of values.
 #[derive(Debug, Default)]
 pub(super) struct Texts {
-    /// Forms that appear without line breaks added.
+    /// Forms without inserted line breaks.
     pub(super) plain: BTreeSet<Vec<u8>>,
-    /// Base64 forms, to be compared with rows that are joined again.
+    /// Base64 forms, to be compared with joined rows.
     pub(super) rows: BTreeSet<Vec<u8>>,
 }
 
-/// Every form of these values that is masked in output.
+/// Returns every form of the values that is masked in output.
 pub(super) fn in_output<'a>(values: impl Iterator<Item = &'a [u8]>) -> Texts {
     let mut forms = Texts::default();
     for value in values.map(trimmed).filter(|value| value.len() >= SHORTEST) {
@@ -50,7 +51,7 @@ pub(super) fn in_output<'a>(values: impl Iterator<Item = &'a [u8]>) -> Texts {
     forms
 }
 
-/// Every form of these values that a stored or sent file must not contain.
+/// Returns every form of the values that a stored or sent file must not contain.
 pub(super) fn in_files<'a>(values: impl Iterator<Item = &'a [u8]>) -> Texts {
     let mut forms = Texts::default();
     for value in values.map(trimmed).filter(|value| value.len() >= SHORTEST_IN_FILES) {
@@ -65,12 +66,13 @@ pub(super) fn in_files<'a>(values: impl Iterator<Item = &'a [u8]>) -> Texts {
     forms
 }
 
-/// A line break at its end is no part of it: without it no line of a step waits for the next one.
+/// Removes whitespace at both ends. A trailing line break would delay each line of output until the
+/// next.
 fn trimmed(value: &[u8]) -> &[u8] {
     value.trim_ascii()
 }
 
-/// The lines of a value that has several.
+/// Returns the lines of a value, or nothing if it has only one.
 fn lines(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     let several = value.contains(&b'\n');
     value.split(|byte| *byte == b'\n').map(trimmed).filter(move |_| several)
@@ -87,13 +89,14 @@ impl Texts {
         }
     }
 
-    /// By itself, with and without padding, and inside a longer text: there it begins at one of three
-    /// places in a group of four letters, and only the letters that it alone makes are certain.
+    /// Adds the base64 forms: of the text alone, with and without padding, and of the text inside a
+    /// longer one. There it starts at one of three offsets in a group of letters. Only letters that
+    /// do not depend on the surrounding bytes are used.
     fn add_base64(&mut self, text: &[u8]) {
         for engine in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
             let alone = engine.encode(text);
             for row in ROWS.into_iter().filter(|row| alone.len() > *row) {
-                // One row may be printed without the others.
+                // A row may be printed without the others.
                 let rows = alone.as_bytes().chunks(row).filter(|row| row.len() >= SHORTEST_CORE);
                 self.plain.extend(rows.map(<[u8]>::to_vec));
             }
@@ -116,13 +119,13 @@ impl Texts {
         }
     }
 
-    /// Base64 that is broken into rows. Its first letters may be at the end of a row, too few to be
-    /// recognized there.
+    /// Adds base64 that is broken into rows. A row may end with too few of its first letters to be
+    /// recognized.
     fn add_rows(&mut self, letters: &[u8]) {
         let ends = (0..FIRST).filter_map(|at| letters.get(at..));
         let certain = ends.filter(|end| end.len() >= SHORTEST_CORE);
         self.rows.extend(certain.map(<[u8]>::to_vec));
-        // The rest may then fill a single row.
+        // The remaining letters may fill a single row.
         let rest = letters.get(FIRST - 1..).filter(|rest| rest.len() >= SHORTEST_CORE);
         self.plain.extend(rest.map(<[u8]>::to_vec));
     }
@@ -131,7 +134,7 @@ impl Texts {
 fn add_percent(text: &[u8], forms: &mut BTreeSet<Vec<u8>>) {
     for kept in [STRICT, PATH, SCRIPT] {
         let upper = percent_encode(text, kept).to_string();
-        // A form has a plus for a blank.
+        // HTML forms encode a blank as a plus sign.
         let form = upper.replace("%20", "+");
         for encoded in [upper, form] {
             forms.insert(in_small_letters(&encoded).into_bytes());
@@ -140,7 +143,7 @@ fn add_percent(text: &[u8], forms: &mut BTreeSet<Vec<u8>>) {
     }
 }
 
-/// With the digits of its escapes in small letters.
+/// Converts the hex digits of percent escapes to lower case.
 fn in_small_letters(encoded: &str) -> String {
     let mut digits = 0;
     let lower = encoded.chars().map(|c| {
@@ -155,7 +158,7 @@ fn in_small_letters(encoded: &str) -> String {
     lower.collect()
 }
 
-/// Inside the quotes of a JSON text, as the usual writers escape it.
+/// Adds the forms inside a JSON string, as common encoders escape it.
 fn add_json(text: &str, forms: &mut BTreeSet<Vec<u8>>) {
     let quoted = serde_json::Value::from(text).to_string();
     let Some(plain) = quoted.strip_prefix('"').and_then(|text| text.strip_suffix('"')) else {

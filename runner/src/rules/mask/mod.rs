@@ -1,5 +1,5 @@
-//! Takes secrets out of what steps say, in every form in which they usually come along, and finds them
-//! in what steps leave. Bytes come in pieces of any size: where they are cut makes no difference.
+//! Masks secrets in the output of steps, in all common encodings, and finds them in stored files.
+//! The result does not depend on how a stream is split into chunks.
 
 mod forms;
 #[cfg(test)]
@@ -17,30 +17,30 @@ use self::forms::Texts;
 use self::rows::Known;
 use self::words::Words;
 
-/// What stands in the place of a secret.
+/// Replaces a secret in output.
 pub const MASK: &[u8] = b"***";
 
-/// Secrets that are too large to be looked for.
+/// The secrets are too large to search for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the secrets are too large to be masked: {0}")]
 pub struct TooLarge(String);
 
-/// What must not be seen, in all its forms.
+/// A set of secrets in all their forms.
 pub struct Mask {
-    /// What output is masked with.
+    /// The forms to mask in output.
     output: Forms,
-    /// What files are searched with.
+    /// The forms to search for in files.
     files: Forms,
 }
 
 impl std::fmt::Debug for Mask {
-    /// Nothing of what it hides.
+    /// Omits the secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Mask").finish_non_exhaustive()
     }
 }
 
-/// All forms of some secrets.
+/// The search for all forms of a set of secrets.
 struct Forms {
     plain: Words,
     rows: Words,
@@ -51,7 +51,7 @@ impl Forms {
         Ok(Self { plain: Words::new(texts.plain)?, rows: Words::new(texts.rows)? })
     }
 
-    /// The places of secrets, ordered by their starts.
+    /// Returns the ranges of secrets, sorted by start.
     fn find(&self, known: Known<'_>) -> Vec<(usize, usize)> {
         let mut found: Vec<(usize, usize)> = self.plain.find(known.bytes).collect();
         found.extend(known.find(&self.rows));
@@ -59,12 +59,12 @@ impl Forms {
         found
     }
 
-    /// Whether there is a secret.
+    /// Returns true if the bytes contain a secret.
     fn are_in(&self, known: Known<'_>) -> bool {
         self.plain.are_in(known.bytes) || !known.find(&self.rows).is_empty()
     }
 
-    /// The start of the longest suffix that may be the beginning of a secret.
+    /// Returns the start of the longest suffix that may be the start of a secret.
     fn beginning(&self, known: Known<'_>) -> usize {
         let bytes = known.bytes;
         let first = (bytes.len() + 1).saturating_sub(self.plain.longest());
@@ -74,7 +74,7 @@ impl Forms {
     }
 }
 
-/// The bytes at the end of a stream that may be the beginning of a secret.
+/// The end of a stream that may be the start of a secret.
 #[derive(Debug)]
 struct Held {
     bytes: Vec<u8>,
@@ -101,17 +101,17 @@ impl Held {
 }
 
 impl Mask {
-    /// A mask for these values. Those that are shorter than [`SHORTEST`] bytes are not masked: they
-    /// would be found everywhere.
+    /// Creates a mask for a set of values. Values shorter than [`SHORTEST`] bytes are not masked,
+    /// because they would match everywhere.
     ///
     /// # Errors
-    /// [`TooLarge`] where there are too many bytes of them.
+    /// [`TooLarge`] if the values have too many bytes in total.
     pub fn new<'a>(values: impl Iterator<Item = &'a [u8]> + Clone) -> Result<Self, TooLarge> {
         let output = Forms::new(forms::in_output(values.clone()))?;
         Ok(Self { output, files: Forms::new(forms::in_files(values))? })
     }
 
-    /// A text without what must not be seen.
+    /// Returns a text with its secrets masked.
     #[must_use]
     pub fn text(self: &Arc<Self>, text: &str) -> String {
         let mut masker = Masker::new(Arc::clone(self));
@@ -131,7 +131,7 @@ pub struct Masker {
 }
 
 impl Masker {
-    /// For a new stream.
+    /// Creates a masker for a new stream.
     #[must_use]
     pub fn new(mask: Arc<Mask>) -> Self {
         Self { mask, held: Held::default(), covered: 0 }
@@ -144,8 +144,8 @@ impl Masker {
         }
     }
 
-    /// Takes bytes, and returns what is known to be no secret, masked. What may be the beginning of one
-    /// waits for more: at most as many bytes as three times the longest form of a secret.
+    /// Adds bytes and returns masked output. Withholds bytes that may be the start of a secret: at
+    /// most three times the longest form of a secret.
     #[must_use]
     pub fn push(&mut self, bytes: &[u8]) -> Vec<u8> {
         self.held.bytes.extend_from_slice(bytes);
@@ -153,21 +153,21 @@ impl Masker {
         self.release(until)
     }
 
-    /// Returns what is left: the stream has ended.
+    /// Returns the remaining output at the end of the stream.
     #[must_use]
     pub fn finish(&mut self) -> Vec<u8> {
         self.release(self.held.bytes.len())
     }
 
-    /// Lets go of the bytes before `until`: nothing that is yet to come begins there.
+    /// Releases the bytes before `until`. No secret that is still incomplete starts before it.
     fn release(&mut self, until: usize) -> Vec<u8> {
         let found = self.mask.output.find(self.held.known());
         let held = &self.held.bytes;
         let mut out = Vec::with_capacity(until);
-        // Everything before `at` is out, or covered by a mask that is.
+        // Bytes before `at` are released, or are covered by a mask that is.
         let mut at = self.covered;
         for (start, end) in found.into_iter().take_while(|(start, _)| *start < until) {
-            // One that overlaps with the one before is hidden by the same mask.
+            // Overlapping secrets share one mask.
             if start >= at {
                 out.extend_from_slice(held.get(at..start).unwrap_or_default());
                 out.extend_from_slice(MASK);
@@ -181,7 +181,7 @@ impl Masker {
     }
 }
 
-/// Looks for secrets in one stream of bytes.
+/// Searches one stream of bytes for secrets.
 #[derive(Debug)]
 pub struct Finder {
     mask: Arc<Mask>,
@@ -189,13 +189,13 @@ pub struct Finder {
 }
 
 impl Finder {
-    /// For a new stream.
+    /// Creates a finder for a new stream.
     #[must_use]
     pub fn new(mask: Arc<Mask>) -> Self {
         Self { mask, held: Held::default() }
     }
 
-    /// Whether a secret ends in these bytes.
+    /// Returns true if a secret ends in these bytes.
     #[must_use]
     pub fn finds(&mut self, bytes: &[u8]) -> bool {
         let files = &self.mask.files;
@@ -206,7 +206,7 @@ impl Finder {
         found
     }
 
-    /// The number of last bytes that may be the beginning of a secret.
+    /// Returns the number of trailing bytes that may be the start of a secret.
     #[must_use]
     pub fn pending(&self) -> usize {
         self.held.bytes.len()

@@ -1,4 +1,4 @@
-//! Masks what real shells print. `scripts/setup` installs them.
+//! Masks the output of real shells, which `scripts/setup` installs.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
@@ -16,7 +16,7 @@ const PART: &[u8] = b"k7z";
 /// Characters that shells add when they quote.
 const QUOTES: &[u8] = b"'\"\\$";
 
-/// The shells, and commands that only some of them have.
+/// The shells, each with commands that only it has.
 const SHELLS: [(&[&str], &str); 3] = [
     (&["dash"], ""),
     (&["busybox", "sh"], ""),
@@ -28,7 +28,7 @@ const SHELLS: [(&[&str], &str); 3] = [
 
 const PRINT: &str = "set -x; : \"$T\" \"<$T>\" <<X\n$T\nX\nset +x; export -p; set; printf '%s' \"$T\" | base64 -w \"$W\"; echo; printf '%s' \"$T\" | base64;";
 
-/// The output of a shell with the variable `T`.
+/// Returns the output of a shell with the variable `T`.
 fn printed(shell: &[&str], more: &str, locale: &str, value: &[u8], width: usize) -> Vec<u8> {
     let (program, words) = shell.split_first().unwrap();
     let output = Command::new(program)
@@ -58,7 +58,7 @@ fn masked(secret: &[u8], text: &[u8]) -> Vec<u8> {
     out
 }
 
-/// The texts between pairs of markers.
+/// Returns the texts between pairs of markers.
 fn between(text: &[u8]) -> Vec<Vec<u8>> {
     let mut found = Vec::new();
     let mut rest = text;
@@ -114,11 +114,11 @@ proptest! {
                 let left = between(&out);
                 prop_assert!(left.len() >= 4, "{shell:?}: {}", String::from_utf8_lossy(&out));
                 for left in left {
-                    // `"` and `'` are closed and opened around it.
+                    // The shell closes and reopens `"` and `'` around the secret.
                     let bare: Vec<u8> = left.iter().copied().filter(|byte| !QUOTES.contains(byte)).collect();
                     prop_assert!(bare == MASK, "{shell:?} {locale}: {:?}", String::from_utf8_lossy(&left));
                 }
-                // As all of the word.
+                // The secret is the whole word.
                 let out = masked(&secret, &printed(shell, more, locale, &secret, width));
                 prop_assert!(
                     !has(&out, PART),

@@ -1,9 +1,9 @@
-//! Base64 that is broken into rows of any length.
+//! Finds base64 that is broken into rows of any length.
 //!
-//! Rows are joined and then searched. In the row where a secret begins, at least [`FIRST`] of its
-//! letters must be there, unless they are the whole row. Otherwise the last letter of almost every line
-//! of output would have to be held back until the next line. Fewer letters than that are not masked;
-//! the words to be found include those without their first letters.
+//! Rows are joined and then searched. The row in which a secret starts must contain at least
+//! [`FIRST`] of its letters, unless they are the whole row. Otherwise the last letter of almost
+//! every output line would be withheld until the next line. Fewer letters are not masked. The
+//! search therefore also includes each secret without its first letters.
 
 use std::ops::Range;
 
@@ -11,11 +11,11 @@ use memchr::{memchr, memchr_iter};
 
 use super::words::Words;
 
-/// The least number of letters at the end of a row that are taken for the beginning of a secret.
+/// The minimum number of letters at the end of a row that count as the start of a secret.
 pub(super) const FIRST: usize = 4;
 /// The maximum number of bytes between two rows: `\r\n`, or an empty line.
 const BREAK: usize = 2;
-/// Separates texts that are not joined. Not a letter of base64.
+/// Separates texts that are not joined. Not a base64 letter.
 const BETWEEN: u8 = 0;
 
 fn is_break(byte: u8) -> bool {
@@ -28,7 +28,7 @@ fn is_of_rows(byte: u8) -> bool {
         || is_break(byte)
 }
 
-/// Joined rows.
+/// Base64 rows without their line breaks.
 struct Joined {
     text: Vec<u8>,
     /// The original position of each letter.
@@ -60,11 +60,11 @@ impl Joined {
     }
 }
 
-/// The unreleased bytes of a stream; more may follow.
+/// The unreleased bytes of a stream. More may follow.
 #[derive(Clone, Copy)]
 pub(super) struct Known<'a> {
     pub(super) bytes: &'a [u8],
-    /// Whether they start at the beginning of a line.
+    /// Whether the bytes start at the beginning of a line.
     pub(super) begins_line: bool,
 }
 
@@ -75,7 +75,8 @@ impl Known<'_> {
             .map_or(self.begins_line, |byte| *byte == b'\n')
     }
 
-    /// Whether a word that begins here may continue in the next row. `None`: the row has not ended.
+    /// Returns whether a word that starts at `at` may continue in the next row, or `None` if the
+    /// row is incomplete.
     fn may_go_on(&self, at: usize) -> Option<bool> {
         let rest = self.bytes.get(at..).unwrap_or_default();
         let row = rest.get(..memchr(b'\n', rest)?).unwrap_or_default();
@@ -83,7 +84,7 @@ impl Known<'_> {
         Some(letters >= FIRST || self.begins_line(at))
     }
 
-    /// Ranges of more than one row.
+    /// Returns the ranges that consist of several rows.
     fn rows(&self) -> impl Iterator<Item = Range<usize>> {
         let bytes = self.bytes;
         let mut from = 0;
@@ -102,7 +103,7 @@ impl Known<'_> {
         })
     }
 
-    /// The places of words that are broken into rows.
+    /// Returns the ranges of words that are broken into rows.
     pub(super) fn find(&self, words: &Words) -> Vec<(usize, usize)> {
         let mut found = Vec::new();
         if words.is_empty() {
@@ -121,10 +122,10 @@ impl Known<'_> {
         found
     }
 
-    /// The start of the longest suffix that may be the beginning of such a word.
+    /// Returns the start of the longest suffix that may be the start of such a word.
     pub(super) fn beginning(&self, words: &Words) -> usize {
         let len = self.bytes.len();
-        // Each letter may be followed by a break.
+        // Each letter may be followed by a line break.
         let most = words.longest().saturating_mul(BREAK + 1);
         let first = len.saturating_sub(most);
         let end = self.bytes.get(first..).unwrap_or_default();

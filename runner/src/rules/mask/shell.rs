@@ -6,7 +6,7 @@
 /// The characters that `printf %q` of bash escapes with a backslash.
 const META: &[u8] = b" !\"$&'()*,;<>?[\\]^`{|}";
 
-/// Which bytes beyond ASCII are printed as they are.
+/// Which non-ASCII bytes are printed unescaped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Beyond {
     /// Valid UTF-8 except control characters, as in a UTF-8 locale.
@@ -15,7 +15,7 @@ enum Beyond {
     Nothing,
 }
 
-/// Every form of a text that dash, busybox, bash and coreutils print inside a word.
+/// Returns every form of a text that dash, busybox, bash and coreutils print inside a word.
 pub(super) fn forms(text: &[u8]) -> Vec<Vec<u8>> {
     let mut forms = vec![
         reopened(text),
@@ -34,7 +34,7 @@ pub(super) fn forms(text: &[u8]) -> Vec<Vec<u8>> {
     forms
 }
 
-/// In single quotes, which are closed and opened again around a quote: `it'\''s`.
+/// Single quotes, closed and reopened around each quote: `it'\''s`.
 fn reopened(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     for byte in text {
@@ -47,13 +47,14 @@ fn reopened(text: &[u8]) -> Vec<u8> {
     out
 }
 
-/// In single quotes, with each row of quotes in double quotes: `it'"'"'s`.
+/// Single quotes, with each row of quotes in double quotes: `it'"'"'s`.
 fn almquist(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let rows = text.chunk_by(|a, b| (*a == b'\'') == (*b == b'\'')).collect::<Vec<_>>();
     for (at, row) in rows.iter().enumerate() {
         let is_quoted = row.first() == Some(&b'\'');
-        // Quotes at either end may belong to a longer row in the word, whose ends are unknown.
+        // Quotes at either end may belong to a longer row of quotes in the word, so its ends are
+        // unknown.
         if is_quoted && at > 0 {
             out.extend_from_slice(b"'\"");
         }
@@ -65,7 +66,7 @@ fn almquist(text: &[u8]) -> Vec<u8> {
     out
 }
 
-/// With a backslash before some bytes. The closure gets the preceding byte and the byte itself.
+/// Backslash escapes. The closure receives the preceding byte and the byte itself.
 fn escaped(text: &[u8], is_escaped: impl Fn(Option<u8>, u8) -> bool) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut before = None;
@@ -79,7 +80,7 @@ fn escaped(text: &[u8], is_escaped: impl Fn(Option<u8>, u8) -> bool) -> Vec<u8> 
     out
 }
 
-/// In `$'…'`, as bash prints it.
+/// `$'…'` as printed by bash.
 fn ansi(text: &[u8], beyond: Beyond) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     for part in parts(text, beyond) {
@@ -94,7 +95,7 @@ fn ansi(text: &[u8], beyond: Beyond) -> Vec<u8> {
     out
 }
 
-/// In single quotes, with unprintable bytes in `$'…'` between them, as coreutils' `printf` prints it.
+/// Single quotes with unprintable bytes in `$'…'`, as printed by `printf` of coreutils.
 fn coreutils(text: &[u8], beyond: Beyond) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut is_escaping = None;
@@ -137,7 +138,7 @@ fn parts(text: &[u8], beyond: Beyond) -> impl Iterator<Item = Part> {
     })
 }
 
-/// The escape of a byte in `$'…'`.
+/// Returns the escape of a byte in `$'…'`.
 fn escape(byte: u8) -> Vec<u8> {
     let letter = match byte {
         0x07 => b'a',

@@ -7,7 +7,7 @@ fn mask(values: &[&str]) -> Arc<Mask> {
     Arc::new(Mask::new(values.iter().map(|value| value.as_bytes())).unwrap())
 }
 
-/// What comes out of a stream that is cut into pieces of this size.
+/// Returns the masked output of a stream that arrives in chunks of `size` bytes.
 fn streamed(mask: &Arc<Mask>, bytes: &[u8], size: usize) -> Vec<u8> {
     let mut masker = Masker::new(Arc::clone(mask));
     let mut out: Vec<u8> = bytes.chunks(size).flat_map(|piece| masker.push(piece)).collect();
@@ -63,7 +63,7 @@ fn a_secret_is_masked_inside_a_longer_base64_text() {
             let text = STANDARD.encode(format!("{before}:{secret}{after}"));
             let masked = mask.text(&text);
             assert!(masked.contains("***"), "{text} -> {masked}");
-            // What is left is of the bytes around it, and of a few bits at its two ends.
+            // The rest encodes the surrounding bytes, and a few bits at both ends of the secret.
             let left = masked.replace("***", "").len();
             let around = (before.len() + after.len() + 1) * 4 / 3 + 8;
             assert!(left <= around, "{text} -> {masked}");
@@ -71,7 +71,7 @@ fn a_secret_is_masked_inside_a_longer_base64_text() {
     }
 }
 
-/// The unmasked letters of base64 with rows of this length.
+/// Returns the unmasked letters of base64 with rows of this length.
 fn left_in_rows(mask: &Arc<Mask>, text: &str, row: usize, end: &str) -> String {
     let rows: Vec<&str> =
         text.as_bytes().chunks(row).map(|row| std::str::from_utf8(row).unwrap()).collect();
@@ -90,7 +90,8 @@ fn a_secret_is_masked_in_base64_with_rows_of_any_length() {
                 for before in ["u", "us", "user:", "a user of some length: "] {
                     let text = STANDARD.encode(format!("{before}{secret}!"));
                     let left = left_in_rows(&mask, &text, row, end);
-                    // The text around the secret, a few bits at its ends, and up to FIRST letters at the end of a row.
+                    // The text around the secret, a few bits at its ends, and up to FIRST letters
+                    // at the end of a row.
                     let around = before.len().div_ceil(3) * 4 + 8 + rows::FIRST;
                     assert!(left.len() <= around, "{secret}, rows of {row}: {left:?}");
                 }
@@ -211,7 +212,7 @@ fn a_line_that_stands_in_many_a_program_is_no_find() {
     assert!(finds(word));
 }
 
-/// Texts that are likely to hold secrets, parts of them, and what overlaps with them.
+/// Texts that are likely to contain secrets, parts of them, and overlaps.
 fn texts() -> impl Strategy<Value = Vec<u8>> {
     let part = prop_oneof![
         Just("abcab".to_owned()),
@@ -258,7 +259,7 @@ proptest! {
         let mask = mask(&secrets);
         let out = streamed(&mask, &text, size);
         for secret in secrets.iter().map(|secret| secret.trim()).filter(|s| s.len() >= SHORTEST) {
-            // Between two masks nothing is left that would be one.
+            // The text between two masks does not contain a secret.
             prop_assert!(!has(&out, secret.as_bytes()), "{:?}", String::from_utf8_lossy(&out));
         }
     }

@@ -1,4 +1,4 @@
-//! Finds a set of words in bytes that come in pieces.
+//! Finds a set of words in a stream of chunks.
 
 use std::collections::BTreeSet;
 
@@ -6,8 +6,8 @@ use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 
 use super::TooLarge;
 
-/// Up to this size of all words, a DFA is used. It is the fastest search, and takes about 512 bytes of
-/// memory per byte.
+/// The maximum total size of the words for a DFA. It is the fastest search, but takes about 512
+/// bytes of memory per byte.
 const FAST_BYTES: usize = 32 * 1024;
 
 /// A set of words.
@@ -24,7 +24,7 @@ impl Words {
         let kind =
             if bytes <= FAST_BYTES { AhoCorasickKind::DFA } else { AhoCorasickKind::ContiguousNFA };
         let search = AhoCorasick::builder()
-            // Overlapping words are all found: what any of them covers is masked.
+            // Report overlapping matches, because the union of all matches is masked.
             .match_kind(MatchKind::Standard)
             .kind(Some(kind))
             .build(&words)
@@ -34,32 +34,32 @@ impl Words {
         Ok(Self { sorted: words.into_iter().collect(), search, shortest, longest })
     }
 
-    /// The length of the shortest word.
+    /// Returns the length of the shortest word.
     pub(super) fn shortest(&self) -> usize {
         self.shortest
     }
 
-    /// The length of the longest word.
+    /// Returns the length of the longest word.
     pub(super) fn longest(&self) -> usize {
         self.longest
     }
 
-    /// Whether there is none.
+    /// Returns true if the set is empty.
     pub(super) fn is_empty(&self) -> bool {
         self.sorted.is_empty()
     }
 
-    /// Their places in `bytes`, ordered by their ends.
+    /// Returns the ranges of words in `bytes`, sorted by end.
     pub(super) fn find<'a>(&'a self, bytes: &'a [u8]) -> impl Iterator<Item = (usize, usize)> {
         self.search.find_overlapping_iter(bytes).map(|found| (found.start(), found.end()))
     }
 
-    /// Whether one of them is in `bytes`.
+    /// Returns true if `bytes` contains a word.
     pub(super) fn are_in(&self, bytes: &[u8]) -> bool {
         self.search.is_match(bytes)
     }
 
-    /// Whether `beginning` is the beginning of one of them, and not all of it.
+    /// Returns true if `beginning` is a proper prefix of a word.
     pub(super) fn begin_with(&self, beginning: &[u8]) -> bool {
         let at = self.sorted.partition_point(|word| word.as_slice() <= beginning);
         self.sorted.get(at).is_some_and(|word| word.starts_with(beginning))

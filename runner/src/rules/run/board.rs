@@ -1,4 +1,4 @@
-//! Where the steps of a run stand, and which of them may begin.
+//! State of the steps of a run, and which of them may start.
 
 use std::collections::BTreeMap;
 
@@ -8,18 +8,18 @@ use protocol::time::Millis;
 
 use super::facts::Exited;
 
-/// Where one step stands.
+/// The state of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// It has not begun, or begins again.
+    /// It has not started, or will start again.
     Waiting,
-    /// Something goes on for it.
+    /// It is in progress.
     Going,
-    /// It has passed, or failed as it may.
+    /// It has passed, or failed with a failure that the step allows.
     Passed,
-    /// It has failed, or was stopped.
+    /// It has failed or was stopped.
     Failed,
-    /// It will never begin.
+    /// It will never start.
     Never,
 }
 
@@ -32,29 +32,29 @@ impl Standing {
     }
 }
 
-/// What goes on for a step.
+/// The activity of a step in progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
     Fetching,
     Running,
-    /// It has failed, and is tried again when its timer has run out.
+    /// The attempt failed, and the step waits for its retry timer.
     Waiting,
     Uploading,
     Committing,
 }
 
-/// Why one step is asked to end, though its run is not.
+/// Why a single step was asked to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Broken {
-    /// It took too long.
+    /// The step exceeded its timeout.
     Timeout,
-    /// Another one has failed.
+    /// Another step has failed.
     Beside,
     /// It must not run twice, and was still running when the hand-over of its run was due.
     Overdue,
 }
 
-/// A step that something goes on for.
+/// A step in progress.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Work {
     pub(super) stage: Stage,
@@ -76,9 +76,9 @@ pub(super) struct Board {
     standings: Vec<Standing>,
     whens: Vec<When>,
     on_image: Vec<bool>,
-    /// What each step brings into its image, and those after it find there.
+    /// The resource that each step mounts into its image, where its successors find it.
     resources: Vec<Option<String>>,
-    /// What goes on, by position.
+    /// The steps in progress, by position.
     pub(super) work: BTreeMap<usize, Work>,
 }
 
@@ -94,7 +94,7 @@ impl Board {
         }
     }
 
-    /// Where each step stands by the record of its run, when nothing goes on.
+    /// Sets each step's state from the record of its run. No step is in progress then.
     pub(super) fn recorded(&mut self, record: &RunRecord) {
         let Some(pipeline) = &record.pipeline else { return };
         for (standing, step) in self.standings.iter_mut().zip(&pipeline.steps) {
@@ -103,8 +103,8 @@ impl Board {
         }
     }
 
-    /// Notes where a step stands; one that is over has nothing going on any more. The step of
-    /// `on-error` stands nowhere.
+    /// Sets the state of a step, and removes its work unless it is in progress. The `on-error` step
+    /// has no state.
     pub(super) fn set(&mut self, position: usize, standing: Standing) {
         if let Some(stands) = self.standings.get_mut(position) {
             *stands = standing;
@@ -118,12 +118,12 @@ impl Board {
         self.standings.get(position).copied().unwrap_or(Standing::Never)
     }
 
-    /// How many steps have passed.
+    /// Returns the number of passed steps.
     pub(super) fn passed(&self) -> usize {
         self.standings.iter().filter(|standing| **standing == Standing::Passed).count()
     }
 
-    /// The first step that may begin; those that never will are noted as such.
+    /// Returns the first step that may start. Marks steps that can never start.
     pub(super) fn next(&mut self) -> Option<usize> {
         loop {
             let mut changed = false;
@@ -154,8 +154,8 @@ impl Board {
         }
     }
 
-    /// The step whose image one begins with, as far as that one has left an image; the base image
-    /// where there is none.
+    /// Returns the step whose image a step starts from: its nearest predecessor with an image.
+    /// `None` means the base image.
     pub(super) fn begins_on(
         &self,
         position: usize,
@@ -168,7 +168,7 @@ impl Board {
         before
     }
 
-    /// Whether a step's resource is in the image that it begins with.
+    /// Returns true if a step's resource is already in the image that it starts from.
     pub(super) fn is_mounted(&self, position: usize) -> bool {
         let wanted = self.resources.get(position).and_then(Option::as_ref);
         let mut before = self.graph.begins_on(position);
@@ -181,7 +181,7 @@ impl Board {
         false
     }
 
-    /// Whether a step that has not begun yet goes on from what the one at `position` leaves.
+    /// Returns true if a step that is not over starts from the image of the step at `position`.
     pub(super) fn is_gone_on_from(&self, position: usize) -> bool {
         (0..self.standings.len()).any(|other| {
             let begins = self.graph.begins_on(other) == Some(position);
@@ -191,12 +191,12 @@ impl Board {
     }
 }
 
-/// Where a step stands that has a record, when nothing goes on for it.
+/// Returns the state of a recorded step that is not in progress.
 pub(super) fn standing_of(record: &StepRecord, step: &Step) -> Standing {
     match record.status {
         StepStatus::Passed => Standing::Passed,
         StepStatus::Failed | StepStatus::Stopped => match record.cause {
-            // It was to be tried again.
+            // The step was waiting for a retry.
             None => Standing::Waiting,
             Some(cause) if step.allows(cause) => Standing::Passed,
             Some(_) => Standing::Failed,

@@ -1,4 +1,4 @@
-//! How steps and runs end, and what is said of it.
+//! How steps and runs end, and the messages about it.
 
 use protocol::budget;
 use protocol::event::{Reason, Severity};
@@ -11,18 +11,18 @@ use super::board::{Broken, Stage, Standing};
 use super::facts::{about, emit};
 use super::{Draft, Effect, Interrupted, Orders, Phase, Run, StopWhy, effects};
 
-/// The most bytes of a run's message: it stands in the record twice, and what it quotes, such as a
-/// command or an engine's words, may be of any length.
+/// The maximum size of a run's message. The record contains it twice, and text that it quotes, such
+/// as a command or an engine's error, has no limit of its own.
 const MESSAGE_BYTES: usize = 4096;
 
 fn shortened(message: String) -> String {
     budget::shortened(message, MESSAGE_BYTES)
 }
 
-/// How the words of a step begin that took too long.
+/// Prefix of the message about a step that exceeded its timeout.
 const TOOK: &str = "took longer than";
 
-/// The failure that is to end a run.
+/// The failure that the run will end with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Failing {
     cause: Cause,
@@ -30,7 +30,7 @@ pub(super) struct Failing {
 }
 
 impl Failing {
-    /// That of a step, or of something before it could begin.
+    /// Creates the failure of a step, or of the run if `step` is `None`.
     pub(super) fn new(step: Option<&StepName>, cause: Cause, why: &str) -> Self {
         let said = match step {
             Some(name) if why.starts_with(TOOK) => format!("step {name} {why}"),
@@ -42,7 +42,7 @@ impl Failing {
 }
 
 impl Run {
-    /// Ends a step that was asked to end, or whose run was.
+    /// Ends a step that was asked to end, alone or together with its run.
     pub(super) fn abandon_step(&mut self, now: Millis, position: usize) -> Vec<Effect> {
         let Some(work) = self.stage(position) else { return Vec::new() };
         let (exited, broken) = (work.exited.code, work.broken);
@@ -59,8 +59,8 @@ impl Run {
         list
     }
 
-    /// Closes a step that did not pass, and goes on with what is left. `why`: what it failed for,
-    /// where it was not asked to end.
+    /// Closes a step that did not pass, and continues the run. `why` is the failure, or `None` if
+    /// the step was asked to end.
     pub(super) fn close(
         &mut self,
         now: Millis,
@@ -94,7 +94,7 @@ impl Run {
         list
     }
 
-    /// Writes down what a step has failed for.
+    /// Records why a step failed.
     pub(super) fn note_failure(&mut self, position: usize, why: Option<&(Cause, String)>) {
         self.use_room(why.map_or(0, |(_, message)| message.len().min(MESSAGE_BYTES)));
         if let (Some((cause, message)), Some(record)) = (why, self.record_of(position)) {
@@ -103,8 +103,7 @@ impl Run {
         }
     }
 
-    /// Notes that the run is to fail. What goes on beside is asked to end, where the pipeline does
-    /// not want it otherwise.
+    /// Marks the run as failing. In fail-fast mode, asks the other steps to end.
     pub(super) fn fail(
         &mut self,
         position: Option<usize>,
@@ -125,7 +124,7 @@ impl Run {
         }
         let mut interrupts = Vec::new();
         for (position, work) in &mut self.board.work {
-            // What is being kept has passed.
+            // A step that is being committed has passed.
             if work.stage != Stage::Committing && work.broken.is_none() {
                 work.broken = Some(Broken::Beside);
                 interrupts.push(Effect::InterruptStep(*position));
@@ -134,8 +133,9 @@ impl Run {
         interrupts
     }
 
-    /// Nothing goes on any more, and nothing may begin. The last step's end is written with the cause
-    /// of what follows: whoever takes the run up in between ends it so.
+    /// Ends the run, or starts its `on-error` step. No step is in progress, and none may start. The
+    /// last step's end is written together with the run's cause. If the run is then taken over, its
+    /// next owner ends it with that cause.
     pub(super) fn come_to_its_end(&mut self, now: Millis, mut orders: Orders) -> Vec<Effect> {
         if let Some((position, step)) = self.last_step() {
             self.start(now, position, &step, &mut orders);
@@ -157,7 +157,7 @@ impl Run {
         list
     }
 
-    /// The step that is run where the run is about to fail, and has not run yet.
+    /// Returns the `on-error` step if the run is about to fail and that step has not started.
     fn last_step(&self) -> Option<(usize, Step)> {
         if self.failing.is_none() || self.interrupted.is_some() {
             return None;
@@ -168,14 +168,14 @@ impl Run {
         (!is_begun).then(|| (pipeline.steps.len(), step.clone()))
     }
 
-    /// The first failure that an earlier owner has seen.
+    /// Returns the first failure that an earlier owner recorded.
     pub(super) fn earlier_failure(&self) -> Option<Failing> {
         let failed = self.failed_step()?;
         let (cause, why) = (failed.cause?, failed.message.as_deref().unwrap_or_default());
         Some(Failing::new(Some(&failed.name), cause, why))
     }
 
-    /// The first step that has failed for good and may not.
+    /// Returns the first step that failed for good without being allowed to.
     #[must_use]
     pub fn failed_step(&self) -> Option<&StepRecord> {
         let steps = &self.record.pipeline.as_ref()?.steps;
@@ -184,13 +184,13 @@ impl Run {
                 let step = steps.iter().find(|step| step.name == record.name);
                 step.is_some_and(|step| !step.allows(cause))
             };
-            // Few have a cause, and looking for a step goes through all of them.
+            // Check the cause first: few steps have one, and finding a step scans all of them.
             record.cause.is_some_and(may_not)
         };
         self.record.steps.iter().filter(counts).min_by_key(|record| record.completed_at)
     }
 
-    /// That a step has taken too long.
+    /// Returns cause and message of a step that exceeded its timeout.
     pub(super) fn too_long(&self, position: usize) -> (Cause, String) {
         let limit = self.step(position).and_then(|step| step.timeout);
         let limit = limit.map_or_else(|| "its time".to_owned(), |limit| limit.to_string());
@@ -205,7 +205,7 @@ impl Run {
         self.end_interrupted(now).unwrap_or_default()
     }
 
-    /// Closes the record of the step that runs, and returns the event to publish after the save.
+    /// Closes the record of a step in progress, and returns the event to publish after the save.
     pub(super) fn close_step_record(
         &mut self,
         now: Millis,
@@ -285,7 +285,7 @@ impl Run {
         self.end_failed(now, Cause::UnknownPipeline, "the run has no definition")
     }
 
-    /// Ends it as an earlier owner had decided, who did not come to record it.
+    /// Ends the run as an earlier owner decided but did not record.
     pub(super) fn end_decided(&mut self, now: Millis, cause: Cause) -> Vec<Effect> {
         let stopped = matches!(cause, Cause::User | Cause::Replaced | Cause::Shutdown);
         let status = if stopped { Status::Stopped } else { Status::Failed };
@@ -306,7 +306,7 @@ impl Run {
         self.record.cause = cause;
         self.record.message = message.map(shortened);
         self.record.completed_at = Some(now.into());
-        // Of a step that its owner did not see to its end nothing more is known.
+        // If the owner died during a step, the step's outcome is unknown.
         let of_step =
             if status == Status::Stopped { StepStatus::Stopped } else { StepStatus::Failed };
         for step in self.record.steps.iter_mut().filter(|s| s.status == StepStatus::Started) {
@@ -315,7 +315,7 @@ impl Run {
         }
     }
 
-    /// The ending event, once the ending is decided.
+    /// Returns the ending event, or `None` if the run has not ended.
     #[must_use]
     pub fn ending(&self) -> Option<Draft> {
         let run = &self.record.run_id;
@@ -326,7 +326,7 @@ impl Run {
         let (reason, message) = match self.record.status {
             Status::Passed => (Reason::PipelineSuccessful, format!("run {run} passed")),
             Status::Failed => {
-                // A command that ended well is not why the run failed.
+                // A command that exited with 0 did not cause the failure.
                 let exit_code = failed.and_then(|step| step.exit_code).filter(|code| *code != 0);
                 (Reason::PipelineFailed { cause, exit_code }, format!("run {run} failed: {said}"))
             }

@@ -1,4 +1,4 @@
-//! What a run is told, and what it orders.
+//! Facts that a run receives, and the orders it gives.
 
 use std::time::Duration;
 
@@ -10,67 +10,68 @@ use protocol::run::{Cause, RunRecord};
 /// A fact.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Input {
-    /// The image is there.
+    /// The image is available.
     Prepared,
     /// The resource of the step at this position is mounted.
     Fetched(usize),
-    /// The command of the step at this position ended.
+    /// The command of the step at this position exited.
     Exited(usize, Exited),
-    /// The artifact of the step at this position is in its store.
+    /// The artifact of the step at this position was uploaded.
     Uploaded(usize),
-    /// What a step left is kept as this image.
+    /// A step was committed as an image.
     Committed {
         /// The step's position.
         position: usize,
-        /// The image's id.
+        /// The ID of the image.
         image: String,
         /// The engine that holds it.
         engine: String,
     },
-    /// What was last ordered (prepare, adopt, fetch, start, upload, commit) could not be done.
+    /// The last order (prepare, adopt, fetch, start, upload, commit) failed.
     Broke {
-        /// The step's position; none where it was for the run as a whole.
+        /// The step's position, or `None` if the order was for the whole run.
         at: Option<usize>,
-        /// Why.
+        /// The cause of the failure.
         cause: Cause,
-        /// The same for people.
+        /// The message about it.
         message: String,
-        /// What a shell would have answered, where the command could not be started.
+        /// The exit code a shell would return, if the command could not be started.
         exit_code: Option<i32>,
-        /// Bytes of standard output and standard error, where a command was begun.
+        /// The number of bytes of standard output and standard error, if a command was started.
         said: Option<(u64, u64)>,
     },
-    /// What earlier owners have kept is there to go on from, but for that of these steps.
+    /// The checkpoints of earlier owners are available, except those of these steps.
     Adopted {
-        /// Their positions.
+        /// The positions of these steps.
         missing: Vec<usize>,
     },
-    /// What this attempt at a step left can be had from the registry.
+    /// The checkpoint of a step's attempt was pushed to the registry.
     Pushed {
         /// The step.
         step: StepName,
         /// The attempt.
         attempt: u32,
-        /// Its digest there.
+        /// The digest in the registry.
         digest: String,
     },
-    /// Somebody wants it to end.
+    /// A stop was requested.
     StopAsked(StopWhy),
-    /// Its worker ends: another one is to continue it.
+    /// The worker ends and another one is to continue the run.
     HandOverAsked {
-        /// How long a step that must not run twice may take to finish, unless it says so itself.
+        /// The time that a step which must not run twice has to finish, unless its kill-grace is
+        /// longer.
         grace: Duration,
     },
-    /// A timer that was set has run out.
+    /// A timer expired.
     Expired(Timer),
 }
 
-/// How a command ended, and how much it said.
+/// How a command exited, and the size of its output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Exited {
     /// Its exit code.
     pub code: i32,
-    /// The engine says that memory ran out.
+    /// Whether the engine reports that memory ran out.
     pub oom: bool,
     /// Bytes of its standard output.
     pub stdout_bytes: u64,
@@ -78,28 +79,28 @@ pub struct Exited {
     pub stderr_bytes: u64,
 }
 
-/// The owner before this one.
+/// The previous owner of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Past {
     /// Its node.
     pub node: NodeId,
     /// Its epoch.
     pub epoch: Epoch,
-    /// It let go of the run by itself.
+    /// Whether it released the run by itself.
     pub handed_over: bool,
-    /// The highest `seq` that it had given an event, according to its last write.
+    /// The highest event `seq` in its last write of the record.
     pub last_seq: Option<u64>,
 }
 
-/// Why a run is to be stopped.
+/// Why a run is stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StopWhy {
     /// A stop command.
     User {
-        /// What the user said.
+        /// The reason given by the user.
         reason: Option<String>,
     },
-    /// The worker ends.
+    /// The worker shuts down.
     Shutdown,
 }
 
@@ -112,94 +113,94 @@ impl StopWhy {
     }
 }
 
-/// A deadline of a run.
+/// A timer of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Timer {
-    /// Of the whole run.
+    /// The timeout of the run.
     Run,
-    /// Of the step at this position.
+    /// The timeout of the step at this position.
     Step(usize),
-    /// Until the step at this position is tried again.
+    /// The delay before the step at this position is retried.
     Retry(usize),
     /// The time that a hand-over gives the step at this position, which must not run twice.
     HandOver(usize),
 }
 
-/// An order.
+/// An order to the worker.
 ///
-/// Orders are performed one after the other, in their order; `Prepare`, `Adopt`, `Fetch`,
-/// `Start`, `Upload` and `Commit` only begin something, whose end is a fact. What names a position is
-/// for the step there; steps go on beside each other.
+/// Orders are performed in sequence. `Prepare`, `Adopt`, `Fetch`, `Start`, `Upload` and `Commit`
+/// only start an operation; its completion is a fact. A position names the step that an order is
+/// for. Steps run in parallel.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
-    /// Write the record. What follows waits until it is written.
+    /// Write the record. The orders behind it wait for the write.
     Save(Box<RunRecord>),
     /// Publish an event.
     Emit(Draft),
-    /// Get the image.
+    /// Pull the image.
     Prepare,
-    /// Take up these, which earlier owners have kept, and end what still runs of the run.
+    /// Adopt these checkpoints of earlier owners, and end what still runs of the run.
     Adopt(Vec<Kept>),
     /// Fetch and mount the resource of the step at this position.
     Fetch(usize),
-    /// Make the step's container, but do not start it before `OpenGate`.
+    /// Create the step's container, but do not start it before `OpenGate`.
     Start(usize),
-    /// Its attempt is recorded: let it start.
+    /// Let the step start, because its attempt is recorded.
     OpenGate(usize),
-    /// Send the step's artifact to its store.
+    /// Upload the step's artifact.
     Upload(usize),
-    /// Keep what the step left.
+    /// Commit what the step left.
     Commit(usize),
-    /// Copy what the step left to the registry, where there is one, beside all that follows.
+    /// Push the step's checkpoint to the registry, if there is one, in the background.
     Push(usize),
-    /// Let go of what the step left.
+    /// Discard what the step left.
     Discard(usize),
-    /// End all that is going on: SIGTERM, the grace, SIGKILL.
+    /// End all steps in progress: SIGTERM, grace, SIGKILL.
     Interrupt,
-    /// The same, except for steps that must not run twice: those may finish.
+    /// The same, except that steps which must not run twice may finish.
     InterruptRepeatable,
-    /// End what is going on for the step at this position.
+    /// End the step at this position.
     InterruptStep(usize),
-    /// The same at once, without a grace.
+    /// Kill the step at this position, without a grace.
     KillStep(usize),
-    /// Set a timer.
+    /// Start a timer.
     SetTimer(Timer, Duration),
-    /// Take a timer back.
+    /// Cancel a timer.
     CancelTimer(Timer),
-    /// Write the ending, publish it, clean up, let go of the claim.
+    /// Write the ending, publish it, clean up, and release the claim.
     Finish,
-    /// Let go of the claim, so that another worker goes on.
+    /// Release the claim, so that another worker continues the run.
     Release,
 }
 
-/// What a step has left.
+/// The checkpoint of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
-    /// Its position.
+    /// The step's position.
     pub position: usize,
-    /// The image's id, on the engine that made it.
+    /// The image ID on the engine that committed it.
     pub image: String,
-    /// Its digest in the registry.
+    /// The digest in the registry.
     pub digest: Option<String>,
 }
 
-/// An event, but for what the publisher knows.
+/// An event without the fields that the publisher fills in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Draft {
     /// What happened.
     pub reason: Reason,
-    /// The sentence.
+    /// The message.
     pub message: String,
-    /// The step.
+    /// The step and its attempt.
     pub step: Option<(StepName, u32)>,
-    /// How it is to be taken, where that does not follow from the reason.
+    /// Overrides the severity that follows from the reason.
     pub severity: Option<Severity>,
 }
 
-/// A step, and how often it was begun.
+/// A step and the number of its attempts.
 pub(super) type Tried = (StepName, u32);
 
-/// What an exit means, as cause and words.
+/// Returns the cause and the message for an exit.
 pub(super) fn exit_words(exited: Exited, step: Option<&Step>) -> (Cause, String) {
     let limits = step.and_then(|step| ProcessLimits::of(&step.with).ok());
     let limit = limits.and_then(|limits| limits.ended_by(exited.code));
@@ -220,12 +221,12 @@ pub(super) fn exit_words(exited: Exited, step: Option<&Step>) -> (Cause, String)
     }
 }
 
-/// An event of the run as a whole.
+/// Creates an event about the whole run.
 pub(super) fn emit(reason: Reason, message: String) -> Effect {
     Effect::Emit(Draft { reason, message, step: None, severity: None })
 }
 
-/// Makes it one of a step.
+/// Turns an event into one about a step.
 pub(super) fn about(effect: &mut Effect, step: &StepName, attempt: u32) {
     if let Effect::Emit(draft) = effect {
         draft.step = Some((step.clone(), attempt));

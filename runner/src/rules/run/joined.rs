@@ -1,12 +1,13 @@
-//! What follows on facts that came together: one write of the record covers all of them.
+//! Joins the orders that follow from simultaneous facts, so that one write of the record covers all
+//! of them.
 
 use super::Effect;
 
-/// The orders that follow on several facts, each list made with those before it taken in.
+/// Joins the orders for several facts. Each list was computed after those before it.
 ///
-/// What each list orders before its write comes before the one write, which is the last list's as it
-/// knows of them all; what follows on a write follows on that. A list that writes twice, or that is the
-/// run's last, stays as it is, behind the others.
+/// Orders before a write stay before the single write, and orders after it stay after it. The last
+/// list's record is written, because it includes the changes of all. A list that writes twice or
+/// that ends the run is not joined, and follows the others.
 #[must_use]
 pub fn joined(lists: Vec<Vec<Effect>>) -> Vec<Effect> {
     let (mut before, mut save, mut after) = (Vec::new(), None, Vec::new());
@@ -17,7 +18,7 @@ pub fn joined(lists: Vec<Vec<Effect>>) -> Vec<Effect> {
             before.extend(list);
             continue;
         }
-        // What is told stays in its order, so what needs no write follows on the one that is due.
+        // Events stay in order: a list without a write follows the pending one.
         let mut is_behind = save.is_some() && !list.iter().any(is_save);
         for effect in list {
             if is_save(&effect) {
@@ -35,7 +36,7 @@ pub fn joined(lists: Vec<Vec<Effect>>) -> Vec<Effect> {
     before
 }
 
-/// Whether what follows on another fact may be joined to these orders.
+/// Returns true if the orders of another fact may be joined to these.
 #[must_use]
 pub fn may_be_joined(list: &[Effect]) -> bool {
     let saves = list.iter().filter(|effect| is_save(effect)).count();

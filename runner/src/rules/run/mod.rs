@@ -1,4 +1,5 @@
-//! The life of one run: facts in, orders out. Late and doubled facts are expected and change nothing.
+//! The life of one run: facts in, orders out. Late and repeated facts are expected and have no
+//! effect.
 
 mod board;
 mod ending;
@@ -27,14 +28,14 @@ use room::Room;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Claimed; `begin` was not called yet.
+    /// Claimed; `begin` has not been called.
     Claimed,
     Preparing,
-    /// Waits for what earlier owners have kept.
+    /// Waits for the checkpoints of earlier owners.
     Adopting,
-    /// Steps go on.
+    /// Steps are in progress.
     Going,
-    /// The ending is decided, or the run is another worker's.
+    /// The ending is decided, or the run was released.
     Ended,
 }
 
@@ -43,26 +44,26 @@ enum Interrupted {
     Stop(StopWhy),
     Timeout,
     HandOver,
-    /// It was to be handed over, but a step that must not run twice did not finish in time: why the run
-    /// ends.
+    /// The hand-over failed because a step that must not run twice did not finish in time. Holds
+    /// the message the run ends with.
     Overdue(String),
 }
 
-/// One run, in the hands of its owner.
+/// A run under its current owner.
 #[derive(Debug)]
 pub struct Run {
     record: RunRecord,
     epoch: Epoch,
     phase: Phase,
     board: Board,
-    /// So many steps go on beside each other at most.
+    /// The maximum number of steps in progress.
     at_once: usize,
     interrupted: Option<Interrupted>,
-    /// The first failure that is to end the run.
+    /// The first failure that will end the run.
     failing: Option<Failing>,
-    /// Where an earlier owner had come to.
+    /// The progress of an earlier owner.
     resumption: Option<Resumption>,
-    /// The steps that earlier owners began.
+    /// The attempts made by earlier owners.
     tried: Vec<Tried>,
     room: Room,
 }
@@ -71,12 +72,11 @@ fn effects(list: impl Into<Vec<Effect>>) -> Vec<Effect> {
     list.into()
 }
 
-/// What is ordered when steps begin, in the order of its lists, with the record's write behind the
-/// first.
+/// The orders of starting steps, in the order of the fields. The record is written after `starts`.
 #[derive(Default)]
 struct Orders {
     starts: Vec<Effect>,
-    /// What is told once the record is written.
+    /// Events to publish after the write.
     told: Vec<Effect>,
     then: Vec<Effect>,
 }
@@ -92,7 +92,7 @@ impl Orders {
 }
 
 impl Run {
-    /// A run that was just claimed, of which at most so many steps go on at once.
+    /// Creates a run that was just claimed, with at most `at_once` steps in progress.
     #[must_use]
     pub fn claimed(mut record: RunRecord, node: NodeId, epoch: Epoch, at_once: usize) -> Self {
         record.node = Some(node);
@@ -112,18 +112,18 @@ impl Run {
         }
     }
 
-    /// The record as it is now.
+    /// Returns the current record.
     #[must_use]
     pub fn record(&self) -> &RunRecord {
         &self.record
     }
 
-    /// The record, for what is not decided here (the ending event, the last `seq`).
+    /// Returns the record, to set fields that are not decided here (ending event, last `seq`).
     pub fn record_mut(&mut self) -> &mut RunRecord {
         &mut self.record
     }
 
-    /// Begins.
+    /// Starts the run.
     #[must_use = "effects that are dropped never happen"]
     pub fn begin(&mut self, now: Millis) -> Vec<Effect> {
         if self.phase != Phase::Claimed {
@@ -143,14 +143,14 @@ impl Run {
         list
     }
 
-    /// What is told before the base image is looked for, where there is one.
+    /// Returns the event that announces the pull of the base image, if there is one.
     fn image_pull(&self) -> Option<Effect> {
         let image = self.record.pipeline.as_ref()?.image.clone()?;
         let message = format!("run {} needs image {image}", self.record.run_id);
         Some(emit(Reason::ImagePull { image }, message))
     }
 
-    /// The timer of the whole run, which began with its first owner.
+    /// Returns the timer of the whole run, counted from its start under the first owner.
     fn run_timer(&self, now: Millis) -> Option<Effect> {
         let timeout = self.record.pipeline.as_ref()?.timeout?.as_duration();
         let Stamp(began) = self.record.initiated_at?;
@@ -159,7 +159,7 @@ impl Run {
         Some(Effect::SetTimer(Timer::Run, left))
     }
 
-    /// Ends a claimed run at once, before anything of it was begun.
+    /// Ends a claimed run before any of its steps starts.
     #[must_use = "effects that are dropped never happen"]
     pub fn refuse(&mut self, now: Millis, cause: Cause, why: &str) -> Vec<Effect> {
         if self.phase == Phase::Ended {
@@ -168,13 +168,13 @@ impl Run {
         self.end_failed(now, cause, why)
     }
 
-    /// Ends a run as stopped that was claimed for nothing else, or whose ending found a stop.
+    /// Ends a run as stopped. The run was claimed only to stop it, or its ending found a stop.
     #[must_use = "effects that are dropped never happen"]
     pub fn stop_now(&mut self, now: Millis, why: &StopWhy) -> Vec<Effect> {
         self.end_stopped(now, why)
     }
 
-    /// Takes a fact at a time.
+    /// Processes a fact.
     #[must_use = "effects that are dropped never happen"]
     pub fn on(&mut self, now: Millis, input: Input) -> Vec<Effect> {
         match input {
@@ -215,12 +215,12 @@ impl Run {
         self.record.pipeline.as_ref()?.step(position)
     }
 
-    /// What goes on for a step.
+    /// Returns the work in progress for a step.
     fn stage(&mut self, position: usize) -> Option<&mut Work> {
         self.board.work.get_mut(&position)
     }
 
-    /// The same, where it is at that stage.
+    /// Returns the work of a step if it is at that stage.
     fn at(&mut self, position: usize, stage: Stage) -> Option<&mut Work> {
         self.stage(position).filter(|work| work.stage == stage)
     }
@@ -232,7 +232,7 @@ impl Run {
 
     fn prepared(&mut self, now: Millis) -> Vec<Effect> {
         if self.phase != Phase::Preparing {
-            // The end of a pull may cross a stop.
+            // The pull may complete at the same time as a stop.
             return Vec::new();
         }
         if let Some(ended) = self.end_interrupted(now) {
@@ -258,13 +258,13 @@ impl Run {
         mode.unwrap_or_default() == FailureMode::FailFast
     }
 
-    /// Whether nothing new begins any more.
+    /// Returns true if no further steps may start.
     fn is_ending(&self) -> bool {
         self.interrupted.is_some() || (self.failing.is_some() && self.is_fail_fast())
     }
 
-    /// Begins what may begin, or comes to the end. `first` is told before what is told of that, and
-    /// after the record is written.
+    /// Starts the steps that may start, or ends the run. `first` is published after the write,
+    /// before the events of these steps.
     fn go_on(&mut self, now: Millis, first: Vec<Effect>) -> Vec<Effect> {
         self.record.status = Status::Running;
         let mut orders = Orders { told: first, ..Orders::default() };
@@ -279,13 +279,13 @@ impl Run {
         }
     }
 
-    /// Whether the step at a position may run again if its outcome is unknown.
+    /// Returns true if the step may run again when its outcome is unknown.
     fn may_repeat(&self, position: usize) -> bool {
         self.step(position).is_none_or(Step::may_repeat)
     }
 
-    /// Whether the step at a position was asked to end together with its run. A hand-over does not ask
-    /// that of a step that must not run twice: how it ends is its result.
+    /// Returns true if the step was asked to end together with its run. A hand-over lets a step
+    /// that must not run twice finish, and its exit counts as its result.
     fn is_interrupted(&self, position: usize) -> bool {
         match self.interrupted {
             None => false,
@@ -294,15 +294,15 @@ impl Run {
         }
     }
 
-    /// A stop, a timeout or a hand-over of the run. Steps in progress are asked to end; how they end is a
-    /// later fact.
+    /// Stops the run, for a stop, a timeout or a hand-over. Asks steps in progress to end; their
+    /// exits are later facts.
     fn interrupt(&mut self, now: Millis, why: Interrupted) -> Vec<Effect> {
         if self.phase == Phase::Ended {
             return Vec::new();
         }
         let stop = matches!(why, Interrupted::Stop(_));
-        // A stop outranks a timeout: the user is told that the stop was heard, and gets `stopped`.
-        // Both outrank the wish that somebody else goes on.
+        // A stop outranks a timeout, so that the user sees that the stop was accepted and the run
+        // is `stopped`. Both outrank a hand-over.
         let rank = |why: &Interrupted| match why {
             Interrupted::HandOver => 1,
             Interrupted::Overdue(_) => 2,
@@ -325,7 +325,7 @@ impl Run {
         };
         self.interrupted = Some(why);
         self.board.work.retain(|_, work| work.stage != Stage::Waiting);
-        // Nothing goes on that would have to end first.
+        // No step has to end first.
         let idle = matches!(self.phase, Phase::Claimed | Phase::Going);
         if idle && self.board.work.is_empty() {
             list.extend(self.end_interrupted(now).unwrap_or_default());
@@ -335,8 +335,8 @@ impl Run {
         list
     }
 
-    /// The worker ends. Steps that may run again are asked to end; one that must not may finish, within
-    /// its own kill-grace or `grace`.
+    /// Hands the run over because the worker ends. Asks repeatable steps to end. A step that must
+    /// not run twice may finish within its own kill-grace or `grace`, whichever is longer.
     fn hand_over(&mut self, now: Millis, grace: Duration) -> Vec<Effect> {
         let mut list = self.interrupt(now, Interrupted::HandOver);
         if list.contains(&Effect::InterruptRepeatable) {
@@ -351,7 +351,7 @@ impl Run {
         list
     }
 
-    /// A step that must not run twice is still running, and its worker cannot wait any longer.
+    /// A step that must not run twice is still running, and the worker cannot wait any longer.
     fn is_overdue(&mut self, position: usize) -> Vec<Effect> {
         if !self.is_handed_over() || self.may_repeat(position) {
             return Vec::new();
@@ -361,12 +361,12 @@ impl Run {
                 work.broken = Some(Broken::Overdue);
                 effects([Effect::KillStep(position)])
             }
-            // The timer crossed the step's end, or the step was asked to end before.
+            // The step ended at the same time, or was asked to end before.
             Some(_) | None => Vec::new(),
         }
     }
 
-    /// Notes that the run ends because it is unknown whether a step took effect.
+    /// Records that the run ends because it is unknown whether a step took effect.
     fn note_overdue(&mut self, position: usize) -> (Cause, String) {
         let why =
             "was still running when its worker ended: whether it took effect is not known, and \
@@ -380,12 +380,12 @@ impl Run {
         (Cause::Lost, why)
     }
 
-    /// The attempt at a step that is begun next.
+    /// Returns the number of the next attempt at a step.
     fn next_attempt(&self, step: &StepName) -> u32 {
         self.tried.iter().find(|(name, _)| name == step).map_or(1, |(_, attempts)| attempts + 1)
     }
 
-    /// The attempt at a step that was begun.
+    /// Returns the number of the current attempt at a step.
     #[must_use]
     pub fn attempt(&self, position: usize) -> u32 {
         let name = self.step(position).map(|step| &step.name);

@@ -1,4 +1,4 @@
-//! How a run goes on with its next owner.
+//! How a run continues under its next owner.
 
 use std::collections::BTreeSet;
 
@@ -12,23 +12,23 @@ use super::board::Standing;
 use super::facts::{about, emit};
 use super::{Effect, Interrupted, Kept, Past, Phase, Run, effects};
 
-/// Where the owner before had come to, or another run.
+/// The progress of the previous owner or of a parent run.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Resumption {
-    /// The owner before; none where the steps are another run's.
+    /// The previous owner, or `None` if the steps are a parent run's.
     past: Option<Past>,
-    /// The highest `seq` that it has recorded.
+    /// The highest `seq` in the previous owner's record.
     seq: Option<u64>,
-    /// What was asked for and is there.
+    /// The positions of the checkpoints that are available.
     had: BTreeSet<usize>,
-    /// The image of a step that had passed is gone.
+    /// Whether the image of a passed step is gone.
     image_lost: bool,
     /// The steps that run again.
     repeats: Vec<StepName>,
 }
 
 impl Run {
-    /// Goes on with a run that an earlier owner had claimed.
+    /// Resumes a run that an earlier owner had claimed.
     #[must_use = "effects that are dropped never happen"]
     pub fn resume(&mut self, now: Millis, past: Past, max_losses: u32) -> Vec<Effect> {
         if self.phase != Phase::Claimed {
@@ -78,15 +78,15 @@ impl Run {
         list
     }
 
-    /// What becomes of a run that has another owner now.
+    /// Returns what happens to a run that changed its owner.
     fn on_lost(&self, past: &Past) -> OnLost {
         let Some(pipeline) = &self.record.pipeline else { return OnLost::Resume };
         let begun = |name: &StepName| self.record.steps.iter().any(|it| it.name == *name);
-        // What lies on another host is not here.
+        // The files of such a step are on the previous owner's host.
         let is_on_host = pipeline.steps.iter().any(|step| step.is_on_host() && begun(&step.name));
         let usual = if is_on_host { OnLost::Restart } else { OnLost::Resume };
-        // Who hands over has lost nothing, and a step that says itself how often it is tried is asked
-        // before the pipeline.
+        // A hand-over is not a loss. A step's own retry policy for losses takes precedence over the
+        // pipeline's `on-lost`.
         let is_asked = !past.handed_over && self.lost_attempts().is_empty();
         match pipeline.on_lost {
             Some(said) if is_asked || said == OnLost::Resume => said,
@@ -94,8 +94,8 @@ impl Run {
         }
     }
 
-    /// Ends a run that must not continue with another owner. Whoever released it, and why, a step whose
-    /// outcome is unknown and that must not run twice ends it.
+    /// Ends a run that must not continue under another owner. A step with an unknown outcome that
+    /// must not run twice ends it in any case.
     fn may_not_go_on(&mut self, now: Millis, past: &Past) -> Option<Vec<Effect>> {
         if past.handed_over {
             let name = self.in_doubt()?;
@@ -166,7 +166,7 @@ impl Run {
         self.record.steps.iter().filter_map(|record| position(&record.name)).collect()
     }
 
-    /// A step begins again, as if it never had.
+    /// Resets a step as if it had never started.
     fn forget(&mut self, position: usize) {
         let Some(name) = self.step(position).map(|step| step.name.clone()) else { return };
         self.board.set(position, Standing::Waiting);
@@ -176,8 +176,8 @@ impl Run {
         }
     }
 
-    /// Orders what the next steps begin with, and is not there yet. Also where that is nothing: what
-    /// still runs of the run ends with it.
+    /// Orders the missing checkpoints that the next steps start from. The order is also given if
+    /// there are none, because it ends what still runs of the run.
     fn take_up(&mut self) -> Vec<Effect> {
         self.phase = Phase::Adopting;
         let had = self.resumption.as_ref().map(|it| it.had.clone()).unwrap_or_default();
@@ -189,7 +189,7 @@ impl Run {
         vec![Effect::Adopt(kept.collect())]
     }
 
-    /// What the steps that are still to begin go on from: the base image is `None`.
+    /// Returns the steps whose images the remaining steps start from. `None` is the base image.
     fn wanted(&self) -> BTreeSet<Option<usize>> {
         let Some(pipeline) = &self.record.pipeline else { return BTreeSet::new() };
         let has_image = |at: usize| self.recorded(at).is_some_and(|step| step.image.is_some());
@@ -207,7 +207,7 @@ impl Run {
         self.record.steps.iter().find(|record| record.name == step.name)
     }
 
-    /// Begins after the steps that stand in its record: another run has left them.
+    /// Starts the run after the recorded steps, which a parent run committed.
     #[must_use = "effects that are dropped never happen"]
     pub fn begin_after(&mut self, now: Millis) -> Vec<Effect> {
         if self.phase != Phase::Claimed {
@@ -249,7 +249,7 @@ impl Run {
         list
     }
 
-    /// What was asked for is there, but for some of it.
+    /// The requested checkpoints are available, except those in `missing`.
     pub(super) fn adopted(&mut self, now: Millis, missing: &[usize]) -> Vec<Effect> {
         if self.phase != Phase::Adopting {
             return Vec::new();
@@ -262,7 +262,7 @@ impl Run {
             asked.into_iter().partition(|at| missing.contains(at));
         if !gone.is_empty() {
             if let (Some(parent), None) = (&self.record.parent, self.past()) {
-                // What is asked for is to go on, not to begin again.
+                // The user asked to continue from the parent's steps, not to start over.
                 let why =
                     format!("what its steps are to go on from, of run {}, is gone", parent.run_id);
                 return self.end_failed(now, Cause::ImageLost, &why);
@@ -295,7 +295,8 @@ impl Run {
         self.resumption.as_ref()?.past.as_ref()
     }
 
-    /// What is told when everything is there that it goes on from; `None` where it begins.
+    /// Returns the events to publish once all checkpoints are available, or `None` if this is not a
+    /// resumption.
     pub(super) fn taken_up(&mut self) -> Option<Vec<Effect>> {
         self.resumption.as_ref()?;
         let mut told: Vec<Effect> = self.resumed().into_iter().collect();
@@ -309,7 +310,7 @@ impl Run {
         Some(told)
     }
 
-    /// What is told of the new owner.
+    /// Returns the event about the new owner.
     fn resumed(&mut self) -> Option<Effect> {
         let from_top = self.record.steps.is_empty();
         let next =
@@ -356,8 +357,8 @@ impl Run {
         matches!(self.interrupted, Some(Interrupted::HandOver | Interrupted::Overdue(_)))
     }
 
-    /// Lets go of it for another worker. A step that is begun stays in the record as that: it is run
-    /// again.
+    /// Releases the run for another worker. A started step stays in the record as started, so that
+    /// the next owner runs it again.
     pub(super) fn release(&mut self) -> Vec<Effect> {
         self.phase = Phase::Ended;
         self.record.released = self
@@ -369,7 +370,7 @@ impl Run {
     }
 }
 
-/// The end of a step under an earlier owner, told once more.
+/// Repeats the event of a step that ended under an earlier owner.
 fn completed_before(step: &StepRecord, run: &protocol::id::RunId) -> Effect {
     let took = match (step.started_at, step.completed_at) {
         (Some(Stamp(from)), Some(Stamp(to))) => u64::try_from(to.0 - from.0).unwrap_or(0),

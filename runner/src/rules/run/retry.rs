@@ -1,4 +1,4 @@
-//! When a failed step is tried again.
+//! When a failed step is retried.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
@@ -12,13 +12,13 @@ use super::board::{Stage, Standing, Work};
 use super::facts::{about, emit};
 use super::{Effect, Orders, Run, Timer};
 
-/// The time before the second attempt, where the pipeline does not say.
+/// The default delay before the second attempt.
 const DELAY: Duration = Duration::from_secs(1);
-/// No attempt waits longer, however many there were.
+/// The maximum delay between attempts.
 const LONGEST: Duration = Duration::from_secs(600);
 
 impl Run {
-    /// How long the step waits that has just failed; `None`: it is not tried again.
+    /// Returns the delay before a failed step's next attempt, or `None` if it is not retried.
     pub(super) fn delay_before_retry(&self, position: usize) -> Option<Duration> {
         let step = self.step(position)?;
         let (retry, attempt) = (step.retry.as_ref()?, self.attempt(position));
@@ -32,14 +32,14 @@ impl Run {
         }
         let doubled = first.saturating_mul(1_u32.checked_shl(attempt - 1).unwrap_or(u32::MAX));
         let whole = doubled.min(LONGEST.max(first));
-        // Up to a tenth more, so that runs that failed together do not all come back together.
+        // Add up to a tenth, so that runs that failed together do not retry together.
         let mut hasher = DefaultHasher::new();
         (self.record.run_id.as_str(), position, attempt).hash(&mut hasher);
         let jitter = u32::try_from(hasher.finish() % 1_000).unwrap_or(0);
         Some(whole + whole / 10_000 * jitter)
     }
 
-    /// Closes the attempt that failed, and waits for the next.
+    /// Closes the failed attempt and waits for the next one.
     pub(super) fn wait_for_retry(
         &mut self,
         now: Millis,
@@ -50,7 +50,7 @@ impl Run {
         let failed = StepStatus::Failed;
         let completed = self.close_step_record(now, position, failed, Some(exit_code), None);
         if self.is_handed_over() {
-            // It failed by itself, and the next owner tries it again.
+            // The attempt failed by itself. The next owner retries it.
             self.board.set(position, Standing::Waiting);
             let mut list = vec![self.save()];
             list.extend(completed);
@@ -73,7 +73,7 @@ impl Run {
         list
     }
 
-    /// The time to wait is over. The record of a step tells of its last attempt alone.
+    /// Starts the next attempt after the delay. A step's record describes only its last attempt.
     pub(super) fn try_again(&mut self, now: Millis, position: usize) -> Vec<Effect> {
         if self.at(position, Stage::Waiting).is_none() {
             return Vec::new();
@@ -87,8 +87,8 @@ impl Run {
         orders.with(self.save())
     }
 
-    /// The steps that ran when their worker was lost, where they say themselves what comes of that,
-    /// and whether each has an attempt left.
+    /// Returns the steps that ran when their worker was lost and that retry losses, each with
+    /// whether it has attempts left.
     pub(super) fn lost_attempts(&self) -> Vec<(&StepRecord, bool)> {
         let steps = self.record.pipeline.as_ref().map_or(&[][..], |pipeline| &pipeline.steps);
         let started = |record: &&StepRecord| record.status == StepStatus::Started;
@@ -100,7 +100,7 @@ impl Run {
         lost.filter_map(|record| Some((record, of(record)?))).collect()
     }
 
-    /// What the failure of a step's last attempt means.
+    /// Returns the cause and the message after a step's last attempt failed.
     pub(super) fn exhausted(
         &self,
         position: usize,

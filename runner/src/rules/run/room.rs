@@ -1,4 +1,4 @@
-//! Keeps a run's record within its budget, so that the end of the run can always be recorded.
+//! Keeps a run's record within its byte budget, so that the end of the run can always be recorded.
 
 use protocol::budget::{self, MAX_RECORD_BYTES, STEP_BYTES};
 use protocol::pipeline::Step;
@@ -6,8 +6,8 @@ use protocol::run::{Cause, RunRecord};
 
 use super::Run;
 
-/// The bytes that a record has at most, as far as they were counted: each change adds the most that it
-/// can take. The record itself is measured only when that reaches the limit.
+/// An upper bound on the size of the record. Each change adds its maximum size. The record is
+/// measured only when the bound reaches the limit.
 #[derive(Debug, Default)]
 pub(super) struct Room {
     used: Option<usize>,
@@ -26,10 +26,10 @@ impl Room {
 }
 
 impl Run {
-    /// Notes the result of a step, for its next write.
+    /// Adds the result of a step to the record, for its next write.
     ///
     /// # Errors
-    /// A sentence, if the record has no room for it. The step goes on without it.
+    /// A message, if the record has no room for it. The step continues without a result.
     pub fn found_out(&mut self, position: usize, result: serde_json::Value) -> Result<(), String> {
         let bytes = budget::json_bytes(&result);
         if !self.room.take(&self.record, bytes) {
@@ -44,9 +44,12 @@ impl Run {
         Ok(())
     }
 
-    /// Takes the room of a step's entry. `Err`: why the run fails without it.
+    /// Reserves the room of a step's entry.
+    ///
+    /// # Errors
+    /// The reason why the run fails without it.
     pub(super) fn take_room(&mut self, step: &Step) -> Result<(), (Cause, String)> {
-        // The name can be escaped, and the message of its failure is limited.
+        // Escapes can double the length of the name. The message of a failure is limited.
         let bytes = STEP_BYTES + 2 * step.name.as_str().len();
         if self.room.take(&self.record, bytes) {
             return Ok(());
@@ -59,7 +62,7 @@ impl Run {
         Err((Cause::Rejected, why))
     }
 
-    /// Notes that a message was added, which cannot be refused.
+    /// Counts a message that was added, which cannot be refused.
     pub(super) fn use_room(&mut self, bytes: usize) {
         self.room.used = self.room.used.map(|used| used.saturating_add(bytes));
     }

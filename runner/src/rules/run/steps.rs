@@ -1,4 +1,4 @@
-//! The way of one step: its resource, its command, its artifact, its image.
+//! The stages of one step: resource, command, artifact, image.
 
 use protocol::event::Reason;
 use protocol::id::StepName;
@@ -36,7 +36,7 @@ impl Run {
         }
     }
 
-    /// A step that is there for others to need it.
+    /// Passes a step without a command, which exists only for other steps to need it.
     fn pass_join(&mut self, now: Millis, position: usize, step: &Step, orders: &mut Orders) {
         self.put_record(now, step);
         self.board.work.insert(position, Work::new(Stage::Running, now));
@@ -45,7 +45,7 @@ impl Run {
         self.board.set(position, Standing::Passed);
     }
 
-    /// Enters a new attempt at a step; the record tells of the last one alone.
+    /// Records a new attempt at a step. The record describes only the last attempt.
     fn put_record(&mut self, now: Millis, step: &Step) -> u32 {
         let attempt = self.next_attempt(&step.name);
         let record = StepRecord {
@@ -112,14 +112,15 @@ impl Run {
         let is_interrupted = self.is_interrupted(position);
         let is_asked = is_interrupted || broken.is_some();
         let is_overdue = broken == Some(Broken::Overdue);
-        // One that was overdue may have ended before the signal came: then that is its result.
+        // An overdue step may have ended before the kill. Its result counts then.
         let passed = exited.code == 0 && !exited.oom && (!is_asked || is_overdue);
         if passed {
             list.extend(self.keep(now, position, &step));
             return list;
         }
         if self.is_handed_over() && step.may_repeat() {
-            // How a step ends that was stopped for this says nothing: it runs again.
+            // The exit of a step that was stopped for the hand-over is not a result: the step runs
+            // again.
             list.push(Effect::Discard(position));
             self.board.set(position, Standing::Waiting);
             list.extend(self.leave_when_idle(now));
@@ -150,7 +151,7 @@ impl Run {
         list
     }
 
-    /// Keeps what a step has left whose command came to an end of its own.
+    /// Keeps the artifact and the image of a step whose command exited by itself.
     fn keep(&mut self, now: Millis, position: usize, step: &Step) -> Vec<Effect> {
         let Some(work) = self.stage(position) else { return Vec::new() };
         let well = work.exited.code == 0 && !work.exited.oom;
@@ -203,8 +204,8 @@ impl Run {
         self.passed(now, position, Some(image))
     }
 
-    /// A step has come to its end, and what it left is kept. Its command may have failed, where that
-    /// is allowed.
+    /// Completes a step whose workspace is committed. Its command may have failed, if the step
+    /// allows that.
     fn passed(&mut self, now: Millis, position: usize, image: Option<String>) -> Vec<Effect> {
         let Some(work) = self.stage(position) else { return Vec::new() };
         let exited = work.exited;
@@ -223,7 +224,7 @@ impl Run {
         self.go_on(now, completed.into_iter().chain(push).collect())
     }
 
-    /// Earlier losses no longer count once more steps have passed than ever.
+    /// Resets the count of losses if more steps have passed than ever before.
     fn came_further(&mut self) {
         let passed = u32::try_from(self.board.passed()).unwrap_or(u32::MAX);
         if passed > self.record.furthest {
@@ -232,8 +233,8 @@ impl Run {
         }
     }
 
-    /// Notes where a step's image can be had, and writes it at once: an owner on another engine goes
-    /// on from there.
+    /// Records the digest of a step's checkpoint. Saved at once, because an owner on another engine
+    /// resumes from it.
     pub(super) fn pushed(&mut self, step: &StepName, attempt: u32, digest: String) -> Vec<Effect> {
         let of_it = |record: &&mut StepRecord| {
             record.name == *step && record.attempt == attempt && record.image.is_some()
@@ -278,7 +279,7 @@ impl Run {
                 return list;
             }
             Stage::Running => exit_code,
-            // The command itself has ended well where something after it broke.
+            // If the failure came after the command, record the command's own exit code.
             Stage::Uploading | Stage::Committing => exit_code.or(Some(ended)),
         };
         let mut list = vec![Effect::CancelTimer(Timer::Step(position))];
@@ -299,7 +300,7 @@ impl Run {
         list
     }
 
-    /// The timer of a step has run out.
+    /// The timeout of a step expired.
     pub(super) fn took_too_long(&mut self, position: usize) -> Vec<Effect> {
         if self.is_interrupted(position) {
             return Vec::new();
@@ -309,7 +310,7 @@ impl Run {
                 work.broken = Some(Broken::Timeout);
                 effects([Effect::InterruptStep(position)])
             }
-            // The timer crossed the step's end.
+            // The step ended at the same time.
             Some(_) | None => Vec::new(),
         }
     }

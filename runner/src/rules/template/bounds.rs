@@ -1,9 +1,9 @@
-//! Limits that guarantee that template rendering terminates. The library has none of its own: it
-//! nests and loops as far as a program says, and copies values without counting.
+//! Limits that guarantee that template rendering terminates. The library has none: it nests and
+//! loops as far as a program says, and copies values without counting.
 //!
-//! The estimate here rejects most expensive programs with a message about the program. It cannot see
-//! every cost, such as a text that doubles with each action, so rendering also runs in a process of
-//! its own with a deadline and a memory limit.
+//! The estimate here rejects most expensive programs with a message about the program. It cannot
+//! see every cost, such as a text that doubles with each action. Rendering therefore also runs in
+//! its own process with a deadline and a memory limit.
 
 use std::io;
 
@@ -14,23 +14,23 @@ use serde_json::Value as Json;
 const DEPTH: usize = 64;
 /// The maximum number of bytes of all rendered programs of a step.
 pub(super) const BYTES: usize = 4 << 20;
-/// What all programs of a step may cost together: the sum over all actions of the rounds of their
-/// loops, times what the action costs in one round.
+/// The maximum cost of all programs of a step. The cost of an action is its cost per execution
+/// times the number of executions.
 const COST: u64 = 4 << 30;
-/// The cost of an action that copies nothing, in copied bytes: about a microsecond.
+/// The cost of an action that copies nothing, in copied bytes. It takes about a microsecond.
 const ACTION: u64 = 4096;
-/// What each value costs beside its text.
+/// The cost of a value in addition to its text.
 const VALUE: u64 = 64;
 
 /// The remaining budget of the programs of one step.
 #[derive(Debug)]
 pub(super) struct Budget {
     cost: u64,
-    /// Bytes of output.
+    /// The remaining bytes of output.
     pub(super) bytes: usize,
-    /// Items of the longest list among the values.
+    /// The number of items in the longest list among the values.
     longest: u64,
-    /// Bytes of all values: what the library copies for each `$.x`.
+    /// The size of all values, which the library copies for each `$.x`.
     size: u64,
 }
 
@@ -53,18 +53,18 @@ impl Budget {
         Ok(())
     }
 
-    /// How often an action is executed that is nested in `loops` loops.
+    /// Returns how often an action inside `loops` nested loops is executed.
     fn rounds(&self, loops: u32) -> u64 {
         self.longest.saturating_pow(loops)
     }
 
-    /// Takes a program's cost from the budget.
+    /// Deducts a program's cost from the budget.
     ///
     /// # Errors
-    /// A sentence: what the program has that is not rendered.
+    /// A message, if the program exceeds a limit or uses an unsupported action.
     pub(super) fn admit(&mut self, program: &str) -> Result<(), String> {
         let mut open: Vec<Block> = Vec::new();
-        // Within a `with`, and after an assignment, a short name can stand for all values.
+        // Inside a `with` and after an assignment, a short name can refer to all values.
         let mut assigns = false;
         let mut rest = program;
         while let Some((_, behind)) = rest.split_once("{{") {
@@ -77,7 +77,7 @@ impl Budget {
             let rounds = self.rounds(loops);
             let references = references(&action);
             let is_wide = references.root || assigns || open.contains(&Block::With);
-            // Over all rounds of a loop, its items are copied once.
+            // All rounds of a loop together copy its items once.
             let copies = if is_wide { rounds } else { self.rounds(loops.saturating_sub(1)) };
             self.spend(rounds, ACTION)?;
             self.spend(copies.saturating_mul(references.count), self.size)?;
@@ -95,7 +95,7 @@ impl Budget {
                 "if" => open.push(Block::If),
                 "with" => open.push(Block::With),
                 "end" => drop(open.pop()),
-                // The library always renders it, Go only for an empty list.
+                // The library always renders the `else`; Go does so only for an empty list.
                 "else" if open.last() == Some(&Block::Range) => {
                     return Err("the script has an `else` of a `range`, which is not supported: \
                                 write an `if` around the `range`"
@@ -112,7 +112,7 @@ impl Budget {
     }
 }
 
-/// An action that has an end.
+/// An action that is closed by `end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Block {
     Range,
@@ -122,9 +122,9 @@ enum Block {
 
 /// The values that an action refers to.
 struct References {
-    /// How many values it copies at most. A quoted text can only raise it.
+    /// An upper bound on the values that it copies. Quoted text may increase it.
     count: u64,
-    /// Whether it names the values of the run as a whole: `$`, `$.x`.
+    /// Whether it refers to the root: `$`, `$.x`.
     root: bool,
 }
 
@@ -143,7 +143,8 @@ fn bytes_of(text: usize) -> u64 {
     VALUE.saturating_add(u64::try_from(text).unwrap_or(u64::MAX))
 }
 
-/// The items of the longest list in a value. A text counts as one, because nothing loops over it.
+/// Returns the length of the longest list in a value. A text counts as one item, because it cannot
+/// be looped over.
 fn longest(value: &Json) -> u64 {
     let (inner, own) = match value {
         Json::Array(items) => (items.iter().map(longest).max(), items.len()),
@@ -153,7 +154,7 @@ fn longest(value: &Json) -> u64 {
     inner.unwrap_or_default().max(u64::try_from(own).unwrap_or(u64::MAX))
 }
 
-/// The bytes that a copy of a value takes, about.
+/// Returns the approximate size of a copy of a value, in bytes.
 fn size(value: &Json) -> u64 {
     match value {
         Json::Null | Json::Bool(_) | Json::Number(_) => VALUE,
@@ -165,12 +166,12 @@ fn size(value: &Json) -> u64 {
     }
 }
 
-/// A rendered program, up to its limit.
+/// The output of a program, up to a limit.
 #[derive(Debug)]
 pub(super) struct Bounded {
     pub(super) bytes: Vec<u8>,
     limit: usize,
-    /// The program has more bytes than the limit.
+    /// Whether the output exceeded the limit.
     pub(super) is_full: bool,
 }
 
@@ -195,7 +196,7 @@ impl io::Write for Bounded {
     }
 }
 
-/// The message about a program that exceeds its limit of output.
+/// Returns the message about a program whose output exceeds the limit.
 pub(super) fn too_long() -> String {
     format!("the scripts of the step have more than {BYTES} bytes with their variables in them")
 }

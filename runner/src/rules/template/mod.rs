@@ -1,4 +1,5 @@
-//! Variables of a run in the programs of its steps. Programs are rendered, values never are.
+//! Renders a run's variables into the programs of its steps. Programs are templates; values are
+//! not.
 
 mod bounds;
 
@@ -9,17 +10,17 @@ use serde_json::Value as Json;
 
 use self::bounds::{Bounded, Budget};
 
-/// The variable that holds the run's id.
+/// The variable that holds the run ID.
 pub const JOB_ID: &str = "__jobID";
 
-/// Values under the names by which programs know them.
+/// Merges variables and parameters into the values for programs.
 #[must_use]
 pub fn values(vars: &Vars, params: &Params) -> Params {
     let vars = vars.iter().map(|(name, value)| (name.clone(), Json::from(value.as_str())));
     vars.chain(params.clone()).collect()
 }
 
-/// Why a run of this pipeline cannot begin with these values, where it cannot.
+/// Returns why a run of this pipeline cannot start with these values, or `None` if it can.
 #[must_use]
 pub fn reserved(pipeline: &Pipeline, vars: &Vars, params: &Params) -> Option<String> {
     let mut steps = pipeline.all_steps();
@@ -28,26 +29,26 @@ pub fn reserved(pipeline: &Pipeline, vars: &Vars, params: &Params) -> Option<Str
     is_rendered.then(|| format!("the variable {JOB_ID} is the run's own: call yours otherwise"))
 }
 
-/// Whether rendering this program does anything. If not, it is used as it is.
+/// Returns true if a program contains actions. Other programs are used unchanged.
 #[must_use]
 pub fn is_template(program: &str) -> bool {
     program.contains("{{")
 }
 
-/// Renders the programs of a step as Go's `text/template` does: `{{ .name }}` is a variable.
+/// Renders the programs of a step like Go's `text/template`: `{{ .name }}` is a variable.
 ///
-/// Two functions are added: `default`, and `quote`, which turns any value into one word for a shell.
-/// The programs share one budget. A hostile program can exhaust the memory in spite of it, so this is
-/// called in a process of its own.
+/// There are two additional functions: `default`, and `quote`, which turns any value into a shell
+/// word. The programs share one budget. A hostile program can still exhaust the memory, so this
+/// function runs in its own process.
 ///
 /// # Errors
-/// A sentence, if a program is not a template, a variable is missing, or the budget is exceeded.
+/// A message, if a program is not a template, a variable is missing, or the budget is exceeded.
 pub fn go(programs: &[String], values: &Params, job: &str) -> Result<Vec<String>, String> {
     if values.contains_key(JOB_ID) {
         return Err(format!("the variable {JOB_ID} is the run's own"));
     }
     let mut budget = Budget::new(values);
-    // All of them are counted before any is rendered.
+    // Check all programs before any of them is rendered.
     for program in programs {
         budget.admit(program)?;
     }
@@ -70,7 +71,7 @@ fn one(program: &str, values: &Params, context: &Context, limit: usize) -> Resul
         return Ok(program.to_owned());
     }
     let plain = plain(program, values)?;
-    // If a program ends in an action with a trailing space, the library's parser never returns. A
+    // The library's parser never returns if a program ends in an action with a trailing space. A
     // newline at the end avoids that.
     parsed(&format!("{plain}\n"))?;
     let template = parsed(&plain)?;
@@ -79,7 +80,7 @@ fn one(program: &str, values: &Params, context: &Context, limit: usize) -> Resul
         if rendered.is_full {
             return bounds::too_long();
         }
-        // The library's own message shows the value of every variable.
+        // The library's own message contains the value of every variable.
         if let ExecError::NoFiledFor(name, _) = &cause {
             return format!("the script needs a variable {name}, which the run does not have");
         }
@@ -90,7 +91,7 @@ fn one(program: &str, values: &Params, context: &Context, limit: usize) -> Resul
     })?;
     let rendered = String::from_utf8(rendered.bytes)
         .map_err(|cause| format!("the script cannot be rendered: {cause}"))?;
-    // A program in ASCII has no numbered letters; those of the values are left as they are.
+    // An ASCII program has no encoded letters, and those in values must stay as they are.
     Ok(if program.is_ascii() { rendered } else { whole(&rendered) })
 }
 
@@ -113,7 +114,7 @@ fn value_of(json: &Json) -> Value {
     }
 }
 
-/// Whether a text, or what else it is made of, holds a letter.
+/// Returns true if any text in a value contains a letter.
 fn holds(value: &Json, letter: char) -> bool {
     match value {
         Json::String(text) => text.contains(letter),
@@ -133,11 +134,11 @@ fn parsed(plain: &str) -> Result<Template, String> {
     Ok(template)
 }
 
-/// What stands around a letter that the library cannot take: it cuts letters of several bytes in two
-/// where they follow on an action.
+/// Delimits an encoded non-ASCII letter. Behind an action, the library would split such a letter in
+/// two.
 const AROUND: char = '\u{1}';
 
-/// A program whose text, outside of its actions, has each letter beyond ASCII by its number.
+/// Encodes the non-ASCII letters of a program outside its actions as numbers.
 fn plain(program: &str, values: &Params) -> Result<String, String> {
     if program.is_ascii() {
         return Ok(program.to_owned());
@@ -162,7 +163,7 @@ fn plain(program: &str, values: &Params) -> Result<String, String> {
     Ok(plain)
 }
 
-/// An action with its end, as the library finds it, and what follows on that.
+/// Returns an action with its end, as the library parses it, and the text after it.
 fn action(behind: &str) -> Result<(String, &str), String> {
     let open = || "the script is no template: it ends in an action".to_owned();
     if behind.strip_prefix("- ").unwrap_or(behind).starts_with("/*") {
@@ -175,7 +176,7 @@ fn action(behind: &str) -> Result<(String, &str), String> {
     let (mut quote, mut before) = (None, '{');
     for (at, letter) in behind.char_indices() {
         match quote {
-            // Two backslashes hide a quote too: so the library has it.
+            // Like the library, treat `\\` before a quote as an escape of the quote.
             Some(open) if letter == open && (open == '`' || before != '\\') => quote = None,
             Some(_) => {}
             None if matches!(letter, '"' | '`' | '\'') => quote = Some(letter),
@@ -198,7 +199,7 @@ fn action(behind: &str) -> Result<(String, &str), String> {
     })
 }
 
-/// The letters of a text in the place of their numbers.
+/// Decodes the letters that `plain` encoded.
 fn whole(text: &str) -> String {
     let letter = |(at, part): (usize, &str)| {
         let number = u32::from_str_radix(part, 16).ok().filter(|_| at % 2 == 1);
@@ -207,7 +208,7 @@ fn whole(text: &str) -> String {
     text.split(AROUND).enumerate().map(letter).collect()
 }
 
-/// `{{ .name | default "other" }}`: what is empty is replaced.
+/// `{{ .name | default "other" }}` replaces an empty value.
 fn default_of(arguments: &[Value]) -> Result<Value, FuncError> {
     let [other, value] = arguments else {
         return Err(FuncError::ExactlyXArgs("default".to_owned(), 2));
@@ -223,7 +224,7 @@ fn default_of(arguments: &[Value]) -> Result<Value, FuncError> {
     Ok(if is_empty { other.clone() } else { value.clone() })
 }
 
-/// `{{ .name | quote }}`: one word for a shell, whatever it is; of a list one for each item.
+/// `{{ .name | quote }}` quotes a value as one shell word, and a list as one word per item.
 fn quoted(arguments: &[Value]) -> Result<Value, FuncError> {
     let [value] = arguments else {
         return Err(FuncError::ExactlyXArgs("quote".to_owned(), 1));

@@ -1,8 +1,8 @@
-//! Steps that go on beside each other.
+//! Steps that run in parallel.
 
 use super::*;
 
-/// `0`, then `1` and `2` beside each other, then `3` after both.
+/// `0`, then `1` and `2` in parallel, then `3` after both.
 fn diamond(more: &str) -> String {
     format!(
         r#"[{{"name": "0", "cmd": "a", "needs": []}},
@@ -12,7 +12,7 @@ fn diamond(more: &str) -> String {
     )
 }
 
-/// A run of [`diamond`] in which `1` and `2` go on.
+/// A run of [`diamond`] with `1` and `2` in progress.
 fn in_the_middle(more: &str) -> Run {
     let mut run = run(&diamond(more));
     drop(run.begin(NOW));
@@ -137,7 +137,7 @@ fn the_step_for_errors_runs_last_and_the_run_fails_all_the_same() {
     drop(run.on(NOW, exited(4)));
     assert_eq!(words(&run.on(NOW, committed(4, "i4"))).last().unwrap(), "finish");
     assert_eq!(run.record().message.as_deref(), Some("step 1: exit code 3"));
-    // A stop is no error.
+    // A stop is not an error.
     let mut stopped = in_the_middle("");
     let last: Step = serde_json::from_str(r#"{"name": "on_error", "cmd": "x"}"#).unwrap();
     stopped.record.pipeline.as_mut().unwrap().on_error = Some(Box::new(last));
@@ -159,7 +159,7 @@ fn the_next_owner_asks_for_what_the_steps_to_come_go_on_from_and_for_no_more() {
     assert!(both[0].starts_with("adopt([kept { position: 0,"), "{both:?}");
     let (mut run, last) = resumed(lost_with(&[("0", passed), ("1", passed), ("2", passed)]), false);
     assert!(last[0].starts_with("adopt([kept { position: 1,"), "{last:?}");
-    // What only the second step left is gone: it runs again, from what the first one left.
+    // Only the image of the second step is gone. It runs again from the image of the first.
     let before = words(&run.on(NOW, lost(1)));
     assert!(before[0].starts_with("adopt([kept { position: 0,"), "{before:?}");
     let orders = words(&run.on(NOW, had()));

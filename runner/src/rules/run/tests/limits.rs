@@ -1,4 +1,4 @@
-//! What is said of a step that its own limits have ended.
+//! The message about a step that was ended by its own limits.
 
 use super::*;
 

@@ -56,7 +56,7 @@ fn committed(position: usize, image: &str) -> Input {
     Input::Committed { position, image: image.into(), engine: "e".into() }
 }
 
-/// The end of a step's command, which has passed.
+/// The fact that a step's command exited with 0.
 fn exited(position: usize) -> Input {
     Input::Exited(position, Exited::default())
 }
@@ -289,7 +289,8 @@ proptest! {
     }
 }
 
-/// A gate opens once, after its step was written down as started, with all that it needs passed.
+/// Asserts that a gate opens once per attempt, after the step was recorded as started, and after
+/// all steps that it needs have passed.
 fn nothing_runs_unrecorded(all: &[Effect], run: &Run) {
     let pipeline = run.record().pipeline.clone().unwrap();
     let graph = pipeline.graph();
@@ -370,7 +371,7 @@ fn the_next_owner_goes_on_after_the_last_step_that_was_kept() {
     assert_eq!(run.record().steps[1].attempt, 2);
 }
 
-/// All that was asked for is there.
+/// The fact that all requested checkpoints are available.
 fn had() -> Input {
     Input::Adopted { missing: Vec::new() }
 }
@@ -463,7 +464,7 @@ fn a_hand_over_waits_for_the_commit_and_gives_up_what_runs() {
     drop(gives_up.begin(NOW));
     drop(gives_up.on(NOW, Input::Prepared));
     drop(gives_up.on(NOW, hand_over_asked()));
-    // It may have ended well, or because it was told to: nobody knows.
+    // It may have ended by itself or because of the hand-over.
     let given_up = words(&gives_up.on(NOW, exited(0)));
     assert_eq!(given_up, ["canceltimer(step(0))", "discard(0)", "release"]);
     assert_eq!(gives_up.record().steps[0].status, StepStatus::Started);

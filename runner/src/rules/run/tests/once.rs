@@ -1,11 +1,11 @@
-//! Steps that must not run twice, when their run changes its owner.
+//! Steps that must not run twice, in a run that changes its owner.
 
 use super::*;
 
 /// A call, then a step on the image.
 const CALLS: &str =
     r#"[{"name": "call", "cmd": "a", "executor": "ssh"}, {"name": "1", "cmd": "b"}]"#;
-/// A call beside a step on the image.
+/// A call in parallel with a step on the image.
 pub(super) const BESIDE: &str = r#"[{"name": "call", "cmd": "a", "executor": "ssh", "needs": []},
     {"name": "1", "cmd": "b", "needs": []}]"#;
 const RETRIED: &str = r#"[{"name": "call", "cmd": "a", "executor": "ssh",
@@ -20,7 +20,7 @@ fn ends_with(code: i32) -> Input {
     Input::Exited(0, Exited { code, ..Exited::default() })
 }
 
-/// A run whose first step runs and that is being handed over.
+/// A run that is handed over while its first step runs.
 fn handed_over(steps: &str) -> (Run, Vec<String>) {
     let mut run = run(steps);
     drop(run.begin(NOW));
@@ -29,7 +29,7 @@ fn handed_over(steps: &str) -> (Run, Vec<String>) {
     (run, ordered)
 }
 
-/// The record that a run has left, with its next owner.
+/// The record of a released run under its next owner.
 fn next_owner(left: &Run, handed_over: bool) -> (Run, Vec<String>) {
     let past =
         Past { node: NodeId::found("bob/runner-0"), epoch: Epoch(7), handed_over, last_seq: None };

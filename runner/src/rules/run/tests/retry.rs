@@ -1,4 +1,4 @@
-//! Steps that are tried again.
+//! Steps that are retried.
 
 use protocol::pipeline::OnLost;
 
@@ -10,7 +10,7 @@ fn failing() -> Input {
     Input::Exited(0, Exited { code: 7, ..Exited::default() })
 }
 
-/// The wait that a list of orders sets.
+/// Returns the delay of the retry timer in a list of orders.
 fn wait_of(effects: &[Effect]) -> Option<u128> {
     effects.iter().find_map(|effect| match effect {
         Effect::SetTimer(Timer::Retry(0), wait) => Some(wait.as_millis()),
@@ -75,7 +75,7 @@ fn a_stop_does_not_wait_for_the_next_attempt() {
     assert!(run.on(NOW, Input::Expired(Timer::Retry(0))).is_empty());
 }
 
-/// A run whose worker was lost in the first attempt of its only step, as its next owner takes it.
+/// A run whose worker was lost in the first attempt of its only step, resumed by the next owner.
 fn lost_in_the_first_of(attempts: u32, on: &[&str]) -> (Run, Vec<String>) {
     let mut left = left_with(&[("0", StepStatus::Started)]);
     let pipeline = left.pipeline.as_mut().unwrap();
