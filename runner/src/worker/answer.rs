@@ -1,4 +1,4 @@
-//! Answers one command: what it brings about, and how its delivery is to be settled.
+//! Processes one command, and decides how its delivery is settled.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,25 +22,27 @@ use super::{Lost, Shared};
 use crate::ports::{Entry, Message, Route};
 use crate::rules::quota;
 
-/// A slot that a start may take.
+/// A slot that a start can use.
 pub(super) enum Slot {
     Free(OwnedSemaphorePermit),
     None,
 }
 
-/// What becomes of a message.
+/// What to do with a message.
 pub(super) enum Answer {
-    /// It is settled; the slot comes back where no run took it.
+    /// Settle it. The permit is returned if no run uses the slot.
     Settle(Disposition, Option<OwnedSemaphorePermit>),
-    /// What it needs is unavailable: it is kept, and answered again after a while.
+    /// Something it needs is unavailable: keep it, and process it again later.
     NotYet(Option<OwnedSemaphorePermit>),
-    /// It is published again after a while, and settled then.
+    /// Publish `message` after the delay, and settle the delivery then.
     Later { after: Duration, message: Message },
 }
 
-/// Answers a message, again and again while what that needs is unavailable. Each return to the queue
-/// would count towards a dead letter, and in a queue without a limit would come back at once. Ends in
-/// [`Answer::NotYet`] only when the lease is lost or `stop` is cancelled.
+/// Processes a message, and repeats that in place while something it needs is unavailable.
+/// Returning it to the queue instead would count towards its delivery limit, or redeliver it at
+/// once if the queue has none.
+///
+/// Returns [`Answer::NotYet`] only if the lease is lost or `stop` is cancelled.
 pub(super) async fn answer_in_place(
     shared: &Arc<Shared>,
     held: &Held,
@@ -157,7 +159,7 @@ async fn answer_start(
         }
         Taken::LeaseLost => {
             launch.cancel();
-            // The claim may have been made: then it is for us to end it.
+            // The claim may have been made. This worker must end the run then.
             shared.put_lost(Lost::with_lease(run));
             Answer::Settle(Disposition::Requeue, Some(slot))
         }
@@ -173,7 +175,7 @@ async fn answer_start(
     }
 }
 
-/// The header that counts how often a start was published again because a worker could not run it.
+/// Header that counts how often a start was rejected for lack of memory.
 const REJECTIONS: &str = "bob-rejections";
 /// After so many rejections, about eight minutes, a start whose images are on an engine without a worker
 /// is no longer published again.
@@ -212,7 +214,7 @@ async fn wait_for_worker(
     shared.tell(event).await;
     let mut message = message.clone();
     message.headers.insert(REJECTIONS.into(), times.saturating_add(1).to_string());
-    // The same run, whatever the message that carries it.
+    // Without an ID, the republished message would start a different run.
     message.id.get_or_insert_with(|| run.to_string());
     drop(slot);
     Answer::Later { after, message }
@@ -246,13 +248,13 @@ async fn reject(shared: &Shared, fault: &Malformed) -> Disposition {
     Disposition::DeadLetter
 }
 
-/// How often the broker has taken a message back, according to the broker.
+/// Header in which the broker counts returns of a message to its queue.
 const DELIVERIES: &str = "x-delivery-count";
-/// A single return is normal after the death of a worker. More of them mean that a client takes messages
-/// and does not settle them.
+/// A single return is normal after a worker died. More returns suggest a client that takes messages
+/// without settling them.
 const WORTH_A_WARNING: u32 = 2;
 
-/// Warns of a message that was returned to its queue again and again: soon it is dead-lettered.
+/// Warns about a message that was returned repeatedly and will soon be dead-lettered.
 async fn warn_of_returns(shared: &Shared, message: &Message) {
     let returns = message.headers.get(DELIVERIES).and_then(|count| count.parse().ok());
     let Some(returns) = returns.filter(|returns| *returns >= WORTH_A_WARNING) else { return };

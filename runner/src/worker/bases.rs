@@ -1,5 +1,5 @@
-//! Removes base images that the executor has pulled, the least recently used first: where there are
-//! too many, and where the disk is too full. Never one that a run names which has not ended.
+//! Removes pulled base images, least recently used first, if they exceed their limit or the disk is
+//! too full. Images of runs that have not ended are kept.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -11,21 +11,21 @@ use tracing::{info, warn};
 use super::Shared;
 use crate::ports::{BaseImage, ExecError, StoreError, Txn};
 
-/// When there are few enough.
+/// The condition that ends the removal.
 #[derive(Debug, Clone, Copy)]
 enum Until {
-    /// They take no more than so many bytes.
+    /// The images take at most this many bytes.
     Bytes(u64),
-    /// The engine's disk is less than so full, in percent.
+    /// Less than this percentage of the engine's disk is used.
     Below(u8),
 }
 
-/// The images of the runs that have not ended, by run: what a run stands on does not change.
+/// The base image of each run that has not ended. It never changes during a run.
 #[derive(Debug, Default)]
 struct Wanted(HashMap<RunId, Option<String>>);
 
 impl Wanted {
-    /// Looks at the runs that are open now.
+    /// Reads the runs that are open now.
     async fn look(&mut self, shared: &Shared) -> Result<(), StoreError> {
         let store = &shared.ports.store;
         let open = store.list(names::OPEN).await?.entries;
@@ -50,7 +50,7 @@ impl Wanted {
     }
 }
 
-/// Notes which images were used, and removes those that are too many.
+/// Records which images were used, and removes images above the limit.
 pub(super) async fn keep_within_limit(shared: &Shared) {
     let limit = match shared.options.disk.base_images_bytes {
         0 => u64::MAX,
@@ -59,7 +59,7 @@ pub(super) async fn keep_within_limit(shared: &Shared) {
     shrink(shared, Until::Bytes(limit)).await;
 }
 
-/// Removes base images until there is room on the disk.
+/// Removes base images until the disk has room.
 pub(super) async fn make_room(shared: &Shared) {
     shrink(shared, Until::Below(shared.options.disk.low)).await;
 }
@@ -86,7 +86,7 @@ async fn shrink(shared: &Shared, until: Until) {
             Ok(true) => return,
             Err(cause) => return warn!(%cause, "base images stay"),
         }
-        // A run may have come since.
+        // A run may have started in the meantime.
         if let Err(cause) = wanted.look(shared).await {
             return warn!(%cause, "base images stay, for it is not known which of them are wanted");
         }

@@ -1,4 +1,4 @@
-//! What a drive begins for a step: its resource, its command, its artifact, its image.
+//! Operations that a drive starts for a step: resource, command, artifact, image.
 
 use std::sync::Arc;
 
@@ -30,14 +30,15 @@ impl Drive {
             return self.broke(position, "fetch");
         };
         self.tell_logger(&format!("fetching and mounting resource {}", resource.name));
-        // A hand-over reaches it even for a step that must not run twice: that has not begun yet.
+        // A hand-over interrupts the fetch even if the step must not run twice, because its command
+        // has not started.
         let stop = self.leave.part();
         self.progress.steps.entry(position).or_default().stop = stop.clone();
         let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
         self.begin(Some(position), Box::pin(step::fetch(shared, scope, on, resource, stop)));
     }
 
-    /// `secrets`: why those of the step cannot be had, where they cannot.
+    /// `secrets` is an error if the step's secrets are not available.
     pub(super) fn start(&mut self, position: usize, secrets: Result<(), String>) {
         if let Err(why) = secrets {
             let done = Done::Broke(Cause::Rejected, why, None);
@@ -80,8 +81,9 @@ impl Drive {
             let ran = executor.run_step(&scope, &on, &spec, gate, sink, &stop).await;
             let (stdout, stderr) = output.finish().await;
             in_time.abort();
-            // A worker that was held up sees the guard's killing before it sees that its lease is
-            // lost; where it is, the drive hears of that first.
+            // After a delay, this worker may see the guard's kill before it notices the loss of its
+            // lease. Wait until the lease is known to be valid or lost; the drive handles a loss
+            // first.
             held.settled(&*shared.ports.host).await;
             match ran {
                 Ok(mut ran) => {
@@ -118,7 +120,7 @@ impl Drive {
         self.begin(Some(position), Box::pin(running));
     }
 
-    /// Where a step's output goes.
+    /// Creates the output of a step.
     fn output_of(&self, position: usize, spec: &StepSpec, stop: &StopSignal) -> Arc<Output> {
         let at_limit = self.at_limit(position, stop);
         let keeps_tail = self.pipeline().is_some_and(|pipeline| pipeline.on_error.is_some());
@@ -140,7 +142,8 @@ impl Drive {
         }
     }
 
-    /// The values of a template: those of the start; for the step of `on-error` also what failed.
+    /// Returns the values for a template: those of the start and, for the `on-error` step, details
+    /// of the failure.
     fn template_values(&self, position: usize) -> Params {
         let record = self.run.record();
         let mut values = template::values(&record.vars, &record.params);
@@ -163,8 +166,7 @@ impl Drive {
         values
     }
 
-    /// A step as its executor is to run it, and what of it is still to be rendered. An error is a
-    /// sentence.
+    /// Returns a step for its executor, and the rendering it still needs. An `Err` is a message.
     fn spec(&self, position: usize) -> Option<Result<(StepSpec, Option<Rendering>), String>> {
         let (record, options) = (self.run.record(), &self.shared.options);
         let pipeline = record.pipeline.as_ref()?;
@@ -194,7 +196,7 @@ impl Drive {
         Some(Ok((spec, rendering)))
     }
 
-    /// The environment of a step; that of a job says which one it is.
+    /// Returns the environment of a step. For a job, it includes the job's ID.
     fn env_of(&self, pipeline: &Pipeline, step: &Step) -> Vars {
         let record = self.run.record();
         let own = env::of_step(pipeline, &record.vars, step);
@@ -227,7 +229,7 @@ impl Drive {
         );
     }
 
-    /// A step that has ended, as far as its name goes.
+    /// Returns the specification of an ended step, reduced to what identifies it.
     fn ended_step(&self, position: usize) -> Option<StepSpec> {
         self.step(position).map(|step| StepSpec {
             name: step.name.clone(),

@@ -1,4 +1,4 @@
-//! Takes runs: looks at what is known of one, and claims it in one transaction.
+//! Claims new runs: reads the state of a run, and claims it in one transaction.
 
 use std::sync::Arc;
 
@@ -21,31 +21,31 @@ use crate::rules::quota::{self, Fit};
 use crate::rules::run::StopWhy;
 use crate::rules::template;
 
-/// What a look at a start shows.
+/// The decision about a start, made before its run is claimed.
 pub(super) enum Verdict {
-    /// It is to be run.
+    /// Run it.
     Run,
-    /// It is to be gone on with after these steps, which another run has left.
+    /// Run it after these steps, which a parent run committed.
     GoOn(Vec<StepRecord>),
-    /// It is to be recorded as failed, without anything being run.
+    /// Record it as failed without running any step.
     Refuse(Cause, String),
-    /// It was stopped before it came.
+    /// A stop was recorded before the start arrived.
     Stop(StopWhy),
 }
 
-/// What becomes of a start.
+/// The outcome of a start.
 pub(super) enum Taken {
-    /// It is claimed.
+    /// The run is claimed.
     Claimed(Box<Claimed>),
-    /// Its run id was seen before.
+    /// The run ID was seen before.
     Known,
     /// This worker cannot run it now: it waits, and is published again.
     NotNow(NotNow),
     /// The lease was lost meanwhile: it goes back to the queue.
     LeaseLost,
-    /// The worker ends, and the store refuses writes: it goes back to the queue, unclaimed.
+    /// The worker ends while the store refuses writes: the start returns to the queue unclaimed.
     WorkerEnds,
-    /// The store will never take it: the sentence.
+    /// The store will never accept the run. Holds the message.
     Impossible(String),
 }
 
@@ -66,7 +66,7 @@ pub(super) struct Claimed {
     pub(super) logger_url: Option<String>,
 }
 
-/// What is known of a start before it is claimed, all of one revision.
+/// The state read from the store before a start is claimed, all at one revision.
 #[derive(Default)]
 struct Look {
     seen: bool,
@@ -80,13 +80,13 @@ struct Look {
 }
 
 impl Look {
-    /// Reads all that concerns a start.
+    /// Creates a transaction that reads this state.
     fn read(run: &RunId, start: &Start) -> Txn {
         Self::with(Txn::new(), run, start).read(names::definition_key(run))
     }
 
-    /// Makes a claim that reads all that concerns the start after it. The definition can be large,
-    /// and is read only if the claim fails.
+    /// Adds this state to the reads of a claim. The definition can be large, and is read only if
+    /// the claim fails.
     fn claim(txn: Txn, run: &RunId, start: &Start) -> Txn {
         Self::with(txn, run, start).read_otherwise(names::definition_key(run))
     }
@@ -109,7 +109,7 @@ impl Look {
         txn
     }
 
-    /// The answer to [`Look::read`], or to [`Look::claim`].
+    /// Parses the reply to [`Look::read`] or [`Look::claim`].
     fn of(reply: &TxnReply, start: &Start) -> Self {
         let stored = pipeline_id(start).is_some();
         let logger_at = if stored { 5 } else { 4 };
@@ -128,8 +128,8 @@ impl Look {
     }
 }
 
-/// Refuses to work on a store whose revision is below an epoch that stands in a record: it was
-/// restored from an older snapshot, and could give out that epoch again (wire.md section 3).
+/// Returns an error if the store's revision is below an epoch in a record. The store was then
+/// restored from an older snapshot, and could issue that epoch again (wire.md section 3).
 pub(super) fn not_restored(run: &RunId, record: &Entry, revision: i64) -> Result<(), StoreError> {
     match serde_json::from_slice::<RunRecord>(&record.value).ok().and_then(|record| record.epoch) {
         Some(Epoch(epoch)) if epoch > revision => {
@@ -145,11 +145,11 @@ pub(super) type Refusal = (Cause, String);
 /// What came of one try.
 enum Tried {
     Taken(Taken),
-    /// What was known was not, or not any more, true; this is.
+    /// The state was stale. Holds the current state.
     Changed(Box<Look>),
 }
 
-/// Looks at a start and claims its run, as long as the lease stands.
+/// Reads the state of a start and claims its run, as long as the lease is valid.
 ///
 /// An answer that was lost is asked for again under the same demands, so that at most one try lands.
 ///
@@ -172,7 +172,7 @@ pub(super) async fn take(
         };
         match tried {
             Ok(Tried::Taken(taken)) => return taken,
-            // What was guessed, or seen a moment ago, is different now.
+            // The optimistic read was stale: retry with the current state.
             Ok(Tried::Changed(look)) if !changed => {
                 changed = true;
                 known = Some(*look);
@@ -201,9 +201,9 @@ pub(super) async fn take(
     }
 }
 
-/// Most starts that bring their pipeline are new, and nothing stands in the store that concerns them:
-/// such a one is claimed without a look. The claim demands that it is so, and shows what is there
-/// where it is not.
+/// Guesses the state of a start that includes its pipeline. Most of them are new, with nothing
+/// about them in the store, and are claimed without a read. The claim's conditions verify the
+/// guess. If it is wrong, the reply contains the actual state.
 fn guess(shared: &Shared, start: &Start) -> Option<Look> {
     let nothing = Look::default();
     let brings_all = matches!(start.target, Target::Inline(_))
@@ -227,8 +227,8 @@ async fn try_take(
     if let (Some(owner), Some(record)) = (&look.owner, &look.record)
         && owner.value == owner_value(&shared.options.node, held.lease)
     {
-        // A claim of ours whose answer was lost. It is driven by nobody: the roster has one place
-        // for a run, and we hold it.
+        // A claim of this worker whose reply was lost. No drive exists for it, because this call
+        // holds the run's only place in the roster.
         return adopt(run, owner, record, &look).map(Tried::Taken);
     }
     if look.seen || look.record.is_some() {
@@ -276,7 +276,7 @@ async fn try_take(
     Ok(Tried::Taken(Taken::Claimed(Box::new(claimed))))
 }
 
-/// The record of a run that is claimed.
+/// Returns the record of a claimed run.
 fn record_of(
     shared: &Shared,
     run: &RunId,
@@ -298,7 +298,7 @@ fn record_of(
         name,
         run_id: run.clone(),
         status: Status::Pending,
-        // Where its owner does not come to ending it, the next one does.
+        // If this owner dies before it ends the run, the next owner ends it with this cause.
         cause: refused.0,
         message: refused.1,
         logger: start.logger.clone(),
@@ -331,7 +331,8 @@ fn adopt(run: &RunId, owner: &Entry, record: &Entry, look: &Look) -> Result<Take
         return Ok(Taken::Known);
     }
     if parsed.epoch.is_some() || parsed.status != Status::Pending {
-        // It was begun under this claim, and is let go: whoever goes on does so under another.
+        // The run was started under this claim and is being released. It is resumed under another
+        // claim.
         return Ok(Taken::Known);
     }
     let verdict = match stop_of(look) {
@@ -351,7 +352,7 @@ fn adopt(run: &RunId, owner: &Entry, record: &Entry, look: &Look) -> Result<Take
     })))
 }
 
-/// A claim of ours that stands in the store.
+/// Parses a claim that this worker holds according to etcd.
 pub(super) fn adopted(
     run: &RunId,
     owner: &Entry,
@@ -365,7 +366,7 @@ pub(super) fn adopted(
     Ok((claim, parsed, record.mod_revision))
 }
 
-/// Reads a record with the immutable parts of its run.
+/// Reads a record together with the immutable definition of its run.
 pub(super) fn read_record(
     run: &RunId,
     record: &Entry,
@@ -381,8 +382,8 @@ fn definition_of(record: &RunRecord) -> Result<Option<Vec<u8>>, StoreError> {
     record.definition().map_err(|cause| StoreError::Refused(cause.to_string()))
 }
 
-/// Whether a record says that its run has ended. The status alone is read: a record of a later
-/// version can hold what this version does not know.
+/// Returns true if the run has ended according to its record. Reads only the status, because a
+/// record of a later version may contain unknown values.
 pub(super) fn has_ended(record: &Entry) -> bool {
     #[derive(Deserialize)]
     struct Standing {
@@ -391,8 +392,8 @@ pub(super) fn has_ended(record: &Entry) -> bool {
     serde_json::from_slice::<Standing>(&record.value).is_ok_and(|it| it.status.is_ended())
 }
 
-/// Decides what becomes of a start, and with which definition it is recorded. `Err`: this worker cannot
-/// run it now.
+/// Decides what happens to a start, and returns the definition to record. Returns an error if there
+/// is not enough memory now.
 fn judge(
     shared: &Shared,
     start: &Start,
@@ -449,7 +450,7 @@ fn judge(
         return refuse(Some(pipeline), Cause::UnknownLogger, why);
     }
     let among_runs = pipeline.unsupported_among_runs().into_iter();
-    // Where there is one run alone it has nobody to wait for.
+    // A worker without rescue has a single run, with no others to wait for.
     let among_runs = among_runs.filter(|_| shared.options.rescue);
     if let Some(unsupported) = pipeline.unsupported().into_iter().chain(among_runs).next() {
         return refuse(Some(pipeline), Cause::Rejected, unsupported.what);
@@ -478,7 +479,7 @@ fn judge(
     }
 }
 
-/// Why a definition with secrets in clear text is rejected.
+/// Returns why a definition with secrets in clear text is rejected.
 fn literal_secrets(shared: &Shared, pipeline: &Pipeline) -> Option<String> {
     if shared.options.literal_secrets {
         return None;
@@ -492,7 +493,7 @@ fn literal_secrets(shared: &Shared, pipeline: &Pipeline) -> Option<String> {
     ))
 }
 
-/// What of a run this worker or its host cannot do, where there is something.
+/// Returns a requirement of the run that this worker or its host does not meet.
 fn not_here(shared: &Shared, start: &Start, pipeline: &Pipeline) -> Option<String> {
     if let Some(executor) = shared.lacks(pipeline) {
         let name = executor.as_str();
@@ -524,7 +525,7 @@ fn not_here(shared: &Shared, start: &Start, pipeline: &Pipeline) -> Option<Strin
     is_limited.then(|| format!("`quotas.limits` cannot be enforced on this host: {why}"))
 }
 
-/// Group and name of what a start runs.
+/// Returns group and name of the pipeline that a start runs.
 pub(super) fn names_of(start: &Start) -> (String, String) {
     match &start.target {
         Target::Stored(id) => (id.group().to_owned(), id.name().to_owned()),
@@ -532,12 +533,12 @@ pub(super) fn names_of(start: &Start) -> (String, String) {
     }
 }
 
-/// The bytes of a start's variables and values, as JSON.
+/// Returns the size of a start's variables and parameters as JSON, in bytes.
 pub(super) fn size_of_vars(start: &Start) -> usize {
     serde_json::to_vec(&(&start.vars, &start.params)).map_or(0, |json| json.len())
 }
 
-/// A pipeline's key: the definition, and whether it is paused.
+/// Parses a stored pipeline. Returns the definition, and whether it is paused.
 pub(super) fn stored_pipeline(value: &[u8]) -> Result<(Pipeline, bool), String> {
     let stored: StoredPipeline =
         serde_json::from_slice(value).map_err(|cause| format!("it is unreadable: {cause}"))?;
@@ -566,7 +567,7 @@ fn pipeline_id(start: &Start) -> Option<PipelineId> {
     }
 }
 
-/// The run of a start, and whether the sender named it.
+/// Returns the run ID of a start, and whether the sender chose it.
 pub(super) fn run_of(start: &Start) -> (RunId, bool) {
     match &start.run_id {
         RunIdSource::Given(run) => (run.clone(), true),

@@ -1,4 +1,4 @@
-//! Takes over what a step leaves to its run: its result, and the files that are to be kept.
+//! Collects the result and the outputs of a step.
 
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -18,19 +18,19 @@ use crate::ports::{
 };
 use crate::rules::job::{self, MAX_RESULT, RESULT_FILE, result_of};
 
-/// What a step is asked for once its command has ended.
+/// What to collect after a step's command has ended.
 pub(super) struct Wanted {
     outputs: Vec<Asked>,
-    /// Where its files are, if not in its working directory.
+    /// The directory of the files, if it is not the working directory.
     dir: Option<&'static str>,
-    /// What they are kept below.
+    /// The names above all output paths.
     under: Vec<String>,
     origin: Origin,
     /// The mask of the run.
     mask: RunMask,
 }
 
-/// Why what a step has left cannot be taken over.
+/// Why the result or outputs could not be collected.
 pub(super) enum NotTaken {
     Engine(ExecError),
     Files(Cause, String),
@@ -96,7 +96,7 @@ impl Wanted {
     }
 }
 
-/// What there is at hand to take it over.
+/// The context of a collection.
 struct Taking<'a> {
     shared: &'a Shared,
     scope: &'a RunScope,
@@ -104,7 +104,8 @@ struct Taking<'a> {
     out: &'a Output,
 }
 
-/// Takes over what a step has left, whatever it ended with; nothing of one that was asked to end.
+/// Collects result and outputs of a step, whatever its exit code. Collects nothing if the step was
+/// asked to end.
 pub(super) async fn collect(
     (shared, scope): (&Shared, &RunScope),
     ran: &mut Ran,
@@ -153,7 +154,7 @@ impl Taking<'_> {
                     Ok(result) => ran.result = Some(result),
                     Err(why) => self.out.note(&why).await,
                 },
-                // Most steps have none.
+                // Most steps have no result.
                 Err(ExecError::NoSuchPath { .. }) => {}
                 Err(cause) => return Err(cause.into()),
             }
@@ -166,7 +167,7 @@ impl Taking<'_> {
         Ok(())
     }
 
-    /// A result as later steps may ask for it, and people see it.
+    /// Masks a result, as users and later steps see it.
     fn shown(&self, result: &Value) -> Result<Value, String> {
         let text = result.to_string();
         if text.len() > MAX_RESULT {
@@ -180,7 +181,8 @@ impl Taking<'_> {
         })
     }
 
-    /// The bytes of a small file that a step has left; of a larger one, one more than may be.
+    /// Returns the content of a small file that a step left, or one byte more than the limit if the
+    /// file is larger.
     async fn file(&self, left: &Workspace, path: &str) -> Result<BytesMut, ExecError> {
         let broke = |cause: std::io::Error| ExecError::Engine {
             doing: "reading a file of a step".to_owned(),
@@ -213,7 +215,7 @@ impl Taking<'_> {
             let selection = Selection::of(asked).map_err(|why| files(why.to_string()))?;
             let is_result = asked.path == RESULT_FILE;
             let matched = match &ran.result {
-                // It came with the end of the step, and lies nowhere.
+                // The result was reported at the end of the step and is not in a file.
                 Some(result) if is_result && is_told => {
                     let tar = result_tar(result).await?;
                     outputs.keep(kept, &selection, RESULT_FILE, tar).await?.matched
@@ -231,7 +233,7 @@ impl Taking<'_> {
             match asked.missing {
                 Missing::Ignore => {}
                 Missing::Warn => self.out.note(&nothing).await,
-                // A command that has failed by itself has not come to making it.
+                // A command that failed by itself may not have produced the output.
                 Missing::Fail if ran.exit.code != 0 => self.out.note(&nothing).await,
                 Missing::Fail => return Err(files(nothing)),
             }
@@ -239,7 +241,7 @@ impl Taking<'_> {
         Ok(())
     }
 
-    /// Keeps what lies where a step worked. Whether something was there.
+    /// Stores the files of an output from the step's workspace. Returns whether any file matched.
     async fn keep_one(
         &self,
         outputs: &dyn Outputs,
@@ -267,7 +269,7 @@ impl Taking<'_> {
     }
 }
 
-/// A result as the file that it is known by.
+/// Returns the result as a tar archive with the result file.
 async fn result_tar(result: &Value) -> Result<ByteStream, NotTaken> {
     let failed = |cause: std::io::Error| NotTaken::Files(Cause::Artifact, cause.to_string());
     let text = serde_json::to_vec_pretty(result).map_err(|cause| failed(cause.into()))?;

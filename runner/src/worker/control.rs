@@ -21,10 +21,10 @@ use super::watchdog::{beat, waits};
 use crate::ports::{Change, Expect, StoreError, Txn};
 use crate::rules::run::StopWhy;
 
-/// How long a stop for a run that is not known yet is remembered.
+/// How long a stop for an unknown run is kept.
 pub(super) const REMEMBER_STOP: Duration = Duration::from_secs(24 * 3600);
 
-/// Records a stop: the owner sees it, whichever worker that is.
+/// Records a stop. The run's owner, which may be another worker, watches for it.
 pub(super) async fn stop(
     shared: &Arc<Shared>,
     held: &Held,
@@ -66,7 +66,7 @@ pub(super) async fn stop(
                 shared.ignored(Some(run), &why).await;
                 return Ok(Disposition::Ack);
             }
-            // Its start came in between.
+            // The start arrived in between.
             continue;
         };
         if has_ended(record) {
@@ -84,7 +84,7 @@ pub(super) async fn stop(
         if look.entry(1).is_none() {
             match end_orphan(shared, held, run, &stop.reason).await {
                 Ok(()) => {}
-                // The stop is recorded: the next worker that can claim the run obeys it.
+                // The stop is recorded. The next worker that can claim the run obeys it.
                 Err(cause @ (StoreError::Restored { .. } | StoreError::Unreadable(_))) => {
                     warn!(
                         run.id = %run,
@@ -99,7 +99,8 @@ pub(super) async fn stop(
     }
 }
 
-/// A run without an owner is ended by whoever hears of its stop, which needs no slot.
+/// Ends a run without an owner. The worker that receives its stop claims it, even without a free
+/// slot.
 pub(super) async fn end_orphan(
     shared: &Arc<Shared>,
     held: &Held,
@@ -111,7 +112,7 @@ pub(super) async fn end_orphan(
     match claim_orphan(shared, held, run, &record, Purpose::End).await {
         Ok(Some(orphan)) => {
             if orphan.record.status.is_ended() {
-                // Somebody ended it in between, and came to nothing more.
+                // Another worker recorded the ending but did not complete it.
                 launch.conclude(held, orphan);
             } else {
                 let why = StopWhy::User { reason: reason.clone() };
@@ -119,7 +120,7 @@ pub(super) async fn end_orphan(
             }
             Ok(())
         }
-        // It has an owner now, who sees the stop.
+        // The run has an owner now, which sees the stop.
         Ok(None) => {
             launch.cancel();
             Ok(())
@@ -131,7 +132,7 @@ pub(super) async fn end_orphan(
     }
 }
 
-/// Pauses or unpauses a pipeline; the newest word holds.
+/// Pauses or unpauses a pipeline. The newest command wins.
 pub(super) async fn toggle(
     shared: &Shared,
     toggle: &Toggle,
@@ -195,7 +196,7 @@ pub(super) async fn toggle(
     }
 }
 
-/// Tells the runs of this worker of stops, whichever worker recorded them.
+/// Notifies this worker's runs of recorded stops, whichever worker recorded them.
 pub(super) async fn watch_stops(shared: Arc<Shared>, held: Held) {
     let mut wait = Duration::from_millis(100);
     loop {

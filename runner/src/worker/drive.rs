@@ -1,4 +1,5 @@
-//! Drives one run: tells the rules what happened, and does what they say. Nothing else decides.
+//! Drives one run: reports facts to the rules and carries out their orders. It makes no decisions
+//! of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -27,7 +28,7 @@ use super::watchdog::waits;
 use crate::ports::{Exit, Given, LoggerFeed, RunScope, StopLevel, StopSignal, Workspace};
 use crate::rules::run::{Draft, Effect, Exited, Input, Run, Timer, joined, may_be_joined};
 
-/// One run in the hands of this worker.
+/// A run driven by this worker.
 pub(super) struct Drive {
     pub(super) shared: Arc<Shared>,
     pub(super) run: Run,
@@ -36,60 +37,58 @@ pub(super) struct Drive {
     pub(super) feed: Option<Arc<dyn LoggerFeed>>,
     pub(super) scope: RunScope,
     pub(super) stop: StopSignal,
-    /// Raised by a hand-over, for steps that may run again; a part of `stop`.
+    /// Raised by a hand-over, for steps that may run again. A part of `stop`.
     pub(super) leave: StopSignal,
     pub(super) inputs: mpsc::UnboundedReceiver<Input>,
-    /// For facts of its own.
+    /// Sends facts to this drive.
     pub(super) tell: mpsc::UnboundedSender<Input>,
     pub(super) pushes: Pushes,
     pub(super) held: Held,
-    /// The slot; free when it is dropped.
+    /// The slot, which is released on drop.
     pub(super) slot: Option<OwnedSemaphorePermit>,
-    /// What goes on at the moment: for the steps at these positions, or for the run as a whole.
+    /// Operations in progress: for the step at a position, or for the whole run.
     pub(super) doing: FuturesUnordered<Ends>,
     pub(super) graph: Graph,
     pub(super) progress: Progress,
     pub(super) secrets: RunSecrets,
-    /// The output budget of its steps.
+    /// The output budget of the run's steps.
     pub(super) budget: Budget,
 }
 
-/// The end of something that was begun.
+/// The completion of an operation.
 type Ends = Pin<Box<dyn Future<Output = (Option<usize>, Done)> + Send + Sync>>;
 
-/// What the steps so far have left.
+/// What the run's steps have left so far.
 #[derive(Default)]
 pub(super) struct Progress {
-    /// What the first steps begin with.
+    /// The workspace from which the first steps start.
     base: Option<Workspace>,
-    /// What steps have left for others, by their positions.
+    /// The committed workspaces of steps, by position.
     pub(super) kept: BTreeMap<usize, Workspace>,
-    /// Those that something goes on for, or went on.
+    /// The steps that were started, by position.
     pub(super) steps: BTreeMap<usize, Going>,
     timers: Vec<(Timer, Instant)>,
-    /// Lines of our own about steps, which are not published yet.
+    /// Notices about steps that are not yet published.
     notes: Vec<(Arc<Output>, String)>,
-    /// The steps that stand in the record with their end.
+    /// The steps that are recorded as ended.
     closed: BTreeSet<StepName>,
 }
 
-/// One step on its way.
+/// A step in progress.
 #[derive(Default)]
 pub(super) struct Going {
-    /// What it begins with, where something was brought into that.
+    /// The workspace it starts from, if a resource was mounted into it.
     on: Option<Workspace>,
-    /// What it left.
+    /// The workspace it left.
     pub(super) left: Option<Workspace>,
     pub(super) gate: Option<oneshot::Sender<bool>>,
-    /// Its output.
     pub(super) output: Option<Arc<Output>>,
     pub(super) stop: StopSignal,
-    /// Its secrets.
     pub(super) given: Vec<Given>,
 }
 
 impl Progress {
-    /// That of a run some of whose steps an earlier owner has seen to their end.
+    /// Creates the progress of a run whose earlier owner completed some steps.
     pub(super) fn after(steps: &[StepRecord]) -> Self {
         Self { closed: ended(steps), ..Self::default() }
     }
@@ -119,7 +118,7 @@ enum Next {
 }
 
 impl Drive {
-    /// Drives the run to its end, or until it is lost.
+    /// Drives the run until it ends or is lost.
     pub(super) async fn drive(mut self, first: Vec<Effect>) {
         let run_id = self.scope.run.clone();
         let ended = if self.run.record().status.is_ended() && first.is_empty() {
@@ -131,7 +130,7 @@ impl Drive {
             self.shared.reclaims.forget(&run_id);
         }
         if let Err(cause) = ended {
-            // What follows needs no slot.
+            // The remaining work needs no slot.
             self.slot = None;
             self.abandon().await;
             if let Some(lost) = self.let_go_of(cause).await {
@@ -155,8 +154,8 @@ impl Drive {
         }
     }
 
-    /// What follows on the next fact, and on those that have come by then: the more steps end at once,
-    /// the fewer writes each of them costs.
+    /// Waits for a fact and returns the orders for it and all other pending facts. Steps that end
+    /// together share one write of the record.
     async fn follow(&mut self) -> Result<Vec<Effect>, Gone> {
         let mut lists = Vec::new();
         let mut next = Some(self.next().await);
@@ -192,7 +191,7 @@ impl Drive {
                 None => std::future::pending().await,
             }
         };
-        // Facts from outside go first: a stop must be known before the end that it brings about.
+        // Facts from outside come first: a stop must be known before the exit that it causes.
         tokio::select! {
             biased;
             () = self.held.lost.cancelled() => Next::Lost,
@@ -205,7 +204,7 @@ impl Drive {
         }
     }
 
-    /// The fact that the end of something is. What was begun for a step is told as of that step.
+    /// Converts the completion of an operation to a fact.
     fn input_of(&mut self, at: Option<usize>, done: Done) -> Input {
         let mask = self.secrets.mask();
         let broke = |cause, message: String, exit_code, said| {
@@ -237,7 +236,7 @@ impl Drive {
                     progress.notes.extend(step.output.clone().map(|output| (output, why)));
                 }
                 if code == 0 {
-                    // Nobody will ask what it said.
+                    // Only the output of a failed step is needed later.
                     step.output = None;
                 }
                 Input::Exited(position, Exited { code, oom, stdout_bytes, stderr_bytes })
@@ -253,20 +252,20 @@ impl Drive {
             Done::BrokeSaying(cause, message, exit_code, said) => {
                 broke(cause, message, exit_code, Some(said))
             }
-            // Taken by the caller: the run is let go.
+            // `follow` has handled these and releases the run.
             Done::NotOurs | Done::EngineAway(_) => {
                 broke(Cause::Lost, "the run is let go".to_owned(), None, None)
             }
         }
     }
 
-    /// Performs orders one after the other.
+    /// Carries out orders in sequence.
     async fn perform(&mut self, effects: Vec<Effect>) -> Result<Performed, WriteError> {
         for effect in effects {
             match effect {
                 Effect::Save(mut record) => {
                     let (_, last_seq) = self.emitter.last().await;
-                    // Without those that had failed, and are begun again.
+                    // Steps that failed and were started again are no longer closed.
                     let ended = ended(&record.steps);
                     self.progress.closed.retain(|step| ended.contains(step));
                     for record in [&mut *record, self.run.record_mut()] {
@@ -300,7 +299,8 @@ impl Drive {
                 Effect::OpenGate(position) => {
                     let gate = self.progress.steps.get_mut(&position);
                     if let Some(gate) = gate.and_then(|step| step.gate.take()) {
-                        // Nobody waits where the container could not be made; that is a fact to come.
+                        // There is no receiver if the container could not be created. That is
+                        // reported as a fact.
                         gate.send(true).ok();
                     }
                 }
@@ -343,7 +343,7 @@ impl Drive {
         self.emitter.emit(draft).await;
     }
 
-    /// Begins something for a step, or for the run as a whole.
+    /// Starts an operation for a step or for the whole run.
     pub(super) fn begin(&mut self, at: Option<usize>, doing: BoxFuture<'static, Done>) {
         let doing = self.shared.tasks.spawn(doing);
         let done = doing.map(move |done| {
@@ -362,12 +362,12 @@ impl Drive {
     }
 
     pub(super) fn broke(&mut self, position: usize, what: &str) {
-        // The rules order only what they have seen begin; this keeps a wrong order from being silent.
+        // The rules only order what was started before. This reports a wrong order.
         let done = Done::Broke(Cause::Engine, format!("nothing is there to {what}"), None);
         self.begin(Some(position), Box::pin(async move { done }));
     }
 
-    /// What a step begins with.
+    /// Returns the workspace that a step starts from.
     pub(super) fn on(&self, position: usize) -> Option<Workspace> {
         let progress = &self.progress;
         if let Some(on) = progress.steps.get(&position).and_then(|step| step.on.clone()) {
@@ -381,7 +381,7 @@ impl Drive {
             if let Some(kept) = progress.kept.get(&at) {
                 return Some(kept.clone());
             }
-            // It was allowed to fail, and left nothing.
+            // The step was allowed to fail, and left no image.
             before = self.graph.begins_on(at);
         }
         progress.base.clone()
@@ -394,8 +394,7 @@ impl Drive {
         }
     }
 
-    /// What asks a step to end: a new one for each attempt. A hand-over reaches it only if it may run
-    /// again.
+    /// Creates the stop signal of an attempt. A hand-over raises it only if the step may run again.
     pub(super) fn stop_of(&mut self, position: usize) -> StopSignal {
         let may_repeat = self.step(position).is_none_or(Step::may_repeat);
         let stop = if may_repeat { self.leave.part() } else { self.stop.part() };
@@ -403,17 +402,17 @@ impl Drive {
         stop
     }
 
-    /// A line of our own in the run's external log.
+    /// Writes a line to the run's external log.
     pub(super) fn tell_logger(&self, line: &str) {
         if let Some(feed) = &self.feed {
             feed.push(format!("[bob] {}\n", self.secrets.mask().text(line)).into());
         }
     }
 
-    /// The run is not ours any more: kill what runs, publish nothing, remove nothing that a next
-    /// owner needs.
+    /// Abandons a run that this worker no longer owns: kills its steps, publishes nothing, and
+    /// removes nothing that the next owner needs.
     async fn abandon(&mut self) {
-        // The executor proves the container gone; its own deadlines bound this.
+        // The executor verifies that the container is gone, within its own timeouts.
         let _waits = waits();
         self.stop.raise(StopLevel::Kill);
         self.pushes.stop().await;

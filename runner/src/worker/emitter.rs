@@ -1,4 +1,4 @@
-//! Numbers the events of one run, and hands them over in that order.
+//! Numbers the events of one run and publishes them in that order.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::ports::{Events, Host, Ticket};
 use crate::rules::lines::Piece;
 use crate::rules::run::Draft;
 
-/// The events of one run within one epoch.
+/// Publishes the events of one run under one epoch.
 pub(super) struct Emitter {
     events: Arc<dyn Events>,
     host: Arc<dyn Host>,
@@ -26,9 +26,10 @@ pub(super) struct Emitter {
     node: NodeId,
     epoch: Epoch,
     lost: CancellationToken,
-    /// The worker ends, and waits no longer for the publisher to take an event.
+    /// Cancelled when the ending worker stops waiting for the publisher.
     leaving: CancellationToken,
-    /// Held from the numbering until the event is taken over: that is what keeps them in order.
+    /// Held from the numbering of an event until the publisher has accepted it, which keeps events
+    /// in order.
     next: Mutex<Next>,
 }
 
@@ -39,11 +40,11 @@ struct Next {
     dropped: Dropped,
 }
 
-/// Events that the publisher did not take before the worker ended.
+/// Events that the publisher did not accept before the worker ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Dropped {
     pub(super) events: u64,
-    /// Bytes of their messages, which is the output of steps for the most part.
+    /// The size of their messages, mostly output of steps.
     pub(super) bytes: u64,
 }
 
@@ -70,9 +71,9 @@ impl Emitter {
         }
     }
 
-    /// Publishes an event of the run. Waits while the publisher is full; does nothing once the run
-    /// is lost. An event that the publisher does not take before the worker ends is counted, and
-    /// keeps its `seq`, so that readers see what is missing.
+    /// Publishes an event of the run. Waits while the publisher is full; has no effect once the run
+    /// is lost. An event that the publisher does not accept before the worker ends is counted. It
+    /// keeps its `seq`, so that readers see the gap.
     pub(super) async fn emit(&self, draft: Draft) {
         let _waits = waits();
         let mut next = self.next.lock().await;
@@ -80,7 +81,7 @@ impl Emitter {
         self.hand_over(&mut next, event).await;
     }
 
-    /// Publishes a text of a step's output.
+    /// Publishes a text from a step's output.
     pub(super) async fn log(&self, step: (&StepName, u32), stream: LogStream, piece: Piece) {
         let (message, encoding) = match String::from_utf8(piece.bytes) {
             Ok(text) => (text, None),
@@ -94,28 +95,28 @@ impl Emitter {
         self.emit(Draft { reason, message, step, severity: None }).await;
     }
 
-    /// The run's next event, numbered but not published: what an ending is recorded with.
+    /// Returns the run's next event without publishing it, to be recorded with the ending.
     pub(super) async fn peek(&self, draft: Draft) -> Event {
         let _waits = waits();
         let next = self.next.lock().await;
         self.event(next.seq, draft)
     }
 
-    /// Publishes an ending event that is in the record: one that `peek` made, or an earlier owner.
-    /// `None`: the publisher did not take it.
+    /// Publishes a recorded ending event, created by `peek` or an earlier owner. Returns `None` if
+    /// the publisher did not accept it.
     pub(super) async fn emit_recorded(&self, event: Event) -> Option<Ticket> {
         let _waits = waits();
         let mut next = self.next.lock().await;
         self.hand_over(&mut next, event).await.then_some(next.last)
     }
 
-    /// The events that the publisher did not take.
+    /// Returns the events that the publisher did not accept.
     pub(super) async fn dropped(&self) -> Dropped {
         let _waits = waits();
         self.next.lock().await.dropped
     }
 
-    /// The ticket of the last event, and the highest `seq` so far.
+    /// Returns the ticket of the last event and the highest `seq` so far.
     pub(super) async fn last(&self) -> (Ticket, Option<u64>) {
         let _waits = waits();
         let next = self.next.lock().await;
@@ -140,7 +141,7 @@ impl Emitter {
         event
     }
 
-    /// `false`: it was not taken.
+    /// Returns false if the publisher did not accept the event.
     async fn hand_over(&self, next: &mut Next, event: Event) -> bool {
         loop {
             let taken = tokio::select! {

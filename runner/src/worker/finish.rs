@@ -1,5 +1,5 @@
-//! Ends a run: its logs are out, then the ending is recorded, then it is published, then what it
-//! made is removed, then it is let go. In this order (ADR 0003).
+//! Ends a run, in this order (ADR 0003): publish its logs, record the ending, publish it, remove
+//! the run's resources, release the claim.
 
 use std::time::Duration;
 
@@ -14,32 +14,32 @@ use super::watchdog::{beat, waits};
 use crate::ports::{StoreError, Ticket};
 use crate::rules::run::{Draft, Input, StopWhy};
 
-/// How long an external logger may hold up a run's end.
+/// The maximum delay of a run's end by its external logger.
 const LOGGER_WAIT: Duration = Duration::from_secs(10);
-/// How long a stream that is away holds up a run's end and its slot.
+/// The maximum delay of a run's end, and of its slot's release, by an unavailable stream.
 const STREAM_WAIT: Duration = Duration::from_secs(30);
-/// The longest that a hand-over waits for the stream. Events that are not confirmed by then are published
-/// later, or by the next worker on this disk.
+/// The maximum time that a hand-over waits for the stream. Events that are not confirmed by then
+/// are published later, or by the next worker with the same disk.
 const HAND_OVER_STREAM_WAIT: Duration = Duration::from_secs(5);
-/// How long the removal of what a run made holds up its slot.
+/// The maximum delay of a slot's release by the removal of the run's resources.
 const REMOVAL_WAIT: Duration = Duration::from_secs(20);
-/// How often the removal of what a run made is tried.
+/// The number of attempts to remove a run's resources.
 const DESTROY_TRIES: u32 = 5;
 
 impl Drive {
-    /// Ends the run. The worker's own end does not interrupt this.
+    /// Ends the run. The end of the worker does not interrupt this.
     pub(super) async fn finish(&mut self) -> Result<(), WriteError> {
         if self.met_a_full_disk() {
-            // Before its slot is free: the next run would meet the same.
+            // Before the slot is free, because the next run would meet the full disk too.
             self.shared.room.ran_out();
         }
-        // The end of a run needs no checkpoint, and removes those that there are.
+        // A run that ends needs no checkpoints, and its existing ones are removed.
         self.pushes.stop().await;
         self.close_feed().await;
         let (last, _) = self.emitter.last().await;
         let in_time = self.confirmed_within(last, STREAM_WAIT).await?;
         if !in_time {
-            // The ending is recorded all the same, and the slot is free; the claim is kept until the
+            // The ending is recorded anyway, and the slot is released. The claim is kept until the
             // stream has the event.
             self.slot = None;
         }
@@ -70,14 +70,15 @@ impl Drive {
                 Ok(()) => break event,
                 Err(WriteError::StopFound) => {
                     let now = self.shared.ports.host.now();
-                    // The key says that it was a user; the watch may have brought the reason.
+                    // The stop key proves that a user requested a stop. The watch may have
+                    // delivered the reason.
                     let mut why = StopWhy::User { reason: None };
                     while let Ok(input) = self.inputs.try_recv() {
                         if let Input::StopAsked(user @ StopWhy::User { .. }) = input {
                             why = user;
                         }
                     }
-                    // The order to finish that this gives is the one that is being performed.
+                    // It orders `Finish`, which is in progress already.
                     drop(self.run.stop_now(now, &why));
                 }
                 Err(cause) => return Err(cause),
@@ -88,8 +89,9 @@ impl Drive {
         self.after_ending(ticket).await
     }
 
-    /// Lets another worker go on: what was said is out, nothing of it runs, and the claim goes with
-    /// the write that says so. A stop that came meanwhile stands, and is obeyed by the next owner.
+    /// Hands the run over to another worker. Its events are published, no step is running, and the
+    /// write that records the release deletes the owner key. A stop that arrives meanwhile remains
+    /// for the next owner.
     pub(super) async fn release(&mut self) -> Result<(), WriteError> {
         if let Some(feed) = self.feed.take() {
             let leaving = self.shared.leaving.clone();
@@ -111,11 +113,11 @@ impl Drive {
             let run = &self.scope.run;
             warn!(run.id = %run, "run {run} is handed over before the stream has confirmed all of its events");
         }
-        // An owner on another engine goes on from what is in the registry.
+        // An owner on another engine resumes from the registry.
         self.pushes.done().await;
         while let Ok(input) = self.inputs.try_recv() {
             if matches!(input, Input::Pushed { .. }) {
-                // It orders nothing any more; what it says goes with the write below.
+                // It gives no more orders. The write below includes the digest.
                 drop(self.run.on(self.shared.ports.host.now(), input));
             }
         }
@@ -126,8 +128,8 @@ impl Drive {
         Ok(())
     }
 
-    /// Does what is left to do for a run whose ending is recorded: its event is published as it was
-    /// recorded, with the epoch and `seq` of the owner that ended it.
+    /// Completes a run whose ending is recorded. Publishes its event as recorded, with the epoch
+    /// and `seq` of the owner that ended it.
     pub(super) async fn conclude(&mut self) -> Result<(), WriteError> {
         let ticket = match self.run.record().ending_event.clone() {
             Some(event) => self.emitter.emit_recorded(*event).await,
@@ -136,7 +138,7 @@ impl Drive {
         self.after_ending(ticket).await
     }
 
-    /// Reports the events that the publisher did not take before the worker ended.
+    /// Reports the events that the publisher did not accept before the worker ended.
     pub(super) async fn report_dropped(&self) {
         let Dropped { events, bytes } = self.emitter.dropped().await;
         if events > 0 {
@@ -152,12 +154,12 @@ impl Drive {
         self.run.record().cause == Some(Cause::NoSpace)
     }
 
-    /// `ticket`: that of the ending event; `None` if the publisher did not take it.
+    /// `ticket` is that of the ending event, or `None` if the publisher did not accept it.
     async fn after_ending(&mut self, ticket: Option<Ticket>) -> Result<(), WriteError> {
         let executor = std::sync::Arc::clone(&self.shared.ports.executor);
         let mut destroyed = {
             let run = self.scope.run.clone();
-            // Without room for it nothing is kept.
+            // Without disk space, images are not kept for the retention.
             let kept = self.shared.options.keeps_images
                 && !self.met_a_full_disk()
                 && self.run.record().pipeline.as_ref().is_some_and(|it| it.retention.is_some());
@@ -169,7 +171,7 @@ impl Drive {
             None => false,
         };
         if !is_published {
-            // The mark of an open run stays with the record, and the claim goes with the lease.
+            // The open key stays with the record, and the owner key expires with the lease.
             let run = &self.scope.run;
             info!(run.id = %run, "the end of run {run} is recorded; the next worker publishes it");
             return Ok(());
@@ -179,7 +181,7 @@ impl Drive {
             tokio::time::timeout(REMOVAL_WAIT, &mut destroyed).await
         };
         if removed.is_err() {
-            // An engine that resists holds up no other run.
+            // A slow engine must not delay other runs.
             self.slot = None;
             let _waits = waits();
             drop(destroyed.await);
@@ -187,7 +189,7 @@ impl Drive {
         if self.met_a_full_disk() {
             self.shared.room.look_now();
         }
-        // Without the ending event, which is published.
+        // The ending event is published, so that the record no longer needs it.
         let record = RunRecord { ending_event: None, ..self.run.record().clone() };
         loop {
             let also = self.let_go().await?;
@@ -203,7 +205,7 @@ impl Drive {
         }
     }
 
-    /// The leases that the last write needs, however long the store takes to grant them.
+    /// Returns the leases for the last write, retrying until the store grants them.
     async fn let_go(&self) -> Result<Also, WriteError> {
         loop {
             let ports = &self.shared.ports;
@@ -275,7 +277,7 @@ impl Drive {
         self.confirmed_or_leaving(ticket).await
     }
 
-    /// Whether the stream confirms an event in that time, and before the worker ends.
+    /// Returns whether the stream confirms an event within this time and before the worker ends.
     async fn confirmed_within(&self, ticket: Ticket, wait: Duration) -> Result<bool, WriteError> {
         let confirmed = self.confirmed_or_leaving(ticket);
         tokio::time::timeout(wait, confirmed).await.unwrap_or(Ok(false))

@@ -1,4 +1,4 @@
-//! How a run is let go that cannot be driven any further here.
+//! Releases a run that this worker cannot drive any further.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use super::watchdog::waits;
 use super::{Lost, Shared};
 use crate::ports::{RunScope, STARTS_WITHIN};
 
-/// Why a drive ends before its run does.
+/// Why a drive ends before its run.
 pub(super) enum Gone {
     Write(WriteError),
-    /// The engine is away, and with it whatever runs there.
+    /// The engine is unavailable, and the run's steps with it.
     Engine(String),
 }
 
@@ -25,7 +25,7 @@ impl From<WriteError> for Gone {
     }
 }
 
-/// Between two attempts to prove that the steps of a run have ended.
+/// The delay between attempts to verify that a run's steps have ended.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// Returns once the executor has proven that no step of the run is running here and none can start, or
@@ -58,8 +58,8 @@ impl Drive {
         prove_ended(&self.shared, &self.scope).await;
     }
 
-    /// Lets go of the run, so that somebody can go on with it; what this worker itself has to do for
-    /// that.
+    /// Releases the run, so that a worker can resume it. Returns what this worker must still do
+    /// about it.
     pub(super) async fn let_go_of(&self, cause: Gone) -> Option<Lost> {
         let run = self.scope.run.clone();
         match cause {
@@ -67,8 +67,8 @@ impl Drive {
                 warn!(run.id = %run, cause = why, "the run is let go until the engine is well");
                 self.shared.room.engine_went(Some(self.scope.clone()));
                 self.prove_ended().await;
-                // Without a word of a hand-over: it counts as a loss, or a run that is the end of each
-                // engine would be tried for ever.
+                // Not recorded as a hand-over: it counts as a loss, so that a run that breaks every
+                // engine is not retried forever.
                 release(&self.shared, self.ledger.claim(), &self.held.lost).await;
                 None
             }
@@ -80,7 +80,7 @@ impl Drive {
             Gone::Write(WriteError::InDoubt) => {
                 warn!(run.id = %run, "the run may be lost to this worker; it is let go");
                 self.prove_ended().await;
-                // Under this epoch nothing more may be said, whoever goes on.
+                // Nothing more may be published under this epoch, even if the run is resumed here.
                 release(&self.shared, self.ledger.claim(), &self.held.lost).await;
                 Some(Lost::with_lease(run))
             }

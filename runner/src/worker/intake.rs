@@ -1,4 +1,4 @@
-//! Takes commands from the queues, and settles them: a start once it is claimed.
+//! Consumes commands from the queues and settles them. A start is settled once its run is claimed.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,9 +15,11 @@ use super::watchdog::waits;
 use super::{Options, Shared};
 use crate::ports::{Consumer, Delivery, Message, QueueError, Route, Source};
 
-/// Takes starts from the shared queue while a slot is free and the engine's disk has room. An open
-/// consumer holds a slot, and the message that takes the last slot is acked only after the broker has
-/// said that nothing more comes: so nothing is held back from a worker that is idle.
+/// Consumes starts from the shared queue while a slot is free and the engine's disk has room.
+///
+/// An open subscription holds a slot. The delivery that takes the last slot is acknowledged only
+/// after the subscription is closed. This worker therefore holds back no message that an idle
+/// worker could take.
 pub(super) async fn jobs(shared: Arc<Shared>, mut lease: Current, stop: CancellationToken) {
     let mut pause = PAUSE;
     let mut is_ready = false;
@@ -80,7 +82,7 @@ async fn consume_jobs(
             biased;
             () = held.lost.cancelled() => break,
             () = stop.cancelled() => break,
-            // A run without an owner goes before a new one, and so does one that was sent here.
+            // An orphan, or a start sent to this worker, takes precedence over new starts.
             () = shared.slot_wanted.notified() => break,
             () = shared.room.gone() => break,
             () = shared.writes.refusal() => break,
@@ -100,7 +102,7 @@ async fn consume_jobs(
                 settle(delivery, disposition).await;
             }
             Answer::NotYet(kept) => {
-                // The subscription is about to end, and a worker that takes work gets the message.
+                // The subscription is about to close, and another worker receives the message.
                 settle(delivery, Disposition::Requeue).await;
                 let Some(kept) = kept else { break };
                 slot = kept;
@@ -119,7 +121,7 @@ async fn consume_jobs(
                 }
             }
             Answer::Later { after, message } => {
-                // It waits aside, so that what fits is taken meanwhile.
+                // It waits aside, so that starts that fit can run meanwhile.
                 close(consumer).await;
                 put_aside(shared, delivery, message, after).await;
                 return;
@@ -129,7 +131,8 @@ async fn consume_jobs(
     close(consumer).await;
 }
 
-/// Takes stops and pauses (and passes on a start that went astray), whether a slot is free or not.
+/// Consumes stops and pauses even if no slot is free, and passes on starts that were published to
+/// the wrong queue.
 pub(super) async fn control(
     shared: Arc<Shared>,
     mut lease: Current,
@@ -137,8 +140,8 @@ pub(super) async fn control(
     stop: CancellationToken,
 ) {
     let mut pause = PAUSE;
-    // A command that could not be answered under the lease before: it is kept, as each return to the
-    // queue counts, and too many of them make a dead letter of it.
+    // A command that could not be processed under the previous lease. It is kept, because every
+    // return to the queue counts towards its delivery limit.
     let mut pending: Option<Delivery> = None;
     loop {
         let Some(held) = held(&mut lease, &stop).await else {
@@ -157,7 +160,8 @@ pub(super) async fn control(
         let mut consumer = match opened {
             Ok(consumer) => consumer,
             Err(cause @ QueueError::Denied { .. }) if source == Source::Node => {
-                // The broker's user may not declare: what all share is there, this is not.
+                // The broker's user lacks the permission to declare queues. The shared queues
+                // exist, this one does not.
                 warn!(%cause, "this worker has no queue of its own");
                 return;
             }
@@ -179,7 +183,7 @@ pub(super) async fn control(
             match delivery {
                 Ok(delivery) => match take_control(&shared, &held, source, delivery, &stop).await {
                     Settled::Done | Settled::Requeued => {}
-                    // Another subscription, so that a stop behind it does not wait.
+                    // Open another subscription, so that a stop behind this message does not wait.
                     Settled::Kept => break,
                     Settled::NotYet(delivery) => {
                         pending = Some(delivery);
@@ -202,14 +206,14 @@ pub(super) async fn control(
     }
 }
 
-/// Returns what this worker could not answer to its queue.
+/// Returns a command that this worker could not process to its queue.
 async fn give_back(pending: Option<Delivery>) {
     if let Some(delivery) = pending {
         settle(delivery, Disposition::Requeue).await;
     }
 }
 
-/// Opens a source. `None`: nothing is taken any more.
+/// Opens a queue. Returns `None` if `stop` is cancelled first.
 async fn open(
     shared: &Shared,
     source: Source,
@@ -228,14 +232,14 @@ async fn close(consumer: Box<dyn Consumer>) {
     consumer.close().await;
 }
 
-/// What became of a delivery.
+/// The outcome of a delivery.
 #[derive(Debug)]
 enum Settled {
     Done,
     Requeued,
-    /// It is kept for a while; its consumer gets nothing more.
+    /// Kept for a while. Its subscription receives no further messages.
     Kept,
-    /// It is to be answered under the next lease.
+    /// To be processed under the next lease.
     NotYet(Delivery),
 }
 
@@ -269,10 +273,10 @@ async fn take_control(
     }
 }
 
-/// How long a draining worker waits for one more message in its own queue.
+/// How long a draining worker waits for another message in its own queue.
 const QUEUE_IS_EMPTY_AFTER: Duration = Duration::from_millis(500);
 
-/// A draining worker's own queue ends with it: what is in it goes to the shared one.
+/// Moves the remaining messages of a draining worker's own queue to the shared one.
 async fn move_to_jobs(
     shared: &Arc<Shared>,
     held: &Held,
@@ -280,7 +284,7 @@ async fn move_to_jobs(
     stop: &CancellationToken,
 ) {
     while let Ok(Ok(delivery)) = tokio::time::timeout(QUEUE_IS_EMPTY_AFTER, consumer.next()).await {
-        // What cannot be moved would come again at once, for ever.
+        // A message that cannot be moved would be redelivered forever.
         let settled = take_control(shared, held, Source::Control, delivery, stop).await;
         if matches!(settled, Settled::Requeued) {
             return;
@@ -288,7 +292,8 @@ async fn move_to_jobs(
     }
 }
 
-/// Keeps a start for a while. So many at once and no more: each holds a channel of the connection.
+/// Keeps a start aside for a while. The number is limited, because each holds a channel of the
+/// connection.
 async fn put_aside(shared: &Arc<Shared>, delivery: Delivery, message: Message, after: Duration) {
     let place = {
         let _waits = waits();
@@ -302,8 +307,7 @@ async fn put_aside(shared: &Arc<Shared>, delivery: Delivery, message: Message, a
     });
 }
 
-/// Publishes a start again after a while, and then settles the one that came. A publication that fails
-/// is tried again until the worker drains: each return to the queue would count towards a dead letter.
+/// Publishes a start again and settles the original delivery.
 async fn again(shared: &Shared, delivery: Delivery, message: Message, after: Duration) {
     let mut pause = after;
     loop {
@@ -324,7 +328,7 @@ async fn settle(delivery: Delivery, disposition: Disposition) {
     let _waits = waits();
     match delivery.settle(disposition).await {
         Ok(()) => {}
-        // It comes again, and is known then.
+        // The message will be redelivered, and its run is known then.
         Err(cause) => info!(%cause, "a message was not settled"),
     }
 }
@@ -338,7 +342,7 @@ async fn held(lease: &mut Current, stop: &CancellationToken) -> Option<Held> {
     }
 }
 
-/// The first pause after a queue has failed; it doubles, to at most [`LONGEST_PAUSE`].
+/// The first pause after an error of a queue. It doubles up to [`LONGEST_PAUSE`].
 const PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 

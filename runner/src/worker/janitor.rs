@@ -1,8 +1,8 @@
-//! Removes what is left in the engine of runs that nobody needs any more: those that ended longer ago
-//! than their pipeline's `retention`, and those whose record is gone; then base images, where they take
-//! more than they may.
+//! Removes resources of runs that ended longer ago than their pipeline's `retention`, or whose
+//! record is gone. Then removes base images above their limit.
 //!
-//! An engine is shared by whoever uses it, so only what bears the label of our own store is looked at.
+//! An engine may have other users. The janitor only considers resources with the label of this
+//! worker's store.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +19,10 @@ use super::watchdog::waits;
 use super::{Shared, bases};
 use crate::ports::{ExecError, StoreError, Txn};
 
-/// Sweeps every now and then, for the first time when the worker has held a lease for a while: by then
-/// whoever it follows has been heard of.
+/// Sweeps periodically. The first sweep is delayed by one lease time, by which the fate of a
+/// preceding worker is known.
 pub(super) async fn run(shared: Arc<Shared>, mut lease: Current, stop: CancellationToken) {
-    // What it waits for is the engine, which takes as long as there is to remove.
+    // The loop waits for the engine, which may have much to remove.
     let _waits = waits();
     let spread = shared.ports.host.jitter(shared.options.lease_ttl);
     let mut pause = shared.options.lease_ttl + spread;
@@ -56,7 +56,7 @@ async fn sweep_all(shared: &Shared) {
     bases::keep_within_limit(shared).await;
 }
 
-/// Removes what is left of runs, once.
+/// Removes the resources of runs that are no longer needed, once.
 pub(super) async fn sweep(shared: &Shared) {
     let _alone = shared.room.sweeping.lock().await;
     let executor = &shared.ports.executor;
@@ -81,8 +81,8 @@ pub(super) async fn sweep(shared: &Shared) {
     }
 }
 
-/// Whether something of a run may still be wanted. The engine was asked first: what it showed then had
-/// a record.
+/// Returns true if resources of a run may still be needed. The engine was listed before, so each
+/// listed run had a record at that time.
 async fn is_needed(shared: &Shared, run: &RunId) -> Result<bool, StoreError> {
     if shared.roster.has(run) {
         return Ok(true);

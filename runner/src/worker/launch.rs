@@ -1,4 +1,4 @@
-//! Brings a claimed run on its way.
+//! Starts the drive of a claimed run.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +31,7 @@ use crate::rules::callback::Told;
 use crate::rules::env;
 use crate::rules::run::{Draft, Effect, Input, Run, StopWhy};
 
-/// A place in the roster, taken before the claim.
+/// A place in the roster, reserved before the claim.
 #[must_use = "a place that is neither used nor cancelled keeps its run from ever being taken here"]
 pub(super) struct Launch {
     shared: Arc<Shared>,
@@ -42,7 +42,7 @@ pub(super) struct Launch {
     tell: mpsc::UnboundedSender<Input>,
 }
 
-/// A run that is ours.
+/// A run claimed by this worker.
 struct Mine {
     claim: Claim,
     record: RunRecord,
@@ -58,7 +58,7 @@ impl From<Orphan> for Mine {
 }
 
 impl Launch {
-    /// Enters the roster. `None`: the run is there already.
+    /// Enters the roster. Returns `None` if the run is there already.
     pub(super) fn enter(shared: &Arc<Shared>, run: &RunId) -> Option<Self> {
         let (sender, inputs) = mpsc::unbounded_channel();
         let stop = StopSignal::default();
@@ -74,12 +74,13 @@ impl Launch {
         entered.then(|| Self { run: run.clone(), stop, leave, inputs, tell, shared })
     }
 
-    /// Gives the place back.
+    /// Returns the place.
     pub(super) fn cancel(self) {
         self.shared.roster.strike(&self.run);
     }
 
-    /// Drives a new run; `slot` is free when it has ended. `named`: the sender gave it its id.
+    /// Drives a new run. `slot` is released when the run has ended. `named` tells whether the
+    /// sender chose the run ID.
     pub(super) fn go(
         self,
         held: &Held,
@@ -102,7 +103,7 @@ impl Launch {
         spawn(drive, first);
     }
 
-    /// Goes on with a run that an earlier owner had begun.
+    /// Resumes a run from an earlier owner.
     pub(super) fn resume(self, held: &Held, orphan: Orphan, slot: OwnedSemaphorePermit) {
         let now = self.shared.ports.host.now();
         let (past, max_losses) = (orphan.past.clone(), self.shared.options.max_losses);
@@ -111,7 +112,7 @@ impl Launch {
         spawn(drive, first);
     }
 
-    /// Ends a run that nobody owned as stopped.
+    /// Ends an orphan as stopped.
     pub(super) fn end_stopped(self, held: &Held, orphan: Orphan, why: &StopWhy) {
         let now = self.shared.ports.host.now();
         let mut drive = self.into_drive(held, orphan.into(), None);
@@ -127,7 +128,7 @@ impl Launch {
         spawn(drive, first);
     }
 
-    /// Does what is left to do for a run whose ending is recorded.
+    /// Completes a run whose ending is recorded.
     pub(super) fn conclude(self, held: &Held, orphan: Orphan) {
         spawn(self.into_drive(held, orphan.into(), None), Vec::new());
     }
@@ -230,9 +231,10 @@ fn scheduled(run: &RunId, named: bool) -> Effect {
     Effect::Emit(Draft { reason, message, step: None, severity })
 }
 
-/// Drives on a task of its own. A worker that lives owns nothing that it does not drive: where the
-/// drive itself fails, its run is let go at once, to be claimed again and ended; where it stands still,
-/// it is let go as by a worker that has died.
+/// Spawns the drive. A live worker must not own a run that it does not drive.
+///
+/// If the drive panics, its run is released at once, to be claimed again and ended. If the drive
+/// stalls, its run is released as if the worker had died.
 fn spawn(drive: Drive, first: Vec<Effect>) {
     let (shared, scope) = (Arc::clone(&drive.shared), drive.scope.clone());
     let run = scope.run.clone();
@@ -248,12 +250,12 @@ fn spawn(drive: Drive, first: Vec<Effect>) {
         shared.ports.events.discard(&run, claim.epoch);
         let is_gone_on_with = match cause {
             Failed::StoodStill(_) => shared.options.rescue,
-            // It would fail the next one too.
+            // The next drive would panic too.
             Failed::Panicked(_) => false,
         };
         if !is_gone_on_with {
-            // It is on the list before it is let go, and in the roster until then: so it is not found
-            // to have no owner, and gone on with, by this very worker.
+            // Added to the list before the release and kept in the roster until then. Otherwise
+            // this worker's own rescue could find the run without an owner and resume it.
             let why = "its worker failed; the worker's log says how".to_owned();
             shared.put_lost(Lost::new(run.clone(), Cause::Engine, why));
         }
@@ -263,8 +265,8 @@ fn spawn(drive: Drive, first: Vec<Effect>) {
     });
 }
 
-/// Gives a claim up, however long the store takes: what this worker does not drive it does not own.
-/// Where the lease is gone, so is the claim.
+/// Releases the claim, retrying until etcd answers. A worker must not own a run it is not driving.
+/// If the lease is lost, the claim is too.
 pub(super) async fn release(shared: &Shared, claim: &Claim, lost: &CancellationToken) {
     let mut wait = Duration::from_millis(50);
     loop {

@@ -1,4 +1,4 @@
-//! The worker's lease: what it owns stands and falls with it.
+//! The worker's lease. All its claims are attached to it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,14 +12,15 @@ use super::Shared;
 use super::watchdog::beat;
 use crate::ports::{Guard, Host, LeaseId, StoreError};
 
-/// A lease that stands, as far as we know.
+/// A lease that is valid as far as this worker knows.
 #[derive(Clone)]
 pub(super) struct Held {
-    /// Its id.
+    /// The lease's ID.
     pub(super) lease: LeaseId,
-    /// Cancelled once it is lost: from then on nothing is written, published or uploaded under it.
+    /// Cancelled once the lease is lost. From then on, nothing is written, published or uploaded
+    /// under it.
     pub(super) lost: CancellationToken,
-    /// Until when it stands for sure, in milliseconds of the boot clock, unless it is renewed.
+    /// The end of its guaranteed validity, in milliseconds of the boot clock, unless it is renewed.
     until: Arc<AtomicU64>,
     guard: Arc<dyn Guard>,
 }
@@ -31,7 +32,7 @@ impl std::fmt::Debug for Held {
 }
 
 impl Held {
-    /// The guard is told before anybody can start something under the lease.
+    /// Feeds the guard before anything can start under the lease.
     fn new(lease: LeaseId, sent: Duration, ttl: Duration, guard: &Arc<dyn Guard>) -> Self {
         let held = Self {
             lease,
@@ -45,13 +46,13 @@ impl Held {
         held
     }
 
-    /// The store has heard of it since `sent`. `false`: that came too late.
+    /// Applies a renewal that was sent at `sent`. Returns false if it came too late.
     #[must_use = "a lease that was renewed too late is lost"]
     fn renewed(&self, host: &dyn Host, sent: Duration, ttl: Duration) -> bool {
         let until = sent + believed(ttl);
         self.guard.feed(until);
-        // Asked only now: where it still stands, the guard has heard of the new time before the old
-        // one was over, and has killed nothing; where it does not, it may have.
+        // Check only now. If the lease is still valid, the guard received the new deadline before
+        // the old one passed, and has killed nothing. If it is not, the guard may have killed.
         let stands = self.stands(host);
         if stands {
             self.extend(until);
@@ -60,16 +61,16 @@ impl Held {
     }
 
     fn extend(&self, until: Duration) {
-        // Rounded down: the guard is never the earlier one of us.
+        // Round down, so that the guard's deadline is never earlier than the worker's.
         let until = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
         self.until.store(until, Ordering::Release);
     }
 
-    /// Waits until it stands for sure or is lost, whichever that is: what ends meanwhile may have
-    /// been ended by the guard, and is nobody's result.
+    /// Waits until the lease is known to be valid or lost. The guard may have killed a step that
+    /// ends meanwhile, so that its exit is not a result.
     ///
     /// # Cancel safety
-    /// Safe.
+    /// This method is cancel safe.
     pub(super) async fn settled(&self, host: &dyn Host) {
         while !self.lost.is_cancelled() && !self.stands(host) {
             tokio::select! {
@@ -80,30 +81,30 @@ impl Held {
         }
     }
 
-    /// Whether it stands for sure, also where this process was held up and has not seen yet that it
-    /// is lost.
+    /// Returns true if the lease is known to be valid. This works even if the process was suspended
+    /// and has not yet noticed the loss.
     pub(super) fn stands(&self, host: &dyn Host) -> bool {
         let until = Duration::from_millis(self.until.load(Ordering::Acquire));
         !self.lost.is_cancelled() && host.since_boot() < until
     }
 }
 
-/// For how much of its time to live a lease is believed to stand.
+/// Returns the time for which a lease is assumed to be valid after a renewal.
 fn believed(ttl: Duration) -> Duration {
     ttl * 2 / 3
 }
 
-/// The current lease, where there is one.
+/// The current lease, if there is one.
 pub(super) type Current = watch::Receiver<Option<Held>>;
 
-/// Tells everyone who asked of each change. Each has a channel of its own, and so they are told in
-/// the order in which they asked: the waiters of one channel wake up in an order of chance, and no
-/// simulation of a worker could be repeated.
+/// Announces changes of the lease to its subscribers. Each has its own channel, so that they are
+/// notified in the order of subscription. The waiters of a single channel wake up in random order,
+/// which would make simulations of a worker irreproducible.
 #[derive(Debug, Default)]
 pub(super) struct Announcer(Vec<watch::Sender<Option<Held>>>);
 
 impl Announcer {
-    /// Someone who wants to know.
+    /// Adds a subscriber.
     pub(super) fn subscribe(&mut self) -> Current {
         let (sender, current) = watch::channel(None);
         self.0.push(sender);
@@ -117,8 +118,8 @@ impl Announcer {
     }
 }
 
-/// Takes a lease, renews it at a third of its time to live, and takes a new one where it was lost,
-/// until `stop`; then it is revoked.
+/// Keeps a lease until `stop`. Renews it at a third of its time to live, and takes a new one if it
+/// was lost. Revokes it at the end.
 pub(super) async fn keep(
     shared: Arc<Shared>,
     guard: Arc<dyn Guard>,
@@ -128,7 +129,8 @@ pub(super) async fn keep(
     let mut wait = RETRY_FIRST;
     while !stop.is_cancelled() && shared.watchdog.fault().is_none() {
         beat();
-        // The countdown starts when the request was sent: the store may have heard of it then.
+        // The time to live starts when the request is sent, because the store may grant the lease
+        // right then.
         let sent = shared.ports.host.since_boot();
         let granted = tokio::select! {
             biased;
@@ -138,14 +140,14 @@ pub(super) async fn keep(
         };
         match granted {
             Ok(granted) if shared.ports.host.since_boot() >= sent + believed(granted.ttl) => {
-                // Nothing would be believed that was done under it.
+                // The lease would be regarded as lost already.
                 warn!(lease = granted.lease.0, "the store granted a lease too late");
                 revoke(&shared, granted.lease, &stop).await;
             }
             Ok(granted) => {
                 wait = RETRY_FIRST;
                 let held = Held::new(granted.lease, sent, granted.ttl, &guard);
-                // Also where this loop itself fails.
+                // Cancels `lost` even if this loop panics.
                 let _lost = held.lost.clone().drop_guard();
                 info!(lease = granted.lease.0, "the lease is taken");
                 announcer.announce(Some(&held));
@@ -163,8 +165,8 @@ pub(super) async fn keep(
                     }
                     Ended::Stopped => {}
                 }
-                // What this worker could not end in time is its guard's, which has until the lease has
-                // run out by itself.
+                // If a step did not end in time, the guard ends it before the lease expires by
+                // itself.
                 if shared.roster.is_idle() {
                     revoke(&shared, held.lease, &stop).await;
                 }
@@ -186,18 +188,18 @@ pub(super) async fn keep(
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(2);
 
-/// How long a drive can take to prove that its steps have ended: what its executor waits for an engine
-/// that went away, and then [`STARTS_WITHIN`].
+/// Upper bound on the time a drive needs to verify that its steps have ended: the executor's
+/// timeout for an unavailable engine plus [`STARTS_WITHIN`].
 const PROVEN_WITHIN: Duration = Duration::from_secs(300);
 
-/// How late a worker may see that its host has slept.
+/// The maximum delay before a worker notices that its host was suspended.
 const AWAKE: Duration = Duration::from_millis(500);
 
 #[derive(Debug, PartialEq, Eq)]
 enum Ended {
     Lost,
     Stopped,
-    /// A loop of this worker is out of order.
+    /// A loop of this worker has failed or stalled.
     GivenUp,
 }
 
@@ -211,8 +213,8 @@ impl std::fmt::Display for Ended {
     }
 }
 
-/// Renews until the lease is lost or not wanted any more. At two thirds of what the store granted,
-/// by a clock that goes on while the host sleeps, it counts as lost.
+/// Renews the lease until it is lost or no longer needed. It counts as lost at two thirds of the
+/// granted time without a renewal, on a clock that includes suspended time.
 async fn renew(
     shared: &Shared,
     held: &Held,
@@ -223,7 +225,7 @@ async fn renew(
     let host = &shared.ports.host;
     let mut pause = ttl / 3;
     loop {
-        // Awake every now and then: tokio's clock stands still while the host sleeps.
+        // Wake up regularly, because tokio's clock stops while the host is suspended.
         let due = host.since_boot() + pause;
         loop {
             let left = due.saturating_sub(host.since_boot());
@@ -245,7 +247,7 @@ async fn renew(
         }
         let renewed = tokio::time::timeout(left, shared.ports.store.keep_alive(held.lease)).await;
         if host.since_boot().saturating_sub(good_since) >= believed(ttl) {
-            // The answer came too late to be believed, whatever it was.
+            // The reply came too late to be relied on, whatever it says.
             return Ended::Lost;
         }
         match renewed {
@@ -263,9 +265,9 @@ async fn renew(
     }
 }
 
-/// Renews a lease that was given up until every drive has ended, and so has proven that its steps have
-/// ended: until then no other worker must own their runs. Returns earlier if the store has ended the
-/// lease or `stop` is cancelled, and after [`PROVEN_WITHIN`].
+/// Renews a lease that was given up until every drive has verified that its steps have ended. Until
+/// then, no other worker must own their runs. Returns earlier if the lease expires or `stop` is
+/// cancelled, and after [`PROVEN_WITHIN`].
 async fn wind_up(shared: &Shared, lease: LeaseId, ttl: Duration, stop: &CancellationToken) {
     let host = &shared.ports.host;
     let began = host.since_boot();
@@ -277,7 +279,7 @@ async fn wind_up(shared: &Shared, lease: LeaseId, ttl: Duration, stop: &Cancella
             () = tokio::time::sleep(ttl / 6) => {}
         }
         beat();
-        // Without an answer there is nothing else to do: the lease runs out meanwhile.
+        // If the store does not answer, the lease expires. Nothing more can be done.
         let renewed = tokio::time::timeout(ttl / 3, shared.ports.store.keep_alive(lease)).await;
         if let Ok(Err(StoreError::LeaseGone(_))) = renewed {
             warn!(lease = lease.0, runs = ?shared.roster.ids(), "the lease is gone before these runs");
@@ -287,14 +289,14 @@ async fn wind_up(shared: &Shared, lease: LeaseId, ttl: Duration, stop: &Cancella
     warn!(lease = lease.0, runs = ?shared.roster.ids(), "the lease is kept no longer for these runs");
 }
 
-/// Ends a lease for good, however long the store takes to answer: the next owner of what it held
-/// need not wait for it to run out.
+/// Revokes a lease, retrying until the store answers. The next owner of its runs then need not wait
+/// until it expires.
 async fn revoke(shared: &Shared, lease: LeaseId, stop: &CancellationToken) {
     let mut wait = RETRY_FIRST;
     loop {
         match shared.ports.store.revoke(lease).await {
             Ok(()) | Err(StoreError::LeaseGone(_)) => return,
-            // A worker that ends does not wait: the lease runs out by itself.
+            // An ending worker does not wait: the lease expires by itself.
             Err(_) if stop.is_cancelled() => return,
             Err(cause) if cause.retryable() => {
                 tokio::time::sleep(wait).await;
@@ -318,7 +320,7 @@ mod tests {
 
     use super::*;
 
-    /// A clock that stands still, but for the time that it takes to feed the guard.
+    /// A clock that only advances while the guard is fed.
     #[derive(Default)]
     struct Slow {
         now: AtomicU64,
@@ -384,7 +386,7 @@ mod tests {
         let (slow, held) = held();
         slow.now.store(1999, Ordering::Relaxed);
         slow.feeding_takes.store(1, Ordering::Relaxed);
-        // The guard may have killed at 2000, and not have heard of 3000 before.
+        // The guard may have killed at 2000 before it received the deadline 3000.
         assert!(!held.renewed(&*slow, Duration::from_millis(1000), TTL));
         assert!(!held.stands(&*slow), "what ends from now on is no result");
     }

@@ -1,4 +1,5 @@
-//! Writes the record of a run that we own: fenced, compared, and at most once.
+//! Writes the record of an owned run. Each write is fenced, compares the record's revision, and is
+//! applied at most once.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -18,24 +19,24 @@ use super::watchdog::beat;
 use crate::ports::{Claim, Expect, Host, LeaseId, Store, StoreError, Txn};
 use crate::rules::callback::{News, Stage, Told};
 
-/// Why a write for a run did not happen.
+/// Why a record was not written.
 #[derive(Debug, Error)]
 pub(super) enum WriteError {
-    /// Somebody else owns the run now, or nobody.
+    /// Another worker owns the run, or none does.
     #[error("this node does not own the run any more")]
     Lost,
-    /// It may not be ours any more, though nobody has said so yet.
+    /// The run may have another owner, but that is not certain.
     #[error("this node may not own the run any more")]
     InDoubt,
-    /// The run was to end otherwise, but somebody asked to stop it.
+    /// The run was about to end otherwise, but a stop was recorded.
     #[error("a stop was asked for")]
     StopFound,
-    /// The store will not take it.
+    /// The store rejected the write.
     #[error(transparent)]
     Refused(StoreError),
 }
 
-/// The record of a run as it stands in the store.
+/// The stored record of a run.
 pub(super) struct Ledger {
     store: Arc<dyn Store>,
     claim: Claim,
@@ -44,13 +45,13 @@ pub(super) struct Ledger {
     outbox: Outbox,
 }
 
-/// What somebody is to be told goes with the write that makes it so.
+/// Adds callbacks to the outbox in the same write that makes them due.
 pub(super) struct Outbox {
     pub(super) told: Told,
-    /// Where the logs of steps lie, where they do.
+    /// The address of the steps' logs, if there is one.
     pub(super) logs: Option<String>,
     pub(super) host: Arc<dyn Host>,
-    /// Hands entries that are written over to the loop that posts them.
+    /// Passes written entries to the loop that posts them.
     pub(super) inbox: Arc<Inbox>,
     /// The mask of the run. The worker that posts an entry later does not know the secrets.
     pub(super) mask: RunMask,
@@ -68,22 +69,22 @@ impl Outbox {
     }
 }
 
-/// What else a write does.
+/// What a write does in addition to the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Also {
     /// Nothing.
     Nothing,
-    /// It is an ending other than `stopped`: there must be no stop.
+    /// Requires that no stop is recorded. For an ending other than `stopped`.
     DemandNoStop,
-    /// It is the ending `stopped`: the stop has been obeyed.
+    /// Deletes the stop, which has been obeyed. For the ending `stopped`.
     DropStop,
-    /// The run is another worker's from now on.
+    /// Releases the run for another worker.
     HandOver,
-    /// It is the last: the run is looked after, and let go.
+    /// Releases an ended run. This is its last write.
     LetGo {
-        /// The record's, from now on.
+        /// The lease of the record from now on.
         record: LeaseId,
-        /// That of the mark that keeps the run id from being taken again.
+        /// The lease of the mark that keeps the run ID from being accepted again.
         seen: LeaseId,
     },
 }
@@ -99,12 +100,12 @@ impl Ledger {
         Self { store, claim, modified, lost, outbox }
     }
 
-    /// What proves that the run is ours.
+    /// Returns the proof of ownership.
     pub(super) fn claim(&self) -> &Claim {
         &self.claim
     }
 
-    /// The transaction that writes a record.
+    /// Returns the transaction that writes a record.
     fn write(&self, bytes: &[u8], also: Also) -> Txn {
         let run = &self.claim.run;
         let txn = Txn::new();
@@ -130,7 +131,8 @@ impl Ledger {
                 txn = txn
                     .put_leased(names::seen_key(run), Vec::new(), seen)
                     .attach(names::definition_key(run), record)
-                    // In this order: who follows both sees no run that is open and not owned.
+                    // In this order, so that a watch of both prefixes never sees an open run
+                    // without an owner.
                     .delete(names::owner_key(run))
                     .delete(names::open_key(run))
                     .delete(names::stop_key(run));
@@ -139,7 +141,7 @@ impl Ledger {
         txn
     }
 
-    /// Writes the record, however long the store takes, as long as the claim stands.
+    /// Writes the record, retrying until the store answers, as long as the claim is valid.
     pub(super) async fn save(&mut self, record: &RunRecord, also: Also) -> Result<(), WriteError> {
         let run = &self.claim.run;
         let mut written = Cow::Borrowed(record);
@@ -171,7 +173,7 @@ impl Ledger {
                         .is_some_and(|entry| entry.create_revision == self.claim.epoch.0);
                     let lets_go = matches!(also, Also::LetGo { .. } | Also::HandOver);
                     if unknown && landed && (owned || lets_go) {
-                        // An earlier try of this write did arrive; only its answer was lost.
+                        // An earlier attempt was committed; only its reply was lost.
                         self.modified = entry.map_or(self.modified, |entry| entry.mod_revision);
                         self.put_down(record, news);
                         return Ok(());
@@ -183,10 +185,12 @@ impl Ledger {
                         self.modified = entry.mod_revision;
                         return Err(WriteError::StopFound);
                     }
-                    // A late write of our own came in between: the fence says that it was ours.
+                    // A delayed earlier write of this owner was committed in between. The fence
+                    // proves that it was this owner's.
                     self.modified = entry.mod_revision;
                 }
-                // A lease that is gone is the caller's to replace; the claim's own ends by `lost`.
+                // The caller replaces an expired long lease. The loss of the claim's own lease is
+                // reported by `lost`.
                 Err(cause @ StoreError::LeaseGone(_)) if matches!(also, Also::LetGo { .. }) => {
                     return Err(WriteError::Refused(cause));
                 }
@@ -199,7 +203,8 @@ impl Ledger {
                     }
                     wait = (wait * 2).min(Duration::from_secs(1));
                 }
-                // Its limit may be lower than ours, and a run must be able to end.
+                // The store's limit may be lower than the expected one, and it must be possible to
+                // end the run.
                 Err(StoreError::Refused(cause))
                     if also != Also::Nothing && bytes.len() > SMALL_RECORD =>
                 {
@@ -213,12 +218,13 @@ impl Ledger {
     }
 }
 
-/// A record of this size is not what the store refuses.
+/// A store does not reject a record of this size because of its size.
 pub(super) const SMALL_RECORD: usize = 16 * 1024;
-/// The bytes of a request to etcd that are left for a record and a definition.
+/// The part of an etcd request that is available for a record and a definition, in bytes.
 const REQUEST: usize = 1_440 * 1024;
 
-/// The JSON of a record, which is cut if it is too large for a request with `beside` more bytes.
+/// Returns the JSON of a record. Cuts the record if it does not fit into a request with `beside`
+/// more bytes.
 pub(super) fn fitting(
     run: &RunId,
     record: &mut RunRecord,
@@ -238,7 +244,7 @@ pub(super) fn fitting(
     serde_json::to_vec(record).map_err(|cause| StoreError::Refused(cause.to_string()))
 }
 
-/// The same without a copy of a record that fits.
+/// Like [`fitting`], but does not copy a record that fits.
 fn fitting_copy(run: &RunId, record: &mut Cow<'_, RunRecord>) -> Result<Vec<u8>, StoreError> {
     let json = serde_json::to_vec(&**record);
     let json = json.map_err(|cause| StoreError::Refused(cause.to_string()))?;
@@ -246,7 +252,7 @@ fn fitting_copy(run: &RunId, record: &mut Cow<'_, RunRecord>) -> Result<Vec<u8>,
 }
 
 impl Ledger {
-    /// Notes that a record is written, and what is to be told of it.
+    /// Notes that a record and its callbacks are written.
     fn put_down(&mut self, record: &RunRecord, news: Vec<(String, News)>) {
         self.outbox.told.note(record);
         if !news.is_empty() {
@@ -255,10 +261,10 @@ impl Ledger {
     }
 }
 
-/// The value of an owner key that stands under a lease. A claim under an earlier lease of the same node
-/// has another value, and is about to end with that lease.
+/// Returns the value of an owner key under a lease. A claim under an earlier lease of the same node
+/// has a different value, and expires with that lease.
 pub(super) fn owner_value(node: &protocol::id::NodeId, lease: LeaseId) -> Vec<u8> {
     let entry = OwnerEntry { node: node.clone(), lease: Some(format!("{:x}", lease.0)) };
-    // A struct of strings always serialises.
+    // Serializing a struct of strings cannot fail.
     serde_json::to_vec(&entry).unwrap_or_default()
 }

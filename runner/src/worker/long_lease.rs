@@ -1,4 +1,4 @@
-//! Leases of days, for what outlives a run.
+//! Leases of several days, for keys that outlive a run.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use super::watchdog::{beat, waits};
 use super::{SEEN_FOR, Shared};
 use crate::ports::{Expect, LeaseId, Ports, StoreError, Txn};
 
-/// A lease of days that serves many keys: it is replaced from time to time, so that a key put under it
-/// lives for its time at least, and no claim waits for a lease of its own.
+/// A lease of several days that is shared by many keys. It is replaced regularly, so that each key
+/// lives for at least its time, and no claim has to wait for a lease.
 pub(super) struct LongLease {
     ttl: Duration,
     taken: Mutex<Option<Taken>>,
@@ -22,14 +22,14 @@ pub(super) struct LongLease {
 struct Taken {
     lease: LeaseId,
     at: Duration,
-    /// How many keys it may still serve.
+    /// The number of keys that can still be attached.
     left: u32,
 }
 
-/// One long lease serves what is put in this time.
+/// The time during which keys are attached to one lease.
 const SERVES: Duration = Duration::from_secs(3600);
-/// It serves so many keys at most: etcd deletes them all in one step when the lease ends, and is
-/// blocked meanwhile.
+/// The maximum number of keys of one lease. etcd deletes them all in one step when the lease
+/// expires, and blocks meanwhile.
 const SERVES_KEYS: u32 = 1000;
 
 impl LongLease {
@@ -37,7 +37,7 @@ impl LongLease {
         Self { ttl, taken: Mutex::new(None) }
     }
 
-    /// The lease for one more key.
+    /// Returns the lease for one more key.
     pub(super) async fn current(&self, ports: &Ports) -> Result<LeaseId, StoreError> {
         let mut taken = self.taken.lock().await;
         let now = ports.host.since_boot();
@@ -53,17 +53,18 @@ impl LongLease {
         Ok(lease)
     }
 
-    /// The store no longer knows it: the next caller takes another.
+    /// Drops the lease because the store no longer has it. The next caller takes another.
     pub(super) async fn forget(&self) {
         *self.taken.lock().await = None;
     }
 }
 
-/// How often the marks of open runs are renewed: several times within their time to live.
+/// Interval between renewals of the marks of open runs, several times shorter than their time to
+/// live.
 const RENEWED_EVERY: Duration = Duration::from_secs(24 * 3600);
 
-/// Renews the marks that keep run ids from being accepted twice, for as long as their runs are open:
-/// a run may take longer than a mark lives.
+/// Renews the marks that keep run IDs from being accepted twice, as long as their runs are open. A
+/// run may take longer than the time to live of a mark.
 pub(super) async fn renew_seen(shared: Arc<Shared>, stop: CancellationToken) {
     loop {
         {
@@ -75,7 +76,7 @@ pub(super) async fn renew_seen(shared: Arc<Shared>, stop: CancellationToken) {
             }
         }
         if let Err(cause) = renew_once(&shared).await {
-            // A mark lives for days: the next round comes in time.
+            // A mark lives for days, so the next round is early enough.
             warn!(%cause, days = SEEN_FOR.as_secs() / 86_400, "the marks of open runs are not renewed");
         }
     }
@@ -93,7 +94,7 @@ pub(super) async fn renew_once(shared: &Shared) -> Result<(), StoreError> {
             seen,
         );
         match shared.ports.store.txn(txn).await {
-            // A run that has ended meanwhile has its mark from its last write.
+            // If the run has ended meanwhile, its last write has renewed the mark.
             Ok(_) => {}
             Err(cause @ StoreError::LeaseGone(_)) => {
                 shared.seen.forget().await;

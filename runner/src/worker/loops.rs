@@ -1,4 +1,4 @@
-//! The loops of a worker: how they are begun, and how they end.
+//! The loops of a worker: how they start and end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,13 +20,13 @@ use crate::rules::run::StopWhy;
 
 /// The loops of a worker.
 pub(super) struct Loops {
-    /// Those that bring something to do.
+    /// The loops that accept work.
     starts: TaskTracker,
-    /// That which hears of stops, also while the worker drains.
+    /// The loop that consumes stops, which continues during the drain.
     stops: TaskTracker,
     others: TaskTracker,
     refresh: JoinHandle<()>,
-    /// Ends stops, and with them the lease.
+    /// Ends `stops`, and then the lease.
     leased: CancellationToken,
 }
 
@@ -71,7 +71,7 @@ impl Loops {
         Self { starts, stops, others, refresh, leased }
     }
 
-    /// Works until the worker is asked to end, and then ends.
+    /// Waits until the worker is asked to end, and then ends it.
     pub(super) async fn end_in_order(&self, shared: &Arc<Shared>, shutdown: &Shutdown) {
         shutdown.intake.cancelled().await;
         let is_over = Instant::now() + shared.options.drain;
@@ -80,19 +80,20 @@ impl Loops {
         self.drain(shared, shutdown, is_over).await;
         self.leased.cancel();
         ended(shared, &self.stops, LOOP_ENDS_WITHIN).await;
-        // A stop that was just heard may have brought an end to publish.
+        // A stop received at the last moment may have caused an ending to publish.
         let within = in_trouble(shared, LAST_EVENTS);
         tokio::time::timeout(within, shared.tasks.wait()).await.ok();
         self.refresh.abort();
         ended(shared, &self.others, LOOP_ENDS_WITHIN).await;
     }
 
-    /// Lets the runs finish until that time or the second signal, then hands them over, or stops them if
-    /// no other worker would resume them.
+    /// Lets the runs finish until `is_over` or the second signal. Then hands them over, or stops
+    /// them if no other worker would resume them.
     async fn drain(&self, shared: &Arc<Shared>, shutdown: &Shutdown, is_over: Instant) {
         shared.tasks.close();
         let all_ended = async {
-            // A start that is being claimed is owned, or back in its queue, once these have ended.
+            // Once these loops have ended, a start that was being claimed is either owned or back
+            // in its queue.
             ended(shared, &self.starts, LOOP_ENDS_WITHIN).await;
             shared.tasks.wait().await;
         };
@@ -115,7 +116,7 @@ impl Loops {
         let all_ended = async {
             if !self.starts.is_empty() {
                 ended(shared, &self.starts, LOOP_ENDS_WITHIN).await;
-                // Runs that were claimed meanwhile.
+                // Includes runs that were claimed meanwhile.
                 end_all();
             }
             shared.tasks.wait().await;
@@ -130,7 +131,7 @@ impl Loops {
         }
     }
 
-    /// Ends, whatever stands still. The lease is given up first, and with it each run is let go.
+    /// Ends the worker even if a loop stalls. Gives up the lease first, which releases every run.
     pub(super) async fn break_off(&self, shared: &Arc<Shared>, shutdown: &Shutdown) {
         shutdown.intake.cancel();
         shutdown.abort.cancel();
@@ -152,21 +153,22 @@ impl Loops {
     }
 }
 
-/// How long the end of what was stopped may take, beyond the grace: its removal, and the stream's
-/// confirmation. What is not done by then is found in the store by the next worker.
+/// Upper bound on the time that stopped runs need beyond their grace, for cleanup and the stream's
+/// confirmation. The next worker finds the rest in the store.
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
 
-/// How long a loop may take to end: longer than what it may be in the middle of with the broker.
+/// Upper bound on the time that a loop needs to end. Exceeds the timeouts of operations with the
+/// broker.
 const LOOP_ENDS_WITHIN: Duration = Duration::from_secs(20);
 
-/// How long the broker may take to confirm the last events of runs whose steps have ended. If it is
-/// unavailable, the worker leaves them on disk, and has as long again to hand its runs over.
+/// How long the broker has to confirm the last events of runs whose steps have ended. If it is
+/// unavailable, the worker leaves them on disk, and has the same time again to hand its runs over.
 const STREAM_TAKES_WITHIN: Duration = Duration::from_millis(1500);
 
-/// How long anything waits at a worker's end if the broker is unavailable.
+/// The maximum time for each wait at a worker's end if the broker is unavailable.
 const ENDS_ANYWAY_WITHIN: Duration = Duration::from_secs(1);
 
-/// That time, or less if the broker is unavailable.
+/// Returns `usual`, or less if the broker is unavailable.
 fn in_trouble(shared: &Shared, usual: Duration) -> Duration {
     match shared.ports.events.trouble() {
         Some(_) => usual.min(ENDS_ANYWAY_WITHIN),
@@ -174,8 +176,8 @@ fn in_trouble(shared: &Shared, usual: Duration) -> Duration {
     }
 }
 
-/// After that time, has everything stop waiting for a broker that is unavailable. Then resolves if the
-/// runs have not ended all the same.
+/// After this time, makes everything stop waiting for an unavailable broker. Returns if the runs
+/// still do not end.
 async fn give_up_the_stream(shared: &Shared, after: Duration) {
     tokio::time::sleep(after).await;
     while shared.ports.events.trouble().is_none() {
@@ -188,7 +190,7 @@ async fn give_up_the_stream(shared: &Shared, after: Duration) {
     warn!(runs = ?shared.roster.ids(), "these runs have not ended in time, and are left");
 }
 
-/// Waits for the end of loops that were asked for it, as long as what they wait for may take.
+/// Waits for loops that were asked to end, for at most `within`.
 async fn ended(shared: &Shared, loops: &TaskTracker, within: Duration) {
     loops.close();
     if tokio::time::timeout(in_trouble(shared, within), loops.wait()).await.is_err() {
@@ -197,13 +199,13 @@ async fn ended(shared: &Shared, loops: &TaskTracker, within: Duration) {
     }
 }
 
-/// What follows from each lease that is taken: readiness is told, stops are watched, and the runs
-/// that were lost with the one before are ended.
+/// Handles each new lease: reports readiness, watches for stops, and ends the runs that were lost
+/// with the previous lease.
 async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
     let mut ready = false;
     let mut last = None;
     loop {
-        // The next one may be there before the loss of the last one was looked at.
+        // The next lease may be there before the loss of the last one was noticed.
         let is_new =
             |held: &Option<lease::Held>| held.as_ref().is_some_and(|held| Some(held.lease) != last);
         let held = {
@@ -219,7 +221,7 @@ async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
             let message = format!("{} takes work", shared.options.node);
             shared.tell(shared.event(Reason::RunnerReady, message)).await;
         }
-        // Not among the tasks that a drain waits for: both end with the lease alone.
+        // A drain does not wait for these tasks: both end with the lease.
         let (dog, both) = (&shared.watchdog, TaskTracker::new());
         let watch = control::watch_stops(Arc::clone(&shared), held.clone());
         dog.spawn(&both, "the watch of stops", watch);

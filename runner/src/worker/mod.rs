@@ -1,4 +1,4 @@
-//! Makes it happen: takes commands, owns runs through a lease, drives them, and lets go.
+//! Consumes commands, owns runs through a lease, drives them, and releases them.
 
 mod answer;
 mod bases;
@@ -63,65 +63,66 @@ pub use self::watchdog::OutOfOrder;
 use self::watchdog::{Watchdog, waits};
 use crate::ports::{EngineInfo, ExecError, Guard, Ports, StoreError, Unguarded};
 
-/// What a worker is told.
+/// The settings of a worker.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Who it is.
+    /// The worker's ID.
     pub node: NodeId,
-    /// How many runs it drives at once.
+    /// The maximum number of runs in progress.
     pub slots: usize,
-    /// How many steps of one run go on at once at most.
+    /// The maximum number of steps of a run in progress.
     pub parallel_steps: usize,
-    /// The time to live of its lease.
+    /// The time to live of the lease.
     pub lease_ttl: Duration,
-    /// For how long its own code may stand still before it is taken for out of order: longer than
-    /// whatever a port takes before it says that there is no answer.
+    /// How long the worker's own tasks may stall before the watchdog trips. Exceeds the timeouts of
+    /// all ports.
     pub stands_still: Duration,
-    /// The time between SIGTERM and SIGKILL of a step.
+    /// The default time between SIGTERM and SIGKILL of a step.
     pub kill_grace: Duration,
-    /// How long what runs may go on after the worker was asked to end.
+    /// How long runs may continue after the worker was asked to end.
     pub drain: Duration,
-    /// The network of steps that name none.
+    /// The default network of steps.
     pub network: Option<String>,
-    /// When images are pulled, where the pipeline does not say.
+    /// The default pull policy.
     pub pull: PullPolicy,
-    /// How often it refreshes its entry.
+    /// The interval between updates of the node's entry.
     pub heartbeat: Duration,
     /// How long the records of ended runs are kept.
     pub retention: Duration,
-    /// How often it removes what is left of runs that nobody needs any more.
+    /// The interval between removals of resources that are no longer needed.
     pub sweep: Duration,
-    /// How full the engine's disk may be, and what may lie on it unused.
+    /// Limits of the engine's disk.
     pub disk: DiskOptions,
-    /// Whether it has a queue of its own, for dispatchers that pick the worker themselves.
+    /// Whether the worker has its own queue, for dispatchers that choose a worker.
     pub own_queue: bool,
-    /// Whether it goes on with runs that others have left, and leaves its own to others: where it is
-    /// not, what it cannot finish is ended.
+    /// Whether the worker resumes runs of others and hands over its own. If not, it ends the runs
+    /// that it cannot finish.
     pub rescue: bool,
-    /// Whether images stay for the `retention` of their pipeline: something removes them later.
+    /// Whether images are kept for the `retention` of their pipeline and removed later.
     pub keeps_images: bool,
-    /// How many owners a run may lose without a newly committed step.
+    /// The number of owners that a run may lose between two commits.
     pub max_losses: u32,
-    /// The executors that it has.
+    /// The available executors.
     pub executors: Vec<ExecutorKind>,
-    /// Maximum output of one step, and of all steps of a run together, in bytes. `None`: no limit.
+    /// The maximum output of one step, and of all steps of a run together, in bytes. `None` means
+    /// no limit.
     pub log_limit: Option<u64>,
-    /// Whether it runs definitions that contain secrets in clear text.
+    /// Whether to run definitions that contain secrets in clear text.
     pub literal_secrets: bool,
-    /// Where the logs of steps lie, as callbacks tell.
+    /// The address of the steps' logs in callbacks.
     pub logs: Option<String>,
-    /// What every job of executor docker is told of its runner.
+    /// Variables for every job of the `docker` executor.
     pub job_env: Vars,
-    /// Its version.
+    /// The worker's version.
     pub version: String,
 }
 
-/// How a worker is asked to end: stopping is not aborting.
+/// How a worker is asked to end, in two stages.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
-    /// Take nothing new; what runs may finish.
+    /// Accept no new work; runs in progress may finish.
     pub intake: CancellationToken,
-    /// Stop what runs.
+    /// Stop the runs in progress.
     pub abort: CancellationToken,
 }
 
@@ -137,71 +138,74 @@ impl std::fmt::Debug for Worker {
     }
 }
 
-/// Why there can be no worker.
+/// Why a worker cannot be created.
 #[derive(Debug, Error)]
 pub enum NewError {
-    /// The engine does not answer.
+    /// The engine is not available.
     #[error(transparent)]
     Engine(#[from] ExecError),
-    /// The store does not answer.
+    /// The store is not available.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// What all tasks of a worker share.
+/// State shared by all tasks of a worker.
 pub(crate) struct Shared {
     ports: Ports,
     options: Options,
     engine: EngineInfo,
-    /// The executors whose steps cannot be limited here, and why.
+    /// The executors whose steps cannot be limited here, with the reasons.
     limits_refused: Vec<(ExecutorKind, String)>,
-    /// What tells our store from every other.
+    /// The identity of the store.
     cluster: Arc<str>,
     roster: roster::Roster,
     slots: Arc<Semaphore>,
-    /// Runs, and what they do. Ends when the last one has.
+    /// The drives and their operations. Completed when the last run has ended.
     tasks: TaskTracker,
-    /// Places for starts that wait for memory.
+    /// Permits for starts that wait for memory.
     aside: Arc<Semaphore>,
     watchdog: Arc<Watchdog>,
     draining: CancellationToken,
-    /// The worker is about to end: what the broker has not confirmed by now stays on disk.
+    /// Cancelled when the worker is about to end. Events that are not confirmed by then stay on
+    /// disk.
     leaving: CancellationToken,
     drain_told: AtomicBool,
     started_at: Millis,
-    /// The runs that this worker no longer drives, though they have not ended, with the reason: they
-    /// have no owner until one of us takes them again.
+    /// Runs that this worker no longer drives although they have not ended, with the reasons. They
+    /// have no owner until a worker claims them again.
     lost: std::sync::Mutex<Vec<Lost>>,
     more_lost: Notify,
-    /// How often they were re-claimed.
+    /// How often each of them was claimed again.
     reclaims: reclaim::Reclaims,
-    /// The runs that went with a lease of ours, and may go on: taking one of them again is no loss.
+    /// Runs that were lost with this worker's own lease and may continue. Claiming one again is not
+    /// a loss.
     own_lost: std::sync::Mutex<HashSet<RunId>>,
-    /// Somebody waits for a slot who goes before new starts.
+    /// Notified when an orphan or a directly sent start waits for a slot. Both take precedence over
+    /// new starts.
     slot_wanted: Notify,
-    /// A slot is held by the open subscription to the shared queue.
+    /// Whether the open subscription to the shared queue holds a slot.
     slot_is_open: AtomicBool,
     room: room::Room,
     writes: writes::Writes,
-    /// The lease of stops of runs that are not known yet.
+    /// The lease for stops of unknown runs.
     stops: LongLease,
-    /// Of the marks that keep a run id from being taken twice.
+    /// The lease for the marks that keep run IDs from being accepted twice.
     seen: LongLease,
-    /// Of the records of ended runs.
+    /// The lease for the records of ended runs.
     records: LongLease,
-    /// Callbacks that were written.
+    /// Callbacks that were written to the outbox.
     callbacks: Arc<callbacks::Inbox>,
 }
 
-/// A run that is to be taken again, and ended.
+/// A run to be claimed again and ended.
 #[derive(Debug, Clone)]
 struct Lost {
     run: RunId,
     cause: Cause,
     why: String,
-    /// When it is re-claimed.
+    /// The time to claim it again.
     due: Instant,
-    /// Tells this entry from a later one of the same run.
+    /// Distinguishes this entry from a later one of the same run.
     entry: Arc<()>,
 }
 
@@ -221,35 +225,35 @@ impl std::fmt::Debug for Shared {
     }
 }
 
-/// How long the end of a worker waits for the stream.
+/// How long an ending worker waits for the stream.
 const LAST_EVENTS: Duration = Duration::from_secs(10);
-/// The same if the broker does not take events: what waits is kept on disk.
+/// The same if the broker accepts no events. Unconfirmed events are kept on disk.
 const LAST_EVENTS_ANYWAY: Duration = Duration::from_millis(500);
 /// The longest that a command waits for the publisher to accept an event about it.
 const EVENT_WITHIN: Duration = Duration::from_secs(5);
 /// So many starts wait for memory at once in a worker's hands; those behind them wait in the queue.
 const ASIDE: usize = 64;
-/// How long a start that was sent to this worker waits for the slot that is open for all.
+/// How long a start that was sent to this worker waits for the slot of the open subscription.
 const SLOT_WITHIN: Duration = Duration::from_secs(1);
-/// A run id is not taken again for at least this long.
+/// The minimum time for which a run ID is not accepted again.
 const SEEN_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
 
 impl Shared {
-    /// An event of this node that belongs to no run's sequence.
+    /// Creates an event of this node outside any run's sequence.
     fn event(&self, reason: Reason, message: String) -> Event {
         let mut event = Event::new(self.ports.host.now(), reason, message);
         event.node = Some(self.options.node.clone());
         event
     }
 
-    /// An executor that a pipeline needs, and this worker has not.
+    /// Returns an executor that a pipeline needs and this worker does not have.
     fn lacks(&self, pipeline: &Pipeline) -> Option<ExecutorKind> {
         let steps = pipeline.all_steps();
         let mut needed = steps.filter(|step| !step.is_join()).map(|step| step.executor);
         needed.find(|executor| !self.options.executors.contains(executor))
     }
 
-    /// Why an executor of this worker rejects a step of a pipeline, if one does.
+    /// Returns why an executor of this worker rejects a step of a pipeline, if one does.
     fn rejects(&self, pipeline: &Pipeline) -> Option<String> {
         let steps = pipeline.all_steps();
         steps.filter(|step| !step.is_join()).find_map(|step| {
@@ -259,7 +263,7 @@ impl Shared {
         })
     }
 
-    /// Why limits cannot be enforced for a pipeline's steps, where they cannot.
+    /// Returns why limits cannot be enforced for a pipeline's steps, or `None` if they can.
     fn no_limits(&self, pipeline: &Pipeline) -> Option<&str> {
         let steps = pipeline.all_steps();
         let mut kinds = steps.filter(|step| !step.is_join()).map(|step| step.executor);
@@ -270,9 +274,7 @@ impl Shared {
         })
     }
 
-    /// Publishes an event that belongs to no run's sequence. It is dropped, with a warning that holds
-    /// its text, if the publisher has no room for it within [`EVENT_WITHIN`]: no command waits longer
-    /// for a stream that is unavailable.
+    /// Publishes an event outside any run's sequence.
     async fn tell(&self, event: Event) {
         let _waits = waits();
         let text = event.message.clone();
@@ -285,7 +287,7 @@ impl Shared {
         }
     }
 
-    /// Says that this worker drains, and does not wait for a stream that is away.
+    /// Announces that this worker drains, without waiting for an unavailable stream.
     fn tell_draining(self: &Arc<Self>) {
         let message = format!("{} takes nothing new", self.options.node);
         let (shared, event) = (Arc::clone(self), self.event(Reason::RunnerDraining, message));
@@ -302,7 +304,7 @@ impl Shared {
 
     fn put_lost(&self, mut lost: Lost) {
         if self.options.rescue && lost.cause == Cause::Lost {
-            // It has no owner, and is found so.
+            // The run has no owner, and rescue will find it.
             self.own_lost().insert(lost.run);
             return;
         }
@@ -315,13 +317,13 @@ impl Shared {
         self.more_lost.notify_one();
     }
 
-    /// Leaves a lost run alone for a while.
+    /// Delays the next attempt at a lost run.
     fn delay(&self, run: &RunId, wait: Duration) {
         let due = Instant::now() + wait;
         self.lost().iter_mut().filter(|lost| lost.run == *run).for_each(|lost| lost.due = due);
     }
 
-    /// Removes an entry that is done with. A newer one of the same run stays: that loss came later.
+    /// Removes a completed entry. A newer entry of the same run stays, because it is a later loss.
     fn done_with(&self, lost: &Lost) {
         self.lost().retain(|other| !Arc::ptr_eq(&other.entry, &lost.entry));
     }
@@ -330,8 +332,9 @@ impl Shared {
         self.lost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A slot, for one who goes before new starts. It stands in line before the open subscription is
-    /// asked for its own: or that one would be the next to take it again.
+    /// Requests a slot with precedence over new starts. Queues for the permit before it asks the
+    /// open subscription to return its slot. Otherwise the subscription would be the next to take
+    /// it again.
     fn wait_for_slot(&self) -> BoxFuture<'static, Option<OwnedSemaphorePermit>> {
         let slots = Arc::clone(&self.slots);
         let mut waiting = async move { slots.acquire_owned().await.ok() }.boxed();
@@ -344,7 +347,8 @@ impl Shared {
         }
     }
 
-    /// A free slot, where there is room; where the last one is open for the shared queue, that one.
+    /// Returns a slot if there is room for a run. If the last one is held by the open subscription,
+    /// takes that one.
     async fn slot_now(&self) -> Option<OwnedSemaphorePermit> {
         if !self.room.is_there() || self.writes.refused().is_some() {
             return None;
@@ -362,12 +366,12 @@ impl Shared {
         self.own_lost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a run is one that this worker is about to end.
+    /// Returns true if this worker is about to end the run.
     fn is_to_be_ended(&self, run: &RunId) -> bool {
         self.lost().iter().any(|lost| lost.run == *run)
     }
 
-    /// Resolves at the beginning of the drain, once; then never.
+    /// Completes at the start of the drain, once. Later calls never complete.
     async fn draining_once(&self) {
         if self.drain_told.load(Ordering::Relaxed) {
             return std::future::pending().await;
@@ -378,10 +382,10 @@ impl Shared {
 }
 
 impl Worker {
-    /// Looks at the engine and the store, and makes a worker of the ports.
+    /// Checks the engine and the store, and creates a worker.
     ///
     /// # Errors
-    /// [`NewError`] where one of them does not answer.
+    /// [`NewError`] if one of them is not available.
     pub async fn new(ports: Ports, options: Options) -> Result<Self, NewError> {
         let engine = ports.executor.info().await?;
         if let Some(warning) = &engine.warning {
@@ -394,7 +398,7 @@ impl Worker {
         }
         let cluster = Arc::from(ports.store.identity().await?);
         let records = LongLease::new(options.retention);
-        // Where nobody else would take the work there is nothing to be won by leaving it.
+        // Without other workers, nothing is gained by leaving work to them.
         let room = room::Room::new(options.rescue);
         let shared = Shared {
             slots: Arc::new(Semaphore::new(options.slots)),
@@ -427,16 +431,16 @@ impl Worker {
         Ok(Self { shared: Arc::new(shared), guard: Arc::new(Unguarded) })
     }
 
-    /// With somebody who ends what it runs where it cannot.
+    /// Sets the guard, which ends the worker's steps if the worker cannot.
     #[must_use]
     pub fn guarded(self, guard: Arc<dyn Guard>) -> Self {
         Self { guard, ..self }
     }
 
-    /// Works until it is asked to end, and what it drives has ended.
+    /// Runs until the worker is asked to end and its runs have ended.
     ///
     /// # Errors
-    /// [`OutOfOrder`] where its own code stands still or has failed: its lease is given up then.
+    /// [`OutOfOrder`] if a task of the worker stalls or panics. The lease is given up then.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), OutOfOrder> {
         let Self { shared, guard } = self;
         let loops = Loops::start(&shared, &guard, &shutdown);
@@ -445,7 +449,7 @@ impl Worker {
             () = shared.watchdog.bites() => loops.break_off(&shared, &shutdown).await,
             () = loops.end_in_order(&shared, &shutdown) => {}
         }
-        // What did not end in time is left to the guard.
+        // The guard ends what did not end in time.
         if shared.roster.ids().is_empty() {
             guard.dismiss();
         }

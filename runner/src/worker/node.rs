@@ -1,4 +1,4 @@
-//! Says that this worker is there, and what it does.
+//! Publishes that this worker exists, and its state.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::lease::Current;
 use super::watchdog::waits;
 use crate::ports::Txn;
 
-/// Refreshes the node's entry, under its lease, as long as the worker runs.
+/// Updates the node's entry under the current lease, as long as the worker runs.
 pub(super) async fn refresh(shared: Arc<Shared>, mut lease: Current) {
     loop {
         let held = {

@@ -1,4 +1,4 @@
-//! Claims a run that another owner had: the next epoch, in one transaction with its record.
+//! Claims an orphan: a new epoch, in one transaction with the record.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::watchdog::beat;
 use crate::ports::{Claim, Entry, Expect, StoreError, Txn, TxnReply};
 use crate::rules::run::Past;
 
-/// A run that had no owner, and is ours now.
+/// A former orphan, now claimed by this worker.
 pub(super) struct Orphan {
     pub(super) claim: Claim,
     pub(super) record: RunRecord,
@@ -26,20 +26,21 @@ pub(super) struct Orphan {
     pub(super) past: Past,
 }
 
-/// What a run without an owner is claimed for.
+/// Why an orphan is claimed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// To be ended, or its end published.
+    /// To end it, or to publish its ending.
     End,
-    /// To be gone on with, as long as nobody has stopped it. `lost`: this counts as a loss.
+    /// To resume it, unless a stop is recorded. `lost` tells whether this counts as a loss.
     GoOn { lost: bool },
 }
 
-/// So often a worker may lose its lease and re-claim the same run before each time counts as a loss.
-/// The run itself may be the reason, and without other workers nothing else would ever end it.
+/// How often a worker may lose its lease and claim the same run again before each time counts as a
+/// loss. The run itself may be the reason, and without other workers nothing else would ever end
+/// it.
 const FREE_RECLAIMS: u32 = 3;
 
-/// Counts what a claim says about the owner before.
+/// Updates the run's counters of losses and reclaims.
 fn count_loss(record: &mut RunRecord, purpose: Purpose) {
     match purpose {
         Purpose::End => {}
@@ -53,8 +54,8 @@ fn count_loss(record: &mut RunRecord, purpose: Purpose) {
     }
 }
 
-/// Asks again where an answer was lost, under the same demands, as long as the lease stands: at most
-/// one try lands, and what was known of the owner before is not forgotten over it.
+/// Repeats a transaction under the same conditions until it is answered, as long as the lease is
+/// valid. At most one attempt commits, and the state of the previous owner is not lost.
 async fn until_answered(
     shared: &Shared,
     held: &Held,
@@ -82,14 +83,14 @@ async fn until_answered(
     }
 }
 
-/// The claim of a run without an owner, but for its record.
+/// Returns the claim of an orphan, without its record.
 fn claiming(shared: &Shared, held: &Held, run: &RunId, record: &Entry, purpose: Purpose) -> Txn {
     let mut txn = Txn::new();
     if matches!(purpose, Purpose::GoOn { .. }) {
         txn = txn.when(names::stop_key(run), Expect::Absent);
     }
     txn.when(names::owner_key(run), Expect::Absent)
-        // Without an open key the run was released for good.
+        // Without an open key, the run has been released for good.
         .when(names::open_key(run), Expect::Present)
         .when(names::run_key(run), Expect::ModifiedAt(record.mod_revision))
         .put_leased(
@@ -102,8 +103,8 @@ fn claiming(shared: &Shared, held: &Held, run: &RunId, record: &Entry, purpose: 
         .read_otherwise(names::definition_key(run))
 }
 
-/// Claims a run that is recorded and has no owner: a new epoch, and the next attempt. `None`: it has
-/// an owner, or it has changed. The caller holds the run's place in the roster.
+/// Claims an orphan with a new epoch and the next attempt. Returns `None` if the run has an owner
+/// or has changed. The caller must hold the run's place in the roster.
 pub(super) async fn claim_orphan(
     shared: &Shared,
     held: &Held,
@@ -113,11 +114,11 @@ pub(super) async fn claim_orphan(
 ) -> Result<Option<Orphan>, StoreError> {
     let parsed = read_record(run, record, None)?.record;
     let node = parsed.node.clone().unwrap_or_else(|| shared.options.node.clone());
-    // An owner fills in its epoch with its first write; until then its claim is the last change.
+    // An owner records its epoch with its first write. Before that, its claim is the last change.
     let epoch = parsed.epoch.unwrap_or(Epoch(record.mod_revision));
     let (handed_over, last_seq) = (parsed.released.is_some(), parsed.last_seq);
     let past = Past { node, epoch, handed_over, last_seq };
-    // A store that was restored is left as it is, also by this claim: so before it, not after.
+    // Check for a restored store before the claim, because a claim would modify that store.
     let mut look = Txn::new().read(names::definition_key(run));
     if let Some(logger) = &parsed.logger {
         look = look.read(format!("{}{logger}", names::LOGGERS));
@@ -141,14 +142,14 @@ pub(super) async fn claim_orphan(
         let size = value.len();
         let txn = claiming(shared, held, run, record, purpose);
         let txn = txn.put(names::run_key(run), value);
-        // From now on the parts that never change have a key of their own.
+        // Moves the immutable parts to their own key.
         let txn = match &inline {
             Some(inline) => txn.put(names::definition_key(run), inline.clone()),
             None => txn,
         };
         match until_answered(shared, held, run, txn).await {
             Err(StoreError::Refused(_)) if purpose == Purpose::End && size > SMALL_RECORD => {
-                // Whatever the store refuses, the run must end: its limit may be lower than ours.
+                // The run must end even if the store's limit is lower than the expected one.
                 parsed.cut_to(size / 2);
             }
             answer => break answer?,
@@ -157,13 +158,14 @@ pub(super) async fn claim_orphan(
     if !reply.committed {
         let ours =
             reply.entry(0).filter(|o| o.value == owner_value(&shared.options.node, held.lease));
-        // A claim of ours whose answer was lost: nobody else here drives it, as we hold its place.
+        // A claim of this worker whose reply was lost. No drive exists for it, because the caller
+        // holds its place in the roster.
         return match (ours, reply.entry(1)) {
             (Some(owner), Some(record)) => {
                 let (claim, record, modified) = adopted(run, owner, (record, reply.entry(2)))?;
                 if record.epoch == Some(claim.epoch) {
-                    // It was begun under this claim: nothing more may be said under its epoch. The
-                    // next look finds a run without an owner.
+                    // The run was started under this claim, so that nothing more may be published
+                    // under its epoch. The next scan finds it without an owner.
                     release(shared, &claim, &held.lost).await;
                     return Ok(None);
                 }

@@ -1,4 +1,4 @@
-//! A step's output on its way to the stream and to an external logger.
+//! Publishes a step's output to the event stream and to an external logger.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -17,8 +17,8 @@ use crate::ports::{LogSink, LoggerFeed, StopLevel, StopSignal};
 use crate::rules::lines::{Lines, Piece};
 use crate::rules::mask::Masker;
 
-/// The output budget of one run, shared by its steps. It includes the output of earlier owners as far as
-/// it is recorded.
+/// The output budget of one run, shared by its steps. It includes the recorded output of earlier
+/// owners.
 #[derive(Debug, Clone)]
 pub(super) struct Budget {
     limit: Option<u64>,
@@ -26,7 +26,7 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// The budget of a run whose steps have published `used` bytes so far.
+    /// Creates the budget of a run whose steps have published `used` bytes so far.
     pub(super) fn new(limit: Option<u64>, used: u64) -> Self {
         Self { limit, used: Arc::new(AtomicU64::new(used)) }
     }
@@ -41,7 +41,7 @@ impl Budget {
     }
 }
 
-/// What happens to a step if its output reaches the limit.
+/// What happens to a step whose output reaches the limit.
 #[derive(Debug, Clone)]
 pub(super) enum AtLimit {
     /// It continues, and the rest of its output is discarded.
@@ -50,7 +50,7 @@ pub(super) enum AtLimit {
     Stop(StopSignal, Duration),
 }
 
-/// Cuts a step's output into texts, publishes them in time, and feeds them to the run's logger.
+/// Splits a step's output into texts, publishes them in time, and feeds them to the run's logger.
 pub(super) struct Output {
     emitter: Arc<Emitter>,
     feed: Option<Arc<dyn LoggerFeed>>,
@@ -62,11 +62,11 @@ pub(super) struct Output {
     mask: RunMask,
     budget: Budget,
     at_limit: AtLimit,
-    /// Bytes of our own lines.
+    /// The number of bytes of notices.
     own: AtomicU64,
-    /// The last of each stream, where that is wanted.
+    /// The last bytes of each stream, if they are needed.
     tails: Option<std::sync::Mutex<Tails>>,
-    /// A text waits for its time.
+    /// Notified when a text waits for its deadline.
     waits: Notify,
 }
 
@@ -74,12 +74,12 @@ pub(super) struct Output {
 struct Streams {
     out: Lines,
     err: Lines,
-    /// Mask the two streams, once the run has secrets.
+    /// The maskers of both streams, once the run has secrets.
     maskers: Option<(Masker, Masker)>,
     ended: bool,
-    /// The limit is reached, and the rest is discarded.
+    /// Whether the limit is reached. The rest is discarded.
     full: bool,
-    /// The stream whose unfinished line was the last that the logger got.
+    /// The stream whose unfinished line the logger received last.
     fed: Option<LogStream>,
 }
 
@@ -90,7 +90,7 @@ struct Tails {
     err: BytesMut,
 }
 
-/// The most bytes of a stream that are kept for the end.
+/// The maximum size of the tail of a stream.
 const TAIL: usize = 16 * 1024;
 
 impl Tails {
@@ -114,7 +114,7 @@ impl Tails {
 }
 
 impl Streams {
-    /// Masks bytes and returns those that can be published; the rest is held back. The mask may have
+    /// Masks bytes and returns those that can be published; the rest is withheld. The mask may have
     /// grown, because another step was given secrets.
     fn masked(&mut self, mask: &RunMask, stream: LogStream, bytes: Bytes) -> Bytes {
         if let Some(mask) = mask.current() {
@@ -164,14 +164,14 @@ impl Output {
         }
     }
 
-    /// The last of what a stream said, as text.
+    /// Returns the tail of a stream as text.
     pub(super) fn tail(&self, stream: LogStream) -> String {
         let Some(tails) = &self.tails else { return String::new() };
         let tails = tails.lock().unwrap_or_else(PoisonError::into_inner);
         String::from_utf8_lossy(tails.of(stream)).into_owned()
     }
 
-    /// Publishes a line of our own about the step.
+    /// Publishes a notice about the step.
     pub(super) async fn note(&self, line: &str) {
         let line = self.mask.text(line);
         let bytes = line.as_bytes().to_vec();
@@ -183,7 +183,7 @@ impl Output {
         self.emitter.log((&self.step, self.attempt), LogStream::Bob, piece).await;
     }
 
-    /// Publishes what has waited long enough, until `finish`.
+    /// Publishes texts at their deadlines, until `finish`.
     pub(super) async fn publish_in_time(&self) {
         loop {
             let deadline = {
@@ -199,7 +199,7 @@ impl Output {
                     tokio::select! {
                         biased;
                         () = tokio::time::sleep_until(self.began + at) => {}
-                        // There is an earlier one.
+                        // There is an earlier deadline.
                         () = self.waits.notified() => continue,
                     }
                     let now = self.began.elapsed();
@@ -213,7 +213,7 @@ impl Output {
         }
     }
 
-    /// Publishes what is left: the step has ended. Returns the bytes of its two streams.
+    /// Publishes the remaining output after the step has ended. Returns the sizes of both streams.
     pub(super) async fn finish(&self) -> (u64, u64) {
         let mut streams = self.streams.lock().await;
         streams.ended = true;
@@ -232,7 +232,7 @@ impl Output {
         (streams.out.total(), streams.err.total())
     }
 
-    /// Takes bytes that may be seen.
+    /// Processes masked bytes.
     async fn take(&self, streams: &mut Streams, now: Duration, stream: LogStream, bytes: &[u8]) {
         if let Some(tails) = &self.tails {
             tails.lock().unwrap_or_else(PoisonError::into_inner).add(stream, bytes);
@@ -245,15 +245,15 @@ impl Output {
             LogStream::Stderr => streams.err.push(now, within),
             LogStream::Stdout | LogStream::Bob => streams.out.push(now, within),
         };
-        // The lock is held meanwhile: a publisher that is full holds back the step, and nothing of
-        // one stream overtakes.
+        // The lock is held meanwhile. A full publisher thus slows down the step, and the texts of a
+        // stream stay in order.
         self.publish(stream, pieces, &mut streams.fed).await;
         if within.len() < bytes.len() {
             self.reach_limit(streams).await;
         }
     }
 
-    /// The bytes that are within the limit. If these are not all, only whole lines of them.
+    /// Returns the bytes within the limit. If that is not all of them, returns only complete lines.
     fn within_limit<'b>(&self, bytes: &'b [u8]) -> &'b [u8] {
         let taken = usize::try_from(self.budget.take(bytes.len() as u64)).unwrap_or(usize::MAX);
         let Some(within) = bytes.get(..taken).filter(|_| taken < bytes.len()) else { return bytes };
@@ -283,7 +283,7 @@ impl Output {
         }
     }
 
-    /// Why the step failed, if it reached the limit and `on-log-limit` is `fail`.
+    /// Returns why the step failed, if it reached the limit and `on-log-limit` is `fail`.
     pub(super) async fn failed_at_limit(&self) -> Option<String> {
         let full = self.streams.lock().await.full;
         let fails = matches!(self.at_limit, AtLimit::Stop(..));
@@ -313,8 +313,8 @@ impl Output {
         }
     }
 
-    /// An external logger knows neither steps nor streams: what comes next from another one begins
-    /// on a line of its own.
+    /// Ends an unfinished line. An external logger does not distinguish steps or streams, so that
+    /// output of another one must start on a new line.
     fn feed_newline(&self, fed: &mut Option<LogStream>) {
         if let (Some(feed), Some(_unfinished)) = (&self.feed, fed.take()) {
             feed.push(Bytes::from_static(b"\n"));

@@ -1,4 +1,4 @@
-//! What a new run takes over from one that has ended.
+//! The steps that a new run takes over from its ended parent run.
 
 use protocol::budget::json_bytes;
 use protocol::command::Start;
@@ -9,11 +9,10 @@ use super::Shared;
 use super::claim::read_record;
 use crate::ports::Entry;
 
-/// The most bytes of steps that are taken over: the claim writes them in one request with the
-/// definition.
+/// The maximum size of these steps. The claim writes them in one request with the definition.
 const MAX_KEPT_BYTES: usize = 896 * 1024;
 
-/// Why a run cannot go on from where another one has come to.
+/// Why a run cannot start from its parent's steps.
 pub(super) enum NotAfter {
     /// A worker on this engine can.
     Here {
@@ -26,7 +25,7 @@ pub(super) enum NotAfter {
     Ever(String),
 }
 
-/// The steps that a start takes over from an ended run.
+/// Returns the steps that a start takes over from its parent.
 pub(super) fn after_parent(
     shared: &Shared,
     start: &Start,
@@ -42,7 +41,7 @@ pub(super) fn after_parent(
         Some(Err(cause)) => return Err(NotAfter::Ever(cause.to_string())),
         None => return Err(NotAfter::Ever(format!("run {of} is not known, or not any more"))),
     };
-    // What is begun is what is taken over, whatever that run's own definition was.
+    // Apply the new definition to the parent's steps, not the parent's own.
     let record = RunRecord { pipeline: Some(pipeline.clone()), ..record };
     let steps = record.kept_before(parent.from.as_ref());
     let steps = steps.map_err(|why| NotAfter::Ever(format!("run {of}: {why}")))?;

@@ -1,4 +1,4 @@
-//! What a run's steps left, on its way to the registry: one after the other, beside the run itself.
+//! Pushes a run's checkpoints to the registry, one after another, in the background.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,20 +13,20 @@ use super::watchdog::waits;
 use crate::ports::{RunScope, StepSpec, Workspace};
 use crate::rules::run::Input;
 
-/// How often a push is tried; where it comes to nothing, the run can be gone on with on its own
-/// engine alone, until the next one.
+/// The number of attempts to push. If all fail, the run can only be resumed on its own engine until
+/// the next push.
 const TRIES: u32 = 4;
-/// The pause after the first try; it doubles.
+/// The pause after the first attempt. It doubles each time.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long a hand-over waits for what is on its way.
+/// How long a hand-over waits for pushes in progress.
 const WITHIN: Duration = Duration::from_secs(30);
 
-/// What one step left.
+/// The checkpoint of one step.
 pub(super) struct Push {
     pub(super) scope: RunScope,
     pub(super) kept: Workspace,
     pub(super) step: StepSpec,
-    /// Who is told of its digest.
+    /// Receives the digest.
     pub(super) tell: UnboundedSender<Input>,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct Pushes {
 }
 
 impl Pushes {
-    /// Pushes, once those before are done with.
+    /// Pushes a checkpoint after those before it.
     pub(super) fn add(&mut self, shared: Arc<Shared>, push: Push) {
         let (before, stopped) = (self.last.take(), self.stopped.clone());
         let tasks = shared.tasks.clone();
@@ -54,7 +54,7 @@ impl Pushes {
         }));
     }
 
-    /// Waits until all are done with, but not for long.
+    /// Waits for all pushes, for at most [`WITHIN`].
     pub(super) async fn done(&mut self) {
         let Some(mut last) = self.last.take() else { return };
         let _waits = waits();
@@ -64,7 +64,7 @@ impl Pushes {
         }
     }
 
-    /// Ends those that are not done.
+    /// Cancels the remaining pushes.
     pub(super) async fn stop(&mut self) {
         self.stopped.cancel();
         if let Some(last) = self.last.take() {
@@ -82,7 +82,7 @@ async fn carry_out(shared: &Shared, push: Push) {
             Ok(None) => return,
             Ok(Some(digest)) => {
                 info!(run.id = %scope.run, digest, "step {} of run {} is in the registry", step.name, scope.run);
-                // A drive that is gone has no use for it.
+                // If the drive has ended, it no longer needs the digest.
                 drop(tell.send(Input::Pushed { step: step.name, attempt: step.attempt, digest }));
                 return;
             }

@@ -1,4 +1,4 @@
-//! Ends the runs that this worker cannot go on with.
+//! Ends the runs that this worker cannot continue.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,18 +17,18 @@ use super::watchdog::{beat, waits};
 use super::{Lost, Shared};
 use crate::ports::StoreError;
 
-/// How long a run is left alone whose drive has not ended yet.
+/// The delay before a run is tried again whose drive has not yet ended.
 const AGAIN: Duration = Duration::from_millis(500);
-/// The longest time between two tries at the same run.
+/// The maximum delay between two attempts at the same run.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// How often runs were re-claimed here to be ended, and did not end. Each try writes their records,
-/// so the next one waits longer.
+/// How often runs were claimed again to be ended without success. Each attempt writes their
+/// records, so the delay grows.
 #[derive(Debug, Default)]
 pub(super) struct Reclaims(Mutex<HashMap<RunId, u32>>);
 
 impl Reclaims {
-    /// How long to wait before the next try at a run: the first one is made at once.
+    /// Returns the delay before the next attempt at a run. The first attempt is made at once.
     pub(super) fn next(&self, run: &RunId) -> Duration {
         let mut tries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let tries = tries.entry(run.clone()).or_default();
@@ -40,17 +40,17 @@ impl Reclaims {
         wait
     }
 
-    /// The run has ended, or is another worker's.
+    /// Resets a run that has ended or has another owner.
     pub(super) fn forget(&self, run: &RunId) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
     }
 }
 
-/// Re-claims the runs that this worker cannot go on with, and ends them: a run without an owner must
-/// not stay open.
+/// Claims the runs again that this worker cannot continue, and ends them. A run must not stay open
+/// without an owner.
 pub(super) async fn reclaim(shared: Arc<Shared>, held: Held) {
     loop {
-        // Each stays on the list until it is done with: what stands there is left alone by the looks.
+        // Runs stay on the list until they are completed. Rescue ignores runs on the list.
         let lost = shared.lost().clone();
         if lost.is_empty() {
             let _waits = waits();
@@ -90,7 +90,7 @@ pub(super) async fn reclaim(shared: Arc<Shared>, held: Held) {
     }
 }
 
-/// `false`: its drive is not gone yet.
+/// Returns false if the run's drive has not yet ended.
 async fn reclaim_one(shared: &Arc<Shared>, held: &Held, lost: &Lost) -> Result<bool, StoreError> {
     let run = &lost.run;
     let Some(record) = shared.ports.store.get(&names::run_key(run)).await? else {

@@ -1,4 +1,4 @@
-//! The programs of a step with its run's variables in them.
+//! Renders the run's variables into the programs of a step.
 
 use async_trait::async_trait;
 use protocol::id::RunId;
@@ -12,20 +12,20 @@ use crate::ports::{
 };
 use crate::rules::template;
 
-/// The programs of a step, before they are rendered.
+/// Returns the programs of a step before rendering.
 pub(super) fn script_of(step: &Step) -> Option<Script> {
     let (shell, goes_on) = (step.shell.unwrap_or_default(), step.allow_failure);
     (!step.script.is_empty()).then(|| Script { shell, programs: step.script.clone(), goes_on })
 }
 
-/// The rendering that a step needs before it starts, if any.
+/// Returns the rendering that a step needs before it starts, if any.
 pub(super) fn rendering_of(step: &Step, values: Params, run: &RunId) -> Option<Rendering> {
     let is_rendered = step.template == Some(Template::Go)
         && step.script.iter().any(|program| template::is_template(program));
     is_rendered.then(|| Rendering { programs: step.script.clone(), values, run: run.clone() })
 }
 
-/// Renders the programs of a step, unless it is asked to stop meanwhile.
+/// Renders the programs of a step, unless it is asked to end meanwhile.
 pub(super) async fn rendered(
     shared: &Shared,
     mut spec: StepSpec,
@@ -56,7 +56,7 @@ pub(super) async fn rendered(
     }
 }
 
-/// Renders in the calling thread, without a deadline: for tests, whose programs are their own.
+/// Renders in the calling thread without a deadline. Only for tests, which trust their programs.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RenderInline;
 

@@ -1,5 +1,5 @@
-//! Finds runs that nobody looks after, and goes on with them: a look at what is open and what is
-//! owned, then a watch from there, and another look every now and then, as watches can fall behind.
+//! Finds orphans and resumes them. Scans all open and owned runs, watches both from the scanned
+//! revision on, and repeats the scan regularly, because watches can fall behind.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,22 +27,22 @@ use super::watchdog::{self, beat};
 use crate::ports::{Change, Entry, StoreError, Txn};
 use crate::rules::quota::{self, Fit};
 
-/// The time between two looks where nothing else asks for one.
+/// The interval between scans.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
-/// Of several workers that see the same run orphaned, one is the first.
+/// Spreads the attempts of workers that see the same orphan at the same time.
 const SPREAD: Duration = Duration::from_millis(200);
-/// How long workers on the engine that holds the last image go first, where all can have it.
+/// The head start of workers on the engine with the last image, if other workers can fetch it.
 const THEIRS_FIRST: Duration = Duration::from_secs(1);
-/// How long a run is left alone that could not be taken.
+/// The delay before a run is tried again that could not be claimed.
 const AGAIN: Duration = Duration::from_millis(500);
-/// When a run is looked at again for which there is no memory here.
+/// The delay before a run is tried again that needs more memory than is free.
 const NO_MEMORY: Duration = Duration::from_secs(5);
-/// The same for want of room on the engine's disk.
+/// The delay before a run is tried again if the engine's disk has no room.
 const NO_ROOM: Duration = Duration::from_secs(1);
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(5);
 
-/// Rescues for as long as there is a lease, until the worker takes nothing any more.
+/// Rescues runs while there is a lease, until `stop` is cancelled.
 pub(super) async fn run(shared: Arc<Shared>, mut lease: Current, stop: CancellationToken) {
     {
         let _waits = watchdog::waits();
@@ -80,11 +80,11 @@ pub(super) async fn run(shared: Arc<Shared>, mut lease: Current, stop: Cancellat
 /// A run without an owner.
 #[derive(Debug, Clone, Copy)]
 struct Orphan {
-    /// When it was first seen so.
+    /// When it was first seen without an owner.
     since: Instant,
-    /// When it is looked at next.
+    /// The time of the next attempt.
     due: Instant,
-    /// How often it was found to be for a worker of another version.
+    /// How often it was found to need a worker of another version.
     complaints: u32,
 }
 
@@ -102,19 +102,19 @@ struct Rescue<'a> {
     slot: Slot,
 }
 
-/// What is to be done with a run that was found without an owner.
+/// What to do with an orphan.
 enum Found {
-    /// Nothing: it is looked after.
+    /// Nothing: it has an owner, or has ended.
     Settled,
-    /// Its ending is recorded: it is to be published, and the run let go.
+    /// Publish the recorded ending and release the run.
     Ended(Entry),
-    /// Somebody has stopped it.
+    /// End it, because a stop is recorded.
     Stopped(StopEntry),
-    /// It is to go on.
+    /// Resume it.
     Open(Entry),
-    /// Others are to be given the time.
+    /// Try again after this time, to give precedence to other workers.
     NotYet(Duration),
-    /// Only a worker of another version can drive it: the sentence.
+    /// Leave it to a worker of another version. Holds the message.
     NotForUs(String),
 }
 
@@ -143,7 +143,7 @@ impl Rescue<'_> {
         }
     }
 
-    /// One look, and what follows on it. Ends when it is time for the next.
+    /// Scans once and follows the changes. Returns when the next scan is due.
     async fn look_and_follow(&mut self) -> Result<(), StoreError> {
         let store = &self.shared.ports.store;
         let look = Txn::new().read_prefix(names::OPEN).read_prefix(names::OWNERS);
@@ -153,7 +153,7 @@ impl Rescue<'_> {
         let until = Instant::now() + LOOK_EVERY;
         loop {
             if self.orphans.is_empty() {
-                // Others were faster: the slot is for whatever comes next.
+                // Other workers were faster. Release the slot for the next run.
                 self.slot = Slot::None;
             }
             let due = self.orphans.values().map(|orphan| orphan.due).min();
@@ -194,7 +194,7 @@ impl Rescue<'_> {
         }
     }
 
-    /// Notes what a look has shown: lists of what is open, and of what is owned.
+    /// Processes a scan: the lists of open and of owned runs.
     fn saw(&mut self, reads: &[Vec<Entry>]) {
         let (open, owners) = (reads.first().into_iter().flatten(), reads.get(1));
         let mine = owner_value(&self.shared.options.node, self.held.lease);
@@ -202,8 +202,8 @@ impl Rescue<'_> {
             .into_iter()
             .flatten()
             .filter_map(|owner| Some((run_of(&owner.key, names::OWNERS)?, owner)))
-            // What this lease owns and nobody here drives is a claim whose answer was lost. A claim under
-            // an earlier lease of this node is left to end with that lease.
+            // A run that this lease owns without a drive is a claim whose reply was lost. A claim
+            // under an earlier lease of this node is left to expire with that lease.
             .filter(|(run, owner)| owner.value != mine || self.shared.roster.has(run))
             .map(|(run, _)| run)
             .collect();
@@ -223,7 +223,7 @@ impl Rescue<'_> {
             Change::Put(entry) => {
                 if let Some(run) = run_of(&entry.key, names::OWNERS) {
                     self.orphans.remove(&run);
-                    // Whoever has it now, the next loss of it is not this one.
+                    // The run has a new owner, so that its next loss is a different one.
                     self.shared.own_lost().remove(&run);
                 }
             }
@@ -258,7 +258,7 @@ impl Rescue<'_> {
                 return Ok(());
             }
             let taken = match self.take(&run, orphan).await {
-                // The others' epochs may be good.
+                // The other orphans may have valid epochs.
                 Err(cause @ StoreError::Restored { .. }) => {
                     warn!(run.id = %run, %cause, "run {run} cannot be taken over");
                     Some(LOOK_EVERY)
@@ -280,12 +280,12 @@ impl Rescue<'_> {
         Ok(())
     }
 
-    /// Does what is to be done with a run. `None`: nothing is left to do for us; else when to look
-    /// again.
+    /// Handles an orphan. Returns `None` if nothing remains to be done here, or else the delay
+    /// before the next attempt.
     async fn take(&mut self, run: &RunId, orphan: Orphan) -> Result<Option<Duration>, StoreError> {
         let (shared, held) = (self.shared, self.held);
         if shared.roster.has(run) || shared.is_to_be_ended(run) {
-            // It is one of ours that has not gone yet.
+            // This worker's previous drive of the run has not yet ended.
             return Ok(Some(AGAIN));
         }
         let (entry, purpose) = match find(shared, held, run, orphan).await? {
@@ -315,7 +315,7 @@ impl Rescue<'_> {
             Purpose::End => None,
             Purpose::GoOn { .. } => match self.free_slot() {
                 Some(slot) => Some(slot),
-                // As soon as one is free it is looked at again.
+                // It is tried again as soon as a slot is free.
                 None => return Ok(Some(LOOK_EVERY)),
             },
         };
@@ -332,7 +332,7 @@ impl Rescue<'_> {
                 }
                 Ok(None)
             }
-            // Somebody was faster, or has stopped it.
+            // Another worker was faster, or a stop was recorded.
             Ok(None) => {
                 launch.cancel();
                 Ok(Some(AGAIN))
@@ -348,7 +348,7 @@ impl Rescue<'_> {
         }
     }
 
-    /// Warns about a run that waits for a worker of another version: at the first look, and then at
+    /// Warns about a run that waits for a worker of another version: at first sight, and then at
     /// growing intervals.
     fn complain(&mut self, run: &RunId, why: &str) {
         let Some(orphan) = self.orphans.get_mut(run) else { return };
@@ -379,7 +379,7 @@ impl Rescue<'_> {
     }
 }
 
-/// What stands of a run, and so what is to be done with it.
+/// Reads the state of a run and decides what to do with it.
 async fn find(
     shared: &Shared,
     held: &Held,
@@ -432,7 +432,8 @@ async fn find(
     if let Some(wait) = is_for_others(shared, &record, orphan).await? {
         return Ok(Found::NotYet(wait));
     }
-    // Or each of an engine's workers would take the run, meet the same, and count as a loss.
+    // Otherwise every worker of an unavailable engine would claim the run and fail, and each
+    // attempt would count as a loss.
     if let Err(cause) = shared.ports.executor.answers().await {
         warn!(run.id = %run, %cause, "run {run} waits for the engine");
         shared.room.engine_went(None);
@@ -441,8 +442,8 @@ async fn find(
     Ok(Found::Open(entry.clone()))
 }
 
-/// Whether the engine that holds what the run has come to is another one, and how long its workers
-/// are given.
+/// Returns how long to leave a run to workers on the engine with its last image, if that is another
+/// engine.
 async fn is_for_others(
     shared: &Shared,
     record: &RunRecord,
@@ -456,7 +457,7 @@ async fn is_for_others(
         return Ok(None);
     }
     if step.digest.is_some() && shared.engine.checkpoints {
-        // It need not be fetched where it is.
+        // Workers on that engine need not fetch the image.
         let left = THEIRS_FIRST.saturating_sub(orphan.since.elapsed());
         return Ok((!left.is_zero()).then_some(left));
     }
@@ -481,7 +482,7 @@ fn run_of(key: &str, prefix: &str) -> Option<RunId> {
     key.strip_prefix(prefix)?.parse().ok()
 }
 
-/// Whether it waits in its pipeline's queue, which is no business of ours.
+/// Returns true if the run waits in its pipeline's queue and needs no owner yet.
 fn waits(open: &[u8]) -> bool {
     serde_json::from_slice::<Open>(open).is_ok_and(|open| open.waiting_in.is_some())
 }

@@ -1,5 +1,5 @@
-//! Takes nothing new while the engine's disk is too full, as a run that meets a full disk fails and
-//! takes others with it; nor while the engine does not answer. What runs goes on.
+//! Pauses the intake while the engine's disk is too full or the engine does not answer. A run that
+//! meets a full disk fails, and may make other runs fail. Runs in progress continue.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,20 +15,20 @@ use super::watchdog::waits;
 use super::{Shared, bases, janitor};
 use crate::ports::{Disk, RunScope};
 
-/// What a worker is told of its engine's disk.
+/// Settings for the engine's disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DiskOptions {
-    /// From so many percent on it takes nothing new.
+    /// The usage in percent at which the worker stops accepting work.
     pub high: u8,
-    /// Below so many percent it takes work again; less than `high`.
+    /// The usage in percent below which it accepts work again. Less than `high`.
     pub low: u8,
-    /// How often it looks.
+    /// The interval between checks.
     pub look: Duration,
-    /// How many bytes the base images may take that the executor has pulled; 0: as many as they like.
+    /// The maximum size of the pulled base images in bytes. 0 means no limit.
     pub base_images_bytes: u64,
 }
 
-/// How often an engine that is away is asked.
+/// The interval between requests to an unavailable engine.
 const AWAY: Duration = Duration::from_secs(1);
 
 impl Default for DiskOptions {
@@ -39,7 +39,7 @@ impl Default for DiskOptions {
 }
 
 impl DiskOptions {
-    /// Whether a disk is too full: what was so stays it until it is below the lower mark.
+    /// Returns true if a disk is too full. Once it was, it must fall below the low mark.
     fn is_too_full(&self, was: State, percent: u8) -> bool {
         match was {
             State::Unknown | State::Room | State::Away => percent >= self.high,
@@ -50,52 +50,53 @@ impl DiskOptions {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Nobody has looked yet.
+    /// Not yet checked.
     Unknown,
-    /// Work is taken.
+    /// Work is accepted.
     Room,
-    /// None is.
+    /// No work is accepted, because the disk is full.
     Full,
-    /// The same, as the engine does not answer.
+    /// No work is accepted, because the engine does not answer.
     Away,
 }
 
-/// A service without which a worker takes no runs.
+/// A service without which a worker accepts no runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Service {
-    /// Where events are published.
+    /// The event stream.
     Stream,
 }
 
-/// Whether there is room for more.
+/// Whether the worker can accept work.
 #[derive(Debug)]
 pub(super) struct Room {
-    /// Somebody looks.
+    /// Whether the disk is checked.
     watched: bool,
     state: Mutex<State>,
-    /// Who waits is woken in the order of waiting, unlike with tokio's `watch`: a seed of the
-    /// simulation has to be one history.
+    /// Wakes its waiters in the order of waiting, unlike tokio's `watch`. The simulation needs one
+    /// history per seed.
     changed: Notify,
-    /// The services that cannot be used, and why.
+    /// The unavailable services, with the reasons.
     obstacles: Mutex<BTreeMap<Service, String>>,
     seen: Mutex<Option<Disk>>,
-    /// Somebody wants a look now.
+    /// Requests a check now.
     asked: Notify,
-    /// The runs that were let go as the engine was away: what they ran in is there again with it.
+    /// The runs that were released because the engine was unavailable. Their containers reappear
+    /// with it.
     stranded: Mutex<Vec<RunScope>>,
-    /// The images that runs have begun on since that was noted.
+    /// The images from which runs have started since the last `take_used`.
     used: Mutex<BTreeSet<String>>,
-    /// One sweep at a time.
+    /// Held during a sweep, so that there is one at a time.
     pub(super) sweeping: tokio::sync::Mutex<()>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is in them is whole whatever panicked.
+    // The guarded values are consistent even after a panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Room {
-    /// `watched`: somebody will look. Else there is always room.
+    /// If `watched` is false, the disk is never checked, and there is always room.
     pub(super) fn new(watched: bool) -> Self {
         let state = if watched { State::Unknown } else { State::Room };
         Self {
@@ -111,25 +112,25 @@ impl Room {
         }
     }
 
-    /// Whether work may be taken.
+    /// Returns true if work may be accepted.
     pub(super) fn is_there(&self) -> bool {
         self.state() == State::Room && locked(&self.obstacles).is_empty()
     }
 
-    /// Resolves when work may be taken.
+    /// Waits until work may be accepted.
     ///
     /// # Cancel safety
-    /// Safe, as are all waits here.
+    /// This method is cancel safe, as are all waits of this type.
     pub(super) async fn there(&self) {
         self.reached(Self::is_there).await;
     }
 
-    /// Resolves when no work may be taken.
+    /// Waits until no work may be accepted.
     pub(super) async fn gone(&self) {
         self.reached(|room| !room.is_there()).await;
     }
 
-    /// Resolves when somebody has looked.
+    /// Waits until the disk was checked for the first time.
     pub(super) async fn known(&self) {
         self.reached(|room| room.state() != State::Unknown).await;
     }
@@ -144,16 +145,16 @@ impl Room {
         }
     }
 
-    /// A run has met a full disk, whatever the engine says of it: nothing is taken before there was
-    /// a look. Where nobody looks the next run may try.
+    /// Notes that a run met a full disk, whatever the engine reports. No work is accepted before
+    /// the next check. Has no effect if the disk is not checked.
     pub(super) fn ran_out(&self) {
         if self.watched && self.set(State::Full) {
             warn!("a run has met a full disk: nothing new is taken until there is room");
         }
     }
 
-    /// The engine does not answer: nothing is taken before it does. `run`: what has met that, and is
-    /// let go.
+    /// Notes that the engine does not answer. No work is accepted until it does. `run` is the run
+    /// that is released for this reason.
     pub(super) fn engine_went(&self, run: Option<RunScope>) {
         if !self.watched {
             return;
@@ -165,12 +166,12 @@ impl Room {
         }
     }
 
-    /// Whether nothing is taken as the engine does not answer.
+    /// Returns true if no work is accepted because the engine does not answer.
     pub(super) fn is_engine_away(&self) -> bool {
         self.state() == State::Away
     }
 
-    /// Notes whether a service can be used, and why not. While it cannot, no runs are taken.
+    /// Notes whether a service is available, and why not. No runs are accepted while it is not.
     pub(super) fn note(&self, service: Service, obstacle: Option<String>) {
         let is_new = {
             let mut obstacles = locked(&self.obstacles);
@@ -191,36 +192,36 @@ impl Room {
         }
     }
 
-    /// Why nothing is taken, if a service is the reason.
+    /// Returns the unavailable services' reasons, if there are any.
     pub(super) fn obstacle(&self) -> Option<String> {
         let obstacles = locked(&self.obstacles);
         let all: Vec<&str> = obstacles.values().map(String::as_str).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 
-    /// Something was removed: it is time to look.
+    /// Requests a check, because something was removed.
     pub(super) fn look_now(&self) {
         self.asked.notify_one();
     }
 
-    /// A run begins on an image.
+    /// Notes that a run starts from an image.
     pub(super) fn uses(&self, image: &str) {
         locked(&self.used).insert(image.to_owned());
     }
 
-    /// The images that runs have begun on since the last call.
+    /// Returns the images from which runs have started since the last call.
     pub(super) fn take_used(&self) -> BTreeSet<String> {
         std::mem::take(&mut *locked(&self.used))
     }
 
-    /// What the node says of its disk.
+    /// Returns the disk usage for the node's entry.
     pub(super) fn entry(&self) -> Option<NodeDisk> {
         let full = self.state() == State::Full;
         let seen = *locked(&self.seen);
         seen.map(|Disk { total, free }| NodeDisk { free, total, full })
     }
 
-    /// Tells of changes between room and none.
+    /// Notifies of changes of the state.
     pub(super) fn changes(&self) -> Notified<'_> {
         self.changed.notified()
     }
@@ -229,7 +230,7 @@ impl Room {
         *locked(&self.state)
     }
 
-    /// `true`: it was another.
+    /// Returns true if the state changed.
     fn set(&self, state: State) -> bool {
         let was = std::mem::replace(&mut *locked(&self.state), state);
         if was != state {
@@ -239,9 +240,9 @@ impl Room {
     }
 }
 
-/// Looks now and then, and where a run has met a full disk, until the worker takes nothing any more.
+/// Checks the disk periodically and on request, until `stop` is cancelled.
 pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
-    // What it waits for is the engine, which takes as long as there is to remove.
+    // The loop waits for the engine, which may have much to remove.
     let _waits = waits();
     let mut asked = false;
     loop {
@@ -260,7 +261,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     }
 }
 
-/// The time between two looks at the stream: they cost nothing.
+/// The interval between checks of the stream, which are cheap.
 const STREAM: Duration = Duration::from_secs(1);
 
 /// Pauses the intake while events cannot be published. Ends with the intake.
@@ -272,7 +273,7 @@ pub(super) async fn watch_stream(shared: Arc<Shared>, stop: CancellationToken) {
     }
 }
 
-/// Decides whether there is room, and makes some where there is none.
+/// Checks the disk, and removes unneeded data if it is full.
 async fn look(shared: &Shared, asked: bool) {
     let began = match decide(shared).await {
         Found::Room => return,
@@ -285,12 +286,12 @@ async fn look(shared: &Shared, asked: bool) {
     decide(shared).await;
 }
 
-/// What a look has shown.
+/// The result of a check.
 enum Found {
-    /// There is room, or nobody knows, or it is not for want of it that nothing is taken.
+    /// There is room, the usage is unknown, or the intake is paused for another reason.
     Room,
     None {
-        /// There was some before.
+        /// Whether the last check still found room.
         began: bool,
     },
 }
@@ -307,7 +308,7 @@ async fn decide(shared: &Shared) -> Found {
     }
     let disk = shared.ports.executor.disk().await;
     if room.is_engine_away() {
-        // It went meanwhile, which no figure of its disk takes back.
+        // The engine became unavailable meanwhile, which a disk usage does not disprove.
         return Found::Room;
     }
     let disk = match disk {
@@ -318,7 +319,7 @@ async fn decide(shared: &Shared) -> Found {
         }
         Err(cause) => {
             warn!(%cause, "how full the container engine's disk is is not known");
-            // Only a look that succeeds tells of an end.
+            // Only a successful check can end the state `Full`.
             if room.state() == State::Unknown {
                 room.set(State::Room);
             }
@@ -351,9 +352,9 @@ async fn decide(shared: &Shared) -> Found {
     Found::Room
 }
 
-/// Ends what the engine still runs, or keeps, of the runs that were let go while it was away: nobody may
-/// come to go on with them for a long time, as on a disk that they themselves have filled. What a
-/// follower has made is not touched.
+/// Ends and removes what the engine still has of runs that were released while it was unavailable.
+/// No worker may resume them for a long time, for example if they filled this disk themselves.
+/// Resources of a later owner are not touched.
 async fn end_what_was_let_go(shared: &Shared) {
     let stranded = std::mem::take(&mut *locked(&shared.room.stranded));
     for run in stranded {

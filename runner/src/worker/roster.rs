@@ -1,4 +1,4 @@
-//! The runs that this worker drives, and how they are reached.
+//! The runs that this worker drives, and access to them.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -11,16 +11,16 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::ports::{StopLevel, StopSignal};
 use crate::rules::run::{Input, StopWhy};
 
-/// How a run is reached.
+/// Access to a run.
 #[derive(Debug, Clone)]
 pub(super) struct Handle {
-    /// Facts from outside.
+    /// Sends facts from outside.
     pub(super) inputs: UnboundedSender<Input>,
-    /// Reaches what runs at once, also while the drive waits for the broker.
+    /// Stops the run's steps at once, even while the drive waits for the broker.
     pub(super) stop: StopSignal,
-    /// The same, for a hand-over: steps that must not run twice do not listen to it.
+    /// The same for a hand-over. Steps that must not run twice ignore it.
     pub(super) leave: StopSignal,
-    /// The longest kill-grace among the steps of the run; none before it is driven.
+    /// The longest kill-grace of the run's steps. `None` until the run is driven.
     pub(super) longest_grace: Option<Duration>,
 }
 
@@ -28,18 +28,18 @@ pub(super) struct Handle {
 #[derive(Debug, Default)]
 pub(super) struct Roster {
     runs: Mutex<BTreeMap<RunId, Handle>>,
-    /// A run was struck.
+    /// Notified when a run is removed.
     struck: Notify,
 }
 
 impl Roster {
     fn runs(&self) -> std::sync::MutexGuard<'_, BTreeMap<RunId, Handle>> {
-        // A map of handles is whole whatever panicked.
+        // A map of handles is consistent even after a panic.
         self.runs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters a run. It is entered before it is claimed, so that no stop falls between its claim and
-    /// its drive. `false`: it is there already.
+    /// Adds a run before it is claimed, so that no stop is missed between its claim and its drive.
+    /// Returns false if it is there already.
     pub(super) fn enter(&self, run: &RunId, handle: Handle) -> bool {
         let mut runs = self.runs();
         if runs.contains_key(run) {
@@ -49,21 +49,21 @@ impl Roster {
         true
     }
 
-    /// Strikes a run.
+    /// Removes a run.
     pub(super) fn strike(&self, run: &RunId) {
         self.runs().remove(run);
         self.struck.notify_waiters();
     }
 
-    /// Whether no run is driven. One that is about to be claimed is not.
+    /// Returns true if no run is driven. Runs that are about to be claimed do not count.
     pub(super) fn is_idle(&self) -> bool {
         self.runs().values().all(|handle| handle.longest_grace.is_none())
     }
 
-    /// Resolves when no run is driven.
+    /// Waits until no run is driven.
     ///
     /// # Cancel safety
-    /// Safe.
+    /// This method is cancel safe.
     pub(super) async fn idle(&self) {
         loop {
             let mut struck = std::pin::pin!(self.struck.notified());
@@ -75,26 +75,26 @@ impl Roster {
         }
     }
 
-    /// The runs, in order.
+    /// Returns the run IDs in order.
     pub(super) fn ids(&self) -> Vec<RunId> {
         self.runs().keys().cloned().collect()
     }
 
-    /// Asks a run to stop, where it is one of ours.
+    /// Asks a run to stop, if this worker drives it.
     pub(super) fn ask_stop(&self, run: &RunId, why: StopWhy, grace: Duration) {
         if let Some(handle) = self.runs().get(run) {
             ask(handle, why, grace);
         }
     }
 
-    /// Notes that a run is driven from now on, and the longest kill-grace among its steps.
+    /// Marks a run as driven and sets the longest kill-grace of its steps.
     pub(super) fn drive(&self, run: &RunId, longest_grace: Duration) {
         if let Some(handle) = self.runs().get_mut(run) {
             handle.longest_grace = Some(longest_grace);
         }
     }
 
-    /// Asks every run to stop. Returns how long their steps may take for that.
+    /// Asks every run to stop. Returns the time its steps may take to end.
     pub(super) fn ask_all(&self, why: &StopWhy, grace: Duration) -> Duration {
         let runs = self.runs();
         for handle in runs.values() {
@@ -103,24 +103,24 @@ impl Roster {
         longest_grace(&runs, grace)
     }
 
-    /// Asks every run to end here, and to continue elsewhere. Returns how long their steps may take for
-    /// that.
+    /// Asks every run to end here and to continue elsewhere. Returns the time its steps may take to
+    /// end.
     pub(super) fn hand_over_all(&self, grace: Duration) -> Duration {
         let runs = self.runs();
         for handle in runs.values() {
-            // A drive that is gone has nothing to hand over.
+            // A drive that has ended has nothing to hand over.
             drop(handle.inputs.send(Input::HandOverAsked { grace }));
             handle.leave.raise(StopLevel::Stop { grace });
         }
         longest_grace(&runs, grace)
     }
 
-    /// Whether a run is there.
+    /// Returns true if the run is in the roster.
     pub(super) fn has(&self, run: &RunId) -> bool {
         self.runs().contains_key(run)
     }
 
-    /// Kills what runs, without grace: the lease is lost.
+    /// Kills all steps without a grace, because the lease is lost.
     pub(super) fn kill_all(&self) {
         for handle in self.runs().values() {
             handle.stop.raise(StopLevel::Kill);
@@ -135,9 +135,9 @@ fn longest_grace(runs: &BTreeMap<RunId, Handle>, usual: Duration) -> Duration {
         .map_or(usual, |own| own.max(usual))
 }
 
-/// The reason goes first, so that the drive knows it before it sees the step end.
+/// Sends the reason first, so that the drive knows it before the step ends.
 fn ask(handle: &Handle, why: StopWhy, grace: Duration) {
-    // A drive that is gone needs no stop.
+    // A drive that has ended needs no stop.
     drop(handle.inputs.send(Input::StopAsked(why)));
     handle.stop.raise(StopLevel::Stop { grace });
 }

@@ -1,5 +1,5 @@
 //! The secrets of a run. They are looked up right before a step starts, masked in events, logs and
-//! records, and searched for in everything that leaves the worker.
+//! records, and searched for in all data that leaves the worker.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -22,7 +22,7 @@ use crate::rules::{destination, job, named};
 pub(super) struct RunMask(Arc<RwLock<Option<Arc<Mask>>>>);
 
 impl RunMask {
-    /// The current mask. `None`: the run has no secrets yet.
+    /// Returns the current mask, or `None` if the run has no secrets yet.
     pub(super) fn current(&self) -> Option<Arc<Mask>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -42,13 +42,13 @@ impl RunMask {
         mask_in(&mask, value);
     }
 
-    /// Finds secrets in data that leaves the worker.
+    /// Returns a search for secrets in data that leaves the worker.
     pub(super) fn forbidden(&self) -> Option<Arc<dyn Forbidden>> {
         self.current().map(|mask| Arc::new(Masked(mask)) as _)
     }
 }
 
-/// Recursive: the depth of documents is limited.
+/// The recursion is bounded because the depth of documents is limited.
 fn mask_in(mask: &Arc<Mask>, value: &mut Value) {
     match value {
         Value::String(text) => *text = mask.text(text),
@@ -58,18 +58,19 @@ fn mask_in(mask: &Arc<Mask>, value: &mut Value) {
     }
 }
 
-/// The secrets that the steps of one run were given so far, by this owner or an earlier one. A later step
-/// can print what an earlier one left.
+/// The secrets given to the run's steps so far, by this owner or an earlier one. A later step can
+/// print what an earlier one left.
 #[derive(Debug, Default)]
 pub(super) struct RunSecrets {
     values: Vec<Secret>,
-    /// Secrets of steps that an earlier owner began, which this owner has not looked up yet.
+    /// Secrets of steps started by an earlier owner that this owner has not yet looked up.
     owed: Vec<(usize, StepName, SecretUse)>,
     mask: RunMask,
 }
 
 impl RunSecrets {
-    /// The secrets of a run at its claim: those of steps that were begun must be looked up.
+    /// Creates the secrets of a newly claimed run. Those of steps that were started before must be
+    /// looked up.
     pub(super) fn of(record: &RunRecord) -> Self {
         let pipeline = record.pipeline.iter();
         let steps: Vec<&Step> = pipeline.flat_map(Pipeline::all_steps).collect();
@@ -85,7 +86,7 @@ impl RunSecrets {
         Self { owed: owed.collect(), ..Self::default() }
     }
 
-    /// The mask of the run.
+    /// Returns the mask of the run.
     pub(super) fn mask(&self) -> RunMask {
         self.mask.clone()
     }
@@ -134,12 +135,12 @@ impl Search for Finding {
     }
 }
 
-/// The destination of a secret that is sent to this host, or to no host in particular.
+/// Returns the destination of a secret that is sent to this host, or anywhere if there is none.
 pub(super) fn to_host(host: Option<(String, u16)>) -> Destination {
     host.map_or(Destination::Anywhere, |(host, port)| Destination::Host { host, port })
 }
 
-/// Looks up a secret. An error is a sentence for people.
+/// Looks up a secret. An error is a message for users.
 async fn looked_up(
     from: &dyn Secrets,
     asked: &SecretUse,
@@ -166,8 +167,8 @@ async fn looked_up(
 }
 
 impl Drive {
-    /// Looks up the secrets of steps that were begun by an earlier owner or in the parent run. Failed
-    /// lookups are repeated before the next step starts.
+    /// Looks up the secrets of steps that were started by an earlier owner or in the parent run.
+    /// Failed lookups are repeated before the next step starts.
     pub(super) async fn recall_secrets(&mut self) {
         if let Err(why) = self.settle_owed().await {
             warn!(run.id = %self.scope.run, "{why}");
@@ -227,11 +228,11 @@ impl Drive {
         Ok(())
     }
 
-    /// The purpose of a step's secrets.
+    /// Returns the purpose of a step's secrets.
     fn purpose_of_secrets(&self, position: usize) -> Purpose {
         let record = self.run.record();
-        // The address can contain results of earlier steps. If they cannot be filled in, the step does
-        // not start.
+        // The address may refer to results of earlier steps. If they are missing, the step does not
+        // start.
         let filled = job::filled(record, position).and_then(Result::ok);
         let to = to_host(filled.and_then(|step| destination::of_step(&step)));
         Purpose { group: record.group.clone(), pipeline: record.name.clone(), to }
@@ -241,7 +242,7 @@ impl Drive {
         self.progress.steps.get(&position).map(|step| &*step.given).unwrap_or_default()
     }
 
-    /// The `with` of a step, with secrets in place of their names.
+    /// Returns the `with` of a step with named secrets replaced by their values.
     pub(super) fn with_secrets(
         &self,
         position: usize,
@@ -256,12 +257,12 @@ impl Drive {
         })
     }
 
-    /// The secrets of a step for its executor.
+    /// Returns the secrets of a step for its executor.
     pub(super) fn secrets_given(&self, position: usize) -> StepSecrets {
         StepSecrets { given: self.given(position).to_vec(), ..self.secrets_left() }
     }
 
-    /// The search for secrets in the image of a step.
+    /// Returns the search for secrets in the image of a step.
     pub(super) fn secrets_left(&self) -> StepSecrets {
         StepSecrets { given: Vec::new(), forbidden: self.secrets.mask.forbidden() }
     }

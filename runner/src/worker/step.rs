@@ -1,4 +1,4 @@
-//! What goes on in a run between two decisions: each of these ends in one [`Done`].
+//! Operations of a run. Each of them completes with one [`Done`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,45 +16,45 @@ use crate::ports::{
 use crate::rules::env;
 use crate::rules::run::Kept;
 
-/// How something that was begun has ended.
+/// How an operation completed.
 #[derive(Debug)]
 pub(super) enum Done {
     Prepared(Workspace),
-    /// What steps had left, by their positions, and those of which nothing is there any more.
+    /// The adopted workspaces by position, and the positions without one.
     Adopted(Vec<(usize, Workspace)>, Vec<usize>),
-    /// The step may not be started, though nobody asked for its end: the run is somebody else's, or
-    /// about to be.
+    /// The step must not start although no end was requested: the run has another owner, or is
+    /// about to.
     NotOurs,
     Fetched(Workspace),
-    /// With the bytes of standard output and standard error.
+    /// The step's result, and the sizes of standard output and standard error.
     Ran(Ran, u64, u64),
     Uploaded,
     Committed(Workspace),
-    /// The engine went away over it: what became of it is not known.
+    /// The engine became unavailable during the operation, whose outcome is unknown.
     EngineAway(String),
-    /// Cause, sentence, and the exit code of a command that could not be started.
+    /// Cause, message, and the exit code of a command that could not be started.
     Broke(Cause, String, Option<i32>),
-    /// The same of a command, with the bytes of its standard output and standard error.
+    /// The same for a command, with the sizes of its standard output and standard error.
     BrokeSaying(Cause, String, Option<i32>, (u64, u64)),
 }
 
-/// What an executor's error means for the run.
+/// Converts an executor's error to a completion.
 pub(super) async fn broke(shared: &Shared, error: &ExecError) -> Done {
     if matches!(error, ExecError::Engine { .. } | ExecError::Unreachable { .. }) {
-        // Where nothing can be written any more an engine fails in ways of its own.
+        // On a full disk, engines fail with various other errors.
         if is_full(shared).await {
             let message = format!("the container engine has no space left: {error}");
             return Done::Broke(Cause::NoSpace, message, None);
         }
     }
-    // Somebody will go on with the run, once the engine is there again.
+    // The run will be resumed once the engine is available again.
     if shared.options.rescue && matches!(error, ExecError::Unreachable { .. }) {
         return Done::EngineAway(error.to_string());
     }
     Done::Broke(error.cause(), error.to_string(), start_code(error))
 }
 
-/// The same of a command, with what it had said.
+/// Like [`broke`], for a command with output.
 pub(super) async fn broke_saying(shared: &Shared, error: &ExecError, said: (u64, u64)) -> Done {
     let done = broke(shared, error).await;
     let Done::Broke(cause, message, code) = done else { return done };
@@ -65,8 +65,8 @@ async fn is_full(shared: &Shared) -> bool {
     matches!(shared.ports.executor.disk().await, Ok(Some(disk)) if disk.is_full())
 }
 
-/// What the end of a command means. One that fails where nothing can be written any more has failed for
-/// that, whatever it makes of it, and would fail again.
+/// Returns the completion of a command. A command that fails on a full disk is assumed to fail for
+/// that reason, whatever its exit code.
 pub(super) async fn ended(
     shared: &Shared,
     scope: &RunScope,
@@ -86,7 +86,7 @@ pub(super) async fn ended(
     Done::BrokeSaying(Cause::NoSpace, message, Some(code), (stdout, stderr))
 }
 
-/// What a shell would answer where a command cannot be started.
+/// Returns the exit code a shell would return if a command cannot be started.
 pub(super) fn start_code(error: &ExecError) -> Option<i32> {
     match error {
         ExecError::Start { code, .. } => Some(*code),
@@ -104,7 +104,7 @@ pub(super) fn start_code(error: &ExecError) -> Option<i32> {
     }
 }
 
-/// `again`: an earlier owner had begun it, and something of that may still run.
+/// `again`: an earlier owner had started the run, and parts of it may still be running.
 pub(super) async fn prepare(
     shared: Arc<Shared>,
     scope: RunScope,
@@ -125,7 +125,7 @@ pub(super) async fn prepare(
 
 pub(super) async fn adopt(shared: Arc<Shared>, scope: RunScope, kept: Vec<Kept>) -> Done {
     let executor = &shared.ports.executor;
-    // What still runs of it ends, though nothing is to be taken up.
+    // Ends what still runs of it, even if there is nothing to adopt.
     if kept.is_empty()
         && let Err(cause) = executor.adopt(&scope, None).await
     {
@@ -136,7 +136,7 @@ pub(super) async fn adopt(shared: Arc<Shared>, scope: RunScope, kept: Vec<Kept>)
         match executor.adopt(&scope, Some(&Checkpoint { image, digest })).await {
             Ok(Some(workspace)) => had.push((position, workspace)),
             Ok(None) => missing.push(position),
-            // A registry that does not have it, or cannot be asked: there may be an earlier one.
+            // The registry does not have it or is unavailable. There may be an earlier checkpoint.
             Err(cause @ ExecError::Image { .. }) => {
                 tracing::warn!(run.id = %scope.run, %cause, "an image cannot be taken up");
                 missing.push(position);
@@ -244,7 +244,7 @@ pub(super) async fn upload(
     or_stopped(sent, &stop).await
 }
 
-/// The address under which something is registered now.
+/// Returns the URL that is currently registered under a name.
 async fn registered_url(
     shared: &Shared,
     prefix: &str,
@@ -252,7 +252,7 @@ async fn registered_url(
 ) -> Result<Option<String>, String> {
     let key = format!("{prefix}{name}");
     let mut wait = Duration::from_millis(50);
-    // The run goes on for as long as its lease does: a store that is away for a moment is waited for.
+    // The run continues as long as its lease, so wait for a store that is briefly unavailable.
     let entry = loop {
         match shared.ports.store.get(&key).await {
             Ok(entry) => break entry,
@@ -271,7 +271,7 @@ async fn registered_url(
         .transpose()
 }
 
-/// Breaks off where the run is to stop: what crosses the worker's edge may be dropped at any point.
+/// Returns early if the run is asked to end. Transfers can be dropped at any point.
 async fn or_stopped(doing: impl Future<Output = Done>, stop: &StopSignal) -> Done {
     tokio::select! {
         biased;

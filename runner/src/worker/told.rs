@@ -1,4 +1,4 @@
-//! What the worker's own log says of jobs that are lines of a queue: whoever added one reads it there.
+//! Messages in the worker's own log about jobs from a queue file, whose authors read them there.
 
 use protocol::dialect::CI_GROUP;
 use protocol::event::{Reason, Severity};
@@ -7,7 +7,7 @@ use tracing::{error, info, warn};
 
 use crate::rules::run::Draft;
 
-/// Tells what happens to a job on its way.
+/// Logs the progress of a job.
 pub(super) fn on_the_way(record: &RunRecord, draft: &Draft) {
     if record.group != CI_GROUP {
         return;
@@ -21,11 +21,11 @@ pub(super) fn on_the_way(record: &RunRecord, draft: &Draft) {
         let step = draft.step.as_ref().map(|(name, _)| name);
         let step = record.steps.iter().find(|record| Some(&record.name) == step);
         let code = step.and_then(|step| step.exit_code);
-        // At the end: the beginning is documented, and programs look for it.
+        // Appended at the end, because the prefix is documented and matched by programs.
         let with = code.map(|code| format!(" (exit code {code})")).unwrap_or_default();
         warn!(run.id = %run, "job {run}: attempt {failed} of {all} has failed; the next is in {delay:?}{with}");
     } else if let Reason::PipelineRunResumed { repeats, .. } = &draft.reason {
-        // Whoever added it must know that its command may have had its effects before.
+        // The author must know that the command may have taken effect before.
         let again = if repeats.is_empty() { "" } else { "; its command is run once more" };
         match draft.severity {
             Some(Severity::Normal) => info!(run.id = %run, "{}{again}", draft.message),
@@ -36,7 +36,7 @@ pub(super) fn on_the_way(record: &RunRecord, draft: &Draft) {
     }
 }
 
-/// Tells how a run has ended. A job that failed is something that somebody must look at.
+/// Logs how a run ended. A failed job is an error, because a person must look at it.
 pub(super) fn at_the_end(record: &RunRecord, message: &str) {
     let (run, status) = (&record.run_id, record.status);
     if record.group == CI_GROUP && status == Status::Failed {
@@ -46,7 +46,7 @@ pub(super) fn at_the_end(record: &RunRecord, message: &str) {
     }
 }
 
-/// How often a job is tried at most.
+/// Returns the maximum number of attempts of a job.
 fn attempts(record: &RunRecord) -> u32 {
     let step = record.pipeline.as_ref().and_then(|pipeline| pipeline.steps.first());
     step.and_then(|step| step.retry.as_ref()).map_or(1, |retry| retry.attempts)

@@ -1,7 +1,8 @@
-//! Watches the worker's own code: what stands still, or fails, keeps neither its runs nor its lease.
+//! Watchdog for the worker's own tasks. A task that stalls or panics loses its runs, and the worker
+//! gives up its lease.
 //!
-//! A lease is renewed by a task of its own, and so it would outlive a loop that never comes back: its
-//! runs would be owned for ever, and nobody would look after them.
+//! The lease is renewed by a separate task, and would otherwise outlive a stalled loop. Its runs
+//! would be owned forever without anyone driving them.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -20,9 +21,9 @@ tokio::task_local! {
 /// The signs of life of one task.
 #[derive(Debug, Default)]
 struct Signs {
-    /// It waits for something that may take its time.
+    /// The number of live [`Waits`] guards.
     waiting: AtomicUsize,
-    /// How often it has come on.
+    /// The number of signs of progress.
     beats: AtomicU64,
 }
 
@@ -32,13 +33,13 @@ impl Signs {
     }
 }
 
-/// For as long as it lives, the task waits for something that may take its time: the world outside, or
-/// work to come. All else that a watched task does is to go on without end, and no call of a port takes
-/// long without its own deadline.
+/// While this guard is alive, the watchdog treats the task as idle: it waits for an external
+/// service or for work. All other code of a watched task must make progress, and calls of ports
+/// have their own timeouts.
 #[must_use = "the task waits only as long as this lives"]
 pub(super) struct Waits(Option<Arc<Signs>>);
 
-/// Says that the task waits from here on. Means nothing in a task that is not watched.
+/// Marks the current task as idle. Has no effect in a task that is not watched.
 pub(super) fn waits() -> Waits {
     let signs = SIGNS.try_with(Arc::clone).ok();
     if let Some(signs) = &signs {
@@ -56,17 +57,17 @@ impl Drop for Waits {
     }
 }
 
-/// Says that the task has come on, as where it tries something again.
+/// Reports progress of the current task, for example before a retry.
 pub(super) fn beat() {
-    // A task that is not watched has nobody to tell.
+    // A task that is not watched has no signs.
     SIGNS.try_with(|signs| signs.beat()).ok();
 }
 
-/// So often somebody looks within the time that a task is given: as a process that was held up wakes to
-/// a look that is long due, it is the looks that count, not the time.
+/// The number of checks within the permitted time. A suspended process wakes up to an overdue
+/// check, so the watchdog counts checks, not elapsed time.
 const LOOKS: u32 = 10;
 
-/// Resolves when a task has neither waited nor come on for that long.
+/// Completes when a task has neither waited nor made progress for `span`.
 async fn stands_still(signs: &Signs, span: Duration) {
     let (mut seen, mut looks) = (signs.beats.load(Ordering::Relaxed), 0);
     while looks < LOOKS {
@@ -80,7 +81,7 @@ async fn stands_still(signs: &Signs, span: Duration) {
     }
 }
 
-/// How a watched task has not come to its end.
+/// Why a watched task did not complete.
 #[derive(Debug, Clone, Error)]
 pub(super) enum Failed {
     #[error("it has stood still for {} s", .0.as_secs())]
@@ -89,7 +90,7 @@ pub(super) enum Failed {
     Panicked(String),
 }
 
-/// Runs a task, and breaks it off where it stands still for `span`.
+/// Runs a task, and aborts it if it stalls for `span`.
 pub(super) async fn watched(
     tasks: &TaskTracker,
     span: Duration,
@@ -103,14 +104,14 @@ pub(super) async fn watched(
         joined = &mut task => joined.map_err(|cause| Failed::Panicked(cause.to_string())),
         () = stands_still(&signs, span) => {
             task.abort();
-            // So that it does nothing more; where it holds up its thread that may be never.
+            // Wait until the abort takes effect. It never does if the task blocks its thread.
             tokio::time::timeout(span / LOOKS, task).await.ok();
             Err(Failed::StoodStill(span))
         }
     }
 }
 
-/// Why a worker has ended though nobody asked it to.
+/// Why a worker ended without being asked to.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
     "{loop_of} of this worker is out of order: {how}; its lease is given up, so that others go on with \
@@ -121,29 +122,29 @@ pub struct OutOfOrder {
     how: String,
 }
 
-/// Watches the loops without which a worker is none.
+/// Watches the loops that a worker cannot do without.
 #[derive(Debug)]
 pub(super) struct Watchdog {
     span: Duration,
     fault: OnceLock<OutOfOrder>,
     bites: CancellationToken,
-    /// The loops that have not ended.
+    /// The names of the loops that have not ended.
     going: Mutex<Vec<&'static str>>,
 }
 
 impl Watchdog {
-    /// `span`: for how long a loop may stand still.
+    /// `span` is the time for which a loop may stall.
     pub(super) fn new(span: Duration) -> Self {
         let (fault, bites) = (OnceLock::new(), CancellationToken::new());
         Self { span, fault, bites, going: Mutex::default() }
     }
 
-    /// For how long a task may stand still.
+    /// Returns the time for which a task may stall.
     pub(super) fn span(&self) -> Duration {
         self.span
     }
 
-    /// Runs a loop that the worker cannot be without.
+    /// Spawns an essential loop.
     pub(super) fn spawn(
         self: &Arc<Self>,
         tasks: &TaskTracker,
@@ -162,14 +163,14 @@ impl Watchdog {
             if let Err(cause) = ended {
                 let fault = OutOfOrder { loop_of, how: cause.to_string() };
                 error!("{fault}");
-                // The first one is the cause of those that follow.
+                // The first fault is the cause of later ones.
                 dog.fault.set(fault).ok();
                 dog.bites.cancel();
             }
         })
     }
 
-    /// The loops that have not ended, by what they are the loop of.
+    /// Returns the names of the loops that have not ended.
     pub(super) fn going(&self) -> Vec<&'static str> {
         self.locked().clone()
     }
@@ -178,15 +179,15 @@ impl Watchdog {
         self.going.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Resolves when a loop is out of order.
+    /// Completes when a loop has stalled or panicked.
     ///
     /// # Cancel safety
-    /// Safe.
+    /// This method is cancel safe.
     pub(super) async fn bites(&self) {
         self.bites.cancelled().await;
     }
 
-    /// What is out of order.
+    /// Returns the first fault.
     pub(super) fn fault(&self) -> Option<OutOfOrder> {
         self.fault.get().cloned()
     }
@@ -238,7 +239,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_process_that_was_held_up_is_given_the_time_all_the_same() {
         let held_up = watch(async {
-            // The clock jumps, as over a SIGSTOP, and the task goes on when it wakes.
+            // The clock jumps, as over a SIGSTOP, and the task continues when it wakes up.
             tokio::time::advance(LONG).await;
             tokio::time::sleep(SPAN / 2).await;
         });

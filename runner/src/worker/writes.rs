@@ -1,5 +1,6 @@
-//! Whether the store accepts writes. It may refuse them while reads and renewals of leases work: its
-//! database is full, or the user lost a permission. Nothing new is taken then; runs in progress continue.
+//! Tracks whether the store accepts writes. It may refuse them while reads and lease renewals work:
+//! its database is full, or the user lost a permission. The worker then accepts no new work; runs
+//! in progress continue.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,21 +14,22 @@ use super::Shared;
 use super::watchdog::{beat, waits};
 use crate::ports::StoreError;
 
-/// Between two probes of a store that refuses writes.
+/// The interval between probes of a store that refuses writes.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// Whether the store accepts writes, as far as this worker knows.
 #[derive(Debug, Default)]
 pub(super) struct Writes {
-    /// Why it refuses them.
+    /// Why the store refuses writes.
     refused: Mutex<Option<String>>,
-    /// Wakes its waiters in the order of waiting, unlike tokio's `watch`: a seed of the simulation must
-    /// be one history.
+    /// Wakes its waiters in the order of waiting, unlike tokio's `watch`. The simulation needs one
+    /// history per seed.
     changed: Notify,
 }
 
 impl Writes {
-    /// Notes why a write failed. Returns whether the store refuses all writes, which is logged once.
+    /// Notes why a write failed. Returns whether the store refuses all writes, which is logged
+    /// once.
     pub(super) fn note(&self, cause: &StoreError) -> bool {
         if !cause.refuses_writes() {
             return false;
@@ -38,25 +40,25 @@ impl Writes {
         true
     }
 
-    /// Why nothing new is taken, if the store refuses writes.
+    /// Returns why no work is accepted, if the store refuses writes.
     pub(super) fn refused(&self) -> Option<String> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Resolves when the store accepts writes.
+    /// Waits until the store accepts writes.
     ///
     /// # Cancel safety
-    /// Safe, as are all waits here.
+    /// This method is cancel safe, as are all waits of this type.
     pub(super) async fn accepted(&self) {
         self.reached(|refused| !refused).await;
     }
 
-    /// Resolves when the store refuses writes.
+    /// Waits until the store refuses writes.
     pub(super) async fn refusal(&self) {
         self.reached(|refused| refused).await;
     }
 
-    /// Resolves at the next change.
+    /// Completes at the next change.
     pub(super) fn changes(&self) -> Notified<'_> {
         self.changed.notified()
     }
@@ -84,7 +86,7 @@ impl Writes {
     }
 }
 
-/// Probes a store that refuses writes until it accepts them, for as long as the worker works.
+/// Probes a store that refuses writes until it accepts them, as long as the worker runs.
 pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     loop {
         {

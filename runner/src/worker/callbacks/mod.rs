@@ -1,9 +1,8 @@
-//! Notifies receivers that steps run, and how they ended: from an outbox in the store, which is filled
-//! with the record's own writes. No run waits for it.
+//! Posts callbacks: notifications that steps have started and how they ended. They come from an
+//! outbox in the store, which is written together with the record. No run waits for them.
 //!
-//! Entries that this worker writes are handed over by the ledger. Those that others left are found by
-//! a look through the outbox, page by page. [`rules::outbox`](crate::rules::outbox) decides which one
-//! is posted next.
+//! The ledger passes on the entries of this worker. A scan of the outbox, page by page, finds those
+//! of other workers. [`rules::outbox`](crate::rules::outbox) decides which entry is posted next.
 
 mod tell;
 
@@ -28,9 +27,9 @@ use crate::rules::outbox::{Outbox, Outcome, Waiting};
 
 pub(super) use self::tell::value_of;
 
-/// How often a worker looks for what others have left: it knows of its own entries.
+/// Interval between scans for entries of other workers.
 const LOOK_EVERY: Duration = Duration::from_secs(300);
-/// How long it waits to look again if the store does not answer.
+/// Delay before a failed scan is repeated.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// The pause after a callback whose entry the store could not read or write; it doubles with each
 /// failure in a row, up to [`RETRY_MOST`].
@@ -38,10 +37,10 @@ const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MOST: Duration = Duration::from_secs(60);
 /// How many entries are read at once.
 const PAGE: usize = 100;
-/// How many callbacks are posted at once, to all receivers together.
+/// The maximum number of concurrent posts to all receivers.
 const AT_ONCE: usize = 256;
 
-/// Entries that this worker has written, on their way to the loop that posts them.
+/// Entries written by this worker, on their way to the loop that posts them.
 #[derive(Debug, Default)]
 pub(super) struct Inbox {
     entries: Mutex<Vec<Waiting>>,
@@ -49,7 +48,7 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    /// Hands over entries that are in the store.
+    /// Adds entries that are in the store.
     pub(super) fn push(&self, written: impl Iterator<Item = (String, News)>) {
         let waiting = written.map(|(key, news)| waiting(key, &news));
         self.entries.lock().unwrap_or_else(PoisonError::into_inner).extend(waiting);
@@ -67,15 +66,15 @@ fn waiting(key: String, news: &News) -> Waiting {
     Waiting { key, receiver, due: news.due }
 }
 
-/// What ends while the loop waits.
+/// A completed operation of the loop.
 enum Done {
     Told(Waiting, Result<(Outcome, Option<Entry>), StoreError>),
     Read(Result<Listing, StoreError>),
 }
 
-/// Posts what is due, for as long as the lease stands.
+/// Posts due entries until `stop` is cancelled.
 pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
-    // What it waits for are the receivers.
+    // The loop only waits for receivers and the store.
     let _waits = waits();
     let mut desk = Desk {
         shared: &shared,
@@ -132,7 +131,7 @@ struct Desk<'a> {
 }
 
 impl Desk<'_> {
-    /// Begins to post what is due.
+    /// Starts to post the entries that are due.
     fn begin(&mut self, now: i64) {
         while self.doing.len() < AT_ONCE {
             let Some(entry) = self.outbox.next(now) else { return };
@@ -145,7 +144,7 @@ impl Desk<'_> {
         }
     }
 
-    /// Reads the next page of the outbox, behind a key.
+    /// Starts to read the page of the outbox after a key.
     fn read(&mut self, after: Option<String>) {
         let store = &self.shared.ports.store;
         let reading =
@@ -153,7 +152,7 @@ impl Desk<'_> {
         self.doing.push(reading.boxed());
     }
 
-    /// Takes note of what a page holds; `true` if there is a next one, which is being read.
+    /// Adds the entries of a page. Returns true if another page follows, and starts to read it.
     fn learn(&mut self, page: Listing) -> bool {
         let now = self.shared.ports.host.now().0;
         let next = page.entries.last().map(|last| last.key.clone());
@@ -163,7 +162,7 @@ impl Desk<'_> {
                 Ok(news) => {
                     let known = waiting(entry.key.clone(), &news);
                     let age = Duration::from_millis(u64::try_from(now - news.since).unwrap_or(0));
-                    // Its turn might not come in days.
+                    // It could wait for days until it is posted.
                     if age >= GIVEN_UP_AFTER && self.outbox.is_silent(&known.receiver) {
                         let shared = self.shared;
                         let ending = async move {
@@ -176,7 +175,7 @@ impl Desk<'_> {
                         self.outbox.learn(known);
                     }
                 }
-                // Telling it removes it, and says so.
+                // `tell` removes the entry and logs that.
                 Err(_unreadable) => {
                     let receiver = entry.key.clone();
                     self.outbox.learn(Waiting { key: entry.key, receiver, due: 0 });

@@ -1,4 +1,4 @@
-//! Posts one entry of the outbox.
+//! Posts one outbox entry.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ use crate::rules::outbox::Outcome;
 use crate::worker::Shared;
 use crate::worker::secrets::to_host;
 
-/// For how long an entry is one worker's to post.
+/// How long an entry is reserved for the worker that posts it.
 const TELLING: Duration = Duration::from_secs(60);
 
-/// The value of an entry of the outbox.
+/// Returns the stored form of an outbox entry.
 pub(in crate::worker) fn value_of(news: &News) -> Vec<u8> {
-    // A struct of texts and numbers always serialises.
+    // Serializing a struct of texts and numbers cannot fail.
     serde_json::to_vec(news).unwrap_or_default()
 }
 
@@ -32,12 +32,13 @@ fn held(txn: Txn, key: &str, revision: i64) -> Txn {
     txn.when(key, Expect::ModifiedAt(revision))
 }
 
-/// The key of the earlier entry of the same step.
+/// Returns the key of the step's earlier entry.
 fn before(key: &str) -> Option<String> {
     key.strip_suffix("-1").map(|step| format!("{step}-0"))
 }
 
-/// Posts an entry if it is due, and what has become of it; with it an entry that must be posted first.
+/// Posts an entry if it is due. Returns the outcome, and an earlier entry that must be posted
+/// first.
 pub(super) async fn tell(
     shared: &Shared,
     key: &str,
@@ -52,7 +53,7 @@ pub(super) async fn tell(
     if news.due > shared.ports.host.now().0 {
         return Ok((Outcome::Unsent(news.due), None));
     }
-    // No other worker posts it meanwhile.
+    // Reserve the entry, so that no other worker posts it meanwhile.
     news.due = later(shared, TELLING);
     news.tries = news.tries.saturating_add(1);
     let mut txn = held(Txn::new(), key, entry.mod_revision).put(key, value_of(&news));
@@ -63,7 +64,7 @@ pub(super) async fn tell(
     if !reply.committed {
         return Ok(match reply.entry(0) {
             Some(before) => (Outcome::Unsent(later(shared, pause(1))), Some(before.clone())),
-            // Another worker has it, or has had it.
+            // Another worker posts it, or has posted it.
             None => (Outcome::Gone, None),
         });
     }
@@ -89,7 +90,7 @@ pub(super) async fn tell(
     Ok((outcome(Some(news.due)), None))
 }
 
-/// Removes an entry that was tried for long enough.
+/// Removes an entry whose retries are exhausted.
 pub(super) async fn give_up(
     shared: &Shared,
     entry: &Entry,
@@ -107,12 +108,12 @@ pub(super) async fn give_up(
     Ok(Outcome::Gone)
 }
 
-/// What came of posting.
+/// The result of a post.
 enum Posted {
     Taken,
     NotTaken {
         why: String,
-        /// The receiver did not answer at all.
+        /// Whether the receiver did not answer at all.
         is_silent: bool,
     },
 }

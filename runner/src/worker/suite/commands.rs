@@ -1,4 +1,4 @@
-//! The table "What becomes of a command" of wire.md section 2, a function a row.
+//! Tests of the table of commands in wire.md section 2, one function for each row.
 
 use protocol::command::{PAUSE, START, STOP, UNPAUSE};
 use protocol::event::Severity;
@@ -19,7 +19,7 @@ async fn refused(rig: &Rig, name: &str) -> protocol::run::RunRecord {
     record
 }
 
-/// A start by name, and one inline, run.
+/// Starts by name and with an inline pipeline are run.
 pub async fn a_start_by_name_or_inline_runs(mut rig: Rig) {
     rig.worker(2).await;
     rig.store_pipeline(&rig.pipeline("stored", &["exit 0"])).await;
@@ -31,7 +31,7 @@ pub async fn a_start_by_name_or_inline_runs(mut rig: Rig) {
     rig.end().await;
 }
 
-/// What cannot be understood is dead-lettered as it came, and an event names the field.
+/// An invalid command is dead-lettered unchanged, and an event names the field.
 pub async fn what_cannot_be_understood_is_dead_lettered_and_told(
     mut rig: Rig,
     mut dead: impl AsyncFnMut() -> Vec<u8>,
@@ -59,13 +59,14 @@ pub async fn what_cannot_be_understood_is_dead_lettered_and_told(
         let event = rig.events_until(is_it, is_it).await.pop().unwrap();
         assert_eq!((event.severity, event.seq), (Severity::Warning, None));
     }
-    // The worker goes on.
+    // The worker continues.
     rig.start(&rig.run("good"), &rig.pipeline("good", &["exit 0"])).await;
     assert_eq!(rig.settled(&rig.run("good")).await.status, Status::Passed);
     rig.end().await;
 }
 
-/// A start of what is not stored, paused, invalid, or names an unknown logger fails with its cause.
+/// A start of a pipeline that is unknown, paused or invalid, or with an unknown logger, fails with
+/// that cause.
 pub async fn a_start_that_cannot_be_run_is_recorded_as_failed_with_its_cause(mut rig: Rig) {
     rig.worker(1).await;
     rig.start_stored(&rig.run("unknown"), "unknown").await;
@@ -137,7 +138,7 @@ pub async fn a_start_that_cannot_be_run_is_recorded_as_failed_with_its_cause(mut
     rig.end().await;
 }
 
-/// A run id is accepted once.
+/// A run ID is accepted once.
 pub async fn a_run_id_is_accepted_once(mut rig: Rig) {
     rig.worker(2).await;
     let run = rig.run("twice");
@@ -160,7 +161,7 @@ pub async fn a_run_id_is_accepted_once(mut rig: Rig) {
         .await;
     let endings = events.iter().filter(|event| event.reason.is_ending()).count();
     assert_eq!(endings, 1, "it ran once");
-    // What retention has removed is not run again either.
+    // A run that retention has removed is not run again either.
     let txn = crate::ports::Txn::new().delete(names::run_key(&run));
     assert!(rig.ports.store.txn(txn).await.unwrap().committed);
     rig.start(&run, &pipeline).await;
@@ -178,7 +179,7 @@ pub async fn a_run_id_is_accepted_once(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A message's id names the run; a message without any id runs, with a warning.
+/// The message ID names the run. A message without any ID is run with a warning.
 pub async fn the_message_id_names_the_run(mut rig: Rig) {
     rig.worker(1).await;
     let body = json!({ "pipeline": rig.pipeline("x", &["exit 0"]) }).to_string();
@@ -196,7 +197,7 @@ pub async fn the_message_id_names_the_run(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A stop ends a running run, whichever worker receives it, also one without a free slot.
+/// A stop ends a running run, whichever worker receives it, even one without a free slot.
 pub async fn a_stop_reaches_the_owner_whoever_receives_it(mut rig: Rig) {
     rig.worker(1).await;
     rig.worker(1).await;
@@ -223,7 +224,7 @@ pub async fn a_stop_reaches_the_owner_whoever_receives_it(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A run that has a record and no owner is ended by whoever hears of its stop.
+/// The worker that receives a stop ends a recorded run without an owner.
 pub async fn a_stop_ends_a_run_that_nobody_owns_and_needs_no_slot(mut rig: Rig) {
     rig.worker(1).await;
     rig.start(&rig.run("fills"), &rig.pipeline("fills", &["hang"])).await;
@@ -249,7 +250,7 @@ pub(super) fn pipeline_model(pipeline: &serde_json::Value) -> serde_json::Value 
     serde_json::to_value(parsed).unwrap()
 }
 
-/// A stop that comes before its start is remembered.
+/// A stop that arrives before its start is remembered.
 pub async fn a_stop_that_comes_first_is_remembered(mut rig: Rig) {
     rig.worker(1).await;
     let run = rig.run("early");
@@ -260,7 +261,7 @@ pub async fn a_stop_that_comes_first_is_remembered(mut rig: Rig) {
         rig.events_of(&run).await.iter().map(|event| reason_of(&event.reason)).collect();
     assert_eq!(reasons, ["PipelineRunScheduled", "PipelineStopped"]);
     assert_eq!(rig.settled(&run).await.status, Status::Stopped);
-    // Also where the start could not be run anyhow.
+    // Even if the start could not be run anyway.
     let unknown = rig.run("early-unknown");
     rig.stop(&unknown).await;
     rig.event(&unknown, "CommandIgnored").await;
@@ -269,7 +270,7 @@ pub async fn a_stop_that_comes_first_is_remembered(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A stop of what has ended changes nothing.
+/// A stop of an ended run changes nothing.
 pub async fn a_stop_of_what_has_ended_is_ignored(mut rig: Rig) {
     rig.worker(1).await;
     let run = rig.run("over");
@@ -281,7 +282,7 @@ pub async fn a_stop_of_what_has_ended_is_ignored(mut rig: Rig) {
     rig.end().await;
 }
 
-/// Pause and unpause: the newest word holds, runs that go on go on, and an unknown one is ignored.
+/// The newest pause or unpause wins, runs in progress continue, and unknown pipelines are ignored.
 pub async fn a_pause_holds_until_the_newest_unpause(mut rig: Rig) {
     rig.worker(2).await;
     rig.store_pipeline(&rig.pipeline("p", &["exit 0"])).await;
@@ -318,7 +319,7 @@ pub async fn a_pause_holds_until_the_newest_unpause(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A start on the control queue finds its way.
+/// A start on the control queue is passed on.
 pub async fn a_start_on_the_control_queue_is_passed_on(mut rig: Rig) {
     rig.worker(1).await;
     let run = rig.run("astray");
@@ -328,11 +329,11 @@ pub async fn a_start_on_the_control_queue_is_passed_on(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A start for one worker runs there while it has a slot, and elsewhere when it has none.
+/// A start for one worker runs there if it has a slot, and otherwise elsewhere.
 pub async fn a_workers_own_queue_is_served_or_passed_on(mut rig: Rig) {
     let node = rig.worker(1).await;
     let body = |name: &str, cmd: &str| json!({ "run-id": rig.run(name), "pipeline": rig.pipeline(name, &[cmd]) });
-    // An open subscription to the shared queue holds the only slot, and gives it up for this one.
+    // An open subscription to the shared queue holds the only slot, and gives it up for this start.
     rig.publish(Route::Node(node.clone()), START, &body("own", "hang")).await;
     rig.event(&rig.run("own"), "StepStarted").await;
     rig.publish(Route::Node(node.clone()), START, &body("more", "exit 0")).await;
@@ -342,7 +343,7 @@ pub async fn a_workers_own_queue_is_served_or_passed_on(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A worker with full slots holds back no command that an idle one could take.
+/// A worker without a free slot holds back no command that an idle one could take.
 pub async fn a_full_worker_holds_nothing_back(mut rig: Rig) {
     rig.worker(1).await;
     rig.start(&rig.run("long"), &rig.pipeline("long", &["hang"])).await;
@@ -353,7 +354,7 @@ pub async fn a_full_worker_holds_nothing_back(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A draining worker takes nothing, and what was on its own queue goes to the shared one.
+/// A draining worker accepts nothing, and its own queue is moved to the shared one.
 pub async fn a_draining_worker_takes_nothing_new(mut rig: Rig) {
     let node = rig.worker(1).await;
     rig.start(&rig.run("goes-on"), &rig.pipeline("goes-on", &["hang"])).await;
@@ -364,7 +365,7 @@ pub async fn a_draining_worker_takes_nothing_new(mut rig: Rig) {
     };
     rig.events_until(|_| false, draining).await;
     rig.start(&rig.run("next"), &rig.pipeline("next", &["exit 0"])).await;
-    // A stop is heard while it drains.
+    // The worker obeys a stop while it drains.
     rig.stop(&rig.run("goes-on")).await;
     assert_eq!(rig.settled(&rig.run("goes-on")).await.status, Status::Stopped);
     let stopped = |event: &protocol::event::Event| {

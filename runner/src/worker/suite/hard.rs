@@ -1,4 +1,4 @@
-//! Hard days: no memory, a lost lease, a store that does not answer.
+//! Failures: lack of memory, a lost lease, a store that does not answer.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -21,7 +21,7 @@ use crate::ports::{
 };
 use crate::worker::{Lost, Options, Worker};
 
-/// A machine that has as much free memory as it is told.
+/// A machine with an adjustable amount of free memory.
 struct Squeezed {
     host: Arc<dyn Host>,
     free: AtomicU64,
@@ -45,8 +45,8 @@ impl Host for Squeezed {
     }
 }
 
-/// A start for which there is no memory is put back with a growing delay, with all that is in it,
-/// and runs when there is some.
+/// A start without enough memory is published again with growing delays and all its content. It
+/// runs once there is memory.
 pub async fn a_start_without_memory_waits_and_loses_nothing(mut rig: Rig) {
     let squeezed =
         Arc::new(Squeezed { host: Arc::clone(&rig.ports.host), free: AtomicU64::new(1 << 20) });
@@ -76,7 +76,7 @@ pub async fn a_start_without_memory_waits_and_loses_nothing(mut rig: Rig) {
     )
     .await;
     assert_eq!(*delays.lock().unwrap(), [1_000, 2_000]);
-    // What fits runs meanwhile.
+    // A start that fits runs meanwhile.
     rig.start(&rig.run("small"), &rig.pipeline("small", &["exit 0"])).await;
     rig.settled(&rig.run("small")).await;
     squeezed.free.store(1 << 29, Ordering::Relaxed);
@@ -86,49 +86,49 @@ pub async fn a_start_without_memory_waits_and_loses_nothing(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A store that misbehaves where it is told to.
+/// A store that misbehaves on request.
 pub(super) struct Unruly {
     store: Arc<dyn Store>,
     /// The next renewal finds the lease gone.
     pub(super) forgets: AtomicBool,
-    /// It does not answer any more.
+    /// Whether the store does not answer.
     away: AtomicBool,
-    /// The leases of workers that were granted.
+    /// The granted leases of workers.
     short: Mutex<Vec<LeaseId>>,
-    /// What happens to the next transaction that this holds for.
+    /// The trouble of the next matching transaction.
     trouble: Mutex<Option<(Trouble, Which)>>,
-    /// The leases of days that were granted.
+    /// The granted leases of several days.
     long: Mutex<Vec<LeaseId>>,
-    /// A transaction is held back.
+    /// Notified when a transaction is held.
     holding: Notify,
-    /// It may go.
+    /// Releases the held transaction.
     go: Notify,
 }
 
-/// Whether it is this transaction.
+/// Selects a transaction.
 type Which = fn(&Txn) -> bool;
 
 pub(super) enum Trouble {
-    /// A panic, as only a fault of our own code would bring it.
+    /// Panics, like a bug in the worker.
     Panic,
-    /// It is made, but its answer does not arrive.
+    /// Commits the transaction but loses the reply.
     LoseAnswer,
-    /// It waits until it is told to go.
+    /// Holds the transaction until it is released.
     Hold,
 }
 
-/// An owner's write.
+/// Returns true for a fenced write.
 fn is_fenced(txn: &Txn) -> bool {
     txn.compares.iter().any(|demand| matches!(demand.expect, Expect::CreatedAt(_)))
 }
 
-/// A claim.
+/// Returns true for a claim.
 fn is_claim(txn: &Txn) -> bool {
     let of_owner = |op: &Op| matches!(op, Op::Put { key, .. } if key.starts_with(names::OWNERS));
     txn.ops.iter().any(of_owner)
 }
 
-/// The last write for a run.
+/// Returns true for the last write of a run.
 fn lets_go(txn: &Txn) -> bool {
     let of_open = |op: &Op| matches!(op, Op::Delete { key } if key.starts_with(names::OPEN));
     txn.ops.iter().any(of_open)
@@ -153,8 +153,7 @@ impl Unruly {
         *self.trouble.lock().unwrap() = Some((trouble, when));
     }
 
-    /// A worker over this store.
-    /// Its worker sees nothing of the store any more, and the store counts it as dead.
+    /// Cuts a worker off from the store, whose leases end as if the worker were dead.
     pub(super) async fn cut(&self) {
         self.away.store(true, Ordering::Relaxed);
         let leases = std::mem::take(&mut *self.short.lock().unwrap());
@@ -163,7 +162,7 @@ impl Unruly {
         }
     }
 
-    /// It answers again.
+    /// Makes the store answer again.
     pub(super) fn mend(&self) {
         self.away.store(false, Ordering::Relaxed);
     }
@@ -241,7 +240,7 @@ impl Store for Unruly {
     }
 }
 
-/// A lost lease kills what runs at once; a run that is not to go on is taken again and ended.
+/// A lost lease kills the steps at once. A run with `on-lost: fail` is claimed again and ended.
 pub async fn a_lost_lease_stops_the_work_at_once(mut rig: Rig) {
     let unruly = Unruly::over(&rig);
     let mut options = options(new_node(), 1);
@@ -266,7 +265,7 @@ pub async fn a_lost_lease_stops_the_work_at_once(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A worker whose own code fails for one run does not keep that run for as long as it lives.
+/// If a drive panics, the worker does not keep its run.
 pub async fn a_drive_that_fails_lets_its_run_go(mut rig: Rig) {
     let unruly = Unruly::over(&rig);
     unruly.worker(&mut rig, options(new_node(), 1)).await;
@@ -281,8 +280,8 @@ pub async fn a_drive_that_fails_lets_its_run_go(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A run whose ending is recorded is published and let go as it was recorded, also where whoever
-/// recorded it could not finish.
+/// An owner that could not finish after recording the ending is succeeded by one that publishes
+/// that ending and releases the run.
 pub async fn what_is_left_of_an_ended_run_is_done_by_whoever_takes_it(mut rig: Rig) {
     let unruly = Unruly::over(&rig);
     unruly.worker(&mut rig, options(new_node(), 1)).await;
@@ -302,7 +301,7 @@ pub async fn what_is_left_of_an_ended_run_is_done_by_whoever_takes_it(mut rig: R
     rig.end().await;
 }
 
-/// A claim whose answer was lost is a claim: the run is driven, and once only.
+/// A claim whose reply was lost is a claim: the run is driven, and only once.
 pub async fn a_claim_whose_answer_was_lost_is_taken_up(mut rig: Rig) {
     let unruly = Unruly::over(&rig);
     let mut options = options(new_node(), 1);
@@ -315,7 +314,7 @@ pub async fn a_claim_whose_answer_was_lost_is_taken_up(mut rig: Rig) {
     rig.start(&run, &pipeline).await;
     let record = rig.record(&run, |record| record.status == Status::Running).await;
     assert_eq!(record.attempt, 1);
-    // The same where the worker takes the run again that went with its lease.
+    // The same for a run that the worker claims again after losing its lease.
     unruly.next(Trouble::LoseAnswer, is_claim);
     unruly.forgets.store(true, Ordering::Relaxed);
     let record = rig.settled(&run).await;
@@ -340,8 +339,8 @@ pub async fn a_run_that_is_being_claimed_when_the_drain_begins_is_run(mut rig: R
     rig.end().await;
 }
 
-/// The long leases may be gone with a store that was restored: no start is refused for that, and
-/// every run is let go.
+/// The long leases may be gone if the store was restored. No start is rejected for that, and every
+/// run is released.
 pub async fn a_long_lease_that_is_gone_is_replaced(mut rig: Rig) {
     let unruly = Unruly::over(&rig);
     unruly.worker(&mut rig, options(new_node(), 1)).await;
@@ -358,7 +357,7 @@ pub async fn a_long_lease_that_is_gone_is_replaced(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A store that was restored from an older snapshot could give out an epoch twice.
+/// A store that was restored from an older snapshot could issue an epoch twice.
 pub async fn a_store_that_was_restored_is_not_worked_on(mut rig: Rig) {
     let run = rig.run("restored");
     let record = |epoch: i64| {
@@ -373,19 +372,19 @@ pub async fn a_store_that_was_restored_is_not_worked_on(mut rig: Rig) {
         .put(names::open_key(&run), b"{}".to_vec());
     assert!(rig.ports.store.txn(txn).await.unwrap().committed);
     rig.worker(1).await;
-    // A start of it is of a run that is known, and keeps no slot from another.
+    // A start of this run is ignored as known, and does not block a slot.
     rig.start(&run, &rig.pipeline("p", &["exit 0"])).await;
     let other = rig.run("another");
     rig.start(&other, &rig.pipeline("p", &["exit 0"])).await;
     assert_eq!(rig.settled(&other).await.status, Status::Passed);
-    // A stop is recorded, as that changes nothing of the run.
+    // A stop is recorded, because that does not change the run.
     rig.stop(&run).await;
     rig.stop_is_recorded(&run).await;
     let owner = rig.ports.store.get(&names::owner_key(&run)).await.unwrap();
     assert!(owner.is_none(), "a claim would give out an epoch a second time");
     let record = rig.record(&run, |_| true).await;
     assert_eq!((record.status, record.attempt), (Status::Running, 1));
-    // Mended, it is looked after: nothing was lost. It would be found without another word, later.
+    // Once repaired, the run is handled. The second stop only speeds that up.
     let txn = Txn::new().put(names::run_key(&run), mended.to_string().into_bytes());
     assert!(rig.ports.store.txn(txn).await.unwrap().committed);
     rig.stop(&run).await;
@@ -393,7 +392,7 @@ pub async fn a_store_that_was_restored_is_not_worked_on(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A run that is lost again while its last loss is being dealt with is not forgotten over that.
+/// A run that is lost again while its last loss is being handled is not forgotten.
 pub async fn a_newer_loss_of_a_run_is_not_dropped_with_an_older_one(rig: Rig) {
     let node = new_node();
     let ports = (rig.make)(&node).await;

@@ -1,4 +1,4 @@
-//! Large runs: results that fill the record, many steps, and a store that takes less than usual.
+//! Large runs: results that fill the record, many steps, and a store with a lower limit.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,13 +19,13 @@ use crate::ports::{
     Changes, Entry, Granted, LeaseId, Listing, Op, Route, Store, StoreError, Txn, TxnReply,
 };
 
-/// A store that counts what it is given, and refuses values above a limit.
+/// A store that counts what is written, and rejects values above a limit.
 struct Metered {
     store: Arc<dyn Store>,
-    /// Bytes of records, and how often one was written.
+    /// The total size of the written records; `writes` is their number.
     records: AtomicUsize,
     writes: AtomicUsize,
-    /// How often a definition was written.
+    /// The number of written definitions.
     definitions: AtomicUsize,
     limit: AtomicUsize,
 }
@@ -92,7 +92,7 @@ impl Store for Metered {
     }
 }
 
-/// Twenty results of 60 KiB fit; those that follow are left out with a note, and the run passes.
+/// Twenty results of 60 KiB fit. Further ones are omitted with a notice, and the run passes.
 pub async fn results_that_fill_the_record_do_not_keep_a_run_from_its_end(mut rig: Rig) {
     rig.worker(1).await;
     let run = rig.run("results");
@@ -119,11 +119,11 @@ pub async fn a_large_definition_is_written_once_however_many_steps_there_are(mut
     let (metered, _) = Metered::worker(&mut rig).await;
     let run = rig.run("many");
     let pipeline = rig.pipeline("many", &["exit 0"; STEPS]);
-    // With the names that its steps get, this is close to what a start may have.
+    // With the names of its steps, this is close to the limit of a start.
     let vars = json!({ "PADDING": "x".repeat(400 * 1024) });
     let body = json!({ "run-id": run, "pipeline": pipeline, "vars": vars });
     rig.publish(Route::Jobs, START, &body).await;
-    // Looked for when it has passed: thousands of looks at a large record cost more than the run.
+    // Wait for the event first, because polling a large record thousands of times is slow.
     rig.event(&run, "PipelineSuccessful").await;
     let record = rig.settled(&run).await;
     assert_eq!((record.status, record.steps.len()), (Status::Passed, STEPS));
@@ -132,16 +132,17 @@ pub async fn a_large_definition_is_written_once_however_many_steps_there_are(mut
     let (writes, bytes) = (Metered::of(&metered.writes), Metered::of(&metered.records));
     assert_eq!(Metered::of(&metered.definitions), 1);
     assert!(writes < STEPS + 20, "{writes} writes: a step's end and the next one's start are one");
-    // The record grows by a step at a time, so its writes are half of the last one on average.
+    // The record grows by one step at a time, so the average write has half the size of the last
+    // one.
     assert!(bytes < writes * last * 11 / 20, "{bytes} bytes in {writes} writes up to {last}");
     assert!(last < STEPS * 400, "{last} bytes of {STEPS} steps");
     rig.end().await;
 }
 
-/// Enough to tell a record that grows with its steps from one that holds the definition too.
+/// Enough to distinguish a record that grows with its steps from one with the definition in it.
 const STEPS: usize = 400;
 
-/// An ending is cut until the store takes it, also where its limit is lower than etcd's usual one.
+/// An ending is cut until the store accepts it, even with a lower limit than etcd's default.
 pub async fn an_ending_that_the_store_refuses_is_cut_until_it_fits(mut rig: Rig) {
     let (metered, _) = Metered::worker(&mut rig).await;
     let (run, sign) = (rig.run("refused"), Sign::new());

@@ -1,4 +1,4 @@
-//! Records of other versions: older ones are read as before, and what later ones add is kept.
+//! Records of other versions: older ones can be read, and additions of later ones are kept.
 
 use protocol::names;
 use protocol::run::Status;
@@ -8,13 +8,13 @@ use super::Rig;
 use super::takeover::orphan;
 use crate::ports::Txn;
 
-/// A key's value as JSON.
+/// Returns the value of a key as JSON.
 async fn value(rig: &Rig, key: String) -> Option<Value> {
     let entry = rig.ports.store.get(&key).await.unwrap()?;
     Some(serde_json::from_slice(&entry.value).unwrap())
 }
 
-/// A record that still holds its definition is taken over, and the definition gets its own key.
+/// A record with an embedded definition is adopted, and the definition moves to its own key.
 pub async fn a_record_of_an_older_version_is_taken_over(mut rig: Rig) {
     let run = orphan(&rig, "older", &["exit 0"], |record| {
         record["vars"] = json!({ "A": "1" });
@@ -32,7 +32,7 @@ pub async fn a_record_of_an_older_version_is_taken_over(mut rig: Rig) {
     rig.end().await;
 }
 
-/// Fields that this version does not know are there when the run has ended.
+/// Unknown fields are preserved until the run has ended.
 pub async fn fields_of_later_versions_are_kept_when_a_record_is_rewritten(mut rig: Rig) {
     let run = orphan(&rig, "later", &["exit 0", "exit 0"], |record| {
         record["steps"][0] = json!({
@@ -50,7 +50,7 @@ pub async fn fields_of_later_versions_are_kept_when_a_record_is_rewritten(mut ri
     rig.end().await;
 }
 
-/// A run whose definition asks for something unknown is not run without it. It can be stopped.
+/// A run whose definition has unknown keys is left alone. It can be stopped.
 pub async fn a_definition_with_unknown_keys_is_left_to_a_worker_that_knows_them(mut rig: Rig) {
     let unknown = orphan(&rig, "unknown", &["exit 0"], |record| {
         record["pipeline"]["steps"][0]["only-if"] = "the moon is full".into();
@@ -68,7 +68,7 @@ pub async fn a_definition_with_unknown_keys_is_left_to_a_worker_that_knows_them(
     rig.end().await;
 }
 
-/// A stop needs no record that this worker can read: it waits for one that can.
+/// A stop of a run whose record this worker cannot read waits for a worker that can.
 pub async fn a_stop_of_a_run_whose_record_cannot_be_read_is_recorded(mut rig: Rig) {
     let run = orphan(&rig, "unreadable", &["exit 0"], |record| {
         record["status"] = "pondering".into();
@@ -78,7 +78,7 @@ pub async fn a_stop_of_a_run_whose_record_cannot_be_read_is_recorded(mut rig: Ri
     rig.worker(1).await;
     rig.stop(&run).await;
     rig.stop_is_recorded(&run).await;
-    // A command behind it is answered, so the stop was not returned to its queue.
+    // A command behind it is processed, so the stop was not returned to its queue.
     let other = rig.run("other");
     rig.stop(&other).await;
     rig.event(&other, "CommandIgnored").await;
@@ -87,7 +87,7 @@ pub async fn a_stop_of_a_run_whose_record_cannot_be_read_is_recorded(mut rig: Ri
     };
     let ignored = |event: &protocol::event::Event| event.run_id.as_ref() == Some(&other);
     assert!(rig.events_until(rejected, ignored).await.is_empty(), "the stop was not rejected");
-    // Somebody makes it readable: the stop is obeyed.
+    // Once the record is readable, the stop is obeyed.
     let mut record = value(&rig, key.clone()).await.unwrap();
     record["status"] = "running".into();
     let txn = Txn::new().put(key, record.to_string().into_bytes());

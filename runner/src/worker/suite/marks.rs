@@ -1,4 +1,4 @@
-//! Leases: those that serve many keys, and those of claims.
+//! Long leases, which serve many keys, and the leases of claims.
 
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use super::{Rig, new_node, options};
 use crate::ports::Txn;
 use crate::worker::{Worker, long_lease};
 
-/// A lease of days is replaced after a number of keys, so that its end deletes no more than those.
+/// A long lease is replaced after a number of keys, so that its end does not delete too many at
+/// once.
 pub async fn a_lease_of_days_serves_a_limited_number_of_keys(rig: Rig) {
     let node = new_node();
     let ports = (rig.make)(&node).await;
@@ -26,7 +27,7 @@ pub async fn a_lease_of_days_serves_a_limited_number_of_keys(rig: Rig) {
     rig.end().await;
 }
 
-/// A run that is open for longer than a mark lives keeps its mark; one that has ended has its own.
+/// The mark of an open run is renewed, even beyond its time to live. An ended run has its own.
 pub async fn the_mark_of_an_open_run_is_renewed(rig: Rig) {
     let node = new_node();
     let ports = (rig.make)(&node).await;
@@ -48,8 +49,7 @@ pub async fn the_mark_of_an_open_run_is_renewed(rig: Rig) {
     rig.end().await;
 }
 
-/// A claim that stands under an earlier lease of the same worker is not taken for one of this lease: it
-/// ends with its own.
+/// A claim under an earlier lease of the same worker is not adopted: it expires with that lease.
 pub async fn a_claim_under_an_earlier_lease_is_not_adopted(mut rig: Rig) {
     let node = new_node();
     let earlier = rig.ports.store.grant(Duration::from_secs(600)).await.unwrap().lease;
@@ -57,7 +57,7 @@ pub async fn a_claim_under_an_earlier_lease_is_not_adopted(mut rig: Rig) {
     let owner = json!({ "node": node, "lease": format!("{:x}", earlier.0) }).to_string();
     let txn = Txn::new().put_leased(names::owner_key(&claimed), owner.into_bytes(), earlier);
     assert!(rig.ports.store.txn(txn).await.unwrap().committed);
-    // The look that finds this one has found the other before: its key comes first.
+    // The key of the first run sorts first, so the scan that found this run has seen that one.
     let free = unowned(&rig, "free").await;
     rig.worker_as(options(node, 2)).await;
     assert_eq!(rig.settled(&free).await.status, Status::Passed);
@@ -69,7 +69,7 @@ pub async fn a_claim_under_an_earlier_lease_is_not_adopted(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A run that was claimed and not begun, without its owner key.
+/// A run that was claimed but not started, without its owner key.
 async fn unowned(rig: &Rig, name: &str) -> RunId {
     let run = rig.run(name);
     let pipeline = pipeline_model(&rig.pipeline(name, &["exit 0"]));

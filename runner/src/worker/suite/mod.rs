@@ -1,7 +1,7 @@
-//! What every worker does with commands, whatever its adapters: one suite, run over the embedded
-//! adapters and over RabbitMQ and etcd. A test panics with the sentence that was broken.
+//! Tests of a worker with any adapters. They run over the embedded adapters, and over RabbitMQ and
+//! etcd. A failing test panics with the broken rule.
 //!
-//! Steps are those of the scripted executor: `exit N`, `print TEXT`, `hang`.
+//! Steps use the scripted executor: `exit N`, `print TEXT`, `hang`.
 
 #![allow(
     clippy::unwrap_used,
@@ -36,19 +36,19 @@ use tokio::task::JoinHandle;
 use super::{DiskOptions, Options, OutOfOrder, Shutdown, Worker};
 use crate::ports::{Message, Ports, Position, QueueError, Route, Txn};
 
-/// How long a test waits for what must come: a busy machine is not a broken worker.
+/// How long a test waits for an expected event. Generous, because a busy machine is not a fault.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-/// Adapters of one worker. Workers of one rig share what is outside, but not the process.
+/// Creates the adapters of one worker. Workers of a rig share the services, but not the process.
 pub type MakePorts =
     Arc<dyn Fn(&NodeId) -> futures::future::BoxFuture<'static, Ports> + Send + Sync>;
 
-/// A place to try workers in.
+/// A test environment for workers.
 pub struct Rig {
     make: MakePorts,
-    /// Adapters of the one who tries.
+    /// The adapters of the test itself.
     pub ports: Ports,
-    /// Makes names of this rig its own, on servers that others use too.
+    /// Makes names unique to this rig on shared servers.
     pub tag: String,
     workers: Vec<Running>,
 }
@@ -65,13 +65,13 @@ impl std::fmt::Debug for Rig {
     }
 }
 
-/// A new node.
+/// Returns a new node ID.
 #[must_use]
 pub fn new_node() -> NodeId {
     NodeId::from_uuid(uuid::Uuid::new_v4())
 }
 
-/// Options that suit tests.
+/// Returns options for tests.
 #[must_use]
 pub fn options(node: NodeId, slots: usize) -> Options {
     Options {
@@ -102,27 +102,27 @@ pub fn options(node: NodeId, slots: usize) -> Options {
 }
 
 impl Rig {
-    /// A rig without workers.
+    /// Creates a rig without workers.
     pub async fn new(make: MakePorts) -> Self {
         let ports = make(&new_node()).await;
         let tag = uuid::Uuid::now_v7().simple().to_string();
         Self { make, ports, tag, workers: Vec::new() }
     }
 
-    /// Starts a worker and waits until it takes work.
+    /// Starts a worker and waits until it accepts work.
     pub async fn worker(&mut self, slots: usize) -> NodeId {
         let node = new_node();
         let ports = (self.make)(&node).await;
         self.worker_with(options(node, slots), ports).await
     }
 
-    /// Starts a worker with options of the caller.
+    /// Starts a worker with the given options.
     pub async fn worker_as(&mut self, options: Options) -> NodeId {
         let ports = (self.make)(&options.node).await;
         self.worker_with(options, ports).await
     }
 
-    /// Starts a worker with adapters and options of the caller.
+    /// Starts a worker with the given options and adapters.
     pub async fn worker_with(&mut self, options: Options, ports: Ports) -> NodeId {
         let node = options.node.clone();
         let worker = Worker::new(ports, options).await.expect("the engine answers");
@@ -137,7 +137,7 @@ impl Rig {
         node
     }
 
-    /// Ends a worker as SIGTERM does.
+    /// Ends a worker like SIGTERM.
     pub async fn end_worker(&mut self, node: &NodeId) {
         let at = self.workers.iter().position(|worker| worker.node == *node).expect("it is ours");
         let worker = self.workers.remove(at);
@@ -146,7 +146,7 @@ impl Rig {
         ended.expect("no panic").expect("it is in order");
     }
 
-    /// Asks a worker to end, and does not wait.
+    /// Asks a worker to end without waiting.
     pub fn drain_worker(&mut self, node: &NodeId) {
         for worker in self.workers.iter().filter(|worker| worker.node == *node) {
             worker.shutdown.intake.cancel();
@@ -165,13 +165,13 @@ impl Rig {
         }
     }
 
-    /// A run id of this rig.
+    /// Returns a run ID of this rig.
     #[must_use]
     pub fn run(&self, name: &str) -> RunId {
         format!("r-{}-{name}", self.tag).parse().unwrap()
     }
 
-    /// A pipeline of this rig with these steps, as JSON.
+    /// Returns a pipeline of this rig with these steps, as JSON.
     #[must_use]
     pub fn pipeline(&self, name: &str, steps: &[&str]) -> Value {
         let steps: Vec<Value> = steps.iter().map(|cmd| serde_json::json!({ "cmd": cmd })).collect();
@@ -185,7 +185,7 @@ impl Rig {
         self.publish_raw(route, Some(kind), None, body.to_string().as_bytes()).await;
     }
 
-    /// Publishes whatever it is.
+    /// Publishes an arbitrary message.
     pub async fn publish_raw(
         &self,
         route: Route,
@@ -199,7 +199,7 @@ impl Rig {
             headers: std::collections::BTreeMap::new(),
             body: body.to_vec(),
         };
-        // A worker is there a moment before its own queue is.
+        // The worker's own queue may appear slightly later than its entry.
         until("the queue takes it", || async {
             match self.ports.queue.publish(route.clone(), message.clone()).await {
                 Ok(()) => Some(()),
@@ -210,7 +210,7 @@ impl Rig {
         .await;
     }
 
-    /// Starts a pipeline that comes with its message.
+    /// Starts an inline pipeline.
     pub async fn start(&self, run: &RunId, pipeline: &Value) {
         let body = serde_json::json!({ "run-id": run, "pipeline": pipeline });
         self.publish(Route::Jobs, protocol::command::START, &body).await;
@@ -222,7 +222,7 @@ impl Rig {
         self.publish(Route::Jobs, protocol::command::START, &body).await;
     }
 
-    /// Asks for a stop.
+    /// Publishes a stop.
     pub async fn stop(&self, run: &RunId) {
         let body = serde_json::json!({ "run-id": run, "reason": "the test says so" });
         self.publish(Route::Control, protocol::command::STOP, &body).await;
@@ -237,7 +237,8 @@ impl Rig {
         assert!(self.ports.store.txn(txn).await.unwrap().committed);
     }
 
-    /// The events that a condition holds for, up to and with the one that `last` holds for.
+    /// Returns the events for which `keep` holds, up to and including the one for which `last`
+    /// holds.
     pub async fn events_until(
         &self,
         keep: impl Fn(&Event) -> bool,
@@ -263,7 +264,7 @@ impl Rig {
         kept
     }
 
-    /// The events of a run up to its ending.
+    /// Returns the events of a run up to its ending.
     pub async fn events_of(&self, run: &RunId) -> Vec<Event> {
         let of_run = |event: &Event| event.run_id.as_ref() == Some(run);
         self.events_until(
@@ -273,7 +274,7 @@ impl Rig {
         .await
     }
 
-    /// The event of that reason that bears the run id.
+    /// Returns the event of a run with a reason.
     pub async fn event(&self, run: &RunId, reason: &str) -> Event {
         let is_it = |event: &Event| {
             event.run_id.as_ref() == Some(run) && reason_of(&event.reason) == reason
@@ -281,7 +282,7 @@ impl Rig {
         self.events_until(is_it, is_it).await.pop().unwrap()
     }
 
-    /// The run's record, once a condition holds for it.
+    /// Returns the run's record once a condition holds for it.
     pub async fn record(&self, run: &RunId, when: impl Fn(&RunRecord) -> bool) -> RunRecord {
         until("the record is as expected", || async {
             let look = Txn::new().read(names::run_key(run)).read(names::definition_key(run));
@@ -293,7 +294,7 @@ impl Rig {
         .await
     }
 
-    /// Waits until a worker's entry says that it drains.
+    /// Waits until a worker's entry has the state `draining`.
     pub async fn record_of_node_is_draining(&self, node: &NodeId) {
         until("the node says that it drains", || async {
             let entry = self.ports.store.get(&names::node_key(node)).await.unwrap()?;
@@ -303,7 +304,7 @@ impl Rig {
         .await;
     }
 
-    /// The entry of a node, once a condition holds for it.
+    /// Returns a node's entry once a condition holds for it.
     pub async fn node(&self, node: &NodeId, when: impl Fn(&NodeEntry) -> bool) -> NodeEntry {
         until("the node's entry is as expected", || async {
             let entry = self.ports.store.get(&names::node_key(node)).await.unwrap()?;
@@ -313,18 +314,18 @@ impl Rig {
         .await
     }
 
-    /// Waits until a stop stands in the store.
+    /// Waits until a stop is recorded.
     pub async fn stop_is_recorded(&self, run: &RunId) {
         let key = names::stop_key(run);
         until("the stop is recorded", || async { self.ports.store.get(&key).await.unwrap() }).await;
     }
 
-    /// Waits until a run has ended, whatever is left to do.
+    /// Waits until a run has ended, even if its release is pending.
     pub async fn ended(&self, run: &RunId) -> RunRecord {
         self.record(run, |record| record.status.is_ended()).await
     }
 
-    /// Waits until a run has ended and nothing has to be looked after any more.
+    /// Waits until a run has ended and is released.
     pub async fn settled(&self, run: &RunId) -> RunRecord {
         let settled =
             |record: &RunRecord| record.status.is_ended() && record.ending_event.is_none();
@@ -337,13 +338,13 @@ impl Rig {
     }
 }
 
-/// The word of a reason.
+/// Returns the name of a reason.
 #[must_use]
 pub fn reason_of(reason: &Reason) -> String {
     serde_json::to_value(reason).unwrap()["reason"].as_str().unwrap().to_owned()
 }
 
-/// Waits for a condition.
+/// Polls until a condition holds.
 pub async fn until<T, F, Fut>(what: &str, mut look: F) -> T
 where
     F: FnMut() -> Fut,

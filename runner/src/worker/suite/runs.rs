@@ -1,4 +1,4 @@
-//! What a run looks like from outside.
+//! Tests of the visible behavior of a run.
 
 use protocol::command::START;
 use protocol::event::{Event, LogStream, Reason};
@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{Rig, reason_of};
 use crate::ports::Route;
 
-/// Events come in the order of wire.md section 4, with a `seq` without a gap.
+/// Events are in the order of wire.md section 4, and their `seq` has no gaps.
 pub async fn events_come_in_order_and_without_a_gap(mut rig: Rig) {
     rig.worker(1).await;
     let run = rig.run("order");
@@ -50,7 +50,7 @@ pub async fn events_come_in_order_and_without_a_gap(mut rig: Rig) {
     rig.end().await;
 }
 
-/// The record goes through every status, and ends once.
+/// The record passes through every status, and ends once.
 pub async fn the_record_goes_through_every_status(mut rig: Rig) {
     let run = rig.run("statuses");
     let now = rig.ports.store.list(&names::run_key(&run)).await.unwrap().revision;
@@ -72,7 +72,7 @@ pub async fn the_record_goes_through_every_status(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A failing step ends the run; its code is told, and the next step does not run.
+/// A failing step ends the run. Its exit code is published, and the next step does not run.
 pub async fn a_failing_step_ends_the_run(mut rig: Rig) {
     rig.worker(1).await;
     let run = rig.run("fails");
@@ -87,7 +87,7 @@ pub async fn a_failing_step_ends_the_run(mut rig: Rig) {
     rig.end().await;
 }
 
-/// Step and run time out.
+/// Steps and runs time out.
 pub async fn a_step_and_a_run_time_out(mut rig: Rig) {
     rig.worker(2).await;
     let mut step = rig.pipeline("slow-step", &["hang"]);
@@ -103,7 +103,7 @@ pub async fn a_step_and_a_run_time_out(mut rig: Rig) {
     rig.end().await;
 }
 
-/// The definition of a run is the one of its start.
+/// A run uses the definition of its start.
 pub async fn a_run_keeps_the_definition_and_variables_of_its_start(mut rig: Rig) {
     rig.worker(1).await;
     let run = rig.run("vars");
@@ -117,7 +117,7 @@ pub async fn a_run_keeps_the_definition_and_variables_of_its_start(mut rig: Rig)
     rig.end().await;
 }
 
-/// A step that fails is tried again, on what the step before it left.
+/// A failed step is retried from its predecessor's image.
 pub async fn a_failed_step_is_tried_again(mut rig: Rig) {
     rig.worker(1).await;
     let run = rig.run("again");
@@ -153,7 +153,7 @@ pub async fn a_failed_step_is_tried_again(mut rig: Rig) {
     rig.end().await;
 }
 
-/// Many runs on two workers: each ends once.
+/// Each of many runs on two workers ends once.
 pub async fn many_runs_on_two_workers_end_once_each(mut rig: Rig, runs: usize) {
     rig.worker(4).await;
     rig.worker(4).await;

@@ -1,4 +1,4 @@
-//! What becomes of a run whose owner is lost, or lets go of it.
+//! Tests of runs whose owner is lost or releases them.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -32,7 +32,7 @@ impl Sign {
     }
 }
 
-/// Three steps: one that leaves something, one that waits, one that shows what was left.
+/// Three steps: one writes a file, one waits, and one prints the file.
 fn steps(sign: &Sign) -> Vec<String> {
     vec!["put /a kept".into(), sign.step(), "show /a".into()]
 }
@@ -41,7 +41,7 @@ fn pipeline(rig: &Rig, name: &str, steps: &[String]) -> Value {
     rig.pipeline(name, &steps.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// The events of a run by their epochs, in order, without those that came late.
+/// Returns the events of a run grouped by epoch, without late ones.
 async fn epochs(rig: &Rig, run: &RunId) -> Vec<Vec<Event>> {
     let mut epochs: std::collections::BTreeMap<_, Vec<Event>> = std::collections::BTreeMap::new();
     for event in rig.events_of(run).await {
@@ -64,8 +64,8 @@ async fn is_in_second_step(rig: &Rig, run: &RunId) -> RunRecord {
     rig.record(run, |record| record.steps.len() == 2).await
 }
 
-/// What is kept runs once, what was running runs again, and the second owner says where it goes on.
-/// The first one changes nothing any more.
+/// Committed steps run once and the interrupted step runs again. The second owner publishes where
+/// it resumes, and the first one changes nothing after its loss.
 pub async fn a_run_goes_on_with_another_worker_after_its_last_kept_step(mut rig: Rig) {
     let (unruly, sign) = (Unruly::over(&rig), Sign::new());
     let mut short = options(new_node(), 1);
@@ -122,7 +122,7 @@ pub async fn a_run_goes_on_with_another_worker_after_its_last_kept_step(mut rig:
     rig.end().await;
 }
 
-/// A worker that was cut off from the store for too long takes its runs up again, which is no loss.
+/// A worker that lost its lease resumes its own runs, which is not a loss.
 pub async fn a_worker_goes_on_with_its_own_run_after_its_lease_was_lost(mut rig: Rig) {
     let (unruly, sign) = (Unruly::over(&rig), Sign::new());
     let mut short = options(new_node(), 1);
@@ -141,12 +141,12 @@ pub async fn a_worker_goes_on_with_its_own_run_after_its_lease_was_lost(mut rig:
     rig.end().await;
 }
 
-/// A worker that ends leaves what it cannot finish to another one, which need not wait for a lease.
+/// An ending worker hands unfinished runs over, and the next owner need not wait for a lease.
 pub async fn a_hand_over_goes_on_at_once_and_is_no_loss(mut rig: Rig) {
     let sign = Sign::new();
     let mut leaving = options(new_node(), 1);
     leaving.drain = Duration::ZERO;
-    // Nobody could wait for this lease.
+    // Too long for any test to wait until it expires.
     leaving.lease_ttl = Duration::from_secs(3600);
     let ports = (rig.make)(&leaving.node).await;
     let first = rig.worker_with(leaving, ports).await;
@@ -174,8 +174,8 @@ pub async fn a_hand_over_goes_on_at_once_and_is_no_loss(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A run that is recorded and has no owner, as a worker that died has left it. Its record holds its
-/// definition, as those of older versions do.
+/// Creates an orphan like a worker that died. The record contains its definition, like those of
+/// older versions.
 pub(super) async fn orphan(
     rig: &Rig,
     name: &str,
@@ -198,7 +198,7 @@ pub(super) async fn orphan(
     run
 }
 
-/// `on-lost`: `fail` ends it, `restart` begins from the top, and nothing of before is kept.
+/// `on-lost`: `fail` ends the run, and `restart` starts over without keeping anything.
 pub async fn a_pipeline_says_what_becomes_of_a_lost_run(mut rig: Rig) {
     let fails = orphan(&rig, "fails", &["exit 0"], |record| {
         record["pipeline"]["on-lost"] = "fail".into();
@@ -219,7 +219,7 @@ pub async fn a_pipeline_says_what_becomes_of_a_lost_run(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A step that takes every worker with it does not take them all.
+/// A step that kills its workers does not kill all of them.
 pub async fn a_run_that_loses_workers_at_one_step_ends_lost(mut rig: Rig) {
     let often = orphan(&rig, "often", &["exit 0"], |record| record["losses"] = 3.into()).await;
     let seldom = orphan(&rig, "seldom", &["exit 0"], |record| record["losses"] = 2.into()).await;
@@ -237,7 +237,7 @@ pub async fn a_run_that_loses_workers_at_one_step_ends_lost(mut rig: Rig) {
     rig.end().await;
 }
 
-/// Where the engine has lost the image, nothing of it is pretended.
+/// If the engine has lost the image, the run starts over and says so.
 pub async fn a_run_whose_image_is_gone_starts_from_the_top_and_says_so(mut rig: Rig) {
     let engine = rig.ports.executor.info().await.unwrap().id;
     let run = orphan(&rig, "gone", &["put /a again", "show /a"], |record| {
@@ -260,8 +260,7 @@ pub async fn a_run_whose_image_is_gone_starts_from_the_top_and_says_so(mut rig: 
     rig.end().await;
 }
 
-/// A step's failure that is recorded is not tried again by the next owner, nor is an ending that was
-/// not confirmed decided anew.
+/// The next owner does not retry a recorded failure, and publishes a recorded ending unchanged.
 pub async fn an_end_that_was_decided_is_the_end(mut rig: Rig) {
     let failed = orphan(&rig, "failed", &["exit 0"], |record| {
         record["cause"] = "exit-code".into();
@@ -298,8 +297,8 @@ pub async fn an_end_that_was_decided_is_the_end(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A slot that is open for new starts is given to an orphan first; one that is taken, as soon as it
-/// is free.
+/// An orphan gets the slot of the open subscription, or the next one that becomes free, before new
+/// starts.
 pub async fn an_orphan_gets_the_slot_of_a_worker_that_has_but_one(mut rig: Rig) {
     let sign = Sign::new();
     rig.worker(1).await;
@@ -318,7 +317,7 @@ pub async fn an_orphan_gets_the_slot_of_a_worker_that_has_but_one(mut rig: Rig) 
     rig.end().await;
 }
 
-/// A run whose owner's lease ends now.
+/// Creates a run whose owner's lease ends now.
 async fn lose(rig: &Rig, name: &str) -> RunId {
     let lease = rig.ports.store.grant(Duration::from_secs(600)).await.unwrap().lease;
     let key = names::owner_key(&rig.run(name));
@@ -329,7 +328,7 @@ async fn lose(rig: &Rig, name: &str) -> RunId {
     run
 }
 
-/// Where the owner of a start that cannot be run dies before it says so, the next one says so.
+/// If the owner of a rejected start dies before it publishes that, the next owner does so.
 pub async fn a_refused_start_is_never_run(mut rig: Rig) {
     let run = orphan(&rig, "refused", &["exit 0"], |record| {
         record["status"] = "pending".into();
@@ -346,8 +345,8 @@ pub async fn a_refused_start_is_never_run(mut rig: Rig) {
     rig.end().await;
 }
 
-/// What steps left is kept for as long as the pipeline says, and then swept, also where the record is
-/// gone. What belongs to another store is nobody's business.
+/// What steps left is kept for the pipeline's retention and then removed, even if the record is
+/// gone. Resources of another store are left alone.
 pub async fn what_is_left_of_a_run_is_swept_in_time(mut rig: Rig) {
     let mut options = options(new_node(), 1);
     (options.lease_ttl, options.sweep) = (Duration::from_secs(1), Duration::from_millis(100));
@@ -386,7 +385,7 @@ pub async fn what_is_left_of_a_run_is_swept_in_time(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A new run begins where an ended one has come to: with what its steps left, and without them.
+/// A new run starts from the committed steps of an ended one, or without them.
 pub async fn a_new_run_goes_on_where_an_ended_one_has_come_to(mut rig: Rig) {
     rig.worker(2).await;
     let steps = |second: &str| {
@@ -418,7 +417,7 @@ pub async fn a_new_run_goes_on_where_an_ended_one_has_come_to(mut rig: Rig) {
     let repeated =
         |event: &&Event| matches!(event.reason, Reason::StepCompleted { repeated: true, .. });
     assert_eq!(events.iter().filter(repeated).count(), 1);
-    // From the top, where that is asked for.
+    // From the first step, if that is requested.
     let of = json!({ "run-id": parent, "from": "0" });
     let run = begin("whole", of, steps("exit 0")).await;
     assert_eq!(rig.settled(&run).await.status, Status::Passed);
@@ -437,7 +436,7 @@ pub async fn a_new_run_goes_on_where_an_ended_one_has_come_to(mut rig: Rig) {
         let message = record.message.unwrap_or_default();
         assert!(message.contains(why), "{message}");
     }
-    // What was swept is not made up, and nothing that was taken over runs again.
+    // Removed images are not invented, and steps that were taken over do not run again.
     rig.ports.executor.destroy(&parent).await.unwrap();
     for run in ["child", "whole"] {
         rig.ports.executor.destroy(&rig.run(run)).await.unwrap();
