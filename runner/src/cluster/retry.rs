@@ -1,4 +1,4 @@
-//! How long to wait before trying again: capped, jittered, for ever.
+//! Delays between retries: capped, jittered, unlimited in number.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use backoff::exponential::{ExponentialBackoff, ExponentialBackoffBuilder};
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// Grows from a tenth of a second to five, each wait somewhere between half of it and one and a half
-/// times it, so that many workers do not come back at once.
+/// Grows from 100 ms to 5 s. Each delay is between half and one and a half times that value, so
+/// that many workers do not retry at the same time.
 pub(super) struct Pace(ExponentialBackoff<SystemClock>);
 
 impl Pace {
@@ -24,13 +24,13 @@ impl Pace {
         )
     }
 
-    /// Waits, and longer the next time.
+    /// Waits, and increases the next delay.
     pub(super) async fn wait(&mut self) {
         let pause = self.0.next_backoff().unwrap_or(LONGEST);
         tokio::time::sleep(pause).await;
     }
 
-    /// Begins anew: what was tried has worked.
+    /// Resets the delay after a success.
     pub(super) fn reset(&mut self) {
         self.0.reset();
     }

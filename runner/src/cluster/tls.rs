@@ -1,4 +1,4 @@
-//! Certificates of both servers, and what is said when they do not fit.
+//! TLS certificates for RabbitMQ and etcd, and explanations of handshake errors.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,29 +11,29 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio_util::compat::TokioAsyncReadCompatExt as _;
 
-/// How long a server may take to say what it does not like.
+/// The timeout of a probe.
 const PROBE: Duration = Duration::from_secs(2);
 
-/// Where the certificates are, in PEM.
+/// The paths of the certificates, in PEM.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The authorities that the server's certificate may come from; only these. Without them, the
-    /// authorities that browsers trust.
+    /// The only accepted authorities of the server's certificate. Defaults to the authorities that
+    /// browsers trust.
     pub ca: Option<PathBuf>,
-    /// Our own certificate, with what leads to its authority.
+    /// The client certificate with its chain.
     pub cert: Option<PathBuf>,
-    /// The key of our own certificate.
+    /// The key of the client certificate.
     pub key: Option<PathBuf>,
 }
 
-/// The same, read.
+/// The content of the certificate files.
 #[derive(Clone, Default)]
 pub(super) struct TlsPems {
     pub(super) ca: Option<Vec<u8>>,
     pub(super) identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
-/// What is wrong with the files.
+/// An invalid certificate file or combination of files.
 #[derive(Debug, Error)]
 pub(super) enum TlsError {
     #[error("cannot read the certificate file {}: {cause}", path.display())]
@@ -45,13 +45,13 @@ pub(super) enum TlsError {
 }
 
 impl TlsFiles {
-    /// Whether none is given.
+    /// Returns true if no file is given.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Reads them. A faulty file is found here and not in the middle of a handshake.
+    /// Reads the files. Detects an invalid file before the handshake.
     pub(super) fn read(&self) -> Result<TlsPems, TlsError> {
         let ca = self.ca.as_deref().map(|path| read_pem(path, "CERTIFICATE", "certificate"));
         let identity = match (&self.cert, &self.key) {
@@ -67,7 +67,8 @@ impl TlsFiles {
     }
 }
 
-/// A file with at least one block whose label ends so (`EC PRIVATE KEY` is a `PRIVATE KEY`).
+/// Reads a file that must contain a PEM block whose label ends with `label`. For example, `EC
+/// PRIVATE KEY` is a `PRIVATE KEY`.
 fn read_pem(path: &Path, label: &str, what: &'static str) -> Result<Vec<u8>, TlsError> {
     let bytes = std::fs::read(path)
         .map_err(|cause| TlsError::Unreadable { path: path.to_owned(), cause })?;
@@ -78,10 +79,10 @@ fn read_pem(path: &Path, label: &str, what: &'static str) -> Result<Vec<u8>, Tls
     if has { Ok(bytes) } else { Err(TlsError::NotPem { path: path.to_owned(), what }) }
 }
 
-/// What a failed handshake means, for people; `None` where the text is not about certificates.
+/// Returns the meaning of a failed handshake, or `None` if the text is not about certificates.
 ///
-/// The libraries hand on rustls's own words, which have been stable for years; what is not known
-/// here is shown as it came.
+/// The libraries pass on the error text of rustls, which has been stable for years. Unknown texts
+/// are shown unchanged.
 pub(super) fn explain(text: &str, variable: &str) -> Option<String> {
     const NOT_ACCEPTED: &str =
         "it does not accept the client certificate in {}_CERT, or that there is none";
@@ -110,11 +111,11 @@ pub(super) fn explain(text: &str, variable: &str) -> Option<String> {
     })
 }
 
-/// What becomes of a handshake, and of the moment after it; what is wrong, in rustls's words.
+/// Makes a handshake, waits for a moment, and returns the error text of rustls, if any.
 ///
-/// A server that wants another client certificate says so after the handshake, and then hangs up. A
-/// client that has already sent something by then often sees the end alone, and not the reason. This
-/// one sends nothing.
+/// A server that rejects the client certificate reports that after the handshake and then closes
+/// the connection. A client that has sent data by then often sees only the close, not the reason.
+/// This probe sends nothing.
 pub(super) async fn probe(connector: &RustlsConnector, host: &str, port: u16) -> Option<String> {
     let looking = async {
         let stream = TcpStream::connect((host, port)).await.ok()?;
@@ -124,11 +125,11 @@ pub(super) async fn probe(connector: &RustlsConnector, host: &str, port: u16) ->
         };
         stream.read(&mut [0]).await.err().map(|error| chain(&error))
     };
-    // A server that is content waits for us to speak.
+    // A server that accepts the certificate waits for data.
     tokio::time::timeout(PROBE, looking).await.ok().flatten()
 }
 
-/// Whether a server speaks TLS, whatever it thinks of our certificates.
+/// Returns true if a server speaks TLS, even if it rejects the certificates.
 pub(super) async fn is_spoken(host: &str, port: u16) -> bool {
     let looking = async {
         let connector = connector(&TlsPems::default()).ok()?;
@@ -145,7 +146,7 @@ pub(super) async fn is_spoken(host: &str, port: u16) -> bool {
     tokio::time::timeout(PROBE, looking).await.ok().flatten().unwrap_or(false)
 }
 
-/// What speaks TLS with these certificates.
+/// Returns a TLS connector with these certificates.
 pub(super) fn connector(pems: &TlsPems) -> Result<RustlsConnector, String> {
     let config = match &pems.ca {
         Some(ca) => RustlsConnectorConfig::default().with_parsable_certificates(certificates(ca)?),
@@ -169,12 +170,12 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
         .map_err(|cause| format!("a certificate cannot be read: {cause}"))
 }
 
-/// An error and what caused it, each thing said once.
+/// Returns the text of an error and its causes, without repetitions.
 pub(super) fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     causes(error.to_string(), error)
 }
 
-/// A text, and what caused the error that it is about.
+/// Appends the causes of an error to a text about it.
 pub(super) fn causes(mut text: String, error: &(dyn std::error::Error + 'static)) -> String {
     let mut next = error.source();
     while let Some(cause) = next {

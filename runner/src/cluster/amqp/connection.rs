@@ -1,4 +1,4 @@
-//! A connection that comes back: whoever uses it waits while it is away.
+//! A connection that is restored automatically. Its users wait while it is down.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,19 +15,19 @@ use super::topology::{self, Object};
 use super::{Fault, Target};
 use crate::cluster::retry::Pace;
 
-/// How often a connection is looked at besides what it says of itself.
+/// The interval at which the status of a connection is polled, in addition to its events.
 const LOOK: Duration = Duration::from_secs(1);
-/// A connection that stood for so long was a good one: the next attempt is made at once.
+/// After a connection that lasted this long, the first attempt to reconnect is made at once.
 const GOOD: Duration = Duration::from_secs(10);
-/// The time between two declarations of what all workers share.
+/// The interval between declarations of the shared objects.
 const DECLARE_EVERY: Duration = Duration::from_secs(5);
-/// How long the broker may take to say goodbye.
+/// The timeout of closing a connection.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// A connection as it stands.
+/// An established connection.
 pub(in crate::cluster) struct Live {
     connection: Connection,
-    /// Which one it is: what belongs to an earlier one is void.
+    /// The number of the connection. Objects of an earlier connection are invalid.
     pub(in crate::cluster) number: u64,
     since: tokio::time::Instant,
 }
@@ -39,7 +39,7 @@ enum State {
     Closed,
 }
 
-/// The connection over time. Clones share it; it ends with the last one.
+/// The connection over time. Clones share it. It is closed when the last one is dropped.
 #[derive(Clone)]
 pub(in crate::cluster) struct Link(Arc<Shared>);
 
@@ -47,14 +47,14 @@ struct Shared {
     target: Target,
     plan: Arc<Plan>,
     state: watch::Sender<State>,
-    /// What brings the connection back; ends with this.
+    /// The tasks that restore the connection. Aborted on drop.
     tasks: Mutex<JoinSet<()>>,
 }
 
-/// What is declared on every new connection.
+/// The objects declared on every new connection.
 struct Plan {
     objects: Vec<Object>,
-    /// What has been warned about.
+    /// The objects that have been warned about.
     warned: Mutex<HashSet<String>>,
 }
 
@@ -65,7 +65,7 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    /// Connects, and tries again as often as is said. From then on it comes back by itself.
+    /// Connects, retrying up to `attempts` times. Later reconnects are automatic.
     pub(in crate::cluster) async fn open(
         target: Target,
         objects: Vec<Object>,
@@ -94,12 +94,12 @@ impl Link {
         Ok(Self(Arc::new(Shared { target, plan, state, tasks: Mutex::new(tasks) })))
     }
 
-    /// Where it leads.
+    /// Returns the broker's address.
     pub(in crate::cluster) fn at(&self) -> &str {
         self.0.target.at()
     }
 
-    /// The connection, as soon as there is one.
+    /// Waits for an established connection and returns it.
     pub(in crate::cluster) async fn live(&self) -> Result<Arc<Live>, Fault> {
         let mut state = self.0.state.subscribe();
         loop {
@@ -108,14 +108,15 @@ impl Link {
                 State::Closed => return Err(Fault::Unreachable("we have closed it".to_owned())),
                 State::Up(_) | State::Down(_) => {}
             }
-            // Where the connection is dead, and only we know yet, its keeper says so in a moment.
+            // If the connection is dead but still marked as up, `supervise` will update the state
+            // soon.
             if state.changed().await.is_err() {
                 return Err(Fault::Unreachable("we have closed it".to_owned()));
             }
         }
     }
 
-    /// Why nothing can be sent, where nothing can.
+    /// Returns why nothing can be sent at present, or `None` if it can.
     pub(in crate::cluster) fn fault(&self) -> Option<Fault> {
         match &*self.0.state.borrow() {
             State::Up(live) if live.connection.status().blocked() => Some(Fault::Unreachable(
@@ -127,22 +128,22 @@ impl Link {
         }
     }
 
-    /// Declares everything once more: something of it is gone.
+    /// Declares all objects again, because one of them is missing.
     pub(in crate::cluster) async fn declare_again(&self, live: &Live) -> Result<(), Fault> {
         self.0.plan.declare(live).await
     }
 
-    /// Declares one thing more on a connection.
+    /// Declares an additional object on a connection.
     pub(in crate::cluster) async fn declare(&self, live: &Live, one: &Object) -> Result<(), Fault> {
         topology::declare(live, one, &self.0.plan.warned).await
     }
 
-    /// Says goodbye.
+    /// Closes the connection.
     pub(in crate::cluster) async fn close(&self) {
         self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
         if let State::Up(live) = self.0.state.send_replace(State::Closed) {
             let closing = live.connection.close(200, "goodbye".into());
-            // It may be gone already, which is what is wanted.
+            // It may be closed already.
             drop(tokio::time::timeout(FAREWELL, closing).await);
         }
     }
@@ -156,8 +157,8 @@ impl Plan {
         Ok(Arc::new(live))
     }
 
-    /// Declares everything again at intervals. An object may have been deleted, and the clients that
-    /// publish to it might not be allowed to declare it.
+    /// Declares all objects at intervals. An object may have been deleted, and its publishers might
+    /// not be allowed to declare it.
     async fn keep(&self, live: &Live, broker: &str) -> std::convert::Infallible {
         let mut told = String::new();
         loop {
@@ -213,7 +214,7 @@ async fn supervise(
             match plan.connect(&target, number).await {
                 Ok(live) => break live,
                 Err(fault) => {
-                    // Once for each reason, not once for each attempt.
+                    // Once for each reason, not for each attempt.
                     if told != fault.cause() {
                         told = fault.cause().to_owned();
                         warn!(%broker, cause = told, "the broker cannot be reached yet");
@@ -236,20 +237,20 @@ impl Live {
         Ok(self.connection.create_channel().await?)
     }
 
-    /// A channel on which the broker says what it has taken.
+    /// Opens a channel with publisher confirms.
     pub(in crate::cluster) async fn confirming_channel(&self) -> Result<Channel, Fault> {
         let channel = self.channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         Ok(channel)
     }
 
-    /// Returns why, once it has ended.
+    /// Waits until the connection has ended and returns the reason.
     async fn ended(&self, broker: &str) -> Fault {
         let mut events = std::pin::pin!(self.connection.events_listener());
         let mut last = None;
         while self.stands() {
             match tokio::time::timeout(LOOK, events.next()).await {
-                // Of a channel too, which is no end: whether it is one is asked above.
+                // The error may concern a channel only. The loop condition checks the connection.
                 Ok(Some(Event::Error(error))) => last = Some(Fault::from(error)),
                 Ok(Some(Event::ConnectionBlocked(reason))) => {
                     warn!(broker, reason, "the broker takes no messages for now");

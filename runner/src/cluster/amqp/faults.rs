@@ -1,32 +1,32 @@
-//! What the broker and the connection to it say, before it is said to anyone.
+//! Classifies errors of the broker and of its connection.
 
 use lapin::{Error, ErrorKind};
 
 use crate::cluster::tls;
 use crate::ports::{EventsError, QueueError};
 
-/// The variables that the certificates come from begin so.
+/// Prefix of the variables with the certificates.
 pub(super) const VARIABLE: &str = "BOB_QUEUE";
 
-// Reply codes of AMQP 0-9-1.
+// AMQP 0-9-1 reply codes.
 const ACCESS_REFUSED: u16 = 403;
 const NOT_FOUND: u16 = 404;
 const RESOURCE_LOCKED: u16 = 405;
 const PRECONDITION_FAILED: u16 = 406;
 const NOT_ALLOWED: u16 = 530;
 
-/// What is wrong.
+/// An error of the broker or its connection.
 #[derive(Debug, Clone)]
 pub(in crate::cluster) enum Fault {
-    /// No connection, or one that just ended.
+    /// There is no connection, or it was lost.
     Unreachable(String),
-    /// User, password, virtual host, certificate, or a right that is missing.
+    /// The user, password, virtual host or certificate is wrong, or a permission is missing.
     Denied(String),
-    /// A queue or an exchange is not there.
+    /// A queue or exchange does not exist.
     Missing(String),
-    /// A queue or an exchange stands with other arguments.
+    /// A queue or exchange exists with different arguments.
     Differs(String),
-    /// A queue or an exchange is of another kind: it has to be deleted.
+    /// A queue or exchange exists with a different type and must be deleted.
     WrongKind(String),
 }
 
@@ -76,7 +76,7 @@ impl From<Error> for Fault {
     }
 }
 
-/// What a failed handshake means; nothing where the text is not about one.
+/// Returns the fault behind a failed handshake, or `None` if the text is not about one.
 pub(super) fn of_handshake(text: &str) -> Option<Fault> {
     let meaning = tls::explain(text, VARIABLE)?;
     let hint = if meaning.contains("does not speak TLS") {
@@ -88,7 +88,7 @@ pub(super) fn of_handshake(text: &str) -> Option<Fault> {
 }
 
 fn of_reply(code: u16, text: &str) -> Fault {
-    // `ACCESS_REFUSED - Login was refused ...`: the word says no more than the code.
+    // The prefix, as in `ACCESS_REFUSED - Login was refused ...`, only repeats the code.
     let said = text.split_once(" - ").map_or(text, |(_, said)| said).to_owned();
     match code {
         ACCESS_REFUSED | NOT_ALLOWED => {
@@ -102,7 +102,8 @@ fn of_reply(code: u16, text: &str) -> Fault {
     }
 }
 
-/// What to do about a refusal. The broker has one code for several, and says in words which it is.
+/// Returns how to fix a refusal. The broker uses one code for several, which its text
+/// distinguishes.
 fn hint(code: u16, said: &str) -> &'static str {
     match (code, said) {
         (_, said) if said.starts_with("Login was refused") => {

@@ -1,9 +1,8 @@
-//! Which kind of queue or exchange has a name, according to what the broker says when it is declared
-//! differently.
+//! Finds out the type of an existing queue or exchange by declaring it differently.
 //!
-//! AMQP cannot ask for the kind. A declaration that does not fit is refused with the first argument
-//! that differs, so the arguments are adapted one by one until the kind is the one that differs, or
-//! nothing does.
+//! AMQP has no request for the type. The broker rejects a declaration that differs and names the
+//! first differing argument. The arguments are adapted one by one until the type is the one that
+//! differs, or none does.
 
 use std::collections::BTreeMap;
 
@@ -13,21 +12,21 @@ use lapin::types::{AMQPValue, ShortString};
 use super::{Fault, Live};
 
 const QUEUE_TYPE: &str = "x-queue-type";
-/// More than a queue has arguments.
+/// Exceeds the number of arguments of any queue.
 const TRIES: usize = 24;
 
-/// What the broker says of the first argument that differs.
+/// The first differing argument, as reported by the broker.
 #[derive(Debug, PartialEq, Eq)]
 struct Difference {
     argument: String,
-    /// Its value, if the object that exists has the argument.
+    /// The existing object's value, if it has the argument.
     current: Option<String>,
-    /// Whether that value is text.
+    /// Whether the value is text.
     is_text: bool,
 }
 
 impl Difference {
-    /// `inequivalent arg 'A' for queue 'Q' in vhost '/': received X but current is Y`, where Y is
+    /// Parses `inequivalent arg 'A' for queue 'Q' in vhost '/': received X but current is Y`. Y is
     /// `none`, `'value'`, or `the value 'value' of type 'longstr'`.
     fn parse(said: &str) -> Option<Self> {
         let (_, rest) = said.split_once("inequivalent arg '")?;
@@ -48,7 +47,7 @@ impl Difference {
     }
 }
 
-/// Why an exchange of that name cannot be used, if it is of another type.
+/// Returns why an exchange cannot be used, if it has a different type.
 pub(super) fn of_exchange(name: &str, said: &str) -> Option<Fault> {
     let Difference { argument, current, .. } = Difference::parse(said)?;
     let current = current.filter(|_| argument == "type")?;
@@ -58,8 +57,9 @@ pub(super) fn of_exchange(name: &str, said: &str) -> Option<Fault> {
     )))
 }
 
-/// Why a queue of that name cannot be used, if it is not of the wanted type; `said` is what the broker
-/// said when it was declared with all arguments. `None` also if that cannot be found out.
+/// Returns why a queue cannot be used, if it does not have the wanted type. `said` is the broker's
+/// reply to its declaration with all arguments. Also returns `None` if the type cannot be
+/// determined.
 pub(super) async fn of_queue(live: &Live, name: &str, wanted: &str, said: &str) -> Option<Fault> {
     let mut difference = Difference::parse(said)?;
     let mut arguments = BTreeMap::from([(ShortString::from(QUEUE_TYPE), text(wanted))]);
@@ -75,7 +75,7 @@ pub(super) async fn of_queue(live: &Live, name: &str, wanted: &str, said: &str) 
             other => {
                 let other = ShortString::try_new(other).ok()?;
                 match current {
-                    // Ours alone.
+                    // Only our declaration has the argument.
                     None => arguments.remove(&other),
                     Some(value) if is_text => arguments.insert(other, text(&value)),
                     Some(value) => {
@@ -93,7 +93,7 @@ pub(super) async fn of_queue(live: &Live, name: &str, wanted: &str, said: &str) 
             .map_err(Fault::from)
         {
             Err(Fault::Differs(said)) => difference = Difference::parse(&said)?,
-            // It is of the wanted type, and other arguments differ.
+            // The queue has the wanted type, and other arguments differ.
             Ok(_) | Err(_) => return None,
         }
     }

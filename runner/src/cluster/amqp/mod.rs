@@ -1,4 +1,4 @@
-//! What commands and events share of RabbitMQ: a connection that comes back, and the topology.
+//! RabbitMQ for commands and events: a connection that is restored automatically, and the topology.
 
 mod connection;
 mod faults;
@@ -17,23 +17,23 @@ pub(super) use connection::{Link, Live};
 pub(super) use faults::Fault;
 pub(super) use target::Target;
 
-/// Where RabbitMQ is, how we are let in, and what is kept there. All values are final: nothing of
-/// the user and the password in the URL is read.
+/// Address, credentials and objects of RabbitMQ. All values are final: a user and password in the
+/// URL are ignored.
 #[derive(Clone)]
 pub struct AmqpOptions {
     /// `amqp://HOST:PORT/VHOST`, or `amqps://`.
     pub url: String,
-    /// Our user.
+    /// The user.
     pub user: String,
-    /// Its password.
+    /// The user's password.
     pub password: String,
-    /// Certificates, for `amqps://`.
+    /// The certificates for `amqps://`.
     pub tls: TlsFiles,
-    /// Who we are: the connection's name, and the name of our own queue.
+    /// The worker's ID, which names the connection and the worker's own queue.
     pub node: NodeId,
-    /// How often the first connection is tried.
+    /// The number of attempts to establish the first connection.
     pub retry_attempts: u32,
-    /// And how long is waited in between.
+    /// The delay between these attempts.
     pub retry_delay: Duration,
     /// The stream's name.
     pub stream_name: String,
@@ -41,14 +41,14 @@ pub struct AmqpOptions {
     pub stream_retention_days: u32,
     /// The maximum size of the stream in bytes.
     pub stream_max_bytes: Option<u64>,
-    /// Another server for the stream.
+    /// The stream's server, if it differs from that of the queues.
     pub stream_url: Option<String>,
-    /// Where events wait that the memory does not hold.
+    /// The directory for events that do not fit into memory.
     pub spill_dir: PathBuf,
-    /// How many bytes of them.
+    /// The maximum size of these events in bytes.
     pub spill_bytes: u64,
-    /// Names the cluster whose events these are, so that its next worker finds what this one leaves
-    /// on disk. `None`: events wait in memory alone, as those of a command do.
+    /// Identifies the cluster of the events, so that its next worker finds those that this one
+    /// leaves on disk. With `None`, events only wait in memory, as for a command.
     pub spill_cluster: Option<String>,
 }
 

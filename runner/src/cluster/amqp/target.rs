@@ -1,4 +1,4 @@
-//! One way to a broker: address, certificates, name.
+//! Address, certificates and name of a connection to a broker.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -16,14 +16,14 @@ use super::faults::of_handshake;
 use super::{AmqpOptions, Fault};
 use crate::cluster::tls;
 
-/// How long a connection may take until it stands.
+/// The timeout of establishing a connection.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Twice this without a sign of life ends a connection.
+/// The heartbeat interval. A connection that is silent for twice this time is closed.
 const HEARTBEAT_SECONDS: u16 = 10;
-/// lapin keeps 32 frames in each direction; a smaller frame is less memory, and no slower.
+/// lapin keeps 32 frames in each direction. A smaller frame saves memory without a loss of speed.
 const FRAME_BYTES: u32 = 32 * 1024;
 
-/// Where to connect, as what.
+/// The parameters of a connection.
 #[derive(Clone)]
 pub(in crate::cluster) struct Target {
     uri: AMQPUri,
@@ -79,23 +79,23 @@ impl Target {
         Ok(Self { uri, connector, name, at })
     }
 
-    /// The same, with larger frames.
+    /// Sets a different frame size.
     pub(in crate::cluster) fn with_frames_of(mut self, bytes: u32) -> Self {
         self.uri.query.frame_max = Some(bytes);
         self
     }
 
-    /// The address, without credentials.
+    /// Returns the address without credentials.
     pub(in crate::cluster) fn at(&self) -> &Arc<str> {
         &self.at
     }
 
-    /// The virtual host.
+    /// Returns the virtual host.
     pub(in crate::cluster) fn vhost(&self) -> &str {
         &self.uri.vhost
     }
 
-    /// Connects. Where that fails for no clear reason, the certificates are looked at alone.
+    /// Connects. If that fails for no clear reason, checks whether the certificates are the cause.
     pub(super) async fn connect(&self) -> Result<Connection, Fault> {
         let fault = match self.connect_once().await {
             Err(Fault::Unreachable(cause)) => cause,
@@ -124,7 +124,7 @@ impl Target {
         match tokio::time::timeout(PATIENCE, connecting).await {
             Ok(connected) => connected,
             Err(_elapsed) => {
-                // The thread that reads this socket would wait for the rest of its life.
+                // Otherwise the thread that reads this socket would wait forever.
                 line.cut();
                 Err(Fault::Unreachable(format!(
                     "it did not answer within {} s",
@@ -165,7 +165,7 @@ impl Target {
     }
 }
 
-/// A second handle to a socket that somebody else reads.
+/// A second handle to a socket that another thread reads.
 #[derive(Clone, Default)]
 struct Line(Arc<Mutex<Option<std::net::TcpStream>>>);
 
@@ -178,13 +178,13 @@ impl Line {
 
     fn cut(&self) {
         if let Some(stream) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // It may be closed already, which is what is wanted.
+            // It may be closed already.
             drop(stream.shutdown(std::net::Shutdown::Both));
         }
     }
 }
 
-/// The parts of a URL that say where.
+/// The parts of a URL that determine the address.
 #[derive(Debug, PartialEq, Eq)]
 struct Address {
     tls: bool,
@@ -195,7 +195,7 @@ struct Address {
 
 impl Address {
     fn parse(url: &str) -> Result<Self, Fault> {
-        // Never the text itself: it may hold a password.
+        // Do not include the URL in the error: it may contain a password.
         let bad = |what: &str| Fault::Denied(format!("its URL {what}"));
         let parsed = Url::parse(url).map_err(|cause| bad(&format!("cannot be read: {cause}")))?;
         let tls = match parsed.scheme() {
@@ -209,8 +209,8 @@ impl Address {
             Some(Host::Ipv6(ip)) => ip.to_string(),
             Some(Host::Domain(_)) | None => return Err(bad("names no host")),
         };
-        // Both forms of "no name" mean the broker's default one: a virtual host with an empty name
-        // is nothing that a broker has.
+        // A missing and an empty path both mean the default virtual host. No broker has one with an
+        // empty name.
         let name = parsed.path().strip_prefix('/').unwrap_or_default();
         let vhost = match percent_encoding::percent_decode_str(name).decode_utf8() {
             Ok(name) if name.is_empty() => "/".to_owned(),

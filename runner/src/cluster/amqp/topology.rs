@@ -1,4 +1,4 @@
-//! What has to be there on the broker, as data.
+//! The objects required on the broker, as data.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, PoisonError};
@@ -12,7 +12,7 @@ use tracing::warn;
 
 use super::{Fault, Live, kind};
 
-/// Something to declare.
+/// An object to declare.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::cluster) enum Object {
     /// A durable direct exchange.
@@ -21,14 +21,14 @@ pub(in crate::cluster) enum Object {
     Queue(Declared),
 }
 
-/// A queue, and how it is reached.
+/// A queue, its arguments and its binding.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::cluster) struct Declared {
     name: String,
-    /// Only for this connection, and gone with it.
+    /// Whether the queue is exclusive to its connection and deleted with it.
     exclusive: bool,
     arguments: Vec<(&'static str, Argument)>,
-    /// The exchange that it is bound to, with its own name as key.
+    /// The exchange it is bound to. The routing key is the queue's name.
     bound_to: Option<&'static str>,
 }
 
@@ -42,7 +42,7 @@ fn text(value: &str) -> Argument {
     Argument::Text(value.to_owned())
 }
 
-/// What every worker shares: wire.md, section 2.
+/// Returns the objects shared by all workers: wire.md, section 2.
 pub(in crate::cluster) fn shared() -> Vec<Object> {
     let exchange = |name: &str| Object::Exchange(name.to_owned());
     let commands = |name: &str| {
@@ -75,8 +75,7 @@ pub(in crate::cluster) fn shared() -> Vec<Object> {
     ]
 }
 
-/// A worker's own queue. It is a classic one, so the arguments that only a quorum queue knows are
-/// not among its own.
+/// Returns a worker's own queue. It is a classic queue, so it lacks the arguments of quorum queues.
 pub(in crate::cluster) fn of_node(node: &NodeId) -> Object {
     Object::Queue(Declared {
         name: names::node_queue(node),
@@ -86,11 +85,11 @@ pub(in crate::cluster) fn of_node(node: &NodeId) -> Object {
     })
 }
 
-/// The size of the stream's segments. RabbitMQ enforces age and size only when a segment is full, and
+/// The segment size of the stream. RabbitMQ enforces age and size only when a segment is full, and
 /// deletes whole segments. With its default of 500 MB, it would never truncate an idle stream.
 const SEGMENT_BYTES: i64 = 64 << 20;
 
-/// The stream of events, which is published to by its name.
+/// Returns the event stream. Events are published to it by name, through the default exchange.
 pub(in crate::cluster) fn stream(
     name: &str,
     retention_days: u32,
@@ -114,22 +113,23 @@ fn dead_lettering() -> [(&'static str, Argument); 2] {
     ]
 }
 
-/// A name as AMQP carries it: at most 255 bytes.
+/// Converts a name to an AMQP short string of at most 255 bytes.
 pub(in crate::cluster) fn short(name: &str) -> Result<ShortString, Fault> {
     ShortString::try_new(name).map_err(|_too_long| {
         Fault::Denied(format!("the name {:.40}... is longer than the 255 bytes of a name", name))
     })
 }
 
-/// Makes something where it is not there. What stands with other arguments is used as it is, with
-/// one warning that names the difference; so is what we may not declare, but is there.
+/// Declares an object if it does not exist. An object with different arguments is used as it is,
+/// with one warning that names the difference. So is an existing object that the user must not
+/// declare.
 pub(super) async fn declare(
     live: &Live,
     object: &Object,
     warned: &Mutex<HashSet<String>>,
 ) -> Result<(), Fault> {
     let channel = live.channel().await?;
-    // A refusal closes the channel: what comes after it needs a new one.
+    // A refusal closes the channel, so that a new one is needed.
     let (channel, named) = match make(&channel, object, false).await {
         Ok(()) => (channel, object.name()),
         Err(fault @ (Fault::Differs(_) | Fault::Denied(_))) => {
@@ -170,7 +170,7 @@ pub(super) async fn declare(
     }
 }
 
-/// Why an object that is there cannot be used, if it is of another kind.
+/// Returns why an existing object cannot be used, if it has a different type.
 async fn wrong_kind(live: &Live, object: &Object, fault: &Fault) -> Option<Fault> {
     let Fault::Differs(said) = fault else { return None };
     match object {
@@ -185,7 +185,7 @@ async fn wrong_kind(live: &Live, object: &Object, fault: &Fault) -> Option<Fault
     }
 }
 
-/// It may not be made, and is not there either.
+/// Converts the fault of an object that does not exist and cannot be declared.
 fn absent(object: &Object, fault: Fault, refusal: &str) -> Fault {
     match fault {
         Fault::Missing(_) => Fault::Denied(format!(

@@ -1,4 +1,4 @@
-//! A subscription that goes on over reconnects.
+//! A subscription that survives reconnects.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,25 +22,25 @@ use crate::cluster::amqp::{Fault, topology};
 use crate::cluster::retry::Pace;
 use crate::ports::{Consumer, Delivery, QueueError, Route, Settle, Source};
 
-/// How long the broker may take to confirm that nothing more comes.
+/// The timeout of the broker's confirmation of a cancel.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
-/// How long a connection may take to send what settles a delivery.
+/// The timeout of sending the settlement of a delivery.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A channel that ends with its subscription, or later, with the message that is out. A message can
-/// be settled as long as its channel is there.
+/// The channel of a subscription. It is closed together with the subscription, or with the delivery
+/// that is still unsettled: a delivery can only be settled over its channel.
 type Hold = Arc<Mutex<Option<Channel>>>;
 
-/// A subscription as it stands on one connection.
+/// A subscription on one connection.
 pub(super) struct Subscription {
     consumer: lapin::Consumer,
     channel: Hold,
-    /// Whether the channel is left to the message that is out.
+    /// Whether the channel is left open for an unsettled delivery.
     closed: bool,
 }
 
 impl Drop for Subscription {
-    /// Everything that came over the channel goes back with it.
+    /// Closing the channel returns all its deliveries to the queue.
     fn drop(&mut self) {
         if !self.closed {
             drop(take(&self.channel));
@@ -60,8 +60,8 @@ pub(super) struct AmqpConsumer {
     queue: AmqpQueue,
     source: Source,
     subscription: Option<Subscription>,
-    /// The next subscription in the making. It is kept here so that a caller who drops `next` does
-    /// not leave behind a subscription that nobody reads, with a message in it.
+    /// The next subscription while it is being opened. Kept here because a caller may drop `next`.
+    /// The subscription would then remain on the broker without a reader, holding a message.
     opening: Option<BoxFuture<'static, (Pace, Result<Subscription, Fault>)>>,
     pace: Option<Pace>,
 }
@@ -71,7 +71,7 @@ impl AmqpConsumer {
         Self { queue, source, subscription: Some(subscription), opening: None, pace: None }
     }
 
-    /// Takes what the subscription has, or says that it is over.
+    /// Waits for a delivery. Returns `None` if the subscription has ended.
     async fn take(&mut self) -> Option<Delivered> {
         let subscription = self.subscription.as_mut()?;
         match subscription.consumer.next().await {
@@ -80,7 +80,7 @@ impl AmqpConsumer {
                 debug!(%error, source = ?self.source, "a subscription has ended");
                 None
             }
-            // The broker takes it back: the queue was deleted, or its leader has moved.
+            // The broker cancelled the subscription: the queue was deleted, or its leader moved.
             None => {
                 debug!(source = ?self.source, "the broker has ended a subscription");
                 None
@@ -104,7 +104,7 @@ impl Consumer for AmqpConsumer {
             let mut pace = self.pace.take();
             let opening = self.opening.get_or_insert_with(|| {
                 Box::pin(async move {
-                    // The first one at once: mostly the connection is back before we are.
+                    // Make the first attempt at once: the connection is usually restored by then.
                     match &mut pace {
                         Some(pace) => pace.wait().await,
                         None => pace = Some(Pace::new()),
@@ -130,8 +130,8 @@ impl Consumer for AmqpConsumer {
         let Some(channel) = borrow(&subscription.channel) else { return };
         subscription.closed = true;
         let tag = subscription.consumer.tag();
-        // The consumer lives until the broker has answered: lapin cancels a dropped one by itself,
-        // and a second cancel would end the connection.
+        // Keep the consumer until the broker has answered. lapin cancels a dropped consumer by
+        // itself, and a second cancel would close the connection.
         let cancelling = async {
             channel.basic_cancel(tag, BasicCancelOptions::default()).await?;
             give_back(&mut subscription.consumer).await;
@@ -139,18 +139,18 @@ impl Consumer for AmqpConsumer {
         };
         match tokio::time::timeout(CANCEL_DEADLINE, cancelling).await {
             Ok(Ok(())) => {}
-            // The channel is gone or as good as gone, and with it what came over it.
+            // The channel is closed or about to be, which returns its messages.
             Ok(Err(error)) => debug!(%error, "a subscription ended while it was closed"),
             Err(_elapsed) => {
                 debug!("the broker does not confirm the end of a subscription");
-                // A connection that breaks right now ends nothing that waits for it.
+                // Calls on a breaking connection may never complete. Give up the channel instead.
                 subscription.closed = false;
             }
         }
     }
 }
 
-/// What came before the broker knew, goes back.
+/// Returns messages to the queue that arrived before the broker processed the cancel.
 async fn give_back(consumer: &mut lapin::Consumer) {
     while let Some(Ok(delivered)) = consumer.next().await {
         let requeue = BasicNackOptions { requeue: true, multiple: false };
@@ -164,11 +164,11 @@ impl AmqpQueue {
     pub(super) async fn subscribe(&self, source: Source) -> Result<Subscription, Fault> {
         let live = self.link().live().await?;
         if source == Source::Node {
-            // Exclusive to its connection: every new one makes it anew.
+            // The queue is exclusive to its connection, so every new connection declares it.
             self.link().declare(&live, &topology::of_node(self.node())).await?;
         }
         match self.consume(live.channel().await?, source).await {
-            // Somebody deleted it. A refusal has closed the channel.
+            // The queue was deleted. The refusal has closed the channel.
             Err(Fault::Missing(_)) => {
                 self.link().declare_again(&live).await?;
                 self.consume(live.channel().await?, source).await
@@ -192,7 +192,7 @@ impl AmqpQueue {
 
     fn delivery(&self, source: Source, delivered: Delivered, hold: Hold) -> Delivery {
         let Delivered { properties, data, redelivered, acker, .. } = delivered;
-        // Only our own queue needs the message again: what is dead-lettered from it is published.
+        // Only the worker's own queue needs a copy of the message, to publish it as a dead letter.
         let kept = (source == Source::Node).then(|| (properties.clone(), data.clone()));
         let message = message::message(&properties, data);
         let settle = AmqpSettle { queue: self.clone(), acker, kept, hold };
@@ -214,7 +214,8 @@ impl Settle for AmqpSettle {
             return Err(QueueError::DeliveryLost);
         }
         if let (Disposition::DeadLetter, Some((properties, body))) = (disposition, &self.kept) {
-            // Our own queue is no quorum queue: its dead-lettering is not safe by itself.
+            // Dead-lettering is only reliable for quorum queues, and the worker's own queue is a
+            // classic one.
             self.queue.publish_as_is(&Route::DeadLetter, properties.clone(), body).await?;
         }
         let telling = async {
@@ -233,7 +234,7 @@ impl Settle for AmqpSettle {
         match tokio::time::timeout(SETTLE_DEADLINE, telling).await {
             Ok(Ok(true)) => Ok(()),
             Ok(Ok(false) | Err(_)) => Err(QueueError::DeliveryLost),
-            // It comes again with another channel.
+            // The message is redelivered once its channel is closed.
             Err(_elapsed) => {
                 drop(take(&self.hold));
                 Err(QueueError::DeliveryLost)

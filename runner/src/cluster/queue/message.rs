@@ -1,4 +1,4 @@
-//! Between our messages and AMQP's.
+//! Conversion between [`Message`] and AMQP properties.
 
 use std::collections::BTreeMap;
 
@@ -8,15 +8,16 @@ use protocol::names;
 
 use crate::ports::Message;
 
-/// Persistent.
+/// Persistent delivery.
 const DELIVERY_MODE: u8 = 2;
-/// The most bytes of headers: with the other properties they have to fit into one frame.
+/// The maximum size of the headers. Together with the other properties, they must fit into one
+/// frame.
 const HEADER_BYTES: usize = 64 * 1024;
-/// What the broker writes about a message's way, and what a new message does not begin with.
+/// Headers that the broker adds, which must not be part of a new message.
 const BROKERS_OWN: &[&str] =
     &["x-death", "x-first-death", "x-last-death", "x-delivery-count", "x-acquired-count"];
 
-/// The properties that a message is published with; `None` where one of them does not fit AMQP.
+/// Returns the properties for publishing a message, or `None` if one of them is not valid in AMQP.
 pub(super) fn properties(message: &Message) -> Option<BasicProperties> {
     let mut properties = BasicProperties::default()
         .with_content_type(names::CONTENT_TYPE.into())
@@ -42,7 +43,7 @@ pub(super) fn properties(message: &Message) -> Option<BasicProperties> {
     Some(if headers.inner().is_empty() { properties } else { properties.with_headers(headers) })
 }
 
-/// A message as it came.
+/// Converts a received message.
 pub(super) fn message(properties: &BasicProperties, body: Vec<u8>) -> Message {
     let text = |value: &Option<ShortString>| value.as_ref().map(|value| value.as_str().to_owned());
     Message {
@@ -53,8 +54,8 @@ pub(super) fn message(properties: &BasicProperties, body: Vec<u8>) -> Message {
     }
 }
 
-/// Headers that are text; of the broker's own numbers too, and the newest death's fields as
-/// `x-death-reason` and so on.
+/// Returns the text headers, and the broker's own headers as text. Fields of the latest death are
+/// flattened to `x-death-reason` and so on.
 fn flatten(table: &FieldTable) -> BTreeMap<String, String> {
     let mut headers = BTreeMap::new();
     for (name, value) in table {

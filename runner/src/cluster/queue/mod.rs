@@ -18,13 +18,13 @@ use super::amqp::{AmqpOptions, Fault, Link, Live, Target, topology};
 use super::stream::health;
 use crate::ports::{Consumer, Message, Queue, QueueError, Route, Source};
 
-/// A message's properties come in one frame, as large as its sender could make it: the broker's own
-/// default. A larger one than we said we take would cost the connection.
+/// The frame size limit. All properties of a message arrive in one frame, which may have the
+/// broker's default size. A frame above the negotiated limit would close the connection.
 const FRAME_BYTES: u32 = 128 * 1024;
 
-/// How long a message may take until the broker has confirmed it, reconnects included.
+/// The timeout of a publish until the broker's confirm, including reconnects.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(15);
-/// How many publishing channels are kept for the next message.
+/// The number of idle publishing channels to keep.
 const IDLE_CHANNELS: usize = 4;
 
 /// Commands, over RabbitMQ.
@@ -34,8 +34,8 @@ pub struct AmqpQueue(Arc<Shared>);
 struct Shared {
     link: Link,
     node: NodeId,
-    /// Channels that publish, with the number of their connection, while they do not. Each carries
-    /// one message at a time: a returned message has no number, only its place before the confirm.
+    /// Idle publishing channels, with the number of their connection. Each carries one message at a
+    /// time: a returned message has no delivery tag, only its position before the confirm.
     idle: Mutex<Vec<(u64, Channel)>>,
 }
 
@@ -46,12 +46,12 @@ impl std::fmt::Debug for AmqpQueue {
 }
 
 impl AmqpQueue {
-    /// Connects and declares what all workers share; tries again as often as the options say. From
-    /// then on it reconnects by itself, for ever.
+    /// Connects and declares the shared objects, retrying as often as the options say. Later
+    /// reconnects are automatic and unlimited.
     ///
     /// # Errors
-    /// [`QueueError::Denied`] at once where user, password, virtual host or certificates are at
-    /// fault; [`QueueError::Unreachable`] after the last attempt.
+    /// [`QueueError::Denied`] at once if the user, password, virtual host or certificates are
+    /// wrong; [`QueueError::Unreachable`] after the last attempt.
     pub async fn connect(options: &AmqpOptions) -> Result<Self, QueueError> {
         let target = Target::new(options, &options.url, options.node.to_string())
             .map_err(|fault| fault.of_queue("BOB_QUEUE_URL"))?
@@ -64,13 +64,13 @@ impl AmqpQueue {
         Ok(Self(Arc::new(Shared { link, node, idle: Mutex::default() })))
     }
 
-    /// Says goodbye to the broker, so that it need not find out by itself; our own queue and what
-    /// is unsettled are given up at once.
+    /// Closes the connection, so that the broker need not detect its loss. The worker's own queue
+    /// is deleted, and unsettled messages are returned at once.
     pub async fn close(&self) {
         self.0.link.close().await;
     }
 
-    /// Tries whether the broker confirms a message that is published where commands are.
+    /// Checks that the broker confirms a message published to the exchange of commands.
     ///
     /// # Errors
     /// [`QueueError`] if it does not.
@@ -79,10 +79,10 @@ impl AmqpQueue {
         probed.map_err(|fault| fault.of_queue(self.at()))
     }
 
-    /// How many messages were dead-lettered.
+    /// Returns the number of dead letters.
     ///
     /// # Errors
-    /// [`QueueError`] if the broker does not say.
+    /// [`QueueError`] if the broker does not report it.
     pub async fn dead_letters(&self) -> Result<u32, QueueError> {
         let counting = async {
             let channel = self.link().live().await?.channel().await?;
@@ -110,7 +110,7 @@ impl AmqpQueue {
         self.0.link.at()
     }
 
-    /// Publishes a message with the properties that it has.
+    /// Publishes a message with the given properties.
     async fn publish_as_is(
         &self,
         route: &Route,
@@ -144,7 +144,7 @@ impl AmqpQueue {
     ) -> Result<Confirmation, Fault> {
         let live = self.link().live().await?;
         match self.publish_once(&live, exchange, key, properties.clone(), body).await {
-            // Somebody deleted the exchange.
+            // The exchange was deleted.
             Err(Fault::Missing(_)) => {
                 self.link().declare_again(&live).await?;
                 self.publish_once(&live, exchange, key, properties, body).await
@@ -183,7 +183,7 @@ impl AmqpQueue {
     }
 }
 
-/// The exchange and the key that lead to a queue.
+/// Returns the exchange and the routing key of a route.
 fn address(route: &Route) -> (&'static str, String) {
     match route {
         Route::Jobs => (names::EXCHANGE, names::JOBS_QUEUE.to_owned()),

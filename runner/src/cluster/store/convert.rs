@@ -1,4 +1,4 @@
-//! Between our transactions and etcd's.
+//! Conversion between the port's transactions and etcd's.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use etcd_client::{
 use super::errors::Fault;
 use crate::ports::{Entry, Expect, Op, Read, Txn, TxnReply};
 
-/// The first key that does not begin with `prefix` any more; a zero byte stands for no end.
+/// Returns the end of the range of keys with a prefix. A zero byte means no end.
 pub(super) fn end_of(prefix: &str) -> Vec<u8> {
     let mut end = prefix.as_bytes().to_vec();
     while let Some(last) = end.pop() {
@@ -22,7 +22,7 @@ pub(super) fn end_of(prefix: &str) -> Vec<u8> {
     vec![0]
 }
 
-/// A key as it stands. Ours are text; another's in our prefix is said to be unreadable.
+/// Converts a key. The keys of workers are text; any other key under the prefix is an error.
 pub(super) fn entry(kv: &KeyValue) -> Result<Entry, Fault> {
     Ok(Entry {
         key: key(kv)?,
@@ -71,7 +71,7 @@ fn change(op: Op) -> TxnOp {
             let is_there = Compare::create_revision(key.as_str(), CompareOp::Greater, 0);
             let options = PutOptions::new().with_lease(lease.0).with_ignore_value();
             let keep = TxnOp::put(key, "", Some(options));
-            // etcd refuses to keep the value of a key that is not there.
+            // etcd rejects a put that keeps the value if the key does not exist.
             TxnOp::txn(Request::new().when([is_there]).and_then([keep]))
         }
     }
@@ -87,8 +87,8 @@ fn read(read: Read) -> TxnOp {
     }
 }
 
-/// The reads come last where the transaction has committed, so many of them; else there is nothing
-/// but reads.
+/// Converts a reply. If the transaction has committed, its `reads` reads come last. Otherwise all
+/// responses are reads.
 pub(super) fn reply(reply: &TxnResponse, reads: usize) -> Result<TxnReply, Fault> {
     let responses = reply.op_responses();
     let first = if reply.succeeded() { responses.len().saturating_sub(reads) } else { 0 };

@@ -1,14 +1,14 @@
-//! What etcd and the connection to it say, as a [`StoreError`].
+//! Converts errors of etcd and its connection to [`StoreError`].
 
 use etcd_client::Error;
 
 use crate::cluster::tls;
 use crate::ports::StoreError;
 
-/// The variables that the certificates come from begin so.
+/// Prefix of the variables with the certificates.
 const VARIABLE: &str = "BOB_STORAGE";
 
-// gRPC's status codes; the crate that names them is not ours to depend on.
+// gRPC status codes. The crate that names them is not a direct dependency.
 const INVALID_ARGUMENT: i32 = 3;
 const DEADLINE_EXCEEDED: i32 = 4;
 const NOT_FOUND: i32 = 5;
@@ -20,37 +20,37 @@ const INTERNAL: i32 = 13;
 const DATA_LOSS: i32 = 15;
 const UNAUTHENTICATED: i32 = 16;
 
-/// What came of a call, before it is said to anyone.
+/// The error of a call, before it is converted to a [`StoreError`].
 #[derive(Debug)]
 pub(super) enum Fault {
-    /// No answer, or one that may differ the next time.
+    /// There was no reply, or one that may differ next time.
     Unreachable(String),
-    /// No connection, so that nobody has heard of it.
+    /// There was no connection, so that the request was not sent.
     Unsent(String),
-    /// User, password or certificate.
+    /// The user, password or certificate does not grant access.
     Denied(String),
-    /// It wants a user, and was told none.
+    /// The server requires a user, and none is configured.
     NoUser,
-    /// The token is old: a new one may be had for user and password.
+    /// The token has expired. The user can log in again.
     StaleToken(String),
-    /// Authentication was offered, and is switched off there.
+    /// A user is configured, but authentication is disabled on the server.
     NoAuthentication,
-    /// It accepts no writes from anybody.
+    /// The server accepts no writes from anyone.
     WritesRefused(String),
-    /// A lease is not there any more.
+    /// The lease does not exist.
     LeaseGone,
-    /// A revision is not kept any more.
+    /// The revision was compacted.
     Compacted { oldest: i64 },
-    /// A key or a value that no one of ours has written.
+    /// A key or value was not written by a worker.
     Unreadable(String),
-    /// The answer is larger than what we take at once.
+    /// The reply exceeds the size limit of the client.
     TooLargeAnswer,
-    /// No, and no again.
+    /// The server rejects the request, and would reject it again.
     Refused(String),
 }
 
 impl Fault {
-    /// Says it. `lease` and `asked` are what the call was about.
+    /// Converts the fault. `lease` and `asked` are the lease and the revision of the call.
     pub(super) fn said(self, at: &str, lease: Option<i64>, asked: i64) -> StoreError {
         match self {
             Self::Unreachable(cause) | Self::Unsent(cause) => {
@@ -108,7 +108,7 @@ fn of_status(code: i32, message: &str, chain: &str) -> Fault {
     match code {
         UNAUTHENTICATED => Fault::StaleToken(said),
         PERMISSION_DENIED => Fault::Denied(format!("{said} for this user")),
-        // It took away the user's roles, or the user, since the token was made.
+        // The user or its roles changed since the token was issued.
         INVALID_ARGUMENT if said.contains("revision of auth store is old") => {
             Fault::StaleToken(said)
         }
@@ -127,7 +127,7 @@ fn of_status(code: i32, message: &str, chain: &str) -> Fault {
         RESOURCE_EXHAUSTED if said.contains("database space exceeded") => Fault::WritesRefused(
             "its database is full: compact and defragment it, then disarm the alarm".to_owned(),
         ),
-        // A member has found its data damaged. etcd refuses what would build on it.
+        // A member has detected corrupt data. etcd rejects requests that depend on it.
         DATA_LOSS | INTERNAL if said.contains("corrupt cluster") => Fault::WritesRefused(
             "the data of a member is corrupt: replace that member, then disarm the alarm"
                 .to_owned(),
@@ -138,7 +138,8 @@ fn of_status(code: i32, message: &str, chain: &str) -> Fault {
     }
 }
 
-/// Certificates do not get better by waiting, all else may.
+/// Classifies an error of the connection. A wrong certificate stays wrong; other errors may be
+/// temporary.
 fn of_transport(chain: &str) -> Fault {
     if let Some(meaning) = of_certificates(chain) {
         return Fault::Denied(meaning);
@@ -147,7 +148,8 @@ fn of_transport(chain: &str) -> Fault {
     if unsent { Fault::Unsent(chain.to_owned()) } else { Fault::Unreachable(chain.to_owned()) }
 }
 
-/// The meaning of a failed handshake, with what to do; `None` if the text is not about one.
+/// Returns the meaning of a failed handshake and how to fix it, or `None` if the text is not about
+/// one.
 pub(super) fn of_certificates(said: &str) -> Option<String> {
     let meaning = tls::explain(said, VARIABLE)?;
     let is_plain = meaning.contains("does not speak TLS");
@@ -164,7 +166,7 @@ fn too_large() -> Fault {
     )
 }
 
-/// Why a watch was ended by the server, where it was not compaction.
+/// Classifies a watch that the server cancelled, except by a compaction.
 pub(super) fn of_cancel(reason: &str) -> Fault {
     let said = reason.strip_prefix("etcdserver: ").unwrap_or(reason).to_owned();
     if said.contains("permission denied") {

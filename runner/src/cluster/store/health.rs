@@ -1,4 +1,4 @@
-//! What etcd says of itself, for people who look after it.
+//! Status of etcd, for administrators.
 
 use etcd_client::GetOptions;
 use protocol::names;
@@ -8,27 +8,27 @@ use super::members::Again;
 use super::{DEADLINE, Etcd};
 use crate::ports::StoreError;
 
-/// What one member says of itself.
+/// The status of one member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
-    /// Its version.
+    /// The version.
     pub version: String,
-    /// The size of its database on disk.
+    /// The size of the database on disk, in bytes.
     pub db_bytes: u64,
-    /// Its revision.
+    /// The current revision.
     pub revision: i64,
-    /// Whether its history was ever compacted.
+    /// Whether the history was ever compacted.
     pub is_compacted: bool,
-    /// It takes no more writes, since its database has reached its quota.
+    /// Whether the member rejects writes because its database has reached its quota.
     pub is_full: bool,
 }
 
 impl Etcd {
-    /// Asks one of the members how it is.
+    /// Returns the status of one member.
     ///
     /// # Errors
-    /// [`StoreError::Denied`] where the user may not ask, [`StoreError::Unreachable`] where none
-    /// answers.
+    /// [`StoreError::Denied`] if the user lacks the permission, [`StoreError::Unreachable`] if no
+    /// member answers.
     pub async fn health(&self) -> Result<Health, StoreError> {
         let asked = self
             .members

@@ -1,7 +1,6 @@
-//! The members of the store: one is asked, until it fails; then the next.
+//! The members of the etcd cluster. One of them is used until it fails, then the next.
 //!
-//! etcd-client would spread calls over all of them by chance, and so send every third one to a
-//! member that hangs.
+//! etcd-client would distribute calls over all members at random, including one that hangs.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,24 +17,24 @@ use tracing::{debug, warn};
 use super::errors::Fault;
 use super::{CONNECT_DEADLINE, DEADLINE, EtcdOptions, SILENCE};
 
-/// Whether a call may be made a second time when nobody knows whether the first one was heard.
+/// Whether a call may be repeated if it is unknown whether the first one was processed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Again {
-    /// It changes nothing, or the same however often it is made.
+    /// The call is idempotent.
     May,
-    /// It changes something: only where it was not even sent.
+    /// The call is not idempotent: repeat it only if it was not sent.
     Unsent,
 }
 
 pub(super) struct Members {
     clients: Vec<Client>,
-    /// Which one is asked.
+    /// The index of the member in use.
     current: AtomicUsize,
     user: Mutex<Option<(String, String)>>,
 }
 
 impl Members {
-    /// A client for each address. Nothing is sent yet.
+    /// Creates a client for each address without sending anything.
     pub(super) async fn new(options: &EtcdOptions) -> Result<Self, Fault> {
         let with = connect_options(options).map_err(Fault::Denied)?;
         let mut clients = Vec::with_capacity(options.urls.len());
@@ -52,14 +51,14 @@ impl Members {
         Ok(Self { clients, current: AtomicUsize::new(0), user: Mutex::new(user) })
     }
 
-    /// Reads a trifle, so that what is wrong is known at the start; the id of the cluster.
+    /// Makes a small read to detect errors at the start, and returns the cluster's ID.
     pub(super) async fn greet(&self) -> Result<Option<u64>, Fault> {
         let answer = self.call(DEADLINE, Again::May, glance).await?;
         Ok(answer.header().map(etcd_client::ResponseHeader::cluster_id))
     }
 
-    /// Sees to it that a member knows us: what a watch without a token is told is the same as what
-    /// one without the right is told.
+    /// Logs in to a member if necessary. On a watch, etcd reports a missing token like a missing
+    /// permission.
     pub(super) async fn introduce(&self, client: &Client) -> Result<(), Fault> {
         if self.user.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
             return Ok(());
@@ -67,7 +66,7 @@ impl Members {
         in_time(DEADLINE, self.logged_in(client, &glance)).await.map(drop)
     }
 
-    /// Makes a call of one member, and where that fails of the next.
+    /// Makes a call to the current member and, if it fails, to the next.
     pub(super) async fn call<T, F, W>(
         &self,
         deadline: Duration,
@@ -79,12 +78,12 @@ impl Members {
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         let end = Instant::now() + deadline;
-        // Twice of a lone member: what came to nothing was mostly an old connection.
+        // Twice for a single member, because a failure is often due to an old connection.
         let mut left = u32::try_from(self.clients.len().max(2)).unwrap_or(u32::MAX);
         loop {
             let (index, client) = self.current();
             let remaining = end.saturating_duration_since(Instant::now());
-            // A member that hangs must leave time for the others.
+            // Leave time for the other members if this one hangs.
             let share = if again == Again::May { remaining / left } else { remaining };
             let fault = match in_time(share, self.logged_in(&client, &work)).await {
                 Err(fault @ (Fault::Unreachable(_) | Fault::Unsent(_))) => fault,
@@ -100,27 +99,27 @@ impl Members {
         }
     }
 
-    /// The member that is asked now.
+    /// Returns the current member.
     pub(super) fn current(&self) -> (usize, Client) {
         let index = self.current.load(Ordering::Relaxed) % self.clients.len();
         (index, self.clients[index].clone())
     }
 
-    /// The next one is asked from now on, where it is not already.
+    /// Switches to the next member, unless that has happened already.
     pub(super) fn leave(&self, index: usize) {
         let next = (index + 1) % self.clients.len();
-        // Another call may have moved on before: that is as good.
+        // Another call may have switched before, which serves the same purpose.
         let _before =
             self.current.compare_exchange(index, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Makes a call, and once more after a login where the token is missing or too old.
+    /// Makes a call. If the token is missing or expired, logs in and repeats it.
     async fn logged_in<T, F, W>(&self, client: &Client, work: &W) -> Result<T, Fault>
     where
         W: Fn(Client) -> F,
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
-        // Boxed: a future of etcd-client is as large as a page of memory.
+        // Boxed, because a future of etcd-client has the size of a memory page.
         match Box::pin(work(client.clone())).await.map_err(Fault::from) {
             Err(fault @ (Fault::StaleToken(_) | Fault::NoUser)) => {
                 if !self.login(client).await? {
@@ -132,7 +131,7 @@ impl Members {
         }
     }
 
-    /// Takes a token for our user; false where we have none.
+    /// Requests a token for the user. Returns false if no user is configured.
     async fn login(&self, client: &Client) -> Result<bool, Fault> {
         let user = self.user.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if user.is_none() {
@@ -142,7 +141,7 @@ impl Members {
         Ok(true)
     }
 
-    /// Whether the user is of any use. One that is not is told of, and forgotten.
+    /// Checks the user. If authentication is disabled, logs a warning and drops the user.
     pub(super) async fn try_user(&self, at: &str) -> Result<(), Fault> {
         let (_, client) = self.current();
         match in_time(DEADLINE, self.login(&client)).await {
@@ -160,13 +159,13 @@ impl Members {
     }
 }
 
-/// Reads of what every worker may read.
+/// Makes a small read that every worker has the permission for.
 async fn glance(client: Client) -> Result<GetResponse, etcd_client::Error> {
     let one = GetOptions::new().with_prefix().with_limit(1).with_keys_only();
     client.kv_client().get(names::NODES, Some(one)).await
 }
 
-/// Ends what takes too long.
+/// Limits the time of a call.
 pub(super) async fn in_time<T>(
     deadline: Duration,
     work: impl Future<Output = Result<T, Fault>>,
@@ -181,10 +180,10 @@ fn connect_options(options: &EtcdOptions) -> Result<ConnectOptions, String> {
     let mut with = ConnectOptions::new()
         .with_connect_timeout(CONNECT_DEADLINE)
         .with_keep_alive(SILENCE, DEADLINE)
-        // etcd hangs up on clients that ask while they have nothing open.
+        // etcd closes connections that send keep-alives without an open stream.
         .with_keep_alive_while_idle(false)
         .with_tcp_keepalive(SILENCE)
-        // A member that is cut off from the others says so instead of falling silent.
+        // Makes a member that is cut off from the others report that instead of hanging.
         .with_require_leader(true);
     if options.urls.iter().any(|url| url.starts_with("https://")) {
         let pems = options.tls.read().map_err(|fault| fault.to_string())?;

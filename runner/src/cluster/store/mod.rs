@@ -22,33 +22,33 @@ use crate::ports::{
     Changes, Entry, Granted, LeaseId, Listing, Op, Store, StoreError, Txn, TxnReply,
 };
 
-/// How long any call may take.
+/// The timeout of a call.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// A lease is renewed at a third of its time and given up at two thirds: a renewal that hangs must
-/// leave time for the next one.
+/// The timeout of a lease renewal. A lease is renewed at a third of its time and given up at two
+/// thirds, so a renewal that hangs must leave time for another.
 const RENEWAL_DEADLINE: Duration = Duration::from_secs(3);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
-/// A connection that says nothing for so long is asked whether it lives. etcd takes more than one
-/// question in five seconds for an attack.
+/// The silence after which a keep-alive is sent. etcd treats more than one in five seconds as an
+/// attack.
 const SILENCE: Duration = Duration::from_secs(10);
 const LARGEST_ANSWER: usize = 128 * 1024 * 1024;
-/// How many keys are read at a time: a run record may be as large as a request, 1.5 MiB.
+/// The number of keys in a page. A run record may be as large as a request, 1.5 MiB.
 const PAGE: i64 = 64;
 
-/// Where etcd is, and how we are let in.
+/// Addresses and credentials of etcd.
 #[derive(Clone)]
 pub struct EtcdOptions {
-    /// The addresses of its members.
+    /// The addresses of the members.
     pub urls: Vec<String>,
-    /// Our user; without one, no authentication.
+    /// The user. Without one, authentication is not used.
     pub user: Option<String>,
-    /// Its password.
+    /// The user's password.
     pub password: Option<String>,
-    /// Certificates, for `https://`.
+    /// The certificates for `https://`.
     pub tls: TlsFiles,
-    /// How often the first connection is tried.
+    /// The number of attempts to establish the first connection.
     pub retry_attempts: u32,
-    /// And how long is waited in between.
+    /// The delay between these attempts.
     pub retry_delay: Duration,
 }
 
@@ -62,12 +62,12 @@ impl std::fmt::Debug for EtcdOptions {
     }
 }
 
-/// State, in etcd.
+/// The store in etcd.
 #[derive(Clone)]
 pub struct Etcd {
     members: Arc<Members>,
     at: Arc<str>,
-    /// The id of the cluster, which stays as long as it does.
+    /// The cluster's ID, which never changes.
     identity: Arc<OnceCell<String>>,
 }
 
@@ -77,7 +77,7 @@ impl std::fmt::Debug for Etcd {
     }
 }
 
-/// The addresses as they may be shown: without a user and a password in them.
+/// Returns the addresses without users and passwords.
 fn spell(urls: &[String]) -> String {
     let shown = urls.iter().map(|url| match url::Url::parse(url) {
         Ok(parsed) if !parsed.username().is_empty() || parsed.password().is_some() => {
@@ -91,10 +91,10 @@ fn spell(urls: &[String]) -> String {
 }
 
 impl Etcd {
-    /// Connects, and tries again as often as the options say. From then on it reconnects by itself.
+    /// Connects, retrying as often as the options say. Later reconnects are automatic.
     ///
     /// # Errors
-    /// [`StoreError::Denied`] at once where user, password or certificates are at fault;
+    /// [`StoreError::Denied`] at once if the user, password or certificates are wrong;
     /// [`StoreError::Unreachable`] after the last attempt.
     pub async fn connect(options: &EtcdOptions) -> Result<Self, StoreError> {
         let at: Arc<str> = spell(&options.urls).into();
@@ -117,7 +117,7 @@ impl Etcd {
 
     async fn attempt(&self, options: &EtcdOptions) -> Result<(), Fault> {
         self.members.try_user(&self.at).await?;
-        // Whoever asks for it next must not depend on one more answer.
+        // Fetch it now, so that later callers do not depend on another reply.
         match self.identity.get_or_try_init(|| self.ask_identity()).await {
             Err(fault @ (Fault::Unreachable(_) | Fault::Unsent(_))) => {
                 Err(certificates_at_fault(options).await.map_or(fault, Fault::Denied))
@@ -133,7 +133,7 @@ impl Etcd {
             .ok_or_else(|| Fault::Unreadable("an answer of etcd has no header".into()))
     }
 
-    /// Reads keys from one on, at a revision or, for 0, as they are now.
+    /// Reads keys from `from` on, at a revision or, if it is 0, at the current one.
     async fn range(
         &self,
         prefix: &str,
@@ -160,7 +160,7 @@ impl Etcd {
             .await
     }
 
-    /// Reads page by page, all at the revision of the first one.
+    /// Reads all pages at the revision of the first one.
     async fn pages(&self, prefix: &str) -> Result<Listing, Fault> {
         let mut listing = Listing { entries: Vec::new(), revision: 0 };
         let mut from = prefix.as_bytes().to_vec();
@@ -171,7 +171,7 @@ impl Etcd {
             }
             let more = page.more();
             let found = page.take_kvs();
-            // The first key behind the last one that came.
+            // The smallest key after the last one.
             from = found.last().map(|kv| [kv.key(), b"\0"].concat()).unwrap_or_default();
             for kv in &found {
                 listing.entries.push(convert::entry(kv)?);
@@ -187,7 +187,7 @@ impl Etcd {
     }
 }
 
-/// What the certificates have to do with it that no connection stands; nothing mostly.
+/// Returns why certificates prevent the connection, or `None` if they are not the cause.
 async fn certificates_at_fault(options: &EtcdOptions) -> Option<String> {
     let connector = tls::connector(&options.tls.read().ok()?).ok()?;
     for url in options.urls.iter().filter_map(|url| url::Url::parse(url).ok()) {
@@ -236,7 +236,7 @@ impl Store for Etcd {
 
     async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
         let mut listing = self.pages(prefix).await;
-        // Only a compaction between two pages; from the top, with what stands now.
+        // A compaction happened between two pages. Start over at the current revision.
         if matches!(listing, Err(Fault::Compacted { .. })) {
             listing = self.pages(prefix).await;
         }
@@ -298,9 +298,9 @@ impl Store for Etcd {
         let renewed = self
             .members
             .call(RENEWAL_DEADLINE, Again::May, |client| async move {
-                // Opening the stream renews the lease, for the time that was granted: etcd keeps that
-                // with it (`lease.Lessor.Renew`). A stream of its own for each call: an answer that
-                // came late can never be taken for that of the next one.
+                // Opening the stream renews the lease for the granted time, which etcd stores with
+                // it (`lease.Lessor.Renew`). Each call opens its own stream, so that a late reply
+                // is never taken for that of the next call.
                 client.lease_client().keep_alive(lease.0).await.map(drop)
             })
             .await;

@@ -1,4 +1,4 @@
-//! Changes, over reconnects.
+//! Watches that survive reconnects.
 
 use std::collections::VecDeque;
 
@@ -12,11 +12,11 @@ use super::{DEADLINE, Etcd, LARGEST_ANSWER, convert};
 use crate::cluster::retry::Pace;
 use crate::ports::{Change, Changes, StoreError};
 
-/// A watch that goes on from the last revision it has seen.
+/// A watch that resumes after the last revision it has seen.
 struct Watching {
     etcd: Etcd,
     prefix: String,
-    /// The revision that is wanted next. etcd sends all changes of a revision in one message.
+    /// The next revision to receive. etcd sends all changes of a revision in one message.
     next: i64,
     stream: Option<WatchStream>,
     seen: VecDeque<Change>,
@@ -72,8 +72,8 @@ impl Watching {
         }
     }
 
-    /// Opens the watch from the revision that is wanted next, and waits until it stands; where one
-    /// member does not answer, of the next.
+    /// Opens the watch from the next revision and waits for its confirmation. If the member does
+    /// not answer, switches to the next one.
     async fn reopen(&mut self) -> Result<(), Fault> {
         let (index, client) = self.etcd.members.current();
         let opened = match self.etcd.members.introduce(&client).await {
@@ -90,7 +90,7 @@ impl Watching {
         let options = WatchOptions::new()
             .with_range(convert::end_of(&self.prefix))
             .with_start_revision(self.next)
-            // So that a quiet watch does not fall behind what the store keeps.
+            // Advances the revision of a quiet watch, so that it is not overtaken by a compaction.
             .with_progress_notify();
         let mut client = client.watch_client().max_decoding_message_size(LARGEST_ANSWER);
         let prefix = self.prefix.clone();
@@ -123,8 +123,8 @@ impl Watching {
             });
             self.next = self.next.max(revision.saturating_add(1));
         }
-        // Nothing happened up to here. What is said when the watch is made is older than what it
-        // will bring, so that does not count.
+        // Nothing changed up to this revision. The message that confirms the watch does not count:
+        // its revision may be later than changes that the watch has yet to deliver.
         if message.events().is_empty() && !message.created() {
             let at = message.header().map_or(0, |header| header.revision());
             self.next = self.next.max(at.saturating_add(1));

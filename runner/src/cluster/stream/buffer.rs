@@ -1,7 +1,8 @@
-//! What waits for the broker: in which order, how much of it where. No I/O.
+//! The events that wait for the broker, and how they are divided between memory and disk. No I/O.
 //!
-//! Three places, oldest first: `front` is published from, the spill file follows it, and `tail` is
-//! what came last. While the file is empty, `tail` is only filled once `front` is full.
+//! There are three parts, oldest first: events are published from `front`, followed by the spill
+//! file, and new events are added to `tail`. While the file is empty, `tail` is used only if
+//! `front` is full.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -9,25 +10,25 @@ use bytes::Bytes;
 use indexmap::IndexMap;
 use protocol::id::{Epoch, RunId};
 
-/// How many bytes are kept ready to be published.
+/// The maximum size of the events that are ready to be published.
 pub(super) const FRONT_BYTES: usize = 6 * 1024 * 1024;
-/// How many bytes wait to be put on disk, or for room before them.
+/// The maximum size of the events that wait to be spilled, or for room in front of them.
 pub(super) const TAIL_BYTES: usize = 2 * 1024 * 1024;
-/// How much is written to or read from the disk at once.
+/// The size of one write to or read from the disk.
 pub(super) const BATCH_BYTES: usize = 1024 * 1024;
-/// What an event costs beside its bytes.
+/// The memory used by an event in addition to its body.
 const OVERHEAD: usize = 128;
-/// How many lost runs are remembered, besides those that still have events on disk.
+/// The number of lost runs to remember, apart from those with events on disk.
 const REMEMBERED: usize = 1024;
 
-/// An event that waits.
+/// A buffered event.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Waiting {
     pub(super) ticket: u64,
     pub(super) run: Option<RunId>,
     pub(super) epoch: Option<Epoch>,
     pub(super) body: Bytes,
-    /// Discarded while it was on its way: its confirm is still to come, but nobody waits for it.
+    /// Discarded after it was sent. Its confirm is pending, but nothing waits for it.
     dropped: bool,
 }
 
@@ -40,44 +41,44 @@ impl Waiting {
         self.body.len() + OVERHEAD
     }
 
-    /// Whether it is an event of a run of that epoch or an earlier one.
+    /// Returns true if it is an event of a run under this epoch or an earlier one.
     pub(super) fn is_of(&self, run: &RunId, up_to: Epoch) -> bool {
         self.run.as_ref() == Some(run) && self.epoch.is_some_and(|epoch| epoch <= up_to)
     }
 }
 
-/// The events that are in memory when the publisher ends.
+/// The events in memory when the publisher ends.
 #[derive(Debug, Default)]
 pub(super) struct Leftover {
     /// The events before those on disk.
     pub(super) front: Vec<Waiting>,
-    /// The events after them.
+    /// The events after those on disk.
     pub(super) tail: Vec<Waiting>,
-    /// Runs that were lost, up to which epoch.
+    /// The lost runs, each with the last epoch to discard.
     pub(super) lost: BTreeMap<RunId, Epoch>,
 }
 
-/// Everything that waits.
+/// All buffered events.
 #[derive(Debug, Default)]
 pub(super) struct Buffer {
     front: VecDeque<Waiting>,
     front_bytes: usize,
-    /// So many of `front` are on their way.
+    /// The number of sent events at the start of `front`.
     sent: usize,
     sent_bytes: usize,
-    /// Oldest ticket in the file.
+    /// The oldest ticket on disk.
     on_disk: Option<u64>,
-    /// Oldest ticket of what is being written to it.
+    /// The oldest ticket that is being written to disk.
     in_hands: Option<u64>,
     tail: VecDeque<Waiting>,
     tail_bytes: usize,
     last: u64,
-    /// Runs that were lost, up to which epoch.
+    /// The lost runs, each with the last epoch to discard.
     lost: IndexMap<RunId, Epoch>,
 }
 
 impl Buffer {
-    /// Takes an event over; `None` where there is no room.
+    /// Adds an event and returns its ticket, or `None` if there is no room.
     pub(super) fn push(
         &mut self,
         run: Option<RunId>,
@@ -91,7 +92,7 @@ impl Buffer {
         }
         let size = waiting.size();
         let behind = self.on_disk.is_some() || self.in_hands.is_some() || !self.tail.is_empty();
-        // One event always fits into an empty place, however large it is.
+        // An empty part accepts one event of any size.
         if !behind && (self.front.is_empty() || self.front_bytes + size <= FRONT_BYTES) {
             self.front_bytes += size;
             self.front.push_back(waiting);
@@ -105,7 +106,7 @@ impl Buffer {
         Some(self.last)
     }
 
-    /// The newest ticket that is done with, and all before it.
+    /// Returns the newest ticket that is completed together with all before it.
     pub(super) fn done(&self) -> u64 {
         let waits = |queue: &VecDeque<Waiting>| {
             queue.iter().find(|waiting| !waiting.dropped).map(|waiting| waiting.ticket)
@@ -117,8 +118,8 @@ impl Buffer {
         oldest.map_or(self.last, |oldest| oldest - 1)
     }
 
-    /// The next events to publish, within limits on how many and how many bytes are on their way.
-    /// They count as sent.
+    /// Returns the next events to publish and marks them as sent. Limits the number and the total
+    /// size of sent events.
     pub(super) fn take(&mut self, batch: usize, window: usize, bytes: usize) -> Vec<Waiting> {
         let mut taken = Vec::new();
         while taken.len() < batch && self.sent < window {
@@ -133,17 +134,17 @@ impl Buffer {
         taken
     }
 
-    /// Whether `take` has something to give.
+    /// Returns true if there are events to publish.
     pub(super) fn has_unsent(&self) -> bool {
         self.front.len() > self.sent
     }
 
-    /// Whether something is on its way.
+    /// Returns true if events await their confirm.
     pub(super) fn has_sent(&self) -> bool {
         self.sent > 0
     }
 
-    /// The oldest event that is on its way has arrived.
+    /// Confirms the oldest sent event.
     pub(super) fn confirm(&mut self) {
         if self.sent == 0 {
             return;
@@ -155,14 +156,15 @@ impl Buffer {
         }
     }
 
-    /// Whether what was on its way has arrived is not known: it is sent again, in order.
+    /// Marks all sent events as unsent, because it is unknown whether they arrived. They are sent
+    /// again in order.
     pub(super) fn nothing_is_sent(&mut self) {
         self.front.retain(|waiting| !waiting.dropped);
         self.front_bytes = self.front.iter().map(Waiting::size).sum();
         (self.sent, self.sent_bytes) = (0, 0);
     }
 
-    /// Drops what waits of a run up to an epoch, and what is still to come of it.
+    /// Drops the events of a run up to an epoch, including those that are still to come.
     pub(super) fn discard(&mut self, run: &RunId, up_to: Epoch) {
         let lost = self.lost.entry(run.clone()).or_insert(up_to);
         *lost = (*lost).max(up_to);
@@ -185,12 +187,12 @@ impl Buffer {
             && waiting.epoch.is_some()
     }
 
-    /// Whether the front has room for what follows it.
+    /// Returns true if the front has room for events from disk.
     pub(super) fn wants_refill(&self) -> bool {
         self.front_bytes <= FRONT_BYTES - BATCH_BYTES
     }
 
-    /// Moves what it can from the tail to the front, where nothing is on disk between them.
+    /// Moves events from the tail to the front, if none are on disk between them.
     pub(super) fn advance(&mut self) {
         while self.on_disk.is_none() && self.in_hands.is_none() {
             let Some(next) = self.tail.front() else { return };
@@ -204,12 +206,12 @@ impl Buffer {
         }
     }
 
-    /// Whether so much waits behind the front that it is worth a write.
+    /// Returns true if the tail is large enough to be spilled.
     pub(super) fn wants_spill(&self) -> bool {
         self.tail_bytes >= BATCH_BYTES
     }
 
-    /// Takes what is to be written to disk.
+    /// Takes a batch from the tail to write it to disk.
     pub(super) fn take_tail(&mut self) -> Vec<Waiting> {
         let mut taken = Vec::new();
         let mut bytes = 0;
@@ -223,13 +225,13 @@ impl Buffer {
         taken
     }
 
-    /// It is on disk.
+    /// Notes that the batch was written.
     pub(super) fn spilled(&mut self) {
         self.on_disk = self.on_disk.or(self.in_hands);
         self.in_hands = None;
     }
 
-    /// It could not be written.
+    /// Puts back a batch that could not be written.
     pub(super) fn not_spilled(&mut self, back: Vec<Waiting>) {
         self.in_hands = None;
         for waiting in back.into_iter().rev() {
@@ -244,7 +246,7 @@ impl Buffer {
         self.on_disk.is_some()
     }
 
-    /// What was read back from disk, and the ticket that is the oldest there now.
+    /// Adds events read from disk. `oldest` is the oldest ticket that remains there.
     pub(super) fn refill(&mut self, read: Vec<Waiting>, oldest: Option<u64>) {
         for waiting in read {
             if !self.is_lost(&waiting) {
@@ -255,7 +257,7 @@ impl Buffer {
         self.on_disk = oldest;
     }
 
-    /// Takes everything that is in memory.
+    /// Takes all events in memory.
     pub(super) fn take_all(&mut self) -> Leftover {
         self.nothing_is_sent();
         let lost = std::mem::take(&mut self.lost).into_iter().collect();
@@ -282,7 +284,7 @@ mod tests {
         waiting.iter().map(|waiting| waiting.ticket).collect()
     }
 
-    /// Pushes until nothing fits any more; the newest ticket.
+    /// Adds events until there is no room. Returns the newest ticket.
     fn fill(buffer: &mut Buffer) -> u64 {
         let mut last = 0;
         while let Some(ticket) = push(buffer, "a", 1, 100_000) {

@@ -1,4 +1,4 @@
-//! Whether the broker takes what is published.
+//! Tracks whether the broker accepts events.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -11,19 +11,19 @@ use tokio::time::{Instant, timeout};
 use super::shared::Shared;
 use crate::cluster::amqp::{Fault, Link};
 
-/// The time between two looks.
+/// The interval between checks.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// A broker that confirms nothing for so long, although it was sent something, does not take events.
+/// A broker that confirms nothing for this time, although events were sent, does not accept events.
 const SILENT: Duration = Duration::from_secs(3);
-/// How often a publisher that has nothing to publish is tried; more often while it does not work.
+/// The interval between probes of an idle publisher. Shorter while there is trouble.
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 const PROBE_AGAIN: Duration = Duration::from_secs(1);
-/// How long the broker may take to confirm a probe.
+/// The timeout of a probe's confirm.
 const PROBE_WITHIN: Duration = Duration::from_secs(5);
-/// No queue has this name: a probe is confirmed, and goes nowhere.
+/// No queue has this name, so a probe is confirmed without being stored.
 const NOWHERE: &str = "bob.probe";
 
-/// Why no event can be published at the moment.
+/// Why no event can be published at present.
 #[derive(Debug, Default)]
 pub(super) struct Health(Mutex<Option<String>>);
 
@@ -36,7 +36,7 @@ impl Health {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
-    /// Tries whether the broker confirms a message.
+    /// Checks that the broker confirms a message.
     pub(super) async fn probe(&self, link: &Link) {
         let probed = probe(link, "").await;
         self.set(probed.err().map(|fault| sentence(link, fault.cause())));
@@ -47,7 +47,7 @@ fn sentence(link: &Link, cause: &str) -> String {
     format!("events cannot be published at {}: {cause}", link.at())
 }
 
-/// Publishes an empty message that no queue takes, and waits for the broker to confirm it.
+/// Publishes an empty message that no queue receives, and waits for the broker's confirm.
 pub(in crate::cluster) async fn probe(link: &Link, exchange: &str) -> Result<(), Fault> {
     let publishing = async {
         let channel = link.live().await?.confirming_channel().await?;
@@ -70,7 +70,7 @@ pub(in crate::cluster) async fn probe(link: &Link, exchange: &str) -> Result<(),
     }
 }
 
-/// Keeps the answer current, for as long as the adapter lives.
+/// Keeps the status current while the adapter exists.
 pub(super) async fn watch(shared: Arc<Shared>, link: Link, health: Arc<Health>) {
     let mut probed = Instant::now();
     loop {
@@ -80,7 +80,7 @@ pub(super) async fn watch(shared: Arc<Shared>, link: Link, health: Arc<Health>) 
             probed = Instant::now() - PROBE_EVERY;
             continue;
         }
-        // Without anything to publish, only a probe can show that the broker takes events again.
+        // Without events to publish, only a probe can show that the broker accepts events again.
         let refusal =
             shared.refusal().filter(|_| shared.has_unsent() || shared.silence().is_some());
         if let Some(refusal) = refusal {
@@ -92,7 +92,7 @@ pub(super) async fn watch(shared: Arc<Shared>, link: Link, health: Arc<Health>) 
                 let cause = format!("it has confirmed nothing for {} s", silence.as_secs());
                 health.set(Some(sentence(&link, &cause)));
             }
-            // Its confirms are awaited.
+            // Confirms are pending.
             Some(_) => {}
             None => {
                 let every = if health.trouble().is_some() { PROBE_AGAIN } else { PROBE_EVERY };

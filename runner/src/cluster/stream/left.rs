@@ -1,5 +1,5 @@
-//! Publishes the events that earlier workers of this cluster left on disk: they ended, or were killed,
-//! before the broker had confirmed them.
+//! Publishes the events that earlier workers of this cluster left on disk. Those workers ended or
+//! were killed before the broker had confirmed the events.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -16,12 +16,12 @@ use super::shared::Shared;
 use super::spill::{LOCK, LOST, Place, SEGMENT, decode_all};
 use crate::cluster::amqp::Link;
 
-/// The time between two looks: a worker on the same disk may end at any time.
+/// The interval between scans. A worker with the same disk may end at any time.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
-/// Renamed to this, a segment that cannot be read stays for a person to look at.
+/// Extension given to an unreadable segment, which is kept for inspection.
 const UNREADABLE: &str = "unreadable";
 
-/// The directory of a worker that has ended. Nobody else publishes it while this lives.
+/// The directory of an ended worker. No other worker publishes it while this value exists.
 #[derive(Debug)]
 pub(super) struct Left {
     dir: PathBuf,
@@ -31,7 +31,7 @@ pub(super) struct Left {
 }
 
 impl Left {
-    /// Takes a directory over. `None` if its worker still lives, or if another one was faster.
+    /// Claims a directory. Returns `None` if its worker is alive or another worker was faster.
     fn claim(dir: PathBuf) -> io::Result<Option<Self>> {
         let lock = File::open(dir.join(LOCK))?;
         if lock.try_lock().is_err() {
@@ -50,9 +50,9 @@ impl Left {
         self.lost.iter().any(|(run, up_to)| waiting.is_of(run, *up_to))
     }
 
-    /// Removes the directory, of which every segment was published.
+    /// Removes the directory after all of its segments were published.
     fn remove(self) {
-        // A segment that could not be read stays, with its directory.
+        // An unreadable segment stays, together with its directory.
         let is_done = segments_in(&self.dir).is_ok_and(|left| left.is_empty())
             && fs::read_dir(&self.dir).is_ok_and(|entries| {
                 !entries.flatten().any(|entry| {
@@ -65,7 +65,7 @@ impl Left {
     }
 }
 
-/// The segments in a directory, oldest first.
+/// Returns the segments in a directory, oldest first.
 fn segments_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut segments = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -78,7 +78,7 @@ fn segments_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(segments)
 }
 
-/// The directories of workers that have ended, and the bytes of their segments.
+/// Returns the directories of ended workers and the total size of their segments.
 pub(super) fn find(place: &Place) -> io::Result<(Vec<Left>, u64)> {
     let (mut all, mut bytes) = (Vec::new(), 0);
     for entry in fs::read_dir(place.dir())? {
@@ -104,9 +104,9 @@ pub(super) fn find(place: &Place) -> io::Result<(Vec<Left>, u64)> {
     Ok((all, bytes))
 }
 
-/// Looks for what earlier workers left, and publishes it while the broker takes events.
+/// Scans for events of earlier workers and publishes them while the broker accepts events.
 pub(super) async fn publish(shared: Arc<Shared>, link: Link, place: Place) {
-    // Only a link that we have closed ourselves has no live end.
+    // `live` only fails once this worker has closed the link.
     while link.live().await.is_ok() {
         let looking = {
             let place = place.clone();
@@ -123,7 +123,7 @@ pub(super) async fn publish(shared: Arc<Shared>, link: Link, place: Place) {
             Ok(Err(cause)) => {
                 warn!(dir = %place.dir().display(), %cause, "cannot look for events of earlier workers");
             }
-            // The runtime ends.
+            // The runtime is shutting down.
             Err(_) => return,
         }
         tokio::time::sleep(LOOK_EVERY).await;

@@ -28,7 +28,8 @@ use self::spill::{Place, Spill};
 use super::amqp::{AmqpOptions, Fault, Link, Target, topology};
 use crate::ports::{EventStream, Events, EventsError, Position, Ticket};
 
-/// Events, on a RabbitMQ stream. Clones share it; it ends with the last one.
+/// Events on a RabbitMQ stream. Clones share the publisher, which ends when the last one is
+/// dropped.
 #[derive(Clone)]
 pub struct AmqpEvents(Arc<Inner>);
 
@@ -37,13 +38,13 @@ struct Inner {
     stream: String,
     shared: Arc<Shared>,
     health: Arc<Health>,
-    /// What publishes; ends with this.
+    /// The publishing tasks. Aborted on drop.
     tasks: Mutex<JoinSet<()>>,
-    /// Moves events to the disk and back, if they may go there.
+    /// The task that spills events to disk, if that is enabled.
     spilling: Mutex<JoinSet<Option<io::Result<Kept>>>>,
 }
 
-/// How long the events of a worker that ends may take to reach the disk.
+/// The timeout of saving events to disk when the worker ends.
 const KEPT_WITHIN: Duration = Duration::from_secs(3);
 
 impl std::fmt::Debug for AmqpEvents {
@@ -53,13 +54,13 @@ impl std::fmt::Debug for AmqpEvents {
 }
 
 impl AmqpEvents {
-    /// Connects and declares the stream; tries again as often as the options say. From then on it
-    /// reconnects by itself, for ever.
+    /// Connects and declares the stream, retrying as often as the options say. Later reconnects are
+    /// automatic and unlimited.
     ///
     /// # Errors
-    /// [`EventsError::Spill`] and [`EventsError::Denied`] at once, the latter where user, password,
-    /// virtual host or certificates are at fault; [`EventsError::Unreachable`] after the last
-    /// attempt.
+    /// [`EventsError::Spill`] at once if the spill directory cannot be used;
+    /// [`EventsError::Denied`] at once if the user, password, virtual host or certificates are
+    /// wrong; [`EventsError::Unreachable`] after the last attempt.
     pub async fn connect(options: &AmqpOptions) -> Result<Self, EventsError> {
         let said = |fault: Fault| fault.of_stream("BOB_STREAM_URL");
         let url = stream_url(options).map_err(said)?;
@@ -88,7 +89,7 @@ impl AmqpEvents {
         tasks.spawn(publisher::publish(Arc::clone(&shared), link.clone(), stream.clone()));
         let health = Arc::new(Health::default());
         if let Some(place) = place {
-            // A worker that cannot publish takes no runs.
+            // A worker that cannot publish accepts no runs.
             health.probe(&link).await;
             tasks.spawn(health::watch(Arc::clone(&shared), link.clone(), Arc::clone(&health)));
             tasks.spawn(left::publish(Arc::clone(&shared), link.clone(), place));
@@ -101,15 +102,15 @@ impl AmqpEvents {
         Ok(Self(Arc::new(Inner { link, stream, shared, health, tasks, spilling })))
     }
 
-    /// Ends the publisher of a worker that ends. Events that the broker has not confirmed stay on disk
-    /// for the next worker that uses the same directory; those that have no room there are counted.
+    /// Ends the publisher of an ending worker. Unconfirmed events stay on disk for the next worker
+    /// with the same directory. Events that do not fit there are counted.
     pub async fn leave(&self) -> Kept {
         self.stop_publishing();
         let mut spilling =
             std::mem::take(&mut *self.0.spilling.lock().unwrap_or_else(PoisonError::into_inner));
         self.0.shared.leave();
         let kept = match tokio::time::timeout(KEPT_WITHIN, spilling.join_next()).await {
-            // Nothing may go to disk.
+            // Spilling is disabled.
             Ok(None) => return Kept::default(),
             Ok(Some(Ok(Some(Ok(kept))))) => kept,
             Ok(Some(Ok(Some(Err(cause))))) => {
@@ -141,7 +142,7 @@ impl AmqpEvents {
         kept
     }
 
-    /// Tries whether the broker confirms a message of ours.
+    /// Checks that the broker confirms a message of this publisher.
     ///
     /// # Errors
     /// [`EventsError`] if it does not.
@@ -154,8 +155,7 @@ impl AmqpEvents {
         self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
     }
 
-    /// Says goodbye to the broker. What is not confirmed yet is given up: wait for
-    /// [`Events::confirmed`] before.
+    /// Closes the connection. Unconfirmed events are lost: wait for [`Events::confirmed`] before.
     pub async fn close(&self) {
         self.stop_publishing();
         self.0.shared.close();
@@ -169,19 +169,19 @@ impl Drop for Inner {
     }
 }
 
-/// Begins the names of a cluster's spill directories. Neither the address of the broker nor that of
-/// etcd is part of it: both can change between two workers.
+/// Returns the name prefix of a cluster's spill directories. It does not depend on the addresses of
+/// broker and etcd, which can change between two workers.
 fn prefix_of(cluster: &str, vhost: &str, stream: &str) -> String {
     let digest = Sha256::digest(format!("{cluster}\n{vhost}\n{stream}"));
     let id: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     format!("events-{id}-")
 }
 
-/// Where the stream is. The native protocol is not spoken: its client library cannot talk to the
-/// brokers before 3.11, so AMQP to the same host takes its place.
+/// Returns the URL of the stream. The native stream protocol is not supported, because its client
+/// library does not work with brokers before 3.11. AMQP to the same host is used instead.
 fn stream_url(options: &AmqpOptions) -> Result<String, Fault> {
     let Some(url) = &options.stream_url else { return Ok(options.url.clone()) };
-    // Never the text itself: it may hold a password.
+    // Do not include the URL in the error: it may contain a password.
     let parsed = Url::parse(url)
         .map_err(|cause| Fault::Denied(format!("the URL of the stream cannot be read: {cause}")))?;
     if !parsed.scheme().starts_with("rabbitmq-stream") {
@@ -202,7 +202,8 @@ fn stream_url(options: &AmqpOptions) -> Result<String, Fault> {
 impl Events for AmqpEvents {
     async fn emit(&self, event: Event) -> Result<Ticket, EventsError> {
         let body = Bytes::from(event.to_json());
-        // An ending is published once it is recorded, so it stays true whoever owns the run.
+        // An ending is published only after it was recorded, so it remains true whoever owns the
+        // run.
         let epoch = event.epoch.filter(|_| !event.reason.is_ending());
         self.0.shared.push(event.run_id, epoch, body).await.map(Ticket)
     }

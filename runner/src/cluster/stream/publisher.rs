@@ -1,4 +1,4 @@
-//! Publishes what waits, in order, many on their way at once.
+//! Publishes buffered events in order, with many unconfirmed at a time.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -17,9 +17,9 @@ use super::shared::Shared;
 use crate::cluster::amqp::{Fault, Link, topology};
 use crate::cluster::retry::Pace;
 
-/// How many events are handed to the connection at once.
+/// The number of events in one batch.
 const BATCH: usize = 128;
-/// How many may be on their way, and how many bytes of them.
+/// The maximum number and total size of unconfirmed events.
 const WINDOW: usize = 2048;
 const WINDOW_BYTES: usize = 3 * 1024 * 1024;
 const DELIVERY_MODE: u8 = 2;
@@ -28,12 +28,12 @@ const DELIVERY_MODE: u8 = 2;
 pub(super) async fn publish(shared: Arc<Shared>, link: Link, stream: String) {
     let mut pace = Pace::new();
     let mut told = String::new();
-    // Only of a link that we have closed ourselves there is no live end.
+    // `live` only fails once this worker has closed the link.
     while let Ok(live) = link.live().await {
         let mut progress = false;
         let fault = match live.confirming_channel().await {
             Ok(channel) => {
-                // What is confirmed now will not be asked again.
+                // Confirms of the previous channel are lost, so its events are sent again.
                 shared.change(super::buffer::Buffer::nothing_is_sent);
                 flow(&shared, &channel, &stream, &mut progress).await
             }
@@ -46,7 +46,7 @@ pub(super) async fn publish(shared: Arc<Shared>, link: Link, stream: String) {
         }
         if live.stands() {
             shared.refused(fault.cause());
-            // Once for each reason: a lost connection is told by its keeper.
+            // Once for each reason. `supervise` reports a lost connection.
             if told != fault.cause() {
                 told = fault.cause().to_owned();
                 warn!(
@@ -57,7 +57,7 @@ pub(super) async fn publish(shared: Arc<Shared>, link: Link, stream: String) {
                 );
             }
             if matches!(fault, Fault::Missing(_)) {
-                // Where that fails the next attempt comes here again.
+                // If this fails, the next attempt gets here again.
                 drop(link.declare_again(&live).await);
             }
             pace.wait().await;
@@ -65,7 +65,7 @@ pub(super) async fn publish(shared: Arc<Shared>, link: Link, stream: String) {
     }
 }
 
-/// Publishes over one channel until that fails.
+/// Publishes over one channel until it fails.
 async fn flow(shared: &Shared, channel: &Channel, stream: &str, progress: &mut bool) -> Fault {
     let mut owed: VecDeque<PublisherConfirm> = VecDeque::new();
     let key = match topology::short(stream) {
@@ -98,7 +98,7 @@ async fn flow(shared: &Shared, channel: &Channel, stream: &str, progress: &mut b
     }
 }
 
-/// Hands a batch to the connection, in order.
+/// Sends a batch in order.
 async fn send(
     channel: &Channel,
     key: &ShortString,
@@ -106,7 +106,7 @@ async fn send(
 ) -> Result<Vec<PublisherConfirm>, Fault> {
     let mut sending = Vec::with_capacity(batch.len());
     for waiting in batch {
-        // Mandatory: a message for a stream that was deleted would be confirmed and lost.
+        // Mandatory, because a message to a deleted stream would otherwise be confirmed and lost.
         let options = BasicPublishOptions { mandatory: true, immediate: false };
         let properties = properties(waiting);
         let mut publishing = Box::pin(channel.basic_publish(
@@ -116,8 +116,8 @@ async fn send(
             &waiting.body,
             properties,
         ));
-        // The first poll puts it in the queue; waiting for each before the next would cost a trip to
-        // the connection's thread and back for every event.
+        // The first poll enqueues the message. Awaiting each one would cost a round trip to the
+        // connection's thread per event.
         sending.push(match futures::poll!(publishing.as_mut()) {
             Poll::Ready(sent) => Either::Left(sent),
             Poll::Pending => Either::Right(publishing),
@@ -144,8 +144,8 @@ fn properties(waiting: &Waiting) -> BasicProperties {
     properties.with_headers(headers)
 }
 
-/// Waits for the oldest confirm, and takes along those behind it that are there: how many, and what
-/// is wrong with the one behind them.
+/// Waits for the oldest confirm and takes those that are ready behind it. Returns their number and
+/// the fault that follows them, if any.
 async fn next_confirms(owed: &mut VecDeque<PublisherConfirm>) -> (usize, Option<Fault>) {
     std::future::poll_fn(|context| {
         let mut count = 0;
@@ -165,9 +165,9 @@ async fn next_confirms(owed: &mut VecDeque<PublisherConfirm>) -> (usize, Option<
 fn arrived(confirmation: &Confirmation) -> Result<(), Fault> {
     match confirmation {
         Confirmation::Ack(None) => Ok(()),
-        // lapin gives a returned message to any of those that are confirmed together. Once the
-        // stream is gone every message is returned, so the first that is found here is none that
-        // comes after the first that was returned.
+        // lapin attributes a returned message to any of those confirmed together. If the stream is
+        // gone, every message is returned. The first one found here is therefore not later than the
+        // first that was returned.
         Confirmation::Ack(Some(_)) => Err(Fault::Missing("the stream is not there".to_owned())),
         Confirmation::Nack(_) | Confirmation::NotRequested => {
             Err(Fault::Unreachable("the broker did not take an event".to_owned()))

@@ -1,4 +1,4 @@
-//! Reads the stream, over reconnects.
+//! Reads the stream across reconnects.
 
 use std::time::Duration;
 
@@ -15,22 +15,22 @@ use crate::cluster::amqp::{Fault, Link, topology};
 use crate::cluster::retry::Pace;
 use crate::ports::{EventStream, EventsError, Position, Published};
 
-/// How many messages the broker may send ahead of their acknowledgement.
+/// The maximum number of unacknowledged messages.
 const AHEAD: u16 = 256;
-/// After how many they are acknowledged, if not before.
+/// Messages are acknowledged at the latest after this many.
 const ACK_EVERY: usize = 64;
-/// How long the broker may take to answer.
+/// The timeout of a request to the broker.
 const DEADLINE: Duration = Duration::from_secs(15);
-/// How long the first message of the last chunk may take, where there is one; a stream that looks
-/// empty is not watched for as long.
+/// The timeout of the first message of the last chunk, for a stream with and without messages
+/// according to the broker.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 const NO_MESSAGE: Duration = Duration::from_secs(1);
 
-/// A place on the stream, as AMQP says it.
+/// A position in the stream, as AMQP expresses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Start {
     First,
-    /// The last chunk: about the last few hundred messages.
+    /// The last chunk, with up to a few hundred messages.
     LastChunk,
     Since(Millis),
     Offset(u64),
@@ -55,7 +55,8 @@ impl Start {
 struct Reading {
     consumer: lapin::Consumer,
     channel: Channel,
-    /// The newest message that came and was not acknowledged, and how many of them there are.
+    /// The delivery tag of the newest unacknowledged message, and the number of unacknowledged
+    /// messages.
     unacked: Option<u64>,
     count: usize,
 }
@@ -65,7 +66,7 @@ impl Reading {
         let live = link.live().await?;
         let channel = live.channel().await?;
         match Self::consume(channel, name, from).await {
-            // A refusal has closed the channel.
+            // The refusal has closed the channel.
             Err(Fault::Missing(_)) => {
                 link.declare_again(&live).await?;
                 Self::consume(live.channel().await?, name, from).await
@@ -75,7 +76,7 @@ impl Reading {
     }
 
     async fn consume(channel: Channel, name: &str, from: Start) -> Result<Self, Fault> {
-        // A stream is not read without a limit.
+        // A stream can only be consumed with a prefetch limit.
         channel.basic_qos(AHEAD, BasicQosOptions::default()).await?;
         let mut arguments = FieldTable::default();
         arguments.insert("x-stream-offset".into(), from.argument());
@@ -85,8 +86,8 @@ impl Reading {
         Ok(Self { consumer, channel, unacked: None, count: 0 })
     }
 
-    /// The next message. What came before it is acknowledged at the latest when there is none at
-    /// once: the broker ends a channel that leaves messages unacknowledged for long.
+    /// Returns the next message. If none is ready, first acknowledges the previous ones: the broker
+    /// closes a channel with messages that remain unacknowledged for long.
     async fn next(&mut self) -> Result<Delivery, Fault> {
         if self.count >= ACK_EVERY {
             self.ack().await?;
@@ -114,14 +115,14 @@ impl Reading {
         Ok(())
     }
 
-    /// Returns once the broker has done everything that was asked of it on this channel.
+    /// Waits until the broker has processed all requests on this channel.
     async fn settle(&mut self) -> Result<(), Fault> {
         self.ack().await?;
         Ok(self.channel.basic_qos(AHEAD, BasicQosOptions::default()).await?)
     }
 }
 
-/// Where a message stands.
+/// Returns the offset of a message.
 fn offset(delivery: &Delivery) -> Option<u64> {
     let headers = delivery.properties.headers().as_ref()?;
     let AMQPValue::LongLongInt(offset) = headers.inner().get("x-stream-offset")? else {
@@ -130,7 +131,7 @@ fn offset(delivery: &Delivery) -> Option<u64> {
     u64::try_from(*offset).ok()
 }
 
-/// A reader that goes on behind the last message it has seen.
+/// A reader that resumes after the last message it has seen.
 struct Following {
     link: Link,
     name: String,
@@ -151,7 +152,7 @@ pub(super) async fn follow(
             Position::First => Start::First,
             Position::Since(at) => Start::Since(at),
             Position::Offset(offset) => Start::Offset(offset),
-            // By its number: what is published while a connection is away is not passed over.
+            // By offset, so that nothing is skipped that is published during a reconnect.
             Position::Next => last_offset(&link, &name)
                 .await?
                 .map_or(Start::First, |last| Start::Offset(last + 1)),
@@ -203,14 +204,15 @@ impl Following {
     }
 }
 
-/// The offset of the last message.
+/// Returns the offset of the last message.
 pub(super) async fn end(link: &Link, name: &str) -> Result<Option<u64>, EventsError> {
     let asking = last_offset(link, name);
     in_time(link, asking).await.map_err(|fault| fault.of_stream(link.at()))
 }
 
-/// The broker tells where the last chunk begins, not where it ends: it is read to its end. All that
-/// is committed comes before the answer to a request that is made after the first message came.
+/// Returns the offset of the last message. The broker reports only the start of the last chunk, so
+/// the chunk is read to its end. All committed messages arrive before the reply to a request made
+/// after the first message.
 async fn last_offset(link: &Link, name: &str) -> Result<Option<u64>, Fault> {
     let mut reading = Reading::open(link, name, Start::LastChunk).await?;
     let passive = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };

@@ -1,4 +1,4 @@
-//! The buffer and who waits for it.
+//! The shared buffer, and the notification of its users.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,34 +16,34 @@ use super::spill::{Kept, Spill};
 use crate::cluster::amqp::Link;
 use crate::ports::EventsError;
 
-/// A broker that confirms nothing for so long does not take what we send: it goes to disk. Before
-/// that, a full buffer slows who fills it, which costs nothing but their time.
+/// A broker that confirms nothing for this time has stalled, and events are spilled to disk. A
+/// shorter stall only slows down the emitters while the buffer is full.
 const STALLED: Duration = Duration::from_millis(500);
 
-/// Whoever has something to move says so.
+/// Effectively no timeout: `moves` announces events to move.
 const LONG: Duration = Duration::from_secs(3600);
 
-/// What emitters, publisher and spiller share.
+/// State shared by emitters, publisher and spiller.
 pub(super) struct Shared {
     state: Mutex<State>,
-    /// There is something to publish.
+    /// There are events to publish.
     work: Notify,
-    /// There may be something to move.
+    /// There may be events to move between memory and disk.
     moves: Notify,
-    /// There is room again, or this is over.
+    /// There is room again, or the buffer is closed.
     room: Notify,
-    /// Up to which ticket everything is confirmed or discarded; `None` when this is over.
+    /// All tickets up to this one are confirmed or discarded. `None` once the buffer is closed.
     done: watch::Sender<Option<u64>>,
-    /// What waits is to be left to the next worker.
+    /// Cancelled when buffered events must be saved for the next worker.
     leaving: CancellationToken,
 }
 
 struct State {
     buffer: Buffer,
-    /// When the broker last confirmed something, or was last owed nothing.
+    /// The time of the last confirm, or the last time at which none was pending.
     progress: Instant,
     closed: bool,
-    /// Why the broker refuses events, until it has confirmed one.
+    /// Why the broker rejects events. Reset by the next confirm.
     refusal: Option<String>,
 }
 
@@ -65,7 +65,7 @@ impl Shared {
         }
     }
 
-    /// Takes an event over, as soon as there is room for it.
+    /// Adds an event, waiting until there is room.
     pub(super) async fn push(
         &self,
         run: Option<RunId>,
@@ -74,7 +74,7 @@ impl Shared {
     ) -> Result<u64, EventsError> {
         loop {
             let mut room = std::pin::pin!(self.room.notified());
-            // Before the look, so that room that is made in between is not missed.
+            // Register before the check, so that no notification in between is missed.
             room.as_mut().enable();
             {
                 let mut state = self.lock();
@@ -96,7 +96,7 @@ impl Shared {
         }
     }
 
-    /// Waits until everything up to a ticket is done with.
+    /// Waits until all events up to a ticket are completed.
     pub(super) async fn done(&self, ticket: u64) -> Result<(), EventsError> {
         let mut done = self.done.subscribe();
         let reached = done.wait_for(|done| done.is_none_or(|done| done >= ticket)).await;
@@ -106,7 +106,7 @@ impl Shared {
         }
     }
 
-    /// Changes the buffer, and tells everyone whom it concerns.
+    /// Modifies the buffer and notifies everyone affected.
     pub(super) fn change<T>(&self, work: impl FnOnce(&mut Buffer) -> T) -> T {
         let mut state = self.lock();
         let answer = work(&mut state.buffer);
@@ -129,7 +129,7 @@ impl Shared {
         answer
     }
 
-    /// The next events to publish.
+    /// Returns the next events to publish.
     pub(super) fn take(&self, batch: usize, window: usize, bytes: usize) -> Vec<Waiting> {
         let mut state = self.lock();
         if !state.buffer.has_sent() {
@@ -138,7 +138,7 @@ impl Shared {
         state.buffer.take(batch, window, bytes)
     }
 
-    /// So many of the oldest events on their way have arrived.
+    /// Confirms the `count` oldest sent events.
     pub(super) fn confirm(&self, count: usize) {
         {
             let mut state = self.lock();
@@ -152,17 +152,17 @@ impl Shared {
         });
     }
 
-    /// Notes that the broker does not take what is sent.
+    /// Notes that the broker rejects events.
     pub(super) fn refused(&self, cause: &str) {
         self.lock().refusal = Some(cause.to_owned());
     }
 
-    /// Why the broker refuses events, if it does.
+    /// Returns why the broker rejects events, if it does.
     pub(super) fn refusal(&self) -> Option<String> {
         self.lock().refusal.clone()
     }
 
-    /// For how long the broker has confirmed nothing; `None` if it owes nothing.
+    /// Returns the time since the last confirm, or `None` if none is pending.
     pub(super) fn silence(&self) -> Option<Duration> {
         let state = self.lock();
         state.buffer.has_sent().then(|| state.progress.elapsed())
@@ -172,19 +172,19 @@ impl Shared {
         self.lock().buffer.has_unsent()
     }
 
-    /// Waits for something to publish.
+    /// Waits for an event to publish.
     pub(super) async fn work(&self) {
         self.work.notified().await;
     }
 
-    /// Ends it: who waits is told so.
+    /// Closes the buffer and notifies everyone waiting.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.done.send_replace(None);
         self.room.notify_waiters();
     }
 
-    /// Ends it, and has the disk take what waits in memory.
+    /// Closes the buffer, and requests that events in memory are saved to disk.
     pub(super) fn leave(&self) {
         self.close();
         self.leaving.cancel();
@@ -200,18 +200,18 @@ impl Shared {
     }
 }
 
-/// What is to be done with the disk.
+/// The next operation on the disk.
 enum Move {
     Write(Vec<Waiting>),
     Read,
-    /// It is the last: everything goes to disk.
+    /// The last operation: save everything to disk.
     Keep,
-    /// Nothing, until something happens or so much time is over.
+    /// Wait for a notification, but at most this long.
     Nothing(Duration),
 }
 
-/// Moves events to the disk while the broker does not take them, and back. Ends when the publisher
-/// does, with what was saved then; `None` if the runtime ended before.
+/// Moves events to disk while the broker does not accept them, and back. Ends with the publisher
+/// and returns what was saved, or `None` if the runtime shut down first.
 pub(super) async fn spill_and_refill(
     shared: Arc<Shared>,
     link: Link,
@@ -236,7 +236,7 @@ pub(super) async fn spill_and_refill(
                     let written = files.append(&batch);
                     (files, batch, written)
                 };
-                // The runtime ends, and everything with it.
+                // The runtime is shutting down.
                 let Ok((files, batch, written)) = tokio::task::spawn_blocking(work).await else {
                     return None;
                 };
@@ -260,7 +260,8 @@ pub(super) async fn spill_and_refill(
             }
         };
         if let Err(cause) = outcome {
-            // Nothing is lost by it: what cannot be written waits, and slows who emits.
+            // Nothing is lost: events that cannot be written wait in memory, which slows down
+            // emitters.
             if !std::mem::replace(&mut told, true) {
                 let path = back.dir().display().to_string();
                 warn!("{}", EventsError::Spill { path, cause: cause.to_string() });
@@ -290,7 +291,7 @@ impl Shared {
         if files.has_room(2 * BATCH_BYTES) && (owed || link.fault().is_some()) {
             return Move::Write(state.buffer.take_tail());
         }
-        // Whether the broker has stalled is a matter of time alone.
+        // The broker stalls without any notification, so check again after this time.
         Move::Nothing(STALLED)
     }
 }

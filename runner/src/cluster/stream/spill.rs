@@ -1,8 +1,8 @@
-//! Events on disk while the broker does not take them.
+//! Keeps events on disk while the broker does not accept them.
 //!
-//! Each worker has a directory of its own below `BOB_SPILL_DIR`, with the segments of its events and
-//! a file that it holds locked while it lives. If the worker ends before the broker has confirmed its
-//! events, the directory stays and the next worker of the same cluster publishes it (see `left`).
+//! Each worker has its own directory below `BOB_SPILL_DIR`, with the segments of its events and a
+//! file that it locks while it is alive. If the worker ends before the broker has confirmed its
+//! events, the directory remains. The next worker of the same cluster publishes it (see `left`).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -17,27 +17,28 @@ use protocol::id::{Epoch, RunId};
 
 use super::buffer::{Leftover, Waiting};
 
-/// A segment is removed once all of it is confirmed, so small segments free the disk early.
+/// A segment is removed once all of its events are confirmed, so small segments free disk space
+/// early.
 const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
 const HEADER: usize = 8 + 8 + 4 + 4;
-/// Stands for "no epoch".
+/// Denotes a missing epoch.
 const NO_EPOCH: i64 = i64::MIN;
 
-/// Held locked as long as the worker lives that writes the directory.
+/// The file locked by the worker that writes the directory.
 pub(super) const LOCK: &str = "lock";
-/// The runs whose events in the directory must not be published: their worker had lost them.
+/// The file with the runs whose events must not be published, because their worker had lost them.
 pub(super) const LOST: &str = "lost.json";
-/// Ends the name of a segment.
+/// The file extension of a segment.
 pub(super) const SEGMENT: &str = "events";
 
-/// The directory in which the workers of one cluster put their events.
+/// The directory in which the workers of one cluster keep their events.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
     dir: PathBuf,
-    /// Begins the name of each directory of this cluster.
+    /// The name prefix of this cluster's directories.
     prefix: String,
     limit: u64,
-    /// The bytes that earlier workers left here. They count against the limit.
+    /// The size of the events left by earlier workers. It counts towards the limit.
     left: Arc<AtomicU64>,
 }
 
@@ -54,12 +55,12 @@ impl Place {
         name.starts_with(&self.prefix)
     }
 
-    /// Notes how much earlier workers left here.
+    /// Sets the size of the events left by earlier workers.
     pub(super) fn note_left(&self, bytes: u64) {
         self.left.store(bytes, Ordering::Relaxed);
     }
 
-    /// Makes a directory that is locked from the moment it has its name.
+    /// Creates a directory that is locked before it gets its final name.
     fn make(&self) -> io::Result<Own> {
         let id = uuid::Uuid::new_v4();
         let (hidden, path) =
@@ -79,16 +80,16 @@ struct Own {
     _lock: File,
 }
 
-/// The events that were saved when the worker ended, and those that were not.
+/// The events that were saved when the worker ended, and those that were lost.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Kept {
-    /// How many events wait for the next worker.
+    /// The number of events saved for the next worker.
     pub events: u64,
-    /// Their bytes.
+    /// Their size in bytes.
     pub bytes: u64,
-    /// Where, if there are any.
+    /// Their directory, if there are any.
     pub dir: Option<PathBuf>,
-    /// How many events of each run are lost; `None` stands for events of the worker itself.
+    /// The number of lost events by run. `None` stands for events of the worker itself.
     pub dropped: BTreeMap<Option<RunId>, u64>,
 }
 
@@ -96,14 +97,14 @@ pub struct Kept {
 #[derive(Debug)]
 pub(super) struct Spill {
     place: Place,
-    /// Made with the first segment.
+    /// Created with the first segment.
     own: Option<Own>,
     segments: VecDeque<Segment>,
-    /// Segments that were read, with their last ticket: they stay until that is confirmed.
+    /// Fully read segments with their last ticket. They are kept until it is confirmed.
     unconfirmed: VecDeque<(u64, Segment)>,
     /// The number of the last segment.
     last: u64,
-    /// Written and not read yet.
+    /// The size of the events that were written and not yet read.
     bytes: u64,
     events: u64,
 }
@@ -117,7 +118,7 @@ struct Segment {
 }
 
 impl Spill {
-    /// Makes the directory, and tries whether a file can be made in it.
+    /// Creates the directory and checks that files can be created in it.
     pub(super) fn open(place: Place) -> io::Result<Self> {
         make_private(&place.dir)?;
         tempfile::tempfile_in(&place.dir)?;
@@ -125,18 +126,18 @@ impl Spill {
         Ok(Self { place, own: None, segments, unconfirmed, last: 0, bytes: 0, events: 0 })
     }
 
-    /// The directory of all workers.
+    /// Returns the common directory of all workers.
     pub(super) fn dir(&self) -> &Path {
         self.place.dir()
     }
 
-    /// Whether so many more bytes may be written.
+    /// Returns true if `bytes` more bytes may be written.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
         let left = self.place.left.load(Ordering::Relaxed);
         self.bytes.saturating_add(left).saturating_add(bytes as u64) <= self.place.limit
     }
 
-    /// Writes all of them or none.
+    /// Writes all events of a batch, or none.
     pub(super) fn append(&mut self, batch: &[Waiting]) -> io::Result<()> {
         if self.segments.back().is_none_or(|last| last.written >= SEGMENT_BYTES) {
             let segment = self.segment(self.last + 1)?;
@@ -159,8 +160,8 @@ impl Spill {
         Ok(Segment { file: private_file(&path)?, path, written: 0, read: 0 })
     }
 
-    /// Reads about so many bytes of the oldest events. Also returns the oldest ticket that remains.
-    /// Nothing changes if it fails.
+    /// Reads about `about` bytes of the oldest events. Also returns the oldest ticket that remains.
+    /// If it fails, nothing changes.
     pub(super) fn take(&mut self, about: usize) -> io::Result<(Vec<Waiting>, Option<u64>)> {
         let Some(first) = self.segments.front() else { return Ok((Vec::new(), None)) };
         let left = first.written - first.read;
@@ -189,7 +190,7 @@ impl Spill {
         Ok((taken, next))
     }
 
-    /// Removes the segments whose events are confirmed, up to that ticket.
+    /// Removes the segments whose events are all confirmed up to this ticket.
     pub(super) fn confirmed(&mut self, done: u64) {
         while self.unconfirmed.front().is_some_and(|(last, _)| *last <= done) {
             if let Some((_, segment)) = self.unconfirmed.pop_front() {
@@ -198,8 +199,8 @@ impl Spill {
         }
     }
 
-    /// Ends it: what waits in memory goes to disk, around what is there, and all of it is left to the
-    /// next worker.
+    /// Ends the spill: saves the events in memory before and after those on disk, for the next
+    /// worker.
     pub(super) fn keep(mut self, leftover: Leftover) -> io::Result<Kept> {
         let Leftover { mut front, tail, lost } = leftover;
         while self.segments.front().is_some_and(|first| first.read > 0) {
@@ -211,7 +212,7 @@ impl Spill {
         let mut dropped = BTreeMap::new();
         let front = self.that_fit(front, &mut dropped);
         if !front.is_empty() {
-            // Before all others, whose numbers begin with 1.
+            // Sorts before all others, whose numbers start at 1.
             let mut segment = self.segment(0)?;
             self.bytes += segment.append(&front)?;
             self.events += front.len() as u64;
@@ -239,7 +240,7 @@ impl Spill {
         Ok(Kept { events: self.events, bytes: self.bytes, dir, dropped })
     }
 
-    /// The first of these that the limit leaves room for; the others are counted.
+    /// Returns the first events that fit into the limit, and counts the others as dropped.
     fn that_fit(
         &self,
         mut events: Vec<Waiting>,
@@ -264,7 +265,8 @@ impl Drop for Spill {
             return;
         }
         if let Some(own) = &self.own {
-            // Only the lock is in it. If it cannot be removed, the next worker finds it empty.
+            // The directory only contains the lock. If it cannot be removed, the next worker finds
+            // it empty.
             fs::remove_dir_all(&own.path).ok();
         }
     }
@@ -276,7 +278,7 @@ impl Segment {
         for waiting in batch {
             encode(waiting, &mut bytes);
         }
-        // If this fails half way, the next events are written over the half.
+        // After a partial write, the next batch overwrites it.
         self.file.write_all_at(&bytes, self.written)?;
         self.written += bytes.len() as u64;
         Ok(bytes.len() as u64)
@@ -290,7 +292,7 @@ impl Segment {
 
     fn remove(self) {
         if let Err(cause) = fs::remove_file(&self.path) {
-            // Its events would be published twice, which readers allow for.
+            // Its events would be published twice, which readers tolerate.
             tracing::debug!(path = %self.path.display(), %cause, "a segment cannot be removed");
         }
     }
@@ -300,7 +302,7 @@ fn make_private(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
-/// A new file for this user alone.
+/// Creates a file that only this user can access.
 fn private_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)
 }
@@ -313,12 +315,12 @@ fn encoded_len(waiting: &Waiting) -> usize {
     HEADER + run_text(waiting).len() + waiting.body.len()
 }
 
-/// Ticket, epoch, the lengths of run and body, run, body.
+/// Layout: ticket, epoch, length of run, length of body, run, body.
 fn encode(waiting: &Waiting, to: &mut Vec<u8>) {
     let run = run_text(waiting);
     to.extend(waiting.ticket.to_le_bytes());
     to.extend(waiting.epoch.map_or(NO_EPOCH, |epoch| epoch.0).to_le_bytes());
-    // No event comes near 4 GiB: the broker's own limit is 128 MiB.
+    // No event approaches 4 GiB: the broker's own limit is 128 MiB.
     to.extend(u32::try_from(run.len()).unwrap_or(u32::MAX).to_le_bytes());
     to.extend(u32::try_from(waiting.body.len()).unwrap_or(u32::MAX).to_le_bytes());
     to.extend(run.as_bytes());
@@ -335,13 +337,13 @@ fn lengths(bytes: &[u8]) -> Option<(usize, usize)> {
     Some((length(16)?, length(20)?))
 }
 
-/// How long the first record is; `None` where not even its header is there.
+/// Returns the length of the first record, or `None` if its header is incomplete.
 fn record_len(bytes: &[u8]) -> Option<usize> {
     let (run, body) = lengths(bytes)?;
     Some(HEADER + run + body)
 }
 
-/// All whole records, and how long they are together.
+/// Returns all complete records and their total length.
 pub(super) fn decode_all(bytes: &Bytes) -> io::Result<(Vec<Waiting>, usize)> {
     let (mut all, mut used) = (Vec::new(), 0);
     while let Some(length) =
@@ -361,7 +363,8 @@ fn decode(record: &Bytes) -> Option<Waiting> {
     let (run, _) = lengths(record)?;
     let text = std::str::from_utf8(record.get(HEADER..HEADER + run)?).ok()?;
     let named = if text.is_empty() { None } else { Some(text.parse().ok()?) };
-    // A copy: a slice would keep the whole batch in memory until its last event is confirmed.
+    // Copied, because a slice would keep the whole batch in memory until its last event is
+    // confirmed.
     let body = Bytes::copy_from_slice(record.get(HEADER + run..)?);
     Some(Waiting::new(ticket, named, epoch, body))
 }
@@ -387,7 +390,7 @@ mod tests {
         Leftover { front: front.to_vec(), tail: tail.to_vec(), lost: BTreeMap::new() }
     }
 
-    /// All events in a directory, in the order in which they are to be published.
+    /// Returns all events in a directory, in the order of publication.
     fn events_in(dir: &Path) -> Vec<Waiting> {
         let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
         let mut names: Vec<PathBuf> =
@@ -468,7 +471,7 @@ mod tests {
         for one in &all[1..8] {
             spill.append(std::slice::from_ref(one)).unwrap();
         }
-        // The second was read, and nothing of it is confirmed.
+        // The second event was read, and none is confirmed.
         let (read, _) = spill.take(1).unwrap();
         assert_eq!(read, all[1..2]);
         let kept = spill.keep(leftover(&all[..2], &all[8..])).unwrap();
