@@ -1,4 +1,4 @@
-//! Changes of the store, on their way to the disk.
+//! Changes of the store, applied in transactions of the file.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,24 +13,24 @@ use super::rows::{self, KV, LEASED, LEASES};
 use super::store::Shared;
 use crate::ports::{Change, Entry, LeaseId, Op, Txn, TxnReply};
 
-/// When the keys of an ended lease could not be removed, they are tried again after this.
+/// The delay after a failed removal of the keys of an ended lease.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Why a transaction was not made.
+/// Why a transaction failed.
 pub(super) enum Refusal {
-    /// A lease is gone.
+    /// A lease does not exist.
     Gone(i64),
-    /// The disk said no.
+    /// The disk reported an error.
     Fault(Fault),
 }
 
-/// What a transaction comes to, once it is committed.
+/// The result of a transaction, valid once it is committed.
 struct Made {
     answer: Result<TxnReply, Refusal>,
     changes: Vec<Change>,
 }
 
-/// A transaction that waits for the disk.
+/// A transaction that waits to be committed.
 pub(super) struct Transact {
     txn: Txn,
     shared: Arc<Shared>,
@@ -39,7 +39,7 @@ pub(super) struct Transact {
 }
 
 impl Transact {
-    /// A transaction, and where its answer comes.
+    /// Creates a transaction and the receiver of its reply.
     pub(super) fn new(
         txn: Txn,
         shared: Arc<Shared>,
@@ -91,7 +91,7 @@ impl Work for Transact {
             (Ok(()), None) => Err(Refusal::Fault(Fault::Io("nothing was done".into()))),
             (Err(fault), _) => Err(Refusal::Fault(fault)),
         };
-        // Who asked may have gone.
+        // The caller may have dropped the receiver.
         drop(self.reply.send(answer));
     }
 }
@@ -99,7 +99,7 @@ impl Work for Transact {
 type KvTable<'txn> = redb::Table<'txn, &'static str, rows::KvRow>;
 type LeasedTable<'txn> = redb::Table<'txn, (i64, &'static str), ()>;
 
-/// Makes one change; `None` where a key to be removed is not there.
+/// Makes one change. Returns `None` if the key to be changed does not exist.
 fn change(
     kv: &mut KvTable<'_>,
     leased: &mut LeasedTable<'_>,
@@ -152,7 +152,7 @@ fn remove(
     Ok(Some(Change::Deleted { key: key.to_owned(), revision }))
 }
 
-/// Leases that have ended, whose keys are to go.
+/// Ended leases whose keys must be deleted.
 pub(super) struct End {
     leases: Vec<LeaseId>,
     shared: Arc<Shared>,
@@ -161,7 +161,7 @@ pub(super) struct End {
 }
 
 impl End {
-    /// Ended leases, and where it is told that their keys are gone.
+    /// Creates the deletion and the receiver of its result.
     pub(super) fn new(
         leases: Vec<LeaseId>,
         shared: Arc<Shared>,
@@ -193,12 +193,12 @@ impl Work for End {
         {
             self.shared.history.push(revision, changes);
         }
-        // Who asked may have gone.
+        // The caller may have dropped the receiver.
         drop(self.reply.send(outcome));
     }
 }
 
-/// Removes leases and their keys, in one revision.
+/// Deletes leases and their keys in one revision.
 fn end_leases(
     txn: &WriteTransaction,
     leases: &[LeaseId],
@@ -222,11 +222,11 @@ fn end_leases(
     Ok(((revision + 1, changes), Changed::Yes))
 }
 
-/// Leases that outlive a process: time to live, and what is left of it.
+/// Leases that outlive a process: ID, time to live, and remaining time.
 pub(super) type Lasting = Vec<(LeaseId, Duration, Duration)>;
 
-/// Ends what earlier processes held; what outlives them comes back with its time to live, and what
-/// is left of it.
+/// Ends the leases of earlier processes. Returns those that outlive a process, with their time to
+/// live and remaining time.
 pub(super) fn void_leases(
     txn: &WriteTransaction,
     wall: i64,
@@ -237,7 +237,7 @@ pub(super) fn void_leases(
         let (ttl, ends) = row.value();
         if let Some(left) = u64::try_from(ends.saturating_sub(wall)).ok().filter(|left| *left > 0) {
             let ttl = Duration::from_millis(u64::try_from(ttl).unwrap_or_default());
-            // A clock that was set back does not make a lease longer than it was.
+            // Setting the clock back must not extend a lease beyond its time to live.
             lasting.push((LeaseId(id.value()), ttl, Duration::from_millis(left).min(ttl)));
         }
     }

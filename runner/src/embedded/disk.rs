@@ -1,9 +1,9 @@
-//! The file: who may open it, and how what waits goes into it in one commit.
+//! The database file: exclusive access, and group commits.
 //!
-//! Every commit is durable when it returns (redb's `Durability::Immediate`): what was answered
+//! Every commit is durable when it returns (redb's `Durability::Immediate`): an acknowledged change
 //! survives the death of the process and of the machine. redb has no weaker level that survives the
-//! death of the process, and none is needed: a commit of 500 bytes takes 0.3 ms on a virtual disk,
-//! 1 MiB takes 5 ms, and whatever waits while one is made goes into the next one together.
+//! death of the process, and none is needed. A commit of 500 bytes takes 0.3 ms on a virtual disk,
+//! 1 MiB takes 5 ms, and all work that arrives during a commit shares the next one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
@@ -21,55 +21,55 @@ use tokio::sync::oneshot;
 
 use super::health::{self, Health};
 
-/// The file in its directory.
+/// The name of the file in its directory.
 const FILE: &str = "bob.redb";
-/// Says which process has the file open, for whoever is turned away.
+/// The file that names the process that has the database open.
 const HOLDER: &str = "bob.pid";
-/// redb's page cache; its default of 1 GiB is more than a worker may have.
+/// The size of redb's page cache. Its default of 1 GiB is too large for a worker.
 const CACHE_BYTES: usize = 8 << 20;
-/// After this long a call ends, and it is unknown what came of it.
+/// The timeout of a call. Whether its change was made is unknown then.
 const DEADLINE: Duration = Duration::from_secs(10);
 
-/// What is said to whoever comes too late.
+/// The error of calls after `close`.
 const CLOSED: &str = "it is closed";
 
 /// Why the file cannot be opened.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    /// Another process works with it.
+    /// Another process has the file open.
     #[error("{dir} is in use by {by}; end it, or set BOB_DATA_DIR to another directory")]
     InUse {
         /// The directory.
         dir: String,
-        /// The process, as far as it is known.
+        /// The other process, as far as it is known.
         by: String,
     },
-    /// The system does not let us.
+    /// The operating system reported an error.
     #[error("cannot open {path}: {cause}; set BOB_DATA_DIR to a directory that can be written")]
     Io {
         /// The file or directory.
         path: String,
-        /// The kind of the system's error.
+        /// The kind of the error.
         kind: ErrorKind,
-        /// What the system said.
+        /// The error's text.
         cause: String,
     },
-    /// It is no file of ours, or it is damaged.
+    /// The file has an unknown format or is corrupt.
     #[error("cannot read {path}: {cause}; move it away to begin anew")]
     Unreadable {
         /// The file.
         path: String,
-        /// What is wrong with it.
+        /// What is wrong with the file.
         cause: String,
     },
 }
 
-/// What went wrong with the file while it was open.
+/// An error of the open file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// The system said no, or not in time; it may go better later.
+    /// An I/O error or a timeout. A later attempt may succeed.
     Io(String),
-    /// It holds what it should not.
+    /// The file's content is invalid.
     Unreadable(String),
 }
 
@@ -98,24 +98,24 @@ impl From<redb::Error> for Fault {
 pub(super) enum Changed {
     /// It did.
     Yes,
-    /// It did not: no commit is needed for it.
+    /// It did not, so that no commit is needed.
     No,
 }
 
-/// Something that is to be written.
+/// Work that needs a write transaction.
 pub(super) trait Work: Send {
-    /// Makes the changes. It is called again where the first transaction had to be given up.
+    /// Makes the changes. Called again if the first transaction was aborted.
     fn apply(&mut self, txn: &WriteTransaction) -> Result<Changed, redb::Error>;
 
-    /// Called once, after the commit or its failure, in the order of the changes.
+    /// Called once, after the commit or its failure, in the order of submission.
     fn end(self: Box<Self>, outcome: Result<(), Fault>);
 }
 
 /// The open file.
 pub(super) struct Disk {
     place: Option<PathBuf>,
-    /// `None` between a failure and the next success: redb wants a file to be opened again after an
-    /// error of the system.
+    /// `None` between an error and the next success, because redb requires reopening after an I/O
+    /// error.
     open: RwLock<Option<Database>>,
     closed: AtomicBool,
     health: Health,
@@ -129,13 +129,14 @@ struct Waiting {
     writing: bool,
 }
 
-/// A lock that is never held over a panic that leaves something half done.
+/// Locks a mutex, ignoring poison. The guarded values are consistent even after a panic.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Disk {
-    /// Opens the file in a directory, which is made where it is missing; without one, memory.
+    /// Opens the file in a directory, which is created if necessary. Without a directory, uses
+    /// memory.
     pub(super) async fn open(dir: Option<PathBuf>) -> Result<Arc<Self>, OpenError> {
         let runtime = Handle::current();
         let opened = runtime.spawn_blocking(move || {
@@ -162,27 +163,27 @@ impl Disk {
         }))
     }
 
-    /// Why the file can no longer be written, if it cannot.
+    /// Returns why the file can no longer be written, if it cannot.
     pub(super) fn failure(&self) -> Option<String> {
         self.health.cause()
     }
 
-    /// Resolves when the file can no longer be written, with the cause.
+    /// Waits until the file can no longer be written, and returns the cause.
     ///
     /// # Cancel safety
-    /// Cancel safe.
+    /// This method is cancel safe.
     pub(super) async fn failed(&self) -> String {
         self.health.failed().await
     }
 
-    /// What errors call the file.
+    /// Returns the name of the file for error messages.
     pub(super) fn name(&self) -> String {
         self.place
             .as_ref()
             .map_or_else(|| "memory".into(), |dir| dir.join(FILE).display().to_string())
     }
 
-    /// Puts something on the list of what is to be written; one thread at a time works it off.
+    /// Queues work. A single thread at a time processes the queue.
     pub(super) fn submit(self: &Arc<Self>, work: Box<dyn Work>) {
         let mut waiting = lock(&self.waiting);
         waiting.works.push(work);
@@ -193,10 +194,10 @@ impl Disk {
         }
     }
 
-    /// Changes something, and returns once that is durable.
+    /// Makes a change and returns once it is durable.
     ///
     /// # Cancel safety
-    /// Whether a change whose future was dropped was made is unknown.
+    /// If the future is dropped, whether the change was made is unknown.
     pub(super) async fn write<T, F>(self: &Arc<Self>, apply: F) -> Result<T, Fault>
     where
         T: Send + 'static,
@@ -207,7 +208,7 @@ impl Disk {
         in_time(answer).await?
     }
 
-    /// Reads something.
+    /// Runs a read transaction.
     pub(super) async fn read<T, F>(self: &Arc<Self>, look: F) -> Result<T, Fault>
     where
         T: Send + 'static,
@@ -225,7 +226,7 @@ impl Disk {
         in_time(found).await?
     }
 
-    /// Closes the file once everything that was submitted is written. What is asked for later fails.
+    /// Closes the file once all submitted work is written. Later calls fail.
     pub(super) async fn close(self: &Arc<Self>) -> Result<(), Fault> {
         self.write(|_| Ok(((), Changed::No))).await?;
         self.closed.store(true, Ordering::Release);
@@ -237,7 +238,7 @@ impl Disk {
     }
 
     fn work_off(self: &Arc<Self>) {
-        // A panic must not leave the list without anyone who works it off.
+        // Even after a panic, a later submission must start a new thread.
         let _writing = Writing(self);
         loop {
             let works = {
@@ -258,7 +259,7 @@ impl Disk {
             Err(fault) if works.len() == 1 => {
                 works.into_iter().for_each(|work| work.end(Err(fault.clone())));
             }
-            // One of them may be to blame: the others need not suffer for it.
+            // One of them may be at fault: retry each one alone.
             Err(_) => {
                 for work in works {
                     let mut alone = vec![work];
@@ -288,7 +289,7 @@ impl Disk {
         Err(error.into())
     }
 
-    /// Opens the file again where an error of the system has closed it.
+    /// Reopens the file if an I/O error has closed it.
     fn reopen(&self) -> Result<(), Fault> {
         if self.closed.load(Ordering::Acquire) {
             return Err(Fault::Io(CLOSED.into()));
@@ -336,7 +337,7 @@ fn transact(database: &Database, works: &mut [Box<dyn Work>]) -> Result<(), redb
     Ok(())
 }
 
-/// Waits for an answer, but not for ever.
+/// Waits for a reply, up to the timeout.
 pub(super) async fn in_time<T, E: std::fmt::Display>(
     answer: impl Future<Output = Result<T, E>>,
 ) -> Result<T, Fault> {
@@ -371,7 +372,7 @@ where
             (Ok(()), None) => Err(Fault::Io("nothing was done".into())),
             (Err(fault), _) => Err(fault),
         };
-        // Who asked may have gone.
+        // The caller may have dropped the receiver.
         drop(reply.send(answer));
     }
 }
@@ -394,7 +395,7 @@ fn in_dir(dir: &Path) -> Result<Database, OpenError> {
         kind: error.kind(),
         cause: health::cause_of(error),
     };
-    // Records hold what pipelines are given: nobody else is to read them.
+    // Records contain data of pipelines, so other users must not read them.
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -1,4 +1,5 @@
-//! Events: a bounded buffer, then packs of them in the file, in one commit with whatever else waits.
+//! The event stream: a bounded buffer, then packs of events in the file. A commit includes all
+//! other pending work.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -18,33 +19,34 @@ use super::disk::{Changed, Disk, Fault, Work, lock};
 use super::rows::{EVENT_TIMES, EVENTS};
 use crate::ports::{EventStream, Events, EventsError, Host, Position, Published, Ticket};
 
-/// What may wait for the disk, in bytes. It bounds what a step writes ahead of it.
+/// The maximum size of buffered events. Limits how far a step can run ahead of the disk.
 const BUFFER_BYTES: usize = 2 << 20;
-/// What goes into one commit, in bytes. It bounds how long a transaction waits for a flood of output.
+/// The maximum size of events in one commit. Limits how long a transaction waits during heavy
+/// output.
 const COMMIT_BYTES: usize = 1 << 20;
-/// What goes into one row, in bytes: redb gives a long value a power of two of pages.
+/// The maximum size of a pack. redb rounds a long value up to a power of two of pages.
 const PACK_BYTES: usize = 500_000;
-/// How exact the index of times is, and how often old events are looked for.
+/// The resolution of the time index, and the interval between removals of old events.
 const TICK_MILLIS: i64 = 1000;
-/// How many old packs are removed in one commit.
+/// The maximum number of old packs removed in one commit.
 const REMOVED_AT_ONCE: usize = 1024;
-/// After the disk has failed, it is tried again after this.
+/// The delay after a disk error.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// The stream.
+/// The event stream.
 pub(super) struct FileEvents {
     disk: Arc<Disk>,
     shared: Arc<Shared>,
 }
 
-/// What is not on disk.
+/// The state in memory.
 struct Shared {
     host: Arc<dyn Host>,
     retention_millis: i64,
     buffer: Mutex<Buffer>,
-    /// Every ticket below this one is on disk, or was discarded.
+    /// Every ticket below this one is on disk or was discarded.
     done: watch::Sender<u64>,
-    /// The offset of the next event that comes to the disk.
+    /// The offset of the next event written to disk.
     end: watch::Sender<u64>,
 }
 
@@ -53,11 +55,11 @@ struct Buffer {
     waiting: VecDeque<Waiting>,
     bytes: usize,
     next_ticket: u64,
-    /// How many of the first ones are in the transaction that is being made.
+    /// The number of events, from the first, in the current transaction.
     in_flight: usize,
-    /// Somebody works on it.
+    /// Whether a flush is submitted.
     flushing: bool,
-    /// The latest row of the index of times.
+    /// The latest row of the time index.
     latest_tick: i64,
 }
 
@@ -74,7 +76,7 @@ impl std::fmt::Debug for FileEvents {
 }
 
 impl FileEvents {
-    /// Goes on where the file ends.
+    /// Opens the stream, and continues at the end of the file.
     pub(super) async fn open(
         disk: Arc<Disk>,
         host: Arc<dyn Host>,
@@ -111,7 +113,7 @@ impl FileEvents {
     }
 }
 
-/// Sees to it that what waits is written.
+/// Submits a flush of the buffered events, unless there is one already.
 fn flush(disk: &Arc<Disk>, shared: &Arc<Shared>) {
     {
         let mut buffer = lock(&shared.buffer);
@@ -204,9 +206,10 @@ impl Events for FileEvents {
 }
 
 impl FileEvents {
-    /// Waits for a commit, and after a while asks for one: the last one may have failed.
+    /// Waits for a commit. After a while, submits another flush, because the last one may have
+    /// failed.
     async fn progress(&self, done: &mut watch::Receiver<u64>) {
-        // The sender lives in `shared`.
+        // `shared` owns the sender.
         if let Err(late) = tokio::time::timeout(RETRY, done.changed()).await {
             tracing::debug!(%late, "events wait for the disk");
             self.flush();
@@ -215,13 +218,13 @@ impl FileEvents {
 }
 
 impl Shared {
-    /// Tells who waits how far it is.
+    /// Notifies waiters of the completed tickets.
     fn tell(&self, buffer: &Buffer) {
         self.done.send_replace(buffer.waiting.front().map_or(buffer.next_ticket, |it| it.ticket));
     }
 }
 
-/// What waits, on its way to the disk.
+/// Writes buffered events to disk.
 struct Flush {
     disk: Arc<Disk>,
     shared: Arc<Shared>,
@@ -241,7 +244,7 @@ impl Work for Flush {
             return Ok(Changed::No);
         }
         let first = *self.shared.end.borrow();
-        // A clock that was set back does not bring the index out of order.
+        // Keeps the index in order even if the clock is set back.
         let now = self.shared.host.now().0.max(latest_tick);
         self.tick = (latest_tick == i64::MIN || now - latest_tick >= TICK_MILLIS).then_some(now);
         self.end = append(txn, first, &bodies)?;
@@ -273,14 +276,15 @@ impl Work for Flush {
                 tracing::warn!(path = self.disk.name(), cause, "cannot write events; trying again");
             }
         }
-        // Who waits asks again after a failure: an immediate second attempt would only burn.
+        // After a failure, waiters submit the next flush. An immediate retry would only use CPU
+        // time.
         if again {
             flush(&self.disk, &self.shared);
         }
     }
 }
 
-/// The first of what waits, as far as it goes into one commit.
+/// Returns the first buffered events, up to the size of a commit.
 fn first_of(waiting: &VecDeque<Waiting>) -> Vec<Bytes> {
     let mut bytes = 0;
     waiting
@@ -294,7 +298,7 @@ fn first_of(waiting: &VecDeque<Waiting>) -> Vec<Bytes> {
         .collect()
 }
 
-/// Writes events from an offset on, in packs; the answer is the offset after them.
+/// Writes events in packs, starting at an offset. Returns the offset after them.
 fn append(txn: &WriteTransaction, first: u64, bodies: &[Bytes]) -> Result<u64, redb::Error> {
     let mut table = txn.open_table(EVENTS)?;
     let (mut pack, mut start, mut next) = (Vec::new(), first, first);
@@ -304,7 +308,7 @@ fn append(txn: &WriteTransaction, first: u64, bodies: &[Bytes]) -> Result<u64, r
             pack.clear();
             start = next;
         }
-        // The length of an event is far from 4 GiB: a `Log` event has 64 KiB of text.
+        // The length of an event is far below 4 GiB: a `Log` event has 64 KiB of text.
         pack.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_le_bytes());
         pack.extend_from_slice(body);
         next += 1;
@@ -313,7 +317,7 @@ fn append(txn: &WriteTransaction, first: u64, bodies: &[Bytes]) -> Result<u64, r
     Ok(next)
 }
 
-/// The events of a pack.
+/// Returns the events in a pack.
 fn unpack(mut pack: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let (length, rest) = pack.split_first_chunk::<4>()?;
@@ -328,16 +332,17 @@ fn count(pack: &[u8]) -> u64 {
     unpack(pack).map(|_| 1).sum()
 }
 
-/// Removes what is older than a time: whole packs, and never the last one, which holds the offset.
+/// Removes events older than a time. Only removes whole packs, and never the last one, which
+/// preserves the offset.
 fn forget(txn: &WriteTransaction, before: i64) -> Result<(), redb::Error> {
     let mut times = txn.open_table(EVENT_TIMES)?;
-    // What a row begins came within a tick of it.
+    // The events of a row were written within one tick of its time.
     let young = before.saturating_sub(TICK_MILLIS).saturating_add(1);
     let Some(kept_from) = times.range(young..)?.next().transpose()?.map(|row| row.1.value()) else {
         return Ok(());
     };
     let mut events = txn.open_table(EVENTS)?;
-    // A pack ends where the next one begins.
+    // A pack ends at the start of the next one.
     let mut old = Vec::new();
     let mut packs = events.iter()?;
     let mut first = packs.next().transpose()?.map(|(first, _)| first.value());
@@ -356,7 +361,7 @@ fn forget(txn: &WriteTransaction, before: i64) -> Result<(), redb::Error> {
     Ok(())
 }
 
-/// Someone who reads.
+/// A reader of the stream.
 struct Reader {
     disk: Arc<Disk>,
     end: watch::Receiver<u64>,
@@ -377,7 +382,7 @@ impl Reader {
             }
             let end = *self.end.borrow_and_update();
             if self.cursor >= end {
-                // Nothing more comes once the stream itself is gone.
+                // The stream itself has been dropped, so nothing more will come.
                 self.end.changed().await.ok()?;
                 continue;
             }
@@ -395,7 +400,7 @@ impl Reader {
     }
 }
 
-/// The events of one pack from an offset on, or of the first one after it.
+/// Returns the events of the pack at an offset, from that offset on, or those of the next pack.
 fn pack_at(txn: &ReadTransaction, offset: u64) -> Result<VecDeque<Published>, redb::Error> {
     let table = txn.open_table(EVENTS)?;
     let before = table.range(..=offset)?.next_back().transpose()?;

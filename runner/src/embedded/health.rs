@@ -1,4 +1,4 @@
-//! Whether the file can still be written.
+//! Tracks whether the file can be written.
 
 use std::io::{self, ErrorKind};
 use std::sync::Mutex;
@@ -9,24 +9,25 @@ use tokio::time::Instant;
 
 use super::disk::lock;
 
-/// Writes that fail for this long, without one that succeeds, do not recover by themselves.
+/// Writes that fail for this long without a success are regarded as a permanent failure.
 const GIVES_UP_AFTER: Duration = Duration::from_secs(10);
 
-/// Watches whether writes succeed.
+/// Tracks the outcome of writes.
 #[derive(Debug, Default)]
 pub(super) struct Health {
-    /// The first failure after the last success.
+    /// The first failure since the last success.
     first: Mutex<Option<(Instant, String)>>,
     failed: watch::Sender<Option<String>>,
 }
 
 impl Health {
-    /// A write has succeeded.
+    /// Notes that a write succeeded.
     pub(super) fn note_success(&self) {
         *lock(&self.first) = None;
     }
 
-    /// A write has failed. A full or read-only disk is final at once: retrying would never end.
+    /// Notes that a write failed. A full or read-only disk is a permanent failure at once: retrying
+    /// would never end.
     pub(super) fn note_failure(&self, kind: ErrorKind, cause: impl FnOnce() -> String) {
         let is_final = matches!(
             kind,
@@ -42,7 +43,7 @@ impl Health {
         }
     }
 
-    /// The first cause counts: later ones follow from it.
+    /// Keeps the first cause, because later ones result from it.
     fn give_up(&self, cause: String) {
         self.failed.send_if_modified(|failed| {
             let is_new = failed.is_none();
@@ -51,23 +52,23 @@ impl Health {
         });
     }
 
-    /// The cause, if writes have failed for good.
+    /// Returns the cause of a permanent failure, if there is one.
     pub(super) fn cause(&self) -> Option<String> {
         self.failed.borrow().clone()
     }
 
-    /// Resolves with the cause when writes have failed for good.
+    /// Waits for a permanent failure and returns its cause.
     pub(super) async fn failed(&self) -> String {
         let mut failed = self.failed.subscribe();
         match failed.wait_for(Option::is_some).await.map(|cause| cause.clone()) {
             Ok(Some(cause)) => cause,
-            // The sender lives in `self`, and the value was waited for.
+            // Unreachable: `self` owns the sender, and the value is `Some`.
             Ok(None) | Err(_) => std::future::pending().await,
         }
     }
 }
 
-/// An error of the system in lower case and without its number.
+/// Returns the text of an I/O error in lower case and without its number.
 #[must_use]
 pub fn cause_of(error: &io::Error) -> String {
     let text = error.to_string();

@@ -1,5 +1,5 @@
-//! The latest changes, for whoever watches. Older ones are forgotten: who lags behind is told to
-//! look again.
+//! The latest changes, for watches. Older ones are dropped; a watch that falls behind gets an
+//! error.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -9,9 +9,10 @@ use tokio::sync::watch;
 use super::disk::lock;
 use crate::ports::{Change, StoreError};
 
-/// How many changes are kept at most.
+/// The maximum number of changes.
 const CHANGES: usize = 4096;
-/// How many bytes of values are kept at most, but for the last transaction's.
+/// The maximum total size of values in bytes. The last transaction is kept even if it exceeds the
+/// limit.
 const BYTES: usize = 4 << 20;
 
 /// The changes of one revision.
@@ -21,12 +22,12 @@ struct Step {
     bytes: usize,
 }
 
-/// What is kept.
+/// The retained changes.
 struct Kept {
     steps: VecDeque<Step>,
     changes: usize,
     bytes: usize,
-    /// From this revision on nothing was forgotten.
+    /// All changes from this revision on are retained.
     oldest: i64,
 }
 
@@ -37,7 +38,7 @@ pub(super) struct History {
 }
 
 impl History {
-    /// An empty history after a revision.
+    /// Creates an empty history that starts after a revision.
     pub(super) fn after(revision: i64) -> Self {
         let kept = Kept { steps: VecDeque::new(), changes: 0, bytes: 0, oldest: revision + 1 };
         Self { kept: Mutex::new(kept), latest: watch::Sender::new(revision) }
@@ -58,7 +59,7 @@ impl History {
         self.latest.send_replace(revision);
     }
 
-    /// Forgets what was before a revision.
+    /// Drops the changes before a revision.
     #[cfg(any(test, feature = "testing"))]
     pub(super) fn compact(&self, revision: i64) {
         let mut kept = lock(&self.kept);
@@ -67,12 +68,12 @@ impl History {
         }
     }
 
-    /// Tells when there is more.
+    /// Returns a receiver that is notified of new changes.
     pub(super) fn subscribe(&self) -> watch::Receiver<i64> {
         self.latest.subscribe()
     }
 
-    /// The changes under a prefix from a revision on, and the revision to go on from.
+    /// Returns the changes under a prefix from a revision on, and the revision to continue from.
     pub(super) fn since(&self, from: i64, prefix: &str) -> Result<(Vec<Change>, i64), StoreError> {
         let kept = lock(&self.kept);
         if from < kept.oldest {

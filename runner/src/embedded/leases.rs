@@ -1,4 +1,4 @@
-//! Who holds what until when. In memory: a lease says that a process lives.
+//! Leases and their deadlines. Kept in memory, because a lease shows that its process is alive.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -7,17 +7,18 @@ use tokio::time::Instant;
 
 use crate::ports::LeaseId;
 
-/// A lease of at least this length is a date and no sign of life: it outlives the process.
+/// A lease of at least this length is an expiry date rather than a sign of life, and outlives its
+/// process.
 pub(super) const LASTING: Duration = Duration::from_secs(3600);
 
 struct Lease {
     ttl: Duration,
     deadline: Instant,
-    /// Its keys are being removed, and nothing renews it any more.
+    /// Whether its keys are being deleted. It can no longer be renewed.
     ending: bool,
 }
 
-/// The leases that there are.
+/// All leases.
 #[derive(Default)]
 pub(super) struct Leases {
     by_id: HashMap<LeaseId, Lease>,
@@ -25,19 +26,19 @@ pub(super) struct Leases {
 }
 
 impl Leases {
-    /// Adds a lease that runs out at `deadline`, and after `ttl` once it is renewed.
+    /// Adds a lease that first expires at `deadline`, and then `ttl` after each renewal.
     pub(super) fn add(&mut self, id: LeaseId, ttl: Duration, deadline: Instant) {
         self.by_id.insert(id, Lease { ttl, deadline, ending: false });
         self.by_deadline.insert((deadline, id.0));
     }
 
-    /// The time to live of a lease that stands.
+    /// Returns the time to live of a valid lease.
     pub(super) fn ttl(&self, id: LeaseId, now: Instant) -> Option<Duration> {
         let lease = self.by_id.get(&id)?;
         (!lease.ending && lease.deadline > now).then_some(lease.ttl)
     }
 
-    /// Renews a lease that stands.
+    /// Renews a valid lease.
     pub(super) fn renew(&mut self, id: LeaseId, now: Instant) -> Option<Duration> {
         let ttl = self.ttl(id, now)?;
         let lease = self.by_id.get_mut(&id)?;
@@ -47,7 +48,7 @@ impl Leases {
         Some(ttl)
     }
 
-    /// Ends a lease before its time; `false` where it has ended or is about to.
+    /// Ends a lease early. Returns false if it has ended already.
     pub(super) fn end(&mut self, id: LeaseId) -> bool {
         let Some(lease) = self.by_id.get_mut(&id).filter(|lease| !lease.ending) else {
             return false;
@@ -57,7 +58,7 @@ impl Leases {
         true
     }
 
-    /// Ends the leases that have run out, and says which.
+    /// Ends the expired leases and returns them.
     pub(super) fn end_due(&mut self, now: Instant) -> Vec<LeaseId> {
         let mut due = Vec::new();
         while let Some((_, id)) = self.by_deadline.first().copied().filter(|(at, _)| *at <= now) {
@@ -71,12 +72,12 @@ impl Leases {
         due
     }
 
-    /// The keys of an ended lease are gone.
+    /// Removes an ended lease, whose keys are deleted.
     pub(super) fn forget(&mut self, id: LeaseId) {
         self.by_id.remove(&id);
     }
 
-    /// The keys of an ended lease could not be removed: it is due again at `retry`.
+    /// Schedules an ended lease again, because its keys could not be deleted.
     pub(super) fn due_again(&mut self, id: LeaseId, retry: Instant) {
         if let Some(lease) = self.by_id.get_mut(&id) {
             lease.deadline = retry;
@@ -84,7 +85,7 @@ impl Leases {
         }
     }
 
-    /// When the next lease runs out.
+    /// Returns the deadline of the lease that expires next.
     pub(super) fn next_deadline(&self) -> Option<Instant> {
         self.by_deadline.first().map(|(at, _)| *at)
     }

@@ -1,10 +1,10 @@
-//! The ports of queue, store and events in one process, over one file.
+//! The queue, store and events ports in one process, over one file.
 //!
-//! What was answered survives `kill -9`. Leases end with the process, as the workers that hold them
-//! do, but for those of an hour or more: they are no sign of life but a date.
+//! Acknowledged changes survive `kill -9`. Leases end with the process, like the workers that hold
+//! them. Leases of an hour or more are expiry dates rather than signs of life, and remain.
 //!
-//! Nothing runs in the background: leases run out when somebody looks or watches, and what is to be
-//! written is worked off by the runtime's blocking threads.
+//! There is no background task. Expired leases are ended by calls and watches, and the runtime's
+//! blocking threads write to the file.
 
 mod changes;
 mod disk;
@@ -28,10 +28,11 @@ use crate::ports::{Events, Host, Message, Queue, QueueError, Store, StoreError};
 pub use disk::OpenError;
 pub use health::cause_of;
 
-/// How an embedded store is opened.
+/// Options of an embedded store.
 #[derive(Clone)]
 pub struct Options {
-    /// Where its file is; without one everything is in memory, and ends with the last handle.
+    /// The directory of the file. Without one, everything is kept in memory until the last handle
+    /// is dropped.
     pub dir: Option<PathBuf>,
     /// How long events are kept.
     pub event_retention: Duration,
@@ -45,16 +46,16 @@ impl std::fmt::Debug for Options {
     }
 }
 
-/// A message that was dead-lettered.
+/// A dead letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// Its place in the queue.
+    /// Its ID in the queue.
     pub id: u64,
-    /// The message as it came, with the headers `x-first-death-reason` and `x-first-death-queue`.
+    /// The original message, with the headers `x-first-death-reason` and `x-first-death-queue`.
     pub message: Message,
 }
 
-/// The open file, and what can be had of it.
+/// The open file, which provides the ports.
 #[derive(Debug, Clone)]
 pub struct Embedded {
     store: Arc<store::FileStore>,
@@ -63,11 +64,12 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Opens the file, and sets right what an earlier process left: its leases are void, what it had
-    /// not settled waits again, and what lay in its own queue lies in the shared ones.
+    /// Opens the file and recovers the state of an earlier process: ends its leases, makes
+    /// unsettled messages available again, and moves the messages of its own queue to the shared
+    /// queues.
     ///
     /// # Errors
-    /// [`OpenError::InUse`] where another process has it open.
+    /// [`OpenError::InUse`] if another process has the file open.
     pub async fn open(options: Options) -> Result<Self, OpenError> {
         let disk = disk::Disk::open(options.dir).await?;
         let opened = async {
@@ -91,65 +93,67 @@ impl Embedded {
         })
     }
 
-    /// Why the file can no longer be written, if it cannot.
+    /// Returns why the file can no longer be written, if it cannot.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
         self.store.failure()
     }
 
-    /// Resolves when the file can no longer be written, with the cause. Acknowledged writes are in it.
+    /// Waits until the file can no longer be written, and returns the cause. Acknowledged writes
+    /// are in the file.
     ///
     /// # Cancel safety
-    /// Cancel safe.
+    /// This method is cancel safe.
     pub async fn failed(&self) -> String {
         self.store.failed().await
     }
 
-    /// Closes the file once everything that was asked for is written: another process can open it
-    /// when this returns. Every other handle fails from then on. Without it the file is closed with
-    /// the last handle, and nothing is lost either.
+    /// Closes the file once all pending writes are done, so that another process can open it. Calls
+    /// of other handles fail afterwards.
+    ///
+    /// Without this call, the file is closed when the last handle is dropped, without any loss.
     ///
     /// # Errors
-    /// [`StoreError::Unreachable`] where the file cannot be written.
+    /// [`StoreError::Unreachable`] if the file cannot be written.
     pub async fn close(self) -> Result<(), StoreError> {
         self.store.close().await
     }
 
-    /// Where state is.
+    /// Returns the store.
     #[must_use]
     pub fn store(&self) -> Arc<dyn Store> {
         Arc::<store::FileStore>::clone(&self.store)
     }
 
-    /// Where events go.
+    /// Returns the event stream.
     #[must_use]
     pub fn events(&self) -> Arc<dyn Events> {
         Arc::<events::FileEvents>::clone(&self.events)
     }
 
-    /// Where commands wait. The node's own queue is there as long as this value.
+    /// Returns the queues. The node's own queue exists as long as the returned value.
     #[must_use]
     pub fn queue(&self, node: &NodeId) -> Arc<dyn Queue> {
         Arc::new(queue::NodeQueue::new(Arc::clone(&self.broker), node))
     }
 
-    /// What was dead-lettered, oldest first.
+    /// Returns the dead letters, oldest first.
     ///
     /// # Errors
-    /// [`QueueError::Unreachable`] where the file cannot be read.
+    /// [`QueueError::Unreachable`] if the file cannot be read.
     pub async fn dead_letters(&self) -> Result<Vec<DeadLetter>, QueueError> {
         self.broker.dead_letters().await
     }
 
-    /// Removes a dead letter; `false` where it is not there any more.
+    /// Removes a dead letter. Returns false if it does not exist.
     ///
     /// # Errors
-    /// [`QueueError::Unreachable`] where the file cannot be written.
+    /// [`QueueError::Unreachable`] if the file cannot be written.
     pub async fn remove_dead_letter(&self, id: u64) -> Result<bool, QueueError> {
         self.broker.remove_dead_letter(id).await
     }
 
-    /// Forgets the history before a revision, as a cluster's store may at any time.
+    /// Drops the history before a revision, which a cluster's store may do at any time.
     #[cfg(any(test, feature = "testing"))]
     pub fn compact(&self, revision: i64) {
         self.store.compact(revision);

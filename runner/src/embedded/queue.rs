@@ -1,7 +1,7 @@
-//! Commands: one durable line per source, and one for what was dead-lettered.
+//! Command queues: one durable queue for each source, and one for dead letters.
 //!
-//! How often a message was delivered is written before it is handed out, so that one which takes the
-//! process down with it comes to its limit too.
+//! The number of deliveries is written before a message is delivered. A message that kills the
+//! process therefore reaches its delivery limit too.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,17 +21,17 @@ use super::rows::MESSAGES;
 use super::subscription::Reader;
 use crate::ports::{Consumer, Message, Queue, QueueError, Route, Source};
 
-/// Header of a dead letter, as a broker calls it: why it is dead.
+/// Header of a dead letter with the reason, named as in RabbitMQ.
 const DEATH_REASON: &str = "x-first-death-reason";
-/// Header of a dead letter, as a broker calls it: where it was.
+/// Header of a dead letter with its original queue, named as in RabbitMQ.
 const DEATH_QUEUE: &str = "x-first-death-queue";
 
-/// What every worker of this process shares.
+/// The queues shared by all workers of this process.
 pub(super) struct Broker {
     disk: Arc<Disk>,
     lines: Mutex<HashMap<String, Line>>,
     next_id: AtomicU64,
-    /// Wakes whoever waits for a message.
+    /// Notified when a message arrives.
     pub(super) arrived: Notify,
 }
 
@@ -41,15 +41,15 @@ impl std::fmt::Debug for Broker {
     }
 }
 
-/// A queue: the numbers of what waits. The messages are on disk.
+/// The IDs of the waiting messages of a queue. The messages are on disk.
 #[derive(Default)]
 struct Line {
     ready: BTreeSet<u64>,
-    /// How many handles of its node there are; the shared queues need none.
+    /// The number of handles of its node. Unused for the shared queues.
     handles: usize,
 }
 
-/// A message's properties as they are written.
+/// The stored properties of a message.
 #[derive(Serialize, Deserialize)]
 struct Properties {
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -81,19 +81,19 @@ fn message_of(at: (&str, u64), properties: &[u8], body: &[u8]) -> Result<Message
     Ok(Message { kind, id, headers, body: body.to_vec() })
 }
 
-/// What was found when a message was to be handed out.
+/// The outcome of taking a message.
 pub(super) enum Found {
-    /// It is handed out for so-and-so-many-th time.
+    /// The message, and how often it has been delivered.
     Message(Message, u32),
-    /// It has come back too often, and is a dead letter now.
+    /// The delivery limit was exceeded, and the message is a dead letter now.
     Dead,
-    /// It is not there any more.
+    /// The message does not exist.
     Nothing,
 }
 
 impl Broker {
-    /// What was not settled waits again; what lay in the own queue of an earlier process is moved to
-    /// the shared ones.
+    /// Opens the queues. Unsettled messages are available again. Messages in an earlier process's
+    /// own queue are moved to the shared queues.
     pub(super) async fn open(disk: Arc<Disk>) -> Result<Self, Fault> {
         let (lines, next_id) = disk.write(take_over).await?;
         Ok(Self {
@@ -125,7 +125,7 @@ impl Broker {
         self.remove(names::DEAD_LETTER_QUEUE.to_owned(), id).await
     }
 
-    /// Removes a message; `false` where it is not there any more.
+    /// Removes a message. Returns false if it does not exist.
     pub(super) async fn remove(&self, queue: String, id: u64) -> Result<bool, QueueError> {
         let removed = self.disk.write(move |txn| {
             let found = txn.open_table(MESSAGES)?.remove((queue.as_str(), id))?.is_some();
@@ -146,18 +146,18 @@ impl Broker {
         Ok(())
     }
 
-    /// Takes the first message from a line, where there is one.
+    /// Takes the first waiting message of a queue.
     pub(super) fn first(&self, queue: &str) -> Option<u64> {
         lock(&self.lines).get_mut(queue)?.ready.pop_first()
     }
 
-    /// A message waits to be taken.
+    /// Makes a message available.
     pub(super) fn ready(&self, queue: &str, id: u64) {
         lock(&self.lines).entry(queue.to_owned()).or_default().ready.insert(id);
         self.arrived.notify_waiters();
     }
 
-    /// Counts a delivery of a message, and reads it.
+    /// Counts a delivery of a message and reads it.
     pub(super) async fn take(&self, queue: &str, id: u64) -> Result<Found, Fault> {
         let queue = queue.to_owned();
         let dead_id = self.next_id.fetch_add(1, Ordering::Relaxed);
@@ -200,14 +200,14 @@ impl Broker {
         moved.await.map_err(|fault| self.error(fault))
     }
 
-    /// A fault, as a queue says it.
+    /// Converts a fault.
     pub(super) fn error(&self, fault: Fault) -> QueueError {
         let (Fault::Io(cause) | Fault::Unreadable(cause)) = fault;
         QueueError::Unreachable { at: self.disk.name(), cause }
     }
 }
 
-/// Whether a message that was delivered so often may not be delivered once more.
+/// Returns true if a message with this many deliveries has exceeded the limit.
 pub(super) fn returned_too_often(deliveries: u32) -> bool {
     i64::from(deliveries) > names::DELIVERY_LIMIT
 }
@@ -225,7 +225,7 @@ fn bury(
     }) else {
         return Ok(());
     };
-    // The first death is the one that counts, as at a broker.
+    // The headers describe the first death, as in RabbitMQ.
     message.headers.entry(DEATH_REASON.to_owned()).or_insert_with(|| reason.to_owned());
     message.headers.entry(DEATH_QUEUE.to_owned()).or_insert_with(|| at.0.to_owned());
     insert(table, (names::DEAD_LETTER_QUEUE, dead_id), &message)
@@ -260,7 +260,7 @@ fn take_over(txn: &WriteTransaction) -> Result<(TakenOver, Changed), redb::Error
     Ok(((lines, next_id), changed))
 }
 
-/// The queue as one node sees it.
+/// The queues as seen by one node.
 pub(super) struct NodeQueue {
     broker: Arc<Broker>,
     own: String,

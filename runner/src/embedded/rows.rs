@@ -1,4 +1,4 @@
-//! The tables, and how they are read. The file's form is a number: a newer one is refused.
+//! The tables and their rows. The file has a format number; newer formats are rejected.
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -8,20 +8,21 @@ use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use super::disk::{Changed, Disk, Fault};
 use crate::ports::{Entry, Expect, Read, Txn};
 
-/// Numbers of the whole file.
+/// Counters and settings of the file.
 pub(super) const META: TableDefinition<'_, &str, i64> = TableDefinition::new("meta");
-/// Keys: create-revision, mod-revision, lease (0: none), value.
+/// Keys: create revision, mod revision, lease (0: none), value.
 pub(super) const KV: TableDefinition<'_, &str, KvRow> = TableDefinition::new("kv");
 /// The keys of each lease.
 pub(super) const LEASED: TableDefinition<'_, (i64, &str), ()> = TableDefinition::new("leased");
-/// Leases that outlive the process: time to live and end, in milliseconds.
+/// Leases that outlive the process: time to live and expiry, in milliseconds.
 pub(super) const LEASES: TableDefinition<'_, i64, (i64, i64)> = TableDefinition::new("leases");
-/// Messages by queue and number: how often each was delivered, its properties, its body.
+/// Messages by queue and ID: number of deliveries, properties, body.
 pub(super) const MESSAGES: TableDefinition<'_, (&str, u64), MessageRow> =
     TableDefinition::new("messages");
-/// Packs of events, by the offset of the first one.
+/// Packs of events by the offset of their first event.
 pub(super) const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
-/// From which offset on events are as young as that, in milliseconds since the epoch.
+/// Time index: the first offset of events written at or after a time, in milliseconds since the
+/// epoch.
 pub(super) const EVENT_TIMES: TableDefinition<'_, i64, u64> = TableDefinition::new("event-times");
 
 /// See [`KV`].
@@ -34,7 +35,7 @@ const FORM_NOW: i64 = 1;
 const IDENTITY: &str = "identity";
 const REVISION: &str = "revision";
 
-/// Makes the tables that are missing, so that readers find them.
+/// Creates missing tables, so that readers find them.
 pub(super) async fn make_tables(disk: &Arc<Disk>) -> Result<(), Fault> {
     let form = disk
         .write(|txn| {
@@ -60,7 +61,7 @@ pub(super) async fn make_tables(disk: &Arc<Disk>) -> Result<(), Fault> {
     }
 }
 
-/// What tells this store from every other; made where there is none yet.
+/// Returns the store's identity, which is created if there is none yet.
 pub(super) fn identity(txn: &WriteTransaction) -> Result<(i64, Changed), redb::Error> {
     let mut meta = txn.open_table(META)?;
     if let Some(identity) = meta.get(IDENTITY)?.map(|identity| identity.value()) {
@@ -71,7 +72,7 @@ pub(super) fn identity(txn: &WriteTransaction) -> Result<(i64, Changed), redb::E
     Ok((identity, Changed::Yes))
 }
 
-/// The store's revision: that of the last change.
+/// Returns the store's revision, which is that of the last change.
 pub(super) fn revision(meta: &impl ReadableTable<&'static str, i64>) -> Result<i64, redb::Error> {
     Ok(meta.get(REVISION)?.map_or(1, |revision| revision.value()))
 }
@@ -82,7 +83,7 @@ pub(super) fn set_revision(txn: &WriteTransaction, revision: i64) -> Result<(), 
     Ok(())
 }
 
-/// A key as it stands.
+/// Returns a key with its value and revisions.
 pub(super) fn entry(
     kv: &impl ReadableTable<&'static str, KvRow>,
     key: &str,
@@ -94,7 +95,7 @@ fn made_of(key: &str, (create_revision, mod_revision, _, value): (i64, i64, i64,
     Entry { key: key.to_owned(), value: value.to_vec(), create_revision, mod_revision }
 }
 
-/// Every key that begins so.
+/// Returns every key with a prefix.
 pub(super) fn entries(
     kv: &impl ReadableTable<&'static str, KvRow>,
     prefix: &str,
@@ -110,7 +111,7 @@ pub(super) fn entries(
     Ok(found)
 }
 
-/// The revision, and the first keys of a prefix behind a key, of one moment.
+/// Returns the revision and the first keys with a prefix after a key, from one snapshot.
 pub(super) fn page(
     txn: &ReadTransaction,
     prefix: &str,
@@ -129,7 +130,7 @@ pub(super) fn page(
     Ok((revision(&txn.open_table(META)?)?, found))
 }
 
-/// Whether every demand of a transaction holds.
+/// Returns true if all conditions of a transaction hold.
 pub(super) fn holds(
     kv: &impl ReadableTable<&'static str, KvRow>,
     txn: &Txn,
@@ -150,7 +151,7 @@ pub(super) fn holds(
     Ok(true)
 }
 
-/// What a transaction reads.
+/// Returns the results of a transaction's reads.
 pub(super) fn reads(
     kv: &impl ReadableTable<&'static str, KvRow>,
     txn: &Txn,
@@ -167,7 +168,7 @@ pub(super) fn reads(
         .collect()
 }
 
-/// The keys of a lease.
+/// Returns the keys of a lease.
 pub(super) fn keys_of(
     leased: &impl ReadableTable<(i64, &'static str), ()>,
     lease: i64,
@@ -184,7 +185,7 @@ pub(super) fn keys_of(
     Ok(keys)
 }
 
-/// The revision and what a prefix holds, of one moment.
+/// Returns the revision and all keys with a prefix, from one snapshot.
 pub(super) fn listing(
     txn: &ReadTransaction,
     prefix: &str,

@@ -19,23 +19,23 @@ use crate::ports::{
     Change, Changes, Entry, Granted, Host, LeaseId, Listing, Store, StoreError, Txn, TxnReply,
 };
 
-/// The shortest lease.
+/// The minimum time to live of a lease.
 const SHORTEST: Duration = Duration::from_secs(1);
 
-/// The store.
+/// The store in a file.
 pub(super) struct FileStore {
     disk: Arc<Disk>,
     shared: Arc<Shared>,
     host: Arc<dyn Host>,
 }
 
-/// What is not on disk.
+/// The state in memory.
 pub(super) struct Shared {
     /// The latest changes.
     pub(super) history: History,
-    /// Who holds what until when.
+    /// The leases and their deadlines.
     pub(super) leases: Mutex<Leases>,
-    /// Says that a lease was added, so that who sleeps until the next one runs out wakes up.
+    /// Notified when a lease is added, because it may expire before the next deadline.
     granted: watch::Sender<()>,
 }
 
@@ -46,7 +46,7 @@ impl std::fmt::Debug for FileStore {
 }
 
 impl FileStore {
-    /// Voids the leases of earlier processes, but for those that outlive them.
+    /// Opens the store. Ends the leases of earlier processes, except those that outlive a process.
     pub(super) async fn open(disk: Arc<Disk>, host: &Arc<dyn Host>) -> Result<Self, Fault> {
         let (wall, now) = (host.now().0, Instant::now());
         let (revision, lasting) = disk.write(move |txn| void_leases(txn, wall)).await?;
@@ -66,23 +66,23 @@ impl FileStore {
         self.disk.close().await.map_err(|fault| self.error(fault))
     }
 
-    /// Why the file can no longer be written, if it cannot.
+    /// Returns why the file can no longer be written, if it cannot.
     pub(super) fn failure(&self) -> Option<String> {
         self.disk.failure()
     }
 
-    /// Resolves when the file can no longer be written, with the cause.
+    /// Waits until the file can no longer be written, and returns the cause.
     pub(super) async fn failed(&self) -> String {
         self.disk.failed().await
     }
 
-    /// Forgets the history before a revision, as a cluster's store may at any time.
+    /// Drops the history before a revision, which a cluster's store may do at any time.
     #[cfg(any(test, feature = "testing"))]
     pub(super) fn compact(&self, revision: i64) {
         self.shared.history.compact(revision);
     }
 
-    /// Ends the leases that have run out.
+    /// Ends the expired leases.
     fn end_due(&self) {
         end_due(&self.disk, &self.shared);
     }
@@ -94,7 +94,7 @@ impl FileStore {
         }
     }
 
-    /// Writes when a lease that outlives the process ends.
+    /// Stores the expiry of a lease that outlives the process.
     async fn keep(&self, lease: LeaseId, ttl: Duration) -> Result<(), StoreError> {
         let row = (millis(ttl), self.host.now().0.saturating_add(millis(ttl)));
         let kept = self.disk.write(move |txn| {
@@ -180,7 +180,7 @@ impl Store for FileStore {
 
     async fn grant(&self, ttl: Duration) -> Result<Granted, StoreError> {
         let ttl = ttl.max(SHORTEST);
-        // An id of 63 random bits is not met again.
+        // An ID of 63 random bits is unique in practice.
         let lease = LeaseId(i64::try_from(rand::random::<u64>() >> 1).unwrap_or(1).max(1));
         if ttl >= LASTING {
             self.keep(lease, ttl).await?;
@@ -226,7 +226,7 @@ impl Store for FileStore {
     }
 }
 
-/// Someone who watches.
+/// A watch.
 struct Watch {
     disk: Arc<Disk>,
     shared: Arc<Shared>,
@@ -247,7 +247,7 @@ impl Watch {
             if let Some(change) = self.ready.pop_front() {
                 return Some((Ok(change), self));
             }
-            // What comes while we look is seen at the next turn.
+            // Changes during the check below are seen in the next iteration.
             self.latest.mark_unchanged();
             self.granted.mark_unchanged();
             match self.shared.history.since(self.from, &self.prefix) {
@@ -268,7 +268,7 @@ impl Watch {
                     None => std::future::pending().await,
                 }
             };
-            // Neither sender goes away: `shared` holds them.
+            // `shared` owns both senders.
             tokio::select! {
                 changed = self.latest.changed() => drop(changed),
                 changed = self.granted.changed() => drop(changed),

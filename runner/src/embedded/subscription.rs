@@ -1,4 +1,4 @@
-//! Subscriptions: who takes messages from a line, one at a time.
+//! Subscriptions, which deliver the messages of a queue one at a time.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +10,7 @@ use super::disk::{Fault, lock};
 use super::queue::{Broker, Found, returned_too_often};
 use crate::ports::{Consumer, Delivery, QueueError, Settle};
 
-/// A subscription, as its reader and its delivery share it.
+/// The state shared by a subscription's reader and its delivery.
 struct Subscription {
     broker: Arc<Broker>,
     queue: String,
@@ -19,13 +19,13 @@ struct Subscription {
 }
 
 struct State {
-    /// The delivery that is out.
+    /// The unsettled delivery.
     out: Option<u64>,
-    /// Whether its reader is still there.
+    /// Whether the reader still exists.
     open: bool,
 }
 
-/// The end at which messages are taken.
+/// The consumer of a subscription.
 pub(super) struct Reader {
     subscription: Arc<Subscription>,
     closed: bool,
@@ -44,7 +44,7 @@ impl Reader {
     }
 }
 
-/// A message that was taken from its line and not handed out yet.
+/// A message that was taken from its queue but not yet delivered. Returned to the queue on drop.
 struct Reserved<'a> {
     subscription: &'a Subscription,
     id: u64,
@@ -60,16 +60,16 @@ impl Drop for Reserved<'_> {
 }
 
 impl Subscription {
-    /// Takes the first message from its line, where there is one.
+    /// Takes the first waiting message of the queue.
     fn reserve(&self) -> Option<Reserved<'_>> {
         let id = self.broker.first(&self.queue)?;
         Some(Reserved { subscription: self, id, kept: false })
     }
 
-    /// The next message, as soon as nothing is out and one waits.
+    /// Waits until no delivery is unsettled and a message is available, and delivers it.
     async fn next(self: &Arc<Self>) -> Result<Delivery, Fault> {
         loop {
-            // Ask to be told before looking, so that nothing comes in between.
+            // Register before the checks, so that no notification in between is missed.
             let (arrived, settled) = (self.broker.arrived.notified(), self.settled.notified());
             tokio::pin!(arrived, settled);
             arrived.as_mut().enable();
@@ -96,7 +96,7 @@ impl Subscription {
         }
     }
 
-    /// The delivery that is out is not; `false` where it was not this one.
+    /// Clears the unsettled delivery. Returns false if it is a different one.
     fn give_up(&self, id: u64) -> bool {
         let mut state = lock(&self.state);
         let ours = state.out == Some(id);
@@ -137,7 +137,7 @@ impl Drop for Reader {
     }
 }
 
-/// Settles the delivery that is out.
+/// Settles the unsettled delivery.
 struct Settler {
     subscription: Arc<Subscription>,
     id: u64,
@@ -145,14 +145,14 @@ struct Settler {
     progress: Progress,
 }
 
-/// How far a delivery is settled.
+/// The progress of settling a delivery.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Progress {
-    /// Nobody has said anything.
+    /// Not yet settled.
     Out,
-    /// Somebody has, and may have gone before it was done.
+    /// Settling was started, and possibly cancelled before it completed.
     Begun,
-    /// It is settled, or somebody else's.
+    /// Settled, or no longer this delivery.
     Done,
 }
 
@@ -190,10 +190,10 @@ impl Drop for Settler {
     fn drop(&mut self) {
         let back = match self.progress {
             Progress::Done => false,
-            // What was done already is not there when it is taken again.
+            // If it was completed after all, the message does not exist when it is taken again.
             Progress::Begun => true,
-            // An open subscription keeps it, as a broker would; one that was closed has no other way
-            // to give it back.
+            // An open subscription keeps the delivery, like a broker does. If it is closed, return
+            // the message now.
             Progress::Out => !lock(&self.subscription.state).open,
         };
         if back && self.subscription.give_up(self.id) {
