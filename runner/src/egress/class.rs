@@ -1,8 +1,8 @@
-//! Kinds of addresses that are closed, whatever form they are written in.
+//! Classes of closed addresses, recognized in every notation.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
-/// Addresses at which clouds serve the credentials of a machine, beside those that are link-local.
+/// Addresses at which clouds provide the credentials of a machine, apart from link-local ones.
 const METADATA_V4: [Ipv4Addr; 3] = [
     Ipv4Addr::new(100, 100, 100, 200),
     Ipv4Addr::new(168, 63, 129, 16),
@@ -15,7 +15,7 @@ const METADATA_V6: [Ipv6Addr; 4] = [
     Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42),
 ];
 
-/// Why an address is closed; `None` if it is open.
+/// Returns why an address is closed, or `None` if it is open.
 pub(super) fn closed(ip: IpAddr) -> Option<&'static str> {
     let kind = |ip: &IpAddr| match ip {
         IpAddr::V4(ip) => kind_v4(*ip),
@@ -60,7 +60,7 @@ fn kind_v6(ip: Ipv6Addr) -> Option<&'static str> {
     }
 }
 
-/// The address itself, and the IPv4 addresses that a gateway or the system takes it for.
+/// Returns the address and the IPv4 addresses that a gateway or the system translates it to.
 pub(super) fn forms(ip: IpAddr) -> Vec<IpAddr> {
     let mut forms = vec![ip];
     let IpAddr::V6(ip) = ip else { return forms };
@@ -71,11 +71,11 @@ pub(super) fn forms(ip: IpAddr) -> Vec<IpAddr> {
     };
     let last = v4(parts[6], parts[7]);
     match parts {
-        // `::1` and `::` have kinds of their own.
+        // `::1` and `::` have their own classes.
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => {}
         // IPv4-compatible, IPv4-mapped, IPv4-translated.
         [0, 0, 0, 0, 0, 0 | 0xffff, _, _] | [0, 0, 0, 0, 0xffff, 0, _, _] => forms.push(last),
-        // NAT64, with the well-known prefix and with the one for local use.
+        // NAT64, with the well-known prefix and with the prefix for local use.
         [0x64, 0xff9b, 0, 0, 0, 0, _, _] | [0x64, 0xff9b, 1, ..] => forms.push(last),
         // 6to4.
         [0x2002, high, low, ..] => forms.push(v4(high, low)),
@@ -88,8 +88,8 @@ pub(super) fn forms(ip: IpAddr) -> Vec<IpAddr> {
     forms
 }
 
-/// Whether an address is one of this machine. The system is asked which address it would send from:
-/// for an address of its own it is the same one. Nothing is sent.
+/// Returns true if an address belongs to this machine. Asks the system for the source address of
+/// packets to it, which is the same address if it is local. Sends nothing.
 pub(super) fn is_of_this_host(ip: IpAddr) -> bool {
     let any: IpAddr = match ip {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),

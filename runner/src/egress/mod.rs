@@ -1,10 +1,10 @@
-//! Decides which addresses the worker connects to because a message or a definition names them.
-//! It never connects itself: it checks addresses, and resolves names for those who connect.
+//! Decides to which addresses the worker may connect on behalf of a message or a definition. This
+//! module does not connect: it checks addresses, and resolves names for its callers.
 //!
-//! A name is checked when it is resolved for a connection, so that an answer of DNS that changes
-//! after a check cannot be used. [`Policy::guarded`] installs that resolver in an HTTP client.
-//! HTTP clients do not resolve an address that stands in a URL itself: [`Policy::check`] covers
-//! those, for the first request and for each redirect.
+//! A name is checked when it is resolved for a connection, so that a DNS answer that changes after
+//! the check cannot be used. [`Policy::guarded`] installs that resolver in an HTTP client. HTTP
+//! clients do not resolve an IP address in a URL: [`Policy::check`] checks those, for the first
+//! request and for each redirect.
 
 mod class;
 mod rules;
@@ -22,49 +22,50 @@ use url::Host;
 
 pub use rules::{Exception, OwnService, Pattern, Rules};
 
-/// The addresses that the worker may connect to for a message.
+/// The addresses to which the worker may connect on behalf of a message.
 #[derive(Debug, Clone)]
 pub struct Policy(Option<Arc<Rules>>);
 
-/// An address is closed to what a message names.
+/// The error for a closed address.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error(
     "a worker does not connect to {at} for a step, a callback or a definition: {address} is \
      {what}; an operator can list {at} in BOB_ALLOWED_ADDRESSES"
 )]
 pub struct Refused {
-    /// Host and port as named.
+    /// Host and port in the message.
     at: String,
-    /// The address behind that host.
+    /// The address of that host.
     address: SocketAddr,
     /// Why the address is closed.
     what: String,
 }
 
 impl Policy {
-    /// Every address is open: a person runs a file of their own.
+    /// Creates a policy that permits every address. For users who run their own file.
     #[must_use]
     pub fn unrestricted() -> Self {
         Self(None)
     }
 
-    /// The worker's own host, link-local and metadata addresses, and the worker's own services are
-    /// closed.
+    /// Creates a policy that closes the worker's own host, link-local and metadata addresses, and
+    /// the worker's own services.
     #[must_use]
     pub fn restricted(rules: Rules) -> Self {
         Self(Some(Arc::new(rules)))
     }
 
-    /// Whether no address is closed.
+    /// Returns true if no address is closed.
     #[must_use]
     pub fn is_unrestricted(&self) -> bool {
         self.0.is_none()
     }
 
-    /// Resolves a host, and returns those of its addresses that are open.
+    /// Resolves a host and returns its open addresses.
     ///
     /// # Errors
-    /// [`Refused`] inside of the [`io::Error`] if none of them is, and what the resolver reported.
+    /// The error of the resolver, or an [`io::Error`] that contains [`Refused`] if no address is
+    /// open.
     pub async fn addresses(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let found: Vec<SocketAddr> = tokio::net::lookup_host((host, port)).await?.collect();
         let Some(rules) = &self.0 else { return Ok(found) };
@@ -85,7 +86,7 @@ impl Policy {
         }
     }
 
-    /// Checks a URL whose host is an address. A host that is a name is checked when it is resolved.
+    /// Checks a URL whose host is an IP address. A host name is checked when it is resolved.
     ///
     /// # Errors
     /// [`Refused`] if the address is closed.
@@ -104,8 +105,8 @@ impl Policy {
         }
     }
 
-    /// Lets a client resolve names through this policy. The client is for requests to this port:
-    /// a resolver is not told the port, and a rule may depend on it.
+    /// Makes a client resolve names through this policy. The client must only connect to this port:
+    /// a rule may depend on the port, which a resolver does not receive.
     pub fn guarded(&self, builder: ClientBuilder, port: u16) -> ClientBuilder {
         if self.is_unrestricted() {
             return builder;
@@ -130,7 +131,7 @@ impl Resolve for Guard {
     }
 }
 
-/// The refusal that an error of a client stands for, if it is one.
+/// Returns the [`Refused`] that caused a client's error, if any.
 #[must_use]
 pub fn refusal<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Refused> {
     let mut next = Some(error);
@@ -138,7 +139,7 @@ pub fn refusal<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Refused> {
         if let Some(refused) = error.downcast_ref::<Refused>() {
             return Some(refused);
         }
-        // An io::Error passes over its own content when it is asked for its source.
+        // The source of an io::Error is not its content but the content's source.
         let inside = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
         if let Some(refused) = inside.and_then(|inside| inside.downcast_ref::<Refused>()) {
             return Some(refused);
@@ -148,7 +149,7 @@ pub fn refusal<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Refused> {
     None
 }
 
-/// The target of a redirect, if the response is one. Clients here do not follow redirects
+/// Returns the target if the response is a redirect. Clients here do not follow redirects
 /// themselves: each hop is checked, and resolved for its own port.
 #[must_use]
 pub fn redirect(response: &Response) -> Option<Url> {
@@ -165,7 +166,7 @@ pub fn redirect(response: &Response) -> Option<Url> {
     (matches!(next.scheme(), "http" | "https") && next.has_host()).then_some(next)
 }
 
-/// Host and port as people write them.
+/// Formats host and port.
 fn shown(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }

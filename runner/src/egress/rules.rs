@@ -1,4 +1,4 @@
-//! Closed addresses, and the exceptions that an operator has listed.
+//! Closed addresses, and the exceptions configured by the operator.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,39 +6,39 @@ use ipnet::IpNet;
 
 use super::class;
 
-/// Rules for what a message names.
+/// The rules for addresses in messages.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// Exceptions from the kinds of addresses that are closed.
+    /// Exceptions from the closed classes of addresses.
     pub exceptions: Vec<Exception>,
-    /// Services that only the worker itself speaks to.
+    /// Services that only the worker itself may use.
     pub own: Vec<OwnService>,
 }
 
-/// Something that an operator has opened.
+/// An exception configured by the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exception {
-    /// Which hosts.
+    /// The hosts.
     pub pattern: Pattern,
-    /// Which port; any if there is none.
+    /// The port. `None` means any port.
     pub port: Option<u16>,
 }
 
-/// Hosts of an exception.
+/// The hosts of an exception.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Pattern {
-    /// A host by the name that the message uses. Whatever that name resolves to is open.
+    /// A host by the name in the message. All its addresses are open.
     Name(String),
     /// Hosts with an address in this network.
     Net(IpNet),
 }
 
-/// A service of the worker's own.
+/// A service of the worker itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnService {
-    /// Its name, for people.
+    /// The name for messages.
     pub name: &'static str,
-    /// Its host, as the settings name it.
+    /// The host, as configured.
     pub host: String,
     /// Its ports.
     pub ports: Vec<u16>,
@@ -55,16 +55,16 @@ impl Exception {
     }
 }
 
-/// A name without the dot at its end, which makes it no other one.
+/// Removes the trailing dot of a name, which does not change its meaning.
 fn bare(name: &str) -> &str {
     name.strip_suffix('.').unwrap_or(name)
 }
 
 impl Rules {
-    /// Why an address is closed to a message that names `host`; `None` if it is open.
+    /// Returns why an address is closed to a message that names `host`, or `None` if it is open.
     ///
-    /// A service of the worker's own is opened only by an exception with its port: a network or a
-    /// host that is opened as a whole does not mean it.
+    /// A service of the worker itself is opened only by an exception with its port. An exception
+    /// for a whole host or network does not include it.
     pub(super) async fn closed(&self, host: &str, address: SocketAddr) -> Option<String> {
         let covering = || self.exceptions.iter().filter(|it| it.covers(host, address));
         if covering().any(|exception| exception.port.is_some()) {
@@ -83,7 +83,7 @@ impl Rules {
 }
 
 impl OwnService {
-    /// Whether the service is at that address. One whose host cannot be resolved may be.
+    /// Returns true if the service may have this address. If its host cannot be resolved, it may.
     async fn is_at(&self, address: SocketAddr) -> bool {
         let Ok(found) = tokio::net::lookup_host((self.host.as_str(), address.port())).await else {
             return true;
@@ -91,7 +91,7 @@ impl OwnService {
         let forms = class::forms(address.ip());
         let is_here = forms.iter().any(|ip| class::is_of_this_host(*ip));
         let mut found = found.map(|own| own.ip().to_canonical());
-        // A service of this host that listens on one of its addresses often listens on all.
+        // A service on this host that listens on one address often listens on all.
         found.any(|own: IpAddr| {
             forms.contains(&own) || (is_here && class::is_of_this_host(own)) || own.is_unspecified()
         })

@@ -27,7 +27,7 @@ async fn the_workers_own_host_and_metadata_services_are_closed_in_every_form() {
         "100.100.100.200",
         "224.0.0.1",
         "255.255.255.255",
-        // Other spellings of the same, which the reader of URLs turns into it.
+        // Other notations, which the URL parser converts to an address above.
         "2130706433",
         "0x7f.1",
         "0177.0.0.1",
@@ -63,7 +63,7 @@ async fn the_workers_own_host_and_metadata_services_are_closed_in_every_form() {
 
 #[tokio::test]
 async fn an_address_of_this_host_is_closed_whichever_interface_has_it() {
-    // The one that packets to elsewhere leave from, if there is a way out at all.
+    // The source address of outgoing packets, if there is a route.
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
     let Ok(()) = socket.connect("198.51.100.1:9") else { return };
     let own: IpAddr = socket.local_addr().unwrap().ip();
