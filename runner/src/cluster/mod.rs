@@ -5,7 +5,7 @@
 //! | [`store`] | state, in etcd |
 //! | [`queue`] | commands, over RabbitMQ |
 //! | [`stream`] | events, on a RabbitMQ stream |
-//! | `amqp` | the connection that comes back, and the topology |
+//! | `amqp` | the connection with automatic reconnects, and the topology |
 
 mod amqp;
 pub mod queue;

@@ -225,8 +225,7 @@ fn end_leases(
 /// Leases that outlive a process: ID, time to live, and remaining time.
 pub(super) type Lasting = Vec<(LeaseId, Duration, Duration)>;
 
-/// Ends the leases of earlier processes. Returns those that outlive a process, with their time to
-/// live and remaining time.
+/// Ends the leases of earlier processes. Returns those that outlive a process.
 pub(super) fn void_leases(
     txn: &WriteTransaction,
     wall: i64,

@@ -96,9 +96,9 @@ impl From<redb::Error> for Fault {
 /// Whether a piece of work changed the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Changed {
-    /// It did.
+    /// The file was changed.
     Yes,
-    /// It did not, so that no commit is needed.
+    /// The file was not changed, so no commit is needed.
     No,
 }
 
@@ -114,8 +114,7 @@ pub(super) trait Work: Send {
 /// The open file.
 pub(super) struct Disk {
     place: Option<PathBuf>,
-    /// `None` between an error and the next success, because redb requires reopening after an I/O
-    /// error.
+    /// `None` after an I/O error until the next success, because redb requires a reopen.
     open: RwLock<Option<Database>>,
     closed: AtomicBool,
     health: Health,
@@ -135,8 +134,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Disk {
-    /// Opens the file in a directory, which is created if necessary. Without a directory, uses
-    /// memory.
+    /// Opens the file in a directory, which is created if necessary, or in memory without one.
     pub(super) async fn open(dir: Option<PathBuf>) -> Result<Arc<Self>, OpenError> {
         let runtime = Handle::current();
         let opened = runtime.spawn_blocking(move || {

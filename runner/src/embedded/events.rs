@@ -1,5 +1,5 @@
-//! The event stream: a bounded buffer, then packs of events in the file. A commit includes all
-//! other pending work.
+//! The event stream: a bounded buffer, then packs of events in the file. Commits are shared with
+//! all other pending work.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -21,8 +21,7 @@ use crate::ports::{EventStream, Events, EventsError, Host, Position, Published, 
 
 /// The maximum size of buffered events. Limits how far a step can run ahead of the disk.
 const BUFFER_BYTES: usize = 2 << 20;
-/// The maximum size of events in one commit. Limits how long a transaction waits during heavy
-/// output.
+/// The maximum size of events in one commit. Limits how long a transaction waits for output.
 const COMMIT_BYTES: usize = 1 << 20;
 /// The maximum size of a pack. redb rounds a long value up to a power of two of pages.
 const PACK_BYTES: usize = 500_000;
@@ -206,8 +205,7 @@ impl Events for FileEvents {
 }
 
 impl FileEvents {
-    /// Waits for a commit. After a while, submits another flush, because the last one may have
-    /// failed.
+    /// Waits for a commit. After a while, submits another flush in case the last one failed.
     async fn progress(&self, done: &mut watch::Receiver<u64>) {
         // `shared` owns the sender.
         if let Err(late) = tokio::time::timeout(RETRY, done.changed()).await {
@@ -276,8 +274,7 @@ impl Work for Flush {
                 tracing::warn!(path = self.disk.name(), cause, "cannot write events; trying again");
             }
         }
-        // After a failure, waiters submit the next flush. An immediate retry would only use CPU
-        // time.
+        // After a failure, waiters submit the next flush. An immediate retry would waste CPU time.
         if again {
             flush(&self.disk, &self.shared);
         }
@@ -332,8 +329,7 @@ fn count(pack: &[u8]) -> u64 {
     unpack(pack).map(|_| 1).sum()
 }
 
-/// Removes events older than a time. Only removes whole packs, and never the last one, which
-/// preserves the offset.
+/// Removes events older than a time: whole packs, but not the last one, which holds the offset.
 fn forget(txn: &WriteTransaction, before: i64) -> Result<(), redb::Error> {
     let mut times = txn.open_table(EVENT_TIMES)?;
     // The events of a row were written within one tick of its time.

@@ -26,8 +26,7 @@ impl Health {
         *lock(&self.first) = None;
     }
 
-    /// Notes that a write failed. A full or read-only disk is a permanent failure at once: retrying
-    /// would never end.
+    /// Notes that a write failed. A full or read-only disk is permanent: retrying would never end.
     pub(super) fn note_failure(&self, kind: ErrorKind, cause: impl FnOnce() -> String) {
         let is_final = matches!(
             kind,

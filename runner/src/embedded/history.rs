@@ -1,5 +1,4 @@
-//! The latest changes, for watches. Older ones are dropped; a watch that falls behind gets an
-//! error.
+//! The latest changes, for watches. A watch that falls behind them gets an error.
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -11,8 +10,7 @@ use crate::ports::{Change, StoreError};
 
 /// The maximum number of changes.
 const CHANGES: usize = 4096;
-/// The maximum total size of values in bytes. The last transaction is kept even if it exceeds the
-/// limit.
+/// The maximum size of values in bytes. The last transaction is kept even if it exceeds the limit.
 const BYTES: usize = 4 << 20;
 
 /// The changes of one revision.

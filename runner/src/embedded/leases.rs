@@ -7,8 +7,7 @@ use tokio::time::Instant;
 
 use crate::ports::LeaseId;
 
-/// A lease of at least this length is an expiry date rather than a sign of life, and outlives its
-/// process.
+/// A lease of at least this length is an expiry date, not a sign of life, and outlives its process.
 pub(super) const LASTING: Duration = Duration::from_secs(3600);
 
 struct Lease {

@@ -31,8 +31,8 @@ pub use health::cause_of;
 /// Options of an embedded store.
 #[derive(Clone)]
 pub struct Options {
-    /// The directory of the file. Without one, everything is kept in memory until the last handle
-    /// is dropped.
+    /// The directory of the file. Without one, all data is in memory, and lost with the last
+    /// handle.
     pub dir: Option<PathBuf>,
     /// How long events are kept.
     pub event_retention: Duration,

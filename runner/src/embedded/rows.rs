@@ -21,8 +21,7 @@ pub(super) const MESSAGES: TableDefinition<'_, (&str, u64), MessageRow> =
     TableDefinition::new("messages");
 /// Packs of events by the offset of their first event.
 pub(super) const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
-/// Time index: the first offset of events written at or after a time, in milliseconds since the
-/// epoch.
+/// Time index: first offset of events written at or after a time, in milliseconds since the epoch.
 pub(super) const EVENT_TIMES: TableDefinition<'_, i64, u64> = TableDefinition::new("event-times");
 
 /// See [`KV`].

@@ -192,8 +192,7 @@ impl Drop for Settler {
             Progress::Done => false,
             // If it was completed after all, the message does not exist when it is taken again.
             Progress::Begun => true,
-            // An open subscription keeps the delivery, like a broker does. If it is closed, return
-            // the message now.
+            // An open subscription keeps the delivery, like a broker. A closed one returns it now.
             Progress::Out => !lock(&self.subscription.state).open,
         };
         if back && self.subscription.give_up(self.id) {

@@ -30,8 +30,7 @@ impl Disk {
         u8::try_from(percent).unwrap_or(100)
     }
 
-    /// Returns true if the disk is practically full. An operation that failed on it probably failed
-    /// for lack of space.
+    /// Returns true if the disk is full for practical purposes, which explains a failure on it.
     #[must_use]
     pub fn is_full(&self) -> bool {
         self.free <= self.total / 1000

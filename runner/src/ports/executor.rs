@@ -162,8 +162,7 @@ impl ExecError {
     }
 }
 
-/// Runs steps that act elsewhere and leave nothing on this host: calls, and commands on other
-/// hosts.
+/// Runs steps that leave nothing on this host: calls, and commands on other hosts.
 #[async_trait]
 pub trait Remote: Send + Sync {
     /// Like [`Executor::run_step`], but the resulting workspace is [`Workspace::None`].
@@ -196,8 +195,7 @@ pub trait Executor: Send + Sync {
     /// Returns the identity and capabilities of the engine.
     async fn info(&self) -> Result<EngineInfo, ExecError>;
 
-    /// Returns why memory and CPU limits cannot be enforced for an executor kind, or `None` if they
-    /// can.
+    /// Returns why memory and CPU limits cannot be enforced for an executor kind, if so.
     async fn limits_refused(&self, _kind: ExecutorKind) -> Result<Option<String>, ExecError> {
         Ok(self.info().await?.limits_refused)
     }
@@ -209,7 +207,7 @@ pub trait Executor: Send + Sync {
         None
     }
 
-    /// Pulls the image if necessary and returns the first workspace. Returns early if `stop` is
+    /// Pulls the image if needed and returns the first workspace. Returns early if `stop` is
     /// raised.
     async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError>;
 

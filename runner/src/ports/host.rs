@@ -20,8 +20,7 @@ pub trait Host: Send + Sync {
     /// Number of processors, and their load.
     fn cpu(&self) -> NodeCpu;
 
-    /// Returns a random time below `most`. Hosts that see an event at the same time use it to act
-    /// at different times.
+    /// Returns a random time below `most`, to spread the reactions of many hosts to one event.
     fn jitter(&self, most: Duration) -> Duration {
         most.mul_f64(rand::random())
     }

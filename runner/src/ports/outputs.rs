@@ -146,8 +146,7 @@ impl KeptOutputs {
 pub struct Found {
     /// Whether any file matched.
     pub matched: bool,
-    /// Hard links, which the archive lists without their content. Export each of them separately
-    /// and call `keep` again.
+    /// Hard links, listed without their content. Export each separately and call `keep` again.
     pub links: Vec<String>,
 }
 

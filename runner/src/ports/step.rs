@@ -45,8 +45,8 @@ pub struct StepSpec {
     pub words: Vec<String>,
     /// Programs for a shell. Replaces the command.
     pub script: Option<Script>,
-    /// Overrides the image's entrypoint. If empty, a command uses the image's entrypoint and a
-    /// script uses none.
+    /// Overrides the image's entrypoint. If empty, a command uses the image's, and a script uses
+    /// none.
     pub entrypoint: Option<Vec<String>>,
     /// The environment, merged over that of the base image.
     pub env: Vars,
@@ -81,7 +81,7 @@ impl StepEnd {
     }
 }
 
-// Secrets and `with` may contain sensitive data, so that `Debug` omits them.
+// Omits secrets and `with`, which may contain sensitive data.
 impl std::fmt::Debug for StepSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("StepSpec")
@@ -298,7 +298,7 @@ impl std::fmt::Debug for Gate {
 }
 
 impl Gate {
-    /// `opens` resolves to whether the step may start. `stands` returns whether the owner still
+    /// `opens` resolves to whether the step may start; `stands` returns whether the owner still
     /// owns the run.
     pub fn new(
         opens: impl Future<Output = bool> + Send + 'static,

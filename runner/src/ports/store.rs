@@ -69,8 +69,7 @@ pub enum Op {
         /// The key.
         key: String,
     },
-    /// Attaches a key to a lease without sending its value again. No effect if the key does not
-    /// exist.
+    /// Attaches a key to a lease and keeps its value. No effect if the key does not exist.
     Attach {
         /// The key.
         key: String,
@@ -319,7 +318,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Returns true if the request itself is at fault. It would fail at any time, with any lease
+    /// Returns true if the request itself is at fault, so that it fails at any time, with any lease
     /// and any user.
     #[must_use]
     pub fn is_of_the_request(&self) -> bool {
@@ -334,8 +333,7 @@ impl StoreError {
         }
     }
 
-    /// Returns true if the store rejects every write: it is full, or this user lacks the
-    /// permission.
+    /// Returns true if the store rejects all writes: it is full, or the user lacks the permission.
     #[must_use]
     pub fn refuses_writes(&self) -> bool {
         match self {

@@ -87,8 +87,7 @@ pub trait LoggerFeed: Send + Sync {
     /// Accepts text. It waits in memory, then on disk; text beyond the limit is dropped.
     fn push(&self, text: Bytes);
 
-    /// Sends the remaining text. Returns the number of bytes that were not accepted by the
-    /// deadline.
+    /// Sends the remaining text. Returns the number of bytes not accepted by the deadline.
     async fn finish(&self, deadline: Duration) -> u64;
 }
 

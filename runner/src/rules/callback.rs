@@ -53,8 +53,7 @@ pub struct Told {
 }
 
 impl Told {
-    /// Derives the stages from the record. Its last writer added the outbox entries in the same
-    /// transaction.
+    /// Derives the stages from the record, whose last write also added the outbox entries.
     #[must_use]
     pub fn of(record: &RunRecord) -> Self {
         let mut told = Self::default();
@@ -76,8 +75,7 @@ impl Told {
         }
     }
 
-    /// Returns the notifications that a record adds, each with the position and the stage of its
-    /// step.
+    /// Returns the notifications that a record adds, with position and stage of the step.
     #[must_use]
     pub fn news(
         &self,
@@ -126,8 +124,7 @@ fn news(
     let (position, step) = steps.enumerate().find(|(_, step)| step.name == of_it.name)?;
     let Callback { url, secret } = match job::filled(record, position)? {
         Ok(step) => step.callback.clone()?,
-        // A reference cannot be resolved. Use the address as written, so that the error is visible
-        // in it.
+        // A reference cannot be resolved. Use the address as written, which shows the error.
         Err(_) => step.callback.clone()?,
     };
     let body = body(&job::id(&record.run_id, step), step, of_it, stage, logs);

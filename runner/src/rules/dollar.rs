@@ -34,8 +34,7 @@ const PREVIOUS_ID: &str = "PREVIOUS_JOB_ID";
 const PREVIOUS_RESULT: &str = "PREVIOUS_RESULT";
 /// The maximum length of a reference in bytes. Longer text is left unchanged.
 const LONGEST: usize = 4096;
-/// The maximum number of bytes of results that one step may substitute, because each can be
-/// repeated.
+/// The maximum size of results substituted in one step, because each can be repeated.
 const MOST: usize = 8 << 20;
 /// The maximum number of bytes searched in all texts of a step. Each `${` without a reference can
 /// cost [`LONGEST`] bytes, and a text may contain many.

@@ -7,8 +7,7 @@ use protocol::pipeline::{Pipeline, PullPolicy, Step, Vars};
 #[must_use]
 pub fn of_step(pipeline: &Pipeline, start: &Vars, step: &Step) -> Vars {
     let mut vars = pipeline.vars.clone();
-    // In a template, variables of the start are rendered into the text, not added to the
-    // environment.
+    // Variables of the start are rendered into a template, not added to its environment.
     let start = Some(start).filter(|_| step.template.is_none());
     for (name, value) in start.into_iter().flatten().chain(&step.vars) {
         vars.insert(name.clone(), value.clone());

@@ -1,5 +1,4 @@
-//! Resolves named secrets in an executor's settings: `{secret-name: NAME}` is replaced by the value
-//! of that secret.
+//! Resolves named secrets in an executor's settings: replaces `{secret-name: NAME}` by the value.
 
 use serde_json::{Map, Value};
 

@@ -1,5 +1,4 @@
-//! Order in which callbacks are posted: by due time and by receiver, so that a slow receiver does
-//! not delay the others.
+//! The order of callbacks: by due time and receiver, so that a slow receiver does not delay others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,8 +30,7 @@ pub enum Outcome {
     Answered(Option<i64>),
     /// The receiver did not answer. The entry is due again at this time, if any.
     Silent(Option<i64>),
-    /// Nothing was sent, for a reason unrelated to the receiver. The entry is due again at this
-    /// time.
+    /// Nothing was sent, for reasons unrelated to the receiver. The entry is due again then.
     Unsent(i64),
 }
 
@@ -111,14 +109,14 @@ impl Outbox {
         }
     }
 
-    /// Returns the time of the next post. Returns `None` if no entry can be posted until one in
-    /// progress is settled.
+    /// Returns the time of the next post, or `None` if nothing can be posted before one in progress
+    /// is settled.
     #[must_use]
     pub fn wakes_at(&self) -> Option<i64> {
         self.receivers.values().filter_map(Receiver::ready_at).min()
     }
 
-    /// Returns true, once, if entries were skipped and there is room for them now: scan the outbox
+    /// Returns true, once, if entries were skipped and there is room for them: scan the outbox
     /// again.
     pub fn takes_more(&mut self) -> bool {
         std::mem::take(&mut self.has_room)
@@ -155,8 +153,7 @@ impl Receiver {
         self.due.insert((first, step));
     }
 
-    /// Returns when its next entry can be posted, or `None` if the limit of concurrent posts is
-    /// reached.
+    /// Returns when its next entry can be posted. `None`: the limit of concurrent posts is reached.
     fn ready_at(&self) -> Option<i64> {
         // A silent receiver gets a single request as a probe.
         let most = if self.silent > 0 { 1 } else { PER_RECEIVER };

@@ -44,8 +44,7 @@ pub fn fit(pipeline: &Pipeline, memory: NodeMemory) -> Fit {
     }
 }
 
-/// Returns the delay before a start that does not fit is published again: 1 s, doubled each time,
-/// at most 30 s.
+/// Returns the delay before a start is published again: 1 s, doubled each time, at most 30 s.
 #[must_use]
 pub fn delay(times_rejected: u32) -> Duration {
     Duration::from_secs(1u64.checked_shl(times_rejected).unwrap_or(u64::MAX).min(30))

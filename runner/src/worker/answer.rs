@@ -250,8 +250,7 @@ async fn reject(shared: &Shared, fault: &Malformed) -> Disposition {
 
 /// Header in which the broker counts returns of a message to its queue.
 const DELIVERIES: &str = "x-delivery-count";
-/// A single return is normal after a worker died. More returns suggest a client that takes messages
-/// without settling them.
+/// One return is normal after a worker died. More suggest a client that does not settle messages.
 const WORTH_A_WARNING: u32 = 2;
 
 /// Warns about a message that was returned repeatedly and will soon be dead-lettered.

@@ -30,8 +30,7 @@ impl Drive {
             return self.broke(position, "fetch");
         };
         self.tell_logger(&format!("fetching and mounting resource {}", resource.name));
-        // A hand-over interrupts the fetch even if the step must not run twice, because its command
-        // has not started.
+        // A hand-over interrupts even a step that must not run twice: its command has not started.
         let stop = self.leave.part();
         self.progress.steps.entry(position).or_default().stop = stop.clone();
         let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
@@ -81,9 +80,8 @@ impl Drive {
             let ran = executor.run_step(&scope, &on, &spec, gate, sink, &stop).await;
             let (stdout, stderr) = output.finish().await;
             in_time.abort();
-            // After a delay, this worker may see the guard's kill before it notices the loss of its
-            // lease. Wait until the lease is known to be valid or lost; the drive handles a loss
-            // first.
+            // After a delay, the guard's kill may be seen before the loss of the lease. Wait until
+            // the lease is known to be valid or lost; the drive handles a loss first.
             held.settled(&*shared.ports.host).await;
             match ran {
                 Ok(mut ran) => {
@@ -142,8 +140,7 @@ impl Drive {
         }
     }
 
-    /// Returns the values for a template: those of the start and, for the `on-error` step, details
-    /// of the failure.
+    /// Returns the values for a template: those of the start, and the failure for `on-error`.
     fn template_values(&self, position: usize) -> Params {
         let record = self.run.record();
         let mut values = template::values(&record.vars, &record.params);

@@ -331,8 +331,7 @@ fn adopt(run: &RunId, owner: &Entry, record: &Entry, look: &Look) -> Result<Take
         return Ok(Taken::Known);
     }
     if parsed.epoch.is_some() || parsed.status != Status::Pending {
-        // The run was started under this claim and is being released. It is resumed under another
-        // claim.
+        // The run was started under this claim, which is being released.
         return Ok(Taken::Known);
     }
     let verdict = match stop_of(look) {

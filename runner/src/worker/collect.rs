@@ -104,8 +104,7 @@ struct Taking<'a> {
     out: &'a Output,
 }
 
-/// Collects result and outputs of a step, whatever its exit code. Collects nothing if the step was
-/// asked to end.
+/// Collects a step's result and outputs, whatever its exit code, unless it was asked to end.
 pub(super) async fn collect(
     (shared, scope): (&Shared, &RunScope),
     ran: &mut Ran,
@@ -181,8 +180,7 @@ impl Taking<'_> {
         })
     }
 
-    /// Returns the content of a small file that a step left, or one byte more than the limit if the
-    /// file is larger.
+    /// Returns the content of a small file, or one byte more than the limit of a larger one.
     async fn file(&self, left: &Workspace, path: &str) -> Result<BytesMut, ExecError> {
         let broke = |cause: std::io::Error| ExecError::Engine {
             doing: "reading a file of a step".to_owned(),

@@ -99,8 +99,7 @@ pub(super) async fn stop(
     }
 }
 
-/// Ends a run without an owner. The worker that receives its stop claims it, even without a free
-/// slot.
+/// Claims a run without an owner to end it. The receiver of the stop needs no free slot.
 pub(super) async fn end_orphan(
     shared: &Arc<Shared>,
     held: &Held,

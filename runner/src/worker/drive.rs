@@ -1,5 +1,4 @@
-//! Drives one run: reports facts to the rules and carries out their orders. It makes no decisions
-//! of its own.
+//! Drives one run: reports facts to the rules and carries out their orders. Makes no decisions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
@@ -299,8 +298,8 @@ impl Drive {
                 Effect::OpenGate(position) => {
                     let gate = self.progress.steps.get_mut(&position);
                     if let Some(gate) = gate.and_then(|step| step.gate.take()) {
-                        // There is no receiver if the container could not be created. That is
-                        // reported as a fact.
+                        // There is no receiver if the container could not be created, which is a
+                        // later fact.
                         gate.send(true).ok();
                     }
                 }

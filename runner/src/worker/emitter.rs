@@ -28,8 +28,7 @@ pub(super) struct Emitter {
     lost: CancellationToken,
     /// Cancelled when the ending worker stops waiting for the publisher.
     leaving: CancellationToken,
-    /// Held from the numbering of an event until the publisher has accepted it, which keeps events
-    /// in order.
+    /// Held from the numbering of an event until its acceptance, which keeps events in order.
     next: Mutex<Next>,
 }
 

@@ -39,8 +39,7 @@ impl Drive {
         let (last, _) = self.emitter.last().await;
         let in_time = self.confirmed_within(last, STREAM_WAIT).await?;
         if !in_time {
-            // The ending is recorded anyway, and the slot is released. The claim is kept until the
-            // stream has the event.
+            // The ending is recorded anyway. The claim is kept until the stream has the event.
             self.slot = None;
         }
         let event = loop {
@@ -70,8 +69,8 @@ impl Drive {
                 Ok(()) => break event,
                 Err(WriteError::StopFound) => {
                     let now = self.shared.ports.host.now();
-                    // The stop key proves that a user requested a stop. The watch may have
-                    // delivered the reason.
+                    // The stop key proves that a user requested a stop. The watch may know the
+                    // reason.
                     let mut why = StopWhy::User { reason: None };
                     while let Ok(input) = self.inputs.try_recv() {
                         if let Input::StopAsked(user @ StopWhy::User { .. }) = input {
@@ -189,7 +188,7 @@ impl Drive {
         if self.met_a_full_disk() {
             self.shared.room.look_now();
         }
-        // The ending event is published, so that the record no longer needs it.
+        // Once published, the ending event is no longer needed in the record.
         let record = RunRecord { ending_event: None, ..self.run.record().clone() };
         loop {
             let also = self.let_go().await?;

@@ -58,8 +58,7 @@ impl Drive {
         prove_ended(&self.shared, &self.scope).await;
     }
 
-    /// Releases the run, so that a worker can resume it. Returns what this worker must still do
-    /// about it.
+    /// Releases the run so that a worker can resume it. Returns what is left to do here.
     pub(super) async fn let_go_of(&self, cause: Gone) -> Option<Lost> {
         let run = self.scope.run.clone();
         match cause {

@@ -131,8 +131,7 @@ async fn consume_jobs(
     close(consumer).await;
 }
 
-/// Consumes stops and pauses even if no slot is free, and passes on starts that were published to
-/// the wrong queue.
+/// Consumes stops and pauses even if no slot is free, and passes on misdirected starts.
 pub(super) async fn control(
     shared: Arc<Shared>,
     mut lease: Current,
@@ -292,8 +291,7 @@ async fn move_to_jobs(
     }
 }
 
-/// Keeps a start aside for a while. The number is limited, because each holds a channel of the
-/// connection.
+/// Keeps a start aside. The number is limited, because each holds a channel of the connection.
 async fn put_aside(shared: &Arc<Shared>, delivery: Delivery, message: Message, after: Duration) {
     let place = {
         let _waits = waits();

@@ -79,8 +79,7 @@ impl Launch {
         self.shared.roster.strike(&self.run);
     }
 
-    /// Drives a new run. `slot` is released when the run has ended. `named` tells whether the
-    /// sender chose the run ID.
+    /// Drives a new run, and releases `slot` at its end. `named`: the sender chose the run ID.
     pub(super) fn go(
         self,
         held: &Held,

@@ -17,8 +17,8 @@ use crate::ports::{Guard, Host, LeaseId, StoreError};
 pub(super) struct Held {
     /// The lease's ID.
     pub(super) lease: LeaseId,
-    /// Cancelled once the lease is lost. From then on, nothing is written, published or uploaded
-    /// under it.
+    /// Cancelled once the lease is lost. Nothing is written, published or uploaded under it
+    /// afterwards.
     pub(super) lost: CancellationToken,
     /// The end of its guaranteed validity, in milliseconds of the boot clock, unless it is renewed.
     until: Arc<AtomicU64>,
@@ -67,7 +67,7 @@ impl Held {
     }
 
     /// Waits until the lease is known to be valid or lost. The guard may have killed a step that
-    /// ends meanwhile, so that its exit is not a result.
+    /// ended in the meantime, so its exit is not a result.
     ///
     /// # Cancel safety
     /// This method is cancel safe.
@@ -129,8 +129,8 @@ pub(super) async fn keep(
     let mut wait = RETRY_FIRST;
     while !stop.is_cancelled() && shared.watchdog.fault().is_none() {
         beat();
-        // The time to live starts when the request is sent, because the store may grant the lease
-        // right then.
+        // The time to live starts with the request, because the store may grant the lease right
+        // then.
         let sent = shared.ports.host.since_boot();
         let granted = tokio::select! {
             biased;
@@ -165,8 +165,7 @@ pub(super) async fn keep(
                     }
                     Ended::Stopped => {}
                 }
-                // If a step did not end in time, the guard ends it before the lease expires by
-                // itself.
+                // If runs remain, let the lease expire. The guard ends their steps before that.
                 if shared.roster.is_idle() {
                     revoke(&shared, held.lease, &stop).await;
                 }

@@ -189,8 +189,8 @@ impl Ledger {
                     // proves that it was this owner's.
                     self.modified = entry.mod_revision;
                 }
-                // The caller replaces an expired long lease. The loss of the claim's own lease is
-                // reported by `lost`.
+                // The caller replaces an expired long lease. `lost` reports the loss of the claim's
+                // own lease.
                 Err(cause @ StoreError::LeaseGone(_)) if matches!(also, Also::LetGo { .. }) => {
                     return Err(WriteError::Refused(cause));
                 }
@@ -203,8 +203,7 @@ impl Ledger {
                     }
                     wait = (wait * 2).min(Duration::from_secs(1));
                 }
-                // The store's limit may be lower than the expected one, and it must be possible to
-                // end the run.
+                // The store's limit may be lower than expected, and the run must be able to end.
                 Err(StoreError::Refused(cause))
                     if also != Also::Nothing && bytes.len() > SMALL_RECORD =>
                 {
@@ -223,8 +222,7 @@ pub(super) const SMALL_RECORD: usize = 16 * 1024;
 /// The part of an etcd request that is available for a record and a definition, in bytes.
 const REQUEST: usize = 1_440 * 1024;
 
-/// Returns the JSON of a record. Cuts the record if it does not fit into a request with `beside`
-/// more bytes.
+/// Returns the JSON of a record, cut to fit into a request with `beside` more bytes.
 pub(super) fn fitting(
     run: &RunId,
     record: &mut RunRecord,

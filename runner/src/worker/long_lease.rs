@@ -59,8 +59,7 @@ impl LongLease {
     }
 }
 
-/// Interval between renewals of the marks of open runs, several times shorter than their time to
-/// live.
+/// Interval between renewals of the marks of open runs, well below their time to live.
 const RENEWED_EVERY: Duration = Duration::from_secs(24 * 3600);
 
 /// Renews the marks that keep run IDs from being accepted twice, as long as their runs are open. A

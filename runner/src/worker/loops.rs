@@ -92,8 +92,8 @@ impl Loops {
     async fn drain(&self, shared: &Arc<Shared>, shutdown: &Shutdown, is_over: Instant) {
         shared.tasks.close();
         let all_ended = async {
-            // Once these loops have ended, a start that was being claimed is either owned or back
-            // in its queue.
+            // Once these have ended, a start that was being claimed is either owned or back in its
+            // queue.
             ended(shared, &self.starts, LOOP_ENDS_WITHIN).await;
             shared.tasks.wait().await;
         };
@@ -157,8 +157,7 @@ impl Loops {
 /// confirmation. The next worker finds the rest in the store.
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
 
-/// Upper bound on the time that a loop needs to end. Exceeds the timeouts of operations with the
-/// broker.
+/// How long a loop may take to end. Exceeds the timeouts of operations with the broker.
 const LOOP_ENDS_WITHIN: Duration = Duration::from_secs(20);
 
 /// How long the broker has to confirm the last events of runs whose steps have ended. If it is
@@ -176,8 +175,8 @@ fn in_trouble(shared: &Shared, usual: Duration) -> Duration {
     }
 }
 
-/// After this time, makes everything stop waiting for an unavailable broker. Returns if the runs
-/// still do not end.
+/// Waits for `after`, then makes everything stop waiting for an unavailable broker. Returns if the
+/// runs do not end in spite of that.
 async fn give_up_the_stream(shared: &Shared, after: Duration) {
     tokio::time::sleep(after).await;
     while shared.ports.events.trouble().is_none() {
@@ -200,7 +199,7 @@ async fn ended(shared: &Shared, loops: &TaskTracker, within: Duration) {
 }
 
 /// Handles each new lease: reports readiness, watches for stops, and ends the runs that were lost
-/// with the previous lease.
+/// with the previous one.
 async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
     let mut ready = false;
     let mut last = None;

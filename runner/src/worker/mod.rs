@@ -74,8 +74,7 @@ pub struct Options {
     pub parallel_steps: usize,
     /// The time to live of the lease.
     pub lease_ttl: Duration,
-    /// How long the worker's own tasks may stall before the watchdog trips. Exceeds the timeouts of
-    /// all ports.
+    /// How long a task may stall before the watchdog trips. Exceeds the timeouts of all ports.
     pub stands_still: Duration,
     /// The default time between SIGTERM and SIGKILL of a step.
     pub kill_grace: Duration,
@@ -95,8 +94,8 @@ pub struct Options {
     pub disk: DiskOptions,
     /// Whether the worker has its own queue, for dispatchers that choose a worker.
     pub own_queue: bool,
-    /// Whether the worker resumes runs of others and hands over its own. If not, it ends the runs
-    /// that it cannot finish.
+    /// Whether the worker resumes runs of others and hands over its own. If not, it ends runs it
+    /// cannot finish.
     pub rescue: bool,
     /// Whether images are kept for the `retention` of their pipeline and removed later.
     pub keeps_images: bool,
@@ -104,8 +103,7 @@ pub struct Options {
     pub max_losses: u32,
     /// The available executors.
     pub executors: Vec<ExecutorKind>,
-    /// The maximum output of one step, and of all steps of a run together, in bytes. `None` means
-    /// no limit.
+    /// The maximum output of a step, and of all steps of a run, in bytes. `None` means no limit.
     pub log_limit: Option<u64>,
     /// Whether to run definitions that contain secrets in clear text.
     pub literal_secrets: bool,
@@ -166,8 +164,7 @@ pub(crate) struct Shared {
     aside: Arc<Semaphore>,
     watchdog: Arc<Watchdog>,
     draining: CancellationToken,
-    /// Cancelled when the worker is about to end. Events that are not confirmed by then stay on
-    /// disk.
+    /// Cancelled when the worker is about to end. Unconfirmed events then stay on disk.
     leaving: CancellationToken,
     drain_told: AtomicBool,
     started_at: Millis,
@@ -177,11 +174,9 @@ pub(crate) struct Shared {
     more_lost: Notify,
     /// How often each of them was claimed again.
     reclaims: reclaim::Reclaims,
-    /// Runs that were lost with this worker's own lease and may continue. Claiming one again is not
-    /// a loss.
+    /// Runs lost with this worker's own lease that may continue. Claiming one again is not a loss.
     own_lost: std::sync::Mutex<HashSet<RunId>>,
-    /// Notified when an orphan or a directly sent start waits for a slot. Both take precedence over
-    /// new starts.
+    /// Notified when an orphan or a directly sent start waits for a slot, which takes precedence.
     slot_wanted: Notify,
     /// Whether the open subscription to the shared queue holds a slot.
     slot_is_open: AtomicBool,
@@ -332,9 +327,8 @@ impl Shared {
         self.lost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Requests a slot with precedence over new starts. Queues for the permit before it asks the
-    /// open subscription to return its slot. Otherwise the subscription would be the next to take
-    /// it again.
+    /// Requests a slot with precedence over new starts. Waits for the permit before it asks the
+    /// open subscription to return its own, which would otherwise be the next to take it again.
     fn wait_for_slot(&self) -> BoxFuture<'static, Option<OwnedSemaphorePermit>> {
         let slots = Arc::clone(&self.slots);
         let mut waiting = async move { slots.acquire_owned().await.ok() }.boxed();
@@ -347,8 +341,7 @@ impl Shared {
         }
     }
 
-    /// Returns a slot if there is room for a run. If the last one is held by the open subscription,
-    /// takes that one.
+    /// Returns a slot if there is room for a run, possibly that of the open subscription.
     async fn slot_now(&self) -> Option<OwnedSemaphorePermit> {
         if !self.room.is_there() || self.writes.refused().is_some() {
             return None;

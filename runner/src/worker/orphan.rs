@@ -164,8 +164,8 @@ pub(super) async fn claim_orphan(
             (Some(owner), Some(record)) => {
                 let (claim, record, modified) = adopted(run, owner, (record, reply.entry(2)))?;
                 if record.epoch == Some(claim.epoch) {
-                    // The run was started under this claim, so that nothing more may be published
-                    // under its epoch. The next scan finds it without an owner.
+                    // The run was started under this claim, so nothing more may be published under
+                    // its epoch. The next scan finds it without an owner.
                     release(shared, &claim, &held.lost).await;
                     return Ok(None);
                 }

@@ -17,8 +17,7 @@ use crate::ports::{LogSink, LoggerFeed, StopLevel, StopSignal};
 use crate::rules::lines::{Lines, Piece};
 use crate::rules::mask::Masker;
 
-/// The output budget of one run, shared by its steps. It includes the recorded output of earlier
-/// owners.
+/// The output budget of a run's steps, including the recorded output of earlier owners.
 #[derive(Debug, Clone)]
 pub(super) struct Budget {
     limit: Option<u64>,
@@ -245,8 +244,8 @@ impl Output {
             LogStream::Stderr => streams.err.push(now, within),
             LogStream::Stdout | LogStream::Bob => streams.out.push(now, within),
         };
-        // The lock is held meanwhile. A full publisher thus slows down the step, and the texts of a
-        // stream stay in order.
+        // Publishing under the lock lets a full publisher slow down the step, and keeps texts in
+        // order.
         self.publish(stream, pieces, &mut streams.fed).await;
         if within.len() < bytes.len() {
             self.reach_limit(streams).await;
@@ -313,8 +312,8 @@ impl Output {
         }
     }
 
-    /// Ends an unfinished line. An external logger does not distinguish steps or streams, so that
-    /// output of another one must start on a new line.
+    /// Ends an unfinished line. An external logger does not distinguish steps or streams, so output
+    /// of another one must start on a new line.
     fn feed_newline(&self, fed: &mut Option<LogStream>) {
         if let (Some(feed), Some(_unfinished)) = (&self.feed, fed.take()) {
             feed.push(Bytes::from_static(b"\n"));

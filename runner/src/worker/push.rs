@@ -13,8 +13,8 @@ use super::watchdog::waits;
 use crate::ports::{RunScope, StepSpec, Workspace};
 use crate::rules::run::Input;
 
-/// The number of attempts to push. If all fail, the run can only be resumed on its own engine until
-/// the next push.
+/// The number of attempts to push. If all fail, only the run's own engine can resume it until the
+/// next push.
 const TRIES: u32 = 4;
 /// The pause after the first attempt. It doubles each time.
 const PAUSE: Duration = Duration::from_secs(1);

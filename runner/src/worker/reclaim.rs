@@ -46,8 +46,8 @@ impl Reclaims {
     }
 }
 
-/// Claims the runs again that this worker cannot continue, and ends them. A run must not stay open
-/// without an owner.
+/// Claims and ends the runs that this worker cannot continue. They must not stay open without an
+/// owner.
 pub(super) async fn reclaim(shared: Arc<Shared>, held: Held) {
     loop {
         // Runs stay on the list until they are completed. Rescue ignores runs on the list.

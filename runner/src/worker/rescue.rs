@@ -223,7 +223,7 @@ impl Rescue<'_> {
             Change::Put(entry) => {
                 if let Some(run) = run_of(&entry.key, names::OWNERS) {
                     self.orphans.remove(&run);
-                    // The run has a new owner, so that its next loss is a different one.
+                    // The run has a new owner, and its next loss is a different one.
                     self.shared.own_lost().remove(&run);
                 }
             }
@@ -280,8 +280,8 @@ impl Rescue<'_> {
         Ok(())
     }
 
-    /// Handles an orphan. Returns `None` if nothing remains to be done here, or else the delay
-    /// before the next attempt.
+    /// Handles an orphan. Returns the delay before the next attempt, or `None` if nothing is left
+    /// to do.
     async fn take(&mut self, run: &RunId, orphan: Orphan) -> Result<Option<Duration>, StoreError> {
         let (shared, held) = (self.shared, self.held);
         if shared.roster.has(run) || shared.is_to_be_ended(run) {
@@ -348,8 +348,8 @@ impl Rescue<'_> {
         }
     }
 
-    /// Warns about a run that waits for a worker of another version: at first sight, and then at
-    /// growing intervals.
+    /// Warns about a run that needs a worker of another version: at once, then at growing
+    /// intervals.
     fn complain(&mut self, run: &RunId, why: &str) {
         let Some(orphan) = self.orphans.get_mut(run) else { return };
         orphan.complaints += 1;
@@ -442,8 +442,7 @@ async fn find(
     Ok(Found::Open(entry.clone()))
 }
 
-/// Returns how long to leave a run to workers on the engine with its last image, if that is another
-/// engine.
+/// Returns how long to leave a run to workers on another engine, if that has its last image.
 async fn is_for_others(
     shared: &Shared,
     record: &RunRecord,

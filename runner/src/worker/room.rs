@@ -73,16 +73,15 @@ pub(super) struct Room {
     /// Whether the disk is checked.
     watched: bool,
     state: Mutex<State>,
-    /// Wakes its waiters in the order of waiting, unlike tokio's `watch`. The simulation needs one
-    /// history per seed.
+    /// Wakes its waiters in order, unlike tokio's `watch`. The simulation needs one history per
+    /// seed.
     changed: Notify,
     /// The unavailable services, with the reasons.
     obstacles: Mutex<BTreeMap<Service, String>>,
     seen: Mutex<Option<Disk>>,
     /// Requests a check now.
     asked: Notify,
-    /// The runs that were released because the engine was unavailable. Their containers reappear
-    /// with it.
+    /// Runs released because the engine was unavailable. Their containers reappear with it.
     stranded: Mutex<Vec<RunScope>>,
     /// The images from which runs have started since the last `take_used`.
     used: Mutex<BTreeSet<String>>,

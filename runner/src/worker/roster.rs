@@ -103,8 +103,7 @@ impl Roster {
         longest_grace(&runs, grace)
     }
 
-    /// Asks every run to end here and to continue elsewhere. Returns the time its steps may take to
-    /// end.
+    /// Asks every run to continue elsewhere. Returns the time its steps may take to end.
     pub(super) fn hand_over_all(&self, grace: Duration) -> Duration {
         let runs = self.runs();
         for handle in runs.values() {

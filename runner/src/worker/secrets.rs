@@ -69,8 +69,7 @@ pub(super) struct RunSecrets {
 }
 
 impl RunSecrets {
-    /// Creates the secrets of a newly claimed run. Those of steps that were started before must be
-    /// looked up.
+    /// Creates the secrets of a newly claimed run. Those of started steps must be looked up.
     pub(super) fn of(record: &RunRecord) -> Self {
         let pipeline = record.pipeline.iter();
         let steps: Vec<&Step> = pipeline.flat_map(Pipeline::all_steps).collect();
@@ -231,8 +230,7 @@ impl Drive {
     /// Returns the purpose of a step's secrets.
     fn purpose_of_secrets(&self, position: usize) -> Purpose {
         let record = self.run.record();
-        // The address may refer to results of earlier steps. If they are missing, the step does not
-        // start.
+        // The address may refer to earlier results. If they are missing, the step does not start.
         let filled = job::filled(record, position).and_then(Result::ok);
         let to = to_host(filled.and_then(|step| destination::of_step(&step)));
         Purpose { group: record.group.clone(), pipeline: record.name.clone(), to }

@@ -22,8 +22,7 @@ pub(super) enum Done {
     Prepared(Workspace),
     /// The adopted workspaces by position, and the positions without one.
     Adopted(Vec<(usize, Workspace)>, Vec<usize>),
-    /// The step must not start although no end was requested: the run has another owner, or is
-    /// about to.
+    /// The step must not start although no end was requested: the run is lost, or about to be.
     NotOurs,
     Fetched(Workspace),
     /// The step's result, and the sizes of standard output and standard error.

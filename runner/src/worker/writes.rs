@@ -22,13 +22,13 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Writes {
     /// Why the store refuses writes.
     refused: Mutex<Option<String>>,
-    /// Wakes its waiters in the order of waiting, unlike tokio's `watch`. The simulation needs one
-    /// history per seed.
+    /// Wakes its waiters in order, unlike tokio's `watch`. The simulation needs one history per
+    /// seed.
     changed: Notify,
 }
 
 impl Writes {
-    /// Notes why a write failed. Returns whether the store refuses all writes, which is logged
+    /// Notes why a write failed. Returns true if the store refuses all writes, which is logged
     /// once.
     pub(super) fn note(&self, cause: &StoreError) -> bool {
         if !cause.refuses_writes() {

@@ -108,8 +108,7 @@ impl Link {
                 State::Closed => return Err(Fault::Unreachable("we have closed it".to_owned())),
                 State::Up(_) | State::Down(_) => {}
             }
-            // If the connection is dead but still marked as up, `supervise` will update the state
-            // soon.
+            // If the connection is dead but still marked as up, `supervise` updates the state soon.
             if state.changed().await.is_err() {
                 return Err(Fault::Unreachable("we have closed it".to_owned()));
             }

@@ -102,8 +102,7 @@ fn of_reply(code: u16, text: &str) -> Fault {
     }
 }
 
-/// Returns how to fix a refusal. The broker uses one code for several, which its text
-/// distinguishes.
+/// Returns how to fix a refusal. The broker's text distinguishes refusals with the same code.
 fn hint(code: u16, said: &str) -> &'static str {
     match (code, said) {
         (_, said) if said.starts_with("Login was refused") => {

@@ -17,8 +17,7 @@ pub(super) use connection::{Link, Live};
 pub(super) use faults::Fault;
 pub(super) use target::Target;
 
-/// Address, credentials and objects of RabbitMQ. All values are final: a user and password in the
-/// URL are ignored.
+/// Address, credentials and objects of RabbitMQ. A user and password in the URL are ignored.
 #[derive(Clone)]
 pub struct AmqpOptions {
     /// `amqp://HOST:PORT/VHOST`, or `amqps://`.

@@ -209,8 +209,7 @@ impl Address {
             Some(Host::Ipv6(ip)) => ip.to_string(),
             Some(Host::Domain(_)) | None => return Err(bad("names no host")),
         };
-        // A missing and an empty path both mean the default virtual host. No broker has one with an
-        // empty name.
+        // A missing and an empty path both mean the default virtual host, which has the name `/`.
         let name = parsed.path().strip_prefix('/').unwrap_or_default();
         let vhost = match percent_encoding::percent_decode_str(name).decode_utf8() {
             Ok(name) if name.is_empty() => "/".to_owned(),

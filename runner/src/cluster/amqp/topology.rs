@@ -129,7 +129,7 @@ pub(super) async fn declare(
     warned: &Mutex<HashSet<String>>,
 ) -> Result<(), Fault> {
     let channel = live.channel().await?;
-    // A refusal closes the channel, so that a new one is needed.
+    // A refusal closes the channel.
     let (channel, named) = match make(&channel, object, false).await {
         Ok(()) => (channel, object.name()),
         Err(fault @ (Fault::Differs(_) | Fault::Denied(_))) => {

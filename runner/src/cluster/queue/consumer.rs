@@ -214,8 +214,7 @@ impl Settle for AmqpSettle {
             return Err(QueueError::DeliveryLost);
         }
         if let (Disposition::DeadLetter, Some((properties, body))) = (disposition, &self.kept) {
-            // Dead-lettering is only reliable for quorum queues, and the worker's own queue is a
-            // classic one.
+            // Dead-lettering from a classic queue, like the worker's own one, is not reliable.
             self.queue.publish_as_is(&Route::DeadLetter, properties.clone(), body).await?;
         }
         let telling = async {

@@ -10,8 +10,7 @@ use crate::ports::Message;
 
 /// Persistent delivery.
 const DELIVERY_MODE: u8 = 2;
-/// The maximum size of the headers. Together with the other properties, they must fit into one
-/// frame.
+/// The maximum size of the headers. All properties together must fit into one frame.
 const HEADER_BYTES: usize = 64 * 1024;
 /// Headers that the broker adds, which must not be part of a new message.
 const BROKERS_OWN: &[&str] =

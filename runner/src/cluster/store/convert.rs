@@ -87,8 +87,8 @@ fn read(read: Read) -> TxnOp {
     }
 }
 
-/// Converts a reply. If the transaction has committed, its `reads` reads come last. Otherwise all
-/// responses are reads.
+/// Converts a reply. If the transaction committed, its reads come last; otherwise there are only
+/// reads.
 pub(super) fn reply(reply: &TxnResponse, reads: usize) -> Result<TxnReply, Fault> {
     let responses = reply.op_responses();
     let first = if reply.succeeded() { responses.len().saturating_sub(reads) } else { 0 };

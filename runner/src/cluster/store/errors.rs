@@ -25,7 +25,7 @@ const UNAUTHENTICATED: i32 = 16;
 pub(super) enum Fault {
     /// There was no reply, or one that may differ next time.
     Unreachable(String),
-    /// There was no connection, so that the request was not sent.
+    /// There was no connection, so the request was not sent.
     Unsent(String),
     /// The user, password or certificate does not grant access.
     Denied(String),
@@ -138,8 +138,7 @@ fn of_status(code: i32, message: &str, chain: &str) -> Fault {
     }
 }
 
-/// Classifies an error of the connection. A wrong certificate stays wrong; other errors may be
-/// temporary.
+/// Classifies a connection error. Except for wrong certificates, it may be temporary.
 fn of_transport(chain: &str) -> Fault {
     if let Some(meaning) = of_certificates(chain) {
         return Fault::Denied(meaning);
@@ -148,8 +147,7 @@ fn of_transport(chain: &str) -> Fault {
     if unsent { Fault::Unsent(chain.to_owned()) } else { Fault::Unreachable(chain.to_owned()) }
 }
 
-/// Returns the meaning of a failed handshake and how to fix it, or `None` if the text is not about
-/// one.
+/// Explains a failed handshake and how to fix it. Returns `None` if the text is not about one.
 pub(super) fn of_certificates(said: &str) -> Option<String> {
     let meaning = tls::explain(said, VARIABLE)?;
     let is_plain = meaning.contains("does not speak TLS");

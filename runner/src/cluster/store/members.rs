@@ -57,7 +57,7 @@ impl Members {
         Ok(answer.header().map(etcd_client::ResponseHeader::cluster_id))
     }
 
-    /// Logs in to a member if necessary. On a watch, etcd reports a missing token like a missing
+    /// Logs in to a member if necessary. On a watch, etcd reports a missing token as a missing
     /// permission.
     pub(super) async fn introduce(&self, client: &Client) -> Result<(), Fault> {
         if self.user.lock().unwrap_or_else(PoisonError::into_inner).is_none() {

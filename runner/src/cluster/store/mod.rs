@@ -28,8 +28,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 /// thirds, so a renewal that hangs must leave time for another.
 const RENEWAL_DEADLINE: Duration = Duration::from_secs(3);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
-/// The silence after which a keep-alive is sent. etcd treats more than one in five seconds as an
-/// attack.
+/// The silence before a keep-alive. etcd treats more than one in five seconds as an attack.
 const SILENCE: Duration = Duration::from_secs(10);
 const LARGEST_ANSWER: usize = 128 * 1024 * 1024;
 /// The number of keys in a page. A run record may be as large as a request, 1.5 MiB.

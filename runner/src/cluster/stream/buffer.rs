@@ -118,8 +118,8 @@ impl Buffer {
         oldest.map_or(self.last, |oldest| oldest - 1)
     }
 
-    /// Returns the next events to publish and marks them as sent. Limits the number and the total
-    /// size of sent events.
+    /// Returns the next events to publish and marks them as sent. Limits the number and size of
+    /// sent events.
     pub(super) fn take(&mut self, batch: usize, window: usize, bytes: usize) -> Vec<Waiting> {
         let mut taken = Vec::new();
         while taken.len() < batch && self.sent < window {
@@ -156,8 +156,7 @@ impl Buffer {
         }
     }
 
-    /// Marks all sent events as unsent, because it is unknown whether they arrived. They are sent
-    /// again in order.
+    /// Marks all sent events as unsent, because it is unknown whether they arrived.
     pub(super) fn nothing_is_sent(&mut self) {
         self.front.retain(|waiting| !waiting.dropped);
         self.front_bytes = self.front.iter().map(Waiting::size).sum();

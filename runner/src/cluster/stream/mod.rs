@@ -28,8 +28,7 @@ use self::spill::{Place, Spill};
 use super::amqp::{AmqpOptions, Fault, Link, Target, topology};
 use crate::ports::{EventStream, Events, EventsError, Position, Ticket};
 
-/// Events on a RabbitMQ stream. Clones share the publisher, which ends when the last one is
-/// dropped.
+/// Events on a RabbitMQ stream. Clones share the publisher, which ends with the last one.
 #[derive(Clone)]
 pub struct AmqpEvents(Arc<Inner>);
 
@@ -202,8 +201,7 @@ fn stream_url(options: &AmqpOptions) -> Result<String, Fault> {
 impl Events for AmqpEvents {
     async fn emit(&self, event: Event) -> Result<Ticket, EventsError> {
         let body = Bytes::from(event.to_json());
-        // An ending is published only after it was recorded, so it remains true whoever owns the
-        // run.
+        // An ending is published after it was recorded, so it remains true under another owner.
         let epoch = event.epoch.filter(|_| !event.reason.is_ending());
         self.0.shared.push(event.run_id, epoch, body).await.map(Ticket)
     }

@@ -21,8 +21,8 @@ const AHEAD: u16 = 256;
 const ACK_EVERY: usize = 64;
 /// The timeout of a request to the broker.
 const DEADLINE: Duration = Duration::from_secs(15);
-/// The timeout of the first message of the last chunk, for a stream with and without messages
-/// according to the broker.
+/// The timeout of the first message, for a stream with and without messages according to the
+/// broker.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 const NO_MESSAGE: Duration = Duration::from_secs(1);
 
@@ -55,8 +55,7 @@ impl Start {
 struct Reading {
     consumer: lapin::Consumer,
     channel: Channel,
-    /// The delivery tag of the newest unacknowledged message, and the number of unacknowledged
-    /// messages.
+    /// The delivery tag of the newest unacknowledged message, and their number.
     unacked: Option<u64>,
     count: usize,
 }

@@ -260,8 +260,7 @@ pub(super) async fn spill_and_refill(
             }
         };
         if let Err(cause) = outcome {
-            // Nothing is lost: events that cannot be written wait in memory, which slows down
-            // emitters.
+            // Nothing is lost: events that cannot be written wait in memory and slow down emitters.
             if !std::mem::replace(&mut told, true) {
                 let path = back.dir().display().to_string();
                 warn!("{}", EventsError::Spill { path, cause: cause.to_string() });

@@ -17,8 +17,7 @@ use protocol::id::{Epoch, RunId};
 
 use super::buffer::{Leftover, Waiting};
 
-/// A segment is removed once all of its events are confirmed, so small segments free disk space
-/// early.
+/// A segment is removed once all its events are confirmed, so small segments free space early.
 const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
 const HEADER: usize = 8 + 8 + 4 + 4;
 /// Denotes a missing epoch.
@@ -199,8 +198,7 @@ impl Spill {
         }
     }
 
-    /// Ends the spill: saves the events in memory before and after those on disk, for the next
-    /// worker.
+    /// Ends the spill: saves the events in memory before and after those on disk.
     pub(super) fn keep(mut self, leftover: Leftover) -> io::Result<Kept> {
         let Leftover { mut front, tail, lost } = leftover;
         while self.segments.front().is_some_and(|first| first.read > 0) {
@@ -265,8 +263,7 @@ impl Drop for Spill {
             return;
         }
         if let Some(own) = &self.own {
-            // The directory only contains the lock. If it cannot be removed, the next worker finds
-            // it empty.
+            // The directory only contains the lock. If this fails, the next worker finds it empty.
             fs::remove_dir_all(&own.path).ok();
         }
     }
@@ -363,8 +360,7 @@ fn decode(record: &Bytes) -> Option<Waiting> {
     let (run, _) = lengths(record)?;
     let text = std::str::from_utf8(record.get(HEADER..HEADER + run)?).ok()?;
     let named = if text.is_empty() { None } else { Some(text.parse().ok()?) };
-    // Copied, because a slice would keep the whole batch in memory until its last event is
-    // confirmed.
+    // Copied, because a slice would keep the batch in memory until its last event is confirmed.
     let body = Bytes::copy_from_slice(record.get(HEADER + run..)?);
     Some(Waiting::new(ticket, named, epoch, body))
 }

@@ -1,8 +1,8 @@
 //! One conformance suite for each port; every adapter must pass it. If an adapter breaks the
 //! contract, the suite panics and names the broken rule.
 //!
-//! A suite is a single future, so that it can run next to its adapter. The embedded adapters run it
-//! in this crate's tests, the cluster adapters in the tests with real servers.
+//! A suite is a single future that runs next to its adapter: the embedded adapters run it in this
+//! crate's tests, the cluster adapters in the tests with real servers.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a suite may panic")]
 

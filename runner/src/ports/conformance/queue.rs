@@ -233,7 +233,7 @@ async fn too_many_returns_end_in_a_dead_letter(subject: &QueueSubject) {
         settle(delivery, Disposition::Requeue).await;
         returns += 1;
     }
-    // Brokers count either returns or deliveries, so that the limits differ by one.
+    // Brokers count either returns or deliveries, so their limits differ by one.
     if let Ok(delivery) = tokio::time::timeout(super::QUIET, jobs.next()).await {
         settle(delivery.expect("a message comes"), Disposition::Requeue).await;
     }

@@ -15,8 +15,7 @@ pub const SHORTEST: usize = 3;
 const SHORTEST_LINE: usize = 4;
 /// The minimum length of the fixed part of a value inside a longer base64 text.
 const SHORTEST_CORE: usize = 6;
-/// The minimum length of a value that is searched for in files, which have far more bytes than
-/// output.
+/// The minimum length of a value searched for in files, which have far more bytes than output.
 const SHORTEST_IN_FILES: usize = 6;
 /// The minimum length of a single line that is searched for in files. It must also be one word.
 /// Shorter lines, such as `-----BEGIN PRIVATE KEY-----`, occur in many programs.
@@ -66,8 +65,7 @@ pub(super) fn in_files<'a>(values: impl Iterator<Item = &'a [u8]>) -> Texts {
     forms
 }
 
-/// Removes whitespace at both ends. A trailing line break would delay each line of output until the
-/// next.
+/// Trims whitespace. A trailing line break would delay each line of output until the next.
 fn trimmed(value: &[u8]) -> &[u8] {
     value.trim_ascii()
 }
@@ -119,8 +117,8 @@ impl Texts {
         }
     }
 
-    /// Adds base64 that is broken into rows. A row may end with too few of its first letters to be
-    /// recognized.
+    /// Adds base64 that is broken into rows. A row may end with too few of its first letters to
+    /// match.
     fn add_rows(&mut self, letters: &[u8]) {
         let ends = (0..FIRST).filter_map(|at| letters.get(at..));
         let certain = ends.filter(|end| end.len() >= SHORTEST_CORE);

@@ -75,8 +75,7 @@ impl Known<'_> {
             .map_or(self.begins_line, |byte| *byte == b'\n')
     }
 
-    /// Returns whether a word that starts at `at` may continue in the next row, or `None` if the
-    /// row is incomplete.
+    /// Returns whether a word at `at` may continue in the next row. `None`: the row is incomplete.
     fn may_go_on(&self, at: usize) -> Option<bool> {
         let rest = self.bytes.get(at..).unwrap_or_default();
         let row = rest.get(..memchr(b'\n', rest)?).unwrap_or_default();

@@ -53,8 +53,7 @@ fn almquist(text: &[u8]) -> Vec<u8> {
     let rows = text.chunk_by(|a, b| (*a == b'\'') == (*b == b'\'')).collect::<Vec<_>>();
     for (at, row) in rows.iter().enumerate() {
         let is_quoted = row.first() == Some(&b'\'');
-        // Quotes at either end may belong to a longer row of quotes in the word, so its ends are
-        // unknown.
+        // The ends are unknown: quotes there may belong to a longer row of quotes in the word.
         if is_quoted && at > 0 {
             out.extend_from_slice(b"'\"");
         }

@@ -90,8 +90,8 @@ fn a_secret_is_masked_in_base64_with_rows_of_any_length() {
                 for before in ["u", "us", "user:", "a user of some length: "] {
                     let text = STANDARD.encode(format!("{before}{secret}!"));
                     let left = left_in_rows(&mask, &text, row, end);
-                    // The text around the secret, a few bits at its ends, and up to FIRST letters
-                    // at the end of a row.
+                    // The text around the secret, a few bits at its ends, and FIRST letters at the
+                    // end of a row.
                     let around = before.len().div_ceil(3) * 4 + 8 + rows::FIRST;
                     assert!(left.len() <= around, "{secret}, rows of {row}: {left:?}");
                 }

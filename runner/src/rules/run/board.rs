@@ -103,8 +103,8 @@ impl Board {
         }
     }
 
-    /// Sets the state of a step, and removes its work unless it is in progress. The `on-error` step
-    /// has no state.
+    /// Sets a step's state, and removes its work unless it is in progress. The `on-error` step has
+    /// none.
     pub(super) fn set(&mut self, position: usize, standing: Standing) {
         if let Some(stands) = self.standings.get_mut(position) {
             *stands = standing;

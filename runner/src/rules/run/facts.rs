@@ -58,8 +58,8 @@ pub enum Input {
     StopAsked(StopWhy),
     /// The worker ends and another one is to continue the run.
     HandOverAsked {
-        /// The time that a step which must not run twice has to finish, unless its kill-grace is
-        /// longer.
+        /// The time that a step which must not run twice has to finish. Its own kill-grace may
+        /// extend it.
         grace: Duration,
     },
     /// A timer expired.

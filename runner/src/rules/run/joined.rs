@@ -1,5 +1,4 @@
-//! Joins the orders that follow from simultaneous facts, so that one write of the record covers all
-//! of them.
+//! Joins the orders of simultaneous facts, so that one write of the record covers all of them.
 
 use super::Effect;
 

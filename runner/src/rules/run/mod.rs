@@ -1,5 +1,4 @@
-//! The life of one run: facts in, orders out. Late and repeated facts are expected and have no
-//! effect.
+//! The life of one run: facts in, orders out. Late and repeated facts have no effect.
 
 mod board;
 mod ending;
@@ -294,15 +293,15 @@ impl Run {
         }
     }
 
-    /// Stops the run, for a stop, a timeout or a hand-over. Asks steps in progress to end; their
-    /// exits are later facts.
+    /// Stops the run, for a stop, a timeout or a hand-over. Steps in progress are asked to end;
+    /// their exits are later facts.
     fn interrupt(&mut self, now: Millis, why: Interrupted) -> Vec<Effect> {
         if self.phase == Phase::Ended {
             return Vec::new();
         }
         let stop = matches!(why, Interrupted::Stop(_));
-        // A stop outranks a timeout, so that the user sees that the stop was accepted and the run
-        // is `stopped`. Both outrank a hand-over.
+        // A stop outranks a timeout: the user sees that it was accepted, and the run is `stopped`.
+        // Both outrank a hand-over.
         let rank = |why: &Interrupted| match why {
             Interrupted::HandOver => 1,
             Interrupted::Overdue(_) => 2,

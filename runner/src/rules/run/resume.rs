@@ -85,8 +85,8 @@ impl Run {
         // The files of such a step are on the previous owner's host.
         let is_on_host = pipeline.steps.iter().any(|step| step.is_on_host() && begun(&step.name));
         let usual = if is_on_host { OnLost::Restart } else { OnLost::Resume };
-        // A hand-over is not a loss. A step's own retry policy for losses takes precedence over the
-        // pipeline's `on-lost`.
+        // A hand-over is not a loss. A step's own `retry` on losses takes precedence over
+        // `on-lost`.
         let is_asked = !past.handed_over && self.lost_attempts().is_empty();
         match pipeline.on_lost {
             Some(said) if is_asked || said == OnLost::Resume => said,
@@ -295,8 +295,7 @@ impl Run {
         self.resumption.as_ref()?.past.as_ref()
     }
 
-    /// Returns the events to publish once all checkpoints are available, or `None` if this is not a
-    /// resumption.
+    /// Returns the events to publish once all checkpoints are available. `None`: not a resumption.
     pub(super) fn taken_up(&mut self) -> Option<Vec<Effect>> {
         self.resumption.as_ref()?;
         let mut told: Vec<Effect> = self.resumed().into_iter().collect();
@@ -357,8 +356,8 @@ impl Run {
         matches!(self.interrupted, Some(Interrupted::HandOver | Interrupted::Overdue(_)))
     }
 
-    /// Releases the run for another worker. A started step stays in the record as started, so that
-    /// the next owner runs it again.
+    /// Releases the run for another worker. A started step stays started in the record; the next
+    /// owner runs it again.
     pub(super) fn release(&mut self) -> Vec<Effect> {
         self.phase = Phase::Ended;
         self.record.released = self

@@ -87,8 +87,8 @@ impl Run {
         orders.with(self.save())
     }
 
-    /// Returns the steps that ran when their worker was lost and that retry losses, each with
-    /// whether it has attempts left.
+    /// Returns the steps with a retry policy for losses that ran when their worker was lost, and
+    /// whether each has attempts left.
     pub(super) fn lost_attempts(&self) -> Vec<(&StepRecord, bool)> {
         let steps = self.record.pipeline.as_ref().map_or(&[][..], |pipeline| &pipeline.steps);
         let started = |record: &&StepRecord| record.status == StepStatus::Started;

@@ -119,8 +119,7 @@ impl Run {
             return list;
         }
         if self.is_handed_over() && step.may_repeat() {
-            // The exit of a step that was stopped for the hand-over is not a result: the step runs
-            // again.
+            // The exit of a step stopped for the hand-over is not a result: the step runs again.
             list.push(Effect::Discard(position));
             self.board.set(position, Standing::Waiting);
             list.extend(self.leave_when_idle(now));
@@ -204,8 +203,8 @@ impl Run {
         self.passed(now, position, Some(image))
     }
 
-    /// Completes a step whose workspace is committed. Its command may have failed, if the step
-    /// allows that.
+    /// Completes a step whose workspace is committed. Its command may have failed if that is
+    /// allowed.
     fn passed(&mut self, now: Millis, position: usize, image: Option<String>) -> Vec<Effect> {
         let Some(work) = self.stage(position) else { return Vec::new() };
         let exited = work.exited;
@@ -233,8 +232,7 @@ impl Run {
         }
     }
 
-    /// Records the digest of a step's checkpoint. Saved at once, because an owner on another engine
-    /// resumes from it.
+    /// Records the digest of a step's checkpoint. Saved at once for an owner on another engine.
     pub(super) fn pushed(&mut self, step: &StepName, attempt: u32, digest: String) -> Vec<Effect> {
         let of_it = |record: &&mut StepRecord| {
             record.name == *step && record.attempt == attempt && record.image.is_some()

@@ -143,8 +143,7 @@ fn bytes_of(text: usize) -> u64 {
     VALUE.saturating_add(u64::try_from(text).unwrap_or(u64::MAX))
 }
 
-/// Returns the length of the longest list in a value. A text counts as one item, because it cannot
-/// be looped over.
+/// Returns the length of the longest list in a value. A text counts as one item.
 fn longest(value: &Json) -> u64 {
     let (inner, own) = match value {
         Json::Array(items) => (items.iter().map(longest).max(), items.len()),

@@ -1,5 +1,4 @@
-//! Renders a run's variables into the programs of its steps. Programs are templates; values are
-//! not.
+//! Renders a run's variables into the programs of its steps. Values are not rendered.
 
 mod bounds;
 
@@ -134,8 +133,7 @@ fn parsed(plain: &str) -> Result<Template, String> {
     Ok(template)
 }
 
-/// Delimits an encoded non-ASCII letter. Behind an action, the library would split such a letter in
-/// two.
+/// Delimits an encoded non-ASCII letter. The library would split such a letter after an action.
 const AROUND: char = '\u{1}';
 
 /// Encodes the non-ASCII letters of a program outside its actions as numbers.

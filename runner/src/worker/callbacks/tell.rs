@@ -37,8 +37,7 @@ fn before(key: &str) -> Option<String> {
     key.strip_suffix("-1").map(|step| format!("{step}-0"))
 }
 
-/// Posts an entry if it is due. Returns the outcome, and an earlier entry that must be posted
-/// first.
+/// Posts an entry if it is due. Returns the outcome, and an earlier entry to be posted first.
 pub(super) async fn tell(
     shared: &Shared,
     key: &str,

@@ -65,8 +65,7 @@ pub async fn what_cannot_be_understood_is_dead_lettered_and_told(
     rig.end().await;
 }
 
-/// A start of a pipeline that is unknown, paused or invalid, or with an unknown logger, fails with
-/// that cause.
+/// A start with an unknown, paused or invalid pipeline or an unknown logger fails with that cause.
 pub async fn a_start_that_cannot_be_run_is_recorded_as_failed_with_its_cause(mut rig: Rig) {
     rig.worker(1).await;
     rig.start_stored(&rig.run("unknown"), "unknown").await;

@@ -339,8 +339,8 @@ pub async fn a_run_that_is_being_claimed_when_the_drain_begins_is_run(mut rig: R
     rig.end().await;
 }
 
-/// The long leases may be gone if the store was restored. No start is rejected for that, and every
-/// run is released.
+/// Long leases that a restored store lacks are replaced: no start is rejected, and runs are
+/// released.
 pub async fn a_long_lease_that_is_gone_is_replaced(mut rig: Rig) {
     let unruly = Unruly::over(&rig);
     unruly.worker(&mut rig, options(new_node(), 1)).await;

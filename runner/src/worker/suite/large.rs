@@ -132,8 +132,7 @@ pub async fn a_large_definition_is_written_once_however_many_steps_there_are(mut
     let (writes, bytes) = (Metered::of(&metered.writes), Metered::of(&metered.records));
     assert_eq!(Metered::of(&metered.definitions), 1);
     assert!(writes < STEPS + 20, "{writes} writes: a step's end and the next one's start are one");
-    // The record grows by one step at a time, so the average write has half the size of the last
-    // one.
+    // The record grows by one step at a time: the average write has half the size of the last.
     assert!(bytes < writes * last * 11 / 20, "{bytes} bytes in {writes} writes up to {last}");
     assert!(last < STEPS * 400, "{last} bytes of {STEPS} steps");
     rig.end().await;

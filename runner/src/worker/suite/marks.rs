@@ -12,8 +12,7 @@ use super::{Rig, new_node, options};
 use crate::ports::Txn;
 use crate::worker::{Worker, long_lease};
 
-/// A long lease is replaced after a number of keys, so that its end does not delete too many at
-/// once.
+/// A long lease is replaced after a number of keys, because etcd deletes them all at its end.
 pub async fn a_lease_of_days_serves_a_limited_number_of_keys(rig: Rig) {
     let node = new_node();
     let ports = (rig.make)(&node).await;

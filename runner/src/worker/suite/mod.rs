@@ -237,8 +237,7 @@ impl Rig {
         assert!(self.ports.store.txn(txn).await.unwrap().committed);
     }
 
-    /// Returns the events for which `keep` holds, up to and including the one for which `last`
-    /// holds.
+    /// Returns the events for which `keep` holds, up to the one for which `last` holds.
     pub async fn events_until(
         &self,
         keep: impl Fn(&Event) -> bool,

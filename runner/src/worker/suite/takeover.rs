@@ -174,8 +174,8 @@ pub async fn a_hand_over_goes_on_at_once_and_is_no_loss(mut rig: Rig) {
     rig.end().await;
 }
 
-/// Creates an orphan like a worker that died. The record contains its definition, like those of
-/// older versions.
+/// Creates an orphan as a dead worker leaves it, with the definition in its record, as in older
+/// versions.
 pub(super) async fn orphan(
     rig: &Rig,
     name: &str,
@@ -297,8 +297,7 @@ pub async fn an_end_that_was_decided_is_the_end(mut rig: Rig) {
     rig.end().await;
 }
 
-/// An orphan gets the slot of the open subscription, or the next one that becomes free, before new
-/// starts.
+/// An orphan gets the slot of the open subscription, or the next free one, before new starts.
 pub async fn an_orphan_gets_the_slot_of_a_worker_that_has_but_one(mut rig: Rig) {
     let sign = Sign::new();
     rig.worker(1).await;

@@ -122,7 +122,7 @@ pub async fn executor(subject: ExecutorSubject) {
 }
 
 /// Asserts the subset of the contract for steps that run commands on another host. They leave
-/// nothing on this one, so that `leftovers` cannot list anything.
+/// nothing on this one for `leftovers` to list.
 pub async fn remote(subject: ExecutorSubject) {
     let it = &subject;
     commands(it).await;
