@@ -67,8 +67,8 @@ impl TlsFiles {
     }
 }
 
-/// Reads a file that must contain a PEM block whose label ends with `label`. For example, `EC
-/// PRIVATE KEY` is a `PRIVATE KEY`.
+/// Reads a file that must contain a PEM block whose label ends with `label`. The label
+/// `EC PRIVATE KEY` ends with `PRIVATE KEY`, for example.
 fn read_pem(path: &Path, label: &str, what: &'static str) -> Result<Vec<u8>, TlsError> {
     let bytes = std::fs::read(path)
         .map_err(|cause| TlsError::Unreadable { path: path.to_owned(), cause })?;
