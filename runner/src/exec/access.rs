@@ -10,7 +10,7 @@ pub struct HostAccess {
     /// The operator's grants. `None` if a person runs a file of their own: such a run has the access
     /// of that person.
     pub granted: Option<Granted>,
-    /// Sockets of container engines on this host, beside that of the executor itself.
+    /// Other sockets of container engines on this host, besides the executor's own.
     pub sockets: Vec<PathBuf>,
 }
 
@@ -37,7 +37,7 @@ pub struct SharedDir {
     pub is_read_only: bool,
 }
 
-/// Default sockets of container engines. Access to one is access to everything of the engine's user.
+/// Default sockets of container engines. Access to one gives everything the engine's user can do.
 const USUAL_SOCKETS: [&str; 4] = [
     "/run/docker.sock",
     "/run/podman/podman.sock",
@@ -81,7 +81,8 @@ impl HostAccess {
             .is_none_or(|granted| granted.volumes.iter().any(|known| known == name))
     }
 
-    /// Whether a mount of this path would hand over an engine. `own`: the executor's own socket.
+    /// Whether mounting this path would give access to an engine. `own` is the executor's own
+    /// socket.
     pub(super) fn hands_over_an_engine(&self, path: &Path, own: Option<&Path>) -> bool {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if SOCKET_NAMES.contains(&name) {
@@ -89,7 +90,8 @@ impl HostAccess {
         }
         let mut known = self.sockets.iter().map(PathBuf::as_path).chain(own).map(real);
         if self.granted.is_none() {
-            // A person may mount their whole home, and has the engine anyway.
+            // A person who runs a file may mount their whole home directory: they can use the
+            // engine anyway.
             return known.any(|socket| socket == path || socket.parent() == Some(path));
         }
         let usual = USUAL_SOCKETS.iter().map(Path::new).map(real);
@@ -97,7 +99,7 @@ impl HostAccess {
     }
 }
 
-/// A path without links, also if its last parts do not exist.
+/// Resolves links in a path, even if its last components do not exist.
 pub(super) fn real(path: &Path) -> PathBuf {
     if let Ok(real) = std::fs::canonicalize(path) {
         return real;

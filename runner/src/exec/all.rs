@@ -1,4 +1,4 @@
-//! All executors behind the one port: each step goes to its own.
+//! All executors behind the one port. Each step goes to the executor it names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use crate::ports::{
     Ran, Remote, RunScope, StepSpec, StopSignal, Workspace,
 };
 
-/// The executors of one worker: images are the engine's business, what is no image is the host's.
+/// The executors of one worker. The engine runs steps on images; the host runs the rest.
 pub struct Executors {
-    /// None where no step is to run on one.
+    /// The container engine. `None` if this worker runs no steps on an engine.
     engine: Option<Arc<dyn Executor>>,
-    /// Where steps go that have an image of their own; none where that is the engine too.
+    /// The engine for steps with an image of their own. `None` if `engine` runs them too.
     lone: Option<Arc<dyn Executor>>,
     local: Arc<dyn Executor>,
     remote: BTreeMap<&'static str, Arc<dyn Remote>>,
@@ -31,27 +31,27 @@ impl std::fmt::Debug for Executors {
     }
 }
 
-/// What becomes of one step.
+/// Where a step runs.
 enum Runs<'a> {
     Here(&'a dyn Executor),
     Elsewhere(&'a dyn Remote),
 }
 
 impl Executors {
-    /// A container engine, where there is one, and the host itself.
+    /// Creates the executors of an optional container engine and the host.
     #[must_use]
     pub fn new(engine: Option<Arc<dyn Executor>>, local: Arc<dyn Executor>) -> Self {
         Self { engine, lone: None, local, remote: BTreeMap::new() }
     }
 
-    /// Has `lone` run the steps that begin with an image of their own.
+    /// Sets the engine that runs steps with an image of their own.
     #[must_use]
     pub fn with_lone(mut self, lone: Option<Arc<dyn Executor>>) -> Self {
         self.lone = lone;
         self
     }
 
-    /// Has `remote` run the steps of `kind`.
+    /// Sets the executor that runs the steps of `kind`.
     #[must_use]
     pub fn with(mut self, kind: ExecutorKind, remote: Arc<dyn Remote>) -> Self {
         self.remote.insert(kind.as_str(), remote);
@@ -85,7 +85,7 @@ impl Executors {
         }
     }
 
-    /// The engine, or what stands in its place.
+    /// The engine, or the host if there is no engine.
     fn main(&self) -> &dyn Executor {
         self.engine.as_deref().unwrap_or(&*self.local)
     }
@@ -101,7 +101,7 @@ impl Executor for Executors {
         match kind {
             ExecutorKind::Podman | ExecutorKind::Docker => self.main().limits_refused(kind).await,
             ExecutorKind::Local | ExecutorKind::Custom => self.local.limits_refused(kind).await,
-            // What acts elsewhere uses nothing here; where it is to be limited there, it says itself.
+            // These steps use no resources of this host. Their executors check limits themselves.
             ExecutorKind::Ssh
             | ExecutorKind::Proxmox
             | ExecutorKind::Lexware
@@ -131,7 +131,7 @@ impl Executor for Executors {
     }
 
     async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError> {
-        // A run none of whose steps is on an image has none.
+        // A run without an image has no steps on the engine.
         let executor = if run.image.is_empty() { &*self.local } else { self.main() };
         executor.prepare(run, stop).await
     }
@@ -150,7 +150,7 @@ impl Executor for Executors {
     }
 
     async fn end(&self, run: &RunScope) -> Result<(), ExecError> {
-        // An engine that is unreachable must not protect the steps on the others.
+        // Clean up on every executor even if one engine is unreachable.
         let mut ended = self.local.end(run).await;
         for engine in self.lone.iter().chain(&self.engine) {
             ended = ended.and(engine.end(run).await);

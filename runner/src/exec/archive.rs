@@ -1,4 +1,4 @@
-//! Archives that go into containers and come out of them.
+//! Archives copied into and out of containers.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,8 +7,8 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::ports::ByteStream;
 
-/// The same bytes, and an error after them where they are no whole archive. The engine answers 200
-/// before it reads: where it fails later it only logs that, and ends its answer as if all were well.
+/// Passes the bytes through, and ends with an error if they are not a complete archive. The engine
+/// answers 200 before it reads. It only logs a later failure and ends its response normally.
 pub(super) fn whole_archive(bytes: ByteStream) -> ByteStream {
     let ending = Arc::new(Mutex::new(Ending::default()));
     let seen = Arc::clone(&ending);
@@ -25,11 +25,11 @@ pub(super) fn whole_archive(bytes: ByteStream) -> ByteStream {
     watched.chain(last.filter_map(|error| async { error })).boxed()
 }
 
-/// What can be told from the end of an archive.
+/// The facts about the end of an archive that show whether it is complete.
 #[derive(Debug, Default, Clone, Copy)]
 struct Ending {
     len: u64,
-    /// The zero bytes that it ends with.
+    /// The number of trailing zero bytes.
     zeros: u64,
 }
 
@@ -43,7 +43,7 @@ impl Ending {
         self.zeros = if zeros == len { self.zeros + len } else { zeros };
     }
 
-    /// Entries, and two blocks of zeros.
+    /// Whether there are entries followed by two zero blocks.
     fn is_of_a_tar(self) -> bool {
         self.len.is_multiple_of(Self::BLOCK)
             && self.zeros >= 2 * Self::BLOCK
@@ -51,12 +51,12 @@ impl Ending {
     }
 }
 
-/// A tar that holds a directory which everybody may write to.
+/// A tar with one world-writable directory.
 pub(super) async fn open_directory_tar(name: &str) -> io::Result<Vec<u8>> {
     directories([format!("{name}/")], 0o777).await
 }
 
-/// A tar of files that every user can read, by their names.
+/// A tar of world-readable files, given as names and contents.
 pub(super) async fn texts(files: &[(String, String)]) -> io::Result<Vec<u8>> {
     let mut tar = tokio_tar::Builder::new(Vec::new());
     for (name, text) in files {
@@ -68,7 +68,7 @@ pub(super) async fn texts(files: &[(String, String)]) -> io::Result<Vec<u8>> {
     tar.into_inner().await
 }
 
-/// A tar of directories, those above others first; their paths end in `/`.
+/// A tar of directories, parents first. Paths end in `/`.
 pub(super) async fn directories(
     paths: impl IntoIterator<Item = String>,
     mode: u32,

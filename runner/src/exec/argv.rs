@@ -1,18 +1,18 @@
-//! The words that a container is started with, and the files that they read.
+//! The arguments that a container is started with, and the files that they read.
 //!
-//! The engine receives all words in one list, so an image's own entrypoint and command are never mixed
-//! in, whatever the engine makes of an empty list.
+//! The engine receives all arguments in one list. It cannot mix in the image's own entrypoint or
+//! command, however it treats an empty list.
 
 use crate::ports::{ExecError, Script, StepSpec};
 
 /// The directory of a script's files in a container. It is a mount point below `/dev`, which is in
 /// memory, so nothing of it remains in an image.
 pub(super) const SCRIPT_DIR: &str = "/dev/bob-script";
-/// Scripts with more bytes than this are read from files. The kernel takes at most 32 pages in one word,
-/// and an engine may put a few words of its own beside them.
+/// Scripts longer than this, in bytes, are read from files. The kernel accepts at most 32 pages in
+/// one argument, and an engine may add a few arguments of its own.
 const INLINE_BYTES: usize = 64 * 1024;
-/// The most bytes of all words and variables together that Linux ever takes. The limit of a container
-/// may be lower; then the engine reports it.
+/// The maximum size in bytes of all arguments and variables together that Linux ever accepts. A
+/// container's limit can be lower; the engine then reports it.
 const MAX_TOTAL_BYTES: usize = 6 << 20;
 
 /// Runs programs in one shell, each from the step's directory.
@@ -44,17 +44,17 @@ done
 exit "$__bob_last"
 "#;
 
-/// The words and script files of a container.
+/// The arguments and script files of a container.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Argv {
-    /// All words: the entrypoint and the command.
+    /// All arguments: the entrypoint and the command.
     pub(super) words: Vec<String>,
     /// The files of the script, by their names in [`SCRIPT_DIR`].
     pub(super) files: Vec<(String, String)>,
 }
 
 impl Argv {
-    /// The words of a step on an image with this entrypoint.
+    /// The arguments of a step on an image with the entrypoint `image`.
     pub(super) fn of(step: &StepSpec, image: &[String]) -> Self {
         let (command, files) = match &step.script {
             Some(script) => script_words(script),
@@ -62,15 +62,15 @@ impl Argv {
         };
         let entrypoint = match (&step.entrypoint, &step.script) {
             (Some(own), _) => own.clone(),
-            // The shell of a script replaces it: an image whose entrypoint is itself a shell would
-            // take the script for its own arguments, and end well without running it.
+            // The script's shell replaces the entrypoint. An entrypoint that is itself a shell
+            // would take the script as its own arguments and succeed without running it.
             (None, Some(_)) => Vec::new(),
             (None, None) => image.to_vec(),
         };
         Self { words: [entrypoint, command].concat(), files }
     }
 
-    /// The same behind words that end in `exec "$@"`.
+    /// Prefixes the arguments with `first`, which ends in `exec "$@"`.
     pub(super) fn behind(mut self, first: Option<Vec<String>>) -> Self {
         self.words = [first.unwrap_or_default(), self.words].concat();
         self
@@ -99,8 +99,8 @@ fn script_words(script: &Script) -> (Vec<String>, Vec<(String, String)>) {
     (vec![shell.clone(), "-c".to_owned(), FILES.to_owned(), shell, dir, goes_on, count], files)
 }
 
-/// Refuses words and variables that no kernel takes, before anything is made. An engine reports them
-/// only when it starts the container, on the step's own standard error.
+/// Rejects arguments and variables that no kernel accepts, before anything is created. An engine
+/// reports them only when it starts the container, on the step's own standard error.
 pub(super) fn check_length(step: &StepSpec, words: &[String]) -> Result<(), ExecError> {
     let refused = |cause: String| {
         Err(ExecError::Start { step: step.name.clone(), cause, code: TOO_LONG_CODE })

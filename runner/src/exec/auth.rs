@@ -1,4 +1,4 @@
-//! Registry credentials, as podman and docker keep them: `auth.json`.
+//! Registry credentials from `auth.json`, the file format of podman and docker.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE};
 use serde::{Deserialize, Serialize};
 
-/// The registry that a name without one belongs to.
+/// The registry of an image name that does not name one.
 const HUB: &str = "docker.io";
 /// The key of that registry in docker's files.
 const HUB_KEY: &str = "https://index.docker.io/v1/";
@@ -31,7 +31,7 @@ struct Login {
     identitytoken: Option<String>,
 }
 
-/// The header that carries credentials to the engine. Shows nothing of them.
+/// Credentials in the form of the header sent to the engine. `Debug` does not show them.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Credentials(String);
 
@@ -47,12 +47,12 @@ impl Credentials {
         self.0.clone()
     }
 
-    /// What stands in the header, by name.
+    /// The JSON fields of the header value.
     pub(super) fn fields(&self) -> Option<serde_json::Map<String, serde_json::Value>> {
         serde_json::from_slice(&BASE64_URL_SAFE.decode(&self.0).ok()?).ok()
     }
 
-    /// Name and password, where they are that.
+    /// The user name and password, if the credentials are of this kind and not a token.
     pub(super) fn login(&self) -> Option<(String, String)> {
         let json = BASE64_URL_SAFE.decode(&self.0).ok()?;
         let login: NameAndPassword = serde_json::from_slice(&json).ok()?;
@@ -92,7 +92,7 @@ impl Login {
         }
         let token = self.identitytoken.as_deref().filter(|token| !token.is_empty());
         if name.is_empty() && token.is_none() {
-            // The file leaves it to a helper program, which the engine may know.
+            // The file leaves this entry to a credential helper, which the engine might know.
             return Ok(None);
         }
         let header = Header { username: name, password, identitytoken: token };
@@ -101,9 +101,9 @@ impl Login {
     }
 }
 
-/// The registry of an image reference, and the reference in full as far as its tag.
+/// The registry of an image reference, and the full reference up to but not including its tag.
 pub(super) fn registry_of(image: &str) -> (&str, String) {
-    // The transport that engines take for granted.
+    // Engines accept this transport prefix and it is their default.
     let image = image.strip_prefix("docker://").unwrap_or(image);
     let repository = image.split('@').next().unwrap_or(image);
     let repository = match repository.rsplit_once(':') {
@@ -119,12 +119,12 @@ pub(super) fn registry_of(image: &str) -> (&str, String) {
     }
 }
 
-/// Reads the credentials for an image: those of the most particular entry that its name begins with,
-/// in the first of the files that has one.
+/// Reads the credentials for an image from the first file that has an entry for it. The longest
+/// matching prefix of the image name wins.
 ///
 /// # Errors
-/// A sentence that names the file. One that is not there is no error, but for the first where
-/// `asked_for` says that somebody named it.
+/// A sentence that names the file. A missing file is an error only if it is the first and
+/// `asked_for` says that the user named it.
 pub(super) fn find(
     files: &[PathBuf],
     asked_for: bool,
@@ -165,7 +165,7 @@ fn unreadable(path: &Path, cause: &dyn fmt::Display) -> String {
     )
 }
 
-/// Whether an entry of a file is for a repository: `host`, `host/path`, or an address.
+/// Whether an entry covers a repository. An entry is `host`, `host/path` or a URL.
 fn covers(key: &str, repository: &str) -> bool {
     let key = if key == HUB_KEY { HUB } else { key };
     let bare = key.split_once("://").map_or(key, |(_, rest)| rest).trim_end_matches('/');

@@ -11,7 +11,7 @@ use super::demux::Piece;
 /// How such reports begin: tini, catatonit, crun, runc.
 const BEGINNINGS: [&str; 4] =
     ["[FATAL tini (", "ERROR (catatonit:", "{\"msg\":\"exec container process ", "exec /"];
-/// No report is longer.
+/// The maximum length of a report, in bytes.
 const MOST_BYTES: usize = 512;
 
 /// A command that was never executed.
@@ -23,7 +23,7 @@ pub(super) struct NotExecuted {
     pub(super) code: i32,
 }
 
-/// The output of a step for as long as it may be a report.
+/// The first output of a step, held while it can still turn out to be a report.
 #[derive(Debug)]
 pub(super) struct Beginning {
     held: Vec<Piece>,
@@ -38,7 +38,7 @@ impl Default for Beginning {
 }
 
 impl Beginning {
-    /// Takes the next piece of the output; the pieces to pass on now, in their order.
+    /// Takes the next piece of output and returns the pieces to pass on now, in order.
     pub(super) fn take(&mut self, piece: Piece) -> Vec<Piece> {
         if !self.is_open {
             return vec![piece];
@@ -48,7 +48,7 @@ impl Beginning {
         if may_become_report(&self.text) { Vec::new() } else { self.rest() }
     }
 
-    /// The pieces that are still held back. Everything that comes after them is passed on at once.
+    /// Returns the pieces still held back. Later pieces are passed on at once.
     pub(super) fn rest(&mut self) -> Vec<Piece> {
         self.is_open = false;
         self.text = Vec::new();
@@ -83,13 +83,13 @@ fn may_become_report(text: &[u8]) -> bool {
         })
 }
 
-/// A report of crun, which writes its log there.
+/// A log entry of crun, which logs to the step's standard error.
 #[derive(Deserialize)]
 struct Logged {
     msg: String,
 }
 
-/// The kernel's words in a report.
+/// The kernel's error message in a report.
 fn reported(line: &str) -> Option<String> {
     if line.starts_with("[FATAL tini (") {
         return Some(line.split_once(" exec ")?.1.rsplit_once(" failed: ")?.1.to_owned());
@@ -101,7 +101,7 @@ fn reported(line: &str) -> Option<String> {
         let Logged { msg } = serde_json::from_str(line).ok()?;
         return Some(msg.strip_prefix("exec container process ")?.rsplit_once(": ")?.1.to_owned());
     }
-    // A program may well write the rest of what begins so.
+    // A program can print a line that begins the same way.
     let cause = line.strip_prefix("exec /")?.rsplit_once(": ")?.1;
     (cause == "argument list too long").then(|| cause.to_owned())
 }
@@ -120,7 +120,7 @@ mod tests {
         Piece { stream: LogStream::Stderr, bytes: text.as_bytes().to_vec() }
     }
 
-    /// The report and the output that result from these pieces.
+    /// Returns the report and the output that result from these pieces.
     fn of(code: i32, pieces: &[&str]) -> (Option<NotExecuted>, String) {
         let mut beginning = Beginning::default();
         let passed: Vec<Piece> =
@@ -158,7 +158,7 @@ mod tests {
         ] {
             assert_eq!(of(1, pieces), (None, pieces.concat()));
         }
-        // A command that ends well has written it itself.
+        // A command that succeeds has written this line itself.
         let mut beginning = Beginning::default();
         assert!(beginning.take(piece(TINI)).is_empty());
         assert_eq!(beginning.not_executed(0), None);

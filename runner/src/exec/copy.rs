@@ -1,18 +1,18 @@
 //! Continues a step's output from the engine's own copy of it.
 //!
-//! The size of the copy is limited, so it may have lost its beginning. If it still begins with the first
-//! bytes that were received, the number of bytes to skip is known. Otherwise the reader searches for the
-//! last bytes that were received and continues behind them.
+//! The copy is limited in size, so its beginning can be missing. If it still begins with the first
+//! bytes received, the number of bytes to skip is known. Otherwise the reader searches for the last
+//! bytes received and continues after them.
 
 use memchr::memmem::Finder;
 use protocol::event::LogStream;
 
 use super::demux::Piece;
 
-/// The notice about output that the copy has lost before it could be read.
+/// The notice for output that the copy lost before it was read.
 pub(super) const GAP: &str = "some of the step's output is missing here: the container engine keeps only the end of it, and was unreachable for too long";
 
-/// The number of first and last bytes that are remembered.
+/// The number of bytes remembered from each end of the output.
 const KEPT: usize = 1024;
 
 /// The received bytes of one stream.
@@ -51,7 +51,7 @@ impl Seen {
         }
     }
 
-    /// Starts a reading of the copy.
+    /// Starts reading the copy.
     pub(super) fn read(&self, ways: Ways) -> Reading {
         let of = |mark: &Mark, way| Place {
             mark: mark.clone(),
@@ -64,19 +64,19 @@ impl Seen {
     }
 }
 
-/// How received bytes are skipped.
+/// How to skip the bytes already received.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Way {
-    /// By their number: the copy is complete.
+    /// By count: the copy is complete.
     #[default]
     Count,
-    /// By searching for their end: the copy has lost its beginning.
+    /// By searching for the last received bytes: the copy has lost its beginning.
     Search,
-    /// Nothing is skipped: the copy does not contain them.
+    /// Skip nothing: the copy does not contain them.
     Nothing,
 }
 
-/// The same for both streams.
+/// The way to skip for each stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Ways {
     stdout: Way,
@@ -100,11 +100,11 @@ enum Lies {
     Found,
 }
 
-/// One reading of the copy of one stream.
+/// One pass over the copy of one stream.
 struct Place {
     mark: Mark,
     way: Way,
-    /// The number of its bytes that were read.
+    /// The number of bytes read so far.
     at: u64,
     window: Vec<u8>,
     lies: Lies,
@@ -124,7 +124,7 @@ impl Place {
         }
     }
 
-    /// The bytes that were not received yet.
+    /// The bytes that were not received before.
     fn behind(&self, before: u64, mut bytes: Vec<u8>) -> Vec<u8> {
         let over = self.mark.total.saturating_sub(before);
         let over = usize::try_from(over).unwrap_or(usize::MAX).min(bytes.len());
@@ -157,7 +157,7 @@ impl Place {
         Vec::new()
     }
 
-    /// How to read the copy again if this reading did not find where to continue.
+    /// How to read the copy again if this pass did not find where to continue.
     fn next(&self) -> Option<Way> {
         match (self.way, self.lies) {
             (Way::Count, Lies::Moved) => Some(Way::Search),
@@ -167,14 +167,14 @@ impl Place {
     }
 }
 
-/// One reading of the copy.
+/// One pass over the copy of both streams.
 pub(super) struct Reading {
     stdout: Place,
     stderr: Place,
 }
 
 impl Reading {
-    /// Takes the next piece of the copy. Returns the bytes that were not received yet.
+    /// Takes the next piece of the copy and returns the bytes that were not received before.
     pub(super) fn take(&mut self, piece: Piece) -> Option<Piece> {
         let place = match piece.stream {
             LogStream::Stderr => &mut self.stderr,
@@ -184,14 +184,14 @@ impl Reading {
         (!bytes.is_empty()).then_some(Piece { bytes, ..piece })
     }
 
-    /// How to read the copy again, if this reading did not find where to continue. Call it after the
-    /// copy was read to its end.
+    /// How to read the copy again if this pass did not find where to continue. Call it only after
+    /// reading the copy to its end.
     pub(super) fn again(&self) -> Option<Ways> {
         let (stdout, stderr) = (self.stdout.next(), self.stderr.next());
         if stdout.is_none() && stderr.is_none() {
             return None;
         }
-        // A stream that is complete by now is skipped up to its end.
+        // The other stream is read to its end: skip all of it in the next pass.
         let way = |next: Option<Way>, place: &Place| match (next, place.way) {
             (Some(way), _) => way,
             (None, Way::Count) => Way::Count,
@@ -218,7 +218,7 @@ mod tests {
         Piece { stream: LogStream::Stdout, bytes: bytes.to_vec() }
     }
 
-    /// The bytes that are read from a copy, and whether output is missing before them.
+    /// The bytes read from a copy, and whether output is missing before them.
     fn rest(seen: &Seen, copy: &[u8], cut: usize) -> (Vec<u8>, bool) {
         let (mut seen, mut ways, mut out) = (seen.clone(), Ways::default(), Vec::new());
         loop {
@@ -250,7 +250,7 @@ mod tests {
             }
             for cut in [1, 100, 5_000] {
                 let found = rest(&seen, &all[begins..], cut);
-                // The search needs all remembered bytes.
+                // The search works only if the copy has all remembered bytes.
                 if taken - begins >= KEPT.min(taken) {
                     assert_eq!(found, (all[taken..].to_vec(), false), "{taken} {begins} {cut}");
                 } else {

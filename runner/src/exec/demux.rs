@@ -1,25 +1,25 @@
-//! A container's output as the engine frames it, into the bytes of its streams. Pure.
+//! Splits the engine's framed container output into the bytes of its streams. Pure.
 //!
-//! A frame is one byte for the stream (1 standard output, 2 standard error), three zero bytes, the
-//! length in four bytes, the most significant first, and so many bytes.
+//! A frame is one byte for the stream (1 is standard output, 2 is standard error), three zero
+//! bytes, a big-endian length of four bytes, and the payload.
 
 use bytes::Bytes;
 use protocol::event::LogStream;
 use thiserror::Error;
 
-/// What cannot be a frame's beginning.
+/// Bytes that are not a valid frame header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the engine's output begins a frame with {0:02x?}")]
 pub(super) struct BadFrame([u8; 8]);
 
-/// Bytes of one stream.
+/// Consecutive bytes of one stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Piece {
     pub(super) stream: LogStream,
     pub(super) bytes: Vec<u8>,
 }
 
-/// Takes the bytes of a connection in whatever pieces they come.
+/// Demultiplexes a connection's bytes, however they are split into reads.
 #[derive(Debug, Default)]
 pub(super) struct Demux {
     head: [u8; 8],
@@ -27,23 +27,23 @@ pub(super) struct Demux {
     left: usize,
     stream: Option<LogStream>,
     fresh: bool,
-    /// There are no frames: all is one stream.
+    /// The output has no frames: all bytes belong to one stream.
     raw: bool,
 }
 
 impl Demux {
-    /// For framed output, or for that of a terminal, which is not.
+    /// A demultiplexer for framed output, or for the raw output of a terminal.
     pub(super) fn of(raw: bool) -> Self {
         Self { raw, ..Self::default() }
     }
 
-    /// Whether what came so far ends with a whole frame.
+    /// Whether the input so far ends with a complete frame.
     pub(super) fn is_whole(&self) -> bool {
         self.left == 0 && self.have == 0
     }
 
-    /// Adds what `input` holds to `out`. Neighbours of the same stream become one piece, so that a
-    /// program that writes line by line costs its reader no more than one that writes blocks.
+    /// Adds the pieces of `input` to `out`. Adjacent pieces of one stream are merged, so that
+    /// output written line by line costs its reader no more than output written in blocks.
     pub(super) fn feed(&mut self, mut input: &[u8], out: &mut Vec<Piece>) -> Result<(), BadFrame> {
         while !input.is_empty() {
             let step = self.next(input)?;
@@ -61,8 +61,8 @@ impl Demux {
         Ok(())
     }
 
-    /// Takes the next bytes of one frame off `input`, and whether a frame begins with them. `None`
-    /// where there was nothing but a frame's head.
+    /// Takes the next payload bytes of one frame from `input`, and whether they begin a frame.
+    /// `None` if `input` held only a part of a header.
     pub(super) fn split(&mut self, input: &mut Bytes) -> Result<Option<(Piece, bool)>, BadFrame> {
         let step = self.next(input)?;
         let bytes = input.split_to(step.taken);
@@ -71,7 +71,7 @@ impl Demux {
         Ok(Some((piece, std::mem::take(&mut self.fresh))))
     }
 
-    /// One step into `input`: a piece of a head, or a piece of a payload.
+    /// Consumes a part of a header or of a payload.
     fn next(&mut self, input: &[u8]) -> Result<Step, BadFrame> {
         if self.raw {
             self.fresh = true;

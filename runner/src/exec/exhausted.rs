@@ -1,4 +1,4 @@
-//! Tells from an engine's words which resource of its host is used up.
+//! Recognizes from an engine's message which resource of its host is exhausted.
 
 use std::time::Duration;
 
@@ -6,17 +6,17 @@ use tokio::time::{Instant, sleep};
 
 use crate::ports::{ExecError, StepSpec, StopLevel, StopSignal};
 
-/// Whether the engine says that its disk is full.
+/// Whether the engine's disk is full.
 pub(super) fn no_space(message: &str) -> bool {
-    // The engine says it in small letters, what it runs as the C library does, and the database that
-    // podman 5 keeps on the same disk has words of its own.
+    // The engine writes lower case, the programs it runs use the C library's text, and the database
+    // of podman 5 on the same disk has a message of its own.
     let message = message.to_ascii_lowercase();
     let said = ["no space left on device", "disk quota exceeded", "database or disk is full"];
     !is_key_quota(&message) && said.iter().any(|said| message.contains(said))
 }
 
-/// Whether the kernel holds as many keys of the engine's user as it may (`EDQUOT`, which the C library
-/// calls a disk quota). It has room again when other containers end.
+/// Whether the kernel's key quota of the engine's user is exhausted (`EDQUOT`, which the C library
+/// calls a disk quota). Room returns when other containers end.
 pub(super) fn no_keys(message: &str) -> bool {
     is_key_quota(&message.to_ascii_lowercase())
 }
@@ -27,13 +27,13 @@ fn is_key_quota(message: &str) -> bool {
         && ["keyring", "session key"].iter().any(|said| message.contains(said))
 }
 
-/// Whether a commit failed because the engine's temporary directory is full: the process that unpacks
-/// the layer there ends, and all that the engine sees is its closed pipe.
+/// Whether a commit failed because the engine's temporary directory is full. The process that
+/// unpacks the layer there dies, and the engine reports only its closed pipe.
 pub(super) fn no_temporary_space(message: &str) -> bool {
     message.contains("read/write on closed pipe")
 }
 
-/// Waits for the kernel to have room for keys again.
+/// Waits until the kernel might have room for keys again.
 #[derive(Debug)]
 pub(super) struct KeyWait {
     next: Duration,
@@ -46,16 +46,17 @@ impl Default for KeyWait {
     }
 }
 
-/// The pauses between two attempts, and how long attempts are made.
+/// The pauses between attempts, and the total time for all of them.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
 
 impl KeyWait {
-    /// Returns when the step may be tried again.
+    /// Returns when the step can be tried again.
     ///
     /// # Errors
-    /// `error` once the step has waited for ten minutes, [`ExecError::NotStarted`] if it is stopped.
+    /// `error` once the step has waited for ten minutes, [`ExecError::NotStarted`] if it is
+    /// stopped.
     pub(super) async fn wait(
         &mut self,
         error: ExecError,

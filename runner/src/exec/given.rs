@@ -1,18 +1,18 @@
-//! How a command in a container comes to its secrets, whatever engine it runs on.
+//! How a command in a container receives its secrets, on any engine.
 
 use protocol::shell;
 
 use crate::ports::Given;
 
-/// Where a step has its secrets.
+/// The directory of a step's secrets in its container.
 pub(super) const DIR: &str = "/run/secrets";
 
-/// The lines of a shell that make variables of secrets which lie there as files.
+/// Shell lines that export secrets, stored there as files, as variables.
 pub(super) fn exports(given: &[Given]) -> String {
     let lines = given.iter().filter_map(|given| {
         let variable = given.env.as_ref()?;
         let file = shell::join(&[format!("{DIR}/{}", given.name)]);
-        // What a shell reads so loses the newlines at its end: there is a dot behind them.
+        // Command substitution strips trailing newlines, so a dot is added and removed again.
         Some(format!(
             "{variable}=$(cat {file} && echo .) && {variable}=${{{variable}%.}} && export {variable} || exit 126\n"
         ))
@@ -20,8 +20,8 @@ pub(super) fn exports(given: &[Given]) -> String {
     lines.collect()
 }
 
-/// What a command goes through that wants secrets as variables: a shell that reads them. Said to the
-/// engine, they would be in its description of the container.
+/// A command prefix that exports secrets as variables. Setting them through the engine would reveal
+/// them in its description of the container.
 pub(super) fn exporting(given: &[Given]) -> Option<Vec<String>> {
     let lines = exports(given);
     let program = format!("{lines}exec \"$@\"");

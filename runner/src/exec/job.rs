@@ -1,4 +1,4 @@
-//! A step that has an image of its own: what it asks for, whatever engine it runs on.
+//! The options of a step with an image of its own, on any engine.
 
 use protocol::id::RunId;
 use protocol::pipeline::{ExecutorKind, Mount, MountSource, Step};
@@ -9,7 +9,7 @@ use super::mount::{JobMount, MountHost};
 use super::with;
 use crate::ports::{ExecError, StepSpec};
 
-/// The label by which people tell containers apart; of their own choice.
+/// A label that users choose to group their containers.
 pub(super) const NAMESPACE: &str = "namespace";
 
 /// The options of a step with an image of its own.
@@ -20,7 +20,7 @@ pub(super) struct JobOptions {
     pub(super) tty: bool,
 }
 
-/// The keys of `with` in their types.
+/// The keys of `with` and their types.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct With {
@@ -32,24 +32,24 @@ struct With {
     _label: Option<String>,
 }
 
-/// Whether a step's container has a terminal, which makes one stream of its two.
+/// Whether a step's container has a terminal, which merges its two output streams.
 pub(super) fn has_tty(step: &StepSpec) -> bool {
     own_image(step).is_some() && step.with.get("tty").and_then(Value::as_bool).unwrap_or(false)
 }
 
-/// The image that a step alone begins with.
+/// The image that only this step uses.
 pub(super) fn own_image(step: &StepSpec) -> Option<&str> {
     let image = step.with.get("image").and_then(Value::as_str)?;
     (step.executor == ExecutorKind::Docker).then_some(image)
 }
 
-/// The container's name: by run and step alone, so that two owners of a run cannot both have one.
+/// The container's name. It has no epoch, so two owners of a run cannot both have one.
 pub(super) fn container_name(run: &RunId, position: usize) -> String {
     format!("bob-{run}-{position}")
 }
 
 impl With {
-    /// Reads it; a sentence if it holds something that would be ignored.
+    /// Parses `with`. The error is a sentence about the first key that would be ignored.
     fn read(name: &str, executor: ExecutorKind, with: &Map<String, Value>) -> Result<Self, String> {
         with::has_known_keys(name, executor, with)?;
         let read: Self = serde_json::from_value(Value::Object(with.clone())).map_err(|cause| {
@@ -79,7 +79,7 @@ impl JobOptions {
     /// The options of a step, with its mounts resolved and checked.
     ///
     /// # Errors
-    /// [`ExecError::Unsupported`] if `with` holds what this step cannot have.
+    /// [`ExecError::Unsupported`] if `with` has a value that this step cannot use.
     pub(super) fn of(step: &StepSpec, host: MountHost<'_>) -> Result<Self, ExecError> {
         let name = step.name.as_str();
         let read = || -> Result<Self, String> {
@@ -96,14 +96,14 @@ impl JobOptions {
     }
 }
 
-/// The named volumes of a step as its pipeline has it. Nothing of the host is read.
+/// The named volumes of a step as written in its pipeline. Does not read the host.
 ///
 /// # Errors
-/// A sentence if `with` holds what no step can have.
+/// A sentence if `with` has a value that no step can use.
 pub(super) fn volumes_of(step: &Step) -> Result<Vec<String>, String> {
     let name = step.name.as_str();
     let with = With::read(name, step.executor, &step.with)?;
-    // A result of an earlier step is filled in later, and checked then.
+    // Results of earlier steps are filled in and checked later.
     let texts = with.mounts.iter().flatten().filter(|text| !text.contains("${"));
     let mut volumes = Vec::new();
     for text in texts {
@@ -124,7 +124,7 @@ pub(super) mod tests {
     use protocol::pipeline::{Limits, MountOption, Vars};
     use serde_json::json;
 
-    /// A step of `docker` with what its executor has to know.
+    /// A `docker` step with everything its executor needs.
     pub(in crate::exec) fn docker_step(with: Value) -> StepSpec {
         StepSpec {
             end: crate::ports::StepEnd::default(),

@@ -1,4 +1,4 @@
-//! Where steps run.
+//! The executors that run steps.
 
 pub mod access;
 mod all;

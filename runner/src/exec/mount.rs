@@ -1,7 +1,7 @@
 //! Mounts of a step: from the text in its `with` to the source for the engine.
 //!
-//! The engine resolves a path when it starts the container, which is later than any check here. So a
-//! path is passed on only if nobody but the operator can change where it leads in the meantime.
+//! The engine resolves a path when it starts the container, which is later than any check here. So
+//! a path is passed on only if nobody but the operator can change where it leads in the meantime.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use rustix::process::geteuid;
 
 use super::access::{Granted, HostAccess, real};
 
-/// A mount as the engine is given it.
+/// A mount as passed to the engine.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct JobMount {
     pub(super) source: Source,
@@ -29,7 +29,7 @@ pub(super) enum Source {
     Volume(String),
 }
 
-/// The host of an engine, as far as its mounts are concerned.
+/// The facts about an engine's host that decide which mounts are allowed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MountHost<'a> {
     pub(super) access: &'a HostAccess,
@@ -156,7 +156,7 @@ mod tests {
     }
 
     impl Shares {
-        /// `cache` is writable and `data` read-only; each has a directory `sub`.
+        /// `cache` is writable and `data` is read-only. Each has a directory `sub`.
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
             let root = real(dir.path());
@@ -230,7 +230,7 @@ mod tests {
         let shares = Shares::new();
         let why = shares.mount("open/sub:/x:ro").unwrap_err();
         assert!(why.contains("other users can write to"), "{why}");
-        // A link that replaces a directory after the name was looked up.
+        // Simulates a link that replaces a directory after the name was looked up.
         std::fs::remove_dir(shares.root.join("data/sub")).unwrap();
         symlink(shares.root.join("other"), shares.root.join("data/sub")).unwrap();
         let why = is_fixed(&shares.root.join("data"), Path::new("sub/x")).unwrap_err();

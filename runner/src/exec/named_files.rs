@@ -1,6 +1,6 @@
-//! Files of the worker's host that a step names: certificates, keys, known hosts. Only regular files
-//! of a bounded size are opened, and for steps of others only below directories that the operator
-//! names.
+//! Files of the worker's host that a step names: certificates, keys, known hosts. Only regular
+//! files of a bounded size are opened. Steps of other users can open only files below directories
+//! that the operator names.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -10,24 +10,24 @@ use std::sync::Arc;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-/// The most bytes of such a file. A bundle with every authority of the web has a quarter of a
-/// mebibyte.
+/// The maximum size of such a file, in bytes. A bundle with every public web authority is about 256
+/// KiB.
 const MOST: u64 = 4 * 1024 * 1024;
-/// How often a path is resolved again because a directory was renamed meanwhile.
+/// How often a path is resolved again after a concurrent rename of a directory.
 const TRIES: usize = 16;
 
-/// Which files steps may name.
+/// The files that steps may name.
 #[derive(Debug, Clone)]
 pub struct NamedFiles(Option<Arc<[PathBuf]>>);
 
 impl NamedFiles {
-    /// Any file that this process may read: its user runs a file of their own.
+    /// Allows every file that this process can read, for a user who runs a file of their own.
     #[must_use]
     pub fn any() -> Self {
         Self(None)
     }
 
-    /// Files below these directories.
+    /// Allows the files below these directories.
     #[must_use]
     pub fn below(dirs: Vec<PathBuf>) -> Self {
         Self(Some(dirs.into()))
@@ -38,10 +38,10 @@ impl NamedFiles {
         self.0.is_none()
     }
 
-    /// Opens the file that stands at a key of a step. An error is a sentence.
+    /// Opens the file named at a key of a step. The error is a sentence.
     ///
     /// # Cancel safety
-    /// If the future is dropped, nothing remains but a thread that waits for the file system.
+    /// Dropping the future can leave only a thread that waits for the file system.
     pub(super) async fn open(&self, key: &str, path: &Path) -> Result<File, String> {
         let (files, key, path) = (self.clone(), key.to_owned(), path.to_owned());
         let opened = tokio::task::spawn_blocking(move || {
@@ -51,17 +51,17 @@ impl NamedFiles {
         opened.await.map_err(|cause| cause.to_string())?
     }
 
-    /// Reads the file that stands at a key of a step. An error is a sentence.
+    /// Reads the file named at a key of a step. The error is a sentence.
     ///
     /// # Cancel safety
-    /// As with [`Self::open`].
+    /// Same as [`Self::open`].
     pub(super) async fn read(&self, key: &str, path: &Path) -> Result<Vec<u8>, String> {
         let file = self.open(key, path).await?;
         let (key, path) = (key.to_owned(), path.to_owned());
         let read = tokio::task::spawn_blocking(move || {
             let failed = |why: String| format!("`{key}` {}: {why}", path.display());
             let mut bytes = Vec::new();
-            // It can have grown since it was opened.
+            // The file can have grown since it was opened.
             let read = file.take(MOST + 1).read_to_end(&mut bytes);
             read.map_err(|cause| failed(cause.to_string()))?;
             if bytes.len() as u64 > MOST { Err(failed(too_large())) } else { Ok(bytes) }
@@ -70,7 +70,7 @@ impl NamedFiles {
     }
 
     fn find(&self, path: &Path) -> Result<File, String> {
-        // A FIFO is opened at once, and then refused for what it is.
+        // Opening a FIFO does not block; the type check rejects it afterwards.
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let Some(dirs) = &self.0 else {
             let opened = rustix::fs::open(path, flags, Mode::empty());
@@ -106,8 +106,8 @@ impl NamedFiles {
     }
 }
 
-/// Opens a file below a directory. A symbolic link, or `..`, that leads out of it is an error, also if
-/// it is put there meanwhile.
+/// Opens a file below a directory. A link or `..` that leads out of it is an error, even if it is
+/// created concurrently.
 fn beneath(dir: &Path, path: &Path, flags: OFlags) -> rustix::io::Result<File> {
     let to_dir = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = rustix::fs::open(dir, to_dir, Mode::empty())?;

@@ -1,26 +1,26 @@
-//! An executor whose steps do what their words say, in this process: for tests, simulations, and to
-//! measure what everything but the engine costs.
+//! An in-process executor whose steps do what their words say. It serves tests, simulations and
+//! measurements of everything but the engine.
 //!
 //! | words | what the step does |
 //! |---|---|
-//! | `exit N` | ends with that code |
+//! | `exit N` | exits with that code |
 //! | `print TEXT...` | writes the text and a newline to standard output |
 //! | `error TEXT...` | the same to standard error |
-//! | `write BYTES LINES` | writes so many lines of so many bytes |
-//! | `result BYTES` | ends with 0 and a result of so many bytes |
-//! | `put PATH TEXT...` | makes a file of the text and a newline |
-//! | `show PATH` | writes what a file holds; ends with 1 where it is not there |
+//! | `write BYTES LINES` | writes LINES lines of BYTES bytes |
+//! | `result BYTES` | exits with 0 and a result of BYTES bytes |
+//! | `put PATH TEXT...` | writes a file with the text and a newline |
+//! | `show PATH` | writes a file's content; exits with 1 if it does not exist |
 //! | `env NAME` | writes the value of a variable, or `unset`, and a newline |
 //! | `pwd` | writes the working directory and a newline |
-//! | `hang TEXT...` | writes the text, if any, and a newline, and runs until it is stopped; ends with 143, or with 137 where it was killed |
-//! | `wait-for FILE` | ends with 0 once the file is there |
+//! | `hang TEXT...` | writes the text, if any, and a newline, and runs until it is stopped; exits with 143, or 137 if killed |
+//! | `wait-for FILE` | exits with 0 once the file exists |
 //! | `stubborn TEXT...` | writes as `hang`, and runs until it is killed |
-//! | `break` | cannot be run: the engine's own failure |
-//! | `fill` | cannot be run: the engine's disk is full |
-//! | `lose` | cannot be run the first time: the engine goes away, until it is told to come back; then ends with 0 |
+//! | `break` | fails with an engine error |
+//! | `fill` | fails because the engine's disk is full |
+//! | `lose` | makes the engine unreachable the first time, until `come_back`; then exits with 0 |
 //!
-//! Files are kept from step to step under the paths as they were written. A checkpoint is searched for
-//! secrets, and a single file can be exported. An import is read and not unpacked.
+//! Files are kept from step to step under their paths as written. A checkpoint is searched for
+//! secrets, and a single file can be exported. An import is read but not unpacked.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -41,18 +41,18 @@ use crate::ports::{
 
 type Files = BTreeMap<String, String>;
 
-/// What there is of a run: what each workspace holds.
+/// The state of a run: the files of each workspace.
 #[derive(Debug, Default)]
 struct Made {
     count: u64,
-    /// The store that knows the run.
+    /// The store that has the run.
     cluster: Option<Arc<str>>,
-    /// The newest owner that was seen.
+    /// The latest epoch seen.
     newest: i64,
     workspaces: HashMap<String, Arc<Files>>,
 }
 
-/// The executor. It remembers what it made for which run, as an engine does by labels.
+/// The executor. Like an engine with labels, it remembers what it created for each run.
 #[derive(Debug, Default)]
 pub struct Scripted {
     made: Mutex<HashMap<RunId, Made>>,
@@ -60,37 +60,37 @@ pub struct Scripted {
     disk: Mutex<Option<Disk>>,
     bases: Mutex<Vec<BaseImage>>,
     is_away: AtomicBool,
-    /// The runs and epochs up to which it was told to end what ran.
+    /// The runs whose containers were ended, and up to which epoch.
     ended: Mutex<BTreeMap<RunId, Epoch>>,
-    /// What it is called; `scripted` where that is empty.
+    /// The executor's name. Empty stands for `scripted`.
     name: &'static str,
 }
 
 impl Scripted {
-    /// How many steps of a name ran at the same time at most; 0 where none did.
+    /// The maximum number of concurrent executions of a step. 0 if it never ran.
     #[must_use]
     pub fn ran(&self, run: &RunId, step: &str) -> u32 {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.get(&format!("{run}/{step}")).copied().unwrap_or(0)
     }
 
-    /// Has a disk from now on that is so full; base images that are removed make room on it.
+    /// Reports this disk from now on. Removing base images frees space on it.
     pub fn fill_disk(&self, disk: Disk) {
         *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(disk);
     }
 
-    /// An engine that another one's workers do not take for their own.
+    /// An engine that workers of another engine do not take for their own.
     #[must_use]
     pub fn named(name: &'static str) -> Self {
         Self { name, ..Self::default() }
     }
 
-    /// Up to which owner's what ran of a run was ended, if anybody asked for it.
+    /// The epoch up to which a run's containers were ended, if they were.
     pub fn ended_up_to(&self, run: &RunId) -> Option<Epoch> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).get(run).copied()
     }
 
-    /// Answers again.
+    /// Makes the engine reachable again.
     pub fn come_back(&self) {
         self.is_away.store(false, Ordering::Relaxed);
     }
@@ -103,12 +103,12 @@ impl Scripted {
         Ok(())
     }
 
-    /// Has these images as if it had pulled them.
+    /// Reports these images as pulled by bob-runner.
     pub fn have_bases(&self, bases: Vec<BaseImage>) {
         *self.bases.lock().unwrap_or_else(PoisonError::into_inner) = bases;
     }
 
-    /// Notes an owner; `false`: there was a later one.
+    /// Records an owner. `false` if a later one was seen.
     fn is_newest(&self, run: &RunScope) -> bool {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let made = made.entry(run.run.clone()).or_default();
@@ -125,7 +125,7 @@ impl Scripted {
         id
     }
 
-    /// What a workspace holds. One that a restart has forgotten holds nothing.
+    /// The files of a workspace. Empty if a restart has forgotten it.
     fn files(&self, run: &RunId, of: &Workspace) -> Arc<Files> {
         let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let (Workspace::Image { id, .. } | Workspace::Container { id, .. }) = of else {
@@ -162,7 +162,7 @@ async fn stopped(stop: &StopSignal, above: StopLevel) -> Exit {
     }
 }
 
-/// Does what a step's words say, in a workspace.
+/// Executes a step's words in a workspace.
 async fn perform(
     step: &StepSpec,
     files: &mut Arc<Files>,
@@ -247,7 +247,7 @@ fn result_of(words: &[String]) -> Option<serde_json::Value> {
     Some(serde_json::json!({ "t": "x".repeat(bytes.saturating_sub(empty)) }))
 }
 
-/// Heeds no SIGTERM.
+/// Ignores SIGTERM and waits for SIGKILL.
 async fn killed(stop: &StopSignal) -> Exit {
     let grace = match stop.above(StopLevel::Run).await {
         StopLevel::Stop { grace } => grace,
@@ -271,7 +271,7 @@ impl Executor for Scripted {
     }
 
     async fn end(&self, _run: &RunScope) -> Result<(), ExecError> {
-        // Its steps are futures of this process, and end when they are dropped or stopped.
+        // Its steps are futures of this process, which end when they are dropped or stopped.
         Ok(())
     }
 
@@ -309,7 +309,7 @@ impl Executor for Scripted {
         drop(ended);
         let Some(id) = kept.map(|kept| kept.image.clone()) else { return Ok(None) };
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another run may have left it.
+        // Another run can have created the image.
         let files = made.values().find_map(|made| made.workspaces.get(&id).map(Arc::clone));
         let Some(files) = files else { return Ok(None) };
         made.entry(run.run.clone()).or_default().workspaces.insert(id.clone(), files);
@@ -418,7 +418,7 @@ impl Executor for Scripted {
     }
 
     async fn clear(&self, _run: &RunId) -> Result<(), ExecError> {
-        // Steps run in nothing of their own.
+        // Steps have no containers to remove.
         Ok(())
     }
 

@@ -1,8 +1,8 @@
 //! Resolves a path inside a container that is not running, one component at a time.
 //!
-//! podman 3.0 to 5.7 looks up an image's working directory on the host: a symbolic link in it leads
-//! out of the container, and a missing directory is created there (CVE-2026-55686). So the engine is
-//! only ever given a path without links, and is never asked to create one.
+//! podman 3.0 to 5.7 looks up an image's working directory on the host. A symbolic link in it leads
+//! out of the container, and a missing directory is created there (CVE-2026-55686). So the engine
+//! only ever receives a path without links, and is never asked to create one.
 
 use std::collections::VecDeque;
 
@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
-/// The kernel follows no more links in one path.
+/// The kernel's limit for symbolic links in one path.
 const MOST_LINKS: u32 = 40;
 /// `ModeSymlink` and `ModeDir` of Go's `fs.FileMode`, as engines send it.
 const GO_SYMLINK: u32 = 1 << 27;
@@ -18,7 +18,7 @@ const GO_DIR: u32 = 1 << 31;
 /// The header in which engines describe a path.
 pub(super) const STAT_HEADER: &str = "x-docker-container-path-stat";
 
-/// The entry at one path of a container; a link is not followed.
+/// The entry at one path of a container, without following links.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Entry {
     Missing,
@@ -38,11 +38,11 @@ struct PathStat {
 }
 
 impl Entry {
-    /// From an engine's answer to `HEAD` of an archive: its status and its [`STAT_HEADER`]. `None`
-    /// if the engine could not look at the path.
+    /// Parses the response to `HEAD` of an archive: its status and its [`STAT_HEADER`]. `None` if
+    /// the engine could not inspect the path.
     pub(super) fn answered(status: u16, stat: Option<&[u8]>) -> Option<Result<Self, String>> {
         match (status, stat) {
-            // A link that leads nowhere is described in a 404.
+            // A dangling link is described in a 404.
             (_, Some(stat)) => Some(Self::described(stat)),
             (404, None) => Some(Ok(Self::Missing)),
             (_, None) => None,
@@ -106,8 +106,8 @@ impl Found {
     }
 }
 
-/// Whether the engine or its runtime could not enter the working directory. A program may be called so
-/// too, and be missing.
+/// Whether the engine or its runtime could not enter the working directory. A missing program whose
+/// name looks like that does not count.
 pub(super) fn is_about_work_dir(said: &str) -> bool {
     !is_about_program(said) && ["workdir", "chdir"].iter().any(|word| said.contains(word))
 }
@@ -126,14 +126,14 @@ pub(super) struct Walk {
     ahead: VecDeque<String>,
     /// The resolved components so far; none of them is a link.
     real: Vec<String>,
-    /// How many of them exist, once one has been found missing.
+    /// How many of them exist, set when the first missing one is found.
     exist: Option<usize>,
     links: u32,
     end: Option<Found>,
 }
 
 impl Walk {
-    /// A walk along a path.
+    /// Starts at the root of the container.
     pub(super) fn along(path: &str) -> Self {
         let ahead = components(path).collect();
         Self { ahead, real: Vec::new(), exist: None, links: 0, end: None }
@@ -150,7 +150,7 @@ impl Walk {
                 continue;
             }
             self.real.push(next);
-            // Nothing lies below a directory that is missing.
+            // Nothing exists below a missing directory.
             if self.exist.is_none() {
                 return Some(joined(&self.real));
             }
@@ -158,7 +158,7 @@ impl Walk {
         None
     }
 
-    /// Takes what lies at the path that was returned last.
+    /// Takes the entry at the path returned last.
     pub(super) fn answer(&mut self, entry: Entry) {
         match entry {
             Entry::Directory => {}

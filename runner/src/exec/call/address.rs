@@ -1,10 +1,10 @@
-//! Addresses that are put together: nothing that is filled in leads to another call.
+//! Builds request URLs. A filled-in value cannot change which API call is made.
 
 use percent_encoding::percent_decode_str;
 use reqwest::Url;
 use serde_json::{Map, Value};
 
-/// The address of a service. An error says what is wrong with it, and does not show it.
+/// Parses an absolute URL. The error says what is wrong without showing the URL.
 pub(super) fn base(text: &str) -> Result<Url, String> {
     let url = Url::parse(text).map_err(|cause| format!("is no address: {cause}"))?;
     if !["http", "https"].contains(&url.scheme()) || !url.has_host() {
@@ -16,7 +16,7 @@ pub(super) fn base(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// The same of a service whose calls have paths below it.
+/// Parses the base URL of a service. A query or a fragment is an error.
 pub(super) fn service(text: &str) -> Result<Url, String> {
     let url = base(text)?;
     if url.query().is_some() || url.fragment().is_some() {
@@ -25,16 +25,16 @@ pub(super) fn service(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// Whether a text is one part of a path, and no way out of it.
+/// Whether a text is exactly one path segment and cannot leave its parent.
 pub(super) fn is_part(text: &str) -> bool {
     let plain = percent_decode_str(text).decode_utf8_lossy();
     !matches!(plain.as_ref(), "" | "." | "..") && !plain.contains(['/', '\\', '\0'])
 }
 
-/// An address below that of a service.
+/// Appends path segments to the URL of a service.
 pub(super) fn below(service: &Url, parts: &[String]) -> Url {
     let mut url = service.clone();
-    // Only an address without a host has no path, and no service has such a one.
+    // Cannot fail: every service URL has a host.
     if let Ok(mut path) = url.path_segments_mut() {
         path.pop_if_empty();
         for part in parts {
@@ -44,7 +44,7 @@ pub(super) fn below(service: &Url, parts: &[String]) -> Url {
     url
 }
 
-/// Adds parameters to an address. An error names the one that an address cannot have.
+/// Adds query parameters to a URL. The error names a parameter that cannot be encoded.
 pub(super) fn add_query(url: &mut Url, params: &Map<String, Value>) -> Result<(), String> {
     if params.is_empty() {
         return Ok(());
@@ -57,7 +57,7 @@ pub(super) fn add_query(url: &mut Url, params: &Map<String, Value>) -> Result<()
     Ok(())
 }
 
-/// A list is the name again and again, and a map has its keys in brackets.
+/// A list repeats its name; a map puts its keys in brackets.
 fn flat(name: &str, value: &Value, pairs: &mut Vec<(String, String)>) -> Result<(), String> {
     let text = match value {
         Value::Null => return Ok(()),
@@ -88,18 +88,18 @@ fn flat(name: &str, value: &Value, pairs: &mut Vec<(String, String)>) -> Result<
     Ok(())
 }
 
-/// An address as output shows it: without what may be a secret in it.
+/// A URL as output shows it: without user, password, query and fragment, which can be secret.
 pub(super) fn shown(url: &Url) -> String {
     let mut url = url.clone();
     url.set_query(None);
     url.set_fragment(None);
-    // One that cannot have a user has none.
+    // Setting these fails only for a URL that cannot have them.
     url.set_username("").ok();
     url.set_password(None).ok();
     url.into()
 }
 
-/// Where an address leads: scheme, host and port.
+/// The origin of a URL: scheme, host and port.
 pub(super) fn origin(url: &Url) -> String {
     url.origin().ascii_serialization()
 }

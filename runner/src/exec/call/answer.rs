@@ -1,4 +1,4 @@
-//! The answer of a service.
+//! Responses of a service.
 
 use reqwest::header::{CONTENT_TYPE, LOCATION};
 use reqwest::{Response, StatusCode};
@@ -7,27 +7,27 @@ use serde_json::Value;
 use super::address;
 use super::request::{Call, Halt, Request};
 
-/// How much of an answer is kept, in bytes.
+/// The maximum size of a response body, in bytes.
 pub(super) const MOST: usize = 1024 * 1024;
-/// How much of what a service says is shown, in characters.
+/// The maximum length of a service's error message in output, in characters.
 const SHOWN: usize = 500;
-/// Where services say what is wrong: one of these, and what of the others there is.
+/// The keys of error messages. The first of `MESSAGES` is used, and all of `DETAILS`.
 const MESSAGES: [&str; 3] = ["message", "error", "detail"];
 const DETAILS: [&str; 3] = ["errors", "details", "IssueList"];
 
-/// An answer, whole.
+/// A complete response.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: StatusCode,
-    /// What stands beside the status, where a service says what is wrong there.
+    /// The reason phrase of the status line. Some services put their error message there.
     reason: String,
-    /// Where it sends us on to.
+    /// The target of a redirect.
     elsewhere: Option<String>,
     says_json: bool,
     pub(super) body: Vec<u8>,
 }
 
-/// Takes a whole answer; `None` where it has more than `most` bytes.
+/// Reads a complete response. `None` if its body has more than `most` bytes.
 pub(super) async fn whole(
     mut response: Response,
     most: usize,
@@ -56,7 +56,7 @@ pub(super) async fn whole(
 }
 
 impl Answer {
-    /// What the body holds: what its JSON says, or its text.
+    /// The body as JSON if it is valid JSON, else as text.
     pub(super) fn data(&self) -> Value {
         let begins = self.body.iter().find(|byte| !byte.is_ascii_whitespace());
         let looks = self.says_json || matches!(begins, Some(b'{' | b'['));
@@ -68,14 +68,14 @@ impl Answer {
         }
     }
 
-    /// The failure that an answer is which says no, with what people can do about it.
+    /// Turns an unsuccessful response into a failure, with a hint for the user.
     pub(super) fn refused(&self, request: &Request, call: &Call, hint: Option<&str>) -> Halt {
         let (method, path, status) = (&request.method, request.url.path(), self.status.as_u16());
         let mut why = format!("{method} {path} was refused with status {status}");
         if let Some(there) = &self.elsewhere {
             why = format!("{method} {path} is sent on to {there} (status {status})");
         }
-        // What is hidden is hidden whole, before anything is cut off.
+        // Mask before shortening: a truncated secret would not be recognized.
         let said = shortened(call.hide(&self.said()));
         if !said.is_empty() {
             why = format!("{why}: {said}");
@@ -86,7 +86,7 @@ impl Answer {
         Halt::Failed { why, data: self.data(), code: 1 }
     }
 
-    /// What the service says is wrong, on one line.
+    /// The service's error message, on one line.
     fn said(&self) -> String {
         let data = self.data();
         let mut parts = Vec::new();
@@ -107,7 +107,7 @@ impl Answer {
     }
 }
 
-/// The message in what stands at a key.
+/// The message in the value of a key.
 fn message(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
@@ -116,7 +116,7 @@ fn message(value: &Value) -> Option<String> {
     }
 }
 
-/// The beginning of a text, of as many characters as are shown.
+/// Truncates a text to `SHOWN` characters.
 fn shortened(mut text: String) -> String {
     if let Some((end, _)) = text.char_indices().nth(SHOWN) {
         text.truncate(end);
@@ -125,13 +125,13 @@ fn shortened(mut text: String) -> String {
     text
 }
 
-/// What went wrong, with everything beneath it, without the address: it may hold a secret.
+/// The causes of an error, without the URL, which can contain a secret.
 pub(super) fn chain(error: &reqwest::Error) -> String {
     let mut parts: Vec<String> = Vec::new();
     let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
     while let Some(error) = next {
         let part = error.to_string();
-        // Some errors repeat in their own words what is beneath them.
+        // Some errors repeat their cause in their own message.
         if parts.last().is_none_or(|last| !last.contains(&part)) {
             parts.push(part);
         }

@@ -1,4 +1,4 @@
-//! Files that a call writes, below one directory.
+//! Files written by a call, all below one directory.
 
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,7 +8,7 @@ use super::Options;
 use super::with::With;
 use crate::ports::ExecError;
 
-/// Where a step may write a file: the directory, and the path below it.
+/// Resolves where a step may write a file: the directory, and the path below it.
 pub(super) fn place(
     with: With<'_>,
     options: &Options,
@@ -26,7 +26,7 @@ pub(super) fn place(
     Ok((dir.clone(), path.into()))
 }
 
-/// Writes a file, whole or not at all.
+/// Writes a file atomically.
 pub(super) async fn write(dir: PathBuf, path: PathBuf, bytes: Vec<u8>) -> std::io::Result<()> {
     let written = tokio::task::spawn_blocking(move || {
         let path = dir.join(path);

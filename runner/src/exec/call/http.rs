@@ -1,4 +1,4 @@
-//! Any request, as a step writes it.
+//! The executor `http`: any request a step describes.
 
 use std::ops::RangeInclusive;
 
@@ -13,18 +13,18 @@ use super::with::With;
 use super::{Api, Options, address};
 use crate::ports::ExecError;
 
-/// Methods that may be sent twice, as twice is no more than once.
+/// Idempotent methods: a repeated request has no further effect.
 const IDEMPOTENT: [Method; 5] =
     [Method::GET, Method::HEAD, Method::OPTIONS, Method::PUT, Method::DELETE];
-/// The only ones that are sent on: of another, what is sent on has no body, and another effect.
+/// The methods that follow redirects. Others would lose their body or change their effect.
 const SENT_ON: [Method; 2] = [Method::GET, Method::HEAD];
-/// Words in the name of a header whose value is a secret.
+/// A header whose name contains one of these holds a secret.
 const SECRET: [&str; 7] = ["auth", "cookie", "token", "key", "secret", "password", "signature"];
 
 /// The executor `http`.
 pub(super) struct Http;
 
-/// A request, and the answers that say yes.
+/// A request and the statuses that count as success.
 pub(super) struct Asked {
     request: Request,
     expected: Vec<RangeInclusive<u16>>,
@@ -52,7 +52,7 @@ impl Api for Http {
         let repeat = if may_repeat { Repeat::Always } else { Repeat::Never };
         let bare = headers.is_empty() && matches!(body, Body::Nothing);
         let access = Access {
-            // What is meant for one server is not for another.
+            // Headers and bodies for one server must not be sent to another.
             follow: match (follow, bare) {
                 (false, _) => Follow::Nowhere,
                 (true, false) => Follow::SameServer,
@@ -91,7 +91,7 @@ fn body(with: With<'_>) -> Result<Body, ExecError> {
     }
 }
 
-/// The headers, and which of their values are never shown.
+/// The headers, and their values that must be masked.
 fn headers(with: With<'_>) -> Result<(HeaderMap, Vec<String>), ExecError> {
     let (mut headers, mut hidden) = (HeaderMap::new(), Vec::new());
     for (name, value) in with.map("headers")?.into_iter().flatten() {
@@ -109,7 +109,7 @@ fn headers(with: With<'_>) -> Result<(HeaderMap, Vec<String>), ExecError> {
         };
         if SECRET.iter().any(|word| key.as_str().contains(word)) {
             value.set_sensitive(true);
-            // The secret itself, as it may come back without what stands before it.
+            // The secret without its scheme, since a service can echo it that way.
             hidden.extend(text.rsplit_once(' ').map(|(_, secret)| secret.to_owned()));
             hidden.insert(0, text);
         }
@@ -118,7 +118,7 @@ fn headers(with: With<'_>) -> Result<(HeaderMap, Vec<String>), ExecError> {
     Ok((headers, hidden))
 }
 
-/// The statuses that say yes.
+/// The statuses that count as success.
 fn expected(with: With<'_>) -> Result<Vec<RangeInclusive<u16>>, ExecError> {
     let items = match with.get("expect") {
         None => return Ok(vec![200..=299]),

@@ -1,4 +1,4 @@
-//! Invoices of Lexware Office.
+//! The executor `lexware`: invoices of Lexware Office.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::with::With;
 use super::{Api, Options, address};
 use crate::ports::ExecError;
 
-/// What a credit note takes over from its invoice.
+/// The fields that a credit note copies from its invoice.
 const TAKEN_OVER: [&str; 4] = ["address", "lineItems", "totalPrice", "taxConditions"];
 
 /// The executor `lexware`.
@@ -24,13 +24,13 @@ pub(super) struct Lexware {
 }
 
 impl Lexware {
-    /// Asks for one account once in each `gap`.
+    /// Sends at most one request per account in each `gap`.
     pub(super) fn new(gap: Duration) -> Self {
         Self { pace: Arc::new(Pace::new(gap)) }
     }
 }
 
-/// What is to be done.
+/// The action of a step.
 pub(super) enum Asked {
     Create { invoice: Value, finalize: bool },
     Cancel { id: String },
@@ -82,7 +82,7 @@ impl Api for Lexware {
     }
 }
 
-/// An invoice for a customer, unless it has an address of its own.
+/// Addresses an invoice to a customer unless the invoice has an address.
 fn invoice(mut data: Map<String, Value>, customer: &str) -> Value {
     data.entry("address").or_insert_with(|| json!({ "contactId": customer }));
     data.into()
@@ -95,13 +95,13 @@ fn post(call: &Call, path: &[&str], query: &Value, body: Value) -> Result<Reques
     Ok(Request::new(Method::POST, url, Body::Json(body), Repeat::TooMany))
 }
 
-/// Nothing cancels an invoice there: a credit note over the same takes it back.
+/// Creates a credit note over the whole invoice, because the API cannot cancel one.
 async fn cancel(call: &mut Call, id: &str) -> Result<Value, Halt> {
     let url = call.url(&["invoices".to_owned(), id.to_owned()], &Map::new())?;
     let asked = Request::new(Method::GET, url, Body::Nothing, Repeat::Always);
     let invoice = call.good(&asked).await?.data();
     let mut note = Map::new();
-    // It is of the day on which it is made.
+    // A credit note is dated the day it is made.
     let now = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S.000+00:00");
     note.insert("voucherDate".to_owned(), now.to_string().into());
     for key in TAKEN_OVER {

@@ -1,7 +1,7 @@
-//! Steps that are calls to an API: they act somewhere else, and leave a result.
+//! Steps that call an API. They act on another system and return a result.
 //!
-//! A request that has an effect is sent once: where its answer is lost, nobody here knows whether it
-//! took effect, and the output says so. No key of an account is ever shown.
+//! A request with an effect is sent once. If its response is lost, it is unknown whether the
+//! request took effect, and the step's output says so. Account keys are never shown.
 
 mod address;
 mod answer;
@@ -34,33 +34,34 @@ use crate::ports::{
     Workspace,
 };
 
-/// What all calls are made with.
+/// The settings shared by all calls.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Which addresses are open to what a step names.
+    /// The addresses that a step may connect to.
     pub policy: Policy,
-    /// Which files of the worker's host a step may name.
+    /// The files on the worker's host that a step may name.
     pub named: NamedFiles,
-    /// Below which directory a call may write a file. None: a call that is to write one is refused.
+    /// The directory below which calls write files. If `None`, a call that writes a file is
+    /// rejected.
     pub files: Option<PathBuf>,
-    /// How long is waited for what.
+    /// The timeouts and pauses.
     pub times: Times,
 }
 
-/// How long a call waits.
+/// Timeouts and pauses of calls.
 #[derive(Debug, Clone)]
 pub struct Times {
-    /// Until a service takes a connection.
+    /// The timeout for connecting to a service.
     pub connect: Duration,
-    /// For a whole answer, where the step does not say.
+    /// The default timeout for a complete response.
     pub answer: Duration,
-    /// Before a request is sent again; twice that before the next, and so on.
+    /// The pause before the first retry. It doubles with each further retry.
     pub again: Duration,
-    /// Before the second look at something that goes on, and at most.
+    /// The pause before the second poll of a task, and the longest pause between polls.
     pub looks: (Duration, Duration),
-    /// For something that goes on, where the step does not say.
+    /// The default timeout for a task.
     pub task: Duration,
-    /// Between two requests for one account of Lexware.
+    /// The pause between two requests for one Lexware account.
     pub lexware_gap: Duration,
 }
 
@@ -72,13 +73,13 @@ impl Default for Times {
             again: Duration::from_secs(1),
             looks: (Duration::from_millis(200), Duration::from_secs(2)),
             task: Duration::from_secs(3600),
-            // Two a second are allowed.
+            // The API allows two requests a second.
             lexware_gap: Duration::from_millis(500),
         }
     }
 }
 
-/// The executors of calls, each with its name.
+/// All executors of calls, by kind.
 #[must_use]
 pub fn all(options: &Options) -> Vec<(ExecutorKind, Arc<dyn Remote>)> {
     let gap = options.times.lexware_gap;
@@ -93,17 +94,17 @@ pub fn all(options: &Options) -> Vec<(ExecutorKind, Arc<dyn Remote>)> {
 /// An API that steps call.
 #[async_trait]
 trait Api: Send + Sync + 'static {
-    /// What a step asks for.
+    /// A step of this API, checked and ready to be sent.
     type Asked: Send + 'static;
 
-    /// Reads a step; nothing is sent. Every fault of the step is found here.
+    /// Reads a step without sending anything. Reports every error in the step's definition.
     fn read(&self, with: With<'_>, options: &Options) -> Result<(Self::Asked, Access), ExecError>;
 
-    /// Sends what is needed. The answer is the data of the step's result.
+    /// Performs the call and returns the data of the step's result.
     async fn act(&self, asked: Self::Asked, call: &mut Call) -> Result<Value, Halt>;
 }
 
-/// The executor of calls to one API.
+/// The executor for one API.
 struct Calls<A> {
     api: Arc<A>,
     options: Options,
@@ -129,7 +130,7 @@ impl<A: Api> Remote for Calls<A> {
     ) -> Result<Ran, ExecError> {
         let with = With::of(step)?;
         let (asked, access) = self.api.read(with, &self.options)?;
-        // A file system that hangs does not keep a step from being stopped.
+        // Stay stoppable while a file is read: the file system can hang.
         let ready = async {
             let clients = Clients::new(with, &access, &self.options).await?;
             if gate.opened().await { Ok(clients) } else { Err(ExecError::NotStarted) }
@@ -145,7 +146,7 @@ impl<A: Api> Remote for Calls<A> {
         let times = self.options.times.clone();
         let mut call = Call::new(clients, access, times, (gate, out, stop.clone()));
         let api = Arc::clone(&self.api);
-        // Whoever waits may go: the step does not.
+        // The caller can be dropped, but the call must continue to its end.
         let ran = self.tasks.spawn(async move {
             let done = api.act(asked, &mut call).await;
             ended(done, &mut call).await
@@ -158,7 +159,7 @@ impl<A: Api> Remote for Calls<A> {
     }
 }
 
-/// What comes of a call: its result, its exit code, and the sentence that says why.
+/// Turns the outcome of a call into its result, exit code and error message.
 async fn ended(done: Result<Value, Halt>, call: &mut Call) -> Result<Ran, ExecError> {
     let (code, mut data, error) = match done {
         Ok(data) => (0, data, String::new()),

@@ -1,4 +1,4 @@
-//! The pace at which an account may be asked.
+//! Rate limits of requests per account.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,19 +7,19 @@ use std::time::Duration;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
-/// An account, by a digest: its key is not kept.
+/// The digest of an account's address and key. The key itself is not stored.
 type Account = [u8; 32];
 
-/// Requests of this process to a service, spaced for each account.
+/// Spaces the requests of this process to a service, separately for each account.
 ///
-/// Other workers may ask for the same account: what that makes too many is told by the service.
+/// Other workers can use the same account. If they exceed its limit together, the service says so.
 #[derive(Debug)]
 pub(super) struct Pace {
     gap: Duration,
     next: Mutex<HashMap<Account, Instant>>,
 }
 
-/// The pace of one account.
+/// The request slots of one account.
 #[derive(Debug, Clone)]
 pub(super) struct Turns {
     pace: Arc<Pace>,
@@ -27,12 +27,12 @@ pub(super) struct Turns {
 }
 
 impl Pace {
-    /// At most one request for each `gap`.
+    /// Allows one request per account in each `gap`.
     pub(super) fn new(gap: Duration) -> Self {
         Self { gap, next: Mutex::default() }
     }
 
-    /// The turns of the account of a key at an address.
+    /// The slots of the account with this address and key.
     pub(super) fn of(self: &Arc<Self>, address: &str, key: &str) -> Turns {
         let digest = Sha256::new().chain_update(address).chain_update([0]).chain_update(key);
         Turns { pace: Arc::clone(self), account: digest.finalize().into() }
@@ -40,11 +40,11 @@ impl Pace {
 }
 
 impl Turns {
-    /// Takes the next turn: when it is.
+    /// Reserves the next slot and returns its time.
     pub(super) fn take(&self) -> Instant {
         let now = Instant::now();
         let mut next = self.pace.next.lock().unwrap_or_else(PoisonError::into_inner);
-        // An account that has waited long enough is as one that was never seen.
+        // An account whose pause has passed needs no entry.
         next.retain(|_, turn| *turn > now);
         let turn = next.get(&self.account).copied().unwrap_or(now);
         next.insert(self.account, turn + self.pace.gap);

@@ -1,4 +1,4 @@
-//! Calls of Proxmox VE, and the tasks that they begin there.
+//! The executor `proxmox`: calls of the Proxmox VE API and the tasks that they start.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use super::with::With;
 use super::{Api, Options, address};
 use crate::ports::ExecError;
 
-/// How each path begins.
+/// The prefix of every path.
 const API: [&str; 2] = ["api2", "json"];
 const METHODS: [Method; 4] = [Method::GET, Method::POST, Method::PUT, Method::DELETE];
 
@@ -28,7 +28,7 @@ pub(super) struct Asked {
     method: Method,
     path: Vec<String>,
     params: Map<String, Value>,
-    /// How long is waited for what it begins; not at all where there is none.
+    /// How long to wait for the task that the call starts. `None`: do not wait.
     wait: Option<Duration>,
 }
 
@@ -89,7 +89,7 @@ impl Api for Proxmox {
     }
 }
 
-/// The parts of the path, with what is in braces filled in.
+/// The path's segments with the placeholders filled in.
 fn path(with: With<'_>, node: &str, vmid: Option<&str>) -> Result<Vec<String>, ExecError> {
     let text = with.must("path")?;
     let mut parts = Vec::new();
@@ -111,7 +111,7 @@ fn path(with: With<'_>, node: &str, vmid: Option<&str>) -> Result<Vec<String>, E
     Ok(parts)
 }
 
-/// Sends one call. Its answer is what Proxmox calls `data`.
+/// Sends one call and returns the `data` of the response.
 async fn ask(
     call: &mut Call,
     method: &Method,
@@ -128,14 +128,14 @@ fn request(
     path: &[String],
     params: Map<String, Value>,
 ) -> Result<Request, Halt> {
-    // Proxmox reads no body but of these.
+    // Proxmox reads a body only for these methods.
     let in_body = [Method::POST, Method::PUT].contains(method);
     let (query, body) = match (in_body, params.is_empty()) {
         (_, true) => (Map::new(), Body::Nothing),
         (true, false) => (Map::new(), Body::Json(params.into())),
         (false, false) => (params, Body::Nothing),
     };
-    // A disk that grows by 10G twice has grown by 20G: only what reads is sent again.
+    // Retry only reads: growing a disk by 10G twice grows it by 20G.
     let repeat = if method.is_safe() { Repeat::Always } else { Repeat::Never };
     Ok(Request::new(method.clone(), call.url(path, &query)?, body, repeat))
 }
@@ -150,7 +150,7 @@ fn below(node: &str, parts: &[&str]) -> Vec<String> {
     all.map(str::to_owned).collect()
 }
 
-/// Waits for the end of a task.
+/// Waits until a task has ended.
 async fn ended(node: &str, task: &str, wait: Duration, call: &mut Call) -> Result<(), Halt> {
     let path = below(node, &["tasks", task, "status"]);
     let named = format!("task {task}");
@@ -170,7 +170,7 @@ async fn ended(node: &str, task: &str, wait: Duration, call: &mut Call) -> Resul
     Err(Halt::Failed { why: format!("{named} failed: {status}"), data: task.into(), code: 1 })
 }
 
-/// Asks again and again until `is_over`; `None` where that takes too long.
+/// Polls until `is_over` returns true. `None` after the timeout.
 async fn look(
     call: &mut Call,
     path: &[String],
@@ -193,13 +193,13 @@ async fn look(
             return Ok(None);
         }
         call.rest(pause, &still).await?;
-        // Of many looks one is told.
+        // Log only the first poll.
         request.quiet = true;
         pause = (pause * 2).min(longest);
     }
 }
 
-/// Says of an early end what goes on all the same.
+/// Adds to an early end that the task continues on the node.
 fn of(halt: Halt, still: &str) -> Halt {
     match halt {
         Halt::Stopped(_) => Halt::Stopped(still.to_owned()),
@@ -210,7 +210,7 @@ fn of(halt: Halt, still: &str) -> Halt {
     }
 }
 
-/// Runs a command by the agent of a machine: its output is the step's, and so is its exit code.
+/// Runs a command through the guest agent. The step takes its output and its exit code.
 async fn command(asked: &Asked, call: &mut Call) -> Result<Value, Halt> {
     let begun = ask(call, &asked.method, &asked.path, asked.params.clone()).await?;
     let pid = begun["pid"].clone();
@@ -245,7 +245,7 @@ async fn command(asked: &Asked, call: &mut Call) -> Result<Value, Halt> {
     Err(Halt::Failed { why, data, code: i32::try_from(code).unwrap_or(1) })
 }
 
-/// A ticket and a port for a websocket: made first where the step has none, then shown to Proxmox.
+/// Opens a websocket. Requests a ticket and a port first if the step does not name them.
 async fn websocket(asked: &mut Asked, call: &mut Call) -> Result<Value, Halt> {
     let mut params = std::mem::take(&mut asked.params);
     let mut made = Value::Null;
@@ -264,7 +264,7 @@ async fn websocket(asked: &mut Asked, call: &mut Call) -> Result<Value, Halt> {
     }
     let (port, ticket) = (params["port"].clone(), params["vncticket"].clone());
     let shown = ask(call, &asked.method, &asked.path, params).await?;
-    // What both say, and the ticket, which only its maker says.
+    // Merge both responses, and the ticket, which only the first one contains.
     let mut all = Map::from_iter([("port".to_owned(), port), ("ticket".to_owned(), ticket)]);
     for part in [made, shown] {
         if let Value::Object(part) = part {

@@ -1,4 +1,4 @@
-//! One request of a step, until it is known what came of it or that it never will be.
+//! Sends one request of a step, with retries, until its outcome is known or can never be known.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,24 +18,24 @@ use super::tls::{Clients, Follow, Trust};
 use crate::egress::refusal;
 use crate::ports::{Gate, LogSink, StopLevel, StopSignal};
 
-/// How often a request is sent at most.
+/// The maximum number of attempts for one request.
 const TRIES: u32 = 4;
-/// The longest time that a service may ask us to wait.
+/// The longest pause before a retry, even if `Retry-After` asks for more.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// How a service is reached.
+/// How to reach a service.
 pub(super) struct Access {
-    /// Its address, below which its paths are.
+    /// The base URL of the service.
     pub(super) service: Url,
     pub(super) trust: Trust,
     pub(super) follow: Follow,
-    /// What every request bears.
+    /// Headers sent with every request.
     pub(super) headers: HeaderMap,
-    /// What is never shown.
+    /// Values that must be masked in output.
     pub(super) hidden: Vec<String>,
-    /// How often it may be asked, where that is known.
+    /// The rate limit of the account, if the service has one.
     pub(super) turns: Option<Turns>,
-    /// How long an answer may take, where the step says so.
+    /// The response timeout set by the step.
     pub(super) within: Option<Duration>,
 }
 
@@ -52,7 +52,7 @@ impl Access {
         }
     }
 
-    /// Adds a header whose value, or a part of it, is a secret. `None`: no header can have it.
+    /// Adds a header whose value contains `secret`. `None` if the value is not valid in a header.
     pub(super) fn with_secret(
         mut self,
         header: reqwest::header::HeaderName,
@@ -67,18 +67,18 @@ impl Access {
     }
 }
 
-/// When a request is sent once more.
+/// When a request may be retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Repeat {
     /// Never.
     Never,
-    /// Where the service says that it was too much at once, and so did nothing.
+    /// Only after a "too many requests" response, since the service then did nothing.
     TooMany,
-    /// There, and where it failed in a way that may pass.
+    /// After a "too many requests" response and after any transient failure.
     Always,
 }
 
-/// What a request brings.
+/// The body of a request.
 #[derive(Debug, Clone)]
 pub(super) enum Body {
     Nothing,
@@ -93,9 +93,9 @@ pub(super) struct Request {
     pub(super) url: Url,
     pub(super) body: Body,
     pub(super) repeat: Repeat,
-    /// The most bytes of its answer.
+    /// The maximum size of the response body, in bytes.
     pub(super) most: usize,
-    /// It is one look of many, and has no line of its own.
+    /// Whether to omit the request's line in the output, as for repeated polls.
     pub(super) quiet: bool,
 }
 
@@ -104,20 +104,20 @@ impl Request {
         Self { method, url, body, repeat, most: MOST, quiet: false }
     }
 
-    /// As output shows it.
+    /// The request as output shows it.
     fn shown(&self) -> String {
         format!("{} {}", self.method, self.url.path())
     }
 }
 
-/// Why a call ends before its end.
+/// Why a call ended early.
 #[derive(Debug)]
 pub(super) enum Halt {
-    /// It failed: the sentence, what was found out all the same, and the exit code.
+    /// The call failed. `data` is the result as far as it is known.
     Failed { why: String, data: Value, code: i32 },
-    /// It was asked to end: what was under way.
+    /// The step was stopped. The text names the activity that was in progress.
     Stopped(String),
-    /// The run may be somebody else's by now, before or after something was sent.
+    /// Another worker might own the run. `sent`: whether a request was already sent.
     NotOurs { sent: bool },
 }
 
@@ -127,21 +127,21 @@ impl Halt {
     }
 }
 
-/// What came of sending a request once.
+/// The outcome of sending a request once.
 enum Sent {
     Answer(Answer, Option<Duration>),
-    /// There is no answer, and why; whether the request may have been taken.
+    /// No response arrived. `taken`: whether the service might have received the request.
     Lost {
         why: String,
         taken: bool,
     },
-    /// Nothing was sent: the address is closed to what a step names.
+    /// Nothing was sent: the step must not connect to this address.
     Refused(String),
-    /// The answer has more bytes than are kept.
+    /// The response is larger than the limit.
     TooLong,
 }
 
-/// A step's call: sends requests, waits, and tells what it does.
+/// A step's call: sends requests, waits and writes the step's output.
 pub(super) struct Call {
     clients: Clients,
     access: Access,
@@ -166,14 +166,14 @@ impl Call {
         &self.times
     }
 
-    /// The address of a path of the service, with parameters.
+    /// The URL of a path of the service, with query parameters.
     pub(super) fn url(&self, parts: &[String], query: &Map<String, Value>) -> Result<Url, Halt> {
         let mut url = below(&self.access.service, parts);
         add_query(&mut url, query).map_err(Halt::failed)?;
         Ok(url)
     }
 
-    /// Sends a request, again where it may be, and takes its answer, whatever that says.
+    /// Sends a request, with retries if allowed, and returns the response whatever its status.
     pub(super) async fn send(&mut self, request: &Request) -> Result<Answer, Halt> {
         let mut tries = 1;
         loop {
@@ -194,7 +194,7 @@ impl Call {
         }
     }
 
-    /// The same; an answer that does not say yes is a failure.
+    /// Like [`Self::send`], but an unsuccessful status is a failure.
     pub(super) async fn good(&mut self, request: &Request) -> Result<Answer, Halt> {
         let answer = self.send(request).await?;
         if answer.status.is_success() {
@@ -204,7 +204,7 @@ impl Call {
         }
     }
 
-    /// How long to wait before it is sent again, where it is.
+    /// The pause before the request is retried. `None` if it is not retried.
     fn again(&self, request: &Request, sent: &Sent, tries: u32) -> Option<Duration> {
         let passes = match sent {
             Sent::Answer(answer, _) if answer.status == StatusCode::TOO_MANY_REQUESTS => {
@@ -279,7 +279,7 @@ impl Call {
         Ok(sent)
     }
 
-    /// Waits, unless the step is asked to end: `what` says what it had begun.
+    /// Sleeps unless the step is stopped. `what` names the activity in progress.
     pub(super) async fn rest(&mut self, pause: Duration, what: &str) -> Result<(), Halt> {
         self.until(Instant::now() + pause, what).await
     }
@@ -292,14 +292,14 @@ impl Call {
         }
     }
 
-    /// A text without what is never shown.
+    /// Masks secrets in a text.
     pub(super) fn hide(&self, text: &str) -> String {
-        // Of a few characters too much would go, and nothing be hidden.
+        // Masking very short values would garble the output and hide nothing.
         let hidden = self.access.hidden.iter().filter(|secret| secret.len() >= 4);
         hidden.fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "***"))
     }
 
-    /// A value without it.
+    /// Masks secrets in a JSON value.
     pub(super) fn hide_in(&self, value: &mut Value) {
         match value {
             Value::String(text) => *text = self.hide(text),
@@ -309,17 +309,17 @@ impl Call {
         }
     }
 
-    /// A line of the step's output.
+    /// Writes a line to the step's standard output.
     pub(super) async fn tell(&mut self, line: &str) {
         self.write(LogStream::Stdout, &format!("{line}\n")).await;
     }
 
-    /// A line about something that went wrong.
+    /// Writes a line to the step's standard error.
     pub(super) async fn complain(&mut self, line: &str) {
         self.write(LogStream::Stderr, &format!("{line}\n")).await;
     }
 
-    /// Output, as it is.
+    /// Writes text to the step's output, masked.
     pub(super) async fn write(&mut self, stream: LogStream, text: &str) {
         if !text.is_empty() {
             self.out.write(stream, Bytes::from(self.hide(text))).await;
@@ -327,7 +327,7 @@ impl Call {
     }
 }
 
-/// Sends a request, follows the redirects that it may follow, and takes the whole answer.
+/// Sends a request, follows the allowed redirects, and reads the complete response.
 async fn exchange(clients: &Clients, access: &Access, request: &Request, within: Duration) -> Sent {
     let until = Instant::now() + within;
     let mut url = request.url.clone();
@@ -369,7 +369,7 @@ fn ready(client: &Client, access: &Access, request: &Request, url: Url) -> Reque
     }
 }
 
-/// The outcome of a request that has no answer.
+/// The outcome of a request that failed without a response.
 fn lost(error: &reqwest::Error) -> Sent {
     if let Some(refused) = refusal(error) {
         return Sent::Refused(refused.to_string());
@@ -378,7 +378,7 @@ fn lost(error: &reqwest::Error) -> Sent {
     Sent::Lost { why: chain(error), taken }
 }
 
-/// How long a service asks to be left alone. A date is left to our own pace: clocks differ.
+/// The seconds in `Retry-After`. A date is ignored because clocks differ.
 fn retry_after(response: &Response) -> Option<Duration> {
     let text = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
     text.trim().parse().ok().map(Duration::from_secs)

@@ -1,4 +1,4 @@
-//! Invoices and contacts of sevDesk.
+//! The executor `sevdesk`: invoices and contacts of sevDesk.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use super::with::With;
 use super::{Api, Options, address, file};
 use crate::ports::ExecError;
 
-/// What stands beside the invoice where one is saved, and not in it.
+/// The keys that a save request has next to the invoice, not in it.
 const BESIDE: [&str; 6] = [
     "invoicePosSave",
     "invoicePosDelete",
@@ -27,35 +27,35 @@ const BESIDE: [&str; 6] = [
 ];
 /// The status of a draft.
 const DRAFT: u16 = 100;
-/// The most bytes of an answer with a PDF in it.
+/// The maximum size of a response with a PDF, in bytes.
 const MOST_OF_PDF: usize = 24 * 1024 * 1024;
-/// The most bytes of a PDF that a result holds.
+/// The maximum size of a PDF stored in a result, in bytes.
 const MOST_IN_RESULT: usize = 64 * 1024;
 
 /// The executor `sevdesk`.
 pub(super) struct Sevdesk;
 
-/// What is to be done.
+/// The action of a step.
 pub(super) enum Asked {
-    /// An invoice for a contact that is there, or made first.
+    /// Creates an invoice for an existing contact or for one created first.
     Create { contact: Contact, invoice: Map<String, Value>, compat: bool },
-    /// One request, and what becomes of its answer.
+    /// Sends one request and treats its response as `then` says.
     One { method: Method, path: Vec<String>, query: Map<String, Value>, body: Body, then: Then },
 }
 
-/// Who an invoice is for.
+/// The recipient of an invoice.
 pub(super) enum Contact {
     Id(String),
     New(Map<String, Value>),
 }
 
-/// What becomes of an answer.
+/// How a response becomes the result.
 pub(super) enum Then {
-    /// All of it is the result.
+    /// The whole response is the result.
     All,
-    /// Only its status is.
+    /// Only the status of the invoice is the result.
     Status,
-    /// The PDF in it, which is written to a file where there is one.
+    /// The PDF in the response is the result, or is written to the given file.
     Pdf(Option<(PathBuf, PathBuf)>),
 }
 
@@ -159,7 +159,7 @@ fn asked(with: With<'_>, options: &Options) -> Result<Asked, ExecError> {
     }
 }
 
-/// Where an invoice is saved with all that belongs to it.
+/// The path that saves an invoice together with its parts.
 const SAVE: [&str; 3] = ["Invoice", "Factory", "saveInvoice"];
 
 fn path(parts: &[&str]) -> Vec<String> {
@@ -176,8 +176,8 @@ fn mail(with: With<'_>) -> Result<Body, ExecError> {
     Ok(if mail.is_empty() { Body::Nothing } else { Body::Json(mail.into()) })
 }
 
-/// An invoice as it is saved: `data` is the whole of what sevDesk reads, where it has an `invoice`,
-/// or the invoice with what belongs beside it.
+/// The body of a save request. If `data` has an `invoice`, `data` is the whole body; otherwise it
+/// is the invoice and the keys next to it.
 fn saved(mut data: Map<String, Value>, contact: Option<Value>, status: Option<u16>) -> Value {
     let (mut invoice, mut body) = match data.remove("invoice") {
         Some(Value::Object(invoice)) => (invoice, data),
@@ -234,7 +234,7 @@ async fn create(
     let request = Request::new(Method::POST, url, Body::Json(body), Repeat::TooMany);
     match (call.good(&request).await, made) {
         (Ok(answer), _) => Ok(answer.data()),
-        // Whoever tries again is to know that.
+        // Tell whoever retries the step that the contact already exists.
         (Err(Halt::Failed { why, data, code }), Some(id)) => {
             Err(Halt::Failed { why: format!("{why}; contact {id} was made and stays"), data, code })
         }
@@ -245,12 +245,12 @@ async fn create(
     }
 }
 
-/// An id as sevDesk wants it, where it fits.
+/// An id as the number that sevDesk expects, if it fits.
 fn number(id: &str) -> Value {
     id.parse::<u64>().map_or_else(|_too_long| id.into(), Value::from)
 }
 
-/// The status of the invoice in an answer, which is one or a list of one.
+/// The status of the invoice in a response, which holds one invoice or a list of one.
 fn status(data: &Value) -> Result<Value, Halt> {
     let objects = &data["objects"];
     let invoice = objects.get(0).unwrap_or(objects);
@@ -262,7 +262,7 @@ fn status(data: &Value) -> Result<Value, Halt> {
     Ok(json!({ "id": invoice["id"], "status": status }))
 }
 
-/// Takes the PDF out of an answer, and puts it where it belongs.
+/// Takes the PDF from a response and stores it in the result or in a file.
 async fn pdf(
     answer: &Answer,
     place: Option<(PathBuf, PathBuf)>,
@@ -288,7 +288,7 @@ async fn pdf(
     Ok(json!({ "filename": name, "size": size, "path": shown }))
 }
 
-/// The name and the bytes of a PDF, as they are or in JSON.
+/// The name and the bytes of a PDF, sent either raw or in JSON.
 fn content(answer: &Answer) -> Result<(Value, Vec<u8>), Halt> {
     if answer.body.starts_with(b"%PDF") {
         return Ok((Value::Null, answer.body.clone()));

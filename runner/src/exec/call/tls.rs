@@ -1,4 +1,4 @@
-//! Whose certificate a call trusts, and the clients that follow from it.
+//! TLS trust of calls, and the HTTP clients that implement it.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,35 +18,35 @@ use super::with::With;
 use crate::egress::{self, Policy};
 use crate::ports::ExecError;
 
-/// How far a redirect is followed.
+/// The maximum number of redirects to follow.
 const REDIRECTS: usize = 5;
 
-/// Whose certificate is trusted.
+/// The certificates that a call trusts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Trust {
-    /// The authorities of the system.
+    /// Certificates of the system's authorities.
     System,
-    /// Those in a file too.
+    /// Certificates of the system's authorities and of those in a file.
     File(PathBuf),
-    /// One certificate, by its SHA-256.
+    /// One certificate, identified by its SHA-256 digest.
     Pinned([u8; 32]),
-    /// Any, of anybody.
+    /// Any certificate.
     Anything,
 }
 
-/// Which redirects are followed.
+/// The redirects that a call follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Follow {
     /// None.
     Nowhere,
-    /// Those to the same server.
+    /// Redirects to the same server.
     SameServer,
-    /// All.
+    /// All redirects.
     Anywhere,
 }
 
 impl Trust {
-    /// What the keys `ca_file`, `fingerprint` and `insecure` say.
+    /// Reads the keys `ca_file`, `fingerprint` and `insecure`.
     pub(super) fn read(with: With<'_>) -> Result<Self, ExecError> {
         let insecure = with.switch("insecure")?.unwrap_or(false);
         match (with.text("ca_file")?, with.text("fingerprint")?, insecure) {
@@ -63,7 +63,7 @@ impl Trust {
     }
 }
 
-/// 64 digits, with colons between the bytes or without.
+/// Parses 64 hexadecimal digits, with or without colons between the bytes.
 fn fingerprint(text: &str) -> Option<[u8; 32]> {
     let digits: Vec<u32> =
         text.chars().filter(|c| *c != ':').map(|c| c.to_digit(16)).collect::<Option<_>>()?;
@@ -74,8 +74,8 @@ fn fingerprint(text: &str) -> Option<[u8; 32]> {
     if digits.len() == 64 { bytes.try_into().ok() } else { None }
 }
 
-/// Makes the clients of a call: one for each port, as an address may be open at one port and closed
-/// at another.
+/// Creates the clients of a call. Each port has its own, because an address can be open at one port
+/// and closed at another.
 #[derive(Clone)]
 pub(super) struct Clients {
     trusted: Trusted,
@@ -85,7 +85,7 @@ pub(super) struct Clients {
     made: Arc<Mutex<Option<(u16, Client)>>>,
 }
 
-/// The trust of a client, with its file read.
+/// The trust of a client, with the certificate file loaded.
 #[derive(Clone)]
 enum Trusted {
     System,
@@ -95,7 +95,7 @@ enum Trusted {
 }
 
 impl Clients {
-    /// Reads what is trusted; an error says what is wrong with the step.
+    /// Loads the trusted certificates. The error says what is wrong with the step.
     pub(super) async fn new(
         with: With<'_>,
         access: &Access,
@@ -127,7 +127,7 @@ impl Clients {
         if let Some((_, client)) = made.as_ref().filter(|(of, _)| *of == port) {
             return Ok(client.clone());
         }
-        // A proxy of the worker's environment is meant for something else than what a step names.
+        // The worker's proxy settings are not meant for addresses that a step names.
         let builder = Client::builder()
             .no_proxy()
             .referer(false)
@@ -148,14 +148,14 @@ impl Clients {
         Ok(client)
     }
 
-    /// The client for requests to a URL, once its address is known to be open.
+    /// The client for a URL, after checking that its address is open to steps.
     pub(super) async fn to(&self, url: &Url) -> Result<Client, String> {
         self.policy.check(url).await.map_err(|refused| refused.to_string())?;
         self.at(url.port_or_known_default().unwrap_or_default())
     }
 
-    /// The target of a redirect, if it is followed after so many others. A redirect that is not
-    /// followed is the answer.
+    /// The target of a redirect, if it is to be followed after `followed` others. A redirect that
+    /// is not followed is returned as the response.
     pub(super) fn next(&self, response: &Response, followed: usize) -> Option<Url> {
         let next = egress::redirect(response).filter(|_| followed < REDIRECTS)?;
         match self.follow {
@@ -186,8 +186,8 @@ fn pinned(with: With<'_>, digest: [u8; 32]) -> Result<ClientConfig, ExecError> {
     Ok(config.with_no_client_auth())
 }
 
-/// Trusts one certificate, whoever has issued it and whatever host it names. That the server has its
-/// key is proved as ever: a certificate is public.
+/// Trusts one certificate, whatever its issuer and host name. The handshake still proves that the
+/// server has the private key, because the certificate itself is public.
 #[derive(Debug)]
 struct Pinned {
     digest: [u8; 32],

@@ -1,4 +1,4 @@
-//! What a step tells its executor, read by key. Every fault is found before anything is sent.
+//! Reads a step's `with` by key. Reports every error before anything is sent.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub(super) struct With<'a> {
 }
 
 impl<'a> With<'a> {
-    /// The `with` of a step that has nothing to run here, and no key that is not known.
+    /// The `with` of a step. A command, a script or an unknown key in the step is an error.
     pub(super) fn of(step: &'a StepSpec) -> Result<Self, ExecError> {
         let (with, executor) = (Self { step }, step.executor.as_str());
         if !step.words.is_empty() || step.script.is_some() {
@@ -27,12 +27,12 @@ impl<'a> With<'a> {
         Ok(with)
     }
 
-    /// What cannot be done, with the step's name before it.
+    /// An error that begins with the step's name.
     pub(super) fn bad(self, what: &str) -> ExecError {
         ExecError::Unsupported(format!("step {}: {what}", self.step.name))
     }
 
-    /// What stands at a key; empty is not there.
+    /// The value of a key. Null and the empty text count as missing.
     pub(super) fn get(self, key: &str) -> Option<&'a Value> {
         self.step.with.get(key).filter(|value| !value.is_null() && value.as_str() != Some(""))
     }
@@ -41,13 +41,13 @@ impl<'a> With<'a> {
         self.bad(&format!("`{key}` is not {expected}"))
     }
 
-    /// A text that need not be there.
+    /// An optional text.
     pub(super) fn text(self, key: &str) -> Result<Option<&'a str>, ExecError> {
         let text = |value: &'a Value| value.as_str().ok_or_else(|| self.mismatch(key, "a text"));
         self.get(key).map(text).transpose()
     }
 
-    /// A text that must be there.
+    /// A required text.
     pub(super) fn must(self, key: &str) -> Result<&'a str, ExecError> {
         self.text(key)?.ok_or_else(|| self.missing(key))
     }
@@ -56,13 +56,13 @@ impl<'a> With<'a> {
         self.bad(&format!("`{key}` is missing"))
     }
 
-    /// The address of the service: what `base_url` names, else the usual one.
+    /// The URL of the service: `base_url`, else the default of this executor.
     pub(super) fn base_url(self) -> Result<&'a str, ExecError> {
         let usual = self.step.executor.usual_service().unwrap_or_default();
         Ok(self.text("base_url")?.unwrap_or(usual))
     }
 
-    /// The name of something, which may be written as a number.
+    /// An optional identifier, written as a text or as a number.
     pub(super) fn id(self, key: &str) -> Result<Option<String>, ExecError> {
         match self.get(key) {
             None => Ok(None),
@@ -74,7 +74,7 @@ impl<'a> With<'a> {
         }
     }
 
-    /// The same, where it must be there.
+    /// A required identifier.
     pub(super) fn must_id(self, key: &str) -> Result<String, ExecError> {
         self.id(key)?.ok_or_else(|| self.missing(key))
     }
@@ -99,7 +99,7 @@ impl<'a> With<'a> {
         self.get(key).map(map).transpose()
     }
 
-    /// The same, where it must be there.
+    /// A required map.
     pub(super) fn must_map(self, key: &str) -> Result<&'a Map<String, Value>, ExecError> {
         self.map(key)?.ok_or_else(|| self.missing(key))
     }

@@ -1,4 +1,4 @@
-//! What the engine is told to make a container of.
+//! The request body that creates a container.
 
 use std::collections::HashMap;
 
@@ -18,10 +18,10 @@ use crate::ports::{ExecError, JOB_DIR, RunScope, StepSecrets, StepSpec};
 
 const CPU_PERIOD_MICROS: i64 = 100_000;
 
-/// What a container is made of beside what its step says.
+/// The settings of a container that do not come from its step.
 pub(super) struct Ground<'a> {
     pub(super) client: &'a Client,
-    /// The image by its id, so that nobody can put another under its name meanwhile.
+    /// The image id. A name could move to another image in the meantime.
     pub(super) image: String,
     pub(super) config: ImageConfig,
     pub(super) network: Option<&'a Network>,
@@ -29,7 +29,7 @@ pub(super) struct Ground<'a> {
     pub(super) log_bytes: Option<u64>,
 }
 
-/// The container of a step.
+/// The request body for a step's container.
 pub(super) fn body(
     ground: &Ground<'_>,
     run: &RunScope,
@@ -50,7 +50,7 @@ pub(super) fn body(
     if gives {
         env.push(format!("{}={}", StepSecrets::VARIABLE, crate::exec::given::DIR));
     }
-    // Nameless volumes: they are there wherever the engine is, and go with the container.
+    // Anonymous volumes work on a remote engine and are removed with the container.
     let mut volumes = vec![JOB_DIR.to_owned()];
     if !argv.files.is_empty() {
         volumes.push(SCRIPT_DIR.to_owned());
@@ -60,14 +60,14 @@ pub(super) fn body(
         .then(|| HealthConfig { test: Some(vec!["NONE".into()]), ..HealthConfig::default() });
     Ok(ContainerCreateBody {
         image: Some(ground.image.clone()),
-        // With an entrypoint, the image's own command is not used.
+        // The explicit entrypoint replaces the image's command as well.
         cmd: Some(Vec::new()),
         entrypoint: Some(argv.words.clone()),
         env: Some(env),
         working_dir: step.work_dir.clone(),
         labels: Some(labels(ground.worker, run, step, options.namespace)),
         tty: Some(options.tty),
-        // The step itself has an empty input: see `secrets`.
+        // The command itself gets an empty input: see `secrets`.
         open_stdin: Some(gives),
         stdin_once: Some(gives),
         attach_stdin: Some(gives),
@@ -124,9 +124,9 @@ fn host(
     })
 }
 
-/// The engine's own copy of the output, from which the output that a broken connection missed is read.
-/// It must be byte-exact, which Docker's `json-file` is not. podman has no `local`, but its `json-file`
-/// is exact.
+/// The log driver of the engine's own copy of the output, used after a broken connection. The copy
+/// must be byte-exact, which Docker's `json-file` is not. podman has no `local`, but its
+/// `json-file` is exact.
 ///
 /// At the limit, podman starts a new file, and Docker deletes the older of two files.
 fn log(is_podman: bool, bytes: Option<u64>) -> HostConfigLogConfig {
@@ -224,7 +224,7 @@ fn podmans_alone(network: &str) -> ExecError {
     reason = "a share from 0 to 1 of at most some thousand processors"
 )]
 fn quota(share: f64, cpus: i64) -> i64 {
-    // The kernel takes no less than a millisecond.
+    // The kernel's minimum is one millisecond.
     ((share * (cpus * CPU_PERIOD_MICROS) as f64).round() as i64).max(1000)
 }
 

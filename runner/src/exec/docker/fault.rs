@@ -1,4 +1,4 @@
-//! What the engine could not do, as the port's errors.
+//! Maps errors of the engine to the port's errors.
 
 use bollard::errors::Error;
 
@@ -7,7 +7,7 @@ use crate::exec::exhausted::no_keys;
 pub(super) use crate::exec::exhausted::no_space;
 use crate::ports::ExecError;
 
-/// The status of a refusal.
+/// The HTTP status if the engine rejected the call.
 pub(super) fn status(error: &Error) -> Option<u16> {
     if let Error::DockerResponseServerError { status_code, .. } = error {
         Some(*status_code)
@@ -16,18 +16,18 @@ pub(super) fn status(error: &Error) -> Option<u16> {
     }
 }
 
-/// What the engine said no with; empty where it did not.
+/// The engine's message if it rejected the call, else the empty text.
 pub(super) fn refusal(error: &Error) -> &str {
     if let Error::DockerResponseServerError { message, .. } = error { message } else { "" }
 }
 
-/// Whether there is no such container: it may have gone while the engine looked at it, which podman
-/// tells as an error of its own.
+/// Whether the container does not exist. If it disappears while podman inspects it, podman answers
+/// with a different error.
 pub(super) fn is_gone(error: &Error) -> bool {
     status(error) == Some(404) || refusal(error).contains("no such container")
 }
 
-/// Whether the connection failed, and not what was asked for.
+/// Whether the connection failed rather than the call.
 pub(super) fn is_away(error: &Error) -> bool {
     matches!(
         error,
@@ -38,7 +38,7 @@ pub(super) fn is_away(error: &Error) -> bool {
     )
 }
 
-/// An error with all that led to it.
+/// An error with the chain of its causes.
 fn whole(error: &Error) -> String {
     let mut text = error.to_string();
     let mut deeper = std::error::Error::source(error);
@@ -53,7 +53,7 @@ fn whole(error: &Error) -> String {
 }
 
 impl Docker {
-    /// As the port's error; `doing` is the call in words.
+    /// The port's error. `doing` describes the call in words.
     pub(super) fn failed(&self, doing: &str, error: &Error) -> ExecError {
         let said = refusal(error);
         if is_away(error) {

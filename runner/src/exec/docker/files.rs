@@ -1,4 +1,4 @@
-//! Files of steps: the directory that is a job's own, and artifacts out of it.
+//! Files of steps: the job directory, and artifacts copied out of the container.
 
 use std::io;
 use std::time::Duration;
@@ -14,14 +14,14 @@ use crate::exec::archive::{open_directory_tar, texts, whole_archive};
 use crate::exec::argv::SCRIPT_DIR;
 use crate::ports::{ByteStream, ExecError, JOB_DIR, Workspace};
 
-/// An engine that is just about to put away what has ended (podman) answers that all is well, and
-/// sends nothing: it is asked so often again.
+/// The number of retries of an empty archive. podman answers 200 with no data while it cleans up a
+/// container that has just ended.
 const AGAIN: u32 = 40;
 const PAUSE: Duration = Duration::from_millis(50);
 
 impl Docker {
-    /// Lets a user who is not root write to the job's directory: Docker gives a volume to root, where
-    /// podman gives it to the user of the container.
+    /// Makes the job directory writable for a non-root user. Docker creates a volume as root's,
+    /// while podman gives it to the container's user.
     pub(super) async fn open_job_dir(&self, id: &str, user: &str) -> Result<(), ExecError> {
         if ["", "0", "root"].contains(&user.split(':').next().unwrap_or_default()) {
             return Ok(());
@@ -39,7 +39,7 @@ impl Docker {
         client.docker.upload_to_container(id, Some(options), body).await.map_err(failed)
     }
 
-    /// Puts the files of a script into a container that is not started.
+    /// Copies the script files into a container that is not started.
     pub(super) async fn put_script(
         &self,
         id: &str,
@@ -60,7 +60,7 @@ impl Docker {
         client.docker.upload_to_container(id, Some(options), body).await.map_err(failed)
     }
 
-    /// A tar of what lies at a path of a step's container.
+    /// A tar of a path in a step's container.
     pub(super) async fn pack(&self, left: &Workspace, path: &str) -> Result<ByteStream, ExecError> {
         let failed = |error| self.failed("reading an artifact", &error);
         let Workspace::Lone { id } = left else {

@@ -1,4 +1,4 @@
-//! Images: what they say, and getting them from their registries.
+//! Inspects images and pulls them from their registries.
 
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error;
@@ -12,7 +12,7 @@ use crate::exec::auth;
 use crate::ports::{ExecError, RunScope, StopLevel, StopSignal};
 
 impl Docker {
-    /// An image, pulled where its policy says so.
+    /// Inspects an image after pulling it if the pull policy demands that.
     pub(super) async fn image(
         &self,
         run: &RunScope,
@@ -93,7 +93,7 @@ impl Docker {
     }
 }
 
-/// A name that means one image: without a tag the engine would pull all that there are.
+/// Adds the default tag. Without a tag the engine would pull every tag.
 fn with_tag(image: &str) -> String {
     let last = image.rsplit('/').next().unwrap_or(image);
     if last.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") }

@@ -1,4 +1,4 @@
-//! Containers, as far as we look at them.
+//! The parts of a container's description that this executor reads.
 
 use std::collections::HashMap;
 
@@ -9,19 +9,19 @@ use serde::Deserialize;
 
 use super::{Docker, fault};
 
-/// Where a container stands.
+/// The state of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Life {
-    /// Made, and not started.
+    /// Created, and not started.
     NotStarted,
     Running,
     /// Its process has ended.
     Ended,
-    /// Somebody removes it.
+    /// Being removed.
     Going,
 }
 
-/// A container.
+/// An inspected container.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Container {
@@ -51,7 +51,7 @@ struct Config {
     labels: Option<HashMap<String, String>>,
 }
 
-/// A container in a list.
+/// A container in a listing.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Listed {
@@ -65,7 +65,7 @@ pub(super) struct Listed {
 }
 
 impl Life {
-    /// Of a state in the engine's words; those of podman among them.
+    /// Parses a state of Docker or podman.
     fn of(status: &str) -> Self {
         match status {
             "created" | "configured" | "initialized" => Self::NotStarted,
@@ -98,7 +98,7 @@ impl Container {
         if self.config.working_dir.is_empty() { "/" } else { &self.config.working_dir }
     }
 
-    /// Whether a later owner of its run has made it.
+    /// Whether a later owner of the run created it.
     pub(super) fn is_of_later(&self, epoch: Epoch) -> bool {
         is_of_later(self.config.labels.as_ref(), epoch)
     }
@@ -113,12 +113,12 @@ impl Listed {
         Life::of(&self.state)
     }
 
-    /// Whether a later owner of its run has made it.
+    /// Whether a later owner of the run created it.
     pub(super) fn is_of_later(&self, epoch: Epoch) -> bool {
         is_of_later(self.labels.as_ref(), epoch)
     }
 
-    /// The run of a step's container: its label alone could come with an image.
+    /// The run of a step's container. The label alone proves nothing: an image can carry it too.
     pub(super) fn run(&self) -> Option<RunId> {
         let run = self.label(names::LABEL_RUN)?;
         let begins = format!("bob-{run}-");
@@ -128,7 +128,7 @@ impl Listed {
 }
 
 impl Docker {
-    /// Looks at a container; `None` where there is none.
+    /// Inspects a container. `None` if it does not exist.
     pub(super) async fn look(&self, name: &str) -> Result<Option<Container>, Error> {
         let path = format!("{}/containers/{name}/json", self.client().await?.prefix);
         match self.wire.get(&path).await {
@@ -138,7 +138,7 @@ impl Docker {
         }
     }
 
-    /// The containers with a label, whatever they do.
+    /// Lists all containers with a label, running or not.
     pub(super) async fn list(&self, label: &str) -> Result<Vec<Listed>, Error> {
         let prefix = &self.client().await?.prefix;
         let filters = serde_json::json!({ "label": [label] }).to_string();

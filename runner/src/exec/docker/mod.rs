@@ -1,18 +1,19 @@
-//! Runs steps that have an image of their own in containers of a Docker engine, by its Engine API.
+//! Runs steps that have an image of their own in containers of a Docker engine, over its Engine
+//! API.
 //!
-//! It keeps no images: a step begins with its image, and what it leaves is its files alone. Steps that
-//! go on from one another's images are podman's business.
+//! This executor keeps no images: a step starts from its image and leaves only files. Steps that
+//! build on each other's images run on podman.
 //!
 //! | file | duty |
 //! |---|---|
-//! | `wire` `look` `fault` | the engine's socket, where bollard does not give what we need |
+//! | `wire` `look` `fault` | the engine's socket, for calls that bollard does not cover |
 //! | `create` `work_dir` | the settings of a container, and its working directory |
-//! | `step` `output` `stop` | one step, from its making to its proven end |
-//! | `image` | images: what they say, where they come from |
-//! | `secrets` | what a step is given in memory |
-//! | `files` | artifacts out |
-//! | `remains` | what a worker that is gone has left running |
-//! | `remove` | letting go, by label and never by memory |
+//! | `step` `output` `stop` | one step, from its creation to its proven end |
+//! | `image` | inspecting and pulling images |
+//! | `secrets` | secrets passed to a step in memory |
+//! | `files` | artifacts copied out |
+//! | `remains` | containers that a lost worker left running |
+//! | `remove` | removal, always by label and never from memory |
 
 mod create;
 mod fault;
@@ -56,33 +57,33 @@ use crate::ports::{
     Ran, RunScope, StepSpec, StopSignal, Workspace,
 };
 
-/// The name under which the engine is known.
+/// The engine's name in nodes and events.
 pub const NAME: &str = "docker";
-/// How long one answer of the engine may take to begin, in seconds.
+/// The timeout for the start of a response, in seconds.
 const ANSWERS: u64 = 120;
 
-/// Where the engine is, and what it does where a step says nothing.
+/// How to reach the engine, and defaults for steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Its address: `unix:///path`, `http://host:port` or `tcp://host:port`.
+    /// The engine's address: `unix:///path`, `http://host:port` or `tcp://host:port`.
     pub url: String,
-    /// Files with registry credentials, as podman and docker write them; the first that has an entry
-    /// for a registry holds.
+    /// Registry credential files in the format of podman and docker. The first file with an entry
+    /// for a registry is used.
     pub auth_files: Vec<PathBuf>,
-    /// Whether somebody named the first of them, so that it has to be there.
+    /// Whether the user named the first file, so that it must exist.
     pub auth_asked_for: bool,
-    /// The network of steps that name none; the engine's own default where there is none.
+    /// The network of steps that name none. `None`: the engine's default.
     pub network: Option<String>,
-    /// The process that makes containers: a label of each.
+    /// The process that creates containers, stored in a label of each.
     pub worker: Option<NodeId>,
-    /// What steps may use of the engine's host.
+    /// The steps' access to the engine's host.
     pub access: HostAccess,
-    /// Maximum size of the engine's own copy of a step's output, in bytes. `None`: no limit.
+    /// The maximum size of the engine's own copy of a step's output, in bytes. `None`: unlimited.
     pub log_bytes: Option<u64>,
 }
 
 impl Options {
-    /// An engine at an address, and nothing else said.
+    /// Default options for an engine at an address.
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         Self {
@@ -97,7 +98,7 @@ impl Options {
     }
 }
 
-/// Steps in a Docker engine's containers. Clones are of one executor.
+/// Runs steps in containers of a Docker engine. Clones share one executor.
 #[derive(Debug, Clone)]
 pub struct Docker {
     wire: Arc<Wire>,
@@ -111,11 +112,11 @@ pub struct Docker {
     log_bytes: Option<u64>,
 }
 
-/// An engine that has answered.
+/// A connected engine.
 #[derive(Debug)]
 struct Client {
     docker: bollard::Docker,
-    /// Every path begins with it: the version that both sides speak.
+    /// The prefix of every path: the API version that both sides support.
     prefix: String,
     is_podman: bool,
     lacks_init: AtomicBool,
@@ -151,7 +152,7 @@ impl Client {
         }
     }
 
-    /// Whether limits hold at all.
+    /// Checks that the engine can enforce limits.
     fn limits(&self) -> Result<(), String> {
         if self.has_limits {
             return Ok(());
@@ -160,7 +161,7 @@ impl Client {
     }
 }
 
-/// The version that both sides speak.
+/// The API version that both sides support.
 fn spoken(api_version: &str) -> ClientVersion {
     let part = |text: Option<&str>| text.and_then(|text| text.parse().ok()).unwrap_or_default();
     let mut parts = api_version.split('.');
@@ -171,11 +172,11 @@ fn spoken(api_version: &str) -> ClientVersion {
 }
 
 impl Docker {
-    /// An executor on the engine at an address. Nothing is asked of it yet: whether it answers, the
-    /// first call says.
+    /// Creates an executor for the engine at an address. Does not connect yet: the first call shows
+    /// whether the engine answers.
     ///
     /// # Errors
-    /// [`ExecError::Unsupported`] where the address is none.
+    /// [`ExecError::Unsupported`] if the address is invalid.
     pub fn connect(options: Options) -> Result<Self, ExecError> {
         Ok(Self {
             wire: Arc::new(Wire::new(&options.url)?),
@@ -204,7 +205,7 @@ impl Docker {
             }
             Target::Tcp(host) => bollard::Docker::connect_with_http(host, ANSWERS, &speaks)?,
         };
-        // bollard writes this header in the plain alphabet of base64, and engines read the other.
+        // bollard encodes this header in standard base64, but engines expect the URL-safe alphabet.
         let docker = docker.with_request_modifier(|mut request| {
             if let Some(auth) = request.headers_mut().get_mut("x-registry-auth") {
                 let text = auth.to_str().unwrap_or_default().replace('+', "-").replace('/', "_");
@@ -220,7 +221,7 @@ impl Docker {
         Ok(Client {
             prefix: format!("/v{}.{}", speaks.major_version, speaks.minor_version),
             is_podman: components.any(|component| component.name.starts_with("Podman")),
-            // What the engine says where it has not found the program.
+            // Docker reports `N/A` if it did not find the init program.
             lacks_init: AtomicBool::new(init == Some("N/A")),
             cpus: info.ncpu.unwrap_or(1).max(1),
             has_limits: info.memory_limit == Some(true) && info.cpu_cfs_quota == Some(true),
@@ -229,7 +230,7 @@ impl Docker {
         })
     }
 
-    /// A stable id of its container store. podman's own is another one each time that it is asked.
+    /// A stable id of the engine's container store. podman's own id changes with every request.
     fn id_of(&self, info: &SystemInfo) -> String {
         let machine = match self.wire.target {
             Target::Unix(_) => std::fs::read_to_string("/etc/machine-id").ok(),
@@ -242,7 +243,7 @@ impl Docker {
         digest.iter().take(16).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
     }
 
-    /// The engine's socket, where it is one of this host.
+    /// The engine's socket if it is on this host.
     fn socket(&self) -> Option<&Path> {
         match &self.wire.target {
             Target::Unix(path) => Some(path),
@@ -250,8 +251,8 @@ impl Docker {
         }
     }
 
-    /// Why a step cannot mount a volume. A Docker engine belongs to root and has volumes of other
-    /// programs, so the operator names each.
+    /// Why a step cannot mount a volume. A Docker engine runs as root and holds volumes of other
+    /// programs, so the operator names each allowed volume.
     fn volume_rejected(&self, step: &str, name: &str) -> Option<String> {
         (!self.access.has_volume(name)).then(|| {
             format!(

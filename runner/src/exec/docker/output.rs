@@ -1,8 +1,8 @@
-//! A step's output on its way to the sink, and what is known once it has ended.
+//! Passes a step's output to the sink, and determines how the step ended.
 //!
-//! The end of the attached connection says nothing by itself: the step may have ended, or the engine.
-//! So the container is always looked at; and where it still runs, or the engine was away, what is missing
-//! comes from the engine's own copy of the output, once the step has ended.
+//! The attached connection closes when the step ends, but also when the engine does. So the
+//! container is always inspected. If it still runs or the engine was unreachable, the missing
+//! output is read from the engine's own copy after the step has ended.
 
 use std::time::Duration;
 
@@ -21,25 +21,25 @@ use crate::exec::demux::{Demux, Piece};
 use crate::ports::{ExecError, LogSink};
 
 const READ_BYTES: usize = 32 * 1024;
-/// How long an engine that went away while a step ran is waited for.
+/// How long to wait for an engine that became unreachable during a step.
 const PATIENCE: Duration = Duration::from_secs(120);
 const SLOWEST_POLL: Duration = Duration::from_millis(500);
 
-/// What follows a step from its start to its end.
+/// Follows a step from its start to its end.
 pub(super) struct Follower<'a> {
     pub(super) docker: &'a Docker,
     pub(super) id: &'a str,
     pub(super) out: &'a dyn LogSink,
     pub(super) seen: Seen,
     pub(super) beginning: Beginning,
-    /// The step has a terminal: nothing of its one stream is framed.
+    /// Whether the step has a terminal, so that its single stream is not framed.
     pub(super) raw: bool,
-    /// The engine was away while the step ran.
+    /// Whether the engine was unreachable while the step ran.
     pub(super) went: bool,
 }
 
 impl Follower<'_> {
-    /// Passes the output on until the step has ended; its container then.
+    /// Passes the output on until the step has ended. Returns its container.
     pub(super) async fn follow(
         &mut self,
         from: impl AsyncRead + Unpin,
@@ -57,7 +57,7 @@ impl Follower<'_> {
                         return Ok(container);
                     }
                     Life::Running => {
-                        // It may be about to end, or something between us has closed the connection.
+                        // It might be about to end, or something in between closed the connection.
                         whole = false;
                         until = Instant::now() + PATIENCE;
                     }
@@ -88,7 +88,8 @@ impl Follower<'_> {
         }
     }
 
-    /// Whether the output ended with a whole frame.
+    /// Passes output on until the connection closes. Returns whether it ended with a complete
+    /// frame.
     async fn pump(&mut self, mut from: impl AsyncRead + Unpin) -> bool {
         let mut demux = Demux::of(self.raw);
         let mut buffer = vec![0; READ_BYTES];
@@ -116,7 +117,7 @@ impl Follower<'_> {
         self.write(pieces).await;
     }
 
-    /// Passes on what was held back because it began like a report of the engine's.
+    /// Passes on output held back because it began like an engine report.
     pub(super) async fn release(&mut self) {
         let pieces = self.beginning.rest();
         self.write(pieces).await;
@@ -128,7 +129,7 @@ impl Follower<'_> {
         }
     }
 
-    /// Passes on what the engine has kept of the output and was not passed on yet.
+    /// Passes on output that the engine kept and that was not received before.
     async fn catch_up(&mut self) -> Result<(), ExecError> {
         let failed = |docker: &Docker, error| {
             docker.failed("reading what is missing of a step's output", &error)
@@ -151,7 +152,7 @@ impl Follower<'_> {
         Ok(())
     }
 
-    /// Reads the engine's copy once, and passes on the output that was not received yet.
+    /// Reads the engine's copy once and passes on output that was not received before.
     async fn read_copy(&mut self, ways: Ways) -> Result<Reading, Error> {
         let mut reading = self.seen.read(ways);
         let prefix = &self.docker.client().await?.prefix;

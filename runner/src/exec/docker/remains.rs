@@ -1,4 +1,4 @@
-//! What a worker that is gone, or stands still, has left running.
+//! Containers that a dead or frozen worker left running.
 
 use protocol::id::NodeId;
 use protocol::names;
@@ -28,27 +28,27 @@ fn seen(listed: Vec<Listed>) -> Seen {
 }
 
 impl Remains {
-    /// Those of a worker on the engine at an address. Nothing is asked of it yet.
+    /// Creates the view of a worker's containers on the engine at an address. Does not connect yet.
     ///
     /// # Errors
-    /// [`ExecError::Unsupported`] where the address is none.
+    /// [`ExecError::Unsupported`] if the address is invalid.
     pub fn of(worker: NodeId, url: &str) -> Result<Self, ExecError> {
         Ok(Self { docker: Docker::connect(Options::new(url))?, worker })
     }
 
-    /// Looks what is there.
+    /// Lists the worker's containers.
     ///
     /// # Errors
-    /// [`ExecError`] where the engine does not say.
+    /// [`ExecError`] if the engine does not answer.
     pub async fn look(&self) -> Result<Seen, ExecError> {
         let listed = self.docker.list(&format!("{}={}", names::LABEL_WORKER, self.worker)).await;
         listed.map(seen).map_err(|error| self.docker.failed("listing containers", &error))
     }
 
-    /// Kills containers, without grace. What has ended meanwhile, or is gone, has no need of it.
+    /// Kills containers without grace. Containers that have ended or are gone are ignored.
     ///
     /// # Errors
-    /// The last [`ExecError`], where not all of them could be.
+    /// The last [`ExecError`], if some could not be killed.
     pub async fn kill(&self, ids: &[String]) -> Result<(), ExecError> {
         let kills = ids.iter().map(|id| self.docker.signal(id, "SIGKILL"));
         let killed = futures::future::join_all(kills).await;

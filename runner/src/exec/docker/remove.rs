@@ -1,4 +1,4 @@
-//! Letting go, by label and never by memory.
+//! Removal, always by label and never from memory.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use tokio::time::{Instant, sleep};
 use super::{Docker, fault};
 use crate::ports::{ExecError, Left};
 
-/// How many containers of one run are removed at a time.
+/// How many containers of one run are removed concurrently.
 const AT_A_TIME: usize = 4;
-/// How long a run's things may resist.
+/// How long to retry the removal of a container.
 const WITHIN: Duration = Duration::from_secs(60);
 const SLOWEST: Duration = Duration::from_secs(2);
 
 impl Docker {
-    /// Removes a container and the nameless volumes that it has, running or not; it is gone afterwards.
+    /// Removes a container, running or not, and its anonymous volumes. Returns once it is gone.
     pub(super) async fn remove(&self, id: &str) -> Result<(), Error> {
         let until = Instant::now() + WITHIN;
         let mut pause = Duration::from_millis(20);
@@ -30,7 +30,7 @@ impl Docker {
             match removed {
                 Ok(()) => return Ok(()),
                 Err(error) if fault::is_gone(&error) => return Ok(()),
-                // Somebody else is about it, or the engine is not done with its last command.
+                // Another removal is in progress, or the engine is still busy with the container.
                 Err(error) if fault::status(&error).is_some() && Instant::now() < until => {
                     tracing::debug!(container.id = id, %error, "removing once more");
                 }
@@ -41,7 +41,7 @@ impl Docker {
         }
     }
 
-    /// Removes a container off the critical path. What fails is left to the end of its run.
+    /// Removes a container in the background. After a failure, the end of the run removes it.
     pub(super) fn soon(&self, id: String) {
         let docker = self.clone();
         drop(self.tasks.spawn(async move {
@@ -51,8 +51,8 @@ impl Docker {
         }));
     }
 
-    /// Removes the containers that owners up to this one have made of a run: this is where an earlier
-    /// owner's work ends, and where one that wakes up late does no harm to its follower's.
+    /// Removes the containers that owners up to this epoch created for a run. This ends an earlier
+    /// owner's work, and an owner that wakes up late cannot harm its successor's containers.
     pub(super) async fn end_containers(&self, run: &RunId, up_to: Epoch) -> Result<(), ExecError> {
         let failed = |error: Error| self.failed("removing what is left of a run", &error);
         let listed = self.list(&format!("{}={run}", names::LABEL_RUN)).await.map_err(failed)?;
@@ -69,7 +69,7 @@ impl Docker {
         resisted
     }
 
-    /// The runs of which something is left.
+    /// The runs that still have containers.
     pub(super) async fn runs_left(&self) -> Result<Vec<Left>, ExecError> {
         let listed = self.list(names::LABEL_RUN).await;
         let listed = listed.map_err(|error| self.failed("listing containers", &error))?;

@@ -1,17 +1,17 @@
-//! The secrets of a step, on their way into its container.
+//! Passes a step's secrets into its container.
 //!
-//! A Docker engine mounts a tmpfs only when it starts the container, and its archives do not reach one
-//! then. So the secrets go over standard input to a shell in front of the command, which writes them to
-//! files in memory and then starts the command with an empty input. Nothing of them is in the engine's
-//! description of the container or on its disk; the image needs `sh`. With a terminal there is no way:
-//! what is typed there is shown.
+//! A Docker engine mounts a tmpfs only when it starts the container, so an archive uploaded before
+//! the start does not reach it. Therefore a shell in front of the command reads the secrets from
+//! standard input and writes them to files in memory. It then starts the command with an empty
+//! input. No secret is in the engine's description of the container or on its disk. The image needs
+//! `sh`. This is not possible with a terminal, because it would echo its input.
 
 use std::fmt::Write as _;
 
 use crate::exec::given::{DIR, exports};
 use crate::ports::{ExecError, Given, StepSpec};
 
-/// Takes pairs of lines, a name and what `printf %b` makes the value of, up to an empty name.
+/// Reads pairs of lines, a name and the `printf %b` form of its value, until an empty name.
 const RECEIVE: &str = r#"__bob_mask=$(umask) && umask 0377 || exit 126
 while IFS= read -r __bob_name && [ -n "$__bob_name" ]; do
   IFS= read -r __bob_value && printf %b "$__bob_value" >"$__bob_dir/$__bob_name" || exit 126
@@ -20,14 +20,14 @@ umask "$__bob_mask" || exit 126
 unset __bob_mask __bob_name __bob_value __bob_dir
 "#;
 
-/// What a command goes through that is given secrets.
+/// The command prefix that receives secrets.
 pub(super) fn receiving(given: &[Given]) -> Vec<String> {
     let exports = exports(given);
     let program = format!("__bob_dir={DIR}\n{RECEIVE}{exports}exec \"$@\" </dev/null");
     ["sh", "-c", &program, "sh"].map(str::to_owned).to_vec()
 }
 
-/// The secrets as that shell takes them.
+/// The secrets in the format that the receiving shell reads.
 pub(super) fn written(given: &[Given]) -> Vec<u8> {
     let mut text = String::new();
     for Given { name, value, .. } in given {
@@ -37,7 +37,7 @@ pub(super) fn written(given: &[Given]) -> Vec<u8> {
             if byte.is_ascii_alphanumeric() {
                 text.push(char::from(*byte));
             } else {
-                // A text takes all that is written to it.
+                // Writing to a `String` cannot fail.
                 write!(text, "\\0{byte:03o}").ok();
             }
         }
@@ -47,7 +47,7 @@ pub(super) fn written(given: &[Given]) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// Whether a step can be given its secrets.
+/// Checks that a step can receive its secrets.
 pub(super) fn can_be_given(step: &StepSpec, has_tty: bool) -> Result<(), ExecError> {
     if step.secrets.given.is_empty() || !has_tty {
         return Ok(());

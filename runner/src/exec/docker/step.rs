@@ -1,4 +1,4 @@
-//! Runs one step: made and attached to while the gate is closed, started when it opens.
+//! Runs one step: creates and attaches to its container while the gate is closed, then starts it.
 
 use std::time::Duration;
 
@@ -24,11 +24,11 @@ use crate::ports::{
     ExecError, Exit, Gate, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
 };
 
-/// How often a container's name is freed for a new one.
+/// How often an existing container is removed to free its name.
 const NAMING: u32 = 5;
 const KILLED: i32 = 137;
 
-/// A container that waits for its start.
+/// A container that is ready to start.
 struct Ready {
     id: String,
     attached: Attached,
@@ -64,7 +64,7 @@ impl Docker {
             Ok(Some(exit)) => Ok(Ran::new(exit, Workspace::Lone { id })),
             Ok(None) => Ok(Ran::new(Exit { code: KILLED, oom: false }, Workspace::None)),
             Err(error) => {
-                // Whatever it was, nothing of the step may go on.
+                // After any error, no process of the step must continue.
                 self.soon(id);
                 Err(error)
             }
@@ -127,8 +127,9 @@ impl Docker {
         }
     }
 
-    /// Refuses volumes that the operator does not name, and every directory above the engine's own
-    /// socket: also a person who runs their own file would hand over what root has.
+    /// Rejects volumes that the operator does not allow, and every directory above the engine's
+    /// socket. The latter also applies to a person's own file, because it would give the step
+    /// root's access.
     fn may_mount(&self, step: &StepSpec, mounts: &[JobMount]) -> Result<(), ExecError> {
         let socket = self.socket().map(real);
         for mount in mounts {
@@ -152,8 +153,8 @@ impl Docker {
         Ok(())
     }
 
-    /// Makes a container, whatever stands in its way: an older one of the same name, or an engine
-    /// without an init.
+    /// Creates a container. Removes an older one of the same name, and does without an init if the
+    /// engine has none.
     pub(super) async fn create(
         &self,
         run: &RunScope,
@@ -195,12 +196,12 @@ impl Docker {
         }
     }
 
-    /// Removes what has a step's name: the container of an earlier attempt, or of an owner that lost
-    /// the run. Where it is that of a later owner, it is we who have lost it.
+    /// Removes the container that uses the step's name, created by an earlier attempt or by an
+    /// owner that lost the run. If a later owner created it, this worker has lost the run.
     async fn free_name(&self, run: &RunScope, name: &str, tries: u32) -> Result<(), ExecError> {
         let at = |error: Error| self.failed("removing an older container", &error);
         let Some(there) = self.look(name).await.map_err(at)? else {
-            // Somebody is about to make it, or has just removed it.
+            // Another process is about to create it or has just removed it.
             tokio::time::sleep(Duration::from_millis(200) * tries).await;
             return Ok(());
         };
@@ -210,7 +211,7 @@ impl Docker {
         self.remove(&there.id).await.map_err(at)
     }
 
-    /// From the start to the end; `None` where the container had to be removed to end it.
+    /// Runs the container to its end. `None` if it had to be removed to end it.
     async fn started(
         &self,
         step: &StepSpec,
@@ -232,13 +233,13 @@ impl Docker {
         };
         let giving = async {
             if !step.secrets.given.is_empty() {
-                // One that ends before it has read them shows that by its end.
+                // If the step ends before it reads them, its exit code shows that.
                 input.write_all(&secrets::written(&step.secrets.given)).await.ok();
                 input.shutdown().await.ok();
             }
         };
         let ended = {
-            // One that ends without having read them ends all the same.
+            // A step can also end without reading its secrets.
             let following = async {
                 let mut following = std::pin::pin!(follower.follow(output));
                 tokio::select! {
@@ -262,7 +263,7 @@ impl Docker {
             Ok(ended) => ended?,
             Err(removed) => return removed.map(|super::stop::Removed| None),
         };
-        // An engine that restarts ends what it runs, unless it is told to keep it.
+        // A restarting engine ends its containers, unless it is configured to keep them.
         if follower.went && stop.level() == StopLevel::Run && is_of_engine(ended.exit_code()) {
             return Err(ExecError::Unreachable {
                 at: self.wire.address.clone(),
@@ -276,7 +277,7 @@ impl Docker {
         Ok(Some(Exit { code: ended.exit_code(), oom: ended.oom() }))
     }
 
-    /// Starts a container, once the kernel has room for its keys.
+    /// Starts a container, waiting for room for its keys in the kernel if needed.
     async fn start(&self, step: &StepSpec, id: &str, stop: &StopSignal) -> Result<(), ExecError> {
         let mut keys = KeyWait::default();
         loop {
@@ -288,7 +289,7 @@ impl Docker {
         }
     }
 
-    /// What it means that a container could not be made ready or started.
+    /// Explains why a container could not be prepared or started.
     fn not_started(&self, step: &StepSpec, error: &Error) -> ExecError {
         let said = fault::refusal(error);
         let words = match &step.script {
@@ -302,7 +303,7 @@ impl Docker {
         if is_about_init(said)
             && let Some(client) = self.client.get()
         {
-            // The next one is made without.
+            // The next container is created without an init.
             client.lacks_init();
             return self.failed("starting a step behind the engine's init", error);
         }
@@ -331,12 +332,12 @@ fn is_about_init(said: &str) -> bool {
     ["docker-init", "catatonit", "init binary", "container-init"].iter().any(|it| said.contains(it))
 }
 
-/// Whether an exit code may be what an engine makes of a container that it ends itself.
+/// Whether an exit code can result from the engine ending a container itself.
 fn is_of_engine(code: i32) -> bool {
     [137, 143, 255].contains(&code)
 }
 
-/// The reason why the engine cannot create a working directory, if that is its error.
+/// Why the engine cannot create a working directory, if its message says so.
 fn bad_work_dir(said: &str) -> Option<&'static str> {
     if said.contains("too many links") {
         return Some("leads through symbolic links in a circle");
@@ -349,7 +350,7 @@ fn bad_work_dir(said: &str) -> Option<&'static str> {
 mod tests {
     use super::*;
 
-    /// As Docker 20.10 answers.
+    /// Messages of Docker 20.10.
     #[test]
     fn a_working_directory_that_cannot_be_one_is_recognised() {
         let of = bad_work_dir;

@@ -1,8 +1,8 @@
-//! A connection to the engine for what bollard does not give as it is.
+//! A connection to the engine for calls that bollard handles wrongly.
 //!
-//! bollard takes the output of a terminal for frames where it happens to begin like one, and fails on
-//! a state that it does not know. So output is read here as the bytes that come, and containers are
-//! looked at for no more than what is needed of them.
+//! bollard treats terminal output as frames if it happens to begin like one, and fails on container
+//! states it does not know. So this module reads output as raw bytes and parses only the needed
+//! fields of a container.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,27 +25,27 @@ use tokio_util::task::TaskTracker;
 use crate::exec::work_dir::STAT_HEADER;
 use crate::ports::ExecError;
 
-/// How long the beginning of an answer is waited for.
+/// The timeout for the start of a response.
 const ANSWERS: Duration = Duration::from_secs(60);
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
-/// A started or attached container's streams.
+/// The streams of an attached container.
 pub(super) type Attached = TokioIo<hyper::upgrade::Upgraded>;
 
-/// Where the engine is.
+/// The transport to the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Target {
     Unix(PathBuf),
     Tcp(String),
 }
 
-/// The way to an engine.
+/// Connections to an engine.
 #[derive(Debug)]
 pub(super) struct Wire {
     pub(super) target: Target,
-    /// As it was given.
+    /// The address as configured.
     pub(super) address: String,
     drivers: TaskTracker,
 }
@@ -56,7 +56,7 @@ struct Refusal {
 }
 
 impl Wire {
-    /// Reads an address: `unix:///path`, `http://host:port` or `tcp://host:port`.
+    /// Parses an address: `unix:///path`, `http://host:port` or `tcp://host:port`.
     pub(super) fn new(address: &str) -> Result<Self, ExecError> {
         let bad = || {
             ExecError::Unsupported(format!(
@@ -88,7 +88,7 @@ impl Wire {
             }
         };
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        // It ends with its sender. What it fails with, the sender's calls fail with too.
+        // The task ends with its sender. The sender's calls return the same error.
         drop(self.drivers.spawn(connection.with_upgrades()));
         Ok(sender)
     }
@@ -113,13 +113,13 @@ impl Wire {
         let body = answer.into_body().collect().await?.to_bytes();
         let message = match serde_json::from_slice::<Refusal>(&body) {
             Ok(refusal) => refusal.message,
-            // Not every refusal is JSON: a proxy in front of the engine has words of its own.
+            // A rejection is not always JSON: a proxy in front of the engine sends its own text.
             Err(_) => String::from_utf8_lossy(&body).trim().chars().take(500).collect(),
         };
         Err(Error::DockerResponseServerError { status_code: status.as_u16(), message })
     }
 
-    /// The status of an answer without a body, and how it describes a path.
+    /// Returns the status and the path description of a response without a body.
     pub(super) async fn head(&self, path: &str) -> Result<(u16, Option<Vec<u8>>), Error> {
         let request = Request::builder().method(Method::HEAD).uri(path).header(HOST, "engine");
         let request = request.body(Full::default())?;
@@ -129,19 +129,19 @@ impl Wire {
         Ok((answer.status().as_u16(), stat))
     }
 
-    /// An answer as it comes.
+    /// Returns a response body as a stream.
     pub(super) async fn open(&self, path: &str) -> Result<Incoming, Error> {
         Ok(self.ask(Method::GET, path, false).await?.into_body())
     }
 
-    /// An answer that is JSON.
+    /// Returns a response parsed as JSON.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
         let reading = async { Ok(self.open(path).await?.collect().await?.to_bytes()) };
         let body = timeout(ANSWERS, reading).await.unwrap_or(Err(Error::RequestTimeoutError))?;
         Ok(serde_json::from_slice(&body)?)
     }
 
-    /// Turns a connection over to the bytes of a container.
+    /// Upgrades a connection to a container's raw streams.
     pub(super) async fn upgrade(&self, path: &str) -> Result<Attached, Error> {
         let answer = self.ask(Method::POST, path, true).await?;
         let status = answer.status();

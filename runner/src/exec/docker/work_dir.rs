@@ -1,8 +1,8 @@
-//! The working directory of a container on podman's API of this kind.
+//! The working directory of a container on podman's Docker-compatible API.
 //!
-//! podman always creates the directory there, and follows links in it onto its host while it does so
-//! (see `exec::work_dir`). Docker's own daemon resolves links within the container. So on podman a
-//! container is given a path without links.
+//! That API always creates the directory, and podman follows links in it onto its host while it
+//! does so (see `exec::work_dir`). Docker's own daemon resolves links within the container. So a
+//! container on podman gets a path without links.
 
 use bollard::errors::Error;
 use bollard::models::ContainerCreateBody;
@@ -12,7 +12,7 @@ use crate::exec::work_dir::{Entry, Walk};
 use crate::ports::{ExecError, RunScope, StepSpec};
 
 impl Docker {
-    /// Makes a container in a working directory. `None` is the root directory.
+    /// Creates a container with a working directory. `None` is the root directory.
     pub(super) async fn create_in(
         &self,
         run: &RunScope,
@@ -26,11 +26,11 @@ impl Docker {
         if dir == "/" || !self.client().await.map_err(failed)?.is_podman {
             return Ok(id);
         }
-        // podman makes what is missing of a path without links.
+        // podman creates the missing part of a path without links.
         match self.find_dir(step, &id, &dir).await {
             Ok((path, _)) if path == dir => Ok(id),
             Ok((path, _)) => {
-                // Its name is the next one's.
+                // The next container uses the same name.
                 self.remove(&id)
                     .await
                     .map_err(|error| self.failed("removing a container", &error))?;
@@ -72,7 +72,7 @@ impl Docker {
         if let Some(entry) = Entry::answered(status, stat.as_deref()) {
             return entry.map_err(|cause| Error::IOError { err: std::io::Error::other(cause) });
         }
-        // The answer to HEAD has no words in it.
+        // A HEAD response has no message, so repeat the request with GET.
         match self.wire.open(&path).await {
             Err(error) if Entry::is_circle(fault::refusal(&error)) => {
                 Ok(Entry::Link(String::new()))

@@ -1,8 +1,8 @@
-//! A command with limits: this program once more, which takes them on and becomes the command.
+//! Starts a command with limits: a child process applies them to itself and becomes the command.
 //!
-//! Whoever begins a process cannot set its limits without code that runs between its beginning and the
-//! command; and what a supervisor took on itself, it could not get rid of again: with the address space of
-//! a small step it would find no memory, with its few open files no way to tell how the step ended.
+//! Setting limits between fork and exec would need unsafe code. The supervisor cannot set them on
+//! itself, because it could not lift them again. With a small step's address space it would run out
+//! of memory, and with its few open files it could not report how the step ended.
 
 use std::fs::File;
 use std::io::Read as _;
@@ -18,19 +18,19 @@ use super::limits;
 use super::supervise::{command, not_started, pid_of, tell};
 use super::word::{Asked, Job, Told};
 
-/// Begins a process that becomes the command; what came of it where it does not.
+/// Starts a process that becomes the command. The error says why it did not.
 pub(super) fn start(job: Job) -> Result<Pid, Told> {
     let failed = |cause: std::io::Error| Told::NotLimited(cause.to_string());
     let (mut ours, theirs) = UnixStream::pair().map_err(failed)?;
     let mut itself = Command::new("/proc/self/exe");
-    // The words that made this process what it is.
+    // Pass the arguments that made this process a supervisor.
     itself.args(std::env::args_os().skip(1)).env_clear().process_group(0);
     let mut child = itself.stdin(Stdio::from(OwnedFd::from(theirs))).spawn().map_err(failed)?;
-    // It holds the other end, which must not stay open here.
+    // `Command` holds the other end of the socket, which must be closed here.
     drop(itself);
     tell(&mut ours, &Asked::Become(job)).map_err(failed)?;
     let mut said = Vec::new();
-    // The end of it is that of the process, or that it has become the command.
+    // The socket closes when the process becomes the command or ends.
     ours.read_to_end(&mut said).map_err(failed)?;
     if said.is_empty() {
         return pid_of(&child).map_err(failed);
@@ -39,11 +39,11 @@ pub(super) fn start(job: Job) -> Result<Pid, Told> {
     Err(serde_json::from_slice(&said).unwrap_or_else(|cause| Told::NotLimited(cause.to_string())))
 }
 
-/// Becomes the command; comes back only where it cannot.
+/// Replaces this process with the command. Returns only on failure.
 pub(super) fn turn_into(job: &Job) -> Told {
     let mut command = match (command(job), File::open("/dev/null")) {
         (Ok(mut command), Ok(nothing)) => {
-            // Opened before there may be no more files.
+            // Opened before a limit on open files applies.
             command.stdin(nothing);
             command
         }

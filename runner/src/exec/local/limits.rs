@@ -1,4 +1,4 @@
-//! What each process of a step may use at most, as the host holds it for a process.
+//! Per-process limits of a step's processes (rlimits).
 
 use protocol::pipeline::ProcessLimits;
 use protocol::quantity::readable;
@@ -7,7 +7,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::exec::with::has_known_keys;
 use crate::ports::{ExecError, StepSpec};
 
-/// One limit: its key, what it is of, how much, and what a unit of systemd calls it.
+/// One limit: its key, its resource, its value, and the name of its systemd directive.
 struct Limit {
     key: &'static str,
     resource: Resource,
@@ -16,7 +16,7 @@ struct Limit {
     directive: &'static str,
 }
 
-/// What is limited; the address space last, as whoever has that limit may find no memory any more.
+/// All limits. The address space comes last, since allocations can fail once it is set.
 fn all(limits: &ProcessLimits) -> impl Iterator<Item = Limit> {
     let limit = |key, resource, most: Option<u64>, in_bytes, directive| {
         most.map(|most| Limit { key, resource, most, in_bytes, directive })
@@ -44,7 +44,7 @@ fn all(limits: &ProcessLimits) -> impl Iterator<Item = Limit> {
 /// The limits of a step.
 ///
 /// # Errors
-/// [`ExecError::Unsupported`] if `with` has an unknown key, or the host holds this process to less.
+/// [`ExecError::Unsupported`] if `with` has an unknown key, or this process has a lower hard limit.
 pub(super) fn of(step: &StepSpec) -> Result<ProcessLimits, ExecError> {
     let refused = |why: String| ExecError::Unsupported(format!("step {}: {why}", step.name));
     has_known_keys(step.name.as_str(), step.executor, &step.with)
@@ -63,14 +63,15 @@ pub(super) fn of(step: &StepSpec) -> Result<ProcessLimits, ExecError> {
     Ok(limits)
 }
 
-/// Takes limits on: this process has them from now on, with all that it becomes and begins.
+/// Sets limits on this process and its future children.
 ///
 /// # Errors
-/// What the host says, with the limit.
+/// The limit that could not be set, with the system's error.
 pub(super) fn take_on(limits: &ProcessLimits) -> Result<(), String> {
     for Limit { key, resource, most, .. } in all(limits) {
         let hard = getrlimit(resource).maximum.unwrap_or(u64::MAX);
-        // The signal comes at the first, SIGKILL at the second: at both at once it is SIGKILL alone.
+        // The soft limit sends SIGXCPU and the hard limit SIGKILL. If both are equal, only SIGKILL
+        // is sent.
         let more = u64::from(resource == Resource::Cpu);
         let maximum = most.saturating_add(more).min(hard);
         let both = Rlimit { current: Some(most), maximum: Some(maximum) };

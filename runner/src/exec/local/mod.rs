@@ -1,8 +1,8 @@
-//! Steps as processes of the worker's host.
+//! Runs steps as processes of the worker's host.
 //!
-//! Each step has a supervisor (`supervise`), this program again, which runs the step's command, ends it
-//! with all that it has begun, and outlives its worker only for as long as that takes. Nothing that a
-//! step is given stands in an argument list.
+//! Each step has a supervisor (`supervise`), another process of this program. It runs the step's
+//! command, ends it with all its descendants, and outlives its worker only until that is done. No
+//! value given to a step appears in an argument list.
 
 mod cgroup;
 mod limited;
@@ -37,49 +37,49 @@ use crate::ports::{
     LogSink, Ran, RunScope, StepSpec, StopSignal, Workspace,
 };
 
-/// Where steps run, and by what.
+/// Where steps run, and how their supervisors are started.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// What starts a supervisor: the program, and the words that make it one.
+    /// The program of a supervisor, and the arguments that make it one.
     pub supervisor: (PathBuf, Vec<OsString>),
-    /// Where each run has a directory of its own.
+    /// The parent of all run directories.
     pub runs: PathBuf,
-    /// The working directory of all steps; the run's own where there is none.
+    /// The working directory of all steps. `None`: a directory of the run.
     pub work_dir: Option<PathBuf>,
-    /// Variables of this process that steps have: what is not theirs is left out.
+    /// Variables that steps inherit from this process. Those of bob-runner itself are left out.
     pub inherited: Vec<(OsString, OsString)>,
-    /// Directories in memory: below the first one steps have their secrets.
+    /// In-memory directories. Secrets are stored below the first one.
     pub memory: Vec<PathBuf>,
-    /// The control group below which steps with limits have theirs; none where there can be none.
+    /// The parent control group of steps with limits. `None` if groups are not available.
     pub cgroup: Option<PathBuf>,
 }
 
-/// The executor of steps that are processes of this host.
+/// The executor of steps that run as processes of this host.
 #[derive(Debug, Clone)]
 pub struct Local {
     options: Arc<Options>,
     tasks: TaskTracker,
 }
 
-/// The name under which nodes and events know it.
+/// The executor's name in nodes and events.
 pub const NAME: &str = "local";
-/// In a run's directory: the store that knows the run.
+/// In a run's directory: the id of the store that has the run.
 const CLUSTER: &str = "cluster";
-/// In a run's directory: where its steps work.
+/// In a run's directory: the working directory of its steps.
 const WORK: &str = "work";
-/// Beside the directory of a step's own: where the step began, where that is not where all do.
+/// Next to a job directory: a link to the step's start directory, if it is not the default.
 const BEGAN: &str = "began";
-/// Names the directory of a step's own.
+/// The variable with the path of the step's job directory.
 const JOB_VARIABLE: &str = "JOB_WORKDIR";
 
-/// Where a step is.
+/// The directories of a step.
 #[derive(Debug, Clone)]
 struct Dirs {
     run: PathBuf,
     work: PathBuf,
-    /// Where the step begins.
+    /// The directory that the step starts in.
     step: PathBuf,
-    /// What the step leaves here is kept.
+    /// The job directory. Files that the step leaves here are kept.
     job: PathBuf,
 }
 
@@ -88,7 +88,7 @@ fn failed(doing: &str, cause: impl std::fmt::Display) -> ExecError {
 }
 
 impl Local {
-    /// An executor; nothing is made yet.
+    /// Creates an executor. Does not touch the file system.
     #[must_use]
     pub fn new(options: Options) -> Self {
         Self { options: Arc::new(options), tasks: TaskTracker::new() }
@@ -98,7 +98,7 @@ impl Local {
         Place::new(self.options.memory.clone())
     }
 
-    /// Hands a step its secrets, and tells its job of them.
+    /// Writes a step's secrets and adds them to its job.
     async fn hand(&self, run: &RunId, step: &StepSpec, job: &mut Job) -> Result<Handed, ExecError> {
         let (place, given) = (self.place(), step.secrets.given.clone());
         let (run, name) = (run.clone(), format!("{}-{}", step.position, step.attempt));
@@ -114,7 +114,7 @@ impl Local {
         self.options.runs.join(run.as_str())
     }
 
-    /// The run's directory, that in which its steps work, and the step's own.
+    /// Creates the directories of a run and of a step.
     async fn make(&self, run: &RunScope, step: &StepSpec) -> std::io::Result<Dirs> {
         let dir = self.dir(&run.run);
         let work = self.options.work_dir.clone().unwrap_or_else(|| dir.join(WORK));
@@ -124,7 +124,7 @@ impl Local {
         let (made, cluster) = (dirs.clone(), Arc::clone(&run.cluster));
         let made = tokio::task::spawn_blocking(move || {
             use std::os::unix::fs::DirBuilderExt as _;
-            // What a step is made of is nobody else's.
+            // Other users must not see a step's files.
             std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&made.run)?;
             std::fs::write(made.run.join(CLUSTER), cluster.as_bytes())?;
             std::fs::create_dir_all(&made.work)?;
@@ -132,7 +132,7 @@ impl Local {
             if made.step == made.work {
                 return Ok(());
             }
-            // An attempt may have been made before, by an owner that was lost.
+            // A lost owner may already have started this attempt.
             match std::os::unix::fs::symlink(made.step, made.job.with_extension(BEGAN)) {
                 Err(cause) if cause.kind() != std::io::ErrorKind::AlreadyExists => Err(cause),
                 Ok(()) | Err(_) => Ok(()),
@@ -142,7 +142,7 @@ impl Local {
         Ok(dirs)
     }
 
-    /// What a supervisor is told of a step, and where the step leaves what is to be kept.
+    /// The job for a step's supervisor, and the directory of the files that the step leaves.
     async fn job(&self, run: &RunScope, step: &StepSpec) -> Result<(Job, PathBuf), ExecError> {
         let made = self.make(run, step).await;
         let dirs = made.map_err(|cause| failed("making a run's directory", cause))?;
@@ -162,7 +162,7 @@ impl Local {
         Ok((Job { words, env, dir: began, limits, group: None }, job))
     }
 
-    /// Makes the control group of a step that is limited, and tells its job of it.
+    /// Creates the control group of a limited step and adds it to its job.
     async fn group(&self, run: &RunId, step: &StepSpec, job: &mut Job) -> Result<(), ExecError> {
         let limits = step.limits.clone();
         if limits.cpu.is_none() && limits.mem.is_none() {
@@ -189,7 +189,7 @@ impl Local {
         Ok(())
     }
 
-    /// A supervisor that waits for its job.
+    /// Starts a supervisor that waits for its job.
     fn supervisor(&self) -> Result<(Child, UnixStream), ExecError> {
         let broken = |cause| failed("starting a step's supervisor", cause);
         let (ours, theirs) = Pair::pair().map_err(broken)?;
@@ -202,7 +202,7 @@ impl Local {
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // What a terminal sends to the worker is not for the steps.
+            // Signals from the worker's terminal must not reach the step.
             .process_group(0);
         let child = command.spawn().map_err(broken)?;
         Ok((child, UnixStream::from_std(ours).map_err(broken)?))
@@ -253,7 +253,7 @@ impl Executor for Local {
         let supervisor = self.supervisor()?;
         let handed = self.hand(&scope.run, step, &mut job.0).await?;
         let (step, stop) = (step.clone(), stop.clone());
-        // Whoever waits may go: the step does not.
+        // The caller can be dropped, but the step must run to its end.
         let ran = self.tasks.spawn(async move {
             let ran = step::run(supervisor, job, &step, gate, out, &stop).await;
             let ended = tokio::task::spawn_blocking(|| group.map_or(Ok(()), |group| group.end()));
@@ -279,7 +279,7 @@ impl Executor for Local {
 
     async fn discard(&self, _run: &RunScope, left: Workspace) {
         if let Workspace::Dir(dir) = left {
-            // What cannot be removed goes with its run.
+            // The run's removal retries this.
             tokio::fs::remove_dir_all(dir).await.ok();
         }
     }
@@ -327,7 +327,7 @@ impl Executor for Local {
         let forgotten = self.place().forget(run);
         forgotten.map_err(|cause| failed("removing a run's secrets", cause))?;
         if let Some(own) = self.options.cgroup.clone() {
-            // Before the directory, by which others find what is left of the run.
+            // Before the directory, because a cleanup finds a run by its directory.
             let of = run.clone();
             let gone = tokio::task::spawn_blocking(move || cgroup::forget(&own, &of)).await;
             let gone = gone.map_err(std::io::Error::other).and_then(|gone| gone);

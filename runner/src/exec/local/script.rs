@@ -11,8 +11,8 @@ use tokio_util::io::ReaderStream;
 use crate::exec::argv::FILES;
 use crate::ports::{ByteStream, ExecError, Script};
 
-/// Runs each program in a process of its own, as one that ends with `exit` ends itself alone. Variables
-/// and functions are handed on, the working directory is not.
+/// Runs each program in its own process, because `exit` must end only that program. Variables and
+/// functions carry over to the next program; the working directory does not.
 const BASH: &str = r#"__bob_goes_on=$2 __bob_last=0
 for ((__bob_at = 0; __bob_at < $3; __bob_at++)); do
   bash "$1/one" "$1/$__bob_at" "$1/state" "$PWD"
@@ -25,7 +25,7 @@ done
 exit "$__bob_last"
 "#;
 
-/// What of the shell itself is read-only is left as it is.
+/// Variables that are read-only in the shell itself cannot be restored, so errors are ignored.
 const ONE: &str = r#"[ -e "$2" ] && . "$2" 2>/dev/null
 __bob=("$@")
 set --
@@ -34,7 +34,7 @@ trap '__bob_code=$?; trap - EXIT; { declare -p; declare -f; } >"${__bob[1]}" 2>/
 . "${__bob[0]}"
 "#;
 
-/// Writes a script into a directory; the words that run it.
+/// Writes a script into a directory and returns the command that runs it.
 pub(super) async fn write(dir: PathBuf, script: &Script) -> std::io::Result<Vec<OsString>> {
     let Script { shell, programs, goes_on } = script.clone();
     let written = tokio::task::spawn_blocking(move || {
@@ -51,7 +51,7 @@ pub(super) async fn write(dir: PathBuf, script: &Script) -> std::io::Result<Vec<
                 std::fs::write(dir.join("one"), ONE)?;
                 BASH
             }
-            // A plain shell cannot hand on its functions, so it runs them in one process.
+            // A plain shell cannot export functions, so one process runs all programs.
             Shell::Sh => FILES,
         };
         std::fs::write(dir.join("all"), all)?;
@@ -62,7 +62,7 @@ pub(super) async fn write(dir: PathBuf, script: &Script) -> std::io::Result<Vec<
     written.await.map_err(std::io::Error::other)?
 }
 
-/// A tar of a file or a directory, under its last name; of the working directory itself without one.
+/// A tar of a file or directory under its own name, or of the working directory's contents.
 pub(super) async fn packed(path: PathBuf, asked: &str) -> Result<ByteStream, ExecError> {
     let nothing = || ExecError::NoSuchPath { path: asked.to_owned() };
     let meta = tokio::fs::symlink_metadata(&path).await.map_err(|_gone| nothing())?;
@@ -83,7 +83,7 @@ pub(super) async fn packed(path: PathBuf, asked: &str) -> Result<ByteStream, Exe
         }
         tar.finish().await
     };
-    // What was packed comes first, then how that ended.
+    // The packed bytes come first, then the error if there was one.
     let ended = futures::stream::once(packing).filter_map(|done| async { done.err().map(Err) });
     let bytes = ReaderStream::new(read);
     let both = futures::stream::select(bytes, ended.map(|done: std::io::Result<Bytes>| done));

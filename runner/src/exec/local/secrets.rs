@@ -1,4 +1,4 @@
-//! The secrets of a step, as files in memory that this user alone can read.
+//! The secrets of a step, as in-memory files that only this user can read.
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, OpenOptions};
@@ -12,23 +12,23 @@ use rustix::fs::statfs;
 
 use crate::ports::{Given, StepSecrets};
 
-/// The kinds of file system that are in memory: `tmpfs` and `ramfs`, by linux/magic.h.
+/// The file system types in memory, `tmpfs` and `ramfs`, from linux/magic.h.
 const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
-/// Where steps have their secrets.
+/// The candidate directories for secrets.
 #[derive(Debug, Clone)]
 pub(super) struct Place(Vec<PathBuf>);
 
-/// The secrets of one step that is on its way.
+/// The secrets written for one step.
 #[derive(Debug, Default)]
 pub(super) struct Handed {
     dir: Option<PathBuf>,
-    /// What the step finds in its environment.
+    /// The variables added to the step's environment.
     pub(super) env: Vec<(OsString, OsString)>,
 }
 
 impl Handed {
-    /// Takes the files away: the step has ended.
+    /// Removes the files after the step has ended.
     pub(super) fn take_back(self) -> std::io::Result<()> {
         self.dir.map_or(Ok(()), |dir| gone(std::fs::remove_dir_all(dir)))
     }
@@ -43,11 +43,11 @@ fn gone(removed: std::io::Result<()>) -> std::io::Result<()> {
 }
 
 fn is_in_memory(dir: &Path) -> bool {
-    // The kernel's number has as many bits as the machine; these fit into any.
+    // The width of `f_type` depends on the machine. Both values fit everywhere.
     statfs(dir).is_ok_and(|found| u64::try_from(found.f_type).is_ok_and(|t| IN_MEMORY.contains(&t)))
 }
 
-/// Makes a directory that nobody else can look into, or takes one that is so.
+/// Creates a directory that only this user can access, or accepts an existing one.
 fn private(dir: &Path) -> Result<(), String> {
     let cannot = |cause: std::io::Error| format!("cannot make {}: {cause}", dir.display());
     match DirBuilder::new().mode(0o700).create(dir) {
@@ -55,7 +55,7 @@ fn private(dir: &Path) -> Result<(), String> {
         Err(cause) if cause.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(cause) => return Err(cannot(cause)),
     }
-    // Above it everybody may write: it may be somebody else's, or a link.
+    // Its parent is world-writable, so it can be another user's directory or a link.
     let meta = dir.symlink_metadata().map_err(cannot)?;
     let me = rustix::process::geteuid().as_raw();
     if meta.is_dir() && meta.uid() == me && meta.mode() & 0o077 == 0 {
@@ -65,18 +65,18 @@ fn private(dir: &Path) -> Result<(), String> {
 }
 
 impl Place {
-    /// Below the first of these directories that is in memory.
+    /// Uses the first of these directories that is in memory.
     pub(super) fn new(below: Vec<PathBuf>) -> Self {
         Self(below)
     }
 
-    /// The directories of this user's secrets, whether they are there or not.
+    /// The secret directories of this user, whether they exist or not.
     fn all(&self) -> impl Iterator<Item = PathBuf> {
         let name = format!("bob-runner-{}", rustix::process::geteuid().as_raw());
         self.0.iter().filter(|dir| is_in_memory(dir)).map(move |dir| dir.join(&name))
     }
 
-    /// Writes the secrets of a step for it.
+    /// Writes the secrets of a step.
     pub(super) fn hand(
         &self,
         (run, step): (&RunId, &str),
@@ -97,7 +97,7 @@ impl Place {
         for dir in [&ours, &of_run] {
             private(dir)?;
         }
-        // Where an owner died over an earlier start, it is of no use to anybody.
+        // Remove what an owner that died during an earlier start left.
         let cannot = |cause: std::io::Error| format!("cannot write secrets to memory: {cause}");
         gone(std::fs::remove_dir_all(&dir)).map_err(cannot)?;
         private(&dir)?;
@@ -118,7 +118,7 @@ impl Place {
         Ok(handed)
     }
 
-    /// Removes what a run's steps have left of theirs, where their worker died over them.
+    /// Removes the secrets of a run's steps that a dead worker left.
     pub(super) fn forget(&self, run: &RunId) -> std::io::Result<()> {
         self.all().try_for_each(|ours| gone(std::fs::remove_dir_all(ours.join(run.as_str()))))
     }

@@ -1,4 +1,4 @@
-//! One step, from its gate to its end: what its supervisor is asked for, and what it says.
+//! Runs one step through its supervisor, from its gate to its end.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,21 +18,21 @@ use crate::ports::{
     ExecError, Exit, Gate, LogSink, Ran, StepEnd, StepSpec, StopLevel, StopSignal, Workspace,
 };
 
-/// The most bytes of one read.
+/// The maximum number of bytes in one read.
 const PIECE: usize = 64 * 1024;
 
-/// Hands on what a stream brings, to its end.
+/// Passes a stream on until it ends.
 async fn pump(from: Option<impl AsyncRead + Unpin>, stream: LogStream, out: Arc<dyn LogSink>) {
     let Some(mut from) = from else { return };
     let mut buffer = BytesMut::with_capacity(PIECE);
-    // A pipe that breaks has come to its end.
+    // A broken pipe counts as the end.
     while let Ok(1..) = from.read_buf(&mut buffer).await {
         out.write(stream, buffer.split().freeze()).await;
         buffer.reserve(PIECE);
     }
 }
 
-/// What a supervisor says next; `None`: it is gone.
+/// The supervisor's next report. `None` if it is gone.
 async fn heard(told: &mut BufReader<OwnedReadHalf>) -> Option<Told> {
     let mut line = Vec::new();
     told.read_until(b'\n', &mut line).await.ok()?;
@@ -42,11 +42,11 @@ async fn heard(told: &mut BufReader<OwnedReadHalf>) -> Option<Told> {
 async fn ask(asks: &mut OwnedWriteHalf, asked: &Asked) {
     let Ok(mut line) = serde_json::to_vec(asked) else { return };
     line.push(b'\n');
-    // One that is gone has ended what it ran.
+    // A supervisor that is gone has already ended its command.
     asks.write_all(&line).await.ok();
 }
 
-/// Ends a step as it is asked to; never resolves.
+/// Carries out stop requests. Never resolves.
 async fn obey(asks: &mut OwnedWriteHalf, end: StepEnd, stop: &StopSignal) {
     let mut level = stop.above(StopLevel::Run).await;
     if let StopLevel::Stop { grace } = level {

@@ -1,4 +1,4 @@
-//! A step's supervisor: runs one command, and sees that nothing of it is left, whoever dies.
+//! A step's supervisor. It runs one command and ends all its processes, even if the worker dies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -19,14 +19,14 @@ use super::cgroup::Group;
 use super::limited;
 use super::word::{Asked, Job, Told};
 
-/// Runs one command as the worker at the other end of standard input asks for it.
+/// Runs one command for the worker at the other end of standard input.
 ///
-/// It has no thread but for listening, and no runtime: what it reaps is its own.
+/// Uses no async runtime and only one more thread, because it reaps every child of this process.
 ///
 /// # Errors
-/// Where the worker is not to be understood, or gone.
+/// Returned if the worker is gone or sends an invalid message.
 pub fn supervise() -> std::io::Result<()> {
-    // The command does not have it: its end is the worker's.
+    // The command must not inherit the socket: its closing means that the worker is gone.
     let socket = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3)?);
     let mut tells = socket.try_clone()?;
     let mut asks = BufReader::new(socket);
@@ -38,9 +38,9 @@ pub fn supervise() -> std::io::Result<()> {
     tell(&mut tells, &told)
 }
 
-/// Runs a command to its end, and ends all that it leaves.
+/// Runs a command to its end, then ends the processes it left.
 fn watch_over(job: Job, mut asks: BufReader<UnixStream>) -> std::io::Result<Told> {
-    // What the command has begun, and not waited for, becomes ours.
+    // Orphaned descendants of the command become children of this process.
     set_child_subreaper(Some(getpid()))?;
     let group = job.group.clone().map(Group::of);
     let started = if job.is_limited() {
@@ -51,7 +51,7 @@ fn watch_over(job: Job, mut asks: BufReader<UnixStream>) -> std::io::Result<Told
     let told = match started {
         Ok(child) => {
             let listener = group.clone();
-            // It ends with the process, as does what it waits for.
+            // The thread ends with the process.
             std::thread::Builder::new()
                 .spawn(move || listen(&mut asks, child, listener.as_ref()))?;
             let code = reap(child, group.as_ref())?;
@@ -60,12 +60,12 @@ fn watch_over(job: Job, mut asks: BufReader<UnixStream>) -> std::io::Result<Told
         }
         Err(told) => told,
     };
-    // Where it cannot be removed, the worker says so: it tries once more.
+    // If this fails, the worker tries again and reports the error.
     group.map(|group| group.end().ok());
     Ok(told)
 }
 
-/// What is told of a command that could not be started.
+/// The report for a command that could not be started.
 pub(super) fn not_started(job: &Job, cause: &std::io::Error) -> Told {
     let is_missing = cause.kind() == std::io::ErrorKind::NotFound;
     let program = job.words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
@@ -77,7 +77,7 @@ pub(super) fn not_started(job: &Job, cause: &std::io::Error) -> Told {
     }
 }
 
-/// Says one thing, as a line.
+/// Writes one message as a line.
 pub(super) fn tell(to: &mut UnixStream, what: &impl Serialize) -> std::io::Result<()> {
     let mut line = serde_json::to_vec(what)?;
     line.push(b'\n');
@@ -90,7 +90,7 @@ fn next(asks: &mut BufReader<UnixStream>) -> Option<Asked> {
     serde_json::from_slice(&line).ok()
 }
 
-/// The command of a job, ready to be begun.
+/// The command of a job, ready to start.
 pub(super) fn command(job: &Job) -> std::io::Result<Command> {
     let mut words = job.words.iter();
     let Some(program) = words.next() else {
@@ -115,16 +115,16 @@ pub(super) fn pid_of(child: &Child) -> std::io::Result<Pid> {
         .ok_or_else(|| std::io::Error::other("a process without an id"))
 }
 
-/// Does what the worker asks for. One that is gone asks for nothing to be left.
+/// Carries out the worker's requests. If the worker is gone, kills everything.
 #[expect(clippy::disallowed_methods, reason = "there is no runtime that this could hold up")]
 fn listen(asks: &mut BufReader<UnixStream>, child: Pid, group: Option<&Group>) {
     loop {
         match next(asks) {
-            // A command that has ended needs no signal.
+            // The command might already have ended.
             Some(Asked::End(signal)) => drop(kill_process_group(child, number(signal))),
             Some(Asked::Run(_) | Asked::Become(_)) => {}
             Some(Asked::Kill) | None => {
-                // What it begins meanwhile is seen by the next look.
+                // Repeat, because processes can start children in between.
                 loop {
                     kill_all(group);
                     std::thread::sleep(AGAIN);
@@ -145,10 +145,10 @@ fn number(signal: EndSignal) -> Signal {
     }
 }
 
-/// The time between two looks at what a command has begun.
+/// The pause between two searches for descendants.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// Waits for the command, then ends what it has left; its exit code.
+/// Waits for the command, then ends its remaining processes. Returns its exit code.
 fn reap(child: Pid, group: Option<&Group>) -> std::io::Result<i32> {
     let mut code = None;
     loop {
@@ -166,24 +166,24 @@ fn reap(child: Pid, group: Option<&Group>) -> std::io::Result<i32> {
     }
 }
 
-/// As a shell has it: 128 and the signal where one ended it.
+/// The exit code as a shell reports it: 128 plus the signal for a killed process.
 fn code_of(status: ExitStatus) -> i32 {
     status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255)
 }
 
-/// Kills everything below this process, which is not in the group itself.
+/// Kills the step's control group and all descendants of this process.
 fn kill_all(group: Option<&Group>) {
     if let Some(group) = group {
         group.kill();
     }
     for pid in below(i64::from(getpid().as_raw_nonzero().get())) {
         let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        // One that is gone needs no signal.
+        // The process might already be gone.
         pid.map(|pid| kill_process(pid, Signal::KILL));
     }
 }
 
-/// The processes that one has begun, and those that they have.
+/// All descendants of a process.
 pub(super) fn below(ancestor: i64) -> BTreeSet<i64> {
     let mut children: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
     let entries = std::fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
@@ -192,7 +192,7 @@ pub(super) fn below(ancestor: i64) -> BTreeSet<i64> {
             continue;
         };
         let Ok(stat) = std::fs::read_to_string(entry.path().join("stat")) else { continue };
-        // Its name, in brackets, may hold anything: what counts is behind the last one.
+        // The process name in parentheses can contain anything, so parse after the last one.
         let parent = stat
             .rsplit_once(')')
             .and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());

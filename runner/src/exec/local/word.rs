@@ -1,4 +1,4 @@
-//! What a worker and a step's supervisor say to each other: a line of JSON each.
+//! Messages between a worker and a step's supervisor, one line of JSON each.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -6,58 +6,58 @@ use std::path::PathBuf;
 use protocol::pipeline::{EndSignal, ProcessLimits};
 use serde::{Deserialize, Serialize};
 
-/// What is run, and where.
+/// A command to run.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Job {
     /// The program and its arguments.
     pub(super) words: Vec<OsString>,
-    /// All of its environment.
+    /// The complete environment.
     pub(super) env: Vec<(OsString, OsString)>,
-    /// Its working directory.
+    /// The working directory.
     pub(super) dir: PathBuf,
-    /// What each of its processes may use.
+    /// The limits of each process.
     pub(super) limits: ProcessLimits,
-    /// The control group that it is in, where it has one of its own.
+    /// The control group of the step, if it has one.
     pub(super) group: Option<PathBuf>,
 }
 
 impl Job {
-    /// Whether the command is to be limited in any way.
+    /// Whether the command has any limit.
     pub(super) fn is_limited(&self) -> bool {
         self.group.is_some() || self.limits != ProcessLimits::default()
     }
 }
 
-/// What the worker asks for.
+/// A request of the worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Asked {
-    /// That this be run; once.
+    /// Run this command. Sent once.
     Run(Job),
-    /// That the process take on the limits and become the command. It is a supervisor that asks.
+    /// Apply the limits and become the command. Sent by a supervisor.
     Become(Job),
-    /// This signal to the command and what is of its process group.
+    /// Send this signal to the command's process group.
     End(EndSignal),
-    /// SIGKILL to all that it has begun.
+    /// Send SIGKILL to all descendants.
     Kill,
 }
 
-/// What came of it; once.
+/// The outcome of a command. Sent once.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Told {
-    /// It ended so, and nothing of it is left.
+    /// It ended, and none of its processes is left.
     Ended {
         /// The exit code.
         code: i32,
-        /// The kernel has killed something of it for its memory.
+        /// Whether the kernel killed a process because the group ran out of memory.
         oom: bool,
     },
     /// It could not be started.
     NotStarted {
-        /// What a shell would answer.
+        /// The exit code that a shell would report.
         code: i32,
-        /// Why.
+        /// The reason.
         cause: String,
     },
-    /// It was not started, as it could not be limited: why.
+    /// It was not started because its limits could not be set. Holds the reason.
     NotLimited(String),
 }

@@ -1,5 +1,5 @@
-//! The engine's calls that podman-api has no use for: it drops the exit code of a wait, the id of a
-//! commit, and knows no squash.
+//! Calls of the engine that podman-api lacks. It drops the exit code of a wait and the id of a
+//! commit, and does not support squash.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,24 +16,24 @@ use super::http::Link;
 use super::image::Inspected;
 use super::path;
 
-/// How long the slowest things may take: writing an image of many gigabytes.
+/// The timeout of the slowest calls, such as writing an image of many gigabytes.
 const LONG: Duration = Duration::from_secs(3600);
-/// How often a call is made again that came upon a removal.
+/// How often a call is retried after it failed because of a concurrent removal.
 const REMOVALS: u32 = 5;
-/// How often something is removed whose files are in use: some five seconds.
+/// How often the removal of a busy container is retried, which takes about five seconds.
 const BUSY: u32 = 10;
 
-/// Where a container stands.
+/// The state of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Life {
-    /// Made, and maybe made ready, but not started.
+    /// Created and perhaps initialized, but not started.
     NotStarted,
     Running,
     /// Its process has ended.
     Ended,
 }
 
-/// A container, as far as we look at it.
+/// The parts of a container's description that this executor reads.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Container {
@@ -76,18 +76,18 @@ struct Config {
     labels: Option<HashMap<String, String>>,
 }
 
-/// Whether labels name an epoch that is later than this one.
+/// Whether labels name a later epoch than this one.
 pub(super) fn is_of_later(labels: Option<&HashMap<String, String>>, epoch: Epoch) -> bool {
     let theirs = labels.and_then(|labels| labels.get(names::LABEL_EPOCH));
     theirs.and_then(|text| text.parse().ok()).is_some_and(|theirs| Epoch(theirs) > epoch)
 }
 
 impl Life {
-    /// Of a state in the engine's words.
+    /// Parses the engine's state.
     pub(super) fn of(status: &str) -> Self {
         match status {
             "created" | "configured" | "initialized" => Self::NotStarted,
-            // Right after its end it is "stopped", and "exited" once the engine has tidied up.
+            // A container is "stopped" when it ends, and "exited" after the engine's cleanup.
             "stopped" | "exited" | "removing" | "dead" => Self::Ended,
             _ => Self::Running,
         }
@@ -99,7 +99,7 @@ impl Container {
         Life::of(&self.state.status)
     }
 
-    /// Whether it is being removed, so that nothing can be read of it any more.
+    /// Whether it is being removed, so that its files can no longer be read.
     pub(super) fn is_going(&self) -> bool {
         self.state.status == "removing"
     }
@@ -112,13 +112,13 @@ impl Container {
         self.state.oom_killed
     }
 
-    /// The step's process and the one that watches it, where the engine tells.
+    /// The process ids of the step and of its conmon, if the engine reports them.
     pub(super) fn processes(&self) -> (Option<u32>, Option<u32>) {
         let known = |pid: u32| (pid > 0).then_some(pid);
         (known(self.state.pid), known(self.state.conmon_pid))
     }
 
-    /// Whether the engine runs it outside of any cgroup, where no limit holds.
+    /// Whether it runs without a cgroup, so that no limit is enforced.
     pub(super) fn has_no_cgroup(&self) -> bool {
         self.host_config.cgroups == "disabled"
     }
@@ -127,7 +127,7 @@ impl Container {
         &self.id
     }
 
-    /// Whether an owner made it that came after that of this epoch.
+    /// Whether a later owner of the run created it.
     pub(super) fn is_of_later(&self, epoch: Epoch) -> bool {
         is_of_later(self.config.labels.as_ref(), epoch)
     }
@@ -156,7 +156,7 @@ pub(super) struct Commit<'a> {
 }
 
 impl Link {
-    /// Makes a container; its id.
+    /// Creates a container and returns its id.
     pub(super) async fn create(&mut self, create: &Create) -> Result<String, Fault> {
         let json = serde_json::to_vec(create).map_err(|cause| Fault::Garbled(cause.to_string()))?;
         let ask = Ask { json: Some(Bytes::from(json)), ..Ask::post("/containers/create") };
@@ -164,7 +164,8 @@ impl Link {
         Ok(reply.json::<Created>()?.id)
     }
 
-    /// Starts a container. Never asked twice: a second start of one that has ended runs it again.
+    /// Starts a container. Never retried after it was sent: a second start would run an ended step
+    /// again.
     pub(super) async fn start(&mut self, id: &str) -> Result<(), Fault> {
         let ask = Ask {
             again: Again::Unsent,
@@ -174,7 +175,7 @@ impl Link {
         self.call(ask).await?.good().map(drop)
     }
 
-    /// A container's state; `None` where it is gone.
+    /// A container's state. `None` if it does not exist.
     pub(super) async fn inspect(
         &mut self,
         id: &str,
@@ -188,7 +189,7 @@ impl Link {
         }
     }
 
-    /// Sends a signal. One that is not running, or gone, has no need of it.
+    /// Sends a signal. A container that is gone or not running is not an error.
     pub(super) async fn kill(
         &mut self,
         id: &str,
@@ -204,30 +205,30 @@ impl Link {
         }
     }
 
-    /// Keeps a container's files mounted until it is removed. Without it the engine's tidying up after
-    /// a step may take the mount from under an archive that is being read, which then ends early, or
-    /// is empty, and looks whole.
+    /// Keeps a container's files mounted until its removal. Otherwise the engine's cleanup after a
+    /// step can unmount them while an archive is read. The archive would be truncated or empty and
+    /// still look complete.
     pub(super) async fn mount(&mut self, id: &str) -> Result<(), Fault> {
         self.call(Ask::post(format!("/containers/{id}/mount"))).await?.good().map(drop)
     }
 
-    /// Removes a container, running or not. Done where it is gone.
+    /// Removes a container, running or not. A missing container is not an error.
     pub(super) async fn remove(&mut self, id: &str) -> Result<(), Fault> {
         let path = format!("/containers/{id}?force=true&timeout=0&v=true");
         match self.call(Ask::delete(path)).await?.good() {
             Ok(_) => Ok(()),
-            // Or another removal of it was faster.
+            // A concurrent removal was faster.
             Err(fault) if fault.is_gone() => Ok(()),
             Err(fault) => Err(fault),
         }
     }
 
-    /// A call that may be made again, made again where it came upon a removal.
+    /// Makes an idempotent call, and retries it if a concurrent removal disturbed it.
     pub(super) async fn call_again(&mut self, ask: Ask) -> Result<Reply, Fault> {
         let mut tries = 0;
         loop {
             match self.call(ask.clone()).await?.good() {
-                // What is simply not there stays so.
+                // A plain "not found" will not change.
                 Err(fault)
                     if fault.status() != Some(404)
                         && saw_a_removal(fault.refusal())
@@ -242,8 +243,8 @@ impl Link {
         }
     }
 
-    /// Removes what a container has left that the engine knows nothing of: its files may be mounted
-    /// for a moment longer.
+    /// Removes the storage of a container that the engine no longer knows. Its files can stay
+    /// mounted for a moment.
     pub(super) async fn remove_ghost(&mut self, name: &str) -> Result<(), Fault> {
         let mut tries = 0;
         loop {
@@ -258,7 +259,7 @@ impl Link {
         }
     }
 
-    /// Makes an image of a container that does not run; its id.
+    /// Creates an image from a container that is not running. Returns its id.
     pub(super) async fn commit(&mut self, commit: &Commit<'_>) -> Result<String, Fault> {
         let mut query = vec![
             ("container", commit.container),
@@ -273,11 +274,11 @@ impl Link {
         let ask = Ask { within: LONG, ..Ask::post(format!("/commit?{query}")) };
         let reply = self.call(ask).await?.good()?;
         let id = reply.json::<Created>()?.id;
-        // Records and other calls know it without the algorithm.
+        // Records and other calls use the id without the algorithm.
         Ok(id.strip_prefix("sha256:").map_or_else(|| id.clone(), str::to_owned))
     }
 
-    /// An image, by name or id; `None` where the engine does not hold it.
+    /// An image, by name or id. `None` if the engine does not have it.
     pub(super) async fn image(&mut self, name: &str) -> Result<Option<Inspected>, Fault> {
         let ask = Ask::get(format!("/images/{}/json", path::name(name)));
         match self.call_again(ask).await {
@@ -294,7 +295,7 @@ mod tests {
 
     #[test]
     fn an_engine_that_says_out_of_memory_is_understood() {
-        // As podman 4.3.1 answers for a container whose cgroup ran out of memory, shortened.
+        // Answer of podman 4.3.1 for a container whose cgroup ran out of memory, shortened.
         let container: Container = serde_json::from_str(
             r#"{"Id":"c","State":{"OciVersion":"1.0.2-dev","Status":"exited","Running":false,
             "OOMKilled":true,"Dead":false,"Pid":0,"ExitCode":137,"Error":""},

@@ -1,8 +1,8 @@
-//! The base images that we have pulled ourselves, and when each was last used. Workers forget, the
-//! engine does not: such an image bears one name more, `localhost/bob-pulled/<its id>/<what it was
-//! pulled as>:<hour>`.
+//! The base images that bob-runner pulled, and when each was last used. The engine stores both as
+//! an additional name: `localhost/bob-pulled/<its id>/<digest of the pulled name>:<hour>`.
 //!
-//! Whatever has another name besides is somebody else's too, and stays. Nothing is removed by force.
+//! An image with any other name also belongs to someone else and stays. Nothing is removed by
+//! force.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -17,38 +17,38 @@ use super::http::Http;
 use super::{Podman, path};
 use crate::ports::{BaseImage, ExecError, is_meant};
 
-/// The repositories of our marks.
+/// The repository prefix of marks.
 const MARK: &str = "localhost/bob-pulled/";
-/// The mark of what was pulled and not swept over since: whoever sweeps knows the time.
+/// The tag of a new mark. The next sweep replaces it with the time.
 const NEW: &str = "new";
 const HOUR_MILLIS: i64 = 3_600_000;
-/// How much of an id, and of the digest of a name, a mark bears.
+/// How many digits of an id, and of a name's digest, a mark contains.
 const DIGITS: usize = 32;
-/// How often a list of images is asked for anew.
+/// How often a listing of images is retried.
 const LISTINGS: u32 = 5;
 
-/// Marks what was pulled, beside everything else.
+/// Marks pulled images in background tasks.
 #[derive(Debug, Default)]
 pub(super) struct Marks(TaskTracker);
 
-/// An image in a list.
+/// An image in a listing.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Listed {
     id: String,
     #[serde(default)]
     parent_id: String,
-    /// With those by digest, which other fields leave out.
+    /// All names, including those by digest, which other fields omit.
     #[serde(default)]
     names: Option<Vec<String>>,
     #[serde(default)]
     size: u64,
-    /// How many containers stand on it.
+    /// The number of containers that use it.
     #[serde(default)]
     containers: i64,
 }
 
-/// One of our marks, and the hour that it says.
+/// A mark and the hour in its tag.
 #[derive(Debug, PartialEq, Eq)]
 struct Mark<'a> {
     repository: &'a str,
@@ -70,8 +70,8 @@ fn digits_of(name: &str) -> String {
     digest.iter().take(DIGITS / 2).fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
 }
 
-/// The repository of the mark of an image that was pulled by a name. The id is in it because a name
-/// moves to what is pulled by it next: the older image would be left without any.
+/// The repository of the mark for an image pulled by a name. It contains the id because a later
+/// pull moves the name to a newer image, and the older image would lose its mark.
 fn repository(id: &str, name: &str) -> String {
     format!("{MARK}{}/{}", id.get(..DIGITS).unwrap_or(id), digits_of(name))
 }
@@ -84,7 +84,7 @@ impl Listed {
     fn mark<'a>(&self, name: &'a str) -> Option<Mark<'a>> {
         let (repository, when) = name.rsplit_once(':')?;
         let (id, _) = repository.strip_prefix(MARK)?.split_once('/')?;
-        // One that somebody has put on another image says nothing of it.
+        // Ignore a mark that somebody put on another image.
         (id.len() == DIGITS && self.id.starts_with(id)).then_some(Mark { repository, when })
     }
 
@@ -92,13 +92,13 @@ impl Listed {
         self.names().filter_map(|name| self.mark(name)).collect()
     }
 
-    /// Every name but our marks.
+    /// Every name that is not a mark.
     fn others(&self) -> impl Iterator<Item = &str> {
         self.names().filter(|name| self.mark(name).is_none())
     }
 
-    /// The image as one that we have pulled; `None` where we have not. `parents`: the images that
-    /// others stand on.
+    /// The image as a base that bob-runner pulled. `None` if it did not pull it. `parents` are the
+    /// images that other images build on.
     fn as_base(&self, parents: &HashSet<&str>) -> Option<BaseImage> {
         let marks = self.marks();
         if marks.is_empty() {
@@ -122,7 +122,7 @@ impl Listed {
         })
     }
 
-    /// What is to be put on it, and what to be taken off, so that it says that it was used at `hour`.
+    /// The marks to add and to remove so that the image counts as used at `hour`.
     fn moved(&self, hour: i64) -> Vec<(String, Vec<String>)> {
         let mut repositories: Vec<&str> = self.marks().iter().map(|mark| mark.repository).collect();
         repositories.sort_unstable();
@@ -165,8 +165,8 @@ async fn untag(http: &Arc<Http>, id: &str, repository: &str, tag: &str) -> Resul
     }
 }
 
-/// Removes one name of an image, and with its last one the image, unless something stands on it.
-/// `false`: something does.
+/// Removes one name of an image. Removing the last name removes the image, unless it is in use.
+/// Returns `false` if it is in use.
 async fn remove_name(http: &Arc<Http>, name: &str) -> Result<bool, Fault> {
     let reply = http.call(Ask::delete(format!("/images/{}", path::name(name)))).await?;
     match reply.good() {
@@ -181,7 +181,7 @@ async fn mark(http: &Arc<Http>, id: &str, reference: &str) -> Result<(), Fault> 
     let images = list(http).await?;
     let Some(image) = images.iter().find(|image| image.id == id) else { return Ok(()) };
     let Some(name) = image.others().find(|name| is_meant(name, reference)) else {
-        // Pulled by an alias of the engine's own: which name that is we do not know.
+        // The image was pulled by an alias of the engine, and its full name is unknown.
         return Ok(());
     };
     if image.marks().iter().any(|mark| mark.is_of(name)) {
@@ -191,7 +191,7 @@ async fn mark(http: &Arc<Http>, id: &str, reference: &str) -> Result<(), Fault> 
 }
 
 impl Marks {
-    /// Notes that an image is one that we have pulled. Where it fails the image is nobody's, and stays.
+    /// Marks an image as pulled by bob-runner. If that fails, the image is never removed.
     pub(super) fn pulled(&self, http: &Arc<Http>, id: &str, reference: &str) {
         let (http, id, reference) = (Arc::clone(http), id.to_owned(), reference.to_owned());
         drop(self.0.spawn(async move {
@@ -203,7 +203,7 @@ impl Marks {
 }
 
 impl Podman {
-    /// The images that we have pulled, the least recently used first.
+    /// The images that bob-runner pulled, least recently used first.
     pub(super) async fn pulled_images(
         &self,
         used: &BTreeSet<String>,
@@ -229,7 +229,7 @@ impl Podman {
         Ok(bases)
     }
 
-    /// The new mark first: without any the image would not be known as ours.
+    /// Add the new mark first: an image without any mark would be forgotten.
     async fn note(&self, image: &Listed, hour: i64) -> Result<(), Fault> {
         for (repository, stale) in image.moved(hour) {
             tag(&self.http, &image.id, &repository, &hour.to_string()).await?;
@@ -240,8 +240,8 @@ impl Podman {
         Ok(())
     }
 
-    /// Takes an image's names one by one, ours first: the engine refuses to take the last one of an
-    /// image that a container stands on, and so the one that pipelines know is the last to go.
+    /// Removes an image's names one by one, marks first. The engine keeps the last name of an image
+    /// that a container uses, so the name that pipelines use must go last.
     pub(super) async fn remove_pulled(&self, base: &BaseImage) -> Result<bool, ExecError> {
         let removed = async {
             let images = list(&self.http).await?;
@@ -259,7 +259,8 @@ impl Podman {
             let all: Vec<String> = ours.chain(now.names).collect();
             for (at, name) in all.iter().enumerate() {
                 if !remove_name(&self.http, name).await? {
-                    // A container came in between. What had but a digest is pulled again by it.
+                    // A container started using it. Restore the names; one by digest returns with
+                    // the next pull.
                     for taken in all.iter().take(at).filter(|name| !name.contains('@')) {
                         if let Some((repository, when)) = taken.rsplit_once(':') {
                             tag(&self.http, &base.id, repository, when).await?;

@@ -1,4 +1,4 @@
-//! One call to the engine: what is asked, what is answered, and why it came to nothing.
+//! One call to the engine: request, response and error.
 
 use std::io;
 use std::time::Duration;
@@ -18,39 +18,39 @@ use crate::exec::exhausted::no_keys;
 pub(super) use crate::exec::exhausted::no_space;
 use crate::ports::ExecError;
 
-/// Every path of ours begins with it; newer engines still take it.
+/// The prefix of every path. Newer engines still accept this version.
 const PREFIX: &str = "/v4.0.0/libpod";
 
-/// What goes out with a request.
+/// The body of a request.
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
-/// Why a call came to nothing.
+/// Why a call failed.
 #[derive(Debug, Error)]
 pub(super) enum Fault {
-    /// Nothing answers at the address.
+    /// The engine is unreachable.
     #[error("{0}")]
     Away(String),
-    /// The connection ended in the middle; what was asked for may have been done.
+    /// The connection broke. The call might have taken effect.
     #[error("the connection broke: {0}")]
     Broken(String),
-    /// The engine said no.
+    /// The engine rejected the call.
     #[error("{message}")]
     Refused {
         /// The HTTP status.
         status: u16,
-        /// What it said.
+        /// The engine's message.
         message: String,
     },
-    /// The engine answered what is not in its contract.
+    /// The response was not what the API specifies.
     #[error("it answered what cannot be understood: {0}")]
     Garbled(String),
-    /// No answer in time.
+    /// The call timed out.
     #[error("no answer within {} s", .0.as_secs())]
     Late(Duration),
 }
 
 impl Fault {
-    /// The status of a refusal.
+    /// The HTTP status if the engine rejected the call.
     pub(super) fn status(&self) -> Option<u16> {
         match self {
             Self::Refused { status, .. } => Some(*status),
@@ -58,7 +58,7 @@ impl Fault {
         }
     }
 
-    /// What the engine said no with; empty where it did not.
+    /// The engine's message if it rejected the call, else the empty text.
     pub(super) fn refusal(&self) -> &str {
         match self {
             Self::Refused { message, .. } => message,
@@ -66,13 +66,13 @@ impl Fault {
         }
     }
 
-    /// Whether there is no such thing: it may have gone while the engine looked at it, which podman
-    /// 4.3 tells as an error of its own.
+    /// Whether the object does not exist. If a container disappears while podman 4.3 inspects it,
+    /// podman answers with a different error.
     pub(super) fn is_gone(&self) -> bool {
         self.status() == Some(404) || self.refusal().contains("no such container")
     }
 
-    /// As the port's error; `doing` is the call in words.
+    /// The port's error. `doing` describes the call in words.
     pub(super) fn at(self, doing: &str, http: &Http) -> ExecError {
         match self {
             Self::Away(_) | Self::Broken(_) => {
@@ -84,7 +84,7 @@ impl Fault {
             Self::Refused { ref message, .. } if no_keys(message) => {
                 ExecError::KeyQuota { cause: message.clone() }
             }
-            // Killed in the middle of a call it has come back to what it does not understand.
+            // An engine that was killed during a call can fail on leftovers after its restart.
             Self::Refused { status: 500.., .. } | Self::Garbled(_) if http.went_lately() => {
                 let cause = format!("it failed at {doing} after it had gone away: {self}");
                 ExecError::Unreachable { at: http.address.clone(), cause }
@@ -96,11 +96,11 @@ impl Fault {
     }
 }
 
-/// Whether the engine came to nothing because another run's image or layer was removed while it
-/// looked at it: the next time it is not seen any more.
+/// Whether the call failed because an image or layer of another run was removed meanwhile. A retry
+/// no longer sees it.
 pub(super) fn saw_a_removal(message: &str) -> bool {
-    // The last but one is podman 5's, of a layer that it was about to use again; the last is what
-    // podman 4.3 comes upon in its own code where an image goes under its hands.
+    // The last but one is from podman 5, for a layer that it was about to reuse. The last is podman
+    // 4.3's own panic message for an image that was removed during the call.
     [
         "layer not known",
         "image not known",
@@ -113,7 +113,7 @@ pub(super) fn saw_a_removal(message: &str) -> bool {
     .any(|said| message.contains(said))
 }
 
-/// An answer, read to its end.
+/// A complete response.
 #[derive(Debug)]
 pub(super) struct Reply {
     /// The HTTP status.
@@ -128,14 +128,14 @@ struct Refusal {
 }
 
 impl Reply {
-    /// The same, where its status is one of success; else what the engine said.
+    /// Returns the response if its status is a success, else the engine's error.
     pub(super) fn good(self) -> Result<Self, Fault> {
         if (200..300).contains(&self.status) {
             return Ok(self);
         }
         let message = match serde_json::from_slice::<Refusal>(&self.body) {
             Ok(refusal) => refusal.message,
-            // Not every refusal is JSON: a proxy in front of the engine has words of its own.
+            // A rejection is not always JSON: a proxy in front of the engine sends its own text.
             Err(_) => String::from_utf8_lossy(&self.body).trim().chars().take(500).collect(),
         };
         let message = if message.is_empty() { format!("status {}", self.status) } else { message };
@@ -148,16 +148,16 @@ impl Reply {
     }
 }
 
-/// Whether a call may be made once more where its connection broke.
+/// Whether a call may be retried after its connection broke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Again {
-    /// Twice does no harm.
+    /// The call is idempotent.
     Yes,
-    /// Only where it was not sent.
+    /// Only if it was not sent.
     Unsent,
 }
 
-/// A request without a stream in it.
+/// A request without a streamed body.
 #[derive(Debug, Clone)]
 pub(super) struct Ask {
     pub(super) method: Method,
@@ -165,12 +165,12 @@ pub(super) struct Ask {
     pub(super) json: Option<Bytes>,
     pub(super) again: Again,
     pub(super) within: Duration,
-    /// For how long an engine that went away is waited for.
+    /// How long to wait for an engine that became unreachable.
     pub(super) patience: Duration,
 }
 
 impl Ask {
-    /// A call with the usual bounds.
+    /// A request with default timeouts.
     pub(super) fn new(method: Method, path: impl Into<String>) -> Self {
         Self {
             method,
@@ -194,7 +194,7 @@ impl Ask {
         Self::new(Method::DELETE, path)
     }
 
-    /// As it goes out.
+    /// Builds the HTTP request.
     pub(super) fn request(&self) -> Result<Request<Body>, Fault> {
         let body = Full::new(self.json.clone().unwrap_or_default())
             .map_err(|never| match never {})
@@ -208,7 +208,7 @@ impl Ask {
     }
 }
 
-/// A request for a path of the engine.
+/// Builds an HTTP request for a path of the engine.
 pub(super) fn request(method: &Method, path: &str, body: Body) -> Result<Request<Body>, Fault> {
     Request::builder()
         .method(method)
@@ -218,12 +218,12 @@ pub(super) fn request(method: &Method, path: &str, body: Body) -> Result<Request
         .map_err(|cause| Fault::Garbled(format!("{path:?} is no request path: {cause}")))
 }
 
-/// No body.
+/// An empty body.
 pub(super) fn empty() -> Body {
     Full::default().map_err(|never| match never {}).boxed_unsync()
 }
 
-/// A connection that failed, with all that led to it.
+/// The fault of a failed connection, with its chain of causes.
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 pub(super) fn broken(cause: hyper::Error) -> Fault {
     let mut text = cause.to_string();
@@ -235,7 +235,7 @@ pub(super) fn broken(cause: hyper::Error) -> Fault {
     Fault::Broken(text)
 }
 
-/// Reads an answer to its end.
+/// Reads a response to its end.
 pub(super) async fn read(answer: Response<Incoming>) -> Result<Reply, Fault> {
     let status = answer.status().as_u16();
     let body = answer.into_body().collect().await.map_err(broken)?.to_bytes();

@@ -1,4 +1,4 @@
-//! The images of a run, one on the other: the base, what is taken up, what each step leaves.
+//! The chain of a run's images: the base, its resources, and the commit of each step.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +15,9 @@ use crate::exec::exhausted::no_temporary_space;
 use crate::ports::{ExecError, RunScope, Workspace};
 
 impl Podman {
-    /// Pulls a run's image; its id.
+    /// Pulls a run's image and returns its id.
     pub(super) async fn pull(&self, run: &RunScope) -> Result<String, ExecError> {
-        // What is there already somebody else may have pulled.
+        // An image that already exists might have been pulled by somebody else.
         let before = match run.pull {
             PullPolicy::Always => self.http.link().image(&run.image).await.ok().flatten(),
             PullPolicy::Missing | PullPolicy::Never => None,
@@ -29,8 +29,8 @@ impl Podman {
         Ok(id)
     }
 
-    /// Gets a base image again that was removed before anything stood on it: runs of other stores, and
-    /// people, remove images too. `false`: it is not to be had as it was.
+    /// Pulls a base image again that was removed before anything used it. Other workers and people
+    /// remove images too. Returns `false` if the same image is no longer available.
     pub(super) async fn pull_again(&self, run: &RunScope, image: &str) -> Result<bool, ExecError> {
         let is_base =
             self.memory.image(&run.run, image).is_some_and(|known| known.base.id == image);
@@ -50,7 +50,7 @@ impl Podman {
         let mut link = self.http.link();
         let looked = link.image(name).await;
         let looked = looked.map_err(|fault| match fault {
-            // A name that is none is refused in a way of its own.
+            // The engine rejects an invalid name with another status.
             Fault::Refused { message, .. } if !no_space(&message) => {
                 ExecError::Image { image: run.image.clone(), cause: message }
             }
@@ -70,7 +70,8 @@ impl Podman {
         Ok(Some(Workspace::Image { id: image.id, depth: 0 }))
     }
 
-    /// Names an image that an earlier owner kept, so that it does not go with that one's names.
+    /// Names an image that an earlier owner committed, so that removing that owner's names keeps
+    /// it.
     pub(super) async fn name_again(
         &self,
         run: &RunScope,
@@ -93,7 +94,7 @@ impl Podman {
         Ok(Some(Workspace::Image { id: found.id, depth }))
     }
 
-    /// The image that a step stands on, and what there is to know of it.
+    /// The image that a step builds on, and what is known about it.
     pub(super) async fn known(
         &self,
         run: &RunScope,
@@ -122,7 +123,7 @@ impl Podman {
         Ok((id.clone(), known))
     }
 
-    /// Makes an image of a container that stands on `parent`.
+    /// Commits a container that was created from `parent`.
     pub(super) async fn keep(
         &self,
         link: &mut Link,
@@ -135,14 +136,14 @@ impl Podman {
         let mut size = known.size;
         let mut squash = is_to_squash(known.depth, known.layers, size);
         if squash {
-            // The size was that of an image some steps ago.
+            // The cached size can be several steps old.
             let looked = link.image(parent).await;
             let looked = looked.map_err(|fault| fault.at("looking for an image", &self.http))?;
             size = looked.map_or(size, |image| image.as_base().size);
             squash = is_to_squash(known.depth, known.layers, size);
         }
-        // A chain's tag moves along; what stands on another image than its last begins a new one, and
-        // so does what stands on none.
+        // The tag of a chain moves to each new commit. A commit on an image other than the chain's
+        // last one, or on no image, starts a new chain.
         let going_on = if squash { None } else { known.chain.goes_on(parent) };
         let (name, chain) = match going_on {
             Some(name) => (name, Arc::clone(&known.chain)),

@@ -1,4 +1,4 @@
-//! What steps left, in a registry: for owners on other engines.
+//! Copies of committed steps in a registry, for owners on other engines.
 
 use protocol::id::RunId;
 
@@ -15,7 +15,7 @@ impl Podman {
         found.map_err(|cause| ExecError::Image { image, cause })
     }
 
-    /// Copies an image to the registry; its digest there.
+    /// Copies an image to the registry and returns its digest there.
     pub(super) async fn push_to(
         &self,
         registry: &Registry,
@@ -37,8 +37,8 @@ impl Podman {
         digest.map_err(|cause| ExecError::Image { image: to, cause })
     }
 
-    /// Gets an image from the registry that an owner on another engine has made. It has to be that
-    /// one: an id is the digest of all that an image is.
+    /// Pulls an image that an owner on another engine committed. Its id must match, because the id
+    /// is the digest of the whole image.
     pub(super) async fn fetch_from(
         &self,
         registry: &Registry,
@@ -53,7 +53,7 @@ impl Podman {
             return Err(ExecError::Image { image: from, cause });
         }
         let adopted = self.name_again(run, &id).await?;
-        // The name that it came with would outlive the run.
+        // The name used for the pull would outlive the run.
         let ask = Ask::delete(format!("/images/{}", path::name(&from)));
         match self.http.call(ask).await.and_then(super::call::Reply::good) {
             Ok(_) => {}
@@ -67,8 +67,8 @@ impl Podman {
         fault.at("taking up an image", &self.http)
     }
 
-    /// Removes what the registry has of a run. Where it does not let us, that is for whoever looks
-    /// after it: no run waits for it.
+    /// Removes a run's images from the registry. Failures are logged for the registry's operator;
+    /// no run waits for them.
     pub(super) async fn forget_in_registry(&self, run: &RunId) {
         let Some(registry) = &self.checkpoints else { return };
         let login = match self.login(registry) {

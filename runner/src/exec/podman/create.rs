@@ -1,5 +1,5 @@
-//! What the engine is told to make a container of: every field that a commit would carry over from
-//! one step to the next is said anew.
+//! The request body that creates a container. It sets every field that a commit would otherwise
+//! carry over from one step to the next.
 
 use indexmap::IndexMap;
 use protocol::id::{NodeId, RunId};
@@ -16,32 +16,32 @@ use crate::ports::{RunScope, StepSecrets, StepSpec};
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const CPU_PERIOD_MICROS: u64 = 100_000;
 
-/// The body of `POST /containers/create`, as far as we have something to say.
+/// The body of `POST /containers/create`, with the fields that bob-runner sets.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Create {
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<String>,
     image: String,
-    /// All words that are run, on an image with an entrypoint: see [`Create::run_words`].
+    /// The whole command, on an image with an entrypoint: see [`Create::run_words`].
     entrypoint: Vec<String>,
-    /// All words that are run, on an image without one.
+    /// The whole command, on an image without one.
     command: Vec<String>,
     env: IndexMap<String, String>,
-    /// Nothing of the image's environment: it holds that of earlier steps.
+    /// Drops the image's environment: it contains that of earlier steps.
     unsetenvall: bool,
     user: String,
-    /// Without a symbolic link in it, or it is not there: see `exec::work_dir`.
+    /// Has no symbolic links, or does not exist: see `exec::work_dir`.
     pub(super) work_dir: String,
-    /// Never: the engine would follow links out of the container.
+    /// Always false: the engine would follow links out of the container.
     create_working_dir: bool,
     pub(super) labels: IndexMap<&'static str, String>,
-    /// Part of the container's configuration file, which the guard of a worker reads if the engine does
-    /// not answer.
+    /// Stored in the container's configuration file, which a worker's guard reads if the engine
+    /// does not answer.
     annotations: IndexMap<&'static str, String>,
     pub(super) init: bool,
     pub(super) terminal: bool,
     stdin: bool,
-    /// A directory that the image declares a volume belongs to the workspace like any other.
+    /// Volumes that the image declares are ordinary directories of the workspace.
     image_volume_mode: &'static str,
     systemd: &'static str,
     log_configuration: Value,
@@ -61,7 +61,7 @@ pub(super) struct Create {
     pub(super) volumes: Vec<Value>,
 }
 
-/// The run of a container of that name.
+/// The run of a container with that name.
 pub(super) fn run_of(name: &str) -> Option<RunId> {
     let (run, position) = name.strip_prefix("bob-")?.rsplit_once('-')?;
     position.parse::<usize>().ok()?;
@@ -69,7 +69,7 @@ pub(super) fn run_of(name: &str) -> Option<RunId> {
 }
 
 impl Create {
-    /// For a step, on an image.
+    /// A container for a step on an image.
     pub(super) fn step(
         run: &RunScope,
         base: &Base,
@@ -98,9 +98,9 @@ impl Create {
         made
     }
 
-    /// Sets all words that are run. On an image with an entrypoint they replace it. On one without,
-    /// they must be the command: a commit copies the container's entrypoint to the image, and podman 5
-    /// cannot set it back to an empty one.
+    /// Sets the whole command. On an image with an entrypoint, it replaces the entrypoint. On an
+    /// image without one it must be the command: a commit would copy an entrypoint to the image,
+    /// and podman 5 cannot reset it to an empty one.
     fn run_words(&mut self, base: &Base, words: Vec<String>) {
         if base.entrypoint.is_empty() {
             self.command = words;
@@ -109,7 +109,7 @@ impl Create {
         }
     }
 
-    /// For a container that only takes files and is never started.
+    /// A container that only receives files and is never started.
     pub(super) fn mount(run: &RunScope, base: &Base, image: &str) -> Self {
         let mut made = Self::bare(run, base, image, "mount");
         made.run_words(base, vec!["true".to_owned()]);
@@ -148,7 +148,7 @@ impl Create {
             stdin: false,
             image_volume_mode: "ignore",
             systemd: "false",
-            // The engine's own copy of the output: what a broken connection is made up from.
+            // The engine's own copy of the output, read after a broken connection.
             log_configuration: json!({"driver": "k8s-file"}),
             healthconfig: base.healthcheck.then(|| json!({"Test": ["NONE"]})),
             netns: None,
@@ -160,15 +160,15 @@ impl Create {
         }
     }
 
-    /// Names the process that makes it; said also where that has no name, as the image may bear the
-    /// label of another one.
+    /// Sets the process that creates it. An empty name is set too, because the image can carry
+    /// another worker's label.
     pub(super) fn by(&mut self, worker: Option<&NodeId>) {
         let worker = worker.map(ToString::to_string).unwrap_or_default();
         self.annotations.insert(names::LABEL_WORKER, worker.clone());
         self.labels.insert(names::LABEL_WORKER, worker);
     }
 
-    /// Bounds the engine's copy of the output.
+    /// Limits the size of the engine's copy of the output.
     pub(super) fn bound_log(&mut self, bytes: Option<u64>) {
         if let Some(bytes) = bytes.and_then(|bytes| i64::try_from(bytes).ok()) {
             self.log_configuration = json!({"driver": "k8s-file", "size": bytes});
@@ -208,7 +208,7 @@ fn limits(step: &StepSpec, cpus: u64) -> Option<Value> {
     }
     if let Some(cpu) = step.limits.cpu {
         let quota = (cpu.share() * (cpus * CPU_PERIOD_MICROS) as f64).round() as u64;
-        // The kernel takes no less than a millisecond.
+        // The kernel's minimum is one millisecond.
         let cpu = json!({"quota": quota.max(1000), "period": CPU_PERIOD_MICROS});
         limits.insert("cpu".into(), cpu);
     }
@@ -301,7 +301,7 @@ pub(super) mod tests {
         let mut made = Create::mount(&run(), &base(), "image");
         made.by(Some(&NodeId::found("bob/runner-1")));
         assert_eq!(made.labels[names::LABEL_WORKER], "bob/runner-1");
-        // An image that another one has committed bears the label of that one.
+        // An image committed by another worker carries that worker's label.
         made.by(None);
         assert_eq!(made.labels[names::LABEL_WORKER], "");
     }

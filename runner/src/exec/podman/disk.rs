@@ -1,4 +1,4 @@
-//! How full the disk is that the engine keeps its images and containers on.
+//! The free space of the disk that holds the engine's images and containers.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +10,8 @@ use super::call::{Ask, Reply};
 use super::reserve;
 use crate::ports::{Disk, ExecError};
 
-/// Where the engine's store lies, once it is proven to be the same disk here.
+/// The path of the engine's store, once it is known to be on the same disk in this process's
+/// mounts.
 #[derive(Debug, Default)]
 pub(super) struct Root(Mutex<Option<PathBuf>>);
 
@@ -29,12 +30,12 @@ struct Store {
 }
 
 impl Podman {
-    /// Asks the system where it can, else the engine.
+    /// Reads the disk from the system if possible, else from the engine.
     ///
-    /// The engine's own answer takes it 0.3 s and six programs that it starts for their versions, and
-    /// counts what is reserved for root as free. The system's is there in microseconds, but may be that
-    /// of another disk: the engine's path need not be the same place in this process's mounts, as in a
-    /// container. So the system is believed where its disk is as large, to the byte, as the engine says.
+    /// The engine takes 0.3 s and starts six programs to learn their versions. It also counts
+    /// root's reserve as free. The system answers in microseconds, but might see another disk: in a
+    /// container, the engine's path need not be the same place. So the system's answer is used only
+    /// if its disk has exactly the size in bytes that the engine reports.
     pub(super) async fn look_at_disk(&self) -> Result<Option<Disk>, ExecError> {
         if let Some(path) = self.root()
             && let Some((_, disk)) = of_path(path, reserve::keep).await
@@ -63,7 +64,8 @@ impl Podman {
         self.root.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// To be called before something is removed: the engine needs a little room for that.
+    /// Frees the reserve. Call before any removal, because the engine needs some room to remove
+    /// things.
     pub(super) async fn make_room_to_remove(&self) {
         if let Some(path) = self.root() {
             of_path(path, reserve::give_up).await;
@@ -71,8 +73,8 @@ impl Podman {
     }
 }
 
-/// The size of the disk at a path with root's reserve, and the disk without it, as the system says;
-/// after `then`, which acts on it. A file system behind a network may take long.
+/// The size of the disk with root's reserve, and the disk without it, as the system reports them.
+/// Calls `then` with the disk. Can block for long on a network file system.
 async fn of_path(path: PathBuf, then: fn(&Path, &Disk)) -> Option<(u64, Disk)> {
     let asked = tokio::task::spawn_blocking(move || {
         let stat = rustix::fs::statvfs(&path).ok()?;

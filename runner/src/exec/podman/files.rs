@@ -1,4 +1,4 @@
-//! Files in and out of what steps leave.
+//! Copies files into and out of workspaces.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +16,7 @@ use crate::exec::archive::whole_archive;
 use crate::ports::{ByteStream, ExecError, RunScope, Workspace};
 
 impl Podman {
-    /// Unpacks a tar at a directory of a workspace.
+    /// Unpacks a tar into a directory of a workspace.
     pub(super) async fn unpack(
         &self,
         run: &RunScope,
@@ -41,7 +41,7 @@ impl Podman {
     }
 
     pub(super) async fn put(&self, id: &str, at: &str, tar: ByteStream) -> Result<(), ExecError> {
-        // What the source of the bytes failed with says more than that the request broke off.
+        // The source's own error is more useful than that of the broken request.
         let source: Arc<Mutex<Option<String>>> = Arc::default();
         let noted = Arc::clone(&source);
         let frames = tar.map_ok(Frame::data).inspect_err(move |cause| {
@@ -71,7 +71,7 @@ impl Podman {
         }
     }
 
-    /// A tar of what lies at a path of a step's container.
+    /// A tar of a path in a step's container.
     pub(super) async fn pack(
         &self,
         run: &RunScope,

@@ -1,13 +1,13 @@
-//! What takes bytes of an engine, for whoever throws hostile ones at it.
+//! Entry points for fuzzing the parsers of engine output.
 
 use bytes::Bytes;
 
 use crate::exec::demux::{Demux, Piece};
 
-/// Takes what is to be a container's output, whole, in pieces of that size, and frame by frame.
+/// Parses container output at once, in pieces of `size`, and frame by frame.
 ///
 /// # Panics
-/// Where the ways do not agree.
+/// If the three results differ.
 pub fn demux(bytes: &[u8], size: usize) {
     let (mut whole, mut pieces) = (Vec::new(), Vec::new());
     let at_once = Demux::default().feed(bytes, &mut whole).is_ok();

@@ -1,7 +1,7 @@
-//! HTTP/1.1 to the engine, over its socket: connections that are kept, and ones that are handed over.
+//! HTTP/1.1 over the engine's socket, with reused and upgraded connections.
 //!
-//! podman-api asks one thing on each connection and drops what some answers say. Here a step keeps a
-//! connection for as long as it runs: that also tells whether the engine is still the same process.
+//! podman-api opens a connection per call and drops parts of some responses. Here a step keeps one
+//! connection while it runs, which also shows whether the engine is still the same process.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,11 +22,11 @@ use tokio_util::task::TaskTracker;
 use super::call::{Again, Ask, Body, Fault, Reply, broken, empty, read, request};
 use crate::ports::ExecError;
 
-/// How many connections wait for their next use.
+/// The maximum number of idle connections.
 const KEPT: usize = 64;
-/// How long one try to connect may take.
+/// The timeout of one connection attempt.
 const CONNECTING: Duration = Duration::from_secs(10);
-/// An engine that was killed in the middle of something may fail at what follows for so long.
+/// How long after a crash an engine can still fail because of what it left half done.
 const LATELY: Duration = Duration::from_secs(20);
 
 trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -37,16 +37,16 @@ enum Target {
     Tcp(String),
 }
 
-/// The engine's address, and the connections to it.
+/// The engine's address and the connections to it.
 pub(super) struct Http {
     target: Target,
-    /// As it was given.
+    /// The address as configured.
     pub(super) address: String,
     idle: Mutex<Vec<SendRequest<Body>>>,
-    /// An engine that has never answered is not waited for.
+    /// Whether the engine has ever answered. One that has not is not waited for.
     answered: AtomicBool,
     shares_processes: AtomicBool,
-    /// When a connection to it broke last.
+    /// When a connection last broke.
     broke: Mutex<Option<Instant>>,
     drivers: TaskTracker,
 }
@@ -58,7 +58,7 @@ impl std::fmt::Debug for Http {
 }
 
 impl Http {
-    /// Reads an address: `unix:///path`, `http://host:port` or `tcp://host:port`.
+    /// Parses an address: `unix:///path`, `http://host:port` or `tcp://host:port`.
     pub(super) fn new(address: &str) -> Result<Arc<Self>, ExecError> {
         let bad = || {
             ExecError::Unsupported(format!(
@@ -104,36 +104,36 @@ impl Http {
         }
     }
 
-    /// It has answered on some other connection: from now on it is waited for.
+    /// Notes that the engine answered elsewhere. From now on calls wait for it.
     pub(super) fn has_answered(&self) {
         self.answered.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the engine went away a moment ago: what it fails at now may be for that.
+    /// Whether the engine crashed recently, so that a failure now can be a consequence.
     pub(super) fn went_lately(&self) -> bool {
         let broke = *self.broke.lock().unwrap_or_else(PoisonError::into_inner);
         broke.is_some_and(|at| at.elapsed() < LATELY)
     }
 
     fn went(&self) {
-        // One that has never answered is yet to come.
+        // An engine that never answered has not started yet.
         if !self.answered.load(Ordering::Relaxed) {
             return;
         }
         *self.broke.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// Whether the engine's process ids mean the same here as there.
+    /// Whether process ids of the engine are valid in this process.
     pub(super) fn shares_processes(&self) -> bool {
         self.shares_processes.load(Ordering::Relaxed)
     }
 
-    /// A connection to make calls on, one after the other.
+    /// A connection for successive calls.
     pub(super) fn link(self: &Arc<Self>) -> Link {
         Link { http: Arc::clone(self), sender: self.take(), breaks: 0 }
     }
 
-    /// One call, on any connection.
+    /// Makes one call on any connection.
     pub(super) async fn call(self: &Arc<Self>, ask: Ask) -> Result<Reply, Fault> {
         self.link().call(ask).await
     }
@@ -149,7 +149,7 @@ impl Http {
     }
 
     fn keep(&self, sender: SendRequest<Body>) {
-        // One whose answer was not read to its end is of no more use.
+        // A connection whose response was not read to its end cannot be reused.
         if sender.is_ready() {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
             if idle.len() < KEPT {
@@ -176,7 +176,7 @@ impl Http {
             }
         };
         let (sender, connection) = http1::handshake(TokioIo::new(wire)).await.map_err(broken)?;
-        // It ends with its sender. What it fails with, the sender's calls fail with too.
+        // The task ends with its sender. The sender's calls return the same error.
         drop(self.drivers.spawn(connection.with_upgrades()));
         Ok(sender)
     }
@@ -204,7 +204,7 @@ impl Http {
         }
     }
 
-    /// Asks for something whose answer is a stream, on a connection of its own.
+    /// Requests a streamed response, on a separate connection.
     pub(super) async fn open(
         &self,
         method: &Method,
@@ -223,7 +223,7 @@ impl Http {
         sender.send_request(request).await.map_err(broken)
     }
 
-    /// Turns a connection over to the bytes of a container.
+    /// Upgrades a connection to a container's raw streams.
     pub(super) async fn upgrade(
         &self,
         path: &str,
@@ -245,7 +245,8 @@ impl Http {
     }
 }
 
-/// Whether who listens there is in the same process namespace. What cannot be seen is in another.
+/// Whether the listener is in this process's PID namespace. If its namespace is unreadable, it is
+/// not.
 fn shares_processes(stream: &UnixStream) -> bool {
     let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/pid")).ok();
     let listener = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
@@ -253,13 +254,14 @@ fn shares_processes(stream: &UnixStream) -> bool {
     theirs.is_some() && theirs == namespace("self")
 }
 
-/// A connection that one after the other calls are made on.
+/// A connection for successive calls.
 #[derive(Debug)]
 pub(super) struct Link {
-    /// Where it goes.
+    /// The engine that it connects to.
     pub(super) http: Arc<Http>,
     sender: Option<SendRequest<Body>>,
-    /// How often it had to be made anew: while this stays, the engine is the same process.
+    /// How often the connection was replaced. As long as it is the same, so is the engine's
+    /// process.
     pub(super) breaks: u32,
 }
 
@@ -272,10 +274,10 @@ impl Drop for Link {
 }
 
 impl Link {
-    /// One call. Waits for an engine that went away, and asks again where that does no harm.
+    /// Makes one call. Waits for an unreachable engine, and retries if that is safe.
     ///
     /// # Cancel safety
-    /// The call may have been made.
+    /// If the future is dropped, the call might still take effect.
     pub(super) async fn call(&mut self, ask: Ask) -> Result<Reply, Fault> {
         let until = Instant::now() + ask.patience;
         loop {
@@ -312,7 +314,7 @@ impl Link {
         let sender = match self.sender.as_mut() {
             Some(sender) => sender,
             None => {
-                // Not asked again by the caller: the patience is used up here.
+                // The whole patience is used here, so the caller must not retry.
                 let made = self.http.connect_within(patience).await.map_err(Tried::Away)?;
                 self.sender.insert(made)
             }
@@ -327,7 +329,7 @@ impl Link {
                 }
             }
         };
-        // The answer may still come where it is late: it is not the next call's.
+        // A late response must not be read as that of the next call.
         let answered = timeout(ask.within, asking).await;
         let answered = answered.unwrap_or(Err(Tried::Late(Fault::Late(ask.within))));
         if let Err(failed) = &answered {
@@ -341,11 +343,11 @@ impl Link {
 }
 
 enum Tried {
-    /// There is no connection, and the patience for one is used up.
+    /// No connection could be made within the patience.
     Away(Fault),
     Unsent(Fault),
     Sent(Fault),
-    /// There is no answer in time.
+    /// The call timed out.
     Late(Fault),
 }
 

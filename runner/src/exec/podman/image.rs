@@ -1,5 +1,5 @@
-//! Images: what the base image says of its containers, what we know of the ones that we made, and
-//! when a chain of them is made one layer again.
+//! Images: the configuration of base images, a cache of committed images, and the decision when a
+//! chain of commits is squashed into one layer.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,15 +10,15 @@ use serde::{Deserialize, Serialize};
 
 use super::call::Fault;
 
-/// Tags of what steps left: `<this>/<chain>:<run id>`. A run id may have capitals and 128 characters,
-/// which only a tag may have too.
+/// The repository prefix of committed images: `<this>/<chain>:<run id>`. A run id can have capitals
+/// and 128 characters, which only a tag allows.
 pub(super) const TAGS: &str = "localhost/bob-run";
-/// The beginning of a chain's name that is no chain: what a later owner, or another run, has taken up.
+/// The chain name prefix of images that were taken over from another owner or run.
 pub(super) const RESUME: &str = "resume-";
-/// The tag that keeps a base image without any name from being removed with the last image on it.
+/// The tag that keeps an unnamed base image when the last image on it is removed.
 pub(super) const PIN: &str = "localhost/bob-base";
 
-/// What a base image says, which must hold for every step.
+/// The configuration of a base image, which applies to every step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Base {
     pub(super) id: String,
@@ -29,31 +29,31 @@ pub(super) struct Base {
     pub(super) layers: u32,
     pub(super) size: u64,
     pub(super) healthcheck: bool,
-    // Older versions wrote labels without what follows.
+    // Older versions wrote labels without the fields from here on.
     #[serde(default)]
     pub(super) cmd: Vec<String>,
-    /// Whether it is stored as Docker does it, which alone has room for a health check.
+    /// Whether it is in Docker's format, the only one that supports a health check.
     #[serde(default)]
     pub(super) is_docker_format: bool,
-    /// Empty if the image does not set one. podman 5 does not copy it at a commit.
+    /// The stop signal. Empty if the image does not set one. podman 5 does not copy it at a commit.
     #[serde(default)]
     pub(super) stop_signal: String,
 }
 
 impl Base {
-    /// As a label of everything that stands on it: whoever goes on with the run in another process
-    /// finds it there, even where the base image itself is gone.
+    /// The label that stores it on every image built on it. A later owner can read it there even if
+    /// the base image is gone.
     pub(super) fn as_label(&self) -> String {
-        // A struct of texts and numbers is always JSON.
+        // Cannot fail: it has only texts and numbers.
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// The instructions that give an image the configuration of this one. A commit takes over that
-    /// of the step's container.
+    /// Commit instructions that restore this configuration. Otherwise a commit takes over that of
+    /// the step's container.
     pub(super) fn changes(&self) -> Vec<String> {
         let list = |words: &[String]| serde_json::json!(words).to_string();
-        // Engines disagree on how a value with other characters is quoted. The container has these
-        // variables anyway, unless its step has overridden one.
+        // Engines disagree on quoting other characters. The container has these variables anyway,
+        // unless its step has overridden one.
         let is_plain = |c: char| !c.is_whitespace() && !matches!(c, '"' | '\'' | '\\' | '$');
         let env = self.env.iter().filter(|(_, value)| value.chars().all(is_plain));
         [
@@ -67,14 +67,14 @@ impl Base {
         .collect()
     }
 
-    /// The format of images on this one.
+    /// The format of images built on it.
     pub(super) fn format(&self) -> &'static str {
         if self.is_docker_format { "docker" } else { "oci" }
     }
 }
 
-/// The engine's answer about an image, as far as we need it. Not podman-api's type: a field of
-/// another type in a newer engine would make it useless.
+/// The needed fields of an inspected image. podman-api's type fails if a newer engine changes the
+/// type of any field.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Inspected {
@@ -127,8 +127,8 @@ impl Inspected {
         layers.map_or(1, |layers| u32::try_from(layers.len()).unwrap_or(u32::MAX))
     }
 
-    /// Whether it has a name that a run's end does not take away: what has none goes with the last
-    /// image that stands on it.
+    /// Whether it has a name that outlives the run. An unnamed image is removed with the last image
+    /// built on it.
     pub(super) fn is_named(&self) -> bool {
         let names = [&self.repo_tags, &self.repo_digests].into_iter().flatten().flatten();
         let pin =
@@ -159,7 +159,7 @@ impl Inspected {
         }
     }
 
-    /// What there is to know of an image that steps are to stand on, which may be one of ours.
+    /// What is known about an image that steps will build on, which can itself be a commit.
     pub(super) fn as_known(&self, depth: u32) -> Result<Known, Fault> {
         let label = self.labels.as_ref().and_then(|labels| labels.get(names::LABEL_BASE));
         let base = match label {
@@ -178,7 +178,7 @@ impl Inspected {
     }
 }
 
-/// Images one on the other that share a tag, which is on the last one.
+/// A chain of images that build on each other. Its tag is on the last one.
 #[derive(Debug, Default)]
 pub(super) struct Chain(Mutex<Option<Tip>>);
 
@@ -189,35 +189,35 @@ struct Tip {
 }
 
 impl Chain {
-    /// The tag's name for an image that stands on `parent`; `None` where the chain goes on from
-    /// another image, so that this one begins a chain of its own. It is given once: of two images
-    /// that are made on one at the same time each has a tag.
+    /// Takes the tag's name for an image that builds on `parent`. `None` if `parent` is not the end
+    /// of the chain, so that the image starts its own chain. Of two concurrent commits on one
+    /// parent, only one gets the name.
     pub(super) fn goes_on(&self, parent: &str) -> Option<String> {
         let mut tip = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         tip.take_if(|tip| tip.image == parent).map(|tip| tip.name)
     }
 
-    /// Its tag is on that image now.
+    /// Notes that the chain's tag is now on `image`.
     pub(super) fn ends_at(&self, name: &str, image: &str) {
         let mut tip = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         *tip = Some(Tip { name: name.to_owned(), image: image.to_owned() });
     }
 }
 
-/// What we know of an image, or of a container on it.
+/// What is known about an image, or a container on it.
 #[derive(Debug, Clone)]
 pub(super) struct Known {
     pub(super) base: Arc<Base>,
-    /// Layers on the base image, or on the last squashed one.
+    /// The number of layers above the base image or the last squashed one.
     pub(super) depth: u32,
-    /// All layers.
+    /// The number of all layers.
     pub(super) layers: u32,
-    /// Bytes when it was last looked at.
+    /// The size in bytes when it was last inspected.
     pub(super) size: u64,
     pub(super) chain: Arc<Chain>,
 }
 
-/// A container of ours.
+/// A container of this worker.
 #[derive(Debug, Clone)]
 pub(super) struct Made {
     pub(super) on: String,
@@ -231,7 +231,7 @@ struct OfRun {
     containers: HashMap<String, Made>,
 }
 
-/// What we know, by run. A cache: what is not in it is asked of the engine.
+/// A cache by run. Missing entries are read from the engine.
 #[derive(Debug, Default)]
 pub(super) struct Memory(Mutex<HashMap<RunId, OfRun>>);
 
@@ -266,16 +266,16 @@ impl Memory {
     }
 }
 
-/// No chain of fewer layers is worth squashing.
+/// The shortest chain that is worth squashing.
 const FEWEST: u32 = 12;
-/// Overlay takes no more than 128 layers, and the engine says so only when a container is to start.
+/// The overlay driver accepts at most 128 layers, and fails only when a container starts.
 const MOST_LAYERS: u32 = 100;
 const SQUASH_MILLIS: u64 = 150;
 const SQUASH_MILLIS_PER_MEGABYTE: u64 = 7;
 
-/// Whether the next image is to be one layer again: when the commits of this chain have become
-/// slower, all together, by what a squash costs. A commit looks at every layer below it, so `d` of
-/// them lose about `0.75 * d * d` ms; a squash writes the whole of the image.
+/// Whether to squash the next image. A commit looks at every layer below it, so `d` commits lose
+/// about `0.75 * d * d` ms in total, while a squash rewrites the whole image. Squashing pays off
+/// when the loss reaches the cost.
 pub(super) fn is_to_squash(depth: u32, layers: u32, bytes: u64) -> bool {
     if layers >= MOST_LAYERS {
         return true;

@@ -1,4 +1,4 @@
-//! A step that has an image of its own: it goes on from nothing, and leaves files alone.
+//! A step with an image of its own. It inherits no files from earlier steps and leaves only files.
 
 use std::collections::HashMap;
 
@@ -15,7 +15,7 @@ use crate::exec::job::{JobOptions, NAMESPACE, own_image};
 use crate::exec::mount::{JobMount, Source};
 use crate::ports::{ExecError, Executor as _, JOB_DIR, RunScope, StepSpec, StopSignal, Workspace};
 
-/// Adds what a step with an image of its own asks for.
+/// Adds the options of a step with an image of its own.
 pub(super) fn put(options: JobOptions, step: &StepSpec, create: &mut Create) {
     if own_image(step).is_none() {
         return;
@@ -24,7 +24,7 @@ pub(super) fn put(options: JobOptions, step: &StepSpec, create: &mut Create) {
         create.labels.insert(NAMESPACE, namespace);
     }
     create.terminal = options.tty;
-    // A nameless volume: it is there wherever the engine is, and goes with the container.
+    // An anonymous volume works on a remote engine and is removed with the container.
     create.volumes.push(json!({ "Name": "", "Dest": JOB_DIR }));
     for mount in options.mounts {
         let words: Vec<&str> = mount.options.iter().map(|option| option.as_str()).collect();
@@ -44,7 +44,7 @@ pub(super) fn put(options: JobOptions, step: &StepSpec, create: &mut Create) {
     }
 }
 
-/// A volume as the engine describes it.
+/// An inspected volume.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Described {
@@ -55,7 +55,7 @@ struct Described {
 }
 
 impl Described {
-    /// Whether a step created it, so that it is not backed by anything else on the host.
+    /// Whether a step created it, so that nothing else on the host backs it.
     fn is_of_steps(&self) -> bool {
         let labels = self.labels.as_ref();
         let is_ours = labels.and_then(|labels| labels.get(names::LABEL_ROLE));
@@ -64,12 +64,12 @@ impl Described {
     }
 }
 
-/// The role of a volume that steps created by its name, for all steps to use.
+/// The role label of named volumes that steps created and share.
 const SHARED: &str = "shared";
 
 impl Podman {
-    /// Creates the named volumes of a step that do not exist yet, and rejects those that no step
-    /// created. The engine itself handles a volume that the operator names.
+    /// Creates the missing named volumes of a step, and rejects those that no step created. The
+    /// engine itself handles volumes that the operator allows.
     pub(super) async fn has_volumes(
         &self,
         link: &mut Link,
@@ -100,7 +100,7 @@ impl Podman {
             Err(fault) if fault.refusal().contains("already exists") => {}
             Err(fault) => return Err(fault.at("creating a volume for a step", &self.http)),
         }
-        // Also after a create: some versions answer it with the volume that is there.
+        // Check even after a create: some versions return an existing volume.
         let ask = Ask::get(format!("/volumes/{}/json", path::name(name)));
         let described = link.call(ask).await.and_then(Reply::good);
         let described = described.and_then(|reply| reply.json::<Described>());
@@ -115,7 +115,7 @@ impl Podman {
         )))
     }
 
-    /// What a step begins with: where it has an image of its own, that.
+    /// The workspace that a step starts from: its own image if it names one.
     pub(super) async fn begins_on(
         &self,
         run: &RunScope,

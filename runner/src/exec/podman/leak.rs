@@ -1,5 +1,5 @@
-//! Looks for the secrets of a step in what it left, before that becomes an image: the files that it made
-//! or changed, and their names.
+//! Searches the files that a step made or changed, and their names, for its secrets before a
+//! commit.
 
 use std::collections::BTreeMap;
 
@@ -12,17 +12,17 @@ use super::call::{Ask, Fault, Reply};
 use super::look::{Change, Line};
 use crate::ports::{ByteStream, ExecError, Forbidden, StepSpec};
 
-/// Up to so many places are read one by one, which takes the engine some 80 ms each; beyond that all of
-/// the container is read at once, and what the step has not changed is passed over.
+/// Up to this many paths are read one by one, which takes the engine about 80 ms each. For more,
+/// the whole container is exported, and unchanged files are skipped.
 const ONE_BY_ONE: usize = 32;
-/// The most bytes of one read.
+/// The maximum number of bytes in one read.
 const PIECE: usize = 64 * 1024;
 
-/// What a step has changed.
+/// The paths that a step changed.
 struct Changed(BTreeMap<String, Change>);
 
 impl Changed {
-    /// Whether a path is new, or changed.
+    /// Whether a path is new or changed.
     fn has(&self, path: &str) -> bool {
         self.0.get(path).is_some_and(|change| *change != Change::Deleted) || self.is_below_new(path)
     }
@@ -38,7 +38,8 @@ impl Changed {
         false
     }
 
-    /// The paths whose archives hold all of it: new ones with what is below them, and changed files.
+    /// The paths whose archives contain every change: new paths with their contents, and changed
+    /// files.
     fn places(&self) -> Vec<&str> {
         let is_dir = |path: &str| {
             let below = format!("{path}/");
@@ -54,8 +55,8 @@ impl Changed {
     }
 }
 
-/// The first file of an archive that something is found in which may not be there. `below`: what its
-/// paths begin with. What has not changed is passed over.
+/// The first file of an archive that contains something forbidden. `below` is the parent of its
+/// paths. Unchanged files are skipped.
 async fn search(
     tar: ByteStream,
     below: &str,
@@ -92,7 +93,7 @@ async fn search(
 }
 
 impl Podman {
-    /// Refuses what a step left where one of its secrets is in it.
+    /// Fails if a step left one of its secrets in its files.
     pub(super) async fn has_no_secrets(&self, id: &str, step: &StepSpec) -> Result<(), ExecError> {
         let Some(forbidden) = &step.secrets.forbidden else { return Ok(()) };
         let found = self.find_secret(id, &**forbidden).await;
@@ -110,7 +111,7 @@ impl Podman {
         forbidden: &dyn Forbidden,
     ) -> Result<Option<String>, Fault> {
         let mut link = self.http.link();
-        // The engine tidies up after the step, and must not take the files away meanwhile.
+        // Keep the files mounted: the engine's cleanup after the step could unmount them.
         link.mount(id).await?;
         let reply = link.call(Ask::get(format!("/containers/{id}/changes"))).await;
         let lines: Option<Vec<Line>> = reply.and_then(Reply::good)?.json()?;
@@ -119,7 +120,7 @@ impl Podman {
         let names = changed.0.iter().filter(|(_, change)| **change != Change::Deleted);
         let mut names = names.map(|(path, _)| path);
         if names.any(|path| forbidden.search().finds(path.as_bytes())) {
-            // The path itself cannot be told.
+            // The path contains the secret, so it must not be shown.
             return Ok(Some("the name of a file".to_owned()));
         }
         let places = changed.places();
@@ -130,7 +131,7 @@ impl Podman {
         for place in places {
             let archive = match self.archive(id, place).await {
                 Ok(archive) => archive,
-                // A link that leads nowhere.
+                // A dangling symbolic link.
                 Err(fault) if fault.status() == Some(404) => continue,
                 Err(fault) => return Err(fault),
             };

@@ -1,4 +1,4 @@
-//! A look at what a step left, for people: which files it changed.
+//! Lists the files that a step changed, for display.
 
 use serde::Deserialize;
 
@@ -6,14 +6,14 @@ use super::Podman;
 use super::call::Ask;
 use crate::ports::ExecError;
 
-/// What became of a file.
+/// How a file changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
-    /// It is new.
+    /// It was added.
     Added,
-    /// It, or what is in it where it is a directory, is not what it was.
+    /// It was modified, or something in the directory changed.
     Changed,
-    /// It is gone.
+    /// It was deleted.
     Deleted,
 }
 
@@ -28,7 +28,7 @@ impl Line {
     pub(super) fn change(self) -> (String, Change) {
         let Self { path, kind } = self;
         match kind {
-            // podman's `archive.ChangeType`.
+            // The values of podman's `archive.ChangeType`.
             1 => (path, Change::Added),
             2 => (path, Change::Deleted),
             _ => (path, Change::Changed),
@@ -37,11 +37,11 @@ impl Line {
 }
 
 impl Podman {
-    /// What an image changes in the files of another one, in the order of their paths; of the image
-    /// below it where none is named. `None`: the engine does not have it.
+    /// The changes between `since`, by default the parent image, and an image, in path order.
+    /// `None` if the engine does not have the image.
     ///
     /// # Errors
-    /// [`ExecError`] where the engine does not answer.
+    /// [`ExecError`] if the engine does not answer.
     pub async fn changes(
         &self,
         image: &str,

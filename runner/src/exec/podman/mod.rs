@@ -1,17 +1,17 @@
-//! Runs each step in a container of podman, and keeps what it leaves as an image: the next step's.
+//! Runs each step in a podman container and commits it as the image that the next step starts from.
 //!
 //! | file | duty |
 //! |---|---|
-//! | `http` `call` `path` `api` | the engine's REST socket, where podman-api loses what we need |
-//! | `create` | what a container is made of: nothing leaks from one step to the next |
-//! | `step` `refused` `output` `stop` `watcher` | one step, from its making to its proven end |
-//! | `image` `pull` | images: what they say, where they come from, when a chain is squashed |
-//! | `files` `work_dir` | resources in, artifacts out, and the directories that a container needs |
-//! | `volume` `secrets` `leak` | what a step is given in memory, and that nothing of it is kept |
-//! | `disk` `bases` | how full the engine is, and which images may go for it |
-//! | `processes` | steps ended by process id, if the engine does not answer |
-//! | `remains` | what a worker that is gone has left running |
-//! | `remove` | letting go, by label and never by memory |
+//! | `http` `call` `path` `api` | the engine's REST socket, where podman-api is not enough |
+//! | `create` | the settings of a container, which do not leak from one step to the next |
+//! | `step` `refused` `output` `stop` `watcher` | one step, from its creation to its proven end |
+//! | `image` `pull` | inspecting and pulling images, and when to squash a chain |
+//! | `files` `work_dir` | resources in, artifacts out, and directories that a container needs |
+//! | `volume` `secrets` `leak` | secrets passed in memory, and the check that no commit has them |
+//! | `disk` `bases` | the engine's disk, and the base images that can be removed to free it |
+//! | `processes` | ending steps by process id, if the engine does not answer |
+//! | `remains` | containers that a lost worker left running |
+//! | `remove` | removal, always by label and never from memory |
 
 mod api;
 mod bases;
@@ -76,37 +76,37 @@ use crate::ports::{
     Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
 };
 
-/// How often a commit is made anew where another run's removal took away a layer that both shared.
-/// The name under which nodes and events know it.
+/// The executor's name in nodes and events.
 pub const NAME: &str = "podman";
+/// How often a commit is retried after a layer shared with another run was removed meanwhile.
 const COMMITS: u32 = 6;
 
-/// Where the engine is, and what it does where a pipeline says nothing.
+/// How to reach the engine, and defaults for steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Its address: `unix:///path`, `http://host:port` or `tcp://host:port`.
+    /// The engine's address: `unix:///path`, `http://host:port` or `tcp://host:port`.
     pub url: String,
-    /// Files with registry credentials, as podman and docker write them; the first that has an entry
-    /// for a registry holds.
+    /// Registry credential files in the format of podman and docker. The first file with an entry
+    /// for a registry is used.
     pub auth_files: Vec<PathBuf>,
-    /// Whether somebody named the first of them, so that it has to be there.
+    /// Whether the user named the first file, so that it must exist.
     pub auth_asked_for: bool,
-    /// Registries that are spoken to without TLS, or without a look at their certificate.
+    /// Registries accessed without TLS or without verifying their certificate.
     pub insecure_registries: Vec<String>,
-    /// The network of steps that name none; the engine's own default where there is none.
+    /// The network of steps that name none. `None`: the engine's default.
     pub network: Option<String>,
-    /// Where what steps left is copied to: `HOST[:PORT][/REPOSITORY]`.
+    /// The repository for copies of commits: `HOST[:PORT][/REPOSITORY]`.
     pub checkpoints: Option<String>,
-    /// The process that makes containers: a label of each.
+    /// The process that creates containers, stored in a label of each.
     pub worker: Option<NodeId>,
-    /// What steps may use of the engine's host.
+    /// The steps' access to the engine's host.
     pub access: HostAccess,
-    /// Maximum size of the engine's own copy of a step's output, in bytes. `None`: no limit.
+    /// The maximum size of the engine's own copy of a step's output, in bytes. `None`: unlimited.
     pub log_bytes: Option<u64>,
 }
 
 impl Options {
-    /// An engine at an address, and nothing else said.
+    /// Default options for an engine at an address.
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         Self {
@@ -129,7 +129,7 @@ struct Engine {
     cpus: u64,
 }
 
-/// Steps in podman's containers.
+/// Runs steps in podman containers.
 #[derive(Debug)]
 pub struct Podman {
     http: Arc<Http>,
@@ -152,11 +152,11 @@ pub struct Podman {
 }
 
 impl Podman {
-    /// An executor on the engine at an address. Nothing is asked of it yet: whether it answers, the
-    /// first call says.
+    /// Creates an executor for the engine at an address. Does not connect yet: the first call shows
+    /// whether the engine answers.
     ///
     /// # Errors
-    /// [`ExecError::Unsupported`] where the address is none.
+    /// [`ExecError::Unsupported`] if the address is invalid.
     pub fn connect(options: Options) -> Result<Self, ExecError> {
         let http = Http::new(&options.url)?;
         let version = podman_api::ApiVersion::new(4, Some(0), Some(0));
@@ -191,12 +191,12 @@ impl Podman {
         })
     }
 
-    /// Whether the engine answers.
+    /// Checks that the engine answers.
     ///
     /// # Errors
-    /// [`ExecError::Unreachable`] where it does not.
+    /// [`ExecError::Unreachable`] if it does not.
     pub async fn ping(&self) -> Result<(), ExecError> {
-        // One that is away is not waited for: that is what is asked.
+        // Short timeouts: the caller asks whether the engine answers now.
         let (within, patience) = (Duration::from_secs(5), Duration::from_secs(1));
         let ask = Ask { within, patience, ..Ask::get("/_ping") };
         let pinged = self.http.call(ask).await.and_then(Reply::good);
@@ -241,7 +241,7 @@ impl Podman {
         })
     }
 
-    /// How many processors a share is one of, where limits hold at all.
+    /// The number of processors that a share refers to. An error if limits are not enforced.
     async fn enforced_cpus(&self) -> Result<u64, ExecError> {
         let engine = self.engine().await?;
         match &engine.info.limits_refused {
@@ -264,7 +264,7 @@ impl Podman {
     }
 }
 
-/// What the connection said, without the layers around it.
+/// The innermost error, without its wrappers.
 fn innermost(error: &dyn std::error::Error) -> String {
     let mut deepest = error;
     while let Some(source) = deepest.source() {
@@ -273,17 +273,17 @@ fn innermost(error: &dyn std::error::Error) -> String {
     deepest.to_string()
 }
 
-/// The machine's own id, where the engine is on this one.
+/// The machine id, if the engine is on this machine.
 fn machine_id(local: bool) -> Option<String> {
     let files = ["/etc/machine-id", "/var/lib/dbus/machine-id"];
     let read = |file: &&str| std::fs::read_to_string(file).ok().map(|id| id.trim().to_owned());
     if local { files.iter().find_map(read).filter(|id| !id.is_empty()) } else { None }
 }
 
-/// Why a rootless engine limits nothing below control groups of version 1, or of both versions.
+/// Why a rootless engine enforces no limits with control groups of version 1 or in hybrid mode.
 const NO_V1: &str = "limits cannot be enforced: control groups of version 1 are not delegated to a rootless container engine; boot with systemd.unified_cgroup_hierarchy=1";
 
-/// The warning for a storage driver that compares files by size and time alone.
+/// The warning for a storage driver that compares files only by size and time.
 pub fn loses_changes(driver: Option<&str>) -> Option<String> {
     (driver == Some("vfs")).then(|| {
         "the container engine's storage driver vfs compares files by size and time: if a step changes a \
@@ -345,10 +345,10 @@ impl Executor for Podman {
         run: &RunScope,
         kept: Option<&Checkpoint>,
     ) -> Result<Option<Workspace>, ExecError> {
-        // What still runs must not go on while an image comes from afar.
+        // End running steps first: pulling an image can take long.
         self.end_containers(run).await?;
         let Some(Checkpoint { image, digest }) = kept else { return Ok(None) };
-        // The name first, then the look: what is named is not removed in between.
+        // Name it before looking at it, so that it is not removed in between.
         if let Some(adopted) = self.name_again(run, image).await? {
             return Ok(Some(adopted));
         }
@@ -370,7 +370,7 @@ impl Executor for Podman {
             return Err(cause);
         }
         self.end_processes(&run.run).await?;
-        // An engine that hangs can still perform a start that it has not answered.
+        // A hung engine can still perform a start that it has not answered.
         if self.starts.is_unanswered(&run.run) { Err(cause) } else { Ok(()) }
     }
 

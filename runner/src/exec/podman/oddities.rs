@@ -1,5 +1,5 @@
-//! What podman 4.3 answers where another run's things are removed while it looks at them: the answers
-//! were recorded, as nothing brings them about at will.
+//! Recorded answers of podman 4.3 to calls during the removal of another run's objects. Nothing
+//! triggers them reliably, so the tests replay them.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::remove::listed;
 
 const GONE: &str = r#"{"cause":"no such container","message":"container 0345b2 does not exist in database: no such container","response":500}"#;
 
-/// Gives these answers, one a connection, and ends with the paths that were asked for.
+/// Serves these answers, one per connection, and returns the requested paths.
 async fn answering(answers: &'static [(u16, &str)]) -> (Arc<Http>, JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let http = Http::new(&format!("http://{}", listener.local_addr().unwrap())).unwrap();

@@ -1,9 +1,9 @@
-//! A step's output on its way to the sink, and what is known once it has ended.
+//! Passes a step's output to the sink, and determines how the step ended.
 //!
-//! The end of the attached connection says nothing by itself: the step may have ended, or the engine.
-//! So the container is always looked at; and where the engine was not the same process all the time,
-//! what is missing comes from the engine's own copy of the output, which is byte-exact. (Attaching
-//! again with that copy in front is not: its frames lie about their length.)
+//! The attached connection closes when the step ends, but also when the engine does. So the
+//! container is always inspected. If the engine's process changed, the missing output is read from
+//! the engine's own copy, which is byte-exact. (Attaching again with past output is not, because
+//! its frames have wrong lengths.)
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,41 +25,41 @@ use crate::exec::copy::{GAP, Reading, Seen, Ways};
 use crate::exec::demux::{Demux, Piece};
 use crate::ports::{ExecError, LogSink};
 
-/// A started container's output, before the start.
+/// The output stream of a container, attached before the start.
 pub(super) type Attached = TokioIo<hyper::upgrade::Upgraded>;
 
 const READ_BYTES: usize = 32 * 1024;
-/// An engine closes a connection on which nothing was asked for 10 s, and then looks as if it had
-/// been restarted.
+/// The pause between pings. An engine closes a connection after 10 s without a request, which would
+/// look like a restart.
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
-/// How long an engine that went away while a step ran is waited for.
+/// How long to wait for an engine that became unreachable during a step.
 pub(super) const PATIENCE: Duration = Duration::from_secs(120);
 const SLOWEST_POLL: Duration = Duration::from_millis(500);
-/// The engine's copy is read again after so many times as long as the last reading took.
+/// The pause before the copy is read again, as a multiple of the time the last read took.
 const READ_SHARE: u32 = 10;
-/// But after this at the latest.
+/// The longest such pause.
 const LONGEST_REST: Duration = Duration::from_secs(3);
 
-/// Attaches to a container that is not started yet. The engine makes its process ready for that,
-/// so that what is wrong with it shows here.
+/// Attaches to a container that is not started. This makes the engine prepare the container's
+/// process, so errors in its settings appear here.
 pub(super) async fn attach(http: &Http, id: &str) -> Result<Attached, Fault> {
     let query = "stream=true&stdin=false&stdout=true&stderr=true&logs=false";
     http.upgrade(&format!("/containers/{id}/attach?{query}")).await
 }
 
-/// What follows a step from its start to its end.
+/// Follows a step from its start to its end.
 pub(super) struct Follower<'a> {
     pub(super) http: &'a Arc<Http>,
     pub(super) id: &'a str,
     pub(super) out: &'a dyn LogSink,
     pub(super) seen: Seen,
     pub(super) beginning: Beginning,
-    /// The step has a terminal: nothing of its one stream is framed.
+    /// Whether the step has a terminal, so that its single stream is not framed.
     pub(super) raw: bool,
 }
 
 impl Follower<'_> {
-    /// Passes the output on until the step has ended; its container then.
+    /// Passes the output on until the step has ended. Returns its container.
     pub(super) async fn follow(
         &mut self,
         attached: Attached,
@@ -72,15 +72,15 @@ impl Follower<'_> {
         loop {
             let looked = link.inspect(self.id, PATIENCE).await;
             let looked = looked.map_err(|fault| fault.at("looking at a step", self.http))?;
-            // A removal kills first: what is seen to end just before is an end like any other.
+            // A removal kills the step first, which can look like an ordinary end.
             let Some(container) = looked.filter(|container| !container.is_going()) else {
                 return Err(ExecError::Engine {
                     doing: "looking at a step".into(),
                     cause: format!("container {} was removed by somebody else", self.id),
                 });
             };
-            // The same connection all the time means the same process behind it: its end of output
-            // was the step's.
+            // An unbroken connection means that the engine's process is the same, so the end of the
+            // output was the step's.
             let sure = whole && link.breaks == breaks;
             let begun = Instant::now();
             match container.life() {
@@ -106,7 +106,8 @@ impl Follower<'_> {
         }
     }
 
-    /// Whether the output ended with a whole frame.
+    /// Passes output on until the connection closes. Returns whether it ended with a complete
+    /// frame.
     async fn pump_beside_pings(&mut self, attached: Attached, link: &mut Link) -> bool {
         let mut pumping = std::pin::pin!(self.pump(attached));
         loop {
@@ -118,7 +119,7 @@ impl Follower<'_> {
                         patience: Duration::ZERO,
                         ..Ask::get("/_ping")
                     };
-                    // What it fails with shows in the link's breaks.
+                    // A failure shows in `link.breaks`.
                     drop(link.call(ping).await);
                 }
             }
@@ -152,7 +153,7 @@ impl Follower<'_> {
         self.write(pieces).await;
     }
 
-    /// Passes on what was held back because it began like a report of the engine's.
+    /// Passes on output held back because it began like an engine report.
     pub(super) async fn release(&mut self) {
         let pieces = self.beginning.rest();
         self.write(pieces).await;
@@ -164,7 +165,7 @@ impl Follower<'_> {
         }
     }
 
-    /// Passes on what the engine has kept of the output and was not passed on yet.
+    /// Passes on output that the engine kept and that was not received before.
     async fn catch_up(&mut self, until: Until) -> Result<(), ExecError> {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -198,7 +199,7 @@ impl Follower<'_> {
         Ok(())
     }
 
-    /// Reads the engine's copy once, and passes on the output that was not received yet.
+    /// Reads the engine's copy once and passes on output that was not received before.
     async fn read_copy(&mut self, until: Until, ways: Ways) -> Result<Reading, Fault> {
         let mut reading = self.seen.read(ways);
         let path = format!("/containers/{}/logs?follow=false&stdout=true&stderr=true", self.id);
@@ -216,7 +217,7 @@ impl Follower<'_> {
                 let piece = demux.split(&mut bytes);
                 let piece = piece.map_err(|cause| Fault::Garbled(cause.to_string()))?;
                 let Some((piece, begins_frame)) = piece else { continue };
-                // A line that is being written right now may look shorter than it will be.
+                // A line that is being written can be incomplete.
                 if begins_frame || until == Until::End {
                     self.pass_all(&mut held, &mut reading).await;
                 }
@@ -238,10 +239,10 @@ impl Follower<'_> {
     }
 }
 
-/// How far the engine's copy is to be trusted.
+/// How far the engine's copy is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Until {
     End,
-    /// All but the last frame, which may not be whole.
+    /// All but the last frame, which can be incomplete.
     LastFrame,
 }

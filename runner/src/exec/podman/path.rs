@@ -6,7 +6,7 @@ const IN_QUERY: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/').remove(b':');
 const IN_NAME: &AsciiSet = &IN_QUERY.remove(b'@');
 
-/// Pairs as a query, without the question mark.
+/// Encodes pairs as a query, without the question mark.
 pub(super) fn query(pairs: &[(&str, &str)]) -> String {
     let pairs: Vec<String> = pairs
         .iter()
@@ -15,12 +15,12 @@ pub(super) fn query(pairs: &[(&str, &str)]) -> String {
     pairs.join("&")
 }
 
-/// An image's name or id as a part of a path; a name's slashes belong to it.
+/// Encodes an image's name or id as a part of a path. The slashes of a name stay.
 pub(super) fn name(text: &str) -> impl std::fmt::Display + '_ {
     utf8_percent_encode(text, IN_NAME)
 }
 
-/// A filter of a list or a prune.
+/// A filter for a list or prune call.
 pub(super) fn filter(by: &str, value: &str) -> String {
     query(&[("filters", &serde_json::json!({by: [value]}).to_string())])
 }

@@ -1,5 +1,6 @@
-//! Ends steps without the engine, on the engine's own host: conmon, which the engine starts for each
-//! container, names the container, its directory and the file with the id of its process.
+//! Ends steps without the engine, on the engine's own host. The engine starts a conmon per
+//! container; its command line has the container's name, its directory and the file with its
+//! process id.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,9 +13,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-/// Between two looks at a killed process.
+/// The pause between two checks of a killed process.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
-/// How long a killed process can take to end.
+/// The timeout for a killed process to end.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
 
 /// A container that has a conmon.
@@ -22,9 +23,9 @@ const ENDS_WITHIN: Duration = Duration::from_secs(10);
 pub(super) struct Watched {
     conmon: i32,
     pub(super) name: String,
-    /// The directory of its configuration.
+    /// The directory of the container's configuration.
     bundle: PathBuf,
-    /// The id of its first process.
+    /// The file with the id of the container's first process.
     pid_file: PathBuf,
 }
 
@@ -50,7 +51,7 @@ impl Watched {
         })
     }
 
-    /// Whether a worker made it, by the annotation in its configuration.
+    /// Whether a worker created it, according to the annotation in its configuration.
     pub(super) fn is_of(&self, worker: &NodeId) -> bool {
         let config = std::fs::read(self.bundle.join("config.json")).unwrap_or_default();
         let config: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
@@ -58,8 +59,8 @@ impl Watched {
         maker.and_then(serde_json::Value::as_str) == Some(worker.as_str())
     }
 
-    /// Kills its first process, and with it all of them. Returns what becomes readable at its end;
-    /// nothing if it has ended already.
+    /// Kills its first process, which ends all others. Returns a descriptor that becomes readable
+    /// when it ends, or `None` if it has already ended.
     fn kill(&self) -> io::Result<Option<OwnedFd>> {
         let pid = match std::fs::read_to_string(&self.pid_file) {
             Ok(pid) => pid.trim().parse().ok().and_then(Pid::from_raw),
@@ -71,7 +72,7 @@ impl Watched {
             Err(Errno::SRCH) => return Ok(None),
             Err(cause) => return Err(cause.into()),
         };
-        // Asked only now that the number cannot go to another process: it could have before.
+        // Check the parent only now: before, the number could have been reused by another process.
         if parent_of(pid.as_raw_nonzero().get()) != Some(self.conmon) {
             return Ok(None);
         }
@@ -82,7 +83,7 @@ impl Watched {
     }
 }
 
-/// The parent of a process, from the fourth field of its `stat`. The second is its name, in brackets.
+/// The parent of a process: the field of `stat` two after the name in parentheses.
 fn parent_of(pid: i32) -> Option<i32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
@@ -95,17 +96,17 @@ pub(super) fn watched() -> io::Result<Vec<Watched>> {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
-        // One that has ended meanwhile has none.
+        // Empty if the process has ended meanwhile.
         let command_line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         all.extend(Watched::of(pid, &command_line));
     }
     Ok(all)
 }
 
-/// Kills the processes of containers, and returns once they have ended.
+/// Kills the processes of containers and waits for their end.
 ///
 /// # Errors
-/// If one of them cannot be killed, or does not end in time.
+/// If one cannot be killed or does not end in time.
 pub(super) async fn end(containers: Vec<Watched>) -> io::Result<()> {
     let mut ends = Vec::new();
     for container in containers {
@@ -149,7 +150,7 @@ mod tests {
         assert_eq!(Watched::of(7, b""), None);
     }
 
-    /// A container whose first process is a child of this test's.
+    /// A container whose first process is a child of this test.
     fn child(dir: &Path) -> (std::process::Child, Watched) {
         let child = Command::new("sleep").arg("600").spawn().unwrap();
         let pid_file = dir.join("pidfile");

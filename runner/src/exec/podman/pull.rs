@@ -1,5 +1,5 @@
-//! Getting an image from its registry, and giving it one: once for all who want it at the same time, and with the
-//! engine's answer read to its end, for it says "200" first and what went wrong later.
+//! Pulls and pushes images. Concurrent pulls of one image are merged. The engine answers 200 before
+//! it starts, so its response is always read to the end, where an error can follow.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -20,20 +20,19 @@ use super::path::query;
 use crate::exec::auth::{self, Credentials};
 use crate::ports::ExecError;
 
-/// A line of the engine's answer is not longer than this.
+/// The maximum length of a response line, in bytes.
 const LONGEST_LINE: usize = 1 << 20;
-/// How often a pull is begun once more that came to nothing because a layer which the engine had, and
-/// meant to use again, was removed meanwhile.
+/// How often a pull is retried after a layer that the engine meant to reuse was removed meanwhile.
 const AGAIN: u32 = 5;
 
-/// Where registries and their credentials are.
+/// Registry settings and credentials.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Registries {
-    /// Files with credentials; the first that has an entry holds.
+    /// Credential files. The first file with an entry for a registry is used.
     pub(super) auth_files: Vec<PathBuf>,
-    /// Somebody named the first of them: it has to be there.
+    /// Whether the user named the first file, so that it must exist.
     pub(super) auth_asked_for: bool,
-    /// Hosts that are spoken to without TLS, or whose certificate is not looked at.
+    /// Hosts accessed without TLS or without verifying their certificate.
     pub(super) insecure: Vec<String>,
 }
 
@@ -42,13 +41,13 @@ impl Registries {
         self.insecure.iter().any(|insecure| insecure == host)
     }
 
-    /// What to log in with for an image.
+    /// The credentials for an image.
     pub(super) fn credentials(&self, image: &str) -> Result<Option<Credentials>, String> {
         auth::find(&self.auth_files, self.auth_asked_for, image)
     }
 }
 
-/// Why an image could not be pulled, for everyone who waited for it.
+/// Why a pull failed, for everyone who waited for it.
 #[derive(Debug, Clone)]
 enum Failed {
     Image(String),
@@ -68,7 +67,7 @@ impl Failed {
 
 type Flight = Shared<BoxFuture<'static, Result<String, Failed>>>;
 
-/// Pulls that are under way, by image reference.
+/// Pulls in progress, by image reference.
 #[derive(Debug, Default)]
 pub(super) struct Pulls {
     flights: Arc<Mutex<HashMap<String, Flight>>>,
@@ -76,10 +75,10 @@ pub(super) struct Pulls {
 }
 
 impl Pulls {
-    /// Pulls an image, or waits for the pull of it that is under way; its id.
+    /// Pulls an image, or waits for a pull of it that is in progress. Returns its id.
     ///
     /// # Cancel safety
-    /// The pull goes on: others may wait for it.
+    /// The pull continues, because others might wait for it.
     pub(super) async fn pull(
         &self,
         http: &Arc<Http>,
@@ -119,7 +118,7 @@ struct Line {
     id: Option<String>,
 }
 
-/// What a pull's answer says, line by line.
+/// The result of a pull, collected line by line.
 #[derive(Debug, Default)]
 struct Answer {
     line: Vec<u8>,
@@ -140,7 +139,7 @@ impl Answer {
     }
 
     fn end_line(&mut self) {
-        // What is no JSON object of this form is progress, or of a kind that we do not know.
+        // Other lines are progress or unknown, and are ignored.
         if let Ok(line) = serde_json::from_slice::<Line>(&self.line) {
             self.id = line.id.filter(|id| !id.is_empty()).or_else(|| self.id.take());
             self.error = line.error.filter(|text| !text.is_empty()).or_else(|| self.error.take());
@@ -148,7 +147,7 @@ impl Answer {
         self.line.clear();
     }
 
-    /// Whether it went well.
+    /// Returns the error that the engine reported.
     fn end(mut self) -> Result<(), String> {
         self.end_line();
         self.error.map_or(Ok(()), Err)
@@ -181,14 +180,14 @@ async fn fetch(http: &Http, registries: &Registries, image: &str) -> Result<Stri
     }
 }
 
-/// Copies an image of the engine to a registry, under a name there.
+/// Pushes an image to a registry under the given name.
 pub(super) async fn push(
     http: &Http,
     registries: &Registries,
     image: &str,
     to: &str,
 ) -> Result<(), ExecError> {
-    // Told as it goes: the answer of a quiet push says nothing until its end, and then not always.
+    // A quiet push reports nothing before its end, and not always then.
     let query = query(&[("destination", to), ("quiet", "false")]);
     let path = format!("/images/{image}/push?{query}");
     let said = converse(http, registries, to, path).await;
@@ -203,13 +202,13 @@ fn failed(cause: String, image: &str) -> Failed {
     Failed::Image(reason(&cause, &Asked::of(&cause, image)))
 }
 
-/// The registries that the engine has asked for an image.
+/// The registries that the engine contacted for an image.
 #[derive(Debug, PartialEq, Eq)]
 struct Asked<'s>(Vec<&'s str>);
 
 impl<'s> Asked<'s> {
-    /// A name without a registry can be that of an image in any registry that the engine searches; its
-    /// answer says in which ones it did.
+    /// For a name without a registry, the engine searches several registries and lists them in its
+    /// error.
     fn of(said: &'s str, image: &'s str) -> Self {
         let (host, full) = auth::registry_of(image);
         let name = image.strip_prefix("docker://").unwrap_or(image);
@@ -239,7 +238,7 @@ impl std::fmt::Display for Asked<'_> {
     }
 }
 
-/// Has the engine speak with the registry of an image, and hears it out.
+/// Makes a pull or push call and reads the response to its end.
 async fn converse(
     http: &Http,
     registries: &Registries,
@@ -278,8 +277,7 @@ async fn converse(
     }
 }
 
-/// One sentence of what engine and registry said: which of the things that a person can put right it
-/// is, and their words.
+/// A one-sentence error: which problem that a user can fix it is, followed by the engine's message.
 fn reason(said: &str, asked: &Asked<'_>) -> String {
     let has = |words: &[&str]| words.iter().any(|word| said.contains(word));
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
@@ -383,7 +381,7 @@ mod tests {
 
     #[test]
     fn the_registries_that_were_asked_are_named_and_no_other() {
-        // As podman answers for a short name in permissive mode.
+        // The answer of podman for a short name in permissive mode.
         let said = "2 errors occurred while pulling:\n * initializing source docker://one.example/x:latest: \
                     reading manifest latest in one.example/x: manifest unknown\n * initializing source \
                     docker://two.example:5000/x:latest: pinging container registry two.example:5000: dial tcp: no such host";

@@ -1,4 +1,4 @@
-//! Turns the engine's refusal to prepare or start a step's container into an error of the step.
+//! Turns the engine's failure to prepare or start a step's container into an error of the step.
 
 use super::Podman;
 use super::call::{Fault, no_space};
@@ -6,13 +6,13 @@ use crate::exec::exhausted::no_keys;
 use crate::exec::work_dir::is_about_work_dir;
 use crate::ports::{ExecError, StepSpec};
 
-/// Whether a container was half made: an engine that was killed while it prepared one knows nothing of
-/// that, and can neither attach to it nor start it, because its OCI runtime has it already.
+/// Whether a container is half created. An engine killed during its preparation does not know about
+/// it, and can neither attach to it nor start it, because its OCI runtime already has it.
 pub(super) fn is_half_made(said: &str) -> bool {
     said.contains("already exists") && said.contains("OCI runtime")
 }
 
-/// The program that a step runs, as people know it.
+/// The program of a step, for messages.
 fn program(step: &StepSpec) -> String {
     match &step.script {
         Some(script) => script.shell.program().to_owned(),
@@ -63,7 +63,7 @@ impl Podman {
 mod tests {
     use super::*;
 
-    /// As podman 4.3 said it, whose service was killed while it attached.
+    /// Message of podman 4.3 whose service was killed while it attached.
     #[test]
     fn a_container_that_the_engine_was_killed_over_is_told_from_one_that_cannot_start() {
         let said = "preparing container 6937a5 for attach: crun: container `6937a5` already exists: OCI runtime error";

@@ -1,7 +1,8 @@
-//! The registry that keeps what steps left, for engines that did not run them.
+//! The registry with copies of committed steps, for other engines.
 //!
-//! The engine pushes and pulls; what it has no call for is asked of the registry itself (the
-//! distribution specification, version 1): the digest of what was pushed, and its removal.
+//! The engine pushes and pulls. This module calls the registry directly (distribution
+//! specification, version 1) for what the engine's API lacks: the digest of a pushed tag, and
+//! removal.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -14,23 +15,23 @@ use sha2::{Digest as _, Sha256};
 
 use crate::exec::auth::Credentials;
 
-/// Where a registry is named without a repository.
+/// The repository if the setting names only a registry.
 const REPOSITORY: &str = "bob-checkpoints";
-/// A tag has at most 128 characters, and ours say more than the run.
+/// The longest run id used in a tag. A tag has at most 128 characters, and ours have more parts.
 const LONGEST_NAME: usize = 64;
-/// How long the registry may take to answer.
+/// The timeout of a request.
 const WITHIN: Duration = Duration::from_secs(30);
-/// So many tags are asked for at a time.
+/// The number of tags requested per page.
 const PAGE: usize = 1_000;
 const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, \
      application/vnd.docker.distribution.manifest.v2+json";
 
-/// A repository of a registry, all of whose tags are ours.
+/// A repository that only bob-runner uses.
 #[derive(Debug)]
 pub(super) struct Registry {
     host: String,
     repository: String,
-    /// Tried in this order.
+    /// The URL schemes to try, in order.
     schemes: &'static [&'static str],
     client: reqwest::Client,
 }
@@ -48,7 +49,7 @@ struct Token {
 }
 
 impl Registry {
-    /// `HOST[:PORT][/REPOSITORY]`.
+    /// Parses `HOST[:PORT][/REPOSITORY]`.
     pub(super) fn new(name: &str, is_insecure: impl FnOnce(&str) -> bool) -> Result<Self, String> {
         let (host, repository) = name.split_once('/').unwrap_or((name, REPOSITORY));
         let insecure = is_insecure(host);
@@ -65,12 +66,12 @@ impl Registry {
         })
     }
 
-    /// The repository as image references name it.
+    /// The repository as written in image references.
     pub(super) fn name(&self) -> String {
         format!("{}/{}", self.host, self.repository)
     }
 
-    /// The digest of what has a tag.
+    /// The digest of a tag.
     pub(super) async fn digest(
         &self,
         tag: &str,
@@ -82,7 +83,7 @@ impl Registry {
         digest.ok_or_else(|| format!("registry {} names no digest of {tag}", self.host))
     }
 
-    /// Removes whatever has a tag of a run. What the registry does not let us remove stays.
+    /// Removes all tags of a run that the registry allows to be removed.
     pub(super) async fn forget(
         &self,
         run: &RunId,
@@ -93,7 +94,7 @@ impl Registry {
             if run_part(&tag) != Some(&name) {
                 continue;
             }
-            // Another one may have removed it, or what has the same content.
+            // It, or another tag of the same content, might already be removed.
             let Ok(digest) = self.digest(&tag, login).await else { continue };
             self.ask(&Method::DELETE, &format!("manifests/{digest}"), login).await?;
         }
@@ -146,7 +147,7 @@ impl Registry {
         format!("registry {} cannot be asked: {cause}", self.host)
     }
 
-    /// Sends a request, and once more with what the registry asks for.
+    /// Sends a request, and repeats it with credentials if the registry asks for them.
     async fn send(
         &self,
         method: &Method,
@@ -174,7 +175,7 @@ impl Registry {
         Err(failed)
     }
 
-    /// Gives a request what a refusal asks for: name and password, or a token for them.
+    /// Adds the authentication that a rejection asks for: basic, or a token obtained for the login.
     async fn authorise(
         &self,
         request: RequestBuilder,
@@ -219,12 +220,12 @@ impl Registry {
     }
 }
 
-/// The tag of what a step left: everyone finds it by the run alone.
+/// The tag of a committed step. It begins with the run, so that everyone can find it.
 pub(super) fn tag(run: &RunId, epoch: Epoch, position: usize, attempt: u32) -> String {
     format!("{}.{epoch}.{position}.{attempt}", name_of(run))
 }
 
-/// A run in a tag: its id, or the digest of one that is too long.
+/// A run's part of a tag: its id, or the id's digest if it is too long.
 fn name_of(run: &RunId) -> String {
     let id = run.as_str();
     if id.len() <= LONGEST_NAME {
@@ -232,13 +233,13 @@ fn name_of(run: &RunId) -> String {
     }
     let digest = Sha256::digest(id);
     digest.iter().fold(String::from("h-"), |mut hex, byte| {
-        // A string takes what is written.
+        // Writing to a `String` cannot fail.
         write!(hex, "{byte:02x}").ok();
         hex
     })
 }
 
-/// The run's part of a tag of ours.
+/// The run's part of a tag that bob-runner made.
 fn run_part(tag: &str) -> Option<&str> {
     let mut parts = tag.rsplitn(4, '.');
     for _ in 0..3 {

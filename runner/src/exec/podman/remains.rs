@@ -1,5 +1,5 @@
-//! What a worker has left running, for whoever is to end it: by label and name, as whoever asks knows
-//! nothing of its runs. It kills, and removes nothing: that is the next owner's.
+//! Containers that a worker left running, found by label and name because the caller does not know
+//! the worker's runs. They are only killed: the next owner of the run removes them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,9 +17,9 @@ use super::http::Http;
 use super::{Podman, path, processes};
 use crate::ports::ExecError;
 
-/// How many containers are killed at a time.
+/// How many containers are killed concurrently.
 const AT_A_TIME: usize = 4;
-/// Who asks comes again: an engine that is away is not waited for here.
+/// Does not wait for an unreachable engine, because the caller retries.
 const PATIENCE: Duration = Duration::ZERO;
 const WITHIN: Duration = Duration::from_secs(20);
 
@@ -30,17 +30,17 @@ pub struct Remains {
     worker: NodeId,
 }
 
-/// What was seen of them in one look.
+/// The containers seen in one listing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Seen {
-    /// Those that run, by their ids.
+    /// The ids of running containers.
     pub running: Vec<String>,
-    /// So many are made and not started: a start may be on its way.
+    /// The number of containers not started yet. A start might be in progress.
     pub made: usize,
 }
 
 impl Seen {
-    /// This and what was seen elsewhere.
+    /// Adds what was seen on another engine.
     #[must_use]
     pub fn and(mut self, more: Self) -> Self {
         self.running.extend(more.running);
@@ -49,7 +49,7 @@ impl Seen {
     }
 }
 
-/// A container in a list.
+/// A container in a listing.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Listed {
@@ -63,8 +63,8 @@ struct Listed {
 }
 
 impl Listed {
-    /// Whether a worker made it for a step. Images carry the labels of the steps that made them, and
-    /// so does what somebody else starts on such an image; but not the name.
+    /// Whether a worker created it for a step. A container that someone else starts on a committed
+    /// image has its labels too, but not the name.
     fn is_of_a_step(&self) -> bool {
         let run = self.labels.as_ref().and_then(|labels| labels.get(names::LABEL_RUN));
         run.is_some_and(|run| {
@@ -87,18 +87,18 @@ fn seen(listed: Vec<Listed>) -> Seen {
 }
 
 impl Remains {
-    /// Those of a worker on the engine at an address. Nothing is asked of it yet.
+    /// Creates the view of a worker's containers on the engine at an address. Does not connect yet.
     ///
     /// # Errors
-    /// [`ExecError::Unsupported`] where the address is none.
+    /// [`ExecError::Unsupported`] if the address is invalid.
     pub fn of(worker: NodeId, url: &str) -> Result<Self, ExecError> {
         Ok(Self { http: Http::new(url)?, worker })
     }
 
-    /// Looks what is there.
+    /// Lists the worker's containers.
     ///
     /// # Errors
-    /// [`ExecError`] where the engine does not say.
+    /// [`ExecError`] if the engine does not answer.
     pub async fn look(&self) -> Result<Seen, ExecError> {
         let label = format!("{}={}", names::LABEL_WORKER, self.worker);
         let path = format!("/containers/json?all=true&{}", path::filter("label", &label));
@@ -108,8 +108,8 @@ impl Remains {
         Ok(seen(listed.unwrap_or_default()))
     }
 
-    /// Kills the worker's containers by their processes, for an engine of this host that does not
-    /// answer. A start that was sent before can still be performed.
+    /// Kills the worker's containers by process id, for an engine on this host that does not
+    /// answer. A start sent before can still be performed afterwards.
     ///
     /// # Errors
     /// [`ExecError::Engine`] if a process cannot be killed.
@@ -126,10 +126,10 @@ impl Remains {
         Ok(count)
     }
 
-    /// Kills containers, without grace. What has ended meanwhile, or is gone, has no need of it.
+    /// Kills containers without grace. Containers that have ended or are gone are ignored.
     ///
     /// # Errors
-    /// The last [`ExecError`], where not all of them could be.
+    /// The last [`ExecError`], if some could not be killed.
     pub async fn kill(&self, ids: &[String]) -> Result<(), ExecError> {
         let kill = async |id: &String| self.http.link().kill(id, "KILL", PATIENCE).await;
         let mut kills = futures::stream::iter(ids).map(kill).buffer_unordered(AT_A_TIME);
@@ -155,7 +155,7 @@ fn watched() -> Result<Vec<processes::Watched>, ExecError> {
 }
 
 impl Podman {
-    /// Kills the processes of a run's containers, for an engine of this host that does not answer.
+    /// Kills a run's containers by process id, for an engine on this host that does not answer.
     pub(super) async fn end_processes(&self, run: &RunId) -> Result<(), ExecError> {
         let of_run = watched()?.into_iter().filter(|it| run_of(&it.name).as_ref() == Some(run));
         processes::end(of_run.collect()).await.map_err(|cause| failed(&cause))

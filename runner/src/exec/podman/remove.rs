@@ -1,4 +1,4 @@
-//! Letting go: containers one by one off the critical path, and everything of a run by its labels.
+//! Removal: single containers in the background, and everything of a run by its labels.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,18 +18,19 @@ use super::image::{PIN, RESUME, TAGS};
 use super::{Podman, create, path};
 use crate::ports::{ExecError, Left, RunScope};
 
-/// How long a container is left alone after its end: the engine tidies up after it in a process of
-/// its own, and a removal at the same time makes the next step's start wait for both.
+/// How long after its end a container is removed. A removal during the engine's own cleanup, which
+/// is a separate process, would delay the next step's start.
 const REST: Duration = Duration::from_secs(1);
-/// How many containers are removed at a time.
+/// How many containers are removed concurrently in the background.
 const AT_A_TIME: usize = 2;
-/// How many containers of one run are removed at a time where it ends.
+/// How many containers of one run are removed concurrently at its end.
 const AT_THE_END: usize = 4;
-/// How often a list of images is asked for anew.
+/// How often a listing of images is retried.
 const LISTINGS: u64 = 20;
-/// An image that is in the making looks so for a moment, one that an engine has died over for ever.
+/// How long an image can look half made while it is committed. One left by a crash stays so for
+/// ever.
 const HALF_MADE: Duration = Duration::from_secs(10);
-/// How long a run's things may resist.
+/// How long the removal of a run's objects is retried.
 const WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
@@ -45,7 +46,7 @@ struct Queue {
     workers: usize,
 }
 
-/// Removes containers a little later, a few at a time.
+/// Removes containers after a pause, a few at a time.
 #[derive(Debug, Default)]
 pub(super) struct Reaper {
     queue: Arc<Mutex<Queue>>,
@@ -53,7 +54,7 @@ pub(super) struct Reaper {
 }
 
 impl Reaper {
-    /// Removes a container soon. What fails is left to the end of its run.
+    /// Removes a container in the background. After a failure, the end of the run removes it.
     pub(super) fn soon(&self, http: &Arc<Http>, run: &RunId, container: String) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.due.push_back(Due { run: run.clone(), container, at: Instant::now() + REST });
@@ -64,7 +65,7 @@ impl Reaper {
         }
     }
 
-    /// Leaves a run's containers to somebody else.
+    /// Drops a run's containers from the queue, because the caller removes them.
     fn forget(&self, run: &RunId) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         queue.due.retain(|due| due.run != *run);
@@ -97,7 +98,7 @@ async fn work(queue: &Mutex<Queue>, http: &Arc<Http>) {
     }
 }
 
-/// A container or an image in a list.
+/// A container or an image in a listing.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Labelled {
@@ -106,15 +107,15 @@ pub(super) struct Labelled {
     labels: Option<HashMap<String, String>>,
     #[serde(default)]
     repo_tags: Option<Vec<String>>,
-    /// Of a container.
+    /// Only in a listing of containers.
     #[serde(default)]
     names: Option<Vec<String>>,
     #[serde(default)]
     state: Option<String>,
 }
 
-/// Containers, by their names, that an engine was killed over while it made them: they lie in its store
-/// and hold their image, and it knows of none.
+/// Names of containers that an engine was killed while creating. They occupy its storage and hold
+/// their image, but the engine does not list them.
 #[derive(Debug, Default)]
 pub(super) struct Ghosts(Mutex<BTreeMap<RunId, Vec<String>>>);
 
@@ -134,7 +135,7 @@ impl Labelled {
         self.label(names::LABEL_RUN)?.parse().ok()
     }
 
-    /// Its run and its name, where it is one of [`Ghosts`].
+    /// The run and the name of a container that belongs to [`Ghosts`].
     fn ghost(&self) -> Option<(RunId, &str)> {
         let name =
             self.names.as_ref()?.first().filter(|_| self.state.as_deref() == Some("storage"))?;
@@ -146,8 +147,8 @@ impl Labelled {
     }
 }
 
-/// A list. The engine looks at each container or image for that, and gives up where another run's is
-/// removed meanwhile.
+/// Requests a listing. The engine inspects every object for it, and fails if one is removed
+/// meanwhile, so the call is retried.
 pub(super) async fn listed(http: &Arc<Http>, ask: Ask) -> Result<Vec<Labelled>, Fault> {
     let mut tries = 0;
     loop {
@@ -172,14 +173,14 @@ struct Pruned {
 }
 
 impl Podman {
-    /// Removes everything of a run that the engine has, whoever made it.
+    /// Removes everything of a run from the engine, whoever created it.
     pub(super) async fn destroy_run(&self, run: &RunId) -> Result<(), ExecError> {
         self.reaper.forget(run);
         self.memory.forget_run(run);
         self.again_and_again(run, || self.destroy_once(run)).await
     }
 
-    /// Removes what a run's steps ran in.
+    /// Removes a run's containers.
     pub(super) async fn clear_run(&self, run: &RunId) -> Result<(), ExecError> {
         self.reaper.forget(run);
         self.memory.forget_run(run);
@@ -213,7 +214,7 @@ impl Podman {
             {
                 tracing::debug!(run.id = %run, %fault, "what uses an image is not known");
             }
-            // An engine that is away was waited for already.
+            // The call has already waited for an unreachable engine.
             if matches!(fault, Fault::Away(_)) || Instant::now() + pause >= until {
                 return Err(fault.at("removing what is left of a run", &self.http));
             }
@@ -223,8 +224,8 @@ impl Podman {
         }
     }
 
-    /// Removes the containers that owners up to this one have made of a run: this is where an earlier
-    /// owner's work ends, and where one that wakes up late does no harm to its follower's.
+    /// Removes the containers that owners up to this epoch created for a run. This ends an earlier
+    /// owner's work, and an owner that wakes up late cannot harm its successor's containers.
     pub(super) async fn end_containers(&self, run: &RunScope) -> Result<(), ExecError> {
         let removed = self.remove_containers(&run.run, run.epoch).await;
         removed.map_err(|fault| fault.at("removing an older container", &self.http))
@@ -253,12 +254,12 @@ impl Podman {
         resisted.map_or(Ok(()), Err)
     }
 
-    /// The last image of each chain goes by its tag, and takes those below it that have no name along;
-    /// what has neither tag nor follower is pruned by label. Listing all by label would make the engine
-    /// look at every image that it has, which takes seconds where there are many.
+    /// Deletes the tag of each chain's last image, which removes the unnamed images below it as
+    /// well. Then prunes by label what has neither a tag nor a child. Listing by label first would
+    /// make the engine inspect all its images, which takes seconds if there are many.
     ///
-    /// The engine takes some 50 ms an image (its files are written through to the disk each time), and
-    /// as long where all tags go in one call, side by side, or by the pruning alone.
+    /// The engine takes about 50 ms per image, because it syncs its files to disk each time.
+    /// Deleting all tags in one call, concurrently, or by pruning alone takes just as long.
     async fn destroy_images(&self, run: &RunId) -> Result<(), Fault> {
         for repository in [format!("{TAGS}/*"), PIN.to_owned()] {
             let filter = path::filter("reference", &format!("{repository}:{run}"));
@@ -283,8 +284,8 @@ impl Podman {
 
     async fn untag(&self, id: &str, repository: &str, run: &RunId, tag: &str) -> Result<(), Fault> {
         let ask = if repository == PIN || repository.starts_with(&format!("{TAGS}/{RESUME}")) {
-            // The base image itself stays, and so does what was taken up: it may be another run's,
-            // and one of ours goes with the pruning.
+            // Only untag it. The base image stays. An image that was taken over can belong to
+            // another run; if it belongs to this run, the prune removes it.
             let query = path::query(&[("repo", repository), ("tag", run.as_str())]);
             Ask::post(format!("/images/{id}/untag?{query}"))
         } else {
@@ -297,13 +298,13 @@ impl Podman {
         }
     }
 
-    /// The containers with a label.
+    /// Lists the containers with a label.
     async fn containers(&self, label: &str) -> Result<Vec<Labelled>, Fault> {
         let filter = path::filter("label", label);
         listed(&self.http, Ask::get(format!("/containers/json?all=true&{filter}"))).await
     }
 
-    /// The same; and notes every container that the engine keeps without knowing it.
+    /// Like [`Self::containers`], and also records the ghosts.
     async fn containers_and_ghosts(&self, label: &str) -> Result<Vec<Labelled>, Fault> {
         let filter = path::filter("label", label);
         let ask = Ask::get(format!("/containers/json?all=true&external=true&{filter}"));
@@ -316,13 +317,13 @@ impl Podman {
         Ok(containers)
     }
 
-    /// The images with a label.
+    /// Lists the images with a label.
     async fn images(&self, label: &str) -> Result<Vec<Labelled>, Fault> {
         let filter = path::filter("label", label);
         listed(&self.http, Ask::get(format!("/images/json?all=true&{filter}"))).await
     }
 
-    /// The runs of which something is left.
+    /// The runs that still have objects on the engine.
     pub(super) async fn runs_left(&self) -> Result<Vec<Left>, ExecError> {
         let listed = self.containers_and_ghosts(names::LABEL_RUN).await;
         let containers = listed.map_err(|fault| fault.at("listing containers", &self.http))?;
@@ -339,7 +340,7 @@ impl Podman {
         for image in &images {
             let Some(run) = image.run() else { continue };
             let tags = image.repo_tags.as_deref().unwrap_or_default();
-            // What somebody gave a name of their own is theirs to keep.
+            // An image that somebody gave another name belongs to them.
             if tags.is_empty() || tags.iter().any(|tag| ours(tag, &run).is_some()) {
                 is_left(image);
             }
@@ -355,8 +356,8 @@ impl Podman {
     }
 }
 
-/// The image that an engine was killed over while it made it: every list and removal that meets it
-/// fails with this sentence, for ever.
+/// The id of an image that an engine was killed while creating. Every listing and removal that
+/// meets it fails with this message until it is removed.
 fn half_made(said: &str) -> Option<&str> {
     let (_, rest) = said.split_once("locating item named")?;
     let (_, rest) = rest.split_once("for image with ID \"")?;
@@ -364,7 +365,7 @@ fn half_made(said: &str) -> Option<&str> {
     (id.len() == 64 && id.chars().all(|c| c.is_ascii_hexdigit())).then_some(id)
 }
 
-/// Whether a tag is one that we gave an image of that run; its two parts.
+/// Splits a tag that bob-runner gave to an image of the run. `None` for other tags.
 fn ours<'a>(tag: &'a str, run: &RunId) -> Option<(&'a str, &'a str)> {
     tag.rsplit_once(':').filter(|(repository, of)| {
         let known = *repository == PIN

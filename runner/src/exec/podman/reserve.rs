@@ -1,7 +1,7 @@
-//! A little room on the engine's disk that is given up where it is full.
+//! A reserve file on the engine's disk, deleted when the disk is full.
 //!
-//! Podman 4.3 writes its list of layers before it removes one; where there is no room for that it
-//! forgets the layer, which then stays for ever. Podman 5 cannot write its database.
+//! Podman 4.3 writes its list of layers before it removes one. Without room for that it forgets the
+//! layer, which then stays forever. Podman 5 cannot write its database.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -12,13 +12,13 @@ use rustix::fs::{FallocateFlags, fallocate};
 use crate::ports::Disk;
 
 const NAME: &str = "bob-runner.reserve";
-/// Room for the lists of some thousands of layers.
+/// The size of the reserve: room for the lists of some thousands of layers.
 const BYTES: u64 = 4 << 20;
-/// It is kept where there is so much more than it takes.
+/// The free space above which the reserve is created.
 const PLENTY: u64 = 4 * BYTES;
 
-/// Makes the reserve below a directory, where there is plenty of room and none yet. Without the right
-/// to write there, there is none.
+/// Creates the reserve below a directory if there is enough space. Without write permission there
+/// is no reserve.
 pub(super) fn keep(root: &Path, disk: &Disk) {
     let path = root.join(NAME);
     if disk.free < PLENTY || path.exists() {
@@ -28,13 +28,13 @@ pub(super) fn keep(root: &Path, disk: &Disk) {
         fallocate(&file, FallocateFlags::empty(), 0, BYTES).map_err(io::Error::from)
     });
     if let Err(cause) = made {
-        // An empty file is no room, and would stand for it.
+        // An incomplete file would be taken for a reserve.
         drop(std::fs::remove_file(&path));
         tracing::debug!(path = %path.display(), %cause, "no room is kept in reserve");
     }
 }
 
-/// Gives the reserve up, where there is no room left.
+/// Deletes the reserve if the disk is full.
 pub(super) fn give_up(root: &Path, disk: &Disk) {
     if disk.free >= BYTES {
         return;

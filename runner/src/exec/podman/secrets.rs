@@ -1,10 +1,10 @@
-//! The secrets of a step, as files in memory that its user alone can read.
+//! The secrets of a step, as in-memory files that only its user can read.
 //!
-//! They lie on a volume of type tmpfs, and are put there as an archive once the container is made ready
-//! and its volumes are mounted, before it is started. Tried on podman 4.3.1, rootless: nothing of them is
-//! in the engine's description of the container, on its disk or in an image of it, and with the
-//! container's end they are gone. The engine's own secrets would be files on its disk for as long as the
-//! container is there, and as variables they are in that description.
+//! They are on a tmpfs volume. An archive with them is uploaded when the container is prepared and
+//! its volumes are mounted, before the start. Tested on rootless podman 4.3.1: no secret is in the
+//! engine's description of the container, on its disk or in a commit, and all are gone when the
+//! container ends. The engine's own secrets would be files on its disk while the container exists.
+//! As variables they would be in its description.
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
@@ -16,7 +16,7 @@ use super::{Podman, path};
 use crate::exec::given::DIR;
 use crate::ports::{ByteStream, ExecError, Given};
 
-/// The user that an image or a pipeline names by a number.
+/// The user id if the user is named by number.
 fn number_of(user: &str) -> Option<u64> {
     match user.split(':').next().unwrap_or_default() {
         "" | "root" => Some(0),
@@ -24,7 +24,7 @@ fn number_of(user: &str) -> Option<u64> {
     }
 }
 
-/// An archive of secrets that a user can read.
+/// A tar of secrets that only `owner` can read.
 async fn packed(given: &[Given], owner: u64) -> std::io::Result<Vec<u8>> {
     let mut tar = tokio_tar::Builder::new(Vec::new());
     for Given { name, value, .. } in given {
@@ -39,7 +39,7 @@ async fn packed(given: &[Given], owner: u64) -> std::io::Result<Vec<u8>> {
 }
 
 impl Podman {
-    /// Puts secrets into a container that is made ready and not started.
+    /// Uploads secrets to a container that is prepared and not started.
     pub(super) async fn give(
         &self,
         id: &str,
@@ -65,8 +65,8 @@ impl Podman {
         }
     }
 
-    /// Whom the engine has given the volume to: the user of the container, who may have a name that
-    /// only its image knows.
+    /// The user that owns the volume. The engine gives it to the container's user, whose name only
+    /// the image can resolve.
     async fn owner_of(&self, id: &str) -> Result<u64, String> {
         let tar = self.archive(id, DIR).await.map_err(|fault| fault.to_string())?;
         let mut tar = tokio_tar::Archive::new(StreamReader::new(tar));
@@ -76,13 +76,13 @@ impl Podman {
         owner.map_err(|cause| cause.to_string())
     }
 
-    /// An archive of what lies at a path of a container, as the engine sends it.
+    /// Downloads an archive of a path in a container.
     pub(super) async fn archive(&self, id: &str, at: &str) -> Result<ByteStream, Fault> {
         let query = path::query(&[("path", at)]);
         self.streamed(&format!("/containers/{id}/archive?{query}")).await
     }
 
-    /// An answer as it comes.
+    /// Returns a response body as a stream.
     pub(super) async fn streamed(&self, path: &str) -> Result<ByteStream, Fault> {
         let answer = self.http.open(&Method::GET, path, &[], empty()).await?;
         if !answer.status().is_success() {
@@ -92,7 +92,7 @@ impl Podman {
         }
         let frames = http_body_util::BodyStream::new(answer.into_body());
         let bytes = frames.map_err(std::io::Error::other).try_filter_map(|frame| async {
-            // What is no data comes after all of it.
+            // Frames without data are trailers, which come last.
             Ok(frame.into_data().ok())
         });
         Ok(bytes.boxed())

@@ -1,4 +1,4 @@
-//! Runs one step: made and attached to while the gate is closed, started when it opens.
+//! Runs one step: creates and attaches to its container while the gate is closed, then starts it.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,16 +33,16 @@ use crate::ports::{
     ExecError, Exit, Gate, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
 };
 
-/// How often a container's name is freed for a new one.
+/// How often an existing container is removed to free its name.
 const NAMING: u32 = 5;
-/// At which try a name that is taken by nothing that the engine knows is freed: 600 ms after the first,
-/// longer than it takes to make a container.
+/// The attempt at which a name in use by an unknown container is freed by force. It is 600 ms after
+/// the first, which is longer than creating a container takes.
 const GHOSTLY: u32 = 3;
-/// How often an engine may go away over one step's start.
+/// How often the engine can become unreachable during the start of one step.
 const ATTACHING: u32 = 5;
 const KILLED: i32 = 137;
 
-/// Whether the engine has an init to put in front of a step's command.
+/// Whether the engine has an init program.
 #[derive(Debug, Default)]
 pub(super) struct Init {
     missing: AtomicBool,
@@ -54,7 +54,7 @@ pub(super) struct Starts(Mutex<BTreeSet<RunId>>);
 
 impl Starts {
     fn runs(&self) -> std::sync::MutexGuard<'_, BTreeSet<RunId>> {
-        // A set is whole whatever panicked.
+        // A panic elsewhere cannot leave the set in a broken state.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -62,30 +62,30 @@ impl Starts {
         self.runs().contains(run)
     }
 
-    /// The engine answers, and has nothing of the run.
+    /// Forgets a run after the engine answered that nothing of it is left.
     pub(super) fn forget(&self, run: &RunId) {
         self.runs().remove(run);
     }
 
-    /// Notes what became of a start.
+    /// Records the outcome of a start.
     fn note(&self, run: &RunId, started: &Result<(), Fault>) {
         match started {
             Err(Fault::Broken(_) | Fault::Late(_) | Fault::Garbled(_)) => {
                 self.runs().insert(run.clone());
             }
-            // One that was not sent changes nothing. One that was answered says what became of it.
+            // It was not sent, or the engine answered it.
             Ok(()) | Err(Fault::Away(_) | Fault::Refused { .. }) => {}
         }
     }
 }
 
-/// A container that waits for its start.
+/// A container that is ready to start.
 struct Ready {
     id: String,
     attached: Attached,
 }
 
-/// Reasons why containers of one step could not be prepared, and the remedy for the next one.
+/// Reasons why a step's containers could not be prepared, and remedies for the next attempt.
 #[derive(Default)]
 struct Obstacles {
     half_made: u32,
@@ -94,7 +94,7 @@ struct Obstacles {
     keys: KeyWait,
 }
 
-/// Why a container is not ready to be started.
+/// Why a container is not ready to start.
 enum NotReady {
     /// See [`is_half_made`]. It never ran.
     HalfMade(ExecError),
@@ -158,7 +158,7 @@ impl Podman {
             }
             Err(error) => {
                 self.memory.forget_container(&run.run, &id);
-                // Whatever it was, nothing of the step may go on.
+                // After any error, no process of the step must continue.
                 self.reaper.soon(&self.http, &run.run, id);
                 Err(error)
             }
@@ -219,14 +219,14 @@ impl Podman {
                 self.reaper.soon(&self.http, &run.run, id);
                 return Err(error);
             }
-            // Its name is the next one's.
+            // The next container uses the same name.
             let removed = link.remove(&id).await;
             removed.map_err(|fault| fault.at("removing a container", &self.http))?;
         }
     }
 
-    /// Prepares for another container in place of one that was not made ready, or returns the error
-    /// that no other would get past.
+    /// Prepares for another container in place of one that was not ready. Returns the error if
+    /// another container would fail too.
     async fn pass_obstacle(
         &self,
         why: NotReady,
@@ -245,7 +245,7 @@ impl Podman {
             NotReady::NoWorkDir(error) if !obstacles.has_looked_for_dir => {
                 obstacles.has_looked_for_dir = true;
                 let found = self.find_dir(id, &create.work_dir).await?;
-                // A step's own directory has to be there already: a resource is unpacked in it.
+                // A directory named by the step must already exist, for example from a resource.
                 let (path, missing) = found
                     .into_path(&create.work_dir, step.work_dir.is_none())
                     .map_err(|cause| not_entered(step, cause))?;
@@ -265,7 +265,7 @@ impl Podman {
         }
     }
 
-    /// Puts the files of a script into a container that is ready and not started.
+    /// Uploads the script files to a container that is prepared and not started.
     async fn put_script(&self, id: &str, files: &[(String, String)]) -> Result<(), ExecError> {
         if files.is_empty() {
             return Ok(());
@@ -282,7 +282,7 @@ impl Podman {
         }
     }
 
-    /// Refuses a container that nothing limits.
+    /// Rejects a container whose limits would not be enforced.
     async fn has_cgroup(&self, link: &mut Link, id: &str) -> Result<(), ExecError> {
         let made = link.inspect(id, PATIENCE).await;
         let made = made.map_err(|fault| fault.at("looking at a step", &self.http))?;
@@ -295,7 +295,8 @@ impl Podman {
         Ok(())
     }
 
-    /// Attaches to a container that is not started, also where the engine goes away over it.
+    /// Attaches to a container that is not started, even if the engine becomes unreachable
+    /// meanwhile.
     async fn attached(
         &self,
         link: &mut Link,
@@ -317,7 +318,7 @@ impl Podman {
             };
             tries += 1;
             tracing::warn!(container.id = id, %fault, "the engine went away before a step started");
-            // Answers when the engine does.
+            // This call waits for the engine.
             let looked = link.inspect(id, PATIENCE).await;
             let looked = looked.map_err(|fault| fault.at("looking at a step", &self.http))?;
             if looked.is_none() {
@@ -326,8 +327,8 @@ impl Podman {
         }
     }
 
-    /// Makes a container, whatever stands in its way: an older one of the same name, or an engine
-    /// without an init.
+    /// Creates a container. Removes an older one of the same name, and does without an init if the
+    /// engine has none.
     pub(super) async fn create(
         &self,
         link: &mut Link,
@@ -379,8 +380,8 @@ impl Podman {
         }
     }
 
-    /// Removes what has a step's name: the container of an earlier attempt, or of an owner that lost
-    /// the run. Where it is that of a later owner, it is we who have lost it.
+    /// Removes the container that uses the step's name, created by an earlier attempt or by an
+    /// owner that lost the run. If a later owner created it, this worker has lost the run.
     async fn free_name(
         &self,
         link: &mut Link,
@@ -391,8 +392,8 @@ impl Podman {
         let at = |fault: Fault| fault.at("removing an older container", &self.http);
         let name = container_name(&run.run, step.position);
         let Some(there) = link.inspect(&name, PATIENCE).await.map_err(at)? else {
-            // Somebody is about to make it, or the engine was killed over that: then it keeps what it
-            // knows nothing of, for ever, and removes it by its name.
+            // Another process is creating it, or the engine was killed while doing so. In the
+            // latter case the engine does not know the container but can still remove it by name.
             if tries < GHOSTLY {
                 tokio::time::sleep(Duration::from_millis(200) * tries).await;
                 return Ok(());
@@ -406,7 +407,7 @@ impl Podman {
         link.remove(there.id()).await.map_err(at)
     }
 
-    /// From the start to the end; `None` where the container had to be removed to end it.
+    /// Runs the container to its end. `None` if it had to be removed to end it.
     async fn started(
         &self,
         link: &mut Link,
@@ -449,8 +450,8 @@ impl Podman {
         }
     }
 
-    /// Starts a container that is attached to. An engine that goes away in the middle may have done
-    /// it: only where it has not is it asked again.
+    /// Starts an attached container. If the engine becomes unreachable meanwhile, it might have
+    /// started it, so the call is retried only if the container is not started.
     async fn start(
         &self,
         link: &mut Link,
@@ -470,7 +471,7 @@ impl Podman {
             tracing::warn!(container.id = id, %fault, "the engine went away while a step started");
             let looked = link.inspect(id, PATIENCE).await;
             let looked = looked.map_err(|fault| fault.at("looking at a step", &self.http))?;
-            // An engine that answers again has lost what the one before it was asked for.
+            // A restarted engine has lost earlier requests.
             self.starts.forget(&run.run);
             match looked.map(|container| container.life()) {
                 Some(Life::Running | Life::Ended) => return Ok(attached),

@@ -1,4 +1,4 @@
-//! Ends a started step: its signal, the grace, SIGKILL, and proof that nothing of it runs.
+//! Ends a started step: its signal, the grace, SIGKILL, and proof that no process is left.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,15 +11,15 @@ use super::http::Http;
 use super::output::PATIENCE;
 use crate::ports::{ExecError, StepEnd, StopLevel, StopSignal};
 
-/// How long a killed container may take to be seen as ended before it is removed by force.
+/// How long to wait for a killed container to end before it is removed by force.
 const AFTER_KILL: Duration = Duration::from_secs(10);
 
-/// A step that had to be removed by force: there is nothing left of it to look at.
+/// The step's container was removed by force and can no longer be inspected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Removed;
 
-/// Does what the signal asks for. Goes on for ever where nothing is asked for, or where the step has
-/// ended by it: that is seen by who follows its output.
+/// Carries out stop requests. Returns only if the container was removed by force: whoever follows
+/// the output sees every other end.
 pub(super) async fn obey(
     http: &Arc<Http>,
     id: &str,
@@ -37,7 +37,7 @@ pub(super) async fn obey(
             StopLevel::Run => {}
             StopLevel::Stop { grace } => {
                 let due = Instant::now() + end.grace_or(grace);
-                // A step is asked once; a second wish may only hasten its end.
+                // The signal is sent once. A later request can only shorten the grace.
                 if kill_at.is_none() {
                     signal(http, id, end.signal.name()).await?;
                 }
@@ -60,7 +60,7 @@ async fn signal(http: &Arc<Http>, id: &str, name: &str) -> Result<(), ExecError>
     match sent {
         Ok(()) => Ok(()),
         Err(fault @ Fault::Refused { .. }) => {
-            // The step may be about to end by itself, which the engine refuses in many words.
+            // The engine rejects a signal to a step that is just ending, with various messages.
             tracing::warn!(container.id = id, %fault, "the engine did not send {name}");
             Ok(())
         }
@@ -75,7 +75,7 @@ async fn kill(http: &Arc<Http>, id: &str) -> Result<Removed, ExecError> {
     let looked = link.inspect(id, PATIENCE).await;
     let looked = looked.map_err(|fault| fault.at("looking at a killed step", http))?;
     if looked.is_some_and(|container| container.life() == Life::Ended) {
-        // It is dead; only its last output is still on its way.
+        // It is dead, and its last output is still to be read.
         return std::future::pending().await;
     }
     tracing::warn!(container.id = id, "a killed step is not seen to end: removing it by force");

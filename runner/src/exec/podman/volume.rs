@@ -1,8 +1,8 @@
-//! Volumes in memory, each for one attempt of a step: its secrets, or a script that is too long for
-//! a command line.
+//! In-memory volumes, each for one attempt of a step. They hold its secrets, or a script that is
+//! too long for a command line.
 //!
-//! Anyone who knows the name of a volume can mount it, and every part of a run is on the stream.
-//! Therefore the names are random.
+//! Anyone who knows the name of a volume can mount it, and every part of a run's id is public on
+//! the event stream. Therefore the names are random.
 
 use bytes::Bytes;
 use protocol::id::RunId;
@@ -19,7 +19,7 @@ use crate::ports::{ExecError, RunScope};
 
 const TMPFS: &str = "tmpfs";
 
-/// A volume of type tmpfs that begins empty.
+/// An empty tmpfs volume.
 #[derive(Debug, Clone)]
 pub(super) struct Tmpfs {
     name: String,
@@ -27,12 +27,12 @@ pub(super) struct Tmpfs {
 }
 
 impl Tmpfs {
-    /// One that a container sees at a path.
+    /// A new volume, mounted at a path of the container.
     pub(super) fn new(at: &'static str) -> Self {
         Self { name: format!("bob-{}", Uuid::new_v4().simple()), at }
     }
 
-    /// The volume as a part of what a container is made of.
+    /// The volume as a field of the request that creates a container.
     pub(super) fn mounted(&self) -> Value {
         json!({"Name": self.name, "Dest": self.at, "Options": ["nosuid", "nodev", "noexec"]})
     }
@@ -50,7 +50,7 @@ impl Tmpfs {
     }
 }
 
-/// A volume, as far as we look at it.
+/// The needed fields of an inspected volume.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(super) struct Volume {
@@ -68,7 +68,7 @@ impl Volume {
         self.labels.as_ref()?.get(name)
     }
 
-    /// Whether it is in memory, and was made for this owner of the run.
+    /// Whether it is a tmpfs created for this owner of the run.
     fn is_tmpfs_of(&self, run: &RunScope) -> bool {
         let option = |name: &str| self.options.as_ref()?.get(name).map(String::as_str);
         let is_label = |name: &str, value: String| self.label(name) == Some(&value);
@@ -82,7 +82,7 @@ impl Volume {
 }
 
 impl Podman {
-    /// Makes a volume, which holds nothing yet.
+    /// Creates an empty volume.
     pub(super) async fn make_volume(
         &self,
         link: &mut Link,
@@ -99,7 +99,7 @@ impl Podman {
         if !fault.refusal().contains("already exists") {
             return Err(failed(fault));
         }
-        // Either the engine made it and its answer was lost, or it belongs to another party.
+        // Either the engine created it and the response was lost, or it belongs to someone else.
         let ask = Ask::get(format!("/volumes/{}/json", path::name(&volume.name)));
         let there = async { link.call(ask).await?.good()?.json::<Volume>() };
         if there.await.map_err(failed)?.is_tmpfs_of(run) {
@@ -111,14 +111,14 @@ impl Podman {
         })
     }
 
-    /// The volumes with a label.
+    /// Lists the volumes with a label.
     pub(super) async fn volumes(&self, label: &str) -> Result<Vec<Volume>, Fault> {
         let filter = path::filter("label", label);
         let reply = self.http.call(Ask::get(format!("/volumes/json?{filter}"))).await?.good()?;
         Ok(reply.json::<Option<Vec<Volume>>>()?.unwrap_or_default())
     }
 
-    /// Removes the volumes of a run, whose containers are gone.
+    /// Removes the volumes of a run after its containers.
     pub(super) async fn destroy_volumes(&self, run: &RunId) -> Result<(), Fault> {
         for volume in self.volumes(&format!("{}={run}", names::LABEL_RUN)).await? {
             let ask = Ask::delete(format!("/volumes/{}", path::name(&volume.name)));

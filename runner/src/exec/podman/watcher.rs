@@ -1,5 +1,4 @@
-//! Notices that the process which watches a step (conmon) was killed: the engine goes on saying that
-//! the step runs, for ever.
+//! Notices that a step's conmon was killed. The engine would report the step as running forever.
 
 use std::path::Path;
 use std::time::Duration;
@@ -10,21 +9,21 @@ use super::api::Container;
 use super::http::Http;
 use crate::ports::ExecError;
 
-/// For how long a watching process may be missing while the engine does not notice.
+/// How long conmon can be missing before the step fails.
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// Looks for the processes of a container that gives no output any more.
+/// Checks the processes of a container that produces no more output.
 #[derive(Debug, Default)]
 pub(super) struct Watcher {
     missing_since: Option<Instant>,
 }
 
 impl Watcher {
-    /// Looks once.
+    /// Checks once.
     ///
     /// # Errors
-    /// Where the watching process has been gone for some seconds: how the step ended, or will end,
-    /// nobody will know.
+    /// If conmon has been missing for some seconds, because the end of the step can then never be
+    /// known.
     pub(super) fn look(&mut self, http: &Http, container: &Container) -> Result<(), ExecError> {
         let (_, Some(conmon)) = container.processes() else { return Ok(()) };
         if !http.shares_processes() || Path::new("/proc").join(conmon.to_string()).exists() {

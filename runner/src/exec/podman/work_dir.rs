@@ -1,4 +1,4 @@
-//! The directories that a container needs before it starts, made through the engine's archive call.
+//! Creates the directories that a container needs before it starts, with the engine's archive call.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::exec::archive::directories;
 use crate::exec::work_dir::{Entry, Found, STAT_HEADER, Walk};
 use crate::ports::ExecError;
 
-/// How long the engine may take to look at one path.
+/// The timeout for inspecting one path.
 const WITHIN: Duration = Duration::from_secs(60);
 
 impl Podman {
@@ -36,7 +36,7 @@ impl Podman {
         if let Some(entry) = Entry::answered(answer.status().as_u16(), stat) {
             return entry.map_err(Fault::Garbled);
         }
-        // The answer to HEAD has no words in it.
+        // A HEAD response has no message, so repeat the request with GET.
         let answer = self.http.open(&Method::GET, &path, &[], empty()).await?;
         let status = answer.status().as_u16();
         if answer.status().is_success() {
@@ -49,8 +49,8 @@ impl Podman {
         }
     }
 
-    /// Makes directories. Each parent must be an existing directory that is not a link, or an earlier
-    /// entry of the list.
+    /// Creates directories. Each parent must be an existing directory that is not a link, or an
+    /// earlier entry of the list.
     pub(super) async fn make_dirs(
         &self,
         id: &str,

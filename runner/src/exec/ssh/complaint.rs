@@ -1,11 +1,11 @@
-//! Why there is no connection, in a sentence that says what to do.
+//! Explains why a connection failed and what to do about it.
 
 use super::target::{KnownHosts, Target};
 
-/// The longest that is taken over of what others say.
+/// The maximum number of characters quoted from others' messages.
 const LONGEST: usize = 300;
 
-/// What `ssh` and the host said last; `None` where they said nothing.
+/// The last message of `ssh` or the host. `None` if there is none.
 pub(super) fn last_words(log: &str, stderr: &str) -> Option<String> {
     let last = |text: &str| {
         let line = text.lines().map(str::trim).rfind(|line| !line.is_empty())?;
@@ -15,7 +15,7 @@ pub(super) fn last_words(log: &str, stderr: &str) -> Option<String> {
     last(log).or_else(|| last(stderr))
 }
 
-/// Why nothing was started at `target`.
+/// Why no step was started on `target`.
 pub(super) fn not_connected(target: &Target, log: &str, stderr: &str, ended: &str) -> String {
     let at = target.at();
     let known_in = target.known_in();

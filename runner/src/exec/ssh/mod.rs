@@ -1,7 +1,8 @@
-//! Steps as commands on other hosts, through the `ssh` of the worker's host.
+//! Runs steps as commands on other hosts, through the `ssh` program of the worker's host.
 //!
-//! So the settings, agents and jump hosts of the worker's user hold. `ssh` is run without a shell, and
-//! what a step is given goes to the host on standard input: nothing of it stands in an argument list.
+//! So the ssh settings, agents and jump hosts of the worker's user apply. `ssh` is started without
+//! a shell. Everything given to a step is sent on standard input; none of it is in an argument
+//! list.
 
 mod complaint;
 mod route;
@@ -32,38 +33,38 @@ use crate::ports::{
     StopSignal, Workspace,
 };
 
-/// How hosts are reached.
+/// How to reach hosts.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// OpenSSH's client.
+    /// The OpenSSH client program.
     pub program: OsString,
-    /// Its environment: the agent and the settings of the worker's user are found by it.
+    /// Its environment, which leads it to the agent and the settings of the worker's user.
     pub inherited: Vec<(OsString, OsString)>,
-    /// Which addresses are open to what a step names.
+    /// The addresses that a step may connect to.
     pub policy: Policy,
-    /// Which files of the worker's host a step may name.
+    /// The files on the worker's host that a step may name.
     pub named: NamedFiles,
 }
 
-/// The executor of steps that are commands on other hosts.
+/// The executor of steps that run on other hosts.
 #[derive(Debug, Clone)]
 pub struct Ssh {
     options: Arc<Options>,
     tasks: TaskTracker,
 }
 
-/// How long `ssh` may take to end when its step has.
+/// How long to wait for `ssh` to exit after its step has ended.
 const PARTING: Duration = Duration::from_secs(2);
 
-/// Where there is no `ssh` to run.
+/// The error if the worker's host has no `ssh`.
 const NO_SSH: &str = "there is no program ssh on the worker's host: install OpenSSH's client (Debian: \
                       openssh-client)";
 
-/// Of a connection that broke, where `ssh` does not say why.
+/// The cause of a broken connection if `ssh` reports none.
 const LOST: &str = "it was closed without a word";
 
 impl Ssh {
-    /// An executor; nothing is connected yet.
+    /// Creates an executor. Does not connect yet.
     #[must_use]
     pub fn new(options: Options) -> Self {
         Self { options: Arc::new(options), tasks: TaskTracker::new() }
@@ -75,7 +76,7 @@ impl Ssh {
             .env_clear()
             .envs(self.options.inherited.iter().map(|(name, value)| (name, value)))
             .kill_on_drop(true)
-            // What a terminal sends to the worker is not for the steps.
+            // Signals from the worker's terminal must not reach the step.
             .process_group(0);
         command
     }
@@ -108,7 +109,7 @@ impl Ssh {
         Ok(Link { target, opened: Vec::new(), mark, log, child, stdin, stdout, stderr })
     }
 
-    /// What a step says of its host, once it is sure that it can be used.
+    /// The host of a step, after checking that the step can run there.
     fn target(step: &StepSpec) -> Result<Target, String> {
         if step.limits.cpu.is_some() || step.limits.mem.is_some() {
             return Err("limits of a step of executor ssh are not enforced".to_owned());
@@ -123,11 +124,11 @@ impl Ssh {
 /// A connection to a host.
 struct Link {
     target: Target,
-    /// Files that `ssh` reads.
+    /// Files that `ssh` reads, kept open.
     opened: Vec<File>,
-    /// What nobody else can write into a stream.
+    /// A random marker that nobody else can write into a stream.
     mark: String,
-    /// What `ssh` says itself: the streams are the host's.
+    /// The messages of `ssh` itself, since its streams carry the host's output.
     log: NamedTempFile,
     child: Child,
     stdin: ChildStdin,
@@ -136,10 +137,10 @@ struct Link {
 }
 
 impl Link {
-    /// Waits until the host can begin the step.
+    /// Waits until the host can start the step.
     async fn ready(&mut self, step: &StepSpec) -> Result<(), ExecError> {
         let first = shell::ready(&self.mark, shell::of(step));
-        // One that is gone says so on the other streams.
+        // If `ssh` is gone, the other streams show it.
         self.stdin.write_all(first.as_bytes()).await.ok();
         let said = match tokio::join!(self.stdout.ready(), self.stderr.ready()) {
             (Ok(()), Ok(())) => return Ok(()),
@@ -163,7 +164,7 @@ impl Link {
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    /// Runs the step that `line` says, to its end.
+    /// Runs the step in `line` to its end.
     async fn run(
         &mut self,
         step: &StepSpec,
@@ -186,7 +187,7 @@ impl Link {
             Some(Told::Ended(code)) => Ok(Ran::new(Exit { code, oom: false }, Workspace::None)),
             Some(told) => Err(self.not_started(step, told)),
             None => {
-                // It has closed its streams, and says why before it ends.
+                // It has closed its streams and logs the reason before it exits.
                 tokio::time::timeout(PARTING, self.child.wait()).await.ok();
                 let cause = complaint::last_words(&self.log().await, "");
                 let cause = cause.unwrap_or_else(|| LOST.to_owned());
@@ -217,21 +218,21 @@ impl Link {
         ExecError::Start { step: step.name.clone(), cause, code }
     }
 
-    /// Ends `ssh`, which ends what it still runs.
+    /// Waits for `ssh` to exit and kills it if it does not.
     async fn end(self) {
         let Self { mut child, stdin, opened, .. } = self;
         drop(stdin);
-        // What the step has left behind may hold the streams, and so `ssh`, for ever.
+        // A process that the step left can hold the streams open, and `ssh` waits for it.
         if tokio::time::timeout(PARTING, child.wait()).await.is_err() {
-            // One that cannot be killed has ended.
+            // If it cannot be killed, it has already ended.
             child.kill().await.ok();
         }
         drop(opened);
     }
 }
 
-/// Says what the step is, then ends it as it is asked to; never resolves. A host that is gone has ended
-/// what it ran, and says so on the other streams.
+/// Sends the step, then carries out stop requests. Never resolves. A host that loses the connection
+/// ends the step itself, and the other streams show it.
 async fn ask(stdin: &mut ChildStdin, line: &str, end: StepEnd, stop: &StopSignal) {
     stdin.write_all(line.as_bytes()).await.ok();
     let mut level = stop.above(StopLevel::Run).await;
@@ -287,7 +288,7 @@ impl Remote for Ssh {
             let route = self.route(&target).await?;
             Ok((target, opened, route))
         };
-        // A file system that hangs does not keep a step from being stopped.
+        // Stay stoppable while a file is opened: the file system can hang.
         let (target, opened, route) = tokio::select! {
             biased;
             _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
@@ -304,7 +305,7 @@ impl Remote for Ssh {
         })?;
         link.opened = opened;
         let (step, stop) = (step.clone(), stop.clone());
-        // Whoever waits may go: the step does not.
+        // The caller can be dropped, but the step must run to its end.
         let ran = self.tasks.spawn(async move { run(link, &line, &step, gate, out, &stop).await });
         ran.await.unwrap_or_else(|cause| Err(failed("running a step", &cause)))
     }

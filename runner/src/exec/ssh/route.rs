@@ -1,5 +1,5 @@
-//! The address that `ssh` connects to. The settings of the worker's user can give a host another name,
-//! and lead to it through other hosts: `ssh -G` reports what they come to.
+//! The address that `ssh` connects to. The settings of the worker's user can rename a host or route
+//! it through others. `ssh -G` reports the result.
 
 use std::process::Stdio;
 
@@ -7,12 +7,12 @@ use super::Ssh;
 use super::target::Target;
 use crate::egress::refusal;
 
-/// The settings of ssh for one host that decide the address of a connection.
+/// The ssh settings of a host that determine the address of its connection.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Settings {
     host: String,
     port: u16,
-    /// Another host makes the connection.
+    /// Whether another host or program makes the connection.
     is_indirect: bool,
     key_alias: Option<String>,
 }
@@ -33,7 +33,7 @@ impl Settings {
         settings
     }
 
-    /// The name under which known hosts have the key.
+    /// The name of the host's key in the known hosts file.
     fn known_as(&self) -> String {
         match (&self.key_alias, self.port) {
             (Some(alias), _) => alias.clone(),
@@ -44,8 +44,8 @@ impl Settings {
 }
 
 impl Ssh {
-    /// Options that lead `ssh` to an address that is open to what a step names. The address is
-    /// resolved here, and `ssh` does not resolve it again. None are needed if every address is open.
+    /// Options that pin `ssh` to an address that the step may connect to. The address is resolved
+    /// here, so that `ssh` does not resolve it again. Empty if all addresses are allowed.
     pub(super) async fn route(&self, target: &Target) -> Result<Vec<String>, String> {
         let policy = &self.options.policy;
         if policy.is_unrestricted() {
@@ -54,7 +54,7 @@ impl Ssh {
         let settings = self.settings(target).await?;
         let found = policy.addresses(&settings.host, settings.port).await;
         let address = match found {
-            // A name that only the hosts on the way know.
+            // Only the intermediate hosts can resolve this name.
             Err(cause) if settings.is_indirect && refusal(&cause).is_none() => None,
             Err(cause) => return Err(format!("`host` {:?}: {cause}", settings.host)),
             Ok(found) => found.first().copied(),

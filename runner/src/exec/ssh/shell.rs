@@ -1,22 +1,22 @@
-//! What the host's shell is told: two lines on its standard input.
+//! The script sent to the host's shell: two lines on its standard input.
 //!
-//! The first is there before the step may start. It makes the host ready: it says the mark on both
-//! streams, then waits. The second is the step; nothing of it stands in an argument list, here or
-//! there. From then on each line asks for a signal, and the end of the input for the end of the step,
-//! as it is what the host sees of a worker or a connection that is gone.
+//! The first line prepares the host before the step may start: it prints the mark on both streams
+//! and waits. The second line is the step; nothing of it is in an argument list on either side.
+//! Each further line requests a signal. The end of the input ends the step, because that is how the
+//! host notices a lost worker or connection.
 
 use protocol::pipeline::Shell;
 
 use crate::ports::{Script, StepSpec};
 
-/// The command that `ssh` asks the host for. The login shell that reads it may be any: it has nothing
-/// that one of them would understand in a way of its own.
+/// The command passed to `ssh`. Any login shell can run it, because it uses no syntax that shells
+/// interpret differently.
 pub(super) const COMMAND: &str = r#"exec sh -c 'IFS= read -r bob && eval "$bob"'"#;
 
-/// Runs the step as a session of its own, so that a signal reaches all that it has begun, while another
-/// process hears what is asked. Neither is begun as a job in the background: such a one would be deaf
-/// to SIGINT. Streams: 3 is what we say, 4 what the step's shell says to those around it, 5 and 6 the
-/// step's output. What dash and busybox do not know of `kill` is not used.
+/// Runs the step in its own session, so that a signal reaches all its processes, while another
+/// process reads requests. The step is not a background job, because it would ignore SIGINT. File
+/// descriptors: 3 carries requests, 4 reports from the step's shell, 5 and 6 the step's output.
+/// Uses only forms of `kill` that dash and busybox support.
 const AROUND: &str = r#"
 exec 3<&0 5>&1 6>&2 2>/dev/null;
 printf "%s ready\n" "$mark" >&5;
@@ -57,23 +57,23 @@ printf "%s ready\n" "$mark" >&6;
 }
 "#;
 
-/// The step's own shell, which takes the second line, and no byte behind it.
+/// The step's own shell. It reads exactly the second line and no byte after it.
 const INNER: &str = r#"IFS= read -r __bob_line <&3 || exit 255; eval "$__bob_line""#;
 
-/// Before anything of the step: its input is empty, and a signal reaches it alone.
+/// Set up before the step: an empty input, and a process group that only its signals reach.
 const BEGIN: &str = concat!(
     "unset __bob_line; exec 3<&- </dev/null; ",
     r#"__bob_n=$(printf "\n."); __bob_n=${__bob_n%.}; "#,
     r#"kill -0 "-$$" 2>/dev/null || { echo nogroup >&4; exit 126; }; "#,
 );
 
-/// What is run from here on is the step.
+/// From here on the step runs.
 const STARTED: &str = r#"echo "group $$" >&4; exec 4>&-; "#;
 
-/// Programs in one process, as the executor `local` has it for a plain shell.
+/// Runs the programs in one process, as the executor `local` does for a plain shell.
 const FIRST: &str = "__bob_work=$PWD __bob_last=0; ";
 
-/// The first line.
+/// The first line, which prepares the host.
 pub(super) fn ready(mark: &str, shell: Shell) -> String {
     let around: Vec<&str> = AROUND.lines().map(str::trim).collect();
     let shell = shell.program();
@@ -85,7 +85,7 @@ pub(super) fn of(step: &StepSpec) -> Shell {
     step.script.as_ref().map(|script| script.shell).unwrap_or_default()
 }
 
-/// The second line; a sentence where the step cannot be said so.
+/// The second line, which runs the step. The error says why the step cannot be written as a line.
 pub(super) fn step(step: &StepSpec) -> Result<String, String> {
     let mut line = BEGIN.to_owned();
     for (name, value) in &step.env {
@@ -142,7 +142,7 @@ fn programs(script: &Script) -> Result<String, String> {
     Ok(line)
 }
 
-/// One word of a shell, in one line.
+/// Quotes a word for the shell on one line.
 fn quoted(text: &str) -> String {
     let inside = text.replace('\'', r"'\''").replace('\n', r#"'"$__bob_n"'"#);
     format!("'{inside}'")

@@ -1,4 +1,4 @@
-//! One stream of a host: the step's bytes, and between marks what the host says itself.
+//! One stream of a host. It carries the step's bytes, and the host's own reports after a mark.
 
 use std::sync::Arc;
 
@@ -8,23 +8,23 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use crate::ports::LogSink;
 
-/// The most bytes of one read.
+/// The maximum number of bytes in one read.
 const PIECE: usize = 64 * 1024;
-/// What is kept of what a host says before it is ready.
+/// How many bytes of the host's output before it is ready are kept.
 const KEPT: usize = 4 * 1024;
 
-/// What came of a step, as its host says it.
+/// The end of a step, as its host reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Told {
-    /// It ended so.
+    /// It exited with this code.
     Ended(i32),
-    /// There is no such program.
+    /// The program does not exist.
     Missing,
-    /// There is no such directory.
+    /// The directory does not exist.
     NoDir,
-    /// The host has no way to run it so that a signal reaches all of it.
+    /// The host cannot run it so that a signal reaches all its processes.
     NoGroup,
-    /// Its shell ended before it, with that code.
+    /// Its shell ended early with this code.
     Broke(i32),
 }
 
@@ -43,7 +43,7 @@ impl Told {
     }
 }
 
-/// A stream that is read up to a mark, which nobody else can know.
+/// A stream read up to a secret mark.
 #[derive(Debug)]
 pub(super) struct Marked<R> {
     from: R,
@@ -56,8 +56,8 @@ impl<R: AsyncRead + Unpin> Marked<R> {
         Self { from, mark: mark.as_bytes().to_vec(), buffer: BytesMut::new() }
     }
 
-    /// Waits until the host is ready. `Err`: the stream has ended before, with these last bytes. What
-    /// the profile of a shell says on the way is not the step's.
+    /// Waits until the host is ready. Skips what a shell profile prints. `Err`: the stream ended
+    /// before that, with these last bytes.
     pub(super) async fn ready(&mut self) -> Result<(), Vec<u8>> {
         let ready = [&self.mark, b" ready\n".as_slice()].concat();
         loop {
@@ -72,7 +72,7 @@ impl<R: AsyncRead + Unpin> Marked<R> {
         }
     }
 
-    /// Hands on the step's bytes, to the mark behind them. `None`: the stream has ended without one.
+    /// Passes the step's bytes on, up to the mark. `None`: the stream ended without one.
     pub(super) async fn pass(&mut self, stream: LogStream, out: &Arc<dyn LogSink>) -> Option<Told> {
         loop {
             let at = position(&self.buffer, &self.mark);
@@ -92,7 +92,7 @@ impl<R: AsyncRead + Unpin> Marked<R> {
         }
     }
 
-    /// The line behind a mark.
+    /// Reads the report after a mark.
     async fn told(&mut self) -> Option<Told> {
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
@@ -104,14 +104,14 @@ impl<R: AsyncRead + Unpin> Marked<R> {
         }
     }
 
-    /// How many of the last bytes may be the beginning of a mark.
+    /// The number of last bytes that can be the beginning of a mark.
     fn begun(&self) -> usize {
         let lengths = (1..self.mark.len()).rev();
         let mut begun = lengths.filter(|length| self.buffer.ends_with(&self.mark[..*length]));
         begun.next().unwrap_or(0)
     }
 
-    /// Reads on; `false` at the end. A pipe that breaks has come to its end.
+    /// Reads more bytes. `false` at the end; a broken pipe counts as the end.
     async fn more(&mut self) -> bool {
         self.buffer.reserve(PIECE);
         matches!(self.from.read_buf(&mut self.buffer).await, Ok(1..))
@@ -144,7 +144,8 @@ mod tests {
 
     const MARK: &str = "aab-aac";
 
-    /// What is read of these pieces: whether it was ready, the step's bytes, what the host told.
+    /// The result of reading these pieces: whether it was ready, the step's bytes, the host's
+    /// report.
     fn read(pieces: &[&[u8]]) -> (bool, Vec<u8>, Option<Told>) {
         let mut from = marked(pieces);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -160,7 +161,7 @@ mod tests {
         })
     }
 
-    /// Each piece is what one read brings.
+    /// A stream that returns one piece per read.
     fn marked(pieces: &[&[u8]]) -> Marked<impl AsyncRead + Unpin> {
         let pieces: Vec<std::io::Result<Bytes>> =
             pieces.iter().map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
@@ -202,7 +203,7 @@ mod tests {
                 .map(|cut| &whole[cut[0]..cut[1]])
                 .collect();
             let (ready, bytes, told) = read(&pieces);
-            // The text may end in what the mark begins with: the first whole mark counts.
+            // The text can end in a prefix of the mark. The first complete mark counts.
             let end = position(&[text.as_bytes(), MARK.as_bytes()].concat(), MARK.as_bytes());
             prop_assert!(ready);
             prop_assert_eq!(bytes.len(), end.unwrap());

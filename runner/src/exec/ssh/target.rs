@@ -1,4 +1,4 @@
-//! The host that a step runs on, as the step says it, and the arguments of `ssh` that come of that.
+//! The host of a step, and the arguments of `ssh` for it.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::exec::NamedFiles;
 
-/// A host and how to get in: the keys of a step's `with`.
+/// A host and how to log in: the keys of a step's `with`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Target {
@@ -25,24 +25,24 @@ pub(super) struct Target {
     pub(super) known_hosts: KnownHosts,
     known_hosts_file: Option<String>,
     connect_timeout: Option<Span>,
-    /// What the rules read of it.
+    /// Used only by the rules.
     #[serde(default, rename = "idempotent")]
     _idempotent: bool,
-    /// What a job file calls its step.
+    /// The label from a job file.
     #[serde(rename = "label")]
     _label: Option<String>,
 }
 
-/// What is asked of a host's key.
+/// How a host's key is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum KnownHosts {
-    /// It is known.
+    /// The key must be known.
     #[default]
     Strict,
-    /// It is no other than the one that is known; that of a new host is noted.
+    /// The key must match the known one. A new host's key is recorded.
     AcceptNew,
-    /// Nothing.
+    /// The key is not checked.
     Off,
 }
 
@@ -50,11 +50,11 @@ fn root() -> String {
     "root".to_owned()
 }
 
-/// The time in which a connection must stand, where the step does not say.
+/// The default timeout for connecting, in seconds.
 const CONNECT_SECS: u64 = 10;
 
-/// What holds for every step, whatever the user's own settings of ssh say: nobody is asked anything,
-/// no connection is shared with others, nothing else goes through it, and one that is dead is noticed.
+/// Options that override the user's ssh settings for every step: no prompts, no shared connections,
+/// no forwarding, and detection of dead connections.
 const ALWAYS: [&str; 12] = [
     "BatchMode=yes",
     "LogLevel=ERROR",
@@ -71,7 +71,7 @@ const ALWAYS: [&str; 12] = [
 ];
 
 impl Target {
-    /// Reads and checks it; a sentence where it cannot be used.
+    /// Parses and checks the keys of `with`. The error is a sentence.
     pub(super) fn read(with: &Map<String, Value>) -> Result<Self, String> {
         let target: Self = serde_json::from_value(Value::Object(with.clone()))
             .map_err(|cause| format!("`with` of executor ssh: {cause}"))?;
@@ -89,9 +89,9 @@ impl Target {
         Ok(target)
     }
 
-    /// Opens the files that the step names, if not every file is open to it, and lets `ssh` have
-    /// those that were opened: a path could lead to another file by the time `ssh` reads it. They
-    /// must stay open as long as `ssh` may read them.
+    /// Opens the files that the step names, if the operator restricts them, and makes `ssh` use the
+    /// open files: a path could lead elsewhere by the time `ssh` reads it. They must stay open
+    /// while `ssh` can read them.
     pub(super) async fn open(&mut self, named: &NamedFiles) -> Result<Vec<File>, String> {
         let mut opened = Vec::new();
         if named.is_any() {
@@ -99,7 +99,7 @@ impl Target {
             return Ok(opened);
         }
         if self.known_hosts_file.is_some() && self.known_hosts != KnownHosts::Strict {
-            // ssh would write to it.
+            // ssh would write to the file.
             return Err(
                 "`known_hosts_file` is for `known_hosts: strict` on a worker: otherwise ssh \
                         notes new keys in it"
@@ -111,7 +111,7 @@ impl Target {
         {
             if let Some(path) = path {
                 let file = named.open(key, Path::new(path)).await?;
-                // ssh has no other descriptor than its streams, but may open one of its parent's.
+                // ssh closes inherited descriptors, but can open its parent's through /proc.
                 *path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
                 opened.push(file);
             }
@@ -119,7 +119,7 @@ impl Target {
         Ok(opened)
     }
 
-    /// The key's file is looked for if it is a plain path: ssh itself understands more than that.
+    /// Checks that the key file exists if its path is plain. ssh also expands `~`, `%` and `$`.
     async fn missing_keyfile(&self) -> Result<(), String> {
         let plain = |path: &&str| !path.starts_with('~') && !path.contains(['%', '$']);
         if let Some(path) = self.keyfile.as_deref().filter(plain) {
@@ -129,13 +129,13 @@ impl Target {
         Ok(())
     }
 
-    /// As people name it.
+    /// The host for messages: `user@host:port`.
     pub(super) fn at(&self) -> String {
         let port = self.port.map(|port| format!(":{port}")).unwrap_or_default();
         format!("{}@{}{port}", self.user, self.host)
     }
 
-    /// Where the keys of hosts stand.
+    /// The file with the known keys of hosts, for messages.
     pub(super) fn known_in(&self) -> &str {
         self.known_hosts_file.as_deref().unwrap_or("the known_hosts of the worker's user")
     }
@@ -150,8 +150,8 @@ impl Target {
         words
     }
 
-    /// The arguments of `ssh`; it reports its own faults to `log`. `route`: options that lead it to
-    /// the host.
+    /// The arguments of `ssh`. It logs its own errors to `log`. `route` has the options that pin
+    /// the address.
     pub(super) fn arguments(&self, log: &Path, route: &[String], command: &str) -> Vec<OsString> {
         let millis = self.connect_timeout.map_or(CONNECT_SECS * 1000, Span::as_millis);
         let checked = match self.known_hosts {
@@ -165,7 +165,7 @@ impl Target {
         options.push(format!("StrictHostKeyChecking={checked}"));
         match (&self.known_hosts_file, self.known_hosts) {
             (Some(path), _) => options.push(format!("UserKnownHostsFile=\"{path}\"")),
-            // A key that is not asked for is not noted either.
+            // A key that is not checked must not be recorded either.
             (None, KnownHosts::Off) => options.push("UserKnownHostsFile=/dev/null".to_owned()),
             (None, KnownHosts::Strict | KnownHosts::AcceptNew) => {}
         }
@@ -182,8 +182,8 @@ impl Target {
     }
 }
 
-/// Becomes an argument of `ssh`, and may become a word of a shell where the settings of ssh name a
-/// proxy command: what could be taken there for anything but a name is refused.
+/// Checks a text that becomes an argument of `ssh`, and a word of a shell if the ssh settings have
+/// a proxy command. Anything that could be more than a name there is rejected.
 fn name(key: &str, text: &str) -> Result<(), String> {
     let odd = |c: char| c.is_control() || c.is_whitespace() || "'`\"$\\;&<>|(){}*?~#!".contains(c);
     let why = if text.is_empty() {

@@ -1,7 +1,8 @@
-//! Control groups (version 2): what a whole step may use of the memory and the processors of the host.
+//! Control groups (version 2): limits on the memory and processors of a whole step.
 //!
-//! A worker whose own group is delegated to it moves into a leaf of that, as a group that hands
-//! controllers on must hold no processes itself; each step with limits gets a group beside the leaf.
+//! A worker with a delegated group moves itself into a leaf below it, because a group that
+//! delegates controllers must not contain processes. Each step with limits gets a group next to
+//! that leaf.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -14,24 +15,24 @@ use rustix::process::{Pid, Signal, getpid, kill_process};
 
 use super::supervise::below;
 
-/// What has to be handed on.
+/// The controllers that must be delegated.
 const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
-/// The leaf in which the worker is.
+/// The leaf group of the worker.
 const LEAF: &str = "bob-runner";
 const PROCESSES: &str = "cgroup.procs";
 const HANDED_ON: &str = "cgroup.subtree_control";
-/// The part of a second that a share of the processors is counted in.
+/// The period of the processor quota.
 const CPU_PERIOD_MICROS: u64 = 100_000;
-/// How often the end of what was killed is looked for, and how long the time between two looks is.
+/// How often the end of killed processes is polled, and the pause between polls.
 const LOOKS: usize = 250;
 const AGAIN: Duration = Duration::from_millis(20);
-/// What is begun between two looks at the processes of a group is found by the next one.
+/// How often processes are moved. Each round finds those that started during the one before.
 const MOVES: usize = 5;
 
 const ADVICE: &str = "set Delegate=yes in the unit of the worker, or start it by `systemd-run --user --scope -p Delegate=yes`";
 
-/// The directory of this process's own group, or the one above where that is the leaf of a worker.
-/// `None`: no control groups of version 2 are mounted.
+/// The directory of this process's group, or its parent if the group is a worker's leaf. `None` if
+/// no control groups of version 2 are mounted.
 #[must_use]
 pub fn own() -> Option<PathBuf> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
@@ -46,9 +47,9 @@ fn find(groups: &str, mounts: &str) -> Option<PathBuf> {
         kind.starts_with("cgroup2 ").then_some(())?;
         let mut fields = mount.split(' ').skip(3);
         let (root, at) = (fields.next()?, fields.next()?);
-        // Of another part of the tree nothing can be said.
+        // This mount does not show the process's part of the tree.
         let below = Path::new(group).strip_prefix(root).ok()?;
-        // Without the slash that would stand behind the whole of it.
+        // Drops the trailing slash if the group is the root of the mount.
         Some(Path::new(at).join(below).components().collect::<PathBuf>())
     })?;
     if dir.ends_with(LEAF) { dir.parent().map(Path::to_owned) } else { Some(dir) }
@@ -64,13 +65,13 @@ fn lacking(file: &Path) -> Vec<&'static str> {
     CONTROLLERS.into_iter().filter(|name| !has.iter().any(|one| one == name)).collect()
 }
 
-/// This process, and all that it has begun.
+/// This process and all its descendants.
 fn ours() -> Vec<String> {
     let own = i64::from(getpid().as_raw_nonzero().get());
     std::iter::once(own).chain(below(own)).map(|pid| pid.to_string()).collect()
 }
 
-/// Why steps cannot have groups of their own below this one, where they cannot.
+/// Why steps cannot have groups below this one. `None` if they can.
 #[must_use]
 pub fn refused(own: Option<&Path>) -> Option<String> {
     let Some(dir) = own else {
@@ -101,7 +102,7 @@ pub fn refused(own: Option<&Path>) -> Option<String> {
     })
 }
 
-/// Moves this process into the leaf, and hands the controllers on.
+/// Moves this process into the leaf and delegates the controllers.
 fn delegate(own: &Path) -> std::io::Result<()> {
     let handed_on = own.join(HANDED_ON);
     for left in (0..MOVES).rev() {
@@ -110,10 +111,10 @@ fn delegate(own: &Path) -> std::io::Result<()> {
         }
         let leaf = own.join(LEAF);
         made(std::fs::create_dir(&leaf))?;
-        // First this one: what it begins from now on is in the leaf.
+        // This process first, so that its new children start in the leaf.
         for pid in ours() {
             match std::fs::write(leaf.join(PROCESSES), pid) {
-                // One that has ended needs no move.
+                // The process has ended.
                 Err(cause)
                     if cause.raw_os_error() != Some(rustix::io::Errno::SRCH.raw_os_error()) =>
                 {
@@ -142,12 +143,12 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// The group of that directory.
+    /// The existing group at `dir`.
     pub(super) fn of(dir: PathBuf) -> Self {
         Self { dir }
     }
 
-    /// Makes the group of a step below the worker's own.
+    /// Creates the group of a step below the worker's own group.
     pub(super) fn make(
         own: &Path,
         (run, step): (&RunId, &str),
@@ -156,12 +157,12 @@ impl Group {
     ) -> std::io::Result<Self> {
         delegate(own)?;
         let group = Self { dir: own.join(format!("{run}.{step}")) };
-        // Where an owner died over an earlier start, nothing of that is to count.
+        // Remove what an owner that died during an earlier start left.
         group.end()?;
         std::fs::create_dir(&group.dir)?;
         let limited = group.limit(limits, processes);
         if limited.is_err() {
-            // The first fault is the one to be told of.
+            // Report the first error, not one of the cleanup.
             group.end().ok();
         }
         limited.map(|()| group)
@@ -173,7 +174,7 @@ impl Group {
             write("memory.max", mem.bytes().to_string())?;
             for (file, what) in [("memory.swap.max", "0"), ("memory.oom.group", "1")] {
                 match write(file, what.to_owned()) {
-                    // A host without swap, or with an older kernel, has no such file.
+                    // This file does not exist without swap or on an older kernel.
                     Err(cause) if cause.kind() == ErrorKind::PermissionDenied => {}
                     done => done?,
                 }
@@ -183,7 +184,7 @@ impl Group {
             let quota = quota(cpu.share(), std::thread::available_parallelism()?.get());
             write("cpu.max", format!("{quota} {CPU_PERIOD_MICROS}"))?;
         }
-        // That of a process counts all that its user has; this one counts the step alone.
+        // A process limit counts all processes of the user; this limit counts only the step's.
         processes.map_or(Ok(()), |most| write("pids.max", most.to_string()))
     }
 
@@ -191,32 +192,33 @@ impl Group {
         &self.dir
     }
 
-    /// Moves this process into it.
+    /// Moves this process into the group.
     pub(super) fn enter(&self) -> std::io::Result<()> {
         std::fs::write(self.dir.join(PROCESSES), getpid().to_string())
     }
 
-    /// Whether the kernel has killed something of it for its memory.
+    /// Whether the kernel killed a process of the group because it ran out of memory.
     pub(super) fn is_out_of_memory(&self) -> bool {
         let events = std::fs::read_to_string(self.dir.join("memory.events")).unwrap_or_default();
         let kills = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
         kills.is_some_and(|kills| kills.trim() != "0")
     }
 
-    /// Kills all that is in it.
+    /// Kills all processes of the group.
     pub(super) fn kill(&self) {
         if std::fs::write(self.dir.join("cgroup.kill"), "1").is_ok() {
             return;
         }
-        // A kernel before 5.14.
+        // The kernel is older than 5.14.
         for pid in words(&self.dir.join(PROCESSES)) {
             let pid = pid.parse().ok().and_then(Pid::from_raw);
-            // One that is gone needs no signal.
+            // The process might already be gone.
             pid.map(|pid| kill_process(pid, Signal::KILL));
         }
     }
 
-    /// Kills all that is in it, and removes it with what is below; one that is gone is no fault.
+    /// Kills all processes and removes the group and its subgroups. A missing group is not an
+    /// error.
     #[expect(clippy::disallowed_methods, reason = "whoever calls this may be held up")]
     pub(super) fn end(&self) -> std::io::Result<()> {
         let mut looks = 0;
@@ -236,7 +238,7 @@ impl Group {
     }
 }
 
-/// Removes a group, those below it first. The files of a group go with it.
+/// Removes a group, its subgroups first. The kernel removes a group's files with it.
 fn removed(dir: &Path) -> std::io::Result<()> {
     for entry in std::fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok) {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -249,7 +251,7 @@ fn removed(dir: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Ends the groups that a run's steps have left, where their worker died over them.
+/// Removes the groups of a run's steps that a dead worker left.
 pub(super) fn forget(own: &Path, run: &RunId) -> std::io::Result<()> {
     for entry in std::fs::read_dir(own).into_iter().flatten().filter_map(Result::ok) {
         let name = entry.file_name();
@@ -270,7 +272,7 @@ pub(super) fn forget(own: &Path, run: &RunId) -> std::io::Result<()> {
 )]
 fn quota(share: f64, processors: usize) -> u64 {
     let micros = share * processors as f64 * CPU_PERIOD_MICROS as f64;
-    // The kernel takes no less than a millisecond.
+    // The kernel's minimum is one millisecond.
     (micros.round() as u64).max(1000)
 }
 

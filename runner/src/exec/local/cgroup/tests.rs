@@ -1,7 +1,7 @@
-//! The machines that these run on hand no controllers on, so what is written where is tried on plain
-//! directories that lie as a delegated group does. That shows nothing of what a kernel makes of it: no
-//! limit is held and nothing runs out of memory here. Where the host has control groups of version 2 that
-//! may be changed, groups are made, entered, killed and removed for real, without a controller.
+//! Test hosts delegate no controllers, so most tests write to plain directories laid out like a
+//! delegated group. They show which values are written where, not that the kernel enforces a limit.
+//! On hosts with a writable group of version 2, groups are really created, entered, killed and
+//! removed, but without a controller.
 
 use std::process::{Command, Stdio};
 
@@ -12,7 +12,7 @@ const MOUNTS: &str = "\
 36 25 0:31 /user.slice /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate
 ";
 
-/// A directory that lies as a delegated group does.
+/// A plain directory laid out like a delegated group.
 fn delegated(controllers: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("cgroup.controllers"), controllers).unwrap();
@@ -69,7 +69,7 @@ fn a_step_has_a_group_with_its_limits_beside_the_leaf_of_the_worker() {
     let group = Group::make(own.path(), (&run("r-a.b"), "0-1"), &limits, Some(9)).unwrap();
     let read = |file: &str| std::fs::read_to_string(own.path().join(file)).unwrap();
     assert_eq!(read(HANDED_ON), "+cpu +memory +pids");
-    // Each write moves one process, and the last one stays in a plain file.
+    // Each write moves one process, so a plain file holds the last one.
     assert!(ours().contains(&read("bob-runner/cgroup.procs")));
     assert_eq!(group.dir(), own.path().join("r-a.b.0-1"));
     assert_eq!(read("r-a.b.0-1/memory.max"), "67108864");
@@ -96,7 +96,8 @@ fn what_a_run_has_left_is_removed_and_nothing_of_another_one() {
     for group in ["r-a.0-1/below", "r-a.12-2", "r-a.b.0-1", "bob-runner"] {
         std::fs::create_dir_all(own.path().join(group)).unwrap();
     }
-    // The file that kills stays in a plain directory, and there alone.
+    // In a plain directory, a written `cgroup.kill` file would block the removal. Make it a
+    // directory, so that writing to it fails.
     let killed = own.path().join("r-a.0-1/cgroup.kill");
     std::fs::create_dir(killed).unwrap();
     std::fs::create_dir(own.path().join("r-a.12-2/cgroup.kill")).unwrap();
@@ -113,7 +114,7 @@ fn what_a_run_has_left_is_removed_and_nothing_of_another_one() {
 
 #[test]
 fn a_real_group_is_killed_with_what_is_below_it_and_removed() {
-    // Where it may not be made, there is nothing to be tried on.
+    // Skip if this host does not allow creating groups.
     let Some(own) = own().filter(|own| access(own, Access::WRITE_OK).is_ok()) else { return };
     let group = Group::of(own.join(format!("bob-test-{}.0-1", std::process::id())));
     let inner = Group::of(group.dir().join("inner"));
@@ -133,7 +134,7 @@ fn a_real_group_is_killed_with_what_is_below_it_and_removed() {
         std::io::Read::read_exact(process.stdout.as_mut().unwrap(), &mut said).unwrap();
     }
     assert_eq!(words(&inner.dir().join(PROCESSES)), [inside[1].id().to_string()]);
-    // The dead are in their group until somebody has waited for them.
+    // A zombie stays in its group until its parent has waited for it.
     let ending = group.clone();
     let ends = std::thread::spawn(move || ending.end());
     for process in &mut inside {
