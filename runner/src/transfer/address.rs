@@ -1,4 +1,4 @@
-//! Addresses of services: as registered, as asked for, and as shown.
+//! Addresses of services: as registered, as requested, and as shown.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use protocol::pipeline::Vars;
@@ -6,20 +6,20 @@ use url::Url;
 
 use crate::ports::TransferError;
 
-/// Everything but the unreserved characters of a URL.
+/// All characters except the unreserved characters of a URL.
 pub(super) const RESERVED: &AsciiSet =
     &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// A service at its address.
 #[derive(Debug, Clone)]
 pub(super) struct Service {
-    /// Its kind, as errors name it.
+    /// The kind of service, used in errors.
     kind: &'static str,
     url: Url,
 }
 
 impl Service {
-    /// A service as it is registered.
+    /// Parses a registered service address.
     pub(super) fn at(kind: &'static str, registered: &str) -> Result<Self, TransferError> {
         match Url::parse(registered) {
             Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => {
@@ -31,12 +31,12 @@ impl Service {
         }
     }
 
-    /// Its own address.
+    /// The registered URL.
     pub(super) fn url(&self) -> &Url {
         &self.url
     }
 
-    /// The address of something in it; every segment is encoded.
+    /// The URL of a path in the service. Each segment is percent-encoded.
     pub(super) fn path(&self, segments: &[&str]) -> Result<Url, TransferError> {
         let mut url = self.url.clone();
         {
@@ -46,7 +46,7 @@ impl Service {
             };
             path.pop_if_empty();
             for segment in segments {
-                // They would lead elsewhere, and the encoder passes over them.
+                // The encoder does not change these, and they would lead elsewhere.
                 if matches!(*segment, "" | "." | "..") {
                     return Err(TransferError::BadParams(format!(
                         "{segment:?} cannot be a part of an address at the {}",
@@ -59,18 +59,18 @@ impl Service {
         Ok(url)
     }
 
-    /// It does not answer.
+    /// The error of a service that does not answer.
     pub(super) fn unreachable(&self, cause: String) -> TransferError {
         TransferError::Unreachable { what: self.what(), url: self.shown(), cause }
     }
 
-    /// It said no.
+    /// The error of a service that rejected a request.
     pub(super) fn refused(&self, status: u16, body: &str) -> TransferError {
         let body = body.to_owned();
         TransferError::Refused { what: self.what(), url: self.shown(), status, body }
     }
 
-    /// What it is called in an error about bytes that it sent.
+    /// The service's name in errors about data it sent.
     pub(super) fn named(&self) -> String {
         format!("{} at {}", self.what(), self.shown())
     }
@@ -84,7 +84,7 @@ impl Service {
     }
 }
 
-/// A URL as it may be seen: without what often holds a secret.
+/// A URL for display, without the parts that often hold a secret.
 pub(super) fn shown(url: &Url) -> String {
     let mut url = url.clone();
     url.set_query(None);
@@ -92,7 +92,7 @@ pub(super) fn shown(url: &Url) -> String {
     without_user(url.as_str())
 }
 
-/// A URL, or what was meant to be one, with a mask over user and password.
+/// A URL, even an invalid one, with its user and password masked.
 fn without_user(url: &str) -> String {
     let start = url.find("//").map_or(0, |at| at + 2);
     let (scheme, rest) = url.split_at(start);
@@ -103,7 +103,7 @@ fn without_user(url: &str) -> String {
     }
 }
 
-/// Adds parameters to an address, in their order, behind those that it has.
+/// Appends query parameters to those of a URL, in order.
 pub(super) fn add_query(url: &mut Url, params: &Vars) {
     let encode = |text: &str| utf8_percent_encode(text, RESERVED).to_string();
     let own = url.query().filter(|query| !query.is_empty()).map(str::to_owned);

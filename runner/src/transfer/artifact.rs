@@ -1,4 +1,4 @@
-//! Artifacts: a tar to a store, as fast as the store takes it.
+//! Artifacts: uploads a tar to a store as fast as the store accepts it.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,7 @@ use super::{Http, Timeouts, accepted, chain};
 use crate::ports::{ByteStream, Origin, TransferError};
 
 impl Http {
-    /// Sends a tar to a store.
+    /// Uploads a tar to a store.
     pub(super) async fn send(
         &self,
         registered: &str,
@@ -25,8 +25,8 @@ impl Http {
     ) -> Result<(), TransferError> {
         let service = Service::at("artifact store", registered)?;
         let url = service.path(&[names::ARTIFACT_PATH, group, name, run, artifact])?;
-        // It follows no redirect: that would turn the request into a GET without a body, and the
-        // answer to it is no sign that anything was kept.
+        // Does not follow redirects. They would turn the request into a GET without a body, whose
+        // response says nothing about the upload.
         let client = self.clients.to(&url).await;
         let client = client.map_err(|cause| service.unreachable(cause))?;
         let moved = watch::Sender::new(0);
@@ -47,7 +47,7 @@ impl Http {
                 let enough = moves.wait_for(|total| *total >= from + least);
                 match tokio::time::timeout(idle, enough).await.map(|more| more.is_ok()) {
                     Ok(true) => {}
-                    // The sender goes with the body once it is sent: the answer has as long to come.
+                    // The sender is dropped once the body is sent. The response may take as long.
                     Ok(false) => {
                         tokio::time::sleep(idle).await;
                         return 0;
@@ -63,7 +63,7 @@ impl Http {
                 return Err(service.unreachable(format!("it took {stalled}")));
             }
         };
-        // Where the bytes broke off on our side, that is what happened, whatever came of it there.
+        // If reading the bytes failed, report that, whatever the store answered.
         if let Some(cause) = broken.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Err(TransferError::Input(format!(
                 "what was to be uploaded broke off: {cause}"
@@ -74,7 +74,7 @@ impl Http {
     }
 }
 
-/// The same bytes; says that they move, and keeps why they ended before their time.
+/// The same bytes. Counts them in `moved` and stores a read error in `broken`.
 fn watched(tar: ByteStream, moved: watch::Sender<u64>, broken: Arc<Mutex<Option<String>>>) -> Body {
     let bytes = tar.map(move |chunk| {
         let bytes = chunk.as_ref().map_or(0, Bytes::len);

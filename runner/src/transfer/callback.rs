@@ -1,4 +1,4 @@
-//! News for whoever asked for them.
+//! Callbacks: posts news of a run to their receivers.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -10,11 +10,11 @@ use super::address::Service;
 use super::{Http, chain};
 use crate::ports::TransferError;
 
-/// What the secrets of Standard Webhooks begin with: <https://www.standardwebhooks.com>.
+/// The prefix of Standard Webhooks secrets: <https://www.standardwebhooks.com>.
 const SIGNS: &str = "whsec_";
 
 impl Http {
-    /// Posts JSON; the status of the answer. What its address answers beyond that is not read.
+    /// Posts JSON and returns the status. The rest of the response is not read.
     pub(super) async fn post_news(
         &self,
         url: &str,
@@ -48,7 +48,7 @@ impl Http {
     }
 }
 
-/// How long whoever is told may take.
+/// The timeout for a receiver's response.
 const ANSWERS_WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
 
 fn signature(key: &str, id: &str, at: &str, body: &[u8]) -> Result<String, String> {
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn a_signature_is_that_of_standard_webhooks() {
-        // The example of the specification.
+        // The example from the specification.
         let key = "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
         let body = br#"{"test": 2432232314}"#;
         let signed = signature(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", "1614265330", body).unwrap();

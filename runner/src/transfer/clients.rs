@@ -1,4 +1,4 @@
-//! HTTP clients: one for each port, because an address may be open at one port and closed at another.
+//! HTTP clients, one per port, because an address can be open at one port and closed at another.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,12 +10,12 @@ use url::Url;
 use super::{SetupError, Timeouts, chain};
 use crate::egress::{Policy, redirect};
 
-/// How many ports have a client of their own at once. A message names the port.
+/// The maximum number of cached clients. Messages choose the port.
 const MOST: usize = 64;
-/// How many redirects are followed.
+/// The maximum number of redirects to follow.
 const REDIRECTS: usize = 5;
 
-/// Makes clients, and keeps them for their connections.
+/// Creates clients, and caches them with their connections.
 #[derive(Debug, Clone)]
 pub(super) struct Clients {
     policy: Policy,
@@ -26,21 +26,19 @@ pub(super) struct Clients {
 impl Clients {
     pub(super) fn new(policy: Policy, timeouts: Timeouts) -> Result<Self, SetupError> {
         let clients = Self { policy, timeouts, by_port: Arc::default() };
-        // A system that cannot make any says so at the start.
+        // Report at startup if the system cannot create a client.
         clients.at(443).map(|_client| clients).map_err(SetupError::Client)
     }
 
     fn at(&self, port: u16) -> Result<Client, String> {
-        // Whether a port has a rule of its own is known to the policy alone; without rules, one
-        // client does for all.
+        // Only the policy knows which ports have rules. Without rules, one client serves all ports.
         let port = if self.policy.is_unrestricted() { 0 } else { port };
         let mut by_port = self.by_port.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = by_port.get(&port) {
             return Ok(client.clone());
         }
-        // A proxy of the worker's environment is meant for something else than the services that
-        // are registered by their address. Idle times are watched where the bytes are: the client's
-        // own would count the whole of an upload.
+        // The worker's proxy settings are not meant for registered services. The client's own
+        // timeout would cover a whole upload, so idle times are checked where the bytes are read.
         let builder = Client::builder()
             .no_proxy()
             .connect_timeout(self.timeouts.connect)
@@ -54,13 +52,13 @@ impl Clients {
         Ok(client)
     }
 
-    /// The client for requests to a URL, once its address is known to be open.
+    /// The client for a URL, after checking that the policy allows its address.
     pub(super) async fn to(&self, url: &Url) -> Result<Client, String> {
         self.policy.check(url).await.map_err(|refused| refused.to_string())?;
         self.at(url.port_or_known_default().unwrap_or_default())
     }
 
-    /// Sends a GET, and follows redirects. Every hop is checked.
+    /// Sends a GET and follows redirects. Each hop is checked.
     pub(super) async fn get(&self, mut url: Url) -> Result<Response, String> {
         let mut hops = 0;
         loop {

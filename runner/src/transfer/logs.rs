@@ -1,9 +1,8 @@
-//! A run's text to an external logger: in batches of whole lines, in order, without ever making a
-//! step wait. What the logger does not take waits in memory, then on disk, then is dropped and
-//! counted.
+//! Sends a run's text to an external logger, in order and in batches of whole lines. It never makes
+//! a step wait. Text that the logger does not accept is buffered in memory, then on disk. After
+//! that it is dropped and counted.
 //!
-//! A batch is sent again until the logger has said yes, so that it may get one twice where its answer
-//! was lost.
+//! A batch is sent until the logger confirms it. If a response is lost, the logger gets it twice.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,45 +24,45 @@ use super::spill::{Full, Spill};
 use super::{Http, accepted, chain};
 use crate::ports::{LoggerFeed, TransferError};
 
-/// What may wait in memory, in bytes.
+/// The maximum size of the memory buffer, in bytes.
 const MEMORY: usize = 1 << 20;
-/// How long a batch gets, in bytes; longer only where a single line is.
+/// The size of a batch, in bytes. Only a single long line can exceed it.
 const BATCH: usize = 256 << 10;
-/// The longest line that is kept in one batch: a logger may put a newline between two.
+/// The longest line kept in one batch, in bytes. A logger can add a newline between two batches.
 const LINE: usize = 4 << 20;
-/// How long text waits for more, so that it goes in one batch.
+/// How long to wait for more text before sending a partial batch.
 const LINGER: Duration = Duration::from_millis(200);
-/// The first wait after a failure; it doubles.
+/// The pause after the first failure. It doubles with each further failure.
 const BACKOFF: Duration = Duration::from_millis(100);
-/// The longest wait after a failure, and that while the end of a run waits for it.
+/// The longest pause after a failure, in general and once the run has ended.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 const LONGEST_AT_END: Duration = Duration::from_millis(500);
 
-/// The end of a feed at which text comes in.
+/// The input of a feed.
 pub(super) struct Feed {
     shared: Arc<Shared>,
-    /// Ends the task with the feed, whether it has finished or not.
+    /// Cancels the task when the feed is dropped.
     _task: DropGuard,
 }
 
 struct Shared {
     backlog: Mutex<Backlog>,
-    /// Text has come.
+    /// Notified when text was pushed.
     pushed: Notify,
-    /// Nothing more comes.
+    /// Cancelled when no more text will be pushed.
     closing: CancellationToken,
-    /// The task has ended.
+    /// Cancelled when the task has ended.
     done: CancellationToken,
     given: AtomicU64,
     taken: AtomicU64,
 }
 
-/// What waits: what is in memory came first.
+/// Text to be sent. The text in memory is older than the text on disk.
 struct Backlog {
     memory: VecDeque<Bytes>,
     bytes: usize,
     spill: Spill,
-    /// Something was dropped, and it was said.
+    /// Whether text is being dropped, which was already logged.
     dropping: bool,
 }
 
@@ -74,7 +73,7 @@ impl Shared {
 }
 
 impl Feed {
-    /// Begins to send what is pushed.
+    /// Opens a feed and starts its task.
     pub(super) fn open(http: &Http, registered: &str, run: &RunId) -> Result<Self, TransferError> {
         let service = Service::at("logger", registered)?;
         let url = service.path(&[names::LOG_PATH, run.as_str()])?;
@@ -118,7 +117,7 @@ impl LoggerFeed for Feed {
     fn push(&self, text: Bytes) {
         let shared = &self.shared;
         shared.given.fetch_add(text.len() as u64, Ordering::Relaxed);
-        // After the end nobody would send it: it counts as not taken.
+        // Text pushed after the end would never be sent, so it counts as lost.
         if text.is_empty() || shared.closing.is_cancelled() {
             return;
         }
@@ -160,23 +159,23 @@ impl Backlog {
     }
 }
 
-/// Sends what waits.
+/// Sends the backlog to the logger.
 struct Sender {
     shared: Arc<Shared>,
     clients: Clients,
     idle: Duration,
     service: Service,
     url: Url,
-    /// What was taken from the backlog and not sent yet: the rest of a line, mostly.
+    /// Text taken from the backlog and not sent yet, mostly the beginning of a line.
     ahead: BytesMut,
 }
 
-/// What is said of a batch.
+/// The outcome of sending a batch.
 enum Answer {
     Taken,
-    /// It will not be taken, however often it is sent.
+    /// The logger rejected it for good.
     Refused,
-    /// It may go better later.
+    /// A retry can succeed.
     Failed(TransferError),
 }
 
@@ -190,7 +189,7 @@ impl Sender {
                 continue;
             }
             if closing {
-                // Nothing was pushed since: `closing` was read before the backlog was.
+                // Nothing was pushed meanwhile: `closing` was read before the backlog.
                 return;
             }
             tokio::select! {
@@ -206,14 +205,14 @@ impl Sender {
         }
     }
 
-    /// Returns when a whole batch waits.
+    /// Returns when there is enough text for a batch.
     async fn enough(&self) {
         while self.ahead.len() + self.shared.backlog().bytes < BATCH {
             self.shared.pushed.notified().await;
         }
     }
 
-    /// Takes up to a batch, or a long line, from the backlog.
+    /// Takes up to a batch, or one long line, from the backlog.
     async fn fill(&mut self) {
         while self.ahead.len() < BATCH || (self.ahead.len() < LINE && !self.ahead.contains(&b'\n'))
         {
@@ -231,14 +230,14 @@ impl Sender {
             let Ok((text, piece)) = read else { return };
             match text {
                 Ok(text) => self.ahead.extend_from_slice(&text),
-                // It counts as not taken; what stands behind it may still be read.
+                // It counts as lost. Text after it might still be readable.
                 Err(error) => tracing::warn!(%error, "cannot read text for a logger from disk"),
             }
             self.shared.backlog().spill.drop_first(&piece);
         }
     }
 
-    /// Sends a batch until it is taken or refused for good.
+    /// Sends a batch until the logger accepts or rejects it for good.
     async fn deliver(&self, batch: Bytes) {
         let mut wait = BACKOFF;
         let mut failed = false;
@@ -264,7 +263,7 @@ impl Sender {
             if closing {
                 tokio::time::sleep(wait).await;
             } else {
-                // The end of the run is the time to try at once.
+                // When the run ends, retry at once.
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
                     () = self.shared.closing.cancelled() => {}
@@ -287,7 +286,7 @@ impl Sender {
         };
         match answer {
             Ok(()) => Answer::Taken,
-            // These say that it is the text that is wrong; it must not stand before all the rest.
+            // These statuses mean that the text itself is invalid. It must not block the rest.
             Err(TransferError::Refused { status: status @ (400 | 413 | 415 | 422), .. }) => {
                 let logger = self.service.named();
                 tracing::warn!(logger, status, "a logger refuses a piece of a run's text");
@@ -298,7 +297,8 @@ impl Sender {
     }
 }
 
-/// Cuts a batch of whole lines from the front; at the end, and of a line without one, what there is.
+/// Takes a batch of whole lines from the front. Takes everything if the feed is closing, or if one
+/// line fills the batch.
 fn cut(ahead: &mut BytesMut, closing: bool) -> Option<Bytes> {
     let within = &ahead[..ahead.len().min(BATCH)];
     let last = within.iter().rposition(|byte| *byte == b'\n');

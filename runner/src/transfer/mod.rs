@@ -1,5 +1,5 @@
-//! Bytes over the worker's edge: resources in, artifacts and logs out, over HTTP; outputs of steps to
-//! where they are kept. Streamed: what crosses is never held whole.
+//! Transfers between the worker and services: resources in, artifacts and logs out over HTTP, and
+//! outputs of steps to their stores. Everything is streamed and never held in memory as a whole.
 
 mod address;
 mod artifact;
@@ -34,29 +34,28 @@ pub use outputs::{
 };
 use spill::Room;
 
-/// How much of an answer an error shows, in bytes.
+/// How many bytes of a response an error shows.
 const SHOWN: usize = 300;
 
-/// What transfers may use.
+/// The settings of transfers.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Which addresses are open: services are registered, and callbacks named, by others.
+    /// The allowed addresses. Others register services and name callbacks.
     pub policy: Policy,
-    /// The directory in which text waits for a logger that does not take it. It is created when it
-    /// is needed.
+    /// The directory for text that a logger has not accepted. It is created when needed.
     pub spill_dir: PathBuf,
-    /// What all loggers' text may take there together, in bytes.
+    /// The maximum size of all loggers' text in it, in bytes.
     pub spill_bytes: u64,
 }
 
-/// How long a service is waited for.
+/// Timeouts of services.
 #[derive(Debug, Clone, Copy)]
 pub struct Timeouts {
-    /// Until it takes a connection.
+    /// The timeout for connecting.
     pub connect: Duration,
-    /// While too little moves, and for the head of a response.
+    /// The timeout for the head of a response, and the window in which progress is measured.
     pub idle: Duration,
-    /// How many bytes must move within each `idle`.
+    /// The minimum number of bytes that must be transferred in each `idle`.
     pub progress_bytes: u64,
 }
 
@@ -70,18 +69,18 @@ impl Default for Timeouts {
     }
 }
 
-/// Why there can be no transfers at all.
+/// Why transfers cannot be set up.
 #[derive(Debug, Error)]
 pub enum SetupError {
-    /// The HTTP client, or its TLS, cannot be made.
+    /// The HTTP client or its TLS could not be created.
     #[error("cannot set up HTTP: {0}")]
     Client(String),
-    /// A bucket cannot be spoken to with these settings.
+    /// The settings of a bucket are invalid.
     #[error("cannot keep outputs in the bucket {bucket}: {cause}")]
     Bucket {
         /// Its name.
         bucket: String,
-        /// What is wrong.
+        /// The reason.
         cause: String,
     },
 }
@@ -92,23 +91,23 @@ pub struct Http {
     clients: Clients,
     timeouts: Timeouts,
     room: Arc<Room>,
-    /// The feeds, each of which ends with its run.
+    /// The tasks of feeds. Each ends with its run.
     tasks: TaskTracker,
 }
 
 impl Http {
-    /// Transfers with the usual timeouts.
+    /// Creates transfers with the default timeouts.
     ///
     /// # Errors
-    /// [`SetupError`] where the client cannot be made.
+    /// [`SetupError`] if the client cannot be created.
     pub fn new(options: Options) -> Result<Self, SetupError> {
         Self::with_timeouts(options, Timeouts::default())
     }
 
-    /// Transfers with timeouts of one's own.
+    /// Creates transfers with other timeouts.
     ///
     /// # Errors
-    /// [`SetupError`] where the client cannot be made.
+    /// [`SetupError`] if the client cannot be created.
     pub fn with_timeouts(options: Options, timeouts: Timeouts) -> Result<Self, SetupError> {
         let clients = Clients::new(options.policy, timeouts)?;
         let room = Arc::new(Room::new(options.spill_dir, options.spill_bytes));
@@ -164,7 +163,7 @@ impl Transfer for Http {
     }
 }
 
-/// What went wrong, with everything beneath it, without the address: it may hold a password.
+/// The causes of an error, without the URL, which can contain a password.
 fn chain(error: &reqwest::Error) -> String {
     if let Some(refused) = refusal(error) {
         return refused.to_string();
@@ -173,7 +172,7 @@ fn chain(error: &reqwest::Error) -> String {
     let mut next: Option<&dyn std::error::Error> = std::error::Error::source(error);
     while let Some(error) = next {
         let part = error.to_string();
-        // Some errors repeat in their own words what is beneath them.
+        // Some errors repeat their cause in their own message.
         if parts.last().is_none_or(|last| !last.contains(&part)) {
             parts.push(part);
         }
@@ -186,7 +185,7 @@ fn chain(error: &reqwest::Error) -> String {
     }
 }
 
-/// Takes an answer that says yes; one that says no becomes an error with its beginning.
+/// Returns a successful response. Others become an error with the beginning of their body.
 async fn accepted(
     service: &Service,
     response: Response,
@@ -205,14 +204,14 @@ async fn accepted(
     Err(service.refused(status, &said))
 }
 
-/// Where an answer sends us on to.
+/// The target of a redirect, for display.
 fn elsewhere(response: &Response) -> Option<String> {
     let given = response.headers().get(LOCATION).filter(|_| response.status().is_redirection())?;
     let there = response.url().join(given.to_str().ok()?).ok()?;
     Some(address::shown(&there))
 }
 
-/// The beginning of an answer's body, on one line.
+/// The beginning of a response body, on one line.
 async fn beginning(mut response: Response, idle: Duration) -> String {
     let mut body = Vec::new();
     let reading = async {
@@ -221,7 +220,7 @@ async fn beginning(mut response: Response, idle: Duration) -> String {
             body.extend_from_slice(&chunk);
         }
     };
-    // The part of the body that arrives in time is enough.
+    // Use whatever part of the body arrives in time.
     tokio::time::timeout(idle, reading).await.ok();
     body.truncate(SHOWN);
     let text = String::from_utf8_lossy(&body);

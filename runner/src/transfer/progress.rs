@@ -1,4 +1,4 @@
-//! Notices a peer that keeps a connection busy and gets nowhere.
+//! Detects a peer that keeps a connection open without making progress.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Timeouts;
 
-/// How many bytes have moved within a window of waiting. The time that the bytes take on our own side
+/// Counts the bytes transferred in each window of waiting for the peer. Time spent on our own side
 /// does not count.
 #[derive(Debug)]
 pub(super) struct Progress {
@@ -16,7 +16,7 @@ pub(super) struct Progress {
     moved: u64,
 }
 
-/// Too little has moved.
+/// The peer transferred too few bytes in a window.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Stalled {
     window: Duration,
@@ -45,7 +45,7 @@ impl Progress {
         Self { window, least, waited: Duration::ZERO, moved: 0 }
     }
 
-    /// Waits for the peer, but no longer than it makes progress.
+    /// Waits for the peer as long as it makes progress.
     pub(super) async fn wait<T>(&mut self, peer: impl Future<Output = T>) -> Result<T, Stalled> {
         tokio::pin!(peer);
         loop {
@@ -62,7 +62,7 @@ impl Progress {
         }
     }
 
-    /// Notes bytes that came.
+    /// Counts received bytes.
     pub(super) fn note(&mut self, bytes: usize) {
         self.moved += bytes as u64;
     }

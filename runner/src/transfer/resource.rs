@@ -1,4 +1,4 @@
-//! Resources: a tar from a provider or a store, checked entry by entry on its way.
+//! Resources: downloads a tar from a provider or a store and checks each entry on the way.
 
 use futures::{StreamExt, stream};
 use protocol::names;
@@ -11,7 +11,7 @@ use super::progress::Progress;
 use super::{Http, accepted, chain, tar};
 use crate::ports::{ByteStream, TransferError};
 
-/// Where a provider is asked.
+/// The URL of an external resource at a provider.
 pub(super) fn external(registered: &str, params: &Vars) -> Result<(Service, Url), TransferError> {
     let service = Service::at("resource provider", registered)?;
     let mut url = service.path(&[names::RESOURCE_PATH])?;
@@ -19,7 +19,7 @@ pub(super) fn external(registered: &str, params: &Vars) -> Result<(Service, Url)
     Ok((service, url))
 }
 
-/// Where a store is asked for what an earlier run left.
+/// The URL of an earlier run's artifact at a store.
 pub(super) fn internal(
     registered: &str,
     params: &Vars,
@@ -41,7 +41,7 @@ pub(super) fn internal(
 }
 
 impl Http {
-    /// Fetches a tar, and puts it below `mount`.
+    /// Downloads a tar and places its entries below `mount`.
     pub(super) async fn fetch(
         &self,
         service: &Service,
@@ -62,7 +62,7 @@ impl Http {
         Ok(tar::below(mount, self.body(service.named(), response)))
     }
 
-    /// The body of an answer; an error says whose it was.
+    /// The body of a response. Errors name the service.
     fn body(&self, from: String, response: Response) -> ByteStream {
         let next = |state: Option<(Response, Progress, String)>| async move {
             let (mut response, mut progress, from) = state?;

@@ -1,5 +1,5 @@
-//! Text on disk that a logger has not taken yet: a row of files without names, the oldest of which
-//! goes when it is used up.
+//! Text on disk that a logger has not accepted yet: a queue of unnamed files. The oldest is removed
+//! once it is used up.
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
@@ -9,10 +9,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How long one of the files gets, in bytes. What was used of it takes room until it goes.
+/// The maximum size of one file, in bytes. Text already read takes up space until the file is
+/// removed.
 const SEGMENT: u64 = 8 << 20;
 
-/// The room that all spills share.
+/// The disk space shared by all spills.
 #[derive(Debug)]
 pub(super) struct Room {
     dir: PathBuf,
@@ -21,7 +22,7 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// So many bytes in a directory.
+    /// Up to `bytes` bytes in a directory.
     pub(super) fn new(dir: PathBuf, bytes: u64) -> Self {
         Self { dir, bytes, used: AtomicU64::new(0) }
     }
@@ -35,19 +36,19 @@ impl Room {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// A file that goes with its handle, also where the process is killed.
+    /// Creates a file that disappears when its handle is closed, even if the process is killed.
     fn file(&self) -> io::Result<File> {
         fs::create_dir_all(&self.dir)?;
         tempfile::tempfile_in(&self.dir)
     }
 }
 
-/// Why text cannot be put on disk.
+/// Why text could not be written to disk.
 #[derive(Debug)]
 pub(super) enum Full {
-    /// The room is used up.
+    /// The space is used up.
     Room,
-    /// The system said no.
+    /// The system returned an error.
     Disk(io::Error),
 }
 
@@ -58,7 +59,7 @@ struct Segment {
     read: u64,
 }
 
-/// A place in a spill from which to read.
+/// A range in a spill file.
 #[derive(Debug)]
 pub(super) struct Piece {
     file: Arc<File>,
@@ -67,7 +68,7 @@ pub(super) struct Piece {
 }
 
 impl Piece {
-    /// Reads it. This blocks.
+    /// Reads the range. Blocks.
     pub(super) fn read(&self) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; self.bytes];
         self.file.read_exact_at(&mut bytes, self.from)?;
@@ -75,7 +76,7 @@ impl Piece {
     }
 }
 
-/// Text in the order in which it came.
+/// A queue of text.
 #[derive(Debug)]
 pub(super) struct Spill {
     room: Arc<Room>,
@@ -84,19 +85,19 @@ pub(super) struct Spill {
 }
 
 impl Spill {
-    /// Nothing yet.
+    /// Creates an empty spill.
     pub(super) fn new(room: Arc<Room>) -> Self {
         Self { room, segments: VecDeque::new(), bytes: 0 }
     }
 
-    /// Whether nothing is in it.
+    /// Whether it holds no text.
     pub(super) fn is_empty(&self) -> bool {
         self.bytes == 0
     }
 
-    /// Puts text behind what is there, whole or not at all.
+    /// Appends text, completely or not at all.
     ///
-    /// It goes to the page cache, which takes it in microseconds.
+    /// The text goes to the page cache, which takes microseconds.
     pub(super) fn push(&mut self, text: &[u8]) -> Result<(), Full> {
         let bytes = text.len() as u64;
         if !self.room.reserve(bytes) {
@@ -117,14 +118,14 @@ impl Spill {
             self.segments.push_back(Segment { file, written: 0, read: 0 });
         }
         if let Some(last) = self.segments.back_mut() {
-            // Where this fails half way, the next text is written over the half.
+            // After a partial write, the next text overwrites the partial one.
             last.file.write_all_at(text, last.written)?;
             last.written += text.len() as u64;
         }
         Ok(())
     }
 
-    /// The first so many bytes, or fewer; they stay until they are `drop_first`.
+    /// The first `most` bytes, or fewer. They stay until [`Self::drop_first`].
     pub(super) fn first(&self, most: usize) -> Option<Piece> {
         let segment = self.segments.iter().find(|segment| segment.read < segment.written)?;
         let left = usize::try_from(segment.written - segment.read).unwrap_or(usize::MAX);
@@ -132,7 +133,7 @@ impl Spill {
         Some(Piece { file, from: segment.read, bytes: left.min(most) })
     }
 
-    /// The piece that was read is done with.
+    /// Removes a piece that was read.
     pub(super) fn drop_first(&mut self, piece: &Piece) {
         let bytes = piece.bytes as u64;
         let of = |segment: &&mut Segment| Arc::ptr_eq(&segment.file, &piece.file);

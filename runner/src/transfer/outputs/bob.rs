@@ -1,4 +1,4 @@
-//! Outputs in an artifact store of Bob: each as an artifact of its run, a tar with one file in it.
+//! Outputs in an artifact store of Bob. Each is an artifact of its run: a tar with one file.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,14 +15,14 @@ use crate::ports::{ByteStream, Origin, OutputStore, Place, Stored, TransferError
 use crate::transfer::Http;
 use crate::transfer::address::RESERVED;
 
-/// Says under which address the artifact store is registered now.
+/// Looks up the current address of the artifact store.
 pub type Registered =
     Arc<dyn Fn() -> BoxFuture<'static, Result<String, TransferError>> + Send + Sync>;
 
-/// Keeps outputs in a registered artifact store.
+/// Stores outputs in a registered artifact store.
 ///
-/// The first three names of a place are group, name and run id; the artifact is named by the rest of
-/// it, encoded so that it is one name: a later pipeline can mount it by that.
+/// The first three names of a place are group, name and run id. The rest is encoded into one
+/// artifact name, by which a later pipeline can mount the output.
 #[derive(Clone)]
 pub struct ArtifactStore {
     http: Http,
@@ -37,7 +37,7 @@ impl std::fmt::Debug for ArtifactStore {
 }
 
 impl ArtifactStore {
-    /// Keeps them in the store of that name, which is looked up for every file.
+    /// Uses the store registered under `name`, which is looked up for each file.
     #[must_use]
     pub fn new(http: Http, name: String, registered: Registered) -> Self {
         Self { http, name, registered }
@@ -79,7 +79,7 @@ impl OutputStore for ArtifactStore {
     }
 }
 
-/// One name for a path below names. No two places have the same one.
+/// The artifact name for a path below names. It is unique per place.
 fn artifact(names: &[String], path: &str) -> String {
     let encoded = |text: &str| utf8_percent_encode(text, RESERVED).to_string();
     let mut parts: Vec<String> = names.iter().map(|name| encoded(name)).collect();
@@ -87,7 +87,7 @@ fn artifact(names: &[String], path: &str) -> String {
     encoded(&parts.join("/"))
 }
 
-/// A tar that holds the file at its path. Says what it was once all of it came.
+/// A tar with the file at its path. Sends the facts about the file once it is complete.
 fn archived(
     place: &Place,
     size: u64,
@@ -113,7 +113,7 @@ fn archived(
         tar.append_data(&mut header, &path, StreamReader::new(metered.boxed())).await?;
         tar.finish().await
     };
-    // What was packed comes first, then how that ended.
+    // The packed bytes come first, then the error if there was one.
     let ended = stream::once(packing).filter_map(|done| async { done.err().map(Err) });
     let ended = ended.map(|done: io::Result<Bytes>| done);
     stream::select(ReaderStream::new(read), ended).boxed()

@@ -1,4 +1,4 @@
-//! Outputs in a bucket of S3, or of what speaks its language.
+//! Outputs in a bucket of S3 or a compatible service.
 
 use std::time::Duration;
 
@@ -13,38 +13,38 @@ use super::meter::Meter;
 use crate::ports::{ByteStream, Origin, OutputStore, Place, Stored, TransferError};
 use crate::transfer::{SHOWN, SetupError};
 
-/// A file of this size is sent at once, a larger one in parts of it.
+/// The size of an upload part, in bytes. A file up to this size is sent in one request.
 const PART: u64 = 8 << 20;
-/// So many parts are taken at most.
+/// The maximum number of parts.
 const PARTS: u64 = 10_000;
-/// What one part may take.
+/// The timeout of one request.
 const REQUEST: Duration = Duration::from_secs(300);
 const CONNECT: Duration = Duration::from_secs(10);
-/// How long a request is tried again.
+/// How long a request is retried.
 const RETRY: Duration = Duration::from_secs(60);
 const RETRIES: usize = 4;
 
-/// Which bucket, and who we are there.
+/// A bucket and the credentials for it.
 #[derive(Debug, Clone)]
 pub struct BucketOptions {
     /// The bucket.
     pub bucket: String,
-    /// What all keys begin with, without a slash around it; may be empty.
+    /// The prefix of all keys, without leading or trailing slash. Can be empty.
     pub prefix: String,
-    /// The server as a URL; that of AWS where there is none.
+    /// The URL of the server. `None`: AWS.
     pub endpoint: Option<String>,
     /// The region.
     pub region: String,
-    /// Who we are; where it is not said, the role of the machine in AWS.
+    /// The credentials. `None`: the AWS role of the machine.
     pub keys: Option<BucketKeys>,
 }
 
-/// A user of S3.
+/// S3 credentials.
 #[derive(Clone)]
 pub struct BucketKeys {
-    /// The id of the key.
+    /// The access key id.
     pub access: String,
-    /// The key.
+    /// The secret key.
     pub secret: String,
 }
 
@@ -54,21 +54,21 @@ impl std::fmt::Debug for BucketKeys {
     }
 }
 
-/// Keeps outputs in a bucket.
+/// Stores outputs in a bucket.
 #[derive(Debug, Clone)]
 pub struct Bucket {
     store: AmazonS3,
     bucket: String,
     prefix: Path,
-    /// Uploads that are given up.
+    /// The tasks that abort uploads.
     aborts: TaskTracker,
 }
 
 impl Bucket {
-    /// Keeps them in a bucket. Nothing is asked of it yet.
+    /// Creates a store over a bucket. Does not connect yet.
     ///
     /// # Errors
-    /// [`SetupError`] where there can be no client for it.
+    /// [`SetupError`] if the client cannot be created.
     pub fn new(options: &BucketOptions) -> Result<Self, SetupError> {
         let BucketOptions { bucket, prefix, endpoint, region, keys } = options.clone();
         let is_plain = endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
@@ -97,7 +97,8 @@ impl Bucket {
         Ok(Self { store, bucket, prefix, aborts: TaskTracker::new() })
     }
 
-    /// The key of a place: every name of it is one part, with what S3 advises against encoded.
+    /// The key of a place. Each name is one segment, and characters that S3 advises against are
+    /// encoded.
     fn key(&self, place: &Place) -> Path {
         let under = place.under().iter().map(String::as_str);
         let parts = under.chain(place.path().split('/')).map(Into::into);
@@ -169,7 +170,7 @@ impl OutputStore for Bucket {
     }
 }
 
-/// So many bytes, or what is left. All parts but the last have to be of one size for some servers.
+/// Reads `size` bytes, or the rest. Some servers require equal parts except for the last.
 async fn filled(meter: &mut Meter, ahead: &mut Bytes, size: usize) -> Result<Bytes, TransferError> {
     let mut part = BytesMut::with_capacity(size);
     while part.len() < size {
@@ -183,8 +184,8 @@ async fn filled(meter: &mut Meter, ahead: &mut Bytes, size: usize) -> Result<Byt
     Ok(part.freeze())
 }
 
-/// An upload in parts: nothing of it is seen before it is complete. Its parts take room until it is
-/// given up, which is asked for also where nobody waits for it any more.
+/// A multipart upload, invisible until it is complete. Its parts take up space until it is aborted,
+/// which also happens when it is dropped.
 struct Upload {
     open: Option<Box<dyn MultipartUpload>>,
     aborts: TaskTracker,
@@ -215,7 +216,8 @@ impl Upload {
 
 impl Drop for Upload {
     fn drop(&mut self) {
-        // Outside of the runtime the process ends, and a rule of the bucket has to remove it.
+        // Without a runtime the process is ending, and a lifecycle rule of the bucket must remove
+        // it.
         if let (Some(mut open), Ok(_runtime)) =
             (self.open.take(), tokio::runtime::Handle::try_current())
         {
@@ -230,7 +232,7 @@ async fn give_up(open: &mut dyn MultipartUpload) {
     }
 }
 
-/// What a store says, on one line.
+/// A store's message, on one line.
 fn shortened(said: &str) -> String {
     let line = said.split_whitespace().collect::<Vec<_>>().join(" ");
     line.chars().take(SHOWN).collect()

@@ -1,4 +1,4 @@
-//! Outputs in a directory of this machine.
+//! Outputs in a directory of this host.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,21 +14,21 @@ use uuid::Uuid;
 use super::meter::Meter;
 use crate::ports::{ByteStream, Origin, OutputStore, Place, Stored, TransferError};
 
-/// What a name of one level may not have in it; the percent sign, so that no two become one.
+/// The characters encoded in a name. The percent sign is one of them, so that names stay distinct.
 const IN_NAME: &AsciiSet = &CONTROLS.add(b'/').add(b'%');
 const DIRECTORY: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const DIRECTORY_MODE: Mode = Mode::from_raw_mode(0o755);
 const FILE_MODE: Mode = Mode::from_raw_mode(0o644);
 
-/// Keeps outputs in a directory.
+/// Stores outputs in a directory.
 #[derive(Debug, Clone)]
 pub struct Directory {
     root: PathBuf,
 }
 
 impl Directory {
-    /// Keeps them below a directory, which is made when it is needed.
+    /// Stores outputs below a directory, which is created when needed.
     #[must_use]
     pub fn new(root: PathBuf) -> Self {
         Self { root }
@@ -72,7 +72,7 @@ impl OutputStore for Directory {
     }
 }
 
-/// A name as that of one directory.
+/// Encodes a name as one path component.
 fn level(name: &str) -> String {
     match name {
         "." => "%2E".into(),
@@ -81,20 +81,20 @@ fn level(name: &str) -> String {
     }
 }
 
-/// A file under a name that nobody looks for. Dropped, it is removed.
+/// A file under a temporary name, removed when dropped.
 struct Partial {
     dir: OwnedFd,
     name: String,
-    /// What it is called once it is whole.
+    /// The final name.
     last: String,
     settled: bool,
 }
 
 impl Partial {
-    /// Makes the directories where they are missing, and the file in the last of them.
+    /// Creates missing directories, and the file in the last of them.
     ///
-    /// No level may be a symbolic link: what steps leave in this directory does not say where the
-    /// worker writes.
+    /// No component may be a symbolic link. Otherwise files that a step leaves in this directory
+    /// could redirect the worker's writes.
     fn begin(root: &Path, mut levels: Vec<String>) -> io::Result<(Self, std::fs::File)> {
         let last = levels.pop().unwrap_or_default();
         std::fs::create_dir_all(root)?;
@@ -108,7 +108,7 @@ impl Partial {
             };
             let next = rustix::fs::openat(&dir, &name, DIRECTORY, Mode::empty())?;
             if made {
-                // The mask of the process is meant for its own files.
+                // Override the umask, which is meant for the process's own files.
                 rustix::fs::fchmod(&next, DIRECTORY_MODE)?;
                 rustix::fs::fsync(&dir)?;
             }
@@ -122,7 +122,7 @@ impl Partial {
         Ok((partial, file.into()))
     }
 
-    /// Gives it its name.
+    /// Renames the file to its final name.
     fn settle(mut self) -> io::Result<()> {
         rustix::fs::renameat(&self.dir, &self.name, &self.dir, &self.last)?;
         self.settled = true;
@@ -134,7 +134,7 @@ impl Partial {
 impl Drop for Partial {
     fn drop(&mut self) {
         if !self.settled {
-            // Where it cannot be removed, its name says what it is.
+            // If the removal fails, the temporary name still shows what the file is.
             let _removed = rustix::fs::unlinkat(&self.dir, &self.name, AtFlags::empty());
         }
     }

@@ -1,4 +1,4 @@
-//! The bytes of a file on their way: counted, hashed, and either all there or an error.
+//! Counts and hashes a file's bytes, and fails if their number is wrong.
 
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -8,7 +8,7 @@ use crate::ports::{ByteStream, Place, Stored, TransferError};
 
 pub(super) struct Meter {
     bytes: ByteStream,
-    /// The file, for errors.
+    /// The file's path, for errors.
     path: String,
     size: u64,
     seen: u64,
@@ -16,12 +16,12 @@ pub(super) struct Meter {
 }
 
 impl Meter {
-    /// The bytes of a file that has so many.
+    /// Meters the bytes of a file of this size.
     pub(super) fn new(place: &Place, size: u64, bytes: ByteStream) -> Self {
         Self { bytes, path: place.path().to_owned(), size, seen: 0, hash: Sha256::new() }
     }
 
-    /// The next of them; `None` where all came.
+    /// The next chunk. `None` once all bytes were read.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, TransferError> {
         let Some(chunk) = self.bytes.next().await else {
             return if self.seen == self.size {
@@ -43,7 +43,7 @@ impl Meter {
         TransferError::Input(format!("the output {:?} broke off: {cause}", self.path))
     }
 
-    /// What came so far.
+    /// The size and hash of the bytes read so far.
     pub(super) fn stored(&self) -> Stored {
         let hash = self.hash.clone().finalize();
         let sha256 = hash.iter().map(|byte| format!("{byte:02x}")).collect();

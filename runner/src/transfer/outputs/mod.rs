@@ -1,4 +1,4 @@
-//! Outputs of steps: out of the archive that an executor makes, into a store, file by file.
+//! Outputs of steps: copies files from an executor's archive into a store.
 
 mod bob;
 mod bucket;
@@ -24,17 +24,17 @@ use crate::ports::{
     ByteStream, Found, KeptFile, KeptOutputs, OutputStore, Outputs, Place, TransferError, searched,
 };
 
-/// How much of a file is read at once, in bytes.
+/// The maximum number of bytes in one read.
 const PIECE: usize = 64 * 1024;
-/// How many of the things that are passed over are named.
+/// How many skipped entries are named.
 const NAMED: usize = 20;
-/// The step's working directory, as a selection names it.
+/// The path that selects the step's working directory.
 const HERE: &str = ".";
 
-/// An entry, and the way to its bytes.
+/// An archive entry with its reader.
 type Item = Entry<Archive<StreamReader<ByteStream, Bytes>>>;
 
-/// Keeps outputs in a store.
+/// Stores the outputs of steps.
 #[derive(Clone)]
 pub struct Keeper {
     store: Arc<dyn OutputStore>,
@@ -47,7 +47,7 @@ impl std::fmt::Debug for Keeper {
 }
 
 impl Keeper {
-    /// Keeps them in this one.
+    /// Stores outputs in `store`.
     #[must_use]
     pub fn new(store: Arc<dyn OutputStore>) -> Self {
         Self { store }
@@ -89,22 +89,22 @@ fn broke_off(at: &str, cause: &str) -> TransferError {
     TransferError::Input(format!("the archive of {at:?} that the step left broke off: {cause}"))
 }
 
-/// What an entry is.
+/// The kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     File,
     Directory,
     HardLink,
-    /// It is not kept, and this is what it is.
+    /// A kind that is not stored, with its name.
     Other(&'static str),
 }
 
 impl Kind {
     fn of(entry: &Item, name: &[u8]) -> Self {
         match entry.header().entry_type().as_byte() {
-            // What a directory was before there was a type for it.
+            // Old archives mark a directory only by its trailing slash.
             0 | b'0' if name.ends_with(b"/") => Self::Directory,
-            // Also one that lies in one piece, or has holes: the reader fills them.
+            // Includes contiguous and sparse files; the reader fills the holes.
             0 | b'0' | b'7' | b'S' => Self::File,
             b'1' => Self::HardLink,
             b'2' => Self::Other("a symbolic link"),
@@ -116,14 +116,14 @@ impl Kind {
     }
 }
 
-/// One archive, entry by entry.
+/// Processes one archive, entry by entry.
 struct Walk<'a> {
     store: &'a dyn OutputStore,
     names: Names<'a>,
     kept: &'a mut KeptOutputs,
     selection: &'a Selection,
     found: Found,
-    /// Directories that matched, as long as nothing came out of any.
+    /// Directories that matched and that no stored file came from.
     empty: Vec<String>,
     passed_over: usize,
 }
@@ -136,7 +136,7 @@ impl Walk<'_> {
         let kind = Kind::of(&entry, &name);
         let Ok(path) = String::from_utf8(path) else {
             let shown = String::from_utf8_lossy(&name).into_owned();
-            // Nobody can say whether it was meant, as patterns are text.
+            // Patterns are text, so a name that is not UTF-8 cannot match.
             self.pass_over(&shown, "named by what is no UTF-8");
             return Ok(());
         };
@@ -200,7 +200,7 @@ impl Walk<'_> {
         if more > 0 {
             kept.notes.push(format!("{more} more that are no files are not kept either"));
         }
-        // A store keeps files: an empty directory is there, and nothing of it can be kept.
+        // Stores hold only files, so an empty directory cannot be stored.
         empty.retain(|dir| {
             let within = |path: &str| dir.is_empty() || path.starts_with(&format!("{dir}/"));
             !kept.files().iter().any(|file| within(&file.from))
@@ -213,11 +213,11 @@ impl Walk<'_> {
     }
 }
 
-/// The names of an archive, as paths relative to the step's working directory.
+/// The names in an archive, as paths relative to the step's working directory.
 struct Names<'a> {
-    /// What was exported.
+    /// The exported path.
     at: &'a str,
-    /// What it is called in the archive, once something came.
+    /// The name of that path in the archive, known from the first entry.
     root: Option<Vec<u8>>,
 }
 
@@ -225,14 +225,14 @@ impl Names<'_> {
     fn path(&mut self, name: &[u8]) -> Result<Vec<u8>, TransferError> {
         let of_entry = |why: &str| format!("entry {:?} {why}", String::from_utf8_lossy(name));
         let parts = cleaned(name).map_err(|why| self.refused(&of_entry(why)))?;
-        // What is in the working directory comes without a name for that directory.
+        // An archive of the working directory has no name for the directory itself.
         if self.at == HERE {
             return Ok(parts.join(&b'/'));
         }
         let Some((root, rest)) = parts.split_first() else {
             return Err(self.refused(&of_entry("has no name")));
         };
-        // An executor may name it by where a link led.
+        // If the path is a link, the executor can use the name of its target.
         if self.root.get_or_insert_with(|| root.to_vec()) != root {
             return Err(self.refused(&of_entry("lies outside of what was asked for")));
         }

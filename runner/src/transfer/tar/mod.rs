@@ -1,7 +1,7 @@
-//! A tar on its way to a mount: every entry is checked, and moves below it.
+//! Streams a tar into a mount: checks each entry and moves it below the mount's directory.
 //!
-//! The bytes of files pass through as they are. What an entry is and where it goes is read by the
-//! same rules as by the engine that unpacks it; what can be read in two ways is refused.
+//! File contents pass through unchanged. Headers are parsed by the same rules as in the engine that
+//! unpacks the tar. A header that can be read in two ways is rejected.
 
 mod names;
 mod records;
@@ -19,13 +19,13 @@ pub(super) use names::cleaned;
 use names::{Links, Target};
 use records::{Records, Rewritten};
 
-/// The unit of a tar.
+/// The block size of a tar.
 const BLOCK: usize = 512;
-/// What may stand about one entry before it: long names and the like. They are held in memory.
-/// The engine's own bound is 1 MiB, and the name of the mount comes to it.
+/// The maximum size of an entry's extension headers, such as long names. They are held in memory.
+/// The engine's own limit is 1 MiB, and the mount's name is added to it.
 const RECORDS_BYTES: u64 = (1 << 20) - (16 << 10);
 
-/// The directory that everything goes below, relative to where the tar is unpacked.
+/// The directory for all entries, relative to where the tar is unpacked.
 #[derive(Debug, Clone)]
 pub(super) struct Mount(Vec<u8>);
 
@@ -58,7 +58,7 @@ pub(super) fn below(mount: Mount, tar: ByteStream) -> ByteStream {
     .boxed()
 }
 
-/// What an entry is. Nothing else is taken.
+/// The kinds of entries that are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     File,
@@ -67,45 +67,45 @@ enum Kind {
     HardLink,
 }
 
-/// What a header says about the entry after it.
+/// What an extension header describes about the next entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum About {
-    /// Its name, in the form of GNU.
+    /// Its name, in GNU format.
     Name,
-    /// What it links to, in the form of GNU.
+    /// Its link target, in GNU format.
     Link,
-    /// Records of the pax form.
+    /// Records in pax format.
     Records,
 }
 
-/// How far a tar was read.
+/// The position in a tar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
     Entries,
-    /// Its end was there; what follows is passed over, so that a connection that breaks is noticed.
+    /// After the end of the archive. The rest is read and ignored, to notice a broken connection.
     Padding,
     End,
 }
 
 struct Rewriter {
     tar: ByteStream,
-    /// What was read and not used yet.
+    /// Bytes that were read and not used yet.
     ahead: BytesMut,
     mount: Mount,
     links: Links,
-    /// What is left of the entry's bytes, padding included.
+    /// The number of remaining bytes of the entry, including padding.
     left: u64,
-    /// The entry, for errors.
+    /// The name of the entry, for errors.
     entry: String,
     at: At,
 }
 
-/// An archive that cannot be taken, in one sentence.
+/// The error for an invalid archive, as a sentence.
 fn bad(what: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.into())
 }
 
-/// A size with the padding to whole blocks.
+/// A size rounded up to whole blocks.
 fn padded(size: u64) -> io::Result<u64> {
     size.checked_next_multiple_of(BLOCK as u64).ok_or_else(|| bad("an entry's size is no number"))
 }
@@ -128,7 +128,7 @@ impl Rewriter {
         }
     }
 
-    /// The next bytes of the entry, as they are.
+    /// The next bytes of the entry, unchanged.
     async fn pass(&mut self) -> io::Result<Bytes> {
         if self.ahead.is_empty() && !self.read().await? {
             return Err(bad(format!("the archive ends in the middle of entry {}", self.entry)));
@@ -138,7 +138,7 @@ impl Rewriter {
         Ok(self.ahead.split_to(most).freeze())
     }
 
-    /// Reads on; `false` at the end.
+    /// Reads more bytes. `false` at the end.
     async fn read(&mut self) -> io::Result<bool> {
         let Some(chunk) = self.tar.try_next().await? else { return Ok(false) };
         if self.ahead.is_empty() {
@@ -149,7 +149,7 @@ impl Rewriter {
         Ok(true)
     }
 
-    /// So many bytes at once; few.
+    /// Reads a small number of bytes at once.
     async fn take(&mut self, count: usize, what: &str) -> io::Result<Bytes> {
         while self.ahead.len() < count {
             if !self.read().await? {
@@ -159,7 +159,7 @@ impl Rewriter {
         Ok(self.ahead.split_to(count).freeze())
     }
 
-    /// The next entry's headers, or the end of the archive.
+    /// Reads and rewrites the next entry's headers, or reads the end of the archive.
     async fn entry(&mut self) -> io::Result<Bytes> {
         let mut records = Records::default();
         loop {
@@ -174,7 +174,7 @@ impl Rewriter {
                     return Err(bad("the archive describes an entry that does not follow"));
                 }
                 if self.entry.is_empty() {
-                    // A step that needs it would find no directory to mount.
+                    // A step that mounts it would find no directory.
                     return Err(bad("the archive is empty; it must hold at least one entry"));
                 }
                 self.at = At::Padding;
@@ -187,7 +187,7 @@ impl Rewriter {
                 b'K' => About::Link,
                 b'x' => About::Records,
                 b'g' => {
-                    // What is left then are remarks, such as a commit's id.
+                    // The remaining global records are comments, such as a commit id.
                     records::check_global(&self.records(&header).await?)?;
                     continue;
                 }
@@ -200,7 +200,7 @@ impl Rewriter {
 
     fn header(&self, block: &[u8]) -> io::Result<Header> {
         let header = Header::from_byte_slice(block).clone();
-        // The checksum is made with blanks in its own place.
+        // The checksum treats its own field as blanks.
         let sum: u32 = block
             .iter()
             .enumerate()
@@ -216,7 +216,7 @@ impl Rewriter {
         Ok(header)
     }
 
-    /// What an extension header says, without its padding.
+    /// The content of an extension header, without padding.
     async fn records(&mut self, header: &Header) -> io::Result<Bytes> {
         let size = header.raw_entry_size()?;
         if size > RECORDS_BYTES {
@@ -236,7 +236,7 @@ impl Rewriter {
         let Self { entry, mount, links, .. } = self;
         let refuse = |why: &str| bad(format!("entry {entry} of the archive {why}"));
         let kind = match kind {
-            // What a directory was before there was a type for it.
+            // Old archives mark a directory only by its trailing slash.
             b'0' | b'7' if given.ends_with(b"/") => Kind::Directory,
             b'0' | b'7' => Kind::File,
             b'1' => Kind::HardLink,
@@ -267,7 +267,7 @@ impl Rewriter {
         } else if path.is_empty() {
             return Err(refuse("is a file in place of the whole target"));
         }
-        // Only a file has bytes; where another kind claims some, readers pass over the claim.
+        // Only files have content. Readers ignore a size in other entries.
         let size = match kind {
             Kind::File => records.size()?.map_or_else(|| header.raw_entry_size(), Ok)?,
             Kind::Directory | Kind::Symlink | Kind::HardLink => 0,

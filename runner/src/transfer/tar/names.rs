@@ -1,15 +1,15 @@
-//! Where entries and links lead: nowhere outside of their mount.
+//! Checks that no entry or link leads out of its mount.
 
 use std::collections::HashSet;
 
 use super::Kind;
 
-/// The longest name of an entry: no system takes more.
+/// The maximum length of an entry's name, which is also the system's limit.
 const LONGEST: usize = 4096;
-/// What the names of an archive's links may take in memory.
+/// The maximum memory for the names of an archive's links, in bytes.
 const LINK_BYTES: usize = 16 << 20;
 
-/// The parts of a path below the target, without `.` and empty ones.
+/// The components of a path below the target, without `.` and empty ones.
 pub(in crate::transfer) fn cleaned(path: &[u8]) -> Result<Vec<&[u8]>, &'static str> {
     if path.starts_with(b"/") {
         return Err("has an absolute name");
@@ -31,18 +31,18 @@ pub(in crate::transfer) fn cleaned(path: &[u8]) -> Result<Vec<&[u8]>, &'static s
     Ok(parts)
 }
 
-/// Where an entry points.
+/// The target of an entry.
 pub(super) enum Target {
-    /// It is no link.
+    /// Not a link.
     None,
-    /// A symbolic link, as it stands.
+    /// A symbolic link, unchanged.
     Symbolic(Vec<u8>),
-    /// A hard link: another entry, by its parts.
+    /// A hard link to another entry, as path components.
     Hard(Vec<Vec<u8>>),
 }
 
 impl Target {
-    /// Where an entry at a path points, where that is inside.
+    /// Parses the target of an entry and checks that it is inside the mount.
     pub(super) fn of(kind: Kind, path: &[&[u8]], link: &[u8]) -> Result<Self, String> {
         let shown = String::from_utf8_lossy(link);
         match kind {
@@ -65,22 +65,22 @@ impl Target {
         }
     }
 
-    /// The target as it is written below a mount.
+    /// The target as written below a mount.
     pub(super) fn within(&self, mount: &[u8]) -> Vec<u8> {
         match self {
             Self::None => Vec::new(),
-            // It is relative to its own directory, which moves with it.
+            // It is relative to its own directory, which moves too.
             Self::Symbolic(link) => link.clone(),
             Self::Hard(parts) => [&[mount.to_vec()], parts.as_slice()].concat().join(&b'/'),
         }
     }
 }
 
-/// Whether a symbolic link in a directory so deep stays inside.
+/// Whether a symbolic link in a directory of this depth stays inside.
 ///
-/// `..` is good at its beginning alone: behind a name it could go up from wherever another link
-/// leads. As entries lie in real directories only (see [`Links`]), each link then ends inside by
-/// itself, and so does a chain of them.
+/// `..` is allowed only at the beginning. After a name, it would go up from wherever another link
+/// leads. Entries are only in real directories (see [`Links`]), so each link stays inside by
+/// itself, and so does a chain of links.
 fn inside(depth: usize, link: &[u8]) -> bool {
     if link.is_empty() || link.starts_with(b"/") || link.contains(&0) || link.len() > LONGEST {
         return false;
@@ -99,7 +99,7 @@ fn inside(depth: usize, link: &[u8]) -> bool {
     ups <= depth
 }
 
-/// The links that an archive has made so far: nothing may be put through one.
+/// The links that an archive has created so far. No entry may be placed below one.
 #[derive(Default)]
 pub(super) struct Links {
     paths: HashSet<Vec<u8>>,
@@ -107,7 +107,7 @@ pub(super) struct Links {
 }
 
 impl Links {
-    /// Takes an entry at a path, where neither it nor what it points to lies behind a link.
+    /// Accepts an entry unless it or its target is below a link.
     pub(super) fn admit(&mut self, path: &[&[u8]], target: &Target) -> Result<(), String> {
         if path.is_empty() && !matches!(target, Target::None) {
             return Err("is a link in place of the whole target".into());

@@ -1,4 +1,4 @@
-//! What an archive says about an entry before it: long names, and records of the pax form.
+//! Extension headers of an entry: long names and pax records.
 
 use std::io;
 
@@ -6,26 +6,26 @@ use tokio_tar::{EntryType, Header};
 
 use super::{About, BLOCK, Kind, bad};
 
-/// How long a name may be in the header itself.
+/// The longest name that fits into a header.
 const NAME: usize = 100;
 
-/// What was said about the entry that comes next.
+/// The extensions for the next entry.
 #[derive(Debug, Default)]
 pub(super) struct Records {
-    /// Its name, where it was said.
+    /// Its name, if given.
     name: Option<Vec<u8>>,
-    /// What it links to, where it was said.
+    /// Its link target, if given.
     link: Option<Vec<u8>>,
-    /// Its size, where it was said.
+    /// Its size, if given.
     size: Option<Vec<u8>>,
-    /// The rest, in its order.
+    /// Other pax records, in order.
     others: Vec<(Vec<u8>, Vec<u8>)>,
-    /// Records of the pax form were there.
+    /// Whether there was a pax header.
     recorded: bool,
 }
 
 impl Records {
-    /// Whether nothing was said.
+    /// Whether there were no extensions.
     pub(super) fn is_empty(&self) -> bool {
         !self.recorded && self.name.is_none() && self.link.is_none()
     }
@@ -35,7 +35,7 @@ impl Records {
         self.name.as_deref()
     }
 
-    /// What the entry links to.
+    /// The entry's link target.
     pub(super) fn link(&self) -> Option<&[u8]> {
         self.link.as_deref()
     }
@@ -47,7 +47,7 @@ impl Records {
         number.map(Some).ok_or_else(|| bad("the archive has a size that is no number"))
     }
 
-    /// Takes what an extension header says.
+    /// Adds the content of an extension header.
     pub(super) fn add(&mut self, about: About, said: &[u8]) -> io::Result<()> {
         match about {
             About::Name => once(&mut self.name, until_nul(said)),
@@ -65,7 +65,7 @@ impl Records {
                         _ if key.starts_with(b"GNU.sparse.") => {
                             return Err(bad("the archive has a sparse file, which is not taken"));
                         }
-                        // An empty value takes back what nothing said.
+                        // An empty value deletes a record that was not given.
                         _ if value.is_empty() => {}
                         _ => self.others.push((key.to_vec(), value.to_vec())),
                     }
@@ -75,10 +75,10 @@ impl Records {
         }
     }
 
-    /// The entry's headers under its new names: long ones become records.
+    /// Writes the entry's headers with its new names. Long names become records.
     ///
-    /// The header is made anew from the few fields that count: some readers take a name from places
-    /// where other forms of header have something else.
+    /// The header is rebuilt from the relevant fields only, because some readers take a part of
+    /// the name from bytes that other header formats use differently.
     pub(super) fn write(&self, given: &Header, entry: &Rewritten<'_>) -> Vec<u8> {
         let mut records = Vec::new();
         for (key, value) in &self.others {
@@ -127,25 +127,25 @@ impl Records {
     }
 }
 
-/// An entry as it is to be written.
+/// An entry to be written.
 pub(super) struct Rewritten<'a> {
-    /// What it is.
+    /// Its kind.
     pub(super) kind: Kind,
-    /// How many bytes follow.
+    /// The size of its content.
     pub(super) size: u64,
     /// Its name.
     pub(super) name: &'a [u8],
-    /// What it links to; empty where it is no link.
+    /// Its link target. Empty if it is not a link.
     pub(super) link: &'a [u8],
 }
 
-/// The names of user and group, where the form of the header has them.
+/// The names of user and group, if the header format has them.
 fn owners(header: &Header) -> Option<([u8; 32], [u8; 32])> {
     let ustar = header.as_ustar().map(|ustar| (ustar.uname, ustar.gname));
     ustar.or_else(|| header.as_gnu().map(|gnu| (gnu.uname, gnu.gname)))
 }
 
-/// Checks records that are said about every entry that follows.
+/// Checks records that apply to all following entries.
 pub(super) fn check_global(said: &[u8]) -> io::Result<()> {
     for record in parsed(said) {
         let (key, _) = record?;
@@ -161,7 +161,7 @@ pub(super) fn check_global(said: &[u8]) -> io::Result<()> {
 
 type Record<'a> = (&'a [u8], &'a [u8]);
 
-/// Records of the form `LENGTH KEY=VALUE\n`, where the length counts all of it.
+/// Parses records of the form `LENGTH KEY=VALUE\n`, where LENGTH counts the whole record.
 fn parsed(mut said: &[u8]) -> impl Iterator<Item = io::Result<Record<'_>>> {
     std::iter::from_fn(move || {
         if said.is_empty() {
@@ -173,11 +173,11 @@ fn parsed(mut said: &[u8]) -> impl Iterator<Item = io::Result<Record<'_>>> {
     })
 }
 
-/// The first record, and what follows it.
+/// Parses the first record. Returns it and the rest.
 fn first(said: &[u8]) -> Option<(Record<'_>, &[u8])> {
     let digits = said.iter().position(|byte| *byte == b' ')?;
     let number = std::str::from_utf8(&said[..digits]).ok()?;
-    // `parse` alone would take a sign.
+    // `parse` alone would accept a sign.
     let length: usize =
         number.bytes().all(|byte| byte.is_ascii_digit()).then_some(number)?.parse().ok()?;
     let (record, rest) = said.split_at_checked(length)?;
@@ -186,7 +186,7 @@ fn first(said: &[u8]) -> Option<(Record<'_>, &[u8])> {
     Some(((&text[..equals], &text[equals + 1..]), rest))
 }
 
-/// Readers differ in which of two they take.
+/// Rejects a duplicate: readers differ in which of two values they use.
 fn once(place: &mut Option<Vec<u8>>, value: &[u8]) -> io::Result<()> {
     if value.is_empty() {
         return Err(bad("the archive gives an entry an empty name or size"));
@@ -201,7 +201,7 @@ fn until_nul(said: &[u8]) -> &[u8] {
     said.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
-/// Puts a text into its place in a header; as much of it as fits.
+/// Copies a text into a header field, truncated if needed. Returns whether it fits.
 fn put(place: &mut [u8; NAME], text: &[u8]) -> bool {
     let fits = text.len().min(NAME);
     place.fill(0);
@@ -209,7 +209,7 @@ fn put(place: &mut [u8; NAME], text: &[u8]) -> bool {
     fits == text.len()
 }
 
-/// Adds a record: its own length stands before it, and counts itself.
+/// Appends a record. Its length prefix counts itself.
 fn push(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let rest = key.len() + value.len() + 3;
     let mut length = rest;

@@ -1,4 +1,4 @@
-//! Archives that are good, hostile or broken.
+//! Valid, hostile and broken archives.
 
 use std::collections::BTreeMap;
 
@@ -8,13 +8,13 @@ use tokio_util::io::StreamReader;
 
 use super::*;
 
-/// One entry: kind, name, what it links to, its bytes.
+/// An entry: kind, name, link target, content.
 type Given<'a> = (EntryType, &'a str, &'a str, &'a [u8]);
 
 fn header(kind: EntryType, name: &[u8], link: &[u8], size: u64) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
-    // Not by `set_path`, which refuses what is to be tried here.
+    // Not `set_path`, which rejects the names under test.
     header.as_old_mut().name[..name.len()].copy_from_slice(name);
     header.as_old_mut().linkname[..link.len()].copy_from_slice(link);
     header.set_mode(0o640);
@@ -32,11 +32,11 @@ async fn tar(entries: &[Given<'_>]) -> Vec<u8> {
         let header = header(*kind, name.as_bytes(), link.as_bytes(), bytes.len() as u64);
         builder.append(&header, *bytes).await.unwrap();
     }
-    // It ends in two blocks of zeros.
+    // Adds the two zero blocks at the end.
     builder.into_inner().await.unwrap()
 }
 
-/// Through the rewriter, in pieces of this size.
+/// Passes a tar through the rewriter in pieces of this size.
 async fn through(tar: &[u8], piece: usize) -> io::Result<Vec<u8>> {
     let pieces: Vec<_> = tar.chunks(piece).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
     let out = below(Mount::new("src").unwrap(), stream::iter(pieces).boxed());
@@ -51,7 +51,7 @@ async fn refusal(tar: &[u8]) -> String {
     through(tar, 1000).await.expect_err("it is to be refused").to_string()
 }
 
-/// What another reader finds: name to kind, link and bytes.
+/// The entries as an independent reader sees them: name to kind, link and content.
 async fn read(tar: Vec<u8>) -> BTreeMap<String, (EntryType, String, Vec<u8>)> {
     let mut found = BTreeMap::new();
     let reader = StreamReader::new(stream::iter([Ok::<_, io::Error>(Bytes::from(tar))]));
@@ -206,7 +206,7 @@ async fn nothing_goes_through_a_link_of_the_same_archive() {
         &[(soft, "a", "b", b""), (EntryType::Regular, "a/x", "", b"")],
         &[(soft, "a", ".", b""), (EntryType::Link, "h", "a/x", b"")],
         &[(soft, "a", "b", b""), (EntryType::Link, "h", "a", b""), (soft, "h/x", "y", b"")],
-        // A link behind a name may lead up again: the two together leave.
+        // Links after a name can lead up again, so that two links together leave the mount.
         &[(soft, "d/e/l", "../..", b""), (soft, "m", "d/e/l/..", b"")],
         &[(soft, "m", "d/e/l/..", b""), (soft, "d/e/l", "../..", b"")],
     ];
@@ -266,7 +266,7 @@ async fn names_in_records_are_checked_like_others_and_may_not_be_said_twice() {
 
 #[tokio::test]
 async fn a_header_of_another_form_hides_no_name() {
-    // Readers that take these bytes of a GNU header for a name's beginning would leave the target.
+    // Some readers take these bytes of a GNU header for a name prefix and would leave the target.
     let mut hidden = header(EntryType::Regular, b"x", b"", 0);
     hidden.as_mut_bytes()[345..354].copy_from_slice(b"../../etc");
     hidden.set_cksum();
