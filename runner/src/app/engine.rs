@@ -1,4 +1,4 @@
-//! Finds the container engine: what was said, else the user's socket, else a service of our own.
+//! Finds the container engine: the configured one, else the user's socket, else starts a service.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,44 +15,44 @@ use crate::config;
 use crate::exec::access::{Granted, HostAccess, SharedDir};
 use crate::exec::{docker, podman};
 
-/// A podman service that this process started, and that ends with it, however this process ends.
+/// A podman service that this process started. It ends with this process, even after SIGKILL.
 #[derive(Debug)]
 pub struct OwnService {
-    /// This program again, which runs the service.
+    /// The lifeline, a process of this program that runs the service.
     child: Child,
-    /// Closed, it ends the service.
+    /// Closing it ends the service.
     lifeline: Option<ChildStdin>,
     dir: tempfile::TempDir,
-    /// The last line that it said.
+    /// The last line of the service's standard error.
     last: watch::Receiver<String>,
-    /// Reads what it says, as long as it says something.
+    /// The task that reads its standard error.
     _reading: JoinSet<()>,
 }
 
-/// Where an engine answers, and the service behind it where it is ours.
+/// The URL of an engine, and the service if this process started it.
 #[derive(Debug)]
 pub struct Found {
     /// `unix:///path` or `http://host:port`.
     pub url: String,
-    /// Kept as long as the engine is used.
+    /// The service. Must be kept while the engine is used.
     pub own: Option<OwnService>,
 }
 
-/// How long a service of our own may take to answer.
+/// The timeout for a started service to answer.
 const OWN_SERVICE_STARTS_WITHIN: Duration = Duration::from_secs(20);
-/// How long the service may take to end: longer than its grace.
+/// How long to wait for the end of the service. Longer than its grace.
 const ENDS_WITHIN: Duration = Duration::from_secs(7);
 /// The running program, even if its file was replaced by a newer version.
 const THIS_PROGRAM: &str = "/proc/self/exe";
-/// How long its last words are waited for, once it has ended.
+/// How long to wait for the last output after the service has ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// More of one line is told in pieces.
+/// The maximum length of a logged line, in bytes. Longer lines are split.
 const MAX_LINE: u64 = 4096;
 
 /// Finds the engine (wire.md section 6, `CONTAINER_ENGINE_URL`).
 ///
 /// # Errors
-/// Where a service of our own does not start.
+/// If a service was started and does not answer.
 pub async fn find(engine: &config::Engine) -> anyhow::Result<Found> {
     if let Some(url) = &engine.url {
         return Ok(Found { url: url.to_string(), own: None });
@@ -74,7 +74,7 @@ pub async fn find(engine: &config::Engine) -> anyhow::Result<Found> {
     }
 }
 
-/// What the executor is told of the engine at an address.
+/// The options of the podman executor for an engine at this URL.
 pub(super) fn options(engine: &config::Engine, url: String) -> podman::Options {
     let (auth_files, auth_asked_for) = auth_files(engine);
     podman::Options {
@@ -90,7 +90,7 @@ pub(super) fn options(engine: &config::Engine, url: String) -> podman::Options {
     }
 }
 
-/// The same of the Docker engine.
+/// The options of the Docker executor.
 pub(super) fn docker_options(engine: &config::Engine, url: &config::EngineUrl) -> docker::Options {
     let (auth_files, auth_asked_for) = auth_files(engine);
     docker::Options {
@@ -101,7 +101,7 @@ pub(super) fn docker_options(engine: &config::Engine, url: &config::EngineUrl) -
     }
 }
 
-/// What steps may use of the engine's host. `is_of_user`: a person runs a file of their own.
+/// The steps' access to the engine's host. `is_of_user`: a user runs a file of their own.
 pub(super) fn access(engine: &config::Engine, is_of_user: bool) -> HostAccess {
     let socket = |url: &config::EngineUrl| match url {
         config::EngineUrl::Unix(path) => Some(path.clone()),
@@ -123,7 +123,7 @@ pub(super) fn access(engine: &config::Engine, is_of_user: bool) -> HostAccess {
     }
 }
 
-/// Where credentials of registries are, and whether somebody named the place.
+/// The credential files, and whether the user named them.
 fn auth_files(engine: &config::Engine) -> (Vec<PathBuf>, bool) {
     match &engine.registry_auth_file {
         Some(named) => (vec![named.clone()], true),
@@ -132,7 +132,7 @@ fn auth_files(engine: &config::Engine) -> (Vec<PathBuf>, bool) {
 }
 
 impl OwnService {
-    /// `launcher`: this program.
+    /// Starts the service through `launcher`, which is this program.
     async fn start(launcher: &Path, program: &Path) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("bob-runner-podman-")
@@ -149,9 +149,9 @@ impl OwnService {
             .stdin(std::process::Stdio::piped())
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::piped())
-            // A Ctrl-C is meant for us: the service is needed to end what runs in it.
+            // Ctrl-C must not reach the service: it is needed to end the steps.
             .process_group(0)
-            // It ends the service first.
+            // The lifeline must end the service first.
             .kill_on_drop(false)
             .spawn()
             .with_context(|| format!("cannot start {}", program.display()))?;
@@ -185,7 +185,7 @@ impl OwnService {
             }
             if let Some(status) = self.child.try_wait().context("cannot see podman's service")? {
                 let all = async { while self.last.changed().await.is_ok() {} };
-                // Something that it started may hold its end of the pipe for ever.
+                // A child process can hold its end of the pipe open.
                 drop(tokio::time::timeout(LAST_WORDS, all).await);
                 bail!(
                     "`podman system service` ended with {status}: {}; `bob-runner doctor` says what \
@@ -205,12 +205,12 @@ impl OwnService {
     /// Ends the service.
     pub async fn end(mut self) {
         drop(self.lifeline.take());
-        // Without an answer it ends by itself a moment later.
+        // If it does not end in time, its lifeline ends it soon after.
         drop(tokio::time::timeout(ENDS_WITHIN, self.child.wait()).await);
     }
 }
 
-/// Reads what a service says: one that nobody reads stands still once its pipe is full.
+/// Reads the service's standard error, since a full pipe would block the service.
 async fn read(stderr: ChildStderr, told: watch::Sender<String>) {
     let mut stderr = BufReader::new(stderr);
     let mut line = Vec::new();
@@ -233,8 +233,8 @@ mod tests {
     use super::*;
     use crate::config::{Environment, Flags, Sources, load};
 
-    /// A program of a test. Another process writes it: one that is still open for writing anywhere
-    /// cannot be started.
+    /// Installs a program for a test. Another process writes it, because a file that is open for
+    /// writing cannot be executed.
     fn program(dir: &Path, name: &str, text: &str) -> PathBuf {
         let (source, program) = (dir.join("source"), dir.join(name));
         std::fs::write(&source, text).unwrap();
@@ -259,7 +259,7 @@ mod tests {
              echo >&2\n\
              exit 7\n",
         );
-        // In the place of this program, which a test is not.
+        // Takes the place of this program, since the test binary is not bob-runner.
         let text = "#!/bin/sh\n[ \"$1\" = lifeline ] || exit 9\nshift 2\nexec \"$@\"\n";
         let launcher = self::program(dir.path(), "launcher", text);
         let error = OwnService::start(&launcher, &program).await.unwrap_err().to_string();

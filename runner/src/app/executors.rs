@@ -1,4 +1,4 @@
-//! Which executors a worker has.
+//! Builds the executors of a worker.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -17,15 +17,15 @@ use crate::exec::ssh::{self, Ssh};
 use crate::exec::{Executors, NamedFiles, call};
 use crate::ports::Executor;
 
-/// The settings of a worker that has steps for a Docker engine, or that has none: then it asks nothing
-/// of that engine, which may be away.
+/// Drops the Docker engine from the settings if no step needs it. The worker then never contacts
+/// that engine, which might be unavailable.
 pub(super) fn with_docker(config: &Config, is_needed: bool) -> Config {
     let mut config = config.clone();
     config.engine.docker_url = config.engine.docker_url.filter(|_| is_needed);
     config
 }
 
-/// The least that an engine's own copy of a step's output may take, in bytes.
+/// The minimum limit for the engine's own copy of a step's output, in bytes.
 const LOG_BYTES: u64 = 16 << 20;
 
 pub(super) fn executor(
@@ -36,10 +36,10 @@ pub(super) fn executor(
     local: local::Options,
     policy: &Policy,
 ) -> anyhow::Result<Arc<dyn Executor>> {
-    // A person who runs a file of their own needs no grants.
+    // A user who runs a file of their own needs no grants.
     let is_of_user = local.work_dir.is_some();
     let access = engine::access(&config.engine, is_of_user);
-    // Beside each line, the engine keeps its time and its stream.
+    // The engine stores a time and a stream name with each line.
     let log_bytes = config.worker.log_limit.map(|limit| limit.saturating_mul(2).max(LOG_BYTES));
     let lone: Option<Arc<dyn Executor>> = match &config.engine.docker_url {
         None => None,
@@ -51,7 +51,7 @@ pub(super) fn executor(
             Some(Arc::new(docker.map_err(|cause| Unavailable::because(&cause))?))
         }
     };
-    // Where no step is to run on an engine there need be none.
+    // `None` if no step runs on an engine.
     let engine: Option<Arc<dyn Executor>> = match url {
         None => None,
         Some(url) => {
@@ -67,7 +67,8 @@ pub(super) fn executor(
     } else {
         NamedFiles::below(config.worker.file_dirs.clone())
     };
-    // Where steps work in the user's own directory, a call may write a file there too.
+    // A call may write files below the working directory only if steps work in the user's
+    // directory.
     let calls = call::Options {
         policy: policy.clone(),
         named: named.clone(),
@@ -87,17 +88,17 @@ pub(super) fn executor(
     Ok(Arc::new(all.fold(executors, |executors, (kind, calls)| executors.with(kind, calls))))
 }
 
-/// The words that make this program a step's supervisor.
+/// The argument that makes this program a step's supervisor.
 pub const SUPERVISE: &str = "supervise";
 
-/// Steps as processes of this host. `work_dir`: where they work, if not in a directory of their run.
+/// The executor on this host. `work_dir`: where steps work instead of a directory of their run.
 pub(super) fn on_this_host(
     config: &Config,
     runs: PathBuf,
     work_dir: Option<PathBuf>,
 ) -> local::Options {
     let own = config.step_env.iter().map(|(name, value)| (name.into(), value.expose().into()));
-    // That of the session, which is in memory where systemd makes it; else that of all.
+    // The session's directory, which systemd creates in memory, else the shared one.
     let memory = [std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), Some("/dev/shm".into())];
     local::Options {
         memory: memory.into_iter().flatten().filter(|dir| dir.is_absolute()).collect(),
@@ -109,17 +110,17 @@ pub(super) fn on_this_host(
     }
 }
 
-/// What steps have of the environment of this process.
+/// The variables of this process that steps inherit.
 fn inherited() -> Vec<(OsString, OsString)> {
-    // What a worker is told is not for its steps: it may be a password.
+    // The worker's own settings can contain passwords.
     let ours = |name: &OsString| name.as_encoded_bytes().starts_with(b"BOB_");
     std::env::vars_os().filter(|(name, _)| !ours(name)).collect()
 }
 
-/// What a step's supervisor does.
+/// Runs a step's supervisor.
 ///
 /// # Errors
-/// Where it is no worker that has started it.
+/// If it was not started by a worker.
 pub fn supervise() -> std::io::Result<()> {
     local::supervise()
 }

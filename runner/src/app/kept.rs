@@ -1,5 +1,5 @@
-//! What the steps of a run have left on this machine's engine: which files they changed, and a shell
-//! among them.
+//! Inspects the committed steps of a run on this host's engine: lists changed files, and opens a
+//! shell.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
@@ -14,21 +14,21 @@ use crate::exec::podman::{self, Podman};
 
 pub use podman::Change;
 
-/// What a step of a run has left.
+/// The commit of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kept {
     /// The step.
     pub step: StepName,
     /// The image.
     pub image: String,
-    /// What the step before has left; the base image for the first.
+    /// The image that the step started from. `None`: the base image.
     pub before: Option<String>,
 }
 
-/// What a step left; the last that did, where none is named.
+/// The commit of a step, by default the last committed one.
 ///
 /// # Errors
-/// A sentence, where it left nothing.
+/// A sentence if the step was not committed.
 pub fn kept(record: &RunRecord, step: Option<&StepName>) -> anyhow::Result<Kept> {
     let run = &record.run_id;
     let of = |name: &StepName| record.steps.iter().find(|it| it.name == *name);
@@ -64,7 +64,7 @@ fn gone(kept: &Kept) -> anyhow::Error {
 /// The files that a step changed.
 ///
 /// # Errors
-/// Where the engine does not answer, or has the images not.
+/// If the engine does not answer or does not have the images.
 pub async fn changes(config: &Config, kept: &Kept) -> anyhow::Result<Vec<(String, Change)>> {
     let found = engine::find(&config.engine).await?;
     let options = engine::options(&config.engine, found.url.clone());
@@ -77,16 +77,16 @@ pub async fn changes(config: &Config, kept: &Kept) -> anyhow::Result<Vec<(String
     changes.ok_or_else(|| gone(kept))
 }
 
-/// Opens a shell in what a step left, in the place of this program: what is done there is gone with
-/// it. Returns only where it could not.
+/// Replaces this program with a shell in a step's image. Changes made there are lost. Returns only
+/// on failure.
 ///
 /// # Errors
-/// Why not.
+/// Why the shell could not be started.
 pub async fn shell(config: &Config, kept: &Kept, words: &[String]) -> anyhow::Result<()> {
     let Some(program) = &config.engine.program else {
         bail!("there is no podman in PATH: it is what opens the shell");
     };
-    // That it is there is seen before a terminal is given away.
+    // Check that the image exists before handing over the terminal.
     changes(config, &Kept { before: None, ..kept.clone() }).await?;
     let mut command = Command::new(program);
     if let Some(url) = &config.engine.url {

@@ -1,9 +1,9 @@
-//! Ends a service that a worker has started when the worker ends, even by SIGKILL.
+//! Ends a service started by a worker when the worker ends, even by SIGKILL.
 //!
-//! The service is a child of this program in lifeline mode. The worker holds a pipe to the lifeline's
-//! standard input. The worker's guard holds a connection to a socket in the directory of the service,
-//! because it kills the containers of a dead worker through the service. When all of these ends are
-//! closed, the lifeline ends the service and removes the directory.
+//! The service is a child of this program in lifeline mode. The worker holds a pipe to the
+//! lifeline's standard input. The worker's guard holds a connection to a socket in the directory of
+//! the service, because it kills the containers of a dead worker through the service. When all of
+//! these ends are closed, the lifeline ends the service and removes the directory.
 
 use std::io::{self, Read, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
-/// The word that makes this program hold a service.
+/// The argument that makes this program a lifeline.
 pub const LIFELINE: &str = "lifeline";
 /// The socket in the directory of the service.
 const SOCKET: &str = "lifeline.sock";
@@ -24,13 +24,13 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(1);
 /// The time between SIGTERM and SIGKILL.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Holds on to the service behind an engine's address, if a worker has started it. It does not end
-/// before the answer is dropped.
+/// Keeps the service at an engine's URL alive, if a worker has started it, until the returned
+/// connection is dropped.
 #[must_use]
 pub fn hold_on(engine_url: &str) -> Option<UnixStream> {
     let socket = Path::new(engine_url.strip_prefix("unix://")?);
     let mut end = UnixStream::connect(socket.parent()?.join(SOCKET)).ok()?;
-    // It counts from the answer on.
+    // The lifeline answers once it counts this connection.
     end.set_read_timeout(Some(ANSWERS_WITHIN)).ok()?;
     end.read_exact(&mut [0]).ok()?;
     Some(end)
@@ -59,7 +59,7 @@ fn run(
     hold_while_open(&shared, worker)?;
     let accepts = Arc::clone(&shared);
     spawn(move || {
-        // Without a thread the connection is closed, and its holder is one fewer.
+        // If no thread can be started, the connection is closed and does not count.
         listener.incoming().flatten().for_each(|one| drop(accept(&accepts, one)));
     })?;
     let ends = Arc::clone(&shared);
@@ -101,7 +101,7 @@ struct State {
     has_ended: bool,
 }
 
-/// One who holds on.
+/// A connection that keeps the service alive.
 struct Holder(Arc<Shared>);
 
 impl Holder {
@@ -134,10 +134,10 @@ impl Shared {
     }
 }
 
-/// Signals the group of the service, unless it has ended: its number may be that of another one then.
+/// Signals the group of the service unless it has ended: the id could have been reused.
 fn kill(group: Option<Pid>, state: &State, signal: Signal) {
     if let (Some(group), false) = (group, state.has_ended) {
-        // One that is gone needs no signal.
+        // The group might already be gone.
         kill_process_group(group, signal).ok();
     }
 }

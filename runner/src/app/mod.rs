@@ -1,5 +1,5 @@
-//! The composition root: the only place that names adapters. Configuration becomes ports, ports
-//! become a worker.
+//! The composition root, the only place that names adapters. It turns settings into ports and ports
+//! into a worker.
 
 pub mod ci;
 pub mod client;
@@ -48,11 +48,11 @@ use crate::ports::{
 };
 use crate::{embedded, host, transfer, worker};
 
-/// A service that is needed cannot be used: the program ends with 69.
+/// A required service cannot be used. The program exits with 69.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{what}")]
 pub struct Unavailable {
-    /// The sentence.
+    /// The error message.
     what: String,
     why: Why,
 }
@@ -62,13 +62,13 @@ pub struct Unavailable {
 enum Why {
     /// It does not answer.
     Away,
-    /// It answers, and does not let us in.
+    /// It answers and denies access.
     Refuses,
-    /// It answers, and something of ours has to be deleted there: the program ends with 78.
+    /// It answers, and a wrong object there must be deleted first. The program exits with 78.
     WrongKind,
 }
 
-/// How much of what somebody else said is passed on, in characters: it may be a whole page.
+/// The maximum number of characters quoted from others' messages, which can be a whole page.
 const MAX_SAID: usize = 500;
 
 impl Unavailable {
@@ -76,7 +76,7 @@ impl Unavailable {
         Self::new(&cause.to_string())
     }
 
-    /// Whether an object has to be deleted there before the program can work.
+    /// Whether an object must be deleted there before the program can work.
     #[must_use]
     pub fn needs_a_change(&self) -> bool {
         self.why == Why::WrongKind
@@ -92,7 +92,7 @@ impl Unavailable {
     }
 }
 
-/// A place that the settings name cannot be used: the program ends with 78.
+/// A configured directory cannot be used. The program exits with 78.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot make the directory {}: {cause}; set BOB_DATA_DIR to one that can be written", .dir.display())]
 pub struct UnusableDir {
@@ -100,7 +100,7 @@ pub struct UnusableDir {
     cause: std::io::Error,
 }
 
-/// The data directory cannot be written: the program ends with 78.
+/// The data directory cannot be written. The program exits with 78.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write BOB_DATA_DIR ({}): {cause}", .dir.display())]
 pub struct UnwritableDataDir {
@@ -114,7 +114,7 @@ impl UnwritableDataDir {
     }
 }
 
-/// Makes a directory, with those above it. `true`: it was not there.
+/// Creates a directory and its parents. `true` if it did not exist.
 fn make_dir(dir: &Path) -> Result<bool, UnusableDir> {
     let made = match dir.parent() {
         Some(parent) => std::fs::create_dir_all(parent).and_then(|()| std::fs::create_dir(dir)),
@@ -127,24 +127,24 @@ fn make_dir(dir: &Path) -> Result<bool, UnusableDir> {
     }
 }
 
-/// Below the data directory: what belongs to steps that are processes of this host.
+/// The subdirectory for steps that run on this host.
 const LOCAL: &str = "local";
 
-/// A new node's id.
+/// A new node id.
 #[must_use]
 pub fn new_node() -> NodeId {
     NodeId::from_uuid(uuid::Uuid::new_v4())
 }
 
-/// How often a worker removes what is left of runs: a list of an engine's images takes seconds where
-/// there are many.
+/// The pause between two sweeps of ended runs. Listing an engine's images takes seconds if there
+/// are many.
 const SWEEP: Duration = Duration::from_secs(600);
 
-/// A loop of a worker is not taken for out of order before it has stood still for this long: several
-/// calls of the store one after the other, each with its deadline of 5 s.
+/// How long a task of the worker can stall before the watchdog acts: several successive store
+/// calls, each with a timeout of 5 s.
 const STANDS_STILL: Duration = Duration::from_secs(30);
 
-/// What a worker is told by the configuration.
+/// The worker's options from the settings.
 #[must_use]
 pub fn worker_options(config: &Config, node: NodeId) -> worker::Options {
     let worker = &config.worker;
@@ -188,7 +188,7 @@ fn tls(tls: &config::Tls) -> TlsFiles {
     }
 }
 
-/// How etcd is reached.
+/// The etcd options from the settings.
 #[must_use]
 pub fn etcd_options(config: &Config) -> EtcdOptions {
     let storage = &config.storage;
@@ -202,7 +202,7 @@ pub fn etcd_options(config: &Config) -> EtcdOptions {
     }
 }
 
-/// How RabbitMQ is reached.
+/// The RabbitMQ options from the settings.
 #[must_use]
 pub fn amqp_options(config: &Config, node: NodeId) -> AmqpOptions {
     let broker = &config.queue.broker;
@@ -224,15 +224,15 @@ pub fn amqp_options(config: &Config, node: NodeId) -> AmqpOptions {
     }
 }
 
-/// The store of a cluster.
+/// Connects to the store of a cluster.
 ///
 /// # Errors
-/// [`Unavailable`] where it does not answer within the configured tries.
+/// [`Unavailable`] if it does not answer within the configured attempts.
 pub async fn connect_store(config: &Config) -> Result<Arc<dyn Store>, Unavailable> {
     Ok(Arc::new(connect_etcd(config).await?))
 }
 
-/// The same, as what it is.
+/// The same, with its concrete type.
 async fn connect_etcd(config: &Config) -> Result<Etcd, Unavailable> {
     let etcd = Etcd::connect(&etcd_options(config)).await;
     etcd.map_err(|cause| Unavailable {
@@ -241,15 +241,15 @@ async fn connect_etcd(config: &Config) -> Result<Etcd, Unavailable> {
     })
 }
 
-/// The queues of a cluster.
+/// Connects to the queues of a cluster.
 ///
 /// # Errors
-/// [`Unavailable`] where the broker does not answer within the configured tries.
+/// [`Unavailable`] if the broker does not answer within the configured attempts.
 pub async fn connect_queue(config: &Config, node: NodeId) -> Result<Arc<dyn Queue>, Unavailable> {
     Ok(Arc::new(connect_broker(config, node).await?))
 }
 
-/// The same, as what they are.
+/// The same, with its concrete type.
 async fn connect_broker(config: &Config, node: NodeId) -> Result<AmqpQueue, Unavailable> {
     let queue = AmqpQueue::connect(&amqp_options(config, node)).await;
     queue.map_err(|cause| Unavailable {
@@ -265,15 +265,15 @@ async fn connect_broker(config: &Config, node: NodeId) -> Result<AmqpQueue, Unav
     })
 }
 
-/// The stream of a cluster.
+/// Connects to the stream of a cluster.
 ///
 /// # Errors
-/// [`Unavailable`] where the broker does not answer within the configured tries.
+/// [`Unavailable`] if the broker does not answer within the configured attempts.
 pub async fn connect_events(config: &Config, node: NodeId) -> Result<Arc<dyn Events>, Unavailable> {
     Ok(Arc::new(connect_stream(&amqp_options(config, node)).await?))
 }
 
-/// The same, as what it is.
+/// The same, with its concrete type.
 async fn connect_stream(options: &AmqpOptions) -> Result<AmqpEvents, Unavailable> {
     AmqpEvents::connect(options).await.map_err(|cause| Unavailable {
         why: match cause {
@@ -287,7 +287,7 @@ async fn connect_stream(options: &AmqpOptions) -> Result<AmqpEvents, Unavailable
     })
 }
 
-/// The machine.
+/// This host.
 #[must_use]
 pub fn this_host() -> Arc<dyn Host> {
     Arc::new(host::Linux::default())
@@ -302,7 +302,7 @@ fn transfers(config: &Config, policy: &Policy) -> anyhow::Result<transfer::Http>
     transfer::Http::new(options).context("cannot make an HTTP client")
 }
 
-/// What lies ready for steps that nobody else may see.
+/// The secrets provided to steps.
 fn secrets(config: &Config, publisher: Publisher) -> Arc<dyn Secrets> {
     let variables = config.secrets.variables.iter();
     let hidden = |value: &config::Secret<Vec<u8>>| Secret::new(value.expose().as_slice());
@@ -326,8 +326,8 @@ async fn engine_answers(executor: &dyn Executor, config: &Config) {
     }
 }
 
-/// The ports of a worker in a cluster, and its stream. Call [`AmqpEvents::leave`] on it when the worker
-/// has ended.
+/// The ports of a worker in a cluster, and its stream. Call [`AmqpEvents::leave`] on the stream
+/// after the worker has ended.
 ///
 /// # Errors
 /// [`Unavailable`] if a service does not answer.
@@ -345,15 +345,15 @@ pub async fn cluster_ports(
     let connected = async {
         let (store, queue) =
             tokio::try_join!(connect_store(config), connect_queue(config, node.clone()))?;
-        // After both: a broker that is unavailable is reported once, and the name of what waits on
-        // disk needs the cluster's identity.
+        // Last, so that an unavailable broker is reported only once. The name of the spill
+        // directory needs the cluster's identity.
         let cluster = store.identity().await.map_err(|cause| Unavailable::because(&cause))?;
         let options =
             AmqpOptions { spill_cluster: Some(cluster), ..amqp_options(config, node.clone()) };
         Ok::<_, Unavailable>((store, queue, connect_stream(&options).await?))
     };
-    // The first look at an engine takes as long as a connection, and its executor remembers it; the
-    // worker asks again, and says what is wrong.
+    // Contacting the engine takes as long as a connection, and the executor caches the answer. The
+    // worker contacts it again and reports errors.
     let (connected, ()) = tokio::join!(Box::pin(connected), engine_answers(&*executor, config));
     let (store, queue, events) = connected?;
     let outputs = outputs::keeper(config, &store, &transfer)?;
@@ -371,7 +371,7 @@ pub async fn cluster_ports(
     Ok((ports, events))
 }
 
-/// Names the setting, not the file, if the system does not let the file be written.
+/// Names the setting instead of the file if the file cannot be written.
 fn opened_with(config: &Config, error: OpenError) -> anyhow::Error {
     match error {
         OpenError::Io { cause, .. } => {
@@ -381,7 +381,7 @@ fn opened_with(config: &Config, error: OpenError) -> anyhow::Error {
     }
 }
 
-/// Names the setting instead, if the store has failed meanwhile: what did not work follows from that.
+/// If the store has failed meanwhile, returns that as the cause.
 fn caused_by_store(embedded: &Embedded, config: &Config, error: anyhow::Error) -> anyhow::Error {
     match embedded.failure() {
         Some(cause) => UnwritableDataDir { dir: config.data_dir.clone(), cause }.into(),
@@ -389,10 +389,10 @@ fn caused_by_store(embedded: &Embedded, config: &Config, error: anyhow::Error) -
     }
 }
 
-/// The ports of a worker of its own, over one file below `dir`.
+/// The ports of a worker with its own store, in a file below `dir`.
 ///
 /// # Errors
-/// Where the file cannot be used, or another process uses it.
+/// If the file cannot be used, or another process uses it.
 pub async fn embedded_ports(
     config: &Config,
     dir: &Path,
@@ -408,7 +408,7 @@ pub async fn embedded_ports(
     .await
     .map_err(|cause| opened_with(config, cause))?;
     let store: Arc<dyn Store> = embedded.store();
-    // Whoever runs a file here and now works in a directory of their own.
+    // A user who runs a file works in their own directory.
     let publisher = if work_dir.is_some() { Publisher::User } else { Publisher::Anyone };
     let policy = policy(config, engine.as_deref(), publisher);
     let transfer = transfers(config, &policy)?;
@@ -418,7 +418,7 @@ pub async fn embedded_ports(
         outputs: outputs::keeper(config, &store, &transfer)?,
         store,
         events: embedded.events(),
-        // Nobody goes on with it elsewhere.
+        // No other engine needs checkpoints.
         executor: executor(config, node, engine, None, local, &policy)?,
         transfer: Arc::new(transfer),
         host: this_host(),

@@ -1,4 +1,4 @@
-//! Where outputs of steps are kept.
+//! Chooses where outputs of steps are stored.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use crate::config::{self, Config};
 use crate::ports::{OutputStore, Outputs, Store, TransferError};
 use crate::transfer::{self, ArtifactStore, Bucket, BucketKeys, BucketOptions, Directory, Keeper};
 
-/// Keeps them in a directory of this host.
+/// Stores them in a directory of this host.
 pub(super) fn in_directory(dir: PathBuf) -> Arc<dyn Outputs> {
     Arc::new(Keeper::new(Arc::new(Directory::new(dir))))
 }
 
-/// Keeps them where the settings say.
+/// Stores them where the settings say.
 pub(super) fn keeper(
     config: &Config,
     store: &Arc<dyn Store>,
@@ -50,7 +50,7 @@ pub(super) fn keeper(
     Ok(Some(Arc::new(Keeper::new(kept))))
 }
 
-/// The address under which an artifact store is registered now.
+/// The current URL of a registered artifact store.
 async fn url_of(store: Arc<dyn Store>, name: RegisteredName) -> Result<String, TransferError> {
     let failed =
         |cause: String| TransferError::BadParams(format!("artifact store {name}: {cause}"));

@@ -1,4 +1,4 @@
-//! Addresses and secrets that publishers of messages may use through this worker.
+//! The addresses and secrets that publishers of messages may use through this worker.
 
 use url::Url;
 
@@ -6,20 +6,20 @@ use crate::config::{self, AllowedHost, Config, EngineUrl, Mode};
 use crate::egress::{Exception, OwnService, Pattern, Policy, Rules};
 use crate::host::{Scope, Scopes};
 
-/// Whose pipelines a worker runs.
+/// Who can start pipelines on a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Publisher {
-    /// The user of this process, who may do what this process may do.
+    /// Only the user of this process, who may do what this process may do.
     User,
-    /// Anyone who may publish a message.
+    /// Anyone who can publish a message.
     Anyone,
 }
 
-/// The ports of RabbitMQ beside the one that is configured: its plugins and its nodes among themselves.
+/// The ports of RabbitMQ besides the configured one: its plugins and the cluster's internal ports.
 const BROKER: [u16; 10] = [4369, 5551, 5552, 5671, 5672, 15671, 15672, 15691, 15692, 25672];
-/// The same of etcd.
+/// The same for etcd.
 const ETCD: [u16; 3] = [2379, 2380, 2381];
-/// The ports of a registry whose name has none.
+/// The default ports of a registry.
 const REGISTRY: [u16; 2] = [443, 80];
 
 /// The policy for addresses that messages name. `engine`: the URL of the container engine.
@@ -82,7 +82,7 @@ fn own_services(config: &Config, engine: Option<&str>) -> Vec<OwnService> {
     own
 }
 
-/// Who is given which secrets.
+/// The scopes that decide who receives which secrets.
 pub(super) fn scopes(config: &Config, publisher: Publisher) -> Scopes {
     let scope = |scope: &config::SecretScope| Scope {
         secret: scope.secret.compile_matcher(),

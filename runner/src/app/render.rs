@@ -1,8 +1,8 @@
-//! Renders templates in a process of their own: this program again, with a memory limit, which is
+//! Renders templates in a separate process of this program, with a memory limit. The process is
 //! killed at its deadline.
 //!
 //! A hostile program can loop or allocate without end, and a thread cannot be stopped from outside.
-//! On the worker's own threads two such programs would end all renewals of its lease.
+//! On the worker's own threads, two such programs would stop all renewals of its lease.
 
 use std::ffi::OsString;
 use std::io::{Read as _, Write as _};
@@ -21,18 +21,18 @@ use tokio::sync::Semaphore;
 use crate::ports::{RenderError, Renderer, Rendering};
 use crate::rules::template;
 
-/// The word that makes this program a renderer.
+/// The argument that makes this program a renderer.
 pub const RENDER: &str = "render";
 
-/// How long the programs of one step may take.
+/// The timeout for rendering the programs of one step.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// The address space of a renderer.
+/// The address space of a renderer, in bytes.
 const MEMORY: u64 = 1 << 30;
-/// The most bytes of an answer: rendered programs are limited to 4 MiB, and JSON can escape each byte
-/// as six.
+/// The maximum size of a response, in bytes. Rendered programs are limited to 4 MiB, and JSON can
+/// escape each byte as six.
 const ANSWER: u64 = 32 << 20;
 
-/// The request that a renderer reads from standard input.
+/// The request sent to a renderer's standard input.
 #[derive(Debug, Serialize, Deserialize)]
 struct Request {
     programs: Vec<String>,
@@ -40,17 +40,17 @@ struct Request {
     run: String,
 }
 
-/// Starts a process for each step whose programs are rendered.
+/// Starts a renderer process for each step with templates.
 #[derive(Debug)]
 pub struct RenderProcess {
     program: (PathBuf, Vec<OsString>),
     deadline: Duration,
-    /// The others wait, so that the worker keeps a processor for itself.
+    /// Limits concurrent renderers, so that the worker keeps a processor for itself.
     at_once: Semaphore,
 }
 
 impl RenderProcess {
-    /// `program` and its arguments start a renderer.
+    /// Renderers are started with `program` and its arguments.
     #[must_use]
     pub fn new(program: PathBuf, words: Vec<OsString>) -> Self {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
@@ -78,7 +78,7 @@ impl RenderProcess {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
-            // Ctrl-C on a terminal is for the worker.
+            // Ctrl-C in a terminal is meant for the worker.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -89,12 +89,12 @@ fn unavailable(cause: impl std::fmt::Display) -> RenderError {
     RenderError::Unavailable(cause.to_string())
 }
 
-/// Sends a request and reads the answer; a renderer that dies leaves an empty one.
+/// Sends a request and reads the response. It is empty if the renderer dies.
 async fn converse(child: &mut Child, request: &[u8]) -> std::io::Result<Vec<u8>> {
     let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
     let send = async {
         if let Some(mut stdin) = stdin {
-            // If it died, its missing answer is the error.
+            // If the renderer died, its missing response is the error.
             stdin.write_all(request).await.ok();
         }
     };
@@ -127,14 +127,14 @@ impl Renderer for RenderProcess {
             ))
         };
         let Ok(answer) = answer else {
-            // It is dead before the next one starts.
+            // Wait for its death before the next one starts.
             child.kill().await.map_err(unavailable)?;
             return Err(exhausted());
         };
         let (answer, status) = (answer.map_err(unavailable)?, child.wait().await);
         let status = status.map_err(unavailable)?;
         if !status.success() {
-            // A signal: the memory limit aborts it, and the limit of processor time kills it.
+            // Killed by a signal: it exceeded its memory or its processor time.
             return Err(match status.code() {
                 None => exhausted(),
                 Some(_) => unavailable(format_args!("the renderer ended with {status}")),
@@ -146,14 +146,14 @@ impl Renderer for RenderProcess {
     }
 }
 
-/// Renders what standard input asks for, and writes the result to standard output.
+/// Renders the request on standard input and writes the result to standard output.
 ///
 /// # Errors
 /// If the limits cannot be set, or the request cannot be read.
 pub fn render() -> std::io::Result<()> {
     limit(Resource::As, MEMORY)?;
     limit(Resource::Core, 0)?;
-    // Ends the renderer if its worker died.
+    // Ends the renderer if its worker has died.
     limit(Resource::Cpu, DEADLINE.as_secs() + 1)?;
     let mut request = Vec::new();
     std::io::stdin().lock().read_to_end(&mut request)?;

@@ -1,6 +1,6 @@
-//! The directories of `run FILE`, one for each run below `<data-dir>/runs`.
+//! The directories of `run FILE`, one per run below `<data-dir>/runs`.
 //!
-//! A process holds the lock of its directory for as long as it lives. If the lock is free, the process was
+//! A process holds the lock of its directory while it lives. If the lock is free, the process was
 //! killed, or the run has ended and is kept for its `retention`.
 
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -15,16 +15,16 @@ use serde::{Deserialize, Serialize};
 
 /// The file whose lock says that the directory is in use.
 const LOCK: &str = "lock";
-/// The file with the facts that are known without the store.
+/// The file with facts that are needed without opening the store.
 const ABOUT: &str = "run.json";
 /// The store, whose own lock counts for directories of versions that had no lock file.
 const STORE: &str = "bob.redb";
-/// How a directory is named until it is locked.
+/// The name prefix of a directory that is not locked yet.
 const NEW: &str = ".new-";
-/// The longest file about a run.
+/// The maximum size of the file with the facts, in bytes.
 const MAX_BYTES: u64 = 64 * 1024;
 
-/// The parent of the directories.
+/// The parent directory of all runs.
 pub(super) fn below(data_dir: &Path) -> PathBuf {
     data_dir.join("runs")
 }
@@ -33,19 +33,19 @@ pub(super) fn below(data_dir: &Path) -> PathBuf {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct About {
-    /// It has steps on podman.
+    /// Whether it has steps on podman.
     #[serde(default)]
     pub(super) on_podman: bool,
-    /// It has steps on a Docker engine.
+    /// Whether it has steps on a Docker engine.
     #[serde(default)]
     pub(super) on_docker: bool,
-    /// It has ended, and what its steps left is kept until then.
+    /// Set once it has ended: until when its images are kept.
     #[serde(default)]
     pub(super) kept_until: Option<Millis>,
 }
 
 impl About {
-    /// What holds if nothing is written: a version that wrote nothing may have had the run on podman.
+    /// The assumption for a missing file: an older version can have run it on podman.
     pub(super) fn of_older_version() -> Self {
         Self { on_podman: true, ..Self::default() }
     }
@@ -61,20 +61,20 @@ impl About {
 pub(super) struct RunDir {
     pub(super) run: RunId,
     pub(super) path: PathBuf,
-    /// Held for as long as this value lives.
+    /// Held while this value lives.
     _lock: File,
 }
 
-/// The directory of a run, as it was found.
+/// The result of claiming a run's directory.
 #[derive(Debug)]
 pub(super) enum Claimed {
-    /// Nothing: the directory is new.
+    /// The directory is new.
     New(RunDir),
     /// The directory of an earlier run with the same id, which is over.
     Earlier(RunDir),
 }
 
-/// Takes the directory of a run. `None`: another process has it.
+/// Claims the directory of a run. `None` if another process has it.
 ///
 /// # Errors
 /// If it cannot be created.
@@ -82,7 +82,7 @@ pub(super) fn claim(runs: &Path, run: &RunId) -> io::Result<Option<Claimed>> {
     DirBuilder::new().recursive(true).mode(0o700).create(runs)?;
     let path = runs.join(run.as_str());
     loop {
-        // It is locked before it has its name, so that no other process takes it for an abandoned one.
+        // Lock it before it gets its name, so that no other process takes it for an abandoned one.
         let new = tempfile::Builder::new().prefix(NEW).tempdir_in(runs)?;
         let lock = try_lock(&new.path().join(LOCK), true)?;
         let lock = lock.ok_or_else(|| io::Error::other("a new lock is held by another process"))?;
@@ -110,7 +110,7 @@ fn is_taken(cause: &io::Error) -> bool {
     )
 }
 
-/// The directories that no process uses, locked. `except`: that of this process's own run.
+/// Locks and returns the directories that no process uses, except that of the run `except`.
 pub(super) fn unused(runs: &Path, except: &RunId) -> Vec<RunDir> {
     let entries = std::fs::read_dir(runs).into_iter().flatten().filter_map(Result::ok);
     let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<RunId>().ok());
@@ -118,7 +118,7 @@ pub(super) fn unused(runs: &Path, except: &RunId) -> Vec<RunDir> {
     ids.filter_map(|run| take_unused(runs, &run)).collect()
 }
 
-/// The directory of a run, if there is one that no process uses.
+/// Locks the directory of a run, if it exists and no process uses it.
 pub(super) fn take_unused(runs: &Path, run: &RunId) -> Option<RunDir> {
     match lock_existing(&runs.join(run.as_str()), run) {
         Ok(Existing::Locked(dir)) => Some(dir),
@@ -139,14 +139,14 @@ fn lock_existing(path: &Path, run: &RunId) -> io::Result<Existing> {
         locked => locked?,
     };
     let Some(lock) = locked else { return Ok(Existing::InUse) };
-    // It may have been removed, and made again, before it was locked.
+    // It could have been removed and created again before it was locked.
     match file.metadata() {
         Ok(now) if now.ino() == lock.metadata()?.ino() => {}
         Ok(_) => return Ok(Existing::InUse),
         Err(_) => return Ok(Existing::Gone),
     }
     match try_lock(&path.join(STORE), false) {
-        // The lock of the store is released: the process that opens the store takes it.
+        // Release the store's lock again: opening the store takes it.
         Ok(Some(_)) => {}
         Ok(None) => return Ok(Existing::InUse),
         Err(cause) if cause.kind() == ErrorKind::NotFound => {}
@@ -155,7 +155,7 @@ fn lock_existing(path: &Path, run: &RunId) -> io::Result<Existing> {
     Ok(Existing::Locked(RunDir { run: run.clone(), path: path.to_owned(), _lock: lock }))
 }
 
-/// Locks a file. `None`: another process has locked it.
+/// Locks a file. `None` if another process has locked it.
 fn try_lock(path: &Path, create: bool) -> io::Result<Option<File>> {
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create(create).mode(0o600).open(path)?;
@@ -184,7 +184,7 @@ impl RunDir {
         Ok(())
     }
 
-    /// Removes everything in the directory, and keeps it.
+    /// Removes everything in the directory except its lock.
     pub(super) fn empty(&self) -> io::Result<()> {
         for entry in std::fs::read_dir(&self.path)? {
             let entry = entry?;
@@ -199,31 +199,32 @@ impl RunDir {
         Ok(())
     }
 
-    /// Gives the directory up, and leaves it as it is.
+    /// Releases the directory and leaves it as it is.
     pub(super) fn release(self) {}
 
-    /// Removes the directory. What cannot be removed takes little room, and the next run tries again.
+    /// Removes the directory. Leftovers are small, and the next run tries again.
     pub(super) fn remove(self) {
         std::fs::remove_dir_all(&self.path).ok();
     }
 }
 
-/// The lock on a run id, which holds for all data directories of this user: containers and secrets of a
-/// run are found by its id alone.
+/// The lock on a run id, across all data directories of this user. Containers and secrets of a run
+/// are found only by its id.
 #[derive(Debug)]
 pub(super) struct IdLock {
     path: PathBuf,
     _lock: File,
 }
 
-/// The places for locks: in memory if possible, and the same for every session of the user.
+/// The candidate directories for locks: in memory if possible, and shared by all sessions of the
+/// user.
 const PLACES: [&str; 2] = ["/dev/shm", "/tmp"];
 
 impl IdLock {
-    /// Locks a run id. `Err`: what the process that has locked it says of itself.
+    /// Locks a run id. `Err` holds the description of the process that has locked it.
     ///
-    /// Without a place for locks there is none, and a second run with the same id is found by what the
-    /// first one has on the engine.
+    /// Without a directory for locks, returns `None`. A second run with the same id is then
+    /// detected by the containers of the first one.
     pub(super) fn take(run: &RunId, data_dir: &Path) -> Result<Option<Self>, String> {
         let Some(dir) = private_dir() else { return Ok(None) };
         let path = dir.join(run.as_str());
@@ -240,7 +241,7 @@ impl IdLock {
             if is_same {
                 let about =
                     format!("process {}, BOB_DATA_DIR {}", std::process::id(), data_dir.display());
-                // It is read by people only.
+                // Only people read it, so an error is ignored.
                 drop(lock.set_len(0).and_then(|()| lock.write_all(about.as_bytes())));
                 return Ok(Some(Self { path, _lock: lock }));
             }
@@ -250,12 +251,12 @@ impl IdLock {
 
 impl Drop for IdLock {
     fn drop(&mut self) {
-        // It is removed while it is locked: a process that opened it before compares the inodes.
+        // Removed while locked: a process that opened it before compares the inodes.
         std::fs::remove_file(&self.path).ok();
     }
 }
 
-/// A directory that this user alone can use.
+/// A directory that only this user can access.
 fn private_dir() -> Option<PathBuf> {
     let user = rustix::process::geteuid().as_raw();
     let place = PLACES.into_iter().map(Path::new).find(|place| place.is_dir())?;
@@ -295,7 +296,7 @@ mod tests {
         let about = About { on_podman: true, kept_until: Some(Millis(7)), ..About::default() };
         dir.note(&about).unwrap();
         std::fs::write(dir.path.join("file"), "").unwrap();
-        // As the death of its process.
+        // Like the death of its process.
         drop(dir);
         assert!(unused(&runs, &run("r-1")).is_empty(), "its own run is not looked at");
         let Some(Claimed::Earlier(dir)) = claim(&runs, &run("r-1")).unwrap() else {
@@ -313,7 +314,7 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let _used = new(place.path(), "r-used");
         drop(new(place.path(), "r-dead"));
-        // A version that had no lock files is still at work here.
+        // A version without lock files is still running here.
         let old = place.path().join("r-old");
         std::fs::create_dir(&old).unwrap();
         let _store = try_lock(&old.join(STORE), true).unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! The worker as a service.
+//! Runs the worker as a service.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::ports::{ExecError, Executor};
 use crate::telemetry::{self, Form};
 use crate::worker::Worker;
 
-/// A worker with everything that it is connected to.
+/// A worker and its connections.
 struct Parts {
     config: Config,
     node: NodeId,
@@ -38,7 +38,7 @@ struct Parts {
 async fn connect(config: &Config) -> anyhow::Result<Parts> {
     let node = new_node();
     let config = with_docker(config, config.worker.executors.contains(&ExecutorKind::Docker));
-    // A worker that runs nothing on an engine needs none.
+    // A worker without steps on an engine needs no engine.
     let has = |executor| config.worker.executors.contains(&executor);
     let on_engine = has(ExecutorKind::Podman)
         || (has(ExecutorKind::Docker) && config.engine.docker_url.is_none());
@@ -78,7 +78,7 @@ async fn connect(config: &Config) -> anyhow::Result<Parts> {
     Ok(Parts { config, node, worker, found, stream, own_store, jobs })
 }
 
-/// Runs a worker until it is asked to end and its runs have ended or are handed over.
+/// Runs a worker until it is shut down and its runs have ended or are handed over.
 ///
 /// # Errors
 /// [`Unavailable`] if a service cannot be reached at the start, and
@@ -95,10 +95,10 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
     let Parts { config, node, worker, found, stream, own_store, jobs } = parts;
     let url = found.as_ref().map(|found| found.url.clone());
     let keeper = match config.mode {
-        // What runs on this host has supervisors of its own.
+        // Steps on this host have supervisors.
         Mode::Cluster => told(&config, &node, url).map(Keeper::start),
-        // No other process knows this store, as with `run FILE`: nobody can go on with a run while
-        // something of it still runs, and whoever works on the store next ends that first.
+        // No other process can resume a run of this store while something of it still runs. The
+        // next process on the store ends that first.
         Mode::Embedded => None,
     };
     let worker = match &keeper {
@@ -112,7 +112,7 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
         if let Some(jobs) = jobs {
             tokio::select! {
                 worked = &mut working => return worked,
-                // What is added from now on waits in the file.
+                // Jobs added from now on wait in the file.
                 () = jobs.watch(intake) => {}
             }
         }
@@ -138,7 +138,7 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
     worked
 }
 
-/// The store of a worker in embedded mode, and what its runs run on.
+/// The store of a worker in embedded mode, with the executor of its runs.
 struct OwnStore {
     embedded: Embedded,
     cluster: String,
@@ -166,7 +166,7 @@ impl OwnStore {
     }
 }
 
-/// What the guard of this process is told, where there is something to guard.
+/// The settings of this process's guard. `None` if there is nothing to guard.
 fn told(config: &Config, node: &NodeId, engine: Option<String>) -> Option<Told> {
     let docker = config.engine.docker_url.as_ref().map(ToString::to_string);
     if engine.is_none() && docker.is_none() {

@@ -1,8 +1,8 @@
-//! Jobs that are lines of a file: any number of writers add them, one server runs them.
+//! Jobs that are lines of a queue file. Any number of writers add lines; one server runs them.
 //!
-//! A line becomes a start under a run id that is the line's own or follows from its place, and is
-//! removed after that. So a server that dies in between starts it again under the same id, and a run
-//! id is accepted once.
+//! A line becomes a start and is then removed. Its run id is given in the line or derived from its
+//! place. A server restarted in between sends the start again with the same run id, and a run id is
+//! accepted only once.
 
 mod spool;
 
@@ -24,22 +24,22 @@ use self::spool::{Line, Spool};
 use crate::config::{Ci, Config};
 use crate::ports::{Message, Ports, Queue, Route};
 
-/// How often the file is looked at.
+/// The pause between checks of the file.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// Adds a job to a queue file; it is on disk when this returns.
+/// Adds a job to a queue file. It is on disk when this returns.
 ///
 /// # Errors
-/// Where the file cannot be written; nothing of the job is in it then.
+/// If the file cannot be written. It then has no part of the job.
 pub fn add(queue: &Path, job: &Job) -> anyhow::Result<()> {
     spool::add(queue, job)
         .with_context(|| format!("cannot add a job to the queue file {}", queue.display()))
 }
 
-/// The jobs that wait in a queue file, first in, first out; what is none is left out.
+/// The jobs that wait in a queue file, oldest first. Invalid lines are left out.
 ///
 /// # Errors
-/// Where the file is there, and cannot be read.
+/// If the file exists and cannot be read.
 pub fn waiting(queue: &Path) -> anyhow::Result<Vec<Job>> {
     let bytes = match std::fs::read(queue) {
         Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -50,7 +50,7 @@ pub fn waiting(queue: &Path) -> anyhow::Result<Vec<Job>> {
     Ok(lines.filter_map(|line| Job::of_line(line).ok()).collect())
 }
 
-/// The job, with what the settings say of all jobs where it does not say it itself.
+/// Fills in the defaults from the settings.
 #[must_use]
 pub fn with_usual(job: Job, usual: &Ci) -> Job {
     Job {
@@ -61,7 +61,7 @@ pub fn with_usual(job: Job, usual: &Ci) -> Job {
     }
 }
 
-/// What takes the jobs of a queue file.
+/// Takes the jobs of a queue file.
 pub(super) struct Watch {
     queue: Arc<dyn Queue>,
     usual: Ci,
@@ -69,7 +69,7 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// A watch over the queue file that the settings name, where this server can run its jobs.
+    /// A watch over the configured queue file. `None` if this server cannot run its jobs.
     pub(super) async fn of(config: &Config, ports: &Ports) -> anyhow::Result<Option<Self>> {
         let usual = config.ci.clone();
         if !config.worker.executors.contains(&ExecutorKind::Local) {
@@ -90,10 +90,10 @@ impl Watch {
         Ok(Some(Self { queue: Arc::clone(&ports.queue), usual, spool }))
     }
 
-    /// Takes jobs until it is asked to end.
+    /// Takes jobs until `stop` is cancelled.
     ///
     /// # Cancel safety
-    /// What was not removed from the file is taken again, as the same runs.
+    /// Lines that were not removed from the file are taken again under the same run ids.
     pub(super) async fn watch(self, stop: CancellationToken) {
         let Self { queue, usual, mut spool } = self;
         let mut looks = tokio::time::interval(LOOK);
@@ -105,7 +105,7 @@ impl Watch {
                 () = stop.cancelled() => return,
                 _ = looks.tick() => {}
             }
-            // Another process may hold the file's lock while its disk is slow.
+            // Can block: another process can hold the file's lock while its disk is slow.
             let looking = tokio::task::spawn_blocking(move || {
                 let looked = spool.look();
                 (spool, looked)
@@ -121,7 +121,7 @@ impl Watch {
                 Ok(lines) => take(&*queue, &usual, &mut spool, lines).await,
                 Err(cause) => Err(cause),
             };
-            // Once, not twice a second, as long as it stays so.
+            // Warn once, not at every check.
             let trouble = taken.err().map(|cause| format!("{cause:#}"));
             if let Some(trouble) = trouble.as_ref().filter(|now| told.as_ref() != Some(*now)) {
                 warn!("no job is taken from {}: {trouble}", usual.queue.display());
@@ -139,7 +139,7 @@ pub struct UnusableQueue {
     why: String,
 }
 
-/// Makes starts of lines, in their order.
+/// Turns lines into starts, in order.
 async fn take(
     queue: &dyn Queue,
     usual: &Ci,
@@ -167,14 +167,14 @@ async fn take(
     Ok(())
 }
 
-/// The start that a line is; `None` where there is nothing in it. The error is a sentence.
+/// The start for a line. `None` if the line is blank. The error is a sentence.
 fn start_of(line: &Line, usual: &Ci) -> Result<Option<(RunId, Message)>, String> {
     let text = std::str::from_utf8(&line.bytes).map_err(|cause| cause.to_string())?;
     if text.trim().is_empty() {
         return Ok(None);
     }
     let job = Job::of_line(text).map_err(|bad| bad.to_string())?;
-    // The same place in the same file is the same job, whoever reads it again.
+    // The same place in the same file gives the same run id, whichever process reads it.
     let run = job.run_id.clone().unwrap_or_else(|| RunId::from_message_id(&line.place()));
     let pipeline = with_usual(job, usual).pipeline();
     let body = json!({ "run-id": run, "pipeline": pipeline }).to_string().into_bytes();

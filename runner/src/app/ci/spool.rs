@@ -1,8 +1,9 @@
-//! The queue file itself: locked while it is written or taken, read where nobody writes.
+//! The queue file. It is locked while it is written or taken.
 //!
-//! Whoever takes the jobs moves the file aside under a name of its store, and makes an empty one in its
-//! place. What was moved is read by its offsets and removed when every line of it is a start. A writer
-//! that knows nothing of the lock may still have it open, so it is looked at once more before that.
+//! A server takes jobs by renaming the file to a name of its store and creating an empty one in its
+//! place. It reads the renamed file by offset, and removes it when every line has become a start. A
+//! writer that ignores the lock can still have it open, so the file is checked again before its
+//! removal.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -14,11 +15,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use protocol::dialect::Job;
 
-/// Who may read and write a queue file that is made here: its commands may hold what others must not
-/// see, and whoever may write to it has all that the server's user has.
+/// The mode of a new queue file. Its commands can contain secrets, and whoever can write to it can
+/// run commands as the server's user.
 const MODE: u32 = 0o600;
 
-/// Opens the file of that name and locks it; makes it where it is not there.
+/// Opens and locks the queue file, creating it if needed.
 fn locked(queue: &Path) -> io::Result<File> {
     loop {
         let mut options = OpenOptions::new();
@@ -30,7 +31,7 @@ fn locked(queue: &Path) -> io::Result<File> {
         }
         match std::fs::metadata(queue) {
             Ok(now) if (now.dev(), now.ino()) == (ours.dev(), ours.ino()) => return Ok(file),
-            // It was taken while its lock was waited for.
+            // It was taken while this process waited for the lock.
             Ok(_) => {}
             Err(cause) if cause.kind() == ErrorKind::NotFound => {}
             Err(cause) => return Err(cause),
@@ -53,7 +54,7 @@ pub(super) fn add(queue: &Path, job: &Job) -> anyhow::Result<()> {
         file.seek(SeekFrom::Start(before - 1))?;
         file.read_exact(&mut last)?;
         if last != *b"\n" {
-            // Whoever wrote that died over it, or is no friend of newlines: it is a line of its own.
+            // The last writer died or wrote no newline. Its text is a line of its own.
             line.push('\n');
         }
     }
@@ -61,56 +62,56 @@ pub(super) fn add(queue: &Path, job: &Job) -> anyhow::Result<()> {
     line.push('\n');
     let written = file.write_all(line.as_bytes()).and_then(|()| file.sync_all());
     if let Err(cause) = written {
-        // Half a job is none.
+        // Do not leave half a job.
         file.set_len(before)?;
         return Err(cause.into());
     }
     if before == 0 {
-        // The name of a new file too.
+        // Also sync the name of a new file.
         File::open(dir_of(queue))?.sync_all()?;
     }
     Ok(())
 }
 
-/// One line of a file that was taken.
+/// A line of a taken file.
 #[derive(Debug)]
 pub(super) struct Line {
     file: OsString,
     from: u64,
     to: u64,
-    /// Without its newline.
+    /// The text without its newline.
     pub(super) bytes: Vec<u8>,
 }
 
 impl Line {
-    /// What tells it from every other line that ever was in the queue.
+    /// An identifier that is unique among all lines that were ever in the queue.
     pub(super) fn place(&self) -> String {
         format!("{} {}", self.file.display(), self.from)
     }
 }
 
-/// How far a file that was taken is worked off.
+/// The progress in a taken file.
 #[derive(Debug, Default)]
 struct Progress {
-    /// Every line before it is a start.
+    /// Every line before this offset has become a start.
     offset: u64,
-    /// Its size when it was looked at and nothing whole was new.
+    /// The size at the last check, if there was no complete new line then.
     quiet_at: Option<u64>,
 }
 
-/// The queue file in the hands of a server.
+/// The queue file as taken by a server.
 #[derive(Debug)]
 pub(super) struct Spool {
     queue: PathBuf,
-    /// What the files begin with that this server's store has taken.
+    /// The name prefix of files taken for this server's store.
     prefix: String,
-    /// Those that are there, oldest first.
+    /// The taken files, oldest first.
     taken: BTreeMap<OsString, Progress>,
 }
 
 impl Spool {
-    /// Makes the file where there is none, and finds what an earlier process over the same store has
-    /// taken and not worked off.
+    /// Creates the file if needed, and finds files that an earlier process on the same store took
+    /// and did not finish.
     pub(super) fn open(queue: &Path, store: &str) -> anyhow::Result<Self> {
         let name = queue.file_name().context("it has no name")?;
         std::fs::create_dir_all(dir_of(queue))?;
@@ -126,7 +127,7 @@ impl Spool {
         Ok(Self { queue: queue.to_owned(), prefix, taken })
     }
 
-    /// The lines that are new, in their order.
+    /// The new lines, in order.
     pub(super) fn look(&mut self) -> anyhow::Result<Vec<Line>> {
         self.take()?;
         let mut lines = Vec::new();
@@ -136,7 +137,7 @@ impl Spool {
         Ok(lines)
     }
 
-    /// Moves the file aside where there is something in it.
+    /// Moves the file aside if it is not empty.
     fn take(&mut self) -> anyhow::Result<()> {
         match std::fs::metadata(&self.queue) {
             Ok(now) if now.len() > 0 => {}
@@ -146,11 +147,11 @@ impl Spool {
         }
         let file = locked(&self.queue)?;
         check(&file)?;
-        // Names of version 7 sort by their age.
+        // Version 7 UUIDs sort by age.
         let name = OsString::from(format!("{}{}", self.prefix, uuid::Uuid::now_v7()));
         std::fs::rename(&self.queue, dir_of(&self.queue).join(&name))?;
         self.taken.insert(name, Progress::default());
-        // Others may write to it as they might before.
+        // Keep the permissions of other writers.
         let new = OpenOptions::new().append(true).create(true).mode(MODE).open(&self.queue)?;
         new.set_permissions(Permissions::from_mode(file.metadata()?.mode() & 0o777))?;
         File::open(dir_of(&self.queue))?.sync_all()?;
@@ -170,7 +171,7 @@ impl Spool {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let to = from + piece.len() as u64;
             let whole = piece.strip_suffix(b"\n");
-            // A last line without a newline is whole when nobody goes on with it.
+            // A last line without a newline is complete if nobody has continued it.
             if whole.is_some() || was_quiet {
                 let bytes = whole.unwrap_or(piece).to_vec();
                 lines.push(Line { file: name.clone(), from, to, bytes });
@@ -187,14 +188,14 @@ impl Spool {
         Ok(lines)
     }
 
-    /// A line needs nothing more.
+    /// Marks a line as done.
     pub(super) fn is_taken(&mut self, line: &Line) {
         if let Some(progress) = self.taken.get_mut(&line.file) {
             progress.offset = line.to;
         }
     }
 
-    /// Keeps a line that is no job where somebody can look at it, and says where.
+    /// Saves an invalid line for inspection and returns the file's path.
     pub(super) fn refuse(&self, line: &Line) -> anyhow::Result<PathBuf> {
         let mut name = self.queue.file_name().unwrap_or_default().to_owned();
         name.push(".refused");
@@ -207,7 +208,7 @@ impl Spool {
     }
 }
 
-/// Whoever may write to the file can run anything as the server's user.
+/// Rejects a file that others can write to: they could run anything as the server's user.
 fn check(file: &File) -> anyhow::Result<()> {
     let meta = file.metadata()?;
     ensure!(meta.mode() & 0o002 == 0, "everybody on this host may write to it; `chmod o-w` it");

@@ -1,4 +1,4 @@
-//! The services of the cluster that the settings name.
+//! Connections to the configured cluster.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use crate::app::{Unavailable, connect_events, connect_queue, connect_store};
 use crate::config::{Config, Mode};
 use crate::ports::{Events, Queue, Store};
 
-/// Somebody waits at a terminal: a service that is away is said to be so after this many tries.
+/// How often a connection is tried. Few attempts, because a user waits at a terminal.
 const TRIES: u32 = 2;
 
-/// Connections that are made when they are asked for.
+/// Connections made on first use.
 struct Cluster {
     config: Config,
     node: NodeId,
@@ -23,10 +23,10 @@ struct Cluster {
     events: OnceCell<Arc<dyn Events>>,
 }
 
-/// A client of the cluster that the settings name. Nothing is connected to yet.
+/// A client of the configured cluster. Does not connect yet.
 ///
 /// # Errors
-/// [`Error::Embedded`] where there is no cluster.
+/// [`Error::Embedded`] in embedded mode.
 pub fn connect(mut config: Config) -> Result<Client, Error> {
     if config.mode == Mode::Embedded {
         return Err(Error::Embedded);

@@ -1,4 +1,4 @@
-//! Starts, stops and pauses: messages for the workers.
+//! Sends starts, stops and pauses to the workers.
 
 use protocol::command;
 use protocol::id::{PipelineId, RegisteredName, RunId, StepName};
@@ -10,29 +10,29 @@ use serde_json::{Map, Value, json};
 use super::{Client, Error};
 use crate::ports::{Message, Route};
 
-/// What is to be run.
+/// The pipeline of a start.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StartOf {
-    /// A pipeline that is stored.
+    /// A stored pipeline.
     Stored(PipelineId),
-    /// A definition that goes with the message.
+    /// A definition sent with the message.
     Inline(Box<Pipeline>),
 }
 
 /// A start.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StartRequest {
-    /// What.
+    /// The pipeline.
     pub what: StartOf,
-    /// The run. Sent again under the same id, it is the same run.
+    /// The run id. A second start with the same id is ignored.
     pub run: RunId,
-    /// Laid over the pipeline's variables.
+    /// Variables that override the pipeline's.
     pub vars: Vars,
-    /// Values for templates, laid over the variables.
+    /// Values for templates, which override the variables.
     pub params: Params,
-    /// The registered logger that gets the run's text.
+    /// The registered logger that receives the run's text.
     pub logger: Option<RegisteredName>,
-    /// The ended run that it goes on from.
+    /// The ended run whose committed steps it takes over.
     pub parent: Option<Parent>,
 }
 
@@ -86,26 +86,26 @@ fn new_id() -> String {
 }
 
 impl Client {
-    /// A run id of our own making.
+    /// A new run id.
     #[must_use]
     pub fn new_run_id() -> RunId {
         RunId::from_uuid(uuid::Uuid::now_v7())
     }
 
-    /// Sends a start; the broker has it when this returns.
+    /// Sends a start. The broker has confirmed it when this returns.
     ///
     /// # Errors
-    /// [`Error::Queue`] where the broker has it not, or may not have it; [`Error::TooLarge`].
+    /// [`Error::Queue`] if the broker has not, or might not have, received it; [`Error::TooLarge`].
     pub async fn start(&self, start: &StartRequest) -> Result<(), Error> {
         let message = start.message()?;
         Ok(self.services.queue().await?.publish(Route::Jobs, message).await?)
     }
 
-    /// What starts a new run from a committed step of an ended one: from the one after the last that
-    /// it has committed, where none is named.
+    /// The start of a new run from a committed step of an ended run. By default it continues after
+    /// the last committed step.
     ///
     /// # Errors
-    /// [`Error::UnknownRun`], [`Error::NoSuchStep`], and [`Error::NoRerun`] with why it cannot be.
+    /// [`Error::UnknownRun`], [`Error::NoSuchStep`], or [`Error::NoRerun`] with the reason.
     pub async fn rerun(
         &self,
         of: &RunId,
@@ -137,10 +137,10 @@ impl Client {
         Ok(start)
     }
 
-    /// As [`Self::rerun`], for a run whose images are on this host: no worker needs to be ready.
+    /// Like [`Self::rerun`], for a run whose images are on this host. No worker needs to be ready.
     ///
     /// # Errors
-    /// As there.
+    /// Same as [`Self::rerun`].
     pub async fn rerun_here(
         &self,
         of: &RunId,
@@ -150,7 +150,7 @@ impl Client {
         Ok(self.rerun_from(of, from, run).await?.0)
     }
 
-    /// The start of a rerun, and the last step whose image it begins with.
+    /// The start of a rerun, and the last step whose image it uses.
     async fn rerun_from(
         &self,
         of: &RunId,
@@ -185,13 +185,13 @@ impl Client {
         Ok((start, last))
     }
 
-    /// Sends a stop; the broker has it when this returns. `false`: the run is not known, and workers
-    /// remember the stop for a start of it.
+    /// Sends a stop. The broker has confirmed it when this returns. `false` if the run is unknown;
+    /// the workers then remember the stop for a later start.
     ///
     /// # Errors
-    /// [`Error::Ended`], for which nothing is sent, and [`Error::Queue`].
+    /// [`Error::Ended`], in which case nothing is sent, and [`Error::Queue`].
     pub async fn stop(&self, run: &RunId, reason: Option<&str>) -> Result<bool, Error> {
-        // Only the answer depends on the store: a stop is for workers to understand.
+        // The store is needed only for the return value, so its errors do not prevent the stop.
         let known = match self.run(run).await {
             Ok(known) if known.record.status.is_ended() => {
                 return Err(Error::Ended { run: run.clone(), status: known.record.status });
@@ -209,14 +209,14 @@ impl Client {
         Ok(known)
     }
 
-    /// Sends a pause, or its opposite; the broker has it when this returns.
+    /// Sends a pause or a resume of a pipeline. The broker has confirmed it when this returns.
     ///
     /// # Errors
-    /// [`Error::UnknownPipeline`], for which nothing is sent, and [`Error::Queue`].
+    /// [`Error::UnknownPipeline`], in which case nothing is sent, and [`Error::Queue`].
     pub async fn pause(&self, pipeline: &PipelineId, paused: bool) -> Result<(), Error> {
         let stored = match self.services.store().await {
             Ok(store) => store.get(&names::pipeline_key(pipeline)).await.ok(),
-            // Only the answer depends on it.
+            // The store is needed only for this check.
             Err(_) => None,
         };
         if let Some(None) = stored {

@@ -1,4 +1,4 @@
-//! Pipelines, providers, stores and loggers: what is stored under a name.
+//! Definitions stored under a name: pipelines, providers, stores and loggers.
 
 use protocol::event::{Event, Reason};
 use protocol::id::{PipelineId, RegisteredName, RunId};
@@ -14,22 +14,22 @@ use super::{Client, Error, Listed, decoded, encoded};
 use crate::config::without_credentials;
 use crate::ports::{Entry, Expect, Store, Txn};
 
-/// How often a change is tried whose key others change meanwhile.
+/// How often a change is tried while others change the same key.
 const TRIES: usize = 8;
 
-/// What became of a definition.
+/// How applying a definition changed the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Applied {
-    /// There was none of that name.
+    /// A new definition was stored.
     Created,
-    /// There was another.
+    /// A different definition was replaced.
     Changed,
-    /// It was there as it is.
+    /// The same definition was already stored.
     Unchanged,
 }
 
 impl Applied {
-    /// The word for it.
+    /// The word shown to users.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -40,7 +40,7 @@ impl Applied {
     }
 }
 
-/// Where services are registered.
+/// A kind of registered service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Registry {
     /// Resource providers.
@@ -52,7 +52,7 @@ pub enum Registry {
 }
 
 impl Registry {
-    /// What one of them is called.
+    /// The noun for one entry.
     #[must_use]
     pub fn noun(self) -> &'static str {
         match self {
@@ -87,8 +87,8 @@ impl Registry {
     }
 }
 
-/// The fields of a record that show whether its pipeline is in use. The others may be of a later
-/// version.
+/// The fields of a record that show whether its pipeline is in use. The other fields can be of a
+/// later version.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 struct Standing {
@@ -99,14 +99,14 @@ struct Standing {
 }
 
 impl Standing {
-    /// A status that this version does not know is not an ending that it knows of.
+    /// Whether the run has ended. An unknown status counts as not ended.
     fn has_ended(&self) -> bool {
         Status::deserialize(&self.status).is_ok_and(Status::is_ended)
     }
 }
 
 impl Client {
-    /// The pipelines, by name.
+    /// The pipelines, sorted by name.
     ///
     /// # Errors
     /// [`Error::Store`]
@@ -116,10 +116,10 @@ impl Client {
         Ok(entries.iter().map(|entry| decoded(&entry.key, &entry.value)).collect())
     }
 
-    /// Stores a pipeline under its name. One that was paused stays so.
+    /// Stores a pipeline under its name. A paused pipeline stays paused.
     ///
     /// # Errors
-    /// [`Error::Contended`], [`Error::NotTold`], and what the services say.
+    /// [`Error::Contended`], [`Error::NotTold`], and errors of the services.
     pub async fn apply_pipeline(
         &self,
         id: &PipelineId,
@@ -146,15 +146,15 @@ impl Client {
         self.applied_and_told(applied, event).await
     }
 
-    /// Deletes a pipeline; `false` where there was none. Records of its ended runs stay until their
-    /// retention.
+    /// Deletes a pipeline. `false` if it did not exist. Records of its ended runs stay until their
+    /// retention ends.
     ///
     /// # Errors
-    /// [`Error::InUse`] while a run of it is open; else as [`Client::apply_pipeline`].
+    /// [`Error::InUse`] while a run of it is open, else the same as [`Client::apply_pipeline`].
     pub async fn delete_pipeline(&self, id: &PipelineId) -> Result<bool, Error> {
         let key = names::pipeline_key(id);
         let store = self.services.store().await?;
-        // Asked for first: a change that nobody can be told of is not made.
+        // Connect first, so that no change is made without its event.
         let events = self.services.events().await?;
         for _ in 0..TRIES {
             let Some(entry) = store.get(&key).await? else { return Ok(false) };
@@ -183,12 +183,12 @@ impl Client {
             let record: Standing = match decoded(&entry.key, &entry.value) {
                 Ok(record) => record,
                 Err(cause) => {
-                    // It names no pipeline, and must not keep every one from being deleted.
+                    // An unreadable record must not block the deletion of all pipelines.
                     warn!(%cause, "an open run is passed over");
                     continue;
                 }
             };
-            // A record that has ended is open until its last event is confirmed.
+            // The record of an ended run stays open until its last event is confirmed.
             let is_of = record.group == id.group() && record.name == id.name();
             if is_of && !record.has_ended() {
                 runs.push(record.run_id);
@@ -197,7 +197,7 @@ impl Client {
         Ok(runs)
     }
 
-    /// What is registered, by name.
+    /// The registered services, sorted by name.
     ///
     /// # Errors
     /// [`Error::Store`]
@@ -210,7 +210,7 @@ impl Client {
     /// Registers a service under its name.
     ///
     /// # Errors
-    /// As [`Client::apply_pipeline`].
+    /// Same as [`Client::apply_pipeline`].
     pub async fn register(
         &self,
         registry: Registry,
@@ -227,10 +227,10 @@ impl Client {
         self.applied_and_told(applied, event).await
     }
 
-    /// Removes a registration; `false` where there was none.
+    /// Removes a registration. `false` if it did not exist.
     ///
     /// # Errors
-    /// As [`Client::apply_pipeline`].
+    /// Same as [`Client::apply_pipeline`].
     pub async fn unregister(
         &self,
         registry: Registry,
@@ -248,14 +248,14 @@ impl Client {
         Ok(true)
     }
 
-    /// Puts under a key what `value` makes of what stands there, unless it is the same.
+    /// Replaces the value of a key with the result of `value`, unless it is the same.
     async fn apply(
         &self,
         key: &str,
         value: impl Fn(Option<&Entry>) -> Result<Vec<u8>, Error>,
     ) -> Result<Applied, Error> {
         let store = self.services.store().await?;
-        // Asked for first: a change that nobody can be told of is not made.
+        // Connect first, so that no change is made without its event.
         self.services.events().await?;
         for _ in 0..TRIES {
             let old = store.get(key).await?;

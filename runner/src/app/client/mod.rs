@@ -1,10 +1,11 @@
-//! What the commands do with a cluster: publish a command, read and write state, follow the stream.
+//! The cluster operations behind the commands: publish commands, read and write state, read the
+//! stream.
 //!
 //! | module | duty |
 //! |---|---|
-//! | `reader` | one run's events by the rules of wire.md section 4; pure |
-//! | `tail` | the stream, up to where a command wants it |
-//! | `cluster` | the services that the settings name |
+//! | `reader` | the events of one run, by the rules of wire.md section 4; pure |
+//! | `tail` | reading the stream up to the wanted end |
+//! | `cluster` | connections to the configured services |
 //! | `commands` | starts, stops, pauses |
 //! | `state` | runs and nodes |
 //! | `definitions` | pipelines, providers, stores, loggers |
@@ -38,19 +39,19 @@ pub use reader::{Ending, Item, Missing, Reader, Text};
 pub use state::{KnownRun, RunFilter};
 pub use tail::{EventTail, LogTail, Outcome, PastRetention};
 
-/// The services of a cluster. Each is connected to when it is asked for first, so that a command
-/// needs only what it uses.
+/// The services of a cluster. Each is connected on first use, so that a command needs only the
+/// services that it uses.
 #[async_trait]
 pub trait Services: Send + Sync {
-    /// Where state is.
+    /// The store for state.
     async fn store(&self) -> Result<Arc<dyn Store>, Unavailable>;
-    /// Where commands go.
+    /// The queue for commands.
     async fn queue(&self) -> Result<Arc<dyn Queue>, Unavailable>;
-    /// Where events are.
+    /// The stream of events.
     async fn events(&self) -> Result<Arc<dyn Events>, Unavailable>;
 }
 
-/// What the commands have to do with a cluster.
+/// The operations of the commands on a cluster.
 #[derive(Clone)]
 pub struct Client {
     services: Arc<dyn Services>,
@@ -63,30 +64,30 @@ impl std::fmt::Debug for Client {
     }
 }
 
-/// What a command could not do.
+/// Why a command failed.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// There is no server to ask.
+    /// Embedded mode has no server.
     #[error(
         "embedded mode has no server to ask in this version; `bob-runner run FILE` runs a file here, BOB_MODE=cluster asks a cluster"
     )]
     Embedded,
-    /// A service does not let us in, or does not answer.
+    /// A service does not answer or rejects the connection.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
-    /// The store.
+    /// An error of the store.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The queue.
+    /// An error of the queue.
     #[error(transparent)]
     Queue(#[from] QueueError),
-    /// The stream.
+    /// An error of the stream.
     #[error(transparent)]
     Events(#[from] EventsError),
-    /// No record of a run.
+    /// The run has no record.
     #[error("run {0} is not known: it was never accepted, or its record is past its retention")]
     UnknownRun(RunId),
-    /// A run that has ended, and so cannot be stopped.
+    /// The run has ended and cannot be stopped.
     #[error("run {run} has ended already: {status}")]
     Ended {
         /// The run.
@@ -94,10 +95,10 @@ pub enum Error {
         /// How it ended.
         status: Status,
     },
-    /// A pipeline that is not stored.
+    /// The pipeline is not stored.
     #[error("no pipeline {0} is stored; `bob-runner pipeline list` shows those that are")]
     UnknownPipeline(PipelineId),
-    /// A pipeline that still runs.
+    /// The pipeline has open runs.
     #[error("pipeline {id} is in use by {}; stop what runs first, then delete it", listed(runs))]
     InUse {
         /// The pipeline.
@@ -105,59 +106,59 @@ pub enum Error {
         /// Its open runs.
         runs: Vec<RunId>,
     },
-    /// Somebody else's value under a key of ours.
+    /// The value of a key cannot be decoded.
     #[error("{key} in the store cannot be read: {cause}")]
     Unreadable {
         /// The key.
         key: String,
-        /// What is wrong with it.
+        /// The reason.
         cause: String,
     },
-    /// A step that a run's definition does not have.
+    /// The run's definition has no such step.
     #[error("run {run} has no step {step}; {}", known_steps(.known))]
     NoSuchStep {
         /// The run.
         run: RunId,
         /// The step.
         step: StepName,
-        /// Those that it has.
+        /// The steps of the definition.
         known: Vec<StepName>,
     },
-    /// A run that cannot be rerun.
+    /// The run cannot be rerun.
     #[error("run {run} cannot be rerun: {why}")]
     NoRerun {
         /// The run.
         run: RunId,
-        /// Why.
+        /// The reason.
         why: String,
     },
-    /// A start that no worker accepts, because of its size: the sentence.
+    /// The start is larger than any worker accepts. Holds the error message.
     #[error("{0}")]
     TooLarge(String),
-    /// A key that changes all the time.
+    /// Others keep changing the key.
     #[error("{key} keeps changing concurrently; try again")]
     Contended {
         /// The key.
         key: String,
     },
-    /// A change was made, and nobody was told.
+    /// The change was made, but its event was not confirmed in this time.
     #[error("the change is made, but the stream did not take its event within {} s", .0.as_secs())]
     NotTold(Duration),
 }
 
-/// What kind of trouble an error is.
+/// The category of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
-    /// A service cannot be reached, or does not do its part.
+    /// A service is unreachable or failed.
     Service,
-    /// What was given cannot be used.
+    /// The input is invalid.
     Input,
-    /// It cannot be done as things stand.
+    /// The current state does not allow it.
     State,
 }
 
 impl Error {
-    /// What kind of trouble it is.
+    /// The category of the error.
     #[must_use]
     pub fn trouble(&self) -> Trouble {
         match self {
@@ -191,7 +192,7 @@ fn known_steps(steps: &[StepName]) -> String {
     }
 }
 
-/// The first few of these, and how many more there are.
+/// The first few items, and the number of further ones.
 fn some<'a>(all: impl ExactSizeIterator<Item = &'a str>) -> String {
     let count = all.len();
     let shown: Vec<&str> = all.take(10).collect();
@@ -202,12 +203,12 @@ fn some<'a>(all: impl ExactSizeIterator<Item = &'a str>) -> String {
     }
 }
 
-/// Entries of the store. One that this version cannot read does not hide the others.
+/// Entries of the store. Unreadable entries do not hide the others.
 #[derive(Debug)]
 pub struct Listed<T> {
-    /// Those that can be read.
+    /// The readable entries.
     pub readable: Vec<T>,
-    /// An [`Error::Unreadable`] for each of the others.
+    /// An [`Error::Unreadable`] for each unreadable entry.
     pub unreadable: Vec<Error>,
 }
 
@@ -224,11 +225,11 @@ impl<T> FromIterator<Result<T, Error>> for Listed<T> {
     }
 }
 
-/// How long the event of a change may take.
+/// The timeout for the event of a change.
 const TOLD_WITHIN: Duration = Duration::from_secs(10);
 
 impl Client {
-    /// A client of these services.
+    /// Creates a client of these services.
     #[must_use]
     pub fn new(services: Arc<dyn Services>) -> Self {
         Self { services, clock: now }
@@ -238,7 +239,7 @@ impl Client {
         (self.clock)()
     }
 
-    /// Publishes an event that belongs to no run, and waits until the stream has it.
+    /// Publishes an event without a run and waits for its confirm.
     async fn tell(&self, events: &dyn Events, event: Event) -> Result<(), Error> {
         let told = async { events.confirmed(events.emit(event).await?).await };
         match tokio::time::timeout(TOLD_WITHIN, told).await {
@@ -248,18 +249,18 @@ impl Client {
     }
 }
 
-/// The wall clock of whoever types a command.
+/// The wall clock of the user's host.
 fn now() -> Millis {
     Millis(jiff::Timestamp::now().as_millisecond())
 }
 
-/// Reads what the store holds under a key.
+/// Decodes the value of a key.
 fn decoded<T: serde::de::DeserializeOwned>(key: &str, value: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(value)
         .map_err(|cause| Error::Unreadable { key: key.to_owned(), cause: cause.to_string() })
 }
 
-/// What the store is to hold under a key.
+/// Encodes the value of a key.
 fn encoded<T: serde::Serialize>(key: &str, value: &T) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(value)
         .map_err(|cause| Error::Unreadable { key: key.to_owned(), cause: cause.to_string() })

@@ -1,5 +1,5 @@
-//! Reads one run's events by the rules of wire.md section 4: what is repeated is dropped, state comes
-//! from the highest epoch alone, and what is missing has a name. Pure: events in, items out.
+//! Reads the events of one run by the rules of wire.md section 4: it drops duplicates, takes state
+//! only from the highest epoch, and reports gaps. Pure: events in, items out.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -8,33 +8,33 @@ use protocol::event::{Event, LogStream, Reason};
 use protocol::id::{Epoch, RunId, StepName};
 use protocol::run::{Cause, Status};
 
-/// What a reader shows.
+/// An item of a run's log.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Item {
-    /// Something happened.
+    /// A change of state.
     State(Box<Event>),
-    /// A text of a step, or of the runner.
+    /// Text of a step or of the runner.
     Text(Box<Text>),
-    /// Something that ought to be there is not.
+    /// Something that was published and is missing.
     Missing(Missing),
 }
 
-/// Bytes of one stream, with the newline that belongs to them.
+/// Bytes of one stream, including the newline if there was one.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Text {
-    /// Which stream.
+    /// The stream.
     pub stream: LogStream,
     /// The bytes, exactly as the step wrote them.
     pub bytes: Vec<u8>,
-    /// The event that they came with.
+    /// The event that carried them.
     pub event: Event,
 }
 
-/// What a reader lacks. Each byte of a step is in a numbered event, so that a number that is missing
-/// is all there is to miss.
+/// A gap in a run's events. Every byte of a step is in a numbered event, so a missing number is the
+/// only kind of gap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Missing {
-    /// Events of one epoch, both bounds included.
+    /// Events of one epoch. Both bounds are inclusive.
     Events {
         /// The epoch.
         epoch: Epoch,
@@ -43,7 +43,7 @@ pub enum Missing {
         /// The last.
         to: u64,
     },
-    /// A text whose base64 is none.
+    /// A text whose base64 is invalid.
     Unreadable {
         /// The epoch of its event.
         epoch: Epoch,
@@ -74,12 +74,12 @@ impl fmt::Display for Missing {
 pub struct Ending {
     /// `passed`, `failed` or `stopped`.
     pub status: Status,
-    /// Why, where it did not pass.
+    /// The cause, if the run did not pass.
     pub cause: Option<Cause>,
 }
 
 impl Ending {
-    /// What an event says of the end of its run; nothing where it is no ending.
+    /// The end of the run that an event reports. `None` if it reports none.
     #[must_use]
     pub fn of(reason: &Reason) -> Option<Self> {
         if let Reason::PipelineFailed { cause, .. } = reason {
@@ -92,21 +92,21 @@ impl Ending {
     }
 }
 
-/// Folds the events of one run.
+/// Folds the events of one run into items.
 #[derive(Debug)]
 pub struct Reader {
     run: RunId,
     seen: BTreeMap<Epoch, Seen>,
-    /// Up to where an earlier epoch had come, as its successor says.
+    /// The last number of each earlier epoch, as reported by its successor.
     promised: BTreeMap<Epoch, u64>,
-    /// The epoch in which a step was begun last: text of an earlier one is of an attempt that does
-    /// not count.
+    /// The epoch in which each step was last started. Text of an earlier epoch belongs to an
+    /// attempt that does not count.
     begun: HashMap<StepName, Epoch>,
     ending: Option<Ending>,
 }
 
 impl Reader {
-    /// A reader of that run, which has seen nothing.
+    /// Creates a reader for a run.
     #[must_use]
     pub fn new(run: RunId) -> Self {
         Self {
@@ -118,24 +118,24 @@ impl Reader {
         }
     }
 
-    /// How the run ended, once its ending event was seen.
+    /// How the run ended. `None` until its ending event was read.
     #[must_use]
     pub fn ending(&self) -> Option<Ending> {
         self.ending
     }
 
-    /// Whether any event of the run was seen.
+    /// Whether any event of the run was read.
     #[must_use]
     pub fn has_begun(&self) -> bool {
         !self.seen.is_empty()
     }
 
-    /// Takes the next event of the stream, of whatever run.
+    /// Takes the next event of the stream, of any run.
     pub fn on(&mut self, event: Event) -> Option<Item> {
         if event.run_id.as_ref() != Some(&self.run) {
             return None;
         }
-        // Commands that were refused or ignored belong to no sequence, and are news all the same.
+        // Events of rejected or ignored commands have no number, but are still shown.
         let (Some(epoch), Some(seq)) = (event.epoch, event.seq) else {
             return Some(Item::State(Box::new(event)));
         };
@@ -146,7 +146,7 @@ impl Reader {
         if let Reason::Log { stream, partial, .. } = event.reason {
             return self.text(event, (epoch, seq), stream, partial);
         }
-        // An ending is recorded once, whichever epoch it bears.
+        // The ending is recorded once, so its epoch does not matter.
         if let Some(ending) = Ending::of(&event.reason) {
             self.ending = Some(ending);
         } else if epoch < highest {
@@ -192,7 +192,7 @@ impl Reader {
         Some(Item::Text(Box::new(Text { stream, bytes, event })))
     }
 
-    /// What is missing of what was published so far, as far as that can be known.
+    /// The gaps in the events read so far, as far as they can be known.
     #[must_use]
     pub fn missing(&self) -> Vec<Missing> {
         let mut missing = Vec::new();
@@ -211,14 +211,14 @@ impl Reader {
     }
 }
 
-/// A set of numbers that mostly come in order: ranges, both bounds included, sorted, never touching.
+/// A set of mostly ascending numbers: sorted inclusive ranges that do not touch.
 #[derive(Debug, Default)]
 struct Seen {
     ranges: Vec<(u64, u64)>,
 }
 
 impl Seen {
-    /// Whether it is new.
+    /// Adds a number. Returns whether it is new.
     fn insert(&mut self, number: u64) -> bool {
         let after = self.ranges.partition_point(|(_, to)| *to < number);
         if self.ranges.get(after).is_some_and(|(from, _)| *from <= number) {
@@ -238,7 +238,7 @@ impl Seen {
         true
     }
 
-    /// What is not in it, from 0 to its last number or to what was promised.
+    /// The missing numbers from 0 to the last number or to `promised`.
     fn gaps(&self, promised: Option<u64>) -> Vec<(u64, u64)> {
         let mut gaps = Vec::new();
         let mut next = 0;

@@ -1,4 +1,4 @@
-//! Runs and nodes, as the store has them.
+//! Reads runs and nodes from the store.
 
 use std::collections::HashMap;
 
@@ -11,17 +11,17 @@ use serde_json::{Map, Value};
 use super::{Client, Error, Listed, decoded};
 use crate::ports::{Entry, Store, StoreError, Txn};
 
-/// How many records are asked for at a time: each may have half a megabyte.
+/// How many records are read at once. Each can have half a megabyte.
 const AT_ONCE: usize = 16;
 
-/// Which runs are wanted.
+/// Selects runs.
 #[derive(Debug, Clone, Default)]
 pub struct RunFilter {
-    /// Those that have ended too.
+    /// Whether to include ended runs.
     pub ended: bool,
-    /// Those of one pipeline.
+    /// Only runs of this pipeline.
     pub pipeline: Option<PipelineId>,
-    /// Those in one state.
+    /// Only runs with this status.
     pub status: Option<Status>,
 }
 
@@ -39,8 +39,7 @@ impl RunFilter {
 pub struct KnownRun {
     /// The record.
     pub record: RunRecord,
-    /// The same as JSON: the record with its definition, and the fields that this version does not
-    /// know.
+    /// The record and its definition as JSON, including fields that this version does not know.
     pub stored: Value,
 }
 
@@ -61,10 +60,10 @@ impl KnownRun {
         Ok(Self { record: read.record, stored })
     }
 
-    /// Whether the run can say anything in that step.
+    /// Checks that the run's definition has the step.
     ///
     /// # Errors
-    /// [`Error::NoSuchStep`] where its definition has no such step.
+    /// [`Error::NoSuchStep`] if it does not.
     pub fn check_step(&self, step: &StepName) -> Result<(), Error> {
         let defined = self.record.pipeline.iter().flat_map(|pipeline| &pipeline.steps);
         let known: Vec<StepName> = defined.map(|step| step.name.clone()).collect();
@@ -76,16 +75,16 @@ impl KnownRun {
 }
 
 impl Client {
-    /// A run.
+    /// Returns a run.
     ///
     /// # Errors
-    /// [`Error::UnknownRun`] where it has no record.
+    /// [`Error::UnknownRun`] if it has no record.
     pub async fn run(&self, run: &RunId) -> Result<KnownRun, Error> {
         let store = self.services.store().await?;
         find_run(store.as_ref(), run).await?.ok_or_else(|| Error::UnknownRun(run.clone()))
     }
 
-    /// Runs, the newest first.
+    /// The runs, newest first.
     ///
     /// # Errors
     /// [`Error::Store`]
@@ -107,7 +106,7 @@ impl Client {
         Ok(runs)
     }
 
-    /// The nodes of the cluster, those that have been there longest first.
+    /// The nodes of the cluster, the oldest first.
     ///
     /// # Errors
     /// [`Error::Store`]
@@ -125,7 +124,7 @@ impl Client {
 }
 
 impl Client {
-    /// The reason why the store refuses writes from everybody, if it does: no node can record it then. A
+    /// The reason why the store rejects all writes, if it does. No node can record it then. A
     /// missing permission of this user does not count.
     ///
     /// # Errors
@@ -139,24 +138,24 @@ impl Client {
     }
 }
 
-/// The record of a run, where there is one.
+/// The record of a run. `None` if there is none.
 pub(super) async fn find_run(store: &dyn Store, run: &RunId) -> Result<Option<KnownRun>, Error> {
     let look = Txn::new().read(names::run_key(run)).read(names::definition_key(run));
     let look = store.txn(look).await?;
     look.entry(0).map(|record| KnownRun::of(record, look.entry(1))).transpose()
 }
 
-/// The runs that somebody still has to look after.
+/// The runs with an open mark.
 pub(super) async fn open_runs(store: &dyn Store) -> Result<Vec<RunId>, Error> {
     let marks = store.list(names::OPEN).await?.entries;
     let id = |entry: &Entry| entry.key.strip_prefix(names::OPEN)?.parse().ok();
     Ok(marks.iter().filter_map(id).collect())
 }
 
-/// The key of a record, and that of its definition.
+/// The entry of a record, and the entry of its definition.
 pub(super) type Record = (Entry, Option<Entry>);
 
-/// The records of these runs, without those that have none.
+/// The records of these runs. Runs without a record are left out.
 pub(super) async fn records(store: &dyn Store, runs: &[RunId]) -> Result<Vec<Record>, Error> {
     let mut found = Vec::new();
     for some in runs.chunks(AT_ONCE) {
@@ -172,7 +171,7 @@ pub(super) async fn records(store: &dyn Store, runs: &[RunId]) -> Result<Vec<Rec
     Ok(found)
 }
 
-/// Every record that there is.
+/// All records in the store.
 async fn all_records(store: &dyn Store) -> Result<Vec<Record>, Error> {
     let records = store.list(names::RUNS).await?.entries;
     let definitions = store.list(names::DEFINITIONS).await?.entries.into_iter();

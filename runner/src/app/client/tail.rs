@@ -1,4 +1,4 @@
-//! Follows the stream up to where a command wants it.
+//! Reads the stream up to the end that a command wants.
 
 use std::time::Duration;
 
@@ -12,29 +12,29 @@ use super::state::{KnownRun, find_run};
 use super::{Client, Error};
 use crate::ports::{EventStream, EventsError, Position, Published};
 
-/// A run's events begin no earlier than this before its record says: clocks differ.
+/// How far the broker's clock can be behind: reading starts this long before the record's time.
 const CLOCKS_DIFFER_MS: i64 = 60_000;
-/// A stream that says nothing for so long, although it has not come to where it should, has nothing
-/// more to say from there on.
+/// How long the stream can be silent. If it ends short of the wanted position, nothing more is
+/// expected after this time.
 const SILENCE: Duration = Duration::from_secs(10);
-/// The same if the last event on the stream is older than what is to be read.
+/// The same, if the last event on the stream is older than the wanted ones.
 const NOTHING_EXPECTED: Duration = Duration::from_secs(1);
 
-/// How the reading of a run's log ended.
+/// How reading a run's log ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
-    /// With the run's ending event; and what is missing all the same.
+    /// At the run's ending event. The list has the remaining gaps.
     Ended(Ending, Vec<Missing>),
-    /// With what there was when the reading began: the run goes on, or is not known.
+    /// At the end of the stream as of the start of reading. The run is not over or is unknown.
     CaughtUp,
-    /// The run has ended, and not everything that was published of it is there: this is missing.
+    /// The run has ended, but these published events are missing.
     GaveUp(Vec<Missing>),
 }
 
-/// The beginning of a run's log is past the stream's retention.
+/// The stream's retention has removed the beginning of a run's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PastRetention {
-    /// The time of the oldest event that the stream still has; `None` if it has none.
+    /// The time of the oldest remaining event. `None` if there is none.
     pub oldest: Option<Millis>,
 }
 
@@ -45,12 +45,12 @@ pub struct LogTail {
     follow: bool,
     reader: Reader,
     source: Source,
-    /// The record as it was when the reading began, or later.
+    /// The record at the start of reading or later.
     record: Option<KnownRun>,
     from: Position,
-    /// Where reading ends, once that is known.
+    /// Where to stop reading.
     until: Until,
-    /// It reads on after the ending event, for what is missing.
+    /// Whether it reads beyond the ending event, to fill gaps.
     reads_on: bool,
     outcome: Option<Outcome>,
 }
@@ -61,22 +61,22 @@ impl std::fmt::Debug for LogTail {
     }
 }
 
-/// Where reading ends.
+/// Where to stop reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Until {
-    /// With the ending event, which is still to come.
+    /// At the ending event.
     Ending,
-    /// With that message, or at once where the stream was empty.
+    /// At this message. `None`: at once, because the stream was empty.
     Offset(Option<u64>),
 }
 
-/// The stream, and where it has come to.
+/// The stream and the last offset read.
 struct Source {
     stream: EventStream,
     last: Option<u64>,
 }
 
-/// What came of a wait for the stream.
+/// The result of waiting for the stream.
 enum Heard {
     Message(Published),
     Nothing,
@@ -109,19 +109,21 @@ impl Source {
 }
 
 impl KnownRun {
-    /// Whether nothing more will be published of it.
+    /// Whether no more events of the run will be published.
     fn is_told(&self) -> bool {
         self.record.status.is_ended() && self.record.ending_event.is_none()
     }
 }
 
 impl Client {
-    /// Reads a run's log: to its end where `follow`, else to where the stream ends now.
+    /// Reads a run's log. Reads to the end of the run if `follow`, else to the current end of the
+    /// stream.
     ///
-    /// `since` is when the run was sent, where the caller knows: its record may not be there yet.
+    /// `since` is the time when the run was sent, if the caller knows it. The run might have no
+    /// record yet.
     ///
     /// # Errors
-    /// What the services say.
+    /// Errors of the services.
     pub async fn log(
         &self,
         run: &RunId,
@@ -129,7 +131,8 @@ impl Client {
         since: Option<Millis>,
     ) -> Result<LogTail, Error> {
         let store = self.services.store().await?;
-        // In this order: where the record says that all is published, the stream's end comes after.
+        // Read the record first: if it says that everything is published, the stream's end is
+        // later.
         let record = find_run(store.as_ref(), run).await?;
         let events = self.services.events().await?;
         let end = events.end().await?;
@@ -147,16 +150,16 @@ impl Client {
         Ok(LogTail { client, run, follow, reader, source, record, from, until, reads_on, outcome })
     }
 
-    /// Reads the stream from a position: on and on where `follow`, else to where it ends now.
+    /// Reads the stream from a position. Reads forever if `follow`, else to the current end.
     ///
     /// # Errors
-    /// What the stream says.
+    /// Errors of the stream.
     pub async fn events(&self, from: Position, follow: bool) -> Result<EventTail, Error> {
         let events = self.services.events().await?;
         let until = if follow { Until::Ending } else { Until::Offset(events.end().await?) };
         let mut silence = SILENCE;
         if let (Position::Since(since), Until::Offset(Some(end))) = (from, until) {
-            // Nothing is expected after the last message, so nothing is waited for.
+            // If the last message is too old, nothing is expected, so do not wait long.
             let last = Source { stream: events.follow(Position::Offset(end)).await?, last: None };
             if let Heard::Message(last) = { last }.next().await?
                 && last.event().is_some_and(|event| event.at < since)
@@ -168,7 +171,7 @@ impl Client {
         Ok(EventTail { source, until, silence })
     }
 
-    /// When something happened that long ago, for [`Position::Since`].
+    /// The time `span` ago, for [`Position::Since`].
     #[must_use]
     pub fn ago(&self, span: Duration) -> Millis {
         let span = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
@@ -177,25 +180,25 @@ impl Client {
 }
 
 impl LogTail {
-    /// Whether the run has a record.
+    /// Whether the run has a record or an event.
     #[must_use]
     pub fn is_known(&self) -> bool {
         self.record.is_some() || self.reader.has_begun()
     }
 
-    /// The record as it was when the reading began, or later.
+    /// The record at the start of reading or later.
     #[must_use]
     pub fn record(&self) -> Option<&KnownRun> {
         self.record.as_ref()
     }
 
-    /// The next item; `None` once the reading has ended, and then [`LogTail::outcome`] says how.
+    /// The next item. `None` at the end; [`LogTail::outcome`] then says how it ended.
     ///
     /// # Errors
-    /// What the services say.
+    /// Errors of the services.
     ///
     /// # Cancel safety
-    /// Dropping the future loses nothing.
+    /// Cancel safe.
     pub async fn next(&mut self) -> Result<Option<Item>, Error> {
         loop {
             if let Some(ending) = self.reader.ending() {
@@ -205,8 +208,8 @@ impl LogTail {
                     return Ok(None);
                 }
                 if !self.reads_on {
-                    // The next worker on a host publishes what an earlier one left on its disk, which
-                    // can be after the end.
+                    // The next worker on a host publishes events that an earlier one left on its
+                    // disk. They can come after the ending event.
                     self.reads_on = true;
                     self.until = Until::Offset(self.client.services.events().await?.end().await?);
                     continue;
@@ -228,16 +231,16 @@ impl LogTail {
         }
     }
 
-    /// How the reading ended.
+    /// How reading ended. `None` before the end.
     #[must_use]
     pub fn outcome(&self) -> Option<&Outcome> {
         self.outcome.as_ref()
     }
 
-    /// Whether the stream dropped the beginning of the run's log, as far as its oldest event shows.
+    /// Whether the stream has dropped the beginning of the run's log, judged by its oldest event.
     ///
     /// # Errors
-    /// What the services say.
+    /// Errors of the stream.
     pub async fn past_retention(&self) -> Result<Option<PastRetention>, Error> {
         let Some(known) = &self.record else { return Ok(None) };
         let events = self.client.services.events().await?;
@@ -251,7 +254,7 @@ impl LogTail {
         Ok(is_past.then_some(PastRetention { oldest }))
     }
 
-    /// The stream says nothing. Either the run goes on in silence, or something is not as expected.
+    /// Called when the stream is silent. Either the run is quiet, or an assumption was wrong.
     async fn look_again(&mut self) -> Result<(), Error> {
         if self.until == Until::Ending {
             let store = self.client.services.store().await?;
@@ -262,8 +265,8 @@ impl LogTail {
             }
             return Ok(());
         }
-        // The end that was seen lies before the place where reading began: the clock of the broker
-        // is far from that of the worker. So everything is read.
+        // The end of the stream is before the starting position, because the clocks of broker and
+        // worker differ too much. Read everything.
         if self.source.last.is_none() && self.from != Position::First {
             self.from = Position::First;
             let events = self.client.services.events().await?;
@@ -289,7 +292,7 @@ impl LogTail {
 pub struct EventTail {
     source: Source,
     until: Until,
-    /// How long the stream may say nothing before its end counts as reached.
+    /// How long the stream can be silent before its end counts as reached.
     silence: Duration,
 }
 
@@ -300,13 +303,13 @@ impl std::fmt::Debug for EventTail {
 }
 
 impl EventTail {
-    /// The next message; `None` where the stream ended when the reading began.
+    /// The next message. `None` at the end of the stream as of the start of reading.
     ///
     /// # Errors
-    /// What the stream says.
+    /// Errors of the stream.
     ///
     /// # Cancel safety
-    /// Dropping the future loses nothing.
+    /// Cancel safe.
     pub async fn next(&mut self) -> Result<Option<Published>, Error> {
         loop {
             if self.source.has_reached(self.until) {
@@ -314,7 +317,7 @@ impl EventTail {
             }
             match self.source.next_within(self.silence).await? {
                 Heard::Message(message) => return Ok(Some(message)),
-                // It has ended before the place where reading was to begin.
+                // The stream ends before the starting position.
                 Heard::Nothing if self.until != Until::Ending => return Ok(None),
                 Heard::Nothing => {}
             }

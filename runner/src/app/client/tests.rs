@@ -1,4 +1,4 @@
-//! The commands over embedded services: no broker, no etcd, the same ports.
+//! The commands over embedded services: the same ports without a broker and etcd.
 
 use std::time::Duration;
 
@@ -154,7 +154,7 @@ async fn a_start_waits_in_the_queue_under_its_run_id() {
     put_run(&embedded, &record("r-0", Status::Passed, now())).await;
     let ended = client.stop(&"r-0".parse().unwrap(), None).await.unwrap_err();
     assert_eq!(ended.to_string(), "run r-0 has ended already: passed");
-    // Nothing was sent for these two.
+    // Neither of the two sent anything.
     assert!(!client.stop(&start.run, Some("enough")).await.unwrap(), "it is not known yet");
     client.apply_pipeline(&id, &pipeline("true")).await.unwrap();
     client.pause(&id, true).await.unwrap();

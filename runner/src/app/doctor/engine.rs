@@ -1,4 +1,4 @@
-//! The container engine: whether it answers, and what its answers mean.
+//! Checks the container engine: whether it answers and what its answers mean.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -15,22 +15,22 @@ use crate::app::engine::find;
 use crate::config;
 use crate::exec::podman::loses_changes;
 
-/// What was seen of the engine.
+/// The results for the engine.
 #[derive(Debug)]
 pub(super) struct Seen {
     pub(super) checks: Vec<Check>,
-    /// What it says of itself, where it answers.
+    /// The engine's info, if it answers.
     pub(super) info: Option<Value>,
 }
 
-/// How long a question may take: podman looks at every mount before it says who it is.
+/// The timeout of a request: podman inspects every mount before it answers.
 const DEADLINE: Duration = Duration::from_secs(15);
-/// More is no answer to these questions.
+/// The maximum size of a response, in bytes.
 const MAX_ANSWER: usize = 4 * 1024 * 1024;
 
 const ADVICE: &str = "start one as the user whose podman is to be used: `systemctl --user start podman.socket`, or `podman system service -t 0 unix:///path`, and set CONTAINER_ENGINE_URL";
 
-/// Asks the engine who it is.
+/// Requests the engine's info and checks it.
 pub(super) async fn examine(engine: &config::Engine) -> Seen {
     let found = match find(engine).await {
         Ok(found) => found,
@@ -74,7 +74,7 @@ async fn ask(url: &str) -> Seen {
     }
 }
 
-/// What the engine's own words mean for us.
+/// The checks that follow from the engine's info.
 fn judge(info: &Value) -> Vec<Check> {
     vec![rootless(info), storage(info), limits(info), ids(info)]
 }
@@ -119,7 +119,7 @@ fn storage(info: &Value) -> Check {
     }
 }
 
-/// Why limits are refused here, where they are.
+/// Why limits would be rejected here. `None` if they are enforced.
 pub(super) fn limits_refused(info: &Value) -> Option<String> {
     if has_v1(info) {
         return Some("control groups of version 1 are not delegated to a rootless engine".into());
@@ -131,7 +131,7 @@ pub(super) fn limits_refused(info: &Value) -> Option<String> {
         .then(|| format!("no cgroup controller is delegated for {}", missing.join(" and ")))
 }
 
-/// Whether a rootless engine finds control groups of version 1, as on a host with both versions.
+/// Whether a rootless engine finds control groups of version 1, as on hybrid hosts.
 fn has_v1(info: &Value) -> bool {
     let version = info.pointer("/host/cgroupVersion").and_then(Value::as_str);
     let rootless = info.pointer("/host/security/rootless").and_then(Value::as_bool);
@@ -159,7 +159,7 @@ fn limits(info: &Value) -> Check {
     }
 }
 
-/// A container has users beside root, and each needs a number of the host.
+/// How many ids a container needs for its users, besides root's.
 const MANY_IDS: u64 = 65_536;
 
 fn ids(info: &Value) -> Check {
@@ -183,12 +183,12 @@ fn ids(info: &Value) -> Check {
     )
 }
 
-/// Where the engine keeps its images.
+/// The directory of the engine's images.
 pub(super) fn storage_dir(info: &Value) -> Option<PathBuf> {
     info.pointer("/store/graphRoot").and_then(Value::as_str).map(PathBuf::from)
 }
 
-/// The answer to one question.
+/// Makes one request.
 async fn get(url: &str, path: &str) -> Result<Bytes, String> {
     let asked = async {
         match url.strip_prefix("unix://") {
@@ -226,7 +226,7 @@ where
         let body = body.collect().await.map_err(|cause| cause.to_string())?.to_bytes();
         if status.is_success() { Ok(body) } else { Err(format!("it answers {path} with {status}")) }
     };
-    // The connection is driven here, as long as the answer is awaited.
+    // Drive the connection here while the response is awaited.
     let driven = async {
         drop(connection.await);
         std::future::pending().await

@@ -1,4 +1,4 @@
-//! Programs, users and disks of this machine.
+//! Checks programs, users and disks of this host.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use super::Check;
 use crate::config::{self, Config};
 use crate::ports::Disk;
 
-/// What a rootless podman of this user needs; asked where no engine answers.
+/// The requirements of rootless podman for this user, checked if no engine answers.
 pub(super) fn rootless(engine: &config::Engine) -> Vec<Check> {
     let mut checks = vec![match &engine.program {
         Some(path) => Check::ok("podman", format!("{} is there", path.display())),
@@ -57,7 +57,7 @@ fn user_name() -> Option<String> {
     name_in(&users, uid)
 }
 
-/// The name of a user in the text of `/etc/passwd`.
+/// The name of a user id in the text of `/etc/passwd`.
 fn name_in(users: &str, uid: u32) -> Option<String> {
     users.lines().find_map(|line| {
         let mut fields = line.split(':');
@@ -66,7 +66,7 @@ fn name_in(users: &str, uid: u32) -> Option<String> {
     })
 }
 
-/// Whether a text such as `/etc/subuid` has a line for the user, by name or number.
+/// Whether a file such as `/etc/subuid` has a line for the user, by name or id.
 fn has_range(text: &str, user: Option<&str>, uid: u32) -> bool {
     text.lines().filter_map(|line| line.split(':').next()).any(|whose| {
         user.is_some_and(|user| user == whose)
@@ -74,12 +74,12 @@ fn has_range(text: &str, user: Option<&str>, uid: u32) -> bool {
     })
 }
 
-/// Whether steps that are processes of this host can be limited, as this command was started.
+/// Whether limits of steps on this host would be enforced for this command.
 pub(super) fn limits(refused: Option<String>) -> Check {
     match refused {
         None => Check::ok("local limits", "`quotas.limits` of steps on this host are enforced"),
         Some(why) => {
-            // What to do is in brackets, for a step that is rejected.
+            // The advice is in parentheses, because the message is also used for rejected steps.
             let (cause, advice) = why.split_once(" (").unwrap_or((&why, ""));
             Check::warn(
                 "local limits",
@@ -93,10 +93,10 @@ pub(super) fn limits(refused: Option<String>) -> Check {
     }
 }
 
-/// The disk that a worker looks at itself.
+/// The disk that workers watch themselves.
 const IMAGES: &str = "disk of images";
 
-/// How full the disks are that a worker fills.
+/// The free space of the disks that a worker fills.
 pub(super) fn disks(config: &Config, images: Option<&Path>) -> Vec<Check> {
     let mut places = vec![("disk of events", config.spill.dir.clone())];
     match config.mode {
@@ -128,7 +128,7 @@ pub(super) fn disks(config: &Config, images: Option<&Path>) -> Vec<Check> {
     judged.collect()
 }
 
-/// The path, or what there is of it.
+/// The path, or its closest existing ancestor.
 fn existing(path: &Path) -> Option<PathBuf> {
     path.ancestors().find(|part| part.exists()).map(Path::to_owned)
 }

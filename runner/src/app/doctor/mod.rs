@@ -1,4 +1,4 @@
-//! Looks at this machine and at the services, and says what to do about what is not as it should be.
+//! Checks this host and the services, and says how to fix each problem.
 //!
 //! | module | duty |
 //! |---|---|
@@ -20,29 +20,29 @@ use crate::config::{self, Config, Mode};
 use crate::exec::local;
 use crate::rules::quota::{self, Fit};
 
-/// How a check went.
+/// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Level {
-    /// As it should be.
+    /// No problem.
     Ok,
-    /// It works, with less than it could.
+    /// It works with restrictions.
     Warn,
-    /// Something that is needed is not there.
+    /// Something required is missing.
     Fail,
 }
 
-/// What one check found.
+/// The finding of one check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Check {
-    /// What was looked at.
+    /// The checked item.
     pub name: &'static str,
-    /// How it went.
+    /// The result.
     pub level: Level,
-    /// What was found, as a sentence.
+    /// The finding, as a sentence.
     pub found: String,
-    /// What to do about it.
+    /// The remedy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
 }
@@ -61,7 +61,7 @@ impl Check {
     }
 }
 
-/// Looks at everything that a worker with these settings needs.
+/// Checks everything that a worker with these settings needs.
 pub async fn examine(config: &Config) -> Vec<Check> {
     let cluster = async {
         match config.mode {
@@ -81,25 +81,25 @@ pub async fn examine(config: &Config) -> Vec<Check> {
     checks
 }
 
-/// Why steps that are processes of this host cannot be limited, where they cannot.
+/// Why limits of steps on this host would be rejected. `None` if they are enforced.
 fn local_limits_refused() -> Option<String> {
     local::limits_refused(local::own_cgroup().as_deref())
 }
 
-/// What this host can do for pipelines.
+/// The limits and the memory of this host, as far as pipelines need them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Abilities {
-    /// Why limits of cpu and memory cannot be enforced for containers, where they cannot.
+    /// Why limits of containers would be rejected. `None` if they are enforced.
     limits_refused: Option<String>,
-    /// The same for processes of the host.
+    /// The same for processes on the host.
     local_limits_refused: Option<String>,
     memory: NodeMemory,
 }
 
-/// Looks at what this host can do.
+/// Determines what this host can do.
 ///
 /// # Errors
-/// [`Unavailable`] where the engine does not answer.
+/// [`Unavailable`] if the engine does not answer.
 pub async fn abilities(engine: &config::Engine) -> Result<Abilities, Unavailable> {
     let seen = engine::examine(engine).await;
     let memory = this_host().memory();
@@ -118,7 +118,7 @@ pub async fn abilities(engine: &config::Engine) -> Result<Abilities, Unavailable
 }
 
 impl Abilities {
-    /// What a pipeline asks for and this host cannot do: where in it, and a sentence.
+    /// The demands of a pipeline that this host cannot meet: the field and a sentence for each.
     #[must_use]
     pub fn lacking(&self, pipeline: &Pipeline) -> Vec<(&'static str, String)> {
         let mut lacking = Vec::new();

@@ -1,4 +1,4 @@
-//! Broker, stream and etcd, as the settings name them.
+//! Checks the configured broker, stream and etcd.
 
 use std::time::{Duration, Instant};
 
@@ -12,14 +12,14 @@ use crate::cluster::Health;
 use crate::config::{Config, StreamProtocol};
 use crate::ports::Events as _;
 
-/// The port of the stream plugin, where nothing else was said.
+/// The default port of the stream plugin.
 const STREAM_PORT: u16 = 5552;
 const STREAM_ANSWERS_WITHIN: Duration = Duration::from_secs(3);
-/// An etcd that takes longer than this to answer loses leases under load.
+/// An etcd that takes longer than this loses leases under load.
 const SLOW: Duration = Duration::from_millis(50);
-/// How many questions the latency is the median of.
+/// How many requests the median latency is taken from.
 const QUESTIONS: usize = 9;
-/// etcd stops taking writes at 2 GiB, where nobody has set another quota.
+/// A database size close to etcd's default quota of 2 GiB, at which it stops accepting writes.
 const LARGE: u64 = 1_600 * 1024 * 1024;
 
 /// An etcd with fewer revisions can be too young to have been compacted.
@@ -30,7 +30,7 @@ const STREAM_ADVICE: &str = "it is a stream queue of RabbitMQ, over AMQP; the us
 
 const PUBLISH_ADVICE: &str = "until it takes messages, workers take no runs: `rabbitmqctl set_permissions` gives the user the right to write, and `rabbitmqctl list_alarms` shows whether the broker is low on memory or disk";
 
-/// Each service is tried once.
+/// Tries each service once.
 pub(super) async fn examine(config: &Config) -> Vec<Check> {
     let mut once = config.clone();
     once.connection.retry_attempts = 1;
@@ -86,7 +86,7 @@ async fn stream(config: &Config) -> Check {
     }
 }
 
-/// What to do about a service that cannot be used: one that refuses is there, and says itself what.
+/// The remedy for an unusable service. A service that rejects the connection runs, and says why.
 fn away(cause: &Unavailable, start: &'static str) -> &'static str {
     match cause.why {
         Why::Away => start,
@@ -95,7 +95,7 @@ fn away(cause: &Unavailable, start: &'static str) -> &'static str {
     }
 }
 
-/// Nothing of ours needs the plugin: it is what other readers of the stream may speak.
+/// The worker does not need the plugin, but other readers of the stream can use it.
 async fn stream_plugin(config: &Config) -> Check {
     let native = config
         .stream
@@ -146,7 +146,7 @@ async fn etcd(config: &Config) -> Vec<Check> {
     }
     times.sort_unstable();
     let mut checks = judge(&health, times[QUESTIONS / 2]);
-    // A full database says so itself.
+    // A full database is reported by its own check.
     if !health.is_full
         && let Err(cause) = crate::ports::Store::accepts_writes(&etcd).await
     {
@@ -204,7 +204,7 @@ fn judge(health: &Health, latency: Duration) -> Vec<Check> {
     checks
 }
 
-/// Before 3.4. A version that is no number is none that we know better of.
+/// Whether the version is before 3.4. An unparsable version counts as new.
 fn is_old(version: &str) -> bool {
     let mut parts = version.split('.').map(|part| part.parse::<u32>());
     match (parts.next(), parts.next()) {

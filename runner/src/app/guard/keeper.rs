@@ -1,4 +1,4 @@
-//! The worker's side: starts its guard, feeds it, and starts another where it dies.
+//! The worker's side: starts the guard, reports to it, and restarts it if it dies.
 
 use std::fs::File;
 use std::io::{ErrorKind, PipeWriter, Write as _};
@@ -21,26 +21,26 @@ use crate::ports::Guard;
 
 pub use crate::telemetry::Form;
 
-/// This program, also where a newer one has taken its place: both sides speak alike.
+/// The running program, even if its file was replaced by a newer version, so that both sides match.
 const THIS_PROGRAM: &str = "/proc/self/exe";
-/// Before another one is started, at first and at most.
+/// The first and the longest pause before a restart.
 const AGAIN_FIRST: Duration = Duration::from_secs(1);
 const AGAIN_MOST: Duration = Duration::from_secs(60);
-/// How long one that was dismissed may take to end.
+/// How long to wait for the end of a dismissed guard.
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
-/// What a guard is told at its start.
+/// The settings of a guard.
 #[derive(Debug, Clone)]
 pub struct Told {
-    /// Whom it guards.
+    /// The guarded worker.
     pub worker: NodeId,
-    /// Where the engine is, where there is one.
+    /// The URL of the engine, if there is one.
     pub engine: Option<String>,
-    /// Where the Docker engine is, where there is one.
+    /// The URL of the Docker engine, if there is one.
     pub docker: Option<String>,
-    /// The least that its log tells.
+    /// The log level.
     pub level: &'static str,
-    /// How its log is written.
+    /// The log format.
     pub form: Form,
 }
 
@@ -48,16 +48,16 @@ pub struct Told {
 #[derive(Debug)]
 pub struct Keeper {
     line: Arc<Line>,
-    /// Keeps one running.
+    /// The task that keeps the guard running.
     keeping: JoinSet<()>,
 }
 
-/// What leads to the guard that there is.
+/// The connection to the current guard.
 #[derive(Debug)]
 struct Line {
     told: Told,
     end: Mutex<End>,
-    /// The guard does not read any more.
+    /// Notified when the guard no longer reads.
     is_stuck: Notify,
     dismissed: CancellationToken,
 }
@@ -65,7 +65,7 @@ struct Line {
 #[derive(Debug, Default)]
 struct End {
     pipe: Option<File>,
-    /// The last that was said, for the next guard.
+    /// The last reported lease time, for the next guard.
     until: Option<Duration>,
 }
 
@@ -74,19 +74,19 @@ impl Line {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says a word, where somebody hears it.
+    /// Sends a message if there is a guard.
     fn say(&self, end: &mut End, word: &Word) {
         let Some(pipe) = &mut end.pipe else { return };
         match pipe.write_all(&word.line()) {
             Ok(()) => {}
-            // It has not read for hours. What it goes by is old, and it must not wake up to it.
+            // It has not read for hours. It must not wake up and act on old messages.
             Err(cause) if cause.kind() == ErrorKind::WouldBlock => self.is_stuck.notify_one(),
-            // It has died, which its keeper sees.
+            // It has died, which its keeper notices.
             Err(_) => end.pipe = None,
         }
     }
 
-    /// Makes a pipe the one that is spoken over, and says what a new guard has to know.
+    /// Uses a new pipe from now on, and sends the state that a new guard needs.
     fn lead_to(&self, pipe: File) {
         let mut end = self.end();
         end.pipe = Some(pipe);
@@ -108,12 +108,12 @@ impl Line {
         let (input, output) = std::io::pipe().context("no pipe can be made")?;
         let Told { worker, level, form, .. } = &self.told;
         let form = match form {
-            // Its standard output leads nowhere.
+            // There is no event stream on its standard output.
             Form::Text | Form::Ci => "text",
             Form::Json => "json",
         };
-        // Of all that this process has open it gets the pipe and standard error; of its variables,
-        // among which are secrets, nothing.
+        // It inherits only the pipe and standard error. It inherits no variables, because they
+        // include secrets.
         let child = Command::new(THIS_PROGRAM)
             .arg0("bob-runner")
             .args(["guard", "--level", level, "--form", form, "--"])
@@ -122,7 +122,7 @@ impl Line {
             .current_dir("/")
             .stdin(Stdio::from(input))
             .stdout(Stdio::null())
-            // What is done to the worker's group is not done to it.
+            // Signals to the worker's process group must not reach it.
             .process_group(0)
             .kill_on_drop(false)
             .spawn()
@@ -153,7 +153,7 @@ impl Guard for Line {
 }
 
 impl Keeper {
-    /// Starts a guard for this process, and another one whenever it dies.
+    /// Starts a guard for this process, and restarts it whenever it dies.
     #[must_use]
     pub fn start(told: Told) -> Self {
         let line = Arc::new(Line {
@@ -167,14 +167,14 @@ impl Keeper {
         Self { line, keeping }
     }
 
-    /// What the worker feeds.
+    /// The handle through which the worker reports.
     #[must_use]
     pub fn guard(&self) -> Arc<dyn Guard> {
         Arc::clone(&self.line) as Arc<dyn Guard>
     }
 
-    /// Waits until a guard that was dismissed has ended. One that was not has something left to do
-    /// once this process is gone.
+    /// Waits for the end of a dismissed guard. A guard that was not dismissed still has work after
+    /// the end of this process.
     pub async fn end(mut self) {
         if self.line.dismissed.is_cancelled() {
             while self.keeping.join_next().await.is_some() {}
@@ -182,7 +182,7 @@ impl Keeper {
     }
 }
 
-/// Has a guard until it is dismissed.
+/// Keeps a guard running until it is dismissed.
 async fn keep(line: Arc<Line>) {
     let (mut pause, mut failed) = (AGAIN_FIRST, false);
     while !line.dismissed.is_cancelled() {
@@ -220,7 +220,7 @@ async fn keep(line: Arc<Line>) {
     }
 }
 
-/// Waits for the end of a guard, and brings it about where it must not go on.
+/// Waits for the end of a guard, and kills it if it is stuck.
 async fn attend(line: &Line, child: &mut Child) {
     tokio::select! {
         biased;
@@ -232,7 +232,7 @@ async fn attend(line: &Line, child: &mut Child) {
             }
         }
     }
-    // The pipe stays open until it is dead, or it would take that for our end.
+    // Keep the pipe open until it is dead. It would take a closed pipe for the worker's death.
     child.kill().await.ok();
     line.end().pipe = None;
 }

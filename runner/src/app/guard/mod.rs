@@ -1,19 +1,19 @@
-//! A process beside a worker that kills what the worker runs, where the worker cannot any more.
+//! A separate process that kills a worker's containers when the worker no longer can.
 //!
 //! | file | duty |
 //! |---|---|
-//! | `word` | what the worker says to it, over a pipe that is its standard input |
-//! | `keeper` | the worker's side: starts it, feeds it, starts it again |
-//! | `watch` | when it kills and when it ends: a rule without clock or I/O |
-//! | `stand` | the guard's side: hears, looks, kills |
-//! | `remains` | what there is to be killed, on whichever engine |
+//! | `word` | the messages from the worker, sent over the guard's standard input |
+//! | `keeper` | the worker's side: starts, informs and restarts the guard |
+//! | `watch` | when the guard kills and when it ends: a rule without clock or I/O |
+//! | `stand` | the guard's side: reads messages, lists containers and kills them |
+//! | `remains` | the worker's containers on each engine |
 //!
-//! It goes by what the worker itself goes by: the time until which the lease stands for sure, on the
-//! clock that goes on while the host sleeps. So nothing of a worker runs any more on a host that runs
-//! by the time that its lease is over and another worker may go on, on whatever engine.
+//! The guard uses the same deadline as the worker: the time until which the lease is certainly
+//! valid, on the clock that runs while the host sleeps. So, if the host runs, no container of a
+//! worker is left when its lease has expired and another worker can resume the run on any engine.
 //!
-//! It kills by the label of the process that made a container, and nobody ever goes on with the
-//! container of another process: whoever takes a run up removes what it finds of it and makes its own.
+//! It finds containers by the label of the process that created them. No other process ever
+//! continues to use them: a new owner removes an older owner's containers and creates its own.
 
 mod keeper;
 mod remains;

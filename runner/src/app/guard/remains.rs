@@ -1,4 +1,4 @@
-//! What a worker runs on one of its engines.
+//! The worker's containers on its engines.
 
 use protocol::id::NodeId;
 
@@ -15,7 +15,7 @@ pub(super) enum Remains {
 }
 
 impl Remains {
-    /// On the engine that a word names, where it names one.
+    /// The containers on the engine that a message names. `None` for other messages.
     pub(super) fn of(worker: &NodeId, word: &Word) -> Result<Option<Self>, ExecError> {
         Ok(match word {
             Word::Engine(url) => Some(Self::Podman(podman::Remains::of(worker.clone(), url)?)),
@@ -31,11 +31,12 @@ impl Remains {
         }
     }
 
-    /// Kills the worker's containers without their engine, if it is on this host. Returns how many.
+    /// Kills the worker's containers by process id, if the engine is on this host. Returns their
+    /// number.
     pub(super) async fn end_processes(&self) -> Result<usize, ExecError> {
         match self {
             Self::Podman(remains) => remains.end_processes().await,
-            // The processes of a Docker engine belong to root.
+            // A Docker engine's processes belong to root.
             Self::Docker(_) => Ok(0),
         }
     }

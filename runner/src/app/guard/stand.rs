@@ -1,4 +1,4 @@
-//! The guard's side: a process that listens to its worker, and kills what it left.
+//! The guard's side: listens to the worker and kills the containers that it left.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -22,22 +22,22 @@ use crate::exec::podman::Seen;
 use crate::host::Linux;
 use crate::ports::{ExecError, Host as _};
 
-/// How late a guard may see that its host has slept: tokio's clock stood still meanwhile.
+/// The longest sleep while a deadline is pending. tokio's clock stops while the host sleeps.
 const AWAKE: Duration = Duration::from_millis(500);
-/// Between two looks, at first and at most.
+/// The first and the longest pause between two attempts.
 const AGAIN_FIRST: Duration = Duration::from_millis(200);
 const AGAIN_MOST: Duration = Duration::from_secs(5);
 
-/// Far more than what is said between two looks.
+/// The size of a read. Far more than is sent between two reads.
 const BYTES: usize = 1024;
 
-/// Guards a worker until it says goodbye, or is dead and nothing of it runs any more.
+/// Guards a worker until it says goodbye, or until it is dead and all its containers have ended.
 ///
 /// # Errors
-/// Where standard input is not the pipe of a worker.
+/// If standard input is not a worker's pipe.
 pub async fn stand(worker: NodeId) -> anyhow::Result<()> {
     let _deaf = deaf()?;
-    // A list of processes shows who it is. It is started by a path that names no program.
+    // Shows its role in process listings. The path it is started by does not name the program.
     std::fs::write("/proc/self/comm", "bob-guard").ok();
     let mut guard = Guard {
         worker,
@@ -62,7 +62,7 @@ pub async fn stand(worker: NodeId) -> anyhow::Result<()> {
     }
 }
 
-/// The signals that ask programs to end reach it together with its worker: it ends by the pipe alone.
+/// Catches signals that reach the guard together with its worker. It ends only by the pipe.
 fn deaf() -> anyhow::Result<Vec<Signal>> {
     let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
     let heard = kinds.into_iter().map(signal).collect::<Result<_, _>>();
@@ -74,22 +74,22 @@ struct Guard {
     host: Linux,
     pipe: Pipe,
     watch: Watch,
-    /// What it runs, by engine.
+    /// The worker's containers, by engine.
     remains: Vec<Remains>,
-    /// Keeps a service that the worker has started from ending with it.
+    /// A connection that keeps the service started by the worker alive.
     engine: Option<UnixStream>,
     pause: Duration,
-    /// That the engine does not answer was said.
+    /// Whether it was already logged that the engine does not answer.
     is_away: bool,
 }
 
 impl Guard {
-    /// Takes everything that the worker has said so far.
+    /// Processes all messages received so far.
     fn listen(&mut self) -> Result<(), ExecError> {
         let ended = self.pipe.take();
         while let Some(word) = self.pipe.words.next() {
             if let Word::Engine(url) = &word {
-                // The containers are killed through this service.
+                // This service is needed to kill the containers.
                 self.engine = self.engine.take().or_else(|| hold_on(url));
             }
             self.remains.extend(Remains::of(&self.worker, &word)?);
@@ -101,7 +101,7 @@ impl Guard {
         Ok(())
     }
 
-    /// Waits until the worker says something, for so long at most.
+    /// Waits for a message, but no longer than `at_most`.
     async fn wait(&mut self, at_most: Option<Duration>) {
         let speaks = self.pipe.speaks();
         match at_most {
@@ -110,21 +110,21 @@ impl Guard {
         }
     }
 
-    /// One look, and the end of what it shows.
+    /// Lists the containers and kills them.
     async fn kill(&mut self) -> Result<(), ExecError> {
-        // They are said first; without them nothing was ever fed.
+        // Engines are named before anything else, so nothing was ever started.
         if self.remains.is_empty() {
             return Ok(());
         }
         let looked = join_all(self.remains.iter().map(Remains::look)).await;
-        // A worker that has come back says so before it starts anything: whatever the look has shown
-        // of that, this has heard of it.
+        // A worker that has recovered reports before it starts anything. So if the listing shows
+        // new containers, their report has arrived by now.
         self.listen()?;
         let now = self.host.since_boot();
         if self.watch.due(now) != Due::Kill {
             return Ok(());
         }
-        // An engine that does not answer keeps nobody from what is on the other.
+        // One engine that does not answer must not protect containers on the other.
         let (mut all, mut killed) = (Some(Seen::default()), Ok(()));
         for (remains, seen) in self.remains.iter().zip(looked) {
             let done = match seen {
@@ -166,7 +166,7 @@ impl Guard {
         Ok(())
     }
 
-    /// Kills what runs on an engine that does not answer. It is looked at again once it does.
+    /// Kills containers of an engine that does not answer. They are checked again once it does.
     async fn end_without_engine(&self, remains: &Remains) {
         match remains.end_processes().await {
             Ok(0) => {}
@@ -178,7 +178,7 @@ impl Guard {
         }
     }
 
-    /// Between two looks. A pipe at its end would wake it at once.
+    /// Sleeps between two attempts. A closed pipe would wake it at once, so it is not polled.
     async fn rest(&mut self) {
         let pause = self.pause;
         self.pause = (pause * 2).min(AGAIN_MOST);
@@ -190,7 +190,7 @@ impl Guard {
     }
 }
 
-/// The worker's words.
+/// The messages of the worker.
 struct Pipe {
     from: Receiver,
     words: Words,
@@ -203,8 +203,8 @@ impl Pipe {
         Ok(Self { from: Receiver::from_file(file)?, words: Words::default(), has_ended: false })
     }
 
-    /// Takes what is there; whether that was the end. It asks the pipe itself: what the runtime knows
-    /// of it may be older than what was just said.
+    /// Reads what is available, and returns whether the pipe has ended. It reads the pipe directly,
+    /// because the runtime's readiness can be out of date.
     fn take(&mut self) -> bool {
         let mut bytes = [0; BYTES];
         while !self.has_ended {
@@ -212,23 +212,23 @@ impl Pipe {
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => break,
                 Ok(count) => self.took(&bytes[..count]),
-                // Nobody can speak over it any more.
+                // Nobody can write to it any longer.
                 Err(_) => self.took(&[]),
             }
         }
         self.has_ended
     }
 
-    /// Resolves when something was said, or nothing more will be.
+    /// Resolves when a message arrived or the pipe has ended.
     ///
     /// # Cancel safety
-    /// Safe.
+    /// Cancel safe.
     async fn speaks(&mut self) {
         let mut bytes = [0; BYTES];
         while !self.has_ended {
             let readable = self.from.readable().await;
             match readable.and_then(|()| self.from.try_read(&mut bytes)) {
-                // It was taken already, which the runtime learns by this.
+                // It was already read. This clears the runtime's readiness.
                 Err(cause) if cause.kind() == ErrorKind::WouldBlock => {}
                 Ok(count) => return self.took(&bytes[..count]),
                 Err(_) => self.took(&[]),

@@ -1,4 +1,4 @@
-//! When a guard kills and when it ends. All times are of the boot clock.
+//! Decides when a guard kills and when it ends. All times are of the boot clock.
 
 use std::time::Duration;
 
@@ -6,28 +6,28 @@ use super::word::Word;
 use crate::exec::podman::Seen;
 use crate::ports::STARTS_WITHIN;
 
-/// For how long a guard without a worker tries to kill what it finds.
+/// How long a guard without a worker keeps trying to kill.
 const TRIES_FOR: Duration = Duration::from_secs(600);
-/// What there is to be done.
+/// The next action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Due {
-    /// Nothing, but to listen; for no longer than that, where there is a time.
+    /// Listen for messages, at most for this long.
     Listen(Option<Duration>),
-    /// Look what runs, and kill it.
+    /// List the containers and kill them.
     Kill,
     /// End.
     End,
 }
 
-/// What a guard knows of its worker.
+/// What a guard knows about its worker.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
-    /// Until when the worker's lease stands.
+    /// The time until which the worker's lease is valid.
     until: Option<Duration>,
-    /// When the worker was gone: its end of the pipe is closed, which only its death does.
+    /// The time of the worker's death: only that closes its end of the pipe.
     gone: Option<Duration>,
     goodbye: bool,
-    /// Nothing of the worker runs, nor is about to.
+    /// Nothing of the worker runs or is about to start.
     is_clean: bool,
 }
 
@@ -36,7 +36,7 @@ impl Watch {
         match word {
             Word::Engine(_) | Word::Docker(_) => {}
             Word::StandsUntil(millis) => {
-                // It may have been killed for before, and frozen: it is there again.
+                // A worker whose containers were killed while it was frozen can recover.
                 self.until = Some(Duration::from_millis(*millis));
                 self.is_clean = false;
             }
@@ -44,7 +44,7 @@ impl Watch {
         }
     }
 
-    /// Nothing more will be heard.
+    /// The pipe is closed: the worker is dead.
     pub(super) fn is_alone(&mut self, now: Duration) {
         if self.gone.is_none() {
             self.gone = Some(now);
@@ -52,14 +52,14 @@ impl Watch {
         }
     }
 
-    /// What a look has shown.
+    /// Takes the result of a listing.
     pub(super) fn saw(&mut self, now: Duration, seen: &Seen) {
         let since = self.gone.or(self.until).unwrap_or(now);
         let may_start = seen.made > 0 && now.saturating_sub(since) < STARTS_WITHIN;
         self.is_clean = seen.running.is_empty() && !may_start;
     }
 
-    /// Why what the worker runs is killed.
+    /// The reason for killing, for the log.
     pub(super) fn why(&self) -> &'static str {
         match self.gone {
             Some(_) => "its worker is dead",
@@ -72,10 +72,10 @@ impl Watch {
     pub(super) fn due(&self, now: Duration) -> Due {
         match (self.gone, self.until) {
             _ if self.goodbye => Due::End,
-            // A worker that has never had a lease has never started anything.
+            // A worker that never had a lease never started anything.
             (Some(_), None) => Due::End,
             (Some(gone), _) if self.is_clean || now.saturating_sub(gone) >= TRIES_FOR => Due::End,
-            // What is dead needs no time to come back: its lease may stand, but not for it.
+            // A dead worker cannot recover, so do not wait for the end of its lease.
             (Some(_), Some(_)) => Due::Kill,
             (None, None) => Due::Listen(None),
             (None, Some(until)) if now < until => Due::Listen(Some(until - now)),

@@ -1,21 +1,21 @@
-//! What a worker says to its guard: one word a line. No secret is among them.
+//! Messages from a worker to its guard, one per line. They contain no secrets.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// One word.
+/// A message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Word {
-    /// Where the engine is. Said first: an address may tell what is nobody else's business, and
-    /// everybody on a machine can read an argument.
+    /// The URL of the engine. Sent first. It is not an argument, because everyone on a host can
+    /// read arguments and the URL might be confidential.
     Engine(String),
-    /// Where the Docker engine is, which may be one more.
+    /// The URL of the Docker engine, which can exist in addition.
     Docker(String),
-    /// The lease stands for sure until so many milliseconds of the boot clock.
+    /// The lease is valid until this time, in milliseconds of the boot clock.
     StandsUntil(u64),
-    /// There is nothing to guard any more.
+    /// There is nothing left to guard.
     Goodbye,
 }
 
@@ -24,16 +24,16 @@ impl Word {
         Self::StandsUntil(u64::try_from(until.as_millis()).unwrap_or(u64::MAX))
     }
 
-    /// As it goes over the pipe: far shorter than what a pipe takes in one piece.
+    /// Encodes it as a line, short enough for a pipe to take it in one piece.
     pub(super) fn line(&self) -> Vec<u8> {
-        // Neither a number nor a text can fail to be JSON.
+        // Cannot fail: it has only numbers and texts.
         let mut line = serde_json::to_vec(self).unwrap_or_default();
         line.push(b'\n');
         line
     }
 }
 
-/// Cuts what comes over the pipe into words.
+/// Splits the bytes of the pipe into messages.
 #[derive(Debug, Default)]
 pub(super) struct Words(Vec<u8>);
 
@@ -42,7 +42,7 @@ impl Words {
         self.0.extend_from_slice(bytes);
     }
 
-    /// The next whole word. What is none is passed over: both sides are the same program.
+    /// The next complete message. Invalid lines are skipped; both sides are the same program.
     pub(super) fn next(&mut self) -> Option<Word> {
         loop {
             let end = self.0.iter().position(|byte| *byte == b'\n')?;

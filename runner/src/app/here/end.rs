@@ -1,4 +1,4 @@
-//! How a run here and now is ended: in order, or because its store or its worker has failed.
+//! Ends a run of `run FILE`: in order, or because its store or its worker has failed.
 
 use std::time::Duration;
 
@@ -15,24 +15,24 @@ use crate::app::runs::{About, RunDir};
 use crate::ports::{Entry, ExecError, Store, Txn};
 use crate::rules::callback::News;
 
-/// How long callbacks are waited for once their run has ended.
+/// How long to wait for callbacks after their run has ended.
 const CALLBACKS_WITHIN: Duration = Duration::from_secs(10);
-/// How long the removal of what killed runs left may hold up the end.
+/// How long the removal of killed runs' remains can delay the end.
 const SWEEP_WITHIN: Duration = Duration::from_secs(10);
-/// The time between two looks at a store in this process.
+/// The pause between two reads of the in-process store.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-/// How often the removal of what an abandoned run left is tried, and the time between two tries.
+/// How often the removal of an abandoned run's remains is tried, and the pause between tries.
 const REMOVAL_TRIES: u32 = 40;
 const REMOVAL_PAUSE: Duration = Duration::from_millis(250);
 
 /// The result of ending a run, for the user.
 #[derive(Debug, Default)]
 pub struct Ended {
-    /// The receivers of callbacks that were not delivered; they are not tried again.
+    /// The receivers of undelivered callbacks, which are not retried.
     pub undelivered: Vec<String>,
     /// The runs of killed processes whose remains were removed.
     pub swept: Vec<RunId>,
-    /// How long what the steps left is kept.
+    /// How long the images of its steps are kept.
     pub kept: Option<Duration>,
 }
 
@@ -46,8 +46,8 @@ impl OwnStore {
         UnwritableDataDir { dir: self.data_dir.clone(), cause }
     }
 
-    /// Resolves when the run has ended and nothing is left to do for it, whether its events were read or
-    /// not.
+    /// Resolves when the run has ended and nothing is left to do for it, whether its events were
+    /// read or not.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -81,21 +81,21 @@ impl Here {
     pub async fn end(mut self) -> Ended {
         let undelivered = undelivered(&*self.store.embedded.store()).await;
         self.shutdown.intake.cancel();
-        // The run has ended, whatever became of the worker since.
+        // The run has ended, so the worker's result does not matter.
         drop((&mut self.worker).await);
         let kept = self.keep().await;
         let swept = match timeout(SWEEP_WITHIN, &mut self.sweep).await {
             Ok(swept) => swept.unwrap_or_default(),
-            // The next run continues.
+            // The next run sweeps the rest.
             Err(_) => {
                 self.sweep.abort();
                 Vec::new()
             }
         };
         match (self.retention, kept) {
-            // Its directory stays.
+            // The directory of a kept run stays.
             (Some(_), Some(_)) => drop(self.dir.dir.take().map(RunDir::release)),
-            // The worker has kept the images, and no record would lead to them.
+            // Keeping failed, so no record leads to the images.
             (Some(_), None) => {
                 if let Err(cause) = self.remove_all().await {
                     warn!(%cause, "cannot remove what run {} left", self.run);
@@ -107,13 +107,13 @@ impl Here {
         Ended { undelivered, swept, kept }
     }
 
-    /// Ends a run whose end cannot be recorded, because its store or its worker has failed: what it runs
-    /// is removed.
+    /// Ends a run whose end cannot be recorded, because its store or its worker has failed. Removes
+    /// its containers and images.
     ///
     /// # Errors
-    /// If something of the run may still be there.
+    /// If something of the run might be left.
     pub async fn abandon(self) -> Result<(), ExecError> {
-        // Its tasks wait for the store, without which no step is started.
+        // Its tasks wait for the store, and start no step without it.
         self.worker.abort();
         self.sweep.abort();
         let removed = self.remove_all().await;
@@ -121,8 +121,8 @@ impl Here {
         removed
     }
 
-    /// Removes what the run has on the engines, until nothing is left: a container that was about to be
-    /// made can appear late.
+    /// Removes everything of the run from the engines. Retries, because a container that was being
+    /// created can appear late.
     async fn remove_all(&self) -> Result<(), ExecError> {
         let mut tries = 0;
         loop {
@@ -141,7 +141,7 @@ impl Here {
         }
     }
 
-    /// Notes that what the steps left is kept, if the pipeline says so and there is something.
+    /// Records that the images are kept, if the pipeline wants it and there are any.
     async fn keep(&self) -> Option<Duration> {
         let retention = self.retention?;
         let record = self.store.record().await?;
@@ -158,11 +158,11 @@ impl Here {
         }
     }
 
-    /// Closes the store, ends an engine of our own and removes the directory.
+    /// Closes the store, ends the engine if this process started it, and removes the directory.
     async fn close(self) {
         let Self { events, queue, store, own_engine, dir, .. } = self;
         drop((events, queue));
-        // Every acknowledged write is in the file already.
+        // Every acknowledged write is already in the file.
         store.embedded.close().await.ok();
         if let Some(own) = own_engine {
             own.end().await;

@@ -38,7 +38,7 @@ pub struct KeptParent {
     entries: Vec<(String, Vec<u8>)>,
 }
 
-/// The run of that id, if `run FILE` has kept it in this data directory.
+/// The ended run with this id, if `run FILE` has kept it in this data directory.
 ///
 /// # Errors
 /// If its store cannot be read.
@@ -87,7 +87,7 @@ impl KeptParent {
     /// Copies the run to the store of the new one, which reads it there.
     pub(super) async fn write_to(&self, store: &dyn Store) -> anyhow::Result<()> {
         let put = |txn: Txn, (key, value): &(String, Vec<u8>)| txn.put(key.clone(), value.clone());
-        // It demands nothing, so that it is made.
+        // It has no conditions, so it always commits.
         let _made = store.txn(self.entries.iter().fold(Txn::new(), put)).await?;
         Ok(())
     }

@@ -1,10 +1,10 @@
-//! One run, here and now: a worker over a store of its own, in this process.
+//! Runs one pipeline in this process, with a worker over its own store.
 //!
 //! | module | duty |
 //! |---|---|
 //! | `end` | how the run is ended, and what is kept of it |
 //! | `kept` | ended runs that are kept for their `retention` |
-//! | `sweep` | what killed runs have left |
+//! | `sweep` | removes what killed runs left |
 
 mod end;
 mod kept;
@@ -39,7 +39,7 @@ use crate::worker::{self, OutOfOrder, Worker};
 pub use end::Ended;
 pub use kept::{KeptParent, KeptRun, kept_run};
 
-/// A run on its way.
+/// A run in progress.
 pub struct Here {
     /// Its events, from the first one. The stream does not end.
     pub events: EventStream,
@@ -47,7 +47,7 @@ pub struct Here {
     pub shutdown: Shutdown,
     queue: Arc<dyn Queue>,
     run: RunId,
-    /// The worker. It ends by itself only if it is out of order.
+    /// The worker. It ends by itself only if it fails.
     pub worker: JoinHandle<Result<(), OutOfOrder>>,
     /// Its store.
     pub store: OwnStore,
@@ -56,14 +56,14 @@ pub struct Here {
     executor: Arc<dyn Executor>,
     own_engine: Option<engine::OwnService>,
     about: About,
-    /// How long what its steps leave is kept.
+    /// How long the images of its steps are kept.
     retention: Option<Duration>,
     dir: Fresh,
     sweep: JoinHandle<Vec<RunId>>,
     _id: Option<IdLock>,
 }
 
-/// The store of a run here and now.
+/// The store of the run.
 #[derive(Debug)]
 pub struct OwnStore {
     embedded: Embedded,
@@ -71,15 +71,15 @@ pub struct OwnStore {
     run: RunId,
 }
 
-/// A start of `run FILE` that is rejected before anything runs: the sentence.
+/// A start that `run FILE` rejects before anything runs. Holds the error message.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Rejected(String);
 
-/// The directory of a run, which is removed when the run is over or was not started.
+/// The directory of a run, removed when the run is over or was not started.
 struct Fresh {
     dir: Option<RunDir>,
-    /// It leads to what an earlier run has left, and stays.
+    /// Whether it leads to an earlier run's containers and must stay.
     is_needed: bool,
 }
 
@@ -97,8 +97,8 @@ impl std::fmt::Debug for Here {
     }
 }
 
-/// Whether a pipeline has a step that podman runs. `has_docker`: what has an image of its own goes to
-/// another engine.
+/// Whether podman runs a step of the pipeline. `has_docker`: another engine runs steps with an
+/// image of their own.
 fn on_engine(pipeline: &Pipeline, has_docker: bool) -> bool {
     let on_engine = |step: &Step| match step.executor {
         ExecutorKind::Docker if has_docker => !step.is_join() && step.is_on_image(),
@@ -118,24 +118,24 @@ fn all_steps(pipeline: &Pipeline) -> impl Iterator<Item = &Step> {
     pipeline.all_steps()
 }
 
-/// Whether a step begins with an image of its own.
+/// Whether a step has an image of its own.
 fn has_own_image(step: &Step) -> bool {
     step.executor == ExecutorKind::Docker && !step.is_join() && !step.is_on_image()
 }
 
-/// The directories for the files of jobs.
+/// The directories for the files of a job file.
 #[derive(Debug, Clone)]
 pub struct Jobs {
-    /// The directory of their outputs.
+    /// The directory of the outputs.
     pub work_dir: PathBuf,
-    /// Where their logs will lie, as callbacks tell.
+    /// The directory of the logs, as shown in callbacks.
     pub log_dir: String,
 }
 
 /// The default directory for outputs of `run FILE`.
 const OUTPUTS: &str = "outputs";
 
-/// The name of a job outside of its run, which its files have.
+/// The name of a job outside its run, used for its files.
 #[must_use]
 pub fn job_id(run: &RunId, step: &Step) -> String {
     crate::rules::job::id(run, step)
@@ -184,7 +184,7 @@ impl Start<'_> {
     }
 }
 
-/// Starts a pipeline in embedded mode, in a store of its own below the data directory. `jobs`: the
+/// Starts a pipeline in embedded mode, in its own store below the data directory. `jobs`: the
 /// directories of its files, if it is a job file.
 ///
 /// # Errors
@@ -210,10 +210,10 @@ pub async fn run_here(
         kept_until: None,
     };
     dir.note(&about).map_err(|cause| unwritable(config, &cause))?;
-    // The directory leads to the containers of an earlier run until those are removed.
+    // The directory leads to an earlier run's containers until those are removed.
     let mut dir = Fresh { dir: Some(dir), is_needed: earlier.is_some() };
     let found = if about.on_podman { Some(engine::find(&config.engine).await?) } else { None };
-    // Steps on this host work where their user is.
+    // Steps on this host work in the user's directory.
     let here = std::env::current_dir().context("cannot determine the working directory")?;
     let (node, url) = (new_node(), found.as_ref().map(|found| found.url.clone()));
     let (ports, embedded) = embedded_ports(config, &path, &node, url, Some(here)).await?;
@@ -246,7 +246,7 @@ pub async fn run_here(
     })
 }
 
-/// A worker that has its start.
+/// A worker that has received its start.
 struct Begun {
     events: EventStream,
     shutdown: Shutdown,
@@ -255,7 +255,7 @@ struct Begun {
     warning: Option<String>,
 }
 
-/// Starts a worker, and sends it the start.
+/// Starts a worker and sends it the start.
 async fn begin(
     config: &Config,
     start: &Start<'_>,
@@ -273,7 +273,7 @@ async fn begin(
     let options = options(config, node, &mut ports, jobs);
     let (queue, executor) = (Arc::clone(&ports.queue), Arc::clone(&ports.executor));
     let worker = Worker::new(ports, options).await.map_err(|cause| Unavailable::because(&cause))?;
-    // The worker has asked for it, and the executor remembers.
+    // The worker has already requested it, and the executor caches it.
     let warning = executor.info().await.ok().and_then(|engine| engine.warning);
     let shutdown = Shutdown::default();
     #[expect(clippy::disallowed_methods, reason = "the one task of this process, joined in `end`")]
@@ -282,7 +282,7 @@ async fn begin(
     Ok(Begun { events, shutdown, queue, worker, warning })
 }
 
-/// The options of a worker that has one run, whose outputs and logs are in the user's directories.
+/// The options of a worker for one run, with outputs and logs in the user's directories.
 fn options(
     config: &Config,
     node: NodeId,
@@ -292,7 +292,7 @@ fn options(
     let mut options = worker_options(config, node);
     options.slots = 1;
     options.own_queue = false;
-    // What its user can do anyway.
+    // The user could do all this anyway.
     options.executors = ExecutorKind::ALL.to_vec();
     options.literal_secrets = true;
     // No other worker could resume the run.
@@ -307,7 +307,7 @@ fn options(
     options
 }
 
-/// The directory of a run, which is empty; and what is known of an earlier run with its id, if one was
+/// The empty directory of a run, and the facts about an earlier run with the same id if it was
 /// killed.
 fn directory(config: &Config, run: &RunId) -> anyhow::Result<(RunDir, Option<About>)> {
     let claimed = runs::claim(&runs::below(&config.data_dir), run);
@@ -338,7 +338,7 @@ fn in_use(run: &RunId, who: &str) -> Rejected {
     Rejected(format!("run {run} is running already{who}; choose another --run-id"))
 }
 
-/// Rejects a run id that something on the engine bears already: two runs with one id would remove
+/// Rejects a run id that something on the engine already uses. Two runs with one id would remove
 /// each other's containers.
 async fn demand_unused(
     executor: &dyn Executor,
@@ -363,8 +363,8 @@ fn now() -> Millis {
 }
 
 impl Here {
-    /// The containers that the run can leave if this process is killed, as the rest of a sentence. Empty
-    /// if it has none.
+    /// The containers that the run leaves if this process is killed, as the rest of a sentence.
+    /// Empty if there are none.
     #[must_use]
     pub fn remains(&self) -> String {
         let run = &self.run;
@@ -380,7 +380,7 @@ impl Here {
         )
     }
 
-    /// Asks the run to stop, as the command does.
+    /// Stops the run, as the command `stop` does.
     ///
     /// # Errors
     /// If the store's file cannot be written.

@@ -1,5 +1,5 @@
-//! Removes what earlier runs have left: those whose process was killed, and those that were kept for
-//! long enough.
+//! Removes what earlier runs left: runs whose process was killed, and kept runs whose retention has
+//! ended.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use super::now;
 use crate::app::runs::{About, RunDir};
 use crate::ports::Executor;
 
-/// Removes what is left of the runs of these directories, if it is on the engines of this process. The
-/// runs whose process was killed.
+/// Removes what the runs of these directories left on this process's engines. Returns the runs
+/// whose process was killed.
 pub(super) async fn sweep(
     unused: Vec<RunDir>,
     here: About,
