@@ -1,5 +1,5 @@
-//! The container engine as a test meets it: an executor on it, a run of the test's own, and a sink
-//! that keeps what steps write.
+//! The container engine in tests: an executor on it, a run per test, and a sink that records
+//! output.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use runner::ports::{
 
 use crate::services::{ENGINE, Services};
 
-/// Keeps what a step writes.
+/// Records the output of a step.
 #[derive(Debug, Default)]
 pub struct Kept {
     stdout: Mutex<Vec<u8>>,
@@ -38,25 +38,25 @@ impl Kept {
         self.of(stream).lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// All of its standard output so far.
+    /// The standard output so far.
     #[must_use]
     pub fn stdout(&self) -> Vec<u8> {
         self.all(LogStream::Stdout)
     }
 
-    /// All of its standard error so far.
+    /// The standard error so far.
     #[must_use]
     pub fn stderr(&self) -> Vec<u8> {
         self.all(LogStream::Stderr)
     }
 
-    /// Notices of the executor about the output.
+    /// The executor's notices about the output.
     #[must_use]
     pub fn notes(&self) -> String {
         String::from_utf8_lossy(&self.all(LogStream::Bob)).into_owned()
     }
 
-    /// Standard output as text.
+    /// The standard output as text.
     #[must_use]
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.stdout()).into_owned()
@@ -71,7 +71,7 @@ impl LogSink for Kept {
     }
 }
 
-/// A step that runs words.
+/// A step that runs a command.
 #[must_use]
 pub fn step(position: usize, words: &[&str]) -> StepSpec {
     StepSpec {
@@ -98,24 +98,24 @@ pub fn shell(position: usize, line: &str) -> StepSpec {
     step(position, &["sh", "-c", line])
 }
 
-/// A run of a test's own, on an executor of its own.
+/// A run and an executor for one test.
 #[derive(Debug)]
 pub struct Bench {
     /// The executor.
     pub podman: Podman,
     /// The run.
     pub run: RunScope,
-    /// What asks its steps to end.
+    /// The stop signal of its steps.
     pub stop: StopSignal,
-    /// Where the engine is.
+    /// The URL of the engine.
     pub url: String,
 }
 
 impl Bench {
-    /// On the engine of the environment, with its base image.
+    /// Uses the engine and the base image of the environment.
     ///
     /// # Panics
-    /// Where the engine's address cannot be used.
+    /// If the engine's URL is invalid.
     #[must_use]
     pub fn of_environment() -> Option<Self> {
         let services = Services::of_environment(ENGINE)?;
@@ -125,19 +125,19 @@ impl Bench {
         ))
     }
 
-    /// Whether the engine has something of a run.
+    /// Whether the engine has objects of a run.
     ///
     /// # Panics
-    /// Where it does not say.
+    /// If the engine does not answer.
     pub async fn is_left(&self, run: &RunId) -> bool {
         let left = self.podman.leftovers().await.expect("the engine says what is left");
         left.iter().any(|left| left.run == *run)
     }
 
-    /// With an executor of its own on an engine.
+    /// Creates an executor for an engine.
     ///
     /// # Panics
-    /// Where the engine's address cannot be used.
+    /// If the engine's URL is invalid.
     #[must_use]
     pub fn new(options: &Options, image: &str) -> Self {
         let run = format!("r-T.{}", uuid::Uuid::new_v4());
@@ -155,10 +155,10 @@ impl Bench {
         }
     }
 
-    /// The same run as another process would see it.
+    /// The same run as seen by another process.
     ///
     /// # Panics
-    /// Where the engine's address cannot be used.
+    /// If the engine's URL is invalid.
     #[must_use]
     pub fn another_process(&self) -> Self {
         Self {
@@ -175,18 +175,18 @@ impl Bench {
         Self::new(&Options::new(&self.url), &self.run.image)
     }
 
-    /// The run's first workspace.
+    /// Prepares the run's first workspace.
     ///
     /// # Panics
-    /// Where it cannot be had.
+    /// If that fails.
     pub async fn prepare(&self) -> Workspace {
         self.podman.prepare(&self.run, &self.stop).await.expect("the base image")
     }
 
-    /// Runs a step that may start at once.
+    /// Runs a step whose gate is open.
     ///
     /// # Errors
-    /// As the executor.
+    /// Errors of the executor.
     pub async fn try_step(
         &self,
         on: &Workspace,
@@ -202,15 +202,15 @@ impl Bench {
     /// Runs a step.
     ///
     /// # Panics
-    /// Where the executor cannot.
+    /// If the executor fails.
     pub async fn step(&self, on: &Workspace, step: &StepSpec) -> (Ran, Arc<Kept>) {
         self.try_step(on, step).await.expect("a step")
     }
 
-    /// Runs a step that must end with 0, and keeps what it left.
+    /// Runs a step that must exit with 0, and commits it.
     ///
     /// # Panics
-    /// Where the executor cannot, or the step fails.
+    /// If the executor or the step fails.
     pub async fn pass(&self, on: &Workspace, step: &StepSpec) -> (Workspace, Arc<Kept>) {
         let (ran, kept) = self.step(on, step).await;
         let stderr = String::from_utf8_lossy(&kept.stderr()).into_owned();
@@ -218,10 +218,10 @@ impl Bench {
         (self.podman.checkpoint(&self.run, ran.left, step).await.expect("a checkpoint"), kept)
     }
 
-    /// Removes the run's things, and sees that nothing is left.
+    /// Removes the run's objects and checks that none is left.
     ///
     /// # Panics
-    /// Where something is.
+    /// If one is left.
     pub async fn destroy(&self) {
         self.podman.destroy(&self.run.run).await.expect("a clean end");
         let api = Api::of(&self.url);
@@ -230,7 +230,7 @@ impl Bench {
     }
 }
 
-/// The engine's own API, for what the executor does not say.
+/// The engine's API, for checks that the executor does not offer.
 #[derive(Debug)]
 pub struct Api {
     client: podman_api::Podman,
@@ -238,10 +238,10 @@ pub struct Api {
 }
 
 impl Api {
-    /// At an address.
+    /// Connects to a URL.
     ///
     /// # Panics
-    /// Where the address cannot be used.
+    /// If the URL is invalid.
     #[must_use]
     pub fn of(url: &str) -> Self {
         let version = podman_api::ApiVersion::new(4, Some(0), Some(0));
@@ -249,10 +249,10 @@ impl Api {
         Self { client, url: url.to_owned() }
     }
 
-    /// How many containers or images bear a run's label.
+    /// The number of containers or images with a run's label.
     ///
     /// # Panics
-    /// Where the engine does not say.
+    /// If the engine does not answer.
     pub async fn labelled(&self, what: &str, run: &RunId) -> usize {
         use podman_api::opts::{ContainerListFilter, ContainerListOpts};
         if what == "images" {
@@ -263,10 +263,10 @@ impl Api {
         self.client.containers().list(&opts).await.expect("containers").len()
     }
 
-    /// Whether a container of a run runs.
+    /// Whether a container of a run is running.
     ///
     /// # Panics
-    /// Where the engine does not say.
+    /// If the engine does not answer.
     pub async fn runs(&self, run: &RunId) -> bool {
         use podman_api::opts::{ContainerListFilter, ContainerListOpts};
         let label = ContainerListFilter::LabelKeyVal("bob.run".into(), run.to_string());
@@ -282,26 +282,26 @@ impl Api {
             let opts = ImageListOpts::builder().all(true).filter([label]).build();
             match self.client.images().list(&opts).await {
                 Ok(images) => return images.len(),
-                // The engine met an image that another test removed at that moment, for which it
-                // has many words.
+                // Another test removed an image during the listing. The engine reports that in
+                // several ways.
                 Err(podman_api::Error::Fault { .. }) if begun.elapsed().as_secs() < 60 => {}
                 Err(error) => panic!("no list of images: {error}"),
             }
         }
     }
 
-    /// Whether there is an image of that name or id.
+    /// Whether an image with that name or id exists.
     ///
     /// # Panics
-    /// Where the engine does not say.
+    /// If the engine does not answer.
     pub async fn has_image(&self, name: &str) -> bool {
         self.client.images().get(name).exists().await.expect("an answer")
     }
 
-    /// Makes an image of a container, with changes to its settings; its id.
+    /// Commits a container with changes to its settings. Returns the image id.
     ///
     /// # Panics
-    /// Where the engine refuses.
+    /// If the engine rejects it.
     pub async fn commit(&self, container: &str, name: Option<&str>, changes: &[&str]) -> String {
         let unnamed = format!("localhost/t-{}", uuid::Uuid::new_v4());
         let repo = name.unwrap_or(&unnamed);
@@ -309,7 +309,7 @@ impl Api {
             .repo(repo)
             .tag("latest")
             .format("docker")
-            // The container's own words must not become settings of the image.
+            // The container's command must not become a setting of the image.
             .changes(["ENTRYPOINT []", "CMD []"].iter().chain(changes).copied());
         let container = self.client.containers().get(container);
         container.commit(&opts.build()).await.expect("a commit");
@@ -322,10 +322,10 @@ impl Api {
         id
     }
 
-    /// The names of an image; none where it is not there.
+    /// The names of an image. Empty if it does not exist.
     ///
     /// # Panics
-    /// Where the engine does not say.
+    /// If the engine does not answer.
     pub async fn names_of(&self, id: &str) -> Vec<String> {
         let opts = podman_api::opts::ImageListOpts::builder().all(true).build();
         let images = self.client.images().list(&opts).await.expect("images");
@@ -333,30 +333,30 @@ impl Api {
         image.and_then(|image| image.names).unwrap_or_default()
     }
 
-    /// All that the engine says of a container.
+    /// The engine's description of a container.
     ///
     /// # Panics
-    /// Where it says nothing.
+    /// If the engine does not answer.
     pub async fn described(&self, container: &str) -> String {
         let said = self.client.containers().get(container).inspect().await.expect("a container");
         serde_json::to_string(&said).expect("as it came")
     }
 
-    /// All that the engine says of an image.
+    /// The engine's description of an image.
     ///
     /// # Panics
-    /// Where it says nothing.
+    /// If the engine does not answer.
     pub async fn described_image(&self, image: &str) -> String {
         let said = self.client.images().get(image).inspect().await.expect("an image");
         serde_json::to_string(&said).expect("as it came")
     }
 
-    /// Builds an image of a Dockerfile, in Docker's format, under a name.
+    /// Builds an image from a Dockerfile, in Docker's format, under a name.
     ///
     /// # Panics
-    /// If the engine refuses.
+    /// If the engine rejects it.
     pub async fn build(&self, name: &str, dockerfile: &str) {
-        // Only the Docker API builds in that format unless it is asked for.
+        // Only the Docker API builds in that format by default.
         let socket = self.url.strip_prefix("unix://").expect("a socket");
         let stream = tokio::net::UnixStream::connect(socket).await.expect("the engine");
         let stream = hyper_util::rt::TokioIo::new(stream);
@@ -407,25 +407,25 @@ impl Api {
     /// The names of all volumes.
     ///
     /// # Panics
-    /// Where the engine does not say.
+    /// If the engine does not answer.
     pub async fn volumes(&self) -> Vec<String> {
         let listed = self.client.volumes().list(&Default::default()).await.expect("volumes");
         listed.into_iter().map(|volume| volume.name).collect()
     }
 
-    /// Gives an image a name.
+    /// Names an image.
     ///
     /// # Panics
-    /// Where the engine refuses.
+    /// If the engine rejects it.
     pub async fn tag(&self, id: &str, name: &str) {
         let opts = podman_api::opts::ImageTagOpts::builder().repo(name).tag("latest").build();
         self.client.images().get(id).tag(&opts).await.expect("a name");
     }
 
-    /// The process that watches a run's only container.
+    /// The conmon of a run's only container.
     ///
     /// # Panics
-    /// Where there is none.
+    /// If there is none.
     pub async fn conmon_of(&self, run: &RunId) -> i64 {
         let container = self.client.containers().get(format!("bob-{run}-0"));
         let state = container.inspect().await.expect("a container").state.expect("a state");
@@ -435,15 +435,15 @@ impl Api {
     /// Removes an image.
     ///
     /// # Panics
-    /// Where the engine refuses.
+    /// If the engine rejects it.
     pub async fn remove_image(&self, name: &str) {
         self.client.images().get(name).remove().await.expect("a removal");
     }
 
-    /// Puts an image into a registry under a name, which the engine then has no more.
+    /// Pushes an image to a registry under a name, and removes that name from the engine.
     ///
     /// # Panics
-    /// Where the registry refuses.
+    /// If the registry rejects it.
     pub async fn push(&self, image: &str, name: &str, user: &str, password: &str) {
         use podman_api::opts::{ImagePushOpts, ImageTagOpts, RegistryAuth};
         let (repo, tag) = name.rsplit_once(':').expect("a tag");
@@ -461,10 +461,10 @@ impl Api {
     }
 }
 
-/// Waits until something holds.
+/// Waits until a condition holds.
 ///
 /// # Panics
-/// Where it does not within a minute.
+/// If it does not hold within a minute.
 pub async fn until<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
     let begun = Instant::now();
     while !holds().await {
@@ -473,10 +473,10 @@ pub async fn until<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) 
     }
 }
 
-/// A stream's bytes, all of them.
+/// Collects all bytes of a stream.
 ///
 /// # Panics
-/// Where it breaks off.
+/// If it fails.
 pub async fn collect(mut stream: runner::ports::ByteStream) -> Vec<u8> {
     let mut all = Vec::new();
     while let Some(bytes) = stream.next().await {
@@ -488,7 +488,7 @@ pub async fn collect(mut stream: runner::ports::ByteStream) -> Vec<u8> {
 /// A tar with one file.
 ///
 /// # Panics
-/// Never: it is made in memory.
+/// Never, because it is built in memory.
 pub async fn tar_of(name: &str, content: &[u8]) -> Vec<u8> {
     let mut tar = tokio_tar::Builder::new(Vec::new());
     let mut header = tokio_tar::Header::new_gnu();
@@ -501,7 +501,7 @@ pub async fn tar_of(name: &str, content: &[u8]) -> Vec<u8> {
 /// The files of a tar, by name.
 ///
 /// # Panics
-/// Where it is none.
+/// If it is invalid.
 pub async fn files_of(tar: &[u8]) -> Vec<(String, Vec<u8>)> {
     use tokio::io::AsyncReadExt as _;
     let mut archive = tokio_tar::Archive::new(tar);

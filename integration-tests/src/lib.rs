@@ -1,4 +1,4 @@
-//! Tests against real services live in `tests/`; what they share is here.
+//! Helpers shared by the tests against real services in `tests/`.
 #![expect(clippy::expect_used, clippy::panic, reason = "what tests share may panic")]
 
 pub mod engine;

@@ -1,5 +1,5 @@
-//! Part of a store that others use too: a worker looks after every open run that it sees, so those
-//! of two tests must not see each other's.
+//! A part of a shared store. A worker takes care of every open run that it sees, so two tests must
+//! not see each other's runs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use runner::ports::{
     Change, Changes, Entry, Granted, LeaseId, Listing, Read, Store, StoreError, Txn, TxnReply,
 };
 
-/// A store whose keys all begin with a prefix that its user does not see.
+/// A store that adds a prefix to all keys, invisible to its user.
 pub struct Prefixed {
     store: Arc<dyn Store>,
     prefix: String,
@@ -23,7 +23,7 @@ impl std::fmt::Debug for Prefixed {
 }
 
 impl Prefixed {
-    /// The part of `store` below `prefix`.
+    /// Creates the part of `store` below `prefix`.
     pub fn new(store: Arc<dyn Store>, prefix: impl Into<String>) -> Self {
         Self { store, prefix: prefix.into() }
     }

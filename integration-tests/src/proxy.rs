@@ -1,5 +1,4 @@
-//! A small TCP proxy on loopback that can be told to misbehave: what stands between a worker and a
-//! service when the network is what fails.
+//! A small TCP proxy on loopback that simulates network faults between a worker and a service.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -12,30 +11,30 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::task::TaskTracker;
 
-/// The most bytes that are taken at once, and that a delay holds up together.
+/// The size of a read, and the maximum number of delayed bytes.
 const PIECE: usize = 16 * 1024;
 
-/// How the proxy treats what goes through it.
+/// How the proxy treats traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mode {
-    /// Everything goes through.
+    /// Forwards everything.
     Open,
-    /// Everything goes through, each piece so much later.
+    /// Forwards each piece after a delay.
     Delayed(Duration),
-    /// Connections stay, and nothing goes through; it does once the mode changes.
+    /// Keeps connections open and forwards nothing until the mode changes.
     Silent,
-    /// Connections are closed as soon as they are made.
+    /// Closes new connections at once.
     Refusing,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct State {
     mode: Mode,
-    /// Grows with each cut; a connection ends when it is no longer what it was at its beginning.
+    /// The number of cuts. A connection ends when it changes.
     cuts: u64,
 }
 
-/// A listening proxy; it and its connections end with this value.
+/// A listening proxy. Dropping it closes its connections.
 #[derive(Debug)]
 pub struct Proxy {
     at: SocketAddr,
@@ -44,10 +43,10 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Listens on a free loopback port, and forwards each connection to `target`.
+    /// Listens on a free loopback port and forwards each connection to `target`.
     ///
     /// # Errors
-    /// Where no port can be had.
+    /// If no port is available.
     pub async fn start(target: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let at = listener.local_addr()?;
@@ -56,18 +55,18 @@ impl Proxy {
         Ok(Self { at, state, task })
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     #[must_use]
     pub fn at(&self) -> SocketAddr {
         self.at
     }
 
-    /// Closes every connection that there is; new ones are treated as before.
+    /// Closes all current connections. Does not affect new ones.
     pub fn cut(&self) {
         self.state.send_modify(|state| state.cuts += 1);
     }
 
-    /// Closes every connection, and each new one as soon as it is made.
+    /// Closes all current and new connections.
     pub fn refuse(&self) {
         self.state.send_modify(|state| {
             state.cuts += 1;
@@ -75,17 +74,17 @@ impl Proxy {
         });
     }
 
-    /// Keeps connections open, and forwards nothing: as a network that drops every packet.
+    /// Keeps connections open and forwards nothing, like a network that drops all packets.
     pub fn silence(&self) {
         self.set(Mode::Silent);
     }
 
-    /// Forwards each piece so much later, both ways.
+    /// Delays each piece in both directions.
     pub fn delay(&self, by: Duration) {
         self.set(Mode::Delayed(by));
     }
 
-    /// Forwards everything again; what a silence held back goes through.
+    /// Forwards everything again, including what was held back.
     pub fn heal(&self) {
         self.set(Mode::Open);
     }
@@ -109,7 +108,7 @@ async fn accept(listener: TcpListener, target: SocketAddr, state: watch::Sender<
             Some(_ended) = open.join_next() => continue,
             accepted = listener.accept() => accepted,
         };
-        // A connection that was gone before it was taken is nobody's loss.
+        // A connection that broke before it was accepted does not matter.
         let Ok((client, _)) = accepted else { continue };
         let state = state.subscribe();
         if state.borrow().mode == Mode::Refusing {
@@ -122,13 +121,13 @@ async fn accept(listener: TcpListener, target: SocketAddr, state: watch::Sender<
 async fn forward(client: TcpStream, target: SocketAddr, state: watch::Receiver<State>) {
     let cuts = state.borrow().cuts;
     let Ok(server) = TcpStream::connect(target).await else { return };
-    // The other side of a delay is our own doing, not that of a timer in the kernel.
+    // Only the proxy's own delay must add latency, not a kernel timer.
     drop((client.set_nodelay(true), server.set_nodelay(true)));
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let there = Pump { from: from_client, to: to_server, state: state.clone(), cuts };
     let back = Pump { from: from_server, to: to_client, state, cuts };
-    // An end of one side is passed on, and the other side may still speak; a cut ends both.
+    // The end of one direction is passed on while the other continues. A cut ends both.
     tokio::join!(there.run(), back.run());
 }
 
@@ -141,14 +140,14 @@ struct Pump {
 }
 
 impl Pump {
-    /// Until this side ends, or is cut.
+    /// Runs until its source ends or is cut.
     async fn run(mut self) {
         let mut piece = vec![0; PIECE];
         let mut cut = self.state.clone();
         let cuts = self.cuts;
         tokio::select! {
             biased;
-            // The proxy that is gone has cut everything.
+            // Dropping the proxy is a cut too.
             _ = cut.wait_for(|state| state.cuts != cuts) => {}
             () = self.pass_on(&mut piece) => {}
         }
@@ -167,7 +166,7 @@ impl Pump {
                 return;
             }
         }
-        // The other side may be gone already.
+        // The peer might already be gone.
         drop(self.to.shutdown().await);
     }
 }
@@ -176,7 +175,7 @@ impl Pump {
 mod tests {
     use super::*;
 
-    /// A server that says everything back, and a proxy before it.
+    /// An echo server behind a proxy.
     async fn echo() -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
@@ -203,7 +202,7 @@ mod tests {
         assert_eq!(back, text);
     }
 
-    /// Whether a connection is closed: by an end or a reset, but not by an answer.
+    /// Whether a connection is closed or reset.
     async fn is_closed(stream: &mut TcpStream) -> bool {
         let mut byte = [0];
         matches!(stream.read(&mut byte).await, Ok(0) | Err(_))
@@ -275,7 +274,7 @@ mod tests {
         let proxy = echo().await;
         let mut stream = connect(&proxy).await;
         proxy.delay(Duration::from_secs(3600));
-        // The clock is not the machine's: it goes on by itself once everybody waits.
+        // The paused clock advances when all tasks wait.
         says_back(&mut stream, &[3; 2 * PIECE]).await;
     }
 }

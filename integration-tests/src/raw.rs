@@ -1,4 +1,4 @@
-//! The services without our adapters: what a test looks at from outside.
+//! Access to the services without bob-runner's adapters, to observe them from outside.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,23 +17,23 @@ use runner::cluster::AmqpOptions;
 use runner::ports::{Host, Message};
 use tracing::subscriber::DefaultGuard;
 
-/// A channel of a plain AMQP client.
+/// Opens a channel with a plain AMQP client.
 ///
 /// # Panics
-/// Where the broker does not take it.
+/// If the broker rejects it.
 pub async fn channel(options: &AmqpOptions) -> Channel {
     let mut uri: AMQPUri = options.url.parse().expect("a URL");
     uri.authority.userinfo.username.clone_from(&options.user);
     uri.authority.userinfo.password.clone_from(&options.password);
     let connecting = Connection::connect_uri(uri, ConnectionProperties::default());
-    // The channel keeps its connection.
+    // The channel keeps its connection alive.
     connecting.await.expect("a connection").create_channel().await.expect("a channel")
 }
 
-/// Takes everything that was dead-lettered.
+/// Takes all dead-lettered messages.
 ///
 /// # Panics
-/// Where the broker does not give it.
+/// If the broker fails.
 pub async fn take_all(channel: Channel) -> Vec<Message> {
     let mut all = Vec::new();
     let options = BasicGetOptions { no_ack: true };
@@ -60,7 +60,7 @@ pub async fn take_all(channel: Channel) -> Vec<Message> {
 /// The first message of the stream.
 ///
 /// # Panics
-/// Where there is none.
+/// If it is empty.
 pub async fn first_of_stream(options: &AmqpOptions) -> Delivery {
     let channel = channel(options).await;
     channel.basic_qos(1, BasicQosOptions::default()).await.expect("a limit");
@@ -71,12 +71,12 @@ pub async fn first_of_stream(options: &AmqpOptions) -> Delivery {
     reading.await.expect("a reader").next().await.expect("it goes on").expect("a message")
 }
 
-/// What is warned about on this thread.
+/// Captures the warnings logged on this thread.
 #[derive(Debug, Clone, Default)]
 pub struct Warnings(Arc<Mutex<Vec<u8>>>);
 
 impl Warnings {
-    /// Begins to listen; until the guard goes.
+    /// Starts capturing, until the guard is dropped.
     #[must_use]
     pub fn watch(&self) -> DefaultGuard {
         let to = self.clone();
@@ -88,7 +88,7 @@ impl Warnings {
         tracing::subscriber::set_default(subscriber)
     }
 
-    /// The lines that hold a text.
+    /// The lines that contain a text.
     #[must_use]
     pub fn containing(&self, text: &str) -> Vec<String> {
         let written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -108,7 +108,7 @@ impl io::Write for Warnings {
     }
 }
 
-/// A machine that only has a clock.
+/// A host that has only a clock.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Clock;
 

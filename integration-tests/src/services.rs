@@ -1,8 +1,8 @@
-//! RabbitMQ and etcd as a test meets them: those of the environment, and ones of its own that it may
-//! stop and kill.
+//! RabbitMQ and etcd in tests: those of the environment, and separate ones that a test can stop and
+//! kill.
 //!
-//! `scripts/services env` prints the variables. A test that lacks what it needs says so on stderr and
-//! passes; where `CI` is set it fails instead.
+//! `scripts/services env` prints the variables. A test without its services reports that on stderr
+//! and passes. If `CI` is set, it fails instead.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::time::Duration;
 use protocol::id::NodeId;
 use runner::cluster::{AmqpOptions, EtcdOptions, TlsFiles};
 
-/// The variables that a set of services is described by.
+/// The variables that describe a set of services.
 #[derive(Debug, Clone)]
 pub struct Services {
     variables: BTreeMap<String, String>,
@@ -23,10 +23,10 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Says that a test is not run, loudly; fails where `CI` is set.
+/// Reports that a test is skipped.
 ///
 /// # Panics
-/// Where `CI` is set to anything.
+/// If `CI` is set.
 #[expect(clippy::print_stderr, reason = "a skipped test must not look like one that passed")]
 pub fn skip(what: &str) {
     assert!(variable("CI").is_none(), "{what}, and CI is set: this test may not be skipped");
@@ -34,7 +34,7 @@ pub fn skip(what: &str) {
 }
 
 impl Services {
-    /// The services of the environment, where all of `needed` is set.
+    /// The services of the environment. `None` if a variable in `needed` is not set.
     #[must_use]
     pub fn of_environment(needed: &[&str]) -> Option<Self> {
         let mut variables = BTreeMap::new();
@@ -50,16 +50,16 @@ impl Services {
         Some(Self { variables })
     }
 
-    /// A variable's value.
+    /// The value of a variable.
     ///
     /// # Panics
-    /// Where it is not there; [`Services::of_environment`] checks what it is asked for.
+    /// If it is not set. [`Services::of_environment`] checks the needed ones.
     #[must_use]
     pub fn get(&self, name: &str) -> &str {
         self.variables.get(name).unwrap_or_else(|| panic!("the services have no {name}"))
     }
 
-    /// A variable's value, where there is one.
+    /// The value of a variable, if it is set.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(String::as_str)
@@ -70,7 +70,7 @@ impl Services {
         TlsFiles { ca: file("CA"), cert: file("CERT"), key: file("KEY") }
     }
 
-    /// How etcd is reached.
+    /// Options for connecting to etcd.
     #[must_use]
     pub fn etcd(&self) -> EtcdOptions {
         EtcdOptions {
@@ -83,10 +83,10 @@ impl Services {
         }
     }
 
-    /// How the broker is reached, in a virtual host of the test's own.
+    /// Options for connecting to the broker in a test's virtual host.
     ///
     /// # Panics
-    /// Where the directory for what is spilled cannot be made.
+    /// If the spill directory cannot be created.
     #[must_use]
     pub fn amqp(&self, vhost: &Vhost) -> AmqpOptions {
         AmqpOptions {
@@ -107,7 +107,7 @@ impl Services {
         }
     }
 
-    /// A fresh virtual host.
+    /// Creates a virtual host.
     pub async fn vhost(&self) -> Vhost {
         let vhost = Vhost {
             name: format!("t-{}", uuid::Uuid::new_v4()),
@@ -149,12 +149,12 @@ const NAMES: &[&str] = &[
     "BOB_TEST_DOCKER_URL",
 ];
 
-/// What the tests of the broker need.
+/// The variables that tests of the broker need.
 pub const BROKER: &[&str] =
     &["BOB_QUEUE_URL", "BOB_QUEUE_USER", "BOB_QUEUE_PASSWORD", "BOB_TEST_MANAGEMENT_URL"];
-/// What the tests of the store need.
+/// The variables that tests of the store need.
 pub const STORE: &[&str] = &["BOB_STORAGE_URLS"];
-/// What the tests of the container engine need.
+/// The variables that tests of the container engine need.
 pub const ENGINE: &[&str] = &["CONTAINER_ENGINE_URL", "BOB_TEST_IMAGE"];
 
 /// The broker's management API.
@@ -166,7 +166,7 @@ pub struct Management {
 }
 
 impl Management {
-    /// Of these services.
+    /// The management API of these services.
     #[must_use]
     pub fn of(services: &Services) -> Self {
         Self {
@@ -176,10 +176,10 @@ impl Management {
         }
     }
 
-    /// A request to it; the answer's body.
+    /// Sends a request and returns the response body.
     ///
     /// # Panics
-    /// Where it fails.
+    /// If it fails.
     pub async fn send(&self, method: reqwest::Method, path: &str, body: Option<&str>) -> String {
         let (status, text) = self.answer(method, path, body).await;
         assert!(status.is_success(), "{path}: {status} {text}");
@@ -204,22 +204,22 @@ impl Management {
         (status, answer.text().await.expect("an answer's body"))
     }
 
-    /// What it says about something.
+    /// Sends a GET and parses the response.
     ///
     /// # Panics
-    /// Where it is no JSON.
+    /// If it is not JSON.
     pub async fn get(&self, path: &str) -> serde_json::Value {
         let text = self.send(reqwest::Method::GET, path, None).await;
         serde_json::from_str(&text).expect("JSON")
     }
 
-    /// The same, if there is such a thing.
+    /// Like [`Self::get`]. `None` if the object does not exist.
     pub async fn find(&self, path: &str) -> Option<serde_json::Value> {
         let (status, text) = self.answer(reqwest::Method::GET, path, None).await;
         status.is_success().then(|| serde_json::from_str(&text).ok()).flatten()
     }
 
-    /// Closes every connection of a virtual host; true where there was one.
+    /// Closes all connections of a virtual host. Returns whether there were any.
     pub async fn close_connections(&self, vhost: &Vhost) -> bool {
         let all = self.get("connections").await;
         let mut found = false;
@@ -229,7 +229,7 @@ impl Management {
                 let name = name.replace(' ', "%20").replace('>', "%3E");
                 let path = format!("connections/{name}");
                 let (status, text) = self.answer(reqwest::Method::DELETE, &path, None).await;
-                // The list is some seconds old: what is gone by now was not closed by us.
+                // The list can be some seconds old, so a connection might already be gone.
                 let is_gone = status == reqwest::StatusCode::NOT_FOUND;
                 assert!(status.is_success() || is_gone, "{path}: {status} {text}");
                 found |= !is_gone;
@@ -239,25 +239,25 @@ impl Management {
     }
 }
 
-/// A virtual host that is removed at the end.
+/// A virtual host that is removed when dropped.
 #[derive(Debug)]
 pub struct Vhost {
     /// Its name.
     pub name: String,
-    /// Where it is managed.
+    /// The management API of its broker.
     pub management: Management,
-    /// Where a test's events may spill to.
+    /// The spill directory for a test's events.
     pub spill: tempfile::TempDir,
 }
 
 impl Drop for Vhost {
     fn drop(&mut self) {
         let (management, path) = (self.management.clone(), format!("vhosts/{}", self.name));
-        // The runtime of the test may be ending: this is done on a thread and a runtime of its own.
+        // The test's runtime can be ending, so use a separate thread and runtime.
         let removing = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime").block_on(async {
-                // A broker that the test has ended needs no tidying.
+                // The test can have ended the broker, so errors are ignored.
                 let client = reqwest::Client::builder().no_proxy().build().expect("a client");
                 drop(
                     client
@@ -273,7 +273,7 @@ impl Drop for Vhost {
     }
 }
 
-/// Services of one test alone, which it may stop, kill and pause; they end with it.
+/// Services of a single test, which it can stop, kill and pause. Dropping the value ends them.
 #[derive(Debug)]
 pub struct OwnServices {
     name: String,
@@ -281,10 +281,10 @@ pub struct OwnServices {
 }
 
 impl OwnServices {
-    /// Starts them: `only` is a list for `scripts/services`, `options` further words for it.
+    /// Starts services. `only` is a list for `scripts/services`, `options` are further arguments.
     ///
     /// # Panics
-    /// Where they do not start.
+    /// If they do not start.
     #[must_use]
     pub fn start(only: &str, options: &[&str]) -> Option<Self> {
         if !script().exists() {
@@ -303,11 +303,11 @@ impl OwnServices {
         Some(Self { name, services: Services { variables } })
     }
 
-    /// An engine whose store is on a disk of its own, of so much room (`64m`), which can be filled.
-    /// Only root can make one.
+    /// Starts an engine whose store is on a small separate disk (such as `64m`), which can be
+    /// filled. Needs root.
     ///
     /// # Panics
-    /// Where it does not start.
+    /// If it does not start.
     pub async fn small_engine(size: &'static str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
             skip("an engine on a disk of its own needs root, who can mount one");
@@ -323,11 +323,11 @@ impl OwnServices {
         &self.services
     }
 
-    /// `stop`, `start`, `restart`, `kill`, `pause` or `unpause` of one of them. Does not block the
-    /// runtime.
+    /// Runs `stop`, `start`, `restart`, `kill`, `pause` or `unpause` for a service, without
+    /// blocking the runtime.
     ///
     /// # Panics
-    /// Where that fails.
+    /// If that fails.
     pub async fn control(&self, verb: &str, service: &str) {
         let words = [verb.to_owned(), service.to_owned(), "--name".to_owned(), self.name.clone()];
         let work = move || run(&words.iter().map(String::as_str).collect::<Vec<_>>());

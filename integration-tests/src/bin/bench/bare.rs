@@ -1,9 +1,10 @@
-//! What a run without steps of any weight needs of etcd and RabbitMQ, and nothing more: the floor of
-//! the worker's own speed.
+//! The minimum that a run with trivial steps needs from etcd and RabbitMQ. It is the floor for the
+//! worker's own speed.
 //!
-//! Each run is one message of a quorum queue; one look at its keys; transactions for its claim, its
-//! four later states and its being let go; eight events on a stream, confirmed once before its ending
-//! is recorded and once after. They bear as many bytes as the worker's.
+//! A run consists of one message of a quorum queue and one read of its keys. Transactions follow
+//! for its claim, its four later states and its release. It publishes eight events on a stream and
+//! waits for confirms twice: before and after its ending is recorded. All have as many bytes as the
+//! worker's.
 
 use std::sync::Arc;
 
@@ -29,18 +30,18 @@ use tokio_util::task::TaskTracker;
 
 use crate::cluster::{Cluster, new_node};
 
-/// The floor's own queue; its own stream stands beside it.
+/// The floor's own queue and stream.
 pub(crate) const QUEUE: &str = "bench.jobs";
 pub(crate) const STREAM: &str = "bench.events";
 
-/// A channel whose messages are confirmed.
+/// Opens a channel with publisher confirms.
 pub(crate) async fn confirming(cluster: &Cluster) -> anyhow::Result<Channel> {
     let channel = raw::channel(&cluster.amqp(new_node())).await;
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
     Ok(channel)
 }
 
-/// Makes the floor's queue and stream, of the kinds that the worker's are of.
+/// Declares the floor's queue and stream, of the same types as the worker's.
 pub(crate) async fn declare(channel: &Channel) -> anyhow::Result<()> {
     for (name, kind) in [(QUEUE, "quorum"), (STREAM, "stream")] {
         let mut arguments = FieldTable::default();
@@ -51,7 +52,7 @@ pub(crate) async fn declare(channel: &Channel) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Publishes, persistent; the confirm is still to come.
+/// Publishes a persistent message. Returns its pending confirm.
 pub(crate) async fn publish(
     channel: &Channel,
     exchange: &str,
@@ -80,7 +81,7 @@ pub(crate) async fn confirmed(owed: Vec<PublisherConfirm>) -> anyhow::Result<()>
     Ok(())
 }
 
-/// What takes runs as a worker would, without any of its rules.
+/// Takes runs like a worker, but without any of its rules.
 #[derive(Debug)]
 pub(crate) struct BareWorker(JoinHandle<anyhow::Result<()>>);
 
@@ -91,7 +92,7 @@ struct Hands {
 }
 
 impl BareWorker {
-    /// Begins to take runs, so many at once; `only_claim` leaves them at that.
+    /// Starts taking runs, up to `slots` at once. `only_claim` stops after the claim.
     pub(crate) async fn start(
         cluster: &Cluster,
         slots: u16,
@@ -110,7 +111,7 @@ impl BareWorker {
         Ok(Self(TaskTracker::new().spawn(work(hands, jobs, consumer, slots, only_claim))))
     }
 
-    /// Ends it; what went wrong with it, where something did.
+    /// Ends it and returns its error, if any.
     pub(crate) async fn end(self) -> anyhow::Result<()> {
         if !self.0.is_finished() {
             self.0.abort();
@@ -122,7 +123,7 @@ impl BareWorker {
 
 async fn work(
     hands: Arc<Hands>,
-    // The consumer ends with its channel.
+    // Keeps the consumer alive.
     _jobs: Channel,
     mut consumer: Consumer,
     slots: u16,
@@ -182,7 +183,7 @@ impl Hands {
         self.commit(txn).await
     }
 
-    /// Every write is compared with the owner, as the worker's are.
+    /// Commits a write that compares the owner, as the worker does.
     async fn commit(&self, txn: Txn) -> anyhow::Result<()> {
         let reply = self.etcd.kv_client().txn(txn).await?;
         ensure!(reply.succeeded(), "a transaction of the floor did not commit");
@@ -204,11 +205,11 @@ impl Hands {
     }
 
     async fn drive(&self, run: &RunId) -> anyhow::Result<()> {
-        // Scheduled, started, image.
+        // Events scheduled, started, image.
         let mut owed = self.events(run, 3).await?;
         self.state(run, 1).await?;
         self.state(run, 2).await?;
-        // Running, and its step recorded before it starts.
+        // Running, and the step recorded before it starts.
         self.state(run, 3).await?;
         owed.extend(self.events(run, 4).await?);
         confirmed(owed).await?;
@@ -236,7 +237,7 @@ fn owner() -> Vec<u8> {
     json!({ "node": new_node() }).to_string().into_bytes()
 }
 
-/// A record as large as the worker's at that state.
+/// A record of the same size as the worker's in that state.
 fn record(run: &RunId, state: usize) -> Vec<u8> {
     const AT: &str = "2026-01-01T00:00:00.000Z";
     let words = ["pending", "initializing", "initialized", "running", "passed"];

@@ -1,5 +1,5 @@
-//! (c) How fast runs are taken and done with, where their steps cost nothing: two workers with the
-//! scripted executor, beside two that do the bare transactions and confirms.
+//! (c) Throughput of runs with free steps: two workers with the scripted executor, compared with
+//! two that make only the transactions and confirms.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,12 +20,12 @@ use crate::cluster::{Cluster, in_time, removals};
 use crate::report::{Floor, Goal, Report, median, millis, percentile, to_f64};
 
 const PART: &str = "c";
-/// How many runs each of the two workers drives at once.
+/// The number of concurrent runs of each worker.
 const SLOTS: u16 = 8;
-/// How many starts are published before the oldest must be confirmed.
+/// The maximum number of unconfirmed starts.
 const AHEAD: usize = 64;
 
-/// How much is done.
+/// The size of the measurement.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Size {
     pub(crate) runs: usize,
@@ -40,7 +40,7 @@ enum Who {
 }
 
 impl Who {
-    /// Exchange and key.
+    /// The exchange and the routing key.
     fn route(self) -> (&'static str, &'static str) {
         match self {
             Self::Worker => (names::EXCHANGE, names::JOBS_QUEUE),
@@ -113,7 +113,7 @@ async fn worker_rate(services: &Services, runs: usize) -> anyhow::Result<(f64, f
     Ok((rate, calls / to_f64(runs)))
 }
 
-/// From the first start that is published until the last run is let go.
+/// Runs per second, from the first published start to the last released run.
 async fn rate(cluster: &Cluster, runs: usize, who: Who) -> anyhow::Result<f64> {
     let store = cluster.store().await?;
     let channel = bare::confirming(cluster).await?;
@@ -144,7 +144,7 @@ fn start(cluster: &Cluster, number: usize) -> anyhow::Result<Vec<u8>> {
     Ok(cluster.start(&run, "scripted", &[vec!["exit", "0"]]).body)
 }
 
-/// Every run has passed, on its first attempt.
+/// Checks that every run passed on its first attempt.
 async fn passed_once_each(cluster: &Cluster, runs: usize) -> anyhow::Result<()> {
     use runner::ports::Store as _;
     let store = cluster.store().await?;
@@ -159,7 +159,7 @@ async fn passed_once_each(cluster: &Cluster, runs: usize) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// How many calls that change or read something etcd has answered so far.
+/// The number of reads and writes that etcd has answered so far.
 async fn etcd_calls(services: &Services) -> anyhow::Result<f64> {
     let mut calls = 0.0;
     for url in services.etcd().urls {
@@ -177,7 +177,8 @@ async fn etcd_calls(services: &Services) -> anyhow::Result<f64> {
     Ok(calls)
 }
 
-/// Publish to claim, as seen by one who watches etcd; one run at a time, worker and floor in turn.
+/// The time from publish to claim as seen by a watcher of etcd. One run at a time, alternating
+/// between worker and floor.
 async fn latencies(services: &Services, count: usize, report: &mut Report) -> anyhow::Result<()> {
     let (ours, theirs) = (Cluster::new(services).await, Cluster::new(services).await);
     let executor = Arc::new(Scripted::default());
@@ -214,7 +215,7 @@ async fn latencies(services: &Services, count: usize, report: &mut Report) -> an
     Ok(())
 }
 
-/// One who publishes starts and watches what becomes of them.
+/// Publishes starts and watches their runs.
 struct Watched {
     who: Who,
     channel: lapin::Channel,
@@ -229,7 +230,7 @@ impl Watched {
         Ok(Self { who, channel: bare::confirming(cluster).await?, owners, _store: store })
     }
 
-    /// From the publication until the owner's key is seen. Returns once the run is let go.
+    /// The time from publishing to the owner key. Returns once the run is released.
     async fn claim(&mut self, cluster: &Cluster, number: usize) -> anyhow::Result<Duration> {
         let (exchange, key) = self.who.route();
         let body = start(cluster, number)?;

@@ -1,4 +1,4 @@
-//! A virtual host, and workers of this process on it.
+//! A virtual host, and in-process workers on it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,15 +17,15 @@ use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-/// How long anything may take before the bench gives up.
+/// The timeout of every wait.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
-/// A virtual host of our own on the broker, and the etcd of all.
+/// A virtual host for this bench on the shared broker, and the shared etcd.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     pub(crate) services: Services,
     pub(crate) vhost: Vhost,
-    /// In every run id: what tells our keys from others'.
+    /// Part of every run id. Distinguishes this bench's keys from others'.
     pub(crate) tag: String,
 }
 
@@ -72,7 +72,7 @@ impl Cluster {
         })
     }
 
-    /// Starts a worker, and waits until its entry says that it takes work.
+    /// Starts a worker and waits until its entry is ready.
     pub(crate) async fn worker(
         &self,
         slots: usize,
@@ -99,7 +99,7 @@ impl Cluster {
         Ok(format!("r-{}-{name}", self.tag).parse()?)
     }
 
-    /// A start with its definition.
+    /// A start with an inline definition.
     pub(crate) fn start(&self, run: &RunId, image: &str, steps: &[Vec<&str>]) -> Message {
         let steps: Vec<Value> = steps.iter().map(|words| json!({ "cmd": words })).collect();
         let pipeline = json!({
@@ -115,7 +115,7 @@ impl Cluster {
         }
     }
 
-    /// Follows our runs' keys under a prefix, from now on.
+    /// Watches the keys of this bench's runs under a prefix, from now on.
     pub(crate) async fn watch(&self, store: &Etcd, prefix: &str) -> anyhow::Result<Changes> {
         use runner::ports::Store as _;
         let prefix = format!("{prefix}r-{}", self.tag);
@@ -124,7 +124,7 @@ impl Cluster {
     }
 }
 
-/// A worker of this process.
+/// A worker in this process.
 #[derive(Debug)]
 pub(crate) struct RunningWorker {
     shutdown: Shutdown,
@@ -132,14 +132,14 @@ pub(crate) struct RunningWorker {
 }
 
 impl RunningWorker {
-    /// Ends it as SIGTERM does.
+    /// Ends it like SIGTERM.
     pub(crate) async fn end(self) -> anyhow::Result<()> {
         self.shutdown.intake.cancel();
         Ok(self.task.await??)
     }
 }
 
-/// Waits until so many keys were removed.
+/// Waits until `count` keys are removed.
 pub(crate) async fn removals(changes: &mut Changes, count: usize) -> anyhow::Result<()> {
     let mut left = count;
     let counted = async {
@@ -154,7 +154,7 @@ pub(crate) async fn removals(changes: &mut Changes, count: usize) -> anyhow::Res
     in_time("all runs are let go", counted).await
 }
 
-/// Bounds a wait.
+/// Limits a wait.
 pub(crate) async fn in_time<T>(
     what: &str,
     work: impl Future<Output = anyhow::Result<T>>,

@@ -1,5 +1,5 @@
-//! (g) What a step costs that is a process of the host: a graph of so many that do nothing, by
-//! `bob-runner run`, beside a shell's own loop over the same commands. It needs no service.
+//! (g) The cost of a step on the host. `bob-runner run` runs a graph of trivial steps, compared
+//! with a shell loop over the same commands. Needs no services.
 
 use std::fs::File;
 use std::path::Path;
@@ -12,10 +12,10 @@ use tokio::process::Command;
 use crate::report::{Floor, Report, median, millis, to_f64};
 
 const PART: &str = "g";
-/// So many go on at once, here and there.
+/// The number of concurrent steps in both.
 const AT_ONCE: usize = 16;
 
-/// How much is measured.
+/// The size of the measurement.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Size {
     pub(crate) steps: usize,
@@ -53,7 +53,7 @@ pub(crate) async fn measure(size: Size, report: &mut Report) -> anyhow::Result<(
     Ok(())
 }
 
-/// A pipeline of so many steps, none of which waits for another.
+/// Writes a pipeline of independent steps.
 fn write(dir: &Path, steps: usize) -> anyhow::Result<()> {
     let step = |at| json!({ "name": format!("s{at}"), "executor": "local", "cmd": ["sh", "-c", "true"], "needs": [] });
     let steps: Vec<Value> = (0..steps).map(step).collect();
@@ -61,7 +61,7 @@ fn write(dir: &Path, steps: usize) -> anyhow::Result<()> {
     Ok(std::fs::write(dir.join("graph.json"), pipeline.to_string())?)
 }
 
-/// How long the program takes; every step has to have ended with 0.
+/// The program's duration. Every step must exit with 0.
 async fn run(dir: &Path, steps: usize) -> anyhow::Result<Duration> {
     let program = std::env::current_exe()?.with_file_name("bob-runner");
     let events = dir.join("events");
@@ -87,7 +87,7 @@ async fn run(dir: &Path, steps: usize) -> anyhow::Result<Duration> {
     Ok(took)
 }
 
-/// How long a shell takes for the same commands.
+/// A shell's duration for the same commands.
 async fn shell(steps: usize) -> anyhow::Result<Duration> {
     let begun = Instant::now();
     let line = format!("seq {steps} | xargs -P {AT_ONCE} -I{{}} sh -c true");

@@ -1,6 +1,6 @@
-//! (f) What many workers that have nothing to do ask of etcd: their leases, their looks, their entries.
-//! They are workers of this process on real connections to etcd; queue and stream are in memory, as
-//! idle ones ask nothing of a broker.
+//! (f) The load of many idle workers on etcd: leases, lookups and node entries. The workers are in
+//! this process with real connections to etcd. Queue and stream are in memory, because idle workers
+//! send nothing to a broker.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,17 +22,17 @@ use crate::cluster::{Cluster, in_time, new_node, options};
 use crate::report::{Floor, Goal, Report, to_f64};
 
 const PART: &str = "f";
-/// The time to live of a lease, as it is where nobody says otherwise.
+/// The default time to live of a lease.
 const LEASE: Duration = Duration::from_secs(10);
-/// What is asked at the start is over by then: every worker has renewed, looked and said that it is
-/// there.
+/// How long the start takes: afterwards every worker has renewed its lease, looked up open runs and
+/// written its entry.
 const SETTLE: Duration = Duration::from_secs(20);
-/// A look is made every 30 s.
+/// How long to measure. Workers look up runs every 30 s.
 const WATCH: Duration = Duration::from_secs(60);
-/// How many are started at a time.
+/// How many workers are started concurrently.
 const AT_ONCE: usize = 16;
 
-/// What etcd has counted until now.
+/// Requests counted by etcd so far.
 #[derive(Debug, Clone, Copy)]
 struct Counted {
     renewals: f64,

@@ -1,6 +1,6 @@
-//! (b) One step that writes much: lines and bytes a second from its container to the stream, every
-//! one of them looked at afterwards. The floor attaches to such a container and publishes what comes,
-//! as it comes, with confirms.
+//! (b) Output throughput of one step: lines and bytes per second from its container to the stream.
+//! Every line is checked afterwards. The floor attaches to such a container and publishes its
+//! output unchanged, with confirms.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,19 +22,19 @@ use crate::report::{Floor, Goal, Report, median, to_f64};
 use crate::rest::{self, Rest};
 
 const PART: &str = "b";
-/// Holds the lines as a file, so that their making costs the measured step nothing.
+/// Has the lines as a file, so that producing them costs the step nothing.
 const IMAGE: &str = "localhost/bench-lines";
 const SHOW: &[&str] = &["cat", "/lines"];
-/// As much as an event holds at most.
+/// The maximum size of an event, in bytes.
 const MESSAGE_BYTES: usize = 64 * 1024;
-/// How many messages are on their way at once.
+/// The maximum number of unconfirmed messages.
 const AHEAD: usize = 256;
 
-/// What is written, and how often.
+/// The size of the measurement.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Size {
     pub(crate) lines: usize,
-    /// Of each line, its newline included.
+    /// The length of a line, including its newline.
     pub(crate) bytes: usize,
     pub(crate) rounds: usize,
 }
@@ -44,7 +44,7 @@ impl Size {
         self.lines * self.bytes
     }
 
-    /// Its number, and dots up to its length.
+    /// A line's number, filled up with dots.
     fn line(self, number: usize) -> String {
         format!("{number:09} {}", ".".repeat(self.bytes.saturating_sub(11)))
     }
@@ -95,7 +95,7 @@ async fn make_image(rest: &mut Rest, base: &str, size: Size) -> anyhow::Result<(
     rest.remove_container(&container).await
 }
 
-/// Seconds from the start of the container until the last message is confirmed.
+/// Seconds from the start of the container to the last confirm.
 async fn floor(cluster: &Cluster, rest: &mut Rest, size: Size) -> anyhow::Result<f64> {
     let channel = bare::confirming(cluster).await?;
     let container = rest.create(IMAGE, SHOW).await?;
@@ -109,7 +109,7 @@ async fn floor(cluster: &Cluster, rest: &mut Rest, size: Size) -> anyhow::Result
             total += frame.len();
             message.extend_from_slice(frame);
         }
-        // What has come already goes with it, as far as it fits.
+        // Add output that has already arrived, as far as it fits.
         let more = frame.is_some() && !attached.buffer().is_empty();
         if !message.is_empty()
             && (!more
@@ -132,15 +132,15 @@ async fn floor(cluster: &Cluster, rest: &mut Rest, size: Size) -> anyhow::Result
     Ok(took)
 }
 
-/// Seconds from the event that the step starts to the event that the run has passed, which comes
-/// after every line is confirmed; and everything in between is looked at.
+/// Seconds from the step's start event to the run's passed event, which follows the confirms of all
+/// lines. Also checks everything in between.
 async fn step(cluster: &Cluster, size: Size, round: usize) -> anyhow::Result<f64> {
     let queue = AmqpQueue::connect(&cluster.amqp(new_node())).await?;
     let (store, run) = (cluster.store().await?, cluster.run(&format!("lines-{round}"))?);
     let mut open = cluster.watch(&store, names::OPEN).await?;
     queue.publish(Route::Jobs, cluster.start(&run, IMAGE, &[SHOW.to_vec()])).await?;
     removals(&mut open, 1).await?;
-    // Read only now, so that the reading does not cost what is measured anything.
+    // Read afterwards, so that reading does not slow the measurement down.
     let mut stream = cluster.events().await?.follow(Position::First).await?;
     let mut check = Check::new(size);
     let (mut begun, mut seq) = (None, 0);
@@ -168,7 +168,7 @@ async fn step(cluster: &Cluster, size: Size, round: usize) -> anyhow::Result<f64
     Ok(took)
 }
 
-/// Compares what was published with what was written, line by line.
+/// Compares the published lines with the written ones.
 struct Check {
     size: Size,
     lines: usize,

@@ -1,7 +1,6 @@
-//! What bob-runner costs, each figure beside its floor, measured in the same run.
+//! Measures what bob-runner costs. Each figure is compared with its floor from the same run.
 //!
-//! `just bench` starts services of its own for it. `docs/benchmarks.md` says what is measured, and
-//! how to read it.
+//! `just bench` starts services for it. `docs/benchmarks.md` explains the figures.
 
 #![allow(clippy::disallowed_methods, reason = "a bench has no task table")]
 
@@ -54,7 +53,7 @@ left out.
 
 const PARTS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
 
-/// How much of everything.
+/// The size of every measurement.
 struct Plan {
     parts: String,
     chains: Vec<Chain>,
@@ -114,7 +113,7 @@ impl Plan {
         }
     }
 
-    /// Whether no service is needed for it.
+    /// Whether it needs no services.
     fn is_alone(&self) -> bool {
         self.parts.split(',').all(|part| ["g", "h"].contains(&part))
     }
@@ -157,7 +156,7 @@ async fn main() -> anyhow::Result<()> {
     measured
 }
 
-/// What needs no service.
+/// The measurements without services.
 async fn alone(plan: &Plan, report: &mut Report) -> anyhow::Result<()> {
     if cfg!(debug_assertions) {
         say("this is a debug build: its figures are not those of a release");
@@ -179,7 +178,7 @@ async fn measure(plan: &Plan, services: &Services, report: &mut Report) -> anyho
     if peers.is_none() {
         say("podman's command line is left out: BOB_BENCH_ENTER is not set");
     }
-    // The shortest first; the one that leaves most behind in the engine last.
+    // Shortest first. The one that leaves most on the engine comes last.
     if plan.has("c") {
         say("c: claims");
         claims::measure(services, plan.claims, report).await?;
@@ -207,7 +206,7 @@ async fn measure(plan: &Plan, services: &Services, report: &mut Report) -> anyho
     Ok(())
 }
 
-/// What it was measured on.
+/// The environment of the measurement.
 async fn about(services: &Services) -> anyhow::Result<Value> {
     let mut engine = Rest::connect(services.get("CONTAINER_ENGINE_URL")).await?;
     let podman = engine.call(hyper::Method::GET, "/version", None).await?;

@@ -1,5 +1,5 @@
-//! (h) Output through the mask of a run's secrets, in this process. The floor is a search for the
-//! secrets as they are, in none of the forms in which they may be printed.
+//! (h) Masking the secrets of a run in output, in this process. The floor searches only for the
+//! plain secrets, not for the encoded forms in which they can be printed.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,18 +12,18 @@ use serde_json::json;
 use crate::report::{Floor, Goal, Report, median, to_f64};
 
 const PART: &str = "h";
-/// As an engine's connection brings it.
+/// The size of a read from an engine's connection.
 const PIECE: usize = 32 * 1024;
 const SECRETS: usize = 10;
 
-/// How much is masked, and how often.
+/// The size of the measurement.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Size {
     pub(crate) mebibytes: usize,
     pub(crate) rounds: usize,
 }
 
-/// Lines as programs write them, without a secret.
+/// Typical program output without a secret.
 fn lines(bytes: usize) -> Vec<u8> {
     let mut text = Vec::with_capacity(bytes + 128);
     let mut number = 0_u64;

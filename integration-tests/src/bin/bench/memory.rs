@@ -1,5 +1,5 @@
-//! (d) What a `bob-runner serve` of its own takes of memory: idle, and while so many runs write; and
-//! how long it takes to be ready.
+//! (d) Memory of a separate `bob-runner serve`, idle and during many writing runs, and its time to
+//! become ready.
 
 use std::time::{Duration, Instant};
 
@@ -20,12 +20,12 @@ use crate::report::{Floor, Goal, Report, median, millis};
 use crate::server::{Server, Settings};
 
 const PART: &str = "d";
-/// What settles after the start has settled by then.
+/// How long memory takes to settle after the start.
 const SETTLE: Duration = Duration::from_secs(5);
-/// For how long the runs are watched once all of them write.
+/// How long the runs are measured once all of them write.
 const WATCH: Duration = Duration::from_secs(10);
 const SAMPLE: Duration = Duration::from_millis(200);
-/// Writes 20 lines a second for ever.
+/// Writes 20 lines a second forever.
 const CHATTER: &str = "while :; do n=0; while [ $n -lt 20 ]; do \
     echo \"line $n of a step that goes on writing until it is stopped\"; n=$((n + 1)); done; \
     sleep 1; done";
@@ -107,7 +107,7 @@ async fn all_started(cluster: &Cluster, store: &Etcd, runs: usize) -> anyhow::Re
     }
 }
 
-/// What the stream has of one run so far.
+/// The published output of one run.
 #[derive(Debug, Default)]
 struct Seen {
     seq: u64,
@@ -131,7 +131,7 @@ impl Seen {
     }
 }
 
-/// Every run's events came, in order and without a gap, with every byte of its step; how many bytes.
+/// Checks that every run's events are complete and in order. Returns the number of bytes.
 async fn whole(cluster: &Cluster, ids: &[RunId]) -> anyhow::Result<u64> {
     let mut all: std::collections::HashMap<&RunId, Seen> =
         ids.iter().map(|run| (run, Seen::default())).collect();

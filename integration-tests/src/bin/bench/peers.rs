@@ -1,4 +1,4 @@
-//! podman's own command line, as the engine's user, on the engine's store.
+//! podman's own command line, run as the engine's user on the engine's store.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use tokio::process::Command;
 
-/// How a program is started beside the engine: `scripts/bench` makes it.
+/// Starts programs next to the engine. The command comes from `scripts/bench`.
 #[derive(Debug)]
 pub(crate) struct Peers {
     enter: String,
 }
 
-/// A container and an image of every step.
+/// A container and an image for every step.
 const RUN_AND_COMMIT: &str = r#"
 set -eu
 image=$1

@@ -1,16 +1,16 @@
-//! Figures, each beside its floor: a table for people, JSON for what comes after.
+//! Figures and their floors, as a table and as JSON.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// What a ratio is to reach.
+/// The target of a ratio.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Goal {
-    /// At most so many times the floor.
+    /// At most this multiple of the floor.
     AtMost(f64),
-    /// At least such a part of the floor.
+    /// At least this fraction of the floor.
     AtLeast(f64),
 }
 
@@ -30,7 +30,7 @@ impl Goal {
     }
 }
 
-/// What a figure is measured against, in the same run.
+/// The floor of a figure, from the same run.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Floor {
     pub(crate) what: String,
@@ -49,7 +49,7 @@ pub(crate) struct Figure {
 }
 
 impl Figure {
-    /// The value in units of its floor.
+    /// The value divided by its floor.
     pub(crate) fn ratio(&self) -> Option<f64> {
         self.floor.as_ref().map(|floor| self.value / floor.value)
     }
@@ -73,7 +73,7 @@ impl Figure {
     }
 }
 
-/// Everything that was measured.
+/// All figures.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     figures: Vec<Figure>,
@@ -81,7 +81,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// A figure without a floor.
+    /// Adds a figure without a floor.
     pub(crate) fn plain(
         &mut self,
         part: &'static str,
@@ -92,7 +92,7 @@ impl Report {
         self.figures.push(Figure { part, what: what.into(), unit, value, floor: None });
     }
 
-    /// A figure beside its floor.
+    /// Adds a figure with a floor.
     pub(crate) fn beside(
         &mut self,
         part: &'static str,
@@ -104,12 +104,12 @@ impl Report {
         self.figures.push(Figure { part, what: what.into(), unit, value, floor: Some(floor) });
     }
 
-    /// What the figures were made of: only in the JSON.
+    /// Adds details that appear only in the JSON.
     pub(crate) fn detail(&mut self, name: &str, value: Value) {
         self.details.insert(name.to_owned(), value);
     }
 
-    /// All of it.
+    /// The report as JSON.
     pub(crate) fn json(&self, about: &Value) -> Value {
         json!({
             "about": about,
@@ -118,7 +118,7 @@ impl Report {
         })
     }
 
-    /// The table.
+    /// The report as a table.
     pub(crate) fn table(&self) -> String {
         let head = ["", "figure", "value", "floor", "ratio", "goal", ""].map(str::to_owned);
         let mut rows = vec![head];
@@ -154,7 +154,7 @@ fn aligned(rows: &[[String; 7]]) -> String {
     for row in rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(widths) {
-            // A String takes whatever is written to it.
+            // Writing to a `String` cannot fail.
             write!(line, "{cell:width$}  ").unwrap_or_default();
         }
         table.push_str(line.trim_end());
@@ -163,7 +163,7 @@ fn aligned(rows: &[[String; 7]]) -> String {
     table
 }
 
-/// Three figures are enough of any.
+/// A number with about three significant digits.
 fn number(value: f64) -> String {
     if value >= 100.0 {
         format!("{value:.0}")
@@ -174,7 +174,7 @@ fn number(value: f64) -> String {
     }
 }
 
-/// The value that so many of a hundred are not above.
+/// The percentile of values.
 pub(crate) fn percentile(of: &[f64], percent: usize) -> f64 {
     let mut sorted = of.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -182,17 +182,17 @@ pub(crate) fn percentile(of: &[f64], percent: usize) -> f64 {
     sorted.get(at).copied().unwrap_or(f64::NAN)
 }
 
-/// The value in the middle.
+/// The median of values.
 pub(crate) fn median(of: &[f64]) -> f64 {
     percentile(of, 50)
 }
 
-/// In milliseconds.
+/// A duration in milliseconds.
 pub(crate) fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
-/// A count as a number.
+/// A count as a floating-point number.
 #[expect(clippy::cast_precision_loss, reason = "counts of some millions")]
 pub(crate) fn to_f64(count: usize) -> f64 {
     count as f64

@@ -1,8 +1,8 @@
-//! The engine's bare REST calls over its socket, and nothing around them: the floor of a step.
+//! The engine's bare REST calls over its socket: the floor of a step.
 //!
-//! One connection for all calls of a chain, one more for each attach, and the least that a step's
-//! container is told: image, command, no network, and the engine's init, without which a command
-//! would not hear SIGTERM.
+//! All calls of a chain share one connection, and each attach has its own. A container has the
+//! minimal settings of a step: image, command, no network, and the engine's init, without which a
+//! command would not receive SIGTERM.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub(crate) struct Rest {
     sender: SendRequest<Full<Bytes>>,
 }
 
-/// The frame of one piece of output: stream, nothing, length.
+/// The header of an output frame: stream, zeros, length.
 const FRAME_HEAD: usize = 8;
 
 impl Rest {
@@ -38,7 +38,7 @@ impl Rest {
         Ok(Self { socket: socket.into(), sender })
     }
 
-    /// One call; its answer.
+    /// Makes one call and returns the response.
     pub(crate) async fn call(
         &mut self,
         method: Method,
@@ -62,7 +62,7 @@ impl Rest {
         Ok(serde_json::from_slice(&bytes).unwrap_or_default())
     }
 
-    /// Makes a container; its id.
+    /// Creates a container and returns its id.
     pub(crate) async fn create(&mut self, image: &str, words: &[&str]) -> anyhow::Result<String> {
         let body = json!({
             "image": image, "command": words, "netns": { "nsmode": "none" }, "init": true,
@@ -93,7 +93,7 @@ impl Rest {
         self.call(Method::POST, &format!("/containers/{id}/start"), None).await.map(drop)
     }
 
-    /// Looks at a container until it has ended; its exit code.
+    /// Polls a container until it has ended. Returns its exit code.
     pub(crate) async fn ended(&mut self, id: &str) -> anyhow::Result<i64> {
         loop {
             let looked = self.call(Method::GET, &format!("/containers/{id}/json"), None).await?;
@@ -108,7 +108,7 @@ impl Rest {
         }
     }
 
-    /// Makes an image of a container; its id.
+    /// Commits a container and returns the image id.
     pub(crate) async fn commit(
         &mut self,
         container: &str,
@@ -121,7 +121,7 @@ impl Rest {
         id_of(&made)
     }
 
-    /// One step as bare as it can be: the image that it leaves, and its container.
+    /// Runs a minimal step. Returns its committed image and its container.
     pub(crate) async fn step(
         &mut self,
         image: &str,
@@ -137,19 +137,19 @@ impl Rest {
         Ok((self.commit(&id, None, squash).await?, id))
     }
 
-    /// Removes a container, if it is there.
+    /// Removes a container if it exists.
     pub(crate) async fn remove_container(&mut self, id: &str) -> anyhow::Result<()> {
         let path = format!("/containers/{id}?force=true&timeout=0&ignore=true");
         self.call(Method::DELETE, &path, None).await.map(drop)
     }
 
-    /// Removes an image and those below it that have no name.
+    /// Removes an image and its unnamed parents.
     pub(crate) async fn remove_image(&mut self, id: &str) -> anyhow::Result<()> {
         self.call(Method::DELETE, &format!("/images/{id}?force=true"), None).await.map(drop)
     }
 }
 
-/// The next piece of a container's output.
+/// The next frame of a container's output.
 pub(crate) async fn frame(from: &mut BufReader<UnixStream>) -> anyhow::Result<Option<Bytes>> {
     let mut head = [0; FRAME_HEAD];
     match from.read_exact(&mut head).await {

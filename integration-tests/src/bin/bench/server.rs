@@ -1,4 +1,4 @@
-//! A `bob-runner serve` of its own.
+//! A separate `bob-runner serve` process.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -15,7 +15,7 @@ use tokio::process::{Child, Command};
 use crate::cluster::{Cluster, in_time, new_node};
 use crate::report::to_f64;
 
-/// What differs between them.
+/// The settings that vary.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings {
     pub(crate) slots: usize,
@@ -29,7 +29,7 @@ impl Default for Settings {
     }
 }
 
-/// A `bob-runner serve`.
+/// A running `bob-runner serve`.
 #[derive(Debug)]
 pub(crate) struct Server {
     child: Child,
@@ -37,7 +37,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts it and waits until its entry says that it takes work: how long that took.
+    /// Starts a server and waits until its entry is ready. Also returns how long that took.
     pub(crate) async fn start(
         cluster: &Cluster,
         store: &Etcd,
@@ -86,7 +86,7 @@ impl Server {
         Ok((Self { child, pid }, begun.elapsed()))
     }
 
-    /// Its resident memory in megabytes.
+    /// The resident memory in megabytes.
     pub(crate) fn resident(&self) -> anyhow::Result<f64> {
         let status =
             std::fs::read_to_string(Path::new("/proc").join(self.pid.to_string()).join("status"))?;
@@ -103,7 +103,7 @@ impl Server {
         self.ended().await
     }
 
-    /// Waits for an end that was asked for.
+    /// Waits for a requested end.
     pub(crate) async fn ended(mut self) -> anyhow::Result<()> {
         let ended = in_time("the server ends", async { Ok(self.child.wait().await?) }).await?;
         ensure!(ended.success(), "the server ended with {ended}");
@@ -111,7 +111,7 @@ impl Server {
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        // It is our child and was not waited for: nobody else has its id.
+        // It is an unreaped child, so its id cannot belong to another process.
         let pid = Pid::from_raw(self.pid.try_into()?).context("an id")?;
         kill_process(pid, signal).context("a signal to a server")
     }

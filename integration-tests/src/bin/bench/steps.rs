@@ -1,5 +1,5 @@
-//! (a) What a step costs that does nothing: a whole run of so many steps, beside the bare REST calls
-//! of the same steps, the executor alone, and what podman's own command line offers.
+//! (a) The cost of a trivial step. A whole run is compared with the bare REST calls of its steps,
+//! with the executor alone, and with podman's own command line.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,21 +25,22 @@ use crate::rest::Rest;
 
 const PART: &str = "a";
 const TRIVIAL: &[&str] = &["true"];
-/// A chain of more layers than this cannot be mounted: the floor begins anew, as the executor does.
+/// A longer chain of layers cannot be mounted. The floor then starts over, as the executor
+/// squashes.
 const SQUASH_EVERY: usize = 60;
 
-/// Chains of so many steps, each so often.
+/// Chains of `steps` steps, measured `rounds` times.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Chain {
     pub(crate) steps: usize,
     pub(crate) rounds: usize,
 }
 
-/// The times of one length, a step, in milliseconds.
+/// The times for one length, per step, in milliseconds.
 #[derive(Debug, Default)]
 struct Times {
     worker: Vec<f64>,
-    /// Of the worker's: from its first `StepStarted` to its last `StepCompleted`.
+    /// The worker's time from its first `StepStarted` to its last `StepCompleted`.
     between: Vec<f64>,
     executor: Vec<f64>,
     floor: Vec<f64>,
@@ -76,7 +77,7 @@ pub(crate) async fn measure(
         cluster,
     };
     let worker = bench.cluster.worker(1, podman).await?;
-    // Caches of engine and kernel are warm afterwards, for all alike.
+    // Warms the caches of engine and kernel.
     bench.executor(2, "warm").await?;
     bench.floor(2).await?;
     let mut of_ten = None;
@@ -135,7 +136,7 @@ fn tell(steps: usize, times: &Times, report: &mut Report) {
 }
 
 impl Bench {
-    /// All of one length in turn, so that a busy machine is busy for all.
+    /// Measures one length, alternating between all, so that other load affects all of them.
     async fn chain(&self, chain: Chain, peers: Option<&Peers>) -> anyhow::Result<Times> {
         let mut times = Times::default();
         let a_step =
@@ -147,7 +148,7 @@ impl Bench {
             times.worker.push(a_step(whole));
             times.between.push(a_step(between));
             times.executor.push(a_step(self.executor(chain.steps, &name).await?));
-            // The peers take long and are far away: twice is enough.
+            // The command line takes long and is far slower, so two rounds are enough.
             if let Some(peers) = peers.filter(|_| round < 2 && chain.steps <= 50) {
                 let image = &self.image;
                 times.run_and_commit.push(a_step(peers.run_and_commit(image, chain.steps).await?));
@@ -157,7 +158,7 @@ impl Bench {
         Ok(times)
     }
 
-    /// The calls that the steps need, one after the other.
+    /// The calls that the steps need, in sequence.
     async fn floor(&self, steps: usize) -> anyhow::Result<Duration> {
         let mut rest = Rest::connect(&self.url).await?;
         let (mut image, mut made) = (self.image.clone(), Vec::new());
@@ -172,14 +173,14 @@ impl Bench {
         for (container, _) in &made {
             rest.remove_container(container).await?;
         }
-        // The last takes those below it along.
+        // Removing the last image also removes those below it.
         for (_, image) in made.iter().rev() {
             drop(rest.remove_image(image).await);
         }
         Ok(took)
     }
 
-    /// From the publication of a start to its ending event, as a reader of the stream sees it; and
+    /// The time from publishing a start to its ending event as a reader of the stream sees it, and
     /// the time between its first `StepStarted` and its last `StepCompleted`.
     async fn worker(&self, steps: usize, name: &str) -> anyhow::Result<(Duration, Duration)> {
         let run = self.cluster.run(name)?;
@@ -212,13 +213,13 @@ impl Bench {
             "run {run} of {steps} trivial steps: {completed} completed; {}",
             ending.message
         );
-        // What it made is removed before anything else is measured.
+        // Wait for the run's removal before the next measurement.
         removals(&mut open, 1).await?;
         let between = last.context("a step's end")?.0 - first.context("a step's start")?.0;
         Ok((took, Duration::from_millis(u64::try_from(between)?)))
     }
 
-    /// The executor without a worker: what it adds to the calls by itself.
+    /// Runs the steps with the executor but without a worker.
     async fn executor(&self, steps: usize, name: &str) -> anyhow::Result<Duration> {
         let podman = &*self.podman;
         let scope = RunScope {
@@ -259,7 +260,7 @@ impl Bench {
     }
 }
 
-/// Takes output and forgets it.
+/// Discards output.
 #[derive(Debug)]
 struct Nowhere;
 

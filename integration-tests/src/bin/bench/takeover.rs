@@ -1,5 +1,5 @@
-//! (e) What a lost worker costs: from its end to the first event of the next one, and how much of the
-//! run's work is done twice; and the same of a hand-over.
+//! (e) The cost of a lost worker: the time from its end to the next owner's first event, and the
+//! number of repeated steps. Measures a hand-over as well.
 
 use std::time::{Duration, Instant};
 
@@ -21,30 +21,30 @@ use crate::report::{Floor, Goal, Report, median, millis, percentile, to_f64};
 use crate::server::{Server, Settings};
 
 const PART: &str = "e";
-/// How long a lost worker is silent before its lease ends.
+/// The lease time of a worker, after which it counts as lost.
 const LEASE_SECONDS: u64 = 3;
-/// What the next owner may take beyond that.
+/// How much longer the next owner may take.
 const BEYOND_SECONDS: u64 = 2;
-/// The step that the worker is lost in takes as long as this.
+/// The duration in seconds of the step during which the worker is lost.
 const HELD: &str = "1";
 const STEPS: [&[&str]; 4] = [&["true"], &["true"], &["sleep", HELD], &["true"]];
-/// The place of that step.
+/// The position of that step.
 const HELD_STEP: &str = "2";
 
-/// How an owner goes.
+/// How a worker ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// SIGKILL.
     Killed,
-    /// SIGTERM, and no time to end what runs.
+    /// SIGTERM, without time for running steps to end.
     Asked,
 }
 
-/// What one change of owner cost.
+/// The cost of one change of owner.
 struct Cost {
-    /// From the signal to the next owner's first event.
+    /// The time from the signal to the next owner's first event.
     gap: Duration,
-    /// How many steps ran again.
+    /// The number of steps that ran again.
     repeated: usize,
 }
 
@@ -107,7 +107,7 @@ pub(crate) async fn measure(
     rig.end().await
 }
 
-/// Two servers, and who publishes to them.
+/// Two servers and a publisher.
 struct Rig<'a> {
     queue: AmqpQueue,
     servers: Vec<Server>,
@@ -132,7 +132,7 @@ impl Rig<'_> {
         Ok(costs)
     }
 
-    /// One run that loses its owner once.
+    /// One run that changes its owner once.
     async fn round(&mut self, way: Way, round: usize) -> anyhow::Result<Cost> {
         let run = self.cluster.run(&format!("{way:?}-{round}").to_lowercase())?;
         let steps: Vec<Vec<&str>> = STEPS.iter().map(|words| words.to_vec()).collect();
@@ -168,7 +168,7 @@ impl Rig<'_> {
         Ok(Cost { gap, repeated })
     }
 
-    /// The process that owns a run.
+    /// The process id of a run's owner.
     async fn owner(&self, run: &RunId) -> anyhow::Result<u32> {
         let entry = self.store.get(&names::owner_key(run)).await?.context("nobody owns it")?;
         let owner: OwnerEntry = serde_json::from_slice(&entry.value)?;
@@ -184,7 +184,7 @@ impl Rig<'_> {
     }
 }
 
-/// What the stream tells of one run.
+/// The events of one run.
 struct Told {
     run: RunId,
     stream: BoxStream<'static, Result<Published, runner::ports::EventsError>>,

@@ -1,5 +1,5 @@
-//! The broker as any client sees it: publishes until it is confirmed, reads the whole stream, and
-//! asks what waits.
+//! A plain client of the broker: publishes until confirmed, reads the whole stream, and counts
+//! waiting messages.
 
 use std::time::Duration;
 
@@ -18,13 +18,13 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// How long one attempt may take.
+/// The timeout of one attempt.
 const CALL: Duration = Duration::from_secs(10);
-/// How long a broker may be away; it is only ever restarted.
+/// How long a broker can be unavailable. It is only ever restarted.
 const PATIENCE: Duration = Duration::from_secs(180);
 const AGAIN: Duration = Duration::from_millis(300);
 
-/// Where the broker is.
+/// The address and the credentials of the broker.
 #[derive(Debug, Clone)]
 pub(crate) struct Address {
     pub(crate) url: String,
@@ -33,7 +33,7 @@ pub(crate) struct Address {
 }
 
 impl Address {
-    /// A channel of a connection of its own.
+    /// Opens a channel on a new connection.
     async fn channel(&self) -> anyhow::Result<Channel> {
         let mut uri: AMQPUri = self.url.parse().map_err(anyhow::Error::msg)?;
         uri.authority.userinfo.username.clone_from(&self.user);
@@ -42,13 +42,13 @@ impl Address {
             let connection = Connection::connect_uri(uri, ConnectionProperties::default()).await?;
             let channel = connection.create_channel().await?;
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            // The channel keeps its connection.
+            // The channel keeps its connection alive.
             anyhow::Ok(channel)
         };
         tokio::time::timeout(CALL, connecting).await?
     }
 
-    /// How many messages are ready in a queue.
+    /// The number of ready messages in a queue.
     pub(crate) async fn waiting(&self, queue: &str) -> anyhow::Result<u32> {
         let channel = self.channel().await?;
         let options = QueueDeclareOptions { passive: true, ..Default::default() };
@@ -56,7 +56,7 @@ impl Address {
         Ok(declared.message_count())
     }
 
-    /// Every event of the stream up to now, and what is none.
+    /// All events of the stream so far, and the messages that are not valid events.
     pub(crate) async fn told(&self) -> anyhow::Result<(Vec<Event>, Vec<String>)> {
         let last = uuid::Uuid::new_v4().to_string();
         let publisher = Publisher::new(self.clone());
@@ -85,7 +85,7 @@ impl Address {
     }
 }
 
-/// Publishes, whatever the broker does meanwhile.
+/// Publishes despite failures of the broker.
 pub(crate) struct Publisher {
     address: Address,
     channel: Mutex<Option<Channel>>,
@@ -96,7 +96,7 @@ impl Publisher {
         Self { address, channel: Mutex::new(None) }
     }
 
-    /// Publishes a command until it is confirmed: where a confirm is lost, it is published twice.
+    /// Publishes a command until it is confirmed. If a confirm is lost, it is published twice.
     pub(crate) async fn publish(
         &self,
         queue: &str,

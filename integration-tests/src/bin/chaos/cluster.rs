@@ -1,4 +1,4 @@
-//! Services of the rig's own, and three workers on them, each behind proxies of its own.
+//! The rig's own services, and three workers, each behind its own proxies.
 
 use std::fs::File;
 use std::net::SocketAddr;
@@ -14,29 +14,29 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::sync::{Mutex, MutexGuard};
 
-/// How many workers there are.
+/// The number of workers.
 pub(crate) const WORKERS: usize = 3;
-/// How many members etcd has.
+/// The number of etcd members.
 pub(crate) const MEMBERS: usize = 3;
-/// How long a worker may be silent.
+/// The lease time of a worker.
 pub(crate) const LEASE_TTL: Duration = Duration::from_secs(4);
-/// How many runs one worker has at once.
+/// The number of concurrent runs of a worker.
 pub(crate) const SLOTS: usize = 3;
-/// How many owners a run may lose at one step.
+/// How many owners a run can lose at one step.
 pub(crate) const MAX_LOSSES: u32 = 3;
-/// Where steps are kept in the registry.
+/// The repository for checkpoints.
 pub(crate) const CHECKPOINTS: &str = "checkpoints/rig";
-/// How long a worker that was asked to end may take; a broker that is away holds it up.
+/// The timeout for draining a worker. An unavailable broker delays it.
 const DRAIN_PATIENCE: Duration = Duration::from_secs(120);
 
-/// A worker's place: its home and its proxies stay while its processes come and go.
+/// A worker's place. Its home and proxies persist while its processes come and go.
 pub(crate) struct Worker {
     pub(crate) number: usize,
     pub(crate) amqp: Proxy,
-    /// One for each member.
+    /// One proxy per member.
     pub(crate) etcd: Vec<Proxy>,
     process: Option<Process>,
-    /// How many processes it has had.
+    /// The number of processes started so far.
     started: usize,
 }
 
@@ -45,10 +45,10 @@ struct Process {
     pid: u32,
 }
 
-/// Everything that runs.
+/// All services and workers.
 pub(crate) struct Cluster {
     own: OwnServices,
-    /// The second worker's engine, where it has one of its own.
+    /// The second worker's engine, if it has its own.
     other: Option<OwnServices>,
     dir: TempDir,
     program: PathBuf,
@@ -62,7 +62,7 @@ fn address(url: &str) -> anyhow::Result<SocketAddr> {
 }
 
 impl Cluster {
-    /// Starts the services, and no worker yet.
+    /// Starts the services, but no worker.
     pub(crate) async fn start(
         program: PathBuf,
         drain_seconds: u32,
@@ -112,19 +112,19 @@ impl Cluster {
         self.own.services().get("BOB_STORAGE_URLS").split(',').map(str::to_owned).collect()
     }
 
-    /// Every engine.
+    /// The URLs of all engines.
     pub(crate) fn engine_urls(&self) -> impl Iterator<Item = &str> {
         let services = [&self.own].into_iter().chain(&self.other);
         services.map(|own| own.services().get("CONTAINER_ENGINE_URL"))
     }
 
-    /// The engine of a worker: the second one may have its own.
+    /// The engine of a worker. The second worker can have its own.
     fn engine_url(&self, worker: &Worker) -> &str {
         let own = self.other.as_ref().filter(|_| worker.number == 2).unwrap_or(&self.own);
         own.services().get("CONTAINER_ENGINE_URL")
     }
 
-    /// The registry that steps are kept in, where there is more than one engine.
+    /// The checkpoint registry, used with more than one engine.
     pub(crate) fn registry(&self) -> Option<&str> {
         self.other.as_ref().map(|_| self.own.services().get("BOB_TEST_REGISTRY"))
     }
@@ -133,7 +133,7 @@ impl Cluster {
         self.own.services().get("BOB_TEST_IMAGE")
     }
 
-    /// `stop`, `start`, `kill` and so on of a service.
+    /// Runs `stop`, `start`, `kill` and so on for a service.
     pub(crate) async fn control(&self, verb: &str, service: &str) {
         match (service, &self.other) {
             ("podman-2", Some(other)) => other.control(verb, "podman").await,
@@ -141,22 +141,22 @@ impl Cluster {
         }
     }
 
-    /// The services that are engines, as `control` calls them.
+    /// The services that are engines, as named for `control`.
     pub(crate) fn engines(&self) -> &'static [&'static str] {
         if self.other.is_some() { &["podman", "podman-2"] } else { &["podman"] }
     }
 
-    /// A worker's place, once nobody else has it.
+    /// Waits for exclusive access to a worker's place.
     pub(crate) async fn worker(&self, place: usize) -> MutexGuard<'_, Worker> {
         self.workers[place].lock().await
     }
 
-    /// A worker's place, if nobody else has it.
+    /// Exclusive access to a worker's place, if it is free.
     pub(crate) fn free_worker(&self, place: usize) -> Option<MutexGuard<'_, Worker>> {
         self.workers[place].try_lock().ok()
     }
 
-    /// Starts a worker's next process.
+    /// Starts a new process for a worker.
     pub(crate) fn launch(&self, worker: &mut Worker) -> anyhow::Result<()> {
         worker.started += 1;
         let home = self.dir.path().join(format!("{}-{}", worker.number, worker.started));
@@ -183,15 +183,15 @@ impl Cluster {
             .env("CONTAINER_ENGINE_URL", self.engine_url(worker))
             .env("BOB_LEASE_TTL_SECONDS", LEASE_TTL.as_secs().to_string())
             .env("BOB_MAX_PARALLEL_RUNS", SLOTS.to_string())
-            // The machine's disk is not what is tried here.
+            // Ignore how full this host's disk is.
             .env("BOB_DISK_HIGH", "100")
             .env("BOB_DISK_LOW", "99")
-            // The steps call the rig, which listens on the host's loopback.
+            // The steps call the rig on the host's loopback.
             .env("BOB_NETWORKS", "host")
             .env("BOB_MAX_LOSSES", MAX_LOSSES.to_string())
             .env("BOB_KILL_GRACE_SECONDS", "2")
             .env("BOB_DRAIN_SECONDS", self.drain_seconds.to_string())
-            // A worker that starts while a service is away waits for it.
+            // A worker that starts during an outage waits for the service.
             .env("BOB_CONNECTION_RETRY_ATTEMPTS", "1000")
             .env("BOB_CONNECTION_RETRY_DELAY", "500")
             .current_dir(&home)
@@ -206,7 +206,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// What the workers' logs say that they must not: panics.
+    /// Panics in the workers' logs.
     pub(crate) fn panics(&self) -> anyhow::Result<Vec<String>> {
         let mut found = Vec::new();
         for log in logs(self.dir.path())? {
@@ -218,7 +218,7 @@ impl Cluster {
         Ok(found)
     }
 
-    /// Leaves the workers' logs where they are; the directory.
+    /// Keeps the workers' logs and returns their directory.
     pub(crate) fn keep_logs(&mut self) -> PathBuf {
         self.dir.disable_cleanup(true);
         self.dir.path().to_owned()
@@ -241,7 +241,7 @@ impl Worker {
         self.process.as_ref().map(|process| process.pid)
     }
 
-    /// What became of its process, where that has ended.
+    /// The exit status of its process, if it has ended.
     pub(crate) fn has_ended(&mut self) -> anyhow::Result<Option<String>> {
         let Some(process) = &mut self.process else { return Ok(None) };
         let Some(status) = process.child.try_wait()? else { return Ok(None) };
@@ -251,7 +251,7 @@ impl Worker {
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> anyhow::Result<()> {
-        // It is our child and was not waited for: nobody else has its id.
+        // It is an unreaped child, so its id cannot belong to another process.
         let pid = self.pid().context("a process")?;
         let pid = Pid::from_raw(pid.try_into()?).context("an id")?;
         kill_process(pid, signal).context("a signal to a worker")
@@ -265,7 +265,7 @@ impl Worker {
         Ok(())
     }
 
-    /// SIGTERM; what was wrong with its end, if anything was.
+    /// Sends SIGTERM and waits. Returns what was wrong with its end, if anything.
     pub(crate) async fn drain(&mut self) -> anyhow::Result<Option<String>> {
         if self.process.is_none() {
             return Ok(None);
@@ -286,7 +286,7 @@ impl Worker {
         Ok(wrong)
     }
 
-    /// Puts its connections right.
+    /// Repairs its connections.
     pub(crate) fn heal(&self) {
         self.amqp.heal();
         self.etcd.iter().for_each(Proxy::heal);

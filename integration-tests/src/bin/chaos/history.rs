@@ -1,5 +1,5 @@
-//! etcd's history: every change below `bob.`, from the first revision on, however often its members
-//! die meanwhile.
+//! Records every change of etcd below `bob.` from the first revision, despite failures of its
+//! members.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,11 +16,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::facts::{Change, Found, now};
 
-/// How long one question may take; a member that is asked may be the one that is down.
+/// The timeout of a request. The contacted member can be down.
 const CALL: Duration = Duration::from_secs(3);
-/// How often a question is asked before the answer is done without.
+/// How often a request is tried.
 const TRIES: usize = 6;
-/// The pause after a watch that broke.
+/// The pause after a broken watch.
 const AGAIN: Duration = Duration::from_millis(200);
 
 async fn client(url: &str) -> anyhow::Result<Client> {
@@ -32,7 +32,7 @@ async fn client(url: &str) -> anyhow::Result<Client> {
     Ok(tokio::time::timeout(CALL, Client::connect([url], Some(options))).await??)
 }
 
-/// Reads records.
+/// Reads records from etcd.
 #[derive(Debug, Clone)]
 pub(crate) struct Records {
     urls: Vec<String>,
@@ -43,7 +43,7 @@ impl Records {
         Self { urls }
     }
 
-    /// A run's record as it stands now, or `None` where nobody says.
+    /// A run's current record. `None` if no member answers.
     pub(crate) async fn of(&self, run: &protocol::id::RunId) -> Option<Found> {
         for url in self.urls.iter().cycle().take(TRIES) {
             let reading = tokio::time::timeout(CALL, read(url, &names::run_key(run))).await;
@@ -54,7 +54,7 @@ impl Records {
         None
     }
 
-    /// The members' numbers, from 1, of whoever leads and of those who do not, as far as they say.
+    /// The number of the leading member, counted from 1. `None` if it is unknown.
     pub(crate) async fn leader(&self) -> Option<usize> {
         for (place, url) in self.urls.iter().enumerate() {
             let asking = async {
@@ -93,13 +93,13 @@ async fn read(url: &str, key: &str) -> anyhow::Result<Option<Found>> {
     Ok(Some(Found { revision: entry.mod_revision(), record }))
 }
 
-/// What was seen so far.
+/// The changes seen so far.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     changes: Vec<Change>,
-    /// What stands.
+    /// The current values.
     live: BTreeMap<String, Vec<u8>>,
-    /// The keys of runs that have ended.
+    /// The record keys of ended runs.
     ended: BTreeSet<String>,
     revision: i64,
 }
@@ -119,18 +119,18 @@ impl Seen {
         self.changes.push(change);
     }
 
-    /// How many runs have ended.
+    /// The number of ended runs.
     pub(crate) fn ended(&self) -> usize {
         self.ended.len()
     }
 
-    /// The keys that stand below a prefix.
+    /// The current keys below a prefix.
     pub(crate) fn keys(&self, prefix: &str) -> Vec<String> {
         let below = self.live.range(prefix.to_owned()..);
         below.map(|(key, _)| key.clone()).take_while(|key| key.starts_with(prefix)).collect()
     }
 
-    /// How many nodes say that they take work.
+    /// The number of nodes that are ready.
     pub(crate) fn ready(&self) -> usize {
         let nodes = self.keys(names::NODES);
         let states = nodes.iter().filter_map(|key| {
@@ -145,7 +145,7 @@ fn is_ended(record: &[u8]) -> bool {
     serde_json::from_slice::<RunRecord>(record).is_ok_and(|record| record.status.is_ended())
 }
 
-/// The running recorder; it ends with this value.
+/// A running recorder. Dropping it ends the recording.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     records: Records,
@@ -170,21 +170,21 @@ impl Recorder {
         Self { records, seen, changed, task }
     }
 
-    /// Whether something holds for what was seen, now or as soon as it does, within a time.
+    /// Waits until `holds` is true for the changes seen. `false` after the timeout.
     pub(crate) async fn until(&self, within: Duration, holds: impl Fn(&Seen) -> bool) -> bool {
         let mut changed = self.changed.subscribe();
         let waiting = changed.wait_for(|()| holds(&lock(&self.seen)));
         tokio::time::timeout(within, waiting).await.is_ok()
     }
 
-    /// Looks at what was seen.
+    /// Reads the changes seen so far.
     pub(crate) fn look<T>(&self, at: impl FnOnce(&Seen) -> T) -> T {
         at(&lock(&self.seen))
     }
 
     /// All changes up to now.
     pub(crate) async fn changes(&self) -> anyhow::Result<Vec<Change>> {
-        // Other keys are changed by nobody: the newest revision is one of ours, or a lease's.
+        // Nobody else writes here, so the newest revision is seen by the watch.
         let newest = self.records.revision().await?;
         let all = self.until(Duration::from_secs(60), |seen| seen.revision >= newest).await;
         ensure!(all, "the history ends at {}, before {newest}", self.look(|seen| seen.revision));
@@ -200,7 +200,7 @@ impl Drop for Recorder {
 
 async fn record(urls: Vec<String>, seen: Arc<Mutex<Seen>>, changed: watch::Sender<()>) {
     for url in urls.iter().cycle() {
-        // A member that is away, or without a leader, is left for the next one.
+        // If a member is down or has no leader, continue with the next one.
         drop(follow(url, &seen, &changed).await);
         tokio::time::sleep(AGAIN).await;
     }

@@ -1,5 +1,5 @@
-//! What steps say of themselves, over HTTP. A step opens a connection that it holds until it ends:
-//! however it ends, the kernel closes it, and no sooner than its last process is gone.
+//! Records reports of steps over HTTP. A step holds a connection until it ends. However it ends,
+//! the kernel closes the connection when its last process is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -18,17 +18,17 @@ use tokio_util::task::TaskTracker;
 use crate::facts::{Begun, now};
 use crate::history::Records;
 
-/// How long a step may be between its two requests.
+/// The maximum time between a step's two requests.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A request's head is small.
+/// The maximum size of a request's head, in bytes.
 const HEAD: usize = 4096;
 
 #[derive(Default)]
 struct State {
-    /// The number of the next begin or end.
+    /// The number of the next start or end.
     next: u64,
     begun: Vec<Begun>,
-    /// A second handle of each connection that is held, by its place in `begun`.
+    /// A second handle of each open connection, by index in `begun`.
     open: BTreeMap<usize, std::net::TcpStream>,
     tokens: BTreeSet<String>,
     /// Flaky steps that have failed once.
@@ -48,8 +48,8 @@ impl State {
         }
     }
 
-    /// Notes a step's begin. Others of the same step that the kernel knows to be gone have ended
-    /// before, whether their tasks have heard of it or not.
+    /// Records the start of a step. First records the end of earlier executions whose connections
+    /// the kernel has closed, even if their tasks have not noticed yet.
     fn begin(&mut self, of: &Hold, stream: std::net::TcpStream) -> usize {
         let same = |place: &usize| {
             let begun = &self.begun[*place];
@@ -70,7 +70,7 @@ impl State {
     }
 }
 
-/// Whether the other side of a non-blocking connection is gone.
+/// Whether the peer of a non-blocking connection has closed it.
 fn is_closed(stream: &std::net::TcpStream) -> bool {
     let mut byte = [0];
     match stream.peek(&mut byte) {
@@ -91,7 +91,7 @@ impl Inner {
     }
 }
 
-/// The running journal; it ends with this value.
+/// A running journal. Dropping it ends the server.
 pub(crate) struct Journal {
     at: SocketAddr,
     inner: Arc<Inner>,
@@ -115,7 +115,7 @@ impl Journal {
                         let Ok((stream, _)) = accepted else { continue };
                         let inner = Arc::clone(&serving);
                         open.spawn(async move {
-                            // Whoever asks in another way, or is killed meanwhile, gets no answer.
+                            // Invalid or aborted requests get no response.
                             drop(inner.serve(stream).await);
                         });
                     }
@@ -129,12 +129,12 @@ impl Journal {
         format!("http://{}", self.at)
     }
 
-    /// Every step that has begun until now.
+    /// Every step execution so far.
     pub(crate) fn begun(&self) -> Vec<Begun> {
         self.inner.lock().begun.clone()
     }
 
-    /// How many steps run.
+    /// The number of running steps.
     pub(crate) fn running(&self) -> usize {
         self.inner.lock().open.len()
     }
@@ -188,7 +188,7 @@ impl Inner {
         let holding = async {
             drop(stream.write_all(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n").await);
             let mut rest = [0; 64];
-            // Nothing more is said on it: what comes is its end.
+            // The step sends nothing more, so reading waits for the end.
             while let Ok(1..) = stream.read(&mut rest).await {}
             self.lock().end(place);
         };
@@ -204,7 +204,7 @@ impl Inner {
     }
 }
 
-/// `GET /<what>/<run>/<step>/<token>/<engine>`.
+/// Parses `GET /<what>/<run>/<step>/<token>/<engine>`.
 async fn request(stream: &mut TcpStream) -> anyhow::Result<(String, Hold)> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {

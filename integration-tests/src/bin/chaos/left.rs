@@ -1,5 +1,5 @@
-//! The end of a history: waits until everything has come to rest, ends the workers, and looks for
-//! what is left over.
+//! The end of a history: waits until all runs have ended, ends the workers, and looks for
+//! leftovers.
 
 use std::time::Duration;
 
@@ -16,11 +16,11 @@ use crate::journal::Journal;
 use crate::nemesis::Log;
 use crate::{SETTLING, say};
 
-/// How long after the last end something may still be there.
+/// How long the cleanup can take after the last run has ended.
 const TIDYING: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// Fills in what is known only at the end.
+/// Adds the facts that are known only at the end.
 pub(crate) async fn settle(
     cluster: &Cluster,
     recorder: &Recorder,
@@ -38,8 +38,8 @@ pub(crate) async fn settle(
     if !at_rest {
         say("not every run has come to its end");
     }
-    // What a run has left on an engine that it went away from is found by that engine's next sweep: a
-    // worker sweeps soon after its start.
+    // A run that moved to another engine leaves objects that the next sweep of the old engine
+    // finds. A worker sweeps soon after its start.
     if cluster.engines().len() > 1 {
         leave(cluster, log).await?;
         for place in 0..WORKERS {
@@ -62,7 +62,7 @@ pub(crate) async fn settle(
     Ok(())
 }
 
-/// Asks every worker to end.
+/// Drains every worker.
 async fn leave(cluster: &Cluster, log: &Log) -> anyhow::Result<()> {
     for place in 0..WORKERS {
         let mut worker = cluster.worker(place).await;
@@ -76,7 +76,7 @@ async fn leave(cluster: &Cluster, log: &Log) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is left over, once as little of it is left as will be.
+/// The leftovers, once they no longer decrease.
 async fn looked(
     cluster: &Cluster,
     journal: &Journal,
@@ -84,8 +84,8 @@ async fn looked(
 ) -> anyhow::Result<Vec<String>> {
     let end = Instant::now() + TIDYING;
     loop {
-        // An image that goes at that moment makes the engine's list fail; one that a killed commit
-        // left without its parts makes it fail for good.
+        // A concurrent removal of an image makes the engine's listing fail once. An image left half
+        // made by a killed commit makes it fail permanently.
         let mut left = Vec::new();
         for url in cluster.engine_urls() {
             let found = in_engine(url).await.unwrap_or_else(|cause| {
@@ -114,11 +114,11 @@ async fn looked(
     }
 }
 
-/// The tags of kept steps.
+/// The tags of checkpoints.
 async fn in_registry(host: &str) -> anyhow::Result<Vec<String>> {
     let url = format!("http://{host}/v2/{CHECKPOINTS}/tags/list");
     let answer = reqwest::get(url).await?;
-    // A repository that nothing was pushed to is not known.
+    // A repository does not exist before the first push.
     if answer.status() == reqwest::StatusCode::NOT_FOUND {
         return Ok(Vec::new());
     }

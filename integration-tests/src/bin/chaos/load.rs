@@ -1,5 +1,5 @@
-//! The runs: drawn from the seed, published as any client would, some of them twice, some of them
-//! stopped.
+//! The load: runs drawn from the seed and published like those of any client. Some are published
+//! twice, and some are stopped.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,45 +16,46 @@ use crate::broker::Publisher;
 use crate::facts::{Outcome, Plan};
 use crate::history::Recorder;
 
-/// Prints what tells the engine from others: where its layers lie, which the kernel shows in here.
+/// Prints an identifier of the engine: the directory of its layers, as the kernel shows it in the
+/// step.
 const ENGINE: &str =
     "sed -n 's|.*,upperdir=\\([^,]*\\)/overlay/.*|\\1|p' /proc/self/mountinfo | md5sum | cut -c1-8";
 
-/// What a step does beside saying that it is there.
+/// What a step does after it has reported its start.
 #[derive(Debug, Clone, Copy)]
 enum Work {
-    /// Takes a while.
+    /// Sleeps for a while.
     Sleep,
     /// Writes lines for a while.
     Lines,
-    /// Takes a while, and heeds no SIGTERM.
+    /// Sleeps and ignores SIGTERM.
     Stubborn,
-    /// Fails at its first try, and has three.
+    /// Fails at the first of three attempts.
     Flaky,
-    /// Ends with 7.
+    /// Exits with 7.
     Fails,
 }
 
-/// A run that is to be published.
+/// A run to publish.
 pub(crate) struct Order {
     pub(crate) plan: Plan,
     pub(crate) body: Value,
-    /// When its end is asked for.
+    /// When to stop it.
     pub(crate) stop_after: Option<Duration>,
     pub(crate) times: u32,
 }
 
-/// What the load is made of.
+/// The size of the load.
 #[derive(Debug, Clone)]
 pub(crate) struct Size {
     pub(crate) seed: u64,
-    /// How many runs.
+    /// The number of runs.
     pub(crate) runs: usize,
-    /// When nothing new is published any more.
+    /// When to stop publishing.
     pub(crate) until: Instant,
-    /// How many may be open at a time.
+    /// The maximum number of open runs.
     pub(crate) open: usize,
-    /// Every run is to pass.
+    /// Whether every run must pass.
     pub(crate) is_gentle: bool,
 }
 
@@ -64,7 +65,7 @@ pub(crate) struct Draw {
     is_gentle: bool,
     tag: String,
     image: String,
-    /// Where steps report.
+    /// The URL for reports of steps.
     url: String,
 }
 
@@ -123,8 +124,8 @@ impl Draw {
         all.choose(&mut self.random).copied().unwrap_or(Work::Sleep)
     }
 
-    /// A step: it says that it is there, and goes on once that was heard; it leaves its number
-    /// behind, and the last one tells what all have left.
+    /// A step. It reports its start and continues when that is confirmed. It leaves its number in a
+    /// file, and the last step prints all of them.
     fn step(&mut self, run: &str, step: usize, is_last: bool, work: Work) -> Value {
         let url = self.url.clone();
         let says = if matches!(work, Work::Flaky) { "flaky" } else { "begin" };
@@ -160,8 +161,8 @@ impl Draw {
     }
 }
 
-/// Publishes runs, as many at a time as may be open, until there are enough or the time is over; the
-/// runs that were published.
+/// Publishes runs, with a limit on open ones, until there are enough or the time is over. Returns
+/// the published runs.
 pub(crate) async fn publish(
     size: &Size,
     draw: &mut Draw,

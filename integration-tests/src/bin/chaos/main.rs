@@ -1,8 +1,8 @@
-//! Runs workers on RabbitMQ, etcd and podman while everything around them fails, and holds what
-//! came of it against the invariants.
+//! Runs workers on RabbitMQ, etcd and podman while faults are injected everywhere, and checks the
+//! invariants afterwards.
 //!
-//! `just chaos` starts services of its own for it. `docs/chaos.md` says what is injected, what is
-//! checked, and how to read the report.
+//! `just chaos` starts services for it. `docs/chaos.md` describes the faults, the checks, and how
+//! to read the report.
 
 mod broker;
 mod check;
@@ -49,10 +49,10 @@ chaos [--seed N] [--runs N] [--minutes N] [--nemeses KINDS] [--rolling] [--engin
 
 It starts services of its own, and ends with 1 where an invariant does not hold.
 ";
-/// How long the last runs may take once nothing is wrong any more.
+/// How long the last runs can take after the last fault.
 const SETTLING: Duration = Duration::from_secs(180);
 
-/// What is to be done.
+/// The settings of a history.
 struct Plan {
     seed: u64,
     runs: usize,
@@ -125,7 +125,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     };
     let (mut interrupt, mut terminate) =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    // What was started ends with the values that stand for it, so this must end them.
+    // Dropping the future ends everything that was started, so it must be dropped here.
     let facts = tokio::select! {
         biased;
         _ = interrupt.recv() => bail!("interrupted"),
@@ -137,7 +137,7 @@ async fn main() -> anyhow::Result<ExitCode> {
     Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Plays a whole history; what was seen of it.
+/// Plays a whole history and returns the facts.
 async fn history(plan: &Plan) -> anyhow::Result<Facts> {
     let engines = plan.engines;
     say(&format!("starting RabbitMQ, three members of etcd, and podman ({engines})"));
@@ -190,7 +190,7 @@ async fn play(plan: &Plan, cluster: &Arc<Cluster>) -> anyhow::Result<Facts> {
         } else {
             nemesis.run(plan.kinds.clone(), plan.seed).await
         };
-        // Without its nemeses a history is not worth going on with.
+        // A failed nemesis makes the history useless, so stop everything.
         stop.cancel();
         vexed
     };

@@ -1,5 +1,5 @@
-//! What goes wrong: drawn from the seed, one fault after the other for the workers and another row
-//! of them for the services, so that both meet.
+//! Injects faults drawn from the seed: one sequence for the workers, and a concurrent one for the
+//! services.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,19 +17,19 @@ use crate::facts::{Injected, now, seconds};
 use crate::history::Records;
 use crate::say;
 
-/// Faults of a worker, or of its connections.
+/// Faults of a worker or its connections.
 const OF_WORKERS: &[&str] = &["kill", "pause", "drain", "cut", "refuse", "silence", "slow"];
 /// Faults of a service.
 const OF_SERVICES: &[&str] = &["broker", "member", "leader", "podman"];
-/// How often a worker is replaced that is asked to leave: of the three, one each time.
+/// The pause between two replacements of drained workers.
 const ROLL_EVERY: Duration = Duration::from_secs(20);
 
-/// Every kind that `--nemeses` knows.
+/// Every kind that `--nemeses` accepts.
 pub(crate) fn kinds() -> impl Iterator<Item = &'static str> {
     OF_WORKERS.iter().chain(OF_SERVICES).copied()
 }
 
-/// What was injected, and what went wrong with it.
+/// The injected faults, and problems with them.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
     pub(crate) injected: Mutex<Vec<Injected>>,
@@ -55,7 +55,7 @@ impl Log {
     }
 }
 
-/// All that a nemesis needs.
+/// The context of a nemesis.
 #[derive(Clone)]
 pub(crate) struct Nemesis {
     pub(crate) cluster: Arc<Cluster>,
@@ -65,7 +65,7 @@ pub(crate) struct Nemesis {
 }
 
 impl Nemesis {
-    /// Injects faults of these kinds until it is stopped, and puts everything right.
+    /// Injects faults of these kinds until it is stopped, then repairs everything.
     pub(crate) async fn run(self, kinds: Vec<&'static str>, seed: u64) -> anyhow::Result<()> {
         let pick = |of: &[&'static str]| {
             of.iter().filter(|kind| kinds.contains(kind)).copied().collect::<Vec<_>>()
@@ -79,7 +79,7 @@ impl Nemesis {
         one.and(two).and(three)
     }
 
-    /// Replaces one worker after the other, each asked to leave, until it is stopped.
+    /// Drains and replaces one worker after the other until it is stopped.
     pub(crate) async fn roll(self) -> anyhow::Result<()> {
         let rolling = async {
             let mut next = Instant::now();
@@ -120,7 +120,7 @@ impl Nemesis {
             let length = LEASE_TTL.mul_f64(random.random_range(0.3..3.0));
             let this = self.clone();
             faults.spawn(async move {
-                // One that is vexed already is spared.
+                // Skip a worker that already has a fault.
                 if let Some(mut worker) = this.cluster.free_worker(place) {
                     this.on_worker(kind, &mut worker, length).await?;
                 }
@@ -164,7 +164,7 @@ impl Nemesis {
         Ok(())
     }
 
-    /// The length says also which of its connections: a third each.
+    /// The length also selects the affected connections: a third each.
     async fn on_connections(&self, kind: &str, worker: &Worker, length: Duration) {
         let both = [&worker.amqp].into_iter().chain(&worker.etcd);
         let part = length.as_millis() % 3;
@@ -185,7 +185,8 @@ impl Nemesis {
             sleep(length).await;
         }
         worker.heal();
-        // What was silent for long is dead in the eyes of one side; the other may not know yet.
+        // After a long silence, one side can consider the connection dead and the other not. Close
+        // it.
         if kind == "silence" && length > LEASE_TTL {
             met.iter().for_each(|proxy| proxy.cut());
         }
@@ -198,11 +199,12 @@ impl Nemesis {
     ) -> anyhow::Result<()> {
         while !kinds.is_empty() && self.pauses(&mut random, 4000, 10_000).await {
             let kind = kinds.choose(&mut random).copied().unwrap_or("member");
-            // Asked to end, podman's service waits for whoever is attached, and refuses all others.
+            // A stopped podman service waits for attached clients and rejects all others, so kill
+            // it.
             let is_kill = kind == "podman" || random.random_bool(0.5);
             let verb = if is_kill { "kill" } else { "stop" };
             let member = random.random_range(1..=MEMBERS);
-            // A worker waits 5 s for its engine before it gives a step up.
+            // A worker waits 5 s for its engine before it fails a step.
             let most = if kind == "podman" { 2000 } else { 5000 };
             let away = Duration::from_millis(random.random_range(0..most));
             let from = now();
@@ -227,7 +229,7 @@ impl Nemesis {
         Ok(())
     }
 
-    /// Sees that no worker ends by itself, and starts another where one does.
+    /// Restarts workers that end by themselves, and records that as a mishap.
     async fn watch_over(&self) -> anyhow::Result<()> {
         loop {
             tokio::select! {

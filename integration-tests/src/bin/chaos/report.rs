@@ -1,4 +1,4 @@
-//! What was done, and what came of it: a table for people.
+//! The report of a history, as a table.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -11,12 +11,12 @@ use protocol::time::Millis;
 use crate::check::{self, Owner, Story};
 use crate::facts::{Facts, Outcome, seconds};
 
-/// What is shown of a long list.
+/// The maximum number of items shown of a list.
 const MOST: usize = 60;
 
-/// One line of a table.
+/// Adds a line.
 fn row(table: &mut String, what: &str, value: &str) {
-    // A String takes whatever is written to it.
+    // Writing to a `String` cannot fail.
     writeln!(table, "{what:44}{value}").unwrap_or_default();
 }
 
@@ -78,7 +78,7 @@ fn endings(stories: &[Story<'_>], table: &mut String) {
     row(table, "of these made to fail, and to be stopped", &format!("{fails}, {stopped}"));
 }
 
-/// How runs changed hands, and how long that took.
+/// How runs changed owners, and how long that took.
 fn takeovers(facts: &Facts, stories: &[Story<'_>], table: &mut String) {
     let pids = pids(facts);
     let (mut lost, mut handed) = (Vec::new(), 0);
@@ -111,7 +111,7 @@ fn takeovers(facts: &Facts, stories: &[Story<'_>], table: &mut String) {
     );
 }
 
-/// What an owner said of how it came to the run, and when.
+/// An owner's reason for resuming the run, and its time.
 fn resumed<'a>(story: &Story<'a>, owner: &Owner) -> Option<(&'a str, Millis)> {
     let mut told = story.told.iter();
     told.find_map(|told| {
@@ -121,7 +121,7 @@ fn resumed<'a>(story: &Story<'a>, owner: &Owner) -> Option<(&'a str, Millis)> {
     })
 }
 
-/// The processes of the nodes.
+/// The process ids of the nodes.
 fn pids(facts: &Facts) -> BTreeMap<String, u32> {
     let nodes = facts.changes.iter().filter(|change| change.key.starts_with(names::NODES));
     nodes
@@ -132,7 +132,7 @@ fn pids(facts: &Facts) -> BTreeMap<String, u32> {
         .collect()
 }
 
-/// When the last fault before a time hit an owner.
+/// The time of the last fault of an owner before a time.
 fn hit(
     facts: &Facts,
     pids: &BTreeMap<String, u32>,

@@ -1,4 +1,4 @@
-//! What holds for events.
+//! Invariants of events.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use protocol::run::{Status, StepRecord, StepStatus};
 
 use super::{Say, Story};
 
-/// The events of one epoch, each once, in the order of their numbers.
+/// The events of one epoch without duplicates, ordered by number.
 fn of_epoch<'a>(story: &Story<'a>, epoch: i64) -> BTreeMap<u64, &'a Event> {
     let told = story.told.iter().copied();
     told.filter(|event| event.epoch.map(|epoch| epoch.0) == Some(epoch))
@@ -15,7 +15,7 @@ fn of_epoch<'a>(story: &Story<'a>, epoch: i64) -> BTreeMap<u64, &'a Event> {
         .collect()
 }
 
-/// I5: of the epoch that ended the run every event was told, and none after its end.
+/// I5: the epoch that ended the run has all its events, and none after its ending.
 pub(super) fn have_no_gap(story: &Story<'_>, say: &mut Say<'_>) {
     let Some(ending) = story.told.iter().find(|told| told.reason.is_ending()) else { return };
     let (Some(epoch), Some(seq)) = (ending.epoch, ending.seq) else {
@@ -37,7 +37,7 @@ pub(super) fn have_no_gap(story: &Story<'_>, say: &mut Say<'_>) {
     }
 }
 
-/// I5: what is told again under a number is the same.
+/// I5: events with the same number are identical.
 pub(super) fn are_the_same_each_time(story: &Story<'_>, say: &mut Say<'_>) {
     let mut told: BTreeMap<(i64, u64), &Event> = BTreeMap::new();
     for event in &story.told {
@@ -49,8 +49,8 @@ pub(super) fn are_the_same_each_time(story: &Story<'_>, say: &mut Say<'_>) {
     }
 }
 
-/// What one stream of a step came to, by its `Log` events: the bytes, or where one did not follow
-/// the one before.
+/// The length of one stream of a step according to its `Log` events, or the position of the first
+/// gap.
 fn bytes(events: &BTreeMap<u64, &Event>, step: &StepRecord, of: LogStream) -> Result<u64, u64> {
     let mut bytes = 0;
     for event in events.values() {
@@ -70,9 +70,9 @@ fn bytes(events: &BTreeMap<u64, &Event>, step: &StepRecord, of: LogStream) -> Re
     Ok(bytes)
 }
 
-/// I5: of each step that passed, what was told begins at its first byte and goes on without a gap;
-/// under an owner that was not lost it is all of it. The last step tells which steps have left
-/// something behind: each once.
+/// I5: the published output of each passed step begins at its first byte and has no gap. If its
+/// owner was not lost, it is complete. The last step prints which steps left something behind, each
+/// once.
 pub(super) fn tell_every_byte(story: &Story<'_>, say: &mut Say<'_>) {
     let Some(last) = story.last() else { return };
     for step in last.steps.iter().filter(|step| step.status == StepStatus::Passed) {
@@ -84,12 +84,12 @@ pub(super) fn tell_every_byte(story: &Story<'_>, say: &mut Say<'_>) {
             [(LogStream::Stdout, step.stdout_bytes), (LogStream::Stderr, step.stderr_bytes)]
         {
             match bytes(&events, step, of) {
-                // What a lost owner had not told yet is lost with it; the record says how much.
+                // Output that a lost owner had not published is lost. The record has its length.
                 Ok(told) if told == recorded || (told < recorded && !is_kept) => {}
                 Ok(told) => {
                     say(format!("I5: step {} wrote {recorded}, and {told} were told", step.name));
                 }
-                // What follows a gap of a lost owner is what had been on its way.
+                // After a gap of a lost owner, output that was in transit can follow.
                 Err(_) if !is_kept => {}
                 Err(at) => say(format!("I5: of step {} what follows {at} is missing", step.name)),
             }
@@ -100,7 +100,7 @@ pub(super) fn tell_every_byte(story: &Story<'_>, say: &mut Say<'_>) {
     }
 }
 
-/// I5: a step's end is told with the numbers that are recorded.
+/// I5: a step's completion event has the recorded numbers.
 fn completed_as_recorded(events: &BTreeMap<u64, &Event>, step: &StepRecord, say: &mut Say<'_>) {
     for event in events.values() {
         let Reason::StepCompleted { stdout_bytes, stderr_bytes, .. } = event.reason else {
@@ -138,13 +138,13 @@ fn leaves_each_once(story: &Story<'_>, say: &mut Say<'_>) {
     let numbers: Vec<String> = (0..story.plan.steps).map(|step| step.to_string()).collect();
     let expected = format!("did {}", numbers.join(" "));
     let told = text.iter().flat_map(|text| text.lines()).find(|line| line.starts_with("did "));
-    // Where the last step had passed before, its text stands in the epoch in which it did.
+    // If the last step had passed before, its text is in the earlier epoch.
     if told != Some(&expected) && !repeats_last {
         say(format!("I3: the last step found {told:?}, not {expected:?}"));
     }
 }
 
-/// Whether the owner of an epoch saw the run to its end, or let go of it in good order.
+/// Whether the owner of an epoch finished or released the run in an orderly way.
 fn was_kept(story: &Story<'_>, epoch: i64) -> bool {
     let versions = story.versions.iter().rev();
     let mut of_epoch =

@@ -1,5 +1,5 @@
-//! The invariants, held against everything that was recorded, told and run. Their numbers are those
-//! of `docs/chaos.md`. What holds, holds under every fault.
+//! Checks the invariants against everything that was recorded, published and run. They are numbered
+//! as in `docs/chaos.md`. They hold under every fault.
 
 mod events;
 mod steps;
@@ -15,32 +15,32 @@ use protocol::run::{Cause, OwnerEntry, RunRecord, Status};
 
 use crate::facts::{Begun, Change, Facts, Outcome, Plan, seconds};
 
-/// A record as it once stood.
+/// A version of a record.
 pub(crate) struct Version {
     pub(crate) revision: i64,
-    /// When the rig saw it: not before it stood.
+    /// When the rig saw it, which is not before it was written.
     pub(crate) seen: protocol::time::Millis,
     pub(crate) record: RunRecord,
 }
 
-/// An owner: its epoch, and who it was.
+/// An owner's epoch and node.
 pub(crate) struct Owner {
     pub(crate) epoch: i64,
     pub(crate) node: Option<NodeId>,
 }
 
-/// All that is known of one run.
+/// Everything known about one run.
 pub(crate) struct Story<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) versions: Vec<Version>,
     pub(crate) owners: Vec<Owner>,
-    /// When a stop was first recorded.
+    /// The revision of the first recorded stop.
     stopped: Option<i64>,
     pub(crate) told: Vec<&'a Event>,
     pub(crate) begun: Vec<&'a Begun>,
 }
 
-/// What was seen, by run.
+/// The facts, grouped by run.
 struct Sorted<'a> {
     changes: BTreeMap<&'a str, Vec<&'a Change>>,
     told: BTreeMap<&'a str, Vec<&'a Event>>,
@@ -70,7 +70,7 @@ impl<'a> Sorted<'a> {
     }
 }
 
-/// The story of every run.
+/// Builds the story of every run.
 pub(crate) fn stories(facts: &Facts) -> Vec<Story<'_>> {
     let sorted = Sorted::of(facts);
     facts.plans.iter().map(|plan| Story::of(plan, &sorted)).collect()
@@ -103,17 +103,17 @@ impl<'a> Story<'a> {
         self.versions.last().map(|version| &version.record)
     }
 
-    /// The first version that ends it.
+    /// The first version with an end.
     pub(crate) fn end(&self) -> Option<&Version> {
         self.versions.iter().find(|version| version.record.status.is_ended())
     }
 
-    /// The newest owner's epoch at a revision.
+    /// The epoch of the owner at a revision.
     fn epoch_at(&self, revision: i64) -> Option<i64> {
         self.owners.iter().map(|owner| owner.epoch).filter(|epoch| *epoch <= revision).max()
     }
 
-    /// Whether it was begun anew because an image was lost: then steps run again that had passed.
+    /// Whether the run started over because an image was lost. Passed steps then run again.
     fn began_anew(&self) -> bool {
         self.told.iter().any(|told| {
             matches!(&told.reason,
@@ -122,13 +122,13 @@ impl<'a> Story<'a> {
     }
 }
 
-/// How many seconds the broker may be away before an end no longer waits for what was said: then
-/// nothing is said of gaps.
+/// How many seconds the broker can be unavailable before a run ends without waiting for its events.
+/// Gaps are then not checked.
 const PATIENCE_FOR_LOGS: f64 = 25.0;
 
 pub(crate) type Say<'a> = dyn FnMut(String) + 'a;
 
-/// What is wrong with a history, each a sentence.
+/// The violations in a history, as sentences.
 pub(crate) fn broken(facts: &Facts) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut away = facts.injected.iter().filter(|fault| fault.kind == "broker");
@@ -159,7 +159,7 @@ pub(crate) fn broken(facts: &Facts) -> Vec<String> {
     wrong
 }
 
-/// I1: exactly one end is recorded, and told at least once, always as the same event.
+/// I1: exactly one end is recorded and published at least once, always as the same event.
 fn one_end(story: &Story<'_>, say: &mut Say<'_>) {
     if story.versions.is_empty() {
         return say("I1: it was published, and is not recorded".into());
@@ -190,7 +190,7 @@ fn one_end(story: &Story<'_>, say: &mut Say<'_>) {
     }
 }
 
-/// E: it ends as its steps do, unless somebody stopped it or too many workers were lost.
+/// E: the run ends as its steps do, unless it was stopped or lost too many workers.
 fn ends_as_it_was_to(story: &Story<'_>, facts: &Facts, say: &mut Say<'_>) {
     let Some(Version { record, .. }) = story.end() else { return };
     let plan = story.plan;
@@ -207,8 +207,8 @@ fn ends_as_it_was_to(story: &Story<'_>, facts: &Facts, say: &mut Say<'_>) {
     }
 }
 
-/// I2: epochs strictly grow, every version was written under the newest one, and no result of an
-/// older one is taken.
+/// I2: epochs strictly increase, every version was written in the newest epoch, and no result of an
+/// older epoch is accepted.
 fn epochs_grow(story: &Story<'_>, say: &mut Say<'_>) {
     let epochs: Vec<i64> = story.owners.iter().map(|owner| owner.epoch).collect();
     if !epochs.is_sorted_by(|a, b| a < b) {
@@ -245,7 +245,7 @@ fn epochs_grow(story: &Story<'_>, say: &mut Say<'_>) {
     }
 }
 
-/// I6: no status is left for an earlier one, and an end for none.
+/// I6: a status never changes back to an earlier one, and an end never changes.
 fn statuses_go_forward(story: &Story<'_>, say: &mut Say<'_>) {
     for pair in story.versions.windows(2) {
         let [before, after] = pair else { continue };
@@ -256,7 +256,7 @@ fn statuses_go_forward(story: &Story<'_>, say: &mut Say<'_>) {
     }
 }
 
-/// I8: a run whose stop was recorded before its end ends stopped.
+/// I8: a run whose stop was recorded before its end ends as stopped.
 fn stops_are_obeyed(story: &Story<'_>, say: &mut Say<'_>) {
     let (Some(stopped), Some(end)) = (story.stopped, story.end()) else { return };
     if stopped < end.revision && end.record.status != Status::Stopped {
@@ -265,7 +265,7 @@ fn stops_are_obeyed(story: &Story<'_>, say: &mut Say<'_>) {
     }
 }
 
-/// I10: losses stay within the bound.
+/// I10: losses stay within the limit.
 fn losses_are_counted(story: &Story<'_>, most: u32, say: &mut Say<'_>) {
     for version in &story.versions {
         let (losses, status) = (version.record.losses, version.record.status);
@@ -275,8 +275,8 @@ fn losses_are_counted(story: &Story<'_>, most: u32, say: &mut Say<'_>) {
     }
 }
 
-/// R: where workers are only asked to leave, no run fails, none is lost, and no step that has
-/// finished runs again (which I3 says of every history).
+/// R: if workers are only drained, no run fails or is lost, and no finished step runs again (which
+/// I3 checks in every history).
 fn suffers_nothing(story: &Story<'_>, say: &mut Say<'_>) {
     if let Some(version) = story.versions.iter().find(|version| version.record.losses > 0) {
         say(format!("R: it was lost at {}, though its owner was asked to leave", version.revision));

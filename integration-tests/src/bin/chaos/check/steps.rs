@@ -1,4 +1,4 @@
-//! What holds for steps.
+//! Invariants of steps.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,13 +6,13 @@ use protocol::run::{RunRecord, StepStatus};
 
 use super::{Say, Story};
 
-/// How many steps, from the first one on, stand as passed.
+/// The number of leading steps that passed.
 fn passed(record: &RunRecord) -> usize {
     record.steps.iter().take_while(|step| step.status == StepStatus::Passed).count()
 }
 
-/// I3, of the record: a step is begun when all before it have passed, what has passed stays so, and
-/// does not begin again; nothing does once the run has ended.
+/// I3, in the record: a step starts after all earlier ones have passed. A passed step stays passed
+/// and does not start again. No step starts after the end of the run.
 pub(super) fn keep_their_order(story: &Story<'_>, say: &mut Say<'_>) {
     let mut kept = 0;
     for version in &story.versions {
@@ -48,8 +48,8 @@ pub(super) fn keep_their_order(story: &Story<'_>, say: &mut Say<'_>) {
     }
 }
 
-/// I3, of what ran: a step runs only when it is recorded as begun, as often as it is, and when all
-/// before it have passed.
+/// I3, in execution: a step runs only if and as often as it is recorded as started, and after all
+/// earlier ones have passed.
 pub(super) fn are_recorded_before_they_begin(story: &Story<'_>, say: &mut Say<'_>) {
     let mut recorded: BTreeMap<usize, BTreeSet<(Option<i64>, u32)>> = BTreeMap::new();
     for version in &story.versions {
@@ -63,7 +63,7 @@ pub(super) fn are_recorded_before_they_begin(story: &Story<'_>, say: &mut Say<'_
     let mut ran: BTreeMap<usize, usize> = BTreeMap::new();
     for begun in &story.begun {
         *ran.entry(begun.step).or_default() += 1;
-        // The record was read after the step had begun: what it lacks then, it lacked before.
+        // The record was read after the step's start, so anything missing was missing then too.
         if let Some(found) = &begun.found
             && passed(&found.record) < begun.step
             && !story.began_anew()
@@ -85,7 +85,7 @@ pub(super) fn are_recorded_before_they_begin(story: &Story<'_>, say: &mut Say<'_
     }
 }
 
-/// O: on one engine a step never runs beside itself, nor beside another one of its run.
+/// O: on one engine, no two executions of a run's steps overlap.
 pub(super) fn never_overlap(story: &Story<'_>, say: &mut Say<'_>) {
     for (place, one) in story.begun.iter().enumerate() {
         for other in story.begun.iter().skip(place + 1) {

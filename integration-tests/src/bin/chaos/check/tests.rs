@@ -1,4 +1,4 @@
-//! The checker has teeth: a history that is right, and for each invariant one like it that is not.
+//! Tests of the checker: one correct history, and a violation of each invariant.
 
 use protocol::event::Event;
 use protocol::names;
@@ -42,7 +42,7 @@ fn event(epoch: i64, seq: u64, reason: &str, more: &Value) -> Value {
     event
 }
 
-/// A history as it is made: changes in the order of their revisions.
+/// A history under construction, with changes in revision order.
 struct Made {
     facts: Facts,
     order: u64,
@@ -80,7 +80,7 @@ impl Made {
         self
     }
 
-    /// A step that began when the record stood as at a revision, and ended before the next began.
+    /// Adds an execution that saw the record at a revision and ended before the next one started.
     fn ran(&mut self, step: usize, at: i64) -> &mut Self {
         self.order += 2;
         let found = self
@@ -112,7 +112,7 @@ impl Made {
         self.tell(event(epoch, seq, "Log", &more))
     }
 
-    /// What is wrong with it; panics where nothing of it begins so.
+    /// Checks that a violation with this prefix is found.
     fn is_broken(&self, how: &str) {
         let wrong = broken(&self.facts);
         assert!(wrong.iter().any(|what| what.starts_with(how)), "no {how} in {wrong:#?}");
@@ -122,7 +122,7 @@ impl Made {
         assert_eq!(broken(&self.facts), Vec::<String>::new());
     }
 
-    /// The same with the records changed.
+    /// Changes all records.
     fn with(mut self, change: impl Fn(i64, &mut RunRecord)) -> Self {
         for made in &mut self.facts.changes {
             if let Some(value) = &mut made.value
@@ -137,7 +137,7 @@ impl Made {
     }
 }
 
-/// Two steps; the owner is lost in the second one, and the next owner runs that again.
+/// Two steps. The owner is lost during the second one, and the next owner runs it again.
 fn taken_over() -> Made {
     let mut made = Made::new();
     let done = |epoch| step("0", "passed", epoch);
@@ -307,7 +307,7 @@ fn a_step_that_begins_before_the_one_before_has_passed_is_found() {
 #[test]
 fn steps_that_run_beside_each_other_are_found() {
     let mut made = taken_over();
-    // What was killed with its owner lives on, into the next try.
+    // A step of a killed owner overlaps with the next attempt.
     made.facts.begun[1].ended = Some(6);
     made.is_broken("O: steps 1 and 1");
     made.facts.begun[1].ended = None;
@@ -366,7 +366,7 @@ fn bytes_that_are_missing_are_found() {
 
 #[test]
 fn what_a_lost_owner_had_not_told_is_no_fault() {
-    // The first step was the first owner's, which was lost before it had told all of it.
+    // The first owner ran the first step and was lost before it had published all output.
     let mut made = taken_over().with(|revision, record| {
         if revision >= 12 {
             record.steps[0].stdout_bytes = 100;
