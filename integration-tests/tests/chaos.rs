@@ -1,4 +1,4 @@
-//! A short history under the fault rig: `just chaos` plays long ones.
+//! Plays a short history with the fault rig. `just chaos` plays long ones.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::process::Command;
@@ -7,7 +7,7 @@ use integration_tests::services::{BROKER, ENGINE, STORE, Services};
 
 #[test]
 fn a_short_history_under_the_rig_breaks_no_invariant() {
-    // The program starts services of its own; where none are asked for, none are started.
+    // The program starts its own services, but only if the environment asks for such tests.
     let needed: Vec<&str> = [BROKER, STORE, ENGINE].concat();
     let Some(_asked_for) = Services::of_environment(&needed) else { return };
     let output = Command::new(env!("CARGO_BIN_EXE_chaos"))

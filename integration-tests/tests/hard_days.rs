@@ -1,4 +1,4 @@
-//! What a worker does while its broker or its store is away. Each test has services of its own.
+//! Workers during outages of their broker or store. Each test has its own services.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeMap;
@@ -73,7 +73,7 @@ async fn a_run_goes_on_while_the_broker_restarts_and_none_of_its_events_is_lost(
     own.control("start", "rabbitmq").await;
     assert_eq!(rig.settled(&run).await.status, Status::Passed);
     let events = rig.events_of(&run).await;
-    // A machine that is slow enough may lose the worker its lease, and the run goes on from there.
+    // On a slow host the worker can lose its lease, and the run continues in a new epoch.
     let mut owners: BTreeMap<_, Vec<u64>> = BTreeMap::new();
     for event in &events {
         if let (Some(epoch), Some(seq)) = (event.epoch, event.seq) {
@@ -114,11 +114,11 @@ async fn while_etcd_is_away_a_command_waits_and_is_not_returned_again_and_again(
     rig.start(&run, &rig.pipeline("interrupted", &["hang"])).await;
     rig.event(&run, "StepStarted").await;
     own.control("pause", "etcd").await;
-    // Taken by nobody, or put back once.
+    // Delivered to nobody, or requeued once.
     rig.start(&rig.run("waits"), &rig.pipeline("waits", &["exit 0"])).await;
     own.control("unpause", "etcd").await;
     assert_eq!(rig.settled(&rig.run("waits")).await.status, Status::Passed);
-    // The run was either lost with its lease and goes on with its worker, or it never noticed.
+    // The run was resumed after its lease was lost, or it never noticed.
     rig.stop(&run).await;
     let record = rig.settled(&run).await;
     assert_eq!((record.status, record.losses), (Status::Stopped, 0), "{record:?}");
@@ -137,8 +137,8 @@ async fn a_run_outlives_the_brokers_acknowledgement_timeout() {
     rig.start(&run, &rig.pipeline("long", &[&wait])).await;
     rig.event(&run, "StepStarted").await;
 
-    // A consumer that never acknowledges is closed by this broker: that is how we know that the
-    // timeout has passed for the run's command too.
+    // The broker closes a consumer that never acknowledges. That shows that the timeout has also
+    // passed for the run's command.
     let amqp = own.services().amqp(&vhost);
     let uri = amqp.url.replacen("://", &format!("://{}:{}@", amqp.user, amqp.password), 1);
     let connection =
@@ -192,14 +192,14 @@ async fn a_run_outlives_the_brokers_acknowledgement_timeout() {
     rig.end().await;
 }
 
-/// Sets or clears the alarm that etcd sets itself when its database is full.
+/// Raises or clears the alarm that etcd raises when its database is full.
 async fn alarm(own: &OwnServices, action: etcd_client::AlarmAction) {
     let urls = own.services().etcd().urls;
     let mut client = etcd_client::Client::connect(urls, None).await.unwrap();
     client.alarm(action, etcd_client::AlarmType::Nospace, None).await.unwrap();
 }
 
-/// Reads and renewals of leases work, and no write does.
+/// Reads and lease renewals work, and no write does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_is_full_is_waited_for_and_no_command_is_lost() {
     let Some(own) = OwnServices::start("rabbitmq,etcd", &[]) else { return };
@@ -222,7 +222,7 @@ async fn a_store_that_is_full_is_waited_for_and_no_command_is_lost() {
     rig.stop(&stopped).await;
     let pause = serde_json::json!({ "group": rig.tag, "name": "paused" });
     rig.publish(Route::Control, protocol::command::PAUSE, &pause).await;
-    // One of the two is out, and the other waits behind it.
+    // One command is being retried, and the other waits behind it.
     let queue =
         async |name: &str| vhost.management.get(&format!("queues/{}/{name}", vhost.name)).await;
     until("a command is kept", || async {
@@ -230,7 +230,7 @@ async fn a_store_that_is_full_is_waited_for_and_no_command_is_lost() {
         (control["messages"] == 2 && control["messages_unacknowledged"] == 1).then_some(())
     })
     .await;
-    // The lease is renewed meanwhile, so the node's entry stays, and it cannot be rewritten.
+    // The lease is renewed, so the node's entry stays, but it cannot be rewritten.
     let lease_is_kept = async || {
         let key = names::node_key(&node);
         rig.ports.store.get(&key).await.unwrap().map(|entry| entry.mod_revision)
@@ -255,7 +255,7 @@ async fn a_store_that_is_full_is_waited_for_and_no_command_is_lost() {
     let refused = rig.run("refused");
     rig.start_stored(&refused, "paused").await;
     assert_eq!(rig.settled(&refused).await.cause, Some(Cause::Paused));
-    // Nothing was returned to its queue, and so nothing became a dead letter.
+    // Nothing was requeued, so nothing was dead-lettered.
     let dead = queue(names::DEAD_LETTER_QUEUE).await;
     assert_eq!(dead["messages"].as_u64().unwrap_or(0), 0, "{dead}");
     until("the broker's figures are there", || async {

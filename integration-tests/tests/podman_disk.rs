@@ -1,5 +1,5 @@
-//! What may be removed for want of room: images that we have pulled, and nobody uses; volumes that
-//! nobody asked for are not made. And how full the engine is.
+//! Freeing the engine's disk: unused images that were pulled can be removed, undeclared volumes are
+//! not created, and the free space is measured.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 use std::collections::BTreeSet;
@@ -21,7 +21,7 @@ const REGISTRY: &[&str] = &[
 ];
 const HOUR: i64 = 3_600_000;
 
-/// An image of a test's own that is in the registry alone.
+/// A test's own image, which is only in the registry.
 struct Pulled {
     services: Services,
     name: String,
@@ -39,7 +39,7 @@ impl Pulled {
         Some(pulled)
     }
 
-    /// Puts another image into the registry under the name.
+    /// Publishes a new image under the name.
     async fn publish(&self, change: &str) {
         let maker = self.bench(self.services.get("BOB_TEST_IMAGE"));
         let base = maker.prepare().await;
@@ -68,7 +68,7 @@ impl Pulled {
         self.bench(&self.name)
     }
 
-    /// What is known of an image as one that was pulled, once it is.
+    /// The image as a pulled base image, as soon as it is marked.
     async fn known(&self, id: &str, used: &[&str], hour: i64) -> BaseImage {
         let used: BTreeSet<String> = used.iter().map(|name| (*name).to_owned()).collect();
         let bench = self.run();
@@ -99,7 +99,7 @@ async fn an_image_that_was_pulled_goes_when_nothing_uses_it_and_only_then() {
     assert_eq!((&base.names, base.in_use), (&vec![image.name.clone()], false));
     assert!(base.bytes > 0);
     assert_eq!(base.used, Millis(1000 * HOUR), "nobody has looked at it before");
-    // Any process sees it, and it is only ever used later.
+    // Any process sees the mark, and its time only increases.
     assert_eq!(image.known(&id, &[], 1005).await.used, Millis(1000 * HOUR));
     assert_eq!(image.known(&id, &[&image.name], 1005).await.used, Millis(1005 * HOUR));
     let names = image.api.names_of(&id).await;
@@ -199,7 +199,7 @@ async fn a_disk_is_the_one_that_the_engine_writes_to() {
     let disk = bench.podman.disk().await.unwrap().unwrap();
     assert!(disk.total > 0 && disk.free <= disk.total, "{disk:?}");
     assert!(bench.podman.disk().await.unwrap().unwrap().total == disk.total);
-    // That of this engine is at a path which is on another disk for us.
+    // The small engine's path is on another disk in this process.
     let Some(small) = OwnServices::small_engine("64m").await else { return };
     let small = Bench::new(&Options::new(small.services().get("CONTAINER_ENGINE_URL")), "none");
     let disk = small.podman.disk().await.unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! Images: the base image's own settings, pulls from real registries, files in and out.
+//! Images: settings of base images, pulls from real registries, files in and out.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ fn stream_of(bytes: Vec<u8>) -> ByteStream {
     stream::iter([Ok(Bytes::from(bytes))]).boxed()
 }
 
-/// An image of a busybox with settings of its own.
+/// A busybox image with unusual settings.
 async fn odd_image(bench: &Bench, name: Option<&str>) -> String {
     let base = bench.prepare().await;
     let line = "mkdir -p /srv/deep /data; echo 'svc:x:7:7::/srv:/bin/sh' >> /etc/passwd; \
@@ -78,7 +78,7 @@ async fn a_script_runs_whatever_the_entrypoint_and_a_step_may_have_its_own() {
         let own = |entrypoint: &[&str]| {
             Some(entrypoint.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
         };
-        // With `sh -c` or `true` in front, the command's own code is lost: that is the image's wish.
+        // An entrypoint of `sh -c` or `true` hides the command's exit code, as the image intends.
         let command = step(0, &["sh", "-c", "exit 4"]);
         for (step, code) in [
             (script(0, "exit 7"), 7),
@@ -90,7 +90,7 @@ async fn a_script_runs_whatever_the_entrypoint_and_a_step_may_have_its_own() {
             assert_eq!(ran.exit.code, code, "{entrypoint}: {:?} {:?}", step.words, step.script);
             bench.podman.discard(&bench.run, ran.left).await;
         }
-        // The words of one step do not affect the next one.
+        // The entrypoint of one step does not affect the next one.
         on = bench.pass(&on, &script(1, "echo made > /made")).await.0;
         let (ran, _) = bench.step(&on, &script(2, "[ -e /made ] && exit 5")).await;
         assert_eq!(ran.exit.code, 5, "{entrypoint}");
@@ -126,7 +126,7 @@ async fn the_image_that_a_step_leaves_has_the_base_images_configuration() {
     for key in ["Cmd", "Entrypoint", "WorkingDir", "User"] {
         assert_eq!(after["config"][key], before["config"][key], "{key}");
     }
-    // podman 4 writes its number.
+    // podman 4 stores the signal's number.
     let signal = after["config"]["StopSignal"].as_str();
     assert!(matches!(signal, Some("SIGINT" | "2")), "{signal:?}");
     for pair in before["config"]["Env"].as_array().unwrap() {
@@ -197,7 +197,7 @@ struct Registry {
 }
 
 impl Registry {
-    /// A registry that holds the base image under a name of the test's own, which the engine has not.
+    /// A registry with the base image under a unique name that the engine does not have.
     async fn with_image(variable: &str) -> Option<Self> {
         let services = Services::of_environment(REGISTRIES)?;
         let host = services.get(variable).to_owned();
@@ -237,7 +237,7 @@ async fn a_good_tag_is_pulled_once_for_all_who_want_it_and_runs() {
     let (_, kept) = bench.pass(&one, &step(0, &["echo", "pulled"])).await;
     assert_eq!(kept.text(), "pulled\n");
     bench.destroy().await;
-    // It is there now: neither policy needs the registry, and `always` asks it again.
+    // Now the engine has it. Only `always` contacts the registry again.
     for pull in [PullPolicy::Never, PullPolicy::Missing, PullPolicy::Always] {
         let mut bench = registry.bench(&registry.name, None);
         bench.run.pull = pull;
@@ -318,7 +318,7 @@ async fn a_registry_that_is_down_or_speaks_no_tls_is_said_so() {
 #[tokio::test]
 async fn a_stop_while_an_image_is_pulled_is_heeded_at_once() {
     let Some(bench) = Bench::of_environment() else { return };
-    // A registry that takes the connection and never answers.
+    // A registry that accepts the connection and never answers.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = silent.local_addr().unwrap().to_string();
     let options = Options { insecure_registries: vec![host.clone()], ..Options::new(&bench.url) };
@@ -342,7 +342,7 @@ async fn a_resource_is_unpacked_for_the_steps_that_follow() {
     let spec = StepSpec { work_dir: Some("/root/src".into()), ..shell(0, "cat note.txt") };
     let (on, kept) = bench.pass(&on, &spec).await;
     assert_eq!(kept.text(), "mounted\n");
-    // A directory that the image has not is made.
+    // A missing directory is created.
     let tar = stream_of(tar_of("more", b"2\n").await);
     let on = bench.podman.import(&bench.run, &on, "/not/there/yet", tar).await.unwrap();
     let (_, kept) = bench.pass(&on, &shell(1, "cat /not/there/yet/more /root/src/note.txt")).await;

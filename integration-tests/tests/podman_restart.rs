@@ -1,4 +1,4 @@
-//! The engine's service is killed while steps run: nothing of them is lost.
+//! The engine's service is killed while steps run. Nothing of them is lost.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::Path;
@@ -16,7 +16,7 @@ struct Engine {
 
 impl Engine {
     fn start() -> Option<Self> {
-        // Where no engine is asked for, none is started either.
+        // Start no engine unless the environment asks for such tests.
         let _asked_for = Services::of_environment(ENGINE)?;
         let own = OwnServices::start("podman", &[])?;
         let services = own.services();
@@ -33,8 +33,8 @@ impl Engine {
         self.own.control("start", "podman").await;
     }
 
-    /// Lets the engine forget every container that it keeps, as if it had been killed while it made
-    /// them: what it keeps is there first, and then it writes down that it does.
+    /// Makes the engine forget all its containers, as if it had been killed while creating them. It
+    /// creates a container's storage before it records the container.
     async fn forget_containers(&self) {
         self.crash().await;
         let services = Path::new(self.bench.url.strip_prefix("unix://").unwrap()).ancestors();
@@ -47,10 +47,10 @@ impl Engine {
     }
 }
 
-/// Where podman 4 and 5 write down which containers they have.
+/// The files in which podman 4 and 5 record containers.
 const KNOWN: [&str; 2] = ["libpod/bolt_state.db", "db.sql"];
 
-/// Runs a line of shell, and something else once it has written `ready`.
+/// Runs a line of shell, and calls `then` once it has written `ready`.
 async fn meanwhile<F: Future<Output = ()>>(
     bench: &Bench,
     line: &str,
@@ -97,7 +97,7 @@ async fn a_step_that_outlives_its_engine_loses_no_byte() {
 async fn a_step_that_ends_while_its_engine_is_away_is_read_to_its_end() {
     let Some(engine) = Engine::start() else { return };
     let mark = format!("8{}", uuid::Uuid::new_v4().as_u128() % 1_000_000_000);
-    // The last word of the shell's command line shows whether it still runs.
+    // The marker in the command line shows whether the shell still runs.
     let line = format!("echo ready; sleep 1; seq 1 5000; head -c 70000 /dev/zero; exit 6 # {mark}");
     let runs = || {
         std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
@@ -118,7 +118,7 @@ async fn a_step_that_ends_while_its_engine_is_away_is_read_to_its_end() {
 }
 
 impl Engine {
-    /// The same engine, with a small copy of its own of each step's output.
+    /// An engine whose own copies of step outputs are small.
     fn with_small_copies() -> Option<Self> {
         let mut engine = Self::start()?;
         let options = Options { log_bytes: Some(64 * 1024), ..Options::new(&engine.bench.url) };
@@ -148,7 +148,7 @@ async fn a_copy_that_has_lost_its_beginning_is_read_behind_what_was_taken() {
 async fn output_that_the_engine_no_longer_has_is_reported_as_missing() {
     let Some(engine) = Engine::with_small_copies() else { return };
     let mark = format!("8{}", uuid::Uuid::new_v4().as_u128() % 1_000_000_000);
-    // The last word of the shell's command line shows whether it still runs.
+    // The marker in the command line shows whether the shell still runs.
     let line = format!("echo ready; sleep 1; seq 1 60000; printf 'the end' # {mark}");
     let runs = || {
         std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
@@ -175,7 +175,7 @@ fn tail(kept: &Kept) -> String {
     text.get(text.len().saturating_sub(200)..).unwrap_or_default().to_owned()
 }
 
-/// What a step has left of a run whose next step's container the engine was killed over.
+/// The workspace of a step after the engine was killed while it created the next step's container.
 async fn half_made(engine: &Engine) -> Workspace {
     let Bench { podman, run, stop, .. } = &engine.bench;
     let (kept, _) =

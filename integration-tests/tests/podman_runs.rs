@@ -1,4 +1,4 @@
-//! Whole runs: long ones, many at once, and what is left of them.
+//! Whole runs: long ones, many at once, and their removal.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use integration_tests::engine::{Api, Bench, shell, until};
@@ -32,7 +32,7 @@ async fn runs_that_leave_the_same_files_do_not_harm_each_other() {
             for position in 0..4 {
                 (on, _) = bench.pass(&on, &shell(position, "echo same >> /same")).await;
             }
-            // While others still commit layers with the same content.
+            // Others still commit layers with the same content.
             bench.podman.destroy(&bench.run.run).await.unwrap();
             bench
         });
@@ -49,7 +49,7 @@ async fn a_run_is_destroyed_as_often_as_one_likes_by_whoever_likes() {
     let base = bench.prepare().await;
     let (left, _) = bench.pass(&base, &shell(0, "echo 1 > /a")).await;
     let (_, _) = bench.pass(&left, &shell(1, "echo 2 > /a")).await;
-    // A branch that stands on an older image, and a container that nobody took.
+    // A branch on an older image, and a container that was not committed.
     let (_, _) = bench.pass(&left, &shell(2, "echo 3 > /a")).await;
     let (_, _) = bench.step(&left, &shell(3, "true")).await;
     let other = bench.another_process();
@@ -86,7 +86,7 @@ async fn what_somebody_gave_a_name_of_their_own_stays() {
     assert!(api.has_image(&name).await, "the image was removed");
     assert_eq!(api.labelled("images", &bench.run.run).await, 1);
     assert!(!bench.is_left(&bench.run.run).await);
-    // It can be a base image itself.
+    // It can be used as a base image.
     let next = Bench::new(&runner::exec::podman::Options::new(&bench.url), &name);
     let base = next.prepare().await;
     let (_, kept) = next.pass(&base, &shell(0, "cat /a; test ! -e /b")).await;
@@ -111,8 +111,8 @@ async fn an_older_owners_container_gives_way_to_the_new_one() {
         new.pass(&base, &shell(0, "echo new")).await
     };
     let (old_ran, (_, kept)) = tokio::join!(old.try_step(&base, &endless), taking_over);
-    // Its container is killed, then removed, wherever the old owner is with it: it may see the first
-    // or the second. What it makes of it no record takes; a success it must not see.
+    // The container is killed and then removed. The old owner can see either, and its result is
+    // never recorded. It must not see a success.
     match old_ran {
         Err(ExecError::Engine { .. } | ExecError::Start { .. }) => {}
         Ok((Ran { exit: Exit { code: 137, .. }, .. }, _)) => {}

@@ -1,4 +1,4 @@
-//! Secrets of steps in real containers: where they are while the step runs, and where they are not.
+//! Secrets of steps in real containers: where they are during the step, and where they must not be.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::sync::Arc;
@@ -32,7 +32,7 @@ impl Search for Finding {
     }
 }
 
-/// A step that has the token as a file and as a variable.
+/// A step with the token as a file and as a variable.
 fn with_token(position: usize, line: &str) -> StepSpec {
     let mask = Mask::new([TOKEN.as_bytes()].into_iter()).unwrap();
     let given = Given {
@@ -117,7 +117,7 @@ async fn a_step_that_leaves_a_secret_in_a_file_leaves_nothing() {
             other => panic!("{line}: {other:?}"),
         }
     }
-    // One that only uses it leaves what it made.
+    // A step that only uses the secret can be committed.
     let step = with_token(0, &format!("{many}; cat /run/secrets/token > /dev/null; rm /tmp/1"));
     let (left, _) = bench.pass(&base, &step).await;
     let (_, kept) = bench.pass(&left, &shell(1, "ls /tmp | wc -l")).await;

@@ -1,4 +1,4 @@
-//! Steps in real containers: what they write, how they end, what they leave and what they must not.
+//! Steps in real containers: their output, their end, their files and their isolation.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use integration_tests::engine::{Bench, Kept, shell, step};
@@ -44,7 +44,7 @@ async fn the_engine_keeps_the_contract_of_its_port() {
     .await;
 }
 
-/// What a line of shell writes.
+/// The output of a line of shell.
 async fn written(bench: &Bench, line: &str) -> (Vec<u8>, Vec<u8>) {
     let base = bench.prepare().await;
     let (ran, kept) = bench.step(&base, &shell(0, line)).await;
@@ -83,7 +83,7 @@ async fn a_line_of_a_mebibyte_and_binary_bytes_arrive_whole() {
     let (stdout, _) = written(&bench, "head -c 1048576 /dev/zero | tr '\\0' y; echo").await;
     assert_eq!(stdout.len(), 1_048_577);
     assert!(stdout[..1_048_576].iter().all(|byte| *byte == b'y'));
-    // Every byte there is, often, and its checksum from within on the other stream.
+    // All byte values, and a checksum computed in the container on the other stream.
     let line = "head -c 3000000 /dev/urandom > /tmp/x; cat /tmp/x; sha256sum < /tmp/x >&2";
     let (stdout, stderr) = written(&bench, line).await;
     assert_eq!(stdout.len(), 3_000_000);
@@ -133,7 +133,7 @@ async fn a_step_sees_the_files_of_the_one_before_and_nothing_of_its_settings() {
     let (left, kept) =
         bench.pass(&left, &shell(1, "cat /tmp/made; pwd; echo ${SECRET-unset} $PATH")).await;
     assert_eq!(kept.text(), "s3\n/\nunset /usr/local/bin:/usr/bin:/bin\n");
-    // Two steps on the same workspace do not see each other.
+    // Two steps on the same workspace do not see each other's files.
     let (_, _) = bench.pass(&left, &shell(2, "touch /only-here")).await;
     let (_, kept) = bench.pass(&left, &shell(3, "ls /only-here 2>/dev/null || echo none")).await;
     assert_eq!(kept.text(), "none\n");
@@ -181,7 +181,7 @@ async fn words_or_variables_that_are_too_long_are_one_error_and_no_output() {
     let base = bench.prepare().await;
     let long = "x".repeat(200_000);
     let variable = Vars::from([("LONG".to_owned(), long.clone())]);
-    // The sum shows only when the container starts, in its own output.
+    // The total length is checked only when the container starts, in its output.
     let many = "x".repeat(100_000);
     let words = [&["echo"][..], &[many.as_str(); 40]].concat();
     for (step, told) in [
@@ -222,7 +222,7 @@ async fn nothing_starts_where_the_gate_stays_shut() {
     let (shut, any) = (Gate::new(async { false }, || true), shell(0, "true"));
     let ran = bench.podman.run_step(&bench.run, &base, &any, shut, kept, &bench.stop);
     assert!(matches!(ran.await, Err(ExecError::NotStarted)));
-    // A stop that comes before the gate has opened is as good.
+    // A stop before the gate opens has the same effect.
     bench.stop.raise(StopLevel::Kill);
     let kept: Arc<dyn LogSink> = Arc::new(Kept::default());
     let never = Gate::new(std::future::pending(), || true);

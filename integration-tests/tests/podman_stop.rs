@@ -1,4 +1,4 @@
-//! Ending steps: asked, waited for, killed, and proof that nothing of them is left.
+//! Ending steps: the signal, the grace, SIGKILL, and proof that no process is left.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use integration_tests::engine::{Bench, Kept, collect, files_of, shell, step, until};
 use runner::ports::{Executor as _, Gate, LogSink, Ran, StepSpec, StopLevel};
 
-/// Runs a step, raises a level once it has written `ready`, and returns how it ended.
+/// Runs a step, raises the stop level once it has written `ready`, and returns its result.
 async fn stopped(bench: &Bench, step: &StepSpec, level: StopLevel) -> (Ran, Arc<Kept>) {
     let base = bench.prepare().await;
     let kept = Arc::new(Kept::default());
@@ -36,7 +36,7 @@ async fn the_command_gets_sigterm_though_it_is_not_the_first_process() {
 #[tokio::test]
 async fn a_command_that_knows_nothing_of_signals_ends_by_sigterm() {
     let Some(bench) = Bench::of_environment() else { return };
-    // As process 1 it would ignore the signal, and only the grace would end it.
+    // As process 1 it would ignore the signal, and only SIGKILL after the grace would end it.
     let (ran, _) =
         stopped(&bench, &step(0, &["sh", "-c", "echo ready; exec sleep 1000"]), LONG).await;
     assert_eq!(ran.exit.code, 143);
@@ -76,7 +76,7 @@ async fn a_kill_cuts_the_grace_short() {
 #[tokio::test]
 async fn no_process_of_a_stopped_step_lives_on() {
     let Some(bench) = Bench::of_environment() else { return };
-    // A child in a session of its own, which no signal to the command reaches.
+    // A child in its own session, which no signal to the command reaches.
     let mark = format!("9{}", uuid::Uuid::new_v4().as_u128() % 1_000_000_000);
     let line = format!("setsid sleep {mark} & echo ready; exec sleep {mark}");
     let (_, _) = stopped(&bench, &shell(0, &line), LONG).await;
@@ -113,7 +113,7 @@ async fn destroying_a_run_ends_what_still_runs_of_it() {
             ran = running => panic!("it ended: {ran:?}"),
             () = ready => {}
         }
-        // Dropped here, as by a worker that dies: the step runs on.
+        // Dropped here, as if the worker had died. The step continues.
     }
     let other = bench.another_process();
     assert!(other.is_left(&bench.run.run).await);

@@ -34,7 +34,7 @@ async fn next(consumer: &mut Box<dyn Consumer>) -> Delivery {
     waited.expect("a message in time").expect("a message")
 }
 
-/// A service comes back when it comes back.
+/// Publishes, and retries while the service is unavailable.
 async fn publish(queue: &AmqpQueue, route: Route, body: &str) {
     let trying = async {
         while let Err(error) = queue.publish(route.clone(), message(body)).await {
@@ -106,7 +106,7 @@ async fn the_topology_is_that_of_the_wire_contract() {
         });
         assert!(bound, "{queue} to {exchange}: {bindings}");
     }
-    // The management API learns of a connection some seconds later.
+    // The management API lists a new connection only after some seconds.
     let path = format!("vhosts/{}/connections", vhost.name);
     let named = async {
         while vhost.management.get(&path).await[0]["client_properties"]["connection_name"]
@@ -168,7 +168,7 @@ async fn queues_that_stand_with_other_arguments_are_used_as_they_are_with_one_wa
     let mut jobs = queue.open(Source::Jobs).await.unwrap();
     publish(&queue, Route::Jobs, "first").await;
     next(&mut jobs).await.settle(Disposition::Ack).await.unwrap();
-    // A new connection declares everything again, and does not warn again.
+    // A new connection declares everything again, but does not repeat the warnings.
     while !vhost.management.close_connections(&vhost).await {
         tokio::task::yield_now().await;
     }
@@ -202,14 +202,14 @@ async fn subscriptions_go_on_after_their_connection_was_closed() {
         other => panic!("its channel is gone: {other:?}"),
     }
     again.settle(Disposition::Ack).await.unwrap();
-    // Our own queue ended with its connection, and is there again with its subscription.
+    // The node's queue ended with its connection, and was declared again with its subscription.
     let ours = Route::Node(options.node.clone());
     let (delivery, ()) = tokio::join!(next(&mut own), until_routed(&queue, ours));
     assert_eq!(delivery.message.body, b"to a node");
     delivery.settle(Disposition::Ack).await.unwrap();
 }
 
-/// Publishes to a queue that is on its way.
+/// Publishes to a queue that is about to be declared.
 async fn until_routed(queue: &AmqpQueue, route: Route) {
     let trying = async {
         loop {
@@ -293,7 +293,7 @@ async fn a_broker_that_is_not_there_is_tried_as_often_as_is_said() {
     assert!(began.elapsed() >= options.retry_delay * 2);
 }
 
-/// A user who may read and write, but not declare.
+/// A user with permission to read and write, but not to declare.
 #[tokio::test]
 async fn what_may_not_be_declared_is_used_where_it_stands() {
     let Some((services, vhost)) = broker().await else { return };
@@ -356,7 +356,7 @@ async fn a_broker_that_hangs_is_unreachable_within_seconds_and_used_again_afterw
     assert!(matches!(refused, QueueError::Unreachable { .. }), "{refused}");
     own.control("unpause", "rabbitmq").await;
     publish(&queue, Route::Jobs, "after").await;
-    // What was published while it hung may have been taken.
+    // A message published during the hang might have been accepted.
     loop {
         let delivery = next(&mut jobs).await;
         let body = delivery.message.body.clone();
@@ -367,7 +367,7 @@ async fn a_broker_that_hangs_is_unreachable_within_seconds_and_used_again_afterw
     }
 }
 
-/// A broker whose disk is never free enough lets nobody publish.
+/// A broker without enough free disk space blocks all publishers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_blocks_publishers_is_waited_for_and_then_told() {
     let full = ["--rabbitmq-set", "disk_free_limit.absolute=100000GB"];
@@ -379,12 +379,12 @@ async fn a_broker_that_blocks_publishers_is_waited_for_and_then_told() {
     assert!(error.retryable(), "{error}");
     assert!(error.to_string().contains("low on memory or disk"), "{error}");
     assert!(jobs.next().now_or_never().is_none());
-    // Longer than two heartbeats: a blocked connection is no dead one.
+    // Takes longer than two heartbeats: a blocked connection is not dead.
     let again = queue.publish(Route::Jobs, message("x")).await.unwrap_err();
     assert!(again.to_string().contains("low on memory or disk"), "{again}");
 }
 
-/// The broker looks for late acknowledgements once a minute.
+/// The broker checks for late acknowledgements once a minute.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_delivery_that_is_never_settled_is_taken_back_by_the_broker_and_comes_again() {
     let late = ["--rabbitmq-set", "consumer_timeout=1000"];

@@ -12,7 +12,7 @@ use runner::ports::{Change, Changes, Entry, Expect, LeaseId, Store as _, StoreEr
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The store of the environment, and a prefix that no other test uses.
+/// The store of the environment, and a unique prefix.
 async fn store() -> Option<(Etcd, String)> {
     let services = Services::of_environment(STORE)?;
     let etcd = Etcd::connect(&services.etcd()).await.unwrap();
@@ -25,7 +25,7 @@ fn prefix() -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn it_is_what_every_store_is() {
-    // One of its own: what is compacted is compacted for every test.
+    // A separate etcd, because a compaction affects every test.
     let Some(own) = OwnServices::start("etcd", &[]) else { return };
     let options = own.services().etcd();
     let raw = raw_client(own.services()).await;
@@ -114,7 +114,7 @@ async fn a_long_list_comes_whole_and_of_one_revision() {
         });
         assert!(etcd.txn(txn).await.unwrap().committed);
     }
-    // Not in the prefix, though it begins almost so.
+    // Outside the prefix, although it begins almost the same way.
     let beyond = format!("{}0", prefix.strip_suffix('/').unwrap());
     put(&etcd, &beyond, "beyond").await;
     let listing = etcd.list(&prefix).await.unwrap();
@@ -152,7 +152,7 @@ async fn a_lease_is_renewed_ended_and_known_to_be_gone() {
         Change::Deleted { key: gone, revision: at } => assert!(gone == key && at > revision),
         Change::Put(entry) => panic!("{entry:?}"),
     }
-    // Done where it is gone already.
+    // Revoking a missing lease succeeds.
     etcd.revoke(granted.lease).await.unwrap();
     let LeaseId(id) = granted.lease;
     let renewed = etcd.keep_alive(granted.lease).await;
@@ -182,7 +182,7 @@ fn super_prefix(prefix: &str) -> String {
 
 #[tokio::test]
 async fn a_watch_of_what_is_compacted_says_so_and_ends() {
-    // One of its own: what is compacted is compacted for every test.
+    // A separate etcd, because a compaction affects every test.
     let Some(own) = OwnServices::start("etcd", &[]) else { return };
     let (etcd, prefix) = (Etcd::connect(&own.services().etcd()).await.unwrap(), prefix());
     let first = put(&etcd, &format!("{prefix}a"), "1").await;
@@ -222,7 +222,7 @@ async fn a_watch_goes_on_where_it_was_after_etcd_was_away() {
     assert_eq!((seen.key, seen.mod_revision), (key, written.revision));
 }
 
-/// The first answer that is no error; a service comes back when it comes back.
+/// Retries until the service answers without an error.
 async fn until<T, F: Future<Output = Result<T, StoreError>>>(work: impl Fn() -> F) -> T {
     let trying = async {
         loop {
@@ -279,7 +279,7 @@ async fn users_and_passwords_are_checked_and_a_lost_token_is_replaced() {
     let mut changes = etcd.watch(&prefix, first + 1).await.unwrap();
     let granted = etcd.grant(Duration::from_secs(3600)).await.unwrap();
 
-    // Tokens are in the memory of the server.
+    // The server keeps tokens only in memory.
     own.control("restart", "etcd").await;
     let reply = until(|| etcd.txn(Txn::new().put(&key, b"2".to_vec()))).await;
     assert_eq!(entry(next(&mut changes).await).mod_revision, reply.revision);
@@ -303,12 +303,12 @@ async fn one_member_that_is_down_or_hangs_is_not_asked_again() {
     let revision = put(&etcd, &key, "0").await;
     let mut changes = etcd.watch(&prefix, revision + 1).await.unwrap();
 
-    // A new leader may have to be found first: `written` tries until there is one.
+    // A new leader might have to be elected first, so `written` retries.
     let written = async |value: &str| {
         let txn = Txn::new().put(&key, value.into());
         assert!(until(|| etcd.txn(txn.clone())).await.committed);
     };
-    // The one that is asked first.
+    // The member that clients contact first.
     own.control("kill", "etcd-1").await;
     written("1").await;
     for _ in 0..20 {
@@ -323,7 +323,7 @@ async fn one_member_that_is_down_or_hangs_is_not_asked_again() {
     for _ in 0..20 {
         put(&etcd, &key, "4").await;
     }
-    // The watch moves as well, and brings what came meanwhile.
+    // The watch also moves to another member, and delivers missed changes.
     for _ in 0..22 {
         entry(next(&mut changes).await);
     }
@@ -332,7 +332,7 @@ async fn one_member_that_is_down_or_hangs_is_not_asked_again() {
     etcd.keep_alive(granted.lease).await.unwrap();
 }
 
-/// Users `root`, and `bob` who may do all that a worker has to.
+/// Creates the users `root` and `bob`, who has the permissions of a worker.
 async fn enable_authentication(services: &Services) {
     use etcd_client::{Permission, PermissionType};
     let mut client = raw_client(services).await;

@@ -56,7 +56,7 @@ async fn confirmed(events: &AmqpEvents, ticket: Ticket) {
     in_time("a confirm", events.confirmed(ticket)).await.unwrap();
 }
 
-/// Reads a run's numbers up to one, each as it comes for the first time.
+/// Reads the numbers of a run's events up to `last`, without duplicates.
 async fn read_to(stream: &mut EventStream, run: &RunId, last: u64) -> Vec<u64> {
     let mut seqs = Vec::new();
     while seqs.last() != Some(&last) {
@@ -69,7 +69,7 @@ async fn read_to(stream: &mut EventStream, run: &RunId, last: u64) -> Vec<u64> {
     seqs
 }
 
-/// Every number once, none left out: then the first sight of each was in order.
+/// Checks that every number appears once and in order.
 fn assert_whole(seqs: &[u64], count: u64) {
     assert!(seqs.iter().copied().eq(0..count), "{} of {count}", seqs.len());
 }
@@ -217,7 +217,7 @@ async fn nothing_is_lost_while_the_broker_is_away_and_the_memory_is_full() {
     let last = emit(&events, &run, 0..20, &text).await;
     confirmed(&events, last).await;
     own.control("kill", "rabbitmq").await;
-    // 60 MB: several times what is kept in memory.
+    // 60 MB, several times the memory limit.
     let last = emit(&events, &run, 20..1_000, &text).await;
     assert!(on_disk(&vhost) > 40_000_000, "what the memory does not hold is on disk");
     own.control("start", "rabbitmq").await;
@@ -226,7 +226,7 @@ async fn nothing_is_lost_while_the_broker_is_away_and_the_memory_is_full() {
     nothing_is_on_disk(&vhost).await;
 }
 
-/// Waits until nothing is on disk that the broker has confirmed.
+/// Waits until the spill directory has no confirmed events.
 async fn nothing_is_on_disk(vhost: &Vhost) {
     in_time("confirmed events leave the disk", async {
         while on_disk(vhost) > 0 {
@@ -236,11 +236,11 @@ async fn nothing_is_on_disk(vhost: &Vhost) {
     .await;
 }
 
-/// The bytes of the events in the test's spill directory.
+/// The size of the events in the test's spill directory, in bytes.
 fn on_disk(vhost: &Vhost) -> u64 {
     let workers = std::fs::read_dir(vhost.spill.path()).unwrap().flatten();
     let files = workers.filter_map(|worker| std::fs::read_dir(worker.path()).ok());
-    // A file that is removed meanwhile counts as gone.
+    // A file removed meanwhile counts as gone.
     files.flatten().flatten().filter_map(|file| file.metadata().ok()).map(|data| data.len()).sum()
 }
 
@@ -254,7 +254,7 @@ async fn events_that_a_worker_leaves_on_disk_are_published_by_the_next_one() {
     let text = "x".repeat(60_000);
     confirmed(&events, emit(&events, &kept, 0..1, &text).await).await;
     own.control("stop", "rabbitmq").await;
-    // Several times what is kept in memory, and a little that is not even worth a file.
+    // Several times the memory limit, and one event that needs no file.
     emit(&events, &kept, 1..400, &text).await;
     emit(&events, &lost, 0..1, &text).await;
     events.discard(&lost, Epoch(7));
@@ -263,7 +263,7 @@ async fn events_that_a_worker_leaves_on_disk_are_published_by_the_next_one() {
     assert!(events.emit(event(&kept, 400, "x")).await.is_err(), "it has ended");
     own.control("start", "rabbitmq").await;
 
-    // It takes some time until the stream has a leader again.
+    // The stream takes some time to have a leader again.
     let retry_delay = Duration::from_millis(200);
     let options = AmqpOptions { retry_attempts: 500, retry_delay, ..options };
     let foreign = AmqpOptions { spill_cluster: Some("another".to_owned()), ..options.clone() };
@@ -301,7 +301,7 @@ async fn a_full_disk_allowance_makes_emitters_wait_until_the_broker_is_back() {
     let mut stream = events.follow(Position::Next).await.unwrap();
     own.control("stop", "rabbitmq").await;
     let mut emitted = 0;
-    // A second without any progress is an emitter that waits.
+    // If there is no progress for two seconds, the emitter waits.
     while let Ok(taken) =
         tokio::time::timeout(Duration::from_secs(2), events.emit(event(&run, emitted, &text))).await
     {
@@ -310,7 +310,7 @@ async fn a_full_disk_allowance_makes_emitters_wait_until_the_broker_is_back() {
     }
     let bytes = emitted * 60_000;
     assert!((12 << 20..32 << 20).contains(&bytes), "{bytes} bytes were taken");
-    // Dropped, so not taken: its number comes again.
+    // The future was dropped, so this event was not accepted and its number is used again.
     let rest = emit(&events, &run, emitted..emitted + 200, &text);
     let (last, ()) = tokio::join!(rest, own.control("start", "rabbitmq"));
     confirmed(&events, last).await;

@@ -1,4 +1,5 @@
-//! How much memory the publisher of events takes. Alone in its binary: the memory is the process's.
+//! The memory use of the event publisher. A separate binary, because memory is measured per
+//! process.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 use integration_tests::services::{BROKER, Services};
@@ -35,7 +36,7 @@ async fn a_gibibyte_goes_through_in_little_memory() {
     assert!(resident < 100 << 20, "{resident} bytes were resident");
 }
 
-/// The most that this process ever had.
+/// The peak resident memory of this process.
 fn resident_at_most() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

@@ -1,4 +1,4 @@
-//! TLS to both servers: good certificates work, others are refused with the reason.
+//! TLS to both servers: valid certificates work, others are rejected with the reason.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ fn file(services: &Services, name: &str) -> Option<PathBuf> {
     Some(services.get(name).into())
 }
 
-/// One that no server here belongs to.
+/// An authority that did not sign any server here.
 fn wrong_ca(services: &Services) -> Option<PathBuf> {
     file(services, "BOB_TEST_WRONG_CA")
 }
@@ -52,7 +52,7 @@ async fn rabbitmq_speaks_tls() {
     refused(&vhost, &good, none, "BOB_QUEUE_CERT").await;
     let stranger = wrong_client(services, "BOB_QUEUE_CA");
     refused(&vhost, &good, stranger, "BOB_QUEUE_CERT").await;
-    // Only public authorities are trusted where none is given.
+    // Without a CA setting, only public authorities are trusted.
     let public = TlsFiles { ca: None, ..good.tls.clone() };
     refused(&vhost, &good, public, "not issued by an authority that is trusted here; BOB_QUEUE_CA")
         .await;
@@ -68,7 +68,7 @@ async fn rabbitmq_speaks_tls() {
 }
 
 async fn refused(_: &Vhost, good: &AmqpOptions, tls: TlsFiles, because: &str) {
-    // Whether it is worth another try is known at once: a hundred would take an hour.
+    // Fails at once if a retry is pointless. A hundred attempts would take over an hour.
     let options = AmqpOptions {
         tls,
         retry_attempts: 100,
@@ -121,7 +121,7 @@ async fn etcd_speaks_tls() {
     options.urls = good.urls.iter().map(|url| url.replace("https://", "http://")).collect();
     let error = Etcd::connect(&options).await.unwrap_err();
     assert!(error.to_string().contains("write https:// in BOB_STORAGE_URLS"), "{error}");
-    // Certificates for an address that does not use them are a mistake to be told.
+    // Certificates for an address without TLS are a configuration error.
     options.tls = good.tls.clone();
     options.urls = vec!["http://localhost:1".to_owned()];
     let error = Etcd::connect(&options).await.unwrap_err();

@@ -1,5 +1,5 @@
-//! The worker over RabbitMQ and etcd, with scripted steps: every row of the suite that the embedded
-//! adapters pass too.
+//! The worker over RabbitMQ and etcd, with scripted steps. Runs the same suite as the embedded
+//! adapters.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use runner::worker::RenderInline;
 use runner::worker::suite::{MakePorts, Rig, commands, hard, large, later, marks, runs, takeover};
 use runner::{host, transfer};
 
-/// A virtual host of the test's own on the broker of all; keys of its own in the etcd of all.
+/// A virtual host per test on the shared broker, and a key prefix in the shared etcd.
 async fn rig() -> Option<(Rig, Arc<Vhost>, Services)> {
     let needed: Vec<&str> = BROKER.iter().chain(STORE).copied().collect();
     let services = Services::of_environment(&needed)?;

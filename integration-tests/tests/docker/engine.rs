@@ -1,4 +1,4 @@
-//! The engines of these tests, a run of a test's own on one, and what the engine itself says.
+//! The engines under test, a run per test, and direct access to the engine's API.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
@@ -24,12 +24,12 @@ use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// An engine that there is.
+/// An engine under test.
 #[derive(Debug, Clone)]
 pub(crate) struct Engine {
-    /// Its name, for what fails.
+    /// Its name, for failure messages.
     pub(crate) name: &'static str,
-    /// Where it is.
+    /// Its URL.
     pub(crate) url: String,
     /// The base image.
     pub(crate) image: String,
@@ -52,17 +52,17 @@ pub(crate) fn engines() -> Vec<Engine> {
 }
 
 impl Engine {
-    /// A directory that the engine sees too, whatever it has its root in: beside its socket.
+    /// A directory that the engine can see, whatever its root: next to its socket.
     pub(crate) fn dir(&self) -> TempDir {
         let beside = Path::new(self.url.trim_start_matches("unix://")).parent().unwrap();
         let dir = tempfile::tempdir_in(beside).unwrap();
-        // The engine's user may be another one.
+        // The engine can run as another user.
         std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
         dir
     }
 }
 
-/// A run of a test's own, on an executor of its own.
+/// A run and an executor for one test.
 pub(crate) struct Bench {
     pub(crate) engine: Engine,
     pub(crate) docker: Docker,
@@ -105,7 +105,7 @@ impl Bench {
         Ok((ran, kept))
     }
 
-    /// Runs a step that must end with 0.
+    /// Runs a step that must exit with 0.
     pub(crate) async fn pass(&self, step: &StepSpec) -> (Workspace, Arc<Kept>) {
         let (ran, kept) = self.try_step(step).await.unwrap();
         let said = String::from_utf8_lossy(&kept.stderr()).into_owned();
@@ -113,22 +113,22 @@ impl Bench {
         (ran.left, kept)
     }
 
-    /// What a line of shell writes.
+    /// The output of a line of shell.
     pub(crate) async fn written(&self, line: &str, with: Value) -> (Vec<u8>, Vec<u8>) {
         let (left, kept) = self.pass(&self.job(line, with)).await;
         self.docker.discard(&self.run, left).await;
         (kept.stdout(), kept.stderr())
     }
 
-    /// Removes the run's things, and sees that nothing is left.
+    /// Removes the run's objects and checks that none is left.
     pub(crate) async fn destroy(&self) {
         self.docker.destroy(&self.run.run).await.unwrap();
         assert!(containers(&self.engine, &self.run.run).await.is_empty(), "containers are left");
     }
 }
 
-/// Asks the engine itself, for what the executor does not say. No client of the engine's API takes every
-/// state that podman has.
+/// Calls the engine's API directly, for checks that the executor does not offer. Typed clients fail
+/// on some states of podman.
 pub(crate) async fn ask(engine: &Engine, method: Method, path: &str) -> Value {
     let socket = engine.url.strip_prefix("unix://").unwrap();
     let stream = TokioIo::new(UnixStream::connect(socket).await.unwrap());
@@ -154,7 +154,7 @@ pub(crate) async fn ask(engine: &Engine, method: Method, path: &str) -> Value {
     }
 }
 
-/// The containers of a run, by their ids.
+/// The ids of a run's containers.
 pub(crate) async fn containers(engine: &Engine, run: &RunId) -> Vec<String> {
     let filters = format!("%7B%22label%22%3A%5B%22bob.run%3D{run}%22%5D%7D");
     let path = format!("/containers/json?all=true&filters={filters}");
@@ -163,13 +163,13 @@ pub(crate) async fn containers(engine: &Engine, run: &RunId) -> Vec<String> {
     ids.map(str::to_owned).collect()
 }
 
-/// All that the engine says of a container.
+/// The engine's description of a container.
 pub(crate) async fn described(engine: &Engine, container: &str) -> Value {
     ask(engine, Method::GET, &format!("/containers/{container}/json")).await
 }
 
-/// Makes an image of a container with another setting; its name. The image keeps the container's
-/// own words as its entrypoint.
+/// Commits a container with another setting and returns the image name. The image keeps the
+/// container's command as its entrypoint.
 pub(crate) async fn image_of(engine: &Engine, container: &str, change: &str) -> String {
     let name = format!("localhost/t-{}", uuid::Uuid::new_v4());
     let change: String = change
@@ -184,7 +184,7 @@ pub(crate) async fn image_of(engine: &Engine, container: &str, change: &str) -> 
     format!("{name}:latest")
 }
 
-/// A way to the engine that can be cut.
+/// A connection to the engine that can be cut.
 pub(crate) struct Way {
     pub(crate) url: String,
     cut: Arc<watch::Sender<u32>>,
@@ -215,7 +215,7 @@ impl Way {
         Self { url, cut, _forwarding: forwarding }
     }
 
-    /// Closes every connection that there is.
+    /// Closes all current connections.
     pub(crate) fn cut(&self) {
         self.cut.send_modify(|cuts| *cuts += 1);
     }

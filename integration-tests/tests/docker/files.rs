@@ -1,4 +1,4 @@
-//! Files: what a job sees of the host, and what is taken out of it.
+//! Files: what a job sees of the host, and what can be copied out of it.
 
 use hyper::Method;
 use integration_tests::engine::{collect, files_of};
@@ -19,7 +19,7 @@ async fn what_a_job_leaves_in_its_directory_is_read_after_its_end() {
         assert_eq!(kept.text(), "", "it is empty at its start");
         let packed = bench.docker.export(&bench.run, &left, JOB_DIR).await.unwrap();
         let files = files_of(&collect(packed).await).await;
-        // podman's API leaves the name of a volume's own directory out.
+        // podman's Docker API omits the name of the volume's directory.
         let has = |name: &str, text: &[u8]| {
             let below =
                 |path: &str| path.trim_start_matches("jobworkdir").trim_start_matches('/') == name;

@@ -1,5 +1,5 @@
-//! Row A12, by the program itself and without podman: the order of `before_script`, what fails ends the
-//! job, `$JOB_WORKDIR`, variables, mounts, a terminal.
+//! Row A12, with the program and without podman: the order of `before_script`, failures,
+//! `$JOB_WORKDIR`, variables, mounts, a terminal.
 
 use std::process::Output;
 
@@ -7,7 +7,7 @@ use tokio::process::Command;
 
 use super::engine::{Engine, engines};
 
-/// `bob-runner run` of a job file, where the only engine that can be found is a Docker engine.
+/// Runs a job file with `bob-runner run` where only a Docker engine can be found.
 async fn run(engine: &Engine, dir: &std::path::Path, jobs: &str) -> Output {
     std::fs::write(dir.join("jobs.yml"), jobs).unwrap();
     Command::new(env!("CARGO_BIN_EXE_bob-runner-under-test"))
@@ -15,7 +15,7 @@ async fn run(engine: &Engine, dir: &std::path::Path, jobs: &str) -> Output {
         .current_dir(dir)
         .env_clear()
         .env("HOME", dir)
-        // Nothing of podman's is on it.
+        // No podman in the path.
         .env("PATH", "/nonexistent")
         .env("BOB_DATA_DIR", dir.join("data"))
         .env("BOB_DOCKER_URL", &engine.url)

@@ -1,5 +1,5 @@
-//! The executor of Docker engines: on podman's API of that kind, and on Debian's docker.io where its
-//! daemon starts (`scripts/services up --only podman,docker`).
+//! The executor for Docker engines, on podman's Docker API and on Debian's docker.io if its daemon
+//! starts (`scripts/services up --only podman,docker`).
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod engine;

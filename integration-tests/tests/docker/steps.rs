@@ -1,4 +1,4 @@
-//! Steps: the contract of the port, every byte of their output, how they end, what nobody may see.
+//! Steps: the port's contract, their complete output, their end, and their secrets.
 
 use std::sync::Arc;
 
@@ -165,7 +165,7 @@ async fn a_secret_is_a_file_in_memory_and_the_engine_is_not_told() {
     }
 }
 
-/// Its sum, as the container's own program says it: there is no need of a crate for it.
+/// The MD5 digest, computed with the system's program to avoid a dependency.
 fn md5(bytes: &[u8]) -> u128 {
     use std::io::Write as _;
     use std::process::{Command, Stdio};
@@ -206,7 +206,7 @@ async fn a_script_runs_whatever_the_entrypoint_and_a_step_may_have_its_own() {
         let command = bench.job("exit 4", json!({ "image": image }));
         for (step, code) in [
             (script("exit 7"), 7),
-            // The image's `sh -c` runs the word `sh` and takes the rest for its arguments.
+            // The image's `sh -c` runs the word `sh`; the other words become its arguments.
             (command.clone(), 0),
             (StepSpec { entrypoint: Some(Vec::new()), ..command }, 4),
             (

@@ -1,4 +1,4 @@
-//! Both engine adapters, each with the grants of an operator.
+//! Both engine adapters, with the grants of an operator.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
@@ -18,11 +18,11 @@ use runner::ports::{
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-/// An engine behind one of the two adapters, and a run of the test's own on it.
+/// An engine behind one of the two adapters, and a run for one test.
 pub(crate) struct Adapter {
-    /// Its name, for what fails.
+    /// Its name, for failure messages.
     pub(crate) name: &'static str,
-    /// The engine's address.
+    /// The engine's URL.
     pub(crate) url: String,
     is_docker: bool,
     image: String,
@@ -67,12 +67,12 @@ impl Adapter {
         Self { name, url, is_docker, image, executor, run, stop: StopSignal::default() }
     }
 
-    /// Whether the engine is reached by the Docker API.
+    /// Whether the adapter uses the Docker API.
     pub(crate) fn is_docker(&self) -> bool {
         self.is_docker
     }
 
-    /// A directory that the engine sees too: beside its socket.
+    /// A directory that the engine can see: next to its socket.
     pub(crate) fn dir(&self) -> TempDir {
         let beside = Path::new(self.url.trim_start_matches("unix://")).parent().unwrap();
         let dir = tempfile::tempdir_in(beside).unwrap();
@@ -105,7 +105,7 @@ impl Adapter {
         self.executor.discard(&self.run, left).await;
     }
 
-    /// The output of a step that must end with 0.
+    /// The output of a step that must exit with 0.
     pub(crate) async fn passes(&self, step: &StepSpec) -> String {
         match self.attempt(step).await {
             Ok((0, said)) => said,
@@ -113,7 +113,7 @@ impl Adapter {
         }
     }
 
-    /// The sentence with which a step is refused before anything of it is started.
+    /// The error of a step that is rejected before it starts.
     pub(crate) async fn refuses(&self, step: &StepSpec) -> String {
         match self.attempt(step).await {
             Err(ExecError::Unsupported(why)) => why,
@@ -121,7 +121,7 @@ impl Adapter {
         }
     }
 
-    /// Removes what the run made.
+    /// Removes the run's objects.
     pub(crate) async fn end(&self) {
         self.executor.destroy(&self.run.run).await.unwrap();
     }

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 
 use crate::place::{Place, in_time};
 
-/// A service of the worker's host, and how many connections it has accepted.
+/// A service on the worker's host, and the number of connections it has accepted.
 async fn listener() -> (u16, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -1,8 +1,8 @@
-//! The security boundaries of docs/security.md, one test for each: what a message can not make a
+//! The security boundaries of docs/security.md, one test for each: what a message cannot make a
 //! worker do.
 //!
-//! A module covers one boundary. A test sends the input that once crossed it, and checks that the
-//! run ends as refused and that nothing on the host changed.
+//! A module covers one boundary. A test sends input that once crossed it, and checks that the run
+//! is rejected and that nothing on the host changed.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,5 @@
-//! Mounts: only the directories and volumes that the operator names, in ways that cannot overlay,
-//! replace or hand over anything else of the host.
+//! Mounts: only directories and volumes that the operator allows. They cannot overlay, replace or
+//! expose anything else on the host.
 
 use std::path::Path;
 
@@ -21,7 +21,7 @@ fn shares(dirs: &[(&Path, bool)]) -> Granted {
     Granted { dirs: dirs.iter().map(share).collect(), ..Granted::default() }
 }
 
-/// The same adapter with other grants. The engines of the environment are always listed alike.
+/// The same adapter with other grants. The engines are always listed in the same order.
 fn again(adapter: &Adapter, granted: &Granted) -> Adapter {
     let mut all = adapters(granted).into_iter();
     all.find(|other| other.name == adapter.name).unwrap()
@@ -35,7 +35,7 @@ fn volume_name() -> String {
     format!("t-{}", uuid::Uuid::new_v4())
 }
 
-/// The engine's own API, which is podman's whatever adapter is tested.
+/// The engine's libpod API, if the engine is podman.
 fn libpod(adapter: &Adapter) -> Option<Podman> {
     let version = podman_api::ApiVersion::new(4, Some(0), Some(0));
     let is_podman = adapter.name != "docker.io";
@@ -139,7 +139,7 @@ async fn a_step_cannot_swap_what_another_one_mounts() {
             let why = adapter.refuses(&mount(&adapter, "ls /x", &text)).await;
             assert!(why.contains("which steps can change"), "{}: {why}", adapter.name);
         }
-        // The attack itself: the link comes from inside of a container.
+        // The attack: a container creates the link.
         let line = format!("mv /x/sub /x/old && ln -s {} /x/sub", host.path().display());
         adapter.passes(&mount(&adapter, &line, &format!("{at}:/x"))).await;
         let text = format!("{at}/sub:/x:ro");

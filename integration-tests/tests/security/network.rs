@@ -1,4 +1,4 @@
-//! A network beyond the step's container: only what the operator names.
+//! Networks beyond the step's container: only those that the operator allows.
 
 use protocol::pipeline::NetworkGrant;
 use runner::exec::access::Granted;

@@ -1,4 +1,4 @@
-//! The program itself with a file, on each engine that there is.
+//! Runs a file with the program on each available engine.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,10 +10,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
-/// An engine, and who runs steps on it.
+/// An engine, and the executor that runs steps on it.
 #[derive(Debug, Clone)]
 pub(crate) struct Engine {
-    /// For what fails.
+    /// Its name, for failure messages.
     pub(crate) name: &'static str,
     url: String,
     image: String,
@@ -21,7 +21,7 @@ pub(crate) struct Engine {
     executor: &'static str,
 }
 
-/// The engines of the environment; podman's own API and its Docker API are two.
+/// The engines of the environment. podman's own API and its Docker API count as two.
 pub(crate) fn engines() -> Vec<Engine> {
     let Some(services) = Services::of_environment(ENGINE) else { return Vec::new() };
     let image = services.get("BOB_TEST_IMAGE").to_owned();
@@ -43,12 +43,12 @@ pub(crate) fn engines() -> Vec<Engine> {
 }
 
 impl Engine {
-    /// Whether a step begins with what the one before has left.
+    /// Whether a step starts from the previous step's image.
     pub(crate) fn keeps_images(&self) -> bool {
         self.executor == "podman"
     }
 
-    /// A directory that the engine sees too.
+    /// A directory that the engine can see.
     pub(crate) fn dir(&self) -> TempDir {
         let beside = Path::new(self.url.trim_start_matches("unix://")).parent().unwrap();
         let dir = tempfile::tempdir_in(beside).unwrap();
@@ -56,7 +56,7 @@ impl Engine {
         dir
     }
 
-    /// A step that is a line of shell.
+    /// A step with a line of shell.
     pub(crate) fn step(&self, line: &str) -> Value {
         let cmd = json!(["sh", "-c", line]);
         if self.keeps_images() {
@@ -65,7 +65,7 @@ impl Engine {
         json!({ "cmd": cmd, "executor": "docker", "with": { "image": self.image } })
     }
 
-    /// `bob-runner run` of these steps in a directory.
+    /// Runs these steps with `bob-runner run` in a directory.
     pub(crate) async fn run(
         &self,
         dir: &Path,
@@ -94,7 +94,7 @@ impl Engine {
     }
 }
 
-/// All that the program has said.
+/// The program's complete output.
 pub(crate) fn text(output: &Output) -> String {
     let (out, err) = (&output.stdout, &output.stderr);
     format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))

@@ -12,7 +12,7 @@ async fn a_secret_is_given_to_the_pipelines_and_hosts_of_its_scope_alone() {
     let Some(place) = Place::new().await else { return };
     let mine = format!("deploy-*={}:deploy", place.tag);
     let to_host = format!("deploy-key={}:call@hooks.example.org", place.tag);
-    // The settings, the pipeline, what its step names, and whether that is given to it.
+    // The setting, the group, the steps, and whether they receive the secret.
     let takes = json!([{ "cmd": "true", "secrets": ["deploy-key"] }]);
     let sends = json!([{ "executor": "http", "secrets": ["deploy-key"],
         "with": { "url": "http://127.0.0.1:9/x", "headers": { "A": { "secret-name": "deploy-key" } } } }]);

@@ -14,7 +14,7 @@ async fn run(engine: &Engine, dir: &std::path::Path, steps: &[serde_json::Value]
     engine.run(dir, steps, &settings).await
 }
 
-/// Everything below a directory.
+/// The contents of all files below a directory.
 fn all_of(dir: &std::path::Path) -> Vec<u8> {
     let (mut bytes, mut open) = (Vec::new(), vec![dir.to_owned()]);
     while let Some(path) = open.pop() {

@@ -1,5 +1,6 @@
-//! A settings file in the working directory does not decide where credentials are sent, and one that
-//! other users can change is not read. This is a rule of the program alone, for both engines.
+//! A settings file in the working directory does not decide where credentials are sent, and a file
+//! that other users can change is not read. The rule is part of the program, so engines do not
+//! matter.
 
 use std::fs::Permissions;
 use std::net::TcpListener;
@@ -7,7 +8,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-/// The credential that must not arrive anywhere.
+/// The credential that must not be sent anywhere.
 const PASSWORD: &str = "hunter2";
 
 /// A checkout whose settings file names this listener as the broker.
@@ -26,7 +27,7 @@ impl Checkout {
         Self { dir, listener }
     }
 
-    /// Pauses a pipeline, which needs the broker and nothing else.
+    /// Pauses a pipeline, which needs only the broker.
     fn pause(&self, options: &[&str]) -> Output {
         let home = self.dir.path().join("home");
         Command::new(env!("CARGO_BIN_EXE_bob-runner-under-test"))
@@ -68,7 +69,7 @@ fn a_file_in_the_working_directory_does_not_redirect_credentials() {
 fn a_file_that_is_named_may_name_the_broker() {
     let checkout = Checkout::new();
     let listener = checkout.listener.try_clone().unwrap();
-    // A broker that hangs up: the program must not wait for its answer.
+    // A broker that closes the connection, so that the program does not wait for a response.
     let accepted = std::thread::spawn(move || listener.accept().map(drop).is_ok());
     let output = checkout.pause(&["--config", "bob-runner.toml"]);
     let said = String::from_utf8_lossy(&output.stderr);

@@ -1,10 +1,10 @@
-//! Templates of scripts: a hostile one fails its own step, and costs its worker nothing.
+//! Script templates: a hostile one fails its own step and does not affect its worker.
 
 use serde_json::json;
 
 use crate::place::Place;
 
-/// Doubles a text with each action: no estimate of loops sees that.
+/// Doubles a text with each action, which a limit on loops does not detect.
 fn doubling() -> String {
     let double = r#"{{ $t := printf "%s%s" $t $t }}"#.repeat(60);
     format!("{{{{ $t := .t }}}}{double}")
@@ -38,7 +38,7 @@ async fn hostile_templates_do_not_cost_a_worker_its_lease() {
         assert_eq!(ended, json!(["failed", "template"]), "{record}");
         assert_eq!(record["attempt"], 1, "its worker kept its lease: {record}");
     }
-    // The worker is as well as before.
+    // The worker still works.
     let run = place.run("good");
     let step =
         json!({ "name": "a", "executor": "local", "template": "go", "script": ["true {{ .a }}"] });

@@ -1,4 +1,4 @@
-//! The volume with a step's secrets. Anyone who knows the name of a volume can mount it.
+//! The volume with a step's secrets. Anyone who knows a volume's name can mount it.
 
 use integration_tests::engine::{Api, Bench, shell, until};
 use runner::ports::{Executor as _, Given, Secret, StepSecrets, StepSpec};
@@ -20,7 +20,7 @@ async fn the_name_of_a_volume_with_secrets_cannot_be_guessed() {
     let volumes = api.volumes_of(run).await;
     let [volume] = &volumes[..] else { panic!("{volumes:?}") };
     assert!(!volume.contains(run.as_str()), "{volume}");
-    // Every part of this name is in the events of the run.
+    // Every part of this name is in the run's events.
     let guess = format!("bob-{run}-0-1-1");
     assert!(!api.volumes().await.contains(&guess), "{guess}");
     let random = volume.strip_prefix("bob-").unwrap();

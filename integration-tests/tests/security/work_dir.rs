@@ -1,5 +1,5 @@
-//! The working directory of a container. podman 3.0 to 5.7 looks it up on its host, and creates it
-//! there, if a symbolic link in it leads out of the container (CVE-2026-55686).
+//! The working directory of a container. If a symbolic link in it leads out of the container,
+//! podman 3.0 to 5.7 resolves it on the host and creates the directory there (CVE-2026-55686).
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::docker::{self, ask, containers, engines, image_of};
 
-/// A directory of the engine's host that its user may write to.
+/// A directory on the engine's host that its user can write to.
 fn outside(url: &str) -> TempDir {
     let beside = Path::new(url.strip_prefix("unix://").unwrap()).parent().unwrap();
     let dir = tempfile::tempdir_in(beside).unwrap();
@@ -25,13 +25,13 @@ fn is_empty(dir: &TempDir) -> bool {
     std::fs::read_dir(dir.path()).unwrap().next().is_none()
 }
 
-/// Makes links that lead out of a container, and others that lead nowhere.
+/// Creates links that lead out of a container, and dangling ones.
 fn links(outside: &TempDir) -> String {
     let at = outside.path().display();
     format!("ln -s {at} /l; ln -s /gone/away /dangling; ln -s /loop /loop; echo x > /file")
 }
 
-/// Working directories, and what a step prints or fails with there.
+/// Working directories, and the output or error of a step there.
 fn cases(outside: &TempDir) -> Vec<(&'static str, Result<String, &'static str>)> {
     vec![
         ("/l/sub", Ok(format!("{}/sub\n", outside.path().display()))),

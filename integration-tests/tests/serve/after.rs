@@ -1,4 +1,4 @@
-//! What a run leaves behind, and what its steps see of each other.
+//! Leftovers of runs, and the isolation of their steps.
 
 use std::collections::BTreeMap;
 
@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use crate::place::{Place, Server};
 use crate::reader::{self, Reader};
 
-/// Until the test says so; only a signal ends it.
+/// Runs until it is stopped by a signal.
 const LONG: &str = "echo begun; exec sleep 1000";
-/// Ends well-behaved.
+/// Handles SIGTERM and ends.
 const TRAPS: &str = "trap 'echo caught; exit 7' TERM; echo begun; sleep 1000 & wait";
-/// Does not want to end. The child that sleeps would end by SIGTERM.
+/// Ignores SIGTERM. Its loop restarts the child, which SIGTERM ends.
 const IGNORES: &str = "trap '' TERM; echo begun; while :; do sleep 1000; done";
 
 fn shell(script: &str) -> Value {
@@ -25,7 +25,7 @@ async fn begun(place: &Place, run: &str) {
     Reader::new(place).await.find(is_it).await;
 }
 
-/// Every event of these runs, also those after the ending: up to the program's last event.
+/// All events of these runs, including those after the ending, up to the program's last event.
 async fn all_events(place: &Place, server: Server) -> BTreeMap<String, Vec<Value>> {
     server.end().await;
     let mut reader = Reader::new(place).await;
@@ -41,7 +41,7 @@ async fn all_events(place: &Place, server: Server) -> BTreeMap<String, Vec<Value
     }
 }
 
-/// Nothing of a run is in the engine: neither by its label, nor the images that its events named.
+/// Checks that the engine has nothing with the run's label, and none of the images in its events.
 pub(crate) async fn assert_nothing_is_left(place: &Place, run: &str, events: &[Value]) {
     let api = Api::of(place.services.get("CONTAINER_ENGINE_URL"));
     let id = run.parse().unwrap();
@@ -113,7 +113,7 @@ async fn a_step_sees_earlier_files_but_not_the_variables_of_earlier_steps() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_lets_a_step_end_by_itself() {
     let Some(place) = Place::new().await else { return };
-    // A grace that nobody would wait for: what ends here ends by SIGTERM.
+    // With such a grace, steps must end by SIGTERM.
     let server = place.serve(&[("BOB_KILL_GRACE_SECONDS", "3600")]).await;
     for (name, script) in [("sleeps", LONG), ("traps", TRAPS)] {
         let run = place.run(name);

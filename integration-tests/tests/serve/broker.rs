@@ -1,5 +1,5 @@
-//! Brokers that are not as they should be: objects of another kind, users without rights, commands that
-//! are returned again and again.
+//! Brokers in a wrong state: objects of another type, users without permissions, commands that are
+//! requeued repeatedly.
 
 use std::process::Output;
 
@@ -35,7 +35,7 @@ async fn an_object_of_another_kind_is_refused_with_what_to_delete() {
         let path = format!("{kind}/{}/{name}", place.vhost.name);
         let management = &place.vhost.management;
         if seen {
-            // An earlier worker has made it as it should be.
+            // An earlier worker has declared it correctly.
             management.send(reqwest::Method::DELETE, &path, None).await;
         }
         management.send(reqwest::Method::PUT, &path, Some(body)).await;
@@ -62,7 +62,7 @@ async fn a_queue_with_other_arguments_is_used_as_it_is() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_cannot_publish_takes_no_runs_until_it_can() {
     let Some(place) = Place::without_an_engine().await else { return };
-    // A user of its own: all tests share the other one.
+    // A separate user, because all tests share the default one.
     let user = format!("u-{}", place.tag);
     let management = &place.vhost.management;
     let put = |path: String, body: &'static str| async move {
@@ -97,7 +97,7 @@ async fn a_worker_that_cannot_publish_takes_no_runs_until_it_can() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_that_others_return_again_and_again_is_reported() {
     let Some(place) = Place::without_an_engine().await else { return };
-    // Makes the queues, and takes nothing.
+    // Declares the queues without consuming.
     let settings = [("BOB_EXECUTORS", "local")];
     said(&place, &["doctor"], &settings).await;
     let run = place.run("returned");

@@ -1,5 +1,5 @@
-//! Jobs that are shell commands, added to the cluster. The names begin with the row of the acceptance
-//! table that they show; the rows of a queue file are shown in embedded mode.
+//! Jobs added to a cluster as shell commands. Test names begin with the row of the acceptance
+//! table. Rows about the queue file are tested in embedded mode.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::reader;
 
 const LOCAL: (&str, &str) = ("BOB_EXECUTORS", "local");
 
-/// Adds a job, and returns the id of its run.
+/// Adds a job and returns its run id.
 async fn add(place: &Place, typed: &[&str]) -> String {
     place.id_of(&[&["add"], typed].concat()).await
 }

@@ -1,4 +1,4 @@
-//! More rows of the CI runner's table, shown of jobs that are added to a cluster.
+//! More rows of the CI runner's table, for jobs added to a cluster.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,13 +12,13 @@ use crate::reader;
 
 const LOCAL: (&str, &str) = ("BOB_EXECUTORS", "local");
 
-/// The lines of a file that jobs write to.
+/// The lines of a file written by jobs.
 fn lines(place: &Place, name: &str) -> Vec<String> {
     let text = std::fs::read_to_string(place.dir.path().join(name)).unwrap_or_default();
     text.lines().map(|line| line.trim().to_owned()).collect()
 }
 
-/// Waits for what jobs do.
+/// Waits for an effect of jobs.
 async fn until(what: &str, holds: impl Fn() -> bool) {
     let waiting = async {
         while !holds() {
@@ -32,7 +32,7 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
 async fn c2_as_many_jobs_run_at_once_as_the_workers_may_and_never_one_more() {
     let Some(place) = Place::new().await else { return };
     std::fs::create_dir(place.dir.path().join("running")).unwrap();
-    // Each says how many it has seen with itself, of all and of its own worker.
+    // Each job records the number of concurrent jobs, in total and on its own worker.
     let job = "touch $D/running/$$.$RUNNER_ID; ls $D/running | wc -l >> $D/seen; \
                ls $D/running | grep -c $RUNNER_ID >> $D/seen.$RUNNER_ID; \
                until [ -e $D/go ]; do sleep 0.05; done; rm $D/running/$$.$RUNNER_ID";
@@ -108,7 +108,7 @@ async fn c8_no_job_of_a_cluster_is_lost_with_its_worker_and_none_runs_twice_unto
         !pids.iter().any(|pid| Path::new("/proc").join(pid).exists())
     })
     .await;
-    // Nobody is there to take it.
+    // No worker is running.
     runs.push(place.id_of(&["add", &job("later")]).await);
     place.write("go", "");
     let second = place.serve(&settings).await;

@@ -1,5 +1,5 @@
-//! Jobs in containers of their own, run here and now, and in a cluster: the same file with the same
-//! settings does the same.
+//! Jobs in containers of their own, with `run FILE` and in a cluster. The same file with the same
+//! settings has the same effect.
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
@@ -14,8 +14,8 @@ use tempfile::TempDir;
 use crate::place::{Place, in_time};
 use crate::reader;
 
-/// What jobs may have of the engine's host: a directory that is there for the engine, wherever that
-/// has its root, and a volume.
+/// What jobs may use on the engine's host: a directory visible to the engine, whatever its root,
+/// and a volume.
 struct Shared {
     dir: TempDir,
     volume: String,
@@ -28,7 +28,7 @@ impl Shared {
         let url = place.services.get("CONTAINER_ENGINE_URL");
         let beside = Path::new(url.trim_start_matches("unix://")).parent().unwrap();
         let dir = tempfile::tempdir_in(beside).unwrap();
-        // The engine's user may be another one.
+        // The engine can run as another user.
         std::fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
         std::fs::write(dir.path().join("file"), "given\n").unwrap();
         let version = podman_api::ApiVersion::new(4, Some(0), Some(0));
@@ -40,7 +40,8 @@ impl Shared {
         }
     }
 
-    /// A job that shows all that a container has, one that fails in the middle, and one on a terminal.
+    /// A job that prints all settings of its container, one that fails in the middle, and one on a
+    /// terminal.
     fn jobs(&self, image: &str) -> Value {
         let directory = format!("{}:/given:ro", self.dir.path().display());
         let volume = format!("{}:/kept", self.volume);
@@ -66,7 +67,7 @@ impl Shared {
         ])
     }
 
-    /// Waits for the container of the first job, by its namespace, and lets the job end.
+    /// Waits for the first job's container, found by its namespace, and lets the job end.
     async fn let_go(&self) {
         let label = || ContainerListFilter::LabelKeyVal("namespace".into(), self.namespace.clone());
         let running = async {
@@ -87,7 +88,7 @@ impl Shared {
     }
 }
 
-/// What came of the jobs, wherever they were run.
+/// Checks the results of the jobs in either mode.
 fn assert_done(events: &[Value], runner: &str) {
     let outputs = reader::outputs(events);
     let lines = |step: &str| {
@@ -106,8 +107,8 @@ fn assert_done(events: &[Value], runner: &str) {
     assert_eq!(["shows", "stops", "terminal"].map(code), [json!(0), json!(1), json!(0)]);
 }
 
-/// The jobs in a file, beside settings that put commands in front of every one, by one of their two
-/// names.
+/// Writes the jobs to a file, and settings with commands that precede each job, under one of the
+/// setting's two names.
 fn write(place: &Place, jobs: &Value, before_script: &str) {
     place.write("jobs.json", &jobs.to_string());
     place.write("config.yaml", &format!("{before_script}: [G=global]\n"));
@@ -160,7 +161,7 @@ async fn a2_a12_a21_containers_of_a_cluster_have_the_same_and_their_worker_share
     assert_eq!(std::fs::read_to_string(made).unwrap(), "made\n");
     crate::after::assert_nothing_is_left(&place, &run, &events).await;
 
-    // What it does not share it shows to nobody, nor the engine itself.
+    // Neither an unlisted directory nor the engine's socket can be mounted.
     let url = place.services.get("CONTAINER_ENGINE_URL");
     let socket = url.trim_start_matches("unix://");
     for (source, why) in [("/etc", "BOB_SHARED_DIRS"), (socket, "a container engine's socket")] {

@@ -1,11 +1,11 @@
-//! A command becomes a run, and both kinds of reader see it as wire.md section 4 says.
+//! A command becomes a run, and both kinds of readers see it as specified in wire.md section 4.
 
 use serde_json::{Value, json};
 
 use crate::place::Place;
 use crate::{native, reader};
 
-/// Sees that an event has the fields that every event of a run has, and those that are expected.
+/// Checks the fields that every event of a run has, and the expected ones.
 fn assert_event(event: &Value, seq: usize, run: &str, place: &Place, expected: &Value) {
     for (field, value) in expected.as_object().unwrap() {
         assert_eq!(&event[field], value, "{field} of {event}");
@@ -39,7 +39,7 @@ fn assert_events(place: &Place, run: &str, events: &[Value], expected: &[Value])
     }
 }
 
-/// The events that come before the first step.
+/// The events before the first step.
 fn begun(place: &Place) -> Vec<Value> {
     vec![
         json!({ "reason": "PipelineRunScheduled", "type": "Normal" }),
@@ -61,7 +61,7 @@ async fn a_start_inline_or_by_name_is_read_alike_over_amqp_and_the_stream_protoc
     place.keys.put(&format!("bob.pipeline/{}:passes", place.tag), &pipeline).await;
     let (inline, named) = (place.run("inline"), place.run("named"));
     place.start(&inline, &pipeline).await;
-    // A second spelling of a key, and keys that nobody knows, are fine in a message.
+    // A message can use a second spelling of a key, and unknown keys.
     let body =
         json!({ "run_id": named, "group": place.tag, "name": "passes", "backoff": 5, "x": 1 });
     place.publish("bob.jobs", "pipeline/start", &body).await;

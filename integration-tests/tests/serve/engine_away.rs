@@ -1,4 +1,4 @@
-//! An engine that is killed and comes back late, for real: one of the test's own.
+//! A real engine, one per test, that is killed and restarted late.
 
 use integration_tests::services::OwnServices;
 use protocol::names;
@@ -15,14 +15,14 @@ async fn runs_outlive_their_engine_and_lose_nothing_that_it_had_kept() {
     let server = place.serve(&[("CONTAINER_ENGINE_URL", &url)]).await;
     let mut keys = place.keys.clone();
 
-    // A step goes on while its engine is away, and is followed by the next one.
+    // A running step survives the outage, and the next step follows it.
     let outside = Outside::new().await;
     let begun = place.run("begun");
     place.start(&begun, &place.pipeline("begun", &outside.steps())).await;
     outside.reaches("/gate", 1).await;
     engine.control("kill", "podman").await;
 
-    // What is begun meanwhile is let go, and nothing is said of a failure.
+    // A run that starts meanwhile is released without a failure.
     let new = place.run("new");
     place.start(&new, &place.pipeline("new", &json!([{ "cmd": ["true"] }]))).await;
     let owned = |record: &serde_json::Value| record["attempt"] == 1;

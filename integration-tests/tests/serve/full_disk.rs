@@ -1,4 +1,4 @@
-//! A disk that is full, for real: an engine on a small one of its own.
+//! A really full disk: an engine on a small disk of its own.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -16,9 +16,9 @@ fn shell(line: &str) -> Value {
     json!({ "cmd": ["sh", "-c", line], "retry": { "attempts": 3, "delay": "1ms" } })
 }
 
-/// A program as one that sees the engine's disk where the engine does, as on most hosts; a test's engine
-/// may have mounts of its own. One whose root is another tree has no place for the program: it stays
-/// where it is, and has no reserve on that disk.
+/// Runs a program in the engine's mount namespace, so that it sees the engine's disk at the same
+/// path, as on most hosts. If the engine's root is another tree without the program, it runs
+/// unchanged and has no reserve on that disk.
 async fn beside(url: &str, program: Command) -> Command {
     let socket = UnixStream::connect(url.strip_prefix("unix://").unwrap()).await.unwrap();
     let pid = socket.peer_cred().unwrap().pid().unwrap();
@@ -39,7 +39,7 @@ async fn beside(url: &str, program: Command) -> Command {
     entered
 }
 
-/// A worker on a small engine, and what becomes of its runs.
+/// A worker on a small engine.
 struct Small {
     place: Place,
     api: Api,
@@ -59,8 +59,8 @@ impl Small {
         Some(Self { api: Api::of(&url), place, server, _engine: engine })
     }
 
-    /// Asserts that a run ends for want of space at its last step, at the first try, and leaves
-    /// nothing, whatever its retention; the step's record.
+    /// Checks that a run fails for lack of space at its last step, on the first attempt, and leaves
+    /// nothing, whatever its retention. Returns the step's record.
     async fn ends_with_no_space(&self, name: &str, steps: &[Value]) -> Value {
         let run = self.place.run(name);
         let mut pipeline = self.place.pipeline(name, &json!(steps));
@@ -88,7 +88,7 @@ impl Small {
 }
 
 impl Small {
-    /// Asserts that there is room again, and that it is taken.
+    /// Checks that there is room again and that the worker uses it.
     async fn passes_the_next(&self) {
         let next = self.place.run("after");
         let little = shell("dd if=/dev/urandom of=/little bs=1048576 count=4");
@@ -120,7 +120,7 @@ async fn a_command_that_fills_the_disk_to_the_last_byte_ends_its_run_with_no_spa
  {
     let Some(small) = Small::new().await else { return };
     let step = small.ends_with_no_space("command", &[shell("echo 1 > /a"), fill(200)]).await;
-    // Podman 5 keeps its own database on that disk, and may not come to note how the command ended.
+    // Podman 5 keeps its database on that disk and might fail to record the exit code.
     assert!([json!(1), Value::Null].contains(&step["exit-code"]), "{step}");
     small.passes_the_next().await;
     small.server.end().await;

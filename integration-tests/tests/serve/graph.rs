@@ -1,4 +1,4 @@
-//! Steps beside each other, in containers and on the worker's host.
+//! Concurrent steps, in containers and on the worker's host.
 
 use std::path::Path;
 
@@ -19,7 +19,7 @@ fn lines(events: &[Value], step: &str) -> String {
 async fn steps_of_containers_and_of_the_host_are_one_graph() {
     let Some(place) = Place::new().await else { return };
     let server = place.serve(&[BOTH]).await;
-    // Each branch waits for what the other one says: they run beside each other, or never end.
+    // Each branch waits for the other one's output, so the run ends only if they are concurrent.
     let dir = place.dir.path().join("meet");
     std::fs::create_dir(&dir).unwrap();
     let meet = |own: &str, other: &str| {

@@ -1,4 +1,4 @@
-//! The guard of a worker: what a worker ran ends with it though nobody else works.
+//! The guard of a worker: a worker's steps end with it, even if there is no other worker.
 
 use integration_tests::engine::{Api, until};
 use integration_tests::services::OwnServices;
@@ -10,14 +10,14 @@ use crate::place::{Place, Server, in_time};
 use crate::reader;
 use crate::takeover::Outside;
 
-/// Whether a process is there, and a guard.
+/// Whether a process exists and is a guard.
 fn is_guard(pid: i32) -> bool {
-    // The words of one that has ended, and is not waited for yet, are empty.
+    // The command line of a zombie is empty.
     let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     words.split(|byte| *byte == 0).nth(1) == Some(b"guard")
 }
 
-/// The guards that a worker has.
+/// The guards of a worker.
 fn guards(server: &Server) -> Vec<i32> {
     let parent = format!("PPid:\t{}", server.pid());
     let is_child = |pid: &i32| {
@@ -29,7 +29,7 @@ fn guards(server: &Server) -> Vec<i32> {
     pids.filter(is_child).filter(|pid| is_guard(*pid)).collect()
 }
 
-/// The guard of a worker, once it has one that is not this one.
+/// Waits for a guard of the worker other than `other`.
 async fn guard(server: &Server, other: Option<i32>) -> i32 {
     let found = || guards(server).into_iter().find(|pid| Some(*pid) != other);
     until("the worker has a guard", || async { found().is_some() }).await;
@@ -40,14 +40,14 @@ fn signal(pid: i32, signal: Signal) {
     kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
 }
 
-/// Waits until nothing of a run runs on the engine.
+/// Waits until no container of a run is running.
 async fn nothing_runs(place: &Place, run: &str) {
     let api = Api::of(place.services.get("CONTAINER_ENGINE_URL"));
     let run = run.parse().unwrap();
     until("nothing of the run runs", || async { !api.runs(&run).await }).await;
 }
 
-/// Starts a run, and waits until it is in its fourth step, which waits.
+/// Starts a run and waits until it is in its fourth step, which waits.
 async fn in_the_fourth_step(place: &Place, outside: &Outside, name: &str) -> String {
     let run = place.run(name);
     place.start(&run, &place.pipeline(name, &outside.steps())).await;
@@ -55,7 +55,7 @@ async fn in_the_fourth_step(place: &Place, outside: &Outside, name: &str) -> Str
     run
 }
 
-/// Lets a run that was cut off in its fourth step pass that one, and sees that nothing else was lost.
+/// Lets an interrupted run repeat its fourth step, and checks that nothing else was lost.
 async fn assert_it_goes_on(place: &Place, outside: &Outside, run: &str) {
     in_time("the fourth step, again", outside.reaches("/gate", 2)).await;
     outside.open.send_replace(true);
@@ -73,7 +73,8 @@ async fn assert_it_goes_on(place: &Place, outside: &Outside, run: &str) {
 async fn a_frozen_workers_step_is_killed_by_its_guard_though_no_other_worker_runs() {
     let Some(place) = Place::new().await else { return };
     let outside = Outside::new().await;
-    // When the worker wakes, etcd still takes its writes: the end that it sees is no result.
+    // When the worker wakes up, etcd still accepts its writes, but the step's end must not be
+    // recorded.
     let server = place.serve(&[("BOB_LEASE_TTL_SECONDS", "15")]).await;
     let run = in_the_fourth_step(&place, &outside, "frozen").await;
     server.signal(Signal::STOP);
@@ -92,7 +93,7 @@ async fn a_killed_workers_step_is_killed_by_its_guard_which_ends_then() {
     let mut server = place.serve(&settings).await;
     let run = in_the_fourth_step(&place, &outside, "killed").await;
     let guard = guard(&server, None).await;
-    // What ends everything in a terminal, or below a service manager, is not meant for it.
+    // Signals from a terminal or a service manager must not end the guard.
     for asked in [Signal::INT, Signal::TERM, Signal::HUP] {
         signal(guard, asked);
     }
@@ -145,7 +146,7 @@ async fn a_worker_that_leaves_takes_its_guard_along_which_kills_nothing() {
     next.end().await;
 }
 
-/// Whether the engine's own process for a container of a run is there, which ends with the container.
+/// Whether conmon is running for a container of a run. It ends with the container.
 fn is_watched(run: &str) -> bool {
     let begins = format!("bob-{run}-");
     let processes = std::fs::read_dir("/proc").unwrap().flatten();

@@ -1,11 +1,11 @@
-//! The run record, revision by revision.
+//! The run record in each of its revisions.
 
 use serde_json::{Value, json};
 
 use crate::place::Place;
 use crate::reader::Reader;
 
-/// The statuses of a run's record in the order in which etcd has held them.
+/// The statuses of a run's record, in the order in which etcd stored them.
 async fn statuses(place: &Place, run: &str) -> Vec<String> {
     place.keys.settled(run).await;
     let history = place.keys.history(&format!("bob.pipeline.run/{run}")).await;
@@ -16,7 +16,7 @@ async fn statuses(place: &Place, run: &str) -> Vec<String> {
     statuses
 }
 
-/// A time that the record bears stays as it is, and they come one after the other.
+/// Checks that times in the record never change and are in order.
 fn assert_times(history: &[Value]) {
     let names = ["scheduled-at", "initiated-at", "initialized-at", "started-at", "completed-at"];
     let last = history.last().unwrap();

@@ -1,4 +1,4 @@
-//! Jobs in a cluster. Each test names the rows of the job runner's table that it shows.
+//! Jobs in a cluster. Each test names the rows of the job runner's table that it covers.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn lines(events: &[Value], step: &str) -> String {
     String::from_utf8(of_step.unwrap_or_default()).unwrap()
 }
 
-/// A job file's pipeline, as `plan` shows it and `submit` sends it.
+/// The pipeline of a job file, as `plan` shows it and `submit` sends it.
 fn pipeline(place: &Place, file: &Value) -> Value {
     let parsed = protocol::dialect::parse(Some("jobs.json"), file.to_string().as_bytes());
     assert!(parsed.diagnostics.is_empty(), "{:#?}", parsed.diagnostics);
@@ -68,7 +68,7 @@ async fn a9_a10_a12_a13_a19_jobs_of_all_kinds_run_in_order_and_hand_on_their_res
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a7_a_callback_that_nobody_takes_holds_no_run_and_is_told_by_another_worker() {
     let Some(place) = Place::new().await else { return };
-    // The address is known, and nobody is there yet.
+    // The address is known before anybody listens there.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();
     drop(listener);
@@ -82,7 +82,7 @@ async fn a7_a_callback_that_nobody_takes_holds_no_run_and_is_told_by_another_wor
     server.end().await;
     let listener = TcpListener::bind(at).await.unwrap();
     let next = place.serve(&[ALL]).await;
-    // A run of its own has it look at what there is to tell.
+    // A callback of the worker's own run makes it check the outbox.
     let other = json!({ "executor": "local", "product": { "commands": "true" },
         "callback": { "url": format!("http://{at}/hook") } });
     let second = place.run("wakes");
@@ -92,7 +92,7 @@ async fn a7_a_callback_that_nobody_takes_holds_no_run_and_is_told_by_another_wor
         while statuses.len() < 2 {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut text = Vec::new();
-            // The head, and the one line of its body.
+            // The head, and the body on one line.
             while !text.ends_with(b"}") {
                 let mut piece = [0; 1024];
                 let read = stream.read(&mut piece).await.unwrap();

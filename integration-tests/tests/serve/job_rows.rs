@@ -1,5 +1,5 @@
-//! Job files as their users submit them. Each test names the rows of the job runner's table that it
-//! shows.
+//! Job files as users submit them. Each test names the rows of the job runner's table that it
+//! covers.
 
 use std::process::Output;
 
@@ -16,7 +16,7 @@ fn lines(events: &[Value], step: &str) -> String {
     String::from_utf8(of_step.unwrap_or_default()).unwrap()
 }
 
-/// The exit code of the program, and all that it has said.
+/// The program's exit code and output.
 async fn said(place: &Place, typed: &[&str]) -> (Option<i32>, String) {
     let mut command = place.program(typed, &[]);
     let Output { status, stdout, stderr } =
@@ -40,7 +40,7 @@ async fn a1_the_three_forms_of_a_file_have_the_same_effect_in_a_cluster() {
         assert_eq!(lines(&events, "j"), "done 1\n", "{file}");
         let definition = place.keys.get(&format!("bob.run.definition/{run}")).await.unwrap();
         let mut step = definition["pipeline"]["steps"][0].clone();
-        // Of one job alone nobody asks how the one before it ended.
+        // A single job has no predecessor, so `when` does not matter.
         step.as_object_mut().unwrap().remove("when");
         steps.push((step, reader::reasons(&events).join(" ")));
     }
@@ -55,7 +55,7 @@ async fn a5_who_follows_a_file_of_jobs_exits_as_they_end() {
     place.write("passes.yml", "[{ executor: local, product: { commands: 'echo of it' } }]");
     let (code, out) = said(&place, &["submit", "passes.yml", "--follow"]).await;
     assert!(code == Some(0) && out.contains("of it\n"), "{out}");
-    // One of them is enough, and the next one is run all the same.
+    // One is invalid, and the next one still runs.
     place.write(
         "fails.yml",
         "[{ executor: local, product: { commands: 'exit 3' } },
@@ -101,7 +101,7 @@ async fn a8_who_is_told_is_the_jobs_own_or_that_of_the_settings_or_nobody() {
     let server = place.serve(&[ALL]).await;
     let alone = place.submit("alone.json").await;
     assert_eq!(place.keys.settled(&alone).await["status"], "passed");
-    // Settings that are named, and settings that are found, hold in the same way.
+    // A named settings file and a discovered one have the same effect.
     let settings = format!("callback: {{ url: '{all}', secret: of-all }}\n");
     place.write("named.yaml", &settings);
     let first = place.id_of(&["--config", "named.yaml", "submit", "both.json"]).await;
@@ -184,7 +184,7 @@ async fn a20_files_that_wait_in_the_queue_are_shared_by_the_workers_that_come() 
     let Some(place) = Place::new().await else { return };
     let dir = place.dir.path().join("met");
     std::fs::create_dir(&dir).unwrap();
-    // The first two go on when both have begun: each worker has one of them, or they never end.
+    // The first two jobs wait for each other, so each worker must run one of them.
     let meet = "touch $DIR/$JOB; until [ $(ls $DIR | wc -l) -ge 2 ]; do sleep 0.05; done; \
                 echo $RUNNER_ID >> $DIR.ids; echo $JOB >> $DIR.ran";
     let mut runs = Vec::new();

@@ -1,4 +1,4 @@
-//! etcd through a plain client.
+//! Access to etcd with a plain client.
 
 use etcd_client::{Client, EventType, GetOptions, WatchOptions};
 use serde_json::Value;
@@ -30,7 +30,7 @@ impl Keys {
         got.kvs().first().map(|entry| json(entry.value()))
     }
 
-    /// The first value below a prefix that a condition holds for, now or as soon as there is one.
+    /// Waits for the first value below a prefix that matches a condition.
     pub(crate) async fn below(&mut self, prefix: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let options = GetOptions::new().with_prefix();
         let got = self.client.get(prefix, Some(options)).await.unwrap();
@@ -59,7 +59,7 @@ impl Keys {
         in_time(&format!("what is awaited below {prefix}"), watching).await
     }
 
-    /// Resolves when there is no such key.
+    /// Waits until a key does not exist.
     pub(crate) async fn gone(&mut self, key: &str) {
         let got = self.client.get(key, None).await.unwrap();
         if got.kvs().is_empty() {
@@ -79,13 +79,13 @@ impl Keys {
         in_time(&format!("that {key} goes"), watching).await;
     }
 
-    /// The record of a run, once a condition holds for it.
+    /// Waits until the record of a run matches a condition.
     pub(crate) async fn record(&self, run: &str, holds: impl Fn(&Value) -> bool) -> Value {
         let key = format!("bob.pipeline.run/{run}");
         self.clone().below(&key, |record| record["run-id"] == run && holds(record)).await
     }
 
-    /// The record of a run that has ended, once its ending event stands on the stream.
+    /// Waits until a run has ended and its ending event is published.
     pub(crate) async fn settled(&self, run: &str) -> Value {
         let is_ended =
             |status: &Value| ["passed", "failed", "stopped"].iter().any(|ending| status == ending);
@@ -95,7 +95,7 @@ impl Keys {
         .await
     }
 
-    /// Everything that a key has held, with the first and every later revision.
+    /// Every value that a key has had, oldest first.
     pub(crate) async fn history(&self, key: &str) -> Vec<Value> {
         let mut client = self.client.clone();
         let got = client.get(key, None).await.unwrap();

@@ -1,4 +1,4 @@
-//! A worker that is asked to end while a service it needs is unavailable.
+//! Ending a worker while a service it needs is unavailable.
 
 use std::time::{Duration, Instant};
 
@@ -10,7 +10,7 @@ use crate::place::{Place, in_time};
 use crate::reader::Reader;
 use crate::server;
 
-/// Waits until a file is there.
+/// Waits until a file exists.
 async fn exists(place: &Place, name: &str) {
     in_time(name, async {
         while !place.dir.path().join(name).exists() {
@@ -20,7 +20,7 @@ async fn exists(place: &Place, name: &str) {
     .await;
 }
 
-/// The numbers of a run's events in one epoch, and the texts of its `Log` events.
+/// Reads a run's events of one epoch and returns the texts of its `Log` events.
 async fn epoch_of(place: &Place, run: &str, epoch: &Value, last: u64) -> Vec<String> {
     let mut reader = Reader::new(place).await;
     let (mut seqs, mut texts) = (std::collections::BTreeSet::new(), Vec::new());
@@ -57,7 +57,7 @@ async fn output_that_the_broker_does_not_take_outlives_the_worker_and_its_drain_
     let asked = Instant::now();
     worker.signal(Signal::TERM);
     assert_eq!(worker.ended().await, Some(0), "{}", worker.log());
-    // Drain, grace and 5 s make 7; a busy machine may take longer, but not as long as a pod has.
+    // Drain, grace and 5 s make 7 s. A busy host can take longer, but not as long as a pod has.
     assert!(asked.elapsed() < Duration::from_secs(25), "{:?}\n{}", asked.elapsed(), worker.log());
     let record = place.keys.get(&format!("bob.pipeline.run/{run}")).await.unwrap();
     assert_eq!(record["released"]["by"], record["node"], "{record}");
@@ -65,7 +65,7 @@ async fn output_that_the_broker_does_not_take_outlives_the_worker_and_its_drain_
     assert!(worker.log().contains("the next worker that uses this directory"), "{}", worker.log());
 
     broker.control("start", "rabbitmq").await;
-    // It takes some time until the stream has a leader again.
+    // The stream takes some time to have a leader again.
     let patient = [&settings[..], &[("BOB_CONNECTION_RETRY_ATTEMPTS", "100")]].concat();
     let _next = place.serve(&patient).await;
     let texts = epoch_of(&place, &run, &record["epoch"], last).await;
@@ -105,7 +105,7 @@ async fn the_second_signal_hands_over_while_the_broker_is_unavailable() {
         }
     })
     .await;
-    // Signals within half a second are one: this is the rule, not a guess about the machine.
+    // Signals within half a second count as one, by specification.
     tokio::time::sleep(Duration::from_millis(600)).await;
     worker.signal(Signal::TERM);
     assert_eq!(worker.ended().await, Some(0), "{}", worker.log());
@@ -116,7 +116,7 @@ async fn the_second_signal_hands_over_while_the_broker_is_unavailable() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_is_asked_to_end_while_it_connects_ends_at_once() {
     let Some(place) = Place::without_an_engine().await else { return };
-    // Accepts, and never answers.
+    // Accepts connections and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent = silent.local_addr().unwrap();
     let nobody = server::nobody().await;
@@ -149,7 +149,7 @@ async fn workers_declare_an_exchange_again_that_was_deleted() {
     let server = place.serve(&[("BOB_EXECUTORS", "local")]).await;
     let path = format!("exchanges/{}/bob.direct", place.vhost.name);
     place.vhost.management.send(reqwest::Method::DELETE, &path, None).await;
-    // With its binding, or the command would be returned.
+    // Wait for the binding too, or the command would be returned.
     let bindings = format!("bindings/{}/e/bob.direct/q/bob.jobs", place.vhost.name);
     in_time("the exchange", async {
         while place.vhost.management.find(&bindings).await.is_none_or(|all| all == json!([])) {}

@@ -1,4 +1,4 @@
-//! What a step writes is what a reader of the stream puts together again, byte for byte.
+//! A reader of the stream reassembles the output of a step byte for byte.
 
 use std::fmt::Write as _;
 

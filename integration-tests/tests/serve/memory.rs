@@ -1,4 +1,4 @@
-//! How much memory the program takes, whatever its steps write and however many runs it drives.
+//! The program's memory use with much output and with many runs.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,7 @@ fn assert_small(server: &Server) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_step_that_writes_a_gibibyte_does_not_make_it_grow() {
     let Some(place) = Place::new().await else { return };
-    // The broker keeps only the end of it: the disk of whoever tests may be small.
+    // The broker keeps only the end of the stream, because test hosts can have small disks.
     let limit = json!({
         "pattern": ".*", "apply-to": "queues",
         "definition": { "max-length-bytes": 50_000_000, "stream-max-segment-size-bytes": 10_000_000 },
@@ -32,7 +32,7 @@ async fn a_step_that_writes_a_gibibyte_does_not_make_it_grow() {
     place.start(&run, &place.pipeline("gibibyte", &steps)).await;
     assert_eq!(place.keys.settled(&run).await["status"], "passed");
     assert_small(&server);
-    // What the stream still has goes on to the end without a gap, and every byte is counted.
+    // The remaining events have no gap, and every byte was counted.
     let events = reader::events_of(&place, &run).await;
     let first = events[0]["seq"].as_u64().unwrap();
     let mut end = None;
@@ -50,7 +50,7 @@ async fn a_step_that_writes_a_gibibyte_does_not_make_it_grow() {
 }
 
 const RUNS: usize = 100;
-/// Writes until it is asked to end, whole lines only.
+/// Writes whole lines until it is stopped.
 const CHATTERS: &str = "trap 'exit 0' TERM; while :; do seq 1 50; sleep 1 & wait; done";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -64,7 +64,7 @@ async fn a_hundred_runs_at_once_stay_within_the_same_memory_and_lose_nothing() {
     for run in &runs {
         place.start(run, &place.pipeline("chatters", &steps)).await;
     }
-    // All of them write before the first is stopped.
+    // All of them write before the first one is stopped.
     let mut all: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     let mut reader = Reader::new(&place).await;
     let (mut writing, mut ended, mut stopping) = (0, 0, false);

@@ -1,5 +1,5 @@
-//! The stream of events through RabbitMQ's own stream protocol. The codec is a public one; its client
-//! is not used, as it asks brokers before 3.11 for something that they close the connection for.
+//! The event stream over RabbitMQ's stream protocol. Uses a public codec but not its client, which
+//! sends a request at which brokers before 3.11 close the connection.
 
 use std::collections::HashMap;
 
@@ -42,14 +42,14 @@ impl Connection {
         response.kind()
     }
 
-    /// Sends what is answered with a bare code.
+    /// Sends a request that is answered with a bare code.
     async fn ask(&mut self, request: impl Into<Request>) {
         self.send(request).await;
         let ResponseKind::Generic(answer) = self.receive().await else { panic!("no answer") };
         assert!(answer.is_ok(), "{:?}", answer.code());
     }
 
-    /// Signs in to a place's virtual host.
+    /// Logs in to a place's virtual host.
     async fn open(place: &Place) -> Self {
         let url: reqwest::Url = place.services.get("BOB_TEST_STREAM_URL").parse().unwrap();
         let address = (url.host_str().unwrap(), url.port().unwrap());

@@ -1,4 +1,4 @@
-//! Resource providers, artifact stores and loggers: HTTP servers of the test's own.
+//! Resource providers, artifact stores and loggers: HTTP servers of the test.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -11,7 +11,7 @@ use crate::reader;
 use crate::server::{Request, Server, nobody};
 use crate::writing::{binary, odd_lines, step, writes, written};
 
-/// What came to a server: the first line of each request, and what stands under each path.
+/// What a server received: the request lines, and the body stored for each path.
 #[derive(Clone, Default)]
 struct Kept {
     lines: Arc<Mutex<Vec<String>>>,
@@ -27,7 +27,7 @@ impl Kept {
         self.bodies.lock().unwrap().get(path).cloned()
     }
 
-    /// Keeps what is put or posted, one after the other, and gives back what it has.
+    /// Stores the bodies of PUT and POST requests, and returns stored ones.
     async fn serve(self, mut request: Request) {
         self.lines.lock().unwrap().push(request.line.clone());
         let body = request.whole().await;
@@ -46,7 +46,7 @@ impl Kept {
     }
 }
 
-/// A server under a name of the test's own, registered as what `kind` says.
+/// Starts a server and registers it as services of these kinds.
 async fn register(place: &Place, kinds: &[&str]) -> (Server, Kept) {
     let kept = Kept::default();
     let serving = kept.clone();
@@ -96,7 +96,7 @@ async fn a_resource_is_mounted_once_and_an_artifact_is_a_later_runs_resource() {
         "ResourceFetch",
         "StepStarted",
         "Log",
-        "StepCompleted", // it is fetched for the first alone
+        "StepCompleted", // fetched only for the first step
         "StepStarted",
         "Log",
         "StepCompleted", //
@@ -181,7 +181,7 @@ async fn a_logger_gets_what_the_steps_write_byte_for_byte() {
     let Some(place) = Place::new().await else { return };
     let (_outside, kept) = register(&place, &["logger"]).await;
     let server = place.serve(&[]).await;
-    // One stream at a time: between two the order is not theirs to tell.
+    // One stream at a time, because the order between the two is undefined.
     let of = |to: u8, texts: Vec<(u8, Vec<u8>)>| -> Vec<(u8, Vec<u8>)> {
         texts.into_iter().filter(|text| text.0 == to).collect()
     };
@@ -197,7 +197,7 @@ async fn a_logger_gets_what_the_steps_write_byte_for_byte() {
     let mut expected: Vec<u8> = Vec::new();
     for texts in &parts {
         expected.extend(written(texts, texts[0].0));
-        // A last line without its newline does not run into what others say.
+        // A last line without a newline is not merged with others' text.
         if !expected.ends_with(b"\n") {
             expected.push(b'\n');
         }
@@ -234,7 +234,7 @@ async fn a_logger_that_is_away_costs_a_run_nothing_but_its_log_there() {
     let dropped: Vec<&Value> =
         events.iter().filter(|event| event["reason"] == "LoggerDropped").collect();
     assert_eq!(dropped.len(), 1);
-    // With the line of the program's own that says how the run has ended.
+    // Includes the program's own line about the end of the run.
     assert_eq!(dropped[0]["bytes"], "hello\n[bob] run successful\n".len());
     assert_eq!(dropped[0]["type"], "Warning");
     assert_eq!(events.last().unwrap()["reason"], "PipelineSuccessful");

@@ -1,4 +1,4 @@
-//! A virtual host of the test's own, a client that publishes commands, and the program as a child.
+//! A virtual host per test, a client that publishes commands, and the program as a child process.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -16,10 +16,10 @@ use tokio::process::{Child, Command};
 
 use crate::keys::Keys;
 
-/// How long a test waits for what must come: a busy machine is no broken program.
+/// The timeout of every wait. Generous, because a busy host is not an error.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
 
-/// Waits for something, but not for ever.
+/// Waits with a timeout.
 pub(crate) async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
     match tokio::time::timeout(PATIENCE, work).await {
         Ok(done) => done,
@@ -27,18 +27,18 @@ pub(crate) async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
     }
 }
 
-/// Where one test lives.
+/// The environment of one test.
 pub(crate) struct Place {
     pub(crate) services: Services,
-    /// An etcd of its own: a worker goes on with every run that it finds there without an owner.
+    /// A separate etcd, because a worker resumes every run without an owner that it finds there.
     store: OwnServices,
     pub(crate) vhost: Vhost,
     pub(crate) keys: Keys,
-    /// The group of its pipelines, and in the id of every run.
+    /// The group of its pipelines, and a part of every run id.
     pub(crate) tag: String,
-    /// The program's home.
+    /// The program's home directory.
     pub(crate) dir: TempDir,
-    /// Where its workers look for an engine.
+    /// The engine URL of its workers.
     engine: String,
     channel: Channel,
 }
@@ -51,12 +51,12 @@ impl Place {
         Self::of(services, engine).await
     }
 
-    /// One whose workers have no engine anywhere.
+    /// A place whose workers have no engine.
     pub(crate) async fn without_an_engine() -> Option<Self> {
         Self::of(Services::of_environment(BROKER)?, "unix:///nowhere".to_owned()).await
     }
 
-    /// One whose broker the test may stop and kill, and whose workers have no engine.
+    /// A place with a broker that the test can stop and kill, and workers without an engine.
     pub(crate) async fn with_its_own_broker() -> Option<(Self, OwnServices)> {
         let start = || OwnServices::start("rabbitmq", &[]);
         let broker = tokio::task::spawn_blocking(start).await.unwrap()?;
@@ -98,7 +98,7 @@ impl Place {
         })
     }
 
-    /// Publishes a command as any AMQP client can.
+    /// Publishes a command like any AMQP client.
     pub(crate) async fn publish(&self, queue: &str, kind: &str, body: &Value) {
         let properties = BasicProperties::default()
             .with_content_type("application/json".into())
@@ -117,7 +117,7 @@ impl Place {
         assert!(matches!(confirmed, Confirmation::Ack(None)), "{confirmed:?}");
     }
 
-    /// Starts a pipeline that comes with its command.
+    /// Starts a pipeline whose definition is in the command.
     pub(crate) async fn start(&self, run: &str, pipeline: &Value) {
         let body = json!({ "run-id": run, "pipeline": pipeline });
         self.publish("bob.jobs", "pipeline/start", &body).await;
@@ -128,7 +128,7 @@ impl Place {
         self.publish("bob.control", "pipeline/stop", &body).await;
     }
 
-    /// The variables that the program needs to find the services.
+    /// The variables with which the program finds the services.
     pub(crate) fn variables(&self) -> Vec<(&'static str, String)> {
         let get = |name: &str| self.services.get(name).to_owned();
         vec![
@@ -137,24 +137,24 @@ impl Place {
             ("BOB_QUEUE_PASSWORD", get("BOB_QUEUE_PASSWORD")),
             ("BOB_STORAGE_URLS", self.store.services().get("BOB_STORAGE_URLS").to_owned()),
             ("CONTAINER_ENGINE_URL", self.engine.clone()),
-            // How full the disk of the machine is that tests run on says nothing of the program.
-            // The receivers, services and hosts of tests are on loopback.
+            // The receivers, services and hosts of tests are on loopback. The fill level of the
+            // test host's disk must not matter.
             ("BOB_ALLOWED_ADDRESSES", "127.0.0.0/8,::1".to_owned()),
             ("BOB_DISK_HIGH", "100".to_owned()),
             ("BOB_DISK_LOW", "99".to_owned()),
-            // Job files of the modular job runner hold literal secrets.
+            // Job files of the modular job runner contain literal secrets.
             ("BOB_LITERAL_SECRETS", "allow".to_owned()),
-            // Steps call servers of the tests, which listen on the host's loopback.
+            // Steps call test servers on the host's loopback.
             ("BOB_NETWORKS", "host".to_owned()),
         ]
     }
 
-    /// The program with these arguments and settings, as it would be started from a shell.
+    /// The program with these arguments and settings, as started from a shell.
     pub(crate) fn program(&self, typed: &[&str], settings: &[(&str, &str)]) -> Command {
         self.command(Path::new(env!("CARGO_BIN_EXE_bob-runner-under-test")), typed, settings)
     }
 
-    /// The same of another program, with what ours needs to find the services.
+    /// Another program with the variables of ours.
     pub(crate) fn command(
         &self,
         program: &Path,
@@ -175,17 +175,17 @@ impl Place {
         command
     }
 
-    /// Writes a file where the program works.
+    /// Writes a file in the program's working directory.
     pub(crate) fn write(&self, name: &str, text: &str) {
         std::fs::write(self.dir.path().join(name), text).unwrap();
     }
 
-    /// Submits a file, as its user does; the id of its run.
+    /// Submits a file like a user and returns the run id.
     pub(crate) async fn submit(&self, file: &str) -> String {
         self.id_of(&["submit", file]).await
     }
 
-    /// The id of the run that a command has asked for.
+    /// The id of the run that a command has started.
     pub(crate) async fn id_of(&self, typed: &[&str]) -> String {
         let mut command = self.program(typed, &[]);
         let said = in_time("the program ends", command.output()).await.unwrap();
@@ -193,13 +193,13 @@ impl Place {
         String::from_utf8(said.stdout).unwrap().trim().to_owned()
     }
 
-    /// Starts `bob-runner serve` and waits until its node says that it takes work.
+    /// Starts `bob-runner serve` and waits until its node is ready.
     pub(crate) async fn serve(&self, settings: &[(&str, &str)]) -> Server {
         let command = self.program(&["serve"], settings);
         self.served(command).await
     }
 
-    /// The same with a command of the caller's.
+    /// The same with a custom command.
     pub(crate) async fn served(&self, command: Command) -> Server {
         let mut server = self.begun(command).await;
         let (mut keys, pid) = (self.keys.clone(), server.pid);
@@ -211,10 +211,10 @@ impl Place {
         server
     }
 
-    /// Starts a server, and does not wait for it to work.
+    /// Starts a server without waiting until it is ready.
     pub(crate) async fn begun(&self, mut command: Command) -> Server {
         let log = self.dir.path().join(format!("serve-{}.log", uuid::Uuid::new_v4()));
-        // In the form of the CI service it is on standard output, else on standard error.
+        // The log is on standard output in the format of the CI service, else on standard error.
         let file = File::create(&log).unwrap();
         command.stdout(file.try_clone().unwrap()).stderr(file);
         let child = command.spawn().unwrap();
@@ -223,7 +223,7 @@ impl Place {
     }
 }
 
-/// A running `bob-runner serve`; its log is printed where the test fails.
+/// A running `bob-runner serve`. Its log is printed if the test fails.
 pub(crate) struct Server {
     child: Child,
     pid: u32,
@@ -240,12 +240,12 @@ impl Server {
         self.pid
     }
 
-    /// Its exit code, once it has ended.
+    /// Waits for its end and returns its exit code.
     pub(crate) async fn ended(&mut self) -> Option<i32> {
         in_time("the program ends", self.child.wait()).await.unwrap().code()
     }
 
-    /// Ends it as a service manager does.
+    /// Ends it like a service manager.
     pub(crate) async fn end(mut self) {
         self.signal(Signal::TERM);
         assert_eq!(self.ended().await, Some(0), "a drain ends well");
@@ -256,7 +256,7 @@ impl Server {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
-    /// A line of what the system says of its process.
+    /// A line of the process's status file.
     pub(crate) fn status(&self, name: &str) -> String {
         let status = Path::new("/proc").join(self.pid.to_string()).join("status");
         let status = std::fs::read_to_string(status).unwrap();
@@ -264,7 +264,7 @@ impl Server {
         line.unwrap().trim_start_matches(':').trim().to_owned()
     }
 
-    /// The most memory that was resident at any time, in bytes.
+    /// The peak resident memory, in bytes.
     pub(crate) fn resident_at_most(&self) -> u64 {
         let peak = self.status("VmHWM");
         peak.trim_end_matches(" kB").parse::<u64>().unwrap() * 1024

@@ -1,5 +1,4 @@
-//! `bob-runner serve` as a process: who it runs as, how it ends, and what it says where it cannot
-//! begin.
+//! `bob-runner serve` as a process: its user, its end, and its errors at the start.
 
 use std::fs::Permissions;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -22,7 +21,7 @@ async fn find(place: &Place, reason: &str) -> Value {
     Reader::new(place).await.find(|event| event["reason"] == reason).await
 }
 
-/// Everything below a directory, and itself, is of this user.
+/// Changes the owner of a directory and everything below it.
 fn give(path: &Path, user: u32) {
     std::os::unix::fs::chown(path, Some(user), None).unwrap();
     if path.is_dir() {
@@ -35,13 +34,13 @@ fn give(path: &Path, user: u32) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_ordinary_user_runs_it_without_any_privilege() {
     let Some(place) = Place::new().await else { return };
-    // The engine's user, whose podman is rootless.
+    // The user of the rootless engine.
     let socket = place.services.get("CONTAINER_ENGINE_URL").trim_start_matches("unix://");
     let owner = std::fs::metadata(socket).unwrap().uid();
     assert_ne!(owner, 0, "the engine is not root's");
     let mut command = place.program(&["serve"], &[]);
     if rustix::process::geteuid().is_root() {
-        // The program may be built where that user may not look.
+        // That user might not be able to access the build directory.
         let program = place.dir.path().join("bob-runner");
         std::fs::copy(command.as_std().get_program(), &program).unwrap();
         std::fs::set_permissions(place.dir.path(), Permissions::from_mode(0o755)).unwrap();
@@ -69,7 +68,7 @@ async fn an_ordinary_user_runs_it_without_any_privilege() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_signal_lets_what_runs_finish() {
     let Some(place) = Place::new().await else { return };
-    // The run goes on when the provider of its resource is told to answer.
+    // The run continues when the test lets the provider answer.
     let may_answer = Arc::new(Notify::new());
     let told = Arc::clone(&may_answer);
     let tar = tar_of("file", b"fetched\n").await;
@@ -114,7 +113,7 @@ async fn the_second_signal_hands_over_what_runs() {
     find(&place, "Log").await;
     server.signal(Signal::TERM);
     find(&place, "RunnerDraining").await;
-    // Signals within half a second are one: this is the rule, not a guess about the machine.
+    // Signals within half a second count as one, by specification.
     tokio::time::sleep(Duration::from_millis(600)).await;
     server.signal(Signal::TERM);
     assert_eq!(server.ended().await, Some(0));
@@ -127,14 +126,14 @@ async fn the_second_signal_hands_over_what_runs() {
         "it has no owner any more"
     );
     assert!(server.log().contains("ends the program at once"), "{}", server.log());
-    // The next worker goes on with it, and obeys a stop that came in between.
+    // The next worker resumes the run and carries out a stop sent in between.
     place.stop(&run).await;
     let _next = place.serve(&[]).await;
     let record = place.keys.settled(&run).await;
     assert_eq!((&record["status"], &record["cause"]), (&json!("stopped"), &json!("user")));
 }
 
-/// What the program says where it cannot begin: it ends by itself, and does not panic.
+/// The program's error if it cannot start. It must exit by itself without a panic.
 async fn refused(place: &Place, settings: &[(&str, &str)]) -> (Option<i32>, String) {
     let output = place.program(&["serve"], settings).output();
     let Output { status, stdout, stderr } = in_time("the program ends", output).await.unwrap();

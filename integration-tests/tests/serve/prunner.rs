@@ -1,4 +1,4 @@
-//! Files of prunner's in a cluster. Each test names the row of prunner's table that it shows.
+//! Files of prunner in a cluster. Each test names the row of prunner's table that it covers.
 
 use std::path::{Path, PathBuf};
 
@@ -20,13 +20,13 @@ fn pipeline(keys: &str) -> Value {
     let said: Vec<String> = parsed.diagnostics.iter().map(ToString::to_string).collect();
     assert!(said.iter().all(|fault| fault.contains("admission")), "{file}\n{said:#?}");
     let mut pipeline = serde_json::to_value(&parsed.pipelines[0]).unwrap();
-    // All of prunner's say how many runs go on at once, which a worker does not take yet: one run by
-    // itself, as here, has no use for it.
+    // prunner's pipelines limit concurrent runs, which workers do not support. A single run does
+    // not need it.
     pipeline.as_object_mut().unwrap().remove("admission");
     pipeline
 }
 
-/// A run that is under way.
+/// A run in progress.
 struct Run<'a> {
     place: &'a Place,
     id: String,
@@ -41,13 +41,13 @@ async fn submit<'a>(place: &'a Place, name: &str, pipeline: &Value, vars: &Value
 }
 
 impl Run<'_> {
-    /// Its events, with its record, once it has ended.
+    /// Waits for its end and returns its events and its record.
     async fn ended(&self) -> (Vec<Value>, Value) {
         let events = reader::events_of(self.place, &self.id).await;
         (events, self.place.keys.settled(&self.id).await)
     }
 
-    /// Waits for an event of a step's.
+    /// Waits for an event of a step.
     async fn sees(&self, reason: &str, step: &str) {
         let is_it = |event: &Value| {
             event["run-id"] == self.id && event["reason"] == reason && event["step"] == step
@@ -61,8 +61,7 @@ fn lines(events: &[Value], step: &str) -> String {
     String::from_utf8(of_step.unwrap_or_default()).unwrap()
 }
 
-/// The state of each task that a record has, in the order of their names: those that never began are
-/// not there.
+/// The state of each task in a record, sorted by name. Tasks that never started are missing.
 fn states(record: &Value) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     let steps = record["steps"].as_array().unwrap().iter();
@@ -76,7 +75,7 @@ fn are(expected: &[(&str, &str)]) -> Vec<(String, String)> {
     expected.iter().map(|(name, status)| ((*name).to_owned(), (*status).to_owned())).collect()
 }
 
-/// What a record says of a task's command.
+/// The exit code of a task's command.
 fn exit_code(record: &Value, task: &str) -> Value {
     let steps = record["steps"].as_array().unwrap();
     let found = steps.iter().find(|step| step["name"] == task);
@@ -92,12 +91,12 @@ fn message(record: &Value) -> &str {
     record["message"].as_str().unwrap_or_default()
 }
 
-/// A file of the test's own that scripts know by its whole name.
+/// A file of the test, for scripts that use its absolute path.
 fn file(place: &Place, name: &str) -> PathBuf {
     place.dir.path().join(name)
 }
 
-/// Writes the id of a process that has a session of its own, and of one that has not.
+/// Writes the ids of two processes, one with a session of its own and one without.
 fn begets(pids: &Path) -> String {
     let pids = pids.display();
     format!(
@@ -105,7 +104,7 @@ fn begets(pids: &Path) -> String {
     )
 }
 
-/// Waits until all processes are gone that `begets` has written down.
+/// Waits until all processes recorded by `begets` are gone.
 async fn all_gone(pids: &Path) {
     let pids = std::fs::read_to_string(pids).unwrap();
     let is_there = |pid: &str| {
@@ -125,7 +124,7 @@ async fn all_gone(pids: &Path) {
 async fn d3_tasks_run_beside_each_other_and_wait_for_what_they_depend_on() {
     let Some(place) = Place::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;
-    // Each of the two waits for what the other one does.
+    // Each of the two waits for the other.
     let meet = |own: &str, other: &str| {
         format!("{{ script: ['touch {own}; until [ -e {other} ]; do sleep 0.05; done'] }}")
     };
@@ -250,8 +249,8 @@ async fn d6_files_of_variables_lie_over_the_worker_and_under_the_pipeline() {
     server.end().await;
 }
 
-/// A task that fails once another one runs, that one, one that waits for each of them, and one that
-/// waits for neither.
+/// A task that fails once another one runs, that other task, one that depends on both, and one that
+/// depends on neither.
 const ONE_FAILS: &str = "tasks: { \
     early: { script: [echo] }, \
     fails: { depends_on: [early], script: ['until [ -e up ]; do sleep 0.05; done; exit 4'] }, \
@@ -287,7 +286,7 @@ async fn d13_where_running_tasks_go_on_only_what_needs_the_failed_one_is_left_ou
     let pipeline = pipeline(&format!("continue_running_tasks_after_failure: true, {tasks}"));
     let run = submit(&place, "on", &pipeline, &json!({})).await;
     run.sees("StepCompleted", "fails").await;
-    // Only now, with that failure told, may the other one end.
+    // Let the other task end only after the failure is published.
     std::fs::write(go, "").unwrap();
     let (_, record) = run.ended().await;
     assert_eq!(how(&record), ("failed", "exit-code"), "{record}");
@@ -373,7 +372,7 @@ async fn d16_a_stop_leaves_nothing_of_what_its_tasks_have_begun() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d16_a_task_is_interrupted_and_killed_after_its_own_grace() {
     let Some(place) = Place::without_an_engine().await else { return };
-    // With the grace of the worker the run would not end.
+    // With the worker's grace the run would not end in time.
     let server = place.serve(&[LOCAL, ("BOB_KILL_GRACE_SECONDS", "3600")]).await;
     let (heard, up) = (file(&place, "heard"), file(&place, "up"));
     let pipeline = pipeline(&format!(
@@ -394,8 +393,8 @@ async fn d16_a_task_is_interrupted_and_killed_after_its_own_grace() {
     server.end().await;
 }
 
-/// A graph that is in its middle until it is tried again: what has ended is counted, what runs has
-/// processes of its own.
+/// A graph that stays in progress until it is retried. Ended tasks are counted, and running ones
+/// have child processes.
 fn in_the_middle(place: &Place, name: &str, on_lost: Option<&str>) -> Value {
     let of = |what: &str| file(place, &format!("{name}-{what}")).display().to_string();
     let middle = |task: &str| {

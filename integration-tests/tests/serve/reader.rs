@@ -1,4 +1,4 @@
-//! The stream of events through a plain AMQP client, and what a reader makes of them.
+//! Reads the event stream with a plain AMQP client and interprets it.
 
 use std::collections::BTreeMap;
 
@@ -39,7 +39,7 @@ impl Reader {
         serde_json::from_slice(&delivery.data).unwrap()
     }
 
-    /// The next event that a condition holds for.
+    /// The next event that matches a condition.
     pub(crate) async fn find(&mut self, holds: impl Fn(&Value) -> bool) -> Value {
         loop {
             let event = self.next().await;
@@ -74,7 +74,7 @@ pub(crate) fn reasons(events: &[Value]) -> Vec<&str> {
     events.iter().map(|event| event["reason"].as_str().unwrap()).collect()
 }
 
-/// Sees that `seq` counts from 0 without a gap, within one epoch.
+/// Checks that `seq` counts from 0 without a gap, within one epoch.
 pub(crate) fn assert_gapless(events: &[Value]) {
     for (expected, event) in events.iter().enumerate() {
         assert_eq!(event["seq"], expected, "{event}");
@@ -82,8 +82,8 @@ pub(crate) fn assert_gapless(events: &[Value]) {
     }
 }
 
-/// What the steps of a run have written, by step and stream, put together as wire.md section 4 says;
-/// every rule that it has for `Log` events is seen to hold.
+/// The output of a run's steps, by step and stream, reassembled as specified in wire.md section 4.
+/// Also checks every rule for `Log` events.
 pub(crate) fn outputs(events: &[Value]) -> BTreeMap<(String, String), Vec<u8>> {
     let mut outputs: BTreeMap<(String, String), Vec<u8>> = BTreeMap::new();
     for event in events {

@@ -1,4 +1,4 @@
-//! What people do with what the steps of an ended run have left.
+//! Commands on the committed steps of an ended run.
 
 use std::process::Output;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::place::{Place, in_time};
 use crate::server::Server;
 
-/// What the program says and how it ends.
+/// The program's output and exit status.
 async fn typed(place: &Place, words: &[&str]) -> Output {
     in_time("the program", place.program(words, &[]).output()).await.unwrap()
 }
@@ -51,7 +51,7 @@ async fn a_run_that_failed_is_gone_on_with_and_looked_into() {
     place.start(&run, &pipeline).await;
     assert_eq!(place.keys.settled(&run).await["status"], "failed");
 
-    // Which files the step changed, and what is in them.
+    // The files that the step changed, and their content.
     let diff = typed(&place, &["diff", &run, "build", "-o", "json"]).await;
     assert!(diff.status.success(), "{}", text(&diff.stderr));
     let changes: Vec<Value> = serde_json::from_slice(&diff.stdout).unwrap();
@@ -63,7 +63,7 @@ async fn a_run_that_failed_is_gone_on_with_and_looked_into() {
     let shell = typed(&place, &["shell", &run, "--", "cat", "/built"]).await;
     assert_eq!(text(&shell.stdout), "built\n", "{}", text(&shell.stderr));
 
-    // From the step that failed, which finds the service well now.
+    // Starts from the failed step. The service works now.
     answer.store(200, Ordering::Relaxed);
     let rerun = typed(&place, &["rerun", &run, "--run-id", &place.run("again"), "--follow"]).await;
     assert!(rerun.status.success(), "{}", text(&rerun.stderr));
@@ -72,7 +72,7 @@ async fn a_run_that_failed_is_gone_on_with_and_looked_into() {
     let record = place.keys.settled(&place.run("again")).await;
     assert_eq!(record["parent"], json!({ "run-id": run }));
 
-    // Of what has ended well, any step can be begun with.
+    // A run that passed can be rerun from any step.
     let all = typed(&place, &["rerun", &place.run("again")]).await;
     assert!(text(&all.stderr).contains("name a step with --from"), "{}", text(&all.stderr));
     let third = place.run("third");
@@ -83,7 +83,7 @@ async fn a_run_that_failed_is_gone_on_with_and_looked_into() {
     let unknown = typed(&place, &["rerun", &run, "--from", "nothing"]).await;
     assert!(text(&unknown.stderr).contains("build, test, show"), "{}", text(&unknown.stderr));
     worker.end().await;
-    // What it took over is the other run's, which keeps it.
+    // The images that it took over belong to the other run and stay.
     let engine = Options::new(place.services.get("CONTAINER_ENGINE_URL"));
     let podman = Podman::connect(engine).unwrap();
     podman.destroy(&third.parse().unwrap()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Workers die, freeze and leave; their runs go on.
+//! Workers die, freeze and drain; their runs continue.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -13,7 +13,7 @@ use crate::after::assert_nothing_is_left;
 use crate::place::{Place, Server};
 use crate::{reader, server};
 
-/// A repository of the test's registry, and the settings of a worker that pushes to it.
+/// A repository in the test registry, and the settings of a worker that pushes to it.
 struct Checkpoints {
     host: String,
     repository: String,
@@ -44,7 +44,7 @@ impl Checkpoints {
     }
 }
 
-/// What steps do outside: they count, and one of them waits until it may go on.
+/// A server that counts requests of steps and makes one of them wait.
 pub(crate) struct Outside {
     server: server::Server,
     counts: Arc<Mutex<BTreeMap<String, usize>>>,
@@ -84,7 +84,7 @@ impl Outside {
         }
     }
 
-    /// Six steps that count; the fourth waits.
+    /// Six steps that count. The fourth one waits.
     pub(crate) fn steps(&self) -> Value {
         let url = self.server.url();
         (0..6)
@@ -99,7 +99,8 @@ impl Outside {
     }
 }
 
-/// A run whose owner is in its fourth step, that owner, and another worker.
+/// Starts two workers and a run, and waits for its fourth step. Returns the owner and the other
+/// worker.
 async fn in_the_fourth_step(place: &Place, outside: &Outside, name: &str) -> (Server, Server) {
     let first = place.serve(&[("BOB_LEASE_TTL_SECONDS", "3")]).await;
     let run = place.run(name);
@@ -114,7 +115,7 @@ async fn assert_it_went_on(place: &Place, outside: &Outside, run: &str, cause: &
     assert_nothing_is_left(place, run, &all).await;
 }
 
-/// Asserts that a run went on at its fourth step; its events.
+/// Checks that a run was resumed at its fourth step. Returns its events.
 async fn went_on(place: &Place, outside: &Outside, run: &str, cause: &str) -> Vec<Value> {
     let record = place.keys.settled(run).await;
     assert_eq!((&record["status"], &record["attempt"]), (&json!("passed"), &json!(2)), "{record}");
@@ -132,7 +133,7 @@ async fn went_on(place: &Place, outside: &Outside, run: &str, cause: &str) -> Ve
     assert_eq!(repeated, 3, "the steps that were kept are told once more");
     reader::assert_gapless(&new);
     reader::assert_gapless(&late);
-    // What an earlier owner's steps wrote stands in its epoch.
+    // Output from an earlier owner's steps is in that owner's epoch.
     let own: Vec<Value> = new.iter().filter(|event| event["repeated"] != true).cloned().collect();
     let outputs = reader::outputs(&own);
     let last = String::from_utf8(outputs[&("5".to_owned(), "stdout".to_owned())].clone()).unwrap();
@@ -163,12 +164,12 @@ async fn a_worker_that_was_frozen_changes_nothing_when_it_wakes() {
     outside.reaches("/gate", 2).await;
     outside.open.send_replace(true);
     let settled = place.keys.settled(&run).await;
-    // It stays frozen for three times as long as its lease lives.
+    // It stays frozen for three times its lease time.
     let long = place.run("long");
     place.start(&long, &place.pipeline("long", &json!([{ "cmd": "sleep 9" }]))).await;
     place.keys.settled(&long).await;
     first.signal(Signal::CONT);
-    // It has heard that its lease is gone once it has taken another.
+    // It has noticed the loss of its lease once it has another one.
     let pid = first.pid();
     place.keys.clone().below("bob.node/", |node| node["pid"] == pid).await;
     let next = place.run("next");
@@ -184,7 +185,7 @@ async fn a_worker_that_was_frozen_changes_nothing_when_it_wakes() {
 async fn a_worker_that_leaves_hands_its_run_over() {
     let Some(place) = Place::new().await else { return };
     let outside = Outside::new().await;
-    // Nobody could wait for this lease.
+    // Too long for any test to wait for its expiry.
     let leaving = [("BOB_LEASE_TTL_SECONDS", "3600"), ("BOB_DRAIN_SECONDS", "0")];
     let first = place.serve(&leaving).await;
     let run = place.run("leaves");
@@ -211,7 +212,7 @@ async fn a_run_goes_on_from_the_registry_on_another_engine() {
     let run = place.run("travels");
     place.start(&run, &place.pipeline("travels", &outside.steps())).await;
     outside.reaches("/gate", 1).await;
-    // The fourth step runs while what the third has left is on its way.
+    // The fourth step runs while the third step's checkpoint is pushed.
     place.keys.record(&run, |record| record["steps"][2]["digest"].is_string()).await;
     settings.push(("CONTAINER_ENGINE_URL", &far_engine));
     let second = place.serve(&settings).await;
@@ -243,7 +244,7 @@ async fn a_worker_that_leaves_hands_its_run_to_another_engine() {
     outside.reaches("/gate", 1).await;
     settings.push(("CONTAINER_ENGINE_URL", &far_engine));
     let second = place.serve(&settings).await;
-    // Whatever is still on its way to the registry, the hand-over waits for.
+    // The hand-over waits for pending pushes.
     first.end().await;
     outside.reaches("/gate", 2).await;
     outside.open.send_replace(true);

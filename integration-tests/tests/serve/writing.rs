@@ -1,10 +1,10 @@
-//! Steps that write what is hard to carry.
+//! Steps whose output is hard to carry.
 
 use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-/// A line of shell that writes each of these at once, to standard output (1) or standard error (2).
+/// A shell line that writes these texts to standard output (1) or standard error (2).
 pub(crate) fn writes(texts: &[(u8, Vec<u8>)]) -> String {
     let mut script = String::new();
     for (to, bytes) in texts {
@@ -17,7 +17,7 @@ pub(crate) fn writes(texts: &[(u8, Vec<u8>)]) -> String {
     script
 }
 
-/// What of them goes to one of the two.
+/// The texts for one of the two streams.
 pub(crate) fn written(texts: &[(u8, Vec<u8>)], to: u8) -> Vec<u8> {
     texts.iter().filter(|text| text.0 == to).flat_map(|text| text.1.clone()).collect()
 }
@@ -26,8 +26,8 @@ pub(crate) fn step(name: &str, script: &str) -> Value {
     json!({ "name": name, "cmd": ["sh", "-c", script] })
 }
 
-/// Blanks and punctuation in front, empty lines, and lines whose length is 10, 13 and 65 with and
-/// without their newline; a last line without one.
+/// Lines with leading blanks and punctuation, empty lines, and lines of length 10, 13 and 65 with
+/// and without newline. The last line has no newline.
 pub(crate) fn odd_lines() -> Vec<(u8, Vec<u8>)> {
     let mut texts: Vec<(u8, Vec<u8>)> = Vec::new();
     for line in ["   blanks", "\ttab", "--- dashes", "...", "", "{\"a\": 1}", "trailing  ", "\r"] {
@@ -45,7 +45,7 @@ pub(crate) fn odd_lines() -> Vec<(u8, Vec<u8>)> {
     texts
 }
 
-/// Every byte there is, some of them alone on a line.
+/// Every byte value, some of them alone on a line.
 pub(crate) fn binary() -> Vec<(u8, Vec<u8>)> {
     let mut texts = vec![(1, (0..=255).collect())];
     for byte in [0_u8, 1, 2, 10, 13, 127, 128, 192, 255] {

@@ -1,5 +1,5 @@
-//! Jobs of a cluster that act somewhere else. Each test names the rows of the job runner's table that
-//! it shows; the rows themselves are those of the tests of the executors.
+//! Jobs in a cluster that call APIs. Each test names the rows of the job runner's table that it
+//! covers. The rows are shared with the tests of the executors.
 
 #[path = "../../../../runner/tests/call/rows.rs"]
 mod rows;
@@ -18,7 +18,7 @@ use server::{Reply, Server};
 
 const CALLS: (&str, &str) = ("BOB_EXECUTORS", "ssh,proxmox,sevdesk,lexware");
 
-/// A file of jobs that was run by a worker.
+/// A job file that a worker has run.
 struct Ran {
     record: Value,
     events: Vec<Value>,
@@ -36,13 +36,13 @@ impl Ran {
         Self { record, events }
     }
 
-    /// The result of each job, in their order.
+    /// The result of each job, in order.
     fn results(&self) -> Vec<Value> {
         let steps = self.record["steps"].as_array().unwrap();
         steps.iter().map(|step| step["result"].clone()).collect()
     }
 
-    /// The data of each job; all have passed.
+    /// The data of each job. All must have passed.
     fn data(&self) -> Vec<Value> {
         assert_eq!(self.record["status"], "passed", "{:#}", self.record);
         let results = self.results().into_iter();
@@ -70,7 +70,7 @@ async fn a14_a_worker_runs_jobs_on_another_host_and_they_end_as_they_do_there() 
     let Some(host) = sshd::Server::start() else { return };
     let product = |commands: Value| {
         let mut product = host.with();
-        // It is root where nobody is named.
+        // The default user is root.
         if host.user == "root" {
             product.remove("user");
         }
@@ -96,7 +96,7 @@ async fn a14_a_worker_runs_jobs_on_another_host_and_they_end_as_they_do_there() 
     server.end().await;
 }
 
-/// The requests of a service, without the looks at what goes on.
+/// The requests that a service received, without polls.
 fn acts(server: &Server) -> Vec<server::Seen> {
     let is_look = |seen: &server::Seen| {
         seen.path.contains("/tasks/") || seen.path.ends_with("/agent/exec-status")
@@ -113,7 +113,7 @@ async fn a15_a_worker_sends_the_real_call_of_each_shortcut_with_the_token() {
     for (prefix, kind) in [("kvm", "qemu"), ("lxc", "lxc")] {
         let name = |action: &str| format!("{prefix}_{action}");
         let mut rows = rows::of_machines(kind);
-        // There is none, and no worker is asked for it.
+        // It does not exist, and no worker is needed to find that out.
         rows.retain(|row| name(row.0) != "lxc_agent_exec");
         let jobs: String = rows
             .iter()
@@ -208,7 +208,7 @@ async fn a17_a_worker_sends_the_call_of_each_action_of_sevdesk() {
     let rows = rows::of_sevdesk();
     let mut jobs: String =
         rows.iter().enumerate().map(|(position, row)| of(row.0, row.1, position)).collect();
-    // What one job has found out is another one's number.
+    // One job uses the result of another.
     jobs += &of("delete_invoice", "invoice_id: '${j0.result.data.objects[0].id}'", rows.len());
     jobs += &of("get_invoice_pdf", "invoice_id: 1", rows.len() + 1);
     let data = Ran::file(&place, &jobs).await.data();
