@@ -1,5 +1,5 @@
-//! The program as it is typed, with podman, RabbitMQ and etcd: those that `scripts/services env` names.
-//! Without them a test says so on stderr and passes; where `CI` is set it fails instead.
+//! The program's command line with podman, RabbitMQ and etcd from `scripts/services env`. Without
+//! them a test reports that on stderr and passes. If `CI` is set, it fails instead.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 #![expect(clippy::print_stderr, reason = "a skipped test must not look like one that passed")]
 
@@ -25,16 +25,16 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Services, a virtual host of the broker and a directory of the test's own.
+/// Services, a virtual host, and a directory for one test.
 struct Place {
     dir: TempDir,
     variables: Vec<(&'static str, String)>,
-    /// The group of the test's pipelines: the store is everybody's.
+    /// The group of the test's pipelines, because the store is shared.
     group: String,
     image: String,
 }
 
-/// A program that ends with the test.
+/// A program that is killed when dropped.
 struct Running(Child);
 
 impl Drop for Running {
@@ -58,7 +58,7 @@ impl Running {
     }
 
     fn code(&mut self) -> i32 {
-        // What it still writes must not keep it from ending.
+        // Read the rest so that a full pipe does not block its end.
         if let Some(stdout) = self.0.stdout.as_mut() {
             stdout.read_to_end(&mut Vec::new()).unwrap();
         }
@@ -119,7 +119,7 @@ impl Place {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("HOME", self.dir.path())
-            // However full the disk of whoever tests is.
+            // Ignore how full the test host's disk is.
             .env("BOB_DISK_HIGH", "100")
             .env("BOB_DISK_LOW", "99")
             .envs(self.variables.iter().map(|(name, value)| (*name, value)))
@@ -152,7 +152,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Blanks in front, bytes that are no text, a last line without its newline; standard error apart.
+/// Leading blanks, bytes that are not text, a last line without newline, and standard error.
 const NOISE: &str = r#"  - name: noise
     cmd: ["sh", "-c", "printf '  one\\n\\377\\000\\n'; echo two; printf three; echo trouble >&2"]
 "#;
@@ -193,16 +193,16 @@ async fn a_run_with_retention_is_kept_for_diff_shell_and_rerun() {
         text(&said.stderr)
     );
     let diff = place.say(&["diff", &run, "first"]);
-    // podman also lists directories that it has changed itself.
+    // podman also lists directories that it changed itself.
     let changes = text(&diff.stdout);
     assert!(changes.lines().any(|line| line == "A /made"), "{changes}{}", text(&diff.stderr));
     let again = place.say(&["rerun", &run, "--from", "last"]);
     assert_eq!((again.status.code(), text(&again.stdout)), (Some(0), "kept\n".to_owned()));
     assert!(!text(&again.stderr).contains("step first:"), "{}", text(&again.stderr));
-    // The id is taken for as long as the run is kept.
+    // The id is in use while the run is kept.
     let taken = place.say(&["run", &file, "--run-id", &run]);
     assert_eq!(taken.status.code(), Some(65), "{}", text(&taken.stderr));
-    // The next run removes runs whose retention is over.
+    // The next run removes runs whose retention has ended.
     let runs = place.dir.path().join(".local/state/bob-runner/runs");
     for entry in std::fs::read_dir(&runs).unwrap() {
         let about = entry.unwrap().path().join("run.json");
@@ -262,7 +262,7 @@ async fn the_examples_of_bobs_pipelines_pass() {
     for (name, last) in [("hello", "done\n"), ("graph", "/root/main.o\n")] {
         let path = format!("{}/../examples/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
         let example = std::fs::read_to_string(path).unwrap();
-        // What they pull is not to be had everywhere.
+        // The image of the example is not available everywhere.
         let here = example.replace("docker.io/library/busybox:latest", &place.image);
         let file = place.dir.path().join(format!("{name}.yaml"));
         std::fs::write(&file, here).unwrap();

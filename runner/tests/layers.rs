@@ -1,11 +1,11 @@
-//! The architecture, as a test: who may name whom. Change the table only on purpose.
+//! Tests the architecture: which room may import which. Change the table only on purpose.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A room, and what it may import of this crate beside itself. Rooms that are not there yet are
-/// named, so that their first line is bound too.
+/// A room and the other rooms it may import. Future rooms are listed too, so that they are checked
+/// from their first line.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("rules", &[]),
     ("ports", &[]),

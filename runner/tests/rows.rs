@@ -1,19 +1,19 @@
-//! Every row of the tables of the job runner (A), of the CI runner (C) and of prunner's files (D) that is
-//! done has a test that names it, in embedded mode, and in a cluster where the row is about something
-//! that runs.
+//! Checks that every finished row of the tables of the job runner (A), the CI runner (C) and
+//! prunner (D) has a test named after it. A row needs a test in embedded mode, and one in a cluster
+//! if it is about running something.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// What only a file or a flag of `run` shows, or what is true before anything runs: there is no such
-/// thing in a cluster.
+/// Rows about files, about flags of `run`, or about checks before a run. They do not apply to a
+/// cluster.
 const OF_FILES: [&str; 6] = ["a3", "a4", "a6", "d1", "d2", "d26"];
 
-/// The rows of prunner's that are about files and tasks; the others are about many runs.
+/// prunner's rows about files and tasks. The others are about many runs.
 const OF_PRUNNER: [u8; 11] = [1, 2, 3, 4, 5, 6, 13, 14, 15, 16, 26];
 
-/// All rows but those of metrics and of the unit file.
+/// All rows except those about metrics and the unit file.
 fn rows() -> BTreeSet<String> {
     let jobs = (1..=21).map(|row| format!("a{row}"));
     let ci = (1..=12).filter(|row| ![6, 7].contains(row)).map(|row| format!("c{row}"));
@@ -21,7 +21,7 @@ fn rows() -> BTreeSet<String> {
     jobs.chain(ci).chain(prunner).collect()
 }
 
-/// The names of functions in the sources below a directory.
+/// The function names in the sources below a directory.
 fn functions(dir: &Path, into: &mut Vec<String>) {
     for entry in std::fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -36,7 +36,7 @@ fn functions(dir: &Path, into: &mut Vec<String>) {
     }
 }
 
-/// The rows that a name begins with.
+/// The rows at the beginning of a name.
 fn named(function: &str) -> impl Iterator<Item = &str> {
     let is_row = |word: &&str| {
         let number = word.strip_prefix(['a', 'c', 'd']);
@@ -57,7 +57,7 @@ fn every_row_that_is_done_has_a_test_that_names_it() {
         functions(&root.join(dir), &mut here);
     }
     functions(&root.join("../integration-tests/tests/serve"), &mut cluster);
-    // With an engine, and without a cluster.
+    // These need an engine but no cluster.
     here.extend(cluster.extract_if(.., |name| name.contains("_here_and_now_")));
 
     let left = |named: &BTreeSet<String>| -> Vec<String> {

@@ -1,4 +1,4 @@
-//! The executor of tests and simulations keeps the contract of its port, as podman's does.
+//! The executor of tests and simulations keeps the port's contract, as podman's does.
 
 use std::sync::Arc;
 

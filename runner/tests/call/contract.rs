@@ -1,4 +1,4 @@
-//! The contract of an executor, of each that makes calls.
+//! The executor contract, for every executor of calls.
 
 use std::sync::Arc;
 
@@ -16,10 +16,10 @@ use super::rows::pve;
 use super::server::{Reply, Server};
 use super::{bob, job, options};
 
-/// Stands in each call.
+/// A secret in every call.
 const KEY: &str = "s3cret-of-all";
 
-/// A step is a call, whatever it is to do.
+/// A step is a call whatever `Act` demands, so it has no command.
 fn words(_: &Act) -> Vec<String> {
     Vec::new()
 }
@@ -37,11 +37,11 @@ fn executor(kind: ExecutorKind, dir: &std::path::Path) -> Arc<dyn Executor> {
     Arc::new(Executors::new(None, Arc::new(local)).with(kind, found.1))
 }
 
-/// Has an executor pass. `step`: a call of it to a server.
+/// Checks that an executor keeps the contract. `step` builds a call to a server.
 async fn keeps_the_contract(kind: ExecutorKind, step: fn(&Server) -> Step) {
     let dir = tempfile::tempdir().unwrap();
     let passes = Server::start(|seen, _| Reply::json(200, &pve(seen))).await;
-    // What a service says may be anything.
+    // A service can send any text, even the secret.
     let refuses = Server::start(|_, _| Reply::json(403, &json!({ "message": KEY }))).await;
     let hangs = Server::start(|_, _| Reply::Never).await;
     let with = [&passes, &refuses, &hangs].map(|server| {
@@ -56,7 +56,7 @@ async fn keeps_the_contract(kind: ExecutorKind, step: fn(&Server) -> Step) {
     let [passes_with, refused, unanswered] = with;
     let servers = Arc::new([passes, refuses, hangs]);
     let asked = Arc::clone(&servers);
-    // Each call that is not answered waits for one request more.
+    // Each unanswered call expects one more request.
     let so_far = std::sync::atomic::AtomicUsize::new(0);
     call(CallSubject {
         of: ExecutorSubject {

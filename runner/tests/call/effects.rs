@@ -1,4 +1,4 @@
-//! What is sent, how often, and what is said where that goes wrong.
+//! Which requests are sent, how often, and which errors are reported.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +28,7 @@ async fn a_refusal_is_told_in_the_words_of_proxmox_and_never_sent_again() {
          Parameter verification failed. {\"vmid\":\"bad, ***\"}"
     );
     assert!(!format!("{done:?}").contains("s3cret"), "{done:?}");
-    // Proxmox says beside the status what is wrong.
+    // Proxmox puts its error message into the status line.
     let server = Server::start(|_, _| Reply::Reason("503 VM 101 already running")).await;
     let done = run(&shortcut(&server, "kvm_start", "")).await;
     assert!(done.error().ends_with("status 503: VM 101 already running"), "{done:?}");
@@ -84,7 +84,7 @@ async fn nothing_is_sent_where_the_step_may_not_start_or_its_owner_is_gone() {
         assert!(matches!(error, ExecError::NotStarted), "{error}");
     }
     assert!(server.seen().is_empty());
-    // An owner that is gone by the time of the second request.
+    // The ownership is lost before the second request.
     let owner = Arc::new(AtomicBool::new(true));
     let lost = Arc::clone(&owner);
     let server = Server::start(move |seen, _| {

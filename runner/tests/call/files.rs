@@ -8,7 +8,7 @@ use runner::ports::{ExecError, Gate, StopLevel, StopSignal};
 
 use super::{attempt, bob, options};
 
-/// Why a worker refuses a call that trusts this file.
+/// Why a worker rejects a call that trusts this file.
 async fn refused(path: &Path, options: &Options) -> String {
     let step = bob("http", &format!("url: 'https://h', ca_file: '{}'", path.display()));
     match attempt(&step, options, Gate::open(), &StopSignal::default()).await {
@@ -38,7 +38,7 @@ async fn a_worker_reads_no_file_but_regular_ones_that_its_operator_has_opened() 
     assert!(refused(&link, &opened).await.contains("leads out of"));
     assert!(refused(&fifo, &opened).await.contains("not a regular file"));
     assert!(refused(dir.path(), &opened).await.contains("directory"));
-    // A person who runs a file of their own may name any, but none that never ends.
+    // A user who runs a file may name any file, but it must not be endless.
     for path in [Path::new("/dev/zero"), &fifo] {
         assert!(refused(path, &options()).await.contains("not a regular file"), "{path:?}");
     }

@@ -1,4 +1,4 @@
-//! Any request.
+//! The executor `http`.
 
 use protocol::dialect::{Dialect, parse_as};
 use serde_json::{Value, json};

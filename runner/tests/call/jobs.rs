@@ -1,4 +1,4 @@
-//! Files of jobs that are calls, run by the program from the beginning to the end.
+//! Runs job files with calls through the whole program.
 
 use std::path::PathBuf;
 
@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use super::rows::{TASK, invoice, of_proxmox, pve, with_account};
 use super::server::{Reply, Server};
 
-/// A file of jobs that was run.
+/// A job file that was run.
 struct Ran {
     dir: tempfile::TempDir,
     code: Option<i32>,
-    /// All that the program has said.
+    /// The complete output of the program.
     said: String,
 }
 
@@ -25,7 +25,7 @@ impl Ran {
         let output = command.output().await.unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let said = text(&output.stdout) + &text(&output.stderr);
-        // Whoever reads the output has no key of an account.
+        // The output must not contain an account's key.
         assert!(!said.contains("s3cret"), "{said}");
         Self { dir, code: output.status.code(), said }
     }
@@ -39,7 +39,7 @@ impl Ran {
         serde_json::from_str(&text.unwrap_or_else(|_| panic!("{job}: {}", self.said))).unwrap()
     }
 
-    /// The data of a job that has passed.
+    /// The data of a job that passed.
     fn data(&self, job: &str) -> Value {
         let result = self.result(job);
         assert_eq!((&result["success"], &result["error"]), (&json!(true), &json!("")), "{job}");

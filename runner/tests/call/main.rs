@@ -1,5 +1,5 @@
-//! Steps that are calls, against servers that write down what they are asked. Each step is read from
-//! a file, as a user writes it.
+//! Steps that call APIs, with servers that record requests. Each step is parsed from a file, as a
+//! user writes it.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 #![expect(clippy::disallowed_methods, reason = "tests spawn as they like")]
 
@@ -31,15 +31,15 @@ mod server;
 mod sevdesk;
 mod tls;
 
-/// The steps of a file, in the dialect that is named. That this version does not do all of it yet is
-/// no fault here.
+/// The steps of a file in the given dialect. Features that this version does not support yet are
+/// not an error here.
 fn steps(dialect: Dialect, text: &str) -> Vec<Step> {
     let parsed = parse_as(Some(dialect), Some("jobs.yml"), text.as_bytes());
     let pipeline = parsed.pipelines.into_iter().next();
     pipeline.unwrap_or_else(|| panic!("{text}\n{:?}", parsed.diagnostics)).steps
 }
 
-/// What is wrong with a job, in the words of its reader.
+/// The parser's errors for a job.
 fn faults(text: &str) -> String {
     let parsed = parse_as(Some(Dialect::Job), Some("jobs.yml"), text.as_bytes());
     assert!(parsed.pipelines.is_empty(), "{text}");
@@ -47,7 +47,7 @@ fn faults(text: &str) -> String {
     said.join("\n")
 }
 
-/// A job of an executor, with the lines of its product.
+/// A job of an executor with these keys in `product`.
 fn job(executor: &str, kind: &str, product: &str) -> Step {
     let text = format!("{{executor: {executor}, type: {kind}, product: {{{product}}}}}");
     steps(Dialect::Job, &text).remove(0)
@@ -60,7 +60,7 @@ fn bob(executor: &str, with: &str) -> Step {
     steps(Dialect::Bob, &text).remove(0)
 }
 
-/// Nothing here waits longer than it has to.
+/// Options with minimal pauses.
 fn options() -> Options {
     let short = Duration::from_millis(1);
     let times =
@@ -83,7 +83,7 @@ impl LogSink for Sink {
     }
 }
 
-/// What came of a step.
+/// The outcome of a step.
 #[derive(Debug)]
 struct Done {
     code: i32,
@@ -93,14 +93,14 @@ struct Done {
 }
 
 impl Done {
-    /// The data of one that passed.
+    /// The data of a step that passed.
     fn data(&self) -> &Value {
         assert_eq!((self.code, &self.result["success"]), (0, &Value::Bool(true)), "{self:?}");
         assert_eq!(self.result["error"], "", "{self:?}");
         &self.result["data"]
     }
 
-    /// The sentence of one that failed; its output has it too.
+    /// The error of a step that failed, which its output must contain as well.
     fn error(&self) -> &str {
         assert_ne!(self.code, 0, "{self:?}");
         assert_eq!(self.result["success"], false, "{self:?}");
@@ -156,7 +156,7 @@ async fn run(step: &Step) -> Done {
     run_with(step, &options()).await
 }
 
-/// Why a step was refused before anything was sent.
+/// Why a step was rejected before anything was sent.
 async fn refused(step: &Step) -> String {
     let done = attempt(step, &options(), Gate::open(), &StopSignal::default()).await;
     let error = done.unwrap_err();

@@ -1,4 +1,4 @@
-//! A15 and A16: the calls of Proxmox VE.
+//! A15 and A16: calls of Proxmox VE.
 
 use protocol::pipeline::Step;
 use runner::ports::{Gate, StopLevel, StopSignal};
@@ -15,7 +15,7 @@ pub(super) fn product(server: &Server, more: &str) -> String {
     rows::of_proxmox(&server.url(), more)
 }
 
-/// A shortcut for the machine 101.
+/// A shortcut for machine 101.
 pub(super) fn shortcut(server: &Server, name: &str, more: &str) -> Step {
     job("proxmox", name, &product(server, &format!("vmid: 101, {more}")))
 }
@@ -68,7 +68,7 @@ async fn a15_what_begins_a_task_waits_for_its_end() {
     let look = format!("GET {TASK_PATH}");
     let start = "POST /api2/json/nodes/pve1/qemu/101/status/start";
     assert_eq!(server.lines(), [start, &look, &look, &look]);
-    // Of many looks one is told.
+    // Only the first poll is logged.
     assert_eq!(done.out, format!("{start}: 200\n{look}: 200\ntask {TASK}: OK\n"));
 }
 

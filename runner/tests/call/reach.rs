@@ -1,4 +1,4 @@
-//! Calls whose address is closed to what a message names: nothing is sent.
+//! Calls to addresses that messages must not name: nothing is sent.
 
 use std::net::TcpListener;
 
@@ -16,7 +16,7 @@ fn only(exceptions: Vec<Exception>) -> Options {
     Options { policy: Policy::restricted(rules), ..options() }
 }
 
-/// Opens one server of the test.
+/// Allows one test server.
 fn opened(server: &Server) -> Exception {
     let port = server.url().rsplit_once(':').unwrap().1.parse().unwrap();
     Exception { pattern: Pattern::Net("127.0.0.1/32".parse().unwrap()), port: Some(port) }

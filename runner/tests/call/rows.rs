@@ -1,24 +1,24 @@
-//! What jobs that are calls send, one row an action, and how their services answer. The tests of
-//! clusters show the same rows.
+//! The requests of call jobs, one row per action, and the services' responses. Shared with the
+//! tests of clusters.
 
 use serde_json::{Value, json};
 
 use super::server::Seen;
 
-/// The task that everything begins which goes on.
+/// The task started by every asynchronous call.
 pub(crate) const TASK: &str = "UPID:pve1:0003A1B2:0C8E:66AA:qmstart:101:ci@pve!ci:";
 
-/// The product of a call of Proxmox VE.
+/// The `product` of a Proxmox VE call.
 pub(crate) fn of_proxmox(url: &str, more: &str) -> String {
     format!("host: '{url}', node: pve1, token_id: 'ci@pve!ci', token_secret: s3cret-of-pve, {more}")
 }
 
-/// The product of a call for an account, at a path of a service.
+/// The `product` of a call with an account, below a path of a service.
 pub(crate) fn with_account(account: &str, url: &str, below: &str, more: &str) -> String {
     format!("{account}, base_url: '{url}/{below}', {more}")
 }
 
-/// Answers as Proxmox does.
+/// Answers like Proxmox.
 pub(crate) fn pve(seen: &Seen) -> Value {
     let last = seen.path.rsplit('/').next().unwrap();
     if seen.path.contains("/tasks/") {
@@ -38,10 +38,10 @@ pub(crate) fn pve(seen: &Seen) -> Value {
     }
 }
 
-/// An action, its keys, the method, the path below that of all, the query, and the body.
+/// An action, its keys, the method, the path below the API's base, the query, and the body.
 pub(crate) type Row = (&'static str, &'static str, &'static str, &'static str, &'static str, Value);
 
-/// The shortcuts of one kind of machine, without its prefix.
+/// The shortcuts of one kind of machine, without prefix.
 pub(crate) fn of_machines(kind: &str) -> Vec<Row> {
     let null = Value::Null;
     let mut rows = vec![
@@ -94,7 +94,7 @@ pub(crate) fn of_machines(kind: &str) -> Vec<Row> {
     rows
 }
 
-/// The actions of the second half of the table.
+/// The actions in the second half of the table.
 fn later_rows(kind: &str) -> Vec<Row> {
     let name = if kind == "lxc" { "hostname" } else { "name" };
     let null = Value::Null;
@@ -219,7 +219,7 @@ pub(crate) fn of_sevdesk() -> Vec<Row> {
     ]
 }
 
-/// An invoice as Lexware Office shows it.
+/// An invoice as Lexware Office returns it.
 pub(crate) fn invoice() -> Value {
     json!({
         "id": "e9066f04", "voucherStatus": "open", "remark": "of its own",

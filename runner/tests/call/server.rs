@@ -1,4 +1,4 @@
-//! A server that writes down what it is asked, and answers what a test says.
+//! A server that records requests and sends the responses of a test.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -10,15 +10,15 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
-/// A request, whole.
+/// A complete request.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     pub(crate) method: String,
-    /// As it was sent, without the query.
+    /// As sent, without the query.
     pub(crate) path: String,
-    /// As it was sent; empty where there is none.
+    /// As sent. Empty if there is none.
     pub(crate) query: String,
-    /// Names in lower case.
+    /// Names are in lower case.
     headers: Vec<(String, String)>,
     pub(crate) body: String,
 }
@@ -33,7 +33,7 @@ impl Seen {
         format!("{} {}", self.method, self.path)
     }
 
-    /// The body as JSON; null where there is none.
+    /// The body as JSON. Null if it is empty.
     pub(crate) fn json(&self) -> Value {
         if self.body.is_empty() {
             return Value::Null;
@@ -43,15 +43,15 @@ impl Seen {
     }
 }
 
-/// What is answered.
+/// A response.
 pub(crate) enum Reply {
     /// A status, headers, and a body.
     Answer(u16, Vec<(&'static str, String)>, Vec<u8>),
-    /// A status line of one's own, and nothing else.
+    /// Only a custom status line.
     Reason(&'static str),
-    /// Nothing, and the connection is closed.
+    /// Closes the connection without a response.
     HangUp,
-    /// Nothing, for ever.
+    /// Never responds.
     Never,
 }
 
@@ -81,7 +81,7 @@ impl Reply {
 
 type Replies = dyn Fn(&Seen, usize) -> Reply + Send + Sync;
 
-/// A running server; ends with this value.
+/// A running server. Dropping it ends the server.
 pub(crate) struct Server {
     at: SocketAddr,
     scheme: &'static str,
@@ -97,7 +97,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// `replies` is told the request, and how many came before it.
+    /// `replies` receives the request and the number of earlier ones.
     pub(crate) async fn start(
         replies: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static,
     ) -> Self {
@@ -128,7 +128,7 @@ impl Server {
                 open.spawn(async move {
                     match acceptor {
                         None => talk(stream, &all, &counts, &*replies).await,
-                        // A client that does not trust us goes.
+                        // A client that does not trust the certificate closes the connection.
                         Some(acceptor) => {
                             if let Ok(stream) = acceptor.accept(stream).await {
                                 talk(stream, &all, &counts, &*replies).await;
@@ -153,7 +153,7 @@ impl Server {
         self.seen().iter().map(Seen::line).collect()
     }
 
-    /// Waits until so many requests have come.
+    /// Waits until this many requests have arrived.
     pub(crate) async fn asked(&self, count: usize) {
         self.count.clone().wait_for(|seen| *seen >= count).await.unwrap();
     }
@@ -176,7 +176,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     counts.send_replace(count);
     match reply.bytes() {
         Some(bytes) => {
-            // The other side may have what it needs and be gone.
+            // The client might already have closed the connection.
             stream.write_all(&bytes).await.ok();
             stream.flush().await.ok();
             stream.shutdown().await.ok();

@@ -93,7 +93,7 @@ async fn a17_a_pdf_is_decoded_and_written_where_the_run_has_a_directory() {
     assert_eq!(*done.data(), json!({ "filename": "RE-1.pdf", "size": 8, "path": "out/a.pdf" }));
     assert_eq!(std::fs::read(dir.path().join("out/a.pdf")).unwrap(), b"%PDF-1.7");
     assert_eq!(server.lines(), ["GET /api/v1/Invoice/1/getPdf"]);
-    // A worker of many has no such place.
+    // A worker in a cluster has no directory for files.
     assert!(refused(&step).await.contains("a worker keeps no files"));
     for out in ["/etc/x.pdf", "../x.pdf"] {
         let mut step = step.clone();
@@ -126,7 +126,7 @@ async fn a17_too_many_requests_are_sent_again_when_sevdesk_says() {
     .await;
     run(&action(&server, "create_contact", "contact_data: {}")).await.data();
     assert_eq!(server.seen().len(), 3);
-    // What failed otherwise may have taken effect.
+    // A request that failed in another way might have taken effect.
     let server = Server::start(|_, _| Reply::json(502, &json!({}))).await;
     run(&action(&server, "create_contact", "contact_data: {}")).await.error();
     assert_eq!(server.seen().len(), 1);

@@ -1,4 +1,4 @@
-//! Whose certificate is trusted.
+//! Trust in certificates.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio_rustls::TlsAcceptor;
 use super::server::{Reply, Server};
 use super::{bob, job, refused, run};
 
-/// A server with a certificate of its own, the certificate in PEM, and its SHA-256.
+/// A server with a new certificate, the certificate in PEM, and its SHA-256 digest.
 async fn server() -> (Server, String, String) {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();

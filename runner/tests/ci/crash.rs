@@ -1,4 +1,4 @@
-//! What becomes of jobs when the server is killed.
+//! Jobs when the server is killed.
 
 use std::io::Write as _;
 
@@ -25,7 +25,7 @@ fn c8_no_job_is_lost_when_the_server_is_killed_and_none_runs_twice_untold() {
     let mut file = std::fs::OpenOptions::new().append(true).open(place.queue()).unwrap();
     file.write_all(format!("{}\n", job("plain")).as_bytes()).unwrap();
     let server = place.serve(&[("BOB_MAX_PARALLEL_RUNS", "2")]);
-    // As if it died after the last job was a start, and before the file was gone.
+    // Simulates a crash after the last line became a start and before the file was removed.
     let spool = server.until("the file is taken", || taken(&place));
     std::fs::hard_link(&spool, place.path("kept")).unwrap();
     let lines = |name: &str, what: &str| place.read(&format!("{name}.{what}")).lines().count();

@@ -1,4 +1,4 @@
-//! Job files, as lines of a queue that a service takes them from.
+//! Job files as lines of a queue that a service takes.
 
 use super::Place;
 

@@ -1,5 +1,5 @@
-//! Jobs that are lines of a queue file, and the one process that runs them. The names begin with the
-//! row of the acceptance table that they show.
+//! Jobs as lines of a queue file, and the process that runs them. Test names begin with the row of
+//! the acceptance table.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "a test may panic, and waits")]
 
 use std::fs::File;
@@ -13,7 +13,7 @@ mod crash;
 mod jobs;
 mod rows;
 
-/// A directory with a queue file and the state of a server.
+/// A directory with a queue file and a server's state.
 struct Place(tempfile::TempDir);
 
 impl Place {
@@ -33,7 +33,7 @@ impl Place {
         std::fs::read_to_string(self.path(name)).unwrap_or_default()
     }
 
-    /// The program, as a user of the host calls it who names the queue file.
+    /// The program as called by a user who names the queue file.
     fn command(&self, program: &Path, typed: &[&str]) -> Command {
         let mut command = Command::new(program);
         command
@@ -42,7 +42,7 @@ impl Place {
             .env("PATH", "/usr/bin:/bin")
             .env("HOME", self.0.path())
             .env("BOB_CI_QUEUE", self.queue())
-            // Jobs name files by it.
+            // Jobs use it to name files.
             .env("D", self.0.path())
             .current_dir(self.0.path())
             .stdin(Stdio::null())
@@ -55,12 +55,12 @@ impl Place {
         self.command(Path::new(env!("CARGO_BIN_EXE_bob-runner")), typed)
     }
 
-    /// Adds a job, and returns the id of its run.
+    /// Adds a job and returns its run id.
     fn add(&self, typed: &[&str]) -> String {
         id_of(self.program(&["add"]).args(typed).spawn().unwrap())
     }
 
-    /// Starts a server that has written its first line when this returns.
+    /// Starts a server and waits until it has written its first line.
     fn serve(&self, settings: &[(&str, &str)]) -> Server {
         let log = self.path(&format!("log-{}", uuid::Uuid::new_v4()));
         let mut command = self.program(&["serve", "--mode", "embedded"]);
@@ -85,26 +85,26 @@ fn id_of(adding: Child) -> String {
     out.trim().to_owned()
 }
 
-/// A running server, which is killed where nobody has ended it.
+/// A running server, killed when dropped.
 struct Server {
     child: Child,
     log: PathBuf,
 }
 
 impl Server {
-    /// What it has written.
+    /// Its log so far.
     fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
-    /// Its lines of a level about something.
+    /// Its log lines with a level and a text.
     fn lines(&self, level: &str, about: &str) -> Vec<String> {
         let (level, log) = (format!("] [{level}] "), self.log());
         let fits = |line: &&str| line.contains(&level) && line.contains(about);
         log.lines().filter(fits).map(str::to_owned).collect()
     }
 
-    /// Waits until it has written such a line.
+    /// Waits for such a log line.
     fn says(&self, level: &str, about: &str) {
         until(&format!("[{level}] {about}"), &self.log, || {
             (!self.lines(level, about).is_empty()).then_some(())
@@ -115,12 +115,12 @@ impl Server {
         self.says("INFO", &format!("run {run} passed"));
     }
 
-    /// Waits for something else.
+    /// Waits for another condition.
     fn until<T>(&self, what: &str, look: impl FnMut() -> Option<T>) -> T {
         until(what, &self.log, look)
     }
 
-    /// Ends it as a service manager does; what it wrote.
+    /// Ends it like a service manager and returns its log.
     fn end(mut self) -> String {
         let pid = Pid::from_raw(self.child.id().try_into().unwrap()).unwrap();
         kill_process(pid, Signal::TERM).unwrap();
@@ -130,7 +130,7 @@ impl Server {
         self.log()
     }
 
-    /// Takes it away without a word.
+    /// Kills it.
     fn kill(mut self) -> ExitStatus {
         self.child.kill().unwrap();
         self.child.wait().unwrap()
@@ -144,7 +144,7 @@ impl Drop for Server {
     }
 }
 
-/// Waits for something that is bound to come.
+/// Waits for a condition with a timeout.
 fn until<T>(what: &str, log: &Path, mut look: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {

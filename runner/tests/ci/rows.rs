@@ -1,4 +1,4 @@
-//! One row after the other, without a crash.
+//! The rows of the table, one by one, without crashes.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -10,7 +10,7 @@ use super::{Place, id_of, is_there};
 fn c1_jobs_begin_in_the_order_in_which_they_were_added() {
     let place = Place::new();
     place.add(&["echo a >> $D/order"]);
-    // Whoever has no program at hand appends a line.
+    // Without the program, a user can append a line.
     std::fs::OpenOptions::new()
         .append(true)
         .open(place.queue())
@@ -46,7 +46,7 @@ fn c1_the_program_is_add_job_where_it_is_called_so() {
 fn c2_as_many_jobs_run_at_once_as_may_and_never_one_more() {
     let place = Place::new();
     std::fs::create_dir(place.path("running")).unwrap();
-    // Each says how many it has seen with itself, and goes on when all may.
+    // Each job records the number of concurrent jobs, and all wait for a file.
     let job = "touch $D/running/$$; ls $D/running | wc -l >> $D/seen; \
                until [ -e $D/go ]; do sleep 0.05; done; rm $D/running/$$; echo >> $D/ended";
     for _ in 0..20 {
@@ -79,7 +79,7 @@ fn c3_a_job_that_fails_is_tried_as_often_as_it_may_and_the_next_one_goes_on() {
     server.passed(&next);
     let tries = |name| place.read(name).lines().count();
     assert_eq!((tries("own"), tries("usual"), tries("once")), (4, 2, 2));
-    // Each time the same: it neither doubles nor varies.
+    // The delay is constant: it neither doubles nor varies.
     for (run, all, delay) in [(&often, 4, "20ms"), (&usual, 2, "30ms")] {
         let warnings = server.lines("WARN", run);
         assert_eq!(warnings.len(), all - 1, "{warnings:?}");
@@ -152,7 +152,7 @@ fn c10_a_job_that_takes_too_long_ends_with_all_that_it_has_begun() {
     for name in ["away", "child"] {
         assert!(!is_there(&place.read(name)), "{name} is gone");
     }
-    // What is set for all holds where a job does not say.
+    // The default settings apply if a job does not set a value.
     server.end();
     let server = place.serve(&[("BOB_CI_TIMEOUT", "1s"), ("BOB_CI_ATTEMPTS", "1")]);
     let run = place.add(&["sleep 1000"]);
@@ -200,7 +200,7 @@ fn c12_the_test_helpers_of_the_document_pass_against_the_program() {
 #[test]
 fn a_line_that_is_no_job_is_kept_aside_and_told_and_the_next_one_runs() {
     let place = Place::new();
-    // What a writer leaves that dies over a line.
+    // The text of a writer that died in the middle of a line.
     std::fs::write(place.queue(), "{\"command\":\"rm -rf /som").unwrap();
     let run = place.add(&["true"]);
     let server = place.serve(&[]);

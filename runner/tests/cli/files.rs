@@ -1,4 +1,4 @@
-//! Where files come from, and how they are written.
+//! Where files are read from, and in which formats.
 
 use super::*;
 
@@ -17,7 +17,7 @@ fn a_file_may_come_through_standard_input() {
 #[test]
 fn the_dialect_of_a_file_may_be_named_where_it_cannot_be_told() {
     let place = Place::new();
-    // As YAML it is a text; as a queue it is a command.
+    // As YAML it is a text; as a queue file it is a command.
     place.file("lines", LINE);
     assert_eq!(place.say(&["validate", "lines"]).code, 65);
     let valid = place.say(&["validate", "--dialect", "ci", "lines"]);

@@ -1,4 +1,4 @@
-//! The program as it is typed, without any service.
+//! The program's command line, without any service.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::io::Write as _;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 mod files;
 
-/// A place of its own, with an environment that holds nothing but the path.
+/// A directory, with an environment that has only the path.
 struct Place {
     dir: TempDir,
 }
@@ -77,7 +77,7 @@ const GOOD: &str = "group: dev\nname: hello\nimage: docker.io/library/busybox\ns
 
 const BAD: &str = "group: dev\nnam: hello\nimage: docker.io/library/busybox\nsteps:\n  - cmd: 7\n  - vars: {a: 1}\n";
 
-/// Nothing listens there.
+/// Addresses without a listener.
 const NOWHERE: [(&str, &str); 5] = [
     ("BOB_QUEUE_URL", "amqp://127.0.0.1:1"),
     ("BOB_STORAGE_URLS", "http://127.0.0.1:1"),
@@ -347,7 +347,7 @@ fn output_that_cannot_be_written_is_said_to_be_in_one_sentence() {
     }
 }
 
-/// Answers everything as a web server would that has no such page.
+/// A web server that answers every request with "not found".
 fn no_engine() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());

@@ -1,4 +1,4 @@
-//! The embedded adapters keep the contracts of their ports, over restarts and kills.
+//! The embedded adapters keep their ports' contracts across restarts and kills.
 
 #![allow(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! What is left after a process has ended, well or by SIGKILL.
+//! The stored state after a process has ended, cleanly or by SIGKILL.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -41,7 +41,7 @@ async fn soon<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(60), future).await.unwrap()
 }
 
-/// This process again, as the test below it; it prints what was answered.
+/// Starts this test binary as a child that runs the test below. It prints what was acknowledged.
 fn child(dir: &Path) -> tokio::process::Child {
     tokio::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "restart::the_work_of_a_process_that_is_killed", "--nocapture"])
@@ -53,7 +53,7 @@ fn child(dir: &Path) -> tokio::process::Child {
         .unwrap()
 }
 
-/// Does nothing unless it is the child of another test: then it works until it is killed.
+/// Does nothing unless it is started as another test's child. Then it works until it is killed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_work_of_a_process_that_is_killed() {
     let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
@@ -100,7 +100,7 @@ async fn what_was_answered_survives_sigkill() {
         while done.iter().any(|done| *done < 50 + 20 * round) {
             count(&soon(lines.next_line()).await.unwrap().expect("it works on"), &mut done);
         }
-        // SIGKILL: nothing of it can run any more.
+        // After SIGKILL no code of it can run.
         child.kill().await.unwrap();
         while let Some(line) = lines.next_line().await.unwrap() {
             count(&line, &mut done);
@@ -111,7 +111,7 @@ async fn what_was_answered_survives_sigkill() {
     }
 }
 
-/// Counts what a line says was answered. A line that was cut off says less.
+/// Counts an acknowledgement in a line of output. A truncated line counts less.
 fn count(line: &str, done: &mut [usize; 3]) {
     for (at, what) in ["key ", "message ", "event "].into_iter().enumerate() {
         let number = line.strip_prefix(what).and_then(|number| number.parse::<usize>().ok());
@@ -140,7 +140,7 @@ async fn check(embedded: &Embedded, [keys, messages, events]: [usize; 3], pid: u
         assert!(!delivery.redelivered, "it was never delivered");
         delivery.settle(Disposition::Ack).await.unwrap();
     }
-    // Of what was on its way at the end, nothing was promised.
+    // Nothing was promised about work in progress at the end.
     while let Ok(delivery) = tokio::time::timeout(Duration::from_millis(100), jobs.next()).await {
         delivery.unwrap().settle(Disposition::Ack).await.unwrap();
     }
@@ -191,7 +191,7 @@ async fn what_is_no_store_of_ours_is_not_touched() {
     assert!(error.to_string().contains("bob.redb/below"), "{error}");
 }
 
-/// The machine with a clock that is set by hand.
+/// A host with a clock that is set by the test.
 #[derive(Default)]
 struct Clock(AtomicI64);
 
@@ -335,7 +335,7 @@ async fn a_message_that_kills_its_worker_comes_to_its_limit_too() {
     }
 }
 
-/// Publishes an event and waits for it.
+/// Publishes an event and waits for its confirm.
 async fn publish(events: &Arc<dyn Events>, text: &str) {
     let event = Event::new(Millis(0), Reason::RunnerReady, text.to_owned());
     let ticket = events.emit(event).await.unwrap();
@@ -361,7 +361,7 @@ async fn events_go_on_after_a_restart_and_end_with_their_age() {
         assert_eq!(events.end().await.unwrap(), Some(u64::try_from(count).unwrap()));
         embedded.close().await.unwrap();
     }
-    // Kept for an hour: the first is older by now.
+    // Retention is one hour, and the first event is older now.
     let events = Embedded::open(at(&clock, dir.path())).await.unwrap().events();
     let kept = texts(&events, Position::First, 3).await;
     let event = |count: u64| (count, format!("event {count}"));
@@ -370,7 +370,7 @@ async fn events_go_on_after_a_restart_and_end_with_their_age() {
     let since = Position::Since(Millis(70 * minute));
     assert_eq!(texts(&events, since, 2).await, [event(2), event(3)], "a little before");
 
-    // However old: the last one says where the next one goes.
+    // The last event is always kept, because it determines the next offset.
     clock.0.store(1000 * minute, Ordering::Relaxed);
     publish(&events, "event 4").await;
     assert_eq!(texts(&events, Position::First, 1).await, [event(4)]);

@@ -1,4 +1,4 @@
-//! What the fuzzer has found, and what it begins with, is taken without a panic.
+//! The fuzzer's findings and seeds are processed without a panic.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs;
@@ -11,7 +11,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     let mut open = vec![dir.to_owned()];
     while let Some(path) = open.pop() {
         if !path.exists() {
-            // Nothing was found of that.
+            // The fuzzer has found nothing for this target.
         } else if path.is_dir() {
             open.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
         } else {

@@ -1,5 +1,5 @@
-//! What takes bytes from outside, and must come back from any: with an answer, in bounded time and memory.
-//! The fuzzer calls these (`just fuzz`), and a test with what it has found.
+//! Functions that process untrusted bytes. They must return for any input, in bounded time and
+//! memory. The fuzzer calls them (`just fuzz`), and a test replays its findings.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use runner::rules::dollar::{Job, Known};
 use runner::rules::mask::{Mask, Masker};
 use runner::rules::template;
 
-/// What takes any bytes.
+/// A function that accepts any bytes.
 pub(crate) type Target = fn(&[u8]);
 
-/// Each by its name.
+/// All targets by name.
 pub(crate) const TARGETS: [(&str, Target); 7] = [
     ("dialects", dialects),
     ("commands", commands),
@@ -25,17 +25,17 @@ pub(crate) const TARGETS: [(&str, Target); 7] = [
     ("mask", mask),
 ];
 
-/// A first byte that chooses, and the rest.
+/// Splits off the first byte, which selects a variant.
 fn chosen(bytes: &[u8]) -> (usize, &[u8]) {
     bytes.split_first().map_or((0, bytes), |(first, rest)| (usize::from(*first), rest))
 }
 
-/// The text of any bytes.
+/// Converts any bytes to text.
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Files of every dialect; what is read of them can be shown, and walked through.
+/// Files of every dialect. A parsed pipeline must be printable and traversable.
 pub(crate) fn dialects(bytes: &[u8]) {
     let (first, rest) = chosen(bytes);
     let ways = [
@@ -62,19 +62,19 @@ pub(crate) fn commands(bytes: &[u8]) {
     drop(command::decode(Some(kinds[first % kinds.len()]), Some("an id"), rest));
 }
 
-/// Lines of commands; what is split and joined is split the same way.
+/// Shell words. Splitting, joining and splitting again gives the same words.
 pub(crate) fn words(bytes: &[u8]) {
     let words = shell::split(&text(bytes));
     assert_eq!(shell::split(&shell::join(&words)), words);
 }
 
-/// What an engine sends of a container; however it is cut, the same comes out.
+/// Container output. The result does not depend on how the bytes are split.
 pub(crate) fn demux(bytes: &[u8]) {
     let (first, rest) = chosen(bytes);
     fuzzing::demux(rest, first + 1);
 }
 
-/// Programs with Go's templates.
+/// Programs with Go templates.
 pub(crate) fn go_template(bytes: &[u8]) {
     let values =
         serde_json::json!({ "a": "{{ .b }} 'x", "b": "", "c": [1, "x", null, { "d": [] }] });
@@ -82,7 +82,7 @@ pub(crate) fn go_template(bytes: &[u8]) {
     drop(template::go(&[text(bytes)], &values, "r-1"));
 }
 
-/// Programs that ask earlier jobs.
+/// Programs with references to earlier jobs.
 pub(crate) fn dollar(bytes: &[u8]) {
     let result =
         serde_json::json!({ "data": { "rows": [[1, "x"], { "a": null }], "t": "${a.data}" } });
@@ -98,7 +98,7 @@ pub(crate) fn dollar(bytes: &[u8]) {
     }
 }
 
-/// Output with a secret in it: nothing of it comes out, in whatever pieces it came.
+/// Output with a secret. The secret is masked however the output is split.
 pub(crate) fn mask(bytes: &[u8]) {
     let (first, rest) = chosen(bytes);
     let (secret, said) = rest.split_at(rest.len().min(first % 40));
@@ -112,9 +112,9 @@ pub(crate) fn mask(bytes: &[u8]) {
         said.chunks(first % 7 + 1).flat_map(|piece| pieces.push(piece)).collect();
     out.extend(pieces.finish());
     assert_eq!(out, expected, "the pieces make a difference");
-    // Blanks around it are no part of a secret.
+    // Surrounding blanks are not part of a secret.
     let secret = secret.trim_ascii();
-    // A mask may itself be a part of a secret that is made of its sign.
+    // The mask can itself be part of a secret that contains its character.
     let is_plain = secret.len() >= 3 && !secret.contains(&b'*');
     let is_there = out.windows(secret.len().max(1)).any(|window| window == secret);
     assert!(!(is_plain && is_there), "secret {:?} came out", text(secret));

@@ -1,5 +1,5 @@
-//! How `run` ends: by a signal, because of its size, because its store fails, and what the next run
-//! finds of one that was killed.
+//! How `run` ends: by a signal, because of its size, or because its store fails. Also, what the
+//! next run does about one that was killed.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -14,7 +14,7 @@ fn signal(child: &Child, signal: Signal) {
     kill_process(Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap(), signal).unwrap();
 }
 
-/// Waits until a line of standard error has a text. The rest of it is returned.
+/// Waits until a line of standard error contains a text. Returns the rest of the stream.
 fn until(child: &mut Child, text: &str) -> BufReader<std::process::ChildStderr> {
     let mut lines = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
@@ -31,13 +31,13 @@ fn rest(mut lines: BufReader<std::process::ChildStderr>) -> String {
     text
 }
 
-/// A run whose only step says that it runs and waits.
+/// A run whose only step reports its start and waits.
 fn waiting() -> Place {
     Place::new(&format!("{LOCAL}    cmd: [sh, -c, 'echo runs >&2; exec sleep 1000']\n"))
 }
 
 fn ended(mut child: Child) -> ExitStatus {
-    // Blocked output is another test.
+    // Another test covers blocked output.
     drop(child.stdout.take());
     child.wait().unwrap()
 }
@@ -63,7 +63,7 @@ fn a_hangup_that_was_ignored_at_the_start_stays_ignored() {
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let run = place.run(&[]);
     let mut command = Command::new("/bin/sh");
-    // As `nohup` starts a program.
+    // Like `nohup`.
     command.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(run.get_program());
     command.args(run.get_args()).env_clear().current_dir(place.0.path());
     command.envs(run.get_envs().filter_map(|(name, value)| Some((name, value?))));
@@ -78,7 +78,8 @@ fn a_hangup_that_was_ignored_at_the_start_stays_ignored() {
 
 #[test]
 fn a_signal_ends_a_run_whose_output_nobody_reads() {
-    // Far more than a pipe holds. The marker goes aside, so that the test knows that it writes.
+    // Far more than a pipe holds. The step reports its start on standard error, so that the test
+    // knows when it writes.
     let place = Place::new(&format!(
         "{LOCAL}    cmd: [sh, -c, 'echo begins >&2; yes | head -c 50000000; exec sleep 1000']\n"
     ));
@@ -111,7 +112,7 @@ fn a_definition_that_no_worker_accepts_is_rejected_before_anything_starts() {
 #[test]
 fn variables_that_no_worker_accepts_are_rejected_before_anything_starts() {
     let place = Place::new(&format!("{LOCAL}    cmd: 'true'\n"));
-    // One argument holds at most 128 KiB.
+    // One argument can have at most 128 KiB.
     let values: Vec<String> = (0..18).map(|n| format!("V{n}={}", "x".repeat(100_000))).collect();
     let typed: Vec<&str> = values.iter().flat_map(|value| ["--var", value]).collect();
     let run = place.run(&typed).output().unwrap();
@@ -172,8 +173,8 @@ fn a_killed_run_can_be_started_again_under_its_id_and_one_that_runs_cannot() {
     assert_eq!(again.status.code(), Some(0), "{}", String::from_utf8_lossy(&again.stderr));
 }
 
-/// A command whose data directory is a small disk that it alone sees; the directory. None: only root can
-/// mount one.
+/// A command whose data directory is a small disk that only it can see, and that directory. `None`
+/// without root, who alone can mount one.
 #[expect(clippy::print_stderr, reason = "a skipped test must not look like one that passed")]
 fn on_small_disk(place: &Place, typed: &[&str], size: &str) -> Option<(Command, String)> {
     if !rustix::process::geteuid().is_root() {

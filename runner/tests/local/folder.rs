@@ -1,4 +1,4 @@
-//! Directories of prunner's files. Each test names the rows of prunner's table that it shows.
+//! Directories of prunner's files. Each test names the rows of prunner's table that it covers.
 
 use super::*;
 
@@ -13,7 +13,7 @@ fn folder(files: &[(&str, &str)]) -> Place {
     place
 }
 
-/// The exit code, and what was said on both streams.
+/// The exit code, and the output on both streams.
 fn said(place: &Place, typed: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) {
     let said = place.command(typed).envs(variables.iter().copied()).output().unwrap();
     let text = [said.stdout, said.stderr].concat();

@@ -1,4 +1,4 @@
-//! Job files, run here and now. Each test names the rows of the job runner's table that it shows.
+//! Job files with `run FILE`. Each test names the rows of the job runner's table that it covers.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 
 use super::*;
 
-/// The one file of that name below a directory's children.
+/// The files with this name in the subdirectories of the work directory.
 fn of_jobs(place: &Place, file: &str) -> Vec<(String, String)> {
     let jobs = std::fs::read_dir(place.path("workdir")).unwrap();
     let mut found: Vec<(String, String)> = jobs
@@ -93,7 +93,7 @@ fn a6_each_job_has_a_log_and_a_socket_gets_a_copy_of_every_line() {
     assert_eq!(reader.join().unwrap(), a + &b);
 }
 
-/// Takes as many posts as are wanted; the headers and the body of each.
+/// Accepts `count` POST requests and returns their headers and bodies.
 pub(super) fn receiver(count: usize) -> (String, std::thread::JoinHandle<Vec<(String, Value)>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/hook", listener.local_addr().unwrap());

@@ -1,8 +1,8 @@
 //! Limits of steps that are processes of this host.
 //!
-//! What a process may use is tried for real. What a control group is told is tried on a plain directory
-//! that lies as a delegated one does: who enters it, and what is made of what a kernel would write there.
-//! It does not show that a kernel holds a step to it.
+//! Per-process limits are tested for real. Control groups are simulated by a plain directory laid
+//! out like a delegated group. That tests who enters the group and how its files are interpreted,
+//! but not that the kernel enforces a limit.
 
 use std::sync::Mutex;
 
@@ -17,7 +17,7 @@ use runner::ports::{
 
 use super::*;
 
-/// A pipeline of one step `a`, with limits.
+/// A pipeline of one step `a` with limits.
 fn limited(limits: &str, step: &str) -> Place {
     Place::new(&format!(
         "{{group: g, name: n, steps: [{{name: a, executor: local, with: {{limits: {{{limits}}}}}, {step}}}]}}"
@@ -127,7 +127,7 @@ fn a_run_whose_steps_cannot_be_limited_is_refused_with_what_to_do() {
     assert!(!place.path("began").exists() && began(&events).is_empty());
 }
 
-/// Keeps what a step says.
+/// Records the output of a step.
 #[derive(Default)]
 struct Said(Mutex<Vec<u8>>);
 

@@ -1,4 +1,4 @@
-//! Steps as processes of this host, supervised by the program itself.
+//! Steps as processes of this host, supervised by the program.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::{Path, PathBuf};
@@ -69,7 +69,7 @@ async fn processes_keep_the_contract_of_an_executor() {
     .await;
 }
 
-/// A directory with a pipeline, in which the program runs it.
+/// A directory with a pipeline, in which the program runs.
 struct Place(tempfile::TempDir);
 
 impl Place {
@@ -79,7 +79,7 @@ impl Place {
         Self(dir)
     }
 
-    /// The program, with no engine anywhere.
+    /// The program without any engine.
     fn run(&self, typed: &[&str]) -> Command {
         let mut command = self.command(&["run", "pipeline.yaml"]);
         command.args(typed);
@@ -102,7 +102,7 @@ impl Place {
         command
     }
 
-    /// Runs it to its end; the exit code, and the events.
+    /// Runs it to its end. Returns the exit code and the events.
     fn events(&self, typed: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, Vec<Value>) {
         let mut command = self.run(typed);
         let said = command.args(["-o", "json"]).envs(variables.iter().copied()).output().unwrap();
@@ -124,13 +124,13 @@ fn lines_of(events: &[Value], step: &str) -> Vec<String> {
     text.join("\n").lines().map(str::to_owned).collect()
 }
 
-/// The steps that began, in that order.
+/// The steps in the order in which they started.
 fn began(events: &[Value]) -> Vec<&str> {
     let began = events.iter().filter(|event| event["reason"] == "StepStarted");
     began.filter_map(|event| event["step"].as_str()).collect()
 }
 
-/// Waits for something that is bound to come.
+/// Waits for a condition with a timeout.
 fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! Files of prunner's, run here and now. Each test names the rows of prunner's table that it shows.
+//! Files of prunner with `run FILE`. Each test names the rows of prunner's table that it covers.
 
 use super::*;
 
@@ -6,14 +6,14 @@ fn place(tasks: &str) -> Place {
     Place::new(&format!("pipelines: {{ p: {{ env: {{ A: pipeline, B: pipeline }}, {tasks} }} }}"))
 }
 
-/// The sentence that the run ended with.
+/// The message of the run's ending event.
 fn ending(events: &[Value]) -> &str {
     events.last().and_then(|event| event["message"].as_str()).unwrap_or_default()
 }
 
 #[test]
 fn d3_tasks_run_beside_each_other_and_wait_for_what_they_depend_on() {
-    // Each of the two waits for what the other one does.
+    // Each of the two waits for the other.
     let meet = |own: &str, other: &str| {
         format!("{{ script: ['touch {own}; until [ -e {other} ]; do sleep 0.01; done'] }}")
     };
@@ -61,7 +61,7 @@ fn d5_a_task_has_the_environment_of_the_process_under_the_pipelines_under_its_ow
     assert_eq!(lines_of(&events, "u"), ["pipeline pipeline process mine"]);
 }
 
-/// A task that fails once another one runs, that one, and one that waits for it.
+/// A task that fails once another one runs, that other task, and one that depends on it.
 const ONE_FAILS: &str = "tasks: { \
     fails: { script: ['until [ -e up ]; do sleep 0.01; done; exit 4'] }, \
     runs: { script: ['touch up; WAIT'] }, \
@@ -160,7 +160,7 @@ fn d16_a_task_that_ignores_the_interrupt_is_killed_after_its_own_grace() {
          fails: { script: ['until [ -e up ]; do sleep 0.01; done; exit 4'] }, \
          ignores: { script: [\"trap '' INT TERM; touch up; while :; do sleep 0.1; done\"] } }",
     );
-    // With the grace of the worker the run would not end.
+    // With the worker's grace the run would not end in time.
     let (code, events) = place.events(&[], &[("BOB_KILL_GRACE_SECONDS", "3600")]);
     assert_eq!(code, Some(1), "{events:#?}");
     assert!(ending(&events).contains("step fails: exit code 4"), "{}", ending(&events));

@@ -1,4 +1,4 @@
-//! Secrets of steps, through the program.
+//! Secrets of steps, through the whole program.
 
 use super::{Place, lines_of};
 
@@ -36,7 +36,7 @@ fn a_step_has_its_secrets_and_no_event_has_them() {
     assert_eq!(lines[..2], ["one ***", "***"], "{lines:?}");
     assert!(lines[2].contains("***"), "the form in base64 is masked: {lines:?}");
     assert_eq!(lines[3..], ["***", "no variable of the worker"]);
-    // The program stands in the pipeline as it was written; what is said of the step does not.
+    // The program is in the pipeline as written, but events of the step are masked.
     let said = |reason: &str| {
         let of_reason = events.iter().filter(|event| event["reason"] == reason);
         of_reason.map(ToString::to_string).collect::<String>()

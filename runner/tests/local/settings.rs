@@ -1,4 +1,4 @@
-//! What the runner of job files is told by its settings, its flags and its variables.
+//! Settings, flags and variables for job files.
 
 use std::io::Read as _;
 use std::os::unix::net::UnixListener;
@@ -58,7 +58,7 @@ fn a21_each_directory_is_that_of_its_flag_else_its_variable_else_the_settings_el
     ];
     for (variable, flag, key, file) in dirs {
         let usual = if key == "workdir" { "workdir" } else { "logs" };
-        // Each says one more, and what it says holds.
+        // Each round adds a source that overrides the earlier ones.
         for (said, expected) in [(0, usual), (1, "of-file"), (2, "of-variable"), (3, "of-flag")] {
             let place = Place::new(job);
             if said >= 1 {

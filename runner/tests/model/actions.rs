@@ -1,4 +1,4 @@
-//! Who may do what in which state.
+//! The actions that are possible in each state.
 
 use stateright::{Model, Property};
 
@@ -6,66 +6,65 @@ use super::properties;
 use super::world::{Drive, Lease, Phase, Place, Task, Worker, World};
 use super::{Flaw, Protocol};
 
-/// How a write fares.
+/// The outcome of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Answer {
     Given,
-    /// It has landed, and the answer is lost.
+    /// The write was applied and its answer is lost.
     Lost,
-    /// It is on its way for longer than its writer waits.
+    /// The write takes longer than its writer waits.
     Late,
 }
 
-/// What happens next. A number is the worker's that does it.
+/// An action. The number is that of the acting worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
     Deliver(Place),
     Claim(Place, Answer),
     Ack(Place),
-    /// Two actions in one: the broker does not hear it, and delivers the start again.
+    /// An acknowledgement is lost, so the broker delivers the start again. Two actions in one.
     AckLost(Place),
     LookFindsOrphan(Place),
     ClaimOrphan(Place, Answer),
-    /// A stop command comes in.
+    /// A stop command arrives.
     StopAsked(Place),
     EndOrphan(Place),
-    /// What an earlier owner left is taken up, and what it left running is ended.
+    /// Takes over an earlier owner's image and ends its containers.
     Adopt(Place),
     MakeContainer(Place),
-    /// Records what was decided: a start, with the commit before it; the last commit; a cause.
+    /// Records a decision: a start with the previous commit, the last commit, or a cause.
     Save(Place, Answer),
     OpenGate(Place),
-    /// The step has ended well, and what it left is committed.
+    /// The step exited with 0 and is committed.
     StepExited(Place),
     StepFailed(Place),
-    /// The owner learns of the stop.
+    /// The owner sees the stop.
     StopSeen(Place),
     HandOverAsked(Place),
     /// A step that must not run twice did not end within the drain.
     Overdue(Place),
     HandOver(Place, Answer),
     End(Place, Answer),
-    /// Publishes the ending, and destroys what the run has made here.
+    /// Publishes the ending and removes the run's objects from this engine.
     PublishEnding(Place),
     LetGo(Place, Answer),
     LateWriteLands,
-    /// The worker is paused until its lease is over. What it does from then on, it does after it
-    /// woke.
+    /// The worker is paused until its lease has expired. Its next actions happen after it wakes up.
     Pause(Place),
-    /// It counts its lease as lost.
+    /// The worker considers its lease lost.
     LeaseLost(Place),
-    /// It has killed what ran under it, has revoked it, and takes a new one.
+    /// It has killed its steps and revoked its lease, and takes a new one.
     Abandon(Place),
     LeaseExpires(Lease),
-    /// It dies, and begins anew as another node.
+    /// It dies and restarts as another node.
     Crash(Place),
-    /// What retention does once a run was let go.
+    /// Retention removes the record of a released run.
     RemoveRecord,
 }
 
 impl Protocol {
-    /// The workers that may act. Of those that are alike in everything the first acts for all: what
-    /// another one could do differs by its name alone.
+    /// The workers that may act. Among identical workers only the first one acts, because the
+    /// others' actions would differ only by name.
     fn actors<'a>(&self, world: &'a World) -> impl Iterator<Item = (Place, &'a Worker)> {
         let engines = self.engines;
         let named = |at: Place| {
@@ -79,7 +78,7 @@ impl Protocol {
         })
     }
 
-    /// What goes on by itself. Where this is nothing, the run is as it will be for ever.
+    /// Actions that happen by themselves. Without any, the state of the run is final.
     pub(crate) fn work(&self, world: &World, actions: &mut Vec<Action>) {
         for (place, worker) in self.actors(world) {
             if worker.lost {
@@ -116,7 +115,7 @@ impl Protocol {
         }
     }
 
-    /// What the drive does beside its writes.
+    /// The actions of a drive except its writes.
     fn drive(&self, world: &World, (at, phase): (Place, Phase), actions: &mut Vec<Action>) {
         match phase {
             Phase::Adopting => actions.push(Action::Adopt(at)),
@@ -148,7 +147,7 @@ impl Protocol {
         }
     }
 
-    /// What the engine was asked for, and does whatever becomes of the lease.
+    /// Actions that the engine was asked for, which happen whatever becomes of the lease.
     fn linger(&self, (at, phase): (Place, Phase), actions: &mut Vec<Action>) {
         match phase {
             Phase::Adopting => actions.push(Action::Adopt(at)),
@@ -170,7 +169,7 @@ impl Protocol {
         }
     }
 
-    /// What goes wrong, and what people do.
+    /// Faults, and actions of people.
     fn faults(&self, world: &World, actions: &mut Vec<Action>) {
         let left = world.left;
         for (place, worker) in self.actors(world) {
@@ -215,7 +214,7 @@ impl Protocol {
         }
     }
 
-    /// The write that a worker is at.
+    /// The pending write of a worker.
     fn write_due(&self, worker: &Worker) -> Option<fn(Place, Answer) -> Action> {
         if worker.lost {
             return None;
@@ -249,8 +248,8 @@ fn may_ack(worker: &Worker) -> bool {
     worker.message && !worker.lost && !matches!(worker.task, Task::Claiming { .. })
 }
 
-/// What a worker does that counts its lease as good, and rightly so. With a lease that is gone it
-/// could do the same, and none of it would land.
+/// Actions of a worker with a valid lease. After its expiry the worker could do the same, but no
+/// write would be applied.
 fn under_lease(world: &World, at: Place, actions: &mut Vec<Action>) {
     let worker = &world.workers[at];
     let takes = matches!(worker.task, Task::Idle | Task::Driving(_)) && !worker.message;
@@ -259,7 +258,7 @@ fn under_lease(world: &World, at: Place, actions: &mut Vec<Action>) {
     }
     match worker.task {
         Task::Idle => {
-            // What this node owns and does not drive is a claim whose answer was lost.
+            // An owner key of this node without a drive is a claim whose answer was lost.
             let unowned = world.store.owner.is_none() || world.is_ours(at);
             if world.store.open && unowned {
                 actions.push(Action::LookFindsOrphan(at));
@@ -279,7 +278,7 @@ impl Model for Protocol {
 
     fn actions(&self, world: &World, actions: &mut Vec<Action>) {
         self.work(world, actions);
-        // Where all is done, a fault would only show that nothing follows on it.
+        // In a final state, a fault would only show that nothing follows it.
         if !actions.is_empty() {
             self.faults(world, actions);
         }

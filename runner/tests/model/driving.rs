@@ -1,4 +1,4 @@
-//! What the owner of a run does with it.
+//! The actions of a run's owner.
 
 use super::actions::Answer;
 use super::moves::next_life;
@@ -19,13 +19,13 @@ impl World {
         self.workers[at].task = Task::Driving(drive);
     }
 
-    /// The container that an owner has made for a step, by its id.
+    /// The index of an owner's container for a step.
     fn container(&self, engine: usize, step: u8, epoch: Rev) -> Option<usize> {
         let wanted = |c: &Container| (c.engine, c.step, c.epoch) == (engine, step, epoch);
         self.containers.iter().position(wanted)
     }
 
-    /// An owner of this epoch ends what stands in its way.
+    /// An owner of this epoch ends these containers.
     fn end_containers(&mut self, epoch: Rev, which: impl Fn(&Container) -> bool) {
         if self.containers.iter().any(|c| which(c) && c.epoch > epoch) {
             self.slip(Slip::NewerContainerEnded);
@@ -33,7 +33,7 @@ impl World {
         self.containers.retain(|c| !which(c));
     }
 
-    /// What a container's start shows of the order of things.
+    /// Checks the order of events when a container starts.
     fn note_start(&mut self, step: u8, epoch: Rev) {
         let by_owner = self.owns(epoch);
         let Some(record) = self.store.record.map(|stored| stored.record) else {
@@ -54,7 +54,7 @@ impl Protocol {
         at % self.engines
     }
 
-    /// Whether a worker that has taken up an epoch may end a container.
+    /// Whether a worker of this epoch may end a container.
     fn may_end(&self, container: &Container, epoch: Rev) -> bool {
         container.epoch <= epoch || self.flaw == Flaw::EndsNewerContainers
     }
@@ -76,7 +76,7 @@ impl Protocol {
             drive.phase = Phase::Abandoned;
         } else {
             if drive.record.image.is_some_and(|held_by| held_by != engine) {
-                // The image of the last step is not here: it starts over.
+                // The image of the last step is not on this engine, so the run starts over.
                 (drive.record.kept, drive.record.image) = (0, None);
             }
             drive.begin_step();
@@ -94,7 +94,7 @@ impl Protocol {
         let of_that_name = |c: &Container| c.engine == engine && c.step == step;
         let is_newer = |c: &Container| of_that_name(c) && !self.may_end(c, epoch);
         if world.containers.iter().any(is_newer) {
-            // The name is a newer owner's: the run is not ours any more.
+            // A newer owner uses the name, so this worker has lost the run.
             return self.close(world, at, Status::Failed);
         }
         if self.flaw != Flaw::LeavesOlderContainers {
@@ -116,7 +116,7 @@ impl Protocol {
         if self.once && !world.history.begun.insert(step) {
             world.slip(Slip::CalledAgain);
         }
-        // What a late sleeper starts on another engine, the next owner cannot have ended there.
+        // The next owner cannot end what a late worker starts on another engine.
         if self.engines == 1 || world.owns(drive.epoch) {
             world.note_start(step, drive.epoch);
         }
@@ -129,7 +129,7 @@ impl Protocol {
         let Some(step) = drive.record.started else { return };
         let engine = self.engine_of(at);
         let Some(found) = world.container(engine, step, drive.epoch) else {
-            // Somebody has ended it, which looks like a step that was killed.
+            // Someone ended it, which looks like a killed step.
             return self.close(world, at, Status::Failed);
         };
         world.containers.remove(found);
@@ -145,7 +145,7 @@ impl Protocol {
         world.put(at, drive);
     }
 
-    /// The step has not passed: its end is recorded with the cause of the run's, before that.
+    /// The step failed. Records its end together with the cause.
     pub(crate) fn close(&self, world: &mut World, at: Place, cause: Status) {
         self.end_own_container(world, at);
         let Some(mut drive) = world.driving(at) else { return };
@@ -186,7 +186,7 @@ impl Protocol {
         }
     }
 
-    /// A write of the owner's: fenced, compared, and repeated until it is answered.
+    /// A fenced write of the owner. It compares revisions and is repeated until it is answered.
     pub(crate) fn write(&self, world: &mut World, at: Place, kind: Kind, answer: Answer) {
         let Some(mut drive) = world.driving(at) else { return };
         let mut record = drive.record;
@@ -216,7 +216,7 @@ impl Protocol {
         let lets_go = matches!(kind, Kind::HandOver | Kind::LetGo);
         let as_sent = world.store.record.filter(|stored| stored.record == record);
         match (as_sent, stored) {
-            // An earlier try has arrived; only its answer was lost.
+            // An earlier attempt was applied and only its answer was lost.
             (Some(landed), owned) if drive.unknown && (owned.is_some() || lets_go) => {
                 drive.modified = landed.modified;
                 self.written(world, at, drive, &write);
@@ -257,14 +257,14 @@ impl Protocol {
                 world.workers[at].task = Task::Idle;
                 return;
             }
-            // Its worker ends. What comes in its place is another node.
+            // Its worker ends, and another node takes its place.
             Kind::HandOver => return next_life(world, at),
             Kind::Claim { .. } | Kind::ClaimOrphan { .. } => {}
         }
         world.put(at, drive);
     }
 
-    /// The run is another's: what runs here is killed, and nothing more is said.
+    /// Another worker owns the run. Kills its steps here and publishes nothing more.
     fn lost(&self, world: &mut World, at: Place) {
         self.end_own_container(world, at);
         let worker = &mut world.workers[at];

@@ -1,18 +1,18 @@
-//! Who owns a run, as a model that is checked in every order of events: the claim, the fence, the
-//! takeover and the hand-over, with up to three workers and one run of two steps.
+//! A model of run ownership that is checked in every order of events: claim, fence, takeover and
+//! hand-over, with up to three workers and one run of two steps.
 //!
-//! The actions are named as what the worker does (`runner/src/worker`), and a transaction demands
-//! and changes what it does there; images, logs, slots, waits and the preference for an engine are
-//! left out. Whatever a timer decides may happen at any time, so that a worker that takes no turn
-//! while others do is one that is paused, and its next turn is its waking late. What bounds a check
-//! is its faults: how many crashes, pauses and lost answers there are, and how often people
-//! interfere.
+//! Actions have the names of the worker's (`runner/src/worker`), and transactions have the same
+//! conditions and changes. Images, logs, slots, pauses and the preference for an engine are left
+//! out. A timer can fire at any time. So a worker that takes no turn while others do is paused, and
+//! its next turn is its late waking. A check is bounded by its faults: the number of crashes,
+//! pauses, lost answers and interventions.
 //!
-//! A worker makes a step's container beside the write that records its start, and asks its lease's
-//! clock once both are done. Here the write is that question, and so it comes after the making.
+//! A worker creates a step's container while the write that records its start is in progress. It
+//! checks its lease's clock when both are done. Here the write includes that check, so it comes
+//! after the creation.
 //!
-//! Each check goes through all states there are. A second part shows that the checks can fail: the
-//! same model with one rule left out breaks the property that the rule is for.
+//! Each check visits all states. A second part shows that the checks can fail: leaving out one rule
+//! breaks the property that the rule protects.
 #![allow(clippy::print_stdout, reason = "how much was checked is worth reading")]
 
 mod actions;
@@ -29,7 +29,7 @@ use sights::Sight;
 use stateright::{Checker, HasDiscoveries, Model};
 use world::{Faults, World};
 
-/// What a pipeline wants where an owner was lost.
+/// What a pipeline demands after a lost owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OnLost {
     Resume,
@@ -44,53 +44,53 @@ pub(crate) enum Flaw {
     SavesAreNotFenced,
     /// A write does not compare the record's revision.
     SavesOverAnything,
-    /// A start is claimed whether its run is recorded, or seen, or not.
+    /// A start is claimed even if its run is recorded or was seen.
     ClaimsWhatIsKnown,
-    /// A start is claimed where there is no record, though its run was seen.
+    /// A start is claimed if there is no record, even if its run was seen.
     ClaimsWhatWasRemoved,
-    /// Where the answer to an orphan's claim does not come, the next look has to find what became
-    /// of it, and knows nothing of how the run was left.
+    /// If the answer to an orphan's claim is lost, the claim is dropped. The next lookup finds it
+    /// without knowing how the run was left.
     DropsAnUnansweredClaim,
-    /// An orphan is claimed as it was found, whatever has become of it since.
+    /// An orphan is claimed without comparing whether it has changed since it was found.
     TakesWhatIsOwned,
-    /// The next owner does not look for an ending that was decided.
+    /// The next owner ignores a recorded cause.
     ForgetsTheCause,
-    /// A run goes on however many owners it has lost.
+    /// The number of lost owners is not limited.
     GoesOnForEver,
-    /// An ending does not demand that no stop stands.
+    /// An ending does not demand that there is no stop.
     EndsDespiteAStop,
-    /// A stopped run is claimed to be ended without a look at whether another worker has done it.
+    /// A stopped run is claimed without checking whether another worker has ended it.
     EndsWhatHasEnded,
-    /// Nothing ends what an earlier owner left running: neither the adoption nor the name.
+    /// An earlier owner's container is ended neither at the takeover nor when its name is needed.
     LeavesOlderContainers,
-    /// What is in the way is ended whatever its epoch is.
+    /// Containers are ended whatever their epoch.
     EndsNewerContainers,
-    /// A container may be made after its start is recorded, and so after the next owner has ended
-    /// what there was; nobody asks whether the lease still stands.
+    /// A container can be created after its start is recorded, and so after the next owner has
+    /// ended the existing ones. The lease is not checked.
     MakesWhileItRecords,
     /// The gate is opened before the start is recorded.
     StartsUnrecorded,
-    /// The run is let go, and then its ending is published.
+    /// The run is released before its ending is published.
     LetsGoBeforeItPublishes,
-    /// A hand-over interrupts a step that must not run twice, and the next owner takes a hand-over for
-    /// proof that nothing is in doubt.
+    /// A hand-over interrupts a step that must not run twice, and the next owner takes a hand-over
+    /// as proof that nothing is in doubt.
     HandsOverInDoubt,
-    /// The next owner of a lost one runs again what is in doubt.
+    /// The next owner of a lost run repeats a step in doubt.
     RepeatsInDoubt,
 }
 
-/// The model.
+/// A model with its parameters.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Protocol {
     workers: usize,
-    /// The workers are on them in turn.
+    /// The number of engines. Workers are assigned to them in turn.
     engines: usize,
     faults: Faults,
     on_lost: OnLost,
-    /// Its steps must not run twice.
+    /// Whether its steps must not run twice.
     once: bool,
     flaw: Flaw,
-    /// What is to be found on the way.
+    /// States that a check must reach.
     comes_across: &'static [Sight],
 }
 
@@ -117,7 +117,7 @@ const TWO: Protocol = Protocol {
     comes_across: &[],
 };
 
-/// Goes through all states: every property holds in each, and what is to be come across is there.
+/// Visits all states. Every property must hold in each, and all sights must be reached.
 fn holds(model: Protocol) {
     let faults = model.faults;
     let checker = model.checker().spawn_bfs().join();
@@ -129,7 +129,7 @@ fn holds(model: Protocol) {
     checker.assert_properties();
 }
 
-/// Without a rule, a property does not hold.
+/// Checks that a property fails if a rule is left out.
 fn breaks(model: Protocol, property: &'static str) {
     let flaw = model.flaw;
     let found = HasDiscoveries::AnyOf(BTreeSet::from([property]));
@@ -138,11 +138,11 @@ fn breaks(model: Protocol, property: &'static str) {
     println!("{flaw:?}: not {property:?} after {path:?}");
 }
 
-/// No state comes again, so that each order of events leads to a state where nothing is left to do.
+/// Checks that no state repeats, so that every order of events ends in a final state.
 fn comes_to_an_end(model: Protocol) {
     let next = |world: &World| model.next_states(world).into_iter();
     let first = World::new(model.workers, model.faults);
-    // `false`: it lies on the path that is being followed.
+    // `false` if the state is on the current path.
     let mut done: HashMap<World, bool> = HashMap::from([(first.clone(), false)]);
     let mut path = vec![(next(&first), first)];
     while let Some((followers, world)) = path.last_mut() {
@@ -383,7 +383,7 @@ fn a_former_owner_that_ends_any_container_fails_the_next_owners_run() {
     let model = Protocol { flaw: Flaw::EndsNewerContainers, ..TWO };
     let paused = Faults { pauses: 1, ..NO_FAULTS };
     breaks(Protocol { faults: paused, ..model }, properties::NEWER_STAYS);
-    // No pause is needed where the engine is slower than the lease.
+    // No pause is needed if the engine is slower than the lease.
     let partitioned = Faults { partitions: 1, ..NO_FAULTS };
     breaks(Protocol { faults: partitioned, ..model }, properties::FAILS_FOR_A_REASON);
 }

@@ -1,4 +1,4 @@
-//! What each action does, as the worker's code does it.
+//! The effect of each action, following the worker's code.
 
 use super::actions::{Action, Answer};
 use super::world::{
@@ -44,7 +44,7 @@ impl Protocol {
             Action::LetGo(at, answer) => self.write(world, at, Kind::LetGo, answer),
             Action::LateWriteLands => {
                 if let Some(late) = world.late.take() {
-                    // Nobody waits for its answer any more.
+                    // Nobody waits for its answer.
                     world.land(&late, self.flaw);
                 }
             }
@@ -71,7 +71,7 @@ impl Protocol {
 fn deliver(world: &mut World, at: Place) {
     world.queue -= 1;
     let worker = &mut world.workers[at];
-    // A run that this worker drives is known, and its start is acknowledged at once.
+    // If this worker drives the run, the start is known and acknowledged at once.
     if worker.task == Task::Idle {
         worker.message = true;
         worker.task = Task::Claiming { stopped: false };
@@ -89,8 +89,8 @@ fn look(world: &mut World, at: Place) {
     };
 }
 
-/// Two transactions in the code. The second demands that the record is as the first has shown it,
-/// and both are repeated where it is not: they are one.
+/// Two transactions in the code. The second one demands that the record has not changed since the
+/// first, and both are repeated if it has. So they count as one.
 fn stop(world: &mut World, at: Place) {
     world.left.stops -= 1;
     match world.store.record {
@@ -121,7 +121,7 @@ fn lease_lost(world: &mut World, at: Place) {
     worker.lost = true;
     match worker.task {
         Task::Driving(_) => worker.own_lost = true,
-        // The claim may have been made.
+        // The claim might have been applied.
         Task::Claiming { .. } => {
             worker.own_lost = true;
             worker.task = Task::Idle;
@@ -130,7 +130,8 @@ fn lease_lost(world: &mut World, at: Place) {
     }
 }
 
-/// The worker begins anew. What it had not acknowledged comes again; what it had started runs on.
+/// The worker restarts. Unacknowledged messages are delivered again, and its containers keep
+/// running.
 pub(crate) fn next_life(world: &mut World, at: Place) {
     if world.workers[at].message {
         world.queue += 1;
@@ -139,11 +140,11 @@ pub(crate) fn next_life(world: &mut World, at: Place) {
 }
 
 impl Protocol {
-    /// Sends a write whose answer does not come. `false`: this one is answered.
+    /// Sends a write without an answer. `false` if this one is answered.
     pub(crate) fn unanswered(&self, world: &mut World, write: &Write, answer: Answer) -> bool {
         match answer {
             Answer::Given => return false,
-            // Whether it lands is not known to its writer.
+            // The writer does not know whether it was applied.
             Answer::Lost => {
                 world.land(write, self.flaw);
             }
@@ -169,12 +170,12 @@ impl Protocol {
         let ours = world.store.record.filter(|_| world.is_ours(at));
         world.workers[at].task = match (landed, ours) {
             (true, Some(stored)) => Task::Driving(begin(stored, stopped)),
-            // A claim of ours whose answer was lost.
+            // This worker's claim, whose answer was lost.
             (false, Some(stored)) => adopt_claim(stored, world.store.stop),
             (false, None) if world.store.record.is_none() && !world.store.seen => {
                 Task::Claiming { stopped: world.store.stop }
             }
-            // It is known: all that is left to do is to acknowledge its start.
+            // The run is known. Only the acknowledgement is left.
             (_, None) => Task::Idle,
         };
     }
@@ -204,7 +205,7 @@ impl Protocol {
             return;
         }
         let landed = world.land(&write, self.flaw);
-        // Where it has not landed and is ours, an earlier try of it has.
+        // If it was rejected but this worker is the owner, an earlier attempt was applied.
         let ours = world.store.record.filter(|_| landed || world.is_ours(at));
         world.workers[at].task = match ours {
             Some(stored) => {
@@ -216,7 +217,7 @@ impl Protocol {
         };
     }
 
-    /// Whether a step that must not run twice was begun and its outcome is unknown.
+    /// Whether a step that must not run twice has started and its outcome is unknown.
     fn is_in_doubt(&self, record: &Record, handed_over: bool) -> bool {
         let is_trusted =
             self.flaw == Flaw::RepeatsInDoubt || self.flaw == Flaw::HandsOverInDoubt && handed_over;
@@ -230,7 +231,7 @@ impl Protocol {
         let capped = self.flaw != Flaw::GoesOnForEver;
         let too_many = record.losses > MAX_LOSSES && capped || self.on_lost == OnLost::Fail;
         record.cause = record.cause.filter(|_| self.flaw != Flaw::ForgetsTheCause);
-        // Another worker may have ended it since the look.
+        // Another worker might have ended it since the lookup.
         let ended = record.status.is_ended() && self.flaw != Flaw::EndsWhatHasEnded;
         let ending = match (purpose, record.cause) {
             (Purpose::Conclude, _) => None,
@@ -263,7 +264,7 @@ impl Protocol {
 
 fn driven(stored: Stored) -> Drive {
     let Stored { mut record, modified } = stored;
-    // Only a claim has written it so far, so that the revision of its last change is the epoch.
+    // Only the claim has written it so far, so its revision is the epoch.
     record.epoch = Some(modified);
     Drive { epoch: modified, modified, record, phase: Phase::Adopting, unknown: false }
 }
@@ -286,7 +287,7 @@ fn adopt_claim(stored: Stored, stopped: bool) -> Task {
         return Task::Idle;
     }
     let mut drive = begin(stored, stopped);
-    // A run that was begun is not begun again.
+    // A run that has started is not started again.
     if !stopped && !fresh {
         drive.record.status = Status::Failed;
         drive.phase = Phase::Ending;
@@ -295,7 +296,7 @@ fn adopt_claim(stored: Stored, stopped: bool) -> Task {
 }
 
 impl Drive {
-    /// The step after those that are kept, or the end.
+    /// Starts the step after the committed ones, or ends the run.
     pub(crate) fn begin_step(&mut self) {
         self.record.status = Status::Running;
         self.record.started = (self.record.kept < STEPS).then_some(self.record.kept);

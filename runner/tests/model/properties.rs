@@ -1,4 +1,4 @@
-//! What must hold in every state.
+//! Properties that must hold in every state.
 
 use stateright::Property;
 
@@ -23,7 +23,7 @@ pub(crate) const ONE_EVENT: &str = "every ending event of a run is the same";
 pub(crate) const SETTLED: &str =
     "where nothing is left to do, the run has ended, that was published, and nothing of it is left";
 
-/// What is asked of a state.
+/// A predicate on states.
 pub(crate) type Condition = fn(&Protocol, &World) -> bool;
 
 const ALWAYS: &[(&str, Condition)] = &[
@@ -46,7 +46,7 @@ const ALWAYS: &[(&str, Condition)] = &[
     (SETTLED, is_settled),
 ];
 
-/// All that must hold, and what `model` is to come across.
+/// All properties, and the sights that `model` must reach.
 pub(crate) fn of(model: &Protocol) -> Vec<Property<Protocol>> {
     let always = ALWAYS.iter().map(|(name, holds)| Property::always(name, *holds));
     let sights = model.comes_across.iter();
@@ -74,7 +74,7 @@ fn is_settled(model: &Protocol, world: &World) -> bool {
             && store.owner.is_none()
             && !store.open
             && !store.stop
-            // What a dead worker has left on an engine of its own is for the janitor of that one,
-            // and so is what was made and never started.
+            // A dead worker's containers on another engine are left to that engine's janitor, and
+            // so are containers that never started.
             && (model.engines > 1 || !world.containers.iter().any(|c| c.runs))
 }

@@ -1,9 +1,9 @@
-//! What a check comes across on its way, or it would show less than it says.
+//! States that a check must reach. Otherwise it would show less than it claims.
 
 use super::properties::Condition;
 use super::world::{Drive, Phase, Status, Task, Worker};
 
-/// A state that there must be.
+/// A state that must be reached.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sight {
     pub(crate) what: &'static str,

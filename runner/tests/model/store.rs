@@ -1,10 +1,10 @@
-//! The store's side: whether the demands of a transaction hold, and what it changes.
+//! The store: whether the conditions of a transaction hold, and what it changes.
 
 use super::Flaw;
 use super::world::{Kind, Lease, MAX_LOSSES, Owner, Rev, Slip, Status, Stored, World, Write};
 
 impl World {
-    /// Makes the changes of a transaction where its demands hold. The answer says whether they did.
+    /// Applies a transaction if its conditions hold. Returns whether they did.
     pub(crate) fn land(&mut self, write: &Write, flaw: Flaw) -> bool {
         if !self.demands_hold(write, flaw) {
             return false;
@@ -68,8 +68,8 @@ impl World {
         }
     }
 
-    /// Whether a lease can still be put under. Of an earlier life there is only what is on its way,
-    /// which goes with the lease.
+    /// Whether a key can still be put under a lease. The only late writes of an earlier life are
+    /// those rejected together with its lease.
     fn stands(&self, lease: Lease) -> bool {
         let worker = &self.workers[lease.worker];
         worker.life != lease.life || !worker.lease_gone
@@ -114,7 +114,8 @@ impl World {
         self.note_change(write);
     }
 
-    /// What was ended stays so, and what was decided is what is recorded; only a stop outranks it.
+    /// Checks that an end never changes and that a decided cause is recorded. Only a stop overrides
+    /// it.
     fn note_change(&mut self, write: &Write) {
         let Some(before) = self.store.record.map(|stored| stored.record) else { return };
         let (old, new) = (before.status, write.record.status);
@@ -130,7 +131,7 @@ impl World {
         }
     }
 
-    /// A lease ends, and with it what was put under it; what is to be put under it is refused.
+    /// Ends a lease: deletes its keys and rejects later writes under it.
     pub(crate) fn end_lease(&mut self, lease: Lease) {
         if self.store.owner.is_some_and(|owner| owner.lease == lease) {
             self.store.owner = None;

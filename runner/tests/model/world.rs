@@ -1,15 +1,15 @@
-//! What there is: the store, the queue of starts, the engines and the workers, for one run.
+//! The state of the model for one run: the store, the queue of starts, the engines and the workers.
 
 use std::collections::BTreeSet;
 
-/// A revision of the store. An owner key's create-revision is the epoch.
+/// A revision of the store. The create revision of an owner key is the epoch.
 pub(crate) type Rev = u8;
-/// A worker, by its place in [`World::workers`].
+/// A worker's index in [`World::workers`].
 pub(crate) type Place = usize;
 
-/// A run has so many steps.
+/// The number of steps of the run.
 pub(crate) const STEPS: u8 = 2;
-/// So many owners may be lost without a newly committed step.
+/// How many owners can be lost without a newly committed step.
 pub(crate) const MAX_LOSSES: u8 = 1;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,27 +27,27 @@ impl Status {
     }
 }
 
-/// The event of a run's end. An epoch ends a run at most once, so its epoch stands for its `seq`.
+/// A run's ending event. An epoch ends a run at most once, so the epoch stands for `seq`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Ending {
     pub(crate) epoch: Rev,
     pub(crate) status: Status,
 }
 
-/// The run record, without what no decision depends on.
+/// The run record, reduced to the fields that decisions depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Record {
     pub(crate) status: Status,
-    /// The ending that is decided, and not recorded yet.
+    /// The cause, once an ending is decided and not yet recorded.
     pub(crate) cause: Option<Status>,
-    /// Filled in by an owner's first write.
+    /// Set by an owner's first write.
     pub(crate) epoch: Option<Rev>,
     pub(crate) attempt: u8,
     pub(crate) losses: u8,
     pub(crate) released: bool,
-    /// So many steps have passed and are kept.
+    /// The number of passed and committed steps.
     pub(crate) kept: u8,
-    /// The engine that holds the image of the last of them.
+    /// The engine with the last committed image.
     pub(crate) image: Option<usize>,
     /// The step that is recorded as started.
     pub(crate) started: Option<u8>,
@@ -55,7 +55,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// That of a start which was just claimed.
+    /// The record of a start that was just claimed.
     pub(crate) fn new() -> Self {
         Self {
             status: Status::Pending,
@@ -72,7 +72,7 @@ impl Record {
     }
 }
 
-/// A lease belongs to one life of one worker.
+/// The lease of one life of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Lease {
     pub(crate) worker: Place,
@@ -102,19 +102,19 @@ pub(crate) struct Store {
     pub(crate) stop: bool,
 }
 
-/// What a transaction is for, and so what it demands beside the record's revision.
+/// The purpose of a transaction, which determines its conditions besides the record's revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
-    /// Of a start. `stopped`: it is claimed to be ended as stopped.
+    /// Claims a start. `stopped`: in order to end it as stopped.
     Claim {
         stopped: bool,
     },
-    /// Of a run without an owner. `go_on`: not to be ended, so nobody may have stopped it.
+    /// Claims an orphan. `go_on`: in order to continue it, so there must be no stop.
     ClaimOrphan {
         go_on: bool,
     },
     Save,
-    /// An ending; one other than `stopped` demands that no stop stands.
+    /// An ending. One other than `stopped` demands that there is no stop.
     End,
     HandOver,
     LetGo,
@@ -130,66 +130,66 @@ impl Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Write {
     pub(crate) kind: Kind,
-    /// Of the writer.
+    /// The writer's lease.
     pub(crate) lease: Lease,
-    /// What it is fenced with; none where it is a claim.
+    /// The fence. `None` for a claim.
     pub(crate) epoch: Option<Rev>,
-    /// What it was computed from; none where there is to be no record.
+    /// The revision it was computed from. `None` if there must be no record.
     pub(crate) modified: Option<Rev>,
     pub(crate) record: Record,
 }
 
-/// A container of a step. Its name is its engine and its step, so there is one of each at most.
+/// A step's container. Its name has its engine and step, so there is at most one of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Container {
     pub(crate) engine: usize,
     pub(crate) step: u8,
-    /// A label: of the owner that made it. Within an epoch a step is made once, so a container is
-    /// known by step and epoch together, as by its id.
+    /// The label with its creator's epoch. Within an epoch a step is created once, so step and
+    /// epoch identify a container like its id.
     pub(crate) epoch: Rev,
     pub(crate) runs: bool,
 }
 
-/// Where the drive of a run has come to.
+/// The phase of a drive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Phase {
-    /// Takes up what an earlier owner has left, and ends what that one left running.
+    /// Taking over from an earlier owner and ending its containers.
     Adopting,
-    /// The container is to be made and its start recorded, then the gate is opened.
+    /// The container is created and its start recorded. Then the gate is opened.
     Starting {
         made: bool,
         recorded: bool,
     },
     Running,
-    /// A step that must not run twice still runs, and the run is to be handed over once it has ended.
+    /// A step that must not run twice is still running. The run is handed over after its end.
     Draining,
-    /// The end of that step is to be recorded; then the run is handed over.
+    /// The end of that step is to be recorded. Then the run is handed over.
     Leaving,
-    /// The last step's end is to be recorded, with the ending that follows where it is decided.
+    /// The last step's end is to be recorded, with the ending that follows from it.
     Closing,
     /// The ending is decided.
     Ending,
-    /// It is recorded.
+    /// The ending is recorded.
     Publishing,
     LettingGo,
     HandingOver,
-    /// The lease was lost: nothing more is begun.
+    /// The lease was lost. No new work is started.
     Abandoned,
 }
 
-/// One run in the hands of a worker.
+/// A run driven by a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Drive {
     pub(crate) epoch: Rev,
     pub(crate) modified: Rev,
-    /// As it is to be written next.
+    /// The record for the next write.
     pub(crate) record: Record,
     pub(crate) phase: Phase,
     /// A write was sent and not answered.
     pub(crate) unknown: bool,
 }
 
-/// What a run without an owner is claimed for.
+/// Why an orphan is claimed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Purpose {
     Conclude,
@@ -200,13 +200,13 @@ pub(crate) enum Purpose {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Task {
     Idle,
-    /// A start was delivered. `stopped`: a look has shown a stop.
+    /// A start was delivered. `stopped`: the lookup found a stop.
     Claiming {
         stopped: bool,
     },
-    /// A run without an owner was found stopped; its record is to be read again.
+    /// An orphan was found stopped. Its record is to be read again.
     EndingOrphan,
-    /// A run without an owner was found with this record.
+    /// An orphan was found with this record.
     Rescuing {
         found: Stored,
         purpose: Purpose,
@@ -214,19 +214,19 @@ pub(crate) enum Task {
     Driving(Drive),
 }
 
-/// A worker. A crash begins its next life, as does a lease that is taken anew.
+/// A worker. A crash or a new lease begins its next life.
 ///
-/// That a worker sleeps is no state of its own: one that sleeps is one that takes no turn.
+/// Sleeping is not a separate state: a sleeping worker takes no turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Worker {
     pub(crate) life: u8,
-    /// Its lease has run out, whether it knows or not.
+    /// Its lease has expired, whether it knows or not.
     pub(crate) lease_gone: bool,
-    /// It counts its lease as lost, and winds up.
+    /// It considers its lease lost and is ending its work.
     pub(crate) lost: bool,
-    /// It holds a start that it has not acknowledged.
+    /// It has a start that it has not acknowledged.
     pub(crate) message: bool,
-    /// The run went with a lease of its own: to take it again is no loss.
+    /// It lost the run with its own lease, so claiming it again does not count as a loss.
     pub(crate) own_lost: bool,
     pub(crate) task: Task,
 }
@@ -244,26 +244,26 @@ impl Worker {
     }
 }
 
-/// How often what may go wrong does, and how often people interfere.
+/// How often each fault and each intervention can still happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Faults {
     pub(crate) crashes: u8,
-    /// A worker is paused for longer than its lease, and wakes late.
+    /// A worker is paused for longer than its lease and wakes up late.
     pub(crate) pauses: u8,
     /// A worker loses its lease by its own clock.
     pub(crate) partitions: u8,
-    /// A write is not answered: it has landed, or lands later.
+    /// A write is not answered. It is applied at once or later.
     pub(crate) unanswered: u8,
-    /// A start comes again because its acknowledgement was lost.
+    /// A start is delivered again because its acknowledgement was lost.
     pub(crate) redeliveries: u8,
     pub(crate) stops: u8,
     pub(crate) drains: u8,
     pub(crate) failures: u8,
-    /// The record of a run that was let go is removed while its start may still come again.
+    /// A released run's record is removed while its start can still be delivered again.
     pub(crate) removals: u8,
 }
 
-/// What must never happen, and is seen in the moment it does.
+/// Violations, recorded when they happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Slip {
     EpochsShrink,
@@ -280,22 +280,22 @@ pub(crate) enum Slip {
     CalledAgain,
 }
 
-/// What has happened, as far as the state does not show it.
+/// Past events that the state does not show.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct History {
     pub(crate) last_epoch: Rev,
-    /// So many endings were recorded.
+    /// The number of recorded endings.
     pub(crate) endings: u8,
     pub(crate) published: Option<Ending>,
     /// The ending was published more than once.
     pub(crate) published_again: bool,
     pub(crate) handed_over: bool,
     pub(crate) step_failed: bool,
-    /// A step that must not run twice was begun, and its outcome is unknown.
+    /// A step that must not run twice was started, and its outcome is unknown.
     pub(crate) in_doubt: bool,
-    /// The steps that were begun, if they must not run twice.
+    /// The started steps that must not run twice.
     pub(crate) begun: BTreeSet<u8>,
-    /// The most losses that a record has counted.
+    /// The maximum number of losses in a record.
     pub(crate) losses: u8,
     pub(crate) slips: BTreeSet<Slip>,
 }
@@ -303,7 +303,7 @@ pub(crate) struct History {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct World {
     pub(crate) store: Store,
-    /// Starts that wait in the queue, all of one run.
+    /// The number of starts in the queue, all of the same run.
     pub(crate) queue: u8,
     /// A write that was sent and has not arrived.
     pub(crate) late: Option<Write>,
@@ -315,7 +315,7 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// One start is in the queue, and nothing is known of it.
+    /// The initial state: one start in the queue and an empty store.
     pub(crate) fn new(workers: usize, faults: Faults) -> Self {
         Self {
             store: Store {
@@ -355,7 +355,7 @@ impl World {
         self.history.slips.contains(&slip)
     }
 
-    /// How the run has ended.
+    /// The run's final status.
     pub(crate) fn ended(&self) -> Option<Status> {
         let status = self.store.record?.record.status;
         status.is_ended().then_some(status)
@@ -366,7 +366,7 @@ impl World {
         self.store.record.is_some_and(|stored| stored.record.attempt > 1)
     }
 
-    /// Whether a worker that has not given the run up drives it so.
+    /// Whether a worker that has not abandoned the run drives it in such a state.
     pub(crate) fn is_driven(&self, so: impl Fn(&Drive) -> bool) -> bool {
         self.workers.iter().any(|worker| match &worker.task {
             Task::Driving(drive) => !worker.lost && so(drive),
@@ -376,7 +376,7 @@ impl World {
         })
     }
 
-    /// Whether two containers of a step run at once, of which that is so.
+    /// Whether two such containers of one step run at the same time.
     pub(crate) fn runs_twice(&self, so: impl Fn(&Container, &Container) -> bool) -> bool {
         let running: Vec<&Container> = self.containers.iter().filter(|c| c.runs).collect();
         let beside = |n: usize, one: &Container| {

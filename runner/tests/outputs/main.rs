@@ -1,5 +1,5 @@
-//! Outputs of steps: kept in a directory, in a bucket of a real S3 server, and in an artifact store;
-//! picked out of what the executor of processes exports.
+//! Outputs of steps, stored in a directory, in a bucket of a real S3 server, and in an artifact
+//! store. They are selected from exports of the local executor.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -103,10 +103,10 @@ async fn a_bucket_of_a_real_s3_server_keeps_the_contract_of_a_store() {
     outputs(&InBucket(S3::start().await)).await;
 }
 
-/// What the name of an artifact may not have as it is.
+/// The characters that are encoded in an artifact's name.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// What an artifact store holds, by its path.
+/// The contents of an artifact store, by path.
 type Held = Arc<Mutex<HashMap<String, Vec<u8>>>>;
 
 struct InArtifactStore {
@@ -126,7 +126,7 @@ impl InArtifactStore {
                     match request.try_chunk().await {
                         Ok(Some(chunk)) => body.extend(chunk),
                         Ok(None) => break,
-                        // What is not whole is nothing.
+                        // An incomplete upload is dropped.
                         Err(_) => return,
                     }
                 }

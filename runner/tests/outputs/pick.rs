@@ -1,4 +1,4 @@
-//! What an output takes of that which a step left: row A11 of the features.
+//! Which files of a step an output includes: row A11 of the features.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use runner::transfer::{Directory, Keeper};
 
 use super::{files, origin};
 
-/// A step's directory, and one in which its outputs are kept.
+/// A step's directory, and one for its outputs.
 struct Step {
     left: tempfile::TempDir,
     kept: tempfile::TempDir,
@@ -24,7 +24,7 @@ struct Step {
 }
 
 impl Step {
-    /// A step that left files; each holds its own path.
+    /// A step that left files, each containing its own path.
     fn that_left(paths: &[&str]) -> Self {
         let left = tempfile::tempdir().unwrap();
         for path in paths {
@@ -40,7 +40,7 @@ impl Step {
         Keeper::new(Arc::new(Directory::new(self.kept.path().to_owned())))
     }
 
-    /// What the executor of processes exports.
+    /// The export of the local executor.
     async fn export(&self, path: &str) -> Result<ByteStream, ExecError> {
         let local = Local::new(Options {
             supervisor: (PathBuf::from("unused"), Vec::new()),
@@ -73,7 +73,7 @@ impl Step {
         }
     }
 
-    /// The paths of what is kept, and that each holds what it should.
+    /// The paths of the stored files. Also checks their contents.
     fn kept(&self) -> Vec<String> {
         let dir = self.kept.path().join("job");
         let path = |file: &PathBuf| file.strip_prefix(&dir).unwrap().to_str().unwrap().to_owned();
@@ -171,7 +171,7 @@ async fn a_name_that_is_no_text_is_passed_over_with_a_note() {
     assert!(step.outputs.notes[0].contains("no UTF-8"), "{:?}", step.outputs.notes);
 }
 
-/// An archive with these entries: kind, name, link, bytes.
+/// An archive with these entries: kind, name, link, content.
 async fn archive(entries: &[(u8, &str, &str, &[u8])]) -> Vec<u8> {
     let mut tar = tokio_tar::Builder::new(Vec::new());
     for (kind, name, link, bytes) in entries {

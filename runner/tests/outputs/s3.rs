@@ -1,4 +1,4 @@
-//! A real server that speaks S3, over a directory.
+//! A real S3 server over a directory.
 
 use std::net::SocketAddr;
 
@@ -17,10 +17,10 @@ const BUCKET: &str = "outputs";
 const USER: &str = "me";
 pub(crate) const SECRET: &str = "hunter2hunter2";
 
-/// A running server; ends with this value.
+/// A running server. Dropping it ends the server.
 pub(crate) struct S3 {
     at: SocketAddr,
-    /// What it holds.
+    /// The directory with its objects.
     pub(crate) root: tempfile::TempDir,
     task: JoinHandle<()>,
 }
@@ -77,7 +77,7 @@ impl S3 {
             .unwrap()
     }
 
-    /// An object by the parts of its key.
+    /// An object by the segments of its key.
     pub(crate) async fn get(&self, parts: &[&str]) -> Option<Vec<u8>> {
         let key: Path = parts.iter().map(|part| PathPart::from(*part)).collect();
         match self.reader().get(&key).await {
@@ -87,7 +87,7 @@ impl S3 {
         }
     }
 
-    /// The keys that everybody sees.
+    /// The visible keys.
     pub(crate) async fn keys(&self) -> Vec<String> {
         let listed = self.reader().list_with_delimiter(None).await.unwrap();
         let mut open = listed.common_prefixes;

@@ -1,4 +1,4 @@
-//! Templates are rendered in a process of their own, which ends at its deadline and its memory limit.
+//! Templates are rendered in a separate process with a deadline and a memory limit.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::time::Duration;
@@ -32,7 +32,7 @@ async fn a_program_at_fault_is_reported_as_such() {
     assert!(matches!(&error, RenderError::Template(why) if why.contains("variable b")), "{error}");
 }
 
-/// Doubles a text with each action, which no estimate of loops sees.
+/// Doubles a text with each action, which a limit on loops does not detect.
 fn doubling() -> String {
     let double = r#"{{ $t = printf "%s%s" $t $t }}"#.replace("$t =", "$t :=");
     format!("{{{{ $t := .t }}}}{}", double.repeat(60))

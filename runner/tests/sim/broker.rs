@@ -1,4 +1,4 @@
-//! A broker's queues in memory: what is not acknowledged comes again.
+//! An in-memory broker. Unacknowledged messages are delivered again.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -17,10 +17,10 @@ use crate::world::{Broken, Process, lock};
 struct Inner {
     jobs: VecDeque<(u64, Message)>,
     control: VecDeque<(u64, Message)>,
-    /// How often each message that came back has come back, under its newest number.
+    /// The number of redeliveries of each message, by its latest delivery number.
     returns: BTreeMap<u64, u32>,
     dead: Vec<Message>,
-    /// What is out, with the process that has it, and how often the connection was cut by then.
+    /// Unsettled messages with the process that has them, and the number of connection cuts so far.
     out: BTreeMap<u64, (usize, Source, Message)>,
     next: u64,
 }
@@ -49,7 +49,7 @@ impl Inner {
         }
     }
 
-    /// A message that was delivered and not settled comes again, as often as a queue's limit says.
+    /// Requeues an unsettled message, up to the queue's delivery limit.
     fn comes_back(&mut self, id: u64, source: Source, message: Message) {
         let times = self.returns.remove(&id).unwrap_or(0) + 1;
         if i64::from(times) > names::DELIVERY_LIMIT {
@@ -73,7 +73,7 @@ impl Broker {
         self.arrived.notify_waiters();
     }
 
-    /// The connection of a process is gone, and with it what it had not settled.
+    /// Closes a process's connection, which requeues its unsettled messages.
     pub fn drop_connections(&self, process: usize) {
         lock(&self.inner).give_back(|by| by == process);
         self.arrived.notify_waiters();
@@ -84,7 +84,7 @@ impl Broker {
         self.arrived.notify_waiters();
     }
 
-    /// What waits or is out.
+    /// The number of waiting and unsettled messages.
     pub fn unsettled(&self) -> usize {
         let inner = lock(&self.inner);
         inner.jobs.len() + inner.control.len() + inner.out.len()
@@ -95,7 +95,7 @@ impl Broker {
     }
 }
 
-/// The broker as one process sees it.
+/// The broker as seen by one process.
 pub struct Handle {
     pub process: Arc<Process>,
 }
@@ -147,7 +147,7 @@ impl Consumer for Subscription {
                 let settle = Settler { process: Arc::clone(&self.process), id };
                 return Ok(Delivery::new(message, false, Box::new(settle)));
             }
-            // A cut connection is found, and made again, sooner or later.
+            // A broken connection is noticed and replaced sooner or later.
             tokio::time::timeout(Duration::from_secs(60), arrived).await.ok();
         }
     }
@@ -175,7 +175,7 @@ impl Settle for Settler {
             match (before, disposition) {
                 (Ok(()), Disposition::Ack) => {}
                 (Ok(()), Disposition::DeadLetter) => inner.dead.push(message),
-                // The acknowledgement did not arrive: it comes again.
+                // The acknowledgement was lost, so the message is delivered again.
                 (Ok(()), Disposition::Requeue) | (Err(Broken), _) => {
                     inner.comes_back(self.id, source, message);
                 }

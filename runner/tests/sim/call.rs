@@ -1,5 +1,5 @@
-//! A step that acts elsewhere and must not run twice: what it does there is done, whatever becomes of
-//! its worker.
+//! A step that acts on another system and must not run twice. Its effect remains even if its worker
+//! dies.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ async fn pass(process: &Arc<Process>, side: Side) -> Result<(), ExecError> {
     })
 }
 
-/// Makes the call of a step. The journal of the process's engine has it too.
+/// Makes a step's call and records it in the journal of the process's engine.
 pub async fn call(
     process: &Arc<Process>,
     run: &RunScope,

@@ -1,6 +1,6 @@
-//! The invariants, held against everything that was written, told and run.
+//! Checks the invariants against everything that was written, published and run.
 //!
-//! Their numbers are those of the reliability document.
+//! They are numbered as in the reliability document.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
@@ -17,20 +17,20 @@ use crate::plan::{RunPlan, is_call};
 use crate::store::Made;
 use crate::world::{World, lock};
 
-/// A record as it once stood.
+/// A version of a record.
 struct Version {
     revision: i64,
     record: RunRecord,
 }
 
-/// All that is known of one run.
+/// Everything known about one run.
 struct Story<'a> {
     plan: &'a RunPlan,
     run: RunId,
     versions: Vec<Version>,
-    /// When its owner keys were made: the epochs, in order.
+    /// The revisions at which its owner keys were created: the epochs, in order.
     epochs: Vec<i64>,
-    /// When a stop was first recorded.
+    /// The revision of the first recorded stop.
     stopped: Option<i64>,
     told: Vec<&'a Event>,
     executed: Vec<Executed>,
@@ -72,7 +72,7 @@ impl<'a> Story<'a> {
         self.plan.steps.get(position).is_some_and(|step| is_call(step))
     }
 
-    /// Whether a step that must not run twice was ever recorded as begun.
+    /// Whether a step that must not run twice was ever recorded as started.
     fn began_a_call(&self) -> bool {
         let calls = (0..self.plan.steps.len()).filter(|position| self.is_call(*position));
         let begun = |position: usize| {
@@ -81,13 +81,13 @@ impl<'a> Story<'a> {
         calls.into_iter().any(begun)
     }
 
-    /// The record as it stood at a revision.
+    /// The record at a revision.
     fn at(&self, revision: i64) -> Option<&RunRecord> {
         let stood = self.versions.iter().rev().find(|version| version.revision <= revision);
         stood.map(|version| &version.record)
     }
 
-    /// The events of one epoch, each once, in the order of their numbers.
+    /// The events of one epoch without duplicates, ordered by number.
     fn events(&self, epoch: i64) -> BTreeMap<u64, &Event> {
         let of_epoch = self.told.iter().copied();
         of_epoch
@@ -96,15 +96,15 @@ impl<'a> Story<'a> {
             .collect()
     }
 
-    /// Whether the owner of an epoch saw the run to its end, or let go of it in good order.
+    /// Whether the owner of an epoch finished or released the run in an orderly way.
     fn was_kept(&self, epoch: i64) -> bool {
         let of_epoch = |version: &&Version| version.record.epoch.map(|at| at.0) == Some(epoch);
         let last = self.versions.iter().rev().find(of_epoch).map(|version| &version.record);
         last.is_some_and(|record| record.status.is_ended() || record.released.is_some())
     }
 
-    /// Whether its images could not be had by a later owner. That owner says so, unless it is lost
-    /// before it is heard; the record forgets steps in any case.
+    /// Whether a later owner could not get its images. That owner publishes this unless it is lost
+    /// before. In any case the record drops steps.
     fn resumed_from_the_top(&self) -> bool {
         let several = self.executed.iter().any(|executed| executed.engine > 0);
         let forgets = |pair: &[Version]| match pair {
@@ -125,7 +125,7 @@ impl<'a> Story<'a> {
     }
 }
 
-/// What still stands where a history did not come to its end.
+/// The remaining state of a history that did not finish.
 pub fn what_is_left(world: &World) -> String {
     let open = world.store.keys(names::OPEN_AND_OWNERS);
     let records: Vec<String> = world
@@ -146,7 +146,7 @@ pub fn what_is_left(world: &World) -> String {
     )
 }
 
-/// What is wrong with a history that came to its end.
+/// The violations in a finished history.
 pub fn broken(world: &World) -> Vec<String> {
     let (journal, told) = (world.store.journal(), world.stream.told());
     let mut wrong = Vec::new();
@@ -165,7 +165,7 @@ pub fn broken(world: &World) -> Vec<String> {
     }
     for prefix in [names::OPEN_AND_OWNERS, names::STOPS, names::NODES] {
         let left = world.store.keys(prefix);
-        // A stop that came after the end, or under a run that never was, runs out with its lease.
+        // A stop after the end, or for a run that never existed, expires with its lease.
         if prefix != names::STOPS && !left.is_empty() && prefix != names::NODES {
             wrong.push(format!("I12: the store still holds {left:?}"));
         }
@@ -199,7 +199,7 @@ pub fn broken(world: &World) -> Vec<String> {
 
 type Say<'a> = dyn FnMut(String) + 'a;
 
-/// I1: exactly one end is recorded, and told at least once, always as the same event.
+/// I1: exactly one end is recorded and published at least once, always as the same event.
 fn one_end(story: &Story<'_>, say: &mut Say<'_>) {
     let ended: Vec<&Version> =
         story.versions.iter().filter(|version| version.record.status.is_ended()).collect();
@@ -233,7 +233,7 @@ fn one_end(story: &Story<'_>, say: &mut Say<'_>) {
     }
 }
 
-/// I2: epochs strictly grow, and every version was written under the newest one.
+/// I2: epochs strictly increase, and every version was written in the newest epoch.
 fn epochs_grow(story: &Story<'_>, say: &mut Say<'_>) {
     if !story.epochs.is_sorted_by(|a, b| a < b) {
         say(format!("I2: its epochs are {:?}", story.epochs));
@@ -257,7 +257,7 @@ fn epochs_grow(story: &Story<'_>, say: &mut Say<'_>) {
     }
 }
 
-/// I6: no status is left for an earlier one, and an end for none.
+/// I6: a status never changes back to an earlier one, and an end never changes.
 fn statuses_go_forward(story: &Story<'_>, say: &mut Say<'_>) {
     for pair in story.versions.windows(2) {
         let [before, after] = pair else { continue };
@@ -268,14 +268,14 @@ fn statuses_go_forward(story: &Story<'_>, say: &mut Say<'_>) {
     }
 }
 
-/// What is recorded of the step at a position.
+/// The record of the step at a position.
 fn of(record: &RunRecord, position: usize) -> Option<&StepRecord> {
     let name = StepName::position(position);
     record.steps.iter().find(|step| step.name == name)
 }
 
-/// I3: a step begins when it is recorded as begun, and all that it needs as passed; what has passed does
-/// not run again.
+/// I3: a step starts after it is recorded as started and its dependencies as passed. A passed step
+/// does not run again.
 fn steps_keep_their_order(story: &Story<'_>, say: &mut Say<'_>) {
     let again = story.plan.on_lost == Some("restart") || story.resumed_from_the_top();
     for executed in &story.executed {
@@ -284,7 +284,7 @@ fn steps_keep_their_order(story: &Story<'_>, say: &mut Say<'_>) {
             continue;
         };
         if record.epoch != Some(executed.epoch) {
-            // A zombie: what it does is used by nobody.
+            // Run by a lost owner. Its result is not used.
             continue;
         }
         for needed in story.plan.needed_by(executed.position) {
@@ -305,7 +305,7 @@ fn steps_keep_their_order(story: &Story<'_>, say: &mut Say<'_>) {
     }
 }
 
-/// On one engine two containers of a step never run at the same time.
+/// On one engine, two containers of a step never run at the same time.
 fn nothing_overlaps(story: &Story<'_>, say: &mut Say<'_>) {
     for (at, one) in story.executed.iter().enumerate() {
         for other in story.executed.iter().skip(at + 1) {
@@ -318,7 +318,7 @@ fn nothing_overlaps(story: &Story<'_>, say: &mut Say<'_>) {
     }
 }
 
-/// I10: losses stay within the bound, and a run that comes over it fails as lost.
+/// I10: losses stay within the limit, and a run that exceeds it fails as lost.
 fn losses_are_counted(story: &Story<'_>, say: &mut Say<'_>) {
     for version in &story.versions {
         let (losses, status) = (version.record.losses, version.record.status);
@@ -337,7 +337,7 @@ fn losses_are_counted(story: &Story<'_>, say: &mut Say<'_>) {
     }
 }
 
-/// I13: a step that must not run twice is begun once, and again only as another attempt after it has
+/// I13: a step that must not run twice starts once. It starts again only as a new attempt after it
 /// failed by itself.
 fn calls_are_made_once(story: &Story<'_>, say: &mut Say<'_>) {
     for position in (0..story.plan.steps.len()).filter(|position| story.is_call(*position)) {
@@ -354,7 +354,7 @@ fn calls_are_made_once(story: &Story<'_>, say: &mut Say<'_>) {
     }
 }
 
-/// I8: a run whose stop was recorded before its end ends stopped.
+/// I8: a run whose stop was recorded before its end ends as stopped.
 fn stops_are_obeyed(story: &Story<'_>, say: &mut Say<'_>) {
     let ended = story.versions.iter().find(|version| version.record.status.is_ended());
     let (Some(stopped), Some(ended)) = (story.stopped, ended) else { return };
@@ -366,11 +366,11 @@ fn stops_are_obeyed(story: &Story<'_>, say: &mut Say<'_>) {
     }
 }
 
-/// How long a stream may be away before an end no longer waits for what was said.
+/// How long the stream can be unavailable before a run ends without waiting for its events.
 const PATIENCE_FOR_LOGS: Duration = Duration::from_secs(25);
 
-/// I5: within the epoch that ended the run nothing is missing, and of each step that passed every
-/// byte was told by an owner that was not lost.
+/// I5: the epoch that ended the run has no gap. Of each passed step, an owner that was not lost has
+/// published every byte.
 fn events_have_no_gap(story: &Story<'_>, world: &World, say: &mut Say<'_>) {
     if world.stream.longest_away() > PATIENCE_FOR_LOGS {
         return;
@@ -398,7 +398,7 @@ fn events_have_no_gap(story: &Story<'_>, world: &World, say: &mut Say<'_>) {
                 bytes = offset + event.message.len() as u64 + u64::from(!partial);
             }
         }
-        // What a lost owner had not yet told is lost with it, and the record says how much it was.
+        // Output that a lost owner had not published is lost. The record has its length.
         let kept = story.was_kept(epoch.0);
         if bytes > step.stdout_bytes || (kept && bytes != step.stdout_bytes) {
             say(format!(

@@ -19,10 +19,10 @@ use crate::plan::{Blow, Plan, RunPlan};
 use crate::world::{Process, World, lock};
 use crate::{broker, check, edge, engine, store, stream};
 
-/// What every worker is given to come to an end, in the clock of the history.
+/// How long all runs may take, in simulated time.
 const PATIENCE: Duration = Duration::from_secs(1_800);
 pub const LEASE: Duration = Duration::from_secs(10);
-/// Longer than a process of a history stands still: its clock goes on meanwhile, unlike a real one's.
+/// Longer than any pause in a history. Unlike a real clock, this one continues during a pause.
 pub const STANDS_STILL: Duration = Duration::from_secs(120);
 pub const MAX_LOSSES: u32 = 3;
 
@@ -32,7 +32,7 @@ struct Running {
     task: JoinHandle<Result<(), OutOfOrder>>,
 }
 
-/// The workers there were; the last one with a place is the one that has it.
+/// All workers so far. The last one at a place is the current one.
 struct Cluster {
     world: Arc<World>,
     workers: Mutex<Vec<(usize, Running)>>,
@@ -91,7 +91,7 @@ impl Cluster {
             if let Err(fault) = &worked {
                 of.world.say(|| format!("w{number}: {fault}"));
                 lock(&of.world.out_of_order).push(fault.clone());
-                // Whoever looks after the process starts another.
+                // A supervisor starts another one.
                 of.crash();
             }
             worked
@@ -99,7 +99,7 @@ impl Cluster {
         lock(&self.workers).push((place, Running { process, shutdown, task }));
     }
 
-    /// Does something with the worker at a place.
+    /// Calls `act` with the worker at a place.
     fn at<T>(&self, place: usize, act: impl FnOnce(&Running) -> T) -> Option<T> {
         let workers = lock(&self.workers);
         workers.iter().rev().find(|(at, _)| *at == place).map(|(_, running)| act(running))
@@ -170,7 +170,7 @@ impl Cluster {
         }
     }
 
-    /// What one that came too late left when nobody was there any more is the next worker's to sweep.
+    /// Lets another worker sweep what a late worker left after all others had ended.
     async fn sweep_up(&self) -> Result<(), String> {
         self.world.calm.store(true, Ordering::Relaxed);
         for engine in self.world.engines.iter().filter(|engine| engine.left() != (0, 0)) {
@@ -181,13 +181,13 @@ impl Cluster {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
             };
-            // What stays is seen by who looks at it last.
+            // Leftovers are found by the final check.
             tokio::time::timeout(PATIENCE, swept).await.ok();
         }
         self.end().await
     }
 
-    /// Asks every worker to end, and waits for those that live.
+    /// Ends all workers and waits for the living ones.
     async fn end(&self) -> Result<(), String> {
         let workers = std::mem::take(&mut *lock(&self.workers));
         for (_, running) in &workers {
@@ -202,7 +202,7 @@ impl Cluster {
                 ended = tokio::time::timeout(PATIENCE, running.task) => ended,
             };
             match ended {
-                // One that was out of order has been noted as such.
+                // A worker that was out of order was recorded as such.
                 Ok(Ok(_)) => {}
                 Ok(Err(cause)) => return Err(format!("w{number} failed: {cause}")),
                 Err(_late) => return Err(format!("w{number} does not end")),
@@ -225,7 +225,7 @@ fn message(kind: &str, body: &Value) -> Message {
     Message { kind: Some(kind.to_owned()), body, ..Message::default() }
 }
 
-/// Publishes what a plan says of one run.
+/// Publishes the commands of one run's plan.
 async fn publish(world: Arc<World>, run: RunPlan) {
     let id = run_id(&run);
     let start = json!({ "run-id": id, "pipeline": run.pipeline() });
@@ -252,25 +252,25 @@ fn is_over(world: &World) -> bool {
     world.plan.runs.iter().all(ended)
         && world.store.keys(names::OPEN_AND_OWNERS).is_empty()
         && world.broker.unsettled() == 0
-        // On every engine somebody sweeps, where the dead are replaced.
+        // If dead workers are replaced, every engine is swept.
         && (!world.plan.replaced || world.engines.iter().all(|engine| engine.left() == (0, 0)))
 }
 
-/// What came of a history.
+/// A played history.
 pub struct Played {
     pub world: Arc<World>,
-    /// What should not have been, in sentences.
+    /// Violations, as sentences.
     pub broken: Vec<String>,
 }
 
 impl Played {
-    /// The record of a run as it stands at the end.
+    /// The final record of a run.
     pub fn record(&self, name: &str) -> RunRecord {
         let value = self.world.store.value(&names::run_key(&id_of(name))).expect("it is recorded");
         serde_json::from_slice(&value).expect("a record can be read")
     }
 
-    /// The most losses that ever stood in a run's record.
+    /// The maximum number of losses in a run's record.
     pub fn losses(&self, name: &str) -> u32 {
         let key = names::run_key(&id_of(name));
         let journal = self.world.store.journal().into_iter().filter(|made| made.key == key);
@@ -279,14 +279,14 @@ impl Played {
         records.map(|record| record.losses).max().unwrap_or(0)
     }
 
-    /// How often a step of a run began.
+    /// How often a step of a run was started.
     pub fn began(&self, name: &str, position: usize) -> usize {
         let journal = self.world.engines.iter().flat_map(engine::Engine::journal);
         let of_step = journal.filter(|it| it.run == id_of(name) && it.position == position);
         of_step.count()
     }
 
-    /// The events of a run that say this reason.
+    /// The events of a run with this reason.
     pub fn told(&self, name: &str, reason: &str) -> Vec<Event> {
         let told = self.world.stream.told().into_iter();
         told.filter(|event| event.run_id == Some(id_of(name)))
@@ -297,7 +297,7 @@ impl Played {
     }
 }
 
-/// Plays a history to its end, and holds it against the invariants.
+/// Plays a history to its end and checks the invariants.
 pub fn play(plan: Plan) -> Played {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()

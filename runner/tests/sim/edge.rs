@@ -1,4 +1,4 @@
-//! What crosses the worker's edge: a resource that comes, an artifact that goes.
+//! In-memory transfers: a resource comes in, an artifact goes out.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use runner::ports::{ByteStream, LoggerFeed, Origin, Transfer, TransferError};
 use crate::plan::Side;
 use crate::world::{Broken, Process};
 
-/// The edge of one process.
+/// The transfers of one process.
 pub struct Handle {
     pub process: Arc<Process>,
 }

@@ -1,5 +1,5 @@
-//! A container engine in memory, which outlives the processes that use it: containers by name and
-//! label, images, and a journal of everything that ever ran.
+//! An in-memory container engine that outlives the processes using it. It has containers by name
+//! and label, images, and a journal of every execution.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -22,7 +22,7 @@ use crate::call::call;
 use crate::plan::{Side, work};
 use crate::world::{Broken, Process, World, lock};
 
-/// What ran.
+/// An execution of a step.
 #[derive(Debug, Clone)]
 pub struct Executed {
     pub engine: usize,
@@ -31,9 +31,9 @@ pub struct Executed {
     pub attempt: u32,
     pub epoch: Epoch,
     pub began: Duration,
-    /// The store's revision when it began.
+    /// The store's revision at its start.
     pub revision: i64,
-    /// When it was over; `None`: it never was.
+    /// The time of its end. `None` if it never ended.
     pub ended: Option<Duration>,
     /// The exit code of a call that ended by itself.
     pub code: Option<i32>,
@@ -44,7 +44,7 @@ enum Life {
     Created,
     Runs,
     Exited(i32),
-    /// It was removed, running or not.
+    /// Removed, running or not.
     Gone,
 }
 
@@ -68,7 +68,7 @@ struct Inner {
 pub struct Engine {
     pub number: usize,
     inner: Mutex<Inner>,
-    /// Until when it answers nobody.
+    /// The engine is unreachable until this time.
     away_until: Mutex<Duration>,
 }
 
@@ -103,33 +103,33 @@ impl Engine {
         lock(&self.inner).journal.clone()
     }
 
-    /// What is there of runs.
+    /// The numbers of containers and images left.
     pub fn left(&self) -> (usize, usize) {
         let inner = lock(&self.inner);
         (inner.containers.len(), inner.images.len())
     }
 
-    /// Notes the start of a call. Returns its place in the journal.
+    /// Records the start of a call. Returns its index in the journal.
     pub fn begin(&self, executed: Executed) -> usize {
         let mut inner = lock(&self.inner);
         inner.journal.push(executed);
         inner.journal.len() - 1
     }
 
-    /// Notes the end of what began at a place in the journal.
+    /// Records the end of an entry in the journal.
     pub fn end(&self, at: usize, now: Duration, code: Option<i32>) {
         if let Some(executed) = lock(&self.inner).journal.get_mut(at) {
             (executed.ended, executed.code) = (Some(now), code);
         }
     }
 
-    /// Answers nobody until then.
+    /// Makes the engine unreachable until this time.
     pub fn go_away(&self, until: Duration) {
         let mut away_until = lock(&self.away_until);
         *away_until = until.max(*away_until);
     }
 
-    /// Everything that runs dies.
+    /// Kills all running containers.
     pub fn restart(&self, at: Duration) {
         let mut inner = lock(&self.inner);
         let ids: Vec<u64> = inner.containers.keys().copied().collect();
@@ -142,7 +142,7 @@ impl Engine {
     }
 }
 
-/// An engine as one process sees it.
+/// An engine as seen by one process.
 pub struct Handle {
     pub process: Arc<Process>,
 }
@@ -165,7 +165,7 @@ impl Handle {
         self.is_there()
     }
 
-    /// How long it is still away.
+    /// How much longer it is unreachable.
     fn away(&self) -> Duration {
         lock(&self.engine().away_until).saturating_sub(self.now())
     }
@@ -190,8 +190,8 @@ impl Handle {
         Workspace::Image { id, depth: 0 }
     }
 
-    /// Makes a container under the name of its step. One of the same name goes, unless it is that of
-    /// a later owner.
+    /// Creates a container under its step's name. Replaces one of the same name unless a later
+    /// owner created it.
     fn create(&self, run: &RunScope, step: &StepSpec) -> Result<u64, ExecError> {
         let now = self.now();
         let mut inner = lock(&self.engine().inner);
@@ -216,7 +216,7 @@ impl Handle {
         Ok(id)
     }
 
-    /// Starts a container; it ends by itself, whoever looks.
+    /// Starts a container. It ends by itself, even if nobody watches it.
     fn start(&self, id: u64, step: &StepSpec) -> Result<watch::Receiver<Life>, ExecError> {
         let (world, now) = (Arc::clone(self.world()), self.now());
         let revision = world.store.revision();
@@ -265,7 +265,7 @@ impl Handle {
         }
     }
 
-    /// Ends a container as it is asked to.
+    /// Ends a container according to the stop signal.
     async fn obey(&self, id: u64, stop: &StopSignal) {
         let mut level = stop.above(StopLevel::Run).await;
         if let StopLevel::Stop { grace } = level {
@@ -431,7 +431,7 @@ impl Executor for Handle {
 
     async fn discard(&self, _run: &RunScope, left: Workspace) {
         if self.pass("discard", Side::Before).await.is_err() {
-            // It is asked again until it is there, or until it is removed with all of the run.
+            // It is retried until the engine is reachable. Otherwise the end of the run removes it.
             tokio::time::sleep(self.away()).await;
         }
         if let Workspace::Container { id, .. } = &left

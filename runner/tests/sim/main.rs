@@ -1,7 +1,8 @@
-//! Whole clusters in one thread: the worker's own code over ports in memory, under one seeded clock,
-//! with faults at every effect, held against the invariants of docs/reliability.md.
+//! Whole clusters in one thread: the worker's own code over in-memory ports, under one seeded
+//! clock, with faults at every effect. The invariants of docs/reliability.md are checked.
 //!
-//! `BOB_SIM_SEED=n` plays one seed and prints what happened; `BOB_SIM_HISTORIES=n` plays so many.
+//! `BOB_SIM_SEED=n` plays one seed and prints what happened; `BOB_SIM_HISTORIES=n` plays n
+//! histories.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -34,14 +35,14 @@ mod world;
 use cluster::play;
 use plan::Plan;
 
-/// Histories of the test command.
+/// The number of histories in a normal test run.
 const HISTORIES: u64 = 3000;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
 }
 
-/// Plays a seed; the sentences say what was wrong.
+/// Plays a seed and returns the violations.
 fn of_seed(seed: u64, traced: bool) -> Vec<String> {
     let played = play(Plan { traced, ..Plan::of_seed(seed) });
     if traced {
@@ -97,8 +98,8 @@ fn a_seed_is_one_history() {
     }
 }
 
-/// Seeds that once showed a fault. What they play changes with what is drawn, so that the histories
-/// of the faults themselves stand in `rows` too where they can be told by hand.
+/// Seeds that once showed a fault. Their histories change whenever the drawing changes, so the
+/// faults themselves are also in `rows` if they can be described by hand.
 const ONCE_FAILED: &[u64] =
     &[67, 1175, 3644, 4217, 9414, 13_445, 84_700, 125_264, 164_169, 185_132, 864_831];
 

@@ -9,7 +9,7 @@ use crate::plan::{Blow, Plan, RunPlan};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Three steps; the one in the middle acts elsewhere.
+/// Three steps. The middle one acts on another system.
 fn calling(millis: u64) -> Plan {
     let call = format!("call {millis} 0");
     Plan::quiet(vec![RunPlan::new("r0", &["work 10 0", &call, "work 10 0"])])
@@ -22,7 +22,7 @@ fn kept(plan: Plan) -> Played {
     played
 }
 
-/// Both workers end while the step in the middle runs.
+/// Both workers drain while the middle step runs.
 fn drained(millis: u64, abort: bool) -> Played {
     kept(
         calling(millis)
@@ -62,8 +62,8 @@ fn a_call_whose_worker_dies_is_in_doubt_and_ends_its_run_lost() {
 
 #[test]
 fn an_owner_is_kept_until_its_steps_have_ended() {
-    // The worker loses its lease while its engine does not answer; the store answers again before the
-    // lease is over, and a worker on another engine is there.
+    // The worker loses its lease while its engine is unreachable. The store answers again before
+    // the lease expires, and there is a worker on another engine.
     let run = RunPlan::new("r0", &["work 60000 0"]);
     let plan = Plan { workers: 1, engines: 2, ..Plan::quiet(vec![run]) }
         .blow(SECOND, Blow::Join { place: 1 })

@@ -1,4 +1,4 @@
-//! What happens in a history, drawn from its seed or written by hand.
+//! The plan of a history, drawn from its seed or written by hand.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 
-/// Before or after the effect.
+/// Before or after an effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     Before,
@@ -17,25 +17,25 @@ pub enum Side {
 pub enum Fault {
     /// The process dies.
     Crash,
-    /// It stands still for a while.
+    /// The process is paused for a while.
     Pause(Duration),
-    /// Before the effect: it does not happen. After it: its answer is lost.
+    /// Before the effect: it does not happen. After the effect: its answer is lost.
     Break,
-    /// It takes a while.
+    /// The effect is slow.
     Slow(Duration),
-    /// It never comes back, as where the worker's own code waits in vain.
+    /// The call never returns, like a deadlock in the worker's own code.
     Hang,
-    /// The worker's own code fails.
+    /// The worker's own code panics.
     Panic,
 }
 
-/// A fault at one place.
+/// A fault at one site.
 #[derive(Debug, Clone)]
 pub struct Rule {
-    /// The place: see the `site_of` of each port.
+    /// The site. See `site_of` of each port.
     pub site: &'static str,
     pub side: Side,
-    /// At the so-and-so-many-th time, from 1.
+    /// The occurrence of the site, counted from 1.
     pub nth: u32,
     pub fault: Fault,
 }
@@ -50,7 +50,7 @@ impl Rule {
         self
     }
 
-    /// Whether it is now; counts the times.
+    /// Whether the fault is due now. Counts occurrences.
     pub fn is_at(&mut self, site: &str, side: Side) -> bool {
         if self.site != site || self.side != side {
             return false;
@@ -60,25 +60,25 @@ impl Rule {
     }
 }
 
-/// One run of a history.
+/// A run of a history.
 #[derive(Debug, Clone)]
 pub struct RunPlan {
     pub name: String,
-    /// `work MS CODE`: takes so long and ends so; `stubborn MS`: heeds no SIGTERM; `call MS CODE`: acts
-    /// elsewhere, and must not run twice.
+    /// `work MS CODE`: runs for MS and exits with CODE; `stubborn MS`: ignores SIGTERM;
+    /// `call MS CODE`: acts on another system and must not run twice.
     pub steps: Vec<String>,
     pub on_lost: Option<&'static str>,
     pub retry: u32,
-    /// Its first step fetches a resource and leaves an artifact.
+    /// Whether the first step fetches a resource and leaves an artifact.
     pub moves: bool,
-    /// The steps that each needs, where they are no chain.
+    /// The dependencies of each step, if they are not a chain.
     pub needs: Option<Vec<Vec<usize>>>,
-    /// Whether what does not need a failed step goes on.
+    /// Whether steps that do not depend on a failed step continue.
     pub goes_on: bool,
     /// When it is published, and how often.
     pub at: Duration,
     pub times: u32,
-    /// When somebody asks for its end.
+    /// When it is stopped.
     pub stop_at: Option<Duration>,
 }
 
@@ -113,13 +113,13 @@ impl RunPlan {
         self
     }
 
-    /// Steps that wait for these, each for those of its own position.
+    /// Sets the dependencies of each step, by position.
     pub fn forked(mut self, needs: &[&[usize]]) -> Self {
         self.needs = Some(needs.iter().map(|needs| needs.to_vec()).collect());
         self
     }
 
-    /// The steps that one waits for.
+    /// The steps that a step depends on.
     pub fn needed_by(&self, position: usize) -> Vec<usize> {
         match &self.needs {
             Some(needs) => needs.get(position).cloned().unwrap_or_default(),
@@ -172,32 +172,32 @@ impl RunPlan {
     }
 }
 
-/// What the world does of itself.
+/// An event in the environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blow {
-    /// A worker drains, and another comes.
+    /// A worker drains, and another one replaces it.
     Drain { worker: usize, abort: bool },
-    /// A worker drains, and nobody comes for it.
+    /// A worker drains and is not replaced.
     Leave { worker: usize },
-    /// A worker comes to a place.
+    /// A worker starts at a place.
     Join { place: usize },
-    /// The store answers nobody.
+    /// The store is unreachable.
     StoreAway(Duration),
-    /// The store refuses writes, while reads and renewals of leases work.
+    /// The store rejects writes, but reads and lease renewals work.
     WritesRefused(Duration),
-    /// The store forgets its history.
+    /// The store compacts its history.
     Compact,
-    /// The store lets a lease go long before its time.
+    /// The store ends a lease long before its time.
     LeaseGone { worker: usize },
-    /// The stream takes nothing.
+    /// The stream accepts nothing.
     StreamAway(Duration),
-    /// Every connection to the broker is cut.
+    /// All connections to the broker are cut.
     BrokerCut,
-    /// An engine's service is restarted, and its containers go with it.
+    /// An engine restarts, which kills its containers.
     EngineRestart { engine: usize },
-    /// An engine's service answers nobody for a while. Its containers go on.
+    /// An engine's service is unreachable for a while. Its containers keep running.
     EngineAway { engine: usize, span: Duration },
-    /// A worker stands still.
+    /// A worker is paused.
     Pause { worker: usize, span: Duration },
     /// A worker dies.
     Crash { worker: usize },
@@ -209,15 +209,15 @@ pub struct Plan {
     pub workers: usize,
     pub engines: usize,
     pub slots: usize,
-    /// What steps left is pushed to a registry.
+    /// Commits are pushed to a registry.
     pub registry: bool,
     pub runs: Vec<RunPlan>,
-    /// The chance of a fault at each place, and how many there may be.
+    /// The probability of a fault at each site, and the maximum number of faults.
     pub chance: f64,
     pub faults: u32,
     pub rules: Vec<Rule>,
     pub blows: Vec<(Duration, Blow)>,
-    /// After this nothing goes wrong of itself any more.
+    /// No random faults happen after this time.
     pub quiet_after: Duration,
     /// Whether dead workers are replaced.
     pub replaced: bool,
@@ -229,7 +229,7 @@ fn millis(chance: &mut StdRng, most: u64) -> Duration {
 }
 
 impl Plan {
-    /// A quiet history: two workers on one engine.
+    /// A history without random faults: two workers on one engine.
     pub fn quiet(runs: Vec<RunPlan>) -> Self {
         Self {
             seed: 1,
@@ -260,7 +260,7 @@ impl Plan {
 
     /// The history of a seed.
     pub fn of_seed(seed: u64) -> Self {
-        // Another stream of numbers than that of the history itself.
+        // A different random sequence from that of the history itself.
         let mut chance = StdRng::seed_from_u64(seed ^ 0x5eed_5eed_5eed_5eed);
         let chance = &mut chance;
         let workers = chance.random_range(1..4);
@@ -289,7 +289,7 @@ impl Plan {
 
 fn run(chance: &mut StdRng, at: usize) -> RunPlan {
     let steps: Vec<String> = (0..chance.random_range(1..5)).map(|_| step(chance)).collect();
-    // Each needs the step before it, one earlier than that, or none.
+    // Each step depends on the one before it, an earlier one, or none.
     let needs = chance.random_bool(0.3).then(|| {
         let before = |at: usize, chance: &mut StdRng| match at {
             0 => Vec::new(),
@@ -332,7 +332,7 @@ fn step(chance: &mut StdRng) -> String {
     }
 }
 
-/// Whether a step acts elsewhere, and must not run twice.
+/// Whether a step acts on another system and must not run twice.
 pub fn is_call(step: &str) -> bool {
     step.starts_with("call ")
 }
@@ -357,7 +357,7 @@ fn blow(chance: &mut StdRng, workers: usize, engines: usize) -> Blow {
     }
 }
 
-/// What a step's words mean.
+/// The parsed words of a step.
 pub struct Work {
     pub span: Duration,
     pub code: i32,

@@ -1,4 +1,4 @@
-//! A store that refuses writes, while reads and renewals of leases work.
+//! A store that rejects writes while reads and lease renewals work.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::plan::{Blow, Plan, RunPlan};
 use crate::world::lock;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// Longer than a loop of a worker may stand still, and than 20 returns to a queue would take.
+/// Longer than a task may stall, and longer than 20 requeues would take.
 const LONG: Duration = STANDS_STILL.saturating_mul(3);
 
 fn kept(plan: Plan) -> Played {
@@ -46,7 +46,7 @@ fn a_step_that_ends_meanwhile_is_recorded_once_that_is_possible() {
 #[test]
 fn a_stop_is_kept_and_obeyed_once_it_can_be_recorded() {
     let running = RunPlan::new("r0", &["work 10 0", "work 3600000 0"]).stopped_at(5);
-    // It waits behind a long one, and is never known before it is stopped.
+    // It waits behind a long run and is stopped before any worker knows it.
     let queued = RunPlan::new("queued", &["work 10 0"]).at(4).stopped_at(6);
     let plan = Plan { workers: 1, slots: 1, ..Plan::quiet(vec![running, queued]) };
     let played = kept(plan.blow(2 * SECOND, Blow::WritesRefused(LONG)));

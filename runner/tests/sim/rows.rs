@@ -13,12 +13,12 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Longer than a lease.
 const LONG: Duration = Duration::from_secs(35);
 
-/// Three steps; the one in the middle takes five seconds.
+/// Three steps. The middle one takes five seconds.
 fn three() -> RunPlan {
     RunPlan::new("r0", &["work 10 0", "work 5000 0", "work 10 0"])
 }
 
-/// Plays a history in which every rule is used, and that keeps the invariants.
+/// Plays a history in which every rule must be used and the invariants must hold.
 fn kept(plan: Plan) -> Played {
     let played = play(Plan { traced: true, ..plan });
     let trace = played.world.trace().join("\n");
@@ -70,7 +70,7 @@ fn a_death_in_a_step_goes_on_after_the_last_commit() {
 
 #[test]
 fn containers_that_outlive_their_worker_end_before_their_step_runs_again() {
-    // That none overlaps is one of the invariants; the step takes longer than the lease.
+    // The step takes longer than the lease. An invariant checks that executions do not overlap.
     let run = RunPlan::new("r0", &["work 60000 0"]);
     let played = kept(
         Plan::quiet(vec![run])
@@ -244,7 +244,7 @@ fn a_run_goes_on_from_the_top_where_its_engine_is_gone() {
     assert!(repeats, "{resumed:?}");
 }
 
-/// Two workers on two engines, and a registry between them.
+/// Two workers on two engines, and a registry.
 fn with_a_registry() -> Plan {
     Plan { engines: 2, registry: true, replaced: false, ..Plan::quiet(vec![three()]) }
 }
@@ -259,7 +259,8 @@ fn a_run_goes_on_from_the_registry_where_its_engine_is_gone() {
 
 #[test]
 fn a_checkpoint_that_was_not_pushed_in_time_costs_its_step() {
-    // The second step's image is not there yet when its engine goes, the first one's is.
+    // The engine is lost when the first step's image is in the registry and the second one's is
+    // not.
     let run = RunPlan::new("r0", &["work 10 0", "work 1000 0", "work 5000 0"]);
     let plan = Plan { runs: vec![run], ..with_a_registry() }
         .with(Rule::new("push", Side::Before, Fault::Slow(60 * SECOND)).nth(2))
@@ -289,7 +290,7 @@ fn a_hand_over_waits_for_what_is_on_its_way_to_the_registry() {
     assert_eq!(played.began("r0", 0), 1);
 }
 
-/// What the workers have said of their loops before they ended.
+/// The workers' errors about their own tasks.
 fn out_of_order(played: &Played) -> Vec<String> {
     lock(&played.world.out_of_order).iter().map(ToString::to_string).collect()
 }
@@ -298,7 +299,7 @@ fn out_of_order(played: &Played) -> Vec<String> {
 fn a_loop_that_stands_still_or_fails_ends_its_workers_lease_and_others_go_on() {
     for (site, nth, of, attempt, losses) in [
         ("claim", 1, "the intake of starts", 1, 0),
-        // The one that holds the run is the one whose loop fails.
+        // The worker that owns the run is the one whose task fails.
         ("keep-alive", 1, "the renewal of the lease", 2, 1),
     ] {
         let fault = if site == "claim" { Fault::Hang } else { Fault::Panic };
@@ -328,13 +329,13 @@ fn what_is_away_for_long_is_no_fault_of_a_workers_loops() {
         let run = || RunPlan::new("r0", &["work 10 0", "work 600000 0", "work 10 0"]);
         let plan =
             Plan { slots: 1, ..Plan::quiet(vec![run(), RunPlan { name: "r1".into(), ..run() }]) };
-        // That no worker was broken off is an invariant.
+        // An invariant checks that the watchdog ended no worker.
         let played = kept(plan.blow(2 * SECOND, blow));
         assert_eq!(played.record("r0").status, Status::Passed, "{blow:?}");
     }
 }
 
-/// A step, two beside each other that take five seconds, and one that goes on from the second of them.
+/// One step, two concurrent ones of five seconds each, and one that builds on the second of them.
 fn fork() -> RunPlan {
     let steps = ["work 10 0", "work 5000 0", "work 5000 0", "work 10 0"];
     RunPlan::new("r0", &steps).forked(&[&[], &[0], &[0], &[1, 2]])
@@ -377,7 +378,7 @@ fn one_of_two_steps_that_fails_ends_the_other_and_the_run() {
 fn a_run_that_loses_every_worker_fails_in_the_end() {
     let mut plan = Plan::quiet(vec![three()]);
     for _ in 0..4 {
-        // The first step is kept; the second begins in vain each time.
+        // The first step is committed. The second one never succeeds.
         plan = plan.with(Rule::new("start", Side::Before, Fault::Crash).nth(2));
     }
     let played = kept(plan);
@@ -390,7 +391,7 @@ fn a_run_that_starts_over_and_loses_every_worker_fails_in_the_end() {
     let run = RunPlan { on_lost: Some("restart"), ..three() };
     let mut plan = Plan::quiet(vec![run]);
     for times in 0..4 {
-        // Each owner does the first step anew, and dies in the second.
+        // Each owner repeats the first step and dies in the second one.
         plan = plan.with(Rule::new("start", Side::Before, Fault::Crash).nth(2 + times));
     }
     let record = kept(plan).record("r0");
@@ -406,7 +407,7 @@ fn a_run_that_always_costs_its_only_worker_the_lease_fails_in_the_end() {
     }
     let record = kept(plan).record("r0");
     assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::Lost)));
-    // Three times are free, and the fourth loss is one too many.
+    // Three losses are allowed, and the fourth one is too many.
     assert_eq!((record.reclaims, record.losses), (7, 4));
     assert_eq!(record.steps.first().map(|step| step.status), Some(StepStatus::Passed));
 }

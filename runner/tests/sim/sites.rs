@@ -1,16 +1,16 @@
-//! Where things go wrong in the store: transactions by what they are for.
+//! Fault sites in the store: transactions by their purpose.
 
 use protocol::names;
 use protocol::run::{RunRecord, Status, StepStatus};
 use runner::ports::{Op, Txn};
 
-/// Whether the worker watches over whoever passes here.
+/// Whether the watchdog covers the task that passes this site.
 pub fn is_watched(site: &str) -> bool {
     ["claim", "claim-orphan", "save", "save-started", "save-ended", "end", "let-go", "hand-over"]
         .contains(&site)
 }
 
-/// The place of a transaction among those where things go wrong.
+/// The fault site of a transaction.
 pub fn site_of(txn: &Txn) -> &'static str {
     let puts = |prefix: &str| {
         txn.ops.iter().find_map(|op| match op {

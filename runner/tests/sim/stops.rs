@@ -9,7 +9,7 @@ use crate::plan::{Blow, Fault, Plan, Rule, RunPlan, Side};
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Plays a history whose run `r0` ends stopped by a user, and in time.
+/// Plays a history whose run `r0` is stopped by a user and ends in time.
 fn stopped(plan: Plan) -> Played {
     let played = play(Plan { traced: true, ..plan });
     let trace = played.world.trace().join("\n");
@@ -20,7 +20,7 @@ fn stopped(plan: Plan) -> Played {
     played
 }
 
-/// A run of two steps that somebody stops after two seconds, while something takes ten.
+/// A run of two steps that is stopped after two seconds while a site is delayed by ten.
 fn while_it_is(site: &'static str) -> Played {
     let run = RunPlan::new("r0", &["work 10 0", "work 10 0"]).moving().stopped_at(2);
     let rule = Rule::new(site, Side::Before, Fault::Slow(10 * SECOND));

@@ -1,5 +1,5 @@
-//! A store as etcd is one, in memory: revisions, transactions, leases, watches, and all that was ever
-//! written.
+//! An in-memory store that behaves like etcd: revisions, transactions, leases, watches, and a
+//! journal of all writes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -19,12 +19,12 @@ use crate::plan::Side;
 use crate::sites::site_of;
 use crate::world::{Broken, Process, Signal, World, lock};
 
-/// A change that was made.
+/// A change.
 #[derive(Debug, Clone)]
 pub struct Made {
     pub revision: i64,
     pub key: String,
-    /// `None`: it was deleted.
+    /// `None` if it was deleted.
     pub value: Option<Vec<u8>>,
 }
 
@@ -46,11 +46,11 @@ struct Inner {
     refuses_until: Option<Instant>,
 }
 
-/// What the store holds.
+/// The contents of the store.
 pub struct State {
     inner: Mutex<Inner>,
     revision: Signal<i64>,
-    /// A lease was added: whoever waits for the next end looks again.
+    /// Notified when a lease was added, so that the next expiry is computed again.
     granted: Notify,
 }
 
@@ -61,7 +61,7 @@ impl Default for State {
 }
 
 impl Inner {
-    /// Whether it accepts what takes room; deletions it does in any case, as etcd.
+    /// Whether it accepts writes. Like etcd, it always accepts deletions.
     fn accepts_writes(&self) -> Result<(), StoreError> {
         match self.refuses_until {
             Some(until) if until > Instant::now() => Err(StoreError::WritesRefused {
@@ -149,7 +149,7 @@ impl State {
         self.revision.set(revision);
     }
 
-    /// Ends leases when they run out, for as long as the history goes on.
+    /// Ends leases when they expire, for the whole history.
     pub async fn end_leases(&self) {
         loop {
             let next = lock(&self.inner).leases.values().map(|lease| lease.ends).min();
@@ -219,7 +219,7 @@ impl State {
         Ok(reply)
     }
 
-    /// What stands under a prefix now.
+    /// The current keys under a prefix.
     pub fn keys(&self, prefix: &str) -> Vec<String> {
         lock(&self.inner).listed(prefix).into_iter().map(|entry| entry.key).collect()
     }
@@ -257,7 +257,7 @@ impl State {
         inner.history.clear();
     }
 
-    /// The leases that nodes' entries stand under, but for the long ones.
+    /// Ends the lease of a node's entry.
     pub fn end_lease_of(&self, node_key: &str) {
         let lease = lock(&self.inner).kv.get(node_key).and_then(|(_, lease)| *lease);
         if let Some(lease) = lease {
@@ -267,7 +267,7 @@ impl State {
     }
 }
 
-/// The store as one process sees it.
+/// The store as seen by one process.
 pub struct Handle {
     pub process: Arc<Process>,
 }
@@ -336,7 +336,7 @@ impl Store for Handle {
     async fn grant(&self, ttl: Duration) -> Result<Granted, StoreError> {
         self.before("grant").await?;
         let world = self.world();
-        // The store may be late to see that a lease has run out.
+        // The store can notice an expired lease late.
         let ends = Instant::now() + ttl + world.span(Duration::from_secs(2));
         let lease = {
             let mut inner = lock(&world.store.inner);
@@ -422,7 +422,7 @@ impl Watch {
             if self.ready.is_empty() {
                 self.process.world.store.revision.wait_for(|now| now > seen).await;
             }
-            // What comes is late, or the connection is gone.
+            // The change is late, or the connection broke.
             if self.process.pass("watch", Side::After).await.is_err() {
                 self.ended = true;
                 let (at, cause) = ("the store".to_owned(), "the watch broke off".to_owned());

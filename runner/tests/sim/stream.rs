@@ -1,4 +1,4 @@
-//! The event stream in memory: each process publishes in its order, at least once.
+//! An in-memory event stream. Each process publishes in order and at least once.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -32,7 +32,7 @@ impl Stream {
         *longest = span.max(*longest);
     }
 
-    /// The longest time it took nothing.
+    /// The longest outage.
     pub fn longest_away(&self) -> Duration {
         *lock(&self.longest_away)
     }
@@ -44,7 +44,7 @@ struct Outbox {
     next: u64,
 }
 
-/// The stream as one process sees it.
+/// The stream as seen by one process.
 pub struct Handle {
     process: Arc<Process>,
     outbox: Mutex<Outbox>,
@@ -68,7 +68,7 @@ impl Handle {
         loop {
             let batch: Vec<(u64, Event)> = lock(&self.outbox).waiting.iter().cloned().collect();
             let Some(&(last, _)) = batch.last() else {
-                // Whatever was taken over is out, or was discarded.
+                // Every accepted event is published or was discarded.
                 let all = lock(&self.outbox).next;
                 self.confirmed.set(all);
                 self.filled.notified().await;
@@ -83,7 +83,7 @@ impl Handle {
             if self.process.pass("tell", Side::Before).await.is_err() {
                 continue;
             }
-            // What was discarded meanwhile is not published any more.
+            // Events discarded meanwhile are not published.
             let now: Vec<(u64, Event)> = {
                 let outbox = lock(&self.outbox);
                 outbox.waiting.iter().take_while(|(ticket, _)| *ticket <= last).cloned().collect()
@@ -95,7 +95,7 @@ impl Handle {
                 });
                 lock(&world.stream.told).push(event.clone());
             }
-            // The confirmation is lost: it is published once more.
+            // The confirm is lost, so the event is published again.
             if self.process.pass("tell", Side::After).await.is_err() {
                 continue;
             }

@@ -1,7 +1,7 @@
-//! The world of one history: its clock, its chance, and the processes in it.
+//! The world of one history: its clock, its random generator, and its processes.
 //!
-//! Everything runs on one thread and on tokio's paused clock; whatever could go one way or the other
-//! is drawn from one seeded generator. So a seed is a history.
+//! Everything runs on one thread and on tokio's paused clock. Every choice is drawn from one seeded
+//! generator, so a seed determines a history.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,13 +25,12 @@ use crate::sites;
 use crate::store::State;
 use crate::stream::Stream;
 
-/// A lock that nobody holds over an await; the simulation has one thread.
+/// Locks a mutex that is never held across an await. The simulation has one thread.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A value that is waited for. Whoever waits is woken in the order of waiting, unlike with tokio's
-/// `watch`.
+/// A value to wait for. Unlike with tokio's `watch`, waiters are woken in order.
 pub struct Signal<T> {
     value: Mutex<T>,
     changed: Notify,
@@ -64,7 +63,7 @@ impl<T: Copy> Signal<T> {
     }
 }
 
-/// What cannot be reached, or whose answer was lost.
+/// The target is unreachable, or its answer was lost.
 #[derive(Debug, Clone, Copy)]
 pub struct Broken;
 
@@ -75,21 +74,21 @@ pub struct World {
     pub broker: Broker,
     pub stream: Stream,
     pub engines: Vec<Engine>,
-    /// What was pushed: digests, and whose they are.
+    /// The pushed digests and their runs.
     pub registry: Mutex<BTreeMap<String, RunId>>,
     chance: Mutex<StdRng>,
     faults: Mutex<Faults>,
     trace: Mutex<Vec<String>>,
-    /// Nothing goes wrong any more.
+    /// No more faults happen.
     pub calm: AtomicBool,
-    /// A process stood still, or something took long: what it does then comes too late.
+    /// A process was paused or a call was slow, so its later actions can come too late.
     pub was_late: AtomicBool,
-    /// A process died, and is to be replaced by one on the same engine.
+    /// The engines of dead processes that are to be replaced.
     pub died: Mutex<Vec<usize>>,
     pub someone_died: Notify,
-    /// Something never came back, or failed, in a worker's own code.
+    /// A fault in the worker's own code happened: a hang or a panic.
     pub was_broken: AtomicBool,
-    /// The workers that have ended over that, or say so.
+    /// The errors of workers that ended because of such a fault.
     pub out_of_order: Mutex<Vec<OutOfOrder>>,
 }
 
@@ -125,7 +124,7 @@ impl World {
         from(&mut lock(&self.chance))
     }
 
-    /// A time below `most`, in whole milliseconds, as tokio's clock has them.
+    /// A random time below `most`, in whole milliseconds like tokio's clock.
     pub fn span(&self, most: Duration) -> Duration {
         let most = u64::try_from(most.as_millis()).unwrap_or(u64::MAX);
         Duration::from_millis(self.draw(|chance| chance.random_range(0..most.max(1))))
@@ -136,7 +135,7 @@ impl World {
         NodeId::from_uuid(uuid::Builder::from_random_bytes(bits).into_uuid())
     }
 
-    /// Writes down what happened, where somebody wants to read it.
+    /// Adds a line to the trace if the history is traced.
     pub fn say(&self, what: impl FnOnce() -> String) {
         if self.plan.traced {
             let line = format!("{:>8} ms  {}", self.start.elapsed().as_millis(), what());
@@ -148,12 +147,12 @@ impl World {
         lock(&self.trace).clone()
     }
 
-    /// Whether faults may still come of themselves.
+    /// Whether random faults have ended.
     pub fn is_quiet(&self) -> bool {
         self.calm.load(Ordering::Relaxed) || self.start.elapsed() >= self.plan.quiet_after
     }
 
-    /// The fault that happens at this place, if any.
+    /// The fault to inject at this site, if any.
     fn fault(&self, site: &str, side: Side) -> Option<Fault> {
         let mut faults = lock(&self.faults);
         let hit = faults.rules.iter_mut().position(|rule| rule.is_at(site, side));
@@ -177,7 +176,7 @@ impl World {
         })
     }
 
-    /// Whether every rule of the plan has been used.
+    /// Whether every rule of the plan was used.
     pub fn every_rule_was_used(&self) -> bool {
         lock(&self.faults).rules.is_empty()
     }
@@ -190,14 +189,14 @@ enum Life {
     Dead,
 }
 
-/// One worker's process: all it does outside goes through [`Process::pass`].
+/// A worker's process. All its external effects go through [`Process::pass`].
 pub struct Process {
     pub world: Arc<World>,
     pub number: usize,
     pub node: NodeId,
     pub engine: usize,
     life: Signal<Life>,
-    /// Its boot clock while it is paused: it does not see the time go by.
+    /// Its boot clock while it is paused. It does not see the time pass.
     frozen: Mutex<Option<Duration>>,
 }
 
@@ -217,17 +216,17 @@ impl Process {
         self.life.get() == Life::Dead
     }
 
-    /// Goes on only while the process does: a dead one never does.
+    /// Waits until the process is running. Never returns if it is dead.
     pub async fn lives(&self) {
         self.life.wait_for(|life| life == Life::Runs).await;
     }
 
-    /// Returns when it is dead.
+    /// Waits until it is dead.
     pub async fn dies(&self) {
         self.life.wait_for(|life| life == Life::Dead).await;
     }
 
-    /// One place where something outside is touched: time goes by, and what the plan wants goes wrong.
+    /// Passes a site of an external effect. Time passes, and planned faults are injected.
     pub async fn pass(self: &Arc<Self>, site: &str, side: Side) -> Result<(), Broken> {
         self.lives().await;
         if self.world.draw(|chance| chance.random_bool(0.5)) {
@@ -263,7 +262,7 @@ impl Process {
         Ok(())
     }
 
-    /// As kill -9: nothing of it happens any more. What it had in the broker's hands goes back.
+    /// Like SIGKILL: it does nothing more. Its unsettled messages are requeued.
     pub fn crash(&self) {
         self.life.set(Life::Dead);
         self.world.broker.drop_connections(self.number);
@@ -271,7 +270,7 @@ impl Process {
         self.world.someone_died.notify_one();
     }
 
-    /// As SIGSTOP, and SIGCONT after a while.
+    /// Like SIGSTOP, followed by SIGCONT after a while.
     pub fn pause(self: &Arc<Self>, span: Duration) {
         if self.life.get() != Life::Runs {
             return;
@@ -290,7 +289,7 @@ impl Process {
     }
 }
 
-/// The wall clock begins here, in milliseconds.
+/// The start of the wall clock, in milliseconds.
 const EPOCH: i64 = 1_800_000_000_000;
 
 impl Host for Process {

@@ -1,8 +1,8 @@
-//! Stops, and connections that break: nothing is left there.
+//! Stops and broken connections leave no process on the host.
 
 use super::*;
 
-/// A step that has begun processes of its own, the last of which only SIGKILL ends.
+/// A step with child processes, the last of which only SIGKILL ends.
 const FAMILY: &str = "sleep 1000 & echo $!; \
      sh -c 'sleep 1000 & echo $!; wait' & \
      (trap '' TERM; exec sh -c 'echo $$; while :; do sleep 1; done') & \

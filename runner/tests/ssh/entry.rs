@@ -1,4 +1,4 @@
-//! Getting in: hosts, keys, and what is handed over on the way.
+//! Logging in: hosts, keys, and values passed to the host.
 
 use super::*;
 
@@ -15,8 +15,8 @@ const HOSTILE: [&str; 10] = [
     "-n --help",
 ];
 
-/// Row A14: port, keyfile, user and quoting. The user where a step names none is `root`: that is told
-/// from the arguments of `ssh` (`exec::ssh::target`), as a test need not be run by root.
+/// Row A14: port, keyfile, user and quoting. The default user `root` is tested with the arguments
+/// of `ssh` (`exec::ssh::target`), because tests need not run as root.
 #[tokio::test]
 async fn a14_port_keyfile_user_and_quoting() {
     let Some(server) = Server::start() else { return };
@@ -27,7 +27,7 @@ async fn a14_port_keyfile_user_and_quoting() {
     let texts = |text: &str| -> Vec<String> {
         text.strip_suffix('\0').unwrap().split('\0').map(str::to_owned).collect()
     };
-    // As variables, and as a program that has each of them in it.
+    // As variables, and as a program that contains each of them.
     let said = StepSpec { env, ..step(server.with(), &shown) };
     let (code, text) = ended(&said).await;
     assert_eq!((code, texts(&text)), (0, HOSTILE.map(str::to_owned).to_vec()));
@@ -72,7 +72,7 @@ fn but(with: Map<String, Value>, key: &str, value: Value) -> Map<String, Value> 
     with
 }
 
-/// Why a step was not started; with what code.
+/// Why a step was not started, and its exit code.
 async fn refusal(with: Map<String, Value>) -> (i32, String) {
     match run(&step(with, "echo ran")).await {
         (Err(ExecError::Start { cause, code, .. }), kept) => {

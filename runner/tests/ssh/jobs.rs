@@ -1,10 +1,10 @@
-//! Job files whose commands are run on another host, by the program from the beginning to the end.
+//! Job files whose commands run on another host, through the whole program.
 
 use serde_json::{Value, json};
 
 use super::server::Server;
 
-/// Runs a file of jobs; the exit code, and what the program has said.
+/// Runs a job file. Returns the exit code and the program's output.
 fn run_file(server: &Server, jobs: &Value) -> (Option<i32>, String, String) {
     std::fs::write(server.path("jobs.json"), jobs.to_string()).unwrap();
     let said = std::process::Command::new(env!("CARGO_BIN_EXE_bob-runner"))
@@ -20,10 +20,10 @@ fn run_file(server: &Server, jobs: &Value) -> (Option<i32>, String, String) {
     (said.status.code(), text(said.stdout), text(said.stderr))
 }
 
-/// What a job does there.
+/// The `product` of a job on the server.
 fn product(server: &Server, commands: &Value) -> Value {
     let mut product = server.with();
-    // It is root where nobody is named.
+    // The default user is root.
     if server.user == "root" {
         product.remove("user");
     }

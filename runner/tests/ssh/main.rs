@@ -1,5 +1,5 @@
-//! Steps as commands on another host: a real sshd on loopback, which each test has to itself. Without
-//! sshd a test says so on stderr and passes; where `CI` is set it fails instead.
+//! Steps as commands on another host: a real sshd on loopback for each test. Without sshd a test
+//! reports that on stderr and passes. If `CI` is set, it fails instead.
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 #![expect(clippy::print_stderr, reason = "a skipped test must not look like one that passed")]
 
@@ -34,7 +34,7 @@ mod shells;
 
 use server::Server;
 
-/// Keeps what a step writes.
+/// Records the output of a step.
 #[derive(Default)]
 struct Kept {
     streams: Mutex<(Vec<u8>, Vec<u8>)>,
@@ -61,7 +61,7 @@ impl Kept {
         String::from_utf8(self.out()).unwrap()
     }
 
-    /// Waits for the first whole lines of standard output.
+    /// Waits for the first complete lines of standard output.
     async fn lines(&self, count: usize) -> Vec<String> {
         loop {
             let text = self.text();
@@ -113,7 +113,7 @@ fn step(with: Map<String, Value>, program: &str) -> StepSpec {
     }
 }
 
-/// Waits for what must come. Generous: a busy machine is not a broken executor.
+/// Waits with a timeout. Generous, because a busy host is not an error.
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(120), future).await.expect(what)
 }
@@ -127,13 +127,13 @@ async fn run(step: &StepSpec) -> (Result<Ran, ExecError>, Arc<Kept>) {
     (soon("the end of a step", ran).await, kept)
 }
 
-/// The exit code of a step, and its standard output.
+/// The exit code and the standard output of a step.
 async fn ended(step: &StepSpec) -> (i32, String) {
     let (ran, kept) = run(step).await;
     (ran.unwrap().exit.code, kept.text())
 }
 
-/// A step on its way; who waits for it may go.
+/// A step in progress. It can be dropped while the step runs.
 struct Running {
     ran: tokio::task::JoinHandle<Result<Ran, ExecError>>,
     kept: Arc<Kept>,
@@ -152,7 +152,7 @@ impl Running {
         Self { ran, kept, stop }
     }
 
-    /// The processes whose ids the step has written, one a line.
+    /// The process ids that the step has written, one per line.
     async fn pids(&self, count: usize) -> Vec<u32> {
         let lines = soon("the ids of processes", self.kept.lines(count)).await;
         let pids: Vec<u32> = lines.iter().map(|line| line.parse().unwrap()).collect();
@@ -253,7 +253,7 @@ async fn the_input_of_a_step_is_empty_and_what_it_leaves_running_ends_with_it() 
 #[tokio::test]
 async fn a_mebibyte_in_one_line_comes_whole_on_both_streams() {
     let Some(server) = Server::start() else { return };
-    // Bytes that are no text, and no end of a line at the end.
+    // Bytes that are not text, and no newline at the end.
     let pattern: Vec<u8> = (0..=255).filter(|byte| *byte != b'\n').cycle().take(1 << 20).collect();
     std::fs::write(server.path("line"), &pattern).unwrap();
     let path = server.path("line");
@@ -309,7 +309,7 @@ fn the_program_runs_a_pipeline_on_another_host() {
     assert_eq!(said.status.code(), Some(1));
 }
 
-/// The `ssh` that this process has begun to reach a port.
+/// The `ssh` process that this process started for a port.
 fn client_of(port: u16) -> PathBuf {
     let own = std::process::id().to_string();
     let wanted = format!("-p\0{port}\0");

@@ -1,10 +1,10 @@
-//! What a worker lets a step of others name: hosts, keys and known hosts.
+//! The hosts, keys and known hosts that a worker lets others' steps name.
 
 use runner::egress::{Exception, Pattern, Rules};
 
 use super::*;
 
-/// A worker that has opened an address and a directory.
+/// A worker that allows an address and a directory.
 fn worker(exceptions: Vec<Exception>, dir: &Path) -> Ssh {
     let inherited = std::env::vars_os().filter(|(name, _)| name == "PATH" || name == "HOME");
     Ssh::new(Options {
@@ -58,7 +58,7 @@ async fn a_host_that_is_opened_is_reached_and_its_key_is_known_by_its_name() {
     let ssh = worker(opened(&server), server.dir.path());
     let (ran, text) = run_by(&ssh, server.with()).await;
     assert_eq!((ran.unwrap().exit.code, text.as_str()), (0, "there\n"));
-    // By another name the key is not known, though the address is the same.
+    // The key is not known under another name, even if the address is the same.
     let by_name = changed(&server, json!({ "host": "localhost" }));
     let (ran, _) = run_by(&ssh, by_name).await;
     let error = ran.unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! A real sshd on loopback, of one test alone: as whoever runs the test, with keys of its own.
+//! A real sshd on loopback per test, with its own keys, run by the user of the test.
 
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Map, Value, json};
 
-/// Where Debian has it; it is on no user's path.
+/// Debian's path. It is not in a user's `PATH`.
 const SSHD: &str = "/usr/sbin/sshd";
 
 #[expect(clippy::disallowed_methods, reason = "a test's configuration is its environment")]
@@ -16,7 +16,7 @@ fn is_ci() -> bool {
     std::env::var("CI").is_ok_and(|value| !value.is_empty())
 }
 
-/// The server. Each connection is served by a process of its own, which ends with the test.
+/// The server. Each connection has its own process, which ends with the test.
 pub(crate) struct Server {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) port: u16,
@@ -25,7 +25,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// `None`, with a sentence, where there is no sshd.
+    /// Starts a server. `None` if there is no sshd.
     pub(crate) fn start() -> Option<Self> {
         if !Path::new(SSHD).exists() {
             assert!(!is_ci(), "{SSHD} is missing, and CI is set");
@@ -50,7 +50,7 @@ impl Server {
         let said = Command::new("id").arg("-un").output().unwrap();
         let user = String::from_utf8(said.stdout).unwrap().trim().to_owned();
         if user == "root" {
-            // Debian's package leaves it to the unit that starts the server.
+            // Debian's service unit would create it.
             std::fs::create_dir_all("/run/sshd").unwrap();
         }
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -66,14 +66,14 @@ impl Server {
         self.dir.path().join(name)
     }
 
-    /// Notes a key as that of the server.
+    /// Adds a key of the server to the known hosts.
     pub(crate) fn know(&self, key: &str) {
         let key = std::fs::read_to_string(self.path(&format!("{key}.pub"))).unwrap();
         let line = format!("[127.0.0.1]:{} {key}", self.port);
         std::fs::write(self.path("known_hosts"), line).unwrap();
     }
 
-    /// How a step gets in.
+    /// The `with` of a step that logs in here.
     pub(crate) fn with(&self) -> Map<String, Value> {
         let with = json!({
             "host": "127.0.0.1",
@@ -85,10 +85,10 @@ impl Server {
         with.as_object().unwrap().clone()
     }
 
-    /// Breaks off all connections, as a network does.
+    /// Breaks all connections, like a network fault.
     pub(crate) fn cut(&self) {
         for (connection, _) in self.served.lock().unwrap().iter() {
-            // One that has ended is cut off.
+            // A connection that has ended is already closed.
             connection.shutdown(Shutdown::Both).ok();
         }
     }
@@ -103,7 +103,7 @@ impl Drop for Server {
     }
 }
 
-/// Takes connections for as long as the test's process is there.
+/// Accepts connections until the test process ends.
 fn serve(
     listener: TcpListener,
     config: PathBuf,

@@ -1,14 +1,14 @@
-//! Hosts whose `sh` is another: what stands in for `ssh` here runs the command at once, as a host does.
+//! Hosts with another `sh`. The stand-in for `ssh` runs the command locally, as a host would.
 
 use std::os::unix::fs::symlink;
 
 use super::*;
 
-/// A host on which `sh` is a program of that name, and `setsid` may be missing.
+/// A host on which `sh` is the named program, with or without `setsid`.
 struct Host(tempfile::TempDir);
 
 impl Host {
-    /// `None`, with a sentence, where this machine has no such shell.
+    /// Creates a host. `None` if this machine does not have the shell.
     fn new(shell: &str, has_setsid: bool) -> Option<Self> {
         let found = |name: &str| {
             let mut paths = ["/usr/bin", "/bin"].map(|dir| Path::new(dir).join(name)).into_iter();
@@ -27,15 +27,15 @@ impl Host {
         }
         let script = "#!/bin/sh\nfor last; do :; done\nexec sh -c \"$last\"\n";
         let program = dir.path().join("ssh");
-        // Another process writes it: one that this process has open cannot be run, and what the tests
-        // beside this one begin meanwhile would have it open too.
+        // Another process writes the program: a file open for writing cannot be executed, and
+        // children of concurrent tests would inherit the descriptor.
         let mut write = std::process::Command::new("/bin/sh");
         write.args(["-c", "printf %s \"$1\" >\"$0\" && chmod +x \"$0\""]).arg(&program).arg(script);
         assert!(write.status().unwrap().success());
         Some(Self(dir))
     }
 
-    /// Runs a step, and stops it as soon as it has written a line.
+    /// Runs a step and stops it after its first line.
     async fn run(&self, step: &StepSpec) -> (Result<Ran, ExecError>, String) {
         let inherited = vec![("PATH".into(), self.0.path().into())];
         let ssh = Ssh::new(Options {

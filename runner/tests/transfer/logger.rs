@@ -1,4 +1,4 @@
-//! The feed of an external logger.
+//! Feeds to external loggers.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -34,7 +34,7 @@ fn feed(setup: &Setup, url: &str) -> Box<dyn LoggerFeed> {
     setup.http.logger(url, &"r-1".parse().unwrap()).unwrap()
 }
 
-/// What a logger got: one body for each request.
+/// The bodies that a logger received, one per request.
 #[derive(Clone, Default)]
 struct Got {
     bodies: Arc<Mutex<Vec<Vec<u8>>>>,
@@ -55,7 +55,7 @@ impl Got {
         self.more.notify_one();
     }
 
-    /// A logger that keeps what it gets.
+    /// A logger that stores what it receives.
     async fn serve(&self, at: Option<std::net::SocketAddr>) -> Server {
         let got = self.clone();
         let handle = move |mut request: Request| {
@@ -75,7 +75,7 @@ impl Got {
     }
 }
 
-/// Lines that are easily spoilt.
+/// Lines that are easily corrupted.
 fn odd_lines() -> Vec<Vec<u8>> {
     let mut lines: Vec<Vec<u8>> =
         ["    indented", "--- x", "", "\ttab", "trailing  ", "ä\u{1F600}", "a\rb"]
@@ -97,7 +97,7 @@ async fn a_logger_gets_every_line_exactly_in_whole_lines() {
     for line in odd_lines() {
         let text = [line.as_slice(), b"\n"].concat();
         sent.extend_from_slice(&text);
-        // Pieces need not be lines.
+        // Pieces do not have to be lines.
         for piece in text.chunks(100_000) {
             feed.push(Bytes::copy_from_slice(piece));
         }
@@ -119,7 +119,7 @@ async fn lines_go_together_but_do_not_wait_long() {
     for count in 0..1000 {
         feed.push(format!("line {count}\n").into());
     }
-    // Nobody has to finish for it: a log is followed while its run goes on.
+    // The text arrives while the feed is open: a log can be followed during its run.
     while got.all().len() < 1000 * 6 {
         got.more.notified().await;
     }
@@ -215,7 +215,7 @@ async fn a_logger_that_fails_is_asked_again_and_one_that_refuses_a_text_loses_it
     let feed = feed(&setup, &server.url());
     for text in ["first\n", "second\n", "third\n"] {
         feed.push(Bytes::from_static(text.as_bytes()));
-        // Each goes in a request of its own.
+        // Each retry is a separate request.
         let rounds = if text == "first\n" { 4 } else { 1 };
         for _ in 0..rounds {
             asked.notified().await;
@@ -265,7 +265,7 @@ async fn a_feed_that_is_dropped_sends_no_more() {
     feed.push(Bytes::from_static(b"x\n"));
     drop(feed);
     let _server = got.serve(Some(at)).await;
-    // Longer than the longest wait of a feed that had failed that often.
+    // Longer than the longest pause after that many failures.
     let late = tokio::time::timeout(Duration::from_millis(700), got.more.notified()).await;
     assert!(late.is_err(), "{:?}", got.all());
 }

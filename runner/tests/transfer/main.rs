@@ -1,4 +1,4 @@
-//! Resources, artifacts and logs against a real HTTP server, also a slow, a rude and an absent one.
+//! Resources, artifacts and logs with a real HTTP server: correct, slow, misbehaving and absent.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -27,7 +27,7 @@ use server::{Request, Server, nobody};
 use tokio::sync::{Notify, mpsc};
 
 const MIB: u64 = 1 << 20;
-/// What sockets and pipes on both sides may hold, whatever the system gives them.
+/// The maximum size of the buffers of sockets and pipes on both sides.
 const IN_FLIGHT: u64 = 48 * MIB;
 
 fn http() -> Http {
@@ -54,7 +54,7 @@ fn origin() -> Origin {
 
 const PATH: [&str; 4] = ["dev", "build it", "r-1", "out/put"];
 
-/// A tar of one file with these bytes, without the bytes.
+/// The header of a tar with one file of this size.
 fn head(name: &str, size: u64) -> Vec<u8> {
     let mut header = tokio_tar::Header::new_gnu();
     header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
@@ -75,7 +75,7 @@ async fn whole(stream: ByteStream) -> io::Result<Vec<u8>> {
     stream.map_ok(|bytes| bytes.to_vec()).try_concat().await
 }
 
-/// A server that answers every request alike and tells its first lines.
+/// A server that answers every request the same way, and reports request lines.
 async fn same_answer(status: u16, body: Vec<u8>) -> (Server, mpsc::UnboundedReceiver<String>) {
     let (seen, lines) = mpsc::unbounded_channel();
     let server = Server::start(move |mut request| {
@@ -197,7 +197,7 @@ async fn a_hostile_archive_is_refused_by_the_name_of_its_entry() {
     assert!(error.contains("\"../../root/.ssh/authorized_keys\""), "{error}");
 }
 
-/// Waits until a count stops growing, and says what it is.
+/// Waits until a count stops growing and returns it.
 async fn settled(count: &AtomicU64) -> u64 {
     let mut last = u64::MAX;
     loop {
@@ -244,7 +244,7 @@ async fn a_big_resource_comes_no_faster_than_it_is_taken() {
     assert_eq!(got, 512 + SIZE + 1024);
 }
 
-/// So many bytes, counted as they are asked for.
+/// A stream of `size` bytes. Counts the bytes that were requested.
 fn counted(size: u64, asked: Arc<AtomicU64>) -> ByteStream {
     let piece = Bytes::from(vec![7; 1 << 20]);
     stream::iter(0..size / MIB)
@@ -344,12 +344,12 @@ async fn a_store_that_takes_nothing_is_given_up() {
     }
 }
 
-/// F18: each byte is progress of a kind, but a resource of a mebibyte would take twelve days.
+/// F18: each byte is progress, but a resource of one mebibyte would take twelve days.
 #[tokio::test]
 async fn a_provider_that_sends_one_byte_at_a_time_is_given_up() {
     let server = Server::start(|mut request: Request| async move {
         request.send(b"HTTP/1.1 200 OK\r\ncontent-length: 1048576\r\n\r\n").await;
-        // This is how slow the provider is, and nothing waits for it.
+        // The provider is this slow. The test does not wait for it.
         while request.send(b"x").await {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -365,7 +365,7 @@ async fn a_provider_that_sends_one_byte_at_a_time_is_given_up() {
     assert!(error.contains("the resource provider") && error.contains("it sent only"), "{error}");
 }
 
-/// A server that sends everybody on, and the requests that came.
+/// A server that redirects every request, and the requests it received.
 async fn redirecting(status: u16, to: &'static str) -> (Server, mpsc::UnboundedReceiver<String>) {
     let (seen, lines) = mpsc::unbounded_channel();
     let server = Server::start(move |mut request: Request| {

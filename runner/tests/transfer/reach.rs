@@ -1,4 +1,4 @@
-//! Services whose address is closed to what a message or a definition names.
+//! Services at addresses that messages and definitions must not name.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ fn opened(server: &Server) -> Rules {
     Rules { exceptions: vec![exception], own: Vec::new() }
 }
 
-/// What each kind of transfer says of an address.
+/// The error of each kind of transfer for a URL.
 async fn said(http: &Http, url: &str) -> Vec<String> {
     let tar = || stream::iter([Ok(Bytes::from_static(b"some"))]).boxed();
     let mut said = Vec::new();

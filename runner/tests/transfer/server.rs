@@ -1,4 +1,4 @@
-//! A small HTTP server that does what a test says, down to the bytes.
+//! A small HTTP server under full control of the test.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 pub(crate) struct Request {
     /// `GET /path?query`.
     pub(crate) line: String,
-    /// Names in lower case.
+    /// Names are in lower case.
     pub(crate) headers: Vec<(String, String)>,
     stream: BufStream<TcpStream>,
     body: Body,
@@ -28,15 +28,15 @@ impl Request {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// The next bytes of the body; `None` at its end.
+    /// The next bytes of the body. `None` at its end.
     ///
     /// # Panics
-    /// Where it breaks off.
+    /// If the connection breaks.
     pub(crate) async fn chunk(&mut self) -> Option<Vec<u8>> {
         self.try_chunk().await.expect("a whole body")
     }
 
-    /// The same; an error where it breaks off.
+    /// Like [`Self::chunk`], but returns an error if the connection breaks.
     pub(crate) async fn try_chunk(&mut self) -> std::io::Result<Option<Vec<u8>>> {
         loop {
             let left = match &mut self.body {
@@ -77,7 +77,7 @@ impl Request {
         body
     }
 
-    /// Answers, and is done.
+    /// Sends a response and closes the connection.
     pub(crate) async fn answer(mut self, status: u16, body: &[u8]) {
         let head = format!(
             "HTTP/1.1 {status} Whatever\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
@@ -85,11 +85,11 @@ impl Request {
         );
         self.send(head.as_bytes()).await;
         self.send(body).await;
-        // The other side may have what it needs and be gone.
+        // The client might already have closed the connection.
         drop(self.stream.shutdown().await);
     }
 
-    /// Sends bytes as they are; `false` where the other side is gone.
+    /// Sends raw bytes. `false` if the client is gone.
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).await.is_ok() && self.stream.flush().await.is_ok()
     }
@@ -136,7 +136,7 @@ async fn request(stream: TcpStream) -> std::io::Result<Request> {
     Ok(Request { line, headers, stream, body })
 }
 
-/// A running server; ends with this value.
+/// A running server. Dropping it ends the server.
 pub(crate) struct Server {
     pub(crate) at: SocketAddr,
     task: JoinHandle<()>,
@@ -153,7 +153,7 @@ impl Server {
         format!("http://{}", self.at)
     }
 
-    /// Serves on a port of its own.
+    /// Serves on a free port.
     pub(crate) async fn start<F, Done>(handle: F) -> Self
     where
         F: Fn(Request) -> Done + Send + Sync + 'static,
@@ -175,7 +175,7 @@ impl Server {
             let mut open = tokio::task::JoinSet::new();
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                // A connection that ends without a request is no fault.
+                // A connection that ends without a request is not an error.
                 if let Ok(request) = request(stream).await {
                     open.spawn(handle(request));
                 }
@@ -185,7 +185,7 @@ impl Server {
     }
 }
 
-/// An address at which nobody is.
+/// An address without a listener.
 pub(crate) async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }

@@ -1,4 +1,4 @@
-//! Callbacks to receivers that do not answer, beside one that does.
+//! Callbacks to receivers that do not answer, next to one that does.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -16,10 +16,10 @@ use tokio::sync::Notify;
 
 use crate::rig;
 
-/// Transfers whose receivers called `slow-*` take a callback and never answer.
+/// Transfers whose `slow-*` receivers accept a callback and never answer.
 struct Hanging {
     others: Arc<dyn Transfer>,
-    /// How many posts to each receiver hang.
+    /// The number of hanging posts per receiver.
     hanging: Mutex<BTreeMap<String, usize>>,
     taken: Mutex<Vec<String>>,
     changed: Notify,
@@ -35,7 +35,7 @@ impl Hanging {
         })
     }
 
-    /// Waits until something holds, and panics with `what` if it does not come to that.
+    /// Waits until a condition holds. Panics with `what` after a timeout.
     async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
         let waiting = async {
             loop {

@@ -1,4 +1,4 @@
-//! What a worker does with its engine's disk: it takes nothing where there is no room, and makes some.
+//! A worker and its engine's disk: it starts nothing without room, and frees some.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::rig_on;
 
-/// A worker with one slot that looks all the time.
+/// A worker with one slot that checks the disk all the time.
 fn watchful() -> Options {
     let mut options = options(new_node(), 1);
     options.disk.look = Duration::from_millis(20);
@@ -24,7 +24,7 @@ fn watchful() -> Options {
     options
 }
 
-/// A disk of a thousand bytes.
+/// A disk of 1000 bytes.
 fn disk(percent: u64) -> Disk {
     Disk { total: 1000, free: 1000 - percent * 10 }
 }
@@ -51,7 +51,7 @@ async fn is_known(rig: &Rig, run: &RunId) -> bool {
     rig.ports.store.get(&names::run_key(run)).await.unwrap().is_some()
 }
 
-/// A run that another worker had begun and left.
+/// A run that another worker had started and left.
 async fn orphan(rig: &Rig, name: &str) -> RunId {
     let run = rig.run(name);
     let record = json!({
@@ -93,14 +93,14 @@ async fn a_worker_above_the_high_watermark_takes_no_work_until_it_is_below_the_l
     let (waits, sent) = (rig.run("waits"), rig.run("sent"));
     let pipeline = rig.pipeline("waits", &["exit 0"]);
     rig.start(&waits, &pipeline).await;
-    // What was sent to this worker goes to all.
+    // A command for this worker is forwarded to all.
     let body = json!({ "run-id": sent, "pipeline": pipeline });
     rig.publish(Route::Node(node.clone()), protocol::command::START, &body).await;
-    // A worker that takes no work still hears what is for all: this is known when it has.
+    // A full worker still handles the control queue. Once this stop is recorded, it has seen it.
     let never = rig.run("never");
     rig.stop(&never).await;
     rig.stop_is_recorded(&never).await;
-    // Between the marks what was so stays so.
+    // Between the watermarks the state does not change.
     executor.fill_disk(disk(80));
     rig.node(&node, |node| node.disk == says(80, true)).await;
     assert!(!is_known(&rig, &waits).await && !is_known(&rig, &sent).await);
@@ -125,14 +125,14 @@ async fn a_run_that_met_a_full_disk_ends_with_no_space_and_the_worker_goes_on_wh
     let sign = Sign(tempfile::tempdir().unwrap());
     let run = rig.run("fills");
     let mut pipeline = rig.pipeline("fills", &[&sign.step(), "fill", "exit 0"]);
-    // Neither is for a disk that is full.
+    // Neither retention nor retries apply to a full disk.
     pipeline["retention"] = "1h".into();
     pipeline["steps"][1]["retry"] = json!({ "attempts": 3, "delay": "1ms" });
     rig.start(&run, &pipeline).await;
     rig.event(&run, "StepStarted").await;
     executor.fill_disk(disk(95));
     rig.node(&node, |node| node.disk == says(95, true)).await;
-    // What runs goes on.
+    // Running steps continue.
     sign.give();
     let record = rig.settled(&run).await;
     assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::NoSpace)));
@@ -155,7 +155,7 @@ async fn a_command_that_fails_where_nothing_can_be_written_has_failed_for_that()
     let (mut rig, _embedded) =
         rig_on(Arc::clone(&executor), Arc::new(host::Linux::default())).await;
     executor.fill_disk(disk(50));
-    // It is its own failure that tells of the disk, and its removal that has it looked at.
+    // The failure itself reports the disk, and the removal triggers the next check.
     let mut seldom = watchful();
     seldom.disk.look = Duration::from_secs(3600);
     rig.worker_as(seldom).await;
@@ -175,7 +175,7 @@ async fn a_command_that_fails_where_nothing_can_be_written_has_failed_for_that()
     let record = rig.settled(&run).await;
     assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::NoSpace)));
     assert_eq!((record.steps[1].attempt, record.steps[1].exit_code), (1, Some(3)));
-    // Three images were removed, and there is room.
+    // Three images were removed, so there is room.
     let next = rig.run("next");
     rig.start(&next, &rig.pipeline("next", &["exit 0"])).await;
     assert_eq!(rig.settled(&next).await.status, Status::Passed);
@@ -183,7 +183,7 @@ async fn a_command_that_fails_where_nothing_can_be_written_has_failed_for_that()
     rig.end().await;
 }
 
-/// A run that is in its first step, on an image.
+/// A run in its first step, on an image.
 async fn begun_on(rig: &Rig, image: &str, sign: &Sign) -> RunId {
     let run = rig.run("stands");
     let mut pipeline: Value = rig.pipeline("stands", &[&sign.step()]);
@@ -211,7 +211,7 @@ async fn the_base_images_that_were_used_longest_ago_go_first_and_none_that_a_run
         (bases(&executor).await == ["a", "built-upon", "c"]).then_some(())
     })
     .await;
-    // Where the disk is too full, all may go that nobody uses.
+    // Above the high watermark, every unused image may be removed.
     executor.fill_disk(disk(95));
     until("what nobody uses is gone", || async {
         (bases(&executor).await == ["a", "built-upon"]).then_some(())

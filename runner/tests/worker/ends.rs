@@ -8,7 +8,8 @@ use runner::worker::suite::{new_node, options};
 
 use crate::rig;
 
-/// A queue whose subscription for starts never ends, as one whose connection broke at the wrong moment.
+/// A queue whose subscription for starts never ends, as if its connection broke at the wrong
+/// moment.
 struct Sticky(Arc<dyn Queue>);
 
 struct NeverCloses(Box<dyn Consumer>);

@@ -1,4 +1,4 @@
-//! What becomes of a run whose engine goes away.
+//! A run whose engine becomes unreachable.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ async fn a_run_whose_engine_goes_away_is_let_go_and_goes_on_when_it_answers_agai
         (owner.is_none() && open.is_some() && record.steps.len() == 2).then_some(())
     })
     .await;
-    // Nor is anything else begun, which would only meet the same.
+    // The worker starts nothing else, which would fail the same way.
     let other = rig.run("other");
     rig.start(&other, &rig.pipeline("other", &["exit 0"])).await;
     let never = rig.run("never");
@@ -71,7 +71,7 @@ async fn what_ran_of_a_run_that_was_let_go_is_ended_also_where_nobody_may_go_on_
     let wait = format!("wait-for {}", dir.path().join("filled").display());
     rig.start(&run, &rig.pipeline("alone", &[&wait, "lose"])).await;
     rig.event(&run, "StepStarted").await;
-    // Too full for anything new, and not so full that it explains a failure.
+    // Too full for new runs, but not full enough to explain a failure.
     executor.fill_disk(Disk { total: 1000, free: 100 });
     std::fs::write(dir.path().join("filled"), "").unwrap();
     rig.node(&node, |entry| entry.engine_away).await;
@@ -103,7 +103,7 @@ async fn where_an_engine_stays_away_another_one_goes_on_though_the_firsts_worker
     let elsewhere = Arc::new(Scripted::named("elsewhere"));
     let ports = Ports { executor: Arc::clone(&elsewhere) as _, ..rig.ports.clone() };
     rig.worker_with(short(1), ports).await;
-    // From the top, for what was kept lies where nobody reaches it.
+    // The run starts over, because its commits are on an unreachable engine.
     until("the second step has met its engine's going, too", || async {
         (elsewhere.ran(&run, "1") == 1).then_some(())
     })

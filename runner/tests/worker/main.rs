@@ -1,4 +1,4 @@
-//! The worker over the embedded adapters, with scripted steps: every row of the suite.
+//! The worker over the embedded adapters with scripted steps: every row of the suite.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 mod callbacks;
@@ -139,7 +139,7 @@ async fn many_runs_on_two_workers_end_once_each() {
     runs::many_runs_on_two_workers_end_once_each(rig, 200).await;
 }
 
-/// This machine, which can have slept for an hour: the store has not.
+/// This host, whose boot clock can jump by an hour while the store's does not.
 #[derive(Default)]
 struct Sleepy {
     machine: host::Linux,
@@ -169,7 +169,7 @@ impl Host for Sleepy {
     }
 }
 
-/// A worker that was frozen sees what its guard has killed before it sees that its lease is lost.
+/// A worker that was frozen sees its killed steps before it notices the loss of its lease.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_end_that_comes_while_the_lease_does_not_stand_for_sure_is_no_result() {
     let host = Arc::new(Sleepy::default());

@@ -1,4 +1,4 @@
-//! How much output a run may publish.
+//! The limit on the output that a run publishes.
 
 use protocol::event::{Event, LogStream, Reason};
 use protocol::run::{Cause, Status};
@@ -13,7 +13,7 @@ async fn limited(rig: &mut Rig, bytes: u64) {
     rig.worker_as(options).await;
 }
 
-/// What a step has said, and the lines about it.
+/// The output of a step, and the runner's notices about it.
 fn said(events: &[Event], step: &str) -> (String, Vec<String>) {
     let (mut text, mut notes) = (String::new(), Vec::new());
     let of_step = |event: &&Event| event.step.as_ref().is_some_and(|name| name.as_str() == step);
@@ -45,7 +45,7 @@ async fn at_the_limit_one_line_says_so_and_the_rest_is_discarded() {
         "{notes:?}"
     );
     assert!(notes[0].contains("discarded"), "{notes:?}");
-    // All steps of a run together have as much.
+    // All steps of a run together have the same limit.
     let (text, notes) = said(&events, "1");
     assert_eq!((text.as_str(), notes.len()), ("", 1), "{notes:?}");
     assert_eq!(said(&events, "2").1, Vec::<String>::new(), "one without output has nothing to say");

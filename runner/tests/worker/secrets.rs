@@ -1,4 +1,4 @@
-//! Secrets of a run: nothing that leaves the worker holds one, whichever step was given it.
+//! Secrets of a run: no data that leaves the worker contains one, whichever step received it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -26,7 +26,7 @@ use crate::rig;
 
 const TOKEN: &str = "t0ken-of-the-first-step";
 
-/// The secrets that one worker has.
+/// The secrets of one worker.
 #[derive(Default)]
 struct Known(BTreeMap<&'static str, &'static str>);
 
@@ -41,7 +41,7 @@ impl Secrets for Known {
     }
 }
 
-/// An edge that keeps what is sent over it, and answers no callback.
+/// Transfers that store artifacts and answer no callback.
 #[derive(Default)]
 struct Edge {
     artifacts: Mutex<Vec<u8>>,
@@ -110,7 +110,7 @@ impl World {
         Self { rig, embedded, edge: Arc::default(), outputs }
     }
 
-    /// A worker that has these secrets.
+    /// A worker with these secrets.
     async fn worker(&mut self, options: Options, known: &[(&'static str, &'static str)]) -> NodeId {
         let ports = Ports {
             queue: self.embedded.queue(&options.node),
@@ -124,14 +124,14 @@ impl World {
         self.rig.worker_with(options, ports).await
     }
 
-    /// A pipeline whose first step is given the token.
+    /// A pipeline whose first step receives the token.
     fn pipeline(&self, name: &str, steps: &[&str]) -> Value {
         let mut pipeline = self.rig.pipeline(name, steps);
         pipeline["steps"][0]["secrets"] = json!(["token"]);
         pipeline
     }
 
-    /// Runs it to its end, and checks that nothing that is said or stored of it holds the token.
+    /// Runs it to its end, and checks that no event and no stored value contains the token.
     async fn run(&self, name: &str, pipeline: &Value) -> (RunRecord, Vec<Event>) {
         let run = self.rig.run(name);
         self.rig.start(&run, pipeline).await;
@@ -251,7 +251,7 @@ async fn the_body_of_a_callback_is_masked() {
     world.rig.end().await;
 }
 
-/// A run whose first owner hands it over in its second step; the third one prints the token.
+/// A run whose first owner hands it over in its second step. The third step prints the token.
 async fn handed_over(world: &mut World, known: &[(&'static str, &'static str)]) -> RunId {
     let dir = tempfile::tempdir().unwrap();
     let sign = dir.path().join("sign");
