@@ -1,27 +1,27 @@
 # shellcheck shell=bash
-# The test helpers that the CI runner's document names, against the program itself.
+# The test helpers named in the CI runner's document, for use with bob-runner.
 #
 #   . deploy/ci/lib.sh
 #   testJobQueue "make test" "make test"
 #
-# Each answers with 0 where what it is told to expect is so. BOB_RUNNER names the program; without it
-# that is bob-runner on the path. With BOB_MODE=cluster the jobs go to the cluster that the
-# environment names (BOB_QUEUE_URL and the like), to workers of the tests' own: nobody else's should
-# take jobs there meanwhile.
+# Each returns 0 if the expectation holds. BOB_RUNNER names the program (default: bob-runner in
+# PATH). With BOB_MODE=cluster the jobs go to the cluster that the environment names (BOB_QUEUE_URL
+# and so on). The tests start their own workers there, and no other worker should take jobs
+# meanwhile.
 
 BOB_RUNNER=${BOB_RUNNER:-bob-runner}
 
-# ci_in_cluster: whether the jobs go there.
+# ci_in_cluster: whether jobs go to a cluster.
 ci_in_cluster() {
   [[ ${BOB_MODE:-embedded} == cluster ]]
 }
 
-# ci_begin: a place of its own for one test.
+# ci_begin: creates a directory for one test.
 ci_begin() {
   CI_DIR=$(mktemp -d) && : >"$CI_DIR/log"
 }
 
-# ci_add ARG...: adds a job there, and prints the id of its run.
+# ci_add ARG...: adds a job and prints its run id.
 ci_add() {
   if ci_in_cluster; then
     "$BOB_RUNNER" add "$@"
@@ -30,7 +30,7 @@ ci_add() {
   fi
 }
 
-# ci_serve NAME=VALUE...: starts a server there with these settings.
+# ci_serve NAME=VALUE...: starts a server with these settings.
 ci_serve() {
   env "BOB_MODE=${BOB_MODE:-embedded}" BOB_EXECUTORS=local BOB_LOG_FORMAT=ci BOB_LOG_LEVEL=info \
     "BOB_CI_QUEUE=$CI_DIR/queue" "BOB_DATA_DIR=$CI_DIR/state" "$@" \
@@ -38,7 +38,7 @@ ci_serve() {
   CI_SERVER=$!
 }
 
-# ci_wait PATTERN: waits until the server has written a line that a regular expression fits.
+# ci_wait PATTERN: waits until a line of the server's log matches a regular expression.
 ci_wait() {
   until grep -Eq "$1" "$CI_DIR/log"; do
     if ! kill -0 "$CI_SERVER" 2>/dev/null; then
@@ -49,8 +49,8 @@ ci_wait() {
   done
 }
 
-# ci_first RUN: the job that was added first, as a line of a queue file. A cluster shows it once a
-# worker has taken it.
+# ci_first RUN: prints the first job as a line of a queue file. In a cluster this works only after a
+# worker has taken the job.
 ci_first() {
   local line
   if ! ci_in_cluster; then
@@ -68,7 +68,7 @@ ci_first() {
   fi
 }
 
-# ci_end: ends what ci_begin and ci_serve have begun.
+# ci_end: ends everything started by ci_begin and ci_serve.
 ci_end() {
   local status=0
   if [[ -n ${CI_SERVER:-} ]]; then
@@ -80,7 +80,7 @@ ci_end() {
   return "$status"
 }
 
-# testJobQueue JOB EXPECTED: a job that is added reads back as the first line of the queue.
+# testJobQueue JOB EXPECTED: an added job reads back as the first line of the queue.
 testJobQueue() {
   local run result=1
   ci_begin
@@ -92,9 +92,9 @@ testJobQueue() {
   return "$result"
 }
 
-# testLogging LEVEL MESSAGE EXPECTED: of a job that fails twice, what a server writes that shows LEVEL
-# and more: the line that holds MESSAGE is, without its time, the pattern EXPECTED. An empty EXPECTED
-# means that there is no such line.
+# testLogging LEVEL MESSAGE EXPECTED: runs a job that fails twice on a server with log level LEVEL.
+# The log line with MESSAGE, without its time, must match the pattern EXPECTED. An empty EXPECTED
+# means that there must be no such line.
 testLogging() {
   local line result=1
   ci_begin
@@ -113,7 +113,7 @@ testLogging() {
   return "$result"
 }
 
-# testRetry MAX DELAY OPERATION true|false: whether a job passes that is tried MAX times.
+# testRetry MAX DELAY OPERATION true|false: whether a job passes within MAX attempts.
 testRetry() {
   local run passed=false
   ci_begin
@@ -124,11 +124,12 @@ testRetry() {
   ci_end && [[ $passed == "$4" ]]
 }
 
-# testParallelExecution JOB1 JOB2 MAX: where two may run at once both do, else one after the other.
+# testParallelExecution JOB1 JOB2 MAX: with MAX 2 both jobs run at the same time, otherwise in
+# sequence.
 testParallelExecution() {
   local wait_for_other='' result=1 first second order
   ci_begin
-  # Each goes on when the other one has begun, or never.
+  # Each continues only after the other one has started.
   # shellcheck disable=SC2016 # the job's shell expands it
   (($3 < 2)) || wait_for_other='until [ "$(grep -c begin "$CI_DIR/order")" = 2 ]; do sleep 0.05; done;'
   local around="echo begin >>'$CI_DIR/order'; CI_DIR='$CI_DIR'; $wait_for_other"

@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# Who the services run as: the user who calls, or, where that is root, an ordinary test user.
-# podman is therefore always rootless, and RabbitMQ and etcd never run as root.
+# The user that runs the services: the caller, or a test user if the caller is root. So podman is
+# always rootless, and RabbitMQ and etcd never run as root.
 
 SERVICE_USER=
 SERVICE_UID=
 SERVICE_GID=
 
-# Sets SERVICE_USER, SERVICE_UID and SERVICE_GID; root gets the test user, made if it is missing.
+# Sets SERVICE_USER, SERVICE_UID and SERVICE_GID. For root, creates the test user if needed.
 find_service_user() {
   if is_root; then
     SERVICE_USER=${BOB_TEST_USER:-bob-test}
@@ -18,7 +18,7 @@ find_service_user() {
   SERVICE_GID=$(id -g "$SERVICE_USER")
 }
 
-# Two calls at once must not both make the user, hence the lock.
+# Two concurrent calls must not both create the user.
 make_test_user() {
   local user=$1 lock
   exec {lock}>>"/run/lock/bob-runner-user.lock"
@@ -33,7 +33,7 @@ make_test_user() {
   exec {lock}>&-
 }
 
-# Rootless podman maps the users of a container to a range of ids that is the user's own.
+# Rootless podman maps the users of a container to the user's own range of ids.
 give_id_range() {
   local user=$1 file=$2 option=$3 first
   touch "$file"
@@ -43,7 +43,7 @@ give_id_range() {
     die "cannot give $user a range of ids in $file: add the line \"$user:$first:65536\" to it"
 }
 
-# An ordinary user cannot give themselves a range: say who can, and how.
+# An ordinary user cannot allocate a range. Explain who can, and how.
 require_id_range() {
   local file
   for file in /etc/subuid /etc/subgid; do
@@ -54,9 +54,8 @@ require_id_range() {
   done
 }
 
-# Puts into the array named by $1 what starts a program as the service user, in a home that is the
-# instance's, with only the environment given in the further arguments (NAME=value): nothing of the
-# caller's leaks in.
+# Sets the array named by $1 to a command prefix that runs a program as the service user. The home
+# directory is the instance's, and the environment has only the further arguments (NAME=value).
 service_user_command() {
   local -n command_ref=$1
   shift
@@ -77,7 +76,7 @@ as_service_user() {
   "${command[@]}" "$@"
 }
 
-# Makes directories of the service user, closed to all others but root.
+# Creates directories of the service user that only it and root can access.
 service_directory() {
   local directory
   for directory in "$@"; do

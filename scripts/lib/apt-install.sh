@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Run by root: apt-install.sh "UNIT..." PACKAGE... Installs packages, and keeps every server that
-# comes new with them from being started now, and the UNITs also at the next boot. A server that
-# the machine had before is treated as apt always treats it.
+# Run by root: apt-install.sh "UNIT..." PACKAGE... Installs packages without starting any newly
+# installed server now. The UNITs are also kept from starting at boot. Servers that were already
+# installed are treated as apt always does.
 set -euo pipefail
 
 boot_units=$1
 shift
 
-# Every unit and init script there is, by name.
+# Names of all units and init scripts.
 known_units() {
   find /lib/systemd/system /usr/lib/systemd/system /etc/systemd/system /etc/init.d -maxdepth 1 \
     ! -type d -printf '%f\n' 2>/dev/null | sort -u || true
@@ -17,8 +17,8 @@ work=$(mktemp -d)
 chmod 0755 "$work"
 known_units >"$work/known"
 
-# Debian asks this file before it starts anything. One that is there already is still asked, and
-# ours says nothing any more once this process is gone, however it ended.
+# Debian runs this file before it starts a service. An existing one is still consulted. Ours allows
+# everything once this process is gone, however it ended.
 policy=/usr/sbin/policy-rc.d
 saved=
 restore() {

@@ -1,13 +1,13 @@
 # shellcheck shell=bash
-# What every script here stands on: messages, waiting, HTTP, file systems. It starts nothing.
+# The base of every script here: messages, waiting, HTTP, file systems. Starts nothing.
 
 # shellcheck disable=SC2034 # for those who source this
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
-# Progress and messages go to stderr, so that stdout is only what was asked for.
+# Progress and messages go to stderr, so that stdout has only the requested output.
 say() { printf '%s\n' "$*" >&2; }
 
-# Ends the script with one message; extra arguments are further lines.
+# Exits with a message. Extra arguments are further lines.
 die() {
   printf 'error: %s\n' "$1" >&2
   shift
@@ -19,14 +19,14 @@ have() { command -v "$1" >/dev/null 2>&1; }
 
 is_root() { [ "$(id -u)" -eq 0 ]; }
 
-# The kind of file system that holds a path, or its nearest parent that exists.
+# The type of the file system with a path or its nearest existing parent.
 filesystem_of() {
   local path=$1
   while [ ! -e "$path" ]; do path=$(dirname "$path"); done
   stat -f -c %T "$path"
 }
 
-# wait_for SECONDS COMMAND...: runs the command until it succeeds; 1 when the time is over.
+# wait_for SECONDS COMMAND...: runs the command until it succeeds. Returns 1 after the timeout.
 wait_for() {
   local end=$((SECONDS + $1))
   shift
@@ -36,7 +36,7 @@ wait_for() {
   done
 }
 
-# An HTTP request that fails on any status from 400 on. No proxy ever stands before loopback.
+# An HTTP request that fails on any status from 400 on. Loopback is never behind a proxy.
 http() { curl --silent --fail --noproxy '*' --max-time 5 "$@"; }
 
 # The same over a unix socket: http_unix SOCKET PATH [curl arguments].
@@ -46,7 +46,7 @@ http_unix() {
   curl --silent --fail --noproxy '*' --unix-socket "$socket" "$@" "http://engine$path"
 }
 
-# Makes a directory that is ours alone to write, and refuses one that another user put there.
+# Creates a directory that only this user can write to. Rejects one created by another user.
 own_directory() {
   (umask 022 && mkdir -p "$1") || die "cannot make the directory $1"
   [ -O "$1" ] || die "$1 belongs to another user: set BOB_SERVICES_DIR to a directory of your own"

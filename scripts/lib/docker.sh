@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# Debian's docker.io: a daemon on a socket of our own, with data of its own and no network. It is only
-# there where root can start it: what keeps it from that is said, and everything goes on without it.
+# Debian's docker.io: a daemon with its own socket and data, and without a network. Only root can
+# start it. If it cannot start, the reason is reported and the rest continues without it.
 
 docker_units() { [ -n "$(docker_refused)" ] || echo docker; }
 
 docker_socket() { printf '%s' "$INSTANCE/docker/docker.sock"; }
 
-# Why there is none; nothing where there is one.
+# Why there is no daemon. Empty if there is one.
 docker_refused() { cat "$INSTANCE/docker-refused" 2>/dev/null || true; }
 
 docker_refuse() {
@@ -26,7 +26,7 @@ docker_configure() {
   elif [ "$(filesystem_of "$INSTANCE")" = overlayfs ]; then
     docker_refuse "$INSTANCE is on an overlay, on which its own cannot stand: set BOB_SERVICES_DIR"
   else
-    # The id in its path, which no other path has, shows whose a container's mounts are.
+    # The unique id in its path identifies the mounts of its containers.
     mkdir -p "$INSTANCE/data/docker/$id"
     echo '{}' >"$INSTANCE/conf/docker.json"
   fi
@@ -36,7 +36,7 @@ docker_start() {
   local to=$INSTANCE/docker
   [ -z "$(docker_refused)" ] && ! unit_runs docker || return 0
   rm -f "$(docker_socket)" "$to/pid"
-  # Its mounts are in a namespace that ends with the last of its processes.
+  # Its mounts are in a namespace that ends with its last process.
   start_unit docker unshare --mount --propagation private \
     env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "HOME=$INSTANCE/home" \
     dockerd --host "unix://$(docker_socket)" --group root --config-file "$INSTANCE/conf/docker.json" \
@@ -74,7 +74,7 @@ docker_api() {
 
 docker_has_image() { docker_api "/images/$TEST_IMAGE/json" --output /dev/null; }
 
-# One trivial container, for real: nothing else shows that the host has all that it needs.
+# Runs a trivial container: only that shows that the host has everything needed.
 docker_runs_a_container() {
   local id code
   DOCKER_ANSWER=$(docker_api /containers/create --no-fail --header 'Content-Type: application/json' \

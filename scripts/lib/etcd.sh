@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# etcd: one member, or a small cluster, on loopback. It syncs to disk as a real one does.
+# etcd on loopback: one member or a small cluster. It syncs to disk like a production one.
 
 etcd_units() {
   local member

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# The Debian packages that the scripts need, and how they are installed: without starting, now or
-# at the next boot, a server that the user did not have.
+# The Debian packages that the scripts need. Their installation does not start a newly installed
+# server, neither now nor at boot.
 
-# The packages of each program that can be asked for.
+# The packages of each program.
 declare -A PACKAGE_OF=(
   [rabbitmq-server]=rabbitmq-server [etcd]=etcd-server [podman]=podman [crun]=crun
   [newuidmap]=uidmap [slirp4netns]=slirp4netns [catatonit]=catatonit [busybox]=busybox-static
@@ -11,15 +11,15 @@ declare -A PACKAGE_OF=(
   [ssh]=openssh-client [sshd]=openssh-server [dockerd]=docker.io
 )
 
-# What these packages would start at each boot.
+# The units of these packages that would start at each boot.
 SERVER_UNITS='rabbitmq-server etcd docker-registry epmd podman podman-auto-update podman-restart podman-clean-transient docker containerd ssh'
 
 program_is_there() {
   case $1 in
-    # Not on every user's path, and of no use there.
+    # Not in every user's PATH, and not needed there.
     etcd | rabbitmq-server | docker-registry | debootstrap | catatonit | sshd | dockerd)
       PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin:/usr/libexec/podman command -v "$1" >/dev/null ;;
-    # Another busybox than the static one cannot be a whole image.
+    # A busybox that is not static cannot be a whole image.
     busybox) have busybox && ! ldd "$(command -v busybox)" >/dev/null 2>&1 ;;
     *) have "$1" ;;
   esac
@@ -27,8 +27,8 @@ program_is_there() {
 
 require_program() { install_programs "$1"; }
 
-# install_programs PROGRAM...: installs the packages of those that are missing, as root or with
-# sudo; where neither can be, or the system is no Debian, says what is missing and ends.
+# install_programs PROGRAM...: installs the packages of missing programs, as root or with sudo. If
+# neither is possible, or the system is not Debian, reports what is missing and exits.
 install_programs() {
   local program
   local -A missing=()

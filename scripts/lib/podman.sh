@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# podman: a rootless service on a socket of our own, with a store, a runtime directory and a pause
-# process that no other podman of this machine shares.
+# podman: a rootless service with its own socket, store, runtime directory and pause process,
+# separate from every other podman on this host.
 
 TEST_IMAGE=localhost/bob-test-base:latest
 
@@ -8,8 +8,8 @@ podman_units() { echo podman; }
 
 podman_socket() { printf '%s' "$INSTANCE/run/podman.sock"; }
 
-# The store needs a file system that rootless overlay can stand on. The id in its path, which
-# no other path has, shows whose a container's mounts are.
+# The store needs a file system that supports rootless overlay. The unique id in its path identifies
+# the mounts of its containers.
 podman_store() {
   local id
   id=$(<"$INSTANCE/store-id")
@@ -23,8 +23,8 @@ podman_store() {
 podman_configure() {
   local to=$INSTANCE/conf/podman run=$INSTANCE/run/store store driver=overlay
   require_id_range
-  # With a longer path of its run directory podman's own tidying up after a container fails: the
-  # container stays "stopped", and `podman run` waits for 20 s.
+  # With a longer run directory, podman's cleanup after a container fails: the container stays
+  # "stopped", and `podman run` waits for 20 s.
   [ "${#run}" -le 50 ] ||
     die "$run is longer than the 50 characters that podman can work with" \
       'set BOB_SERVICES_DIR to a shorter path, or take a shorter --name'
@@ -35,8 +35,8 @@ podman_configure() {
     "$INSTANCE/home/.config" "$INSTANCE/home/.config/containers"
   as_service_user mkdir -p "$store" ||
     die "$SERVICE_USER cannot write to $store: set BOB_SERVICES_DIR to a directory that all can enter"
-  # podman has no variable for the first, and does not heed the one for the second: it finds both
-  # in its home.
+  # podman has no variable for the first file and ignores the one for the second, but finds both in
+  # its home.
   echo '{ "default": [ { "type": "insecureAcceptAnything" } ] }' \
     >"$INSTANCE/home/.config/containers/policy.json"
   printf 'unqualified-search-registries = []\n' >"$to/registries.conf"
@@ -45,14 +45,14 @@ podman_configure() {
   [ -e "$to/containers.conf" ] || podman_containers_conf "$(podman_cgroups)" >"$to/containers.conf"
 }
 
-# systemd, where the caller has a session that can be delegated to; else no cgroups at all.
+# systemd if the caller has a session that can delegate, else no cgroups.
 podman_cgroups() {
   if ! is_root && [ -S "/run/user/$SERVICE_UID/bus" ]; then echo systemd; else echo disabled; fi
 }
 
 podman_containers_conf() {
-  # Locks in shared memory are one set for each user: for root they are in a mount namespace of the
-  # instance's own, an ordinary user's would be shared with that user's other stores.
+  # Locks in shared memory are per user. Root has a mount namespace for each instance, but an
+  # ordinary user would share them with their other stores.
   local lock_type=file
   is_root && lock_type=shm
   printf '[containers]\nlog_driver = "k8s-file"\n'
@@ -107,7 +107,7 @@ podman_api() {
 
 podman_has_image() { podman_api "/images/$TEST_IMAGE/exists" --output /dev/null; }
 
-# Imports the base image under a name: busybox and nothing else, so no registry is needed.
+# Imports the base image under a name. It has only busybox, so no registry is needed.
 make_base_image() {
   local answer
   require_program busybox
@@ -117,7 +117,7 @@ make_base_image() {
     die "podman could not import the base image $1: ${answer:-no answer}" "its log: $INSTANCE/logs/podman.log"
 }
 
-# One trivial container, for real: nothing else shows that the host has all that podman needs.
+# Runs a trivial container: only that shows that the host has everything podman needs.
 podman_runs_a_container() {
   local answer id code
   PODMAN_ANSWER=
@@ -147,8 +147,8 @@ podman_env() {
   printf '%s\n' "CONTAINER_ENGINE_URL=unix://$(podman_socket)" "BOB_TEST_IMAGE=$TEST_IMAGE"
 }
 
-# Files of the store belong to ids of the user's range: root can remove them, the user only from
-# within a namespace that has that range.
+# Files of the store belong to ids of the user's range. Root can remove them; the user can only do
+# so in a namespace with that range.
 podman_remove_store() {
   local store
   store=$(podman_store)

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Loopback ports of an instance: chosen once, kept in its directory, never shared by two names.
+# Loopback ports of an instance: chosen once, stored in its directory, unique among all instances.
 
-# The ports that are bound on this machine now, or promised to an instance, running or not.
+# The ports now in use on this host, or assigned to an instance, running or not.
 ports_taken() {
   local entry
   cat "$SERVICES_DIR"/*/ports 2>/dev/null | cut -d= -f2 || true
@@ -11,8 +11,8 @@ ports_taken() {
   done < <(cat /proc/net/tcp /proc/net/tcp6 2>/dev/null)
 }
 
-# choose_ports NAME...: writes NAME=port lines to the instance, below the range that the kernel
-# hands out by itself. The caller holds the lock of the services directory.
+# choose_ports NAME...: adds NAME=port lines to the instance, below the kernel's ephemeral range.
+# The caller must hold the lock of the services directory.
 choose_ports() {
   local -A taken=()
   local port name

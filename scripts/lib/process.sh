@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# Units: background processes of one instance, each known by a file with its pid and start time.
-# The start time tells a process of ours from a stranger who got the same pid later.
+# Units: background processes of an instance, each with a file of its pid and start time. The start
+# time distinguishes it from a later process with the same pid.
 
-# The start time of a live process, in ticks since boot; nothing for a dead one or a zombie.
+# The start time of a live process, in ticks since boot. Empty for a dead one or a zombie.
 started_at() {
   local stat
   { stat=$(<"/proc/$1/stat"); } 2>/dev/null || return 0
-  # The name may hold blanks and brackets: count from behind it. Field 3 comes first, 22 is wanted.
+  # The name can contain blanks and parentheses, so count after it, from field 3 to field 22.
   read -ra stat <<<"${stat##*) }"
   [ "${stat[0]}" = Z ] || printf '%s' "${stat[19]}"
 }
@@ -19,8 +19,8 @@ unit_pid() {
 
 unit_runs() { [ -n "$(unit_pid "$1")" ]; }
 
-# start_unit UNIT COMMAND...: in a session of its own, output to the unit's log, and with none of
-# our open files: a lock or a pipe of the caller that is kept open would never be let go.
+# start_unit UNIT COMMAND...: starts a unit in its own session, with its output in the unit's log.
+# Closes our open files, because the unit would keep a lock or a pipe of the caller open.
 start_unit() {
   local unit=$1 pid
   shift
@@ -36,9 +36,9 @@ start_unit() {
   printf '%s %s\n' "$pid" "$(started_at "$pid")" >"$INSTANCE/pids/$unit"
 }
 
-# A unit's process and the one it may have put between: podman's service is often the child of a
-# process of the same program that only passes SIGTERM on to it, and would survive a SIGKILL of that
-# one alone. Other children, such as a container's network helper, are left alone.
+# The processes of a unit. podman's service is often the child of a process of the same program that
+# only forwards SIGTERM, and it would survive a SIGKILL of its parent. Other children, such as a
+# container's network helper, are left out.
 unit_pids() {
   local pid child
   pid=$(unit_pid "$1")
@@ -50,7 +50,7 @@ unit_pids() {
   echo "$pid"
 }
 
-# any_lives PID START...: does any of these processes still live?
+# any_lives PID START...: whether any of these processes is alive.
 any_lives() {
   while [ $# -gt 0 ]; do
     [ "$(started_at "$1")" != "$2" ] || return 0
@@ -61,7 +61,7 @@ any_lives() {
 
 none_lives() { ! any_lives "$@"; }
 
-# end_unit UNIT SIGNAL SECONDS: sends the signal, and SIGKILL when the time is over.
+# end_unit UNIT SIGNAL SECONDS: sends the signal, and SIGKILL after the timeout.
 end_unit() {
   local unit=$1 signal=$2 seconds=$3 pid
   local -a pids processes=()
@@ -71,7 +71,8 @@ end_unit() {
     if [ "$signal" = KILL ]; then
       kill -KILL "${pids[@]}" 2>/dev/null || true
     else
-      # The last is the unit's own. What SIGSTOP holds takes no other signal before SIGCONT.
+      # The last one is the unit itself. A process stopped by SIGSTOP handles signals only after
+      # SIGCONT.
       kill "-$signal" "${pids[-1]}" 2>/dev/null || true
       kill -CONT "${pids[@]}" 2>/dev/null || true
     fi
@@ -91,7 +92,7 @@ signal_unit() {
   kill "-$2" "${pids[@]}"
 }
 
-# Waits until a started unit answers, and shows the end of its log where it does not.
+# Waits until a started unit answers. Shows the end of its log if it does not.
 await_unit() {
   local unit=$1 end=$((SECONDS + ${BOB_SERVICES_DEADLINE:-180}))
   shift
@@ -110,9 +111,9 @@ unit_failed() {
   die "$1 of the services \"$NAME\" $2; the end of its log stands above"
 }
 
-# Every process of the instance, by pid: the units, and what podman leaves beside its service (the
-# pause process, conmon, network helpers) have its home, which is nobody's else. A container's own
-# processes do not, but the store's id, which no other path has, stands in their mounts.
+# The pids of all processes of the instance. Units and podman's helpers (the pause process, conmon,
+# network helpers) are found by their home, which is unique. A container's processes are found by
+# the unique id of the store in their mounts.
 instance_processes() {
   {
     grep -lzxF "HOME=$INSTANCE/home" /proc/[0-9]*/environ

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# RabbitMQ: a broker of our own beside any that the machine has. Own node name, cookie, epmd and
-# ports, everything on loopback; streams and the management API switched on.
+# RabbitMQ: a broker with its own node name, cookie, epmd and ports, separate from any other on this
+# host. Everything is on loopback. Streams and the management API are enabled.
 
 rabbitmq_units() { printf 'epmd\nrabbitmq\n'; }
 
@@ -18,7 +18,7 @@ stream.advertised_host = 127.0.0.1
 stream.advertised_port = $(port_of stream)
 management.tcp.ip = 127.0.0.1
 management.tcp.port = $(port_of management)
-# Small enough for a shared test machine; blocking publishers is for the tests that want it.
+# Low limits for a shared test host. Only specific tests make the broker block publishers.
 vm_memory_high_watermark.absolute = 1GB
 disk_free_limit.absolute = 100MB
 raft.wal_max_size_bytes = 67108864
@@ -35,7 +35,7 @@ ssl_options.verify = verify_peer
 ssl_options.fail_if_no_peer_cert = false
 CONF
   } >"$to/rabbitmq.conf"
-  # Read after the file above, so that a setting of the caller wins.
+  # Read after the file above, so that the caller's settings win.
   sed -n 's/^rabbitmq-set \([^=]*\)=\(.*\)/\1 = \2/p' "$INSTANCE/options" >"$to/conf.d/50-set.conf"
 }
 
@@ -54,14 +54,15 @@ rabbitmq_start() {
     "RABBITMQ_CONF_ENV_FILE=$conf/rabbitmq-env.conf"
     "RABBITMQ_ENABLED_PLUGINS_FILE=$conf/enabled_plugins"
     'RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=-kernel inet_dist_use_interface {127,0,0,1}'
-    # The launcher then becomes the server instead of watching it: the pid we keep is the broker's.
+    # Makes the launcher become the server instead of watching it, so that the stored pid is the
+    # broker's.
     RUNNING_UNDER_SYSTEMD=true
   )
   in_suite as "${environment[@]}"
   unit_runs epmd ||
     start_unit epmd "${as[@]}" epmd -address 127.0.0.1 -port "$(port_of epmd)"
   unit_runs rabbitmq && return 0
-  # The broker looks for its epmd at once, and would start another one where there is none yet.
+  # The broker connects to its epmd at once, and would start another one if there were none.
   await_unit epmd port_answers "$(port_of epmd)"
   start_unit rabbitmq "${as[@]}" /usr/lib/rabbitmq/bin/rabbitmq-server
 }
@@ -73,7 +74,7 @@ rabbitmq_await() {
   await_unit rabbitmq rabbitmq_listens stream
 }
 
-# The broker's own word: a port can accept a connection before anything stands behind it.
+# Asks the broker itself: its port can accept connections before it is ready.
 rabbitmq_listens() {
   http --user guest:guest --output /dev/null \
     "http://127.0.0.1:$(port_of management)/api/health/checks/port-listener/$(port_of "$1")"

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Two image registries on loopback: one open to all, one that asks for a name and a password.
+# Two image registries on loopback: an open one, and one with a name and a password.
 
-# bob-secret, as `htpasswd -Bbn bob bob-secret` writes it; the registry takes bcrypt alone.
+# bob-secret as written by `htpasswd -Bbn bob bob-secret`. The registry accepts only bcrypt.
 # shellcheck disable=SC2016 # no variables
 REGISTRY_LOGIN='bob:$2y$05$YPeGsYQDrhR8cJ4qRUQ7Qe4g4xUfXazK41C221E1qm1KdxLth4nF.'
 

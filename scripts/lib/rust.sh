@@ -1,15 +1,15 @@
 # shellcheck shell=bash
-# The Rust tool chain: checked, never installed. It is the user's own choice, made with rustup.
+# The Rust toolchain. It is checked and never installed: users choose it with rustup.
 
 RUST_MINOR=90
 
-# rustup's own directory is often not on the path of a shell that was open before it.
+# rustup's directory is often not in the PATH of a shell opened before its installation.
 add_cargo_to_path() {
   local bin=${CARGO_HOME:-$HOME/.cargo}/bin
   have cargo || [ ! -x "$bin/cargo" ] || PATH=$bin:$PATH
 }
 
-# require_rust [COMPONENT...]: components are clippy, rustfmt.
+# require_rust [COMPONENT...]: the components are clippy and rustfmt.
 require_rust() {
   local version minor component
   local install="curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh"

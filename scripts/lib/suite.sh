@@ -1,15 +1,16 @@
 # shellcheck shell=bash
-# Where the services' programs come from: this machine (suite "host"), or a Debian tree of another
-# suite, made once by debootstrap and entered by root in a mount namespace of its own.
+# The source of the services' programs: this host (suite "host"), or a Debian tree of another suite.
+# The tree is created once by debootstrap, and root enters it in a separate mount namespace.
 
 SUITE_PACKAGES='rabbitmq-server,etcd-server,podman,crun,conmon,uidmap,slirp4netns,catatonit,procps'
 
-# Further words for enter.sh.
+# Further arguments for enter.sh.
 ENTER_OPTIONS=()
 
 suite_tree() { printf '%s/%s' "${BOB_CACHE_DIR:-/var/cache/bob-runner}" "$SUITE"; }
 
-# in_suite ARRAY NAME=VALUE...: what starts a program of the suite as the service user.
+# in_suite ARRAY NAME=VALUE...: a command prefix that runs a program of the suite as the service
+# user.
 in_suite() {
   local -n into=$1
   local -a as_user
@@ -23,7 +24,7 @@ in_suite() {
   into=("${as_user[@]}")
 }
 
-# The same, in a mount namespace that has what rootless podman needs; only root can make one.
+# The same, in a mount namespace with everything rootless podman needs. Only root can create one.
 in_private_namespace() {
   local -n wrapped=$1
   local -a as_service_user
@@ -51,7 +52,7 @@ suite_prepare() {
   exec {lock}>&-
 }
 
-# Made beside its place and moved there, so that a half-made tree is never taken for a whole one.
+# Created next to its place and then moved, so that an incomplete tree is never used.
 suite_make() {
   local tree=$1 log=$1.log mirror
   require_program debootstrap
@@ -76,9 +77,9 @@ suite_make() {
   mv "$tree.new" "$tree"
 }
 
-# The test user is the same one inside: same name, same ids, same range. Other services may be
-# starting in the tree meanwhile and must find the user at every moment, so a file that says it
-# already is left alone, and another one is replaced in one step.
+# The test user is the same inside: same name, ids and range. Other services can be starting in the
+# tree, and must find the user at any moment. So a file with the right content is not touched, and
+# other files are replaced atomically.
 suite_add_user() {
   local tree=$1 file new
   for file in passwd group subuid subgid; do

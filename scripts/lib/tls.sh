@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Certificates for tests: an authority, a server and a client certificate, and a second authority
-# that no server here belongs to. Made once for each instance, by openssl alone.
+# that signed no server here. Created once per instance, only with openssl.
 
 make_certificates() {
   local to=$INSTANCE/tls
@@ -11,7 +11,7 @@ make_certificates() {
     cd "$to"
     make_authority ca 'bob-runner test authority'
     make_authority wrong-ca 'an authority that signed nothing here'
-    # etcd's own gateway calls etcd with the server's certificate, so that is a client's too.
+    # etcd's gateway calls etcd with the server certificate, so it must be valid for clients too.
     make_certificate ca server localhost serverAuth,clientAuth
     make_certificate ca client bob clientAuth
     make_certificate wrong-ca wrong-client bob clientAuth
