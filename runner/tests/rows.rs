@@ -1,6 +1,6 @@
-//! Checks that every finished row of the tables of the job runner (A), the CI runner (C) and
-//! prunner (D) has a test named after it. A row needs a test in embedded mode, and one in a cluster
-//! if it is about running something.
+//! Checks that every finished row of three tables has a test named after it: job runner (A), CI
+//! runner (C) and prunner (D). A row needs a test in embedded mode, and one in a cluster if it is
+//! about running something.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeSet;

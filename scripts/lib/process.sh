@@ -37,7 +37,7 @@ start_unit() {
 }
 
 # The processes of a unit. podman's service is often the child of a process of the same program that
-# only forwards SIGTERM, and it would survive a SIGKILL of its parent. Other children, such as a
+# only forwards SIGTERM. It would survive a SIGKILL of its parent. Other children, such as a
 # container's network helper, are left out.
 unit_pids() {
   local pid child

@@ -1,5 +1,5 @@
-//! A publisher cannot make the worker connect to its own host, or to the services that only the worker
-//! itself uses.
+//! A publisher cannot make the worker connect to its own host, or to the services that only the
+//! worker itself uses.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

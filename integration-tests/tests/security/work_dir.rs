@@ -1,5 +1,5 @@
-//! The working directory of a container. If a symbolic link in it leads out of the container,
-//! podman 3.0 to 5.7 resolves it on the host and creates the directory there (CVE-2026-55686).
+//! The working directory of a container. podman 3.0 to 5.7 resolves it on the host if a symbolic
+//! link in it leads out of the container, and creates the directory there (CVE-2026-55686).
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;

@@ -2,7 +2,7 @@
 //!
 //! The service is a child of this program in lifeline mode. The worker holds a pipe to the
 //! lifeline's standard input. The worker's guard holds a connection to a socket in the directory of
-//! the service, because it kills the containers of a dead worker through the service. When all of
+//! the service, because it needs the service to kill the containers of a dead worker. When all of
 //! these ends are closed, the lifeline ends the service and removes the directory.
 
 use std::io::{self, Read, Write as _};

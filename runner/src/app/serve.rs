@@ -146,8 +146,8 @@ struct OwnStore {
 }
 
 impl OwnStore {
-    /// Resolves when the store can no longer be written and the containers of its runs are removed,
-    /// because the end of their steps cannot be recorded. Committed images stay for the next start.
+    /// Resolves when the store can no longer be written and the containers of its runs are removed.
+    /// The end of their steps could not be recorded. Committed images stay for the next start.
     async fn failed(&self, data_dir: &Path) -> UnwritableDataDir {
         let cause = self.embedded.failed().await;
         if let Err(cause) = self.clear().await {

@@ -7,8 +7,8 @@ use protocol::pipeline::{Network, NetworkGrant};
 /// The access of an executor's steps to the engine's host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HostAccess {
-    /// The operator's grants. `None` if a person runs a file of their own: such a run has the access
-    /// of that person.
+    /// The operator's grants. `None` if a person runs a file of their own: such a run has the
+    /// access of that person.
     pub granted: Option<Granted>,
     /// Other sockets of container engines on this host, besides the executor's own.
     pub sockets: Vec<PathBuf>,

@@ -15,7 +15,7 @@ use crate::ports::{
     Ran, Remote, RunScope, StepSpec, StopSignal, Workspace,
 };
 
-/// The executors of one worker. The engine runs steps on images; the host runs the rest.
+/// The executors of one worker. A step runs on the engine, on this host, or on another system.
 pub struct Executors {
     /// The container engine. `None` if this worker runs no steps on an engine.
     engine: Option<Arc<dyn Executor>>,

@@ -1,7 +1,7 @@
 //! Splits the engine's framed container output into the bytes of its streams. Pure.
 //!
-//! A frame is one byte for the stream (1 is standard output, 2 is standard error), three zero
-//! bytes, a big-endian length of four bytes, and the payload.
+//! A frame is one byte for the stream, three zero bytes, a big-endian length of four bytes, and the
+//! payload. Stream 1 is standard output, and 2 is standard error.
 
 use bytes::Bytes;
 use protocol::event::LogStream;

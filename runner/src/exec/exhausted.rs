@@ -8,8 +8,8 @@ use crate::ports::{ExecError, StepSpec, StopLevel, StopSignal};
 
 /// Whether the engine's disk is full.
 pub(super) fn no_space(message: &str) -> bool {
-    // The engine writes lower case, the programs it runs use the C library's text, and the database
-    // of podman 5 on the same disk has a message of its own.
+    // The engine writes lower case, and the programs it runs use the C library's text. The
+    // database of podman 5 on the same disk has a message of its own.
     let message = message.to_ascii_lowercase();
     let said = ["no space left on device", "disk quota exceeded", "database or disk is full"];
     !is_key_quota(&message) && said.iter().any(|said| message.contains(said))

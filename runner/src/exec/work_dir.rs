@@ -116,8 +116,8 @@ fn is_about_program(said: &str) -> bool {
     said.contains("not found in $PATH") || said.contains("exec container process")
 }
 
-/// Resolves a path from the root of a container. The caller looks up each path that [`next`] returns,
-/// and passes the entry to [`answer`].
+/// Resolves a path from the root of a container. The caller looks up each path that [`next`]
+/// returns, and passes the entry to [`answer`].
 ///
 /// [`next`]: Self::next
 /// [`answer`]: Self::answer

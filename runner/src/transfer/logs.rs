@@ -1,6 +1,7 @@
-//! Sends a run's text to an external logger, in order and in batches of whole lines. It never makes
-//! a step wait. Text that the logger does not accept is buffered in memory, then on disk. After
-//! that it is dropped and counted.
+//! Sends a run's text to an external logger, in order and in batches of whole lines.
+//!
+//! It never makes a step wait. Text that the logger does not accept is buffered in memory, then on
+//! disk. After that it is dropped and counted.
 //!
 //! A batch is sent until the logger confirms it. If a response is lost, the logger gets it twice.
 

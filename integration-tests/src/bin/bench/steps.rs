@@ -180,8 +180,8 @@ impl Bench {
         Ok(took)
     }
 
-    /// The time from publishing a start to its ending event as a reader of the stream sees it, and
-    /// the time between its first `StepStarted` and its last `StepCompleted`.
+    /// The time from publishing a start to its ending event as a reader of the stream sees it. Also
+    /// returns the time between its first `StepStarted` and its last `StepCompleted`.
     async fn worker(&self, steps: usize, name: &str) -> anyhow::Result<(Duration, Duration)> {
         let run = self.cluster.run(name)?;
         let message = self.cluster.start(&run, &self.image, &vec![TRIVIAL.to_vec(); steps]);

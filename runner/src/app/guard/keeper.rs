@@ -108,7 +108,7 @@ impl Line {
         let (input, output) = std::io::pipe().context("no pipe can be made")?;
         let Told { worker, level, form, .. } = &self.told;
         let form = match form {
-            // There is no event stream on its standard output.
+            // The CI format would log to its standard output, which is null.
             Form::Text | Form::Ci => "text",
             Form::Json => "json",
         };

@@ -9,8 +9,8 @@
 //! | `remains` | the worker's containers on each engine |
 //!
 //! The guard uses the same deadline as the worker: the time until which the lease is certainly
-//! valid, on the clock that runs while the host sleeps. So, if the host runs, no container of a
-//! worker is left when its lease has expired and another worker can resume the run on any engine.
+//! valid, on the clock that runs while the host sleeps. So no container of a worker is left on a
+//! running host when its lease has expired. Another worker can then resume the run on any engine.
 //!
 //! It finds containers by the label of the process that created them. No other process ever
 //! continues to use them: a new owner removes an older owner's containers and creates its own.

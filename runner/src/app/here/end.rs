@@ -95,7 +95,7 @@ impl Here {
         match (self.retention, kept) {
             // The directory of a kept run stays.
             (Some(_), Some(_)) => drop(self.dir.dir.take().map(RunDir::release)),
-            // Keeping failed, so no record leads to the images.
+            // The worker left the images, but no kept directory leads to them.
             (Some(_), None) => {
                 if let Err(cause) = self.remove_all().await {
                     warn!(%cause, "cannot remove what run {} left", self.run);

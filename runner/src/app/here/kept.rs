@@ -1,5 +1,5 @@
-//! Runs of `run FILE` that have ended and are kept for their `retention`: their store can be read, and a
-//! new run can take over their committed steps.
+//! Runs of `run FILE` that have ended and are kept for their `retention`: their store can be read,
+//! and a new run can take over their committed steps.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,8 +1,8 @@
 //! Starts a command with limits: a child process applies them to itself and becomes the command.
 //!
 //! Setting limits between fork and exec would need unsafe code. The supervisor cannot set them on
-//! itself, because it could not lift them again. With a small step's address space it would run out
-//! of memory, and with its few open files it could not report how the step ended.
+//! itself, because it could not lift them again. It would run out of memory with a small step's
+//! address space, and could not report the step's end with its few open files.
 
 use std::fs::File;
 use std::io::Read as _;

@@ -229,7 +229,8 @@ impl Podman {
         Ok(bases)
     }
 
-    /// Add the new mark first: an image without any mark would be forgotten.
+    /// Marks an image as used at `hour`. Adds the new mark first, because bob-runner would forget
+    /// an image without marks.
     async fn note(&self, image: &Listed, hour: i64) -> Result<(), Fault> {
         for (repository, stale) in image.moved(hour) {
             tag(&self.http, &image.id, &repository, &hour.to_string()).await?;

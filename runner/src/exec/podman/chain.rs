@@ -1,4 +1,4 @@
-//! The chain of a run's images: the base, its resources, and the commit of each step.
+//! The chain of a run's images: the base, images taken over, and the commit of each step.
 
 use std::sync::Arc;
 use std::time::Duration;

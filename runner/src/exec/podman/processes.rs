@@ -83,7 +83,7 @@ impl Watched {
     }
 }
 
-/// The parent of a process: the field of `stat` two after the name in parentheses.
+/// The parent of a process: the fourth field of `stat`. The second one is the name in parentheses.
 fn parent_of(pid: i32) -> Option<i32> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()

@@ -7,7 +7,7 @@ use crate::exec::work_dir::is_about_work_dir;
 use crate::ports::{ExecError, StepSpec};
 
 /// Whether a container is half created. An engine killed during its preparation does not know about
-/// it, and can neither attach to it nor start it, because its OCI runtime already has it.
+/// it. It can neither attach to it nor start it, because its OCI runtime already has it.
 pub(super) fn is_half_made(said: &str) -> bool {
     said.contains("already exists") && said.contains("OCI runtime")
 }

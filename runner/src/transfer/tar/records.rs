@@ -77,8 +77,8 @@ impl Records {
 
     /// Writes the entry's headers with its new names. Long names become records.
     ///
-    /// The header is rebuilt from the relevant fields only, because some readers take a part of
-    /// the name from bytes that other header formats use differently.
+    /// The header is rebuilt from the relevant fields only. Some readers take a part of the name
+    /// from bytes that other header formats use differently.
     pub(super) fn write(&self, given: &Header, entry: &Rewritten<'_>) -> Vec<u8> {
         let mut records = Vec::new();
         for (key, value) in &self.others {
