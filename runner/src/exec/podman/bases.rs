@@ -1,8 +1,8 @@
 //! The base images that bob-runner pulled, and when each was last used. The engine stores both as
 //! an additional name: `localhost/bob-pulled/<its id>/<digest of the pulled name>:<hour>`.
 //!
-//! An image with any other name also belongs to someone else and stays. Nothing is removed by
-//! force.
+//! An image with a name besides these and the one it was pulled by also belongs to someone else,
+//! and stays. Nothing is removed by force.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
