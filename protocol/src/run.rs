@@ -142,6 +142,10 @@ pub struct RunRecord {
     /// The registered logger that receives the run's output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logger: Option<RegisteredName>,
+    /// The definition was a stored one and the start set only variables that it declares. Such a run
+    /// can use secrets whose scope names its pipeline.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub trusted: bool,
     /// Variables that override the pipeline's. Only records of older versions hold them.
     #[serde(default, skip_serializing)]
     pub vars: Vars,

@@ -189,6 +189,7 @@ fn a_run_record_is_as_its_schema_says() {
             completed_at: None,
             steps: Vec::new(),
             ending_event: None,
+            trusted: false,
             rest: serde_json::Map::new(),
         };
         let stored = serde_json::to_value(&record).unwrap();

@@ -27,6 +27,7 @@ mod output;
 #[path = "../serve/place.rs"]
 #[allow(dead_code, reason = "the suite `serve` uses the rest")]
 mod place;
+mod reruns;
 mod run;
 mod secret_scopes;
 mod secrets;

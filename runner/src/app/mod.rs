@@ -174,6 +174,7 @@ pub fn worker_options(config: &Config, node: NodeId) -> worker::Options {
         executors: worker.executors.clone(),
         log_limit: worker.log_limit,
         literal_secrets: worker.literal_secrets == LiteralSecrets::Allow,
+        changed_reruns: false,
         logs: None,
         job_env: config.job_env.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -182,7 +182,7 @@ pub const SETTINGS: &[Setting] = &[
     plain("worker.secrets-dir", "BOB_SECRETS_DIR", None,
         "Directories with the secrets of steps, one file each, as absolute paths with colons between them; then that of `CREDENTIALS_DIRECTORY`. A secret may also be a variable `BOB_SECRET_<NAME>`, or `BOB_SECRET_<NAME>_FILE`: a file that holds it."),
     plain("worker.secrets-scopes", "BOB_SECRETS_SCOPES", None,
-        "Which of these secrets a worker gives to whom, as `SECRET=GROUP` or `SECRET=GROUP:PIPELINE`, where `*` stands for any characters. With `@HOST` or `@HOST:PORT` behind it, a secret goes only to that host, in a callback or a call. `*=*`: every secret to everyone. `run` gives its user every secret.")
+        "Which of these secrets a worker gives to whom, as `SECRET=GROUP` or `SECRET=GROUP:PIPELINE`, where `*` stands for any characters. A scope that names a group or a pipeline is for stored pipelines, started with variables that they declare, because a message can claim any group. With `@HOST` or `@HOST:PORT` behind it, a secret goes only to that host, in a callback or a call. `*=*`: every secret to everyone, also in a definition that a message contains. `run` gives its user every secret.")
         .list().words("none: nobody is given a secret"),
     plain("worker.allowed-addresses", "BOB_ALLOWED_ADDRESSES", None,
         "Addresses that steps, callbacks and definitions may name although they are closed: host, host:port, address, address:port or network. Closed are the addresses of the worker's own host, link-local and metadata addresses, and etcd, RabbitMQ, the engines and the checkpoint registry of the worker, which only an entry with their port opens. `run` may connect to every address.")

@@ -39,6 +39,13 @@ impl Scopes {
 
 impl Scope {
     fn covers(&self, secret: &str, purpose: &Purpose) -> bool {
+        // Whoever sends a definition chooses its group and name, so a scope that names them is not for
+        // it.
+        let is_for_everyone =
+            || self.group.glob().glob() == "*" && self.pipeline.glob().glob() == "*";
+        if !purpose.trusted && !is_for_everyone() {
+            return false;
+        }
         let by_host = match (&self.host, &purpose.to) {
             (None, _) => true,
             (Some(_), Destination::Anywhere) => false,
@@ -74,7 +81,7 @@ mod tests {
             None => Destination::Anywhere,
             Some((host, port)) => Destination::Host { host: host.to_owned(), port },
         };
-        Purpose { group: group.to_owned(), pipeline: pipeline.to_owned(), to }
+        Purpose { group: group.to_owned(), pipeline: pipeline.to_owned(), trusted: true, to }
     }
 
     #[test]
@@ -90,6 +97,10 @@ mod tests {
         let post = |host, port| scopes.cover("hook", &purpose("g", "p", Some((host, port))));
         assert!(post("a.example.org", 443));
         assert!(!post("a.example.org", 80) && !post("example.org.evil.net", 443));
+        let untrusted = Purpose { trusted: false, ..purpose("prod", "p", None) };
+        assert!(!scopes.cover("deploy-key", &untrusted), "a message can claim any group");
+        let everyone = Scopes::Only(vec![scope("deploy-*", "*", "*", None)]);
+        assert!(everyone.cover("deploy-key", &untrusted));
         assert!(!Scopes::Only(Vec::new()).cover("a", &purpose("g", "p", None)));
         assert!(Scopes::All.cover("a", &purpose("g", "p", None)));
     }

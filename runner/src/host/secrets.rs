@@ -146,8 +146,12 @@ mod tests {
         assert_eq!(text(&from, "c"), None);
         assert_eq!(text(&from, "../b"), None);
         std::fs::write(one.path().join("a"), "replaced").unwrap();
-        let purpose =
-            Purpose { group: "g".into(), pipeline: "p".into(), to: Destination::Anywhere };
+        let purpose = Purpose {
+            group: "g".into(),
+            pipeline: "p".into(),
+            trusted: true,
+            to: Destination::Anywhere,
+        };
         let value = from.get("a", &purpose).await.unwrap().unwrap();
         assert_eq!(value.expose(), b"replaced");
         let closed = MountedSecrets { scopes: Scopes::Only(Vec::new()), ..from };

@@ -32,7 +32,14 @@ impl Purpose {
             Destination::Host { host, port } => format!(" for {host}:{port}"),
         };
         let (group, pipeline) = (self.group.clone(), self.pipeline.clone());
-        SecretsError::OutOfScope { name: name.to_owned(), group, pipeline, for_host }
+        let hint = if self.trusted {
+            ""
+        } else {
+            "; a scope that names a group or a pipeline is for stored pipelines, started with variables \
+             that they declare"
+        };
+        let name = name.to_owned();
+        SecretsError::OutOfScope { name, group, pipeline, for_host, hint }
     }
 }
 
@@ -90,6 +97,9 @@ pub struct Purpose {
     pub group: String,
     /// The name of that pipeline.
     pub pipeline: String,
+    /// Whether group and name are those of a stored definition that runs as it is. Those of a
+    /// definition in a message can be chosen by whoever sent it.
+    pub trusted: bool,
     /// The destination of the secret.
     pub to: Destination,
 }
@@ -114,7 +124,7 @@ pub enum SecretsError {
     /// The operator's scopes do not allow this purpose.
     #[error(
         "secret {name} is not given to pipeline {group}:{pipeline}{for_host}: \
-         BOB_SECRETS_SCOPES of the worker names who is given which secret"
+         BOB_SECRETS_SCOPES of the worker names who is given which secret{hint}"
     )]
     OutOfScope {
         /// The secret.
@@ -125,6 +135,8 @@ pub enum SecretsError {
         pipeline: String,
         /// ` for HOST:PORT`, or empty.
         for_host: String,
+        /// How a pipeline gets into scope, if this one was not stored.
+        hint: &'static str,
     },
     /// The place of the secret cannot be read.
     #[error("secret {name} cannot be read from {place}: {cause}")]

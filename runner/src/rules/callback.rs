@@ -28,6 +28,9 @@ pub struct News {
     /// that earlier versions wrote.
     #[serde(default)]
     pub pipeline: (String, String),
+    /// Whether that pipeline is a stored one that runs as it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub trusted: bool,
     /// The receiver's URL.
     pub url: String,
     /// The secret to send, as a bearer token or signing key.
@@ -129,7 +132,8 @@ fn news(
     };
     let body = body(&job::id(&record.run_id, step), step, of_it, stage, logs);
     let pipeline = (record.group.clone(), record.name.clone());
-    Some((position, News { pipeline, url, secret, body, tries: 0, since: now, due: now }))
+    let trusted = record.trusted;
+    Some((position, News { pipeline, trusted, url, secret, body, tries: 0, since: now, due: now }))
 }
 
 /// Builds the body with the field names that receivers of job files expect.

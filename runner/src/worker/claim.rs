@@ -14,7 +14,7 @@ use serde::Deserialize;
 use super::Shared;
 use super::lease::Held;
 use super::ledger::owner_value;
-use super::parent::{NotAfter, after_parent};
+use super::parent::{NotAfter, ParentEntries, after_parent, is_trusted_parent};
 use super::watchdog::beat;
 use crate::ports::{Claim, Entry, Expect, StoreError, Txn, TxnReply};
 use crate::rules::quota::{self, Fit};
@@ -77,6 +77,7 @@ struct Look {
     record: Option<Entry>,
     definition: Option<Entry>,
     parent: Option<Entry>,
+    parent_definition: Option<Entry>,
 }
 
 impl Look {
@@ -104,7 +105,9 @@ impl Look {
             txn = txn.read(format!("{}{logger}", names::LOGGERS));
         }
         if let Some(parent) = &start.parent {
-            txn = txn.read(names::run_key(&parent.run_id));
+            txn = txn
+                .read(names::run_key(&parent.run_id))
+                .read(names::definition_key(&parent.run_id));
         }
         txn
     }
@@ -114,7 +117,7 @@ impl Look {
         let stored = pipeline_id(start).is_some();
         let logger_at = if stored { 5 } else { 4 };
         let parent_at = logger_at + usize::from(start.logger.is_some());
-        let definition_at = parent_at + usize::from(start.parent.is_some());
+        let definition_at = parent_at + 2 * usize::from(start.parent.is_some());
         Self {
             seen: reply.entry(0).is_some(),
             stop: reply.entry(1).cloned(),
@@ -124,6 +127,10 @@ impl Look {
             pipeline: if stored { reply.entry(4).cloned() } else { None },
             logger: start.logger.as_ref().and_then(|_| reply.entry(logger_at).cloned()),
             parent: start.parent.as_ref().and_then(|_| reply.entry(parent_at).cloned()),
+            parent_definition: start
+                .parent
+                .as_ref()
+                .and_then(|_| reply.entry(parent_at + 1).cloned()),
         }
     }
 }
@@ -238,7 +245,8 @@ async fn try_take(
         Ok(judged) => judged,
         Err(not_now) => return Ok(Tried::Taken(Taken::NotNow(not_now))),
     };
-    let record = record_of(shared, run, start, pipeline, &verdict);
+    let trusted = is_trusted(start, pipeline.as_ref(), &look);
+    let record = RunRecord { trusted, ..record_of(shared, run, start, pipeline, &verdict) };
     let seen = shared.seen.current(&shared.ports).await?;
     let mut txn = Txn::new()
         .when(names::owner_key(run), Expect::Absent)
@@ -302,6 +310,7 @@ fn record_of(
         cause: refused.0,
         message: refused.1,
         logger: start.logger.clone(),
+        trusted: false,
         vars: start.vars.clone(),
         params: start.params.clone(),
         pipeline,
@@ -461,7 +470,7 @@ fn judge(
         return refuse(Some(pipeline), *cause, why.clone());
     }
     match quota::fit(&pipeline, shared.ports.host.memory()) {
-        Fit::Now => match after_parent(shared, start, look.parent.as_ref(), &pipeline) {
+        Fit::Now => match after_parent(shared, start, &parent_of(look), &pipeline) {
             Ok(steps) if steps.is_empty() => Ok((Some(pipeline), Verdict::Run)),
             Ok(steps) => Ok((Some(pipeline), Verdict::GoOn(steps))),
             Err(NotAfter::Here { engine, why }) => Err(NotNow { why, engine: Some(engine) }),
@@ -474,6 +483,25 @@ fn judge(
         Fit::Never { asked, total } => {
             let why = format!("{asked} bytes of memory are requested, and this worker has {total}");
             refuse(Some(pipeline), Cause::Rejected, why)
+        }
+    }
+}
+
+fn parent_of(look: &Look) -> ParentEntries<'_> {
+    ParentEntries { record: look.parent.as_ref(), definition: look.parent_definition.as_ref() }
+}
+
+/// Whether a run executes a stored definition as it is. Only operators can store one, whereas a message
+/// can claim any group and name, and set any variable. A rerun is as trustworthy as its parent, whose
+/// definition and variables it must have.
+fn is_trusted(start: &Start, pipeline: Option<&Pipeline>, look: &Look) -> bool {
+    let declares =
+        |pipeline: &Pipeline| start.vars.keys().all(|name| pipeline.vars.contains_key(name));
+    match (&start.target, &start.parent) {
+        (Target::Stored(_), _) => pipeline.is_some_and(declares),
+        (Target::Inline(_), None) => false,
+        (Target::Inline(_), Some(parent)) => {
+            is_trusted_parent(&parent.run_id, start, &parent_of(look), pipeline)
         }
     }
 }

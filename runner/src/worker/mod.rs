@@ -107,6 +107,8 @@ pub struct Options {
     pub log_limit: Option<u64>,
     /// Whether to run definitions that contain secrets in clear text.
     pub literal_secrets: bool,
+    /// Whether a rerun can take over steps with a definition or variables other than its parent's.
+    pub changed_reruns: bool,
     /// The address of the steps' logs in callbacks.
     pub logs: Option<String>,
     /// Variables for every job of the `docker` executor.

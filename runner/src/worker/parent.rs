@@ -2,12 +2,13 @@
 
 use protocol::budget::json_bytes;
 use protocol::command::Start;
+use protocol::id::RunId;
 use protocol::pipeline::Pipeline;
 use protocol::run::{RunRecord, StepRecord};
 
 use super::Shared;
 use super::claim::read_record;
-use crate::ports::Entry;
+use crate::ports::{Entry, StoreError};
 
 /// The maximum size of these steps. The claim writes them in one request with the definition.
 const MAX_KEPT_BYTES: usize = 896 * 1024;
@@ -25,22 +26,60 @@ pub(super) enum NotAfter {
     Ever(String),
 }
 
+/// The state of a start's parent in the store.
+pub(super) struct ParentEntries<'a> {
+    pub(super) record: Option<&'a Entry>,
+    pub(super) definition: Option<&'a Entry>,
+}
+
+impl ParentEntries<'_> {
+    fn read(&self, of: &RunId) -> Option<Result<RunRecord, StoreError>> {
+        let record = self.record?;
+        Some(read_record(of, record, self.definition).map(|stored| stored.record))
+    }
+}
+
+/// Whether a start has the definition, variables and parameters of its parent. Otherwise it could read
+/// the images and results of a run of somebody else with steps of its own.
+fn is_same(start: &Start, pipeline: &Pipeline, parent: &RunRecord) -> bool {
+    parent.pipeline.as_ref() == Some(pipeline)
+        && parent.vars == start.vars
+        && parent.params == start.params
+}
+
+/// Whether a start repeats a parent that was trusted.
+pub(super) fn is_trusted_parent(
+    of: &RunId,
+    start: &Start,
+    entries: &ParentEntries<'_>,
+    pipeline: Option<&Pipeline>,
+) -> bool {
+    let Some(Ok(parent)) = entries.read(of) else { return false };
+    parent.trusted && pipeline.is_some_and(|pipeline| is_same(start, pipeline, &parent))
+}
+
 /// Returns the steps that a start takes over from its parent.
 pub(super) fn after_parent(
     shared: &Shared,
     start: &Start,
-    entry: Option<&Entry>,
+    entries: &ParentEntries<'_>,
     pipeline: &Pipeline,
 ) -> Result<Vec<StepRecord>, NotAfter> {
     let Some(parent) = &start.parent else { return Ok(Vec::new()) };
     let of = &parent.run_id;
-    let record = entry.map(|entry| read_record(of, entry, None).map(|stored| stored.record));
+    let record = entries.read(of);
     let record = match record {
         Some(Ok(record)) if record.status.is_ended() => record,
         Some(Ok(record)) => return Err(NotAfter::Ever(format!("run {of} is {}", record.status))),
         Some(Err(cause)) => return Err(NotAfter::Ever(cause.to_string())),
         None => return Err(NotAfter::Ever(format!("run {of} is not known, or not any more"))),
     };
+    if !shared.options.changed_reruns && !is_same(start, pipeline, &record) {
+        return Err(NotAfter::Ever(format!(
+            "run {of} had another definition, or other variables or parameters: only a run of the same \
+             ones can take over its steps; start it without a parent"
+        )));
+    }
     // Apply the new definition to the parent's steps, not the parent's own.
     let record = RunRecord { pipeline: Some(pipeline.clone()), ..record };
     let steps = record.kept_before(parent.from.as_ref());

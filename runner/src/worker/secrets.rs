@@ -233,7 +233,8 @@ impl Drive {
         // The address may refer to earlier results. If they are missing, the step does not start.
         let filled = job::filled(record, position).and_then(Result::ok);
         let to = to_host(filled.and_then(|step| destination::of_step(&step)));
-        Purpose { group: record.group.clone(), pipeline: record.name.clone(), to }
+        let (group, pipeline) = (record.group.clone(), record.name.clone());
+        Purpose { group, pipeline, trusted: record.trusted, to }
     }
 
     fn given(&self, position: usize) -> &[Given] {

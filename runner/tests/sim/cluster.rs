@@ -80,6 +80,7 @@ impl Cluster {
             job_env: protocol::pipeline::Vars::new(),
             log_limit: Some(1 << 30),
             literal_secrets: false,
+            changed_reruns: false,
             version: "simulated".into(),
         };
         let worker = Worker::new(ports, options).await.expect("the engine answers");

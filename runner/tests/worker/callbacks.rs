@@ -142,6 +142,7 @@ async fn a_long_backlog_of_a_receiver_that_hangs_holds_up_no_other() {
     for number in 0..350 {
         let news = News {
             pipeline: ("g".to_owned(), "n".to_owned()),
+            trusted: false,
             url: "http://slow-one/x".to_owned(),
             secret: None,
             body: json!({ "status": "running" }),

@@ -189,6 +189,7 @@ pub(crate) fn options(node: NodeId, slots: usize) -> Options {
         executors: vec![ExecutorKind::Podman],
         log_limit: Some(1 << 30),
         literal_secrets: false,
+        changed_reruns: false,
         logs: None,
         job_env: protocol::pipeline::Vars::new(),
         version: "bench".into(),

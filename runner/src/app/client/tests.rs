@@ -73,6 +73,7 @@ fn record(run: &str, status: Status, scheduled: Millis) -> RunRecord {
         completed_at: None,
         steps: Vec::new(),
         ending_event: None,
+        trusted: false,
         rest: serde_json::Map::new(),
     }
 }

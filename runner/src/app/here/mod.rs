@@ -295,6 +295,7 @@ fn options(
     // The user could do all this anyway.
     options.executors = ExecutorKind::ALL.to_vec();
     options.literal_secrets = true;
+    options.changed_reruns = true;
     // No other worker could resume the run.
     options.rescue = false;
     let outputs = jobs.as_ref().map(|jobs| jobs.work_dir.clone());

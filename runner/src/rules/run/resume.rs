@@ -228,9 +228,11 @@ impl Run {
     fn start_over(&mut self, now: Millis) -> Vec<Effect> {
         let begun = |name: &StepName| self.record.steps.iter().any(|it| it.name == *name);
         let mut steps = self.record.pipeline.iter().flat_map(Pipeline::all_steps);
-        if let Some(once) = steps.find(|step| !step.may_repeat() && begun(&step.name)) {
-            let why =
-                format!("it would start from the top, and step {} must not run again", once.name);
+        let once = steps.find(|step| !step.may_repeat() && begun(&step.name));
+        let once = once.map(|step| step.name.clone());
+        drop(steps);
+        if let Some(name) = once {
+            let why = format!("it would start from the top, and step {name} must not run again");
             return self.end_failed(now, Cause::Lost, &why);
         }
         let begun: Vec<StepName> = self.record.steps.drain(..).map(|step| step.name).collect();

@@ -150,7 +150,8 @@ async fn secret(shared: &Shared, news: &News) -> Result<Option<String>, String> 
         Some(Token::Named { name }) => name,
     };
     let (group, pipeline) = news.pipeline.clone();
-    let purpose = Purpose { group, pipeline, to: to_host(destination::of_url(&news.url)) };
+    let to = to_host(destination::of_url(&news.url));
+    let purpose = Purpose { group, pipeline, trusted: news.trusted, to };
     let secret = shared.ports.secrets.get(name, &purpose).await;
     let secret = secret.map_err(|cause| cause.to_string())?;
     let secret = secret.ok_or_else(|| format!("the worker has no secret {name}"))?;

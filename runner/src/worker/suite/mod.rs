@@ -95,6 +95,7 @@ pub fn options(node: NodeId, slots: usize) -> Options {
         executors: vec![ExecutorKind::Podman],
         log_limit: Some(1 << 30),
         literal_secrets: false,
+        changed_reruns: true,
         logs: None,
         job_env: protocol::pipeline::Vars::new(),
         version: "test".into(),
