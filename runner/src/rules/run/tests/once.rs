@@ -1,5 +1,7 @@
 //! Steps that must not run twice, in a run that changes its owner.
 
+use protocol::pipeline::OnLost;
+
 use super::*;
 
 /// A call, then a step on the image.
