@@ -253,7 +253,7 @@ async fn events_that_a_worker_leaves_on_disk_are_published_by_the_next_one() {
     let (kept, lost) = (run("kept"), run("lost"));
     let text = "x".repeat(60_000);
     confirmed(&events, emit(&events, &kept, 0..1, &text).await).await;
-    own.control("stop", "rabbitmq").await;
+    own.control("kill", "rabbitmq").await;
     // Several times the memory limit, and one event that needs no file.
     emit(&events, &kept, 1..400, &text).await;
     emit(&events, &lost, 0..1, &text).await;
@@ -263,7 +263,7 @@ async fn events_that_a_worker_leaves_on_disk_are_published_by_the_next_one() {
     assert!(events.emit(event(&kept, 400, "x")).await.is_err(), "it has ended");
     own.control("start", "rabbitmq").await;
 
-    // The stream takes some time to have a leader again.
+    // After a SIGKILL the stream takes some time to have a leader again.
     let retry_delay = Duration::from_millis(200);
     let options = AmqpOptions { retry_attempts: 500, retry_delay, ..options };
     let foreign = AmqpOptions { spill_cluster: Some("another".to_owned()), ..options.clone() };

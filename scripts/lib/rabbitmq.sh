@@ -2,6 +2,8 @@
 # RabbitMQ: a broker with its own node name, cookie, epmd and ports, separate from any other on this
 # host. Everything is on loopback. Streams and the management API are enabled.
 
+RABBITMQ_MEMORY=1GB
+
 rabbitmq_units() { printf 'epmd\nrabbitmq\n'; }
 
 rabbitmq_configure() {
@@ -19,7 +21,7 @@ stream.advertised_port = $(port_of stream)
 management.tcp.ip = 127.0.0.1
 management.tcp.port = $(port_of management)
 # Low limits for a shared test host. Only specific tests make the broker block publishers.
-vm_memory_high_watermark.absolute = 1GB
+vm_memory_high_watermark.absolute = $RABBITMQ_MEMORY
 disk_free_limit.absolute = 100MB
 raft.wal_max_size_bytes = 67108864
 log.console = true
@@ -78,6 +80,45 @@ rabbitmq_await() {
 rabbitmq_listens() {
   http --user guest:guest --output /dev/null \
     "http://127.0.0.1:$(port_of management)/api/health/checks/port-listener/$(port_of "$1")"
+}
+
+# The broker remembers the names of its quorum queues, and of the coordinator of its streams, in tables
+# that it writes about a second after a change. A SIGKILL before that loses the names: the coordinator
+# is then never started again, and every durable stream stays "down or inaccessible". Only the first
+# second of a broker is like that, so a test's kill waits until the names are on disk. A broker that
+# does not answer is killed as it is.
+rabbitmq_await_names() {
+  wait_for 20 rabbitmq_names_are_written || die "the broker's names of queues are not on disk after 20 s"
+}
+
+rabbitmq_names_are_written() {
+  local queues entry name vhost type tables
+  tables=$INSTANCE/data/rabbitmq/mnesia/$(rabbitmq_node)
+  queues=$(http --user guest:guest \
+    "http://127.0.0.1:$(port_of management)/api/queues?columns=name,type,vhost&disable_stats=true") || return 0
+  while read -r entry; do
+    name=$(json_text name "$entry") vhost=$(json_text vhost "$entry") type=$(json_text type "$entry")
+    [ "$vhost" != / ] || vhost=%2F
+    case $type in
+      stream) grep -qaF rabbit_stream_coordinator "$tables"/coordination/*/names.dets || return 1 ;;
+      quorum) grep -qaF "${vhost}_$name" "$tables"/quorum/*/names.dets || return 1 ;;
+    esac
+  done < <(tr '{' '\n' <<<"$queues" | grep '"name"')
+}
+
+# The text of one key of a flat object without escapes.
+json_text() { sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p" <<<"$2"; }
+
+rabbitmq_alarm() { rabbitmq_set_watermark 0.000001; }
+
+rabbitmq_unalarm() { rabbitmq_set_watermark absolute "$RABBITMQ_MEMORY"; }
+
+rabbitmq_set_watermark() {
+  local -a as
+  in_suite as "ERL_EPMD_PORT=$(port_of epmd)"
+  # It looks into its working directory, which the service user may not enter.
+  (cd / && "${as[@]}" /usr/lib/rabbitmq/bin/rabbitmqctl --quiet --node "$(rabbitmq_node)" \
+    set_vm_memory_high_watermark "$@")
 }
 
 rabbitmq_env() {

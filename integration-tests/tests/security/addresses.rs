@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::place::{Place, in_time};
+use crate::place::Place;
 
 /// A service on the worker's host, and the number of connections it has accepted.
 async fn listener() -> (u16, Arc<AtomicUsize>) {
@@ -72,14 +72,8 @@ async fn nothing_that_a_message_names_reaches_the_workers_own_host() {
         let body = json!({ "run-id": run, "pipeline": pipeline, "logger": name });
         place.publish("bob.jobs", "pipeline/start", &body).await;
         assert_eq!(place.keys.settled(&run).await["status"], "passed");
-        let refused = async {
-            let is_of_run =
-                |line: &str| line.contains(&run) && line.contains("BOB_ALLOWED_ADDRESSES");
-            while !server.log().lines().any(is_of_run) {
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-            }
-        };
-        in_time("the callback is refused", refused).await;
+        let is_refusal = |line: &str| line.contains(&run) && line.contains("BOB_ALLOWED_ADDRESSES");
+        server.logged("the callback is refused", is_refusal).await;
     }
     assert_eq!(connections.load(Ordering::SeqCst), 0, "the service of the host was reached");
     server.end().await;

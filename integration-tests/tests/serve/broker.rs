@@ -5,8 +5,10 @@ use std::process::Output;
 
 use integration_tests::raw;
 use lapin::options::{BasicGetOptions, BasicNackOptions};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::leaving::assert_no_wait_ran_out;
 use crate::place::{Place, in_time};
 use crate::reader::Reader;
 
@@ -92,6 +94,41 @@ async fn a_worker_that_cannot_publish_takes_no_runs_until_it_can() {
     assert!(server.log().contains("is ready"), "{}", server.log());
     server.end().await;
     management.send(reqwest::Method::DELETE, &format!("users/{user}"), None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_takes_no_runs_while_the_broker_has_an_alarm_and_ends_in_time() {
+    let Some((place, broker)) = Place::with_its_own_broker().await else { return };
+    let settings =
+        [("BOB_EXECUTORS", "local"), ("BOB_DRAIN_SECONDS", "1"), ("BOB_KILL_GRACE_SECONDS", "1")];
+    // Makes the queues, and takes nothing.
+    let (_, text) = said(&place, &["doctor"], &settings).await;
+    assert!(!text.contains("low on memory"), "{text}");
+    let run = place.run("waits");
+    let steps = json!([{ "cmd": "true", "executor": "local" }]);
+    let pipeline = json!({ "group": place.tag, "name": "waits", "steps": steps });
+    place.start(&run, &pipeline).await;
+
+    broker.control("alarm", "rabbitmq").await;
+    let (code, text) = said(&place, &["doctor"], &settings).await;
+    assert_ne!(code, Some(0), "{text}");
+    assert!(text.contains("takes no messages") && text.contains("low on memory"), "{text}");
+    let is_paused = |pid: u32| move |node: &Value| node["pid"] == pid && node["paused"].is_string();
+    let mut leaving = place.serve(&settings).await;
+    let mut keys = place.keys.clone();
+    let paused = keys.below("bob.node/", is_paused(leaving.pid())).await;
+    assert!(paused.to_string().contains("events cannot be published"), "{paused}");
+    leaving.signal(Signal::TERM);
+    assert_eq!(leaving.ended().await, Some(0), "{}", leaving.log());
+    assert_no_wait_ran_out(&leaving);
+    assert_eq!(place.keys.get(&format!("bob.pipeline.run/{run}")).await, None);
+
+    let staying = place.serve(&settings).await;
+    keys.below("bob.node/", is_paused(staying.pid())).await;
+    assert_eq!(place.keys.get(&format!("bob.pipeline.run/{run}")).await, None);
+    broker.control("unalarm", "rabbitmq").await;
+    assert_eq!(place.keys.settled(&run).await["status"], "passed");
+    staying.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

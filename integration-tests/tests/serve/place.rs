@@ -256,6 +256,16 @@ impl Server {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
+    /// Resolves when a line of its log meets a condition.
+    pub(crate) async fn logged(&self, what: &str, holds: impl Fn(&str) -> bool) {
+        in_time(what, async {
+            while !self.log().lines().any(&holds) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+
     /// A line of the process's status file.
     pub(crate) fn status(&self, name: &str) -> String {
         let status = Path::new("/proc").join(self.pid.to_string()).join("status");

@@ -95,7 +95,10 @@ fn of_reply(code: u16, text: &str) -> Fault {
             let hint = hint(code, &said);
             Fault::Denied(format!("{said}{hint}"))
         }
-        NOT_FOUND => Fault::Missing(said),
+        NOT_FOUND => {
+            let hint = hint(code, &said);
+            Fault::Missing(format!("{said}{hint}"))
+        }
         PRECONDITION_FAILED => Fault::Differs(said),
         RESOURCE_LOCKED => Fault::Unreachable(said),
         _ => Fault::Unreachable(text.to_owned()),
@@ -110,6 +113,10 @@ fn hint(code: u16, said: &str) -> &'static str {
         }
         (NOT_ALLOWED, said) if said.contains("vhost") && said.contains("not found") => {
             "; the path of the URL names the virtual host, and `rabbitmqctl add_vhost` makes one"
+        }
+        (NOT_FOUND, said) if said.contains("is down or inaccessible") => {
+            "; if that node runs, the broker was killed before it had registered the queue, and an \
+             operator must delete it: docs/reliability.md, \"A queue that is down\""
         }
         (_, said) if said.contains("refused for user") => {
             "; `rabbitmqctl set_permissions` gives the user the right to configure, write and read"
@@ -148,6 +155,16 @@ mod tests {
                 "set_permissions",
             ),
             (
+                of_reply(
+                    NOT_FOUND,
+                    "NOT_FOUND - home node 'rabbit@mq' of durable queue 'bob.event-stream' in vhost \
+                     '/' is down or inaccessible",
+                )
+                .of_stream("mq.example")
+                .to_string(),
+                "an operator must delete it",
+            ),
+            (
                 of_handshake("received corrupt message of type InvalidContentType")
                     .unwrap()
                     .of_queue("mq.example")
@@ -155,7 +172,13 @@ mod tests {
                 "amqp://",
             ),
         ];
-        let hints = ["BOB_QUEUE_PASSWORD", "add_vhost", "set_permissions", "amqp://"];
+        let hints = [
+            "BOB_QUEUE_PASSWORD",
+            "add_vhost",
+            "set_permissions",
+            "an operator must delete it",
+            "amqp://",
+        ];
         for (text, hint) in all {
             for other in hints {
                 assert_eq!(text.contains(other), other == hint, "{other}: {text}");
