@@ -9,6 +9,7 @@ use integration_tests::services::Services;
 use protocol::pipeline::{PullPolicy, Shell, Vars};
 use runner::exec::podman::Options;
 use runner::ports::{ByteStream, ExecError, Executor as _, Script, StepSpec, StopLevel, Workspace};
+use serde_json::json;
 
 fn stream_of(bytes: Vec<u8>) -> ByteStream {
     stream::iter([Ok(Bytes::from(bytes))]).boxed()
@@ -106,7 +107,8 @@ async fn the_image_that_a_step_leaves_has_the_base_images_configuration() {
     let api = Api::of(&maker.url);
     let name = format!("localhost/configured-{}:latest", uuid::Uuid::new_v4());
     let dockerfile = format!(
-        "FROM {}\nENV GREETING=\"hello there\"\nENTRYPOINT [\"sh\",\"-c\"]\nCMD [\"exit 3\"]\n\
+        "FROM {}\nENV GREETING=\"hello there\"\nENV PLAIN=a\nENV EMPTY=\n\
+         ENV QUOTED=\"it's \\\"q\\\"\"\nENV SLASH=\"back\\\\slash\"\nENV DOLLAR=\"\\$HOME\"\nENTRYPOINT [\"sh\",\"-c\"]\nCMD [\"exit 3\"]\n\
          HEALTHCHECK --interval=5s CMD true\nWORKDIR /srv\nSTOPSIGNAL SIGINT\n",
         maker.run.image
     );
@@ -114,7 +116,17 @@ async fn the_image_that_a_step_leaves_has_the_base_images_configuration() {
     let bench = Bench::new(&Options::new(&maker.url), &name);
     let base = bench.prepare().await;
     let before = api.settings_of(&name).await;
-    let env = Vars::from([("GREETING".into(), "of the step".into())]);
+    let values = [
+        ("GREETING", "hello there"),
+        ("PLAIN", "a"),
+        ("EMPTY", ""),
+        ("QUOTED", "it's \"q\""),
+        ("SLASH", "back\\slash"),
+        ("DOLLAR", "$HOME"),
+    ];
+    // Each is overridden by the step.
+    let env = values.map(|(name, _)| (name.to_owned(), "of the step".to_owned()));
+    let env = Vars::from_iter(env);
     let first = StepSpec { env, work_dir: Some("/tmp".into()), ..script(0, "echo made > /made") };
     let (left, _) = bench.pass(&base, &first).await;
     let tar = stream_of(tar_of("note", b"kept\n").await);
@@ -123,12 +135,13 @@ async fn the_image_that_a_step_leaves_has_the_base_images_configuration() {
     let after = api.settings_of(left.image().unwrap()).await;
     assert!(before["health"]["Test"].is_array(), "{before}");
     assert_eq!(after["health"], before["health"]);
-    for key in ["Cmd", "Entrypoint", "WorkingDir", "User"] {
+    for key in ["Cmd", "Entrypoint", "WorkingDir", "User", "StopSignal"] {
         assert_eq!(after["config"][key], before["config"][key], "{key}");
     }
-    // podman 4 stores the signal's number.
-    let signal = after["config"]["StopSignal"].as_str();
-    assert!(matches!(signal, Some("SIGINT" | "2")), "{signal:?}");
+    for (name, value) in values {
+        let pair = json!(format!("{name}={value}"));
+        assert!(before["config"]["Env"].as_array().unwrap().contains(&pair), "{pair}: {before}");
+    }
     for pair in before["config"]["Env"].as_array().unwrap() {
         let there = after["config"]["Env"].as_array().unwrap();
         assert!(there.contains(pair), "{pair} is not in {there:?}");

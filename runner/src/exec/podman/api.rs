@@ -144,7 +144,7 @@ struct Created {
 }
 
 /// A commit of a container.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Commit<'a> {
     pub(super) container: &'a str,
     pub(super) repository: &'a str,

@@ -156,9 +156,9 @@ impl Podman {
             tag: run.run.as_str(),
             squash,
             format: known.base.format(),
-            changes: &known.base.changes(),
+            changes: &[],
         };
-        let id = match self.commit(link, &commit).await {
+        let id = match self.commit_configured(link, &known.base, commit).await {
             Ok(id) => id,
             Err(cause) => {
                 chain.ends_at(&name, parent);
@@ -172,7 +172,11 @@ impl Podman {
         Ok(Workspace::Image { id, depth })
     }
 
-    async fn commit(&self, link: &mut Link, commit: &Commit<'_>) -> Result<String, ExecError> {
+    pub(super) async fn commit(
+        &self,
+        link: &mut Link,
+        commit: &Commit<'_>,
+    ) -> Result<String, ExecError> {
         let mut tries = 0;
         loop {
             let fault = match link.commit(commit).await {

@@ -253,7 +253,7 @@ pub(super) mod tests {
         }
     }
 
-    fn base() -> Base {
+    pub(in crate::exec::podman) fn base() -> Base {
         Base {
             id: "base".into(),
             env: vec![("A".into(), "base".into()), ("PATH".into(), "/opt".into())],

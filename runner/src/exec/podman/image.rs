@@ -48,25 +48,6 @@ impl Base {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// Commit instructions that restore this configuration. Otherwise a commit takes over that of
-    /// the step's container.
-    pub(super) fn changes(&self) -> Vec<String> {
-        let list = |words: &[String]| serde_json::json!(words).to_string();
-        // Engines disagree on quoting other characters. The container has these variables anyway,
-        // unless its step has overridden one.
-        let is_plain = |c: char| !c.is_whitespace() && !matches!(c, '"' | '\'' | '\\' | '$');
-        let env = self.env.iter().filter(|(_, value)| value.chars().all(is_plain));
-        [
-            format!("ENTRYPOINT {}", list(&self.entrypoint)),
-            format!("CMD {}", list(&self.cmd)),
-            format!("WORKDIR {}", self.work_dir),
-        ]
-        .into_iter()
-        .chain((!self.stop_signal.is_empty()).then(|| format!("STOPSIGNAL {}", self.stop_signal)))
-        .chain(env.map(|(name, value)| format!("ENV {name}={value}")))
-        .collect()
-    }
-
     /// The format of images built on it.
     pub(super) fn format(&self) -> &'static str {
         if self.is_docker_format { "docker" } else { "oci" }
@@ -95,6 +76,9 @@ pub(super) struct Inspected {
     healthcheck: Option<serde_json::Value>,
     #[serde(default)]
     manifest_type: String,
+    /// Empty if there is none.
+    #[serde(default)]
+    parent: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -122,6 +106,11 @@ struct RootFs {
 }
 
 impl Inspected {
+    /// The image below it, if the engine knows it.
+    pub(super) fn parent(&self) -> Option<&str> {
+        Some(self.parent.as_str()).filter(|parent| !parent.is_empty())
+    }
+
     fn layers(&self) -> u32 {
         let layers = self.root_fs.as_ref().and_then(|root| root.layers.as_ref());
         layers.map_or(1, |layers| u32::try_from(layers.len()).unwrap_or(u32::MAX))
@@ -302,14 +291,9 @@ mod tests {
         let base = inspected(BASE).as_base();
         assert_eq!(base.env, [("PATH".into(), "/bin".into()), ("EMPTY".into(), String::new())]);
         assert_eq!((base.work_dir.as_str(), base.user.as_str(), base.layers), ("/w", "u", 2));
-        let changes =
-            ["ENTRYPOINT [\"/e\"]", "CMD [\"a b\"]", "WORKDIR /w", "ENV PATH=/bin", "ENV EMPTY="];
-        assert_eq!(
-            (base.changes(), base.format()),
-            (changes.map(str::to_owned).to_vec(), "docker")
-        );
+        assert_eq!(base.format(), "docker");
         let bare = inspected(r#"{"Id":"b","Config":{"Env":null,"WorkingDir":""}}"#).as_base();
-        assert_eq!(bare.changes(), ["ENTRYPOINT []", "CMD []", "WORKDIR /"]);
+        assert_eq!((bare.env.len(), bare.cmd.len(), bare.stop_signal.as_str()), (0, 0, ""));
         assert_eq!((bare.work_dir.as_str(), bare.entrypoint.len()), ("/", 0));
         assert!(inspected(BASE).is_named());
         assert!(!inspected(r#"{"Id":"b","RepoTags":null,"RepoDigests":[]}"#).is_named());

@@ -49,10 +49,11 @@ impl Podman {
     ) -> Result<Option<Vec<(String, Change)>>, ExecError> {
         let failed = |fault: super::call::Fault| fault.at("comparing images", &self.http);
         let mut link = self.http.link();
-        for wanted in [Some(image), since].into_iter().flatten() {
-            if link.image(wanted).await.map_err(failed)?.is_none() {
-                return Ok(None);
-            }
+        let Some(found) = link.image(image).await.map_err(failed)? else { return Ok(None) };
+        if let Some(since) = since
+            && link.image(since).await.map_err(failed)?.is_none()
+        {
+            return Ok(None);
         }
         let parent = since.map(|since| format!("?parent={since}")).unwrap_or_default();
         let ask = Ask::get(format!("/images/{image}/changes{parent}"));
@@ -61,6 +62,7 @@ impl Podman {
         let mut changes: Vec<(String, Change)> =
             lines.into_iter().flatten().map(Line::change).collect();
         changes.sort_by(|(a, _), (b, _)| a.cmp(b));
-        Ok(Some(changes))
+        let before = since.or_else(|| found.parent());
+        Ok(Some(self.without_the_engines_own(changes, before, image).await))
     }
 }

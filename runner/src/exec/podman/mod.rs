@@ -6,6 +6,8 @@
 //! | `create` | the settings of a container, which do not leak from one step to the next |
 //! | `step` `refused` `output` `stop` `watcher` | one step, from its creation to its proven end |
 //! | `image` `pull` | inspecting and pulling images, and when to squash a chain |
+//! | `configured` | commits with the configuration of the base image |
+//! | `look` `etc` | which files a step changed |
 //! | `files` `work_dir` | resources in, artifacts out, and directories that a container needs |
 //! | `volume` `secrets` `leak` | secrets passed in memory, and the check that no commit has them |
 //! | `disk` `bases` | the engine's disk, and the base images that can be removed to free it |
@@ -18,8 +20,10 @@ mod bases;
 mod call;
 mod chain;
 mod checkpoint;
+mod configured;
 mod create;
 mod disk;
+mod etc;
 mod files;
 #[cfg(feature = "testing")]
 pub mod fuzzing;
@@ -144,6 +148,7 @@ pub struct Podman {
     marks: bases::Marks,
     root: disk::Root,
     memory: Memory,
+    dialect: configured::Known,
     reaper: Reaper,
     ghosts: Ghosts,
     init: step::Init,
@@ -183,6 +188,7 @@ impl Podman {
             marks: bases::Marks::default(),
             root: disk::Root::default(),
             memory: Memory::default(),
+            dialect: configured::Known::default(),
             reaper: Reaper::default(),
             ghosts: Ghosts::default(),
             init: step::Init::default(),
