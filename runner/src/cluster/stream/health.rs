@@ -52,14 +52,20 @@ pub(in crate::cluster) async fn probe(link: &Link, exchange: &str) -> Result<(),
     let publishing = async {
         let channel = link.live().await?.confirming_channel().await?;
         let (exchange, key) = (ShortString::from(exchange), ShortString::from(NOWHERE));
-        let (options, properties) = (BasicPublishOptions::default(), BasicProperties::default());
-        let sent = channel.basic_publish(exchange, key, options, &[], properties).await?;
-        match sent.await? {
-            Confirmation::Ack(_) => Ok(()),
-            Confirmation::Nack(_) | Confirmation::NotRequested => {
-                Err(Fault::Unreachable("the broker did not take a message".to_owned()))
+        // A broker with an alarm takes the first message of a connection, and only then blocks it.
+        for _ in 0..2 {
+            let (options, properties) =
+                (BasicPublishOptions::default(), BasicProperties::default());
+            let (exchange, key) = (exchange.clone(), key.clone());
+            let sent = channel.basic_publish(exchange, key, options, &[], properties).await?;
+            match sent.await? {
+                Confirmation::Ack(_) => {}
+                Confirmation::Nack(_) | Confirmation::NotRequested => {
+                    return Err(Fault::Unreachable("the broker did not take a message".to_owned()));
+                }
             }
         }
+        link.fault().map_or(Ok(()), Err)
     };
     match timeout(PROBE_WITHIN, publishing).await {
         Ok(probed) => probed,
