@@ -1,9 +1,9 @@
 //! Commits that give an image the configuration of the base image: a commit takes over that of the
 //! step's container.
 //!
-//! Engines read the instructions of a commit in two dialects, and no version number separates them:
-//! distributions have carried the change to older versions. So the committed image is looked at if the
-//! dialect matters for it, and committed again in the other dialect if it is not as it should be.
+//! Engines read the instructions of a commit in two dialects. Both were measured, but not the version
+//! in which podman changed. So the committed image is inspected if the dialect matters for it, and
+//! committed again in the other dialect if it is not as it should be.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
