@@ -16,7 +16,7 @@ use protocol::id::{RegisteredName, StepName};
 use protocol::pipeline::{
     Admission, Artifact, Backoff, Callback, Cmd, EndSignal, ExecutorKind, FailureMode, Graph,
     Layout, Limits, Missing, OnLogLimit, OnLost, Output, OutputKind, Pipeline, PullPolicy, Quotas,
-    Requests, Resource, ResourceKind, Retry, RetryOn, SecretUse, Shell, Step,
+    RelativeTo, Requests, Resource, ResourceKind, Retry, RetryOn, SecretUse, Shell, Step,
     Strategy as Strategy_, Template, Token, Vars, When,
 };
 use protocol::quantity::{Cpu, Memory, Span};
@@ -107,8 +107,14 @@ fn handover() -> impl Strategy<Value = Handover> {
     let kind = option::of(select(vec![OutputKind::File, OutputKind::Dir]));
     let missing = select(vec![Missing::Ignore, Missing::Warn, Missing::Fail]);
     let layout = select(vec![Layout::Flat, Layout::Relative]);
-    let output = ("[a-z*][a-z/*]{0,8}", kind, missing, layout)
-        .prop_map(|(path, kind, missing, layout)| Output { path, kind, missing, layout });
+    let output = ("[a-z*][a-z/*]{0,8}", kind, missing, layout);
+    let output = output.prop_map(|(path, kind, missing, layout)| Output {
+        path,
+        kind,
+        missing,
+        layout,
+        relative_to: RelativeTo::WorkDir,
+    });
     let token = prop_oneof![
         "[^\\x00]{1,8}".prop_map(Token::Literal),
         "[a-z]{1,8}".prop_map(|name| Token::Named { name }),

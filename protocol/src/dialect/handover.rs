@@ -8,10 +8,12 @@ use super::reader::{Field, Keys, Reader};
 use super::tree::{Node, Value, quoted};
 use crate::diagnostic::{Class, Diagnostic};
 use crate::pipeline::{
-    Callback, Layout, Missing, Output, OutputKind, Pattern, Pipeline, SecretUse, Token,
+    Callback, Layout, Missing, Output, OutputKind, Pattern, Pipeline, RelativeTo, SecretUse, Token,
 };
 
-const OUTPUT: Keys = Keys { known: &["path", "type", "missing", "layout"], instead: &[] };
+const OUTPUT: Keys =
+    Keys { known: &["path", "type", "missing", "layout", "relative-to"], instead: &[] };
+const ARTIFACT: Keys = Keys { known: &["path", "type", "missing", "layout"], instead: &[] };
 const CALLBACK: Keys = Keys { known: &["url", "secret"], instead: &[] };
 const SECRET: Keys = Keys {
     known: &["name", "env"],
@@ -27,14 +29,41 @@ const KINDS: [(&str, OutputKind); 2] = [("file", OutputKind::File), ("dir", Outp
 const MISSING: [(&str, Missing); 3] =
     [("ignore", Missing::Ignore), ("warn", Missing::Warn), ("fail", Missing::Fail)];
 const LAYOUTS: [(&str, Layout); 2] = [("flat", Layout::Flat), ("relative", Layout::Relative)];
+const DIRS: [(&str, RelativeTo); 2] =
+    [("work-dir", RelativeTo::WorkDir), ("job-dir", RelativeTo::JobDir)];
 
-pub(super) fn outputs(reader: &mut Reader, field: &Field<'_>) -> Option<Vec<Output>> {
+/// The outputs of a step. `has_job_dir`: whether the step has a directory of its own.
+pub(super) fn outputs(
+    reader: &mut Reader,
+    field: &Field<'_>,
+    has_job_dir: bool,
+) -> Option<Vec<Output>> {
     let items = reader.list(field)?;
-    Some(items.iter().filter_map(|item| output(reader, item)).collect())
+    let read = |item: &Field<'_>| {
+        let output = output(reader, item, &OUTPUT)?;
+        if output.relative_to == RelativeTo::JobDir && !has_job_dir {
+            let message = "the step has no directory of its own";
+            reader.fault(item, message.to_owned(), Some("leave `relative-to` out"));
+            return None;
+        }
+        Some(output)
+    };
+    Some(items.iter().filter_map(read).collect())
 }
 
-fn output(reader: &mut Reader, field: &Field<'_>) -> Option<Output> {
-    let fields = reader.map(field, &OUTPUT)?;
+/// The artifacts of a job, which are relative to `relative_to`.
+pub(super) fn artifacts(
+    reader: &mut Reader,
+    field: &Field<'_>,
+    relative_to: RelativeTo,
+) -> Option<Vec<Output>> {
+    let items = reader.list(field)?;
+    let outputs = items.iter().filter_map(|item| output(reader, item, &ARTIFACT));
+    Some(outputs.map(|output| Output { relative_to, ..output }).collect())
+}
+
+fn output(reader: &mut Reader, field: &Field<'_>, keys: &Keys) -> Option<Output> {
+    let fields = reader.map(field, keys)?;
     let path = reader
         .required(&fields, "path", "which files are kept")
         .and_then(|field| pattern(reader, &field));
@@ -44,6 +73,9 @@ fn output(reader: &mut Reader, field: &Field<'_>) -> Option<Output> {
             .optional(&fields, "missing", |r, f| r.word(f, &MISSING))
             .unwrap_or_default(),
         layout: reader.optional(&fields, "layout", |r, f| r.word(f, &LAYOUTS)).unwrap_or_default(),
+        relative_to: reader
+            .optional(&fields, "relative-to", |r, f| r.word(f, &DIRS))
+            .unwrap_or_default(),
         path: path?,
     })
 }

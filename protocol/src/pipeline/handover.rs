@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct Output {
-    /// The path, relative to the step's working directory. Can contain `*`, `?`, `[]` and `**`.
+    /// The path, relative to the directory that `relative-to` names. Can contain `*`, `?`, `[]` and
+    /// `**`.
     #[schemars(length(min = 1))]
     pub path: String,
     /// Whether to keep only files or only directories that match. Both if missing.
@@ -19,6 +20,9 @@ pub struct Output {
     /// Directory layout of the kept files.
     #[serde(default, skip_serializing_if = "Layout::is_usual")]
     pub layout: Layout,
+    /// The directory that `path` is relative to.
+    #[serde(default, skip_serializing_if = "RelativeTo::is_usual")]
+    pub relative_to: RelativeTo,
 }
 
 impl Output {
@@ -67,11 +71,30 @@ pub enum Layout {
     /// All files in one directory. If two have the same name, the later one wins.
     #[default]
     Flat,
-    /// The same layout as in the step's working directory.
+    /// The same layout as in the directory that `path` is relative to.
     Relative,
 }
 
 impl Layout {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// The directory that the path of an output is relative to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RelativeTo {
+    /// The step's working directory.
+    #[default]
+    WorkDir,
+    /// The step's own directory, `$JOB_WORKDIR`. Only steps of `local`, `custom`, and `docker` with
+    /// an image of their own have one.
+    JobDir,
+}
+
+impl RelativeTo {
     #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
     fn is_usual(&self) -> bool {
         *self == Self::default()

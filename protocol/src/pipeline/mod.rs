@@ -22,7 +22,9 @@ use serde::{Deserialize, Serialize};
 pub use self::end::EndSignal;
 pub use self::graph::Graph;
 pub(crate) use self::graph::depths;
-pub use self::handover::{Callback, Layout, Missing, Output, OutputKind, SecretUse, Token};
+pub use self::handover::{
+    Callback, Layout, Missing, Output, OutputKind, RelativeTo, SecretUse, Token,
+};
 pub use self::limits::ProcessLimits;
 pub use self::mount::{BadMount, Mount, MountOption, MountSource, Propagation};
 pub use self::network::{BadNetwork, BadNetworkGrant, Network, NetworkGrant, NetworkMode};

@@ -7,7 +7,7 @@ use super::{Layout, Output, OutputKind};
 
 /// Characters that make a path component a pattern.
 const WILD: [char; 6] = ['*', '?', '[', '{', '}', '\\'];
-/// The step's working directory itself.
+/// The directory itself that an output is relative to.
 const HERE: &str = ".";
 /// Maximum length of a path on any supported system, in bytes.
 const LONGEST: usize = 4096;
@@ -25,7 +25,7 @@ pub enum BadPattern {
     #[error("is longer than {LONGEST} bytes")]
     Long,
     /// It is absolute.
-    #[error("is absolute, and must be relative to the working directory of the step")]
+    #[error("is absolute, and must be relative to a directory of the step")]
     Absolute,
     /// It contains `..`.
     #[error("has a `..`, which an output may not have; name the files from the top")]
@@ -35,7 +35,7 @@ pub enum BadPattern {
     Glob(String),
 }
 
-/// A pattern for paths relative to a step's working directory.
+/// A pattern for paths below the directory that an output is relative to.
 ///
 /// `*` matches within a path component. `?` and `[]` match one byte, so not a whole non-ASCII
 /// character. `{a,b}` matches either alternative. `**` as a component matches any number of
@@ -57,7 +57,7 @@ impl Pattern {
     /// Parses a pattern.
     ///
     /// # Errors
-    /// If the text is not a pattern, or can match a path outside the step's working directory.
+    /// If the text is not a pattern, or can match a path outside that directory.
     pub fn parse(text: &str) -> Result<Self, BadPattern> {
         if text.is_empty() {
             return Err(BadPattern::Empty);
@@ -98,8 +98,8 @@ impl Pattern {
         &self.base
     }
 
-    /// Whether the pattern matches a path relative to the step's working directory, without `.`
-    /// components. The empty path is the working directory.
+    /// Whether the pattern matches a path relative to that directory, without `.` components. The
+    /// empty path is the directory itself.
     #[must_use]
     pub fn matches(&self, path: &str) -> bool {
         match &self.matcher {
@@ -173,11 +173,11 @@ impl Selection {
     /// # Errors
     /// If the output's path is not a valid pattern.
     pub fn of(output: &Output) -> Result<Self, BadPattern> {
-        let Output { path, kind, missing: _, layout } = output;
+        let Output { path, kind, missing: _, layout, relative_to: _ } = output;
         Ok(Self { pattern: Pattern::parse(path)?, kind: *kind, layout: *layout })
     }
 
-    /// A path that contains every selected file; `.` for the step's working directory.
+    /// A path that contains every selected file; `.` for the directory that the output is relative to.
     #[must_use]
     pub fn base(&self) -> &str {
         self.pattern.base()
@@ -219,14 +219,15 @@ fn above(path: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::Missing;
+    use crate::pipeline::{Missing, RelativeTo};
 
     fn pattern(text: &str) -> Pattern {
         Pattern::parse(text).unwrap()
     }
 
     fn selection(path: &str, kind: Option<OutputKind>, layout: Layout) -> Selection {
-        let output = Output { path: path.into(), kind, missing: Missing::Warn, layout };
+        let (missing, relative_to) = (Missing::Warn, RelativeTo::WorkDir);
+        let output = Output { path: path.into(), kind, missing, layout, relative_to };
         Selection::of(&output).unwrap()
     }
 

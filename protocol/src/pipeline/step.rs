@@ -380,6 +380,22 @@ impl ExecutorKind {
         }
     }
 
+    /// Whether its steps have a directory of their own, `$JOB_WORKDIR`. `has_image`: whether the step
+    /// has an image of its own.
+    #[must_use]
+    pub fn has_job_dir(self, has_image: bool) -> bool {
+        match self {
+            Self::Local | Self::Custom => true,
+            Self::Docker => has_image,
+            Self::Podman
+            | Self::Ssh
+            | Self::Proxmox
+            | Self::Lexware
+            | Self::Sevdesk
+            | Self::Http => false,
+        }
+    }
+
     /// Whether steps run in a container with an image.
     #[must_use]
     pub fn has_images(self) -> bool {

@@ -2,7 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _};
-use protocol::pipeline::{ExecutorKind, Missing, Output as Asked, OutputKind, Selection};
+use protocol::pipeline::{Missing, Output as Asked, OutputKind, RelativeTo, Selection};
 use protocol::run::Cause;
 use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
@@ -21,8 +21,6 @@ use crate::rules::job::{self, MAX_RESULT, RESULT_FILE, result_of};
 /// What to collect after a step's command has ended.
 pub(super) struct Wanted {
     outputs: Vec<Asked>,
-    /// The directory of the files, if it is not the working directory.
-    dir: Option<&'static str>,
     /// The names above all output paths.
     under: Vec<String>,
     origin: Origin,
@@ -60,15 +58,6 @@ impl From<TransferError> for NotTaken {
 impl Drive {
     pub(super) fn wanted(&self, position: usize) -> Option<Wanted> {
         let (step, record) = (self.step(position)?, self.run.record());
-        let has_own_dir = match step.executor {
-            ExecutorKind::Docker | ExecutorKind::Local | ExecutorKind::Custom => true,
-            ExecutorKind::Podman
-            | ExecutorKind::Ssh
-            | ExecutorKind::Proxmox
-            | ExecutorKind::Lexware
-            | ExecutorKind::Sevdesk
-            | ExecutorKind::Http => false,
-        };
         let under = if self.shared.options.logs.is_some() {
             vec![job::id(&record.run_id, step)]
         } else {
@@ -78,7 +67,6 @@ impl Drive {
         let (run, epoch) = (self.scope.run.clone(), self.scope.epoch);
         Some(Wanted {
             outputs: step.outputs.clone(),
-            dir: has_own_dir.then_some(JOB_DIR),
             under,
             origin: Origin { run, epoch, attempt: self.run.attempt(position) },
             mask: self.secrets.mask(),
@@ -87,12 +75,18 @@ impl Drive {
 }
 
 impl Wanted {
-    fn path(&self, file: &str) -> String {
-        self.dir.map_or_else(|| file.to_owned(), |dir| format!("{dir}/{file}"))
+    /// The path of the step's result for the executor, if the step declares one.
+    fn result_path(&self) -> Option<String> {
+        let result = self.outputs.iter().find(|output| output.path == RESULT_FILE)?;
+        Some(path_in(result.relative_to, RESULT_FILE))
     }
+}
 
-    fn has_result(&self) -> bool {
-        self.outputs.iter().any(|output| output.path == RESULT_FILE)
+/// A path below the directory of an output, as the executor takes it.
+fn path_in(dir: RelativeTo, path: &str) -> String {
+    match dir {
+        RelativeTo::WorkDir => path.to_owned(),
+        RelativeTo::JobDir => format!("{JOB_DIR}/{path}"),
     }
 }
 
@@ -147,8 +141,11 @@ impl Taking<'_> {
     }
 
     async fn take_result(&self, ran: &mut Ran) -> Result<(), NotTaken> {
-        if ran.result.is_none() && self.wanted.has_result() && ran.left != Workspace::None {
-            match self.file(&ran.left, &self.wanted.path(RESULT_FILE)).await {
+        if ran.result.is_none()
+            && ran.left != Workspace::None
+            && let Some(path) = self.wanted.result_path()
+        {
+            match self.file(&ran.left, &path).await {
                 Ok(bytes) => match result_of(&bytes) {
                     Ok(result) => ran.result = Some(result),
                     Err(why) => self.out.note(&why).await,
@@ -218,7 +215,9 @@ impl Taking<'_> {
                     let tar = result_tar(result).await?;
                     outputs.keep(kept, &selection, RESULT_FILE, tar).await?.matched
                 }
-                Some(_) | None => self.keep_one(outputs, kept, &selection, &ran.left).await?,
+                Some(_) | None => {
+                    self.keep_one(outputs, kept, (&selection, asked.relative_to), &ran.left).await?
+                }
             };
             if matched {
                 continue;
@@ -244,7 +243,7 @@ impl Taking<'_> {
         &self,
         outputs: &dyn Outputs,
         kept: &mut KeptOutputs,
-        selection: &Selection,
+        (selection, dir): (&Selection, RelativeTo),
         left: &Workspace,
     ) -> Result<bool, NotTaken> {
         if *left == Workspace::None {
@@ -253,7 +252,7 @@ impl Taking<'_> {
         let mut matched = false;
         let mut open = vec![selection.base().to_owned()];
         while let Some(at) = open.pop() {
-            let path = self.wanted.path(&at);
+            let path = path_in(dir, &at);
             let tar = match self.shared.ports.executor.export(self.scope, left, &path).await {
                 Ok(tar) => tar,
                 Err(ExecError::NoSuchPath { .. }) => continue,

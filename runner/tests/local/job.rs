@@ -251,24 +251,6 @@ fn a19_a_result_lies_beside_the_status_and_later_jobs_may_read_it_there() {
 }
 
 #[test]
-fn outputs_of_a_run_are_kept_and_one_that_must_be_there_fails_its_step() {
-    let place = Place::new(
-        "{group: g, name: n, steps: [{name: a, executor: local, script: ['echo x > $JOB_WORKDIR/f'],
-          outputs: [{path: '*', layout: relative}]}]}",
-    );
-    let (code, events) = place.events(&["--run-id", "r-7"], &[]);
-    assert_eq!(code, Some(0), "{events:#?}");
-    assert_eq!(std::fs::read_to_string(place.path("outputs/g/n/r-7/a/f")).unwrap(), "x\n");
-    let place = Place::new(
-        "{group: g, name: n, steps: [{name: a, executor: local, script: ['true'],
-          outputs: [{path: f, missing: fail}]}]}",
-    );
-    let (code, events) = place.events(&[], &[]);
-    let last = events.last().unwrap();
-    assert!(code == Some(1) && last["cause"] == "artifact", "{last}");
-}
-
-#[test]
 fn a_callback_with_a_named_secret_is_told_with_it_and_the_job_has_it_not() {
     let (url, taken) = receiver(2);
     let place = Place::new(&format!(

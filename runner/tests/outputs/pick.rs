@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
 use protocol::id::Epoch;
-use protocol::pipeline::{Layout, Missing, Output, OutputKind, PullPolicy, Selection};
+use protocol::pipeline::{Layout, Missing, Output, OutputKind, PullPolicy, RelativeTo, Selection};
 use runner::exec::local::{Local, Options};
 use runner::ports::{
     ByteStream, ExecError, Executor as _, Found, KeptOutputs, Outputs as _, RunScope,
@@ -61,7 +61,7 @@ impl Step {
     }
 
     async fn keep(&mut self, path: &str, kind: Option<OutputKind>, layout: Layout) -> Found {
-        let output = Output { path: path.into(), kind, missing: Missing::Warn, layout };
+        let output = output(path.into(), kind, layout);
         let selection = Selection::of(&output).unwrap();
         match self.export(selection.base()).await {
             Ok(tar) => {
@@ -187,10 +187,14 @@ async fn archive(entries: &[(u8, &str, &str, &[u8])]) -> Vec<u8> {
     tar.into_inner().await.unwrap()
 }
 
+fn output(path: String, kind: Option<OutputKind>, layout: Layout) -> Output {
+    Output { path, kind, missing: Missing::Warn, layout, relative_to: RelativeTo::WorkDir }
+}
+
 async fn kept_of(step: &mut Step, at: &str, tar: Vec<u8>) -> Result<Found, TransferError> {
     let path = format!("{at}/**");
     let layout = Layout::Relative;
-    let output = Output { path, kind: None, missing: Missing::Warn, layout };
+    let output = output(path, None, layout);
     let selection = Selection::of(&output).unwrap();
     let tar = stream::iter([Ok(Bytes::from(tar))]).boxed();
     step.keeper().keep(&mut step.outputs, &selection, at, tar).await
@@ -215,12 +219,7 @@ async fn a_hard_link_is_told_so_that_its_bytes_can_be_asked_for() {
     assert_eq!(found, Found { matched: true, links: vec!["out/b".into()] });
     assert_eq!(step.kept(), ["out/a"]);
     let again = archive(&[(b'0', "b", "", b"out/b")]).await;
-    let output = Output {
-        path: "out/**".into(),
-        kind: None,
-        missing: Missing::Warn,
-        layout: Layout::Relative,
-    };
+    let output = output("out/**".into(), None, Layout::Relative);
     let selection = Selection::of(&output).unwrap();
     let tar = stream::iter([Ok(Bytes::from(again))]).boxed();
     let found = step.keeper().keep(&mut step.outputs, &selection, "out/b", tar).await.unwrap();

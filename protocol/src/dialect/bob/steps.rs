@@ -233,6 +233,8 @@ impl Reader {
             let name = self.text(&field)?;
             self.declared(&field, name, resources)
         });
+        let with = fields.get("with").and_then(|f| self.with(&f, executor)).unwrap_or_default();
+        let has_job_dir = executor.has_job_dir(with.contains_key("image"));
         Some(Step {
             vars: self
                 .optional(fields, "vars", |r, f| r.scalars(f, bad_variable))
@@ -254,8 +256,11 @@ impl Reader {
             executor,
             secrets: self.optional(fields, "secrets", handover::secrets).unwrap_or_default(),
             label: self.optional(fields, "label", |r, f| r.ruled(f, rules::file_name)),
-            with: fields.get("with").and_then(|f| self.with(&f, executor)).unwrap_or_default(),
-            outputs: self.optional(fields, "outputs", handover::outputs).unwrap_or_default(),
+            outputs: fields
+                .get("outputs")
+                .and_then(|field| handover::outputs(self, &field, has_job_dir))
+                .unwrap_or_default(),
+            with,
             callback: self.optional(fields, "callback", handover::callback),
             script,
             shell: self.optional(fields, "shell", |r, f| r.word(f, &SHELLS)),

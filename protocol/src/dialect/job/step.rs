@@ -11,7 +11,7 @@ use crate::dialect::handover;
 use crate::dialect::reader::{Field, Fields, Keys, Reader};
 use crate::id::StepName;
 use crate::pipeline::{
-    ExecutorKind, Layout, Missing, Output, SecretUse, Shell, Step, Template, Vars, When,
+    ExecutorKind, Layout, Missing, Output, RelativeTo, SecretUse, Shell, Step, Template, Vars, When,
 };
 
 pub(super) const JOB: Keys = Keys {
@@ -72,7 +72,7 @@ pub(super) fn read(
     let mut vars =
         reader.optional(fields, "variables", |r, f| r.scalars(f, bad_variable)).unwrap_or_default();
     let label = reader.optional(fields, "job_id", |r, f| r.ruled(f, rules::file_name));
-    let outputs = outputs(reader, fields);
+    let outputs = outputs(reader, fields, executor);
     let callback = reader.optional(fields, "callback", handover::callback);
     let executor = executor?;
     special(reader, fields, executor, &vars);
@@ -98,8 +98,17 @@ pub(super) fn read(
 }
 
 /// The artifacts of a job. The result file is always one of them.
-fn outputs(reader: &mut Reader, fields: &Fields<'_>) -> Vec<Output> {
-    let mut outputs = reader.optional(fields, "artifacts", handover::outputs).unwrap_or_default();
+fn outputs(
+    reader: &mut Reader,
+    fields: &Fields<'_>,
+    executor: Option<ExecutorKind>,
+) -> Vec<Output> {
+    // Every job of `docker` has an image of its own.
+    let has_job_dir = executor.is_some_and(|executor| executor.has_job_dir(true));
+    let relative_to = if has_job_dir { RelativeTo::JobDir } else { RelativeTo::WorkDir };
+    let artifacts = fields.get("artifacts");
+    let artifacts = artifacts.and_then(|field| handover::artifacts(reader, &field, relative_to));
+    let mut outputs = artifacts.unwrap_or_default();
     for output in &mut outputs {
         // Replaces the container's path of the results directory by its path on the host.
         if let Some(below) = output.path.strip_prefix("mnt/").filter(|below| !below.is_empty()) {
@@ -112,6 +121,7 @@ fn outputs(reader: &mut Reader, fields: &Fields<'_>) -> Vec<Output> {
             kind: None,
             missing: Missing::Ignore,
             layout: Layout::Flat,
+            relative_to,
         });
     }
     outputs
