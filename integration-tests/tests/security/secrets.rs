@@ -85,14 +85,18 @@ async fn a_definition_with_a_secret_in_it_is_rejected() {
         let output = program(words).output().await.unwrap();
         let said = text(&output);
         assert_eq!(output.status.code(), Some(65), "{words:?}: {said}");
-        assert!(said.contains("pipeline.json:1:"), "the place is named: {said}");
+        assert!(said.contains("pipeline.json:1:"), "the line is named: {said}");
+        assert!(said.contains("`steps[0].with.headers.Authorization` is a secret"), "{said}");
         assert!(said.contains("secret-name") && said.contains("BOB_LITERAL_SECRETS"), "{said}");
         assert!(!said.contains(TOKEN), "{said}");
     }
     let output = program(&["validate", "pipeline.json"]).output().await.unwrap();
     let said = text(&output);
     assert_eq!(output.status.code(), Some(0), "{said}");
-    assert!(said.contains("warning: the file contains a secret in clear text"), "{said}");
+    assert!(
+        said.contains("warning: `steps[0].with.headers.Authorization` is a secret in clear text"),
+        "{said}"
+    );
     let output = program(&["plan", "pipeline.json"]).output().await.unwrap();
     assert!(text(&output).contains("***") && !text(&output).contains(TOKEN), "{}", text(&output));
 }

@@ -243,7 +243,8 @@ pub(super) fn literal_secrets(
     let warn = |path: String| {
         let (at, path) = place(&path);
         let hint = "write {secret-name: NAME} in its place, and keep the secret where the runner looks for it";
-        let fault = at.fault(super::LITERAL_SECRET, Some(hint));
+        let message = format!("`{path}` {}", super::LITERAL_SECRET);
+        let fault = at.fault(message, Some(hint));
         Diagnostic { class: Class::Warning, path, ..fault }
     };
     pipeline.literal_secrets().into_iter().map(warn).collect()

@@ -305,8 +305,8 @@ fn surprising_commands(root: &Node, pipeline: &Pipeline) -> Vec<Diagnostic> {
     warnings
 }
 
-/// The warning about a clear-text secret in a file.
-pub const LITERAL_SECRET: &str = "the file contains a secret in clear text";
+/// The end of the warning about a secret in clear text in a file. The path of its key comes before it.
+pub const LITERAL_SECRET: &str = "is a secret in clear text";
 
 /// Finds the position of a path such as `steps[2].needs`. `-` and `_` are equivalent. If a part is
 /// missing, the result is the position of the last part found.

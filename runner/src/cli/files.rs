@@ -95,7 +95,7 @@ fn to_leave(context: &Context, source: Source<'_>) -> Result<Parsed, Failure> {
     let mut literals: Vec<_> = parsed
         .diagnostics
         .iter_mut()
-        .filter(|fault| fault.message == dialect::LITERAL_SECRET)
+        .filter(|fault| fault.message.ends_with(dialect::LITERAL_SECRET))
         .collect();
     if !literals.is_empty()
         && context.own_config(Talk::Little)?.worker.literal_secrets == LiteralSecrets::Reject
