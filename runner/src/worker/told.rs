@@ -21,7 +21,7 @@ pub(super) fn on_the_way(record: &RunRecord, draft: &Draft) {
         let step = draft.step.as_ref().map(|(name, _)| name);
         let step = record.steps.iter().find(|record| Some(&record.name) == step);
         let code = step.and_then(|step| step.exit_code);
-        // Appended at the end, because the prefix is documented and matched by programs.
+        // docs/dialects.md documents the whole line, and programs look for it.
         let with = code.map(|code| format!(" (exit code {code})")).unwrap_or_default();
         warn!(run.id = %run, "job {run}: attempt {failed} of {all} has failed; the next is in {delay:?}{with}");
     } else if let Reason::PipelineRunResumed { repeats, .. } = &draft.reason {
