@@ -154,8 +154,8 @@ async fn a_command_or_directory_that_is_not_there_says_so() {
     let base = bench.prepare().await;
     let nowhere = StepSpec { work_dir: Some("/nowhere".into()), ..step(0, &["true"]) };
     for (step, expected, words) in [
-        (step(0, &["no-such-program", "x"]), 127, "No such file"),
-        (step(0, &["/no/such/program"]), 127, "No such file"),
+        (step(0, &["no-such-program", "x"]), 127, "no-such-program"),
+        (step(0, &["/no/such/program"]), 127, "`/no/such/program` does not exist"),
         (step(0, &["/etc/passwd"]), 126, "ermission denied"),
         (nowhere, 126, "no working directory /nowhere"),
         (
@@ -170,6 +170,33 @@ async fn a_command_or_directory_that_is_not_there_says_so() {
                 assert!(cause.contains(words), "{cause}");
             }
             other => panic!("{:?} ended as {other:?}", step.words),
+        }
+    }
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_be_executed_is_named_with_the_reason() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let base = bench.prepare().await;
+    let made = r"printf '#!/bin/sh\r\n' > /crlf; printf '#!/no/such\n' > /lost; echo x > /text; chmod 755 /crlf /lost /text";
+    let (left, _) = bench.pass(&base, &shell(0, made)).await;
+    for (program, expected, words) in [
+        ("/crlf", 127, "`/crlf` ends with a carriage return (CRLF)"),
+        ("/lost", 127, "the interpreter /no/such of `/lost` does not exist"),
+        ("/text", 126, "`/text` is neither a binary nor a script with a `#!` line"),
+    ] {
+        match bench.try_step(&left, &step(1, &[program])).await {
+            Err(ExecError::Start { code, cause, .. }) => {
+                assert_eq!(code, expected, "{cause}");
+                assert!(cause.contains(words), "{cause}");
+            }
+            Ok((ran, kept)) => panic!(
+                "{program} ended with {:?}: {}",
+                ran.exit,
+                String::from_utf8_lossy(&kept.stderr())
+            ),
+            Err(other) => panic!("{program}: {other}"),
         }
     }
     bench.destroy().await;

@@ -74,7 +74,8 @@ async fn a_run_that_failed_is_gone_on_with_and_looked_into() {
 
     // A run that passed can be rerun from any step.
     let all = typed(&place, &["rerun", &place.run("again")]).await;
-    assert!(text(&all.stderr).contains("name a step with --from"), "{}", text(&all.stderr));
+    let wanted = "cannot be rerun: all of its steps have passed; name a step with --from";
+    assert!(text(&all.stderr).contains(wanted), "{}", text(&all.stderr));
     let third = place.run("third");
     let words = ["rerun", &place.run("again"), "--from", "show", "--follow", "--run-id", &third];
     let last = typed(&place, &words).await;

@@ -125,9 +125,8 @@ fn what_of(context: &Context, typed: &Submit) -> Result<StartOf, Failure> {
 pub(super) async fn stop(context: &Context, typed: &Stop) -> Result<Exit, Failure> {
     let run = &typed.run;
     if !context.client()?.stop(run, typed.reason.as_deref()).await? {
-        let text = format!(
-            "run {run} is not known; a start of it within the next 24 h is stopped at once"
-        );
+        let text =
+            format!("run {run} is not known; if it is submitted within 24 h it is stopped at once");
         return Err(Failure::new(Exit::Failed, text));
     }
     if context.style.json {

@@ -124,11 +124,12 @@ pub(super) enum StepEnd {
 
 impl StepEnd {
     /// Derives the outcome from a `StepCompleted` event. With exit code 0, the step can still fail,
-    /// for example at its artifact. A step that ends while the run is stopping counts as stopped.
+    /// for example at its artifact. A step that ends while the run is stopping counts as stopped. So
+    /// does a step that is stopped because another one failed, which only the message shows.
     pub(super) fn of(event: &Event, exit_code: Option<i32>, stopping: bool) -> Self {
         match exit_code {
             Some(0) if event.severity == Severity::Normal => Self::Passed,
-            Some(_) | None if stopping => Self::Stopped,
+            Some(_) | None if stopping || event.message.ends_with(" was stopped") => Self::Stopped,
             Some(_) | None => Self::Failed,
         }
     }
@@ -384,6 +385,13 @@ pub(super) mod tests {
             items(vec![at(1, None, Reason::PipelineStopping), completed(1_500, "build", 143, 900)]);
         let told: Vec<Piece> = run.iter().flat_map(|item| plain.on(item)).collect();
         let last = Piece::Err(b"[bob] step build was stopped after 900ms\n".to_vec());
+        assert_eq!(told.last(), Some(&last));
+
+        // Another step failed, and the run is not stopping.
+        let mut stopped = completed(1_500, "build", 143, 900);
+        stopped.message = "step build of run r-1 was stopped".to_owned();
+        let mut plain = Plain::new(StepErrors::Apart, None, APART);
+        let told: Vec<Piece> = items(vec![stopped]).iter().flat_map(|it| plain.on(it)).collect();
         assert_eq!(told.last(), Some(&last));
     }
 

@@ -29,7 +29,7 @@ done
 exit "$__bob_last""#;
 
 /// Runs programs from files in one shell, each from the step's directory.
-pub(super) const FILES: &str = r#"__bob_dir=$1 __bob_goes_on=$2 __bob_count=$3 __bob_at=0 __bob_last=0 __bob_work=$PWD
+const FILES: &str = r#"__bob_dir=$1 __bob_goes_on=$2 __bob_count=$3 __bob_at=0 __bob_last=0 __bob_work=$PWD
 set --
 while [ "$__bob_at" -lt "$__bob_count" ]; do
   cd "$__bob_work" || exit 1
@@ -68,6 +68,11 @@ impl Argv {
             (None, None) => image.to_vec(),
         };
         Self { words: [entrypoint, command].concat(), files }
+    }
+
+    /// The program that the words start.
+    pub(super) fn program(&self) -> String {
+        self.words.first().cloned().unwrap_or_default()
     }
 
     /// Prefixes the arguments with `first`, which ends in `exec "$@"`.

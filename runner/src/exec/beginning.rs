@@ -7,6 +7,7 @@
 use serde::Deserialize;
 
 use super::demux::Piece;
+use super::unexecutable::{self, Head};
 
 /// How such reports begin: tini, catatonit, crun, runc.
 const BEGINNINGS: [&str; 4] =
@@ -17,10 +18,20 @@ const MOST_BYTES: usize = 512;
 /// A command that was never executed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct NotExecuted {
-    /// A sentence for people.
-    pub(super) cause: String,
+    /// The kernel's error.
+    said: String,
     /// The exit code that a shell would give: 127 if the program is missing, else 126.
     pub(super) code: i32,
+}
+
+impl NotExecuted {
+    /// A sentence for people about a program, whose file begins so.
+    pub(super) fn cause(&self, program: &str, head: &Head) -> String {
+        if self.said.to_ascii_lowercase().starts_with("argument list too long") {
+            return "its command and variables together are longer than the kernel takes: use `script`, which may be longer, or a file".to_owned();
+        }
+        format!("{} (in its image)", unexecutable::cause(program, &self.said, head))
+    }
 }
 
 /// The first output of a step, held while it can still turn out to be a report.
@@ -61,15 +72,9 @@ impl Beginning {
             return None;
         }
         let line = std::str::from_utf8(&self.text).ok()?.strip_suffix('\n')?;
-        let cause = reported(line.trim_end_matches('\r'))?;
-        let lower = cause.to_ascii_lowercase();
-        if lower.starts_with("argument list too long") {
-            let cause = "its command and variables together are longer than the kernel takes: use `script`, which may be longer, or a file";
-            return Some(NotExecuted { cause: cause.to_owned(), code: 126 });
-        }
-        let code = if lower.starts_with("no such file") { 127 } else { 126 };
-        let cause = format!("its command cannot be executed in its image: {cause}");
-        Some(NotExecuted { cause, code })
+        let said = reported(line.trim_end_matches('\r'))?;
+        let code = if said.to_ascii_lowercase().starts_with("no such file") { 127 } else { 126 };
+        Some(NotExecuted { said, code })
     }
 }
 
@@ -144,7 +149,9 @@ mod tests {
         }
         let denied = "ERROR (catatonit:7): failed to exec pid1: Permission denied\n";
         assert_eq!(of(1, &[denied]).0.unwrap().code, 126);
-        assert!(of(1, &[CRUN]).0.unwrap().cause.contains("longer than the kernel takes"));
+        let cause = |report| of(1, &[report]).0.unwrap().cause("tool", &Head::Missing);
+        assert!(cause(CRUN).contains("longer than the kernel takes"));
+        assert_eq!(cause(CATATONIT), "`tool` does not exist (in its image)");
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod podman;
 #[cfg(feature = "testing")]
 pub mod scripted;
 pub mod ssh;
+mod unexecutable;
 mod with;
 mod work_dir;
 

@@ -55,7 +55,7 @@ pub enum ExecError {
         cause: String,
     },
     /// The command cannot be started in its container.
-    #[error("cannot start step {step}: {cause}")]
+    #[error("its command cannot be started: {cause}")]
     Start {
         /// The step.
         step: StepName,
@@ -63,6 +63,12 @@ pub enum ExecError {
         cause: String,
         /// The exit code a shell would return: 127 if the program does not exist, otherwise 126.
         code: i32,
+    },
+    /// The process that supervises the command was killed, by the step itself.
+    #[error("its process group leader was killed ({})", signal_name(*.signal))]
+    Killed {
+        /// The signal.
+        signal: i32,
     },
     /// The path of an artifact or output does not exist.
     #[error("there is no {path} in the container of the step")]
@@ -123,13 +129,28 @@ pub enum ExecError {
     },
 }
 
+/// The name of a signal that ends a process, such as `SIGKILL`.
+fn signal_name(signal: i32) -> String {
+    let known = [
+        (1, "SIGHUP"),
+        (2, "SIGINT"),
+        (3, "SIGQUIT"),
+        (6, "SIGABRT"),
+        (9, "SIGKILL"),
+        (11, "SIGSEGV"),
+        (15, "SIGTERM"),
+    ];
+    let name = known.iter().find(|(number, _)| *number == signal).map(|(_, name)| *name);
+    name.map_or_else(|| format!("signal {signal}"), str::to_owned)
+}
+
 impl ExecError {
     /// Returns the cause of a run that ends with this error.
     #[must_use]
     pub fn cause(&self) -> Cause {
         match self {
             Self::Image { .. } => Cause::Image,
-            Self::Start { .. } => Cause::ExitCode,
+            Self::Start { .. } | Self::Killed { .. } => Cause::ExitCode,
             Self::NoSuchPath { .. } => Cause::Artifact,
             Self::NoSpace { .. } => Cause::NoSpace,
             Self::Unsupported(_) => Cause::Rejected,
@@ -157,7 +178,8 @@ impl ExecError {
             | Self::Engine { .. }
             | Self::SecretLeak { .. }
             | Self::Input(_)
-            | Self::Disconnected { .. } => false,
+            | Self::Disconnected { .. }
+            | Self::Killed { .. } => false,
         }
     }
 }

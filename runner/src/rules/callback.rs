@@ -8,6 +8,7 @@ use protocol::pipeline::{Callback, OutputKind, Pipeline, Step, Token};
 use protocol::run::{RunRecord, StepRecord, StepStatus};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use url::Url;
 
 use super::job;
 
@@ -45,6 +46,16 @@ pub struct News {
     pub since: i64,
     /// The time of the next attempt, in ms since the epoch.
     pub due: i64,
+}
+
+impl News {
+    /// The URL of the receiver without user, password and query, which can hold secrets.
+    #[must_use]
+    pub fn receiver(&self) -> Option<String> {
+        let url = Url::parse(&self.url).ok()?;
+        let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+        Some(format!("{}://{}{port}{}", url.scheme(), url.host_str()?, url.path()))
+    }
 }
 
 /// The stages of a run's steps for which outbox entries exist.

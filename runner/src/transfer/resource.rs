@@ -4,6 +4,7 @@ use futures::{StreamExt, stream};
 use protocol::names;
 use protocol::pipeline::Vars;
 use reqwest::Response;
+use reqwest::header::CONTENT_ENCODING;
 use url::Url;
 
 use super::address::{Service, add_query};
@@ -59,6 +60,7 @@ impl Http {
             }
         };
         let response = accepted(service, response, idle).await?;
+        is_plain(service, &response)?;
         Ok(tar::below(mount, self.body(service.named(), response)))
     }
 
@@ -79,6 +81,21 @@ impl Http {
             Some((Err(error), None))
         };
         stream::unfold(Some((response, Progress::new(&self.timeouts), from)), next).boxed()
+    }
+}
+
+/// Rejects an answer whose body is compressed on its way: nobody asked for that.
+fn is_plain(service: &Service, response: &Response) -> Result<(), TransferError> {
+    let encoding = response.headers().get(CONTENT_ENCODING).map(|value| value.as_bytes());
+    match encoding.map(String::from_utf8_lossy) {
+        Some(encoding) if !encoding.eq_ignore_ascii_case("identity") => {
+            Err(TransferError::Input(format!(
+                "{} sent its tar with `content-encoding: {}`; it must send it without an encoding",
+                service.named(),
+                encoding.escape_debug()
+            )))
+        }
+        Some(_) | None => Ok(()),
     }
 }
 

@@ -61,8 +61,9 @@ pub(super) async fn stop(
                 shared.stops.forget().await;
             }
             if reply?.committed {
-                let why =
-                    format!("run {run} is not known yet; a start of it within 24 h is stopped");
+                let why = format!(
+                    "run {run} is not known; if it is submitted within 24 h it is stopped at once"
+                );
                 shared.ignored(Some(run), &why).await;
                 return Ok(Disposition::Ack);
             }

@@ -218,6 +218,7 @@ async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
         if !ready {
             ready = true;
             let message = format!("{} takes work", shared.options.node);
+            info!(owner.id = %shared.options.node, "ready: {message}");
             shared.tell(shared.event(Reason::RunnerReady, message)).await;
         }
         // A drain does not wait for these tasks: both end with the lease.

@@ -89,6 +89,7 @@ pub(super) async fn ended(
 pub(super) fn start_code(error: &ExecError) -> Option<i32> {
     match error {
         ExecError::Start { code, .. } => Some(*code),
+        ExecError::Killed { signal } => Some(128 + signal),
         ExecError::Unreachable { .. }
         | ExecError::Image { .. }
         | ExecError::NoSuchPath { .. }

@@ -15,6 +15,7 @@ mod ends;
 mod folder;
 mod job;
 mod limits;
+mod messages;
 mod outputs;
 mod prunner;
 mod secrets;

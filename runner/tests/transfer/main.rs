@@ -106,6 +106,34 @@ async fn an_external_resource_is_asked_for_with_its_parameters_and_goes_below_it
 }
 
 #[tokio::test]
+async fn a_body_that_is_not_a_plain_tar_is_named_for_what_it_is() {
+    for (body, wanted) in [
+        (&b"<!doctype html>"[..], r#"it is not a tar archive: it begins with "<!doctype html>""#),
+        (&[b'x'; 2000][..], r#"it begins with "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx""#),
+        (b"\x1f\x8b\x08\x00rest", "it is not a tar archive but gzip"),
+    ] {
+        let (server, _lines) = same_answer(200, body.to_vec()).await;
+        let tar = http().external_resource(&server.url(), &Vars::new(), "src").await.unwrap();
+        let error = whole(tar).await.unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_encoded_on_its_way_names_the_header() {
+    let server = Server::start(|mut request| async move {
+        request.whole().await;
+        let head = "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 2\r\n\r\n";
+        request.send(&[head.as_bytes(), b"\x1f\x8b"].concat()).await;
+    })
+    .await;
+    let asked = http().external_resource(&server.url(), &Vars::new(), "src").await;
+    let error = asked.err().unwrap().to_string();
+    assert!(error.contains("the resource provider at"), "{error}");
+    assert!(error.contains("`content-encoding: gzip`"), "{error}");
+}
+
+#[tokio::test]
 async fn an_internal_resource_is_what_an_earlier_run_left() {
     let (server, mut lines) = same_answer(200, small_tar("a", b"x")).await;
     let params = vars(&[("group", "dev"), ("name", "build it"), ("run_id", "r-7")]);

@@ -171,10 +171,11 @@ impl Guard {
         match remains.end_processes().await {
             Ok(0) => {}
             Ok(containers) => warn!(owner.id = %self.worker, containers,
-                "the worker is dead or frozen, and the engine does not answer: the processes of its \
-                 containers are killed"),
+                "the engine does not answer: the processes of the containers of {} are killed ({})",
+                self.worker, self.watch.why()),
             Err(cause) => warn!(owner.id = %self.worker, %cause,
-                "what a dead or frozen worker ran cannot be killed yet"),
+                "the processes of the containers of {} cannot be killed yet ({})",
+                self.worker, self.watch.why()),
         }
     }
 

@@ -109,6 +109,16 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_that_only_lost_etcd_is_not_called_dead() {
+        let mut watch = fed(10);
+        assert_eq!(watch.due(at(10)), Due::Kill);
+        assert!(watch.why().contains("it is frozen, or etcd does not answer"), "{}", watch.why());
+        assert!(!watch.why().contains("dead"), "{}", watch.why());
+        watch.gone = Some(at(11));
+        assert_eq!(watch.why(), "its worker is dead");
+    }
+
+    #[test]
     fn nothing_is_killed_while_the_lease_stands() {
         assert_eq!(Watch::default().due(at(1000)), Due::Listen(None));
         let mut watch = fed(10);

@@ -171,14 +171,12 @@ impl Here {
     }
 }
 
-/// The URL of a callback without user, password and query, which can hold secrets.
+/// The receiver of a callback; its name in the outbox if the entry cannot be read.
 fn receiver(entry: &Entry) -> String {
     let news = serde_json::from_slice::<News>(&entry.value).ok();
-    let url = news.and_then(|news| url::Url::parse(&news.url).ok());
-    match url.as_ref().and_then(|url| Some((url.scheme(), url.host_str()?, url.path()))) {
-        Some((scheme, host, path)) => format!("{scheme}://{host}{path}"),
-        None => entry.key.strip_prefix(names::CALLBACKS).unwrap_or(&entry.key).to_owned(),
-    }
+    news.and_then(|news| news.receiver()).unwrap_or_else(|| {
+        entry.key.strip_prefix(names::CALLBACKS).unwrap_or(&entry.key).to_owned()
+    })
 }
 
 /// The callbacks that are not delivered in time.

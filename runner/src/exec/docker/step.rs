@@ -19,6 +19,7 @@ use crate::exec::copy::Seen;
 use crate::exec::exhausted::{KeyWait, no_keys};
 use crate::exec::job::{JobOptions, container_name, own_image};
 use crate::exec::mount::{JobMount, MountHost, Source};
+use crate::exec::unexecutable::Head;
 use crate::exec::work_dir::is_about_work_dir;
 use crate::ports::{
     ExecError, Exit, Gate, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
@@ -33,6 +34,8 @@ struct Ready {
     id: String,
     attached: Attached,
     has_tty: bool,
+    /// The first word of its command.
+    program: String,
 }
 
 impl Docker {
@@ -103,7 +106,9 @@ impl Docker {
         let first =
             (!step.secrets.given.is_empty()).then(|| secrets::receiving(&step.secrets.given));
         let image_words = ground.config.entrypoint.clone().unwrap_or_default();
-        let argv = Argv::of(step, &image_words).behind(first);
+        let argv = Argv::of(step, &image_words);
+        let program = argv.program();
+        let argv = argv.behind(first);
         check_length(step, &argv.words)?;
         let own_dir = step.work_dir.clone().or_else(|| ground.config.working_dir.clone());
         let body = create::body(&ground, run, step, options, &argv)?;
@@ -119,7 +124,7 @@ impl Docker {
             self.wire.upgrade(&path).await.map_err(|error| self.not_started(step, &error))
         };
         match prepared.await {
-            Ok(attached) => Ok(Ready { id, attached, has_tty }),
+            Ok(attached) => Ok(Ready { id, attached, has_tty, program }),
             Err(error) => {
                 self.soon(id);
                 Err(error)
@@ -219,7 +224,7 @@ impl Docker {
         out: &dyn LogSink,
         stop: &StopSignal,
     ) -> Result<Option<Exit>, ExecError> {
-        let Ready { id, attached, has_tty } = ready;
+        let Ready { id, attached, has_tty, program } = ready;
         self.start(step, &id, stop).await?;
         let (output, mut input) = tokio::io::split(attached);
         let mut follower = Follower {
@@ -255,8 +260,7 @@ impl Docker {
         if let Ok(Ok(ended)) = &ended
             && let Some(report) = follower.beginning.not_executed(ended.exit_code())
         {
-            let NotExecuted { cause, code } = report;
-            return Err(ExecError::Start { step: step.name.clone(), cause, code });
+            return Err(self.not_executed(step, (&id, &program), &report).await);
         }
         follower.release().await;
         let ended = match ended {
@@ -287,6 +291,27 @@ impl Docker {
                 started => return started,
             }
         }
+    }
+
+    /// The error of a step whose command the engine's init or runtime could not execute.
+    async fn not_executed(
+        &self,
+        step: &StepSpec,
+        (id, program): (&str, &str),
+        report: &NotExecuted,
+    ) -> ExecError {
+        let left = Workspace::Lone { id: id.to_owned() };
+        let head = if program.contains('/') {
+            match self.pack(&left, program).await {
+                Ok(tar) => Head::of_tar(tar).await,
+                Err(ExecError::NoSuchPath { .. }) => Head::Missing,
+                Err(_) => Head::Unknown,
+            }
+        } else {
+            Head::Unknown
+        };
+        let cause = report.cause(program, &head);
+        ExecError::Start { step: step.name.clone(), cause, code: report.code }
     }
 
     /// Explains why a container could not be prepared or started.

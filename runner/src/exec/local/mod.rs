@@ -7,6 +7,7 @@
 mod cgroup;
 mod limited;
 mod limits;
+mod orphans;
 mod script;
 mod secrets;
 mod step;
@@ -151,7 +152,7 @@ impl Local {
             None => step.words.iter().map(OsString::from).collect(),
             Some(script) => {
                 let dir = dir.join(format!("step-{}-{}", step.position, step.attempt));
-                let written = script::write(dir, script).await;
+                let written = script::write(&step.name, dir, script).await;
                 written.map_err(|cause| failed("writing a step's script", cause))?
             }
         };

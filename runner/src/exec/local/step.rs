@@ -1,5 +1,6 @@
 //! Runs one step through its supervisor, from its gate to its end.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,8 +13,8 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Child;
 
-use super::failed;
 use super::word::{Asked, Job, Told};
+use super::{JOB_VARIABLE, failed, orphans};
 use crate::ports::{
     ExecError, Exit, Gate, LogSink, Ran, StepEnd, StepSpec, StopLevel, StopSignal, Workspace,
 };
@@ -87,11 +88,16 @@ pub(super) async fn run(
         )
     };
     let ended = async {
-        tokio::select! {
+        let ended = tokio::select! {
             biased;
             ended = heard(&mut told) => ended,
             () = obey(&mut asks, step.end, stop) => None,
+        };
+        if ended.is_none() {
+            // Nobody else ends what holds the output open.
+            orphans::end(JOB_VARIABLE, &left).await;
         }
+        ended
     };
     let (ended, _) = tokio::join!(ended, output);
     drop(asks);
@@ -102,6 +108,10 @@ pub(super) async fn run(
             Err(ExecError::Start { step: step.name.clone(), cause, code })
         }
         Some(Told::NotLimited(cause)) => Err(failed("limiting a step", cause)),
-        None => Err(failed("supervising a step", format!("its supervisor ended: {waited:?}"))),
+        None => match waited.as_ref().ok().and_then(ExitStatusExt::signal) {
+            // Nobody but the step has a reason to.
+            Some(signal) => Err(ExecError::Killed { signal }),
+            None => Err(failed("supervising a step", format!("its supervisor ended: {waited:?}"))),
+        },
     }
 }

@@ -1,9 +1,11 @@
 //! A step's supervisor. It runs one command and ends all its processes, even if the worker dies.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -18,6 +20,7 @@ use serde::Serialize;
 use super::cgroup::Group;
 use super::limited;
 use super::word::{Asked, Job, Told};
+use crate::exec::unexecutable::{self, HEAD_BYTES, Head};
 
 /// Runs one command for the worker at the other end of standard input.
 ///
@@ -69,12 +72,35 @@ fn watch_over(job: Job, mut asks: BufReader<UnixStream>) -> std::io::Result<Told
 pub(super) fn not_started(job: &Job, cause: &std::io::Error) -> Told {
     let is_missing = cause.kind() == std::io::ErrorKind::NotFound;
     let program = job.words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
-    let in_dir =
-        if job.dir.is_dir() { String::new() } else { format!(" in {}", job.dir.display()) };
-    Told::NotStarted {
-        code: if is_missing { 127 } else { 126 },
-        cause: format!("{program}{in_dir}: {cause}"),
-    }
+    let why = if job.dir.is_dir() {
+        unexecutable::cause(&program, &said(cause), &head(job))
+    } else {
+        format!("its working directory {} cannot be entered: {}", job.dir.display(), said(cause))
+    };
+    Told::NotStarted { code: if is_missing { 127 } else { 126 }, cause: why }
+}
+
+/// The kernel's words alone.
+fn said(cause: &std::io::Error) -> String {
+    let text = cause.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
+}
+
+/// The beginning of the program of a job.
+fn head(job: &Job) -> Head {
+    let Some(program) = job.words.first().map(Path::new) else { return Head::Unknown };
+    let path = if program.components().count() > 1 || program.is_absolute() {
+        Some(job.dir.join(program))
+    } else {
+        let paths = job.env.iter().rfind(|(name, _)| name == "PATH").map(|(_, value)| value);
+        let mut paths = paths.into_iter().flat_map(|paths| std::env::split_paths(paths));
+        paths.find_map(|dir| Some(job.dir.join(dir).join(program)).filter(|path| path.is_file()))
+    };
+    let Some(path) = path.filter(|path| path.exists()) else { return Head::Missing };
+    let mut bytes = Vec::new();
+    let read =
+        File::open(path).and_then(|file| file.take(HEAD_BYTES as u64).read_to_end(&mut bytes));
+    read.map_or(Head::Unknown, |_| Head::Bytes(bytes))
 }
 
 /// Writes one message as a line.

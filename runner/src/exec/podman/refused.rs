@@ -2,9 +2,11 @@
 
 use super::Podman;
 use super::call::{Fault, no_space};
+use crate::exec::beginning::NotExecuted;
 use crate::exec::exhausted::no_keys;
+use crate::exec::unexecutable::Head;
 use crate::exec::work_dir::is_about_work_dir;
-use crate::ports::{ExecError, StepSpec};
+use crate::ports::{ExecError, RunScope, StepSpec, Workspace};
 
 /// Whether a container is half created. An engine killed during its preparation does not know about
 /// it. It can neither attach to it nor start it, because its OCI runtime already has it.
@@ -26,6 +28,28 @@ pub(super) fn not_entered(step: &StepSpec, cause: String) -> ExecError {
 }
 
 impl Podman {
+    /// The error of a step whose command the engine's init or runtime could not execute.
+    pub(super) async fn not_executed(
+        &self,
+        run: &RunScope,
+        step: &StepSpec,
+        (id, program): (&str, &str),
+        report: &NotExecuted,
+    ) -> ExecError {
+        let left = Workspace::Container { id: id.to_owned(), depth: 0 };
+        let head = if program.contains('/') {
+            match self.pack(run, &left, program).await {
+                Ok(tar) => Head::of_tar(tar).await,
+                Err(ExecError::NoSuchPath { .. }) => Head::Missing,
+                Err(_) => Head::Unknown,
+            }
+        } else {
+            Head::Unknown
+        };
+        let cause = report.cause(program, &head);
+        ExecError::Start { step: step.name.clone(), cause, code: report.code }
+    }
+
     /// The error of a step whose container could not be prepared or started.
     pub(super) fn not_started(&self, step: &StepSpec, fault: Fault) -> ExecError {
         let said = fault.refusal().to_owned();

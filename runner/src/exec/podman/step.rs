@@ -22,7 +22,7 @@ use super::refused::{is_half_made, not_entered};
 use super::stop;
 use super::volume::Tmpfs;
 use crate::exec::argv::{Argv, SCRIPT_DIR, check_length};
-use crate::exec::beginning::{Beginning, NotExecuted};
+use crate::exec::beginning::Beginning;
 use crate::exec::copy::Seen;
 use crate::exec::exhausted::KeyWait;
 use crate::exec::job::{JobOptions, container_name, has_tty};
@@ -83,6 +83,8 @@ impl Starts {
 struct Ready {
     id: String,
     attached: Attached,
+    /// The first word of its command.
+    program: String,
 }
 
 /// Reasons why a step's containers could not be prepared, and remedies for the next attempt.
@@ -183,6 +185,7 @@ impl Podman {
         let options = JobOptions::of(step, host)?;
         self.has_volumes(link, step, &options.mounts).await?;
         let argv = Argv::of(step, &known.base.entrypoint);
+        let program = argv.program();
         let Argv { words, files } = argv.behind(given::exporting(&step.secrets.given));
         check_length(step, &words)?;
         let mut create = Create::step(run, &known.base, image, step, words, network.as_ref(), cpus);
@@ -211,7 +214,7 @@ impl Podman {
                 Ok(attached)
             };
             let why = match prepared.await {
-                Ok(attached) => return Ok(Ready { id, attached }),
+                Ok(attached) => return Ok(Ready { id, attached, program }),
                 Err(why) => why,
             };
             let passed = self.pass_obstacle(why, &id, step, &mut create, &mut obstacles, stop);
@@ -416,7 +419,7 @@ impl Podman {
         ready: Ready,
         (out, stop): (&dyn LogSink, &StopSignal),
     ) -> Result<Option<Exit>, ExecError> {
-        let Ready { id, attached } = ready;
+        let Ready { id, attached, program } = ready;
         let attached = self.start(link, run, step, &id, attached).await?;
         let mut follower = Follower {
             http: &self.http,
@@ -437,8 +440,7 @@ impl Podman {
         if let Ok(Ok(ended)) = &ended
             && let Some(report) = follower.beginning.not_executed(ended.exit_code())
         {
-            let NotExecuted { cause, code } = report;
-            return Err(ExecError::Start { step: step.name.clone(), cause, code });
+            return Err(self.not_executed(run, step, (&id, &program), &report).await);
         }
         follower.release().await;
         match ended {

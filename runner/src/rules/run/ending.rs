@@ -34,11 +34,18 @@ impl Failing {
     pub(super) fn new(step: Option<&StepName>, cause: Cause, why: &str) -> Self {
         let said = match step {
             Some(name) if why.starts_with(TOOK) => format!("step {name} {why}"),
+            Some(name) if names(why, name) => why.to_owned(),
             Some(name) => format!("step {name}: {why}"),
             None => why.to_owned(),
         };
         Self { cause, said }
     }
+}
+
+/// Whether a sentence begins with the step that it is about.
+fn names(why: &str, step: &StepName) -> bool {
+    let rest = why.strip_prefix("step ").and_then(|rest| rest.strip_prefix(step.as_str()));
+    rest.is_some_and(|rest| rest.starts_with([':', ' ']))
 }
 
 impl Run {

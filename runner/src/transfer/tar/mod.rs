@@ -105,6 +105,24 @@ fn bad(what: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.into())
 }
 
+/// How many bytes of something that is not a tar are shown.
+const SHOWN: usize = 32;
+
+/// The sentence about bytes that are not a tar.
+fn not_a_tar(bytes: &[u8]) -> String {
+    let known: [(&[u8], &str); 4] = [
+        (b"\x1f\x8b", "gzip"),
+        (b"\xfd7zXZ", "xz"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"PK\x03\x04", "zip"),
+    ];
+    if let Some((_, name)) = known.iter().find(|(magic, _)| bytes.starts_with(magic)) {
+        return format!("it is not a tar archive but {name}: send a tar that is not compressed");
+    }
+    let begin = bytes.get(..SHOWN).unwrap_or(bytes).escape_ascii();
+    format!("it is not a tar archive: it begins with \"{begin}\"")
+}
+
 /// A size rounded up to whole blocks.
 fn padded(size: u64) -> io::Result<u64> {
     size.checked_next_multiple_of(BLOCK as u64).ok_or_else(|| bad("an entry's size is no number"))
@@ -168,7 +186,12 @@ impl Rewriter {
             } else {
                 format!("after entry {}", self.entry)
             };
-            let block = self.take(BLOCK, &after).await?;
+            let block = match self.take(BLOCK, &after).await {
+                Err(_) if self.entry.is_empty() && !self.ahead.is_empty() => {
+                    return Err(bad(not_a_tar(&self.ahead)));
+                }
+                block => block?,
+            };
             if block.iter().all(|byte| *byte == 0) {
                 if !records.is_empty() {
                     return Err(bad("the archive describes an entry that does not follow"));
@@ -208,7 +231,7 @@ impl Rewriter {
             .sum();
         if header.cksum().ok() != Some(sum) {
             return Err(bad(if self.entry.is_empty() {
-                "what came is no tar archive".to_owned()
+                not_a_tar(block)
             } else {
                 format!("the archive is damaged after entry {}", self.entry)
             }));

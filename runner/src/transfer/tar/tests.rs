@@ -293,7 +293,7 @@ async fn an_archive_that_is_cut_off_is_an_error_wherever_it_is_cut() {
 
 #[tokio::test]
 async fn what_is_no_tar_is_said_to_be_none() {
-    assert!(refusal(&[b'<'; 2000]).await.contains("no tar archive"));
+    assert!(refusal(&[b'<'; 2000]).await.contains("not a tar archive"));
     let mut damaged = tar(&[text("x"), text("y")]).await;
     damaged[1024 + 100] ^= 1;
     assert!(refusal(&damaged).await.contains("damaged after entry \"x\""));

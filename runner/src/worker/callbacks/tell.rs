@@ -75,7 +75,6 @@ pub(super) async fn tell(
         }
         Posted::NotTaken { why, is_silent } => (why, is_silent),
     };
-    let what = key.strip_prefix(names::CALLBACKS).unwrap_or_default();
     let outcome = |due| if is_silent { Outcome::Silent(due) } else { Outcome::Answered(due) };
     let age = shared.ports.host.now().0 - news.since;
     if u128::try_from(age).unwrap_or(0) >= GIVEN_UP_AFTER.as_millis() {
@@ -83,7 +82,7 @@ pub(super) async fn tell(
         give_up(shared, &entry, &news, &why).await?;
         return Ok((outcome(None), None));
     }
-    warn!(tries = news.tries, "callback {what} was not taken, and is tried again: {why}");
+    warn!(tries = news.tries, "{}", failed(&key_name(key), &news, &why));
     news.due = later(shared, pause(news.tries));
     drop(store.txn(held(Txn::new(), key, revision).put(key, value_of(&news))).await?);
     Ok((outcome(Some(news.due)), None))
@@ -99,12 +98,29 @@ pub(super) async fn give_up(
     let key = &entry.key;
     let txn = held(Txn::new(), key, entry.mod_revision).delete(key.clone());
     if shared.ports.store.txn(txn).await?.committed {
-        let what = key.strip_prefix(names::CALLBACKS).unwrap_or_default();
-        let text = format!("callback {what} is given up after {} tries: {why}", news.tries);
+        let what = key_name(key);
+        let text = match news.receiver() {
+            Some(url) => {
+                format!("callback {what} to {url} is given up after {} tries: {why}", news.tries)
+            }
+            None => format!("callback {what} is given up after {} tries: {why}", news.tries),
+        };
         warn!("{text}");
         shared.tell(shared.event(Reason::CallbackDropped, text)).await;
     }
     Ok(Outcome::Gone)
+}
+
+/// The name of a callback: its run, step and stage.
+fn key_name(key: &str) -> String {
+    key.strip_prefix(names::CALLBACKS).unwrap_or_default().to_owned()
+}
+
+/// The message about a callback that was not delivered, and is tried again.
+fn failed(what: &str, news: &News, why: &str) -> String {
+    let hours = GIVEN_UP_AFTER.as_secs() / 3600;
+    let to = news.receiver().map(|url| format!(" to {url}")).unwrap_or_default();
+    format!("callback {what}{to} failed: {why}; it will be retried for {hours} h")
 }
 
 /// The result of a post.
@@ -157,4 +173,36 @@ async fn secret(shared: &Shared, news: &News) -> Result<Option<String>, String> 
     let secret = secret.ok_or_else(|| format!("the worker has no secret {name}"))?;
     let text = String::from_utf8(secret.expose().to_vec());
     Ok(Some(text.map_err(|_no_text| format!("secret {name} is not text"))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_callback_that_failed_names_its_receiver_and_how_long_it_is_retried() {
+        let news = |url: &str| News {
+            pipeline: ("g".into(), "n".into()),
+            url: url.into(),
+            secret: None,
+            body: json!({}),
+            tries: 1,
+            since: 0,
+            due: 0,
+        };
+        assert_eq!(
+            failed(
+                "r-1/a/ended",
+                &news("http://u:p@h:8080/hook?token=x"),
+                "it was answered with 500"
+            ),
+            "callback r-1/a/ended to http://h:8080/hook failed: it was answered with 500; it will be retried for 24 h"
+        );
+        assert!(
+            failed("r-1/a/ended", &news("${x}"), "no")
+                .starts_with("callback r-1/a/ended failed: no;")
+        );
+    }
 }

@@ -10,6 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
+mod messages;
+
 const NEEDED: [&str; 7] = [
     "BOB_QUEUE_URL",
     "BOB_QUEUE_USER",

@@ -1,0 +1,68 @@
+//! What the commands say about runs, pipelines and workers.
+
+use std::time::{Duration, Instant};
+
+use super::*;
+
+#[tokio::test]
+async fn a_stop_or_pause_of_something_unknown_says_so_and_fails() {
+    let Some(place) = Place::new().await else { return };
+    let run = format!("r-{}", place.group);
+    let stop = place.say(&["stop", &run]);
+    assert_eq!(stop.status.code(), Some(1));
+    let wanted =
+        format!("run {run} is not known; if it is submitted within 24 h it is stopped at once");
+    assert!(text(&stop.stderr).contains(&wanted), "{}", text(&stop.stderr));
+    let pipeline = format!("{}/none", place.group);
+    for typed in ["pause", "unpause"] {
+        let said = place.say(&[typed, &pipeline]);
+        assert_eq!(said.status.code(), Some(1), "{typed}");
+        assert!(text(&said.stderr).contains(&pipeline), "{}", text(&said.stderr));
+    }
+}
+
+#[tokio::test]
+async fn events_of_an_unknown_run_are_followed_with_a_word_about_it() {
+    let Some(place) = Place::new().await else { return };
+    let run = format!("r-{}", place.group);
+    let mut follow = Running(
+        place
+            .command(&["events", "-f", "--run", &run])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let mut line = String::new();
+    BufReader::new(follow.0.stderr.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, format!("[bob] run {run} is not known yet; waiting for it\n"));
+    follow.signal(Signal::INT);
+    assert_eq!(follow.code(), 130);
+}
+
+#[tokio::test]
+async fn events_of_the_last_seconds_of_a_quiet_stream_come_at_once() {
+    let Some(place) = Place::new().await else { return };
+    let file = place.pipeline("quiet", "  - cmd: 'true'\n");
+    assert_eq!(place.say(&["pipeline", "apply", &file]).status.code(), Some(0));
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let begun = Instant::now();
+    let said = place.say(&["events", "--since", "1s"]);
+    let took = begun.elapsed();
+    assert_eq!((said.status.code(), text(&said.stdout)), (Some(0), String::new()));
+    assert!(took < Duration::from_secs(6), "it took {took:?}");
+}
+
+#[tokio::test]
+async fn a_worker_says_that_it_is_ready() {
+    let Some(place) = Place::new().await else { return };
+    let serve = place.command(&["serve"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut worker = Running(serve);
+    let lines = BufReader::new(worker.0.stderr.take().unwrap()).lines();
+    let mut lines = lines.map_while(Result::ok);
+    let ready = lines.find(|line| line.contains("ready: "));
+    assert!(ready.is_some_and(|line| line.contains("takes work")), "it never says so");
+    worker.signal(Signal::TERM);
+    assert_eq!(lines.filter(|line| line.contains("ready: ")).count(), 0, "once is enough");
+    assert_eq!(worker.code(), 0);
+}
