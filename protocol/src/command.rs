@@ -165,7 +165,9 @@ const GZIP: [u8; 2] = [0x1f, 0x8b];
 /// Decodes a message.
 ///
 /// `kind` and `message_id` are its properties `type` and `message_id`. Unknown keys of the message
-/// are ignored. Unknown keys of an inline definition are rejected.
+/// are ignored. Unknown keys of an inline definition are rejected. A body of more than 1 MiB is
+/// rejected before it is parsed: a start holds at most [`MAX_START_BYTES`], and as much again is left
+/// for blanks and escapes, which do not count there.
 ///
 /// # Errors
 /// [`Malformed`] names the field, what was found and what is expected. Such a message is
@@ -494,6 +496,17 @@ mod tests {
             let fault = decode(kind, None, body.as_bytes()).unwrap_err();
             assert_eq!(fault.field.as_deref(), field, "{body}: {fault}");
         }
+    }
+
+    #[test]
+    fn a_body_that_is_too_large_is_rejected_before_it_is_parsed() {
+        let body = vec![b'{'; 2 * MAX_START_BYTES + 1];
+        for kind in [START, STOP, PAUSE, UNPAUSE] {
+            let what = decode(Some(kind), None, &body).unwrap_err().what;
+            assert!(what.contains("larger than 1 MiB"), "{what}");
+        }
+        let what = decode(Some(START), None, &body[1..]).unwrap_err().what;
+        assert!(!what.contains("larger"), "{what}");
     }
 
     #[test]

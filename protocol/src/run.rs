@@ -1,5 +1,7 @@
 //! Values stored in etcd for runs, pipelines, nodes and registrations.
 
+use std::collections::HashMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -219,18 +221,22 @@ impl RunRecord {
     pub fn kept_before(&self, from: Option<&StepName>) -> Result<Vec<StepRecord>, NotKept> {
         let Some(pipeline) = &self.pipeline else { return Ok(Vec::new()) };
         let graph = pipeline.graph();
+        let steps = pipeline.steps.iter().enumerate();
+        let position: HashMap<&StepName, usize> =
+            steps.map(|(at, step)| (&step.name, at)).collect();
         let from = match from {
             None => None,
             Some(name) => {
-                let position = pipeline.steps.iter().position(|step| step.name == *name);
+                let position = position.get(name).copied();
                 Some(position.ok_or_else(|| NotKept::NoSuchStep(name.clone()))?)
             }
         };
-        let of = |name: &StepName| self.steps.iter().find(|record| record.name == *name);
+        let records: HashMap<&StepName, &StepRecord> =
+            self.steps.iter().map(|record| (&record.name, record)).collect();
         let mut kept = vec![false; pipeline.steps.len()];
-        for position in graph.in_order() {
+        for position in graph.in_order().iter().copied() {
             let Some(step) = pipeline.steps.get(position) else { continue };
-            let stands = of(&step.name).is_some_and(|record| {
+            let stands = records.get(&step.name).is_some_and(|record| {
                 let ended_well = record.status == StepStatus::Passed
                     || record.cause.is_some_and(|cause| step.allows(cause));
                 ended_well && (record.image.is_some() || !step.is_on_image())
@@ -245,10 +251,7 @@ impl RunRecord {
         if kept.iter().all(|kept| *kept) {
             return Err(NotKept::Everything);
         }
-        let is_kept = |name: &StepName| {
-            let position = pipeline.steps.iter().position(|step| step.name == *name);
-            position.is_some_and(|at| kept[at])
-        };
+        let is_kept = |name: &StepName| position.get(name).is_some_and(|at| kept[*at]);
         Ok(self.steps.iter().filter(|record| is_kept(&record.name)).cloned().collect())
     }
 }

@@ -247,9 +247,12 @@ fn tied(steps: Vec<(Step, Ties)>, resources: &[Resource]) -> Vec<Step> {
         });
         tied.push(step);
         // A step that needs several images selects one.
-        let images = Graph::of(&tied).images_before(position).to_vec();
-        if let ([first, _, ..], true) = (images.as_slice(), tied[position].is_on_image()) {
-            tied[position].from = Some(tied[*first].name.clone());
+        let graph = Graph::of(&tied);
+        let mut images = graph.images_before(position);
+        if let (Some(first), Some(_), true) =
+            (images.next(), images.next(), tied[position].is_on_image())
+        {
+            tied[position].from = Some(tied[first].name.clone());
         }
     }
     tied
@@ -458,4 +461,31 @@ proptest! {
         prop_assert_eq!(warned, among_runs);
         prop_assert_eq!(read.is_refused(), later);
     }
+}
+
+/// A pipeline of `count` steps, the last of which has these `needs`.
+fn needing(count: usize, needs: &[String]) -> Value {
+    let mut steps: Vec<Value> = (0..count)
+        .map(|at| serde_json::json!({ "name": format!("build-{at}"), "cmd": "x", "needs": [] }))
+        .collect();
+    steps[count - 1]["needs"] = serde_json::json!(needs);
+    serde_json::json!({ "group": "g", "name": "n", "image": "i", "steps": steps })
+}
+
+#[test]
+fn only_the_first_of_many_unknown_names_are_compared_with_the_known_ones() {
+    let unknown: Vec<String> = (0..5000).map(|at| format!("biuld-{at}")).collect();
+    let faults = pipeline_faults_json(&needing(2000, &unknown)).unwrap_err();
+    assert_eq!(faults.len(), unknown.len());
+    assert_eq!(faults[0].hint.as_deref(), Some("did you mean \"build-0\"?"));
+    assert_eq!(faults[faults.len() - 1].hint, None);
+}
+
+#[test]
+fn a_pipeline_with_too_many_needs_is_rejected_with_the_limit() {
+    let needs = |count| vec!["build-0".to_owned(); count];
+    assert!(pipeline_faults_json(&needing(2, &needs(50_000))).is_ok());
+    let faults = pipeline_faults_json(&needing(2, &needs(50_001))).unwrap_err();
+    let messages: Vec<&str> = faults.iter().map(|fault| fault.message.as_str()).collect();
+    assert_eq!(messages, ["the steps have 50001 `needs`, expected at most 50000"]);
 }

@@ -10,12 +10,18 @@ use crate::quantity::{Cpu, Memory, Span};
 /// Maximum length of a fault's message, in characters. The quoted input can be a megabyte long.
 const MAX_MESSAGE: usize = 300;
 
+/// Maximum number of known words that are compared with unknown ones to find hints for a document.
+/// A comparison can take some microseconds, and a document can have 100,000 unknown words.
+const MAX_COMPARISONS: usize = 10_000;
+
 /// Collects faults. A reading method that returns `None` has added at least one.
 #[derive(Default)]
 pub(super) struct Reader {
     faults: Vec<Diagnostic>,
     /// Diagnostics that do not prevent reading.
     remarks: Vec<Diagnostic>,
+    /// The comparisons made for hints.
+    comparisons: usize,
 }
 
 /// A value and its path in the document.
@@ -86,22 +92,38 @@ fn same(one: &str, other: &str) -> bool {
     one.bytes().map(unify).eq(other.bytes().map(unify))
 }
 
-/// The known word that was probably meant.
-pub(super) fn nearest<'k>(word: &str, known: impl IntoIterator<Item = &'k str>) -> Option<&'k str> {
-    // Comparison takes quadratic time, and no known word is longer.
-    if word.len() > 64 {
-        return None;
-    }
-    let lower = word.to_lowercase().replace('_', "-");
-    known
-        .into_iter()
-        .map(|known| (strsim::damerau_levenshtein(&lower, &known.replace('_', "-")), known))
-        .filter(|(distance, known)| *distance <= known.len().max(3) / 3)
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, known)| known)
-}
-
 impl Reader {
+    /// The known word that was probably meant. `None` if none is similar, or if the document has used
+    /// up its comparisons.
+    pub(super) fn nearest<'k>(
+        &mut self,
+        word: &str,
+        known: impl IntoIterator<Item = &'k str>,
+    ) -> Option<&'k str> {
+        // Comparison takes quadratic time, and no known word is longer.
+        if word.len() > 64 {
+            return None;
+        }
+        let lower = word.to_lowercase().replace('_', "-");
+        let length = lower.chars().count();
+        let mut nearest: Option<(usize, &str)> = None;
+        for known in known {
+            if self.comparisons >= MAX_COMPARISONS {
+                return None;
+            }
+            self.comparisons += 1;
+            let most = known.len().max(3) / 3;
+            if known.chars().count().abs_diff(length) > most {
+                continue;
+            }
+            let distance = strsim::damerau_levenshtein(&lower, &known.replace('_', "-"));
+            if distance <= most && nearest.is_none_or(|(least, _)| distance < least) {
+                nearest = Some((distance, known));
+            }
+        }
+        nearest.map(|(_, known)| known)
+    }
+
     /// Every fault, in document order.
     pub(super) fn into_faults(mut self) -> Vec<Diagnostic> {
         self.faults.sort_by_key(|fault| (fault.line, fault.column));
@@ -228,11 +250,11 @@ impl Reader {
         Some(Fields { at: field.node.at, path: field.path.clone(), found })
     }
 
-    fn hint_for(&self, key: &str, keys: &Keys) -> String {
+    fn hint_for(&mut self, key: &str, keys: &Keys) -> String {
         if let Some((_, hint)) = keys.instead.iter().find(|(wrong, _)| same(wrong, key)) {
             return (*hint).to_owned();
         }
-        match nearest(key, keys.known.iter().copied()) {
+        match self.nearest(key, keys.known.iter().copied()) {
             Some(known) => format!("did you mean `{known}`?"),
             None => format!("the keys here are {}", keys.known.join(", ")),
         }
@@ -332,7 +354,7 @@ impl Reader {
         let known: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
         let message =
             format!("{} is {}, expected one of {}", field.name(), quoted(&text), known.join(", "));
-        let hint = nearest(&text, known).map(|word| format!("did you mean `{word}`?"));
+        let hint = self.nearest(&text, known).map(|word| format!("did you mean `{word}`?"));
         self.fault(field, message, hint.as_deref());
         None
     }

@@ -2,18 +2,23 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use fixedbitset::FixedBitSet;
+
 use super::{Pipeline, Step};
 
 /// The steps of a pipeline as an acyclic graph.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Graph {
     needs: Vec<Vec<usize>>,
-    images: Vec<Vec<usize>>,
+    order: Vec<usize>,
+    images: Vec<FixedBitSet>,
     begins_on: Vec<Option<usize>>,
 }
 
 impl Graph {
     /// Builds the graph. Unknown names in `needs` are ignored, and steps on a cycle get no image.
+    ///
+    /// Takes at most two unions of bit sets for each entry of `needs`.
     #[must_use]
     pub fn of(steps: &[Step]) -> Self {
         let position: HashMap<&str, usize> =
@@ -30,47 +35,17 @@ impl Graph {
                 None => own.checked_sub(1).into_iter().collect(),
             })
             .collect();
-        let mut images: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); steps.len()];
-        for own in in_order(&needs) {
-            let mut found = BTreeSet::new();
-            for needed in &needs[own] {
-                if steps[*needed].is_on_image() {
-                    found.insert(*needed);
-                } else {
-                    found.extend(images[*needed].iter().copied());
-                }
-            }
-            images[own] = found;
-        }
-        // An image that another image was built on is already contained in it.
-        let behind = |own: usize, images: &[BTreeSet<usize>]| {
-            let mut all = BTreeSet::new();
-            let mut look: Vec<usize> = images[own].iter().copied().collect();
-            while let Some(next) = look.pop() {
-                if all.insert(next) {
-                    look.extend(images[next].iter().copied());
-                }
-            }
-            all
-        };
-        let nearest: Vec<Vec<usize>> = images
-            .iter()
-            .map(|found| {
-                let hidden: BTreeSet<usize> =
-                    found.iter().flat_map(|other| behind(*other, &images)).collect();
-                found.iter().copied().filter(|one| !hidden.contains(one)).collect()
-            })
-            .collect();
+        let order = in_order(&needs);
+        let images = nearest_images(steps, &needs, &order);
         let begins_on = steps
             .iter()
-            .zip(&nearest)
-            .map(|(step, nearest)| match (&step.from, nearest.as_slice()) {
-                (Some(from), _) => at(from),
-                (None, [only]) => Some(*only),
-                (None, _) => None,
+            .zip(&images)
+            .map(|(step, images)| match &step.from {
+                Some(from) => at(from),
+                None => images.minimum().filter(|first| images.maximum() == Some(*first)),
             })
             .collect();
-        Self { needs, images: nearest, begins_on }
+        Self { needs, order, images, begins_on }
     }
 
     /// The steps that the one at `position` waits for.
@@ -79,11 +54,16 @@ impl Graph {
         self.needs.get(position).map_or(&[], Vec::as_slice)
     }
 
-    /// The images that a step can start on: the nearest ones before it. If there are several, the
-    /// step must select one with `from`.
+    /// The images that a step can start on, by position: the nearest ones before it. If there are
+    /// several, the step must select one with `from`.
+    pub fn images_before(&self, position: usize) -> impl Iterator<Item = usize> + '_ {
+        self.images.get(position).into_iter().flat_map(FixedBitSet::ones)
+    }
+
+    /// Whether a step can start on the image of `other`.
     #[must_use]
-    pub fn images_before(&self, position: usize) -> &[usize] {
-        self.images.get(position).map_or(&[], Vec::as_slice)
+    pub fn is_image_before(&self, position: usize, other: usize) -> bool {
+        self.images.get(position).is_some_and(|images| images.contains(other))
     }
 
     /// The step whose image this step starts on; `None` for the base image.
@@ -92,10 +72,10 @@ impl Graph {
         self.begins_on.get(position).copied().flatten()
     }
 
-    /// The positions in topological order.
+    /// The positions in topological order, without steps on a cycle or behind one.
     #[must_use]
-    pub fn in_order(&self) -> Vec<usize> {
-        in_order(&self.needs)
+    pub fn in_order(&self) -> &[usize] {
+        &self.order
     }
 
     /// The number of steps.
@@ -117,6 +97,37 @@ impl Pipeline {
     pub fn graph(&self) -> Graph {
         Graph::of(&self.steps)
     }
+}
+
+/// The images that each step can start on. An image that another one was built on is contained in
+/// it and is left out.
+fn nearest_images(steps: &[Step], needs: &[Vec<usize>], order: &[usize]) -> Vec<FixedBitSet> {
+    // The images that a step can reach without passing another image, and those behind them.
+    let mut reached = vec![FixedBitSet::new(); steps.len()];
+    let mut contained = reached.clone();
+    for own in order.iter().copied() {
+        let (mut own_reached, mut own_contained) = (FixedBitSet::new(), FixedBitSet::new());
+        for needed in needs[own].iter().copied() {
+            if steps[needed].is_on_image() {
+                own_reached.grow_and_insert(needed);
+                unite(&mut own_contained, &reached[needed]);
+            } else {
+                unite(&mut own_reached, &reached[needed]);
+            }
+            unite(&mut own_contained, &contained[needed]);
+        }
+        (reached[own], contained[own]) = (own_reached, own_contained);
+    }
+    for (reached, contained) in reached.iter_mut().zip(&contained) {
+        reached.difference_with(contained);
+    }
+    reached
+}
+
+fn unite(into: &mut FixedBitSet, other: &FixedBitSet) {
+    #[cfg(test)]
+    tests::UNIONS.with(|unions| unions.set(unions.get() + 1));
+    into.union_with(other);
 }
 
 /// The length of the longest path before each step. `needs[i]` are the steps that `i` waits for.
@@ -156,7 +167,63 @@ fn in_order(needs: &[Vec<usize>]) -> Vec<usize> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
+    use std::cell::Cell;
+    use std::fmt::Write as _;
+
     use super::*;
+    use crate::command::{self, Command, Target};
+
+    thread_local! {
+        /// The unions of bit sets on this thread, as a measure of the work for a graph.
+        pub(super) static UNIONS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    /// The body of a start with `layers` of `width` steps. Each step needs the join of the layer
+    /// before it, and selects one of that layer's images. Also returns the number of `needs`.
+    fn layered(layers: usize, width: usize) -> (String, usize) {
+        let (mut steps, mut needs) = (String::new(), 0);
+        for layer in 0..layers {
+            let step = |at: usize| format!("s{layer}x{at}");
+            for at in 0..width {
+                write!(steps, r#"{{"name":"{}","cmd":"x","#, step(at)).unwrap();
+                match layer.checked_sub(1) {
+                    None => steps.push_str(r#""needs":[]},"#),
+                    Some(before) => {
+                        needs += 1;
+                        write!(steps, r#""needs":["j{before}"],"from":"s{before}x0"}},"#).unwrap();
+                    }
+                }
+            }
+            let names: Vec<String> = (0..width).map(|at| format!("{:?}", step(at))).collect();
+            needs += width;
+            write!(steps, r#"{{"name":"j{layer}","needs":[{}]}},"#, names.join(",")).unwrap();
+        }
+        steps.pop();
+        let pipeline = format!(r#"{{"group":"g","name":"n","image":"i","steps":[{steps}]}}"#);
+        (format!(r#"{{"run-id":"r-1","pipeline":{pipeline}}}"#), needs)
+    }
+
+    /// The unions for decoding a start, and its graph.
+    fn decoded(body: &str) -> (usize, Graph) {
+        let before = UNIONS.get();
+        let command = command::decode(Some(command::START), None, body.as_bytes()).unwrap();
+        let unions = UNIONS.get() - before;
+        let Command::Start(start) = command else { unreachable!("{body} is a start") };
+        let Target::Inline(pipeline) = start.target else { unreachable!("{body} is inline") };
+        (unions, pipeline.graph())
+    }
+
+    #[test]
+    fn decoding_layers_of_steps_takes_work_in_proportion_to_their_needs() {
+        for (layers, width) in [(4, 100), (8, 100), (8, 200)] {
+            let (body, needs) = layered(layers, width);
+            let (unions, graph) = decoded(&body);
+            assert!(unions <= 2 * needs, "{layers} x {width}: {unions} unions, {needs} needs");
+            let last = graph.len() - 1;
+            let of_last_layer: Vec<usize> = (last - width..last).collect();
+            assert_eq!(graph.images_before(last).collect::<Vec<_>>(), of_last_layer);
+        }
+    }
 
     fn graph(steps: serde_json::Value) -> Graph {
         Graph::of(&serde_json::from_value::<Vec<Step>>(steps).unwrap())
@@ -182,7 +249,8 @@ mod tests {
         ]));
         assert_eq!((fork.begins_on(1), fork.begins_on(2)), (Some(3), Some(3)));
         // The image of `top` is contained in both.
-        assert_eq!(fork.images_before(0), [1, 2]);
+        assert_eq!(fork.images_before(0).collect::<Vec<_>>(), [1, 2]);
+        assert!(fork.is_image_before(0, 2) && !fork.is_image_before(0, 3));
         assert_eq!(fork.begins_on(0), Some(1));
     }
 
@@ -194,7 +262,7 @@ mod tests {
             {"name": "join"},
             {"name": "c", "cmd": "x"},
         ]));
-        assert_eq!(through.images_before(3), [0]);
+        assert_eq!(through.images_before(3).collect::<Vec<_>>(), [0]);
         assert_eq!(through.begins_on(3), Some(0));
     }
 
@@ -207,7 +275,7 @@ mod tests {
             {"name": "d", "cmd": "x", "executor": "docker"},
         ]));
         assert_eq!(chain.begins_on(3), Some(0));
-        assert_eq!(chain.images_before(3), [0]);
+        assert_eq!(chain.images_before(3).collect::<Vec<_>>(), [0]);
     }
 
     #[test]

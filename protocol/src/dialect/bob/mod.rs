@@ -237,7 +237,7 @@ impl Reader {
             }
             all.read.extend(self.resource(&fields, name.map(|(_, name)| name)));
         }
-        all.declared = Some(declared.into_keys().collect());
+        all.declared = Some(declared);
         all
     }
 
@@ -298,8 +298,8 @@ fn may_begin_with_image(step: &Node) -> bool {
 /// The resources that a pipeline declares.
 struct Resources {
     read: Vec<Resource>,
-    /// Every name, including malformed ones. `None` if `resources` is not a list.
-    declared: Option<Vec<String>>,
+    /// Every valid name, with its last position. `None` if `resources` is not a list.
+    declared: Option<IndexMap<String, Position>>,
 }
 
 /// Prefixes a hint with the line of the first occurrence, if known.

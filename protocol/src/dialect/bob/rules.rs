@@ -100,15 +100,16 @@ pub(super) fn cycle(needs: &[Vec<usize>]) -> Vec<usize> {
     let depths = depths(needs);
     // A step without a depth is on a cycle or needs one. Following its needs for as many hops as
     // there are steps ends on the cycle.
-    let needed = |step: usize| needs[step].iter().copied().find(|step| depths[*step].is_none());
+    let first = |needs: &Vec<usize>| needs.iter().copied().find(|step| depths[*step].is_none());
+    let needed: Vec<Option<usize>> = needs.iter().map(first).collect();
     let Some(mut step) = (0..needs.len()).find(|step| depths[*step].is_none()) else {
         return Vec::new();
     };
     for _ in 0..needs.len() {
-        step = needed(step).unwrap_or(step);
+        step = needed[step].unwrap_or(step);
     }
     let mut cycle = vec![step];
-    while let Some(next) = needed(cycle[cycle.len() - 1]).filter(|next| *next != step) {
+    while let Some(next) = needed[cycle[cycle.len() - 1]].filter(|next| *next != step) {
         cycle.push(next);
     }
     cycle

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 
+use indexmap::IndexMap;
 use serde_json::{Map, Value as Json};
 
 use super::{PULL, Resources, in_line, rules};
 use crate::command::bad_variable;
-use crate::dialect::reader::{Field, Fields, Keys, Reader, nearest};
+use crate::dialect::reader::{Field, Fields, Keys, Reader};
 use crate::dialect::tree::{Position, Value, quoted};
 use crate::dialect::{container, handover, limits};
 use crate::id::StepName;
@@ -93,6 +94,13 @@ const MAX_GRACE_MILLIS: u64 = 3_600_000;
 /// one etcd request (1.5 MiB) together with the definition.
 pub(in crate::dialect) const MAX_STEPS: usize = 2000;
 
+/// Maximum number of entries in the `needs` of all steps. The work for the graph of a pipeline grows
+/// with their number times the number of steps.
+const MAX_NEEDS: usize = 50_000;
+
+/// Maximum number of step names in a message.
+const SHOWN: usize = 8;
+
 impl Reader {
     pub(super) fn steps(
         &mut self,
@@ -114,7 +122,7 @@ impl Reader {
                 steps.extend(self.step(fields, name.clone(), resources));
             }
         }
-        self.needs(&maps, &names);
+        self.needs(field, &maps, &names);
         if self.is_clean() {
             self.images(&items, &steps);
         }
@@ -145,20 +153,29 @@ impl Reader {
     fn images(&mut self, items: &[Field<'_>], steps: &[Step]) {
         let graph = Graph::of(steps);
         for (position, (item, step)) in items.iter().zip(steps).enumerate() {
-            let before = graph.images_before(position);
-            let named = graph.begins_on(position).filter(|_| step.from.is_some());
-            let names: Vec<_> = before.iter().map(|at| quoted(steps[*at].name.as_str())).collect();
-            if step.from.is_some() && named.is_none_or(|named| !before.contains(&named)) {
-                let message = match names.as_slice() {
-                    [] => "no step before it leaves an image".to_owned(),
-                    names => format!("the images before it are those of {}", names.join(", ")),
+            let images = || {
+                let mut images = graph.images_before(position).map(|at| &steps[at].name);
+                let shown: Vec<_> =
+                    images.by_ref().take(SHOWN).map(|name| quoted(name.as_str())).collect();
+                let more = if images.next().is_some() { ", …" } else { "" };
+                (!shown.is_empty()).then(|| format!("{}{more}", shown.join(", ")))
+            };
+            let begins_on = graph.begins_on(position);
+            if step.from.is_some() {
+                if begins_on.is_some_and(|from| graph.is_image_before(position, from)) {
+                    continue;
+                }
+                let message = match images() {
+                    None => "no step before it leaves an image".to_owned(),
+                    Some(names) => format!("the images before it are those of {names}"),
                 };
                 self.fault(item, message, Some("say in `from` which one it goes on from"));
-            } else if step.is_on_image() && step.from.is_none() && before.len() > 1 {
-                let message = format!(
-                    "the step goes on from one image, and those of {} lie before it",
-                    names.join(", ")
-                );
+            } else if step.is_on_image()
+                && begins_on.is_none()
+                && let Some(names) = images()
+            {
+                let message =
+                    format!("the step goes on from one image, and those of {names} lie before it");
                 self.fault(item, message, Some("say in `from` which one"));
             }
         }
@@ -400,14 +417,15 @@ impl Reader {
         resources: Option<&Resources>,
     ) -> Option<String> {
         let declared = match resources {
-            None => &[][..],
+            None => None,
             // If `resources` is not a list, that fault is enough.
-            Some(resources) => resources.declared.as_deref()?,
+            Some(resources) => Some(resources.declared.as_ref()?),
         };
-        if declared.contains(&name) {
+        if declared.is_some_and(|declared| declared.contains_key(&name)) {
             return Some(name);
         }
-        let hint = match nearest(&name, declared.iter().map(String::as_str)) {
+        let known = declared.into_iter().flat_map(IndexMap::keys);
+        let hint = match self.nearest(&name, known.map(String::as_str)) {
             Some(known) => format!("did you mean {}?", quoted(known)),
             None => "declare it in `resources` of the pipeline".to_owned(),
         };
@@ -456,7 +474,19 @@ impl Reader {
     }
 
     /// Resolves the steps' dependencies and reports unknown names and cycles.
-    fn needs(&mut self, maps: &[Option<Fields<'_>>], names: &[Option<StepName>]) {
+    fn needs(
+        &mut self,
+        steps: &Field<'_>,
+        maps: &[Option<Fields<'_>>],
+        names: &[Option<StepName>],
+    ) {
+        let of_step = maps.iter().flatten().filter_map(|fields| fields.get("needs"));
+        let count: usize = of_step.filter_map(|needs| Some(needs.items()?.count())).sum();
+        if count > MAX_NEEDS {
+            let message = format!("the steps have {count} `needs`, expected at most {MAX_NEEDS}");
+            let hint = "add a step with `needs` alone, and let others need it";
+            return self.fault(steps, message, Some(hint));
+        }
         let position: HashMap<&str, usize> = names
             .iter()
             .enumerate()
@@ -475,7 +505,9 @@ impl Reader {
                 match position.get(name.as_str()) {
                     Some(needed) => edges[step].push(*needed),
                     None => {
-                        let hint = nearest(&name, position.keys().copied())
+                        let known = names.iter().flatten().map(StepName::as_str);
+                        let hint = self
+                            .nearest(&name, known)
                             .map(|known| format!("did you mean {}?", quoted(known)));
                         let message = format!("there is no step {}", quoted(&name));
                         self.fault(&item, message, hint.as_deref());
@@ -497,7 +529,6 @@ impl Reader {
 
 /// Formats a cycle as `a → b → a`. The middle of a long cycle is left out.
 fn circle(cycle: &[usize], names: &[Option<StepName>]) -> String {
-    const SHOWN: usize = 8;
     let name = |step: &usize| {
         names[*step].as_ref().map_or_else(|| step.to_string(), |name| name.as_str().to_owned())
     };

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value as Json};
 
 use super::product::{self, Key, Kind, Need, Product, Read, names, plain};
-use crate::dialect::reader::{Field, Keys, Reader, nearest};
+use crate::dialect::reader::{Field, Keys, Reader};
 use crate::dialect::tree::quoted;
 
 /// A shortcut: its name, required parameters, method, and the path below the machine type. A path
@@ -126,7 +126,7 @@ fn unknown(
         return;
     };
     let instead = NO_SHORTCUT.iter().find(|(known, _)| *known == word);
-    let hint = match (instead, nearest(word, SHORTCUTS.iter().map(|known| known.0))) {
+    let hint = match (instead, reader.nearest(word, SHORTCUTS.iter().map(|known| known.0))) {
         (Some((_, hint)), _) => (*hint).to_owned(),
         (None, Some(known)) => format!("did you mean `{known}`?"),
         (None, None) => "write `api_command` in `product` for any other call".to_owned(),

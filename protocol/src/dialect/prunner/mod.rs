@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use self::duration::duration;
 pub use self::load::{Loaded, load};
-use super::reader::{Field, Fields, Keys, Reader, join, nearest};
+use super::reader::{Field, Fields, Keys, Reader, join};
 use super::tree::{Node, Value, quoted};
 use crate::command::bad_variable;
 use crate::diagnostic::Diagnostic;
@@ -250,8 +250,9 @@ impl Reader {
                 continue;
             }
             let others = names.iter().copied().filter(|other| *other != name);
-            let hint =
-                nearest(&needed, others).map(|known| format!("did you mean {}?", quoted(known)));
+            let hint = self
+                .nearest(&needed, others)
+                .map(|known| format!("did you mean {}?", quoted(known)));
             let message =
                 format!("task {} depends on {}, and there is none", quoted(name), quoted(&needed));
             self.fault(&item, message, hint.as_deref());
