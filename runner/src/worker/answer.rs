@@ -17,7 +17,8 @@ use super::claim::{self, NotNow, Taken};
 use super::control;
 use super::launch::Launch;
 use super::lease::Held;
-use super::watchdog::{beat, waits};
+use super::retry::Retry;
+use super::watchdog::waits;
 use super::{Lost, Shared};
 use crate::ports::{Entry, Message, Route};
 use crate::rules::quota;
@@ -50,7 +51,8 @@ pub(super) async fn answer_in_place(
     mut slot: Slot,
     stop: &CancellationToken,
 ) -> Answer {
-    let mut wait = Duration::from_millis(200);
+    let mut retry =
+        Retry::new(&*shared.ports.host, Duration::from_millis(200), Duration::from_secs(2));
     let fallback_id = Uuid::now_v7();
     warn_of_returns(shared, message).await;
     loop {
@@ -58,14 +60,10 @@ pub(super) async fn answer_in_place(
             Answer::NotYet(kept) => kept,
             answer @ (Answer::Settle(..) | Answer::Later { .. }) => return answer,
         };
-        tokio::select! {
-            biased;
-            () = held.lost.cancelled() => return Answer::NotYet(kept),
-            () = stop.cancelled() => return Answer::NotYet(kept),
-            () = tokio::time::sleep(wait) => {}
+        let pause = retry.pause(&held.lost);
+        if stop.run_until_cancelled(pause).await.is_none_or(|waited| waited.is_break()) {
+            return Answer::NotYet(kept);
         }
-        beat();
-        wait = (wait * 2).min(Duration::from_secs(2));
         slot = kept.map_or(Slot::None, Slot::Free);
     }
 }

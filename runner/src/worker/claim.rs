@@ -15,7 +15,7 @@ use super::Shared;
 use super::lease::Held;
 use super::ledger::owner_value;
 use super::parent::{NotAfter, ParentEntries, after_parent, is_trusted_parent};
-use super::watchdog::beat;
+use super::retry::Retry;
 use crate::ports::{Claim, Entry, Expect, StoreError, Txn, TxnReply};
 use crate::rules::quota::{self, Fit};
 use crate::rules::run::StopWhy;
@@ -168,7 +168,7 @@ pub(super) async fn take(
     start: &Start,
     refusal: Option<&Refusal>,
 ) -> Taken {
-    let mut wait = std::time::Duration::from_millis(50);
+    let mut retry = Retry::of_store(&*shared.ports.host);
     let mut known = guess(shared, start);
     let (mut changed, mut refused) = (false, false);
     loop {
@@ -197,14 +197,12 @@ pub(super) async fn take(
                 }
             }
         }
-        tokio::select! {
-            biased;
-            () = held.lost.cancelled() => return Taken::LeaseLost,
-            () = shared.draining.cancelled(), if refused => return Taken::WorkerEnds,
-            () = tokio::time::sleep(wait) => {}
+        if retry.pause(&held.lost).await.is_break() {
+            return Taken::LeaseLost;
         }
-        beat();
-        wait = (wait * 2).min(std::time::Duration::from_secs(1));
+        if refused && shared.draining.is_cancelled() {
+            return Taken::WorkerEnds;
+        }
     }
 }
 

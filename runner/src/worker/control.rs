@@ -17,6 +17,7 @@ use super::claim::{has_ended, json};
 use super::launch::Launch;
 use super::lease::Held;
 use super::orphan::{Purpose, claim_orphan};
+use super::retry::Retry;
 use super::watchdog::{beat, waits};
 use crate::ports::{Change, Expect, StoreError, Txn};
 use crate::rules::run::StopWhy;
@@ -198,7 +199,8 @@ pub(super) async fn toggle(
 
 /// Notifies this worker's runs of recorded stops, whichever worker recorded them.
 pub(super) async fn watch_stops(shared: Arc<Shared>, held: Held) {
-    let mut wait = Duration::from_millis(100);
+    let mut retry =
+        Retry::new(&*shared.ports.host, Duration::from_millis(100), Duration::from_secs(2));
     loop {
         tokio::select! {
             biased;
@@ -207,9 +209,9 @@ pub(super) async fn watch_stops(shared: Arc<Shared>, held: Held) {
                 warn!(%cause, "stops are looked for anew");
             },
         }
-        tokio::time::sleep(wait).await;
-        beat();
-        wait = (wait * 2).min(Duration::from_secs(2));
+        if retry.pause(&held.lost).await.is_break() {
+            return;
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Ends a run, in this order (ADR 0003): publish its logs, record the ending, publish it, remove
 //! the run's resources, release the claim.
 
+use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::run::{Cause, RunRecord, Status};
@@ -9,8 +11,9 @@ use tracing::{info, warn};
 use super::drive::Drive;
 use super::emitter::Dropped;
 use super::ledger::{Also, WriteError};
+use super::retry::Retry;
 use super::told;
-use super::watchdog::{beat, waits};
+use super::watchdog::waits;
 use crate::ports::{StoreError, Ticket};
 use crate::rules::run::{Draft, Input, StopWhy};
 
@@ -155,7 +158,7 @@ impl Drive {
 
     /// `ticket` is that of the ending event, or `None` if the publisher did not accept it.
     async fn after_ending(&mut self, ticket: Option<Ticket>) -> Result<(), WriteError> {
-        let executor = std::sync::Arc::clone(&self.shared.ports.executor);
+        let executor = Arc::clone(&self.shared.ports.executor);
         let mut destroyed = {
             let run = self.scope.run.clone();
             // Without disk space, images are not kept for the retention.
@@ -190,44 +193,46 @@ impl Drive {
         }
         // Once published, the ending event is no longer needed in the record.
         let record = RunRecord { ending_event: None, ..self.run.record().clone() };
+        let host = Arc::clone(&self.shared.ports.host);
+        let mut retry = Retry::of_store(&*host);
         loop {
             let also = self.let_go().await?;
             match self.ledger.save(&record, also).await {
                 Err(WriteError::Refused(StoreError::LeaseGone(_))) => {
                     self.shared.records.forget().await;
                     self.shared.seen.forget().await;
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                    beat();
                 }
                 done => return done,
+            }
+            if retry.pause(&self.held.lost).await.is_break() {
+                return Err(WriteError::Lost);
             }
         }
     }
 
     /// Returns the leases for the last write, retrying until the store grants them.
     async fn let_go(&self) -> Result<Also, WriteError> {
-        loop {
-            let ports = &self.shared.ports;
+        let ports = &self.shared.ports;
+        let attempt = || async {
             let taken = async {
                 let record = self.shared.records.current(ports).await?;
                 let seen = self.shared.seen.current(ports).await?;
                 Ok::<_, StoreError>(Also::LetGo { record, seen })
             };
-            let taken = tokio::select! {
-                biased;
-                () = self.held.lost.cancelled() => return Err(WriteError::Lost),
-                taken = taken => taken,
-            };
-            match taken {
-                Ok(also) => return Ok(also),
-                Err(cause) if cause.is_of_the_request() => return Err(WriteError::Refused(cause)),
+            match taken.await {
+                Ok(also) => ControlFlow::Break(Ok(also)),
+                Err(cause) if cause.is_of_the_request() => {
+                    ControlFlow::Break(Err(WriteError::Refused(cause)))
+                }
                 Err(cause) => {
                     warn!(run.id = %self.scope.run, %cause, "a record waits");
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                    beat();
+                    ControlFlow::Continue(())
                 }
             }
-        }
+        };
+        let lost = &self.held.lost;
+        let retry = Retry::of_store(&*ports.host).until(lost, attempt);
+        lost.run_until_cancelled(retry).await.flatten().unwrap_or(Err(WriteError::Lost))
     }
 
     async fn close_feed(&mut self) {

@@ -1,5 +1,6 @@
 //! Starts the drive of a claimed run.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,9 +23,10 @@ use super::ledger::{Ledger, Outbox};
 use super::orphan::Orphan;
 use super::output::Budget;
 use super::push::Pushes;
+use super::retry::Retry;
 use super::roster::Handle;
 use super::secrets::RunSecrets;
-use super::watchdog::{Failed, beat, watched};
+use super::watchdog::{Failed, watched};
 use super::{Lost, Shared};
 use crate::ports::{Claim, LoggerFeed, RunScope, StopLevel, StopSignal, Txn};
 use crate::rules::callback::Told;
@@ -267,25 +269,20 @@ fn spawn(drive: Drive, first: Vec<Effect>) {
 /// Releases the claim, retrying until etcd answers. A worker must not own a run it is not driving.
 /// If the lease is lost, the claim is too.
 pub(super) async fn release(shared: &Shared, claim: &Claim, lost: &CancellationToken) {
-    let mut wait = Duration::from_millis(50);
-    loop {
-        let txn = claim.fenced(Txn::new().delete(names::owner_key(&claim.run)));
+    let run = &claim.run;
+    let attempt = || async {
+        let txn = claim.fenced(Txn::new().delete(names::owner_key(run)));
         match shared.ports.store.txn(txn).await {
-            Ok(_) => return,
+            Ok(_) => ControlFlow::Break(()),
             Err(cause) if cause.is_of_the_request() => {
-                warn!(run.id = %claim.run, %cause, "run {} is not let go", claim.run);
-                return;
+                warn!(run.id = %run, %cause, "run {run} is not released");
+                ControlFlow::Break(())
             }
             Err(cause) => {
-                warn!(run.id = %claim.run, %cause, "run {} is let go later", claim.run);
-                tokio::select! {
-                    biased;
-                    () = lost.cancelled() => return,
-                    () = tokio::time::sleep(wait) => {}
-                }
-                beat();
-                wait = (wait * 2).min(Duration::from_secs(1));
+                warn!(run.id = %run, %cause, "run {run} is not released yet");
+                ControlFlow::Continue(())
             }
         }
-    }
+    };
+    Retry::of_store(&*shared.ports.host).until(lost, attempt).await;
 }

@@ -1,5 +1,6 @@
 //! The worker's lease. All its claims are attached to it.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::Shared;
+use super::retry::Retry;
 use super::watchdog::beat;
 use crate::ports::{Guard, Host, LeaseId, StoreError};
 
@@ -291,23 +293,18 @@ async fn wind_up(shared: &Shared, lease: LeaseId, ttl: Duration, stop: &Cancella
 /// Revokes a lease, retrying until the store answers. The next owner of its runs then need not wait
 /// until it expires.
 async fn revoke(shared: &Shared, lease: LeaseId, stop: &CancellationToken) {
-    let mut wait = RETRY_FIRST;
-    loop {
+    let attempt = || async {
         match shared.ports.store.revoke(lease).await {
-            Ok(()) | Err(StoreError::LeaseGone(_)) => return,
-            // An ending worker does not wait: the lease expires by itself.
-            Err(_) if stop.is_cancelled() => return,
-            Err(cause) if cause.retryable() => {
-                tokio::time::sleep(wait).await;
-                beat();
-                wait = (wait * 2).min(RETRY_MOST);
-            }
+            Ok(()) | Err(StoreError::LeaseGone(_)) => ControlFlow::Break(()),
+            Err(cause) if cause.retryable() => ControlFlow::Continue(()),
             Err(cause) => {
                 warn!(%cause, lease = lease.0, "the lease could not be revoked");
-                return;
+                ControlFlow::Break(())
             }
         }
-    }
+    };
+    // An ending worker does not wait: the lease expires by itself.
+    Retry::new(&*shared.ports.host, RETRY_FIRST, RETRY_MOST).until(stop, attempt).await;
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
 
 use protocol::budget::{Cut, MAX_RECORD_BYTES};
 use protocol::id::RunId;
@@ -14,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::callbacks::{Inbox, value_of};
+use super::retry::Retry;
 use super::secrets::RunMask;
 use super::watchdog::beat;
 use crate::ports::{Claim, Expect, Host, LeaseId, Store, StoreError, Txn};
@@ -146,7 +146,8 @@ impl Ledger {
         let run = &self.claim.run;
         let mut written = Cow::Borrowed(record);
         let mut bytes = fitting_copy(run, &mut written).map_err(WriteError::Refused)?;
-        let mut wait = Duration::from_millis(50);
+        let host = Arc::clone(&self.outbox.host);
+        let mut retry = Retry::of_store(&*host);
         let mut unknown = false;
         let news = self.outbox.entries(record);
         loop {
@@ -197,11 +198,9 @@ impl Ledger {
                 Err(cause) if !cause.is_of_the_request() => {
                     unknown = true;
                     warn!(run.id = %run, %cause, "a record waits");
-                    let waited = self.lost.run_until_cancelled(tokio::time::sleep(wait)).await;
-                    if waited.is_none() {
+                    if retry.pause(&self.lost).await.is_break() {
                         return Err(WriteError::Lost);
                     }
-                    wait = (wait * 2).min(Duration::from_secs(1));
                 }
                 // The store's limit may be lower than expected, and the run must be able to end.
                 Err(StoreError::Refused(cause))

@@ -26,6 +26,7 @@ mod push;
 mod reclaim;
 mod render;
 mod rescue;
+mod retry;
 mod room;
 mod roster;
 mod secrets;

@@ -1,7 +1,5 @@
 //! Claims an orphan: a new epoch, in one transaction with the record.
 
-use std::time::Duration;
-
 use protocol::definition::Stored;
 use protocol::id::{Epoch, RunId};
 use protocol::names;
@@ -13,7 +11,7 @@ use super::claim::{adopted, logger_url, not_restored, read_record};
 use super::launch::release;
 use super::lease::Held;
 use super::ledger::{SMALL_RECORD, fitting, owner_value};
-use super::watchdog::beat;
+use super::retry::Retry;
 use crate::ports::{Claim, Entry, Expect, StoreError, Txn, TxnReply};
 use crate::rules::run::Past;
 
@@ -62,7 +60,7 @@ async fn until_answered(
     run: &RunId,
     txn: Txn,
 ) -> Result<TxnReply, StoreError> {
-    let mut wait = Duration::from_millis(50);
+    let mut retry = Retry::of_store(&*shared.ports.host);
     loop {
         let cause = match shared.ports.store.txn(txn.clone()).await {
             Err(cause) if cause.retryable() => cause,
@@ -72,14 +70,9 @@ async fn until_answered(
         if !refused {
             warn!(run.id = %run, %cause, "a claim waits");
         }
-        tokio::select! {
-            biased;
-            () = held.lost.cancelled() => return Err(cause),
-            () = shared.draining.cancelled(), if refused => return Err(cause),
-            () = tokio::time::sleep(wait) => {}
+        if (refused && shared.draining.is_cancelled()) || retry.pause(&held.lost).await.is_break() {
+            return Err(cause);
         }
-        beat();
-        wait = (wait * 2).min(Duration::from_secs(1));
     }
 }
 

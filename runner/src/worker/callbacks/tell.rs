@@ -185,6 +185,7 @@ mod tests {
     fn a_callback_that_failed_names_its_receiver_and_how_long_it_is_retried() {
         let news = |url: &str| News {
             pipeline: ("g".into(), "n".into()),
+            trusted: false,
             url: url.into(),
             secret: None,
             body: json!({}),
