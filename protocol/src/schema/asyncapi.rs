@@ -67,11 +67,7 @@ fn components() -> (Map<String, Value>, Map<String, Value>) {
         "dead-letter".to_owned(),
         json!({
             "name": "dead-letter",
-            "title": "A message as it came, with the broker's or our reason in its headers",
-            "headers": {
-                "type": "object",
-                "properties": { names::HEADER_REJECTED_BECAUSE: { "type": "string" } },
-            },
+            "title": "A message as it came, with the broker's reason in its headers",
         }),
     );
     (schemas, messages)

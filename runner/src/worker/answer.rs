@@ -173,14 +173,12 @@ async fn answer_start(
     }
 }
 
-/// Header that counts how often a start was rejected for lack of memory.
-const REJECTIONS: &str = "bob-rejections";
 /// After so many rejections, about eight minutes, a start whose images are on an engine without a worker
 /// is no longer published again.
 const REJECTIONS_WITHOUT_ENGINE: u32 = 20;
 
 fn rejections_of(message: &Message) -> u32 {
-    message.headers.get(REJECTIONS).and_then(|text| text.parse().ok()).unwrap_or(0)
+    message.headers.get(names::HEADER_REJECTIONS).and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 /// Whether no worker is registered on an engine. `false` if the store does not answer.
@@ -211,7 +209,7 @@ async fn wait_for_worker(
     (event.group, event.name) = (Some(group), Some(name));
     shared.tell(event).await;
     let mut message = message.clone();
-    message.headers.insert(REJECTIONS.into(), times.saturating_add(1).to_string());
+    message.headers.insert(names::HEADER_REJECTIONS.into(), times.saturating_add(1).to_string());
     // Without an ID, the republished message would start a different run.
     message.id.get_or_insert_with(|| run.to_string());
     drop(slot);
