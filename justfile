@@ -24,9 +24,10 @@ matrix *ARGS:
 sim *ARGS:
     scripts/sim {{ ARGS }}
 
-# Write the golden files of the parsers anew; read the difference before you commit it.
+# Write the golden files and the tables of docs/wire.md anew; read the difference before you commit it.
 golden:
     BOB_GOLDEN=write cargo test --package protocol --test golden
+    BOB_GOLDEN=write cargo test --workspace --test wire
 
 # Start RabbitMQ, etcd and rootless podman, and print the variables that name them.
 up *ARGS:

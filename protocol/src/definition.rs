@@ -3,6 +3,7 @@
 //! They are stored under their own key and never rewritten, so that recording a step stays a small
 //! write. In memory they are fields of [`RunRecord`], which does not serialize them.
 
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -11,7 +12,7 @@ use crate::pipeline::{Params, Pipeline, Vars};
 use crate::run::RunRecord;
 
 /// Value of the key for a run's immutable parts.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub struct RunDefinition {
     /// The definition when the run was accepted. Absent if the pipeline was unknown.

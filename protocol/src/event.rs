@@ -51,7 +51,7 @@ pub struct Event {
 
 /// The severity of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "the words of the wire contract say it")]
+#[expect(missing_docs, reason = "docs/wire.md section 4 describes them")]
 pub enum Severity {
     Normal,
     Warning,
@@ -60,7 +60,7 @@ pub enum Severity {
 
 /// The kind of object that an event is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[expect(missing_docs, reason = "the words of the wire contract say it")]
+#[expect(missing_docs, reason = "docs/wire.md section 4 describes them")]
 pub enum Kind {
     Pipeline,
     ResourceProvider,
@@ -92,7 +92,7 @@ pub enum Encoding {
 /// What happened, with its details. The names are public: they are never reused or renamed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "reason", rename_all_fields = "kebab-case")]
-#[expect(missing_docs, reason = "wire.md section 4 says each of them")]
+#[expect(missing_docs, reason = "docs/wire.md section 4 describes them")]
 pub enum Reason {
     PipelineRunScheduled {
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]

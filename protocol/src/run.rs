@@ -76,7 +76,7 @@ impl std::fmt::Display for Status {
 /// Why a run or step ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-#[expect(missing_docs, reason = "the words of the wire contract say it")]
+#[expect(missing_docs, reason = "docs/wire.md section 3 describes them")]
 pub enum Cause {
     ExitCode,
     Timeout,

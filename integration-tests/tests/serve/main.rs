@@ -1,5 +1,5 @@
 //! The program `bob-runner serve` on RabbitMQ, etcd and podman, seen from outside: the clients
-//! follow wire.md and share no code with the runner.
+//! follow docs/wire.md and share no code with the runner.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

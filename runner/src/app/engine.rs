@@ -49,7 +49,7 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The maximum length of a logged line, in bytes. Longer lines are split.
 const MAX_LINE: u64 = 4096;
 
-/// Finds the engine (wire.md section 6, `CONTAINER_ENGINE_URL`).
+/// Finds the engine (`CONTAINER_ENGINE_URL` in docs/settings.md).
 ///
 /// # Errors
 /// If a service was started and does not answer.

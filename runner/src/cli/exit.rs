@@ -1,4 +1,4 @@
-//! Exit codes of the program (wire.md section 7).
+//! Exit codes of the program (docs/wire.md section 7).
 
 use protocol::run::Status;
 

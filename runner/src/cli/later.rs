@@ -1,4 +1,4 @@
-//! Commands of the wire contract that this version recognizes but does not support.
+//! Commands of docs/wire.md that this version recognizes but does not support.
 
 use clap::{Args, Subcommand};
 

@@ -1,4 +1,4 @@
-//! `logs` and `events`: read the stream by the reader's rules of the wire contract.
+//! `logs` and `events`: read the stream by the reader's rules of docs/wire.md section 4.
 
 use std::time::Duration;
 

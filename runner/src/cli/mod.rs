@@ -68,6 +68,12 @@ pub fn complain(text: &str) {
     output::message(&format!("error: {text}"));
 }
 
+/// The commands and options of the program, for its documentation.
+#[must_use]
+pub fn command_line() -> clap::Command {
+    Typed::command()
+}
+
 /// Runs the command given by the arguments, and returns the exit code.
 pub async fn main(typed: impl IntoIterator<Item = OsString>, environment: Environment) -> Exit {
     let typed = match understood(add::named_by_program(typed)) {
@@ -102,7 +108,7 @@ fn understood(typed: impl IntoIterator<Item = OsString>) -> Result<Typed, Exit> 
     } else {
         clap::ColorChoice::Auto
     };
-    let matches = Typed::command().color(colour).try_get_matches_from(&typed);
+    let matches = command_line().color(colour).try_get_matches_from(&typed);
     matches.and_then(|mut matches| Typed::from_arg_matches_mut(&mut matches)).map_err(|told| {
         let printed = told.print();
         if told.exit_code() != 0 {

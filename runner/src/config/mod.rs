@@ -424,7 +424,7 @@ pub struct Log {
 
 /// Level of the program's own log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the words of the wire contract say it")]
+#[expect(missing_docs, reason = "docs/settings.md describes them")]
 pub enum LogLevel {
     Off,
     Error,

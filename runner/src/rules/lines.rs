@@ -1,5 +1,5 @@
 //! Splits the output of a step into the texts of `Log` events: whole lines if possible, and every
-//! byte at its offset (wire.md section 4).
+//! byte at its offset (docs/wire.md section 4).
 
 use std::time::Duration;
 

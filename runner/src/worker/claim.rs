@@ -136,7 +136,7 @@ impl Look {
 }
 
 /// Returns an error if the store's revision is below an epoch in a record. The store was then
-/// restored from an older snapshot, and could issue that epoch again (wire.md section 3).
+/// restored from an older snapshot, and could issue that epoch again (docs/wire.md section 3).
 pub(super) fn not_restored(run: &RunId, record: &Entry, revision: i64) -> Result<(), StoreError> {
     match serde_json::from_slice::<RunRecord>(&record.value).ok().and_then(|record| record.epoch) {
         Some(Epoch(epoch)) if epoch > revision => {

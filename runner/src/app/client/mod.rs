@@ -3,7 +3,7 @@
 //!
 //! | module | duty |
 //! |---|---|
-//! | `reader` | the events of one run, by the rules of wire.md section 4; pure |
+//! | `reader` | the events of one run, by the rules of docs/wire.md section 4; pure |
 //! | `tail` | reading the stream up to the wanted end |
 //! | `cluster` | connections to the configured services |
 //! | `commands` | starts, stops, pauses |

@@ -1,4 +1,4 @@
-//! Reads the events of one run by the rules of wire.md section 4: it drops duplicates, takes state
+//! Reads the events of one run by the rules of docs/wire.md section 4: it drops duplicates, takes state
 //! only from the highest epoch, and reports gaps. Pure: events in, items out.
 
 use std::collections::{BTreeMap, HashMap};

@@ -42,7 +42,7 @@ fn text(value: &str) -> Argument {
     Argument::Text(value.to_owned())
 }
 
-/// Returns the objects shared by all workers: wire.md, section 2.
+/// Returns the objects shared by all workers: docs/wire.md section 2.
 pub(in crate::cluster) fn shared() -> Vec<Object> {
     let exchange = |name: &str| Object::Exchange(name.to_owned());
     let commands = |name: &str| {

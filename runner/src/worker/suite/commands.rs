@@ -1,4 +1,4 @@
-//! Tests of the table of commands in wire.md section 2, one function for each row.
+//! Tests of the table of commands in docs/wire.md section 2, one function for each row.
 
 use protocol::command::{PAUSE, START, STOP, UNPAUSE};
 use protocol::event::Severity;

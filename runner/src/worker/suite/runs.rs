@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{Rig, reason_of};
 use crate::ports::Route;
 
-/// Events are in the order of wire.md section 4, and their `seq` has no gaps.
+/// Events are in the order of docs/wire.md section 4, and their `seq` has no gaps.
 pub async fn events_come_in_order_and_without_a_gap(mut rig: Rig) {
     rig.worker(1).await;
     let run = rig.run("order");
