@@ -30,16 +30,16 @@ pub(super) struct Typed {
 
 const EXAMPLES: &str = "\
 Examples:
-  bob-runner run hello.yaml             run a file here and now, without any server
-  bob-runner validate *.yaml            every fault of these files at once
-  bob-runner serve                      work for a cluster (RabbitMQ, etcd)
-  bob-runner submit hello.yaml -f       send a run to the cluster and follow it
-  bob-runner ps                         what runs now
-  bob-runner doctor                     what this machine and the services lack
+  bob-runner run hello.yaml             run a file on this machine, without a server
+  bob-runner validate *.yaml            report all errors in these files
+  bob-runner serve                      run a worker of a cluster (RabbitMQ, etcd)
+  bob-runner submit hello.yaml -f       submit a run to the cluster and follow it
+  bob-runner ps                         list the open runs
+  bob-runner doctor                     check this machine and the services
 
-Exit codes: 0 passed, 1 failed, 2 wrong usage, 3 stopped, 65 invalid file, 69 a service cannot be
-reached, 78 wrong settings, 130 and 143 ended by a signal.
-`bob-runner settings` shows what is set, docs/settings.md what can be.";
+Exit codes: 0 passed, 1 failed, 2 wrong usage, 3 stopped, 65 invalid file, 69 service unavailable,
+78 invalid settings, 130 and 143 ended by a signal.
+`bob-runner settings` shows the current settings. docs/settings.md describes all settings.";
 
 /// Options of every command.
 #[derive(Debug, Args)]
@@ -83,11 +83,12 @@ pub(super) enum Color {
 pub(super) enum Command {
     /// Run a pipeline file on this machine, without a server
     #[command(after_help = "\
-Runs FILE in a rootless container of this machine, shows its output as it comes, and exits with the
-run's result. Ctrl-C stops the run; a second one ends the program at once.
+Runs FILE in rootless containers on this machine, prints its output as it is written, and exits with
+the run's result. Ctrl-C stops the run. A second Ctrl-C ends the program at once.
 
-The output of the steps goes to standard output and standard error, byte for byte; what is said
-about the run goes to standard error. On a terminal a list of the steps stands below the output.
+The standard output and standard error of the steps are written to those of this program, unchanged.
+Messages about the run go to standard error. On a terminal, a list of the steps is shown below the
+output.
 
 Examples:
   bob-runner run hello.yaml
@@ -98,9 +99,9 @@ Examples:
     #[command(
         hide = true,
         after_help = "\
-As `run FILE` of a job file, but nothing is filled in for ${...}: no job has what those before it have
-found out. Before each job its number in the file and its executor are said. It is here for those
-who type it already; without it, `run` does more.
+Runs a job file like `run FILE`, with two differences. References such as ${build.version} are not
+resolved, so a job cannot use the results of earlier jobs. Each job is preceded by a line with its
+number and executor. This command exists for compatibility; use `run` for new job files.
 
 Example:
   bob-runner run-multi jobs.yml --workdir /srv/jobs"
@@ -108,9 +109,10 @@ Example:
     RunMulti(Run),
     /// Run a worker that takes commands from the cluster, runs pipelines and publishes events
     #[command(after_help = "\
-The first SIGTERM or Ctrl-C drains: nothing new is taken, what runs may finish within
-BOB_DRAIN_SECONDS, and what is left then is handed over: another worker goes on after its last
-committed step. The second hands over now. The third ends the program at once.
+The first SIGTERM or Ctrl-C drains the worker: it accepts no new runs, and runs in progress have
+BOB_DRAIN_SECONDS to finish. The remaining runs are handed over to other workers, which resume each
+after its last committed step. The second signal hands over at once. The third ends the program at
+once.
 
 Examples:
   bob-runner serve
@@ -121,41 +123,41 @@ Examples:
     Guard(super::guard::Guard),
     /// Submit a run to the cluster and print its id
     #[command(after_help = "\
-The same --run-id sent twice is one run, so a submit whose answer was lost can be repeated.
+A run id is accepted only once, so a submit with --run-id can safely be repeated.
 
 Examples:
-  bob-runner submit hello.yaml                    a file: its definition goes with the message
-  bob-runner submit dev/hello --var NAME=world    a pipeline that is stored
-  bob-runner submit dev/hello --follow            show its log, exit with its result")]
+  bob-runner submit hello.yaml                    run a file; its definition is in the message
+  bob-runner submit dev/hello --var NAME=world    run a stored pipeline
+  bob-runner submit dev/hello --follow            print the log, exit with the result")]
     Submit(Submit),
     /// Queue a shell command as a job, first in, first out
     Add(Add),
     /// Start a new run from a committed step of an ended run
     #[command(after_help = "\
-The new run has the definition and the variables of RUN, and begins after the last step that RUN has
-committed, or with the step that --from names: what is before it does not run again. What the steps
-of RUN left has to be kept for that, which a `retention` in its pipeline asks for.
+The new run has the definition and the variables of RUN. It starts after the last committed step of
+RUN, or with the step that --from names. Earlier steps do not run again. This needs the images of
+RUN, so its pipeline must have a `retention`.
 
 Examples:
-  bob-runner rerun r-0198c1d2 --follow             once more from the step that failed
-  bob-runner rerun r-0198c1d2 --from test          from that step on")]
+  bob-runner rerun r-0198c1d2 --follow             start from the step that failed
+  bob-runner rerun r-0198c1d2 --from test          start from the step `test`")]
     Rerun(Rerun),
     /// List the files that a step changed in its image
     #[command(after_help = "\
-Looks at the images that the run's steps left on this machine's engine, which has to hold them still:
-give the pipeline a `retention`. A is a file that is new, C one that is not what it was, D one that
-is gone.
+Compares the images that the steps of the run committed on this machine's engine. To keep these
+images after the run, give the pipeline a `retention`. Each file is preceded by A (added), C
+(changed) or D (deleted).
 
 Example:
   bob-runner diff r-0198c1d2 build")]
     Diff(Diff),
     /// Open a shell in the image that a step committed
     #[command(after_help = "\
-The shell runs in a container of its own on this machine's engine, by podman, and what is done there
-goes with it.
+The shell runs in a new podman container on this machine's engine. The container and all changes in
+it are removed when the shell exits.
 
 Examples:
-  bob-runner shell r-0198c1d2                      after the last step that was committed
+  bob-runner shell r-0198c1d2                      in the image of the last committed step
   bob-runner shell r-0198c1d2 --after build
   bob-runner shell r-0198c1d2 -- cat /etc/os-release")]
     Shell(OpenShell),
@@ -168,18 +170,20 @@ Examples:
     Unpause(Pipeline),
     /// Print the output of a run's steps
     #[command(after_help = "\
-What the steps wrote goes to standard output, byte for byte and in the order of the stream; with
---stderr their standard error goes to ours. What the runner says goes to standard error.
+The output of the steps is written to standard output, unchanged and in the order of the stream.
+With --stderr, their standard error is written to standard error instead. Messages of bob-runner go
+to standard error.
 
 Examples:
   bob-runner logs r-0198c1d2
   bob-runner logs -f r-0198c1d2 --step build
-  bob-runner logs -o json r-0198c1d2        every event of the run, one a line")]
+  bob-runner logs -o json r-0198c1d2        print every event of the run, one per line")]
     Logs(Logs),
     /// Print the event stream
     #[command(after_help = "\
-Without -f, what the stream holds; with it, that and what comes. With --run, one run's events by the
-reader's rules: what is repeated is dropped, state comes from the run's last owner.
+Prints the events that the stream holds. With -f, also prints new events as they are published.
+With --run, prints the events of one run without duplicates, and takes its state only from its last
+owner.
 
 Examples:
   bob-runner events --since 10m
@@ -216,7 +220,7 @@ Examples:
     #[command(after_help = "\
 Examples:
   bob-runner validate hello.yaml build.json
-  bob-runner validate --here hello.yaml      judge this host too: can it do what the file asks for?
+  bob-runner validate --here hello.yaml      also check whether this host supports the file
   cat hello.yaml | bob-runner validate -")]
     Validate(Validate),
     /// Print a pipeline file as normalized JSON, with every default written out
@@ -228,7 +232,8 @@ Examples:
     Settings,
     /// Check this machine and the services it needs, and suggest fixes
     #[command(after_help = "\
-Ends with 69 where something that is needed is down. In embedded mode only the engine is needed.
+Exits with 69 if something that is required is missing or unavailable. In embedded mode, RabbitMQ
+and etcd are not required.
 
 Example:
   bob-runner doctor -o json")]

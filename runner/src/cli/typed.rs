@@ -88,16 +88,16 @@ pub(super) struct Submit {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Prints the id of the run that the job will be. The job goes to the queue file of a `serve` in embedded
-mode where --queue or BOB_CI_QUEUE names one or the mode is embedded, else to the cluster. Called as
-`add_job`, by a link of that name, the program does the same.
+Prints the id of the future run of the job. If --queue or BOB_CI_QUEUE names a queue file, or the
+mode is embedded, the job is added to that file for a `serve` in embedded mode. Otherwise it is
+submitted to the cluster. A link to this program with the name `add_job` does the same.
 
 Examples:
   bob-runner add 'make test'
   bob-runner add --attempts 5 --delay 10s --timeout 30m -- make -j4 all
   add_job 'make build
   make test'
-  bob-runner add --list                     what nobody has taken yet")]
+  bob-runner add --list                     list the jobs that are still waiting")]
 pub(super) struct Add {
     /// Shell command; several words are joined with blanks
     #[arg(required_unless_present = "list", trailing_var_arg = true)]
