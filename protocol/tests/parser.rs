@@ -489,3 +489,17 @@ fn a_pipeline_with_too_many_needs_is_rejected_with_the_limit() {
     let messages: Vec<&str> = faults.iter().map(|fault| fault.message.as_str()).collect();
     assert_eq!(messages, ["the steps have 50001 `needs`, expected at most 50000"]);
 }
+
+#[test]
+fn a_step_with_too_many_outputs_is_rejected_with_the_limit() {
+    let with_outputs = |count: usize| {
+        let outputs: Vec<Value> =
+            (0..count).map(|at| serde_json::json!({ "path": format!("{at}/*") })).collect();
+        let mut pipeline = needing(1, &[]);
+        pipeline["steps"][0]["outputs"] = outputs.into();
+        pipeline_faults_json(&pipeline)
+    };
+    assert_eq!(with_outputs(1000).unwrap().steps[0].outputs.len(), 1000);
+    let faults = with_outputs(1001).unwrap_err();
+    assert_eq!(faults[0].message, "`outputs` has 1001 items, expected at most 1000");
+}

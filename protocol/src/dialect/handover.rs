@@ -32,13 +32,16 @@ const LAYOUTS: [(&str, Layout); 2] = [("flat", Layout::Flat), ("relative", Layou
 const DIRS: [(&str, RelativeTo); 2] =
     [("work-dir", RelativeTo::WorkDir), ("job-dir", RelativeTo::JobDir)];
 
+/// Maximum number of outputs of a step. Each file that a step leaves is compared with all of them.
+const MAX_OUTPUTS: usize = 1000;
+
 /// The outputs of a step. `has_job_dir`: whether the step has a directory of its own.
 pub(super) fn outputs(
     reader: &mut Reader,
     field: &Field<'_>,
     has_job_dir: bool,
 ) -> Option<Vec<Output>> {
-    let items = reader.list(field)?;
+    let items = output_list(reader, field)?;
     let read = |item: &Field<'_>| {
         let output = output(reader, item, &OUTPUT)?;
         if output.relative_to == RelativeTo::JobDir && !has_job_dir {
@@ -57,9 +60,20 @@ pub(super) fn artifacts(
     field: &Field<'_>,
     relative_to: RelativeTo,
 ) -> Option<Vec<Output>> {
-    let items = reader.list(field)?;
+    let items = output_list(reader, field)?;
     let outputs = items.iter().filter_map(|item| output(reader, item, &ARTIFACT));
     Some(outputs.map(|output| Output { relative_to, ..output }).collect())
+}
+
+fn output_list<'a>(reader: &mut Reader, field: &Field<'a>) -> Option<Vec<Field<'a>>> {
+    let items = reader.list(field)?;
+    if items.len() > MAX_OUTPUTS {
+        let message =
+            format!("{} has {} items, expected at most {MAX_OUTPUTS}", field.name(), items.len());
+        reader.fault(field, message, Some("select several files with one pattern"));
+        return None;
+    }
+    Some(items)
 }
 
 fn output(reader: &mut Reader, field: &Field<'_>, keys: &Keys) -> Option<Output> {
@@ -82,7 +96,7 @@ fn output(reader: &mut Reader, field: &Field<'_>, keys: &Keys) -> Option<Output>
 
 fn pattern(reader: &mut Reader, field: &Field<'_>) -> Option<String> {
     let path = reader.text(field)?;
-    let Err(why) = Pattern::parse(&path) else { return Some(path) };
+    let Err(why) = Pattern::check(&path) else { return Some(path) };
     let last = field.path.rsplit('.').next().unwrap_or_default();
     reader.fault(field, format!("`{last}` {} {why}", quoted(&path)), None);
     None

@@ -1,6 +1,6 @@
 //! Path patterns that select the files of an output, and their target paths.
 
-use globset::{GlobBuilder, GlobMatcher};
+use globset::{Glob, GlobBuilder, GlobMatcher};
 use thiserror::Error;
 
 use super::{Layout, Output, OutputKind};
@@ -11,6 +11,8 @@ const WILD: [char; 6] = ['*', '?', '[', '{', '}', '\\'];
 const HERE: &str = ".";
 /// Maximum length of a path on any supported system, in bytes.
 const LONGEST: usize = 4096;
+/// Maximum nesting of braces. A glob with some hundreds of levels makes its compiler panic.
+const DEEPEST: usize = 32;
 
 /// Why a text is not a valid pattern, as the rest of a sentence that begins with the text.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -30,6 +32,9 @@ pub enum BadPattern {
     /// It contains `..`.
     #[error("has a `..`, which an output may not have; name the files from the top")]
     Up,
+    /// Its braces are nested too deep.
+    #[error("has braces that are nested deeper than {DEEPEST}")]
+    Deep,
     /// It has an unbalanced bracket or brace, or a trailing backslash.
     #[error("cannot be read as a pattern: {0}")]
     Glob(String),
@@ -59,35 +64,17 @@ impl Pattern {
     /// # Errors
     /// If the text is not a pattern, or can match a path outside that directory.
     pub fn parse(text: &str) -> Result<Self, BadPattern> {
-        if text.is_empty() {
-            return Err(BadPattern::Empty);
-        }
-        if text.contains('\0') {
-            return Err(BadPattern::Nul);
-        }
-        if text.len() > LONGEST {
-            return Err(BadPattern::Long);
-        }
-        if text.starts_with('/') {
-            return Err(BadPattern::Absolute);
-        }
-        let parts: Vec<&str> = text.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
-        if parts.iter().copied().any(goes_up) {
-            return Err(BadPattern::Up);
-        }
-        let plain: Vec<&str> =
-            parts.iter().copied().take_while(|part| !part.contains(WILD)).collect();
-        let base = if plain.is_empty() { HERE.to_owned() } else { plain.join("/") };
-        if plain.len() == parts.len() {
-            return Ok(Self { base, matcher: Matcher::Exact });
-        }
-        let glob = GlobBuilder::new(&within_names(&parts.join("/")))
-            .literal_separator(true)
-            .backslash_escape(true)
-            .empty_alternates(true)
-            .build()
-            .map_err(|error| BadPattern::Glob(error.kind().to_string()))?;
-        Ok(Self { base, matcher: Matcher::Glob(glob.compile_matcher()) })
+        let (base, glob) = read(text)?;
+        let matcher = glob.map_or(Matcher::Exact, |glob| Matcher::Glob(glob.compile_matcher()));
+        Ok(Self { base, matcher })
+    }
+
+    /// Checks a pattern. Much cheaper than [`Pattern::parse`].
+    ///
+    /// # Errors
+    /// The same as those of [`Pattern::parse`].
+    pub fn check(text: &str) -> Result<(), BadPattern> {
+        read(text).map(drop)
     }
 
     /// The longest literal path prefix of the pattern, or `.` if there is none.
@@ -110,6 +97,57 @@ impl Pattern {
             Matcher::Glob(glob) => glob.is_match(path),
         }
     }
+}
+
+/// The base of a pattern, and its glob unless it is a literal path.
+fn read(text: &str) -> Result<(String, Option<Glob>), BadPattern> {
+    if text.is_empty() {
+        return Err(BadPattern::Empty);
+    }
+    if text.contains('\0') {
+        return Err(BadPattern::Nul);
+    }
+    if text.len() > LONGEST {
+        return Err(BadPattern::Long);
+    }
+    if text.starts_with('/') {
+        return Err(BadPattern::Absolute);
+    }
+    if depth(text) > DEEPEST {
+        return Err(BadPattern::Deep);
+    }
+    let parts: Vec<&str> = text.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
+    if parts.iter().copied().any(goes_up) {
+        return Err(BadPattern::Up);
+    }
+    let plain: Vec<&str> = parts.iter().copied().take_while(|part| !part.contains(WILD)).collect();
+    let base = if plain.is_empty() { HERE.to_owned() } else { plain.join("/") };
+    if plain.len() == parts.len() {
+        return Ok((base, None));
+    }
+    let glob = GlobBuilder::new(&within_names(&parts.join("/")))
+        .literal_separator(true)
+        .backslash_escape(true)
+        .empty_alternates(true)
+        .build()
+        .map_err(|error| BadPattern::Glob(error.kind().to_string()))?;
+    Ok((base, Some(glob)))
+}
+
+/// How deep braces are nested. Those in a character class count too.
+fn depth(text: &str) -> usize {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let mut chars = text.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => drop(chars.next()),
+            '{' => depth += 1,
+            '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        deepest = deepest.max(depth);
+    }
+    deepest
 }
 
 /// Whether a component is `..`, or can expand to it.
@@ -291,6 +329,12 @@ mod tests {
             assert!(error.contains(why), "{bad:?}: {error}");
         }
         assert!(Pattern::parse(&"a/".repeat(2049)).is_err());
+        let nested = |levels| format!("{}a{}", "{a,".repeat(levels), "}".repeat(levels));
+        for levels in [33, 200, 1000] {
+            assert_eq!(Pattern::parse(&nested(levels)).unwrap_err(), BadPattern::Deep);
+        }
+        assert!(pattern(&nested(32)).matches("a"));
+        assert!(pattern(&format!("{{{}a}}*", "\\{".repeat(40))).matches(&("{".repeat(40) + "ab")));
         assert!(pattern("..a/b..").matches("..a/b.."));
     }
 
