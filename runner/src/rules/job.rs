@@ -1,8 +1,9 @@
 //! A step with its references to earlier results resolved.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
-use protocol::id::RunId;
+use protocol::id::{RunId, StepName};
 use protocol::pipeline::{Cmd, Step, Template, Vars};
 use protocol::run::RunRecord;
 use serde_json::Value;
@@ -35,9 +36,12 @@ pub fn filled(record: &RunRecord, position: usize) -> Option<Result<Cow<'_, Step
     }
     let before: Vec<(&Step, String)> =
         pipeline.steps.iter().take(position).map(|step| (step, id(&record.run_id, step))).collect();
-    let jobs = before.iter().map(|(step, id)| {
-        let of_it = record.steps.iter().find(|it| it.name == step.name);
-        Job { name: step.name.as_str(), id, result: of_it.and_then(|it| it.result.as_ref()) }
+    let results: HashMap<&StepName, &Value> =
+        record.steps.iter().filter_map(|it| Some((&it.name, it.result.as_ref()?))).collect();
+    let jobs = before.iter().map(|(step, id)| Job {
+        name: step.name.as_str(),
+        id,
+        result: results.get(&step.name).copied(),
     });
     Some(fill(step, &Known::before(jobs)).map(Cow::Owned))
 }

@@ -1,6 +1,7 @@
 //! The secrets of a run. They are looked up right before a step starts, masked in events, logs and
 //! records, and searched for in all data that leaves the worker.
 
+use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use protocol::event::Reason;
@@ -71,13 +72,11 @@ pub(super) struct RunSecrets {
 impl RunSecrets {
     /// Creates the secrets of a newly claimed run. Those of started steps must be looked up.
     pub(super) fn of(record: &RunRecord) -> Self {
-        let pipeline = record.pipeline.iter();
-        let steps: Vec<&Step> = pipeline.flat_map(Pipeline::all_steps).collect();
+        let steps = record.pipeline.iter().flat_map(Pipeline::all_steps);
         let begun = record.steps.iter().filter(|step| step.status != StepStatus::Pending);
-        let begun = begun.filter_map(|begun| {
-            let position = steps.iter().position(|step| step.name == begun.name)?;
-            Some((position, *steps.get(position)?))
-        });
+        let by_name: HashMap<&StepName, (usize, &Step)> =
+            steps.enumerate().map(|(position, step)| (&step.name, (position, step))).collect();
+        let begun = begun.filter_map(|begun| by_name.get(&begun.name).copied());
         let owed = begun.flat_map(|(position, step)| {
             let secrets = step.secrets.iter();
             secrets.map(move |secret| (position, step.name.clone(), secret.clone()))
@@ -177,9 +176,11 @@ impl Drive {
     async fn settle_owed(&mut self) -> Result<(), String> {
         let _waits = waits();
         let (mut values, mut owed, mut missing) = (Vec::new(), Vec::new(), None);
+        let mut purposes: HashMap<usize, Purpose> = HashMap::new();
         for (position, step, secret) in std::mem::take(&mut self.secrets.owed) {
-            let purpose = self.purpose_of_secrets(position);
-            match looked_up(&*self.shared.ports.secrets, &secret, &purpose).await {
+            let purpose =
+                purposes.entry(position).or_insert_with(|| self.purpose_of_secrets(position));
+            match looked_up(&*self.shared.ports.secrets, &secret, purpose).await {
                 Ok(given) => values.push(given.value),
                 Err(why) => {
                     missing.get_or_insert_with(|| {

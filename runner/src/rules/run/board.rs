@@ -1,7 +1,8 @@
 //! State of the steps of a run, and which of them may start.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
+use protocol::id::StepName;
 use protocol::pipeline::{Graph, Pipeline, Step, When};
 use protocol::run::{RunRecord, StepRecord, StepStatus};
 use protocol::time::Millis;
@@ -97,9 +98,11 @@ impl Board {
     /// Sets each step's state from the record of its run. No step is in progress then.
     pub(super) fn recorded(&mut self, record: &RunRecord) {
         let Some(pipeline) = &record.pipeline else { return };
+        let records: HashMap<&StepName, &StepRecord> =
+            record.steps.iter().map(|record| (&record.name, record)).collect();
         for (standing, step) in self.standings.iter_mut().zip(&pipeline.steps) {
-            let of_it = record.steps.iter().find(|it| it.name == step.name);
-            *standing = of_it.map_or(Standing::Waiting, |of_it| standing_of(of_it, step));
+            let recorded = records.get(&step.name);
+            *standing = recorded.map_or(Standing::Waiting, |record| standing_of(record, step));
         }
     }
 
@@ -125,47 +128,44 @@ impl Board {
 
     /// Returns the first step that may start. Marks steps that can never start.
     pub(super) fn next(&mut self) -> Option<usize> {
-        loop {
-            let mut changed = false;
-            for position in 0..self.standings.len() {
-                if self.standing(position) != Standing::Waiting {
-                    continue;
+        self.mark_never();
+        (0..self.standings.len()).find(|position| {
+            let mut needs = self.graph.needs(*position).iter().map(|at| self.standing(*at));
+            self.standing(*position) == Standing::Waiting
+                && match self.when(*position) {
+                    When::Ended => needs.all(Standing::is_over),
+                    When::Passed => needs.all(|needed| needed == Standing::Passed),
                 }
-                let mut needs = self.graph.needs(position).iter().map(|at| self.standing(*at));
-                let (ready, never) = match self.whens.get(position).copied().unwrap_or_default() {
-                    When::Ended => (needs.all(Standing::is_over), false),
-                    When::Passed => {
-                        let stands: Vec<Standing> = needs.collect();
-                        let failed = |it: &Standing| it.is_over() && *it != Standing::Passed;
-                        (stands.iter().all(|it| *it == Standing::Passed), stands.iter().any(failed))
-                    }
-                };
-                if ready {
-                    return Some(position);
-                }
-                if never {
-                    self.set(position, Standing::Never);
-                    changed = true;
-                }
-            }
-            if !changed {
-                return None;
+        })
+    }
+
+    /// Marks every step that can never start. One pass in topological order finds all of them.
+    fn mark_never(&mut self) {
+        for position in self.graph.in_order() {
+            let mut needs = self.graph.needs(*position).iter().map(|at| self.standing(*at));
+            let is_never = self.standing(*position) == Standing::Waiting
+                && self.when(*position) == When::Passed
+                && needs.any(|needed| needed.is_over() && needed != Standing::Passed);
+            if is_never && let Some(standing) = self.standings.get_mut(*position) {
+                *standing = Standing::Never;
             }
         }
     }
 
-    /// Returns the step whose image a step starts from: its nearest predecessor with an image.
+    fn when(&self, position: usize) -> When {
+        self.whens.get(position).copied().unwrap_or_default()
+    }
+
+    /// Returns the step whose image each step starts from: its nearest predecessor with an image.
     /// `None` means the base image.
-    pub(super) fn begins_on(
-        &self,
-        position: usize,
-        has_image: impl Fn(usize) -> bool,
-    ) -> Option<usize> {
-        let mut before = self.graph.begins_on(position);
-        while let Some(at) = before.filter(|at| !has_image(*at)) {
-            before = self.graph.begins_on(at);
+    pub(super) fn origins(&self, has_image: impl Fn(usize) -> bool) -> Vec<Option<usize>> {
+        let mut origins = vec![None; self.standings.len()];
+        for position in self.graph.in_order() {
+            let before = self.graph.begins_on(*position);
+            let origin = before.and_then(|at| if has_image(at) { before } else { origins[at] });
+            origins[*position] = origin;
         }
-        before
+        origins
     }
 
     /// Returns true if a step's resource is already in the image that it starts from.

@@ -1,6 +1,6 @@
 //! How a run continues under its next owner.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use protocol::event::{Reason, Severity};
 use protocol::id::StepName;
@@ -192,14 +192,17 @@ impl Run {
     /// Returns the steps whose images the remaining steps start from. `None` is the base image.
     fn wanted(&self) -> BTreeSet<Option<usize>> {
         let Some(pipeline) = &self.record.pipeline else { return BTreeSet::new() };
-        let has_image = |at: usize| self.recorded(at).is_some_and(|step| step.image.is_some());
+        let images = self.record.steps.iter().filter(|step| step.image.is_some());
+        let images: HashSet<&StepName> = images.map(|step| &step.name).collect();
+        let has_image = |at: usize| self.step(at).is_some_and(|step| images.contains(&step.name));
+        let origins = self.board.origins(has_image);
         let to_come = pipeline.steps.iter().enumerate().filter(|(at, step)| {
             let is_to_come = self.board.standing(*at) == Standing::Waiting && !self.is_ending();
             step.is_on_image() && is_to_come
         });
         let last = pipeline.on_error.as_deref().filter(|step| step.is_on_image());
         let first = last.map(|_| None);
-        to_come.map(|(at, _)| self.board.begins_on(at, has_image)).chain(first).collect()
+        to_come.map(|(at, _)| origins.get(at).copied().flatten()).chain(first).collect()
     }
 
     fn recorded(&self, position: usize) -> Option<&StepRecord> {

@@ -225,3 +225,34 @@ fn a_run_that_is_about_to_fail_asks_for_no_image_that_no_step_will_begin_with() 
     assert_eq!(words(&run.on(NOW, had())).last().unwrap(), "finish");
     assert_eq!(run.record().status, Status::Failed);
 }
+
+#[test]
+fn steps_that_can_never_start_are_found_whatever_their_order() {
+    let steps = r#"[{"name": "0", "cmd": "a", "needs": ["1"], "when": "ended"},
+        {"name": "1", "cmd": "b", "needs": ["2"]},
+        {"name": "2", "cmd": "c", "needs": ["3"]},
+        {"name": "3", "cmd": "d", "needs": []}]"#;
+    let mut run = in_mode(run(steps), FailureMode::Continue);
+    drop(run.begin(NOW));
+    assert!(words(&run.on(NOW, Input::Prepared)).contains(&"start(3)".to_owned()));
+    let orders = words(&run.on(NOW, failed(3)));
+    assert!(orders.contains(&"start(0)".to_owned()), "{orders:?}");
+    drop(run.on(NOW, exited(0)));
+    assert_eq!(words(&run.on(NOW, committed(0, "i0"))).last().unwrap(), "finish");
+    let record = run.record();
+    let recorded: Vec<&str> = record.steps.iter().map(|step| step.name.as_str()).collect();
+    assert_eq!((recorded.as_slice(), record.status), (&["3", "0"][..], Status::Failed));
+}
+
+#[test]
+fn the_next_owner_asks_for_the_nearest_image_across_steps_that_left_none() {
+    let chain = r#"[{"name": "0", "cmd": "a"}, {"name": "1", "cmd": "b", "allow-failure": true},
+        {"name": "2", "cmd": "c", "allow-failure": true}, {"name": "3", "cmd": "d"}]"#;
+    let failed = StepStatus::Failed;
+    let mut left = left_with(&[("0", StepStatus::Passed), ("1", failed), ("2", failed)]);
+    left.pipeline = record(chain).pipeline;
+    left.steps[1].cause = Some(Cause::ExitCode);
+    left.steps[2].cause = Some(Cause::ExitCode);
+    let (_, orders) = resumed(left, false);
+    assert!(orders[0].starts_with("adopt([kept { position: 0,"), "{orders:?}");
+}
