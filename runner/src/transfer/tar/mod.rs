@@ -188,7 +188,8 @@ impl Rewriter {
             };
             let block = match self.take(BLOCK, &after).await {
                 Err(_) if self.entry.is_empty() && !self.ahead.is_empty() => {
-                    return Err(bad(not_a_tar(&self.ahead)));
+                    let what = not_a_tar(&self.ahead);
+                    return Err(bad(format!("{what}, and it ends within its first block")));
                 }
                 block => block?,
             };
