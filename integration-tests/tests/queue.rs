@@ -241,6 +241,30 @@ async fn a_queue_that_was_deleted_is_made_again_and_read_on() {
 }
 
 #[tokio::test]
+async fn a_dead_letter_of_a_workers_own_queue_is_retried_until_the_broker_takes_it() {
+    let Some((services, vhost)) = broker().await else { return };
+    let options = services.amqp(&vhost);
+    let queue = AmqpQueue::connect(&options).await.unwrap();
+    let mut own = queue.open(Source::Node).await.unwrap();
+    let route = Route::Node(options.node.clone());
+    publish(&queue, route.clone(), "malformed").await;
+    publish(&queue, route, "behind it").await;
+    let malformed = next(&mut own).await;
+    let channel = raw::channel(&options).await;
+    let gone = QueueDeleteOptions::default();
+    channel.queue_delete(names::DEAD_LETTER_QUEUE.into(), gone).await.unwrap();
+    // The worker declares the queue again after some seconds.
+    let settled = tokio::time::timeout(PATIENCE, malformed.settle(Disposition::DeadLetter)).await;
+    settled.expect("settled in time").unwrap();
+    let behind = next(&mut own).await;
+    assert_eq!(behind.message.body, b"behind it");
+    behind.settle(Disposition::Ack).await.unwrap();
+    let letters = raw::take_all(channel).await;
+    let bodies: Vec<_> = letters.iter().map(|letter| letter.body.as_slice()).collect();
+    assert_eq!(bodies, [b"malformed"]);
+}
+
+#[tokio::test]
 async fn a_full_queue_takes_nothing_and_says_so() {
     let Some((services, vhost)) = broker().await else { return };
     let options = services.amqp(&vhost);

@@ -257,7 +257,7 @@ async fn take_control(
     let slot = slot.map_or(Slot::None, Slot::Free);
     match answer_in_place(shared, held, &delivery.message, slot, stop).await {
         Answer::Settle(disposition, _slot) => {
-            settle(delivery, disposition).await;
+            settle_before_end(delivery, disposition, stop).await;
             if disposition == Disposition::Requeue { Settled::Requeued } else { Settled::Done }
         }
         Answer::NotYet(_slot) if stop.is_cancelled() => {
@@ -328,6 +328,23 @@ async fn settle(delivery: Delivery, disposition: Disposition) {
         Ok(()) => {}
         // The message will be redelivered, and its run is known then.
         Err(cause) => info!(%cause, "a message was not settled"),
+    }
+}
+
+/// How long a draining worker tries to publish a dead letter.
+const LAST_DEAD_LETTER: Duration = Duration::from_secs(5);
+
+/// Settles a delivery. A dead letter of the worker's own queue is retried until the broker takes it,
+/// which must not delay the end of the worker.
+async fn settle_before_end(delivery: Delivery, disposition: Disposition, stop: &CancellationToken) {
+    let late = async {
+        stop.cancelled().await;
+        tokio::time::sleep(LAST_DEAD_LETTER).await;
+    };
+    tokio::select! {
+        biased;
+        () = settle(delivery, disposition) => {}
+        () = late => warn!("a command was not settled before this worker ended"),
     }
 }
 

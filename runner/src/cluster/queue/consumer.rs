@@ -15,7 +15,7 @@ use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Channel};
 use protocol::command::Disposition;
 use protocol::names;
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{AmqpQueue, message};
 use crate::cluster::amqp::{Fault, topology};
@@ -207,15 +207,44 @@ struct AmqpSettle {
     hold: Hold,
 }
 
+impl AmqpSettle {
+    fn is_usable(&self) -> bool {
+        borrow(&self.hold).is_some() && self.acker.usable()
+    }
+
+    /// Publishes the message as a dead letter. Retries as long as the delivery can be settled: an
+    /// unsettled delivery stops the whole queue, because the prefetch limit is 1. A requeue would
+    /// be redelivered forever, because a classic queue has no delivery limit.
+    async fn publish_dead_letter(
+        &self,
+        properties: &BasicProperties,
+        body: &[u8],
+    ) -> Result<(), QueueError> {
+        let mut pace = Pace::new();
+        let mut is_reported = false;
+        loop {
+            let published = self.queue.publish_as_is(&Route::DeadLetter, properties.clone(), body);
+            let Err(cause) = published.await else { return Ok(()) };
+            if !self.is_usable() {
+                return Err(QueueError::DeliveryLost);
+            }
+            if !std::mem::replace(&mut is_reported, true) {
+                warn!(%cause, "a dead letter cannot be published yet; it is retried");
+            }
+            pace.wait().await;
+        }
+    }
+}
+
 #[async_trait]
 impl Settle for AmqpSettle {
     async fn settle(self: Box<Self>, disposition: Disposition) -> Result<(), QueueError> {
-        if borrow(&self.hold).is_none() || !self.acker.usable() {
+        if !self.is_usable() {
             return Err(QueueError::DeliveryLost);
         }
         if let (Disposition::DeadLetter, Some((properties, body))) = (disposition, &self.kept) {
             // Dead-lettering from a classic queue, like the worker's own one, is not reliable.
-            self.queue.publish_as_is(&Route::DeadLetter, properties.clone(), body).await?;
+            self.publish_dead_letter(properties, body).await?;
         }
         let telling = async {
             match disposition {
