@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _};
+use integration_tests::raw;
 use integration_tests::services::{OwnServices, STORE, Services};
 use runner::cluster::Etcd;
 use runner::ports::conformance::{self, StoreSubject};
@@ -174,6 +175,43 @@ async fn a_watch_begins_in_the_past_and_leaves_out_other_prefixes() {
     let seen = entry(next(&mut changes).await);
     assert_eq!((seen.value.as_slice(), seen.mod_revision), (b"3".as_slice(), last));
     assert_eq!(seen.create_revision, first);
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_text_is_skipped_with_one_warning() {
+    let Some(services) = Services::of_environment(STORE) else { return };
+    let (warnings, prefix) = (raw::Warnings::default(), prefix());
+    let watching = warnings.watch();
+    let etcd = Etcd::connect(&services.etcd()).await.unwrap();
+    let (a, b) = (format!("{prefix}a"), format!("{prefix}z"));
+    let first = put(&etcd, &a, "1").await;
+    let odd = [prefix.as_bytes(), b"\xff\xfe"].concat();
+    let early = [prefix.as_bytes(), b"a\xff"].concat();
+    let mut raw = raw_client(&services).await;
+    raw.put(odd.clone(), "odd", None).await.unwrap();
+    raw.put(early.clone(), "odd", None).await.unwrap();
+    put(&etcd, &b, "2").await;
+
+    let keys = |entries: &[Entry]| -> Vec<String> {
+        entries.iter().map(|entry| entry.key.clone()).collect()
+    };
+    assert_eq!(keys(&etcd.list(&prefix).await.unwrap().entries), [a.clone(), b.clone()]);
+    let page = etcd.page(&prefix, None, 2).await.unwrap();
+    assert_eq!(keys(&page.entries), [a.clone(), b.clone()], "a short page would be the last one");
+    let read = etcd.txn(Txn::new().read_prefix(&prefix)).await.unwrap();
+    assert_eq!(keys(&read.reads[0]), [a.clone(), b.clone()]);
+
+    let mut changes = etcd.watch(&prefix, first).await.unwrap();
+    assert_eq!(entry(next(&mut changes).await).key, a);
+    assert_eq!(entry(next(&mut changes).await).key, b);
+    for key in [odd, early] {
+        raw.delete(key, None).await.unwrap();
+    }
+    put(&etcd, &a, "3").await;
+    assert_eq!(entry(next(&mut changes).await).value, b"3");
+    drop(watching);
+    let told = warnings.containing(&prefix);
+    assert_eq!(told.len(), 2, "{told:?}");
 }
 
 fn super_prefix(prefix: &str) -> String {

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use etcd_client::{
-    Compare, CompareOp, GetOptions, KeyValue, PutOptions, Txn as Request, TxnOp, TxnOpResponse,
-    TxnResponse,
+    Compare, CompareOp, GetOptions, PutOptions, Txn as Request, TxnOp, TxnOpResponse, TxnResponse,
 };
 
 use super::errors::Fault;
-use crate::ports::{Entry, Expect, Op, Read, Txn, TxnReply};
+use super::foreign::ForeignKeys;
+use crate::ports::{Expect, Op, Read, Txn, TxnReply};
 
 /// Returns the end of the range of keys with a prefix. A zero byte means no end.
 pub(super) fn end_of(prefix: &str) -> Vec<u8> {
@@ -20,26 +20,6 @@ pub(super) fn end_of(prefix: &str) -> Vec<u8> {
         }
     }
     vec![0]
-}
-
-/// Converts a key. The keys of workers are text; any other key under the prefix is an error.
-pub(super) fn entry(kv: &KeyValue) -> Result<Entry, Fault> {
-    Ok(Entry {
-        key: key(kv)?,
-        value: kv.value().to_vec(),
-        create_revision: kv.create_revision(),
-        mod_revision: kv.mod_revision(),
-    })
-}
-
-pub(super) fn key(kv: &KeyValue) -> Result<String, Fault> {
-    match std::str::from_utf8(kv.key()) {
-        Ok(key) => Ok(key.to_owned()),
-        Err(_not_text) => Err(Fault::Unreadable(format!(
-            "the key {:?} is no text; delete it",
-            String::from_utf8_lossy(kv.key())
-        ))),
-    }
 }
 
 pub(super) fn request(txn: Txn) -> Request {
@@ -89,11 +69,17 @@ fn read(read: Read) -> TxnOp {
 
 /// Converts a reply. If the transaction committed, its reads come last; otherwise there are only
 /// reads.
-pub(super) fn reply(reply: &TxnResponse, reads: usize) -> Result<TxnReply, Fault> {
+pub(super) fn reply(
+    reply: &TxnResponse,
+    reads: usize,
+    foreign: &ForeignKeys,
+) -> Result<TxnReply, Fault> {
     let responses = reply.op_responses();
     let first = if reply.succeeded() { responses.len().saturating_sub(reads) } else { 0 };
     let found = responses.into_iter().skip(first).map(|response| match response {
-        TxnOpResponse::Get(found) => found.kvs().iter().map(entry).collect(),
+        TxnOpResponse::Get(found) => {
+            Ok(found.kvs().iter().filter_map(|kv| foreign.entry(kv)).collect())
+        }
         TxnOpResponse::Put(_) | TxnOpResponse::Delete(_) | TxnOpResponse::Txn(_) => {
             Err(Fault::Unreadable("a transaction was answered in another order".to_owned()))
         }

@@ -2,6 +2,7 @@
 
 mod convert;
 mod errors;
+mod foreign;
 mod health;
 mod members;
 mod watch;
@@ -15,6 +16,7 @@ use tokio::sync::OnceCell;
 use tracing::warn;
 
 use self::errors::Fault;
+use self::foreign::ForeignKeys;
 pub use self::health::Health;
 use self::members::{Again, Members};
 use crate::cluster::tls::{self, TlsFiles};
@@ -68,6 +70,7 @@ pub struct Etcd {
     at: Arc<str>,
     /// The cluster's ID, which never changes.
     identity: Arc<OnceCell<String>>,
+    foreign: Arc<ForeignKeys>,
 }
 
 impl std::fmt::Debug for Etcd {
@@ -98,7 +101,8 @@ impl Etcd {
     pub async fn connect(options: &EtcdOptions) -> Result<Self, StoreError> {
         let at: Arc<str> = spell(&options.urls).into();
         let members = Members::new(options).await.map_err(|fault| fault.said(&at, None, 0))?;
-        let etcd = Self { members: Arc::new(members), at, identity: Arc::default() };
+        let (members, identity, foreign) = (Arc::new(members), Arc::default(), Arc::default());
+        let etcd = Self { members, at, identity, foreign };
         let mut left = options.retry_attempts.max(1);
         loop {
             let error = match Box::pin(etcd.attempt(options)).await {
@@ -172,9 +176,7 @@ impl Etcd {
             let found = page.take_kvs();
             // The smallest key after the last one.
             from = found.last().map(|kv| [kv.key(), b"\0"].concat()).unwrap_or_default();
-            for kv in &found {
-                listing.entries.push(convert::entry(kv)?);
-            }
+            listing.entries.extend(found.iter().filter_map(|kv| self.foreign.entry(kv)));
             if !more || from.is_empty() {
                 return Ok(listing);
             }
@@ -230,7 +232,7 @@ impl Store for Etcd {
             })
             .await;
         let found = found.map_err(|fault| self.said(fault))?;
-        found.kvs().first().map(convert::entry).transpose().map_err(|fault| self.said(fault))
+        Ok(found.kvs().first().and_then(|kv| self.foreign.entry(kv)))
     }
 
     async fn list(&self, prefix: &str) -> Result<Listing, StoreError> {
@@ -251,15 +253,25 @@ impl Store for Etcd {
         after: Option<&str>,
         most: usize,
     ) -> Result<Listing, StoreError> {
-        let from = match after {
+        let mut from = match after {
             Some(after) => [after.as_bytes(), b"\0"].concat(),
             None => prefix.as_bytes().to_vec(),
         };
-        let most = i64::try_from(most).unwrap_or(PAGE);
-        let mut page = self.range(prefix, from, 0, most).await.map_err(|fault| self.said(fault))?;
-        let revision = page.header().map_or(0, |header| header.revision());
-        let entries: Result<Vec<_>, Fault> = page.take_kvs().iter().map(convert::entry).collect();
-        Ok(Listing { entries: entries.map_err(|fault| self.said(fault))?, revision })
+        let mut listing = Listing { entries: Vec::new(), revision: 0 };
+        // Only the last page may be short, so skipped entries are made up for.
+        loop {
+            let left = i64::try_from(most - listing.entries.len()).unwrap_or(PAGE);
+            let mut page =
+                self.range(prefix, from, 0, left).await.map_err(|fault| self.said(fault))?;
+            listing.revision = page.header().map_or(0, |header| header.revision());
+            let more = page.more();
+            let found = page.take_kvs();
+            from = found.last().map(|kv| [kv.key(), b"\0"].concat()).unwrap_or_default();
+            listing.entries.extend(found.iter().filter_map(|kv| self.foreign.entry(kv)));
+            if !more || from.is_empty() || listing.entries.len() >= most {
+                return Ok(listing);
+            }
+        }
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {
@@ -276,7 +288,7 @@ impl Store for Etcd {
             })
             .await;
         reply
-            .and_then(|reply| convert::reply(&reply, reads))
+            .and_then(|reply| convert::reply(&reply, reads, &self.foreign))
             .map_err(|fault| fault.said(&self.at, lease, 0))
     }
 

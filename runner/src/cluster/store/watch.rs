@@ -117,10 +117,12 @@ impl Watching {
         for event in message.events() {
             let Some(kv) = event.kv() else { continue };
             let revision = kv.mod_revision();
-            self.seen.push_back(match event.event_type() {
-                EventType::Put => Change::Put(convert::entry(kv)?),
-                EventType::Delete => Change::Deleted { key: convert::key(kv)?, revision },
-            });
+            let foreign = &self.etcd.foreign;
+            let change = match event.event_type() {
+                EventType::Put => foreign.entry(kv).map(Change::Put),
+                EventType::Delete => foreign.key(kv).map(|key| Change::Deleted { key, revision }),
+            };
+            self.seen.extend(change);
             self.next = self.next.max(revision.saturating_add(1));
         }
         // Nothing changed up to this revision. The message that confirms the watch does not count:
