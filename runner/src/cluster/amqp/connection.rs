@@ -21,6 +21,9 @@ const LOOK: Duration = Duration::from_secs(1);
 const GOOD: Duration = Duration::from_secs(10);
 /// The interval between declarations of the shared objects.
 const DECLARE_EVERY: Duration = Duration::from_secs(5);
+/// The timeout of declaring all objects, or one more. A broker that is cut off from the others of
+/// its cluster sends heartbeats and answers no declaration.
+const DECLARE_WITHIN: Duration = Duration::from_secs(15);
 /// The timeout of closing a connection.
 const FAREWELL: Duration = Duration::from_secs(2);
 
@@ -134,7 +137,7 @@ impl Link {
 
     /// Declares an additional object on a connection.
     pub(in crate::cluster) async fn declare(&self, live: &Live, one: &Object) -> Result<(), Fault> {
-        topology::declare(live, one, &self.0.plan.warned).await
+        in_time(topology::declare(live, one, &self.0.plan.warned)).await
     }
 
     /// Closes the connection.
@@ -150,9 +153,15 @@ impl Link {
 
 impl Plan {
     async fn connect(&self, target: &Target, number: u64) -> Result<Arc<Live>, Fault> {
-        let connection = target.connect().await?;
+        let (connection, line) = target.connect().await?;
         let live = Live { connection, number, since: tokio::time::Instant::now() };
-        self.declare(&live).await?;
+        if let Err(fault) = self.declare(&live).await {
+            if matches!(fault, Fault::Unreachable(_)) {
+                // It would not confirm the end of the connection either, whose thread would wait.
+                line.cut();
+            }
+            return Err(fault);
+        }
         Ok(Arc::new(live))
     }
 
@@ -179,11 +188,21 @@ impl Plan {
     }
 
     async fn declare(&self, live: &Live) -> Result<(), Fault> {
-        for object in &self.objects {
-            topology::declare(live, object, &self.warned).await?;
-        }
-        Ok(())
+        in_time(async {
+            for object in &self.objects {
+                topology::declare(live, object, &self.warned).await?;
+            }
+            Ok(())
+        })
+        .await
     }
+}
+
+async fn in_time(declaring: impl Future<Output = Result<(), Fault>>) -> Result<(), Fault> {
+    tokio::time::timeout(DECLARE_WITHIN, declaring).await.unwrap_or_else(|_elapsed| {
+        let seconds = DECLARE_WITHIN.as_secs();
+        Err(Fault::Unreachable(format!("it did not answer a declaration within {seconds} s")))
+    })
 }
 
 async fn supervise(
@@ -262,5 +281,113 @@ impl Live {
             }
         }
         last.unwrap_or_else(|| Fault::Unreachable("the connection has ended".to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+
+    use protocol::id::NodeId;
+
+    use super::*;
+    use crate::cluster::amqp::AmqpOptions;
+    use crate::cluster::tls::TlsFiles;
+
+    const METHOD: u8 = 1;
+    const FRAME_END: u8 = 0xce;
+
+    fn send(stream: &mut TcpStream, channel: u16, method: [u16; 2], arguments: &[u8]) {
+        let mut payload: Vec<u8> = method.iter().flat_map(|half| half.to_be_bytes()).collect();
+        payload.extend(arguments);
+        let mut frame = vec![METHOD];
+        frame.extend(channel.to_be_bytes());
+        frame.extend(u32::try_from(payload.len()).unwrap().to_be_bytes());
+        frame.extend(payload);
+        frame.push(FRAME_END);
+        stream.write_all(&frame).unwrap();
+    }
+
+    /// Reads the next method frame and returns its class and method.
+    fn receive(stream: &mut TcpStream) -> std::io::Result<[u8; 4]> {
+        loop {
+            let mut head = [0; 7];
+            stream.read_exact(&mut head)?;
+            let length = u32::from_be_bytes([head[3], head[4], head[5], head[6]]);
+            let mut rest = vec![0; usize::try_from(length).unwrap() + 1];
+            stream.read_exact(&mut rest)?;
+            if head[0] == METHOD {
+                return Ok([rest[0], rest[1], rest[2], rest[3]]);
+            }
+        }
+    }
+
+    /// Accepts a connection, opens each channel and answers nothing else. Returns when the client
+    /// has ended the connection.
+    fn answers_no_declaration(listener: &TcpListener) {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.read_exact(&mut [0; 8]).unwrap();
+        // No properties, one mechanism, one locale.
+        let start = b"\0\x09\0\0\0\0\0\0\0\x05PLAIN\0\0\0\x05en_US";
+        send(&mut stream, 0, [10, 10], start);
+        receive(&mut stream).unwrap();
+        // 2047 channels, frames of 128 KiB, no heartbeats.
+        send(&mut stream, 0, [10, 30], &[0x07, 0xff, 0, 2, 0, 0, 0, 0]);
+        receive(&mut stream).unwrap();
+        receive(&mut stream).unwrap();
+        send(&mut stream, 0, [10, 41], &[0]);
+        let mut channel = 0;
+        while let Ok(method) = receive(&mut stream) {
+            if method == [0, 20, 0, 10] {
+                channel += 1;
+                send(&mut stream, channel, [20, 11], &[0; 4]);
+            }
+        }
+    }
+
+    /// Accepts a connection and answers nothing. Returns when the client has ended it.
+    fn answers_nothing(listener: &TcpListener) {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.read_to_end(&mut Vec::new()).ok();
+    }
+
+    async fn refusal_of(broker: fn(&TcpListener)) -> Fault {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("amqp://{}", listener.local_addr().unwrap());
+        let options = AmqpOptions {
+            url: url.clone(),
+            user: "bob".to_owned(),
+            password: "x".to_owned(),
+            tls: TlsFiles::default(),
+            node: NodeId::found("bob/runner-1"),
+            retry_attempts: 1,
+            retry_delay: Duration::ZERO,
+            stream_name: "s".to_owned(),
+            stream_retention_days: 1,
+            stream_max_bytes: None,
+            stream_url: None,
+            spill_dir: "spill".into(),
+            spill_bytes: 0,
+            spill_cluster: None,
+        };
+        let broker = std::thread::spawn(move || broker(&listener));
+        let target = Target::new(&options, &url, "test".to_owned()).unwrap();
+        let opening = Link::open(target, topology::shared(), 1, Duration::ZERO);
+        let opened = tokio::time::timeout(Duration::from_secs(60), opening).await;
+        let fault = opened.expect("a deadline of its own").unwrap_err();
+        let ended = tokio::task::spawn_blocking(move || broker.join());
+        let ended = tokio::time::timeout(Duration::from_secs(60), ended).await;
+        ended.expect("the socket is closed").unwrap().unwrap();
+        fault
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_broker_that_answers_nothing_or_no_declaration_is_unreachable() {
+        let (silent, partitioned) =
+            tokio::join!(refusal_of(answers_nothing), refusal_of(answers_no_declaration));
+        assert!(matches!(&silent, Fault::Unreachable(said) if said.contains("did not answer")));
+        let said = partitioned.cause();
+        assert_eq!(said, "it did not answer a declaration within 15 s", "{partitioned:?}");
     }
 }

@@ -96,7 +96,7 @@ impl Target {
     }
 
     /// Connects. If that fails for no clear reason, checks whether the certificates are the cause.
-    pub(super) async fn connect(&self) -> Result<Connection, Fault> {
+    pub(super) async fn connect(&self) -> Result<(Connection, Line), Fault> {
         let fault = match self.connect_once().await {
             Err(Fault::Unreachable(cause)) => cause,
             other => return other,
@@ -118,11 +118,11 @@ impl Target {
         Err(Fault::Unreachable(fault))
     }
 
-    async fn connect_once(&self) -> Result<Connection, Fault> {
+    async fn connect_once(&self) -> Result<(Connection, Line), Fault> {
         let line = Line::default();
         let connecting = self.open(line.clone());
         match tokio::time::timeout(PATIENCE, connecting).await {
-            Ok(connected) => connected,
+            Ok(connected) => Ok((connected?, line)),
             Err(_elapsed) => {
                 // Otherwise the thread that reads this socket would wait forever.
                 line.cut();
@@ -167,7 +167,7 @@ impl Target {
 
 /// A second handle to a socket that another thread reads.
 #[derive(Clone, Default)]
-struct Line(Arc<Mutex<Option<std::net::TcpStream>>>);
+pub(super) struct Line(Arc<Mutex<Option<std::net::TcpStream>>>);
 
 impl Line {
     fn hold(&self, stream: &tokio::net::TcpStream) -> io::Result<()> {
@@ -176,7 +176,8 @@ impl Line {
         Ok(())
     }
 
-    fn cut(&self) {
+    /// Ends the connection without the consent of the broker.
+    pub(super) fn cut(&self) {
         if let Some(stream) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
             // It may be closed already.
             drop(stream.shutdown(std::net::Shutdown::Both));

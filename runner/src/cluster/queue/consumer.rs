@@ -22,6 +22,8 @@ use crate::cluster::amqp::{Fault, topology};
 use crate::cluster::retry::Pace;
 use crate::ports::{Consumer, Delivery, QueueError, Route, Settle, Source};
 
+/// The timeout of opening a subscription, including reconnects.
+const SUBSCRIBE_DEADLINE: Duration = Duration::from_secs(15);
 /// The timeout of the broker's confirmation of a cancel.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
 /// The timeout of sending the settlement of a delivery.
@@ -109,7 +111,7 @@ impl Consumer for AmqpConsumer {
                         Some(pace) => pace.wait().await,
                         None => pace = Some(Pace::new()),
                     }
-                    (pace.unwrap_or_else(Pace::new), queue.subscribe(source).await)
+                    (pace.unwrap_or_else(Pace::new), queue.subscribe_in_time(source).await)
                 })
             });
             let (pace, opened) = opening.await;
@@ -161,7 +163,16 @@ async fn give_back(consumer: &mut lapin::Consumer) {
 }
 
 impl AmqpQueue {
-    pub(super) async fn subscribe(&self, source: Source) -> Result<Subscription, Fault> {
+    pub(super) async fn subscribe_in_time(&self, source: Source) -> Result<Subscription, Fault> {
+        let opened = tokio::time::timeout(SUBSCRIBE_DEADLINE, self.subscribe(source)).await;
+        opened.unwrap_or_else(|_elapsed| {
+            Err(self.link().fault().unwrap_or_else(|| {
+                Fault::Unreachable("it does not answer a subscription".to_owned())
+            }))
+        })
+    }
+
+    async fn subscribe(&self, source: Source) -> Result<Subscription, Fault> {
         let live = self.link().live().await?;
         if source == Source::Node {
             // The queue is exclusive to its connection, so every new connection declares it.

@@ -196,12 +196,7 @@ fn address(route: &Route) -> (&'static str, String) {
 #[async_trait]
 impl Queue for AmqpQueue {
     async fn open(&self, source: Source) -> Result<Box<dyn Consumer>, QueueError> {
-        let opened = tokio::time::timeout(PUBLISH_DEADLINE, self.subscribe(source)).await;
-        let subscription = opened.unwrap_or_else(|_elapsed| {
-            Err(self.link().fault().unwrap_or_else(|| {
-                Fault::Unreachable("it does not answer a subscription".to_owned())
-            }))
-        });
+        let subscription = self.subscribe_in_time(source).await;
         let subscription = subscription.map_err(|fault| fault.of_queue(self.at()))?;
         Ok(Box::new(AmqpConsumer::new(self.clone(), source, subscription)))
     }
