@@ -17,6 +17,7 @@ mod ci_rows;
 mod containers;
 mod contract;
 mod engine_away;
+mod following;
 mod full_disk;
 mod graph;
 mod guard;

@@ -10,13 +10,15 @@ use serde_json::{Map, Value};
 
 use super::Context;
 use super::args::{Events, Logs};
+use super::display::{Display, Next};
 use super::exit::{Exit, Failure};
 use super::output::{self, Ink, one_line};
-use super::run::{json_line, pieces};
-use super::signals::Signals;
-use super::view::{Plain, StepErrors};
+use super::run::json_line;
+use super::view::{Piece, Plain, StepErrors};
 use crate::app::Position;
-use crate::app::client::{Client, Ending, Item, LogTail, Missing, Outcome, PastRetention};
+use crate::app::client::{
+    Client, Ending, EventTail, Item, LogTail, Missing, Outcome, PastRetention,
+};
 
 pub(super) async fn logs(context: &Context, typed: &Logs) -> Result<Exit, Failure> {
     let client = context.client()?;
@@ -90,42 +92,65 @@ async fn read(
     mut plain: Plain,
     run: &RunId,
 ) -> Result<Read, Failure> {
-    let mut signals = Signals::listen()?;
+    let mut display = Display::start(context)?;
+    let shown = show(context, &mut display, tail, &mut plain, run).await;
+    if let Ok(Read::Signal(_)) = shown {
+        let text = format!("run {run} goes on; `bob-runner stop {run}` ends it");
+        display.send(plain.note(&text));
+        display.end_soon().await;
+        return shown;
+    }
+    // What came before an error is shown before it.
+    match display.end().await? {
+        Some(signal) => Ok(Read::Signal(signal)),
+        None => shown,
+    }
+}
+
+async fn show(
+    context: &Context,
+    display: &mut Display<'_>,
+    tail: &mut LogTail,
+    plain: &mut Plain,
+    run: &RunId,
+) -> Result<Read, Failure> {
     let patience = tokio::time::sleep(PATIENCE);
     tokio::pin!(patience);
     let mut is_patient = true;
     loop {
-        let item = tokio::select! {
-            item = tail.next() => item?,
-            signal = signals.next() => {
-                let text = format!("run {run} goes on; `bob-runner stop {run}` ends it");
-                pieces(vec![plain.note(&text)])?;
-                return Ok(Read::Signal(signal));
+        let next = async {
+            tokio::select! {
+                item = tail.next() => Some(item),
+                () = &mut patience, if is_patient => None,
             }
-            () = &mut patience, if is_patient => {
+        };
+        let item = match display.next(next).await? {
+            Next::Item(Some(item)) => item?,
+            Next::Item(None) => {
                 is_patient = false;
                 if !tail.is_known() {
-                    let text = format!(
-                        "no worker has taken run {run} yet; `bob-runner nodes` lists them"
-                    );
-                    pieces(vec![plain.note(&text)])?;
+                    let text =
+                        format!("no worker has taken run {run} yet; `bob-runner nodes` lists them");
+                    display.send(plain.note(&text));
                 }
                 continue;
             }
+            Next::Signal(signal) => return Ok(Read::Signal(signal)),
         };
         let Some(item) = item else { break };
-        pieces(if context.style.json { vec![json_line(&item)] } else { plain.on(&item) })?;
+        let pieces = if context.style.json { vec![json_line(&item)] } else { plain.on(&item) };
+        pieces.into_iter().for_each(|piece| display.send(piece));
     }
     let outcome = tail.outcome().cloned().unwrap_or(Outcome::CaughtUp);
     Ok(match outcome {
         Outcome::CaughtUp => Read::CaughtUp,
         Outcome::Ended(ending, missing) if missing.is_empty() => Read::Ended(ending),
         Outcome::Ended(ending, missing) => {
-            warn_of_missing(context, tail, run, &missing).await?;
+            warn_of_missing(display, tail, run, &missing).await?;
             Read::Incomplete(Some(ending))
         }
         Outcome::GaveUp(missing) => {
-            warn_of_missing(context, tail, run, &missing).await?;
+            warn_of_missing(display, tail, run, &missing).await?;
             Read::Incomplete(None)
         }
     })
@@ -133,7 +158,7 @@ async fn read(
 
 /// Reports missing parts of a log, and whether the stream has dropped them by retention.
 async fn warn_of_missing(
-    context: &Context,
+    display: &mut Display<'_>,
     tail: &LogTail,
     run: &RunId,
     missing: &[Missing],
@@ -143,10 +168,10 @@ async fn warn_of_missing(
             || "the stream is empty".to_owned(),
             |at| format!("its oldest event is from {}", Stamp(at)),
         );
-        context.warn(&format!("the log of run {run} is past the stream's retention: {oldest}"));
+        display.warn(&format!("the log of run {run} is past the stream's retention: {oldest}"));
     }
     for missing in missing {
-        context.warn(&format!("the log of run {run} lacks {missing}"));
+        display.warn(&format!("the log of run {run} lacks {missing}"));
     }
     Ok(())
 }
@@ -162,28 +187,51 @@ pub(super) async fn events(context: &Context, typed: &Events) -> Result<Exit, Fa
         None => Position::First,
     };
     let mut tail = client.events(from, typed.follow).await?;
-    let mut signals = Signals::listen()?;
+    let mut display = Display::start(context)?;
+    let shown = show_events(context, &mut display, &mut tail).await;
+    ended(display, shown).await
+}
+
+/// Ends the output of `events`. What came before an error is shown before it.
+async fn ended(
+    display: Display<'_>,
+    shown: Result<Next<Exit>, Failure>,
+) -> Result<Exit, Failure> {
+    if let Ok(Next::Signal(signal)) = shown {
+        display.end_soon().await;
+        return Ok(signal);
+    }
+    match (display.end().await?, shown?) {
+        (Some(exit), _) | (None, Next::Item(exit) | Next::Signal(exit)) => Ok(exit),
+    }
+}
+
+async fn show_events(
+    context: &Context,
+    display: &mut Display<'_>,
+    tail: &mut EventTail,
+) -> Result<Next<Exit>, Failure> {
     loop {
-        let message = tokio::select! {
-            message = tail.next() => message?,
-            signal = signals.next() => return Ok(signal),
+        let message = match display.next(tail.next()).await? {
+            Next::Item(message) => message?,
+            Next::Signal(signal) => return Ok(Next::Signal(signal)),
         };
-        let Some(message) = message else { return Ok(Exit::Ok) };
+        let Some(message) = message else { return Ok(Next::Item(Exit::Ok)) };
         // The body is printed as published, including fields unknown to this version.
         let is_line = !message.body.contains(&b'\n');
         if context.style.json
             && is_line
             && serde_json::from_slice::<IgnoredAny>(&message.body).is_ok()
         {
-            output::data(&[message.body.as_slice(), b"\n".as_slice()].concat())?;
+            display.send(Piece::Out([message.body.as_slice(), b"\n".as_slice()].concat()));
             continue;
         }
         match message.event() {
-            Some(event) => event_line(context, &event)?,
+            Some(event) => display.send(event_line(context, &event)),
             None => match strange(&message.body) {
-                Some(line) => output::line(&line)?,
-                None => context.warn(&format!(
-                    "message {} of the stream is no event ({} bytes)",
+                Some(line) => display.send(Piece::Out(format!("{line}\n").into_bytes())),
+                None => display.warn(&format!(
+                    "message {} of the stream is not an event ({} bytes)",
                     message.offset,
                     message.body.len()
                 )),
@@ -202,16 +250,26 @@ async fn events_of_run(
     if follow && !tail.is_known() {
         say_unknown(run);
     }
-    let mut signals = Signals::listen()?;
+    let mut display = Display::start(context)?;
+    let shown = show_events_of_run(context, &mut display, &mut tail, run).await;
+    ended(display, shown).await
+}
+
+async fn show_events_of_run(
+    context: &Context,
+    display: &mut Display<'_>,
+    tail: &mut LogTail,
+    run: &RunId,
+) -> Result<Next<Exit>, Failure> {
     loop {
-        let item = tokio::select! {
-            item = tail.next() => item?,
-            signal = signals.next() => return Ok(signal),
+        let item = match display.next(tail.next()).await? {
+            Next::Item(item) => item?,
+            Next::Signal(signal) => return Ok(Next::Signal(signal)),
         };
         match item {
-            Some(Item::State(event)) => event_line(context, &event)?,
-            Some(Item::Text(text)) => event_line(context, &text.event)?,
-            Some(Item::Missing(missing)) => context.warn(&format!("{missing} is missing")),
+            Some(Item::State(event)) => display.send(event_line(context, &event)),
+            Some(Item::Text(text)) => display.send(event_line(context, &text.event)),
+            Some(Item::Missing(missing)) => display.warn(&format!("{missing} is missing")),
             None => break,
         }
     }
@@ -220,10 +278,10 @@ async fn events_of_run(
     }
     match tail.outcome() {
         Some(Outcome::GaveUp(missing) | Outcome::Ended(_, missing)) if !missing.is_empty() => {
-            warn_of_missing(context, &tail, run, missing).await?;
-            Ok(Exit::Failed)
+            warn_of_missing(display, tail, run, missing).await?;
+            Ok(Next::Item(Exit::Failed))
         }
-        Some(_) | None => Ok(Exit::Ok),
+        Some(_) | None => Ok(Next::Item(Exit::Ok)),
     }
 }
 
@@ -238,11 +296,11 @@ fn strange(body: &[u8]) -> Option<String> {
     Some(one_line(&format!("{at} {:<20} {run}{step} {message}", text("reason")?)))
 }
 
-fn event_line(context: &Context, event: &Event) -> Result<(), Failure> {
+fn event_line(context: &Context, event: &Event) -> Piece {
     if context.style.json {
         let mut bytes = event.to_json();
         bytes.push(b'\n');
-        return output::data(&bytes);
+        return Piece::Out(bytes);
     }
     use protocol::event::Severity;
     let ink = match event.severity {
@@ -255,7 +313,7 @@ fn event_line(context: &Context, event: &Event) -> Result<(), Failure> {
     let run = event.run_id.as_ref().map_or("-", RunId::as_str);
     let step = event.step.as_ref().map(|step| format!(" step {step}:")).unwrap_or_default();
     let line = format!("{} {reason:<20} {run}{step} {}", Stamp(event.at), one_line(&event.message));
-    output::line(&ink.paint(&line, context.style.colour))
+    Piece::Out(format!("{}\n", ink.paint(&line, context.style.colour)).into_bytes())
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@
 //! | `add` | shell commands as jobs |
 //! | `submit` | `submit`, `stop`, `pause`, `unpause` |
 //! | `job` | status and log files for users of job files |
-//! | `logs` | `logs`, `events` |
+//! | `logs`, `display` | `logs`, `events` |
 //! | `state` | `ps`, `show`, `nodes` |
 //! | `define` | `pipeline`, `provider`, `store`, `logger` |
 //! | `later` | commands of later versions |
@@ -24,6 +24,7 @@ mod about;
 mod add;
 mod args;
 mod define;
+mod display;
 mod doctor;
 mod exit;
 mod files;
@@ -247,8 +248,12 @@ impl Context {
     }
 
     fn warn(&self, text: &str) {
+        output::message(&self.warning(text));
+    }
+
+    fn warning(&self, text: &str) -> String {
         let label = Ink::Yellow.paint("warning:", self.style.colour_err);
-        output::message(&format!("{label} {text}"));
+        format!("{label} {text}")
     }
 }
 

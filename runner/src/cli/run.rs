@@ -9,7 +9,7 @@ use protocol::pipeline::{Params, Pipeline, Vars};
 
 use super::exit::{Exit, Failure};
 use super::job::{Results, Settings};
-use super::output::{self, Style};
+use super::output::Style;
 use super::screen::{Screen, Size};
 use super::session::Session;
 use super::signals::Signals;
@@ -233,17 +233,6 @@ pub(super) fn json_line(item: &Item) -> Piece {
     };
     bytes.push(b'\n');
     Piece::Out(bytes)
-}
-
-/// Writes the output of a view.
-pub(super) fn pieces(pieces: Vec<Piece>) -> Result<(), Failure> {
-    for piece in pieces {
-        match piece {
-            Piece::Out(bytes) => output::data(&bytes)?,
-            Piece::Err(bytes) => output::aside(&bytes),
-        }
-    }
-    Ok(())
 }
 
 fn now() -> i64 {

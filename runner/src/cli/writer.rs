@@ -90,6 +90,22 @@ impl Writer {
         true
     }
 
+    /// Resolves when standard output no longer accepts data.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(super) async fn failed(&self) -> Failure {
+        // The count changes after each piece, also after one that was not written.
+        let mut waiting = self.out.state.waiting.subscribe();
+        loop {
+            if let Some(failure) = self.unwritten() {
+                return failure;
+            }
+            // `self` holds the sender, so this cannot fail.
+            drop(waiting.changed().await);
+        }
+    }
+
     /// Why standard output no longer accepts data, if so.
     pub(super) fn unwritten(&self) -> Option<Failure> {
         self.out.state.unwritten()

@@ -1,0 +1,55 @@
+//! Commands that follow a log.
+
+use std::process::Stdio;
+
+use protocol::event::{Event, LogStream, Reason};
+use protocol::id::{Epoch, RunId};
+use protocol::time::Millis;
+use runner::cluster::AmqpEvents;
+use runner::ports::Events as _;
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::Child;
+
+use crate::place::{Place, in_time};
+
+/// Emits events as a worker would.
+async fn emit(events: &AmqpEvents, reason: Reason, run: &RunId, seq: Option<u64>, text: &str) {
+    let mut event = Event::new(Millis(1), reason, text.to_owned());
+    event.run_id = Some(run.clone());
+    event.epoch = seq.map(|_| Epoch(7));
+    event.seq = seq;
+    let ticket = in_time("an emit", events.emit(event)).await.unwrap();
+    in_time("a confirm", events.confirmed(ticket)).await.unwrap();
+}
+
+async fn code(mut child: Child) -> Option<i32> {
+    in_time("the program ends", child.wait()).await.unwrap().code()
+}
+
+#[tokio::test]
+async fn a_signal_ends_a_command_whose_output_nobody_reads() {
+    let Some(place) = Place::without_an_engine().await else { return };
+    let events = AmqpEvents::connect(&place.services.amqp(&place.vhost)).await.unwrap();
+    let run: RunId = place.run("unread").parse().unwrap();
+    for seq in 0..50 {
+        let reason =
+            Reason::Log { stream: LogStream::Stdout, offset: 0, partial: false, encoding: None };
+        emit(&events, reason, &run, Some(seq), &"x".repeat(10_000)).await;
+    }
+    for typed in
+        [&["logs", "-f", run.as_str()][..], &["events", "-f", run.as_str()], &["events", "-f"]]
+    {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut command = place.program(typed, &[]);
+        let child = command.stdout(writer).stderr(Stdio::null()).spawn().unwrap();
+        in_time("the pipe is full", async {
+            while rustix::io::ioctl_fionread(&reader).unwrap() < 60_000 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        let pid = Pid::from_raw(child.id().unwrap().try_into().unwrap()).unwrap();
+        kill_process(pid, Signal::TERM).unwrap();
+        assert_eq!(code(child).await, Some(143), "{typed:?}");
+    }
+}
