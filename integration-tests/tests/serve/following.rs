@@ -8,6 +8,8 @@ use protocol::time::Millis;
 use runner::cluster::AmqpEvents;
 use runner::ports::Events as _;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader, Lines};
 use tokio::process::Child;
 
 use crate::place::{Place, in_time};
@@ -52,4 +54,36 @@ async fn a_signal_ends_a_command_whose_output_nobody_reads() {
         kill_process(pid, Signal::TERM).unwrap();
         assert_eq!(code(child).await, Some(143), "{typed:?}");
     }
+}
+
+async fn line_with(lines: &mut Lines<BufReader<impl AsyncRead + Unpin>>, text: &str) -> String {
+    in_time("a line", async {
+        loop {
+            let line = lines.next_line().await.unwrap().expect("the program goes on");
+            if line.contains(text) {
+                return line;
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn following_a_start_ends_with_its_rejection() {
+    let Some(place) = Place::without_an_engine().await else { return };
+    let events = AmqpEvents::connect(&place.services.amqp(&place.vhost)).await.unwrap();
+    let run: RunId = place.run("rejected").parse().unwrap();
+    let rejected = || Reason::CommandRejected { field: None };
+    emit(&events, rejected(), &run, None, "an earlier start is wrong").await;
+    let pipeline = place.pipeline("rejected", &json!([{ "cmd": "true" }]));
+    place.write("pipeline.json", &pipeline.to_string());
+    let typed = ["submit", "pipeline.json", "--follow", "--run-id", run.as_str()];
+    let mut command = place.program(&typed, &[]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    line_with(&mut lines, "bob.dlq").await;
+    emit(&events, rejected(), &run, None, "key `new` is unknown").await;
+    let said = line_with(&mut lines, "error:").await;
+    assert_eq!(said, format!("error: run {run} was rejected: key `new` is unknown"));
+    assert_eq!(code(child).await, Some(65));
 }

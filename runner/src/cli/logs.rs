@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use protocol::event::Event;
 use protocol::id::RunId;
+use protocol::names;
 use protocol::time::{Millis, Stamp};
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
+use tokio::time::Instant;
 
 use super::Context;
 use super::args::{Events, Logs};
@@ -17,7 +19,7 @@ use super::run::json_line;
 use super::view::{Piece, Plain, StepErrors};
 use crate::app::Position;
 use crate::app::client::{
-    Client, Ending, EventTail, Item, LogTail, Missing, Outcome, PastRetention,
+    BeforeStart, Client, Ending, EventTail, Item, LogTail, Missing, Outcome, PastRetention,
 };
 
 pub(super) async fn logs(context: &Context, typed: &Logs) -> Result<Exit, Failure> {
@@ -39,7 +41,7 @@ pub(super) async fn logs(context: &Context, typed: &Logs) -> Result<Exit, Failur
     let exit = match read {
         Read::Signal(exit) => return Ok(exit),
         Read::Ended(_) | Read::CaughtUp => Exit::Ok,
-        Read::Incomplete(_) => Exit::Failed,
+        Read::Incomplete(_) | Read::Rejected(_) => Exit::Failed,
     };
     // The run was accepted only while its log was followed.
     if let (false, Some(step)) = (checked, &typed.step)
@@ -59,7 +61,7 @@ pub(super) async fn follow_submitted(
     context: &Context,
     client: &Client,
     run: &RunId,
-    sent: Millis,
+    sent: BeforeStart,
 ) -> Result<Exit, Failure> {
     let mut tail = client.log(run, true, Some(sent)).await?;
     let plain = Plain::new(StepErrors::WithOutput, None, context.style);
@@ -70,11 +72,16 @@ pub(super) async fn follow_submitted(
             Exit::of_run(client.run(run).await?.record.status)
         }
         Read::Signal(exit) => exit,
+        Read::Rejected(why) => {
+            return Err(Failure::new(Exit::Invalid, format!("run {run} was rejected: {why}")));
+        }
     })
 }
 
 /// How long to wait for a worker to accept the run before a note is printed.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// The interval between further notes.
+const NOTE_EVERY: Duration = Duration::from_secs(60);
 
 /// How reading a log ended.
 enum Read {
@@ -83,7 +90,18 @@ enum Read {
     CaughtUp,
     /// A published event is missing.
     Incomplete(Option<Ending>),
+    /// The start was rejected, with this message.
+    Rejected(String),
     Signal(Exit),
+}
+
+/// Why a run may be unknown. A start that is dead-lettered by the broker causes no event.
+fn not_taken(run: &RunId) -> String {
+    format!(
+        "no worker has taken run {run} yet; `bob-runner nodes` lists the workers, and a start that \
+         was returned to its queue too often is in {}",
+        names::DEAD_LETTER_QUEUE
+    )
 }
 
 async fn read(
@@ -114,24 +132,20 @@ async fn show(
     plain: &mut Plain,
     run: &RunId,
 ) -> Result<Read, Failure> {
-    let patience = tokio::time::sleep(PATIENCE);
-    tokio::pin!(patience);
-    let mut is_patient = true;
+    let mut notes = tokio::time::interval_at(Instant::now() + PATIENCE, NOTE_EVERY);
     loop {
+        let is_unknown = !tail.is_known();
         let next = async {
             tokio::select! {
                 item = tail.next() => Some(item),
-                () = &mut patience, if is_patient => None,
+                _ = notes.tick(), if is_unknown => None,
             }
         };
         let item = match display.next(next).await? {
             Next::Item(Some(item)) => item?,
             Next::Item(None) => {
-                is_patient = false;
                 if !tail.is_known() {
-                    let text =
-                        format!("no worker has taken run {run} yet; `bob-runner nodes` lists them");
-                    display.send(plain.note(&text));
+                    display.send(plain.note(&not_taken(run)));
                 }
                 continue;
             }
@@ -153,6 +167,7 @@ async fn show(
             warn_of_missing(display, tail, run, &missing).await?;
             Read::Incomplete(None)
         }
+        Outcome::Rejected(why) => Read::Rejected(why),
     })
 }
 
@@ -193,10 +208,7 @@ pub(super) async fn events(context: &Context, typed: &Events) -> Result<Exit, Fa
 }
 
 /// Ends the output of `events`. What came before an error is shown before it.
-async fn ended(
-    display: Display<'_>,
-    shown: Result<Next<Exit>, Failure>,
-) -> Result<Exit, Failure> {
+async fn ended(display: Display<'_>, shown: Result<Next<Exit>, Failure>) -> Result<Exit, Failure> {
     if let Ok(Next::Signal(signal)) = shown {
         display.end_soon().await;
         return Ok(signal);

@@ -6,6 +6,7 @@ use anyhow::Error;
 use futures::StreamExt as _;
 use protocol::event::{Event, Reason};
 use protocol::id::RunId;
+use protocol::names;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::exit::{Exit, Failure};
@@ -86,6 +87,12 @@ impl<'s> Session<'s> {
                     Some(_) => return Outcome::Killed(signal),
                 },
                 failure = here.store.failed() => return Outcome::Failed(Error::from(failure).into()),
+                () = here.store.start_exhausted() => {
+                    return Outcome::Rejected(format!(
+                        "its start was returned to the queue {} times without success",
+                        names::DELIVERY_LIMIT
+                    ));
+                }
                 worked = &mut here.worker => {
                     let why = match worked {
                         Ok(Ok(())) => "its worker has ended".to_owned(),

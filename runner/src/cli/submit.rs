@@ -83,7 +83,7 @@ pub(super) async fn send(
     start: StartRequest,
     follow: bool,
 ) -> Result<Exit, Failure> {
-    let sent = client.ago(std::time::Duration::ZERO);
+    let sent = if follow { Some(client.before_start().await?) } else { None };
     client.start(&start).await?;
     let run = start.run;
     // With `--follow`, standard output carries the log, so the id goes to standard error.
@@ -92,7 +92,7 @@ pub(super) async fn send(
         (false, true) => output::document(&json!({ "run-id": run }))?,
         (false, false) => output::line(run.as_str())?,
     }
-    if follow {
+    if let Some(sent) = sent {
         return logs::follow_submitted(context, client, &run, sent).await;
     }
     Ok(Exit::Ok)

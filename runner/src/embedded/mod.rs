@@ -21,7 +21,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::id::NodeId;
+use protocol::id::{NodeId, RunId};
 
 use crate::ports::{Events, Host, Message, Queue, QueueError, Store, StoreError};
 
@@ -143,6 +143,15 @@ impl Embedded {
     /// [`QueueError::Unreachable`] if the file cannot be read.
     pub async fn dead_letters(&self) -> Result<Vec<DeadLetter>, QueueError> {
         self.broker.dead_letters().await
+    }
+
+    /// Waits until a start of a run is a dead letter because it was delivered too often. There is no
+    /// event of that. Counts from the opening of the file.
+    ///
+    /// # Cancel safety
+    /// This method is cancel safe.
+    pub async fn start_exhausted(&self, run: &RunId) {
+        self.broker.start_exhausted(run).await;
     }
 
     /// Removes a dead letter. Returns false if it does not exist.

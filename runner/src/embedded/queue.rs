@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use protocol::command;
-use protocol::id::NodeId;
+use protocol::id::{NodeId, RunId};
 use protocol::names;
 use redb::{ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::DeadLetter;
 use super::disk::{Changed, Disk, Fault, lock};
@@ -23,6 +23,8 @@ use crate::ports::{Consumer, Message, Queue, QueueError, Route, Source};
 
 /// Header of a dead letter with the reason, named as in RabbitMQ.
 const DEATH_REASON: &str = "x-first-death-reason";
+/// The reason if a message was delivered too often, named as in RabbitMQ.
+pub(super) const DELIVERY_LIMIT: &str = "delivery_limit";
 /// Header of a dead letter with its original queue, named as in RabbitMQ.
 const DEATH_QUEUE: &str = "x-first-death-queue";
 
@@ -33,6 +35,8 @@ pub(super) struct Broker {
     next_id: AtomicU64,
     /// Notified when a message arrives.
     pub(super) arrived: Notify,
+    /// The number of messages that exceeded the delivery limit since the queues were opened.
+    exhausted: watch::Sender<u64>,
 }
 
 impl std::fmt::Debug for Broker {
@@ -101,7 +105,30 @@ impl Broker {
             lines: Mutex::new(lines),
             next_id: AtomicU64::new(next_id),
             arrived: Notify::new(),
+            exhausted: watch::Sender::default(),
         })
+    }
+
+    /// Waits until a start of a run has exceeded the delivery limit.
+    pub(super) async fn start_exhausted(&self, run: &RunId) {
+        let mut exhausted = self.exhausted.subscribe();
+        exhausted.mark_changed();
+        // `self` holds the sender, so this cannot fail.
+        while exhausted.changed().await.is_ok() {
+            if *exhausted.borrow_and_update() == 0 {
+                continue;
+            }
+            let letters = self.dead_letters().await.unwrap_or_default();
+            let is_start = |letter: &DeadLetter| {
+                let DeadLetter { message, .. } = letter;
+                message.kind.as_deref() == Some(command::START)
+                    && message.id.as_deref() == Some(run.as_str())
+                    && message.headers.get(DEATH_REASON).is_some_and(|why| why == DELIVERY_LIMIT)
+            };
+            if letters.iter().any(is_start) {
+                return;
+            }
+        }
     }
 
     pub(super) async fn dead_letters(&self) -> Result<Vec<DeadLetter>, QueueError> {
@@ -174,14 +201,18 @@ impl Broker {
                 return Ok((Found::Nothing, Changed::No));
             };
             if returned_too_often(deliveries) {
-                bury(&mut table, at, dead_id, "delivery_limit")?;
+                bury(&mut table, at, dead_id, DELIVERY_LIMIT)?;
                 return Ok((Found::Dead, Changed::Yes));
             }
             let row = (deliveries + 1, properties.as_slice(), message.body.as_slice());
             table.insert(at, row)?;
             Ok((Found::Message(message, deliveries + 1), Changed::Yes))
         });
-        taken.await
+        let taken = taken.await?;
+        if matches!(taken, Found::Dead) {
+            self.exhausted.send_modify(|count| *count += 1);
+        }
+        Ok(taken)
     }
 
     /// Moves a message to the dead letters.
@@ -197,7 +228,11 @@ impl Broker {
             bury(&mut txn.open_table(MESSAGES)?, (&queue, id), dead_id, reason)?;
             Ok(((), Changed::Yes))
         });
-        moved.await.map_err(|fault| self.error(fault))
+        moved.await.map_err(|fault| self.error(fault))?;
+        if reason == DELIVERY_LIMIT {
+            self.exhausted.send_modify(|count| *count += 1);
+        }
+        Ok(())
     }
 
     /// Converts a fault.

@@ -7,7 +7,7 @@ use protocol::command::Disposition;
 use tokio::sync::Notify;
 
 use super::disk::{Fault, lock};
-use super::queue::{Broker, Found, returned_too_often};
+use super::queue::{Broker, DELIVERY_LIMIT, Found, returned_too_often};
 use crate::ports::{Consumer, Delivery, QueueError, Settle};
 
 /// The state shared by a subscription's reader and its delivery.
@@ -170,7 +170,7 @@ impl Settle for Settler {
             Disposition::Ack => broker.remove(queue.clone(), id).await.map(drop),
             Disposition::DeadLetter => broker.dead_letter(queue, id, "rejected").await,
             Disposition::Requeue if returned_too_often(self.deliveries) => {
-                broker.dead_letter(queue, id, "delivery_limit").await
+                broker.dead_letter(queue, id, DELIVERY_LIMIT).await
             }
             Disposition::Requeue => {
                 broker.ready(queue, id);

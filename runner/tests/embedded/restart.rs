@@ -335,6 +335,27 @@ async fn a_message_that_kills_its_worker_comes_to_its_limit_too() {
     }
 }
 
+#[tokio::test]
+async fn a_start_that_is_returned_too_often_is_reported() {
+    let embedded = open(None).await;
+    let queue = embedded.queue(&node("x"));
+    let run = "r-1".parse().unwrap();
+    for id in ["r-0", "r-1"] {
+        assert!(embedded.start_exhausted(&run).now_or_never().is_none());
+        let start = Message {
+            kind: Some(protocol::command::START.to_owned()),
+            id: Some(id.to_owned()),
+            ..message("start")
+        };
+        queue.publish(Route::Jobs, start).await.unwrap();
+        let mut jobs = queue.open(Source::Jobs).await.unwrap();
+        for _ in 0..=protocol::names::DELIVERY_LIMIT {
+            jobs.next().await.unwrap().settle(Disposition::Requeue).await.unwrap();
+        }
+    }
+    tokio::time::timeout(Duration::from_secs(60), embedded.start_exhausted(&run)).await.unwrap();
+}
+
 /// Publishes an event and waits for its confirm.
 async fn publish(events: &Arc<dyn Events>, text: &str) {
     let event = Event::new(Millis(0), Reason::RunnerReady, text.to_owned());

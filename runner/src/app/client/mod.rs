@@ -37,7 +37,7 @@ pub use commands::{StartOf, StartRequest};
 pub use definitions::{Applied, Registry};
 pub use reader::{Ending, Item, Missing, Reader, Text};
 pub use state::{KnownRun, RunFilter};
-pub use tail::{EventTail, LogTail, Outcome, PastRetention};
+pub use tail::{BeforeStart, EventTail, LogTail, Outcome, PastRetention};
 
 /// The services of a cluster. Each is connected on first use, so that a command needs only the
 /// services that it uses.

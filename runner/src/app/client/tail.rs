@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use protocol::event::{Event, Reason};
 use protocol::id::RunId;
 use protocol::time::Millis;
 use tokio::time::timeout;
@@ -29,6 +30,16 @@ pub enum Outcome {
     CaughtUp,
     /// The run has ended, but these published events are missing.
     GaveUp(Vec<Missing>),
+    /// A worker rejected the start, with this message. There is no run.
+    Rejected(String),
+}
+
+/// The moment before a start is sent. The log of its run is read from there.
+#[derive(Debug, Clone, Copy)]
+pub struct BeforeStart {
+    at: Millis,
+    /// The last message of the stream. Rejections up to it are about earlier starts.
+    last: Option<u64>,
 }
 
 /// The stream's retention has removed the beginning of a run's log.
@@ -48,6 +59,10 @@ pub struct LogTail {
     /// The record at the start of reading or later.
     record: Option<KnownRun>,
     from: Position,
+    /// When the start was sent, if the caller sent it.
+    sent: Option<BeforeStart>,
+    /// The message of a rejection that is yet to be checked against the store.
+    rejection: Option<String>,
     /// Where to stop reading.
     until: Until,
     /// Whether it reads beyond the ending event, to fill gaps.
@@ -119,8 +134,8 @@ impl Client {
     /// Reads a run's log. Reads to the end of the run if `follow`, else to the current end of the
     /// stream.
     ///
-    /// `since` is the time when the run was sent, if the caller knows it. The run might have no
-    /// record yet.
+    /// `sent` is the moment before the caller sent the start. The run might have no record yet. If the
+    /// start is rejected, reading ends.
     ///
     /// # Errors
     /// Errors of the services.
@@ -128,7 +143,7 @@ impl Client {
         &self,
         run: &RunId,
         follow: bool,
-        since: Option<Millis>,
+        sent: Option<BeforeStart>,
     ) -> Result<LogTail, Error> {
         let store = self.services.store().await?;
         // Read the record first: if it says that everything is published, the stream's end is
@@ -136,7 +151,8 @@ impl Client {
         let record = find_run(store.as_ref(), run).await?;
         let events = self.services.events().await?;
         let end = events.end().await?;
-        let since = record.as_ref().map(|known| known.record.scheduled_at.0).or(since);
+        let since = record.as_ref().map(|known| known.record.scheduled_at.0);
+        let since = since.or(sent.map(|sent| sent.at));
         let from = match since {
             Some(Millis(at)) => Position::Since(Millis(at - CLOCKS_DIFFER_MS)),
             None => Position::First,
@@ -147,7 +163,29 @@ impl Client {
         let (client, run) = (self.clone(), run.clone());
         let reader = Reader::new(run.clone());
         let (reads_on, outcome) = (false, None);
-        Ok(LogTail { client, run, follow, reader, source, record, from, until, reads_on, outcome })
+        Ok(LogTail {
+            client,
+            run,
+            follow,
+            reader,
+            source,
+            record,
+            from,
+            sent,
+            rejection: None,
+            until,
+            reads_on,
+            outcome,
+        })
+    }
+
+    /// Notes the position in the stream, to send a start and follow its run.
+    ///
+    /// # Errors
+    /// Errors of the stream.
+    pub async fn before_start(&self) -> Result<BeforeStart, Error> {
+        let last = self.services.events().await?.end().await?;
+        Ok(BeforeStart { at: self.now(), last })
     }
 
     /// Reads the stream from a position. Reads forever if `follow`, else to the current end.
@@ -201,6 +239,10 @@ impl LogTail {
     /// Cancel safe.
     pub async fn next(&mut self) -> Result<Option<Item>, Error> {
         loop {
+            self.end_if_rejected().await?;
+            if let Some(Outcome::Rejected(_)) = self.outcome {
+                return Ok(None);
+            }
             if let Some(ending) = self.reader.ending() {
                 let missing = self.reader.missing();
                 if missing.is_empty() || (self.reads_on && self.source.has_reached(self.until)) {
@@ -222,6 +264,12 @@ impl LogTail {
             match self.source.next().await? {
                 Heard::Message(message) => {
                     let item = message.event().and_then(|event| self.reader.on(event));
+                    if let Some(Item::State(event)) = &item
+                        && self.is_rejection(event, message.offset)
+                    {
+                        self.rejection = Some(event.message.clone());
+                        continue;
+                    }
                     if item.is_some() {
                         return Ok(item);
                     }
@@ -229,6 +277,24 @@ impl LogTail {
                 Heard::Nothing => self.look_again().await?,
             }
         }
+    }
+
+    /// Whether an event rejects the start that the caller sent.
+    fn is_rejection(&self, event: &Event, offset: u64) -> bool {
+        let is_later = self.sent.is_some_and(|sent| sent.last.is_none_or(|last| offset > last));
+        is_later && matches!(event.reason, Reason::CommandRejected { .. }) && !self.is_known()
+    }
+
+    /// Ends reading if the start was rejected and the store does not know the run either.
+    async fn end_if_rejected(&mut self) -> Result<(), Error> {
+        let Some(why) = &self.rejection else { return Ok(()) };
+        let store = self.client.services.store().await?;
+        self.record = find_run(store.as_ref(), &self.run).await?;
+        if self.record.is_none() {
+            self.outcome = Some(Outcome::Rejected(why.clone()));
+        }
+        self.rejection = None;
+        Ok(())
     }
 
     /// How reading ended. `None` before the end.

@@ -390,3 +390,32 @@ async fn a_run_without_a_record_is_looked_for_in_the_whole_stream() {
     assert_eq!(read(&mut unknown).await, 0);
     assert!(!unknown.is_known());
 }
+
+fn rejection(run: &str, text: &str) -> Event {
+    let mut event = Event::new(now(), Reason::CommandRejected { field: None }, text.into());
+    event.run_id = Some(run.parse().unwrap());
+    event
+}
+
+#[tokio::test]
+async fn a_followed_start_ends_with_its_own_rejection() {
+    let (client, embedded) = client().await;
+    publish(&embedded, vec![rejection("r-1", "of an earlier start")]).await;
+    let sent = client.before_start().await.unwrap();
+    publish(&embedded, vec![rejection("r-2", "of another"), rejection("r-1", "unknown key")]).await;
+    let mut tail = client.log(&"r-1".parse().unwrap(), true, Some(sent)).await.unwrap();
+    assert_eq!(read(&mut tail).await, 1);
+    assert_eq!(tail.outcome(), Some(&Outcome::Rejected("unknown key".to_owned())));
+}
+
+#[tokio::test]
+async fn a_rejected_command_does_not_end_the_log_of_a_known_run() {
+    let (client, embedded) = client().await;
+    let sent = client.before_start().await.unwrap();
+    let mut tail = client.log(&"r-1".parse().unwrap(), true, Some(sent)).await.unwrap();
+    put_run(&embedded, &record("r-1", Status::Running, now())).await;
+    let ending = event("r-1", 0, Reason::PipelineSuccessful);
+    publish(&embedded, vec![rejection("r-1", "a second start"), ending]).await;
+    read(&mut tail).await;
+    assert!(matches!(tail.outcome(), Some(Outcome::Ended(..))), "{tail:?}");
+}

@@ -66,6 +66,14 @@ impl OwnStore {
         }
     }
 
+    /// Resolves when the start is dead-lettered because it was delivered too often.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn start_exhausted(&self) {
+        self.embedded.start_exhausted(&self.run).await;
+    }
+
     async fn record(&self) -> Option<RunRecord> {
         let entry = self.embedded.store().get(&names::run_key(&self.run)).await.ok()??;
         decoded(&entry.value)
