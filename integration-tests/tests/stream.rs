@@ -291,6 +291,32 @@ async fn events_that_have_no_room_on_disk_are_counted_when_the_worker_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_that_cannot_be_saved_when_the_worker_ends_are_counted() {
+    let Some(own) = OwnServices::start("rabbitmq", &[]) else { return };
+    let vhost = own.services().vhost().await;
+    let events = AmqpEvents::connect(&own.services().amqp(&vhost)).await.unwrap();
+    let run = run("unsaved");
+    let text = "x".repeat(60_000);
+    own.control("kill", "rabbitmq").await;
+    // More than memory holds.
+    emit(&events, &run, 0..300, &text).await;
+    in_time("some are on disk", async {
+        while on_disk(&vhost) == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    // No file can be created where the directory was.
+    let dir = std::fs::read_dir(vhost.spill.path()).unwrap().next().unwrap().unwrap().path();
+    std::fs::rename(&dir, dir.with_extension("elsewhere")).unwrap();
+    let left = events.leave().await;
+    let lost: u64 = left.dropped.values().sum();
+    assert!(left.events > 0 && lost > 0, "{left:?}");
+    assert_eq!(left.events + lost, 300, "{left:?}");
+    assert_eq!(left.dropped, BTreeMap::from([(Some(run), lost)]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_disk_allowance_makes_emitters_wait_until_the_broker_is_back() {
     let Some(own) = OwnServices::start("rabbitmq", &[]) else { return };
     let vhost = own.services().vhost().await;

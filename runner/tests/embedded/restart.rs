@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::{FutureExt as _, StreamExt};
 use protocol::command::{self, Disposition};
 use protocol::event::{Event, Reason};
 use protocol::id::NodeId;

@@ -152,7 +152,7 @@ impl Client {
         let events = self.services.events().await?;
         let end = events.end().await?;
         let since = record.as_ref().map(|known| known.record.scheduled_at.0);
-        let since = since.or(sent.map(|sent| sent.at));
+        let since = since.or_else(|| sent.map(|sent| sent.at));
         let from = match since {
             Some(Millis(at)) => Position::Since(Millis(at - CLOCKS_DIFFER_MS)),
             None => Position::First,

@@ -12,14 +12,13 @@ use protocol::id::{Epoch, RunId};
 use tracing::{debug, info, warn};
 
 use super::buffer::Waiting;
+use super::segment::{SEGMENT, UNREADABLE, decode_all};
 use super::shared::Shared;
-use super::spill::{LOCK, LOST, Place, SEGMENT, decode_all};
+use super::spill::{LOCK, LOST, Place};
 use crate::cluster::amqp::Link;
 
 /// The interval between scans. A worker with the same disk may end at any time.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
-/// Extension given to an unreadable segment, which is kept for inspection.
-const UNREADABLE: &str = "unreadable";
 
 /// The directory of an ended worker. No other worker publishes it while this value exists.
 #[derive(Debug)]
@@ -38,11 +37,7 @@ impl Left {
             return Ok(None);
         }
         let segments = segments_in(&dir)?;
-        let lost = match fs::read(dir.join(LOST)) {
-            Ok(bytes) => serde_json::from_slice(&bytes)?,
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
-            Err(cause) => return Err(cause),
-        };
+        let lost = lost_in(&dir)?;
         Ok(Some(Self { dir, _lock: lock, segments, lost }))
     }
 
@@ -63,6 +58,23 @@ impl Left {
             debug!(dir = %self.dir.display(), %cause, "an empty spill directory cannot be removed");
         }
     }
+}
+
+/// Reads the lost runs of a directory. An invalid file must not block its directory: their events
+/// are published then, which readers of the stream tolerate.
+fn lost_in(dir: &Path) -> io::Result<BTreeMap<RunId, Epoch>> {
+    let path = dir.join(LOST);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Err(cause) => return Err(cause),
+    };
+    Ok(serde_json::from_slice(&bytes).unwrap_or_else(|cause| {
+        warn!(path = %path.display(), %cause, "the list of lost runs is invalid and is ignored");
+        // Renamed, so that the next scan does not warn again.
+        fs::rename(&path, dir.join(format!("{LOST}.invalid"))).ok();
+        BTreeMap::new()
+    }))
 }
 
 /// Returns the segments in a directory, oldest first.
@@ -218,5 +230,20 @@ mod tests {
         fs::remove_file(&left.segments[0]).unwrap();
         left.remove();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_list_of_lost_runs_that_was_cut_off_does_not_block_the_events() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = place(dir.path(), "events-a-");
+        let spill = Spill::open(own.clone()).unwrap();
+        let kept = spill.keep(Leftover { front: vec![event(1)], ..Leftover::default() }).unwrap();
+        let list = kept.dir.unwrap().join(LOST);
+        fs::write(&list, br#"{"r-a":"#).unwrap();
+        for _ in 0..2 {
+            let (found, _) = find(&own).unwrap();
+            assert_eq!((found.len(), found[0].segments.len(), found[0].lost.len()), (1, 1, 0));
+            assert!(!list.exists(), "one warning is enough");
+        }
     }
 }

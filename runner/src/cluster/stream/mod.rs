@@ -5,6 +5,7 @@ pub(super) mod health;
 mod left;
 mod publisher;
 mod reader;
+mod segment;
 mod shared;
 mod spill;
 
@@ -24,7 +25,7 @@ use url::Url;
 use self::health::Health;
 use self::shared::Shared;
 pub use self::spill::Kept;
-use self::spill::{Place, Spill};
+use self::spill::{Place, Spill, owner_of};
 use super::amqp::{AmqpOptions, Fault, Link, Target, topology};
 use crate::ports::{EventStream, Events, EventsError, Position, Ticket};
 
@@ -107,37 +108,25 @@ impl AmqpEvents {
         self.stop_publishing();
         let mut spilling =
             std::mem::take(&mut *self.0.spilling.lock().unwrap_or_else(PoisonError::into_inner));
+        // Nothing is sent or added any more. If saving fails or takes too long, these are lost.
+        self.0.shared.close();
+        let unsaved = self.0.shared.unsaved();
         self.0.shared.leave();
-        let kept = match tokio::time::timeout(KEPT_WITHIN, spilling.join_next()).await {
+        let (kept, why) = match tokio::time::timeout(KEPT_WITHIN, spilling.join_next()).await {
             // Spilling is disabled.
             Ok(None) => return Kept::default(),
-            Ok(Some(Ok(Some(Ok(kept))))) => kept,
+            Ok(Some(Ok(Some(Ok(kept))))) => {
+                (kept, "BOB_SPILL_BYTES leaves no room for them on disk".to_owned())
+            }
             Ok(Some(Ok(Some(Err(cause))))) => {
-                warn!(%cause, "the events that the broker has not confirmed cannot be saved: they are lost");
-                return Kept::default();
+                (unsaved, format!("they cannot be saved on disk: {cause}"))
             }
             Ok(Some(Ok(None) | Err(_))) | Err(_) => {
-                warn!(
-                    "the events that the broker has not confirmed were not saved in time: they are lost"
-                );
-                return Kept::default();
+                let seconds = KEPT_WITHIN.as_secs();
+                (unsaved, format!("they were not saved on disk within {seconds} s"))
             }
         };
-        if let Some(dir) = &kept.dir {
-            info!(
-                events = kept.events, bytes = kept.bytes, dir = %dir.display(),
-                "events that the broker has not confirmed are kept on disk; the next worker that uses this directory publishes them"
-            );
-        }
-        for (run, events) in &kept.dropped {
-            let of =
-                run.as_ref().map_or_else(|| "this worker".to_owned(), |run| format!("run {run}"));
-            warn!(
-                run.id = run.as_ref().map(RunId::as_str),
-                events,
-                "{events} events of {of} are lost: the broker does not take them, and BOB_SPILL_BYTES leaves no room for them on disk"
-            );
-        }
+        report(&kept, &why);
         kept
     }
 
@@ -165,6 +154,24 @@ impl AmqpEvents {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.close();
+    }
+}
+
+/// Reports what becomes of the events that the broker has not confirmed. `why` is the reason for
+/// the loss of some.
+fn report(kept: &Kept, why: &str) {
+    if let Some(dir) = &kept.dir {
+        info!(
+            events = kept.events, bytes = kept.bytes, dir = %dir.display(),
+            "events that the broker has not confirmed are kept on disk; the next worker that uses this directory publishes them"
+        );
+    }
+    for (run, events) in &kept.dropped {
+        let of = owner_of(run.as_ref());
+        warn!(
+            run.id = run.as_ref().map(RunId::as_str),
+            events, "{events} events of {of} are lost: the broker does not take them, and {why}"
+        );
     }
 }
 

@@ -1,6 +1,7 @@
 //! The shared buffer, and the notification of its users.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::buffer::{BATCH_BYTES, Buffer, Leftover, Waiting};
+use super::buffer::{BATCH_BYTES, Buffer, Leftover, Unconfirmed, Waiting};
 use super::spill::{Kept, Spill};
 use crate::cluster::amqp::Link;
 use crate::ports::EventsError;
@@ -45,6 +46,8 @@ struct State {
     closed: bool,
     /// Why the broker rejects events. Reset by the next confirm.
     refusal: Option<String>,
+    /// The directory with the events on disk, if there are any.
+    dir: Option<PathBuf>,
 }
 
 impl Shared {
@@ -54,6 +57,7 @@ impl Shared {
             progress: Instant::now(),
             closed: false,
             refusal: None,
+            dir: None,
         };
         Self {
             state: Mutex::new(state),
@@ -191,6 +195,15 @@ impl Shared {
         self.moves.notify_one();
     }
 
+    /// Returns the events that are lost, and those that remain on disk, if no more events can be
+    /// saved.
+    pub(super) fn unsaved(&self) -> Kept {
+        let state = self.lock();
+        let Unconfirmed { on_disk, in_memory } = state.buffer.unconfirmed();
+        let dir = state.dir.clone().filter(|_| on_disk > 0);
+        Kept { events: on_disk, bytes: None, dir, dropped: in_memory }
+    }
+
     fn take_all(&self) -> Leftover {
         self.lock().buffer.take_all()
     }
@@ -221,6 +234,7 @@ pub(super) async fn spill_and_refill(
     let mut told = false;
     while let Some(mut files) = spill.take() {
         files.confirmed(shared.lock().buffer.done());
+        shared.lock().dir = files.own_dir();
         let (back, outcome) = match shared.next_move(&link, &files) {
             Move::Keep => {
                 let leftover = shared.take_all();
@@ -248,14 +262,13 @@ pub(super) async fn spill_and_refill(
             }
             Move::Read => {
                 let work = move || {
-                    let read = files.take(BATCH_BYTES);
+                    let read = files.refill(BATCH_BYTES);
                     (files, read)
                 };
                 let Ok((files, read)) = tokio::task::spawn_blocking(work).await else {
                     return None;
                 };
-                let read =
-                    read.map(|(read, oldest)| shared.change(|buffer| buffer.refill(read, oldest)));
+                let read = read.map(|refill| shared.change(|buffer| buffer.refill(refill)));
                 (files, read)
             }
         };

@@ -30,11 +30,13 @@ pub(super) struct Waiting {
     pub(super) body: Bytes,
     /// Discarded after it was sent. Its confirm is pending, but nothing waits for it.
     dropped: bool,
+    /// Read from disk, where it stays until it is confirmed.
+    is_stored: bool,
 }
 
 impl Waiting {
     pub(super) fn new(ticket: u64, run: Option<RunId>, epoch: Option<Epoch>, body: Bytes) -> Self {
-        Self { ticket, run, epoch, body, dropped: false }
+        Self { ticket, run, epoch, body, dropped: false, is_stored: false }
     }
 
     fn size(&self) -> usize {
@@ -58,6 +60,25 @@ pub(super) struct Leftover {
     pub(super) lost: BTreeMap<RunId, Epoch>,
 }
 
+/// Events read from disk.
+#[derive(Debug)]
+pub(super) struct Refill {
+    pub(super) read: Vec<Waiting>,
+    /// The oldest ticket that remains on disk.
+    pub(super) oldest: Option<u64>,
+    /// The number of events that cannot be read.
+    pub(super) lost: u64,
+}
+
+/// Where the unconfirmed events are.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Unconfirmed {
+    /// The number of events on disk.
+    pub(super) on_disk: u64,
+    /// The number of events that are only in memory, by run.
+    pub(super) in_memory: BTreeMap<Option<RunId>, u64>,
+}
+
 /// All buffered events.
 #[derive(Debug, Default)]
 pub(super) struct Buffer {
@@ -70,6 +91,10 @@ pub(super) struct Buffer {
     on_disk: Option<u64>,
     /// The oldest ticket that is being written to disk.
     in_hands: Option<u64>,
+    /// The number of events that are being written to disk, by run.
+    hands: BTreeMap<Option<RunId>, u64>,
+    /// The number of unread events on disk.
+    unread: u64,
     tail: VecDeque<Waiting>,
     tail_bytes: usize,
     last: u64,
@@ -221,6 +246,7 @@ impl Buffer {
             taken.push(next);
         }
         self.in_hands = taken.first().map(|waiting| waiting.ticket);
+        self.hands = count(&taken);
         taken
     }
 
@@ -228,11 +254,13 @@ impl Buffer {
     pub(super) fn spilled(&mut self) {
         self.on_disk = self.on_disk.or(self.in_hands);
         self.in_hands = None;
+        self.unread += std::mem::take(&mut self.hands).values().sum::<u64>();
     }
 
     /// Puts back a batch that could not be written.
     pub(super) fn not_spilled(&mut self, back: Vec<Waiting>) {
         self.in_hands = None;
+        self.hands.clear();
         for waiting in back.into_iter().rev() {
             if !self.is_lost(&waiting) {
                 self.tail_bytes += waiting.size();
@@ -245,15 +273,28 @@ impl Buffer {
         self.on_disk.is_some()
     }
 
-    /// Adds events read from disk. `oldest` is the oldest ticket that remains there.
-    pub(super) fn refill(&mut self, read: Vec<Waiting>, oldest: Option<u64>) {
+    /// Adds events read from disk.
+    pub(super) fn refill(&mut self, refill: Refill) {
+        let Refill { read, oldest, lost } = refill;
+        self.unread = self.unread.saturating_sub(read.len() as u64 + lost);
         for waiting in read {
             if !self.is_lost(&waiting) {
                 self.front_bytes += waiting.size();
-                self.front.push_back(waiting);
+                self.front.push_back(Waiting { is_stored: true, ..waiting });
             }
         }
         self.on_disk = oldest;
+    }
+
+    /// Counts the unconfirmed events.
+    pub(super) fn unconfirmed(&self) -> Unconfirmed {
+        let waits = self.front.iter().filter(|waiting| !waiting.dropped);
+        let (stored, unstored): (Vec<_>, Vec<_>) = waits.partition(|waiting| waiting.is_stored);
+        let mut in_memory = self.hands.clone();
+        for waiting in unstored.into_iter().chain(&self.tail) {
+            *in_memory.entry(waiting.run.clone()).or_default() += 1;
+        }
+        Unconfirmed { on_disk: self.unread + stored.len() as u64, in_memory }
     }
 
     /// Takes all events in memory.
@@ -266,130 +307,13 @@ impl Buffer {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn run(name: &str) -> RunId {
-        format!("r-{name}").parse().unwrap()
+fn count(events: &[Waiting]) -> BTreeMap<Option<RunId>, u64> {
+    let mut counts = BTreeMap::new();
+    for waiting in events {
+        *counts.entry(waiting.run.clone()).or_default() += 1;
     }
-
-    fn push(buffer: &mut Buffer, name: &str, epoch: i64, size: usize) -> Option<u64> {
-        let body = Bytes::from(vec![b'x'; size]);
-        buffer.push(Some(run(name)), Some(Epoch(epoch)), &body)
-    }
-
-    fn tickets(waiting: &[Waiting]) -> Vec<u64> {
-        waiting.iter().map(|waiting| waiting.ticket).collect()
-    }
-
-    /// Adds events until there is no room. Returns the newest ticket.
-    fn fill(buffer: &mut Buffer) -> u64 {
-        let mut last = 0;
-        while let Some(ticket) = push(buffer, "a", 1, 100_000) {
-            last = ticket;
-        }
-        last
-    }
-
-    #[test]
-    fn events_are_done_in_the_order_of_their_tickets() {
-        let mut buffer = Buffer::default();
-        assert_eq!(buffer.done(), 0);
-        for expected in 1..=5 {
-            assert_eq!(push(&mut buffer, "a", 1, 10), Some(expected));
-        }
-        assert_eq!(tickets(&buffer.take(3, 100, 1 << 20)), [1, 2, 3]);
-        assert_eq!(tickets(&buffer.take(9, 4, 1 << 20)), [4], "the window holds four");
-        buffer.confirm();
-        buffer.confirm();
-        assert_eq!(buffer.done(), 2);
-        assert_eq!(tickets(&buffer.take(9, 100, 1 << 20)), [5]);
-    }
-
-    #[test]
-    fn after_a_lost_connection_all_that_is_unconfirmed_is_sent_again_in_order() {
-        let mut buffer = Buffer::default();
-        for _ in 0..6 {
-            push(&mut buffer, "a", 1, 10);
-        }
-        buffer.take(4, 100, 1 << 20);
-        buffer.confirm();
-        buffer.nothing_is_sent();
-        assert_eq!(tickets(&buffer.take(9, 100, 1 << 20)), [2, 3, 4, 5, 6]);
-    }
-
-    #[test]
-    fn what_is_discarded_is_done_with_and_not_sent() {
-        let mut buffer = Buffer::default();
-        for name in ["lost", "kept", "lost", "kept"] {
-            push(&mut buffer, name, 4, 10);
-        }
-        push(&mut buffer, "lost", 5, 10);
-        buffer.take(1, 100, 1 << 20);
-        buffer.discard(&run("lost"), Epoch(4));
-        assert_eq!(buffer.done(), 1, "the first is on its way, but nobody waits for it");
-        assert_eq!(tickets(&buffer.take(9, 100, 1 << 20)), [2, 4, 5]);
-        buffer.nothing_is_sent();
-        assert_eq!(tickets(&buffer.take(9, 100, 1 << 20)), [2, 4, 5], "nor is it sent again");
-        assert_eq!(push(&mut buffer, "lost", 4, 10), Some(6), "what comes late is dropped too");
-        for _ in 0..3 {
-            buffer.confirm();
-        }
-        assert_eq!(buffer.done(), 6);
-    }
-
-    #[test]
-    fn what_the_memory_does_not_hold_goes_to_disk_and_comes_back_in_order() {
-        let mut buffer = Buffer::default();
-        let mut last = fill(&mut buffer);
-        assert!(buffer.front_bytes <= FRONT_BYTES && buffer.tail_bytes <= TAIL_BYTES);
-        let mut disk: VecDeque<Waiting> = VecDeque::new();
-        for _ in 0..8 {
-            assert!(buffer.wants_spill());
-            disk.extend(buffer.take_tail());
-            buffer.spilled();
-            last = fill(&mut buffer);
-        }
-        let mut seen = Vec::new();
-        while buffer.done() < last {
-            let taken = buffer.take(16, 64, 1 << 20);
-            seen.extend(tickets(&taken));
-            for _ in &taken {
-                buffer.confirm();
-            }
-            if buffer.wants_refill() {
-                let read: Vec<Waiting> = disk.drain(..disk.len().min(5)).collect();
-                buffer.refill(read, disk.front().map(|waiting| waiting.ticket));
-                buffer.advance();
-            }
-        }
-        assert_eq!(seen, (1..=last).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn a_batch_that_could_not_be_written_keeps_its_place() {
-        let mut buffer = Buffer::default();
-        let last = fill(&mut buffer);
-        let before = buffer.done();
-        let batch = buffer.take_tail();
-        assert_eq!(buffer.done(), before);
-        buffer.not_spilled(batch);
-        let mut seen = Vec::new();
-        while buffer.done() < last {
-            seen.extend(tickets(&buffer.take(1, 64, 1 << 20)));
-            buffer.confirm();
-            buffer.advance();
-        }
-        assert_eq!(seen, (1..=last).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn an_event_of_any_size_fits_into_an_empty_buffer() {
-        let mut buffer = Buffer::default();
-        assert!(push(&mut buffer, "a", 1, FRONT_BYTES * 2).is_some());
-        assert!(push(&mut buffer, "a", 1, TAIL_BYTES * 2).is_some());
-        assert!(push(&mut buffer, "a", 1, 1).is_none());
-        assert_eq!(buffer.take(9, 9, 1).len(), 1);
-    }
+    counts
 }
+
+#[cfg(test)]
+mod tests;
