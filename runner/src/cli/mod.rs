@@ -83,10 +83,13 @@ pub async fn main(typed: impl IntoIterator<Item = OsString>, environment: Enviro
     };
     let style = Style::new(typed.global.output, typed.global.color, &environment);
     let context = Context { style, environment, flags: flags(&typed.global) };
-    match Box::pin(obey(&context, typed.command)).await {
+    let obeyed = Box::pin(obey(&context, typed.command)).await;
+    let is_read = telemetry::flush();
+    match obeyed {
         Ok(exit) => exit,
         Err(Failure { exit, message }) => {
-            if let Some(message) = message {
+            // The process must end even if nobody reads its log.
+            if let Some(message) = message.filter(|_| is_read) {
                 let label = Ink::Red.paint("error:", style.colour_err);
                 output::message(&format!("{label} {message}"));
             }

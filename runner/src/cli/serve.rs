@@ -57,7 +57,11 @@ pub(super) async fn serve(context: &Context, typed: Serve) -> Result<Exit, Failu
 /// Reports to the sender of a signal, in the format of the log.
 fn say(form: telemetry::Form, text: &str) {
     match form {
-        telemetry::Form::Text => message(text),
+        telemetry::Form::Text => {
+            if !telemetry::print(text) {
+                message(text);
+            }
+        }
         telemetry::Form::Json | telemetry::Form::Ci => tracing::warn!("{text}"),
     }
 }

@@ -3,12 +3,27 @@
 
 mod ci;
 mod escaped;
+mod lines;
 
-use std::io::IsTerminal as _;
+use std::fs::File;
+use std::io::{self, IsTerminal as _};
+use std::os::fd::AsFd;
+use std::sync::OnceLock;
+use std::time::Duration;
 
+use tracing::warn;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
+
+use self::lines::Lines;
+
+/// The log of this process.
+static LINES: OnceLock<Lines> = OnceLock::new();
+
+/// How long unwritten lines can delay the end of the process.
+const FLUSHED_WITHIN: Duration = Duration::from_secs(1);
 
 /// The format of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,13 +94,54 @@ pub fn form_of(said: Option<Form>) -> Form {
 /// # Errors
 /// If the log is already initialized.
 pub fn begin(options: Options<'_>) -> Result<(), TryInitError> {
-    let on_terminal = std::io::stderr().is_terminal();
-    let colour = options.colour && on_terminal;
-    match form_of(options.form) {
-        Form::Text => text(options.level, colour, std::io::stderr).try_init(),
-        Form::Json => json(options.level, std::io::stderr).try_init(),
-        Form::Ci => ci(options.level, std::io::stdout).try_init(),
+    let colour = options.colour && io::stderr().is_terminal();
+    let form = form_of(options.form);
+    let writer = match form {
+        Form::Text | Form::Json => writer(io::stderr(), "standard error", io::stderr),
+        Form::Ci => writer(io::stdout(), "standard output", io::stdout),
+    };
+    match form {
+        Form::Text => text(options.level, colour, writer).try_init(),
+        Form::Json => json(options.level, writer).try_init(),
+        Form::Ci => ci(options.level, writer).try_init(),
     }
+}
+
+/// Returns a writer that never blocks, or `blocking` if its thread cannot be started.
+fn writer<W>(
+    to: impl AsFd,
+    name: &'static str,
+    blocking: impl for<'a> MakeWriter<'a, Writer = W> + Send + Sync + 'static,
+) -> BoxMakeWriter
+where
+    W: io::Write,
+{
+    if let Some(lines) = LINES.get() {
+        return BoxMakeWriter::new(lines.clone());
+    }
+    // A handle of its own: the thread must not hold the lock of the standard one while it is blocked.
+    let started = to.as_fd().try_clone_to_owned().and_then(|own| {
+        Lines::start(File::from(own), move |dropped| {
+            warn!(dropped, "{dropped} log lines were dropped because {name} was not read");
+        })
+    });
+    match started {
+        Ok(lines) => BoxMakeWriter::new(LINES.get_or_init(|| lines).clone()),
+        Err(_no_thread) => BoxMakeWriter::new(blocking),
+    }
+}
+
+/// Adds a line for people to the log, in their order. Returns false if there is no log yet.
+#[must_use]
+pub fn print(line: &str) -> bool {
+    let Some(lines) = LINES.get() else { return false };
+    lines.push(format!("{line}\n").as_bytes());
+    true
+}
+
+/// Waits until the log is written. Returns false if nobody reads it.
+pub fn flush() -> bool {
+    LINES.get().is_none_or(|lines| lines.flush(FLUSHED_WITHIN))
 }
 
 fn text<W>(level: &str, colour: bool, writer: W) -> impl tracing::Subscriber + Send + Sync

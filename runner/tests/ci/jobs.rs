@@ -1,6 +1,10 @@
 //! Job files as lines of a queue that a service takes.
 
-use super::Place;
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Place, Server, until};
 
 #[test]
 fn a20_a_service_takes_job_files_from_its_queue_and_tells_how_each_has_ended() {
@@ -32,4 +36,39 @@ fn a20_a_service_takes_job_files_from_its_queue_and_tells_how_each_has_ended() {
     after.sort();
     assert_eq!(after, ["before", "later", "wrong"], "each file is run once, and to its end");
     server.end();
+}
+
+/// A pipe that is full and that nobody reads.
+fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while std::io::Write::write(&mut &writer, &[b'.'; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    (reader, writer)
+}
+
+#[test]
+fn a_server_whose_log_nobody_reads_runs_its_jobs_and_ends_in_order() {
+    for (form, is_stdout) in [("text", false), ("json", false), ("ci", true)] {
+        let (place, (reader, writer)) = (Place::new(), full_pipe());
+        place.add(&["echo done >\"$D/result\""]);
+        let mut command = place.program(&["serve", "--mode", "embedded"]);
+        command.env("BOB_EXECUTORS", "local").env("BOB_LOG_FORMAT", form);
+        command.env("BOB_LOG_LEVEL", "debug").stdout(Stdio::null()).stderr(Stdio::null());
+        match is_stdout {
+            true => command.stdout(writer),
+            false => command.stderr(writer),
+        };
+        let mut server = Server { child: command.spawn().unwrap(), log: place.path("no-log") };
+        drop(command);
+        until("the job runs", &place.path("no-log"), || {
+            (place.read("result") == "done\n").then_some(())
+        });
+        let pid = Pid::from_raw(server.child.id().try_into().unwrap()).unwrap();
+        kill_process(pid, Signal::TERM).unwrap();
+        let status =
+            until("the server ends", &place.path("no-log"), || server.child.try_wait().unwrap());
+        assert!(status.success(), "{form}: {status}");
+        drop(reader);
+    }
 }
