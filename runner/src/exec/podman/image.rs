@@ -2,7 +2,7 @@
 //! chain of commits is squashed into one layer.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use protocol::id::RunId;
 use protocol::names;
@@ -225,33 +225,34 @@ struct OfRun {
 pub(super) struct Memory(Mutex<HashMap<RunId, OfRun>>);
 
 impl Memory {
-    fn with<T>(&self, run: &RunId, then: impl FnOnce(&mut OfRun) -> T) -> T {
-        let mut runs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        then(runs.entry(run.clone()).or_default())
+    fn runs(&self) -> MutexGuard<'_, HashMap<RunId, OfRun>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn image(&self, run: &RunId, id: &str) -> Option<Known> {
-        self.with(run, |of| of.images.get(id).cloned())
+        self.runs().get(run)?.images.get(id).cloned()
     }
 
     pub(super) fn learn_image(&self, run: &RunId, id: &str, known: Known) {
-        self.with(run, |of| of.images.insert(id.to_owned(), known));
+        self.runs().entry(run.clone()).or_default().images.insert(id.to_owned(), known);
     }
 
     pub(super) fn container(&self, run: &RunId, id: &str) -> Option<Made> {
-        self.with(run, |of| of.containers.get(id).cloned())
+        self.runs().get(run)?.containers.get(id).cloned()
     }
 
     pub(super) fn learn_container(&self, run: &RunId, id: &str, made: Made) {
-        self.with(run, |of| of.containers.insert(id.to_owned(), made));
+        self.runs().entry(run.clone()).or_default().containers.insert(id.to_owned(), made);
     }
 
     pub(super) fn forget_container(&self, run: &RunId, id: &str) {
-        self.with(run, |of| of.containers.remove(id));
+        if let Some(of) = self.runs().get_mut(run) {
+            of.containers.remove(id);
+        }
     }
 
     pub(super) fn forget_run(&self, run: &RunId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
+        self.runs().remove(run);
     }
 }
 
@@ -337,5 +338,17 @@ mod tests {
         assert_eq!(first(1, 50_000_000_000), 99);
         assert_eq!(first(40, 50_000_000_000), 60);
         assert_eq!(first(120, 50_000_000_000), 0);
+    }
+
+    #[test]
+    fn a_late_look_at_a_run_that_was_forgotten_remembers_nothing() {
+        let (memory, run) = (Memory::default(), "r-1".parse().unwrap());
+        let known = inspected(BASE).as_known(0).unwrap();
+        memory.learn_image(&run, "b", known);
+        assert!(memory.image(&run, "b").is_some());
+        memory.forget_run(&run);
+        assert!(memory.image(&run, "b").is_none() && memory.container(&run, "c").is_none());
+        memory.forget_container(&run, "c");
+        assert!(memory.0.lock().unwrap().is_empty());
     }
 }

@@ -368,6 +368,7 @@ impl Executor for Podman {
         let cause = match self.end_containers(run).await {
             Ok(()) => {
                 self.starts.forget(&run.run);
+                self.memory.forget_run(&run.run);
                 return Ok(());
             }
             Err(cause) => cause,
