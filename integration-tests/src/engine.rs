@@ -149,6 +149,7 @@ impl Bench {
                 epoch: Epoch(1),
                 image: image.to_owned(),
                 pull: PullPolicy::Missing,
+                has_own_images: true,
             },
             stop: StopSignal::default(),
             url: options.url.clone(),

@@ -82,6 +82,7 @@ impl Bench {
                 epoch: Epoch(1),
                 image: engine.image.clone(),
                 pull: PullPolicy::Never,
+                has_own_images: true,
             },
             stop: StopSignal::default(),
         }

@@ -62,6 +62,7 @@ impl Adapter {
             epoch: Epoch(1),
             image: image.to_owned(),
             pull: PullPolicy::Never,
+            has_own_images: true,
         };
         let (url, image) = (url.to_owned(), image.to_owned());
         Self { name, url, is_docker, image, executor, run, stop: StopSignal::default() }

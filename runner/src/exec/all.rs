@@ -142,7 +142,7 @@ impl Executor for Executors {
         kept: Option<&Checkpoint>,
     ) -> Result<Option<Workspace>, ExecError> {
         let had = self.local.adopt(run, kept).await?;
-        if let Some(lone) = &self.lone {
+        if let Some(lone) = self.lone.as_ref().filter(|_| run.has_own_images) {
             lone.adopt(run, None).await?;
         }
         let Some(engine) = &self.engine else { return Ok(had) };
@@ -215,35 +215,37 @@ impl Executor for Executors {
     }
 
     async fn clear(&self, run: &RunId) -> Result<(), ExecError> {
-        self.local.clear(run).await?;
-        if let Some(lone) = &self.lone {
-            lone.clear(run).await?;
+        let mut cleared = self.local.clear(run).await;
+        for engine in self.lone.iter().chain(&self.engine) {
+            cleared = cleared.and(engine.clear(run).await);
         }
-        let Some(engine) = &self.engine else { return Ok(()) };
-        engine.clear(run).await
+        cleared
     }
 
     async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
-        self.local.destroy(run).await?;
-        if let Some(lone) = &self.lone {
-            lone.destroy(run).await?;
+        let mut destroyed = self.local.destroy(run).await;
+        for engine in self.lone.iter().chain(&self.engine) {
+            destroyed = destroyed.and(engine.destroy(run).await);
         }
-        let Some(engine) = &self.engine else { return Ok(()) };
-        engine.destroy(run).await
+        destroyed
     }
 
     async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {
-        let mut all: BTreeSet<Left> = self.local.leftovers().await?.into_iter().collect();
-        for engine in self.engine.iter().chain(&self.lone) {
-            all.extend(engine.leftovers().await?);
+        let mut all = BTreeSet::new();
+        for executor in [&self.local].into_iter().chain(&self.engine).chain(&self.lone) {
+            match executor.leftovers().await {
+                Ok(left) => all.extend(left),
+                Err(cause) => {
+                    tracing::warn!(%cause, "what one engine has left of runs is not known")
+                }
+            }
         }
         Ok(all.into_iter().collect())
     }
 
     async fn answers(&self) -> Result<(), ExecError> {
-        self.main().answers().await?;
-        let Some(lone) = &self.lone else { return Ok(()) };
-        lone.answers().await
+        // A step that needs the other one gets an error of its own.
+        self.main().answers().await
     }
 
     async fn disk(&self) -> Result<Option<Disk>, ExecError> {
@@ -260,5 +262,67 @@ impl Executor for Executors {
 
     async fn remove_base(&self, image: &BaseImage) -> Result<bool, ExecError> {
         self.main().remove_base(image).await
+    }
+}
+
+#[cfg(all(test, feature = "testing"))]
+mod tests {
+    use protocol::id::Epoch;
+    use protocol::pipeline::PullPolicy;
+
+    use super::*;
+    use crate::exec::docker::{Docker, Options};
+    use crate::exec::scripted::Scripted;
+
+    /// Executors whose second engine is not there, the first engine, and a run that has something on it.
+    async fn half_away() -> (Executors, Arc<Scripted>, RunScope) {
+        let engine = Arc::new(Scripted::default());
+        let lone = Docker::connect(Options::new("unix:///nowhere/docker.sock")).unwrap();
+        let executors = Executors::new(
+            Some(Arc::<Scripted>::clone(&engine)),
+            Arc::new(Scripted::named("host")),
+        )
+        .with_lone(Some(Arc::new(lone)));
+        let scope = RunScope {
+            run: "r-1".parse().unwrap(),
+            epoch: Epoch(1),
+            cluster: "c".into(),
+            image: "i".into(),
+            pull: PullPolicy::Missing,
+            has_own_images: false,
+        };
+        engine.prepare(&scope, &StopSignal::default()).await.unwrap();
+        (executors, engine, scope)
+    }
+
+    #[tokio::test]
+    async fn what_a_run_left_is_removed_while_the_other_engine_is_away() {
+        let (executors, engine, scope) = half_away().await;
+        assert!(matches!(executors.clear(&scope.run).await, Err(ExecError::Unreachable { .. })));
+        assert!(matches!(executors.destroy(&scope.run).await, Err(ExecError::Unreachable { .. })));
+        assert_eq!(engine.leftovers().await.unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn what_is_left_of_runs_is_found_while_the_other_engine_is_away() {
+        let (executors, _, scope) = half_away().await;
+        let left = executors.leftovers().await.unwrap();
+        assert!(left.iter().any(|left| left.run == scope.run), "{left:?}");
+    }
+
+    #[tokio::test]
+    async fn a_worker_has_its_engine_while_the_other_one_is_away() {
+        let (executors, _, _) = half_away().await;
+        executors.answers().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_run_that_has_nothing_on_the_engine_that_is_away_is_adopted() {
+        let (executors, engine, scope) = half_away().await;
+        executors.adopt(&scope, None).await.unwrap();
+        assert_eq!(engine.ended_up_to(&scope.run), Some(scope.epoch));
+        let scope = RunScope { has_own_images: true, ..scope };
+        let adopted = executors.adopt(&scope, None).await;
+        assert!(matches!(adopted, Err(ExecError::Unreachable { .. })), "{adopted:?}");
     }
 }

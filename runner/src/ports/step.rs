@@ -28,6 +28,8 @@ pub struct RunScope {
     pub image: String,
     /// When to pull the image.
     pub pull: PullPolicy,
+    /// Whether one of its steps begins with an image of its own.
+    pub has_own_images: bool,
 }
 
 /// A step that is ready to run.

@@ -8,7 +8,7 @@ use futures::stream::FuturesUnordered;
 use protocol::event::{Reason, Severity};
 use protocol::id::RunId;
 use protocol::names;
-use protocol::pipeline::Pipeline;
+use protocol::pipeline::{ExecutorKind, Pipeline};
 use protocol::run::{Cause, RunRecord};
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -161,6 +161,7 @@ impl Launch {
             epoch: claim.epoch,
             image: pipeline.and_then(|pipeline| pipeline.image.clone()).unwrap_or_default(),
             pull: pipeline.and_then(env::pull).unwrap_or(shared.options.pull),
+            has_own_images: pipeline.is_some_and(has_own_images),
         };
         let (node, epoch) = (claim.node.clone(), claim.epoch);
         let progress = Progress::after(&record.steps);
@@ -216,6 +217,13 @@ fn longest_grace(pipeline: &Pipeline) -> Duration {
     let steps = pipeline.all_steps();
     let graces = steps.filter_map(|step| step.kill_grace);
     graces.map(|grace| grace.as_duration()).max().unwrap_or_default()
+}
+
+fn has_own_images(pipeline: &Pipeline) -> bool {
+    let mut steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
+    steps.any(|step| {
+        matches!(step.executor, ExecutorKind::Docker) && step.with.contains_key("image")
+    })
 }
 
 fn scheduled(run: &RunId, named: bool) -> Effect {

@@ -122,6 +122,7 @@ async fn attempt(
         cluster: "test".into(),
         image: String::new(),
         pull: PullPolicy::Never,
+        has_own_images: false,
     };
     let spec = StepSpec {
         name: StepName::position(0),

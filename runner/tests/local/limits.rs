@@ -177,6 +177,7 @@ async fn a_step_enters_the_control_group_that_is_made_for_it_and_what_the_kernel
         cluster: "c".into(),
         image: String::new(),
         pull: PullPolicy::Missing,
+        has_own_images: false,
     };
     let group = own.join("r-limits.0-1");
     let program =

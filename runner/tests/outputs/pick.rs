@@ -56,6 +56,7 @@ impl Step {
             cluster: Arc::from("c"),
             image: String::new(),
             pull: PullPolicy::Missing,
+            has_own_images: false,
         };
         local.export(&run, &Workspace::None, path).await
     }

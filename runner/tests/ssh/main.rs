@@ -90,6 +90,7 @@ fn scope() -> RunScope {
         cluster: "test".into(),
         image: String::new(),
         pull: PullPolicy::Never,
+        has_own_images: false,
     }
 }
 

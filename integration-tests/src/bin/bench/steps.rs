@@ -228,6 +228,7 @@ impl Bench {
             epoch: Epoch(1),
             image: self.image.clone(),
             pull: PullPolicy::Never,
+            has_own_images: false,
         };
         let stop = StopSignal::default();
         let begun = Instant::now();

@@ -250,6 +250,7 @@ pub(super) mod tests {
             epoch: Epoch(7),
             image: "busybox".into(),
             pull: PullPolicy::Missing,
+            has_own_images: false,
         }
     }
 

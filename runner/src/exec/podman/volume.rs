@@ -145,6 +145,7 @@ mod tests {
             epoch: Epoch(7),
             image: "busybox".into(),
             pull: PullPolicy::Missing,
+            has_own_images: false,
         }
     }
 

@@ -360,6 +360,7 @@ pub async fn what_is_left_of_a_run_is_swept_in_time(mut rig: Rig) {
         cluster: "another store".into(),
         image: "base".into(),
         pull: PullPolicy::Missing,
+        has_own_images: false,
     };
     executor.prepare(&foreign, &StopSignal::default()).await.unwrap();
     let [kept, forgotten] = ["kept", "forgotten"].map(|name| rig.run(name));

@@ -225,6 +225,7 @@ impl ExecutorSubject {
             epoch: Epoch(1),
             image: self.image.clone(),
             pull: PullPolicy::Never,
+            has_own_images: true,
         };
         Run { subject: self, scope, stop: StopSignal::default() }
     }
