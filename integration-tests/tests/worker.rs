@@ -94,6 +94,7 @@ rows! {
     takeover::a_pipeline_says_what_becomes_of_a_lost_run,
     takeover::a_run_that_loses_workers_at_one_step_ends_lost,
     takeover::a_run_whose_image_is_gone_starts_from_the_top_and_says_so,
+    takeover::a_stop_is_obeyed_while_an_image_is_fetched,
     takeover::an_end_that_was_decided_is_the_end,
     takeover::an_orphan_gets_the_slot_of_a_worker_that_has_but_one,
     takeover::what_is_left_of_a_run_is_swept_in_time,

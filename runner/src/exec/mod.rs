@@ -8,9 +8,12 @@ mod auth;
 mod beginning;
 pub mod call;
 mod copy;
+mod deadline;
 mod demux;
 pub mod docker;
 mod exhausted;
+#[cfg(test)]
+mod fast_clock;
 mod given;
 mod job;
 pub mod local;

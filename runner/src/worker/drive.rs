@@ -286,8 +286,9 @@ impl Drive {
                     self.begin(None, Box::pin(step::prepare(shared, scope, stop, again)));
                 }
                 Effect::Adopt(kept) => {
-                    let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
-                    self.begin(None, Box::pin(step::adopt(shared, scope, kept)));
+                    let (shared, scope, stop) =
+                        (Arc::clone(&self.shared), self.scope.clone(), self.leave.clone());
+                    self.begin(None, Box::pin(step::adopt(shared, scope, kept, stop)));
                 }
                 Effect::Push(position) => self.push(position),
                 Effect::Fetch(position) => self.fetch(position),

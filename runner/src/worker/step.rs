@@ -123,17 +123,35 @@ pub(super) async fn prepare(
     }
 }
 
-pub(super) async fn adopt(shared: Arc<Shared>, scope: RunScope, kept: Vec<Kept>) -> Done {
+/// A stop ends it, once nothing of the run that an earlier owner had begun runs any more.
+pub(super) async fn adopt(
+    shared: Arc<Shared>,
+    scope: RunScope,
+    kept: Vec<Kept>,
+    stop: StopSignal,
+) -> Done {
+    tokio::select! {
+        biased;
+        done = take_up(&shared, &scope, kept) => return done,
+        _ = stop.above(StopLevel::Run) => {}
+    }
+    match shared.ports.executor.end(&scope).await {
+        Ok(()) => Done::Broke(Cause::User, "it was stopped".to_owned(), None),
+        Err(cause) => broke(&shared, &cause).await,
+    }
+}
+
+async fn take_up(shared: &Shared, scope: &RunScope, kept: Vec<Kept>) -> Done {
     let executor = &shared.ports.executor;
     // Ends what still runs of it, even if there is nothing to adopt.
     if kept.is_empty()
-        && let Err(cause) = executor.adopt(&scope, None).await
+        && let Err(cause) = executor.adopt(scope, None).await
     {
-        return broke(&shared, &cause).await;
+        return broke(shared, &cause).await;
     }
     let (mut had, mut missing) = (Vec::new(), Vec::new());
     for Kept { position, image, digest } in kept {
-        match executor.adopt(&scope, Some(&Checkpoint { image, digest })).await {
+        match executor.adopt(scope, Some(&Checkpoint { image, digest })).await {
             Ok(Some(workspace)) => had.push((position, workspace)),
             Ok(None) => missing.push(position),
             // The registry does not have it or is unavailable. There may be an earlier checkpoint.
@@ -141,7 +159,7 @@ pub(super) async fn adopt(shared: Arc<Shared>, scope: RunScope, kept: Vec<Kept>)
                 tracing::warn!(run.id = %scope.run, %cause, "an image cannot be taken up");
                 missing.push(position);
             }
-            Err(cause) => return broke(&shared, &cause).await,
+            Err(cause) => return broke(shared, &cause).await,
         }
     }
     Done::Adopted(had, missing)

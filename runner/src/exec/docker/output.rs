@@ -8,15 +8,16 @@ use std::time::Duration;
 
 use bollard::errors::Error;
 use bytes::Bytes;
-use http_body_util::BodyExt as _;
 use protocol::event::LogStream;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::{Instant, sleep};
 
 use super::look::{Container, Life};
+use super::wire::next_bytes;
 use super::{Docker, fault};
 use crate::exec::beginning::Beginning;
 use crate::exec::copy::{GAP, Reading, Seen, Ways};
+use crate::exec::deadline::Flow;
 use crate::exec::demux::{Demux, Piece};
 use crate::ports::{ExecError, LogSink};
 
@@ -36,6 +37,7 @@ pub(super) struct Follower<'a> {
     pub(super) raw: bool,
     /// Whether the engine was unreachable while the step ran.
     pub(super) went: bool,
+    pub(super) flow: &'a Flow,
 }
 
 impl Follower<'_> {
@@ -100,6 +102,7 @@ impl Follower<'_> {
                 Ok(read) => read,
                 Err(_) => return false,
             };
+            self.flow.moved();
             let fed = demux.feed(&buffer[..read], &mut pieces);
             for piece in pieces.drain(..) {
                 self.pass(piece).await;
@@ -124,6 +127,7 @@ impl Follower<'_> {
     }
 
     async fn write(&self, pieces: Vec<Piece>) {
+        let _hold = self.flow.hold();
         for Piece { stream, bytes } in pieces {
             self.out.write(stream, Bytes::from(bytes)).await;
         }
@@ -160,8 +164,8 @@ impl Follower<'_> {
             format!("{prefix}/containers/{}/logs?follow=false&stdout=true&stderr=true", self.id);
         let mut body = self.docker.wire.open(&path).await?;
         let (mut demux, mut pieces) = (Demux::of(self.raw), Vec::new());
-        while let Some(frame) = body.frame().await {
-            let Ok(bytes) = frame?.into_data() else { continue };
+        while let Some(bytes) = next_bytes(&mut body).await? {
+            self.flow.moved();
             let fed = demux.feed(&bytes, &mut pieces);
             for piece in pieces.drain(..) {
                 if let Some(piece) = reading.take(piece) {

@@ -16,6 +16,7 @@ use crate::exec::access::real;
 use crate::exec::argv::{Argv, check_length};
 use crate::exec::beginning::{Beginning, NotExecuted};
 use crate::exec::copy::Seen;
+use crate::exec::deadline::{Flow, or_stopped};
 use crate::exec::exhausted::{KeyWait, no_keys};
 use crate::exec::job::{JobOptions, container_name, own_image};
 use crate::exec::mount::{JobMount, MountHost, Source};
@@ -56,7 +57,7 @@ impl Docker {
                 _ = stop.above(StopLevel::Run) => false,
             }
         };
-        let (ready, open) = join(self.ready(run, step, image), opened).await;
+        let (ready, open) = join(or_stopped(self.ready(run, step, image), stop), opened).await;
         let ready = ready?;
         let id = ready.id.clone();
         if !open || stop.level() > StopLevel::Run || !gate.stands() {
@@ -65,7 +66,10 @@ impl Docker {
         }
         match self.started(step, ready, out, stop).await {
             Ok(Some(exit)) => Ok(Ran::new(exit, Workspace::Lone { id })),
-            Ok(None) => Ok(Ran::new(Exit { code: KILLED, oom: false }, Workspace::None)),
+            Ok(None) => {
+                self.soon(id);
+                Ok(Ran::new(Exit { code: KILLED, oom: false }, Workspace::None))
+            }
             Err(error) => {
                 // After any error, no process of the step must continue.
                 self.soon(id);
@@ -227,6 +231,7 @@ impl Docker {
         let Ready { id, attached, has_tty, program } = ready;
         self.start(step, &id, stop).await?;
         let (output, mut input) = tokio::io::split(attached);
+        let flow = Flow::default();
         let mut follower = Follower {
             docker: self,
             id: &id,
@@ -235,6 +240,7 @@ impl Docker {
             beginning: Beginning::default(),
             raw: has_tty,
             went: false,
+            flow: &flow,
         };
         let giving = async {
             if !step.secrets.given.is_empty() {
@@ -254,7 +260,7 @@ impl Docker {
             };
             tokio::select! {
                 ended = following => Ok(ended),
-                removed = self.obey(&id, step.end, stop) => Err(removed),
+                removed = self.obey(&id, step.end, stop, &flow) => Err(removed),
             }
         };
         if let Ok(Ok(ended)) = &ended

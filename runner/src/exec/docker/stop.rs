@@ -7,12 +7,17 @@ use tokio::time::{Instant, sleep_until};
 
 use super::look::Life;
 use super::{Docker, fault};
+use crate::exec::deadline::Flow;
 use crate::ports::{ExecError, StepEnd, StopLevel, StopSignal};
 
 /// How long to wait for a killed container to end before it is removed by force.
 const AFTER_KILL: Duration = Duration::from_secs(10);
 
-/// The step's container was removed by force and can no longer be inspected.
+/// How long the engine may be silent before the last output of a killed step is given up.
+const LAST_OUTPUT: Duration = Duration::from_secs(60);
+
+/// A step that had to be removed by force, so that there is nothing left of it to look at, or whose
+/// output did not end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Removed;
 
@@ -24,6 +29,7 @@ impl Docker {
         id: &str,
         end: StepEnd,
         stop: &StopSignal,
+        flow: &Flow,
     ) -> Result<Removed, ExecError> {
         let mut level = StopLevel::Run;
         let mut kill_at = None;
@@ -42,7 +48,7 @@ impl Docker {
                     }
                     kill_at = Some(kill_at.map_or(due, |before: Instant| before.min(due)));
                 }
-                StopLevel::Kill => return self.kill(id).await,
+                StopLevel::Kill => return self.kill(id, flow).await,
             }
         }
     }
@@ -61,14 +67,20 @@ impl Docker {
         }
     }
 
-    async fn kill(&self, id: &str) -> Result<Removed, ExecError> {
+    async fn kill(&self, id: &str, flow: &Flow) -> Result<Removed, ExecError> {
         self.signal(id, "SIGKILL").await?;
         sleep_until(Instant::now() + AFTER_KILL).await;
         let looked = self.look(id).await;
         let looked = looked.map_err(|error| self.failed("looking at a killed step", &error))?;
         if looked.is_some_and(|container| container.life() == Life::Ended) {
-            // It is dead, and its last output is still to be read.
-            return std::future::pending().await;
+            // It is dead; only its last output is still on its way.
+            flow.moved();
+            flow.stalled(LAST_OUTPUT).await;
+            tracing::warn!(
+                container.id = id,
+                "the output of a killed step does not end: its rest is lost"
+            );
+            return Ok(Removed);
         }
         tracing::warn!(container.id = id, "a killed step is not seen to end: removing it by force");
         self.remove(id).await.map_err(|error| self.failed("removing a killed step", &error))?;

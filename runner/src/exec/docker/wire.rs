@@ -10,7 +10,7 @@ use std::time::Duration;
 use bollard::errors::Error;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::{CONNECTION, HOST, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode};
@@ -110,7 +110,8 @@ impl Wire {
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(answer);
         }
-        let body = answer.into_body().collect().await?.to_bytes();
+        let body = timeout(ANSWERS, answer.into_body().collect()).await;
+        let body = body.map_err(|_| Error::RequestTimeoutError)??.to_bytes();
         let message = match serde_json::from_slice::<Refusal>(&body) {
             Ok(refusal) => refusal.message,
             // A rejection is not always JSON: a proxy in front of the engine sends its own text.
@@ -153,9 +154,45 @@ impl Wire {
     }
 }
 
+/// The next bytes of an answer; `None` at its end.
+pub(super) async fn next_bytes(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
+    loop {
+        let frame = timeout(ANSWERS, body.frame()).await;
+        let frame = frame.map_err(|_| Error::RequestTimeoutError)?.transpose()?;
+        match frame.map(Frame::into_data) {
+            Some(Ok(bytes)) => return Ok(Some(bytes)),
+            // Trailers.
+            Some(Err(_)) => {}
+            None => return Ok(None),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt as _;
+    use tokio::net::UnixListener;
+
     use super::*;
+    use crate::exec::fast_clock::quickly;
+
+    #[tokio::test]
+    async fn an_answer_that_stalls_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("engine.sock");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let wire = Wire::new(&format!("unix://{}", socket.display())).unwrap();
+        let answering = async {
+            let (mut engine, _) = listener.accept().await.unwrap();
+            engine.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nout").await.unwrap();
+            engine
+        };
+        let (opened, _engine) = tokio::join!(wire.open("/logs"), answering);
+        let mut body = opened.unwrap();
+        assert_eq!(next_bytes(&mut body).await.unwrap().unwrap(), "out");
+        let stalled = quickly(next_bytes(&mut body)).await;
+        assert!(matches!(stalled, Err(Error::RequestTimeoutError)), "{stalled:?}");
+    }
 
     #[test]
     fn an_address_is_a_socket_or_a_host_with_a_port() {

@@ -3,25 +3,30 @@
 use std::io;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt as _, stream};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use hyper::header::{CONTENT_TYPE, HOST};
 use hyper::{Method, Request, Response};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
+use tokio::time::timeout;
 
 use super::http::Http;
 use crate::exec::exhausted::no_keys;
 pub(super) use crate::exec::exhausted::no_space;
-use crate::ports::ExecError;
+use crate::ports::{ByteStream, ExecError};
 
 /// The prefix of every path. Newer engines still accept this version.
 const PREFIX: &str = "/v4.0.0/libpod";
 
-/// The body of a request.
+/// How long the engine may take to begin a response, and then to send the next bytes of it.
+pub(super) const ANSWERS: Duration = Duration::from_secs(120);
+
+/// What goes out with a request.
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Why a call failed.
@@ -238,8 +243,36 @@ pub(super) fn broken(cause: hyper::Error) -> Fault {
 /// Reads a response to its end.
 pub(super) async fn read(answer: Response<Incoming>) -> Result<Reply, Fault> {
     let status = answer.status().as_u16();
-    let body = answer.into_body().collect().await.map_err(broken)?.to_bytes();
-    Ok(Reply { status, body })
+    let (mut body, mut all) = (answer.into_body(), BytesMut::new());
+    while let Some(bytes) = next_bytes(&mut body, ANSWERS).await? {
+        all.extend_from_slice(&bytes);
+    }
+    Ok(Reply { status, body: all.freeze() })
+}
+
+/// The next bytes of a response, which must come within this time; `None` at its end.
+pub(super) async fn next_bytes(
+    body: &mut Incoming,
+    within: Duration,
+) -> Result<Option<Bytes>, Fault> {
+    loop {
+        let frame = timeout(within, body.frame()).await.map_err(|_| Fault::Late(within))?;
+        match frame.transpose().map_err(broken)?.map(Frame::into_data) {
+            Some(Ok(bytes)) => return Ok(Some(bytes)),
+            // Trailers.
+            Some(Err(_)) => {}
+            None => return Ok(None),
+        }
+    }
+}
+
+/// The bytes of a response as they come. One that stalls is an error.
+pub(super) fn bytes_of(body: Incoming) -> ByteStream {
+    let bytes = stream::try_unfold(body, |mut body| async move {
+        let next = next_bytes(&mut body, ANSWERS).await.map_err(io::Error::other)?;
+        Ok(next.map(|bytes| (bytes, body)))
+    });
+    bytes.boxed()
 }
 
 #[cfg(test)]

@@ -1,18 +1,18 @@
 //! Copies files into and out of workspaces.
 
-use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::Method;
 use hyper::body::Frame;
 
-use super::call::{Body, Fault, Reply, empty, no_space, read};
+use super::call::{ANSWERS, Body, Fault, Reply, bytes_of, empty, no_space, read};
 use super::create::Create;
 use super::{Podman, path};
 use crate::exec::archive::whole_archive;
+use crate::exec::deadline::Flow;
 use crate::ports::{ByteStream, ExecError, RunScope, Workspace};
 
 impl Podman {
@@ -44,6 +44,14 @@ impl Podman {
         // The source's own error is more useful than that of the broken request.
         let source: Arc<Mutex<Option<String>>> = Arc::default();
         let noted = Arc::clone(&source);
+        let flow = Arc::new(Flow::default());
+        let tar = stream::unfold((tar, Arc::clone(&flow)), |(mut tar, flow)| async move {
+            // The source may take its time.
+            let hold = flow.hold();
+            let bytes = tar.next().await;
+            drop(hold);
+            bytes.map(|bytes| (bytes, (tar, flow)))
+        });
         let frames = tar.map_ok(Frame::data).inspect_err(move |cause| {
             *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause.to_string());
         });
@@ -52,10 +60,15 @@ impl Podman {
         let headers = [("content-type", "application/x-tar".to_owned())];
         let body: Body = StreamBody::new(frames).boxed_unsync();
         let put = async {
-            let answer = self.http.open(&Method::PUT, &path, &headers, body).await?;
-            read(answer).await?.good()
+            // The response begins once everything is unpacked.
+            let opened = self.http.open_within(Duration::MAX, &Method::PUT, &path, &headers, body);
+            read(opened.await?).await?.good()
         };
-        let put = put.await;
+        let put = tokio::select! {
+            biased;
+            put = put => put,
+            () = flow.stalled(ANSWERS) => Err(Fault::Late(ANSWERS)),
+        };
         let broke_off = source.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(cause) = broke_off {
             return Err(ExecError::Input(format!(
@@ -108,13 +121,6 @@ impl Podman {
                 Ok(reply) => failed(Fault::Garbled(format!("status {}", reply.status))),
             });
         }
-        let body = http_body_util::BodyStream::new(answer.into_body());
-        let bytes = body.filter_map(|frame| async {
-            match frame {
-                Ok(frame) => frame.into_data().ok().map(Ok),
-                Err(cause) => Some(Err(io::Error::other(cause))),
-            }
-        });
-        Ok(whole_archive(bytes.boxed()))
+        Ok(whole_archive(bytes_of(answer.into_body())))
     }
 }

@@ -19,7 +19,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
-use super::call::{Again, Ask, Body, Fault, Reply, broken, empty, read, request};
+use super::call::{ANSWERS, Again, Ask, Body, Fault, Reply, broken, empty, read, request};
 use crate::ports::ExecError;
 
 /// The maximum number of idle connections.
@@ -212,6 +212,18 @@ impl Http {
         headers: &[(&'static str, String)],
         body: Body,
     ) -> Result<Response<Incoming>, Fault> {
+        self.open_within(ANSWERS, method, path, headers, body).await
+    }
+
+    /// The same where the response must begin within another time.
+    pub(super) async fn open_within(
+        &self,
+        within: Duration,
+        method: &Method,
+        path: &str,
+        headers: &[(&'static str, String)],
+        body: Body,
+    ) -> Result<Response<Incoming>, Fault> {
         let mut request = request(method, path, body)?;
         for (name, value) in headers {
             let value = value
@@ -220,7 +232,8 @@ impl Http {
             request.headers_mut().insert(*name, value);
         }
         let mut sender = self.connect_within(Duration::from_secs(5)).await?;
-        sender.send_request(request).await.map_err(broken)
+        let answer = timeout(within, sender.send_request(request)).await;
+        answer.map_err(|_| Fault::Late(within))?.map_err(broken)
     }
 
     /// Upgrades a connection to a container's raw streams.

@@ -8,6 +8,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio_util::io::StreamReader;
 
 use super::Podman;
+use super::api::LONG;
 use super::call::{Ask, Fault, Reply};
 use super::look::{Change, Line};
 use crate::ports::{ByteStream, ExecError, Forbidden, StepSpec};
@@ -125,7 +126,8 @@ impl Podman {
         }
         let places = changed.places();
         if places.len() > ONE_BY_ONE {
-            let all = self.streamed(&format!("/containers/{id}/export")).await?;
+            // The engine writes the whole of it to a file first.
+            let all = self.streamed(LONG, &format!("/containers/{id}/export")).await?;
             return read(search(all, "", &changed, forbidden).await);
         }
         for place in places {

@@ -27,6 +27,8 @@ mod etc;
 mod files;
 #[cfg(feature = "testing")]
 pub mod fuzzing;
+#[cfg(test)]
+mod hangs;
 mod http;
 mod image;
 mod job;
@@ -62,8 +64,9 @@ use protocol::pipeline::{PullPolicy, Step};
 use protocol::time::Millis;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
+use tokio::time::timeout;
 
-use call::{Ask, Reply, no_space};
+use call::{Ask, Fault, Reply, no_space};
 use http::Http;
 use image::Memory;
 use pull::{Pulls, Registries};
@@ -80,7 +83,10 @@ use crate::ports::{
     Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
 };
 
-/// The executor's name in nodes and events.
+/// How long the engine may take to say what it is.
+const LOOKING: Duration = Duration::from_secs(60);
+/// How often a commit is made anew where another run's removal took away a layer that both shared.
+/// The name under which nodes and events know it.
 pub const NAME: &str = "podman";
 /// How often a commit is retried after a layer shared with another run was removed meanwhile.
 const COMMITS: u32 = 6;
@@ -214,7 +220,11 @@ impl Podman {
     }
 
     async fn look_at_engine(&self) -> Result<Engine, ExecError> {
-        let info = self.client.info().await;
+        let info = timeout(LOOKING, self.client.info()).await;
+        let info = info.map_err(|_| ExecError::Unreachable {
+            at: self.http.address.clone(),
+            cause: Fault::Late(LOOKING).to_string(),
+        })?;
         let info = info.map_err(|cause| self.client_failed("asking what it is", &cause))?;
         self.http.has_answered();
         let host = info.host.as_ref();

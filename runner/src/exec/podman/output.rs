@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::BodyExt as _;
 use hyper::Method;
 use hyper_util::rt::TokioIo;
 use protocol::event::LogStream;
@@ -17,11 +16,12 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::{Instant, sleep};
 
 use super::api::{Container, Life};
-use super::call::{Ask, Fault, empty, read};
+use super::call::{ANSWERS, Ask, Fault, empty, next_bytes, read};
 use super::http::{Http, Link};
 use super::watcher::Watcher;
 use crate::exec::beginning::Beginning;
 use crate::exec::copy::{GAP, Reading, Seen, Ways};
+use crate::exec::deadline::Flow;
 use crate::exec::demux::{Demux, Piece};
 use crate::ports::{ExecError, LogSink};
 
@@ -56,6 +56,7 @@ pub(super) struct Follower<'a> {
     pub(super) beginning: Beginning,
     /// Whether the step has a terminal, so that its single stream is not framed.
     pub(super) raw: bool,
+    pub(super) flow: &'a Flow,
 }
 
 impl Follower<'_> {
@@ -136,6 +137,7 @@ impl Follower<'_> {
                 Ok(read) => read,
                 Err(_) => return false,
             };
+            self.flow.moved();
             let fed = demux.feed(&buffer[..read], &mut pieces);
             for piece in pieces.drain(..) {
                 self.pass(piece).await;
@@ -160,6 +162,7 @@ impl Follower<'_> {
     }
 
     async fn write(&self, pieces: Vec<Piece>) {
+        let _hold = self.flow.hold();
         for Piece { stream, bytes } in pieces {
             self.out.write(stream, Bytes::from(bytes)).await;
         }
@@ -210,9 +213,8 @@ impl Follower<'_> {
         }
         let (mut demux, mut held) = (Demux::of(self.raw), Vec::new());
         let mut body = answer.into_body();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|cause| Fault::Broken(cause.to_string()))?;
-            let Some(mut bytes) = frame.data_ref().cloned() else { continue };
+        while let Some(mut bytes) = next_bytes(&mut body, ANSWERS).await? {
+            self.flow.moved();
             while !bytes.is_empty() {
                 let piece = demux.split(&mut bytes);
                 let piece = piece.map_err(|cause| Fault::Garbled(cause.to_string()))?;

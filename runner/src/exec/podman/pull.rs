@@ -8,19 +8,20 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
-use http_body_util::BodyExt as _;
 use hyper::Method;
 use serde::Deserialize;
 use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 
-use super::call::{Fault, empty, no_space, read, saw_a_removal};
+use super::call::{Fault, empty, next_bytes, no_space, read, saw_a_removal};
 use super::http::Http;
 use super::path::query;
 use crate::exec::auth::{self, Credentials};
 use crate::ports::ExecError;
 
-/// The maximum length of a response line, in bytes.
+/// How long the engine may say nothing while it copies layers: it names each when it begins with it.
+const PROGRESS: Duration = Duration::from_secs(30 * 60);
+/// A line of the engine's answer is not longer than this.
 const LONGEST_LINE: usize = 1 << 20;
 /// How often a pull is retried after a layer that the engine meant to reuse was removed meanwhile.
 const AGAIN: u32 = 5;
@@ -253,27 +254,23 @@ async fn converse(
     let headers: Vec<_> =
         credentials.iter().map(|credentials| ("x-registry-auth", credentials.header())).collect();
     let conversed = async {
-        let answer = http.open(&Method::POST, &path, &headers, empty()).await?;
+        let answer = http.open_within(PROGRESS, &Method::POST, &path, &headers, empty()).await?;
         if !answer.status().is_success() {
             return read(answer).await?.good().map(|_| Answer::default());
         }
         let mut said = Answer::default();
         let mut body = answer.into_body();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|cause| Fault::Broken(cause.to_string()))?;
-            if let Some(bytes) = frame.data_ref() {
-                said.feed(bytes);
-            }
+        while let Some(bytes) = next_bytes(&mut body, PROGRESS).await? {
+            said.feed(&bytes);
         }
         Ok(said)
     };
     match conversed.await {
         Ok(said) => Ok(said),
         Err(Fault::Refused { message, .. }) => Err(failed(message, image)),
-        Err(fault @ (Fault::Away(_) | Fault::Broken(_) | Fault::Late(_))) => {
-            Err(Failed::Away(fault.to_string()))
-        }
-        Err(fault @ Fault::Garbled(_)) => Err(Failed::Image(fault.to_string())),
+        Err(fault @ (Fault::Away(_) | Fault::Broken(_))) => Err(Failed::Away(fault.to_string())),
+        // An engine that is late waits for the registry.
+        Err(fault @ (Fault::Garbled(_) | Fault::Late(_))) => Err(Failed::Image(fault.to_string())),
     }
 }
 

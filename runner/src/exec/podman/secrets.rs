@@ -6,12 +6,14 @@
 //! container ends. The engine's own secrets would be files on its disk while the container exists.
 //! As variables they would be in its description.
 
+use std::time::Duration;
+
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _};
+use futures::StreamExt as _;
 use hyper::Method;
 use tokio_util::io::StreamReader;
 
-use super::call::{Fault, empty};
+use super::call::{ANSWERS, Fault, bytes_of, empty};
 use super::{Podman, path};
 use crate::exec::given::DIR;
 use crate::ports::{ByteStream, ExecError, Given};
@@ -79,23 +81,18 @@ impl Podman {
     /// Downloads an archive of a path in a container.
     pub(super) async fn archive(&self, id: &str, at: &str) -> Result<ByteStream, Fault> {
         let query = path::query(&[("path", at)]);
-        self.streamed(&format!("/containers/{id}/archive?{query}")).await
+        self.streamed(ANSWERS, &format!("/containers/{id}/archive?{query}")).await
     }
 
-    /// Returns a response body as a stream.
-    pub(super) async fn streamed(&self, path: &str) -> Result<ByteStream, Fault> {
-        let answer = self.http.open(&Method::GET, path, &[], empty()).await?;
+    /// An answer as it comes. It must begin within this time.
+    pub(super) async fn streamed(&self, within: Duration, path: &str) -> Result<ByteStream, Fault> {
+        let answer = self.http.open_within(within, &Method::GET, path, &[], empty()).await?;
         if !answer.status().is_success() {
             let status = answer.status().as_u16();
             let refused = super::call::read(answer).await?.good().err();
             return Err(refused.unwrap_or_else(|| Fault::Garbled(format!("status {status}"))));
         }
-        let frames = http_body_util::BodyStream::new(answer.into_body());
-        let bytes = frames.map_err(std::io::Error::other).try_filter_map(|frame| async {
-            // Frames without data are trailers, which come last.
-            Ok(frame.into_data().ok())
-        });
-        Ok(bytes.boxed())
+        Ok(bytes_of(answer.into_body()))
     }
 }
 

@@ -24,6 +24,7 @@ use super::volume::Tmpfs;
 use crate::exec::argv::{Argv, SCRIPT_DIR, check_length};
 use crate::exec::beginning::Beginning;
 use crate::exec::copy::Seen;
+use crate::exec::deadline::{Flow, or_stopped};
 use crate::exec::exhausted::KeyWait;
 use crate::exec::job::{JobOptions, container_name, has_tty};
 use crate::exec::mount::MountHost;
@@ -139,7 +140,7 @@ impl Podman {
                 _ = stop.above(StopLevel::Run) => false,
             }
         };
-        let making = self.ready(&mut link, run, &known, &image, step, stop);
+        let making = or_stopped(self.ready(&mut link, run, &known, &image, step, stop), stop);
         let (ready, open) = join(making, opened).await;
         let ready = ready?;
         let id = ready.id.clone();
@@ -155,6 +156,7 @@ impl Podman {
             Ok(Some(exit)) => Ok(Ran::new(exit, Workspace::Container { id, depth })),
             Ok(None) => {
                 self.memory.forget_container(&run.run, &id);
+                self.reaper.soon(&self.http, &run.run, id);
                 let exit = Exit { code: KILLED, oom: false };
                 Ok(Ran::new(exit, Workspace::None))
             }
@@ -421,6 +423,7 @@ impl Podman {
     ) -> Result<Option<Exit>, ExecError> {
         let Ready { id, attached, program } = ready;
         let attached = self.start(link, run, step, &id, attached).await?;
+        let flow = Flow::default();
         let mut follower = Follower {
             http: &self.http,
             id: &id,
@@ -428,10 +431,11 @@ impl Podman {
             seen: Seen::default(),
             beginning: Beginning::default(),
             raw: has_tty(step),
+            flow: &flow,
         };
         let ended = {
             let following = follower.follow(attached, link);
-            let obeying = stop::obey(&self.http, &id, step.end, stop);
+            let obeying = stop::obey(&self.http, &id, step.end, stop, &flow);
             tokio::select! {
                 ended = following => Ok(ended),
                 removed = obeying => Err(removed),

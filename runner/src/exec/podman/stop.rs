@@ -9,12 +9,17 @@ use super::api::Life;
 use super::call::Fault;
 use super::http::Http;
 use super::output::PATIENCE;
+use crate::exec::deadline::Flow;
 use crate::ports::{ExecError, StepEnd, StopLevel, StopSignal};
 
 /// How long to wait for a killed container to end before it is removed by force.
 const AFTER_KILL: Duration = Duration::from_secs(10);
 
-/// The step's container was removed by force and can no longer be inspected.
+/// How long the engine may be silent before the last output of a killed step is given up.
+const LAST_OUTPUT: Duration = Duration::from_secs(60);
+
+/// A step that had to be removed by force, so that there is nothing left of it to look at, or whose
+/// output did not end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Removed;
 
@@ -25,6 +30,7 @@ pub(super) async fn obey(
     id: &str,
     end: StepEnd,
     stop: &StopSignal,
+    flow: &Flow,
 ) -> Result<Removed, ExecError> {
     let mut level = StopLevel::Run;
     let mut kill_at = None;
@@ -43,7 +49,7 @@ pub(super) async fn obey(
                 }
                 kill_at = Some(kill_at.map_or(due, |before: Instant| before.min(due)));
             }
-            StopLevel::Kill => return kill(http, id).await,
+            StopLevel::Kill => return kill(http, id, flow).await,
         }
     }
 }
@@ -68,15 +74,21 @@ async fn signal(http: &Arc<Http>, id: &str, name: &str) -> Result<(), ExecError>
     }
 }
 
-async fn kill(http: &Arc<Http>, id: &str) -> Result<Removed, ExecError> {
+async fn kill(http: &Arc<Http>, id: &str, flow: &Flow) -> Result<Removed, ExecError> {
     signal(http, id, "SIGKILL").await?;
     sleep_until(Instant::now() + AFTER_KILL).await;
     let mut link = http.link();
     let looked = link.inspect(id, PATIENCE).await;
     let looked = looked.map_err(|fault| fault.at("looking at a killed step", http))?;
     if looked.is_some_and(|container| container.life() == Life::Ended) {
-        // It is dead, and its last output is still to be read.
-        return std::future::pending().await;
+        // It is dead; only its last output is still on its way.
+        flow.moved();
+        flow.stalled(LAST_OUTPUT).await;
+        tracing::warn!(
+            container.id = id,
+            "the output of a killed step does not end: its rest is lost"
+        );
+        return Ok(Removed);
     }
     tracing::warn!(container.id = id, "a killed step is not seen to end: removing it by force");
     link.remove(id).await.map_err(|fault| fault.at("removing a killed step", http))?;

@@ -260,7 +260,25 @@ pub async fn a_run_whose_image_is_gone_starts_from_the_top_and_says_so(mut rig: 
     rig.end().await;
 }
 
-/// The next owner does not retry a recorded failure, and publishes a recorded ending unchanged.
+/// A registry that hangs does not keep a run from being stopped.
+pub async fn a_stop_is_obeyed_while_an_image_is_fetched(mut rig: Rig) {
+    let engine = rig.ports.executor.info().await.unwrap().id;
+    let run = orphan(&rig, "fetched", &["exit 0", "exit 0"], |record| {
+        record["steps"][0] = json!({
+            "name": "0", "status": "passed", "attempt": 1, "epoch": 1, "last-seq": 9,
+            "exit-code": 0, "image": "far", "digest": "hangs", "engine": engine,
+        });
+    })
+    .await;
+    rig.worker(1).await;
+    rig.record(&run, |record| record.epoch.is_some_and(|epoch| epoch.0 > 1)).await;
+    rig.stop(&run).await;
+    assert_eq!(rig.settled(&run).await.status, Status::Stopped);
+    rig.end().await;
+}
+
+/// A step's failure that is recorded is not tried again by the next owner, nor is an ending that was
+/// not confirmed decided anew.
 pub async fn an_end_that_was_decided_is_the_end(mut rig: Rig) {
     let failed = orphan(&rig, "failed", &["exit 0"], |record| {
         record["cause"] = "exit-code".into();

@@ -1,0 +1,112 @@
+//! Deadlines for what the other side of a connection does: a container engine, or another host.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::ports::{ExecError, StopLevel, StopSignal};
+
+/// How long a container may still be prepared after a stop. A container whose preparation ends in that
+/// time is removed by its id. Any other one was never started, and is removed with its run.
+const AFTER_STOP: Duration = Duration::from_secs(5);
+
+/// Waits until a container is prepared, or returns [`ExecError::NotStarted`] soon after a stop.
+pub(super) async fn or_stopped<T>(
+    preparing: impl Future<Output = Result<T, ExecError>>,
+    stop: &StopSignal,
+) -> Result<T, ExecError> {
+    let stopped = async {
+        stop.above(StopLevel::Run).await;
+        sleep(AFTER_STOP).await;
+    };
+    tokio::select! {
+        biased;
+        prepared = preparing => prepared,
+        () = stopped => Err(ExecError::NotStarted),
+    }
+}
+
+/// When bytes last moved between the other side and this process. While this process holds them up, as
+/// a sink that is full does, the other side is not late.
+#[derive(Debug)]
+pub(super) struct Flow(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    moved: Instant,
+    held: u32,
+}
+
+impl Default for Flow {
+    fn default() -> Self {
+        Self(Mutex::new(State { moved: Instant::now(), held: 0 }))
+    }
+}
+
+impl Flow {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The other side has sent or taken bytes.
+    pub(super) fn moved(&self) {
+        self.state().moved = Instant::now();
+    }
+
+    /// This process holds the bytes up until the value is dropped.
+    pub(super) fn hold(&self) -> Hold<'_> {
+        self.state().held += 1;
+        Hold(self)
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.state().held > 0
+    }
+
+    /// Returns once the other side has moved nothing for this long.
+    pub(super) async fn stalled(&self, within: Duration) {
+        loop {
+            let now = Instant::now();
+            let since = if self.is_held() { now } else { self.state().moved };
+            if since + within <= now {
+                return;
+            }
+            sleep_until(since + within).await;
+        }
+    }
+}
+
+/// See [`Flow::hold`].
+#[derive(Debug)]
+pub(super) struct Hold<'a>(&'a Flow);
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.state();
+        (state.moved, state.held) = (Instant::now(), state.held - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flow_stalls_when_the_other_side_moves_nothing_for_long_enough() {
+        let flow = Flow::default();
+        let begun = Instant::now();
+        let moving = async {
+            for _ in 0..3 {
+                sleep(Duration::from_secs(50)).await;
+                flow.moved();
+            }
+            let hold = flow.hold();
+            sleep(Duration::from_secs(1000)).await;
+            drop(hold);
+        };
+        tokio::join!(moving, flow.stalled(Duration::from_secs(60)));
+        let passed = begun.elapsed().as_secs();
+        assert!((1210..1280).contains(&passed), "{passed} s");
+    }
+}
