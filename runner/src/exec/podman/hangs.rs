@@ -44,6 +44,8 @@ enum Answer {
     /// A connection to a container that says this and stays open.
     Attached(&'static [u8]),
     Hangs,
+    /// The connection breaks.
+    Breaks,
 }
 
 type Answers = dyn Fn(&str, &[String]) -> Answer + Send + Sync;
@@ -120,6 +122,7 @@ async fn answered(
     let never = |never| match never {};
     match answer {
         Answer::Hangs => std::future::pending().await,
+        Answer::Breaks => Err(io::Error::other("as it was told")),
         Answer::Json(status, json) => {
             request.into_body().collect().await.map_err(io::Error::other)?;
             let body = Full::from(json.to_string()).map_err(never).boxed_unsync();
@@ -319,4 +322,51 @@ async fn a_killed_step_waits_for_a_sink_that_takes_its_time() {
     let (ran, ()) = quickly(futures::future::join(running, stopping)).await;
     assert_eq!(ran.unwrap().exit.code, 137);
     assert!(sink.taken.lock().unwrap().starts_with(b"out"), "its output was dropped");
+}
+
+/// An engine that breaks at each start, and is asked for no more of them than a test can bear.
+fn that_breaks_at_a_start() -> Engine {
+    Engine::new(|call, earlier| match call {
+        "POST /containers/c/start" if earlier.len() > 1000 => Answer::Json(500, json!({})),
+        "POST /containers/c/start" => Answer::Breaks,
+        _ => around_a_step(call, "created"),
+    })
+}
+
+#[tokio::test]
+async fn an_engine_that_breaks_at_each_start_is_asked_a_few_times() {
+    let engine = that_breaks_at_a_start();
+    let (podman, scope, step, stop) = (engine.podman(), scope(), step(), StopSignal::default());
+    let on = image();
+    let running =
+        podman.run_step(&scope, &on, &step, Gate::open(), Arc::new(Sink::default()), &stop);
+    let error = quickly(running).await.unwrap_err();
+    assert!(matches!(error, ExecError::Unreachable { .. }), "{error}");
+    let starts = engine.count("POST /containers/c/start");
+    assert!((2..10).contains(&starts), "{starts} starts");
+}
+
+#[tokio::test]
+async fn a_step_is_not_started_again_after_a_stop_or_for_a_former_owner() {
+    for is_stopped in [true, false] {
+        let engine = that_breaks_at_a_start();
+        let (podman, scope, step, stop) = (engine.podman(), scope(), step(), StopSignal::default());
+        let on = image();
+        let (asked, raised) = (Arc::clone(&engine.asked), stop.clone());
+        // Asked right before the start, and again before the next one.
+        let gate = Gate::new(std::future::ready(true), move || {
+            let starts = |call: &String| call == "POST /containers/c/start";
+            is_stopped || !asked.lock().unwrap().iter().any(starts)
+        });
+        let running = podman.run_step(&scope, &on, &step, gate, Arc::new(Sink::default()), &stop);
+        let stopping = async {
+            engine.is_asked("POST /containers/c/start").await;
+            if is_stopped {
+                raised.raise(StopLevel::Stop { grace: Duration::from_secs(600) });
+            }
+        };
+        let (ran, ()) = quickly(futures::future::join(running, stopping)).await;
+        assert!(matches!(ran, Err(ExecError::NotStarted)), "{ran:?}");
+        assert!(engine.count("POST /containers/c/start") < 4);
+    }
 }

@@ -151,7 +151,7 @@ impl Podman {
         let work_dir = step.work_dir.clone().unwrap_or_else(|| known.base.work_dir.clone());
         let depth = known.depth;
         self.memory.learn_container(&run.run, &id, Made { on: image, known, work_dir });
-        let ran = self.started(&mut link, run, step, ready, (out, stop)).await;
+        let ran = self.started(&mut link, run, step, ready, (out, stop, gate)).await;
         match ran {
             Ok(Some(exit)) => Ok(Ran::new(exit, Workspace::Container { id, depth })),
             Ok(None) => {
@@ -419,10 +419,10 @@ impl Podman {
         run: &RunScope,
         step: &StepSpec,
         ready: Ready,
-        (out, stop): (&dyn LogSink, &StopSignal),
+        (out, stop, gate): (&dyn LogSink, &StopSignal, Gate),
     ) -> Result<Option<Exit>, ExecError> {
         let Ready { id, attached, program } = ready;
-        let attached = self.start(link, run, step, &id, attached).await?;
+        let attached = self.start(link, run, step, &id, attached, (stop, gate)).await?;
         let flow = Flow::default();
         let mut follower = Follower {
             http: &self.http,
@@ -465,7 +465,9 @@ impl Podman {
         step: &StepSpec,
         id: &str,
         mut attached: Attached,
+        (stop, gate): (&StopSignal, Gate),
     ) -> Result<Attached, ExecError> {
+        let mut tries = 0;
         loop {
             let started = link.start(id).await;
             self.starts.note(&run.run, &started);
@@ -481,10 +483,21 @@ impl Podman {
             self.starts.forget(&run.run);
             match looked.map(|container| container.life()) {
                 Some(Life::Running | Life::Ended) => return Ok(attached),
-                Some(Life::NotStarted) => {
+                // Each start may be what the engine dies of.
+                Some(Life::NotStarted) if tries < ATTACHING => {
+                    tries += 1;
+                    tokio::select! {
+                        () = tokio::time::sleep(Duration::from_millis(50 << tries)) => {}
+                        _ = stop.above(StopLevel::Run) => {}
+                    }
+                    if stop.level() > StopLevel::Run || !gate.stands() {
+                        return Err(ExecError::NotStarted);
+                    }
                     attached = self.attached(link, step, id).await.map_err(NotReady::into_error)?;
                 }
-                None => return Err(fault.at("starting a step", &self.http)),
+                Some(Life::NotStarted) | None => {
+                    return Err(fault.at("starting a step", &self.http));
+                }
             }
         }
     }
