@@ -1,11 +1,14 @@
 //! Deadlines for what the other side of a connection does: a container engine, or another host.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use bytes::Bytes;
+use protocol::event::LogStream;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::ports::{ExecError, StopLevel, StopSignal};
+use crate::ports::{ExecError, LogSink, StopLevel, StopSignal};
 
 /// How long a container may still be prepared after a stop. A container whose preparation ends in that
 /// time is removed by its id. Any other one was never started, and is removed with its run.
@@ -85,6 +88,20 @@ impl Drop for Hold<'_> {
     fn drop(&mut self) {
         let mut state = self.0.state();
         (state.moved, state.held) = (Instant::now(), state.held - 1);
+    }
+}
+
+/// A sink that holds the flow up while it writes.
+pub(super) struct Holding {
+    pub(super) out: Arc<dyn LogSink>,
+    pub(super) flow: Arc<Flow>,
+}
+
+#[async_trait]
+impl LogSink for Holding {
+    async fn write(&self, stream: LogStream, bytes: Bytes) {
+        let _hold = self.flow.hold();
+        self.out.write(stream, bytes).await;
     }
 }
 

@@ -9,6 +9,8 @@ mod route;
 mod shell;
 mod stream;
 mod target;
+#[cfg(test)]
+mod tests;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -21,6 +23,7 @@ use protocol::event::LogStream;
 use tempfile::NamedTempFile;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -28,6 +31,7 @@ use self::stream::{Marked, Told};
 use self::target::Target;
 use crate::egress::Policy;
 use crate::exec::NamedFiles;
+use crate::exec::deadline::{Flow, Holding};
 use crate::ports::{
     ExecError, Exit, Gate, LogSink, Ran, Remote, RunScope, StepEnd, StepSpec, StopLevel,
     StopSignal, Workspace,
@@ -56,7 +60,16 @@ pub struct Ssh {
 /// How long to wait for `ssh` to exit after its step has ended.
 const PARTING: Duration = Duration::from_secs(2);
 
-/// The error if the worker's host has no `ssh`.
+/// How long a host may take to end a step that is killed.
+const AFTER_KILL: Duration = Duration::from_secs(10);
+
+/// The time between two looks at whether its output is taken.
+const WRITING: Duration = Duration::from_millis(100);
+
+/// Of a host that does not end a step.
+const UNENDED: &str = "it did not end the step within 10 s of SIGKILL";
+
+/// Where there is no `ssh` to run.
 const NO_SSH: &str = "there is no program ssh on the worker's host: install OpenSSH's client (Debian: \
                       openssh-client)";
 
@@ -172,23 +185,30 @@ impl Link {
         out: &Arc<dyn LogSink>,
         stop: &StopSignal,
     ) -> Result<Ran, ExecError> {
+        let flow = Arc::new(Flow::default());
+        let out: Arc<dyn LogSink> =
+            Arc::new(Holding { out: Arc::clone(out), flow: Arc::clone(&flow) });
         let output = async {
             tokio::join!(
-                self.stdout.pass(LogStream::Stdout, out),
-                self.stderr.pass(LogStream::Stderr, out),
+                self.stdout.pass(LogStream::Stdout, &out),
+                self.stderr.pass(LogStream::Stderr, &out),
             )
         };
         let (first, second) = tokio::select! {
             biased;
             told = output => told,
-            () = ask(&mut self.stdin, line, step.end, stop) => (None, None),
+            asked = ask(&mut self.stdin, line, step.end, stop, &flow) => {
+                asked?;
+                let (host, cause) = (self.target.at(), UNENDED.to_owned());
+                return Err(ExecError::Disconnected { host, cause });
+            }
         };
         match first.or(second) {
             Some(Told::Ended(code)) => Ok(Ran::new(Exit { code, oom: false }, Workspace::None)),
             Some(told) => Err(self.not_started(step, told)),
             None => {
-                // It has closed its streams and logs the reason before it exits.
-                tokio::time::timeout(PARTING, self.child.wait()).await.ok();
+                // It has closed its streams, and says why before it ends.
+                timeout(PARTING, self.child.wait()).await.ok();
                 let cause = complaint::last_words(&self.log().await, "");
                 let cause = cause.unwrap_or_else(|| LOST.to_owned());
                 Err(ExecError::Disconnected { host: self.target.at(), cause })
@@ -222,29 +242,61 @@ impl Link {
     async fn end(self) {
         let Self { mut child, stdin, opened, .. } = self;
         drop(stdin);
-        // A process that the step left can hold the streams open, and `ssh` waits for it.
-        if tokio::time::timeout(PARTING, child.wait()).await.is_err() {
-            // If it cannot be killed, it has already ended.
+        // What the step has left behind may hold the streams, and so `ssh`, for ever.
+        if timeout(PARTING, child.wait()).await.is_err() {
+            // One that cannot be killed has ended.
             child.kill().await.ok();
         }
         drop(opened);
     }
 }
 
-/// Sends the step, then carries out stop requests. Never resolves. A host that loses the connection
-/// ends the step itself, and the other streams show it.
-async fn ask(stdin: &mut ChildStdin, line: &str, end: StepEnd, stop: &StopSignal) {
-    stdin.write_all(line.as_bytes()).await.ok();
+/// Says what the step is, then ends it as it is asked to. A host that is gone has ended what it ran, and
+/// says so on the other streams. Returns if a host does not end a step that is killed.
+///
+/// # Errors
+/// [`ExecError::NotStarted`] if the step is stopped before the host has taken the whole line: it runs
+/// no other.
+async fn ask(
+    stdin: &mut ChildStdin,
+    line: &str,
+    end: StepEnd,
+    stop: &StopSignal,
+    flow: &Flow,
+) -> Result<(), ExecError> {
+    tokio::select! {
+        biased;
+        // Of a host that is gone the other streams tell.
+        _ = stdin.write_all(line.as_bytes()) => {}
+        _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
+    }
     let mut level = stop.above(StopLevel::Run).await;
     if let StopLevel::Stop { grace } = level {
-        let grace = end.grace_or(grace);
-        stdin.write_all(b"TERM\n").await.ok();
-        level = tokio::time::timeout(grace, stop.above(level)).await.unwrap_or(StopLevel::Kill);
+        let term = async {
+            stdin.write_all(b"TERM\n").await.ok();
+            std::future::pending::<()>().await
+        };
+        let grace = sleep(end.grace_or(grace));
+        // A second stop does not prolong the grace.
+        let kill = async {
+            while level != StopLevel::Kill {
+                level = stop.above(level).await;
+            }
+        };
+        tokio::select! {
+            () = term => {}
+            () = grace => {}
+            () = kill => {}
+        }
     }
-    if level == StopLevel::Kill {
-        stdin.write_all(b"KILL\n").await.ok();
+    let until = Instant::now() + AFTER_KILL;
+    timeout_at(until, stdin.write_all(b"KILL\n")).await.ok();
+    sleep_until(until).await;
+    // The end of the step may be behind output that is not taken yet.
+    while flow.is_held() {
+        sleep(WRITING).await;
     }
-    std::future::pending().await
+    Ok(())
 }
 
 /// Runs one step, from its gate to its end.
