@@ -25,7 +25,8 @@ pub(crate) struct Adapter {
     /// The engine's URL.
     pub(crate) url: String,
     is_docker: bool,
-    image: String,
+    /// The base image.
+    pub(crate) image: String,
     executor: Arc<dyn Executor>,
     run: RunScope,
     stop: StopSignal,
@@ -119,6 +120,23 @@ impl Adapter {
         match self.attempt(step).await {
             Err(ExecError::Unsupported(why)) => why,
             other => panic!("{}: {:?} {:?}: {other:?}", self.name, step.network, step.with),
+        }
+    }
+
+    /// The error of a step that cannot start.
+    pub(crate) async fn fails(&self, step: &StepSpec) -> ExecError {
+        match self.attempt(step).await {
+            Err(error) => error,
+            Ok(said) => panic!("{}: {:?}: {said:?}", self.name, step.with),
+        }
+    }
+
+    /// The error of a run with this image.
+    pub(crate) async fn fails_on(&self, image: &str) -> ExecError {
+        let run = RunScope { image: image.to_owned(), ..self.run.clone() };
+        match self.executor.prepare(&run, &self.stop).await {
+            Err(error) => error,
+            Ok(base) => panic!("{}: {image}: {base:?}", self.name),
         }
     }
 

@@ -17,6 +17,7 @@ mod addresses;
 #[path = "../docker/engine.rs"]
 #[allow(dead_code, unreachable_pub, reason = "shared with the suite of the Docker adapter")]
 mod docker;
+mod images;
 #[path = "../serve/keys.rs"]
 #[allow(dead_code, reason = "the suite `serve` uses the rest")]
 mod keys;

@@ -2,6 +2,7 @@
 
 pub mod access;
 mod all;
+mod annotations;
 mod archive;
 mod argv;
 mod auth;

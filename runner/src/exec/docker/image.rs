@@ -1,15 +1,37 @@
 //! Inspects images and pulls them from their registries.
 
+use std::collections::HashMap;
+
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error;
 use bollard::models::ImageInspect;
 use bollard::query_parameters::CreateImageOptionsBuilder;
 use futures::StreamExt as _;
 use protocol::pipeline::PullPolicy;
+use serde::Deserialize;
 
 use super::{Docker, fault};
+use crate::exec::annotations::{check_container, check_image};
 use crate::exec::auth;
 use crate::ports::{ExecError, RunScope, StopLevel, StopSignal};
+
+/// The prefix of podman's own API on the same socket. Its Docker API does not show annotations.
+const LIBPOD: &str = "/v4.0.0/libpod";
+
+/// The annotations of an image, or of a container's configuration.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Annotated {
+    #[serde(default)]
+    annotations: Option<HashMap<String, String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct AnnotatedContainer {
+    #[serde(default)]
+    config: Annotated,
+}
 
 impl Docker {
     /// Inspects an image after pulling it if the pull policy demands that.
@@ -20,27 +42,68 @@ impl Docker {
         stop: &StopSignal,
     ) -> Result<ImageInspect, ExecError> {
         let refused = |cause: String| ExecError::Image { image: image.to_owned(), cause };
+        let mut rejected = None;
         if run.pull != PullPolicy::Always
             && let Some(there) = self.inspect_image(image).await?
         {
-            return Ok(there);
+            match self.usable(image, there).await {
+                // See `podman::chain`: a pull can restore its annotations.
+                Err(cause @ ExecError::Image { .. }) => rejected = Some(cause),
+                usable => return usable,
+            }
         }
         if run.pull == PullPolicy::Never {
-            return Err(refused(
-                "the engine does not hold it, and its pull policy is never".into(),
-            ));
+            let missing = "the engine does not hold it, and its pull policy is never";
+            return Err(rejected.unwrap_or_else(|| refused(missing.into())));
         }
-        tokio::select! {
-            pulled = self.pull(image) => pulled?,
+        let pulled = tokio::select! {
+            pulled = self.pull(image) => pulled,
             _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
-        }
-        let there = self.inspect_image(image).await?;
-        there.ok_or_else(|| {
-            refused(
+        };
+        pulled.map_err(|cause| match cause {
+            ExecError::Image { .. } => rejected.unwrap_or(cause),
+            other => other,
+        })?;
+        let Some(there) = self.inspect_image(image).await? else {
+            return Err(refused(
                 "it was pulled and is gone again: see what removes images on the engine's host"
                     .into(),
-            )
-        })
+            ));
+        };
+        self.usable(image, there).await
+    }
+
+    /// Returns an image if a step may start from it.
+    async fn usable(
+        &self,
+        image: &str,
+        there: ImageInspect,
+    ) -> Result<ImageInspect, ExecError> {
+        let failed = |error: Error| self.failed("looking at an image", &error);
+        // The engine would look up a name again at the creation.
+        let Some(id) = there.id.as_deref() else {
+            let cause = "the engine's description of it has no id".to_owned();
+            return Err(ExecError::Image { image: image.to_owned(), cause });
+        };
+        if self.client().await.map_err(failed)?.is_podman {
+            let id = id.strip_prefix("sha256:").unwrap_or(id);
+            let path = format!("{LIBPOD}/images/{id}/json");
+            let image_of: Annotated = self.wire.get(&path).await.map_err(failed)?;
+            check_image(image, image_of.annotations.as_ref())?;
+        }
+        Ok(there)
+    }
+
+    /// Rejects a container on podman whose annotations would be options of the OCI runtime.
+    pub(super) async fn check_created(&self, image: &str, id: &str) -> Result<(), ExecError> {
+        let failed = |error: Error| self.failed("looking at a step", &error);
+        if !self.client().await.map_err(failed)?.is_podman {
+            // Docker passes on no annotations of images.
+            return Ok(());
+        }
+        let path = format!("{LIBPOD}/containers/{id}/json");
+        let made: AnnotatedContainer = self.wire.get(&path).await.map_err(failed)?;
+        check_container(image, made.config.annotations.as_ref(), &[])
     }
 
     async fn inspect_image(&self, image: &str) -> Result<Option<ImageInspect>, ExecError> {

@@ -118,6 +118,7 @@ impl Docker {
         let body = create::body(&ground, run, step, options, &argv)?;
         let id = self.create_in(run, step, body, own_dir).await?;
         let prepared = async {
+            self.check_created(own_image(step).unwrap_or(&run.image), &id).await?;
             self.open_job_dir(&id, &user).await?;
             self.put_script(&id, &argv.files).await?;
             let gives = !step.secrets.given.is_empty();

@@ -74,6 +74,8 @@ struct Config {
     working_dir: String,
     #[serde(default)]
     labels: Option<HashMap<String, String>>,
+    #[serde(default)]
+    annotations: Option<HashMap<String, String>>,
 }
 
 /// Whether labels name a later epoch than this one.
@@ -121,6 +123,11 @@ impl Container {
     /// Whether it runs without a cgroup, so that no limit is enforced.
     pub(super) fn has_no_cgroup(&self) -> bool {
         self.host_config.cgroups == "disabled"
+    }
+
+    /// The annotations in its configuration, which the engine passes to the OCI runtime.
+    pub(super) fn annotations(&self) -> Option<&HashMap<String, String>> {
+        self.config.annotations.as_ref()
     }
 
     pub(super) fn id(&self) -> &str {

@@ -11,10 +11,46 @@ use super::call::{Ask, Fault, Reply, no_space, saw_a_removal};
 use super::http::Link;
 use super::image::{Known, PIN, RESUME, TAGS, is_to_squash};
 use super::{COMMITS, Podman, path};
+use crate::exec::annotations::check_image;
 use crate::exec::exhausted::no_temporary_space;
-use crate::ports::{ExecError, RunScope, Workspace};
+use crate::ports::{ExecError, RunScope, StopLevel, StopSignal, Workspace};
 
 impl Podman {
+    /// The first workspace of a run, or of a step with an image of its own.
+    pub(super) async fn first(
+        &self,
+        run: &RunScope,
+        stop: &StopSignal,
+    ) -> Result<Workspace, ExecError> {
+        let failed =
+            |cause: &str| ExecError::Image { image: run.image.clone(), cause: cause.into() };
+        let mut rejected = None;
+        if run.pull != PullPolicy::Always {
+            match self.base(run, &run.image).await {
+                Ok(Some(base)) => return Ok(base),
+                Ok(None) => {}
+                // A pull of another image with the same configuration can have replaced its
+                // annotations. A pull of this one restores them.
+                Err(cause @ ExecError::Image { .. }) => rejected = Some(cause),
+                Err(cause) => return Err(cause),
+            }
+        }
+        if run.pull == PullPolicy::Never {
+            let missing = || failed("the engine does not hold it, and its pull policy is never");
+            return Err(rejected.unwrap_or_else(missing));
+        }
+        let pulled = tokio::select! {
+            pulled = self.pull(run) => pulled,
+            _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
+        };
+        let id = pulled.map_err(|cause| match cause {
+            ExecError::Image { .. } => rejected.unwrap_or(cause),
+            other => other,
+        })?;
+        let gone = "it was pulled and is gone again: see what removes images on the engine's host";
+        self.base(run, &id).await?.ok_or_else(|| failed(gone))
+    }
+
     /// Pulls a run's image and returns its id.
     pub(super) async fn pull(&self, run: &RunScope) -> Result<String, ExecError> {
         // An image that already exists might have been pulled by somebody else.
@@ -42,11 +78,7 @@ impl Podman {
     }
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "all others say themselves what they are")]
-    pub(super) async fn base(
-        &self,
-        run: &RunScope,
-        name: &str,
-    ) -> Result<Option<Workspace>, ExecError> {
+    async fn base(&self, run: &RunScope, name: &str) -> Result<Option<Workspace>, ExecError> {
         let mut link = self.http.link();
         let looked = link.image(name).await;
         let looked = looked.map_err(|fault| match fault {
@@ -57,6 +89,7 @@ impl Podman {
             other => other.at("looking for an image", &self.http),
         })?;
         let Some(image) = looked else { return Ok(None) };
+        check_image(&run.image, image.annotations.as_ref())?;
         if !image.is_named() {
             let query = path::query(&[("repo", PIN), ("tag", run.run.as_str())]);
             let tag = Ask::post(format!("/images/{}/tag?{query}", image.id));

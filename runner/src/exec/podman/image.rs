@@ -66,6 +66,8 @@ pub(super) struct Inspected {
     config: Option<Config>,
     #[serde(default)]
     labels: Option<HashMap<String, String>>,
+    #[serde(default)]
+    pub(super) annotations: Option<HashMap<String, String>>,
     #[serde(default, rename = "RootFS")]
     root_fs: Option<RootFs>,
     #[serde(default)]

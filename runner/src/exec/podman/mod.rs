@@ -60,7 +60,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::future::join;
 use protocol::id::{NodeId, RunId};
-use protocol::pipeline::{PullPolicy, Step};
+use protocol::pipeline::Step;
 use protocol::time::Millis;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
@@ -80,7 +80,7 @@ use crate::exec::access::HostAccess;
 use crate::exec::job::volumes_of;
 use crate::ports::{
     BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, Left, LogSink,
-    Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
+    Ran, RunScope, StepSpec, StopSignal, Workspace,
 };
 
 /// How long the engine may take to say what it is.
@@ -334,26 +334,7 @@ impl Executor for Podman {
     }
 
     async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError> {
-        if run.pull != PullPolicy::Always
-            && let Some(base) = self.base(run, &run.image).await?
-        {
-            return Ok(base);
-        }
-        if run.pull == PullPolicy::Never {
-            return Err(ExecError::Image {
-                image: run.image.clone(),
-                cause: "the engine does not hold it, and its pull policy is never".into(),
-            });
-        }
-        let id = tokio::select! {
-            pulled = self.pull(run) => pulled?,
-            _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
-        };
-        self.base(run, &id).await?.ok_or_else(|| ExecError::Image {
-            image: run.image.clone(),
-            cause: "it was pulled and is gone again: see what removes images on the engine's host"
-                .into(),
-        })
+        self.first(run, stop).await
     }
 
     async fn adopt(

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::future::join;
 use protocol::id::RunId;
+use protocol::names;
 
 use super::Podman;
 use super::api::Life;
@@ -21,12 +22,13 @@ use super::output::{Attached, Follower, PATIENCE, attach};
 use super::refused::{is_half_made, not_entered};
 use super::stop;
 use super::volume::Tmpfs;
+use crate::exec::annotations::check_container;
 use crate::exec::argv::{Argv, SCRIPT_DIR, check_length};
 use crate::exec::beginning::Beginning;
 use crate::exec::copy::Seen;
 use crate::exec::deadline::{Flow, or_stopped};
 use crate::exec::exhausted::KeyWait;
-use crate::exec::job::{JobOptions, container_name, has_tty};
+use crate::exec::job::{JobOptions, container_name, has_tty, own_image};
 use crate::exec::mount::MountHost;
 use crate::exec::work_dir::is_about_work_dir;
 use crate::exec::{archive, given};
@@ -206,9 +208,7 @@ impl Podman {
         loop {
             let id = self.create(link, run, image, &mut create, Some(step)).await?;
             let prepared = async {
-                if limited {
-                    self.has_cgroup(link, &id).await?;
-                }
+                self.check_created(link, run, step, &id).await?;
                 self.make_dirs(&id, &obstacles.missing_dirs, 0o755).await?;
                 let attached = self.attached(link, step, &id).await?;
                 self.give(&id, &known.base.user, &step.secrets.given).await?;
@@ -287,11 +287,24 @@ impl Podman {
         }
     }
 
-    /// Rejects a container whose limits would not be enforced.
-    async fn has_cgroup(&self, link: &mut Link, id: &str) -> Result<(), ExecError> {
+    /// Rejects a created container whose annotations would be options of the OCI runtime, or whose
+    /// limits would not be enforced. The runtime reads the annotations at the attach, which is
+    /// later.
+    async fn check_created(
+        &self,
+        link: &mut Link,
+        run: &RunScope,
+        step: &StepSpec,
+        id: &str,
+    ) -> Result<(), ExecError> {
         let made = link.inspect(id, PATIENCE).await;
         let made = made.map_err(|fault| fault.at("looking at a step", &self.http))?;
-        if made.is_some_and(|made| made.has_no_cgroup()) {
+        // A container that is gone cannot be attached to.
+        let Some(made) = made else { return Ok(()) };
+        let image = own_image(step).unwrap_or(&run.image);
+        check_container(image, made.annotations(), &[names::LABEL_WORKER])?;
+        let limited = step.limits.cpu.is_some() || step.limits.mem.is_some();
+        if limited && made.has_no_cgroup() {
             return Err(ExecError::Unsupported(
                 "limits cannot be enforced: the container engine is configured to use no cgroups"
                     .into(),
