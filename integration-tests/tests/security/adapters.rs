@@ -49,7 +49,7 @@ pub(crate) fn adapters(granted: &Granted) -> Vec<Adapter> {
 
 impl Adapter {
     fn new(name: &'static str, url: &str, image: &str, is_docker: bool, granted: Granted) -> Self {
-        let access = HostAccess { granted: Some(granted), sockets: Vec::new() };
+        let access = HostAccess { granted: Some(granted), ..HostAccess::default() };
         let executor: Arc<dyn Executor> = if is_docker {
             let options = docker::Options { access, ..docker::Options::new(url) };
             Arc::new(Docker::connect(options).unwrap())

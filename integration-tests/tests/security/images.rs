@@ -9,9 +9,10 @@ use hyper::Method;
 use hyper_util::rt::TokioIo;
 use integration_tests::engine::{Api, Bench, files_of, shell};
 use integration_tests::services::Services;
-use runner::exec::access::Granted;
+use protocol::pipeline::PullPolicy;
+use runner::exec::access::{Granted, HostAccess};
 use runner::exec::podman::Options;
-use runner::ports::ExecError;
+use runner::ports::{ExecError, Executor as _, RunScope, Workspace};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::net::UnixStream;
@@ -194,4 +195,70 @@ async fn an_image_whose_annotations_another_pull_replaced_is_pulled_again() {
     bench.pass(&base, &shell(0, "true")).await;
     bench.destroy().await;
     api.remove_image(&evil).await;
+}
+
+#[tokio::test]
+async fn an_image_of_another_run_is_no_base() {
+    let Some(victim) = Bench::of_environment() else { return };
+    let base = victim.prepare().await;
+    let (kept, _) = victim.pass(&base, &shell(0, "echo private > /private")).await;
+    let Workspace::Image { id, .. } = kept else { panic!("{kept:?}") };
+    let run = &victim.run.run;
+    let names = [
+        format!("localhost/bob-run/s0-1-1:{run}"),
+        format!("bob-run/s0-1-1:{run}"),
+        format!("docker://localhost/bob-run/s0-1-1:{run}"),
+        id.clone(),
+        id[..20].to_owned(),
+    ];
+    for adapter in adapters(&Granted::default()).into_iter().filter(|it| it.name != "docker.io") {
+        for name in &names {
+            let why = adapter.refuses(&adapter.job("cat /private", json!({ "image": name }))).await;
+            assert!(why.contains(name.as_str()), "{}: {why}", adapter.name);
+            let error = adapter.fails_on(name).await;
+            assert!(matches!(error, ExecError::Unsupported(_)), "{}: {error:?}", adapter.name);
+        }
+        adapter.end().await;
+    }
+    // A person's own file can start from any image.
+    let person = Bench::new(&Options::new(&victim.url), &id);
+    let base = person.prepare().await;
+    let (_, said) = person.pass(&base, &shell(0, "cat /private")).await;
+    assert_eq!(said.text(), "private\n");
+    person.destroy().await;
+    victim.destroy().await;
+}
+
+#[tokio::test]
+async fn no_image_comes_from_the_checkpoint_registry() {
+    let Some(services) = Services::of_environment(REGISTRY) else { return };
+    let (url, host) = (services.get("CONTAINER_ENGINE_URL"), services.get("BOB_TEST_REGISTRY"));
+    let victim = Bench::new(&Options::new(url), services.get("BOB_TEST_IMAGE"));
+    let base = victim.prepare().await;
+    let (kept, _) = victim.pass(&base, &shell(0, "echo private > /private")).await;
+    let Workspace::Image { id, .. } = kept else { panic!("{kept:?}") };
+    // The same registry by another of its names, which no list can contain.
+    let other = format!("{host}/t-{}:1", uuid::Uuid::new_v4());
+    let user = services.get("BOB_TEST_REGISTRY_USER");
+    Api::of(url).push(&id, &other, user, services.get("BOB_TEST_REGISTRY_PASSWORD")).await;
+    victim.destroy().await;
+    let access = HostAccess {
+        granted: Some(Granted::default()),
+        checkpoints: Some(format!("{host}/bob-checkpoints")),
+        ..HostAccess::default()
+    };
+    let insecure_registries = vec![host.to_owned()];
+    let options = Options { access, insecure_registries, ..Options::new(url) };
+    let bench = Bench::new(&options, "");
+    for (image, told) in [
+        (format!("{host}/bob-checkpoints:{}.1.0.1", victim.run.run), "reserved"),
+        (other.clone(), "another run"),
+    ] {
+        let run = RunScope { image, pull: PullPolicy::Missing, ..bench.run.clone() };
+        let error = bench.podman.prepare(&run, &bench.stop).await.unwrap_err();
+        assert!(matches!(error, ExecError::Unsupported(_)), "{error:?}");
+        assert!(error.to_string().contains(told), "{error}");
+    }
+    bench.destroy().await;
+    Api::of(url).remove_image(&other).await;
 }

@@ -120,6 +120,7 @@ pub(super) fn access(engine: &config::Engine, is_of_user: bool) -> HostAccess {
     HostAccess {
         granted: (!is_of_user).then_some(granted),
         sockets: named.chain(engine.user_socket.clone()).collect(),
+        checkpoints: None,
     }
 }
 

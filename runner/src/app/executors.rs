@@ -10,6 +10,7 @@ use protocol::pipeline::ExecutorKind;
 use super::{Unavailable, engine};
 use crate::config::Config;
 use crate::egress::Policy;
+use crate::exec::access::HostAccess;
 use crate::exec::docker::{self, Docker};
 use crate::exec::local::{self, Local};
 use crate::exec::podman::{self, Podman};
@@ -38,7 +39,8 @@ pub(super) fn executor(
 ) -> anyhow::Result<Arc<dyn Executor>> {
     // A user who runs a file of their own needs no grants.
     let is_of_user = local.work_dir.is_some();
-    let access = engine::access(&config.engine, is_of_user);
+    let reserved = checkpoints.as_deref().map(podman::repository_of);
+    let access = HostAccess { checkpoints: reserved, ..engine::access(&config.engine, is_of_user) };
     // The engine stores a time and a stream name with each line.
     let log_bytes = config.worker.log_limit.map(|limit| limit.saturating_mul(2).max(LOG_BYTES));
     let lone: Option<Arc<dyn Executor>> = match &config.engine.docker_url {

@@ -12,6 +12,8 @@ pub struct HostAccess {
     pub granted: Option<Granted>,
     /// Other sockets of container engines on this host, besides the executor's own.
     pub sockets: Vec<PathBuf>,
+    /// The repository of checkpoints, `HOST[:PORT]/REPOSITORY`, which no step may name as its image.
+    pub checkpoints: Option<String>,
 }
 
 /// Grants to everyone who can start a run. The default grants nothing.

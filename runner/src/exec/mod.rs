@@ -6,6 +6,7 @@ mod annotations;
 mod archive;
 mod argv;
 mod auth;
+mod base_image;
 mod beginning;
 pub mod call;
 mod copy;

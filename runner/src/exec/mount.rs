@@ -171,7 +171,7 @@ mod tests {
                 |name: &str, is_read_only| SharedDir { path: root.join(name), is_read_only };
             let dirs = vec![share("cache", false), share("data", true), share("open", true)];
             let granted = Some(Granted { dirs, ..Granted::default() });
-            Self { _dir: dir, access: HostAccess { granted, sockets: Vec::new() }, root }
+            Self { _dir: dir, access: HostAccess { granted, ..HostAccess::default() }, root }
         }
 
         fn mount(&self, below: &str) -> Result<JobMount, String> {

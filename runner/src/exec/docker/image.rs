@@ -7,6 +7,7 @@ use bollard::errors::Error;
 use bollard::models::ImageInspect;
 use bollard::query_parameters::CreateImageOptionsBuilder;
 use futures::StreamExt as _;
+use protocol::names;
 use protocol::pipeline::PullPolicy;
 use serde::Deserialize;
 
@@ -42,11 +43,12 @@ impl Docker {
         stop: &StopSignal,
     ) -> Result<ImageInspect, ExecError> {
         let refused = |cause: String| ExecError::Image { image: image.to_owned(), cause };
+        self.access.check_image_name(image)?;
         let mut rejected = None;
         if run.pull != PullPolicy::Always
             && let Some(there) = self.inspect_image(image).await?
         {
-            match self.usable(image, there).await {
+            match self.usable(run, image, there).await {
                 // See `podman::chain`: a pull can restore its annotations.
                 Err(cause @ ExecError::Image { .. }) => rejected = Some(cause),
                 usable => return usable,
@@ -70,16 +72,20 @@ impl Docker {
                     .into(),
             ));
         };
-        self.usable(image, there).await
+        self.usable(run, image, there).await
     }
 
     /// Returns an image if a step may start from it.
     async fn usable(
         &self,
+        run: &RunScope,
         image: &str,
         there: ImageInspect,
     ) -> Result<ImageInspect, ExecError> {
         let failed = |error: Error| self.failed("looking at an image", &error);
+        let labels = there.config.as_ref().and_then(|config| config.labels.as_ref());
+        let owner = labels.and_then(|labels| labels.get(names::LABEL_RUN));
+        self.access.check_image_owner(image, owner.map(String::as_str), &run.run)?;
         // The engine would look up a name again at the creation.
         let Some(id) = there.id.as_deref() else {
             let cause = "the engine's description of it has no id".to_owned();

@@ -22,6 +22,7 @@ impl Podman {
         run: &RunScope,
         stop: &StopSignal,
     ) -> Result<Workspace, ExecError> {
+        self.access.check_image_name(&run.image)?;
         let failed =
             |cause: &str| ExecError::Image { image: run.image.clone(), cause: cause.into() };
         let mut rejected = None;
@@ -89,6 +90,7 @@ impl Podman {
             other => other.at("looking for an image", &self.http),
         })?;
         let Some(image) = looked else { return Ok(None) };
+        self.access.check_image_owner(&run.image, image.owner(), &run.run)?;
         check_image(&run.image, image.annotations.as_ref())?;
         if !image.is_named() {
             let query = path::query(&[("repo", PIN), ("tag", run.run.as_str())]);

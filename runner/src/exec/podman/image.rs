@@ -113,6 +113,11 @@ impl Inspected {
         Some(self.parent.as_str()).filter(|parent| !parent.is_empty())
     }
 
+    /// The run whose step committed it.
+    pub(super) fn owner(&self) -> Option<&str> {
+        self.labels.as_ref()?.get(names::LABEL_RUN).map(String::as_str)
+    }
+
     fn layers(&self) -> u32 {
         let layers = self.root_fs.as_ref().and_then(|root| root.layers.as_ref());
         layers.map_or(1, |layers| u32::try_from(layers.len()).unwrap_or(u32::MAX))

@@ -74,6 +74,7 @@ use registry::Registry;
 use remove::{Ghosts, Reaper};
 
 pub use look::Change;
+pub use registry::repository_of;
 pub use remains::{Remains, Seen};
 
 use crate::exec::access::HostAccess;

@@ -48,6 +48,13 @@ struct Token {
     token: String,
 }
 
+/// The full name of the checkpoint repository in a setting `HOST[:PORT][/REPOSITORY]`.
+#[must_use]
+pub fn repository_of(name: &str) -> String {
+    let (host, repository) = name.split_once('/').unwrap_or((name, REPOSITORY));
+    format!("{host}/{repository}")
+}
+
 impl Registry {
     /// Parses `HOST[:PORT][/REPOSITORY]`.
     pub(super) fn new(name: &str, is_insecure: impl FnOnce(&str) -> bool) -> Result<Self, String> {
