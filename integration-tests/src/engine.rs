@@ -343,6 +343,17 @@ impl Api {
         serde_json::to_string(&said).expect("as it came")
     }
 
+    /// The directory of the engine's host with what changed in a container.
+    ///
+    /// # Panics
+    /// If the engine does not answer, or has no such directory.
+    pub async fn changed_dir(&self, container: &str) -> std::path::PathBuf {
+        let said = self.client.containers().get(container).inspect().await.expect("a container");
+        let said = serde_json::to_value(said).expect("as it came");
+        let dir = said["GraphDriver"]["Data"]["UpperDir"].as_str();
+        dir.expect("a directory of an overlay").into()
+    }
+
     /// The engine's description of an image.
     ///
     /// # Panics

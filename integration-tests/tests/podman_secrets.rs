@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use integration_tests::engine::{Api, Bench, shell};
 use runner::ports::{
-    ExecError, Executor as _, Forbidden, Given, Search, Secret, StepSecrets, StepSpec,
+    ExecError, Executor as _, Forbidden, Given, Search, Secret, StepSecrets, StepSpec, Workspace,
 };
 use runner::rules::mask::{Finder, Mask};
 
@@ -107,6 +107,13 @@ async fn a_step_that_leaves_a_secret_in_a_file_leaves_nothing() {
         ("echo \"# $TOKEN\" >> /etc/profile".to_owned(), "/etc/profile"),
         (format!("{many}; echo $TOKEN > /tmp/x"), "/tmp/x"),
         ("mkdir /l; ln -s \"$(printf %s $TOKEN | base64)\" /l/link".to_owned(), "/l/link"),
+        // The engine follows a link, and describes it by the place it leads to.
+        ("ln -s \"$TOKEN\" /etc/link".to_owned(), "/etc/link"),
+        ("ln -s \"$TOKEN/../up\" /tmp/link".to_owned(), "/tmp/link"),
+        ("ln -s \"$TOKEN\" /link; ln -s /bin/sh /other".to_owned(), "/link"),
+        ("ln -s \"$TOKEN\" /tmp/link; ln -s link /tmp/other".to_owned(), "/tmp/link"),
+        ("ln -s /loop /loop; echo $TOKEN > /x".to_owned(), "/x"),
+        (format!("{many}; ln -s \"$TOKEN\" /tmp/link"), "/tmp/link"),
     ] {
         let step = with_token(0, &line);
         let (ran, _) = bench.step(&base, &step).await;
@@ -122,6 +129,46 @@ async fn a_step_that_leaves_a_secret_in_a_file_leaves_nothing() {
     let (left, _) = bench.pass(&base, &step).await;
     let (_, kept) = bench.pass(&left, &shell(1, "ls /tmp | wc -l")).await;
     assert_eq!(kept.text().trim(), "59");
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn an_extended_attribute_is_searched_too() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let base = bench.prepare().await;
+    let many = "i=0; while [ $i -lt 60 ]; do echo $i > /tmp/$i; i=$((i+1)); done";
+    for (line, file) in [("echo x > /srv-x", "srv-x"), (&*format!("{many}; echo x > /y"), "y")] {
+        let step = with_token(0, line);
+        let (ran, _) = bench.step(&base, &step).await;
+        let Workspace::Container { id, .. } = &ran.left else { panic!("{:?}", ran.left) };
+        // The base image has no program that sets one. The value has a new line, which an archive
+        // must not take for the end of the attribute.
+        let dir = Api::of(&bench.url).changed_dir(id).await;
+        let value = format!("a\n{TOKEN}");
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(dir.join(file), "user.note", value.as_bytes(), flags).unwrap();
+        match bench.podman.checkpoint(&bench.run, ran.left.clone(), &step).await {
+            Err(ExecError::SecretLeak { path, .. }) => assert_eq!(path, format!("/{file}")),
+            other => panic!("{line}: {other:?}"),
+        }
+    }
+    bench.destroy().await;
+}
+
+#[tokio::test]
+async fn a_step_with_more_changes_than_can_be_searched_fails_with_a_sentence() {
+    let Some(bench) = Bench::of_environment() else { return };
+    let base = bench.prepare().await;
+    // 24,000 paths of 3,000 bytes are 72 MB.
+    let line = "d=$(printf x%.0s $(seq 200)); cd /tmp; \
+                for i in $(seq 15); do mkdir $d; cd $d; done; \
+                for i in $(seq 24000); do : > $i; done";
+    let step = with_token(0, line);
+    let (ran, _) = bench.step(&base, &step).await;
+    assert_eq!(ran.exit.code, 0);
+    let error = bench.podman.checkpoint(&bench.run, ran.left, &step).await.unwrap_err();
+    assert!(matches!(error, ExecError::Unsupported(_)), "{error:?}");
+    assert!(error.to_string().contains("too many files"), "{error}");
     bench.destroy().await;
 }
 

@@ -26,7 +26,11 @@ const PREFIX: &str = "/v4.0.0/libpod";
 /// How long the engine may take to begin a response, and then to send the next bytes of it.
 pub(super) const ANSWERS: Duration = Duration::from_secs(120);
 
-/// What goes out with a request.
+/// The maximum length of a response that is read into memory, in bytes. A step decides how many
+/// paths the list of its changes has.
+const LONGEST: usize = 64 << 20;
+
+/// The body of a request.
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// Why a call failed.
@@ -123,8 +127,10 @@ pub(super) fn saw_a_removal(message: &str) -> bool {
 pub(super) struct Reply {
     /// The HTTP status.
     pub(super) status: u16,
-    /// The body.
+    /// The body. Empty if it was too long.
     pub(super) body: Bytes,
+    /// Whether the body was longer than [`LONGEST`].
+    pub(super) is_too_long: bool,
 }
 
 #[derive(Deserialize)]
@@ -149,6 +155,9 @@ impl Reply {
 
     /// The body as JSON.
     pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, Fault> {
+        if self.is_too_long {
+            return Err(Fault::Garbled(format!("more than {LONGEST} bytes")));
+        }
         serde_json::from_slice(&self.body).map_err(|cause| Fault::Garbled(cause.to_string()))
     }
 }
@@ -230,7 +239,7 @@ pub(super) fn empty() -> Body {
 
 /// The fault of a failed connection, with its chain of causes.
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-pub(super) fn broken(cause: hyper::Error) -> Fault {
+pub(super) fn broken<E: std::error::Error>(cause: E) -> Fault {
     let mut text = cause.to_string();
     let mut deeper = std::error::Error::source(&cause);
     while let Some(source) = deeper {
@@ -243,18 +252,33 @@ pub(super) fn broken(cause: hyper::Error) -> Fault {
 /// Reads a response to its end.
 pub(super) async fn read(answer: Response<Incoming>) -> Result<Reply, Fault> {
     let status = answer.status().as_u16();
-    let (mut body, mut all) = (answer.into_body(), BytesMut::new());
+    let body = collect(answer.into_body(), LONGEST).await?;
+    Ok(Reply { status, is_too_long: body.is_none(), body: body.unwrap_or_default() })
+}
+
+/// Reads a body to its end. `None` if it has more than `most` bytes.
+async fn collect<B>(body: B, most: usize) -> Result<Option<Bytes>, Fault>
+where
+    B: hyper::body::Body<Data = Bytes>,
+    B::Error: std::error::Error,
+{
+    let mut body = std::pin::pin!(body);
+    let mut all = BytesMut::new();
     while let Some(bytes) = next_bytes(&mut body, ANSWERS).await? {
+        if all.len() + bytes.len() > most {
+            return Ok(None);
+        }
         all.extend_from_slice(&bytes);
     }
-    Ok(Reply { status, body: all.freeze() })
+    Ok(Some(all.freeze()))
 }
 
 /// The next bytes of a response, which must come within this time; `None` at its end.
-pub(super) async fn next_bytes(
-    body: &mut Incoming,
-    within: Duration,
-) -> Result<Option<Bytes>, Fault> {
+pub(super) async fn next_bytes<B>(body: &mut B, within: Duration) -> Result<Option<Bytes>, Fault>
+where
+    B: hyper::body::Body<Data = Bytes> + Unpin,
+    B::Error: std::error::Error,
+{
     loop {
         let frame = timeout(within, body.frame()).await.map_err(|_| Fault::Late(within))?;
         match frame.transpose().map_err(broken)?.map(Frame::into_data) {
@@ -281,13 +305,24 @@ mod tests {
 
     #[test]
     fn a_refusal_says_what_the_engine_said_whatever_its_form() {
-        let said = |status, body: &'static str| {
-            let reply = Reply { status, body: Bytes::from_static(body.as_bytes()) };
-            reply.good().unwrap_err().to_string()
+        let reply = |status, body: &'static str| Reply {
+            status,
+            body: Bytes::from_static(body.as_bytes()),
+            is_too_long: false,
         };
+        let said = |status, body: &'static str| reply(status, body).good().unwrap_err().to_string();
         assert_eq!(said(500, r#"{"cause":"c","message":"m","response":500}"#), "m");
         assert_eq!(said(502, "bad gateway\n"), "bad gateway");
         assert_eq!(said(404, ""), "status 404");
-        assert!(Reply { status: 304, body: Bytes::new() }.good().is_err());
+        assert!(reply(304, "").good().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_response_is_read_up_to_its_limit() {
+        let body = || Full::new(Bytes::from_static(b"12345"));
+        assert_eq!(collect(body(), 5).await.unwrap().as_deref(), Some(&b"12345"[..]));
+        assert_eq!(collect(body(), 4).await.unwrap(), None);
+        let long = Reply { status: 200, body: Bytes::new(), is_too_long: true };
+        assert!(long.json::<()>().unwrap_err().to_string().contains("more than 67108864 bytes"));
     }
 }

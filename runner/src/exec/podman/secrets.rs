@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use hyper::Method;
+use hyper::body::Incoming;
 use tokio_util::io::StreamReader;
 
 use super::call::{ANSWERS, Fault, bytes_of, empty};
