@@ -86,8 +86,7 @@ impl HostAccess {
     /// Whether mounting this path would give access to an engine. `own` is the executor's own
     /// socket.
     pub(super) fn hands_over_an_engine(&self, path: &Path, own: Option<&Path>) -> bool {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if SOCKET_NAMES.contains(&name) {
+        if is_named_like_a_socket(path) {
             return true;
         }
         let mut known = self.sockets.iter().map(PathBuf::as_path).chain(own).map(real);
@@ -99,6 +98,12 @@ impl HostAccess {
         let usual = USUAL_SOCKETS.iter().map(Path::new).map(real);
         known.chain(usual).any(|socket| socket.starts_with(path))
     }
+}
+
+/// Whether the last component of a path is the name of an engine's socket. Does not read the host.
+pub(super) fn is_named_like_a_socket(path: &Path) -> bool {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    SOCKET_NAMES.contains(&name)
 }
 
 /// Resolves links in a path, even if its last components do not exist.

@@ -1,5 +1,7 @@
 //! The options of a step with an image of its own, on any engine.
 
+use std::path::Path;
+
 use protocol::id::RunId;
 use protocol::pipeline::{ExecutorKind, Mount, MountSource, Step};
 use serde::Deserialize;
@@ -7,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::mount::{JobMount, MountHost};
 use super::with;
-use crate::ports::{ExecError, StepSpec};
+use crate::ports::{ExecError, StepSpec, StopLevel, StopSignal};
 
 /// A label that users choose to group their containers.
 pub(super) const NAMESPACE: &str = "namespace";
@@ -76,14 +78,43 @@ fn mount(name: &str, text: &str) -> Result<Mount, String> {
 }
 
 impl JobOptions {
-    /// The options of a step, with its mounts resolved and checked.
+    /// The options of a step, with its mounts resolved and checked. A path of the host can hang, so
+    /// another thread resolves it, and a raised `stop` does not wait for it.
     ///
     /// # Errors
     /// [`ExecError::Unsupported`] if `with` has a value that this step cannot use.
-    pub(super) fn of(step: &StepSpec, host: MountHost<'_>) -> Result<Self, ExecError> {
-        let name = step.name.as_str();
+    pub(super) async fn resolve(
+        step: &StepSpec,
+        host: MountHost<'_>,
+        stop: &StopSignal,
+    ) -> Result<Self, ExecError> {
+        if !step.with.contains_key("mounts") {
+            return Self::of(step.name.as_str(), step.executor, &step.with, host);
+        }
+        let (name, executor, with) = (step.name.clone(), step.executor, step.with.clone());
+        let (access, socket) = (host.access.clone(), host.socket.map(Path::to_owned));
+        let resolving = tokio::task::spawn_blocking(move || {
+            let host = MountHost { access: &access, socket: socket.as_deref() };
+            Self::of(name.as_str(), executor, &with, host)
+        });
+        tokio::select! {
+            biased;
+            resolved = resolving => resolved.map_err(|cause| ExecError::Engine {
+                doing: "resolving the mounts of a step".to_owned(),
+                cause: cause.to_string(),
+            })?,
+            _ = stop.above(StopLevel::Run) => Err(ExecError::NotStarted),
+        }
+    }
+
+    fn of(
+        name: &str,
+        executor: ExecutorKind,
+        with: &Map<String, Value>,
+        host: MountHost<'_>,
+    ) -> Result<Self, ExecError> {
         let read = || -> Result<Self, String> {
-            let with = With::read(name, step.executor, &step.with)?;
+            let with = With::read(name, executor, with)?;
             let mut mounts = Vec::new();
             for text in with.mounts.iter().flatten() {
                 let resolved = host.resolve(mount(name, text)?);
@@ -93,6 +124,12 @@ impl JobOptions {
             Ok(Self { mounts, namespace: with.namespace, tty })
         };
         read().map_err(ExecError::Unsupported)
+    }
+
+    /// The options of a step in a test.
+    #[cfg(test)]
+    pub(super) fn of_step(step: &StepSpec, host: MountHost<'_>) -> Result<Self, ExecError> {
+        Self::of(step.name.as_str(), step.executor, &step.with, host)
     }
 }
 
@@ -147,7 +184,7 @@ pub(super) mod tests {
     fn options(with: Value) -> Result<JobOptions, String> {
         let access = HostAccess::default();
         let host = MountHost { access: &access, socket: None };
-        JobOptions::of(&docker_step(with), host).map_err(|cause| cause.to_string())
+        JobOptions::of_step(&docker_step(with), host).map_err(|cause| cause.to_string())
     }
 
     #[test]
@@ -196,7 +233,7 @@ pub(super) mod tests {
         };
         let access = HostAccess::default();
         let host = MountHost { access: &access, socket: None };
-        let why = JobOptions::of(&on_podman, host).unwrap_err().to_string();
+        let why = JobOptions::of_step(&on_podman, host).unwrap_err().to_string();
         assert!(why.contains("executor podman has no key `mounts`"), "{why}");
     }
 

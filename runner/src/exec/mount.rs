@@ -4,13 +4,17 @@
 //! a path is passed on only if nobody but the operator can change where it leads in the meantime.
 
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use protocol::pipeline::{Mount, MountOption, MountSource};
 use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, open, openat2};
 use rustix::process::geteuid;
 
-use super::access::{Granted, HostAccess, real};
+use super::access::{Granted, HostAccess, is_named_like_a_socket, real};
+
+const HANDS_OVER: &str = "would hand a container engine's socket to the step";
+const NOT_SHARED: &str =
+    "shows a directory of the host that this worker does not share: see BOB_SHARED_DIRS";
 
 /// A mount as passed to the engine.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,6 +44,8 @@ pub(super) struct MountHost<'a> {
 impl MountHost<'_> {
     /// The mount for the engine, if the step may have it.
     ///
+    /// Reads the host, which can hang on a network file system.
+    ///
     /// # Errors
     /// The rest of a sentence that begins with the mount.
     pub(super) fn resolve(&self, mount: Mount) -> Result<JobMount, String> {
@@ -52,9 +58,25 @@ impl MountHost<'_> {
 
     fn path(&self, path: &str, mount: &Mount) -> Result<PathBuf, String> {
         let path = std::path::absolute(path).map_err(|cause| format!("has no source: {cause}"))?;
+        let path = match &self.access.granted {
+            Some(granted) => {
+                let plain = without_dots(&path);
+                if is_named_like_a_socket(&plain) {
+                    return Err(HANDS_OVER.to_owned());
+                }
+                // Do not touch any other path: the host could mount something there, or hang.
+                let is_below = |root: &Path| plain.starts_with(root);
+                let mut roots = granted.dirs.iter().map(|dir| &dir.path);
+                if !roots.any(|root| is_below(root) || is_below(&real(root))) {
+                    return Err(NOT_SHARED.to_owned());
+                }
+                plain
+            }
+            None => path,
+        };
         let path = real(&path);
         if self.access.hands_over_an_engine(&path, self.socket) {
-            return Err("would hand a container engine's socket to the step".to_owned());
+            return Err(HANDS_OVER.to_owned());
         }
         if let Some(granted) = &self.access.granted {
             self.is_granted(granted, &path, mount)?;
@@ -67,10 +89,7 @@ impl MountHost<'_> {
         let above = roots.filter(|(root, _)| path.starts_with(root));
         let Some((root, is_read_only)) = above.max_by_key(|(root, _)| root.components().count())
         else {
-            return Err(
-                "shows a directory of the host that this worker does not share: see BOB_SHARED_DIRS"
-                    .to_owned(),
-            );
+            return Err(NOT_SHARED.to_owned());
         };
         if let Some(option) = mount.options.iter().find(|option| changes_the_host(**option)) {
             return Err(format!(
@@ -98,6 +117,21 @@ impl MountHost<'_> {
         }
         is_fixed(&root, below)
     }
+}
+
+/// Removes `.` and `..` from an absolute path without reading the host.
+fn without_dots(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => {
+                plain.pop();
+            }
+            Component::CurDir => {}
+            Component::Prefix(_) | Component::RootDir | Component::Normal(_) => plain.push(part),
+        }
+    }
+    plain
 }
 
 /// Whether an option makes the engine change the files themselves.
@@ -196,6 +230,29 @@ mod tests {
         for refused in ["other:/x", "cache/../other:/x", ".:/x"] {
             let why = shares.mount(refused).unwrap_err();
             assert!(why.contains("BOB_SHARED_DIRS"), "{why}");
+        }
+    }
+
+    #[test]
+    fn no_path_outside_the_shared_directories_is_resolved() {
+        let shares = Shares::new();
+        // Following this link would lead into a shared directory.
+        symlink(shares.root.join("cache"), shares.root.join("other/link")).unwrap();
+        for refused in ["other/link:/x", "cache/../other/link:/x", "other/link/../cache:/x"] {
+            let why = shares.mount(refused).unwrap_err();
+            assert!(why.contains("BOB_SHARED_DIRS"), "{refused}: {why}");
+        }
+        // The operator's own link to a shared directory is followed.
+        let granted = Granted {
+            dirs: vec![SharedDir { path: shares.root.join("other/link"), is_read_only: false }],
+            ..Granted::default()
+        };
+        let access = HostAccess { granted: Some(granted), ..HostAccess::default() };
+        let host = MountHost { access: &access, socket: None };
+        for source in ["other/link", "cache"] {
+            let text = format!("{}/{source}:/x", shares.root.display());
+            let made = host.resolve(text.parse().unwrap()).unwrap();
+            assert_eq!(made.source, Source::Dir(shares.root.join("cache")));
         }
     }
 

@@ -57,7 +57,7 @@ impl Docker {
                 _ = stop.above(StopLevel::Run) => false,
             }
         };
-        let (ready, open) = join(or_stopped(self.ready(run, step, image), stop), opened).await;
+        let (ready, open) = join(or_stopped(self.ready(run, step, image, stop), stop), opened).await;
         let ready = ready?;
         let id = ready.id.clone();
         if !open || stop.level() > StopLevel::Run || !gate.stands() {
@@ -83,6 +83,7 @@ impl Docker {
         run: &RunScope,
         step: &StepSpec,
         image: bollard::models::ImageInspect,
+        stop: &StopSignal,
     ) -> Result<Ready, ExecError> {
         let client =
             self.client().await.map_err(|error| self.failed("asking what it is", &error))?;
@@ -93,7 +94,7 @@ impl Docker {
         let network = network.map(|text| self.access.network(step.name.as_str(), text));
         let network = network.transpose().map_err(ExecError::Unsupported)?;
         let host = MountHost { access: &self.access, socket: self.socket() };
-        let options = JobOptions::of(step, host)?;
+        let options = JobOptions::resolve(step, host, stop).await?;
         self.may_mount(step, &options.mounts)?;
         secrets::can_be_given(step, options.tty)?;
         let has_tty = options.tty;

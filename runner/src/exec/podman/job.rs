@@ -142,7 +142,7 @@ mod tests {
         let step = docker_step(json!({ "image": "i", "mounts": mounts }));
         let access = HostAccess::default();
         let host = MountHost { access: &access, socket: None };
-        let options = JobOptions::of(&step, host).unwrap();
+        let options = JobOptions::of_step(&step, host).unwrap();
         let mut create = super::super::create::tests::of(&step);
         put(options, &step, &mut create);
         let expected = json!([{ "type": "bind", "source": "/tmp", "destination": "/cache", "options": ["rbind", "ro"] }]);

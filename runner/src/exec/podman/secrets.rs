@@ -11,7 +11,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use hyper::Method;
-use hyper::body::Incoming;
 use tokio_util::io::StreamReader;
 
 use super::call::{ANSWERS, Fault, bytes_of, empty};

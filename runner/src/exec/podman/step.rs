@@ -186,7 +186,7 @@ impl Podman {
         let network = network.map(|text| self.access.network(step.name.as_str(), text));
         let network = network.transpose().map_err(ExecError::Unsupported)?;
         let host = MountHost { access: &self.access, socket: self.http.socket() };
-        let options = JobOptions::of(step, host)?;
+        let options = JobOptions::resolve(step, host, stop).await?;
         self.has_volumes(link, step, &options.mounts).await?;
         let argv = Argv::of(step, &known.base.entrypoint);
         let program = argv.program();
