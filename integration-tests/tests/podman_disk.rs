@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use integration_tests::engine::{Api, Bench, shell, step};
 use integration_tests::services::{OwnServices, Services};
-use protocol::pipeline::PullPolicy;
+use protocol::pipeline::{ExecutorKind, PullPolicy};
 use protocol::time::Millis;
+use runner::exec::access::{Granted, HostAccess};
 use runner::exec::podman::Options;
-use runner::ports::{BaseImage, ExecError, Executor as _, Workspace};
+use runner::ports::{BaseImage, ExecError, Executor as _, StepSpec, Workspace};
 
 const REGISTRY: &[&str] = &[
     "CONTAINER_ENGINE_URL",
@@ -205,4 +206,45 @@ async fn a_disk_is_the_one_that_the_engine_writes_to() {
     let disk = small.podman.disk().await.unwrap().unwrap();
     assert_eq!(disk.total, 64 << 20);
     assert!(disk.free < disk.total && disk.percent() < 50, "{disk:?}");
+}
+
+#[tokio::test]
+async fn a_volume_that_steps_share_is_removed_unless_a_container_uses_it() {
+    let Some(services) = Services::of_environment(REGISTRY) else { return };
+    let access = HostAccess { granted: Some(Granted::default()), ..HostAccess::default() };
+    let options = Options { access, ..Options::new(services.get("CONTAINER_ENGINE_URL")) };
+    let bench = Bench::new(&options, services.get("BOB_TEST_IMAGE"));
+    let base = bench.prepare().await;
+    let names = [(); 3].map(|()| format!("t-{}", uuid::Uuid::new_v4()));
+    let job = |position, name: &String, line| {
+        let with =
+            serde_json::json!({ "image": bench.run.image, "mounts": [format!("{name}:/v")] });
+        StepSpec {
+            executor: ExecutorKind::Docker,
+            with: serde_json::from_value(with).unwrap(),
+            ..shell(position, line)
+        }
+    };
+    for name in [&names[0], &names[1], &names[2], &names[0]] {
+        let (ran, _) = bench.step(&base, &job(0, name, "echo x > /v/x")).await;
+        bench.podman.discard(&bench.run, ran.left).await;
+    }
+    let listed = async || {
+        let listed = bench.podman.shared_volumes().await.unwrap();
+        listed.into_iter().filter(|name| names.contains(name)).collect::<Vec<_>>()
+    };
+    assert_eq!(listed().await, [&names[1], &names[2], &names[0]].map(Clone::clone));
+    let used = job(1, &names[0], "exec sleep 1000");
+    let api = Api::of(&bench.url);
+    tokio::select! {
+        ended = bench.try_step(&base, &used) => panic!("the step ended: {ended:?}"),
+        () = integration_tests::engine::until("a step that runs", || api.runs(&bench.run.run)) => {}
+    }
+    assert!(!bench.podman.remove_shared_volume(&names[0]).await.unwrap(), "it is in use");
+    bench.destroy().await;
+    for name in &names {
+        assert!(bench.podman.remove_shared_volume(name).await.unwrap());
+        assert!(bench.podman.remove_shared_volume(name).await.unwrap(), "it is gone already");
+    }
+    assert_eq!(listed().await, [""; 0]);
 }

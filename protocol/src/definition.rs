@@ -99,6 +99,20 @@ pub fn image_of(record: &[u8], definition: Option<&[u8]>) -> Option<String> {
     image(record).or_else(|| image(definition?))
 }
 
+/// The mounts of the steps of a run, as written, from its record and the key of its immutable parts.
+/// Everything else is ignored, as for [`image_of`].
+#[must_use]
+pub fn mounts_of(record: &[u8], definition: Option<&[u8]>) -> Vec<String> {
+    let mounts = |json: &[u8]| {
+        let json: Value = serde_json::from_slice(json).ok()?;
+        let steps = json.get("pipeline")?.get("steps")?.as_array()?;
+        let mounts = steps.iter().filter_map(|step| step.get("with")?.get("mounts")?.as_array());
+        let texts = mounts.flatten().filter_map(Value::as_str).map(str::to_owned);
+        Some(texts.collect())
+    };
+    mounts(record).or_else(|| mounts(definition?)).unwrap_or_default()
+}
+
 const PIPELINE: &str = "pipeline.";
 
 /// Parses JSON and returns the first unknown key for which `counts` returns `true`.

@@ -263,6 +263,14 @@ impl Executor for Executors {
     async fn remove_base(&self, image: &BaseImage) -> Result<bool, ExecError> {
         self.main().remove_base(image).await
     }
+
+    async fn shared_volumes(&self) -> Result<Vec<String>, ExecError> {
+        self.main().shared_volumes().await
+    }
+
+    async fn remove_shared_volume(&self, name: &str) -> Result<bool, ExecError> {
+        self.main().remove_shared_volume(name).await
+    }
 }
 
 #[cfg(all(test, feature = "testing"))]

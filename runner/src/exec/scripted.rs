@@ -23,7 +23,7 @@
 //! secrets, and a single file can be exported. An import is read but not unpacked.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -59,6 +59,10 @@ pub struct Scripted {
     running: Mutex<HashMap<String, u32>>,
     disk: Mutex<Option<Disk>>,
     bases: Mutex<Vec<BaseImage>>,
+    /// The shared volumes with their sizes in bytes.
+    volumes: Mutex<Vec<(String, u64)>>,
+    /// The bytes on the disk of each run that left something.
+    weight: AtomicU64,
     is_away: AtomicBool,
     /// The runs whose containers were ended, and up to which epoch.
     ended: Mutex<BTreeMap<RunId, Epoch>>,
@@ -74,7 +78,7 @@ impl Scripted {
         running.get(&format!("{run}/{step}")).copied().unwrap_or(0)
     }
 
-    /// Reports this disk from now on. Removing base images frees space on it.
+    /// Reports this disk from now on. Removing base images, volumes and runs frees space on it.
     pub fn fill_disk(&self, disk: Disk) {
         *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(disk);
     }
@@ -106,6 +110,23 @@ impl Scripted {
     /// Reports these images as pulled by bob-runner.
     pub fn have_bases(&self, bases: Vec<BaseImage>) {
         *self.bases.lock().unwrap_or_else(PoisonError::into_inner) = bases;
+    }
+
+    /// Reports these volumes as shared by steps, least recently used first.
+    pub fn have_volumes(&self, volumes: &[(&str, u64)]) {
+        let volumes = volumes.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes));
+        *self.volumes.lock().unwrap_or_else(PoisonError::into_inner) = volumes.collect();
+    }
+
+    /// Sets how many bytes the removal of a run frees.
+    pub fn weigh_runs(&self, bytes: u64) {
+        self.weight.store(bytes, Ordering::Relaxed);
+    }
+
+    fn free(&self, bytes: u64) {
+        if let Some(disk) = &mut *self.disk.lock().unwrap_or_else(PoisonError::into_inner) {
+            disk.free = disk.total.min(disk.free + bytes);
+        }
     }
 
     /// Records an owner. `false` if a later one was seen.
@@ -425,7 +446,9 @@ impl Executor for Scripted {
     }
 
     async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
-        self.made.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
+        if self.made.lock().unwrap_or_else(PoisonError::into_inner).remove(run).is_some() {
+            self.free(self.weight.load(Ordering::Relaxed));
+        }
         Ok(())
     }
 
@@ -464,8 +487,20 @@ impl Executor for Scripted {
     async fn remove_base(&self, image: &BaseImage) -> Result<bool, ExecError> {
         let mut bases = self.bases.lock().unwrap_or_else(PoisonError::into_inner);
         bases.retain(|base| base.id != image.id);
-        if let Some(disk) = &mut *self.disk.lock().unwrap_or_else(PoisonError::into_inner) {
-            disk.free = disk.total.min(disk.free + image.bytes);
+        self.free(image.bytes);
+        Ok(true)
+    }
+
+    async fn shared_volumes(&self) -> Result<Vec<String>, ExecError> {
+        let volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(volumes.iter().map(|(name, _)| name.clone()).collect())
+    }
+
+    async fn remove_shared_volume(&self, name: &str) -> Result<bool, ExecError> {
+        let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = volumes.iter().position(|(it, _)| it == name);
+        if let Some(at) = found {
+            self.free(volumes.remove(at).1);
         }
         Ok(true)
     }

@@ -344,4 +344,16 @@ pub trait Executor: Send + Sync {
     /// Removes a base image that this executor pulled. Returns `false` and keeps the image if it is
     /// in use by now or another user has given it a name.
     async fn remove_base(&self, image: &BaseImage) -> Result<bool, ExecError>;
+
+    /// Returns the names of the volumes that steps created and share, least recently used first. An
+    /// engine without such volumes has none.
+    async fn shared_volumes(&self) -> Result<Vec<String>, ExecError> {
+        Ok(Vec::new())
+    }
+
+    /// Removes a volume that steps created and share. Returns `false` and keeps it if a container
+    /// uses it.
+    async fn remove_shared_volume(&self, _name: &str) -> Result<bool, ExecError> {
+        Ok(false)
+    }
 }

@@ -1,15 +1,11 @@
 //! Removes pulled base images, least recently used first, if they exceed their limit or the disk is
 //! too full. Images of runs that have not ended are kept.
 
-use std::collections::{BTreeSet, HashMap};
-
-use protocol::definition;
-use protocol::id::RunId;
-use protocol::names;
 use tracing::{info, warn};
 
 use super::Shared;
-use crate::ports::{BaseImage, ExecError, StoreError, Txn};
+use super::wanted::Wanted;
+use crate::ports::{BaseImage, ExecError};
 
 /// The condition that ends the removal.
 #[derive(Debug, Clone, Copy)]
@@ -18,36 +14,6 @@ enum Until {
     Bytes(u64),
     /// Less than this percentage of the engine's disk is used.
     Below(u8),
-}
-
-/// The base image of each run that has not ended. It never changes during a run.
-#[derive(Debug, Default)]
-struct Wanted(HashMap<RunId, Option<String>>);
-
-impl Wanted {
-    /// Reads the runs that are open now.
-    async fn look(&mut self, shared: &Shared) -> Result<(), StoreError> {
-        let store = &shared.ports.store;
-        let open = store.list(names::OPEN).await?.entries;
-        let runs = open.iter().filter_map(|open| open.key.strip_prefix(names::OPEN)?.parse().ok());
-        let runs: BTreeSet<RunId> = runs.collect();
-        self.0.retain(|run, _| runs.contains(run));
-        for run in runs {
-            if self.0.contains_key(&run) {
-                continue;
-            }
-            let look = Txn::new().read(names::run_key(&run)).read(names::definition_key(&run));
-            let look = store.txn(look).await?;
-            let Some(entry) = look.entry(0) else { continue };
-            let definition = look.entry(1).map(|definition| definition.value.as_slice());
-            self.0.insert(run, definition::image_of(&entry.value, definition));
-        }
-        Ok(())
-    }
-
-    fn images(&self) -> impl Iterator<Item = &str> {
-        self.0.values().filter_map(Option::as_deref)
-    }
 }
 
 /// Records which images were used, and removes images above the limit.
@@ -117,6 +83,11 @@ async fn is_reached(shared: &Shared, until: Until, bytes: u64) -> Result<bool, E
             Ok(disk.is_none_or(|disk| disk.percent() < percent))
         }
     }
+}
+
+/// Whether the engine's disk is below the low watermark.
+pub(super) async fn has_room(shared: &Shared) -> Result<bool, ExecError> {
+    is_reached(shared, Until::Below(shared.options.disk.low), 0).await
 }
 
 fn name(base: &BaseImage) -> &str {

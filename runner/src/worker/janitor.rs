@@ -66,9 +66,9 @@ pub(super) async fn sweep(shared: &Shared) {
     };
     let ours = left.into_iter().filter(|left| left.cluster.as_deref() == Some(&*shared.cluster));
     for run in ours.map(|left| left.run) {
-        match is_needed(shared, &run).await {
-            Ok(true) => {}
-            Ok(false) => match executor.destroy(&run).await {
+        match need(shared, &run).await {
+            Ok(Need::Open | Need::Retained { .. }) => {}
+            Ok(Need::None) => match executor.destroy(&run).await {
                 Ok(()) => info!(run.id = %run, "what was left of run {run} is removed"),
                 Err(cause @ ExecError::Unreachable { .. }) => {
                     // Each further removal would wait as long, and in vain.
@@ -81,11 +81,60 @@ pub(super) async fn sweep(shared: &Shared) {
     }
 }
 
-/// Returns true if resources of a run may still be needed. The engine was listed before, so each
+/// Gives up what ended runs left before the end of their `retention`, the oldest first, until the
+/// engine's disk has room. Anyone who can start a run can demand any retention.
+pub(super) async fn give_up_retained(shared: &Shared) {
+    let _alone = shared.room.sweeping.lock().await;
+    if let Err(cause) = give_up(shared).await {
+        warn!(%cause, "what is retained of ended runs stays");
+    }
+}
+
+async fn give_up(shared: &Shared) -> Result<(), ExecError> {
+    let executor = &shared.ports.executor;
+    if bases::has_room(shared).await? {
+        return Ok(());
+    }
+    let left = executor.leftovers().await?.into_iter();
+    let ours = left.filter(|left| left.cluster.as_deref() == Some(&*shared.cluster));
+    let mut retained = Vec::new();
+    for run in ours.map(|left| left.run) {
+        match need(shared, &run).await {
+            Ok(Need::Retained { ended }) => retained.push((ended.0, run)),
+            Ok(Need::Open | Need::None) => {}
+            Err(cause) => warn!(run.id = %run, %cause, "what is retained of run {run} stays"),
+        }
+    }
+    retained.sort();
+    for (_, run) in retained {
+        executor.destroy(&run).await?;
+        warn!(
+            run.id = %run,
+            "the images of run {run} are removed before the end of its retention because the container engine's disk is too full"
+        );
+        if bases::has_room(shared).await? {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Why resources of a run are kept.
+enum Need {
+    /// The run has not ended, or a worker still owns it.
+    Open,
+    /// The run has ended, and its `retention` has not.
+    Retained {
+        ended: Millis,
+    },
+    None,
+}
+
+/// Returns why resources of a run may still be needed. The engine was listed before, so each
 /// listed run had a record at that time.
-async fn is_needed(shared: &Shared, run: &RunId) -> Result<bool, StoreError> {
+async fn need(shared: &Shared, run: &RunId) -> Result<Need, StoreError> {
     if shared.roster.has(run) {
-        return Ok(true);
+        return Ok(Need::Open);
     }
     let look = Txn::new()
         .read(names::run_key(run))
@@ -94,18 +143,21 @@ async fn is_needed(shared: &Shared, run: &RunId) -> Result<bool, StoreError> {
         .read(names::definition_key(run));
     let look = shared.ports.store.txn(look).await?;
     if look.entry(1).is_some() || look.entry(2).is_some() {
-        return Ok(true);
+        return Ok(Need::Open);
     }
-    let Some(entry) = look.entry(0) else { return Ok(false) };
+    let Some(entry) = look.entry(0) else { return Ok(Need::None) };
     let record = read_record(run, entry, look.entry(3))?.record;
     if !record.status.is_ended() {
-        return Ok(true);
+        return Ok(Need::Open);
     }
     let retention = record.pipeline.as_ref().and_then(|pipeline| pipeline.retention);
     let (Some(retention), Some(Stamp(ended))) = (retention, record.completed_at) else {
-        return Ok(false);
+        return Ok(Need::None);
     };
-    Ok(since(ended, shared.ports.host.now()) < retention.as_duration())
+    if since(ended, shared.ports.host.now()) < retention.as_duration() {
+        return Ok(Need::Retained { ended });
+    }
+    Ok(Need::None)
 }
 
 fn since(then: Millis, now: Millis) -> Duration {

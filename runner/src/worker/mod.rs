@@ -34,6 +34,8 @@ mod step;
 #[cfg(feature = "testing")]
 pub mod suite;
 mod told;
+mod volumes;
+mod wanted;
 mod watchdog;
 mod writes;
 

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::watchdog::waits;
-use super::{Shared, bases, janitor};
+use super::{Shared, bases, janitor, volumes};
 use crate::ports::{Disk, RunScope};
 
 /// Settings for the engine's disk.
@@ -282,6 +282,8 @@ async fn look(shared: &Shared, asked: bool) {
         janitor::sweep(shared).await;
     }
     bases::make_room(shared).await;
+    volumes::make_room(shared).await;
+    janitor::give_up_retained(shared).await;
     decide(shared).await;
 }
 

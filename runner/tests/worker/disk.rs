@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use protocol::id::RunId;
 use protocol::names;
+use protocol::pipeline::ExecutorKind;
 use protocol::run::{Cause, NodeDisk, Status};
 use protocol::time::Millis;
 use runner::exec::scripted::Scripted;
@@ -223,5 +224,58 @@ async fn the_base_images_that_were_used_longest_ago_go_first_and_none_that_a_run
         (bases(&executor).await == ["built-upon"]).then_some(())
     })
     .await;
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shared_volumes_and_then_retained_runs_make_room_the_oldest_first() {
+    let executor = Arc::new(Scripted::default());
+    let (mut rig, _embedded) =
+        rig_on(Arc::clone(&executor), Arc::new(host::Linux::default())).await;
+    executor.weigh_runs(100);
+    executor.fill_disk(disk(50));
+    let mut options = watchful();
+    options.executors.push(ExecutorKind::Docker);
+    rig.worker_as(options).await;
+    let mut retained = Vec::new();
+    for name in ["older", "newer"] {
+        let run = rig.run(name);
+        let mut pipeline = rig.pipeline(name, &["put /a x"]);
+        pipeline["retention"] = "365d".into();
+        rig.start(&run, &pipeline).await;
+        assert_eq!(rig.settled(&run).await.status, Status::Passed);
+        retained.push(run);
+    }
+    let (sign, run) = (Sign(tempfile::tempdir().unwrap()), rig.run("mounts"));
+    let mut pipeline = rig.pipeline("mounts", &[&sign.step()]);
+    pipeline["steps"][0]["executor"] = "docker".into();
+    pipeline["steps"][0]["with"] = json!({ "image": "i", "mounts": ["named:/x", "/dir:/y"] });
+    rig.start(&run, &pipeline).await;
+    rig.event(&run, "StepStarted").await;
+    executor.have_volumes(&[("old", 100), ("named", 100), ("new", 100), ("newest", 100)]);
+
+    // Below the low watermark nothing more is removed.
+    executor.fill_disk(disk(95));
+    let volumes = async || executor.shared_volumes().await.unwrap();
+    until("there is room", || async { (volumes().await == ["named", "newest"]).then_some(()) })
+        .await;
+    until("the disk was checked", || async {
+        (executor.disk().await.unwrap() == Some(disk(75))).then_some(())
+    })
+    .await;
+    let left = async || {
+        let left = executor.leftovers().await.unwrap();
+        let is_left = |run: &&RunId| left.iter().any(|left| left.run == **run);
+        retained.iter().filter(is_left).cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(left().await, retained, "a run is given up only if that is needed");
+
+    executor.fill_disk(disk(95));
+    until("the oldest is given up", || async { (left().await == retained[1..]).then_some(()) })
+        .await;
+    assert_eq!(volumes().await, ["named"], "a run that has not ended names it");
+    sign.give();
+    assert_eq!(rig.settled(&run).await.status, Status::Passed);
+    assert_eq!(left().await, retained[1..]);
     rig.end().await;
 }

@@ -10,7 +10,7 @@
 //! | `look` `etc` | which files a step changed |
 //! | `files` `work_dir` | resources in, artifacts out, and directories that a container needs |
 //! | `volume` `secrets` `leak` | secrets passed in memory, and the check that no commit has them |
-//! | `disk` `bases` | the engine's disk, and the base images that can be removed to free it |
+//! | `disk` `bases` `shared` | the engine's disk, and the base images and volumes that can be removed to free it |
 //! | `processes` | ending steps by process id, if the engine does not answer |
 //! | `remains` | containers that a lost worker left running |
 //! | `remove` | removal, always by label and never from memory |
@@ -46,6 +46,7 @@ mod remains;
 mod remove;
 mod reserve;
 mod secrets;
+mod shared;
 mod step;
 mod stop;
 mod volume;
@@ -153,6 +154,7 @@ pub struct Podman {
     checkpoints: Option<Registry>,
     pulls: Pulls,
     marks: bases::Marks,
+    volume_uses: shared::Uses,
     root: disk::Root,
     memory: Memory,
     dialect: configured::Known,
@@ -193,6 +195,7 @@ impl Podman {
             log_bytes: options.log_bytes,
             pulls: Pulls::default(),
             marks: bases::Marks::default(),
+            volume_uses: shared::Uses::default(),
             root: disk::Root::default(),
             memory: Memory::default(),
             dialect: configured::Known::default(),
@@ -484,6 +487,14 @@ impl Executor for Podman {
 
     async fn remove_base(&self, image: &BaseImage) -> Result<bool, ExecError> {
         self.remove_pulled(image).await
+    }
+
+    async fn shared_volumes(&self) -> Result<Vec<String>, ExecError> {
+        self.volumes_of_steps().await
+    }
+
+    async fn remove_shared_volume(&self, name: &str) -> Result<bool, ExecError> {
+        self.remove_volume_of_steps(name).await
     }
 }
 
