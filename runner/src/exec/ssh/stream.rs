@@ -12,6 +12,8 @@ use crate::ports::LogSink;
 const PIECE: usize = 64 * 1024;
 /// How many bytes of the host's output before it is ready are kept.
 const KEPT: usize = 4 * 1024;
+/// The maximum length of a report after a mark, in bytes, with its newline.
+const REPORT: usize = 64;
 
 /// The end of a step, as its host reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,13 +94,16 @@ impl<R: AsyncRead + Unpin> Marked<R> {
         }
     }
 
-    /// Reads the report after a mark.
+    /// Reads the report after a mark. `None`: the stream ended before its newline, or the report is
+    /// too long.
     async fn told(&mut self) -> Option<Told> {
         loop {
-            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
-                return Told::read(self.buffer.get(self.mark.len()..end)?);
+            let report = self.buffer.get(self.mark.len()..)?;
+            let report = report.get(..REPORT).unwrap_or(report);
+            if let Some(end) = report.iter().position(|byte| *byte == b'\n') {
+                return Told::read(report.get(..end)?);
             }
-            if !self.more().await {
+            if report.len() == REPORT || !self.more().await {
                 return None;
             }
         }
@@ -184,6 +189,17 @@ mod tests {
         let (_, _, told) = read(&[b"aab-aac ready\naab-aac end "]);
         assert_eq!(told, None);
         assert!(!read(&[b"aab-aac rea"]).0);
+    }
+
+    #[tokio::test]
+    async fn an_endless_report_is_given_up_and_not_kept() {
+        let host = [MARK.as_bytes(), b" ready\n", MARK.as_bytes()].concat();
+        let endless = tokio::io::repeat(b'x').take(16 * 1024 * 1024);
+        let mut from = Marked::new(host.as_slice().chain(endless), MARK);
+        let out: Arc<dyn LogSink> = Arc::new(Kept::default());
+        from.ready().await.unwrap();
+        assert_eq!(from.pass(LogStream::Stdout, &out).await, None);
+        assert!(from.buffer.len() <= 2 * PIECE, "{} bytes", from.buffer.len());
     }
 
     proptest! {
