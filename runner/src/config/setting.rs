@@ -157,7 +157,7 @@ pub const SETTINGS: &[Setting] = &[
     plain("worker.log-limit-bytes", "BOB_LOG_LIMIT_BYTES", Some("1Gi"),
         "Maximum output of one step, and of all steps of a run together, in bytes or with a unit. At the limit, the worker writes one notice to the log. The rest of the step's output is then discarded, or the step fails if it has `on-log-limit: fail`. `0`: no limit."),
     plain("worker.literal-secrets", "BOB_LITERAL_SECRETS", Some("reject"),
-        "Whether definitions can contain secrets in clear text, in keys such as `password` and `api_key` or in an `Authorization` header: `allow` or `reject`. Applies to `serve`, `submit` and `pipeline apply`; `run` always allows them."),
+        "Whether definitions can contain secrets in clear text: `allow` or `reject`. They are searched for in `with`, in `callback` and in the `params` of resources: as values of keys such as `password` and `clientSecret`, in headers such as `Authorization`, in parameters of URLs and forms such as `?api_key=`, and as the password in a URL. Applies to `serve`, `submit` and `pipeline apply`; `run` always allows them."),
     plain("worker.run-retention-days", "BOB_RUN_RETENTION_DAYS", Some("7"),
         "Days for which the records of ended runs are kept."),
     plain("worker.max-losses", "BOB_MAX_LOSSES", Some("3"),
