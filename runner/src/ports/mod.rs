@@ -27,7 +27,7 @@ pub use events::{EventStream, Events, EventsError, Position, Published, Ticket};
 pub use executor::{EngineInfo, ExecError, Executor, Remote, STARTS_WITHIN};
 pub use guard::{Guard, Unguarded};
 pub use host::Host;
-pub use outputs::{Found, KeptFile, KeptOutputs, OutputStore, Outputs, Place, Stored};
+pub use outputs::{Found, KeptFile, KeptOutputs, Notices, OutputStore, Outputs, Place, Stored};
 pub use queue::{Consumer, Delivery, Message, Queue, QueueError, Route, Settle, Source};
 pub use render::{RenderError, Renderer, Rendering};
 pub use searched::{Leak, searched};

@@ -93,6 +93,34 @@ pub struct KeptFile {
     pub stored: Stored,
 }
 
+/// Notices of one kind for the user's log. The first ones are kept, and the others only counted,
+/// because a step can leave a million files.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Notices {
+    first: Vec<String>,
+    more: usize,
+}
+
+impl Notices {
+    /// How many notices of one kind are kept.
+    pub const MOST: usize = 20;
+
+    /// Adds a notice, one sentence.
+    pub fn add(&mut self, notice: impl FnOnce() -> String) {
+        if self.first.len() < Self::MOST {
+            self.first.push(notice());
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// Returns the notices, followed by one about the number of the others, if there are any.
+    pub fn lines(&self, more: impl FnOnce(usize) -> String) -> Vec<String> {
+        let more = (self.more > 0).then(|| more(self.more));
+        self.first.iter().cloned().chain(more).collect()
+    }
+}
+
 /// The stored outputs of one step. It grows with each of them.
 #[derive(Debug, Clone)]
 pub struct KeptOutputs {
@@ -102,8 +130,13 @@ pub struct KeptOutputs {
     pub origin: Origin,
     /// Secrets that must not occur in a stored file or its name.
     pub forbidden: Option<Arc<dyn Forbidden>>,
-    /// Notices for the user's log, one sentence each.
-    pub notes: Vec<String>,
+    /// Notices about outputs that select nothing.
+    pub missing: Notices,
+    /// Notices about entries that cannot be stored.
+    pub not_kept: Notices,
+    /// Notices about directories without a file.
+    pub empty: Notices,
+    replaced: Notices,
     files: Vec<KeptFile>,
     /// Index into `files` by path.
     at: HashMap<String, usize>,
@@ -113,8 +146,17 @@ impl KeptOutputs {
     /// Creates an empty set.
     #[must_use]
     pub fn new(under: Vec<String>, origin: Origin) -> Self {
-        let (notes, files, at) = (Vec::new(), Vec::new(), HashMap::new());
-        Self { under, origin, forbidden: None, notes, files, at }
+        Self {
+            under,
+            origin,
+            forbidden: None,
+            missing: Notices::default(),
+            not_kept: Notices::default(),
+            empty: Notices::default(),
+            replaced: Notices::default(),
+            files: Vec::new(),
+            at: HashMap::new(),
+        }
     }
 
     /// Adds a file. If another file has the same place, it is replaced, and a notice names both.
@@ -125,12 +167,33 @@ impl KeptOutputs {
             return;
         };
         if old.from != file.from {
-            self.notes.push(format!(
-                "{:?} is kept as {:?} in the place of {:?}, which was kept so before; `layout: relative` keeps both",
-                file.from, file.path, old.from
-            ));
+            self.replaced.add(|| {
+                format!(
+                    "{:?} is kept as {:?} in the place of {:?}, which was kept so before; `layout: relative` keeps both",
+                    file.from, file.path, old.from
+                )
+            });
         }
         *old = file;
+    }
+
+    /// Returns the notices for the user's log, one sentence each.
+    #[must_use]
+    pub fn notices(&self) -> Vec<String> {
+        let mut all = self.missing.lines(|more| format!("{more} more outputs are missing"));
+        all.extend(
+            self.not_kept
+                .lines(|more| format!("{more} more that are no files are not kept either")),
+        );
+        all.extend(
+            self.empty
+                .lines(|more| format!("nothing of {more} more directories without files is kept")),
+        );
+        all.extend(
+            self.replaced
+                .lines(|more| format!("{more} more files are kept in the place of others")),
+        );
+        all
     }
 
     /// Returns the files, one for each place.
@@ -205,7 +268,23 @@ mod tests {
         kept.add(file("b/x", "x"));
         kept.add(file("b/x", "x"));
         assert_eq!(kept.files(), [file("b/x", "x")]);
-        assert_eq!(kept.notes.len(), 1, "the same file again needs no word");
-        assert!(kept.notes[0].contains("\"a/x\"") && kept.notes[0].contains("\"b/x\""));
+        let notices = kept.notices();
+        assert_eq!(notices.len(), 1, "the same file again needs no word");
+        assert!(notices[0].contains("\"a/x\"") && notices[0].contains("\"b/x\""));
+    }
+
+    #[test]
+    fn the_first_notices_of_each_kind_are_kept_and_the_others_counted() {
+        let origin = Origin { run: "r-1".parse().unwrap(), epoch: Epoch(1), attempt: 1 };
+        let mut kept = KeptOutputs::new(Vec::new(), origin);
+        for number in 0..=1000 {
+            kept.add(file(&format!("{number}/x"), "x"));
+            kept.missing.add(|| format!("output {number} is missing"));
+        }
+        let notices = kept.notices();
+        assert_eq!(notices.len(), 2 * (Notices::MOST + 1));
+        assert_eq!(notices[19], "output 19 is missing");
+        assert_eq!(notices[20], "981 more outputs are missing");
+        assert_eq!(notices[41], "980 more files are kept in the place of others");
     }
 }

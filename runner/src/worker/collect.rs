@@ -2,6 +2,7 @@
 
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _};
+use protocol::budget::shortened;
 use protocol::pipeline::{Missing, Output as Asked, OutputKind, RelativeTo, Selection};
 use protocol::run::Cause;
 use serde_json::Value;
@@ -13,10 +14,14 @@ use super::drive::Drive;
 use super::output::Output;
 use super::secrets::RunMask;
 use crate::ports::{
-    ByteStream, ExecError, Found, JOB_DIR, KeptOutputs, Origin, Outputs, Ran, RunScope, StopLevel,
-    StopSignal, TransferError, Workspace,
+    ByteStream, ExecError, Found, JOB_DIR, KeptOutputs, Notices, Origin, Outputs, Ran, RunScope,
+    StopLevel, StopSignal, TransferError, Workspace,
 };
 use crate::rules::job::{self, MAX_RESULT, RESULT_FILE, result_of};
+
+/// The maximum size of a notice about outputs, in bytes. Paths can be long, and the limit on output
+/// does not count notices.
+const NOTICE_BYTES: usize = 1024;
 
 /// What to collect after a step's command has ended.
 pub(super) struct Wanted {
@@ -125,19 +130,27 @@ impl Taking<'_> {
         let mut kept = KeptOutputs::new(self.wanted.under.clone(), self.wanted.origin.clone());
         kept.forbidden = self.wanted.mask.forbidden();
         let kept_files = self.keep(&**outputs, &mut kept, ran, is_told).await;
-        for note in &kept.notes {
-            self.out.note(note).await;
+        for notice in kept.notices() {
+            self.note(&notice).await;
         }
         kept_files?;
+        let store = outputs.name();
+        let mut stored = Notices::default();
         for file in kept.files() {
-            let (path, stored) = (&file.path, &file.stored);
-            let (size, sum) = (stored.size, &stored.sha256);
-            let at = outputs.name();
-            self.out
-                .note(&format!("output {path} is kept in {at}: {size} bytes, SHA-256 {sum}"))
-                .await;
+            let (path, size, sum) = (&file.path, file.stored.size, &file.stored.sha256);
+            stored.add(|| format!("output {path} is kept in {store}: {size} bytes, SHA-256 {sum}"));
+        }
+        for notice in stored.lines(|more| format!("{more} more outputs are kept in {store}")) {
+            self.note(&notice).await;
         }
         Ok(())
+    }
+
+    /// Publishes a notice about outputs, shortened.
+    async fn note(&self, notice: &str) {
+        // Masked before it is shortened, so that it cannot end with a part of a secret.
+        let notice = shortened(self.wanted.mask.text(notice), NOTICE_BYTES);
+        self.out.note(&notice).await;
     }
 
     async fn take_result(&self, ran: &mut Ran) -> Result<(), NotTaken> {
@@ -229,9 +242,9 @@ impl Taking<'_> {
             let nothing = format!("there is no {what} {} to keep", asked.path);
             match asked.missing {
                 Missing::Ignore => {}
-                Missing::Warn => self.out.note(&nothing).await,
+                Missing::Warn => kept.missing.add(|| nothing),
                 // A command that failed by itself may not have produced the output.
-                Missing::Fail if ran.exit.code != 0 => self.out.note(&nothing).await,
+                Missing::Fail if ran.exit.code != 0 => kept.missing.add(|| nothing),
                 Missing::Fail => return Err(files(nothing)),
             }
         }

@@ -101,7 +101,7 @@ async fn a11_a_glob_takes_what_matches_and_two_stars_go_through_directories() {
     assert_eq!(step.kept(), ["a.log", "out/b.log", "out/x/y/c.log"]);
     assert!(step.keep("out/{d,e}.tx?", None, Layout::Relative).await.matched);
     assert_eq!(step.kept().len(), 4);
-    assert_eq!(step.outputs.notes, Vec::<String>::new());
+    assert_eq!(step.outputs.notices(), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -125,8 +125,8 @@ async fn a11_flat_outputs_lie_beside_each_other_and_the_later_one_wins() {
         std::fs::read_to_string(step.kept.path().join("job/result.json")).unwrap(),
         "b/result.json"
     );
-    assert_eq!(step.outputs.notes.len(), 1);
-    let note = &step.outputs.notes[0];
+    assert_eq!(step.outputs.notices().len(), 1);
+    let note = &step.outputs.notices()[0];
     assert!(note.contains("a/result.json") && note.contains("b/result.json"), "{note}");
 }
 
@@ -146,7 +146,7 @@ async fn what_is_kept_again_is_the_same_and_needs_no_word() {
         assert!(step.keep("out", None, Layout::Relative).await.matched);
     }
     assert_eq!(step.kept(), ["out/a.txt"]);
-    assert_eq!(step.outputs.notes, Vec::<String>::new());
+    assert_eq!(step.outputs.notices(), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -156,7 +156,7 @@ async fn a_link_and_an_empty_directory_are_passed_over_with_a_note() {
     std::fs::create_dir(step.left.path().join("out/empty")).unwrap();
     assert!(step.keep("out/*", None, Layout::Flat).await.matched);
     assert_eq!(step.kept(), ["a.txt"]);
-    let notes = step.outputs.notes.join("\n");
+    let notes = step.outputs.notices().join("\n");
     assert!(notes.contains("\"out/link\" is not kept, as it is a symbolic link"), "{notes}");
     assert!(notes.contains("nothing of \"out/empty\" is kept"), "{notes}");
 }
@@ -169,7 +169,7 @@ async fn a_name_that_is_no_text_is_passed_over_with_a_note() {
     std::fs::write(step.left.path().join(odd), "x").unwrap();
     assert!(step.keep("out/*.txt", None, Layout::Flat).await.matched);
     assert_eq!(step.kept(), ["a.txt"]);
-    assert!(step.outputs.notes[0].contains("no UTF-8"), "{:?}", step.outputs.notes);
+    assert!(step.outputs.notices()[0].contains("no UTF-8"), "{:?}", step.outputs.notices());
 }
 
 /// An archive with these entries: kind, name, link, content.
@@ -246,6 +246,6 @@ async fn devices_and_pipes_are_passed_over_and_many_are_counted() {
         names.iter().map(|name| (b'6', name.as_str(), "", b"".as_slice())).collect();
     let found = kept_of(&mut step, "out", archive(&entries).await).await.unwrap();
     assert_eq!(found, Found::default());
-    assert_eq!(step.outputs.notes.len(), 21);
-    assert!(step.outputs.notes[20].starts_with("10 more"), "{:?}", step.outputs.notes[20]);
+    assert_eq!(step.outputs.notices().len(), 21);
+    assert!(step.outputs.notices()[20].starts_with("10 more"), "{:?}", step.outputs.notices()[20]);
 }

@@ -26,8 +26,6 @@ use crate::ports::{
 
 /// The maximum number of bytes in one read.
 const PIECE: usize = 64 * 1024;
-/// How many skipped entries are named.
-const NAMED: usize = 20;
 /// The path that selects the step's working directory.
 const HERE: &str = ".";
 
@@ -76,7 +74,6 @@ impl Outputs for Keeper {
             selection,
             found: Found::default(),
             empty: Vec::new(),
-            passed_over: 0,
         };
         while let Some(entry) = entries.next().await {
             walk.entry(entry.map_err(broken)?).await?;
@@ -125,7 +122,6 @@ struct Walk<'a> {
     found: Found,
     /// Directories that matched and that no stored file came from.
     empty: Vec<String>,
-    passed_over: usize,
 }
 
 impl Walk<'_> {
@@ -188,26 +184,19 @@ impl Walk<'_> {
     }
 
     fn pass_over(&mut self, path: &str, what: &str) {
-        self.passed_over += 1;
-        if self.passed_over <= NAMED {
-            self.kept.notes.push(format!("{path:?} is not kept, as it is {what}"));
-        }
+        self.kept.not_kept.add(|| format!("{path:?} is not kept, as it is {what}"));
     }
 
     fn ended(self) -> Found {
-        let Self { kept, found, mut empty, passed_over, .. } = self;
-        let more = passed_over.saturating_sub(NAMED);
-        if more > 0 {
-            kept.notes.push(format!("{more} more that are no files are not kept either"));
-        }
+        let Self { kept, found, mut empty, .. } = self;
         // Stores hold only files, so an empty directory cannot be stored.
         empty.retain(|dir| {
             let within = |path: &str| dir.is_empty() || path.starts_with(&format!("{dir}/"));
             !kept.files().iter().any(|file| within(&file.from))
                 && !found.links.iter().any(|link| within(link))
         });
-        for dir in empty.iter().take(NAMED) {
-            kept.notes.push(format!("nothing of {dir:?} is kept, as there is no file in it"));
+        for dir in empty {
+            kept.empty.add(|| format!("nothing of {dir:?} is kept, as there is no file in it"));
         }
         found
     }
