@@ -249,3 +249,49 @@ async fn devices_and_pipes_are_passed_over_and_many_are_counted() {
     assert_eq!(step.outputs.notices().len(), 21);
     assert!(step.outputs.notices()[20].starts_with("10 more"), "{:?}", step.outputs.notices()[20]);
 }
+
+#[tokio::test]
+async fn only_directories_without_files_are_told_as_empty() {
+    let mut step = Step::that_left(&["out/a", "d/b/c/x", "d/b-b/x"]);
+    for empty in ["d/b-a", "d/e/e"] {
+        std::fs::create_dir_all(step.left.path().join(empty)).unwrap();
+    }
+    assert!(step.keep("d/**", None, Layout::Relative).await.matched);
+    let told = |dir: &str| format!("nothing of {dir:?} is kept, as there is no file in it");
+    let mut notices = step.outputs.notices();
+    notices.sort();
+    assert_eq!(notices, [told("d/b-a"), told("d/e"), told("d/e/e")]);
+}
+
+#[tokio::test]
+async fn many_empty_directories_beside_many_files_are_counted() {
+    let names: Vec<String> = (0..20_000).map(|number| format!("out/d/{number}/")).collect();
+    let files: Vec<String> = (0..200).map(|number| format!("out/f/{number}")).collect();
+    let dirs = names.iter().map(|name| (b'5', name.as_str(), "", b"".as_slice()));
+    let files = files.iter().map(|name| (b'0', name.as_str(), "", name.as_bytes()));
+    let entries: Vec<(u8, &str, &str, &[u8])> = dirs.chain(files).collect();
+    let mut step = Step::that_left(&[]);
+    let found = kept_of(&mut step, "out", archive(&entries).await).await.unwrap();
+    assert!(found.matched);
+    assert_eq!(step.kept().len(), 200);
+    let notices = step.outputs.notices();
+    assert_eq!(notices.len(), 21);
+    assert_eq!(notices[20], "nothing of 19980 more directories without files is kept");
+}
+
+#[tokio::test]
+async fn an_archive_with_too_many_entries_is_refused_with_the_limit() {
+    let entries = [(b'0', "out/a", "", b"out/a".as_slice()), (b'5', "out/b/", "", b"")];
+    let tar = archive(&entries).await;
+    for (most, is_kept) in [(2, true), (1, false)] {
+        let step = Step::that_left(&[]);
+        let mut outputs = step.outputs.clone();
+        let selection = Selection::of(&output("out/**".into(), None, Layout::Relative)).unwrap();
+        let keeper = step.keeper().with_most_entries(most);
+        let tar = stream::iter([Ok(Bytes::from(tar.clone()))]).boxed();
+        match keeper.keep(&mut outputs, &selection, "out", tar).await {
+            Ok(_) => assert!(is_kept),
+            Err(error) => assert!(!is_kept && error.to_string().contains("more than 1 files")),
+        }
+    }
+}

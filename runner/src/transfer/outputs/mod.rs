@@ -5,7 +5,9 @@ mod bucket;
 mod directory;
 mod meter;
 
+use std::collections::BTreeSet;
 use std::io;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -26,6 +28,11 @@ use crate::ports::{
 
 /// The maximum number of bytes in one read.
 const PIECE: usize = 64 * 1024;
+/// The maximum number of entries of an archive. Each one that matches takes some hundred bytes of
+/// memory.
+const MAX_ENTRIES: usize = 1_000_000;
+/// How many directories are looked at before other tasks get their turn.
+const DIRECTORIES_AT_ONCE: usize = 1000;
 /// The path that selects the step's working directory.
 const HERE: &str = ".";
 
@@ -36,6 +43,7 @@ type Item = Entry<Archive<StreamReader<ByteStream, Bytes>>>;
 #[derive(Clone)]
 pub struct Keeper {
     store: Arc<dyn OutputStore>,
+    most_entries: usize,
 }
 
 impl std::fmt::Debug for Keeper {
@@ -48,7 +56,13 @@ impl Keeper {
     /// Stores outputs in `store`.
     #[must_use]
     pub fn new(store: Arc<dyn OutputStore>) -> Self {
-        Self { store }
+        Self { store, most_entries: MAX_ENTRIES }
+    }
+
+    /// Limits the number of entries of an archive. The default is 1,000,000.
+    #[must_use]
+    pub fn with_most_entries(self, most_entries: usize) -> Self {
+        Self { most_entries, ..self }
     }
 }
 
@@ -73,17 +87,30 @@ impl Outputs for Keeper {
             kept,
             selection,
             found: Found::default(),
-            empty: Vec::new(),
+            directories: Vec::new(),
+            sources: BTreeSet::new(),
         };
+        let mut count = 0;
         while let Some(entry) = entries.next().await {
+            count += 1;
+            if count > self.most_entries {
+                return Err(too_many(at, self.most_entries));
+            }
             walk.entry(entry.map_err(broken)?).await?;
         }
-        Ok(walk.ended())
+        Ok(walk.ended().await)
     }
 }
 
 fn broke_off(at: &str, cause: &str) -> TransferError {
     TransferError::Input(format!("the archive of {at:?} that the step left broke off: {cause}"))
+}
+
+fn too_many(at: &str, most: usize) -> TransferError {
+    TransferError::Input(format!(
+        "{at:?} has more than {most} files and directories, the limit for an output: pack them into \
+         an archive, or select a directory with fewer files"
+    ))
 }
 
 /// The kind of an entry.
@@ -120,8 +147,10 @@ struct Walk<'a> {
     kept: &'a mut KeptOutputs,
     selection: &'a Selection,
     found: Found,
-    /// Directories that matched and that no stored file came from.
-    empty: Vec<String>,
+    /// Directories that matched.
+    directories: Vec<String>,
+    /// The paths of the stored files and of the links.
+    sources: BTreeSet<String>,
 }
 
 impl Walk<'_> {
@@ -139,7 +168,7 @@ impl Walk<'_> {
         if kind == Kind::Directory {
             if self.selection.directory(&path) {
                 self.found.matched = true;
-                self.empty.push(path);
+                self.directories.push(path);
             }
             return Ok(());
         }
@@ -148,6 +177,7 @@ impl Walk<'_> {
             Kind::File => self.keep(entry, path, to).await,
             Kind::HardLink => {
                 self.found.matched = true;
+                self.sources.insert(path.clone());
                 self.found.links.push(path);
                 Ok(())
             }
@@ -179,6 +209,7 @@ impl Walk<'_> {
             }
         };
         self.found.matched = true;
+        self.sources.insert(from.clone());
         self.kept.add(KeptFile { from, path: to, stored });
         Ok(())
     }
@@ -187,19 +218,28 @@ impl Walk<'_> {
         self.kept.not_kept.add(|| format!("{path:?} is not kept, as it is {what}"));
     }
 
-    fn ended(self) -> Found {
-        let Self { kept, found, mut empty, .. } = self;
-        // Stores hold only files, so an empty directory cannot be stored.
-        empty.retain(|dir| {
-            let within = |path: &str| dir.is_empty() || path.starts_with(&format!("{dir}/"));
-            !kept.files().iter().any(|file| within(&file.from))
-                && !found.links.iter().any(|link| within(link))
-        });
-        for dir in empty {
-            kept.empty.add(|| format!("nothing of {dir:?} is kept, as there is no file in it"));
+    async fn ended(self) -> Found {
+        let Self { kept, found, directories, sources, .. } = self;
+        for (at, dir) in directories.iter().enumerate() {
+            // Stores hold only files, so an empty directory cannot be stored.
+            if is_empty(dir, &sources) {
+                kept.empty.add(|| format!("nothing of {dir:?} is kept, as there is no file in it"));
+            }
+            if at % DIRECTORIES_AT_ONCE == DIRECTORIES_AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
         }
         found
     }
+}
+
+/// Whether no source is below a directory. The empty path is the step's working directory.
+fn is_empty(dir: &str, sources: &BTreeSet<String>) -> bool {
+    let below = if dir.is_empty() { String::new() } else { format!("{dir}/") };
+    // Paths with a common prefix are next to each other.
+    let from: (Bound<&str>, Bound<&str>) = (Bound::Included(&below), Bound::Unbounded);
+    let first = sources.range::<str, _>(from).next();
+    first.is_none_or(|source| !source.starts_with(&below))
 }
 
 /// The names in an archive, as paths relative to the step's working directory.
