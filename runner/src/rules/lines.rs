@@ -10,6 +10,34 @@ pub const LINE_WAIT: Duration = Duration::from_millis(200);
 /// The maximum delay before an incomplete line is published in part.
 pub const PARTIAL_WAIT: Duration = Duration::from_secs(1);
 
+/// The bytes that output takes in events as JSON. A newline counts as one, and text that is published
+/// as base64 counts as if it were not.
+#[must_use]
+pub fn published_bytes(bytes: &[u8]) -> u64 {
+    bytes.iter().copied().map(published_byte).sum()
+}
+
+/// Returns the longest prefix that takes at most `most` bytes in events.
+#[must_use]
+pub fn within(bytes: &[u8], most: u64) -> &[u8] {
+    let mut used = 0;
+    let end = bytes.iter().position(|byte| {
+        used += published_byte(*byte);
+        used > most
+    });
+    end.and_then(|end| bytes.get(..end)).unwrap_or(bytes)
+}
+
+fn published_byte(byte: u8) -> u64 {
+    match byte {
+        b'\n' => 1,
+        b'"' | b'\\' | b'\t' | b'\r' | 0x08 | 0x0C => 2,
+        // Written as `\u0000`.
+        ..0x20 => 6,
+        _ => 1,
+    }
+}
+
 /// A text from one stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
@@ -248,6 +276,20 @@ mod tests {
         pieces.extend(lines.finish());
         assert_eq!(pieces.len(), 1);
         assert!(!pieces[0].partial);
+    }
+
+    #[test]
+    fn bytes_count_as_they_are_published() {
+        for byte in 0..=0x7F_u8 {
+            let json = serde_json::to_string(&char::from(byte)).unwrap();
+            let expected = if byte == b'\n' { 1 } else { json.len() as u64 - 2 };
+            assert_eq!(published_bytes(&[byte]), expected, "{byte:#x}");
+        }
+        assert_eq!(published_bytes("aü\n\0".as_bytes()), 10);
+        let text = b"ab\x01\x02cd";
+        for (most, end) in [(0, 0), (2, 2), (7, 2), (8, 3), (14, 4), (15, 5), (16, 6), (100, 6)] {
+            assert_eq!(within(text, most), &text[..end], "{most}");
+        }
     }
 
     proptest! {

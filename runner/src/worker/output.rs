@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::emitter::Emitter;
 use super::secrets::RunMask;
 use crate::ports::{LogSink, LoggerFeed, StopLevel, StopSignal};
-use crate::rules::lines::{Lines, Piece};
+use crate::rules::lines::{Lines, Piece, published_bytes, within};
 use crate::rules::mask::Masker;
 
 /// The output budget of a run's steps, including the recorded output of earlier owners.
@@ -254,8 +254,12 @@ impl Output {
 
     /// Returns the bytes within the limit. If that is not all of them, returns only complete lines.
     fn within_limit<'b>(&self, bytes: &'b [u8]) -> &'b [u8] {
-        let taken = usize::try_from(self.budget.take(bytes.len() as u64)).unwrap_or(usize::MAX);
-        let Some(within) = bytes.get(..taken).filter(|_| taken < bytes.len()) else { return bytes };
+        let needed = published_bytes(bytes);
+        let taken = self.budget.take(needed);
+        if taken == needed {
+            return bytes;
+        }
+        let within = within(bytes, taken);
         let end = within.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
         within.get(..end).unwrap_or_default()
     }

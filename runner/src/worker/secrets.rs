@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use protocol::budget::shortened;
 use protocol::event::Reason;
 use protocol::id::StepName;
 use protocol::pipeline::{Pipeline, SecretUse, Step};
@@ -17,6 +18,10 @@ use crate::ports::{Destination, Forbidden, Given, Purpose, Search, Secret, Secre
 use crate::rules::mask::{Finder, Mask, SHORTEST};
 use crate::rules::run::Draft;
 use crate::rules::{destination, job, named};
+
+/// The maximum size of a command in an event, in bytes. A script can have 512 KiB, and each attempt
+/// publishes it.
+const COMMAND_BYTES: usize = 4096;
 
 /// The mask of one run, shared by all its tasks. It grows when a step is given secrets.
 #[derive(Debug, Clone, Default)]
@@ -267,13 +272,12 @@ impl Drive {
         StepSecrets { given: Vec::new(), forbidden: self.secrets.mask.forbidden() }
     }
 
-    /// Masks an event before it is published.
+    /// Masks an event before it is published, and shortens the command of a step.
     pub(super) fn masked(&self, mut draft: Draft) -> Draft {
-        if let Some(mask) = self.secrets.mask.current() {
-            draft.message = mask.text(&draft.message);
-            if let Reason::StepStarted { command, .. } = &mut draft.reason {
-                *command = mask.text(command);
-            }
+        draft.message = self.secrets.mask.text(&draft.message);
+        if let Reason::StepStarted { command, .. } = &mut draft.reason {
+            // Masked before it is shortened, so that it cannot end with a part of a secret.
+            *command = shortened(self.secrets.mask.text(command), COMMAND_BYTES);
         }
         draft
     }

@@ -241,6 +241,22 @@ fn a11_artifacts_are_put_beside_the_status_by_their_last_names_and_what_is_missi
 }
 
 #[test]
+fn the_first_of_many_artifacts_are_told_and_the_others_counted() {
+    let place = Place::new(
+        "{ job_id: made, executor: local, product: { commands: [
+            'mkdir $JOB_WORKDIR/out', 'cd $JOB_WORKDIR/out',
+            'i=0; while [ $i -lt 50 ]; do echo $i > $i; i=$((i+1)); done'] },
+           artifacts: [{ path: 'out/*' }] }",
+    );
+    let (code, events) = place.events(&[], &[]);
+    assert_eq!(code, Some(0), "{events:#?}");
+    assert!(place.path("workdir/made/49").exists());
+    let log = std::fs::read_to_string(place.path("logs/made.log")).unwrap();
+    assert_eq!(log.matches(" is kept in ").count(), 20, "{log}");
+    assert_eq!(log.matches("30 more outputs are kept in ").count(), 1, "{log}");
+}
+
+#[test]
 fn a19_a_result_lies_beside_the_status_and_later_jobs_may_read_it_there() {
     let place = Place::new(
         "[{ id: a, executor: local, product: { commands: 'echo {} > $JOB_WORKDIR/result.json' } },

@@ -93,6 +93,41 @@ async fn output_up_to_the_limit_is_published_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn control_characters_count_as_they_are_published() {
+    let (mut rig, _embedded) = rig().await;
+    limited(&mut rig, 100).await;
+    let run = rig.run("control");
+    // Each takes six bytes in an event.
+    let print = |count: usize| format!("print {}", "\u{1}".repeat(count));
+    rig.start(&run, &rig.pipeline("control", &[&print(16), &print(17)])).await;
+    let events = rig.events_of(&run).await;
+    let (text, notes) = said(&events, "0");
+    assert_eq!((text, notes.len()), (format!("{}\n", "\u{1}".repeat(16)), 0));
+    let (text, notes) = said(&events, "1");
+    assert_eq!((text.as_str(), notes.len()), ("", 1), "{notes:?}");
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_of_a_started_step_is_shortened() {
+    let (mut rig, _embedded) = rig().await;
+    limited(&mut rig, 100).await;
+    let run = rig.run("long");
+    let long = format!("exit 0 {}", "ä".repeat(10_000));
+    rig.start(&run, &rig.pipeline("long", &[&long, "exit 0"])).await;
+    let events = rig.events_of(&run).await;
+    let commands = events.iter().filter_map(|event| {
+        let Reason::StepStarted { command, .. } = &event.reason else { return None };
+        Some(command.as_str())
+    });
+    let commands: Vec<&str> = commands.collect();
+    // 4096 bytes end within a character.
+    assert_eq!(commands, [format!("exit 0 {}…", "ä".repeat(2044)).as_str(), "exit 0"]);
+    assert_eq!(rig.settled(&run).await.status, Status::Passed);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unknown_word_for_the_limit_is_rejected() {
     let mut pipeline: Value =
         json!({ "group": "g", "name": "n", "image": "i", "steps": [{ "cmd": "x" }] });
