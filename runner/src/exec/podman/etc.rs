@@ -12,6 +12,7 @@ use serde_json::json;
 use tokio_util::io::StreamReader;
 
 use super::Podman;
+use super::api::LONG;
 use super::call::{Ask, Fault, Reply};
 use super::look::Change;
 use crate::ports::ByteStream;
@@ -84,7 +85,7 @@ impl Podman {
         let json = serde_json::to_vec(&body).map_err(|cause| Fault::Garbled(cause.to_string()))?;
         let create = Ask { json: Some(json.into()), ..Ask::post("/containers/create") };
         let created = link.call(create).await.and_then(Reply::good)?.json::<Created>()?;
-        let read = match self.streamed(&format!("/containers/{}/export", created.id)).await {
+        let read = match self.streamed(LONG, &format!("/containers/{}/export", created.id)).await {
             Ok(tar) => read(tar).await.map_err(|cause| Fault::Garbled(cause.to_string())),
             Err(fault) => Err(fault),
         };

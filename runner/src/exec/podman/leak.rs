@@ -11,9 +11,8 @@ use hyper::Method;
 use tokio::io::AsyncReadExt as _;
 use tokio_util::io::StreamReader;
 
-use super::Podman;
 use super::api::LONG;
-use super::call::{ANSWERS, Ask, Fault, Reply, bytes_of, empty};
+use super::call::{Ask, Fault, Reply, bytes_of, empty};
 use super::look::{Change, Line};
 use super::{Podman, path};
 use crate::exec::work_dir::{Entry, STAT_HEADER};
