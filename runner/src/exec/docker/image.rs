@@ -62,9 +62,8 @@ impl Docker {
             pulled = self.pull(image) => pulled,
             _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
         };
-        pulled.map_err(|cause| match cause {
-            ExecError::Image { .. } => rejected.unwrap_or(cause),
-            other => other,
+        pulled.map_err(|cause| {
+            if matches!(cause, ExecError::Image { .. }) { rejected.unwrap_or(cause) } else { cause }
         })?;
         let Some(there) = self.inspect_image(image).await? else {
             return Err(refused(

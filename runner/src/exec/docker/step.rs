@@ -57,8 +57,8 @@ impl Docker {
                 _ = stop.above(StopLevel::Run) => false,
             }
         };
-        let (ready, open) =
-            join(or_stopped(self.ready(run, step, image, stop), stop), opened).await;
+        let preparing = Box::pin(or_stopped(self.ready(run, step, image, stop), stop));
+        let (ready, open) = join(preparing, opened).await;
         let ready = ready?;
         let id = ready.id.clone();
         if !open || stop.level() > StopLevel::Run || !gate.stands() {

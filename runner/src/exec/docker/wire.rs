@@ -111,7 +111,7 @@ impl Wire {
             return Ok(answer);
         }
         let body = timeout(ANSWERS, answer.into_body().collect()).await;
-        let body = body.map_err(|_| Error::RequestTimeoutError)??.to_bytes();
+        let body = body.map_err(|_elapsed| Error::RequestTimeoutError)??.to_bytes();
         let message = match serde_json::from_slice::<Refusal>(&body) {
             Ok(refusal) => refusal.message,
             // A rejection is not always JSON: a proxy in front of the engine sends its own text.
@@ -158,7 +158,7 @@ impl Wire {
 pub(super) async fn next_bytes(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
     loop {
         let frame = timeout(ANSWERS, body.frame()).await;
-        let frame = frame.map_err(|_| Error::RequestTimeoutError)?.transpose()?;
+        let frame = frame.map_err(|_elapsed| Error::RequestTimeoutError)?.transpose()?;
         match frame.map(Frame::into_data) {
             Some(Ok(bytes)) => return Ok(Some(bytes)),
             // Trailers.

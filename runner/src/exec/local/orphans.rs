@@ -34,6 +34,11 @@ fn kill_with(pair: &[u8]) -> usize {
         let env = std::fs::read(entry.path().join("environ")).ok()?;
         env.split(|byte| *byte == 0).any(|found| found == pair).then_some(pid)
     });
-    // A process that is gone needs no signal.
-    pids.map(|pid| kill_process(pid, Signal::KILL)).count()
+    let mut killed = 0;
+    for pid in pids {
+        // A process that is gone needs no signal.
+        kill_process(pid, Signal::KILL).ok();
+        killed += 1;
+    }
+    killed
 }

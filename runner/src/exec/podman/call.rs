@@ -238,7 +238,6 @@ pub(super) fn empty() -> Body {
 }
 
 /// The fault of a failed connection, with its chain of causes.
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 pub(super) fn broken<E: std::error::Error>(cause: E) -> Fault {
     let mut text = cause.to_string();
     let mut deeper = std::error::Error::source(&cause);
@@ -280,7 +279,7 @@ where
     B::Error: std::error::Error,
 {
     loop {
-        let frame = timeout(within, body.frame()).await.map_err(|_| Fault::Late(within))?;
+        let frame = timeout(within, body.frame()).await.map_err(|_elapsed| Fault::Late(within))?;
         match frame.transpose().map_err(broken)?.map(Frame::into_data) {
             Some(Ok(bytes)) => return Ok(Some(bytes)),
             // Trailers.

@@ -44,9 +44,8 @@ impl Podman {
             pulled = self.pull(run) => pulled,
             _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
         };
-        let id = pulled.map_err(|cause| match cause {
-            ExecError::Image { .. } => rejected.unwrap_or(cause),
-            other => other,
+        let id = pulled.map_err(|cause| {
+            if matches!(cause, ExecError::Image { .. }) { rejected.unwrap_or(cause) } else { cause }
         })?;
         let gone = "it was pulled and is gone again: see what removes images on the engine's host";
         self.base(run, &id).await?.ok_or_else(|| failed(gone))

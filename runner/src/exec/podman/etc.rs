@@ -21,11 +21,13 @@ const DIRECTORY: &str = "/etc";
 /// The files that the engine makes there.
 const OF_THE_ENGINE: [&str; 4] = ["hostname", "hosts", "mtab", "resolv.conf"];
 
+/// Mode, user, group, and extended attributes of a directory.
+type Attributes = (u32, u64, u64, Vec<(String, Vec<u8>)>);
+
 /// `/etc` of an image.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Etc {
-    /// Mode, user, group, and extended attributes of the directory.
-    directory: Option<(u32, u64, u64, Vec<(String, Vec<u8>)>)>,
+    directory: Option<Attributes>,
     /// Names of the files in it.
     files: BTreeSet<String>,
 }

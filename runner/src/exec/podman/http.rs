@@ -233,7 +233,7 @@ impl Http {
         }
         let mut sender = self.connect_within(Duration::from_secs(5)).await?;
         let answer = timeout(within, sender.send_request(request)).await;
-        answer.map_err(|_| Fault::Late(within))?.map_err(broken)
+        answer.map_err(|_elapsed| Fault::Late(within))?.map_err(broken)
     }
 
     /// Upgrades a connection to a container's raw streams.

@@ -225,7 +225,7 @@ impl Podman {
 
     async fn look_at_engine(&self) -> Result<Engine, ExecError> {
         let info = timeout(LOOKING, self.client.info()).await;
-        let info = info.map_err(|_| ExecError::Unreachable {
+        let info = info.map_err(|_elapsed| ExecError::Unreachable {
             at: self.http.address.clone(),
             cause: Fault::Late(LOOKING).to_string(),
         })?;
