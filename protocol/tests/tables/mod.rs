@@ -2,7 +2,7 @@
 //!
 //! A table stands between `<!-- table: CRATE/NAME -->` and `<!-- end -->`. Its first columns are
 //! compared with the types, in any order of the rows. Its last column is a description by hand. With
-//! `BOB_GOLDEN=write` (`just golden`), the first columns are written anew, and descriptions are kept.
+//! `BOB_GOLDEN=write` (`just golden`), the first columns are rewritten, and descriptions are kept.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may panic")]
 
 use std::fs;
@@ -26,7 +26,7 @@ pub(crate) fn names(name: &str, names: impl IntoIterator<Item = String>) -> Tabl
     table(name, names.into_iter().map(|name| vec![name]))
 }
 
-/// A name as it stands in a table.
+/// A name as a table shows it.
 pub(crate) fn code(name: &str) -> String {
     format!("`{}`", name.replace('|', "\\|"))
 }
