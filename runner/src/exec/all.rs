@@ -274,6 +274,7 @@ impl Executor for Executors {
 }
 
 #[cfg(all(test, feature = "testing"))]
+#[allow(clippy::unwrap_used, reason = "a test may panic")]
 mod tests {
     use protocol::id::Epoch;
     use protocol::pipeline::PullPolicy;
