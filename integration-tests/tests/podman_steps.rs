@@ -179,12 +179,12 @@ async fn a_command_or_directory_that_is_not_there_says_so() {
 async fn a_program_that_cannot_be_executed_is_named_with_the_reason() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
-    let made = r"printf '#!/bin/sh\r\n' > /crlf; printf '#!/no/such\n' > /lost; echo x > /text; chmod 755 /crlf /lost /text";
+    // The init runs a file without a `#!` line with a shell, so only the unit tests have that case.
+    let made = r"printf '#!/bin/sh\r\n' > /crlf; printf '#!/no/such\n' > /lost; chmod 755 /crlf /lost";
     let (left, _) = bench.pass(&base, &shell(0, made)).await;
     for (program, expected, words) in [
         ("/crlf", 127, "`/crlf` ends with a carriage return (CRLF)"),
         ("/lost", 127, "the interpreter /no/such of `/lost` does not exist"),
-        ("/text", 126, "`/text` is neither a binary nor a script with a `#!` line"),
     ] {
         match bench.try_step(&left, &step(1, &[program])).await {
             Err(ExecError::Start { code, cause, .. }) => {
