@@ -161,7 +161,7 @@ async fn no_annotation_of_an_image_is_an_option_of_the_runtime() {
 }
 
 #[tokio::test]
-async fn annotations_that_change_after_the_check_are_found_in_the_container() {
+async fn annotations_that_change_after_the_check_have_no_effect() {
     let Some(mut bench) = Bench::of_environment() else { return };
     let (clean, evil) = (local_name(), local_name());
     let content = Content::of(&bench.url, &bench.run.image).await;
@@ -170,8 +170,12 @@ async fn annotations_that_change_after_the_check_are_found_in_the_container() {
     let base = bench.prepare().await;
     let annotation = "run.oci.seccomp_bpf_data";
     content.load(&evil, json!({ annotation: NO_FILTER })).await;
-    let error = bench.try_step(&base, &shell(0, "true")).await.unwrap_err();
-    named(&error, annotation);
+    // podman 4 applies the new annotations to the image that was checked, and podman 5 does not.
+    let is_filtered = "command -v unshare >/dev/null && ! unshare -U true 2>/dev/null";
+    match bench.try_step(&base, &shell(0, is_filtered)).await {
+        Err(error) => named(&error, annotation),
+        Ok((ran, _)) => assert_eq!(ran.exit.code, 0, "system calls are not filtered"),
+    }
     bench.destroy().await;
     let api = Api::of(&bench.url);
     api.remove_image(&clean).await;
