@@ -180,7 +180,8 @@ async fn a_program_that_cannot_be_executed_is_named_with_the_reason() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     // The init runs a file without a `#!` line with a shell, so only the unit tests have that case.
-    let made = r"printf '#!/bin/sh\r\n' > /crlf; printf '#!/no/such\n' > /lost; chmod 755 /crlf /lost";
+    let made =
+        r"printf '#!/bin/sh\r\n' > /crlf; printf '#!/no/such\n' > /lost; chmod 755 /crlf /lost";
     let (left, _) = bench.pass(&base, &shell(0, made)).await;
     for (program, expected, words) in [
         ("/crlf", 127, "`/crlf` ends with a carriage return (CRLF)"),

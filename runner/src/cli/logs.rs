@@ -259,10 +259,11 @@ async fn events_of_run(
     follow: bool,
 ) -> Result<Exit, Failure> {
     let mut tail = client.log(run, follow, None).await?;
+    // Before the note: whoever reads it can send a signal.
+    let mut display = Display::start(context)?;
     if follow && !tail.is_known() {
         say_unknown(run);
     }
-    let mut display = Display::start(context)?;
     let shown = show_events_of_run(context, &mut display, &mut tail, run).await;
     ended(display, shown).await
 }

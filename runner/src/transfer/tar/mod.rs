@@ -187,7 +187,12 @@ impl Rewriter {
                 format!("after entry {}", self.entry)
             };
             let block = match self.take(BLOCK, &after).await {
-                Err(_) if self.entry.is_empty() && !self.ahead.is_empty() => {
+                // Not an error of the connection.
+                Err(cause)
+                    if cause.kind() == io::ErrorKind::InvalidData
+                        && self.entry.is_empty()
+                        && !self.ahead.is_empty() =>
+                {
                     let what = not_a_tar(&self.ahead);
                     return Err(bad(format!("{what}, and it ends within its first block")));
                 }
