@@ -120,6 +120,18 @@ impl Content {
     }
 }
 
+/// The annotations of a container of an image, as the engine hands them to the runtime.
+async fn annotations_of_container(url: &str, image: &str) -> Value {
+    let body = json!({ "image": image, "command": ["true"] }).to_string().into_bytes();
+    let created = ask(url, Method::POST, "/containers/create", body).await;
+    let created: Value = serde_json::from_slice(&created).unwrap();
+    let id = created["Id"].as_str().unwrap();
+    let container = ask(url, Method::GET, &format!("/containers/{id}/json"), Vec::new()).await;
+    let container: Value = serde_json::from_slice(&container).unwrap();
+    ask(url, Method::DELETE, &format!("/containers/{id}?force=true"), Vec::new()).await;
+    container["Config"]["Annotations"].clone()
+}
+
 fn local_name() -> String {
     format!("localhost/t-{}:latest", uuid::Uuid::new_v4())
 }
@@ -170,11 +182,10 @@ async fn annotations_that_change_after_the_check_have_no_effect() {
     let base = bench.prepare().await;
     let annotation = "run.oci.seccomp_bpf_data";
     content.load(&evil, json!({ annotation: NO_FILTER })).await;
-    // podman 4 applies the new annotations to the image that was checked, and podman 5 does not.
-    let is_filtered = "command -v unshare >/dev/null && ! unshare -U true 2>/dev/null";
-    match bench.try_step(&base, &shell(0, is_filtered)).await {
+    match bench.try_step(&base, &shell(0, "true")).await {
         Err(error) => named(&error, annotation),
-        Ok((ran, _)) => assert_eq!(ran.exit.code, 0, "system calls are not filtered"),
+        // podman 5 hands no annotations of an image to the runtime.
+        Ok(_) => assert_eq!(annotations_of_container(&bench.url, &evil).await, json!(null)),
     }
     bench.destroy().await;
     let api = Api::of(&bench.url);
