@@ -20,7 +20,8 @@
 //! | `lose` | makes the engine unreachable the first time, until `come_back`; then exits with 0 |
 //!
 //! Files are kept from step to step under their paths as written. A checkpoint is searched for
-//! secrets, and a single file can be exported. An import is read but not unpacked.
+//! secrets, and a single file can be exported. An import is read but not unpacked. An image whose
+//! digest is `hangs` is never fetched.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

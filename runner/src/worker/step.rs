@@ -123,7 +123,7 @@ pub(super) async fn prepare(
     }
 }
 
-/// A stop ends it, once nothing of the run that an earlier owner had begun runs any more.
+/// After a stop it returns as soon as no step of an earlier owner runs.
 pub(super) async fn adopt(
     shared: Arc<Shared>,
     scope: RunScope,

@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use crate::exec::work_dir::STAT_HEADER;
 use crate::ports::ExecError;
 
-/// The timeout for the start of a response.
+/// The timeout for the start of a response, and then for the next bytes of it.
 const ANSWERS: Duration = Duration::from_secs(60);
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}

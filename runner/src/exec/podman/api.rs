@@ -16,9 +16,9 @@ use super::http::Link;
 use super::image::Inspected;
 use super::path;
 
-/// How long the slowest things may take: writing an image of many gigabytes.
+/// The timeout of the slowest calls, such as writing an image of many gigabytes.
 pub(super) const LONG: Duration = Duration::from_secs(3600);
-/// How often a call is made again that came upon a removal.
+/// How often a call is retried after it failed because of a concurrent removal.
 const REMOVALS: u32 = 5;
 /// How often the removal of a busy container is retried, which takes about five seconds.
 const BUSY: u32 = 10;

@@ -23,7 +23,7 @@ use crate::ports::{ByteStream, ExecError};
 /// The prefix of every path. Newer engines still accept this version.
 const PREFIX: &str = "/v4.0.0/libpod";
 
-/// How long the engine may take to begin a response, and then to send the next bytes of it.
+/// The timeout for the start of a response, and then for the next bytes of it.
 pub(super) const ANSWERS: Duration = Duration::from_secs(120);
 
 /// The maximum length of a response that is read into memory, in bytes. A step decides how many

@@ -1,5 +1,4 @@
-//! An engine that accepts calls and then hangs or breaks off: no call waits for it for ever, and a stop is
-//! obeyed.
+//! Tests with an engine that accepts calls and then hangs or closes the connection.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::io;

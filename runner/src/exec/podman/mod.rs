@@ -85,10 +85,9 @@ use crate::ports::{
     Ran, RunScope, StepSpec, StopSignal, Workspace,
 };
 
-/// How long the engine may take to say what it is.
+/// The timeout for the engine's description of itself.
 const LOOKING: Duration = Duration::from_secs(60);
-/// How often a commit is made anew where another run's removal took away a layer that both shared.
-/// The name under which nodes and events know it.
+/// The executor's name in nodes and events.
 pub const NAME: &str = "podman";
 /// How often a commit is retried after a layer shared with another run was removed meanwhile.
 const COMMITS: u32 = 6;

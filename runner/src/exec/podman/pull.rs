@@ -19,9 +19,9 @@ use super::path::query;
 use crate::exec::auth::{self, Credentials};
 use crate::ports::ExecError;
 
-/// How long the engine may say nothing while it copies layers: it names each when it begins with it.
+/// The longest pause in the progress of a pull or push. The engine reports a layer only at its start.
 const PROGRESS: Duration = Duration::from_secs(30 * 60);
-/// A line of the engine's answer is not longer than this.
+/// The maximum length of a response line, in bytes.
 const LONGEST_LINE: usize = 1 << 20;
 /// How often a pull is retried after a layer that the engine meant to reuse was removed meanwhile.
 const AGAIN: u32 = 5;

@@ -84,7 +84,7 @@ impl Podman {
         self.streamed(ANSWERS, &format!("/containers/{id}/archive?{query}")).await
     }
 
-    /// An answer as it comes. It must begin within this time.
+    /// Returns a response body as a stream. The response must begin within this time.
     pub(super) async fn streamed(&self, within: Duration, path: &str) -> Result<ByteStream, Fault> {
         let answer = self.http.open_within(within, &Method::GET, path, &[], empty()).await?;
         if !answer.status().is_success() {

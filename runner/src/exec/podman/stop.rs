@@ -15,11 +15,11 @@ use crate::ports::{ExecError, StepEnd, StopLevel, StopSignal};
 /// How long to wait for a killed container to end before it is removed by force.
 const AFTER_KILL: Duration = Duration::from_secs(10);
 
-/// How long the engine may be silent before the last output of a killed step is given up.
+/// How long the engine may send nothing before the last output of a killed step is given up.
 const LAST_OUTPUT: Duration = Duration::from_secs(60);
 
-/// A step that had to be removed by force, so that there is nothing left of it to look at, or whose
-/// output did not end.
+/// The step's container was removed by force and can no longer be inspected, or it has ended and its
+/// output has not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Removed;
 
@@ -81,7 +81,7 @@ async fn kill(http: &Arc<Http>, id: &str, flow: &Flow) -> Result<Removed, ExecEr
     let looked = link.inspect(id, PATIENCE).await;
     let looked = looked.map_err(|fault| fault.at("looking at a killed step", http))?;
     if looked.is_some_and(|container| container.life() == Life::Ended) {
-        // It is dead; only its last output is still on its way.
+        // It is dead, and its last output is still to be read.
         flow.moved();
         flow.stalled(LAST_OUTPUT).await;
         tracing::warn!(

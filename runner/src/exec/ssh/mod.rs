@@ -60,16 +60,16 @@ pub struct Ssh {
 /// How long to wait for `ssh` to exit after its step has ended.
 const PARTING: Duration = Duration::from_secs(2);
 
-/// How long a host may take to end a step that is killed.
+/// How long to wait for a host to report the end of a killed step.
 const AFTER_KILL: Duration = Duration::from_secs(10);
 
-/// The time between two looks at whether its output is taken.
+/// The interval between checks whether the sink has taken a step's output.
 const WRITING: Duration = Duration::from_millis(100);
 
-/// Of a host that does not end a step.
+/// The error if a host does not end a killed step.
 const UNENDED: &str = "it did not end the step within 10 s of SIGKILL";
 
-/// Where there is no `ssh` to run.
+/// The error if the worker's host has no `ssh`.
 const NO_SSH: &str = "there is no program ssh on the worker's host: install OpenSSH's client (Debian: \
                       openssh-client)";
 
@@ -207,7 +207,7 @@ impl Link {
             Some(Told::Ended(code)) => Ok(Ran::new(Exit { code, oom: false }, Workspace::None)),
             Some(told) => Err(self.not_started(step, told)),
             None => {
-                // It has closed its streams, and says why before it ends.
+                // It has closed its streams and logs the reason before it exits.
                 timeout(PARTING, self.child.wait()).await.ok();
                 let cause = complaint::last_words(&self.log().await, "");
                 let cause = cause.unwrap_or_else(|| LOST.to_owned());
@@ -242,21 +242,21 @@ impl Link {
     async fn end(self) {
         let Self { mut child, stdin, opened, .. } = self;
         drop(stdin);
-        // What the step has left behind may hold the streams, and so `ssh`, for ever.
+        // A process that the step left can hold the streams open, and `ssh` waits for it.
         if timeout(PARTING, child.wait()).await.is_err() {
-            // One that cannot be killed has ended.
+            // If it cannot be killed, it has already ended.
             child.kill().await.ok();
         }
         drop(opened);
     }
 }
 
-/// Says what the step is, then ends it as it is asked to. A host that is gone has ended what it ran, and
-/// says so on the other streams. Returns if a host does not end a step that is killed.
+/// Sends the step, then carries out stop requests. A host that loses the connection ends the step
+/// itself, and the other streams show it. Returns if the host does not end a killed step.
 ///
 /// # Errors
-/// [`ExecError::NotStarted`] if the step is stopped before the host has taken the whole line: it runs
-/// no other.
+/// [`ExecError::NotStarted`] if the step is stopped before its whole line is sent. A host does not run
+/// an incomplete line.
 async fn ask(
     stdin: &mut ChildStdin,
     line: &str,
@@ -266,7 +266,7 @@ async fn ask(
 ) -> Result<(), ExecError> {
     tokio::select! {
         biased;
-        // Of a host that is gone the other streams tell.
+        // If the host is gone, the other streams show it.
         _ = stdin.write_all(line.as_bytes()) => {}
         _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
     }
@@ -277,7 +277,7 @@ async fn ask(
             std::future::pending::<()>().await
         };
         let grace = sleep(end.grace_or(grace));
-        // A second stop does not prolong the grace.
+        // A second stop does not extend the grace.
         let kill = async {
             while level != StopLevel::Kill {
                 level = stop.above(level).await;
@@ -292,7 +292,7 @@ async fn ask(
     let until = Instant::now() + AFTER_KILL;
     timeout_at(until, stdin.write_all(b"KILL\n")).await.ok();
     sleep_until(until).await;
-    // The end of the step may be behind output that is not taken yet.
+    // The report of the end can be behind output that the sink has not taken yet.
     while flow.is_held() {
         sleep(WRITING).await;
     }

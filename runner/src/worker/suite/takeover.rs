@@ -277,8 +277,7 @@ pub async fn a_stop_is_obeyed_while_an_image_is_fetched(mut rig: Rig) {
     rig.end().await;
 }
 
-/// A step's failure that is recorded is not tried again by the next owner, nor is an ending that was
-/// not confirmed decided anew.
+/// The next owner does not retry a recorded failure, and publishes a recorded ending unchanged.
 pub async fn an_end_that_was_decided_is_the_end(mut rig: Rig) {
     let failed = orphan(&rig, "failed", &["exit 0"], |record| {
         record["cause"] = "exit-code".into();
