@@ -161,6 +161,8 @@ impl Cluster {
         worker.started += 1;
         let home = self.dir.path().join(format!("{}-{}", worker.number, worker.started));
         std::fs::create_dir(&home)?;
+        // Events that a worker leaves on disk are published by the next one in its place.
+        let spill = self.dir.path().join(format!("{}-spill", worker.number));
         let log = File::create(home.with_extension("log"))?;
         let (user, password) = self.amqp_user();
         let etcd: Vec<String> =
@@ -176,6 +178,7 @@ impl Cluster {
             .arg("serve")
             .env("PATH", "/usr/bin:/bin")
             .env("HOME", &home)
+            .env("BOB_SPILL_DIR", spill)
             .env("BOB_QUEUE_URL", format!("amqp://{}", worker.amqp.at()))
             .env("BOB_QUEUE_USER", user)
             .env("BOB_QUEUE_PASSWORD", password)
