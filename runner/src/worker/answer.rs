@@ -13,11 +13,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use super::claim::{self, NotNow, Taken};
+use super::claim::{self, Taken};
 use super::control;
 use super::launch::Launch;
 use super::lease::Held;
 use super::retry::Retry;
+use super::verdict::NotNow;
 use super::watchdog::waits;
 use super::{Lost, Shared};
 use crate::ports::{Entry, Message, Route};

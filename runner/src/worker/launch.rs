@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::claim::{Claimed, Verdict};
+use super::claim::Claimed;
 use super::drive::{Drive, Progress};
 use super::emitter::Emitter;
 use super::gone::prove_ended;
@@ -26,6 +26,7 @@ use super::push::Pushes;
 use super::retry::Retry;
 use super::roster::Handle;
 use super::secrets::RunSecrets;
+use super::verdict::Verdict;
 use super::watchdog::{Failed, watched};
 use super::{Lost, Shared};
 use crate::ports::{Claim, LoggerFeed, RunScope, StopLevel, StopSignal, Txn};

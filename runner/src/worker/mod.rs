@@ -17,6 +17,7 @@ mod launch;
 mod lease;
 mod ledger;
 mod long_lease;
+mod look;
 mod loops;
 mod node;
 mod orphan;
@@ -34,6 +35,7 @@ mod step;
 #[cfg(feature = "testing")]
 pub mod suite;
 mod told;
+mod verdict;
 mod volumes;
 mod wanted;
 mod watchdog;

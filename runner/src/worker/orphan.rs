@@ -7,10 +7,11 @@ use protocol::run::RunRecord;
 use tracing::warn;
 
 use super::Shared;
-use super::claim::{adopted, logger_url, not_restored, read_record};
+use super::claim::{adopted, not_restored, read_record};
 use super::launch::release;
 use super::lease::Held;
 use super::ledger::{SMALL_RECORD, fitting, owner_value};
+use super::look::logger_url;
 use super::retry::Retry;
 use crate::ports::{Claim, Entry, Expect, StoreError, Txn, TxnReply};
 use crate::rules::run::Past;
