@@ -5,7 +5,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::io::AsyncReadExt as _;
 use tokio_util::io::StreamReader;
 
-use crate::ports::ByteStream;
+use crate::ports::{ByteStream, ExecError};
 
 /// The kernel reads no more of a `#!` line.
 pub(super) const HEAD_BYTES: usize = 256;
@@ -35,6 +35,15 @@ impl Head {
         let (mut bytes, mut entry) = (Vec::new(), entry.take(HEAD_BYTES as u64));
         match entry.read_to_end(&mut bytes).await {
             Ok(_) => Self::Bytes(bytes),
+            Err(_) => Self::Unknown,
+        }
+    }
+
+    /// The beginning of a program's file, from the archive that an engine made of it.
+    pub(super) async fn of_archive(archive: Result<ByteStream, ExecError>) -> Self {
+        match archive {
+            Ok(tar) => Self::of_tar(tar).await,
+            Err(ExecError::NoSuchPath { .. }) => Self::Missing,
             Err(_) => Self::Unknown,
         }
     }

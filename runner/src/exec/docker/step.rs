@@ -311,11 +311,7 @@ impl Docker {
     ) -> ExecError {
         let left = Workspace::Lone { id: id.to_owned() };
         let head = if program.contains('/') {
-            match self.pack(&left, program).await {
-                Ok(tar) => Head::of_tar(tar).await,
-                Err(ExecError::NoSuchPath { .. }) => Head::Missing,
-                Err(_) => Head::Unknown,
-            }
+            Head::of_archive(self.pack(&left, program).await).await
         } else {
             Head::Unknown
         };

@@ -38,11 +38,7 @@ impl Podman {
     ) -> ExecError {
         let left = Workspace::Container { id: id.to_owned(), depth: 0 };
         let head = if program.contains('/') {
-            match self.pack(run, &left, program).await {
-                Ok(tar) => Head::of_tar(tar).await,
-                Err(ExecError::NoSuchPath { .. }) => Head::Missing,
-                Err(_) => Head::Unknown,
-            }
+            Head::of_archive(self.pack(run, &left, program).await).await
         } else {
             Head::Unknown
         };
