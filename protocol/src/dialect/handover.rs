@@ -9,6 +9,7 @@ use super::tree::{Node, Value, quoted};
 use crate::diagnostic::{Class, Diagnostic};
 use crate::pipeline::{
     Callback, Layout, Missing, Output, OutputKind, Pattern, Pipeline, RelativeTo, SecretUse, Token,
+    can_name_secret,
 };
 
 const OUTPUT: Keys =
@@ -255,8 +256,12 @@ pub(super) fn literal_secrets(
     place: impl Fn(&str) -> (super::Position, String),
 ) -> Vec<Diagnostic> {
     let warn = |path: String| {
+        let hint = if can_name_secret(&path) {
+            "write {secret-name: NAME} in its place, and keep the secret where the runner looks for it"
+        } else {
+            "{secret-name: NAME} cannot stand here, so send the secret in a header"
+        };
         let (at, path) = place(&path);
-        let hint = "write {secret-name: NAME} in its place, and keep the secret where the runner looks for it";
         let message = format!("`{path}` {}", super::LITERAL_SECRET);
         let fault = at.fault(message, Some(hint));
         Diagnostic { class: Class::Warning, path, ..fault }

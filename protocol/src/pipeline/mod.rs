@@ -29,7 +29,9 @@ pub use self::limits::ProcessLimits;
 pub use self::mount::{BadMount, Mount, MountOption, MountSource, Propagation};
 pub use self::network::{BadNetwork, BadNetworkGrant, Network, NetworkGrant, NetworkMode};
 pub use self::pattern::{BadPattern, Pattern, Selection};
-pub use self::secret::{is_secret_header, mask_stored_definition, mask_stored_run};
+pub use self::secret::{
+    can_name_secret, is_secret_header, mask_stored_definition, mask_stored_run,
+};
 pub use self::step::{
     Backoff, Cmd, ExecutorKind, OnLogLimit, Retry, RetryOn, Shell, Step, Template, When,
 };

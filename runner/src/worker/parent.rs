@@ -76,8 +76,8 @@ pub(super) fn after_parent(
     };
     if !shared.options.changed_reruns && !is_same(start, pipeline, &record) {
         return Err(NotAfter::Ever(format!(
-            "run {of} had another definition, or other variables or parameters: only a run of the same \
-             ones can take over its steps; start it without a parent"
+            "run {of} had another definition, other variables or other parameters, so this run cannot \
+             take over its steps: start it without `parent`, or with those of run {of}"
         )));
     }
     // Apply the new definition to the parent's steps, not the parent's own.

@@ -2,7 +2,7 @@
 
 use protocol::command::{MAX_START_BYTES, Start, Target};
 use protocol::dialect;
-use protocol::pipeline::{Output, Pipeline, Step};
+use protocol::pipeline::{Output, Pipeline, Step, can_name_secret};
 use protocol::run::{Cause, StepRecord, StoredPipeline};
 
 use super::Shared;
@@ -150,8 +150,15 @@ fn literal_secrets(shared: &Shared, pipeline: &Pipeline) -> Option<String> {
     let paths = pipeline.literal_secrets();
     let (first, more) = paths.split_first()?;
     let more = if more.is_empty() { String::new() } else { format!(" and {} more", more.len()) };
+    let instead = if can_name_secret(first) {
+        "write {secret-name: NAME} in its place and keep the secret where the workers look for it \
+         (BOB_SECRETS_DIR)"
+    } else {
+        "{secret-name: NAME} cannot stand there, so send the secret in a header"
+    };
     Some(format!(
-        "{first}{more} of pipeline {}/{} is a secret in clear text: write {{secret-name: NAME}} in its place and keep the secret where the workers look for it (BOB_SECRETS_DIR), or set BOB_LITERAL_SECRETS=allow on the workers",
+        "{first}{more} of pipeline {}/{} is a secret in clear text: {instead}, or set \
+         BOB_LITERAL_SECRETS=allow on the workers",
         pipeline.group, pipeline.name
     ))
 }

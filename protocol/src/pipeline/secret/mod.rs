@@ -194,6 +194,14 @@ fn without_json(text: &str) -> Option<String> {
     (!masker.paths.is_empty()).then(|| value.to_string())
 }
 
+/// Whether `{secret-name: NAME}` can stand at a path that [`Pipeline::literal_secrets`] returns. It
+/// cannot replace a part of a URL or a body, and resources have no secrets.
+#[must_use]
+pub fn can_name_secret(path: &str) -> bool {
+    let is_text = [".url", ".body"].iter().any(|end| path.ends_with(end));
+    !is_text && !path.starts_with("resources[")
+}
+
 impl Pipeline {
     /// Returns the definition for display. Clear-text secrets are masked, and so are variables whose
     /// names suggest a secret.

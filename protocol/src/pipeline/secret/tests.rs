@@ -135,3 +135,13 @@ fn the_reported_paths_are_bounded() {
     let masked = serde_json::to_string(&pipeline.masked()).unwrap();
     assert!(!masked.contains("s3cret"));
 }
+
+#[test]
+fn a_secret_can_be_named_where_a_whole_value_stands() {
+    for path in ["steps[0].with.headers.Authorization", "steps[0].with.params.password"] {
+        assert!(can_name_secret(path), "{path}");
+    }
+    for path in ["steps[0].with.url", "steps[0].with.body", "resources[0].params.token"] {
+        assert!(!can_name_secret(path), "{path}");
+    }
+}
