@@ -12,20 +12,20 @@ use protocol::id::{Epoch, RunId, StepName};
 use protocol::pipeline::{ExecutorKind, Limits, PullPolicy, Vars};
 use runner::exec::podman::{Options, Podman};
 use runner::ports::{
-    ExecError, Executor as _, Gate, LogSink, Ran, RunScope, StepSpec, StopSignal, Workspace,
+    ExecError, Executor as _, Gate, LogSink, RunScope, StepOutcome, StepSpec, StopSignal, Workspace,
 };
 
 use crate::services::{ENGINE, Services};
 
 /// Records the output of a step.
 #[derive(Debug, Default)]
-pub struct Kept {
+pub struct OutputRecorder {
     stdout: Mutex<Vec<u8>>,
     stderr: Mutex<Vec<u8>>,
     notes: Mutex<Vec<u8>>,
 }
 
-impl Kept {
+impl OutputRecorder {
     fn of(&self, stream: LogStream) -> &Mutex<Vec<u8>> {
         match stream {
             LogStream::Stderr => &self.stderr,
@@ -64,7 +64,7 @@ impl Kept {
 }
 
 #[async_trait]
-impl LogSink for Kept {
+impl LogSink for OutputRecorder {
     async fn write(&self, stream: LogStream, bytes: Bytes) {
         let mut kept = self.of(stream).lock().unwrap_or_else(PoisonError::into_inner);
         kept.extend_from_slice(&bytes);
@@ -192,9 +192,9 @@ impl Bench {
         &self,
         on: &Workspace,
         step: &StepSpec,
-    ) -> Result<(Ran, Arc<Kept>), ExecError> {
-        let kept = Arc::new(Kept::default());
-        let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+    ) -> Result<(StepOutcome, Arc<OutputRecorder>), ExecError> {
+        let kept = Arc::new(OutputRecorder::default());
+        let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
         let gate = Gate::open();
         let ran = self.podman.run_step(&self.run, on, step, gate, out, &self.stop).await?;
         Ok((ran, kept))
@@ -204,7 +204,11 @@ impl Bench {
     ///
     /// # Panics
     /// If the executor fails.
-    pub async fn step(&self, on: &Workspace, step: &StepSpec) -> (Ran, Arc<Kept>) {
+    pub async fn step(
+        &self,
+        on: &Workspace,
+        step: &StepSpec,
+    ) -> (StepOutcome, Arc<OutputRecorder>) {
         self.try_step(on, step).await.expect("a step")
     }
 
@@ -212,7 +216,7 @@ impl Bench {
     ///
     /// # Panics
     /// If the executor or the step fails.
-    pub async fn pass(&self, on: &Workspace, step: &StepSpec) -> (Workspace, Arc<Kept>) {
+    pub async fn pass(&self, on: &Workspace, step: &StepSpec) -> (Workspace, Arc<OutputRecorder>) {
         let (ran, kept) = self.step(on, step).await;
         let stderr = String::from_utf8_lossy(&kept.stderr()).into_owned();
         assert_eq!(ran.exit.code, 0, "{:?}: {stderr}", step.words);

@@ -4,10 +4,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use integration_tests::engine::{Api, Bench, Kept, shell, until};
+use integration_tests::engine::{Api, Bench, OutputRecorder, shell, until};
 use integration_tests::services::{ENGINE, OwnServices, Services};
 use runner::exec::podman::Options;
-use runner::ports::{ExecError, Executor as _, Gate, LogSink, Ran, StopLevel, Workspace};
+use runner::ports::{ExecError, Executor as _, Gate, LogSink, StepOutcome, StopLevel, Workspace};
 
 struct Engine {
     own: OwnServices,
@@ -55,10 +55,10 @@ async fn meanwhile<F: Future<Output = ()>>(
     bench: &Bench,
     line: &str,
     then: F,
-) -> (Result<Ran, ExecError>, Arc<Kept>) {
+) -> (Result<StepOutcome, ExecError>, Arc<OutputRecorder>) {
     let base = bench.prepare().await;
-    let kept = Arc::new(Kept::default());
-    let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+    let kept = Arc::new(OutputRecorder::default());
+    let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
     let (gate, step) = (Gate::open(), shell(0, line));
     let running = bench.podman.run_step(&bench.run, &base, &step, gate, out, &bench.stop);
     let then = async {
@@ -170,7 +170,7 @@ async fn output_that_the_engine_no_longer_has_is_reported_as_missing() {
     engine.bench.destroy().await;
 }
 
-fn tail(kept: &Kept) -> String {
+fn tail(kept: &OutputRecorder) -> String {
     let text = kept.text();
     text.get(text.len().saturating_sub(200)..).unwrap_or_default().to_owned()
 }
@@ -180,7 +180,7 @@ async fn half_made(engine: &Engine) -> Workspace {
     let Bench { podman, run, stop, .. } = &engine.bench;
     let (kept, _) =
         engine.bench.pass(&engine.bench.prepare().await, &shell(0, "echo 0 > /a")).await;
-    let out: Arc<dyn LogSink> = Arc::new(Kept::default());
+    let out: Arc<dyn LogSink> = Arc::new(OutputRecorder::default());
     let next = shell(1, "sleep 1000");
     let running = podman.run_step(run, &kept, &next, Gate::open(), out, stop);
     let forgetting = async {

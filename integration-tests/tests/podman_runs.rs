@@ -3,7 +3,7 @@
 
 use integration_tests::engine::{Api, Bench, shell, until};
 use protocol::id::Epoch;
-use runner::ports::{ExecError, Executor as _, Exit, Ran, Workspace};
+use runner::ports::{ExecError, Executor as _, Exit, StepOutcome, Workspace};
 
 #[tokio::test]
 async fn two_hundred_steps_are_one_run() {
@@ -115,7 +115,7 @@ async fn an_older_owners_container_gives_way_to_the_new_one() {
     // never recorded. It must not see a success.
     match old_ran {
         Err(ExecError::Engine { .. } | ExecError::Start { .. }) => {}
-        Ok((Ran { exit: Exit { code: 137, .. }, .. }, _)) => {}
+        Ok((StepOutcome { exit: Exit { code: 137, .. }, .. }, _)) => {}
         other => panic!("{other:?}"),
     }
     assert_eq!(kept.text(), "new\n");

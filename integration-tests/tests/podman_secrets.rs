@@ -5,20 +5,21 @@ use std::sync::Arc;
 
 use integration_tests::engine::{Api, Bench, shell};
 use runner::ports::{
-    ExecError, Executor as _, Forbidden, Given, Search, Secret, StepSecrets, StepSpec, Workspace,
+    ExecError, Executor as _, Search, Secret, SecretMatcher, StepSecret, StepSecrets, StepSpec,
+    Workspace,
 };
-use runner::rules::mask::{Finder, Mask};
+use runner::rules::mask::{Mask, SecretSearch};
 
 const TOKEN: &str = "t0p/s3cret+value";
 
 #[derive(Debug)]
 struct Masked(Arc<Mask>);
 
-struct Finding(Finder);
+struct Finding(SecretSearch);
 
-impl Forbidden for Masked {
+impl SecretMatcher for Masked {
     fn search(&self) -> Box<dyn Search> {
-        Box::new(Finding(Finder::new(Arc::clone(&self.0))))
+        Box::new(Finding(SecretSearch::new(Arc::clone(&self.0))))
     }
 }
 
@@ -35,7 +36,7 @@ impl Search for Finding {
 /// A step with the token as a file and as a variable.
 fn with_token(position: usize, line: &str) -> StepSpec {
     let mask = Mask::new([TOKEN.as_bytes()].into_iter()).unwrap();
-    let given = Given {
+    let given = StepSecret {
         name: "token".into(),
         env: Some("TOKEN".into()),
         value: Secret::new(TOKEN.as_bytes()),

@@ -1,7 +1,7 @@
 //! Steps in real containers: their output, their end, their files and their isolation.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
-use integration_tests::engine::{Bench, Kept, shell, step};
+use integration_tests::engine::{Bench, OutputRecorder, shell, step};
 use protocol::pipeline::{ExecutorKind, Vars};
 use runner::exec::podman::{Options, Podman};
 use runner::ports::conformance::{self, Act, ExecutorSubject};
@@ -217,8 +217,8 @@ async fn words_or_variables_that_are_too_long_are_one_error_and_no_output() {
         (StepSpec { env: variable, ..step(0, &["true"]) }, "variable LONG has 200005 bytes"),
         (step(0, &words), "longer than the kernel takes"),
     ] {
-        let kept = Arc::new(Kept::default());
-        let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+        let kept = Arc::new(OutputRecorder::default());
+        let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
         let ran = bench.podman.run_step(&bench.run, &base, &step, Gate::open(), out, &bench.stop);
         match ran.await {
             Err(ExecError::Start { code: 126, cause, .. }) => {
@@ -246,13 +246,13 @@ async fn a_step_that_fails_like_the_init_is_still_a_step_that_failed() {
 async fn nothing_starts_where_the_gate_stays_shut() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
-    let kept: Arc<dyn LogSink> = Arc::new(Kept::default());
+    let kept: Arc<dyn LogSink> = Arc::new(OutputRecorder::default());
     let (shut, any) = (Gate::new(async { false }, || true), shell(0, "true"));
     let ran = bench.podman.run_step(&bench.run, &base, &any, shut, kept, &bench.stop);
     assert!(matches!(ran.await, Err(ExecError::NotStarted)));
     // A stop before the gate opens has the same effect.
     bench.stop.raise(StopLevel::Kill);
-    let kept: Arc<dyn LogSink> = Arc::new(Kept::default());
+    let kept: Arc<dyn LogSink> = Arc::new(OutputRecorder::default());
     let never = Gate::new(std::future::pending(), || true);
     let ran = bench.podman.run_step(&bench.run, &base, &any, never, kept, &bench.stop);
     assert!(matches!(ran.await, Err(ExecError::NotStarted)));

@@ -4,14 +4,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use integration_tests::engine::{Bench, Kept, collect, files_of, shell, step, until};
-use runner::ports::{Executor as _, Gate, LogSink, Ran, StepSpec, StopLevel};
+use integration_tests::engine::{Bench, OutputRecorder, collect, files_of, shell, step, until};
+use runner::ports::{Executor as _, Gate, LogSink, StepOutcome, StepSpec, StopLevel};
 
 /// Runs a step, raises the stop level once it has written `ready`, and returns its result.
-async fn stopped(bench: &Bench, step: &StepSpec, level: StopLevel) -> (Ran, Arc<Kept>) {
+async fn stopped(
+    bench: &Bench,
+    step: &StepSpec,
+    level: StopLevel,
+) -> (StepOutcome, Arc<OutputRecorder>) {
     let base = bench.prepare().await;
-    let kept = Arc::new(Kept::default());
-    let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+    let kept = Arc::new(OutputRecorder::default());
+    let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
     let gate = Gate::open();
     let running = bench.podman.run_step(&bench.run, &base, step, gate, out, &bench.stop);
     let raising = async {
@@ -58,8 +62,8 @@ async fn a_kill_cuts_the_grace_short() {
     let Some(bench) = Bench::of_environment() else { return };
     let line = "trap 'echo asked' TERM; echo ready; while true; do sleep 0.1; done";
     let base = bench.prepare().await;
-    let kept = Arc::new(Kept::default());
-    let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+    let kept = Arc::new(OutputRecorder::default());
+    let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
     let (gate, step) = (Gate::open(), shell(0, line));
     let running = bench.podman.run_step(&bench.run, &base, &step, gate, out, &bench.stop);
     let raising = async {
@@ -103,8 +107,8 @@ async fn what_a_stopped_step_left_can_still_be_read() {
 async fn destroying_a_run_ends_what_still_runs_of_it() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
-    let kept = Arc::new(Kept::default());
-    let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+    let kept = Arc::new(OutputRecorder::default());
+    let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
     let (gate, step) = (Gate::open(), shell(0, "echo ready; exec sleep 1000"));
     {
         let running = bench.podman.run_step(&bench.run, &base, &step, gate, out, &bench.stop);

@@ -258,7 +258,7 @@ async fn events_that_a_worker_leaves_on_disk_are_published_by_the_next_one() {
     emit(&events, &kept, 1..400, &text).await;
     emit(&events, &lost, 0..1, &text).await;
     events.discard(&lost, Epoch(7));
-    let left = events.leave().await;
+    let left = events.close_and_save().await;
     assert_eq!((left.events, left.dropped.len()), (399, 0));
     assert!(events.emit(event(&kept, 400, "x")).await.is_err(), "it has ended");
     own.control("start", "rabbitmq").await;
@@ -272,7 +272,11 @@ async fn events_that_a_worker_leaves_on_disk_are_published_by_the_next_one() {
     let mut stream = next.follow(Position::First).await.unwrap();
     assert_whole(&read_to(&mut stream, &kept, 399).await, 400);
     nothing_is_on_disk(&vhost).await;
-    assert_eq!(foreign.leave().await, next.leave().await, "neither leaves anything");
+    assert_eq!(
+        foreign.close_and_save().await,
+        next.close_and_save().await,
+        "neither leaves anything"
+    );
     assert_eq!(std::fs::read_dir(vhost.spill.path()).unwrap().count(), 0);
 }
 
@@ -286,7 +290,7 @@ async fn events_that_have_no_room_on_disk_are_counted_when_the_worker_ends() {
     let text = "x".repeat(60_000);
     own.control("kill", "rabbitmq").await;
     emit(&events, &run, 0..5, &text).await;
-    let left = events.leave().await;
+    let left = events.close_and_save().await;
     assert_eq!((left.events, left.dropped), (1, BTreeMap::from([(Some(run), 4)])));
 }
 
@@ -309,7 +313,7 @@ async fn events_that_cannot_be_saved_when_the_worker_ends_are_counted() {
     // No file can be created where the directory was.
     let dir = std::fs::read_dir(vhost.spill.path()).unwrap().next().unwrap().unwrap().path();
     std::fs::rename(&dir, dir.with_extension("elsewhere")).unwrap();
-    let left = events.leave().await;
+    let left = events.close_and_save().await;
     let lost: u64 = left.dropped.values().sum();
     assert!(left.events > 0 && lost > 0, "{left:?}");
     assert_eq!(left.events + lost, 300, "{left:?}");

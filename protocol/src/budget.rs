@@ -55,7 +55,7 @@ pub fn shortened(mut text: String, most: usize) -> String {
 
 /// How much of a record was cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Cut {
+pub struct CutSizes {
     /// Number of shortened step messages.
     pub messages: usize,
     /// Number of dropped step results.
@@ -67,12 +67,12 @@ pub struct Cut {
 impl RunRecord {
     /// Cuts the record until it fits into `most` bytes. Messages are cut first, then results (the
     /// largest first), then the oldest step entries. Returns `None` if the record already fits.
-    pub fn cut_to(&mut self, most: usize) -> Option<Cut> {
+    pub fn cut_to(&mut self, most: usize) -> Option<CutSizes> {
         let mut size = json_bytes(self);
         if size <= most {
             return None;
         }
-        let mut cut = Cut::default();
+        let mut cut = CutSizes::default();
         for step in &mut self.steps {
             if let Some(message) = step.message.take_if(|message| message.len() > CUT_MESSAGE) {
                 step.message = Some(shortened(message, CUT_MESSAGE));
@@ -139,9 +139,9 @@ mod tests {
     fn messages_are_cut_before_results_and_the_largest_results_first() {
         let steps = [step(0, 1000, 4000), step(1, 3000, 0), step(2, 2000, 4000)];
         let mut cut = record(&steps);
-        assert_eq!(cut.cut_to(8000), Some(Cut { messages: 2, results: 0, steps: 0 }));
+        assert_eq!(cut.cut_to(8000), Some(CutSizes { messages: 2, results: 0, steps: 0 }));
         let mut cut = record(&steps);
-        assert_eq!(cut.cut_to(4500), Some(Cut { messages: 2, results: 1, steps: 0 }));
+        assert_eq!(cut.cut_to(4500), Some(CutSizes { messages: 2, results: 1, steps: 0 }));
         let kept: Vec<bool> = cut.steps.iter().map(|step| step.result.is_some()).collect();
         assert_eq!(kept, [true, false, true]);
         assert!(json_bytes(&cut) <= 4500);

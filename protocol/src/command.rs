@@ -239,8 +239,9 @@ fn parent(fields: &Fields<'_>) -> Result<Option<Parent>, Malformed> {
     let Some(Node { value: Value::String(run), .. }) = of_parent("run-id") else {
         return Err(fields.bad("parent", node, "an object with the `run-id` of an ended run"));
     };
-    let run_id =
-        run.parse().map_err(|_bad| fields.wrong("parent.run-id", &quoted(run), RUN_ID_RULE))?;
+    let run_id = run
+        .parse()
+        .map_err(|_bad| fields.wrong_type("parent.run-id", &quoted(run), RUN_ID_RULE))?;
     let from = match of_parent("from") {
         None => None,
         Some(Node { value: Value::String(step), .. }) => {
@@ -280,7 +281,7 @@ fn target(fields: &Fields<'_>) -> Result<Target, Malformed> {
         {
             if given != own {
                 let expected = format!("{own:?}, as in the definition inline");
-                return Err(fields.wrong(field, &quoted(given), &expected));
+                return Err(fields.wrong_type(field, &quoted(given), &expected));
             }
         }
     }
@@ -383,11 +384,11 @@ impl<'a> Fields<'a> {
             (Some(text), Some(other)) if text == other => ("run-id", text),
             (Some(text), Some(other)) => {
                 let both = format!("{}, and {} in `run_id`", quoted(text), quoted(other));
-                return Err(self.wrong("run-id", &both, "one run id"));
+                return Err(self.wrong_type("run-id", &both, "one run id"));
             }
         };
         // Every malformed run id gets the same description.
-        text.parse().map(Some).map_err(|_bad| self.wrong(spelled, &quoted(text), RUN_ID_RULE))
+        text.parse().map(Some).map_err(|_bad| self.wrong_type(spelled, &quoted(text), RUN_ID_RULE))
     }
 
     fn pipeline(&self, group: &str, name: &str) -> Result<PipelineId, Malformed> {
@@ -403,14 +404,14 @@ impl<'a> Fields<'a> {
     }
 
     fn bad(&self, field: &str, found: &Node, expected: &str) -> Malformed {
-        self.wrong(field, &found.shown(), expected)
+        self.wrong_type(field, &found.shown(), expected)
     }
 
     fn missing(&self, field: &str, expected: &str) -> Malformed {
-        self.wrong(field, "nothing", expected)
+        self.wrong_type(field, "nothing", expected)
     }
 
-    fn wrong(&self, field: &str, found: &str, expected: &str) -> Malformed {
+    fn wrong_type(&self, field: &str, found: &str, expected: &str) -> Malformed {
         Malformed::new(Some(field), found, expected, self.run_id.clone())
     }
 

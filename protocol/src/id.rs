@@ -149,7 +149,7 @@ impl NodeId {
 
     /// Accepts a node id as found in a record or key, without validation.
     #[must_use]
-    pub fn found(text: &str) -> Self {
+    pub fn from_stored(text: &str) -> Self {
         Self(text.to_owned())
     }
 

@@ -10,7 +10,7 @@ use thiserror::Error;
 use crate::event::Event;
 use crate::id::{Epoch, NodeId, RegisteredName, RunId, StepName};
 use crate::pipeline::{Params, Pipeline, Vars};
-use crate::time::Stamp;
+use crate::time::Timestamp;
 
 /// The status of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -186,19 +186,19 @@ pub struct RunRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub released: Option<Released>,
     /// When the run was accepted.
-    pub scheduled_at: Stamp,
+    pub scheduled_at: Timestamp,
     /// When an owner started to prepare the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub initiated_at: Option<Stamp>,
+    pub initiated_at: Option<Timestamp>,
     /// When the image became available.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub initialized_at: Option<Stamp>,
+    pub initialized_at: Option<Timestamp>,
     /// When the first step started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started_at: Option<Stamp>,
+    pub started_at: Option<Timestamp>,
     /// When the run ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub completed_at: Option<Stamp>,
+    pub completed_at: Option<Timestamp>,
     /// The steps that were started.
     #[serde(default)]
     pub steps: Vec<StepRecord>,
@@ -218,7 +218,7 @@ impl RunRecord {
     ///
     /// # Errors
     /// [`NotKept`] if no new run can start there.
-    pub fn kept_before(&self, from: Option<&StepName>) -> Result<Vec<StepRecord>, NotKept> {
+    pub fn steps_to_inherit(&self, from: Option<&StepName>) -> Result<Vec<StepRecord>, NotKept> {
         let Some(pipeline) = &self.pipeline else { return Ok(Vec::new()) };
         let graph = pipeline.graph();
         let steps = pipeline.steps.iter().enumerate();
@@ -305,33 +305,27 @@ pub struct StepRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<Epoch>,
     /// Size of the standard output, in bytes.
-    #[serde(default, skip_serializing_if = "is_none_said")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub stdout_bytes: u64,
     /// Size of the standard error, in bytes.
-    #[serde(default, skip_serializing_if = "is_none_said")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub stderr_bytes: u64,
     /// The highest `seq` published when this entry was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_seq: Option<u64>,
     /// When the step started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started_at: Option<Stamp>,
+    pub started_at: Option<Timestamp>,
     /// When the step ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub completed_at: Option<Stamp>,
+    pub completed_at: Option<Timestamp>,
     /// Fields of later versions, preserved when the record is rewritten.
     #[serde(flatten)]
     pub rest: Map<String, Value>,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
-fn is_zero(count: &u32) -> bool {
-    *count == 0
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
-fn is_none_said(bytes: &u64) -> bool {
-    *bytes == 0
+fn is_zero<T: Default + PartialEq>(number: &T) -> bool {
+    *number == T::default()
 }
 
 /// An ended run from which a new run starts.
@@ -386,7 +380,7 @@ pub struct StopEntry {
     /// The node that received the command.
     pub by: NodeId,
     /// When the stop was recorded.
-    pub at: Stamp,
+    pub at: Timestamp,
 }
 
 /// Value of a pipeline's key.
@@ -443,7 +437,7 @@ pub struct NodeEntry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paused: Option<String>,
     /// When the worker started.
-    pub started_at: Stamp,
+    pub started_at: Timestamp,
 }
 
 /// Whether a node accepts work.

@@ -19,15 +19,15 @@ pub struct Millis(pub i64);
 
 /// A point in time as RFC 3339 in UTC with milliseconds: `2026-01-02T03:04:05.678Z`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Stamp(pub Millis);
+pub struct Timestamp(pub Millis);
 
-impl From<Millis> for Stamp {
+impl From<Millis> for Timestamp {
     fn from(millis: Millis) -> Self {
         Self(millis)
     }
 }
 
-impl fmt::Display for Stamp {
+impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match jiff::Timestamp::from_millisecond(self.0.0) {
             Ok(at) => write!(f, "{at:.3}"),
@@ -37,13 +37,13 @@ impl fmt::Display for Stamp {
     }
 }
 
-impl Serialize for Stamp {
+impl Serialize for Timestamp {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-impl<'de> Deserialize<'de> for Stamp {
+impl<'de> Deserialize<'de> for Timestamp {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = Cow::<'de, str>::deserialize(deserializer)?;
         let at: jiff::Timestamp = text.parse().map_err(de::Error::custom)?;
@@ -51,7 +51,7 @@ impl<'de> Deserialize<'de> for Stamp {
     }
 }
 
-impl JsonSchema for Stamp {
+impl JsonSchema for Timestamp {
     fn schema_name() -> Cow<'static, str> {
         "Stamp".into()
     }
@@ -67,9 +67,9 @@ mod tests {
 
     #[test]
     fn a_stamp_is_written_in_utc_with_milliseconds_and_read_back() {
-        let stamp = Stamp(Millis(1_700_000_000_050));
+        let stamp = Timestamp(Millis(1_700_000_000_050));
         let json = serde_json::to_string(&stamp).unwrap();
         assert_eq!(json, "\"2023-11-14T22:13:20.050Z\"");
-        assert_eq!(serde_json::from_str::<Stamp>(&json).unwrap(), stamp);
+        assert_eq!(serde_json::from_str::<Timestamp>(&json).unwrap(), stamp);
     }
 }

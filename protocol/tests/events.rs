@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use protocol::event::{Encoding, Event, LogStream, Reason};
 use protocol::id::{Epoch, NodeId, RegisteredName, StepName};
 use protocol::run::Cause;
-use protocol::schema::{What, schema};
+use protocol::schema::{SchemaName, schema};
 use protocol::time::Millis;
 
 fn step(name: &str) -> StepName {
@@ -14,7 +14,7 @@ fn step(name: &str) -> StepName {
 
 /// Every reason, with its optional fields both present and absent.
 fn reasons() -> Vec<Reason> {
-    let node = || NodeId::found("bob/runner-1");
+    let node = || NodeId::from_stored("bob/runner-1");
     let store: RegisteredName = "local".parse().unwrap();
     vec![
         Reason::PipelineRunScheduled { waiting: false },
@@ -98,7 +98,7 @@ fn full(reason: Reason) -> Event {
         run_id: Some("r-1".parse().unwrap()),
         group: Some("dev".into()),
         name: Some("hello".into()),
-        node: Some(NodeId::found("bob/runner-1")),
+        node: Some(NodeId::from_stored("bob/runner-1")),
         epoch: Some(Epoch(i64::MAX)),
         seq: Some(u64::MAX),
         step: Some(step("compile all")),
@@ -125,7 +125,7 @@ fn every_event_is_read_as_it_was_written_whatever_the_order_of_its_fields() {
 
 #[test]
 fn every_event_is_as_its_schema_says() {
-    let schema = jsonschema::validator_for(&schema(What::Event)).unwrap();
+    let schema = jsonschema::validator_for(&schema(SchemaName::Event)).unwrap();
     for reason in reasons() {
         for event in [full(reason.clone()), Event::new(Millis(0), reason, "text".into())] {
             let json = serde_json::to_value(&event).unwrap();

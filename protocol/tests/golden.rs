@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use protocol::dialect::parse;
-use protocol::schema::{What, schema};
+use protocol::schema::{SchemaName, schema};
 
 fn is_writing() -> bool {
     std::env::var_os("BOB_GOLDEN").is_some_and(|value| value == "write")
@@ -139,7 +139,7 @@ fn the_three_forms_of_a_job_file_give_the_same_steps() {
 #[test]
 fn the_published_schemas_are_those_that_stand_in_the_tests() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/published");
-    for what in What::ALL {
+    for what in SchemaName::ALL {
         let golden = folder.join(format!("{what}.json"));
         let found = format!("{:#}\n", schema(what));
         if is_writing() {

@@ -10,8 +10,8 @@ use protocol::command::{self, decode};
 use protocol::definition;
 use protocol::dialect::{parse, pipeline_from_json};
 use protocol::run::{RunRecord, Status};
-use protocol::schema::{What, schema};
-use protocol::time::{Millis, Stamp};
+use protocol::schema::{SchemaName, schema};
+use protocol::time::{Millis, Timestamp};
 use serde_json::{Value, json};
 
 fn golden(ending: &str) -> Vec<PathBuf> {
@@ -38,10 +38,10 @@ fn faults(schema: &Validator, value: &Value) -> Vec<String> {
 #[test]
 fn every_schema_is_one_and_says_which() {
     let mut ids = BTreeSet::new();
-    for what in What::ALL {
+    for what in SchemaName::ALL {
         let schema = schema(what);
-        assert_eq!(what.as_str().parse::<What>().unwrap(), what);
-        if what == What::Asyncapi {
+        assert_eq!(what.as_str().parse::<SchemaName>().unwrap(), what);
+        if what == SchemaName::Asyncapi {
             continue;
         }
         assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
@@ -49,12 +49,12 @@ fn every_schema_is_one_and_says_which() {
         assert!(jsonschema::meta::is_valid(&schema), "{what}");
     }
     assert_eq!(ids.len(), 4);
-    assert!("pipelines".parse::<What>().is_err());
+    assert!("pipelines".parse::<SchemaName>().is_err());
 }
 
 #[test]
 fn every_plan_is_as_the_schema_says() {
-    let schema = jsonschema::validator_for(&schema(What::Pipeline)).unwrap();
+    let schema = jsonschema::validator_for(&schema(SchemaName::Pipeline)).unwrap();
     for path in golden(".plan.json") {
         let faults = faults(&schema, &read(&path));
         assert!(faults.is_empty(), "{}: {faults:?}", path.display());
@@ -63,7 +63,7 @@ fn every_plan_is_as_the_schema_says() {
 
 #[test]
 fn what_is_written_as_json_is_judged_alike_by_the_schema_and_the_parser() {
-    let schema = jsonschema::validator_for(&schema(What::Pipeline)).unwrap();
+    let schema = jsonschema::validator_for(&schema(SchemaName::Pipeline)).unwrap();
     let pipeline = |change: fn(&mut Value)| {
         let mut pipeline = json!({
             "group": "dev", "name": "x", "image": "docker.io/library/busybox",
@@ -119,7 +119,7 @@ fn what_is_written_as_json_is_judged_alike_by_the_schema_and_the_parser() {
 
 #[test]
 fn a_command_is_judged_alike_by_its_schema_and_the_decoder() {
-    let whole = schema(What::Command);
+    let whole = schema(SchemaName::Command);
     let inline = json!({ "group": "d", "name": "x", "image": "i", "steps": [] });
     let cases = [
         (command::START, json!({ "group": "d", "name": "x" }), true),
@@ -159,7 +159,7 @@ fn a_command_is_judged_alike_by_its_schema_and_the_decoder() {
 
 #[test]
 fn a_run_record_is_as_its_schema_says() {
-    let schema = jsonschema::validator_for(&schema(What::Run)).unwrap();
+    let schema = jsonschema::validator_for(&schema(SchemaName::Run)).unwrap();
     for path in golden(".plan.json") {
         let pipeline = serde_json::from_value(read(&path)).unwrap();
         let record = RunRecord {
@@ -182,7 +182,7 @@ fn a_run_record_is_as_its_schema_says() {
             furthest: 0,
             last_seq: None,
             released: None,
-            scheduled_at: Stamp(Millis(1_700_000_000_000)),
+            scheduled_at: Timestamp(Millis(1_700_000_000_000)),
             initiated_at: None,
             initialized_at: None,
             started_at: None,
@@ -225,7 +225,7 @@ fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
 
 #[test]
 fn every_reference_in_a_schema_leads_somewhere() {
-    for what in What::ALL {
+    for what in SchemaName::ALL {
         let document = schema(what);
         let mut found = Vec::new();
         references(&document, &mut found);
@@ -239,7 +239,7 @@ fn every_reference_in_a_schema_leads_somewhere() {
 
 #[test]
 fn the_asyncapi_document_names_every_queue_and_every_type() {
-    let document = schema(What::Asyncapi).to_string();
+    let document = schema(SchemaName::Asyncapi).to_string();
     for name in [
         "bob.direct",
         "bob.dlx",

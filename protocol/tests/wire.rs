@@ -11,7 +11,7 @@ use protocol::run::{
     Cause, NodeEntry, Open, OwnerEntry, Registered, RunRecord, Status, StepRecord, StepStatus,
     StopEntry, StoredPipeline,
 };
-use protocol::schema::{What, schema};
+use protocol::schema::{SchemaName, schema};
 use protocol::{command, names};
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
@@ -131,7 +131,7 @@ fn is_object(constant: &str) -> bool {
 
 fn objects() -> Table {
     let all = constants().into_iter().filter(|(name, _)| is_object(name));
-    let of_node = names::node_queue(&NodeId::found("<node>"));
+    let of_node = names::node_queue(&NodeId::from_stored("<node>"));
     names_of("protocol/objects", all.map(|(_, text)| text.to_owned()).chain([of_node]))
 }
 
@@ -157,7 +157,7 @@ fn constants_of_names() -> Vec<Table> {
 }
 
 fn body(kind: &str) -> (Value, String) {
-    (schema(What::Command), format!("/$defs/{}", kind.replace('/', "-")))
+    (schema(SchemaName::Command), format!("/$defs/{}", kind.replace('/', "-")))
 }
 
 fn commands() -> Table {
@@ -171,7 +171,7 @@ fn commands() -> Table {
         row(command::PAUSE, names::CONTROL_QUEUE),
         row(command::UNPAUSE, names::CONTROL_QUEUE),
     ];
-    let known = schema(What::Command)["anyOf"].as_array().unwrap().len();
+    let known = schema(SchemaName::Command)["anyOf"].as_array().unwrap().len();
     assert_eq!(rows.len(), known, "a command is missing here");
     table("protocol/commands", rows)
 }
@@ -201,7 +201,7 @@ fn keys() -> Table {
         (of_run(names::stop_key(&run)), list(fields(&written::<StopEntry>()))),
         (of_run(names::seen_key(&run)), "empty".to_owned()),
         (of_run(callback), link("outbox entry", "the-outbox-of-callbacks")),
-        (names::node_key(&NodeId::found("<node>")), link("node", "nodes")),
+        (names::node_key(&NodeId::from_stored("<node>")), link("node", "nodes")),
         (format!("{}<name>", names::PROVIDERS), registered.clone()),
         (format!("{}<name>", names::STORES), registered.clone()),
         (format!("{}<name>", names::LOGGERS), registered),
@@ -281,7 +281,7 @@ fn sample(root: &Value, property: &Value) -> Value {
 }
 
 fn pipelines() -> Vec<Table> {
-    let root = schema(What::Pipeline);
+    let root = schema(SchemaName::Pipeline);
     let step = deep_fields(&root, &root["$defs"]["Step"], "");
     vec![
         names_of("protocol/pipeline", deep_fields(&root, &root, "")),

@@ -7,8 +7,8 @@ mod tables;
 use clap::{Arg, Command};
 use protocol::pipeline::Token;
 use runner::cli::{Exit, command_line};
-use runner::config::setting::{Form, SETTINGS};
-use runner::rules::callback::News;
+use runner::config::setting::{SETTINGS, ValueForm};
+use runner::rules::callback::Notification;
 use serde_json::json;
 
 use tables::{Table, check, code, list, names, page, table};
@@ -78,7 +78,7 @@ fn next(exit: Exit) -> Option<Exit> {
 }
 
 fn outbox_entry() -> Table {
-    let mut entry = News {
+    let mut entry = Notification {
         pipeline: ("g".into(), "n".into()),
         trusted: true,
         url: "http://h".into(),
@@ -107,7 +107,7 @@ fn every_variable_that_the_wire_contract_names_exists() {
     let named = page.split(|c| !is_part(c)).filter(|word| word.starts_with("BOB_"));
     for variable in named {
         let is_setting = SETTINGS.iter().any(|setting| {
-            let is_file = setting.form == Form::Secret && setting.file_variable() == variable;
+            let is_file = setting.form == ValueForm::Secret && setting.file_variable() == variable;
             setting.variable == variable || is_file
         });
         assert!(is_setting || OTHERS.contains(&variable), "{variable} does not exist");

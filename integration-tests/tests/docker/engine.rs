@@ -9,13 +9,13 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::Method;
 use hyper_util::rt::TokioIo;
-use integration_tests::engine::{Kept, shell};
+use integration_tests::engine::{OutputRecorder, shell};
 use integration_tests::services::{ENGINE, Services};
 use protocol::id::{Epoch, RunId};
 use protocol::pipeline::{ExecutorKind, PullPolicy};
 use runner::exec::docker::{Docker, Options};
 use runner::ports::{
-    ExecError, Executor as _, Gate, LogSink, Ran, RunScope, StepSpec, StopSignal, Workspace,
+    ExecError, Executor as _, Gate, LogSink, RunScope, StepOutcome, StepSpec, StopSignal, Workspace,
 };
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
@@ -97,9 +97,12 @@ impl Bench {
         StepSpec { executor: ExecutorKind::Docker, with: all, ..shell(0, line) }
     }
 
-    pub(crate) async fn try_step(&self, step: &StepSpec) -> Result<(Ran, Arc<Kept>), ExecError> {
-        let kept = Arc::new(Kept::default());
-        let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+    pub(crate) async fn try_step(
+        &self,
+        step: &StepSpec,
+    ) -> Result<(StepOutcome, Arc<OutputRecorder>), ExecError> {
+        let kept = Arc::new(OutputRecorder::default());
+        let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
         let gate = Gate::open();
         let on = Workspace::None;
         let ran = self.docker.run_step(&self.run, &on, step, gate, out, &self.stop).await?;
@@ -107,7 +110,7 @@ impl Bench {
     }
 
     /// Runs a step that must exit with 0.
-    pub(crate) async fn pass(&self, step: &StepSpec) -> (Workspace, Arc<Kept>) {
+    pub(crate) async fn pass(&self, step: &StepSpec) -> (Workspace, Arc<OutputRecorder>) {
         let (ran, kept) = self.try_step(step).await.unwrap();
         let said = String::from_utf8_lossy(&kept.stderr()).into_owned();
         assert_eq!(ran.exit.code, 0, "{:?}: {} {said}", step.words, kept.text());
@@ -186,13 +189,13 @@ pub(crate) async fn image_of(engine: &Engine, container: &str, change: &str) -> 
 }
 
 /// A connection to the engine that can be cut.
-pub(crate) struct Way {
+pub(crate) struct CuttableConnection {
     pub(crate) url: String,
     cut: Arc<watch::Sender<u32>>,
     _forwarding: JoinSet<()>,
 }
 
-impl Way {
+impl CuttableConnection {
     pub(crate) async fn to(engine: &Engine) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("tcp://{}", listener.local_addr().unwrap());

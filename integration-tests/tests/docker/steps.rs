@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 use hyper::Method;
-use integration_tests::engine::{Kept, until};
+use integration_tests::engine::{OutputRecorder, until};
 use protocol::id::Epoch;
 use protocol::pipeline::{ExecutorKind, Limits, Shell, Vars};
 use runner::exec::docker::{Docker, Options};
 use runner::ports::conformance::{self, Act, ExecutorSubject};
 use runner::ports::{
-    ExecError, Executor as _, Gate, Given, LogSink, RunScope, Script, Secret, StepSecrets,
+    ExecError, Executor as _, Gate, LogSink, RunScope, Script, Secret, StepSecret, StepSecrets,
     StepSpec, StopLevel, Workspace,
 };
 use serde_json::{Value, json};
 
-use super::engine::{Bench, Way, ask, containers, described, engines, image_of};
+use super::engine::{Bench, CuttableConnection, ask, containers, described, engines, image_of};
 
 fn words(act: &Act) -> Vec<String> {
     let line = match act {
@@ -92,15 +92,15 @@ async fn a_terminal_makes_one_stream_whatever_it_begins_with() {
 #[tokio::test]
 async fn what_a_connection_breaks_over_comes_from_the_engines_own_copy() {
     for engine in engines() {
-        let way = Way::to(&engine).await;
+        let way = CuttableConnection::to(&engine).await;
         let dir = engine.dir();
         let docker = Docker::connect(Options::new(&way.url)).unwrap();
         let bench = Bench { docker, ..Bench::new(&engine) };
         let line = "printf 'one\\n\\377'; echo err >&2; until [ -e /x/go ]; do sleep 0.1; done; \
                     printf 'two\\000\\376\\n'; head -c 100000 /dev/zero | tr '\\0' y; echo end >&2; exit 3";
         let job = bench.job(line, json!({ "mounts": [format!("{}:/x", dir.path().display())] }));
-        let kept = Arc::new(Kept::default());
-        let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+        let kept = Arc::new(OutputRecorder::default());
+        let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
         let running = bench.docker.run_step(
             &bench.run,
             &Workspace::None,
@@ -133,9 +133,9 @@ async fn a_steps_input_is_empty() {
     }
 }
 
-fn given(name: &str, env: Option<&str>, value: &[u8]) -> Given {
+fn given(name: &str, env: Option<&str>, value: &[u8]) -> StepSecret {
     let env = env.map(str::to_owned);
-    Given { name: name.to_owned(), env, value: Secret::new(value) }
+    StepSecret { name: name.to_owned(), env, value: Secret::new(value) }
 }
 
 #[tokio::test]
@@ -243,8 +243,8 @@ async fn words_or_variables_that_are_too_long_are_one_error_and_no_output() {
             ),
             (StepSpec { words: words(&many), ..job.clone() }, "longer than the kernel takes"),
         ] {
-            let kept = Arc::new(Kept::default());
-            let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+            let kept = Arc::new(OutputRecorder::default());
+            let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
             let on = Workspace::None;
             let ran = bench.docker.run_step(&bench.run, &on, &step, Gate::open(), out, &bench.stop);
             match ran.await {

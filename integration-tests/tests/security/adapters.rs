@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
-use integration_tests::engine::{Kept, shell};
+use integration_tests::engine::{OutputRecorder, shell};
 use integration_tests::services::{ENGINE, Services};
 use protocol::id::Epoch;
 use protocol::pipeline::{ExecutorKind, PullPolicy};
@@ -92,8 +92,8 @@ impl Adapter {
     }
 
     async fn attempt(&self, step: &StepSpec) -> Result<(i32, String), ExecError> {
-        let kept = Arc::new(Kept::default());
-        let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+        let kept = Arc::new(OutputRecorder::default());
+        let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
         let on = self.executor.prepare(&self.run, &self.stop).await?;
         let ran =
             self.executor.run_step(&self.run, &on, step, Gate::open(), out, &self.stop).await?;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::place::Place;
+use crate::place::TestEnv;
 
 /// A service on the worker's host, and the number of connections it has accepted.
 async fn listener() -> (u16, Arc<AtomicUsize>) {
@@ -28,7 +28,7 @@ const HOSTS: [&str; 4] = ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "[64:f
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_a_message_names_reaches_the_workers_own_host() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let (port, connections) = listener().await;
     let server = place
         .serve(&[("BOB_ALLOWED_ADDRESSES", ""), ("BOB_EXECUTORS", "podman,http,ssh,local")])
@@ -81,7 +81,7 @@ async fn nothing_that_a_message_names_reaches_the_workers_own_host() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_workers_own_services_stay_closed_if_their_network_is_opened() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let variables = place.variables();
     let value = |name: &str| {
         let found = variables.iter().find(|(variable, _)| *variable == name);

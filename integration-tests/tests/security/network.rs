@@ -6,7 +6,7 @@ use runner::ports::StepSpec;
 use serde_json::{Value, json};
 
 use crate::adapters::adapters;
-use crate::place::Place;
+use crate::place::TestEnv;
 
 #[tokio::test]
 async fn no_option_of_a_step_reaches_the_network_helper_or_the_host() {
@@ -55,7 +55,7 @@ async fn a_network_that_the_operator_names_is_open_to_steps() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_rejects_a_start_before_any_of_it_runs() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[("BOB_NETWORKS", "")]).await;
     for (name, network) in [("host", "host"), ("pcap", "pasta:--pcap,/tmp/pcap")] {
         let run = place.run(name);

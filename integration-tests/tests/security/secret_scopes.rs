@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::place::Place;
+use crate::place::TestEnv;
 
 const SECRET: (&str, &str) = ("BOB_SECRET_DEPLOY_KEY", "s3cret-of-the-worker");
 const EXECUTORS: (&str, &str) = ("BOB_EXECUTORS", "podman,http");
@@ -18,7 +18,7 @@ enum Sent {
     StoredWithVariable,
 }
 
-async fn record_of(place: &Place, number: usize, sent: Sent, name: &str, steps: &Value) -> Value {
+async fn record_of(place: &TestEnv, number: usize, sent: Sent, name: &str, steps: &Value) -> Value {
     let run = place.run(&format!("scope-{number}"));
     let pipeline = place.pipeline(name, steps);
     let by_name = json!({ "run-id": run, "group": place.tag, "name": name });
@@ -39,7 +39,7 @@ async fn record_of(place: &Place, number: usize, sent: Sent, name: &str, steps: 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_secret_is_given_to_the_pipelines_and_hosts_of_its_scope_alone() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let mine = format!("deploy-*={}:deploy", place.tag);
     let to_host = format!("deploy-key={}:call@hooks.example.org", place.tag);
     // The setting, the definition, the group, the steps, and whether they receive the secret.

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::place::Place;
+use crate::place::TestEnv;
 
 /// Doubles a text with each action, which a limit on loops does not detect.
 fn doubling() -> String {
@@ -17,7 +17,7 @@ fn looping() -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn hostile_templates_do_not_cost_a_worker_its_lease() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     let settings = [("BOB_EXECUTORS", "local"), ("BOB_LEASE_TTL_SECONDS", "5")];
     let server = place.serve(&settings).await;
     let list: Vec<u32> = (0..1000).collect();

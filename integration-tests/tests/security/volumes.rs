@@ -1,14 +1,17 @@
 //! The volume with a step's secrets. Anyone who knows a volume's name can mount it.
 
 use integration_tests::engine::{Api, Bench, shell, until};
-use runner::ports::{Executor as _, Given, Secret, StepSecrets, StepSpec};
+use runner::ports::{Executor as _, Secret, StepSecret, StepSecrets, StepSpec};
 
 #[tokio::test]
 async fn the_name_of_a_volume_with_secrets_cannot_be_guessed() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
-    let given =
-        Given { name: "token".into(), env: None, value: Secret::new(b"t0p-s3cret".as_slice()) };
+    let given = StepSecret {
+        name: "token".into(),
+        env: None,
+        value: Secret::new(b"t0p-s3cret".as_slice()),
+    };
     let secrets = StepSecrets { given: vec![given], forbidden: None };
     let step = StepSpec { secrets, ..shell(0, "exec sleep 1000") };
     let (running, api) = (bench.try_step(&base, &step), Api::of(&bench.url));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use integration_tests::engine::Api;
 use serde_json::{Value, json};
 
-use crate::place::{Place, Server};
+use crate::place::{Server, TestEnv};
 use crate::reader::{self, Reader};
 
 /// Runs until it is stopped by a signal.
@@ -20,13 +20,13 @@ fn shell(script: &str) -> Value {
 }
 
 /// Waits for a step's first line.
-async fn begun(place: &Place, run: &str) {
+async fn begun(place: &TestEnv, run: &str) {
     let is_it = |event: &Value| event["run-id"] == run && event["message"] == "begun";
     Reader::new(place).await.find(is_it).await;
 }
 
 /// All events of these runs, including those after the ending, up to the program's last event.
-async fn all_events(place: &Place, server: Server) -> BTreeMap<String, Vec<Value>> {
+async fn all_events(place: &TestEnv, server: Server) -> BTreeMap<String, Vec<Value>> {
     server.end().await;
     let mut reader = Reader::new(place).await;
     let mut all: BTreeMap<String, Vec<Value>> = BTreeMap::new();
@@ -42,7 +42,7 @@ async fn all_events(place: &Place, server: Server) -> BTreeMap<String, Vec<Value
 }
 
 /// Checks that the engine has nothing with the run's label, and none of the images in its events.
-pub(crate) async fn assert_nothing_is_left(place: &Place, run: &str, events: &[Value]) {
+pub(crate) async fn assert_nothing_is_left(place: &TestEnv, run: &str, events: &[Value]) {
     let api = Api::of(place.services.get("CONTAINER_ENGINE_URL"));
     let id = run.parse().unwrap();
     assert_eq!(api.labelled("containers", &id).await, 0, "containers of {run} are left");
@@ -57,7 +57,7 @@ pub(crate) async fn assert_nothing_is_left(place: &Place, run: &str, events: &[V
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_of_a_run_is_left_however_it_ended_and_the_base_image_stays() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[]).await;
     let pipelines = [
         ("passed", json!([shell("echo 1 > /a"), shell("cat /a"), shell("rm /a")])),
@@ -85,7 +85,7 @@ async fn nothing_of_a_run_is_left_however_it_ended_and_the_base_image_stays() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_step_sees_earlier_files_but_not_the_variables_of_earlier_steps() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[]).await;
     let told = "echo \"$OF_ALL $OF_START $OF_ONE $BOTH\"; pwd; echo \"$PATH\"";
     let steps = json!([
@@ -112,7 +112,7 @@ async fn a_step_sees_earlier_files_but_not_the_variables_of_earlier_steps() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_lets_a_step_end_by_itself() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     // With such a grace, steps must end by SIGTERM.
     let server = place.serve(&[("BOB_KILL_GRACE_SECONDS", "3600")]).await;
     for (name, script) in [("sleeps", LONG), ("traps", TRAPS)] {
@@ -126,7 +126,7 @@ async fn a_stop_lets_a_step_end_by_itself() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_step_that_ignores_a_stop_is_killed_after_the_grace() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[("BOB_KILL_GRACE_SECONDS", "1")]).await;
     let run = place.run("ignores");
     place.start(&run, &place.pipeline("ignores", &json!([shell(IGNORES)]))).await;
@@ -135,7 +135,7 @@ async fn a_step_that_ignores_a_stop_is_killed_after_the_grace() {
     assert_stopped(&place, server, ["ignores"]).await;
 }
 
-async fn assert_stopped<const N: usize>(place: &Place, server: Server, names: [&str; N]) {
+async fn assert_stopped<const N: usize>(place: &TestEnv, server: Server, names: [&str; N]) {
     for name in names {
         let record = place.keys.settled(&place.run(name)).await;
         assert_eq!((&record["status"], &record["cause"]), (&json!("stopped"), &json!("user")));

@@ -9,10 +9,10 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::leaving::assert_no_wait_ran_out;
-use crate::place::{Place, in_time};
+use crate::place::{TestEnv, in_time};
 use crate::reader::Reader;
 
-async fn said(place: &Place, typed: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String) {
+async fn said(place: &TestEnv, typed: &[&str], settings: &[(&str, &str)]) -> (Option<i32>, String) {
     let output = place.program(typed, settings).output();
     let Output { status, stdout, stderr } = in_time("the program ends", output).await.unwrap();
     let text = [stdout, stderr].concat();
@@ -21,7 +21,7 @@ async fn said(place: &Place, typed: &[&str], settings: &[(&str, &str)]) -> (Opti
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_object_of_another_kind_is_refused_with_what_to_delete() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     let stream = r#"{"durable":true,"arguments":{"x-queue-type":"stream"}}"#;
     let classic = r#"{"durable":true}"#;
     let with_dead_letters =
@@ -52,7 +52,7 @@ async fn an_object_of_another_kind_is_refused_with_what_to_delete() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_with_other_arguments_is_used_as_it_is() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     let path = format!("queues/{}/bob.jobs", place.vhost.name);
     let body = r#"{"durable":true,"arguments":{"x-queue-type":"quorum","x-delivery-limit":3}}"#;
     place.vhost.management.send(reqwest::Method::PUT, &path, Some(body)).await;
@@ -63,7 +63,7 @@ async fn a_queue_with_other_arguments_is_used_as_it_is() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_cannot_publish_takes_no_runs_until_it_can() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     // A separate user, because all tests share the default one.
     let user = format!("u-{}", place.tag);
     let management = &place.vhost.management;
@@ -98,7 +98,7 @@ async fn a_worker_that_cannot_publish_takes_no_runs_until_it_can() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_takes_no_runs_while_the_broker_has_an_alarm_and_ends_in_time() {
-    let Some((place, broker)) = Place::with_its_own_broker().await else { return };
+    let Some((place, broker)) = TestEnv::with_its_own_broker().await else { return };
     let settings =
         [("BOB_EXECUTORS", "local"), ("BOB_DRAIN_SECONDS", "1"), ("BOB_KILL_GRACE_SECONDS", "1")];
     // Makes the queues, and takes nothing.
@@ -133,7 +133,7 @@ async fn a_worker_takes_no_runs_while_the_broker_has_an_alarm_and_ends_in_time()
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_that_others_return_again_and_again_is_reported() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     // Declares the queues without consuming.
     let settings = [("BOB_EXECUTORS", "local")];
     said(&place, &["doctor"], &settings).await;

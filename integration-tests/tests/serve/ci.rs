@@ -5,13 +5,13 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::place::Place;
+use crate::place::TestEnv;
 use crate::reader;
 
 const LOCAL: (&str, &str) = ("BOB_EXECUTORS", "local");
 
 /// Adds a job and returns its run id.
-async fn add(place: &Place, typed: &[&str]) -> String {
+async fn add(place: &TestEnv, typed: &[&str]) -> String {
     place.id_of(&[&["add"], typed].concat()).await
 }
 
@@ -21,7 +21,7 @@ fn of<'a>(events: &'a [Value], reason: &str) -> Vec<&'a Value> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c1_c9_jobs_of_a_cluster_begin_in_their_order_and_several_lines_are_one_job() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let order = place.dir.path().join("order");
     let mut runs = Vec::new();
     for job in ["a", "b", "c"] {
@@ -38,7 +38,7 @@ async fn c1_c9_jobs_of_a_cluster_begin_in_their_order_and_several_lines_are_one_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c3_c4_a_job_of_a_cluster_is_tried_as_often_as_it_may_after_the_same_time_each_time() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[LOCAL]).await;
     let failing = add(&place, &["--attempts", "3", "--delay", "20ms", "exit 3"]).await;
     let flag = place.dir.path().join("flag").display().to_string();
@@ -62,7 +62,7 @@ async fn c3_c4_a_job_of_a_cluster_is_tried_as_often_as_it_may_after_the_same_tim
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c10_a_job_of_a_cluster_that_takes_too_long_ends_with_all_that_it_has_begun() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[LOCAL, ("BOB_KILL_GRACE_SECONDS", "2")]).await;
     let pid = place.dir.path().join("pid");
     let job = format!("setsid sleep 1000 & echo $! > {}; wait", pid.display());

@@ -7,13 +7,13 @@ use std::time::Duration;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::place::{Place, in_time};
+use crate::place::{TestEnv, in_time};
 use crate::reader;
 
 const LOCAL: (&str, &str) = ("BOB_EXECUTORS", "local");
 
 /// The lines of a file written by jobs.
-fn lines(place: &Place, name: &str) -> Vec<String> {
+fn lines(place: &TestEnv, name: &str) -> Vec<String> {
     let text = std::fs::read_to_string(place.dir.path().join(name)).unwrap_or_default();
     text.lines().map(|line| line.trim().to_owned()).collect()
 }
@@ -30,7 +30,7 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c2_as_many_jobs_run_at_once_as_the_workers_may_and_never_one_more() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     std::fs::create_dir(place.dir.path().join("running")).unwrap();
     // Each job records the number of concurrent jobs, in total and on its own worker.
     let job = "touch $D/running/$$.$RUNNER_ID; ls $D/running | wc -l >> $D/seen; \
@@ -62,7 +62,7 @@ async fn c2_as_many_jobs_run_at_once_as_the_workers_may_and_never_one_more() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c5_a_level_hides_the_lines_below_it_in_the_log_of_a_worker() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     for (level, shown) in [("error", 1), ("warn", 2), ("info", 3), ("debug", 4)] {
         let settings = [LOCAL, ("BOB_LOG_FORMAT", "ci"), ("BOB_LOG_LEVEL", level)];
         let mut server = place.serve(&settings).await;
@@ -83,7 +83,7 @@ async fn c5_a_level_hides_the_lines_below_it_in_the_log_of_a_worker() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c8_no_job_of_a_cluster_is_lost_with_its_worker_and_none_runs_twice_untold() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let dir = place.dir.path().display().to_string();
     let settings =
         [LOCAL, ("D", &*dir), ("BOB_MAX_PARALLEL_RUNS", "2"), ("BOB_LEASE_TTL_SECONDS", "3")];
@@ -128,7 +128,7 @@ async fn c8_no_job_of_a_cluster_is_lost_with_its_worker_and_none_runs_twice_unto
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c11_of_what_many_add_to_a_cluster_at_once_nothing_is_lost() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let dir = place.dir.path().display().to_string();
     let server = place.serve(&[LOCAL, ("D", &*dir), ("BOB_MAX_PARALLEL_RUNS", "8")]).await;
     let jobs: Vec<String> = (0..50).map(|job| format!("x={job}\necho $x >> $D/done")).collect();
@@ -150,7 +150,7 @@ async fn c11_of_what_many_add_to_a_cluster_at_once_nothing_is_lost() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c12_the_test_helpers_of_the_document_pass_against_a_cluster() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/ci/test");
     let program = place.program(&[], &[]);
     let settings =

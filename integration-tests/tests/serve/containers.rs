@@ -11,7 +11,7 @@ use podman_api::opts::{ContainerListFilter, ContainerListOpts};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::place::{Place, in_time};
+use crate::place::{TestEnv, in_time};
 use crate::reader;
 
 /// What jobs may use on the engine's host: a directory visible to the engine, whatever its root,
@@ -24,7 +24,7 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(place: &Place) -> Self {
+    fn new(place: &TestEnv) -> Self {
         let url = place.services.get("CONTAINER_ENGINE_URL");
         let beside = Path::new(url.trim_start_matches("unix://")).parent().unwrap();
         let dir = tempfile::tempdir_in(beside).unwrap();
@@ -109,14 +109,14 @@ fn assert_done(events: &[Value], runner: &str) {
 
 /// Writes the jobs to a file, and settings with commands that precede each job, under one of the
 /// setting's two names.
-fn write(place: &Place, jobs: &Value, before_script: &str) {
+fn write(place: &TestEnv, jobs: &Value, before_script: &str) {
     place.write("jobs.json", &jobs.to_string());
     place.write("config.yaml", &format!("{before_script}: [G=global]\n"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a2_a12_a21_containers_have_here_and_now_what_their_jobs_say() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let shared = Shared::new(&place);
     write(&place, &shared.jobs(place.image()), "before_script");
     let mut command =
@@ -136,7 +136,7 @@ async fn a2_a12_a21_containers_have_here_and_now_what_their_jobs_say() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a2_a12_a21_containers_of_a_cluster_have_the_same_and_their_worker_shares_what_it_names() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let shared = Shared::new(&place);
     write(&place, &shared.jobs(place.image()), "global_before_script");
     let outputs = place.dir.path().join("outputs").display().to_string();

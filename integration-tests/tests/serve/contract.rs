@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::place::Place;
+use crate::place::TestEnv;
 use crate::{native, reader};
 
 /// Checks the fields that every event of a run has, and the expected ones.
-fn assert_event(event: &Value, seq: usize, run: &str, place: &Place, expected: &Value) {
+fn assert_event(event: &Value, seq: usize, run: &str, place: &TestEnv, expected: &Value) {
     for (field, value) in expected.as_object().unwrap() {
         assert_eq!(&event[field], value, "{field} of {event}");
     }
@@ -29,7 +29,7 @@ fn assert_event(event: &Value, seq: usize, run: &str, place: &Place, expected: &
     }
 }
 
-fn assert_events(place: &Place, run: &str, events: &[Value], expected: &[Value]) {
+fn assert_events(place: &TestEnv, run: &str, events: &[Value], expected: &[Value]) {
     let reasons: Vec<&str> =
         expected.iter().map(|event| event["reason"].as_str().unwrap()).collect();
     assert_eq!(reader::reasons(events), reasons);
@@ -40,7 +40,7 @@ fn assert_events(place: &Place, run: &str, events: &[Value], expected: &[Value])
 }
 
 /// The events before the first step.
-fn begun(place: &Place) -> Vec<Value> {
+fn begun(place: &TestEnv) -> Vec<Value> {
     vec![
         json!({ "reason": "PipelineRunScheduled", "type": "Normal" }),
         json!({ "reason": "StartPipelineRun", "type": "Normal" }),
@@ -51,7 +51,7 @@ fn begun(place: &Place) -> Vec<Value> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_start_inline_or_by_name_is_read_alike_over_amqp_and_the_stream_protocol() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[]).await;
     let steps = json!([
         { "cmd": "sh -c 'echo one; echo two'" },
@@ -93,7 +93,7 @@ async fn a_start_inline_or_by_name_is_read_alike_over_amqp_and_the_stream_protoc
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failed_run_tells_its_step_and_code_and_runs_nothing_after_it() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[]).await;
     let steps = json!([{ "name": "breaks", "cmd": "sh -c 'exit 3'" }, { "cmd": "echo never" }]);
     let run = place.run("fails");

@@ -4,12 +4,12 @@ use integration_tests::services::OwnServices;
 use protocol::names;
 use serde_json::json;
 
-use crate::place::Place;
+use crate::place::TestEnv;
 use crate::takeover::Outside;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn runs_outlive_their_engine_and_lose_nothing_that_it_had_kept() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let Some(engine) = OwnServices::start("podman", &[]) else { return };
     let url = engine.services().get("CONTAINER_ENGINE_URL").to_owned();
     let server = place.serve(&[("CONTAINER_ENGINE_URL", &url)]).await;

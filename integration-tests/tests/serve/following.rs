@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader, Lines};
 use tokio::process::Child;
 
-use crate::place::{Place, in_time};
+use crate::place::{TestEnv, in_time};
 
 /// Emits events as a worker would.
 async fn emit(events: &AmqpEvents, reason: Reason, run: &RunId, seq: Option<u64>, text: &str) {
@@ -30,7 +30,7 @@ async fn code(mut child: Child) -> Option<i32> {
 
 #[tokio::test]
 async fn a_signal_ends_a_command_whose_output_nobody_reads() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     let events = AmqpEvents::connect(&place.services.amqp(&place.vhost)).await.unwrap();
     let run: RunId = place.run("unread").parse().unwrap();
     for seq in 0..50 {
@@ -72,7 +72,7 @@ async fn line_with(lines: &mut Lines<BufReader<impl AsyncRead + Unpin>>, text: &
 
 #[tokio::test]
 async fn following_a_start_ends_with_its_rejection() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     let events = AmqpEvents::connect(&place.services.amqp(&place.vhost)).await.unwrap();
     let run: RunId = place.run("rejected").parse().unwrap();
     let rejected = || Reason::CommandRejected { field: None };

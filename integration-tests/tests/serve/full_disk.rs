@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::process::Command;
 
-use crate::place::{Place, Server};
+use crate::place::{Server, TestEnv};
 use crate::reader;
 
 fn shell(line: &str) -> Value {
@@ -41,7 +41,7 @@ async fn beside(url: &str, program: Command) -> Command {
 
 /// A worker on a small engine.
 struct Small {
-    place: Place,
+    place: TestEnv,
     api: Api,
     server: Server,
     _engine: OwnServices,
@@ -49,7 +49,7 @@ struct Small {
 
 impl Small {
     async fn new() -> Option<Self> {
-        let place = Place::new().await?;
+        let place = TestEnv::new().await?;
         let engine = OwnServices::small_engine("64m").await?;
         let url = engine.services().get("CONTAINER_ENGINE_URL").to_owned();
         let marks = [("BOB_DISK_HIGH", "85"), ("BOB_DISK_LOW", "80")];

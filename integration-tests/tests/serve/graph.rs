@@ -5,7 +5,7 @@ use std::path::Path;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::place::{Place, in_time};
+use crate::place::{TestEnv, in_time};
 use crate::reader::{self, Reader};
 
 const BOTH: (&str, &str) = ("BOB_EXECUTORS", "podman,local");
@@ -17,7 +17,7 @@ fn lines(events: &[Value], step: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn steps_of_containers_and_of_the_host_are_one_graph() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[BOTH]).await;
     // Each branch waits for the other one's output, so the run ends only if they are concurrent.
     let dir = place.dir.path().join("meet");
@@ -50,7 +50,7 @@ async fn steps_of_containers_and_of_the_host_are_one_graph() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_dies_with_its_worker_and_its_run_starts_over_with_another() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let settings = [BOTH, ("BOB_LEASE_TTL_SECONDS", "6")];
     let server = place.serve(&settings).await;
     let dir = place.dir.path().display().to_string();

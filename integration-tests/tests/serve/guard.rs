@@ -6,7 +6,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::after::assert_nothing_is_left;
-use crate::place::{Place, Server, in_time};
+use crate::place::{Server, TestEnv, in_time};
 use crate::reader;
 use crate::takeover::Outside;
 
@@ -41,14 +41,14 @@ fn signal(pid: i32, signal: Signal) {
 }
 
 /// Waits until no container of a run is running.
-async fn nothing_runs(place: &Place, run: &str) {
+async fn nothing_runs(place: &TestEnv, run: &str) {
     let api = Api::of(place.services.get("CONTAINER_ENGINE_URL"));
     let run = run.parse().unwrap();
     until("nothing of the run runs", || async { !api.runs(&run).await }).await;
 }
 
 /// Starts a run and waits until it is in its fourth step, which waits.
-async fn in_the_fourth_step(place: &Place, outside: &Outside, name: &str) -> String {
+async fn in_the_fourth_step(place: &TestEnv, outside: &Outside, name: &str) -> String {
     let run = place.run(name);
     place.start(&run, &place.pipeline(name, &outside.steps())).await;
     in_time("the fourth step", outside.reaches("/gate", 1)).await;
@@ -56,7 +56,7 @@ async fn in_the_fourth_step(place: &Place, outside: &Outside, name: &str) -> Str
 }
 
 /// Lets an interrupted run repeat its fourth step, and checks that nothing else was lost.
-async fn assert_it_goes_on(place: &Place, outside: &Outside, run: &str) {
+async fn assert_it_goes_on(place: &TestEnv, outside: &Outside, run: &str) {
     in_time("the fourth step, again", outside.reaches("/gate", 2)).await;
     outside.open.send_replace(true);
     let record = place.keys.settled(run).await;
@@ -71,7 +71,7 @@ async fn assert_it_goes_on(place: &Place, outside: &Outside, run: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_workers_step_is_killed_by_its_guard_though_no_other_worker_runs() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let outside = Outside::new().await;
     // When the worker wakes up, etcd still accepts its writes, but the step's end must not be
     // recorded.
@@ -87,7 +87,7 @@ async fn a_frozen_workers_step_is_killed_by_its_guard_though_no_other_worker_run
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_workers_step_is_killed_by_its_guard_which_ends_then() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let outside = Outside::new().await;
     let settings = [("BOB_LEASE_TTL_SECONDS", "6")];
     let mut server = place.serve(&settings).await;
@@ -110,7 +110,7 @@ async fn a_killed_workers_step_is_killed_by_its_guard_which_ends_then() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guard_that_dies_is_replaced_by_one_that_knows_as_much() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let outside = Outside::new().await;
     let server = place.serve(&[("BOB_LEASE_TTL_SECONDS", "6")]).await;
     let run = in_the_fourth_step(&place, &outside, "bereft").await;
@@ -127,7 +127,7 @@ async fn a_guard_that_dies_is_replaced_by_one_that_knows_as_much() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_leaves_takes_its_guard_along_which_kills_nothing() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let outside = Outside::new().await;
     let leaving = [("BOB_LEASE_TTL_SECONDS", "3600"), ("BOB_DRAIN_SECONDS", "0")];
     let mut server = place.serve(&leaving).await;
@@ -160,7 +160,7 @@ fn is_watched(run: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_workers_step_is_killed_by_its_guard_though_the_engine_is_gone() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let Some(engine) = OwnServices::start("podman", &[]) else { return };
     let url = engine.services().get("CONTAINER_ENGINE_URL").to_owned();
     let outside = Outside::new().await;

@@ -2,11 +2,11 @@
 
 use serde_json::{Value, json};
 
-use crate::place::Place;
+use crate::place::TestEnv;
 use crate::reader::Reader;
 
 /// The statuses of a run's record, in the order in which etcd stored them.
-async fn statuses(place: &Place, run: &str) -> Vec<String> {
+async fn statuses(place: &TestEnv, run: &str) -> Vec<String> {
     place.keys.settled(run).await;
     let history = place.keys.history(&format!("bob.pipeline.run/{run}")).await;
     let mut statuses: Vec<String> =
@@ -33,7 +33,7 @@ fn assert_times(history: &[Value]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_record_goes_through_every_status_and_ends_once() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[]).await;
     let steps = |script: &str| json!([{ "cmd": ["sh", "-c", script] }, { "cmd": "echo done" }]);
     let scripts =

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
-use crate::place::{Place, in_time};
+use crate::place::{TestEnv, in_time};
 use crate::reader;
 
 const ALL: (&str, &str) = ("BOB_EXECUTORS", "podman,docker,local,custom");
@@ -17,7 +17,7 @@ fn lines(events: &[Value], step: &str) -> String {
 }
 
 /// The pipeline of a job file, as `plan` shows it and `submit` sends it.
-fn pipeline(place: &Place, file: &Value) -> Value {
+fn pipeline(place: &TestEnv, file: &Value) -> Value {
     let parsed = protocol::dialect::parse(Some("jobs.json"), file.to_string().as_bytes());
     assert!(parsed.diagnostics.is_empty(), "{:#?}", parsed.diagnostics);
     let mut pipeline = serde_json::to_value(&parsed.pipelines[0]).unwrap();
@@ -28,7 +28,7 @@ fn pipeline(place: &Place, file: &Value) -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a9_a10_a12_a13_a19_jobs_of_all_kinds_run_in_order_and_hand_on_their_results() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let image = place.pipeline("p", &json!([]))["image"].clone();
     let server = place.serve(&[ALL, ("RUNNER_ID", "one")]).await;
     let found = r#"echo '{"success":true,"data":{"id":7}}' > $JOB_WORKDIR/result.json"#;
@@ -67,7 +67,7 @@ async fn a9_a10_a12_a13_a19_jobs_of_all_kinds_run_in_order_and_hand_on_their_res
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a7_a_callback_that_nobody_takes_holds_no_run_and_is_told_by_another_worker() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     // The address is known before anybody listens there.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let at = listener.local_addr().unwrap();

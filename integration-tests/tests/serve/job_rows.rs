@@ -6,7 +6,7 @@ use std::process::Output;
 use serde_json::{Value, json};
 
 use crate::calls::server::{Reply, Server};
-use crate::place::{Place, in_time};
+use crate::place::{TestEnv, in_time};
 use crate::reader;
 
 const ALL: (&str, &str) = ("BOB_EXECUTORS", "docker,local,custom");
@@ -17,7 +17,7 @@ fn lines(events: &[Value], step: &str) -> String {
 }
 
 /// The program's exit code and output.
-async fn said(place: &Place, typed: &[&str]) -> (Option<i32>, String) {
+async fn said(place: &TestEnv, typed: &[&str]) -> (Option<i32>, String) {
     let mut command = place.program(typed, &[]);
     let Output { status, stdout, stderr } =
         in_time("the program ends", command.output()).await.unwrap();
@@ -26,7 +26,7 @@ async fn said(place: &Place, typed: &[&str]) -> (Option<i32>, String) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a1_the_three_forms_of_a_file_have_the_same_effect_in_a_cluster() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[ALL]).await;
     let job = "{ id: j, job_id: named, executor: local, variables: { X: 1 }, \
                product: { commands: 'echo done $X' } }";
@@ -50,7 +50,7 @@ async fn a1_the_three_forms_of_a_file_have_the_same_effect_in_a_cluster() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a5_who_follows_a_file_of_jobs_exits_as_they_end() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[ALL]).await;
     place.write("passes.yml", "[{ executor: local, product: { commands: 'echo of it' } }]");
     let (code, out) = said(&place, &["submit", "passes.yml", "--follow"]).await;
@@ -80,7 +80,7 @@ async fn a5_who_follows_a_file_of_jobs_exits_as_they_end() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a8_who_is_told_is_the_jobs_own_or_that_of_the_settings_or_nobody() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let told = Server::start(|_, _| Reply::json(200, &json!({}))).await;
     let (own, all) = (format!("{}/own", told.url()), format!("{}/all", told.url()));
     let job = |id: &str, callback: Value| {
@@ -138,7 +138,7 @@ async fn a8_who_is_told_is_the_jobs_own_or_that_of_the_settings_or_nobody() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a11_artifacts_go_to_where_the_worker_keeps_outputs() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let outputs = place.dir.path().join("outputs");
     let server = place.serve(&[ALL, ("BOB_OUTPUTS", outputs.to_str().unwrap())]).await;
     let made = [
@@ -181,7 +181,7 @@ async fn a11_artifacts_go_to_where_the_worker_keeps_outputs() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a20_files_that_wait_in_the_queue_are_shared_by_the_workers_that_come() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let dir = place.dir.path().join("met");
     std::fs::create_dir(&dir).unwrap();
     // The first two jobs wait for each other, so each worker must run one of them.

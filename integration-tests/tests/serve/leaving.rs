@@ -6,12 +6,12 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::place::{Place, Server, in_time};
+use crate::place::{Server, TestEnv, in_time};
 use crate::reader::Reader;
 use crate::server;
 
 /// Waits until a file exists.
-async fn exists(place: &Place, name: &str) {
+async fn exists(place: &TestEnv, name: &str) {
     in_time(name, async {
         while !place.dir.path().join(name).exists() {
             tokio::task::yield_now().await;
@@ -21,7 +21,7 @@ async fn exists(place: &Place, name: &str) {
 }
 
 /// Reads a run's events of one epoch and returns the texts of its `Log` events.
-async fn epoch_of(place: &Place, run: &str, epoch: &Value, last: u64) -> Vec<String> {
+async fn epoch_of(place: &TestEnv, run: &str, epoch: &Value, last: u64) -> Vec<String> {
     let mut reader = Reader::new(place).await;
     let (mut seqs, mut texts) = (std::collections::BTreeSet::new(), Vec::new());
     while seqs.len() as u64 <= last {
@@ -44,7 +44,7 @@ pub(crate) fn assert_no_wait_ran_out(worker: &Server) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn output_that_the_broker_does_not_take_outlives_the_worker_and_its_drain_stays_short() {
-    let Some((place, broker)) = Place::with_its_own_broker().await else { return };
+    let Some((place, broker)) = TestEnv::with_its_own_broker().await else { return };
     let settings =
         [("BOB_EXECUTORS", "local"), ("BOB_DRAIN_SECONDS", "1"), ("BOB_KILL_GRACE_SECONDS", "1")];
     let mut worker = place.serve(&settings).await;
@@ -88,7 +88,7 @@ async fn output_that_the_broker_does_not_take_outlives_the_worker_and_its_drain_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_second_signal_hands_over_while_the_broker_is_unavailable() {
-    let Some((place, broker)) = Place::with_its_own_broker().await else { return };
+    let Some((place, broker)) = TestEnv::with_its_own_broker().await else { return };
     let settings = [
         ("BOB_EXECUTORS", "local"),
         ("BOB_DRAIN_SECONDS", "3600"),
@@ -117,7 +117,7 @@ async fn the_second_signal_hands_over_while_the_broker_is_unavailable() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_is_asked_to_end_while_it_connects_ends_at_once() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     // Accepts connections and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let silent = silent.local_addr().unwrap();
@@ -142,7 +142,7 @@ async fn a_worker_that_is_asked_to_end_while_it_connects_ends_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn workers_declare_an_exchange_again_that_was_deleted() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[("BOB_EXECUTORS", "local")]).await;
     let path = format!("exchanges/{}/bob.direct", place.vhost.name);
     place.vhost.management.send(reqwest::Method::DELETE, &path, None).await;

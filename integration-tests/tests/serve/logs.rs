@@ -4,13 +4,13 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::place::Place;
+use crate::place::TestEnv;
 use crate::reader;
 use crate::writing::{binary, odd_lines, step, writes, written};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_output_of_steps_is_published_byte_for_byte() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[]).await;
     let steps = json!([
         step("odd", &writes(&odd_lines())),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::place::{Place, Server};
+use crate::place::{Server, TestEnv};
 use crate::reader::{self, Reader};
 
 const LIMIT: u64 = 100 << 20;
@@ -16,7 +16,7 @@ fn assert_small(server: &Server) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_step_that_writes_a_gibibyte_does_not_make_it_grow() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     // The broker keeps only the end of the stream, because test hosts can have small disks.
     let limit = json!({
         "pattern": ".*", "apply-to": "queues",
@@ -55,7 +55,7 @@ const CHATTERS: &str = "trap 'exit 0' TERM; while :; do seq 1 50; sleep 1 & wait
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_hundred_runs_at_once_stay_within_the_same_memory_and_lose_nothing() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let slots = RUNS.to_string();
     let settings = [("BOB_MAX_PARALLEL_RUNS", slots.as_str()), ("BOB_LOG_LEVEL", "warn")];
     let server = place.serve(&settings).await;

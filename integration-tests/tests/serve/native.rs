@@ -16,7 +16,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::place::{Place, in_time};
+use crate::place::{TestEnv, in_time};
 use crate::reader::is_ending;
 
 const SUBSCRIPTION: u8 = 1;
@@ -50,7 +50,7 @@ impl Connection {
     }
 
     /// Logs in to a place's virtual host.
-    async fn open(place: &Place) -> Self {
+    async fn open(place: &TestEnv) -> Self {
         let url: reqwest::Url = place.services.get("BOB_TEST_STREAM_URL").parse().unwrap();
         let address = (url.host_str().unwrap(), url.port().unwrap());
         let mut connection = Self { stream: TcpStream::connect(address).await.unwrap() };
@@ -71,7 +71,7 @@ impl Connection {
 }
 
 /// A run's events up to its ending.
-pub(crate) async fn events_of(place: &Place, run: &str) -> Vec<Value> {
+pub(crate) async fn events_of(place: &TestEnv, run: &str) -> Vec<Value> {
     let mut connection = Connection::open(place).await;
     let stream = "bob.event-stream".to_owned();
     let from = OffsetSpecification::First;

@@ -6,19 +6,19 @@ use std::sync::{Arc, Mutex};
 use integration_tests::engine::{files_of, tar_of};
 use serde_json::{Value, json};
 
-use crate::place::Place;
+use crate::place::TestEnv;
 use crate::reader;
 use crate::server::{Request, Server, nobody};
 use crate::writing::{binary, odd_lines, step, writes, written};
 
 /// What a server received: the request lines, and the body stored for each path.
 #[derive(Clone, Default)]
-struct Kept {
+struct ReceivedRequests {
     lines: Arc<Mutex<Vec<String>>>,
     bodies: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
 }
 
-impl Kept {
+impl ReceivedRequests {
     fn lines(&self) -> Vec<String> {
         self.lines.lock().unwrap().clone()
     }
@@ -47,8 +47,8 @@ impl Kept {
 }
 
 /// Starts a server and registers it as services of these kinds.
-async fn register(place: &Place, kinds: &[&str]) -> (Server, Kept) {
-    let kept = Kept::default();
+async fn register(place: &TestEnv, kinds: &[&str]) -> (Server, ReceivedRequests) {
+    let kept = ReceivedRequests::default();
     let serving = kept.clone();
     let server = Server::start(move |request| serving.clone().serve(request)).await;
     for kind in kinds {
@@ -57,7 +57,7 @@ async fn register(place: &Place, kinds: &[&str]) -> (Server, Kept) {
     (server, kept)
 }
 
-async fn enlist(place: &Place, kind: &str, name: &str, url: &str) {
+async fn enlist(place: &TestEnv, kind: &str, name: &str, url: &str) {
     let value = json!({ "name": name, "url": url });
     place.keys.put(&format!("bob.{kind}/{name}"), &value).await;
 }
@@ -71,7 +71,7 @@ fn stdout(events: &[Value], step: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_resource_is_mounted_once_and_an_artifact_is_a_later_runs_resource() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let (_outside, kept) = register(&place, &["resource-provider", "artifact-store"]).await;
     let tar = tar_of("sub/file", b"fetched\n").await;
     kept.bodies.lock().unwrap().insert("/bob_resource".to_owned(), tar);
@@ -140,7 +140,7 @@ async fn a_resource_is_mounted_once_and_an_artifact_is_a_later_runs_resource() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_fetched_or_uploaded_fails_the_run_and_says_why() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let (_outside, _kept) = register(&place, &["resource-provider", "artifact-store"]).await;
     let away = format!("{}-away", place.tag);
     enlist(&place, "resource-provider", &away, &format!("http://{}", nobody().await)).await;
@@ -178,7 +178,7 @@ async fn what_cannot_be_fetched_or_uploaded_fails_the_run_and_says_why() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_logger_gets_what_the_steps_write_byte_for_byte() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let (_outside, kept) = register(&place, &["logger"]).await;
     let server = place.serve(&[]).await;
     // One stream at a time, because the order between the two is undefined.
@@ -222,7 +222,7 @@ async fn a_logger_gets_what_the_steps_write_byte_for_byte() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_logger_that_is_away_costs_a_run_nothing_but_its_log_there() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     enlist(&place, "logger", &place.tag, &format!("http://{}", nobody().await)).await;
     let server = place.serve(&[]).await;
     let run = place.run("unlogged");

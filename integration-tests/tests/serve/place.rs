@@ -28,7 +28,7 @@ pub(crate) async fn in_time<T>(what: &str, work: impl Future<Output = T>) -> T {
 }
 
 /// The environment of one test.
-pub(crate) struct Place {
+pub(crate) struct TestEnv {
     pub(crate) services: Services,
     /// A separate etcd, because a worker resumes every run without an owner that it finds there.
     store: OwnServices,
@@ -43,7 +43,7 @@ pub(crate) struct Place {
     channel: Channel,
 }
 
-impl Place {
+impl TestEnv {
     pub(crate) async fn new() -> Option<Self> {
         let needed: Vec<&str> = [BROKER, ENGINE, &["BOB_TEST_REGISTRY"]].concat();
         let services = Services::of_environment(&needed)?;

@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::sync::Notify;
 
-use crate::place::{Place, in_time};
+use crate::place::{TestEnv, in_time};
 use crate::reader::{self, Reader};
 use crate::server;
 
-async fn find(place: &Place, reason: &str) -> Value {
+async fn find(place: &TestEnv, reason: &str) -> Value {
     Reader::new(place).await.find(|event| event["reason"] == reason).await
 }
 
@@ -33,7 +33,7 @@ fn give(path: &Path, user: u32) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_ordinary_user_runs_it_without_any_privilege() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     // The user of the rootless engine.
     let socket = place.services.get("CONTAINER_ENGINE_URL").trim_start_matches("unix://");
     let owner = std::fs::metadata(socket).unwrap().uid();
@@ -67,7 +67,7 @@ async fn an_ordinary_user_runs_it_without_any_privilege() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_first_signal_lets_what_runs_finish() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     // The run continues when the test lets the provider answer.
     let may_answer = Arc::new(Notify::new());
     let told = Arc::clone(&may_answer);
@@ -105,7 +105,7 @@ async fn the_first_signal_lets_what_runs_finish() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_second_signal_hands_over_what_runs() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let mut server = place.serve(&[("BOB_DRAIN_SECONDS", "3600")]).await;
     let run = place.run("long");
     let steps = json!([{ "cmd": ["sh", "-c", "echo begun; exec sleep 1000"] }]);
@@ -134,7 +134,7 @@ async fn the_second_signal_hands_over_what_runs() {
 }
 
 /// The program's error if it cannot start. It must exit by itself without a panic.
-async fn refused(place: &Place, settings: &[(&str, &str)]) -> (Option<i32>, String) {
+async fn refused(place: &TestEnv, settings: &[(&str, &str)]) -> (Option<i32>, String) {
     let output = place.program(&["serve"], settings).output();
     let Output { status, stdout, stderr } = in_time("the program ends", output).await.unwrap();
     let said = String::from_utf8(stderr).unwrap();
@@ -144,7 +144,7 @@ async fn refused(place: &Place, settings: &[(&str, &str)]) -> (Option<i32>, Stri
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_wrong_setting_is_named_at_once() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let settings = [
         ("BOB_MAX_PARALLEL_RUNS", "many"),
         ("BOB_QUEUE_URL", "http://bob:hunter2@localhost"),
@@ -168,7 +168,7 @@ async fn every_wrong_setting_is_named_at_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_that_cannot_be_used_is_named_in_one_sentence() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let nobody = server::nobody().await;
     let (amqp, http) = (format!("amqp://{nobody}"), format!("http://{nobody}"));
     let no_socket = format!("unix://{}/no.sock", place.dir.path().display());

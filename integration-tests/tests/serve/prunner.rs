@@ -6,7 +6,7 @@ use protocol::dialect::{Dialect, parse_as};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::place::{Place, in_time};
+use crate::place::{TestEnv, in_time};
 use crate::reader::{self, Reader};
 
 const LOCAL: (&str, &str) = ("BOB_EXECUTORS", "local");
@@ -28,12 +28,12 @@ fn pipeline(keys: &str) -> Value {
 
 /// A run in progress.
 struct Run<'a> {
-    place: &'a Place,
+    place: &'a TestEnv,
     id: String,
 }
 
 /// Submits a pipeline with variables.
-async fn submit<'a>(place: &'a Place, name: &str, pipeline: &Value, vars: &Value) -> Run<'a> {
+async fn submit<'a>(place: &'a TestEnv, name: &str, pipeline: &Value, vars: &Value) -> Run<'a> {
     let id = place.run(name);
     let body = json!({ "run-id": id, "pipeline": pipeline, "vars": vars });
     place.publish("bob.jobs", "pipeline/start", &body).await;
@@ -92,7 +92,7 @@ fn message(record: &Value) -> &str {
 }
 
 /// A file of the test, for scripts that use its absolute path.
-fn file(place: &Place, name: &str) -> PathBuf {
+fn file(place: &TestEnv, name: &str) -> PathBuf {
     place.dir.path().join(name)
 }
 
@@ -122,7 +122,7 @@ async fn all_gone(pids: &Path) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d3_tasks_run_beside_each_other_and_wait_for_what_they_depend_on() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;
     // Each of the two waits for the other.
     let meet = |own: &str, other: &str| {
@@ -146,7 +146,7 @@ async fn d3_tasks_run_beside_each_other_and_wait_for_what_they_depend_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d3_a_file_is_submitted_as_a_run_by_itself() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;
     place.write("pipelines.yml", "pipelines: { p: { tasks: { t: { script: [echo of it] } } } }");
     let id = place.id_of(&["submit", "pipelines.yml", "--alone"]).await;
@@ -158,7 +158,7 @@ async fn d3_a_file_is_submitted_as_a_run_by_itself() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d4_variables_stand_in_scripts_and_one_that_is_missing_fails_its_task() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;
     let says = "echo {{ .tag }} {{ .number }} {{ .yes }} {{ .empty | default `none` }} \
                 {{ .odd | quote }}; echo {{ .__jobID }} ${tag-unset}";
@@ -192,7 +192,7 @@ async fn d4_variables_stand_in_scripts_and_one_that_is_missing_fails_its_task() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d5_a_task_has_the_environment_of_the_worker_under_the_pipelines_under_its_own() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     let of_worker = ["B", "C", "D", "TASK_NAME"].map(|name| (name, "worker"));
     let server = place.serve(&[&[LOCAL], of_worker.as_slice()].concat()).await;
     let pipeline = pipeline(
@@ -209,7 +209,7 @@ async fn d5_a_task_has_the_environment_of_the_worker_under_the_pipelines_under_i
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d4_lists_stand_in_scripts_and_are_gone_through() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;
     let script = "for x in {{ range .files }}{{ . | quote }} {{ end }}; do echo \"$x\"; done; \
                   echo {{ .deep.name }} {{ .none | default `d` }} {{ .tag }}";
@@ -232,7 +232,7 @@ async fn d4_lists_stand_in_scripts_and_are_gone_through() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d6_files_of_variables_lie_over_the_worker_and_under_the_pipeline() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     let (first, second) = (file(&place, "first.env"), file(&place, "second.env"));
     std::fs::write(&first, "A=file\nD=first\nE=first\nBOB_X=ours\n").unwrap();
     std::fs::write(&second, "E='of second'\n").unwrap();
@@ -260,7 +260,7 @@ const ONE_FAILS: &str = "tasks: { \
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d13_a_task_that_fails_ends_those_beside_it_and_nothing_new_begins() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;
     let pipeline = pipeline(&ONE_FAILS.replace("WAIT", "exec sleep 1000"));
     let run = submit(&place, "fast", &pipeline, &json!({})).await;
@@ -278,7 +278,7 @@ async fn d13_a_task_that_fails_ends_those_beside_it_and_nothing_new_begins() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d13_where_running_tasks_go_on_only_what_needs_the_failed_one_is_left_out() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;
     let go = file(&place, "go");
     let waits = format!("until [ -e {} ]; do sleep 0.05; done", go.display());
@@ -298,7 +298,7 @@ async fn d13_where_running_tasks_go_on_only_what_needs_the_failed_one_is_left_ou
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d14_a_task_that_may_fail_runs_all_of_its_script_and_those_that_depend_on_it_run() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;
     let pipeline = pipeline(
         "tasks: { t: { script: [echo one, exit 3, echo two], allow_failure: true }, \
@@ -315,7 +315,7 @@ async fn d14_a_task_that_may_fail_runs_all_of_its_script_and_those_that_depend_o
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d15_on_error_knows_what_failed_and_changes_nothing_of_it() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;
     let script = "echo {{ .failedTaskName }} {{ .failedTaskExitCode }} \
                   {{ .failedTaskStdout | quote }} {{ .failedTaskStderr | quote }} \
@@ -351,7 +351,7 @@ async fn d15_on_error_knows_what_failed_and_changes_nothing_of_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d16_a_stop_leaves_nothing_of_what_its_tasks_have_begun() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;
     let (left, right) = (file(&place, "left"), file(&place, "right"));
     let task = |pids: &Path| format!("{{ script: ['{}; echo begun; wait'] }}", begets(pids));
@@ -371,7 +371,7 @@ async fn d16_a_stop_leaves_nothing_of_what_its_tasks_have_begun() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d16_a_task_is_interrupted_and_killed_after_its_own_grace() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     // With the worker's grace the run would not end in time.
     let server = place.serve(&[LOCAL, ("BOB_KILL_GRACE_SECONDS", "3600")]).await;
     let (heard, up) = (file(&place, "heard"), file(&place, "up"));
@@ -395,7 +395,7 @@ async fn d16_a_task_is_interrupted_and_killed_after_its_own_grace() {
 
 /// A graph that stays in progress until it is retried. Ended tasks are counted, and running ones
 /// have child processes.
-fn in_the_middle(place: &Place, name: &str, on_lost: Option<&str>) -> Value {
+fn in_the_middle(place: &TestEnv, name: &str, on_lost: Option<&str>) -> Value {
     let of = |what: &str| file(place, &format!("{name}-{what}")).display().to_string();
     let middle = |task: &str| {
         let pids = of(task);
@@ -419,7 +419,7 @@ fn in_the_middle(place: &Place, name: &str, on_lost: Option<&str>) -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d18_what_becomes_of_a_graph_whose_worker_is_killed_is_said_by_on_lost() {
-    let Some(place) = Place::without_an_engine().await else { return };
+    let Some(place) = TestEnv::without_an_engine().await else { return };
     let settings = [LOCAL, ("BOB_LEASE_TTL_SECONDS", "3")];
     let mut server = place.serve(&settings).await;
     let cases = [("usual", None), ("goes-on", Some("resume")), ("fails", Some("fail"))];

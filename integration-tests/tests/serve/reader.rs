@@ -10,7 +10,7 @@ use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use serde_json::Value;
 
-use crate::place::{Place, in_time};
+use crate::place::{TestEnv, in_time};
 
 /// Reads a place's stream from its first message.
 pub(crate) struct Reader {
@@ -18,7 +18,7 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
-    pub(crate) async fn new(place: &Place) -> Self {
+    pub(crate) async fn new(place: &TestEnv) -> Self {
         let channel = raw::channel(&place.services.amqp(&place.vhost)).await;
         channel.basic_qos(200, BasicQosOptions::default()).await.unwrap();
         let mut arguments = FieldTable::default();
@@ -51,7 +51,7 @@ impl Reader {
 }
 
 /// A run's events up to its ending.
-pub(crate) async fn events_of(place: &Place, run: &str) -> Vec<Value> {
+pub(crate) async fn events_of(place: &TestEnv, run: &str) -> Vec<Value> {
     let mut reader = Reader::new(place).await;
     let mut events = Vec::new();
     loop {

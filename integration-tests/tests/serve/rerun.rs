@@ -8,11 +8,11 @@ use runner::exec::podman::{Options, Podman};
 use runner::ports::Executor as _;
 use serde_json::{Value, json};
 
-use crate::place::{Place, in_time};
+use crate::place::{TestEnv, in_time};
 use crate::server::Server;
 
 /// The program's output and exit status.
-async fn typed(place: &Place, words: &[&str]) -> Output {
+async fn typed(place: &TestEnv, words: &[&str]) -> Output {
     in_time("the program", place.program(words, &[]).output()).await.unwrap()
 }
 
@@ -22,7 +22,7 @@ fn text(bytes: &[u8]) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_that_failed_is_gone_on_with_and_looked_into() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let (answer, first) = (Arc::new(AtomicU16::new(500)), Arc::new(AtomicUsize::new(0)));
     let (says, counts) = (Arc::clone(&answer), Arc::clone(&first));
     let outside = Server::start(move |request| {

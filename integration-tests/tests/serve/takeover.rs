@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::after::assert_nothing_is_left;
-use crate::place::{Place, Server};
+use crate::place::{Server, TestEnv};
 use crate::{reader, server};
 
 /// A repository in the test registry, and the settings of a worker that pushes to it.
@@ -20,7 +20,7 @@ struct Checkpoints {
 }
 
 impl Checkpoints {
-    fn of(place: &Place) -> Self {
+    fn of(place: &TestEnv) -> Self {
         let host = place.services.get("BOB_TEST_REGISTRY").to_owned();
         Self { host, repository: format!("checkpoints/{}", place.tag) }
     }
@@ -101,7 +101,7 @@ impl Outside {
 
 /// Starts two workers and a run, and waits for its fourth step. Returns the owner and the other
 /// worker.
-async fn in_the_fourth_step(place: &Place, outside: &Outside, name: &str) -> (Server, Server) {
+async fn in_the_fourth_step(place: &TestEnv, outside: &Outside, name: &str) -> (Server, Server) {
     let first = place.serve(&[("BOB_LEASE_TTL_SECONDS", "3")]).await;
     let run = place.run(name);
     place.start(&run, &place.pipeline(name, &outside.steps())).await;
@@ -110,13 +110,13 @@ async fn in_the_fourth_step(place: &Place, outside: &Outside, name: &str) -> (Se
     (first, second)
 }
 
-async fn assert_it_went_on(place: &Place, outside: &Outside, run: &str, cause: &str) {
+async fn assert_it_went_on(place: &TestEnv, outside: &Outside, run: &str, cause: &str) {
     let all = went_on(place, outside, run, cause).await;
     assert_nothing_is_left(place, run, &all).await;
 }
 
 /// Checks that a run was resumed at its fourth step. Returns its events.
-async fn went_on(place: &Place, outside: &Outside, run: &str, cause: &str) -> Vec<Value> {
+async fn went_on(place: &TestEnv, outside: &Outside, run: &str, cause: &str) -> Vec<Value> {
     let record = place.keys.settled(run).await;
     assert_eq!((&record["status"], &record["attempt"]), (&json!("passed"), &json!(2)), "{record}");
     for step in [0, 1, 2, 4, 5] {
@@ -143,7 +143,7 @@ async fn went_on(place: &Place, outside: &Outside, run: &str, cause: &str) -> Ve
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_run_of_a_worker_that_was_killed_goes_on_at_the_step_that_it_was_in() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let outside = Outside::new().await;
     let (mut first, second) = in_the_fourth_step(&place, &outside, "killed").await;
     first.signal(Signal::KILL);
@@ -156,7 +156,7 @@ async fn the_run_of_a_worker_that_was_killed_goes_on_at_the_step_that_it_was_in(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_was_frozen_changes_nothing_when_it_wakes() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let outside = Outside::new().await;
     let (first, second) = in_the_fourth_step(&place, &outside, "frozen").await;
     let run = place.run("frozen");
@@ -183,7 +183,7 @@ async fn a_worker_that_was_frozen_changes_nothing_when_it_wakes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_leaves_hands_its_run_over() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let outside = Outside::new().await;
     // Too long for any test to wait for its expiry.
     let leaving = [("BOB_LEASE_TTL_SECONDS", "3600"), ("BOB_DRAIN_SECONDS", "0")];
@@ -201,7 +201,7 @@ async fn a_worker_that_leaves_hands_its_run_over() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_run_goes_on_from_the_registry_on_another_engine() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let far = tokio::task::spawn_blocking(|| OwnServices::start("podman", &[])).await.unwrap();
     let far = far.unwrap();
     let far_engine = far.services().get("CONTAINER_ENGINE_URL").to_owned();
@@ -230,7 +230,7 @@ async fn a_run_goes_on_from_the_registry_on_another_engine() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_leaves_hands_its_run_to_another_engine() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let far = tokio::task::spawn_blocking(|| OwnServices::start("podman", &[])).await.unwrap();
     let far = far.unwrap();
     let far_engine = far.services().get("CONTAINER_ENGINE_URL").to_owned();

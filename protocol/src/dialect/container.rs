@@ -65,9 +65,9 @@ pub(super) fn with(
             }
         }
     }
-    let image = reader.optional(&fields, "image", |r, f| r.ruled(f, rules::image));
-    let namespace = reader.optional(&fields, "namespace", |r, f| r.ruled(f, plain));
-    let label = reader.optional(&fields, "label", |r, f| r.ruled(f, plain));
+    let image = reader.optional(&fields, "image", |r, f| r.checked_text(f, rules::image));
+    let namespace = reader.optional(&fields, "namespace", |r, f| r.checked_text(f, plain));
+    let label = reader.optional(&fields, "label", |r, f| r.checked_text(f, plain));
     let all = [
         ("image", image.map(Json::from)),
         ("namespace", namespace.map(Json::from)),

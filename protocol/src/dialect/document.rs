@@ -11,21 +11,21 @@ use crate::diagnostic::Diagnostic;
 /// # Errors
 /// The first fault in the text.
 pub fn document(file: Option<&str>, bytes: &[u8]) -> Result<Json, Diagnostic> {
-    let (root, faults) = tree::read(file, bytes)?.strict();
+    let (root, faults) = tree::read(file, bytes)?.without_yaml_1_1();
     match faults.into_iter().next() {
         Some(fault) => Err(fault),
-        None => Ok(texts(root)),
+        None => Ok(as_text(root)),
     }
 }
 
 /// Recursion is bounded by the depth limit of the tree.
-fn texts(node: Node) -> Json {
+fn as_text(node: Node) -> Json {
     match node.value {
         Value::Null => Json::Null,
         Value::Bool(text) | Value::Number(text) | Value::String(text) => Json::String(text),
-        Value::List(items) => items.into_iter().map(texts).collect(),
+        Value::List(items) => items.into_iter().map(as_text).collect(),
         Value::Map(entries) => {
-            entries.into_iter().map(|entry| (entry.key, texts(entry.value))).collect()
+            entries.into_iter().map(|entry| (entry.key, as_text(entry.value))).collect()
         }
     }
 }

@@ -182,7 +182,7 @@ pub(super) fn token(reader: &mut Reader, field: &Field<'_>) -> Option<Token> {
         Value::Map(_) => {
             let fields = reader.map(field, &NAMED)?;
             let name = reader.required(&fields, "secret-name", "which secret")?;
-            Some(Token::Named { name: reader.ruled(&name, rules::file_name)? })
+            Some(Token::Named { name: reader.checked_text(&name, rules::file_name)? })
         }
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::List(_) => {
             reader.mismatch(field, "a text in quotes or a `secret-name`", None);
@@ -199,15 +199,15 @@ pub(super) fn secrets(reader: &mut Reader, field: &Field<'_>) -> Option<Vec<Secr
 
 fn secret(reader: &mut Reader, field: &Field<'_>) -> Option<SecretUse> {
     let Value::Map(_) = &field.node.value else {
-        return reader.ruled(field, rules::file_name).map(SecretUse::File);
+        return reader.checked_text(field, rules::file_name).map(SecretUse::File);
     };
     let fields = reader.map(field, &SECRET)?;
     let name = reader
         .required(&fields, "name", "which secret")
-        .and_then(|field| reader.ruled(&field, rules::file_name));
+        .and_then(|field| reader.checked_text(&field, rules::file_name));
     let env = reader
         .required(&fields, "env", "the variable that holds it")
-        .and_then(|field| reader.ruled(&field, rules::variable));
+        .and_then(|field| reader.checked_text(&field, rules::variable));
     Some(SecretUse::Var { name: name?, env: env? })
 }
 

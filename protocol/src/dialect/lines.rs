@@ -127,7 +127,7 @@ impl Job {
         hash.truncate(NAME);
         let retry = self.attempts.filter(|attempts| *attempts > 1).map(|attempts| Retry {
             attempts,
-            on: RetryOn::usual(),
+            on: RetryOn::defaults(),
             delay: self.delay,
             backoff: Backoff::Constant,
         });

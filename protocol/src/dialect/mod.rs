@@ -131,7 +131,7 @@ fn read(dialect: Option<Dialect>, file: Option<&str>, bytes: &[u8]) -> Parsed {
     // files contain merge keys and byte order marks.
     let (root, faults) = match told {
         Dialect::Prunner | Dialect::Job => (tree.root, tree.faults),
-        Dialect::Bob | Dialect::Wendy | Dialect::CiLines => tree.strict(),
+        Dialect::Bob | Dialect::Wendy | Dialect::CiLines => tree.without_yaml_1_1(),
     };
     let dialect = Some(told);
     let refused = |diagnostics| Parsed { pipelines: Vec::new(), diagnostics, dialect };

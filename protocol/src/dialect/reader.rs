@@ -131,7 +131,7 @@ impl Reader {
     }
 
     /// Every fault and every remark.
-    pub(super) fn into_all(self) -> Vec<Diagnostic> {
+    pub(super) fn into_diagnostics(self) -> Vec<Diagnostic> {
         self.faults.into_iter().chain(self.remarks).collect()
     }
 
@@ -161,7 +161,7 @@ impl Reader {
     }
 
     /// Prefixes the messages of all faults starting at index `from`.
-    pub(super) fn say_first(&mut self, from: usize, words: &str) {
+    pub(super) fn prefix_messages(&mut self, from: usize, words: &str) {
         for fault in self.faults.iter_mut().skip(from) {
             fault.message.insert_str(0, words);
         }
@@ -320,7 +320,7 @@ impl Reader {
     }
 
     /// A text that must satisfy a rule.
-    pub(super) fn ruled(
+    pub(super) fn checked_text(
         &mut self,
         field: &Field<'_>,
         rule: fn(&str) -> Option<&'static str>,

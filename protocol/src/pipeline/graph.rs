@@ -110,11 +110,11 @@ fn nearest_images(steps: &[Step], needs: &[Vec<usize>], order: &[usize]) -> Vec<
         for needed in needs[own].iter().copied() {
             if steps[needed].is_on_image() {
                 own_reached.grow_and_insert(needed);
-                unite(&mut own_contained, &reached[needed]);
+                union_with(&mut own_contained, &reached[needed]);
             } else {
-                unite(&mut own_reached, &reached[needed]);
+                union_with(&mut own_reached, &reached[needed]);
             }
-            unite(&mut own_contained, &contained[needed]);
+            union_with(&mut own_contained, &contained[needed]);
         }
         (reached[own], contained[own]) = (own_reached, own_contained);
     }
@@ -124,7 +124,7 @@ fn nearest_images(steps: &[Step], needs: &[Vec<usize>], order: &[usize]) -> Vec<
     reached
 }
 
-fn unite(into: &mut FixedBitSet, other: &FixedBitSet) {
+fn union_with(into: &mut FixedBitSet, other: &FixedBitSet) {
     #[cfg(test)]
     tests::UNIONS.with(|unions| unions.set(unions.get() + 1));
     into.union_with(other);

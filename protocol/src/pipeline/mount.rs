@@ -144,7 +144,7 @@ impl MountOption {
     }
 
     /// The kind of source that the option requires, if `source` is of the other kind.
-    fn only_for(self, source: &MountSource) -> Option<&'static str> {
+    fn required_source(self, source: &MountSource) -> Option<&'static str> {
         match (self, source) {
             (Self::NoCopy, MountSource::Path(_)) => Some("volumes"),
             (Self::Propagation(_) | Self::Recursive, MountSource::Volume(_)) => Some("directories"),
@@ -206,7 +206,7 @@ fn options_of(text: &str, source: &MountSource) -> Result<Vec<MountOption>, BadM
     for word in text.split(',').filter(|word| !word.is_empty()) {
         let known = MountOption::ALL.into_iter().find(|known| known.as_str() == word);
         let option = known.ok_or_else(|| BadMount::Option(word.to_owned()))?;
-        if let Some(only) = option.only_for(source) {
+        if let Some(only) = option.required_source(source) {
             return Err(BadMount::Misplaced(word.to_owned(), only));
         }
         match options.iter().find(|other| other.kind() == option.kind()) {

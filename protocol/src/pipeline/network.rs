@@ -176,27 +176,27 @@ impl Network {
 
 /// How far an option reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reach {
+enum OptionReach {
     Container,
     HostLoopback,
 }
 
 fn loopback_if_any(
-    reaches: impl Iterator<Item = Result<Reach, String>>,
+    reaches: impl Iterator<Item = Result<OptionReach, String>>,
 ) -> Result<Vec<NetworkGrant>, String> {
-    let reaches: Vec<Reach> = reaches.collect::<Result<_, _>>()?;
-    let is_open = reaches.contains(&Reach::HostLoopback);
+    let reaches: Vec<OptionReach> = reaches.collect::<Result<_, _>>()?;
+    let is_open = reaches.contains(&OptionReach::HostLoopback);
     Ok(if is_open { vec![NetworkGrant::HostLoopback] } else { Vec::new() })
 }
 
-fn slirp_reach(option: &str) -> Result<Reach, String> {
+fn slirp_reach(option: &str) -> Result<OptionReach, String> {
     let refused = || Err(option.to_owned());
     match option.split_once('=') {
-        Some(("mtu", value)) if is_mtu(value) => Ok(Reach::Container),
-        Some(("cidr", value)) if is_private(value) => Ok(Reach::Container),
-        Some(("enable_ipv6", "true" | "false")) => Ok(Reach::Container),
-        Some(("allow_host_loopback", "false")) => Ok(Reach::Container),
-        Some(("allow_host_loopback", "true")) => Ok(Reach::HostLoopback),
+        Some(("mtu", value)) if is_mtu(value) => Ok(OptionReach::Container),
+        Some(("cidr", value)) if is_private(value) => Ok(OptionReach::Container),
+        Some(("enable_ipv6", "true" | "false")) => Ok(OptionReach::Container),
+        Some(("allow_host_loopback", "false")) => Ok(OptionReach::Container),
+        Some(("allow_host_loopback", "true")) => Ok(OptionReach::HostLoopback),
         Some(_) | None => refused(),
     }
 }
@@ -221,7 +221,7 @@ const PASTA_FLAGS: [&str; 12] = [
 /// Flags of pasta that forward container ports to the host's loopback.
 const PASTA_PORTS: [&str; 4] = ["--tcp-ns", "-T", "--udp-ns", "-U"];
 
-fn pasta_reaches(options: &[String]) -> Vec<Result<Reach, String>> {
+fn pasta_reaches(options: &[String]) -> Vec<Result<OptionReach, String>> {
     let mut reaches = Vec::new();
     let mut options = options.iter();
     while let Some(option) = options.next() {
@@ -230,15 +230,15 @@ fn pasta_reaches(options: &[String]) -> Vec<Result<Reach, String>> {
             Some(_) | None => (option.as_str(), None),
         };
         let reach = match (flag, value) {
-            ("--map-gw", None) => Some(Reach::HostLoopback),
-            (flag, None) if PASTA_FLAGS.contains(&flag) => Some(Reach::Container),
+            ("--map-gw", None) => Some(OptionReach::HostLoopback),
+            (flag, None) if PASTA_FLAGS.contains(&flag) => Some(OptionReach::Container),
             ("--mtu" | "-m", value) => {
                 let value = value.or_else(|| options.next().map(String::as_str));
-                value.filter(|value| is_mtu(value)).map(|_| Reach::Container)
+                value.filter(|value| is_mtu(value)).map(|_| OptionReach::Container)
             }
             (flag, value) if PASTA_PORTS.contains(&flag) => {
                 let value = value.or_else(|| options.next().map(String::as_str));
-                value.filter(|value| is_ports(value)).map(|_| Reach::HostLoopback)
+                value.filter(|value| is_ports(value)).map(|_| OptionReach::HostLoopback)
             }
             (_, _) => None,
         };

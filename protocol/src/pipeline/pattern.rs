@@ -117,7 +117,7 @@ fn read(text: &str) -> Result<(String, Option<Glob>), BadPattern> {
         return Err(BadPattern::Deep);
     }
     let parts: Vec<&str> = text.split('/').filter(|part| !matches!(*part, "" | ".")).collect();
-    if parts.iter().copied().any(goes_up) {
+    if parts.iter().copied().any(is_parent_component) {
         return Err(BadPattern::Up);
     }
     let plain: Vec<&str> = parts.iter().copied().take_while(|part| !part.contains(WILD)).collect();
@@ -151,7 +151,7 @@ fn depth(text: &str) -> usize {
 }
 
 /// Whether a component is `..`, or can expand to it.
-fn goes_up(part: &str) -> bool {
+fn is_parent_component(part: &str) -> bool {
     if part.contains(['{', '}']) {
         part.split(['{', '}', ',']).any(|choice| choice == "..")
     } else {

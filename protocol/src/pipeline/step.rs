@@ -429,7 +429,7 @@ pub struct Retry {
     #[schemars(range(min = 1, max = 100))]
     pub attempts: u32,
     /// The reasons for a retry. Only `failure` if missing.
-    #[serde(default = "RetryOn::usual", skip_serializing_if = "RetryOn::is_usual")]
+    #[serde(default = "RetryOn::defaults", skip_serializing_if = "RetryOn::is_usual")]
     #[schemars(length(min = 1))]
     pub on: Vec<RetryOn>,
     /// Delay before the second attempt. It doubles with each further attempt, unless `backoff` is
@@ -474,7 +474,7 @@ pub enum RetryOn {
 impl RetryOn {
     /// The default reasons.
     #[must_use]
-    pub fn usual() -> Vec<Self> {
+    pub fn defaults() -> Vec<Self> {
         vec![Self::Failure]
     }
 

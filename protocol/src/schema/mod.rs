@@ -39,7 +39,7 @@ const WRITTEN: [&str; 11] = [
 
 /// The published schemas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
+pub enum SchemaName {
     /// A pipeline as people write it.
     Pipeline,
     /// The bodies of commands, by message `type` in `$defs`.
@@ -60,7 +60,7 @@ pub struct UnknownSchema {
     pub given: String,
 }
 
-impl What {
+impl SchemaName {
     /// All published schemas.
     pub const ALL: [Self; 5] =
         [Self::Pipeline, Self::Command, Self::Event, Self::Run, Self::Asyncapi];
@@ -78,13 +78,13 @@ impl What {
     }
 }
 
-impl fmt::Display for What {
+impl fmt::Display for SchemaName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
-impl FromStr for What {
+impl FromStr for SchemaName {
     type Err = UnknownSchema;
 
     fn from_str(text: &str) -> Result<Self, UnknownSchema> {
@@ -95,26 +95,26 @@ impl FromStr for What {
 
 /// A published schema.
 #[must_use]
-pub fn schema(what: What) -> Value {
+pub fn schema(what: SchemaName) -> Value {
     match what {
-        What::Pipeline => {
+        SchemaName::Pipeline => {
             let mut schema = root::<Pipeline>(what, "A pipeline");
             as_written("Pipeline", &mut schema);
             definitions_as_written(&mut schema, "$defs");
             schema
         }
-        What::Command => commands(),
-        What::Event => root::<Event>(what, "An event of the stream"),
-        What::Run => root::<RunRecord>(what, "A run record"),
-        What::Asyncapi => asyncapi::document(),
+        SchemaName::Command => commands(),
+        SchemaName::Event => root::<Event>(what, "An event of the stream"),
+        SchemaName::Run => root::<RunRecord>(what, "A run record"),
+        SchemaName::Asyncapi => asyncapi::document(),
     }
 }
 
-fn id(what: What) -> String {
+fn id(what: SchemaName) -> String {
     format!("urn:bob-runner:schema:{VERSION}:{what}")
 }
 
-fn root<T: JsonSchema>(what: What, title: &str) -> Value {
+fn root<T: JsonSchema>(what: SchemaName, title: &str) -> Value {
     let generator = SchemaSettings::draft2020_12().into_generator();
     let generated = generator.into_root_schema_for::<T>().to_value();
     // The identifying keys come first, for readers.
@@ -168,7 +168,7 @@ fn commands() -> Value {
     definitions.extend(generator.take_definitions(true));
     let mut schema = json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": id(What::Command),
+        "$id": id(SchemaName::Command),
         "title": "The body of a command",
         "description": "The property `type` of the message says which of `$defs` it is: pipeline/start is pipeline-start, and so on.",
         "anyOf": any,

@@ -31,7 +31,7 @@ pub struct OwnService {
 
 /// The URL of an engine, and the service if this process started it.
 #[derive(Debug)]
-pub struct Found {
+pub struct EngineService {
     /// `unix:///path` or `http://host:port`.
     pub url: String,
     /// The service. Must be kept while the engine is used.
@@ -53,14 +53,14 @@ const MAX_LINE: u64 = 4096;
 ///
 /// # Errors
 /// If a service was started and does not answer.
-pub async fn find(engine: &config::Engine) -> anyhow::Result<Found> {
+pub async fn find(engine: &config::Engine) -> anyhow::Result<EngineService> {
     if let Some(url) = &engine.url {
-        return Ok(Found { url: url.to_string(), own: None });
+        return Ok(EngineService { url: url.to_string(), own: None });
     }
     if let Some(socket) = &engine.user_socket
         && tokio::net::UnixStream::connect(socket).await.is_ok()
     {
-        return Ok(Found { url: format!("unix://{}", socket.display()), own: None });
+        return Ok(EngineService { url: format!("unix://{}", socket.display()), own: None });
     }
     let root = rustix::process::geteuid().is_root();
     match &engine.program {
@@ -68,9 +68,9 @@ pub async fn find(engine: &config::Engine) -> anyhow::Result<Found> {
             let own = OwnService::start(Path::new(THIS_PROGRAM), program).await?;
             let url = format!("unix://{}", own.socket().display());
             info!(url, "a podman service of our own is started");
-            Ok(Found { url, own: Some(own) })
+            Ok(EngineService { url, own: Some(own) })
         }
-        Some(_) | None => Ok(Found { url: "http://localhost:8080".into(), own: None }),
+        Some(_) | None => Ok(EngineService { url: "http://localhost:8080".into(), own: None }),
     }
 }
 
@@ -169,7 +169,7 @@ impl OwnService {
                 "`podman system service` did not answer within {} s ({}); try it by hand, or set \
                  CONTAINER_ENGINE_URL",
                 OWN_SERVICE_STARTS_WITHIN.as_secs(),
-                own.said()
+                own.output()
             ),
         }
         Ok(own)
@@ -191,14 +191,14 @@ impl OwnService {
                 bail!(
                     "`podman system service` ended with {status}: {}; `bob-runner doctor` says what \
                      this host lacks",
-                    self.said()
+                    self.output()
                 );
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    fn said(&self) -> String {
+    fn output(&self) -> String {
         let last = self.last.borrow();
         if last.is_empty() { "it said nothing".to_owned() } else { last.clone() }
     }

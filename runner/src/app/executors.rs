@@ -84,7 +84,7 @@ pub(super) fn executor(
         named,
     };
     let executors = Executors::new(engine, Arc::new(Local::new(local)))
-        .with_lone(lone)
+        .with_job_engine(lone)
         .with(ExecutorKind::Ssh, Arc::new(Ssh::new(ssh)));
     let all = call::all(&calls).into_iter();
     Ok(Arc::new(all.fold(executors, |executors, (kind, calls)| executors.with(kind, calls))))

@@ -16,7 +16,7 @@ pub use podman::Change;
 
 /// The commit of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
+pub struct KeptCommit {
     /// The step.
     pub step: StepName,
     /// The image.
@@ -29,7 +29,7 @@ pub struct Kept {
 ///
 /// # Errors
 /// A sentence if the step was not committed.
-pub fn kept(record: &RunRecord, step: Option<&StepName>) -> anyhow::Result<Kept> {
+pub fn find_commit(record: &RunRecord, step: Option<&StepName>) -> anyhow::Result<KeptCommit> {
     let run = &record.run_id;
     let of = |name: &StepName| record.steps.iter().find(|it| it.name == *name);
     let found = match step {
@@ -50,10 +50,10 @@ pub fn kept(record: &RunRecord, step: Option<&StepName>) -> anyhow::Result<Kept>
         let before = pipeline.step(graph.begins_on(position)?)?;
         of(&before.name)?.image.clone()
     });
-    Ok(Kept { step: found.name.clone(), image, before })
+    Ok(KeptCommit { step: found.name.clone(), image, before })
 }
 
-fn gone(kept: &Kept) -> anyhow::Error {
+fn image_missing(kept: &KeptCommit) -> anyhow::Error {
     anyhow::anyhow!(
         "what step {} left is not on this machine's engine, or not any more: images stay for as \
          long as the pipeline's `retention`",
@@ -65,7 +65,7 @@ fn gone(kept: &Kept) -> anyhow::Error {
 ///
 /// # Errors
 /// If the engine does not answer or does not have the images.
-pub async fn changes(config: &Config, kept: &Kept) -> anyhow::Result<Vec<(String, Change)>> {
+pub async fn changes(config: &Config, kept: &KeptCommit) -> anyhow::Result<Vec<(String, Change)>> {
     let found = engine::find(&config.engine).await?;
     let options = engine::options(&config.engine, found.url.clone());
     let podman = Podman::connect(options).map_err(|cause| Unavailable::because(&cause))?;
@@ -74,7 +74,7 @@ pub async fn changes(config: &Config, kept: &Kept) -> anyhow::Result<Vec<(String
     if let Some(own) = found.own {
         own.end().await;
     }
-    changes.ok_or_else(|| gone(kept))
+    changes.ok_or_else(|| image_missing(kept))
 }
 
 /// Replaces this program with a shell in a step's image. Changes made there are lost. Returns only
@@ -82,12 +82,12 @@ pub async fn changes(config: &Config, kept: &Kept) -> anyhow::Result<Vec<(String
 ///
 /// # Errors
 /// Why the shell could not be started.
-pub async fn shell(config: &Config, kept: &Kept, words: &[String]) -> anyhow::Result<()> {
+pub async fn shell(config: &Config, kept: &KeptCommit, words: &[String]) -> anyhow::Result<()> {
     let Some(program) = &config.engine.program else {
         bail!("there is no podman in PATH: it is what opens the shell");
     };
     // Check that the image exists before handing over the terminal.
-    changes(config, &Kept { before: None, ..kept.clone() }).await?;
+    changes(config, &KeptCommit { before: None, ..kept.clone() }).await?;
     let mut command = Command::new(program);
     if let Some(url) = &config.engine.url {
         command.args(["--remote", "--url", &url.to_string()]);

@@ -27,7 +27,7 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Keeps the service at an engine's URL alive, if a worker has started it, until the returned
 /// connection is dropped.
 #[must_use]
-pub fn hold_on(engine_url: &str) -> Option<UnixStream> {
+pub fn keep_alive(engine_url: &str) -> Option<UnixStream> {
     let socket = Path::new(engine_url.strip_prefix("unix://")?);
     let mut end = UnixStream::connect(socket.parent()?.join(SOCKET)).ok()?;
     // The lifeline answers once it counts this connection.
@@ -160,7 +160,7 @@ mod tests {
         let held = std::thread::spawn(move || run(read, &path, &mut sleeper()));
         let url = format!("unix://{}", dir.path().join("podman.sock").display());
         let guard = loop {
-            match hold_on(&url) {
+            match keep_alive(&url) {
                 Some(guard) => break guard,
                 None => std::thread::yield_now(),
             }
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn an_address_without_a_service_of_ours_has_no_lifeline() {
-        assert!(hold_on("http://localhost:8080").is_none());
-        assert!(hold_on("unix:///nonexistent/podman.sock").is_none());
+        assert!(keep_alive("http://localhost:8080").is_none());
+        assert!(keep_alive("unix:///nonexistent/podman.sock").is_none());
     }
 }

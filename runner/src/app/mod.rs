@@ -26,7 +26,7 @@ use tracing::warn;
 
 pub use executors::{SUPERVISE, supervise};
 pub use here::{
-    Ended, Here, Jobs, KeptParent, KeptRun, Rejected, Start, job_id, kept_run, run_here,
+    Ended, HereRun, Jobs, KeptParent, KeptRun, Rejected, Start, job_id, kept_run, run_here,
 };
 pub use render::{RENDER, RenderProcess, render};
 pub use serve::serve;
@@ -54,14 +54,14 @@ use crate::{embedded, host, transfer, worker};
 pub struct Unavailable {
     /// The error message.
     what: String,
-    why: Why,
+    why: ServiceFault,
 }
 
 /// Why a service cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Why {
+enum ServiceFault {
     /// It does not answer.
-    Away,
+    Unreachable,
     /// It answers and denies access.
     Refuses,
     /// It answers, and a wrong object there must be deleted first. The program exits with 78.
@@ -79,7 +79,7 @@ impl Unavailable {
     /// Whether an object must be deleted there before the program can work.
     #[must_use]
     pub fn needs_a_change(&self) -> bool {
-        self.why == Why::WrongKind
+        self.why == ServiceFault::WrongKind
     }
 
     fn new(what: &str) -> Self {
@@ -88,7 +88,7 @@ impl Unavailable {
             words.truncate(end);
             words.push_str("...");
         }
-        Self { what: words, why: Why::Away }
+        Self { what: words, why: ServiceFault::Unreachable }
     }
 }
 
@@ -237,7 +237,11 @@ pub async fn connect_store(config: &Config) -> Result<Arc<dyn Store>, Unavailabl
 async fn connect_etcd(config: &Config) -> Result<Etcd, Unavailable> {
     let etcd = Etcd::connect(&etcd_options(config)).await;
     etcd.map_err(|cause| Unavailable {
-        why: if matches!(cause, StoreError::Denied { .. }) { Why::Refuses } else { Why::Away },
+        why: if matches!(cause, StoreError::Denied { .. }) {
+            ServiceFault::Refuses
+        } else {
+            ServiceFault::Unreachable
+        },
         ..Unavailable::because(&cause)
     })
 }
@@ -255,12 +259,12 @@ async fn connect_broker(config: &Config, node: NodeId) -> Result<AmqpQueue, Unav
     let queue = AmqpQueue::connect(&amqp_options(config, node)).await;
     queue.map_err(|cause| Unavailable {
         why: match cause {
-            QueueError::Denied { .. } => Why::Refuses,
-            QueueError::WrongKind { .. } => Why::WrongKind,
+            QueueError::Denied { .. } => ServiceFault::Refuses,
+            QueueError::WrongKind { .. } => ServiceFault::WrongKind,
             QueueError::Unreachable { .. }
             | QueueError::Unroutable { .. }
             | QueueError::NotTaken { .. }
-            | QueueError::DeliveryLost => Why::Away,
+            | QueueError::DeliveryLost => ServiceFault::Unreachable,
         },
         ..Unavailable::because(&cause)
     })
@@ -278,10 +282,10 @@ pub async fn connect_events(config: &Config, node: NodeId) -> Result<Arc<dyn Eve
 async fn connect_stream(options: &AmqpOptions) -> Result<AmqpEvents, Unavailable> {
     AmqpEvents::connect(options).await.map_err(|cause| Unavailable {
         why: match cause {
-            EventsError::Denied { .. } => Why::Refuses,
-            EventsError::WrongKind { .. } => Why::WrongKind,
+            EventsError::Denied { .. } => ServiceFault::Refuses,
+            EventsError::WrongKind { .. } => ServiceFault::WrongKind,
             EventsError::Unreachable { .. } | EventsError::Spill { .. } | EventsError::Closed => {
-                Why::Away
+                ServiceFault::Unreachable
             }
         },
         ..Unavailable::because(&cause)

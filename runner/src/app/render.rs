@@ -158,7 +158,7 @@ pub fn render() -> std::io::Result<()> {
     let mut request = Vec::new();
     std::io::stdin().lock().read_to_end(&mut request)?;
     let Request { programs, values, run } = serde_json::from_slice(&request)?;
-    let rendered = template::go(&programs, &values, &run);
+    let rendered = template::render_go(&programs, &values, &run);
     let mut stdout = std::io::stdout().lock();
     serde_json::to_writer(&mut stdout, &rendered)?;
     stdout.flush()

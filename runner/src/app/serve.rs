@@ -8,8 +8,8 @@ use protocol::pipeline::ExecutorKind;
 use tracing::{error, info};
 
 use super::ci::Watch;
-use super::engine::Found;
-use super::guard::{Keeper, Told};
+use super::engine::EngineService;
+use super::guard::{GuardSettings, Keeper};
 use super::{
     Shutdown, Unavailable, UnwritableDataDir, caused_by_store, cluster_ports, embedded_ports,
     engine, executors::with_docker, make_dir, new_node, worker_options,
@@ -22,11 +22,11 @@ use crate::telemetry::{self, Form};
 use crate::worker::Worker;
 
 /// A worker and its connections.
-struct Parts {
+struct WorkerParts {
     config: Config,
     node: NodeId,
     worker: Worker,
-    found: Option<Found>,
+    found: Option<EngineService>,
     /// The stream of a cluster.
     stream: Option<AmqpEvents>,
     /// The embedded store, which outlives the worker.
@@ -35,7 +35,7 @@ struct Parts {
 }
 
 /// Connects to everything that a worker needs.
-async fn connect(config: &Config) -> anyhow::Result<Parts> {
+async fn connect(config: &Config) -> anyhow::Result<WorkerParts> {
     let node = new_node();
     let config = with_docker(config, config.worker.executors.contains(&ExecutorKind::Docker));
     // A worker without steps on an engine needs no engine.
@@ -75,7 +75,7 @@ async fn connect(config: &Config) -> anyhow::Result<Parts> {
                 None => cause,
             }
         })?;
-    Ok(Parts { config, node, worker, found, stream, own_store, jobs })
+    Ok(WorkerParts { config, node, worker, found, stream, own_store, jobs })
 }
 
 /// Runs a worker until it is shut down and its runs have ended or are handed over.
@@ -92,11 +92,11 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
         }
         parts = Box::pin(connect(config)) => parts?,
     };
-    let Parts { config, node, worker, found, stream, own_store, jobs } = parts;
+    let WorkerParts { config, node, worker, found, stream, own_store, jobs } = parts;
     let url = found.as_ref().map(|found| found.url.clone());
     let keeper = match config.mode {
         // Steps on this host have supervisors.
-        Mode::Cluster => told(&config, &node, url).map(Keeper::start),
+        Mode::Cluster => guard_settings(&config, &node, url).map(Keeper::start),
         // No other process can resume a run of this store while something of it still runs. The
         // next process on the store ends that first.
         Mode::Embedded => None,
@@ -127,7 +127,7 @@ pub async fn serve(config: &Config, shutdown: Shutdown) -> anyhow::Result<()> {
         },
     };
     if let Some(stream) = stream {
-        stream.leave().await;
+        stream.close_and_save().await;
     }
     if let Some(keeper) = keeper {
         keeper.end().await;
@@ -167,7 +167,7 @@ impl OwnStore {
 }
 
 /// The settings of this process's guard. `None` if there is nothing to guard.
-fn told(config: &Config, node: &NodeId, engine: Option<String>) -> Option<Told> {
+fn guard_settings(config: &Config, node: &NodeId, engine: Option<String>) -> Option<GuardSettings> {
     let docker = config.engine.docker_url.as_ref().map(ToString::to_string);
     if engine.is_none() && docker.is_none() {
         return None;
@@ -177,7 +177,7 @@ fn told(config: &Config, node: &NodeId, engine: Option<String>) -> Option<Told> 
         LogFormat::Json => Form::Json,
         LogFormat::Ci => Form::Ci,
     });
-    Some(Told {
+    Some(GuardSettings {
         worker: node.clone(),
         engine,
         docker,

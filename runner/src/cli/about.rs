@@ -3,13 +3,13 @@
 use std::sync::LazyLock;
 
 use clap::CommandFactory as _;
-use protocol::schema::{self, What};
+use protocol::schema::{self, SchemaName};
 use serde_json::json;
 
 use super::Context;
 use super::args::Typed;
 use super::exit::{Exit, Failure};
-use super::output::{self, Ink, Table};
+use super::output::{self, Table, TextStyle};
 use super::typed::Shell;
 
 /// The commit that this program was built from, if known.
@@ -37,7 +37,7 @@ pub(super) fn version(context: &Context) -> Result<Exit, Failure> {
     Ok(Exit::Ok)
 }
 
-pub(super) fn schema(what: What) -> Result<Exit, Failure> {
+pub(super) fn schema(what: SchemaName) -> Result<Exit, Failure> {
     output::document(&schema::schema(what))?;
     Ok(Exit::Ok)
 }
@@ -66,14 +66,14 @@ pub(super) fn settings(context: &Context) -> Result<Exit, Failure> {
     let mut table = Table::new(&["SETTING", "VALUE", "FROM"]);
     for effective in &loaded.effective {
         let (value, ink) = match (&effective.value, effective.setting.default_in_words) {
-            (Some(value), _) => (output::one_line(value), Ink::Plain),
-            (None, Some(words)) => (words.replace('`', ""), Ink::Dim),
-            (None, None) => ("not set".to_owned(), Ink::Dim),
+            (Some(value), _) => (output::one_line(value), TextStyle::Plain),
+            (None, Some(words)) => (words.replace('`', ""), TextStyle::Dim),
+            (None, None) => ("not set".to_owned(), TextStyle::Dim),
         };
         let from = effective.at.clone().unwrap_or_else(|| "default".to_owned());
-        let from_ink = if effective.at.is_some() { Ink::Cyan } else { Ink::Dim };
+        let from_ink = if effective.at.is_some() { TextStyle::Cyan } else { TextStyle::Dim };
         table.row(vec![
-            (effective.setting.name.to_owned(), Ink::Plain),
+            (effective.setting.name.to_owned(), TextStyle::Plain),
             (value, ink),
             (from, from_ink),
         ]);

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::exit::{Exit, Failure};
 use super::typed::Add;
-use super::{Context, Talk, output, submit};
+use super::{Context, DefaultVerbosity, output, submit};
 use crate::app::ci;
 use crate::app::client::{Client, StartOf, StartRequest};
 use crate::config::{Config, Loaded, Mode};
@@ -28,7 +28,7 @@ pub(super) fn named_by_program(typed: impl IntoIterator<Item = OsString>) -> Vec
 }
 
 pub(super) async fn add(context: &Context, typed: Add) -> Result<Exit, Failure> {
-    let config = context.config(Talk::Little)?;
+    let config = context.config(DefaultVerbosity::Little)?;
     let queue = queue_of(&typed, &context.loaded()?);
     if typed.list {
         return list(context, &queue.unwrap_or(config.ci.queue));

@@ -8,7 +8,7 @@ use protocol::dialect::Dialect;
 use protocol::id::{PipelineId, RegisteredName, RunId, StepName};
 use protocol::quantity::Span;
 use protocol::run::Status;
-use protocol::schema::What;
+use protocol::schema::SchemaName;
 
 use super::later::{NO_OPENAPI, OPENAPI};
 use super::typed::{Add, Completions, Diff, OpenShell, Pattern, Rerun, Run, Stop, Submit};
@@ -402,7 +402,7 @@ pub(super) struct Plan {
 pub(super) struct Schema {
     /// Name of the schema
     #[arg(value_parser = schema_names())]
-    pub(super) what: What,
+    pub(super) what: SchemaName,
 }
 
 pub(super) fn dialect(typed: &str) -> Result<Dialect, String> {
@@ -433,14 +433,14 @@ fn status(text: &str) -> Result<Status, String> {
     })
 }
 
-fn schema_names() -> impl clap::builder::TypedValueParser<Value = What> {
+fn schema_names() -> impl clap::builder::TypedValueParser<Value = SchemaName> {
     use clap::builder::TypedValueParser as _;
-    let known = What::ALL.map(What::as_str).map(PossibleValue::new);
+    let known = SchemaName::ALL.map(SchemaName::as_str).map(PossibleValue::new);
     let later = PossibleValue::new(OPENAPI).hide(true);
     let names = known.into_iter().chain([later]);
     clap::builder::PossibleValuesParser::new(names).try_map(|name| match name.as_str() {
         OPENAPI => Err(NO_OPENAPI.to_owned()),
-        name => name.parse::<What>().map_err(|unknown| unknown.to_string()),
+        name => name.parse::<SchemaName>().map_err(|unknown| unknown.to_string()),
     })
 }
 

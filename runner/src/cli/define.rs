@@ -8,7 +8,7 @@ use url::Url;
 
 use super::args::{Pipelines, Register, Registered};
 use super::exit::{Exit, Failure};
-use super::output::{self, Ink, Table, one_line};
+use super::output::{self, Table, TextStyle, one_line};
 use super::{Context, files};
 use crate::app::client::{Applied, Registry};
 
@@ -35,7 +35,7 @@ async fn apply_pipelines(context: &Context, files: &[String]) -> Result<Exit, Fa
                 if let Some(message) = &failure.message {
                     output::message(message);
                 }
-                refused = Some(Failure::told(failure.exit));
+                refused = Some(Failure::already_reported(failure.exit));
             }
         }
     }
@@ -64,13 +64,16 @@ async fn list_pipelines(context: &Context) -> Result<Exit, Failure> {
     for stored in &pipelines {
         let text = |key: &str| stored.pipeline.get(key).and_then(Value::as_str).unwrap_or("?");
         let steps = stored.pipeline.get("steps").and_then(Value::as_array).map_or(0, Vec::len);
-        let (state, ink) =
-            if stored.paused { ("paused", Ink::Yellow) } else { ("accepts runs", Ink::Green) };
+        let (state, ink) = if stored.paused {
+            ("paused", TextStyle::Yellow)
+        } else {
+            ("accepts runs", TextStyle::Green)
+        };
         table.row(vec![
-            (one_line(&format!("{}/{}", text("group"), text("name"))), Ink::Plain),
-            (steps.to_string(), Ink::Plain),
+            (one_line(&format!("{}/{}", text("group"), text("name"))), TextStyle::Plain),
+            (steps.to_string(), TextStyle::Plain),
             (state.to_owned(), ink),
-            (one_line(text("image")), Ink::Dim),
+            (one_line(text("image")), TextStyle::Dim),
         ]);
     }
     output::data(table.render(context.style.colour).as_bytes())?;
@@ -124,8 +127,10 @@ async fn list_registered(context: &Context, registry: Registry) -> Result<Exit, 
     let mut table = Table::new(&["NAME", "URL"]);
     for service in &services {
         let url = crate::config::without_credentials(&service.url);
-        table
-            .row(vec![(one_line(service.name.as_str()), Ink::Plain), (one_line(&url), Ink::Plain)]);
+        table.row(vec![
+            (one_line(service.name.as_str()), TextStyle::Plain),
+            (one_line(&url), TextStyle::Plain),
+        ]);
     }
     output::data(table.render(context.style.colour).as_bytes())?;
     Ok(Exit::Ok)

@@ -1,21 +1,21 @@
 //! `doctor`: checks this machine and the services it needs.
 
 use super::exit::{Exit, Failure};
-use super::output::{self, Ink, one_line};
-use super::{Context, Talk};
+use super::output::{self, TextStyle, one_line};
+use super::{Context, DefaultVerbosity};
 use crate::app::doctor::{Level, examine};
 
 pub(super) async fn doctor(context: &Context) -> Result<Exit, Failure> {
-    let config = context.config(Talk::Little)?;
+    let config = context.config(DefaultVerbosity::Little)?;
     let checks = Box::pin(examine(&config)).await;
     if context.style.json {
         output::document(&checks)?;
     } else {
         for check in &checks {
             let (word, ink) = match check.level {
-                Level::Ok => ("OK  ", Ink::Green),
-                Level::Warn => ("WARN", Ink::Yellow),
-                Level::Fail => ("FAIL", Ink::Red),
+                Level::Ok => ("OK  ", TextStyle::Green),
+                Level::Warn => ("WARN", TextStyle::Yellow),
+                Level::Fail => ("FAIL", TextStyle::Red),
             };
             let word = ink.paint(word, context.style.colour);
             output::line(&format!("{word} {:<15} {}", check.name, one_line(&check.found)))?;

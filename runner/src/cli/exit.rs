@@ -62,12 +62,12 @@ impl Failure {
     }
 
     /// A required service is unusable.
-    pub(super) fn away(what: &str) -> Self {
+    pub(super) fn unavailable(what: &str) -> Self {
         Self::new(Exit::Unavailable, format!("{what}; `bob-runner doctor` says what to do"))
     }
 
     /// The error was already reported.
-    pub(super) fn told(exit: Exit) -> Self {
+    pub(super) fn already_reported(exit: Exit) -> Self {
         Self { exit, message: None }
     }
 }
@@ -77,20 +77,20 @@ impl From<crate::app::Unavailable> for Failure {
         if error.needs_a_change() {
             return Self::new(Exit::Settings, error.to_string());
         }
-        Self::away(&error.to_string())
+        Self::unavailable(&error.to_string())
     }
 }
 
 impl From<crate::app::client::Error> for Failure {
     fn from(error: crate::app::client::Error) -> Self {
-        use crate::app::client::{Error, Trouble};
+        use crate::app::client::{Error, ErrorKind};
         if let Error::Unavailable(away) = error {
             return away.into();
         }
-        let exit = match error.trouble() {
-            Trouble::Service => Exit::Unavailable,
-            Trouble::Input => Exit::Invalid,
-            Trouble::State => Exit::Failed,
+        let exit = match error.kind() {
+            ErrorKind::Service => Exit::Unavailable,
+            ErrorKind::Input => Exit::Invalid,
+            ErrorKind::State => Exit::Failed,
         };
         Self::new(exit, error.to_string())
     }

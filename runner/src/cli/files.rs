@@ -8,8 +8,8 @@ use protocol::pipeline::Pipeline;
 
 use super::args::{Plan, Validate};
 use super::exit::{Exit, Failure};
-use super::output::{self, Ink, Style};
-use super::{Context, Talk, folder};
+use super::output::{self, Style, TextStyle};
+use super::{Context, DefaultVerbosity, folder};
 use crate::app::doctor;
 use crate::config::LiteralSecrets;
 
@@ -52,7 +52,7 @@ pub(super) struct Source<'s> {
 /// Parses a file or a directory. Standard input has no name from which to detect the dialect.
 fn parsed(context: &Context, source: Source<'_>) -> Result<Parsed, Failure> {
     let Source { file, dialect, pattern } = source;
-    let is_folder = folder::is_one(file);
+    let is_folder = folder::is_directory(file);
     let wrong = |text: String| Err(Failure::new(Exit::Usage, text));
     match dialect {
         Some(Dialect::Prunner) | None if is_folder => {
@@ -98,7 +98,8 @@ fn to_leave(context: &Context, source: Source<'_>) -> Result<Parsed, Failure> {
         .filter(|fault| fault.message.ends_with(dialect::LITERAL_SECRET))
         .collect();
     if !literals.is_empty()
-        && context.own_config(Talk::Little)?.worker.literal_secrets == LiteralSecrets::Reject
+        && context.own_config(DefaultVerbosity::Little)?.worker.literal_secrets
+            == LiteralSecrets::Reject
     {
         for fault in &mut literals {
             fault.class = Class::Error;
@@ -119,10 +120,10 @@ fn used(
 ) -> Result<Vec<Pipeline>, Failure> {
     let faults: Vec<_> = parsed.diagnostics.into_iter().filter(matters).collect();
     for fault in &faults {
-        output::message(&shown(fault, context.style.colour_err));
+        output::message(&format_diagnostic(fault, context.style.colour_err));
     }
     if faults.iter().any(|fault| fault.class.is_refusal()) {
-        return Err(Failure::told(Exit::Invalid));
+        return Err(Failure::already_reported(Exit::Invalid));
     }
     Ok(parsed.pipelines)
 }
@@ -136,12 +137,12 @@ pub(super) fn to_run(
     let parsed = parsed(context, source)?;
     let dialect = parsed.dialect;
     // Settings about several runs have no effect here.
-    let found = one_of(context, (source.file, name), parsed, |fault| !is_among_runs(fault))?;
+    let found = one_of(context, (source.file, name), parsed, |fault| !is_cluster_only(fault))?;
     Ok((found, dialect))
 }
 
 /// Whether a diagnostic is about settings that have no effect on a single local run.
-fn is_among_runs(fault: &Diagnostic) -> bool {
+fn is_cluster_only(fault: &Diagnostic) -> bool {
     fault.class == Class::Warning && fault.message.contains(dialect::ALONE)
 }
 
@@ -153,7 +154,7 @@ pub(super) fn to_send(
     name: Option<&str>,
     alone: bool,
 ) -> Result<Pipeline, Failure> {
-    let matters = |fault: &Diagnostic| !(alone && is_among_runs(fault));
+    let matters = |fault: &Diagnostic| !(alone && is_cluster_only(fault));
     let mut found = one_of(context, (source.file, name), to_leave(context, source)?, matters)?;
     if alone {
         found.admission = None;
@@ -196,17 +197,17 @@ fn one_of(
     })
 }
 
-fn shown(fault: &Diagnostic, colour: bool) -> String {
+fn format_diagnostic(fault: &Diagnostic, colour: bool) -> String {
     let ink = match fault.class {
-        Class::Error | Class::Unsupported => Ink::Red,
-        Class::Warning => Ink::Yellow,
+        Class::Error | Class::Unsupported => TextStyle::Red,
+        Class::Warning => TextStyle::Yellow,
     };
     ink.paint(&output::one_line(&fault.to_string()), colour)
 }
 
 pub(super) async fn validate(context: &Context, typed: &Validate) -> Result<Exit, Failure> {
     let host = if typed.here {
-        let config = context.config(Talk::Little)?;
+        let config = context.config(DefaultVerbosity::Little)?;
         Some(doctor::abilities(&config.engine).await?)
     } else {
         None
@@ -214,7 +215,7 @@ pub(super) async fn validate(context: &Context, typed: &Validate) -> Result<Exit
     let mut faults = Vec::new();
     let mut fine = Vec::new();
     for file in &typed.files.files {
-        let pattern = typed.pattern.pattern.as_deref().filter(|_| folder::is_one(file));
+        let pattern = typed.pattern.pattern.as_deref().filter(|_| folder::is_directory(file));
         let source = Source { file, dialect: typed.dialect, pattern };
         let mut parsed = match parsed(context, source) {
             Ok(parsed) => parsed,
@@ -225,7 +226,7 @@ pub(super) async fn validate(context: &Context, typed: &Validate) -> Result<Exit
             }
         };
         if let Some(host) = &host {
-            let lacking = parsed.pipelines.iter().flat_map(|pipeline| host.lacking(pipeline));
+            let lacking = parsed.pipelines.iter().flat_map(|pipeline| host.unmet_demands(pipeline));
             parsed.diagnostics.extend(lacking.map(|(path, message)| Diagnostic {
                 class: Class::Unsupported,
                 path: path.to_owned(),
@@ -252,11 +253,11 @@ fn report(
     fine: &[(String, Vec<Pipeline>)],
 ) -> Result<(), Failure> {
     for fault in faults {
-        output::line(&shown(fault, style.colour))?;
+        output::line(&format_diagnostic(fault, style.colour))?;
     }
     for (file, pipelines) in fine {
         for pipeline in pipelines {
-            let ok = Ink::Green.paint("valid", style.colour);
+            let ok = TextStyle::Green.paint("valid", style.colour);
             let (group, name, steps) = (&pipeline.group, &pipeline.name, pipeline.steps.len());
             let noun = if steps == 1 { "step" } else { "steps" };
             output::line(&format!("{file}: {ok}: pipeline {group}/{name}, {steps} {noun}"))?;
@@ -282,7 +283,7 @@ pub(super) fn plan(context: &Context, typed: &Plan) -> Result<Exit, Failure> {
     let source = Source { file: &typed.file, dialect: typed.dialect, pattern };
     let parsed = parsed(context, source)?;
     for fault in &parsed.diagnostics {
-        output::message(&shown(fault, context.style.colour_err));
+        output::message(&format_diagnostic(fault, context.style.colour_err));
     }
     let shown: Vec<Pipeline> = parsed.pipelines.iter().map(Pipeline::masked).collect();
     match shown.as_slice() {

@@ -12,12 +12,12 @@ use super::files::bytes_of;
 use crate::config::Environment;
 
 /// prunner's default pattern for definition files.
-const USUAL: &str = "**/pipelines.{yml,yaml}";
+const DEFAULT_FILES: &str = "**/pipelines.{yml,yaml}";
 /// Variable with the pattern, used if the command line has none.
 const VARIABLE: &str = "PRUNNER_PATTERN";
 
 /// Whether `file` is a directory.
-pub(super) fn is_one(file: &str) -> bool {
+pub(super) fn is_directory(file: &str) -> bool {
     file != "-" && Path::new(file).is_dir()
 }
 
@@ -27,8 +27,8 @@ pub(super) fn parsed(
     typed: Option<&str>,
     environment: &Environment,
 ) -> Result<Parsed, Failure> {
-    let pattern = typed.or_else(|| environment.get(VARIABLE)).unwrap_or(USUAL);
-    let files = found(dir, pattern)?;
+    let pattern = typed.or_else(|| environment.get(VARIABLE)).unwrap_or(DEFAULT_FILES);
+    let files = find_files(dir, pattern)?;
     if files.is_empty() {
         let text = format!("no file in {dir} is one of {pattern:?}");
         return Err(Failure::new(Exit::Invalid, text));
@@ -59,7 +59,7 @@ pub(super) fn parsed(
 
 /// Finds the files below a directory that match a pattern, sorted by path. Links are followed.
 /// Dangling and cyclic links are skipped.
-fn found(dir: &str, pattern: &str) -> Result<Vec<PathBuf>, Failure> {
+fn find_files(dir: &str, pattern: &str) -> Result<Vec<PathBuf>, Failure> {
     let glob = GlobBuilder::new(pattern).literal_separator(true).build();
     let glob =
         glob.map_err(|cause| Failure::new(Exit::Usage, cause.to_string()))?.compile_matcher();
@@ -67,7 +67,7 @@ fn found(dir: &str, pattern: &str) -> Result<Vec<PathBuf>, Failure> {
     for entry in WalkDir::new(dir).follow_links(true) {
         let entry = match entry {
             Ok(entry) => entry,
-            Err(cause) if leads_nowhere(&cause) => continue,
+            Err(cause) if is_dangling(&cause) => continue,
             Err(cause) => {
                 return Err(Failure::new(Exit::Invalid, format!("cannot read {dir}: {cause}")));
             }
@@ -82,7 +82,7 @@ fn found(dir: &str, pattern: &str) -> Result<Vec<PathBuf>, Failure> {
     Ok(found)
 }
 
-fn leads_nowhere(cause: &walkdir::Error) -> bool {
+fn is_dangling(cause: &walkdir::Error) -> bool {
     let is_gone = cause.io_error().is_some_and(|io| io.kind() == std::io::ErrorKind::NotFound);
     cause.loop_ancestor().is_some() || (is_gone && cause.depth() > 0)
 }

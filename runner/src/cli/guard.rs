@@ -22,11 +22,11 @@ pub(super) struct Guard {
     level: String,
     /// Log format
     #[arg(long, value_enum)]
-    form: Form,
+    form: GuardFormat,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Form {
+enum GuardFormat {
     Text,
     Json,
 }
@@ -98,11 +98,11 @@ pub fn lifeline(typed: &[OsString]) -> ExitCode {
 /// Runs a guard. It loads no settings, because the worker passes all it needs.
 pub(super) async fn guard(typed: &Guard) -> Result<Exit, Failure> {
     let form = match typed.form {
-        Form::Text => telemetry::Form::Text,
-        Form::Json => telemetry::Form::Json,
+        GuardFormat::Text => telemetry::Form::Text,
+        GuardFormat::Json => telemetry::Form::Json,
     };
     let options = telemetry::Options { level: &typed.level, form: Some(form), colour: false };
     telemetry::begin(options).ok();
-    app::guard::stand(NodeId::found(&typed.worker)).await?;
+    app::guard::guard_worker(NodeId::from_stored(&typed.worker)).await?;
     Ok(Exit::Ok)
 }

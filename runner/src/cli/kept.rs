@@ -6,17 +6,17 @@ use serde_json::json;
 use super::exit::{Exit, Failure};
 use super::output;
 use super::typed::{Diff, OpenShell};
-use super::{Context, Talk};
+use super::{Context, DefaultVerbosity};
 use crate::app;
 use crate::app::client::KnownRun;
 use crate::app::kept::{self, Change};
 use crate::config::Config;
 
 pub(super) async fn diff(context: &Context, typed: &Diff) -> Result<Exit, Failure> {
-    let config = context.config(Talk::Little)?;
+    let config = context.config(DefaultVerbosity::Little)?;
     let known = known(&config, &typed.run).await?;
     known.check_step(&typed.step)?;
-    let kept = kept::kept(&known.record, Some(&typed.step)).map_err(failed)?;
+    let kept = kept::find_commit(&known.record, Some(&typed.step)).map_err(failed)?;
     let changes = kept::changes(&config, &kept).await?;
     if context.style.json {
         let lines: Vec<_> = changes
@@ -56,12 +56,12 @@ fn word(change: Change) -> &'static str {
 }
 
 pub(super) async fn shell(context: &Context, typed: &OpenShell) -> Result<Exit, Failure> {
-    let config = context.config(Talk::Little)?;
+    let config = context.config(DefaultVerbosity::Little)?;
     let known = known(&config, &typed.run).await?;
     if let Some(step) = &typed.after {
         known.check_step(step)?;
     }
-    let kept = kept::kept(&known.record, typed.after.as_ref()).map_err(failed)?;
+    let kept = kept::find_commit(&known.record, typed.after.as_ref()).map_err(failed)?;
     output::message(&format!("what step {} left; what is done here is not kept", kept.step));
     let words = if typed.words.is_empty() { vec!["sh".to_owned()] } else { typed.words.clone() };
     kept::shell(&config, &kept, &words).await.map_err(failed)?;

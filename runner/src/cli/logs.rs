@@ -5,7 +5,7 @@ use std::time::Duration;
 use protocol::event::Event;
 use protocol::id::RunId;
 use protocol::names;
-use protocol::time::{Millis, Stamp};
+use protocol::time::{Millis, Timestamp};
 use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
@@ -14,12 +14,12 @@ use super::Context;
 use super::args::{Events, Logs};
 use super::display::{Display, Next};
 use super::exit::{Exit, Failure};
-use super::output::{self, Ink, one_line};
+use super::output::{self, TextStyle, one_line};
 use super::run::json_line;
-use super::view::{Piece, Plain, StepErrors};
+use super::view::{Piece, PlainView, StepErrors};
 use crate::app::Position;
 use crate::app::client::{
-    BeforeStart, Client, Ending, EventTail, Item, LogTail, Missing, Outcome, PastRetention,
+    BeforeStart, Client, Ending, EventTail, LogItem, LogTail, Missing, Outcome, PastRetention,
 };
 
 pub(super) async fn logs(context: &Context, typed: &Logs) -> Result<Exit, Failure> {
@@ -30,10 +30,10 @@ pub(super) async fn logs(context: &Context, typed: &Logs) -> Result<Exit, Failur
         (Some(_), None) | (None, _) => false,
     };
     if typed.follow && !tail.is_known() {
-        say_unknown(&typed.run);
+        report_unknown(&typed.run);
     }
     let errors = if typed.stderr { StepErrors::Apart } else { StepErrors::WithOutput };
-    let plain = Plain::new(errors, typed.step.clone(), context.style);
+    let plain = PlainView::new(errors, typed.step.clone(), context.style);
     let read = read(context, &mut tail, plain, &typed.run).await?;
     if !tail.is_known() && !matches!(read, Read::Signal(_)) {
         return Err(crate::app::client::Error::UnknownRun(typed.run.clone()).into());
@@ -52,7 +52,7 @@ pub(super) async fn logs(context: &Context, typed: &Logs) -> Result<Exit, Failur
     Ok(exit)
 }
 
-fn say_unknown(run: &RunId) {
+fn report_unknown(run: &RunId) {
     output::message(&format!("[bob] run {run} is not known yet; waiting for it"));
 }
 
@@ -64,7 +64,7 @@ pub(super) async fn follow_submitted(
     sent: BeforeStart,
 ) -> Result<Exit, Failure> {
     let mut tail = client.log(run, true, Some(sent)).await?;
-    let plain = Plain::new(StepErrors::WithOutput, None, context.style);
+    let plain = PlainView::new(StepErrors::WithOutput, None, context.style);
     Ok(match read(context, &mut tail, plain, run).await? {
         Read::Ended(ending) | Read::Incomplete(Some(ending)) => Exit::of_run(ending.status),
         // If the stream lacks the ending event, the record has the result.
@@ -107,7 +107,7 @@ fn not_taken(run: &RunId) -> String {
 async fn read(
     context: &Context,
     tail: &mut LogTail,
-    mut plain: Plain,
+    mut plain: PlainView,
     run: &RunId,
 ) -> Result<Read, Failure> {
     let mut display = Display::start(context)?;
@@ -129,7 +129,7 @@ async fn show(
     context: &Context,
     display: &mut Display<'_>,
     tail: &mut LogTail,
-    plain: &mut Plain,
+    plain: &mut PlainView,
     run: &RunId,
 ) -> Result<Read, Failure> {
     let mut notes = tokio::time::interval_at(Instant::now() + PATIENCE, NOTE_EVERY);
@@ -181,7 +181,7 @@ async fn warn_of_missing(
     if let Some(PastRetention { oldest }) = tail.past_retention().await? {
         let oldest = oldest.map_or_else(
             || "the stream is empty".to_owned(),
-            |at| format!("its oldest event is from {}", Stamp(at)),
+            |at| format!("its oldest event is from {}", Timestamp(at)),
         );
         display.warn(&format!("the log of run {run} is past the stream's retention: {oldest}"));
     }
@@ -240,7 +240,7 @@ async fn show_events(
         }
         match message.event() {
             Some(event) => display.send(event_line(context, &event)),
-            None => match strange(&message.body) {
+            None => match format_unknown(&message.body) {
                 Some(line) => display.send(Piece::Out(format!("{line}\n").into_bytes())),
                 None => display.warn(&format!(
                     "message {} of the stream is not an event ({} bytes)",
@@ -262,7 +262,7 @@ async fn events_of_run(
     // Before the note: whoever reads it can send a signal.
     let mut display = Display::start(context)?;
     if follow && !tail.is_known() {
-        say_unknown(run);
+        report_unknown(run);
     }
     let shown = show_events_of_run(context, &mut display, &mut tail, run).await;
     ended(display, shown).await
@@ -280,9 +280,9 @@ async fn show_events_of_run(
             Next::Signal(signal) => return Ok(Next::Signal(signal)),
         };
         match item {
-            Some(Item::State(event)) => display.send(event_line(context, &event)),
-            Some(Item::Text(text)) => display.send(event_line(context, &text.event)),
-            Some(Item::Missing(missing)) => display.warn(&format!("{missing} is missing")),
+            Some(LogItem::State(event)) => display.send(event_line(context, &event)),
+            Some(LogItem::Text(text)) => display.send(event_line(context, &text.event)),
+            Some(LogItem::Missing(missing)) => display.warn(&format!("{missing} is missing")),
             None => break,
         }
     }
@@ -299,10 +299,10 @@ async fn show_events_of_run(
 }
 
 /// Formats an event whose reason or kind is unknown to this version.
-fn strange(body: &[u8]) -> Option<String> {
+fn format_unknown(body: &[u8]) -> Option<String> {
     let all: Map<String, Value> = serde_json::from_slice(body).ok()?;
     let text = |key: &str| all.get(key).and_then(Value::as_str);
-    let at = Stamp(Millis(all.get("at").and_then(Value::as_i64)?));
+    let at = Timestamp(Millis(all.get("at").and_then(Value::as_i64)?));
     let run = text("run-id").unwrap_or("-");
     let step = text("step").map(|step| format!(" step {step}:")).unwrap_or_default();
     let message = text("message").unwrap_or_default();
@@ -317,15 +317,16 @@ fn event_line(context: &Context, event: &Event) -> Piece {
     }
     use protocol::event::Severity;
     let ink = match event.severity {
-        Severity::Normal => Ink::Plain,
-        Severity::Warning => Ink::Yellow,
-        Severity::Error => Ink::Red,
+        Severity::Normal => TextStyle::Plain,
+        Severity::Warning => TextStyle::Yellow,
+        Severity::Error => TextStyle::Red,
     };
     let reason = serde_json::to_value(&event.reason).ok();
     let reason = reason.as_ref().and_then(|value| value.get("reason")?.as_str()).unwrap_or("?");
     let run = event.run_id.as_ref().map_or("-", RunId::as_str);
     let step = event.step.as_ref().map(|step| format!(" step {step}:")).unwrap_or_default();
-    let line = format!("{} {reason:<20} {run}{step} {}", Stamp(event.at), one_line(&event.message));
+    let line =
+        format!("{} {reason:<20} {run}{step} {}", Timestamp(event.at), one_line(&event.message));
     Piece::Out(format!("{}\n", ink.paint(&line, context.style.colour)).into_bytes())
 }
 
@@ -336,10 +337,10 @@ mod tests {
     #[test]
     fn an_event_of_a_later_version_has_a_line_too() {
         let body = br#"{"at":0,"type":"Normal","kind":"Moon","reason":"MoonRises","run-id":"r-1","message":"up\nit goes","new":[1]}"#;
-        let line = strange(body).unwrap();
+        let line = format_unknown(body).unwrap();
         assert_eq!(line, "1970-01-01T00:00:00.000Z MoonRises            r-1 up it goes");
         for no_event in ["", "7", "{}", r#"{"reason":"X"}"#, r#"{"at":1}"#, "\u{0}"] {
-            assert_eq!(strange(no_event.as_bytes()), None, "{no_event}");
+            assert_eq!(format_unknown(no_event.as_bytes()), None, "{no_event}");
         }
     }
 }

@@ -36,7 +36,7 @@ mod later;
 mod logs;
 mod output;
 mod run;
-mod sane;
+mod sanitize;
 mod screen;
 mod serve;
 mod session;
@@ -57,7 +57,7 @@ pub use guard::{is_guard, is_lifeline, is_renderer, is_supervisor, lifeline, ren
 use args::{Command, Global, Typed};
 use exit::Failure;
 use job::Results;
-use output::{Ink, Style};
+use output::{Style, TextStyle};
 
 use crate::app;
 use crate::app::client::{Client, Listed};
@@ -83,14 +83,14 @@ pub async fn main(typed: impl IntoIterator<Item = OsString>, environment: Enviro
     };
     let style = Style::new(typed.global.output, typed.global.color, &environment);
     let context = Context { style, environment, flags: flags(&typed.global) };
-    let obeyed = Box::pin(obey(&context, typed.command)).await;
+    let obeyed = Box::pin(execute(&context, typed.command)).await;
     let is_read = telemetry::flush();
     match obeyed {
         Ok(exit) => exit,
         Err(Failure { exit, message }) => {
             // The process must end even if nobody reads its log.
             if let Some(message) = message.filter(|_| is_read) {
-                let label = Ink::Red.paint("error:", style.colour_err);
+                let label = TextStyle::Red.paint("error:", style.colour_err);
                 output::message(&format!("{label} {message}"));
             }
             exit
@@ -132,7 +132,7 @@ fn flags(global: &Global) -> Flags {
     Flags { config: global.config.clone(), set: global.set.clone() }
 }
 
-async fn obey(context: &Context, command: Command) -> Result<Exit, Failure> {
+async fn execute(context: &Context, command: Command) -> Result<Exit, Failure> {
     match command {
         Command::Run(typed) => run::run(context, typed, Results::Shared).await,
         Command::RunMulti(typed) => run::run(context, typed, Results::Kept).await,
@@ -176,7 +176,7 @@ struct Context {
 
 /// Default log level, by the kind of command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Talk {
+enum DefaultVerbosity {
     /// Info: a service reports what it does.
     Much,
     /// Warnings: a command reports problems besides its result.
@@ -187,7 +187,7 @@ enum Talk {
 
 impl Context {
     fn loaded(&self) -> Result<config::Loaded, Failure> {
-        let sources = Sources::usual(self.flags.clone(), self.environment.clone());
+        let sources = Sources::with_default_sources(self.flags.clone(), self.environment.clone());
         config::load(&sources).map_err(|faults| Failure::new(Exit::Settings, faults.to_string()))
     }
 
@@ -198,7 +198,7 @@ impl Context {
     }
 
     /// The program's own settings. A file with the settings of job files contains none.
-    fn own_config(&self, talk: Talk) -> Result<Config, Failure> {
+    fn own_config(&self, talk: DefaultVerbosity) -> Result<Config, Failure> {
         if self.flags.config.as_deref().is_some_and(job::is_named) {
             return self.without_file().config(talk);
         }
@@ -206,7 +206,7 @@ impl Context {
     }
 
     /// Loads the settings and initializes the log from them.
-    fn config(&self, talk: Talk) -> Result<Config, Failure> {
+    fn config(&self, talk: DefaultVerbosity) -> Result<Config, Failure> {
         let loaded = self.loaded()?;
         for warning in &loaded.warnings {
             self.warn(warning);
@@ -217,17 +217,17 @@ impl Context {
         };
         let level = match talk {
             _ if loaded.effective.iter().any(is_said) => log.level,
-            Talk::Much => log.level,
-            Talk::Little => LogLevel::Warn,
-            Talk::Hardly => LogLevel::Error,
+            DefaultVerbosity::Much => log.level,
+            DefaultVerbosity::Little => LogLevel::Warn,
+            DefaultVerbosity::Hardly => LogLevel::Error,
         };
         // Standard output is reserved for the command's result.
         let of_command = |form| match form {
-            telemetry::Form::Ci if talk != Talk::Much => telemetry::Form::Text,
+            telemetry::Form::Ci if talk != DefaultVerbosity::Much => telemetry::Form::Text,
             form @ (telemetry::Form::Text | telemetry::Form::Json | telemetry::Form::Ci) => form,
         };
         // JSON logs are for services. A command's log is read by people.
-        let usual = (talk != Talk::Much).then_some(telemetry::Form::Text);
+        let usual = (talk != DefaultVerbosity::Much).then_some(telemetry::Form::Text);
         let form = log_form(&loaded.config).map(of_command).or(usual);
         let options =
             telemetry::Options { level: level.as_str(), form, colour: self.style.colour_err };
@@ -238,7 +238,7 @@ impl Context {
 
     /// A client for the cluster.
     fn client(&self) -> Result<Client, Failure> {
-        let config = self.config(Talk::Little)?;
+        let config = self.config(DefaultVerbosity::Little)?;
         Ok(app::client::connect(config)?)
     }
 
@@ -255,7 +255,7 @@ impl Context {
     }
 
     fn warning(&self, text: &str) -> String {
-        let label = Ink::Yellow.paint("warning:", self.style.colour_err);
+        let label = TextStyle::Yellow.paint("warning:", self.style.colour_err);
         format!("{label} {text}")
     }
 }
@@ -273,7 +273,7 @@ impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         let service = error.chain().find_map(|cause| cause.downcast_ref::<app::Unavailable>());
         if service.is_some_and(|service| !service.needs_a_change()) {
-            return Self::away(&format!("{error:#}"));
+            return Self::unavailable(&format!("{error:#}"));
         }
         let is_setting = service.is_some()
             || error.chain().any(|cause| {

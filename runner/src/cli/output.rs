@@ -52,7 +52,7 @@ fn is_same(one: impl AsFd, other: impl AsFd) -> bool {
 
 /// A colour or weight of text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ink {
+pub(super) enum TextStyle {
     Plain,
     Bold,
     Dim,
@@ -62,7 +62,7 @@ pub(super) enum Ink {
     Cyan,
 }
 
-impl Ink {
+impl TextStyle {
     /// Formats text in this colour, if colours are enabled.
     pub(super) fn paint(self, text: &str, colour: bool) -> String {
         let code = match self {
@@ -97,20 +97,20 @@ pub(super) fn document(value: &impl Serialize) -> Result<(), Failure> {
 }
 
 /// Writes bytes to standard error. Errors are ignored.
-pub(super) fn aside(bytes: &[u8]) {
+pub(super) fn write_stderr(bytes: &[u8]) {
     let mut stderr = io::stderr().lock();
     drop(stderr.write_all(bytes).and_then(|()| stderr.flush()));
 }
 
 /// Writes a message to standard error.
 pub(super) fn message(text: &str) {
-    aside(format!("{text}\n").as_bytes());
+    write_stderr(format!("{text}\n").as_bytes());
 }
 
 /// The failure for an error of standard output.
 pub(super) fn unwritten(cause: &io::Error) -> Failure {
     if cause.kind() == io::ErrorKind::BrokenPipe {
-        return Failure::told(Exit::Ok);
+        return Failure::already_reported(Exit::Ok);
     }
     Failure::new(Exit::Failed, format!("cannot write to standard output: {cause}"))
 }
@@ -118,16 +118,16 @@ pub(super) fn unwritten(cause: &io::Error) -> Failure {
 /// A table with a heading. Each column is as wide as its widest cell.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    rows: Vec<Vec<(String, Ink)>>,
+    rows: Vec<Vec<(String, TextStyle)>>,
 }
 
 impl Table {
     pub(super) fn new(heading: &[&str]) -> Self {
-        let row = heading.iter().map(|cell| ((*cell).to_owned(), Ink::Bold)).collect();
+        let row = heading.iter().map(|cell| ((*cell).to_owned(), TextStyle::Bold)).collect();
         Self { rows: vec![row] }
     }
 
-    pub(super) fn row(&mut self, cells: Vec<(String, Ink)>) {
+    pub(super) fn row(&mut self, cells: Vec<(String, TextStyle)>) {
         self.rows.push(cells);
     }
 
@@ -195,8 +195,8 @@ mod tests {
     #[test]
     fn columns_are_as_wide_as_their_widest_cell() {
         let mut table = Table::new(&["RUN", "STATUS"]);
-        table.row(vec![("r-ä".into(), Ink::Plain), ("passed".into(), Ink::Green)]);
-        table.row(vec![("r-long".into(), Ink::Plain), ("failed".into(), Ink::Red)]);
+        table.row(vec![("r-ä".into(), TextStyle::Plain), ("passed".into(), TextStyle::Green)]);
+        table.row(vec![("r-long".into(), TextStyle::Plain), ("failed".into(), TextStyle::Red)]);
         assert_eq!(table.render(false), "RUN     STATUS\nr-ä     passed\nr-long  failed\n");
         assert!(table.render(true).contains("\u{1b}[32mpassed\u{1b}[0m\n"));
     }
@@ -210,7 +210,10 @@ mod tests {
 
     #[test]
     fn a_reader_that_is_gone_is_no_error_and_a_full_disk_is_one() {
-        assert_eq!(unwritten(&io::ErrorKind::BrokenPipe.into()), Failure::told(Exit::Ok));
+        assert_eq!(
+            unwritten(&io::ErrorKind::BrokenPipe.into()),
+            Failure::already_reported(Exit::Ok)
+        );
         let full = unwritten(&io::ErrorKind::StorageFull.into());
         assert_eq!(full.exit, Exit::Failed);
         assert!(full.message.unwrap().starts_with("cannot write to standard output: "));

@@ -14,10 +14,10 @@ use super::screen::{Screen, Size};
 use super::session::Session;
 use super::signals::Signals;
 use super::typed::Run;
-use super::view::{Piece, Plain, StepErrors};
+use super::view::{Piece, PlainView, StepErrors};
 use super::writer::Writer;
-use super::{Context, Talk, files, job};
-use crate::app::client::{Client, Item, Missing};
+use super::{Context, DefaultVerbosity, files, job};
+use crate::app::client::{Client, LogItem, Missing};
 use crate::app::{self, KeptParent};
 use crate::config::Config;
 use crate::config::env_files::{self, StepEnv};
@@ -26,13 +26,13 @@ pub(super) async fn run(context: &Context, typed: Run, results: Results) -> Resu
     let named = context.flags.config.as_deref().filter(|file| job::is_named(file));
     // Such a file holds the settings of job files, not the program's own.
     let without_file = named.map(|_| context.without_file());
-    let mut config = without_file.as_ref().unwrap_or(context).config(Talk::Hardly)?;
+    let mut config = without_file.as_ref().unwrap_or(context).config(DefaultVerbosity::Hardly)?;
     let (mut pipeline, step_env) = understood(context, &typed)?;
     config.step_env = step_env;
     let dirs = (typed.workdir, typed.log_dir);
     let settings = job::settings_of(context, &pipeline, named, dirs)?;
     if let Some(settings) = &settings {
-        settings.lay_under(&mut pipeline);
+        settings.apply_defaults(&mut pipeline);
     }
     let titles = job::titles(&mut pipeline, results)?;
     let order = Order {
@@ -82,7 +82,7 @@ pub(super) async fn start(
 ) -> Result<Exit, Failure> {
     order.start().check().map_err(anyhow::Error::from)?;
     let mut signals = Signals::listen()?;
-    let mut view = View::new(style, &order.pipeline, &order.run)?;
+    let mut view = RunView::new(style, &order.pipeline, &order.run)?;
     view.titles = titles;
     let files = match settings {
         Some(settings) => Some(job::Files::make(settings, &order.pipeline, &order.run)?),
@@ -132,55 +132,55 @@ fn step_env(
 }
 
 /// The display of a run. If standard output fails, the display stops but the run continues.
-pub(super) struct View {
-    form: Form,
+pub(super) struct RunView {
+    form: ViewForm,
     /// A title to print once before a step.
     titles: HashMap<StepName, String>,
     pub(super) writer: Writer,
 }
 
-enum Form {
+enum ViewForm {
     /// One event per line.
     Json,
     /// Plain text.
-    Plain(Plain),
+    Plain(PlainView),
     /// A live view on a terminal.
     Screen(Screen),
 }
 
-impl View {
+impl RunView {
     fn new(style: Style, pipeline: &Pipeline, run: &RunId) -> Result<Self, Failure> {
         let writer = Writer::start(style)?;
         let form = if style.json {
-            Form::Json
+            ViewForm::Json
         } else if style.terminal {
-            Form::Screen(Screen::new(pipeline, style.colour, size(), now()))
+            ViewForm::Screen(Screen::new(pipeline, style.colour, size(), now()))
         } else {
             let text = format!("[bob] run {run} of {}/{}\n", pipeline.group, pipeline.name);
             writer.send(Piece::Err(text.into_bytes()));
-            Form::Plain(Plain::new(StepErrors::Apart, None, style))
+            ViewForm::Plain(PlainView::new(StepErrors::Apart, None, style))
         };
         Ok(Self { form, titles: HashMap::new(), writer })
     }
 
-    pub(super) fn show(&mut self, item: &Item) {
-        if let Item::State(event) = item
+    pub(super) fn show(&mut self, item: &LogItem) {
+        if let LogItem::State(event) = item
             && matches!(event.reason, Reason::StepStarted { .. })
             && let Some(title) = event.step.as_ref().and_then(|step| self.titles.remove(step))
         {
-            self.say(&title);
+            self.report(&title);
         }
         let pieces = match &mut self.form {
-            Form::Json => vec![json_line(item)],
-            Form::Plain(plain) => plain.on(item),
-            Form::Screen(screen) => vec![Piece::Out(screen.on(item, now()))],
+            ViewForm::Json => vec![json_line(item)],
+            ViewForm::Plain(plain) => plain.on(item),
+            ViewForm::Screen(screen) => vec![Piece::Out(screen.on(item, now()))],
         };
         self.write(pieces);
     }
 
     /// Redraws the elapsed times on a terminal, unless output is blocked.
     pub(super) fn tick(&mut self) {
-        if let Form::Screen(screen) = &mut self.form
+        if let ViewForm::Screen(screen) = &mut self.form
             && self.writer.has_room()
         {
             let bytes = screen.tick(size(), now());
@@ -188,14 +188,16 @@ impl View {
         }
     }
 
-    pub(super) fn say(&mut self, text: &str) {
+    pub(super) fn report(&mut self, text: &str) {
         let piece = match &mut self.form {
-            Form::Plain(plain) => plain.note(text),
+            ViewForm::Plain(plain) => plain.note(text),
             // The live view must not be overwritten.
-            Form::Screen(screen) if self.writer.unwritten().is_none() => {
-                Piece::Out(screen.say(text, now()))
+            ViewForm::Screen(screen) if self.writer.unwritten().is_none() => {
+                Piece::Out(screen.print(text, now()))
             }
-            Form::Json | Form::Screen(_) => Piece::Err(format!("[bob] {text}\n").into_bytes()),
+            ViewForm::Json | ViewForm::Screen(_) => {
+                Piece::Err(format!("[bob] {text}\n").into_bytes())
+            }
         };
         self.write(vec![piece]);
     }
@@ -207,7 +209,7 @@ impl View {
     pub(super) fn end(&mut self, missing: &[Missing]) {
         self.tick();
         for missing in missing {
-            self.say(&format!("missing: {missing}"));
+            self.report(&format!("missing: {missing}"));
         }
     }
 }
@@ -223,11 +225,11 @@ pub(super) fn ended(unwritten: Option<Failure>, run: &RunId, exit: Exit) -> Resu
 }
 
 /// An event as published on the stream, on one line.
-pub(super) fn json_line(item: &Item) -> Piece {
+pub(super) fn json_line(item: &LogItem) -> Piece {
     let mut bytes = match item {
-        Item::State(event) => event.to_json(),
-        Item::Text(text) => text.event.to_json(),
-        Item::Missing(missing) => {
+        LogItem::State(event) => event.to_json(),
+        LogItem::Text(text) => text.event.to_json(),
+        LogItem::Missing(missing) => {
             return Piece::Err(format!("[bob] missing: {missing}\n").into_bytes());
         }
     };
@@ -265,7 +267,7 @@ mod tests {
         assert!(failure.message.unwrap().ends_with("cannot write to standard output: full"));
         assert_eq!(ended(full(), Exit::Stopped).unwrap_err().exit, Exit::Stopped);
         assert_eq!(ended(None, Exit::Ok), Ok(Exit::Ok));
-        let gone = Some(Failure::told(Exit::Ok));
+        let gone = Some(Failure::already_reported(Exit::Ok));
         assert_eq!(ended(gone, Exit::Stopped), Ok(Exit::Stopped), "nobody is there to be told");
     }
 }

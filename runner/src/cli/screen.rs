@@ -5,10 +5,10 @@ use protocol::event::{LogStream, Reason};
 use protocol::id::StepName;
 use protocol::pipeline::Pipeline;
 
-use super::output::{Ink, brief, one_line, span};
-use super::sane::{cut, sane};
-use super::view::{StepEnd, told};
-use crate::app::client::{Ending, Item, Text};
+use super::output::{TextStyle, brief, one_line, span};
+use super::sanitize::{cut, sanitize};
+use super::view::{StepEnd, event_line};
+use crate::app::client::{Ending, LogItem, Text};
 use protocol::run::Status;
 
 /// The size of a terminal.
@@ -83,22 +83,22 @@ impl Screen {
     }
 
     /// Processes an item.
-    pub(super) fn on(&mut self, item: &Item, now: i64) -> Vec<u8> {
+    pub(super) fn on(&mut self, item: &LogItem, now: i64) -> Vec<u8> {
         let mut above = String::new();
         match item {
-            Item::Text(text) => self.text(text, &mut above),
-            Item::Missing(missing) => {
-                let line = Ink::Yellow.paint(&format!("missing: {missing}"), self.colour);
+            LogItem::Text(text) => self.text(text, &mut above),
+            LogItem::Missing(missing) => {
+                let line = TextStyle::Yellow.paint(&format!("missing: {missing}"), self.colour);
                 above.push_str(&format!("{line}\n"));
             }
-            Item::State(event) => self.state(event, now, &mut above),
+            LogItem::State(event) => self.state(event, now, &mut above),
         }
         self.redrawn(&above, now)
     }
 
     /// Prints a message above the list of steps.
-    pub(super) fn say(&mut self, text: &str, now: i64) -> Vec<u8> {
-        let line = Ink::Yellow.paint(&one_line(text), self.colour);
+    pub(super) fn print(&mut self, text: &str, now: i64) -> Vec<u8> {
+        let line = TextStyle::Yellow.paint(&one_line(text), self.colour);
         self.redrawn(&format!("{line}\n"), now)
     }
 
@@ -133,7 +133,7 @@ impl Screen {
         // The list does not show these events, so print them above it.
         let is_shown =
             matches!(event.reason, Reason::PipelineStopping | Reason::PipelineSuccessful);
-        if let Some((line, ink)) = told(event, self.stopping).filter(|_| !is_shown) {
+        if let Some((line, ink)) = event_line(event, self.stopping).filter(|_| !is_shown) {
             above.push_str(&format!("{}\n", ink.paint(&one_line(&line), self.colour)));
         }
     }
@@ -173,7 +173,7 @@ impl Screen {
         let text = String::from_utf8_lossy(bytes);
         for line in text.strip_suffix('\n').unwrap_or(&text).split('\n') {
             above.push_str(&self.prefix(stream));
-            above.push_str(&sane(line, self.colour));
+            above.push_str(&sanitize(line, self.colour));
             above.push('\n');
         }
     }
@@ -183,7 +183,7 @@ impl Screen {
     }
 
     fn prefix(&self, stream: usize) -> String {
-        let ink = if stream == 0 { Ink::Dim } else { Ink::Yellow };
+        let ink = if stream == 0 { TextStyle::Dim } else { TextStyle::Yellow };
         format!("{} ", ink.paint(&format!("{} \u{2502}", self.speaker()), self.colour))
     }
 
@@ -208,7 +208,7 @@ impl Screen {
         for (stream, pending) in
             self.pending.iter().enumerate().filter(|(_, text)| !text.is_empty())
         {
-            let text = sane(&String::from_utf8_lossy(pending), false);
+            let text = sanitize(&String::from_utf8_lossy(pending), false);
             let taken = self.speaker().chars().count() + 4;
             let room = self.size.columns.saturating_sub(taken);
             lines.push(format!("{}{}", self.prefix(stream), cut(&text, room)));
@@ -240,18 +240,18 @@ impl Screen {
 
     fn step(&self, line: &Line, now: i64) -> String {
         let (mark, ink, time) = match line.state {
-            State::Waiting => ("\u{b7}", Ink::Dim, String::new()),
-            State::Running { since } => ("\u{25b8}", Ink::Cyan, span(now - since)),
-            State::Passed { took } => ("\u{2713}", Ink::Green, span(took)),
-            State::Failed { took } => ("\u{2717}", Ink::Red, span(took)),
-            State::Stopped { took } => ("\u{2717}", Ink::Yellow, span(took)),
+            State::Waiting => ("\u{b7}", TextStyle::Dim, String::new()),
+            State::Running { since } => ("\u{25b8}", TextStyle::Cyan, span(now - since)),
+            State::Passed { took } => ("\u{2713}", TextStyle::Green, span(took)),
+            State::Failed { took } => ("\u{2717}", TextStyle::Red, span(took)),
+            State::Stopped { took } => ("\u{2717}", TextStyle::Yellow, span(took)),
         };
         let longest = self.steps.iter().map(|step| step.name.as_str().len()).max();
         let names = longest.unwrap_or_default().min(24);
         let name = cut(line.name.as_str(), names);
         let head = format!("{mark} {name:names$} {time:>7}");
         let room = self.size.columns.saturating_sub(head.chars().count() + 3);
-        let command = Ink::Dim.paint(&cut(&line.command, room), self.colour);
+        let command = TextStyle::Dim.paint(&cut(&line.command, room), self.colour);
         let head = cut(&head, self.size.columns.saturating_sub(1));
         format!("{}  {command}", ink.paint(&head, self.colour))
     }
@@ -259,11 +259,11 @@ impl Screen {
     fn summary(&self, now: i64) -> String {
         let done = self.steps.iter().filter(|line| matches!(line.state, State::Passed { .. }));
         let (word, ink) = match self.ending.map(|(ending, _)| ending.status) {
-            Some(Status::Passed) => ("passed", Ink::Green),
-            Some(Status::Stopped) => ("stopped", Ink::Yellow),
-            Some(_) => ("failed", Ink::Red),
-            None if self.stopping => ("stopping", Ink::Yellow),
-            None => ("running", Ink::Cyan),
+            Some(Status::Passed) => ("passed", TextStyle::Green),
+            Some(Status::Stopped) => ("stopped", TextStyle::Yellow),
+            Some(_) => ("failed", TextStyle::Red),
+            None if self.stopping => ("stopping", TextStyle::Yellow),
+            None => ("running", TextStyle::Cyan),
         };
         let until = self.ending.map_or(now, |(_, at)| at);
         let time = span(until - self.began);
@@ -271,7 +271,7 @@ impl Screen {
         let room = self.size.columns.saturating_sub(word.len() + text.len() + 3);
         format!(
             "{} {} {text}",
-            Ink::Bold.paint(&cut(&self.title, room), self.colour),
+            TextStyle::Bold.paint(&cut(&self.title, room), self.colour),
             ink.paint(word, self.colour)
         )
     }

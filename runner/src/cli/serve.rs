@@ -6,7 +6,7 @@ use super::args::Serve;
 use super::exit::{Exit, Failure};
 use super::output::message;
 use super::signals::Signals;
-use super::{Context, Talk, log_form};
+use super::{Context, DefaultVerbosity, log_form};
 use crate::app;
 use crate::telemetry;
 
@@ -14,7 +14,7 @@ pub(super) async fn serve(context: &Context, typed: Serve) -> Result<Exit, Failu
     let mut flags = context.flags.clone();
     flags.set.extend(typed.mode.map(|mode| format!("mode={mode}")));
     let context = Context { flags, style: context.style, environment: context.environment.clone() };
-    let config = context.config(Talk::Much)?;
+    let config = context.config(DefaultVerbosity::Much)?;
     let mut signals = Signals::listen()?;
     let form = telemetry::form_of(log_form(&config));
     let shutdown = app::Shutdown::default();
@@ -36,7 +36,7 @@ pub(super) async fn serve(context: &Context, typed: Serve) -> Result<Exit, Failu
                     served?;
                     return Ok(Exit::Ok);
                 }
-                say(
+                report(
                     form,
                     &format!(
                         "draining: nothing new is taken, what runs has {} s and is handed over then; the next signal hands it over now",
@@ -45,7 +45,7 @@ pub(super) async fn serve(context: &Context, typed: Serve) -> Result<Exit, Failu
                 );
             }
             2 => {
-                say(form, "handing over what runs; the next signal ends the program at once");
+                report(form, "handing over what runs; the next signal ends the program at once");
                 shutdown.abort.cancel();
             }
             _ => return Ok(signal),
@@ -55,7 +55,7 @@ pub(super) async fn serve(context: &Context, typed: Serve) -> Result<Exit, Failu
 }
 
 /// Reports to the sender of a signal, in the format of the log.
-fn say(form: telemetry::Form, text: &str) {
+fn report(form: telemetry::Form, text: &str) {
     match form {
         telemetry::Form::Text => {
             if !telemetry::print(text) {

@@ -11,10 +11,10 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::exit::{Exit, Failure};
 use super::job;
-use super::run::{View, ended};
+use super::run::{RunView, ended};
 use super::signals::Signals;
 use crate::app::client::Reader;
-use crate::app::{Ended, Here};
+use crate::app::{Ended, HereRun};
 
 /// Interval between redraws of the elapsed times.
 const FRAME: Duration = Duration::from_millis(250);
@@ -28,7 +28,7 @@ pub(super) struct Session<'s> {
     /// The exit code of the first signal.
     signal: Option<Exit>,
     files: Option<job::Files>,
-    view: View,
+    view: RunView,
     signals: Signals,
 }
 
@@ -49,7 +49,7 @@ pub(super) enum Outcome {
 impl<'s> Session<'s> {
     pub(super) fn new(
         run: &'s RunId,
-        view: View,
+        view: RunView,
         signals: Signals,
         files: Option<job::Files>,
     ) -> Self {
@@ -57,10 +57,10 @@ impl<'s> Session<'s> {
     }
 
     /// Displays the run until it ends.
-    pub(super) async fn follow(&mut self, here: &mut Here) -> Outcome {
+    pub(super) async fn follow(&mut self, here: &mut HereRun) -> Outcome {
         let mut frames = frames();
         if let Some(warning) = &here.warning {
-            self.view.say(&format!("warning: {warning}"));
+            self.view.report(&format!("warning: {warning}"));
         }
         while self.reader.ending().is_none() {
             let has_room = self.view.writer.has_room();
@@ -79,7 +79,7 @@ impl<'s> Session<'s> {
                 () = self.view.writer.room(), if !has_room => {}
                 signal = self.signals.next() => match self.signal.replace(signal) {
                     None => {
-                        self.view.say("stopping the run; a second signal ends the program at once");
+                        self.view.report("stopping the run; a second signal ends the program at once");
                         if let Err(cause) = here.stop("interrupted").await {
                             return self.failed(&format!("it cannot be stopped: {cause:#}"));
                         }
@@ -101,7 +101,7 @@ impl<'s> Session<'s> {
                     };
                     return self.failed(&why);
                 }
-                () = here.store.over(), if self.signal.is_some() && !has_room => {
+                () = here.store.ended(), if self.signal.is_some() && !has_room => {
                     if !self.view.writer.flushed_unless_stuck(UNREAD).await {
                         return Outcome::Unread;
                     }
@@ -133,7 +133,7 @@ impl<'s> Session<'s> {
     }
 
     /// Releases the run's resources and returns the exit of the program.
-    pub(super) async fn end(mut self, here: Here, outcome: Outcome) -> Result<Exit, Failure> {
+    pub(super) async fn end(mut self, here: HereRun, outcome: Outcome) -> Result<Exit, Failure> {
         let remains = here.remains();
         let run = self.run;
         match outcome {
@@ -162,17 +162,17 @@ impl<'s> Session<'s> {
     /// Reports what remains to be said after the run.
     fn report(&mut self, over: &Ended) {
         for callback in &over.undelivered {
-            self.view.say(&format!(
+            self.view.report(&format!(
                 "the callback to {callback} was not delivered within 10 s of the end of the run; it is \
                  not tried again"
             ));
         }
         for run in &over.swept {
-            self.view.say(&format!("removed what run {run} left when its process was killed"));
+            self.view.report(&format!("removed what run {run} left when its process was killed"));
         }
         if let Some(kept) = over.kept {
             let (run, seconds) = (self.run, kept.as_secs());
-            self.view.say(&format!(
+            self.view.report(&format!(
                 "what the steps left is kept for {seconds} s: see `bob-runner diff {run} STEP`, \
                  `bob-runner shell {run}` and `bob-runner rerun {run}`"
             ));
@@ -194,7 +194,7 @@ impl<'s> Session<'s> {
     /// Ends a run whose ending cannot be recorded.
     async fn abandon(
         mut self,
-        here: Here,
+        here: HereRun,
         failure: Failure,
         remains: &str,
     ) -> Result<Exit, Failure> {
@@ -211,7 +211,7 @@ impl<'s> Session<'s> {
 
     /// Ends the program at once.
     async fn killed(mut self, signal: Exit, remains: &str) -> Result<Exit, Failure> {
-        self.view.say(&format!("run {} was killed{remains}", self.run));
+        self.view.report(&format!("run {} was killed{remains}", self.run));
         self.view.writer.flushed_unless_stuck(UNREAD).await;
         Ok(signal)
     }

@@ -3,13 +3,13 @@
 use protocol::id::RunId;
 use protocol::pipeline::mask_stored_run;
 use protocol::run::{RunRecord, Status, StepStatus};
-use protocol::time::{Millis, Stamp};
+use protocol::time::{Millis, Timestamp};
 use serde_json::{Map, Value, json};
 
 use super::Context;
 use super::args::Ps;
 use super::exit::{Exit, Failure};
-use super::output::{self, Ink, Table, one_line, span};
+use super::output::{self, Table, TextStyle, one_line, span};
 use crate::app::client::RunFilter;
 
 pub(super) async fn ps(context: &Context, typed: Ps) -> Result<Exit, Failure> {
@@ -29,25 +29,25 @@ pub(super) async fn ps(context: &Context, typed: Ps) -> Result<Exit, Failure> {
         let record = &run.record;
         let (status, ink) = status(record);
         table.row(vec![
-            (record.run_id.to_string(), Ink::Plain),
-            (one_line(&format!("{}/{}", record.group, record.name)), Ink::Plain),
+            (record.run_id.to_string(), TextStyle::Plain),
+            (one_line(&format!("{}/{}", record.group, record.name)), TextStyle::Plain),
             (status, ink),
-            (steps(record), Ink::Plain),
-            (span(now.0 - record.scheduled_at.0.0), Ink::Dim),
-            (took(record, now), Ink::Plain),
+            (steps(record), TextStyle::Plain),
+            (span(now.0 - record.scheduled_at.0.0), TextStyle::Dim),
+            (took(record, now), TextStyle::Plain),
         ]);
     }
     output::data(table.render(context.style.colour).as_bytes())?;
     Ok(Exit::Ok)
 }
 
-fn status(record: &RunRecord) -> (String, Ink) {
+fn status(record: &RunRecord) -> (String, TextStyle) {
     let ink = match record.status {
-        Status::Pending | Status::Initializing | Status::Initialized => Ink::Dim,
-        Status::Running => Ink::Cyan,
-        Status::Passed => Ink::Green,
-        Status::Failed => Ink::Red,
-        Status::Stopped => Ink::Yellow,
+        Status::Pending | Status::Initializing | Status::Initialized => TextStyle::Dim,
+        Status::Running => TextStyle::Cyan,
+        Status::Passed => TextStyle::Green,
+        Status::Failed => TextStyle::Red,
+        Status::Stopped => TextStyle::Yellow,
     };
     let text = match record.cause.filter(|_| record.status != Status::Passed) {
         // The next owner's claim removes `released`.
@@ -83,29 +83,29 @@ pub(super) async fn show(context: &Context, run: &RunId) -> Result<Exit, Failure
     let now = client.ago(std::time::Duration::ZERO);
     let (status, ink) = status(record);
     let mut table = Table::default();
-    let mut fact = |name: &str, value: String, ink: Ink| {
-        table.row(vec![(name.to_owned(), Ink::Bold), (one_line(&value), ink)]);
+    let mut fact = |name: &str, value: String, ink: TextStyle| {
+        table.row(vec![(name.to_owned(), TextStyle::Bold), (one_line(&value), ink)]);
     };
-    fact("run", record.run_id.to_string(), Ink::Plain);
-    fact("pipeline", format!("{}/{}", record.group, record.name), Ink::Plain);
+    fact("run", record.run_id.to_string(), TextStyle::Plain);
+    fact("pipeline", format!("{}/{}", record.group, record.name), TextStyle::Plain);
     fact("status", status, ink);
     if let Some(message) = &record.message {
-        fact("message", message.clone(), Ink::Plain);
+        fact("message", message.clone(), TextStyle::Plain);
     }
     if let Some(pipeline) = &record.pipeline {
-        fact("image", pipeline.image.clone().unwrap_or_default(), Ink::Plain);
+        fact("image", pipeline.image.clone().unwrap_or_default(), TextStyle::Plain);
     }
     if let Some(node) = &record.node {
-        fact("node", node.to_string(), Ink::Plain);
+        fact("node", node.to_string(), TextStyle::Plain);
     }
     if let Some(parent) = &record.parent {
-        fact("goes on from", parent.run_id.to_string(), Ink::Plain);
+        fact("goes on from", parent.run_id.to_string(), TextStyle::Plain);
     }
     if let Some(logger) = &record.logger {
-        fact("logger", logger.to_string(), Ink::Plain);
+        fact("logger", logger.to_string(), TextStyle::Plain);
     }
-    fact("attempt", record.attempt.to_string(), Ink::Plain);
-    fact("scheduled", record.scheduled_at.to_string(), Ink::Plain);
+    fact("attempt", record.attempt.to_string(), TextStyle::Plain);
+    fact("scheduled", record.scheduled_at.to_string(), TextStyle::Plain);
     for (name, at) in [
         ("initiated", record.initiated_at),
         ("initialized", record.initialized_at),
@@ -113,16 +113,16 @@ pub(super) async fn show(context: &Context, run: &RunId) -> Result<Exit, Failure
         ("completed", record.completed_at),
     ] {
         if let Some(at) = at {
-            fact(name, at.to_string(), Ink::Plain);
+            fact(name, at.to_string(), TextStyle::Plain);
         }
     }
-    fact("time", took(record, now), Ink::Plain);
+    fact("time", took(record, now), TextStyle::Plain);
     // The stored values, with secrets masked.
     for (key, word) in [("vars", "var"), ("params", "param")] {
         for (name, value) in known.stored.get(key).and_then(Value::as_object).into_iter().flatten()
         {
             let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            fact(word, format!("{name}={value}"), Ink::Plain);
+            fact(word, format!("{name}={value}"), TextStyle::Plain);
         }
     }
     let steps = steps_of(record, now);
@@ -142,32 +142,35 @@ fn steps_of(record: &RunRecord, now: Millis) -> Table {
     };
     for step in &record.steps {
         let (word, ink) = match step.status {
-            StepStatus::Pending => ("pending", Ink::Dim),
-            StepStatus::Started => ("started", Ink::Cyan),
-            StepStatus::Passed => ("passed", Ink::Green),
-            StepStatus::Failed => ("failed", Ink::Red),
-            StepStatus::Stopped => ("stopped", Ink::Yellow),
+            StepStatus::Pending => ("pending", TextStyle::Dim),
+            StepStatus::Started => ("started", TextStyle::Cyan),
+            StepStatus::Passed => ("passed", TextStyle::Green),
+            StepStatus::Failed => ("failed", TextStyle::Red),
+            StepStatus::Stopped => ("stopped", TextStyle::Yellow),
         };
-        let time = step.started_at.map(|Stamp(Millis(from))| {
+        let time = step.started_at.map(|Timestamp(Millis(from))| {
             span(step.completed_at.map_or(now, |stamp| stamp.0).0 - from)
         });
         table.row(vec![
-            (step.name.to_string(), Ink::Plain),
+            (step.name.to_string(), TextStyle::Plain),
             (word.to_owned(), ink),
-            (step.exit_code.map_or_else(|| "-".to_owned(), |code| code.to_string()), Ink::Plain),
-            (time.unwrap_or_else(|| "-".to_owned()), Ink::Plain),
-            (command(&step.name), Ink::Dim),
+            (
+                step.exit_code.map_or_else(|| "-".to_owned(), |code| code.to_string()),
+                TextStyle::Plain,
+            ),
+            (time.unwrap_or_else(|| "-".to_owned()), TextStyle::Plain),
+            (command(&step.name), TextStyle::Dim),
         ]);
     }
     let begun = |name: &protocol::id::StepName| record.steps.iter().any(|step| step.name == *name);
     for step in defined.unwrap_or_default().iter().filter(|step| !begun(&step.name)) {
-        let dash = || ("-".to_owned(), Ink::Dim);
+        let dash = || ("-".to_owned(), TextStyle::Dim);
         table.row(vec![
-            (step.name.to_string(), Ink::Dim),
+            (step.name.to_string(), TextStyle::Dim),
             dash(),
             dash(),
             dash(),
-            (command(&step.name), Ink::Dim),
+            (command(&step.name), TextStyle::Dim),
         ]);
     }
     table
@@ -203,25 +206,28 @@ pub(super) async fn nodes(context: &Context) -> Result<Exit, Failure> {
     for (name, node) in &nodes {
         let (state, ink) = match node.state {
             protocol::run::NodeState::Ready if node.disk.is_some_and(|disk| disk.full) => {
-                ("full", Ink::Yellow)
+                ("full", TextStyle::Yellow)
             }
-            protocol::run::NodeState::Ready if node.engine_away => ("no engine", Ink::Red),
-            protocol::run::NodeState::Ready if refused.is_some() => ("no writes", Ink::Red),
-            protocol::run::NodeState::Ready if node.paused.is_some() => ("paused", Ink::Red),
-            protocol::run::NodeState::Ready => ("ready", Ink::Green),
-            protocol::run::NodeState::Draining => ("draining", Ink::Yellow),
+            protocol::run::NodeState::Ready if node.engine_away => ("no engine", TextStyle::Red),
+            protocol::run::NodeState::Ready if refused.is_some() => ("no writes", TextStyle::Red),
+            protocol::run::NodeState::Ready if node.paused.is_some() => ("paused", TextStyle::Red),
+            protocol::run::NodeState::Ready => ("ready", TextStyle::Green),
+            protocol::run::NodeState::Draining => ("draining", TextStyle::Yellow),
         };
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         table.row(vec![
-            (one_line(name.as_str()), Ink::Plain),
-            (one_line(&node.host), Ink::Plain),
+            (one_line(name.as_str()), TextStyle::Plain),
+            (one_line(&node.host), TextStyle::Plain),
             (state.to_owned(), ink),
-            (format!("{}/{}", node.runs.len(), node.slots), Ink::Plain),
-            (node.cpu.count.to_string(), Ink::Plain),
-            (format!("{:.0}%", node.cpu.load * 100.0), Ink::Plain),
-            (format!("{:.1}/{:.1}Gi", gib(node.memory.free), gib(node.memory.total)), Ink::Plain),
-            (span(now.0 - node.started_at.0.0), Ink::Dim),
-            (one_line(&node.version), Ink::Dim),
+            (format!("{}/{}", node.runs.len(), node.slots), TextStyle::Plain),
+            (node.cpu.count.to_string(), TextStyle::Plain),
+            (format!("{:.0}%", node.cpu.load * 100.0), TextStyle::Plain),
+            (
+                format!("{:.1}/{:.1}Gi", gib(node.memory.free), gib(node.memory.total)),
+                TextStyle::Plain,
+            ),
+            (span(now.0 - node.started_at.0.0), TextStyle::Dim),
+            (one_line(&node.version), TextStyle::Dim),
         ]);
     }
     output::data(table.render(context.style.colour).as_bytes())?;

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::exit::{Exit, Failure};
 use super::run::{self, Order};
 use super::typed::{Rerun, Stop, Submit};
-use super::{Context, Talk, files, folder, job, logs, output};
+use super::{Context, DefaultVerbosity, files, folder, job, logs, output};
 use crate::app::client::{Client, StartOf, StartRequest};
 use crate::app::{self, KeptRun};
 use crate::config::Config;
@@ -20,7 +20,7 @@ pub(super) async fn submit(context: &Context, typed: Submit) -> Result<Exit, Fai
     let mut without_file = None;
     if let StartOf::Inline(pipeline) = &mut what {
         if let Some(settings) = job::settings_of(context, pipeline, named, (None, None))? {
-            settings.lay_under(pipeline);
+            settings.apply_defaults(pipeline);
         }
         // Such a file holds the settings of job files, not the program's own.
         without_file = named.map(|_| context.without_file());
@@ -39,7 +39,7 @@ pub(super) async fn submit(context: &Context, typed: Submit) -> Result<Exit, Fai
 }
 
 pub(super) async fn rerun(context: &Context, typed: Rerun) -> Result<Exit, Failure> {
-    let config = context.config(Talk::Hardly)?;
+    let config = context.config(DefaultVerbosity::Hardly)?;
     if let Some(kept) = app::kept_run(&config, &typed.run).await? {
         return rerun_here(context, config, &kept, typed).await;
     }
@@ -103,7 +103,7 @@ pub(super) async fn send(
 fn what_of(context: &Context, typed: &Submit) -> Result<StartOf, Failure> {
     let what = typed.what.as_str();
     let is_folder = what.ends_with('/') || what.starts_with(['.', '/']) || !what.contains('/');
-    let is_folder = is_folder && folder::is_one(what);
+    let is_folder = is_folder && folder::is_directory(what);
     let looks_like_file = [".yaml", ".yml", ".json"].iter().any(|ending| what.ends_with(ending));
     let is_file = what == "-" || looks_like_file || std::path::Path::new(what).is_file();
     if is_file || is_folder || typed.dialect.is_some() {

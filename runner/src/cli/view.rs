@@ -3,8 +3,8 @@
 use protocol::event::{Event, LogStream, Reason, Severity};
 use protocol::id::StepName;
 
-use super::output::{Ink, Style, brief, one_line, span};
-use crate::app::client::{Item, Text};
+use super::output::{Style, TextStyle, brief, one_line, span};
+use crate::app::client::{LogItem, Text};
 
 /// Bytes to write.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub(super) enum StepErrors {
 /// The view without a terminal: step output as written, and a line on standard error for each
 /// event.
 #[derive(Debug)]
-pub(super) struct Plain {
+pub(super) struct PlainView {
     step_errors: StepErrors,
     /// Display only this step.
     only: Option<StepName>,
@@ -49,16 +49,18 @@ pub(super) struct Plain {
     stopping: bool,
 }
 
-impl Plain {
+impl PlainView {
     pub(super) fn new(step_errors: StepErrors, only: Option<StepName>, style: Style) -> Self {
         Self { step_errors, only, style, within_line: false, stopping: false }
     }
 
-    pub(super) fn on(&mut self, item: &Item) -> Vec<Piece> {
+    pub(super) fn on(&mut self, item: &LogItem) -> Vec<Piece> {
         match item {
-            Item::Text(text) => self.text(text).into_iter().collect(),
-            Item::State(event) => self.state(event).into_iter().collect(),
-            Item::Missing(missing) => vec![self.say(&format!("missing: {missing}"), Ink::Yellow)],
+            LogItem::Text(text) => self.text(text).into_iter().collect(),
+            LogItem::State(event) => self.state(event).into_iter().collect(),
+            LogItem::Missing(missing) => {
+                vec![self.message(&format!("missing: {missing}"), TextStyle::Yellow)]
+            }
         }
     }
 
@@ -76,7 +78,9 @@ impl Plain {
             LogStream::Bob => {
                 let line = String::from_utf8_lossy(&text.bytes);
                 let line = line.trim_end_matches('\n');
-                return Some(self.say(line.strip_prefix("[bob] ").unwrap_or(line), Ink::Dim));
+                return Some(
+                    self.message(line.strip_prefix("[bob] ").unwrap_or(line), TextStyle::Dim),
+                );
             }
         };
         if apart || self.style.together {
@@ -91,18 +95,18 @@ impl Plain {
             return None;
         }
         self.stopping |= event.reason == Reason::PipelineStopping;
-        let (line, ink) = told(event, self.stopping)?;
-        Some(self.say(&line, ink))
+        let (line, ink) = event_line(event, self.stopping)?;
+        Some(self.message(&line, ink))
     }
 
     /// Formats a message that belongs to no event.
     pub(super) fn note(&mut self, line: &str) -> Piece {
-        self.say(line, Ink::Plain)
+        self.message(line, TextStyle::Plain)
     }
 
     /// Formats a message for standard error. The newline that ends a step's unfinished line also
     /// goes there, so that standard output contains only step output.
-    fn say(&mut self, line: &str, ink: Ink) -> Piece {
+    fn message(&mut self, line: &str, ink: TextStyle) -> Piece {
         let mut bytes = Vec::new();
         if std::mem::take(&mut self.within_line) {
             bytes.push(b'\n');
@@ -136,19 +140,21 @@ impl StepEnd {
 }
 
 /// The line about the end of a step.
-fn told_of_step(
+fn step_end_line(
     event: &Event,
     exit_code: Option<i32>,
     time: &str,
     stopping: bool,
-) -> (String, Ink) {
+) -> (String, TextStyle) {
     let step = event.step.as_ref().map_or("", StepName::as_str);
     match (StepEnd::of(event, exit_code, stopping), exit_code) {
-        (StepEnd::Passed, _) => (format!("step {step} passed after {time}"), Ink::Green),
-        (StepEnd::Stopped, _) => (format!("step {step} was stopped after {time}"), Ink::Yellow),
-        (StepEnd::Failed, Some(0)) => (format!("step {step} failed after {time}"), Ink::Red),
+        (StepEnd::Passed, _) => (format!("step {step} passed after {time}"), TextStyle::Green),
+        (StepEnd::Stopped, _) => {
+            (format!("step {step} was stopped after {time}"), TextStyle::Yellow)
+        }
+        (StepEnd::Failed, Some(0)) => (format!("step {step} failed after {time}"), TextStyle::Red),
         (StepEnd::Failed, Some(code)) => {
-            (format!("step {step} failed after {time}: exit code {code}"), Ink::Red)
+            (format!("step {step} failed after {time}: exit code {code}"), TextStyle::Red)
         }
         (StepEnd::Failed, None) => {
             // The command did not end, so the event's message says what happened.
@@ -159,13 +165,13 @@ fn told_of_step(
             } else {
                 format!("step {step} failed")
             };
-            (format!("{said} after {time}"), Ink::Red)
+            (format!("{said} after {time}"), TextStyle::Red)
         }
     }
 }
 
 /// The line about an event of a run. `None` if other output already shows it.
-pub(super) fn told(event: &Event, stopping: bool) -> Option<(String, Ink)> {
+pub(super) fn event_line(event: &Event, stopping: bool) -> Option<(String, TextStyle)> {
     let step = event.step.as_ref().map_or("", StepName::as_str);
     Some(match &event.reason {
         Reason::StartPipelineRun
@@ -174,31 +180,33 @@ pub(super) fn told(event: &Event, stopping: bool) -> Option<(String, Ink)> {
         | Reason::Log { .. }
         | Reason::StepCompleted { repeated: true, .. } => return None,
         Reason::PipelineRunScheduled { waiting: true } => {
-            ("the run waits for its turn".to_owned(), Ink::Plain)
+            ("the run waits for its turn".to_owned(), TextStyle::Plain)
         }
-        Reason::ImagePull { image } => (format!("image {image}"), Ink::Dim),
-        Reason::ResourceFetch { resource } => (format!("fetching resource {resource}"), Ink::Dim),
+        Reason::ImagePull { image } => (format!("image {image}"), TextStyle::Dim),
+        Reason::ResourceFetch { resource } => {
+            (format!("fetching resource {resource}"), TextStyle::Dim)
+        }
         Reason::ArtifactUpload { artifact, store } => {
-            (format!("sending artifact {artifact} to {store}"), Ink::Dim)
+            (format!("sending artifact {artifact} to {store}"), TextStyle::Dim)
         }
         Reason::StepStarted { command, .. } => {
             let begin = format!("step {step}: ");
             let width = WIDTH.saturating_sub(begin.chars().count());
-            (format!("{begin}{}", brief(command, width)), Ink::Cyan)
+            (format!("{begin}{}", brief(command, width)), TextStyle::Cyan)
         }
         Reason::StepCompleted { exit_code, duration_ms, .. } => {
             let time = span(i64::try_from(*duration_ms).unwrap_or(i64::MAX));
-            told_of_step(event, *exit_code, &time, stopping)
+            step_end_line(event, *exit_code, &time, stopping)
         }
-        Reason::PipelineSuccessful => ("passed".to_owned(), Ink::Green),
-        Reason::PipelineFailed { .. } => (event.message.clone(), Ink::Red),
-        Reason::PipelineStopped { .. } => (event.message.clone(), Ink::Yellow),
+        Reason::PipelineSuccessful => ("passed".to_owned(), TextStyle::Green),
+        Reason::PipelineFailed { .. } => (event.message.clone(), TextStyle::Red),
+        Reason::PipelineStopped { .. } => (event.message.clone(), TextStyle::Yellow),
         Reason::StepRetry { .. }
         | Reason::PipelineRunResumed { .. }
         | Reason::PipelineRunRejected { .. }
         | Reason::LoggerDropped { .. }
         | Reason::CommandReturned { .. }
-        | Reason::CommandRejected { .. } => (event.message.clone(), Ink::Yellow),
+        | Reason::CommandRejected { .. } => (event.message.clone(), TextStyle::Yellow),
         Reason::PipelineStopping
         | Reason::CommandIgnored
         | Reason::PipelineCreate
@@ -214,7 +222,7 @@ pub(super) fn told(event: &Event, stopping: bool) -> Option<(String, Ink)> {
         | Reason::RunnerReady
         | Reason::RunnerDraining
         | Reason::CallbackDropped
-        | Reason::RunnerStopped => (event.message.clone(), Ink::Plain),
+        | Reason::RunnerStopped => (event.message.clone(), TextStyle::Plain),
     })
 }
 
@@ -228,7 +236,7 @@ pub(super) mod tests {
     use crate::app::client::Reader;
 
     /// The items that a reader makes of a run's events.
-    pub(crate) fn items(events: Vec<Event>) -> Vec<Item> {
+    pub(crate) fn items(events: Vec<Event>) -> Vec<LogItem> {
         let mut reader = Reader::new("r-1".parse().unwrap());
         let numbered = events.into_iter().zip(0..).map(|(mut event, seq)| {
             event.run_id = Some("r-1".parse().unwrap());
@@ -288,7 +296,7 @@ pub(super) mod tests {
         at(millis, None, reason)
     }
 
-    fn a_run() -> Vec<Item> {
+    fn a_run() -> Vec<LogItem> {
         items(vec![
             at(0, None, Reason::PipelineRunScheduled { waiting: false }),
             at(1, None, Reason::ImagePull { image: "busybox".into() }),
@@ -304,7 +312,7 @@ pub(super) mod tests {
     }
 
     /// All output in order, as on a terminal.
-    fn together(plain: &mut Plain, run: &[Item]) -> String {
+    fn together(plain: &mut PlainView, run: &[LogItem]) -> String {
         let bytes = run.iter().flat_map(|item| plain.on(item)).flat_map(|piece| match piece {
             Piece::Out(bytes) | Piece::Err(bytes) => bytes,
         });
@@ -315,7 +323,7 @@ pub(super) mod tests {
     fn an_unfinished_line_is_ended_where_both_outputs_are_one() {
         let one = Style { together: true, ..APART };
         for errors in [StepErrors::Apart, StepErrors::WithOutput] {
-            let text = together(&mut Plain::new(errors, None, one), &a_run());
+            let text = together(&mut PlainView::new(errors, None, one), &a_run());
             assert_eq!(
                 text,
                 "[bob] image busybox\n\
@@ -329,7 +337,7 @@ pub(super) mod tests {
                  [bob] run r-1: what happened\n"
             );
         }
-        let mut plain = Plain::new(StepErrors::Apart, None, one);
+        let mut plain = PlainView::new(StepErrors::Apart, None, one);
         together(&mut plain, &items(vec![log(1, "build", LogStream::Stdout, "half")]));
         assert_eq!(plain.note("goes on"), Piece::Err(b"\n[bob] goes on\n".to_vec()));
         assert_eq!(plain.note("still"), Piece::Err(b"[bob] still\n".to_vec()));
@@ -339,7 +347,7 @@ pub(super) mod tests {
     fn a_step_that_broke_is_told_by_what_happened() {
         let told = |event: Event| {
             let run = items(vec![event]);
-            together(&mut Plain::new(StepErrors::Apart, None, APART), &run)
+            together(&mut PlainView::new(StepErrors::Apart, None, APART), &run)
         };
         let artifact = broken("build", Some(0), "step build of run r-1 failed");
         assert_eq!(told(artifact), "[bob] step build failed after 257ms\n");
@@ -351,7 +359,7 @@ pub(super) mod tests {
         assert_eq!(told(odd), "[bob] step build failed after 257ms\n");
     }
 
-    fn written(plain: &mut Plain) -> (String, String) {
+    fn written(plain: &mut PlainView) -> (String, String) {
         let (mut out, mut err) = (Vec::new(), Vec::new());
         for piece in a_run().iter().flat_map(|item| plain.on(item)) {
             match piece {
@@ -364,7 +372,7 @@ pub(super) mod tests {
 
     #[test]
     fn output_is_written_as_it_is_and_what_happens_is_told_aside() {
-        let (out, err) = written(&mut Plain::new(StepErrors::Apart, None, APART));
+        let (out, err) = written(&mut PlainView::new(StepErrors::Apart, None, APART));
         assert_eq!(out, "one\nno newline");
         assert_eq!(
             err,
@@ -380,7 +388,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_step_that_is_stopped_has_not_failed() {
-        let mut plain = Plain::new(StepErrors::Apart, None, APART);
+        let mut plain = PlainView::new(StepErrors::Apart, None, APART);
         let run =
             items(vec![at(1, None, Reason::PipelineStopping), completed(1_500, "build", 143, 900)]);
         let told: Vec<Piece> = run.iter().flat_map(|item| plain.on(item)).collect();
@@ -390,17 +398,17 @@ pub(super) mod tests {
         // Another step failed, and the run is not stopping.
         let mut stopped = completed(1_500, "build", 143, 900);
         stopped.message = "step build of run r-1 was stopped".to_owned();
-        let mut plain = Plain::new(StepErrors::Apart, None, APART);
+        let mut plain = PlainView::new(StepErrors::Apart, None, APART);
         let told: Vec<Piece> = items(vec![stopped]).iter().flat_map(|it| plain.on(it)).collect();
         assert_eq!(told.last(), Some(&last));
     }
 
     #[test]
     fn a_log_has_both_streams_in_their_order_or_one_step_alone() {
-        let (out, _) = written(&mut Plain::new(StepErrors::WithOutput, None, APART));
+        let (out, _) = written(&mut PlainView::new(StepErrors::WithOutput, None, APART));
         assert_eq!(out, "one\ncareno newline");
         let only = Some("test".parse().unwrap());
-        let (out, err) = written(&mut Plain::new(StepErrors::WithOutput, only, APART));
+        let (out, err) = written(&mut PlainView::new(StepErrors::WithOutput, only, APART));
         assert_eq!(out, "no newline");
         assert!(!err.contains("build"), "{err}");
     }

@@ -17,14 +17,14 @@ const ROOM_BYTES: usize = 256 * 1024;
 /// Writers for standard output and standard error.
 #[derive(Debug)]
 pub(super) struct Writer {
-    out: Lane,
+    out: WriterThread,
     /// `None` if both are the same terminal, pipe or file. One thread then preserves their order.
-    err: Option<Lane>,
+    err: Option<WriterThread>,
 }
 
 /// A thread that writes pieces in order.
 #[derive(Debug)]
-struct Lane {
+struct WriterThread {
     pieces: Sender<Piece>,
     state: Arc<State>,
 }
@@ -39,8 +39,8 @@ struct State {
 
 impl Writer {
     pub(super) fn start(style: Style) -> Result<Self, Failure> {
-        let err = if style.together { None } else { Some(Lane::start()?) };
-        Ok(Self { out: Lane::start()?, err })
+        let err = if style.together { None } else { Some(WriterThread::start()?) };
+        Ok(Self { out: WriterThread::start()?, err })
     }
 
     /// Queues a piece after all earlier ones for the same output. Never blocks.
@@ -111,12 +111,12 @@ impl Writer {
         self.out.state.unwritten()
     }
 
-    fn lanes(&self) -> impl Iterator<Item = &Lane> {
+    fn lanes(&self) -> impl Iterator<Item = &WriterThread> {
         [Some(&self.out), self.err.as_ref()].into_iter().flatten()
     }
 }
 
-impl Lane {
+impl WriterThread {
     fn start() -> Result<Self, Failure> {
         let (pieces, receiver) = channel();
         let state = Arc::new(State::default());
@@ -162,7 +162,7 @@ fn write_all(pieces: &Receiver<Piece>, state: &State) {
                 let failure = output::data(&bytes).err();
                 *state.unwritten.lock().unwrap_or_else(PoisonError::into_inner) = failure;
             }
-            Piece::Err(bytes) => output::aside(&bytes),
+            Piece::Err(bytes) => output::write_stderr(&bytes),
         }
         state.waiting.send_modify(|waiting| *waiting -= length);
     }

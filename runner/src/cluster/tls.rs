@@ -130,7 +130,7 @@ pub(super) async fn probe(connector: &RustlsConnector, host: &str, port: u16) ->
 }
 
 /// Returns true if a server speaks TLS, even if it rejects the certificates.
-pub(super) async fn is_spoken(host: &str, port: u16) -> bool {
+pub(super) async fn speaks_tls(host: &str, port: u16) -> bool {
     let looking = async {
         let connector = connector(&TlsPems::default()).ok()?;
         let stream = TcpStream::connect((host, port)).await.ok()?;

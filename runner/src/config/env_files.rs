@@ -10,7 +10,7 @@ use protocol::command::bad_variable;
 use super::{Environment, Secret};
 
 /// Default files, as in prunner.
-const USUAL: [&str; 2] = [".env", ".env.local"];
+const DEFAULT_FILES: [&str; 2] = [".env", ".env.local"];
 /// Variable with the file names, used if the command line has none.
 const VARIABLE: &str = "PRUNNER_ENV_FILES";
 /// Prefix of variables for the program itself, which steps do not receive.
@@ -31,9 +31,9 @@ pub fn named(typed: &[String], environment: &Environment) -> Vec<PathBuf> {
     if !typed.is_empty() {
         return of(&mut typed.iter().map(String::as_str));
     }
-    match environment.given(VARIABLE) {
+    match environment.get_set(VARIABLE) {
         Some(names) => of(&mut names.split(',')),
-        None => of(&mut USUAL.into_iter()),
+        None => of(&mut DEFAULT_FILES.into_iter()),
     }
 }
 

@@ -32,11 +32,11 @@ impl Environment {
     /// is reported as a fault if the variable is a setting.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.given(name).filter(|value| !value.is_empty())
+        self.get_set(name).filter(|value| !value.is_empty())
     }
 
     /// The value of a variable that is set, possibly to the empty string.
-    pub(super) fn given(&self, name: &str) -> Option<&str> {
+    pub(super) fn get_set(&self, name: &str) -> Option<&str> {
         self.variables.get(name)?.to_str()
     }
 
@@ -56,7 +56,7 @@ impl Environment {
     }
 
     /// Variables that describe the runner to jobs, by the names used in job files.
-    pub(super) fn told_to_jobs(&self) -> Vars {
+    pub(super) fn job_variables(&self) -> Vars {
         let told = [
             ("RUNNER_ID", "unknown"),
             ("RUNNER_HOSTNAME", "localhost"),
@@ -161,7 +161,7 @@ mod tests {
     fn an_empty_variable_counts_as_not_set() {
         let environment = Environment::from([("BOB_MODE", "")]);
         assert_eq!(environment.get("BOB_MODE"), None);
-        assert_eq!(environment.given("BOB_MODE"), Some(""));
+        assert_eq!(environment.get_set("BOB_MODE"), Some(""));
     }
 
     #[test]

@@ -10,7 +10,7 @@ const MAX_BYTES: u64 = 1024 * 1024;
 
 /// One value in a file, by its full name.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Leaf {
+pub(super) struct FileValue {
     pub(super) name: String,
     pub(super) value: Text,
 }
@@ -24,7 +24,7 @@ pub(super) enum Text {
 
 /// A settings file, and how it was selected.
 #[derive(Debug)]
-pub(super) struct Chosen {
+pub(super) struct ChosenFile {
     pub(super) path: PathBuf,
     /// Whether it was found in the working directory, so that the user did not select it.
     pub(super) is_local: bool,
@@ -32,11 +32,11 @@ pub(super) struct Chosen {
 
 /// Finds the settings file: given by the flag, otherwise by the variable, otherwise the first that
 /// exists.
-pub(super) fn find(sources: &Sources) -> Result<Option<Chosen>, Fault> {
+pub(super) fn find(sources: &Sources) -> Result<Option<ChosenFile>, Fault> {
     let named = sources.flags.config.as_deref();
     let named = named.or_else(|| sources.environment.get("BOB_CONFIG").map(Path::new));
     if let Some(path) = named {
-        return Ok(Some(Chosen { path: sources.working_dir.join(path), is_local: false }));
+        return Ok(Some(ChosenFile { path: sources.working_dir.join(path), is_local: false }));
     }
     let own = sources.environment.config_home().map(|home| home.join("bob-runner"));
     let usual = [own, Some(sources.system_dir.clone())];
@@ -57,14 +57,14 @@ pub(super) fn find(sources: &Sources) -> Result<Option<Chosen>, Fault> {
                 .iter()
                 .flatten()
                 .any(|dir| dir == &directory || whole(dir) == whole(&directory));
-            return Ok(Some(Chosen { path, is_local: !is_usual }));
+            return Ok(Some(ChosenFile { path, is_local: !is_usual }));
         }
     }
     Ok(None)
 }
 
 /// Parses a file, as YAML or TOML depending on its extension.
-pub(super) fn read(path: &Path) -> Result<Vec<Leaf>, Fault> {
+pub(super) fn read(path: &Path) -> Result<Vec<FileValue>, Fault> {
     let fault = |expected: String| Fault { at: path.display().to_string(), value: None, expected };
     let bytes = bytes_of(path).map_err(fault)?;
     let is_yaml = path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
@@ -124,7 +124,7 @@ fn kebab(name: &str) -> String {
     name.replace('_', "-")
 }
 
-fn from_yaml(name: &str, value: serde_json::Value, leaves: &mut Vec<Leaf>) {
+fn from_yaml(name: &str, value: serde_json::Value, leaves: &mut Vec<FileValue>) {
     use serde_json::Value;
     let scalar = |value: Value| match value {
         Value::String(text) => text,
@@ -146,10 +146,10 @@ fn from_yaml(name: &str, value: serde_json::Value, leaves: &mut Vec<Leaf>) {
         Value::Array(items) => Text::Many(items.into_iter().map(scalar).collect()),
         one @ (Value::Bool(_) | Value::Number(_) | Value::String(_)) => Text::One(scalar(one)),
     };
-    leaves.push(Leaf { name: kebab(name), value });
+    leaves.push(FileValue { name: kebab(name), value });
 }
 
-fn from_toml(name: &str, value: config::Value, leaves: &mut Vec<Leaf>) {
+fn from_toml(name: &str, value: config::Value, leaves: &mut Vec<FileValue>) {
     use config::ValueKind;
     let value = match value.kind {
         ValueKind::Nil => return,
@@ -168,14 +168,14 @@ fn from_toml(name: &str, value: config::Value, leaves: &mut Vec<Leaf>) {
         | ValueKind::Float(_)
         | ValueKind::String(_)) => Text::One(scalar.to_string()),
     };
-    leaves.push(Leaf { name: kebab(name), value });
+    leaves.push(FileValue { name: kebab(name), value });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn leaves_of(name: &str, text: &str) -> Result<Vec<Leaf>, Fault> {
+    fn leaves_of(name: &str, text: &str) -> Result<Vec<FileValue>, Fault> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(name);
         std::fs::write(&path, text).unwrap();
@@ -188,7 +188,7 @@ mod tests {
         let yaml = "mode: embedded\nstorage:\n  urls: [http://a, http://b]\nworker:\n  max_parallel_runs: 3\n";
         let read = leaves_of("x.toml", toml).unwrap();
         assert_eq!(read, leaves_of("x.yaml", yaml).unwrap());
-        assert_eq!(read[0], Leaf { name: "mode".into(), value: Text::One("embedded".into()) });
+        assert_eq!(read[0], FileValue { name: "mode".into(), value: Text::One("embedded".into()) });
         assert_eq!(read[2].name, "worker.max-parallel-runs");
         assert_eq!(leaves_of("x.yaml", "\n").unwrap(), leaves_of("x.toml", "").unwrap());
     }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use config::{ConfigError, Map, Source, Value};
 
-use super::file::{Leaf, Text};
-use super::setting::{Form, SETTINGS, Setting, named, nearest};
+use super::file::{FileValue, Text};
+use super::setting::{SETTINGS, Setting, ValueForm, named, nearest};
 use super::{Environment, Fault, environment};
 
 /// Maximum size of a file that contains a secret.
@@ -70,10 +70,11 @@ impl Layer {
             }
             let empty_says_something = setting.name == "metrics.address";
             let value = environment
-                .given(variable)
+                .get_set(variable)
                 .filter(|value| !value.is_empty() || empty_says_something);
             let file_variable = setting.file_variable();
-            let file = environment.get(&file_variable).filter(|_| setting.form == Form::Secret);
+            let file =
+                environment.get(&file_variable).filter(|_| setting.form == ValueForm::Secret);
             match (value, file) {
                 (Some(_), Some(_)) => faults.push(both(variable, &file_variable)),
                 (Some(value), None) => layer.put(setting, variable, value.to_owned()),
@@ -97,7 +98,7 @@ impl Layer {
             let at = format!("--set {name}");
             let name = name.replace('_', "-");
             match named(&name) {
-                Some(setting) if setting.form == Form::Secret => faults.push(Fault {
+                Some(setting) if setting.form == ValueForm::Secret => faults.push(Fault {
                     at,
                     value: None,
                     expected: format!(
@@ -113,13 +114,13 @@ impl Layer {
     }
 
     /// The values of a settings file.
-    pub(super) fn of_file(label: &str, leaves: Vec<Leaf>, faults: &mut Vec<Fault>) -> Self {
+    pub(super) fn of_file(label: &str, leaves: Vec<FileValue>, faults: &mut Vec<Fault>) -> Self {
         let mut layer = Self::default();
-        for Leaf { name, value } in leaves {
+        for FileValue { name, value } in leaves {
             let at = format!("{label}: {name}");
             let secret_file = || {
                 let secret = named(name.strip_suffix("-file")?)?;
-                (secret.form == Form::Secret).then_some(secret)
+                (secret.form == ValueForm::Secret).then_some(secret)
             };
             let (setting, is_path) = match (named(&name), secret_file()) {
                 (Some(setting), _) => (setting, false),
@@ -131,7 +132,7 @@ impl Layer {
             };
             let text = match value {
                 Text::One(text) => text,
-                Text::Many(items) if setting.form == Form::List => items.join(","),
+                Text::Many(items) if setting.form == ValueForm::List => items.join(","),
                 Text::Many(_) => {
                     let value = None;
                     faults.push(Fault {
@@ -197,8 +198,9 @@ fn unknown(at: String, name: &str) -> Fault {
 fn misspelt(environment: &Environment) -> Vec<String> {
     let known = || SETTINGS.iter().map(|setting| setting.variable).chain(["BOB_CONFIG"]);
     let is_file = |name: &str| {
-        let secret =
-            |setting: &Setting| setting.form == Form::Secret && setting.file_variable() == name;
+        let secret = |setting: &Setting| {
+            setting.form == ValueForm::Secret && setting.file_variable() == name
+        };
         SETTINGS.iter().any(secret)
     };
     let strange = |name: &&str| {

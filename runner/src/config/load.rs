@@ -7,7 +7,7 @@ use protocol::dialect::MAX_ATTEMPTS;
 use super::layer::Layer;
 use super::local::{self, SettingValue};
 use super::parse::{self, BrokerUrl, Parsed};
-use super::setting::{Form, SETTINGS, Setting, Support, named};
+use super::setting::{SETTINGS, Setting, Support, ValueForm, named};
 use super::{
     Broker, Ci, Config, Connection, Engine, Environment, Fault, Faults, Identity, Log, Login,
     Outputs, Queue, S3, Secret, Secrets, Spill, Storage, Stream, StreamServer, Tls, Worker, file,
@@ -30,7 +30,7 @@ pub struct Sources {
 impl Sources {
     /// The standard sources with the given flags.
     #[must_use]
-    pub fn usual(flags: Flags, environment: Environment) -> Self {
+    pub fn with_default_sources(flags: Flags, environment: Environment) -> Self {
         Self {
             flags,
             environment,
@@ -226,7 +226,7 @@ impl Reader {
                 .optional("worker.allowed-addresses", reach::addresses)
                 .unwrap_or_default(),
             step_env,
-            job_env: environment.told_to_jobs(),
+            job_env: environment.job_variables(),
             spill: Spill {
                 dir: self.optional("spill.dir", parse::path).unwrap_or_else(|| state.join("spill")),
                 bytes: self.value("spill.bytes", parse::bytes),
@@ -340,12 +340,12 @@ impl Reader {
     }
 
     fn outputs(&mut self) -> Option<Outputs> {
-        let said = self.optional("outputs.store", outputs::kept);
+        let said = self.optional("outputs.store", outputs::parse_store);
         let wrong = said.is_none() && self.lookup("outputs.store").is_some();
         let names =
             ["endpoint", "access-key", "secret-key"].map(|name| format!("outputs.s3-{name}"));
         // If the store is invalid, report no faults about related settings.
-        if !wrong && !matches!(said, Some(outputs::Kept::Bucket { .. })) {
+        if !wrong && !matches!(said, Some(outputs::StoreSetting::Bucket { .. })) {
             for name in names {
                 let Some(found) = self.lookup(&name) else { continue };
                 let expected =
@@ -364,9 +364,9 @@ impl Reader {
         let endpoint = self.optional("outputs.s3-endpoint", outputs::endpoint);
         let region = self.value("outputs.s3-region", parse::line);
         Some(match said? {
-            outputs::Kept::Directory(path) => Outputs::Directory(path),
-            outputs::Kept::ArtifactStore(name) => Outputs::ArtifactStore(name),
-            outputs::Kept::Bucket { bucket, prefix } => {
+            outputs::StoreSetting::Directory(path) => Outputs::Directory(path),
+            outputs::StoreSetting::ArtifactStore(name) => Outputs::ArtifactStore(name),
+            outputs::StoreSetting::Bucket { bucket, prefix } => {
                 Outputs::S3(S3 { bucket, prefix, endpoint, region, login })
             }
         })
@@ -460,7 +460,7 @@ fn secret(text: &str) -> Parsed<Secret<String>> {
 
 fn masked(setting: &Setting, text: &str) -> String {
     match setting.form {
-        Form::Secret => "***".to_owned(),
-        Form::Single | Form::List => without_credentials(text),
+        ValueForm::Secret => "***".to_owned(),
+        ValueForm::Single | ValueForm::List => without_credentials(text),
     }
 }

@@ -9,7 +9,7 @@ use super::parse::Parsed;
 
 /// The value of `outputs.store`. Other settings of a bucket are separate.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Kept {
+pub(super) enum StoreSetting {
     Directory(PathBuf),
     Bucket { bucket: String, prefix: String },
     ArtifactStore(RegisteredName),
@@ -18,10 +18,10 @@ pub(super) enum Kept {
 const EXPECTED: &str =
     "a directory, s3://bucket/prefix or bob-artifact:NAME (a registered artifact store)";
 
-pub(super) fn kept(text: &str) -> Parsed<Kept> {
+pub(super) fn parse_store(text: &str) -> Parsed<StoreSetting> {
     if let Some(name) = text.strip_prefix("bob-artifact:") {
         let name = name.parse().map_err(|cause| format!("{EXPECTED}; {cause}"))?;
-        return Ok(Kept::ArtifactStore(name));
+        return Ok(StoreSetting::ArtifactStore(name));
     }
     if let Some(place) = text.strip_prefix("s3://") {
         let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
@@ -30,13 +30,13 @@ pub(super) fn kept(text: &str) -> Parsed<Kept> {
             return Err("s3://bucket/prefix, the bucket of letters, digits, - and .".into());
         }
         let prefix = prefix.trim_matches('/').to_owned();
-        return Ok(Kept::Bucket { bucket: bucket.to_owned(), prefix });
+        return Ok(StoreSetting::Bucket { bucket: bucket.to_owned(), prefix });
     }
     // Probably another form, misspelt, rather than a path.
     if text.is_empty() || text.contains("://") || text.contains('\0') || text.starts_with("s3:") {
         return Err(EXPECTED.into());
     }
-    Ok(Kept::Directory(PathBuf::from(text)))
+    Ok(StoreSetting::Directory(PathBuf::from(text)))
 }
 
 pub(super) fn endpoint(text: &str) -> Parsed<String> {
@@ -56,14 +56,18 @@ mod tests {
 
     #[test]
     fn outputs_are_kept_in_a_directory_a_bucket_or_a_registered_store() {
-        assert_eq!(kept("/srv/out"), Ok(Kept::Directory("/srv/out".into())));
-        assert_eq!(kept("out"), Ok(Kept::Directory("out".into())));
-        let bucket = |prefix: &str| Kept::Bucket { bucket: "b-1".into(), prefix: prefix.into() };
-        assert_eq!(kept("s3://b-1"), Ok(bucket("")));
-        assert_eq!(kept("s3://b-1/a/b/"), Ok(bucket("a/b")));
-        assert_eq!(kept("bob-artifact:x"), Ok(Kept::ArtifactStore("x".parse().unwrap())));
+        assert_eq!(parse_store("/srv/out"), Ok(StoreSetting::Directory("/srv/out".into())));
+        assert_eq!(parse_store("out"), Ok(StoreSetting::Directory("out".into())));
+        let bucket =
+            |prefix: &str| StoreSetting::Bucket { bucket: "b-1".into(), prefix: prefix.into() };
+        assert_eq!(parse_store("s3://b-1"), Ok(bucket("")));
+        assert_eq!(parse_store("s3://b-1/a/b/"), Ok(bucket("a/b")));
+        assert_eq!(
+            parse_store("bob-artifact:x"),
+            Ok(StoreSetting::ArtifactStore("x".parse().unwrap()))
+        );
         for bad in ["", "s3:b", "s3://", "s3:///x", "s3://u:p@b/x", "http://h/x", "bob-artifact:"] {
-            assert!(kept(bad).is_err(), "{bad:?} was taken");
+            assert!(parse_store(bad).is_err(), "{bad:?} was taken");
         }
     }
 

@@ -17,14 +17,14 @@ pub struct Setting {
     /// The description, as one sentence.
     pub about: &'static str,
     /// The form of the value.
-    pub form: Form,
+    pub form: ValueForm,
     /// Whether this version supports the setting.
     pub support: Support,
 }
 
 /// The form of a setting's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub enum ValueForm {
     /// A single value.
     Single,
     /// Several values, separated by commas or as a list in the file.
@@ -55,18 +55,18 @@ const fn plain(
         default,
         default_in_words: None,
         about,
-        form: Form::Single,
+        form: ValueForm::Single,
         support: Support::Full,
     }
 }
 
 impl Setting {
     const fn list(self) -> Self {
-        Self { form: Form::List, ..self }
+        Self { form: ValueForm::List, ..self }
     }
 
     const fn secret(self) -> Self {
-        Self { form: Form::Secret, ..self }
+        Self { form: ValueForm::Secret, ..self }
     }
 
     const fn words(self, words: &'static str) -> Self {
@@ -252,7 +252,7 @@ pub fn manual() -> String {
             (None, Some(value)) => format!("`{value}`"),
             (None, None) => "not set".to_owned(),
         };
-        let file = if setting.form == Form::Secret {
+        let file = if setting.form == ValueForm::Secret {
             format!(" Or `{}`: a file that contains it.", setting.file_variable())
         } else {
             String::new()

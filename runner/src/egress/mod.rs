@@ -75,7 +75,7 @@ impl Policy {
             match rules.closed(host, address).await {
                 None => open.push(address),
                 Some(what) => {
-                    let at = shown(host, port);
+                    let at = format_address(host, port);
                     refused = refused.or(Some(Refused { at, address, what }));
                 }
             }
@@ -101,7 +101,7 @@ impl Policy {
         let host = address.ip().to_string();
         match rules.closed(&host, address).await {
             None => Ok(()),
-            Some(what) => Err(Refused { at: shown(&host, port), address, what }),
+            Some(what) => Err(Refused { at: format_address(&host, port), address, what }),
         }
     }
 
@@ -167,7 +167,7 @@ pub fn redirect(response: &Response) -> Option<Url> {
 }
 
 /// Formats host and port.
-fn shown(host: &str, port: u16) -> String {
+fn format_address(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
 

@@ -8,7 +8,7 @@ use redb::{ReadableTable, WriteTransaction};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::disk::{Changed, Fault, Work, lock};
+use super::disk::{Changed, Fault, WriteWork, lock};
 use super::rows::{self, KV, LEASED, LEASES};
 use super::store::Shared;
 use crate::ports::{Change, Entry, LeaseId, Op, Txn, TxnReply};
@@ -25,7 +25,7 @@ pub(super) enum Refusal {
 }
 
 /// The result of a transaction, valid once it is committed.
-struct Made {
+struct TransactionResult {
     answer: Result<TxnReply, Refusal>,
     changes: Vec<Change>,
 }
@@ -34,7 +34,7 @@ struct Made {
 pub(super) struct Transact {
     txn: Txn,
     shared: Arc<Shared>,
-    made: Option<Made>,
+    made: Option<TransactionResult>,
     reply: oneshot::Sender<Result<TxnReply, Refusal>>,
 }
 
@@ -49,7 +49,7 @@ impl Transact {
     }
 }
 
-impl Work for Transact {
+impl WriteWork for Transact {
     fn apply(&mut self, write: &WriteTransaction) -> Result<Changed, redb::Error> {
         let gone = {
             let (leases, now) = (lock(&self.shared.leases), Instant::now());
@@ -57,7 +57,8 @@ impl Work for Transact {
             needed.find(|lease| leases.ttl(*lease, now).is_none()).map(|lease| lease.0)
         };
         if let Some(lease) = gone {
-            self.made = Some(Made { answer: Err(Refusal::Gone(lease)), changes: Vec::new() });
+            self.made =
+                Some(TransactionResult { answer: Err(Refusal::Gone(lease)), changes: Vec::new() });
             return Ok(Changed::No);
         }
         let mut kv = write.open_table(KV)?;
@@ -76,13 +77,16 @@ impl Work for Transact {
             rows::set_revision(write, revision)?;
         }
         let reads = rows::reads(&kv, &self.txn, committed)?;
-        self.made = Some(Made { answer: Ok(TxnReply { committed, revision, reads }), changes });
+        self.made = Some(TransactionResult {
+            answer: Ok(TxnReply { committed, revision, reads }),
+            changes,
+        });
         Ok(changed)
     }
 
     fn end(self: Box<Self>, outcome: Result<(), Fault>) {
         let answer = match (outcome, self.made) {
-            (Ok(()), Some(Made { answer, changes })) => {
+            (Ok(()), Some(TransactionResult { answer, changes })) => {
                 if let (Ok(reply), false) = (&answer, changes.is_empty()) {
                     self.shared.history.push(reply.revision, changes);
                 }
@@ -171,7 +175,7 @@ impl End {
     }
 }
 
-impl Work for End {
+impl WriteWork for End {
     fn apply(&mut self, txn: &WriteTransaction) -> Result<Changed, redb::Error> {
         let (made, changed) = end_leases(txn, &self.leases)?;
         self.made = Some(made);
@@ -184,7 +188,7 @@ impl Work for End {
             for lease in &self.leases {
                 match &outcome {
                     Ok(()) => leases.forget(*lease),
-                    Err(_) => leases.due_again(*lease, Instant::now() + RETRY),
+                    Err(_) => leases.reschedule(*lease, Instant::now() + RETRY),
                 }
             }
         }
@@ -223,14 +227,14 @@ fn end_leases(
 }
 
 /// Leases that outlive a process: ID, time to live, and remaining time.
-pub(super) type Lasting = Vec<(LeaseId, Duration, Duration)>;
+pub(super) type LongLeases = Vec<(LeaseId, Duration, Duration)>;
 
 /// Ends the leases of earlier processes. Returns those that outlive a process.
 pub(super) fn void_leases(
     txn: &WriteTransaction,
     wall: i64,
-) -> Result<((i64, Lasting), Changed), redb::Error> {
-    let mut lasting = Lasting::new();
+) -> Result<((i64, LongLeases), Changed), redb::Error> {
+    let mut lasting = LongLeases::new();
     for row in txn.open_table(LEASES)?.iter()? {
         let (id, row) = row?;
         let (ttl, ends) = row.value();

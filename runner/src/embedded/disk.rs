@@ -103,7 +103,7 @@ pub(super) enum Changed {
 }
 
 /// Work that needs a write transaction.
-pub(super) trait Work: Send {
+pub(super) trait WriteWork: Send {
     /// Makes the changes. Called again if the first transaction was aborted.
     fn apply(&mut self, txn: &WriteTransaction) -> Result<Changed, redb::Error>;
 
@@ -124,7 +124,7 @@ pub(super) struct Disk {
 
 #[derive(Default)]
 struct Waiting {
-    works: Vec<Box<dyn Work>>,
+    works: Vec<Box<dyn WriteWork>>,
     writing: bool,
 }
 
@@ -182,13 +182,13 @@ impl Disk {
     }
 
     /// Queues work. A single thread at a time processes the queue.
-    pub(super) fn submit(self: &Arc<Self>, work: Box<dyn Work>) {
+    pub(super) fn submit(self: &Arc<Self>, work: Box<dyn WriteWork>) {
         let mut waiting = lock(&self.waiting);
         waiting.works.push(work);
         if !waiting.writing {
             waiting.writing = true;
             let disk = Arc::clone(self);
-            drop(self.runtime.spawn_blocking(move || disk.work_off()));
+            drop(self.runtime.spawn_blocking(move || disk.run_pending()));
         }
     }
 
@@ -235,7 +235,7 @@ impl Disk {
         in_time(closed).await
     }
 
-    fn work_off(self: &Arc<Self>) {
+    fn run_pending(self: &Arc<Self>) {
         // Even after a panic, a later submission must start a new thread.
         let _writing = Writing(self);
         loop {
@@ -251,7 +251,7 @@ impl Disk {
         }
     }
 
-    fn commit(&self, mut works: Vec<Box<dyn Work>>) {
+    fn commit(&self, mut works: Vec<Box<dyn WriteWork>>) {
         match self.attempt(&mut works) {
             Ok(()) => works.into_iter().for_each(|work| work.end(Ok(()))),
             Err(fault) if works.len() == 1 => {
@@ -268,7 +268,7 @@ impl Disk {
         }
     }
 
-    fn attempt(&self, works: &mut [Box<dyn Work>]) -> Result<(), Fault> {
+    fn attempt(&self, works: &mut [Box<dyn WriteWork>]) -> Result<(), Fault> {
         self.reopen()?;
         let outcome = {
             let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
@@ -320,7 +320,7 @@ impl Drop for Writing<'_> {
     }
 }
 
-fn transact(database: &Database, works: &mut [Box<dyn Work>]) -> Result<(), redb::Error> {
+fn transact(database: &Database, works: &mut [Box<dyn WriteWork>]) -> Result<(), redb::Error> {
     let txn = database.begin_write()?;
     let mut changed = Changed::No;
     for work in works {
@@ -352,7 +352,7 @@ struct Call<T, F> {
     reply: oneshot::Sender<Result<T, Fault>>,
 }
 
-impl<T, F> Work for Call<T, F>
+impl<T, F> WriteWork for Call<T, F>
 where
     T: Send,
     F: FnMut(&WriteTransaction) -> Result<(T, Changed), redb::Error> + Send,

@@ -15,7 +15,7 @@ use protocol::time::Millis;
 use redb::{ReadTransaction, ReadableTable, WriteTransaction};
 use tokio::sync::watch;
 
-use super::disk::{Changed, Disk, Fault, Work, lock};
+use super::disk::{Changed, Disk, Fault, WriteWork, lock};
 use super::rows::{EVENT_TIMES, EVENTS};
 use crate::ports::{EventStream, Events, EventsError, Host, Position, Published, Ticket};
 
@@ -172,7 +172,7 @@ impl Events for FileEvents {
             keep
         });
         buffer.bytes -= freed;
-        self.shared.tell(&buffer);
+        self.shared.notify(&buffer);
     }
 
     async fn follow(&self, from: Position) -> Result<EventStream, EventsError> {
@@ -217,7 +217,7 @@ impl FileEvents {
 
 impl Shared {
     /// Notifies waiters of the completed tickets.
-    fn tell(&self, buffer: &Buffer) {
+    fn notify(&self, buffer: &Buffer) {
         self.done.send_replace(buffer.waiting.front().map_or(buffer.next_ticket, |it| it.ticket));
     }
 }
@@ -230,7 +230,7 @@ struct Flush {
     tick: Option<i64>,
 }
 
-impl Work for Flush {
+impl WriteWork for Flush {
     fn apply(&mut self, txn: &WriteTransaction) -> Result<Changed, redb::Error> {
         let (bodies, latest_tick) = {
             let mut buffer = lock(&self.shared.buffer);
@@ -265,7 +265,7 @@ impl Work for Flush {
             }
             buffer.in_flight = 0;
             buffer.flushing = false;
-            self.shared.tell(&buffer);
+            self.shared.notify(&buffer);
             outcome.is_ok()
         };
         match outcome {

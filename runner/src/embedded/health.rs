@@ -33,17 +33,17 @@ impl Health {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::ReadOnlyFilesystem
         );
         if is_final {
-            return self.give_up(cause());
+            return self.fail(cause());
         }
         let mut first = lock(&self.first);
         let (since, cause) = first.get_or_insert_with(|| (Instant::now(), cause()));
         if since.elapsed() >= GIVES_UP_AFTER {
-            self.give_up(cause.clone());
+            self.fail(cause.clone());
         }
     }
 
     /// Keeps the first cause, because later ones result from it.
-    fn give_up(&self, cause: String) {
+    fn fail(&self, cause: String) {
         self.failed.send_if_modified(|failed| {
             let is_new = failed.is_none();
             failed.get_or_insert(cause);

@@ -21,7 +21,7 @@ struct Step {
 }
 
 /// The retained changes.
-struct Kept {
+struct RetainedChanges {
     steps: VecDeque<Step>,
     changes: usize,
     bytes: usize,
@@ -31,14 +31,15 @@ struct Kept {
 
 /// The latest changes, in the order of their revisions.
 pub(super) struct History {
-    kept: Mutex<Kept>,
+    kept: Mutex<RetainedChanges>,
     latest: watch::Sender<i64>,
 }
 
 impl History {
     /// Creates an empty history that starts after a revision.
     pub(super) fn after(revision: i64) -> Self {
-        let kept = Kept { steps: VecDeque::new(), changes: 0, bytes: 0, oldest: revision + 1 };
+        let kept =
+            RetainedChanges { steps: VecDeque::new(), changes: 0, bytes: 0, oldest: revision + 1 };
         Self { kept: Mutex::new(kept), latest: watch::Sender::new(revision) }
     }
 
@@ -90,7 +91,7 @@ impl History {
     }
 }
 
-impl Kept {
+impl RetainedChanges {
     fn forget_first(&mut self) {
         if let Some(step) = self.steps.pop_front() {
             self.changes -= step.changes.len();
@@ -118,7 +119,7 @@ fn bytes_of(change: &Change) -> usize {
 mod tests {
     use super::*;
 
-    fn gone(key: &str, revision: i64) -> Change {
+    fn deletion(key: &str, revision: i64) -> Change {
         Change::Deleted { key: key.into(), revision }
     }
 
@@ -132,7 +133,7 @@ mod tests {
         assert_eq!(history.since(11, "").unwrap(), (vec![], 11));
         assert_eq!(history.since(99, "").unwrap(), (vec![], 99), "a later one is waited for");
         for revision in 11..11 + i64::try_from(CHANGES).unwrap() + 5 {
-            history.push(revision, vec![gone("a", revision)]);
+            history.push(revision, vec![deletion("a", revision)]);
         }
         assert!(matches!(history.since(15, ""), Err(StoreError::Compacted { oldest: 16, .. })));
         assert_eq!(history.since(16, "").unwrap().0.len(), CHANGES);
@@ -142,10 +143,10 @@ mod tests {
     #[test]
     fn a_transaction_that_is_larger_than_the_bound_is_still_seen() {
         let history = History::after(0);
-        history.push(1, vec![gone(&"k".repeat(BYTES + 1), 1)]);
+        history.push(1, vec![deletion(&"k".repeat(BYTES + 1), 1)]);
         assert_eq!(history.since(1, "").unwrap().0.len(), 1);
-        history.push(2, vec![gone("b", 2)]);
+        history.push(2, vec![deletion("b", 2)]);
         assert!(history.since(1, "").is_err());
-        assert_eq!(history.since(2, "").unwrap(), (vec![gone("b", 2)], 3));
+        assert_eq!(history.since(2, "").unwrap(), (vec![deletion("b", 2)], 3));
     }
 }

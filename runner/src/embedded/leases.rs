@@ -77,7 +77,7 @@ impl Leases {
     }
 
     /// Schedules an ended lease again, because its keys could not be deleted.
-    pub(super) fn due_again(&mut self, id: LeaseId, retry: Instant) {
+    pub(super) fn reschedule(&mut self, id: LeaseId, retry: Instant) {
         if let Some(lease) = self.by_id.get_mut(&id) {
             lease.deadline = retry;
             self.by_deadline.insert((retry, id.0));
@@ -108,7 +108,7 @@ mod tests {
         assert_eq!(leases.renew(id, start), None, "its keys are being removed");
         assert!(!leases.end(id));
 
-        leases.due_again(id, start + TTL * 3);
+        leases.reschedule(id, start + TTL * 3);
         assert_eq!(leases.renew(id, start), None, "it stays ended");
         assert_eq!(leases.end_due(start + TTL * 3), [id]);
         leases.forget(id);

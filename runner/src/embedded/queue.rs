@@ -86,7 +86,7 @@ fn message_of(at: (&str, u64), properties: &[u8], body: &[u8]) -> Result<Message
 }
 
 /// The outcome of taking a message.
-pub(super) enum Found {
+pub(super) enum TakeOutcome {
     /// The message, and how often it has been delivered.
     Message(Message, u32),
     /// The delivery limit was exceeded, and the message is a dead letter now.
@@ -185,7 +185,7 @@ impl Broker {
     }
 
     /// Counts a delivery of a message and reads it.
-    pub(super) async fn take(&self, queue: &str, id: u64) -> Result<Found, Fault> {
+    pub(super) async fn take(&self, queue: &str, id: u64) -> Result<TakeOutcome, Fault> {
         let queue = queue.to_owned();
         let dead_id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let taken = self.disk.write(move |txn| {
@@ -198,18 +198,18 @@ impl Broker {
                 }
                 None => None,
             }) else {
-                return Ok((Found::Nothing, Changed::No));
+                return Ok((TakeOutcome::Nothing, Changed::No));
             };
             if returned_too_often(deliveries) {
-                bury(&mut table, at, dead_id, DELIVERY_LIMIT)?;
-                return Ok((Found::Dead, Changed::Yes));
+                move_to_dead_letters(&mut table, at, dead_id, DELIVERY_LIMIT)?;
+                return Ok((TakeOutcome::Dead, Changed::Yes));
             }
             let row = (deliveries + 1, properties.as_slice(), message.body.as_slice());
             table.insert(at, row)?;
-            Ok((Found::Message(message, deliveries + 1), Changed::Yes))
+            Ok((TakeOutcome::Message(message, deliveries + 1), Changed::Yes))
         });
         let taken = taken.await?;
-        if matches!(taken, Found::Dead) {
+        if matches!(taken, TakeOutcome::Dead) {
             self.exhausted.send_modify(|count| *count += 1);
         }
         Ok(taken)
@@ -225,7 +225,7 @@ impl Broker {
         let queue = queue.to_owned();
         let dead_id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let moved = self.disk.write(move |txn| {
-            bury(&mut txn.open_table(MESSAGES)?, (&queue, id), dead_id, reason)?;
+            move_to_dead_letters(&mut txn.open_table(MESSAGES)?, (&queue, id), dead_id, reason)?;
             Ok(((), Changed::Yes))
         });
         moved.await.map_err(|fault| self.error(fault))?;
@@ -248,7 +248,7 @@ pub(super) fn returned_too_often(deliveries: u32) -> bool {
 }
 
 /// Moves a message to the dead letters.
-fn bury(
+fn move_to_dead_letters(
     table: &mut MessageTable<'_>,
     at: (&str, u64),
     dead_id: u64,

@@ -87,10 +87,13 @@ pub(super) fn entry(
     kv: &impl ReadableTable<&'static str, KvRow>,
     key: &str,
 ) -> Result<Option<Entry>, redb::Error> {
-    Ok(kv.get(key)?.map(|row| made_of(key, row.value())))
+    Ok(kv.get(key)?.map(|row| entry_from_row(key, row.value())))
 }
 
-fn made_of(key: &str, (create_revision, mod_revision, _, value): (i64, i64, i64, &[u8])) -> Entry {
+fn entry_from_row(
+    key: &str,
+    (create_revision, mod_revision, _, value): (i64, i64, i64, &[u8]),
+) -> Entry {
     Entry { key: key.to_owned(), value: value.to_vec(), create_revision, mod_revision }
 }
 
@@ -105,7 +108,7 @@ pub(super) fn entries(
         if !key.value().starts_with(prefix) {
             break;
         }
-        found.push(made_of(key.value(), row.value()));
+        found.push(entry_from_row(key.value(), row.value()));
     }
     Ok(found)
 }
@@ -124,7 +127,7 @@ pub(super) fn page(
         if !key.value().starts_with(prefix) {
             break;
         }
-        found.push(made_of(key.value(), row.value()));
+        found.push(entry_from_row(key.value(), row.value()));
     }
     Ok((revision(&txn.open_table(META)?)?, found))
 }

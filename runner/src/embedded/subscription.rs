@@ -7,7 +7,7 @@ use protocol::command::Disposition;
 use tokio::sync::Notify;
 
 use super::disk::{Fault, lock};
-use super::queue::{Broker, DELIVERY_LIMIT, Found, returned_too_often};
+use super::queue::{Broker, DELIVERY_LIMIT, TakeOutcome, returned_too_often};
 use crate::ports::{Consumer, Delivery, QueueError, Settle};
 
 /// The state shared by a subscription's reader and its delivery.
@@ -84,20 +84,20 @@ impl Subscription {
             };
             let (id, found) = (reserved.id, self.broker.take(&self.queue, reserved.id).await?);
             match found {
-                Found::Message(message, deliveries) => {
+                TakeOutcome::Message(message, deliveries) => {
                     reserved.kept = true;
                     lock(&self.state).out = Some(id);
                     let subscription = Arc::clone(self);
                     let settler = Settler { subscription, id, deliveries, progress: Progress::Out };
                     return Ok(Delivery::new(message, deliveries > 1, Box::new(settler)));
                 }
-                Found::Dead | Found::Nothing => reserved.kept = true,
+                TakeOutcome::Dead | TakeOutcome::Nothing => reserved.kept = true,
             }
         }
     }
 
     /// Clears the unsettled delivery. Returns false if it is a different one.
-    fn give_up(&self, id: u64) -> bool {
+    fn clear_unsettled(&self, id: u64) -> bool {
         let mut state = lock(&self.state);
         let ours = state.out == Some(id);
         if ours {
@@ -177,7 +177,7 @@ impl Settle for Settler {
                 Ok(())
             }
         };
-        let ours = self.subscription.give_up(id);
+        let ours = self.subscription.clear_unsettled(id);
         if outcome.is_err() && ours {
             broker.ready(queue, id);
         }
@@ -195,7 +195,7 @@ impl Drop for Settler {
             // An open subscription keeps the delivery, like a broker. A closed one returns it now.
             Progress::Out => !lock(&self.subscription.state).open,
         };
-        if back && self.subscription.give_up(self.id) {
+        if back && self.subscription.clear_unsettled(self.id) {
             self.subscription.broker.ready(&self.subscription.queue, self.id);
         }
     }

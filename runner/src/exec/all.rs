@@ -11,8 +11,8 @@ use protocol::time::Millis;
 use super::job::own_image;
 use super::with::has_known_keys;
 use crate::ports::{
-    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, Left, LogSink,
-    Ran, Remote, RunScope, StepSpec, StopSignal, Workspace,
+    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, LeftoverRun,
+    LogSink, Remote, RunScope, StepOutcome, StepSpec, StopSignal, Workspace,
 };
 
 /// The executors of one worker. A step runs on the engine, on this host, or on another system.
@@ -20,7 +20,7 @@ pub struct Executors {
     /// The container engine. `None` if this worker runs no steps on an engine.
     engine: Option<Arc<dyn Executor>>,
     /// The engine for steps with an image of their own. `None` if `engine` runs them too.
-    lone: Option<Arc<dyn Executor>>,
+    job_engine: Option<Arc<dyn Executor>>,
     local: Arc<dyn Executor>,
     remote: BTreeMap<&'static str, Arc<dyn Remote>>,
 }
@@ -41,13 +41,13 @@ impl Executors {
     /// Creates the executors of an optional container engine and the host.
     #[must_use]
     pub fn new(engine: Option<Arc<dyn Executor>>, local: Arc<dyn Executor>) -> Self {
-        Self { engine, lone: None, local, remote: BTreeMap::new() }
+        Self { engine, job_engine: None, local, remote: BTreeMap::new() }
     }
 
     /// Sets the engine that runs steps with an image of their own.
     #[must_use]
-    pub fn with_lone(mut self, lone: Option<Arc<dyn Executor>>) -> Self {
-        self.lone = lone;
+    pub fn with_job_engine(mut self, lone: Option<Arc<dyn Executor>>) -> Self {
+        self.job_engine = lone;
         self
     }
 
@@ -61,7 +61,7 @@ impl Executors {
     fn of_step(&self, step: &StepSpec) -> Result<Runs<'_>, ExecError> {
         let here = match step.executor {
             ExecutorKind::Docker if own_image(step).is_some() => {
-                self.lone.as_deref().or(self.engine.as_deref())
+                self.job_engine.as_deref().or(self.engine.as_deref())
             }
             ExecutorKind::Podman | ExecutorKind::Docker => self.engine.as_deref(),
             ExecutorKind::Local | ExecutorKind::Custom => Some(&*self.local),
@@ -80,7 +80,7 @@ impl Executors {
     fn of_workspace(&self, workspace: &Workspace) -> &dyn Executor {
         match workspace {
             Workspace::Image { .. } | Workspace::Container { .. } => self.main(),
-            Workspace::Lone { .. } => self.lone.as_deref().unwrap_or(&*self.local),
+            Workspace::Lone { .. } => self.job_engine.as_deref().unwrap_or(&*self.local),
             Workspace::Dir(_) | Workspace::None => &*self.local,
         }
     }
@@ -113,7 +113,7 @@ impl Executor for Executors {
     fn rejects(&self, step: &Step, network: Option<&str>) -> Option<String> {
         let executor = match step.executor {
             ExecutorKind::Docker if step.with.contains_key("image") => {
-                self.lone.as_deref().or(self.engine.as_deref())
+                self.job_engine.as_deref().or(self.engine.as_deref())
             }
             ExecutorKind::Podman | ExecutorKind::Docker => self.engine.as_deref(),
             ExecutorKind::Local
@@ -142,7 +142,7 @@ impl Executor for Executors {
         kept: Option<&Checkpoint>,
     ) -> Result<Option<Workspace>, ExecError> {
         let had = self.local.adopt(run, kept).await?;
-        if let Some(lone) = self.lone.as_ref().filter(|_| run.has_own_images) {
+        if let Some(lone) = self.job_engine.as_ref().filter(|_| run.has_own_images) {
             lone.adopt(run, None).await?;
         }
         let Some(engine) = &self.engine else { return Ok(had) };
@@ -152,7 +152,7 @@ impl Executor for Executors {
     async fn end(&self, run: &RunScope) -> Result<(), ExecError> {
         // Clean up on every executor even if one engine is unreachable.
         let mut ended = self.local.end(run).await;
-        for engine in self.lone.iter().chain(&self.engine) {
+        for engine in self.job_engine.iter().chain(&self.engine) {
             ended = ended.and(engine.end(run).await);
         }
         ended
@@ -175,7 +175,7 @@ impl Executor for Executors {
         gate: Gate,
         out: Arc<dyn LogSink>,
         stop: &StopSignal,
-    ) -> Result<Ran, ExecError> {
+    ) -> Result<StepOutcome, ExecError> {
         match self.of_step(step)? {
             Runs::Here(executor) => executor.run_step(run, on, step, gate, out, stop).await,
             Runs::Elsewhere(remote) => remote.run_step(run, step, gate, out, stop).await,
@@ -216,7 +216,7 @@ impl Executor for Executors {
 
     async fn clear(&self, run: &RunId) -> Result<(), ExecError> {
         let mut cleared = self.local.clear(run).await;
-        for engine in self.lone.iter().chain(&self.engine) {
+        for engine in self.job_engine.iter().chain(&self.engine) {
             cleared = cleared.and(engine.clear(run).await);
         }
         cleared
@@ -224,15 +224,15 @@ impl Executor for Executors {
 
     async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
         let mut destroyed = self.local.destroy(run).await;
-        for engine in self.lone.iter().chain(&self.engine) {
+        for engine in self.job_engine.iter().chain(&self.engine) {
             destroyed = destroyed.and(engine.destroy(run).await);
         }
         destroyed
     }
 
-    async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {
+    async fn leftovers(&self) -> Result<Vec<LeftoverRun>, ExecError> {
         let mut all = BTreeSet::new();
-        for executor in [&self.local].into_iter().chain(&self.engine).chain(&self.lone) {
+        for executor in [&self.local].into_iter().chain(&self.engine).chain(&self.job_engine) {
             match executor.leftovers().await {
                 Ok(left) => all.extend(left),
                 Err(cause) => {
@@ -291,7 +291,7 @@ mod tests {
             Some(Arc::<Scripted>::clone(&engine)),
             Arc::new(Scripted::named("host")),
         )
-        .with_lone(Some(Arc::new(lone)));
+        .with_job_engine(Some(Arc::new(lone)));
         let scope = RunScope {
             run: "r-1".parse().unwrap(),
             epoch: Epoch(1),

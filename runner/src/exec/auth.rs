@@ -177,7 +177,7 @@ fn covers(key: &str, repository: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn looked_up(json: &str, image: &str) -> Result<Option<String>, String> {
+    fn find_credentials(json: &str, image: &str) -> Result<Option<String>, String> {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("auth.json");
         std::fs::write(&file, json).unwrap();
@@ -207,7 +207,7 @@ mod tests {
         // a:b, c:d
         let json = r#"{"auths":{"h:5":{"auth":"YTpi"},"h:5/team":{"auth":"YzpkOmU="},
             "h:55":{"auth":"YTpi"}}}"#;
-        let of = |image| looked_up(json, image).unwrap();
+        let of = |image| find_credentials(json, image).unwrap();
         assert_eq!(of("h:5/x:t").as_deref(), Some(r#"{"username":"a","password":"b"}"#));
         assert_eq!(of("h:5/team/x").as_deref(), Some(r#"{"username":"c","password":"d:e"}"#));
         assert_eq!(of("h:5/teams/x").as_deref(), Some(r#"{"username":"a","password":"b"}"#));
@@ -217,14 +217,14 @@ mod tests {
     #[test]
     fn dockers_own_key_is_for_dockers_registry() {
         let json = r#"{"auths":{"https://index.docker.io/v1/":{"username":"u","password":"p"}}}"#;
-        assert!(looked_up(json, "busybox").unwrap().is_some());
-        assert!(looked_up(json, "quay.io/x").unwrap().is_none());
+        assert!(find_credentials(json, "busybox").unwrap().is_some());
+        assert!(find_credentials(json, "quay.io/x").unwrap().is_none());
     }
 
     #[test]
     fn an_entry_of_a_helper_program_is_left_to_the_engine() {
         let json = r#"{"auths":{"h.x":{}},"credHelpers":{"h.x":"secretservice"}}"#;
-        assert_eq!(looked_up(json, "h.x/a").unwrap(), None);
+        assert_eq!(find_credentials(json, "h.x/a").unwrap(), None);
     }
 
     #[test]
@@ -232,7 +232,7 @@ mod tests {
         for json in
             ["{", r#"{"auths":{"h.x":{"auth":"%"}}}"#, r#"{"auths":{"h.x":{"auth":"YQ=="}}}"#]
         {
-            let said = looked_up(json, "h.x/a").unwrap_err();
+            let said = find_credentials(json, "h.x/a").unwrap_err();
             assert!(said.contains("auth.json"), "{said}");
         }
         let missing = [PathBuf::from("/nowhere/auth.json")];

@@ -17,13 +17,13 @@ const KEPT: usize = 1024;
 
 /// The received bytes of one stream.
 #[derive(Debug, Clone, Default)]
-struct Mark {
+struct ReceivedStream {
     total: u64,
     first: Vec<u8>,
     last: Vec<u8>,
 }
 
-impl Mark {
+impl ReceivedStream {
     fn add(&mut self, bytes: &[u8]) {
         self.total += bytes.len() as u64;
         let free = KEPT.saturating_sub(self.first.len()).min(bytes.len());
@@ -37,12 +37,12 @@ impl Mark {
 
 /// The received bytes of both streams of a step.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Seen {
-    stdout: Mark,
-    stderr: Mark,
+pub(super) struct ReceivedOutput {
+    stdout: ReceivedStream,
+    stderr: ReceivedStream,
 }
 
-impl Seen {
+impl ReceivedOutput {
     /// Adds a received piece.
     pub(super) fn add(&mut self, piece: &Piece) {
         match piece.stream {
@@ -52,21 +52,21 @@ impl Seen {
     }
 
     /// Starts reading the copy.
-    pub(super) fn read(&self, ways: Ways) -> Reading {
-        let of = |mark: &Mark, way| Place {
+    pub(super) fn read(&self, ways: SkipModes) -> CopyPass {
+        let of = |mark: &ReceivedStream, way| StreamPass {
             mark: mark.clone(),
             way,
             at: 0,
             window: Vec::new(),
-            lies: Lies::Complete,
+            lies: CopyRelation::Complete,
         };
-        Reading { stdout: of(&self.stdout, ways.stdout), stderr: of(&self.stderr, ways.stderr) }
+        CopyPass { stdout: of(&self.stdout, ways.stdout), stderr: of(&self.stderr, ways.stderr) }
     }
 }
 
 /// How to skip the bytes already received.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Way {
+enum SkipMode {
     /// By count: the copy is complete.
     #[default]
     Count,
@@ -78,21 +78,21 @@ enum Way {
 
 /// The way to skip for each stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Ways {
-    stdout: Way,
-    stderr: Way,
+pub(super) struct SkipModes {
+    stdout: SkipMode,
+    stderr: SkipMode,
 }
 
-impl Ways {
+impl SkipModes {
     /// Whether output is missing between the received bytes and the copy.
     pub(super) fn has_gap(self) -> bool {
-        self.stdout == Way::Nothing || self.stderr == Way::Nothing
+        self.stdout == SkipMode::Nothing || self.stderr == SkipMode::Nothing
     }
 }
 
 /// How the copy of a stream relates to the received bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lies {
+enum CopyRelation {
     Complete,
     /// It has lost its beginning.
     Moved,
@@ -101,25 +101,29 @@ enum Lies {
 }
 
 /// One pass over the copy of one stream.
-struct Place {
-    mark: Mark,
-    way: Way,
+struct StreamPass {
+    mark: ReceivedStream,
+    way: SkipMode,
     /// The number of bytes read so far.
     at: u64,
     window: Vec<u8>,
-    lies: Lies,
+    lies: CopyRelation,
 }
 
-impl Place {
+impl StreamPass {
     fn take(&mut self, bytes: Vec<u8>) -> Vec<u8> {
         let before = self.at;
         self.at += bytes.len() as u64;
         match self.way {
-            Way::Nothing => bytes,
-            Way::Search => self.search(bytes),
-            Way::Count => {
+            SkipMode::Nothing => bytes,
+            SkipMode::Search => self.search(bytes),
+            SkipMode::Count => {
                 self.compare(before, &bytes);
-                if self.lies == Lies::Moved { Vec::new() } else { self.behind(before, bytes) }
+                if self.lies == CopyRelation::Moved {
+                    Vec::new()
+                } else {
+                    self.behind(before, bytes)
+                }
             }
         }
     }
@@ -136,18 +140,18 @@ impl Place {
         let at = usize::try_from(before).unwrap_or(usize::MAX);
         let expected = self.mark.first.get(at..).unwrap_or_default();
         if expected.iter().zip(bytes).any(|(expected, byte)| expected != byte) {
-            self.lies = Lies::Moved;
+            self.lies = CopyRelation::Moved;
         }
     }
 
     fn search(&mut self, bytes: Vec<u8>) -> Vec<u8> {
-        if self.lies == Lies::Found {
+        if self.lies == CopyRelation::Found {
             return bytes;
         }
         self.window.extend(bytes);
         let last = &self.mark.last;
         if let Some(at) = Finder::new(last).find(&self.window) {
-            self.lies = Lies::Found;
+            self.lies = CopyRelation::Found;
             let mut window = std::mem::take(&mut self.window);
             window.drain(..at + last.len());
             return window;
@@ -158,22 +162,24 @@ impl Place {
     }
 
     /// How to read the copy again if this pass did not find where to continue.
-    fn next(&self) -> Option<Way> {
+    fn next(&self) -> Option<SkipMode> {
         match (self.way, self.lies) {
-            (Way::Count, Lies::Moved) => Some(Way::Search),
-            (Way::Search, Lies::Complete | Lies::Moved) => Some(Way::Nothing),
-            (Way::Count | Way::Search | Way::Nothing, _) => None,
+            (SkipMode::Count, CopyRelation::Moved) => Some(SkipMode::Search),
+            (SkipMode::Search, CopyRelation::Complete | CopyRelation::Moved) => {
+                Some(SkipMode::Nothing)
+            }
+            (SkipMode::Count | SkipMode::Search | SkipMode::Nothing, _) => None,
         }
     }
 }
 
 /// One pass over the copy of both streams.
-pub(super) struct Reading {
-    stdout: Place,
-    stderr: Place,
+pub(super) struct CopyPass {
+    stdout: StreamPass,
+    stderr: StreamPass,
 }
 
-impl Reading {
+impl CopyPass {
     /// Takes the next piece of the copy and returns the bytes that were not received before.
     pub(super) fn take(&mut self, piece: Piece) -> Option<Piece> {
         let place = match piece.stream {
@@ -186,24 +192,26 @@ impl Reading {
 
     /// How to read the copy again if this pass did not find where to continue. Call it only after
     /// reading the copy to its end.
-    pub(super) fn again(&self) -> Option<Ways> {
+    pub(super) fn again(&self) -> Option<SkipModes> {
         let (stdout, stderr) = (self.stdout.next(), self.stderr.next());
         if stdout.is_none() && stderr.is_none() {
             return None;
         }
         // The other stream is read to its end: skip all of it in the next pass.
-        let way = |next: Option<Way>, place: &Place| match (next, place.way) {
+        let way = |next: Option<SkipMode>, place: &StreamPass| match (next, place.way) {
             (Some(way), _) => way,
-            (None, Way::Count) => Way::Count,
-            (None, Way::Search | Way::Nothing) => Way::Search,
+            (None, SkipMode::Count) => SkipMode::Count,
+            (None, SkipMode::Search | SkipMode::Nothing) => SkipMode::Search,
         };
-        Some(Ways { stdout: way(stdout, &self.stdout), stderr: way(stderr, &self.stderr) })
+        Some(SkipModes { stdout: way(stdout, &self.stdout), stderr: way(stderr, &self.stderr) })
     }
 
     /// Whether a complete copy has fewer bytes than were received.
     pub(super) fn is_short(&self) -> bool {
-        let is_short = |place: &Place| {
-            place.way == Way::Count && place.lies == Lies::Complete && place.at < place.mark.total
+        let is_short = |place: &StreamPass| {
+            place.way == SkipMode::Count
+                && place.lies == CopyRelation::Complete
+                && place.at < place.mark.total
         };
         is_short(&self.stdout) || is_short(&self.stderr)
     }
@@ -219,8 +227,8 @@ mod tests {
     }
 
     /// The bytes read from a copy, and whether output is missing before them.
-    fn rest(seen: &Seen, copy: &[u8], cut: usize) -> (Vec<u8>, bool) {
-        let (mut seen, mut ways, mut out) = (seen.clone(), Ways::default(), Vec::new());
+    fn rest(seen: &ReceivedOutput, copy: &[u8], cut: usize) -> (Vec<u8>, bool) {
+        let (mut seen, mut ways, mut out) = (seen.clone(), SkipModes::default(), Vec::new());
         loop {
             let mut reading = seen.read(ways);
             for part in copy.chunks(cut) {
@@ -244,7 +252,7 @@ mod tests {
     fn a_copy_without_its_beginning_is_read_from_the_last_received_bytes() {
         let all = numbers(2_000);
         for (taken, begins) in [(500, 1), (500, 400), (9_000, 7_000), (9_000, 8_500)] {
-            let mut seen = Seen::default();
+            let mut seen = ReceivedOutput::default();
             for part in all[..taken].chunks(700) {
                 seen.add(&piece(part));
             }
@@ -263,7 +271,7 @@ mod tests {
     #[test]
     fn missing_output_before_a_copy_is_reported() {
         let all = numbers(2_000);
-        let mut seen = Seen::default();
+        let mut seen = ReceivedOutput::default();
         seen.add(&piece(&all[..3_000]));
         assert_eq!(rest(&seen, &all[6_000..], 512), (all[6_000..].to_vec(), true));
     }
@@ -271,9 +279,9 @@ mod tests {
     #[test]
     fn a_complete_copy_that_ends_early_adds_nothing() {
         let all = numbers(500);
-        let mut seen = Seen::default();
+        let mut seen = ReceivedOutput::default();
         seen.add(&piece(&all[..3_000]));
-        let mut reading = seen.read(Ways::default());
+        let mut reading = seen.read(SkipModes::default());
         assert_eq!(reading.take(piece(&all[..2_500])), None);
         assert!(reading.is_short() && reading.again().is_none());
     }
@@ -286,7 +294,7 @@ mod tests {
             cut in 1_usize..200,
         ) {
             let taken = taken.min(text.len());
-            let mut seen = Seen::default();
+            let mut seen = ReceivedOutput::default();
             for part in text[..taken].chunks(cut) {
                 seen.add(&piece(part));
             }

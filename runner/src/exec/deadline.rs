@@ -58,9 +58,9 @@ impl Flow {
     }
 
     /// This process holds the bytes up until the value is dropped.
-    pub(super) fn hold(&self) -> Hold<'_> {
+    pub(super) fn hold(&self) -> FlowHold<'_> {
         self.state().held += 1;
-        Hold(self)
+        FlowHold(self)
     }
 
     pub(super) fn is_held(&self) -> bool {
@@ -82,9 +82,9 @@ impl Flow {
 
 /// See [`Flow::hold`].
 #[derive(Debug)]
-pub(super) struct Hold<'a>(&'a Flow);
+pub(super) struct FlowHold<'a>(&'a Flow);
 
-impl Drop for Hold<'_> {
+impl Drop for FlowHold<'_> {
     fn drop(&mut self) {
         let mut state = self.0.state();
         (state.moved, state.held) = (Instant::now(), state.held - 1);
@@ -92,13 +92,13 @@ impl Drop for Hold<'_> {
 }
 
 /// A sink that holds the flow up while it writes.
-pub(super) struct Holding {
+pub(super) struct HoldingSink {
     pub(super) out: Arc<dyn LogSink>,
     pub(super) flow: Arc<Flow>,
 }
 
 #[async_trait]
-impl LogSink for Holding {
+impl LogSink for HoldingSink {
     async fn write(&self, stream: LogStream, bytes: Bytes) {
         let _hold = self.flow.hold();
         self.out.write(stream, bytes).await;

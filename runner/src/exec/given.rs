@@ -2,13 +2,13 @@
 
 use protocol::shell;
 
-use crate::ports::Given;
+use crate::ports::StepSecret;
 
 /// The directory of a step's secrets in its container.
 pub(super) const DIR: &str = "/run/secrets";
 
 /// Shell lines that export secrets, stored there as files, as variables.
-pub(super) fn exports(given: &[Given]) -> String {
+pub(super) fn exports(given: &[StepSecret]) -> String {
     let lines = given.iter().filter_map(|given| {
         let variable = given.env.as_ref()?;
         let file = shell::join(&[format!("{DIR}/{}", given.name)]);
@@ -22,7 +22,7 @@ pub(super) fn exports(given: &[Given]) -> String {
 
 /// A command prefix that exports secrets as variables. Setting them through the engine would reveal
 /// them in its description of the container.
-pub(super) fn exporting(given: &[Given]) -> Option<Vec<String>> {
+pub(super) fn exporting(given: &[StepSecret]) -> Option<Vec<String>> {
     let lines = exports(given);
     let program = format!("{lines}exec \"$@\"");
     (!lines.is_empty()).then(|| ["sh", "-c", &program, "sh"].map(str::to_owned).to_vec())
@@ -33,9 +33,9 @@ mod tests {
     use super::*;
     use crate::ports::Secret;
 
-    fn given(name: &str, env: Option<&str>) -> Given {
+    fn given(name: &str, env: Option<&str>) -> StepSecret {
         let (name, env) = (name.to_owned(), env.map(str::to_owned));
-        Given { name, env, value: Secret::new(*b"hunter2") }
+        StepSecret { name, env, value: Secret::new(*b"hunter2") }
     }
 
     #[test]

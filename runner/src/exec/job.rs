@@ -25,7 +25,7 @@ pub(super) struct JobOptions {
 /// The keys of `with` and their types.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct With {
+struct JobSettings {
     image: Option<String>,
     namespace: Option<String>,
     mounts: Option<Vec<String>>,
@@ -50,7 +50,7 @@ pub(super) fn container_name(run: &RunId, position: usize) -> String {
     format!("bob-{run}-{position}")
 }
 
-impl With {
+impl JobSettings {
     /// Parses `with`. The error is a sentence about the first key that would be ignored.
     fn read(name: &str, executor: ExecutorKind, with: &Map<String, Value>) -> Result<Self, String> {
         with::has_known_keys(name, executor, with)?;
@@ -114,7 +114,7 @@ impl JobOptions {
         host: MountHost<'_>,
     ) -> Result<Self, ExecError> {
         let read = || -> Result<Self, String> {
-            let with = With::read(name, executor, with)?;
+            let with = JobSettings::read(name, executor, with)?;
             let mut mounts = Vec::new();
             for text in with.mounts.iter().flatten() {
                 let resolved = host.resolve(mount(name, text)?);
@@ -139,7 +139,7 @@ impl JobOptions {
 /// A sentence if `with` has a value that no step can use.
 pub(super) fn volumes_of(step: &Step) -> Result<Vec<String>, String> {
     let name = step.name.as_str();
-    let with = With::read(name, step.executor, &step.with)?;
+    let with = JobSettings::read(name, step.executor, &step.with)?;
     // Results of earlier steps are filled in and checked later.
     let texts = with.mounts.iter().flatten().filter(|text| !text.contains("${"));
     let mut volumes = Vec::new();

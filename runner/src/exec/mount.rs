@@ -183,13 +183,13 @@ mod tests {
     use super::super::access::SharedDir;
     use super::*;
 
-    struct Shares {
+    struct SharedRoots {
         _dir: tempfile::TempDir,
         root: PathBuf,
         access: HostAccess,
     }
 
-    impl Shares {
+    impl SharedRoots {
         /// `cache` is writable and `data` is read-only. Each has a directory `sub`.
         fn new() -> Self {
             let dir = tempfile::tempdir().unwrap();
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn a_shared_directory_is_mounted_as_a_whole() {
-        let shares = Shares::new();
+        let shares = SharedRoots::new();
         let made = shares.mount("cache:/x").unwrap();
         assert_eq!(made.source, Source::Dir(shares.root.join("cache")));
         assert!(shares.mount("cache:/x:ro,rslave").is_ok());
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn no_path_outside_the_shared_directories_is_resolved() {
-        let shares = Shares::new();
+        let shares = SharedRoots::new();
         // Following this link would lead into a shared directory.
         symlink(shares.root.join("cache"), shares.root.join("other/link")).unwrap();
         for refused in ["other/link:/x", "cache/../other/link:/x", "other/link/../cache:/x"] {
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_part_of_a_directory_that_steps_can_write_to_is_refused_also_read_only() {
-        let shares = Shares::new();
+        let shares = SharedRoots::new();
         for refused in ["cache/sub:/x", "cache/sub:/x:ro"] {
             let why = shares.mount(refused).unwrap_err();
             assert!(why.contains("which steps can change"), "{why}");
@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_directory_that_is_shared_read_only_has_parts_that_are_mounted_read_only() {
-        let shares = Shares::new();
+        let shares = SharedRoots::new();
         let made = shares.mount("data/sub:/x:ro").unwrap();
         assert_eq!(made.source, Source::Dir(shares.root.join("data/sub")));
         assert!(shares.mount("data:/x:ro").is_ok());
@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_part_that_others_could_replace_is_refused() {
-        let shares = Shares::new();
+        let shares = SharedRoots::new();
         let why = shares.mount("open/sub:/x:ro").unwrap_err();
         assert!(why.contains("other users can write to"), "{why}");
         // Simulates a link that replaces a directory after the name was looked up.
@@ -298,7 +298,7 @@ mod tests {
 
     #[test]
     fn an_option_that_changes_files_of_the_host_is_a_persons_own() {
-        let shares = Shares::new();
+        let shares = SharedRoots::new();
         for option in ["z", "Z", "U"] {
             let why = shares.mount(&format!("cache:/x:{option}")).unwrap_err();
             assert!(why.contains("changes files of the host"), "{why}");

@@ -36,8 +36,8 @@ use protocol::pipeline::Step;
 use protocol::time::Millis;
 
 use crate::ports::{
-    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Exit, Gate, Left,
-    LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
+    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Exit, Gate,
+    LeftoverRun, LogSink, RunScope, StepOutcome, StepSpec, StopLevel, StopSignal, Workspace,
 };
 
 type Files = BTreeMap<String, String>;
@@ -357,13 +357,13 @@ impl Executor for Scripted {
         mut gate: Gate,
         out: Arc<dyn LogSink>,
         stop: &StopSignal,
-    ) -> Result<Ran, ExecError> {
+    ) -> Result<StepOutcome, ExecError> {
         let open = tokio::select! {
             biased;
             open = gate.opened() => open,
             _ = stop.above(StopLevel::Run) => false,
         };
-        if !open || !gate.stands() || !self.is_newest(run) {
+        if !open || !gate.is_owned() || !self.is_newest(run) {
             return Err(ExecError::NotStarted);
         }
         let times = {
@@ -379,7 +379,7 @@ impl Executor for Scripted {
         let mut files = self.files(&run.run, on);
         let exit = perform(step, &mut files, &*out, stop).await?;
         let id = self.make(&run.run, files);
-        let mut ran = Ran::new(exit, Workspace::Container { id, depth: 0 });
+        let mut ran = StepOutcome::new(exit, Workspace::Container { id, depth: 0 });
         ran.result = result_of(&step.words);
         Ok(ran)
     }
@@ -457,9 +457,9 @@ impl Executor for Scripted {
         self.is_there()
     }
 
-    async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {
+    async fn leftovers(&self) -> Result<Vec<LeftoverRun>, ExecError> {
         let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = made.iter().map(|(run, made)| Left {
+        let left = made.iter().map(|(run, made)| LeftoverRun {
             run: run.clone(),
             cluster: made.cluster.as_deref().map(str::to_owned),
         });

@@ -48,23 +48,23 @@ impl Head {
         }
     }
 
-    fn kind(&self) -> Kind<'_> {
+    fn kind(&self) -> ProgramKind<'_> {
         match self {
-            Self::Missing => Kind::Missing,
-            Self::Unknown => Kind::Unknown,
-            Self::Bytes(bytes) if bytes.starts_with(b"\x7fELF") => Kind::Binary,
+            Self::Missing => ProgramKind::Missing,
+            Self::Unknown => ProgramKind::Unknown,
+            Self::Bytes(bytes) if bytes.starts_with(b"\x7fELF") => ProgramKind::Binary,
             Self::Bytes(bytes) => match bytes.strip_prefix(b"#!") {
                 Some(rest) => {
                     let line = rest.split(|byte| *byte == b'\n').next().unwrap_or_default();
-                    Kind::Script(line)
+                    ProgramKind::Script(line)
                 }
-                None => Kind::Text,
+                None => ProgramKind::Text,
             },
         }
     }
 }
 
-enum Kind<'a> {
+enum ProgramKind<'a> {
     Missing,
     Unknown,
     Binary,
@@ -79,21 +79,27 @@ pub(super) fn cause(program: &str, said: &str, head: &Head) -> String {
     let kind = head.kind();
     if lower.contains("no such file") {
         return match kind {
-            Kind::Missing => format!("`{program}` does not exist"),
-            Kind::Unknown => format!("`{program}` does not exist, or its interpreter does not"),
-            Kind::Script(line) => interpreter(program, line, "does not exist"),
-            Kind::Binary => format!(
+            ProgramKind::Missing => format!("`{program}` does not exist"),
+            ProgramKind::Unknown => {
+                format!("`{program}` does not exist, or its interpreter does not")
+            }
+            ProgramKind::Script(line) => interpreter(program, line, "does not exist"),
+            ProgramKind::Binary => format!(
                 "the dynamic loader of `{program}` does not exist: the program is built for another C library"
             ),
-            Kind::Text => format!("`{program}` cannot be executed: {said}"),
+            ProgramKind::Text => format!("`{program}` cannot be executed: {said}"),
         };
     }
     if lower.contains("exec format error") {
         return match kind {
-            Kind::Binary => format!("`{program}` is built for another processor"),
-            Kind::Script(line) => interpreter(program, line, "is not a program for this processor"),
-            Kind::Text => format!("`{program}` is neither a binary nor a script with a `#!` line"),
-            Kind::Missing | Kind::Unknown => format!(
+            ProgramKind::Binary => format!("`{program}` is built for another processor"),
+            ProgramKind::Script(line) => {
+                interpreter(program, line, "is not a program for this processor")
+            }
+            ProgramKind::Text => {
+                format!("`{program}` is neither a binary nor a script with a `#!` line")
+            }
+            ProgramKind::Missing | ProgramKind::Unknown => format!(
                 "`{program}` is built for another processor, or is a script without a `#!` line"
             ),
         };

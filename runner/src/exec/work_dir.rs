@@ -69,7 +69,7 @@ impl Entry {
 
 /// The result of resolving a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Found {
+pub(super) enum ResolvedPath {
     /// To a path without links. The directories below `missing` of its components do not exist.
     Path { path: String, missing: Vec<String> },
     /// To something that is not a directory.
@@ -78,7 +78,7 @@ pub(super) enum Found {
     Circle,
 }
 
-impl Found {
+impl ResolvedPath {
     /// The path, if it exists or may be created.
     pub(super) fn into_path(
         self,
@@ -122,17 +122,17 @@ fn is_about_program(said: &str) -> bool {
 /// [`next`]: Self::next
 /// [`answer`]: Self::answer
 #[derive(Debug)]
-pub(super) struct Walk {
+pub(super) struct PathWalk {
     ahead: VecDeque<String>,
     /// The resolved components so far; none of them is a link.
     real: Vec<String>,
     /// How many of them exist, set when the first missing one is found.
     exist: Option<usize>,
     links: u32,
-    end: Option<Found>,
+    end: Option<ResolvedPath>,
 }
 
-impl Walk {
+impl PathWalk {
     /// Starts at the root of the container.
     pub(super) fn along(path: &str) -> Self {
         let ahead = components(path).collect();
@@ -163,11 +163,11 @@ impl Walk {
         match entry {
             Entry::Directory => {}
             Entry::Missing => self.exist = Some(self.real.len().saturating_sub(1)),
-            Entry::Other => self.end = Some(Found::NotDirectory(joined(&self.real))),
+            Entry::Other => self.end = Some(ResolvedPath::NotDirectory(joined(&self.real))),
             Entry::Link(target) => {
                 self.links += 1;
                 if self.links > MOST_LINKS || target.is_empty() {
-                    self.end = Some(Found::Circle);
+                    self.end = Some(ResolvedPath::Circle);
                     return;
                 }
                 if target.starts_with('/') {
@@ -183,13 +183,13 @@ impl Walk {
     }
 
     /// The result, once [`next`](Self::next) has returned `None`.
-    pub(super) fn found(self) -> Found {
+    pub(super) fn found(self) -> ResolvedPath {
         if let Some(end) = self.end {
             return end;
         }
         let exist = self.exist.unwrap_or(self.real.len());
         let missing = (exist..self.real.len()).map(|at| joined(&self.real[..=at])).collect();
-        Found::Path { path: joined(&self.real), missing }
+        ResolvedPath::Path { path: joined(&self.real), missing }
     }
 }
 
@@ -207,7 +207,7 @@ mod tests {
     use std::collections::HashMap;
 
     /// Resolves a path in a container with these entries.
-    fn of(path: &str) -> Found {
+    fn of(path: &str) -> ResolvedPath {
         let link = |target: &str| Entry::Link(target.to_owned());
         let there = HashMap::from([
             ("/a", Entry::Directory),
@@ -219,16 +219,16 @@ mod tests {
             ("/loop", link("/loop")),
             ("/to-file", link("file")),
         ]);
-        let mut walk = Walk::along(path);
+        let mut walk = PathWalk::along(path);
         while let Some(at) = walk.next() {
             walk.answer(there.get(at.as_str()).cloned().unwrap_or(Entry::Missing));
         }
         walk.found()
     }
 
-    fn to(path: &str, missing: &[&str]) -> Found {
+    fn to(path: &str, missing: &[&str]) -> ResolvedPath {
         let missing = missing.iter().map(|path| (*path).to_owned()).collect();
-        Found::Path { path: path.to_owned(), missing }
+        ResolvedPath::Path { path: path.to_owned(), missing }
     }
 
     #[test]
@@ -245,9 +245,9 @@ mod tests {
 
     #[test]
     fn a_path_that_cannot_be_a_directory_is_told_from_a_missing_one() {
-        assert_eq!(of("/file/x"), Found::NotDirectory("/file".to_owned()));
-        assert_eq!(of("/to-file"), Found::NotDirectory("/file".to_owned()));
-        assert_eq!(of("/loop/x"), Found::Circle);
+        assert_eq!(of("/file/x"), ResolvedPath::NotDirectory("/file".to_owned()));
+        assert_eq!(of("/to-file"), ResolvedPath::NotDirectory("/file".to_owned()));
+        assert_eq!(of("/loop/x"), ResolvedPath::Circle);
         let said = |path| of(path).into_path(path, false).unwrap_err();
         assert_eq!(said("/no"), "there is no working directory /no in its container");
         assert!(said("/out").contains("it leads to /tmp/host, which does not exist"));

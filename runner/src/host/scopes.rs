@@ -29,7 +29,7 @@ pub struct Scope {
 
 impl Scopes {
     /// Whether a secret can be used for a purpose.
-    pub(super) fn cover(&self, secret: &str, purpose: &Purpose) -> bool {
+    pub(super) fn allow(&self, secret: &str, purpose: &Purpose) -> bool {
         match self {
             Self::All => true,
             Self::Only(scopes) => scopes.iter().any(|scope| scope.covers(secret, purpose)),
@@ -90,18 +90,18 @@ mod tests {
             scope("deploy-*", "prod", "*", None),
             scope("hook", "*", "*", Some("*.example.org:443")),
         ]);
-        let step = |secret, group| scopes.cover(secret, &purpose(group, "p", None));
+        let step = |secret, group| scopes.allow(secret, &purpose(group, "p", None));
         assert!(step("deploy-key", "prod"));
         assert!(!step("deploy-key", "dev") && !step("other", "prod"));
         assert!(!step("hook", "prod"), "a step could send it anywhere");
-        let post = |host, port| scopes.cover("hook", &purpose("g", "p", Some((host, port))));
+        let post = |host, port| scopes.allow("hook", &purpose("g", "p", Some((host, port))));
         assert!(post("a.example.org", 443));
         assert!(!post("a.example.org", 80) && !post("example.org.evil.net", 443));
         let untrusted = Purpose { trusted: false, ..purpose("prod", "p", None) };
-        assert!(!scopes.cover("deploy-key", &untrusted), "a message can claim any group");
+        assert!(!scopes.allow("deploy-key", &untrusted), "a message can claim any group");
         let everyone = Scopes::Only(vec![scope("deploy-*", "*", "*", None)]);
-        assert!(everyone.cover("deploy-key", &untrusted));
-        assert!(!Scopes::Only(Vec::new()).cover("a", &purpose("g", "p", None)));
-        assert!(Scopes::All.cover("a", &purpose("g", "p", None)));
+        assert!(everyone.allow("deploy-key", &untrusted));
+        assert!(!Scopes::Only(Vec::new()).allow("a", &purpose("g", "p", None)));
+        assert!(Scopes::All.allow("a", &purpose("g", "p", None)));
     }
 }

@@ -96,8 +96,8 @@ impl MountedSecrets {
 #[async_trait]
 impl Secrets for MountedSecrets {
     async fn get(&self, name: &str, purpose: &Purpose) -> Result<Option<Secret>, SecretsError> {
-        if !self.scopes.cover(name, purpose) {
-            return Err(purpose.refused(name));
+        if !self.scopes.allow(name, purpose) {
+            return Err(purpose.out_of_scope(name));
         }
         let (all, asked) = (self.clone(), name.to_owned());
         let looked = tokio::task::spawn_blocking(move || all.look(&asked)).await;

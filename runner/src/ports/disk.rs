@@ -56,14 +56,14 @@ impl BaseImage {
     /// Returns true if an image reference from a pipeline resolves to this image.
     #[must_use]
     pub fn answers_to(&self, reference: &str) -> bool {
-        self.names.iter().any(|name| is_meant(name, reference))
+        self.names.iter().any(|name| matches_reference(name, reference))
     }
 }
 
 /// Returns true if an image reference from a pipeline resolves to an image with this full name. A
 /// short reference matches the end of the name. A missing tag means `latest`.
 #[must_use]
-pub fn is_meant(name: &str, reference: &str) -> bool {
+pub fn matches_reference(name: &str, reference: &str) -> bool {
     if name == reference {
         return true;
     }
@@ -101,7 +101,7 @@ mod tests {
             ("h:5000/a/b:latest", "h:5000/a/b"),
             ("quay.io/a/b@sha256:0a", "a/b@sha256:0a"),
         ] {
-            assert!(is_meant(name, reference), "{reference}");
+            assert!(matches_reference(name, reference), "{reference}");
         }
         for (name, reference) in [
             ("docker.io/library/alpine:3", "alpine"),
@@ -109,7 +109,7 @@ mod tests {
             ("h:5000/a/b:v1", "h:5000/a/b"),
             ("docker.io/library/alpine:latest", "latest"),
         ] {
-            assert!(!is_meant(name, reference), "{reference}");
+            assert!(!matches_reference(name, reference), "{reference}");
         }
     }
 }

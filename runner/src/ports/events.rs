@@ -110,7 +110,7 @@ pub trait Events: Send + Sync {
     async fn confirmed(&self, ticket: Ticket) -> Result<(), EventsError>;
 
     /// Returns why no event can be published at present, if known. Emitted events wait.
-    fn trouble(&self) -> Option<String> {
+    fn problem(&self) -> Option<String> {
         None
     }
 

@@ -12,8 +12,8 @@ use protocol::time::Millis;
 use thiserror::Error;
 
 use super::{
-    BaseImage, ByteStream, Checkpoint, Disk, Gate, Left, LogSink, Ran, RunScope, StepSpec,
-    StopSignal, Workspace,
+    BaseImage, ByteStream, Checkpoint, Disk, Gate, LeftoverRun, LogSink, RunScope, StepOutcome,
+    StepSpec, StopSignal, Workspace,
 };
 
 /// Upper bound on the time between sending a start to an engine and the engine performing it.
@@ -198,7 +198,7 @@ pub trait Remote: Send + Sync {
         gate: Gate,
         out: Arc<dyn LogSink>,
         stop: &StopSignal,
-    ) -> Result<Ran, ExecError>;
+    ) -> Result<StepOutcome, ExecError>;
 }
 
 /// Runs steps. One value serves all runs at once.
@@ -274,7 +274,7 @@ pub trait Executor: Send + Sync {
         gate: Gate,
         out: Arc<dyn LogSink>,
         stop: &StopSignal,
-    ) -> Result<Ran, ExecError>;
+    ) -> Result<StepOutcome, ExecError>;
 
     /// Commits what a step left as the workspace of its successors. Removes the step's container in
     /// the background.
@@ -320,7 +320,7 @@ pub trait Executor: Send + Sync {
     async fn destroy(&self, run: &RunId) -> Result<(), ExecError>;
 
     /// Returns the runs that still have resources on this engine, each once.
-    async fn leftovers(&self) -> Result<Vec<Left>, ExecError>;
+    async fn leftovers(&self) -> Result<Vec<LeftoverRun>, ExecError>;
 
     /// Checks that the engine responds.
     ///

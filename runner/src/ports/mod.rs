@@ -22,22 +22,24 @@ pub mod conformance;
 
 use std::sync::Arc;
 
-pub use disk::{BaseImage, Disk, is_meant};
+pub use disk::{BaseImage, Disk, matches_reference};
 pub use events::{EventStream, Events, EventsError, Position, Published, Ticket};
 pub use executor::{EngineInfo, ExecError, Executor, Remote, STARTS_WITHIN};
 pub use guard::{Guard, Unguarded};
 pub use host::Host;
-pub use outputs::{Found, KeptFile, KeptOutputs, Notices, OutputStore, Outputs, Place, Stored};
+pub use outputs::{
+    ArchiveMatch, KeptFile, KeptOutputs, Notices, OutputLocation, OutputStore, Outputs, Stored,
+};
 pub use queue::{Consumer, Delivery, Message, Queue, QueueError, Route, Settle, Source};
 pub use render::{RenderError, Renderer, Rendering};
 pub use searched::{Leak, searched};
 pub use secrets::{
-    Destination, Forbidden, Given, NoSecrets, Purpose, Search, Secret, Secrets, SecretsError,
-    StepSecrets,
+    Destination, NoSecrets, Purpose, Search, Secret, SecretMatcher, Secrets, SecretsError,
+    StepSecret, StepSecrets,
 };
 pub use step::{
-    Checkpoint, Exit, Gate, JOB_DIR, Left, LogSink, Ran, RunScope, Script, StepEnd, StepSpec,
-    StopLevel, StopSignal, Workspace,
+    Checkpoint, Exit, Gate, JOB_DIR, LeftoverRun, LogSink, RunScope, Script, StepEnd, StepOutcome,
+    StepSpec, StopLevel, StopSignal, Workspace,
 };
 pub use store::{
     Change, Changes, Claim, Compare, Entry, Expect, Granted, LeaseId, Listing, Op, Read, Store,

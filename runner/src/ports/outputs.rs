@@ -6,16 +6,16 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use protocol::pipeline::Selection;
 
-use super::{ByteStream, Forbidden, Origin, TransferError};
+use super::{ByteStream, Origin, SecretMatcher, TransferError};
 
 /// The location of one file in an output store.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Place {
+pub struct OutputLocation {
     under: Vec<String>,
     path: String,
 }
 
-impl Place {
+impl OutputLocation {
     /// Creates a place from a path below directory names. Each name is one level, whatever
     /// characters it contains.
     ///
@@ -37,7 +37,7 @@ impl Place {
 
     /// Returns the names above the path. They may contain any character; the store encodes them.
     #[must_use]
-    pub fn under(&self) -> &[String] {
+    pub fn namespace(&self) -> &[String] {
         &self.under
     }
 
@@ -75,7 +75,7 @@ pub trait OutputStore: Send + Sync {
     /// If the future is dropped, the place holds either nothing or the complete file.
     async fn put(
         &self,
-        place: &Place,
+        place: &OutputLocation,
         size: u64,
         bytes: ByteStream,
         origin: &Origin,
@@ -129,7 +129,7 @@ pub struct KeptOutputs {
     /// The run, epoch and attempt that the outputs belong to.
     pub origin: Origin,
     /// Secrets that must not occur in a stored file or its name.
-    pub forbidden: Option<Arc<dyn Forbidden>>,
+    pub forbidden: Option<Arc<dyn SecretMatcher>>,
     /// Notices about outputs that select nothing.
     pub missing: Notices,
     /// Notices about entries that cannot be stored.
@@ -206,7 +206,7 @@ impl KeptOutputs {
 /// The result of searching an archive for an output.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[must_use = "links that nobody asks for are not kept, and an output that is missing may fail its step"]
-pub struct Found {
+pub struct ArchiveMatch {
     /// Whether any file matched.
     pub matched: bool,
     /// Hard links, listed without their content. Export each separately and call `keep` again.
@@ -236,7 +236,7 @@ pub trait Outputs: Send + Sync {
         selection: &Selection,
         at: &str,
         tar: ByteStream,
-    ) -> Result<Found, TransferError>;
+    ) -> Result<ArchiveMatch, TransferError>;
 }
 
 #[cfg(test)]
@@ -252,11 +252,11 @@ mod tests {
     #[test]
     fn a_place_is_relative_and_leads_nowhere_else() {
         let under = ["a/b".to_owned(), "..".to_owned()];
-        assert!(Place::new(&under, "a/..b/c d").is_ok());
+        assert!(OutputLocation::new(&under, "a/..b/c d").is_ok());
         for bad in ["", "/a", "a//b", "a/", ".", "a/..", "../a", "a\0"] {
-            assert!(Place::new(&under, bad).is_err(), "{bad:?} was taken");
+            assert!(OutputLocation::new(&under, bad).is_err(), "{bad:?} was taken");
         }
-        assert!(Place::new(&[String::new()], "a").is_err());
+        assert!(OutputLocation::new(&[String::new()], "a").is_err());
     }
 
     // A11: with the flat layout, the later file replaces the earlier one.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 
-use super::{ByteStream, Forbidden, Search};
+use super::{ByteStream, Search, SecretMatcher};
 
 /// Tells whether a secret was found in a stream.
 #[derive(Debug, Clone, Default)]
@@ -24,7 +24,7 @@ impl Leak {
 /// Returns a stream of the same bytes that withholds each byte until it is known not to belong to a
 /// secret. If a secret is found, the stream ends with an error before the secret's first byte.
 #[must_use]
-pub fn searched(bytes: ByteStream, forbidden: &dyn Forbidden) -> (ByteStream, Leak) {
+pub fn searched(bytes: ByteStream, forbidden: &dyn SecretMatcher) -> (ByteStream, Leak) {
     let leak = Leak::default();
     let searched = Searched {
         bytes,
@@ -88,7 +88,7 @@ mod tests {
     #[derive(Debug, Clone)]
     struct Word(&'static [u8], Vec<u8>);
 
-    impl Forbidden for Word {
+    impl SecretMatcher for Word {
         fn search(&self) -> Box<dyn Search> {
             Box::new(self.clone())
         }

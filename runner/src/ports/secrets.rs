@@ -26,7 +26,7 @@ impl Secret {
 impl Purpose {
     /// Returns the error for a secret that is not in scope for this purpose.
     #[must_use]
-    pub fn refused(&self, name: &str) -> SecretsError {
+    pub fn out_of_scope(&self, name: &str) -> SecretsError {
         let for_host = match &self.to {
             Destination::Anywhere => String::new(),
             Destination::Host { host, port } => format!(" for {host}:{port}"),
@@ -52,7 +52,7 @@ impl fmt::Debug for Secret {
 
 /// A secret that a step receives.
 #[derive(Debug, Clone)]
-pub struct Given {
+pub struct StepSecret {
     /// The name of the secret and of its file.
     pub name: String,
     /// The environment variable that also contains it, if one is requested.
@@ -65,9 +65,9 @@ pub struct Given {
 #[derive(Debug, Clone, Default)]
 pub struct StepSecrets {
     /// The secrets that the step receives. Empty after the step has ended.
-    pub given: Vec<Given>,
+    pub given: Vec<StepSecret>,
     /// Finds secrets that must not leave the step.
-    pub forbidden: Option<Arc<dyn Forbidden>>,
+    pub forbidden: Option<Arc<dyn SecretMatcher>>,
 }
 
 impl StepSecrets {
@@ -76,7 +76,7 @@ impl StepSecrets {
 }
 
 /// The secrets that must not occur in anything a step leaves.
-pub trait Forbidden: fmt::Debug + Send + Sync {
+pub trait SecretMatcher: fmt::Debug + Send + Sync {
     /// Starts a search in one stream of bytes.
     fn search(&self) -> Box<dyn Search>;
 }
@@ -196,7 +196,7 @@ mod tests {
     #[test]
     fn what_holds_a_secret_can_be_shown() {
         let value = Secret::new(*b"hunter2");
-        let given = Given { name: "token".into(), env: None, value };
+        let given = StepSecret { name: "token".into(), env: None, value };
         let shown = format!("{:?}", StepSecrets { given: vec![given], forbidden: None });
         assert!(shown.contains("token") && !shown.contains("hunter2"), "{shown}");
     }

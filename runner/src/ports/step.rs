@@ -152,7 +152,7 @@ impl Workspace {
 
 /// A run with resources left on an engine.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Left {
+pub struct LeftoverRun {
     /// The run.
     pub run: RunId,
     /// The identity of the store with its record. `None` if the resources are not labelled with it.
@@ -179,7 +179,7 @@ pub struct Exit {
 
 /// The result of a step. A failing exit code is data, not an error.
 #[derive(Debug)]
-pub struct Ran {
+pub struct StepOutcome {
     /// How it ended.
     pub exit: Exit,
     /// The workspace that the step left: read by `export`, committed by `checkpoint`.
@@ -188,7 +188,7 @@ pub struct Ran {
     pub result: Option<Value>,
 }
 
-impl Ran {
+impl StepOutcome {
     /// Creates the result of a step that reports no value.
     #[must_use]
     pub fn new(exit: Exit, left: Workspace) -> Self {
@@ -325,7 +325,7 @@ impl Gate {
     /// preparations. An owner that was delayed may have lost the run. The next owner removes
     /// prepared resources before it continues.
     #[must_use]
-    pub fn stands(&self) -> bool {
+    pub fn is_owned(&self) -> bool {
         (self.stands)()
     }
 }

@@ -321,7 +321,7 @@ impl StoreError {
     /// Returns true if the request itself is at fault, so that it fails at any time, with any lease
     /// and any user.
     #[must_use]
-    pub fn is_of_the_request(&self) -> bool {
+    pub fn is_invalid_request(&self) -> bool {
         match self {
             Self::Refused(_) | Self::Unreadable(_) => true,
             Self::Unreachable { .. }

@@ -24,7 +24,7 @@ pub enum Stage {
 /// A notification to be posted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub struct News {
+pub struct Notification {
     /// Group and name of the pipeline, which decide whether a secret is in scope. Empty in entries
     /// that earlier versions wrote.
     #[serde(default)]
@@ -48,7 +48,7 @@ pub struct News {
     pub due: i64,
 }
 
-impl News {
+impl Notification {
     /// The URL of the receiver without user, password and query, which can hold secrets.
     #[must_use]
     pub fn receiver(&self) -> Option<String> {
@@ -60,13 +60,13 @@ impl News {
 
 /// The stages of a run's steps for which outbox entries exist.
 #[derive(Debug, Default)]
-pub struct Told {
+pub struct NotifiedStages {
     steps: BTreeMap<StepName, Stage>,
     /// Whether any step has a callback.
     wanted: bool,
 }
 
-impl Told {
+impl NotifiedStages {
     /// Derives the stages from the record, whose last write also added the outbox entries.
     #[must_use]
     pub fn of(record: &RunRecord) -> Self {
@@ -91,12 +91,12 @@ impl Told {
 
     /// Returns the notifications that a record adds, with position and stage of the step.
     #[must_use]
-    pub fn news(
+    pub fn notifications(
         &self,
         record: &RunRecord,
         logs: Option<&str>,
         now: i64,
-    ) -> Vec<(usize, Stage, News)> {
+    ) -> Vec<(usize, Stage, Notification)> {
         let mut found = Vec::new();
         if !self.wanted {
             return found;
@@ -132,7 +132,7 @@ fn news(
     stage: Stage,
     logs: Option<&str>,
     now: i64,
-) -> Option<(usize, News)> {
+) -> Option<(usize, Notification)> {
     let pipeline = record.pipeline.as_ref()?;
     let steps = pipeline.all_steps();
     let (position, step) = steps.enumerate().find(|(_, step)| step.name == of_it.name)?;
@@ -144,7 +144,10 @@ fn news(
     let body = body(&job::id(&record.run_id, step), step, of_it, stage, logs);
     let pipeline = (record.group.clone(), record.name.clone());
     let trusted = record.trusted;
-    Some((position, News { pipeline, trusted, url, secret, body, tries: 0, since: now, due: now }))
+    Some((
+        position,
+        Notification { pipeline, trusted, url, secret, body, tries: 0, since: now, due: now },
+    ))
 }
 
 /// Builds the body with the field names that receivers of job files expect.
@@ -211,15 +214,15 @@ mod tests {
         serde_json::from_value(record).unwrap()
     }
 
-    fn stages(told: &Told, record: &RunRecord) -> Vec<(usize, Stage, String)> {
-        let news = told.news(record, Some("/logs"), 5).into_iter();
+    fn stages(told: &NotifiedStages, record: &RunRecord) -> Vec<(usize, Stage, String)> {
+        let news = told.notifications(record, Some("/logs"), 5).into_iter();
         news.map(|(at, stage, news)| (at, stage, news.body["status"].as_str().unwrap().to_owned()))
             .collect()
     }
 
     #[test]
     fn a_step_is_told_of_twice_and_a_retry_tells_nothing() {
-        let mut told = Told::of(&record(&json!([])));
+        let mut told = NotifiedStages::of(&record(&json!([])));
         let begun = record(&json!([
             { "name": "a", "status": "started", "attempt": 1 },
             { "name": "b", "status": "started", "attempt": 1 },
@@ -233,7 +236,7 @@ mod tests {
             { "name": "a", "status": "failed", "attempt": 2, "exit-code": 3, "cause": "exit-code" },
         ]);
         let ended = record(&ended);
-        let news = told.news(&ended, Some("/logs"), 5);
+        let news = told.notifications(&ended, Some("/logs"), 5);
         assert_eq!(news.len(), 1);
         let expected = json!({
             "job_id": "nightly", "status": "failed", "exit_code": 3, "log_file": "/logs/nightly.log",
@@ -247,7 +250,7 @@ mod tests {
     #[test]
     fn what_an_owner_before_has_put_down_is_not_told_again() {
         let begun = record(&json!([{ "name": "a", "status": "started", "attempt": 1 }]));
-        let told = Told::of(&begun);
+        let told = NotifiedStages::of(&begun);
         assert!(stages(&told, &begun).is_empty());
         let passed = record(&json!([{ "name": "a", "status": "passed", "attempt": 2 }]));
         assert_eq!(stages(&told, &passed), [(0, Stage::Ended, "success".to_owned())]);
@@ -255,7 +258,7 @@ mod tests {
 
     #[test]
     fn a_step_whose_end_comes_with_its_beginning_is_told_of_twice() {
-        let told = Told::of(&record(&json!([])));
+        let told = NotifiedStages::of(&record(&json!([])));
         let passed = record(&json!([{ "name": "a", "status": "passed", "attempt": 1 }]));
         let both =
             [(0, Stage::Running, "running".to_owned()), (0, Stage::Ended, "success".to_owned())];

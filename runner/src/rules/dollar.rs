@@ -20,7 +20,7 @@ pub struct Job<'a> {
 
 /// The values that a job can refer to.
 #[derive(Debug, Default)]
-pub struct Known<'a> {
+pub struct KnownValues<'a> {
     previous: Option<Job<'a>>,
     by_name: HashMap<&'a str, Job<'a>>,
     /// The number of bytes substituted so far.
@@ -44,7 +44,7 @@ const QUOTE: &str = "quote";
 /// An optional first segment of a path that denotes the result itself.
 const RESULT: &str = "result";
 
-impl<'a> Known<'a> {
+impl<'a> KnownValues<'a> {
     /// Creates the context of a job from all jobs before it, in their order.
     #[must_use]
     pub fn before(jobs: impl IntoIterator<Item = Job<'a>>) -> Self {
@@ -172,22 +172,22 @@ impl<'a> Known<'a> {
 
 /// One segment of a path into a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way<'a> {
+enum PathSegment<'a> {
     Key(&'a str),
     Index(usize),
 }
 
 /// Parses a path such as `.data[0].id`. Returns `None` if an index is not a number.
-fn steps(path: &str) -> Option<Vec<Way<'_>>> {
+fn steps(path: &str) -> Option<Vec<PathSegment<'_>>> {
     let mut steps = Vec::new();
     for segment in path.split('.') {
         let (key, mut rest) = segment.split_at(segment.find('[').unwrap_or(segment.len()));
         if !key.is_empty() {
-            steps.push(Way::Key(key));
+            steps.push(PathSegment::Key(key));
         }
         while let Some(inside) = rest.strip_prefix('[') {
             let (index, behind) = inside.split_once(']')?;
-            steps.push(Way::Index(index.parse().ok()?));
+            steps.push(PathSegment::Index(index.parse().ok()?));
             rest = behind;
         }
         if !rest.is_empty() {
@@ -197,15 +197,15 @@ fn steps(path: &str) -> Option<Vec<Way<'_>>> {
     Some(steps)
 }
 
-fn find<'v>(result: &'v Value, steps: &[Way<'_>]) -> Option<&'v Value> {
+fn find<'v>(result: &'v Value, steps: &[PathSegment<'_>]) -> Option<&'v Value> {
     let steps = match steps.split_first() {
         // Paths with and without `result` are both in use.
-        Some((Way::Key(RESULT), rest)) if result.get(RESULT).is_none() => rest,
+        Some((PathSegment::Key(RESULT), rest)) if result.get(RESULT).is_none() => rest,
         Some(_) | None => steps,
     };
     steps.iter().try_fold(result, |value, step| match step {
-        Way::Key(key) => value.get(key),
-        Way::Index(index) => value.get(index),
+        PathSegment::Key(key) => value.get(key),
+        PathSegment::Index(index) => value.get(index),
     })
 }
 
@@ -220,7 +220,7 @@ mod tests {
         } });
         let odd = json!({ "result": { "a": "own" } });
         let job = |name, id, result| Job { name, id, result };
-        Known::before([
+        KnownValues::before([
             job("login", "k3x", Some(&login)),
             job("plain", "p4y", None),
             job("odd", "o5z", Some(&odd)),
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn the_first_job_has_none_before_it() {
-        let known = Known::default();
+        let known = KnownValues::default();
         assert_eq!(known.fill("<${PREVIOUS_JOB_ID}>").unwrap(), "<>");
         assert_eq!(known.fill("${PREVIOUS_RESULT.data}").unwrap(), "${PREVIOUS_RESULT.data}");
     }
@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn a_value_is_filled_in_once_and_at_every_depth() {
         let trap = json!({ "data": "${PREVIOUS_JOB_ID}" });
-        let known = Known::before([Job { name: "a", id: "i", result: Some(&trap) }]);
+        let known = KnownValues::before([Job { name: "a", id: "i", result: Some(&trap) }]);
         let with = json!({ "x": ["${a.data}", { "y": "${PREVIOUS_JOB_ID}" }], "n": 1 });
         let expected = json!({ "x": ["${PREVIOUS_JOB_ID}", { "y": "i" }], "n": 1 });
         assert_eq!(known.fill_value(&with).unwrap(), expected);
@@ -287,15 +287,15 @@ mod tests {
     #[test]
     fn a_text_that_opens_much_and_asks_for_much_comes_to_an_end() {
         let much = Value::from("x".repeat(60_000));
-        let known = Known::before([Job { name: "a", id: "i", result: Some(&much) }]);
+        let known = KnownValues::before([Job { name: "a", id: "i", result: Some(&much) }]);
         for open in ["${".repeat(500_000), "${".repeat(500_000) + "}"] {
             assert_eq!(known.fill(&open).unwrap(), open);
         }
         let open = format!("{}{}}}", "${".repeat(2000), "x".repeat(90)).repeat(120);
-        let said = Known::before([]).fill(&open).unwrap_err();
+        let said = KnownValues::before([]).fill(&open).unwrap_err();
         assert!(said.contains("opens too many"), "{said}");
         let result = serde_json::json!({ "t": "x".repeat(60_000) });
-        let known = Known::before([Job { name: "a", id: "i", result: Some(&result) }]);
+        let known = KnownValues::before([Job { name: "a", id: "i", result: Some(&result) }]);
         assert_eq!(known.fill("${a.t}${a.t}").unwrap().len(), 120_000);
         let said = known.fill(&"${a.t}".repeat(100_000)).unwrap_err();
         assert!(said.contains("more than"), "{said}");

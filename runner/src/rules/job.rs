@@ -9,7 +9,7 @@ use protocol::run::RunRecord;
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::dollar::{Job, Known};
+use super::dollar::{Job, KnownValues};
 
 /// Returns the ID of a step outside its run, which is also the name of its files. This is the label
 /// from its file, or else ten characters derived from the run ID and the step's name.
@@ -43,10 +43,10 @@ pub fn filled(record: &RunRecord, position: usize) -> Option<Result<Cow<'_, Step
         id,
         result: results.get(&step.name).copied(),
     });
-    Some(fill(step, &Known::before(jobs)).map(Cow::Owned))
+    Some(fill(step, &KnownValues::before(jobs)).map(Cow::Owned))
 }
 
-fn fill(step: &Step, known: &Known<'_>) -> Result<Step, String> {
+fn fill(step: &Step, known: &KnownValues<'_>) -> Result<Step, String> {
     let mut filled = step.clone();
     for program in &mut filled.script {
         *program = known.fill(program)?;

@@ -19,7 +19,7 @@ pub fn published_bytes(bytes: &[u8]) -> u64 {
 
 /// Returns the longest prefix that takes at most `most` bytes in events.
 #[must_use]
-pub fn within(bytes: &[u8], most: u64) -> &[u8] {
+pub fn prefix_within(bytes: &[u8], most: u64) -> &[u8] {
     let mut used = 0;
     let end = bytes.iter().position(|byte| {
         used += published_byte(*byte);
@@ -288,7 +288,7 @@ mod tests {
         assert_eq!(published_bytes("aü\n\0".as_bytes()), 10);
         let text = b"ab\x01\x02cd";
         for (most, end) in [(0, 0), (2, 2), (7, 2), (8, 3), (14, 4), (15, 5), (16, 6), (100, 6)] {
-            assert_eq!(within(text, most), &text[..end], "{most}");
+            assert_eq!(prefix_within(text, most), &text[..end], "{most}");
         }
     }
 

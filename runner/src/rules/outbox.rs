@@ -64,7 +64,7 @@ fn step_of(key: &str) -> String {
 
 impl Outbox {
     /// Adds or updates an entry.
-    pub fn learn(&mut self, entry: Waiting) {
+    pub fn add(&mut self, entry: Waiting) {
         let Waiting { key, receiver, due } = entry;
         self.receivers.entry(receiver).or_default().learn(key, due);
     }
@@ -112,13 +112,13 @@ impl Outbox {
     /// Returns the time of the next post, or `None` if nothing can be posted before one in progress
     /// is settled.
     #[must_use]
-    pub fn wakes_at(&self) -> Option<i64> {
+    pub fn next_post(&self) -> Option<i64> {
         self.receivers.values().filter_map(Receiver::ready_at).min()
     }
 
     /// Returns true, once, if entries were skipped and there is room for them: scan the outbox
     /// again.
-    pub fn takes_more(&mut self) -> bool {
+    pub fn take_rescan(&mut self) -> bool {
         std::mem::take(&mut self.has_room)
     }
 
@@ -206,12 +206,12 @@ mod tests {
     fn a_receiver_that_hangs_holds_up_no_other() {
         let mut outbox = Outbox::default();
         for run in 0..5000 {
-            outbox.learn(waiting("slow", &format!("r-{run}/0-0"), 0));
+            outbox.add(waiting("slow", &format!("r-{run}/0-0"), 0));
         }
         let hanging = all(&mut outbox, 10);
         assert_eq!(hanging.len(), PER_RECEIVER);
-        assert_eq!(outbox.wakes_at(), None, "only an end brings news");
-        outbox.learn(waiting("healthy", "r-x/0-0", 10));
+        assert_eq!(outbox.next_post(), None, "only an end brings news");
+        outbox.add(waiting("healthy", "r-x/0-0", 10));
         assert_eq!(keys(&all(&mut outbox, 10)), ["r-x/0-0"], "at once");
         // The pause grows with each silence. A single request then probes the receiver.
         outbox.settle(&hanging[0], &Outcome::Silent(Some(2_000)), 30_000);
@@ -219,7 +219,7 @@ mod tests {
         for entry in &hanging[1..] {
             outbox.settle(entry, &Outcome::Silent(Some(2_000)), 30_000);
         }
-        assert_eq!(outbox.wakes_at(), Some(38_000));
+        assert_eq!(outbox.next_post(), Some(38_000));
         let probe = all(&mut outbox, 38_000);
         assert_eq!(probe.len(), 1);
         outbox.settle(&probe[0], &Outcome::Answered(None), 38_001);
@@ -230,10 +230,10 @@ mod tests {
     #[test]
     fn entries_of_a_step_are_posted_one_after_the_other_and_in_order() {
         let mut outbox = Outbox::default();
-        outbox.learn(waiting("h", "r/0-1", 1));
-        outbox.learn(waiting("h", "r/0-0", 5));
-        outbox.learn(waiting("h", "r/1-0", 3));
-        assert_eq!(outbox.wakes_at(), Some(3), "that it has ended comes after that it runs");
+        outbox.add(waiting("h", "r/0-1", 1));
+        outbox.add(waiting("h", "r/0-0", 5));
+        outbox.add(waiting("h", "r/1-0", 3));
+        assert_eq!(outbox.next_post(), Some(3), "that it has ended comes after that it runs");
         let first = all(&mut outbox, 5);
         assert_eq!(keys(&first), ["r/1-0", "r/0-0"]);
         outbox.settle(&first[1], &Outcome::Answered(Some(100)), 6);
@@ -241,15 +241,15 @@ mod tests {
         let again = all(&mut outbox, 100);
         assert_eq!(keys(&again), ["r/0-0"]);
         // New entries of the step wait for it.
-        outbox.learn(waiting("h", "r/0-1", 1));
-        outbox.learn(waiting("h", "r/0-0", 1));
+        outbox.add(waiting("h", "r/0-1", 1));
+        outbox.add(waiting("h", "r/0-0", 1));
         assert_eq!(keys(&all(&mut outbox, 100)), [""; 0]);
         outbox.settle(&again[0], &Outcome::Answered(None), 101);
         let last = all(&mut outbox, 101);
         assert_eq!(keys(&last), ["r/0-1"]);
         outbox.settle(&last[0], &Outcome::Gone, 102);
         outbox.settle(&first[0], &Outcome::Unsent(500), 102);
-        assert_eq!((outbox.wakes_at(), outbox.is_silent("h")), (Some(500), false));
+        assert_eq!((outbox.next_post(), outbox.is_silent("h")), (Some(500), false));
         let unsent = all(&mut outbox, 500);
         outbox.settle(&unsent[0], &Outcome::Gone, 500);
         assert!(outbox.receivers.is_empty(), "nothing is kept: {outbox:?}");
@@ -259,7 +259,7 @@ mod tests {
     fn what_is_known_of_one_receiver_is_bounded() {
         let mut outbox = Outbox::default();
         for run in 0..3 * KNOWN {
-            outbox.learn(waiting("h", &format!("r-{run}/0-0"), 0));
+            outbox.add(waiting("h", &format!("r-{run}/0-0"), 0));
         }
         let mut posted = 0;
         while let Some(entry) = outbox.next(0) {
@@ -267,6 +267,6 @@ mod tests {
             outbox.settle(&entry, &Outcome::Gone, 0);
         }
         assert_eq!(posted, KNOWN);
-        assert!(outbox.takes_more() && !outbox.takes_more(), "a look finds the rest");
+        assert!(outbox.take_rescan() && !outbox.take_rescan(), "a look finds the rest");
     }
 }

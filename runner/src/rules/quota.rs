@@ -7,7 +7,7 @@ use protocol::run::NodeMemory;
 
 /// Whether a worker has the memory for a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fit {
+pub enum MemoryFit {
     /// The worker has enough free memory.
     Now,
     /// The worker does not have enough free memory now.
@@ -28,7 +28,7 @@ pub enum Fit {
 
 /// Compares the request of a pipeline with a worker's memory.
 #[must_use]
-pub fn fit(pipeline: &Pipeline, memory: NodeMemory) -> Fit {
+pub fn check_memory(pipeline: &Pipeline, memory: NodeMemory) -> MemoryFit {
     let asked = pipeline
         .quotas
         .as_ref()
@@ -36,11 +36,11 @@ pub fn fit(pipeline: &Pipeline, memory: NodeMemory) -> Fit {
         .and_then(|requests| requests.mem.as_ref())
         .map_or(0, |mem| mem.bytes());
     if asked > memory.total {
-        Fit::Never { asked, total: memory.total }
+        MemoryFit::Never { asked, total: memory.total }
     } else if asked > memory.free {
-        Fit::Later { asked, free: memory.free }
+        MemoryFit::Later { asked, free: memory.free }
     } else {
-        Fit::Now
+        MemoryFit::Now
     }
 }
 

@@ -31,7 +31,7 @@ where
             // This format has no lower level.
             Level::DEBUG | Level::TRACE => "DEBUG",
         };
-        let mut told = Told::default();
+        let mut told = EventFields::default();
         event.record(&mut told);
         // Line breaks in external text must not produce more lines.
         let text = format!("{}{}", told.message, told.rest).replace(['\n', '\r'], " ");
@@ -44,12 +44,12 @@ where
 /// The message of an event, and its other fields. Dotted names are for machines; the message
 /// already contains their values.
 #[derive(Default)]
-struct Told {
+struct EventFields {
     message: String,
     rest: String,
 }
 
-impl Visit for Told {
+impl Visit for EventFields {
     fn record_str(&mut self, field: &Field, value: &str) {
         self.record_debug(field, &format_args!("{value}"));
     }

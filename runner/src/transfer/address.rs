@@ -41,7 +41,7 @@ impl Service {
         let mut url = self.url.clone();
         {
             let Ok(mut path) = url.path_segments_mut() else {
-                let (what, url) = (self.kind.into(), self.shown());
+                let (what, url) = (self.kind.into(), self.display_url());
                 return Err(TransferError::BadUrl { what, url });
             };
             path.pop_if_empty();
@@ -61,25 +61,25 @@ impl Service {
 
     /// The error of a service that does not answer.
     pub(super) fn unreachable(&self, cause: String) -> TransferError {
-        TransferError::Unreachable { what: self.what(), url: self.shown(), cause }
+        TransferError::Unreachable { what: self.description(), url: self.display_url(), cause }
     }
 
     /// The error of a service that rejected a request.
-    pub(super) fn refused(&self, status: u16, body: &str) -> TransferError {
+    pub(super) fn rejected(&self, status: u16, body: &str) -> TransferError {
         let body = body.to_owned();
-        TransferError::Refused { what: self.what(), url: self.shown(), status, body }
+        TransferError::Refused { what: self.description(), url: self.display_url(), status, body }
     }
 
     /// The service's name in errors about data it sent.
     pub(super) fn named(&self) -> String {
-        format!("{} at {}", self.what(), self.shown())
+        format!("{} at {}", self.description(), self.display_url())
     }
 
-    fn what(&self) -> String {
+    fn description(&self) -> String {
         format!("the {}", self.kind)
     }
 
-    fn shown(&self) -> String {
+    fn display_url(&self) -> String {
         shown(&self.url)
     }
 }

@@ -15,7 +15,7 @@ const SIGNS: &str = "whsec_";
 
 impl Http {
     /// Posts JSON and returns the status. The rest of the response is not read.
-    pub(super) async fn post_news(
+    pub(super) async fn post_notification(
         &self,
         url: &str,
         secret: Option<&str>,

@@ -21,7 +21,7 @@ use url::Url;
 
 use super::address::Service;
 use super::clients::Clients;
-use super::spill::{Full, Spill};
+use super::spill::{Spill, SpillError};
 use super::{Http, accepted, chain};
 use crate::ports::{LoggerFeed, TransferError};
 
@@ -149,10 +149,10 @@ impl Backlog {
         match (&full, self.dropping) {
             (Ok(()), _) => {}
             (Err(_), true) => return,
-            (Err(Full::Room), false) => {
+            (Err(SpillError::Room), false) => {
                 tracing::warn!("a logger takes too little; text for it is dropped");
             }
-            (Err(Full::Disk(error)), false) => {
+            (Err(SpillError::Disk(error)), false) => {
                 tracing::warn!(%error, "cannot spill text for a logger; it is dropped");
             }
         }

@@ -154,7 +154,7 @@ impl Transfer for Http {
         id: &str,
         body: Bytes,
     ) -> Result<u16, TransferError> {
-        self.post_news(url, secret, id, body).await
+        self.post_notification(url, secret, id, body).await
     }
 
     fn logger(&self, logger_url: &str, run: &RunId) -> Result<Box<dyn LoggerFeed>, TransferError> {
@@ -195,17 +195,17 @@ async fn accepted(
         return Ok(response);
     }
     let status = response.status().as_u16();
-    let said = match elsewhere(&response) {
+    let said = match redirect_target(&response) {
         Some(there) => format!(
             "it sends us on to {there}, and what is sent goes nowhere but to the registered address; register the new one"
         ),
         None => beginning(response, idle).await,
     };
-    Err(service.refused(status, &said))
+    Err(service.rejected(status, &said))
 }
 
 /// The target of a redirect, for display.
-fn elsewhere(response: &Response) -> Option<String> {
+fn redirect_target(response: &Response) -> Option<String> {
     let given = response.headers().get(LOCATION).filter(|_| response.status().is_redirection())?;
     let there = response.url().join(given.to_str().ok()?).ok()?;
     Some(address::shown(&there))

@@ -45,7 +45,7 @@ impl Room {
 
 /// Why text could not be written to disk.
 #[derive(Debug)]
-pub(super) enum Full {
+pub(super) enum SpillError {
     /// The space is used up.
     Room,
     /// The system returned an error.
@@ -98,15 +98,15 @@ impl Spill {
     /// Appends text, completely or not at all.
     ///
     /// The text goes to the page cache, which takes microseconds.
-    pub(super) fn push(&mut self, text: &[u8]) -> Result<(), Full> {
+    pub(super) fn push(&mut self, text: &[u8]) -> Result<(), SpillError> {
         let bytes = text.len() as u64;
         if !self.room.reserve(bytes) {
-            return Err(Full::Room);
+            return Err(SpillError::Room);
         }
         let written = self.write(text);
         if let Err(error) = written {
             self.room.release(bytes);
-            return Err(Full::Disk(error));
+            return Err(SpillError::Disk(error));
         }
         self.bytes += bytes;
         Ok(())
@@ -199,7 +199,7 @@ mod tests {
         let (_dir, room) = room(10);
         let (mut one, mut two) = (Spill::new(Arc::clone(&room)), Spill::new(Arc::clone(&room)));
         one.push(b"123456").unwrap();
-        assert!(matches!(two.push(b"12345"), Err(Full::Room)));
+        assert!(matches!(two.push(b"12345"), Err(SpillError::Room)));
         two.push(b"1234").unwrap();
         drop(one);
         two.push(b"123456").unwrap();
@@ -211,7 +211,7 @@ mod tests {
         fs::write(dir.path().join("file"), "x").unwrap();
         let room = Arc::new(Room::new(dir.path().join("file/below"), 10));
         let mut spill = Spill::new(Arc::clone(&room));
-        assert!(matches!(spill.push(b"x"), Err(Full::Disk(_))));
+        assert!(matches!(spill.push(b"x"), Err(SpillError::Disk(_))));
         assert_eq!(room.used.load(Ordering::Relaxed), 0);
     }
 }

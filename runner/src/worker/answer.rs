@@ -13,10 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use super::claim::{self, Taken};
+use super::claim::{self, ClaimOutcome};
 use super::control;
 use super::launch::Launch;
-use super::lease::Held;
+use super::lease::HeldLease;
 use super::retry::Retry;
 use super::verdict::NotNow;
 use super::watchdog::waits;
@@ -47,7 +47,7 @@ pub(super) enum Answer {
 /// Returns [`Answer::NotYet`] only if the lease is lost or `stop` is cancelled.
 pub(super) async fn answer_in_place(
     shared: &Arc<Shared>,
-    held: &Held,
+    held: &HeldLease,
     message: &Message,
     mut slot: Slot,
     stop: &CancellationToken,
@@ -73,7 +73,7 @@ pub(super) async fn answer_in_place(
 /// each attempt, so that a publication that timed out and still arrives is no second run.
 async fn answer(
     shared: &Arc<Shared>,
-    held: &Held,
+    held: &HeldLease,
     (message, fallback_id): (&Message, Uuid),
     slot: Slot,
 ) -> Answer {
@@ -94,7 +94,7 @@ async fn answer(
     };
     match done {
         Ok(disposition) => Answer::Settle(disposition, slot),
-        Err(cause) if !cause.is_of_the_request() => {
+        Err(cause) if !cause.is_invalid_request() => {
             if !shared.writes.note(&cause) {
                 warn!(%cause, "a command waits");
             }
@@ -109,7 +109,7 @@ async fn answer(
 
 async fn answer_start(
     shared: &Arc<Shared>,
-    held: &Held,
+    held: &HeldLease,
     message: &Message,
     start: &Start,
     slot: OwnedSemaphorePermit,
@@ -130,7 +130,7 @@ async fn answer_start(
     };
     let rejections = rejections_of(message);
     let mut taken = claim::take(shared, held, &run, start, None).await;
-    if let Taken::NotNow(NotNow { why, engine: Some(engine) }) = &taken
+    if let ClaimOutcome::NotNow(NotNow { why, engine: Some(engine) }) = &taken
         && rejections >= REJECTIONS_WITHOUT_ENGINE
         && is_engine_lost(shared, engine).await
     {
@@ -141,32 +141,32 @@ async fn answer_start(
         taken = claim::take(shared, held, &run, start, Some(&(Cause::Lost, why))).await;
     }
     match taken {
-        Taken::Claimed(claimed) => {
+        ClaimOutcome::Claimed(claimed) => {
             info!(run.id = %run, pipeline.group = %claimed.record.group,
                 pipeline.name = %claimed.record.name, "run {run} is claimed");
-            launch.go(held, *claimed, named, Some(slot));
+            launch.drive_new(held, *claimed, named, Some(slot));
             Answer::Settle(Disposition::Ack, None)
         }
-        Taken::Known => {
+        ClaimOutcome::Known => {
             launch.cancel();
             shared.ignored(Some(&run), &format!("run {run} is known already")).await;
             Answer::Settle(Disposition::Ack, Some(slot))
         }
-        Taken::NotNow(NotNow { why, .. }) => {
+        ClaimOutcome::NotNow(NotNow { why, .. }) => {
             launch.cancel();
             wait_for_worker(shared, (message, rejections), start, &run, &why, slot).await
         }
-        Taken::LeaseLost => {
+        ClaimOutcome::LeaseLost => {
             launch.cancel();
             // The claim may have been made. This worker must end the run then.
             shared.put_lost(Lost::with_lease(run));
             Answer::Settle(Disposition::Requeue, Some(slot))
         }
-        Taken::WorkerEnds => {
+        ClaimOutcome::WorkerEnds => {
             launch.cancel();
             Answer::Settle(Disposition::Requeue, Some(slot))
         }
-        Taken::Impossible(why) => {
+        ClaimOutcome::Impossible(why) => {
             launch.cancel();
             let fault = Malformed { field: None, what: why, run_id: Some(run) };
             Answer::Settle(reject(shared, &fault).await, Some(slot))
@@ -208,7 +208,7 @@ async fn wait_for_worker(
     event.run_id = Some(run.clone());
     let (group, name) = claim::names_of(start);
     (event.group, event.name) = (Some(group), Some(name));
-    shared.tell(event).await;
+    shared.publish(event).await;
     let mut message = message.clone();
     message.headers.insert(names::HEADER_REJECTIONS.into(), times.saturating_add(1).to_string());
     // Without an ID, the republished message would start a different run.
@@ -241,7 +241,7 @@ async fn reject(shared: &Shared, fault: &Malformed) -> Disposition {
     let mut event = shared.event(reason, message);
     event.run_id.clone_from(&fault.run_id);
     warn!(run.id = fault.run_id.as_ref().map(RunId::as_str), "{}", event.message);
-    shared.tell(event).await;
+    shared.publish(event).await;
     Disposition::DeadLetter
 }
 
@@ -274,5 +274,5 @@ async fn warn_of_returns(shared: &Shared, message: &Message) {
     warn!(run.id = run.as_ref().map(RunId::as_str), returns, "{text}");
     let mut event = shared.event(Reason::CommandReturned { returns }, text);
     event.run_id = run;
-    shared.tell(event).await;
+    shared.publish(event).await;
 }

@@ -4,12 +4,12 @@
 use tracing::{info, warn};
 
 use super::Shared;
-use super::wanted::Wanted;
+use super::wanted::NamedByRuns;
 use crate::ports::{BaseImage, ExecError};
 
 /// The condition that ends the removal.
 #[derive(Debug, Clone, Copy)]
-enum Until {
+enum RemoveUntil {
     /// The images take at most this many bytes.
     Bytes(u64),
     /// Less than this percentage of the engine's disk is used.
@@ -22,17 +22,17 @@ pub(super) async fn keep_within_limit(shared: &Shared) {
         0 => u64::MAX,
         limit => limit,
     };
-    shrink(shared, Until::Bytes(limit)).await;
+    shrink(shared, RemoveUntil::Bytes(limit)).await;
 }
 
 /// Removes base images until the disk has room.
 pub(super) async fn make_room(shared: &Shared) {
-    shrink(shared, Until::Below(shared.options.disk.low)).await;
+    shrink(shared, RemoveUntil::Below(shared.options.disk.low)).await;
 }
 
-async fn shrink(shared: &Shared, until: Until) {
+async fn shrink(shared: &Shared, until: RemoveUntil) {
     let _alone = shared.room.sweeping.lock().await;
-    let mut wanted = Wanted::default();
+    let mut wanted = NamedByRuns::default();
     if let Err(cause) = wanted.look(shared).await {
         return warn!(%cause, "base images stay, for it is not known which of them are wanted");
     }
@@ -41,7 +41,7 @@ async fn shrink(shared: &Shared, until: Until) {
     let bases = match shared.ports.executor.bases(&used, shared.ports.host.now()).await {
         Ok(bases) => bases,
         Err(cause) => {
-            used.iter().for_each(|image| shared.room.uses(image));
+            used.iter().for_each(|image| shared.room.note_use(image));
             return warn!(%cause, "base images stay, for they cannot be listed");
         }
     };
@@ -75,10 +75,10 @@ async fn shrink(shared: &Shared, until: Until) {
     }
 }
 
-async fn is_reached(shared: &Shared, until: Until, bytes: u64) -> Result<bool, ExecError> {
+async fn is_reached(shared: &Shared, until: RemoveUntil, bytes: u64) -> Result<bool, ExecError> {
     match until {
-        Until::Bytes(most) => Ok(bytes <= most),
-        Until::Below(percent) => {
+        RemoveUntil::Bytes(most) => Ok(bytes <= most),
+        RemoveUntil::Below(percent) => {
             let disk = shared.ports.executor.disk().await?;
             Ok(disk.is_none_or(|disk| disk.percent() < percent))
         }
@@ -87,7 +87,7 @@ async fn is_reached(shared: &Shared, until: Until, bytes: u64) -> Result<bool, E
 
 /// Whether the engine's disk is below the low watermark.
 pub(super) async fn has_room(shared: &Shared) -> Result<bool, ExecError> {
-    is_reached(shared, Until::Below(shared.options.disk.low), 0).await
+    is_reached(shared, RemoveUntil::Below(shared.options.disk.low), 0).await
 }
 
 fn name(base: &BaseImage) -> &str {

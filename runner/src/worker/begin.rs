@@ -14,7 +14,7 @@ use super::drive::Drive;
 use super::output::{AtLimit, Output};
 use super::push::Push;
 use super::render::{rendered, rendering_of, script_of};
-use super::step::{self, Done};
+use super::step::{self, Completion};
 use crate::ports::{
     ExecError, Gate, JOB_DIR, LogSink, Rendering, StepEnd, StepSpec, StopLevel, StopSignal,
 };
@@ -27,9 +27,9 @@ impl Drive {
             .and_then(|step| self.pipeline()?.resource(step.needs_resource.as_deref()?))
             .cloned();
         let (Some(resource), Some(on)) = (resource, self.on(position)) else {
-            return self.broke(position, "fetch");
+            return self.log_broken(position, "fetch");
         };
-        self.tell_logger(&format!("fetching and mounting resource {}", resource.name));
+        self.log_line(&format!("fetching and mounting resource {}", resource.name));
         // A hand-over interrupts even a step that must not run twice: its command has not started.
         let stop = self.leave.part();
         self.progress.steps.entry(position).or_default().stop = stop.clone();
@@ -40,17 +40,17 @@ impl Drive {
     /// `secrets` is an error if the step's secrets are not available.
     pub(super) fn start(&mut self, position: usize, secrets: Result<(), String>) {
         if let Err(why) = secrets {
-            let done = Done::Broke(Cause::Rejected, why, None);
+            let done = Completion::Broke(Cause::Rejected, why, None);
             return self.begin(Some(position), Box::pin(async move { done }));
         }
-        let Some(on) = self.on(position) else { return self.broke(position, "start") };
+        let Some(on) = self.on(position) else { return self.log_broken(position, "start") };
         let (spec, rendering) = match self.spec(position) {
             Some(Ok(spec)) => spec,
             Some(Err(why)) => {
-                let done = Done::Broke(Cause::Template, why, None);
+                let done = Completion::Broke(Cause::Template, why, None);
                 return self.begin(Some(position), Box::pin(async move { done }));
             }
-            None => return self.broke(position, "start"),
+            None => return self.log_broken(position, "start"),
         };
         let stop = self.stop_of(position);
         let output = self.output_of(position, &spec, &stop);
@@ -60,9 +60,9 @@ impl Drive {
         going.output = Some(Arc::clone(&output));
         let held = self.held.clone();
         let asked = (self.held.clone(), Arc::clone(&self.shared.ports.host));
-        let stands = move || asked.0.stands(&*asked.1);
+        let stands = move || asked.0.is_valid(&*asked.1);
         let gate = Gate::new(async move { opened.await.unwrap_or(false) }, stands);
-        let wanted = self.wanted(position);
+        let wanted = self.request(position);
         let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
         let running = async move {
             let spec = match rendered(&shared, spec, rendering, &stop).await {
@@ -89,7 +89,7 @@ impl Drive {
                     if let Some(why) = output.failed_at_limit().await {
                         shared.ports.executor.discard(&scope, ran.left).await;
                         let code = Some(ran.exit.code);
-                        return Done::BrokeSaying(Cause::ExitCode, why, code, said);
+                        return Completion::BrokeSaying(Cause::ExitCode, why, code, said);
                     }
                     let taken = match wanted {
                         Some(wanted) => {
@@ -102,17 +102,19 @@ impl Drive {
                         shared.ports.executor.discard(&scope, ran.left).await;
                         return match cause {
                             NotTaken::Engine(cause) => {
-                                step::broke_saying(&shared, &cause, said).await
+                                step::command_failed(&shared, &cause, said).await
                             }
                             NotTaken::Files(cause, why) => {
-                                Done::BrokeSaying(cause, why, Some(ran.exit.code), said)
+                                Completion::BrokeSaying(cause, why, Some(ran.exit.code), said)
                             }
                         };
                     }
                     step::ended(&shared, &scope, ran, &stop, said).await
                 }
-                Err(ExecError::NotStarted) if stop.level() == StopLevel::Run => Done::NotOurs,
-                Err(cause) => step::broke_saying(&shared, &cause, (stdout, stderr)).await,
+                Err(ExecError::NotStarted) if stop.level() == StopLevel::Run => {
+                    Completion::OwnershipLost
+                }
+                Err(cause) => step::command_failed(&shared, &cause, (stdout, stderr)).await,
             }
         };
         self.begin(Some(position), Box::pin(running));
@@ -211,9 +213,9 @@ impl Drive {
         let artifact = self.step(position).and_then(|step| step.produces_artifact.clone());
         let left = self.progress.steps.get(&position).and_then(|step| step.left.clone());
         let (Some(artifact), Some(left)) = (artifact, left) else {
-            return self.broke(position, "upload");
+            return self.log_broken(position, "upload");
         };
-        self.tell_logger(&format!("uploading artifact {}", artifact.name));
+        self.log_line(&format!("uploading artifact {}", artifact.name));
         let record = self.run.record();
         let names = (record.group.clone(), record.name.clone());
         let artifact = (artifact, self.run.attempt(position));
@@ -262,13 +264,13 @@ impl Drive {
     pub(super) fn commit(&mut self, position: usize) {
         let left = self.progress.steps.get_mut(&position).and_then(|step| step.left.take());
         let (Some(spec), Some(left)) = (self.ended_step(position), left) else {
-            return self.broke(position, "commit");
+            return self.log_broken(position, "commit");
         };
         let (shared, scope) = (Arc::clone(&self.shared), self.scope.clone());
         let kept = async move {
             match shared.ports.executor.checkpoint(&scope, left, &spec).await {
-                Ok(workspace) => Done::Committed(workspace),
-                Err(cause) => step::broke(&shared, &cause).await,
+                Ok(workspace) => Completion::Committed(workspace),
+                Err(cause) => step::completion_of(&shared, &cause).await,
             }
         };
         self.begin(Some(position), Box::pin(kept));

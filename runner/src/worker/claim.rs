@@ -11,7 +11,7 @@ use protocol::run::{Open, OwnerEntry, RunRecord, Status};
 use serde::Deserialize;
 
 use super::Shared;
-use super::lease::Held;
+use super::lease::HeldLease;
 use super::ledger::owner_value;
 use super::look::{Look, logger_url, pipeline_id};
 use super::retry::Retry;
@@ -19,7 +19,7 @@ use super::verdict::{NotNow, Refusal, Verdict, is_trusted, judge};
 use crate::ports::{Claim, Entry, Expect, StoreError, Txn};
 
 /// The outcome of a start.
-pub(super) enum Taken {
+pub(super) enum ClaimOutcome {
     /// The run is claimed.
     Claimed(Box<Claimed>),
     /// The run ID was seen before.
@@ -55,8 +55,8 @@ pub(super) fn not_restored(run: &RunId, record: &Entry, revision: i64) -> Result
 }
 
 /// The outcome of one attempt.
-enum Tried {
-    Taken(Taken),
+enum ClaimAttempt {
+    Taken(ClaimOutcome),
     /// The state was stale. Holds the current state.
     Changed(Box<Look>),
 }
@@ -69,30 +69,32 @@ enum Tried {
 /// `refusal`: the run is recorded as failed for this reason, unless another one comes first.
 pub(super) async fn take(
     shared: &Arc<Shared>,
-    held: &Held,
+    held: &HeldLease,
     run: &RunId,
     start: &Start,
     refusal: Option<&Refusal>,
-) -> Taken {
+) -> ClaimOutcome {
     let mut retry = Retry::of_store(&*shared.ports.host);
     let mut known = guess(shared, start);
     let (mut changed, mut refused) = (false, false);
     loop {
         let tried = tokio::select! {
             biased;
-            () = held.lost.cancelled() => return Taken::LeaseLost,
+            () = held.lost.cancelled() => return ClaimOutcome::LeaseLost,
             tried = try_take(shared, held, run, (start, refusal), known.take()) => tried,
         };
         match tried {
-            Ok(Tried::Taken(taken)) => return taken,
+            Ok(ClaimAttempt::Taken(taken)) => return taken,
             // The optimistic read was stale: retry with the current state.
-            Ok(Tried::Changed(look)) if !changed => {
+            Ok(ClaimAttempt::Changed(look)) if !changed => {
                 changed = true;
                 known = Some(*look);
                 continue;
             }
-            Ok(Tried::Changed(look)) => known = Some(*look),
-            Err(cause) if cause.is_of_the_request() => return Taken::Impossible(cause.to_string()),
+            Ok(ClaimAttempt::Changed(look)) => known = Some(*look),
+            Err(cause) if cause.is_invalid_request() => {
+                return ClaimOutcome::Impossible(cause.to_string());
+            }
             Err(cause) => {
                 refused = shared.writes.note(&cause);
                 if !refused {
@@ -104,10 +106,10 @@ pub(super) async fn take(
             }
         }
         if retry.pause(&held.lost).await.is_break() {
-            return Taken::LeaseLost;
+            return ClaimOutcome::LeaseLost;
         }
         if refused && shared.draining.is_cancelled() {
-            return Taken::WorkerEnds;
+            return ClaimOutcome::WorkerEnds;
         }
     }
 }
@@ -126,11 +128,11 @@ fn guess(shared: &Shared, start: &Start) -> Option<Look> {
 
 async fn try_take(
     shared: &Arc<Shared>,
-    held: &Held,
+    held: &HeldLease,
     run: &RunId,
     (start, refusal): (&Start, Option<&Refusal>),
     known: Option<Look>,
-) -> Result<Tried, StoreError> {
+) -> Result<ClaimAttempt, StoreError> {
     let look = match known {
         Some(look) => look,
         None => Look::of(&shared.ports.store.txn(Look::read(run, start)).await?, start),
@@ -140,14 +142,14 @@ async fn try_take(
     {
         // A claim of this worker whose reply was lost. No drive exists for it, because this call
         // holds the run's only place in the roster.
-        return adopt(run, owner, record, &look).map(Tried::Taken);
+        return adopt(run, owner, record, &look).map(ClaimAttempt::Taken);
     }
     if look.seen || look.record.is_some() {
-        return Ok(Tried::Taken(Taken::Known));
+        return Ok(ClaimAttempt::Taken(ClaimOutcome::Known));
     }
     let (pipeline, verdict) = match judge(shared, start, refusal, &look) {
         Ok(judged) => judged,
-        Err(not_now) => return Ok(Tried::Taken(Taken::NotNow(not_now))),
+        Err(not_now) => return Ok(ClaimAttempt::Taken(ClaimOutcome::NotNow(not_now))),
     };
     let trusted = is_trusted(start, pipeline.as_ref(), &look);
     let record = RunRecord { trusted, ..record_of(shared, run, start, pipeline, &verdict) };
@@ -178,14 +180,14 @@ async fn try_take(
     }
     let reply = shared.ports.store.txn(Look::claim(txn, run, start)).await?;
     if !reply.committed {
-        return Ok(Tried::Changed(Box::new(Look::of(&reply, start))));
+        return Ok(ClaimAttempt::Changed(Box::new(Look::of(&reply, start))));
     }
     let claim =
         Claim { run: run.clone(), epoch: Epoch(reply.revision), node: shared.options.node.clone() };
     let logger_url = logger_url(look.logger.as_ref());
     let modified = reply.revision;
     let claimed = Claimed { claim, record, modified, verdict, logger_url };
-    Ok(Tried::Taken(Taken::Claimed(Box::new(claimed))))
+    Ok(ClaimAttempt::Taken(ClaimOutcome::Claimed(Box::new(claimed))))
 }
 
 /// Returns the record of a claimed run.
@@ -199,10 +201,10 @@ fn record_of(
     let (group, name) = names_of(start);
     let refused = match verdict {
         Verdict::Refuse(cause, why) => (Some(*cause), Some(why.clone())),
-        Verdict::Run | Verdict::GoOn(_) | Verdict::Stop(_) => (None, None),
+        Verdict::Run | Verdict::Resume(_) | Verdict::Stop(_) => (None, None),
     };
     let steps = match verdict {
-        Verdict::GoOn(steps) => steps.clone(),
+        Verdict::Resume(steps) => steps.clone(),
         Verdict::Run | Verdict::Refuse(..) | Verdict::Stop(_) => Vec::new(),
     };
     RunRecord {
@@ -238,24 +240,29 @@ fn record_of(
     }
 }
 
-fn adopt(run: &RunId, owner: &Entry, record: &Entry, look: &Look) -> Result<Taken, StoreError> {
+fn adopt(
+    run: &RunId,
+    owner: &Entry,
+    record: &Entry,
+    look: &Look,
+) -> Result<ClaimOutcome, StoreError> {
     let (claim, parsed, modified) = adopted(run, owner, (record, look.definition.as_ref()))?;
     if parsed.status.is_ended() {
-        return Ok(Taken::Known);
+        return Ok(ClaimOutcome::Known);
     }
     if parsed.epoch.is_some() || parsed.status != Status::Pending {
         // The run was started under this claim, which is being released.
-        return Ok(Taken::Known);
+        return Ok(ClaimOutcome::Known);
     }
     let verdict = match look.stop_why() {
         Some(stop) => Verdict::Stop(stop),
         None => match parsed.cause {
             Some(cause) => Verdict::Refuse(cause, parsed.message.clone().unwrap_or_default()),
             None if parsed.steps.is_empty() => Verdict::Run,
-            None => Verdict::GoOn(parsed.steps.clone()),
+            None => Verdict::Resume(parsed.steps.clone()),
         },
     };
-    Ok(Taken::Claimed(Box::new(Claimed {
+    Ok(ClaimOutcome::Claimed(Box::new(Claimed {
         claim,
         record: parsed,
         modified,

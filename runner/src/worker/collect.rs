@@ -14,8 +14,8 @@ use super::drive::Drive;
 use super::output::Output;
 use super::secrets::RunMask;
 use crate::ports::{
-    ByteStream, ExecError, Found, JOB_DIR, KeptOutputs, Notices, Origin, Outputs, Ran, RunScope,
-    StopLevel, StopSignal, TransferError, Workspace,
+    ArchiveMatch, ByteStream, ExecError, JOB_DIR, KeptOutputs, Notices, Origin, Outputs, RunScope,
+    StepOutcome, StopLevel, StopSignal, TransferError, Workspace,
 };
 use crate::rules::job::{self, MAX_RESULT, RESULT_FILE, result_of};
 
@@ -24,7 +24,7 @@ use crate::rules::job::{self, MAX_RESULT, RESULT_FILE, result_of};
 const NOTICE_BYTES: usize = 1024;
 
 /// What to collect after a step's command has ended.
-pub(super) struct Wanted {
+pub(super) struct CollectRequest {
     outputs: Vec<Asked>,
     /// The names above all output paths.
     under: Vec<String>,
@@ -61,7 +61,7 @@ impl From<TransferError> for NotTaken {
 }
 
 impl Drive {
-    pub(super) fn wanted(&self, position: usize) -> Option<Wanted> {
+    pub(super) fn request(&self, position: usize) -> Option<CollectRequest> {
         let (step, record) = (self.step(position)?, self.run.record());
         let under = if self.shared.options.logs.is_some() {
             vec![job::id(&record.run_id, step)]
@@ -70,7 +70,7 @@ impl Drive {
             names.into_iter().chain([step.name.as_str()]).map(str::to_owned).collect()
         };
         let (run, epoch) = (self.scope.run.clone(), self.scope.epoch);
-        Some(Wanted {
+        Some(CollectRequest {
             outputs: step.outputs.clone(),
             under,
             origin: Origin { run, epoch, attempt: self.run.attempt(position) },
@@ -79,7 +79,7 @@ impl Drive {
     }
 }
 
-impl Wanted {
+impl CollectRequest {
     /// The path of the step's result for the executor, if the step declares one.
     fn result_path(&self) -> Option<String> {
         let result = self.outputs.iter().find(|output| output.path == RESULT_FILE)?;
@@ -96,25 +96,25 @@ fn path_in(dir: RelativeTo, path: &str) -> String {
 }
 
 /// The context of a collection.
-struct Taking<'a> {
+struct Collection<'a> {
     shared: &'a Shared,
     scope: &'a RunScope,
-    wanted: &'a Wanted,
+    wanted: &'a CollectRequest,
     out: &'a Output,
 }
 
 /// Collects a step's result and outputs, whatever its exit code, unless it was asked to end.
 pub(super) async fn collect(
     (shared, scope): (&Shared, &RunScope),
-    ran: &mut Ran,
-    wanted: &Wanted,
+    ran: &mut StepOutcome,
+    wanted: &CollectRequest,
     out: &Output,
     stop: &StopSignal,
 ) -> Result<(), NotTaken> {
     if wanted.outputs.is_empty() && ran.result.is_none() {
         return Ok(());
     }
-    let taking = Taking { shared, scope, wanted, out };
+    let taking = Collection { shared, scope, wanted, out };
     tokio::select! {
         biased;
         _ = stop.above(StopLevel::Run) => Ok(()),
@@ -122,8 +122,8 @@ pub(super) async fn collect(
     }
 }
 
-impl Taking<'_> {
-    async fn take(&self, ran: &mut Ran) -> Result<(), NotTaken> {
+impl Collection<'_> {
+    async fn take(&self, ran: &mut StepOutcome) -> Result<(), NotTaken> {
         let is_told = ran.result.is_some();
         self.take_result(ran).await?;
         let Some(outputs) = &self.shared.ports.outputs else { return Ok(()) };
@@ -153,7 +153,7 @@ impl Taking<'_> {
         self.out.note(&notice).await;
     }
 
-    async fn take_result(&self, ran: &mut Ran) -> Result<(), NotTaken> {
+    async fn take_result(&self, ran: &mut StepOutcome) -> Result<(), NotTaken> {
         if ran.result.is_none()
             && ran.left != Workspace::None
             && let Some(path) = self.wanted.result_path()
@@ -169,7 +169,7 @@ impl Taking<'_> {
             }
         }
         let Some(result) = ran.result.take() else { return Ok(()) };
-        match self.shown(&result) {
+        match self.masked_result(&result) {
             Ok(result) => ran.result = Some(result),
             Err(why) => self.out.note(&why).await,
         }
@@ -177,7 +177,7 @@ impl Taking<'_> {
     }
 
     /// Masks a result, as users and later steps see it.
-    fn shown(&self, result: &Value) -> Result<Value, String> {
+    fn masked_result(&self, result: &Value) -> Result<Value, String> {
         let text = result.to_string();
         if text.len() > MAX_RESULT {
             let size = text.len();
@@ -215,7 +215,7 @@ impl Taking<'_> {
         &self,
         outputs: &dyn Outputs,
         kept: &mut KeptOutputs,
-        ran: &Ran,
+        ran: &StepOutcome,
         is_told: bool,
     ) -> Result<(), NotTaken> {
         for asked in &self.wanted.outputs {
@@ -229,7 +229,8 @@ impl Taking<'_> {
                     outputs.keep(kept, &selection, RESULT_FILE, tar).await?.matched
                 }
                 Some(_) | None => {
-                    self.keep_one(outputs, kept, (&selection, asked.relative_to), &ran.left).await?
+                    self.keep_output(outputs, kept, (&selection, asked.relative_to), &ran.left)
+                        .await?
                 }
             };
             if matched {
@@ -252,7 +253,7 @@ impl Taking<'_> {
     }
 
     /// Stores the files of an output from the step's workspace. Returns whether any file matched.
-    async fn keep_one(
+    async fn keep_output(
         &self,
         outputs: &dyn Outputs,
         kept: &mut KeptOutputs,
@@ -271,7 +272,8 @@ impl Taking<'_> {
                 Err(ExecError::NoSuchPath { .. }) => continue,
                 Err(cause) => return Err(cause.into()),
             };
-            let Found { matched: some, links } = outputs.keep(kept, selection, &at, tar).await?;
+            let ArchiveMatch { matched: some, links } =
+                outputs.keep(kept, selection, &at, tar).await?;
             matched |= some;
             open.extend(links);
         }

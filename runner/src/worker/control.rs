@@ -15,7 +15,7 @@ use tracing::warn;
 use super::Shared;
 use super::claim::{has_ended, json};
 use super::launch::Launch;
-use super::lease::Held;
+use super::lease::HeldLease;
 use super::orphan::{Purpose, claim_orphan};
 use super::retry::Retry;
 use super::watchdog::{beat, waits};
@@ -28,7 +28,7 @@ pub(super) const REMEMBER_STOP: Duration = Duration::from_secs(24 * 3600);
 /// Records a stop. The run's owner, which may be another worker, watches for it.
 pub(super) async fn stop(
     shared: &Arc<Shared>,
-    held: &Held,
+    held: &HeldLease,
     stop: &Stop,
 ) -> Result<Disposition, StoreError> {
     let run = &stop.run_id;
@@ -104,7 +104,7 @@ pub(super) async fn stop(
 /// Claims a run without an owner to end it. The receiver of the stop needs no free slot.
 pub(super) async fn end_orphan(
     shared: &Arc<Shared>,
-    held: &Held,
+    held: &HeldLease,
     run: &RunId,
     reason: &Option<String>,
 ) -> Result<(), StoreError> {
@@ -191,14 +191,14 @@ pub(super) async fn toggle(
             let mut event = shared.event(reason, message);
             event.group = Some(id.group().to_owned());
             event.name = Some(id.name().to_owned());
-            shared.tell(event).await;
+            shared.publish(event).await;
         }
         return Ok(Disposition::Ack);
     }
 }
 
 /// Notifies this worker's runs of recorded stops, whichever worker recorded them.
-pub(super) async fn watch_stops(shared: Arc<Shared>, held: Held) {
+pub(super) async fn watch_stops(shared: Arc<Shared>, held: HeldLease) {
     let mut retry =
         Retry::new(&*shared.ports.host, Duration::from_millis(100), Duration::from_secs(2));
     loop {

@@ -15,17 +15,17 @@ use tokio::time::Instant;
 
 use super::Shared;
 use super::emitter::Emitter;
-use super::gone::Gone;
-use super::lease::Held;
-use super::ledger::{Also, Ledger, WriteError};
+use super::gone::DriveError;
+use super::job_log;
+use super::lease::HeldLease;
+use super::ledger::{Ledger, WriteError, WriteExtra};
 use super::output::{Budget, Output};
 use super::push::Pushes;
 use super::secrets::RunSecrets;
-use super::step::{self, Done};
-use super::told;
+use super::step::{self, Completion};
 use super::watchdog::waits;
-use crate::ports::{Exit, Given, LoggerFeed, RunScope, StopLevel, StopSignal, Workspace};
-use crate::rules::run::{Draft, Effect, Exited, Input, Run, Timer, joined, may_be_joined};
+use crate::ports::{Exit, LoggerFeed, RunScope, StepSecret, StopLevel, StopSignal, Workspace};
+use crate::rules::run::{Effect, EventDraft, Exited, Input, Run, Timer, joined, may_be_joined};
 
 /// A run driven by this worker.
 pub(super) struct Drive {
@@ -42,11 +42,11 @@ pub(super) struct Drive {
     /// Sends facts to this drive.
     pub(super) tell: mpsc::UnboundedSender<Input>,
     pub(super) pushes: Pushes,
-    pub(super) held: Held,
+    pub(super) held: HeldLease,
     /// The slot, which is released on drop.
     pub(super) slot: Option<OwnedSemaphorePermit>,
     /// Operations in progress: for the step at a position, or for the whole run.
-    pub(super) doing: FuturesUnordered<Ends>,
+    pub(super) doing: FuturesUnordered<OperationEnd>,
     pub(super) graph: Graph,
     pub(super) progress: Progress,
     pub(super) secrets: RunSecrets,
@@ -55,7 +55,7 @@ pub(super) struct Drive {
 }
 
 /// The completion of an operation.
-type Ends = Pin<Box<dyn Future<Output = (Option<usize>, Done)> + Send + Sync>>;
+type OperationEnd = Pin<Box<dyn Future<Output = (Option<usize>, Completion)> + Send + Sync>>;
 
 /// What the run's steps have left so far.
 #[derive(Default)]
@@ -65,7 +65,7 @@ pub(super) struct Progress {
     /// The committed workspaces of steps, by position.
     pub(super) kept: BTreeMap<usize, Workspace>,
     /// The steps that were started, by position.
-    pub(super) steps: BTreeMap<usize, Going>,
+    pub(super) steps: BTreeMap<usize, RunningStep>,
     timers: Vec<(Timer, Instant)>,
     /// Notices about steps that are not yet published.
     notes: Vec<(Arc<Output>, String)>,
@@ -75,7 +75,7 @@ pub(super) struct Progress {
 
 /// A step in progress.
 #[derive(Default)]
-pub(super) struct Going {
+pub(super) struct RunningStep {
     /// The workspace it starts from, if a resource was mounted into it.
     on: Option<Workspace>,
     /// The workspace it left.
@@ -83,7 +83,7 @@ pub(super) struct Going {
     pub(super) gate: Option<oneshot::Sender<bool>>,
     pub(super) output: Option<Arc<Output>>,
     pub(super) stop: StopSignal,
-    pub(super) given: Vec<Given>,
+    pub(super) given: Vec<StepSecret>,
 }
 
 impl Progress {
@@ -105,14 +105,14 @@ const MOST_JOINED: usize = 30;
 /// What follows on the orders of one fact.
 #[derive(Debug, PartialEq, Eq)]
 enum Performed {
-    GoOn,
+    Resume,
     Finish,
     Release,
 }
 
 enum Next {
     Input(Input),
-    Done(Option<usize>, Done),
+    Done(Option<usize>, Completion),
     Lost,
 }
 
@@ -121,7 +121,7 @@ impl Drive {
     pub(super) async fn drive(mut self, first: Vec<Effect>) {
         let run_id = self.scope.run.clone();
         let ended = if self.run.record().status.is_ended() && first.is_empty() {
-            self.conclude().await.map_err(Gone::Write)
+            self.conclude().await.map_err(DriveError::Write)
         } else {
             self.drive_to_its_end(first).await
         };
@@ -132,20 +132,20 @@ impl Drive {
             // The remaining work needs no slot.
             self.slot = None;
             self.abandon().await;
-            if let Some(lost) = self.let_go_of(cause).await {
+            if let Some(lost) = self.give_up_run(cause).await {
                 self.shared.put_lost(lost);
             }
         }
         self.report_dropped().await;
-        self.shared.roster.strike(&run_id);
+        self.shared.roster.remove(&run_id);
     }
 
-    async fn drive_to_its_end(&mut self, first: Vec<Effect>) -> Result<(), Gone> {
+    async fn drive_to_its_end(&mut self, first: Vec<Effect>) -> Result<(), DriveError> {
         self.recall_secrets().await;
         let mut effects = first;
         loop {
             match self.perform(effects).await? {
-                Performed::GoOn => {}
+                Performed::Resume => {}
                 Performed::Finish => return Ok(self.finish().await?),
                 Performed::Release => return Ok(self.release().await?),
             }
@@ -155,16 +155,18 @@ impl Drive {
 
     /// Waits for a fact and returns the orders for it and all other pending facts. Steps that end
     /// together share one write of the record.
-    async fn follow(&mut self) -> Result<Vec<Effect>, Gone> {
+    async fn follow(&mut self) -> Result<Vec<Effect>, DriveError> {
         let mut lists = Vec::new();
         let mut next = Some(self.next().await);
         while let Some(fact) = next {
             let input = match fact {
                 Next::Input(input) => input,
-                Next::Done(_, Done::NotOurs) => return Err(Gone::Write(WriteError::InDoubt)),
-                Next::Done(_, Done::EngineAway(why)) => return Err(Gone::Engine(why)),
+                Next::Done(_, Completion::OwnershipLost) => {
+                    return Err(DriveError::Write(WriteError::InDoubt));
+                }
+                Next::Done(_, Completion::EngineAway(why)) => return Err(DriveError::Engine(why)),
                 Next::Done(at, done) => self.input_of(at, done),
-                Next::Lost => return Err(Gone::Write(WriteError::Lost)),
+                Next::Lost => return Err(DriveError::Write(WriteError::Lost)),
             };
             let list = self.run.on(self.shared.ports.host.now(), input);
             let goes_on = may_be_joined(&list);
@@ -204,7 +206,7 @@ impl Drive {
     }
 
     /// Converts the completion of an operation to a fact.
-    fn input_of(&mut self, at: Option<usize>, done: Done) -> Input {
+    fn input_of(&mut self, at: Option<usize>, done: Completion) -> Input {
         let mask = self.secrets.mask();
         let broke = |cause, message: String, exit_code, said| {
             let message = mask.text(&message);
@@ -213,24 +215,24 @@ impl Drive {
         let position = at.unwrap_or_default();
         let progress = &mut self.progress;
         match done {
-            Done::Prepared(workspace) => {
+            Completion::Prepared(workspace) => {
                 progress.base = Some(workspace);
                 Input::Prepared
             }
-            Done::Adopted(had, missing) => {
+            Completion::Adopted(had, missing) => {
                 progress.kept.extend(had);
                 Input::Adopted { missing }
             }
-            Done::Fetched(workspace) => {
+            Completion::Fetched(workspace) => {
                 progress.steps.entry(position).or_default().on = Some(workspace);
                 Input::Fetched(position)
             }
-            Done::Ran(ran, stdout_bytes, stderr_bytes) => {
+            Completion::Ran(ran, stdout_bytes, stderr_bytes) => {
                 let step = progress.steps.entry(position).or_default();
                 step.left = Some(ran.left);
                 let Exit { code, oom } = ran.exit;
                 if let Some(result) = ran.result
-                    && let Err(why) = self.run.found_out(position, result)
+                    && let Err(why) = self.run.record_result(position, result)
                 {
                     progress.notes.extend(step.output.clone().map(|output| (output, why)));
                 }
@@ -240,19 +242,19 @@ impl Drive {
                 }
                 Input::Exited(position, Exited { code, oom, stdout_bytes, stderr_bytes })
             }
-            Done::Uploaded => Input::Uploaded(position),
-            Done::Committed(workspace) => {
+            Completion::Uploaded => Input::Uploaded(position),
+            Completion::Committed(workspace) => {
                 let image = workspace.image().unwrap_or_default().to_owned();
                 progress.kept.insert(position, workspace);
                 let engine = self.shared.engine.id.clone();
                 Input::Committed { position, image, engine }
             }
-            Done::Broke(cause, message, exit_code) => broke(cause, message, exit_code, None),
-            Done::BrokeSaying(cause, message, exit_code, said) => {
+            Completion::Broke(cause, message, exit_code) => broke(cause, message, exit_code, None),
+            Completion::BrokeSaying(cause, message, exit_code, said) => {
                 broke(cause, message, exit_code, Some(said))
             }
             // `follow` has handled these and releases the run.
-            Done::NotOurs | Done::EngineAway(_) => {
+            Completion::OwnershipLost | Completion::EngineAway(_) => {
                 broke(Cause::Lost, "the run is let go".to_owned(), None, None)
             }
         }
@@ -275,7 +277,7 @@ impl Drive {
                             step.last_seq = last_seq;
                         }
                     }
-                    self.ledger.save(&record, Also::Nothing).await?;
+                    self.ledger.save(&record, WriteExtra::Nothing).await?;
                     self.progress.closed = ended;
                 }
                 Effect::Emit(draft) => self.emit(draft).await,
@@ -334,21 +336,21 @@ impl Drive {
                 Effect::Release => return Ok(Performed::Release),
             }
         }
-        Ok(Performed::GoOn)
+        Ok(Performed::Resume)
     }
 
-    async fn emit(&self, draft: Draft) {
+    async fn emit(&self, draft: EventDraft) {
         let draft = self.masked(draft);
-        told::on_the_way(self.run.record(), &draft);
+        job_log::progress(self.run.record(), &draft);
         self.emitter.emit(draft).await;
     }
 
     /// Starts an operation for a step or for the whole run.
-    pub(super) fn begin(&mut self, at: Option<usize>, doing: BoxFuture<'static, Done>) {
+    pub(super) fn begin(&mut self, at: Option<usize>, doing: BoxFuture<'static, Completion>) {
         let doing = self.shared.tasks.spawn(doing);
         let done = doing.map(move |done| {
             let failed = |cause| format!("the worker's own code failed: {cause}");
-            (at, done.unwrap_or_else(|cause| Done::Broke(Cause::Engine, failed(cause), None)))
+            (at, done.unwrap_or_else(|cause| Completion::Broke(Cause::Engine, failed(cause), None)))
         });
         self.doing.push(Box::pin(done));
     }
@@ -361,9 +363,9 @@ impl Drive {
         self.pipeline()?.step(position)
     }
 
-    pub(super) fn broke(&mut self, position: usize, what: &str) {
+    pub(super) fn log_broken(&mut self, position: usize, what: &str) {
         // The rules only order what was started before. This reports a wrong order.
-        let done = Done::Broke(Cause::Engine, format!("nothing is there to {what}"), None);
+        let done = Completion::Broke(Cause::Engine, format!("nothing is there to {what}"), None);
         self.begin(Some(position), Box::pin(async move { done }));
     }
 
@@ -403,7 +405,7 @@ impl Drive {
     }
 
     /// Writes a line to the run's external log.
-    pub(super) fn tell_logger(&self, line: &str) {
+    pub(super) fn log_line(&self, line: &str) {
         if let Some(feed) = &self.feed {
             feed.push(format!("[bob] {}\n", self.secrets.mask().text(line)).into());
         }
@@ -420,7 +422,7 @@ impl Drive {
         self.shared.ports.events.discard(&self.scope.run, self.scope.epoch);
         let mut left: Vec<Workspace> = Vec::new();
         while let Some((_, done)) = self.doing.next().await {
-            if let Done::Ran(ran, _, _) = done {
+            if let Completion::Ran(ran, _, _) = done {
                 left.push(ran.left);
             }
         }

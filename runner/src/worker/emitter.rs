@@ -14,7 +14,7 @@ use tracing::warn;
 use super::watchdog::waits;
 use crate::ports::{Events, Host, Ticket};
 use crate::rules::lines::Piece;
-use crate::rules::run::Draft;
+use crate::rules::run::EventDraft;
 
 /// Publishes the events of one run under one epoch.
 pub(super) struct Emitter {
@@ -73,7 +73,7 @@ impl Emitter {
     /// Publishes an event of the run. Waits while the publisher is full; has no effect once the run
     /// is lost. An event that the publisher does not accept before the worker ends is counted. It
     /// keeps its `seq`, so that readers see the gap.
-    pub(super) async fn emit(&self, draft: Draft) {
+    pub(super) async fn emit(&self, draft: EventDraft) {
         let _waits = waits();
         let mut next = self.next.lock().await;
         let event = self.event(next.seq, draft);
@@ -91,11 +91,11 @@ impl Emitter {
         };
         let reason = Reason::Log { stream, offset: piece.offset, partial: piece.partial, encoding };
         let step = Some((step.0.clone(), step.1));
-        self.emit(Draft { reason, message, step, severity: None }).await;
+        self.emit(EventDraft { reason, message, step, severity: None }).await;
     }
 
     /// Returns the run's next event without publishing it, to be recorded with the ending.
-    pub(super) async fn peek(&self, draft: Draft) -> Event {
+    pub(super) async fn next_event(&self, draft: EventDraft) -> Event {
         let _waits = waits();
         let next = self.next.lock().await;
         self.event(next.seq, draft)
@@ -122,7 +122,7 @@ impl Emitter {
         (next.last, next.seq.checked_sub(1))
     }
 
-    fn event(&self, seq: u64, draft: Draft) -> Event {
+    fn event(&self, seq: u64, draft: EventDraft) -> Event {
         let mut event = Event::new(self.host.now(), draft.reason, draft.message);
         if let Some(severity) = draft.severity {
             event.severity = severity;

@@ -10,12 +10,12 @@ use tracing::{info, warn};
 
 use super::drive::Drive;
 use super::emitter::Dropped;
-use super::ledger::{Also, WriteError};
+use super::job_log;
+use super::ledger::{WriteError, WriteExtra};
 use super::retry::Retry;
-use super::told;
 use super::watchdog::waits;
 use crate::ports::{StoreError, Ticket};
-use crate::rules::run::{Draft, Input, StopWhy};
+use crate::rules::run::{EventDraft, Input, StopWhy};
 
 /// The maximum delay of a run's end by its external logger.
 const LOGGER_WAIT: Duration = Duration::from_secs(10);
@@ -34,7 +34,7 @@ impl Drive {
     pub(super) async fn finish(&mut self) -> Result<(), WriteError> {
         if self.met_a_full_disk() {
             // Before the slot is free, because the next run would meet the full disk too.
-            self.shared.room.ran_out();
+            self.shared.room.note_full();
         }
         // A run that ends needs no checkpoints, and its existing ones are removed.
         self.pushes.stop().await;
@@ -46,7 +46,7 @@ impl Drive {
             self.slot = None;
         }
         let event = loop {
-            let draft = self.run.ending().unwrap_or_else(|| Draft {
+            let draft = self.run.ending().unwrap_or_else(|| EventDraft {
                 reason: protocol::event::Reason::PipelineFailed {
                     cause: protocol::run::Cause::Engine,
                     exit_code: None,
@@ -55,18 +55,18 @@ impl Drive {
                 step: None,
                 severity: None,
             });
-            let event = self.emitter.peek(self.masked(draft)).await;
+            let event = self.emitter.next_event(self.masked(draft)).await;
             let mut record = self.run.record().clone();
             record.last_seq = event.seq;
             record.ending_event = Some(Box::new(event.clone()));
             let also = match record.status {
-                Status::Stopped => Also::DropStop,
+                Status::Stopped => WriteExtra::DropStop,
                 Status::Pending
                 | Status::Initializing
                 | Status::Initialized
                 | Status::Running
                 | Status::Passed
-                | Status::Failed => Also::DemandNoStop,
+                | Status::Failed => WriteExtra::DemandNoStop,
             };
             match self.ledger.save(&record, also).await {
                 Ok(()) => break event,
@@ -86,7 +86,7 @@ impl Drive {
                 Err(cause) => return Err(cause),
             }
         };
-        told::at_the_end(self.run.record(), &event.message);
+        job_log::end(self.run.record(), &event.message);
         let ticket = self.emitter.emit_recorded(event).await;
         self.after_ending(ticket).await
     }
@@ -125,7 +125,7 @@ impl Drive {
         }
         let (_, last_seq) = self.emitter.last().await;
         let record = RunRecord { last_seq, ..self.run.record().clone() };
-        self.ledger.save(&record, Also::HandOver).await?;
+        self.ledger.save(&record, WriteExtra::HandOver).await?;
         info!(run.id = %self.scope.run, "run {} is handed over", self.scope.run);
         Ok(())
     }
@@ -196,7 +196,7 @@ impl Drive {
         let host = Arc::clone(&self.shared.ports.host);
         let mut retry = Retry::of_store(&*host);
         loop {
-            let also = self.let_go().await?;
+            let also = self.final_leases().await?;
             match self.ledger.save(&record, also).await {
                 Err(WriteError::Refused(StoreError::LeaseGone(_))) => {
                     self.shared.records.forget().await;
@@ -211,17 +211,17 @@ impl Drive {
     }
 
     /// Returns the leases for the last write, retrying until the store grants them.
-    async fn let_go(&self) -> Result<Also, WriteError> {
+    async fn final_leases(&self) -> Result<WriteExtra, WriteError> {
         let ports = &self.shared.ports;
         let attempt = || async {
             let taken = async {
                 let record = self.shared.records.current(ports).await?;
                 let seen = self.shared.seen.current(ports).await?;
-                Ok::<_, StoreError>(Also::LetGo { record, seen })
+                Ok::<_, StoreError>(WriteExtra::LetGo { record, seen })
             };
             match taken.await {
                 Ok(also) => ControlFlow::Break(Ok(also)),
-                Err(cause) if cause.is_of_the_request() => {
+                Err(cause) if cause.is_invalid_request() => {
                     ControlFlow::Break(Err(WriteError::Refused(cause)))
                 }
                 Err(cause) => {
@@ -248,7 +248,7 @@ impl Drive {
             | Status::Initialized
             | Status::Running => "run stopped".to_owned(),
         };
-        self.tell_logger(&line);
+        self.log_line(&line);
         let Some(feed) = self.feed.take() else { return };
         let bytes = {
             let _waits = waits();
@@ -268,7 +268,7 @@ impl Drive {
             self.scope.run
         );
         let reason = protocol::event::Reason::LoggerDropped { bytes };
-        self.emitter.emit(Draft { reason, message, step: None, severity: None }).await;
+        self.emitter.emit(EventDraft { reason, message, step: None, severity: None }).await;
     }
 
     /// Waits until the stream has confirmed an event, or the worker ends. Holds the slot for a while

@@ -13,13 +13,13 @@ use super::{Lost, Shared};
 use crate::ports::{RunScope, STARTS_WITHIN};
 
 /// Why a drive ends before its run.
-pub(super) enum Gone {
+pub(super) enum DriveError {
     Write(WriteError),
     /// The engine is unavailable, and the run's steps with it.
     Engine(String),
 }
 
-impl From<WriteError> for Gone {
+impl From<WriteError> for DriveError {
     fn from(error: WriteError) -> Self {
         Self::Write(error)
     }
@@ -59,10 +59,10 @@ impl Drive {
     }
 
     /// Releases the run so that a worker can resume it. Returns what is left to do here.
-    pub(super) async fn let_go_of(&self, cause: Gone) -> Option<Lost> {
+    pub(super) async fn give_up_run(&self, cause: DriveError) -> Option<Lost> {
         let run = self.scope.run.clone();
         match cause {
-            Gone::Engine(why) => {
+            DriveError::Engine(why) => {
                 warn!(run.id = %run, cause = why, "the run is let go until the engine is well");
                 self.shared.room.engine_went(Some(self.scope.clone()));
                 self.prove_ended().await;
@@ -71,19 +71,19 @@ impl Drive {
                 release(&self.shared, self.ledger.claim(), &self.held.lost).await;
                 None
             }
-            Gone::Write(WriteError::Lost) => {
+            DriveError::Write(WriteError::Lost) => {
                 warn!(run.id = %run, "the run is lost to this worker");
                 self.prove_ended().await;
                 Some(Lost::with_lease(run))
             }
-            Gone::Write(WriteError::InDoubt) => {
+            DriveError::Write(WriteError::InDoubt) => {
                 warn!(run.id = %run, "the run may be lost to this worker; it is let go");
                 self.prove_ended().await;
                 // Nothing more may be published under this epoch, even if the run is resumed here.
                 release(&self.shared, self.ledger.claim(), &self.held.lost).await;
                 Some(Lost::with_lease(run))
             }
-            Gone::Write(cause @ (WriteError::StopFound | WriteError::Refused(_))) => {
+            DriveError::Write(cause @ (WriteError::StopFound | WriteError::Refused(_))) => {
                 error!(run.id = %run, %cause, "the run cannot be recorded; it is let go");
                 release(&self.shared, self.ledger.claim(), &self.held.lost).await;
                 let why = format!("it could not be recorded: {cause}");

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::answer::{Answer, Slot, answer_in_place};
-use super::lease::{Current, Held};
+use super::lease::{Current, HeldLease};
 use super::watchdog::waits;
 use super::{Options, Shared};
 use crate::ports::{Consumer, Delivery, Message, QueueError, Route, Source};
@@ -29,7 +29,7 @@ pub(super) async fn jobs(shared: Arc<Shared>, mut lease: Current, stop: Cancella
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = shared.room.there() => {}
+                () = shared.room.available() => {}
             }
             tokio::select! {
                 biased;
@@ -39,13 +39,13 @@ pub(super) async fn jobs(shared: Arc<Shared>, mut lease: Current, stop: Cancella
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = shared.room.gone() => continue,
-                () = shared.writes.refusal() => continue,
+                () = shared.room.unavailable() => continue,
+                () = shared.writes.refused() => continue,
                 slot = Arc::clone(&shared.slots).acquire_owned() => slot,
             }
         };
         let Ok(slot) = slot else { return };
-        let Some(held) = held(&mut lease, &stop).await else { return };
+        let Some(held) = wait_for_lease(&mut lease, &stop).await else { return };
         let Some(opened) = open(&shared, Source::Jobs, &stop).await else { return };
         match opened {
             Ok(consumer) => {
@@ -71,7 +71,7 @@ fn report_ready(shared: &Shared) {
 
 async fn consume_jobs(
     shared: &Arc<Shared>,
-    held: &Held,
+    held: &HeldLease,
     mut consumer: Box<dyn Consumer>,
     mut slot: OwnedSemaphorePermit,
     stop: &CancellationToken,
@@ -84,8 +84,8 @@ async fn consume_jobs(
             () = stop.cancelled() => break,
             // An orphan, or a start sent to this worker, takes precedence over new starts.
             () = shared.slot_wanted.notified() => break,
-            () = shared.room.gone() => break,
-            () = shared.writes.refusal() => break,
+            () = shared.room.unavailable() => break,
+            () = shared.writes.refused() => break,
             delivery = consumer.next() => delivery,
         };
         drop(waiting);
@@ -123,7 +123,7 @@ async fn consume_jobs(
             Answer::Later { after, message } => {
                 // It waits aside, so that starts that fit can run meanwhile.
                 close(consumer).await;
-                put_aside(shared, delivery, message, after).await;
+                set_aside(shared, delivery, message, after).await;
                 return;
             }
         }
@@ -143,16 +143,16 @@ pub(super) async fn control(
     // return to the queue counts towards its delivery limit.
     let mut pending: Option<Delivery> = None;
     loop {
-        let Some(held) = held(&mut lease, &stop).await else {
-            return give_back(pending).await;
+        let Some(held) = wait_for_lease(&mut lease, &stop).await else {
+            return requeue(pending).await;
         };
         if let Some(delivery) = pending.take() {
             match take_control(&shared, &held, source, delivery, &stop).await {
-                Settled::NotYet(delivery) => {
+                DeliveryOutcome::NotYet(delivery) => {
                     pending = Some(delivery);
                     continue;
                 }
-                Settled::Done | Settled::Requeued | Settled::Kept => {}
+                DeliveryOutcome::Done | DeliveryOutcome::Requeued | DeliveryOutcome::Kept => {}
             }
         }
         let Some(opened) = open(&shared, source, &stop).await else { return };
@@ -181,10 +181,10 @@ pub(super) async fn control(
             drop(waiting);
             match delivery {
                 Ok(delivery) => match take_control(&shared, &held, source, delivery, &stop).await {
-                    Settled::Done | Settled::Requeued => {}
+                    DeliveryOutcome::Done | DeliveryOutcome::Requeued => {}
                     // Open another subscription, so that a stop behind this message does not wait.
-                    Settled::Kept => break,
-                    Settled::NotYet(delivery) => {
+                    DeliveryOutcome::Kept => break,
+                    DeliveryOutcome::NotYet(delivery) => {
                         pending = Some(delivery);
                         break;
                     }
@@ -197,7 +197,7 @@ pub(super) async fn control(
         }
         if source == Source::Node && stop.is_cancelled() {
             if let Some(delivery) = pending.take() {
-                give_back(Some(delivery)).await;
+                requeue(Some(delivery)).await;
             }
             move_to_jobs(&shared, &held, &mut consumer, &stop).await;
         }
@@ -206,7 +206,7 @@ pub(super) async fn control(
 }
 
 /// Returns a command that this worker could not process to its queue.
-async fn give_back(pending: Option<Delivery>) {
+async fn requeue(pending: Option<Delivery>) {
     if let Some(delivery) = pending {
         settle(delivery, Disposition::Requeue).await;
     }
@@ -233,7 +233,7 @@ async fn close(consumer: Box<dyn Consumer>) {
 
 /// The outcome of a delivery.
 #[derive(Debug)]
-enum Settled {
+enum DeliveryOutcome {
     Done,
     Requeued,
     /// Kept for a while. Its subscription receives no further messages.
@@ -244,11 +244,11 @@ enum Settled {
 
 async fn take_control(
     shared: &Arc<Shared>,
-    held: &Held,
+    held: &HeldLease,
     source: Source,
     delivery: Delivery,
     stop: &CancellationToken,
-) -> Settled {
+) -> DeliveryOutcome {
     let is_start = delivery.message.kind.as_deref() == Some(command::START);
     let slot = match source {
         Source::Node if is_start => shared.slot_now().await,
@@ -258,16 +258,20 @@ async fn take_control(
     match answer_in_place(shared, held, &delivery.message, slot, stop).await {
         Answer::Settle(disposition, _slot) => {
             settle_before_end(delivery, disposition, stop).await;
-            if disposition == Disposition::Requeue { Settled::Requeued } else { Settled::Done }
+            if disposition == Disposition::Requeue {
+                DeliveryOutcome::Requeued
+            } else {
+                DeliveryOutcome::Done
+            }
         }
         Answer::NotYet(_slot) if stop.is_cancelled() => {
             settle(delivery, Disposition::Requeue).await;
-            Settled::Requeued
+            DeliveryOutcome::Requeued
         }
-        Answer::NotYet(_slot) => Settled::NotYet(delivery),
+        Answer::NotYet(_slot) => DeliveryOutcome::NotYet(delivery),
         Answer::Later { after, message } => {
-            put_aside(shared, delivery, message, after).await;
-            Settled::Kept
+            set_aside(shared, delivery, message, after).await;
+            DeliveryOutcome::Kept
         }
     }
 }
@@ -278,21 +282,21 @@ const QUEUE_IS_EMPTY_AFTER: Duration = Duration::from_millis(500);
 /// Moves the remaining messages of a draining worker's own queue to the shared one.
 async fn move_to_jobs(
     shared: &Arc<Shared>,
-    held: &Held,
+    held: &HeldLease,
     consumer: &mut Box<dyn Consumer>,
     stop: &CancellationToken,
 ) {
     while let Ok(Ok(delivery)) = tokio::time::timeout(QUEUE_IS_EMPTY_AFTER, consumer.next()).await {
         // A message that cannot be moved would be redelivered forever.
         let settled = take_control(shared, held, Source::Control, delivery, stop).await;
-        if matches!(settled, Settled::Requeued) {
+        if matches!(settled, DeliveryOutcome::Requeued) {
             return;
         }
     }
 }
 
 /// Keeps a start aside. The number is limited, because each holds a channel of the connection.
-async fn put_aside(shared: &Arc<Shared>, delivery: Delivery, message: Message, after: Duration) {
+async fn set_aside(shared: &Arc<Shared>, delivery: Delivery, message: Message, after: Duration) {
     let place = {
         let _waits = waits();
         Arc::clone(&shared.aside).acquire_owned().await
@@ -348,7 +352,7 @@ async fn settle_before_end(delivery: Delivery, disposition: Disposition, stop: &
     }
 }
 
-async fn held(lease: &mut Current, stop: &CancellationToken) -> Option<Held> {
+async fn wait_for_lease(lease: &mut Current, stop: &CancellationToken) -> Option<HeldLease> {
     let _waits = waits();
     tokio::select! {
         biased;

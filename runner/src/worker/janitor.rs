@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use protocol::id::RunId;
 use protocol::names;
-use protocol::time::{Millis, Stamp};
+use protocol::time::{Millis, Timestamp};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -85,12 +85,12 @@ pub(super) async fn sweep(shared: &Shared) {
 /// engine's disk has room. Anyone who can start a run can demand any retention.
 pub(super) async fn give_up_retained(shared: &Shared) {
     let _alone = shared.room.sweeping.lock().await;
-    if let Err(cause) = give_up(shared).await {
+    if let Err(cause) = give_up_lost(shared).await {
         warn!(%cause, "what is retained of ended runs stays");
     }
 }
 
-async fn give_up(shared: &Shared) -> Result<(), ExecError> {
+async fn give_up_lost(shared: &Shared) -> Result<(), ExecError> {
     let executor = &shared.ports.executor;
     if bases::has_room(shared).await? {
         return Ok(());
@@ -151,7 +151,7 @@ async fn need(shared: &Shared, run: &RunId) -> Result<Need, StoreError> {
         return Ok(Need::Open);
     }
     let retention = record.pipeline.as_ref().and_then(|pipeline| pipeline.retention);
-    let (Some(retention), Some(Stamp(ended))) = (retention, record.completed_at) else {
+    let (Some(retention), Some(Timestamp(ended))) = (retention, record.completed_at) else {
         return Ok(Need::None);
     };
     if since(ended, shared.ports.host.now()) < retention.as_duration() {

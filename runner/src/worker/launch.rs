@@ -18,7 +18,7 @@ use super::claim::Claimed;
 use super::drive::{Drive, Progress};
 use super::emitter::Emitter;
 use super::gone::prove_ended;
-use super::lease::Held;
+use super::lease::HeldLease;
 use super::ledger::{Ledger, Outbox};
 use super::orphan::Orphan;
 use super::output::Budget;
@@ -30,9 +30,9 @@ use super::verdict::Verdict;
 use super::watchdog::{Failed, watched};
 use super::{Lost, Shared};
 use crate::ports::{Claim, LoggerFeed, RunScope, StopLevel, StopSignal, Txn};
-use crate::rules::callback::Told;
+use crate::rules::callback::NotifiedStages;
 use crate::rules::env;
-use crate::rules::run::{Draft, Effect, Input, Run, StopWhy};
+use crate::rules::run::{Effect, EventDraft, Input, Run, StopWhy};
 
 /// A place in the roster, reserved before the claim.
 #[must_use = "a place that is neither used nor cancelled keeps its run from ever being taken here"]
@@ -46,14 +46,14 @@ pub(super) struct Launch {
 }
 
 /// A run claimed by this worker.
-struct Mine {
+struct OwnedRun {
     claim: Claim,
     record: RunRecord,
     modified: i64,
     logger_url: Option<String>,
 }
 
-impl From<Orphan> for Mine {
+impl From<Orphan> for OwnedRun {
     fn from(orphan: Orphan) -> Self {
         let Orphan { claim, record, modified, logger_url, past: _ } = orphan;
         Self { claim, record, modified, logger_url }
@@ -79,26 +79,26 @@ impl Launch {
 
     /// Returns the place.
     pub(super) fn cancel(self) {
-        self.shared.roster.strike(&self.run);
+        self.shared.roster.remove(&self.run);
     }
 
     /// Drives a new run, and releases `slot` at its end. `named`: the sender chose the run ID.
-    pub(super) fn go(
+    pub(super) fn drive_new(
         self,
-        held: &Held,
+        held: &HeldLease,
         claimed: Claimed,
         named: bool,
         slot: Option<OwnedSemaphorePermit>,
     ) {
         let Claimed { claim, record, modified, verdict, logger_url } = claimed;
         let now = self.shared.ports.host.now();
-        let mine = Mine { claim, record, modified, logger_url };
+        let mine = OwnedRun { claim, record, modified, logger_url };
         let scheduled = scheduled(&self.run, named);
         let mut drive = self.into_drive(held, mine, slot);
         let mut first = vec![scheduled];
         first.extend(match verdict {
             Verdict::Run => drive.run.begin(now),
-            Verdict::GoOn(_) => drive.run.begin_after(now),
+            Verdict::Resume(_) => drive.run.begin_after(now),
             Verdict::Refuse(cause, why) => drive.run.refuse(now, cause, &why),
             Verdict::Stop(why) => drive.run.stop_now(now, &why),
         });
@@ -106,7 +106,7 @@ impl Launch {
     }
 
     /// Resumes a run from an earlier owner.
-    pub(super) fn resume(self, held: &Held, orphan: Orphan, slot: OwnedSemaphorePermit) {
+    pub(super) fn resume(self, held: &HeldLease, orphan: Orphan, slot: OwnedSemaphorePermit) {
         let now = self.shared.ports.host.now();
         let (past, max_losses) = (orphan.past.clone(), self.shared.options.max_losses);
         let mut drive = self.into_drive(held, orphan.into(), Some(slot));
@@ -115,7 +115,7 @@ impl Launch {
     }
 
     /// Ends an orphan as stopped.
-    pub(super) fn end_stopped(self, held: &Held, orphan: Orphan, why: &StopWhy) {
+    pub(super) fn end_stopped(self, held: &HeldLease, orphan: Orphan, why: &StopWhy) {
         let now = self.shared.ports.host.now();
         let mut drive = self.into_drive(held, orphan.into(), None);
         let first = drive.run.stop_now(now, why);
@@ -123,7 +123,7 @@ impl Launch {
     }
 
     /// Ends a run that this worker had lost as failed.
-    pub(super) fn end_lost(self, held: &Held, orphan: Orphan, cause: Cause, why: &str) {
+    pub(super) fn end_lost(self, held: &HeldLease, orphan: Orphan, cause: Cause, why: &str) {
         let now = self.shared.ports.host.now();
         let mut drive = self.into_drive(held, orphan.into(), None);
         let first = drive.run.refuse(now, cause, why);
@@ -131,13 +131,18 @@ impl Launch {
     }
 
     /// Completes a run whose ending is recorded.
-    pub(super) fn conclude(self, held: &Held, orphan: Orphan) {
+    pub(super) fn conclude(self, held: &HeldLease, orphan: Orphan) {
         spawn(self.into_drive(held, orphan.into(), None), Vec::new());
     }
 
-    fn into_drive(self, held: &Held, mine: Mine, slot: Option<OwnedSemaphorePermit>) -> Drive {
+    fn into_drive(
+        self,
+        held: &HeldLease,
+        mine: OwnedRun,
+        slot: Option<OwnedSemaphorePermit>,
+    ) -> Drive {
         let Self { shared, run, stop, leave, inputs, tell } = self;
-        let Mine { claim, record, modified, logger_url } = mine;
+        let OwnedRun { claim, record, modified, logger_url } = mine;
         let owner = (claim.node.clone(), claim.epoch);
         let emitter = Arc::new(Emitter::new(
             Arc::clone(&shared.ports.events),
@@ -173,7 +178,7 @@ impl Launch {
         let written = record.steps.iter().map(|step| step.stdout_bytes + step.stderr_bytes);
         let budget = Budget::new(shared.options.log_limit, written.sum());
         let outbox = Outbox {
-            told: Told::of(&record),
+            told: NotifiedStages::of(&record),
             logs: shared.options.logs.clone(),
             host: Arc::clone(&shared.ports.host),
             inbox: Arc::clone(&shared.callbacks),
@@ -238,7 +243,7 @@ fn scheduled(run: &RunId, named: bool) -> Effect {
         );
         (message, Some(Severity::Warning))
     };
-    Effect::Emit(Draft { reason, message, step: None, severity })
+    Effect::Emit(EventDraft { reason, message, step: None, severity })
 }
 
 /// Spawns the drive. A live worker must not own a run that it does not drive.
@@ -271,7 +276,7 @@ fn spawn(drive: Drive, first: Vec<Effect>) {
         }
         prove_ended(&shared, &scope).await;
         release(&shared, &claim, &lost).await;
-        shared.roster.strike(&run);
+        shared.roster.remove(&run);
     });
 }
 
@@ -283,7 +288,7 @@ pub(super) async fn release(shared: &Shared, claim: &Claim, lost: &CancellationT
         let txn = claim.fenced(Txn::new().delete(names::owner_key(run)));
         match shared.ports.store.txn(txn).await {
             Ok(_) => ControlFlow::Break(()),
-            Err(cause) if cause.is_of_the_request() => {
+            Err(cause) if cause.is_invalid_request() => {
                 warn!(run.id = %run, %cause, "run {run} is not released");
                 ControlFlow::Break(())
             }

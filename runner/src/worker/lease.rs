@@ -16,7 +16,7 @@ use crate::ports::{Guard, Host, LeaseId, StoreError};
 
 /// A lease that is valid as far as this worker knows.
 #[derive(Clone)]
-pub(super) struct Held {
+pub(super) struct HeldLease {
     /// The lease's ID.
     pub(super) lease: LeaseId,
     /// Cancelled once the lease is lost. Nothing is written, published or uploaded under it
@@ -27,13 +27,13 @@ pub(super) struct Held {
     guard: Arc<dyn Guard>,
 }
 
-impl std::fmt::Debug for Held {
+impl std::fmt::Debug for HeldLease {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Held").field("lease", &self.lease).finish_non_exhaustive()
     }
 }
 
-impl Held {
+impl HeldLease {
     /// Feeds the guard before anything can start under the lease.
     fn new(lease: LeaseId, sent: Duration, ttl: Duration, guard: &Arc<dyn Guard>) -> Self {
         let held = Self {
@@ -42,7 +42,7 @@ impl Held {
             until: Arc::default(),
             guard: Arc::clone(guard),
         };
-        let until = sent + believed(ttl);
+        let until = sent + assumed_validity(ttl);
         held.guard.feed(until);
         held.extend(until);
         held
@@ -51,11 +51,11 @@ impl Held {
     /// Applies a renewal that was sent at `sent`. Returns false if it came too late.
     #[must_use = "a lease that was renewed too late is lost"]
     fn renewed(&self, host: &dyn Host, sent: Duration, ttl: Duration) -> bool {
-        let until = sent + believed(ttl);
+        let until = sent + assumed_validity(ttl);
         self.guard.feed(until);
         // Check only now. If the lease is still valid, the guard received the new deadline before
         // the old one passed, and has killed nothing. If it is not, the guard may have killed.
-        let stands = self.stands(host);
+        let stands = self.is_valid(host);
         if stands {
             self.extend(until);
         }
@@ -74,7 +74,7 @@ impl Held {
     /// # Cancel safety
     /// This method is cancel safe.
     pub(super) async fn settled(&self, host: &dyn Host) {
-        while !self.lost.is_cancelled() && !self.stands(host) {
+        while !self.lost.is_cancelled() && !self.is_valid(host) {
             tokio::select! {
                 biased;
                 () = self.lost.cancelled() => {}
@@ -85,25 +85,25 @@ impl Held {
 
     /// Returns true if the lease is known to be valid. This works even if the process was suspended
     /// and has not yet noticed the loss.
-    pub(super) fn stands(&self, host: &dyn Host) -> bool {
+    pub(super) fn is_valid(&self, host: &dyn Host) -> bool {
         let until = Duration::from_millis(self.until.load(Ordering::Acquire));
         !self.lost.is_cancelled() && host.since_boot() < until
     }
 }
 
 /// Returns the time for which a lease is assumed to be valid after a renewal.
-fn believed(ttl: Duration) -> Duration {
+fn assumed_validity(ttl: Duration) -> Duration {
     ttl * 2 / 3
 }
 
 /// The current lease, if there is one.
-pub(super) type Current = watch::Receiver<Option<Held>>;
+pub(super) type Current = watch::Receiver<Option<HeldLease>>;
 
 /// Announces changes of the lease to its subscribers. Each has its own channel, so that they are
 /// notified in the order of subscription. The waiters of a single channel wake up in random order,
 /// which would make simulations of a worker irreproducible.
 #[derive(Debug, Default)]
-pub(super) struct Announcer(Vec<watch::Sender<Option<Held>>>);
+pub(super) struct Announcer(Vec<watch::Sender<Option<HeldLease>>>);
 
 impl Announcer {
     /// Adds a subscriber.
@@ -113,7 +113,7 @@ impl Announcer {
         current
     }
 
-    fn announce(&self, held: Option<&Held>) {
+    fn announce(&self, held: Option<&HeldLease>) {
         for sender in &self.0 {
             sender.send_replace(held.cloned());
         }
@@ -138,17 +138,19 @@ pub(super) async fn keep(
             biased;
             granted = shared.ports.store.grant(shared.options.lease_ttl) => granted,
             () = stop.cancelled() => return,
-            () = shared.watchdog.bites() => return,
+            () = shared.watchdog.tripped() => return,
         };
         match granted {
-            Ok(granted) if shared.ports.host.since_boot() >= sent + believed(granted.ttl) => {
+            Ok(granted)
+                if shared.ports.host.since_boot() >= sent + assumed_validity(granted.ttl) =>
+            {
                 // The lease would be regarded as lost already.
                 warn!(lease = granted.lease.0, "the store granted a lease too late");
                 revoke(&shared, granted.lease, &stop).await;
             }
             Ok(granted) => {
                 wait = RETRY_FIRST;
-                let held = Held::new(granted.lease, sent, granted.ttl, &guard);
+                let held = HeldLease::new(granted.lease, sent, granted.ttl, &guard);
                 // Cancels `lost` even if this loop panics.
                 let _lost = held.lost.clone().drop_guard();
                 info!(lease = granted.lease.0, "the lease is taken");
@@ -163,7 +165,7 @@ pub(super) async fn keep(
                             lease = held.lease.0,
                             "the lease is {ended}; what ran under it is killed"
                         );
-                        wind_up(&shared, held.lease, granted.ttl, &stop).await;
+                        keep_until_ended(&shared, held.lease, granted.ttl, &stop).await;
                     }
                     Ended::Stopped => {}
                 }
@@ -178,7 +180,7 @@ pub(super) async fn keep(
                     biased;
                     () = tokio::time::sleep(wait) => {}
                     () = stop.cancelled() => {}
-                    () = shared.watchdog.bites() => {}
+                    () = shared.watchdog.tripped() => {}
                 }
                 wait = (wait * 2).min(RETRY_MOST);
             }
@@ -218,7 +220,7 @@ impl std::fmt::Display for Ended {
 /// granted time without a renewal, on a clock that includes suspended time.
 async fn renew(
     shared: &Shared,
-    held: &Held,
+    held: &HeldLease,
     mut good_since: Duration,
     ttl: Duration,
     stop: &CancellationToken,
@@ -237,17 +239,17 @@ async fn renew(
                 biased;
                 () = tokio::time::sleep(left.min(AWAKE)) => {}
                 () = stop.cancelled() => return Ended::Stopped,
-                () = shared.watchdog.bites() => return Ended::GivenUp,
+                () = shared.watchdog.tripped() => return Ended::GivenUp,
             }
             beat();
         }
         let sent = host.since_boot();
-        let left = (good_since + believed(ttl)).saturating_sub(sent);
+        let left = (good_since + assumed_validity(ttl)).saturating_sub(sent);
         if left.is_zero() {
             return Ended::Lost;
         }
         let renewed = tokio::time::timeout(left, shared.ports.store.keep_alive(held.lease)).await;
-        if host.since_boot().saturating_sub(good_since) >= believed(ttl) {
+        if host.since_boot().saturating_sub(good_since) >= assumed_validity(ttl) {
             // The reply came too late to be relied on, whatever it says.
             return Ended::Lost;
         }
@@ -269,7 +271,12 @@ async fn renew(
 /// Renews a lease that was given up until every drive has verified that its steps have ended. Until
 /// then, no other worker must own their runs. Returns earlier if the lease expires or `stop` is
 /// cancelled, and after [`PROVEN_WITHIN`].
-async fn wind_up(shared: &Shared, lease: LeaseId, ttl: Duration, stop: &CancellationToken) {
+async fn keep_until_ended(
+    shared: &Shared,
+    lease: LeaseId,
+    ttl: Duration,
+    stop: &CancellationToken,
+) {
     let host = &shared.ports.host;
     let began = host.since_boot();
     while host.since_boot().saturating_sub(began) < PROVEN_WITHIN {
@@ -358,10 +365,10 @@ mod tests {
 
     const TTL: Duration = Duration::from_millis(3000);
 
-    fn held() -> (Arc<Slow>, Held) {
+    fn held() -> (Arc<Slow>, HeldLease) {
         let slow = Arc::new(Slow::default());
         let guard: Arc<dyn Guard> = Arc::<Slow>::clone(&slow);
-        let held = Held::new(LeaseId(1), Duration::ZERO, TTL, &guard);
+        let held = HeldLease::new(LeaseId(1), Duration::ZERO, TTL, &guard);
         (slow, held)
     }
 
@@ -372,9 +379,9 @@ mod tests {
         assert!(held.renewed(&*slow, Duration::from_millis(1000), TTL));
         assert_eq!(*slow.fed.lock().unwrap(), [2000, 3000]);
         slow.now.store(2999, Ordering::Relaxed);
-        assert!(held.stands(&*slow));
+        assert!(held.is_valid(&*slow));
         slow.now.store(3000, Ordering::Relaxed);
-        assert!(!held.stands(&*slow));
+        assert!(!held.is_valid(&*slow));
     }
 
     #[test]
@@ -384,7 +391,7 @@ mod tests {
         slow.feeding_takes.store(1, Ordering::Relaxed);
         // The guard may have killed at 2000 before it received the deadline 3000.
         assert!(!held.renewed(&*slow, Duration::from_millis(1000), TTL));
-        assert!(!held.stands(&*slow), "what ends from now on is no result");
+        assert!(!held.is_valid(&*slow), "what ends from now on is no result");
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use protocol::budget::{Cut, MAX_RECORD_BYTES};
+use protocol::budget::{CutSizes, MAX_RECORD_BYTES};
 use protocol::id::RunId;
 use protocol::names;
 use protocol::run::{OwnerEntry, RunRecord};
@@ -17,7 +17,7 @@ use super::retry::Retry;
 use super::secrets::RunMask;
 use super::watchdog::beat;
 use crate::ports::{Claim, Expect, Host, LeaseId, Store, StoreError, Txn};
-use crate::rules::callback::{News, Stage, Told};
+use crate::rules::callback::{Notification, NotifiedStages, Stage};
 
 /// Why a record was not written.
 #[derive(Debug, Error)]
@@ -47,7 +47,7 @@ pub(super) struct Ledger {
 
 /// Adds callbacks to the outbox in the same write that makes them due.
 pub(super) struct Outbox {
-    pub(super) told: Told,
+    pub(super) told: NotifiedStages,
     /// The address of the steps' logs, if there is one.
     pub(super) logs: Option<String>,
     pub(super) host: Arc<dyn Host>,
@@ -58,9 +58,9 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    fn entries(&self, record: &RunRecord) -> Vec<(String, News)> {
-        let news = self.told.news(record, self.logs.as_deref(), self.host.now().0);
-        let entry = |(position, stage, mut news): (usize, Stage, News)| {
+    fn entries(&self, record: &RunRecord) -> Vec<(String, Notification)> {
+        let news = self.told.notifications(record, self.logs.as_deref(), self.host.now().0);
+        let entry = |(position, stage, mut news): (usize, Stage, Notification)| {
             self.mask.value(&mut news.body);
             let which = u8::from(stage == Stage::Ended);
             (names::callback_key(&record.run_id, position, which), news)
@@ -71,7 +71,7 @@ impl Outbox {
 
 /// What a write does in addition to the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Also {
+pub(super) enum WriteExtra {
     /// Nothing.
     Nothing,
     /// Requires that no stop is recorded. For an ending other than `stopped`.
@@ -106,14 +106,15 @@ impl Ledger {
     }
 
     /// Returns the transaction that writes a record.
-    fn write(&self, bytes: &[u8], also: Also) -> Txn {
+    fn write(&self, bytes: &[u8], also: WriteExtra) -> Txn {
         let run = &self.claim.run;
         let txn = Txn::new();
         let txn = match also {
-            Also::Nothing | Also::DemandNoStop | Also::DropStop | Also::HandOver => {
-                txn.put(names::run_key(run), bytes.to_vec())
-            }
-            Also::LetGo { record, .. } => {
+            WriteExtra::Nothing
+            | WriteExtra::DemandNoStop
+            | WriteExtra::DropStop
+            | WriteExtra::HandOver => txn.put(names::run_key(run), bytes.to_vec()),
+            WriteExtra::LetGo { record, .. } => {
                 txn.put_leased(names::run_key(run), bytes.to_vec(), record)
             }
         };
@@ -123,11 +124,11 @@ impl Ledger {
             .read_otherwise(names::owner_key(run))
             .read_otherwise(names::stop_key(run));
         match also {
-            Also::Nothing => {}
-            Also::DemandNoStop => txn = txn.when(names::stop_key(run), Expect::Absent),
-            Also::DropStop => txn = txn.delete(names::stop_key(run)),
-            Also::HandOver => txn = txn.delete(names::owner_key(run)),
-            Also::LetGo { seen, record } => {
+            WriteExtra::Nothing => {}
+            WriteExtra::DemandNoStop => txn = txn.when(names::stop_key(run), Expect::Absent),
+            WriteExtra::DropStop => txn = txn.delete(names::stop_key(run)),
+            WriteExtra::HandOver => txn = txn.delete(names::owner_key(run)),
+            WriteExtra::LetGo { seen, record } => {
                 txn = txn
                     .put_leased(names::seen_key(run), Vec::new(), seen)
                     .attach(names::definition_key(run), record)
@@ -142,7 +143,11 @@ impl Ledger {
     }
 
     /// Writes the record, retrying until the store answers, as long as the claim is valid.
-    pub(super) async fn save(&mut self, record: &RunRecord, also: Also) -> Result<(), WriteError> {
+    pub(super) async fn save(
+        &mut self,
+        record: &RunRecord,
+        also: WriteExtra,
+    ) -> Result<(), WriteError> {
         let run = &self.claim.run;
         let mut written = Cow::Borrowed(record);
         let mut bytes = fitting_copy(run, &mut written).map_err(WriteError::Refused)?;
@@ -163,7 +168,7 @@ impl Ledger {
             match reply {
                 Ok(reply) if reply.committed => {
                     self.modified = reply.revision;
-                    self.put_down(record, news);
+                    self.note_written(record, news);
                     return Ok(());
                 }
                 Ok(reply) => {
@@ -172,17 +177,17 @@ impl Ledger {
                     let owned = reply
                         .entry(1)
                         .is_some_and(|entry| entry.create_revision == self.claim.epoch.0);
-                    let lets_go = matches!(also, Also::LetGo { .. } | Also::HandOver);
+                    let lets_go = matches!(also, WriteExtra::LetGo { .. } | WriteExtra::HandOver);
                     if unknown && landed && (owned || lets_go) {
                         // An earlier attempt was committed; only its reply was lost.
                         self.modified = entry.map_or(self.modified, |entry| entry.mod_revision);
-                        self.put_down(record, news);
+                        self.note_written(record, news);
                         return Ok(());
                     }
                     let Some(entry) = entry.filter(|_| owned) else {
                         return Err(WriteError::Lost);
                     };
-                    if also == Also::DemandNoStop && reply.entry(2).is_some() {
+                    if also == WriteExtra::DemandNoStop && reply.entry(2).is_some() {
                         self.modified = entry.mod_revision;
                         return Err(WriteError::StopFound);
                     }
@@ -192,10 +197,12 @@ impl Ledger {
                 }
                 // The caller replaces an expired long lease. `lost` reports the loss of the claim's
                 // own lease.
-                Err(cause @ StoreError::LeaseGone(_)) if matches!(also, Also::LetGo { .. }) => {
+                Err(cause @ StoreError::LeaseGone(_))
+                    if matches!(also, WriteExtra::LetGo { .. }) =>
+                {
                     return Err(WriteError::Refused(cause));
                 }
-                Err(cause) if !cause.is_of_the_request() => {
+                Err(cause) if !cause.is_invalid_request() => {
                     unknown = true;
                     warn!(run.id = %run, %cause, "a record waits");
                     if retry.pause(&self.lost).await.is_break() {
@@ -204,7 +211,7 @@ impl Ledger {
                 }
                 // The store's limit may be lower than expected, and the run must be able to end.
                 Err(StoreError::Refused(cause))
-                    if also != Also::Nothing && bytes.len() > SMALL_RECORD =>
+                    if also != WriteExtra::Nothing && bytes.len() > SMALL_RECORD =>
                 {
                     warn!(run.id = %run, cause, "the record is cut, as the store refuses it");
                     written.to_mut().cut_to(bytes.len() / 2);
@@ -228,7 +235,7 @@ pub(super) fn fitting(
     beside: usize,
 ) -> Result<Vec<u8>, StoreError> {
     let most = MAX_RECORD_BYTES.min(REQUEST.saturating_sub(beside));
-    if let Some(Cut { messages, results, steps }) = record.cut_to(most) {
+    if let Some(CutSizes { messages, results, steps }) = record.cut_to(most) {
         warn!(
             run.id = %run,
             messages,
@@ -250,7 +257,7 @@ fn fitting_copy(run: &RunId, record: &mut Cow<'_, RunRecord>) -> Result<Vec<u8>,
 
 impl Ledger {
     /// Notes that a record and its callbacks are written.
-    fn put_down(&mut self, record: &RunRecord, news: Vec<(String, News)>) {
+    fn note_written(&mut self, record: &RunRecord, news: Vec<(String, Notification)>) {
         self.outbox.told.note(record);
         if !news.is_empty() {
             self.outbox.inbox.push(news.into_iter());

@@ -16,10 +16,10 @@ use crate::ports::{Expect, LeaseId, Ports, StoreError, Txn};
 /// lives for at least its time, and no claim has to wait for a lease.
 pub(super) struct LongLease {
     ttl: Duration,
-    taken: Mutex<Option<Taken>>,
+    taken: Mutex<Option<LongLeaseState>>,
 }
 
-struct Taken {
+struct LongLeaseState {
     lease: LeaseId,
     at: Duration,
     /// The number of keys that can still be attached.
@@ -49,7 +49,7 @@ impl LongLease {
             return Ok(taken.lease);
         }
         let lease = ports.store.grant(self.ttl + SERVES).await?.lease;
-        *taken = Some(Taken { lease, at: now, left: SERVES_KEYS - 1 });
+        *taken = Some(LongLeaseState { lease, at: now, left: SERVES_KEYS - 1 });
         Ok(lease)
     }
 

@@ -81,7 +81,7 @@ impl Loops {
         self.leased.cancel();
         ended(shared, &self.stops, LOOP_ENDS_WITHIN).await;
         // A stop received at the last moment may have caused an ending to publish.
-        let within = in_trouble(shared, LAST_EVENTS);
+        let within = pause_in_outage(shared, LAST_EVENTS);
         tokio::time::timeout(within, shared.tasks.wait()).await.ok();
         self.refresh.abort();
         ended(shared, &self.others, LOOP_ENDS_WITHIN).await;
@@ -168,8 +168,8 @@ const STREAM_TAKES_WITHIN: Duration = Duration::from_millis(1500);
 const ENDS_ANYWAY_WITHIN: Duration = Duration::from_secs(1);
 
 /// Returns `usual`, or less if the broker is unavailable.
-fn in_trouble(shared: &Shared, usual: Duration) -> Duration {
-    match shared.ports.events.trouble() {
+fn pause_in_outage(shared: &Shared, usual: Duration) -> Duration {
+    match shared.ports.events.problem() {
         Some(_) => usual.min(ENDS_ANYWAY_WITHIN),
         None => usual,
     }
@@ -179,7 +179,7 @@ fn in_trouble(shared: &Shared, usual: Duration) -> Duration {
 /// runs do not end in spite of that.
 async fn give_up_the_stream(shared: &Shared, after: Duration) {
     tokio::time::sleep(after).await;
-    while shared.ports.events.trouble().is_none() {
+    while shared.ports.events.problem().is_none() {
         tokio::time::sleep(ENDS_ANYWAY_WITHIN / 4).await;
     }
     let runs = shared.roster.ids();
@@ -192,8 +192,8 @@ async fn give_up_the_stream(shared: &Shared, after: Duration) {
 /// Waits for loops that were asked to end, for at most `within`.
 async fn ended(shared: &Shared, loops: &TaskTracker, within: Duration) {
     loops.close();
-    if tokio::time::timeout(in_trouble(shared, within), loops.wait()).await.is_err() {
-        let loops = shared.watchdog.going();
+    if tokio::time::timeout(pause_in_outage(shared, within), loops.wait()).await.is_err() {
+        let loops = shared.watchdog.unfinished();
         warn!(?loops, "not every loop of this worker has ended in time: it ends without them");
     }
 }
@@ -205,8 +205,9 @@ async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
     let mut last = None;
     loop {
         // The next lease may be there before the loss of the last one was noticed.
-        let is_new =
-            |held: &Option<lease::Held>| held.as_ref().is_some_and(|held| Some(held.lease) != last);
+        let is_new = |held: &Option<lease::HeldLease>| {
+            held.as_ref().is_some_and(|held| Some(held.lease) != last)
+        };
         let held = {
             let _waits = waits();
             match lease.wait_for(is_new).await {
@@ -219,7 +220,7 @@ async fn after_lease(shared: Arc<Shared>, mut lease: lease::Current) {
             ready = true;
             let message = format!("{} takes work", shared.options.node);
             info!(owner.id = %shared.options.node, "ready: {message}");
-            shared.tell(shared.event(Reason::RunnerReady, message)).await;
+            shared.publish(shared.event(Reason::RunnerReady, message)).await;
         }
         // A drain does not wait for these tasks: both end with the lease.
         let (dog, both) = (&shared.watchdog, TaskTracker::new());

@@ -13,6 +13,7 @@ mod finish;
 mod gone;
 mod intake;
 mod janitor;
+mod job_log;
 mod launch;
 mod lease;
 mod ledger;
@@ -34,7 +35,6 @@ mod secrets;
 mod step;
 #[cfg(feature = "testing")]
 pub mod suite;
-mod told;
 mod verdict;
 mod volumes;
 mod wanted;
@@ -249,7 +249,7 @@ impl Shared {
     }
 
     /// Returns an executor that a pipeline needs and this worker does not have.
-    fn lacks(&self, pipeline: &Pipeline) -> Option<ExecutorKind> {
+    fn missing_executor(&self, pipeline: &Pipeline) -> Option<ExecutorKind> {
         let steps = pipeline.all_steps();
         let mut needed = steps.filter(|step| !step.is_join()).map(|step| step.executor);
         needed.find(|executor| !self.options.executors.contains(executor))
@@ -277,7 +277,7 @@ impl Shared {
     }
 
     /// Publishes an event outside any run's sequence.
-    async fn tell(&self, event: Event) {
+    async fn publish(&self, event: Event) {
         let _waits = waits();
         let text = event.message.clone();
         match tokio::time::timeout(EVENT_WITHIN, self.ports.events.emit(event)).await {
@@ -294,14 +294,14 @@ impl Shared {
         let message = format!("{} takes nothing new", self.options.node);
         let (shared, event) = (Arc::clone(self), self.event(Reason::RunnerDraining, message));
         self.tasks.spawn(async move {
-            tokio::time::timeout(LAST_EVENTS, shared.tell(event)).await.ok();
+            tokio::time::timeout(LAST_EVENTS, shared.publish(event)).await.ok();
         });
     }
 
     async fn ignored(&self, run: Option<&RunId>, why: &str) {
         let mut event = self.event(Reason::CommandIgnored, why.to_owned());
         event.run_id = run.cloned();
-        self.tell(event).await;
+        self.publish(event).await;
     }
 
     fn put_lost(&self, mut lost: Lost) {
@@ -326,7 +326,7 @@ impl Shared {
     }
 
     /// Removes a completed entry. A newer entry of the same run stays, because it is a later loss.
-    fn done_with(&self, lost: &Lost) {
+    fn forget_lost(&self, lost: &Lost) {
         self.lost().retain(|other| !Arc::ptr_eq(&other.entry, &lost.entry));
     }
 
@@ -350,7 +350,7 @@ impl Shared {
 
     /// Returns a slot if there is room for a run, possibly that of the open subscription.
     async fn slot_now(&self) -> Option<OwnedSemaphorePermit> {
-        if !self.room.is_there() || self.writes.refused().is_some() {
+        if !self.room.is_there() || self.writes.refusal().is_some() {
             return None;
         }
         if let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
@@ -446,7 +446,7 @@ impl Worker {
         let loops = Loops::start(&shared, &guard, &shutdown);
         tokio::select! {
             biased;
-            () = shared.watchdog.bites() => loops.break_off(&shared, &shutdown).await,
+            () = shared.watchdog.tripped() => loops.break_off(&shared, &shutdown).await,
             () = loops.end_in_order(&shared, &shutdown) => {}
         }
         // The guard ends what did not end in time.
@@ -456,7 +456,7 @@ impl Worker {
         let stopped =
             shared.event(Reason::RunnerStopped, format!("{} has ended", shared.options.node));
         let events = &shared.ports.events;
-        let within = if events.trouble().is_some() { LAST_EVENTS_ANYWAY } else { LAST_EVENTS };
+        let within = if events.problem().is_some() { LAST_EVENTS_ANYWAY } else { LAST_EVENTS };
         let confirmed = async { events.confirmed(events.emit(stopped).await?).await };
         if tokio::time::timeout(within, confirmed).await.is_err() {
             warn!("the stream has not confirmed the last events");

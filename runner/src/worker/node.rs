@@ -65,7 +65,7 @@ fn entry(shared: &Shared) -> NodeEntry {
         memory: host.memory(),
         disk: shared.room.entry(),
         engine_away: shared.room.is_engine_away(),
-        writes_refused: shared.writes.refused(),
+        writes_refused: shared.writes.refusal(),
         paused: shared.room.obstacle(),
         started_at: shared.started_at.into(),
     }

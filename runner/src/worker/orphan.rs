@@ -9,12 +9,12 @@ use tracing::warn;
 use super::Shared;
 use super::claim::{adopted, not_restored, read_record};
 use super::launch::release;
-use super::lease::Held;
+use super::lease::HeldLease;
 use super::ledger::{SMALL_RECORD, fitting, owner_value};
 use super::look::logger_url;
 use super::retry::Retry;
 use crate::ports::{Claim, Entry, Expect, StoreError, Txn, TxnReply};
-use crate::rules::run::Past;
+use crate::rules::run::PreviousOwner;
 
 /// A former orphan, now claimed by this worker.
 pub(super) struct Orphan {
@@ -22,7 +22,7 @@ pub(super) struct Orphan {
     pub(super) record: RunRecord,
     pub(super) modified: i64,
     pub(super) logger_url: Option<String>,
-    pub(super) past: Past,
+    pub(super) past: PreviousOwner,
 }
 
 /// Why an orphan is claimed.
@@ -31,7 +31,7 @@ pub(super) enum Purpose {
     /// To end it, or to publish its ending.
     End,
     /// To resume it, unless a stop is recorded. `lost` tells whether this counts as a loss.
-    GoOn { lost: bool },
+    Resume { lost: bool },
 }
 
 /// How often a worker may lose its lease and claim the same run again before each time counts as a
@@ -43,8 +43,8 @@ const FREE_RECLAIMS: u32 = 3;
 fn count_loss(record: &mut RunRecord, purpose: Purpose) {
     match purpose {
         Purpose::End => {}
-        Purpose::GoOn { lost: true } => record.losses += 1,
-        Purpose::GoOn { lost: false } => {
+        Purpose::Resume { lost: true } => record.losses += 1,
+        Purpose::Resume { lost: false } => {
             record.reclaims += 1;
             if record.reclaims > FREE_RECLAIMS {
                 record.losses += 1;
@@ -57,7 +57,7 @@ fn count_loss(record: &mut RunRecord, purpose: Purpose) {
 /// valid. At most one attempt commits, and the state of the previous owner is not lost.
 async fn until_answered(
     shared: &Shared,
-    held: &Held,
+    held: &HeldLease,
     run: &RunId,
     txn: Txn,
 ) -> Result<TxnReply, StoreError> {
@@ -78,9 +78,15 @@ async fn until_answered(
 }
 
 /// Returns the claim of an orphan, without its record.
-fn claiming(shared: &Shared, held: &Held, run: &RunId, record: &Entry, purpose: Purpose) -> Txn {
+fn claiming(
+    shared: &Shared,
+    held: &HeldLease,
+    run: &RunId,
+    record: &Entry,
+    purpose: Purpose,
+) -> Txn {
     let mut txn = Txn::new();
-    if matches!(purpose, Purpose::GoOn { .. }) {
+    if matches!(purpose, Purpose::Resume { .. }) {
         txn = txn.when(names::stop_key(run), Expect::Absent);
     }
     txn.when(names::owner_key(run), Expect::Absent)
@@ -101,7 +107,7 @@ fn claiming(shared: &Shared, held: &Held, run: &RunId, record: &Entry, purpose: 
 /// or has changed. The caller must hold the run's place in the roster.
 pub(super) async fn claim_orphan(
     shared: &Shared,
-    held: &Held,
+    held: &HeldLease,
     run: &RunId,
     record: &Entry,
     purpose: Purpose,
@@ -111,7 +117,7 @@ pub(super) async fn claim_orphan(
     // An owner records its epoch with its first write. Before that, its claim is the last change.
     let epoch = parsed.epoch.unwrap_or(Epoch(record.mod_revision));
     let (handed_over, last_seq) = (parsed.released.is_some(), parsed.last_seq);
-    let past = Past { node, epoch, handed_over, last_seq };
+    let past = PreviousOwner { node, epoch, handed_over, last_seq };
     // Check for a restored store before the claim, because a claim would modify that store.
     let mut look = Txn::new().read(names::definition_key(run));
     if let Some(logger) = &parsed.logger {

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::emitter::Emitter;
 use super::secrets::RunMask;
 use crate::ports::{LogSink, LoggerFeed, StopLevel, StopSignal};
-use crate::rules::lines::{Lines, Piece, published_bytes, within};
+use crate::rules::lines::{Lines, Piece, prefix_within, published_bytes};
 use crate::rules::mask::Masker;
 
 /// The output budget of a run's steps, including the recorded output of earlier owners.
@@ -259,7 +259,7 @@ impl Output {
         if taken == needed {
             return bytes;
         }
-        let within = within(bytes, taken);
+        let within = prefix_within(bytes, taken);
         let end = within.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
         within.get(..end).unwrap_or_default()
     }

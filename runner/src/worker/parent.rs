@@ -14,7 +14,7 @@ use crate::ports::{Entry, StoreError};
 const MAX_KEPT_BYTES: usize = 896 * 1024;
 
 /// Why a run cannot start from its parent's steps.
-pub(super) enum NotAfter {
+pub(super) enum ParentError {
     /// A worker on this engine can.
     Here {
         /// The engine that holds the image.
@@ -64,29 +64,31 @@ pub(super) fn after_parent(
     start: &Start,
     entries: &ParentEntries<'_>,
     pipeline: &Pipeline,
-) -> Result<Vec<StepRecord>, NotAfter> {
+) -> Result<Vec<StepRecord>, ParentError> {
     let Some(parent) = &start.parent else { return Ok(Vec::new()) };
     let of = &parent.run_id;
     let record = entries.read(of);
     let record = match record {
         Some(Ok(record)) if record.status.is_ended() => record,
-        Some(Ok(record)) => return Err(NotAfter::Ever(format!("run {of} is {}", record.status))),
-        Some(Err(cause)) => return Err(NotAfter::Ever(cause.to_string())),
-        None => return Err(NotAfter::Ever(format!("run {of} is not known, or not any more"))),
+        Some(Ok(record)) => {
+            return Err(ParentError::Ever(format!("run {of} is {}", record.status)));
+        }
+        Some(Err(cause)) => return Err(ParentError::Ever(cause.to_string())),
+        None => return Err(ParentError::Ever(format!("run {of} is not known, or not any more"))),
     };
     if !shared.options.changed_reruns && !is_same(start, pipeline, &record) {
-        return Err(NotAfter::Ever(format!(
+        return Err(ParentError::Ever(format!(
             "run {of} had another definition, other variables or other parameters, so this run cannot \
              take over its steps: start it without `parent`, or with those of run {of}"
         )));
     }
     // Apply the new definition to the parent's steps, not the parent's own.
     let record = RunRecord { pipeline: Some(pipeline.clone()), ..record };
-    let steps = record.kept_before(parent.from.as_ref());
-    let steps = steps.map_err(|why| NotAfter::Ever(format!("run {of}: {why}")))?;
+    let steps = record.steps_to_inherit(parent.from.as_ref());
+    let steps = steps.map_err(|why| ParentError::Ever(format!("run {of}: {why}")))?;
     let bytes = json_bytes(&steps);
     if bytes > MAX_KEPT_BYTES {
-        return Err(NotAfter::Ever(format!(
+        return Err(ParentError::Ever(format!(
             "run {of}: its steps have {bytes} bytes of results and entries, and at most \
              {MAX_KEPT_BYTES} can be taken over; rerun it from its first step"
         )));
@@ -96,7 +98,7 @@ pub(super) fn after_parent(
         Some(last) if last.engine.as_ref() != Some(&shared.engine.id) && !in_registry(last) => {
             let engine = last.engine.as_deref().unwrap_or("another");
             let why = format!("the image of step {} is on engine {engine}", last.name);
-            Err(NotAfter::Here { engine: engine.to_owned(), why })
+            Err(ParentError::Here { engine: engine.to_owned(), why })
         }
         Some(_) | None => Ok(steps),
     }

@@ -11,7 +11,7 @@ use tracing::warn;
 
 use super::claim::has_ended;
 use super::launch::Launch;
-use super::lease::Held;
+use super::lease::HeldLease;
 use super::orphan::{Purpose, claim_orphan};
 use super::watchdog::{beat, waits};
 use super::{Lost, Shared};
@@ -48,7 +48,7 @@ impl Reclaims {
 
 /// Claims and ends the runs that this worker cannot continue. They must not stay open without an
 /// owner.
-pub(super) async fn reclaim(shared: Arc<Shared>, held: Held) {
+pub(super) async fn reclaim(shared: Arc<Shared>, held: HeldLease) {
     loop {
         // Runs stay on the list until they are completed. Rescue ignores runs on the list.
         let lost = shared.lost().clone();
@@ -63,7 +63,7 @@ pub(super) async fn reclaim(shared: Arc<Shared>, held: Held) {
         let now = Instant::now();
         for lost in lost.iter().filter(|lost| lost.due <= now) {
             match reclaim_one(&shared, &held, lost).await {
-                Ok(true) => shared.done_with(lost),
+                Ok(true) => shared.forget_lost(lost),
                 Ok(false) => shared.delay(&lost.run, AGAIN),
                 Err(cause) => {
                     let wait = shared.reclaims.next(&lost.run).max(AGAIN);
@@ -91,7 +91,11 @@ pub(super) async fn reclaim(shared: Arc<Shared>, held: Held) {
 }
 
 /// Returns false if the run's drive has not yet ended.
-async fn reclaim_one(shared: &Arc<Shared>, held: &Held, lost: &Lost) -> Result<bool, StoreError> {
+async fn reclaim_one(
+    shared: &Arc<Shared>,
+    held: &HeldLease,
+    lost: &Lost,
+) -> Result<bool, StoreError> {
     let run = &lost.run;
     let Some(record) = shared.ports.store.get(&names::run_key(run)).await? else {
         shared.reclaims.forget(run);

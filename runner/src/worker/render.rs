@@ -6,7 +6,7 @@ use protocol::pipeline::{Params, Step, Template};
 use protocol::run::Cause;
 
 use super::Shared;
-use super::step::{self, Done};
+use super::step::{self, Completion};
 use crate::ports::{
     ExecError, RenderError, Renderer, Rendering, Script, StepSpec, StopLevel, StopSignal,
 };
@@ -31,12 +31,12 @@ pub(super) async fn rendered(
     mut spec: StepSpec,
     rendering: Option<Rendering>,
     stop: &StopSignal,
-) -> Result<StepSpec, Done> {
+) -> Result<StepSpec, Completion> {
     let Some(rendering) = rendering else { return Ok(spec) };
     let rendered = tokio::select! {
         biased;
         _ = stop.above(StopLevel::Run) => {
-            return Err(step::broke(shared, &ExecError::NotStarted).await);
+            return Err(step::completion_of(shared, &ExecError::NotStarted).await);
         }
         rendered = shared.ports.renderer.render(rendering) => rendered,
     };
@@ -48,10 +48,10 @@ pub(super) async fn rendered(
             Ok(spec)
         }
         Err(cause @ RenderError::Template(_)) => {
-            Err(Done::Broke(Cause::Template, cause.to_string(), None))
+            Err(Completion::Broke(Cause::Template, cause.to_string(), None))
         }
         Err(cause @ RenderError::Unavailable(_)) => {
-            Err(Done::Broke(Cause::Engine, cause.to_string(), None))
+            Err(Completion::Broke(Cause::Engine, cause.to_string(), None))
         }
     }
 }
@@ -64,6 +64,6 @@ pub struct RenderInline;
 impl Renderer for RenderInline {
     async fn render(&self, rendering: Rendering) -> Result<Vec<String>, RenderError> {
         let Rendering { programs, values, run } = rendering;
-        template::go(&programs, &values, run.as_str()).map_err(RenderError::Template)
+        template::render_go(&programs, &values, run.as_str()).map_err(RenderError::Template)
     }
 }

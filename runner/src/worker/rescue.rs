@@ -20,12 +20,12 @@ use super::Shared;
 use super::claim::read_record;
 use super::control::end_orphan;
 use super::launch::Launch;
-use super::lease::{Current, Held};
+use super::lease::{Current, HeldLease};
 use super::ledger::owner_value;
 use super::orphan::{Purpose, claim_orphan};
 use super::watchdog::{self, beat};
 use crate::ports::{Change, Entry, StoreError, Txn};
-use crate::rules::quota::{self, Fit};
+use crate::rules::quota::{self, MemoryFit};
 
 /// The interval between scans.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
@@ -53,7 +53,8 @@ pub(super) async fn run(shared: Arc<Shared>, mut lease: Current, stop: Cancellat
         }
     }
     loop {
-        let stands = |held: &Option<Held>| held.as_ref().is_some_and(|h| !h.lost.is_cancelled());
+        let stands =
+            |held: &Option<HeldLease>| held.as_ref().is_some_and(|h| !h.lost.is_cancelled());
         let held = {
             let _waits = watchdog::waits();
             tokio::select! {
@@ -73,7 +74,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut lease: Current, stop: Cancellat
             orphans: BTreeMap::new(),
             slot: Slot::None,
         };
-        rescue.under_lease().await;
+        rescue.wait_for_lease().await;
     }
 }
 
@@ -96,14 +97,14 @@ enum Slot {
 
 struct Rescue<'a> {
     shared: &'a Arc<Shared>,
-    held: &'a Held,
+    held: &'a HeldLease,
     stop: &'a CancellationToken,
     orphans: BTreeMap<RunId, Orphan>,
     slot: Slot,
 }
 
 /// What to do with an orphan.
-enum Found {
+enum OrphanAction {
     /// Nothing: it has an owner, or has ended.
     Settled,
     /// Publish the recorded ending and release the run.
@@ -123,7 +124,7 @@ impl Rescue<'_> {
         self.held.lost.is_cancelled() || self.stop.is_cancelled()
     }
 
-    async fn under_lease(&mut self) {
+    async fn wait_for_lease(&mut self) {
         let mut wait = RETRY_FIRST;
         while !self.is_over() {
             match self.look_and_follow().await {
@@ -148,7 +149,7 @@ impl Rescue<'_> {
         let store = &self.shared.ports.store;
         let look = Txn::new().read_prefix(names::OPEN).read_prefix(names::OWNERS);
         let look = store.txn(look).await?;
-        self.saw(&look.reads);
+        self.on_scan(&look.reads);
         let mut changes = store.watch(names::OPEN_AND_OWNERS, look.revision + 1).await?;
         let until = Instant::now() + LOOK_EVERY;
         loop {
@@ -195,7 +196,7 @@ impl Rescue<'_> {
     }
 
     /// Processes a scan: the lists of open and of owned runs.
-    fn saw(&mut self, reads: &[Vec<Entry>]) {
+    fn on_scan(&mut self, reads: &[Vec<Entry>]) {
         let (open, owners) = (reads.first().into_iter().flatten(), reads.get(1));
         let mine = owner_value(&self.shared.options.node, self.held.lease);
         let owned: BTreeSet<RunId> = owners
@@ -289,31 +290,33 @@ impl Rescue<'_> {
             return Ok(Some(AGAIN));
         }
         let (entry, purpose) = match find(shared, held, run, orphan).await? {
-            Found::Settled => {
+            OrphanAction::Settled => {
                 shared.own_lost().remove(run);
                 return Ok(None);
             }
-            Found::NotYet(wait) => return Ok(Some(wait)),
-            Found::NotForUs(why) => {
+            OrphanAction::NotYet(wait) => return Ok(Some(wait)),
+            OrphanAction::NotForUs(why) => {
                 self.complain(run, &why);
                 return Ok(Some(LOOK_EVERY));
             }
-            Found::Stopped(stop) => {
+            OrphanAction::Stopped(stop) => {
                 return match end_orphan(shared, held, run, &stop.reason).await {
                     Ok(()) => Ok(Some(AGAIN)),
-                    Err(cause) if cause.is_of_the_request() => {
+                    Err(cause) if cause.is_invalid_request() => {
                         warn!(run.id = %run, %cause, "run {run} cannot be stopped yet");
                         Ok(Some(LOOK_EVERY))
                     }
                     Err(cause) => Err(cause),
                 };
             }
-            Found::Ended(entry) => (entry, Purpose::End),
-            Found::Open(entry) => (entry, Purpose::GoOn { lost: !shared.own_lost().contains(run) }),
+            OrphanAction::Ended(entry) => (entry, Purpose::End),
+            OrphanAction::Open(entry) => {
+                (entry, Purpose::Resume { lost: !shared.own_lost().contains(run) })
+            }
         };
         let slot = match purpose {
             Purpose::End => None,
-            Purpose::GoOn { .. } => match self.free_slot() {
+            Purpose::Resume { .. } => match self.free_slot() {
                 Some(slot) => Some(slot),
                 // It is tried again as soon as a slot is free.
                 None => return Ok(Some(LOOK_EVERY)),
@@ -339,7 +342,7 @@ impl Rescue<'_> {
             }
             Err(cause) => {
                 launch.cancel();
-                if cause.is_of_the_request() {
+                if cause.is_invalid_request() {
                     warn!(run.id = %run, %cause, "run {run} cannot be taken over");
                     return Ok(Some(LOOK_EVERY));
                 }
@@ -382,10 +385,10 @@ impl Rescue<'_> {
 /// Reads the state of a run and decides what to do with it.
 async fn find(
     shared: &Shared,
-    held: &Held,
+    held: &HeldLease,
     run: &RunId,
     orphan: Orphan,
-) -> Result<Found, StoreError> {
+) -> Result<OrphanAction, StoreError> {
     let look = Txn::new()
         .read(names::run_key(run))
         .read(names::open_key(run))
@@ -396,50 +399,51 @@ async fn find(
     let mine = owner_value(&shared.options.node, held.lease);
     let owned = look.entry(2).is_some_and(|owner| owner.value != mine);
     let (Some(entry), Some(open), false) = (look.entry(0), look.entry(1), owned) else {
-        return Ok(Found::Settled);
+        return Ok(OrphanAction::Settled);
     };
     if waits(&open.value) {
-        return Ok(Found::Settled);
+        return Ok(OrphanAction::Settled);
     }
     let Stored { record, unknown, .. } = match read_record(run, entry, look.entry(4)) {
         Ok(stored) => stored,
-        Err(cause) => return Ok(Found::NotForUs(cause.to_string())),
+        Err(cause) => return Ok(OrphanAction::NotForUs(cause.to_string())),
     };
     if record.status.is_ended() {
-        return Ok(Found::Ended(entry.clone()));
+        return Ok(OrphanAction::Ended(entry.clone()));
     }
     if let Some(stop) = look.entry(3) {
         let unsaid =
             StopEntry { reason: None, by: shared.options.node.clone(), at: record.scheduled_at };
-        return Ok(Found::Stopped(serde_json::from_slice(&stop.value).unwrap_or(unsaid)));
+        return Ok(OrphanAction::Stopped(serde_json::from_slice(&stop.value).unwrap_or(unsaid)));
     }
     if let Some(key) = unknown {
-        return Ok(Found::NotForUs(format!(
+        return Ok(OrphanAction::NotForUs(format!(
             "its definition has the key `{key}`, which this version does not know"
         )));
     }
-    if !shared.room.is_there() || shared.writes.refused().is_some() {
-        return Ok(Found::NotYet(NO_ROOM));
+    if !shared.room.is_there() || shared.writes.refusal().is_some() {
+        return Ok(OrphanAction::NotYet(NO_ROOM));
     }
-    if record.pipeline.as_ref().is_some_and(|pipeline| shared.lacks(pipeline).is_some()) {
-        return Ok(Found::NotYet(LOOK_EVERY));
+    if record.pipeline.as_ref().is_some_and(|pipeline| shared.missing_executor(pipeline).is_some())
+    {
+        return Ok(OrphanAction::NotYet(LOOK_EVERY));
     }
     if let Some(pipeline) = &record.pipeline
-        && !matches!(quota::fit(pipeline, shared.ports.host.memory()), Fit::Now)
+        && !matches!(quota::check_memory(pipeline, shared.ports.host.memory()), MemoryFit::Now)
     {
-        return Ok(Found::NotYet(NO_MEMORY));
+        return Ok(OrphanAction::NotYet(NO_MEMORY));
     }
     if let Some(wait) = is_for_others(shared, &record, orphan).await? {
-        return Ok(Found::NotYet(wait));
+        return Ok(OrphanAction::NotYet(wait));
     }
     // Otherwise every worker of an unavailable engine would claim the run and fail, and each
     // attempt would count as a loss.
     if let Err(cause) = shared.ports.executor.answers().await {
         warn!(run.id = %run, %cause, "run {run} waits for the engine");
         shared.room.engine_went(None);
-        return Ok(Found::NotYet(NO_ROOM));
+        return Ok(OrphanAction::NotYet(NO_ROOM));
     }
-    Ok(Found::Open(entry.clone()))
+    Ok(OrphanAction::Open(entry.clone()))
 }
 
 /// Returns how long to leave a run to workers on another engine, if that has its last image.

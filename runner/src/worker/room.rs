@@ -120,12 +120,12 @@ impl Room {
     ///
     /// # Cancel safety
     /// This method is cancel safe, as are all waits of this type.
-    pub(super) async fn there(&self) {
+    pub(super) async fn available(&self) {
         self.reached(Self::is_there).await;
     }
 
     /// Waits until no work may be accepted.
-    pub(super) async fn gone(&self) {
+    pub(super) async fn unavailable(&self) {
         self.reached(|room| !room.is_there()).await;
     }
 
@@ -146,7 +146,7 @@ impl Room {
 
     /// Notes that a run met a full disk, whatever the engine reports. No work is accepted before
     /// the next check. Has no effect if the disk is not checked.
-    pub(super) fn ran_out(&self) {
+    pub(super) fn note_full(&self) {
         if self.watched && self.set(State::Full) {
             warn!("a run has met a full disk: nothing new is taken until there is room");
         }
@@ -204,7 +204,7 @@ impl Room {
     }
 
     /// Notes that a run starts from an image.
-    pub(super) fn uses(&self, image: &str) {
+    pub(super) fn note_use(&self, image: &str) {
         locked(&self.used).insert(image.to_owned());
     }
 
@@ -267,7 +267,7 @@ const STREAM: Duration = Duration::from_secs(1);
 pub(super) async fn watch_stream(shared: Arc<Shared>, stop: CancellationToken) {
     let _waits = waits();
     while !stop.is_cancelled() {
-        shared.room.note(Service::Stream, shared.ports.events.trouble());
+        shared.room.note(Service::Stream, shared.ports.events.problem());
         stop.run_until_cancelled(tokio::time::sleep(STREAM)).await;
     }
 }
@@ -275,8 +275,8 @@ pub(super) async fn watch_stream(shared: Arc<Shared>, stop: CancellationToken) {
 /// Checks the disk, and removes unneeded data if it is full.
 async fn look(shared: &Shared, asked: bool) {
     let began = match decide(shared).await {
-        Found::Room => return,
-        Found::None { began } => began,
+        CheckResult::Room => return,
+        CheckResult::None { began } => began,
     };
     if began || asked {
         janitor::sweep(shared).await;
@@ -288,7 +288,7 @@ async fn look(shared: &Shared, asked: bool) {
 }
 
 /// The result of a check.
-enum Found {
+enum CheckResult {
     /// There is room, the usage is unknown, or the intake is paused for another reason.
     Room,
     None {
@@ -297,11 +297,11 @@ enum Found {
     },
 }
 
-async fn decide(shared: &Shared) -> Found {
+async fn decide(shared: &Shared) -> CheckResult {
     let (room, options) = (&shared.room, &shared.options.disk);
     if room.is_engine_away() {
         if shared.ports.executor.answers().await.is_err() {
-            return Found::Room;
+            return CheckResult::Room;
         }
         info!("the container engine answers again");
         end_what_was_let_go(shared).await;
@@ -310,13 +310,13 @@ async fn decide(shared: &Shared) -> Found {
     let disk = shared.ports.executor.disk().await;
     if room.is_engine_away() {
         // The engine became unavailable meanwhile, which a disk usage does not disprove.
-        return Found::Room;
+        return CheckResult::Room;
     }
     let disk = match disk {
         Ok(Some(disk)) => disk,
         Ok(None) => {
             room.set(State::Room);
-            return Found::Room;
+            return CheckResult::Room;
         }
         Err(cause) => {
             warn!(%cause, "how full the container engine's disk is is not known");
@@ -324,7 +324,7 @@ async fn decide(shared: &Shared) -> Found {
             if room.state() == State::Unknown {
                 room.set(State::Room);
             }
-            return Found::Room;
+            return CheckResult::Room;
         }
     };
     *locked(&room.seen) = Some(disk);
@@ -341,7 +341,7 @@ async fn decide(shared: &Shared) -> Found {
                 options.low
             );
         }
-        return Found::None { began };
+        return CheckResult::None { began };
     }
     room.set(State::Room);
     if was == State::Full {
@@ -350,7 +350,7 @@ async fn decide(shared: &Shared) -> Found {
             "the container engine's disk is {percent}% full: there is room, and work is taken again"
         );
     }
-    Found::Room
+    CheckResult::Room
 }
 
 /// Ends and removes what the engine still has of runs that were released while it was unavailable.
@@ -387,13 +387,13 @@ mod tests {
     #[tokio::test]
     async fn a_service_that_cannot_be_used_closes_the_intake_and_names_the_reason() {
         let room = Room::new(false);
-        room.there().await;
+        room.available().await;
         room.note(Service::Stream, Some("cannot publish".to_owned()));
-        room.gone().await;
+        room.unavailable().await;
         assert!(!room.is_there());
         assert_eq!(room.obstacle().as_deref(), Some("cannot publish"));
         room.note(Service::Stream, None);
-        room.there().await;
+        room.available().await;
         assert_eq!(room.obstacle(), None);
     }
 
@@ -402,15 +402,15 @@ mod tests {
         let room = Room::new(true);
         assert!(!room.is_there(), "nobody has looked yet");
         room.set(State::Room);
-        room.there().await;
-        room.ran_out();
-        room.gone().await;
+        room.available().await;
+        room.note_full();
+        room.unavailable().await;
         assert!(!room.is_there());
         let room = Room::new(false);
-        room.ran_out();
+        room.note_full();
         assert!(room.is_there(), "nobody would ever look");
-        room.uses("a");
-        room.uses("a");
+        room.note_use("a");
+        room.note_use("a");
         assert_eq!(room.take_used().len(), 1);
         assert!(room.take_used().is_empty());
     }

@@ -50,7 +50,7 @@ impl Roster {
     }
 
     /// Removes a run.
-    pub(super) fn strike(&self, run: &RunId) {
+    pub(super) fn remove(&self, run: &RunId) {
         self.runs().remove(run);
         self.struck.notify_waiters();
     }

@@ -14,9 +14,11 @@ use tracing::warn;
 
 use super::drive::Drive;
 use super::watchdog::waits;
-use crate::ports::{Destination, Forbidden, Given, Purpose, Search, Secret, Secrets, StepSecrets};
-use crate::rules::mask::{Finder, Mask, SHORTEST};
-use crate::rules::run::Draft;
+use crate::ports::{
+    Destination, Purpose, Search, Secret, SecretMatcher, Secrets, StepSecret, StepSecrets,
+};
+use crate::rules::mask::{Mask, SHORTEST, SecretSearch};
+use crate::rules::run::EventDraft;
 use crate::rules::{destination, job, named};
 
 /// The maximum size of a command in an event, in bytes. A script can have 512 KiB, and each attempt
@@ -49,7 +51,7 @@ impl RunMask {
     }
 
     /// Returns a search for secrets in data that leaves the worker.
-    pub(super) fn forbidden(&self) -> Option<Arc<dyn Forbidden>> {
+    pub(super) fn forbidden(&self) -> Option<Arc<dyn SecretMatcher>> {
         self.current().map(|mask| Arc::new(Masked(mask)) as _)
     }
 }
@@ -120,13 +122,13 @@ impl RunSecrets {
 #[derive(Debug)]
 struct Masked(Arc<Mask>);
 
-impl Forbidden for Masked {
+impl SecretMatcher for Masked {
     fn search(&self) -> Box<dyn Search> {
-        Box::new(Finding(Finder::new(Arc::clone(&self.0))))
+        Box::new(Finding(SecretSearch::new(Arc::clone(&self.0))))
     }
 }
 
-struct Finding(Finder);
+struct Finding(SecretSearch);
 
 impl Search for Finding {
     fn finds(&mut self, bytes: &[u8]) -> bool {
@@ -144,11 +146,11 @@ pub(super) fn to_host(host: Option<(String, u16)>) -> Destination {
 }
 
 /// Looks up a secret. An error is a message for users.
-async fn looked_up(
+async fn look_up(
     from: &dyn Secrets,
     asked: &SecretUse,
     purpose: &Purpose,
-) -> Result<Given, String> {
+) -> Result<StepSecret, String> {
     let name = asked.name();
     let value = from.get(name, purpose).await.map_err(|cause| cause.to_string())?;
     let Some(value) = value else {
@@ -166,7 +168,7 @@ async fn looked_up(
         ));
     }
     let env = asked.env().map(str::to_owned);
-    Ok(Given { name: name.to_owned(), env, value })
+    Ok(StepSecret { name: name.to_owned(), env, value })
 }
 
 impl Drive {
@@ -185,7 +187,7 @@ impl Drive {
         for (position, step, secret) in std::mem::take(&mut self.secrets.owed) {
             let purpose =
                 purposes.entry(position).or_insert_with(|| self.purpose_of_secrets(position));
-            match looked_up(&*self.shared.ports.secrets, &secret, purpose).await {
+            match look_up(&*self.shared.ports.secrets, &secret, purpose).await {
                 Ok(given) => values.push(given.value),
                 Err(why) => {
                     missing.get_or_insert_with(|| {
@@ -217,7 +219,7 @@ impl Drive {
         let of_step = |why| format!("step {name}: {why}");
         let mut all = Vec::with_capacity(uses.len());
         for asked in &uses {
-            let given = looked_up(&*self.shared.ports.secrets, asked, &purpose).await;
+            let given = look_up(&*self.shared.ports.secrets, asked, &purpose).await;
             let given = given.map_err(of_step)?;
             if given.value.expose().len() < SHORTEST {
                 warn!(
@@ -243,7 +245,7 @@ impl Drive {
         Purpose { group, pipeline, trusted: record.trusted, to }
     }
 
-    fn given(&self, position: usize) -> &[Given] {
+    fn given(&self, position: usize) -> &[StepSecret] {
         self.progress.steps.get(&position).map(|step| &*step.given).unwrap_or_default()
     }
 
@@ -273,7 +275,7 @@ impl Drive {
     }
 
     /// Masks an event before it is published, and shortens the command of a step.
-    pub(super) fn masked(&self, mut draft: Draft) -> Draft {
+    pub(super) fn masked(&self, mut draft: EventDraft) -> EventDraft {
         draft.message = self.secrets.mask.text(&draft.message);
         if let Reason::StepStarted { command, .. } = &mut draft.reason {
             // Masked before it is shortened, so that it cannot end with a part of a secret.

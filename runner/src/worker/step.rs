@@ -10,23 +10,23 @@ use tracing::warn;
 
 use super::Shared;
 use crate::ports::{
-    Checkpoint, ExecError, Exit, Forbidden, Leak, Origin, Ran, RunScope, StopLevel, StopSignal,
-    TransferError, Workspace, searched,
+    Checkpoint, ExecError, Exit, Leak, Origin, RunScope, SecretMatcher, StepOutcome, StopLevel,
+    StopSignal, TransferError, Workspace, searched,
 };
 use crate::rules::env;
-use crate::rules::run::Kept;
+use crate::rules::run::KeptStep;
 
 /// How an operation completed.
 #[derive(Debug)]
-pub(super) enum Done {
+pub(super) enum Completion {
     Prepared(Workspace),
     /// The adopted workspaces by position, and the positions without one.
     Adopted(Vec<(usize, Workspace)>, Vec<usize>),
     /// The step must not start although no end was requested: the run is lost, or about to be.
-    NotOurs,
+    OwnershipLost,
     Fetched(Workspace),
     /// The step's result, and the sizes of standard output and standard error.
-    Ran(Ran, u64, u64),
+    Ran(StepOutcome, u64, u64),
     Uploaded,
     Committed(Workspace),
     /// The engine became unavailable during the operation, whose outcome is unknown.
@@ -38,26 +38,30 @@ pub(super) enum Done {
 }
 
 /// Converts an executor's error to a completion.
-pub(super) async fn broke(shared: &Shared, error: &ExecError) -> Done {
+pub(super) async fn completion_of(shared: &Shared, error: &ExecError) -> Completion {
     if matches!(error, ExecError::Engine { .. } | ExecError::Unreachable { .. }) {
         // On a full disk, engines fail with various other errors.
         if is_full(shared).await {
             let message = format!("the container engine has no space left: {error}");
-            return Done::Broke(Cause::NoSpace, message, None);
+            return Completion::Broke(Cause::NoSpace, message, None);
         }
     }
     // The run will be resumed once the engine is available again.
     if shared.options.rescue && matches!(error, ExecError::Unreachable { .. }) {
-        return Done::EngineAway(error.to_string());
+        return Completion::EngineAway(error.to_string());
     }
-    Done::Broke(error.cause(), error.to_string(), start_code(error))
+    Completion::Broke(error.cause(), error.to_string(), start_code(error))
 }
 
 /// Like [`broke`], for a command with output.
-pub(super) async fn broke_saying(shared: &Shared, error: &ExecError, said: (u64, u64)) -> Done {
-    let done = broke(shared, error).await;
-    let Done::Broke(cause, message, code) = done else { return done };
-    Done::BrokeSaying(cause, message, code, said)
+pub(super) async fn command_failed(
+    shared: &Shared,
+    error: &ExecError,
+    said: (u64, u64),
+) -> Completion {
+    let done = completion_of(shared, error).await;
+    let Completion::Broke(cause, message, code) = done else { return done };
+    Completion::BrokeSaying(cause, message, code, said)
 }
 
 async fn is_full(shared: &Shared) -> bool {
@@ -69,20 +73,20 @@ async fn is_full(shared: &Shared) -> bool {
 pub(super) async fn ended(
     shared: &Shared,
     scope: &RunScope,
-    ran: Ran,
+    ran: StepOutcome,
     stop: &StopSignal,
     (stdout, stderr): (u64, u64),
-) -> Done {
+) -> Completion {
     let Exit { code, oom } = ran.exit;
     if code == 0 || oom || stop.level() > StopLevel::Run {
-        return Done::Ran(ran, stdout, stderr);
+        return Completion::Ran(ran, stdout, stderr);
     }
     if !is_full(shared).await {
-        return Done::Ran(ran, stdout, stderr);
+        return Completion::Ran(ran, stdout, stderr);
     }
     shared.ports.executor.discard(scope, ran.left).await;
     let message = format!("the container engine has no space left: exit code {code}");
-    Done::BrokeSaying(Cause::NoSpace, message, Some(code), (stdout, stderr))
+    Completion::BrokeSaying(Cause::NoSpace, message, Some(code), (stdout, stderr))
 }
 
 /// Returns the exit code a shell would return if a command cannot be started.
@@ -110,16 +114,16 @@ pub(super) async fn prepare(
     scope: RunScope,
     stop: StopSignal,
     again: bool,
-) -> Done {
+) -> Completion {
     if !scope.image.is_empty() {
-        shared.room.uses(&scope.image);
+        shared.room.note_use(&scope.image);
     }
     if again && let Err(cause) = shared.ports.executor.adopt(&scope, None).await {
-        return broke(&shared, &cause).await;
+        return completion_of(&shared, &cause).await;
     }
     match shared.ports.executor.prepare(&scope, &stop).await {
-        Ok(workspace) => Done::Prepared(workspace),
-        Err(cause) => broke(&shared, &cause).await,
+        Ok(workspace) => Completion::Prepared(workspace),
+        Err(cause) => completion_of(&shared, &cause).await,
     }
 }
 
@@ -127,30 +131,30 @@ pub(super) async fn prepare(
 pub(super) async fn adopt(
     shared: Arc<Shared>,
     scope: RunScope,
-    kept: Vec<Kept>,
+    kept: Vec<KeptStep>,
     stop: StopSignal,
-) -> Done {
+) -> Completion {
     tokio::select! {
         biased;
-        done = take_up(&shared, &scope, kept) => return done,
+        done = adopt_all(&shared, &scope, kept) => return done,
         _ = stop.above(StopLevel::Run) => {}
     }
     match shared.ports.executor.end(&scope).await {
-        Ok(()) => Done::Broke(Cause::User, "it was stopped".to_owned(), None),
-        Err(cause) => broke(&shared, &cause).await,
+        Ok(()) => Completion::Broke(Cause::User, "it was stopped".to_owned(), None),
+        Err(cause) => completion_of(&shared, &cause).await,
     }
 }
 
-async fn take_up(shared: &Shared, scope: &RunScope, kept: Vec<Kept>) -> Done {
+async fn adopt_all(shared: &Shared, scope: &RunScope, kept: Vec<KeptStep>) -> Completion {
     let executor = &shared.ports.executor;
     // Ends what still runs of it, even if there is nothing to adopt.
     if kept.is_empty()
         && let Err(cause) = executor.adopt(scope, None).await
     {
-        return broke(shared, &cause).await;
+        return completion_of(shared, &cause).await;
     }
     let (mut had, mut missing) = (Vec::new(), Vec::new());
-    for Kept { position, image, digest } in kept {
+    for KeptStep { position, image, digest } in kept {
         match executor.adopt(scope, Some(&Checkpoint { image, digest })).await {
             Ok(Some(workspace)) => had.push((position, workspace)),
             Ok(None) => missing.push(position),
@@ -159,10 +163,10 @@ async fn take_up(shared: &Shared, scope: &RunScope, kept: Vec<Kept>) -> Done {
                 tracing::warn!(run.id = %scope.run, %cause, "an image cannot be taken up");
                 missing.push(position);
             }
-            Err(cause) => return broke(shared, &cause).await,
+            Err(cause) => return completion_of(shared, &cause).await,
         }
     }
-    Done::Adopted(had, missing)
+    Completion::Adopted(had, missing)
 }
 
 pub(super) async fn fetch(
@@ -171,7 +175,7 @@ pub(super) async fn fetch(
     on: Workspace,
     resource: Resource,
     stop: StopSignal,
-) -> Done {
+) -> Completion {
     let fetched = async {
         let (prefix, what) = match resource.kind {
             ResourceKind::External => (names::PROVIDERS, "resource provider"),
@@ -180,7 +184,7 @@ pub(super) async fn fetch(
         let url = match registered_url(&shared, prefix, resource.provider.as_str()).await {
             Ok(Some(url)) => url,
             Ok(None) => {
-                return Done::Broke(
+                return Completion::Broke(
                     Cause::Resource,
                     format!(
                         "resource {} names {what} {}, which is not registered",
@@ -189,7 +193,7 @@ pub(super) async fn fetch(
                     None,
                 );
             }
-            Err(why) => return Done::Broke(Cause::Resource, why, None),
+            Err(why) => return Completion::Broke(Cause::Resource, why, None),
         };
         let transfer = &shared.ports.transfer;
         let tar = match resource.kind {
@@ -204,15 +208,17 @@ pub(super) async fn fetch(
             Ok(tar) => tar,
             Err(cause) => {
                 let message = format!("resource {}: {cause}", resource.name);
-                return Done::Broke(Cause::Resource, message, None);
+                return Completion::Broke(Cause::Resource, message, None);
             }
         };
         match shared.ports.executor.import(&scope, &on, env::MOUNTS, tar).await {
-            Ok(workspace) => Done::Fetched(workspace),
-            Err(cause @ ExecError::Input(_)) => {
-                Done::Broke(Cause::Resource, format!("resource {}: {cause}", resource.name), None)
-            }
-            Err(cause) => broke(&shared, &cause).await,
+            Ok(workspace) => Completion::Fetched(workspace),
+            Err(cause @ ExecError::Input(_)) => Completion::Broke(
+                Cause::Resource,
+                format!("resource {}: {cause}", resource.name),
+                None,
+            ),
+            Err(cause) => completion_of(&shared, &cause).await,
         }
     };
     or_stopped(fetched, &stop).await
@@ -224,11 +230,11 @@ pub(super) async fn upload(
     left: Workspace,
     (group, name): (String, String),
     (artifact, attempt): (Artifact, u32),
-    (forbidden, stop): (Option<Arc<dyn Forbidden>>, StopSignal),
-) -> Done {
+    (forbidden, stop): (Option<Arc<dyn SecretMatcher>>, StopSignal),
+) -> Completion {
     let sent = async {
         let failed = |why: String| {
-            Done::Broke(Cause::Artifact, format!("artifact {}: {why}", artifact.name), None)
+            Completion::Broke(Cause::Artifact, format!("artifact {}: {why}", artifact.name), None)
         };
         let url = match registered_url(&shared, names::STORES, artifact.store.as_str()).await {
             Ok(Some(url)) => url,
@@ -240,7 +246,7 @@ pub(super) async fn upload(
         let tar = match shared.ports.executor.export(&scope, &left, &artifact.path).await {
             Ok(tar) => tar,
             Err(cause @ ExecError::NoSuchPath { .. }) => return failed(cause.to_string()),
-            Err(cause) => return broke(&shared, &cause).await,
+            Err(cause) => return completion_of(&shared, &cause).await,
         };
         let path = [group.as_str(), name.as_str(), scope.run.as_str(), artifact.name.as_str()];
         let origin = Origin { run: scope.run.clone(), epoch: scope.epoch, attempt };
@@ -252,10 +258,10 @@ pub(super) async fn upload(
         if leak.is_found() {
             let what = format!("artifact {}", artifact.name);
             let cause = TransferError::SecretLeak { what };
-            return Done::Broke(Cause::SecretLeak, cause.to_string(), None);
+            return Completion::Broke(Cause::SecretLeak, cause.to_string(), None);
         }
         match sent {
-            Ok(()) => Done::Uploaded,
+            Ok(()) => Completion::Uploaded,
             Err(cause) => failed(cause.to_string()),
         }
     };
@@ -274,7 +280,7 @@ async fn registered_url(
     let entry = loop {
         match shared.ports.store.get(&key).await {
             Ok(entry) => break entry,
-            Err(cause) if cause.is_of_the_request() => return Err(cause.to_string()),
+            Err(cause) if cause.is_invalid_request() => return Err(cause.to_string()),
             Err(cause) => warn!(%cause, "{key} is asked for again"),
         }
         tokio::time::sleep(wait).await;
@@ -290,12 +296,12 @@ async fn registered_url(
 }
 
 /// Returns early if the run is asked to end. Transfers can be dropped at any point.
-async fn or_stopped(doing: impl Future<Output = Done>, stop: &StopSignal) -> Done {
+async fn or_stopped(doing: impl Future<Output = Completion>, stop: &StopSignal) -> Completion {
     tokio::select! {
         biased;
         done = doing => done,
         _ = stop.above(StopLevel::Run) => {
-            Done::Broke(Cause::User, "it was stopped".to_owned(), None)
+            Completion::Broke(Cause::User, "it was stopped".to_owned(), None)
         }
     }
 }

@@ -7,8 +7,8 @@ use protocol::run::{Cause, StepRecord, StoredPipeline};
 
 use super::Shared;
 use super::look::{Look, logger_url};
-use super::parent::{NotAfter, ParentEntries, after_parent, is_trusted_parent};
-use crate::rules::quota::{self, Fit};
+use super::parent::{ParentEntries, ParentError, after_parent, is_trusted_parent};
+use crate::rules::quota::{self, MemoryFit};
 use crate::rules::run::StopWhy;
 use crate::rules::template;
 
@@ -17,7 +17,7 @@ pub(super) enum Verdict {
     /// Run it.
     Run,
     /// Run it after these steps, which a parent run committed.
-    GoOn(Vec<StepRecord>),
+    Resume(Vec<StepRecord>),
     /// Record it as failed without running any step.
     Refuse(Cause, String),
     /// A stop was recorded before the start arrived.
@@ -104,18 +104,18 @@ pub(super) fn judge(
     if let Some((cause, why)) = refusal {
         return refuse(Some(pipeline), *cause, why.clone());
     }
-    match quota::fit(&pipeline, shared.ports.host.memory()) {
-        Fit::Now => match after_parent(shared, start, &parent_of(look), &pipeline) {
+    match quota::check_memory(&pipeline, shared.ports.host.memory()) {
+        MemoryFit::Now => match after_parent(shared, start, &parent_of(look), &pipeline) {
             Ok(steps) if steps.is_empty() => Ok((Some(pipeline), Verdict::Run)),
-            Ok(steps) => Ok((Some(pipeline), Verdict::GoOn(steps))),
-            Err(NotAfter::Here { engine, why }) => Err(NotNow { why, engine: Some(engine) }),
-            Err(NotAfter::Ever(why)) => refuse(Some(pipeline), Cause::Rejected, why),
+            Ok(steps) => Ok((Some(pipeline), Verdict::Resume(steps))),
+            Err(ParentError::Here { engine, why }) => Err(NotNow { why, engine: Some(engine) }),
+            Err(ParentError::Ever(why)) => refuse(Some(pipeline), Cause::Rejected, why),
         },
-        Fit::Later { asked, free } => {
+        MemoryFit::Later { asked, free } => {
             let why = format!("{asked} bytes of memory are requested, and {free} are free");
             Err(NotNow { why, engine: None })
         }
-        Fit::Never { asked, total } => {
+        MemoryFit::Never { asked, total } => {
             let why = format!("{asked} bytes of memory are requested, and this worker has {total}");
             refuse(Some(pipeline), Cause::Rejected, why)
         }
@@ -165,7 +165,7 @@ fn literal_secrets(shared: &Shared, pipeline: &Pipeline) -> Option<String> {
 
 /// Returns a requirement of the run that this worker or its host does not meet.
 fn not_here(shared: &Shared, start: &Start, pipeline: &Pipeline) -> Option<String> {
-    if let Some(executor) = shared.lacks(pipeline) {
+    if let Some(executor) = shared.missing_executor(pipeline) {
         let name = executor.as_str();
         return Some(format!(
             "this worker has no executor {name}: BOB_EXECUTORS names those that it has"

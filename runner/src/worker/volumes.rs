@@ -3,7 +3,7 @@
 
 use tracing::warn;
 
-use super::wanted::Wanted;
+use super::wanted::NamedByRuns;
 use super::{Shared, bases};
 use crate::ports::ExecError;
 
@@ -20,7 +20,7 @@ async fn shrink(shared: &Shared) -> Result<(), ExecError> {
     if bases::has_room(shared).await? {
         return Ok(());
     }
-    let mut wanted = Wanted::default();
+    let mut wanted = NamedByRuns::default();
     for name in executor.shared_volumes().await? {
         // A run may have started in the meantime.
         if let Err(cause) = wanted.look(shared).await {

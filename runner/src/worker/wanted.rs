@@ -12,7 +12,7 @@ use crate::ports::{StoreError, Txn};
 
 /// What each run that has not ended names. It never changes during a run.
 #[derive(Debug, Default)]
-pub(super) struct Wanted(HashMap<RunId, Named>);
+pub(super) struct NamedByRuns(HashMap<RunId, Named>);
 
 #[derive(Debug)]
 struct Named {
@@ -31,7 +31,7 @@ impl Named {
     }
 }
 
-impl Wanted {
+impl NamedByRuns {
     /// Reads the runs that are open now.
     pub(super) async fn look(&mut self, shared: &Shared) -> Result<(), StoreError> {
         let store = &shared.ports.store;

@@ -15,19 +15,19 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::error;
 
 tokio::task_local! {
-    static SIGNS: Arc<Signs>;
+    static SIGNS: Arc<TaskSigns>;
 }
 
 /// The signs of life of one task.
 #[derive(Debug, Default)]
-struct Signs {
+struct TaskSigns {
     /// The number of live [`Waits`] guards.
     waiting: AtomicUsize,
     /// The number of signs of progress.
     beats: AtomicU64,
 }
 
-impl Signs {
+impl TaskSigns {
     fn beat(&self) {
         self.beats.fetch_add(1, Ordering::Relaxed);
     }
@@ -37,7 +37,7 @@ impl Signs {
 /// service or for work. All other code of a watched task must make progress, and calls of ports
 /// have their own timeouts.
 #[must_use = "the task waits only as long as this lives"]
-pub(super) struct Waits(Option<Arc<Signs>>);
+pub(super) struct Waits(Option<Arc<TaskSigns>>);
 
 /// Marks the current task as idle. Has no effect in a task that is not watched.
 pub(super) fn waits() -> Waits {
@@ -68,7 +68,7 @@ pub(super) fn beat() {
 const LOOKS: u32 = 10;
 
 /// Completes when a task has neither waited nor made progress for `span`.
-async fn stands_still(signs: &Signs, span: Duration) {
+async fn stalled(signs: &TaskSigns, span: Duration) {
     let (mut seen, mut looks) = (signs.beats.load(Ordering::Relaxed), 0);
     while looks < LOOKS {
         tokio::time::sleep(span / LOOKS).await;
@@ -96,13 +96,13 @@ pub(super) async fn watched(
     span: Duration,
     task: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), Failed> {
-    let signs = Arc::new(Signs::default());
+    let signs = Arc::new(TaskSigns::default());
     let task = tasks.spawn(SIGNS.scope(Arc::clone(&signs), task));
     let mut task = AbortOnDropHandle::new(task);
     tokio::select! {
         biased;
         joined = &mut task => joined.map_err(|cause| Failed::Panicked(cause.to_string())),
-        () = stands_still(&signs, span) => {
+        () = stalled(&signs, span) => {
             task.abort();
             // Wait until the abort takes effect. It never does if the task blocks its thread.
             tokio::time::timeout(span / LOOKS, task).await.ok();
@@ -171,7 +171,7 @@ impl Watchdog {
     }
 
     /// Returns the names of the loops that have not ended.
-    pub(super) fn going(&self) -> Vec<&'static str> {
+    pub(super) fn unfinished(&self) -> Vec<&'static str> {
         self.locked().clone()
     }
 
@@ -183,7 +183,7 @@ impl Watchdog {
     ///
     /// # Cancel safety
     /// This method is cancel safe.
-    pub(super) async fn bites(&self) {
+    pub(super) async fn tripped(&self) {
         self.bites.cancelled().await;
     }
 
@@ -250,7 +250,7 @@ mod tests {
     async fn the_first_loop_that_is_out_of_order_is_named() {
         let (dog, tasks) = (Arc::new(Watchdog::new(SPAN)), TaskTracker::new());
         dog.spawn(&tasks, "the first loop", async { panic!("on purpose") });
-        dog.bites().await;
+        dog.tripped().await;
         dog.spawn(&tasks, "the second loop", std::future::pending());
         tasks.close();
         tasks.wait().await;

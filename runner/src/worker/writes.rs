@@ -41,7 +41,7 @@ impl Writes {
     }
 
     /// Returns why no work is accepted, if the store refuses writes.
-    pub(super) fn refused(&self) -> Option<String> {
+    pub(super) fn refusal(&self) -> Option<String> {
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -54,7 +54,7 @@ impl Writes {
     }
 
     /// Waits until the store refuses writes.
-    pub(super) async fn refusal(&self) {
+    pub(super) async fn refused(&self) {
         self.reached(|refused| refused).await;
     }
 
@@ -66,7 +66,7 @@ impl Writes {
     async fn reached(&self, is: impl Fn(bool) -> bool) {
         loop {
             let changed = self.changed.notified();
-            if is(self.refused().is_some()) {
+            if is(self.refusal().is_some()) {
                 return;
             }
             changed.await;
@@ -94,7 +94,7 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = shared.writes.refusal() => {}
+                () = shared.writes.refused() => {}
             }
             tokio::select! {
                 biased;
@@ -123,10 +123,10 @@ mod tests {
         writes.accepted().await;
         let lost = StoreError::Unreachable { at: "etcd".into(), cause: "gone".into() };
         assert!(!writes.note(&lost), "a store that does not answer refuses nothing");
-        assert_eq!(writes.refused(), None);
+        assert_eq!(writes.refusal(), None);
         assert!(writes.note(&full()));
-        writes.refusal().await;
-        assert!(writes.refused().unwrap_or_default().contains("its database is full"));
+        writes.refused().await;
+        assert!(writes.refusal().unwrap_or_default().contains("its database is full"));
         assert!(writes.set(None));
         writes.accepted().await;
     }

@@ -15,7 +15,9 @@ use protocol::pipeline::{Limits, PullPolicy, Step};
 use runner::egress::Policy;
 use runner::exec::NamedFiles;
 use runner::exec::call::{Options, Times, all};
-use runner::ports::{ExecError, Gate, LogSink, Ran, Remote, RunScope, StepSpec, StopSignal};
+use runner::ports::{
+    ExecError, Gate, LogSink, Remote, RunScope, StepOutcome, StepSpec, StopSignal,
+};
 use serde_json::Value;
 
 mod contract;
@@ -85,14 +87,14 @@ impl LogSink for Sink {
 
 /// The outcome of a step.
 #[derive(Debug)]
-struct Done {
+struct StepResult {
     code: i32,
     result: Value,
     out: String,
     err: String,
 }
 
-impl Done {
+impl StepResult {
     /// The data of a step that passed.
     fn data(&self) -> &Value {
         assert_eq!((self.code, &self.result["success"]), (0, &Value::Bool(true)), "{self:?}");
@@ -115,7 +117,7 @@ async fn attempt(
     options: &Options,
     gate: Gate,
     stop: &StopSignal,
-) -> Result<Done, ExecError> {
+) -> Result<StepResult, ExecError> {
     let scope = RunScope {
         run: "r-call".parse().unwrap(),
         epoch: Epoch(1),
@@ -144,16 +146,16 @@ async fn attempt(
     let remote: Arc<dyn Remote> = found.unwrap().1;
     let sink = Arc::new(Sink::default());
     let out = Arc::clone(&sink);
-    let Ran { exit, result, .. } = remote.run_step(&scope, &spec, gate, out, stop).await?;
+    let StepOutcome { exit, result, .. } = remote.run_step(&scope, &spec, gate, out, stop).await?;
     let (out, err) = sink.0.lock().unwrap().clone();
-    Ok(Done { code: exit.code, result: result.unwrap(), out, err })
+    Ok(StepResult { code: exit.code, result: result.unwrap(), out, err })
 }
 
-async fn run_with(step: &Step, options: &Options) -> Done {
+async fn run_with(step: &Step, options: &Options) -> StepResult {
     attempt(step, options, Gate::open(), &StopSignal::default()).await.unwrap()
 }
 
-async fn run(step: &Step) -> Done {
+async fn run(step: &Step) -> StepResult {
     run_with(step, &options()).await
 }
 

@@ -9,7 +9,7 @@ use runner::ports::{Gate, StopSignal};
 use serde_json::json;
 
 use super::server::{Reply, Server};
-use super::{Done, attempt, bob, job, options};
+use super::{StepResult, attempt, bob, job, options};
 
 fn only(exceptions: Vec<Exception>) -> Options {
     let rules = Rules { exceptions, own: Vec::new() };
@@ -22,7 +22,7 @@ fn opened(server: &Server) -> Exception {
     Exception { pattern: Pattern::Net("127.0.0.1/32".parse().unwrap()), port: Some(port) }
 }
 
-async fn run(step: &Step, options: &Options) -> Done {
+async fn run(step: &Step, options: &Options) -> StepResult {
     attempt(step, options, Gate::open(), &StopSignal::default()).await.unwrap()
 }
 

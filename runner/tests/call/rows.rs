@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::server::Seen;
+use super::server::ReceivedRequest;
 
 /// The task started by every asynchronous call.
 pub(crate) const TASK: &str = "UPID:pve1:0003A1B2:0C8E:66AA:qmstart:101:ci@pve!ci:";
@@ -19,7 +19,7 @@ pub(crate) fn with_account(account: &str, url: &str, below: &str, more: &str) ->
 }
 
 /// Answers like Proxmox.
-pub(crate) fn pve(seen: &Seen) -> Value {
+pub(crate) fn pve(seen: &ReceivedRequest) -> Value {
     let last = seen.path.rsplit('/').next().unwrap();
     if seen.path.contains("/tasks/") {
         return json!({ "data": { "status": "stopped", "exitstatus": "OK" } });

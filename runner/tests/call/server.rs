@@ -12,7 +12,7 @@ use tokio_rustls::TlsAcceptor;
 
 /// A complete request.
 #[derive(Debug, Clone)]
-pub(crate) struct Seen {
+pub(crate) struct ReceivedRequest {
     pub(crate) method: String,
     /// As sent, without the query.
     pub(crate) path: String,
@@ -23,7 +23,7 @@ pub(crate) struct Seen {
     pub(crate) body: String,
 }
 
-impl Seen {
+impl ReceivedRequest {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
@@ -79,13 +79,13 @@ impl Reply {
     }
 }
 
-type Replies = dyn Fn(&Seen, usize) -> Reply + Send + Sync;
+type Replies = dyn Fn(&ReceivedRequest, usize) -> Reply + Send + Sync;
 
 /// A running server. Dropping it ends the server.
 pub(crate) struct Server {
     at: SocketAddr,
     scheme: &'static str,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    seen: Arc<Mutex<Vec<ReceivedRequest>>>,
     count: watch::Receiver<usize>,
     task: JoinHandle<()>,
 }
@@ -99,7 +99,7 @@ impl Drop for Server {
 impl Server {
     /// `replies` receives the request and the number of earlier ones.
     pub(crate) async fn start(
-        replies: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static,
+        replies: impl Fn(&ReceivedRequest, usize) -> Reply + Send + Sync + 'static,
     ) -> Self {
         Self::serve(None, Arc::new(replies)).await
     }
@@ -107,7 +107,7 @@ impl Server {
     /// The same over TLS.
     pub(crate) async fn tls(
         acceptor: TlsAcceptor,
-        replies: impl Fn(&Seen, usize) -> Reply + Send + Sync + 'static,
+        replies: impl Fn(&ReceivedRequest, usize) -> Reply + Send + Sync + 'static,
     ) -> Self {
         Self::serve(Some(acceptor), Arc::new(replies)).await
     }
@@ -145,12 +145,12 @@ impl Server {
         format!("{}://localhost:{}", self.scheme, self.at.port())
     }
 
-    pub(crate) fn seen(&self) -> Vec<Seen> {
+    pub(crate) fn seen(&self) -> Vec<ReceivedRequest> {
         self.seen.lock().unwrap().clone()
     }
 
     pub(crate) fn lines(&self) -> Vec<String> {
-        self.seen().iter().map(Seen::line).collect()
+        self.seen().iter().map(ReceivedRequest::line).collect()
     }
 
     /// Waits until this many requests have arrived.
@@ -161,7 +161,7 @@ impl Server {
 
 async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
-    all: &Mutex<Vec<Seen>>,
+    all: &Mutex<Vec<ReceivedRequest>>,
     counts: &watch::Sender<usize>,
     replies: &Replies,
 ) {
@@ -199,7 +199,7 @@ async fn line<S: AsyncRead + AsyncWrite + Unpin>(
 
 async fn request<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut BufStream<S>,
-) -> std::io::Result<Seen> {
+) -> std::io::Result<ReceivedRequest> {
     let first = line(stream).await?;
     let mut headers = Vec::new();
     loop {
@@ -214,7 +214,7 @@ async fn request<S: AsyncRead + AsyncWrite + Unpin>(
     let mut words = first.split(' ');
     let (method, target) = (words.next().unwrap(), words.next().unwrap());
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    Ok(Seen {
+    Ok(ReceivedRequest {
         method: method.to_owned(),
         path: path.to_owned(),
         query: query.to_owned(),

@@ -25,7 +25,8 @@ async fn server() -> (Server, String, String) {
         .with_single_cert(vec![made.cert.der().clone()], key)
         .unwrap();
     let acceptor = TlsAcceptor::from(Arc::new(config));
-    let answer = |_: &super::server::Seen, _| Reply::json(200, &json!({ "data": "yes" }));
+    let answer =
+        |_: &super::server::ReceivedRequest, _| Reply::json(200, &json!({ "data": "yes" }));
     let digits = digest.iter().fold(String::new(), |mut all, byte| {
         let colon = if all.is_empty() { "" } else { ":" };
         write!(all, "{colon}{byte:02X}").unwrap();

@@ -2,10 +2,10 @@
 
 use std::io::Write as _;
 
-use super::{Place, is_there};
+use super::{TestDir, is_there};
 
 /// A file that the server has taken and not removed yet.
-fn taken(place: &Place) -> Option<std::path::PathBuf> {
+fn taken(place: &TestDir) -> Option<std::path::PathBuf> {
     let entries = std::fs::read_dir(place.0.path()).unwrap();
     let mut paths = entries.map(|entry| entry.unwrap().path());
     paths.find(|path| path.to_string_lossy().contains("ci-job-queue.taken-"))
@@ -13,7 +13,7 @@ fn taken(place: &Place) -> Option<std::path::PathBuf> {
 
 #[test]
 fn c8_no_job_is_lost_when_the_server_is_killed_and_none_runs_twice_untold() {
-    let place = Place::new();
+    let place = TestDir::new();
     let job = |name: &str| {
         format!(
             "echo >> $D/{name}.begun; echo $$ > $D/{name}.pid; \

@@ -4,11 +4,11 @@ use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::{Place, Server, until};
+use super::{Server, TestDir, until};
 
 #[test]
 fn a20_a_service_takes_job_files_from_its_queue_and_tells_how_each_has_ended() {
-    let place = Place::new();
+    let place = TestDir::new();
     let program = env!("CARGO_BIN_EXE_bob-runner");
     let add = |name: &str, commands: &str| {
         let file = place.path(&format!("{name}.yml"));
@@ -50,7 +50,7 @@ fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
 #[test]
 fn a_server_whose_log_nobody_reads_runs_its_jobs_and_ends_in_order() {
     for (form, is_stdout) in [("text", false), ("json", false), ("ci", true)] {
-        let (place, (reader, writer)) = (Place::new(), full_pipe());
+        let (place, (reader, writer)) = (TestDir::new(), full_pipe());
         place.add(&["echo done >\"$D/result\""]);
         let mut command = place.program(&["serve", "--mode", "embedded"]);
         command.env("BOB_EXECUTORS", "local").env("BOB_LOG_FORMAT", form);

@@ -14,9 +14,9 @@ mod jobs;
 mod rows;
 
 /// A directory with a queue file and a server's state.
-struct Place(tempfile::TempDir);
+struct TestDir(tempfile::TempDir);
 
-impl Place {
+impl TestDir {
     fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }

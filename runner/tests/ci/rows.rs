@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::path::Path;
 
-use super::{Place, id_of, is_there};
+use super::{TestDir, id_of, is_there};
 
 #[test]
 fn c1_jobs_begin_in_the_order_in_which_they_were_added() {
-    let place = Place::new();
+    let place = TestDir::new();
     place.add(&["echo a >> $D/order"]);
     // Without the program, a user can append a line.
     std::fs::OpenOptions::new()
@@ -32,7 +32,7 @@ fn c1_jobs_begin_in_the_order_in_which_they_were_added() {
 
 #[test]
 fn c1_the_program_is_add_job_where_it_is_called_so() {
-    let place = Place::new();
+    let place = TestDir::new();
     let link = place.path("add_job");
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_bob-runner"), &link).unwrap();
     let run = id_of(place.command(&link, &["touch $D/done"]).spawn().unwrap());
@@ -44,7 +44,7 @@ fn c1_the_program_is_add_job_where_it_is_called_so() {
 
 #[test]
 fn c2_as_many_jobs_run_at_once_as_may_and_never_one_more() {
-    let place = Place::new();
+    let place = TestDir::new();
     std::fs::create_dir(place.path("running")).unwrap();
     // Each job records the number of concurrent jobs, and all wait for a file.
     let job = "touch $D/running/$$; ls $D/running | wc -l >> $D/seen; \
@@ -65,7 +65,7 @@ fn c2_as_many_jobs_run_at_once_as_may_and_never_one_more() {
 
 #[test]
 fn c3_a_job_that_fails_is_tried_as_often_as_it_may_and_the_next_one_goes_on() {
-    let place = Place::new();
+    let place = TestDir::new();
     let often = place.add(&["--attempts", "4", "--delay", "20ms", "echo >> $D/own; exit 3"]);
     let usual = place.add(&["echo >> $D/usual; exit 3"]);
     let once =
@@ -100,7 +100,7 @@ fn c3_a_job_that_fails_is_tried_as_often_as_it_may_and_the_next_one_goes_on() {
 
 #[test]
 fn c4_a_job_that_passes_at_its_second_attempt_has_passed() {
-    let place = Place::new();
+    let place = TestDir::new();
     let run = place.add(&["[ -e $D/flag ] || { touch $D/flag; exit 1; }"]);
     let server = place.serve(&[("BOB_CI_DELAY", "10ms")]);
     server.passed(&run);
@@ -111,7 +111,7 @@ fn c4_a_job_that_passes_at_its_second_attempt_has_passed() {
 #[test]
 fn c5_a_level_hides_the_lines_below_it() {
     for (level, shown) in [("error", 1), ("warn", 2), ("info", 3), ("debug", 4)] {
-        let place = Place::new();
+        let place = TestDir::new();
         place.add(&["--attempts", "2", "--delay", "10ms", "false"]);
         let server = place.serve(&[("BOB_LOG_LEVEL", level)]);
         server.says("ERROR", "failed");
@@ -129,7 +129,7 @@ fn c5_a_level_hides_the_lines_below_it() {
 
 #[test]
 fn c9_a_command_of_several_lines_is_one_job() {
-    let place = Place::new();
+    let place = TestDir::new();
     let run = place.add(&["x=several\necho \"$x lines\" > $D/out\n\nif false; then\n  exit 1\nfi"]);
     assert_eq!(place.read("ci-job-queue").lines().count(), 1);
     let listed = place.program(&["add", "--list"]).output().unwrap().stdout;
@@ -143,7 +143,7 @@ fn c9_a_command_of_several_lines_is_one_job() {
 
 #[test]
 fn c10_a_job_that_takes_too_long_ends_with_all_that_it_has_begun() {
-    let place = Place::new();
+    let place = TestDir::new();
     let job = "setsid sleep 1000 & echo $! > $D/away; sleep 1000 & echo $! > $D/child; wait";
     let run = place.add(&["--timeout", "2s", "--attempts", "1", job]);
     let server = place.serve(&[]);
@@ -162,7 +162,7 @@ fn c10_a_job_that_takes_too_long_ends_with_all_that_it_has_begun() {
 
 #[test]
 fn c11_of_what_many_add_at_once_nothing_is_lost() {
-    let place = Place::new();
+    let place = TestDir::new();
     std::fs::create_dir(place.path("done")).unwrap();
     let server = place.serve(&[("BOB_MAX_PARALLEL_RUNS", "8")]);
     let adding: Vec<_> = (0..50)
@@ -185,7 +185,7 @@ fn c11_of_what_many_add_at_once_nothing_is_lost() {
 #[test]
 fn c12_the_test_helpers_of_the_document_pass_against_the_program() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/ci/test");
-    let place = Place::new();
+    let place = TestDir::new();
     let said = place
         .command(Path::new("bash"), &[script])
         .env("BOB_RUNNER", env!("CARGO_BIN_EXE_bob-runner"))
@@ -199,7 +199,7 @@ fn c12_the_test_helpers_of_the_document_pass_against_the_program() {
 
 #[test]
 fn a_line_that_is_no_job_is_kept_aside_and_told_and_the_next_one_runs() {
-    let place = Place::new();
+    let place = TestDir::new();
     // The text of a writer that died in the middle of a line.
     std::fs::write(place.queue(), "{\"command\":\"rm -rf /som").unwrap();
     let run = place.add(&["true"]);
@@ -213,7 +213,7 @@ fn a_line_that_is_no_job_is_kept_aside_and_told_and_the_next_one_runs() {
 #[test]
 fn a_queue_file_that_anybody_may_write_to_is_not_used() {
     use std::os::unix::fs::PermissionsExt as _;
-    let place = Place::new();
+    let place = TestDir::new();
     std::fs::write(place.queue(), "touch $D/done\n").unwrap();
     std::fs::set_permissions(place.queue(), std::fs::Permissions::from_mode(0o666)).unwrap();
     let refused = |settings: [(&str, &str); 1]| {
@@ -231,7 +231,7 @@ fn a_queue_file_that_anybody_may_write_to_is_not_used() {
 
 #[test]
 fn a_job_goes_to_the_cluster_where_that_is_what_is_set() {
-    let place = Place::new();
+    let place = TestDir::new();
     let nowhere = [
         ("BOB_MODE", "cluster"),
         ("BOB_QUEUE_URL", "amqp://127.0.0.1:1"),

@@ -6,7 +6,7 @@ const LINE: &str = "echo of a line\n";
 
 #[test]
 fn a_file_may_come_through_standard_input() {
-    let place = Place::new();
+    let place = TestDir::new();
     let valid = place.say_to(&["validate", "-"], GOOD);
     assert_eq!((valid.code, valid.out.contains("dev/hello")), (0, true), "{}", valid.out);
     let bad = place.say_to(&["plan", "-"], BAD);
@@ -16,7 +16,7 @@ fn a_file_may_come_through_standard_input() {
 
 #[test]
 fn the_dialect_of_a_file_may_be_named_where_it_cannot_be_told() {
-    let place = Place::new();
+    let place = TestDir::new();
     // As YAML it is a text; as a queue file it is a command.
     place.file("lines", LINE);
     assert_eq!(place.say(&["validate", "lines"]).code, 65);
@@ -31,14 +31,14 @@ fn the_dialect_of_a_file_may_be_named_where_it_cannot_be_told() {
 
 #[test]
 fn what_is_written_in_a_dialect_is_a_file_and_no_stored_pipeline() {
-    let place = Place::new();
+    let place = TestDir::new();
     let said = place.say_with(&["submit", "dev/hello", "--dialect", "bob"], &NOWHERE);
     assert!(said.code == 65 && said.err.contains("cannot read dev/hello"), "{}", said.err);
 }
 
 #[test]
 fn a_dialect_that_nobody_knows_is_wrong_usage() {
-    let place = Place::new();
+    let place = TestDir::new();
     place.file("lines", LINE);
     for command in ["run", "validate", "plan", "submit"] {
         let said = place.say(&[command, "--dialect", "perl", "lines"]);

@@ -11,17 +11,17 @@ use tempfile::TempDir;
 mod files;
 
 /// A directory, with an environment that has only the path.
-struct Place {
+struct TestDir {
     dir: TempDir,
 }
 
-struct Said {
+struct ProgramOutput {
     code: i32,
     out: String,
     err: String,
 }
 
-impl Place {
+impl TestDir {
     fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap() }
     }
@@ -44,15 +44,15 @@ impl Place {
         command
     }
 
-    fn say(&self, typed: &[&str]) -> Said {
+    fn say(&self, typed: &[&str]) -> ProgramOutput {
         said(&self.command(typed).output().unwrap())
     }
 
-    fn say_with(&self, typed: &[&str], variables: &[(&str, &str)]) -> Said {
+    fn say_with(&self, typed: &[&str], variables: &[(&str, &str)]) -> ProgramOutput {
         said(&self.command(typed).envs(variables.iter().copied()).output().unwrap())
     }
 
-    fn say_to(&self, typed: &[&str], input: &str) -> Said {
+    fn say_to(&self, typed: &[&str], input: &str) -> ProgramOutput {
         let mut child = self
             .command(typed)
             .stdin(Stdio::piped())
@@ -65,8 +65,8 @@ impl Place {
     }
 }
 
-fn said(output: &Output) -> Said {
-    Said {
+fn said(output: &Output) -> ProgramOutput {
+    ProgramOutput {
         code: output.status.code().unwrap(),
         out: String::from_utf8(output.stdout.clone()).unwrap(),
         err: String::from_utf8(output.stderr.clone()).unwrap(),
@@ -88,7 +88,7 @@ const NOWHERE: [(&str, &str); 5] = [
 
 #[test]
 fn a_guard_is_nothing_that_anybody_types() {
-    let (place, typed) = (Place::new(), ["guard", "--level", "info", "--form", "text", "n"]);
+    let (place, typed) = (TestDir::new(), ["guard", "--level", "info", "--form", "text", "n"]);
     let said = place.say(&typed);
     assert!(said.code == 1 && said.err.contains("started by `bob-runner serve`"), "{}", said.err);
     assert_eq!(place.say_to(&typed, "").code, 0, "its worker died at once");
@@ -96,7 +96,7 @@ fn a_guard_is_nothing_that_anybody_types() {
 
 #[test]
 fn the_help_teaches_with_examples_and_is_no_error() {
-    let place = Place::new();
+    let place = TestDir::new();
     let help = place.say(&["--help"]);
     assert_eq!(help.code, 0);
     assert!(help.out.contains("Examples:") && help.out.contains("bob-runner run hello.yaml"));
@@ -110,7 +110,7 @@ fn the_help_teaches_with_examples_and_is_no_error() {
 
 #[test]
 fn wrong_usage_is_2_and_names_what_was_meant() {
-    let place = Place::new();
+    let place = TestDir::new();
     for (typed, hint) in [
         (vec![], "Usage"),
         (vec!["rnu"], "run"),
@@ -134,7 +134,7 @@ fn wrong_usage_is_2_and_names_what_was_meant() {
 
 #[test]
 fn validate_tells_every_fault_of_every_file_with_its_line() {
-    let place = Place::new();
+    let place = TestDir::new();
     place.file("good.yaml", GOOD);
     place.file("bad.yaml", BAD);
     let good = place.say(&["validate", "good.yaml"]);
@@ -155,7 +155,7 @@ fn validate_tells_every_fault_of_every_file_with_its_line() {
 
 #[test]
 fn plan_prints_the_model_with_every_default_and_reads_it_back() {
-    let place = Place::new();
+    let place = TestDir::new();
     place.file("good.yaml", GOOD);
     let plan = place.say(&["plan", "good.yaml"]);
     assert_eq!(plan.code, 0);
@@ -168,7 +168,7 @@ fn plan_prints_the_model_with_every_default_and_reads_it_back() {
 
 #[test]
 fn what_later_versions_bring_is_refused_with_a_sentence() {
-    let place = Place::new();
+    let place = TestDir::new();
     let text = GOOD.replace("name: last", "name: last\n    executor: ssh\n    secrets: [key]");
     place.file("later.yaml", &text);
     for typed in [["validate", "later.yaml"], ["run", "later.yaml"], ["submit", "later.yaml"]] {
@@ -180,7 +180,7 @@ fn what_later_versions_bring_is_refused_with_a_sentence() {
 
 #[test]
 fn every_schema_is_printed_as_json() {
-    let place = Place::new();
+    let place = TestDir::new();
     for what in ["pipeline", "command", "event", "run", "asyncapi"] {
         let said = place.say(&["schema", what]);
         assert_eq!(said.code, 0);
@@ -191,7 +191,7 @@ fn every_schema_is_printed_as_json() {
 
 #[test]
 fn wrong_settings_are_78_with_every_fault_and_no_password() {
-    let place = Place::new();
+    let place = TestDir::new();
     place.file("bob-runner.toml", "[queue]\nurls = \"x\"\npassword = 5\n");
     let variables =
         [("BOB_MODE", "both"), ("BOB_QUEUE_URL", "http://u:hunter2@h"), ("BOB_DISK_LOW", "200")];
@@ -208,7 +208,7 @@ fn wrong_settings_are_78_with_every_fault_and_no_password() {
 
 #[test]
 fn settings_say_what_holds_and_where_it_was_said() {
-    let place = Place::new();
+    let place = TestDir::new();
     let file = place.file("other.toml", "[worker]\nmax-parallel-runs = 9\n");
     let typed =
         ["settings", "-o", "json", "--config", file.to_str().unwrap(), "--set", "mode=embedded"];
@@ -227,7 +227,7 @@ fn settings_say_what_holds_and_where_it_was_said() {
 
 #[test]
 fn a_service_that_is_away_is_69_and_named_with_its_address() {
-    let place = Place::new();
+    let place = TestDir::new();
     place.file("good.yaml", GOOD);
     for (typed, at) in [
         (vec!["ps"], "127.0.0.1:1"),
@@ -254,7 +254,7 @@ fn a_service_that_is_away_is_69_and_named_with_its_address() {
 
 #[test]
 fn doctor_says_what_is_down_and_what_to_do() {
-    let place = Place::new();
+    let place = TestDir::new();
     let said = place.say_with(&["doctor", "-o", "json"], &NOWHERE);
     assert_eq!(said.code, 69, "{}", said.err);
     let checks: Vec<Value> = serde_json::from_str(&said.out).unwrap();
@@ -269,7 +269,7 @@ fn doctor_says_what_is_down_and_what_to_do() {
 
 #[test]
 fn embedded_mode_has_no_server_to_ask() {
-    let place = Place::new();
+    let place = TestDir::new();
     for typed in [["ps"].as_slice(), &["stop", "r-1"], &["submit", "dev/x"], &["logs", "r-1"]] {
         let said = place.say_with(typed, &[("BOB_MODE", "embedded")]);
         assert_eq!(said.code, 69, "{typed:?}");
@@ -279,7 +279,7 @@ fn embedded_mode_has_no_server_to_ask() {
 
 #[test]
 fn registrations_are_checked_before_anything_is_asked_for() {
-    let place = Place::new();
+    let place = TestDir::new();
     place.file("logs.yaml", "name: logs\nurl: ftp://nowhere\nextra: 1\n");
     let said = place.say_with(&["logger", "apply", "logs.yaml"], &NOWHERE);
     assert_eq!(said.code, 65);
@@ -288,7 +288,7 @@ fn registrations_are_checked_before_anything_is_asked_for() {
 
 #[test]
 fn completions_are_made_for_three_shells() {
-    let place = Place::new();
+    let place = TestDir::new();
     for (shell, word) in [("bash", "complete -F"), ("zsh", "#compdef"), ("fish", "complete -c")] {
         let said = place.say(&["completions", shell]);
         assert_eq!(said.code, 0);
@@ -300,7 +300,7 @@ fn completions_are_made_for_three_shells() {
 
 #[test]
 fn the_version_names_commit_and_protocol() {
-    let place = Place::new();
+    let place = TestDir::new();
     let text = place.say(&["version"]).out;
     assert!(text.starts_with(&format!("bob-runner {}", env!("CARGO_PKG_VERSION"))), "{text}");
     let json: Value = serde_json::from_str(&place.say(&["version", "-o", "json"]).out).unwrap();
@@ -313,7 +313,7 @@ fn the_version_names_commit_and_protocol() {
 
 #[test]
 fn commands_of_later_versions_are_known_and_refused_with_one_sentence() {
-    let place = Place::new();
+    let place = TestDir::new();
     for typed in
         [["dlq", "list"].as_slice(), &["dlq", "replay", "--all", "x"], &["schema", "openapi"]]
     {
@@ -327,7 +327,7 @@ fn commands_of_later_versions_are_known_and_refused_with_one_sentence() {
 
 #[test]
 fn output_that_cannot_be_written_is_said_to_be_in_one_sentence() {
-    let place = Place::new();
+    let place = TestDir::new();
     place.file("good.yaml", GOOD);
     for typed in [
         ["schema", "pipeline"].as_slice(),
@@ -366,7 +366,7 @@ fn no_engine() -> String {
 
 #[test]
 fn an_engine_that_is_none_is_said_to_be_in_one_line_and_leaves_nothing() {
-    let place = Place::new();
+    let place = TestDir::new();
     place.file("good.yaml", GOOD);
     let said =
         place.say_with(&["run", "good.yaml"], &[("CONTAINER_ENGINE_URL", no_engine().as_str())]);
@@ -383,7 +383,7 @@ fn an_engine_that_is_none_is_said_to_be_in_one_line_and_leaves_nothing() {
 
 #[test]
 fn a_data_directory_that_cannot_be_made_is_a_wrong_setting() {
-    let place = Place::new();
+    let place = TestDir::new();
     let file = place.file("good.yaml", GOOD).join("below");
     let said = place
         .say_with(&["run", "good.yaml"], &[("BOB_DATA_DIR", file.to_str().unwrap()), NOWHERE[2]]);
@@ -393,10 +393,10 @@ fn a_data_directory_that_cannot_be_made_is_a_wrong_setting() {
 
 #[test]
 fn there_are_no_colours_where_nobody_asked_for_them() {
-    let place = Place::new();
+    let place = TestDir::new();
     let bad = place.file("bad.yaml", BAD);
     let bad = bad.to_str().unwrap();
-    let has_colour = |said: &Said| said.out.contains('\u{1b}');
+    let has_colour = |said: &ProgramOutput| said.out.contains('\u{1b}');
     let terminal = [("TERM", "xterm")];
     assert!(!has_colour(&place.say_with(&["validate", bad], &terminal)));
     assert!(has_colour(&place.say_with(&["validate", "--color", "always", bad], &terminal)));
@@ -405,7 +405,7 @@ fn there_are_no_colours_where_nobody_asked_for_them() {
 
 #[test]
 fn a_reader_that_goes_away_is_no_error() {
-    let place = Place::new();
+    let place = TestDir::new();
     let mut child = place
         .command(&["schema", "asyncapi"])
         .stdout(Stdio::piped())
@@ -419,7 +419,7 @@ fn a_reader_that_goes_away_is_no_error() {
 
 #[test]
 fn hostile_files_are_refused_and_nothing_panics() {
-    let place = Place::new();
+    let place = TestDir::new();
     let deep = format!("{}{}", "[".repeat(5_000), "]".repeat(5_000));
     let bomb = "a: &a [x, x, x, x, x, x, x, x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a, *a]\nc: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b]\nd: &d [*c, *c, *c, *c, *c, *c, *c, *c, *c]\ne: &e [*d, *d, *d, *d, *d, *d, *d, *d, *d]\nf: [*e, *e, *e, *e, *e, *e, *e, *e, *e]\n";
     let huge = format!("group: {}\n", "x".repeat(2 * 1024 * 1024));

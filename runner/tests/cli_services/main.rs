@@ -28,7 +28,7 @@ fn variable(name: &str) -> Option<String> {
 }
 
 /// Services, a virtual host, and a directory for one test.
-struct Place {
+struct TestEnv {
     dir: TempDir,
     variables: Vec<(&'static str, String)>,
     /// The group of the test's pipelines, because the store is shared.
@@ -68,7 +68,7 @@ impl Running {
     }
 }
 
-impl Place {
+impl TestEnv {
     async fn new() -> Option<Self> {
         let mut variables = Vec::new();
         for name in NEEDED {
@@ -164,7 +164,7 @@ const LONG: &str = "  - name: long\n    cmd: [\"sh\", \"-c\", \"trap 'exit 9' TE
 
 #[tokio::test]
 async fn run_shows_the_output_byte_for_byte_and_exits_with_the_result() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let passes = place.pipeline("passes", NOISE);
     let said = place.say(&["run", &passes]);
     assert_eq!(said.status.code(), Some(0), "{}", text(&said.stderr));
@@ -182,7 +182,7 @@ async fn run_shows_the_output_byte_for_byte_and_exits_with_the_result() {
 
 #[tokio::test]
 async fn a_run_with_retention_is_kept_for_diff_shell_and_rerun() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let steps =
         "  - name: first\n    cmd: sh -c 'echo kept > /made'\n  - name: last\n    cmd: cat /made\n";
     let file = place.pipeline("kept", &format!("{steps}retention: 1h\n"));
@@ -218,7 +218,7 @@ async fn a_run_with_retention_is_kept_for_diff_shell_and_rerun() {
 
 #[tokio::test]
 async fn what_a_killed_run_left_on_the_engine_rejects_its_id_elsewhere_and_is_removed_here() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let run = format!("r-left-{}", uuid::Uuid::now_v7());
     let long = place.pipeline("long", LONG);
     let mut running = place.begin(&["run", &long, "--run-id", &run]);
@@ -243,7 +243,7 @@ async fn what_a_killed_run_left_on_the_engine_rejects_its_id_elsewhere_and_is_re
 
 #[tokio::test]
 async fn run_prints_every_event_as_one_line_of_json() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let file = place.pipeline("events", "  - cmd: sh -c 'echo $GREETING'\n");
     let said = place.say(&["run", &file, "-o", "json", "--var", "GREETING=hey", "--run-id", "r-x"]);
     assert_eq!(said.status.code(), Some(0), "{}", text(&said.stderr));
@@ -258,7 +258,7 @@ async fn run_prints_every_event_as_one_line_of_json() {
 
 #[tokio::test]
 async fn the_examples_of_bobs_pipelines_pass() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     for (name, last) in [("hello", "done\n"), ("graph", "/root/main.o\n")] {
         let path = format!("{}/../examples/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
         let example = std::fs::read_to_string(path).unwrap();
@@ -274,7 +274,7 @@ async fn the_examples_of_bobs_pipelines_pass() {
 
 #[tokio::test]
 async fn the_example_of_job_files_passes() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let path = format!("{}/../examples/jobs.yml", env!("CARGO_MANIFEST_DIR"));
     let example = std::fs::read_to_string(path).unwrap();
     let here = example.replace("docker.io/library/busybox:latest", &place.image);
@@ -301,7 +301,7 @@ async fn the_example_of_job_files_passes() {
 
 #[tokio::test]
 async fn a_run_has_steps_in_containers_and_on_the_host() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let steps = "  - name: made\n    cmd: sh -c 'echo of the image > /root/a; cat /proc/1/comm'\n  \
                  - name: here\n    executor: local\n    needs: [made]\n    script: [echo of the host > b]\n  \
                  - name: both\n    needs: [here]\n    cmd: cat /root/a\n";
@@ -313,7 +313,7 @@ async fn a_run_has_steps_in_containers_and_on_the_host() {
 
 #[tokio::test]
 async fn an_interrupt_stops_a_run_and_is_130() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let file = place.pipeline("long", LONG);
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let mut run = place.begin(&["run", &file]);
@@ -325,7 +325,7 @@ async fn an_interrupt_stops_a_run_and_is_130() {
 
 #[tokio::test]
 async fn a_cluster_is_used_from_the_command_line() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let mut worker = place.begin(&["serve"]);
 
     let file = place.pipeline("noise", NOISE);
@@ -361,7 +361,7 @@ async fn a_cluster_is_used_from_the_command_line() {
 
 #[tokio::test]
 async fn a_stored_pipeline_is_paused_stopped_and_deleted() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let _worker = place.begin(&["serve"]);
     let file = place.pipeline("long", LONG);
     let path = place.path("long");
@@ -403,7 +403,7 @@ async fn a_stored_pipeline_is_paused_stopped_and_deleted() {
 
 #[tokio::test]
 async fn services_are_registered_and_doctor_is_content() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let name = &place.group;
     for kind in ["provider", "store", "logger"] {
         let applied =
@@ -423,7 +423,7 @@ async fn services_are_registered_and_doctor_is_content() {
 
 #[tokio::test]
 async fn a_run_that_nobody_knows_is_said_to_be_so() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let run = format!("r-{}", place.group);
     for typed in [["show", &run], ["logs", &run]] {
         let said = place.say(&typed);

@@ -6,7 +6,7 @@ use super::*;
 
 #[tokio::test]
 async fn a_stop_or_pause_of_something_unknown_says_so_and_fails() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let run = format!("r-{}", place.group);
     let stop = place.say(&["stop", &run]);
     assert_eq!(stop.status.code(), Some(1));
@@ -23,7 +23,7 @@ async fn a_stop_or_pause_of_something_unknown_says_so_and_fails() {
 
 #[tokio::test]
 async fn events_of_an_unknown_run_are_followed_with_a_word_about_it() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let run = format!("r-{}", place.group);
     let mut follow = Running(
         place
@@ -42,7 +42,7 @@ async fn events_of_an_unknown_run_are_followed_with_a_word_about_it() {
 
 #[tokio::test]
 async fn events_of_the_last_seconds_of_a_quiet_stream_come_at_once() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let file = place.pipeline("quiet", "  - cmd: 'true'\n");
     assert_eq!(place.say(&["pipeline", "apply", &file]).status.code(), Some(0));
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -55,7 +55,7 @@ async fn events_of_the_last_seconds_of_a_quiet_stream_come_at_once() {
 
 #[tokio::test]
 async fn a_worker_says_that_it_is_ready() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let serve = place.command(&["serve"]).stderr(Stdio::piped()).spawn().unwrap();
     let mut worker = Running(serve);
     let lines = BufReader::new(worker.0.stderr.take().unwrap()).lines();

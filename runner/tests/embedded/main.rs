@@ -32,7 +32,7 @@ async fn open(dir: Option<&Path>) -> Embedded {
 }
 
 fn node(name: &str) -> NodeId {
-    NodeId::found(&format!("bob/runner-{name}"))
+    NodeId::from_stored(&format!("bob/runner-{name}"))
 }
 
 async fn store_suite(embedded: Embedded) {

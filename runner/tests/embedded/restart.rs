@@ -298,7 +298,7 @@ async fn what_lay_in_the_queue_of_a_dead_worker_is_passed_on() {
         let queue = embedded.queue(&old);
         for (kind, body) in [(command::STOP, "stop"), (command::START, "start")] {
             let message = Message { kind: Some(kind.into()), ..message(body) };
-            queue.publish(Route::Node(NodeId::found(old.as_str())), message).await.unwrap();
+            queue.publish(Route::Node(NodeId::from_stored(old.as_str())), message).await.unwrap();
         }
         embedded.close().await.unwrap();
     }

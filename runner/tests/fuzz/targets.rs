@@ -7,7 +7,7 @@ use protocol::command;
 use protocol::dialect::{self, Dialect};
 use protocol::shell;
 use runner::exec::podman::fuzzing;
-use runner::rules::dollar::{Job, Known};
+use runner::rules::dollar::{Job, KnownValues};
 use runner::rules::mask::{Mask, Masker};
 use runner::rules::template;
 
@@ -79,7 +79,7 @@ pub(crate) fn go_template(bytes: &[u8]) {
     let values =
         serde_json::json!({ "a": "{{ .b }} 'x", "b": "", "c": [1, "x", null, { "d": [] }] });
     let values = values.as_object().cloned().unwrap_or_default();
-    drop(template::go(&[text(bytes)], &values, "r-1"));
+    drop(template::render_go(&[text(bytes)], &values, "r-1"));
 }
 
 /// Programs with references to earlier jobs.
@@ -91,7 +91,7 @@ pub(crate) fn dollar(bytes: &[u8]) {
         Job { name: "c", id: "d", result: None },
     ];
     let text = text(bytes);
-    if let Ok(filled) = Known::before(jobs).fill(&text)
+    if let Ok(filled) = KnownValues::before(jobs).fill(&text)
         && !text.contains("${")
     {
         assert_eq!(filled, text);

@@ -6,7 +6,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::Place;
+use super::TestDir;
 
 const LOCAL: &str = "group: dev\nname: ends\nsteps:\n  - executor: local\n    name: only\n";
 
@@ -32,8 +32,8 @@ fn rest(mut lines: BufReader<std::process::ChildStderr>) -> String {
 }
 
 /// A run whose only step reports its start and waits.
-fn waiting() -> Place {
-    Place::new(&format!("{LOCAL}    cmd: [sh, -c, 'echo runs >&2; exec sleep 1000']\n"))
+fn waiting() -> TestDir {
+    TestDir::new(&format!("{LOCAL}    cmd: [sh, -c, 'echo runs >&2; exec sleep 1000']\n"))
 }
 
 fn ended(mut child: Child) -> ExitStatus {
@@ -58,7 +58,8 @@ fn a_hangup_stops_a_run_as_sigterm_does() {
 
 #[test]
 fn a_hangup_that_was_ignored_at_the_start_stays_ignored() {
-    let place = Place::new(&format!("{LOCAL}    cmd: [sh, -c, 'echo runs >&2; read -r x < go']\n"));
+    let place =
+        TestDir::new(&format!("{LOCAL}    cmd: [sh, -c, 'echo runs >&2; read -r x < go']\n"));
     let fifo = place.0.path().join("go");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let run = place.run(&[]);
@@ -80,7 +81,7 @@ fn a_hangup_that_was_ignored_at_the_start_stays_ignored() {
 fn a_signal_ends_a_run_whose_output_nobody_reads() {
     // Far more than a pipe holds. The step reports its start on standard error, so that the test
     // knows when it writes.
-    let place = Place::new(&format!(
+    let place = TestDir::new(&format!(
         "{LOCAL}    cmd: [sh, -c, 'echo begins >&2; yes | head -c 50000000; exec sleep 1000']\n"
     ));
     let mut child = place.run(&[]).spawn().unwrap();
@@ -97,7 +98,7 @@ fn a_signal_ends_a_run_whose_output_nobody_reads() {
 #[test]
 fn a_definition_that_no_worker_accepts_is_rejected_before_anything_starts() {
     let large = "x".repeat(600 * 1024);
-    let place = Place::new(&format!("{LOCAL}    cmd: [echo, {large}]\n"));
+    let place = TestDir::new(&format!("{LOCAL}    cmd: [echo, {large}]\n"));
     let run = place.run(&[]).output().unwrap();
     let said = String::from_utf8(run.stderr).unwrap();
     assert_eq!(run.status.code(), Some(65), "{said}");
@@ -111,7 +112,7 @@ fn a_definition_that_no_worker_accepts_is_rejected_before_anything_starts() {
 
 #[test]
 fn variables_that_no_worker_accepts_are_rejected_before_anything_starts() {
-    let place = Place::new(&format!("{LOCAL}    cmd: 'true'\n"));
+    let place = TestDir::new(&format!("{LOCAL}    cmd: 'true'\n"));
     // One argument can have at most 128 KiB.
     let values: Vec<String> = (0..18).map(|n| format!("V{n}={}", "x".repeat(100_000))).collect();
     let typed: Vec<&str> = values.iter().flat_map(|value| ["--var", value]).collect();
@@ -176,7 +177,7 @@ fn a_killed_run_can_be_started_again_under_its_id_and_one_that_runs_cannot() {
 /// A command whose data directory is a small disk that only it can see, and that directory. `None`
 /// without root, who alone can mount one.
 #[expect(clippy::print_stderr, reason = "a skipped test must not look like one that passed")]
-fn on_small_disk(place: &Place, typed: &[&str], size: &str) -> Option<(Command, String)> {
+fn on_small_disk(place: &TestDir, typed: &[&str], size: &str) -> Option<(Command, String)> {
     if !rustix::process::geteuid().is_root() {
         eprintln!("skipped: only root can mount a small disk");
         return None;
@@ -207,7 +208,7 @@ fn assert_full(mut command: Command, data_dir: &str) {
 fn a_run_ends_with_one_error_if_its_data_directory_is_full() {
     for size in ["64k", "1m", "64m"] {
         let step = "[sh, -c, 'yes | head -c 200000000; exec sleep 1000']";
-        let place = Place::new(&format!("{LOCAL}    cmd: {step}\n"));
+        let place = TestDir::new(&format!("{LOCAL}    cmd: {step}\n"));
         let typed = ["run", "pipeline.yaml"];
         let Some((command, data_dir)) = on_small_disk(&place, &typed, size) else { return };
         assert_full(command, &data_dir);
@@ -217,7 +218,7 @@ fn a_run_ends_with_one_error_if_its_data_directory_is_full() {
 #[test]
 fn a_server_ends_with_one_error_if_its_data_directory_is_full() {
     for size in ["64k", "16m"] {
-        let place = Place::new("");
+        let place = TestDir::new("");
         let queue = place.0.path().join("queue");
         std::fs::write(&queue, "yes | head -c 200000000; exec sleep 1000\n").unwrap();
         let typed = ["serve", "--mode", "embedded"];

@@ -3,8 +3,8 @@
 use super::*;
 
 /// A directory with these files.
-fn folder(files: &[(&str, &str)]) -> Place {
-    let place = Place::new("not: read");
+fn folder(files: &[(&str, &str)]) -> TestDir {
+    let place = TestDir::new("not: read");
     for (name, text) in files {
         let path = place.path(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -14,7 +14,7 @@ fn folder(files: &[(&str, &str)]) -> Place {
 }
 
 /// The exit code, and the output on both streams.
-fn said(place: &Place, typed: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) {
+fn said(place: &TestDir, typed: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String) {
     let said = place.command(typed).envs(variables.iter().copied()).output().unwrap();
     let text = [said.stdout, said.stderr].concat();
     (said.status.code(), String::from_utf8(text).unwrap())
@@ -138,7 +138,7 @@ fn d26_tasks_stand_after_what_they_depend_on_and_else_by_their_names() {
         ("a", ""),
     ];
     let tasks = tasks.map(|(name, needs)| task(name, needs)).join(", ");
-    let place = Place::new(&format!("pipelines: {{ p: {{ tasks: {{ {tasks} }} }} }}"));
+    let place = TestDir::new(&format!("pipelines: {{ p: {{ tasks: {{ {tasks} }} }} }}"));
     let order = ["a", "d", "e", "b", "c", "f", "g"];
     let plan = place.command(&["plan", "pipeline.yaml"]).output().unwrap();
     let plan: Value = serde_json::from_slice(&plan.stdout).unwrap();

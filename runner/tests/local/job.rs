@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use super::*;
 
 /// The files with this name in the subdirectories of the work directory.
-fn of_jobs(place: &Place, file: &str) -> Vec<(String, String)> {
+fn of_jobs(place: &TestDir, file: &str) -> Vec<(String, String)> {
     let jobs = std::fs::read_dir(place.path("workdir")).unwrap();
     let mut found: Vec<(String, String)> = jobs
         .filter_map(|job| {
@@ -24,14 +24,14 @@ fn of_jobs(place: &Place, file: &str) -> Vec<(String, String)> {
 fn a1_the_three_forms_of_a_file_have_the_same_effect() {
     let job = "{ id: j, executor: local, product: { commands: 'echo done' } }";
     for file in [job.to_owned(), format!("[{job}]"), format!("jobs: [{job}]")] {
-        let (code, events) = Place::new(&file).events(&[], &[]);
+        let (code, events) = TestDir::new(&file).events(&[], &[]);
         assert_eq!((code, lines_of(&events, "j")), (Some(0), vec!["done".to_owned()]), "{file}");
     }
 }
 
 #[test]
 fn a3_flags_say_where_files_are_put_over_a_file_of_settings() {
-    let place = Place::new("{ job_id: j, executor: local, product: { commands: 'true' } }");
+    let place = TestDir::new("{ job_id: j, executor: local, product: { commands: 'true' } }");
     std::fs::write(place.path("config.yaml"), "logdir: l\ndefault_work_dir: w\n").unwrap();
     assert_eq!(place.events(&[], &[]).0, Some(0));
     assert!(place.path("w/j/status.yaml").exists() && place.path("l/j.log").exists());
@@ -45,7 +45,7 @@ fn a3_flags_say_where_files_are_put_over_a_file_of_settings() {
 
 #[test]
 fn a4_a_status_file_goes_from_pending_over_running_to_the_end() {
-    let place = Place::new(
+    let place = TestDir::new(
         "[{ job_id: first, executor: local, product: { commands: 'cat workdir/*/status.yaml; exit 3' } },
           { job_id: second, executor: local, product: { commands: 'true' } }]",
     );
@@ -65,13 +65,13 @@ fn a4_a_status_file_goes_from_pending_over_running_to_the_end() {
 
 #[test]
 fn a5_a_job_that_fails_fails_the_program() {
-    let place = Place::new("{ executor: local, product: { commands: 'false' } }");
+    let place = TestDir::new("{ executor: local, product: { commands: 'false' } }");
     assert_eq!(place.events(&[], &[]).0, Some(1));
 }
 
 #[test]
 fn a6_each_job_has_a_log_and_a_socket_gets_a_copy_of_every_line() {
-    let place = Place::new(
+    let place = TestDir::new(
         "[{ job_id: a, executor: local, product: { commands: 'echo of a; echo wrong >&2' } },
           { job_id: b, executor: custom, product: { script: ['echo of b', 'exit 4'] } }]",
     );
@@ -120,7 +120,7 @@ pub(super) fn receiver(count: usize) -> (String, std::thread::JoinHandle<Vec<(St
 #[test]
 fn a7_whoever_asked_is_told_twice_with_the_body_and_the_bearer() {
     let (url, taken) = receiver(2);
-    let place = Place::new(&format!(
+    let place = TestDir::new(&format!(
         "{{ job_id: told, executor: local, product: {{ commands: 'exit 5' }},
             callback: {{ url: '{url}', secret: 's3cret' }} }}"
     ));
@@ -145,7 +145,7 @@ fn a7_whoever_asked_is_told_twice_with_the_body_and_the_bearer() {
 #[test]
 fn a8_who_is_told_is_the_jobs_own_or_that_of_the_settings_each_with_its_own_secret() {
     let ((own, of_own), (all, of_all)) = (receiver(2), receiver(2));
-    let place = Place::new(&format!(
+    let place = TestDir::new(&format!(
         "[{{ job_id: x, executor: local, product: {{ commands: 'true' }}, callback: {{ url: '{own}' }} }},
           {{ job_id: y, executor: local, product: {{ commands: 'true' }} }}]"
     ));
@@ -162,7 +162,7 @@ fn a8_who_is_told_is_the_jobs_own_or_that_of_the_settings_each_with_its_own_secr
 
 #[test]
 fn a9_a_job_asks_for_what_those_before_it_found_out() {
-    let place = Place::new(
+    let place = TestDir::new(
         r#"[{ id: made, job_id: run-7, executor: local, product: { commands:
                 'printf "{\"success\":true,\"data\":{\"rows\":[{\"id\":\"it''s\"}]}}" > $JOB_WORKDIR/result.json' } },
             { id: uses, executor: local, variables: { ROW: '${made.data.rows[0].id}' }, product: { commands: [
@@ -176,7 +176,7 @@ fn a9_a_job_asks_for_what_those_before_it_found_out() {
 
 #[test]
 fn a9_a_job_that_asks_for_what_is_not_there_is_not_run() {
-    let place = Place::new(
+    let place = TestDir::new(
         "[{ id: made, executor: local, product: { commands: 'true' } },
           { id: uses, executor: local, product: { commands: 'touch ran; echo ${made.data.id}' } }]",
     );
@@ -188,7 +188,7 @@ fn a9_a_job_that_asks_for_what_is_not_there_is_not_run() {
 
 #[test]
 fn a10_jobs_go_on_after_one_that_fails_in_the_order_of_the_file() {
-    let place = Place::new(
+    let place = TestDir::new(
         "[{ id: a, executor: local, product: { commands: 'exit 1' } },
           { id: b, job_id: bee, executor: local, product: { commands: 'echo ${PREVIOUS_JOB_ID}' } },
           { id: c, executor: local, product: { commands: 'echo ${PREVIOUS_JOB_ID}' } }]",
@@ -202,7 +202,7 @@ fn a10_jobs_go_on_after_one_that_fails_in_the_order_of_the_file() {
 
 #[test]
 fn a13_commands_are_a_text_or_a_list_with_the_environment_below_the_jobs_own() {
-    let place = Place::new(
+    let place = TestDir::new(
         "[{ id: text, executor: local, variables: { GREETING: own }, product: { commands: \"false\\necho $GREETING\" } },
           { id: list, executor: local, product: { commands: ['X=1', 'echo $X $GREETING', 'false', 'true'] } },
           { id: nested, executor: custom, product: { script: [echo one, [echo two, echo 3], 'exit 0'] } },
@@ -223,7 +223,7 @@ fn a13_commands_are_a_text_or_a_list_with_the_environment_below_the_jobs_own() {
 
 #[test]
 fn a11_artifacts_are_put_beside_the_status_by_their_last_names_and_what_is_missing_is_said() {
-    let place = Place::new(
+    let place = TestDir::new(
         "{ job_id: made, executor: local, product: { commands: [
             'cd $JOB_WORKDIR', 'mkdir -p out/deep dir/below', 'echo 1 > out/a.txt',
             'echo 2 > out/deep/b.txt', 'echo 3 > dir/below/c'] },
@@ -242,7 +242,7 @@ fn a11_artifacts_are_put_beside_the_status_by_their_last_names_and_what_is_missi
 
 #[test]
 fn the_first_of_many_artifacts_are_told_and_the_others_counted() {
-    let place = Place::new(
+    let place = TestDir::new(
         "{ job_id: made, executor: local, product: { commands: [
             'mkdir $JOB_WORKDIR/out', 'cd $JOB_WORKDIR/out',
             'i=0; while [ $i -lt 50 ]; do echo $i > $i; i=$((i+1)); done'] },
@@ -258,7 +258,7 @@ fn the_first_of_many_artifacts_are_told_and_the_others_counted() {
 
 #[test]
 fn a19_a_result_lies_beside_the_status_and_later_jobs_may_read_it_there() {
-    let place = Place::new(
+    let place = TestDir::new(
         "[{ id: a, executor: local, product: { commands: 'echo {} > $JOB_WORKDIR/result.json' } },
           { id: b, executor: local, product: { commands: 'cat workdir/${PREVIOUS_JOB_ID}/result.json' } }]",
     );
@@ -269,7 +269,7 @@ fn a19_a_result_lies_beside_the_status_and_later_jobs_may_read_it_there() {
 #[test]
 fn a_callback_with_a_named_secret_is_told_with_it_and_the_job_has_it_not() {
     let (url, taken) = receiver(2);
-    let place = Place::new(&format!(
+    let place = TestDir::new(&format!(
         "{{ executor: local, product: {{ commands: 'env; ls $BOB_SECRETS' }},
             callback: {{ url: '{url}', secret: {{ secret-name: hook }} }} }}"
     ));
@@ -282,7 +282,7 @@ fn a_callback_with_a_named_secret_is_told_with_it_and_the_job_has_it_not() {
 
 #[test]
 fn a2_run_multi_says_each_job_and_fills_in_nothing_of_those_before_it() {
-    let place = Place::new(
+    let place = TestDir::new(
         r#"[{ id: made, job_id: one, executor: local, product: { commands:
                 'echo "{\"data\":{\"id\":7}}" > $JOB_WORKDIR/result.json; exit 2' } },
             { id: uses, executor: custom, product: { script:
@@ -299,7 +299,7 @@ fn a2_run_multi_says_each_job_and_fills_in_nothing_of_those_before_it() {
 
 #[test]
 fn a2_run_multi_is_for_job_files_and_has_its_help() {
-    let place = Place::new("{group: g, name: n, steps: []}");
+    let place = TestDir::new("{group: g, name: n, steps: []}");
     let said = place.command(&["run-multi", "pipeline.yaml"]).output().unwrap();
     let err = String::from_utf8_lossy(&said.stderr).into_owned();
     assert!(said.status.code() == Some(65) && err.contains("is for job files"), "{err}");

@@ -18,8 +18,8 @@ use runner::ports::{
 use super::*;
 
 /// A pipeline of one step `a` with limits.
-fn limited(limits: &str, step: &str) -> Place {
-    Place::new(&format!(
+fn limited(limits: &str, step: &str) -> TestDir {
+    TestDir::new(&format!(
         "{{group: g, name: n, steps: [{{name: a, executor: local, with: {{limits: {{{limits}}}}}, {step}}}]}}"
     ))
 }
@@ -104,7 +104,7 @@ fn a_step_with_limits_ends_with_all_that_it_has_begun() {
 
 #[test]
 fn limits_of_a_job_file_hold_too() {
-    let place = Place::new(
+    let place = TestDir::new(
         "{ id: j, executor: custom, product: { script: 'ulimit -n', limits: { open_files: 77 } } }",
     );
     let (code, events) = place.events(&[], &[]);
@@ -116,7 +116,7 @@ fn a_run_whose_steps_cannot_be_limited_is_refused_with_what_to_do() {
     if runner::exec::local::limits_refused(runner::exec::local::own_cgroup().as_deref()).is_none() {
         return;
     }
-    let place = Place::new(
+    let place = TestDir::new(
         "{group: g, name: n, quotas: {limits: {mem: 64M}}, steps: [
             {name: a, executor: local, script: 'touch began'}]}",
     );
@@ -129,10 +129,10 @@ fn a_run_whose_steps_cannot_be_limited_is_refused_with_what_to_do() {
 
 /// Records the output of a step.
 #[derive(Default)]
-struct Said(Mutex<Vec<u8>>);
+struct OutputRecorder(Mutex<Vec<u8>>);
 
 #[async_trait]
-impl LogSink for Said {
+impl LogSink for OutputRecorder {
     async fn write(&self, _stream: LogStream, bytes: Bytes) {
         self.0.lock().unwrap().extend_from_slice(&bytes);
     }
@@ -182,7 +182,7 @@ async fn a_step_enters_the_control_group_that_is_made_for_it_and_what_the_kernel
     let group = own.join("r-limits.0-1");
     let program =
         format!("echo $$; echo 'oom_kill 1' > '{}/memory.events'; exit 137", group.display());
-    let said = Arc::new(Said::default());
+    let said = Arc::new(OutputRecorder::default());
     let out = Arc::clone(&said) as Arc<dyn LogSink>;
     let stop = StopSignal::default();
     let ran =

@@ -72,9 +72,9 @@ async fn processes_keep_the_contract_of_an_executor() {
 }
 
 /// A directory with a pipeline, in which the program runs.
-struct Place(tempfile::TempDir);
+struct TestDir(tempfile::TempDir);
 
-impl Place {
+impl TestDir {
     fn new(pipeline: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("pipeline.yaml"), pipeline).unwrap();
@@ -155,7 +155,7 @@ fn is_there(pid: u32) -> bool {
 
 #[test]
 fn a_pipeline_of_processes_needs_no_engine_and_runs_where_its_user_is() {
-    let place = Place::new(
+    let place = TestDir::new(
         "{group: g, name: n, steps: [
           {name: a, executor: local, script: ['echo $GREETING > a.txt'], needs: []},
           {name: b, executor: local, cmd: 'sh -c \"echo b > b.txt\"', needs: []},
@@ -171,7 +171,7 @@ fn a_pipeline_of_processes_needs_no_engine_and_runs_where_its_user_is() {
 
 #[test]
 fn programs_of_bash_hand_on_what_they_know_and_end_themselves_alone() {
-    let place = Place::new(
+    let place = TestDir::new(
         "{group: g, name: n, steps: [{name: a, executor: local, shell: bash, script: [
             'declare -A map=([k]=v); f() { echo \"f of ${map[k]}\"; }; cd /; exit 0',
             'f; [ \"$PWD\" != / ] && echo back', 'exit 3', 'echo never']}]}",
@@ -190,7 +190,7 @@ fn a_graph_of_1000_steps_comes_to_its_end_with_so_many_at_once_and_no_more() {
         .map(|at| format!("{{name: s{at}, executor: local, cmd: [sh, -c, ':'], needs: []}},"))
         .collect();
     let needs = (0..999).map(|at| format!("s{at}")).collect::<Vec<_>>().join(", ");
-    let place = Place::new(&format!(
+    let place = TestDir::new(&format!(
         "{{group: g, name: n, steps: [{steps}
           {{name: last, executor: local, cmd: [echo, done], needs: [{needs}]}}]}}"
     ));
@@ -214,7 +214,7 @@ fn a_graph_of_1000_steps_comes_to_its_end_with_so_many_at_once_and_no_more() {
 
 #[test]
 fn what_a_step_has_left_running_ends_with_it() {
-    let place = Place::new(
+    let place = TestDir::new(
         "{group: g, name: n, steps: [{name: a, executor: local, script: [
             'setsid sh -c \"echo \\$\\$ > pid; exec sleep 1000\" & while [ ! -s pid ]; do :; done']}]}",
     );
@@ -225,7 +225,7 @@ fn what_a_step_has_left_running_ends_with_it() {
 
 #[test]
 fn a_step_dies_with_its_worker_and_all_that_it_has_begun() {
-    let place = Place::new(
+    let place = TestDir::new(
         "{group: g, name: n, steps: [{name: a, executor: local, script: [
             'setsid sh -c \"trap : TERM; echo \\$\\$ > pid; while :; do sleep 1000; done\" & wait']}]}",
     );
@@ -239,7 +239,7 @@ fn a_step_dies_with_its_worker_and_all_that_it_has_begun() {
 
 #[test]
 fn a_step_has_nothing_of_what_its_worker_is_told() {
-    let place = Place::new("{group: g, name: n, steps: [{name: a, executor: local, cmd: env}]}");
+    let place = TestDir::new("{group: g, name: n, steps: [{name: a, executor: local, cmd: env}]}");
     let mut command = place.run(&[]);
     let said = command.env("BOB_RABBITMQ_PASSWORD", "s3cret").env("HOME_OF", "x").output().unwrap();
     let out = String::from_utf8_lossy(&said.stdout);
@@ -248,7 +248,7 @@ fn a_step_has_nothing_of_what_its_worker_is_told() {
 
 #[test]
 fn the_examples_of_other_dialects_pass() {
-    let place = Place::new("");
+    let place = TestDir::new("");
     for (name, typed, last) in [
         ("pipelines.yml", &["--var", "tag=v1"][..], "packing v1\n"),
         ("ci-job-queue", &[], "one command a line\n"),
@@ -266,7 +266,7 @@ fn the_examples_of_other_dialects_pass() {
 #[test]
 fn one_pipeline_of_several_is_named_and_a_dialect_may_be() {
     let place =
-        Place::new("pipelines: { a: { tasks: {} }, b: { tasks: { t: { script: [echo] } } } }");
+        TestDir::new("pipelines: { a: { tasks: {} }, b: { tasks: { t: { script: [echo] } } } }");
     let said = place.run(&[]).output().unwrap();
     let err = String::from_utf8_lossy(&said.stderr).into_owned();
     assert!(said.status.code() == Some(65) && err.contains("--pipeline: a, b"), "{err}");
@@ -274,7 +274,7 @@ fn one_pipeline_of_several_is_named_and_a_dialect_may_be() {
     let said = place.run(&["--pipeline", "c"]).output().unwrap();
     let err = String::from_utf8_lossy(&said.stderr).into_owned();
     assert!(said.status.code() == Some(65) && err.contains("no pipeline \"c\""), "{err}");
-    let line = Place::new("echo of a line");
+    let line = TestDir::new("echo of a line");
     let (code, events) = line.events(&["--dialect", "ci"], &[]);
     assert_eq!((code, lines_of(&events, "0")), (Some(0), vec!["of a line".to_owned()]));
 }

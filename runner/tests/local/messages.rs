@@ -7,7 +7,7 @@ use super::*;
 
 /// Runs local steps; the exit code, and what the program and the steps wrote to standard error.
 fn run_steps(steps: &str, files: &[(&str, &str)]) -> (Option<i32>, String) {
-    let place = Place::new(&format!("{{group: g, name: n, steps: [{steps}]}}"));
+    let place = TestDir::new(&format!("{{group: g, name: n, steps: [{steps}]}}"));
     for (name, text) in files {
         std::fs::write(place.path(name), text).unwrap();
         std::fs::set_permissions(place.path(name), Permissions::from_mode(0o755)).unwrap();
@@ -94,7 +94,7 @@ fn a_command_that_cannot_be_executed_is_named_with_the_reason() {
 #[test]
 fn a_step_that_kills_its_process_group_leader_has_failed() {
     let begun = Instant::now();
-    let place = Place::new(
+    let place = TestDir::new(
         "{group: g, name: n, steps: [{executor: local, cmd: [
            sh, -c, 'kill -KILL $PPID; touch killed; sleep 300 & setsid sleep 300']}]}",
     );

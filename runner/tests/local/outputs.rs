@@ -3,15 +3,15 @@
 use super::*;
 
 /// Runs a pipeline of one local step with these keys; its exit code and events.
-fn run_step(run: &str, keys: &str) -> (Place, Option<i32>, Vec<Value>) {
-    let place = Place::new(&format!(
+fn run_step(run: &str, keys: &str) -> (TestDir, Option<i32>, Vec<Value>) {
+    let place = TestDir::new(&format!(
         "{{group: g, name: n, steps: [{{name: a, executor: local, {keys}}}]}}"
     ));
     let (code, events) = place.events(&["--run-id", run], &[]);
     (place, code, events)
 }
 
-fn stored(place: &Place, run: &str, path: &str) -> Option<String> {
+fn stored(place: &TestDir, run: &str, path: &str) -> Option<String> {
     std::fs::read_to_string(place.path("outputs/g/n").join(run).join("a").join(path)).ok()
 }
 
@@ -59,7 +59,7 @@ fn a_required_output_that_is_missing_fails_its_step() {
 
 #[test]
 fn a_step_without_a_directory_of_its_own_has_no_output_in_it() {
-    let place = Place::new(
+    let place = TestDir::new(
         "{group: g, name: n, image: i, steps: [{cmd: 'true',
           outputs: [{path: f, relative-to: job-dir}]}]}",
     );

@@ -2,8 +2,8 @@
 
 use super::*;
 
-fn place(tasks: &str) -> Place {
-    Place::new(&format!("pipelines: {{ p: {{ env: {{ A: pipeline, B: pipeline }}, {tasks} }} }}"))
+fn place(tasks: &str) -> TestDir {
+    TestDir::new(&format!("pipelines: {{ p: {{ env: {{ A: pipeline, B: pipeline }}, {tasks} }} }}"))
 }
 
 /// The message of the run's ending event.
@@ -109,7 +109,7 @@ fn d15_on_error_knows_what_failed_and_changes_nothing_of_it() {
     assert_eq!(code, Some(1));
     assert_eq!(lines_of(&events, "on_error"), ["t 5 out", " err", " pipeline"]);
     assert!(ending(&events).contains("step t: exit code 5"), "{}", ending(&events));
-    let fine = Place::new(
+    let fine = TestDir::new(
         "pipelines: { p: { tasks: { t: { script: [echo] } }, on_error: { script: [echo] } } }",
     );
     assert_eq!(began(&fine.events(&[], &[]).1), ["t"], "where nothing fails it is not run");
@@ -147,7 +147,7 @@ fn d6_a_wrong_file_of_variables_is_named_with_its_line_and_nothing_runs() {
     assert_eq!(said.status.code(), Some(65), "{err}");
     assert!(err.contains(".env: line 2") && !err.contains("hunter2"), "{err}");
     assert!(!place.path("ran").exists());
-    let bob = Place::new("{group: g, name: n, steps: [{name: a, executor: local, cmd: env}]}");
+    let bob = TestDir::new("{group: g, name: n, steps: [{name: a, executor: local, cmd: env}]}");
     std::fs::write(bob.path(".env"), "A=1\nnothing\n").unwrap();
     assert_eq!(bob.run(&[]).output().unwrap().status.code(), Some(0), "it is another's");
     assert_eq!(bob.run(&["--env-files", ".env"]).output().unwrap().status.code(), Some(2));
@@ -168,7 +168,7 @@ fn d16_a_task_that_ignores_the_interrupt_is_killed_after_its_own_grace() {
 
 #[test]
 fn d16_the_interrupt_reaches_a_task_and_all_that_it_has_begun() {
-    let place = Place::new(
+    let place = TestDir::new(
         "{group: g, name: n, steps: [
           {name: fails, executor: local, needs: [],
            script: ['until [ -e up ]; do sleep 0.01; done; exit 4']},

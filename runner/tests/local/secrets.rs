@@ -1,6 +1,6 @@
 //! Secrets of steps, through the whole program.
 
-use super::{Place, lines_of};
+use super::{TestDir, lines_of};
 
 const TOKEN: &str = "t0p/s3cret+value";
 
@@ -23,7 +23,7 @@ steps:
 
 #[test]
 fn a_step_has_its_secrets_and_no_event_has_them() {
-    let place = Place::new(PIPELINE);
+    let place = TestDir::new(PIPELINE);
     std::fs::create_dir(place.path("mounted")).unwrap();
     std::fs::write(place.path("mounted/key.pem"), "-- key --\nfirst line\nsecond line\n").unwrap();
     let mounted = place.path("mounted");
@@ -51,7 +51,7 @@ fn a_step_has_its_secrets_and_no_event_has_them() {
 
 #[test]
 fn a_step_whose_secret_is_not_there_is_not_run_and_says_where_it_was_looked_for() {
-    let place = Place::new(PIPELINE);
+    let place = TestDir::new(PIPELINE);
     let (code, events) = place.events(&[], &[("BOB_SECRET_DEPLOY_TOKEN", TOKEN)]);
     assert_ne!(code, Some(0));
     let end = events.last().unwrap();

@@ -13,7 +13,7 @@ fn a2_settings_that_lie_beside_a_job_file_are_found_in_both_of_their_spellings()
         ("logdir", "workdir", "default_callback_url: 'URL'\ndefault_callback_secret: of-all"),
     ] {
         let (url, taken) = receiver(2);
-        let place = Place::new("{ job_id: j, executor: local, product: { commands: 'true' } }");
+        let place = TestDir::new("{ job_id: j, executor: local, product: { commands: 'true' } }");
         let callback = callback.replace("URL", &url);
         let settings = format!("{logs}: kept/l\n{work}: kept/w\nnot-ours: 1\n{callback}\n");
         std::fs::write(place.path("config.yaml"), settings).unwrap();
@@ -30,7 +30,7 @@ fn a2_settings_that_lie_beside_a_job_file_are_found_in_both_of_their_spellings()
 
 #[test]
 fn a2_a_file_of_that_name_that_is_somebody_elses_says_nothing() {
-    let place = Place::new("{ job_id: j, executor: local, product: { commands: 'true' } }");
+    let place = TestDir::new("{ job_id: j, executor: local, product: { commands: 'true' } }");
     std::fs::write(place.path("config.yaml"), "server: { port: 80 }\n").unwrap();
     assert_eq!(place.events(&[], &[]).0, Some(0));
     assert!(place.path("workdir/j/status.yaml").exists() && place.path("logs/j.log").exists());
@@ -38,7 +38,7 @@ fn a2_a_file_of_that_name_that_is_somebody_elses_says_nothing() {
 
 #[test]
 fn a2_settings_of_jobs_that_are_named_for_another_file_are_refused_before_it_is_sent() {
-    let place = Place::new("{ group: g, name: n, steps: [{ executor: local, cmd: 'true' }] }");
+    let place = TestDir::new("{ group: g, name: n, steps: [{ executor: local, cmd: 'true' }] }");
     std::fs::write(place.path("own.yaml"), "before_script: [x]\n").unwrap();
     for typed in [["run", "pipeline.yaml"], ["submit", "pipeline.yaml"]] {
         let mut command = place.command(&["--config", "own.yaml"]);
@@ -60,7 +60,7 @@ fn a21_each_directory_is_that_of_its_flag_else_its_variable_else_the_settings_el
         let usual = if key == "workdir" { "workdir" } else { "logs" };
         // Each round adds a source that overrides the earlier ones.
         for (said, expected) in [(0, usual), (1, "of-file"), (2, "of-variable"), (3, "of-flag")] {
-            let place = Place::new(job);
+            let place = TestDir::new(job);
             if said >= 1 {
                 std::fs::write(place.path("config.yaml"), format!("{key}: of-file\n")).unwrap();
             }
@@ -82,7 +82,7 @@ fn a21_a_job_of_the_host_knows_its_runner_by_the_variables_that_are_set() {
     let names = ["RUNNER_ID", "RUNNER_HOSTNAME", "RUNNER_WORKDIR", "RUNNER_LOG_DIR"];
     let told = names.map(|name| format!("echo {name}=${name}")).join("; ");
     let place =
-        Place::new(&format!("{{ id: j, executor: local, product: {{ commands: '{told}' }} }}"));
+        TestDir::new(&format!("{{ id: j, executor: local, product: {{ commands: '{told}' }} }}"));
     let variables = [
         ("RUNNER_ID", "r-1"),
         ("RUNNER_HOSTNAME", "build-1"),
@@ -97,7 +97,7 @@ fn a21_a_job_of_the_host_knows_its_runner_by_the_variables_that_are_set() {
 #[test]
 fn a21_a_log_socket_gets_every_line_beside_the_file_and_one_that_is_not_there_is_told() {
     let job = "{ job_id: j, executor: local, product: { commands: ['echo one', 'echo two >&2'] } }";
-    let place = Place::new(job);
+    let place = TestDir::new(job);
     let socket = place.path("log.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     let reader = std::thread::spawn(move || {
@@ -113,7 +113,7 @@ fn a21_a_log_socket_gets_every_line_beside_the_file_and_one_that_is_not_there_is
     assert!(log.contains("one\n") && log.contains("two\n"), "{log}");
     assert_eq!(reader.join().unwrap(), log);
 
-    let place = Place::new(job);
+    let place = TestDir::new(job);
     let said = place.run(&[]).env("RUNNER_LOG_SOCKET", "nowhere.sock").output().unwrap();
     let err = String::from_utf8_lossy(&said.stderr);
     assert!(said.status.success(), "{err}");

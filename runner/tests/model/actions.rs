@@ -3,8 +3,8 @@
 use stateright::{Model, Property};
 
 use super::properties;
-use super::world::{Drive, Lease, Phase, Place, Task, Worker, World};
-use super::{Flaw, Protocol};
+use super::world::{Drive, Lease, Phase, Task, Worker, WorkerIndex, World};
+use super::{LeftOutRule, Protocol};
 
 /// The outcome of a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -19,45 +19,45 @@ pub(crate) enum Answer {
 /// An action. The number is that of the acting worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Action {
-    Deliver(Place),
-    Claim(Place, Answer),
-    Ack(Place),
+    Deliver(WorkerIndex),
+    Claim(WorkerIndex, Answer),
+    Ack(WorkerIndex),
     /// An acknowledgement is lost, so the broker delivers the start again. Two actions in one.
-    AckLost(Place),
-    LookFindsOrphan(Place),
-    ClaimOrphan(Place, Answer),
+    AckLost(WorkerIndex),
+    LookFindsOrphan(WorkerIndex),
+    ClaimOrphan(WorkerIndex, Answer),
     /// A stop command arrives.
-    StopAsked(Place),
-    EndOrphan(Place),
+    StopAsked(WorkerIndex),
+    EndOrphan(WorkerIndex),
     /// Takes over an earlier owner's image and ends its containers.
-    Adopt(Place),
-    MakeContainer(Place),
+    Adopt(WorkerIndex),
+    MakeContainer(WorkerIndex),
     /// Records a decision: a start with the previous commit, the last commit, or a cause.
-    Save(Place, Answer),
-    OpenGate(Place),
+    Save(WorkerIndex, Answer),
+    OpenGate(WorkerIndex),
     /// The step exited with 0 and is committed.
-    StepExited(Place),
-    StepFailed(Place),
+    StepExited(WorkerIndex),
+    StepFailed(WorkerIndex),
     /// The owner sees the stop.
-    StopSeen(Place),
-    HandOverAsked(Place),
+    StopSeen(WorkerIndex),
+    HandOverAsked(WorkerIndex),
     /// A step that must not run twice did not end within the drain.
-    Overdue(Place),
-    HandOver(Place, Answer),
-    End(Place, Answer),
+    Overdue(WorkerIndex),
+    HandOver(WorkerIndex, Answer),
+    End(WorkerIndex, Answer),
     /// Publishes the ending and removes the run's objects from this engine.
-    PublishEnding(Place),
-    LetGo(Place, Answer),
+    PublishEnding(WorkerIndex),
+    LetGo(WorkerIndex, Answer),
     LateWriteLands,
     /// The worker is paused until its lease has expired. Its next actions happen after it wakes up.
-    Pause(Place),
+    Pause(WorkerIndex),
     /// The worker considers its lease lost.
-    LeaseLost(Place),
+    LeaseLost(WorkerIndex),
     /// It has killed its steps and revoked its lease, and takes a new one.
-    Abandon(Place),
+    Abandon(WorkerIndex),
     LeaseExpires(Lease),
     /// It dies and restarts as another node.
-    Crash(Place),
+    Crash(WorkerIndex),
     /// Retention removes the record of a released run.
     RemoveRecord,
 }
@@ -65,15 +65,15 @@ pub(crate) enum Action {
 impl Protocol {
     /// The workers that may act. Among identical workers only the first one acts, because the
     /// others' actions would differ only by name.
-    fn actors<'a>(&self, world: &'a World) -> impl Iterator<Item = (Place, &'a Worker)> {
+    fn actors<'a>(&self, world: &'a World) -> impl Iterator<Item = (WorkerIndex, &'a Worker)> {
         let engines = self.engines;
-        let named = |at: Place| {
+        let named = |at: WorkerIndex| {
             let lease = world.lease_of(at);
             world.store.owner.is_some_and(|owner| owner.lease.worker == lease.worker)
                 || world.late.is_some_and(|late| late.lease.worker == lease.worker)
         };
         world.workers.iter().enumerate().filter(move |(at, worker)| {
-            let like = |other: Place| world.workers[other] == **worker && !named(other);
+            let like = |other: WorkerIndex| world.workers[other] == **worker && !named(other);
             named(*at) || !(0..*at).any(|other| other % engines == at % engines && like(other))
         })
     }
@@ -116,12 +116,12 @@ impl Protocol {
     }
 
     /// The actions of a drive except its writes.
-    fn drive(&self, world: &World, (at, phase): (Place, Phase), actions: &mut Vec<Action>) {
+    fn drive(&self, world: &World, (at, phase): (WorkerIndex, Phase), actions: &mut Vec<Action>) {
         match phase {
             Phase::Adopting => actions.push(Action::Adopt(at)),
             Phase::Starting { made: false, .. } => self.linger((at, phase), actions),
             Phase::Starting { made: true, recorded } => {
-                if recorded || self.flaw == Flaw::StartsUnrecorded {
+                if recorded || self.flaw == LeftOutRule::StartsUnrecorded {
                     actions.push(Action::OpenGate(at));
                 }
             }
@@ -148,11 +148,11 @@ impl Protocol {
     }
 
     /// Actions that the engine was asked for, which happen whatever becomes of the lease.
-    fn linger(&self, (at, phase): (Place, Phase), actions: &mut Vec<Action>) {
+    fn linger(&self, (at, phase): (WorkerIndex, Phase), actions: &mut Vec<Action>) {
         match phase {
             Phase::Adopting => actions.push(Action::Adopt(at)),
             Phase::Starting { made: false, recorded } => {
-                if !recorded || self.flaw == Flaw::MakesWhileItRecords {
+                if !recorded || self.flaw == LeftOutRule::MakesWhileItRecords {
                     actions.push(Action::MakeContainer(at));
                 }
             }
@@ -215,7 +215,7 @@ impl Protocol {
     }
 
     /// The pending write of a worker.
-    fn write_due(&self, worker: &Worker) -> Option<fn(Place, Answer) -> Action> {
+    fn write_due(&self, worker: &Worker) -> Option<fn(WorkerIndex, Answer) -> Action> {
         if worker.lost {
             return None;
         }
@@ -227,8 +227,8 @@ impl Protocol {
         };
         match drive.phase {
             Phase::Starting { made, recorded: false } => {
-                let due = made || self.flaw == Flaw::MakesWhileItRecords;
-                (due && self.flaw != Flaw::StartsUnrecorded).then_some(Action::Save)
+                let due = made || self.flaw == LeftOutRule::MakesWhileItRecords;
+                (due && self.flaw != LeftOutRule::StartsUnrecorded).then_some(Action::Save)
             }
             Phase::Closing | Phase::Leaving => Some(Action::Save),
             Phase::Ending => Some(Action::End),
@@ -250,7 +250,7 @@ fn may_ack(worker: &Worker) -> bool {
 
 /// Actions of a worker with a valid lease. After its expiry the worker could do the same, but no
 /// write would be applied.
-fn under_lease(world: &World, at: Place, actions: &mut Vec<Action>) {
+fn under_lease(world: &World, at: WorkerIndex, actions: &mut Vec<Action>) {
     let worker = &world.workers[at];
     let takes = matches!(worker.task, Task::Idle | Task::Driving(_)) && !worker.message;
     if takes && world.queue > 0 {

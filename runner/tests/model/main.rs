@@ -25,7 +25,7 @@ mod world;
 
 use std::collections::{BTreeSet, HashMap};
 
-use sights::Sight;
+use sights::ReachableState;
 use stateright::{Checker, HasDiscoveries, Model};
 use world::{Faults, World};
 
@@ -38,7 +38,7 @@ pub(crate) enum OnLost {
 
 /// A rule that is left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Flaw {
+pub(crate) enum LeftOutRule {
     None,
     /// A write does not compare the owner key.
     SavesAreNotFenced,
@@ -89,9 +89,9 @@ pub(crate) struct Protocol {
     on_lost: OnLost,
     /// Whether its steps must not run twice.
     once: bool,
-    flaw: Flaw,
+    flaw: LeftOutRule,
     /// States that a check must reach.
-    comes_across: &'static [Sight],
+    comes_across: &'static [ReachableState],
 }
 
 const NO_FAULTS: Faults = Faults {
@@ -113,7 +113,7 @@ const TWO: Protocol = Protocol {
     faults: NO_FAULTS,
     on_lost: OnLost::Resume,
     once: false,
-    flaw: Flaw::None,
+    flaw: LeftOutRule::None,
     comes_across: &[],
 };
 
@@ -304,69 +304,78 @@ fn of_two_engines_only_the_owners_counts() {
 #[test]
 fn without_the_fence_a_former_owner_writes() {
     let faults = Faults { pauses: 1, ..NO_FAULTS };
-    breaks(Protocol { flaw: Flaw::SavesAreNotFenced, faults, ..TWO }, properties::FENCED);
+    breaks(Protocol { flaw: LeftOutRule::SavesAreNotFenced, faults, ..TWO }, properties::FENCED);
 }
 
 #[test]
 fn without_the_records_revision_a_late_write_undoes_the_end() {
     let faults = Faults { unanswered: 1, ..NO_FAULTS };
-    breaks(Protocol { flaw: Flaw::SavesOverAnything, faults, ..TWO }, properties::ENDED_FOR_GOOD);
+    breaks(
+        Protocol { flaw: LeftOutRule::SavesOverAnything, faults, ..TWO },
+        properties::ENDED_FOR_GOOD,
+    );
 }
 
 #[test]
 fn a_claim_of_what_is_known_runs_it_twice() {
     let faults = Faults { redeliveries: 1, ..NO_FAULTS };
-    breaks(Protocol { flaw: Flaw::ClaimsWhatIsKnown, faults, ..TWO }, properties::ONE_ENDING);
+    breaks(
+        Protocol { flaw: LeftOutRule::ClaimsWhatIsKnown, faults, ..TWO },
+        properties::ONE_ENDING,
+    );
 }
 
 #[test]
 fn without_the_mark_a_run_is_taken_again_once_its_record_is_gone() {
     let faults = Faults { redeliveries: 1, removals: 1, ..NO_FAULTS };
-    breaks(Protocol { flaw: Flaw::ClaimsWhatWasRemoved, faults, ..TWO }, properties::ONE_ENDING);
+    breaks(
+        Protocol { flaw: LeftOutRule::ClaimsWhatWasRemoved, faults, ..TWO },
+        properties::ONE_ENDING,
+    );
 }
 
 #[test]
 fn a_takeover_that_is_not_asked_for_again_forgets_the_hand_over() {
     let faults = Faults { drains: 1, unanswered: 1, ..NO_FAULTS };
-    let model = Protocol { flaw: Flaw::DropsAnUnansweredClaim, faults, ..TWO };
+    let model = Protocol { flaw: LeftOutRule::DropsAnUnansweredClaim, faults, ..TWO };
     breaks(Protocol { on_lost: OnLost::Fail, ..model }, properties::FAILS_FOR_A_REASON);
 }
 
 #[test]
 fn a_takeover_that_is_not_asked_for_again_fails_by_a_start_that_comes_again() {
     let faults = Faults { crashes: 1, redeliveries: 1, unanswered: 1, ..NO_FAULTS };
-    let model = Protocol { flaw: Flaw::DropsAnUnansweredClaim, faults, ..TWO };
+    let model = Protocol { flaw: LeftOutRule::DropsAnUnansweredClaim, faults, ..TWO };
     breaks(model, properties::FAILS_FOR_A_REASON);
 }
 
 #[test]
 fn a_takeover_that_demands_nothing_makes_two_owners() {
     let faults = Faults { crashes: 1, ..NO_FAULTS };
-    breaks(Protocol { flaw: Flaw::TakesWhatIsOwned, faults, ..TWO }, properties::ONE_OWNER);
+    breaks(Protocol { flaw: LeftOutRule::TakesWhatIsOwned, faults, ..TWO }, properties::ONE_OWNER);
 }
 
 #[test]
 fn a_cause_that_is_forgotten_lets_a_failed_run_pass() {
     let faults = Faults { failures: 1, crashes: 1, ..NO_FAULTS };
-    breaks(Protocol { flaw: Flaw::ForgetsTheCause, faults, ..TWO }, properties::CAUSES_HOLD);
+    breaks(Protocol { flaw: LeftOutRule::ForgetsTheCause, faults, ..TWO }, properties::CAUSES_HOLD);
 }
 
 #[test]
 fn without_a_cap_a_run_takes_one_worker_after_the_other() {
     let faults = Faults { crashes: 2, ..NO_FAULTS };
-    breaks(Protocol { flaw: Flaw::GoesOnForEver, faults, ..TWO }, properties::LOSSES_CAPPED);
+    breaks(Protocol { flaw: LeftOutRule::GoesOnForEver, faults, ..TWO }, properties::LOSSES_CAPPED);
 }
 
 #[test]
 fn an_ending_that_does_not_look_for_a_stop_ignores_it() {
     let faults = Faults { stops: 1, ..NO_FAULTS };
-    breaks(Protocol { flaw: Flaw::EndsDespiteAStop, faults, ..TWO }, properties::STOPS_HOLD);
+    breaks(Protocol { flaw: LeftOutRule::EndsDespiteAStop, faults, ..TWO }, properties::STOPS_HOLD);
 }
 
 #[test]
 fn a_stop_of_what_has_ended_meanwhile_ends_it_twice() {
     let faults = Faults { stops: 1, crashes: 1, ..NO_FAULTS };
-    let model = Protocol { flaw: Flaw::EndsWhatHasEnded, faults, ..TWO };
+    let model = Protocol { flaw: LeftOutRule::EndsWhatHasEnded, faults, ..TWO };
     breaks(model, properties::ONE_ENDING);
     breaks(model, properties::ONE_EVENT);
 }
@@ -374,13 +383,13 @@ fn a_stop_of_what_has_ended_meanwhile_ends_it_twice() {
 #[test]
 fn a_container_that_is_left_runs_beside_the_next_owners() {
     let faults = Faults { crashes: 1, ..NO_FAULTS };
-    let model = Protocol { flaw: Flaw::LeavesOlderContainers, faults, ..TWO };
+    let model = Protocol { flaw: LeftOutRule::LeavesOlderContainers, faults, ..TWO };
     breaks(model, properties::ONE_AT_ONCE);
 }
 
 #[test]
 fn a_former_owner_that_ends_any_container_fails_the_next_owners_run() {
-    let model = Protocol { flaw: Flaw::EndsNewerContainers, ..TWO };
+    let model = Protocol { flaw: LeftOutRule::EndsNewerContainers, ..TWO };
     let paused = Faults { pauses: 1, ..NO_FAULTS };
     breaks(Protocol { faults: paused, ..model }, properties::NEWER_STAYS);
     // No pause is needed if the engine is slower than the lease.
@@ -391,18 +400,24 @@ fn a_former_owner_that_ends_any_container_fails_the_next_owners_run() {
 #[test]
 fn a_container_that_is_made_after_its_start_is_recorded_can_run_when_all_is_done() {
     let faults = Faults { pauses: 1, ..NO_FAULTS };
-    breaks(Protocol { flaw: Flaw::MakesWhileItRecords, faults, ..TWO }, properties::NOT_AGAIN);
+    breaks(
+        Protocol { flaw: LeftOutRule::MakesWhileItRecords, faults, ..TWO },
+        properties::NOT_AGAIN,
+    );
 }
 
 #[test]
 fn a_start_that_is_not_recorded_comes_before_the_last_steps_commit() {
-    breaks(Protocol { flaw: Flaw::StartsUnrecorded, ..TWO }, properties::IN_ORDER);
+    breaks(Protocol { flaw: LeftOutRule::StartsUnrecorded, ..TWO }, properties::IN_ORDER);
 }
 
 #[test]
 fn a_run_that_is_let_go_before_its_ending_is_published_may_end_in_silence() {
     let faults = Faults { crashes: 1, ..NO_FAULTS };
-    breaks(Protocol { flaw: Flaw::LetsGoBeforeItPublishes, faults, ..TWO }, properties::SETTLED);
+    breaks(
+        Protocol { flaw: LeftOutRule::LetsGoBeforeItPublishes, faults, ..TWO },
+        properties::SETTLED,
+    );
 }
 
 /// Two workers, and steps that must not run twice.
@@ -429,13 +444,13 @@ fn a_step_that_must_not_run_twice_is_begun_once_whoever_is_lost() {
 #[test]
 fn a_hand_over_that_interrupts_a_call_makes_it_twice() {
     let faults = Faults { drains: 1, ..NO_FAULTS };
-    let model = Protocol { flaw: Flaw::HandsOverInDoubt, faults, ..ONCE };
+    let model = Protocol { flaw: LeftOutRule::HandsOverInDoubt, faults, ..ONCE };
     breaks(model, properties::CALLED_ONCE);
 }
 
 #[test]
 fn an_owner_that_ignores_what_is_in_doubt_makes_a_call_twice() {
     let faults = Faults { crashes: 1, ..NO_FAULTS };
-    let model = Protocol { flaw: Flaw::RepeatsInDoubt, faults, ..ONCE };
+    let model = Protocol { flaw: LeftOutRule::RepeatsInDoubt, faults, ..ONCE };
     breaks(model, properties::CALLED_ONCE);
 }

@@ -2,10 +2,10 @@
 
 use super::actions::{Action, Answer};
 use super::world::{
-    Drive, Kind, MAX_LOSSES, Phase, Place, Purpose, Record, STEPS, Status, Stored, Task, Worker,
-    World, Write,
+    Drive, MAX_LOSSES, Phase, Purpose, Record, STEPS, Status, Stored, Task, TxnPurpose, Worker,
+    WorkerIndex, World, Write,
 };
-use super::{Flaw, OnLost, Protocol};
+use super::{LeftOutRule, OnLost, Protocol};
 
 impl Protocol {
     pub(crate) fn perform(&self, world: &mut World, action: Action) {
@@ -24,7 +24,7 @@ impl Protocol {
             Action::EndOrphan(at) => end_orphan(world, at),
             Action::Adopt(at) => self.adopt(world, at),
             Action::MakeContainer(at) => self.make_container(world, at),
-            Action::Save(at, answer) => self.write(world, at, Kind::Save, answer),
+            Action::Save(at, answer) => self.write(world, at, TxnPurpose::Save, answer),
             Action::OpenGate(at) => self.open_gate(world, at),
             Action::StepExited(at) => self.step_exited(world, at),
             Action::StepFailed(at) => {
@@ -38,10 +38,10 @@ impl Protocol {
                 world.history.in_doubt = true;
                 self.close(world, at, Status::Failed);
             }
-            Action::HandOver(at, answer) => self.write(world, at, Kind::HandOver, answer),
-            Action::End(at, answer) => self.write(world, at, Kind::End, answer),
+            Action::HandOver(at, answer) => self.write(world, at, TxnPurpose::HandOver, answer),
+            Action::End(at, answer) => self.write(world, at, TxnPurpose::End, answer),
             Action::PublishEnding(at) => self.publish(world, at),
-            Action::LetGo(at, answer) => self.write(world, at, Kind::LetGo, answer),
+            Action::LetGo(at, answer) => self.write(world, at, TxnPurpose::LetGo, answer),
             Action::LateWriteLands => {
                 if let Some(late) = world.late.take() {
                     // Nobody waits for its answer.
@@ -68,7 +68,7 @@ impl Protocol {
     }
 }
 
-fn deliver(world: &mut World, at: Place) {
+fn deliver(world: &mut World, at: WorkerIndex) {
     world.queue -= 1;
     let worker = &mut world.workers[at];
     // If this worker drives the run, the start is known and acknowledged at once.
@@ -78,7 +78,7 @@ fn deliver(world: &mut World, at: Place) {
     }
 }
 
-fn look(world: &mut World, at: Place) {
+fn look(world: &mut World, at: WorkerIndex) {
     let Some(found) = world.store.record else { return };
     world.workers[at].task = if found.record.status.is_ended() {
         Task::Rescuing { found, purpose: Purpose::Conclude }
@@ -91,7 +91,7 @@ fn look(world: &mut World, at: Place) {
 
 /// Two transactions in the code. The second one demands that the record has not changed since the
 /// first, and both are repeated if it has. So they count as one.
-fn stop(world: &mut World, at: Place) {
+fn stop(world: &mut World, at: WorkerIndex) {
     world.left.stops -= 1;
     match world.store.record {
         None if world.store.seen => {}
@@ -106,14 +106,14 @@ fn stop(world: &mut World, at: Place) {
     }
 }
 
-fn end_orphan(world: &mut World, at: Place) {
+fn end_orphan(world: &mut World, at: WorkerIndex) {
     world.workers[at].task = match world.store.record {
         Some(found) => Task::Rescuing { found, purpose: Purpose::EndStopped },
         None => Task::Idle,
     };
 }
 
-fn lease_lost(world: &mut World, at: Place) {
+fn lease_lost(world: &mut World, at: WorkerIndex) {
     let worker = &mut world.workers[at];
     if !worker.lease_gone {
         world.left.partitions -= 1;
@@ -132,7 +132,7 @@ fn lease_lost(world: &mut World, at: Place) {
 
 /// The worker restarts. Unacknowledged messages are delivered again, and its containers keep
 /// running.
-pub(crate) fn next_life(world: &mut World, at: Place) {
+pub(crate) fn next_life(world: &mut World, at: WorkerIndex) {
     if world.workers[at].message {
         world.queue += 1;
     }
@@ -154,10 +154,10 @@ impl Protocol {
         true
     }
 
-    fn claim(&self, world: &mut World, at: Place, answer: Answer) {
+    fn claim(&self, world: &mut World, at: WorkerIndex, answer: Answer) {
         let Task::Claiming { stopped } = world.workers[at].task else { return };
         let write = Write {
-            kind: Kind::Claim { stopped },
+            kind: TxnPurpose::Claim { stopped },
             lease: world.lease_of(at),
             epoch: None,
             modified: None,
@@ -180,7 +180,7 @@ impl Protocol {
         };
     }
 
-    fn claim_orphan(&self, world: &mut World, at: Place, answer: Answer) {
+    fn claim_orphan(&self, world: &mut World, at: WorkerIndex, answer: Answer) {
         let Task::Rescuing { found, purpose } = world.workers[at].task else { return };
         let handed_over = found.record.released;
         let mut record = found.record;
@@ -192,14 +192,14 @@ impl Protocol {
             record.losses += u8::from(is_loss);
         }
         let write = Write {
-            kind: Kind::ClaimOrphan { go_on: purpose == Purpose::GoOn },
+            kind: TxnPurpose::ClaimOrphan { go_on: purpose == Purpose::GoOn },
             lease: world.lease_of(at),
             epoch: None,
             modified: Some(found.modified),
             record,
         };
         if self.unanswered(world, &write, answer) {
-            if self.flaw == Flaw::DropsAnUnansweredClaim {
+            if self.flaw == LeftOutRule::DropsAnUnansweredClaim {
                 world.workers[at].task = Task::Idle;
             }
             return;
@@ -219,8 +219,8 @@ impl Protocol {
 
     /// Whether a step that must not run twice has started and its outcome is unknown.
     fn is_in_doubt(&self, record: &Record, handed_over: bool) -> bool {
-        let is_trusted =
-            self.flaw == Flaw::RepeatsInDoubt || self.flaw == Flaw::HandsOverInDoubt && handed_over;
+        let is_trusted = self.flaw == LeftOutRule::RepeatsInDoubt
+            || self.flaw == LeftOutRule::HandsOverInDoubt && handed_over;
         self.once && record.started.is_some() && record.cause.is_none() && !is_trusted
     }
 
@@ -228,11 +228,11 @@ impl Protocol {
         let in_doubt = self.is_in_doubt(&stored.record, handed_over);
         let mut drive = driven(stored);
         let record = &mut drive.record;
-        let capped = self.flaw != Flaw::GoesOnForEver;
+        let capped = self.flaw != LeftOutRule::GoesOnForEver;
         let too_many = record.losses > MAX_LOSSES && capped || self.on_lost == OnLost::Fail;
-        record.cause = record.cause.filter(|_| self.flaw != Flaw::ForgetsTheCause);
+        record.cause = record.cause.filter(|_| self.flaw != LeftOutRule::ForgetsTheCause);
         // Another worker might have ended it since the lookup.
-        let ended = record.status.is_ended() && self.flaw != Flaw::EndsWhatHasEnded;
+        let ended = record.status.is_ended() && self.flaw != LeftOutRule::EndsWhatHasEnded;
         let ending = match (purpose, record.cause) {
             (Purpose::Conclude, _) => None,
             (Purpose::EndStopped, _) if ended => None,
@@ -253,7 +253,7 @@ impl Protocol {
         drive
     }
 
-    fn abandon(&self, world: &mut World, at: Place) {
+    fn abandon(&self, world: &mut World, at: WorkerIndex) {
         self.end_own_container(world, at);
         world.end_lease(world.lease_of(at));
         let own_lost = world.workers[at].own_lost;

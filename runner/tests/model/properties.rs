@@ -2,7 +2,7 @@
 
 use stateright::Property;
 
-use super::world::{MAX_LOSSES, Slip, Status, World};
+use super::world::{MAX_LOSSES, Status, Violation, World};
 use super::{OnLost, Protocol};
 
 pub(crate) const ONE_ENDING: &str = "at most one ending is recorded";
@@ -28,21 +28,21 @@ pub(crate) type Condition = fn(&Protocol, &World) -> bool;
 
 const ALWAYS: &[(&str, Condition)] = &[
     (ONE_ENDING, |_, world| world.history.endings <= 1),
-    (ENDED_FOR_GOOD, |_, world| !world.has_slipped(Slip::EndedRecordChanged)),
-    (FENCED, |_, world| !world.has_slipped(Slip::ForeignWrite)),
+    (ENDED_FOR_GOOD, |_, world| !world.has_slipped(Violation::EndedRecordChanged)),
+    (FENCED, |_, world| !world.has_slipped(Violation::ForeignWrite)),
     (ONE_OWNER, |_, world| {
-        !world.has_slipped(Slip::TwoOwners) && !world.has_slipped(Slip::EpochsShrink)
+        !world.has_slipped(Violation::TwoOwners) && !world.has_slipped(Violation::EpochsShrink)
     }),
-    (STOPS_HOLD, |_, world| !world.has_slipped(Slip::StopIgnored)),
-    (CAUSES_HOLD, |_, world| !world.has_slipped(Slip::CauseIgnored)),
-    (NOT_AGAIN, |_, world| !world.has_slipped(Slip::StepRanAgain)),
-    (IN_ORDER, |_, world| !world.has_slipped(Slip::StepRanUnrecorded)),
+    (STOPS_HOLD, |_, world| !world.has_slipped(Violation::StopIgnored)),
+    (CAUSES_HOLD, |_, world| !world.has_slipped(Violation::CauseIgnored)),
+    (NOT_AGAIN, |_, world| !world.has_slipped(Violation::StepRanAgain)),
+    (IN_ORDER, |_, world| !world.has_slipped(Violation::StepRanUnrecorded)),
     (ONE_AT_ONCE, |_, world| !world.runs_twice(|one, other| one.engine == other.engine)),
-    (NEWER_STAYS, |_, world| !world.has_slipped(Slip::NewerContainerEnded)),
-    (LOSSES_CAPPED, |_, world| !world.has_slipped(Slip::BegunAfterTooManyLosses)),
+    (NEWER_STAYS, |_, world| !world.has_slipped(Violation::NewerContainerEnded)),
+    (LOSSES_CAPPED, |_, world| !world.has_slipped(Violation::BegunAfterTooManyLosses)),
     (FAILS_FOR_A_REASON, fails_for_a_reason),
-    (CALLED_ONCE, |_, world| !world.has_slipped(Slip::CalledAgain)),
-    (ONE_EVENT, |_, world| !world.has_slipped(Slip::TwoEndingEvents)),
+    (CALLED_ONCE, |_, world| !world.has_slipped(Violation::CalledAgain)),
+    (ONE_EVENT, |_, world| !world.has_slipped(Violation::TwoEndingEvents)),
     (SETTLED, is_settled),
 ];
 

@@ -1,11 +1,13 @@
 //! The store: whether the conditions of a transaction hold, and what it changes.
 
-use super::Flaw;
-use super::world::{Kind, Lease, MAX_LOSSES, Owner, Rev, Slip, Status, Stored, World, Write};
+use super::LeftOutRule;
+use super::world::{
+    Lease, MAX_LOSSES, Owner, Revision, Status, Stored, TxnPurpose, Violation, World, Write,
+};
 
 impl World {
     /// Applies a transaction if its conditions hold. Returns whether they did.
-    pub(crate) fn land(&mut self, write: &Write, flaw: Flaw) -> bool {
+    pub(crate) fn land(&mut self, write: &Write, flaw: LeftOutRule) -> bool {
         if !self.demands_hold(write, flaw) {
             return false;
         }
@@ -21,11 +23,11 @@ impl World {
         }
         self.store.record = Some(Stored { record: write.record, modified: now });
         match write.kind {
-            Kind::Claim { .. } | Kind::ClaimOrphan { .. } | Kind::Save => {}
-            Kind::End if write.record.status == Status::Stopped => self.store.stop = false,
-            Kind::End => {}
-            Kind::HandOver => self.store.owner = None,
-            Kind::LetGo => {
+            TxnPurpose::Claim { .. } | TxnPurpose::ClaimOrphan { .. } | TxnPurpose::Save => {}
+            TxnPurpose::End if write.record.status == Status::Stopped => self.store.stop = false,
+            TxnPurpose::End => {}
+            TxnPurpose::HandOver => self.store.owner = None,
+            TxnPurpose::LetGo => {
                 self.store.owner = None;
                 self.store.open = false;
                 self.store.stop = false;
@@ -34,14 +36,14 @@ impl World {
         true
     }
 
-    fn demands_hold(&self, write: &Write, flaw: Flaw) -> bool {
+    fn demands_hold(&self, write: &Write, flaw: LeftOutRule) -> bool {
         let store = &self.store;
         let unchanged = store.record.map(|stored| stored.modified) == write.modified;
         match write.kind {
-            Kind::Claim { stopped } => {
-                let known = flaw == Flaw::ClaimsWhatIsKnown;
+            TxnPurpose::Claim { stopped } => {
+                let known = flaw == LeftOutRule::ClaimsWhatIsKnown;
                 let unrecorded = unchanged || known;
-                let unseen = !store.seen || known || flaw == Flaw::ClaimsWhatWasRemoved;
+                let unseen = !store.seen || known || flaw == LeftOutRule::ClaimsWhatWasRemoved;
                 let unowned = store.owner.is_none();
                 unowned
                     && unrecorded
@@ -49,20 +51,20 @@ impl World {
                     && (stopped || !store.stop)
                     && self.stands(write.lease)
             }
-            Kind::ClaimOrphan { go_on } => {
-                let open = store.open || flaw == Flaw::EndsWhatHasEnded;
+            TxnPurpose::ClaimOrphan { go_on } => {
+                let open = store.open || flaw == LeftOutRule::EndsWhatHasEnded;
                 let as_found = store.owner.is_none() && unchanged && open;
-                (as_found || flaw == Flaw::TakesWhatIsOwned)
+                (as_found || flaw == LeftOutRule::TakesWhatIsOwned)
                     && !(go_on && store.stop)
                     && self.stands(write.lease)
             }
-            Kind::Save | Kind::End | Kind::HandOver | Kind::LetGo => {
+            TxnPurpose::Save | TxnPurpose::End | TxnPurpose::HandOver | TxnPurpose::LetGo => {
                 let fenced = write.epoch.is_some_and(|epoch| self.owns(epoch));
-                let demands_no_stop = write.kind == Kind::End
+                let demands_no_stop = write.kind == TxnPurpose::End
                     && write.record.status != Status::Stopped
-                    && flaw != Flaw::EndsDespiteAStop;
-                (fenced || flaw == Flaw::SavesAreNotFenced)
-                    && (unchanged || flaw == Flaw::SavesOverAnything)
+                    && flaw != LeftOutRule::EndsDespiteAStop;
+                (fenced || flaw == LeftOutRule::SavesAreNotFenced)
+                    && (unchanged || flaw == LeftOutRule::SavesOverAnything)
                     && !(demands_no_stop && store.stop)
             }
         }
@@ -75,12 +77,12 @@ impl World {
         worker.life != lease.life || !worker.lease_gone
     }
 
-    fn note_claim(&mut self, write: &Write, now: Rev) {
+    fn note_claim(&mut self, write: &Write, now: Revision) {
         if now <= self.history.last_epoch {
-            self.slip(Slip::EpochsShrink);
+            self.slip(Violation::EpochsShrink);
         }
         if self.store.owner.is_some() {
-            self.slip(Slip::TwoOwners);
+            self.slip(Violation::TwoOwners);
         }
         self.history.last_epoch = now;
         self.history.losses = self.history.losses.max(write.record.losses);
@@ -92,24 +94,27 @@ impl World {
 
     fn note_write(&mut self, write: &Write) {
         if !write.epoch.is_some_and(|epoch| self.owns(epoch)) {
-            self.slip(Slip::ForeignWrite);
+            self.slip(Violation::ForeignWrite);
         }
         match write.kind {
-            Kind::Save
+            TxnPurpose::Save
                 if write.record.started.is_some()
                     && write.record.losses > MAX_LOSSES
                     && write.record.cause.is_none() =>
             {
-                self.slip(Slip::BegunAfterTooManyLosses);
+                self.slip(Violation::BegunAfterTooManyLosses);
             }
-            Kind::End => {
+            TxnPurpose::End => {
                 self.history.endings += 1;
                 if self.store.stop && write.record.status != Status::Stopped {
-                    self.slip(Slip::StopIgnored);
+                    self.slip(Violation::StopIgnored);
                 }
             }
-            Kind::HandOver => self.history.handed_over = true,
-            Kind::Claim { .. } | Kind::ClaimOrphan { .. } | Kind::Save | Kind::LetGo => {}
+            TxnPurpose::HandOver => self.history.handed_over = true,
+            TxnPurpose::Claim { .. }
+            | TxnPurpose::ClaimOrphan { .. }
+            | TxnPurpose::Save
+            | TxnPurpose::LetGo => {}
         }
         self.note_change(write);
     }
@@ -120,14 +125,14 @@ impl World {
         let Some(before) = self.store.record.map(|stored| stored.record) else { return };
         let (old, new) = (before.status, write.record.status);
         if old.is_ended() && old != new {
-            self.slip(Slip::EndedRecordChanged);
+            self.slip(Violation::EndedRecordChanged);
         }
         let obeyed = |cause| match new.is_ended() {
             true => new == cause || new == Status::Stopped,
             false => write.record.cause == Some(cause),
         };
         if !old.is_ended() && !before.cause.is_none_or(obeyed) {
-            self.slip(Slip::CauseIgnored);
+            self.slip(Violation::CauseIgnored);
         }
     }
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 /// A revision of the store. The create revision of an owner key is the epoch.
-pub(crate) type Rev = u8;
+pub(crate) type Revision = u8;
 /// A worker's index in [`World::workers`].
-pub(crate) type Place = usize;
+pub(crate) type WorkerIndex = usize;
 
 /// The number of steps of the run.
 pub(crate) const STEPS: u8 = 2;
@@ -30,7 +30,7 @@ impl Status {
 /// A run's ending event. An epoch ends a run at most once, so the epoch stands for `seq`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Ending {
-    pub(crate) epoch: Rev,
+    pub(crate) epoch: Revision,
     pub(crate) status: Status,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct Record {
     /// The cause, once an ending is decided and not yet recorded.
     pub(crate) cause: Option<Status>,
     /// Set by an owner's first write.
-    pub(crate) epoch: Option<Rev>,
+    pub(crate) epoch: Option<Revision>,
     pub(crate) attempt: u8,
     pub(crate) losses: u8,
     pub(crate) released: bool,
@@ -75,26 +75,26 @@ impl Record {
 /// The lease of one life of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Lease {
-    pub(crate) worker: Place,
+    pub(crate) worker: WorkerIndex,
     pub(crate) life: u8,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Owner {
     pub(crate) lease: Lease,
-    pub(crate) created: Rev,
+    pub(crate) created: Revision,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Stored {
     pub(crate) record: Record,
-    pub(crate) modified: Rev,
+    pub(crate) modified: Revision,
 }
 
 /// The keys of the run.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Store {
-    pub(crate) revision: Rev,
+    pub(crate) revision: Revision,
     pub(crate) record: Option<Stored>,
     pub(crate) owner: Option<Owner>,
     pub(crate) open: bool,
@@ -104,7 +104,7 @@ pub(crate) struct Store {
 
 /// The purpose of a transaction, which determines its conditions besides the record's revision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) enum Kind {
+pub(crate) enum TxnPurpose {
     /// Claims a start. `stopped`: in order to end it as stopped.
     Claim {
         stopped: bool,
@@ -120,7 +120,7 @@ pub(crate) enum Kind {
     LetGo,
 }
 
-impl Kind {
+impl TxnPurpose {
     pub(crate) fn is_claim(self) -> bool {
         matches!(self, Self::Claim { .. } | Self::ClaimOrphan { .. })
     }
@@ -129,13 +129,13 @@ impl Kind {
 /// A transaction that writes the record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Write {
-    pub(crate) kind: Kind,
+    pub(crate) kind: TxnPurpose,
     /// The writer's lease.
     pub(crate) lease: Lease,
     /// The fence. `None` for a claim.
-    pub(crate) epoch: Option<Rev>,
+    pub(crate) epoch: Option<Revision>,
     /// The revision it was computed from. `None` if there must be no record.
-    pub(crate) modified: Option<Rev>,
+    pub(crate) modified: Option<Revision>,
     pub(crate) record: Record,
 }
 
@@ -146,7 +146,7 @@ pub(crate) struct Container {
     pub(crate) step: u8,
     /// The label with its creator's epoch. Within an epoch a step is created once, so step and
     /// epoch identify a container like its id.
-    pub(crate) epoch: Rev,
+    pub(crate) epoch: Revision,
     pub(crate) runs: bool,
 }
 
@@ -180,8 +180,8 @@ pub(crate) enum Phase {
 /// A run driven by a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Drive {
-    pub(crate) epoch: Rev,
-    pub(crate) modified: Rev,
+    pub(crate) epoch: Revision,
+    pub(crate) modified: Revision,
     /// The record for the next write.
     pub(crate) record: Record,
     pub(crate) phase: Phase,
@@ -265,7 +265,7 @@ pub(crate) struct Faults {
 
 /// Violations, recorded when they happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Slip {
+pub(crate) enum Violation {
     EpochsShrink,
     TwoOwners,
     ForeignWrite,
@@ -283,7 +283,7 @@ pub(crate) enum Slip {
 /// Past events that the state does not show.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct History {
-    pub(crate) last_epoch: Rev,
+    pub(crate) last_epoch: Revision,
     /// The number of recorded endings.
     pub(crate) endings: u8,
     pub(crate) published: Option<Ending>,
@@ -297,7 +297,7 @@ pub(crate) struct History {
     pub(crate) begun: BTreeSet<u8>,
     /// The maximum number of losses in a record.
     pub(crate) losses: u8,
-    pub(crate) slips: BTreeSet<Slip>,
+    pub(crate) slips: BTreeSet<Violation>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -335,23 +335,23 @@ impl World {
         }
     }
 
-    pub(crate) fn lease_of(&self, worker: Place) -> Lease {
+    pub(crate) fn lease_of(&self, worker: WorkerIndex) -> Lease {
         Lease { worker, life: self.workers[worker].life }
     }
 
-    pub(crate) fn slip(&mut self, slip: Slip) {
+    pub(crate) fn slip(&mut self, slip: Violation) {
         self.history.slips.insert(slip);
     }
 
-    pub(crate) fn owns(&self, epoch: Rev) -> bool {
+    pub(crate) fn owns(&self, epoch: Revision) -> bool {
         self.store.owner.is_some_and(|owner| owner.created == epoch)
     }
 
-    pub(crate) fn is_ours(&self, worker: Place) -> bool {
+    pub(crate) fn is_ours(&self, worker: WorkerIndex) -> bool {
         self.store.owner.is_some_and(|owner| owner.lease == self.lease_of(worker))
     }
 
-    pub(crate) fn has_slipped(&self, slip: Slip) -> bool {
+    pub(crate) fn has_slipped(&self, slip: Violation) -> bool {
         self.history.slips.contains(&slip)
     }
 

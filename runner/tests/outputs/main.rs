@@ -26,7 +26,7 @@ use futures::{StreamExt as _, stream};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use protocol::id::Epoch;
 use runner::ports::conformance::{OutputStoreSubject, outputs};
-use runner::ports::{ByteStream, Origin, OutputStore, Place};
+use runner::ports::{ByteStream, Origin, OutputLocation, OutputStore};
 use runner::transfer::{ArtifactStore, Bucket, Directory, Http, Options};
 use s3::{S3, SECRET};
 use server::{Request, Server, nobody};
@@ -58,13 +58,13 @@ impl OutputStoreSubject for InDirectory {
         Arc::new(Directory::new(self.0.path().join("made/later")))
     }
 
-    async fn read(&self, place: &Place) -> Option<Vec<u8>> {
+    async fn read(&self, place: &OutputLocation) -> Option<Vec<u8>> {
         let encoded = |name: &String| match name.as_str() {
             ".." => "%2E%2E".to_owned(),
             name => name.replace('%', "%25").replace('/', "%2F"),
         };
         let mut path = self.0.path().join("made/later");
-        path.extend(place.under().iter().map(encoded));
+        path.extend(place.namespace().iter().map(encoded));
         std::fs::read(path.join(place.path())).ok()
     }
 
@@ -86,9 +86,9 @@ impl OutputStoreSubject for InBucket {
         Arc::new(self.0.bucket())
     }
 
-    async fn read(&self, place: &Place) -> Option<Vec<u8>> {
+    async fn read(&self, place: &OutputLocation) -> Option<Vec<u8>> {
         let mut parts = vec!["team", "bob"];
-        parts.extend(place.under().iter().map(String::as_str));
+        parts.extend(place.namespace().iter().map(String::as_str));
         parts.extend(place.path().split('/'));
         self.0.get(&parts).await
     }
@@ -107,16 +107,16 @@ async fn a_bucket_of_a_real_s3_server_keeps_the_contract_of_a_store() {
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// The contents of an artifact store, by path.
-type Held = Arc<Mutex<HashMap<String, Vec<u8>>>>;
+type StoredArtifacts = Arc<Mutex<HashMap<String, Vec<u8>>>>;
 
 struct InArtifactStore {
     server: Server,
-    held: Held,
+    held: StoredArtifacts,
 }
 
 impl InArtifactStore {
     async fn start() -> Self {
-        let held = Held::default();
+        let held = StoredArtifacts::default();
         let taken = Arc::clone(&held);
         let server = Server::start(move |mut request: Request| {
             let held = Arc::clone(&taken);
@@ -157,9 +157,9 @@ impl OutputStoreSubject for InArtifactStore {
         Arc::new(ArtifactStore::new(Http::new(options).unwrap(), "main".into(), registered))
     }
 
-    async fn read(&self, place: &Place) -> Option<Vec<u8>> {
+    async fn read(&self, place: &OutputLocation) -> Option<Vec<u8>> {
         let encode = |text: &str| utf8_percent_encode(text, RESERVED).to_string();
-        let [group, name, run, step] = place.under() else { panic!("a place of a step") };
+        let [group, name, run, step] = place.namespace() else { panic!("a place of a step") };
         let artifact = encode(&format!("{}/{}", encode(step), place.path()));
         let path = [group, name, run, &artifact].map(|part| encode(part)).join("/");
         let tar = self.held.lock().unwrap().get(&format!("/bob_artifact/{path}"))?.clone();
@@ -186,7 +186,7 @@ async fn an_artifact_store_keeps_the_contract_of_a_store() {
 #[tokio::test]
 async fn an_output_of_no_run_is_refused_by_an_artifact_store() {
     let subject = InArtifactStore::start().await;
-    let place = Place::new(&["label".into()], "a").unwrap();
+    let place = OutputLocation::new(&["label".into()], "a").unwrap();
     let error = subject.store().put(&place, 1, bytes(b"a"), &origin()).await.unwrap_err();
     assert!(error.to_string().contains("is of no run"), "{error}");
 }
@@ -194,7 +194,7 @@ async fn an_output_of_no_run_is_refused_by_an_artifact_store() {
 #[tokio::test]
 async fn files_in_a_directory_can_be_read_by_all_and_lie_below_the_names_that_are_given() {
     let dir = tempfile::tempdir().unwrap();
-    let place = Place::new(&["job-1".into()], "100% done/result.json").unwrap();
+    let place = OutputLocation::new(&["job-1".into()], "100% done/result.json").unwrap();
     let store = Directory::new(dir.path().to_owned());
     store.put(&place, 2, bytes(b"{}"), &origin()).await.unwrap();
     let file = dir.path().join("job-1/100% done/result.json");
@@ -214,10 +214,10 @@ async fn a_link_that_a_step_left_does_not_say_where_the_worker_writes() {
     std::fs::write(&victim, "before").unwrap();
     std::os::unix::fs::symlink(&victim, dir.path().join("x")).unwrap();
     let store = Directory::new(dir.path().to_owned());
-    let through = Place::new(&[], "mnt/a").unwrap();
+    let through = OutputLocation::new(&[], "mnt/a").unwrap();
     let error = store.put(&through, 1, bytes(b"a"), &origin()).await.unwrap_err().to_string();
     assert!(error.starts_with("cannot keep \"mnt/a\" in /"), "{error}");
-    let itself = Place::new(&[], "x").unwrap();
+    let itself = OutputLocation::new(&[], "x").unwrap();
     store.put(&itself, 1, bytes(b"a"), &origin()).await.unwrap();
     assert_eq!(std::fs::read_to_string(victim).unwrap(), "before");
     assert_eq!(std::fs::read(dir.path().join("x")).unwrap(), b"a");
@@ -228,7 +228,7 @@ async fn a_link_that_a_step_left_does_not_say_where_the_worker_writes() {
 async fn a_bucket_that_says_no_is_named_and_no_secret_is_shown() {
     let s3 = S3::start().await;
     let wrong = Bucket::new(&s3.options("not-the-secret")).unwrap();
-    let place = Place::new(&["a".into()], "b").unwrap();
+    let place = OutputLocation::new(&["a".into()], "b").unwrap();
     let error = wrong.put(&place, 1, bytes(b"a"), &origin()).await.unwrap_err().to_string();
     assert!(error.starts_with("cannot keep \"b\" in s3://outputs/team/bob: "), "{error}");
     assert!(!error.contains("not-the-secret") && !error.contains(SECRET), "{error}");
@@ -239,7 +239,7 @@ async fn a_bucket_that_says_no_is_named_and_no_secret_is_shown() {
 #[tokio::test(flavor = "multi_thread")]
 async fn parts_of_an_upload_that_broke_off_are_given_up() {
     let s3 = S3::start().await;
-    let place = Place::new(&["a".into()], "big").unwrap();
+    let place = OutputLocation::new(&["a".into()], "big").unwrap();
     let some = stream::iter((0..20).map(|_| Ok(Bytes::from(vec![1; 1 << 20]))));
     let error = s3.bucket().put(&place, 30 << 20, some.boxed(), &origin()).await.unwrap_err();
     assert!(error.to_string().contains("20971520 of 31457280 bytes came"), "{error}");
@@ -255,7 +255,7 @@ async fn a_bucket_that_nobody_serves_is_an_error_after_a_few_tries() {
     let s3 = S3::start().await;
     let mut options = s3.options(SECRET);
     options.endpoint = Some(format!("http://{}", nobody().await));
-    let place = Place::new(&["a".into()], "b").unwrap();
+    let place = OutputLocation::new(&["a".into()], "b").unwrap();
     let bucket = Bucket::new(&options).unwrap();
     let error = bucket.put(&place, 1, bytes(b"a"), &origin()).await.unwrap_err();
     assert!(error.to_string().contains("cannot keep \"b\""), "{error}");

@@ -9,7 +9,7 @@ use protocol::id::Epoch;
 use protocol::pipeline::{Layout, Missing, Output, OutputKind, PullPolicy, RelativeTo, Selection};
 use runner::exec::local::{Local, Options};
 use runner::ports::{
-    ByteStream, ExecError, Executor as _, Found, KeptOutputs, Outputs as _, RunScope,
+    ArchiveMatch, ByteStream, ExecError, Executor as _, KeptOutputs, Outputs as _, RunScope,
     TransferError, Workspace,
 };
 use runner::transfer::{Directory, Keeper};
@@ -61,7 +61,7 @@ impl Step {
         local.export(&run, &Workspace::None, path).await
     }
 
-    async fn keep(&mut self, path: &str, kind: Option<OutputKind>, layout: Layout) -> Found {
+    async fn keep(&mut self, path: &str, kind: Option<OutputKind>, layout: Layout) -> ArchiveMatch {
         let output = output(path.into(), kind, layout);
         let selection = Selection::of(&output).unwrap();
         match self.export(selection.base()).await {
@@ -69,7 +69,7 @@ impl Step {
                 let keeper = self.keeper();
                 keeper.keep(&mut self.outputs, &selection, selection.base(), tar).await.unwrap()
             }
-            Err(ExecError::NoSuchPath { .. }) => Found::default(),
+            Err(ExecError::NoSuchPath { .. }) => ArchiveMatch::default(),
             Err(cause) => panic!("{cause}"),
         }
     }
@@ -134,7 +134,11 @@ async fn a11_flat_outputs_lie_beside_each_other_and_the_later_one_wins() {
 async fn a11_an_output_that_is_not_there_is_told_as_missing() {
     let mut step = Step::that_left(&["out/a.txt"]);
     for missing in ["result.json", "out/*.log", "nowhere/**", "out/a.txt/b"] {
-        assert_eq!(step.keep(missing, None, Layout::Flat).await, Found::default(), "{missing}");
+        assert_eq!(
+            step.keep(missing, None, Layout::Flat).await,
+            ArchiveMatch::default(),
+            "{missing}"
+        );
     }
     assert_eq!(step.kept(), Vec::<String>::new());
 }
@@ -192,7 +196,7 @@ fn output(path: String, kind: Option<OutputKind>, layout: Layout) -> Output {
     Output { path, kind, missing: Missing::Warn, layout, relative_to: RelativeTo::WorkDir }
 }
 
-async fn kept_of(step: &mut Step, at: &str, tar: Vec<u8>) -> Result<Found, TransferError> {
+async fn kept_of(step: &mut Step, at: &str, tar: Vec<u8>) -> Result<ArchiveMatch, TransferError> {
     let path = format!("{at}/**");
     let layout = Layout::Relative;
     let output = output(path, None, layout);
@@ -217,14 +221,14 @@ async fn a_hard_link_is_told_so_that_its_bytes_can_be_asked_for() {
     let mut step = Step::that_left(&["out/b"]);
     let tar = [(b'0', "out/a", "", b"out/a".as_slice()), (b'1', "out/b", "out/a", b"")];
     let found = kept_of(&mut step, "out", archive(&tar).await).await.unwrap();
-    assert_eq!(found, Found { matched: true, links: vec!["out/b".into()] });
+    assert_eq!(found, ArchiveMatch { matched: true, links: vec!["out/b".into()] });
     assert_eq!(step.kept(), ["out/a"]);
     let again = archive(&[(b'0', "b", "", b"out/b")]).await;
     let output = output("out/**".into(), None, Layout::Relative);
     let selection = Selection::of(&output).unwrap();
     let tar = stream::iter([Ok(Bytes::from(again))]).boxed();
     let found = step.keeper().keep(&mut step.outputs, &selection, "out/b", tar).await.unwrap();
-    assert_eq!(found, Found { matched: true, links: Vec::new() });
+    assert_eq!(found, ArchiveMatch { matched: true, links: Vec::new() });
     assert_eq!(step.kept(), ["out/a", "out/b"]);
 }
 
@@ -245,7 +249,7 @@ async fn devices_and_pipes_are_passed_over_and_many_are_counted() {
     let entries: Vec<(u8, &str, &str, &[u8])> =
         names.iter().map(|name| (b'6', name.as_str(), "", b"".as_slice())).collect();
     let found = kept_of(&mut step, "out", archive(&entries).await).await.unwrap();
-    assert_eq!(found, Found::default());
+    assert_eq!(found, ArchiveMatch::default());
     assert_eq!(step.outputs.notices().len(), 21);
     assert!(step.outputs.notices()[20].starts_with("10 more"), "{:?}", step.outputs.notices()[20]);
 }

@@ -10,7 +10,7 @@ use protocol::names;
 use runner::ports::{Consumer, Delivery, Message, Queue, QueueError, Route, Settle, Source};
 use tokio::sync::Notify;
 
-use crate::plan::Side;
+use crate::plan::EffectSide;
 use crate::world::{Broken, Process, lock};
 
 #[derive(Default)]
@@ -107,12 +107,12 @@ fn gone() -> QueueError {
 #[async_trait]
 impl Queue for Handle {
     async fn open(&self, source: Source) -> Result<Box<dyn Consumer>, QueueError> {
-        self.process.pass("open", Side::Before).await.map_err(|Broken| gone())?;
+        self.process.pass("open", EffectSide::Before).await.map_err(|Broken| gone())?;
         Ok(Box::new(Subscription { process: Arc::clone(&self.process), source }))
     }
 
     async fn publish(&self, route: Route, message: Message) -> Result<(), QueueError> {
-        self.process.pass("publish", Side::Before).await.map_err(|Broken| gone())?;
+        self.process.pass("publish", EffectSide::Before).await.map_err(|Broken| gone())?;
         let broker = &self.process.world.broker;
         match route {
             Route::Jobs => broker.publish(Source::Jobs, message),
@@ -120,7 +120,7 @@ impl Queue for Handle {
             Route::DeadLetter => lock(&broker.inner).dead.push(message),
             Route::Node(node) => return Err(QueueError::Unroutable { route: node.to_string() }),
         }
-        self.process.pass("publish", Side::After).await.map_err(|Broken| gone())
+        self.process.pass("publish", EffectSide::After).await.map_err(|Broken| gone())
     }
 }
 
@@ -133,7 +133,7 @@ struct Subscription {
 impl Consumer for Subscription {
     async fn next(&mut self) -> Result<Delivery, QueueError> {
         loop {
-            self.process.pass("deliver", Side::Before).await.map_err(|Broken| gone())?;
+            self.process.pass("deliver", EffectSide::Before).await.map_err(|Broken| gone())?;
             let arrived = self.process.world.broker.arrived.notified();
             let taken = {
                 let mut inner = lock(&self.process.world.broker.inner);
@@ -153,7 +153,7 @@ impl Consumer for Subscription {
     }
 
     async fn close(self: Box<Self>) {
-        self.process.pass("close", Side::Before).await.ok();
+        self.process.pass("close", EffectSide::Before).await.ok();
     }
 }
 
@@ -165,7 +165,7 @@ struct Settler {
 #[async_trait]
 impl Settle for Settler {
     async fn settle(self: Box<Self>, disposition: Disposition) -> Result<(), QueueError> {
-        let before = self.process.pass("settle", Side::Before).await;
+        let before = self.process.pass("settle", EffectSide::Before).await;
         let broker = &self.process.world.broker;
         {
             let mut inner = lock(&broker.inner);
@@ -183,6 +183,9 @@ impl Settle for Settler {
         }
         broker.arrived.notify_waiters();
         before.map_err(|Broken| QueueError::DeliveryLost)?;
-        self.process.pass("settle", Side::After).await.map_err(|Broken| QueueError::DeliveryLost)
+        self.process
+            .pass("settle", EffectSide::After)
+            .await
+            .map_err(|Broken| QueueError::DeliveryLost)
     }
 }

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use protocol::event::LogStream;
 use runner::ports::{
-    ExecError, Exit, Gate, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
+    ExecError, Exit, Gate, LogSink, RunScope, StepOutcome, StepSpec, StopLevel, StopSignal,
+    Workspace,
 };
 
 use crate::engine::Executed;
-use crate::plan::{Side, work};
+use crate::plan::{EffectSide, work};
 use crate::world::{Broken, Process};
 
-async fn pass(process: &Arc<Process>, side: Side) -> Result<(), ExecError> {
+async fn pass(process: &Arc<Process>, side: EffectSide) -> Result<(), ExecError> {
     process.pass("call", side).await.map_err(|Broken| ExecError::Disconnected {
         host: "elsewhere".into(),
         cause: "the plan says so".into(),
@@ -28,16 +29,16 @@ pub async fn call(
     mut gate: Gate,
     out: &dyn LogSink,
     stop: &StopSignal,
-) -> Result<Ran, ExecError> {
+) -> Result<StepOutcome, ExecError> {
     let open = tokio::select! {
         biased;
         _ = stop.above(StopLevel::Run) => false,
         open = gate.opened() => open,
     };
-    if !open || !gate.stands() {
+    if !open || !gate.is_owned() {
         return Err(ExecError::NotStarted);
     }
-    pass(process, Side::Before).await?;
+    pass(process, EffectSide::Before).await?;
     let (world, work) = (Arc::clone(&process.world), work(&step.words));
     let engine = &world.engines[process.engine];
     let executed = Executed {
@@ -64,7 +65,7 @@ pub async fn call(
         level = stop.above(StopLevel::Run) => (if level == StopLevel::Kill { 137 } else { 143 }, None),
     };
     engine.end(at, world.start.elapsed(), own);
-    pass(process, Side::After).await?;
+    pass(process, EffectSide::After).await?;
     out.write(LogStream::Stdout, Bytes::from_static(b"and ends")).await;
-    Ok(Ran::new(Exit { code, oom: false }, Workspace::None))
+    Ok(StepOutcome::new(Exit { code, oom: false }, Workspace::None))
 }

@@ -14,7 +14,7 @@ use protocol::run::{Cause, RunRecord, Status, StepRecord, StepStatus};
 use crate::cluster::{MAX_LOSSES, run_id};
 use crate::engine::Executed;
 use crate::plan::{RunPlan, is_call};
-use crate::store::Made;
+use crate::store::StoreChange;
 use crate::world::{World, lock};
 
 /// A version of a record.
@@ -24,7 +24,7 @@ struct Version {
 }
 
 /// Everything known about one run.
-struct Story<'a> {
+struct RunHistory<'a> {
     plan: &'a RunPlan,
     run: RunId,
     versions: Vec<Version>,
@@ -36,8 +36,8 @@ struct Story<'a> {
     executed: Vec<Executed>,
 }
 
-impl<'a> Story<'a> {
-    fn of(plan: &'a RunPlan, journal: &[Made], told: &'a [Event], world: &World) -> Self {
+impl<'a> RunHistory<'a> {
+    fn of(plan: &'a RunPlan, journal: &[StoreChange], told: &'a [Event], world: &World) -> Self {
         let run = run_id(plan);
         let of = |key: &str| journal.iter().filter(move |made| made.key == key).collect::<Vec<_>>();
         let versions = of(&names::run_key(&run))
@@ -151,7 +151,7 @@ pub fn broken(world: &World) -> Vec<String> {
     let (journal, told) = (world.store.journal(), world.stream.told());
     let mut wrong = Vec::new();
     for plan in &world.plan.runs {
-        let story = Story::of(plan, &journal, &told, world);
+        let story = RunHistory::of(plan, &journal, &told, world);
         let mut say = |what: String| wrong.push(format!("{}: {what}", story.run));
         one_end(&story, &mut say);
         epochs_grow(&story, &mut say);
@@ -197,10 +197,10 @@ pub fn broken(world: &World) -> Vec<String> {
     wrong
 }
 
-type Say<'a> = dyn FnMut(String) + 'a;
+type ReportLine<'a> = dyn FnMut(String) + 'a;
 
 /// I1: exactly one end is recorded and published at least once, always as the same event.
-fn one_end(story: &Story<'_>, say: &mut Say<'_>) {
+fn one_end(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     let ended: Vec<&Version> =
         story.versions.iter().filter(|version| version.record.status.is_ended()).collect();
     let Some(first) = ended.first() else { return say("I1: it has no end".into()) };
@@ -234,7 +234,7 @@ fn one_end(story: &Story<'_>, say: &mut Say<'_>) {
 }
 
 /// I2: epochs strictly increase, and every version was written in the newest epoch.
-fn epochs_grow(story: &Story<'_>, say: &mut Say<'_>) {
+fn epochs_grow(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     if !story.epochs.is_sorted_by(|a, b| a < b) {
         say(format!("I2: its epochs are {:?}", story.epochs));
     }
@@ -258,7 +258,7 @@ fn epochs_grow(story: &Story<'_>, say: &mut Say<'_>) {
 }
 
 /// I6: a status never changes back to an earlier one, and an end never changes.
-fn statuses_go_forward(story: &Story<'_>, say: &mut Say<'_>) {
+fn statuses_go_forward(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     for pair in story.versions.windows(2) {
         let [before, after] = pair else { continue };
         let (was, is) = (before.record.status, after.record.status);
@@ -276,7 +276,7 @@ fn of(record: &RunRecord, position: usize) -> Option<&StepRecord> {
 
 /// I3: a step starts after it is recorded as started and its dependencies as passed. A passed step
 /// does not run again.
-fn steps_keep_their_order(story: &Story<'_>, say: &mut Say<'_>) {
+fn steps_keep_their_order(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     let again = story.plan.on_lost == Some("restart") || story.resumed_from_the_top();
     for executed in &story.executed {
         let Some(record) = story.at(executed.revision) else {
@@ -306,7 +306,7 @@ fn steps_keep_their_order(story: &Story<'_>, say: &mut Say<'_>) {
 }
 
 /// On one engine, two containers of a step never run at the same time.
-fn nothing_overlaps(story: &Story<'_>, say: &mut Say<'_>) {
+fn nothing_overlaps(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     for (at, one) in story.executed.iter().enumerate() {
         for other in story.executed.iter().skip(at + 1) {
             let same = (one.engine, one.position) == (other.engine, other.position);
@@ -319,7 +319,7 @@ fn nothing_overlaps(story: &Story<'_>, say: &mut Say<'_>) {
 }
 
 /// I10: losses stay within the limit, and a run that exceeds it fails as lost.
-fn losses_are_counted(story: &Story<'_>, say: &mut Say<'_>) {
+fn losses_are_counted(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     for version in &story.versions {
         let (losses, status) = (version.record.losses, version.record.status);
         if losses > MAX_LOSSES + 1 && status != Status::Stopped && !status.is_ended() {
@@ -339,7 +339,7 @@ fn losses_are_counted(story: &Story<'_>, say: &mut Say<'_>) {
 
 /// I13: a step that must not run twice starts once. It starts again only as a new attempt after it
 /// failed by itself.
-fn calls_are_made_once(story: &Story<'_>, say: &mut Say<'_>) {
+fn calls_are_made_once(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     for position in (0..story.plan.steps.len()).filter(|position| story.is_call(*position)) {
         let made = story.executed.iter().filter(|executed| executed.position == position);
         let mut made: Vec<&Executed> = made.collect();
@@ -355,7 +355,7 @@ fn calls_are_made_once(story: &Story<'_>, say: &mut Say<'_>) {
 }
 
 /// I8: a run whose stop was recorded before its end ends as stopped.
-fn stops_are_obeyed(story: &Story<'_>, say: &mut Say<'_>) {
+fn stops_are_obeyed(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     let ended = story.versions.iter().find(|version| version.record.status.is_ended());
     let (Some(stopped), Some(ended)) = (story.stopped, ended) else { return };
     if stopped < ended.revision && ended.record.status != Status::Stopped {
@@ -371,7 +371,7 @@ const PATIENCE_FOR_LOGS: Duration = Duration::from_secs(25);
 
 /// I5: the epoch that ended the run has no gap. Of each passed step, an owner that was not lost has
 /// published every byte.
-fn events_have_no_gap(story: &Story<'_>, world: &World, say: &mut Say<'_>) {
+fn events_have_no_gap(story: &RunHistory<'_>, world: &World, say: &mut ReportLine<'_>) {
     if world.stream.longest_away() > PATIENCE_FOR_LOGS {
         return;
     }

@@ -15,7 +15,7 @@ use runner::worker::{DiskOptions, Options, OutOfOrder, RenderInline, Shutdown, W
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::plan::{Blow, Plan, RunPlan};
+use crate::plan::{FaultEvent, Plan, RunPlan};
 use crate::world::{Process, World, lock};
 use crate::{broker, check, edge, engine, store, stream};
 
@@ -117,11 +117,11 @@ impl Cluster {
         }
     }
 
-    async fn strike(&self, blow: Blow) {
+    async fn strike(&self, blow: FaultEvent) {
         let world = &self.world;
         world.say(|| format!("{blow:?}"));
         match blow {
-            Blow::Drain { worker, abort } => {
+            FaultEvent::Drain { worker, abort } => {
                 self.at(worker, |running| {
                     running.shutdown.intake.cancel();
                     if abort {
@@ -130,38 +130,38 @@ impl Cluster {
                 });
                 self.start(worker).await;
             }
-            Blow::Leave { worker } => {
+            FaultEvent::Leave { worker } => {
                 self.at(worker, |running| {
                     running.shutdown.intake.cancel();
                     running.shutdown.abort.cancel();
                 });
             }
-            Blow::Join { place } => self.start(place).await,
-            Blow::StoreAway(span) => world.store.go_away(span),
-            Blow::WritesRefused(span) => world.store.refuse_writes(span),
-            Blow::Compact => world.store.compact(),
-            Blow::LeaseGone { worker } => {
+            FaultEvent::Join { place } => self.start(place).await,
+            FaultEvent::StoreAway(span) => world.store.go_away(span),
+            FaultEvent::WritesRefused(span) => world.store.refuse_writes(span),
+            FaultEvent::Compact => world.store.compact(),
+            FaultEvent::LeaseGone { worker } => {
                 let key = self.at(worker, |running| names::node_key(&running.process.node));
                 if let Some(key) = key {
                     world.store.end_lease_of(&key);
                 }
             }
-            Blow::StreamAway(span) => world.stream.go_away(span),
-            Blow::BrokerCut => world.broker.cut(),
-            Blow::EngineRestart { engine } => {
+            FaultEvent::StreamAway(span) => world.stream.go_away(span),
+            FaultEvent::BrokerCut => world.broker.cut(),
+            FaultEvent::EngineRestart { engine } => {
                 if let Some(engine) = world.engines.get(engine) {
                     engine.restart(world.start.elapsed());
                 }
             }
-            Blow::EngineAway { engine, span } => {
+            FaultEvent::EngineAway { engine, span } => {
                 if let Some(engine) = world.engines.get(engine) {
                     engine.go_away(world.start.elapsed() + span);
                 }
             }
-            Blow::Pause { worker, span } => {
+            FaultEvent::Pause { worker, span } => {
                 self.at(worker, |running| running.process.pause(span));
             }
-            Blow::Crash { worker } => {
+            FaultEvent::Crash { worker } => {
                 self.at(worker, |running| {
                     if !running.process.is_dead() {
                         running.process.crash();
@@ -258,13 +258,13 @@ fn is_over(world: &World) -> bool {
 }
 
 /// A played history.
-pub struct Played {
+pub struct PlayedHistory {
     pub world: Arc<World>,
     /// Violations, as sentences.
     pub broken: Vec<String>,
 }
 
-impl Played {
+impl PlayedHistory {
     /// The final record of a run.
     pub fn record(&self, name: &str) -> RunRecord {
         let value = self.world.store.value(&names::run_key(&id_of(name))).expect("it is recorded");
@@ -299,7 +299,7 @@ impl Played {
 }
 
 /// Plays a history to its end and checks the invariants.
-pub fn play(plan: Plan) -> Played {
+pub fn play(plan: Plan) -> PlayedHistory {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -350,6 +350,6 @@ pub fn play(plan: Plan) -> Played {
             broken.extend(cluster.sweep_up().await.err());
         }
         broken.extend(check::broken(&world));
-        Played { world, broken }
+        PlayedHistory { world, broken }
     })
 }

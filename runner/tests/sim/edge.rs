@@ -9,7 +9,7 @@ use protocol::id::RunId;
 use protocol::pipeline::Vars;
 use runner::ports::{ByteStream, LoggerFeed, Origin, Transfer, TransferError};
 
-use crate::plan::Side;
+use crate::plan::EffectSide;
 use crate::world::{Broken, Process};
 
 /// The transfers of one process.
@@ -18,7 +18,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    async fn pass(&self, site: &str, side: Side) -> Result<(), TransferError> {
+    async fn pass(&self, site: &str, side: EffectSide) -> Result<(), TransferError> {
         self.process.pass(site, side).await.map_err(|Broken| TransferError::Unreachable {
             what: "the service".into(),
             url: "http://here".into(),
@@ -44,7 +44,7 @@ impl Transfer for Handle {
         _params: &Vars,
         _mount: &str,
     ) -> Result<ByteStream, TransferError> {
-        self.pass("fetch", Side::Before).await?;
+        self.pass("fetch", EffectSide::Before).await?;
         Ok(futures::stream::iter([Ok(Bytes::from_static(b"a file"))]).boxed())
     }
 
@@ -55,8 +55,8 @@ impl Transfer for Handle {
         _tar: ByteStream,
         _origin: &Origin,
     ) -> Result<(), TransferError> {
-        self.pass("upload", Side::Before).await?;
-        self.pass("upload", Side::After).await
+        self.pass("upload", EffectSide::Before).await?;
+        self.pass("upload", EffectSide::After).await
     }
 
     async fn post(
@@ -66,7 +66,7 @@ impl Transfer for Handle {
         _id: &str,
         _body: Bytes,
     ) -> Result<u16, TransferError> {
-        self.pass("post", Side::Before).await?;
+        self.pass("post", EffectSide::Before).await?;
         Ok(200)
     }
 

@@ -13,13 +13,13 @@ use protocol::id::{Epoch, RunId};
 use protocol::pipeline::ExecutorKind;
 use protocol::time::Millis;
 use runner::ports::{
-    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Exit, Gate, Left,
-    LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
+    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Exit, Gate,
+    LeftoverRun, LogSink, RunScope, StepOutcome, StepSpec, StopLevel, StopSignal, Workspace,
 };
 use tokio::sync::watch;
 
 use crate::call::call;
-use crate::plan::{Side, work};
+use crate::plan::{EffectSide, work};
 use crate::world::{Broken, Process, World, lock};
 
 /// An execution of a step.
@@ -40,7 +40,7 @@ pub struct Executed {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Life {
+enum ContainerState {
     Created,
     Runs,
     Exited(i32),
@@ -53,7 +53,7 @@ struct Container {
     position: usize,
     epoch: Epoch,
     stubborn: bool,
-    life: watch::Sender<Life>,
+    life: watch::Sender<ContainerState>,
     journal: Option<usize>,
 }
 
@@ -73,9 +73,9 @@ pub struct Engine {
 }
 
 impl Inner {
-    fn ends(&mut self, id: u64, at: Duration, life: Life) {
+    fn ends(&mut self, id: u64, at: Duration, life: ContainerState) {
         let Some(container) = self.containers.get(&id) else { return };
-        if *container.life.borrow() == Life::Runs
+        if *container.life.borrow() == ContainerState::Runs
             && let Some(executed) = container.journal.and_then(|at| self.journal.get_mut(at))
         {
             executed.ended = Some(at);
@@ -84,7 +84,7 @@ impl Inner {
     }
 
     fn remove(&mut self, id: u64, at: Duration) {
-        self.ends(id, at, Life::Gone);
+        self.ends(id, at, ContainerState::Gone);
         self.containers.remove(&id);
     }
 
@@ -134,9 +134,10 @@ impl Engine {
         let mut inner = lock(&self.inner);
         let ids: Vec<u64> = inner.containers.keys().copied().collect();
         for id in ids {
-            let runs = inner.containers.get(&id).is_some_and(|c| *c.life.borrow() == Life::Runs);
+            let runs =
+                inner.containers.get(&id).is_some_and(|c| *c.life.borrow() == ContainerState::Runs);
             if runs {
-                inner.ends(id, at, Life::Exited(137));
+                inner.ends(id, at, ContainerState::Exited(137));
             }
         }
     }
@@ -160,7 +161,7 @@ impl Handle {
         &self.world().engines[self.process.engine]
     }
 
-    async fn pass(&self, site: &str, side: Side) -> Result<(), ExecError> {
+    async fn pass(&self, site: &str, side: EffectSide) -> Result<(), ExecError> {
         self.process.pass(site, side).await.map_err(|Broken| failed(site))?;
         self.is_there()
     }
@@ -209,7 +210,7 @@ impl Handle {
             position: step.position,
             epoch: run.epoch,
             stubborn: work(&step.words).stubborn,
-            life: watch::Sender::new(Life::Created),
+            life: watch::Sender::new(ContainerState::Created),
             journal: None,
         };
         inner.containers.insert(id, container);
@@ -217,7 +218,11 @@ impl Handle {
     }
 
     /// Starts a container. It ends by itself, even if nobody watches it.
-    fn start(&self, id: u64, step: &StepSpec) -> Result<watch::Receiver<Life>, ExecError> {
+    fn start(
+        &self,
+        id: u64,
+        step: &StepSpec,
+    ) -> Result<watch::Receiver<ContainerState>, ExecError> {
         let (world, now) = (Arc::clone(self.world()), self.now());
         let revision = world.store.revision();
         let mut inner = lock(&self.engine().inner);
@@ -226,7 +231,7 @@ impl Handle {
             return Err(failed("starting a step whose container is gone"));
         };
         container.journal = Some(at);
-        container.life.send_replace(Life::Runs);
+        container.life.send_replace(ContainerState::Runs);
         let life = container.life.subscribe();
         let executed = Executed {
             engine: self.process.engine,
@@ -247,9 +252,10 @@ impl Handle {
             tokio::time::sleep(work.span).await;
             let now = world.start.elapsed();
             let mut inner = lock(&world.engines[engine].inner);
-            let runs = inner.containers.get(&id).is_some_and(|c| *c.life.borrow() == Life::Runs);
+            let runs =
+                inner.containers.get(&id).is_some_and(|c| *c.life.borrow() == ContainerState::Runs);
             if runs {
-                inner.ends(id, now, Life::Exited(work.code));
+                inner.ends(id, now, ContainerState::Exited(work.code));
             }
         });
         Ok(life)
@@ -260,8 +266,8 @@ impl Handle {
         let mut inner = lock(&self.engine().inner);
         let Some(container) = inner.containers.get(&id) else { return };
         let heeds = code == 137 || !container.stubborn;
-        if heeds && *container.life.borrow() == Life::Runs {
-            inner.ends(id, now, Life::Exited(code));
+        if heeds && *container.life.borrow() == ContainerState::Runs {
+            inner.ends(id, now, ContainerState::Exited(code));
         }
     }
 
@@ -269,14 +275,14 @@ impl Handle {
     async fn obey(&self, id: u64, stop: &StopSignal) {
         let mut level = stop.above(StopLevel::Run).await;
         if let StopLevel::Stop { grace } = level {
-            self.process.pass("term", Side::Before).await.ok();
+            self.process.pass("term", EffectSide::Before).await.ok();
             tokio::time::sleep(self.away()).await;
             self.signal(id, 143);
             let more = stop.above(level);
             level = tokio::time::timeout(grace, more).await.unwrap_or(StopLevel::Kill);
         }
         if level == StopLevel::Kill {
-            self.process.pass("kill", Side::Before).await.ok();
+            self.process.pass("kill", EffectSide::Before).await.ok();
             tokio::time::sleep(self.away()).await;
             self.signal(id, 137);
         }
@@ -284,11 +290,13 @@ impl Handle {
     }
 }
 
-async fn over(life: &mut watch::Receiver<Life>) -> Option<i32> {
-    let ended = life.wait_for(|life| matches!(life, Life::Exited(_) | Life::Gone)).await;
+async fn over(life: &mut watch::Receiver<ContainerState>) -> Option<i32> {
+    let ended = life
+        .wait_for(|life| matches!(life, ContainerState::Exited(_) | ContainerState::Gone))
+        .await;
     match ended.map(|life| *life) {
-        Ok(Life::Exited(code)) => Some(code),
-        Ok(Life::Gone | Life::Created | Life::Runs) | Err(_) => None,
+        Ok(ContainerState::Exited(code)) => Some(code),
+        Ok(ContainerState::Gone | ContainerState::Created | ContainerState::Runs) | Err(_) => None,
     }
 }
 
@@ -309,7 +317,7 @@ impl Executor for Handle {
     async fn prepare(&self, run: &RunScope, stop: &StopSignal) -> Result<Workspace, ExecError> {
         tokio::select! {
             biased;
-            passed = self.pass("prepare", Side::Before) => passed?,
+            passed = self.pass("prepare", EffectSide::Before) => passed?,
             _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
         }
         let _base = &run.image;
@@ -321,7 +329,7 @@ impl Executor for Handle {
         run: &RunScope,
         kept: Option<&Checkpoint>,
     ) -> Result<Option<Workspace>, ExecError> {
-        self.pass("adopt", Side::Before).await?;
+        self.pass("adopt", EffectSide::Before).await?;
         let now = self.now();
         let there = {
             let mut inner = lock(&self.engine().inner);
@@ -335,7 +343,7 @@ impl Executor for Handle {
         };
         let there = match (there, kept) {
             (None, Some(Checkpoint { image, digest: Some(digest) })) => {
-                self.pass("pull", Side::Before).await?;
+                self.pass("pull", EffectSide::Before).await?;
                 let found = lock(&self.world().registry).contains_key(digest);
                 if found {
                     let mut inner = lock(&self.engine().inner);
@@ -345,7 +353,7 @@ impl Executor for Handle {
             }
             (there, _) => there,
         };
-        self.pass("adopt", Side::After).await?;
+        self.pass("adopt", EffectSide::After).await?;
         Ok(there.map(|id| Workspace::Image { id, depth: 0 }))
     }
 
@@ -358,12 +366,12 @@ impl Executor for Handle {
         let (true, Some(image)) = (self.world().plan.registry, kept.image()) else {
             return Ok(None);
         };
-        self.pass("push", Side::Before).await?;
+        self.pass("push", EffectSide::Before).await?;
         tokio::time::sleep(self.world().span(Duration::from_millis(300))).await;
         self.process.lives().await;
         let digest = format!("sha256:{image}");
         lock(&self.world().registry).insert(digest.clone(), run.run.clone());
-        self.pass("push", Side::After).await?;
+        self.pass("push", EffectSide::After).await?;
         Ok(Some(digest))
     }
 
@@ -375,13 +383,13 @@ impl Executor for Handle {
         mut gate: Gate,
         out: Arc<dyn LogSink>,
         stop: &StopSignal,
-    ) -> Result<Ran, ExecError> {
+    ) -> Result<StepOutcome, ExecError> {
         if step.executor == ExecutorKind::Ssh {
             return call(&self.process, run, step, gate, &*out, stop).await;
         }
-        self.pass("create", Side::Before).await?;
+        self.pass("create", EffectSide::Before).await?;
         let id = self.create(run, step)?;
-        self.pass("create", Side::After).await?;
+        self.pass("create", EffectSide::After).await?;
         let open = tokio::select! {
             biased;
             open = gate.opened() => open,
@@ -392,11 +400,11 @@ impl Executor for Handle {
             lock(&self.engine().inner).remove(id, self.now());
             return Err(ExecError::NotStarted);
         }
-        if !gate.stands() {
+        if !gate.is_owned() {
             lock(&self.engine().inner).remove(id, self.now());
             return Err(ExecError::NotStarted);
         }
-        self.pass("start", Side::Before).await?;
+        self.pass("start", EffectSide::Before).await?;
         let mut life = self.start(id, step)?;
         out.write(LogStream::Stdout, Bytes::from(format!("{} begins\n", step.name))).await;
         let code = tokio::select! {
@@ -404,11 +412,11 @@ impl Executor for Handle {
             code = over(&mut life) => code,
             () = self.obey(id, stop) => None,
         };
-        self.pass("wait", Side::After).await?;
+        self.pass("wait", EffectSide::After).await?;
         out.write(LogStream::Stdout, Bytes::from_static(b"and ends")).await;
         let code = code.ok_or_else(|| failed("waiting for a container that is gone"))?;
         let left = Workspace::Container { id: id.to_string(), depth: 0 };
-        Ok(Ran::new(Exit { code, oom: false }, left))
+        Ok(StepOutcome::new(Exit { code, oom: false }, left))
     }
 
     async fn checkpoint(
@@ -417,20 +425,20 @@ impl Executor for Handle {
         left: Workspace,
         _step: &StepSpec,
     ) -> Result<Workspace, ExecError> {
-        self.pass("commit", Side::Before).await?;
+        self.pass("commit", EffectSide::Before).await?;
         let Workspace::Container { id, .. } = &left else { return Err(failed("commit")) };
         let id: u64 = id.parse().map_err(|_not_a_number| failed("commit"))?;
         if !lock(&self.engine().inner).containers.contains_key(&id) {
             return Err(failed("keeping what a container that is gone left"));
         }
         let image = self.image(&run.run);
-        self.pass("commit", Side::After).await?;
+        self.pass("commit", EffectSide::After).await?;
         lock(&self.engine().inner).remove(id, self.now());
         Ok(image)
     }
 
     async fn discard(&self, _run: &RunScope, left: Workspace) {
-        if self.pass("discard", Side::Before).await.is_err() {
+        if self.pass("discard", EffectSide::Before).await.is_err() {
             // It is retried until the engine is reachable. Otherwise the end of the run removes it.
             tokio::time::sleep(self.away()).await;
         }
@@ -461,7 +469,7 @@ impl Executor for Handle {
     }
 
     async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
-        self.pass("destroy", Side::Before).await?;
+        self.pass("destroy", EffectSide::Before).await?;
         let now = self.now();
         let mut inner = lock(&self.engine().inner);
         for (id, _) in inner.of_run(run) {
@@ -474,7 +482,7 @@ impl Executor for Handle {
     }
 
     async fn clear(&self, run: &RunId) -> Result<(), ExecError> {
-        self.pass("destroy", Side::Before).await?;
+        self.pass("destroy", EffectSide::Before).await?;
         let now = self.now();
         let mut inner = lock(&self.engine().inner);
         for (id, _) in inner.of_run(run) {
@@ -484,17 +492,17 @@ impl Executor for Handle {
     }
 
     async fn answers(&self) -> Result<(), ExecError> {
-        self.pass("ping", Side::Before).await
+        self.pass("ping", EffectSide::Before).await
     }
 
-    async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {
-        self.pass("leftovers", Side::Before).await?;
+    async fn leftovers(&self) -> Result<Vec<LeftoverRun>, ExecError> {
+        self.pass("leftovers", EffectSide::Before).await?;
         let inner = lock(&self.engine().inner);
         let mut runs: Vec<RunId> = inner.containers.values().map(|c| c.run.clone()).collect();
         runs.extend(inner.images.values().cloned());
         runs.sort();
         runs.dedup();
-        let of = |run| Left { run, cluster: Some("simulated".into()) };
+        let of = |run| LeftoverRun { run, cluster: Some("simulated".into()) };
         Ok(runs.into_iter().map(of).collect())
     }
 

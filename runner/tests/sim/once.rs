@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use protocol::run::{Cause, Status};
 
-use crate::cluster::{Played, play};
-use crate::plan::{Blow, Plan, RunPlan};
+use crate::cluster::{PlayedHistory, play};
+use crate::plan::{FaultEvent, Plan, RunPlan};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -15,7 +15,7 @@ fn calling(millis: u64) -> Plan {
     Plan::quiet(vec![RunPlan::new("r0", &["work 10 0", &call, "work 10 0"])])
 }
 
-fn kept(plan: Plan) -> Played {
+fn kept(plan: Plan) -> PlayedHistory {
     let played = play(Plan { traced: true, ..plan });
     let trace = played.world.trace().join("\n");
     assert!(played.broken.is_empty(), "{:#?}\n{trace}", played.broken);
@@ -23,11 +23,11 @@ fn kept(plan: Plan) -> Played {
 }
 
 /// Both workers drain while the middle step runs.
-fn drained(millis: u64, abort: bool) -> Played {
+fn drained(millis: u64, abort: bool) -> PlayedHistory {
     kept(
         calling(millis)
-            .blow(2 * SECOND, Blow::Drain { worker: 0, abort })
-            .blow(2 * SECOND, Blow::Drain { worker: 1, abort }),
+            .blow(2 * SECOND, FaultEvent::Drain { worker: 0, abort })
+            .blow(2 * SECOND, FaultEvent::Drain { worker: 1, abort }),
     )
 }
 
@@ -52,7 +52,7 @@ fn a_call_that_still_runs_after_the_drain_ends_its_run_lost() {
 
 #[test]
 fn a_call_whose_worker_dies_is_in_doubt_and_ends_its_run_lost() {
-    let crash = |worker| Blow::Crash { worker };
+    let crash = |worker| FaultEvent::Crash { worker };
     let plan = calling(60_000).blow(2 * SECOND, crash(0)).blow(2 * SECOND, crash(1));
     let played = kept(plan);
     let record = played.record("r0");
@@ -66,9 +66,9 @@ fn an_owner_is_kept_until_its_steps_have_ended() {
     // the lease expires, and there is a worker on another engine.
     let run = RunPlan::new("r0", &["work 60000 0"]);
     let plan = Plan { workers: 1, engines: 2, ..Plan::quiet(vec![run]) }
-        .blow(SECOND, Blow::Join { place: 1 })
-        .blow(2 * SECOND, Blow::EngineAway { engine: 0, span: 30 * SECOND })
-        .blow(2 * SECOND, Blow::StoreAway(6 * SECOND));
+        .blow(SECOND, FaultEvent::Join { place: 1 })
+        .blow(2 * SECOND, FaultEvent::EngineAway { engine: 0, span: 30 * SECOND })
+        .blow(2 * SECOND, FaultEvent::StoreAway(6 * SECOND));
     let played = kept(plan);
     let trace = played.world.trace().join("\n");
     assert_eq!(played.record("r0").status, Status::Passed, "{trace}");

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 /// Before or after an effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
+pub enum EffectSide {
     Before,
     After,
 }
@@ -34,14 +34,14 @@ pub enum Fault {
 pub struct Rule {
     /// The site. See `site_of` of each port.
     pub site: &'static str,
-    pub side: Side,
+    pub side: EffectSide,
     /// The occurrence of the site, counted from 1.
     pub nth: u32,
     pub fault: Fault,
 }
 
 impl Rule {
-    pub fn new(site: &'static str, side: Side, fault: Fault) -> Self {
+    pub fn new(site: &'static str, side: EffectSide, fault: Fault) -> Self {
         Self { site, side, nth: 1, fault }
     }
 
@@ -51,7 +51,7 @@ impl Rule {
     }
 
     /// Whether the fault is due now. Counts occurrences.
-    pub fn is_at(&mut self, site: &str, side: Side) -> bool {
+    pub fn is_at(&mut self, site: &str, side: EffectSide) -> bool {
         if self.site != site || self.side != side {
             return false;
         }
@@ -174,7 +174,7 @@ impl RunPlan {
 
 /// An event in the environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Blow {
+pub enum FaultEvent {
     /// A worker drains, and another one replaces it.
     Drain { worker: usize, abort: bool },
     /// A worker drains and is not replaced.
@@ -216,7 +216,7 @@ pub struct Plan {
     pub chance: f64,
     pub faults: u32,
     pub rules: Vec<Rule>,
-    pub blows: Vec<(Duration, Blow)>,
+    pub blows: Vec<(Duration, FaultEvent)>,
     /// No random faults happen after this time.
     pub quiet_after: Duration,
     /// Whether dead workers are replaced.
@@ -253,7 +253,7 @@ impl Plan {
         self
     }
 
-    pub fn blow(mut self, at: Duration, blow: Blow) -> Self {
+    pub fn blow(mut self, at: Duration, blow: FaultEvent) -> Self {
         self.blows.push((at, blow));
         self
     }
@@ -337,23 +337,23 @@ pub fn is_call(step: &str) -> bool {
     step.starts_with("call ")
 }
 
-fn blow(chance: &mut StdRng, workers: usize, engines: usize) -> Blow {
+fn blow(chance: &mut StdRng, workers: usize, engines: usize) -> FaultEvent {
     let worker = chance.random_range(0..workers);
     match chance.random_range(0..12) {
-        0 | 1 => Blow::Drain { worker, abort: chance.random_bool(0.5) },
-        2 => Blow::StoreAway(millis(chance, 25_000)),
-        3 => Blow::Compact,
-        4 => Blow::LeaseGone { worker },
-        5 => Blow::StreamAway(millis(chance, 45_000)),
-        6 => Blow::BrokerCut,
-        7 => Blow::EngineRestart { engine: chance.random_range(0..engines) },
-        8 => Blow::EngineAway {
+        0 | 1 => FaultEvent::Drain { worker, abort: chance.random_bool(0.5) },
+        2 => FaultEvent::StoreAway(millis(chance, 25_000)),
+        3 => FaultEvent::Compact,
+        4 => FaultEvent::LeaseGone { worker },
+        5 => FaultEvent::StreamAway(millis(chance, 45_000)),
+        6 => FaultEvent::BrokerCut,
+        7 => FaultEvent::EngineRestart { engine: chance.random_range(0..engines) },
+        8 => FaultEvent::EngineAway {
             engine: chance.random_range(0..engines),
             span: millis(chance, 30_000),
         },
-        9 => Blow::Pause { worker, span: millis(chance, 40_000) },
-        10 => Blow::WritesRefused(millis(chance, 60_000)),
-        _ => Blow::Crash { worker },
+        9 => FaultEvent::Pause { worker, span: millis(chance, 40_000) },
+        10 => FaultEvent::WritesRefused(millis(chance, 60_000)),
+        _ => FaultEvent::Crash { worker },
     }
 }
 

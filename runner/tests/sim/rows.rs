@@ -5,8 +5,8 @@ use std::time::Duration;
 use protocol::id::StepName;
 use protocol::run::{Cause, Status, StepStatus};
 
-use crate::cluster::{Played, STANDS_STILL, play};
-use crate::plan::{Blow, Fault, Plan, Rule, RunPlan, Side};
+use crate::cluster::{PlayedHistory, STANDS_STILL, play};
+use crate::plan::{EffectSide, Fault, FaultEvent, Plan, Rule, RunPlan};
 use crate::world::lock;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -19,7 +19,7 @@ fn three() -> RunPlan {
 }
 
 /// Plays a history in which every rule must be used and the invariants must hold.
-fn kept(plan: Plan) -> Played {
+fn kept(plan: Plan) -> PlayedHistory {
     let played = play(Plan { traced: true, ..plan });
     let trace = played.world.trace().join("\n");
     assert!(played.broken.is_empty(), "{:#?}\n{trace}", played.broken);
@@ -28,11 +28,11 @@ fn kept(plan: Plan) -> Played {
 }
 
 /// A history of [`three`] with one fault.
-fn with(site: &'static str, side: Side, fault: Fault) -> Played {
+fn with(site: &'static str, side: EffectSide, fault: Fault) -> PlayedHistory {
     kept(Plan::quiet(vec![three()]).with(Rule::new(site, side, fault)))
 }
 
-fn passed(played: &Played, attempt: u32, losses: u32) {
+fn passed(played: &PlayedHistory, attempt: u32, losses: u32) {
     let record = played.record("r0");
     let came = (record.status, record.attempt, played.losses("r0"));
     let trace = played.world.trace().join("\n");
@@ -41,14 +41,14 @@ fn passed(played: &Played, attempt: u32, losses: u32) {
 
 #[test]
 fn a_death_before_the_claim_leaves_the_message_to_another() {
-    let played = with("claim", Side::Before, Fault::Crash);
+    let played = with("claim", EffectSide::Before, Fault::Crash);
     passed(&played, 1, 0);
     assert_eq!(played.began("r0", 0), 1);
 }
 
 #[test]
 fn a_death_between_the_claim_and_the_ack_runs_nothing_twice() {
-    let played = with("claim", Side::After, Fault::Crash);
+    let played = with("claim", EffectSide::After, Fault::Crash);
     passed(&played, 2, 1);
     assert_eq!(played.told("r0", "CommandIgnored").len(), 1, "the message came again");
     assert_eq!(played.began("r0", 0), 1);
@@ -58,8 +58,8 @@ fn a_death_between_the_claim_and_the_ack_runs_nothing_twice() {
 fn a_death_in_a_step_goes_on_after_the_last_commit() {
     let played = kept(
         Plan::quiet(vec![three()])
-            .blow(2 * SECOND, Blow::Crash { worker: 0 })
-            .blow(2 * SECOND, Blow::Crash { worker: 1 }),
+            .blow(2 * SECOND, FaultEvent::Crash { worker: 0 })
+            .blow(2 * SECOND, FaultEvent::Crash { worker: 1 }),
     );
     assert_eq!(played.record("r0").status, Status::Passed);
     assert_eq!(played.began("r0", 0), 1, "the first step had been committed");
@@ -74,30 +74,30 @@ fn containers_that_outlive_their_worker_end_before_their_step_runs_again() {
     let run = RunPlan::new("r0", &["work 60000 0"]);
     let played = kept(
         Plan::quiet(vec![run])
-            .with(Rule::new("start", Side::Before, Fault::Slow(SECOND)))
-            .blow(3 * SECOND, Blow::Crash { worker: 0 })
-            .blow(3 * SECOND, Blow::Crash { worker: 1 }),
+            .with(Rule::new("start", EffectSide::Before, Fault::Slow(SECOND)))
+            .blow(3 * SECOND, FaultEvent::Crash { worker: 0 })
+            .blow(3 * SECOND, FaultEvent::Crash { worker: 1 }),
     );
     assert_eq!(played.began("r0", 0), 2);
 }
 
 #[test]
 fn a_death_between_the_record_and_the_ending_event_is_told_by_the_next() {
-    let played = with("end", Side::After, Fault::Crash);
+    let played = with("end", EffectSide::After, Fault::Crash);
     passed(&played, 1, 0);
     assert!(!played.told("r0", "PipelineSuccessful").is_empty());
 }
 
 #[test]
 fn a_death_after_the_ending_event_tells_it_once_more_and_no_other() {
-    let played = with("let-go", Side::Before, Fault::Crash);
+    let played = with("let-go", EffectSide::Before, Fault::Crash);
     passed(&played, 1, 0);
     assert_eq!(played.told("r0", "PipelineSuccessful").len(), 2);
 }
 
 #[test]
 fn an_engine_that_goes_away_costs_its_run_one_loss_however_many_workers_it_has() {
-    let away = Blow::EngineAway { engine: 0, span: 60 * SECOND };
+    let away = FaultEvent::EngineAway { engine: 0, span: 60 * SECOND };
     let plan = Plan { workers: 6, ..Plan::quiet(vec![three()]) };
     let played = kept(plan.blow(2 * SECOND, away));
     passed(&played, 2, 1);
@@ -107,8 +107,8 @@ fn an_engine_that_goes_away_costs_its_run_one_loss_however_many_workers_it_has()
 #[test]
 fn one_who_was_paused_and_wakes_late_changes_nothing() {
     for site in ["claim", "save", "save-started", "start", "wait", "commit", "end", "let-go"] {
-        for side in [Side::Before, Side::After] {
-            if matches!((site, side), ("start", Side::After) | ("wait", Side::Before)) {
+        for side in [EffectSide::Before, EffectSide::After] {
+            if matches!((site, side), ("start", EffectSide::After) | ("wait", EffectSide::Before)) {
                 continue;
             }
             let played = with(site, side, Fault::Pause(LONG));
@@ -121,8 +121,8 @@ fn one_who_was_paused_and_wakes_late_changes_nothing() {
 fn a_connection_to_the_broker_that_drops_ends_no_run() {
     let played = kept(
         Plan::quiet(vec![three()])
-            .blow(SECOND, Blow::BrokerCut)
-            .blow(SECOND, Blow::StreamAway(10 * SECOND)),
+            .blow(SECOND, FaultEvent::BrokerCut)
+            .blow(SECOND, FaultEvent::StreamAway(10 * SECOND)),
     );
     passed(&played, 1, 0);
 }
@@ -130,7 +130,7 @@ fn a_connection_to_the_broker_that_drops_ends_no_run() {
 #[test]
 fn a_store_that_is_away_for_longer_than_the_lease_costs_no_loss() {
     let plan = Plan { workers: 1, ..Plan::quiet(vec![three()]) };
-    let played = kept(plan.blow(SECOND, Blow::StoreAway(20 * SECOND)));
+    let played = kept(plan.blow(SECOND, FaultEvent::StoreAway(20 * SECOND)));
     let record = played.record("r0");
     assert_eq!((record.status, played.losses("r0")), (Status::Passed, 0));
     assert!(record.attempt > 1);
@@ -139,47 +139,47 @@ fn a_store_that_is_away_for_longer_than_the_lease_costs_no_loss() {
 #[test]
 fn a_lease_that_is_gone_early_costs_no_loss() {
     let plan = Plan { workers: 1, ..Plan::quiet(vec![three()]) };
-    let played = kept(plan.blow(2 * SECOND, Blow::LeaseGone { worker: 0 }));
+    let played = kept(plan.blow(2 * SECOND, FaultEvent::LeaseGone { worker: 0 }));
     passed(&played, 2, 0);
 }
 
 #[test]
 fn a_lease_that_is_granted_too_late_is_not_worked_under() {
     let plan = Plan { workers: 1, ..Plan::quiet(vec![three()]) };
-    let played = kept(plan.with(Rule::new("grant", Side::After, Fault::Slow(9 * SECOND))));
+    let played = kept(plan.with(Rule::new("grant", EffectSide::After, Fault::Slow(9 * SECOND))));
     passed(&played, 1, 0);
 }
 
 #[test]
 fn a_command_that_comes_while_the_store_is_away_waits_and_is_no_dead_letter() {
     let run = RunPlan { at: 3 * SECOND, ..three() };
-    let played = kept(Plan::quiet(vec![run]).blow(2 * SECOND, Blow::StoreAway(30 * SECOND)));
+    let played = kept(Plan::quiet(vec![run]).blow(2 * SECOND, FaultEvent::StoreAway(30 * SECOND)));
     passed(&played, 1, 0);
 }
 
 #[test]
 fn a_transaction_of_which_nobody_knows_what_came_is_made_once() {
     for site in ["claim", "save", "save-started", "end", "let-go"] {
-        for side in [Side::Before, Side::After] {
+        for side in [EffectSide::Before, EffectSide::After] {
             passed(&with(site, side, Fault::Break), 1, 0);
         }
     }
     let taken_over = |side| {
         kept(
             Plan::quiet(vec![three()])
-                .with(Rule::new("start", Side::Before, Fault::Crash).nth(2))
+                .with(Rule::new("start", EffectSide::Before, Fault::Crash).nth(2))
                 .with(Rule::new("claim-orphan", side, Fault::Break)),
         )
     };
-    passed(&taken_over(Side::Before), 2, 1);
-    passed(&taken_over(Side::After), 2, 1);
+    passed(&taken_over(EffectSide::Before), 2, 1);
+    passed(&taken_over(EffectSide::After), 2, 1);
 }
 
 #[test]
 fn a_run_whose_worker_died_waits_for_a_slot() {
     let long = RunPlan::new("r1", &["work 40000 0"]);
     let plan = Plan { workers: 2, slots: 1, replaced: false, ..Plan::quiet(vec![three(), long]) };
-    let played = kept(plan.with(Rule::new("start", Side::Before, Fault::Crash).nth(3)));
+    let played = kept(plan.with(Rule::new("start", EffectSide::Before, Fault::Crash).nth(3)));
     let record = played.record("r0");
     assert_eq!(record.status, Status::Passed);
     assert_eq!(played.record("r1").status, Status::Passed);
@@ -188,8 +188,8 @@ fn a_run_whose_worker_died_waits_for_a_slot() {
 #[test]
 fn a_run_that_is_handed_over_goes_on_at_once_and_has_lost_nobody() {
     let plan = Plan::quiet(vec![three()])
-        .blow(2 * SECOND, Blow::Drain { worker: 0, abort: true })
-        .blow(2 * SECOND, Blow::Drain { worker: 1, abort: true });
+        .blow(2 * SECOND, FaultEvent::Drain { worker: 0, abort: true })
+        .blow(2 * SECOND, FaultEvent::Drain { worker: 1, abort: true });
     let played = kept(plan);
     passed(&played, 2, 0);
     let resumed = played.told("r0", "PipelineRunResumed");
@@ -201,11 +201,11 @@ fn a_run_that_is_handed_over_goes_on_at_once_and_has_lost_nobody() {
 
 #[test]
 fn a_hand_over_whose_answer_is_lost_hands_over_once() {
-    for side in [Side::Before, Side::After] {
+    for side in [EffectSide::Before, EffectSide::After] {
         let plan = Plan::quiet(vec![three()])
             .with(Rule::new("hand-over", side, Fault::Break))
-            .blow(2 * SECOND, Blow::Drain { worker: 0, abort: true })
-            .blow(2 * SECOND, Blow::Drain { worker: 1, abort: true });
+            .blow(2 * SECOND, FaultEvent::Drain { worker: 0, abort: true })
+            .blow(2 * SECOND, FaultEvent::Drain { worker: 1, abort: true });
         passed(&kept(plan), 2, 0);
     }
 }
@@ -213,24 +213,24 @@ fn a_hand_over_whose_answer_is_lost_hands_over_once() {
 #[test]
 fn a_death_in_the_middle_of_a_hand_over_leaves_it_to_the_lease() {
     let plan = Plan::quiet(vec![three()])
-        .with(Rule::new("hand-over", Side::Before, Fault::Crash))
-        .blow(2 * SECOND, Blow::Drain { worker: 0, abort: true })
-        .blow(2 * SECOND, Blow::Drain { worker: 1, abort: true });
+        .with(Rule::new("hand-over", EffectSide::Before, Fault::Crash))
+        .blow(2 * SECOND, FaultEvent::Drain { worker: 0, abort: true })
+        .blow(2 * SECOND, FaultEvent::Drain { worker: 1, abort: true });
     passed(&kept(plan), 2, 1);
 }
 
 #[test]
 fn a_watch_that_falls_behind_is_made_again_from_a_look() {
     let plan = Plan::quiet(vec![three()])
-        .blow(SECOND, Blow::Compact)
-        .with(Rule::new("start", Side::Before, Fault::Crash).nth(2));
+        .blow(SECOND, FaultEvent::Compact)
+        .with(Rule::new("start", EffectSide::Before, Fault::Crash).nth(2));
     passed(&kept(plan), 2, 1);
 }
 
 #[test]
 fn a_run_goes_on_from_the_top_where_its_engine_is_gone() {
     let plan = Plan { engines: 2, replaced: false, ..Plan::quiet(vec![three()]) };
-    let played = kept(plan.with(Rule::new("start", Side::Before, Fault::Crash).nth(2)));
+    let played = kept(plan.with(Rule::new("start", EffectSide::Before, Fault::Crash).nth(2)));
     passed(&played, 2, 1);
     assert_eq!(played.began("r0", 0), 2);
     let resumed = played.told("r0", "PipelineRunResumed");
@@ -251,7 +251,7 @@ fn with_a_registry() -> Plan {
 
 #[test]
 fn a_run_goes_on_from_the_registry_where_its_engine_is_gone() {
-    let crash = Rule::new("wait", Side::After, Fault::Crash).nth(2);
+    let crash = Rule::new("wait", EffectSide::After, Fault::Crash).nth(2);
     let played = kept(with_a_registry().with(crash));
     passed(&played, 2, 1);
     assert_eq!((played.began("r0", 0), played.began("r0", 1)), (1, 2));
@@ -263,8 +263,8 @@ fn a_checkpoint_that_was_not_pushed_in_time_costs_its_step() {
     // not.
     let run = RunPlan::new("r0", &["work 10 0", "work 1000 0", "work 5000 0"]);
     let plan = Plan { runs: vec![run], ..with_a_registry() }
-        .with(Rule::new("push", Side::Before, Fault::Slow(60 * SECOND)).nth(2))
-        .with(Rule::new("wait", Side::After, Fault::Crash).nth(3));
+        .with(Rule::new("push", EffectSide::Before, Fault::Slow(60 * SECOND)).nth(2))
+        .with(Rule::new("wait", EffectSide::After, Fault::Crash).nth(3));
     let played = kept(plan);
     passed(&played, 2, 1);
     assert_eq!((played.began("r0", 0), played.began("r0", 1), played.began("r0", 2)), (1, 2, 2));
@@ -273,8 +273,8 @@ fn a_checkpoint_that_was_not_pushed_in_time_costs_its_step() {
 #[test]
 fn a_push_that_fails_is_tried_again() {
     let plan = with_a_registry()
-        .with(Rule::new("push", Side::Before, Fault::Break))
-        .with(Rule::new("wait", Side::After, Fault::Crash).nth(2));
+        .with(Rule::new("push", EffectSide::Before, Fault::Break))
+        .with(Rule::new("wait", EffectSide::After, Fault::Crash).nth(2));
     let played = kept(plan);
     assert_eq!(played.began("r0", 0), 1);
 }
@@ -282,16 +282,16 @@ fn a_push_that_fails_is_tried_again() {
 #[test]
 fn a_hand_over_waits_for_what_is_on_its_way_to_the_registry() {
     let plan = Plan { workers: 1, ..with_a_registry() }
-        .with(Rule::new("push", Side::Before, Fault::Slow(10 * SECOND)))
-        .blow(SECOND, Blow::Join { place: 1 })
-        .blow(2 * SECOND, Blow::Leave { worker: 0 });
+        .with(Rule::new("push", EffectSide::Before, Fault::Slow(10 * SECOND)))
+        .blow(SECOND, FaultEvent::Join { place: 1 })
+        .blow(2 * SECOND, FaultEvent::Leave { worker: 0 });
     let played = kept(plan);
     passed(&played, 2, 0);
     assert_eq!(played.began("r0", 0), 1);
 }
 
 /// The workers' errors about their own tasks.
-fn out_of_order(played: &Played) -> Vec<String> {
+fn out_of_order(played: &PlayedHistory) -> Vec<String> {
     lock(&played.world.out_of_order).iter().map(ToString::to_string).collect()
 }
 
@@ -304,7 +304,7 @@ fn a_loop_that_stands_still_or_fails_ends_its_workers_lease_and_others_go_on() {
     ] {
         let fault = if site == "claim" { Fault::Hang } else { Fault::Panic };
         let plan = Plan { workers: 1, ..Plan::quiet(vec![three()]) };
-        let played = kept(plan.with(Rule::new(site, Side::Before, fault).nth(nth)));
+        let played = kept(plan.with(Rule::new(site, EffectSide::Before, fault).nth(nth)));
         passed(&played, attempt, losses);
         let told = out_of_order(&played);
         assert!(matches!(&told[..], [one] if one.starts_with(of)), "{told:?}");
@@ -314,7 +314,7 @@ fn a_loop_that_stands_still_or_fails_ends_its_workers_lease_and_others_go_on() {
 #[test]
 fn a_drive_that_stands_still_is_broken_off_and_costs_its_run_a_loss() {
     for site in ["save", "save-started", "save-ended", "end", "let-go"] {
-        let played = with(site, Side::Before, Fault::Hang);
+        let played = with(site, EffectSide::Before, Fault::Hang);
         let losses = if site == "let-go" { 0 } else { 1 };
         passed(&played, 1 + losses, losses);
         assert!(out_of_order(&played).is_empty(), "the worker itself is in order");
@@ -324,8 +324,8 @@ fn a_drive_that_stands_still_is_broken_off_and_costs_its_run_a_loss() {
 #[test]
 fn what_is_away_for_long_is_no_fault_of_a_workers_loops() {
     let long = STANDS_STILL * 3;
-    let engine = Blow::EngineAway { engine: 0, span: long };
-    for blow in [Blow::StoreAway(long), Blow::StreamAway(long), engine] {
+    let engine = FaultEvent::EngineAway { engine: 0, span: long };
+    for blow in [FaultEvent::StoreAway(long), FaultEvent::StreamAway(long), engine] {
         let run = || RunPlan::new("r0", &["work 10 0", "work 600000 0", "work 10 0"]);
         let plan =
             Plan { slots: 1, ..Plan::quiet(vec![run(), RunPlan { name: "r1".into(), ..run() }]) };
@@ -345,8 +345,8 @@ fn fork() -> RunPlan {
 fn a_death_beside_two_steps_runs_both_again_and_what_had_passed_not() {
     let played = kept(
         Plan::quiet(vec![fork()])
-            .blow(2 * SECOND, Blow::Crash { worker: 0 })
-            .blow(2 * SECOND, Blow::Crash { worker: 1 }),
+            .blow(2 * SECOND, FaultEvent::Crash { worker: 0 })
+            .blow(2 * SECOND, FaultEvent::Crash { worker: 1 }),
     );
     assert_eq!(played.record("r0").status, Status::Passed);
     let began: Vec<usize> = (0..4).map(|position| played.began("r0", position)).collect();
@@ -356,10 +356,10 @@ fn a_death_beside_two_steps_runs_both_again_and_what_had_passed_not() {
 #[test]
 fn steps_beside_each_other_are_handed_over_together() {
     let plan = Plan { slots: 1, ..Plan::quiet(vec![fork()]) };
-    let plan = plan.with(Rule::new("wait", Side::After, Fault::Pause(SECOND)).nth(2));
+    let plan = plan.with(Rule::new("wait", EffectSide::After, Fault::Pause(SECOND)).nth(2));
     let played = kept(
-        plan.blow(2 * SECOND, Blow::Drain { worker: 0, abort: true })
-            .blow(2 * SECOND, Blow::Drain { worker: 1, abort: true }),
+        plan.blow(2 * SECOND, FaultEvent::Drain { worker: 0, abort: true })
+            .blow(2 * SECOND, FaultEvent::Drain { worker: 1, abort: true }),
     );
     passed(&played, 2, 0);
     assert_eq!((played.began("r0", 0), played.began("r0", 3)), (1, 1));
@@ -379,7 +379,7 @@ fn a_run_that_loses_every_worker_fails_in_the_end() {
     let mut plan = Plan::quiet(vec![three()]);
     for _ in 0..4 {
         // The first step is committed. The second one never succeeds.
-        plan = plan.with(Rule::new("start", Side::Before, Fault::Crash).nth(2));
+        plan = plan.with(Rule::new("start", EffectSide::Before, Fault::Crash).nth(2));
     }
     let played = kept(plan);
     let record = played.record("r0");
@@ -392,7 +392,7 @@ fn a_run_that_starts_over_and_loses_every_worker_fails_in_the_end() {
     let mut plan = Plan::quiet(vec![run]);
     for times in 0..4 {
         // Each owner repeats the first step and dies in the second one.
-        plan = plan.with(Rule::new("start", Side::Before, Fault::Crash).nth(2 + times));
+        plan = plan.with(Rule::new("start", EffectSide::Before, Fault::Crash).nth(2 + times));
     }
     let record = kept(plan).record("r0");
     assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::Lost)));
@@ -403,7 +403,7 @@ fn a_run_that_always_costs_its_only_worker_the_lease_fails_in_the_end() {
     let run = RunPlan::new("r0", &["work 10 0", "work 600000 0"]);
     let mut plan = Plan { workers: 1, ..Plan::quiet(vec![run]) };
     for times in 1..=7 {
-        plan = plan.blow(20 * times * SECOND, Blow::LeaseGone { worker: 0 });
+        plan = plan.blow(20 * times * SECOND, FaultEvent::LeaseGone { worker: 0 });
     }
     let record = kept(plan).record("r0");
     assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::Lost)));

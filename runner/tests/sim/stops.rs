@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use protocol::run::{Cause, Status};
 
-use crate::cluster::{Played, play};
-use crate::plan::{Blow, Fault, Plan, Rule, RunPlan, Side};
+use crate::cluster::{PlayedHistory, play};
+use crate::plan::{EffectSide, Fault, FaultEvent, Plan, Rule, RunPlan};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Plays a history whose run `r0` is stopped by a user and ends in time.
-fn stopped(plan: Plan) -> Played {
+fn stopped(plan: Plan) -> PlayedHistory {
     let played = play(Plan { traced: true, ..plan });
     let trace = played.world.trace().join("\n");
     assert!(played.broken.is_empty(), "{:#?}\n{trace}", played.broken);
@@ -21,9 +21,9 @@ fn stopped(plan: Plan) -> Played {
 }
 
 /// A run of two steps that is stopped after two seconds while a site is delayed by ten.
-fn while_it_is(site: &'static str) -> Played {
+fn while_it_is(site: &'static str) -> PlayedHistory {
     let run = RunPlan::new("r0", &["work 10 0", "work 10 0"]).moving().stopped_at(2);
-    let rule = Rule::new(site, Side::Before, Fault::Slow(10 * SECOND));
+    let rule = Rule::new(site, EffectSide::Before, Fault::Slow(10 * SECOND));
     stopped(Plan::quiet(vec![run]).with(rule))
 }
 
@@ -78,7 +78,7 @@ fn a_run_that_commits_a_step_is_stopped_after_it() {
 #[test]
 fn a_stop_that_comes_while_the_last_step_is_committed_is_the_end() {
     let run = RunPlan::new("r0", &["work 10 0"]).stopped_at(2);
-    let rule = Rule::new("commit", Side::Before, Fault::Slow(10 * SECOND));
+    let rule = Rule::new("commit", EffectSide::Before, Fault::Slow(10 * SECOND));
     stopped(Plan::quiet(vec![run]).with(rule));
 }
 
@@ -86,9 +86,9 @@ fn a_stop_that_comes_while_the_last_step_is_committed_is_the_end() {
 fn a_run_that_is_handed_over_is_stopped_by_its_next_owner() {
     let run = RunPlan::new("r0", &["work 10 0", "work 60000 0"]).stopped_at(3);
     let plan = Plan::quiet(vec![run])
-        .with(Rule::new("hand-over", Side::Before, Fault::Slow(5 * SECOND)))
-        .blow(2 * SECOND, Blow::Drain { worker: 0, abort: true })
-        .blow(2 * SECOND, Blow::Drain { worker: 1, abort: true });
+        .with(Rule::new("hand-over", EffectSide::Before, Fault::Slow(5 * SECOND)))
+        .blow(2 * SECOND, FaultEvent::Drain { worker: 0, abort: true })
+        .blow(2 * SECOND, FaultEvent::Drain { worker: 1, abort: true });
     stopped(plan);
 }
 
@@ -97,13 +97,13 @@ fn a_run_that_nobody_owns_is_stopped_without_a_slot() {
     let other = RunPlan::new("other", &["work 30000 0"]);
     let run = RunPlan::new("r0", &["work 60000 0"]).stopped_at(13);
     let plan = Plan { workers: 2, slots: 1, replaced: false, ..Plan::quiet(vec![other, run]) };
-    let played = stopped(plan.with(Rule::new("start", Side::Before, Fault::Crash).nth(2)));
+    let played = stopped(plan.with(Rule::new("start", EffectSide::Before, Fault::Crash).nth(2)));
     assert_eq!(played.record("other").status, Status::Passed);
 }
 
 #[test]
 fn a_stop_whose_receiver_dies_is_obeyed_all_the_same() {
-    for side in [Side::Before, Side::After] {
+    for side in [EffectSide::Before, EffectSide::After] {
         let run = RunPlan::new("r0", &["work 60000 0"]).stopped_at(2);
         stopped(Plan::quiet(vec![run]).with(Rule::new("stop", side, Fault::Crash)));
     }

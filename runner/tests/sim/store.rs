@@ -15,13 +15,13 @@ use runner::ports::{
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::plan::Side;
+use crate::plan::EffectSide;
 use crate::sites::site_of;
 use crate::world::{Broken, Process, Signal, World, lock};
 
 /// A change.
 #[derive(Debug, Clone)]
-pub struct Made {
+pub struct StoreChange {
     pub revision: i64,
     pub key: String,
     /// `None` if it was deleted.
@@ -41,7 +41,7 @@ struct Inner {
     next_lease: i64,
     history: Vec<(i64, Change)>,
     compacted: i64,
-    journal: Vec<Made>,
+    journal: Vec<StoreChange>,
     away_until: Option<Instant>,
     refuses_until: Option<Instant>,
 }
@@ -111,14 +111,14 @@ impl Inner {
         };
         self.history.push((revision, Change::Put(entry.clone())));
         self.kv.insert(key.clone(), (entry, lease));
-        self.journal.push(Made { revision, key, value: Some(value) });
+        self.journal.push(StoreChange { revision, key, value: Some(value) });
     }
 
     fn delete(&mut self, key: &str) {
         if self.kv.remove(key).is_some() {
             let (revision, key) = (self.revision, key.to_owned());
             self.history.push((revision, Change::Deleted { key: key.clone(), revision }));
-            self.journal.push(Made { revision, key, value: None });
+            self.journal.push(StoreChange { revision, key, value: None });
         }
     }
 
@@ -239,7 +239,7 @@ impl State {
         lock(&self.inner).revision
     }
 
-    pub fn journal(&self) -> Vec<Made> {
+    pub fn journal(&self) -> Vec<StoreChange> {
         lock(&self.inner).journal.clone()
     }
 
@@ -282,7 +282,7 @@ impl Handle {
     }
 
     async fn before(&self, site: &str) -> Result<(), StoreError> {
-        self.process.pass(site, Side::Before).await.map_err(|Broken| self.gone())?;
+        self.process.pass(site, EffectSide::Before).await.map_err(|Broken| self.gone())?;
         let away = lock(&self.world().store.inner).away_until;
         if away.is_some_and(|until| until > Instant::now()) {
             tokio::time::sleep(Duration::from_millis(500)).await;
@@ -293,7 +293,7 @@ impl Handle {
     }
 
     async fn after(&self, site: &str) -> Result<(), StoreError> {
-        self.process.pass(site, Side::After).await.map_err(|Broken| self.gone())
+        self.process.pass(site, EffectSide::After).await.map_err(|Broken| self.gone())
     }
 }
 
@@ -423,7 +423,7 @@ impl Watch {
                 self.process.world.store.revision.wait_for(|now| now > seen).await;
             }
             // The change is late, or the connection broke.
-            if self.process.pass("watch", Side::After).await.is_err() {
+            if self.process.pass("watch", EffectSide::After).await.is_err() {
                 self.ended = true;
                 let (at, cause) = ("the store".to_owned(), "the watch broke off".to_owned());
                 return Some((Err(StoreError::Unreachable { at, cause }), self));

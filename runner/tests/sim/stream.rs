@@ -11,7 +11,7 @@ use runner::ports::{EventStream, Events, EventsError, Position, Ticket};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::plan::Side;
+use crate::plan::EffectSide;
 use crate::world::{Process, Signal, lock};
 
 #[derive(Default)]
@@ -80,7 +80,7 @@ impl Handle {
                 tokio::time::sleep_until(until).await;
                 continue;
             }
-            if self.process.pass("tell", Side::Before).await.is_err() {
+            if self.process.pass("tell", EffectSide::Before).await.is_err() {
                 continue;
             }
             // Events discarded meanwhile are not published.
@@ -96,7 +96,7 @@ impl Handle {
                 lock(&world.stream.told).push(event.clone());
             }
             // The confirm is lost, so the event is published again.
-            if self.process.pass("tell", Side::After).await.is_err() {
+            if self.process.pass("tell", EffectSide::After).await.is_err() {
                 continue;
             }
             lock(&self.outbox).waiting.retain(|(ticket, _)| *ticket > last);

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::broker::Broker;
 use crate::engine::Engine;
-use crate::plan::{Fault, Plan, Rule, Side};
+use crate::plan::{EffectSide, Fault, Plan, Rule};
 use crate::sites;
 use crate::store::State;
 use crate::stream::Stream;
@@ -153,7 +153,7 @@ impl World {
     }
 
     /// The fault to inject at this site, if any.
-    fn fault(&self, site: &str, side: Side) -> Option<Fault> {
+    fn fault(&self, site: &str, side: EffectSide) -> Option<Fault> {
         let mut faults = lock(&self.faults);
         let hit = faults.rules.iter_mut().position(|rule| rule.is_at(site, side));
         if let Some(at) = hit {
@@ -227,7 +227,7 @@ impl Process {
     }
 
     /// Passes a site of an external effect. Time passes, and planned faults are injected.
-    pub async fn pass(self: &Arc<Self>, site: &str, side: Side) -> Result<(), Broken> {
+    pub async fn pass(self: &Arc<Self>, site: &str, side: EffectSide) -> Result<(), Broken> {
         self.lives().await;
         if self.world.draw(|chance| chance.random_bool(0.5)) {
             tokio::time::sleep(self.world.span(Duration::from_millis(8))).await;

@@ -156,7 +156,7 @@ async fn a_worker_without_ssh_says_what_to_install() {
         named: NamedFiles::any(),
     });
     let with = json!({ "host": "127.0.0.1" }).as_object().unwrap().clone();
-    let out: Arc<dyn LogSink> = Arc::new(Kept::default());
+    let out: Arc<dyn LogSink> = Arc::new(OutputRecorder::default());
     let stop = StopSignal::default();
     match none.run_step(&scope(), &step(with, "true"), Gate::open(), out, &stop).await {
         Err(ExecError::Unsupported(why)) => assert!(why.contains("openssh-client"), "{why}"),

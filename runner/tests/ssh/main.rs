@@ -18,7 +18,7 @@ use runner::exec::ssh::{Options, Ssh};
 use runner::exec::{Executors, NamedFiles};
 use runner::ports::conformance::{Act, ExecutorSubject, remote};
 use runner::ports::{
-    ExecError, Executor, Gate, LogSink, Ran, Remote, RunScope, Script, StepSpec, StopLevel,
+    ExecError, Executor, Gate, LogSink, Remote, RunScope, Script, StepOutcome, StepSpec, StopLevel,
     StopSignal,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -36,13 +36,13 @@ use server::Server;
 
 /// Records the output of a step.
 #[derive(Default)]
-struct Kept {
+struct OutputRecorder {
     streams: Mutex<(Vec<u8>, Vec<u8>)>,
     more: Notify,
 }
 
 #[async_trait]
-impl LogSink for Kept {
+impl LogSink for OutputRecorder {
     async fn write(&self, stream: LogStream, bytes: Bytes) {
         let mut streams = self.streams.lock().unwrap();
         let kept = if stream == LogStream::Stdout { &mut streams.0 } else { &mut streams.1 };
@@ -52,7 +52,7 @@ impl LogSink for Kept {
     }
 }
 
-impl Kept {
+impl OutputRecorder {
     fn out(&self) -> Vec<u8> {
         self.streams.lock().unwrap().0.clone()
     }
@@ -120,9 +120,9 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// Runs a step to its end.
-async fn run(step: &StepSpec) -> (Result<Ran, ExecError>, Arc<Kept>) {
-    let (kept, stop) = (Arc::new(Kept::default()), StopSignal::default());
-    let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+async fn run(step: &StepSpec) -> (Result<StepOutcome, ExecError>, Arc<OutputRecorder>) {
+    let (kept, stop) = (Arc::new(OutputRecorder::default()), StopSignal::default());
+    let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
     let (ssh, scope) = (ssh(), scope());
     let ran = ssh.run_step(&scope, step, Gate::open(), out, &stop);
     (soon("the end of a step", ran).await, kept)
@@ -136,16 +136,16 @@ async fn ended(step: &StepSpec) -> (i32, String) {
 
 /// A step in progress. It can be dropped while the step runs.
 struct Running {
-    ran: tokio::task::JoinHandle<Result<Ran, ExecError>>,
-    kept: Arc<Kept>,
+    ran: tokio::task::JoinHandle<Result<StepOutcome, ExecError>>,
+    kept: Arc<OutputRecorder>,
     stop: StopSignal,
 }
 
 impl Running {
     #[expect(clippy::disallowed_methods, reason = "a test waits for it, or lets it go on purpose")]
     fn start(step: StepSpec) -> Self {
-        let (kept, stop) = (Arc::new(Kept::default()), StopSignal::default());
-        let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+        let (kept, stop) = (Arc::new(OutputRecorder::default()), StopSignal::default());
+        let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
         let signal = stop.clone();
         let ran = tokio::spawn(async move {
             ssh().run_step(&scope(), &step, Gate::open(), out, &signal).await
@@ -161,7 +161,7 @@ impl Running {
         pids
     }
 
-    async fn end(self) -> Result<Ran, ExecError> {
+    async fn end(self) -> Result<StepOutcome, ExecError> {
         soon("the end of a step", self.ran).await.unwrap()
     }
 }

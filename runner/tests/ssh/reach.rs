@@ -20,9 +20,9 @@ fn opened(server: &Server) -> Vec<Exception> {
     vec![Exception { pattern: Pattern::Net(net), port: Some(server.port) }]
 }
 
-async fn run_by(ssh: &Ssh, with: Map<String, Value>) -> (Result<Ran, ExecError>, String) {
-    let (kept, stop, scope) = (Arc::new(Kept::default()), StopSignal::default(), scope());
-    let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+async fn run_by(ssh: &Ssh, with: Map<String, Value>) -> (Result<StepOutcome, ExecError>, String) {
+    let (kept, stop, scope) = (Arc::new(OutputRecorder::default()), StopSignal::default(), scope());
+    let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
     let step = step(with, "echo there");
     let ran = ssh.run_step(&scope, &step, Gate::open(), out, &stop);
     (soon("the end of a step", ran).await, kept.text())

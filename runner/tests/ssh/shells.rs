@@ -36,7 +36,7 @@ impl Host {
     }
 
     /// Runs a step and stops it after its first line.
-    async fn run(&self, step: &StepSpec) -> (Result<Ran, ExecError>, String) {
+    async fn run(&self, step: &StepSpec) -> (Result<StepOutcome, ExecError>, String) {
         let inherited = vec![("PATH".into(), self.0.path().into())];
         let ssh = Ssh::new(Options {
             program: self.0.path().join("ssh").into(),
@@ -44,8 +44,9 @@ impl Host {
             policy: Policy::unrestricted(),
             named: NamedFiles::any(),
         });
-        let (kept, stop, scope) = (Arc::new(Kept::default()), StopSignal::default(), scope());
-        let out: Arc<dyn LogSink> = Arc::<Kept>::clone(&kept);
+        let (kept, stop, scope) =
+            (Arc::new(OutputRecorder::default()), StopSignal::default(), scope());
+        let out: Arc<dyn LogSink> = Arc::<OutputRecorder>::clone(&kept);
         let running = ssh.run_step(&scope, step, Gate::open(), out, &stop);
         let stopping = async {
             kept.lines(1).await;

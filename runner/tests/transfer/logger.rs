@@ -36,12 +36,12 @@ fn feed(setup: &Setup, url: &str) -> Box<dyn LoggerFeed> {
 
 /// The bodies that a logger received, one per request.
 #[derive(Clone, Default)]
-struct Got {
+struct ReceivedBodies {
     bodies: Arc<Mutex<Vec<Vec<u8>>>>,
     more: Arc<Notify>,
 }
 
-impl Got {
+impl ReceivedBodies {
     fn all(&self) -> Vec<u8> {
         self.bodies.lock().unwrap().concat()
     }
@@ -90,7 +90,7 @@ fn odd_lines() -> Vec<Vec<u8>> {
 
 #[tokio::test]
 async fn a_logger_gets_every_line_exactly_in_whole_lines() {
-    let (setup, got) = (setup(1 << 20), Got::default());
+    let (setup, got) = (setup(1 << 20), ReceivedBodies::default());
     let server = got.serve(None).await;
     let feed = feed(&setup, &server.url());
     let mut sent = Vec::new();
@@ -113,7 +113,7 @@ async fn a_logger_gets_every_line_exactly_in_whole_lines() {
 
 #[tokio::test]
 async fn lines_go_together_but_do_not_wait_long() {
-    let (setup, got) = (setup(1 << 20), Got::default());
+    let (setup, got) = (setup(1 << 20), ReceivedBodies::default());
     let server = got.serve(None).await;
     let feed = feed(&setup, &server.url());
     for count in 0..1000 {
@@ -134,7 +134,7 @@ async fn lines_go_together_but_do_not_wait_long() {
 
 #[tokio::test]
 async fn a_logger_that_was_away_gets_everything_when_it_is_back() {
-    let (setup, got) = (setup(100 << 20), Got::default());
+    let (setup, got) = (setup(100 << 20), ReceivedBodies::default());
     let at = nobody().await;
     let feed = feed(&setup, &format!("http://{at}"));
     let mut sent = Vec::new();
@@ -166,7 +166,7 @@ async fn what_is_over_the_bound_is_dropped_and_counted() {
         feed.push(line.clone());
     }
     assert!(began.elapsed() < Duration::from_secs(10), "nobody waits for a logger");
-    let got = Got::default();
+    let got = ReceivedBodies::default();
     let server = got.serve(Some(at)).await;
     let lost = feed.finish(PLENTY).await;
     drop(server);
@@ -195,7 +195,7 @@ async fn an_end_waits_no_longer_than_it_says() {
 
 #[tokio::test]
 async fn a_logger_that_fails_is_asked_again_and_one_that_refuses_a_text_loses_it() {
-    let (setup, got) = (setup(1 << 20), Got::default());
+    let (setup, got) = (setup(1 << 20), ReceivedBodies::default());
     let answers = Arc::new(Mutex::new(vec![200, 413, 200, 429, 503, 500]));
     let asked = Arc::new(Notify::new());
     let (seen, queue, told) = (got.clone(), Arc::clone(&answers), Arc::clone(&asked));
@@ -227,7 +227,7 @@ async fn a_logger_that_fails_is_asked_again_and_one_that_refuses_a_text_loses_it
 
 #[tokio::test]
 async fn a_logger_that_sends_us_on_has_taken_nothing() {
-    let (setup, got) = (setup(1 << 20), Got::default());
+    let (setup, got) = (setup(1 << 20), ReceivedBodies::default());
     let (seen, lines) = (got.clone(), Arc::new(Mutex::new(Vec::new())));
     let asked = Arc::clone(&lines);
     let server = Server::start(move |mut request: Request| {
@@ -259,7 +259,7 @@ async fn a_logger_that_sends_us_on_has_taken_nothing() {
 
 #[tokio::test]
 async fn a_feed_that_is_dropped_sends_no_more() {
-    let (setup, got) = (setup(1 << 20), Got::default());
+    let (setup, got) = (setup(1 << 20), ReceivedBodies::default());
     let at = nobody().await;
     let feed = feed(&setup, &format!("http://{at}"));
     feed.push(Bytes::from_static(b"x\n"));

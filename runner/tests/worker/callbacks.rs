@@ -9,7 +9,7 @@ use protocol::id::RunId;
 use protocol::names;
 use protocol::pipeline::Vars;
 use runner::ports::{ByteStream, LoggerFeed, Origin, Ports, Transfer, TransferError, Txn};
-use runner::rules::callback::News;
+use runner::rules::callback::Notification;
 use runner::worker::suite::{Rig, new_node, options};
 use serde_json::json;
 use tokio::sync::Notify;
@@ -140,7 +140,7 @@ async fn a_long_backlog_of_a_receiver_that_hangs_holds_up_no_other() {
     let (mut rig, _embedded) = rig().await;
     let transfer = Hanging::of(&rig);
     for number in 0..350 {
-        let news = News {
+        let news = Notification {
             pipeline: ("g".to_owned(), "n".to_owned()),
             trusted: false,
             url: "http://slow-one/x".to_owned(),

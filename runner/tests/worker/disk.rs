@@ -36,9 +36,9 @@ fn says(percent: u64, full: bool) -> Option<NodeDisk> {
 }
 
 /// A file that a step waits for.
-struct Sign(tempfile::TempDir);
+struct FlagFile(tempfile::TempDir);
 
-impl Sign {
+impl FlagFile {
     fn step(&self) -> String {
         format!("wait-for {}", self.0.path().join("sign").display())
     }
@@ -123,7 +123,7 @@ async fn a_run_that_met_a_full_disk_ends_with_no_space_and_the_worker_goes_on_wh
         rig_on(Arc::clone(&executor), Arc::new(host::Linux::default())).await;
     executor.fill_disk(disk(50));
     let node = rig.worker_as(watchful()).await;
-    let sign = Sign(tempfile::tempdir().unwrap());
+    let sign = FlagFile(tempfile::tempdir().unwrap());
     let run = rig.run("fills");
     let mut pipeline = rig.pipeline("fills", &[&sign.step(), "fill", "exit 0"]);
     // Neither retention nor retries apply to a full disk.
@@ -160,7 +160,7 @@ async fn a_command_that_fails_where_nothing_can_be_written_has_failed_for_that()
     let mut seldom = watchful();
     seldom.disk.look = Duration::from_secs(3600);
     rig.worker_as(seldom).await;
-    let sign = Sign(tempfile::tempdir().unwrap());
+    let sign = FlagFile(tempfile::tempdir().unwrap());
     let run = rig.run("fails");
     let mut pipeline = rig.pipeline("fails", &[&sign.step(), "exit 3"]);
     pipeline["steps"][1]["retry"] = json!({ "attempts": 3, "delay": "1ms" });
@@ -185,7 +185,7 @@ async fn a_command_that_fails_where_nothing_can_be_written_has_failed_for_that()
 }
 
 /// A run in its first step, on an image.
-async fn begun_on(rig: &Rig, image: &str, sign: &Sign) -> RunId {
+async fn begun_on(rig: &Rig, image: &str, sign: &FlagFile) -> RunId {
     let run = rig.run("stands");
     let mut pipeline: Value = rig.pipeline("stands", &[&sign.step()]);
     pipeline["image"] = image.into();
@@ -204,7 +204,7 @@ async fn the_base_images_that_were_used_longest_ago_go_first_and_none_that_a_run
     options.sweep = Duration::from_millis(50);
     options.disk = DiskOptions { base_images_bytes: 300, ..options.disk };
     rig.worker_as(options).await;
-    let sign = Sign(tempfile::tempdir().unwrap());
+    let sign = FlagFile(tempfile::tempdir().unwrap());
     let run = begun_on(&rig, "a", &sign).await;
     let all = [("a", 1, false), ("b", 2, false), ("c", 3, false), ("built-upon", 0, true)];
     executor.have_bases(all.iter().map(|(name, hours, used)| base(name, *hours, *used)).collect());
@@ -246,7 +246,7 @@ async fn shared_volumes_and_then_retained_runs_make_room_the_oldest_first() {
         assert_eq!(rig.settled(&run).await.status, Status::Passed);
         retained.push(run);
     }
-    let (sign, run) = (Sign(tempfile::tempdir().unwrap()), rig.run("mounts"));
+    let (sign, run) = (FlagFile(tempfile::tempdir().unwrap()), rig.run("mounts"));
     let mut pipeline = rig.pipeline("mounts", &[&sign.step()]);
     pipeline["steps"][0]["executor"] = "docker".into();
     pipeline["steps"][0]["with"] = json!({ "image": "i", "mounts": ["named:/x", "/dir:/y"] });

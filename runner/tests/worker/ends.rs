@@ -10,12 +10,12 @@ use crate::rig;
 
 /// A queue whose subscription for starts never ends, as if its connection broke at the wrong
 /// moment.
-struct Sticky(Arc<dyn Queue>);
+struct EndlessQueue(Arc<dyn Queue>);
 
 struct NeverCloses(Box<dyn Consumer>);
 
 #[async_trait]
-impl Queue for Sticky {
+impl Queue for EndlessQueue {
     async fn open(&self, source: Source) -> Result<Box<dyn Consumer>, QueueError> {
         let consumer = self.0.open(source).await?;
         Ok(match source {
@@ -44,7 +44,7 @@ impl Consumer for NeverCloses {
 async fn a_worker_ends_though_a_subscription_never_does() {
     let (mut rig, embedded) = rig().await;
     let node = new_node();
-    let queue = Arc::new(Sticky(embedded.queue(&node)));
+    let queue = Arc::new(EndlessQueue(embedded.queue(&node)));
     let ports = Ports { queue, ..rig.ports.clone() };
     let node = rig.worker_with(options(node, 1), ports).await;
     rig.end_worker(&node).await;

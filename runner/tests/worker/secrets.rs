@@ -28,10 +28,10 @@ const TOKEN: &str = "t0ken-of-the-first-step";
 
 /// The secrets of one worker.
 #[derive(Default)]
-struct Known(BTreeMap<&'static str, &'static str>);
+struct FixedSecrets(BTreeMap<&'static str, &'static str>);
 
 #[async_trait]
-impl Secrets for Known {
+impl Secrets for FixedSecrets {
     async fn get(&self, name: &str, _purpose: &Purpose) -> Result<Option<Secret>, SecretsError> {
         Ok(self.0.get(name).map(|value| Secret::new(value.as_bytes())))
     }
@@ -43,12 +43,12 @@ impl Secrets for Known {
 
 /// Transfers that store artifacts and answer no callback.
 #[derive(Default)]
-struct Edge {
+struct CallbackRecorder {
     artifacts: Mutex<Vec<u8>>,
 }
 
 #[async_trait]
-impl Transfer for Edge {
+impl Transfer for CallbackRecorder {
     async fn external_resource(
         &self,
         _provider_url: &str,
@@ -99,7 +99,7 @@ impl Transfer for Edge {
 struct World {
     rig: Rig,
     embedded: Embedded,
-    edge: Arc<Edge>,
+    edge: Arc<CallbackRecorder>,
     outputs: tempfile::TempDir,
 }
 
@@ -114,8 +114,8 @@ impl World {
     async fn worker(&mut self, options: Options, known: &[(&'static str, &'static str)]) -> NodeId {
         let ports = Ports {
             queue: self.embedded.queue(&options.node),
-            secrets: Arc::new(Known(known.iter().copied().collect())),
-            transfer: Arc::<Edge>::clone(&self.edge),
+            secrets: Arc::new(FixedSecrets(known.iter().copied().collect())),
+            transfer: Arc::<CallbackRecorder>::clone(&self.edge),
             outputs: Some(Arc::new(Keeper::new(Arc::new(Directory::new(
                 self.outputs.path().to_owned(),
             ))))),

@@ -34,12 +34,12 @@ pub(crate) struct Size {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Who {
+enum Claimant {
     Worker,
     Bare,
 }
 
-impl Who {
+impl Claimant {
     /// The exchange and the routing key.
     fn route(self) -> (&'static str, &'static str) {
         match self {
@@ -89,7 +89,7 @@ async fn bare_rate(services: &Services, runs: usize) -> anyhow::Result<f64> {
         BareWorker::start(&cluster, SLOTS, false).await?,
         BareWorker::start(&cluster, SLOTS, false).await?,
     ];
-    let rate = rate(&cluster, runs, Who::Bare).await;
+    let rate = rate(&cluster, runs, Claimant::Bare).await;
     for worker in workers {
         worker.end().await?;
     }
@@ -104,7 +104,7 @@ async fn worker_rate(services: &Services, runs: usize) -> anyhow::Result<(f64, f
         cluster.worker(usize::from(SLOTS), executor).await?,
     ];
     let before = etcd_calls(services).await?;
-    let rate = rate(&cluster, runs, Who::Worker).await?;
+    let rate = rate(&cluster, runs, Claimant::Worker).await?;
     let calls = etcd_calls(services).await? - before;
     for worker in workers {
         worker.end().await?;
@@ -114,7 +114,7 @@ async fn worker_rate(services: &Services, runs: usize) -> anyhow::Result<(f64, f
 }
 
 /// Runs per second, from the first published start to the last released run.
-async fn rate(cluster: &Cluster, runs: usize, who: Who) -> anyhow::Result<f64> {
+async fn rate(cluster: &Cluster, runs: usize, who: Claimant) -> anyhow::Result<f64> {
     let store = cluster.store().await?;
     let channel = bare::confirming(cluster).await?;
     let mut changes = cluster.watch(&store, names::OPEN).await?;
@@ -188,8 +188,10 @@ async fn latencies(services: &Services, count: usize, report: &mut Report) -> an
     ];
     bare::declare(&bare::confirming(&theirs).await?).await?;
     let floor = BareWorker::start(&theirs, SLOTS, true).await?;
-    let (mut worker, mut bare) =
-        (Watched::new(&ours, Who::Worker).await?, Watched::new(&theirs, Who::Bare).await?);
+    let (mut worker, mut bare) = (
+        Watched::new(&ours, Claimant::Worker).await?,
+        Watched::new(&theirs, Claimant::Bare).await?,
+    );
     let (mut of_worker, mut of_bare) = (Vec::new(), Vec::new());
     for number in 0..count {
         of_bare.push(millis(bare.claim(&theirs, number).await?));
@@ -217,14 +219,14 @@ async fn latencies(services: &Services, count: usize, report: &mut Report) -> an
 
 /// Publishes starts and watches their runs.
 struct Watched {
-    who: Who,
+    who: Claimant,
     channel: lapin::Channel,
     owners: Changes,
     _store: Etcd,
 }
 
 impl Watched {
-    async fn new(cluster: &Cluster, who: Who) -> anyhow::Result<Self> {
+    async fn new(cluster: &Cluster, who: Claimant) -> anyhow::Result<Self> {
         let store = cluster.store().await?;
         let owners = cluster.watch(&store, names::OWNERS).await?;
         Ok(Self { who, channel: bare::confirming(cluster).await?, owners, _store: store })

@@ -19,7 +19,7 @@ use serde_json::json;
 use crate::bare;
 use crate::cluster::{Cluster, in_time, new_node, removals};
 use crate::report::{Floor, Goal, Report, median, to_f64};
-use crate::rest::{self, Rest};
+use crate::rest::{self, EngineClient};
 
 const PART: &str = "b";
 /// Has the lines as a file, so that producing them costs the step nothing.
@@ -57,7 +57,7 @@ pub(crate) async fn measure(
 ) -> anyhow::Result<()> {
     let cluster = Cluster::new(services).await;
     let url = services.get("CONTAINER_ENGINE_URL");
-    let mut rest = Rest::connect(url).await?;
+    let mut rest = EngineClient::connect(url).await?;
     make_image(&mut rest, services.get("BOB_TEST_IMAGE"), size).await?;
     bare::declare(&bare::confirming(&cluster).await?).await?;
     let worker = cluster.worker(1, Arc::new(Podman::connect(Options::new(url))?)).await?;
@@ -82,7 +82,7 @@ pub(crate) async fn measure(
     Ok(())
 }
 
-async fn make_image(rest: &mut Rest, base: &str, size: Size) -> anyhow::Result<()> {
+async fn make_image(rest: &mut EngineClient, base: &str, size: Size) -> anyhow::Result<()> {
     let dots = ".".repeat(size.bytes.saturating_sub(11));
     let script = format!(
         "awk 'BEGIN {{ for (i = 0; i < {}; i++) printf \"%09d {dots}\\n\", i }}' >/lines",
@@ -96,7 +96,7 @@ async fn make_image(rest: &mut Rest, base: &str, size: Size) -> anyhow::Result<(
 }
 
 /// Seconds from the start of the container to the last confirm.
-async fn floor(cluster: &Cluster, rest: &mut Rest, size: Size) -> anyhow::Result<f64> {
+async fn floor(cluster: &Cluster, rest: &mut EngineClient, size: Size) -> anyhow::Result<f64> {
     let channel = bare::confirming(cluster).await?;
     let container = rest.create(IMAGE, SHOW).await?;
     let mut attached = rest.attach(&container).await?;

@@ -24,7 +24,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail};
 use integration_tests::services::{BROKER, ENGINE, Management, STORE, Services};
-use protocol::time::Stamp;
+use protocol::time::Timestamp;
 use runner::host::Linux;
 use runner::ports::Host as _;
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ use crate::lines::Size as Lines;
 use crate::mask::Size as Masked;
 use crate::peers::Peers;
 use crate::report::Report;
-use crate::rest::Rest;
+use crate::rest::EngineClient;
 use crate::steps::Chain;
 
 const HELP: &str = "\
@@ -208,7 +208,7 @@ async fn measure(plan: &Plan, services: &Services, report: &mut Report) -> anyho
 
 /// The environment of the measurement.
 async fn about(services: &Services) -> anyhow::Result<Value> {
-    let mut engine = Rest::connect(services.get("CONTAINER_ENGINE_URL")).await?;
+    let mut engine = EngineClient::connect(services.get("CONTAINER_ENGINE_URL")).await?;
     let podman = engine.call(hyper::Method::GET, "/version", None).await?;
     let broker = Management::of(services).get("overview").await;
     let url = services.etcd().urls.into_iter().next().context("etcd's address")?;
@@ -224,7 +224,7 @@ async fn about(services: &Services) -> anyhow::Result<Value> {
 
 fn here() -> Value {
     json!({
-        "at": Stamp::from(Linux::default().now()),
+        "at": Timestamp::from(Linux::default().now()),
         "build": if cfg!(debug_assertions) { "debug" } else { "release" },
         "cpus": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
     })
@@ -233,7 +233,7 @@ fn here() -> Value {
 fn write(report: &Value) -> anyhow::Result<String> {
     let directory = Path::new("bench-results");
     std::fs::create_dir_all(directory)?;
-    let at = Stamp::from(Linux::default().now()).to_string().replace(':', "-");
+    let at = Timestamp::from(Linux::default().now()).to_string().replace(':', "-");
     let file = directory.join(format!("{at}.json"));
     std::fs::write(&file, serde_json::to_vec_pretty(report)?)?;
     Ok(file.display().to_string())

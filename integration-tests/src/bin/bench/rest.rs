@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 const PREFIX: &str = "/v4.0.0/libpod";
 
 /// A connection to the engine.
-pub(crate) struct Rest {
+pub(crate) struct EngineClient {
     socket: PathBuf,
     sender: SendRequest<Full<Bytes>>,
 }
@@ -29,7 +29,7 @@ pub(crate) struct Rest {
 /// The header of an output frame: stream, zeros, length.
 const FRAME_HEAD: usize = 8;
 
-impl Rest {
+impl EngineClient {
     pub(crate) async fn connect(url: &str) -> anyhow::Result<Self> {
         let socket = url.strip_prefix("unix://").context("the bench needs the engine's socket")?;
         let stream = UnixStream::connect(socket).await.with_context(|| socket.to_owned())?;

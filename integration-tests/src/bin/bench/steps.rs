@@ -21,7 +21,7 @@ use serde_json::json;
 use crate::cluster::{Cluster, in_time, new_node, removals};
 use crate::peers::Peers;
 use crate::report::{Floor, Goal, Report, median, millis};
-use crate::rest::Rest;
+use crate::rest::EngineClient;
 
 const PART: &str = "a";
 const TRIVIAL: &[&str] = &["true"];
@@ -160,7 +160,7 @@ impl Bench {
 
     /// The calls that the steps need, in sequence.
     async fn floor(&self, steps: usize) -> anyhow::Result<Duration> {
-        let mut rest = Rest::connect(&self.url).await?;
+        let mut rest = EngineClient::connect(&self.url).await?;
         let (mut image, mut made) = (self.image.clone(), Vec::new());
         let begun = Instant::now();
         for step in 0..steps {

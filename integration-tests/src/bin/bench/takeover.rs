@@ -33,7 +33,7 @@ const HELD_STEP: &str = "2";
 
 /// How a worker ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
+enum WorkerEnd {
     /// SIGKILL.
     Killed,
     /// SIGTERM, without time for running steps to end.
@@ -67,7 +67,7 @@ pub(crate) async fn measure(
         rig.start().await?;
     }
     let (killed, asked) =
-        (rig.rounds(Way::Killed, rounds).await?, rig.rounds(Way::Asked, rounds).await?);
+        (rig.rounds(WorkerEnd::Killed, rounds).await?, rig.rounds(WorkerEnd::Asked, rounds).await?);
     let gaps = |costs: &[Cost]| costs.iter().map(|cost| millis(cost.gap)).collect::<Vec<_>>();
     let (of_killed, of_asked) = (gaps(&killed), gaps(&asked));
     let bound = millis(Duration::from_secs(LEASE_SECONDS + BEYOND_SECONDS));
@@ -123,7 +123,7 @@ impl Rig<'_> {
         Ok(())
     }
 
-    async fn rounds(&mut self, way: Way, rounds: usize) -> anyhow::Result<Vec<Cost>> {
+    async fn rounds(&mut self, way: WorkerEnd, rounds: usize) -> anyhow::Result<Vec<Cost>> {
         let mut costs = Vec::new();
         for round in 0..rounds {
             costs.push(self.round(way, round).await?);
@@ -133,11 +133,11 @@ impl Rig<'_> {
     }
 
     /// One run that changes its owner once.
-    async fn round(&mut self, way: Way, round: usize) -> anyhow::Result<Cost> {
+    async fn round(&mut self, way: WorkerEnd, round: usize) -> anyhow::Result<Cost> {
         let run = self.cluster.run(&format!("{way:?}-{round}").to_lowercase())?;
         let steps: Vec<Vec<&str>> = STEPS.iter().map(|words| words.to_vec()).collect();
         let image = self.cluster.services.get("BOB_TEST_IMAGE");
-        let mut told = Told::new(self.cluster, run.clone()).await?;
+        let mut told = RunEvents::new(self.cluster, run.clone()).await?;
         self.queue.publish(Route::Jobs, self.cluster.start(&run, image, &steps)).await?;
         let held = |event: &Event| {
             matches!(event.reason, Reason::StepStarted { .. })
@@ -149,7 +149,7 @@ impl Rig<'_> {
         let at = self.servers.iter().position(|server| server.pid == owner);
         let server = self.servers.swap_remove(at.context("another server owns it")?);
         let signalled = Instant::now();
-        server.signal(if way == Way::Killed { Signal::KILL } else { Signal::TERM })?;
+        server.signal(if way == WorkerEnd::Killed { Signal::KILL } else { Signal::TERM })?;
         let mut repeated = 0;
         told.until("another goes on", |event| event.epoch > epoch).await?;
         let gap = signalled.elapsed();
@@ -162,7 +162,7 @@ impl Rig<'_> {
             })
             .await?;
         ensure!(matches!(ended.reason, Reason::PipelineSuccessful), "it ended {ended:?}");
-        if way == Way::Asked {
+        if way == WorkerEnd::Asked {
             server.ended().await?;
         }
         Ok(Cost { gap, repeated })
@@ -185,12 +185,12 @@ impl Rig<'_> {
 }
 
 /// The events of one run.
-struct Told {
+struct RunEvents {
     run: RunId,
     stream: BoxStream<'static, Result<Published, runner::ports::EventsError>>,
 }
 
-impl Told {
+impl RunEvents {
     async fn new(cluster: &Cluster, run: RunId) -> anyhow::Result<Self> {
         Ok(Self { run, stream: cluster.events().await?.follow(Position::Next).await? })
     }

@@ -52,7 +52,7 @@ pub(crate) struct Change {
 
 /// A run's record as read at some time.
 #[derive(Debug, Clone)]
-pub(crate) struct Found {
+pub(crate) struct ReadRecord {
     pub(crate) revision: i64,
     pub(crate) record: RunRecord,
 }
@@ -70,7 +70,7 @@ pub(crate) struct Begun {
     /// The end of its last process, in the same order.
     pub(crate) ended: Option<u64>,
     /// The record, read after its start. `None` if the store did not answer.
-    pub(crate) found: Option<Found>,
+    pub(crate) found: Option<ReadRecord>,
 }
 
 /// An injected fault.
@@ -85,7 +85,7 @@ pub(crate) struct Injected {
 
 /// All facts of a history.
 #[derive(Debug, Default)]
-pub(crate) struct Facts {
+pub(crate) struct HistoryFacts {
     pub(crate) plans: Vec<Plan>,
     pub(crate) changes: Vec<Change>,
     pub(crate) told: Vec<Event>,

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-use crate::facts::{Change, Found, now};
+use crate::facts::{Change, ReadRecord, now};
 
 /// The timeout of a request. The contacted member can be down.
 const CALL: Duration = Duration::from_secs(3);
@@ -44,7 +44,7 @@ impl Records {
     }
 
     /// A run's current record. `None` if no member answers.
-    pub(crate) async fn of(&self, run: &protocol::id::RunId) -> Option<Found> {
+    pub(crate) async fn of(&self, run: &protocol::id::RunId) -> Option<ReadRecord> {
         for url in self.urls.iter().cycle().take(TRIES) {
             let reading = tokio::time::timeout(CALL, read(url, &names::run_key(run))).await;
             if let Ok(Ok(found)) = reading {
@@ -86,16 +86,16 @@ impl Records {
     }
 }
 
-async fn read(url: &str, key: &str) -> anyhow::Result<Option<Found>> {
+async fn read(url: &str, key: &str) -> anyhow::Result<Option<ReadRecord>> {
     let got = client(url).await?.get(key, None).await?;
     let Some(entry) = got.kvs().first() else { return Ok(None) };
     let record = serde_json::from_slice(entry.value())?;
-    Ok(Some(Found { revision: entry.mod_revision(), record }))
+    Ok(Some(ReadRecord { revision: entry.mod_revision(), record }))
 }
 
 /// The changes seen so far.
 #[derive(Debug, Default)]
-pub(crate) struct Seen {
+pub(crate) struct SeenChanges {
     changes: Vec<Change>,
     /// The current values.
     live: BTreeMap<String, Vec<u8>>,
@@ -104,7 +104,7 @@ pub(crate) struct Seen {
     revision: i64,
 }
 
-impl Seen {
+impl SeenChanges {
     fn take(&mut self, change: Change) {
         self.revision = change.revision;
         match &change.value {
@@ -149,18 +149,18 @@ fn is_ended(record: &[u8]) -> bool {
 #[derive(Debug)]
 pub(crate) struct Recorder {
     records: Records,
-    seen: Arc<Mutex<Seen>>,
+    seen: Arc<Mutex<SeenChanges>>,
     changed: watch::Sender<()>,
     task: JoinHandle<()>,
 }
 
-fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
+fn lock(seen: &Mutex<SeenChanges>) -> MutexGuard<'_, SeenChanges> {
     seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Recorder {
     pub(crate) fn start(records: Records) -> Self {
-        let seen: Arc<Mutex<Seen>> = Arc::default();
+        let seen: Arc<Mutex<SeenChanges>> = Arc::default();
         let changed = watch::Sender::new(());
         let task = TaskTracker::new().spawn(record(
             records.urls.clone(),
@@ -171,14 +171,18 @@ impl Recorder {
     }
 
     /// Waits until `holds` is true for the changes seen. `false` after the timeout.
-    pub(crate) async fn until(&self, within: Duration, holds: impl Fn(&Seen) -> bool) -> bool {
+    pub(crate) async fn until(
+        &self,
+        within: Duration,
+        holds: impl Fn(&SeenChanges) -> bool,
+    ) -> bool {
         let mut changed = self.changed.subscribe();
         let waiting = changed.wait_for(|()| holds(&lock(&self.seen)));
         tokio::time::timeout(within, waiting).await.is_ok()
     }
 
     /// Reads the changes seen so far.
-    pub(crate) fn look<T>(&self, at: impl FnOnce(&Seen) -> T) -> T {
+    pub(crate) fn look<T>(&self, at: impl FnOnce(&SeenChanges) -> T) -> T {
         at(&lock(&self.seen))
     }
 
@@ -198,7 +202,7 @@ impl Drop for Recorder {
     }
 }
 
-async fn record(urls: Vec<String>, seen: Arc<Mutex<Seen>>, changed: watch::Sender<()>) {
+async fn record(urls: Vec<String>, seen: Arc<Mutex<SeenChanges>>, changed: watch::Sender<()>) {
     for url in urls.iter().cycle() {
         // If a member is down or has no leader, continue with the next one.
         drop(follow(url, &seen, &changed).await);
@@ -206,7 +210,11 @@ async fn record(urls: Vec<String>, seen: Arc<Mutex<Seen>>, changed: watch::Sende
     }
 }
 
-async fn follow(url: &str, seen: &Mutex<Seen>, changed: &watch::Sender<()>) -> anyhow::Result<()> {
+async fn follow(
+    url: &str,
+    seen: &Mutex<SeenChanges>,
+    changed: &watch::Sender<()>,
+) -> anyhow::Result<()> {
     let from = lock(seen).revision + 1;
     let options = WatchOptions::new().with_prefix().with_start_revision(from);
     let mut client = client(url).await?;

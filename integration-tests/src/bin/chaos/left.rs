@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::broker::Address;
 use crate::cluster::{CHECKPOINTS, Cluster, WORKERS};
-use crate::facts::Facts;
+use crate::facts::HistoryFacts;
 use crate::history::Recorder;
 use crate::journal::Journal;
 use crate::nemesis::Log;
@@ -27,7 +27,7 @@ pub(crate) async fn settle(
     journal: &Journal,
     address: &Address,
     log: &Log,
-    facts: &mut Facts,
+    facts: &mut HistoryFacts,
 ) -> anyhow::Result<()> {
     let published = facts.plans.len();
     let at_rest = recorder

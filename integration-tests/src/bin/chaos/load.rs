@@ -23,7 +23,7 @@ const ENGINE: &str =
 
 /// What a step does after it has reported its start.
 #[derive(Debug, Clone, Copy)]
-enum Work {
+enum StepWork {
     /// Sleeps for a while.
     Sleep,
     /// Writes lines for a while.
@@ -60,7 +60,7 @@ pub(crate) struct Size {
 }
 
 /// Draws runs.
-pub(crate) struct Draw {
+pub(crate) struct RunDraw {
     random: StdRng,
     is_gentle: bool,
     tag: String,
@@ -69,7 +69,7 @@ pub(crate) struct Draw {
     url: String,
 }
 
-impl Draw {
+impl RunDraw {
     pub(crate) fn new(size: &Size, image: &str, url: String) -> Self {
         Self {
             random: StdRng::seed_from_u64(size.seed),
@@ -88,7 +88,7 @@ impl Draw {
         let fails = !self.is_gentle && self.random.random_bool(0.12);
         let steps: Vec<Value> = (0..count)
             .map(|step| {
-                let work = if fails && step == count - 1 { Work::Fails } else { self.work() };
+                let work = if fails && step == count - 1 { StepWork::Fails } else { self.work() };
                 self.step(run.as_str(), step, step == count - 1, work)
             })
             .collect();
@@ -111,28 +111,30 @@ impl Draw {
         Duration::from_millis(self.random.random_range(from..to))
     }
 
-    fn work(&mut self) -> Work {
+    fn work(&mut self) -> StepWork {
         let all = [
-            Work::Sleep,
-            Work::Sleep,
-            Work::Sleep,
-            Work::Lines,
-            Work::Lines,
-            Work::Stubborn,
-            Work::Flaky,
+            StepWork::Sleep,
+            StepWork::Sleep,
+            StepWork::Sleep,
+            StepWork::Lines,
+            StepWork::Lines,
+            StepWork::Stubborn,
+            StepWork::Flaky,
         ];
-        all.choose(&mut self.random).copied().unwrap_or(Work::Sleep)
+        all.choose(&mut self.random).copied().unwrap_or(StepWork::Sleep)
     }
 
     /// A step. It reports its start and continues when that is confirmed. It leaves its number in a
     /// file, and the last step prints all of them.
-    fn step(&mut self, run: &str, step: usize, is_last: bool, work: Work) -> Value {
+    fn step(&mut self, run: &str, step: usize, is_last: bool, work: StepWork) -> Value {
         let url = self.url.clone();
-        let says = if matches!(work, Work::Flaky) { "flaky" } else { "begin" };
+        let says = if matches!(work, StepWork::Flaky) { "flaky" } else { "begin" };
         let does = match work {
-            Work::Sleep | Work::Flaky | Work::Fails => format!("sleep {}", self.sleep(2500)),
-            Work::Stubborn => format!("trap '' TERM; sleep {}", self.sleep(4000)),
-            Work::Lines => {
+            StepWork::Sleep | StepWork::Flaky | StepWork::Fails => {
+                format!("sleep {}", self.sleep(2500))
+            }
+            StepWork::Stubborn => format!("trap '' TERM; sleep {}", self.sleep(4000)),
+            StepWork::Lines => {
                 let count = self.random.random_range(5..60);
                 let sleep = self.sleep(120);
                 format!(
@@ -142,7 +144,7 @@ impl Draw {
             }
         };
         let tells = if is_last { "; echo did $(cat /did)" } else { "" };
-        let ends = if matches!(work, Work::Fails) { "; exit 7" } else { "" };
+        let ends = if matches!(work, StepWork::Fails) { "; exit 7" } else { "" };
         let line = format!(
             "t=$(cat /proc/sys/kernel/random/uuid)/$({ENGINE}); \
              wget -q -O /dev/null {url}/hold/{run}/{step}/$t >/dev/null 2>&1 & \
@@ -150,7 +152,7 @@ impl Draw {
              echo {step} >> /did; {does}{tells}{ends}"
         );
         let mut made = json!({ "cmd": ["sh", "-c", line] });
-        if matches!(work, Work::Flaky) {
+        if matches!(work, StepWork::Flaky) {
             made["retry"] = json!({ "attempts": 3, "delay": "200ms" });
         }
         made
@@ -165,7 +167,7 @@ impl Draw {
 /// the published runs.
 pub(crate) async fn publish(
     size: &Size,
-    draw: &mut Draw,
+    draw: &mut RunDraw,
     publisher: &Arc<Publisher>,
     recorder: &Recorder,
     stop: &CancellationToken,

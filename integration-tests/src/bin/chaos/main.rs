@@ -27,10 +27,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::broker::{Address, Publisher};
 use crate::cluster::{Cluster, MAX_LOSSES, SLOTS, WORKERS};
-use crate::facts::{Facts, now};
+use crate::facts::{HistoryFacts, now};
 use crate::history::{Recorder, Records};
 use crate::journal::Journal;
-use crate::load::{Draw, Size};
+use crate::load::{RunDraw, Size};
 use crate::nemesis::{Log, Nemesis};
 
 const HELP: &str = "\
@@ -113,7 +113,7 @@ fn kinds_of(words: &str) -> anyhow::Result<Vec<&'static str>> {
 
 #[expect(clippy::print_stderr, reason = "progress, where there is no log")]
 pub(crate) fn say(what: &str) {
-    eprintln!("{}  {what}", protocol::time::Stamp::from(now()));
+    eprintln!("{}  {what}", protocol::time::Timestamp::from(now()));
 }
 
 #[tokio::main]
@@ -138,7 +138,7 @@ async fn main() -> anyhow::Result<ExitCode> {
 }
 
 /// Plays a whole history and returns the facts.
-async fn history(plan: &Plan) -> anyhow::Result<Facts> {
+async fn history(plan: &Plan) -> anyhow::Result<HistoryFacts> {
     let engines = plan.engines;
     say(&format!("starting RabbitMQ, three members of etcd, and podman ({engines})"));
     let drain_seconds = if plan.rolling { 8 } else { 3 };
@@ -154,7 +154,7 @@ async fn history(plan: &Plan) -> anyhow::Result<Facts> {
     played
 }
 
-async fn play(plan: &Plan, cluster: &Arc<Cluster>) -> anyhow::Result<Facts> {
+async fn play(plan: &Plan, cluster: &Arc<Cluster>) -> anyhow::Result<HistoryFacts> {
     let records = Records::new(cluster.etcd_urls());
     let recorder = Recorder::start(records.clone());
     let journal = Journal::start(records.clone()).await?;
@@ -173,7 +173,7 @@ async fn play(plan: &Plan, cluster: &Arc<Cluster>) -> anyhow::Result<Facts> {
         open: WORKERS * SLOTS + SLOTS,
         is_gentle: plan.rolling,
     };
-    let mut draw = Draw::new(&size, cluster.image(), journal.url());
+    let mut draw = RunDraw::new(&size, cluster.image(), journal.url());
     let publisher = Arc::new(Publisher::new(address.clone()));
     let log = Arc::new(Log::default());
     let stop = CancellationToken::new();
@@ -202,11 +202,11 @@ async fn play(plan: &Plan, cluster: &Arc<Cluster>) -> anyhow::Result<Facts> {
     let telling = tell_progress(&recorder, &stop);
     let (vexed, plans, ()) = tokio::join!(vexing, loading, telling);
     vexed?;
-    let mut facts = Facts {
+    let mut facts = HistoryFacts {
         plans: plans?,
         max_losses: MAX_LOSSES,
         is_gentle: plan.rolling,
-        ..Facts::default()
+        ..HistoryFacts::default()
     };
     say(&format!("{} runs were started, and all is well again", facts.plans.len()));
     left::settle(cluster, &recorder, &journal, &address, &log, &mut facts).await?;
@@ -220,6 +220,6 @@ async fn tell_progress(recorder: &Recorder, stop: &CancellationToken) {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(Duration::from_secs(15)) => {}
         }
-        say(&format!("{} runs have ended", recorder.look(history::Seen::ended)));
+        say(&format!("{} runs have ended", recorder.look(history::SeenChanges::ended)));
     }
 }

@@ -8,8 +8,8 @@ use protocol::names;
 use protocol::run::NodeEntry;
 use protocol::time::Millis;
 
-use crate::check::{self, Owner, Story};
-use crate::facts::{Facts, Outcome, seconds};
+use crate::check::{self, Owner, RunHistory};
+use crate::facts::{HistoryFacts, Outcome, seconds};
 
 /// The maximum number of items shown of a list.
 const MOST: usize = 60;
@@ -21,7 +21,7 @@ fn row(table: &mut String, what: &str, value: &str) {
 }
 
 /// The whole report.
-pub(crate) fn table(facts: &Facts, seed: u64, wrong: &[String]) -> String {
+pub(crate) fn table(facts: &HistoryFacts, seed: u64, wrong: &[String]) -> String {
     let mut table = String::new();
     row(&mut table, "seed", &seed.to_string());
     faults(facts, &mut table);
@@ -55,12 +55,12 @@ fn counted<'a>(words: impl Iterator<Item = &'a str>) -> String {
     if counts.is_empty() { "none".to_owned() } else { counts.join(", ") }
 }
 
-fn faults(facts: &Facts, table: &mut String) {
+fn faults(facts: &HistoryFacts, table: &mut String) {
     let kinds = facts.injected.iter().map(|fault| fault.kind);
     row(table, &format!("faults injected: {}", facts.injected.len()), &counted(kinds));
 }
 
-fn endings(stories: &[Story<'_>], table: &mut String) {
+fn endings(stories: &[RunHistory<'_>], table: &mut String) {
     let endings: Vec<String> = stories
         .iter()
         .map(|story| match story.end() {
@@ -79,7 +79,7 @@ fn endings(stories: &[Story<'_>], table: &mut String) {
 }
 
 /// How runs changed owners, and how long that took.
-fn takeovers(facts: &Facts, stories: &[Story<'_>], table: &mut String) {
+fn takeovers(facts: &HistoryFacts, stories: &[RunHistory<'_>], table: &mut String) {
     let pids = pids(facts);
     let (mut lost, mut handed) = (Vec::new(), 0);
     let mut total = 0;
@@ -112,7 +112,7 @@ fn takeovers(facts: &Facts, stories: &[Story<'_>], table: &mut String) {
 }
 
 /// An owner's reason for resuming the run, and its time.
-fn resumed<'a>(story: &Story<'a>, owner: &Owner) -> Option<(&'a str, Millis)> {
+fn resumed<'a>(story: &RunHistory<'a>, owner: &Owner) -> Option<(&'a str, Millis)> {
     let mut told = story.told.iter();
     told.find_map(|told| {
         let is_of_owner = told.epoch.map(|epoch| epoch.0) == Some(owner.epoch);
@@ -122,7 +122,7 @@ fn resumed<'a>(story: &Story<'a>, owner: &Owner) -> Option<(&'a str, Millis)> {
 }
 
 /// The process ids of the nodes.
-fn pids(facts: &Facts) -> BTreeMap<String, u32> {
+fn pids(facts: &HistoryFacts) -> BTreeMap<String, u32> {
     let nodes = facts.changes.iter().filter(|change| change.key.starts_with(names::NODES));
     nodes
         .filter_map(|change| {
@@ -134,7 +134,7 @@ fn pids(facts: &Facts) -> BTreeMap<String, u32> {
 
 /// The time of the last fault of an owner before a time.
 fn hit(
-    facts: &Facts,
+    facts: &HistoryFacts,
     pids: &BTreeMap<String, u32>,
     owner: &Owner,
     before: Millis,

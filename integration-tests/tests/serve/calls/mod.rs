@@ -11,7 +11,7 @@ mod sshd;
 
 use serde_json::{Value, json};
 
-use crate::place::Place;
+use crate::place::TestEnv;
 use crate::reader;
 use rows::{TASK, invoice, of_proxmox, pve, with_account};
 use server::{Reply, Server};
@@ -25,7 +25,7 @@ struct Ran {
 }
 
 impl Ran {
-    async fn file(place: &Place, jobs: &str) -> Self {
+    async fn file(place: &TestEnv, jobs: &str) -> Self {
         place.write("calls.yml", jobs);
         let run = place.submit("calls.yml").await;
         let record = place.keys.settled(&run).await;
@@ -66,7 +66,7 @@ fn job(name: &str, executor: &str, kind: &str, product: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a14_a_worker_runs_jobs_on_another_host_and_they_end_as_they_do_there() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let Some(host) = sshd::Server::start() else { return };
     let product = |commands: Value| {
         let mut product = host.with();
@@ -97,8 +97,8 @@ async fn a14_a_worker_runs_jobs_on_another_host_and_they_end_as_they_do_there() 
 }
 
 /// The requests that a service received, without polls.
-fn acts(server: &Server) -> Vec<server::Seen> {
-    let is_look = |seen: &server::Seen| {
+fn acts(server: &Server) -> Vec<server::ReceivedRequest> {
+    let is_look = |seen: &server::ReceivedRequest| {
         seen.path.contains("/tasks/") || seen.path.ends_with("/agent/exec-status")
     };
     server.seen().into_iter().filter(|seen| !is_look(seen)).collect()
@@ -106,7 +106,7 @@ fn acts(server: &Server) -> Vec<server::Seen> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a15_a_worker_sends_the_real_call_of_each_shortcut_with_the_token() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let served = Server::start(|seen, _| Reply::json(200, &pve(seen))).await;
     let worker = place.serve(&[CALLS]).await;
     let mut sent = 0;
@@ -148,7 +148,7 @@ async fn a15_a_worker_sends_the_real_call_of_each_shortcut_with_the_token() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a15_a_machine_that_is_refused_fails_its_job_and_those_after_it_are_run() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let served = Server::start(|seen, _| match seen.method.as_str() {
         "POST" => Reply::Reason("500 VM 101 is locked"),
         _ => Reply::json(200, &pve(seen)),
@@ -170,7 +170,7 @@ async fn a15_a_machine_that_is_refused_fails_its_job_and_those_after_it_are_run(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a16_a_worker_sends_a_call_that_is_written_out_with_what_another_job_found() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let served = Server::start(|seen, _| Reply::json(200, &pve(seen))).await;
     let worker = place.serve(&[CALLS]).await;
     let call = |name: &str, more: &str| {
@@ -184,7 +184,7 @@ async fn a16_a_worker_sends_a_call_that_is_written_out_with_what_another_job_fou
         + &call("posts", "api_command: status/reboot");
     Ran::file(&place, &jobs).await.data();
     let seen = acts(&served);
-    let lines: Vec<String> = seen.iter().map(server::Seen::line).collect();
+    let lines: Vec<String> = seen.iter().map(server::ReceivedRequest::line).collect();
     let sent = ["GET /status/current", "PUT /config", "POST /status/reboot"];
     assert_eq!(lines, sent.map(|line| line.replace(" /", " /api2/json/nodes/pve1/lxc/7/")));
     assert_eq!(seen[1].json(), json!({ "description": "was running", "cores": 4 }));
@@ -193,7 +193,7 @@ async fn a16_a_worker_sends_a_call_that_is_written_out_with_what_another_job_fou
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a17_a_worker_sends_the_call_of_each_action_of_sevdesk() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let answer = json!({ "objects": [{ "id": "4711", "status": "200" }] });
     let pdf = json!({ "objects": { "filename": "a.pdf", "content": "JVBERi0xLjc=" } });
     let served = Server::start(move |seen, _| {
@@ -228,7 +228,7 @@ async fn a17_a_worker_sends_the_call_of_each_action_of_sevdesk() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a18_a_worker_makes_and_cancels_an_invoice_at_lexware() {
-    let Some(place) = Place::new().await else { return };
+    let Some(place) = TestEnv::new().await else { return };
     let served = Server::start(|seen, _| match (seen.method.as_str(), seen.path.as_str()) {
         ("GET", _) => Reply::json(200, &invoice()),
         (_, "/v1/invoices") => Reply::json(201, &json!({ "id": "e9066f04" })),

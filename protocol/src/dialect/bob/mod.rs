@@ -163,7 +163,7 @@ impl Reader {
         } else {
             fields.get("image")?
         };
-        self.ruled(&field, rules::image)
+        self.checked_text(&field, rules::image)
     }
 
     fn admission(&mut self, field: &Field<'_>) -> Option<Admission> {
@@ -226,9 +226,9 @@ impl Reader {
             let Some(fields) = self.map(&item, &RESOURCE) else {
                 continue;
             };
-            let name = self
-                .required(&fields, "name", "what steps call it")
-                .and_then(|field| self.ruled(&field, rules::file_name).map(|name| (field, name)));
+            let name = self.required(&fields, "name", "what steps call it").and_then(|field| {
+                self.checked_text(&field, rules::file_name).map(|name| (field, name))
+            });
             if let Some((field, name)) = &name
                 && let Some(first) = declared.insert(name.clone(), field.node.at)
             {

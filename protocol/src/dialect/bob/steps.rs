@@ -272,7 +272,7 @@ impl Reader {
             }),
             executor,
             secrets: self.optional(fields, "secrets", handover::secrets).unwrap_or_default(),
-            label: self.optional(fields, "label", |r, f| r.ruled(f, rules::file_name)),
+            label: self.optional(fields, "label", |r, f| r.checked_text(f, rules::file_name)),
             outputs: fields
                 .get("outputs")
                 .and_then(|field| handover::outputs(self, &field, has_job_dir))
@@ -437,10 +437,10 @@ impl Reader {
         let fields = self.map(field, &ARTIFACT)?;
         let name = self
             .required(&fields, "name", "what the store calls it")
-            .and_then(|field| self.ruled(&field, rules::file_name));
+            .and_then(|field| self.checked_text(&field, rules::file_name));
         let path = self
             .required(&fields, "path", "where it lies, relative to the step's working directory")
-            .and_then(|field| self.ruled(&field, rules::artifact_path));
+            .and_then(|field| self.checked_text(&field, rules::artifact_path));
         let store = self
             .required(&fields, "store", "a registered artifact store")
             .and_then(|field| self.parsed(&field));
@@ -453,7 +453,7 @@ impl Reader {
         let attempts = self
             .required(&fields, "attempts", "how often the step is run at most")
             .and_then(|field| self.count(&field, 1, 100));
-        let on = fields.get("on").map_or_else(|| Some(RetryOn::usual()), |f| self.retry_on(&f));
+        let on = fields.get("on").map_or_else(|| Some(RetryOn::defaults()), |f| self.retry_on(&f));
         let backoff = self.optional(&fields, "backoff", |r, field| r.word(field, &BACKOFFS));
         Some(Retry { attempts: attempts?, delay, on: on?, backoff: backoff.unwrap_or_default() })
     }

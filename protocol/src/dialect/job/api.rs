@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::product::{self, Key, Kind, Need, Product, names, plain};
+use super::product::{self, Key, Need, Product, ValueKind, names, plain};
 use crate::dialect::bob::rules;
 use crate::dialect::reader::{Field, Keys, Reader};
 
@@ -18,20 +18,20 @@ pub(super) struct Service {
 struct Action(&'static str, &'static [&'static str], &'static [&'static str]);
 
 const SEVDESK_KEYS: [Key; 13] = [
-    Key("type", Kind::Text(plain), Need::May),
-    Key("api_token", Kind::Secret, Need::Must("the token of the account")),
-    Key("base_url", Kind::Url, Need::May),
-    Key("invoice_data", Kind::Map, Need::May),
-    Key("invoice_id", Kind::Number, Need::May),
-    Key("contact_id", Kind::Number, Need::May),
-    Key("contact_data", Kind::Map, Need::May),
-    Key("pdf_output", Kind::Text(rules::artifact_path), Need::May),
-    Key("to_email", Kind::Text(plain), Need::May),
-    Key("subject", Kind::Text(plain), Need::May),
-    Key("text", Kind::Text(any), Need::May),
-    Key("filter", Kind::Map, Need::May),
+    Key("type", ValueKind::Text(plain), Need::May),
+    Key("api_token", ValueKind::Secret, Need::Must("the token of the account")),
+    Key("base_url", ValueKind::Url, Need::May),
+    Key("invoice_data", ValueKind::Map, Need::May),
+    Key("invoice_id", ValueKind::Number, Need::May),
+    Key("contact_id", ValueKind::Number, Need::May),
+    Key("contact_data", ValueKind::Map, Need::May),
+    Key("pdf_output", ValueKind::Text(rules::artifact_path), Need::May),
+    Key("to_email", ValueKind::Text(plain), Need::May),
+    Key("subject", ValueKind::Text(plain), Need::May),
+    Key("text", ValueKind::Text(any), Need::May),
+    Key("filter", ValueKind::Map, Need::May),
     // Enables the calls of the original runner, which differ from sevDesk's documentation.
-    Key("compat", Kind::Switch, Need::May),
+    Key("compat", ValueKind::Switch, Need::May),
 ];
 
 pub(super) const SEVDESK: Service = Service {
@@ -56,13 +56,13 @@ pub(super) const SEVDESK: Service = Service {
 };
 
 const LEXWARE_KEYS: [Key; 7] = [
-    Key("type", Kind::Text(plain), Need::May),
-    Key("api_key", Kind::Secret, Need::Must("the key of the account")),
-    Key("base_url", Kind::Url, Need::May),
-    Key("customer_id", Kind::Number, Need::May),
-    Key("invoice_data", Kind::Map, Need::May),
-    Key("invoice_id", Kind::Number, Need::May),
-    Key("finalize", Kind::Switch, Need::May),
+    Key("type", ValueKind::Text(plain), Need::May),
+    Key("api_key", ValueKind::Secret, Need::Must("the key of the account")),
+    Key("base_url", ValueKind::Url, Need::May),
+    Key("customer_id", ValueKind::Number, Need::May),
+    Key("invoice_data", ValueKind::Map, Need::May),
+    Key("invoice_id", ValueKind::Number, Need::May),
+    Key("finalize", ValueKind::Switch, Need::May),
 ];
 
 pub(super) const LEXWARE: Service = Service {
@@ -128,7 +128,7 @@ pub(super) fn read(
     read.with.insert("action".to_owned(), (*action).into());
     // If the product names the action, the job's `type` is a label.
     if let (Some(_), Some(label)) = (&own, label)
-        && let Some(label) = reader.ruled(label, plain)
+        && let Some(label) = reader.checked_text(label, plain)
     {
         read.with.insert("label".to_owned(), label.into());
     }

@@ -40,13 +40,13 @@ const NAMELESS: &str = "job";
 
 /// The structure of a job file.
 #[derive(Debug, Clone, Copy)]
-enum Form {
+enum FileForm {
     One,
     List,
     Below,
 }
 
-impl Form {
+impl FileForm {
     fn of(root: &Node) -> Self {
         match &root.value {
             Value::List(_) => Self::List,
@@ -70,7 +70,7 @@ impl Form {
 /// Reads a file. `faults` are those already found in its text.
 pub(super) fn parse(file: Option<&str>, root: &Node, faults: Vec<Diagnostic>) -> Parsed {
     let mut reader = Reader::default();
-    let form = Form::of(root);
+    let form = FileForm::of(root);
     let dialect = Some(Dialect::Job);
     let pipeline = match pipeline(&mut reader, form, root, file) {
         Some(pipeline) if reader.is_clean() && faults.is_empty() => pipeline,
@@ -93,7 +93,7 @@ pub(super) fn parse(file: Option<&str>, root: &Node, faults: Vec<Diagnostic>) ->
 const PARTS: [(&str, &str); 1] = [("with", "product")];
 
 /// Maps a path in the model to the document: `steps[1].with.image` is `jobs[1].product.image`.
-fn in_document(form: Form, path: &str) -> String {
+fn in_document(form: FileForm, path: &str) -> String {
     let Some((position, rest)) = path.strip_prefix("steps[").and_then(|path| path.split_once(']'))
     else {
         return String::new();
@@ -111,12 +111,17 @@ fn in_document(form: Form, path: &str) -> String {
     way
 }
 
-fn pipeline(reader: &mut Reader, form: Form, root: &Node, file: Option<&str>) -> Option<Pipeline> {
+fn pipeline(
+    reader: &mut Reader,
+    form: FileForm,
+    root: &Node,
+    file: Option<&str>,
+) -> Option<Pipeline> {
     let document = Field::root(root);
     let items = match form {
-        Form::One => vec![document.clone()],
-        Form::List => reader.list(&document)?,
-        Form::Below => {
+        FileForm::One => vec![document.clone()],
+        FileForm::List => reader.list(&document)?,
+        FileForm::Below => {
             let fields = reader.map(&document, &FILE)?;
             let jobs = reader.required(&fields, "jobs", "a list of jobs")?;
             reader.list(&jobs)?
@@ -144,8 +149,8 @@ fn pipeline(reader: &mut Reader, form: Form, root: &Node, file: Option<&str>) ->
     let own = maps.first().and_then(|fields| fields.as_ref()?.get("id")?.node.scalar());
     let stem = file.map_or(NAMELESS, stem);
     let (group, name) = match (form, steps.first()) {
-        (Form::One, Some(step)) => (step::word(step.executor), own.unwrap_or(stem)),
-        (Form::One, None) | (Form::List | Form::Below, _) => (GROUP, stem),
+        (FileForm::One, Some(step)) => (step::word(step.executor), own.unwrap_or(stem)),
+        (FileForm::One, None) | (FileForm::List | FileForm::Below, _) => (GROUP, stem),
     };
     let id = reader.checked(&document, PipelineId::new(group, name))?;
     Some(chain(&id, steps))

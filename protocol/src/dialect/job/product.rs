@@ -15,7 +15,7 @@ type Rule = fn(&str) -> Option<&'static str>;
 
 /// The type of a value.
 #[derive(Clone, Copy)]
-pub(super) enum Kind {
+pub(super) enum ValueKind {
     /// A text that satisfies a rule.
     Text(Rule),
     /// The address of an API.
@@ -55,7 +55,7 @@ pub(super) enum Need {
 
 /// A key of a product.
 #[derive(Clone, Copy)]
-pub(super) struct Key(pub(super) &'static str, pub(super) Kind, pub(super) Need);
+pub(super) struct Key(pub(super) &'static str, pub(super) ValueKind, pub(super) Need);
 
 /// The keys of a product.
 pub(super) struct Product {
@@ -77,15 +77,19 @@ pub(super) const fn names<const N: usize>(keys: &[Key; N]) -> [&'static str; N] 
 }
 
 const DOCKER_KEYS: [Key; 9] = [
-    Key("image", Kind::Text(rules::image), Need::Must("the image that the container begins with")),
-    Key("entrypoint", Kind::Entrypoint, Need::May),
-    Key("before_script", Kind::Lines, Need::May),
-    Key("commands", Kind::Lines, Need::May),
-    Key("script", Kind::Lines, Need::May),
-    Key("namespace", Kind::Text(plain), Need::Usual("runner")),
-    Key("mounts", Kind::Mounts, Need::May),
-    Key("env", Kind::Vars, Need::May),
-    Key("tty", Kind::Switch, Need::May),
+    Key(
+        "image",
+        ValueKind::Text(rules::image),
+        Need::Must("the image that the container begins with"),
+    ),
+    Key("entrypoint", ValueKind::Entrypoint, Need::May),
+    Key("before_script", ValueKind::Lines, Need::May),
+    Key("commands", ValueKind::Lines, Need::May),
+    Key("script", ValueKind::Lines, Need::May),
+    Key("namespace", ValueKind::Text(plain), Need::Usual("runner")),
+    Key("mounts", ValueKind::Mounts, Need::May),
+    Key("env", ValueKind::Vars, Need::May),
+    Key("tty", ValueKind::Switch, Need::May),
 ];
 
 pub(super) const DOCKER: Product = Product {
@@ -102,9 +106,9 @@ pub(super) const DOCKER: Product = Product {
 };
 
 const LOCAL_KEYS: [Key; 3] = [
-    Key("before_script", Kind::Lines, Need::May),
-    Key("commands", Kind::Lines, Need::May),
-    Key(ProcessLimits::KEY, Kind::Limits, Need::May),
+    Key("before_script", ValueKind::Lines, Need::May),
+    Key("commands", ValueKind::Lines, Need::May),
+    Key(ProcessLimits::KEY, ValueKind::Limits, Need::May),
 ];
 
 /// Keys that belong to another executor.
@@ -122,9 +126,9 @@ pub(super) const LOCAL: Product = Product {
 };
 
 const CUSTOM_KEYS: [Key; 3] = [
-    Key("before_script", Kind::Lines, Need::May),
-    Key("script", Kind::Nested, Need::May),
-    Key(ProcessLimits::KEY, Kind::Limits, Need::May),
+    Key("before_script", ValueKind::Lines, Need::May),
+    Key("script", ValueKind::Nested, Need::May),
+    Key(ProcessLimits::KEY, ValueKind::Limits, Need::May),
 ];
 
 pub(super) const CUSTOM: Product = Product {
@@ -134,14 +138,14 @@ pub(super) const CUSTOM: Product = Product {
 };
 
 const SSH_KEYS: [Key; 8] = [
-    Key("host", Kind::Text(word), Need::Must("where the commands are run")),
-    Key("user", Kind::Text(word), Need::Usual("root")),
-    Key("port", Kind::Port, Need::May),
-    Key("keyfile", Kind::Text(plain), Need::May),
-    Key("known_hosts", Kind::Word(&["strict", "accept-new", "off"]), Need::May),
-    Key("known_hosts_file", Kind::Text(plain), Need::May),
-    Key("connect_timeout", Kind::Span, Need::May),
-    Key("commands", Kind::Lines, Need::May),
+    Key("host", ValueKind::Text(word), Need::Must("where the commands are run")),
+    Key("user", ValueKind::Text(word), Need::Usual("root")),
+    Key("port", ValueKind::Port, Need::May),
+    Key("keyfile", ValueKind::Text(plain), Need::May),
+    Key("known_hosts", ValueKind::Word(&["strict", "accept-new", "off"]), Need::May),
+    Key("known_hosts_file", ValueKind::Text(plain), Need::May),
+    Key("connect_timeout", ValueKind::Span, Need::May),
+    Key("commands", ValueKind::Lines, Need::May),
 ];
 
 pub(super) const SSH: Product = Product {
@@ -180,24 +184,24 @@ pub(super) fn read<'a>(
             continue;
         };
         match kind {
-            Kind::Lines | Kind::Nested => {
-                read.texts.extend(lines(reader, &found, matches!(kind, Kind::Nested)));
+            ValueKind::Lines | ValueKind::Nested => {
+                read.texts.extend(lines(reader, &found, matches!(kind, ValueKind::Nested)));
             }
-            Kind::Vars => {
+            ValueKind::Vars => {
                 read.vars = reader.scalars(&found, bad_variable).unwrap_or_default();
             }
-            Kind::Entrypoint => read.entrypoint = entrypoint(reader, &found),
-            Kind::Text(_)
-            | Kind::Url
-            | Kind::Word(_)
-            | Kind::Number
-            | Kind::Port
-            | Kind::Span
-            | Kind::Switch
-            | Kind::Secret
-            | Kind::Map
-            | Kind::Mounts
-            | Kind::Limits => {
+            ValueKind::Entrypoint => read.entrypoint = entrypoint(reader, &found),
+            ValueKind::Text(_)
+            | ValueKind::Url
+            | ValueKind::Word(_)
+            | ValueKind::Number
+            | ValueKind::Port
+            | ValueKind::Span
+            | ValueKind::Switch
+            | ValueKind::Secret
+            | ValueKind::Map
+            | ValueKind::Mounts
+            | ValueKind::Limits => {
                 if let Some(value) = value(reader, &found, *kind) {
                     read.with.insert((*name).to_owned(), value);
                 }
@@ -207,36 +211,36 @@ pub(super) fn read<'a>(
     Some(read)
 }
 
-fn value(reader: &mut Reader, field: &Field<'_>, kind: Kind) -> Option<Json> {
+fn value(reader: &mut Reader, field: &Field<'_>, kind: ValueKind) -> Option<Json> {
     match kind {
-        Kind::Text(rule) => reader.ruled(field, rule).map(Json::from),
-        Kind::Url => {
+        ValueKind::Text(rule) => reader.checked_text(field, rule).map(Json::from),
+        ValueKind::Url => {
             let url = url(reader, field)?;
             if url.is_empty() {
                 reader.fault(field, format!("{} is empty", field.name()), None);
             }
             Some(url.into())
         }
-        Kind::Word(words) => {
+        ValueKind::Word(words) => {
             let words: Vec<(&str, &str)> = words.iter().map(|word| (*word, *word)).collect();
             reader.word(field, &words).map(Json::from)
         }
-        Kind::Number => number(reader, field),
-        Kind::Port => reader.count(field, 1, u32::from(u16::MAX)).map(Json::from),
-        Kind::Span => serde_json::to_value(reader.span(field)?).ok(),
-        Kind::Switch => reader.switch(field).map(Json::from),
-        Kind::Secret => match token(reader, field)? {
+        ValueKind::Number => number(reader, field),
+        ValueKind::Port => reader.count(field, 1, u32::from(u16::MAX)).map(Json::from),
+        ValueKind::Span => serde_json::to_value(reader.span(field)?).ok(),
+        ValueKind::Switch => reader.switch(field).map(Json::from),
+        ValueKind::Secret => match token(reader, field)? {
             Token::Literal(text) if text.is_empty() => {
                 reader.fault(field, format!("{} is empty", field.name()), None);
                 None
             }
             token @ (Token::Literal(_) | Token::Named { .. }) => serde_json::to_value(token).ok(),
         },
-        Kind::Map => object(reader, field).map(Json::Object),
-        Kind::Mounts => container::mounts(reader, field),
-        Kind::Limits => limits(reader, field),
+        ValueKind::Map => object(reader, field).map(Json::Object),
+        ValueKind::Mounts => container::mounts(reader, field),
+        ValueKind::Limits => limits(reader, field),
         // Not values of `with`: the caller of `read` handles them.
-        Kind::Vars | Kind::Lines | Kind::Nested | Kind::Entrypoint => None,
+        ValueKind::Vars | ValueKind::Lines | ValueKind::Nested | ValueKind::Entrypoint => None,
     }
 }
 

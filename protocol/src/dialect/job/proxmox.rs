@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::product::{self, Key, Kind, Need, Product, Read, names, plain};
+use super::product::{self, Key, Need, Product, Read, ValueKind, names, plain};
 use crate::dialect::reader::{Field, Keys, Reader};
 use crate::dialect::tree::quoted;
 
@@ -53,27 +53,27 @@ const NO_SHORTCUT: [(&str, &str); 1] =
 const RENAMED: [(&str, &str, &str); 1] = [("lxc_clone", "name", "hostname")];
 
 /// Default parameters: shortcut, name, value.
-const USUAL: [(&str, &str, &str); 2] =
+const DEFAULT_POLL: [(&str, &str, &str); 2] =
     [("kvm_metrics", "timeframe", "hour"), ("lxc_metrics", "timeframe", "hour")];
 
 /// Calls whose default method is GET.
 const READING: [&str; 2] = ["status/current", "config"];
 
 const KEYS: [Key; 14] = [
-    Key("host", Kind::Url, Need::Must("the address, such as https://host:8006")),
-    Key("node", Kind::Text(part), Need::Must("the node of the cluster")),
-    Key("token_id", Kind::Text(token_id), Need::Must("such as user@realm!name")),
-    Key("token_secret", Kind::Secret, Need::Must("the secret of the token")),
-    Key("vmid", Kind::Number, Need::May),
-    Key("type", Kind::Word(&["qemu", "lxc"]), Need::May),
-    Key("api_command", Kind::Text(command), Need::May),
-    Key("api_method", Kind::Word(&["GET", "POST", "PUT", "DELETE"]), Need::May),
-    Key("params", Kind::Map, Need::May),
-    Key("ca_file", Kind::Text(plain), Need::May),
-    Key("fingerprint", Kind::Text(plain), Need::May),
-    Key("insecure", Kind::Switch, Need::May),
-    Key("wait", Kind::Switch, Need::May),
-    Key("wait_timeout", Kind::Span, Need::May),
+    Key("host", ValueKind::Url, Need::Must("the address, such as https://host:8006")),
+    Key("node", ValueKind::Text(part), Need::Must("the node of the cluster")),
+    Key("token_id", ValueKind::Text(token_id), Need::Must("such as user@realm!name")),
+    Key("token_secret", ValueKind::Secret, Need::Must("the secret of the token")),
+    Key("vmid", ValueKind::Number, Need::May),
+    Key("type", ValueKind::Word(&["qemu", "lxc"]), Need::May),
+    Key("api_command", ValueKind::Text(command), Need::May),
+    Key("api_method", ValueKind::Word(&["GET", "POST", "PUT", "DELETE"]), Need::May),
+    Key("params", ValueKind::Map, Need::May),
+    Key("ca_file", ValueKind::Text(plain), Need::May),
+    Key("fingerprint", ValueKind::Text(plain), Need::May),
+    Key("insecure", ValueKind::Switch, Need::May),
+    Key("wait", ValueKind::Switch, Need::May),
+    Key("wait_timeout", ValueKind::Span, Need::May),
 ];
 
 const PRODUCT: Product = Product {
@@ -94,7 +94,7 @@ pub(super) fn read(
 ) -> Option<Map<String, Json>> {
     let read = product::read(reader, field, &PRODUCT)?;
     let word = match label {
-        Some(label) => Some(reader.ruled(label, plain)?),
+        Some(label) => Some(reader.checked_text(label, plain)?),
         None => None,
     };
     let shortcut = word.as_ref().and_then(|word| SHORTCUTS.iter().find(|known| known.0 == *word));
@@ -166,7 +166,7 @@ fn short(
             params.insert((*own).to_owned(), value);
         }
     }
-    for (_, key, value) in USUAL.iter().filter(|(of, _, _)| of == name) {
+    for (_, key, value) in DEFAULT_POLL.iter().filter(|(of, _, _)| of == name) {
         params.entry(*key).or_insert_with(|| (*value).into());
     }
     // A machine that does not exist yet is not part of the path.
@@ -275,7 +275,7 @@ mod tests {
             assert!(["GET", "POST", "PUT", "DELETE"].contains(method), "{name}");
             assert!(path.is_empty() || path.starts_with("/{vmid}"), "{name}");
         }
-        assert!(RENAMED.iter().chain(&USUAL).all(|(of, _, _)| known(of) == 1));
+        assert!(RENAMED.iter().chain(&DEFAULT_POLL).all(|(of, _, _)| known(of) == 1));
         assert!(NO_SHORTCUT.iter().all(|(of, _)| known(of) == 0));
     }
 

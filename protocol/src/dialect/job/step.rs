@@ -52,7 +52,7 @@ pub(super) fn word(executor: ExecutorKind) -> &'static str {
 
 /// The work of a step, as read from `product`.
 #[derive(Default)]
-struct Work {
+struct StepWork {
     with: Map<String, Json>,
     script: Vec<String>,
     vars: Vars,
@@ -71,7 +71,7 @@ pub(super) fn read(
     let product = reader.required(fields, "product", "what the executor is to do");
     let mut vars =
         reader.optional(fields, "variables", |r, f| r.scalars(f, bad_variable)).unwrap_or_default();
-    let label = reader.optional(fields, "job_id", |r, f| r.ruled(f, rules::file_name));
+    let label = reader.optional(fields, "job_id", |r, f| r.checked_text(f, rules::file_name));
     let outputs = outputs(reader, fields, executor);
     let callback = reader.optional(fields, "callback", handover::callback);
     let executor = executor?;
@@ -150,20 +150,20 @@ fn work(
     product: &Field<'_>,
     executor: ExecutorKind,
     vars: &Vars,
-) -> Option<Work> {
+) -> Option<StepWork> {
     let label = fields.get("type");
     match executor {
         ExecutorKind::Proxmox => {
             let with = proxmox::read(reader, product, label.as_ref())?;
-            return Some(Work { with, ..Work::default() });
+            return Some(StepWork { with, ..StepWork::default() });
         }
         ExecutorKind::Sevdesk => {
             let with = api::read(reader, product, label.as_ref(), &api::SEVDESK)?;
-            return Some(Work { with, ..Work::default() });
+            return Some(StepWork { with, ..StepWork::default() });
         }
         ExecutorKind::Lexware => {
             let with = api::read(reader, product, label.as_ref(), &api::LEXWARE)?;
-            return Some(Work { with, ..Work::default() });
+            return Some(StepWork { with, ..StepWork::default() });
         }
         ExecutorKind::Docker
         | ExecutorKind::Local
@@ -190,7 +190,7 @@ fn work(
             read.with.insert("tty".to_owned(), true.into());
         }
     }
-    if let Some(label) = label.and_then(|field| reader.ruled(&field, product::plain)) {
+    if let Some(label) = label.and_then(|field| reader.checked_text(&field, product::plain)) {
         read.with.insert("label".to_owned(), label.into());
     }
     let script = program(&read, executor);
@@ -202,7 +202,7 @@ fn work(
         reader.fault(product, "there is nothing to run".to_owned(), Some(&hint));
     }
     let script = if script.is_empty() { Vec::new() } else { vec![script] };
-    Some(Work { with: read.with, script, vars: read.vars, entrypoint: read.entrypoint })
+    Some(StepWork { with: read.with, script, vars: read.vars, entrypoint: read.entrypoint })
 }
 
 /// Joins the lines of a job into one program.

@@ -80,7 +80,7 @@ pub(super) fn read(root: &Node) -> Result<(Vec<Pipeline>, Vec<Diagnostic>), Vec<
     let pipelines = reader.file(&Field::root(root));
     match pipelines {
         Some(pipelines) if reader.is_clean() => Ok((pipelines, reader.into_remarks())),
-        Some(_) | None => Err(reader.into_all()),
+        Some(_) | None => Err(reader.into_diagnostics()),
     }
 }
 
@@ -94,7 +94,7 @@ impl Reader {
             if let Some(pipeline) = self.definition(&name, &field) {
                 read.insert(name.clone(), pipeline);
             }
-            self.say_first(before, &format!("invalid pipeline definition {name:?}: "));
+            self.prefix_messages(before, &format!("invalid pipeline definition {name:?}: "));
         }
         Some(read.into_values().collect())
     }

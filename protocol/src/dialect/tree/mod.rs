@@ -37,7 +37,7 @@ pub(crate) struct Tree {
 
 impl Tree {
     /// The document and all faults, for a dialect that does not allow YAML 1.1.
-    pub(crate) fn strict(self) -> (Node, Vec<Diagnostic>) {
+    pub(crate) fn without_yaml_1_1(self) -> (Node, Vec<Diagnostic>) {
         let Self { root, mut faults, yaml_1_1 } = self;
         faults.extend(yaml_1_1);
         (root, faults)
@@ -141,7 +141,7 @@ fn read_text(file: Option<&str>, text: &str) -> Result<Tree, Diagnostic> {
 
 /// Reads JSON, such as a message body.
 pub(crate) fn read_json(bytes: &[u8]) -> Result<Node, Diagnostic> {
-    let (root, faults) = json::read(text_of(bytes)?)?.strict();
+    let (root, faults) = json::read(text_of(bytes)?)?.without_yaml_1_1();
     faults.into_iter().next().map_or(Ok(root), Err)
 }
 

@@ -29,41 +29,41 @@ const MAX_KEY: usize = 64;
 
 /// A place in a definition: a part of a path, and the parts before it.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct PathPlace<'a> {
     above: Option<&'a Self>,
-    part: Part<'a>,
+    part: PathPart<'a>,
 }
 
 #[derive(Clone, Copy)]
-enum Part<'a> {
+enum PathPart<'a> {
     Key(&'a str),
     Index(usize),
 }
 
-impl<'a> Place<'a> {
+impl<'a> PathPlace<'a> {
     fn root(key: &'a str) -> Self {
-        Self { above: None, part: Part::Key(key) }
+        Self { above: None, part: PathPart::Key(key) }
     }
 
     fn key(&'a self, key: &'a str) -> Self {
-        Self { above: Some(self), part: Part::Key(key) }
+        Self { above: Some(self), part: PathPart::Key(key) }
     }
 
     fn index(&'a self, index: usize) -> Self {
-        Self { above: Some(self), part: Part::Index(index) }
+        Self { above: Some(self), part: PathPart::Index(index) }
     }
 
     /// The path, such as `steps[2].with.password`. Long keys are shortened.
     fn path(&self) -> String {
         let mut path = self.above.map(Self::path).unwrap_or_default();
         match self.part {
-            Part::Key(key) => {
+            PathPart::Key(key) => {
                 if !path.is_empty() {
                     path.push('.');
                 }
                 path.push_str(&shortened(key.to_owned(), MAX_KEY));
             }
-            Part::Index(index) => {
+            PathPart::Index(index) => {
                 // Writing to a String cannot fail.
                 let _infallible = write!(path, "[{index}]");
             }
@@ -80,7 +80,7 @@ struct Masker {
 }
 
 impl Masker {
-    fn report(&mut self, place: &Place<'_>) {
+    fn report(&mut self, place: &PathPlace<'_>) {
         if self.paths.len() < MAX_PATHS {
             self.paths.push(place.path());
         }
@@ -88,7 +88,7 @@ impl Masker {
 
     /// Masks the secrets in a value. If `is_one`, every text and number in it is a secret. Recursion
     /// is bounded by the depth limit for documents.
-    fn value(&mut self, value: &mut Value, place: &Place<'_>, is_one: bool) {
+    fn value(&mut self, value: &mut Value, place: &PathPlace<'_>, is_one: bool) {
         match value {
             Value::Object(entries) => {
                 let is_name = entries.len() == 1 && entries.contains_key(NAMED);
@@ -112,7 +112,7 @@ impl Masker {
     }
 
     /// Masks a text that is a secret, or the secrets in a text that is a URL, a form or JSON.
-    fn text(&mut self, text: &mut String, place: &Place<'_>, is_one: bool) {
+    fn text(&mut self, text: &mut String, place: &PathPlace<'_>, is_one: bool) {
         let masked = if is_one {
             is_literal(text).then(|| MASK.to_owned())
         } else {
@@ -124,7 +124,7 @@ impl Masker {
         }
     }
 
-    fn with(&mut self, with: &mut Map<String, Value>, place: &Place<'_>) {
+    fn with(&mut self, with: &mut Map<String, Value>, place: &PathPlace<'_>) {
         for (key, value) in with {
             let place = place.key(key);
             if key == HEADERS
@@ -139,7 +139,7 @@ impl Masker {
         }
     }
 
-    fn step(&mut self, step: &mut Step, place: &Place<'_>) {
+    fn step(&mut self, step: &mut Step, place: &PathPlace<'_>) {
         self.with(&mut step.with, &place.key("with"));
         let Some(callback) = &mut step.callback else { return };
         let place = place.key("callback");
@@ -150,7 +150,7 @@ impl Masker {
     }
 
     fn pipeline(&mut self, pipeline: &mut Pipeline) {
-        let place = Place::root("resources");
+        let place = PathPlace::root("resources");
         for (position, resource) in pipeline.resources.iter_mut().enumerate() {
             let place = place.index(position);
             let place = place.key("params");
@@ -158,17 +158,17 @@ impl Masker {
                 self.text(value, &place.key(name), is_secret_text(name));
             }
         }
-        let place = Place::root("steps");
+        let place = PathPlace::root("steps");
         for (position, step) in pipeline.steps.iter_mut().enumerate() {
             self.step(step, &place.index(position));
         }
         if let Some(step) = &mut pipeline.on_error {
-            self.step(step, &Place::root("on-error"));
+            self.step(step, &PathPlace::root("on-error"));
         }
     }
 
     fn variables(&mut self, vars: &mut Vars) {
-        let place = Place::root("vars");
+        let place = PathPlace::root("vars");
         for (name, value) in vars {
             self.text(value, &place.key(name), is_secret_variable(name));
         }
@@ -190,7 +190,7 @@ fn without_json(text: &str) -> Option<String> {
     }
     let mut value = serde_json::from_str(text).ok()?;
     let mut masker = Masker::default();
-    masker.value(&mut value, &Place::root(""), false);
+    masker.value(&mut value, &PathPlace::root(""), false);
     (!masker.paths.is_empty()).then(|| value.to_string())
 }
 
@@ -235,7 +235,7 @@ impl Pipeline {
 
 /// Masks a stored definition for display. Keys that this version does not know are kept.
 pub fn mask_stored_definition(definition: &mut Map<String, Value>) {
-    let (mut masker, place) = (Masker::default(), Place::root(""));
+    let (mut masker, place) = (Masker::default(), PathPlace::root(""));
     mask_stored_vars(definition);
     let resources = definition.get_mut("resources").and_then(Value::as_array_mut);
     resources.into_iter().flatten().filter_map(Value::as_object_mut).for_each(mask_stored_vars);
@@ -268,7 +268,7 @@ pub fn mask_stored_run(record: &mut Value) {
 
 /// Masks the `vars` and `params` of an object.
 fn mask_stored_vars(of: &mut Map<String, Value>) {
-    let (mut masker, place) = (Masker::default(), Place::root(""));
+    let (mut masker, place) = (Masker::default(), PathPlace::root(""));
     let vars = ["vars", "params"];
     let vars = of.iter_mut().filter(|(key, _)| vars.contains(&key.as_str()));
     for (name, value) in vars.filter_map(|(_, vars)| vars.as_object_mut()).flatten() {

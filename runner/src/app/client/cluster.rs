@@ -34,7 +34,7 @@ pub fn connect(mut config: Config) -> Result<Client, Error> {
     config.connection.retry_attempts = config.connection.retry_attempts.min(TRIES);
     let cluster = Cluster {
         config,
-        node: NodeId::found(&format!("bob/cli-{}", uuid::Uuid::new_v4())),
+        node: NodeId::from_stored(&format!("bob/cli-{}", uuid::Uuid::new_v4())),
         store: OnceCell::new(),
         queue: OnceCell::new(),
         events: OnceCell::new(),

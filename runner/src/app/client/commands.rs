@@ -169,7 +169,7 @@ impl Client {
         let Some(pipeline) = record.pipeline.clone() else {
             return cannot("its pipeline was not known".into());
         };
-        let kept = match record.kept_before(from.as_ref()) {
+        let kept = match record.steps_to_inherit(from.as_ref()) {
             Ok(kept) => kept,
             Err(why) => return cannot(why.to_string()),
         };

@@ -91,14 +91,14 @@ impl Registry {
 /// later version.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
-struct Standing {
+struct UsageFields {
     group: String,
     name: String,
     run_id: RunId,
     status: Value,
 }
 
-impl Standing {
+impl UsageFields {
     /// Whether the run has ended. An unknown status counts as not ended.
     fn has_ended(&self) -> bool {
         Status::deserialize(&self.status).is_ok_and(Status::is_ended)
@@ -170,7 +170,7 @@ impl Client {
                 let mut event = Event::new(self.now(), Reason::PipelineDelete, text);
                 event.group = Some(id.group().to_owned());
                 event.name = Some(id.name().to_owned());
-                self.tell(events.as_ref(), event).await?;
+                self.publish(events.as_ref(), event).await?;
                 return Ok(true);
             }
         }
@@ -180,7 +180,7 @@ impl Client {
     async fn runs_of(&self, store: &dyn Store, id: &PipelineId) -> Result<Vec<RunId>, Error> {
         let mut runs = Vec::new();
         for (entry, _) in records(store, &open_runs(store).await?).await? {
-            let record: Standing = match decoded(&entry.key, &entry.value) {
+            let record: UsageFields = match decoded(&entry.key, &entry.value) {
                 Ok(record) => record,
                 Err(cause) => {
                     // An unreadable record must not block the deletion of all pipelines.
@@ -244,7 +244,7 @@ impl Client {
             return Ok(false);
         }
         let text = format!("{} {name} was deleted", registry.noun());
-        self.tell(events.as_ref(), Event::new(self.now(), registry.deleted(), text)).await?;
+        self.publish(events.as_ref(), Event::new(self.now(), registry.deleted(), text)).await?;
         Ok(true)
     }
 
@@ -282,7 +282,7 @@ impl Client {
         let applied = applied.await?;
         if applied != Applied::Unchanged {
             let events = self.services.events().await?;
-            self.tell(events.as_ref(), event(applied)).await?;
+            self.publish(events.as_ref(), event(applied)).await?;
         }
         Ok(applied)
     }

@@ -35,7 +35,7 @@ use crate::ports::{Events, EventsError, Queue, QueueError, Store, StoreError};
 pub use cluster::connect;
 pub use commands::{StartOf, StartRequest};
 pub use definitions::{Applied, Registry};
-pub use reader::{Ending, Item, Missing, Reader, Text};
+pub use reader::{Ending, LogItem, Missing, Reader, Text};
 pub use state::{KnownRun, RunFilter};
 pub use tail::{BeforeStart, EventTail, LogTail, Outcome, PastRetention};
 
@@ -148,7 +148,7 @@ pub enum Error {
 
 /// The category of an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
+pub enum ErrorKind {
     /// A service is unreachable or failed.
     Service,
     /// The input is invalid.
@@ -160,15 +160,15 @@ pub enum Trouble {
 impl Error {
     /// The category of the error.
     #[must_use]
-    pub fn trouble(&self) -> Trouble {
+    pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Embedded
             | Self::Unavailable(_)
             | Self::Store(_)
             | Self::Queue(_)
             | Self::Events(_)
-            | Self::NotTold(_) => Trouble::Service,
-            Self::TooLarge(_) => Trouble::Input,
+            | Self::NotTold(_) => ErrorKind::Service,
+            Self::TooLarge(_) => ErrorKind::Input,
             Self::UnknownRun(_)
             | Self::Ended { .. }
             | Self::UnknownPipeline(_)
@@ -176,7 +176,7 @@ impl Error {
             | Self::NoSuchStep { .. }
             | Self::InUse { .. }
             | Self::NoRerun { .. }
-            | Self::Contended { .. } => Trouble::State,
+            | Self::Contended { .. } => ErrorKind::State,
         }
     }
 }
@@ -240,7 +240,7 @@ impl Client {
     }
 
     /// Publishes an event without a run and waits for its confirm.
-    async fn tell(&self, events: &dyn Events, event: Event) -> Result<(), Error> {
+    async fn publish(&self, events: &dyn Events, event: Event) -> Result<(), Error> {
         let told = async { events.confirmed(events.emit(event).await?).await };
         match tokio::time::timeout(TOLD_WITHIN, told).await {
             Ok(told) => Ok(told?),

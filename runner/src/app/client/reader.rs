@@ -10,7 +10,7 @@ use protocol::run::{Cause, Status};
 
 /// An item of a run's log.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Item {
+pub enum LogItem {
     /// A change of state.
     State(Box<Event>),
     /// Text of a step or of the runner.
@@ -96,7 +96,7 @@ impl Ending {
 #[derive(Debug)]
 pub struct Reader {
     run: RunId,
-    seen: BTreeMap<Epoch, Seen>,
+    seen: BTreeMap<Epoch, NumberSet>,
     /// The last number of each earlier epoch, as reported by its successor.
     promised: BTreeMap<Epoch, u64>,
     /// The epoch in which each step was last started. Text of an earlier epoch belongs to an
@@ -131,13 +131,13 @@ impl Reader {
     }
 
     /// Takes the next event of the stream, of any run.
-    pub fn on(&mut self, event: Event) -> Option<Item> {
+    pub fn on(&mut self, event: Event) -> Option<LogItem> {
         if event.run_id.as_ref() != Some(&self.run) {
             return None;
         }
         // Events of rejected or ignored commands have no number, but are still shown.
         let (Some(epoch), Some(seq)) = (event.epoch, event.seq) else {
-            return Some(Item::State(Box::new(event)));
+            return Some(LogItem::State(Box::new(event)));
         };
         let highest = self.seen.keys().next_back().copied().unwrap_or(epoch);
         if !self.seen.entry(epoch).or_default().insert(seq) {
@@ -153,7 +153,7 @@ impl Reader {
             return None;
         }
         self.note(&event, epoch);
-        Some(Item::State(Box::new(event)))
+        Some(LogItem::State(Box::new(event)))
     }
 
     fn note(&mut self, event: &Event, epoch: Epoch) {
@@ -178,18 +178,18 @@ impl Reader {
         (epoch, seq): (Epoch, u64),
         stream: LogStream,
         partial: bool,
-    ) -> Option<Item> {
+    ) -> Option<LogItem> {
         let begun = event.step.as_ref().and_then(|step| self.begun.get(step));
         if begun.is_some_and(|begun| *begun > epoch) {
             return None;
         }
         let Some(mut bytes) = event.log_bytes() else {
-            return Some(Item::Missing(Missing::Unreadable { epoch, seq }));
+            return Some(LogItem::Missing(Missing::Unreadable { epoch, seq }));
         };
         if !partial {
             bytes.push(b'\n');
         }
-        Some(Item::Text(Box::new(Text { stream, bytes, event })))
+        Some(LogItem::Text(Box::new(Text { stream, bytes, event })))
     }
 
     /// The gaps in the events read so far, as far as they can be known.
@@ -213,11 +213,11 @@ impl Reader {
 
 /// A set of mostly ascending numbers: sorted inclusive ranges that do not touch.
 #[derive(Debug, Default)]
-struct Seen {
+struct NumberSet {
     ranges: Vec<(u64, u64)>,
 }
 
-impl Seen {
+impl NumberSet {
     /// Adds a number. Returns whether it is new.
     fn insert(&mut self, number: u64) -> bool {
         let after = self.ranges.partition_point(|(_, to)| *to < number);
@@ -296,7 +296,7 @@ mod tests {
     fn resumed(epoch: i64, previous: (i64, u64), repeats: &[&str]) -> Event {
         let reason = Reason::PipelineRunResumed {
             from_step: step("a"),
-            previous_node: NodeId::found("bob/runner-1"),
+            previous_node: NodeId::from_stored("bob/runner-1"),
             previous_epoch: Epoch(previous.0),
             previous_seq: Some(previous.1),
             cause: "lost".into(),
@@ -305,16 +305,16 @@ mod tests {
         event(epoch, 0, reason)
     }
 
-    fn read(events: Vec<Event>) -> (Reader, Vec<Item>) {
+    fn read(events: Vec<Event>) -> (Reader, Vec<LogItem>) {
         let mut reader = Reader::new("r-1".parse().unwrap());
         let items = events.into_iter().filter_map(|event| reader.on(event)).collect();
         (reader, items)
     }
 
-    fn bytes(items: &[Item]) -> Vec<u8> {
-        let text = |item: &Item| match item {
-            Item::Text(text) => text.bytes.clone(),
-            Item::State(_) | Item::Missing(_) => Vec::new(),
+    fn bytes(items: &[LogItem]) -> Vec<u8> {
+        let text = |item: &LogItem| match item {
+            LogItem::Text(text) => text.bytes.clone(),
+            LogItem::State(_) | LogItem::Missing(_) => Vec::new(),
         };
         items.iter().flat_map(text).collect()
     }
@@ -356,9 +356,9 @@ mod tests {
             event(5, 1, Reason::PipelineRunning),
             event(9, 1, Reason::PipelineRunning),
         ]);
-        let epoch = |item: &Item| match item {
-            Item::State(event) => event.epoch.map(|epoch| epoch.0),
-            Item::Text(_) | Item::Missing(_) => None,
+        let epoch = |item: &LogItem| match item {
+            LogItem::State(event) => event.epoch.map(|epoch| epoch.0),
+            LogItem::Text(_) | LogItem::Missing(_) => None,
         };
         assert_eq!(items.iter().filter_map(epoch).collect::<Vec<_>>(), [5, 9, 9]);
     }
@@ -411,7 +411,7 @@ mod tests {
     #[test]
     fn text_that_cannot_be_decoded_is_named() {
         let (_, items) = read(vec![base64(log(5, 0, "?", false))]);
-        let [Item::Missing(missing)] = &items[..] else { panic!("{items:?}") };
+        let [LogItem::Missing(missing)] = &items[..] else { panic!("{items:?}") };
         assert!(missing.to_string().contains("event 0 of epoch 5"));
     }
 }

@@ -26,7 +26,7 @@ pub struct RunFilter {
 }
 
 impl RunFilter {
-    fn takes(&self, record: &RunRecord) -> bool {
+    fn matches(&self, record: &RunRecord) -> bool {
         let of_pipeline = |id: &PipelineId| id.group() == record.group && id.name() == record.name;
         (self.ended || self.status.is_some() || !record.status.is_ended())
             && self.status.is_none_or(|status| status == record.status)
@@ -98,7 +98,7 @@ impl Client {
         };
         let runs = found.iter().map(|(record, of)| KnownRun::of(record, of.as_ref()));
         let mut runs: Listed<KnownRun> = runs.collect();
-        runs.readable.retain(|run| filter.takes(&run.record));
+        runs.readable.retain(|run| filter.matches(&run.record));
         runs.readable.sort_by(|one, other| {
             let age = |run: &KnownRun| (run.record.scheduled_at, run.record.run_id.clone());
             age(other).cmp(&age(one))
@@ -115,7 +115,7 @@ impl Client {
         let entries = store.list(names::NODES).await?.entries;
         let nodes = entries.iter().map(|entry| {
             let name = entry.key.strip_prefix(names::NODES).unwrap_or(&entry.key);
-            Ok((NodeId::found(name), decoded::<NodeEntry>(&entry.key, &entry.value)?))
+            Ok((NodeId::from_stored(name), decoded::<NodeEntry>(&entry.key, &entry.value)?))
         });
         let mut nodes: Listed<(NodeId, NodeEntry)> = nodes.collect();
         nodes.readable.sort_by_key(|(_, node)| node.started_at);

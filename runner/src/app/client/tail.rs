@@ -8,7 +8,7 @@ use protocol::id::RunId;
 use protocol::time::Millis;
 use tokio::time::timeout;
 
-use super::reader::{Ending, Item, Missing, Reader};
+use super::reader::{Ending, LogItem, Missing, Reader};
 use super::state::{KnownRun, find_run};
 use super::{Client, Error};
 use crate::ports::{EventStream, EventsError, Position, Published};
@@ -64,7 +64,7 @@ pub struct LogTail {
     /// The message of a rejection that is yet to be checked against the store.
     rejection: Option<String>,
     /// Where to stop reading.
-    until: Until,
+    until: ReadUntil,
     /// Whether it reads beyond the ending event, to fill gaps.
     reads_on: bool,
     outcome: Option<Outcome>,
@@ -78,7 +78,7 @@ impl std::fmt::Debug for LogTail {
 
 /// Where to stop reading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Until {
+enum ReadUntil {
     /// At the ending event.
     Ending,
     /// At this message. `None`: at once, because the stream was empty.
@@ -92,40 +92,40 @@ struct Source {
 }
 
 /// The result of waiting for the stream.
-enum Heard {
+enum StreamWait {
     Message(Published),
     Nothing,
 }
 
 impl Source {
-    async fn next(&mut self) -> Result<Heard, Error> {
+    async fn next(&mut self) -> Result<StreamWait, Error> {
         self.next_within(SILENCE).await
     }
 
-    async fn next_within(&mut self, silence: Duration) -> Result<Heard, Error> {
+    async fn next_within(&mut self, silence: Duration) -> Result<StreamWait, Error> {
         match timeout(silence, self.stream.next()).await {
             Ok(Some(message)) => {
                 let message = message?;
                 self.last = Some(message.offset);
-                Ok(Heard::Message(message))
+                Ok(StreamWait::Message(message))
             }
             Ok(None) => Err(EventsError::Closed.into()),
-            Err(_elapsed) => Ok(Heard::Nothing),
+            Err(_elapsed) => Ok(StreamWait::Nothing),
         }
     }
 
-    fn has_reached(&self, until: Until) -> bool {
+    fn has_reached(&self, until: ReadUntil) -> bool {
         match until {
-            Until::Ending => false,
-            Until::Offset(None) => true,
-            Until::Offset(Some(end)) => self.last.is_some_and(|last| last >= end),
+            ReadUntil::Ending => false,
+            ReadUntil::Offset(None) => true,
+            ReadUntil::Offset(Some(end)) => self.last.is_some_and(|last| last >= end),
         }
     }
 }
 
 impl KnownRun {
     /// Whether no more events of the run will be published.
-    fn is_told(&self) -> bool {
+    fn is_complete(&self) -> bool {
         self.record.status.is_ended() && self.record.ending_event.is_none()
     }
 }
@@ -157,8 +157,8 @@ impl Client {
             Some(Millis(at)) => Position::Since(Millis(at - CLOCKS_DIFFER_MS)),
             None => Position::First,
         };
-        let is_told = record.as_ref().is_some_and(KnownRun::is_told);
-        let until = if follow && !is_told { Until::Ending } else { Until::Offset(end) };
+        let is_told = record.as_ref().is_some_and(KnownRun::is_complete);
+        let until = if follow && !is_told { ReadUntil::Ending } else { ReadUntil::Offset(end) };
         let source = Source { stream: events.follow(from).await?, last: None };
         let (client, run) = (self.clone(), run.clone());
         let reader = Reader::new(run.clone());
@@ -194,12 +194,12 @@ impl Client {
     /// Errors of the stream.
     pub async fn events(&self, from: Position, follow: bool) -> Result<EventTail, Error> {
         let events = self.services.events().await?;
-        let until = if follow { Until::Ending } else { Until::Offset(events.end().await?) };
+        let until = if follow { ReadUntil::Ending } else { ReadUntil::Offset(events.end().await?) };
         let mut silence = SILENCE;
-        if let (Position::Since(since), Until::Offset(Some(end))) = (from, until) {
+        if let (Position::Since(since), ReadUntil::Offset(Some(end))) = (from, until) {
             // If the last message is too old, nothing is expected, so do not wait long.
             let last = Source { stream: events.follow(Position::Offset(end)).await?, last: None };
-            if let Heard::Message(last) = { last }.next().await?
+            if let StreamWait::Message(last) = { last }.next().await?
                 && last.event().is_some_and(|event| event.at < since)
             {
                 silence = NOTHING_EXPECTED;
@@ -237,7 +237,7 @@ impl LogTail {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub async fn next(&mut self) -> Result<Option<Item>, Error> {
+    pub async fn next(&mut self) -> Result<Option<LogItem>, Error> {
         loop {
             self.end_if_rejected().await?;
             if let Some(Outcome::Rejected(_)) = self.outcome {
@@ -253,7 +253,8 @@ impl LogTail {
                     // The next worker on a host publishes events that an earlier one left on its
                     // disk. They can come after the ending event.
                     self.reads_on = true;
-                    self.until = Until::Offset(self.client.services.events().await?.end().await?);
+                    self.until =
+                        ReadUntil::Offset(self.client.services.events().await?.end().await?);
                     continue;
                 }
             }
@@ -262,9 +263,9 @@ impl LogTail {
                 return Ok(None);
             }
             match self.source.next().await? {
-                Heard::Message(message) => {
+                StreamWait::Message(message) => {
                     let item = message.event().and_then(|event| self.reader.on(event));
-                    if let Some(Item::State(event)) = &item
+                    if let Some(LogItem::State(event)) = &item
                         && self.is_rejection(event, message.offset)
                     {
                         self.rejection = Some(event.message.clone());
@@ -274,7 +275,7 @@ impl LogTail {
                         return Ok(item);
                     }
                 }
-                Heard::Nothing => self.look_again().await?,
+                StreamWait::Nothing => self.look_again().await?,
             }
         }
     }
@@ -314,7 +315,7 @@ impl LogTail {
             return Ok(Some(PastRetention { oldest: None }));
         }
         let mut source = Source { stream: events.follow(Position::First).await?, last: None };
-        let Heard::Message(oldest) = source.next().await? else { return Ok(None) };
+        let StreamWait::Message(oldest) = source.next().await? else { return Ok(None) };
         let oldest = oldest.event().map(|event| event.at);
         let is_past = oldest.is_some_and(|oldest| oldest > known.record.scheduled_at.0);
         Ok(is_past.then_some(PastRetention { oldest }))
@@ -322,12 +323,12 @@ impl LogTail {
 
     /// Called when the stream is silent. Either the run is quiet, or an assumption was wrong.
     async fn look_again(&mut self) -> Result<(), Error> {
-        if self.until == Until::Ending {
+        if self.until == ReadUntil::Ending {
             let store = self.client.services.store().await?;
             self.record = find_run(store.as_ref(), &self.run).await?.or_else(|| self.record.take());
-            if self.record.as_ref().is_some_and(KnownRun::is_told) {
+            if self.record.as_ref().is_some_and(KnownRun::is_complete) {
                 let events = self.client.services.events().await?;
-                self.until = Until::Offset(events.end().await?);
+                self.until = ReadUntil::Offset(events.end().await?);
             }
             return Ok(());
         }
@@ -339,12 +340,12 @@ impl LogTail {
             self.source.stream = events.follow(self.from).await?;
             return Ok(());
         }
-        self.until = Until::Offset(None);
+        self.until = ReadUntil::Offset(None);
         Ok(())
     }
 
     fn gave_up_or_caught_up(&self) -> Outcome {
-        let is_told = self.record.as_ref().is_some_and(KnownRun::is_told);
+        let is_told = self.record.as_ref().is_some_and(KnownRun::is_complete);
         if !is_told && !self.follow {
             return Outcome::CaughtUp;
         }
@@ -357,7 +358,7 @@ impl LogTail {
 /// The stream, message by message.
 pub struct EventTail {
     source: Source,
-    until: Until,
+    until: ReadUntil,
     /// How long the stream can be silent before its end counts as reached.
     silence: Duration,
 }
@@ -382,10 +383,10 @@ impl EventTail {
                 return Ok(None);
             }
             match self.source.next_within(self.silence).await? {
-                Heard::Message(message) => return Ok(Some(message)),
+                StreamWait::Message(message) => return Ok(Some(message)),
                 // The stream ends before the starting position.
-                Heard::Nothing if self.until != Until::Ending => return Ok(None),
-                Heard::Nothing => {}
+                StreamWait::Nothing if self.until != ReadUntil::Ending => return Ok(None),
+                StreamWait::Nothing => {}
             }
         }
     }

@@ -22,7 +22,7 @@ impl Services for Here {
     }
 
     async fn queue(&self) -> Result<Arc<dyn Queue>, Unavailable> {
-        Ok(self.0.queue(&NodeId::found("bob/runner-test")))
+        Ok(self.0.queue(&NodeId::from_stored("bob/runner-test")))
     }
 
     async fn events(&self) -> Result<Arc<dyn Events>, Unavailable> {
@@ -159,7 +159,7 @@ async fn a_start_waits_in_the_queue_under_its_run_id() {
     assert!(!client.stop(&start.run, Some("enough")).await.unwrap(), "it is not known yet");
     client.apply_pipeline(&id, &pipeline("true")).await.unwrap();
     client.pause(&id, true).await.unwrap();
-    let queue = embedded.queue(&NodeId::found("bob/runner-test"));
+    let queue = embedded.queue(&NodeId::from_stored("bob/runner-test"));
     let mut jobs = queue.open(Source::Jobs).await.unwrap();
     let job = jobs.next().await.unwrap();
     assert_eq!(job.message.id.as_deref(), Some("r-1"));
@@ -208,7 +208,7 @@ async fn a_pipeline_is_not_deleted_while_a_run_of_it_is_open() {
     put_run(&embedded, &record("r-2", Status::Passed, now())).await;
     let refused = client.delete_pipeline(&id).await.unwrap_err();
     assert!(refused.to_string().contains("r-1"), "{refused}");
-    assert_eq!(refused.trouble(), Trouble::State);
+    assert_eq!(refused.kind(), ErrorKind::State);
     assert_eq!(client.pipelines().await.unwrap().readable.len(), 1);
 }
 
@@ -284,7 +284,7 @@ async fn an_entry_that_cannot_be_read_hides_no_other() {
     let nodes = client.nodes().await.unwrap();
     assert_eq!((nodes.readable.len(), nodes.unreadable.len()), (0, 1));
     let asked = client.run(&"r-2".parse().unwrap()).await.unwrap_err();
-    assert_eq!(asked.trouble(), Trouble::State, "only what was asked for fails");
+    assert_eq!(asked.kind(), ErrorKind::State, "only what was asked for fails");
     assert!(client.delete_pipeline(&id).await.unwrap());
     let used = PipelineId::new("dev", "z").unwrap();
     client.apply_pipeline(&used, &Pipeline::new("dev", "z")).await.unwrap();
@@ -300,7 +300,7 @@ async fn a_step_that_a_run_does_not_have_is_named_with_those_that_it_has() {
     let known = tail.record().unwrap();
     known.check_step(&"0".parse().unwrap()).unwrap();
     let error = known.check_step(&"nope".parse().unwrap()).unwrap_err();
-    assert_eq!(error.trouble(), Trouble::State);
+    assert_eq!(error.kind(), ErrorKind::State);
     assert_eq!(error.to_string(), "run r-1 has no step nope; it has 0");
     let unknown = RunRecord { pipeline: None, ..record("r-2", Status::Failed, now()) };
     put_run(&embedded, &unknown).await;

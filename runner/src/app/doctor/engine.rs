@@ -17,7 +17,7 @@ use crate::exec::podman::loses_changes;
 
 /// The results for the engine.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub(super) struct EngineReport {
     pub(super) checks: Vec<Check>,
     /// The engine's info, if it answers.
     pub(super) info: Option<Value>,
@@ -31,11 +31,11 @@ const MAX_ANSWER: usize = 4 * 1024 * 1024;
 const ADVICE: &str = "start one as the user whose podman is to be used: `systemctl --user start podman.socket`, or `podman system service -t 0 unix:///path`, and set CONTAINER_ENGINE_URL";
 
 /// Requests the engine's info and checks it.
-pub(super) async fn examine(engine: &config::Engine) -> Seen {
+pub(super) async fn examine(engine: &config::Engine) -> EngineReport {
     let found = match find(engine).await {
         Ok(found) => found,
         Err(cause) => {
-            return Seen {
+            return EngineReport {
                 checks: vec![Check::fail("engine", format!("{cause:#}"), ADVICE)],
                 info: None,
             };
@@ -48,7 +48,7 @@ pub(super) async fn examine(engine: &config::Engine) -> Seen {
     seen
 }
 
-async fn ask(url: &str) -> Seen {
+async fn ask(url: &str) -> EngineReport {
     let asked = Instant::now();
     let ping = get(url, "/_ping").await;
     let took = asked.elapsed();
@@ -65,11 +65,11 @@ async fn ask(url: &str) -> Seen {
             let found = format!("podman {version} at {url} answers in {} ms", took.as_millis());
             let mut checks = vec![Check::ok("engine", found)];
             checks.extend(judge(&info));
-            Seen { checks, info: Some(info) }
+            EngineReport { checks, info: Some(info) }
         }
         Err(cause) => {
             let found = format!("the container engine at {url} does not answer: {cause}");
-            Seen { checks: vec![Check::fail("engine", found, ADVICE)], info: None }
+            EngineReport { checks: vec![Check::fail("engine", found, ADVICE)], info: None }
         }
     }
 }

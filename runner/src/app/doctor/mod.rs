@@ -18,7 +18,7 @@ use serde::Serialize;
 use super::{Unavailable, this_host};
 use crate::config::{self, Config, Mode};
 use crate::exec::local;
-use crate::rules::quota::{self, Fit};
+use crate::rules::quota::{self, MemoryFit};
 
 /// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -120,9 +120,9 @@ pub async fn abilities(engine: &config::Engine) -> Result<Abilities, Unavailable
 impl Abilities {
     /// The demands of a pipeline that this host cannot meet: the field and a sentence for each.
     #[must_use]
-    pub fn lacking(&self, pipeline: &Pipeline) -> Vec<(&'static str, String)> {
+    pub fn unmet_demands(&self, pipeline: &Pipeline) -> Vec<(&'static str, String)> {
         let mut lacking = Vec::new();
-        if let Fit::Never { asked, total } = quota::fit(pipeline, self.memory) {
+        if let MemoryFit::Never { asked, total } = quota::check_memory(pipeline, self.memory) {
             let sentence = format!(
                 "`quotas.requests.mem` is {}, and this host has {} of memory",
                 readable(asked),
@@ -172,19 +172,19 @@ mod tests {
         let able = Abilities { limits_refused: None, local_limits_refused: None, memory };
         let poor = Abilities { limits_refused: Some("no cgroups".into()), ..able.clone() };
         let modest = pipeline(r#"{"requests":{"mem":"1536M"}}"#);
-        assert_eq!(poor.lacking(&modest), [], "what is free now may change");
+        assert_eq!(poor.unmet_demands(&modest), [], "what is free now may change");
         let greedy = pipeline(r#"{"requests":{"mem":"1000G"},"limits":{"cpu":0.5}}"#);
-        let found = poor.lacking(&greedy);
+        let found = poor.unmet_demands(&greedy);
         assert_eq!(found.len(), 2, "{found:?}");
         assert_eq!(
             found[0].1,
             "`quotas.requests.mem` is 1000 GiB, and this host has 1.5 GiB of memory"
         );
         assert!(found[1].1.ends_with("on this host: no cgroups"), "{found:?}");
-        assert_eq!(able.lacking(&greedy).len(), 1);
+        assert_eq!(able.unmet_demands(&greedy).len(), 1);
         let limited = of("local", r#"{"limits":{"mem":"1G"}}"#);
-        assert_eq!(poor.lacking(&limited), [], "it runs in no container");
+        assert_eq!(poor.unmet_demands(&limited), [], "it runs in no container");
         let alone = Abilities { local_limits_refused: Some("no groups".into()), ..able };
-        assert_eq!(alone.lacking(&limited).len(), 1);
+        assert_eq!(alone.unmet_demands(&limited).len(), 1);
     }
 }

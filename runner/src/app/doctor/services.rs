@@ -6,7 +6,7 @@ use protocol::names;
 
 use super::Check;
 use crate::app::{
-    Unavailable, Why, amqp_options, connect_broker, connect_etcd, connect_stream, new_node,
+    ServiceFault, Unavailable, amqp_options, connect_broker, connect_etcd, connect_stream, new_node,
 };
 use crate::cluster::Health;
 use crate::config::{Config, StreamProtocol};
@@ -49,7 +49,7 @@ async fn queues(config: &Config) -> Vec<Check> {
     let queue = match connect_broker(config, new_node()).await {
         Ok(queue) => queue,
         Err(cause) => {
-            return vec![Check::fail("broker", cause.to_string(), away(&cause, RABBITMQ))];
+            return vec![Check::fail("broker", cause.to_string(), remedy(&cause, RABBITMQ))];
         }
     };
     let mut checks = vec![match queue.probe().await {
@@ -73,7 +73,7 @@ async fn stream(config: &Config) -> Check {
     let options = amqp_options(config, new_node());
     let events = match connect_stream(&options).await {
         Ok(events) => events,
-        Err(cause) => return Check::fail("stream", cause.to_string(), away(&cause, RABBITMQ)),
+        Err(cause) => return Check::fail("stream", cause.to_string(), remedy(&cause, RABBITMQ)),
     };
     if let Err(cause) = events.probe().await {
         return Check::fail("stream", cause.to_string(), PUBLISH_ADVICE);
@@ -87,11 +87,13 @@ async fn stream(config: &Config) -> Check {
 }
 
 /// The remedy for an unusable service. A service that rejects the connection runs, and says why.
-fn away(cause: &Unavailable, start: &'static str) -> &'static str {
+fn remedy(cause: &Unavailable, start: &'static str) -> &'static str {
     match cause.why {
-        Why::Away => start,
-        Why::Refuses => "change what the message names; the service itself runs",
-        Why::WrongKind => "delete what the message names; workers declare it again at their start",
+        ServiceFault::Unreachable => start,
+        ServiceFault::Refuses => "change what the message names; the service itself runs",
+        ServiceFault::WrongKind => {
+            "delete what the message names; workers declare it again at their start"
+        }
     }
 }
 
@@ -121,7 +123,7 @@ async fn etcd(config: &Config) -> Vec<Check> {
     let etcd = match connect_etcd(config).await {
         Ok(etcd) => etcd,
         Err(cause) => {
-            let advice = away(&cause, "start etcd 3.4 or later, or set BOB_STORAGE_URLS");
+            let advice = remedy(&cause, "start etcd 3.4 or later, or set BOB_STORAGE_URLS");
             return vec![Check::fail("etcd", cause.to_string(), advice)];
         }
     };
@@ -230,10 +232,10 @@ mod tests {
     #[test]
     fn a_service_that_refuses_need_not_be_started() {
         let gone = Unavailable::new("no answer");
-        assert_eq!(away(&gone, RABBITMQ), RABBITMQ);
-        for why in [Why::Refuses, Why::WrongKind] {
+        assert_eq!(remedy(&gone, RABBITMQ), RABBITMQ);
+        for why in [ServiceFault::Refuses, ServiceFault::WrongKind] {
             let answers = Unavailable { why, ..gone.clone() };
-            assert_ne!(away(&answers, RABBITMQ), RABBITMQ);
+            assert_ne!(remedy(&answers, RABBITMQ), RABBITMQ);
         }
     }
 

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::word::Word;
+use super::message::GuardMessage;
 use crate::ports::Guard;
 
 pub use crate::telemetry::Form;
@@ -31,7 +31,7 @@ const ENDS_WITHIN: Duration = Duration::from_secs(5);
 
 /// The settings of a guard.
 #[derive(Debug, Clone)]
-pub struct Told {
+pub struct GuardSettings {
     /// The guarded worker.
     pub worker: NodeId,
     /// The URL of the engine, if there is one.
@@ -55,7 +55,7 @@ pub struct Keeper {
 /// The connection to the current guard.
 #[derive(Debug)]
 struct Line {
-    told: Told,
+    told: GuardSettings,
     end: Mutex<End>,
     /// Notified when the guard no longer reads.
     is_stuck: Notify,
@@ -75,7 +75,7 @@ impl Line {
     }
 
     /// Sends a message if there is a guard.
-    fn say(&self, end: &mut End, word: &Word) {
+    fn send(&self, end: &mut End, word: &GuardMessage) {
         let Some(pipe) = &mut end.pipe else { return };
         match pipe.write_all(&word.line()) {
             Ok(()) => {}
@@ -87,26 +87,26 @@ impl Line {
     }
 
     /// Uses a new pipe from now on, and sends the state that a new guard needs.
-    fn lead_to(&self, pipe: File) {
+    fn attach(&self, pipe: File) {
         let mut end = self.end();
         end.pipe = Some(pipe);
         if let Some(engine) = &self.told.engine {
-            self.say(&mut end, &Word::Engine(engine.clone()));
+            self.send(&mut end, &GuardMessage::Engine(engine.clone()));
         }
         if let Some(docker) = &self.told.docker {
-            self.say(&mut end, &Word::Docker(docker.clone()));
+            self.send(&mut end, &GuardMessage::Docker(docker.clone()));
         }
         if let Some(until) = end.until {
-            self.say(&mut end, &Word::stands_until(until));
+            self.send(&mut end, &GuardMessage::owned_until(until));
         }
         if self.dismissed.is_cancelled() {
-            self.say(&mut end, &Word::Goodbye);
+            self.send(&mut end, &GuardMessage::Goodbye);
         }
     }
 
     fn start(&self) -> anyhow::Result<Child> {
         let (input, output) = std::io::pipe().context("no pipe can be made")?;
-        let Told { worker, level, form, .. } = &self.told;
+        let GuardSettings { worker, level, form, .. } = &self.told;
         let form = match form {
             // The CI format would log to its standard output, which is null.
             Form::Text | Form::Ci => "text",
@@ -127,7 +127,7 @@ impl Line {
             .kill_on_drop(false)
             .spawn()
             .context("it cannot be started")?;
-        self.lead_to(nonblocking(output).context("its pipe cannot be used")?);
+        self.attach(nonblocking(output).context("its pipe cannot be used")?);
         Ok(child)
     }
 }
@@ -142,12 +142,12 @@ impl Guard for Line {
     fn feed(&self, until: Duration) {
         let mut end = self.end();
         end.until = Some(until);
-        self.say(&mut end, &Word::stands_until(until));
+        self.send(&mut end, &GuardMessage::owned_until(until));
     }
 
     fn dismiss(&self) {
         let mut end = self.end();
-        self.say(&mut end, &Word::Goodbye);
+        self.send(&mut end, &GuardMessage::Goodbye);
         self.dismissed.cancel();
     }
 }
@@ -155,7 +155,7 @@ impl Guard for Line {
 impl Keeper {
     /// Starts a guard for this process, and restarts it whenever it dies.
     #[must_use]
-    pub fn start(told: Told) -> Self {
+    pub fn start(told: GuardSettings) -> Self {
         let line = Arc::new(Line {
             told,
             end: Mutex::default(),
@@ -241,12 +241,12 @@ async fn attend(line: &Line, child: &mut Child) {
 mod tests {
     use std::io::Read as _;
 
-    use super::super::word::Words;
+    use super::super::message::MessageReader;
     use super::*;
 
     fn line() -> Line {
-        let told = Told {
-            worker: NodeId::found("bob/runner-1"),
+        let told = GuardSettings {
+            worker: NodeId::from_stored("bob/runner-1"),
             engine: Some("unix:///e".into()),
             docker: Some("unix:///d".into()),
             level: "info",
@@ -256,8 +256,8 @@ mod tests {
         Line { told, end: Mutex::default(), is_stuck: Notify::new(), dismissed }
     }
 
-    fn heard(mut from: std::io::PipeReader) -> Vec<Word> {
-        let (mut bytes, mut words) = (Vec::new(), Words::default());
+    fn read_messages(mut from: std::io::PipeReader) -> Vec<GuardMessage> {
+        let (mut bytes, mut words) = (Vec::new(), MessageReader::default());
         from.read_to_end(&mut bytes).unwrap();
         words.push(&bytes);
         std::iter::from_fn(|| words.next()).collect()
@@ -269,24 +269,25 @@ mod tests {
         let mut pipes = Vec::new();
         for secs in [1, 2] {
             let (input, output) = std::io::pipe().unwrap();
-            line.lead_to(nonblocking(output).unwrap());
+            line.attach(nonblocking(output).unwrap());
             line.feed(Duration::from_secs(secs));
             pipes.push(input);
         }
         line.dismiss();
         drop(line);
-        let (engine, docker) = (Word::Engine("unix:///e".into()), Word::Docker("unix:///d".into()));
-        let until = Word::StandsUntil;
-        let heard: Vec<_> = pipes.into_iter().map(heard).collect();
+        let (engine, docker) =
+            (GuardMessage::Engine("unix:///e".into()), GuardMessage::Docker("unix:///d".into()));
+        let until = GuardMessage::StandsUntil;
+        let heard: Vec<_> = pipes.into_iter().map(read_messages).collect();
         assert_eq!(heard[0], [engine.clone(), docker.clone(), until(1000)]);
-        assert_eq!(heard[1], [engine, docker, until(1000), until(2000), Word::Goodbye]);
+        assert_eq!(heard[1], [engine, docker, until(1000), until(2000), GuardMessage::Goodbye]);
     }
 
     #[tokio::test]
     async fn a_guard_that_does_not_read_is_noticed_and_holds_nobody_up() {
         let line = line();
         let (input, output) = std::io::pipe().unwrap();
-        line.lead_to(nonblocking(output).unwrap());
+        line.attach(nonblocking(output).unwrap());
         for secs in 0..10_000 {
             line.feed(Duration::from_secs(secs));
         }

@@ -16,10 +16,10 @@
 //! continues to use them: a new owner removes an older owner's containers and creates its own.
 
 mod keeper;
+mod message;
+mod process;
 mod remains;
-mod stand;
 mod watch;
-mod word;
 
-pub use keeper::{Form, Keeper, Told};
-pub use stand::stand;
+pub use keeper::{Form, GuardSettings, Keeper};
+pub use process::guard_worker;

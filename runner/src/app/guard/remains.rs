@@ -2,29 +2,33 @@
 
 use protocol::id::NodeId;
 
-use super::word::Word;
-use crate::exec::podman::Seen;
+use super::message::GuardMessage;
+use crate::exec::podman::ListedContainers;
 use crate::exec::{docker, podman};
 use crate::ports::ExecError;
 
 /// The worker's containers on an engine.
 #[derive(Debug)]
-pub(super) enum Remains {
-    Podman(podman::Remains),
-    Docker(docker::Remains),
+pub(super) enum WorkerContainers {
+    Podman(podman::WorkerContainers),
+    Docker(docker::WorkerContainers),
 }
 
-impl Remains {
+impl WorkerContainers {
     /// The containers on the engine that a message names. `None` for other messages.
-    pub(super) fn of(worker: &NodeId, word: &Word) -> Result<Option<Self>, ExecError> {
+    pub(super) fn of(worker: &NodeId, word: &GuardMessage) -> Result<Option<Self>, ExecError> {
         Ok(match word {
-            Word::Engine(url) => Some(Self::Podman(podman::Remains::of(worker.clone(), url)?)),
-            Word::Docker(url) => Some(Self::Docker(docker::Remains::of(worker.clone(), url)?)),
-            Word::StandsUntil(_) | Word::Goodbye => None,
+            GuardMessage::Engine(url) => {
+                Some(Self::Podman(podman::WorkerContainers::of(worker.clone(), url)?))
+            }
+            GuardMessage::Docker(url) => {
+                Some(Self::Docker(docker::WorkerContainers::of(worker.clone(), url)?))
+            }
+            GuardMessage::StandsUntil(_) | GuardMessage::Goodbye => None,
         })
     }
 
-    pub(super) async fn look(&self) -> Result<Seen, ExecError> {
+    pub(super) async fn look(&self) -> Result<ListedContainers, ExecError> {
         match self {
             Self::Podman(remains) => remains.look().await,
             Self::Docker(remains) => remains.look().await,

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use super::word::Word;
-use crate::exec::podman::Seen;
+use super::message::GuardMessage;
+use crate::exec::podman::ListedContainers;
 use crate::ports::STARTS_WITHIN;
 
 /// How long a guard without a worker keeps trying to kill.
 const TRIES_FOR: Duration = Duration::from_secs(600);
 /// The next action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Due {
+pub(super) enum NextAction {
     /// Listen for messages, at most for this long.
     Listen(Option<Duration>),
     /// List the containers and kill them.
@@ -32,15 +32,15 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn hears(&mut self, word: &Word) {
+    pub(super) fn on_message(&mut self, word: &GuardMessage) {
         match word {
-            Word::Engine(_) | Word::Docker(_) => {}
-            Word::StandsUntil(millis) => {
+            GuardMessage::Engine(_) | GuardMessage::Docker(_) => {}
+            GuardMessage::StandsUntil(millis) => {
                 // A worker whose containers were killed while it was frozen can recover.
                 self.until = Some(Duration::from_millis(*millis));
                 self.is_clean = false;
             }
-            Word::Goodbye => self.goodbye = true,
+            GuardMessage::Goodbye => self.goodbye = true,
         }
     }
 
@@ -53,14 +53,14 @@ impl Watch {
     }
 
     /// Takes the result of a listing.
-    pub(super) fn saw(&mut self, now: Duration, seen: &Seen) {
+    pub(super) fn on_listing(&mut self, now: Duration, seen: &ListedContainers) {
         let since = self.gone.or(self.until).unwrap_or(now);
         let may_start = seen.made > 0 && now.saturating_sub(since) < STARTS_WITHIN;
         self.is_clean = seen.running.is_empty() && !may_start;
     }
 
     /// The reason for killing, for the log.
-    pub(super) fn why(&self) -> &'static str {
+    pub(super) fn reason(&self) -> &'static str {
         match self.gone {
             Some(_) => "its worker is dead",
             None => {
@@ -69,18 +69,20 @@ impl Watch {
         }
     }
 
-    pub(super) fn due(&self, now: Duration) -> Due {
+    pub(super) fn due(&self, now: Duration) -> NextAction {
         match (self.gone, self.until) {
-            _ if self.goodbye => Due::End,
+            _ if self.goodbye => NextAction::End,
             // A worker that never had a lease never started anything.
-            (Some(_), None) => Due::End,
-            (Some(gone), _) if self.is_clean || now.saturating_sub(gone) >= TRIES_FOR => Due::End,
+            (Some(_), None) => NextAction::End,
+            (Some(gone), _) if self.is_clean || now.saturating_sub(gone) >= TRIES_FOR => {
+                NextAction::End
+            }
             // A dead worker cannot recover, so do not wait for the end of its lease.
-            (Some(_), Some(_)) => Due::Kill,
-            (None, None) => Due::Listen(None),
-            (None, Some(until)) if now < until => Due::Listen(Some(until - now)),
-            (None, Some(_)) if self.is_clean => Due::Listen(None),
-            (None, Some(_)) => Due::Kill,
+            (Some(_), Some(_)) => NextAction::Kill,
+            (None, None) => NextAction::Listen(None),
+            (None, Some(until)) if now < until => NextAction::Listen(Some(until - now)),
+            (None, Some(_)) if self.is_clean => NextAction::Listen(None),
+            (None, Some(_)) => NextAction::Kill,
         }
     }
 }
@@ -95,90 +97,102 @@ mod tests {
 
     fn fed(until: u64) -> Watch {
         let mut watch = Watch::default();
-        watch.hears(&Word::Engine("unix:///e".into()));
-        watch.hears(&Word::stands_until(at(until)));
+        watch.on_message(&GuardMessage::Engine("unix:///e".into()));
+        watch.on_message(&GuardMessage::owned_until(at(until)));
         watch
     }
 
-    fn runs(count: usize) -> Seen {
-        Seen { running: vec!["id".into(); count], made: 0 }
+    fn runs(count: usize) -> ListedContainers {
+        ListedContainers { running: vec!["id".into(); count], made: 0 }
     }
 
-    fn made() -> Seen {
-        Seen { running: Vec::new(), made: 1 }
+    fn made() -> ListedContainers {
+        ListedContainers { running: Vec::new(), made: 1 }
     }
 
     #[test]
     fn a_worker_that_only_lost_etcd_is_not_called_dead() {
         let mut watch = fed(10);
-        assert_eq!(watch.due(at(10)), Due::Kill);
-        assert!(watch.why().contains("it is frozen, or etcd does not answer"), "{}", watch.why());
-        assert!(!watch.why().contains("dead"), "{}", watch.why());
+        assert_eq!(watch.due(at(10)), NextAction::Kill);
+        assert!(
+            watch.reason().contains("it is frozen, or etcd does not answer"),
+            "{}",
+            watch.reason()
+        );
+        assert!(!watch.reason().contains("dead"), "{}", watch.reason());
         watch.gone = Some(at(11));
-        assert_eq!(watch.why(), "its worker is dead");
+        assert_eq!(watch.reason(), "its worker is dead");
     }
 
     #[test]
     fn nothing_is_killed_while_the_lease_stands() {
-        assert_eq!(Watch::default().due(at(1000)), Due::Listen(None));
+        assert_eq!(Watch::default().due(at(1000)), NextAction::Listen(None));
         let mut watch = fed(10);
-        assert_eq!(watch.due(at(4)), Due::Listen(Some(at(6))));
-        watch.hears(&Word::stands_until(at(20)));
-        assert_eq!(watch.due(at(10)), Due::Listen(Some(at(10))));
+        assert_eq!(watch.due(at(4)), NextAction::Listen(Some(at(6))));
+        watch.on_message(&GuardMessage::owned_until(at(20)));
+        assert_eq!(watch.due(at(10)), NextAction::Listen(Some(at(10))));
     }
 
     #[test]
     fn a_silent_workers_containers_are_killed_until_a_look_finds_none() {
         let mut watch = fed(10);
-        assert_eq!(watch.due(at(10)), Due::Kill);
-        watch.saw(at(10), &runs(2));
-        assert_eq!(watch.due(at(11)), Due::Kill, "it looks again");
-        watch.saw(at(11), &runs(0));
-        assert_eq!(watch.due(at(11)), Due::Listen(None));
-        assert_eq!(watch.due(at(100_000)), Due::Listen(None), "nobody starts anything meanwhile");
+        assert_eq!(watch.due(at(10)), NextAction::Kill);
+        watch.on_listing(at(10), &runs(2));
+        assert_eq!(watch.due(at(11)), NextAction::Kill, "it looks again");
+        watch.on_listing(at(11), &runs(0));
+        assert_eq!(watch.due(at(11)), NextAction::Listen(None));
+        assert_eq!(
+            watch.due(at(100_000)),
+            NextAction::Listen(None),
+            "nobody starts anything meanwhile"
+        );
     }
 
     #[test]
     fn a_worker_that_comes_back_is_guarded_again() {
         let mut watch = fed(10);
-        watch.saw(at(10), &runs(1));
-        watch.hears(&Word::stands_until(at(30)));
-        assert_eq!(watch.due(at(12)), Due::Listen(Some(at(18))), "no look that was begun counts");
-        assert_eq!(watch.due(at(30)), Due::Kill);
-        watch.saw(at(30), &runs(0));
-        watch.hears(&Word::stands_until(at(50)));
-        assert_eq!(watch.due(at(50)), Due::Kill, "what was clean is looked at again");
+        watch.on_listing(at(10), &runs(1));
+        watch.on_message(&GuardMessage::owned_until(at(30)));
+        assert_eq!(
+            watch.due(at(12)),
+            NextAction::Listen(Some(at(18))),
+            "no look that was begun counts"
+        );
+        assert_eq!(watch.due(at(30)), NextAction::Kill);
+        watch.on_listing(at(30), &runs(0));
+        watch.on_message(&GuardMessage::owned_until(at(50)));
+        assert_eq!(watch.due(at(50)), NextAction::Kill, "what was clean is looked at again");
     }
 
     #[test]
     fn what_is_about_to_run_is_waited_for_but_not_for_ever() {
         let mut watch = fed(10);
-        watch.saw(at(10), &made());
-        assert_eq!(watch.due(at(11)), Due::Kill);
+        watch.on_listing(at(10), &made());
+        assert_eq!(watch.due(at(11)), NextAction::Kill);
         let over = at(10) + STARTS_WITHIN;
-        watch.saw(over - at(1), &made());
-        assert_eq!(watch.due(over - at(1)), Due::Kill);
-        watch.saw(over, &made());
-        assert_eq!(watch.due(over), Due::Listen(None), "nobody can start it any longer");
+        watch.on_listing(over - at(1), &made());
+        assert_eq!(watch.due(over - at(1)), NextAction::Kill);
+        watch.on_listing(over, &made());
+        assert_eq!(watch.due(over), NextAction::Listen(None), "nobody can start it any longer");
     }
 
     #[test]
     fn a_dead_workers_containers_are_killed_at_once_and_then_it_ends() {
         let mut watch = fed(10);
         watch.is_alone(at(4));
-        assert_eq!(watch.due(at(4)), Due::Kill);
-        watch.saw(at(4), &runs(1));
-        assert_eq!(watch.due(at(5)), Due::Kill);
-        watch.saw(at(5), &runs(0));
-        assert_eq!(watch.due(at(5)), Due::End);
+        assert_eq!(watch.due(at(4)), NextAction::Kill);
+        watch.on_listing(at(4), &runs(1));
+        assert_eq!(watch.due(at(5)), NextAction::Kill);
+        watch.on_listing(at(5), &runs(0));
+        assert_eq!(watch.due(at(5)), NextAction::End);
     }
 
     #[test]
     fn one_that_died_after_it_was_killed_for_is_looked_at_once_more() {
         let mut watch = fed(10);
-        watch.saw(at(10), &runs(0));
+        watch.on_listing(at(10), &runs(0));
         watch.is_alone(at(20));
-        assert_eq!(watch.due(at(20)), Due::Kill);
+        assert_eq!(watch.due(at(20)), NextAction::Kill);
     }
 
     #[test]
@@ -186,18 +200,18 @@ mod tests {
         let mut watch = fed(10);
         watch.is_alone(at(12));
         watch.is_alone(at(500));
-        assert_eq!(watch.due(at(611)), Due::Kill);
-        assert_eq!(watch.due(at(612)), Due::End);
+        assert_eq!(watch.due(at(611)), NextAction::Kill);
+        assert_eq!(watch.due(at(612)), NextAction::End);
     }
 
     #[test]
     fn one_that_was_dismissed_or_never_needed_ends_without_a_look() {
         let mut watch = fed(10);
-        watch.hears(&Word::Goodbye);
+        watch.on_message(&GuardMessage::Goodbye);
         watch.is_alone(at(11));
-        assert_eq!(watch.due(at(11)), Due::End);
+        assert_eq!(watch.due(at(11)), NextAction::End);
         let mut never = Watch::default();
         never.is_alone(at(1));
-        assert_eq!(never.due(at(1)), Due::End);
+        assert_eq!(never.due(at(1)), NextAction::End);
     }
 }

@@ -9,11 +9,11 @@ use protocol::time::Millis;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::warn;
 
-use super::{Here, OwnStore, now};
+use super::{HereRun, OwnStore, now};
 use crate::app::UnwritableDataDir;
 use crate::app::runs::{About, RunDir};
 use crate::ports::{Entry, ExecError, Store, Txn};
-use crate::rules::callback::News;
+use crate::rules::callback::Notification;
 
 /// How long to wait for callbacks after their run has ended.
 const CALLBACKS_WITHIN: Duration = Duration::from_secs(10);
@@ -51,7 +51,7 @@ impl OwnStore {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub async fn over(&self) {
+    pub async fn ended(&self) {
         let store = self.embedded.store();
         loop {
             let look = Txn::new().read(names::run_key(&self.run)).read(names::open_key(&self.run));
@@ -84,7 +84,7 @@ fn decoded(value: &[u8]) -> Option<RunRecord> {
     serde_json::from_slice(value).ok()
 }
 
-impl Here {
+impl HereRun {
     /// Ends the worker once the run has ended, and removes the run's store unless the run is kept.
     pub async fn end(mut self) -> Ended {
         let undelivered = undelivered(&*self.store.embedded.store()).await;
@@ -181,7 +181,7 @@ impl Here {
 
 /// The receiver of a callback; its name in the outbox if the entry cannot be read.
 fn receiver(entry: &Entry) -> String {
-    let news = serde_json::from_slice::<News>(&entry.value).ok();
+    let news = serde_json::from_slice::<Notification>(&entry.value).ok();
     news.and_then(|news| news.receiver()).unwrap_or_else(|| {
         entry.key.strip_prefix(names::CALLBACKS).unwrap_or(&entry.key).to_owned()
     })

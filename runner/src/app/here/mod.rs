@@ -33,14 +33,16 @@ use super::{
 };
 use crate::config::Config;
 use crate::embedded::Embedded;
-use crate::ports::{EventStream, Executor, Left, Message, Ports, Position, Queue, Route, Store};
+use crate::ports::{
+    EventStream, Executor, LeftoverRun, Message, Ports, Position, Queue, Route, Store,
+};
 use crate::worker::{self, OutOfOrder, Worker};
 
 pub use end::Ended;
 pub use kept::{KeptParent, KeptRun, kept_run};
 
 /// A run in progress.
-pub struct Here {
+pub struct HereRun {
     /// Its events, from the first one. The stream does not end.
     pub events: EventStream,
     /// Ends the worker: `intake` lets the run finish, `abort` stops it.
@@ -58,7 +60,7 @@ pub struct Here {
     about: About,
     /// How long the images of its steps are kept.
     retention: Option<Duration>,
-    dir: Fresh,
+    dir: NewRunDir,
     sweep: JoinHandle<Vec<RunId>>,
     _id: Option<IdLock>,
 }
@@ -77,13 +79,13 @@ pub struct OwnStore {
 pub struct Rejected(String);
 
 /// The directory of a run, removed when the run is over or was not started.
-struct Fresh {
+struct NewRunDir {
     dir: Option<RunDir>,
     /// Whether it leads to an earlier run's containers and must stay.
     is_needed: bool,
 }
 
-impl Drop for Fresh {
+impl Drop for NewRunDir {
     fn drop(&mut self) {
         if let Some(dir) = self.dir.take().filter(|_| !self.is_needed) {
             dir.remove();
@@ -91,7 +93,7 @@ impl Drop for Fresh {
     }
 }
 
-impl std::fmt::Debug for Here {
+impl std::fmt::Debug for HereRun {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Here").field("run", &self.run).finish_non_exhaustive()
     }
@@ -194,7 +196,7 @@ pub async fn run_here(
     config: &Config,
     start: Start<'_>,
     jobs: Option<Jobs>,
-) -> anyhow::Result<Here> {
+) -> anyhow::Result<HereRun> {
     start.check()?;
     let (pipeline, run) = (start.pipeline, start.run);
     let id = IdLock::take(run, &config.data_dir).map_err(|who| in_use(run, &who))?;
@@ -211,7 +213,7 @@ pub async fn run_here(
     };
     dir.note(&about).map_err(|cause| unwritable(config, &cause))?;
     // The directory leads to an earlier run's containers until those are removed.
-    let mut dir = Fresh { dir: Some(dir), is_needed: earlier.is_some() };
+    let mut dir = NewRunDir { dir: Some(dir), is_needed: earlier.is_some() };
     let found = if about.on_podman { Some(engine::find(&config.engine).await?) } else { None };
     // Steps on this host work in the user's directory.
     let here = std::env::current_dir().context("cannot determine the working directory")?;
@@ -228,7 +230,7 @@ pub async fn run_here(
     let sweep = sweep::sweep(unused, about.clone(), Arc::clone(&executor));
     #[expect(clippy::disallowed_methods, reason = "joined in `end`")]
     let sweep = tokio::spawn(sweep);
-    Ok(Here {
+    Ok(HereRun {
         events: begun.events,
         shutdown: begun.shutdown,
         queue: begun.queue,
@@ -348,7 +350,7 @@ async fn demand_unused(
 ) -> anyhow::Result<()> {
     let own = store.identity().await?;
     let left = executor.leftovers().await.map_err(|cause| Unavailable::because(&cause))?;
-    let is_other = |left: &Left| left.run == *run && left.cluster.as_deref() != Some(&own);
+    let is_other = |left: &LeftoverRun| left.run == *run && left.cluster.as_deref() != Some(&own);
     if left.iter().any(is_other) {
         return Err(Rejected(format!(
             "the container engine has containers or images of a run {run} from another BOB_DATA_DIR; \
@@ -363,7 +365,7 @@ fn now() -> Millis {
     Millis(jiff::Timestamp::now().as_millisecond())
 }
 
-impl Here {
+impl HereRun {
     /// The containers that the run leaves if this process is killed, as the rest of a sentence.
     /// Empty if there are none.
     #[must_use]

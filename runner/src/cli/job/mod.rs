@@ -19,7 +19,7 @@ pub(super) use self::settings::{Settings, is_named};
 use super::exit::{Exit, Failure};
 use super::{Context, output};
 use crate::app;
-use crate::app::client::{Item, Text};
+use crate::app::client::{LogItem, Text};
 
 /// Whether a pipeline was written as a job file.
 pub(super) fn is_of_jobs(pipeline: &Pipeline) -> bool {
@@ -131,11 +131,11 @@ impl Files {
     }
 
     /// Updates the files for an event.
-    pub(super) fn on(&mut self, item: &Item) {
+    pub(super) fn on(&mut self, item: &LogItem) {
         match item {
-            Item::State(event) => self.state(event),
-            Item::Text(text) => self.text(text),
-            Item::Missing(_) => {}
+            LogItem::State(event) => self.state(event),
+            LogItem::Text(text) => self.text(text),
+            LogItem::Missing(_) => {}
         }
     }
 

@@ -45,12 +45,12 @@ pub(in crate::cli) fn read(path: &Path) -> Result<Option<Map<String, Value>>, Fa
 }
 
 /// Settings, and the file that contains them.
-struct Found {
+struct SettingsFile {
     map: Map<String, Value>,
     file: File,
 }
 
-impl Found {
+impl SettingsFile {
     /// Returns the settings if only this user and root can change them, because they contain
     /// commands.
     fn checked(self, path: &Path) -> Result<Map<String, Value>, Failure> {
@@ -61,7 +61,7 @@ impl Found {
     }
 }
 
-fn parse(path: &Path) -> Result<Option<Found>, Failure> {
+fn parse(path: &Path) -> Result<Option<SettingsFile>, Failure> {
     let failed = |cause: &dyn std::fmt::Display| {
         Failure::new(Exit::Settings, format!("{}: {cause}", path.display()))
     };
@@ -78,7 +78,7 @@ fn parse(path: &Path) -> Result<Option<Found>, Failure> {
     let read = protocol::dialect::document(name.as_deref(), &bytes);
     let read = read.map_err(|cause| failed(&format!("line {}: {}", cause.line, cause.message)))?;
     match read {
-        Value::Object(map) if is_ours(&map) => Ok(Some(Found { map, file })),
+        Value::Object(map) if is_ours(&map) => Ok(Some(SettingsFile { map, file })),
         Value::Object(_)
         | Value::Null
         | Value::Bool(_)
@@ -129,7 +129,7 @@ impl Settings {
     }
 
     /// Applies the settings as defaults for the jobs.
-    pub(in crate::cli) fn lay_under(&self, pipeline: &mut Pipeline) {
+    pub(in crate::cli) fn apply_defaults(&self, pipeline: &mut Pipeline) {
         for step in &mut pipeline.steps {
             if step.callback.as_ref().is_none_or(|callback| callback.url.is_empty()) {
                 step.callback.clone_from(&self.callback);
@@ -222,7 +222,7 @@ mod tests {
         let parsed = protocol::dialect::parse(Some("j.yml"), file.as_bytes());
         let mut pipeline = parsed.pipelines.into_iter().next().unwrap();
         of("before_script: x\ncallback: { url: 'http://all', secret: s }\n", (None, None), [])
-            .lay_under(&mut pipeline);
+            .apply_defaults(&mut pipeline);
         let told: Vec<_> =
             pipeline.steps.iter().map(|step| step.callback.clone().unwrap()).collect();
         assert_eq!((told[0].url.as_str(), &told[0].secret), ("http://own", &None));

@@ -107,7 +107,7 @@ impl Link {
         let mut state = self.0.state.subscribe();
         loop {
             match &*state.borrow_and_update() {
-                State::Up(live) if live.stands() => return Ok(Arc::clone(live)),
+                State::Up(live) if live.is_open() => return Ok(Arc::clone(live)),
                 State::Closed => return Err(Fault::Unreachable("we have closed it".to_owned())),
                 State::Up(_) | State::Down(_) => {}
             }
@@ -174,7 +174,7 @@ impl Plan {
             match self.declare(live).await {
                 Ok(()) => told.clear(),
                 // `supervise` reports a lost connection.
-                Err(fault) if live.stands() && told != fault.cause() => {
+                Err(fault) if live.is_open() && told != fault.cause() => {
                     told = fault.cause().to_owned();
                     warn!(
                         broker,
@@ -247,7 +247,7 @@ async fn supervise(
 }
 
 impl Live {
-    pub(in crate::cluster) fn stands(&self) -> bool {
+    pub(in crate::cluster) fn is_open(&self) -> bool {
         self.connection.status().connected()
     }
 
@@ -266,7 +266,7 @@ impl Live {
     async fn ended(&self, broker: &str) -> Fault {
         let mut events = std::pin::pin!(self.connection.events_listener());
         let mut last = None;
-        while self.stands() {
+        while self.is_open() {
             match tokio::time::timeout(LOOK, events.next()).await {
                 // The error may concern a channel only. The loop condition checks the connection.
                 Ok(Some(Event::Error(error))) => last = Some(Fault::from(error)),
@@ -360,7 +360,7 @@ mod tests {
             user: "bob".to_owned(),
             password: "x".to_owned(),
             tls: TlsFiles::default(),
-            node: NodeId::found("bob/runner-1"),
+            node: NodeId::from_stored("bob/runner-1"),
             retry_attempts: 1,
             retry_delay: Duration::ZERO,
             stream_name: "s".to_owned(),

@@ -67,10 +67,10 @@ pub(super) async fn of_queue(live: &Live, name: &str, wanted: &str, said: &str) 
         let Difference { argument, current, is_text } = difference;
         match argument.as_str() {
             QUEUE_TYPE => {
-                return Some(wrong(name, wanted, current.as_deref().unwrap_or("classic")));
+                return Some(mismatch(name, wanted, current.as_deref().unwrap_or("classic")));
             }
             "durable" | "auto_delete" | "exclusive" => {
-                return Some(wrong(name, wanted, "classic, and not durable"));
+                return Some(mismatch(name, wanted, "classic, and not durable"));
             }
             other => {
                 let other = ShortString::try_new(other).ok()?;
@@ -104,7 +104,7 @@ fn text(value: &str) -> AMQPValue {
     AMQPValue::LongString(value.into())
 }
 
-fn wrong(name: &str, wanted: &str, current: &str) -> Fault {
+fn mismatch(name: &str, wanted: &str, current: &str) -> Fault {
     let kind = |of: &str| match of {
         "stream" => "a stream".to_owned(),
         other => format!("a queue of type {other}"),

@@ -102,7 +102,7 @@ impl Target {
             other => return other,
         };
         let AMQPAuthority { host, port, .. } = &self.uri.authority;
-        if self.connector.is_none() && tls::is_spoken(host, *port).await {
+        if self.connector.is_none() && tls::speaks_tls(host, *port).await {
             return Err(Fault::Denied(
                 "it speaks TLS on this port; write amqps://, or give the port without TLS (5672 by \
                  default)"

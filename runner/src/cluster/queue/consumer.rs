@@ -31,12 +31,12 @@ const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The channel of a subscription. It is closed together with the subscription, or with the delivery
 /// that is still unsettled: a delivery can only be settled over its channel.
-type Hold = Arc<Mutex<Option<Channel>>>;
+type HeldChannel = Arc<Mutex<Option<Channel>>>;
 
 /// A subscription on one connection.
 pub(super) struct Subscription {
     consumer: lapin::Consumer,
-    channel: Hold,
+    channel: HeldChannel,
     /// Whether the channel is left open for an unsettled delivery.
     closed: bool,
 }
@@ -50,11 +50,11 @@ impl Drop for Subscription {
     }
 }
 
-fn take(hold: &Hold) -> Option<Channel> {
+fn take(hold: &HeldChannel) -> Option<Channel> {
     hold.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
-fn borrow(hold: &Hold) -> Option<Channel> {
+fn borrow(hold: &HeldChannel) -> Option<Channel> {
     hold.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
@@ -136,7 +136,7 @@ impl Consumer for AmqpConsumer {
         // itself, and a second cancel would close the connection.
         let cancelling = async {
             channel.basic_cancel(tag, BasicCancelOptions::default()).await?;
-            give_back(&mut subscription.consumer).await;
+            requeue_prefetched(&mut subscription.consumer).await;
             Ok::<(), lapin::Error>(())
         };
         match tokio::time::timeout(CANCEL_DEADLINE, cancelling).await {
@@ -153,7 +153,7 @@ impl Consumer for AmqpConsumer {
 }
 
 /// Returns messages to the queue that arrived before the broker processed the cancel.
-async fn give_back(consumer: &mut lapin::Consumer) {
+async fn requeue_prefetched(consumer: &mut lapin::Consumer) {
     while let Some(Ok(delivered)) = consumer.next().await {
         let requeue = BasicNackOptions { requeue: true, multiple: false };
         if let Err(error) = delivered.acker.nack(requeue).await {
@@ -201,7 +201,7 @@ impl AmqpQueue {
         Ok(Subscription { consumer, channel: Arc::new(Mutex::new(Some(channel))), closed: false })
     }
 
-    fn delivery(&self, source: Source, delivered: Delivered, hold: Hold) -> Delivery {
+    fn delivery(&self, source: Source, delivered: Delivered, hold: HeldChannel) -> Delivery {
         let Delivered { properties, data, redelivered, acker, .. } = delivered;
         // Only the worker's own queue needs a copy of the message, to publish it as a dead letter.
         let kept = (source == Source::Node).then(|| (properties.clone(), data.clone()));
@@ -215,7 +215,7 @@ struct AmqpSettle {
     queue: AmqpQueue,
     acker: lapin::Acker,
     kept: Option<(BasicProperties, Vec<u8>)>,
-    hold: Hold,
+    hold: HeldChannel,
 }
 
 impl AmqpSettle {

@@ -51,7 +51,7 @@ pub(super) enum Fault {
 
 impl Fault {
     /// Converts the fault. `lease` and `asked` are the lease and the revision of the call.
-    pub(super) fn said(self, at: &str, lease: Option<i64>, asked: i64) -> StoreError {
+    pub(super) fn into_store_error(self, at: &str, lease: Option<i64>, asked: i64) -> StoreError {
         match self {
             Self::Unreachable(cause) | Self::Unsent(cause) => {
                 StoreError::Unreachable { at: at.to_owned(), cause }
@@ -180,8 +180,10 @@ pub(super) fn of_cancel(reason: &str) -> Fault {
 mod tests {
     use super::*;
 
-    fn said(code: i32, message: &str) -> String {
-        of_status(code, message, message).said("etcd.example", Some(0x2a), 7).to_string()
+    fn describe_status(code: i32, message: &str) -> String {
+        of_status(code, message, message)
+            .into_store_error("etcd.example", Some(0x2a), 7)
+            .to_string()
     }
 
     #[test]
@@ -190,7 +192,10 @@ mod tests {
             (INVALID_ARGUMENT, "etcdserver: request is too large"),
             (RESOURCE_EXHAUSTED, "grpc: received message larger than max (2 vs. 1)"),
         ] {
-            assert!(said(code, message).contains("larger than the store takes"), "{message}");
+            assert!(
+                describe_status(code, message).contains("larger than the store takes"),
+                "{message}"
+            );
         }
     }
 
@@ -201,7 +206,7 @@ mod tests {
             "etcdserver: authentication failed, invalid user ID or password",
             "",
         );
-        let error = fault.said("etcd.example", None, 0);
+        let error = fault.into_store_error("etcd.example", None, 0);
         assert!(!error.retryable());
         assert!(error.to_string().contains("user and password do not fit"), "{error}");
     }
@@ -209,7 +214,7 @@ mod tests {
     #[test]
     fn a_full_database_is_waited_for() {
         let fault = of_status(RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded", "");
-        let error = fault.said("etcd.example", None, 0);
+        let error = fault.into_store_error("etcd.example", None, 0);
         assert!(error.retryable() && error.refuses_writes());
         let said = error.to_string();
         assert!(said.starts_with("the store at etcd.example refuses writes"), "{said}");
@@ -217,7 +222,10 @@ mod tests {
 
     #[test]
     fn a_lost_lease_is_told_by_its_number() {
-        assert_eq!(said(NOT_FOUND, "etcdserver: requested lease not found"), "lease 2a is gone");
+        assert_eq!(
+            describe_status(NOT_FOUND, "etcdserver: requested lease not found"),
+            "lease 2a is gone"
+        );
     }
 
     #[test]
@@ -230,7 +238,11 @@ mod tests {
 
     #[test]
     fn what_is_not_known_may_be_tried_again() {
-        let error = of_status(14, "etcdserver: leader changed", "").said("etcd.example", None, 0);
+        let error = of_status(14, "etcdserver: leader changed", "").into_store_error(
+            "etcd.example",
+            None,
+            0,
+        );
         assert!(error.retryable());
     }
 }

@@ -4,7 +4,7 @@ use etcd_client::GetOptions;
 use protocol::names;
 
 use super::errors::Fault;
-use super::members::Again;
+use super::members::Repeat;
 use super::{DEADLINE, Etcd};
 use crate::ports::StoreError;
 
@@ -32,14 +32,14 @@ impl Etcd {
     pub async fn health(&self) -> Result<Health, StoreError> {
         let asked = self
             .members
-            .call(DEADLINE, Again::May, |client| async move {
+            .call(DEADLINE, Repeat::May, |client| async move {
                 client.maintenance_client().status().await
             })
             .await;
-        let status = asked.map_err(|fault| self.said(fault))?;
+        let status = asked.map_err(|fault| self.store_error(fault))?;
         let first = self
             .members
-            .call(DEADLINE, Again::May, |client| async move {
+            .call(DEADLINE, Repeat::May, |client| async move {
                 let first = GetOptions::new().with_revision(1).with_count_only();
                 client.kv_client().get(names::NODES, Some(first)).await
             })
@@ -47,7 +47,7 @@ impl Etcd {
         let is_compacted = match first {
             Ok(_) => false,
             Err(Fault::Compacted { .. }) => true,
-            Err(fault) => return Err(self.said(fault)),
+            Err(fault) => return Err(self.store_error(fault)),
         };
         Ok(Health {
             version: status.version().to_owned(),

@@ -19,7 +19,7 @@ use super::{CONNECT_DEADLINE, DEADLINE, EtcdOptions, SILENCE};
 
 /// Whether a call may be repeated if it is unknown whether the first one was processed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Again {
+pub(super) enum Repeat {
     /// The call is idempotent.
     May,
     /// The call is not idempotent: repeat it only if it was not sent.
@@ -53,24 +53,24 @@ impl Members {
 
     /// Makes a small read to detect errors at the start, and returns the cluster's ID.
     pub(super) async fn greet(&self) -> Result<Option<u64>, Fault> {
-        let answer = self.call(DEADLINE, Again::May, glance).await?;
+        let answer = self.call(DEADLINE, Repeat::May, probe_read).await?;
         Ok(answer.header().map(etcd_client::ResponseHeader::cluster_id))
     }
 
     /// Logs in to a member if necessary. On a watch, etcd reports a missing token as a missing
     /// permission.
-    pub(super) async fn introduce(&self, client: &Client) -> Result<(), Fault> {
+    pub(super) async fn log_in(&self, client: &Client) -> Result<(), Fault> {
         if self.user.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
             return Ok(());
         }
-        in_time(DEADLINE, self.logged_in(client, &glance)).await.map(drop)
+        in_time(DEADLINE, self.logged_in(client, &probe_read)).await.map(drop)
     }
 
     /// Makes a call to the current member and, if it fails, to the next.
     pub(super) async fn call<T, F, W>(
         &self,
         deadline: Duration,
-        again: Again,
+        again: Repeat,
         work: W,
     ) -> Result<T, Fault>
     where
@@ -84,14 +84,14 @@ impl Members {
             let (index, client) = self.current();
             let remaining = end.saturating_duration_since(Instant::now());
             // Leave time for the other members if this one hangs.
-            let share = if again == Again::May { remaining / left } else { remaining };
+            let share = if again == Repeat::May { remaining / left } else { remaining };
             let fault = match in_time(share, self.logged_in(&client, &work)).await {
                 Err(fault @ (Fault::Unreachable(_) | Fault::Unsent(_))) => fault,
                 other => return other,
             };
-            self.leave(index);
+            self.switch_from(index);
             left -= 1;
-            let may = again == Again::May || matches!(fault, Fault::Unsent(_));
+            let may = again == Repeat::May || matches!(fault, Fault::Unsent(_));
             if left == 0 || !may || Instant::now() >= end {
                 return Err(fault);
             }
@@ -106,7 +106,7 @@ impl Members {
     }
 
     /// Switches to the next member, unless that has happened already.
-    pub(super) fn leave(&self, index: usize) {
+    pub(super) fn switch_from(&self, index: usize) {
         let next = (index + 1) % self.clients.len();
         // Another call may have switched before, which serves the same purpose.
         let _before =
@@ -160,7 +160,7 @@ impl Members {
 }
 
 /// Makes a small read that every worker has the permission for.
-async fn glance(client: Client) -> Result<GetResponse, etcd_client::Error> {
+async fn probe_read(client: Client) -> Result<GetResponse, etcd_client::Error> {
     let one = GetOptions::new().with_prefix().with_limit(1).with_keys_only();
     client.kv_client().get(names::NODES, Some(one)).await
 }

@@ -18,7 +18,7 @@ use tracing::warn;
 use self::errors::Fault;
 use self::foreign::ForeignKeys;
 pub use self::health::Health;
-use self::members::{Again, Members};
+use self::members::{Members, Repeat};
 use crate::cluster::tls::{self, TlsFiles};
 use crate::ports::{
     Changes, Entry, Granted, LeaseId, Listing, Op, Store, StoreError, Txn, TxnReply,
@@ -56,7 +56,7 @@ pub struct EtcdOptions {
 impl std::fmt::Debug for EtcdOptions {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("EtcdOptions")
-            .field("urls", &spell(&self.urls))
+            .field("urls", &display_urls(&self.urls))
             .field("user", &self.user)
             .field("tls", &self.tls)
             .finish_non_exhaustive()
@@ -80,7 +80,7 @@ impl std::fmt::Debug for Etcd {
 }
 
 /// Returns the addresses without users and passwords.
-fn spell(urls: &[String]) -> String {
+fn display_urls(urls: &[String]) -> String {
     let shown = urls.iter().map(|url| match url::Url::parse(url) {
         Ok(parsed) if !parsed.username().is_empty() || parsed.password().is_some() => {
             let (scheme, rest) = url.split_once("://").unwrap_or_default();
@@ -99,15 +99,16 @@ impl Etcd {
     /// [`StoreError::Denied`] at once if the user, password or certificates are wrong;
     /// [`StoreError::Unreachable`] after the last attempt.
     pub async fn connect(options: &EtcdOptions) -> Result<Self, StoreError> {
-        let at: Arc<str> = spell(&options.urls).into();
-        let members = Members::new(options).await.map_err(|fault| fault.said(&at, None, 0))?;
+        let at: Arc<str> = display_urls(&options.urls).into();
+        let members =
+            Members::new(options).await.map_err(|fault| fault.into_store_error(&at, None, 0))?;
         let (members, identity, foreign) = (Arc::new(members), Arc::default(), Arc::default());
         let etcd = Self { members, at, identity, foreign };
         let mut left = options.retry_attempts.max(1);
         loop {
             let error = match Box::pin(etcd.attempt(options)).await {
                 Ok(()) => return Ok(etcd),
-                Err(fault) => etcd.said(fault),
+                Err(fault) => etcd.store_error(fault),
             };
             left -= 1;
             if left == 0 || !error.retryable() {
@@ -145,7 +146,7 @@ impl Etcd {
         most: i64,
     ) -> Result<etcd_client::GetResponse, Fault> {
         self.members
-            .call(DEADLINE, Again::May, |client| {
+            .call(DEADLINE, Repeat::May, |client| {
                 let mut options =
                     GetOptions::new().with_range(convert::end_of(prefix)).with_limit(most);
                 if revision > 0 {
@@ -183,8 +184,8 @@ impl Etcd {
         }
     }
 
-    fn said(&self, fault: Fault) -> StoreError {
-        fault.said(&self.at, None, 0)
+    fn store_error(&self, fault: Fault) -> StoreError {
+        fault.into_store_error(&self.at, None, 0)
     }
 }
 
@@ -195,7 +196,7 @@ async fn certificates_at_fault(options: &EtcdOptions) -> Option<String> {
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else {
             continue;
         };
-        if url.scheme() == "http" && tls::is_spoken(host, port).await {
+        if url.scheme() == "http" && tls::speaks_tls(host, port).await {
             return Some(
                 "it speaks TLS on this port; write https:// in BOB_STORAGE_URLS".to_owned(),
             );
@@ -214,13 +215,13 @@ async fn certificates_at_fault(options: &EtcdOptions) -> Option<String> {
 impl Store for Etcd {
     async fn identity(&self) -> Result<String, StoreError> {
         let identity = self.identity.get_or_try_init(|| self.ask_identity()).await;
-        identity.cloned().map_err(|fault| self.said(fault))
+        identity.cloned().map_err(|fault| self.store_error(fault))
     }
 
     async fn get(&self, key: &str) -> Result<Option<Entry>, StoreError> {
         let found = self
             .members
-            .call(DEADLINE, Again::May, |client| {
+            .call(DEADLINE, Repeat::May, |client| {
                 let key = key.to_owned();
                 async move {
                     client
@@ -231,7 +232,7 @@ impl Store for Etcd {
                 }
             })
             .await;
-        let found = found.map_err(|fault| self.said(fault))?;
+        let found = found.map_err(|fault| self.store_error(fault))?;
         Ok(found.kvs().first().and_then(|kv| self.foreign.entry(kv)))
     }
 
@@ -244,7 +245,7 @@ impl Store for Etcd {
         if matches!(listing, Err(Fault::Compacted { .. })) {
             listing = Err(Fault::Unreachable("it compacts while it is read".to_owned()));
         }
-        listing.map_err(|fault| self.said(fault))
+        listing.map_err(|fault| self.store_error(fault))
     }
 
     async fn page(
@@ -262,7 +263,7 @@ impl Store for Etcd {
         loop {
             let left = i64::try_from(most - listing.entries.len()).unwrap_or(PAGE);
             let mut page =
-                self.range(prefix, from, 0, left).await.map_err(|fault| self.said(fault))?;
+                self.range(prefix, from, 0, left).await.map_err(|fault| self.store_error(fault))?;
             listing.revision = page.header().map_or(0, |header| header.revision());
             let more = page.more();
             let found = page.take_kvs();
@@ -280,7 +281,7 @@ impl Store for Etcd {
         let request = convert::request(txn);
         let reply = self
             .members
-            .call(DEADLINE, Again::Unsent, |client| {
+            .call(DEADLINE, Repeat::Unsent, |client| {
                 let request = request.clone();
                 async move {
                     client.kv_client().max_decoding_message_size(LARGEST_ANSWER).txn(request).await
@@ -289,7 +290,7 @@ impl Store for Etcd {
             .await;
         reply
             .and_then(|reply| convert::reply(&reply, reads, &self.foreign))
-            .map_err(|fault| fault.said(&self.at, lease, 0))
+            .map_err(|fault| fault.into_store_error(&self.at, lease, 0))
     }
 
     async fn grant(&self, ttl: Duration) -> Result<Granted, StoreError> {
@@ -297,37 +298,37 @@ impl Store for Etcd {
         let seconds = seconds.saturating_add(i64::from(ttl.subsec_nanos() > 0)).max(1);
         let granted = self
             .members
-            .call(DEADLINE, Again::Unsent, |client| async move {
+            .call(DEADLINE, Repeat::Unsent, |client| async move {
                 client.lease_client().grant(seconds, None).await
             })
             .await
-            .map_err(|fault| self.said(fault))?;
+            .map_err(|fault| self.store_error(fault))?;
         Ok(Granted { lease: LeaseId(granted.id()), ttl: convert::seconds(granted.ttl()) })
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
         let renewed = self
             .members
-            .call(RENEWAL_DEADLINE, Again::May, |client| async move {
+            .call(RENEWAL_DEADLINE, Repeat::May, |client| async move {
                 // Opening the stream renews the lease for the granted time, which etcd stores with
                 // it (`lease.Lessor.Renew`). Each call opens its own stream, so that a late reply
                 // is never taken for that of the next call.
                 client.lease_client().keep_alive(lease.0).await.map(drop)
             })
             .await;
-        renewed.map_err(|fault| fault.said(&self.at, Some(lease.0), 0))
+        renewed.map_err(|fault| fault.into_store_error(&self.at, Some(lease.0), 0))
     }
 
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
         let revoked = self
             .members
-            .call(DEADLINE, Again::May, |client| async move {
+            .call(DEADLINE, Repeat::May, |client| async move {
                 client.lease_client().revoke(lease.0).await
             })
             .await;
         match revoked {
             Ok(_) | Err(Fault::LeaseGone) => Ok(()),
-            Err(fault) => Err(self.said(fault)),
+            Err(fault) => Err(self.store_error(fault)),
         }
     }
 
@@ -344,7 +345,7 @@ mod tests {
     fn credentials_in_an_address_are_not_shown() {
         let urls =
             ["https://bob:secret@etcd.example:2379/".to_owned(), "localhost:2379".to_owned()];
-        assert_eq!(spell(&urls), "https://etcd.example:2379/,localhost:2379");
+        assert_eq!(display_urls(&urls), "https://etcd.example:2379/,localhost:2379");
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub(super) async fn open(etcd: Etcd, prefix: &str, from: i64) -> Result<Changes,
     if matches!(opened, Err(Fault::Unreachable(_) | Fault::Unsent(_))) {
         opened = watching.reopen().await;
     }
-    opened.map_err(|fault| watching.said(fault))?;
+    opened.map_err(|fault| watching.store_error(fault))?;
     Ok(stream::unfold(watching, step).boxed())
 }
 
@@ -52,7 +52,7 @@ async fn step(mut watching: Watching) -> Option<(Result<Change, StoreError>, Wat
         }
         let Err(fault) = watching.advance().await else { continue };
         watching.stream = None;
-        let error = watching.said(fault);
+        let error = watching.store_error(fault);
         if error.retryable() {
             debug!(%error, prefix = watching.prefix, "a watch is opened again");
             watching.pace.wait().await;
@@ -76,12 +76,12 @@ impl Watching {
     /// not answer, switches to the next one.
     async fn reopen(&mut self) -> Result<(), Fault> {
         let (index, client) = self.etcd.members.current();
-        let opened = match self.etcd.members.introduce(&client).await {
+        let opened = match self.etcd.members.log_in(&client).await {
             Ok(()) => self.open_once(&client).await,
             Err(fault) => Err(fault),
         };
         if matches!(opened, Err(Fault::Unreachable(_) | Fault::Unsent(_))) {
-            self.etcd.members.leave(index);
+            self.etcd.members.switch_from(index);
         }
         opened
     }
@@ -134,7 +134,7 @@ impl Watching {
         Ok(())
     }
 
-    fn said(&self, fault: Fault) -> StoreError {
-        fault.said(&self.etcd.at, None, self.next)
+    fn store_error(&self, fault: Fault) -> StoreError {
+        fault.into_store_error(&self.etcd.at, None, self.next)
     }
 }

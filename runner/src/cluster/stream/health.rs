@@ -28,7 +28,7 @@ const NOWHERE: &str = "bob.probe";
 pub(super) struct Health(Mutex<Option<String>>);
 
 impl Health {
-    pub(super) fn trouble(&self) -> Option<String> {
+    pub(super) fn problem(&self) -> Option<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -87,13 +87,14 @@ pub(super) async fn watch(shared: Arc<Shared>, link: Link, health: Arc<Health>) 
             continue;
         }
         // Without events to publish, only a probe can show that the broker accepts events again.
-        let refusal =
-            shared.refusal().filter(|_| shared.has_unsent() || shared.silence().is_some());
+        let refusal = shared
+            .refusal()
+            .filter(|_| shared.has_unsent() || shared.since_last_confirm().is_some());
         if let Some(refusal) = refusal {
             health.set(Some(sentence(&link, &refusal)));
             continue;
         }
-        match shared.silence() {
+        match shared.since_last_confirm() {
             Some(silence) if silence >= SILENT => {
                 let cause = format!("it has confirmed nothing for {} s", silence.as_secs());
                 health.set(Some(sentence(&link, &cause)));
@@ -101,7 +102,7 @@ pub(super) async fn watch(shared: Arc<Shared>, link: Link, health: Arc<Health>) 
             // Confirms are pending.
             Some(_) => {}
             None => {
-                let every = if health.trouble().is_some() { PROBE_AGAIN } else { PROBE_EVERY };
+                let every = if health.problem().is_some() { PROBE_AGAIN } else { PROBE_EVERY };
                 if probed.elapsed() >= every {
                     health.probe(&link).await;
                     probed = Instant::now();

@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 use super::buffer::Waiting;
 use super::segment::{SEGMENT, UNREADABLE, decode_all};
 use super::shared::Shared;
-use super::spill::{LOCK, LOST, Place};
+use super::spill::{LOCK, LOST, SpillRoot};
 use crate::cluster::amqp::Link;
 
 /// The interval between scans. A worker with the same disk may end at any time.
@@ -22,14 +22,14 @@ const LOOK_EVERY: Duration = Duration::from_secs(30);
 
 /// The directory of an ended worker. No other worker publishes it while this value exists.
 #[derive(Debug)]
-pub(super) struct Left {
+pub(super) struct LeftoverDirectory {
     dir: PathBuf,
     _lock: File,
     segments: Vec<PathBuf>,
     lost: BTreeMap<RunId, Epoch>,
 }
 
-impl Left {
+impl LeftoverDirectory {
     /// Claims a directory. Returns `None` if its worker is alive or another worker was faster.
     fn claim(dir: PathBuf) -> io::Result<Option<Self>> {
         let lock = File::open(dir.join(LOCK))?;
@@ -42,7 +42,7 @@ impl Left {
     }
 
     fn is_lost(&self, waiting: &Waiting) -> bool {
-        self.lost.iter().any(|(run, up_to)| waiting.is_of(run, *up_to))
+        self.lost.iter().any(|(run, up_to)| waiting.belongs_to(run, *up_to))
     }
 
     /// Removes the directory after all of its segments were published.
@@ -91,14 +91,14 @@ fn segments_in(dir: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Returns the directories of ended workers and the total size of their segments.
-pub(super) fn find(place: &Place) -> io::Result<(Vec<Left>, u64)> {
+pub(super) fn find(place: &SpillRoot) -> io::Result<(Vec<LeftoverDirectory>, u64)> {
     let (mut all, mut bytes) = (Vec::new(), 0);
     for entry in fs::read_dir(place.dir())? {
         let entry = entry?;
         if !entry.file_name().to_str().is_some_and(|name| place.is_of_this_cluster(name)) {
             continue;
         }
-        match Left::claim(entry.path()) {
+        match LeftoverDirectory::claim(entry.path()) {
             Ok(Some(left)) => {
                 let sizes = left.segments.iter().filter_map(|path| path.metadata().ok());
                 bytes += sizes.map(|metadata| metadata.len()).sum::<u64>();
@@ -117,7 +117,7 @@ pub(super) fn find(place: &Place) -> io::Result<(Vec<Left>, u64)> {
 }
 
 /// Scans for events of earlier workers and publishes them while the broker accepts events.
-pub(super) async fn publish(shared: Arc<Shared>, link: Link, place: Place) {
+pub(super) async fn publish(shared: Arc<Shared>, link: Link, place: SpillRoot) {
     // `live` only fails once this worker has closed the link.
     while link.live().await.is_ok() {
         let looking = {
@@ -126,11 +126,11 @@ pub(super) async fn publish(shared: Arc<Shared>, link: Link, place: Place) {
         };
         match looking {
             Ok(Ok((all, bytes))) => {
-                place.note_left(bytes);
+                place.set_leftover_size(bytes);
                 for left in all {
                     publish_one(&shared, left).await;
                 }
-                place.note_left(0);
+                place.set_leftover_size(0);
             }
             Ok(Err(cause)) => {
                 warn!(dir = %place.dir().display(), %cause, "cannot look for events of earlier workers");
@@ -142,7 +142,7 @@ pub(super) async fn publish(shared: Arc<Shared>, link: Link, place: Place) {
     }
 }
 
-async fn publish_one(shared: &Shared, left: Left) {
+async fn publish_one(shared: &Shared, left: LeftoverDirectory) {
     let mut events = 0;
     for path in left.segments.clone() {
         let reading = path.clone();
@@ -196,8 +196,8 @@ mod tests {
         Waiting::new(ticket, run, Some(Epoch(7)), Bytes::from_static(b"{}"))
     }
 
-    fn place(dir: &Path, prefix: &str) -> Place {
-        Place::new(dir, prefix.to_owned(), 1 << 20)
+    fn place(dir: &Path, prefix: &str) -> SpillRoot {
+        SpillRoot::new(dir, prefix.to_owned(), 1 << 20)
     }
 
     #[test]

@@ -24,16 +24,16 @@ use url::Url;
 
 use self::health::Health;
 use self::shared::Shared;
-pub use self::spill::Kept;
-use self::spill::{Place, Spill, owner_of};
+pub use self::spill::SpillOutcome;
+use self::spill::{Spill, SpillRoot, owner_of};
 use super::amqp::{AmqpOptions, Fault, Link, Target, topology};
 use crate::ports::{EventStream, Events, EventsError, Position, Ticket};
 
 /// Events on a RabbitMQ stream. Clones share the publisher, which ends with the last one.
 #[derive(Clone)]
-pub struct AmqpEvents(Arc<Inner>);
+pub struct AmqpEvents(Arc<StreamState>);
 
-struct Inner {
+struct StreamState {
     link: Link,
     stream: String,
     shared: Arc<Shared>,
@@ -41,7 +41,7 @@ struct Inner {
     /// The publishing tasks. Aborted on drop.
     tasks: Mutex<JoinSet<()>>,
     /// The task that spills events to disk, if that is enabled.
-    spilling: Mutex<JoinSet<Option<io::Result<Kept>>>>,
+    spilling: Mutex<JoinSet<Option<io::Result<SpillOutcome>>>>,
 }
 
 /// The timeout of saving events to disk when the worker ends.
@@ -69,7 +69,7 @@ impl AmqpEvents {
         let at = Arc::clone(target.at());
         let place = options.spill_cluster.as_deref().map(|cluster| {
             let prefix = prefix_of(cluster, target.vhost(), &options.stream_name);
-            Place::new(&options.spill_dir, prefix, options.spill_bytes)
+            SpillRoot::new(&options.spill_dir, prefix, options.spill_bytes)
         });
         let spill = place.clone().map(Spill::open).transpose().map_err(|cause| {
             let path = options.spill_dir.display().to_string();
@@ -99,22 +99,22 @@ impl AmqpEvents {
             spilling.spawn(shared::spill_and_refill(Arc::clone(&shared), link.clone(), spill));
         }
         let (tasks, spilling) = (Mutex::new(tasks), Mutex::new(spilling));
-        Ok(Self(Arc::new(Inner { link, stream, shared, health, tasks, spilling })))
+        Ok(Self(Arc::new(StreamState { link, stream, shared, health, tasks, spilling })))
     }
 
     /// Ends the publisher of an ending worker. Unconfirmed events stay on disk for the next worker
     /// with the same directory. Events that do not fit there are counted.
-    pub async fn leave(&self) -> Kept {
+    pub async fn close_and_save(&self) -> SpillOutcome {
         self.stop_publishing();
         let mut spilling =
             std::mem::take(&mut *self.0.spilling.lock().unwrap_or_else(PoisonError::into_inner));
         // Nothing is sent or added any more. If saving fails or takes too long, these are lost.
         self.0.shared.close();
         let unsaved = self.0.shared.unsaved();
-        self.0.shared.leave();
+        self.0.shared.close_and_save();
         let (kept, why) = match tokio::time::timeout(KEPT_WITHIN, spilling.join_next()).await {
             // Spilling is disabled.
-            Ok(None) => return Kept::default(),
+            Ok(None) => return SpillOutcome::default(),
             Ok(Some(Ok(Some(Ok(kept))))) => {
                 (kept, "BOB_SPILL_BYTES leaves no room for them on disk".to_owned())
             }
@@ -151,7 +151,7 @@ impl AmqpEvents {
     }
 }
 
-impl Drop for Inner {
+impl Drop for StreamState {
     fn drop(&mut self) {
         self.shared.close();
     }
@@ -159,7 +159,7 @@ impl Drop for Inner {
 
 /// Reports what becomes of the events that the broker has not confirmed. `why` is the reason for
 /// the loss of some.
-fn report(kept: &Kept, why: &str) {
+fn report(kept: &SpillOutcome, why: &str) {
     if let Some(dir) = &kept.dir {
         info!(
             events = kept.events, bytes = kept.bytes, dir = %dir.display(),
@@ -217,8 +217,8 @@ impl Events for AmqpEvents {
         self.0.shared.done(ticket.0).await
     }
 
-    fn trouble(&self) -> Option<String> {
-        self.0.health.trouble()
+    fn problem(&self) -> Option<String> {
+        self.0.health.problem()
     }
 
     fn discard(&self, run: &RunId, up_to: Epoch) {
@@ -249,7 +249,7 @@ mod tests {
             user: String::new(),
             password: String::new(),
             tls: TlsFiles::default(),
-            node: NodeId::found("bob/runner-1"),
+            node: NodeId::from_stored("bob/runner-1"),
             retry_attempts: 1,
             retry_delay: Duration::ZERO,
             stream_name: "s".to_owned(),

@@ -44,8 +44,8 @@ pub(super) async fn publish(shared: Arc<Shared>, link: Link, stream: String) {
             pace.reset();
             told.clear();
         }
-        if live.stands() {
-            shared.refused(fault.cause());
+        if live.is_open() {
+            shared.note_rejection(fault.cause());
             // Once for each reason. `supervise` reports a lost connection.
             if told != fault.cause() {
                 told = fault.cause().to_owned();

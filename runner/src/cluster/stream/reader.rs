@@ -52,7 +52,7 @@ impl Start {
 }
 
 /// A subscription on one channel.
-struct Reading {
+struct ChannelSubscription {
     consumer: lapin::Consumer,
     channel: Channel,
     /// The delivery tag of the newest unacknowledged message, and their number.
@@ -60,7 +60,7 @@ struct Reading {
     count: usize,
 }
 
-impl Reading {
+impl ChannelSubscription {
     async fn open(link: &Link, name: &str, from: Start) -> Result<Self, Fault> {
         let live = link.live().await?;
         let channel = live.channel().await?;
@@ -135,7 +135,7 @@ struct Following {
     link: Link,
     name: String,
     from: Start,
-    reading: Option<Reading>,
+    reading: Option<ChannelSubscription>,
     pace: Pace,
     over: bool,
 }
@@ -156,7 +156,7 @@ pub(super) async fn follow(
                 .await?
                 .map_or(Start::First, |last| Start::Offset(last + 1)),
         };
-        let reading = Some(Reading::open(&link, &name, from).await?);
+        let reading = Some(ChannelSubscription::open(&link, &name, from).await?);
         Ok(Following { link: link.clone(), name, from, reading, pace: Pace::new(), over: false })
     };
     let following = in_time(&link, opening).await.map_err(|fault: Fault| fault.of_stream(&at))?;
@@ -188,7 +188,7 @@ impl Following {
         let reading = match &mut self.reading {
             Some(reading) => reading,
             none => {
-                let reading = Reading::open(&self.link, &self.name, self.from).await?;
+                let reading = ChannelSubscription::open(&self.link, &self.name, self.from).await?;
                 none.insert(reading)
             }
         };
@@ -213,7 +213,7 @@ pub(super) async fn end(link: &Link, name: &str) -> Result<Option<u64>, EventsEr
 /// the chunk is read to its end. All committed messages arrive before the reply to a request made
 /// after the first message.
 async fn last_offset(link: &Link, name: &str) -> Result<Option<u64>, Fault> {
-    let mut reading = Reading::open(link, name, Start::LastChunk).await?;
+    let mut reading = ChannelSubscription::open(link, name, Start::LastChunk).await?;
     let passive = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
     let stands =
         reading.channel.queue_declare(topology::short(name)?, passive, FieldTable::default());

@@ -105,13 +105,13 @@ impl Segment {
     }
 
     /// Renames the file, so that nobody reads it as a segment. Returns the unread events.
-    pub(super) fn set_aside(self) -> Aside {
+    pub(super) fn set_aside(self) -> UnreadableSegment {
         let bytes = self.written - self.read;
         let path = self.path.with_extension(UNREADABLE);
         let path = fs::rename(&self.path, &path).map_or(self.path, |()| path);
         let mut lost = self.unread;
         lost.retain(|_, count| *count > 0);
-        Aside { path, lost, bytes }
+        UnreadableSegment { path, lost, bytes }
     }
 
     pub(super) fn remove(self) {
@@ -134,7 +134,7 @@ impl Segment {
 }
 
 /// A segment that cannot be read.
-pub(super) struct Aside {
+pub(super) struct UnreadableSegment {
     pub(super) path: PathBuf,
     /// The number of lost events by run.
     pub(super) lost: BTreeMap<Option<RunId>, u64>,

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::buffer::{BATCH_BYTES, Buffer, Leftover, Unconfirmed, Waiting};
-use super::spill::{Kept, Spill};
+use super::spill::{Spill, SpillOutcome};
 use crate::cluster::amqp::Link;
 use crate::ports::EventsError;
 
@@ -157,7 +157,7 @@ impl Shared {
     }
 
     /// Notes that the broker rejects events.
-    pub(super) fn refused(&self, cause: &str) {
+    pub(super) fn note_rejection(&self, cause: &str) {
         self.lock().refusal = Some(cause.to_owned());
     }
 
@@ -167,7 +167,7 @@ impl Shared {
     }
 
     /// Returns the time since the last confirm, or `None` if none is pending.
-    pub(super) fn silence(&self) -> Option<Duration> {
+    pub(super) fn since_last_confirm(&self) -> Option<Duration> {
         let state = self.lock();
         state.buffer.has_sent().then(|| state.progress.elapsed())
     }
@@ -189,7 +189,7 @@ impl Shared {
     }
 
     /// Closes the buffer, and requests that events in memory are saved to disk.
-    pub(super) fn leave(&self) {
+    pub(super) fn close_and_save(&self) {
         self.close();
         self.leaving.cancel();
         self.moves.notify_one();
@@ -197,11 +197,11 @@ impl Shared {
 
     /// Returns the events that are lost, and those that remain on disk, if no more events can be
     /// saved.
-    pub(super) fn unsaved(&self) -> Kept {
+    pub(super) fn unsaved(&self) -> SpillOutcome {
         let state = self.lock();
         let Unconfirmed { on_disk, in_memory } = state.buffer.unconfirmed();
         let dir = state.dir.clone().filter(|_| on_disk > 0);
-        Kept { events: on_disk, bytes: None, dir, dropped: in_memory }
+        SpillOutcome { events: on_disk, bytes: None, dir, dropped: in_memory }
     }
 
     fn take_all(&self) -> Leftover {
@@ -214,7 +214,7 @@ impl Shared {
 }
 
 /// The next operation on the disk.
-enum Move {
+enum DiskMove {
     Write(Vec<Waiting>),
     Read,
     /// The last operation: save everything to disk.
@@ -229,23 +229,23 @@ pub(super) async fn spill_and_refill(
     shared: Arc<Shared>,
     link: Link,
     spill: Spill,
-) -> Option<io::Result<Kept>> {
+) -> Option<io::Result<SpillOutcome>> {
     let mut spill = Some(spill);
     let mut told = false;
     while let Some(mut files) = spill.take() {
         files.confirmed(shared.lock().buffer.done());
         shared.lock().dir = files.own_dir();
         let (back, outcome) = match shared.next_move(&link, &files) {
-            Move::Keep => {
+            DiskMove::Keep => {
                 let leftover = shared.take_all();
                 return tokio::task::spawn_blocking(move || files.keep(leftover)).await.ok();
             }
-            Move::Nothing(limit) => {
+            DiskMove::Nothing(limit) => {
                 drop(tokio::time::timeout(limit, shared.moves.notified()).await);
                 spill = Some(files);
                 continue;
             }
-            Move::Write(batch) => {
+            DiskMove::Write(batch) => {
                 let work = move || {
                     let written = files.append(&batch);
                     (files, batch, written)
@@ -260,7 +260,7 @@ pub(super) async fn spill_and_refill(
                 });
                 (files, written)
             }
-            Move::Read => {
+            DiskMove::Read => {
                 let work = move || {
                     let read = files.refill(BATCH_BYTES);
                     (files, read)
@@ -288,22 +288,22 @@ pub(super) async fn spill_and_refill(
 }
 
 impl Shared {
-    fn next_move(&self, link: &Link, files: &Spill) -> Move {
+    fn next_move(&self, link: &Link, files: &Spill) -> DiskMove {
         let mut state = self.lock();
         if self.leaving.is_cancelled() {
-            return Move::Keep;
+            return DiskMove::Keep;
         }
         if state.buffer.has_on_disk() && state.buffer.wants_refill() {
-            return Move::Read;
+            return DiskMove::Read;
         }
         let owed = state.buffer.has_sent() && state.progress.elapsed() >= STALLED;
         if !state.buffer.wants_spill() {
-            return Move::Nothing(LONG);
+            return DiskMove::Nothing(LONG);
         }
         if files.has_room(2 * BATCH_BYTES) && (owed || link.fault().is_some()) {
-            return Move::Write(state.buffer.take_tail());
+            return DiskMove::Write(state.buffer.take_tail());
         }
         // The broker stalls without any notification, so check again after this time.
-        Move::Nothing(STALLED)
+        DiskMove::Nothing(STALLED)
     }
 }

@@ -89,7 +89,7 @@ fn flat(name: &str, value: &Value, pairs: &mut Vec<(String, String)>) -> Result<
 }
 
 /// A URL as output shows it: without user, password, query and fragment, which can be secret.
-pub(super) fn shown(url: &Url) -> String {
+pub(super) fn display_url(url: &Url) -> String {
     let mut url = url.clone();
     url.set_query(None);
     url.set_fragment(None);

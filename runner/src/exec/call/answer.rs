@@ -49,7 +49,7 @@ pub(super) async fn whole(
     Ok(Some(Answer {
         status,
         reason: reason.unwrap_or_default(),
-        elsewhere: there.as_ref().map(address::shown),
+        elsewhere: there.as_ref().map(address::display_url),
         says_json: kind.contains("json"),
         body,
     }))
@@ -69,7 +69,7 @@ impl Answer {
     }
 
     /// Turns an unsuccessful response into a failure, with a hint for the user.
-    pub(super) fn refused(&self, request: &Request, call: &Call, hint: Option<&str>) -> Halt {
+    pub(super) fn rejected(&self, request: &Request, call: &Call, hint: Option<&str>) -> Halt {
         let (method, path, status) = (&request.method, request.url.path(), self.status.as_u16());
         let mut why = format!("{method} {path} was refused with status {status}");
         if let Some(there) = &self.elsewhere {

@@ -5,12 +5,12 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use super::Options;
-use super::with::With;
+use super::with::StepArguments;
 use crate::ports::ExecError;
 
 /// Resolves where a step may write a file: the directory, and the path below it.
 pub(super) fn place(
-    with: With<'_>,
+    with: StepArguments<'_>,
     options: &Options,
     path: &str,
 ) -> Result<(PathBuf, PathBuf), ExecError> {

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::request::{Access, Body, Call, Halt, Repeat, Request};
 use super::tls::{Follow, Trust};
-use super::with::With;
+use super::with::StepArguments;
 use super::{Api, Options, address};
 use crate::ports::ExecError;
 
@@ -25,16 +25,20 @@ const SECRET: [&str; 7] = ["auth", "cookie", "token", "key", "secret", "password
 pub(super) struct Http;
 
 /// A request and the statuses that count as success.
-pub(super) struct Asked {
+pub(super) struct HttpRequest {
     request: Request,
     expected: Vec<RangeInclusive<u16>>,
 }
 
 #[async_trait]
 impl Api for Http {
-    type Asked = Asked;
+    type Request = HttpRequest;
 
-    fn read(&self, with: With<'_>, _options: &Options) -> Result<(Asked, Access), ExecError> {
+    fn read(
+        &self,
+        with: StepArguments<'_>,
+        _options: &Options,
+    ) -> Result<(HttpRequest, Access), ExecError> {
         let url = address::base(with.must("url")?);
         let url = url.map_err(|why| with.bad(&format!("`url` {why}")))?;
         let method = with.text("method")?.unwrap_or("GET").to_ascii_uppercase();
@@ -64,11 +68,11 @@ impl Api for Http {
             ..Access::new(Url::clone(&url), Trust::read(with)?)
         };
         let request = Request::new(method, url, body, repeat);
-        Ok((Asked { request, expected: expected(with)? }, access))
+        Ok((HttpRequest { request, expected: expected(with)? }, access))
     }
 
-    async fn act(&self, asked: Asked, call: &mut Call) -> Result<Value, Halt> {
-        let Asked { request, expected } = asked;
+    async fn act(&self, asked: HttpRequest, call: &mut Call) -> Result<Value, Halt> {
+        let HttpRequest { request, expected } = asked;
         let answer = call.send(&request).await?;
         if expected.iter().any(|range| range.contains(&answer.status.as_u16())) {
             return Ok(answer.data());
@@ -78,11 +82,11 @@ impl Api for Http {
             let why = format!("{} {shown}: status {status} is not expected", request.method);
             return Err(Halt::Failed { why, data: answer.data(), code: 1 });
         }
-        Err(answer.refused(&request, call, None))
+        Err(answer.rejected(&request, call, None))
     }
 }
 
-fn body(with: With<'_>) -> Result<Body, ExecError> {
+fn body(with: StepArguments<'_>) -> Result<Body, ExecError> {
     match (with.text("body")?, with.get("json")) {
         (None, None) => Ok(Body::Nothing),
         (Some(text), None) => Ok(Body::Text(text.to_owned())),
@@ -92,7 +96,7 @@ fn body(with: With<'_>) -> Result<Body, ExecError> {
 }
 
 /// The headers, and their values that must be masked.
-fn headers(with: With<'_>) -> Result<(HeaderMap, Vec<String>), ExecError> {
+fn headers(with: StepArguments<'_>) -> Result<(HeaderMap, Vec<String>), ExecError> {
     let (mut headers, mut hidden) = (HeaderMap::new(), Vec::new());
     for (name, value) in with.map("headers")?.into_iter().flatten() {
         let bad = |what: &str| with.bad(&format!("header {name:?} {what}"));
@@ -119,7 +123,7 @@ fn headers(with: With<'_>) -> Result<(HeaderMap, Vec<String>), ExecError> {
 }
 
 /// The statuses that count as success.
-fn expected(with: With<'_>) -> Result<Vec<RangeInclusive<u16>>, ExecError> {
+fn expected(with: StepArguments<'_>) -> Result<Vec<RangeInclusive<u16>>, ExecError> {
     let items = match with.get("expect") {
         None => return Ok(vec![200..=299]),
         Some(Value::Array(items)) => items.clone(),

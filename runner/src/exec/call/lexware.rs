@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::pace::Pace;
 use super::request::{Access, Body, Call, Halt, Repeat, Request};
 use super::tls::Trust;
-use super::with::With;
+use super::with::StepArguments;
 use super::{Api, Options, address};
 use crate::ports::ExecError;
 
@@ -31,16 +31,20 @@ impl Lexware {
 }
 
 /// The action of a step.
-pub(super) enum Asked {
+pub(super) enum LexwareAction {
     Create { invoice: Value, finalize: bool },
     Cancel { id: String },
 }
 
 #[async_trait]
 impl Api for Lexware {
-    type Asked = Asked;
+    type Request = LexwareAction;
 
-    fn read(&self, with: With<'_>, _options: &Options) -> Result<(Asked, Access), ExecError> {
+    fn read(
+        &self,
+        with: StepArguments<'_>,
+        _options: &Options,
+    ) -> Result<(LexwareAction, Access), ExecError> {
         let service = address::service(with.base_url()?);
         let service = service.map_err(|why| with.bad(&format!("`base_url` {why}")))?;
         let key = with.must("api_key")?;
@@ -48,14 +52,17 @@ impl Api for Lexware {
             "create_invoice" => {
                 let customer = with.must_id("customer_id")?;
                 let invoice = invoice(with.must_map("invoice_data")?.clone(), &customer);
-                Asked::Create { invoice, finalize: with.switch("finalize")?.unwrap_or(false) }
+                LexwareAction::Create {
+                    invoice,
+                    finalize: with.switch("finalize")?.unwrap_or(false),
+                }
             }
             "cancel_invoice" => {
                 let id = with.must_id("invoice_id")?;
                 if !address::is_part(&id) {
                     return Err(with.bad("`invoice_id` is no id"));
                 }
-                Asked::Cancel { id }
+                LexwareAction::Cancel { id }
             }
             _other => {
                 return Err(with.bad("`action` is not create_invoice or cancel_invoice"));
@@ -70,14 +77,14 @@ impl Api for Lexware {
         Ok((asked, access))
     }
 
-    async fn act(&self, asked: Asked, call: &mut Call) -> Result<Value, Halt> {
+    async fn act(&self, asked: LexwareAction, call: &mut Call) -> Result<Value, Halt> {
         match asked {
-            Asked::Create { invoice, finalize } => {
+            LexwareAction::Create { invoice, finalize } => {
                 let query = if finalize { json!({ "finalize": "true" }) } else { json!({}) };
                 let request = post(call, &["invoices"], &query, invoice)?;
                 Ok(call.good(&request).await?.data())
             }
-            Asked::Cancel { id } => cancel(call, &id).await,
+            LexwareAction::Cancel { id } => cancel(call, &id).await,
         }
     }
 }
@@ -121,8 +128,8 @@ async fn cancel(call: &mut Call, id: &str) -> Result<Value, Halt> {
         406 => {
             let hint = "an invoice that is a draft, or has a credit note already, cannot be \
                  cancelled";
-            Err(answer.refused(&request, call, Some(hint)))
+            Err(answer.rejected(&request, call, Some(hint)))
         }
-        _refused => Err(answer.refused(&request, call, None)),
+        _refused => Err(answer.rejected(&request, call, None)),
     }
 }

@@ -26,11 +26,11 @@ use tokio_util::task::TaskTracker;
 
 use self::request::{Access, Call, Halt};
 use self::tls::Clients;
-use self::with::With;
+use self::with::StepArguments;
 use crate::egress::Policy;
 use crate::exec::NamedFiles;
 use crate::ports::{
-    ExecError, Exit, Gate, LogSink, Ran, Remote, RunScope, StepSpec, StopLevel, StopSignal,
+    ExecError, Exit, Gate, LogSink, Remote, RunScope, StepOutcome, StepSpec, StopLevel, StopSignal,
     Workspace,
 };
 
@@ -95,13 +95,17 @@ pub fn all(options: &Options) -> Vec<(ExecutorKind, Arc<dyn Remote>)> {
 #[async_trait]
 trait Api: Send + Sync + 'static {
     /// A step of this API, checked and ready to be sent.
-    type Asked: Send + 'static;
+    type Request: Send + 'static;
 
     /// Reads a step without sending anything. Reports every error in the step's definition.
-    fn read(&self, with: With<'_>, options: &Options) -> Result<(Self::Asked, Access), ExecError>;
+    fn read(
+        &self,
+        with: StepArguments<'_>,
+        options: &Options,
+    ) -> Result<(Self::Request, Access), ExecError>;
 
     /// Performs the call and returns the data of the step's result.
-    async fn act(&self, asked: Self::Asked, call: &mut Call) -> Result<Value, Halt>;
+    async fn act(&self, asked: Self::Request, call: &mut Call) -> Result<Value, Halt>;
 }
 
 /// The executor for one API.
@@ -127,8 +131,8 @@ impl<A: Api> Remote for Calls<A> {
         mut gate: Gate,
         out: Arc<dyn LogSink>,
         stop: &StopSignal,
-    ) -> Result<Ran, ExecError> {
-        let with = With::of(step)?;
+    ) -> Result<StepOutcome, ExecError> {
+        let with = StepArguments::of(step)?;
         let (asked, access) = self.api.read(with, &self.options)?;
         // Stay stoppable while a file is read: the file system can hang.
         let ready = async {
@@ -140,7 +144,7 @@ impl<A: Api> Remote for Calls<A> {
             _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
             ready = ready => ready?,
         };
-        if !gate.stands() {
+        if !gate.is_owned() {
             return Err(ExecError::NotStarted);
         }
         let times = self.options.times.clone();
@@ -160,7 +164,7 @@ impl<A: Api> Remote for Calls<A> {
 }
 
 /// Turns the outcome of a call into its result, exit code and error message.
-async fn ended(done: Result<Value, Halt>, call: &mut Call) -> Result<Ran, ExecError> {
+async fn ended(done: Result<Value, Halt>, call: &mut Call) -> Result<StepOutcome, ExecError> {
     let (code, mut data, error) = match done {
         Ok(data) => (0, data, String::new()),
         Err(Halt::Failed { why, data, code }) => (code, data, call.hide(&why)),
@@ -176,6 +180,6 @@ async fn ended(done: Result<Value, Halt>, call: &mut Call) -> Result<Ran, ExecEr
     }
     call.hide_in(&mut data);
     let result = json!({ "success": code == 0, "data": data, "error": error });
-    let ran = Ran::new(Exit { code, oom: false }, Workspace::None);
-    Ok(Ran { result: Some(result), ..ran })
+    let ran = StepOutcome::new(Exit { code, oom: false }, Workspace::None);
+    Ok(StepOutcome { result: Some(result), ..ran })
 }

@@ -21,7 +21,7 @@ pub(super) struct Pace {
 
 /// The request slots of one account.
 #[derive(Debug, Clone)]
-pub(super) struct Turns {
+pub(super) struct RequestSlots {
     pace: Arc<Pace>,
     account: Account,
 }
@@ -33,13 +33,13 @@ impl Pace {
     }
 
     /// The slots of the account with this address and key.
-    pub(super) fn of(self: &Arc<Self>, address: &str, key: &str) -> Turns {
+    pub(super) fn of(self: &Arc<Self>, address: &str, key: &str) -> RequestSlots {
         let digest = Sha256::new().chain_update(address).chain_update([0]).chain_update(key);
-        Turns { pace: Arc::clone(self), account: digest.finalize().into() }
+        RequestSlots { pace: Arc::clone(self), account: digest.finalize().into() }
     }
 }
 
-impl Turns {
+impl RequestSlots {
     /// Reserves the next slot and returns its time.
     pub(super) fn take(&self) -> Instant {
         let now = Instant::now();

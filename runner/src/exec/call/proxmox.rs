@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::request::{Access, Body, Call, Halt, Repeat, Request};
 use super::tls::Trust;
-use super::with::With;
+use super::with::StepArguments;
 use super::{Api, Options, address};
 use crate::ports::ExecError;
 
@@ -23,7 +23,7 @@ const METHODS: [Method; 4] = [Method::GET, Method::POST, Method::PUT, Method::DE
 pub(super) struct Proxmox;
 
 /// A call, ready to be sent.
-pub(super) struct Asked {
+pub(super) struct ProxmoxCall {
     node: String,
     method: Method,
     path: Vec<String>,
@@ -34,9 +34,13 @@ pub(super) struct Asked {
 
 #[async_trait]
 impl Api for Proxmox {
-    type Asked = Asked;
+    type Request = ProxmoxCall;
 
-    fn read(&self, with: With<'_>, options: &Options) -> Result<(Asked, Access), ExecError> {
+    fn read(
+        &self,
+        with: StepArguments<'_>,
+        options: &Options,
+    ) -> Result<(ProxmoxCall, Access), ExecError> {
         let service = address::service(with.must("host")?);
         let service = service.map_err(|why| with.bad(&format!("`host` {why}")))?;
         let node = with.must("node")?;
@@ -61,7 +65,7 @@ impl Api for Proxmox {
             with.bad("`token_id` or `token_secret` has a character that a header cannot have")
         })?;
         let wait = with.span("wait_timeout")?.unwrap_or(options.times.task);
-        let asked = Asked {
+        let asked = ProxmoxCall {
             node: node.to_owned(),
             method,
             path,
@@ -71,7 +75,7 @@ impl Api for Proxmox {
         Ok((asked, access))
     }
 
-    async fn act(&self, mut asked: Asked, call: &mut Call) -> Result<Value, Halt> {
+    async fn act(&self, mut asked: ProxmoxCall, call: &mut Call) -> Result<Value, Halt> {
         let last = asked.path.iter().rev().map(String::as_str).take(2).collect::<Vec<_>>();
         match (&asked.method, last.as_slice()) {
             (&Method::GET, ["vncwebsocket", ..]) => return websocket(&mut asked, call).await,
@@ -90,7 +94,7 @@ impl Api for Proxmox {
 }
 
 /// The path's segments with the placeholders filled in.
-fn path(with: With<'_>, node: &str, vmid: Option<&str>) -> Result<Vec<String>, ExecError> {
+fn path(with: StepArguments<'_>, node: &str, vmid: Option<&str>) -> Result<Vec<String>, ExecError> {
     let text = with.must("path")?;
     let mut parts = Vec::new();
     for part in text.trim_start_matches('/').split('/') {
@@ -211,7 +215,7 @@ fn of(halt: Halt, still: &str) -> Halt {
 }
 
 /// Runs a command through the guest agent. The step takes its output and its exit code.
-async fn command(asked: &Asked, call: &mut Call) -> Result<Value, Halt> {
+async fn command(asked: &ProxmoxCall, call: &mut Call) -> Result<Value, Halt> {
     let begun = ask(call, &asked.method, &asked.path, asked.params.clone()).await?;
     let pid = begun["pid"].clone();
     let Some(wait) = asked.wait.filter(|_| pid.is_number() || pid.is_string()) else {
@@ -246,7 +250,7 @@ async fn command(asked: &Asked, call: &mut Call) -> Result<Value, Halt> {
 }
 
 /// Opens a websocket. Requests a ticket and a port first if the step does not name them.
-async fn websocket(asked: &mut Asked, call: &mut Call) -> Result<Value, Halt> {
+async fn websocket(asked: &mut ProxmoxCall, call: &mut Call) -> Result<Value, Halt> {
     let mut params = std::mem::take(&mut asked.params);
     let mut made = Value::Null;
     if !(params.contains_key("port") && params.contains_key("vncticket")) {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::Times;
 use super::address::{add_query, below, origin};
 use super::answer::{Answer, MOST, chain, whole};
-use super::pace::Turns;
+use super::pace::RequestSlots;
 use super::tls::{Clients, Follow, Trust};
 use crate::egress::refusal;
 use crate::ports::{Gate, LogSink, StopLevel, StopSignal};
@@ -34,7 +34,7 @@ pub(super) struct Access {
     /// Values that must be masked in output.
     pub(super) hidden: Vec<String>,
     /// The rate limit of the account, if the service has one.
-    pub(super) turns: Option<Turns>,
+    pub(super) turns: Option<RequestSlots>,
     /// The response timeout set by the step.
     pub(super) within: Option<Duration>,
 }
@@ -128,7 +128,7 @@ impl Halt {
 }
 
 /// The outcome of sending a request once.
-enum Sent {
+enum SendOutcome {
     Answer(Answer, Option<Duration>),
     /// No response arrived. `taken`: whether the service might have received the request.
     Lost {
@@ -183,9 +183,9 @@ impl Call {
                 return self.settled(request, sent);
             };
             let why = match &sent {
-                Sent::Answer(answer, _) => format!("status {}", answer.status.as_u16()),
-                Sent::Lost { why, .. } | Sent::Refused(why) => why.clone(),
-                Sent::TooLong => "its answer is too long".to_owned(),
+                SendOutcome::Answer(answer, _) => format!("status {}", answer.status.as_u16()),
+                SendOutcome::Lost { why, .. } | SendOutcome::Refused(why) => why.clone(),
+                SendOutcome::TooLong => "its answer is too long".to_owned(),
             };
             let line = format!("{}: {why}; it is sent again", request.shown());
             self.complain(&line).await;
@@ -200,54 +200,54 @@ impl Call {
         if answer.status.is_success() {
             Ok(answer)
         } else {
-            Err(answer.refused(request, self, None))
+            Err(answer.rejected(request, self, None))
         }
     }
 
     /// The pause before the request is retried. `None` if it is not retried.
-    fn again(&self, request: &Request, sent: &Sent, tries: u32) -> Option<Duration> {
+    fn again(&self, request: &Request, sent: &SendOutcome, tries: u32) -> Option<Duration> {
         let passes = match sent {
-            Sent::Answer(answer, _) if answer.status == StatusCode::TOO_MANY_REQUESTS => {
+            SendOutcome::Answer(answer, _) if answer.status == StatusCode::TOO_MANY_REQUESTS => {
                 request.repeat != Repeat::Never
             }
-            Sent::Answer(answer, _) => {
+            SendOutcome::Answer(answer, _) => {
                 let may_pass = [502, 503, 504].contains(&answer.status.as_u16());
                 may_pass && request.repeat == Repeat::Always
             }
-            Sent::Lost { .. } => request.repeat == Repeat::Always,
-            Sent::TooLong | Sent::Refused(_) => false,
+            SendOutcome::Lost { .. } => request.repeat == Repeat::Always,
+            SendOutcome::TooLong | SendOutcome::Refused(_) => false,
         };
         let asked = match sent {
-            Sent::Answer(_, asked) => *asked,
-            Sent::Lost { .. } | Sent::Refused(_) | Sent::TooLong => None,
+            SendOutcome::Answer(_, asked) => *asked,
+            SendOutcome::Lost { .. } | SendOutcome::Refused(_) | SendOutcome::TooLong => None,
         };
         let usual = self.times.again * 2_u32.saturating_pow(tries - 1);
         (passes && tries < TRIES).then(|| asked.unwrap_or(usual).min(LONGEST_WAIT))
     }
 
-    fn settled(&self, request: &Request, sent: Sent) -> Result<Answer, Halt> {
+    fn settled(&self, request: &Request, sent: SendOutcome) -> Result<Answer, Halt> {
         let (shown, at) = (request.shown(), origin(&request.url));
         let reads = request.method.is_safe();
         match sent {
-            Sent::Answer(answer, _) => Ok(answer),
-            Sent::Lost { why, taken: false } => {
+            SendOutcome::Answer(answer, _) => Ok(answer),
+            SendOutcome::Lost { why, taken: false } => {
                 Err(Halt::failed(format!("{shown} was not sent: cannot reach {at}: {why}")))
             }
-            Sent::Refused(why) => Err(Halt::failed(format!("{shown} was not sent: {why}"))),
-            Sent::Lost { why, taken: true } if reads => {
+            SendOutcome::Refused(why) => Err(Halt::failed(format!("{shown} was not sent: {why}"))),
+            SendOutcome::Lost { why, taken: true } if reads => {
                 Err(Halt::failed(format!("{shown} has no answer from {at}: {why}")))
             }
-            Sent::Lost { why, taken: true } => Err(Halt::failed(format!(
+            SendOutcome::Lost { why, taken: true } => Err(Halt::failed(format!(
                 "{shown} has no answer from {at}: {why}; whether it took effect is not known"
             ))),
-            Sent::TooLong => Err(Halt::failed(format!(
+            SendOutcome::TooLong => Err(Halt::failed(format!(
                 "the answer of {shown} has more than {} bytes, the most that is kept",
                 request.most
             ))),
         }
     }
 
-    async fn once(&mut self, request: &Request) -> Result<Sent, Halt> {
+    async fn once(&mut self, request: &Request) -> Result<SendOutcome, Halt> {
         if let Some(turns) = &self.access.turns {
             let turn = turns.take();
             self.until(turn, &format!("{} was not sent", request.shown())).await?;
@@ -255,7 +255,7 @@ impl Call {
         if self.stop.level() > StopLevel::Run {
             return Err(Halt::Stopped(format!("{} was not sent", request.shown())));
         }
-        if !self.gate.stands() {
+        if !self.gate.is_owned() {
             return Err(Halt::NotOurs { sent: self.sent });
         }
         self.sent = true;
@@ -273,7 +273,7 @@ impl Call {
             };
             return Err(Halt::Stopped(what));
         };
-        if let (Sent::Answer(answer, _), false) = (&sent, request.quiet) {
+        if let (SendOutcome::Answer(answer, _), false) = (&sent, request.quiet) {
             self.tell(&format!("{}: {}", request.shown(), answer.status.as_u16())).await;
         }
         Ok(sent)
@@ -328,14 +328,19 @@ impl Call {
 }
 
 /// Sends a request, follows the allowed redirects, and reads the complete response.
-async fn exchange(clients: &Clients, access: &Access, request: &Request, within: Duration) -> Sent {
+async fn exchange(
+    clients: &Clients,
+    access: &Access,
+    request: &Request,
+    within: Duration,
+) -> SendOutcome {
     let until = Instant::now() + within;
     let mut url = request.url.clone();
     let mut followed = 0;
     loop {
         let client = match clients.to(&url).await {
             Ok(client) => client,
-            Err(why) => return Sent::Refused(why),
+            Err(why) => return SendOutcome::Refused(why),
         };
         let ready = ready(&client, access, request, url);
         let ready = ready.timeout(until.saturating_duration_since(Instant::now()));
@@ -350,8 +355,8 @@ async fn exchange(clients: &Clients, access: &Access, request: &Request, within:
         }
         let asked = retry_after(&response);
         return match whole(response, request.most).await {
-            Ok(Some(answer)) => Sent::Answer(answer, asked),
-            Ok(None) => Sent::TooLong,
+            Ok(Some(answer)) => SendOutcome::Answer(answer, asked),
+            Ok(None) => SendOutcome::TooLong,
             Err(error) => lost(&error),
         };
     }
@@ -370,12 +375,12 @@ fn ready(client: &Client, access: &Access, request: &Request, url: Url) -> Reque
 }
 
 /// The outcome of a request that failed without a response.
-fn lost(error: &reqwest::Error) -> Sent {
+fn lost(error: &reqwest::Error) -> SendOutcome {
     if let Some(refused) = refusal(error) {
-        return Sent::Refused(refused.to_string());
+        return SendOutcome::Refused(refused.to_string());
     }
     let taken = !error.is_connect() && !error.is_builder();
-    Sent::Lost { why: chain(error), taken }
+    SendOutcome::Lost { why: chain(error), taken }
 }
 
 /// The seconds in `Retry-After`. A date is ignored because clocks differ.

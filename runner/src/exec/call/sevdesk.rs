@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::answer::Answer;
 use super::request::{Access, Body, Call, Halt, Repeat, Request};
 use super::tls::Trust;
-use super::with::With;
+use super::with::StepArguments;
 use super::{Api, Options, address, file};
 use crate::ports::ExecError;
 
@@ -36,21 +36,27 @@ const MOST_IN_RESULT: usize = 64 * 1024;
 pub(super) struct Sevdesk;
 
 /// The action of a step.
-pub(super) enum Asked {
+pub(super) enum SevdeskAction {
     /// Creates an invoice for an existing contact or for one created first.
-    Create { contact: Contact, invoice: Map<String, Value>, compat: bool },
+    Create { contact: Recipient, invoice: Map<String, Value>, compat: bool },
     /// Sends one request and treats its response as `then` says.
-    One { method: Method, path: Vec<String>, query: Map<String, Value>, body: Body, then: Then },
+    One {
+        method: Method,
+        path: Vec<String>,
+        query: Map<String, Value>,
+        body: Body,
+        then: ResultFrom,
+    },
 }
 
 /// The recipient of an invoice.
-pub(super) enum Contact {
+pub(super) enum Recipient {
     Id(String),
     New(Map<String, Value>),
 }
 
 /// How a response becomes the result.
-pub(super) enum Then {
+pub(super) enum ResultFrom {
     /// The whole response is the result.
     All,
     /// Only the status of the invoice is the result.
@@ -61,9 +67,13 @@ pub(super) enum Then {
 
 #[async_trait]
 impl Api for Sevdesk {
-    type Asked = Asked;
+    type Request = SevdeskAction;
 
-    fn read(&self, with: With<'_>, options: &Options) -> Result<(Asked, Access), ExecError> {
+    fn read(
+        &self,
+        with: StepArguments<'_>,
+        options: &Options,
+    ) -> Result<(SevdeskAction, Access), ExecError> {
         let service = address::service(with.base_url()?);
         let service = service.map_err(|why| with.bad(&format!("`base_url` {why}")))?;
         let token = with.must("api_token")?;
@@ -74,28 +84,30 @@ impl Api for Sevdesk {
         Ok((asked, access.ok_or_else(bad)?))
     }
 
-    async fn act(&self, asked: Asked, call: &mut Call) -> Result<Value, Halt> {
+    async fn act(&self, asked: SevdeskAction, call: &mut Call) -> Result<Value, Halt> {
         let (method, path, query, body, then) = match asked {
-            Asked::Create { contact, invoice, compat } => {
+            SevdeskAction::Create { contact, invoice, compat } => {
                 return create(call, contact, invoice, compat).await;
             }
-            Asked::One { method, path, query, body, then } => (method, path, query, body, then),
+            SevdeskAction::One { method, path, query, body, then } => {
+                (method, path, query, body, then)
+            }
         };
         let repeat = if method.is_safe() { Repeat::Always } else { Repeat::TooMany };
         let mut request = Request::new(method, call.url(&path, &query)?, body, repeat);
-        if matches!(then, Then::Pdf(_)) {
+        if matches!(then, ResultFrom::Pdf(_)) {
             request.most = MOST_OF_PDF;
         }
         let answer = call.good(&request).await?;
         match then {
-            Then::All => Ok(answer.data()),
-            Then::Status => status(&answer.data()),
-            Then::Pdf(place) => pdf(&answer, place, call).await,
+            ResultFrom::All => Ok(answer.data()),
+            ResultFrom::Status => status(&answer.data()),
+            ResultFrom::Pdf(place) => pdf(&answer, place, call).await,
         }
     }
 }
 
-fn asked(with: With<'_>, options: &Options) -> Result<Asked, ExecError> {
+fn asked(with: StepArguments<'_>, options: &Options) -> Result<SevdeskAction, ExecError> {
     let compat = with.switch("compat")?.unwrap_or(false);
     let (get, post) = (Method::GET, Method::POST);
     let action = with.must("action")?;
@@ -108,52 +120,53 @@ fn asked(with: With<'_>, options: &Options) -> Result<Asked, ExecError> {
         let rest = Some(rest.to_owned()).filter(|rest| !rest.is_empty());
         Ok(["Invoice".to_owned(), invoice()?].into_iter().chain(rest).collect())
     };
-    let one =
-        |method, path, body, then| Ok(Asked::One { method, path, query: Map::new(), body, then });
+    let one = |method, path, body, then| {
+        Ok(SevdeskAction::One { method, path, query: Map::new(), body, then })
+    };
     match action {
         "create_invoice" => {
             let contact = match (with.id("contact_id")?, with.map("contact_data")?) {
-                (Some(id), _) if id.bytes().all(|c| c.is_ascii_digit()) => Contact::Id(id),
+                (Some(id), _) if id.bytes().all(|c| c.is_ascii_digit()) => Recipient::Id(id),
                 (Some(_), _) => return Err(with.bad("`contact_id` is no number")),
-                (None, Some(data)) => Contact::New(data.clone()),
+                (None, Some(data)) => Recipient::New(data.clone()),
                 (None, None) => {
                     return Err(with.bad("`contact_id` or `contact_data` is missing"));
                 }
             };
             let invoice = with.must_map("invoice_data")?.clone();
-            Ok(Asked::Create { contact, invoice, compat })
+            Ok(SevdeskAction::Create { contact, invoice, compat })
         }
         "save_invoice_draft" => {
             let data = with.must_map("invoice_data")?.clone();
             if compat {
-                return one(post, path(&["Invoice"]), Body::Json(data.into()), Then::All);
+                return one(post, path(&["Invoice"]), Body::Json(data.into()), ResultFrom::All);
             }
             let body = Body::Json(saved(data, None, Some(DRAFT)));
-            one(post, path(&SAVE), body, Then::All)
+            one(post, path(&SAVE), body, ResultFrom::All)
         }
         "cancel_invoice" if compat => {
             let body = Body::Json(json!({ "status": DRAFT }));
-            one(Method::PATCH, own("")?, body, Then::All)
+            one(Method::PATCH, own("")?, body, ResultFrom::All)
         }
-        "cancel_invoice" => one(post, own("cancelInvoice")?, Body::Nothing, Then::All),
-        "delete_invoice" => one(Method::DELETE, own("")?, Body::Nothing, Then::All),
-        "get_invoice" => one(get, own("")?, Body::Nothing, Then::All),
-        "get_invoice_status" => one(get, own("")?, Body::Nothing, Then::Status),
+        "cancel_invoice" => one(post, own("cancelInvoice")?, Body::Nothing, ResultFrom::All),
+        "delete_invoice" => one(Method::DELETE, own("")?, Body::Nothing, ResultFrom::All),
+        "get_invoice" => one(get, own("")?, Body::Nothing, ResultFrom::All),
+        "get_invoice_status" => one(get, own("")?, Body::Nothing, ResultFrom::Status),
         "get_invoice_pdf" => {
             let place = with.text("pdf_output")?.map(|path| file::place(with, options, path));
-            one(get, own("getPdf")?, Body::Nothing, Then::Pdf(place.transpose()?))
+            one(get, own("getPdf")?, Body::Nothing, ResultFrom::Pdf(place.transpose()?))
         }
-        "send_invoice" => one(post, own("sendViaEmail")?, mail(with)?, Then::All),
+        "send_invoice" => one(post, own("sendViaEmail")?, mail(with)?, ResultFrom::All),
         "create_contact" => {
             let body = Body::Json(with.must_map("contact_data")?.clone().into());
-            one(post, path(&["Contact"]), body, Then::All)
+            one(post, path(&["Contact"]), body, ResultFrom::All)
         }
-        "list_invoices" => Ok(Asked::One {
+        "list_invoices" => Ok(SevdeskAction::One {
             method: get,
             path: path(&["Invoice"]),
             query: with.map("filter")?.cloned().unwrap_or_default(),
             body: Body::Nothing,
-            then: Then::All,
+            then: ResultFrom::All,
         }),
         _other => Err(with.bad("`action` is none of sevDesk's")),
     }
@@ -166,7 +179,7 @@ fn path(parts: &[&str]) -> Vec<String> {
     parts.iter().map(|&part| part.to_owned()).collect()
 }
 
-fn mail(with: With<'_>) -> Result<Body, ExecError> {
+fn mail(with: StepArguments<'_>) -> Result<Body, ExecError> {
     let mut mail = Map::new();
     for (ours, theirs) in [("to_email", "toEmail"), ("subject", "subject"), ("text", "text")] {
         if let Some(text) = with.text(ours)? {
@@ -201,13 +214,13 @@ fn saved(mut data: Map<String, Value>, contact: Option<Value>, status: Option<u1
 
 async fn create(
     call: &mut Call,
-    contact: Contact,
+    contact: Recipient,
     invoice: Map<String, Value>,
     compat: bool,
 ) -> Result<Value, Halt> {
     let (id, made) = match contact {
-        Contact::Id(id) => (number(&id), None),
-        Contact::New(data) => {
+        Recipient::Id(id) => (number(&id), None),
+        Recipient::New(data) => {
             let url = call.url(&path(&["Contact"]), &Map::new())?;
             let body = Body::Json(data.into());
             let request = Request::new(Method::POST, url, body, Repeat::TooMany);

@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Options;
 use super::request::Access;
-use super::with::With;
+use super::with::StepArguments;
 use crate::egress::{self, Policy};
 use crate::ports::ExecError;
 
@@ -47,7 +47,7 @@ pub(super) enum Follow {
 
 impl Trust {
     /// Reads the keys `ca_file`, `fingerprint` and `insecure`.
-    pub(super) fn read(with: With<'_>) -> Result<Self, ExecError> {
+    pub(super) fn read(with: StepArguments<'_>) -> Result<Self, ExecError> {
         let insecure = with.switch("insecure")?.unwrap_or(false);
         match (with.text("ca_file")?, with.text("fingerprint")?, insecure) {
             (None, None, false) => Ok(Self::System),
@@ -97,7 +97,7 @@ enum Trusted {
 impl Clients {
     /// Loads the trusted certificates. The error says what is wrong with the step.
     pub(super) async fn new(
-        with: With<'_>,
+        with: StepArguments<'_>,
         access: &Access,
         options: &Options,
     ) -> Result<Self, ExecError> {
@@ -166,7 +166,11 @@ impl Clients {
     }
 }
 
-fn authorities(with: With<'_>, path: &Path, pem: &[u8]) -> Result<Vec<Certificate>, ExecError> {
+fn authorities(
+    with: StepArguments<'_>,
+    path: &Path,
+    pem: &[u8],
+) -> Result<Vec<Certificate>, ExecError> {
     let shown = path.display();
     let found = Certificate::from_pem_bundle(pem)
         .map_err(|cause| with.bad(&format!("`ca_file` {shown} cannot be used: {cause}")))?;
@@ -176,7 +180,7 @@ fn authorities(with: With<'_>, path: &Path, pem: &[u8]) -> Result<Vec<Certificat
     Ok(found)
 }
 
-fn pinned(with: With<'_>, digest: [u8; 32]) -> Result<ClientConfig, ExecError> {
+fn pinned(with: StepArguments<'_>, digest: [u8; 32]) -> Result<ClientConfig, ExecError> {
     let provider = Arc::new(ring::default_provider());
     let verifier = Pinned { digest, provider: Arc::clone(&provider) };
     let config = ClientConfig::builder_with_provider(provider)

@@ -10,11 +10,11 @@ use crate::ports::{ExecError, StepSpec};
 
 /// The `with` of a step.
 #[derive(Clone, Copy)]
-pub(super) struct With<'a> {
+pub(super) struct StepArguments<'a> {
     step: &'a StepSpec,
 }
 
-impl<'a> With<'a> {
+impl<'a> StepArguments<'a> {
     /// The `with` of a step. A command, a script or an unknown key in the step is an error.
     pub(super) fn of(step: &'a StepSpec) -> Result<Self, ExecError> {
         let (with, executor) = (Self { step }, step.executor.as_str());

@@ -11,7 +11,7 @@ use super::{Docker, fault};
 
 /// The state of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Life {
+pub(super) enum ContainerState {
     /// Created, and not started.
     NotStarted,
     Running,
@@ -64,7 +64,7 @@ pub(super) struct Listed {
     state: String,
 }
 
-impl Life {
+impl ContainerState {
     /// Parses a state of Docker or podman.
     fn of(status: &str) -> Self {
         match status {
@@ -82,8 +82,8 @@ fn is_of_later(labels: Option<&HashMap<String, String>>, epoch: Epoch) -> bool {
 }
 
 impl Container {
-    pub(super) fn life(&self) -> Life {
-        Life::of(&self.state.status)
+    pub(super) fn life(&self) -> ContainerState {
+        ContainerState::of(&self.state.status)
     }
 
     pub(super) fn exit_code(&self) -> i32 {
@@ -109,8 +109,8 @@ impl Listed {
         self.labels.as_ref()?.get(name)
     }
 
-    pub(super) fn life(&self) -> Life {
-        Life::of(&self.state)
+    pub(super) fn life(&self) -> ContainerState {
+        ContainerState::of(&self.state)
     }
 
     /// Whether a later owner of the run created it.
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_state_in_a_newer_engines_words_is_taken_for_running() {
-        assert_eq!(Life::of("stopping"), Life::Running);
-        assert_eq!(Life::of("exited"), Life::Ended);
+        assert_eq!(ContainerState::of("stopping"), ContainerState::Running);
+        assert_eq!(ContainerState::of("exited"), ContainerState::Ended);
     }
 }

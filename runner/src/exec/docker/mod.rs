@@ -48,13 +48,13 @@ use tokio_util::task::TaskTracker;
 
 use wire::{Target, Wire};
 
-pub use remains::Remains;
+pub use remains::WorkerContainers;
 
 use crate::exec::access::HostAccess;
 use crate::exec::job::volumes_of;
 use crate::ports::{
-    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, Left, LogSink,
-    Ran, RunScope, StepSpec, StopSignal, Workspace,
+    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, LeftoverRun,
+    LogSink, RunScope, StepOutcome, StepSpec, StopSignal, Workspace,
 };
 
 /// The engine's name in nodes and events.
@@ -321,7 +321,7 @@ impl Executor for Docker {
         gate: Gate,
         out: Arc<dyn LogSink>,
         stop: &StopSignal,
-    ) -> Result<Ran, ExecError> {
+    ) -> Result<StepOutcome, ExecError> {
         Box::pin(self.step(run, step, gate, &*out, stop)).await
     }
 
@@ -370,7 +370,7 @@ impl Executor for Docker {
         self.end_containers(run, Epoch(i64::MAX)).await
     }
 
-    async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {
+    async fn leftovers(&self) -> Result<Vec<LeftoverRun>, ExecError> {
         self.runs_left().await
     }
 

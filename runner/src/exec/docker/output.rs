@@ -12,11 +12,11 @@ use protocol::event::LogStream;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::{Instant, sleep};
 
-use super::look::{Container, Life};
+use super::look::{Container, ContainerState};
 use super::wire::next_bytes;
 use super::{Docker, fault};
 use crate::exec::beginning::Beginning;
-use crate::exec::copy::{GAP, Reading, Seen, Ways};
+use crate::exec::copy::{CopyPass, GAP, ReceivedOutput, SkipModes};
 use crate::exec::deadline::Flow;
 use crate::exec::demux::{Demux, Piece};
 use crate::ports::{ExecError, LogSink};
@@ -31,7 +31,7 @@ pub(super) struct Follower<'a> {
     pub(super) docker: &'a Docker,
     pub(super) id: &'a str,
     pub(super) out: &'a dyn LogSink,
-    pub(super) seen: Seen,
+    pub(super) seen: ReceivedOutput,
     pub(super) beginning: Beginning,
     /// Whether the step has a terminal, so that its single stream is not framed.
     pub(super) raw: bool,
@@ -52,19 +52,19 @@ impl Follower<'_> {
         loop {
             match self.docker.look(self.id).await {
                 Ok(Some(container)) => match container.life() {
-                    Life::Ended => {
+                    ContainerState::Ended => {
                         if !whole || self.went {
                             self.catch_up().await?;
                         }
                         return Ok(container);
                     }
-                    Life::Running => {
+                    ContainerState::Running => {
                         // It might be about to end, or something in between closed the connection.
                         whole = false;
                         until = Instant::now() + PATIENCE;
                     }
-                    Life::Going => return Err(self.gone()),
-                    Life::NotStarted => {
+                    ContainerState::Going => return Err(self.gone()),
+                    ContainerState::NotStarted => {
                         return Err(ExecError::Engine {
                             doing: "looking at a step".into(),
                             cause: format!("container {} was started and is not", self.id),
@@ -138,7 +138,7 @@ impl Follower<'_> {
         let failed = |docker: &Docker, error| {
             docker.failed("reading what is missing of a step's output", &error)
         };
-        let reading = self.read_copy(Ways::default()).await;
+        let reading = self.read_copy(SkipModes::default()).await;
         let mut reading = reading.map_err(|error| failed(self.docker, error))?;
         while let Some(ways) = reading.again() {
             if ways.has_gap() {
@@ -157,7 +157,7 @@ impl Follower<'_> {
     }
 
     /// Reads the engine's copy once and passes on output that was not received before.
-    async fn read_copy(&mut self, ways: Ways) -> Result<Reading, Error> {
+    async fn read_copy(&mut self, ways: SkipModes) -> Result<CopyPass, Error> {
         let mut reading = self.seen.read(ways);
         let prefix = &self.docker.client().await?.prefix;
         let path =

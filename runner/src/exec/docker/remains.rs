@@ -3,31 +3,31 @@
 use protocol::id::NodeId;
 use protocol::names;
 
-use super::look::{Life, Listed};
+use super::look::{ContainerState, Listed};
 use super::{Docker, Options};
-use crate::exec::podman::Seen;
+use crate::exec::podman::ListedContainers;
 use crate::ports::ExecError;
 
 /// The containers of one worker on a Docker engine.
 #[derive(Debug)]
-pub struct Remains {
+pub struct WorkerContainers {
     docker: Docker,
     worker: NodeId,
 }
 
-fn seen(listed: Vec<Listed>) -> Seen {
-    let mut seen = Seen::default();
+fn seen(listed: Vec<Listed>) -> ListedContainers {
+    let mut seen = ListedContainers::default();
     for container in listed.into_iter().filter(|container| container.run().is_some()) {
         match container.life() {
-            Life::Running => seen.running.push(container.id),
-            Life::NotStarted => seen.made += 1,
-            Life::Ended | Life::Going => {}
+            ContainerState::Running => seen.running.push(container.id),
+            ContainerState::NotStarted => seen.made += 1,
+            ContainerState::Ended | ContainerState::Going => {}
         }
     }
     seen
 }
 
-impl Remains {
+impl WorkerContainers {
     /// Creates the view of a worker's containers on the engine at an address. Does not connect yet.
     ///
     /// # Errors
@@ -40,7 +40,7 @@ impl Remains {
     ///
     /// # Errors
     /// [`ExecError`] if the engine does not answer.
-    pub async fn look(&self) -> Result<Seen, ExecError> {
+    pub async fn look(&self) -> Result<ListedContainers, ExecError> {
         let listed = self.docker.list(&format!("{}={}", names::LABEL_WORKER, self.worker)).await;
         listed.map(seen).map_err(|error| self.docker.failed("listing containers", &error))
     }
@@ -72,6 +72,6 @@ mod tests {
             { "Id": "somebody's", "Names": ["/eager_lamport"], "Labels": labels, "State": "running" },
         ]);
         let seen = seen(serde_json::from_value(list).unwrap());
-        assert_eq!(seen, Seen { running: vec!["runs".into()], made: 1 });
+        assert_eq!(seen, ListedContainers { running: vec!["runs".into()], made: 1 });
     }
 }

@@ -11,7 +11,7 @@ use protocol::names;
 use tokio::time::{Instant, sleep};
 
 use super::{Docker, fault};
-use crate::ports::{ExecError, Left};
+use crate::ports::{ExecError, LeftoverRun};
 
 /// How many containers of one run are removed concurrently.
 const AT_A_TIME: usize = 4;
@@ -70,7 +70,7 @@ impl Docker {
     }
 
     /// The runs that still have containers.
-    pub(super) async fn runs_left(&self) -> Result<Vec<Left>, ExecError> {
+    pub(super) async fn runs_left(&self) -> Result<Vec<LeftoverRun>, ExecError> {
         let listed = self.list(names::LABEL_RUN).await;
         let listed = listed.map_err(|error| self.failed("listing containers", &error))?;
         let mut left: BTreeMap<RunId, Option<String>> = BTreeMap::new();
@@ -79,6 +79,6 @@ impl Docker {
             let cluster = left.entry(run).or_default();
             *cluster = cluster.take().or_else(|| container.label(names::LABEL_CLUSTER).cloned());
         }
-        Ok(left.into_iter().map(|(run, cluster)| Left { run, cluster }).collect())
+        Ok(left.into_iter().map(|(run, cluster)| LeftoverRun { run, cluster }).collect())
     }
 }

@@ -9,7 +9,7 @@
 use std::fmt::Write as _;
 
 use crate::exec::given::{DIR, exports};
-use crate::ports::{ExecError, Given, StepSpec};
+use crate::ports::{ExecError, StepSecret, StepSpec};
 
 /// Reads pairs of lines, a name and the `printf %b` form of its value, until an empty name.
 const RECEIVE: &str = r#"__bob_mask=$(umask) && umask 0377 || exit 126
@@ -21,16 +21,16 @@ unset __bob_mask __bob_name __bob_value __bob_dir
 "#;
 
 /// The command prefix that receives secrets.
-pub(super) fn receiving(given: &[Given]) -> Vec<String> {
+pub(super) fn receiving(given: &[StepSecret]) -> Vec<String> {
     let exports = exports(given);
     let program = format!("__bob_dir={DIR}\n{RECEIVE}{exports}exec \"$@\" </dev/null");
     ["sh", "-c", &program, "sh"].map(str::to_owned).to_vec()
 }
 
 /// The secrets in the format that the receiving shell reads.
-pub(super) fn written(given: &[Given]) -> Vec<u8> {
+pub(super) fn written(given: &[StepSecret]) -> Vec<u8> {
     let mut text = String::new();
-    for Given { name, value, .. } in given {
+    for StepSecret { name, value, .. } in given {
         text.push_str(name);
         text.push('\n');
         for byte in value.expose() {
@@ -65,8 +65,8 @@ mod tests {
     use crate::ports::{Secret, StepSecrets};
     use serde_json::json;
 
-    fn given(value: &[u8]) -> Vec<Given> {
-        vec![Given { name: "a b".into(), env: Some("A".into()), value: Secret::new(value) }]
+    fn given(value: &[u8]) -> Vec<StepSecret> {
+        vec![StepSecret { name: "a b".into(), env: Some("A".into()), value: Secret::new(value) }]
     }
 
     #[test]

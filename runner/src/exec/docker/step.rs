@@ -15,7 +15,7 @@ use super::{Docker, fault, secrets};
 use crate::exec::access::real;
 use crate::exec::argv::{Argv, check_length};
 use crate::exec::beginning::{Beginning, NotExecuted};
-use crate::exec::copy::Seen;
+use crate::exec::copy::ReceivedOutput;
 use crate::exec::deadline::{Flow, or_stopped};
 use crate::exec::exhausted::{KeyWait, no_keys};
 use crate::exec::job::{JobOptions, container_name, own_image};
@@ -23,7 +23,8 @@ use crate::exec::mount::{JobMount, MountHost, Source};
 use crate::exec::unexecutable::Head;
 use crate::exec::work_dir::is_about_work_dir;
 use crate::ports::{
-    ExecError, Exit, Gate, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
+    ExecError, Exit, Gate, LogSink, RunScope, StepOutcome, StepSpec, StopLevel, StopSignal,
+    Workspace,
 };
 
 /// How often an existing container is removed to free its name.
@@ -47,7 +48,7 @@ impl Docker {
         mut gate: Gate,
         out: &dyn LogSink,
         stop: &StopSignal,
-    ) -> Result<Ran, ExecError> {
+    ) -> Result<StepOutcome, ExecError> {
         let image = own_image(step).unwrap_or(&run.image);
         let image = self.image(run, image, stop).await?;
         let opened = async {
@@ -61,15 +62,15 @@ impl Docker {
         let (ready, open) = join(preparing, opened).await;
         let ready = ready?;
         let id = ready.id.clone();
-        if !open || stop.level() > StopLevel::Run || !gate.stands() {
+        if !open || stop.level() > StopLevel::Run || !gate.is_owned() {
             self.soon(id);
             return Err(ExecError::NotStarted);
         }
         match self.started(step, ready, out, stop).await {
-            Ok(Some(exit)) => Ok(Ran::new(exit, Workspace::Lone { id })),
+            Ok(Some(exit)) => Ok(StepOutcome::new(exit, Workspace::Lone { id })),
             Ok(None) => {
                 self.soon(id);
-                Ok(Ran::new(Exit { code: KILLED, oom: false }, Workspace::None))
+                Ok(StepOutcome::new(Exit { code: KILLED, oom: false }, Workspace::None))
             }
             Err(error) => {
                 // After any error, no process of the step must continue.
@@ -239,7 +240,7 @@ impl Docker {
             docker: self,
             id: &id,
             out,
-            seen: Seen::default(),
+            seen: ReceivedOutput::default(),
             beginning: Beginning::default(),
             raw: has_tty,
             went: false,

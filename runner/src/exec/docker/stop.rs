@@ -5,7 +5,7 @@ use std::time::Duration;
 use bollard::query_parameters::KillContainerOptionsBuilder;
 use tokio::time::{Instant, sleep_until};
 
-use super::look::Life;
+use super::look::ContainerState;
 use super::{Docker, fault};
 use crate::exec::deadline::Flow;
 use crate::ports::{ExecError, StepEnd, StopLevel, StopSignal};
@@ -72,7 +72,7 @@ impl Docker {
         sleep_until(Instant::now() + AFTER_KILL).await;
         let looked = self.look(id).await;
         let looked = looked.map_err(|error| self.failed("looking at a killed step", &error))?;
-        if looked.is_some_and(|container| container.life() == Life::Ended) {
+        if looked.is_some_and(|container| container.life() == ContainerState::Ended) {
             // It is dead, and its last output is still to be read.
             flow.moved();
             flow.stalled(LAST_OUTPUT).await;

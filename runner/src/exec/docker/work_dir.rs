@@ -8,7 +8,7 @@ use bollard::errors::Error;
 use bollard::models::ContainerCreateBody;
 
 use super::{Docker, fault};
-use crate::exec::work_dir::{Entry, Walk};
+use crate::exec::work_dir::{Entry, PathWalk};
 use crate::ports::{ExecError, RunScope, StepSpec};
 
 impl Docker {
@@ -50,7 +50,7 @@ impl Docker {
         id: &str,
         dir: &str,
     ) -> Result<(String, Vec<String>), ExecError> {
-        let mut walk = Walk::along(dir);
+        let mut walk = PathWalk::along(dir);
         while let Some(at) = walk.next() {
             let entry = self.entry(id, &at).await;
             walk.answer(

@@ -16,11 +16,11 @@ use rustix::process::Pid;
 use super::cgroup::Group;
 use super::limits;
 use super::supervise::{command, not_started, pid_of, tell};
-use super::word::{Asked, Job, Told};
+use super::word::{CommandOutcome, Job, Request};
 
 /// Starts a process that becomes the command. The error says why it did not.
-pub(super) fn start(job: Job) -> Result<Pid, Told> {
-    let failed = |cause: std::io::Error| Told::NotLimited(cause.to_string());
+pub(super) fn start(job: Job) -> Result<Pid, CommandOutcome> {
+    let failed = |cause: std::io::Error| CommandOutcome::NotLimited(cause.to_string());
     let (mut ours, theirs) = UnixStream::pair().map_err(failed)?;
     let mut itself = Command::new("/proc/self/exe");
     // Pass the arguments that made this process a supervisor.
@@ -28,7 +28,7 @@ pub(super) fn start(job: Job) -> Result<Pid, Told> {
     let mut child = itself.stdin(Stdio::from(OwnedFd::from(theirs))).spawn().map_err(failed)?;
     // `Command` holds the other end of the socket, which must be closed here.
     drop(itself);
-    tell(&mut ours, &Asked::Become(job)).map_err(failed)?;
+    tell(&mut ours, &Request::Become(job)).map_err(failed)?;
     let mut said = Vec::new();
     // The socket closes when the process becomes the command or ends.
     ours.read_to_end(&mut said).map_err(failed)?;
@@ -36,11 +36,12 @@ pub(super) fn start(job: Job) -> Result<Pid, Told> {
         return pid_of(&child).map_err(failed);
     }
     child.wait().map_err(failed)?;
-    Err(serde_json::from_slice(&said).unwrap_or_else(|cause| Told::NotLimited(cause.to_string())))
+    Err(serde_json::from_slice(&said)
+        .unwrap_or_else(|cause| CommandOutcome::NotLimited(cause.to_string())))
 }
 
 /// Replaces this process with the command. Returns only on failure.
-pub(super) fn turn_into(job: &Job) -> Told {
+pub(super) fn turn_into(job: &Job) -> CommandOutcome {
     let mut command = match (command(job), File::open("/dev/null")) {
         (Ok(mut command), Ok(nothing)) => {
             // Opened before a limit on open files applies.
@@ -51,10 +52,10 @@ pub(super) fn turn_into(job: &Job) -> Told {
     };
     let entered = job.group.as_ref().map_or(Ok(()), |dir| Group::of(dir.clone()).enter());
     if let Err(cause) = entered {
-        return Told::NotLimited(format!("entering its control group: {cause}"));
+        return CommandOutcome::NotLimited(format!("entering its control group: {cause}"));
     }
     if let Err(why) = limits::take_on(&job.limits) {
-        return Told::NotLimited(why);
+        return CommandOutcome::NotLimited(why);
     }
     not_started(job, &command.exec())
 }

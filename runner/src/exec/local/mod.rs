@@ -30,12 +30,12 @@ use tokio_util::task::TaskTracker;
 
 use self::cgroup::Group;
 pub use self::cgroup::{own as own_cgroup, refused as limits_refused};
-use self::secrets::{Handed, Place};
+use self::secrets::{SecretsDirs, WrittenSecrets};
 pub use self::supervise::supervise;
 use self::word::Job;
 use crate::ports::{
-    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, JOB_DIR, Left,
-    LogSink, Ran, RunScope, StepSpec, StopSignal, Workspace,
+    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, JOB_DIR,
+    LeftoverRun, LogSink, RunScope, StepOutcome, StepSpec, StopSignal, Workspace,
 };
 
 /// Where steps run, and how their supervisors are started.
@@ -95,12 +95,17 @@ impl Local {
         Self { options: Arc::new(options), tasks: TaskTracker::new() }
     }
 
-    fn place(&self) -> Place {
-        Place::new(self.options.memory.clone())
+    fn place(&self) -> SecretsDirs {
+        SecretsDirs::new(self.options.memory.clone())
     }
 
     /// Writes a step's secrets and adds them to its job.
-    async fn hand(&self, run: &RunId, step: &StepSpec, job: &mut Job) -> Result<Handed, ExecError> {
+    async fn hand(
+        &self,
+        run: &RunId,
+        step: &StepSpec,
+        job: &mut Job,
+    ) -> Result<WrittenSecrets, ExecError> {
         let (place, given) = (self.place(), step.secrets.given.clone());
         let (run, name) = (run.clone(), format!("{}-{}", step.position, step.attempt));
         let handed = tokio::task::spawn_blocking(move || place.hand((&run, &name), &given)).await;
@@ -247,7 +252,7 @@ impl Executor for Local {
         gate: Gate,
         out: Arc<dyn LogSink>,
         stop: &StopSignal,
-    ) -> Result<Ran, ExecError> {
+    ) -> Result<StepOutcome, ExecError> {
         let mut job = self.job(scope, step).await?;
         self.group(&scope.run, step, &mut job.0).await?;
         let group = job.0.group.clone().map(Group::of);
@@ -341,16 +346,16 @@ impl Executor for Local {
         }
     }
 
-    async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {
+    async fn leftovers(&self) -> Result<Vec<LeftoverRun>, ExecError> {
         let runs = self.options.runs.clone();
         let listed = tokio::task::spawn_blocking(move || {
             let entries = std::fs::read_dir(runs).into_iter().flatten().filter_map(Result::ok);
             let left = entries.filter_map(|entry| {
                 let run = entry.file_name().to_str()?.parse().ok()?;
                 let cluster = std::fs::read_to_string(entry.path().join(CLUSTER)).ok();
-                Some(Left { run, cluster })
+                Some(LeftoverRun { run, cluster })
             });
-            let mut left: Vec<Left> = left.collect();
+            let mut left: Vec<LeftoverRun> = left.collect();
             left.sort();
             left
         });

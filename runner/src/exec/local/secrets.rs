@@ -10,24 +10,24 @@ use std::path::{Path, PathBuf};
 use protocol::id::RunId;
 use rustix::fs::statfs;
 
-use crate::ports::{Given, StepSecrets};
+use crate::ports::{StepSecret, StepSecrets};
 
 /// The file system types in memory, `tmpfs` and `ramfs`, from linux/magic.h.
 const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
 /// The candidate directories for secrets.
 #[derive(Debug, Clone)]
-pub(super) struct Place(Vec<PathBuf>);
+pub(super) struct SecretsDirs(Vec<PathBuf>);
 
 /// The secrets written for one step.
 #[derive(Debug, Default)]
-pub(super) struct Handed {
+pub(super) struct WrittenSecrets {
     dir: Option<PathBuf>,
     /// The variables added to the step's environment.
     pub(super) env: Vec<(OsString, OsString)>,
 }
 
-impl Handed {
+impl WrittenSecrets {
     /// Removes the files after the step has ended.
     pub(super) fn take_back(self) -> std::io::Result<()> {
         self.dir.map_or(Ok(()), |dir| gone(std::fs::remove_dir_all(dir)))
@@ -64,7 +64,7 @@ fn private(dir: &Path) -> Result<(), String> {
     Err(format!("{} is not this user's alone: remove it", dir.display()))
 }
 
-impl Place {
+impl SecretsDirs {
     /// Uses the first of these directories that is in memory.
     pub(super) fn new(below: Vec<PathBuf>) -> Self {
         Self(below)
@@ -80,10 +80,10 @@ impl Place {
     pub(super) fn hand(
         &self,
         (run, step): (&RunId, &str),
-        given: &[Given],
-    ) -> Result<Handed, String> {
+        given: &[StepSecret],
+    ) -> Result<WrittenSecrets, String> {
         if given.is_empty() {
-            return Ok(Handed::default());
+            return Ok(WrittenSecrets::default());
         }
         let Some(ours) = self.all().next() else {
             let below: Vec<String> = self.0.iter().map(|dir| dir.display().to_string()).collect();
@@ -101,11 +101,11 @@ impl Place {
         let cannot = |cause: std::io::Error| format!("cannot write secrets to memory: {cause}");
         gone(std::fs::remove_dir_all(&dir)).map_err(cannot)?;
         private(&dir)?;
-        let mut handed = Handed {
+        let mut handed = WrittenSecrets {
             env: vec![(StepSecrets::VARIABLE.into(), dir.clone().into())],
             dir: Some(dir.clone()),
         };
-        for Given { name, env, value } in given {
+        for StepSecret { name, env, value } in given {
             let path = dir.join(name);
             let opened = OpenOptions::new().write(true).create_new(true).mode(0o400).open(path);
             let mut file = opened.map_err(cannot)?;
@@ -129,8 +129,8 @@ mod tests {
     use super::*;
     use crate::ports::Secret;
 
-    fn given() -> Vec<Given> {
-        let one = |name: &str, env: Option<&str>| Given {
+    fn given() -> Vec<StepSecret> {
+        let one = |name: &str, env: Option<&str>| StepSecret {
             name: name.to_owned(),
             env: env.map(str::to_owned),
             value: Secret::new(name.as_bytes()),
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn secrets_are_files_of_one_user_until_the_step_ends() {
-        let place = Place::new(vec!["/dev/shm".into()]);
+        let place = SecretsDirs::new(vec!["/dev/shm".into()]);
         if place.all().next().is_none() {
             return;
         }
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn secrets_are_never_written_to_a_disk() {
-        let place = Place::new(vec!["/proc".into(), "/nowhere".into()]);
+        let place = SecretsDirs::new(vec!["/proc".into(), "/nowhere".into()]);
         let run: RunId = "r-a".parse().unwrap();
         let said = place.hand((&run, "0-1"), &given()).unwrap_err();
         assert!(said.contains("none of /proc, /nowhere is a tmpfs"), "{said}");

@@ -13,10 +13,11 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Child;
 
-use super::word::{Asked, Job, Told};
+use super::word::{CommandOutcome, Job, Request};
 use super::{JOB_VARIABLE, failed, orphans};
 use crate::ports::{
-    ExecError, Exit, Gate, LogSink, Ran, StepEnd, StepSpec, StopLevel, StopSignal, Workspace,
+    ExecError, Exit, Gate, LogSink, StepEnd, StepOutcome, StepSpec, StopLevel, StopSignal,
+    Workspace,
 };
 
 /// The maximum number of bytes in one read.
@@ -34,13 +35,13 @@ async fn pump(from: Option<impl AsyncRead + Unpin>, stream: LogStream, out: Arc<
 }
 
 /// The supervisor's next report. `None` if it is gone.
-async fn heard(told: &mut BufReader<OwnedReadHalf>) -> Option<Told> {
+async fn heard(told: &mut BufReader<OwnedReadHalf>) -> Option<CommandOutcome> {
     let mut line = Vec::new();
     told.read_until(b'\n', &mut line).await.ok()?;
     serde_json::from_slice(&line).ok()
 }
 
-async fn ask(asks: &mut OwnedWriteHalf, asked: &Asked) {
+async fn ask(asks: &mut OwnedWriteHalf, asked: &Request) {
     let Ok(mut line) = serde_json::to_vec(asked) else { return };
     line.push(b'\n');
     // A supervisor that is gone has already ended its command.
@@ -52,11 +53,11 @@ async fn obey(asks: &mut OwnedWriteHalf, end: StepEnd, stop: &StopSignal) {
     let mut level = stop.above(StopLevel::Run).await;
     if let StopLevel::Stop { grace } = level {
         let grace = end.grace_or(grace);
-        ask(asks, &Asked::End(end.signal)).await;
+        ask(asks, &Request::End(end.signal)).await;
         level = tokio::time::timeout(grace, stop.above(level)).await.unwrap_or(StopLevel::Kill);
     }
     if level == StopLevel::Kill {
-        ask(asks, &Asked::Kill).await;
+        ask(asks, &Request::Kill).await;
     }
     std::future::pending().await
 }
@@ -69,18 +70,18 @@ pub(super) async fn run(
     mut gate: Gate,
     out: Arc<dyn LogSink>,
     stop: &StopSignal,
-) -> Result<Ran, ExecError> {
+) -> Result<StepOutcome, ExecError> {
     let open = tokio::select! {
         biased;
         _ = stop.above(StopLevel::Run) => false,
         open = gate.opened() => open,
     };
-    if !open || !gate.stands() {
+    if !open || !gate.is_owned() {
         return Err(ExecError::NotStarted);
     }
     let (told, mut asks) = socket.into_split();
     let mut told = BufReader::new(told);
-    ask(&mut asks, &Asked::Run(job)).await;
+    ask(&mut asks, &Request::Run(job)).await;
     let output = async {
         tokio::join!(
             pump(child.stdout.take(), LogStream::Stdout, Arc::clone(&out)),
@@ -103,11 +104,13 @@ pub(super) async fn run(
     drop(asks);
     let waited = child.wait().await;
     match ended {
-        Some(Told::Ended { code, oom }) => Ok(Ran::new(Exit { code, oom }, Workspace::Dir(left))),
-        Some(Told::NotStarted { code, cause }) => {
+        Some(CommandOutcome::Ended { code, oom }) => {
+            Ok(StepOutcome::new(Exit { code, oom }, Workspace::Dir(left)))
+        }
+        Some(CommandOutcome::NotStarted { code, cause }) => {
             Err(ExecError::Start { step: step.name.clone(), cause, code })
         }
-        Some(Told::NotLimited(cause)) => Err(failed("limiting a step", cause)),
+        Some(CommandOutcome::NotLimited(cause)) => Err(failed("limiting a step", cause)),
         None => match waited.as_ref().ok().and_then(ExitStatusExt::signal) {
             // Nobody but the step has a reason to.
             Some(signal) => Err(ExecError::Killed { signal }),

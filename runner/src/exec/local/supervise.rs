@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use super::cgroup::Group;
 use super::limited;
-use super::word::{Asked, Job, Told};
+use super::word::{CommandOutcome, Job, Request};
 use crate::exec::unexecutable::{self, HEAD_BYTES, Head};
 
 /// Runs one command for the worker at the other end of standard input.
@@ -34,15 +34,15 @@ pub fn supervise() -> std::io::Result<()> {
     let mut tells = socket.try_clone()?;
     let mut asks = BufReader::new(socket);
     let told = match next(&mut asks) {
-        Some(Asked::Run(job)) => watch_over(job, asks)?,
-        Some(Asked::Become(job)) => limited::turn_into(&job),
-        Some(Asked::End(_) | Asked::Kill) | None => return Ok(()),
+        Some(Request::Run(job)) => watch_over(job, asks)?,
+        Some(Request::Become(job)) => limited::turn_into(&job),
+        Some(Request::End(_) | Request::Kill) | None => return Ok(()),
     };
     tell(&mut tells, &told)
 }
 
 /// Runs a command to its end, then ends the processes it left.
-fn watch_over(job: Job, mut asks: BufReader<UnixStream>) -> std::io::Result<Told> {
+fn watch_over(job: Job, mut asks: BufReader<UnixStream>) -> std::io::Result<CommandOutcome> {
     // Orphaned descendants of the command become children of this process.
     set_child_subreaper(Some(getpid()))?;
     let group = job.group.clone().map(Group::of);
@@ -59,7 +59,7 @@ fn watch_over(job: Job, mut asks: BufReader<UnixStream>) -> std::io::Result<Told
                 .spawn(move || listen(&mut asks, child, listener.as_ref()))?;
             let code = reap(child, group.as_ref())?;
             let oom = code != 0 && group.as_ref().is_some_and(Group::is_out_of_memory);
-            Told::Ended { code, oom }
+            CommandOutcome::Ended { code, oom }
         }
         Err(told) => told,
     };
@@ -69,7 +69,7 @@ fn watch_over(job: Job, mut asks: BufReader<UnixStream>) -> std::io::Result<Told
 }
 
 /// The report for a command that could not be started.
-pub(super) fn not_started(job: &Job, cause: &std::io::Error) -> Told {
+pub(super) fn not_started(job: &Job, cause: &std::io::Error) -> CommandOutcome {
     let is_missing = cause.kind() == std::io::ErrorKind::NotFound;
     let program = job.words.first().map(|word| word.to_string_lossy()).unwrap_or_default();
     let why = if job.dir.is_dir() {
@@ -77,7 +77,7 @@ pub(super) fn not_started(job: &Job, cause: &std::io::Error) -> Told {
     } else {
         format!("its working directory {} cannot be entered: {}", job.dir.display(), said(cause))
     };
-    Told::NotStarted { code: if is_missing { 127 } else { 126 }, cause: why }
+    CommandOutcome::NotStarted { code: if is_missing { 127 } else { 126 }, cause: why }
 }
 
 /// The kernel's words alone.
@@ -110,7 +110,7 @@ pub(super) fn tell(to: &mut UnixStream, what: &impl Serialize) -> std::io::Resul
     to.write_all(&line)
 }
 
-fn next(asks: &mut BufReader<UnixStream>) -> Option<Asked> {
+fn next(asks: &mut BufReader<UnixStream>) -> Option<Request> {
     let mut line = Vec::new();
     asks.read_until(b'\n', &mut line).ok()?;
     serde_json::from_slice(&line).ok()
@@ -147,9 +147,9 @@ fn listen(asks: &mut BufReader<UnixStream>, child: Pid, group: Option<&Group>) {
     loop {
         match next(asks) {
             // The command might already have ended.
-            Some(Asked::End(signal)) => drop(kill_process_group(child, number(signal))),
-            Some(Asked::Run(_) | Asked::Become(_)) => {}
-            Some(Asked::Kill) | None => {
+            Some(Request::End(signal)) => drop(kill_process_group(child, number(signal))),
+            Some(Request::Run(_) | Request::Become(_)) => {}
+            Some(Request::Kill) | None => {
                 // Repeat, because processes can start children in between.
                 loop {
                     kill_all(group);

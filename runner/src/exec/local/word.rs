@@ -30,7 +30,7 @@ impl Job {
 
 /// A request of the worker.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Asked {
+pub(super) enum Request {
     /// Run this command. Sent once.
     Run(Job),
     /// Apply the limits and become the command. Sent by a supervisor.
@@ -43,7 +43,7 @@ pub(super) enum Asked {
 
 /// The outcome of a command. Sent once.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Told {
+pub(super) enum CommandOutcome {
     /// It ended, and none of its processes is left.
     Ended {
         /// The exit code.

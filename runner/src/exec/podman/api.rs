@@ -10,7 +10,7 @@ use protocol::names;
 use serde::Deserialize;
 use tokio::time::sleep;
 
-use super::call::{Again, Ask, Fault, Reply, saw_a_removal};
+use super::call::{EngineCall, Fault, Repeat, Reply, saw_a_removal};
 use super::create::Create;
 use super::http::Link;
 use super::image::Inspected;
@@ -25,7 +25,7 @@ const BUSY: u32 = 10;
 
 /// The state of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Life {
+pub(super) enum ContainerState {
     /// Created and perhaps initialized, but not started.
     NotStarted,
     Running,
@@ -84,7 +84,7 @@ pub(super) fn is_of_later(labels: Option<&HashMap<String, String>>, epoch: Epoch
     theirs.and_then(|text| text.parse().ok()).is_some_and(|theirs| Epoch(theirs) > epoch)
 }
 
-impl Life {
+impl ContainerState {
     /// Parses the engine's state.
     pub(super) fn of(status: &str) -> Self {
         match status {
@@ -97,8 +97,8 @@ impl Life {
 }
 
 impl Container {
-    pub(super) fn life(&self) -> Life {
-        Life::of(&self.state.status)
+    pub(super) fn life(&self) -> ContainerState {
+        ContainerState::of(&self.state.status)
     }
 
     /// Whether it is being removed, so that its files can no longer be read.
@@ -165,8 +165,10 @@ pub(super) struct Commit<'a> {
 impl Link {
     /// Creates a container and returns its id.
     pub(super) async fn create(&mut self, create: &Create) -> Result<String, Fault> {
-        let json = serde_json::to_vec(create).map_err(|cause| Fault::Garbled(cause.to_string()))?;
-        let ask = Ask { json: Some(Bytes::from(json)), ..Ask::post("/containers/create") };
+        let json =
+            serde_json::to_vec(create).map_err(|cause| Fault::Malformed(cause.to_string()))?;
+        let ask =
+            EngineCall { json: Some(Bytes::from(json)), ..EngineCall::post("/containers/create") };
         let reply = self.call(ask).await?.good()?;
         Ok(reply.json::<Created>()?.id)
     }
@@ -174,10 +176,10 @@ impl Link {
     /// Starts a container. Never retried after it was sent: a second start would run an ended step
     /// again.
     pub(super) async fn start(&mut self, id: &str) -> Result<(), Fault> {
-        let ask = Ask {
-            again: Again::Unsent,
+        let ask = EngineCall {
+            again: Repeat::Unsent,
             within: Duration::from_secs(120),
-            ..Ask::post(format!("/containers/{id}/start"))
+            ..EngineCall::post(format!("/containers/{id}/start"))
         };
         self.call(ask).await?.good().map(drop)
     }
@@ -188,7 +190,7 @@ impl Link {
         id: &str,
         patience: Duration,
     ) -> Result<Option<Container>, Fault> {
-        let ask = Ask { patience, ..Ask::get(format!("/containers/{id}/json")) };
+        let ask = EngineCall { patience, ..EngineCall::get(format!("/containers/{id}/json")) };
         match self.call(ask).await?.good() {
             Ok(reply) => reply.json().map(Some),
             Err(fault) if fault.is_gone() => Ok(None),
@@ -204,7 +206,7 @@ impl Link {
         patience: Duration,
     ) -> Result<(), Fault> {
         let path = format!("/containers/{id}/kill?signal={signal}");
-        match self.call(Ask { patience, ..Ask::post(path) }).await?.good() {
+        match self.call(EngineCall { patience, ..EngineCall::post(path) }).await?.good() {
             Ok(_) => Ok(()),
             Err(fault) if fault.is_gone() || fault.status() == Some(409) => Ok(()),
             Err(fault) if fault.refusal().contains("improper") => Ok(()),
@@ -216,13 +218,13 @@ impl Link {
     /// step can unmount them while an archive is read. The archive would be truncated or empty and
     /// still look complete.
     pub(super) async fn mount(&mut self, id: &str) -> Result<(), Fault> {
-        self.call(Ask::post(format!("/containers/{id}/mount"))).await?.good().map(drop)
+        self.call(EngineCall::post(format!("/containers/{id}/mount"))).await?.good().map(drop)
     }
 
     /// Removes a container, running or not. A missing container is not an error.
     pub(super) async fn remove(&mut self, id: &str) -> Result<(), Fault> {
         let path = format!("/containers/{id}?force=true&timeout=0&v=true");
-        match self.call(Ask::delete(path)).await?.good() {
+        match self.call(EngineCall::delete(path)).await?.good() {
             Ok(_) => Ok(()),
             // A concurrent removal was faster.
             Err(fault) if fault.is_gone() => Ok(()),
@@ -231,7 +233,7 @@ impl Link {
     }
 
     /// Makes an idempotent call, and retries it if a concurrent removal disturbed it.
-    pub(super) async fn call_again(&mut self, ask: Ask) -> Result<Reply, Fault> {
+    pub(super) async fn call_again(&mut self, ask: EngineCall) -> Result<Reply, Fault> {
         let mut tries = 0;
         loop {
             match self.call(ask.clone()).await?.good() {
@@ -278,7 +280,7 @@ impl Link {
         ];
         query.extend(commit.changes.iter().map(|change| ("changes", change.as_str())));
         let query = path::query(&query);
-        let ask = Ask { within: LONG, ..Ask::post(format!("/commit?{query}")) };
+        let ask = EngineCall { within: LONG, ..EngineCall::post(format!("/commit?{query}")) };
         let reply = self.call(ask).await?.good()?;
         let id = reply.json::<Created>()?.id;
         // Records and other calls use the id without the algorithm.
@@ -287,7 +289,7 @@ impl Link {
 
     /// An image, by name or id. `None` if the engine does not have it.
     pub(super) async fn image(&mut self, name: &str) -> Result<Option<Inspected>, Fault> {
-        let ask = Ask::get(format!("/images/{}/json", path::name(name)));
+        let ask = EngineCall::get(format!("/images/{}/json", path::name(name)));
         match self.call_again(ask).await {
             Ok(reply) => reply.json().map(Some),
             Err(fault) if fault.status() == Some(404) => Ok(None),
@@ -309,7 +311,7 @@ mod tests {
             "HostConfig":{"Cgroups":"default","Memory":67108864},"Config":{"WorkingDir":"/w"}}"#,
         )
         .unwrap();
-        assert_eq!(container.life(), Life::Ended);
+        assert_eq!(container.life(), ContainerState::Ended);
         assert_eq!((container.exit_code(), container.oom()), (137, true));
         assert_eq!((container.has_no_cgroup(), container.work_dir()), (false, "/w"));
         assert_eq!(container.processes(), (None, None));
@@ -322,14 +324,14 @@ mod tests {
             serde_json::from_str::<Container>(&json).unwrap().life()
         };
         for (status, expected) in [
-            ("created", Life::NotStarted),
-            ("initialized", Life::NotStarted),
-            ("running", Life::Running),
-            ("stopping", Life::Running),
-            ("paused", Life::Running),
-            ("what-comes-later", Life::Running),
-            ("stopped", Life::Ended),
-            ("exited", Life::Ended),
+            ("created", ContainerState::NotStarted),
+            ("initialized", ContainerState::NotStarted),
+            ("running", ContainerState::Running),
+            ("stopping", ContainerState::Running),
+            ("paused", ContainerState::Running),
+            ("what-comes-later", ContainerState::Running),
+            ("stopped", ContainerState::Ended),
+            ("exited", ContainerState::Ended),
         ] {
             assert_eq!(life(status), expected, "{status}");
         }

@@ -12,10 +12,10 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use tokio_util::task::TaskTracker;
 
-use super::call::{Ask, Fault, saw_a_removal};
+use super::call::{EngineCall, Fault, saw_a_removal};
 use super::http::Http;
 use super::{Podman, path};
-use crate::ports::{BaseImage, ExecError, is_meant};
+use crate::ports::{BaseImage, ExecError, matches_reference};
 
 /// The repository prefix of marks.
 const MARK: &str = "localhost/bob-pulled/";
@@ -29,7 +29,7 @@ const LISTINGS: u32 = 5;
 
 /// Marks pulled images in background tasks.
 #[derive(Debug, Default)]
-pub(super) struct Marks(TaskTracker);
+pub(super) struct BaseMarker(TaskTracker);
 
 /// An image in a listing.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -50,12 +50,12 @@ struct Listed {
 
 /// A mark and the hour in its tag.
 #[derive(Debug, PartialEq, Eq)]
-struct Mark<'a> {
+struct BaseMark<'a> {
     repository: &'a str,
     when: &'a str,
 }
 
-impl Mark<'_> {
+impl BaseMark<'_> {
     fn hour(&self) -> Option<i64> {
         self.when.parse().ok()
     }
@@ -81,14 +81,14 @@ impl Listed {
         self.names.iter().flatten().map(String::as_str)
     }
 
-    fn mark<'a>(&self, name: &'a str) -> Option<Mark<'a>> {
+    fn mark<'a>(&self, name: &'a str) -> Option<BaseMark<'a>> {
         let (repository, when) = name.rsplit_once(':')?;
         let (id, _) = repository.strip_prefix(MARK)?.split_once('/')?;
         // Ignore a mark that somebody put on another image.
-        (id.len() == DIGITS && self.id.starts_with(id)).then_some(Mark { repository, when })
+        (id.len() == DIGITS && self.id.starts_with(id)).then_some(BaseMark { repository, when })
     }
 
-    fn marks(&self) -> Vec<Mark<'_>> {
+    fn marks(&self) -> Vec<BaseMark<'_>> {
         self.names().filter_map(|name| self.mark(name)).collect()
     }
 
@@ -112,7 +112,7 @@ impl Listed {
                 theirs = true;
             }
         }
-        let hour = marks.iter().filter_map(Mark::hour).max().unwrap_or(0);
+        let hour = marks.iter().filter_map(BaseMark::hour).max().unwrap_or(0);
         Some(BaseImage {
             in_use: theirs || self.containers != 0 || parents.contains(self.id.as_str()),
             id: self.id.clone(),
@@ -140,7 +140,7 @@ impl Listed {
 async fn list(http: &Arc<Http>) -> Result<Vec<Listed>, Fault> {
     let mut tries = 0;
     loop {
-        match http.call(Ask::get("/images/json?all=true")).await?.good() {
+        match http.call(EngineCall::get("/images/json?all=true")).await?.good() {
             Ok(reply) => return reply.json(),
             Err(fault) if saw_a_removal(fault.refusal()) && tries < LISTINGS => tries += 1,
             Err(fault) => return Err(fault),
@@ -150,12 +150,12 @@ async fn list(http: &Arc<Http>) -> Result<Vec<Listed>, Fault> {
 
 async fn tag(http: &Arc<Http>, id: &str, repository: &str, tag: &str) -> Result<(), Fault> {
     let query = path::query(&[("repo", repository), ("tag", tag)]);
-    http.call(Ask::post(format!("/images/{id}/tag?{query}"))).await?.good().map(drop)
+    http.call(EngineCall::post(format!("/images/{id}/tag?{query}"))).await?.good().map(drop)
 }
 
 async fn untag(http: &Arc<Http>, id: &str, repository: &str, tag: &str) -> Result<(), Fault> {
     let query = path::query(&[("repo", repository), ("tag", tag)]);
-    match http.call(Ask::post(format!("/images/{id}/untag?{query}"))).await?.good() {
+    match http.call(EngineCall::post(format!("/images/{id}/untag?{query}"))).await?.good() {
         Ok(_) => Ok(()),
         // Another worker was faster.
         Err(fault) if fault.refusal().contains("not known") || fault.status() == Some(404) => {
@@ -168,7 +168,7 @@ async fn untag(http: &Arc<Http>, id: &str, repository: &str, tag: &str) -> Resul
 /// Removes one name of an image. Removing the last name removes the image, unless it is in use.
 /// Returns `false` if it is in use.
 async fn remove_name(http: &Arc<Http>, name: &str) -> Result<bool, Fault> {
-    let reply = http.call(Ask::delete(format!("/images/{}", path::name(name)))).await?;
+    let reply = http.call(EngineCall::delete(format!("/images/{}", path::name(name)))).await?;
     match reply.good() {
         Ok(_) => Ok(true),
         Err(fault) if fault.status() == Some(404) => Ok(true),
@@ -180,7 +180,7 @@ async fn remove_name(http: &Arc<Http>, name: &str) -> Result<bool, Fault> {
 async fn mark(http: &Arc<Http>, id: &str, reference: &str) -> Result<(), Fault> {
     let images = list(http).await?;
     let Some(image) = images.iter().find(|image| image.id == id) else { return Ok(()) };
-    let Some(name) = image.others().find(|name| is_meant(name, reference)) else {
+    let Some(name) = image.others().find(|name| matches_reference(name, reference)) else {
         // The image was pulled by an alias of the engine, and its full name is unknown.
         return Ok(());
     };
@@ -190,7 +190,7 @@ async fn mark(http: &Arc<Http>, id: &str, reference: &str) -> Result<(), Fault> 
     tag(http, id, &repository(id, name), NEW).await
 }
 
-impl Marks {
+impl BaseMarker {
     /// Marks an image as pulled by bob-runner. If that fails, the image is never removed.
     pub(super) fn pulled(&self, http: &Arc<Http>, id: &str, reference: &str) {
         let (http, id, reference) = (Arc::clone(http), id.to_owned(), reference.to_owned());

@@ -38,7 +38,7 @@ pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 pub(super) enum Fault {
     /// The engine is unreachable.
     #[error("{0}")]
-    Away(String),
+    Unreachable(String),
     /// The connection broke. The call might have taken effect.
     #[error("the connection broke: {0}")]
     Broken(String),
@@ -52,10 +52,10 @@ pub(super) enum Fault {
     },
     /// The response was not what the API specifies.
     #[error("it answered what cannot be understood: {0}")]
-    Garbled(String),
+    Malformed(String),
     /// The call timed out.
     #[error("no answer within {} s", .0.as_secs())]
-    Late(Duration),
+    TimedOut(Duration),
 }
 
 impl Fault {
@@ -63,7 +63,7 @@ impl Fault {
     pub(super) fn status(&self) -> Option<u16> {
         match self {
             Self::Refused { status, .. } => Some(*status),
-            Self::Away(_) | Self::Broken(_) | Self::Garbled(_) | Self::Late(_) => None,
+            Self::Unreachable(_) | Self::Broken(_) | Self::Malformed(_) | Self::TimedOut(_) => None,
         }
     }
 
@@ -71,7 +71,7 @@ impl Fault {
     pub(super) fn refusal(&self) -> &str {
         match self {
             Self::Refused { message, .. } => message,
-            Self::Away(_) | Self::Broken(_) | Self::Garbled(_) | Self::Late(_) => "",
+            Self::Unreachable(_) | Self::Broken(_) | Self::Malformed(_) | Self::TimedOut(_) => "",
         }
     }
 
@@ -84,7 +84,7 @@ impl Fault {
     /// The port's error. `doing` describes the call in words.
     pub(super) fn at(self, doing: &str, http: &Http) -> ExecError {
         match self {
-            Self::Away(_) | Self::Broken(_) => {
+            Self::Unreachable(_) | Self::Broken(_) => {
                 ExecError::Unreachable { at: http.address.clone(), cause: self.to_string() }
             }
             Self::Refused { ref message, .. } if no_space(message) => {
@@ -94,11 +94,11 @@ impl Fault {
                 ExecError::KeyQuota { cause: message.clone() }
             }
             // An engine that was killed during a call can fail on leftovers after its restart.
-            Self::Refused { status: 500.., .. } | Self::Garbled(_) if http.went_lately() => {
+            Self::Refused { status: 500.., .. } | Self::Malformed(_) if http.went_lately() => {
                 let cause = format!("it failed at {doing} after it had gone away: {self}");
                 ExecError::Unreachable { at: http.address.clone(), cause }
             }
-            Self::Refused { .. } | Self::Garbled(_) | Self::Late(_) => {
+            Self::Refused { .. } | Self::Malformed(_) | Self::TimedOut(_) => {
                 ExecError::Engine { doing: doing.to_owned(), cause: self.to_string() }
             }
         }
@@ -156,15 +156,15 @@ impl Reply {
     /// The body as JSON.
     pub(super) fn json<T: DeserializeOwned>(&self) -> Result<T, Fault> {
         if self.is_too_long {
-            return Err(Fault::Garbled(format!("more than {LONGEST} bytes")));
+            return Err(Fault::Malformed(format!("more than {LONGEST} bytes")));
         }
-        serde_json::from_slice(&self.body).map_err(|cause| Fault::Garbled(cause.to_string()))
+        serde_json::from_slice(&self.body).map_err(|cause| Fault::Malformed(cause.to_string()))
     }
 }
 
 /// Whether a call may be retried after its connection broke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Again {
+pub(super) enum Repeat {
     /// The call is idempotent.
     Yes,
     /// Only if it was not sent.
@@ -173,24 +173,24 @@ pub(super) enum Again {
 
 /// A request without a streamed body.
 #[derive(Debug, Clone)]
-pub(super) struct Ask {
+pub(super) struct EngineCall {
     pub(super) method: Method,
     pub(super) path: String,
     pub(super) json: Option<Bytes>,
-    pub(super) again: Again,
+    pub(super) again: Repeat,
     pub(super) within: Duration,
     /// How long to wait for an engine that became unreachable.
     pub(super) patience: Duration,
 }
 
-impl Ask {
+impl EngineCall {
     /// A request with default timeouts.
     pub(super) fn new(method: Method, path: impl Into<String>) -> Self {
         Self {
             method,
             path: path.into(),
             json: None,
-            again: Again::Yes,
+            again: Repeat::Yes,
             within: Duration::from_secs(60),
             patience: Duration::from_secs(5),
         }
@@ -229,7 +229,7 @@ pub(super) fn request(method: &Method, path: &str, body: Body) -> Result<Request
         .uri(format!("{PREFIX}{path}"))
         .header(HOST, "engine")
         .body(body)
-        .map_err(|cause| Fault::Garbled(format!("{path:?} is no request path: {cause}")))
+        .map_err(|cause| Fault::Malformed(format!("{path:?} is no request path: {cause}")))
 }
 
 /// An empty body.
@@ -279,7 +279,8 @@ where
     B::Error: std::error::Error,
 {
     loop {
-        let frame = timeout(within, body.frame()).await.map_err(|_elapsed| Fault::Late(within))?;
+        let frame =
+            timeout(within, body.frame()).await.map_err(|_elapsed| Fault::TimedOut(within))?;
         match frame.transpose().map_err(broken)?.map(Frame::into_data) {
             Some(Ok(bytes)) => return Ok(Some(bytes)),
             // Trailers.

@@ -7,9 +7,9 @@ use protocol::pipeline::PullPolicy;
 use tokio::time::sleep;
 
 use super::api::Commit;
-use super::call::{Ask, Fault, Reply, no_space, saw_a_removal};
+use super::call::{EngineCall, Fault, Reply, no_space, saw_a_removal};
 use super::http::Link;
-use super::image::{Known, PIN, RESUME, TAGS, is_to_squash};
+use super::image::{ImageFacts, PIN, RESUME, TAGS, is_to_squash};
 use super::{COMMITS, Podman, path};
 use crate::exec::annotations::check_image;
 use crate::exec::exhausted::no_temporary_space;
@@ -93,13 +93,13 @@ impl Podman {
         check_image(&run.image, image.annotations.as_ref())?;
         if !image.is_named() {
             let query = path::query(&[("repo", PIN), ("tag", run.run.as_str())]);
-            let tag = Ask::post(format!("/images/{}/tag?{query}", image.id));
+            let tag = EngineCall::post(format!("/images/{}/tag?{query}", image.id));
             let tagged = link.call(tag).await.and_then(Reply::good);
             tagged.map_err(|fault| fault.at("keeping the base image", &self.http))?;
         }
         let base = Arc::new(image.as_base());
         let (layers, size) = (base.layers, base.size);
-        let known = Known { base, depth: 0, layers, size, chain: Arc::default() };
+        let known = ImageFacts { base, depth: 0, layers, size, chain: Arc::default() };
         self.memory.learn_image(&run.run, &image.id, known);
         Ok(Some(Workspace::Image { id: image.id, depth: 0 }))
     }
@@ -114,7 +114,7 @@ impl Podman {
         let failed = |fault: Fault| fault.at("taking up an image", &self.http);
         let repository = format!("{TAGS}/{RESUME}{}", run.epoch);
         let query = path::query(&[("repo", &repository), ("tag", run.run.as_str())]);
-        let tag = Ask::post(format!("/images/{image}/tag?{query}"));
+        let tag = EngineCall::post(format!("/images/{image}/tag?{query}"));
         let mut link = self.http.link();
         match link.call_again(tag).await {
             Ok(_) => {}
@@ -133,7 +133,7 @@ impl Podman {
         &self,
         run: &RunScope,
         on: &Workspace,
-    ) -> Result<(String, Known), ExecError> {
+    ) -> Result<(String, ImageFacts), ExecError> {
         let Workspace::Image { id, depth } = on else {
             return Err(ExecError::Engine {
                 doing: "making a container".into(),
@@ -164,7 +164,7 @@ impl Podman {
         run: &RunScope,
         container: &str,
         parent: &str,
-        known: &Known,
+        known: &ImageFacts,
         what: &str,
     ) -> Result<Workspace, ExecError> {
         let mut size = known.size;
@@ -202,7 +202,7 @@ impl Podman {
         chain.ends_at(&name, &id);
         let (depth, layers) = if squash { (0, 1) } else { (known.depth + 1, known.layers + 1) };
         let base = Arc::clone(&known.base);
-        self.memory.learn_image(&run.run, &id, Known { base, depth, layers, size, chain });
+        self.memory.learn_image(&run.run, &id, ImageFacts { base, depth, layers, size, chain });
         Ok(Workspace::Image { id, depth })
     }
 

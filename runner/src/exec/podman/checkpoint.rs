@@ -2,7 +2,7 @@
 
 use protocol::id::RunId;
 
-use super::call::{Ask, Fault};
+use super::call::{EngineCall, Fault};
 use super::registry::{self, Registry};
 use super::{Podman, path, pull};
 use crate::exec::auth::Credentials;
@@ -54,7 +54,7 @@ impl Podman {
         }
         let adopted = self.name_again(run, &id).await?;
         // The name used for the pull would outlive the run.
-        let ask = Ask::delete(format!("/images/{}", path::name(&from)));
+        let ask = EngineCall::delete(format!("/images/{}", path::name(&from)));
         match self.http.call(ask).await.and_then(super::call::Reply::good) {
             Ok(_) => {}
             Err(fault) if fault.status() == Some(404) => {}

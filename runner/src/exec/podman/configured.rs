@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Podman;
 use super::api::Commit;
-use super::call::Ask;
+use super::call::EngineCall;
 use super::http::Link;
 use super::image::Base;
 use crate::ports::ExecError;
@@ -27,9 +27,9 @@ pub(super) enum Dialect {
 
 /// The dialect of an engine, as far as it is known.
 #[derive(Debug, Default)]
-pub(super) struct Known(AtomicBool);
+pub(super) struct ConfigDialect(AtomicBool);
 
-impl Known {
+impl ConfigDialect {
     fn get(&self) -> Dialect {
         if self.0.load(Ordering::Relaxed) { Dialect::Literal } else { Dialect::Containerfile }
     }
@@ -127,7 +127,7 @@ impl Podman {
         let id = self.commit(link, &Commit { changes: &changes, ..commit }).await?;
         if let Some(wrong) = wrong.filter(|wrong| *wrong != id) {
             // Its name is on the second one. What is left of it goes with the run.
-            link.call(Ask::delete(format!("/images/{wrong}"))).await.ok();
+            link.call(EngineCall::delete(format!("/images/{wrong}"))).await.ok();
         }
         if self.is_restored(link, base, &id).await? {
             self.dialect.learn(second);

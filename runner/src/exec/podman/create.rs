@@ -300,7 +300,7 @@ pub(super) mod tests {
     #[test]
     fn every_container_says_which_process_made_it_or_that_none_did() {
         let mut made = Create::mount(&run(), &base(), "image");
-        made.by(Some(&NodeId::found("bob/runner-1")));
+        made.by(Some(&NodeId::from_stored("bob/runner-1")));
         assert_eq!(made.labels[names::LABEL_WORKER], "bob/runner-1");
         // An image committed by another worker carries that worker's label.
         made.by(None);

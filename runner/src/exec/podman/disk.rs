@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use serde::Deserialize;
 
 use super::Podman;
-use super::call::{Ask, Reply};
+use super::call::{EngineCall, Reply};
 use super::reserve;
 use crate::ports::{Disk, ExecError};
 
@@ -42,7 +42,7 @@ impl Podman {
         {
             return Ok(Some(disk));
         }
-        let reply = self.http.call(Ask::get("/info")).await.and_then(Reply::good);
+        let reply = self.http.call(EngineCall::get("/info")).await.and_then(Reply::good);
         let info = reply.and_then(|reply| reply.json::<Info>());
         let Store { graph_root, graph_root_allocated: total, graph_root_used: used } =
             info.map_err(|fault| fault.at("asking how full its disk is", &self.http))?.store;

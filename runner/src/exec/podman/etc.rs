@@ -13,7 +13,7 @@ use tokio_util::io::StreamReader;
 
 use super::Podman;
 use super::api::LONG;
-use super::call::{Ask, Fault, Reply};
+use super::call::{EngineCall, Fault, Reply};
 use super::look::Change;
 use crate::ports::ByteStream;
 
@@ -84,11 +84,13 @@ impl Podman {
     async fn etc_of(&self, image: &str) -> Result<Etc, Fault> {
         let mut link = self.http.link();
         let body = json!({ "image": image, "command": ["true"], "netns": { "nsmode": "none" } });
-        let json = serde_json::to_vec(&body).map_err(|cause| Fault::Garbled(cause.to_string()))?;
-        let create = Ask { json: Some(json.into()), ..Ask::post("/containers/create") };
+        let json =
+            serde_json::to_vec(&body).map_err(|cause| Fault::Malformed(cause.to_string()))?;
+        let create =
+            EngineCall { json: Some(json.into()), ..EngineCall::post("/containers/create") };
         let created = link.call(create).await.and_then(Reply::good)?.json::<Created>()?;
         let read = match self.streamed(LONG, &format!("/containers/{}/export", created.id)).await {
-            Ok(tar) => read(tar).await.map_err(|cause| Fault::Garbled(cause.to_string())),
+            Ok(tar) => read(tar).await.map_err(|cause| Fault::Malformed(cause.to_string())),
             Err(fault) => Err(fault),
         };
         link.remove(&created.id).await?;

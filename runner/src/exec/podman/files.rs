@@ -67,7 +67,7 @@ impl Podman {
         let put = tokio::select! {
             biased;
             put = put => put,
-            () = flow.stalled(ANSWERS) => Err(Fault::Late(ANSWERS)),
+            () = flow.stalled(ANSWERS) => Err(Fault::TimedOut(ANSWERS)),
         };
         let broke_off = source.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(cause) = broke_off {
@@ -118,7 +118,7 @@ impl Podman {
             return Err(match said {
                 Err(fault) if fault.status() == Some(404) => ExecError::NoSuchPath { path: whole },
                 Err(fault) => failed(fault),
-                Ok(reply) => failed(Fault::Garbled(format!("status {}", reply.status))),
+                Ok(reply) => failed(Fault::Malformed(format!("status {}", reply.status))),
             });
         }
         Ok(whole_archive(bytes_of(answer.into_body())))

@@ -200,7 +200,7 @@ async fn an_answer_that_does_not_begin_is_late() {
     let engine = Engine::new(|_, _| Answer::Hangs);
     let http = engine.http();
     let opened = quickly(http.open(&Method::GET, "/x", &[], empty())).await;
-    assert!(matches!(opened.unwrap_err(), Fault::Late(_)));
+    assert!(matches!(opened.unwrap_err(), Fault::TimedOut(_)));
 }
 
 #[tokio::test]

@@ -19,7 +19,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
-use super::call::{ANSWERS, Again, Ask, Body, Fault, Reply, broken, empty, read, request};
+use super::call::{ANSWERS, Body, EngineCall, Fault, Repeat, Reply, broken, empty, read, request};
 use crate::ports::ExecError;
 
 /// The maximum number of idle connections.
@@ -134,7 +134,7 @@ impl Http {
     }
 
     /// Makes one call on any connection.
-    pub(super) async fn call(self: &Arc<Self>, ask: Ask) -> Result<Reply, Fault> {
+    pub(super) async fn call(self: &Arc<Self>, ask: EngineCall) -> Result<Reply, Fault> {
         self.link().call(ask).await
     }
 
@@ -161,7 +161,7 @@ impl Http {
     async fn connect(&self) -> Result<SendRequest<Body>, Fault> {
         let away = |cause: io::Error| {
             self.went();
-            Fault::Away(cause.to_string())
+            Fault::Unreachable(cause.to_string())
         };
         let wire: Box<dyn Wire> = match &self.target {
             Target::Unix(path) => {
@@ -186,7 +186,8 @@ impl Http {
         let mut pause = Duration::from_millis(20);
         loop {
             let made = timeout(CONNECTING, self.connect()).await;
-            let late = || Fault::Away(format!("no connection within {} s", CONNECTING.as_secs()));
+            let late =
+                || Fault::Unreachable(format!("no connection within {} s", CONNECTING.as_secs()));
             match made.unwrap_or_else(|_| Err(late())) {
                 Ok(sender) => {
                     self.has_answered();
@@ -228,12 +229,12 @@ impl Http {
         for (name, value) in headers {
             let value = value
                 .parse()
-                .map_err(|cause| Fault::Garbled(format!("{name} is no header: {cause}")))?;
+                .map_err(|cause| Fault::Malformed(format!("{name} is no header: {cause}")))?;
             request.headers_mut().insert(*name, value);
         }
         let mut sender = self.connect_within(Duration::from_secs(5)).await?;
         let answer = timeout(within, sender.send_request(request)).await;
-        answer.map_err(|_elapsed| Fault::Late(within))?.map_err(broken)
+        answer.map_err(|_elapsed| Fault::TimedOut(within))?.map_err(broken)
     }
 
     /// Upgrades a connection to a container's raw streams.
@@ -249,12 +250,14 @@ impl Http {
                 return Ok(TokioIo::new(hyper::upgrade::on(answer).await.map_err(broken)?));
             }
             match read(answer).await?.good() {
-                Ok(reply) => Err(Fault::Garbled(format!("status {} to an upgrade", reply.status))),
+                Ok(reply) => {
+                    Err(Fault::Malformed(format!("status {} to an upgrade", reply.status)))
+                }
                 Err(fault) => Err(fault),
             }
         };
         let within = Duration::from_secs(120);
-        timeout(within, opening).await.unwrap_or(Err(Fault::Late(within)))
+        timeout(within, opening).await.unwrap_or(Err(Fault::TimedOut(within)))
     }
 }
 
@@ -291,21 +294,23 @@ impl Link {
     ///
     /// # Cancel safety
     /// If the future is dropped, the call might still take effect.
-    pub(super) async fn call(&mut self, ask: Ask) -> Result<Reply, Fault> {
+    pub(super) async fn call(&mut self, ask: EngineCall) -> Result<Reply, Fault> {
         let until = Instant::now() + ask.patience;
         loop {
             match self.once(&ask, until).await {
-                Err(Tried::Unsent(fault)) if Instant::now() < until => {
+                Err(ConnectAttempt::Unsent(fault)) if Instant::now() < until => {
                     tracing::debug!(call = %ask.path, %fault, "asking the engine again");
                 }
-                Err(Tried::Sent(fault)) if ask.again == Again::Yes && Instant::now() < until => {
+                Err(ConnectAttempt::Sent(fault))
+                    if ask.again == Repeat::Yes && Instant::now() < until =>
+                {
                     tracing::debug!(call = %ask.path, %fault, "asking the engine again");
                 }
                 Err(
-                    Tried::Sent(fault)
-                    | Tried::Unsent(fault)
-                    | Tried::Away(fault)
-                    | Tried::Late(fault),
+                    ConnectAttempt::Sent(fault)
+                    | ConnectAttempt::Unsent(fault)
+                    | ConnectAttempt::Away(fault)
+                    | ConnectAttempt::Late(fault),
                 ) => return Err(fault),
                 Ok(reply) => return Ok(reply),
             }
@@ -318,8 +323,8 @@ impl Link {
         }
     }
 
-    async fn once(&mut self, ask: &Ask, until: Instant) -> Result<Reply, Tried> {
-        let request = ask.request().map_err(Tried::Sent)?;
+    async fn once(&mut self, ask: &EngineCall, until: Instant) -> Result<Reply, ConnectAttempt> {
+        let request = ask.request().map_err(ConnectAttempt::Sent)?;
         if self.sender.as_ref().is_some_and(SendRequest::is_closed) {
             self.lose();
         }
@@ -328,25 +333,30 @@ impl Link {
             Some(sender) => sender,
             None => {
                 // The whole patience is used here, so the caller must not retry.
-                let made = self.http.connect_within(patience).await.map_err(Tried::Away)?;
+                let made =
+                    self.http.connect_within(patience).await.map_err(ConnectAttempt::Away)?;
                 self.sender.insert(made)
             }
         };
         let asking = async {
             match sender.try_send_request(request).await {
-                Ok(answer) => read(answer).await.map_err(Tried::Sent),
+                Ok(answer) => read(answer).await.map_err(ConnectAttempt::Sent),
                 Err(mut failed) => {
                     let unsent = failed.take_message().is_some();
                     let fault = broken(failed.into_error());
-                    Err(if unsent { Tried::Unsent(fault) } else { Tried::Sent(fault) })
+                    Err(if unsent {
+                        ConnectAttempt::Unsent(fault)
+                    } else {
+                        ConnectAttempt::Sent(fault)
+                    })
                 }
             }
         };
         // A late response must not be read as that of the next call.
         let answered = timeout(ask.within, asking).await;
-        let answered = answered.unwrap_or(Err(Tried::Late(Fault::Late(ask.within))));
+        let answered = answered.unwrap_or(Err(ConnectAttempt::Late(Fault::TimedOut(ask.within))));
         if let Err(failed) = &answered {
-            if matches!(failed, Tried::Sent(_)) {
+            if matches!(failed, ConnectAttempt::Sent(_)) {
                 self.http.went();
             }
             self.lose();
@@ -355,7 +365,7 @@ impl Link {
     }
 }
 
-enum Tried {
+enum ConnectAttempt {
     /// No connection could be made within the patience.
     Away(Fault),
     Unsent(Fault),
@@ -384,7 +394,7 @@ mod tests {
     #[tokio::test]
     async fn an_engine_that_never_answered_is_not_waited_for() {
         let http = Http::new("unix:///nowhere/engine.sock").unwrap();
-        let ask = Ask { patience: Duration::from_secs(3600), ..Ask::get("/_ping") };
+        let ask = EngineCall { patience: Duration::from_secs(3600), ..EngineCall::get("/_ping") };
         let fault = http.call(ask).await.unwrap_err();
         let error = fault.at("ping", &http);
         assert!(matches!(error, ExecError::Unreachable { .. }), "{error}");

@@ -156,15 +156,19 @@ impl Inspected {
     }
 
     /// What is known about an image that steps will build on, which can itself be a commit.
-    pub(super) fn as_known(&self, depth: u32) -> Result<Known, Fault> {
+    pub(super) fn as_known(&self, depth: u32) -> Result<ImageFacts, Fault> {
         let label = self.labels.as_ref().and_then(|labels| labels.get(names::LABEL_BASE));
         let base = match label {
             Some(label) => serde_json::from_str(label).map_err(|cause| {
-                Fault::Garbled(format!("label {} of image {}: {cause}", names::LABEL_BASE, self.id))
+                Fault::Malformed(format!(
+                    "label {} of image {}: {cause}",
+                    names::LABEL_BASE,
+                    self.id
+                ))
             })?,
             None => self.as_base(),
         };
-        Ok(Known {
+        Ok(ImageFacts {
             depth: depth.max(self.layers().saturating_sub(base.layers)),
             layers: self.layers(),
             size: self.size,
@@ -202,7 +206,7 @@ impl Chain {
 
 /// What is known about an image, or a container on it.
 #[derive(Debug, Clone)]
-pub(super) struct Known {
+pub(super) struct ImageFacts {
     pub(super) base: Arc<Base>,
     /// The number of layers above the base image or the last squashed one.
     pub(super) depth: u32,
@@ -215,16 +219,16 @@ pub(super) struct Known {
 
 /// A container of this worker.
 #[derive(Debug, Clone)]
-pub(super) struct Made {
+pub(super) struct OwnContainer {
     pub(super) on: String,
-    pub(super) known: Known,
+    pub(super) known: ImageFacts,
     pub(super) work_dir: String,
 }
 
 #[derive(Debug, Default)]
 struct OfRun {
-    images: HashMap<String, Known>,
-    containers: HashMap<String, Made>,
+    images: HashMap<String, ImageFacts>,
+    containers: HashMap<String, OwnContainer>,
 }
 
 /// A cache by run. Missing entries are read from the engine.
@@ -236,19 +240,19 @@ impl Memory {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn image(&self, run: &RunId, id: &str) -> Option<Known> {
+    pub(super) fn image(&self, run: &RunId, id: &str) -> Option<ImageFacts> {
         self.runs().get(run)?.images.get(id).cloned()
     }
 
-    pub(super) fn learn_image(&self, run: &RunId, id: &str, known: Known) {
+    pub(super) fn learn_image(&self, run: &RunId, id: &str, known: ImageFacts) {
         self.runs().entry(run.clone()).or_default().images.insert(id.to_owned(), known);
     }
 
-    pub(super) fn container(&self, run: &RunId, id: &str) -> Option<Made> {
+    pub(super) fn container(&self, run: &RunId, id: &str) -> Option<OwnContainer> {
         self.runs().get(run)?.containers.get(id).cloned()
     }
 
-    pub(super) fn learn_container(&self, run: &RunId, id: &str, made: Made) {
+    pub(super) fn learn_container(&self, run: &RunId, id: &str, made: OwnContainer) {
         self.runs().entry(run.clone()).or_default().containers.insert(id.to_owned(), made);
     }
 

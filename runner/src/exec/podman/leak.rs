@@ -12,11 +12,11 @@ use tokio::io::AsyncReadExt as _;
 use tokio_util::io::StreamReader;
 
 use super::api::LONG;
-use super::call::{Ask, Fault, Reply, bytes_of, empty};
+use super::call::{EngineCall, Fault, Reply, bytes_of, empty};
 use super::look::{Change, Line};
 use super::{Podman, path};
 use crate::exec::work_dir::{Entry, STAT_HEADER};
-use crate::ports::{ByteStream, ExecError, Forbidden, StepSpec};
+use crate::ports::{ByteStream, ExecError, SecretMatcher, StepSpec};
 
 /// Up to this many paths are read one by one, which takes the engine about 80 ms each. For more,
 /// the whole container is exported, and unchanged files are skipped.
@@ -70,7 +70,7 @@ async fn search(
     tar: ByteStream,
     below: &str,
     changed: &Changed,
-    forbidden: &dyn Forbidden,
+    forbidden: &dyn SecretMatcher,
 ) -> std::io::Result<Option<String>> {
     let mut tar = tokio_tar::Archive::new(StreamReader::new(tar));
     let mut entries = tar.entries()?;
@@ -107,7 +107,7 @@ async fn search(
 /// a link, the names of its owner and its group, or an extended attribute.
 async fn has_secret_beside<R>(
     entry: &mut tokio_tar::Entry<R>,
-    forbidden: &dyn Forbidden,
+    forbidden: &dyn SecretMatcher,
 ) -> std::io::Result<bool>
 where
     R: tokio::io::AsyncRead + Unpin,
@@ -151,7 +151,7 @@ struct Listed {
 }
 
 /// One place of a container.
-enum Place {
+enum LeakLocation {
     /// A symbolic link. The engine follows it.
     Link,
     Archive(ByteStream),
@@ -179,19 +179,20 @@ impl Podman {
     async fn find_secret(
         &self,
         id: &str,
-        forbidden: &Arc<dyn Forbidden>,
+        forbidden: &Arc<dyn SecretMatcher>,
     ) -> Result<Option<String>, NotSearched> {
         let mut link = self.http.link();
         // Keep the files mounted: the engine's cleanup after the step could unmount them.
         link.mount(id).await?;
-        let reply = link.call(Ask::get(format!("/containers/{id}/changes"))).await?.good()?;
+        let reply =
+            link.call(EngineCall::get(format!("/containers/{id}/changes"))).await?.good()?;
         if reply.is_too_long {
             return Err(NotSearched::TooMany);
         }
         let searching = Arc::clone(forbidden);
         // The list can have a million paths.
         let listed = tokio::task::spawn_blocking(move || Listed::of(&reply, &*searching)).await;
-        let listed = listed.map_err(|cause| Fault::Garbled(cause.to_string()))??;
+        let listed = listed.map_err(|cause| Fault::Malformed(cause.to_string()))??;
         if listed.has_secret_name {
             return Ok(Some(SOME_NAME.to_owned()));
         }
@@ -201,10 +202,10 @@ impl Podman {
         for place in &places {
             let parent = place.rsplit_once('/').map_or("", |(parent, _)| parent);
             match self.place(id, place).await? {
-                Place::Link => {
+                LeakLocation::Link => {
                     above_links.insert(parent.to_owned());
                 }
-                Place::Archive(archive) => {
+                LeakLocation::Archive(archive) => {
                     let found = search(archive, parent, &changed, &**forbidden).await;
                     if let Some(path) = read(found)? {
                         return Ok(Some(path));
@@ -232,38 +233,38 @@ impl Podman {
         &self,
         id: &str,
         changed: &Changed,
-        forbidden: &Arc<dyn Forbidden>,
+        forbidden: &Arc<dyn SecretMatcher>,
     ) -> Result<Option<String>, NotSearched> {
         // The engine writes the whole of it to a file first.
         let all = self.streamed(LONG, &format!("/containers/{id}/export")).await?;
         Ok(read(search(all, "", changed, &**forbidden).await)?)
     }
 
-    async fn place(&self, id: &str, at: &str) -> Result<Place, Fault> {
+    async fn place(&self, id: &str, at: &str) -> Result<LeakLocation, Fault> {
         let query = path::query(&[("path", at)]);
         let path = format!("/containers/{id}/archive?{query}");
         let answer = self.http.open(&Method::GET, &path, &[], empty()).await?;
         let stat = answer.headers().get(STAT_HEADER).map(|value| value.as_bytes());
         match Entry::answered(answer.status().as_u16(), stat) {
             // A place that is missing although it was changed leads somewhere.
-            Some(Ok(Entry::Link(_) | Entry::Missing)) => return Ok(Place::Link),
-            Some(Err(cause)) => return Err(Fault::Garbled(cause)),
+            Some(Ok(Entry::Link(_) | Entry::Missing)) => return Ok(LeakLocation::Link),
+            Some(Err(cause)) => return Err(Fault::Malformed(cause)),
             Some(Ok(Entry::Directory | Entry::Other)) | None => {}
         }
         if answer.status().is_success() {
-            return Ok(Place::Archive(bytes_of(answer.into_body())));
+            return Ok(LeakLocation::Archive(bytes_of(answer.into_body())));
         }
         let status = answer.status().as_u16();
         match super::call::read(answer).await?.good() {
-            Err(fault) if Entry::is_circle(fault.refusal()) => Ok(Place::Link),
+            Err(fault) if Entry::is_circle(fault.refusal()) => Ok(LeakLocation::Link),
             Err(fault) => Err(fault),
-            Ok(_) => Err(Fault::Garbled(format!("status {status}"))),
+            Ok(_) => Err(Fault::Malformed(format!("status {status}"))),
         }
     }
 }
 
 impl Listed {
-    fn of(reply: &Reply, forbidden: &dyn Forbidden) -> Result<Self, Fault> {
+    fn of(reply: &Reply, forbidden: &dyn SecretMatcher) -> Result<Self, Fault> {
         let lines: Option<Vec<Line>> = reply.json()?;
         let changed = Changed(lines.into_iter().flatten().map(Line::change).collect());
         let names = changed.0.iter().filter(|(_, change)| **change != Change::Deleted);
@@ -277,7 +278,7 @@ impl Listed {
 }
 
 fn read(found: std::io::Result<Option<String>>) -> Result<Option<String>, Fault> {
-    found.map_err(|cause| Fault::Garbled(format!("an archive that cannot be read: {cause}")))
+    found.map_err(|cause| Fault::Malformed(format!("an archive that cannot be read: {cause}")))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::Podman;
-use super::call::Ask;
+use super::call::EngineCall;
 use crate::ports::ExecError;
 
 /// How a file changed.
@@ -56,7 +56,7 @@ impl Podman {
             return Ok(None);
         }
         let parent = since.map(|since| format!("?parent={since}")).unwrap_or_default();
-        let ask = Ask::get(format!("/images/{image}/changes{parent}"));
+        let ask = EngineCall::get(format!("/images/{image}/changes{parent}"));
         let reply = link.call(ask).await.and_then(super::call::Reply::good).map_err(failed)?;
         let lines: Option<Vec<Line>> = reply.json().map_err(failed)?;
         let mut changes: Vec<(String, Change)> =

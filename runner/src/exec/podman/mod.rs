@@ -67,22 +67,22 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::OnceCell;
 use tokio::time::timeout;
 
-use call::{Ask, Fault, Reply, no_space};
+use call::{EngineCall, Fault, Reply, no_space};
 use http::Http;
 use image::Memory;
 use pull::{Pulls, Registries};
 use registry::Registry;
-use remove::{Ghosts, Reaper};
+use remove::{Reaper, UnlistedContainers};
 
 pub use look::Change;
 pub use registry::repository_of;
-pub use remains::{Remains, Seen};
+pub use remains::{ListedContainers, WorkerContainers};
 
 use crate::exec::access::HostAccess;
 use crate::exec::job::volumes_of;
 use crate::ports::{
-    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, Left, LogSink,
-    Ran, RunScope, StepSpec, StopSignal, Workspace,
+    BaseImage, ByteStream, Checkpoint, Disk, EngineInfo, ExecError, Executor, Gate, LeftoverRun,
+    LogSink, RunScope, StepOutcome, StepSpec, StopSignal, Workspace,
 };
 
 /// The timeout for the engine's description of itself.
@@ -152,13 +152,13 @@ pub struct Podman {
     log_bytes: Option<u64>,
     checkpoints: Option<Registry>,
     pulls: Pulls,
-    marks: bases::Marks,
-    volume_uses: shared::Uses,
+    marks: bases::BaseMarker,
+    volume_uses: shared::VolumeUses,
     root: disk::Root,
     memory: Memory,
-    dialect: configured::Known,
+    dialect: configured::ConfigDialect,
     reaper: Reaper,
-    ghosts: Ghosts,
+    ghosts: UnlistedContainers,
     init: step::Init,
     starts: step::Starts,
     engine: OnceCell<Engine>,
@@ -193,13 +193,13 @@ impl Podman {
             access: options.access,
             log_bytes: options.log_bytes,
             pulls: Pulls::default(),
-            marks: bases::Marks::default(),
-            volume_uses: shared::Uses::default(),
+            marks: bases::BaseMarker::default(),
+            volume_uses: shared::VolumeUses::default(),
             root: disk::Root::default(),
             memory: Memory::default(),
-            dialect: configured::Known::default(),
+            dialect: configured::ConfigDialect::default(),
             reaper: Reaper::default(),
-            ghosts: Ghosts::default(),
+            ghosts: UnlistedContainers::default(),
             init: step::Init::default(),
             starts: step::Starts::default(),
             engine: OnceCell::new(),
@@ -213,7 +213,7 @@ impl Podman {
     pub async fn ping(&self) -> Result<(), ExecError> {
         // Short timeouts: the caller asks whether the engine answers now.
         let (within, patience) = (Duration::from_secs(5), Duration::from_secs(1));
-        let ask = Ask { within, patience, ..Ask::get("/_ping") };
+        let ask = EngineCall { within, patience, ..EngineCall::get("/_ping") };
         let pinged = self.http.call(ask).await.and_then(Reply::good);
         pinged.map(drop).map_err(|fault| fault.at("ping", &self.http))
     }
@@ -226,7 +226,7 @@ impl Podman {
         let info = timeout(LOOKING, self.client.info()).await;
         let info = info.map_err(|_elapsed| ExecError::Unreachable {
             at: self.http.address.clone(),
-            cause: Fault::Late(LOOKING).to_string(),
+            cause: Fault::TimedOut(LOOKING).to_string(),
         })?;
         let info = info.map_err(|cause| self.client_failed("asking what it is", &cause))?;
         self.http.has_answered();
@@ -393,7 +393,7 @@ impl Executor for Podman {
         gate: Gate,
         out: Arc<dyn LogSink>,
         stop: &StopSignal,
-    ) -> Result<Ran, ExecError> {
+    ) -> Result<StepOutcome, ExecError> {
         Box::pin(self.step(run, on, step, gate, &*out, stop)).await
     }
 
@@ -468,7 +468,7 @@ impl Executor for Podman {
         self.ping().await
     }
 
-    async fn leftovers(&self) -> Result<Vec<Left>, ExecError> {
+    async fn leftovers(&self) -> Result<Vec<LeftoverRun>, ExecError> {
         self.runs_left().await
     }
 

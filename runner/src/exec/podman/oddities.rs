@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-use super::call::Ask;
+use super::call::EngineCall;
 use super::http::Http;
 use super::pull::{Pulls, Registries};
 use super::remove::listed;
@@ -76,7 +76,7 @@ async fn a_container_that_goes_while_it_is_looked_at_is_gone() {
 #[tokio::test]
 async fn a_list_in_which_a_container_goes_is_asked_for_once_more() {
     let (http, asked) = answering(&[(500, GONE), (200, r#"[{"Id": "a"}]"#)]).await;
-    assert_eq!(listed(&http, Ask::get("/containers/json")).await.unwrap().len(), 1);
+    assert_eq!(listed(&http, EngineCall::get("/containers/json")).await.unwrap().len(), 1);
     assert_eq!(asked.await.unwrap().len(), 2);
 }
 

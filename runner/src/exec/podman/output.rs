@@ -15,12 +15,12 @@ use protocol::event::LogStream;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::{Instant, sleep};
 
-use super::api::{Container, Life};
-use super::call::{ANSWERS, Ask, Fault, empty, next_bytes, read};
+use super::api::{Container, ContainerState};
+use super::call::{ANSWERS, EngineCall, Fault, empty, next_bytes, read};
 use super::http::{Http, Link};
 use super::watcher::Watcher;
 use crate::exec::beginning::Beginning;
-use crate::exec::copy::{GAP, Reading, Seen, Ways};
+use crate::exec::copy::{CopyPass, GAP, ReceivedOutput, SkipModes};
 use crate::exec::deadline::Flow;
 use crate::exec::demux::{Demux, Piece};
 use crate::ports::{ExecError, LogSink};
@@ -52,7 +52,7 @@ pub(super) struct Follower<'a> {
     pub(super) http: &'a Arc<Http>,
     pub(super) id: &'a str,
     pub(super) out: &'a dyn LogSink,
-    pub(super) seen: Seen,
+    pub(super) seen: ReceivedOutput,
     pub(super) beginning: Beginning,
     /// Whether the step has a terminal, so that its single stream is not framed.
     pub(super) raw: bool,
@@ -85,15 +85,15 @@ impl Follower<'_> {
             let sure = whole && link.breaks == breaks;
             let begun = Instant::now();
             match container.life() {
-                Life::Ended => {
+                ContainerState::Ended => {
                     if !sure {
-                        self.catch_up(Until::End).await?;
+                        self.catch_up(CopyUntil::End).await?;
                     }
                     return Ok(container);
                 }
-                Life::Running if !sure => self.catch_up(Until::LastFrame).await?,
-                Life::Running => {}
-                Life::NotStarted => {
+                ContainerState::Running if !sure => self.catch_up(CopyUntil::LastFrame).await?,
+                ContainerState::Running => {}
+                ContainerState::NotStarted => {
                     return Err(ExecError::Engine {
                         doing: "looking at a step".into(),
                         cause: format!("container {} was started and is not", self.id),
@@ -115,10 +115,10 @@ impl Follower<'_> {
             tokio::select! {
                 whole = &mut pumping => return whole,
                 () = sleep(KEEP_ALIVE) => {
-                    let ping = Ask {
+                    let ping = EngineCall {
                         within: Duration::from_secs(2),
                         patience: Duration::ZERO,
-                        ..Ask::get("/_ping")
+                        ..EngineCall::get("/_ping")
                     };
                     // A failure shows in `link.breaks`.
                     drop(link.call(ping).await);
@@ -169,12 +169,12 @@ impl Follower<'_> {
     }
 
     /// Passes on output that the engine kept and that was not received before.
-    async fn catch_up(&mut self, until: Until) -> Result<(), ExecError> {
+    async fn catch_up(&mut self, until: CopyUntil) -> Result<(), ExecError> {
         let end = Instant::now() + PATIENCE;
         loop {
             match self.catch_up_once(until).await {
                 Ok(()) => return Ok(()),
-                Err(Fault::Away(_) | Fault::Broken(_)) if Instant::now() < end => {
+                Err(Fault::Unreachable(_) | Fault::Broken(_)) if Instant::now() < end => {
                     sleep(Duration::from_millis(100)).await;
                 }
                 Err(fault) => return Err(fault.at("reading a step's output", self.http)),
@@ -182,9 +182,9 @@ impl Follower<'_> {
         }
     }
 
-    async fn catch_up_once(&mut self, until: Until) -> Result<(), Fault> {
-        let mut reading = self.read_copy(until, Ways::default()).await?;
-        if until != Until::End {
+    async fn catch_up_once(&mut self, until: CopyUntil) -> Result<(), Fault> {
+        let mut reading = self.read_copy(until, SkipModes::default()).await?;
+        if until != CopyUntil::End {
             return Ok(());
         }
         while let Some(ways) = reading.again() {
@@ -203,13 +203,13 @@ impl Follower<'_> {
     }
 
     /// Reads the engine's copy once and passes on output that was not received before.
-    async fn read_copy(&mut self, until: Until, ways: Ways) -> Result<Reading, Fault> {
+    async fn read_copy(&mut self, until: CopyUntil, ways: SkipModes) -> Result<CopyPass, Fault> {
         let mut reading = self.seen.read(ways);
         let path = format!("/containers/{}/logs?follow=false&stdout=true&stderr=true", self.id);
         let answer = self.http.open(&Method::GET, &path, &[], empty()).await?;
         if !answer.status().is_success() {
             read(answer).await?.good()?;
-            return Err(Fault::Garbled("an answer without an output".to_owned()));
+            return Err(Fault::Malformed("an answer without an output".to_owned()));
         }
         let (mut demux, mut held) = (Demux::of(self.raw), Vec::new());
         let mut body = answer.into_body();
@@ -217,22 +217,22 @@ impl Follower<'_> {
             self.flow.moved();
             while !bytes.is_empty() {
                 let piece = demux.split(&mut bytes);
-                let piece = piece.map_err(|cause| Fault::Garbled(cause.to_string()))?;
+                let piece = piece.map_err(|cause| Fault::Malformed(cause.to_string()))?;
                 let Some((piece, begins_frame)) = piece else { continue };
                 // A line that is being written can be incomplete.
-                if begins_frame || until == Until::End {
+                if begins_frame || until == CopyUntil::End {
                     self.pass_all(&mut held, &mut reading).await;
                 }
                 held.push(piece);
             }
         }
-        if until == Until::End {
+        if until == CopyUntil::End {
             self.pass_all(&mut held, &mut reading).await;
         }
         Ok(reading)
     }
 
-    async fn pass_all(&mut self, held: &mut Vec<Piece>, reading: &mut Reading) {
+    async fn pass_all(&mut self, held: &mut Vec<Piece>, reading: &mut CopyPass) {
         for piece in held.drain(..) {
             if let Some(piece) = reading.take(piece) {
                 self.pass(piece).await;
@@ -243,7 +243,7 @@ impl Follower<'_> {
 
 /// How far the engine's copy is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Until {
+enum CopyUntil {
     End,
     /// All but the last frame, which can be incomplete.
     LastFrame,

@@ -187,7 +187,7 @@ mod tests {
         let (mut child, watched) = child(dir.path());
         child.kill().unwrap();
         child.wait().unwrap();
-        let [maker, other] = ["bob/runner-1", "bob/runner-2"].map(NodeId::found);
+        let [maker, other] = ["bob/runner-1", "bob/runner-2"].map(NodeId::from_stored);
         assert!(!watched.is_of(&maker), "it has no configuration");
         let config = format!(r#"{{"annotations":{{"{}":"{maker}"}}}}"#, names::LABEL_WORKER);
         std::fs::write(dir.path().join("config.json"), config).unwrap();

@@ -200,14 +200,14 @@ fn failed(cause: String, image: &str) -> Failed {
     if no_space(&cause) {
         return Failed::NoSpace(cause);
     }
-    Failed::Image(reason(&cause, &Asked::of(&cause, image)))
+    Failed::Image(reason(&cause, &ContactedRegistries::of(&cause, image)))
 }
 
 /// The registries that the engine contacted for an image.
 #[derive(Debug, PartialEq, Eq)]
-struct Asked<'s>(Vec<&'s str>);
+struct ContactedRegistries<'s>(Vec<&'s str>);
 
-impl<'s> Asked<'s> {
+impl<'s> ContactedRegistries<'s> {
     /// For a name without a registry, the engine searches several registries and lists them in its
     /// error.
     fn of(said: &'s str, image: &'s str) -> Self {
@@ -229,7 +229,7 @@ impl<'s> Asked<'s> {
     }
 }
 
-impl std::fmt::Display for Asked<'_> {
+impl std::fmt::Display for ContactedRegistries<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0.as_slice() {
             [] => f.write_str("the registry that the engine searches"),
@@ -268,14 +268,18 @@ async fn converse(
     match conversed.await {
         Ok(said) => Ok(said),
         Err(Fault::Refused { message, .. }) => Err(failed(message, image)),
-        Err(fault @ (Fault::Away(_) | Fault::Broken(_))) => Err(Failed::Away(fault.to_string())),
+        Err(fault @ (Fault::Unreachable(_) | Fault::Broken(_))) => {
+            Err(Failed::Away(fault.to_string()))
+        }
         // An engine that is late waits for the registry.
-        Err(fault @ (Fault::Garbled(_) | Fault::Late(_))) => Err(Failed::Image(fault.to_string())),
+        Err(fault @ (Fault::Malformed(_) | Fault::TimedOut(_))) => {
+            Err(Failed::Image(fault.to_string()))
+        }
     }
 }
 
 /// A one-sentence error: which problem that a user can fix it is, followed by the engine's message.
-fn reason(said: &str, asked: &Asked<'_>) -> String {
+fn reason(said: &str, asked: &ContactedRegistries<'_>) -> String {
     let has = |words: &[&str]| words.iter().any(|word| said.contains(word));
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let words = lines.join(" ");
@@ -371,7 +375,7 @@ mod tests {
                 "the engine searches several",
             ),
         ] {
-            let sentence = reason(said, &Asked::of(said, "h.example/x"));
+            let sentence = reason(said, &ContactedRegistries::of(said, "h.example/x"));
             assert!(sentence.contains(told), "{sentence}");
         }
     }
@@ -382,14 +386,23 @@ mod tests {
         let said = "2 errors occurred while pulling:\n * initializing source docker://one.example/x:latest: \
                     reading manifest latest in one.example/x: manifest unknown\n * initializing source \
                     docker://two.example:5000/x:latest: pinging container registry two.example:5000: dial tcp: no such host";
-        assert_eq!(Asked::of(said, "x"), Asked(vec!["one.example", "two.example:5000"]));
-        let sentence = reason(said, &Asked::of(said, "x"));
+        assert_eq!(
+            ContactedRegistries::of(said, "x"),
+            ContactedRegistries(vec!["one.example", "two.example:5000"])
+        );
+        let sentence = reason(said, &ContactedRegistries::of(said, "x"));
         assert!(
             sentence.starts_with("each of the registries one.example, two.example:5000 has no")
         );
         assert!(!sentence.contains("docker.io") && !sentence.contains('\n'), "{sentence}");
-        assert_eq!(Asked::of(said, "docker://h.example/x"), Asked(vec!["h.example"]));
-        assert_eq!(Asked::of("unauthorized", "docker.io/x"), Asked(vec!["docker.io"]));
-        assert_eq!(Asked::of("unauthorized", "me/x"), Asked(vec![]));
+        assert_eq!(
+            ContactedRegistries::of(said, "docker://h.example/x"),
+            ContactedRegistries(vec!["h.example"])
+        );
+        assert_eq!(
+            ContactedRegistries::of("unauthorized", "docker.io/x"),
+            ContactedRegistries(vec!["docker.io"])
+        );
+        assert_eq!(ContactedRegistries::of("unauthorized", "me/x"), ContactedRegistries(vec![]));
     }
 }

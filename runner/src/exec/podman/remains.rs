@@ -10,8 +10,8 @@ use protocol::id::{NodeId, RunId};
 use protocol::names;
 use serde::Deserialize;
 
-use super::api::Life;
-use super::call::Ask;
+use super::api::ContainerState;
+use super::call::EngineCall;
 use super::create::run_of;
 use super::http::Http;
 use super::{Podman, path, processes};
@@ -25,21 +25,21 @@ const WITHIN: Duration = Duration::from_secs(20);
 
 /// The containers of one worker on an engine.
 #[derive(Debug)]
-pub struct Remains {
+pub struct WorkerContainers {
     http: Arc<Http>,
     worker: NodeId,
 }
 
 /// The containers seen in one listing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct ListedContainers {
     /// The ids of running containers.
     pub running: Vec<String>,
     /// The number of containers not started yet. A start might be in progress.
     pub made: usize,
 }
 
-impl Seen {
+impl ListedContainers {
     /// Adds what was seen on another engine.
     #[must_use]
     pub fn and(mut self, more: Self) -> Self {
@@ -74,19 +74,19 @@ impl Listed {
     }
 }
 
-fn seen(listed: Vec<Listed>) -> Seen {
-    let mut seen = Seen::default();
+fn seen(listed: Vec<Listed>) -> ListedContainers {
+    let mut seen = ListedContainers::default();
     for container in listed.into_iter().filter(Listed::is_of_a_step) {
-        match Life::of(&container.state) {
-            Life::Running => seen.running.push(container.id),
-            Life::NotStarted => seen.made += 1,
-            Life::Ended => {}
+        match ContainerState::of(&container.state) {
+            ContainerState::Running => seen.running.push(container.id),
+            ContainerState::NotStarted => seen.made += 1,
+            ContainerState::Ended => {}
         }
     }
     seen
 }
 
-impl Remains {
+impl WorkerContainers {
     /// Creates the view of a worker's containers on the engine at an address. Does not connect yet.
     ///
     /// # Errors
@@ -99,10 +99,10 @@ impl Remains {
     ///
     /// # Errors
     /// [`ExecError`] if the engine does not answer.
-    pub async fn look(&self) -> Result<Seen, ExecError> {
+    pub async fn look(&self) -> Result<ListedContainers, ExecError> {
         let label = format!("{}={}", names::LABEL_WORKER, self.worker);
         let path = format!("/containers/json?all=true&{}", path::filter("label", &label));
-        let ask = Ask { patience: PATIENCE, within: WITHIN, ..Ask::get(path) };
+        let ask = EngineCall { patience: PATIENCE, within: WITHIN, ..EngineCall::get(path) };
         let listed = async { self.http.call(ask).await?.good()?.json::<Option<Vec<Listed>>>() };
         let listed = listed.await.map_err(|fault| fault.at("listing containers", &self.http))?;
         Ok(seen(listed.unwrap_or_default()))
@@ -180,6 +180,6 @@ mod tests {
             { "Id": "unnamed", "Names": null, "Labels": labels, "State": "running" },
         ]);
         let seen = seen(serde_json::from_value(list).unwrap());
-        assert_eq!(seen, Seen { running: vec!["runs".into()], made: 1 });
+        assert_eq!(seen, ListedContainers { running: vec!["runs".into()], made: 1 });
     }
 }

@@ -12,11 +12,11 @@ use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::task::TaskTracker;
 
 use super::api::is_of_later;
-use super::call::{Ask, Fault, Reply, saw_a_removal};
+use super::call::{EngineCall, Fault, Reply, saw_a_removal};
 use super::http::Http;
 use super::image::{PIN, RESUME, TAGS};
 use super::{Podman, create, path};
-use crate::ports::{ExecError, Left, RunScope};
+use crate::ports::{ExecError, LeftoverRun, RunScope};
 
 /// How long after its end a container is removed. A removal during the engine's own cleanup, which
 /// is a separate process, would delay the next step's start.
@@ -34,7 +34,7 @@ const HALF_MADE: Duration = Duration::from_secs(10);
 const WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
-struct Due {
+struct Removal {
     run: RunId,
     container: String,
     at: Instant,
@@ -42,7 +42,7 @@ struct Due {
 
 #[derive(Debug, Default)]
 struct Queue {
-    due: VecDeque<Due>,
+    due: VecDeque<Removal>,
     workers: usize,
 }
 
@@ -57,7 +57,7 @@ impl Reaper {
     /// Removes a container in the background. After a failure, the end of the run removes it.
     pub(super) fn soon(&self, http: &Arc<Http>, run: &RunId, container: String) {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        queue.due.push_back(Due { run: run.clone(), container, at: Instant::now() + REST });
+        queue.due.push_back(Removal { run: run.clone(), container, at: Instant::now() + REST });
         if queue.workers < AT_A_TIME {
             queue.workers += 1;
             let (queue, http) = (Arc::clone(&self.queue), Arc::clone(http));
@@ -117,9 +117,9 @@ pub(super) struct Labelled {
 /// Names of containers that an engine was killed while creating. They occupy its storage and hold
 /// their image, but the engine does not list them.
 #[derive(Debug, Default)]
-pub(super) struct Ghosts(Mutex<BTreeMap<RunId, Vec<String>>>);
+pub(super) struct UnlistedContainers(Mutex<BTreeMap<RunId, Vec<String>>>);
 
-impl Ghosts {
+impl UnlistedContainers {
     fn seen(&self, found: BTreeMap<RunId, Vec<String>>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = found;
     }
@@ -149,7 +149,7 @@ impl Labelled {
 
 /// Requests a listing. The engine inspects every object for it, and fails if one is removed
 /// meanwhile, so the call is retried.
-pub(super) async fn listed(http: &Arc<Http>, ask: Ask) -> Result<Vec<Labelled>, Fault> {
+pub(super) async fn listed(http: &Arc<Http>, ask: EngineCall) -> Result<Vec<Labelled>, Fault> {
     let mut tries = 0;
     loop {
         match http.call(ask.clone()).await?.good() {
@@ -203,8 +203,10 @@ impl Podman {
             if let Some(image) = half_made(fault.refusal()).filter(|_| begun.elapsed() > HALF_MADE)
             {
                 tracing::warn!(image, "an image that the engine has not finished is removed");
-                let ask =
-                    Ask { within: WITHIN, ..Ask::delete(format!("/images/{image}?force=true")) };
+                let ask = EngineCall {
+                    within: WITHIN,
+                    ..EngineCall::delete(format!("/images/{image}?force=true"))
+                };
                 if let Err(fault) = self.http.call(ask).await.and_then(Reply::good) {
                     tracing::warn!(image, %fault, "it stays");
                 }
@@ -215,7 +217,7 @@ impl Podman {
                 tracing::debug!(run.id = %run, %fault, "what uses an image is not known");
             }
             // The call has already waited for an unreachable engine.
-            if matches!(fault, Fault::Away(_)) || Instant::now() + pause >= until {
+            if matches!(fault, Fault::Unreachable(_)) || Instant::now() + pause >= until {
                 return Err(fault.at("removing what is left of a run", &self.http));
             }
             tracing::debug!(run.id = %run, %fault, "removing once more");
@@ -263,7 +265,8 @@ impl Podman {
     async fn destroy_images(&self, run: &RunId) -> Result<(), Fault> {
         for repository in [format!("{TAGS}/*"), PIN.to_owned()] {
             let filter = path::filter("reference", &format!("{repository}:{run}"));
-            let reply = self.http.call(Ask::get(format!("/images/json?{filter}"))).await?.good()?;
+            let reply =
+                self.http.call(EngineCall::get(format!("/images/json?{filter}"))).await?.good()?;
             for image in reply.json::<Vec<Labelled>>()? {
                 for tag in image.repo_tags.iter().flatten() {
                     if let Some((repository, _)) = ours(tag, run) {
@@ -273,7 +276,8 @@ impl Podman {
             }
         }
         let label = path::filter("label", &format!("{}={run}", names::LABEL_RUN));
-        let prune = Ask { within: WITHIN * 5, ..Ask::post(format!("/images/prune?{label}")) };
+        let prune =
+            EngineCall { within: WITHIN * 5, ..EngineCall::post(format!("/images/prune?{label}")) };
         let reply = self.http.call(prune).await?.good()?;
         let pruned: Option<Vec<Pruned>> = reply.json()?;
         match pruned.into_iter().flatten().find_map(|one| one.err.filter(|err| !err.is_null())) {
@@ -287,9 +291,12 @@ impl Podman {
             // Only untag it. The base image stays. An image that was taken over can belong to
             // another run; if it belongs to this run, the prune removes it.
             let query = path::query(&[("repo", repository), ("tag", run.as_str())]);
-            Ask::post(format!("/images/{id}/untag?{query}"))
+            EngineCall::post(format!("/images/{id}/untag?{query}"))
         } else {
-            Ask { within: WITHIN, ..Ask::delete(format!("/images/{}", path::name(tag))) }
+            EngineCall {
+                within: WITHIN,
+                ..EngineCall::delete(format!("/images/{}", path::name(tag)))
+            }
         };
         match self.http.call(ask).await?.good() {
             Ok(_) => Ok(()),
@@ -301,13 +308,13 @@ impl Podman {
     /// Lists the containers with a label.
     async fn containers(&self, label: &str) -> Result<Vec<Labelled>, Fault> {
         let filter = path::filter("label", label);
-        listed(&self.http, Ask::get(format!("/containers/json?all=true&{filter}"))).await
+        listed(&self.http, EngineCall::get(format!("/containers/json?all=true&{filter}"))).await
     }
 
     /// Like [`Self::containers`], and also records the ghosts.
     async fn containers_and_ghosts(&self, label: &str) -> Result<Vec<Labelled>, Fault> {
         let filter = path::filter("label", label);
-        let ask = Ask::get(format!("/containers/json?all=true&external=true&{filter}"));
+        let ask = EngineCall::get(format!("/containers/json?all=true&external=true&{filter}"));
         let containers = listed(&self.http, ask).await?;
         let mut ghosts: BTreeMap<RunId, Vec<String>> = BTreeMap::new();
         for (run, name) in containers.iter().filter_map(Labelled::ghost) {
@@ -320,11 +327,11 @@ impl Podman {
     /// Lists the images with a label.
     async fn images(&self, label: &str) -> Result<Vec<Labelled>, Fault> {
         let filter = path::filter("label", label);
-        listed(&self.http, Ask::get(format!("/images/json?all=true&{filter}"))).await
+        listed(&self.http, EngineCall::get(format!("/images/json?all=true&{filter}"))).await
     }
 
     /// The runs that still have objects on the engine.
-    pub(super) async fn runs_left(&self) -> Result<Vec<Left>, ExecError> {
+    pub(super) async fn runs_left(&self) -> Result<Vec<LeftoverRun>, ExecError> {
         let listed = self.containers_and_ghosts(names::LABEL_RUN).await;
         let containers = listed.map_err(|fault| fault.at("listing containers", &self.http))?;
         let listed = self.images(names::LABEL_RUN).await;
@@ -352,7 +359,7 @@ impl Podman {
                 *cluster = cluster.take().or_else(|| volume.label(names::LABEL_CLUSTER).cloned());
             }
         }
-        Ok(left.into_iter().map(|(run, cluster)| Left { run, cluster }).collect())
+        Ok(left.into_iter().map(|(run, cluster)| LeftoverRun { run, cluster }).collect())
     }
 }
 

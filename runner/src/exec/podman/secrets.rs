@@ -16,7 +16,7 @@ use tokio_util::io::StreamReader;
 use super::call::{ANSWERS, Fault, bytes_of, empty};
 use super::{Podman, path};
 use crate::exec::given::DIR;
-use crate::ports::{ByteStream, ExecError, Given};
+use crate::ports::{ByteStream, ExecError, StepSecret};
 
 /// The user id if the user is named by number.
 fn number_of(user: &str) -> Option<u64> {
@@ -27,9 +27,9 @@ fn number_of(user: &str) -> Option<u64> {
 }
 
 /// A tar of secrets that only `owner` can read.
-async fn packed(given: &[Given], owner: u64) -> std::io::Result<Vec<u8>> {
+async fn packed(given: &[StepSecret], owner: u64) -> std::io::Result<Vec<u8>> {
     let mut tar = tokio_tar::Builder::new(Vec::new());
-    for Given { name, value, .. } in given {
+    for StepSecret { name, value, .. } in given {
         let mut header = tokio_tar::Header::new_gnu();
         header.set_mode(0o400);
         header.set_uid(owner);
@@ -46,7 +46,7 @@ impl Podman {
         &self,
         id: &str,
         user: &str,
-        given: &[Given],
+        given: &[StepSecret],
     ) -> Result<(), ExecError> {
         if given.is_empty() {
             return Ok(());
@@ -90,7 +90,7 @@ impl Podman {
         if !answer.status().is_success() {
             let status = answer.status().as_u16();
             let refused = super::call::read(answer).await?.good().err();
-            return Err(refused.unwrap_or_else(|| Fault::Garbled(format!("status {status}"))));
+            return Err(refused.unwrap_or_else(|| Fault::Malformed(format!("status {status}"))));
         }
         Ok(bytes_of(answer.into_body()))
     }

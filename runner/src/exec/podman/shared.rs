@@ -9,7 +9,7 @@ use protocol::names;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::call::{Ask, Fault, Reply};
+use super::call::{EngineCall, Fault, Reply};
 use super::http::Link;
 use super::{Podman, path};
 use crate::exec::mount::{JobMount, Source};
@@ -45,9 +45,9 @@ const SHARED: &str = "shared";
 
 /// The order in which this process last used volumes. The engine stores only their creation.
 #[derive(Debug, Default)]
-pub(super) struct Uses(Mutex<HashMap<String, u64>>);
+pub(super) struct VolumeUses(Mutex<HashMap<String, u64>>);
 
-impl Uses {
+impl VolumeUses {
     fn note(&self, name: &str) {
         let mut uses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let next = uses.values().max().map_or(1, |last| last + 1);
@@ -94,14 +94,14 @@ impl Podman {
     ) -> Result<(), ExecError> {
         let body = json!({ "Name": name, "Label": { names::LABEL_ROLE: SHARED } });
         let json = Some(Bytes::from(body.to_string()));
-        let made = link.call(Ask { json, ..Ask::post("/volumes/create") }).await;
+        let made = link.call(EngineCall { json, ..EngineCall::post("/volumes/create") }).await;
         match made.and_then(Reply::good) {
             Ok(_) => {}
             Err(fault) if fault.refusal().contains("already exists") => {}
             Err(fault) => return Err(fault.at("creating a volume for a step", &self.http)),
         }
         // Check even after a create: some versions return an existing volume.
-        let ask = Ask::get(format!("/volumes/{}/json", path::name(name)));
+        let ask = EngineCall::get(format!("/volumes/{}/json", path::name(name)));
         let described = link.call(ask).await.and_then(Reply::good);
         let described = described.and_then(|reply| reply.json::<Described>());
         let described =
@@ -120,7 +120,7 @@ impl Podman {
         let filter = path::filter("label", &format!("{}={SHARED}", names::LABEL_ROLE));
         let listed = async {
             let reply =
-                self.http.call(Ask::get(format!("/volumes/json?{filter}"))).await?.good()?;
+                self.http.call(EngineCall::get(format!("/volumes/json?{filter}"))).await?.good()?;
             reply.json::<Option<Vec<Described>>>()
         };
         let listed =
@@ -134,7 +134,7 @@ impl Podman {
 
     /// Removes a volume that steps created. `false` if a container uses it.
     pub(super) async fn remove_volume_of_steps(&self, name: &str) -> Result<bool, ExecError> {
-        let ask = Ask::delete(format!("/volumes/{}", path::name(name)));
+        let ask = EngineCall::delete(format!("/volumes/{}", path::name(name)));
         match self.http.call(ask).await.and_then(Reply::good) {
             Ok(_) => Ok(true),
             Err(fault) if fault.status() == Some(404) => Ok(true),
@@ -177,7 +177,7 @@ mod tests {
                 volume("old", "2026-01-02T00:00:00Z"),
             ]
         };
-        let uses = Uses::default();
+        let uses = VolumeUses::default();
         for name in ["used-last", "gone", "used-first", "used-last"] {
             uses.note(name);
         }

@@ -12,11 +12,11 @@ use protocol::id::RunId;
 use protocol::names;
 
 use super::Podman;
-use super::api::Life;
+use super::api::ContainerState;
 use super::call::Fault;
 use super::create::Create;
 use super::http::Link;
-use super::image::{Known, Made};
+use super::image::{ImageFacts, OwnContainer};
 use super::job;
 use super::output::{Attached, Follower, PATIENCE, attach};
 use super::refused::{is_half_made, not_entered};
@@ -25,7 +25,7 @@ use super::volume::Tmpfs;
 use crate::exec::annotations::check_container;
 use crate::exec::argv::{Argv, SCRIPT_DIR, check_length};
 use crate::exec::beginning::Beginning;
-use crate::exec::copy::Seen;
+use crate::exec::copy::ReceivedOutput;
 use crate::exec::deadline::{Flow, or_stopped};
 use crate::exec::exhausted::KeyWait;
 use crate::exec::job::{JobOptions, container_name, has_tty, own_image};
@@ -33,7 +33,8 @@ use crate::exec::mount::MountHost;
 use crate::exec::work_dir::is_about_work_dir;
 use crate::exec::{archive, given};
 use crate::ports::{
-    ExecError, Exit, Gate, LogSink, Ran, RunScope, StepSpec, StopLevel, StopSignal, Workspace,
+    ExecError, Exit, Gate, LogSink, RunScope, StepOutcome, StepSpec, StopLevel, StopSignal,
+    Workspace,
 };
 
 /// How often an existing container is removed to free its name.
@@ -73,11 +74,11 @@ impl Starts {
     /// Records the outcome of a start.
     fn note(&self, run: &RunId, started: &Result<(), Fault>) {
         match started {
-            Err(Fault::Broken(_) | Fault::Late(_) | Fault::Garbled(_)) => {
+            Err(Fault::Broken(_) | Fault::TimedOut(_) | Fault::Malformed(_)) => {
                 self.runs().insert(run.clone());
             }
             // It was not sent, or the engine answered it.
-            Ok(()) | Err(Fault::Away(_) | Fault::Refused { .. }) => {}
+            Ok(()) | Err(Fault::Unreachable(_) | Fault::Refused { .. }) => {}
         }
     }
 }
@@ -131,7 +132,7 @@ impl Podman {
         mut gate: Gate,
         out: &dyn LogSink,
         stop: &StopSignal,
-    ) -> Result<Ran, ExecError> {
+    ) -> Result<StepOutcome, ExecError> {
         let on = self.begins_on(run, on, step, stop).await?;
         let (image, known) = self.known(run, &on).await?;
         let mut link = self.http.link();
@@ -146,21 +147,21 @@ impl Podman {
         let (ready, open) = join(making, opened).await;
         let ready = ready?;
         let id = ready.id.clone();
-        if !open || stop.level() > StopLevel::Run || !gate.stands() {
+        if !open || stop.level() > StopLevel::Run || !gate.is_owned() {
             self.reaper.soon(&self.http, &run.run, id);
             return Err(ExecError::NotStarted);
         }
         let work_dir = step.work_dir.clone().unwrap_or_else(|| known.base.work_dir.clone());
         let depth = known.depth;
-        self.memory.learn_container(&run.run, &id, Made { on: image, known, work_dir });
+        self.memory.learn_container(&run.run, &id, OwnContainer { on: image, known, work_dir });
         let ran = self.started(&mut link, run, step, ready, (out, stop, gate)).await;
         match ran {
-            Ok(Some(exit)) => Ok(Ran::new(exit, Workspace::Container { id, depth })),
+            Ok(Some(exit)) => Ok(StepOutcome::new(exit, Workspace::Container { id, depth })),
             Ok(None) => {
                 self.memory.forget_container(&run.run, &id);
                 self.reaper.soon(&self.http, &run.run, id);
                 let exit = Exit { code: KILLED, oom: false };
-                Ok(Ran::new(exit, Workspace::None))
+                Ok(StepOutcome::new(exit, Workspace::None))
             }
             Err(error) => {
                 self.memory.forget_container(&run.run, &id);
@@ -175,7 +176,7 @@ impl Podman {
         &self,
         link: &mut Link,
         run: &RunScope,
-        known: &Known,
+        known: &ImageFacts,
         image: &str,
         step: &StepSpec,
         stop: &StopSignal,
@@ -325,7 +326,9 @@ impl Podman {
         loop {
             let fault = match attach(&self.http, id).await {
                 Ok(attached) => return Ok(attached),
-                Err(fault @ (Fault::Broken(_) | Fault::Away(_))) if tries < ATTACHING => fault,
+                Err(fault @ (Fault::Broken(_) | Fault::Unreachable(_))) if tries < ATTACHING => {
+                    fault
+                }
                 Err(fault) if is_half_made(fault.refusal()) => {
                     return Err(NotReady::HalfMade(self.not_started(step, fault)));
                 }
@@ -441,7 +444,7 @@ impl Podman {
             http: &self.http,
             id: &id,
             out,
-            seen: Seen::default(),
+            seen: ReceivedOutput::default(),
             beginning: Beginning::default(),
             raw: has_tty(step),
             flow: &flow,
@@ -495,20 +498,20 @@ impl Podman {
             // A restarted engine has lost earlier requests.
             self.starts.forget(&run.run);
             match looked.map(|container| container.life()) {
-                Some(Life::Running | Life::Ended) => return Ok(attached),
+                Some(ContainerState::Running | ContainerState::Ended) => return Ok(attached),
                 // Each start may be what the engine dies of.
-                Some(Life::NotStarted) if tries < ATTACHING => {
+                Some(ContainerState::NotStarted) if tries < ATTACHING => {
                     tries += 1;
                     tokio::select! {
                         () = tokio::time::sleep(Duration::from_millis(50 << tries)) => {}
                         _ = stop.above(StopLevel::Run) => {}
                     }
-                    if stop.level() > StopLevel::Run || !gate.stands() {
+                    if stop.level() > StopLevel::Run || !gate.is_owned() {
                         return Err(ExecError::NotStarted);
                     }
                     attached = self.attached(link, step, id).await.map_err(NotReady::into_error)?;
                 }
-                Some(Life::NotStarted) | None => {
+                Some(ContainerState::NotStarted) | None => {
                     return Err(fault.at("starting a step", &self.http));
                 }
             }

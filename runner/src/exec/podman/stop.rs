@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::api::Life;
+use super::api::ContainerState;
 use super::call::Fault;
 use super::http::Http;
 use super::output::PATIENCE;
@@ -80,7 +80,7 @@ async fn kill(http: &Arc<Http>, id: &str, flow: &Flow) -> Result<Removed, ExecEr
     let mut link = http.link();
     let looked = link.inspect(id, PATIENCE).await;
     let looked = looked.map_err(|fault| fault.at("looking at a killed step", http))?;
-    if looked.is_some_and(|container| container.life() == Life::Ended) {
+    if looked.is_some_and(|container| container.life() == ContainerState::Ended) {
         // It is dead, and its last output is still to be read.
         flow.moved();
         flow.stalled(LAST_OUTPUT).await;

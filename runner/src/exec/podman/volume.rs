@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 use uuid::Uuid;
 
-use super::call::{Ask, Fault, Reply};
+use super::call::{EngineCall, Fault, Reply};
 use super::http::Link;
 use super::{Podman, path};
 use crate::ports::{ExecError, RunScope};
@@ -91,7 +91,7 @@ impl Podman {
     ) -> Result<(), ExecError> {
         let failed = |fault: Fault| fault.at("making a volume in memory", &self.http);
         let json = Some(Bytes::from(volume.body(run).to_string()));
-        let made = link.call(Ask { json, ..Ask::post("/volumes/create") }).await;
+        let made = link.call(EngineCall { json, ..EngineCall::post("/volumes/create") }).await;
         let fault = match made.and_then(Reply::good) {
             Ok(_) => return Ok(()),
             Err(fault) => fault,
@@ -100,7 +100,7 @@ impl Podman {
             return Err(failed(fault));
         }
         // Either the engine created it and the response was lost, or it belongs to someone else.
-        let ask = Ask::get(format!("/volumes/{}/json", path::name(&volume.name)));
+        let ask = EngineCall::get(format!("/volumes/{}/json", path::name(&volume.name)));
         let there = async { link.call(ask).await?.good()?.json::<Volume>() };
         if there.await.map_err(failed)?.is_tmpfs_of(run) {
             return Ok(());
@@ -114,14 +114,15 @@ impl Podman {
     /// Lists the volumes with a label.
     pub(super) async fn volumes(&self, label: &str) -> Result<Vec<Volume>, Fault> {
         let filter = path::filter("label", label);
-        let reply = self.http.call(Ask::get(format!("/volumes/json?{filter}"))).await?.good()?;
+        let reply =
+            self.http.call(EngineCall::get(format!("/volumes/json?{filter}"))).await?.good()?;
         Ok(reply.json::<Option<Vec<Volume>>>()?.unwrap_or_default())
     }
 
     /// Removes the volumes of a run after its containers.
     pub(super) async fn destroy_volumes(&self, run: &RunId) -> Result<(), Fault> {
         for volume in self.volumes(&format!("{}={run}", names::LABEL_RUN)).await? {
-            let ask = Ask::delete(format!("/volumes/{}", path::name(&volume.name)));
+            let ask = EngineCall::delete(format!("/volumes/{}", path::name(&volume.name)));
             match self.http.call(ask).await?.good() {
                 Ok(_) => {}
                 Err(fault) if fault.status() == Some(404) => {}

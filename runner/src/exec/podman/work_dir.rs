@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::call::{Fault, Reply, empty, read};
 use super::{Podman, path};
 use crate::exec::archive::directories;
-use crate::exec::work_dir::{Entry, Found, STAT_HEADER, Walk};
+use crate::exec::work_dir::{Entry, PathWalk, ResolvedPath, STAT_HEADER};
 use crate::ports::ExecError;
 
 /// The timeout for inspecting one path.
@@ -18,11 +18,11 @@ const WITHIN: Duration = Duration::from_secs(60);
 
 impl Podman {
     /// Resolves a path in a container that is not running.
-    pub(super) async fn find_dir(&self, id: &str, path: &str) -> Result<Found, ExecError> {
-        let mut walk = Walk::along(path);
+    pub(super) async fn find_dir(&self, id: &str, path: &str) -> Result<ResolvedPath, ExecError> {
+        let mut walk = PathWalk::along(path);
         while let Some(at) = walk.next() {
             let looked = timeout(WITHIN, self.entry(id, &at)).await;
-            let entry = looked.unwrap_or(Err(Fault::Late(WITHIN)));
+            let entry = looked.unwrap_or(Err(Fault::TimedOut(WITHIN)));
             walk.answer(entry.map_err(|fault| fault.at("looking for a directory", &self.http))?);
         }
         Ok(walk.found())
@@ -34,18 +34,18 @@ impl Podman {
         let answer = self.http.open(&Method::HEAD, &path, &[], empty()).await?;
         let stat = answer.headers().get(STAT_HEADER).map(|value| value.as_bytes());
         if let Some(entry) = Entry::answered(answer.status().as_u16(), stat) {
-            return entry.map_err(Fault::Garbled);
+            return entry.map_err(Fault::Malformed);
         }
         // A HEAD response has no message, so repeat the request with GET.
         let answer = self.http.open(&Method::GET, &path, &[], empty()).await?;
         let status = answer.status().as_u16();
         if answer.status().is_success() {
-            return Err(Fault::Garbled(format!("{at} is there and cannot be looked at")));
+            return Err(Fault::Malformed(format!("{at} is there and cannot be looked at")));
         }
         match read(answer).await.and_then(Reply::good) {
             Err(fault) if Entry::is_circle(fault.refusal()) => Ok(Entry::Link(String::new())),
             Err(fault) => Err(fault),
-            Ok(_) => Err(Fault::Garbled(format!("status {status}"))),
+            Ok(_) => Err(Fault::Malformed(format!("status {status}"))),
         }
     }
 

@@ -27,13 +27,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use self::stream::{Marked, Told};
+use self::stream::{MarkedStream, ReportedEnd};
 use self::target::Target;
 use crate::egress::Policy;
 use crate::exec::NamedFiles;
-use crate::exec::deadline::{Flow, Holding};
+use crate::exec::deadline::{Flow, HoldingSink};
 use crate::ports::{
-    ExecError, Exit, Gate, LogSink, Ran, Remote, RunScope, StepEnd, StepSpec, StopLevel,
+    ExecError, Exit, Gate, LogSink, Remote, RunScope, StepEnd, StepOutcome, StepSpec, StopLevel,
     StopSignal, Workspace,
 };
 
@@ -117,8 +117,8 @@ impl Ssh {
         let mut child = command.spawn()?;
         let broken = || std::io::Error::other("a process without its streams");
         let stdin = child.stdin.take().ok_or_else(broken)?;
-        let stdout = Marked::new(child.stdout.take().ok_or_else(broken)?, &mark);
-        let stderr = Marked::new(child.stderr.take().ok_or_else(broken)?, &mark);
+        let stdout = MarkedStream::new(child.stdout.take().ok_or_else(broken)?, &mark);
+        let stderr = MarkedStream::new(child.stderr.take().ok_or_else(broken)?, &mark);
         Ok(Link { target, opened: Vec::new(), mark, log, child, stdin, stdout, stderr })
     }
 
@@ -145,8 +145,8 @@ struct Link {
     log: NamedTempFile,
     child: Child,
     stdin: ChildStdin,
-    stdout: Marked<ChildStdout>,
-    stderr: Marked<ChildStderr>,
+    stdout: MarkedStream<ChildStdout>,
+    stderr: MarkedStream<ChildStderr>,
 }
 
 impl Link {
@@ -184,10 +184,10 @@ impl Link {
         line: &str,
         out: &Arc<dyn LogSink>,
         stop: &StopSignal,
-    ) -> Result<Ran, ExecError> {
+    ) -> Result<StepOutcome, ExecError> {
         let flow = Arc::new(Flow::default());
         let out: Arc<dyn LogSink> =
-            Arc::new(Holding { out: Arc::clone(out), flow: Arc::clone(&flow) });
+            Arc::new(HoldingSink { out: Arc::clone(out), flow: Arc::clone(&flow) });
         let output = async {
             tokio::join!(
                 self.stdout.pass(LogStream::Stdout, &out),
@@ -204,7 +204,9 @@ impl Link {
             }
         };
         match first.or(second) {
-            Some(Told::Ended(code)) => Ok(Ran::new(Exit { code, oom: false }, Workspace::None)),
+            Some(ReportedEnd::Ended(code)) => {
+                Ok(StepOutcome::new(Exit { code, oom: false }, Workspace::None))
+            }
             Some(told) => Err(self.not_started(step, told)),
             None => {
                 // It has closed its streams and logs the reason before it exits.
@@ -216,22 +218,22 @@ impl Link {
         }
     }
 
-    fn not_started(&self, step: &StepSpec, told: Told) -> ExecError {
+    fn not_started(&self, step: &StepSpec, told: ReportedEnd) -> ExecError {
         let at = self.target.at();
         let shell = shell::of(step).program();
         let program = step.words.first().map_or(shell, String::as_str);
         let dir = step.work_dir.as_deref().unwrap_or_default();
         let (code, cause) = match told {
-            Told::Missing => (127, format!("there is no program {program:?} on {at}")),
-            Told::NoDir => (126, format!("there is no directory {dir:?} on {at}")),
-            Told::NoGroup => {
+            ReportedEnd::Missing => (127, format!("there is no program {program:?} on {at}")),
+            ReportedEnd::NoDir => (126, format!("there is no directory {dir:?} on {at}")),
+            ReportedEnd::NoGroup => {
                 let cause = format!(
                     "{at} has no `setsid`, and its `sh` no job control: a stop would not reach all \
                      that the step begins"
                 );
                 (126, cause)
             }
-            Told::Broke(code) | Told::Ended(code) => {
+            ReportedEnd::Broke(code) | ReportedEnd::Ended(code) => {
                 (code, format!("{shell:?} on {at} ended with {code} before the step began"))
             }
         };
@@ -307,7 +309,7 @@ async fn run(
     mut gate: Gate,
     out: Arc<dyn LogSink>,
     stop: &StopSignal,
-) -> Result<Ran, ExecError> {
+) -> Result<StepOutcome, ExecError> {
     let opened = async { if gate.opened().await { Ok(()) } else { Err(ExecError::NotStarted) } };
     let begins = async { tokio::try_join!(opened, link.ready(step)) };
     tokio::select! {
@@ -315,7 +317,7 @@ async fn run(
         _ = stop.above(StopLevel::Run) => return Err(ExecError::NotStarted),
         begins = begins => begins?,
     };
-    if !gate.stands() {
+    if !gate.is_owned() {
         return Err(ExecError::NotStarted);
     }
     let ran = link.run(step, line, &out, stop).await;
@@ -332,7 +334,7 @@ impl Remote for Ssh {
         gate: Gate,
         out: Arc<dyn LogSink>,
         stop: &StopSignal,
-    ) -> Result<Ran, ExecError> {
+    ) -> Result<StepOutcome, ExecError> {
         let refused = |why: String| ExecError::Unsupported(format!("step {}: {why}", step.name));
         let prepared = async {
             let mut target = Self::target(step)?;

@@ -17,7 +17,7 @@ const REPORT: usize = 64;
 
 /// The end of a step, as its host reports it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Told {
+pub(super) enum ReportedEnd {
     /// It exited with this code.
     Ended(i32),
     /// The program does not exist.
@@ -30,7 +30,7 @@ pub(super) enum Told {
     Broke(i32),
 }
 
-impl Told {
+impl ReportedEnd {
     fn read(line: &[u8]) -> Option<Self> {
         let (how, code) = std::str::from_utf8(line).ok()?.trim().split_once(' ')?;
         let code = code.parse().ok()?;
@@ -47,13 +47,13 @@ impl Told {
 
 /// A stream read up to a secret mark.
 #[derive(Debug)]
-pub(super) struct Marked<R> {
+pub(super) struct MarkedStream<R> {
     from: R,
     mark: Vec<u8>,
     buffer: BytesMut,
 }
 
-impl<R: AsyncRead + Unpin> Marked<R> {
+impl<R: AsyncRead + Unpin> MarkedStream<R> {
     pub(super) fn new(from: R, mark: &str) -> Self {
         Self { from, mark: mark.as_bytes().to_vec(), buffer: BytesMut::new() }
     }
@@ -75,7 +75,11 @@ impl<R: AsyncRead + Unpin> Marked<R> {
     }
 
     /// Passes the step's bytes on, up to the mark. `None`: the stream ended without one.
-    pub(super) async fn pass(&mut self, stream: LogStream, out: &Arc<dyn LogSink>) -> Option<Told> {
+    pub(super) async fn pass(
+        &mut self,
+        stream: LogStream,
+        out: &Arc<dyn LogSink>,
+    ) -> Option<ReportedEnd> {
         loop {
             let at = position(&self.buffer, &self.mark);
             let own = at.unwrap_or_else(|| self.buffer.len() - self.begun());
@@ -96,12 +100,12 @@ impl<R: AsyncRead + Unpin> Marked<R> {
 
     /// Reads the report after a mark. `None`: the stream ended before its newline, or the report is
     /// too long.
-    async fn told(&mut self) -> Option<Told> {
+    async fn told(&mut self) -> Option<ReportedEnd> {
         loop {
             let report = self.buffer.get(self.mark.len()..)?;
             let report = report.get(..REPORT).unwrap_or(report);
             if let Some(end) = report.iter().position(|byte| *byte == b'\n') {
-                return Told::read(report.get(..end)?);
+                return ReportedEnd::read(report.get(..end)?);
             }
             if report.len() == REPORT || !self.more().await {
                 return None;
@@ -151,7 +155,7 @@ mod tests {
 
     /// The result of reading these pieces: whether it was ready, the step's bytes, the host's
     /// report.
-    fn read(pieces: &[&[u8]]) -> (bool, Vec<u8>, Option<Told>) {
+    fn read(pieces: &[&[u8]]) -> (bool, Vec<u8>, Option<ReportedEnd>) {
         let mut from = marked(pieces);
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
@@ -167,11 +171,11 @@ mod tests {
     }
 
     /// A stream that returns one piece per read.
-    fn marked(pieces: &[&[u8]]) -> Marked<impl AsyncRead + Unpin> {
+    fn marked(pieces: &[&[u8]]) -> MarkedStream<impl AsyncRead + Unpin> {
         let pieces: Vec<std::io::Result<Bytes>> =
             pieces.iter().map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
         let from = tokio_util::io::StreamReader::new(futures::stream::iter(pieces));
-        Marked::new(from, MARK)
+        MarkedStream::new(from, MARK)
     }
 
     #[test]
@@ -179,7 +183,10 @@ mod tests {
         let (ready, bytes, told) =
             read(&[b"welcome\naab-aa", b"c ready\nout", b"put\naab", b"-aac end 255\nlate"]);
         assert!(ready);
-        assert_eq!((bytes.as_slice(), told), (b"output\n".as_slice(), Some(Told::Ended(255))));
+        assert_eq!(
+            (bytes.as_slice(), told),
+            (b"output\n".as_slice(), Some(ReportedEnd::Ended(255)))
+        );
     }
 
     #[test]
@@ -195,7 +202,7 @@ mod tests {
     async fn an_endless_report_is_given_up_and_not_kept() {
         let host = [MARK.as_bytes(), b" ready\n", MARK.as_bytes()].concat();
         let endless = tokio::io::repeat(b'x').take(16 * 1024 * 1024);
-        let mut from = Marked::new(host.as_slice().chain(endless), MARK);
+        let mut from = MarkedStream::new(host.as_slice().chain(endless), MARK);
         let out: Arc<dyn LogSink> = Arc::new(Kept::default());
         from.ready().await.unwrap();
         assert_eq!(from.pass(LogStream::Stdout, &out).await, None);
@@ -224,7 +231,7 @@ mod tests {
             prop_assert!(ready);
             prop_assert_eq!(bytes.len(), end.unwrap());
             if bytes.len() == text.len() {
-                prop_assert_eq!(told, Some(Told::Missing));
+                prop_assert_eq!(told, Some(ReportedEnd::Missing));
             }
         }
     }

@@ -40,7 +40,7 @@ fn program(at: &Path, text: &str) {
 }
 
 /// How a step ends on a host that is deaf, stopped after a minute.
-async fn stopped(line: &str, level: StopLevel) -> Result<Ran, ExecError> {
+async fn stopped(line: &str, level: StopLevel) -> Result<StepOutcome, ExecError> {
     let dir = tempfile::tempdir().unwrap();
     let ssh = dir.path().join("ssh");
     program(&ssh, DEAF);

@@ -9,7 +9,7 @@ use futures::{StreamExt as _, stream};
 use protocol::id::Epoch;
 use sha2::{Digest as _, Sha256};
 
-use crate::ports::{ByteStream, Origin, OutputStore, Place, Stored, TransferError};
+use crate::ports::{ByteStream, Origin, OutputLocation, OutputStore, Stored, TransferError};
 
 /// An output store, and access to it that bypasses the port.
 #[async_trait]
@@ -18,7 +18,7 @@ pub trait OutputStoreSubject: Send + Sync {
     fn store(&self) -> Arc<dyn OutputStore>;
 
     /// Returns the file at a place, as any reader would see it.
-    async fn read(&self, place: &Place) -> Option<Vec<u8>>;
+    async fn read(&self, place: &OutputLocation) -> Option<Vec<u8>>;
 
     /// Returns the number of visible files, including incomplete ones if the store can show them.
     async fn count(&self) -> usize;
@@ -42,9 +42,9 @@ fn origin() -> Origin {
     Origin { run: "r-1".parse().unwrap(), epoch: Epoch(7), attempt: 1 }
 }
 
-fn at(step: &str, path: &str) -> Place {
+fn at(step: &str, path: &str) -> OutputLocation {
     let under = ["dev/x", "build it", "r-1", step].map(str::to_owned);
-    Place::new(&under, path).unwrap()
+    OutputLocation::new(&under, path).unwrap()
 }
 
 fn pieces(bytes: &[u8]) -> Vec<io::Result<Bytes>> {
@@ -58,14 +58,18 @@ fn large(seed: u8) -> Vec<u8> {
 
 async fn put(
     subject: &dyn OutputStoreSubject,
-    place: &Place,
+    place: &OutputLocation,
     size: usize,
     bytes: ByteStream,
 ) -> Result<Stored, TransferError> {
     subject.store().put(place, size as u64, bytes, &origin()).await
 }
 
-async fn put_whole(subject: &dyn OutputStoreSubject, place: &Place, bytes: &[u8]) -> Stored {
+async fn put_whole(
+    subject: &dyn OutputStoreSubject,
+    place: &OutputLocation,
+    bytes: &[u8],
+) -> Stored {
     let stream = stream::iter(pieces(bytes)).boxed();
     put(subject, place, bytes.len(), stream).await.expect("a file is kept")
 }

@@ -141,7 +141,7 @@ async fn a_route_leads_to_its_queue(subject: &QueueSubject) {
     })
     .await;
 
-    let nobody = NodeId::found(&format!("bob/runner-{}", subject.prefix));
+    let nobody = NodeId::from_stored(&format!("bob/runner-{}", subject.prefix));
     let refusal = subject.queue.publish(Route::Node(nobody.clone()), subject.message("lost")).await;
     match refusal {
         Err(QueueError::Unroutable { route }) => assert_eq!(route, names::node_queue(&nobody)),

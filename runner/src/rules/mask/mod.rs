@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 pub use self::forms::SHORTEST;
 use self::forms::Texts;
-use self::rows::Known;
-use self::words::Words;
+use self::rows::UnreleasedBytes;
+use self::words::WordSet;
 
 /// Replaces a secret in output.
 pub const MASK: &[u8] = b"***";
@@ -28,9 +28,9 @@ pub struct TooLarge(String);
 /// A set of secrets in all their forms.
 pub struct Mask {
     /// The forms to mask in output.
-    output: Forms,
+    output: SecretForms,
     /// The forms to search for in files.
-    files: Forms,
+    files: SecretForms,
 }
 
 impl std::fmt::Debug for Mask {
@@ -41,18 +41,18 @@ impl std::fmt::Debug for Mask {
 }
 
 /// The search for all forms of a set of secrets.
-struct Forms {
-    plain: Words,
-    rows: Words,
+struct SecretForms {
+    plain: WordSet,
+    rows: WordSet,
 }
 
-impl Forms {
+impl SecretForms {
     fn new(texts: Texts) -> Result<Self, TooLarge> {
-        Ok(Self { plain: Words::new(texts.plain)?, rows: Words::new(texts.rows)? })
+        Ok(Self { plain: WordSet::new(texts.plain)?, rows: WordSet::new(texts.rows)? })
     }
 
     /// Returns the ranges of secrets, sorted by start.
-    fn find(&self, known: Known<'_>) -> Vec<(usize, usize)> {
+    fn find(&self, known: UnreleasedBytes<'_>) -> Vec<(usize, usize)> {
         let mut found: Vec<(usize, usize)> = self.plain.find(known.bytes).collect();
         found.extend(known.find(&self.rows));
         found.sort_unstable();
@@ -60,15 +60,16 @@ impl Forms {
     }
 
     /// Returns true if the bytes contain a secret.
-    fn are_in(&self, known: Known<'_>) -> bool {
+    fn are_in(&self, known: UnreleasedBytes<'_>) -> bool {
         self.plain.are_in(known.bytes) || !known.find(&self.rows).is_empty()
     }
 
     /// Returns the start of the longest suffix that may be the start of a secret.
-    fn beginning(&self, known: Known<'_>) -> usize {
+    fn beginning(&self, known: UnreleasedBytes<'_>) -> usize {
         let bytes = known.bytes;
         let first = (bytes.len() + 1).saturating_sub(self.plain.longest());
-        let begins = |at: &usize| bytes.get(*at..).is_some_and(|rest| self.plain.begin_with(rest));
+        let begins =
+            |at: &usize| bytes.get(*at..).is_some_and(|rest| self.plain.any_begins_with(rest));
         let plain = (first..bytes.len()).find(begins).unwrap_or(bytes.len());
         plain.min(known.beginning(&self.rows))
     }
@@ -76,23 +77,23 @@ impl Forms {
 
 /// The end of a stream that may be the start of a secret.
 #[derive(Debug)]
-struct Held {
+struct HeldBytes {
     bytes: Vec<u8>,
     begins_line: bool,
 }
 
-impl Default for Held {
+impl Default for HeldBytes {
     fn default() -> Self {
         Self { bytes: Vec::new(), begins_line: true }
     }
 }
 
-impl Held {
-    fn known(&self) -> Known<'_> {
-        Known { bytes: &self.bytes, begins_line: self.begins_line }
+impl HeldBytes {
+    fn known(&self) -> UnreleasedBytes<'_> {
+        UnreleasedBytes { bytes: &self.bytes, begins_line: self.begins_line }
     }
 
-    fn let_go(&mut self, until: usize) {
+    fn release(&mut self, until: usize) {
         if let Some(last) = until.checked_sub(1).and_then(|last| self.bytes.get(last)) {
             self.begins_line = *last == b'\n';
         }
@@ -107,8 +108,8 @@ impl Mask {
     /// # Errors
     /// [`TooLarge`] if the values have too many bytes in total.
     pub fn new<'a>(values: impl Iterator<Item = &'a [u8]> + Clone) -> Result<Self, TooLarge> {
-        let output = Forms::new(forms::in_output(values.clone()))?;
-        Ok(Self { output, files: Forms::new(forms::in_files(values))? })
+        let output = SecretForms::new(forms::in_output(values.clone()))?;
+        Ok(Self { output, files: SecretForms::new(forms::in_files(values))? })
     }
 
     /// Returns a text with its secrets masked.
@@ -125,7 +126,7 @@ impl Mask {
 #[derive(Debug)]
 pub struct Masker {
     mask: Arc<Mask>,
-    held: Held,
+    held: HeldBytes,
     /// The number of held bytes that belong to a secret whose mask was already returned.
     covered: usize,
 }
@@ -134,7 +135,7 @@ impl Masker {
     /// Creates a masker for a new stream.
     #[must_use]
     pub fn new(mask: Arc<Mask>) -> Self {
-        Self { mask, held: Held::default(), covered: 0 }
+        Self { mask, held: HeldBytes::default(), covered: 0 }
     }
 
     /// Switches to another mask, because the run was given more secrets.
@@ -175,7 +176,7 @@ impl Masker {
             at = at.max(end);
         }
         out.extend_from_slice(held.get(at..until).unwrap_or_default());
-        self.held.let_go(until);
+        self.held.release(until);
         self.covered = at.saturating_sub(until);
         out
     }
@@ -183,16 +184,16 @@ impl Masker {
 
 /// Searches one stream of bytes for secrets.
 #[derive(Debug)]
-pub struct Finder {
+pub struct SecretSearch {
     mask: Arc<Mask>,
-    held: Held,
+    held: HeldBytes,
 }
 
-impl Finder {
+impl SecretSearch {
     /// Creates a finder for a new stream.
     #[must_use]
     pub fn new(mask: Arc<Mask>) -> Self {
-        Self { mask, held: Held::default() }
+        Self { mask, held: HeldBytes::default() }
     }
 
     /// Returns true if a secret ends in these bytes.
@@ -202,7 +203,7 @@ impl Finder {
         self.held.bytes.extend_from_slice(bytes);
         let found = files.are_in(self.held.known());
         let until = files.beginning(self.held.known());
-        self.held.let_go(until);
+        self.held.release(until);
         found
     }
 

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use memchr::{memchr, memchr_iter};
 
-use super::words::Words;
+use super::words::WordSet;
 
 /// The minimum number of letters at the end of a row that count as the start of a secret.
 pub(super) const FIRST: usize = 4;
@@ -29,13 +29,13 @@ fn is_of_rows(byte: u8) -> bool {
 }
 
 /// Base64 rows without their line breaks.
-struct Joined {
+struct JoinedRows {
     text: Vec<u8>,
     /// The original position of each letter.
     from: Vec<usize>,
 }
 
-impl Joined {
+impl JoinedRows {
     fn new(bytes: &[u8], rows: Range<usize>) -> Self {
         let mut joined = Self { text: Vec::new(), from: Vec::new() };
         let mut breaks = 0;
@@ -62,13 +62,13 @@ impl Joined {
 
 /// The unreleased bytes of a stream. More may follow.
 #[derive(Clone, Copy)]
-pub(super) struct Known<'a> {
+pub(super) struct UnreleasedBytes<'a> {
     pub(super) bytes: &'a [u8],
     /// Whether the bytes start at the beginning of a line.
     pub(super) begins_line: bool,
 }
 
-impl Known<'_> {
+impl UnreleasedBytes<'_> {
     fn begins_line(&self, at: usize) -> bool {
         at.checked_sub(1)
             .and_then(|before| self.bytes.get(before))
@@ -103,13 +103,13 @@ impl Known<'_> {
     }
 
     /// Returns the ranges of words that are broken into rows.
-    pub(super) fn find(&self, words: &Words) -> Vec<(usize, usize)> {
+    pub(super) fn find(&self, words: &WordSet) -> Vec<(usize, usize)> {
         let mut found = Vec::new();
         if words.is_empty() {
             return found;
         }
         for rows in self.rows().filter(|rows| rows.len() > words.shortest()) {
-            let Joined { text, from } = Joined::new(self.bytes, rows);
+            let JoinedRows { text, from } = JoinedRows::new(self.bytes, rows);
             let places = words.find(&text).filter_map(|(start, end)| {
                 let (start, last) = (*from.get(start)?, *from.get(end.checked_sub(1)?)?);
                 let rows = self.bytes.get(start..=last)?;
@@ -122,7 +122,7 @@ impl Known<'_> {
     }
 
     /// Returns the start of the longest suffix that may be the start of such a word.
-    pub(super) fn beginning(&self, words: &Words) -> usize {
+    pub(super) fn beginning(&self, words: &WordSet) -> usize {
         let len = self.bytes.len();
         // Each letter may be followed by a line break.
         let most = words.longest().saturating_mul(BREAK + 1);
@@ -130,12 +130,12 @@ impl Known<'_> {
         let end = self.bytes.get(first..).unwrap_or_default();
         let begin =
             end.iter().rposition(|byte| !is_of_rows(*byte)).map_or(first, |at| first + at + 1);
-        let Joined { text, from } = Joined::new(self.bytes, begin..len);
+        let JoinedRows { text, from } = JoinedRows::new(self.bytes, begin..len);
         let last = text.len().saturating_sub(words.longest().saturating_sub(1));
         let begins = |at: &usize| {
             let rest = text.get(*at..).unwrap_or_default();
             let place = from.get(*at).copied().unwrap_or_default();
-            words.begin_with(rest) && self.may_go_on(place).unwrap_or(true)
+            words.any_begins_with(rest) && self.may_go_on(place).unwrap_or(true)
         };
         (last..text.len()).find(begins).and_then(|at| from.get(at).copied()).unwrap_or(len)
     }

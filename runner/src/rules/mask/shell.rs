@@ -8,7 +8,7 @@ const META: &[u8] = b" !\"$&'()*,;<>?[\\]^`{|}";
 
 /// Which non-ASCII bytes are printed unescaped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Beyond {
+enum UnescapedBytes {
     /// Valid UTF-8 except control characters, as in a UTF-8 locale.
     Utf8,
     /// None, as in the C locale.
@@ -27,7 +27,7 @@ pub(super) fn forms(text: &[u8]) -> Vec<Vec<u8>> {
             META.contains(&byte) || begins_home
         }),
     ];
-    for beyond in [Beyond::Utf8, Beyond::Nothing] {
+    for beyond in [UnescapedBytes::Utf8, UnescapedBytes::Nothing] {
         forms.push(ansi(text, beyond));
         forms.push(coreutils(text, beyond));
     }
@@ -80,7 +80,7 @@ fn escaped(text: &[u8], is_escaped: impl Fn(Option<u8>, u8) -> bool) -> Vec<u8> 
 }
 
 /// `$'…'` as printed by bash.
-fn ansi(text: &[u8], beyond: Beyond) -> Vec<u8> {
+fn ansi(text: &[u8], beyond: UnescapedBytes) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     for part in parts(text, beyond) {
         match part {
@@ -95,7 +95,7 @@ fn ansi(text: &[u8], beyond: Beyond) -> Vec<u8> {
 }
 
 /// Single quotes with unprintable bytes in `$'…'`, as printed by `printf` of coreutils.
-fn coreutils(text: &[u8], beyond: Beyond) -> Vec<u8> {
+fn coreutils(text: &[u8], beyond: UnescapedBytes) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len());
     let mut is_escaping = None;
     for part in parts(text, beyond) {
@@ -124,10 +124,10 @@ enum Part {
     Escaped(u8),
 }
 
-fn parts(text: &[u8], beyond: Beyond) -> impl Iterator<Item = Part> {
+fn parts(text: &[u8], beyond: UnescapedBytes) -> impl Iterator<Item = Part> {
     text.utf8_chunks().flat_map(move |chunk| {
         let valid = chunk.valid().chars().flat_map(move |c| {
-            let is_shown = !c.is_control() && (c.is_ascii() || beyond == Beyond::Utf8);
+            let is_shown = !c.is_control() && (c.is_ascii() || beyond == UnescapedBytes::Utf8);
             let part = if is_shown { Part::Shown } else { Part::Escaped };
             let mut bytes = [0; 4];
             let len = c.encode_utf8(&mut bytes).len();

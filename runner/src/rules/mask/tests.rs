@@ -193,12 +193,12 @@ fn a_secret_is_found_in_what_comes_in_pieces() {
     for form in [TOKEN.to_owned(), STANDARD.encode(TOKEN), rows.concat()] {
         let file = format!("{}{form}{}", "x".repeat(100), "y".repeat(100));
         for size in [1, 7, 64, 1000] {
-            let mut finder = Finder::new(Arc::clone(&mask));
+            let mut finder = SecretSearch::new(Arc::clone(&mask));
             let found = file.as_bytes().chunks(size).any(|piece| finder.finds(piece));
             assert!(found, "{form} in pieces of {size}");
         }
     }
-    let mut finder = Finder::new(mask);
+    let mut finder = SecretSearch::new(mask);
     assert!(!finder.finds(b"nothing of it") && !finder.finds(b"s3cr3t/"));
     assert_eq!(finder.pending(), b"s3cr3t/".len());
 }
@@ -207,7 +207,7 @@ fn a_secret_is_found_in_what_comes_in_pieces() {
 fn a_line_that_stands_in_many_a_program_is_no_find() {
     let word = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSj";
     let mask = mask(&[&format!("-----BEGIN PRIVATE KEY-----\n{word}\n-----END PRIVATE KEY-----")]);
-    let finds = |text: &str| Finder::new(Arc::clone(&mask)).finds(text.as_bytes());
+    let finds = |text: &str| SecretSearch::new(Arc::clone(&mask)).finds(text.as_bytes());
     assert!(!finds("-----BEGIN PRIVATE KEY-----"));
     assert!(finds(word));
 }

@@ -11,14 +11,14 @@ use super::TooLarge;
 const FAST_BYTES: usize = 32 * 1024;
 
 /// A set of words.
-pub(super) struct Words {
+pub(super) struct WordSet {
     sorted: Vec<Vec<u8>>,
     search: AhoCorasick,
     shortest: usize,
     longest: usize,
 }
 
-impl Words {
+impl WordSet {
     pub(super) fn new(words: BTreeSet<Vec<u8>>) -> Result<Self, TooLarge> {
         let bytes: usize = words.iter().map(Vec::len).sum();
         let kind =
@@ -60,7 +60,7 @@ impl Words {
     }
 
     /// Returns true if `beginning` is a proper prefix of a word.
-    pub(super) fn begin_with(&self, beginning: &[u8]) -> bool {
+    pub(super) fn any_begins_with(&self, beginning: &[u8]) -> bool {
         let at = self.sorted.partition_point(|word| word.as_slice() <= beginning);
         self.sorted.get(at).is_some_and(|word| word.starts_with(beginning))
     }

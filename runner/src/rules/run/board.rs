@@ -11,7 +11,7 @@ use super::facts::Exited;
 
 /// The state of one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum StepState {
     /// It has not started, or will start again.
     Waiting,
     /// It is in progress.
@@ -24,7 +24,7 @@ pub(super) enum Standing {
     Never,
 }
 
-impl Standing {
+impl StepState {
     fn is_over(self) -> bool {
         match self {
             Self::Passed | Self::Failed | Self::Never => true,
@@ -57,14 +57,14 @@ pub(super) enum Broken {
 
 /// A step in progress.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Work {
+pub(super) struct StepProgress {
     pub(super) stage: Stage,
     pub(super) began: Millis,
     pub(super) exited: Exited,
     pub(super) broken: Option<Broken>,
 }
 
-impl Work {
+impl StepProgress {
     pub(super) fn new(stage: Stage, began: Millis) -> Self {
         Self { stage, began, exited: Exited::default(), broken: None }
     }
@@ -74,20 +74,20 @@ impl Work {
 #[derive(Debug, Default)]
 pub(super) struct Board {
     graph: Graph,
-    standings: Vec<Standing>,
+    standings: Vec<StepState>,
     whens: Vec<When>,
     on_image: Vec<bool>,
     /// The resource that each step mounts into its image, where its successors find it.
     resources: Vec<Option<String>>,
     /// The steps in progress, by position.
-    pub(super) work: BTreeMap<usize, Work>,
+    pub(super) work: BTreeMap<usize, StepProgress>,
 }
 
 impl Board {
     pub(super) fn of(pipeline: &Pipeline) -> Self {
         Self {
             graph: pipeline.graph(),
-            standings: vec![Standing::Waiting; pipeline.steps.len()],
+            standings: vec![StepState::Waiting; pipeline.steps.len()],
             whens: pipeline.steps.iter().map(|step| step.when).collect(),
             on_image: pipeline.steps.iter().map(Step::is_on_image).collect(),
             resources: pipeline.steps.iter().map(|step| step.needs_resource.clone()).collect(),
@@ -102,39 +102,39 @@ impl Board {
             record.steps.iter().map(|record| (&record.name, record)).collect();
         for (standing, step) in self.standings.iter_mut().zip(&pipeline.steps) {
             let recorded = records.get(&step.name);
-            *standing = recorded.map_or(Standing::Waiting, |record| standing_of(record, step));
+            *standing = recorded.map_or(StepState::Waiting, |record| recorded_state(record, step));
         }
     }
 
     /// Sets a step's state, and removes its work unless it is in progress. The `on-error` step has
     /// none.
-    pub(super) fn set(&mut self, position: usize, standing: Standing) {
+    pub(super) fn set(&mut self, position: usize, standing: StepState) {
         if let Some(stands) = self.standings.get_mut(position) {
             *stands = standing;
         }
-        if standing != Standing::Going {
+        if standing != StepState::Going {
             self.work.remove(&position);
         }
     }
 
-    pub(super) fn standing(&self, position: usize) -> Standing {
-        self.standings.get(position).copied().unwrap_or(Standing::Never)
+    pub(super) fn state(&self, position: usize) -> StepState {
+        self.standings.get(position).copied().unwrap_or(StepState::Never)
     }
 
     /// Returns the number of passed steps.
     pub(super) fn passed(&self) -> usize {
-        self.standings.iter().filter(|standing| **standing == Standing::Passed).count()
+        self.standings.iter().filter(|standing| **standing == StepState::Passed).count()
     }
 
     /// Returns the first step that may start. Marks steps that can never start.
     pub(super) fn next(&mut self) -> Option<usize> {
         self.mark_never();
         (0..self.standings.len()).find(|position| {
-            let mut needs = self.graph.needs(*position).iter().map(|at| self.standing(*at));
-            self.standing(*position) == Standing::Waiting
+            let mut needs = self.graph.needs(*position).iter().map(|at| self.state(*at));
+            self.state(*position) == StepState::Waiting
                 && match self.when(*position) {
-                    When::Ended => needs.all(Standing::is_over),
-                    When::Passed => needs.all(|needed| needed == Standing::Passed),
+                    When::Ended => needs.all(StepState::is_over),
+                    When::Passed => needs.all(|needed| needed == StepState::Passed),
                 }
         })
     }
@@ -142,12 +142,12 @@ impl Board {
     /// Marks every step that can never start. One pass in topological order finds all of them.
     fn mark_never(&mut self) {
         for position in self.graph.in_order() {
-            let mut needs = self.graph.needs(*position).iter().map(|at| self.standing(*at));
-            let is_never = self.standing(*position) == Standing::Waiting
+            let mut needs = self.graph.needs(*position).iter().map(|at| self.state(*at));
+            let is_never = self.state(*position) == StepState::Waiting
                 && self.when(*position) == When::Passed
-                && needs.any(|needed| needed.is_over() && needed != Standing::Passed);
+                && needs.any(|needed| needed.is_over() && needed != StepState::Passed);
             if is_never && let Some(standing) = self.standings.get_mut(*position) {
-                *standing = Standing::Never;
+                *standing = StepState::Never;
             }
         }
     }
@@ -186,21 +186,21 @@ impl Board {
         (0..self.standings.len()).any(|other| {
             let begins = self.graph.begins_on(other) == Some(position);
             let is_on_image = self.on_image.get(other).copied().unwrap_or_default();
-            begins && is_on_image && !self.standing(other).is_over()
+            begins && is_on_image && !self.state(other).is_over()
         })
     }
 }
 
 /// Returns the state of a recorded step that is not in progress.
-pub(super) fn standing_of(record: &StepRecord, step: &Step) -> Standing {
+pub(super) fn recorded_state(record: &StepRecord, step: &Step) -> StepState {
     match record.status {
-        StepStatus::Passed => Standing::Passed,
+        StepStatus::Passed => StepState::Passed,
         StepStatus::Failed | StepStatus::Stopped => match record.cause {
             // The step was waiting for a retry.
-            None => Standing::Waiting,
-            Some(cause) if step.allows(cause) => Standing::Passed,
-            Some(_) => Standing::Failed,
+            None => StepState::Waiting,
+            Some(cause) if step.allows(cause) => StepState::Passed,
+            Some(_) => StepState::Failed,
         },
-        StepStatus::Pending | StepStatus::Started => Standing::Waiting,
+        StepStatus::Pending | StepStatus::Started => StepState::Waiting,
     }
 }

@@ -7,9 +7,9 @@ use protocol::pipeline::Step;
 use protocol::run::{Cause, Status, StepRecord, StepStatus};
 use protocol::time::Millis;
 
-use super::board::{Broken, Stage, Standing};
+use super::board::{Broken, Stage, StepState};
 use super::facts::{about, emit};
-use super::{Draft, Effect, Interrupted, Orders, Phase, Run, StopWhy, effects};
+use super::{Effect, EventDraft, Interrupted, Orders, Phase, Run, StopWhy, effects};
 
 /// The maximum size of a run's message. The record contains it twice, and text that it quotes, such
 /// as a command or an engine's error, has no limit of its own.
@@ -56,7 +56,7 @@ impl Run {
         let code = (work.stage != Stage::Running).then_some(exited);
         let mut list = vec![Effect::Discard(position)];
         if self.is_handed_over() && self.may_repeat(position) {
-            self.board.set(position, Standing::Waiting);
+            self.board.set(position, StepState::Waiting);
             list.extend(self.leave_when_idle(now));
             return list;
         }
@@ -84,26 +84,26 @@ impl Run {
         let completed = self.close_step_record(now, position, status, exit_code, None);
         let interrupts = match why {
             Some(_) if is_allowed => {
-                self.board.set(position, Standing::Passed);
+                self.board.set(position, StepState::Passed);
                 Vec::new()
             }
             Some(why) => {
-                self.board.set(position, Standing::Failed);
+                self.board.set(position, StepState::Failed);
                 self.fail(Some(position), why)
             }
             None => {
-                self.board.set(position, Standing::Failed);
+                self.board.set(position, StepState::Failed);
                 Vec::new()
             }
         };
-        let mut list = self.go_on(now, completed.into_iter().collect());
+        let mut list = self.advance(now, completed.into_iter().collect());
         list.extend(interrupts);
         list
     }
 
     /// Records why a step failed.
     pub(super) fn note_failure(&mut self, position: usize, why: Option<&(Cause, String)>) {
-        self.use_room(why.map_or(0, |(_, message)| message.len().min(MESSAGE_BYTES)));
+        self.count_message(why.map_or(0, |(_, message)| message.len().min(MESSAGE_BYTES)));
         if let (Some((cause, message)), Some(record)) = (why, self.record_of(position)) {
             record.cause = Some(*cause);
             record.message = Some(shortened(message.clone()));
@@ -127,7 +127,7 @@ impl Run {
         let waiting = self.board.work.iter().filter(|(_, work)| work.stage == Stage::Waiting);
         let waiting: Vec<usize> = waiting.map(|(position, _)| *position).collect();
         for position in waiting {
-            self.board.set(position, Standing::Failed);
+            self.board.set(position, StepState::Failed);
         }
         let mut interrupts = Vec::new();
         for (position, work) in &mut self.board.work {
@@ -324,7 +324,7 @@ impl Run {
 
     /// Returns the ending event, or `None` if the run has not ended.
     #[must_use]
-    pub fn ending(&self) -> Option<Draft> {
+    pub fn ending(&self) -> Option<EventDraft> {
         let run = &self.record.run_id;
         let said = self.record.message.as_deref().unwrap_or("for no reason that was recorded");
         let cause = self.record.cause.unwrap_or(Cause::Engine);
@@ -345,6 +345,6 @@ impl Run {
         let step = failed
             .filter(|_| self.record.status == Status::Failed)
             .map(|step| (step.name.clone(), step.attempt));
-        Some(Draft { reason, message, step, severity: None })
+        Some(EventDraft { reason, message, step, severity: None })
     }
 }

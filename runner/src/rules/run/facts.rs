@@ -81,7 +81,7 @@ pub struct Exited {
 
 /// The previous owner of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Past {
+pub struct PreviousOwner {
     /// Its node.
     pub node: NodeId,
     /// Its epoch.
@@ -136,11 +136,11 @@ pub enum Effect {
     /// Write the record. The orders behind it wait for the write.
     Save(Box<RunRecord>),
     /// Publish an event.
-    Emit(Draft),
+    Emit(EventDraft),
     /// Pull the image.
     Prepare,
     /// Adopt these checkpoints of earlier owners, and end what still runs of the run.
-    Adopt(Vec<Kept>),
+    Adopt(Vec<KeptStep>),
     /// Fetch and mount the resource of the step at this position.
     Fetch(usize),
     /// Create the step's container, but do not start it before `OpenGate`.
@@ -175,7 +175,7 @@ pub enum Effect {
 
 /// The checkpoint of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kept {
+pub struct KeptStep {
     /// The step's position.
     pub position: usize,
     /// The image ID on the engine that committed it.
@@ -186,7 +186,7 @@ pub struct Kept {
 
 /// An event without the fields that the publisher fills in.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Draft {
+pub struct EventDraft {
     /// What happened.
     pub reason: Reason,
     /// The message.
@@ -198,7 +198,7 @@ pub struct Draft {
 }
 
 /// A step and the number of its attempts.
-pub(super) type Tried = (StepName, u32);
+pub(super) type StepAttempts = (StepName, u32);
 
 /// Returns the cause and the message for an exit.
 pub(super) fn exit_words(exited: Exited, step: Option<&Step>) -> (Cause, String) {
@@ -223,7 +223,7 @@ pub(super) fn exit_words(exited: Exited, step: Option<&Step>) -> (Cause, String)
 
 /// Creates an event about the whole run.
 pub(super) fn emit(reason: Reason, message: String) -> Effect {
-    Effect::Emit(Draft { reason, message, step: None, severity: None })
+    Effect::Emit(EventDraft { reason, message, step: None, severity: None })
 }
 
 /// Turns an event into one about a step.

@@ -15,12 +15,12 @@ use protocol::event::Reason;
 use protocol::id::{Epoch, NodeId, StepName};
 use protocol::pipeline::{FailureMode, Step};
 use protocol::run::{Cause, RunRecord, Status, StepRecord};
-use protocol::time::{Millis, Stamp};
+use protocol::time::{Millis, Timestamp};
 
-use board::{Board, Broken, Stage, Work};
+use board::{Board, Broken, Stage, StepProgress};
 use ending::Failing;
-pub use facts::{Draft, Effect, Exited, Input, Kept, Past, StopWhy, Timer};
-use facts::{Tried, emit};
+pub use facts::{Effect, EventDraft, Exited, Input, KeptStep, PreviousOwner, StopWhy, Timer};
+use facts::{StepAttempts, emit};
 pub use joined::{joined, may_be_joined};
 use resume::Resumption;
 use room::Room;
@@ -63,7 +63,7 @@ pub struct Run {
     /// The progress of an earlier owner.
     resumption: Option<Resumption>,
     /// The attempts made by earlier owners.
-    tried: Vec<Tried>,
+    tried: Vec<StepAttempts>,
     room: Room,
 }
 
@@ -152,7 +152,7 @@ impl Run {
     /// Returns the timer of the whole run, counted from its start under the first owner.
     fn run_timer(&self, now: Millis) -> Option<Effect> {
         let timeout = self.record.pipeline.as_ref()?.timeout?.as_duration();
-        let Stamp(began) = self.record.initiated_at?;
+        let Timestamp(began) = self.record.initiated_at?;
         let gone = u64::try_from(now.0 - began.0).unwrap_or(0);
         let left = timeout.saturating_sub(std::time::Duration::from_millis(gone));
         Some(Effect::SetTimer(Timer::Run, left))
@@ -180,7 +180,7 @@ impl Run {
             Input::StopAsked(why) => self.interrupt(now, Interrupted::Stop(why)),
             Input::HandOverAsked { grace } => self.hand_over(now, grace),
             Input::Expired(Timer::Retry(position)) => self.try_again(now, position),
-            Input::Expired(Timer::Step(position)) => self.took_too_long(position),
+            Input::Expired(Timer::Step(position)) => self.step_timed_out(position),
             Input::Expired(Timer::Run) => self.interrupt(now, Interrupted::Timeout),
             Input::Expired(Timer::HandOver(position)) => self.is_overdue(position),
             Input::Prepared => self.prepared(now),
@@ -201,7 +201,7 @@ impl Run {
                 {
                     (work.exited.stdout_bytes, work.exited.stderr_bytes) = (stdout, stderr);
                 }
-                self.broke(now, position, (cause, message), exit_code)
+                self.step_broke(now, position, (cause, message), exit_code)
             }
         }
     }
@@ -215,12 +215,12 @@ impl Run {
     }
 
     /// Returns the work in progress for a step.
-    fn stage(&mut self, position: usize) -> Option<&mut Work> {
+    fn stage(&mut self, position: usize) -> Option<&mut StepProgress> {
         self.board.work.get_mut(&position)
     }
 
     /// Returns the work of a step if it is at that stage.
-    fn at(&mut self, position: usize, stage: Stage) -> Option<&mut Work> {
+    fn at(&mut self, position: usize, stage: Stage) -> Option<&mut StepProgress> {
         self.stage(position).filter(|work| work.stage == stage)
     }
 
@@ -238,17 +238,17 @@ impl Run {
             return ended;
         }
         self.phase = Phase::Going;
-        self.record.initialized_at.get_or_insert(Stamp(now));
-        if let Some(told) = self.taken_up() {
-            self.record.started_at.get_or_insert(Stamp(now));
-            return self.go_on(now, told);
+        self.record.initialized_at.get_or_insert(Timestamp(now));
+        if let Some(told) = self.resumed_events() {
+            self.record.started_at.get_or_insert(Timestamp(now));
+            return self.advance(now, told);
         }
         self.record.status = Status::Initialized.at_least(self.record.status);
         let mut list = effects([self.save()]);
-        self.record.started_at.get_or_insert(Stamp(now));
+        self.record.started_at.get_or_insert(Timestamp(now));
         let running =
             emit(Reason::PipelineRunning, format!("run {} is running", self.record.run_id));
-        list.extend(self.go_on(now, vec![running]));
+        list.extend(self.advance(now, vec![running]));
         list
     }
 
@@ -264,7 +264,7 @@ impl Run {
 
     /// Starts the steps that may start, or ends the run. `first` is published after the write,
     /// before the events of these steps.
-    fn go_on(&mut self, now: Millis, first: Vec<Effect>) -> Vec<Effect> {
+    fn advance(&mut self, now: Millis, first: Vec<Effect>) -> Vec<Effect> {
         self.record.status = Status::Running;
         let mut orders = Orders { told: first, ..Orders::default() };
         while !self.is_ending() && self.board.work.len() < self.at_once {

@@ -6,17 +6,17 @@ use protocol::event::{Reason, Severity};
 use protocol::id::StepName;
 use protocol::pipeline::{OnLost, Pipeline};
 use protocol::run::{Cause, Released, Status, StepRecord, StepStatus};
-use protocol::time::{Millis, Stamp};
+use protocol::time::{Millis, Timestamp};
 
-use super::board::Standing;
+use super::board::StepState;
 use super::facts::{about, emit};
-use super::{Effect, Interrupted, Kept, Past, Phase, Run, effects};
+use super::{Effect, Interrupted, KeptStep, Phase, PreviousOwner, Run, effects};
 
 /// The progress of the previous owner or of a parent run.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Resumption {
     /// The previous owner, or `None` if the steps are a parent run's.
-    past: Option<Past>,
+    past: Option<PreviousOwner>,
     /// The highest `seq` in the previous owner's record.
     seq: Option<u64>,
     /// The positions of the checkpoints that are available.
@@ -30,7 +30,7 @@ pub(super) struct Resumption {
 impl Run {
     /// Resumes a run that an earlier owner had claimed.
     #[must_use = "effects that are dropped never happen"]
-    pub fn resume(&mut self, now: Millis, past: Past, max_losses: u32) -> Vec<Effect> {
+    pub fn resume(&mut self, now: Millis, past: PreviousOwner, max_losses: u32) -> Vec<Effect> {
         if self.phase != Phase::Claimed {
             return Vec::new();
         }
@@ -66,20 +66,20 @@ impl Run {
         let repeated: Vec<usize> = self
             .begun()
             .into_iter()
-            .filter(|at| !nothing_begins && self.board.standing(*at) == Standing::Waiting)
+            .filter(|at| !nothing_begins && self.board.state(*at) == StepState::Waiting)
             .collect();
         repeated.into_iter().for_each(|position| self.forget(position));
         self.forget_started_on_error();
         if self.record.steps.is_empty() {
             return self.start_over(now);
         }
-        let mut list = self.take_up();
+        let mut list = self.adopt();
         list.extend(self.run_timer(now));
         list
     }
 
     /// Returns what happens to a run that changed its owner.
-    fn on_lost(&self, past: &Past) -> OnLost {
+    fn on_lost(&self, past: &PreviousOwner) -> OnLost {
         let Some(pipeline) = &self.record.pipeline else { return OnLost::Resume };
         let begun = |name: &StepName| self.record.steps.iter().any(|it| it.name == *name);
         // The files of such a step are on the previous owner's host.
@@ -96,10 +96,10 @@ impl Run {
 
     /// Ends a run that must not continue under another owner. A step with an unknown outcome that
     /// must not run twice ends it in any case.
-    fn may_not_go_on(&mut self, now: Millis, past: &Past) -> Option<Vec<Effect>> {
+    fn may_not_go_on(&mut self, now: Millis, past: &PreviousOwner) -> Option<Vec<Effect>> {
         if past.handed_over {
             let name = self.in_doubt()?;
-            let why = self.doubt(&name, past, "ended during");
+            let why = self.doubt_message(&name, past, "ended during");
             return Some(self.end_failed(now, Cause::Lost, &why));
         }
         let exhausted = self.lost_attempts().into_iter().find(|(_, has_one_left)| !has_one_left);
@@ -112,7 +112,7 @@ impl Run {
         }
         let fails = self.on_lost(past) == OnLost::Fail;
         if let Some(name) = self.in_doubt() {
-            let why = self.doubt(&name, past, "was lost in");
+            let why = self.doubt_message(&name, past, "was lost in");
             return Some(self.end_failed(now, Cause::Lost, &why));
         }
         let why = format!("its worker {} was lost", past.node);
@@ -121,7 +121,7 @@ impl Run {
 
     /// Why a run with a step in doubt ends. If that step is the on-error step, the failure that
     /// started it is named as well.
-    fn doubt(&self, name: &StepName, past: &Past, how: &str) -> String {
+    fn doubt_message(&self, name: &StepName, past: &PreviousOwner, how: &str) -> String {
         let earlier = self.failed_step().filter(|failed| failed.name != *name);
         let earlier = earlier.map(|failed| format!("; step {} had failed before", failed.name));
         format!(
@@ -169,7 +169,7 @@ impl Run {
     /// Resets a step as if it had never started.
     fn forget(&mut self, position: usize) {
         let Some(name) = self.step(position).map(|step| step.name.clone()) else { return };
-        self.board.set(position, Standing::Waiting);
+        self.board.set(position, StepState::Waiting);
         self.record.steps.retain(|record| record.name != name);
         if let Some(resumption) = &mut self.resumption {
             resumption.repeats.push(name);
@@ -178,26 +178,26 @@ impl Run {
 
     /// Orders the missing checkpoints that the next steps start from. The order is also given if
     /// there are none, because it ends what still runs of the run.
-    fn take_up(&mut self) -> Vec<Effect> {
+    fn adopt(&mut self) -> Vec<Effect> {
         self.phase = Phase::Adopting;
         let had = self.resumption.as_ref().map(|it| it.had.clone()).unwrap_or_default();
-        let wanted = self.wanted().into_iter().flatten().filter(|at| !had.contains(at));
+        let wanted = self.needed_images().into_iter().flatten().filter(|at| !had.contains(at));
         let kept = wanted.filter_map(|position| {
             let step = self.recorded(position)?;
-            Some(Kept { position, image: step.image.clone()?, digest: step.digest.clone() })
+            Some(KeptStep { position, image: step.image.clone()?, digest: step.digest.clone() })
         });
         vec![Effect::Adopt(kept.collect())]
     }
 
     /// Returns the steps whose images the remaining steps start from. `None` is the base image.
-    fn wanted(&self) -> BTreeSet<Option<usize>> {
+    fn needed_images(&self) -> BTreeSet<Option<usize>> {
         let Some(pipeline) = &self.record.pipeline else { return BTreeSet::new() };
         let images = self.record.steps.iter().filter(|step| step.image.is_some());
         let images: HashSet<&StepName> = images.map(|step| &step.name).collect();
         let has_image = |at: usize| self.step(at).is_some_and(|step| images.contains(&step.name));
         let origins = self.board.origins(has_image);
         let to_come = pipeline.steps.iter().enumerate().filter(|(at, step)| {
-            let is_to_come = self.board.standing(*at) == Standing::Waiting && !self.is_ending();
+            let is_to_come = self.board.state(*at) == StepState::Waiting && !self.is_ending();
             step.is_on_image() && is_to_come
         });
         let last = pipeline.on_error.as_deref().filter(|step| step.is_on_image());
@@ -218,7 +218,7 @@ impl Run {
         }
         self.board.recorded(&self.record);
         self.resumption = Some(Resumption::default());
-        let mut list = self.take_up();
+        let mut list = self.adopt();
         self.record.status = Status::Initializing;
         self.record.initiated_at = Some(now.into());
         let run = &self.record.run_id;
@@ -245,7 +245,7 @@ impl Run {
         self.board.recorded(&self.record);
         self.phase = Phase::Preparing;
         self.record.status = Status::Initializing.at_least(self.record.status);
-        self.record.initiated_at.get_or_insert(Stamp(now));
+        self.record.initiated_at.get_or_insert(Timestamp(now));
         let mut list = vec![Effect::Prepare, self.save()];
         list.extend(self.resumed());
         self.resumption = None;
@@ -262,11 +262,11 @@ impl Run {
         if let Some(ended) = self.end_interrupted(now) {
             return ended;
         }
-        let asked: Vec<usize> = self.wanted().into_iter().flatten().collect();
+        let asked: Vec<usize> = self.needed_images().into_iter().flatten().collect();
         let (gone, there): (Vec<usize>, Vec<usize>) =
             asked.into_iter().partition(|at| missing.contains(at));
         if !gone.is_empty() {
-            if let (Some(parent), None) = (&self.record.parent, self.past()) {
+            if let (Some(parent), None) = (&self.record.parent, self.previous_owner()) {
                 // The user asked to continue from the parent's steps, not to start over.
                 let why =
                     format!("what its steps are to go on from, of run {}, is gone", parent.run_id);
@@ -277,34 +277,30 @@ impl Run {
                 resumption.had.extend(there);
             }
             gone.into_iter().for_each(|position| self.forget(position));
-            return if self.record.steps.is_empty() {
-                self.start_over(now)
-            } else {
-                self.take_up()
-            };
+            return if self.record.steps.is_empty() { self.start_over(now) } else { self.adopt() };
         }
-        if self.wanted().contains(&None) {
+        if self.needed_images().contains(&None) {
             self.phase = Phase::Preparing;
             let mut list = vec![Effect::Prepare];
             list.extend(self.image_pull());
             return list;
         }
         self.phase = Phase::Going;
-        self.record.initialized_at.get_or_insert(Stamp(now));
-        self.record.started_at.get_or_insert(Stamp(now));
-        let told = self.taken_up().unwrap_or_default();
-        self.go_on(now, told)
+        self.record.initialized_at.get_or_insert(Timestamp(now));
+        self.record.started_at.get_or_insert(Timestamp(now));
+        let told = self.resumed_events().unwrap_or_default();
+        self.advance(now, told)
     }
 
-    fn past(&self) -> Option<&Past> {
+    fn previous_owner(&self) -> Option<&PreviousOwner> {
         self.resumption.as_ref()?.past.as_ref()
     }
 
     /// Returns the events to publish once all checkpoints are available. `None`: not a resumption.
-    pub(super) fn taken_up(&mut self) -> Option<Vec<Effect>> {
+    pub(super) fn resumed_events(&mut self) -> Option<Vec<Effect>> {
         self.resumption.as_ref()?;
         let mut told: Vec<Effect> = self.resumed().into_iter().collect();
-        if self.past().is_none() {
+        if self.previous_owner().is_none() {
             let running = format!("run {} is running", self.record.run_id);
             told.push(emit(Reason::PipelineRunning, running));
         }
@@ -377,7 +373,7 @@ impl Run {
 /// Repeats the event of a step that ended under an earlier owner.
 fn completed_before(step: &StepRecord, run: &protocol::id::RunId) -> Effect {
     let took = match (step.started_at, step.completed_at) {
-        (Some(Stamp(from)), Some(Stamp(to))) => u64::try_from(to.0 - from.0).unwrap_or(0),
+        (Some(Timestamp(from)), Some(Timestamp(to))) => u64::try_from(to.0 - from.0).unwrap_or(0),
         (_, _) => 0,
     };
     let mut completed = emit(

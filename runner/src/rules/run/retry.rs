@@ -8,7 +8,7 @@ use protocol::pipeline::{Backoff, RetryOn};
 use protocol::run::{Cause, StepRecord, StepStatus};
 use protocol::time::Millis;
 
-use super::board::{Stage, Standing, Work};
+use super::board::{Stage, StepProgress, StepState};
 use super::facts::{about, emit};
 use super::{Effect, Orders, Run, Timer};
 
@@ -51,7 +51,7 @@ impl Run {
         let completed = self.close_step_record(now, position, failed, Some(exit_code), None);
         if self.is_handed_over() {
             // The attempt failed by itself. The next owner retries it.
-            self.board.set(position, Standing::Waiting);
+            self.board.set(position, StepState::Waiting);
             let mut list = vec![self.save()];
             list.extend(completed);
             list.extend(self.leave_when_idle(now));
@@ -59,7 +59,7 @@ impl Run {
         }
         let Some(step) = self.record_of(position) else { return Vec::new() };
         let (name, next) = (step.name.clone(), step.attempt + 1);
-        self.board.work.insert(position, Work::new(Stage::Waiting, now));
+        self.board.work.insert(position, StepProgress::new(Stage::Waiting, now));
         let delay_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
         let message = format!(
             "step {name} of run {} is tried again in {delay:.1?}, as attempt {next}",

@@ -30,7 +30,11 @@ impl Run {
     ///
     /// # Errors
     /// A message, if the record has no room for it. The step continues without a result.
-    pub fn found_out(&mut self, position: usize, result: serde_json::Value) -> Result<(), String> {
+    pub fn record_result(
+        &mut self,
+        position: usize,
+        result: serde_json::Value,
+    ) -> Result<(), String> {
         let bytes = budget::json_bytes(&result);
         if !self.room.take(&self.record, bytes) {
             return Err(format!(
@@ -48,7 +52,7 @@ impl Run {
     ///
     /// # Errors
     /// The reason why the run fails without it.
-    pub(super) fn take_room(&mut self, step: &Step) -> Result<(), (Cause, String)> {
+    pub(super) fn reserve(&mut self, step: &Step) -> Result<(), (Cause, String)> {
         // Escapes can double the length of the name. The message of a failure is limited.
         let bytes = STEP_BYTES + 2 * step.name.as_str().len();
         if self.room.take(&self.record, bytes) {
@@ -63,7 +67,7 @@ impl Run {
     }
 
     /// Counts a message that was added, which cannot be refused.
-    pub(super) fn use_room(&mut self, bytes: usize) {
+    pub(super) fn count_message(&mut self, bytes: usize) {
         self.room.used = self.room.used.map(|used| used.saturating_add(bytes));
     }
 }

@@ -6,27 +6,27 @@ use protocol::pipeline::Step;
 use protocol::run::{Cause, StepRecord, StepStatus};
 use protocol::time::Millis;
 
-use super::board::{Broken, Stage, Standing, Work};
+use super::board::{Broken, Stage, StepProgress, StepState};
 use super::facts::{about, emit, exit_words};
 use super::{Effect, Exited, Orders, Phase, Run, Timer, effects};
 
 impl Run {
     pub(super) fn begin_step(&mut self, now: Millis, position: usize, orders: &mut Orders) {
         let Some(step) = self.step(position).cloned() else {
-            return self.board.set(position, Standing::Never);
+            return self.board.set(position, StepState::Never);
         };
-        if let Err(why) = self.take_room(&step) {
-            self.board.set(position, Standing::Failed);
+        if let Err(why) = self.reserve(&step) {
+            self.board.set(position, StepState::Failed);
             orders.then.extend(self.fail(None, why));
             return;
         }
         if step.is_join() {
             return self.pass_join(now, position, &step, orders);
         }
-        self.board.set(position, Standing::Going);
+        self.board.set(position, StepState::Going);
         match &step.needs_resource {
             Some(resource) if !self.board.is_mounted(position) => {
-                self.board.work.insert(position, Work::new(Stage::Fetching, now));
+                self.board.work.insert(position, StepProgress::new(Stage::Fetching, now));
                 let message = format!("run {} fetches resource {resource}", self.record.run_id);
                 let mut fetch = emit(Reason::ResourceFetch { resource: resource.clone() }, message);
                 about(&mut fetch, &step.name, self.next_attempt(&step.name));
@@ -39,10 +39,10 @@ impl Run {
     /// Passes a step without a command, which exists only for other steps to need it.
     fn pass_join(&mut self, now: Millis, position: usize, step: &Step, orders: &mut Orders) {
         self.put_record(now, step);
-        self.board.work.insert(position, Work::new(Stage::Running, now));
+        self.board.work.insert(position, StepProgress::new(Stage::Running, now));
         let closed = self.close_step_record(now, position, StepStatus::Passed, None, None);
         orders.told.extend(closed);
-        self.board.set(position, Standing::Passed);
+        self.board.set(position, StepState::Passed);
     }
 
     /// Records a new attempt at a step. The record describes only the last attempt.
@@ -76,7 +76,7 @@ impl Run {
 
     pub(super) fn start(&mut self, now: Millis, position: usize, step: &Step, orders: &mut Orders) {
         let attempt = self.put_record(now, step);
-        self.board.work.insert(position, Work::new(Stage::Running, now));
+        self.board.work.insert(position, StepProgress::new(Stage::Running, now));
         let command = step.display();
         let message = format!("step {} of run {} starts", step.name, self.record.run_id);
         let executor = step.executor.as_str().into();
@@ -94,8 +94,8 @@ impl Run {
         let Some(work) = self.at(position, Stage::Fetching) else { return Vec::new() };
         let broken = work.broken.is_some();
         if broken || self.is_ending() {
-            self.board.set(position, Standing::Waiting);
-            return self.go_on(now, Vec::new());
+            self.board.set(position, StepState::Waiting);
+            return self.advance(now, Vec::new());
         }
         let Some(step) = self.step(position).cloned() else { return Vec::new() };
         let mut orders = Orders::default();
@@ -121,7 +121,7 @@ impl Run {
         if self.is_handed_over() && step.may_repeat() {
             // The exit of a step stopped for the hand-over is not a result: the step runs again.
             list.push(Effect::Discard(position));
-            self.board.set(position, Standing::Waiting);
+            self.board.set(position, StepState::Waiting);
             list.extend(self.leave_when_idle(now));
             return list;
         }
@@ -215,16 +215,16 @@ impl Run {
         let has_image = image.is_some();
         self.note_failure(position, why.as_ref());
         let completed = self.close_step_record(now, position, status, Some(exited.code), image);
-        self.board.set(position, Standing::Passed);
-        self.came_further();
+        self.board.set(position, StepState::Passed);
+        self.reset_losses_on_progress();
         let is_wanted = self.interrupted.is_none() || self.is_handed_over();
         let push = has_image && is_wanted && self.board.is_gone_on_from(position);
         let push = push.then_some(Effect::Push(position));
-        self.go_on(now, completed.into_iter().chain(push).collect())
+        self.advance(now, completed.into_iter().chain(push).collect())
     }
 
     /// Resets the count of losses if more steps have passed than ever before.
-    fn came_further(&mut self) {
+    fn reset_losses_on_progress(&mut self) {
         let passed = u32::try_from(self.board.passed()).unwrap_or(u32::MAX);
         if passed > self.record.furthest {
             self.record.furthest = passed;
@@ -256,7 +256,7 @@ impl Run {
         }
     }
 
-    pub(super) fn broke(
+    pub(super) fn step_broke(
         &mut self,
         now: Millis,
         position: usize,
@@ -269,10 +269,10 @@ impl Run {
             Stage::Waiting => return Vec::new(),
             Stage::Fetching => {
                 let is_asked = broken.is_some() || self.interrupted.is_some();
-                let standing = if is_asked { Standing::Waiting } else { Standing::Failed };
+                let standing = if is_asked { StepState::Waiting } else { StepState::Failed };
                 self.board.set(position, standing);
                 let then = if is_asked { Vec::new() } else { self.fail(None, why) };
-                let mut list = self.go_on(now, Vec::new());
+                let mut list = self.advance(now, Vec::new());
                 list.extend(then);
                 return list;
             }
@@ -299,7 +299,7 @@ impl Run {
     }
 
     /// The timeout of a step expired.
-    pub(super) fn took_too_long(&mut self, position: usize) -> Vec<Effect> {
+    pub(super) fn step_timed_out(&mut self, position: usize) -> Vec<Effect> {
         if self.is_interrupted(position) {
             return Vec::new();
         }

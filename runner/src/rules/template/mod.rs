@@ -42,7 +42,7 @@ pub fn is_template(program: &str) -> bool {
 ///
 /// # Errors
 /// A message, if a program is not a template, a variable is missing, or the budget is exceeded.
-pub fn go(programs: &[String], values: &Params, job: &str) -> Result<Vec<String>, String> {
+pub fn render_go(programs: &[String], values: &Params, job: &str) -> Result<Vec<String>, String> {
     if values.contains_key(JOB_ID) {
         return Err(format!("the variable {JOB_ID} is the run's own"));
     }
@@ -255,7 +255,7 @@ mod tests {
     }
 
     fn go_one(program: &str, values: &Params) -> Result<String, String> {
-        go(&[program.to_owned()], values, "r-1").map(|rendered| rendered.concat())
+        render_go(&[program.to_owned()], values, "r-1").map(|rendered| rendered.concat())
     }
 
     fn rendered(program: &str, of: &[(&str, &str)]) -> Result<String, String> {
@@ -415,7 +415,7 @@ mod tests {
             assert!(said.contains("too long to render"), "{expensive:.80}: {said}");
         }
         let programs = vec![once.to_owned(); 20];
-        let said = go(&programs, &values, "r-1").unwrap_err();
+        let said = render_go(&programs, &values, "r-1").unwrap_err();
         assert!(said.contains("too long to render"), "the programs of a step share it: {said}");
     }
 }

@@ -11,7 +11,7 @@ use percent_encoding::utf8_percent_encode;
 use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::meter::Meter;
-use crate::ports::{ByteStream, Origin, OutputStore, Place, Stored, TransferError};
+use crate::ports::{ByteStream, Origin, OutputLocation, OutputStore, Stored, TransferError};
 use crate::transfer::Http;
 use crate::transfer::address::RESERVED;
 
@@ -52,12 +52,12 @@ impl OutputStore for ArtifactStore {
 
     async fn put(
         &self,
-        place: &Place,
+        place: &OutputLocation,
         size: u64,
         bytes: ByteStream,
         origin: &Origin,
     ) -> Result<Stored, TransferError> {
-        let [group, name, run, rest @ ..] = place.under() else {
+        let [group, name, run, rest @ ..] = place.namespace() else {
             return Err(TransferError::BadParams(format!(
                 "the output {:?} is of no run, and {} keeps nothing else",
                 place.path(),
@@ -89,7 +89,7 @@ fn artifact(names: &[String], path: &str) -> String {
 
 /// A tar with the file at its path. Sends the facts about the file once it is complete.
 fn archived(
-    place: &Place,
+    place: &OutputLocation,
     size: u64,
     bytes: ByteStream,
     stored: Arc<Mutex<Option<Stored>>>,

@@ -10,7 +10,7 @@ use object_store::{ClientOptions, MultipartUpload, ObjectStoreExt as _, PutPaylo
 use tokio_util::task::TaskTracker;
 
 use super::meter::Meter;
-use crate::ports::{ByteStream, Origin, OutputStore, Place, Stored, TransferError};
+use crate::ports::{ByteStream, Origin, OutputLocation, OutputStore, Stored, TransferError};
 use crate::transfer::{SHOWN, SetupError};
 
 /// The size of an upload part, in bytes. A file up to this size is sent in one request.
@@ -99,20 +99,20 @@ impl Bucket {
 
     /// The key of a place. Each name is one segment, and characters that S3 advises against are
     /// encoded.
-    fn key(&self, place: &Place) -> Path {
-        let under = place.under().iter().map(String::as_str);
+    fn key(&self, place: &OutputLocation) -> Path {
+        let under = place.namespace().iter().map(String::as_str);
         let parts = under.chain(place.path().split('/')).map(Into::into);
         self.prefix.parts().chain(parts).collect()
     }
 
-    fn failed(&self, place: &Place, cause: &object_store::Error) -> TransferError {
+    fn failed(&self, place: &OutputLocation, cause: &object_store::Error) -> TransferError {
         let (what, store) = (format!("{:?}", place.path()), self.name());
         TransferError::Store { what, store, cause: shortened(&cause.to_string()) }
     }
 
     async fn put_parts(
         &self,
-        place: &Place,
+        place: &OutputLocation,
         size: u64,
         meter: &mut Meter,
     ) -> Result<(), TransferError> {
@@ -150,7 +150,7 @@ impl OutputStore for Bucket {
 
     async fn put(
         &self,
-        place: &Place,
+        place: &OutputLocation,
         size: u64,
         bytes: ByteStream,
         _origin: &Origin,
@@ -209,7 +209,7 @@ impl Upload {
 
     async fn abort(&mut self) {
         if let Some(mut open) = self.open.take() {
-            give_up(&mut *open).await;
+            abort_upload(&mut *open).await;
         }
     }
 }
@@ -221,12 +221,12 @@ impl Drop for Upload {
         if let (Some(mut open), Ok(_runtime)) =
             (self.open.take(), tokio::runtime::Handle::try_current())
         {
-            self.aborts.spawn(async move { give_up(&mut *open).await });
+            self.aborts.spawn(async move { abort_upload(&mut *open).await });
         }
     }
 }
 
-async fn give_up(open: &mut dyn MultipartUpload) {
+async fn abort_upload(open: &mut dyn MultipartUpload) {
     if let Err(cause) = open.abort().await {
         tracing::warn!(%cause, "an upload in parts that was given up stays in its bucket");
     }

@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt as _;
 use uuid::Uuid;
 
 use super::meter::Meter;
-use crate::ports::{ByteStream, Origin, OutputStore, Place, Stored, TransferError};
+use crate::ports::{ByteStream, Origin, OutputLocation, OutputStore, Stored, TransferError};
 
 /// The characters encoded in a name. The percent sign is one of them, so that names stay distinct.
 const IN_NAME: &AsciiSet = &CONTROLS.add(b'/').add(b'%');
@@ -34,7 +34,7 @@ impl Directory {
         Self { root }
     }
 
-    fn failed(&self, place: &Place, cause: &io::Error) -> TransferError {
+    fn failed(&self, place: &OutputLocation, cause: &io::Error) -> TransferError {
         let what = format!("{:?}", place.path());
         TransferError::Store { what, store: self.name(), cause: cause.to_string() }
     }
@@ -48,14 +48,14 @@ impl OutputStore for Directory {
 
     async fn put(
         &self,
-        place: &Place,
+        place: &OutputLocation,
         size: u64,
         bytes: ByteStream,
         _origin: &Origin,
     ) -> Result<Stored, TransferError> {
         let failed = |cause: io::Error| self.failed(place, &cause);
         let mut meter = Meter::new(place, size, bytes);
-        let mut levels = place.under().iter().map(|name| level(name)).collect::<Vec<_>>();
+        let mut levels = place.namespace().iter().map(|name| level(name)).collect::<Vec<_>>();
         levels.extend(place.path().split('/').map(str::to_owned));
         let root = self.root.clone();
         let begun = tokio::task::spawn_blocking(move || Partial::begin(&root, levels));

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use sha2::{Digest as _, Sha256};
 
-use crate::ports::{ByteStream, Place, Stored, TransferError};
+use crate::ports::{ByteStream, OutputLocation, Stored, TransferError};
 
 pub(super) struct Meter {
     bytes: ByteStream,
@@ -17,7 +17,7 @@ pub(super) struct Meter {
 
 impl Meter {
     /// Meters the bytes of a file of this size.
-    pub(super) fn new(place: &Place, size: u64, bytes: ByteStream) -> Self {
+    pub(super) fn new(place: &OutputLocation, size: u64, bytes: ByteStream) -> Self {
         Self { bytes, path: place.path().to_owned(), size, seen: 0, hash: Sha256::new() }
     }
 

@@ -23,7 +23,8 @@ pub use directory::Directory;
 
 use super::tar::cleaned;
 use crate::ports::{
-    ByteStream, Found, KeptFile, KeptOutputs, OutputStore, Outputs, Place, TransferError, searched,
+    ArchiveMatch, ByteStream, KeptFile, KeptOutputs, OutputLocation, OutputStore, Outputs,
+    TransferError, searched,
 };
 
 /// The maximum number of bytes in one read.
@@ -37,7 +38,7 @@ const DIRECTORIES_AT_ONCE: usize = 1000;
 const HERE: &str = ".";
 
 /// An archive entry with its reader.
-type Item = Entry<Archive<StreamReader<ByteStream, Bytes>>>;
+type TarEntry = Entry<Archive<StreamReader<ByteStream, Bytes>>>;
 
 /// Stores the outputs of steps.
 #[derive(Clone)]
@@ -78,15 +79,15 @@ impl Outputs for Keeper {
         selection: &Selection,
         at: &str,
         tar: ByteStream,
-    ) -> Result<Found, TransferError> {
-        let broken = |cause: io::Error| broke_off(at, &cause.to_string());
+    ) -> Result<ArchiveMatch, TransferError> {
+        let broken = |cause: io::Error| truncated(at, &cause.to_string());
         let mut entries = Archive::new(StreamReader::new(tar)).entries().map_err(broken)?;
-        let mut walk = Walk {
+        let mut walk = ArchiveWalk {
             store: &*self.store,
             names: Names { at, root: None },
             kept,
             selection,
-            found: Found::default(),
+            found: ArchiveMatch::default(),
             directories: Vec::new(),
             sources: BTreeSet::new(),
         };
@@ -102,7 +103,7 @@ impl Outputs for Keeper {
     }
 }
 
-fn broke_off(at: &str, cause: &str) -> TransferError {
+fn truncated(at: &str, cause: &str) -> TransferError {
     TransferError::Input(format!("the archive of {at:?} that the step left broke off: {cause}"))
 }
 
@@ -115,7 +116,7 @@ fn too_many(at: &str, most: usize) -> TransferError {
 
 /// The kind of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum EntryKind {
     File,
     Directory,
     HardLink,
@@ -123,8 +124,8 @@ enum Kind {
     Other(&'static str),
 }
 
-impl Kind {
-    fn of(entry: &Item, name: &[u8]) -> Self {
+impl EntryKind {
+    fn of(entry: &TarEntry, name: &[u8]) -> Self {
         match entry.header().entry_type().as_byte() {
             // Old archives mark a directory only by its trailing slash.
             0 | b'0' if name.ends_with(b"/") => Self::Directory,
@@ -141,31 +142,31 @@ impl Kind {
 }
 
 /// Processes one archive, entry by entry.
-struct Walk<'a> {
+struct ArchiveWalk<'a> {
     store: &'a dyn OutputStore,
     names: Names<'a>,
     kept: &'a mut KeptOutputs,
     selection: &'a Selection,
-    found: Found,
+    found: ArchiveMatch,
     /// Directories that matched.
     directories: Vec<String>,
     /// The paths of the stored files and of the links.
     sources: BTreeSet<String>,
 }
 
-impl Walk<'_> {
-    async fn entry(&mut self, entry: Item) -> Result<(), TransferError> {
-        let name = entry.path_bytes().map_err(|cause| self.names.refused(&cause.to_string()))?;
+impl ArchiveWalk<'_> {
+    async fn entry(&mut self, entry: TarEntry) -> Result<(), TransferError> {
+        let name = entry.path_bytes().map_err(|cause| self.names.rejected(&cause.to_string()))?;
         let name = name.into_owned();
         let path = self.names.path(&name)?;
-        let kind = Kind::of(&entry, &name);
+        let kind = EntryKind::of(&entry, &name);
         let Ok(path) = String::from_utf8(path) else {
             let shown = String::from_utf8_lossy(&name).into_owned();
             // Patterns are text, so a name that is not UTF-8 cannot match.
             self.pass_over(&shown, "named by what is no UTF-8");
             return Ok(());
         };
-        if kind == Kind::Directory {
+        if kind == EntryKind::Directory {
             if self.selection.directory(&path) {
                 self.found.matched = true;
                 self.directories.push(path);
@@ -174,23 +175,28 @@ impl Walk<'_> {
         }
         let Some(to) = self.selection.file(&path) else { return Ok(()) };
         match kind {
-            Kind::File => self.keep(entry, path, to).await,
-            Kind::HardLink => {
+            EntryKind::File => self.keep(entry, path, to).await,
+            EntryKind::HardLink => {
                 self.found.matched = true;
                 self.sources.insert(path.clone());
                 self.found.links.push(path);
                 Ok(())
             }
-            Kind::Other(what) => {
+            EntryKind::Other(what) => {
                 self.pass_over(&path, what);
                 Ok(())
             }
-            Kind::Directory => Ok(()),
+            EntryKind::Directory => Ok(()),
         }
     }
 
-    async fn keep(&mut self, entry: Item, from: String, to: String) -> Result<(), TransferError> {
-        let place = Place::new(&self.kept.under, &to)?;
+    async fn keep(
+        &mut self,
+        entry: TarEntry,
+        from: String,
+        to: String,
+    ) -> Result<(), TransferError> {
+        let place = OutputLocation::new(&self.kept.under, &to)?;
         let size = entry.effective_size();
         let bytes = ReaderStream::with_capacity(entry, PIECE).boxed();
         let stored = match &self.kept.forbidden {
@@ -218,7 +224,7 @@ impl Walk<'_> {
         self.kept.not_kept.add(|| format!("{path:?} is not kept, as it is {what}"));
     }
 
-    async fn ended(self) -> Found {
+    async fn ended(self) -> ArchiveMatch {
         let Self { kept, found, directories, sources, .. } = self;
         for (at, dir) in directories.iter().enumerate() {
             // Stores hold only files, so an empty directory cannot be stored.
@@ -253,23 +259,23 @@ struct Names<'a> {
 impl Names<'_> {
     fn path(&mut self, name: &[u8]) -> Result<Vec<u8>, TransferError> {
         let of_entry = |why: &str| format!("entry {:?} {why}", String::from_utf8_lossy(name));
-        let parts = cleaned(name).map_err(|why| self.refused(&of_entry(why)))?;
+        let parts = cleaned(name).map_err(|why| self.rejected(&of_entry(why)))?;
         // An archive of the working directory has no name for the directory itself.
         if self.at == HERE {
             return Ok(parts.join(&b'/'));
         }
         let Some((root, rest)) = parts.split_first() else {
-            return Err(self.refused(&of_entry("has no name")));
+            return Err(self.rejected(&of_entry("has no name")));
         };
         // If the path is a link, the executor can use the name of its target.
         if self.root.get_or_insert_with(|| root.to_vec()) != root {
-            return Err(self.refused(&of_entry("lies outside of what was asked for")));
+            return Err(self.rejected(&of_entry("lies outside of what was asked for")));
         }
         let at = self.at.as_bytes();
         Ok(std::iter::once(&at).chain(rest).copied().collect::<Vec<_>>().join(&b'/'))
     }
 
-    fn refused(&self, why: &str) -> TransferError {
+    fn rejected(&self, why: &str) -> TransferError {
         TransferError::Input(format!("the archive of {:?} cannot be trusted: {why}", self.at))
     }
 }

@@ -50,7 +50,7 @@ pub(super) fn below(mount: Mount, tar: ByteStream) -> ByteStream {
         links: Links::default(),
         left: 0,
         entry: String::new(),
-        at: At::Entries,
+        at: Position::Entries,
     };
     stream::try_unfold(rewriter, |mut rewriter| async move {
         Ok(rewriter.next().await?.map(|bytes| (bytes, rewriter)))
@@ -60,7 +60,7 @@ pub(super) fn below(mount: Mount, tar: ByteStream) -> ByteStream {
 
 /// The kinds of entries that are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum EntryKind {
     File,
     Directory,
     Symlink,
@@ -80,7 +80,7 @@ enum About {
 
 /// The position in a tar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum At {
+enum Position {
     Entries,
     /// After the end of the archive. The rest is read and ignored, to notice a broken connection.
     Padding,
@@ -97,7 +97,7 @@ struct Rewriter {
     left: u64,
     /// The name of the entry, for errors.
     entry: String,
-    at: At,
+    at: Position,
 }
 
 /// The error for an invalid archive, as a sentence.
@@ -135,13 +135,13 @@ impl Rewriter {
                 return self.pass().await.map(Some);
             }
             match self.at {
-                At::Entries => return self.entry().await.map(Some),
-                At::Padding => {
+                Position::Entries => return self.entry().await.map(Some),
+                Position::Padding => {
                     if self.tar.try_next().await?.is_none() {
-                        self.at = At::End;
+                        self.at = Position::End;
                     }
                 }
-                At::End => return Ok(None),
+                Position::End => return Ok(None),
             }
         }
     }
@@ -206,7 +206,7 @@ impl Rewriter {
                     // A step that mounts it would find no directory.
                     return Err(bad("the archive is empty; it must hold at least one entry"));
                 }
-                self.at = At::Padding;
+                self.at = Position::Padding;
                 self.ahead.clear();
                 return Ok(Bytes::from_static(&[0; 2 * BLOCK]));
             }
@@ -266,11 +266,11 @@ impl Rewriter {
         let refuse = |why: &str| bad(format!("entry {entry} of the archive {why}"));
         let kind = match kind {
             // Old archives mark a directory only by its trailing slash.
-            b'0' | b'7' if given.ends_with(b"/") => Kind::Directory,
-            b'0' | b'7' => Kind::File,
-            b'1' => Kind::HardLink,
-            b'2' => Kind::Symlink,
-            b'5' => Kind::Directory,
+            b'0' | b'7' if given.ends_with(b"/") => EntryKind::Directory,
+            b'0' | b'7' => EntryKind::File,
+            b'1' => EntryKind::HardLink,
+            b'2' => EntryKind::Symlink,
+            b'5' => EntryKind::Directory,
             b'3' | b'4' | b'6' => {
                 return Err(refuse("is a device or a pipe, which a resource may not have"));
             }
@@ -291,15 +291,15 @@ impl Rewriter {
             name.push(b'/');
             name.extend_from_slice(part);
         }
-        if kind == Kind::Directory {
+        if kind == EntryKind::Directory {
             name.push(b'/');
         } else if path.is_empty() {
             return Err(refuse("is a file in place of the whole target"));
         }
         // Only files have content. Readers ignore a size in other entries.
         let size = match kind {
-            Kind::File => records.size()?.map_or_else(|| header.raw_entry_size(), Ok)?,
-            Kind::Directory | Kind::Symlink | Kind::HardLink => 0,
+            EntryKind::File => records.size()?.map_or_else(|| header.raw_entry_size(), Ok)?,
+            EntryKind::Directory | EntryKind::Symlink | EntryKind::HardLink => 0,
         };
         self.left = padded(size)?;
         let link = target.within(&mount.0);

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::Kind;
+use super::EntryKind;
 
 /// The maximum length of an entry's name, which is also the system's limit.
 const LONGEST: usize = 4096;
@@ -43,17 +43,17 @@ pub(super) enum Target {
 
 impl Target {
     /// Parses the target of an entry and checks that it is inside the mount.
-    pub(super) fn of(kind: Kind, path: &[&[u8]], link: &[u8]) -> Result<Self, String> {
+    pub(super) fn of(kind: EntryKind, path: &[&[u8]], link: &[u8]) -> Result<Self, String> {
         let shown = String::from_utf8_lossy(link);
         match kind {
-            Kind::Symlink => {
+            EntryKind::Symlink => {
                 if inside(path.len().saturating_sub(1), link) {
                     Ok(Self::Symbolic(link.to_vec()))
                 } else {
                     Err(format!("is a link to {shown:?}, which may lie outside of its target"))
                 }
             }
-            Kind::HardLink => match cleaned(link) {
+            EntryKind::HardLink => match cleaned(link) {
                 Ok(parts) if !parts.is_empty() => {
                     Ok(Self::Hard(parts.into_iter().map(<[u8]>::to_vec).collect()))
                 }
@@ -61,7 +61,7 @@ impl Target {
                     Err(format!("is a hard link to {shown:?}, which lies outside of its target"))
                 }
             },
-            Kind::File | Kind::Directory => Ok(Self::None),
+            EntryKind::File | EntryKind::Directory => Ok(Self::None),
         }
     }
 

@@ -4,7 +4,7 @@ use std::io;
 
 use tokio_tar::{EntryType, Header};
 
-use super::{About, BLOCK, Kind, bad};
+use super::{About, BLOCK, EntryKind, bad};
 
 /// The longest name that fits into a header.
 const NAME: usize = 100;
@@ -50,8 +50,8 @@ impl Records {
     /// Adds the content of an extension header.
     pub(super) fn add(&mut self, about: About, said: &[u8]) -> io::Result<()> {
         match about {
-            About::Name => once(&mut self.name, until_nul(said)),
-            About::Link => once(&mut self.link, until_nul(said)),
+            About::Name => set_once(&mut self.name, until_nul(said)),
+            About::Link => set_once(&mut self.link, until_nul(said)),
             About::Records => {
                 if std::mem::replace(&mut self.recorded, true) {
                     return Err(bad("the archive describes an entry twice"));
@@ -59,9 +59,9 @@ impl Records {
                 for record in parsed(said) {
                     let (key, value) = record?;
                     match key {
-                        b"path" => once(&mut self.name, value)?,
-                        b"linkpath" => once(&mut self.link, value)?,
-                        b"size" => once(&mut self.size, value)?,
+                        b"path" => set_once(&mut self.name, value)?,
+                        b"linkpath" => set_once(&mut self.link, value)?,
+                        b"size" => set_once(&mut self.size, value)?,
                         _ if key.starts_with(b"GNU.sparse.") => {
                             return Err(bad("the archive has a sparse file, which is not taken"));
                         }
@@ -84,15 +84,15 @@ impl Records {
         for (key, value) in &self.others {
             push(&mut records, key, value);
         }
-        if let (Kind::File, Some(size)) = (entry.kind, &self.size) {
+        if let (EntryKind::File, Some(size)) = (entry.kind, &self.size) {
             push(&mut records, b"size", size);
         }
         let mut header = Header::new_ustar();
         header.set_entry_type(match entry.kind {
-            Kind::File => EntryType::Regular,
-            Kind::Directory => EntryType::Directory,
-            Kind::Symlink => EntryType::Symlink,
-            Kind::HardLink => EntryType::Link,
+            EntryKind::File => EntryType::Regular,
+            EntryKind::Directory => EntryType::Directory,
+            EntryKind::Symlink => EntryType::Symlink,
+            EntryKind::HardLink => EntryType::Link,
         });
         header.set_size(entry.size);
         if let (Some((user, group)), Some(ustar)) = (owners(given), header.as_ustar_mut()) {
@@ -130,7 +130,7 @@ impl Records {
 /// An entry to be written.
 pub(super) struct Rewritten<'a> {
     /// Its kind.
-    pub(super) kind: Kind,
+    pub(super) kind: EntryKind,
     /// The size of its content.
     pub(super) size: u64,
     /// Its name.
@@ -187,7 +187,7 @@ fn first(said: &[u8]) -> Option<(Record<'_>, &[u8])> {
 }
 
 /// Rejects a duplicate: readers differ in which of two values they use.
-fn once(place: &mut Option<Vec<u8>>, value: &[u8]) -> io::Result<()> {
+fn set_once(place: &mut Option<Vec<u8>>, value: &[u8]) -> io::Result<()> {
     if value.is_empty() {
         return Err(bad("the archive gives an entry an empty name or size"));
     }

@@ -4,7 +4,7 @@
 //! The ledger passes on the entries of this worker. A scan of the outbox, page by page, finds those
 //! of other workers. [`rules::outbox`](crate::rules::outbox) decides which entry is posted next.
 
-mod tell;
+mod post;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -17,15 +17,15 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use self::tell::{give_up, tell};
+use self::post::{post_if_due, remove_exhausted};
 use super::Shared;
 use super::watchdog::waits;
 use crate::ports::{Entry, Listing, StoreError};
-use crate::rules::callback::{GIVEN_UP_AFTER, News};
+use crate::rules::callback::{GIVEN_UP_AFTER, Notification};
 use crate::rules::destination;
 use crate::rules::outbox::{Outbox, Outcome, Waiting};
 
-pub(super) use self::tell::value_of;
+pub(super) use self::post::value_of;
 
 /// Interval between scans for entries of other workers.
 const LOOK_EVERY: Duration = Duration::from_secs(300);
@@ -49,7 +49,7 @@ pub(super) struct Inbox {
 
 impl Inbox {
     /// Adds entries that are in the store.
-    pub(super) fn push(&self, written: impl Iterator<Item = (String, News)>) {
+    pub(super) fn push(&self, written: impl Iterator<Item = (String, Notification)>) {
         let waiting = written.map(|(key, news)| waiting(key, &news));
         self.entries.lock().unwrap_or_else(PoisonError::into_inner).extend(waiting);
         self.pushed.notify_one();
@@ -60,14 +60,14 @@ impl Inbox {
     }
 }
 
-fn waiting(key: String, news: &News) -> Waiting {
+fn waiting(key: String, news: &Notification) -> Waiting {
     let receiver = destination::of_url(&news.url);
     let receiver = receiver.map_or_else(|| key.clone(), |(host, port)| format!("{host}:{port}"));
     Waiting { key, receiver, due: news.due }
 }
 
 /// A completed operation of the loop.
-enum Done {
+enum Completed {
     Told(Waiting, Result<(Outcome, Option<Entry>), StoreError>),
     Read(Result<Listing, StoreError>),
 }
@@ -76,7 +76,7 @@ enum Done {
 pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     // The loop only waits for receivers and the store.
     let _waits = waits();
-    let mut desk = Desk {
+    let mut desk = Deliveries {
         shared: &shared,
         outbox: Outbox::default(),
         doing: FuturesUnordered::new(),
@@ -87,30 +87,30 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     loop {
         let now = shared.ports.host.now().0;
         desk.begin(now);
-        if desk.outbox.takes_more() {
+        if desk.outbox.take_rescan() {
             look = tokio::time::Instant::now();
         }
         if !is_looking && look <= tokio::time::Instant::now() {
             is_looking = true;
             desk.read(None);
         }
-        let wake = desk.outbox.wakes_at().filter(|_| desk.doing.len() < AT_ONCE);
+        let wake = desk.outbox.next_post().filter(|_| desk.doing.len() < AT_ONCE);
         let wake = wake.map(|at| Duration::from_millis(u64::try_from(at - now).unwrap_or(0)));
         tokio::select! {
             biased;
             () = stop.cancelled() => return,
             () = shared.callbacks.pushed.notified() => {
                 for entry in shared.callbacks.take() {
-                    desk.outbox.learn(entry);
+                    desk.outbox.add(entry);
                 }
             }
             Some(done) = desk.doing.next() => match done {
-                Done::Told(entry, told) => desk.told(&entry, told),
-                Done::Read(Ok(page)) => {
-                    is_looking = desk.learn(page);
+                Completed::Told(entry, told) => desk.on_posted(&entry, told),
+                Completed::Read(Ok(page)) => {
+                    is_looking = desk.add_page(page);
                     look = tokio::time::Instant::now() + LOOK_EVERY;
                 }
-                Done::Read(Err(cause)) => {
+                Completed::Read(Err(cause)) => {
                     warn!(%cause, "the outbox of callbacks cannot be read");
                     is_looking = false;
                     look = tokio::time::Instant::now() + LOOK_AGAIN;
@@ -122,23 +122,23 @@ pub(super) async fn run(shared: Arc<Shared>, stop: CancellationToken) {
     }
 }
 
-struct Desk<'a> {
+struct Deliveries<'a> {
     shared: &'a Shared,
     outbox: Outbox,
-    doing: FuturesUnordered<BoxFuture<'a, Done>>,
+    doing: FuturesUnordered<BoxFuture<'a, Completed>>,
     /// How many calls of the store have failed since the last one that succeeded.
     failures: u32,
 }
 
-impl Desk<'_> {
+impl Deliveries<'_> {
     /// Starts to post the entries that are due.
     fn begin(&mut self, now: i64) {
         while self.doing.len() < AT_ONCE {
             let Some(entry) = self.outbox.next(now) else { return };
             let shared = self.shared;
             let telling = async move {
-                let told = tell(shared, &entry.key).await;
-                Done::Told(entry, told)
+                let told = post_if_due(shared, &entry.key).await;
+                Completed::Told(entry, told)
             };
             self.doing.push(telling.boxed());
         }
@@ -147,18 +147,19 @@ impl Desk<'_> {
     /// Starts to read the page of the outbox after a key.
     fn read(&mut self, after: Option<String>) {
         let store = &self.shared.ports.store;
-        let reading =
-            async move { Done::Read(store.page(names::CALLBACKS, after.as_deref(), PAGE).await) };
+        let reading = async move {
+            Completed::Read(store.page(names::CALLBACKS, after.as_deref(), PAGE).await)
+        };
         self.doing.push(reading.boxed());
     }
 
     /// Adds the entries of a page. Returns true if another page follows, and starts to read it.
-    fn learn(&mut self, page: Listing) -> bool {
+    fn add_page(&mut self, page: Listing) -> bool {
         let now = self.shared.ports.host.now().0;
         let next = page.entries.last().map(|last| last.key.clone());
         let is_full = page.entries.len() >= PAGE;
         for entry in page.entries {
-            match serde_json::from_slice::<News>(&entry.value) {
+            match serde_json::from_slice::<Notification>(&entry.value) {
                 Ok(news) => {
                     let known = waiting(entry.key.clone(), &news);
                     let age = Duration::from_millis(u64::try_from(now - news.since).unwrap_or(0));
@@ -167,18 +168,19 @@ impl Desk<'_> {
                         let shared = self.shared;
                         let ending = async move {
                             let told =
-                                give_up(shared, &entry, &news, "the receiver is silent").await;
-                            Done::Told(known, told.map(|outcome| (outcome, None)))
+                                remove_exhausted(shared, &entry, &news, "the receiver is silent")
+                                    .await;
+                            Completed::Told(known, told.map(|outcome| (outcome, None)))
                         };
                         self.doing.push(ending.boxed());
                     } else {
-                        self.outbox.learn(known);
+                        self.outbox.add(known);
                     }
                 }
                 // `tell` removes the entry and logs that.
                 Err(_unreadable) => {
                     let receiver = entry.key.clone();
-                    self.outbox.learn(Waiting { key: entry.key, receiver, due: 0 });
+                    self.outbox.add(Waiting { key: entry.key, receiver, due: 0 });
                 }
             }
         }
@@ -189,18 +191,18 @@ impl Desk<'_> {
         false
     }
 
-    fn told(&mut self, entry: &Waiting, told: Result<(Outcome, Option<Entry>), StoreError>) {
+    fn on_posted(&mut self, entry: &Waiting, told: Result<(Outcome, Option<Entry>), StoreError>) {
         let now = self.shared.ports.host.now().0;
         let outcome = match told {
             Ok((outcome, before)) => {
                 self.failures = 0;
                 // One that goes before it, which another worker has left.
                 let news = before.map(|before| {
-                    let news = serde_json::from_slice::<News>(&before.value);
+                    let news = serde_json::from_slice::<Notification>(&before.value);
                     news.map(|news| waiting(before.key, &news))
                 });
                 if let Some(Ok(before)) = news {
-                    self.outbox.learn(before);
+                    self.outbox.add(before);
                 }
                 outcome
             }

@@ -402,7 +402,7 @@ pub async fn a_newer_loss_of_a_run_is_not_dropped_with_an_older_one(rig: Rig) {
     let older = loss("older");
     shared.put_lost(older.clone());
     shared.put_lost(loss("newer"));
-    shared.done_with(&older);
+    shared.forget_lost(&older);
     assert!(shared.lost().iter().any(|lost| lost.why == "newer"));
     rig.end().await;
 }

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use protocol::event::{Event, LogStream, Reason};
 use protocol::run::{Status, StepRecord, StepStatus};
 
-use super::{Say, Story};
+use super::{ReportLine, RunHistory};
 
 /// The events of one epoch without duplicates, ordered by number.
-fn of_epoch<'a>(story: &Story<'a>, epoch: i64) -> BTreeMap<u64, &'a Event> {
+fn of_epoch<'a>(story: &RunHistory<'a>, epoch: i64) -> BTreeMap<u64, &'a Event> {
     let told = story.told.iter().copied();
     told.filter(|event| event.epoch.map(|epoch| epoch.0) == Some(epoch))
         .filter_map(|event| Some((event.seq?, event)))
@@ -16,7 +16,7 @@ fn of_epoch<'a>(story: &Story<'a>, epoch: i64) -> BTreeMap<u64, &'a Event> {
 }
 
 /// I5: the epoch that ended the run has all its events, and none after its ending.
-pub(super) fn have_no_gap(story: &Story<'_>, say: &mut Say<'_>) {
+pub(super) fn have_no_gap(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     let Some(ending) = story.told.iter().find(|told| told.reason.is_ending()) else { return };
     let (Some(epoch), Some(seq)) = (ending.epoch, ending.seq) else {
         return say("I5: its end was told without epoch and number".into());
@@ -38,7 +38,7 @@ pub(super) fn have_no_gap(story: &Story<'_>, say: &mut Say<'_>) {
 }
 
 /// I5: events with the same number are identical.
-pub(super) fn are_the_same_each_time(story: &Story<'_>, say: &mut Say<'_>) {
+pub(super) fn are_the_same_each_time(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     let mut told: BTreeMap<(i64, u64), &Event> = BTreeMap::new();
     for event in &story.told {
         let (Some(epoch), Some(seq)) = (event.epoch, event.seq) else { continue };
@@ -73,7 +73,7 @@ fn bytes(events: &BTreeMap<u64, &Event>, step: &StepRecord, of: LogStream) -> Re
 /// I5: the published output of each passed step begins at its first byte and has no gap. If its
 /// owner was not lost, it is complete. The last step prints which steps left something behind, each
 /// once.
-pub(super) fn tell_every_byte(story: &Story<'_>, say: &mut Say<'_>) {
+pub(super) fn tell_every_byte(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     let Some(last) = story.last() else { return };
     for step in last.steps.iter().filter(|step| step.status == StepStatus::Passed) {
         let Some(epoch) = step.epoch else { continue };
@@ -101,7 +101,11 @@ pub(super) fn tell_every_byte(story: &Story<'_>, say: &mut Say<'_>) {
 }
 
 /// I5: a step's completion event has the recorded numbers.
-fn completed_as_recorded(events: &BTreeMap<u64, &Event>, step: &StepRecord, say: &mut Say<'_>) {
+fn completed_as_recorded(
+    events: &BTreeMap<u64, &Event>,
+    step: &StepRecord,
+    say: &mut ReportLine<'_>,
+) {
     for event in events.values() {
         let Reason::StepCompleted { stdout_bytes, stderr_bytes, .. } = event.reason else {
             continue;
@@ -116,7 +120,7 @@ fn completed_as_recorded(events: &BTreeMap<u64, &Event>, step: &StepRecord, say:
     }
 }
 
-fn leaves_each_once(story: &Story<'_>, say: &mut Say<'_>) {
+fn leaves_each_once(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     let Some(ending) = story.told.iter().find(|told| told.reason.is_ending()) else { return };
     let Some(epoch) = ending.epoch else { return };
     let events = of_epoch(story, epoch.0);
@@ -145,7 +149,7 @@ fn leaves_each_once(story: &Story<'_>, say: &mut Say<'_>) {
 }
 
 /// Whether the owner of an epoch finished or released the run in an orderly way.
-fn was_kept(story: &Story<'_>, epoch: i64) -> bool {
+fn was_kept(story: &RunHistory<'_>, epoch: i64) -> bool {
     let versions = story.versions.iter().rev();
     let mut of_epoch =
         versions.filter(|version| version.record.epoch.map(|at| at.0) == Some(epoch));

@@ -13,7 +13,7 @@ use protocol::id::NodeId;
 use protocol::names;
 use protocol::run::{Cause, OwnerEntry, RunRecord, Status};
 
-use crate::facts::{Begun, Change, Facts, Outcome, Plan, seconds};
+use crate::facts::{Begun, Change, HistoryFacts, Outcome, Plan, seconds};
 
 /// A version of a record.
 pub(crate) struct Version {
@@ -30,7 +30,7 @@ pub(crate) struct Owner {
 }
 
 /// Everything known about one run.
-pub(crate) struct Story<'a> {
+pub(crate) struct RunHistory<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) versions: Vec<Version>,
     pub(crate) owners: Vec<Owner>,
@@ -48,7 +48,7 @@ struct Sorted<'a> {
 }
 
 impl<'a> Sorted<'a> {
-    fn of(facts: &'a Facts) -> Self {
+    fn of(facts: &'a HistoryFacts) -> Self {
         let mut sorted =
             Self { changes: BTreeMap::new(), told: BTreeMap::new(), begun: BTreeMap::new() };
         for change in &facts.changes {
@@ -71,12 +71,12 @@ impl<'a> Sorted<'a> {
 }
 
 /// Builds the story of every run.
-pub(crate) fn stories(facts: &Facts) -> Vec<Story<'_>> {
+pub(crate) fn stories(facts: &HistoryFacts) -> Vec<RunHistory<'_>> {
     let sorted = Sorted::of(facts);
-    facts.plans.iter().map(|plan| Story::of(plan, &sorted)).collect()
+    facts.plans.iter().map(|plan| RunHistory::of(plan, &sorted)).collect()
 }
 
-impl<'a> Story<'a> {
+impl<'a> RunHistory<'a> {
     fn of(plan: &'a Plan, sorted: &Sorted<'a>) -> Self {
         let run = &plan.run;
         let versions = sorted.changes(&names::run_key(run)).iter().filter_map(|change| {
@@ -126,10 +126,10 @@ impl<'a> Story<'a> {
 /// Gaps are then not checked.
 const PATIENCE_FOR_LOGS: f64 = 25.0;
 
-pub(crate) type Say<'a> = dyn FnMut(String) + 'a;
+pub(crate) type ReportLine<'a> = dyn FnMut(String) + 'a;
 
 /// The violations in a history, as sentences.
-pub(crate) fn broken(facts: &Facts) -> Vec<String> {
+pub(crate) fn broken(facts: &HistoryFacts) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut away = facts.injected.iter().filter(|fault| fault.kind == "broker");
     let broker_was_away_for_long =
@@ -160,7 +160,7 @@ pub(crate) fn broken(facts: &Facts) -> Vec<String> {
 }
 
 /// I1: exactly one end is recorded and published at least once, always as the same event.
-fn one_end(story: &Story<'_>, say: &mut Say<'_>) {
+fn one_end(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     if story.versions.is_empty() {
         return say("I1: it was published, and is not recorded".into());
     }
@@ -191,7 +191,7 @@ fn one_end(story: &Story<'_>, say: &mut Say<'_>) {
 }
 
 /// E: the run ends as its steps do, unless it was stopped or lost too many workers.
-fn ends_as_it_was_to(story: &Story<'_>, facts: &Facts, say: &mut Say<'_>) {
+fn ends_as_it_was_to(story: &RunHistory<'_>, facts: &HistoryFacts, say: &mut ReportLine<'_>) {
     let Some(Version { record, .. }) = story.end() else { return };
     let plan = story.plan;
     let is_right = match (record.status, record.cause) {
@@ -209,7 +209,7 @@ fn ends_as_it_was_to(story: &Story<'_>, facts: &Facts, say: &mut Say<'_>) {
 
 /// I2: epochs strictly increase, every version was written in the newest epoch, and no result of an
 /// older epoch is accepted.
-fn epochs_grow(story: &Story<'_>, say: &mut Say<'_>) {
+fn epochs_grow(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     let epochs: Vec<i64> = story.owners.iter().map(|owner| owner.epoch).collect();
     if !epochs.is_sorted_by(|a, b| a < b) {
         say(format!("I2: its epochs are {epochs:?}"));
@@ -246,7 +246,7 @@ fn epochs_grow(story: &Story<'_>, say: &mut Say<'_>) {
 }
 
 /// I6: a status never changes back to an earlier one, and an end never changes.
-fn statuses_go_forward(story: &Story<'_>, say: &mut Say<'_>) {
+fn statuses_go_forward(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     for pair in story.versions.windows(2) {
         let [before, after] = pair else { continue };
         let (was, is) = (before.record.status, after.record.status);
@@ -257,7 +257,7 @@ fn statuses_go_forward(story: &Story<'_>, say: &mut Say<'_>) {
 }
 
 /// I8: a run whose stop was recorded before its end ends as stopped.
-fn stops_are_obeyed(story: &Story<'_>, say: &mut Say<'_>) {
+fn stops_are_obeyed(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     let (Some(stopped), Some(end)) = (story.stopped, story.end()) else { return };
     if stopped < end.revision && end.record.status != Status::Stopped {
         let (status, at) = (end.record.status, end.revision);
@@ -266,7 +266,7 @@ fn stops_are_obeyed(story: &Story<'_>, say: &mut Say<'_>) {
 }
 
 /// I10: losses stay within the limit.
-fn losses_are_counted(story: &Story<'_>, most: u32, say: &mut Say<'_>) {
+fn losses_are_counted(story: &RunHistory<'_>, most: u32, say: &mut ReportLine<'_>) {
     for version in &story.versions {
         let (losses, status) = (version.record.losses, version.record.status);
         if losses > most + 1 && !status.is_ended() {
@@ -277,7 +277,7 @@ fn losses_are_counted(story: &Story<'_>, most: u32, say: &mut Say<'_>) {
 
 /// R: if workers are only drained, no run fails or is lost, and no finished step runs again (which
 /// I3 checks in every history).
-fn suffers_nothing(story: &Story<'_>, say: &mut Say<'_>) {
+fn suffers_nothing(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     if let Some(version) = story.versions.iter().find(|version| version.record.losses > 0) {
         say(format!("R: it was lost at {}, though its owner was asked to leave", version.revision));
     }

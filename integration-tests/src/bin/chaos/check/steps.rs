@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::run::{RunRecord, StepStatus};
 
-use super::{Say, Story};
+use super::{ReportLine, RunHistory};
 
 /// The number of leading steps that passed.
 fn passed(record: &RunRecord) -> usize {
@@ -13,7 +13,7 @@ fn passed(record: &RunRecord) -> usize {
 
 /// I3, in the record: a step starts after all earlier ones have passed. A passed step stays passed
 /// and does not start again. No step starts after the end of the run.
-pub(super) fn keep_their_order(story: &Story<'_>, say: &mut Say<'_>) {
+pub(super) fn keep_their_order(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     let mut kept = 0;
     for version in &story.versions {
         let (now, at) = (passed(&version.record), version.revision);
@@ -50,7 +50,7 @@ pub(super) fn keep_their_order(story: &Story<'_>, say: &mut Say<'_>) {
 
 /// I3, in execution: a step runs only if and as often as it is recorded as started, and after all
 /// earlier ones have passed.
-pub(super) fn are_recorded_before_they_begin(story: &Story<'_>, say: &mut Say<'_>) {
+pub(super) fn are_recorded_before_they_begin(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     let mut recorded: BTreeMap<usize, BTreeSet<(Option<i64>, u32)>> = BTreeMap::new();
     for version in &story.versions {
         for (place, step) in version.record.steps.iter().enumerate() {
@@ -86,7 +86,7 @@ pub(super) fn are_recorded_before_they_begin(story: &Story<'_>, say: &mut Say<'_
 }
 
 /// O: on one engine, no two executions of a run's steps overlap.
-pub(super) fn never_overlap(story: &Story<'_>, say: &mut Say<'_>) {
+pub(super) fn never_overlap(story: &RunHistory<'_>, say: &mut ReportLine<'_>) {
     for (place, one) in story.begun.iter().enumerate() {
         for other in story.begun.iter().skip(place + 1) {
             let end = |ended: Option<u64>| ended.unwrap_or(u64::MAX);

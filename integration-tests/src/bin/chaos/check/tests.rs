@@ -7,7 +7,7 @@ use protocol::time::Millis;
 use serde_json::{Value, json};
 
 use super::broken;
-use crate::facts::{Begun, Change, Facts, Found, Outcome, Plan};
+use crate::facts::{Begun, Change, HistoryFacts, Outcome, Plan, ReadRecord};
 
 const RUN: &str = "r-t";
 const NODE: &str = "bob/runner-0188d3a2-0000-4000-8000-000000000001";
@@ -44,7 +44,7 @@ fn event(epoch: i64, seq: u64, reason: &str, more: &Value) -> Value {
 
 /// A history under construction, with changes in revision order.
 struct Made {
-    facts: Facts,
+    facts: HistoryFacts,
     order: u64,
 }
 
@@ -56,7 +56,7 @@ impl Made {
             steps: 2,
             is_stopped: false,
         };
-        let facts = Facts { plans: vec![plan], max_losses: 3, ..Facts::default() };
+        let facts = HistoryFacts { plans: vec![plan], max_losses: 3, ..HistoryFacts::default() };
         Self { facts, order: 0 }
     }
 
@@ -89,7 +89,7 @@ impl Made {
             .iter()
             .rev()
             .find(|change| change.key.starts_with(names::RUNS) && change.revision <= at);
-        let found = found.map(|change| Found {
+        let found = found.map(|change| ReadRecord {
             revision: change.revision,
             record: serde_json::from_slice(change.value.as_ref().unwrap()).unwrap(),
         });

@@ -44,7 +44,7 @@ impl Waiting {
     }
 
     /// Returns true if it is an event of a run under this epoch or an earlier one.
-    pub(super) fn is_of(&self, run: &RunId, up_to: Epoch) -> bool {
+    pub(super) fn belongs_to(&self, run: &RunId, up_to: Epoch) -> bool {
         self.run.as_ref() == Some(run) && self.epoch.is_some_and(|epoch| epoch <= up_to)
     }
 }
@@ -196,12 +196,12 @@ impl Buffer {
             self.lost.shift_remove_index(0);
         }
         let unsent = self.front.split_off(self.sent);
-        self.front.extend(unsent.into_iter().filter(|waiting| !waiting.is_of(run, up_to)));
+        self.front.extend(unsent.into_iter().filter(|waiting| !waiting.belongs_to(run, up_to)));
         for waiting in &mut self.front {
-            waiting.dropped |= waiting.is_of(run, up_to);
+            waiting.dropped |= waiting.belongs_to(run, up_to);
         }
         self.front_bytes = self.front.iter().map(Waiting::size).sum();
-        self.tail.retain(|waiting| !waiting.is_of(run, up_to));
+        self.tail.retain(|waiting| !waiting.belongs_to(run, up_to));
         self.tail_bytes = self.tail.iter().map(Waiting::size).sum();
     }
 

@@ -16,7 +16,7 @@ use protocol::id::{Epoch, RunId};
 use tracing::warn;
 
 use super::buffer::{Leftover, Refill, Waiting};
-use super::segment::{Aside, Segment, encoded_len, private_file};
+use super::segment::{Segment, UnreadableSegment, encoded_len, private_file};
 
 /// A segment is removed once all its events are confirmed, so small segments free space early.
 const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
@@ -30,7 +30,7 @@ pub(super) const LOST: &str = "lost.json";
 
 /// The directory in which the workers of one cluster keep their events.
 #[derive(Debug, Clone)]
-pub(super) struct Place {
+pub(super) struct SpillRoot {
     dir: PathBuf,
     /// The name prefix of this cluster's directories.
     prefix: String,
@@ -39,7 +39,7 @@ pub(super) struct Place {
     left: Arc<AtomicU64>,
 }
 
-impl Place {
+impl SpillRoot {
     pub(super) fn new(dir: &Path, prefix: String, limit: u64) -> Self {
         Self { dir: dir.to_owned(), prefix, limit, left: Arc::default() }
     }
@@ -53,7 +53,7 @@ impl Place {
     }
 
     /// Sets the size of the events left by earlier workers.
-    pub(super) fn note_left(&self, bytes: u64) {
+    pub(super) fn set_leftover_size(&self, bytes: u64) {
         self.left.store(bytes, Ordering::Relaxed);
     }
 
@@ -79,7 +79,7 @@ struct Own {
 
 /// The events that were saved when the worker ended, and those that were lost.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Kept {
+pub struct SpillOutcome {
     /// The number of events saved for the next worker.
     pub events: u64,
     /// Their size in bytes. `None` if saving them has failed.
@@ -93,7 +93,7 @@ pub struct Kept {
 /// The segments, oldest first.
 #[derive(Debug)]
 pub(super) struct Spill {
-    place: Place,
+    place: SpillRoot,
     /// Created with the first segment.
     own: Option<Own>,
     segments: VecDeque<Segment>,
@@ -112,7 +112,7 @@ pub(super) struct Spill {
 
 impl Spill {
     /// Creates the directory and checks that files can be created in it.
-    pub(super) fn open(place: Place) -> io::Result<Self> {
+    pub(super) fn open(place: SpillRoot) -> io::Result<Self> {
         make_private(&place.dir)?;
         tempfile::tempfile_in(&place.dir)?;
         let (segments, unconfirmed) = (VecDeque::new(), VecDeque::new());
@@ -210,7 +210,7 @@ impl Spill {
     /// by run.
     fn set_aside(&mut self, cause: &io::Error) -> BTreeMap<Option<RunId>, u64> {
         let Some(segment) = self.segments.pop_front() else { return BTreeMap::new() };
-        let Aside { path, lost, bytes } = segment.set_aside();
+        let UnreadableSegment { path, lost, bytes } = segment.set_aside();
         self.has_aside = true;
         self.bytes -= bytes;
         self.events -= lost.values().sum::<u64>();
@@ -234,7 +234,7 @@ impl Spill {
     }
 
     /// Ends the spill: saves the events in memory before and after those on disk.
-    pub(super) fn keep(mut self, leftover: Leftover) -> io::Result<Kept> {
+    pub(super) fn keep(mut self, leftover: Leftover) -> io::Result<SpillOutcome> {
         let Leftover { mut front, tail, lost } = leftover;
         let mut unreadable = BTreeMap::new();
         while self.segments.front().is_some_and(Segment::is_partly_read) {
@@ -244,10 +244,10 @@ impl Spill {
             }
         }
         let is_lost =
-            |waiting: &Waiting| lost.iter().any(|(run, up_to)| waiting.is_of(run, *up_to));
+            |waiting: &Waiting| lost.iter().any(|(run, up_to)| waiting.belongs_to(run, *up_to));
         front.retain(|waiting| !is_lost(waiting));
         let mut dropped = BTreeMap::new();
-        let front = self.that_fit(front, &mut dropped);
+        let front = self.within_limit(front, &mut dropped);
         if !front.is_empty() {
             // Sorts before all others, whose numbers start at 1.
             let mut segment = self.segment(0)?;
@@ -258,13 +258,13 @@ impl Spill {
         for (_, segment) in std::mem::take(&mut self.unconfirmed) {
             segment.remove();
         }
-        let tail = self.that_fit(tail, &mut dropped);
+        let tail = self.within_limit(tail, &mut dropped);
         if !tail.is_empty() {
             self.append(&tail)?;
         }
         add(&mut dropped, unreadable);
         let Some(own) = self.own.as_ref().filter(|_| !self.segments.is_empty()) else {
-            return Ok(Kept { dropped, ..Kept::default() });
+            return Ok(SpillOutcome { dropped, ..SpillOutcome::default() });
         };
         if !lost.is_empty() {
             write_lost(&own.path, &lost)?;
@@ -275,11 +275,11 @@ impl Spill {
         File::open(&own.path)?.sync_all()?;
         File::open(&self.place.dir)?.sync_all()?;
         let dir = Some(own.path.clone());
-        Ok(Kept { events: self.events, bytes: Some(self.bytes), dir, dropped })
+        Ok(SpillOutcome { events: self.events, bytes: Some(self.bytes), dir, dropped })
     }
 
     /// Returns the first events that fit into the limit, and counts the others as dropped.
-    fn that_fit(
+    fn within_limit(
         &self,
         mut events: Vec<Waiting>,
         dropped: &mut BTreeMap<Option<RunId>, u64>,

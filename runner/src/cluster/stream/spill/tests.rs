@@ -13,7 +13,7 @@ fn waiting(ticket: u64, size: usize) -> Waiting {
 }
 
 fn open(dir: &Path, limit: u64) -> Spill {
-    Spill::open(Place::new(dir, "events-x-".to_owned(), limit)).unwrap()
+    Spill::open(SpillRoot::new(dir, "events-x-".to_owned(), limit)).unwrap()
 }
 
 fn leftover(front: &[Waiting], tail: &[Waiting]) -> Leftover {
@@ -77,7 +77,7 @@ fn events_that_were_read_make_room_and_events_of_earlier_workers_take_some() {
     assert!(!spill.has_room(60_000));
     spill.take(1 << 20).unwrap();
     assert!(spill.has_room(60_000));
-    spill.place.note_left(60_000);
+    spill.place.set_leftover_size(60_000);
     assert!(!spill.has_room(60_000));
 }
 
@@ -115,7 +115,7 @@ fn nothing_stays_on_disk_if_nothing_waits() {
     let mut spill = open(dir.path(), 1 << 30);
     spill.append(&[waiting(1, 1)]).unwrap();
     spill.take(1).unwrap();
-    assert_eq!(spill.keep(leftover(&[], &[])).unwrap(), Kept::default());
+    assert_eq!(spill.keep(leftover(&[], &[])).unwrap(), SpillOutcome::default());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 

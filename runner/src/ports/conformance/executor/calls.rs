@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{Act, ExecutorSubject, Kept, Run};
 use crate::ports::conformance::soon;
-use crate::ports::{ExecError, Gate, Ran, StepSpec, StopLevel};
+use crate::ports::{ExecError, Gate, StepOutcome, StepSpec, StopLevel};
 
 /// A call executor, and the service that it calls.
 pub struct CallSubject {
@@ -40,7 +40,7 @@ impl CallSubject {
     }
 }
 
-fn is_success(ran: &Ran) -> bool {
+fn is_success(ran: &StepOutcome) -> bool {
     let result = ran.result.as_ref().expect("a call has a result");
     assert_eq!(result["error"] == "", result["success"] == true, "one of the two: {result}");
     result["success"] == true
@@ -81,7 +81,11 @@ pub(super) async fn nothing_is_sent_by_a_step_that_may_not_start(subject: &CallS
 }
 
 /// Stops a call that the service never answers. Returns the result and the output.
-async fn stopped(subject: &CallSubject, run: &Run<'_>, level: StopLevel) -> (Ran, Arc<Kept>) {
+async fn stopped(
+    subject: &CallSubject,
+    run: &Run<'_>,
+    level: StopLevel,
+) -> (StepOutcome, Arc<Kept>) {
     let base = run.prepare().await;
     let (kept, step) = (Arc::new(Kept::default()), subject.step(&subject.hangs));
     let running = run.start(&base, &step, async { true }.boxed(), &kept);

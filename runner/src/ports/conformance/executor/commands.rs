@@ -9,7 +9,7 @@ use protocol::pipeline::{Shell, Vars};
 
 use super::{Act, ExecutorSubject, Kept};
 use crate::ports::conformance::{never, soon};
-use crate::ports::{ExecError, Gate, Given, Script, Secret, StepSecrets, StepSpec, StopLevel};
+use crate::ports::{ExecError, Gate, Script, Secret, StepSecret, StepSecrets, StepSpec, StopLevel};
 
 pub(super) async fn the_engine_has_one_name(subject: &ExecutorSubject) {
     let here = soon("an answer", subject.executor.info()).await.expect("the engine answers");
@@ -124,12 +124,12 @@ pub(super) async fn a_secret_is_there_for_its_step_alone(subject: &ExecutorSubje
     }
     let run = subject.run("secret");
     let base = run.prepare().await;
-    let given = |name: &str, env: Option<&str>, value: &str| Given {
+    let given = |name: &str, env: Option<&str>, value: &str| StepSecret {
         name: name.to_owned(),
         env: env.map(str::to_owned),
         value: Secret::new(value.as_bytes()),
     };
-    let step = |position: usize, program: &str, given: Vec<Given>| StepSpec {
+    let step = |position: usize, program: &str, given: Vec<StepSecret>| StepSpec {
         words: Vec::new(),
         script: Some(Script {
             shell: Shell::Sh,

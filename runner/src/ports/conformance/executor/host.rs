@@ -7,7 +7,7 @@ use protocol::pipeline::ExecutorKind;
 
 use super::{Act, ExecutorSubject, Run, checkpoint};
 use crate::ports::conformance::soon;
-use crate::ports::{ExecError, Given, RunScope, Secret, StepSecrets, StepSpec, StopSignal};
+use crate::ports::{ExecError, RunScope, Secret, StepSecret, StepSecrets, StepSpec, StopSignal};
 
 /// If the worker is lost, such a run starts over.
 pub(super) async fn nothing_is_kept_for_a_next_owner(subject: &ExecutorSubject) {
@@ -62,7 +62,8 @@ pub(super) async fn the_end_of_a_run_does_nothing_to_another(subject: &ExecutorS
 pub(super) async fn a_secret_that_could_not_be_kept_is_refused(subject: &ExecutorSubject) {
     let run = subject.run("secret");
     let base = run.prepare().await;
-    let given = Given { name: "token".into(), env: None, value: Secret::new("s3cret".as_bytes()) };
+    let given =
+        StepSecret { name: "token".into(), env: None, value: Secret::new("s3cret".as_bytes()) };
     let step = StepSpec {
         secrets: StepSecrets { given: vec![given], forbidden: None },
         ..subject.step(0, &Act::Exit(0))

@@ -29,8 +29,8 @@ use self::host::*;
 use self::images::*;
 use super::soon;
 use crate::ports::{
-    Checkpoint, ExecError, Executor, Gate, LogSink, Ran, RunScope, StepEnd, StepSecrets, StepSpec,
-    StopSignal, Workspace,
+    Checkpoint, ExecError, Executor, Gate, LogSink, RunScope, StepEnd, StepOutcome, StepSecrets,
+    StepSpec, StopSignal, Workspace,
 };
 
 /// What a step of the suite does. Each executor translates it to its own words.
@@ -262,13 +262,17 @@ impl<'a> Run<'a> {
         step: &'a StepSpec,
         open: BoxFuture<'static, bool>,
         kept: &Arc<Kept>,
-    ) -> BoxFuture<'a, Result<Ran, ExecError>> {
+    ) -> BoxFuture<'a, Result<StepOutcome, ExecError>> {
         let out = Arc::<Kept>::clone(kept);
         let gate = Gate::new(open, || true);
         self.subject.executor.run_step(&self.scope, on, step, gate, out, &self.stop)
     }
 
-    async fn step(&self, on: &Workspace, step: &StepSpec) -> Result<(Ran, Arc<Kept>), ExecError> {
+    async fn step(
+        &self,
+        on: &Workspace,
+        step: &StepSpec,
+    ) -> Result<(StepOutcome, Arc<Kept>), ExecError> {
         let kept = Arc::new(Kept::default());
         let ran = self.start(on, step, async { true }.boxed(), &kept);
         soon("the end of a step", ran).await.map(|ran| (ran, kept))

@@ -31,7 +31,7 @@ const RICH: &str = r#"[{"name": "0", "cmd": "a", "needs_resource": "src"},
      "produces_artifact": {"name": "x", "path": "y", "store": "s"}}]"#;
 
 fn run(steps: &str) -> Run {
-    Run::claimed(record(steps), NodeId::found("bob/runner-1"), Epoch(7), 2)
+    Run::claimed(record(steps), NodeId::from_stored("bob/runner-1"), Epoch(7), 2)
 }
 
 fn words(effects: &[Effect]) -> Vec<String> {
@@ -321,15 +321,20 @@ fn nothing_runs_unrecorded(all: &[Effect], run: &Run) {
     }
 }
 
-fn past(handed_over: bool) -> Past {
-    Past { node: NodeId::found("bob/runner-0"), epoch: Epoch(5), handed_over, last_seq: None }
+fn past(handed_over: bool) -> PreviousOwner {
+    PreviousOwner {
+        node: NodeId::from_stored("bob/runner-0"),
+        epoch: Epoch(5),
+        handed_over,
+        last_seq: None,
+    }
 }
 
 /// The record of a run whose last owner left it with these steps.
 fn left_with(steps: &[(&str, StepStatus)]) -> RunRecord {
     let mut record = record(RICH);
     record.status = Status::Running;
-    record.initiated_at = Some(Stamp(Millis(0)));
+    record.initiated_at = Some(Timestamp(Millis(0)));
     record.steps = steps
         .iter()
         .map(|(name, status)| {
@@ -345,7 +350,7 @@ fn left_with(steps: &[(&str, StepStatus)]) -> RunRecord {
 }
 
 fn resumed(record: RunRecord, handed_over: bool) -> (Run, Vec<String>) {
-    let mut run = Run::claimed(record, NodeId::found("bob/runner-1"), Epoch(7), 2);
+    let mut run = Run::claimed(record, NodeId::from_stored("bob/runner-1"), Epoch(7), 2);
     let first = words(&run.resume(NOW, past(handed_over), 3));
     (run, first)
 }
@@ -391,8 +396,9 @@ fn where_an_image_is_gone_the_one_before_it_is_gone_on_from_and_that_is_said() {
     assert!(before[0].starts_with("adopt([kept { position: 0,"), "{before:?}");
     let orders = run.on(NOW, had());
     let told = orders.iter().find_map(|order| match order {
-        Effect::Emit(Draft {
-            reason: Reason::PipelineRunResumed { cause, repeats, .. }, ..
+        Effect::Emit(EventDraft {
+            reason: Reason::PipelineRunResumed { cause, repeats, .. },
+            ..
         }) => Some((cause.as_str(), repeats.len())),
         _ => None,
     });

@@ -33,9 +33,14 @@ fn handed_over(steps: &str) -> (Run, Vec<String>) {
 
 /// The record of a released run under its next owner.
 fn next_owner(left: &Run, handed_over: bool) -> (Run, Vec<String>) {
-    let past =
-        Past { node: NodeId::found("bob/runner-0"), epoch: Epoch(7), handed_over, last_seq: None };
-    let mut run = Run::claimed(left.record().clone(), NodeId::found("bob/runner-2"), Epoch(9), 2);
+    let past = PreviousOwner {
+        node: NodeId::from_stored("bob/runner-0"),
+        epoch: Epoch(7),
+        handed_over,
+        last_seq: None,
+    };
+    let mut run =
+        Run::claimed(left.record().clone(), NodeId::from_stored("bob/runner-2"), Epoch(9), 2);
     let first = words(&run.resume(NOW, past, 3));
     (run, first)
 }

@@ -14,11 +14,11 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{debug, warn};
 
-use super::remains::Remains;
-use super::watch::{Due, Watch};
-use super::word::{Word, Words};
-use crate::app::lifeline::hold_on;
-use crate::exec::podman::Seen;
+use super::message::{GuardMessage, MessageReader};
+use super::remains::WorkerContainers;
+use super::watch::{NextAction, Watch};
+use crate::app::lifeline::keep_alive;
+use crate::exec::podman::ListedContainers;
 use crate::host::Linux;
 use crate::ports::{ExecError, Host as _};
 
@@ -35,8 +35,8 @@ const BYTES: usize = 1024;
 ///
 /// # Errors
 /// If standard input is not a worker's pipe.
-pub async fn stand(worker: NodeId) -> anyhow::Result<()> {
-    let _deaf = deaf()?;
+pub async fn guard_worker(worker: NodeId) -> anyhow::Result<()> {
+    let _deaf = catch_signals()?;
     // Shows its role in process listings. The path it is started by does not name the program.
     std::fs::write("/proc/self/comm", "bob-guard").ok();
     let mut guard = Guard {
@@ -52,18 +52,18 @@ pub async fn stand(worker: NodeId) -> anyhow::Result<()> {
     loop {
         guard.listen()?;
         match guard.watch.due(guard.host.since_boot()) {
-            Due::End => return Ok(()),
-            Due::Listen(left) => {
+            NextAction::End => return Ok(()),
+            NextAction::Listen(left) => {
                 guard.pause = AGAIN_FIRST;
                 guard.wait(left.map(|left| left.min(AWAKE))).await;
             }
-            Due::Kill => guard.kill().await?,
+            NextAction::Kill => guard.kill().await?,
         }
     }
 }
 
 /// Catches signals that reach the guard together with its worker. It ends only by the pipe.
-fn deaf() -> anyhow::Result<Vec<Signal>> {
+fn catch_signals() -> anyhow::Result<Vec<Signal>> {
     let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
     let heard = kinds.into_iter().map(signal).collect::<Result<_, _>>();
     heard.context("cannot listen to signals")
@@ -75,7 +75,7 @@ struct Guard {
     pipe: Pipe,
     watch: Watch,
     /// The worker's containers, by engine.
-    remains: Vec<Remains>,
+    remains: Vec<WorkerContainers>,
     /// A connection that keeps the service started by the worker alive.
     engine: Option<UnixStream>,
     pause: Duration,
@@ -88,12 +88,12 @@ impl Guard {
     fn listen(&mut self) -> Result<(), ExecError> {
         let ended = self.pipe.take();
         while let Some(word) = self.pipe.words.next() {
-            if let Word::Engine(url) = &word {
+            if let GuardMessage::Engine(url) = &word {
                 // This service is needed to kill the containers.
-                self.engine = self.engine.take().or_else(|| hold_on(url));
+                self.engine = self.engine.take().or_else(|| keep_alive(url));
             }
-            self.remains.extend(Remains::of(&self.worker, &word)?);
-            self.watch.hears(&word);
+            self.remains.extend(WorkerContainers::of(&self.worker, &word)?);
+            self.watch.on_message(&word);
         }
         if ended {
             self.watch.is_alone(self.host.since_boot());
@@ -103,7 +103,7 @@ impl Guard {
 
     /// Waits for a message, but no longer than `at_most`.
     async fn wait(&mut self, at_most: Option<Duration>) {
-        let speaks = self.pipe.speaks();
+        let speaks = self.pipe.readable();
         match at_most {
             Some(at_most) => drop(tokio::time::timeout(at_most, speaks).await),
             None => speaks.await,
@@ -116,16 +116,16 @@ impl Guard {
         if self.remains.is_empty() {
             return Ok(());
         }
-        let looked = join_all(self.remains.iter().map(Remains::look)).await;
+        let looked = join_all(self.remains.iter().map(WorkerContainers::look)).await;
         // A worker that has recovered reports before it starts anything. So if the listing shows
         // new containers, their report has arrived by now.
         self.listen()?;
         let now = self.host.since_boot();
-        if self.watch.due(now) != Due::Kill {
+        if self.watch.due(now) != NextAction::Kill {
             return Ok(());
         }
         // One engine that does not answer must not protect containers on the other.
-        let (mut all, mut killed) = (Some(Seen::default()), Ok(()));
+        let (mut all, mut killed) = (Some(ListedContainers::default()), Ok(()));
         for (remains, seen) in self.remains.iter().zip(looked) {
             let done = match seen {
                 Ok(seen) => {
@@ -142,40 +142,44 @@ impl Guard {
             killed = killed.and(done);
         }
         if let Some(seen) = all {
-            self.watch.saw(now, &seen);
+            self.watch.on_listing(now, &seen);
         }
         match &killed {
             Err(cause) if self.is_away => debug!(%cause, "the engine is asked again"),
             Err(cause) => warn!(owner.id = %self.worker, %cause,
-                "the containers of {} cannot be killed yet ({})", self.worker, self.watch.why()),
+                "the containers of {} cannot be killed yet ({})", self.worker, self.watch.reason()),
             Ok(()) => {}
         }
         self.is_away = killed.is_err();
-        if self.watch.due(now) == Due::Kill {
+        if self.watch.due(now) == NextAction::Kill {
             self.rest().await;
         }
         Ok(())
     }
 
-    async fn end(&self, remains: &Remains, seen: &Seen) -> Result<(), ExecError> {
+    async fn end(
+        &self,
+        remains: &WorkerContainers,
+        seen: &ListedContainers,
+    ) -> Result<(), ExecError> {
         remains.kill(&seen.running).await?;
         if !seen.running.is_empty() {
             warn!(owner.id = %self.worker, containers = ?seen.running,
-                "the containers of {} are killed: {}", self.worker, self.watch.why());
+                "the containers of {} are killed: {}", self.worker, self.watch.reason());
         }
         Ok(())
     }
 
     /// Kills containers of an engine that does not answer. They are checked again once it does.
-    async fn end_without_engine(&self, remains: &Remains) {
+    async fn end_without_engine(&self, remains: &WorkerContainers) {
         match remains.end_processes().await {
             Ok(0) => {}
             Ok(containers) => warn!(owner.id = %self.worker, containers,
                 "the engine does not answer: the processes of the containers of {} are killed ({})",
-                self.worker, self.watch.why()),
+                self.worker, self.watch.reason()),
             Err(cause) => warn!(owner.id = %self.worker, %cause,
                 "the processes of the containers of {} cannot be killed yet ({})",
-                self.worker, self.watch.why()),
+                self.worker, self.watch.reason()),
         }
     }
 
@@ -194,14 +198,18 @@ impl Guard {
 /// The messages of the worker.
 struct Pipe {
     from: Receiver,
-    words: Words,
+    words: MessageReader,
     has_ended: bool,
 }
 
 impl Pipe {
     fn of_stdin() -> std::io::Result<Self> {
         let file = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
-        Ok(Self { from: Receiver::from_file(file)?, words: Words::default(), has_ended: false })
+        Ok(Self {
+            from: Receiver::from_file(file)?,
+            words: MessageReader::default(),
+            has_ended: false,
+        })
     }
 
     /// Reads what is available, and returns whether the pipe has ended. It reads the pipe directly,
@@ -224,7 +232,7 @@ impl Pipe {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    async fn speaks(&mut self) {
+    async fn readable(&mut self) {
         let mut bytes = [0; BYTES];
         while !self.has_ended {
             let readable = self.from.readable().await;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// A message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(super) enum Word {
+pub(super) enum GuardMessage {
     /// The URL of the engine. Sent first. It is not an argument, because everyone on a host can
     /// read arguments and the URL might be confidential.
     Engine(String),
@@ -19,8 +19,8 @@ pub(super) enum Word {
     Goodbye,
 }
 
-impl Word {
-    pub(super) fn stands_until(until: Duration) -> Self {
+impl GuardMessage {
+    pub(super) fn owned_until(until: Duration) -> Self {
         Self::StandsUntil(u64::try_from(until.as_millis()).unwrap_or(u64::MAX))
     }
 
@@ -35,15 +35,15 @@ impl Word {
 
 /// Splits the bytes of the pipe into messages.
 #[derive(Debug, Default)]
-pub(super) struct Words(Vec<u8>);
+pub(super) struct MessageReader(Vec<u8>);
 
-impl Words {
+impl MessageReader {
     pub(super) fn push(&mut self, bytes: &[u8]) {
         self.0.extend_from_slice(bytes);
     }
 
     /// The next complete message. Invalid lines are skipped; both sides are the same program.
-    pub(super) fn next(&mut self) -> Option<Word> {
+    pub(super) fn next(&mut self) -> Option<GuardMessage> {
         loop {
             let end = self.0.iter().position(|byte| *byte == b'\n')?;
             let line: Vec<u8> = self.0.drain(..=end).collect();
@@ -61,25 +61,25 @@ mod tests {
     #[test]
     fn words_are_heard_as_they_were_said_however_they_are_cut() {
         let said = [
-            Word::Engine("unix:///a b\n\"c".into()),
-            Word::Docker("http://d:1".into()),
-            Word::stands_until(Duration::from_micros(1_234_567)),
-            Word::Goodbye,
+            GuardMessage::Engine("unix:///a b\n\"c".into()),
+            GuardMessage::Docker("http://d:1".into()),
+            GuardMessage::owned_until(Duration::from_micros(1_234_567)),
+            GuardMessage::Goodbye,
         ];
-        let bytes: Vec<u8> = said.iter().flat_map(Word::line).collect();
-        let (mut words, mut heard) = (Words::default(), Vec::new());
+        let bytes: Vec<u8> = said.iter().flat_map(GuardMessage::line).collect();
+        let (mut words, mut heard) = (MessageReader::default(), Vec::new());
         for byte in bytes {
             words.push(&[byte]);
             heard.extend(words.next());
         }
         assert_eq!(heard, said);
-        assert_eq!(said[2], Word::StandsUntil(1234));
+        assert_eq!(said[2], GuardMessage::StandsUntil(1234));
     }
 
     #[test]
     fn what_is_no_word_is_passed_over() {
-        let mut words = Words::default();
+        let mut words = MessageReader::default();
         words.push(b"\n{\"later\":1}\n\"goodbye\"\n\"good");
-        assert_eq!((words.next(), words.next()), (Some(Word::Goodbye), None));
+        assert_eq!((words.next(), words.next()), (Some(GuardMessage::Goodbye), None));
     }
 }

@@ -2,7 +2,7 @@
 
 /// Sanitizes a line of step output so that it cannot move the cursor. Text overwritten by a
 /// carriage return is dropped. Colours are kept if `colour` is set.
-pub(super) fn sane(line: &str, colour: bool) -> String {
+pub(super) fn sanitize(line: &str, colour: bool) -> String {
     let line = line.strip_suffix('\r').unwrap_or(line);
     let line = line.rsplit('\r').next().unwrap_or(line);
     let mut text = String::with_capacity(line.len());
@@ -97,13 +97,13 @@ mod tests {
 
     #[test]
     fn a_step_cannot_move_the_cursor_and_may_use_colours() {
-        assert_eq!(sane("a\u{1b}[2J\u{1b}[1Ab\u{7}\u{8}", true), "ab");
-        assert_eq!(sane("\u{1b}[31mred\u{1b}[0m", true), "\u{1b}[31mred\u{1b}[0m\u{1b}[0m");
-        assert_eq!(sane("\u{1b}[31mred\u{1b}[0m", false), "red");
-        assert_eq!(sane("\u{1b}]0;title\u{7}x\u{1b}]0;t\u{1b}\\y", true), "xy");
-        assert_eq!(sane("10%\r20%\r", true), "20%");
-        assert_eq!(sane("\u{1b}", true), "");
-        assert_eq!(sane("a\tb", true), "a    b");
+        assert_eq!(sanitize("a\u{1b}[2J\u{1b}[1Ab\u{7}\u{8}", true), "ab");
+        assert_eq!(sanitize("\u{1b}[31mred\u{1b}[0m", true), "\u{1b}[31mred\u{1b}[0m\u{1b}[0m");
+        assert_eq!(sanitize("\u{1b}[31mred\u{1b}[0m", false), "red");
+        assert_eq!(sanitize("\u{1b}]0;title\u{7}x\u{1b}]0;t\u{1b}\\y", true), "xy");
+        assert_eq!(sanitize("10%\r20%\r", true), "20%");
+        assert_eq!(sanitize("\u{1b}", true), "");
+        assert_eq!(sanitize("a\tb", true), "a    b");
     }
 
     #[test]

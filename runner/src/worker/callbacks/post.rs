@@ -9,7 +9,7 @@ use protocol::pipeline::Token;
 use tracing::{info, warn};
 
 use crate::ports::{Entry, Expect, Purpose, StoreError, TransferError, Txn};
-use crate::rules::callback::{GIVEN_UP_AFTER, News, is_taken, pause};
+use crate::rules::callback::{GIVEN_UP_AFTER, Notification, is_taken, pause};
 use crate::rules::destination;
 use crate::rules::outbox::Outcome;
 use crate::worker::Shared;
@@ -19,7 +19,7 @@ use crate::worker::secrets::to_host;
 const TELLING: Duration = Duration::from_secs(60);
 
 /// Returns the stored form of an outbox entry.
-pub(in crate::worker) fn value_of(news: &News) -> Vec<u8> {
+pub(in crate::worker) fn value_of(news: &Notification) -> Vec<u8> {
     // Serializing a struct of texts and numbers cannot fail.
     serde_json::to_vec(news).unwrap_or_default()
 }
@@ -38,13 +38,13 @@ fn before(key: &str) -> Option<String> {
 }
 
 /// Posts an entry if it is due. Returns the outcome, and an earlier entry to be posted first.
-pub(super) async fn tell(
+pub(super) async fn post_if_due(
     shared: &Shared,
     key: &str,
 ) -> Result<(Outcome, Option<Entry>), StoreError> {
     let store = &shared.ports.store;
     let Some(entry) = store.get(key).await? else { return Ok((Outcome::Gone, None)) };
-    let Ok(mut news) = serde_json::from_slice::<News>(&entry.value) else {
+    let Ok(mut news) = serde_json::from_slice::<Notification>(&entry.value) else {
         warn!("{key} is unreadable, and is removed");
         drop(store.txn(held(Txn::new(), key, entry.mod_revision).delete(key)).await?);
         return Ok((Outcome::Gone, None));
@@ -69,17 +69,17 @@ pub(super) async fn tell(
     }
     let revision = reply.revision;
     let (why, is_silent) = match post(shared, key, &news).await {
-        Posted::Taken => {
+        PostOutcome::Taken => {
             drop(store.txn(held(Txn::new(), key, revision).delete(key)).await?);
             return Ok((Outcome::Answered(None), None));
         }
-        Posted::NotTaken { why, is_silent } => (why, is_silent),
+        PostOutcome::NotTaken { why, is_silent } => (why, is_silent),
     };
     let outcome = |due| if is_silent { Outcome::Silent(due) } else { Outcome::Answered(due) };
     let age = shared.ports.host.now().0 - news.since;
     if u128::try_from(age).unwrap_or(0) >= GIVEN_UP_AFTER.as_millis() {
         let entry = Entry { mod_revision: revision, ..entry };
-        give_up(shared, &entry, &news, &why).await?;
+        remove_exhausted(shared, &entry, &news, &why).await?;
         return Ok((outcome(None), None));
     }
     warn!(tries = news.tries, "{}", failed(&key_name(key), &news, &why));
@@ -89,10 +89,10 @@ pub(super) async fn tell(
 }
 
 /// Removes an entry whose retries are exhausted.
-pub(super) async fn give_up(
+pub(super) async fn remove_exhausted(
     shared: &Shared,
     entry: &Entry,
-    news: &News,
+    news: &Notification,
     why: &str,
 ) -> Result<Outcome, StoreError> {
     let key = &entry.key;
@@ -106,7 +106,7 @@ pub(super) async fn give_up(
             None => format!("callback {what} is given up after {} tries: {why}", news.tries),
         };
         warn!("{text}");
-        shared.tell(shared.event(Reason::CallbackDropped, text)).await;
+        shared.publish(shared.event(Reason::CallbackDropped, text)).await;
     }
     Ok(Outcome::Gone)
 }
@@ -117,14 +117,14 @@ fn key_name(key: &str) -> String {
 }
 
 /// The message about a callback that was not delivered, and is tried again.
-fn failed(what: &str, news: &News, why: &str) -> String {
+fn failed(what: &str, news: &Notification, why: &str) -> String {
     let hours = GIVEN_UP_AFTER.as_secs() / 3600;
     let to = news.receiver().map(|url| format!(" to {url}")).unwrap_or_default();
     format!("callback {what}{to} failed: {why}; it will be retried for {hours} h")
 }
 
 /// The result of a post.
-enum Posted {
+enum PostOutcome {
     Taken,
     NotTaken {
         why: String,
@@ -133,10 +133,10 @@ enum Posted {
     },
 }
 
-async fn post(shared: &Shared, key: &str, news: &News) -> Posted {
+async fn post(shared: &Shared, key: &str, news: &Notification) -> PostOutcome {
     let secret = match secret(shared, news).await {
         Ok(secret) => secret,
-        Err(why) => return Posted::NotTaken { why, is_silent: false },
+        Err(why) => return PostOutcome::NotTaken { why, is_silent: false },
     };
     let body = Bytes::from(news.body.to_string());
     let id = key.replace('/', "_");
@@ -144,20 +144,20 @@ async fn post(shared: &Shared, key: &str, news: &News) -> Posted {
     match posted {
         Ok(status) if is_taken(status) => {
             info!(status, "callback {key} was delivered");
-            Posted::Taken
+            PostOutcome::Taken
         }
         Ok(status) => {
             let why = format!("it was answered with {status}");
-            Posted::NotTaken { why, is_silent: false }
+            PostOutcome::NotTaken { why, is_silent: false }
         }
         Err(cause) => {
             let is_silent = matches!(cause, TransferError::Unreachable { .. });
-            Posted::NotTaken { why: cause.to_string(), is_silent }
+            PostOutcome::NotTaken { why: cause.to_string(), is_silent }
         }
     }
 }
 
-async fn secret(shared: &Shared, news: &News) -> Result<Option<String>, String> {
+async fn secret(shared: &Shared, news: &Notification) -> Result<Option<String>, String> {
     let name = match &news.secret {
         None => return Ok(None),
         Some(Token::Literal(secret)) => {
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn a_callback_that_failed_names_its_receiver_and_how_long_it_is_retried() {
-        let news = |url: &str| News {
+        let news = |url: &str| Notification {
             pipeline: ("g".into(), "n".into()),
             trusted: false,
             url: url.into(),

@@ -5,10 +5,10 @@ use protocol::event::{Reason, Severity};
 use protocol::run::{RunRecord, Status};
 use tracing::{error, info, warn};
 
-use crate::rules::run::Draft;
+use crate::rules::run::EventDraft;
 
 /// Logs the progress of a job.
-pub(super) fn on_the_way(record: &RunRecord, draft: &Draft) {
+pub(super) fn progress(record: &RunRecord, draft: &EventDraft) {
     if record.group != CI_GROUP {
         return;
     }
@@ -37,7 +37,7 @@ pub(super) fn on_the_way(record: &RunRecord, draft: &Draft) {
 }
 
 /// Logs how a run ended. A failed job is an error, because a person must look at it.
-pub(super) fn at_the_end(record: &RunRecord, message: &str) {
+pub(super) fn end(record: &RunRecord, message: &str) {
     let (run, status) = (&record.run_id, record.status);
     if record.group == CI_GROUP && status == Status::Failed {
         error!(run.id = %run, %status, "{message}");
