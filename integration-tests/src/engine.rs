@@ -1,12 +1,13 @@
 //! The container engine in tests: an executor on it, a run per test, and a sink that records
 //! output.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
+use parking_lot::Mutex;
 use protocol::event::LogStream;
 use protocol::id::{Epoch, RunId, StepName};
 use protocol::pipeline::{ExecutorKind, Limits, PullPolicy, Vars};
@@ -35,7 +36,7 @@ impl OutputRecorder {
     }
 
     fn all(&self, stream: LogStream) -> Vec<u8> {
-        self.of(stream).lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.of(stream).lock().clone()
     }
 
     /// The standard output so far.
@@ -66,7 +67,7 @@ impl OutputRecorder {
 #[async_trait]
 impl LogSink for OutputRecorder {
     async fn write(&self, stream: LogStream, bytes: Bytes) {
-        let mut kept = self.of(stream).lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.of(stream).lock();
         kept.extend_from_slice(&bytes);
     }
 }

@@ -1,7 +1,7 @@
 //! Access to the services without bob-runner's adapters, to observe them from outside.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -10,6 +10,7 @@ use lapin::options::{BasicConsumeOptions, BasicGetOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties};
+use parking_lot::Mutex;
 use protocol::names;
 use protocol::run::{NodeCpu, NodeMemory};
 use protocol::time::Millis;
@@ -91,7 +92,7 @@ impl Warnings {
     /// The lines that contain a text.
     #[must_use]
     pub fn containing(&self, text: &str) -> Vec<String> {
-        let written = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = self.0.lock();
         let written = String::from_utf8_lossy(&written).into_owned();
         written.lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
     }
@@ -99,7 +100,7 @@ impl Warnings {
 
 impl io::Write for Warnings {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).extend(bytes);
+        self.0.lock().extend(bytes);
         Ok(bytes.len())
     }
 

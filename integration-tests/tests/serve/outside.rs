@@ -1,9 +1,10 @@
 //! Resource providers, artifact stores and loggers: HTTP servers of the test.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use integration_tests::engine::{files_of, tar_of};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::place::TestEnv;
@@ -20,23 +21,23 @@ struct ReceivedRequests {
 
 impl ReceivedRequests {
     fn lines(&self) -> Vec<String> {
-        self.lines.lock().unwrap().clone()
+        self.lines.lock().clone()
     }
 
     fn body(&self, path: &str) -> Option<Vec<u8>> {
-        self.bodies.lock().unwrap().get(path).cloned()
+        self.bodies.lock().get(path).cloned()
     }
 
     /// Stores the bodies of PUT and POST requests, and returns stored ones.
     async fn serve(self, mut request: Request) {
-        self.lines.lock().unwrap().push(request.line.clone());
+        self.lines.lock().push(request.line.clone());
         let body = request.whole().await;
         let (verb, target) = request.line.split_once(' ').unwrap();
         let path = target.split('?').next().unwrap();
         let found = if verb == "GET" {
             self.body(path)
         } else {
-            self.bodies.lock().unwrap().entry(path.to_owned()).or_default().extend(body);
+            self.bodies.lock().entry(path.to_owned()).or_default().extend(body);
             Some(b"Ok".to_vec())
         };
         match found {
@@ -74,7 +75,7 @@ async fn a_resource_is_mounted_once_and_an_artifact_is_a_later_runs_resource() {
     let Some(place) = TestEnv::new().await else { return };
     let (_outside, kept) = register(&place, &["resource-provider", "artifact-store"]).await;
     let tar = tar_of("sub/file", b"fetched\n").await;
-    kept.bodies.lock().unwrap().insert("/bob_resource".to_owned(), tar);
+    kept.bodies.lock().insert("/bob_resource".to_owned(), tar);
     let server = place.serve(&[]).await;
 
     let on_source = |script: &str| json!({ "cmd": ["sh", "-c", script], "needs_resource": "src" });

@@ -1,10 +1,11 @@
 //! Workers die, freeze and drain; their runs continue.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use integration_tests::engine::Api;
 use integration_tests::services::OwnServices;
+use parking_lot::Mutex;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -59,7 +60,7 @@ impl Outside {
         let (counted, told, gate) = (Arc::clone(&counts), changed.clone(), open.clone());
         let server = server::Server::start(move |request| {
             let path = request.line.split(' ').nth(1).unwrap_or_default().to_owned();
-            *counted.lock().unwrap().entry(path.clone()).or_default() += 1;
+            *counted.lock().entry(path.clone()).or_default() += 1;
             told.send_replace(());
             let mut gate = gate.subscribe();
             async move {
@@ -74,7 +75,7 @@ impl Outside {
     }
 
     pub(crate) fn count(&self, path: &str) -> usize {
-        self.counts.lock().unwrap().get(path).copied().unwrap_or(0)
+        self.counts.lock().get(path).copied().unwrap_or(0)
     }
 
     pub(crate) async fn reaches(&self, path: &str, times: usize) {

@@ -10,9 +10,10 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 /// The argument that makes this program a lifeline.
@@ -120,16 +121,14 @@ impl Drop for Holder {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn end_when_nobody_holds(&self, group: Option<Pid>) {
-        let held =
-            self.changed.wait_while(self.lock(), |state| state.holders > 0 && !state.has_ended);
-        let state = held.unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        self.changed.wait_while(&mut state, |state| state.holders > 0 && !state.has_ended);
         kill(group, &state, Signal::TERM);
-        let late = self.changed.wait_timeout_while(state, GRACE, |state| !state.has_ended);
-        let (state, _) = late.unwrap_or_else(PoisonError::into_inner);
+        self.changed.wait_while_for(&mut state, |state| !state.has_ended, GRACE);
         kill(group, &state, Signal::KILL);
     }
 }

@@ -1,9 +1,10 @@
 //! Writes output on separate threads, so that a blocked reader delays neither signals nor the run.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -149,7 +150,7 @@ impl WriterThread {
 
 impl State {
     fn unwritten(&self) -> Option<Failure> {
-        self.unwritten.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.unwritten.lock().clone()
     }
 }
 
@@ -160,7 +161,7 @@ fn write_all(pieces: &Receiver<Piece>, state: &State) {
             Piece::Out(_) if state.unwritten().is_some() => {}
             Piece::Out(bytes) => {
                 let failure = output::data(&bytes).err();
-                *state.unwritten.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+                *state.unwritten.lock() = failure;
             }
             Piece::Err(bytes) => output::write_stderr(&bytes),
         }

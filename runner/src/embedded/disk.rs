@@ -9,10 +9,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use redb::backends::InMemoryBackend;
 use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, WriteTransaction};
 use thiserror::Error;
@@ -130,7 +131,7 @@ struct Waiting {
 
 /// Locks a mutex, ignoring poison. The guarded values are consistent even after a panic.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 impl Disk {
@@ -214,7 +215,7 @@ impl Disk {
     {
         let disk = Arc::clone(self);
         let found = self.runtime.spawn_blocking(move || {
-            let open = disk.open.read().unwrap_or_else(PoisonError::into_inner);
+            let open = disk.open.read();
             match open.as_ref() {
                 Some(database) => Ok(look(&database.begin_read().map_err(redb::Error::from)?)?),
                 None if disk.closed.load(Ordering::Acquire) => Err(Fault::Io(CLOSED.into())),
@@ -230,7 +231,7 @@ impl Disk {
         self.closed.store(true, Ordering::Release);
         let disk = Arc::clone(self);
         let closed = self.runtime.spawn_blocking(move || {
-            drop(disk.open.write().unwrap_or_else(PoisonError::into_inner).take());
+            drop(disk.open.write().take());
         });
         in_time(closed).await
     }
@@ -271,7 +272,7 @@ impl Disk {
     fn attempt(&self, works: &mut [Box<dyn WriteWork>]) -> Result<(), Fault> {
         self.reopen()?;
         let outcome = {
-            let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+            let open = self.open.read();
             open.as_ref().map(|database| transact(database, works))
         };
         let Some(Err(error)) = outcome else {
@@ -282,7 +283,7 @@ impl Disk {
             self.health.note_failure(cause.kind(), || health::cause_of(cause));
         }
         if matches!(error, redb::Error::Io(_) | redb::Error::PreviousIo) {
-            drop(self.open.write().unwrap_or_else(PoisonError::into_inner).take());
+            drop(self.open.write().take());
         }
         Err(error.into())
     }
@@ -292,13 +293,13 @@ impl Disk {
         if self.closed.load(Ordering::Acquire) {
             return Err(Fault::Io(CLOSED.into()));
         }
-        let closed = self.open.read().unwrap_or_else(PoisonError::into_inner).is_none();
+        let closed = self.open.read().is_none();
         if let (true, Some(dir)) = (closed, &self.place) {
             let database = in_dir(dir).map_err(|error| {
                 self.health.note_failure(error.kind(), || error.to_string());
                 Fault::Io(error.to_string())
             })?;
-            *self.open.write().unwrap_or_else(PoisonError::into_inner) = Some(database);
+            *self.open.write() = Some(database);
         }
         Ok(())
     }

@@ -2,13 +2,14 @@
 //! all other pending work.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream;
+use parking_lot::Mutex;
 use protocol::event::Event;
 use protocol::id::{Epoch, RunId};
 use protocol::time::Millis;

@@ -1,9 +1,9 @@
 //! Tracks whether the file can be written.
 
 use std::io::{self, ErrorKind};
-use std::sync::Mutex;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 

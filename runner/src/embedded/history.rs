@@ -1,8 +1,8 @@
 //! The latest changes, for watches. A watch that falls behind them gets an error.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::disk::lock;

@@ -4,10 +4,11 @@
 //! process therefore reaches its delivery limit too.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use protocol::command;
 use protocol::id::{NodeId, RunId};
 use protocol::names;

@@ -1,12 +1,13 @@
 //! State: keys, transactions, leases, watches.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::StreamExt;
 use futures::stream;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 

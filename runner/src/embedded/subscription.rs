@@ -1,8 +1,9 @@
 //! Subscriptions, which deliver the messages of a queue one at a time.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use protocol::command::Disposition;
 use tokio::sync::Notify;
 

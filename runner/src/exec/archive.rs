@@ -1,9 +1,10 @@
 //! Archives copied into and out of containers.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _};
+use parking_lot::Mutex;
 
 use crate::ports::ByteStream;
 
@@ -13,10 +14,10 @@ pub(super) fn whole_archive(bytes: ByteStream) -> ByteStream {
     let ending = Arc::new(Mutex::new(Ending::default()));
     let seen = Arc::clone(&ending);
     let watched = bytes.inspect_ok(move |chunk| {
-        seen.lock().unwrap_or_else(PoisonError::into_inner).see(chunk);
+        seen.lock().see(chunk);
     });
     let last = futures::stream::once(async move {
-        let ending = *ending.lock().unwrap_or_else(PoisonError::into_inner);
+        let ending = *ending.lock();
         (!ending.is_of_a_tar()).then(|| {
             let cause = format!("the engine's archive breaks off after {} bytes", ending.len);
             Err(io::Error::new(io::ErrorKind::UnexpectedEof, cause))

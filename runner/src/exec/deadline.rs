@@ -1,10 +1,11 @@
 //! Deadlines for what the other side of a connection does: a container engine, or another host.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::{Mutex, MutexGuard};
 use protocol::event::LogStream;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -49,7 +50,7 @@ impl Default for Flow {
 
 impl Flow {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// The other side has sent or taken bytes.

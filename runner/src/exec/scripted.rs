@@ -24,12 +24,13 @@
 //! digest is `hangs` is never fetched.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
+use parking_lot::Mutex;
 use protocol::event::LogStream;
 use protocol::id::{Epoch, RunId};
 use protocol::pipeline::Step;
@@ -75,13 +76,13 @@ impl Scripted {
     /// The maximum number of concurrent executions of a step. 0 if it never ran.
     #[must_use]
     pub fn ran(&self, run: &RunId, step: &str) -> u32 {
-        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = self.running.lock();
         running.get(&format!("{run}/{step}")).copied().unwrap_or(0)
     }
 
     /// Reports this disk from now on. Removing base images, volumes and runs frees space on it.
     pub fn fill_disk(&self, disk: Disk) {
-        *self.disk.lock().unwrap_or_else(PoisonError::into_inner) = Some(disk);
+        *self.disk.lock() = Some(disk);
     }
 
     /// An engine that workers of another engine do not take for their own.
@@ -92,7 +93,7 @@ impl Scripted {
 
     /// The epoch up to which a run's containers were ended, if they were.
     pub fn ended_up_to(&self, run: &RunId) -> Option<Epoch> {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner).get(run).copied()
+        self.ended.lock().get(run).copied()
     }
 
     /// Makes the engine reachable again.
@@ -110,13 +111,13 @@ impl Scripted {
 
     /// Reports these images as pulled by bob-runner.
     pub fn have_bases(&self, bases: Vec<BaseImage>) {
-        *self.bases.lock().unwrap_or_else(PoisonError::into_inner) = bases;
+        *self.bases.lock() = bases;
     }
 
     /// Reports these volumes as shared by steps, least recently used first.
     pub fn have_volumes(&self, volumes: &[(&str, u64)]) {
         let volumes = volumes.iter().map(|(name, bytes)| ((*name).to_owned(), *bytes));
-        *self.volumes.lock().unwrap_or_else(PoisonError::into_inner) = volumes.collect();
+        *self.volumes.lock() = volumes.collect();
     }
 
     /// Sets how many bytes the removal of a run frees.
@@ -125,21 +126,21 @@ impl Scripted {
     }
 
     fn free(&self, bytes: u64) {
-        if let Some(disk) = &mut *self.disk.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(disk) = &mut *self.disk.lock() {
             disk.free = disk.total.min(disk.free + bytes);
         }
     }
 
     /// Records an owner. `false` if a later one was seen.
     fn is_newest(&self, run: &RunScope) -> bool {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = self.made.lock();
         let made = made.entry(run.run.clone()).or_default();
         made.newest = made.newest.max(run.epoch.0);
         made.newest == run.epoch.0
     }
 
     fn make(&self, run: &RunId, files: Arc<Files>) -> String {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = self.made.lock();
         let made = made.entry(run.clone()).or_default();
         made.count += 1;
         let id = format!("scripted:{run}:{}", made.count);
@@ -149,7 +150,7 @@ impl Scripted {
 
     /// The files of a workspace. Empty if a restart has forgotten it.
     fn files(&self, run: &RunId, of: &Workspace) -> Arc<Files> {
-        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = self.made.lock();
         let (Workspace::Image { id, .. } | Workspace::Container { id, .. }) = of else {
             return Arc::default();
         };
@@ -158,7 +159,7 @@ impl Scripted {
     }
 
     fn let_go(&self, run: &RunId, left: &Workspace) {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = self.made.lock();
         if let (Workspace::Container { id, .. }, Some(made)) = (left, made.get_mut(run)) {
             made.workspaces.remove(id);
         }
@@ -311,7 +312,7 @@ impl Executor for Scripted {
             });
         }
         let first = self.image(&run.run, Arc::default());
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = self.made.lock();
         if let Some(made) = made.get_mut(&run.run) {
             made.cluster = Some(Arc::clone(&run.cluster));
         }
@@ -326,13 +327,13 @@ impl Executor for Scripted {
     ) -> Result<Option<Workspace>, ExecError> {
         self.is_there()?;
         self.is_newest(run);
-        let ended = || self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = || self.ended.lock();
         ended().insert(run.run.clone(), run.epoch);
         if kept.is_some_and(|kept| kept.digest.as_deref() == Some("hangs")) {
             std::future::pending::<()>().await;
         }
         let Some(id) = kept.map(|kept| kept.image.clone()) else { return Ok(None) };
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = self.made.lock();
         // Another run can have created the image.
         let files = made.values().find_map(|made| made.workspaces.get(&id).map(Arc::clone));
         let Some(files) = files else { return Ok(None) };
@@ -367,7 +368,7 @@ impl Executor for Scripted {
             return Err(ExecError::NotStarted);
         }
         let times = {
-            let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut running = self.running.lock();
             let times = running.entry(format!("{}/{}", run.run, step.name)).or_default();
             *times += 1;
             *times
@@ -447,7 +448,7 @@ impl Executor for Scripted {
     }
 
     async fn destroy(&self, run: &RunId) -> Result<(), ExecError> {
-        if self.made.lock().unwrap_or_else(PoisonError::into_inner).remove(run).is_some() {
+        if self.made.lock().remove(run).is_some() {
             self.free(self.weight.load(Ordering::Relaxed));
         }
         Ok(())
@@ -458,7 +459,7 @@ impl Executor for Scripted {
     }
 
     async fn leftovers(&self) -> Result<Vec<LeftoverRun>, ExecError> {
-        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = self.made.lock();
         let left = made.iter().map(|(run, made)| LeftoverRun {
             run: run.clone(),
             cluster: made.cluster.as_deref().map(str::to_owned),
@@ -467,7 +468,7 @@ impl Executor for Scripted {
     }
 
     async fn disk(&self) -> Result<Option<Disk>, ExecError> {
-        Ok(*self.disk.lock().unwrap_or_else(PoisonError::into_inner))
+        Ok(*self.disk.lock())
     }
 
     async fn bases(
@@ -475,7 +476,7 @@ impl Executor for Scripted {
         used: &BTreeSet<String>,
         now: Millis,
     ) -> Result<Vec<BaseImage>, ExecError> {
-        let mut bases = self.bases.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bases = self.bases.lock();
         for base in &mut *bases {
             if used.iter().any(|reference| base.answers_to(reference)) {
                 base.used = now;
@@ -486,19 +487,19 @@ impl Executor for Scripted {
     }
 
     async fn remove_base(&self, image: &BaseImage) -> Result<bool, ExecError> {
-        let mut bases = self.bases.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bases = self.bases.lock();
         bases.retain(|base| base.id != image.id);
         self.free(image.bytes);
         Ok(true)
     }
 
     async fn shared_volumes(&self) -> Result<Vec<String>, ExecError> {
-        let volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
+        let volumes = self.volumes.lock();
         Ok(volumes.iter().map(|(name, _)| name.clone()).collect())
     }
 
     async fn remove_shared_volume(&self, name: &str) -> Result<bool, ExecError> {
-        let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut volumes = self.volumes.lock();
         let found = volumes.iter().position(|(it, _)| it == name);
         if let Some(at) = found {
             self.free(volumes.remove(at).1);

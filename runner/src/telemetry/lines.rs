@@ -3,9 +3,10 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tracing_subscriber::fmt::MakeWriter;
 
 /// The maximum size of the unwritten lines. Further lines are dropped and counted.
@@ -74,10 +75,9 @@ impl Lines {
 
     /// Waits until everything is written. Returns false if that takes longer than `within`.
     pub(super) fn flush(&self, within: Duration) -> bool {
-        let waiting =
-            self.0.changed.wait_timeout_while(self.lock(), within, |queue| queue.bytes > 0);
-        let (_queue, waited) = waiting.unwrap_or_else(PoisonError::into_inner);
-        !waited.timed_out()
+        let mut queue = self.lock();
+        self.0.changed.wait_while_for(&mut queue, |queue| queue.bytes > 0, within);
+        queue.bytes == 0
     }
 
     fn write_all(&self, mut to: impl Write, report: impl Fn(u64)) {
@@ -103,12 +103,12 @@ impl Lines {
             if let Some(line) = queue.waiting.pop_front() {
                 return line;
             }
-            queue = self.0.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            self.0.changed.wait(&mut queue);
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.queue.lock()
     }
 }
 

@@ -1,10 +1,11 @@
 //! Artifacts: uploads a tar to a store as fast as the store accepts it.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use parking_lot::Mutex;
 use protocol::names;
 use reqwest::Body;
 use tokio::sync::watch;
@@ -64,7 +65,7 @@ impl Http {
             }
         };
         // If reading the bytes failed, report that, whatever the store answered.
-        if let Some(cause) = broken.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(cause) = broken.lock().take() {
             return Err(TransferError::Input(format!(
                 "what was to be uploaded broke off: {cause}"
             )));
@@ -80,7 +81,7 @@ fn watched(tar: ByteStream, moved: watch::Sender<u64>, broken: Arc<Mutex<Option<
         let bytes = chunk.as_ref().map_or(0, Bytes::len);
         moved.send_modify(|total| *total += bytes as u64);
         chunk.inspect_err(|error: &io::Error| {
-            *broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.to_string());
+            *broken.lock() = Some(error.to_string());
         })
     });
     Body::wrap_stream(bytes)

@@ -1,8 +1,9 @@
 //! HTTP clients, one per port, because an address can be open at one port and closed at another.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use reqwest::redirect::Policy as Redirects;
 use reqwest::{Client, Response};
 use url::Url;
@@ -33,7 +34,7 @@ impl Clients {
     fn at(&self, port: u16) -> Result<Client, String> {
         // Only the policy knows which ports have rules. Without rules, one client serves all ports.
         let port = if self.policy.is_unrestricted() { 0 } else { port };
-        let mut by_port = self.by_port.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_port = self.by_port.lock();
         if let Some(client) = by_port.get(&port) {
             return Ok(client.clone());
         }

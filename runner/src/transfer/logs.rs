@@ -6,12 +6,13 @@
 //! A batch is sent until the logger confirms it. If a response is lost, the logger gets it twice.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use parking_lot::{Mutex, MutexGuard};
 use protocol::id::RunId;
 use protocol::names;
 use reqwest::header::CONTENT_TYPE;
@@ -69,7 +70,7 @@ struct Backlog {
 
 impl Shared {
     fn backlog(&self) -> MutexGuard<'_, Backlog> {
-        self.backlog.lock().unwrap_or_else(PoisonError::into_inner)
+        self.backlog.lock()
     }
 }
 

@@ -316,7 +316,7 @@ async fn revoke(shared: &Shared, lease: LeaseId, stop: &CancellationToken) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use parking_lot::Mutex;
 
     use protocol::run::{NodeCpu, NodeMemory};
     use protocol::time::Millis;
@@ -355,7 +355,7 @@ mod tests {
 
     impl Guard for Slow {
         fn feed(&self, until: Duration) {
-            self.fed.lock().unwrap().push(until.as_millis().try_into().unwrap());
+            self.fed.lock().push(until.as_millis().try_into().unwrap());
             let takes = self.feeding_takes.load(Ordering::Relaxed);
             self.now.fetch_add(takes, Ordering::Relaxed);
         }
@@ -377,7 +377,7 @@ mod tests {
         let (slow, held) = held();
         slow.now.store(1999, Ordering::Relaxed);
         assert!(held.renewed(&*slow, Duration::from_millis(1000), TTL));
-        assert_eq!(*slow.fed.lock().unwrap(), [2000, 3000]);
+        assert_eq!(*slow.fed.lock(), [2000, 3000]);
         slow.now.store(2999, Ordering::Relaxed);
         assert!(held.is_valid(&*slow));
         slow.now.store(3000, Ordering::Relaxed);

@@ -42,8 +42,8 @@ mod watchdog;
 mod writes;
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -177,12 +177,12 @@ pub(crate) struct Shared {
     started_at: Millis,
     /// Runs that this worker no longer drives although they have not ended, with the reasons. They
     /// have no owner until a worker claims them again.
-    lost: std::sync::Mutex<Vec<Lost>>,
+    lost: parking_lot::Mutex<Vec<Lost>>,
     more_lost: Notify,
     /// How often each of them was claimed again.
     reclaims: reclaim::Reclaims,
     /// Runs lost with this worker's own lease that may continue. Claiming one again is not a loss.
-    own_lost: std::sync::Mutex<HashSet<RunId>>,
+    own_lost: parking_lot::Mutex<HashSet<RunId>>,
     /// Notified when an orphan or a directly sent start waits for a slot, which takes precedence.
     slot_wanted: Notify,
     /// Whether the open subscription to the shared queue holds a slot.
@@ -330,8 +330,8 @@ impl Shared {
         self.lost().retain(|other| !Arc::ptr_eq(&other.entry, &lost.entry));
     }
 
-    fn lost(&self) -> std::sync::MutexGuard<'_, Vec<Lost>> {
-        self.lost.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lost(&self) -> parking_lot::MutexGuard<'_, Vec<Lost>> {
+        self.lost.lock()
     }
 
     /// Requests a slot with precedence over new starts. Waits for the permit before it asks the
@@ -362,8 +362,8 @@ impl Shared {
         tokio::time::timeout(SLOT_WITHIN, self.wait_for_slot()).await.ok()?
     }
 
-    fn own_lost(&self) -> std::sync::MutexGuard<'_, HashSet<RunId>> {
-        self.own_lost.lock().unwrap_or_else(PoisonError::into_inner)
+    fn own_lost(&self) -> parking_lot::MutexGuard<'_, HashSet<RunId>> {
+        self.own_lost.lock()
     }
 
     /// Returns true if this worker is about to end the run.
@@ -415,10 +415,10 @@ impl Worker {
             draining: CancellationToken::new(),
             leaving: CancellationToken::new(),
             drain_told: AtomicBool::new(false),
-            lost: std::sync::Mutex::default(),
+            lost: parking_lot::Mutex::default(),
             more_lost: Notify::new(),
             reclaims: reclaim::Reclaims::default(),
-            own_lost: std::sync::Mutex::default(),
+            own_lost: parking_lot::Mutex::default(),
             slot_wanted: Notify::new(),
             slot_is_open: AtomicBool::new(false),
             room,

@@ -1,7 +1,7 @@
 //! Publishes a step's output to the event stream and to an external logger.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -64,7 +64,7 @@ pub(super) struct Output {
     /// The number of bytes of notices.
     own: AtomicU64,
     /// The last bytes of each stream, if they are needed.
-    tails: Option<std::sync::Mutex<Tails>>,
+    tails: Option<parking_lot::Mutex<Tails>>,
     /// Notified when a text waits for its deadline.
     waits: Notify,
 }
@@ -158,7 +158,7 @@ impl Output {
             budget,
             at_limit,
             own: AtomicU64::new(0),
-            tails: keeps_tail.then(std::sync::Mutex::default),
+            tails: keeps_tail.then(parking_lot::Mutex::default),
             waits: Notify::new(),
         }
     }
@@ -166,7 +166,7 @@ impl Output {
     /// Returns the tail of a stream as text.
     pub(super) fn tail(&self, stream: LogStream) -> String {
         let Some(tails) = &self.tails else { return String::new() };
-        let tails = tails.lock().unwrap_or_else(PoisonError::into_inner);
+        let tails = tails.lock();
         String::from_utf8_lossy(tails.of(stream)).into_owned()
     }
 
@@ -234,7 +234,7 @@ impl Output {
     /// Processes masked bytes.
     async fn take(&self, streams: &mut Streams, now: Duration, stream: LogStream, bytes: &[u8]) {
         if let Some(tails) = &self.tails {
-            tails.lock().unwrap_or_else(PoisonError::into_inner).add(stream, bytes);
+            tails.lock().add(stream, bytes);
         }
         if streams.full {
             return;

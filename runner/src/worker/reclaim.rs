@@ -1,9 +1,10 @@
 //! Ends the runs that this worker cannot continue.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use protocol::id::RunId;
 use protocol::names;
 use tokio::time::Instant;
@@ -30,7 +31,7 @@ pub(super) struct Reclaims(Mutex<HashMap<RunId, u32>>);
 impl Reclaims {
     /// Returns the delay before the next attempt at a run. The first attempt is made at once.
     pub(super) fn next(&self, run: &RunId) -> Duration {
-        let mut tries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tries = self.0.lock();
         let tries = tries.entry(run.clone()).or_default();
         let wait = match *tries {
             0 => Duration::ZERO,
@@ -42,7 +43,7 @@ impl Reclaims {
 
     /// Resets a run that has ended or has another owner.
     pub(super) fn forget(&self, run: &RunId) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(run);
+        self.0.lock().remove(run);
     }
 }
 

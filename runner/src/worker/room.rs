@@ -2,9 +2,10 @@
 //! meets a full disk fails, and may make other runs fail. Runs in progress continue.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use protocol::run::NodeDisk;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -91,7 +92,7 @@ pub(super) struct Room {
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // The guarded values are consistent even after a panic.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 impl Room {

@@ -1,9 +1,9 @@
 //! The runs that this worker drives, and access to them.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use protocol::id::RunId;
 use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
@@ -33,9 +33,9 @@ pub(super) struct Roster {
 }
 
 impl Roster {
-    fn runs(&self) -> std::sync::MutexGuard<'_, BTreeMap<RunId, Handle>> {
+    fn runs(&self) -> parking_lot::MutexGuard<'_, BTreeMap<RunId, Handle>> {
         // A map of handles is consistent even after a panic.
-        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+        self.runs.lock()
     }
 
     /// Adds a run before it is claimed, so that no stop is missed between its claim and its drive.

@@ -2,8 +2,9 @@
 //! records, and searched for in all data that leaves the worker.
 
 use std::collections::HashMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
+use parking_lot::RwLock;
 use protocol::budget::shortened;
 use protocol::event::Reason;
 use protocol::id::StepName;
@@ -32,11 +33,11 @@ pub(super) struct RunMask(Arc<RwLock<Option<Arc<Mask>>>>);
 impl RunMask {
     /// Returns the current mask, or `None` if the run has no secrets yet.
     pub(super) fn current(&self) -> Option<Arc<Mask>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.read().clone()
     }
 
     fn set(&self, mask: Mask) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(mask));
+        *self.0.write() = Some(Arc::new(mask));
     }
 
     /// Masks a text.

@@ -5,9 +5,10 @@
 //! would be owned forever without anyone driving them.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -175,8 +176,8 @@ impl Watchdog {
         self.locked().clone()
     }
 
-    fn locked(&self) -> std::sync::MutexGuard<'_, Vec<&'static str>> {
-        self.going.lock().unwrap_or_else(PoisonError::into_inner)
+    fn locked(&self) -> parking_lot::MutexGuard<'_, Vec<&'static str>> {
+        self.going.lock()
     }
 
     /// Completes when a loop has stalled or panicked.

@@ -2,9 +2,10 @@
 //! its database is full, or the user lost a permission. The worker then accepts no new work; runs
 //! in progress continue.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio_util::sync::CancellationToken;
@@ -42,7 +43,7 @@ impl Writes {
 
     /// Returns why no work is accepted, if the store refuses writes.
     pub(super) fn refusal(&self) -> Option<String> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.refused.lock().clone()
     }
 
     /// Waits until the store accepts writes.
@@ -75,7 +76,7 @@ impl Writes {
 
     /// Returns whether this is a change between accepting and refusing.
     fn set(&self, refused: Option<String>) -> bool {
-        let mut now = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut now = self.refused.lock();
         let changes = now.is_some() != refused.is_some();
         *now = refused;
         drop(now);

@@ -3,11 +3,12 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test may panic")]
 #![expect(clippy::disallowed_methods, reason = "tests spawn as they like")]
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use protocol::dialect::{Dialect, parse_as};
 use protocol::event::LogStream;
 use protocol::id::{Epoch, StepName};
@@ -77,7 +78,7 @@ struct Sink(Mutex<(String, String)>);
 impl LogSink for Sink {
     async fn write(&self, stream: LogStream, bytes: Bytes) {
         let text = String::from_utf8(bytes.to_vec()).unwrap();
-        let mut both = self.0.lock().unwrap();
+        let mut both = self.0.lock();
         match stream {
             LogStream::Stdout => both.0.push_str(&text),
             LogStream::Stderr | LogStream::Bob => both.1.push_str(&text),
@@ -147,7 +148,7 @@ async fn attempt(
     let sink = Arc::new(Sink::default());
     let out = Arc::clone(&sink);
     let StepOutcome { exit, result, .. } = remote.run_step(&scope, &spec, gate, out, stop).await?;
-    let (out, err) = sink.0.lock().unwrap().clone();
+    let (out, err) = sink.0.lock().clone();
     Ok(StepResult { code: exit.code, result: result.unwrap(), out, err })
 }
 

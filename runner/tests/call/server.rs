@@ -1,8 +1,9 @@
 //! A server that records requests and sends the responses of a test.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufStream};
 use tokio::net::TcpListener;
@@ -146,7 +147,7 @@ impl Server {
     }
 
     pub(crate) fn seen(&self) -> Vec<ReceivedRequest> {
-        self.seen.lock().unwrap().clone()
+        self.seen.lock().clone()
     }
 
     pub(crate) fn lines(&self) -> Vec<String> {
@@ -168,7 +169,7 @@ async fn talk<S: AsyncRead + AsyncWrite + Unpin>(
     let mut stream = BufStream::new(stream);
     let Ok(seen) = request(&mut stream).await else { return };
     let (reply, count) = {
-        let mut all = all.lock().unwrap();
+        let mut all = all.lock();
         let reply = replies(&seen, all.len());
         all.push(seen);
         (reply, all.len())

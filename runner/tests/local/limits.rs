@@ -4,7 +4,7 @@
 //! out like a delegated group. That tests who enters the group and how its files are interpreted,
 //! but not that the kernel enforces a limit.
 
-use std::sync::Mutex;
+use parking_lot::Mutex;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -134,7 +134,7 @@ struct OutputRecorder(Mutex<Vec<u8>>);
 #[async_trait]
 impl LogSink for OutputRecorder {
     async fn write(&self, _stream: LogStream, bytes: Bytes) {
-        self.0.lock().unwrap().extend_from_slice(&bytes);
+        self.0.lock().extend_from_slice(&bytes);
     }
 }
 
@@ -189,7 +189,7 @@ async fn a_step_enters_the_control_group_that_is_made_for_it_and_what_the_kernel
         local.run_step(&scope, &Workspace::None, &spec(&program), Gate::open(), out, &stop).await;
     let exit = ran.unwrap().exit;
     assert_eq!((exit.code, exit.oom), (137, true));
-    let pid = String::from_utf8(said.0.lock().unwrap().clone()).unwrap();
+    let pid = String::from_utf8(said.0.lock().clone()).unwrap();
     assert_eq!(std::fs::read_to_string(group.join("cgroup.procs")).unwrap(), pid.trim());
     assert_eq!(std::fs::read_to_string(group.join("memory.max")).unwrap(), "67108864");
     assert_eq!(std::fs::read_to_string(group.join("cgroup.kill")).unwrap(), "1");

@@ -18,11 +18,12 @@ use std::collections::HashMap;
 use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
+use parking_lot::Mutex;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use protocol::id::Epoch;
 use runner::ports::conformance::{OutputStoreSubject, outputs};
@@ -132,7 +133,7 @@ impl InArtifactStore {
                 }
                 assert_eq!(request.header("bob-epoch").map(|epoch| epoch.is_empty()), Some(false));
                 let path = request.line.strip_prefix("POST ").unwrap().to_owned();
-                held.lock().unwrap().insert(path, body);
+                held.lock().insert(path, body);
                 request.answer(200, b"Ok").await;
             }
         })
@@ -162,7 +163,7 @@ impl OutputStoreSubject for InArtifactStore {
         let [group, name, run, step] = place.namespace() else { panic!("a place of a step") };
         let artifact = encode(&format!("{}/{}", encode(step), place.path()));
         let path = [group, name, run, &artifact].map(|part| encode(part)).join("/");
-        let tar = self.held.lock().unwrap().get(&format!("/bob_artifact/{path}"))?.clone();
+        let tar = self.held.lock().get(&format!("/bob_artifact/{path}"))?.clone();
         let mut archive = tokio_tar::Archive::new(tar.as_slice());
         let mut entries = archive.entries().unwrap();
         let mut entry = entries.next().await.unwrap().unwrap();
@@ -174,7 +175,7 @@ impl OutputStoreSubject for InArtifactStore {
     }
 
     async fn count(&self) -> usize {
-        self.held.lock().unwrap().len()
+        self.held.lock().len()
     }
 }
 

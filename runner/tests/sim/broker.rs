@@ -1,10 +1,11 @@
 //! An in-memory broker. Unacknowledged messages are delivered again.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use protocol::command::Disposition;
 use protocol::names;
 use runner::ports::{Consumer, Delivery, Message, Queue, QueueError, Route, Settle, Source};

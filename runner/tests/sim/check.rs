@@ -179,7 +179,7 @@ pub fn broken(world: &World) -> Vec<String> {
     if world.broker.dead_letters() > 0 {
         wrong.push(format!("I1: {} good commands are dead letters", world.broker.dead_letters()));
     }
-    let pushed = world.registry.lock().map_or(0, |registry| registry.len());
+    let pushed = world.registry.lock().len();
     if pushed > 0 && !world.was_late.load(Ordering::Relaxed) {
         wrong.push(format!("I4: the registry still holds {pushed} checkpoints"));
     }

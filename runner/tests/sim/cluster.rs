@@ -1,9 +1,10 @@
 //! Plays a history: workers, commands, blows, and the end.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use protocol::command::{START, STOP};
 use protocol::event::Event;
 use protocol::id::RunId;

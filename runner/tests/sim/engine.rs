@@ -2,12 +2,13 @@
 //! and label, images, and a journal of every execution.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
+use parking_lot::Mutex;
 use protocol::event::LogStream;
 use protocol::id::{Epoch, RunId};
 use protocol::pipeline::ExecutorKind;

@@ -2,11 +2,12 @@
 //! journal of all writes.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::{StreamExt as _, stream};
+use parking_lot::Mutex;
 use protocol::names;
 use runner::ports::{
     Change, Changes, Entry, Expect, Granted, LeaseId, Listing, Op, Read, Store, StoreError, Txn,

@@ -1,10 +1,11 @@
 //! An in-memory event stream. Each process publishes in order and at least once.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use protocol::event::Event;
 use protocol::id::{Epoch, RunId};
 use runner::ports::{EventStream, Events, EventsError, Position, Ticket};

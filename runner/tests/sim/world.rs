@@ -4,10 +4,11 @@
 //! generator, so a seed determines a history.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use protocol::id::{NodeId, RunId};
 use protocol::run::{NodeCpu, NodeMemory};
 use protocol::time::Millis;
@@ -27,7 +28,7 @@ use crate::stream::Stream;
 
 /// Locks a mutex that is never held across an await. The simulation has one thread.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 /// A value to wait for. Unlike with tokio's `watch`, waiters are woken in order.

@@ -4,11 +4,12 @@
 #![expect(clippy::print_stderr, reason = "a skipped test must not look like one that passed")]
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use protocol::event::LogStream;
 use protocol::id::{Epoch, StepName};
 use protocol::pipeline::{ExecutorKind, Limits, PullPolicy, Shell, Vars};
@@ -44,7 +45,7 @@ struct OutputRecorder {
 #[async_trait]
 impl LogSink for OutputRecorder {
     async fn write(&self, stream: LogStream, bytes: Bytes) {
-        let mut streams = self.streams.lock().unwrap();
+        let mut streams = self.streams.lock();
         let kept = if stream == LogStream::Stdout { &mut streams.0 } else { &mut streams.1 };
         kept.extend_from_slice(&bytes);
         drop(streams);
@@ -54,7 +55,7 @@ impl LogSink for OutputRecorder {
 
 impl OutputRecorder {
     fn out(&self) -> Vec<u8> {
-        self.streams.lock().unwrap().0.clone()
+        self.streams.lock().0.clone()
     }
 
     fn text(&self) -> String {
@@ -261,7 +262,7 @@ async fn a_mebibyte_in_one_line_comes_whole_on_both_streams() {
     let (ran, kept) =
         run(&step(server.with(), &format!("cat {0} & cat {0} >&2; wait", path.display()))).await;
     assert_eq!(ran.unwrap().exit.code, 0);
-    let streams = kept.streams.lock().unwrap();
+    let streams = kept.streams.lock();
     assert!(streams.0 == pattern, "standard output: {} bytes", streams.0.len());
     assert!(streams.1 == pattern, "standard error: {} bytes", streams.1.len());
 }

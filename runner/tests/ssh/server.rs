@@ -4,8 +4,9 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
 /// Debian's path. It is not in a user's `PATH`.
@@ -87,7 +88,7 @@ impl Server {
 
     /// Breaks all connections, like a network fault.
     pub(crate) fn cut(&self) {
-        for (connection, _) in self.served.lock().unwrap().iter() {
+        for (connection, _) in self.served.lock().iter() {
             // A connection that has ended is already closed.
             connection.shutdown(Shutdown::Both).ok();
         }
@@ -97,7 +98,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.cut();
-        for (_, child) in self.served.lock().unwrap().iter_mut() {
+        for (_, child) in self.served.lock().iter_mut() {
             child.wait().unwrap();
         }
     }
@@ -118,7 +119,7 @@ fn serve(
             let mut sshd = Command::new(SSHD);
             sshd.arg("-i").arg("-f").arg(&config).arg("-E").arg(&log).stdin(read).stdout(write);
             let child = sshd.stderr(Stdio::null()).spawn().unwrap();
-            served.lock().unwrap().push((connection, child));
+            served.lock().push((connection, child));
         }
     });
 }

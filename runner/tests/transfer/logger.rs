@@ -1,9 +1,10 @@
 //! Feeds to external loggers.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use runner::egress::Policy;
 use runner::ports::{LoggerFeed, Transfer};
 use runner::transfer::{Http, Options, Timeouts};
@@ -43,15 +44,15 @@ struct ReceivedBodies {
 
 impl ReceivedBodies {
     fn all(&self) -> Vec<u8> {
-        self.bodies.lock().unwrap().concat()
+        self.bodies.lock().concat()
     }
 
     fn bodies(&self) -> Vec<Vec<u8>> {
-        self.bodies.lock().unwrap().clone()
+        self.bodies.lock().clone()
     }
 
     fn keep(&self, body: Vec<u8>) {
-        self.bodies.lock().unwrap().push(body);
+        self.bodies.lock().push(body);
         self.more.notify_one();
     }
 
@@ -203,7 +204,7 @@ async fn a_logger_that_fails_is_asked_again_and_one_that_refuses_a_text_loses_it
         let (seen, queue, told) = (seen.clone(), Arc::clone(&queue), Arc::clone(&told));
         async move {
             let body = request.whole().await;
-            let status = queue.lock().unwrap().pop().unwrap_or(200);
+            let status = queue.lock().pop().unwrap_or(200);
             if status == 200 {
                 seen.keep(body);
             }
@@ -235,7 +236,7 @@ async fn a_logger_that_sends_us_on_has_taken_nothing() {
         async move {
             let body = request.whole().await;
             let is_first = {
-                let mut asked = asked.lock().unwrap();
+                let mut asked = asked.lock();
                 asked.push(request.line.clone());
                 asked.len() == 1
             };
@@ -254,7 +255,7 @@ async fn a_logger_that_sends_us_on_has_taken_nothing() {
     feed.push(Bytes::from_static(b"a line\n"));
     assert_eq!(feed.finish(PLENTY).await, 0);
     assert_eq!(got.all(), b"a line\n", "it is sent again where it belongs");
-    assert_eq!(*lines.lock().unwrap(), ["PUT /bob_logs/r-1"; 2]);
+    assert_eq!(*lines.lock(), ["PUT /bob_logs/r-1"; 2]);
 }
 
 #[tokio::test]

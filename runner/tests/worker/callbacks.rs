@@ -1,10 +1,11 @@
 //! Callbacks to receivers that do not answer, next to one that does.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use protocol::id::RunId;
 use protocol::names;
 use protocol::pipeline::Vars;
@@ -51,7 +52,7 @@ impl Hanging {
     }
 
     fn hanging(&self) -> BTreeMap<String, usize> {
-        self.hanging.lock().unwrap().clone()
+        self.hanging.lock().clone()
     }
 }
 
@@ -93,12 +94,12 @@ impl Transfer for Hanging {
         body: Bytes,
     ) -> Result<u16, TransferError> {
         if url.starts_with("http://slow-") {
-            *self.hanging.lock().unwrap().entry(url.to_owned()).or_default() += 1;
+            *self.hanging.lock().entry(url.to_owned()).or_default() += 1;
             self.changed.notify_waiters();
             std::future::pending::<()>().await;
         }
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
-        self.taken.lock().unwrap().push(body["status"].as_str().unwrap().to_owned());
+        self.taken.lock().push(body["status"].as_str().unwrap().to_owned());
         self.changed.notify_waiters();
         Ok(200)
     }
@@ -126,10 +127,8 @@ async fn receivers_that_hang_hold_up_no_other() {
         .collect();
     steps.push(json!({ "cmd": "exit 0", "callback": { "url": "http://healthy/x" } }));
     run(&rig, &json!(steps)).await;
-    transfer
-        .until("the healthy receiver is notified", |it| it.taken.lock().unwrap().len() == 2)
-        .await;
-    assert_eq!(*transfer.taken.lock().unwrap(), ["running", "success"]);
+    transfer.until("the healthy receiver is notified", |it| it.taken.lock().len() == 2).await;
+    assert_eq!(*transfer.taken.lock(), ["running", "success"]);
     assert_eq!(transfer.hanging().len(), 20, "all others hang");
     rig.end_worker(&node).await;
     rig.end().await;
@@ -159,9 +158,7 @@ async fn a_long_backlog_of_a_receiver_that_hangs_holds_up_no_other() {
     let slow = |it: &Hanging| it.hanging().get("http://slow-one/x").copied().unwrap_or_default();
     transfer.until("the slow receiver is called", |it| slow(it) == 4).await;
     run(&rig, &json!([{ "cmd": "exit 0", "callback": { "url": "http://healthy/x" } }])).await;
-    transfer
-        .until("the healthy receiver is notified", |it| it.taken.lock().unwrap().len() == 2)
-        .await;
+    transfer.until("the healthy receiver is notified", |it| it.taken.lock().len() == 2).await;
     assert_eq!(slow(&transfer), 4, "it is not called more often at once");
     rig.end_worker(&node).await;
     rig.end().await;

@@ -1,12 +1,13 @@
 //! Secrets of a run: no data that leaves the worker contains one, whichever step received it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt as _;
+use parking_lot::Mutex;
 use protocol::event::{Event, Reason};
 use protocol::id::{NodeId, RunId};
 use protocol::names;
@@ -76,7 +77,7 @@ impl Transfer for CallbackRecorder {
     ) -> Result<(), TransferError> {
         while let Some(piece) = tar.next().await {
             let piece = piece.map_err(|cause| TransferError::Input(cause.to_string()))?;
-            self.artifacts.lock().unwrap().extend_from_slice(&piece);
+            self.artifacts.lock().extend_from_slice(&piece);
         }
         Ok(())
     }
@@ -201,7 +202,7 @@ async fn an_artifact_with_a_secret_is_not_sent() {
     let mut pipeline = world.pipeline("clean", &["exit 0", "put file something else"]);
     pipeline["steps"][1]["produces_artifact"] = artifact.clone();
     assert_eq!(world.run("clean", &pipeline).await.0.status, Status::Passed);
-    let sent = std::mem::take(&mut *world.edge.artifacts.lock().unwrap());
+    let sent = std::mem::take(&mut *world.edge.artifacts.lock());
     assert!(String::from_utf8_lossy(&sent).contains("something else"));
 
     let mut pipeline = world.pipeline("leaks", &["exit 0", &format!("put file a {TOKEN} b")]);
@@ -209,7 +210,7 @@ async fn an_artifact_with_a_secret_is_not_sent() {
     let (record, _) = world.run("leaks", &pipeline).await;
     assert_eq!((record.status, record.cause), (Status::Failed, Some(Cause::SecretLeak)));
     assert!(record.message.unwrap().contains("artifact a contains a secret"));
-    let sent = world.edge.artifacts.lock().unwrap().clone();
+    let sent = world.edge.artifacts.lock().clone();
     assert!(!String::from_utf8_lossy(&sent).contains(&TOKEN[..4]), "not a part of it is sent");
     world.rig.end().await;
 }

@@ -2,11 +2,12 @@
 //! members.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use etcd_client::{Client, ConnectOptions, EventType, WatchOptions};
+use parking_lot::{Mutex, MutexGuard};
 use protocol::names;
 use protocol::run::RunRecord;
 use serde_json::Value;
@@ -155,7 +156,7 @@ pub(crate) struct Recorder {
 }
 
 fn lock(seen: &Mutex<SeenChanges>) -> MutexGuard<'_, SeenChanges> {
-    seen.lock().unwrap_or_else(PoisonError::into_inner)
+    seen.lock()
 }
 
 impl Recorder {

@@ -1,9 +1,10 @@
 //! Injects faults drawn from the seed: one sequence for the workers, and a concurrent one for the
 //! services.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
@@ -38,19 +39,18 @@ pub(crate) struct Log {
 
 impl Log {
     fn injected(&self, fault: Injected) {
-        self.injected.lock().unwrap_or_else(PoisonError::into_inner).push(fault);
+        self.injected.lock().push(fault);
     }
 
     pub(crate) fn mishap(&self, what: String) {
         say(&format!("!! {what}"));
-        self.mishaps.lock().unwrap_or_else(PoisonError::into_inner).push(what);
+        self.mishaps.lock().push(what);
     }
 
     pub(crate) fn take(&self) -> (Vec<Injected>, Vec<String>) {
-        let of = |error: PoisonError<_>| PoisonError::into_inner(error);
-        let injected = std::mem::take(&mut *self.injected.lock().unwrap_or_else(of));
+        let injected = std::mem::take(&mut *self.injected.lock());
         let mishaps = &self.mishaps;
-        let mishaps = std::mem::take(&mut *mishaps.lock().unwrap_or_else(PoisonError::into_inner));
+        let mishaps = std::mem::take(&mut *mishaps.lock());
         (injected, mishaps)
     }
 }

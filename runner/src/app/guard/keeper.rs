@@ -4,10 +4,11 @@ use std::fs::File;
 use std::io::{ErrorKind, PipeWriter, Write as _};
 use std::os::fd::OwnedFd;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use parking_lot::Mutex;
 use protocol::id::NodeId;
 use tokio::process::{Child, Command};
 use tokio::sync::Notify;
@@ -70,8 +71,8 @@ struct End {
 }
 
 impl Line {
-    fn end(&self) -> std::sync::MutexGuard<'_, End> {
-        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    fn end(&self) -> parking_lot::MutexGuard<'_, End> {
+        self.end.lock()
     }
 
     /// Sends a message if there is a guard.

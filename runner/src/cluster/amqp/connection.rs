@@ -1,12 +1,13 @@
 //! A connection that is restored automatically. Its users wait while it is down.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use lapin::options::ConfirmSelectOptions;
 use lapin::{Channel, Connection, Event};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -142,7 +143,7 @@ impl Link {
 
     /// Closes the connection.
     pub(in crate::cluster) async fn close(&self) {
-        self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+        self.0.tasks.lock().abort_all();
         if let State::Up(live) = self.0.state.send_replace(State::Closed) {
             let closing = live.connection.close(200, "goodbye".into());
             // It may be closed already.

@@ -2,13 +2,14 @@
 
 use std::io;
 use std::os::fd::AsFd as _;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::tcp::AsyncTcpStream;
 use lapin::types::LongString;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Connection, ConnectionProperties};
+use parking_lot::Mutex;
 use rustls_connector::RustlsConnector;
 use url::{Host, Url};
 
@@ -172,13 +173,13 @@ pub(super) struct Line(Arc<Mutex<Option<std::net::TcpStream>>>);
 impl Line {
     fn hold(&self, stream: &tokio::net::TcpStream) -> io::Result<()> {
         let second = std::net::TcpStream::from(stream.as_fd().try_clone_to_owned()?);
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(second);
+        *self.0.lock() = Some(second);
         Ok(())
     }
 
     /// Ends the connection without the consent of the broker.
     pub(super) fn cut(&self) {
-        if let Some(stream) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(stream) = self.0.lock().take() {
             // It may be closed already.
             drop(stream.shutdown(std::net::Shutdown::Both));
         }

@@ -1,11 +1,11 @@
 //! The objects required on the broker, as data.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, ExchangeKind};
+use parking_lot::Mutex;
 use protocol::id::NodeId;
 use protocol::names;
 use tracing::warn;
@@ -140,7 +140,7 @@ pub(super) async fn declare(
             let channel = live.channel().await?;
             make(&channel, object, true).await.map_err(|fault| absent(object, fault, said))?;
             let name = object.name();
-            if warned.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned()) {
+            if warned.lock().insert(name.to_owned()) {
                 warn!("{} {name} is used as it stands: {said}", object.kind());
             }
             (channel, name)
@@ -157,11 +157,7 @@ pub(super) async fn declare(
     match bound.map_err(Fault::from) {
         Ok(()) => Ok(()),
         Err(Fault::Denied(said)) => {
-            if warned
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(format!("{named} bound"))
-            {
+            if warned.lock().insert(format!("{named} bound")) {
                 warn!("queue {named} is taken to be bound to {exchange}: {said}");
             }
             Ok(())

@@ -1,6 +1,6 @@
 //! A subscription that survives reconnects.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,6 +13,7 @@ use lapin::options::{
 };
 use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Channel};
+use parking_lot::Mutex;
 use protocol::command::Disposition;
 use protocol::names;
 use tracing::{debug, warn};
@@ -51,11 +52,11 @@ impl Drop for Subscription {
 }
 
 fn take(hold: &HeldChannel) -> Option<Channel> {
-    hold.lock().unwrap_or_else(PoisonError::into_inner).take()
+    hold.lock().take()
 }
 
 fn borrow(hold: &HeldChannel) -> Option<Channel> {
-    hold.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    hold.lock().clone()
 }
 
 pub(super) struct AmqpConsumer {

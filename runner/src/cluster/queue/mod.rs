@@ -3,13 +3,14 @@
 mod consumer;
 mod message;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use lapin::options::{BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Confirmation};
+use parking_lot::Mutex;
 use protocol::id::NodeId;
 use protocol::names;
 
@@ -169,7 +170,7 @@ impl AmqpQueue {
         let options = BasicPublishOptions { mandatory: true, immediate: false };
         let sent = channel.basic_publish(exchange, key, options, body, properties).await?;
         let confirmed = sent.await?;
-        let mut idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.0.idle.lock();
         if idle.len() < IDLE_CHANNELS {
             idle.push((live.number, channel));
         }
@@ -177,7 +178,7 @@ impl AmqpQueue {
     }
 
     fn idle_channel(&self, live: &Live) -> Option<Channel> {
-        let mut idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.0.idle.lock();
         idle.retain(|(number, channel)| *number == live.number && channel.status().connected());
         idle.pop().map(|(_, channel)| channel)
     }

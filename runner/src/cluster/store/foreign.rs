@@ -1,9 +1,9 @@
 //! Keys of others under a prefix of ours.
 
 use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
 
 use etcd_client::KeyValue;
+use parking_lot::Mutex;
 use tracing::warn;
 
 use crate::ports::Entry;
@@ -39,7 +39,7 @@ impl ForeignKeys {
     }
 
     fn skip(&self, key: &[u8]) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.0.lock();
         if known.len() < REMEMBERED && known.insert(key.to_vec()) {
             let key = String::from_utf8_lossy(key);
             warn!("the key {key:?} in the store is not text and is ignored; delete it");

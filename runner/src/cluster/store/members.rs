@@ -4,12 +4,12 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use etcd_client::{
     Certificate, Client, ConnectOptions, GetOptions, GetResponse, Identity, TlsOptions,
 };
+use parking_lot::Mutex;
 use protocol::names;
 use tokio::time::Instant;
 use tracing::{debug, warn};
@@ -60,7 +60,7 @@ impl Members {
     /// Logs in to a member if necessary. On a watch, etcd reports a missing token as a missing
     /// permission.
     pub(super) async fn log_in(&self, client: &Client) -> Result<(), Fault> {
-        if self.user.lock().unwrap_or_else(PoisonError::into_inner).is_none() {
+        if self.user.lock().is_none() {
             return Ok(());
         }
         in_time(DEADLINE, self.logged_in(client, &probe_read)).await.map(drop)
@@ -133,7 +133,7 @@ impl Members {
 
     /// Requests a token for the user. Returns false if no user is configured.
     async fn login(&self, client: &Client) -> Result<bool, Fault> {
-        let user = self.user.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let user = self.user.lock().clone();
         if user.is_none() {
             return Ok(false);
         }
@@ -150,7 +150,7 @@ impl Members {
                     store = at,
                     "the store has no authentication enabled, so its user is not used"
                 );
-                *self.user.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                *self.user.lock() = None;
                 Ok(())
             }
             Err(Fault::Unreachable(_) | Fault::Unsent(_)) | Ok(_) => Ok(()),

@@ -1,11 +1,12 @@
 //! Tracks whether the broker accepts events.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Confirmation};
+use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::shared::Shared;
@@ -29,11 +30,11 @@ pub(super) struct Health(Mutex<Option<String>>);
 
 impl Health {
     pub(super) fn problem(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 
     fn set(&self, trouble: Option<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+        *self.0.lock() = trouble;
     }
 
     /// Checks that the broker confirms a message.

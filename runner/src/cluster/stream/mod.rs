@@ -10,11 +10,12 @@ mod shared;
 mod spill;
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use protocol::event::Event;
 use protocol::id::{Epoch, RunId};
 use sha2::{Digest as _, Sha256};
@@ -106,8 +107,7 @@ impl AmqpEvents {
     /// with the same directory. Events that do not fit there are counted.
     pub async fn close_and_save(&self) -> SpillOutcome {
         self.stop_publishing();
-        let mut spilling =
-            std::mem::take(&mut *self.0.spilling.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut spilling = std::mem::take(&mut *self.0.spilling.lock());
         // Nothing is sent or added any more. If saving fails or takes too long, these are lost.
         self.0.shared.close();
         let unsaved = self.0.shared.unsaved();
@@ -140,7 +140,7 @@ impl AmqpEvents {
     }
 
     fn stop_publishing(&self) {
-        self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+        self.0.tasks.lock().abort_all();
     }
 
     /// Closes the connection. Unconfirmed events are lost: wait for [`Events::confirmed`] before.

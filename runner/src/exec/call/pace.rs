@@ -1,9 +1,10 @@
 //! Rate limits of requests per account.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tokio::time::Instant;
 
@@ -43,7 +44,7 @@ impl RequestSlots {
     /// Reserves the next slot and returns its time.
     pub(super) fn take(&self) -> Instant {
         let now = Instant::now();
-        let mut next = self.pace.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.pace.next.lock();
         // An account whose pause has passed needs no entry.
         next.retain(|_, turn| *turn > now);
         let turn = next.get(&self.account).copied().unwrap_or(now);

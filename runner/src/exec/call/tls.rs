@@ -1,9 +1,10 @@
 //! TLS trust of calls, and the HTTP clients that implement it.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use reqwest::redirect::Policy as Redirects;
 use reqwest::{Certificate, Client, ClientBuilder, Response, Url};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -123,7 +124,7 @@ impl Clients {
     }
 
     fn at(&self, port: u16) -> Result<Client, String> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut made = self.made.lock();
         if let Some((_, client)) = made.as_ref().filter(|(of, _)| *of == port) {
             return Ok(client.clone());
         }

@@ -1,8 +1,8 @@
 //! The free space of the disk that holds the engine's images and containers.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use serde::Deserialize;
 
 use super::Podman;
@@ -54,14 +54,14 @@ impl Podman {
             && blocks == total
         {
             let root = graph_root.clone();
-            *self.root.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(root);
+            *self.root.0.lock() = Some(root);
             return Ok(of_path(graph_root, reserve::keep).await.map(|(_, disk)| disk));
         }
         Ok(Some(Disk { total, free: total.saturating_sub(used) }))
     }
 
     fn root(&self) -> Option<PathBuf> {
-        self.root.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.root.0.lock().clone()
     }
 
     /// Frees the reserve. Call before any removal, because the engine needs some room to remove

@@ -1,12 +1,13 @@
 //! Copies files into and out of workspaces.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::Method;
 use hyper::body::Frame;
+use parking_lot::Mutex;
 
 use super::call::{ANSWERS, Body, Fault, Reply, bytes_of, empty, no_space, read};
 use super::create::Create;
@@ -53,7 +54,7 @@ impl Podman {
             bytes.map(|bytes| (bytes, (tar, flow)))
         });
         let frames = tar.map_ok(Frame::data).inspect_err(move |cause| {
-            *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause.to_string());
+            *noted.lock() = Some(cause.to_string());
         });
         let query = path::query(&[("path", at)]);
         let path = format!("/containers/{id}/archive?{query}");
@@ -69,7 +70,7 @@ impl Podman {
             put = put => put,
             () = flow.stalled(ANSWERS) => Err(Fault::TimedOut(ANSWERS)),
         };
-        let broke_off = source.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let broke_off = source.lock().take();
         if let Some(cause) = broke_off {
             return Err(ExecError::Input(format!(
                 "what was to be unpacked at {at} broke off: {cause}"

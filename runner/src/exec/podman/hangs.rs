@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,6 +14,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use protocol::event::LogStream;
 use protocol::id::Epoch;
 use protocol::pipeline::{ExecutorKind, PullPolicy, Shell};
@@ -74,7 +75,7 @@ impl Engine {
                 let service = service_fn(move |request: Request<Incoming>| {
                     let path = request.uri().to_string().replacen("/v4.0.0/libpod", "", 1);
                     let call = format!("{} {path}", request.method());
-                    let mut noted = noted.lock().unwrap();
+                    let mut noted = noted.lock();
                     let answer = answers(&call, &noted);
                     noted.push(call);
                     answered(request, answer, upgrades.clone())
@@ -96,7 +97,7 @@ impl Engine {
     }
 
     fn count(&self, call: &str) -> usize {
-        self.asked.lock().unwrap().iter().filter(|asked| asked.starts_with(call)).count()
+        self.asked.lock().iter().filter(|asked| asked.starts_with(call)).count()
     }
 
     /// Returns once the engine was asked for this.
@@ -191,7 +192,7 @@ struct Sink {
 impl LogSink for Sink {
     async fn write(&self, _stream: LogStream, bytes: Bytes) {
         sleep(self.takes).await;
-        self.taken.lock().unwrap().extend_from_slice(&bytes);
+        self.taken.lock().extend_from_slice(&bytes);
     }
 }
 
@@ -303,7 +304,7 @@ async fn a_killed_step_whose_output_does_not_end_has_ended() {
     };
     let (ran, ()) = quickly(futures::future::join(running, stopping)).await;
     assert_eq!(ran.unwrap().exit.code, 137);
-    assert!(sink.taken.lock().unwrap().starts_with(b"out"));
+    assert!(sink.taken.lock().starts_with(b"out"));
 }
 
 #[tokio::test]
@@ -320,7 +321,7 @@ async fn a_killed_step_waits_for_a_sink_that_takes_its_time() {
     };
     let (ran, ()) = quickly(futures::future::join(running, stopping)).await;
     assert_eq!(ran.unwrap().exit.code, 137);
-    assert!(sink.taken.lock().unwrap().starts_with(b"out"), "its output was dropped");
+    assert!(sink.taken.lock().starts_with(b"out"), "its output was dropped");
 }
 
 /// An engine that breaks at each start, and is asked for no more of them than a test can bear.
@@ -355,7 +356,7 @@ async fn a_step_is_not_started_again_after_a_stop_or_for_a_former_owner() {
         // Asked right before the start, and again before the next one.
         let gate = Gate::new(std::future::ready(true), move || {
             let starts = |call: &String| call == "POST /containers/c/start";
-            is_stopped || !asked.lock().unwrap().iter().any(starts)
+            is_stopped || !asked.lock().iter().any(starts)
         });
         let running = podman.run_step(&scope, &on, &step, gate, Arc::new(Sink::default()), &stop);
         let stopping = async {

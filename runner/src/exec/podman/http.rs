@@ -5,8 +5,8 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -14,6 +14,7 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::header::{CONNECTION, UPGRADE};
 use hyper::{Method, Response};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
@@ -111,7 +112,7 @@ impl Http {
 
     /// Whether the engine crashed recently, so that a failure now can be a consequence.
     pub(super) fn went_lately(&self) -> bool {
-        let broke = *self.broke.lock().unwrap_or_else(PoisonError::into_inner);
+        let broke = *self.broke.lock();
         broke.is_some_and(|at| at.elapsed() < LATELY)
     }
 
@@ -120,7 +121,7 @@ impl Http {
         if !self.answered.load(Ordering::Relaxed) {
             return;
         }
-        *self.broke.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        *self.broke.lock() = Some(Instant::now());
     }
 
     /// Whether process ids of the engine are valid in this process.
@@ -139,7 +140,7 @@ impl Http {
     }
 
     fn take(&self) -> Option<SendRequest<Body>> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.idle.lock();
         while let Some(sender) = idle.pop() {
             if !sender.is_closed() {
                 return Some(sender);
@@ -151,7 +152,7 @@ impl Http {
     fn keep(&self, sender: SendRequest<Body>) {
         // A connection whose response was not read to its end cannot be reused.
         if sender.is_ready() {
-            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut idle = self.idle.lock();
             if idle.len() < KEPT {
                 idle.push(sender);
             }

@@ -2,8 +2,9 @@
 //! chain of commits is squashed into one layer.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use protocol::id::RunId;
 use protocol::names;
 use serde::{Deserialize, Serialize};
@@ -193,13 +194,13 @@ impl Chain {
     /// of the chain, so that the image starts its own chain. Of two concurrent commits on one
     /// parent, only one gets the name.
     pub(super) fn goes_on(&self, parent: &str) -> Option<String> {
-        let mut tip = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tip = self.0.lock();
         tip.take_if(|tip| tip.image == parent).map(|tip| tip.name)
     }
 
     /// Notes that the chain's tag is now on `image`.
     pub(super) fn ends_at(&self, name: &str, image: &str) {
-        let mut tip = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tip = self.0.lock();
         *tip = Some(Tip { name: name.to_owned(), image: image.to_owned() });
     }
 }
@@ -237,7 +238,7 @@ pub(super) struct Memory(Mutex<HashMap<RunId, OfRun>>);
 
 impl Memory {
     fn runs(&self) -> MutexGuard<'_, HashMap<RunId, OfRun>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     pub(super) fn image(&self, run: &RunId, id: &str) -> Option<ImageFacts> {
@@ -360,6 +361,6 @@ mod tests {
         memory.forget_run(&run);
         assert!(memory.image(&run, "b").is_none() && memory.container(&run, "c").is_none());
         memory.forget_container(&run, "c");
-        assert!(memory.0.lock().unwrap().is_empty());
+        assert!(memory.0.lock().is_empty());
     }
 }

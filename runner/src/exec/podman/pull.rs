@@ -3,12 +3,13 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
 use hyper::Method;
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
@@ -91,7 +92,7 @@ impl Pulls {
     }
 
     fn join(&self, http: &Arc<Http>, registries: &Registries, image: &str) -> Flight {
-        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flights = self.flights.lock();
         if let Some(flight) = flights.get(image) {
             return flight.clone();
         }
@@ -99,7 +100,7 @@ impl Pulls {
         let (all, key) = (Arc::clone(&self.flights), image.clone());
         let task = self.tasks.spawn(async move {
             let pulled = fetch(&http, &registries, &image).await;
-            all.lock().unwrap_or_else(PoisonError::into_inner).remove(&image);
+            all.lock().remove(&image);
             pulled
         });
         let flight = async move {

@@ -1,10 +1,11 @@
 //! Removal: single containers in the background, and everything of a run by its labels.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use parking_lot::Mutex;
 use protocol::id::{Epoch, RunId};
 use protocol::names;
 use serde::Deserialize;
@@ -56,7 +57,7 @@ pub(super) struct Reaper {
 impl Reaper {
     /// Removes a container in the background. After a failure, the end of the run removes it.
     pub(super) fn soon(&self, http: &Arc<Http>, run: &RunId, container: String) {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.queue.lock();
         queue.due.push_back(Removal { run: run.clone(), container, at: Instant::now() + REST });
         if queue.workers < AT_A_TIME {
             queue.workers += 1;
@@ -67,7 +68,7 @@ impl Reaper {
 
     /// Drops a run's containers from the queue, because the caller removes them.
     fn forget(&self, run: &RunId) {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queue = self.queue.lock();
         queue.due.retain(|due| due.run != *run);
     }
 }
@@ -75,7 +76,7 @@ impl Reaper {
 async fn work(queue: &Mutex<Queue>, http: &Arc<Http>) {
     loop {
         let due = {
-            let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut queue = queue.lock();
             let Some(due) = queue.due.front() else {
                 queue.workers -= 1;
                 return;
@@ -121,11 +122,11 @@ pub(super) struct UnlistedContainers(Mutex<BTreeMap<RunId, Vec<String>>>);
 
 impl UnlistedContainers {
     fn seen(&self, found: BTreeMap<RunId, Vec<String>>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = found;
+        *self.0.lock() = found;
     }
 
     fn take(&self, run: &RunId) -> Vec<String> {
-        let mut ghosts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ghosts = self.0.lock();
         ghosts.remove(run).unwrap_or_default()
     }
 }

@@ -2,9 +2,9 @@
 //! the engine's disk needs room.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use protocol::names;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -49,7 +49,7 @@ pub(super) struct VolumeUses(Mutex<HashMap<String, u64>>);
 
 impl VolumeUses {
     fn note(&self, name: &str) {
-        let mut uses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut uses = self.0.lock();
         let next = uses.values().max().map_or(1, |last| last + 1);
         uses.insert(name.to_owned(), next);
     }
@@ -57,7 +57,7 @@ impl VolumeUses {
     /// Sorts volumes by their last use, or by their creation if this process has not used them.
     /// Forgets all others.
     fn sort(&self, volumes: &mut [Described]) {
-        let mut uses = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut uses = self.0.lock();
         uses.retain(|name, _| volumes.iter().any(|volume| volume.name == *name));
         let used = |volume: &Described| uses.get(&volume.name).copied();
         volumes.sort_by(|one, other| {
@@ -185,6 +185,6 @@ mod tests {
         uses.sort(&mut sorted);
         let names: Vec<&str> = sorted.iter().map(|volume| &*volume.name).collect();
         assert_eq!(names, ["old", "new", "used-first", "used-last"]);
-        assert_eq!(uses.0.lock().unwrap().len(), 2, "the rest is forgotten");
+        assert_eq!(uses.0.lock().len(), 2, "the rest is forgotten");
     }
 }

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::future::join;
+use parking_lot::Mutex;
 use protocol::id::RunId;
 use protocol::names;
 
@@ -57,9 +57,9 @@ pub(super) struct Init {
 pub(super) struct Starts(Mutex<BTreeSet<RunId>>);
 
 impl Starts {
-    fn runs(&self) -> std::sync::MutexGuard<'_, BTreeSet<RunId>> {
+    fn runs(&self) -> parking_lot::MutexGuard<'_, BTreeSet<RunId>> {
         // A panic elsewhere cannot leave the set in a broken state.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     pub(super) fn is_unanswered(&self, run: &RunId) -> bool {

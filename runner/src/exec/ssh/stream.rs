@@ -133,7 +133,7 @@ fn position(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use parking_lot::Mutex;
 
     use async_trait::async_trait;
     use bytes::Bytes;
@@ -147,7 +147,7 @@ mod tests {
     #[async_trait]
     impl LogSink for Kept {
         async fn write(&self, _stream: LogStream, bytes: Bytes) {
-            self.0.lock().unwrap().extend_from_slice(&bytes);
+            self.0.lock().extend_from_slice(&bytes);
         }
     }
 
@@ -165,7 +165,7 @@ mod tests {
                 return (false, Vec::new(), None);
             }
             let told = from.pass(LogStream::Stdout, &out).await;
-            let bytes = kept.0.lock().unwrap().clone();
+            let bytes = kept.0.lock().clone();
             (true, bytes, told)
         })
     }

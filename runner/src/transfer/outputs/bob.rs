@@ -1,12 +1,13 @@
 //! Outputs in an artifact store of Bob. Each is an artifact of its run: a tar with one file.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{StreamExt as _, stream};
+use parking_lot::Mutex;
 use percent_encoding::utf8_percent_encode;
 use tokio_util::io::{ReaderStream, StreamReader};
 
@@ -70,7 +71,7 @@ impl OutputStore for ArtifactStore {
         let tar = archived(place, size, bytes, Arc::clone(&stored));
         let path = [group.as_str(), name, run, &artifact];
         self.http.send(&registered, path, tar, origin).await?;
-        let stored = stored.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let stored = stored.lock().take();
         stored.ok_or_else(|| TransferError::Store {
             what: format!("{:?}", place.path()),
             store: OutputStore::name(self),
@@ -99,7 +100,7 @@ fn archived(
     let metered = stream::try_unfold((meter, stored), |(mut meter, stored)| async move {
         let next = meter.next().await.map_err(|cause| io::Error::other(cause.to_string()))?;
         if next.is_none() {
-            *stored.lock().unwrap_or_else(PoisonError::into_inner) = Some(meter.stored());
+            *stored.lock() = Some(meter.stored());
         }
         Ok::<_, io::Error>(next.map(|chunk| (chunk, (meter, stored))))
     });

@@ -6,12 +6,13 @@
 
 mod post;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::future::{BoxFuture, FutureExt as _};
 use futures::stream::FuturesUnordered;
+use parking_lot::Mutex;
 use protocol::names;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -51,12 +52,12 @@ impl Inbox {
     /// Adds entries that are in the store.
     pub(super) fn push(&self, written: impl Iterator<Item = (String, Notification)>) {
         let waiting = written.map(|(key, news)| waiting(key, &news));
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner).extend(waiting);
+        self.entries.lock().extend(waiting);
         self.pushed.notify_one();
     }
 
     fn take(&self) -> Vec<Waiting> {
-        std::mem::take(&mut *self.entries.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut *self.entries.lock())
     }
 }
 

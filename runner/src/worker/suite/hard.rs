@@ -1,10 +1,11 @@
 //! Failures: lack of memory, a lost lease, a store that does not answer.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use protocol::command::START;
 use protocol::event::{Event, Reason};
 use protocol::id::NodeId;
@@ -63,19 +64,19 @@ pub async fn a_start_without_memory_waits_and_loses_nothing(mut rig: Rig) {
     pipeline["quotas"] = json!({ "requests": { "mem": "64Mi" } });
     let body = json!({ "run-id": run, "logger": logger, "pipeline": pipeline });
     rig.publish(Route::Jobs, START, &body).await;
-    let delays = std::sync::Mutex::new(Vec::new());
+    let delays = parking_lot::Mutex::new(Vec::new());
     rig.events_until(
         |_| false,
         |event| match &event.reason {
             Reason::PipelineRunRejected { delay_ms } if event.run_id.as_ref() == Some(&run) => {
-                delays.lock().unwrap().push(*delay_ms);
-                delays.lock().unwrap().len() == 2
+                delays.lock().push(*delay_ms);
+                delays.lock().len() == 2
             }
             _ => false,
         },
     )
     .await;
-    assert_eq!(*delays.lock().unwrap(), [1_000, 2_000]);
+    assert_eq!(*delays.lock(), [1_000, 2_000]);
     // A start that fits runs meanwhile.
     rig.start(&rig.run("small"), &rig.pipeline("small", &["exit 0"])).await;
     rig.settled(&rig.run("small")).await;
@@ -150,13 +151,13 @@ impl Unruly {
     }
 
     fn next(&self, trouble: Trouble, when: Which) {
-        *self.trouble.lock().unwrap() = Some((trouble, when));
+        *self.trouble.lock() = Some((trouble, when));
     }
 
     /// Cuts a worker off from the store, whose leases end as if the worker were dead.
     pub(super) async fn cut(&self) {
         self.away.store(true, Ordering::Relaxed);
-        let leases = std::mem::take(&mut *self.short.lock().unwrap());
+        let leases = std::mem::take(&mut *self.short.lock());
         for lease in leases {
             self.store.revoke(lease).await.unwrap();
         }
@@ -199,7 +200,7 @@ impl Store for Unruly {
     #[expect(clippy::panic, reason = "this is what is tried")]
     async fn txn(&self, txn: Txn) -> Result<TxnReply, StoreError> {
         self.answers()?;
-        let trouble = self.trouble.lock().unwrap().take_if(|(_, when)| when(&txn));
+        let trouble = self.trouble.lock().take_if(|(_, when)| when(&txn));
         match trouble {
             Some((Trouble::Panic, _)) => panic!("the drive fails, as it was told to"),
             Some((Trouble::LoseAnswer, _)) => {
@@ -220,7 +221,7 @@ impl Store for Unruly {
         let granted = self.store.grant(ttl).await?;
         let of_worker = ttl <= Duration::from_secs(3600);
         let kept = if of_worker { &self.short } else { &self.long };
-        kept.lock().unwrap().push(granted.lease);
+        kept.lock().push(granted.lease);
         Ok(granted)
     }
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
@@ -348,7 +349,7 @@ pub async fn a_long_lease_that_is_gone_is_replaced(mut rig: Rig) {
         let run = rig.run(name);
         rig.start(&run, &rig.pipeline(name, &["exit 0"])).await;
         assert_eq!(rig.settled(&run).await.status, Status::Passed);
-        let long = std::mem::take(&mut *unruly.long.lock().unwrap());
+        let long = std::mem::take(&mut *unruly.long.lock());
         assert!(long.len() >= 2, "one for the records, one for the marks of what was seen");
         for lease in long {
             rig.ports.store.revoke(lease).await.unwrap();

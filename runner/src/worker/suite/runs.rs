@@ -168,12 +168,12 @@ pub async fn many_runs_on_two_workers_end_once_each(mut rig: Rig, runs: usize) {
     let mine = |event: &protocol::event::Event| {
         event.group.as_deref() == Some(rig.tag.as_str()) && event.reason.is_ending()
     };
-    let seen = std::sync::Mutex::new(std::collections::HashSet::new());
+    let seen = parking_lot::Mutex::new(std::collections::HashSet::new());
     let endings = rig
         .events_until(mine, |event| {
             mine(event)
                 && event.run_id.as_ref().is_some_and(|run| {
-                    let mut seen = seen.lock().unwrap();
+                    let mut seen = seen.lock();
                     seen.insert(run.clone());
                     seen.len() == runs
                 })

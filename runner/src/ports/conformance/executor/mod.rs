@@ -10,12 +10,13 @@ mod host;
 mod images;
 
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use protocol::event::LogStream;
 use protocol::id::{Epoch, RunId, StepName};
 use protocol::pipeline::{ExecutorKind, Limits, PullPolicy, Vars};
@@ -189,14 +190,14 @@ struct Kept {
 #[async_trait]
 impl LogSink for Kept {
     async fn write(&self, stream: LogStream, bytes: Bytes) {
-        self.pieces.lock().unwrap_or_else(PoisonError::into_inner).push((stream, bytes));
+        self.pieces.lock().push((stream, bytes));
         self.more.notify_one();
     }
 }
 
 impl Kept {
     fn text(&self, wanted: LogStream) -> String {
-        let pieces = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
+        let pieces = self.pieces.lock();
         let of_stream = pieces.iter().filter(|(stream, _)| *stream == wanted);
         let bytes: Vec<u8> = of_stream.flat_map(|(_, bytes)| bytes.to_vec()).collect();
         String::from_utf8(bytes).expect("a step of the suite writes text")
