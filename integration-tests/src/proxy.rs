@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_passes_on_what_both_sides_say_and_that_one_has_ended() {
+    async fn data_is_forwarded_both_ways_and_so_is_the_end_of_a_side() {
         let proxy = echo().await;
         let mut stream = connect(&proxy).await;
         says_back(&mut stream, &[7; 3 * PIECE]).await;
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_cut_closes_what_is_open_and_takes_new_connections() {
+    async fn a_cut_closes_open_connections_and_new_ones_are_accepted() {
         let proxy = echo().await;
         let (mut one, mut other) = (connect(&proxy).await, connect(&proxy).await);
         says_back(&mut one, b"one").await;
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn while_it_refuses_nobody_gets_through() {
+    async fn no_connection_gets_through_while_the_proxy_refuses() {
         let proxy = echo().await;
         let mut before = connect(&proxy).await;
         says_back(&mut before, b"before").await;
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_silence_holds_back_what_is_said_until_it_is_over() {
+    async fn a_silence_holds_back_data_until_it_is_over() {
         let proxy = echo().await;
         let mut stream = connect(&proxy).await;
         says_back(&mut stream, b"before").await;
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_delay_changes_nothing_of_what_is_said() {
+    async fn a_delay_does_not_change_the_data() {
         let proxy = echo().await;
         let mut stream = connect(&proxy).await;
         proxy.delay(Duration::from_secs(3600));

@@ -6,7 +6,7 @@ use std::process::Command;
 use integration_tests::services::{BROKER, ENGINE, STORE, Services};
 
 #[test]
-fn a_short_history_under_the_rig_breaks_no_invariant() {
+fn a_short_history_under_the_fault_rig_breaks_no_invariant() {
     // The program starts its own services, but only if the environment asks for such tests.
     let needed: Vec<&str> = [BROKER, STORE, ENGINE].concat();
     let Some(_asked_for) = Services::of_environment(&needed) else { return };

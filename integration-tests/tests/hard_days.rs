@@ -52,7 +52,7 @@ fn waits_for(path: &Path) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_run_goes_on_while_the_broker_restarts_and_none_of_its_events_is_lost() {
+async fn a_run_continues_during_a_broker_restart_and_loses_no_event() {
     let Some(own) = OwnServices::start("rabbitmq,etcd", &[]) else { return };
     let (mut rig, _vhost) = rig(&own).await;
     rig.worker(1).await;
@@ -96,7 +96,7 @@ async fn a_run_goes_on_while_the_broker_restarts_and_none_of_its_events_is_lost(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_etcd_is_away_a_command_waits_and_is_not_returned_again_and_again() {
+async fn a_command_waits_while_etcd_is_unavailable_and_is_not_requeued_repeatedly() {
     let Some(own) = OwnServices::start("rabbitmq,etcd", &[]) else { return };
     let (mut rig, vhost) = rig(&own).await;
     let node = new_node();
@@ -201,7 +201,7 @@ async fn alarm(own: &OwnServices, action: etcd_client::AlarmAction) {
 
 /// Reads and lease renewals work, and no write does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_is_full_is_waited_for_and_no_command_is_lost() {
+async fn workers_wait_for_a_full_store_and_lose_no_command() {
     let Some(own) = OwnServices::start("rabbitmq,etcd", &[]) else { return };
     let (mut rig, vhost) = rig(&own).await;
     let node = rig.worker(3).await;

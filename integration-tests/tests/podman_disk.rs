@@ -91,7 +91,7 @@ fn id_of(workspace: &Workspace) -> String {
 }
 
 #[tokio::test]
-async fn an_image_that_was_pulled_goes_when_nothing_uses_it_and_only_then() {
+async fn a_pulled_image_is_removed_only_once_nothing_uses_it() {
     let Some(image) = Pulled::new().await else { return };
     let run = image.run();
     let on = run.prepare().await;
@@ -124,7 +124,7 @@ async fn an_image_that_was_pulled_goes_when_nothing_uses_it_and_only_then() {
 }
 
 #[tokio::test]
-async fn an_image_that_somebody_else_brought_is_none_of_ours() {
+async fn an_image_that_the_worker_did_not_pull_is_never_removed() {
     let Some(image) = Pulled::new().await else { return };
     let run = image.run();
     let base = run.prepare().await;
@@ -137,7 +137,7 @@ async fn an_image_that_somebody_else_brought_is_none_of_ours() {
 }
 
 #[tokio::test]
-async fn what_a_name_meant_before_it_was_pulled_anew_can_go_too() {
+async fn the_previous_image_of_a_name_can_be_removed_after_a_new_pull() {
     let Some(image) = Pulled::new().await else { return };
     let mut run = image.run();
     run.run.pull = PullPolicy::Always;
@@ -158,7 +158,7 @@ async fn what_a_name_meant_before_it_was_pulled_anew_can_go_too() {
 }
 
 #[tokio::test]
-async fn a_base_image_that_goes_before_anything_stands_on_it_is_pulled_again() {
+async fn a_base_image_that_is_removed_before_its_first_use_is_pulled_again() {
     let Some(image) = Pulled::new().await else { return };
     let run = image.run();
     let on = run.prepare().await;
@@ -180,7 +180,7 @@ async fn a_base_image_that_goes_before_anything_stands_on_it_is_pulled_again() {
 }
 
 #[tokio::test]
-async fn no_volume_is_made_for_an_image_that_declares_one() {
+async fn no_volume_is_created_for_an_image_that_declares_one() {
     let Some(image) = Pulled::new().await else { return };
     let before = image.api.volumes().await;
     let run = image.run();
@@ -195,7 +195,7 @@ async fn no_volume_is_made_for_an_image_that_declares_one() {
 }
 
 #[tokio::test]
-async fn a_disk_is_the_one_that_the_engine_writes_to() {
+async fn the_measured_disk_is_the_one_that_the_engine_writes_to() {
     let Some(bench) = Bench::of_environment() else { return };
     let disk = bench.podman.disk().await.unwrap().unwrap();
     assert!(disk.total > 0 && disk.free <= disk.total, "{disk:?}");
@@ -209,7 +209,7 @@ async fn a_disk_is_the_one_that_the_engine_writes_to() {
 }
 
 #[tokio::test]
-async fn a_volume_that_steps_share_is_removed_unless_a_container_uses_it() {
+async fn a_shared_volume_is_removed_unless_a_container_uses_it() {
     let Some(services) = Services::of_environment(REGISTRY) else { return };
     let access = HostAccess { granted: Some(Granted::default()), ..HostAccess::default() };
     let options = Options { access, ..Options::new(services.get("CONTAINER_ENGINE_URL")) };

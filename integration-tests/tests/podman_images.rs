@@ -37,7 +37,7 @@ async fn odd_image(bench: &Bench, name: Option<&str>) -> String {
 }
 
 #[tokio::test]
-async fn the_base_images_own_settings_hold_for_every_step() {
+async fn the_settings_of_the_base_image_apply_to_every_step() {
     let Some(maker) = Bench::of_environment() else { return };
     let name = format!("localhost/odd-{}", uuid::Uuid::new_v4());
     odd_image(&maker, Some(&name)).await;
@@ -66,7 +66,7 @@ fn script(position: usize, program: &str) -> StepSpec {
 }
 
 #[tokio::test]
-async fn a_script_runs_whatever_the_entrypoint_and_a_step_may_have_its_own() {
+async fn a_script_ignores_the_images_entrypoint_and_a_step_can_set_its_own() {
     let Some(maker) = Bench::of_environment() else { return };
     let api = Api::of(&maker.url);
     let name = format!("localhost/entry-{}:latest", uuid::Uuid::new_v4());
@@ -102,7 +102,7 @@ async fn a_script_runs_whatever_the_entrypoint_and_a_step_may_have_its_own() {
 }
 
 #[tokio::test]
-async fn the_image_that_a_step_leaves_has_the_base_images_configuration() {
+async fn the_image_of_a_step_has_the_configuration_of_the_base_image() {
     let Some(maker) = Bench::of_environment() else { return };
     let api = Api::of(&maker.url);
     let name = format!("localhost/configured-{}:latest", uuid::Uuid::new_v4());
@@ -151,7 +151,7 @@ async fn the_image_that_a_step_leaves_has_the_base_images_configuration() {
 }
 
 #[tokio::test]
-async fn files_in_a_directory_that_the_image_calls_a_volume_are_kept() {
+async fn files_in_a_declared_volume_of_the_image_are_committed() {
     let Some(maker) = Bench::of_environment() else { return };
     let name = format!("localhost/odd-{}", uuid::Uuid::new_v4());
     odd_image(&maker, Some(&name)).await;
@@ -167,7 +167,7 @@ async fn files_in_a_directory_that_the_image_calls_a_volume_are_kept() {
 }
 
 #[tokio::test]
-async fn a_base_image_without_a_name_outlives_the_run_on_it() {
+async fn an_untagged_base_image_outlives_the_run_that_used_it() {
     let Some(maker) = Bench::of_environment() else { return };
     let id = odd_image(&maker, None).await;
     let bench = Bench::new(&Options::new(&maker.url), &id);
@@ -181,7 +181,7 @@ async fn a_base_image_without_a_name_outlives_the_run_on_it() {
 }
 
 #[tokio::test]
-async fn an_image_that_nobody_has_is_named_with_the_reason() {
+async fn a_missing_image_is_reported_with_its_name_and_the_reason() {
     let Some(mut bench) = Bench::of_environment() else { return };
     bench.run.image = "localhost/no-such-image:1".into();
     bench.run.pull = PullPolicy::Never;
@@ -242,7 +242,7 @@ impl Registry {
 }
 
 #[tokio::test]
-async fn a_good_tag_is_pulled_once_for_all_who_want_it_and_runs() {
+async fn an_image_is_pulled_once_for_concurrent_requests_and_then_reused() {
     let Some(registry) = Registry::with_image("BOB_TEST_REGISTRY").await else { return };
     let bench = registry.bench(&registry.name, None);
     let (one, two) = tokio::join!(bench.prepare(), bench.prepare());
@@ -261,7 +261,7 @@ async fn a_good_tag_is_pulled_once_for_all_who_want_it_and_runs() {
 }
 
 #[tokio::test]
-async fn a_tag_that_the_registry_has_not_is_told_from_one_that_it_guards() {
+async fn a_missing_tag_is_distinguished_from_one_that_needs_credentials() {
     let Some(registry) = Registry::with_image("BOB_TEST_REGISTRY_AUTH").await else { return };
     let good = registry.services.get("BOB_TEST_REGISTRY_PASSWORD").to_owned();
     let said = async |image: &str, password: Option<&str>| {
@@ -312,7 +312,7 @@ async fn credentials_come_from_the_first_file_that_knows_the_registry() {
 }
 
 #[tokio::test]
-async fn a_registry_that_is_down_or_speaks_no_tls_is_said_so() {
+async fn a_registry_that_is_down_or_has_no_tls_is_reported_as_such() {
     let Some(registry) = Registry::with_image("BOB_TEST_REGISTRY").await else { return };
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let down = format!("{}/x:1", closed.local_addr().unwrap());
@@ -329,7 +329,7 @@ async fn a_registry_that_is_down_or_speaks_no_tls_is_said_so() {
 }
 
 #[tokio::test]
-async fn a_stop_while_an_image_is_pulled_is_heeded_at_once() {
+async fn a_stop_during_an_image_pull_takes_effect_at_once() {
     let Some(bench) = Bench::of_environment() else { return };
     // A registry that accepts the connection and never answers.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -347,7 +347,7 @@ async fn a_stop_while_an_image_is_pulled_is_heeded_at_once() {
 }
 
 #[tokio::test]
-async fn a_resource_is_unpacked_for_the_steps_that_follow() {
+async fn a_resource_is_unpacked_for_later_steps() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let tar = stream_of(tar_of("src/note.txt", b"mounted\n").await);
@@ -364,7 +364,7 @@ async fn a_resource_is_unpacked_for_the_steps_that_follow() {
 }
 
 #[tokio::test]
-async fn a_resource_that_breaks_off_or_is_no_tar_is_the_resources_fault() {
+async fn a_truncated_or_invalid_archive_is_reported_as_an_error_of_the_resource() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let half = tar_of("src/note.txt", &[b'x'; 5000]).await[..2000].to_vec();
@@ -378,7 +378,7 @@ async fn a_resource_that_breaks_off_or_is_no_tar_is_the_resources_fault() {
 }
 
 #[tokio::test]
-async fn an_artifact_is_found_from_the_steps_own_directory() {
+async fn an_artifact_path_is_relative_to_the_directory_of_its_step() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let line = "mkdir -p out/deep; echo one > out/a; echo two > out/deep/b; echo three > /tmp/c";

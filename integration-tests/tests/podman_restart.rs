@@ -74,7 +74,7 @@ fn lines(to: u32) -> String {
 }
 
 #[tokio::test]
-async fn a_step_that_outlives_its_engine_loses_no_byte() {
+async fn a_step_that_outlives_its_engine_loses_no_output() {
     let Some(engine) = Engine::start() else { return };
     let line = "echo ready; for n in $(seq 1 200); do echo $n; echo $n >&2; usleep 10000; done; \
                 seq 201 60000; printf 'the end'; exit 7";
@@ -94,7 +94,7 @@ async fn a_step_that_outlives_its_engine_loses_no_byte() {
 }
 
 #[tokio::test]
-async fn a_step_that_ends_while_its_engine_is_away_is_read_to_its_end() {
+async fn the_output_of_a_step_that_ends_while_its_engine_is_down_is_read_to_the_end() {
     let Some(engine) = Engine::start() else { return };
     let mark = format!("8{}", uuid::Uuid::new_v4().as_u128() % 1_000_000_000);
     // The marker in the command line shows whether the shell still runs.
@@ -128,7 +128,7 @@ impl Engine {
 }
 
 #[tokio::test]
-async fn a_copy_that_has_lost_its_beginning_is_read_behind_what_was_taken() {
+async fn an_engine_log_that_lost_its_beginning_is_read_from_the_last_known_byte() {
     let Some(engine) = Engine::with_small_copies() else { return };
     let line = "seq 1 20000; echo ready; for n in $(seq 1 200); do echo $n; usleep 10000; done; \
                 printf 'the end'";
@@ -195,7 +195,7 @@ async fn half_made(engine: &Engine) -> Workspace {
 }
 
 #[tokio::test]
-async fn a_container_that_the_engine_was_killed_over_gives_its_name_back() {
+async fn the_name_of_a_container_that_an_engine_kill_left_can_be_used_again() {
     let Some(engine) = Engine::start() else { return };
     let kept = half_made(&engine).await;
     let (_, out) = engine.bench.pass(&kept, &shell(1, "cat /a")).await;
@@ -204,7 +204,7 @@ async fn a_container_that_the_engine_was_killed_over_gives_its_name_back() {
 }
 
 #[tokio::test]
-async fn what_a_container_that_the_engine_was_killed_over_stands_on_goes_with_its_run() {
+async fn images_below_a_container_that_an_engine_kill_left_are_removed_with_its_run() {
     let Some(engine) = Engine::start() else { return };
     half_made(&engine).await;
     let Bench { podman, run, url, .. } = &engine.bench;
@@ -215,7 +215,7 @@ async fn what_a_container_that_the_engine_was_killed_over_stands_on_goes_with_it
 }
 
 #[tokio::test]
-async fn a_stop_that_finds_no_engine_is_carried_out_when_it_is_back() {
+async fn a_stop_without_an_engine_is_carried_out_when_the_engine_returns() {
     let Some(engine) = Engine::start() else { return };
     let stopping = async {
         engine.crash().await;
@@ -228,7 +228,7 @@ async fn a_stop_that_finds_no_engine_is_carried_out_when_it_is_back() {
 }
 
 #[tokio::test]
-async fn a_step_whose_watching_process_was_killed_does_not_run_for_ever() {
+async fn a_step_whose_monitor_was_killed_does_not_run_forever() {
     let Some(engine) = Engine::start() else { return };
     let api = Api::of(&engine.bench.url);
     let killing = async {
@@ -243,7 +243,7 @@ async fn a_step_whose_watching_process_was_killed_does_not_run_for_ever() {
 }
 
 #[tokio::test]
-async fn an_engine_that_is_not_there_is_named() {
+async fn an_unreachable_engine_is_named_in_the_error() {
     let Some(engine) = Engine::start() else { return };
     engine.bench.podman.ping().await.unwrap();
     engine.crash().await;

@@ -6,7 +6,7 @@ use protocol::id::Epoch;
 use runner::ports::{ExecError, Executor as _, Exit, StepOutcome, Workspace};
 
 #[tokio::test]
-async fn two_hundred_steps_are_one_run() {
+async fn a_run_can_have_two_hundred_steps() {
     let Some(bench) = Bench::of_environment() else { return };
     let mut on = bench.prepare().await;
     let mut deepest = 0;
@@ -22,7 +22,7 @@ async fn two_hundred_steps_are_one_run() {
 }
 
 #[tokio::test]
-async fn runs_that_leave_the_same_files_do_not_harm_each_other() {
+async fn runs_that_commit_the_same_files_do_not_affect_each_other() {
     let Some(first) = Bench::of_environment() else { return };
     let mut runs = tokio::task::JoinSet::new();
     for _ in 0..6 {
@@ -43,7 +43,7 @@ async fn runs_that_leave_the_same_files_do_not_harm_each_other() {
 }
 
 #[tokio::test]
-async fn a_run_is_destroyed_as_often_as_one_likes_by_whoever_likes() {
+async fn destroying_a_run_is_idempotent_for_any_owner() {
     let Some(bench) = Bench::of_environment() else { return };
     bench.podman.destroy(&bench.run.run).await.unwrap();
     let base = bench.prepare().await;
@@ -61,7 +61,7 @@ async fn a_run_is_destroyed_as_often_as_one_likes_by_whoever_likes() {
 }
 
 #[tokio::test]
-async fn a_run_id_may_be_as_long_as_it_is_allowed_to_be() {
+async fn a_run_id_of_the_maximum_length_works() {
     let Some(mut bench) = Bench::of_environment() else { return };
     let unique = uuid::Uuid::new_v4().to_string();
     bench.run.run = format!("r-{}.{}_{unique}", "X".repeat(80), "y-".repeat(4)).parse().unwrap();
@@ -74,7 +74,7 @@ async fn a_run_id_may_be_as_long_as_it_is_allowed_to_be() {
 }
 
 #[tokio::test]
-async fn what_somebody_gave_a_name_of_their_own_stays() {
+async fn an_image_that_a_user_tagged_is_kept() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let (left, _) = bench.pass(&base, &shell(0, "echo kept > /a")).await;
@@ -96,7 +96,7 @@ async fn what_somebody_gave_a_name_of_their_own_stays() {
 }
 
 #[tokio::test]
-async fn an_older_owners_container_gives_way_to_the_new_one() {
+async fn the_container_of_an_older_owner_is_replaced_by_the_new_owners() {
     let Some(old) = Bench::of_environment() else { return };
     let mut new = old.another_process();
     new.run.epoch = Epoch(2);
@@ -123,7 +123,7 @@ async fn an_older_owners_container_gives_way_to_the_new_one() {
 }
 
 #[tokio::test]
-async fn another_process_goes_on_from_a_recorded_image() {
+async fn another_process_continues_from_a_recorded_image() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let mut spec = shell(0, "echo one > /a");

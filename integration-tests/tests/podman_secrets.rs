@@ -51,7 +51,7 @@ fn with_token(position: usize, line: &str) -> StepSpec {
 }
 
 #[tokio::test]
-async fn a_secret_is_in_memory_and_in_no_description_of_the_container_or_its_image() {
+async fn a_secret_is_kept_in_memory_and_not_in_container_or_image_metadata() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let line = "cat /run/secrets/token; echo \" $TOKEN $BOB_SECRETS\"; \
@@ -73,7 +73,7 @@ async fn a_secret_is_in_memory_and_in_no_description_of_the_container_or_its_ima
 }
 
 #[tokio::test]
-async fn the_user_of_an_image_can_read_its_secrets_and_nobody_else() {
+async fn only_the_user_of_the_image_can_read_the_secrets() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let users =
@@ -98,7 +98,7 @@ async fn the_user_of_an_image_can_read_its_secrets_and_nobody_else() {
 }
 
 #[tokio::test]
-async fn a_step_that_leaves_a_secret_in_a_file_leaves_nothing() {
+async fn a_step_that_writes_a_secret_to_a_file_is_not_committed() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let many = "i=0; while [ $i -lt 60 ]; do echo $i > /tmp/$i; i=$((i+1)); done";
@@ -134,7 +134,7 @@ async fn a_step_that_leaves_a_secret_in_a_file_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn an_extended_attribute_is_searched_too() {
+async fn extended_attributes_are_searched_for_secrets() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let many = "i=0; while [ $i -lt 60 ]; do echo $i > /tmp/$i; i=$((i+1)); done";
@@ -157,7 +157,7 @@ async fn an_extended_attribute_is_searched_too() {
 }
 
 #[tokio::test]
-async fn a_step_with_more_changes_than_can_be_searched_fails_with_a_sentence() {
+async fn a_step_with_too_many_changes_to_search_fails_with_a_clear_message() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     // 24,000 paths of 3,000 bytes are 72 MB.

@@ -25,7 +25,7 @@ fn words(act: &Act) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_engine_keeps_the_contract_of_its_port() {
+async fn the_engine_passes_the_executor_conformance_suite() {
     let Some(bench) = Bench::of_environment() else { return };
     let other = Podman::connect(Options::new(&bench.url)).unwrap();
     conformance::executor(ExecutorSubject {
@@ -54,7 +54,7 @@ async fn written(bench: &Bench, line: &str) -> (Vec<u8>, Vec<u8>) {
 }
 
 #[tokio::test]
-async fn every_byte_arrives_as_it_was_written() {
+async fn output_arrives_byte_for_byte() {
     let Some(bench) = Bench::of_environment() else { return };
     let cases: &[(&str, &[u8])] = &[
         ("printf '123456789\\n'", b"123456789\n"),
@@ -78,7 +78,7 @@ async fn every_byte_arrives_as_it_was_written() {
 }
 
 #[tokio::test]
-async fn a_line_of_a_mebibyte_and_binary_bytes_arrive_whole() {
+async fn a_line_of_one_mebibyte_and_binary_output_arrive_complete() {
     let Some(bench) = Bench::of_environment() else { return };
     let (stdout, _) = written(&bench, "head -c 1048576 /dev/zero | tr '\\0' y; echo").await;
     assert_eq!(stdout.len(), 1_048_577);
@@ -98,7 +98,7 @@ fn hex_of(bytes: &[u8]) -> String {
 }
 
 #[tokio::test]
-async fn a_hundred_thousand_lines_arrive_in_order_and_the_streams_apart() {
+async fn a_hundred_thousand_lines_arrive_in_order_with_streams_separated() {
     let Some(bench) = Bench::of_environment() else { return };
     let (stdout, stderr) = written(&bench, "seq 1 100000; seq 1 1000 >&2").await;
     let lines = |to: u32| (1..=to).map(|n| format!("{n}\n")).collect::<String>();
@@ -108,7 +108,7 @@ async fn a_hundred_thousand_lines_arrive_in_order_and_the_streams_apart() {
 }
 
 #[tokio::test]
-async fn the_exit_code_is_the_commands_own() {
+async fn the_exit_code_is_that_of_the_command() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     for (line, code) in [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -9 $$", 137)] {
@@ -120,7 +120,7 @@ async fn the_exit_code_is_the_commands_own() {
 }
 
 #[tokio::test]
-async fn a_step_sees_the_files_of_the_one_before_and_nothing_of_its_settings() {
+async fn a_step_sees_the_files_of_its_predecessor_but_not_its_settings() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let first = StepSpec {
@@ -149,7 +149,7 @@ async fn standard_input_is_closed_and_there_is_no_terminal() {
 }
 
 #[tokio::test]
-async fn a_command_or_directory_that_is_not_there_says_so() {
+async fn a_missing_command_or_directory_is_reported() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let nowhere = StepSpec { work_dir: Some("/nowhere".into()), ..step(0, &["true"]) };
@@ -176,7 +176,7 @@ async fn a_command_or_directory_that_is_not_there_says_so() {
 }
 
 #[tokio::test]
-async fn a_program_that_cannot_be_executed_is_named_with_the_reason() {
+async fn a_program_that_cannot_be_executed_is_reported_with_the_reason() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     // The init runs a file without a `#!` line with a shell, so only the unit tests have that case.
@@ -204,7 +204,7 @@ async fn a_program_that_cannot_be_executed_is_named_with_the_reason() {
 }
 
 #[tokio::test]
-async fn words_or_variables_that_are_too_long_are_one_error_and_no_output() {
+async fn overlong_words_or_variables_give_one_error_and_no_output() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let long = "x".repeat(200_000);
@@ -232,7 +232,7 @@ async fn words_or_variables_that_are_too_long_are_one_error_and_no_output() {
 }
 
 #[tokio::test]
-async fn a_step_that_fails_like_the_init_is_still_a_step_that_failed() {
+async fn an_init_error_message_printed_by_a_step_does_not_hide_its_exit_code() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let line =
@@ -243,7 +243,7 @@ async fn a_step_that_fails_like_the_init_is_still_a_step_that_failed() {
 }
 
 #[tokio::test]
-async fn nothing_starts_where_the_gate_stays_shut() {
+async fn no_step_starts_while_the_gate_is_closed() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let kept: Arc<dyn LogSink> = Arc::new(OutputRecorder::default());
@@ -260,7 +260,7 @@ async fn nothing_starts_where_the_gate_stays_shut() {
 }
 
 #[tokio::test]
-async fn a_step_may_close_its_output_and_go_on() {
+async fn a_step_can_close_its_output_and_continue() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let line = "echo last; exec >&- 2>&-; usleep 700000; echo x > /file; exit 5";
@@ -270,7 +270,7 @@ async fn a_step_may_close_its_output_and_go_on() {
 }
 
 #[tokio::test]
-async fn a_workspace_that_is_gone_is_named() {
+async fn a_missing_workspace_is_named_in_the_error() {
     let Some(bench) = Bench::of_environment() else { return };
     let gone = Workspace::Image { id: "0".repeat(64), depth: 3 };
     let error = bench.try_step(&gone, &shell(0, "true")).await.unwrap_err();
@@ -278,7 +278,7 @@ async fn a_workspace_that_is_gone_is_named() {
 }
 
 #[tokio::test]
-async fn limits_hold_or_are_refused_never_dropped() {
+async fn limits_are_enforced_or_refused_but_never_ignored() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let mut limited = shell(0, "cat /sys/fs/cgroup/memory.max");
@@ -296,7 +296,7 @@ async fn limits_hold_or_are_refused_never_dropped() {
 }
 
 #[tokio::test]
-async fn the_engine_has_one_id_whoever_asks() {
+async fn the_engine_reports_the_same_id_to_every_client() {
     let Some(bench) = Bench::of_environment() else { return };
     let info = bench.podman.info().await.unwrap();
     assert_eq!(info.executor, "podman");

@@ -29,7 +29,7 @@ async fn stopped(
 const LONG: StopLevel = StopLevel::Stop { grace: Duration::from_secs(600) };
 
 #[tokio::test]
-async fn the_command_gets_sigterm_though_it_is_not_the_first_process() {
+async fn the_command_receives_sigterm_although_it_is_not_process_1() {
     let Some(bench) = Bench::of_environment() else { return };
     let line = "trap 'echo asked; exit 9' TERM; echo ready; while true; do sleep 0.1; done";
     let (ran, kept) = stopped(&bench, &shell(0, line), LONG).await;
@@ -38,7 +38,7 @@ async fn the_command_gets_sigterm_though_it_is_not_the_first_process() {
 }
 
 #[tokio::test]
-async fn a_command_that_knows_nothing_of_signals_ends_by_sigterm() {
+async fn a_command_without_signal_handlers_ends_on_sigterm() {
     let Some(bench) = Bench::of_environment() else { return };
     // As process 1 it would ignore the signal, and only SIGKILL after the grace would end it.
     let (ran, _) =
@@ -48,7 +48,7 @@ async fn a_command_that_knows_nothing_of_signals_ends_by_sigterm() {
 }
 
 #[tokio::test]
-async fn a_stubborn_step_is_killed_when_the_grace_is_over() {
+async fn a_step_that_ignores_sigterm_is_killed_after_its_grace() {
     let Some(bench) = Bench::of_environment() else { return };
     let line = "trap '' TERM; echo ready; while true; do sleep 0.1; done";
     let grace = StopLevel::Stop { grace: Duration::from_millis(300) };
@@ -78,7 +78,7 @@ async fn a_kill_cuts_the_grace_short() {
 }
 
 #[tokio::test]
-async fn no_process_of_a_stopped_step_lives_on() {
+async fn no_process_survives_the_stop_of_its_step() {
     let Some(bench) = Bench::of_environment() else { return };
     // A child in its own session, which no signal to the command reaches.
     let mark = format!("9{}", uuid::Uuid::new_v4().as_u128() % 1_000_000_000);
@@ -93,7 +93,7 @@ async fn no_process_of_a_stopped_step_lives_on() {
 }
 
 #[tokio::test]
-async fn what_a_stopped_step_left_can_still_be_read() {
+async fn files_of_a_stopped_step_can_still_be_read() {
     let Some(bench) = Bench::of_environment() else { return };
     let line = "echo half > /tmp/result; echo ready; exec sleep 1000";
     let (ran, _) = stopped(&bench, &shell(0, line), StopLevel::Kill).await;
@@ -104,7 +104,7 @@ async fn what_a_stopped_step_left_can_still_be_read() {
 }
 
 #[tokio::test]
-async fn destroying_a_run_ends_what_still_runs_of_it() {
+async fn destroying_a_run_ends_its_running_containers() {
     let Some(bench) = Bench::of_environment() else { return };
     let base = bench.prepare().await;
     let kept = Arc::new(OutputRecorder::default());

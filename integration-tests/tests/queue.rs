@@ -46,7 +46,7 @@ async fn publish(queue: &AmqpQueue, route: Route, body: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_is_what_every_queue_is() {
+async fn the_queue_passes_the_conformance_suite() {
     let Some((services, vhost)) = broker().await else { return };
     let options = services.amqp(&vhost);
     let queue = AmqpQueue::connect(&options).await.unwrap();
@@ -63,7 +63,7 @@ async fn it_is_what_every_queue_is() {
 }
 
 #[tokio::test]
-async fn the_topology_is_that_of_the_wire_contract() {
+async fn the_topology_matches_the_wire_contract() {
     let Some((services, vhost)) = broker().await else { return };
     let options = services.amqp(&vhost);
     let queue = AmqpQueue::connect(&options).await.unwrap();
@@ -120,7 +120,7 @@ async fn the_topology_is_that_of_the_wire_contract() {
 }
 
 #[tokio::test]
-async fn a_message_is_persistent_and_says_what_it_is() {
+async fn a_message_is_persistent_and_names_its_type() {
     let Some((services, vhost)) = broker().await else { return };
     let options = services.amqp(&vhost);
     let queue = AmqpQueue::connect(&options).await.unwrap();
@@ -144,7 +144,7 @@ async fn a_message_is_persistent_and_says_what_it_is() {
 }
 
 #[tokio::test]
-async fn queues_that_stand_with_other_arguments_are_used_as_they_are_with_one_warning() {
+async fn existing_queues_with_other_arguments_are_used_with_one_warning() {
     let Some((services, vhost)) = broker().await else { return };
     let options = services.amqp(&vhost);
     let channel = raw::channel(&options).await;
@@ -183,7 +183,7 @@ async fn queues_that_stand_with_other_arguments_are_used_as_they_are_with_one_wa
 }
 
 #[tokio::test]
-async fn subscriptions_go_on_after_their_connection_was_closed() {
+async fn subscriptions_continue_after_their_connection_closes() {
     let Some((services, vhost)) = broker().await else { return };
     let options = services.amqp(&vhost);
     let queue = AmqpQueue::connect(&options).await.unwrap();
@@ -224,7 +224,7 @@ async fn until_routed(queue: &AmqpQueue, route: Route) {
 }
 
 #[tokio::test]
-async fn a_queue_that_was_deleted_is_made_again_and_read_on() {
+async fn a_deleted_queue_is_declared_again_and_consumed() {
     let Some((services, vhost)) = broker().await else { return };
     let options = services.amqp(&vhost);
     let queue = AmqpQueue::connect(&options).await.unwrap();
@@ -241,7 +241,7 @@ async fn a_queue_that_was_deleted_is_made_again_and_read_on() {
 }
 
 #[tokio::test]
-async fn a_dead_letter_of_a_workers_own_queue_is_retried_until_the_broker_takes_it() {
+async fn a_dead_letter_of_a_worker_queue_is_retried_until_the_broker_accepts_it() {
     let Some((services, vhost)) = broker().await else { return };
     let options = services.amqp(&vhost);
     let queue = AmqpQueue::connect(&options).await.unwrap();
@@ -265,7 +265,7 @@ async fn a_dead_letter_of_a_workers_own_queue_is_retried_until_the_broker_takes_
 }
 
 #[tokio::test]
-async fn a_full_queue_takes_nothing_and_says_so() {
+async fn a_publish_to_a_full_queue_is_rejected_with_the_reason() {
     let Some((services, vhost)) = broker().await else { return };
     let options = services.amqp(&vhost);
     let queue = AmqpQueue::connect(&options).await.unwrap();
@@ -285,7 +285,7 @@ async fn a_full_queue_takes_nothing_and_says_so() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_and_a_missing_virtual_host_are_refused_at_once() {
+async fn a_wrong_password_or_missing_virtual_host_is_reported_at_once() {
     let Some((services, vhost)) = broker().await else { return };
     let mut options = services.amqp(&vhost);
     options.retry_attempts = 100;
@@ -303,7 +303,7 @@ async fn a_wrong_password_and_a_missing_virtual_host_are_refused_at_once() {
 }
 
 #[tokio::test]
-async fn a_broker_that_is_not_there_is_tried_as_often_as_is_said() {
+async fn an_unreachable_broker_is_retried_the_configured_number_of_times() {
     let Some((services, vhost)) = broker().await else { return };
     let mut options = services.amqp(&vhost);
     options.url = "amqp://bob:hidden@127.0.0.1:1/v".to_owned();
@@ -319,7 +319,7 @@ async fn a_broker_that_is_not_there_is_tried_as_often_as_is_said() {
 
 /// A user with permission to read and write, but not to declare.
 #[tokio::test]
-async fn what_may_not_be_declared_is_used_where_it_stands() {
+async fn existing_queues_are_used_without_permission_to_declare_them() {
     let Some((services, vhost)) = broker().await else { return };
     let mut options = services.amqp(&vhost);
     let user = format!("u-{}", vhost.name);
@@ -342,7 +342,7 @@ async fn what_may_not_be_declared_is_used_where_it_stands() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_that_restarts_keeps_what_was_confirmed_and_is_used_again() {
+async fn confirmed_messages_survive_a_broker_restart_and_the_connection_recovers() {
     let Some(own) = OwnServices::start("rabbitmq", &[]) else { return };
     let vhost = own.services().vhost().await;
     let options = own.services().amqp(&vhost);
@@ -367,7 +367,7 @@ async fn a_broker_that_restarts_keeps_what_was_confirmed_and_is_used_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_that_hangs_is_unreachable_within_seconds_and_used_again_afterwards() {
+async fn a_hanging_broker_is_unreachable_within_seconds_and_recovers() {
     let Some(own) = OwnServices::start("rabbitmq", &[]) else { return };
     let vhost = own.services().vhost().await;
     let options = own.services().amqp(&vhost);
@@ -393,7 +393,7 @@ async fn a_broker_that_hangs_is_unreachable_within_seconds_and_used_again_afterw
 
 /// A broker without enough free disk space blocks all publishers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_that_blocks_publishers_is_waited_for_and_then_told() {
+async fn publishing_waits_for_a_blocking_broker_and_then_reports_it() {
     let full = ["--rabbitmq-set", "disk_free_limit.absolute=100000GB"];
     let Some(own) = OwnServices::start("rabbitmq", &full) else { return };
     let vhost = own.services().vhost().await;
@@ -410,7 +410,7 @@ async fn a_broker_that_blocks_publishers_is_waited_for_and_then_told() {
 
 /// The broker checks for late acknowledgements once a minute.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_delivery_that_is_never_settled_is_taken_back_by_the_broker_and_comes_again() {
+async fn an_unsettled_delivery_is_requeued_by_the_broker_and_redelivered() {
     let late = ["--rabbitmq-set", "consumer_timeout=1000"];
     let Some(own) = OwnServices::start("rabbitmq", &late) else { return };
     let vhost = own.services().vhost().await;

@@ -25,7 +25,7 @@ fn prefix() -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_is_what_every_store_is() {
+async fn the_store_passes_the_conformance_suite() {
     // A separate etcd, because a compaction affects every test.
     let Some(own) = OwnServices::start("etcd", &[]) else { return };
     let options = own.services().etcd();
@@ -64,7 +64,7 @@ fn entry(change: Result<Change, StoreError>) -> Entry {
 }
 
 #[tokio::test]
-async fn reads_are_made_after_the_changes_and_also_where_nothing_is_changed() {
+async fn reads_follow_the_changes_and_also_happen_without_changes() {
     let Some((etcd, prefix)) = store().await else { return };
     let (a, b) = (format!("{prefix}a"), format!("{prefix}b"));
     let made = Txn::new()
@@ -85,7 +85,7 @@ async fn reads_are_made_after_the_changes_and_also_where_nothing_is_changed() {
 }
 
 #[tokio::test]
-async fn every_demand_has_to_hold() {
+async fn a_transaction_requires_all_its_conditions() {
     let Some((etcd, prefix)) = store().await else { return };
     let key = format!("{prefix}a");
     let created = put(&etcd, &key, "1").await;
@@ -107,7 +107,7 @@ async fn every_demand_has_to_hold() {
 }
 
 #[tokio::test]
-async fn a_long_list_comes_whole_and_of_one_revision() {
+async fn a_long_list_is_complete_and_from_one_revision() {
     let Some((etcd, prefix)) = store().await else { return };
     for tens in 0..20 {
         let txn = (0..10).fold(Txn::new(), |txn, ones| {
@@ -138,7 +138,7 @@ async fn a_request_that_is_too_large_is_refused_with_the_reason() {
 }
 
 #[tokio::test]
-async fn a_lease_is_renewed_ended_and_known_to_be_gone() {
+async fn a_lease_can_be_renewed_and_revoked_and_its_end_is_noticed() {
     let Some((etcd, prefix)) = store().await else { return };
     let granted = etcd.grant(Duration::from_millis(9_500)).await.unwrap();
     assert!(granted.ttl >= Duration::from_secs(10), "{granted:?}");
@@ -163,7 +163,7 @@ async fn a_lease_is_renewed_ended_and_known_to_be_gone() {
 }
 
 #[tokio::test]
-async fn a_watch_begins_in_the_past_and_leaves_out_other_prefixes() {
+async fn a_watch_starts_at_a_past_revision_and_omits_other_prefixes() {
     let Some((etcd, prefix)) = store().await else { return };
     let (a, b) = (format!("{prefix}a"), format!("{prefix}b"));
     let first = put(&etcd, &a, "1").await;
@@ -219,7 +219,7 @@ fn super_prefix(prefix: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_watch_of_what_is_compacted_says_so_and_ends() {
+async fn a_watch_of_a_compacted_revision_ends_with_that_error() {
     // A separate etcd, because a compaction affects every test.
     let Some(own) = OwnServices::start("etcd", &[]) else { return };
     let (etcd, prefix) = (Etcd::connect(&own.services().etcd()).await.unwrap(), prefix());
@@ -241,7 +241,7 @@ async fn raw_client(services: &Services) -> etcd_client::Client {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_watch_goes_on_where_it_was_after_etcd_was_away() {
+async fn a_watch_continues_where_it_was_after_etcd_returns() {
     let Some(own) = OwnServices::start("etcd", &[]) else { return };
     let (etcd, prefix) = (Etcd::connect(&own.services().etcd()).await.unwrap(), prefix());
     let other = etcd.clone();
@@ -275,7 +275,7 @@ async fn until<T, F: Future<Output = Result<T, StoreError>>>(work: impl Fn() -> 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_hangs_is_unreachable_within_seconds_and_used_again_afterwards() {
+async fn a_hanging_store_is_unreachable_within_seconds_and_recovers() {
     let Some(own) = OwnServices::start("etcd", &[]) else { return };
     let (etcd, prefix) = (Etcd::connect(&own.services().etcd()).await.unwrap(), prefix());
     let granted = etcd.grant(Duration::from_secs(3600)).await.unwrap();
@@ -330,7 +330,7 @@ async fn users_and_passwords_are_checked_and_a_lost_token_is_replaced() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_member_that_is_down_or_hangs_is_not_asked_again() {
+async fn a_member_that_is_down_or_hangs_is_not_used_again() {
     let Some(own) = OwnServices::start("etcd", &["--etcd-members", "3"]) else { return };
     enable_authentication(own.services()).await;
     let mut options = own.services().etcd();
@@ -387,7 +387,7 @@ async fn enable_authentication(services: &Services) {
 }
 
 #[tokio::test]
-async fn a_user_is_not_used_where_authentication_is_off() {
+async fn a_configured_user_is_not_used_if_authentication_is_off() {
     let Some(services) = Services::of_environment(STORE) else { return };
     let mut options = services.etcd();
     options.user = Some("bob".to_owned());
@@ -397,7 +397,7 @@ async fn a_user_is_not_used_where_authentication_is_off() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_not_there_is_tried_as_often_as_is_said() {
+async fn an_unreachable_store_is_retried_the_configured_number_of_times() {
     let Some(services) = Services::of_environment(STORE) else { return };
     let mut options = services.etcd();
     options.urls = vec!["http://127.0.0.1:1".to_owned()];
@@ -411,7 +411,7 @@ async fn a_store_that_is_not_there_is_tried_as_often_as_is_said() {
 }
 
 #[tokio::test]
-async fn more_changes_than_etcd_takes_at_once_are_refused_and_not_split() {
+async fn a_transaction_over_the_etcd_limit_is_refused_and_not_split() {
     let Some((etcd, prefix)) = store().await else { return };
     let many = |count: usize| {
         (0..count).fold(Txn::new(), |txn, n| txn.put(format!("{prefix}{n}"), Vec::new()))

@@ -75,7 +75,7 @@ fn assert_whole(seqs: &[u64], count: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn it_is_what_every_stream_of_events_is() {
+async fn the_event_stream_passes_the_conformance_suite() {
     let Some((services, vhost)) = broker().await else { return };
     let options = services.amqp(&vhost);
     conformance::events(EventsSubject {
@@ -88,7 +88,7 @@ async fn it_is_what_every_stream_of_events_is() {
 }
 
 #[tokio::test]
-async fn the_end_is_the_last_message_of_the_last_chunk_and_nothing_on_an_empty_stream() {
+async fn the_end_is_the_last_message_of_the_last_chunk_and_none_if_empty() {
     let Some((services, vhost)) = broker().await else { return };
     let events = AmqpEvents::connect(&services.amqp(&vhost)).await.unwrap();
     assert_eq!(events.end().await.unwrap(), None);
@@ -118,7 +118,7 @@ async fn an_event_carries_its_run_for_the_brokers_filter() {
 
 // F20: age and size are enforced only when a segment is full.
 #[tokio::test]
-async fn a_new_stream_has_small_segments_and_the_size_of_the_setting() {
+async fn a_new_stream_has_small_segments_and_the_configured_size() {
     for (max_bytes, expected) in [(None, None), (Some(1_u64 << 30), Some(1_u64 << 30))] {
         let Some((services, vhost)) = broker().await else { return };
         let mut options = services.amqp(&vhost);
@@ -134,7 +134,7 @@ async fn a_new_stream_has_small_segments_and_the_size_of_the_setting() {
 }
 
 #[tokio::test]
-async fn a_stream_that_stands_with_other_arguments_is_used_as_it_is_with_one_warning() {
+async fn an_existing_stream_with_other_arguments_is_used_with_one_warning() {
     let Some((services, vhost)) = broker().await else { return };
     let options = services.amqp(&vhost);
     let channel = raw::channel(&options).await;
@@ -155,7 +155,7 @@ async fn a_stream_that_stands_with_other_arguments_is_used_as_it_is_with_one_war
 }
 
 #[tokio::test]
-async fn the_stream_protocol_is_replaced_by_amqp_with_one_warning() {
+async fn amqp_replaces_the_stream_protocol_with_one_warning() {
     let Some((services, vhost)) = broker().await else { return };
     let mut options = services.amqp(&vhost);
     options.stream_url = Some("rabbitmq-stream://bob:hidden@127.0.0.1:5552".to_owned());
@@ -169,7 +169,7 @@ async fn the_stream_protocol_is_replaced_by_amqp_with_one_warning() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn publisher_and_readers_go_on_after_their_connections_were_closed() {
+async fn publisher_and_readers_continue_after_their_connections_close() {
     let Some((services, vhost)) = broker().await else { return };
     let options = services.amqp(&vhost);
     let events = AmqpEvents::connect(&options).await.unwrap();
@@ -193,7 +193,7 @@ async fn publisher_and_readers_go_on_after_their_connections_were_closed() {
 }
 
 #[tokio::test]
-async fn a_stream_that_was_deleted_is_made_again_and_what_was_not_confirmed_is_on_it() {
+async fn a_deleted_stream_is_declared_again_and_receives_the_unconfirmed_events() {
     let Some((services, vhost)) = broker().await else { return };
     let options = services.amqp(&vhost);
     let events = AmqpEvents::connect(&options).await.unwrap();
@@ -207,7 +207,7 @@ async fn a_stream_that_was_deleted_is_made_again_and_what_was_not_confirmed_is_o
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_lost_while_the_broker_is_away_and_the_memory_is_full() {
+async fn no_event_is_lost_while_the_broker_is_unavailable_and_memory_is_full() {
     let Some(own) = OwnServices::start("rabbitmq", &[]) else { return };
     let vhost = own.services().vhost().await;
     let events = AmqpEvents::connect(&own.services().amqp(&vhost)).await.unwrap();
@@ -245,7 +245,7 @@ fn on_disk(vhost: &Vhost) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_that_a_worker_leaves_on_disk_are_published_by_the_next_one() {
+async fn events_that_a_worker_left_on_disk_are_published_by_the_next_worker() {
     let Some(own) = OwnServices::start("rabbitmq", &[]) else { return };
     let vhost = own.services().vhost().await;
     let options = own.services().amqp(&vhost);
@@ -281,7 +281,7 @@ async fn events_that_a_worker_leaves_on_disk_are_published_by_the_next_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_that_have_no_room_on_disk_are_counted_when_the_worker_ends() {
+async fn events_that_do_not_fit_on_disk_are_counted_when_the_worker_exits() {
     let Some(own) = OwnServices::start("rabbitmq", &[]) else { return };
     let vhost = own.services().vhost().await;
     let options = AmqpOptions { spill_bytes: 100_000, ..own.services().amqp(&vhost) };
@@ -295,7 +295,7 @@ async fn events_that_have_no_room_on_disk_are_counted_when_the_worker_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_that_cannot_be_saved_when_the_worker_ends_are_counted() {
+async fn events_that_cannot_be_saved_when_the_worker_exits_are_counted() {
     let Some(own) = OwnServices::start("rabbitmq", &[]) else { return };
     let vhost = own.services().vhost().await;
     let events = AmqpEvents::connect(&own.services().amqp(&vhost)).await.unwrap();
@@ -321,7 +321,7 @@ async fn events_that_cannot_be_saved_when_the_worker_ends_are_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_disk_allowance_makes_emitters_wait_until_the_broker_is_back() {
+async fn emitters_wait_for_the_broker_if_the_disk_allowance_is_full() {
     let Some(own) = OwnServices::start("rabbitmq", &[]) else { return };
     let vhost = own.services().vhost().await;
     let options = AmqpOptions { spill_bytes: 10 << 20, ..own.services().amqp(&vhost) };
@@ -348,7 +348,7 @@ async fn a_full_disk_allowance_makes_emitters_wait_until_the_broker_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_discarded_is_not_sent_from_memory_nor_from_disk() {
+async fn discarded_events_are_sent_neither_from_memory_nor_from_disk() {
     let Some(own) = OwnServices::start("rabbitmq", &[]) else { return };
     let vhost = own.services().vhost().await;
     let events = AmqpEvents::connect(&own.services().amqp(&vhost)).await.unwrap();
@@ -381,7 +381,7 @@ async fn what_is_discarded_is_not_sent_from_memory_nor_from_disk() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_broker_that_hangs_does_not_hold_up_who_emits_as_long_as_there_is_room() {
+async fn a_hanging_broker_does_not_block_emitters_while_there_is_space() {
     let Some(own) = OwnServices::start("rabbitmq", &[]) else { return };
     let vhost = own.services().vhost().await;
     let events = AmqpEvents::connect(&own.services().amqp(&vhost)).await.unwrap();
@@ -398,7 +398,7 @@ async fn a_broker_that_hangs_does_not_hold_up_who_emits_as_long_as_there_is_room
 }
 
 #[tokio::test]
-async fn a_directory_that_cannot_be_written_is_found_at_the_start() {
+async fn an_unwritable_spill_directory_is_reported_at_startup() {
     let Some((services, vhost)) = broker().await else { return };
     let file = vhost.spill.path().join("a-file");
     std::fs::write(&file, "").unwrap();
@@ -409,7 +409,7 @@ async fn a_directory_that_cannot_be_written_is_found_at_the_start() {
 }
 
 #[tokio::test]
-async fn who_waits_is_told_when_the_adapter_is_closed() {
+async fn waiting_callers_get_an_error_when_the_adapter_closes() {
     let Some((services, vhost)) = broker().await else { return };
     let events = AmqpEvents::connect(&services.amqp(&vhost)).await.unwrap();
     let waiting = events.clone();

@@ -13,7 +13,7 @@ const EVENT_BYTES: usize = 64 * 1024;
 const EVENTS: u64 = (1 << 30) / EVENT_BYTES as u64;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gibibyte_goes_through_in_little_memory() {
+async fn a_gibibyte_of_events_passes_through_in_little_memory() {
     let Some(services) = Services::of_environment(BROKER) else { return };
     let vhost = services.vhost().await;
     let limit =

@@ -30,7 +30,7 @@ fn wrong_client(services: &Services, ca: &str) -> TlsFiles {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn rabbitmq_speaks_tls() {
+async fn rabbitmq_is_used_over_tls() {
     let strict = ["--tls", "--rabbitmq-set", "ssl_options.fail_if_no_peer_cert=true"];
     let Some(own) = OwnServices::start("rabbitmq,etcd", &strict) else { return };
     let services = own.services();
@@ -86,7 +86,7 @@ fn said(error: &QueueError, because: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn etcd_speaks_tls() {
+async fn etcd_is_used_over_tls() {
     let Some(own) = OwnServices::start("etcd", &["--tls"]) else { return };
     let services = own.services();
     let good = services.etcd();

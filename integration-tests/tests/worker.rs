@@ -116,7 +116,7 @@ rows! {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_be_understood_is_dead_lettered_and_told() {
+async fn malformed_messages_are_dead_lettered_with_an_event() {
     let Some((rig, vhost, services)) = rig().await else { return };
     let options = services.amqp(&vhost);
     let uri = format!(
@@ -144,7 +144,7 @@ async fn what_cannot_be_understood_is_dead_lettered_and_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_hundred_runs_on_two_workers_end_once_each() {
+async fn two_hundred_runs_on_two_workers_each_end_once() {
     let Some((rig, _vhost, _services)) = rig().await else { return };
     runs::many_runs_on_two_workers_end_once_each(rig, 200).await;
 }

@@ -449,8 +449,9 @@ mod tests {
         }
     }
 
+    // Rows: D4
     #[test]
-    fn d4_values_for_templates_are_any_json_under_a_name() {
+    fn template_values_are_any_json_under_a_name() {
         let params = r#"{"list":["a",1,2.5,null,true],"map":{"k":[]},"text":"{{ .x }}"}"#;
         let start = start_of(&format!(r#"{{"group":"d","name":"x","params":{params}}}"#)).unwrap();
         assert_eq!(Json::Object(start.params).to_string(), params);

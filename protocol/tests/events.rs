@@ -108,7 +108,7 @@ fn full(reason: Reason) -> Event {
 }
 
 #[test]
-fn every_event_is_read_as_it_was_written_whatever_the_order_of_its_fields() {
+fn every_event_round_trips_with_its_fields_in_any_order() {
     for reason in reasons() {
         for event in [full(reason.clone()), Event::new(Millis(-1), reason.clone(), String::new())] {
             let json = event.to_json();
@@ -124,7 +124,7 @@ fn every_event_is_read_as_it_was_written_whatever_the_order_of_its_fields() {
 }
 
 #[test]
-fn every_event_is_as_its_schema_says() {
+fn every_event_matches_its_schema() {
     let schema = jsonschema::validator_for(&schema(SchemaName::Event)).unwrap();
     for reason in reasons() {
         for event in [full(reason.clone()), Event::new(Millis(0), reason, "text".into())] {
@@ -140,7 +140,7 @@ fn every_event_is_as_its_schema_says() {
 }
 
 #[test]
-fn an_event_may_carry_fields_that_a_later_version_adds() {
+fn an_event_can_have_fields_of_later_versions() {
     for reason in reasons() {
         let event = full(reason);
         let mut object = serde_json::to_value(&event).unwrap();
@@ -150,7 +150,7 @@ fn an_event_may_carry_fields_that_a_later_version_adds() {
 }
 
 #[test]
-fn an_event_is_written_with_the_words_of_the_contract() {
+fn an_event_is_written_with_the_names_of_the_contract() {
     let event = full(Reason::StepCompleted {
         exit_code: Some(1),
         duration_ms: 2,
@@ -170,7 +170,7 @@ fn an_event_is_written_with_the_words_of_the_contract() {
 }
 
 #[test]
-fn a_log_in_base64_gives_its_bytes_and_other_events_give_none() {
+fn a_base64_log_event_decodes_to_its_bytes_and_other_events_have_none() {
     let log = |message: &str, encoding| {
         let reason = Reason::Log { stream: LogStream::Stdout, offset: 0, partial: false, encoding };
         Event::new(Millis(0), reason, message.into()).log_bytes()
@@ -183,7 +183,7 @@ fn a_log_in_base64_gives_its_bytes_and_other_events_give_none() {
 
 proptest! {
     #[test]
-    fn a_log_of_any_text_comes_back_as_it_was(message in any::<String>(), offset in any::<u64>()) {
+    fn a_log_event_round_trips_any_text(message in any::<String>(), offset in any::<u64>()) {
         let reason = Reason::Log {
             stream: LogStream::Stdout, offset, partial: true, encoding: None
         };

@@ -46,7 +46,7 @@ fn outputs(input: &Path) -> (Option<String>, Option<String>) {
 }
 
 #[test]
-fn every_file_gives_the_plan_and_the_faults_that_stand_beside_it() {
+fn every_golden_file_gives_its_recorded_plan_and_faults() {
     let write = is_writing();
     let inputs = inputs();
     assert!(inputs.len() > 10, "the golden files are gone");
@@ -95,7 +95,7 @@ fn every_golden_file_has_an_input() {
 }
 
 #[test]
-fn every_plan_is_read_again_as_the_same_plan() {
+fn every_plan_round_trips() {
     for input in inputs() {
         let name = input.file_name().unwrap().to_str().unwrap();
         for pipeline in parse(Some(name), &fs::read(&input).unwrap()).pipelines {
@@ -107,7 +107,7 @@ fn every_plan_is_read_again_as_the_same_plan() {
 }
 
 #[test]
-fn nothing_shows_a_secret_that_stands_in_a_file() {
+fn no_output_contains_a_secret_of_a_golden_file() {
     let mut seen = 0;
     for input in inputs() {
         let text = fs::read(&input).unwrap();
@@ -137,7 +137,7 @@ fn the_three_forms_of_a_job_file_give_the_same_steps() {
 
 /// Published names must not be removed or given another meaning. Review a difference accordingly.
 #[test]
-fn the_published_schemas_are_those_that_stand_in_the_tests() {
+fn the_published_schemas_match_the_recorded_ones() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/published");
     for what in SchemaName::ALL {
         let golden = folder.join(format!("{what}.json"));

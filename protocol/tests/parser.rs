@@ -405,22 +405,22 @@ fn read_in_every_way(bytes: &[u8]) {
 
 proptest! {
     #[test]
-    fn any_bytes_are_read_without_a_panic(bytes in vec(any::<u8>(), 0..200)) {
+    fn parsing_arbitrary_bytes_does_not_panic(bytes in vec(any::<u8>(), 0..200)) {
         read_in_every_way(&bytes);
     }
 
     #[test]
-    fn any_text_is_read_without_a_panic(text in "[\\PC\n\t]{0,80}") {
+    fn parsing_arbitrary_text_does_not_panic(text in "[\\PC\n\t]{0,80}") {
         read_in_every_way(text.as_bytes());
     }
 
     #[test]
-    fn a_damaged_pipeline_is_read_without_a_panic(seed in select(seeds()), edits in edits()) {
+    fn parsing_a_damaged_pipeline_does_not_panic(seed in select(seeds()), edits in edits()) {
         read_in_every_way(&edited(seed, edits));
     }
 
     #[test]
-    fn a_pipeline_is_the_same_after_it_was_written_as_json(pipeline in pipeline()) {
+    fn a_pipeline_round_trips_through_json(pipeline in pipeline()) {
         let value = serde_json::to_value(&pipeline).unwrap();
         prop_assert_eq!(&pipeline_faults_json(&value), &Ok(pipeline.clone()));
         prop_assert_eq!(&serde_json::from_value::<Pipeline>(value.clone()).unwrap(), &pipeline);
@@ -448,7 +448,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_not_done_yet_is_said_and_never_left_out(pipeline in pipeline()) {
+    fn unsupported_keys_are_reported_and_never_ignored(pipeline in pipeline()) {
         let body = serde_json::to_vec(&pipeline).unwrap();
         let steps = pipeline.steps.iter().chain(pipeline.on_error.as_deref());
         let later = steps.into_iter().any(|step| {

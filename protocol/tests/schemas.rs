@@ -36,7 +36,7 @@ fn faults(schema: &Validator, value: &Value) -> Vec<String> {
 }
 
 #[test]
-fn every_schema_is_one_and_says_which() {
+fn every_schema_is_valid_and_names_its_dialect() {
     let mut ids = BTreeSet::new();
     for what in SchemaName::ALL {
         let schema = schema(what);
@@ -53,7 +53,7 @@ fn every_schema_is_one_and_says_which() {
 }
 
 #[test]
-fn every_plan_is_as_the_schema_says() {
+fn every_plan_matches_the_schema() {
     let schema = jsonschema::validator_for(&schema(SchemaName::Pipeline)).unwrap();
     for path in golden(".plan.json") {
         let faults = faults(&schema, &read(&path));
@@ -62,7 +62,7 @@ fn every_plan_is_as_the_schema_says() {
 }
 
 #[test]
-fn what_is_written_as_json_is_judged_alike_by_the_schema_and_the_parser() {
+fn schema_and_parser_agree_on_json_pipelines() {
     let schema = jsonschema::validator_for(&schema(SchemaName::Pipeline)).unwrap();
     let pipeline = |change: fn(&mut Value)| {
         let mut pipeline = json!({
@@ -118,7 +118,7 @@ fn what_is_written_as_json_is_judged_alike_by_the_schema_and_the_parser() {
 }
 
 #[test]
-fn a_command_is_judged_alike_by_its_schema_and_the_decoder() {
+fn schema_and_decoder_agree_on_commands() {
     let whole = schema(SchemaName::Command);
     let inline = json!({ "group": "d", "name": "x", "image": "i", "steps": [] });
     let cases = [
@@ -158,7 +158,7 @@ fn a_command_is_judged_alike_by_its_schema_and_the_decoder() {
 }
 
 #[test]
-fn a_run_record_is_as_its_schema_says() {
+fn a_run_record_matches_its_schema() {
     let schema = jsonschema::validator_for(&schema(SchemaName::Run)).unwrap();
     for path in golden(".plan.json") {
         let pipeline = serde_json::from_value(read(&path)).unwrap();
@@ -224,7 +224,7 @@ fn references<'a>(value: &'a Value, found: &mut Vec<&'a str>) {
 }
 
 #[test]
-fn every_reference_in_a_schema_leads_somewhere() {
+fn every_reference_in_a_schema_resolves() {
     for what in SchemaName::ALL {
         let document = schema(what);
         let mut found = Vec::new();
@@ -258,7 +258,7 @@ fn the_asyncapi_document_names_every_queue_and_every_type() {
 }
 
 #[test]
-fn a_file_in_yaml_is_judged_like_its_plan() {
+fn schema_and_parser_agree_on_yaml_files() {
     for path in golden(".yaml") {
         let parsed = parse(path.to_str(), &fs::read(&path).unwrap());
         for pipeline in parsed.pipelines {

@@ -20,7 +20,7 @@ use serde_json::{Map, Value, json};
 use tables::{Table, check, code, list, table};
 
 #[test]
-fn the_tables_of_the_wire_contract_are_those_of_the_types() {
+fn the_tables_of_the_wire_contract_match_the_types() {
     let mut all = vec![objects(), commands(), fields_of_start(), keys(), reasons(), executors()];
     all.extend(records());
     all.extend(pipelines());

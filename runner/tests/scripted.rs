@@ -40,12 +40,12 @@ fn subject() -> ExecutorSubject {
 }
 
 #[tokio::test]
-async fn scripted_steps_keep_the_contract() {
+async fn scripted_steps_pass_the_executor_conformance_suite() {
     executor(subject()).await;
 }
 
 #[tokio::test]
 #[should_panic(expected = "executor podman: an image that nobody has is named: ")]
-async fn a_row_that_does_not_hold_is_named_and_so_is_its_executor() {
+async fn a_failed_row_is_named_with_its_executor() {
     executor(ExecutorSubject { missing: "any".into(), ..subject() }).await;
 }

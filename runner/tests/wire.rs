@@ -14,7 +14,7 @@ use serde_json::json;
 use tables::{Table, check, code, list, names, page, table};
 
 #[test]
-fn the_tables_of_the_wire_contract_are_those_of_the_program() {
+fn the_tables_of_the_wire_contract_match_the_program() {
     let program = command_line();
     let global: Vec<&Arg> = program.get_arguments().filter(|arg| arg.is_global_set()).collect();
     let global = names("runner/global options", global.iter().map(|arg| code(&option(arg))));

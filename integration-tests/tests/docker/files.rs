@@ -10,7 +10,7 @@ use serde_json::json;
 use super::engine::{Bench, ask, containers, engines, image_of};
 
 #[tokio::test]
-async fn what_a_job_leaves_in_its_directory_is_read_after_its_end() {
+async fn files_in_the_directory_of_a_job_are_read_after_its_end() {
     for engine in engines() {
         let bench = Bench::new(&engine);
         let line =
@@ -36,7 +36,7 @@ async fn what_a_job_leaves_in_its_directory_is_read_after_its_end() {
 }
 
 #[tokio::test]
-async fn a_path_that_is_not_absolute_is_below_the_working_directory() {
+async fn a_relative_path_is_resolved_in_the_working_directory() {
     for engine in engines() {
         let bench = Bench::new(&engine);
         let job = bench.job("echo here > file", json!({}));
@@ -49,7 +49,7 @@ async fn a_path_that_is_not_absolute_is_below_the_working_directory() {
 }
 
 #[tokio::test]
-async fn a_user_who_is_not_root_writes_to_the_directory_too() {
+async fn a_user_other_than_root_can_write_to_the_directory() {
     for engine in engines() {
         let bench = Bench::new(&engine);
         bench.pass(&bench.job("true", json!({}))).await;
@@ -65,7 +65,7 @@ async fn a_user_who_is_not_root_writes_to_the_directory_too() {
 }
 
 #[tokio::test]
-async fn a_job_sees_the_directories_and_volumes_that_it_asks_for() {
+async fn a_job_sees_the_directories_and_volumes_that_it_mounts() {
     for engine in engines() {
         let bench = Bench::new(&engine);
         let dir = engine.dir();
@@ -87,7 +87,7 @@ async fn a_job_sees_the_directories_and_volumes_that_it_asks_for() {
 }
 
 #[tokio::test]
-async fn no_job_is_handed_an_engine_or_what_is_not_shared() {
+async fn no_job_can_mount_an_engine_socket_or_an_unshared_directory() {
     for engine in engines() {
         let bench = Bench::new(&engine);
         let socket = engine.url.strip_prefix("unix://").unwrap();

@@ -33,8 +33,9 @@ fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
 }
 
+// Rows: A12
 #[tokio::test]
-async fn a12_a_job_of_docker_is_run_as_its_file_says() {
+async fn a_docker_job_runs_with_the_options_of_its_file() {
     for engine in engines() {
         let (dir, shared) = (tempfile::tempdir().unwrap(), engine.dir());
         std::fs::write(dir.path().join("config.yaml"), "before_script: [echo global]\n").unwrap();
@@ -77,8 +78,9 @@ artifacts: [{{ path: left }}]
     }
 }
 
+// Rows: A12
 #[tokio::test]
-async fn a12_what_fails_ends_the_job_with_its_own_code() {
+async fn a_failing_command_ends_its_docker_job_with_its_exit_code() {
     for engine in engines() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("config.yaml"), "{}\n").unwrap();

@@ -33,7 +33,7 @@ fn words(act: &Act) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn the_engine_keeps_the_contract_of_its_port() {
+async fn the_engine_passes_the_executor_conformance_suite() {
     for engine in engines() {
         let connect = || Docker::connect(Options::new(&engine.url)).unwrap();
         Box::pin(conformance::executor(ExecutorSubject {
@@ -54,7 +54,7 @@ async fn the_engine_keeps_the_contract_of_its_port() {
 }
 
 #[tokio::test]
-async fn every_byte_arrives_as_it_was_written() {
+async fn output_arrives_byte_for_byte() {
     let cases: &[(&str, &[u8], &[u8])] = &[
         ("printf '   --- indented\\n\\n\\t- x\\n'", b"   --- indented\n\n\t- x\n", b""),
         ("printf 'no newline'", b"no newline", b""),
@@ -75,7 +75,7 @@ async fn every_byte_arrives_as_it_was_written() {
 }
 
 #[tokio::test]
-async fn a_terminal_makes_one_stream_whatever_it_begins_with() {
+async fn a_terminal_merges_both_streams_whatever_its_first_bytes() {
     for engine in engines() {
         let bench = Bench::new(&engine);
         let line =
@@ -90,7 +90,7 @@ async fn a_terminal_makes_one_stream_whatever_it_begins_with() {
 }
 
 #[tokio::test]
-async fn what_a_connection_breaks_over_comes_from_the_engines_own_copy() {
+async fn output_after_a_broken_connection_is_read_from_the_engines_log() {
     for engine in engines() {
         let way = CuttableConnection::to(&engine).await;
         let dir = engine.dir();
@@ -125,7 +125,7 @@ async fn what_a_connection_breaks_over_comes_from_the_engines_own_copy() {
 }
 
 #[tokio::test]
-async fn a_steps_input_is_empty() {
+async fn the_standard_input_of_a_step_is_empty() {
     for engine in engines() {
         let bench = Bench::new(&engine);
         assert_eq!(bench.written("cat; echo end", json!({})).await.0, b"end\n");
@@ -139,7 +139,7 @@ fn given(name: &str, env: Option<&str>, value: &[u8]) -> StepSecret {
 }
 
 #[tokio::test]
-async fn a_secret_is_a_file_in_memory_and_the_engine_is_not_told() {
+async fn a_secret_is_a_file_in_memory_that_the_engine_does_not_see() {
     for engine in engines() {
         let bench = Bench::new(&engine);
         let line = "cat \"$BOB_SECRETS/key\" | md5sum; grep -c ' /run/secrets tmpfs ' /proc/mounts; \
@@ -177,7 +177,7 @@ fn md5(bytes: &[u8]) -> u128 {
 }
 
 #[tokio::test]
-async fn a_terminal_is_handed_no_secret() {
+async fn a_step_with_a_terminal_gets_no_secret() {
     for engine in engines() {
         let bench = Bench::new(&engine);
         let job = bench.job("true", json!({ "tty": true }));
@@ -191,7 +191,7 @@ async fn a_terminal_is_handed_no_secret() {
 }
 
 #[tokio::test]
-async fn a_script_runs_whatever_the_entrypoint_and_a_step_may_have_its_own() {
+async fn a_script_ignores_the_images_entrypoint_and_a_step_can_set_its_own() {
     for engine in engines() {
         let bench = Bench::new(&engine);
         bench.pass(&bench.job("true", json!({}))).await;
@@ -228,7 +228,7 @@ async fn a_script_runs_whatever_the_entrypoint_and_a_step_may_have_its_own() {
 }
 
 #[tokio::test]
-async fn words_or_variables_that_are_too_long_are_one_error_and_no_output() {
+async fn overlong_words_or_variables_give_one_error_and_no_output() {
     for engine in engines() {
         let bench = Bench::new(&engine);
         let job = bench.job("true", json!({}));
@@ -260,7 +260,7 @@ async fn words_or_variables_that_are_too_long_are_one_error_and_no_output() {
 }
 
 #[tokio::test]
-async fn limits_hold_or_are_refused() {
+async fn limits_are_enforced_or_refused() {
     for engine in engines() {
         let bench = Bench::new(&engine);
         let limits = Limits { cpu: None, mem: Some("16M".parse().unwrap()) };
@@ -279,7 +279,7 @@ async fn limits_hold_or_are_refused() {
 }
 
 #[tokio::test]
-async fn a_network_that_only_podman_has_is_refused_with_a_sentence() {
+async fn a_network_that_only_podman_supports_is_refused_with_a_clear_message() {
     for engine in engines() {
         let bench = Bench::new(&engine);
         let job = bench.job("true", json!({}));
@@ -296,7 +296,7 @@ async fn a_network_that_only_podman_has_is_refused_with_a_sentence() {
 }
 
 #[tokio::test]
-async fn a_next_owner_ends_what_the_last_one_ran_and_an_older_one_does_no_harm() {
+async fn the_next_owner_ends_containers_of_the_last_one_and_older_owners_do_no_harm() {
     for engine in engines() {
         let bench = Bench::new(&engine);
         let next = RunScope { epoch: Epoch(2), ..bench.run.clone() };
@@ -330,7 +330,7 @@ async fn a_next_owner_ends_what_the_last_one_ran_and_an_older_one_does_no_harm()
 }
 
 #[tokio::test]
-async fn a_container_says_what_it_is_of() {
+async fn a_container_is_labelled_with_its_run_and_step() {
     for engine in engines() {
         let bench = Bench::new(&engine);
         let (_, _) = bench.pass(&bench.job("true", json!({ "namespace": "tests" }))).await;

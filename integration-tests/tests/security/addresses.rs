@@ -27,7 +27,7 @@ async fn listener() -> (u16, Arc<AtomicUsize>) {
 const HOSTS: [&str; 4] = ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "[64:ff9b::127.0.0.1]"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_that_a_message_names_reaches_the_workers_own_host() {
+async fn no_address_in_a_message_reaches_the_workers_own_host() {
     let Some(place) = TestEnv::new().await else { return };
     let (port, connections) = listener().await;
     let server = place
@@ -80,7 +80,7 @@ async fn nothing_that_a_message_names_reaches_the_workers_own_host() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_workers_own_services_stay_closed_if_their_network_is_opened() {
+async fn the_workers_own_services_stay_closed_even_if_their_network_is_opened() {
     let Some(place) = TestEnv::new().await else { return };
     let variables = place.variables();
     let value = |name: &str| {

@@ -142,7 +142,7 @@ fn named(error: &ExecError, annotation: &str) {
 }
 
 #[tokio::test]
-async fn no_annotation_of_an_image_is_an_option_of_the_runtime() {
+async fn no_image_annotation_reaches_the_runtime_as_an_option() {
     for adapter in adapters(&Granted::default()).into_iter().filter(|it| it.name != "docker.io") {
         let (dir, name) = (adapter.dir(), local_name());
         let content = Content::of(&adapter.url, &adapter.image).await;
@@ -213,7 +213,7 @@ async fn an_image_whose_annotations_another_pull_replaced_is_pulled_again() {
 }
 
 #[tokio::test]
-async fn an_image_of_another_run_is_no_base() {
+async fn an_image_of_another_run_is_not_a_base_image() {
     let Some(victim) = Bench::of_environment() else { return };
     let base = victim.prepare().await;
     let (kept, _) = victim.pass(&base, &shell(0, "echo private > /private")).await;

@@ -67,7 +67,7 @@ async fn a_mount_option_cannot_overlay_a_directory_of_the_host() {
 }
 
 #[tokio::test]
-async fn what_a_step_sets_in_with_is_applied_or_rejected() {
+async fn options_in_with_are_applied_or_rejected() {
     for adapter in adapters(&Granted::default()).into_iter().filter(|adapter| !adapter.is_docker())
     {
         let job = adapter.job("true", json!({}));
@@ -91,7 +91,7 @@ async fn what_a_step_sets_in_with_is_applied_or_rejected() {
 }
 
 #[tokio::test]
-async fn a_volume_is_one_that_steps_made_or_the_operator_names() {
+async fn only_volumes_of_steps_or_of_the_operator_can_be_mounted() {
     for adapter in adapters(&Granted::default()) {
         let why = adapter.refuses(&mount(&adapter, "ls /x", "bob-r-1-0-7-1:/x")).await;
         assert!(why.contains("reserved"), "{}: {why}", adapter.name);
@@ -123,7 +123,7 @@ async fn a_volume_is_one_that_steps_made_or_the_operator_names() {
 }
 
 #[tokio::test]
-async fn a_step_cannot_swap_what_another_one_mounts() {
+async fn a_step_cannot_swap_a_mount_of_another_step() {
     for adapter in adapters(&Granted::default()) {
         let (cache, data, host) = (adapter.dir(), adapter.dir(), secret_dir(&adapter));
         let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
@@ -159,7 +159,7 @@ async fn a_step_cannot_swap_what_another_one_mounts() {
 }
 
 #[tokio::test]
-async fn no_directory_above_an_engines_socket_is_mounted_although_it_is_shared() {
+async fn no_directory_above_an_engine_socket_is_mounted_even_if_shared() {
     for adapter in adapters(&shares(&[(Path::new("/"), true)])) {
         let socket = Path::new(adapter.url.trim_start_matches("unix://")).to_owned();
         for source in socket.ancestors() {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::place::TestEnv;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_reads_no_file_of_its_host_that_a_message_names() {
+async fn a_worker_does_not_read_host_files_that_a_message_names() {
     let Some(place) = TestEnv::new().await else { return };
     let dir = place.dir.path();
     let (open, closed) = (dir.join("open"), dir.join("closed"));

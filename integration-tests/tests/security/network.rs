@@ -40,7 +40,7 @@ async fn no_option_of_a_step_reaches_the_network_helper_or_the_host() {
 }
 
 #[tokio::test]
-async fn a_network_that_the_operator_names_is_open_to_steps() {
+async fn steps_can_use_a_network_that_the_operator_names() {
     let granted = Granted { networks: vec![NetworkGrant::Host], ..Granted::default() };
     let host = std::fs::read_link("/proc/self/ns/net").unwrap();
     for adapter in adapters(&granted) {
@@ -54,7 +54,7 @@ async fn a_network_that_the_operator_names_is_open_to_steps() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_rejects_a_start_before_any_of_it_runs() {
+async fn a_worker_rejects_an_invalid_start_before_any_step_runs() {
     let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[("BOB_NETWORKS", "")]).await;
     for (name, network) in [("host", "host"), ("pcap", "pasta:--pcap,/tmp/pcap")] {

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::run::{engines, text};
 
 #[tokio::test]
-async fn a_step_writes_no_more_than_the_limit() {
+async fn a_step_cannot_write_more_output_than_the_limit() {
     for engine in engines() {
         let dir = engine.dir();
         let writes = engine.step("while [ \"$((n=n+1))\" -le 200000 ]; do echo 0123456789; done");

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::place::TestEnv;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rerun_with_steps_of_its_own_takes_nothing_over() {
+async fn a_rerun_with_changed_steps_takes_no_images_over() {
     let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[]).await;
     let definition = |second: &str| {

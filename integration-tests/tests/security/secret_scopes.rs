@@ -38,7 +38,7 @@ async fn record_of(place: &TestEnv, number: usize, sent: Sent, name: &str, steps
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_secret_is_given_to_the_pipelines_and_hosts_of_its_scope_alone() {
+async fn a_secret_is_only_given_to_pipelines_and_hosts_in_its_scope() {
     let Some(place) = TestEnv::new().await else { return };
     let mine = format!("deploy-*={}:deploy", place.tag);
     let to_host = format!("deploy-key={}:call@hooks.example.org", place.tag);

@@ -32,7 +32,7 @@ fn has(bytes: &[u8], wanted: &str) -> bool {
 }
 
 #[tokio::test]
-async fn a_step_sends_no_secret_of_an_earlier_one() {
+async fn a_step_cannot_send_a_secret_of_an_earlier_step() {
     for engine in engines() {
         let dir = engine.dir();
         // The mask does not know the reversed form. Without images, one step must do both.
@@ -66,7 +66,7 @@ async fn a_step_sends_no_secret_of_an_earlier_one() {
 }
 
 #[tokio::test]
-async fn a_definition_with_a_secret_in_it_is_rejected() {
+async fn a_definition_that_contains_a_secret_is_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let pipeline = json!({
         "group": "security", "name": "n",

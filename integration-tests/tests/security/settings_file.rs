@@ -58,7 +58,7 @@ fn assert_rejected(output: &Output, sentence: &str) {
 }
 
 #[test]
-fn a_file_in_the_working_directory_does_not_redirect_credentials() {
+fn a_settings_file_in_the_working_directory_cannot_redirect_credentials() {
     let checkout = Checkout::new();
     let output = checkout.pause(&[]);
     assert_rejected(&output, "queue.url: is not combined with credentials from elsewhere");
@@ -66,7 +66,7 @@ fn a_file_in_the_working_directory_does_not_redirect_credentials() {
 }
 
 #[test]
-fn a_file_that_is_named_may_name_the_broker() {
+fn an_explicitly_named_settings_file_can_set_the_broker() {
     let checkout = Checkout::new();
     let listener = checkout.listener.try_clone().unwrap();
     // A broker that closes the connection, so that the program does not wait for a response.
@@ -78,7 +78,7 @@ fn a_file_that_is_named_may_name_the_broker() {
 }
 
 #[test]
-fn a_file_that_others_can_change_or_replace_is_not_read() {
+fn a_settings_file_that_other_users_can_replace_is_not_read() {
     let checkout = Checkout::new();
     let path = checkout.dir.path().join("bob-runner.toml");
     let set_mode = |path: &Path, mode: u32| {

@@ -45,7 +45,7 @@ fn cases(outside: &TempDir) -> Vec<(&'static str, Result<String, &'static str>)>
 }
 
 #[tokio::test]
-async fn podman_makes_the_working_directory_of_an_image_in_the_container_alone() {
+async fn podman_creates_the_images_working_directory_only_inside_the_container() {
     let Some(maker) = Bench::of_environment() else { return };
     let (api, outside) = (Api::of(&maker.url), outside(&maker.url));
     let base = maker.prepare().await;
@@ -74,7 +74,7 @@ async fn podman_makes_the_working_directory_of_an_image_in_the_container_alone()
 }
 
 #[tokio::test]
-async fn podman_follows_no_link_that_a_step_has_put_into_its_working_directory() {
+async fn podman_follows_no_symlink_that_a_step_put_into_its_working_directory() {
     let Some(maker) = Bench::of_environment() else { return };
     let (api, outside) = (Api::of(&maker.url), outside(&maker.url));
     let name = format!("localhost/dir-{}:latest", uuid::Uuid::new_v4());
@@ -92,7 +92,7 @@ async fn podman_follows_no_link_that_a_step_has_put_into_its_working_directory()
 }
 
 #[tokio::test]
-async fn a_docker_engine_makes_the_working_directory_of_an_image_in_the_container_alone() {
+async fn docker_creates_the_images_working_directory_only_inside_the_container() {
     for engine in engines() {
         let (bench, outside) = (docker::Bench::new(&engine), outside(&engine.url));
         bench.pass(&bench.job(&links(&outside), json!({}))).await;

@@ -56,7 +56,7 @@ pub(crate) async fn assert_nothing_is_left(place: &TestEnv, run: &str, events: &
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_of_a_run_is_left_however_it_ended_and_the_base_image_stays() {
+async fn every_ending_removes_the_objects_of_a_run_and_keeps_the_base_image() {
     let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[]).await;
     let pipelines = [
@@ -111,7 +111,7 @@ async fn a_step_sees_earlier_files_but_not_the_variables_of_earlier_steps() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stop_lets_a_step_end_by_itself() {
+async fn a_stop_lets_a_step_end_on_its_own() {
     let Some(place) = TestEnv::new().await else { return };
     // With such a grace, steps must end by SIGTERM.
     let server = place.serve(&[("BOB_KILL_GRACE_SECONDS", "3600")]).await;

@@ -20,7 +20,7 @@ async fn said(place: &TestEnv, typed: &[&str], settings: &[(&str, &str)]) -> (Op
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_object_of_another_kind_is_refused_with_what_to_delete() {
+async fn a_broker_object_of_another_kind_is_refused_with_the_name_to_delete() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     let stream = r#"{"durable":true,"arguments":{"x-queue-type":"stream"}}"#;
     let classic = r#"{"durable":true}"#;
@@ -51,7 +51,7 @@ async fn an_object_of_another_kind_is_refused_with_what_to_delete() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_queue_with_other_arguments_is_used_as_it_is() {
+async fn an_existing_queue_with_other_arguments_is_used() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     let path = format!("queues/{}/bob.jobs", place.vhost.name);
     let body = r#"{"durable":true,"arguments":{"x-queue-type":"quorum","x-delivery-limit":3}}"#;
@@ -62,7 +62,7 @@ async fn a_queue_with_other_arguments_is_used_as_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_cannot_publish_takes_no_runs_until_it_can() {
+async fn a_worker_that_cannot_publish_claims_no_runs_until_it_can() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     // A separate user, because all tests share the default one.
     let user = format!("u-{}", place.tag);
@@ -97,7 +97,7 @@ async fn a_worker_that_cannot_publish_takes_no_runs_until_it_can() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_takes_no_runs_while_the_broker_has_an_alarm_and_ends_in_time() {
+async fn a_worker_claims_no_runs_during_a_broker_alarm_and_still_exits_in_time() {
     let Some((place, broker)) = TestEnv::with_its_own_broker().await else { return };
     let settings =
         [("BOB_EXECUTORS", "local"), ("BOB_DRAIN_SECONDS", "1"), ("BOB_KILL_GRACE_SECONDS", "1")];
@@ -132,7 +132,7 @@ async fn a_worker_takes_no_runs_while_the_broker_has_an_alarm_and_ends_in_time()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_command_that_others_return_again_and_again_is_reported() {
+async fn a_command_that_is_requeued_repeatedly_is_reported() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     // Declares the queues without consuming.
     let settings = [("BOB_EXECUTORS", "local")];

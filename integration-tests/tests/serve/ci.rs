@@ -19,8 +19,9 @@ fn of<'a>(events: &'a [Value], reason: &str) -> Vec<&'a Value> {
     events.iter().filter(|event| event["reason"] == reason).collect()
 }
 
+// Rows: C1, C9
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn c1_c9_jobs_of_a_cluster_begin_in_their_order_and_several_lines_are_one_job() {
+async fn cluster_jobs_start_in_order_and_a_multiline_command_is_one_job() {
     let Some(place) = TestEnv::new().await else { return };
     let order = place.dir.path().join("order");
     let mut runs = Vec::new();
@@ -36,8 +37,9 @@ async fn c1_c9_jobs_of_a_cluster_begin_in_their_order_and_several_lines_are_one_
     server.end().await;
 }
 
+// Rows: C3, C4
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn c3_c4_a_job_of_a_cluster_is_tried_as_often_as_it_may_after_the_same_time_each_time() {
+async fn a_failing_cluster_job_is_retried_up_to_its_limit_with_a_constant_delay() {
     let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[LOCAL]).await;
     let failing = add(&place, &["--attempts", "3", "--delay", "20ms", "exit 3"]).await;
@@ -60,8 +62,9 @@ async fn c3_c4_a_job_of_a_cluster_is_tried_as_often_as_it_may_after_the_same_tim
     server.end().await;
 }
 
+// Rows: C10
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn c10_a_job_of_a_cluster_that_takes_too_long_ends_with_all_that_it_has_begun() {
+async fn a_cluster_job_over_its_time_limit_ends_with_all_its_processes() {
     let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[LOCAL, ("BOB_KILL_GRACE_SECONDS", "2")]).await;
     let pid = place.dir.path().join("pid");

@@ -28,8 +28,9 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
     in_time(what, waiting).await;
 }
 
+// Rows: C2
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn c2_as_many_jobs_run_at_once_as_the_workers_may_and_never_one_more() {
+async fn a_cluster_runs_as_many_jobs_at_once_as_its_workers_have_slots() {
     let Some(place) = TestEnv::new().await else { return };
     std::fs::create_dir(place.dir.path().join("running")).unwrap();
     // Each job records the number of concurrent jobs, in total and on its own worker.
@@ -60,8 +61,9 @@ async fn c2_as_many_jobs_run_at_once_as_the_workers_may_and_never_one_more() {
     three.end().await;
 }
 
+// Rows: C5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn c5_a_level_hides_the_lines_below_it_in_the_log_of_a_worker() {
+async fn the_log_level_hides_lower_levels_in_the_log_of_a_worker() {
     let Some(place) = TestEnv::new().await else { return };
     for (level, shown) in [("error", 1), ("warn", 2), ("info", 3), ("debug", 4)] {
         let settings = [LOCAL, ("BOB_LOG_FORMAT", "ci"), ("BOB_LOG_LEVEL", level)];
@@ -81,8 +83,9 @@ async fn c5_a_level_hides_the_lines_below_it_in_the_log_of_a_worker() {
     }
 }
 
+// Rows: C8
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn c8_no_job_of_a_cluster_is_lost_with_its_worker_and_none_runs_twice_untold() {
+async fn no_cluster_job_is_lost_with_its_worker_and_no_second_run_is_silent() {
     let Some(place) = TestEnv::new().await else { return };
     let dir = place.dir.path().display().to_string();
     let settings =
@@ -126,8 +129,9 @@ async fn c8_no_job_of_a_cluster_is_lost_with_its_worker_and_none_runs_twice_unto
     second.end().await;
 }
 
+// Rows: C11
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn c11_of_what_many_add_to_a_cluster_at_once_nothing_is_lost() {
+async fn concurrent_additions_to_a_cluster_lose_no_job() {
     let Some(place) = TestEnv::new().await else { return };
     let dir = place.dir.path().display().to_string();
     let server = place.serve(&[LOCAL, ("D", &*dir), ("BOB_MAX_PARALLEL_RUNS", "8")]).await;
@@ -148,8 +152,9 @@ async fn c11_of_what_many_add_to_a_cluster_at_once_nothing_is_lost() {
     server.end().await;
 }
 
+// Rows: C12
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn c12_the_test_helpers_of_the_document_pass_against_a_cluster() {
+async fn the_documented_test_helpers_pass_against_a_cluster() {
     let Some(place) = TestEnv::new().await else { return };
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/ci/test");
     let program = place.program(&[], &[]);

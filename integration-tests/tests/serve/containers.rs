@@ -114,8 +114,9 @@ fn write(place: &TestEnv, jobs: &Value, before_script: &str) {
     place.write("config.yaml", &format!("{before_script}: [G=global]\n"));
 }
 
+// Rows (embedded): A2, A12, A21
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a2_a12_a21_containers_have_here_and_now_what_their_jobs_say() {
+async fn run_gives_containers_the_options_and_directories_of_their_jobs() {
     let Some(place) = TestEnv::new().await else { return };
     let shared = Shared::new(&place);
     write(&place, &shared.jobs(place.image()), "before_script");
@@ -134,8 +135,9 @@ async fn a2_a12_a21_containers_have_here_and_now_what_their_jobs_say() {
     shared.end().await;
 }
 
+// Rows: A2, A12, A21
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a2_a12_a21_containers_of_a_cluster_have_the_same_and_their_worker_shares_what_it_names() {
+async fn cluster_containers_get_the_same_options_and_the_directories_of_their_worker() {
     let Some(place) = TestEnv::new().await else { return };
     let shared = Shared::new(&place);
     write(&place, &shared.jobs(place.image()), "global_before_script");

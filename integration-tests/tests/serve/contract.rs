@@ -50,7 +50,7 @@ fn begun(place: &TestEnv) -> Vec<Value> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_start_inline_or_by_name_is_read_alike_over_amqp_and_the_stream_protocol() {
+async fn events_of_inline_and_named_starts_read_the_same_over_amqp_and_stream() {
     let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[]).await;
     let steps = json!([
@@ -92,7 +92,7 @@ async fn a_start_inline_or_by_name_is_read_alike_over_amqp_and_the_stream_protoc
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_failed_run_tells_its_step_and_code_and_runs_nothing_after_it() {
+async fn a_failed_run_reports_its_step_and_exit_code_and_runs_no_later_step() {
     let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[]).await;
     let steps = json!([{ "name": "breaks", "cmd": "sh -c 'exit 3'" }, { "cmd": "echo never" }]);

@@ -8,7 +8,7 @@ use crate::place::TestEnv;
 use crate::takeover::Outside;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn runs_outlive_their_engine_and_lose_nothing_that_it_had_kept() {
+async fn runs_survive_their_engine_and_lose_no_committed_step() {
     let Some(place) = TestEnv::new().await else { return };
     let Some(engine) = OwnServices::start("podman", &[]) else { return };
     let url = engine.services().get("CONTAINER_ENGINE_URL").to_owned();

@@ -29,7 +29,7 @@ async fn code(mut child: Child) -> Option<i32> {
 }
 
 #[tokio::test]
-async fn a_signal_ends_a_command_whose_output_nobody_reads() {
+async fn a_signal_ends_a_command_whose_output_is_not_read() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     let events = AmqpEvents::connect(&place.services.amqp(&place.vhost)).await.unwrap();
     let run: RunId = place.run("unread").parse().unwrap();

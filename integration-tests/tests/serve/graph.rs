@@ -16,7 +16,7 @@ fn lines(events: &[Value], step: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn steps_of_containers_and_of_the_host_are_one_graph() {
+async fn one_graph_can_have_container_steps_and_host_steps() {
     let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[BOTH]).await;
     // Each branch waits for the other one's output, so the run ends only if they are concurrent.
@@ -49,7 +49,7 @@ async fn steps_of_containers_and_of_the_host_are_one_graph() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_dies_with_its_worker_and_its_run_starts_over_with_another() {
+async fn a_host_process_dies_with_its_worker_and_its_run_restarts_on_another() {
     let Some(place) = TestEnv::new().await else { return };
     let settings = [BOTH, ("BOB_LEASE_TTL_SECONDS", "6")];
     let server = place.serve(&settings).await;

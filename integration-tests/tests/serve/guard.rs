@@ -70,7 +70,7 @@ async fn assert_it_goes_on(place: &TestEnv, outside: &Outside, run: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_frozen_workers_step_is_killed_by_its_guard_though_no_other_worker_runs() {
+async fn the_guard_kills_the_step_of_a_frozen_worker_without_any_other_worker() {
     let Some(place) = TestEnv::new().await else { return };
     let outside = Outside::new().await;
     // When the worker wakes up, etcd still accepts its writes, but the step's end must not be
@@ -86,7 +86,7 @@ async fn a_frozen_workers_step_is_killed_by_its_guard_though_no_other_worker_run
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_workers_step_is_killed_by_its_guard_which_ends_then() {
+async fn the_guard_kills_the_step_of_a_killed_worker_and_exits() {
     let Some(place) = TestEnv::new().await else { return };
     let outside = Outside::new().await;
     let settings = [("BOB_LEASE_TTL_SECONDS", "6")];
@@ -109,7 +109,7 @@ async fn a_killed_workers_step_is_killed_by_its_guard_which_ends_then() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guard_that_dies_is_replaced_by_one_that_knows_as_much() {
+async fn a_guard_that_dies_is_replaced_by_one_with_the_same_knowledge() {
     let Some(place) = TestEnv::new().await else { return };
     let outside = Outside::new().await;
     let server = place.serve(&[("BOB_LEASE_TTL_SECONDS", "6")]).await;
@@ -126,7 +126,7 @@ async fn a_guard_that_dies_is_replaced_by_one_that_knows_as_much() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_leaves_takes_its_guard_along_which_kills_nothing() {
+async fn the_guard_of_a_draining_worker_exits_with_it_and_kills_nothing() {
     let Some(place) = TestEnv::new().await else { return };
     let outside = Outside::new().await;
     let leaving = [("BOB_LEASE_TTL_SECONDS", "3600"), ("BOB_DRAIN_SECONDS", "0")];
@@ -159,7 +159,7 @@ fn is_watched(run: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_workers_step_is_killed_by_its_guard_though_the_engine_is_gone() {
+async fn the_guard_kills_the_step_of_a_killed_worker_without_the_engine() {
     let Some(place) = TestEnv::new().await else { return };
     let Some(engine) = OwnServices::start("podman", &[]) else { return };
     let url = engine.services().get("CONTAINER_ENGINE_URL").to_owned();

@@ -32,7 +32,7 @@ fn assert_times(history: &[Value]) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_record_goes_through_every_status_and_ends_once() {
+async fn a_record_passes_through_every_status_and_ends_once() {
     let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[]).await;
     let steps = |script: &str| json!([{ "cmd": ["sh", "-c", script] }, { "cmd": "echo done" }]);

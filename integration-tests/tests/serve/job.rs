@@ -26,8 +26,9 @@ fn pipeline(place: &TestEnv, file: &Value) -> Value {
     pipeline
 }
 
+// Rows: A9, A10, A12, A13, A19
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a9_a10_a12_a13_a19_jobs_of_all_kinds_run_in_order_and_hand_on_their_results() {
+async fn jobs_of_all_kinds_run_in_order_and_pass_on_their_results() {
     let Some(place) = TestEnv::new().await else { return };
     let image = place.pipeline("p", &json!([]))["image"].clone();
     let server = place.serve(&[ALL, ("RUNNER_ID", "one")]).await;
@@ -65,8 +66,9 @@ async fn a9_a10_a12_a13_a19_jobs_of_all_kinds_run_in_order_and_hand_on_their_res
     crate::after::assert_nothing_is_left(&place, &run, &events).await;
 }
 
+// Rows: A7
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a7_a_callback_that_nobody_takes_holds_no_run_and_is_told_by_another_worker() {
+async fn an_undeliverable_callback_does_not_block_its_run_and_another_worker_retries_it() {
     let Some(place) = TestEnv::new().await else { return };
     // The address is known before anybody listens there.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

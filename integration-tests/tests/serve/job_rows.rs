@@ -24,8 +24,9 @@ async fn said(place: &TestEnv, typed: &[&str]) -> (Option<i32>, String) {
     (status.code(), String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned())
 }
 
+// Rows: A1
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a1_the_three_forms_of_a_file_have_the_same_effect_in_a_cluster() {
+async fn the_three_forms_of_a_job_file_have_the_same_effect_in_a_cluster() {
     let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[ALL]).await;
     let job = "{ id: j, job_id: named, executor: local, variables: { X: 1 }, \
@@ -48,8 +49,9 @@ async fn a1_the_three_forms_of_a_file_have_the_same_effect_in_a_cluster() {
     server.end().await;
 }
 
+// Rows: A5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a5_who_follows_a_file_of_jobs_exits_as_they_end() {
+async fn following_a_job_file_exits_with_the_result_of_its_jobs() {
     let Some(place) = TestEnv::new().await else { return };
     let server = place.serve(&[ALL]).await;
     place.write("passes.yml", "[{ executor: local, product: { commands: 'echo of it' } }]");
@@ -78,8 +80,9 @@ async fn a5_who_follows_a_file_of_jobs_exits_as_they_end() {
     server.end().await;
 }
 
+// Rows: A8
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a8_who_is_told_is_the_jobs_own_or_that_of_the_settings_or_nobody() {
+async fn the_callback_receiver_is_that_of_the_job_or_of_the_settings_or_none() {
     let Some(place) = TestEnv::new().await else { return };
     let told = Server::start(|_, _| Reply::json(200, &json!({}))).await;
     let (own, all) = (format!("{}/own", told.url()), format!("{}/all", told.url()));
@@ -136,8 +139,9 @@ async fn a8_who_is_told_is_the_jobs_own_or_that_of_the_settings_or_nobody() {
     assert_eq!(told.seen().len(), 12, "each is told twice, and nobody else is");
 }
 
+// Rows: A11
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a11_artifacts_go_to_where_the_worker_keeps_outputs() {
+async fn artifacts_are_uploaded_to_the_output_store_of_the_worker() {
     let Some(place) = TestEnv::new().await else { return };
     let outputs = place.dir.path().join("outputs");
     let server = place.serve(&[ALL, ("BOB_OUTPUTS", outputs.to_str().unwrap())]).await;
@@ -179,8 +183,9 @@ async fn a11_artifacts_go_to_where_the_worker_keeps_outputs() {
     server.end().await;
 }
 
+// Rows: A20
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a20_files_that_wait_in_the_queue_are_shared_by_the_workers_that_come() {
+async fn queued_job_files_are_distributed_over_the_workers_that_start() {
     let Some(place) = TestEnv::new().await else { return };
     let dir = place.dir.path().join("met");
     std::fs::create_dir(&dir).unwrap();

@@ -43,7 +43,7 @@ pub(crate) fn assert_no_wait_ran_out(worker: &Server) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn output_that_the_broker_does_not_take_outlives_the_worker_and_its_drain_stays_short() {
+async fn unpublished_output_survives_the_worker_and_does_not_prolong_its_drain() {
     let Some((place, broker)) = TestEnv::with_its_own_broker().await else { return };
     let settings =
         [("BOB_EXECUTORS", "local"), ("BOB_DRAIN_SECONDS", "1"), ("BOB_KILL_GRACE_SECONDS", "1")];
@@ -116,7 +116,7 @@ async fn the_second_signal_hands_over_while_the_broker_is_unavailable() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_is_asked_to_end_while_it_connects_ends_at_once() {
+async fn a_worker_that_is_stopped_while_it_connects_exits_at_once() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     // Accepts connections and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -141,7 +141,7 @@ async fn a_worker_that_is_asked_to_end_while_it_connects_ends_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn workers_declare_an_exchange_again_that_was_deleted() {
+async fn workers_redeclare_a_deleted_exchange() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[("BOB_EXECUTORS", "local")]).await;
     let path = format!("exchanges/{}/bob.direct", place.vhost.name);

@@ -15,7 +15,7 @@ fn assert_small(server: &Server) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_step_that_writes_a_gibibyte_does_not_make_it_grow() {
+async fn the_worker_memory_does_not_grow_with_a_gibibyte_of_output() {
     let Some(place) = TestEnv::new().await else { return };
     // The broker keeps only the end of the stream, because test hosts can have small disks.
     let limit = json!({
@@ -54,7 +54,7 @@ const RUNS: usize = 100;
 const CHATTERS: &str = "trap 'exit 0' TERM; while :; do seq 1 50; sleep 1 & wait; done";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_hundred_runs_at_once_stay_within_the_same_memory_and_lose_nothing() {
+async fn a_hundred_concurrent_runs_stay_within_the_same_memory_and_lose_nothing() {
     let Some(place) = TestEnv::new().await else { return };
     let slots = RUNS.to_string();
     let settings = [("BOB_MAX_PARALLEL_RUNS", slots.as_str()), ("BOB_LOG_LEVEL", "warn")];

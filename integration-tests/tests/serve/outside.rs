@@ -71,7 +71,7 @@ fn stdout(events: &[Value], step: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_resource_is_mounted_once_and_an_artifact_is_a_later_runs_resource() {
+async fn a_resource_is_mounted_once_and_an_artifact_is_a_resource_of_a_later_run() {
     let Some(place) = TestEnv::new().await else { return };
     let (_outside, kept) = register(&place, &["resource-provider", "artifact-store"]).await;
     let tar = tar_of("sub/file", b"fetched\n").await;
@@ -140,7 +140,7 @@ async fn a_resource_is_mounted_once_and_an_artifact_is_a_later_runs_resource() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_be_fetched_or_uploaded_fails_the_run_and_says_why() {
+async fn a_failed_fetch_or_upload_fails_the_run_with_the_reason() {
     let Some(place) = TestEnv::new().await else { return };
     let (_outside, _kept) = register(&place, &["resource-provider", "artifact-store"]).await;
     let away = format!("{}-away", place.tag);
@@ -178,7 +178,7 @@ async fn what_cannot_be_fetched_or_uploaded_fails_the_run_and_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_logger_gets_what_the_steps_write_byte_for_byte() {
+async fn a_logger_receives_the_output_of_steps_byte_for_byte() {
     let Some(place) = TestEnv::new().await else { return };
     let (_outside, kept) = register(&place, &["logger"]).await;
     let server = place.serve(&[]).await;
@@ -222,7 +222,7 @@ async fn a_logger_gets_what_the_steps_write_byte_for_byte() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_logger_that_is_away_costs_a_run_nothing_but_its_log_there() {
+async fn an_unavailable_logger_costs_a_run_only_its_log_there() {
     let Some(place) = TestEnv::new().await else { return };
     enlist(&place, "logger", &place.tag, &format!("http://{}", nobody().await)).await;
     let server = place.serve(&[]).await;

@@ -32,7 +32,7 @@ fn give(path: &Path, user: u32) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_ordinary_user_runs_it_without_any_privilege() {
+async fn an_ordinary_user_runs_a_worker_without_privileges() {
     let Some(place) = TestEnv::new().await else { return };
     // The user of the rootless engine.
     let socket = place.services.get("CONTAINER_ENGINE_URL").trim_start_matches("unix://");
@@ -66,7 +66,7 @@ async fn an_ordinary_user_runs_it_without_any_privilege() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_first_signal_lets_what_runs_finish() {
+async fn the_first_signal_lets_runs_in_progress_finish() {
     let Some(place) = TestEnv::new().await else { return };
     // The run continues when the test lets the provider answer.
     let may_answer = Arc::new(Notify::new());
@@ -104,7 +104,7 @@ async fn the_first_signal_lets_what_runs_finish() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_second_signal_hands_over_what_runs() {
+async fn the_second_signal_hands_over_runs_in_progress() {
     let Some(place) = TestEnv::new().await else { return };
     let mut server = place.serve(&[("BOB_DRAIN_SECONDS", "3600")]).await;
     let run = place.run("long");
@@ -143,7 +143,7 @@ async fn refused(place: &TestEnv, settings: &[(&str, &str)]) -> (Option<i32>, St
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_wrong_setting_is_named_at_once() {
+async fn all_wrong_settings_are_reported_together() {
     let Some(place) = TestEnv::new().await else { return };
     let settings = [
         ("BOB_MAX_PARALLEL_RUNS", "many"),
@@ -167,7 +167,7 @@ async fn every_wrong_setting_is_named_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_service_that_cannot_be_used_is_named_in_one_sentence() {
+async fn an_unusable_service_is_named_in_one_sentence() {
     let Some(place) = TestEnv::new().await else { return };
     let nobody = server::nobody().await;
     let (amqp, http) = (format!("amqp://{nobody}"), format!("http://{nobody}"));

@@ -120,8 +120,9 @@ async fn all_gone(pids: &Path) {
     assert_eq!(pids.split_whitespace().count(), 2, "{pids}");
 }
 
+// Rows: D3
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn d3_tasks_run_beside_each_other_and_wait_for_what_they_depend_on() {
+async fn tasks_run_in_parallel_and_wait_for_their_dependencies() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;
     // Each of the two waits for the other.
@@ -144,8 +145,9 @@ async fn d3_tasks_run_beside_each_other_and_wait_for_what_they_depend_on() {
     server.end().await;
 }
 
+// Rows: D3
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn d3_a_file_is_submitted_as_a_run_by_itself() {
+async fn a_prunner_file_is_submitted_as_one_run() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;
     place.write("pipelines.yml", "pipelines: { p: { tasks: { t: { script: [echo of it] } } } }");
@@ -156,8 +158,9 @@ async fn d3_a_file_is_submitted_as_a_run_by_itself() {
     server.end().await;
 }
 
+// Rows: D4
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn d4_variables_stand_in_scripts_and_one_that_is_missing_fails_its_task() {
+async fn scripts_use_variables_and_a_missing_one_fails_its_task() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;
     let says = "echo {{ .tag }} {{ .number }} {{ .yes }} {{ .empty | default `none` }} \
@@ -190,8 +193,9 @@ async fn d4_variables_stand_in_scripts_and_one_that_is_missing_fails_its_task() 
     server.end().await;
 }
 
+// Rows: D5
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn d5_a_task_has_the_environment_of_the_worker_under_the_pipelines_under_its_own() {
+async fn the_environments_of_pipeline_and_task_override_the_workers_in_that_order() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     let of_worker = ["B", "C", "D", "TASK_NAME"].map(|name| (name, "worker"));
     let server = place.serve(&[&[LOCAL], of_worker.as_slice()].concat()).await;
@@ -207,8 +211,9 @@ async fn d5_a_task_has_the_environment_of_the_worker_under_the_pipelines_under_i
     server.end().await;
 }
 
+// Rows: D4
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn d4_lists_stand_in_scripts_and_are_gone_through() {
+async fn scripts_can_iterate_over_lists() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;
     let script = "for x in {{ range .files }}{{ . | quote }} {{ end }}; do echo \"$x\"; done; \
@@ -230,8 +235,9 @@ async fn d4_lists_stand_in_scripts_and_are_gone_through() {
     server.end().await;
 }
 
+// Rows: D6
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn d6_files_of_variables_lie_over_the_worker_and_under_the_pipeline() {
+async fn variable_files_override_the_worker_and_the_pipeline_overrides_them() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     let (first, second) = (file(&place, "first.env"), file(&place, "second.env"));
     std::fs::write(&first, "A=file\nD=first\nE=first\nBOB_X=ours\n").unwrap();
@@ -258,8 +264,9 @@ const ONE_FAILS: &str = "tasks: { \
     after: { depends_on: [fails], script: [echo] }, \
     beside: { depends_on: [runs], script: [echo] } }";
 
+// Rows: D13
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn d13_a_task_that_fails_ends_those_beside_it_and_nothing_new_begins() {
+async fn a_failing_task_ends_the_running_ones_and_no_other_task_starts() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;
     let pipeline = pipeline(&ONE_FAILS.replace("WAIT", "exec sleep 1000"));
@@ -276,8 +283,9 @@ async fn d13_a_task_that_fails_ends_those_beside_it_and_nothing_new_begins() {
     server.end().await;
 }
 
+// Rows: D13
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn d13_where_running_tasks_go_on_only_what_needs_the_failed_one_is_left_out() {
+async fn if_running_tasks_continue_only_dependents_of_the_failed_one_are_skipped() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;
     let go = file(&place, "go");
@@ -296,8 +304,9 @@ async fn d13_where_running_tasks_go_on_only_what_needs_the_failed_one_is_left_ou
     server.end().await;
 }
 
+// Rows: D14
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn d14_a_task_that_may_fail_runs_all_of_its_script_and_those_that_depend_on_it_run() {
+async fn a_task_that_is_allowed_to_fail_runs_its_whole_script_and_its_dependents_run() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;
     let pipeline = pipeline(
@@ -313,8 +322,9 @@ async fn d14_a_task_that_may_fail_runs_all_of_its_script_and_those_that_depend_o
     server.end().await;
 }
 
+// Rows: D15
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn d15_on_error_knows_what_failed_and_changes_nothing_of_it() {
+async fn on_error_receives_the_failure_and_does_not_change_the_result() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;
     let script = "echo {{ .failedTaskName }} {{ .failedTaskExitCode }} \
@@ -349,8 +359,9 @@ async fn d15_on_error_knows_what_failed_and_changes_nothing_of_it() {
     server.end().await;
 }
 
+// Rows: D16
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn d16_a_stop_leaves_nothing_of_what_its_tasks_have_begun() {
+async fn a_stop_ends_every_process_that_the_tasks_started() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     let server = place.serve(&[LOCAL]).await;
     let (left, right) = (file(&place, "left"), file(&place, "right"));
@@ -369,8 +380,9 @@ async fn d16_a_stop_leaves_nothing_of_what_its_tasks_have_begun() {
     server.end().await;
 }
 
+// Rows: D16
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn d16_a_task_is_interrupted_and_killed_after_its_own_grace() {
+async fn a_task_is_interrupted_and_then_killed_after_its_own_grace() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     // With the worker's grace the run would not end in time.
     let server = place.serve(&[LOCAL, ("BOB_KILL_GRACE_SECONDS", "3600")]).await;
@@ -417,8 +429,9 @@ fn in_the_middle(place: &TestEnv, name: &str, on_lost: Option<&str>) -> Value {
     pipeline
 }
 
+// Rows: D18
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn d18_what_becomes_of_a_graph_whose_worker_is_killed_is_said_by_on_lost() {
+async fn on_lost_decides_how_a_graph_continues_after_its_worker_is_killed() {
     let Some(place) = TestEnv::without_an_engine().await else { return };
     let settings = [LOCAL, ("BOB_LEASE_TTL_SECONDS", "3")];
     let mut server = place.serve(&settings).await;

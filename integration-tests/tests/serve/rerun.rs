@@ -21,7 +21,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_run_that_failed_is_gone_on_with_and_looked_into() {
+async fn a_failed_run_can_be_rerun_and_inspected() {
     let Some(place) = TestEnv::new().await else { return };
     let (answer, first) = (Arc::new(AtomicU16::new(500)), Arc::new(AtomicUsize::new(0)));
     let (says, counts) = (Arc::clone(&answer), Arc::clone(&first));

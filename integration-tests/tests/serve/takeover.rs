@@ -143,7 +143,7 @@ async fn went_on(place: &TestEnv, outside: &Outside, run: &str, cause: &str) -> 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_run_of_a_worker_that_was_killed_goes_on_at_the_step_that_it_was_in() {
+async fn the_run_of_a_killed_worker_resumes_at_its_current_step() {
     let Some(place) = TestEnv::new().await else { return };
     let outside = Outside::new().await;
     let (mut first, second) = in_the_fourth_step(&place, &outside, "killed").await;
@@ -156,7 +156,7 @@ async fn the_run_of_a_worker_that_was_killed_goes_on_at_the_step_that_it_was_in(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_was_frozen_changes_nothing_when_it_wakes() {
+async fn a_worker_that_wakes_after_a_freeze_changes_nothing() {
     let Some(place) = TestEnv::new().await else { return };
     let outside = Outside::new().await;
     let (first, second) = in_the_fourth_step(&place, &outside, "frozen").await;
@@ -183,7 +183,7 @@ async fn a_worker_that_was_frozen_changes_nothing_when_it_wakes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_leaves_hands_its_run_over() {
+async fn a_draining_worker_hands_over_its_run() {
     let Some(place) = TestEnv::new().await else { return };
     let outside = Outside::new().await;
     // Too long for any test to wait for its expiry.
@@ -201,7 +201,7 @@ async fn a_worker_that_leaves_hands_its_run_over() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_run_goes_on_from_the_registry_on_another_engine() {
+async fn a_run_resumes_from_the_registry_on_another_engine() {
     let Some(place) = TestEnv::new().await else { return };
     let far = tokio::task::spawn_blocking(|| OwnServices::start("podman", &[])).await.unwrap();
     let far = far.unwrap();
@@ -230,7 +230,7 @@ async fn a_run_goes_on_from_the_registry_on_another_engine() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_that_leaves_hands_its_run_to_another_engine() {
+async fn a_draining_worker_hands_over_its_run_to_another_engine() {
     let Some(place) = TestEnv::new().await else { return };
     let far = tokio::task::spawn_blocking(|| OwnServices::start("podman", &[])).await.unwrap();
     let far = far.unwrap();

@@ -185,8 +185,9 @@ mod tests {
         read.iter().map(|(name, value)| (name.as_str(), value.expose().as_str())).collect()
     }
 
+    // Rows: D6
     #[test]
-    fn d6_files_are_those_of_the_flag_or_the_variable_or_the_usual_ones() {
+    fn variable_files_come_from_the_flag_the_variable_or_the_defaults() {
         let none = Environment::default();
         assert_eq!(named(&[], &none), [".env", ".env.local"].map(PathBuf::from));
         let variable = Environment::from([("PRUNNER_ENV_FILES", "a, b")]);

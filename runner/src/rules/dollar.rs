@@ -228,8 +228,9 @@ mod tests {
         .fill(text)
     }
 
+    // Rows: A9
     #[test]
-    fn a9_every_form_is_filled_in_and_what_is_unknown_is_left_alone() {
+    fn every_form_is_substituted_and_unknown_ones_are_left_unchanged() {
         for (text, expected) in [
             ("a ${PREVIOUS_JOB_ID} b", "a o5z b"),
             ("${PREVIOUS_RESULT.result.a}", "own"),

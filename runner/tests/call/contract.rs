@@ -89,7 +89,7 @@ async fn keeps_the_contract(kind: ExecutorKind, step: fn(&Server) -> Step) {
 }
 
 #[tokio::test]
-async fn requests_keep_the_contract_of_an_executor() {
+async fn http_requests_pass_the_executor_conformance_suite() {
     keeps_the_contract(ExecutorKind::Http, |server| {
         let headers = format!("headers: {{ Authorization: Bearer {KEY} }}");
         bob("http", &format!("url: '{}/a', {headers}", server.url()))
@@ -98,12 +98,12 @@ async fn requests_keep_the_contract_of_an_executor() {
 }
 
 #[tokio::test]
-async fn calls_of_proxmox_keep_the_contract_of_an_executor() {
+async fn proxmox_calls_pass_the_executor_conformance_suite() {
     keeps_the_contract(ExecutorKind::Proxmox, |server| shortcut(server, "kvm_status", "")).await;
 }
 
 #[tokio::test]
-async fn calls_of_sevdesk_keep_the_contract_of_an_executor() {
+async fn sevdesk_calls_pass_the_executor_conformance_suite() {
     keeps_the_contract(ExecutorKind::Sevdesk, |server| {
         let access = format!("api_token: {KEY}, base_url: '{}/api/v1'", server.url());
         job("sevdesk", "list_invoices", &access)
@@ -112,7 +112,7 @@ async fn calls_of_sevdesk_keep_the_contract_of_an_executor() {
 }
 
 #[tokio::test]
-async fn calls_of_lexware_keep_the_contract_of_an_executor() {
+async fn lexware_calls_pass_the_executor_conformance_suite() {
     keeps_the_contract(ExecutorKind::Lexware, |server| {
         let access = format!("api_key: {KEY}, base_url: '{}/v1'", server.url());
         let invoice = "customer_id: 0b1c-2, invoice_data: { title: x }";

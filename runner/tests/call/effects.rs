@@ -12,7 +12,7 @@ use super::server::{Reply, Server};
 use super::{attempt, options, run};
 
 #[tokio::test]
-async fn a_refusal_is_told_in_the_words_of_proxmox_and_never_sent_again() {
+async fn a_refused_call_reports_the_message_of_proxmox_and_is_never_retried() {
     let server = Server::start(|_, _| {
         let said = json!({
             "data": null, "message": "Parameter verification failed.\n",
@@ -36,7 +36,7 @@ async fn a_refusal_is_told_in_the_words_of_proxmox_and_never_sent_again() {
 }
 
 #[tokio::test]
-async fn what_has_an_effect_is_sent_once_and_its_lost_answer_is_told() {
+async fn a_call_with_an_effect_is_sent_once_and_a_lost_response_is_reported() {
     let server = Server::start(|_, _| Reply::HangUp).await;
     for name in ["kvm_start", "kvm_delete"] {
         let done = run(&shortcut(&server, name, "")).await;
@@ -48,7 +48,7 @@ async fn what_has_an_effect_is_sent_once_and_its_lost_answer_is_told() {
 }
 
 #[tokio::test]
-async fn what_only_reads_is_sent_again() {
+async fn a_call_that_only_reads_is_retried() {
     let server = Server::start(|seen, count| match count {
         0 => Reply::HangUp,
         1 => Reply::json(503, &Value::Null),
@@ -62,7 +62,7 @@ async fn what_only_reads_is_sent_again() {
 }
 
 #[tokio::test]
-async fn a_host_that_is_not_there_is_named_and_nothing_was_sent() {
+async fn an_unreachable_host_is_named_and_nothing_is_sent() {
     let gone = { server().await.url() };
     let server = server().await;
     let mut step = shortcut(&server, "kvm_start", "");
@@ -73,7 +73,7 @@ async fn a_host_that_is_not_there_is_named_and_nothing_was_sent() {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_where_the_step_may_not_start_or_its_owner_is_gone() {
+async fn nothing_is_sent_if_the_gate_is_closed_or_the_owner_is_lost() {
     let server = server().await;
     let (step, stop) = (shortcut(&server, "kvm_start", ""), StopSignal::default());
     for gate in [
@@ -100,7 +100,7 @@ async fn nothing_is_sent_where_the_step_may_not_start_or_its_owner_is_gone() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_too_long_is_not_kept() {
+async fn an_overlong_response_is_not_stored() {
     let server =
         Server::start(|_, _| Reply::Answer(200, Vec::new(), vec![b'x'; 1024 * 1024 + 1])).await;
     let done = run(&shortcut(&server, "kvm_status", "")).await;

@@ -18,7 +18,7 @@ async fn refused(path: &Path, options: &Options) -> String {
 }
 
 #[tokio::test]
-async fn a_worker_reads_no_file_but_regular_ones_that_its_operator_has_opened() {
+async fn a_worker_reads_only_regular_files_that_its_operator_allows() {
     let dir = tempfile::tempdir().unwrap();
     let outside = tempfile::NamedTempFile::new().unwrap();
     let link = dir.path().join("link");
@@ -45,7 +45,7 @@ async fn a_worker_reads_no_file_but_regular_ones_that_its_operator_has_opened() 
 }
 
 #[tokio::test]
-async fn a_step_that_is_stopped_waits_for_no_file() {
+async fn a_stopped_step_does_not_wait_for_a_file() {
     let stop = StopSignal::default();
     stop.raise(StopLevel::Kill);
     let step = bob("http", "url: 'https://h', ca_file: /dev/zero");

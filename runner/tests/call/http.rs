@@ -29,14 +29,14 @@ async fn a_request_has_the_method_headers_and_body_of_its_step() {
 }
 
 #[tokio::test]
-async fn a_request_that_says_nothing_else_is_a_get_and_text_is_its_result() {
+async fn a_request_defaults_to_get_and_its_text_is_the_result() {
     let server = Server::start(|_, _| Reply::Answer(200, Vec::new(), b"plain".to_vec())).await;
     let done = run(&bob("http", &format!("url: '{}'", server.url()))).await;
     assert_eq!((done.data(), server.lines()), (&json!("plain"), vec!["GET /".to_owned()]));
 }
 
 #[tokio::test]
-async fn a_status_is_good_where_it_is_expected() {
+async fn only_an_expected_status_is_a_success() {
     for (expect, status, code) in [
         ("", 201, 0),
         ("", 404, 1),
@@ -55,7 +55,7 @@ async fn a_status_is_good_where_it_is_expected() {
 }
 
 #[tokio::test]
-async fn only_what_may_be_sent_twice_is_sent_again() {
+async fn only_idempotent_requests_are_retried() {
     for (with, count) in [
         ("method: GET", 4),
         ("method: PUT, body: x", 4),
@@ -73,7 +73,7 @@ async fn only_what_may_be_sent_twice_is_sent_again() {
 }
 
 #[tokio::test]
-async fn a_redirect_is_followed_where_the_step_says_so_and_with_headers_to_the_same_server_alone() {
+async fn a_redirect_is_followed_on_request_with_headers_only_to_the_same_server() {
     let other = std::sync::Arc::new(server(json!("there")).await);
     let there = format!("{}/there?x=s3cret", other.url());
     let first = Server::start(move |seen, _| match seen.path.as_str() {
@@ -96,7 +96,7 @@ async fn a_redirect_is_followed_where_the_step_says_so_and_with_headers_to_the_s
 }
 
 #[tokio::test]
-async fn an_answer_that_does_not_come_ends_the_request() {
+async fn a_missing_response_ends_the_request() {
     let server = Server::start(|_, _| Reply::Never).await;
     let with = format!("url: '{}/x', method: POST, timeout: 50ms", server.url());
     let done = run(&bob("http", &with)).await;
@@ -105,7 +105,7 @@ async fn an_answer_that_does_not_come_ends_the_request() {
 }
 
 #[tokio::test]
-async fn a_secret_of_a_header_is_not_shown_where_it_comes_back() {
+async fn a_secret_in_a_header_is_masked_if_the_server_echoes_it() {
     let server = Server::start(|seen, _| {
         let said = seen.header("authorization").unwrap_or_default();
         Reply::json(403, &json!({ "message": format!("who is {said}?") }))
@@ -118,7 +118,7 @@ async fn a_secret_of_a_header_is_not_shown_where_it_comes_back() {
 }
 
 #[tokio::test]
-async fn what_makes_no_sense_is_refused_before_anything_is_sent() {
+async fn an_invalid_request_is_refused_before_anything_is_sent() {
     let server = server(Value::Null).await;
     let url = server.url();
     for (with, why) in [
@@ -145,7 +145,7 @@ async fn what_makes_no_sense_is_refused_before_anything_is_sent() {
 }
 
 #[tokio::test]
-async fn a_pipeline_with_a_call_is_run_by_the_program() {
+async fn the_program_runs_a_pipeline_with_a_call() {
     let server = Server::start(|_, _| Reply::json(201, &json!({ "id": 7 }))).await;
     let dir = tempfile::tempdir().unwrap();
     let with = format!("url: '{}/hook', method: POST, json: {{ a: 1 }}", server.url());

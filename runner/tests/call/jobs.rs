@@ -58,8 +58,9 @@ fn job(name: &str, executor: &str, kind: &str, product: &str) -> String {
     )
 }
 
+// Rows: A15
 #[tokio::test]
-async fn a15_a_file_that_starts_a_machine_has_the_task_as_its_result_and_waits_for_its_end() {
+async fn a_job_file_that_starts_a_machine_waits_for_the_task_and_returns_it() {
     let server = Server::start(|seen, _| Reply::json(200, &pve(seen))).await;
     let product = of_proxmox(&server.url(), "vmid: 101");
     let ran = Ran::file(&job("started", "proxmox", "kvm_start", &product)).await;
@@ -71,8 +72,9 @@ async fn a15_a_file_that_starts_a_machine_has_the_task_as_its_result_and_waits_f
     assert!(ran.said.contains(&format!("task {TASK}: OK")), "{}", ran.said);
 }
 
+// Rows: A15
 #[tokio::test]
-async fn a15_a_machine_that_is_refused_fails_the_file_and_the_next_job_goes_on() {
+async fn a_refused_machine_fails_the_job_file_and_the_next_job_continues() {
     let server = Server::start(|seen, _| match seen.method.as_str() {
         "POST" => Reply::Reason("500 VM 101 is locked"),
         _ => Reply::json(200, &pve(seen)),
@@ -91,8 +93,9 @@ async fn a15_a_machine_that_is_refused_fails_the_file_and_the_next_job_goes_on()
     assert_eq!(server.seen().len(), 2, "what has an effect is sent once");
 }
 
+// Rows: A16
 #[tokio::test]
-async fn a16_a_call_that_is_written_out_is_sent_as_it_stands_with_what_another_job_found() {
+async fn an_explicit_call_is_sent_unchanged_with_the_result_of_another_job() {
     let server = Server::start(|seen, _| Reply::json(200, &pve(seen))).await;
     let url = server.url();
     let reads = of_proxmox(&url, "vmid: 7, type: lxc, api_command: status/current");
@@ -110,8 +113,9 @@ async fn a16_a_call_that_is_written_out_is_sent_as_it_stands_with_what_another_j
     ran.data("writes");
 }
 
+// Rows: A17
 #[tokio::test]
-async fn a17_an_invoice_is_made_sent_and_kept_by_the_number_that_it_got() {
+async fn an_invoice_is_created_sent_and_downloaded_by_its_new_number() {
     let answer = json!({ "objects": { "invoice": { "id": "4711" } } });
     let pdf = json!({ "objects": { "filename": "a.pdf", "content": "JVBERi0xLjc=" } });
     let server = Server::start(move |seen, _| {
@@ -142,8 +146,9 @@ async fn a17_an_invoice_is_made_sent_and_kept_by_the_number_that_it_got() {
     assert_eq!(std::fs::read(ran.dir.path().join("out/a.pdf")).unwrap(), b"%PDF-1.7");
 }
 
+// Rows: A18
 #[tokio::test]
-async fn a18_an_invoice_is_made_and_cancelled_by_the_id_that_it_got() {
+async fn an_invoice_is_created_and_cancelled_by_its_new_id() {
     let server = Server::start(|seen, _| match (seen.method.as_str(), seen.path.as_str()) {
         ("GET", _) => Reply::json(200, &invoice()),
         (_, "/v1/invoices") => Reply::json(201, &json!({ "id": "e9066f04" })),

@@ -12,8 +12,9 @@ fn action(server: &Server, name: &str, more: &str) -> Step {
     job("lexware", name, &product)
 }
 
+// Rows: A18
 #[tokio::test]
-async fn a18_an_invoice_is_made_for_its_customer_unless_it_has_an_address() {
+async fn an_invoice_is_created_for_its_customer_unless_it_has_an_address() {
     for (keys, query, body) in [
         (
             "customer_id: 0b1c-2, invoice_data: { title: x }",
@@ -39,8 +40,9 @@ async fn a18_an_invoice_is_made_for_its_customer_unless_it_has_an_address() {
     }
 }
 
+// Rows: A18
 #[tokio::test]
-async fn a18_an_invoice_is_cancelled_by_a_credit_note_over_the_same() {
+async fn an_invoice_is_cancelled_by_a_credit_note_for_the_same_items() {
     let server = Server::start(|seen, _| match seen.method.as_str() {
         "GET" => Reply::json(200, &invoice()),
         _ => Reply::json(201, &json!({ "id": "note" })),
@@ -62,8 +64,9 @@ async fn a18_an_invoice_is_cancelled_by_a_credit_note_over_the_same() {
     assert_eq!(body, Value::Object(expected));
 }
 
+// Rows: A18
 #[tokio::test]
-async fn a18_an_invoice_that_cannot_be_cancelled_says_why() {
+async fn an_invoice_that_cannot_be_cancelled_gives_the_reason() {
     let server = Server::start(|seen, _| match seen.method.as_str() {
         "GET" => Reply::json(200, &invoice()),
         _ => Reply::json(406, &json!({ "message": "not allowed", "details": [{ "field": "id" }] })),
@@ -81,8 +84,9 @@ async fn a18_an_invoice_that_cannot_be_cancelled_says_why() {
     assert_eq!(server.seen().len(), 1);
 }
 
+// Rows: A18
 #[tokio::test]
-async fn a18_too_many_requests_are_sent_again_a_few_times() {
+async fn a_rate_limited_lexware_request_is_retried_a_few_times() {
     let server = Server::start(|_, _| Reply::json(429, &json!({ "message": "Rate limit" }))).await;
     let keys = "customer_id: 5, invoice_data: {}";
     let done = run(&action(&server, "create_invoice", keys)).await;
@@ -90,8 +94,9 @@ async fn a18_too_many_requests_are_sent_again_a_few_times() {
     assert_eq!(server.seen().len(), 4);
 }
 
+// Rows: A18
 #[tokio::test]
-async fn a18_what_is_missing_is_refused_before_anything_is_sent() {
+async fn missing_lexware_keys_are_refused_before_anything_is_sent() {
     let server = Server::start(|_, _| Reply::HangUp).await;
     for (name, keys, why) in [
         ("create_invoice", "invoice_data: {}", "`customer_id` is missing"),

@@ -24,8 +24,9 @@ pub(super) async fn server() -> Server {
     Server::start(|seen, _| Reply::json(200, &pve(seen))).await
 }
 
+// Rows: A15
 #[tokio::test]
-async fn a15_each_of_32_shortcuts_sends_the_real_call_with_the_token_or_says_that_there_is_none() {
+async fn each_of_32_shortcuts_sends_its_api_call_with_the_token_or_is_refused() {
     let mut told = 0;
     for (prefix, kind) in [("kvm", "qemu"), ("lxc", "lxc")] {
         for (action, params, method, path, query, body) in rows::of_machines(kind) {
@@ -56,8 +57,9 @@ async fn a15_each_of_32_shortcuts_sends_the_real_call_with_the_token_or_says_tha
     assert_eq!(told, 32);
 }
 
+// Rows: A15
 #[tokio::test]
-async fn a15_what_begins_a_task_waits_for_its_end() {
+async fn a_call_that_starts_a_task_waits_for_its_end() {
     let server = Server::start(|seen, count| match count {
         1 | 2 => Reply::json(200, &json!({ "data": { "status": "running" } })),
         _ => Reply::json(200, &pve(seen)),
@@ -72,8 +74,9 @@ async fn a15_what_begins_a_task_waits_for_its_end() {
     assert_eq!(done.out, format!("{start}: 200\n{look}: 200\ntask {TASK}: OK\n"));
 }
 
+// Rows: A15
 #[tokio::test]
-async fn a15_a_task_with_warnings_passes_and_one_that_fails_says_why() {
+async fn a_task_with_warnings_passes_and_a_failed_task_gives_the_reason() {
     for (status, code) in [("WARNINGS: 1", 0), ("can't lock file", 1)] {
         let server = Server::start(move |seen, count| {
             let task = json!({ "data": { "status": "stopped", "exitstatus": status } });
@@ -89,8 +92,9 @@ async fn a15_a_task_with_warnings_passes_and_one_that_fails_says_why() {
     }
 }
 
+// Rows: A15
 #[tokio::test]
-async fn a15_nobody_waits_for_a_task_where_the_job_does_not_or_not_for_longer_than_it_says() {
+async fn a_job_waits_for_a_task_only_on_request_and_up_to_its_timeout() {
     let server = server().await;
     let done = run(&shortcut(&server, "kvm_start", "wait: false")).await;
     assert_eq!((done.data(), server.seen().len()), (&json!(TASK), 1));
@@ -103,8 +107,9 @@ async fn a15_nobody_waits_for_a_task_where_the_job_does_not_or_not_for_longer_th
     assert!(done.error().contains("goes on after `wait_timeout`"), "{done:?}");
 }
 
+// Rows: A15
 #[tokio::test]
-async fn a15_a_task_that_is_waited_for_is_named_where_the_step_is_stopped() {
+async fn a_stopped_step_names_the_task_it_was_waiting_for() {
     let server = Server::start(|seen, count| match count {
         0 => Reply::json(200, &pve(seen)),
         _ => Reply::Never,
@@ -122,8 +127,9 @@ async fn a15_a_task_that_is_waited_for_is_named_where_the_step_is_stopped() {
     assert_eq!((done.code, done.error()), (143, &*format!("stopped: task {TASK} goes on there")));
 }
 
+// Rows: A15
 #[tokio::test]
-async fn a15_a_request_that_is_under_way_is_dropped_where_the_step_is_stopped() {
+async fn a_stopped_step_drops_its_pending_request() {
     let server = Server::start(|_, _| Reply::Never).await;
     let (step, stop) = (shortcut(&server, "kvm_start", ""), StopSignal::default());
     let (options, gate) = (options(), Gate::open());
@@ -139,8 +145,9 @@ async fn a15_a_request_that_is_under_way_is_dropped_where_the_step_is_stopped() 
     assert!(said.contains("/101/status/start was under way; whether it took effect"), "{said}");
 }
 
+// Rows: A15
 #[tokio::test]
-async fn a15_the_output_and_the_exit_code_of_a_command_in_a_machine_are_those_of_the_step() {
+async fn a_step_has_the_output_and_exit_code_of_its_command_in_a_machine() {
     let server = Server::start(|seen, count| match count {
         1 => Reply::json(200, &json!({ "data": { "exited": 0 } })),
         2 => Reply::json(
@@ -160,8 +167,9 @@ async fn a15_the_output_and_the_exit_code_of_a_command_in_a_machine_are_those_of
     assert_eq!(look.query, "pid=77");
 }
 
+// Rows: A15
 #[tokio::test]
-async fn a15_a_websocket_without_a_ticket_gets_one_first() {
+async fn a_websocket_call_without_a_ticket_requests_one_first() {
     let server = server().await;
     let done = run(&shortcut(&server, "kvm_vncwebsocket", "")).await;
     let below = "/api2/json/nodes/pve1/qemu/101";
@@ -174,15 +182,17 @@ async fn a15_a_websocket_without_a_ticket_gets_one_first() {
     assert!(!done.out.contains("PVEVNC"), "{}", done.out);
 }
 
+// Rows: A15
 #[tokio::test]
-async fn a15_metrics_are_of_an_hour_where_nobody_says() {
+async fn metrics_default_to_the_last_hour() {
     let server = server().await;
     run(&shortcut(&server, "lxc_metrics", "")).await.data();
     assert_eq!(server.seen()[0].query, "timeframe=hour");
 }
 
+// Rows: A16
 #[tokio::test]
-async fn a16_a_call_that_is_written_out_has_the_method_and_path_it_names() {
+async fn an_explicit_call_uses_its_method_and_path() {
     for (more, line, body) in [
         ("api_command: status/current", "GET /qemu/101/status/current", Value::Null),
         ("api_command: config", "GET /qemu/101/config", Value::Null),
@@ -208,8 +218,9 @@ async fn a16_a_call_that_is_written_out_has_the_method_and_path_it_names() {
     }
 }
 
+// Rows: A16
 #[tokio::test]
-async fn a16_the_parameters_of_a_call_that_reads_are_its_query() {
+async fn the_parameters_of_a_reading_call_become_its_query() {
     let server = server().await;
     let more = "type: lxc, api_command: rrddata, api_method: GET, vmid: '7', \
         api_params: { timeframe: week, 'a b': 'x&y', on: true }";
@@ -218,8 +229,9 @@ async fn a16_the_parameters_of_a_call_that_reads_are_its_query() {
     assert_eq!(server.seen()[0].query, "timeframe=week&a+b=x%26y&on=1");
 }
 
+// Rows: A16
 #[tokio::test]
-async fn a16_what_was_filled_in_does_not_lead_to_another_call() {
+async fn substituted_values_cannot_change_the_path_of_a_call() {
     let server = server().await;
     let mut step = shortcut(&server, "kvm_start", "");
     for vmid in ["1/../..", "..", "100?x", "${no.such}"] {
@@ -237,8 +249,9 @@ async fn a16_what_was_filled_in_does_not_lead_to_another_call() {
     assert!(server.seen().is_empty());
 }
 
+// Rows: A16
 #[tokio::test]
-async fn a16_a_container_has_no_agent_however_it_is_written() {
+async fn an_agent_call_for_a_container_is_refused_in_every_form() {
     let server = server().await;
     let more = "vmid: 101, type: lxc, api_command: agent/exec, api_params: { command: [ls] }";
     let said = refused(&job("proxmox", "mine", &product(&server, more))).await;
@@ -247,7 +260,7 @@ async fn a16_a_container_has_no_agent_however_it_is_written() {
 }
 
 #[tokio::test]
-async fn a_bob_step_says_all_of_the_call_itself() {
+async fn a_bob_step_must_specify_the_whole_call() {
     let server = server().await;
     let with = product(
         &server,

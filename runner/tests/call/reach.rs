@@ -27,7 +27,7 @@ async fn run(step: &Step, options: &Options) -> StepResult {
 }
 
 #[tokio::test]
-async fn no_call_reaches_an_address_that_is_closed_by_address_or_by_name() {
+async fn no_call_reaches_a_closed_address_by_number_or_by_name() {
     let server = Server::start(|_, _| Reply::json(200, &json!({}))).await;
     let by_name = server.url().replace("127.0.0.1", "localhost");
     let mapped = server.url().replace("127.0.0.1", "[::ffff:127.0.0.1]");
@@ -69,7 +69,7 @@ async fn no_call_reaches_an_address_that_is_closed_by_address_or_by_name() {
 }
 
 #[tokio::test]
-async fn a_redirect_does_not_lead_to_an_address_that_is_closed() {
+async fn a_redirect_does_not_reach_a_closed_address() {
     let inner = Server::start(|_, _| Reply::json(200, &json!("inside"))).await;
     for host in ["127.0.0.1", "localhost", "[::ffff:7f00:1]"] {
         let there = format!("{}/latest", inner.url().replace("127.0.0.1", host));
@@ -87,7 +87,7 @@ async fn a_redirect_does_not_lead_to_an_address_that_is_closed() {
 }
 
 #[tokio::test]
-async fn a_call_reaches_an_address_that_is_opened() {
+async fn a_call_reaches_an_opened_address() {
     let server = Server::start(|_, _| Reply::json(200, &json!({ "a": 1 }))).await;
     let step = bob("http", &format!("url: '{}/x'", server.url()));
     assert_eq!(run(&step, &only(vec![opened(&server)])).await.data()["a"], 1);

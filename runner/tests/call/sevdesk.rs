@@ -15,8 +15,9 @@ async fn server(answer: Value) -> Server {
     Server::start(move |_, _| Reply::json(200, &answer)).await
 }
 
+// Rows: A17
 #[tokio::test]
-async fn a17_each_action_sends_the_call_that_sevdesk_documents() {
+async fn each_action_sends_the_call_that_sevdesk_documents() {
     for (name, keys, method, path, query, body) in rows::of_sevdesk() {
         let answer = json!({ "objects": [{ "id": "4711", "status": "200" }] });
         let server = server(answer.clone()).await;
@@ -36,8 +37,9 @@ async fn a17_each_action_sends_the_call_that_sevdesk_documents() {
     }
 }
 
+// Rows: A17
 #[tokio::test]
-async fn a17_calls_of_old_are_sent_where_the_job_asks_for_them() {
+async fn legacy_calls_are_sent_in_compatibility_mode() {
     for (name, keys, line, body) in [
         (
             "create_invoice",
@@ -55,8 +57,9 @@ async fn a17_calls_of_old_are_sent_where_the_job_asks_for_them() {
     }
 }
 
+// Rows: A17
 #[tokio::test]
-async fn a17_a_contact_that_is_not_there_is_made_first() {
+async fn a_missing_contact_is_created_first() {
     let server = server(json!({ "objects": { "id": "88" } })).await;
     let keys = "contact_data: { name: ACME }, invoice_data: { header: x }";
     run(&action(&server, "create_invoice", keys)).await.data();
@@ -68,8 +71,9 @@ async fn a17_a_contact_that_is_not_there_is_made_first() {
     assert_eq!(seen[1].json()["invoice"]["contact"], contact);
 }
 
+// Rows: A17
 #[tokio::test]
-async fn a17_a_contact_that_was_made_is_named_where_its_invoice_is_refused() {
+async fn a_created_contact_is_named_if_its_invoice_is_refused() {
     let server = Server::start(|_, count| match count {
         0 => Reply::json(201, &json!({ "objects": { "id": "88" } })),
         _ => Reply::json(422, &json!({ "objects": null, "error": { "message": "no tax rule" } })),
@@ -80,8 +84,9 @@ async fn a17_a_contact_that_was_made_is_named_where_its_invoice_is_refused() {
     assert!(done.error().ends_with("422: no tax rule; contact 88 was made and stays"), "{done:?}");
 }
 
+// Rows: A17
 #[tokio::test]
-async fn a17_a_pdf_is_decoded_and_written_where_the_run_has_a_directory() {
+async fn a_pdf_is_decoded_and_written_to_the_directory_of_the_run() {
     let answer = json!({ "objects": {
         "filename": "RE-1.pdf", "base64encoded": true, "content": "JVBERi0xLjc="
     } });
@@ -106,8 +111,9 @@ async fn a17_a_pdf_is_decoded_and_written_where_the_run_has_a_directory() {
     assert_eq!(server.seen().len(), 1);
 }
 
+// Rows: A17
 #[tokio::test]
-async fn a17_a_small_pdf_is_in_the_result_and_a_large_one_is_not() {
+async fn the_result_contains_a_small_pdf_but_not_a_large_one() {
     let small =
         server(json!({ "objects": { "filename": "a.pdf", "content": "JVBERi0xLjc=" } })).await;
     let done = run(&action(&small, "get_invoice_pdf", "invoice_id: 1")).await;
@@ -117,8 +123,9 @@ async fn a17_a_small_pdf_is_in_the_result_and_a_large_one_is_not() {
     assert!(done.error().contains("66000 bytes"), "{done:?}");
 }
 
+// Rows: A17
 #[tokio::test]
-async fn a17_too_many_requests_are_sent_again_when_sevdesk_says() {
+async fn a_rate_limited_sevdesk_request_is_retried_after_the_given_delay() {
     let server = Server::start(|_, count| match count {
         0 | 1 => Reply::Answer(429, vec![("retry-after", "0".to_owned())], Vec::new()),
         _ => Reply::json(200, &json!({})),
@@ -132,8 +139,9 @@ async fn a17_too_many_requests_are_sent_again_when_sevdesk_says() {
     assert_eq!(server.seen().len(), 1);
 }
 
+// Rows: A17
 #[tokio::test]
-async fn a17_what_is_missing_or_unknown_is_refused_before_anything_is_sent() {
+async fn missing_or_unknown_sevdesk_keys_are_refused_before_anything_is_sent() {
     let server = server(json!({})).await;
     for (name, keys, why) in [
         ("cancel_invoice", "", "`invoice_id` is missing"),

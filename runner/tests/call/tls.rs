@@ -44,7 +44,7 @@ fn step(server: &Server, more: &str) -> protocol::pipeline::Step {
 }
 
 #[tokio::test]
-async fn a_certificate_of_nobody_is_not_trusted_and_nothing_is_sent() {
+async fn an_unknown_certificate_is_not_trusted_and_nothing_is_sent() {
     let (server, _, _) = server().await;
     let done = run(&step(&server, "")).await;
     let said = done.error();
@@ -54,7 +54,7 @@ async fn a_certificate_of_nobody_is_not_trusted_and_nothing_is_sent() {
 }
 
 #[tokio::test]
-async fn a_certificate_is_trusted_by_its_fingerprint_and_no_other_is() {
+async fn only_the_certificate_with_the_given_fingerprint_is_trusted() {
     let (server, _, fingerprint) = server().await;
     for given in [fingerprint.clone(), fingerprint.replace(':', "").to_lowercase()] {
         let done = run(&step(&server, &format!("fingerprint: '{given}'"))).await;
@@ -67,7 +67,7 @@ async fn a_certificate_is_trusted_by_its_fingerprint_and_no_other_is() {
 }
 
 #[tokio::test]
-async fn a_certificate_is_trusted_by_a_file() {
+async fn a_certificate_in_the_given_file_is_trusted() {
     let (server, pem, _) = server().await;
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("ca.pem");
@@ -83,7 +83,7 @@ async fn a_certificate_is_trusted_by_a_file() {
 }
 
 #[tokio::test]
-async fn any_certificate_is_trusted_where_the_step_says_so() {
+async fn any_certificate_is_trusted_if_the_step_allows_it() {
     let (server, _, _) = server().await;
     assert_eq!(run(&step(&server, "insecure: true")).await.data(), "yes");
     let both = step(&server, "insecure: true, fingerprint: x");

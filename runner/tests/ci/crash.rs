@@ -11,8 +11,9 @@ fn taken(place: &TestDir) -> Option<std::path::PathBuf> {
     paths.find(|path| path.to_string_lossy().contains("ci-job-queue.taken-"))
 }
 
+// Rows: C8
 #[test]
-fn c8_no_job_is_lost_when_the_server_is_killed_and_none_runs_twice_untold() {
+fn no_job_is_lost_with_a_killed_server_and_no_second_run_is_silent() {
     let place = TestDir::new();
     let job = |name: &str| {
         format!(

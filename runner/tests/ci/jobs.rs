@@ -6,8 +6,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Server, TestDir, until};
 
+// Rows: A20
 #[test]
-fn a20_a_service_takes_job_files_from_its_queue_and_tells_how_each_has_ended() {
+fn a_server_runs_queued_job_files_and_reports_how_each_ended() {
     let place = TestDir::new();
     let program = env!("CARGO_BIN_EXE_bob-runner");
     let add = |name: &str, commands: &str| {
@@ -48,7 +49,7 @@ fn full_pipe() -> (std::io::PipeReader, std::io::PipeWriter) {
 }
 
 #[test]
-fn a_server_whose_log_nobody_reads_runs_its_jobs_and_ends_in_order() {
+fn a_server_whose_log_is_not_read_runs_its_jobs_and_exits_cleanly() {
     for (form, is_stdout) in [("text", false), ("json", false), ("ci", true)] {
         let (place, (reader, writer)) = (TestDir::new(), full_pipe());
         place.add(&["echo done >\"$D/result\""]);

@@ -6,8 +6,9 @@ use std::path::Path;
 
 use super::{TestDir, id_of, is_there};
 
+// Rows: C1
 #[test]
-fn c1_jobs_begin_in_the_order_in_which_they_were_added() {
+fn jobs_start_in_the_order_in_which_they_were_added() {
     let place = TestDir::new();
     place.add(&["echo a >> $D/order"]);
     // Without the program, a user can append a line.
@@ -30,8 +31,9 @@ fn c1_jobs_begin_in_the_order_in_which_they_were_added() {
     server.end();
 }
 
+// Rows: C1
 #[test]
-fn c1_the_program_is_add_job_where_it_is_called_so() {
+fn the_program_acts_as_add_job_if_called_by_that_name() {
     let place = TestDir::new();
     let link = place.path("add_job");
     std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_bob-runner"), &link).unwrap();
@@ -42,8 +44,9 @@ fn c1_the_program_is_add_job_where_it_is_called_so() {
     server.end();
 }
 
+// Rows: C2
 #[test]
-fn c2_as_many_jobs_run_at_once_as_may_and_never_one_more() {
+fn as_many_jobs_run_at_once_as_allowed_and_no_more() {
     let place = TestDir::new();
     std::fs::create_dir(place.path("running")).unwrap();
     // Each job records the number of concurrent jobs, and all wait for a file.
@@ -63,8 +66,9 @@ fn c2_as_many_jobs_run_at_once_as_may_and_never_one_more() {
     server.end();
 }
 
+// Rows: C3
 #[test]
-fn c3_a_job_that_fails_is_tried_as_often_as_it_may_and_the_next_one_goes_on() {
+fn a_failing_job_is_retried_up_to_its_limit_and_the_next_one_continues() {
     let place = TestDir::new();
     let often = place.add(&["--attempts", "4", "--delay", "20ms", "echo >> $D/own; exit 3"]);
     let usual = place.add(&["echo >> $D/usual; exit 3"]);
@@ -98,8 +102,9 @@ fn c3_a_job_that_fails_is_tried_as_often_as_it_may_and_the_next_one_goes_on() {
     server.end();
 }
 
+// Rows: C4
 #[test]
-fn c4_a_job_that_passes_at_its_second_attempt_has_passed() {
+fn a_job_that_passes_on_its_second_attempt_has_passed() {
     let place = TestDir::new();
     let run = place.add(&["[ -e $D/flag ] || { touch $D/flag; exit 1; }"]);
     let server = place.serve(&[("BOB_CI_DELAY", "10ms")]);
@@ -108,8 +113,9 @@ fn c4_a_job_that_passes_at_its_second_attempt_has_passed() {
     server.end();
 }
 
+// Rows: C5
 #[test]
-fn c5_a_level_hides_the_lines_below_it() {
+fn the_log_level_hides_lower_levels() {
     for (level, shown) in [("error", 1), ("warn", 2), ("info", 3), ("debug", 4)] {
         let place = TestDir::new();
         place.add(&["--attempts", "2", "--delay", "10ms", "false"]);
@@ -127,8 +133,9 @@ fn c5_a_level_hides_the_lines_below_it() {
     }
 }
 
+// Rows: C9
 #[test]
-fn c9_a_command_of_several_lines_is_one_job() {
+fn a_multiline_command_is_one_job() {
     let place = TestDir::new();
     let run = place.add(&["x=several\necho \"$x lines\" > $D/out\n\nif false; then\n  exit 1\nfi"]);
     assert_eq!(place.read("ci-job-queue").lines().count(), 1);
@@ -141,8 +148,9 @@ fn c9_a_command_of_several_lines_is_one_job() {
     server.end();
 }
 
+// Rows: C10
 #[test]
-fn c10_a_job_that_takes_too_long_ends_with_all_that_it_has_begun() {
+fn a_job_over_its_time_limit_ends_with_all_its_processes() {
     let place = TestDir::new();
     let job = "setsid sleep 1000 & echo $! > $D/away; sleep 1000 & echo $! > $D/child; wait";
     let run = place.add(&["--timeout", "2s", "--attempts", "1", job]);
@@ -160,8 +168,9 @@ fn c10_a_job_that_takes_too_long_ends_with_all_that_it_has_begun() {
     server.end();
 }
 
+// Rows: C11
 #[test]
-fn c11_of_what_many_add_at_once_nothing_is_lost() {
+fn concurrent_additions_lose_no_job() {
     let place = TestDir::new();
     std::fs::create_dir(place.path("done")).unwrap();
     let server = place.serve(&[("BOB_MAX_PARALLEL_RUNS", "8")]);
@@ -182,8 +191,9 @@ fn c11_of_what_many_add_at_once_nothing_is_lost() {
     server.end();
 }
 
+// Rows: C12
 #[test]
-fn c12_the_test_helpers_of_the_document_pass_against_the_program() {
+fn the_documented_test_helpers_pass_against_the_program() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/ci/test");
     let place = TestDir::new();
     let said = place
@@ -198,7 +208,7 @@ fn c12_the_test_helpers_of_the_document_pass_against_the_program() {
 }
 
 #[test]
-fn a_line_that_is_no_job_is_kept_aside_and_told_and_the_next_one_runs() {
+fn an_invalid_queue_line_is_set_aside_and_reported_and_the_next_one_runs() {
     let place = TestDir::new();
     // The text of a writer that died in the middle of a line.
     std::fs::write(place.queue(), "{\"command\":\"rm -rf /som").unwrap();
@@ -211,7 +221,7 @@ fn a_line_that_is_no_job_is_kept_aside_and_told_and_the_next_one_runs() {
 }
 
 #[test]
-fn a_queue_file_that_anybody_may_write_to_is_not_used() {
+fn a_world_writable_queue_file_is_not_used() {
     use std::os::unix::fs::PermissionsExt as _;
     let place = TestDir::new();
     std::fs::write(place.queue(), "touch $D/done\n").unwrap();
@@ -230,7 +240,7 @@ fn a_queue_file_that_anybody_may_write_to_is_not_used() {
 }
 
 #[test]
-fn a_job_goes_to_the_cluster_where_that_is_what_is_set() {
+fn a_job_is_sent_to_the_cluster_in_cluster_mode() {
     let place = TestDir::new();
     let nowhere = [
         ("BOB_MODE", "cluster"),

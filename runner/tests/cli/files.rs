@@ -5,7 +5,7 @@ use super::*;
 const LINE: &str = "echo of a line\n";
 
 #[test]
-fn a_file_may_come_through_standard_input() {
+fn a_file_can_be_read_from_standard_input() {
     let place = TestDir::new();
     let valid = place.say_to(&["validate", "-"], GOOD);
     assert_eq!((valid.code, valid.out.contains("dev/hello")), (0, true), "{}", valid.out);
@@ -15,7 +15,7 @@ fn a_file_may_come_through_standard_input() {
 }
 
 #[test]
-fn the_dialect_of_a_file_may_be_named_where_it_cannot_be_told() {
+fn an_ambiguous_dialect_can_be_named() {
     let place = TestDir::new();
     // As YAML it is a text; as a queue file it is a command.
     place.file("lines", LINE);
@@ -30,14 +30,14 @@ fn the_dialect_of_a_file_may_be_named_where_it_cannot_be_told() {
 }
 
 #[test]
-fn what_is_written_in_a_dialect_is_a_file_and_no_stored_pipeline() {
+fn a_file_of_another_dialect_cannot_be_stored_as_a_pipeline() {
     let place = TestDir::new();
     let said = place.say_with(&["submit", "dev/hello", "--dialect", "bob"], &NOWHERE);
     assert!(said.code == 65 && said.err.contains("cannot read dev/hello"), "{}", said.err);
 }
 
 #[test]
-fn a_dialect_that_nobody_knows_is_wrong_usage() {
+fn an_unknown_dialect_is_a_usage_error() {
     let place = TestDir::new();
     place.file("lines", LINE);
     for command in ["run", "validate", "plan", "submit"] {

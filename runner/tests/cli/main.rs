@@ -87,7 +87,7 @@ const NOWHERE: [(&str, &str); 5] = [
 ];
 
 #[test]
-fn a_guard_is_nothing_that_anybody_types() {
+fn the_guard_command_rejects_being_started_by_hand() {
     let (place, typed) = (TestDir::new(), ["guard", "--level", "info", "--form", "text", "n"]);
     let said = place.say(&typed);
     assert!(said.code == 1 && said.err.contains("started by `bob-runner serve`"), "{}", said.err);
@@ -95,7 +95,7 @@ fn a_guard_is_nothing_that_anybody_types() {
 }
 
 #[test]
-fn the_help_teaches_with_examples_and_is_no_error() {
+fn help_has_examples_and_exits_with_0() {
     let place = TestDir::new();
     let help = place.say(&["--help"]);
     assert_eq!(help.code, 0);
@@ -109,7 +109,7 @@ fn the_help_teaches_with_examples_and_is_no_error() {
 }
 
 #[test]
-fn wrong_usage_is_2_and_names_what_was_meant() {
+fn a_usage_error_exits_with_2_and_suggests_the_correct_word() {
     let place = TestDir::new();
     for (typed, hint) in [
         (vec![], "Usage"),
@@ -133,7 +133,7 @@ fn wrong_usage_is_2_and_names_what_was_meant() {
 }
 
 #[test]
-fn validate_tells_every_fault_of_every_file_with_its_line() {
+fn validate_reports_every_fault_of_every_file_with_its_line() {
     let place = TestDir::new();
     place.file("good.yaml", GOOD);
     place.file("bad.yaml", BAD);
@@ -154,7 +154,7 @@ fn validate_tells_every_fault_of_every_file_with_its_line() {
 }
 
 #[test]
-fn plan_prints_the_model_with_every_default_and_reads_it_back() {
+fn plan_prints_the_model_with_all_defaults_and_its_output_parses_back() {
     let place = TestDir::new();
     place.file("good.yaml", GOOD);
     let plan = place.say(&["plan", "good.yaml"]);
@@ -167,7 +167,7 @@ fn plan_prints_the_model_with_every_default_and_reads_it_back() {
 }
 
 #[test]
-fn what_later_versions_bring_is_refused_with_a_sentence() {
+fn keys_of_later_versions_are_rejected_with_a_clear_message() {
     let place = TestDir::new();
     let text = GOOD.replace("name: last", "name: last\n    executor: ssh\n    secrets: [key]");
     place.file("later.yaml", &text);
@@ -190,7 +190,7 @@ fn every_schema_is_printed_as_json() {
 }
 
 #[test]
-fn wrong_settings_are_78_with_every_fault_and_no_password() {
+fn wrong_settings_exit_with_78_naming_every_fault_but_no_password() {
     let place = TestDir::new();
     place.file("bob-runner.toml", "[queue]\nurls = \"x\"\npassword = 5\n");
     let variables =
@@ -207,7 +207,7 @@ fn wrong_settings_are_78_with_every_fault_and_no_password() {
 }
 
 #[test]
-fn settings_say_what_holds_and_where_it_was_said() {
+fn settings_prints_each_value_and_its_source() {
     let place = TestDir::new();
     let file = place.file("other.toml", "[worker]\nmax-parallel-runs = 9\n");
     let typed =
@@ -226,7 +226,7 @@ fn settings_say_what_holds_and_where_it_was_said() {
 }
 
 #[test]
-fn a_service_that_is_away_is_69_and_named_with_its_address() {
+fn an_unreachable_service_exits_with_69_and_is_named_with_its_address() {
     let place = TestDir::new();
     place.file("good.yaml", GOOD);
     for (typed, at) in [
@@ -253,7 +253,7 @@ fn a_service_that_is_away_is_69_and_named_with_its_address() {
 }
 
 #[test]
-fn doctor_says_what_is_down_and_what_to_do() {
+fn doctor_reports_what_is_down_and_what_to_do() {
     let place = TestDir::new();
     let said = place.say_with(&["doctor", "-o", "json"], &NOWHERE);
     assert_eq!(said.code, 69, "{}", said.err);
@@ -268,7 +268,7 @@ fn doctor_says_what_is_down_and_what_to_do() {
 }
 
 #[test]
-fn embedded_mode_has_no_server_to_ask() {
+fn embedded_mode_rejects_commands_that_need_a_server() {
     let place = TestDir::new();
     for typed in [["ps"].as_slice(), &["stop", "r-1"], &["submit", "dev/x"], &["logs", "r-1"]] {
         let said = place.say_with(typed, &[("BOB_MODE", "embedded")]);
@@ -278,7 +278,7 @@ fn embedded_mode_has_no_server_to_ask() {
 }
 
 #[test]
-fn registrations_are_checked_before_anything_is_asked_for() {
+fn registrations_are_checked_before_a_service_is_contacted() {
     let place = TestDir::new();
     place.file("logs.yaml", "name: logs\nurl: ftp://nowhere\nextra: 1\n");
     let said = place.say_with(&["logger", "apply", "logs.yaml"], &NOWHERE);
@@ -287,7 +287,7 @@ fn registrations_are_checked_before_anything_is_asked_for() {
 }
 
 #[test]
-fn completions_are_made_for_three_shells() {
+fn completions_are_generated_for_three_shells() {
     let place = TestDir::new();
     for (shell, word) in [("bash", "complete -F"), ("zsh", "#compdef"), ("fish", "complete -c")] {
         let said = place.say(&["completions", shell]);
@@ -299,7 +299,7 @@ fn completions_are_made_for_three_shells() {
 }
 
 #[test]
-fn the_version_names_commit_and_protocol() {
+fn version_prints_commit_and_protocol() {
     let place = TestDir::new();
     let text = place.say(&["version"]).out;
     assert!(text.starts_with(&format!("bob-runner {}", env!("CARGO_PKG_VERSION"))), "{text}");
@@ -312,7 +312,7 @@ fn the_version_names_commit_and_protocol() {
 }
 
 #[test]
-fn commands_of_later_versions_are_known_and_refused_with_one_sentence() {
+fn planned_commands_are_refused_with_one_clear_message() {
     let place = TestDir::new();
     for typed in
         [["dlq", "list"].as_slice(), &["dlq", "replay", "--all", "x"], &["schema", "openapi"]]
@@ -326,7 +326,7 @@ fn commands_of_later_versions_are_known_and_refused_with_one_sentence() {
 }
 
 #[test]
-fn output_that_cannot_be_written_is_said_to_be_in_one_sentence() {
+fn a_failed_write_of_output_is_reported_in_one_sentence() {
     let place = TestDir::new();
     place.file("good.yaml", GOOD);
     for typed in [
@@ -365,7 +365,7 @@ fn no_engine() -> String {
 }
 
 #[test]
-fn an_engine_that_is_none_is_said_to_be_in_one_line_and_leaves_nothing() {
+fn an_invalid_engine_is_reported_in_one_line_and_leaves_no_files() {
     let place = TestDir::new();
     place.file("good.yaml", GOOD);
     let said =
@@ -382,7 +382,7 @@ fn an_engine_that_is_none_is_said_to_be_in_one_line_and_leaves_nothing() {
 }
 
 #[test]
-fn a_data_directory_that_cannot_be_made_is_a_wrong_setting() {
+fn a_data_directory_that_cannot_be_created_is_a_settings_error() {
     let place = TestDir::new();
     let file = place.file("good.yaml", GOOD).join("below");
     let said = place
@@ -392,7 +392,7 @@ fn a_data_directory_that_cannot_be_made_is_a_wrong_setting() {
 }
 
 #[test]
-fn there_are_no_colours_where_nobody_asked_for_them() {
+fn output_has_no_colours_by_default_if_not_a_terminal() {
     let place = TestDir::new();
     let bad = place.file("bad.yaml", BAD);
     let bad = bad.to_str().unwrap();
@@ -404,7 +404,7 @@ fn there_are_no_colours_where_nobody_asked_for_them() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_error() {
+fn a_closed_output_pipe_is_not_an_error() {
     let place = TestDir::new();
     let mut child = place
         .command(&["schema", "asyncapi"])

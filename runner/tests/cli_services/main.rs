@@ -163,7 +163,7 @@ const NOISE_BYTES: &[u8] = b"  one\n\xff\0\ntwo\nthree";
 const LONG: &str = "  - name: long\n    cmd: [\"sh\", \"-c\", \"trap 'exit 9' TERM; echo begun; while :; do sleep 0.1; done\"]\n";
 
 #[tokio::test]
-async fn run_shows_the_output_byte_for_byte_and_exits_with_the_result() {
+async fn run_prints_output_byte_for_byte_and_exits_with_the_result() {
     let Some(place) = TestEnv::new().await else { return };
     let passes = place.pipeline("passes", NOISE);
     let said = place.say(&["run", &passes]);
@@ -217,7 +217,7 @@ async fn a_run_with_retention_is_kept_for_diff_shell_and_rerun() {
 }
 
 #[tokio::test]
-async fn what_a_killed_run_left_on_the_engine_rejects_its_id_elsewhere_and_is_removed_here() {
+async fn objects_of_a_killed_run_block_its_id_elsewhere_and_are_removed_here() {
     let Some(place) = TestEnv::new().await else { return };
     let run = format!("r-left-{}", uuid::Uuid::now_v7());
     let long = place.pipeline("long", LONG);
@@ -242,7 +242,7 @@ async fn what_a_killed_run_left_on_the_engine_rejects_its_id_elsewhere_and_is_re
 }
 
 #[tokio::test]
-async fn run_prints_every_event_as_one_line_of_json() {
+async fn run_prints_every_event_as_a_line_of_json() {
     let Some(place) = TestEnv::new().await else { return };
     let file = place.pipeline("events", "  - cmd: sh -c 'echo $GREETING'\n");
     let said = place.say(&["run", &file, "-o", "json", "--var", "GREETING=hey", "--run-id", "r-x"]);
@@ -257,7 +257,7 @@ async fn run_prints_every_event_as_one_line_of_json() {
 }
 
 #[tokio::test]
-async fn the_examples_of_bobs_pipelines_pass() {
+async fn the_bob_examples_pass() {
     let Some(place) = TestEnv::new().await else { return };
     for (name, last) in [("hello", "done\n"), ("graph", "/root/main.o\n")] {
         let path = format!("{}/../examples/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
@@ -273,7 +273,7 @@ async fn the_examples_of_bobs_pipelines_pass() {
 }
 
 #[tokio::test]
-async fn the_example_of_job_files_passes() {
+async fn the_job_file_example_passes() {
     let Some(place) = TestEnv::new().await else { return };
     let path = format!("{}/../examples/jobs.yml", env!("CARGO_MANIFEST_DIR"));
     let example = std::fs::read_to_string(path).unwrap();
@@ -300,7 +300,7 @@ async fn the_example_of_job_files_passes() {
 }
 
 #[tokio::test]
-async fn a_run_has_steps_in_containers_and_on_the_host() {
+async fn a_run_can_have_steps_in_containers_and_on_the_host() {
     let Some(place) = TestEnv::new().await else { return };
     let steps = "  - name: made\n    cmd: sh -c 'echo of the image > /root/a; cat /proc/1/comm'\n  \
                  - name: here\n    executor: local\n    needs: [made]\n    script: [echo of the host > b]\n  \
@@ -312,7 +312,7 @@ async fn a_run_has_steps_in_containers_and_on_the_host() {
 }
 
 #[tokio::test]
-async fn an_interrupt_stops_a_run_and_is_130() {
+async fn an_interrupt_stops_a_run_and_exits_with_130() {
     let Some(place) = TestEnv::new().await else { return };
     let file = place.pipeline("long", LONG);
     for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
@@ -324,7 +324,7 @@ async fn an_interrupt_stops_a_run_and_is_130() {
 }
 
 #[tokio::test]
-async fn a_cluster_is_used_from_the_command_line() {
+async fn a_cluster_can_be_used_from_the_command_line() {
     let Some(place) = TestEnv::new().await else { return };
     let mut worker = place.begin(&["serve"]);
 
@@ -360,7 +360,7 @@ async fn a_cluster_is_used_from_the_command_line() {
 }
 
 #[tokio::test]
-async fn a_stored_pipeline_is_paused_stopped_and_deleted() {
+async fn a_stored_pipeline_can_be_paused_stopped_and_deleted() {
     let Some(place) = TestEnv::new().await else { return };
     let _worker = place.begin(&["serve"]);
     let file = place.pipeline("long", LONG);
@@ -402,7 +402,7 @@ async fn a_stored_pipeline_is_paused_stopped_and_deleted() {
 }
 
 #[tokio::test]
-async fn services_are_registered_and_doctor_is_content() {
+async fn services_can_be_registered_and_doctor_finds_no_fault() {
     let Some(place) = TestEnv::new().await else { return };
     let name = &place.group;
     for kind in ["provider", "store", "logger"] {
@@ -422,7 +422,7 @@ async fn services_are_registered_and_doctor_is_content() {
 }
 
 #[tokio::test]
-async fn a_run_that_nobody_knows_is_said_to_be_so() {
+async fn an_unknown_run_is_reported_as_unknown() {
     let Some(place) = TestEnv::new().await else { return };
     let run = format!("r-{}", place.group);
     for typed in [["show", &run], ["logs", &run]] {

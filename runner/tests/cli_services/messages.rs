@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::*;
 
 #[tokio::test]
-async fn a_stop_or_pause_of_something_unknown_says_so_and_fails() {
+async fn a_stop_or_pause_of_an_unknown_name_fails_with_the_reason() {
     let Some(place) = TestEnv::new().await else { return };
     let run = format!("r-{}", place.group);
     let stop = place.say(&["stop", &run]);
@@ -22,7 +22,7 @@ async fn a_stop_or_pause_of_something_unknown_says_so_and_fails() {
 }
 
 #[tokio::test]
-async fn events_of_an_unknown_run_are_followed_with_a_word_about_it() {
+async fn following_events_of_an_unknown_run_prints_a_notice() {
     let Some(place) = TestEnv::new().await else { return };
     let run = format!("r-{}", place.group);
     let mut follow = Running(
@@ -41,7 +41,7 @@ async fn events_of_an_unknown_run_are_followed_with_a_word_about_it() {
 }
 
 #[tokio::test]
-async fn events_of_the_last_seconds_of_a_quiet_stream_come_at_once() {
+async fn events_of_the_last_seconds_of_a_quiet_stream_are_printed() {
     let Some(place) = TestEnv::new().await else { return };
     let file = place.pipeline("quiet", "  - cmd: 'true'\n");
     assert_eq!(place.say(&["pipeline", "apply", &file]).status.code(), Some(0));
@@ -54,7 +54,7 @@ async fn events_of_the_last_seconds_of_a_quiet_stream_come_at_once() {
 }
 
 #[tokio::test]
-async fn a_worker_says_that_it_is_ready() {
+async fn a_worker_reports_that_it_is_ready() {
     let Some(place) = TestEnv::new().await else { return };
     let serve = place.command(&["serve"]).stderr(Stdio::piped()).spawn().unwrap();
     let mut worker = Running(serve);

@@ -80,39 +80,39 @@ async fn events_suite(embedded: Embedded) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_store_in_a_file_keeps_the_contract() {
+async fn the_file_store_passes_the_conformance_suite() {
     let dir = tempfile::tempdir().unwrap();
     store_suite(open(Some(dir.path())).await).await;
 }
 
 #[tokio::test]
-async fn the_store_in_memory_keeps_the_contract_on_one_thread() {
+async fn the_memory_store_passes_the_conformance_suite_on_one_thread() {
     store_suite(open(None).await).await;
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_store_keeps_the_contract_while_time_is_paused() {
+async fn the_store_passes_the_conformance_suite_while_time_is_paused() {
     store_suite(open(None).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_queue_in_a_file_keeps_the_contract() {
+async fn the_file_queue_passes_the_conformance_suite() {
     let dir = tempfile::tempdir().unwrap();
     queue_suite(open(Some(dir.path())).await).await;
 }
 
 #[tokio::test]
-async fn the_queue_in_memory_keeps_the_contract_on_one_thread() {
+async fn the_memory_queue_passes_the_conformance_suite_on_one_thread() {
     queue_suite(open(None).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_stream_in_a_file_keeps_the_contract() {
+async fn the_file_stream_passes_the_conformance_suite() {
     let dir = tempfile::tempdir().unwrap();
     events_suite(open(Some(dir.path())).await).await;
 }
 
 #[tokio::test]
-async fn the_stream_in_memory_keeps_the_contract_on_one_thread() {
+async fn the_memory_stream_passes_the_conformance_suite_on_one_thread() {
     events_suite(open(None).await).await;
 }

@@ -44,7 +44,7 @@ async fn soon<T>(future: impl Future<Output = T>) -> T {
 /// Starts this test binary as a child that runs the test below. It prints what was acknowledged.
 fn child(dir: &Path) -> tokio::process::Child {
     tokio::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "restart::the_work_of_a_process_that_is_killed", "--nocapture"])
+        .args(["--exact", "restart::child_process_that_writes_until_it_is_killed", "--nocapture"])
         .env(CHILD_DIR, dir)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -55,7 +55,7 @@ fn child(dir: &Path) -> tokio::process::Child {
 
 /// Does nothing unless it is started as another test's child. Then it works until it is killed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_work_of_a_process_that_is_killed() {
+async fn child_process_that_writes_until_it_is_killed() {
     let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
     let embedded = open(Some(Path::new(&dir))).await;
     let (store, events, queue) = (embedded.store(), embedded.events(), embedded.queue(&node("a")));
@@ -91,7 +91,7 @@ async fn the_work_of_a_process_that_is_killed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_answered_survives_sigkill() {
+async fn acknowledged_writes_survive_sigkill() {
     let dir = tempfile::tempdir().unwrap();
     for round in 0..3 {
         let mut child = child(dir.path());
@@ -160,7 +160,7 @@ async fn check(embedded: &Embedded, [keys, messages, events]: [usize; 3], pid: u
 }
 
 #[tokio::test]
-async fn a_second_process_is_told_who_is_there() {
+async fn a_second_process_is_refused_with_the_owner_of_the_lock() {
     let dir = tempfile::tempdir().unwrap();
     let mut child = child(dir.path());
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -178,7 +178,7 @@ async fn a_second_process_is_told_who_is_there() {
 }
 
 #[tokio::test]
-async fn what_is_no_store_of_ours_is_not_touched() {
+async fn a_foreign_file_is_refused_and_not_changed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("bob.redb");
     std::fs::write(&path, "a letter to somebody").unwrap();
@@ -218,7 +218,7 @@ fn at(clock: &Arc<Clock>, dir: &Path) -> Options {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_long_lease_outlives_its_process_until_its_date() {
+async fn a_long_lease_survives_its_process_until_it_expires() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), Arc::new(Clock::default()));
     let (short, long) = {
         let embedded = Embedded::open(at(&clock, dir.path())).await.unwrap();
@@ -251,7 +251,7 @@ async fn a_long_lease_outlives_its_process_until_its_date() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_long_lease_that_is_renewed_is_long_again_after_a_restart() {
+async fn a_renewed_long_lease_keeps_its_full_term_after_a_restart() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), Arc::new(Clock::default()));
     {
         let embedded = Embedded::open(at(&clock, dir.path())).await.unwrap();
@@ -269,7 +269,7 @@ async fn a_long_lease_that_is_renewed_is_long_again_after_a_restart() {
 }
 
 #[tokio::test]
-async fn revisions_go_on_and_an_old_one_cannot_be_watched_after_a_restart() {
+async fn revisions_continue_after_a_restart_and_old_ones_cannot_be_watched() {
     let dir = tempfile::tempdir().unwrap();
     let first = {
         let embedded = open(Some(dir.path())).await;
@@ -290,7 +290,7 @@ async fn revisions_go_on_and_an_old_one_cannot_be_watched_after_a_restart() {
 }
 
 #[tokio::test]
-async fn what_lay_in_the_queue_of_a_dead_worker_is_passed_on() {
+async fn messages_in_the_queue_of_a_dead_worker_are_passed_on() {
     let dir = tempfile::tempdir().unwrap();
     let (old, new) = (node("old"), node("new"));
     {
@@ -311,7 +311,7 @@ async fn what_lay_in_the_queue_of_a_dead_worker_is_passed_on() {
 }
 
 #[tokio::test]
-async fn a_message_that_kills_its_worker_comes_to_its_limit_too() {
+async fn a_message_that_kills_its_worker_reaches_the_delivery_limit() {
     let dir = tempfile::tempdir().unwrap();
     for deliveries in 0..=21 {
         let embedded = open(Some(dir.path())).await;
@@ -336,7 +336,7 @@ async fn a_message_that_kills_its_worker_comes_to_its_limit_too() {
 }
 
 #[tokio::test]
-async fn a_start_that_is_returned_too_often_is_reported() {
+async fn a_start_that_is_requeued_too_often_is_reported() {
     let embedded = open(None).await;
     let queue = embedded.queue(&node("x"));
     let run = "r-1".parse().unwrap();
@@ -371,7 +371,7 @@ async fn texts(events: &Arc<dyn Events>, from: Position, count: usize) -> Vec<(u
 }
 
 #[tokio::test]
-async fn events_go_on_after_a_restart_and_end_with_their_age() {
+async fn events_continue_after_a_restart_and_expire() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), Arc::new(Clock::default()));
     let minute = 60_000;
     for count in 0..4 {

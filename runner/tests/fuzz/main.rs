@@ -23,7 +23,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn what_was_found_once_is_taken() {
+fn inputs_that_once_failed_are_handled() {
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/cases");
     for (name, target) in targets::TARGETS {
         for case in files(&cases.join(name)) {
@@ -33,7 +33,7 @@ fn what_was_found_once_is_taken() {
 }
 
 #[test]
-fn every_example_and_golden_file_is_taken_by_everything_that_takes_bytes() {
+fn every_fuzz_target_handles_every_example_and_golden_file() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let seeds = [root.join("examples"), root.join("protocol/tests/golden")];
     let seeds: Vec<PathBuf> = seeds.iter().flat_map(|dir| files(dir)).collect();

@@ -43,7 +43,7 @@ fn ended(mut child: Child) -> ExitStatus {
 }
 
 #[test]
-fn a_hangup_stops_a_run_as_sigterm_does() {
+fn sighup_stops_a_run_like_sigterm() {
     for asked in [Signal::HUP, Signal::TERM] {
         let place = waiting();
         let mut child = place.run(&[]).spawn().unwrap();
@@ -57,7 +57,7 @@ fn a_hangup_stops_a_run_as_sigterm_does() {
 }
 
 #[test]
-fn a_hangup_that_was_ignored_at_the_start_stays_ignored() {
+fn sighup_stays_ignored_if_it_was_ignored_at_the_start() {
     let place =
         TestDir::new(&format!("{LOCAL}    cmd: [sh, -c, 'echo runs >&2; read -r x < go']\n"));
     let fifo = place.0.path().join("go");
@@ -78,7 +78,7 @@ fn a_hangup_that_was_ignored_at_the_start_stays_ignored() {
 }
 
 #[test]
-fn a_signal_ends_a_run_whose_output_nobody_reads() {
+fn a_signal_ends_a_run_whose_output_is_not_read() {
     // Far more than a pipe holds. The step reports its start on standard error, so that the test
     // knows when it writes.
     let place = TestDir::new(&format!(
@@ -96,7 +96,7 @@ fn a_signal_ends_a_run_whose_output_nobody_reads() {
 }
 
 #[test]
-fn a_definition_that_no_worker_accepts_is_rejected_before_anything_starts() {
+fn an_invalid_definition_is_rejected_before_any_step_starts() {
     let large = "x".repeat(600 * 1024);
     let place = TestDir::new(&format!("{LOCAL}    cmd: [echo, {large}]\n"));
     let run = place.run(&[]).output().unwrap();
@@ -111,7 +111,7 @@ fn a_definition_that_no_worker_accepts_is_rejected_before_anything_starts() {
 }
 
 #[test]
-fn variables_that_no_worker_accepts_are_rejected_before_anything_starts() {
+fn invalid_variables_are_rejected_before_any_step_starts() {
     let place = TestDir::new(&format!("{LOCAL}    cmd: 'true'\n"));
     // One argument can have at most 128 KiB.
     let values: Vec<String> = (0..18).map(|n| format!("V{n}={}", "x".repeat(100_000))).collect();
@@ -126,7 +126,7 @@ fn variables_that_no_worker_accepts_are_rejected_before_anything_starts() {
 }
 
 #[test]
-fn the_next_run_removes_what_a_killed_one_left() {
+fn the_next_run_removes_the_objects_of_a_killed_one() {
     let place = waiting();
     let id = format!("r-killed-{}", std::process::id());
     let mut child = place.run(&["--run-id", &id]).spawn().unwrap();
@@ -149,7 +149,7 @@ fn the_next_run_removes_what_a_killed_one_left() {
 }
 
 #[test]
-fn a_killed_run_can_be_started_again_under_its_id_and_one_that_runs_cannot() {
+fn the_id_of_a_killed_run_can_be_used_again_but_not_that_of_a_running_one() {
     let place = waiting();
     let same = format!("r-same-{}", std::process::id());
     let id = ["--run-id", same.as_str()];

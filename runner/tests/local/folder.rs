@@ -24,8 +24,9 @@ fn defining(name: &str) -> String {
     format!("pipelines: {{ {name}: {{ tasks: {{ t: {{ script: ['echo {name}'] }} }} }} }}")
 }
 
+// Rows: D1
 #[test]
-fn d1_the_files_of_a_directory_are_found_by_a_pattern_and_loaded_together() {
+fn the_files_of_a_directory_are_found_by_a_glob_and_loaded_together() {
     let place = folder(&[
         ("pipelines.yml", &defining("top")),
         ("a/b/pipelines.yaml", &defining("deep")),
@@ -60,8 +61,9 @@ fn d1_the_files_of_a_directory_are_found_by_a_pattern_and_loaded_together() {
     assert!(code == Some(2) && text.contains("prunner"), "{text}");
 }
 
+// Rows: D1
 #[test]
-fn d1_one_of_several_pipelines_is_named() {
+fn one_of_several_pipelines_must_be_named() {
     let place =
         folder(&[("b/pipelines.yml", &defining("b")), ("a/pipelines.yaml", &defining("a"))]);
     let (code, text) = said(&place, &["run", "."], &[]);
@@ -72,8 +74,9 @@ fn d1_one_of_several_pipelines_is_named() {
     assert!(code == Some(65) && text.contains("--pipeline: a, b"), "{text}");
 }
 
+// Rows: D1
 #[test]
-fn d1_a_name_that_two_files_declare_names_the_first() {
+fn a_name_declared_twice_is_reported_with_the_first_file() {
     let place = folder(&[
         ("z/pipelines.yml", &defining("twice")),
         ("a/pipelines.yaml", &defining("twice")),
@@ -87,8 +90,9 @@ fn d1_a_name_that_two_files_declare_names_the_first() {
     }
 }
 
+// Rows: D2
 #[test]
-fn d2_what_is_wrong_with_one_file_is_said_as_prunner_says_it_and_nothing_is_loaded() {
+fn one_invalid_file_gives_the_error_of_prunner_and_nothing_is_loaded() {
     let partitions = "queue_strategy: partitioned_replace";
     let of_all = [
         ("concurrency: -1".to_owned(), "concurrency is -1, and must not be negative"),
@@ -125,8 +129,9 @@ fn d2_what_is_wrong_with_one_file_is_said_as_prunner_says_it_and_nothing_is_load
     }
 }
 
+// Rows: D26
 #[test]
-fn d26_tasks_stand_after_what_they_depend_on_and_else_by_their_names() {
+fn tasks_are_ordered_by_dependency_and_then_by_name() {
     let task = |name: &str, needs: &str| format!("{name}: {{ depends_on: [{needs}] }}");
     let tasks = [
         ("g", "c, f"),

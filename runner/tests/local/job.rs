@@ -20,8 +20,9 @@ fn of_jobs(place: &TestDir, file: &str) -> Vec<(String, String)> {
     found
 }
 
+// Rows: A1
 #[test]
-fn a1_the_three_forms_of_a_file_have_the_same_effect() {
+fn the_three_forms_of_a_job_file_have_the_same_effect() {
     let job = "{ id: j, executor: local, product: { commands: 'echo done' } }";
     for file in [job.to_owned(), format!("[{job}]"), format!("jobs: [{job}]")] {
         let (code, events) = TestDir::new(&file).events(&[], &[]);
@@ -29,8 +30,9 @@ fn a1_the_three_forms_of_a_file_have_the_same_effect() {
     }
 }
 
+// Rows: A3
 #[test]
-fn a3_flags_say_where_files_are_put_over_a_file_of_settings() {
+fn directory_flags_override_the_settings_file() {
     let place = TestDir::new("{ job_id: j, executor: local, product: { commands: 'true' } }");
     std::fs::write(place.path("config.yaml"), "logdir: l\ndefault_work_dir: w\n").unwrap();
     assert_eq!(place.events(&[], &[]).0, Some(0));
@@ -43,8 +45,9 @@ fn a3_flags_say_where_files_are_put_over_a_file_of_settings() {
     assert!(place.path("v/j/status.yaml").exists(), "a21");
 }
 
+// Rows: A4
 #[test]
-fn a4_a_status_file_goes_from_pending_over_running_to_the_end() {
+fn a_status_file_changes_from_pending_to_running_to_the_result() {
     let place = TestDir::new(
         "[{ job_id: first, executor: local, product: { commands: 'cat workdir/*/status.yaml; exit 3' } },
           { job_id: second, executor: local, product: { commands: 'true' } }]",
@@ -63,14 +66,16 @@ fn a4_a_status_file_goes_from_pending_over_running_to_the_end() {
     assert!(shape && at.contains('T'), "{at}");
 }
 
+// Rows: A5
 #[test]
-fn a5_a_job_that_fails_fails_the_program() {
+fn a_failing_job_fails_the_program() {
     let place = TestDir::new("{ executor: local, product: { commands: 'false' } }");
     assert_eq!(place.events(&[], &[]).0, Some(1));
 }
 
+// Rows: A6
 #[test]
-fn a6_each_job_has_a_log_and_a_socket_gets_a_copy_of_every_line() {
+fn each_job_has_a_log_and_a_socket_receives_a_copy_of_every_line() {
     let place = TestDir::new(
         "[{ job_id: a, executor: local, product: { commands: 'echo of a; echo wrong >&2' } },
           { job_id: b, executor: custom, product: { script: ['echo of b', 'exit 4'] } }]",
@@ -117,8 +122,9 @@ pub(super) fn receiver(count: usize) -> (String, std::thread::JoinHandle<Vec<(St
     (url, taken)
 }
 
+// Rows: A7
 #[test]
-fn a7_whoever_asked_is_told_twice_with_the_body_and_the_bearer() {
+fn a_callback_is_posted_twice_with_its_body_and_bearer_token() {
     let (url, taken) = receiver(2);
     let place = TestDir::new(&format!(
         "{{ job_id: told, executor: local, product: {{ commands: 'exit 5' }},
@@ -142,8 +148,9 @@ fn a7_whoever_asked_is_told_twice_with_the_body_and_the_bearer() {
     assert_eq!(posts[1].1, body("failed", 5));
 }
 
+// Rows: A8
 #[test]
-fn a8_who_is_told_is_the_jobs_own_or_that_of_the_settings_each_with_its_own_secret() {
+fn callbacks_go_to_the_jobs_url_or_that_of_the_settings_with_its_secret() {
     let ((own, of_own), (all, of_all)) = (receiver(2), receiver(2));
     let place = TestDir::new(&format!(
         "[{{ job_id: x, executor: local, product: {{ commands: 'true' }}, callback: {{ url: '{own}' }} }},
@@ -160,8 +167,9 @@ fn a8_who_is_told_is_the_jobs_own_or_that_of_the_settings_each_with_its_own_secr
     }
 }
 
+// Rows: A9
 #[test]
-fn a9_a_job_asks_for_what_those_before_it_found_out() {
+fn a_job_can_use_the_results_of_earlier_jobs() {
     let place = TestDir::new(
         r#"[{ id: made, job_id: run-7, executor: local, product: { commands:
                 'printf "{\"success\":true,\"data\":{\"rows\":[{\"id\":\"it''s\"}]}}" > $JOB_WORKDIR/result.json' } },
@@ -174,8 +182,9 @@ fn a9_a_job_asks_for_what_those_before_it_found_out() {
     assert_eq!(lines_of(&events, "uses"), ["it's it's run-7 true", "shell kept true"]);
 }
 
+// Rows: A9
 #[test]
-fn a9_a_job_that_asks_for_what_is_not_there_is_not_run() {
+fn a_job_with_an_unresolved_reference_does_not_run() {
     let place = TestDir::new(
         "[{ id: made, executor: local, product: { commands: 'true' } },
           { id: uses, executor: local, product: { commands: 'touch ran; echo ${made.data.id}' } }]",
@@ -186,8 +195,9 @@ fn a9_a_job_that_asks_for_what_is_not_there_is_not_run() {
     assert!(!place.path("ran").exists());
 }
 
+// Rows: A10
 #[test]
-fn a10_jobs_go_on_after_one_that_fails_in_the_order_of_the_file() {
+fn jobs_run_in_file_order_and_continue_after_a_failure() {
     let place = TestDir::new(
         "[{ id: a, executor: local, product: { commands: 'exit 1' } },
           { id: b, job_id: bee, executor: local, product: { commands: 'echo ${PREVIOUS_JOB_ID}' } },
@@ -200,8 +210,9 @@ fn a10_jobs_go_on_after_one_that_fails_in_the_order_of_the_file() {
     assert!(id.len() == 10 && place.path(&format!("workdir/{id}/status.yaml")).exists(), "{id}");
 }
 
+// Rows: A13
 #[test]
-fn a13_commands_are_a_text_or_a_list_with_the_environment_below_the_jobs_own() {
+fn commands_are_a_text_or_a_list_and_job_variables_override_the_environment() {
     let place = TestDir::new(
         "[{ id: text, executor: local, variables: { GREETING: own }, product: { commands: \"false\\necho $GREETING\" } },
           { id: list, executor: local, product: { commands: ['X=1', 'echo $X $GREETING', 'false', 'true'] } },
@@ -221,8 +232,9 @@ fn a13_commands_are_a_text_or_a_list_with_the_environment_below_the_jobs_own() {
     assert_eq!(ended, [0, 0, 0, 1]);
 }
 
+// Rows: A11
 #[test]
-fn a11_artifacts_are_put_beside_the_status_by_their_last_names_and_what_is_missing_is_said() {
+fn artifacts_are_stored_flat_beside_the_status_and_missing_ones_are_reported() {
     let place = TestDir::new(
         "{ job_id: made, executor: local, product: { commands: [
             'cd $JOB_WORKDIR', 'mkdir -p out/deep dir/below', 'echo 1 > out/a.txt',
@@ -241,7 +253,7 @@ fn a11_artifacts_are_put_beside_the_status_by_their_last_names_and_what_is_missi
 }
 
 #[test]
-fn the_first_of_many_artifacts_are_told_and_the_others_counted() {
+fn the_first_of_many_artifacts_are_listed_and_the_others_counted() {
     let place = TestDir::new(
         "{ job_id: made, executor: local, product: { commands: [
             'mkdir $JOB_WORKDIR/out', 'cd $JOB_WORKDIR/out',
@@ -256,8 +268,9 @@ fn the_first_of_many_artifacts_are_told_and_the_others_counted() {
     assert_eq!(log.matches("30 more outputs are kept in ").count(), 1, "{log}");
 }
 
+// Rows: A19
 #[test]
-fn a19_a_result_lies_beside_the_status_and_later_jobs_may_read_it_there() {
+fn a_result_is_stored_beside_the_status_and_later_jobs_can_read_it() {
     let place = TestDir::new(
         "[{ id: a, executor: local, product: { commands: 'echo {} > $JOB_WORKDIR/result.json' } },
           { id: b, executor: local, product: { commands: 'cat workdir/${PREVIOUS_JOB_ID}/result.json' } }]",
@@ -267,7 +280,7 @@ fn a19_a_result_lies_beside_the_status_and_later_jobs_may_read_it_there() {
 }
 
 #[test]
-fn a_callback_with_a_named_secret_is_told_with_it_and_the_job_has_it_not() {
+fn a_callback_uses_its_named_secret_and_the_job_does_not_receive_it() {
     let (url, taken) = receiver(2);
     let place = TestDir::new(&format!(
         "{{ executor: local, product: {{ commands: 'env; ls $BOB_SECRETS' }},
@@ -280,8 +293,9 @@ fn a_callback_with_a_named_secret_is_told_with_it_and_the_job_has_it_not() {
     assert!(!format!("{events:?}").contains("s3cret-word"));
 }
 
+// Rows: A2
 #[test]
-fn a2_run_multi_says_each_job_and_fills_in_nothing_of_those_before_it() {
+fn run_multi_prints_each_job_and_resolves_no_references_to_earlier_jobs() {
     let place = TestDir::new(
         r#"[{ id: made, job_id: one, executor: local, product: { commands:
                 'echo "{\"data\":{\"id\":7}}" > $JOB_WORKDIR/result.json; exit 2' } },
@@ -297,8 +311,9 @@ fn a2_run_multi_says_each_job_and_fills_in_nothing_of_those_before_it() {
     assert!(place.path("workdir/one/status.yaml").exists());
 }
 
+// Rows: A2
 #[test]
-fn a2_run_multi_is_for_job_files_and_has_its_help() {
+fn run_multi_accepts_only_job_files_and_has_help() {
     let place = TestDir::new("{group: g, name: n, steps: []}");
     let said = place.command(&["run-multi", "pipeline.yaml"]).output().unwrap();
     let err = String::from_utf8_lossy(&said.stderr).into_owned();

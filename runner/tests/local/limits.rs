@@ -29,7 +29,7 @@ fn last(events: &[Value]) -> String {
 }
 
 #[test]
-fn what_a_step_begins_has_its_limits_as_hard_ones() {
+fn processes_of_a_step_have_its_limits_as_hard_limits() {
     let place = limited(
         "open-files: 64, processes: 30000, file-size: 1M, memory: 512M, cpu-time: 5, core-size: 0, stack: 4M",
         "script: ['sh -c \"cat /proc/self/limits\"']",
@@ -52,7 +52,7 @@ fn what_a_step_begins_has_its_limits_as_hard_ones() {
 }
 
 #[test]
-fn a_step_with_next_to_nothing_is_still_supervised() {
+fn a_step_with_minimal_limits_is_still_supervised() {
     let place = limited("open-files: 4, memory: 32M", "cmd: [/bin/echo, small]");
     let (code, events) = place.events(&[], &[]);
     assert_eq!((code, lines_of(&events, "a")), (Some(0), vec!["small".to_owned()]), "{events:#?}");
@@ -62,7 +62,7 @@ fn a_step_with_next_to_nothing_is_still_supervised() {
 }
 
 #[test]
-fn a_step_beyond_its_limit_is_told_so() {
+fn a_step_over_its_limit_ends_with_the_name_of_the_limit() {
     let place = limited("cpu-time: 1s", "cmd: [sh, -c, 'while :; do :; done']");
     let (code, events) = place.events(&[], &[]);
     assert!(code == Some(1) && last(&events).contains("its limit `cpu-time`"), "{events:#?}");
@@ -73,7 +73,7 @@ fn a_step_beyond_its_limit_is_told_so() {
 }
 
 #[test]
-fn a_limit_above_that_of_the_worker_is_refused_before_the_step_starts() {
+fn a_limit_above_the_workers_own_is_refused_before_the_step_starts() {
     let place = limited("open-files: 4294967295", "script: 'touch began'");
     let (code, events) = place.events(&[], &[]);
     let end = events.last().unwrap();
@@ -84,7 +84,7 @@ fn a_limit_above_that_of_the_worker_is_refused_before_the_step_starts() {
 }
 
 #[test]
-fn a_program_that_is_not_there_is_told_of_through_limits_too() {
+fn a_missing_program_is_reported_under_limits_too() {
     let place = limited("core-size: 0", "cmd: no-such-program");
     let (code, events) = place.events(&[], &[]);
     assert!(code == Some(1) && last(&events).contains("no-such-program"), "{events:#?}");
@@ -93,7 +93,7 @@ fn a_program_that_is_not_there_is_told_of_through_limits_too() {
 }
 
 #[test]
-fn a_step_with_limits_ends_with_all_that_it_has_begun() {
+fn a_step_with_limits_ends_with_all_its_processes() {
     let place = limited(
         "core-size: 0",
         "script: ['setsid sh -c \"echo \\$\\$ > pid; exec sleep 1000\" & while [ ! -s pid ]; do :; done']",
@@ -103,7 +103,7 @@ fn a_step_with_limits_ends_with_all_that_it_has_begun() {
 }
 
 #[test]
-fn limits_of_a_job_file_hold_too() {
+fn limits_of_a_job_file_are_enforced() {
     let place = TestDir::new(
         "{ id: j, executor: custom, product: { script: 'ulimit -n', limits: { open_files: 77 } } }",
     );
@@ -112,7 +112,7 @@ fn limits_of_a_job_file_hold_too() {
 }
 
 #[test]
-fn a_run_whose_steps_cannot_be_limited_is_refused_with_what_to_do() {
+fn a_run_whose_limits_cannot_be_enforced_is_refused_with_a_hint() {
     if runner::exec::local::limits_refused(runner::exec::local::own_cgroup().as_deref()).is_none() {
         return;
     }
@@ -158,7 +158,7 @@ fn spec(program: &str) -> StepSpec {
 }
 
 #[tokio::test]
-async fn a_step_enters_the_control_group_that_is_made_for_it_and_what_the_kernel_says_is_read() {
+async fn a_step_enters_its_own_control_group_and_kernel_events_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let own = dir.path().join("own");
     std::fs::create_dir(&own).unwrap();

@@ -53,7 +53,7 @@ fn options(dir: &Path) -> Options {
 }
 
 #[tokio::test]
-async fn processes_keep_the_contract_of_an_executor() {
+async fn host_processes_pass_the_executor_conformance_suite() {
     let dir = tempfile::tempdir().unwrap();
     executor(ExecutorSubject {
         prefix: "suite".into(),
@@ -154,7 +154,7 @@ fn is_there(pid: u32) -> bool {
 }
 
 #[test]
-fn a_pipeline_of_processes_needs_no_engine_and_runs_where_its_user_is() {
+fn a_pipeline_of_host_steps_needs_no_engine_and_runs_in_the_current_directory() {
     let place = TestDir::new(
         "{group: g, name: n, steps: [
           {name: a, executor: local, script: ['echo $GREETING > a.txt'], needs: []},
@@ -170,7 +170,7 @@ fn a_pipeline_of_processes_needs_no_engine_and_runs_where_its_user_is() {
 }
 
 #[test]
-fn programs_of_bash_hand_on_what_they_know_and_end_themselves_alone() {
+fn bash_programs_share_state_and_an_exit_ends_only_its_own_program() {
     let place = TestDir::new(
         "{group: g, name: n, steps: [{name: a, executor: local, shell: bash, script: [
             'declare -A map=([k]=v); f() { echo \"f of ${map[k]}\"; }; cd /; exit 0',
@@ -185,7 +185,7 @@ fn programs_of_bash_hand_on_what_they_know_and_end_themselves_alone() {
 }
 
 #[test]
-fn a_graph_of_1000_steps_comes_to_its_end_with_so_many_at_once_and_no_more() {
+fn a_graph_of_1000_steps_passes_within_the_parallelism_limit() {
     let steps: String = (0..999)
         .map(|at| format!("{{name: s{at}, executor: local, cmd: [sh, -c, ':'], needs: []}},"))
         .collect();
@@ -213,7 +213,7 @@ fn a_graph_of_1000_steps_comes_to_its_end_with_so_many_at_once_and_no_more() {
 }
 
 #[test]
-fn what_a_step_has_left_running_ends_with_it() {
+fn processes_that_a_step_leaves_running_end_with_it() {
     let place = TestDir::new(
         "{group: g, name: n, steps: [{name: a, executor: local, script: [
             'setsid sh -c \"echo \\$\\$ > pid; exec sleep 1000\" & while [ ! -s pid ]; do :; done']}]}",
@@ -224,7 +224,7 @@ fn what_a_step_has_left_running_ends_with_it() {
 }
 
 #[test]
-fn a_step_dies_with_its_worker_and_all_that_it_has_begun() {
+fn a_step_and_all_its_processes_die_with_its_worker() {
     let place = TestDir::new(
         "{group: g, name: n, steps: [{name: a, executor: local, script: [
             'setsid sh -c \"trap : TERM; echo \\$\\$ > pid; while :; do sleep 1000; done\" & wait']}]}",
@@ -238,7 +238,7 @@ fn a_step_dies_with_its_worker_and_all_that_it_has_begun() {
 }
 
 #[test]
-fn a_step_has_nothing_of_what_its_worker_is_told() {
+fn a_step_does_not_inherit_the_settings_of_its_worker() {
     let place = TestDir::new("{group: g, name: n, steps: [{name: a, executor: local, cmd: env}]}");
     let mut command = place.run(&[]);
     let said = command.env("BOB_RABBITMQ_PASSWORD", "s3cret").env("HOME_OF", "x").output().unwrap();
@@ -264,7 +264,7 @@ fn the_examples_of_other_dialects_pass() {
 }
 
 #[test]
-fn one_pipeline_of_several_is_named_and_a_dialect_may_be() {
+fn one_of_several_pipelines_must_be_named_and_the_dialect_can_be() {
     let place =
         TestDir::new("pipelines: { a: { tasks: {} }, b: { tasks: { t: { script: [echo] } } } }");
     let said = place.run(&[]).output().unwrap();

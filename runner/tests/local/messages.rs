@@ -17,7 +17,7 @@ fn run_steps(steps: &str, files: &[(&str, &str)]) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_shells_message_about_a_script_begins_with_the_name_of_the_step() {
+fn a_shell_error_in_a_script_starts_with_the_name_of_the_step() {
     for (script, wanted) in [
         ("shell: bash, script: [\"\\nnosuch\"]", "test: line 2: nosuch: command not found"),
         ("shell: bash, script: ['true', nosuch]", "test: line 1: nosuch: command not found"),
@@ -47,7 +47,7 @@ fn a_script_has_no_arguments_and_its_text_is_not_in_an_argument_list() {
 }
 
 #[test]
-fn a_script_runs_where_there_is_no_cat() {
+fn a_script_runs_without_cat() {
     let bin = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink("/bin/sh", bin.path().join("sh")).unwrap();
     let path = bin.path().display();
@@ -69,7 +69,7 @@ fn a_step_is_named_once_in_the_message_of_its_failure() {
 }
 
 #[test]
-fn a_command_that_cannot_be_executed_is_named_with_the_reason() {
+fn a_command_that_cannot_be_executed_is_reported_with_the_reason() {
     let files = [
         ("crlf", "#!/bin/sh\r\necho\r\n"),
         ("lost", "#!/no/such/interpreter -x\necho\n"),
@@ -92,7 +92,7 @@ fn a_command_that_cannot_be_executed_is_named_with_the_reason() {
 }
 
 #[test]
-fn a_step_that_kills_its_process_group_leader_has_failed() {
+fn a_step_that_kills_its_process_group_leader_fails() {
     let begun = Instant::now();
     let place = TestDir::new(
         "{group: g, name: n, steps: [{executor: local, cmd: [

@@ -28,7 +28,7 @@ fn an_output_is_relative_to_the_working_directory_of_its_step() {
 }
 
 #[test]
-fn an_output_of_the_job_directory_says_so() {
+fn an_output_can_refer_to_the_job_directory() {
     let (place, code, events) = run_step(
         "r-outputs-2",
         "script: ['echo x > $JOB_WORKDIR/f', 'echo 2 > f'],
@@ -39,7 +39,7 @@ fn an_output_of_the_job_directory_says_so() {
 }
 
 #[test]
-fn the_result_of_a_step_lies_in_its_working_directory_too() {
+fn the_result_file_of_a_step_can_be_in_its_working_directory() {
     let (_place, code, events) = run_step(
         "r-outputs-3",
         "script: ['echo ''{\"data\": 7}'' > result.json'], outputs: [{path: result.json}]}, {
@@ -58,7 +58,7 @@ fn a_required_output_that_is_missing_fails_its_step() {
 }
 
 #[test]
-fn a_step_without_a_directory_of_its_own_has_no_output_in_it() {
+fn a_step_without_its_own_directory_has_no_outputs_in_it() {
     let place = TestDir::new(
         "{group: g, name: n, image: i, steps: [{cmd: 'true',
           outputs: [{path: f, relative-to: job-dir}]}]}",

@@ -11,8 +11,9 @@ fn ending(events: &[Value]) -> &str {
     events.last().and_then(|event| event["message"].as_str()).unwrap_or_default()
 }
 
+// Rows: D3
 #[test]
-fn d3_tasks_run_beside_each_other_and_wait_for_what_they_depend_on() {
+fn tasks_run_in_parallel_and_wait_for_their_dependencies() {
     // Each of the two waits for the other.
     let meet = |own: &str, other: &str| {
         format!("{{ script: ['touch {own}; until [ -e {other} ]; do sleep 0.01; done'] }}")
@@ -29,8 +30,9 @@ fn d3_tasks_run_beside_each_other_and_wait_for_what_they_depend_on() {
     assert_eq!(lines_of(&events, "last"), ["l", "pipeline.yaml", "r"]);
 }
 
+// Rows: D4
 #[test]
-fn d4_variables_stand_in_scripts_and_one_that_is_missing_fails_its_task_alone_of_all() {
+fn scripts_use_variables_and_a_missing_one_fails_despite_allow_failure() {
     let of = |script: &str| place(&format!("tasks: {{ t: {{ script: [{script:?}] }} }}"));
     let tag = ["--var", "tag=v1", "--var", "empty=", "--var", "odd={{ .tag }} 'x"];
     let said = of("echo {{ .tag }} {{ .empty | default `none` }} {{ .odd | quote }}");
@@ -48,8 +50,9 @@ fn d4_variables_stand_in_scripts_and_one_that_is_missing_fails_its_task_alone_of
     assert!(code == Some(1) && ending(&events).contains("__jobID"), "{events:#?}");
 }
 
+// Rows: D5
 #[test]
-fn d5_a_task_has_the_environment_of_the_process_under_the_pipelines_under_its_own() {
+fn the_environments_of_pipeline_and_task_override_that_of_the_process() {
     let place = place(
         "tasks: { t: { env: { B: task }, script: ['echo $A $B $C $D $TASK_NAME'] }, \
          u: { env: { TASK_NAME: mine }, script: ['echo $A $B $C $TASK_NAME'] } }",
@@ -68,8 +71,9 @@ const ONE_FAILS: &str = "tasks: { \
     after: { depends_on: [fails], script: [echo] }, \
     beside: { depends_on: [runs], script: [echo] } }";
 
+// Rows: D13
 #[test]
-fn d13_a_task_that_fails_ends_those_beside_it_or_lets_them_go_on() {
+fn a_failing_task_ends_the_running_ones_or_lets_them_continue() {
     let fast = place(&ONE_FAILS.replace("WAIT", "exec sleep 1000"));
     let (code, events) = fast.events(&[], &[]);
     assert_eq!(code, Some(1));
@@ -83,8 +87,9 @@ fn d13_a_task_that_fails_ends_those_beside_it_or_lets_them_go_on() {
     assert!(ending(&events).contains("step fails: exit code 4"), "{}", ending(&events));
 }
 
+// Rows: D14
 #[test]
-fn d14_a_task_that_may_fail_runs_all_of_its_script_and_those_that_depend_on_it_run() {
+fn a_task_that_is_allowed_to_fail_runs_its_whole_script_and_its_dependents_run() {
     let place = place(
         "tasks: { t: { script: [echo one, exit 3, echo two], allow_failure: true }, \
          u: { depends_on: [t], script: [echo after] } }",
@@ -97,8 +102,9 @@ fn d14_a_task_that_may_fail_runs_all_of_its_script_and_those_that_depend_on_it_r
     assert_eq!(events.iter().find(completed).unwrap()["exit-code"], 3, "the last failure is told");
 }
 
+// Rows: D15
 #[test]
-fn d15_on_error_knows_what_failed_and_changes_nothing_of_it() {
+fn on_error_receives_the_failure_and_does_not_change_the_result() {
     let script = "echo {{ .failedTaskName }} {{ .failedTaskExitCode }} \
                   {{ .failedTaskStdout | quote }} {{ .failedTaskStderr | quote }} $A; exit 9";
     let place = place(&format!(
@@ -115,8 +121,9 @@ fn d15_on_error_knows_what_failed_and_changes_nothing_of_it() {
     assert_eq!(began(&fine.events(&[], &[]).1), ["t"], "where nothing fails it is not run");
 }
 
+// Rows: D6
 #[test]
-fn d6_files_of_variables_lie_over_the_process_and_under_the_pipeline() {
+fn variable_files_override_the_process_and_the_pipeline_overrides_them() {
     let place = place("tasks: { t: { script: ['echo $A $C $D $E $BOB_X'] } }");
     let put = |name: &str, text: &str| std::fs::write(place.path(name), text).unwrap();
     put(".env", "A=file\nC=file\nD=first\nBOB_X=ours\n");
@@ -138,8 +145,9 @@ fn d6_files_of_variables_lie_over_the_process_and_under_the_pipeline() {
     }
 }
 
+// Rows: D6
 #[test]
-fn d6_a_wrong_file_of_variables_is_named_with_its_line_and_nothing_runs() {
+fn an_invalid_variable_file_is_reported_with_its_line_and_nothing_runs() {
     let place = place("tasks: { t: { script: ['touch ran'] } }");
     std::fs::write(place.path(".env"), "A=1\nhunter2 and more\n").unwrap();
     let said = place.run(&[]).output().unwrap();
@@ -153,8 +161,9 @@ fn d6_a_wrong_file_of_variables_is_named_with_its_line_and_nothing_runs() {
     assert_eq!(bob.run(&["--env-files", ".env"]).output().unwrap().status.code(), Some(2));
 }
 
+// Rows: D16
 #[test]
-fn d16_a_task_that_ignores_the_interrupt_is_killed_after_its_own_grace() {
+fn a_task_that_ignores_the_interrupt_is_killed_after_its_own_grace() {
     let place = place(
         "tasks: { \
          fails: { script: ['until [ -e up ]; do sleep 0.01; done; exit 4'] }, \
@@ -166,8 +175,9 @@ fn d16_a_task_that_ignores_the_interrupt_is_killed_after_its_own_grace() {
     assert!(ending(&events).contains("step fails: exit code 4"), "{}", ending(&events));
 }
 
+// Rows: D16
 #[test]
-fn d16_the_interrupt_reaches_a_task_and_all_that_it_has_begun() {
+fn an_interrupt_reaches_a_task_and_all_its_processes() {
     let place = TestDir::new(
         "{group: g, name: n, steps: [
           {name: fails, executor: local, needs: [],
@@ -183,8 +193,9 @@ fn d16_the_interrupt_reaches_a_task_and_all_that_it_has_begun() {
     assert_eq!(seen, [true, true, false], "{events:#?}");
 }
 
+// Rows: D4
 #[test]
-fn d4_lists_and_other_values_stand_in_scripts_and_are_not_rendered_themselves() {
+fn scripts_use_lists_and_other_values_which_are_not_rendered_themselves() {
     let script = "for x in {{ range .files }}{{ . | quote }} {{ end }}; do echo \"$x\"; done; \
                   echo {{ .deep.name }} {{ index .files 0 | quote }} {{ .none | default `d` }} \
                   {{ .tag }} ${files-unset}";

@@ -22,7 +22,7 @@ steps:
 "#;
 
 #[test]
-fn a_step_has_its_secrets_and_no_event_has_them() {
+fn a_step_receives_its_secrets_and_no_event_contains_them() {
     let place = TestDir::new(PIPELINE);
     std::fs::create_dir(place.path("mounted")).unwrap();
     std::fs::write(place.path("mounted/key.pem"), "-- key --\nfirst line\nsecond line\n").unwrap();
@@ -50,7 +50,7 @@ fn a_step_has_its_secrets_and_no_event_has_them() {
 }
 
 #[test]
-fn a_step_whose_secret_is_not_there_is_not_run_and_says_where_it_was_looked_for() {
+fn a_step_with_a_missing_secret_does_not_run_and_names_the_places_searched() {
     let place = TestDir::new(PIPELINE);
     let (code, events) = place.events(&[], &[("BOB_SECRET_DEPLOY_TOKEN", TOKEN)]);
     assert_ne!(code, Some(0));

@@ -6,8 +6,9 @@ use std::os::unix::net::UnixListener;
 use super::job::receiver;
 use super::*;
 
+// Rows: A2
 #[test]
-fn a2_settings_that_lie_beside_a_job_file_are_found_in_both_of_their_spellings() {
+fn settings_beside_a_job_file_are_found_under_both_names() {
     for (logs, work, callback) in [
         ("default_log_dir", "default_work_dir", "callback: { url: 'URL', secret: of-all }"),
         ("logdir", "workdir", "default_callback_url: 'URL'\ndefault_callback_secret: of-all"),
@@ -28,16 +29,18 @@ fn a2_settings_that_lie_beside_a_job_file_are_found_in_both_of_their_spellings()
     }
 }
 
+// Rows: A2
 #[test]
-fn a2_a_file_of_that_name_that_is_somebody_elses_says_nothing() {
+fn a_foreign_file_with_the_name_of_the_settings_is_ignored() {
     let place = TestDir::new("{ job_id: j, executor: local, product: { commands: 'true' } }");
     std::fs::write(place.path("config.yaml"), "server: { port: 80 }\n").unwrap();
     assert_eq!(place.events(&[], &[]).0, Some(0));
     assert!(place.path("workdir/j/status.yaml").exists() && place.path("logs/j.log").exists());
 }
 
+// Rows: A2
 #[test]
-fn a2_settings_of_jobs_that_are_named_for_another_file_are_refused_before_it_is_sent() {
+fn job_settings_for_a_file_of_another_dialect_are_refused_before_submission() {
     let place = TestDir::new("{ group: g, name: n, steps: [{ executor: local, cmd: 'true' }] }");
     std::fs::write(place.path("own.yaml"), "before_script: [x]\n").unwrap();
     for typed in [["run", "pipeline.yaml"], ["submit", "pipeline.yaml"]] {
@@ -49,8 +52,9 @@ fn a2_settings_of_jobs_that_are_named_for_another_file_are_refused_before_it_is_
     }
 }
 
+// Rows: A21
 #[test]
-fn a21_each_directory_is_that_of_its_flag_else_its_variable_else_the_settings_else_the_usual_one() {
+fn each_directory_comes_from_its_flag_then_variable_then_settings_then_default() {
     let job = "{ job_id: j, executor: local, product: { commands: 'true' } }";
     let dirs = [
         ("RUNNER_WORKDIR", "--workdir", "workdir", "j/status.yaml"),
@@ -77,8 +81,9 @@ fn a21_each_directory_is_that_of_its_flag_else_its_variable_else_the_settings_el
     }
 }
 
+// Rows: A21
 #[test]
-fn a21_a_job_of_the_host_knows_its_runner_by_the_variables_that_are_set() {
+fn a_host_job_receives_the_variables_that_describe_its_runner() {
     let names = ["RUNNER_ID", "RUNNER_HOSTNAME", "RUNNER_WORKDIR", "RUNNER_LOG_DIR"];
     let told = names.map(|name| format!("echo {name}=${name}")).join("; ");
     let place =
@@ -94,8 +99,9 @@ fn a21_a_job_of_the_host_knows_its_runner_by_the_variables_that_are_set() {
     assert_eq!((code, lines_of(&events, "j")), (Some(0), expected.to_vec()));
 }
 
+// Rows: A21
 #[test]
-fn a21_a_log_socket_gets_every_line_beside_the_file_and_one_that_is_not_there_is_told() {
+fn a_log_socket_receives_every_line_and_a_missing_one_is_reported() {
     let job = "{ job_id: j, executor: local, product: { commands: ['echo one', 'echo two >&2'] } }";
     let place = TestDir::new(job);
     let socket = place.path("log.sock");

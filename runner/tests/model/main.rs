@@ -163,7 +163,7 @@ fn comes_to_an_end(model: Protocol) {
 }
 
 #[test]
-fn every_order_of_events_comes_to_an_end() {
+fn every_order_of_events_terminates() {
     let lost = Faults { crashes: 1, pauses: 1, ..NO_FAULTS };
     let stopped = Faults { crashes: 1, stops: 1, ..NO_FAULTS };
     let answers = Faults { redeliveries: 1, unanswered: 1, drains: 1, ..NO_FAULTS };
@@ -173,12 +173,12 @@ fn every_order_of_events_comes_to_an_end() {
 }
 
 #[test]
-fn a_run_passes_where_nothing_goes_wrong() {
+fn a_run_passes_without_faults() {
     holds(TWO);
 }
 
 #[test]
-fn a_run_outlives_two_crashes() {
+fn a_run_survives_two_crashes() {
     holds(Protocol {
         faults: Faults { crashes: 2, ..NO_FAULTS },
         comes_across: &[
@@ -192,7 +192,7 @@ fn a_run_outlives_two_crashes() {
 }
 
 #[test]
-fn an_owner_that_wakes_late_changes_nothing() {
+fn a_former_owner_that_wakes_late_changes_nothing() {
     holds(Protocol {
         faults: Faults { pauses: 2, ..NO_FAULTS },
         comes_across: &[sights::WOKEN_LATE, sights::PUBLISHED_TWICE, sights::OLDER_CONTAINER_RUNS],
@@ -201,7 +201,7 @@ fn an_owner_that_wakes_late_changes_nothing() {
 }
 
 #[test]
-fn three_workers_share_one_run() {
+fn three_workers_can_compete_for_one_run() {
     holds(Protocol {
         workers: 3,
         faults: Faults { crashes: 1, pauses: 1, ..NO_FAULTS },
@@ -211,7 +211,7 @@ fn three_workers_share_one_run() {
 }
 
 #[test]
-fn a_lease_that_its_own_worker_gave_up_is_no_loss() {
+fn a_lease_that_its_own_worker_revoked_is_not_a_loss() {
     holds(Protocol {
         faults: Faults { partitions: 1, pauses: 1, ..NO_FAULTS },
         comes_across: &[sights::PASSED_WITHOUT_A_LOSS, sights::WOKEN_LATE],
@@ -220,7 +220,7 @@ fn a_lease_that_its_own_worker_gave_up_is_no_loss() {
 }
 
 #[test]
-fn writes_without_an_answer_land_once_at_most() {
+fn unanswered_writes_take_effect_at_most_once() {
     holds(Protocol {
         faults: Faults { unanswered: 2, pauses: 1, ..NO_FAULTS },
         comes_across: &[sights::OWN_CLAIM_UNKNOWN, sights::LATE_WRITE_OF_AN_EARLIER_OWNER],
@@ -229,7 +229,7 @@ fn writes_without_an_answer_land_once_at_most() {
 }
 
 #[test]
-fn a_crash_a_pause_and_a_lost_answer_come_together() {
+fn a_crash_a_pause_and_a_lost_response_can_coincide() {
     holds(Protocol {
         faults: Faults { crashes: 1, pauses: 1, unanswered: 1, ..NO_FAULTS },
         comes_across: &[sights::OWN_CLAIM_UNKNOWN, sights::WOKEN_LATE, sights::FAILED_BY_LOSSES],
@@ -238,7 +238,7 @@ fn a_crash_a_pause_and_a_lost_answer_come_together() {
 }
 
 #[test]
-fn a_start_that_comes_again_is_known() {
+fn a_redelivered_start_is_recognized() {
     holds(Protocol {
         faults: Faults { redeliveries: 1, removals: 1, unanswered: 1, crashes: 1, ..NO_FAULTS },
         comes_across: &[
@@ -251,7 +251,7 @@ fn a_start_that_comes_again_is_known() {
 }
 
 #[test]
-fn a_stop_ends_a_run_whoever_owns_it() {
+fn a_stop_ends_a_run_with_any_owner() {
     holds(Protocol {
         faults: Faults { stops: 1, crashes: 1, pauses: 1, ..NO_FAULTS },
         comes_across: &[sights::STOP_FOUND_AT_THE_END, sights::ENDING_OF_AN_EARLIER_OWNER],
@@ -260,7 +260,7 @@ fn a_stop_ends_a_run_whoever_owns_it() {
 }
 
 #[test]
-fn a_step_that_failed_is_not_run_again_by_the_next_owner() {
+fn the_next_owner_does_not_run_a_failed_step_again() {
     holds(Protocol {
         faults: Faults { failures: 1, stops: 1, crashes: 1, ..NO_FAULTS },
         comes_across: &[sights::ENDED_AS_DECIDED, sights::ENDING_OF_AN_EARLIER_OWNER],
@@ -269,7 +269,7 @@ fn a_step_that_failed_is_not_run_again_by_the_next_owner() {
 }
 
 #[test]
-fn a_run_that_is_handed_over_goes_on() {
+fn a_handed_over_run_is_resumed() {
     holds(Protocol {
         faults: Faults { drains: 1, unanswered: 1, crashes: 1, ..NO_FAULTS },
         comes_across: &[sights::HANDED_OVER, sights::PASSED_WITHOUT_A_LOSS],
@@ -278,7 +278,7 @@ fn a_run_that_is_handed_over_goes_on() {
 }
 
 #[test]
-fn a_hand_over_is_no_loss_to_a_run_that_fails_with_one() {
+fn a_hand_over_does_not_count_for_a_run_that_fails_after_one_loss() {
     holds(Protocol {
         on_lost: OnLost::Fail,
         faults: Faults { drains: 2, unanswered: 1, ..NO_FAULTS },
@@ -288,7 +288,7 @@ fn a_hand_over_is_no_loss_to_a_run_that_fails_with_one() {
 }
 
 #[test]
-fn of_two_engines_only_the_owners_counts() {
+fn only_the_engine_of_the_owner_matters() {
     holds(Protocol {
         engines: 2,
         faults: Faults { crashes: 1, pauses: 1, ..NO_FAULTS },
@@ -308,7 +308,7 @@ fn without_the_fence_a_former_owner_writes() {
 }
 
 #[test]
-fn without_the_records_revision_a_late_write_undoes_the_end() {
+fn without_the_revision_of_the_record_a_late_write_undoes_the_ending() {
     let faults = Faults { unanswered: 1, ..NO_FAULTS };
     breaks(
         Protocol { flaw: LeftOutRule::SavesOverAnything, faults, ..TWO },
@@ -317,7 +317,7 @@ fn without_the_records_revision_a_late_write_undoes_the_end() {
 }
 
 #[test]
-fn a_claim_of_what_is_known_runs_it_twice() {
+fn claiming_a_known_run_runs_it_twice() {
     let faults = Faults { redeliveries: 1, ..NO_FAULTS };
     breaks(
         Protocol { flaw: LeftOutRule::ClaimsWhatIsKnown, faults, ..TWO },
@@ -326,7 +326,7 @@ fn a_claim_of_what_is_known_runs_it_twice() {
 }
 
 #[test]
-fn without_the_mark_a_run_is_taken_again_once_its_record_is_gone() {
+fn without_the_seen_mark_a_run_is_claimed_again_after_its_record_expires() {
     let faults = Faults { redeliveries: 1, removals: 1, ..NO_FAULTS };
     breaks(
         Protocol { flaw: LeftOutRule::ClaimsWhatWasRemoved, faults, ..TWO },
@@ -335,45 +335,45 @@ fn without_the_mark_a_run_is_taken_again_once_its_record_is_gone() {
 }
 
 #[test]
-fn a_takeover_that_is_not_asked_for_again_forgets_the_hand_over() {
+fn an_unanswered_claim_that_is_not_retried_loses_the_hand_over() {
     let faults = Faults { drains: 1, unanswered: 1, ..NO_FAULTS };
     let model = Protocol { flaw: LeftOutRule::DropsAnUnansweredClaim, faults, ..TWO };
     breaks(Protocol { on_lost: OnLost::Fail, ..model }, properties::FAILS_FOR_A_REASON);
 }
 
 #[test]
-fn a_takeover_that_is_not_asked_for_again_fails_by_a_start_that_comes_again() {
+fn an_unanswered_claim_that_is_not_retried_fails_on_a_redelivered_start() {
     let faults = Faults { crashes: 1, redeliveries: 1, unanswered: 1, ..NO_FAULTS };
     let model = Protocol { flaw: LeftOutRule::DropsAnUnansweredClaim, faults, ..TWO };
     breaks(model, properties::FAILS_FOR_A_REASON);
 }
 
 #[test]
-fn a_takeover_that_demands_nothing_makes_two_owners() {
+fn an_unconditional_takeover_creates_two_owners() {
     let faults = Faults { crashes: 1, ..NO_FAULTS };
     breaks(Protocol { flaw: LeftOutRule::TakesWhatIsOwned, faults, ..TWO }, properties::ONE_OWNER);
 }
 
 #[test]
-fn a_cause_that_is_forgotten_lets_a_failed_run_pass() {
+fn a_cause_that_is_not_recorded_lets_a_failed_run_pass() {
     let faults = Faults { failures: 1, crashes: 1, ..NO_FAULTS };
     breaks(Protocol { flaw: LeftOutRule::ForgetsTheCause, faults, ..TWO }, properties::CAUSES_HOLD);
 }
 
 #[test]
-fn without_a_cap_a_run_takes_one_worker_after_the_other() {
+fn without_a_limit_on_losses_a_run_takes_down_every_worker() {
     let faults = Faults { crashes: 2, ..NO_FAULTS };
     breaks(Protocol { flaw: LeftOutRule::GoesOnForEver, faults, ..TWO }, properties::LOSSES_CAPPED);
 }
 
 #[test]
-fn an_ending_that_does_not_look_for_a_stop_ignores_it() {
+fn an_ending_that_does_not_check_for_a_stop_ignores_it() {
     let faults = Faults { stops: 1, ..NO_FAULTS };
     breaks(Protocol { flaw: LeftOutRule::EndsDespiteAStop, faults, ..TWO }, properties::STOPS_HOLD);
 }
 
 #[test]
-fn a_stop_of_what_has_ended_meanwhile_ends_it_twice() {
+fn an_unchecked_stop_of_an_ended_run_ends_it_twice() {
     let faults = Faults { stops: 1, crashes: 1, ..NO_FAULTS };
     let model = Protocol { flaw: LeftOutRule::EndsWhatHasEnded, faults, ..TWO };
     breaks(model, properties::ONE_ENDING);
@@ -381,14 +381,14 @@ fn a_stop_of_what_has_ended_meanwhile_ends_it_twice() {
 }
 
 #[test]
-fn a_container_that_is_left_runs_beside_the_next_owners() {
+fn a_leftover_container_runs_beside_that_of_the_next_owner() {
     let faults = Faults { crashes: 1, ..NO_FAULTS };
     let model = Protocol { flaw: LeftOutRule::LeavesOlderContainers, faults, ..TWO };
     breaks(model, properties::ONE_AT_ONCE);
 }
 
 #[test]
-fn a_former_owner_that_ends_any_container_fails_the_next_owners_run() {
+fn a_former_owner_that_kills_any_container_fails_the_run_of_the_next_owner() {
     let model = Protocol { flaw: LeftOutRule::EndsNewerContainers, ..TWO };
     let paused = Faults { pauses: 1, ..NO_FAULTS };
     breaks(Protocol { faults: paused, ..model }, properties::NEWER_STAYS);
@@ -398,7 +398,7 @@ fn a_former_owner_that_ends_any_container_fails_the_next_owners_run() {
 }
 
 #[test]
-fn a_container_that_is_made_after_its_start_is_recorded_can_run_when_all_is_done() {
+fn a_container_created_after_its_start_is_recorded_can_outlive_the_run() {
     let faults = Faults { pauses: 1, ..NO_FAULTS };
     breaks(
         Protocol { flaw: LeftOutRule::MakesWhileItRecords, faults, ..TWO },
@@ -407,12 +407,12 @@ fn a_container_that_is_made_after_its_start_is_recorded_can_run_when_all_is_done
 }
 
 #[test]
-fn a_start_that_is_not_recorded_comes_before_the_last_steps_commit() {
+fn a_start_that_is_not_recorded_precedes_the_commit_of_the_last_step() {
     breaks(Protocol { flaw: LeftOutRule::StartsUnrecorded, ..TWO }, properties::IN_ORDER);
 }
 
 #[test]
-fn a_run_that_is_let_go_before_its_ending_is_published_may_end_in_silence() {
+fn a_run_released_before_its_ending_is_published_can_end_silently() {
     let faults = Faults { crashes: 1, ..NO_FAULTS };
     breaks(
         Protocol { flaw: LeftOutRule::LetsGoBeforeItPublishes, faults, ..TWO },
@@ -424,7 +424,7 @@ fn a_run_that_is_let_go_before_its_ending_is_published_may_end_in_silence() {
 const ONCE: Protocol = Protocol { once: true, ..TWO };
 
 #[test]
-fn a_step_that_must_not_run_twice_finishes_during_a_hand_over() {
+fn a_run_once_step_finishes_during_a_hand_over() {
     holds(Protocol {
         faults: Faults { drains: 2, unanswered: 1, crashes: 1, ..NO_FAULTS },
         comes_across: &[sights::HANDED_OVER, sights::ENDED_IN_DOUBT, sights::DRAINED_IN_DOUBT],
@@ -433,7 +433,7 @@ fn a_step_that_must_not_run_twice_finishes_during_a_hand_over() {
 }
 
 #[test]
-fn a_step_that_must_not_run_twice_is_begun_once_whoever_is_lost() {
+fn a_run_once_step_starts_once_whichever_worker_is_lost() {
     holds(Protocol {
         faults: Faults { crashes: 1, pauses: 1, drains: 1, ..NO_FAULTS },
         comes_across: &[sights::WOKEN_LATE, sights::ENDED_IN_DOUBT],
@@ -442,14 +442,14 @@ fn a_step_that_must_not_run_twice_is_begun_once_whoever_is_lost() {
 }
 
 #[test]
-fn a_hand_over_that_interrupts_a_call_makes_it_twice() {
+fn a_hand_over_that_interrupts_a_call_repeats_it() {
     let faults = Faults { drains: 1, ..NO_FAULTS };
     let model = Protocol { flaw: LeftOutRule::HandsOverInDoubt, faults, ..ONCE };
     breaks(model, properties::CALLED_ONCE);
 }
 
 #[test]
-fn an_owner_that_ignores_what_is_in_doubt_makes_a_call_twice() {
+fn an_owner_that_ignores_a_call_in_doubt_repeats_it() {
     let faults = Faults { crashes: 1, ..NO_FAULTS };
     let model = Protocol { flaw: LeftOutRule::RepeatsInDoubt, faults, ..ONCE };
     breaks(model, properties::CALLED_ONCE);

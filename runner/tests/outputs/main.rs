@@ -75,7 +75,7 @@ impl OutputStoreSubject for InDirectory {
 }
 
 #[tokio::test]
-async fn a_directory_keeps_the_contract_of_a_store() {
+async fn a_directory_passes_the_output_store_conformance_suite() {
     outputs(&InDirectory(tempfile::tempdir().unwrap())).await;
 }
 
@@ -100,7 +100,7 @@ impl OutputStoreSubject for InBucket {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bucket_of_a_real_s3_server_keeps_the_contract_of_a_store() {
+async fn a_bucket_of_an_s3_server_passes_the_output_store_conformance_suite() {
     outputs(&InBucket(S3::start().await)).await;
 }
 
@@ -180,12 +180,12 @@ impl OutputStoreSubject for InArtifactStore {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_artifact_store_keeps_the_contract_of_a_store() {
+async fn an_artifact_store_passes_the_output_store_conformance_suite() {
     outputs(&InArtifactStore::start().await).await;
 }
 
 #[tokio::test]
-async fn an_output_of_no_run_is_refused_by_an_artifact_store() {
+async fn an_artifact_store_refuses_an_output_without_a_run() {
     let subject = InArtifactStore::start().await;
     let place = OutputLocation::new(&["label".into()], "a").unwrap();
     let error = subject.store().put(&place, 1, bytes(b"a"), &origin()).await.unwrap_err();
@@ -193,7 +193,7 @@ async fn an_output_of_no_run_is_refused_by_an_artifact_store() {
 }
 
 #[tokio::test]
-async fn files_in_a_directory_can_be_read_by_all_and_lie_below_the_names_that_are_given() {
+async fn stored_files_are_world_readable_and_below_the_given_names() {
     let dir = tempfile::tempdir().unwrap();
     let place = OutputLocation::new(&["job-1".into()], "100% done/result.json").unwrap();
     let store = Directory::new(dir.path().to_owned());
@@ -208,7 +208,7 @@ async fn files_in_a_directory_can_be_read_by_all_and_lie_below_the_names_that_ar
 }
 
 #[tokio::test]
-async fn a_link_that_a_step_left_does_not_say_where_the_worker_writes() {
+async fn a_symlink_of_a_step_does_not_redirect_writes_of_the_worker() {
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     std::os::unix::fs::symlink(other.path(), dir.path().join("mnt")).unwrap();
     let victim = other.path().join("victim");
@@ -226,7 +226,7 @@ async fn a_link_that_a_step_left_does_not_say_where_the_worker_writes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bucket_that_says_no_is_named_and_no_secret_is_shown() {
+async fn a_bucket_that_denies_access_is_named_without_any_secret() {
     let s3 = S3::start().await;
     let wrong = Bucket::new(&s3.options("not-the-secret")).unwrap();
     let place = OutputLocation::new(&["a".into()], "b").unwrap();
@@ -238,7 +238,7 @@ async fn a_bucket_that_says_no_is_named_and_no_secret_is_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parts_of_an_upload_that_broke_off_are_given_up() {
+async fn the_parts_of_an_aborted_upload_are_discarded() {
     let s3 = S3::start().await;
     let place = OutputLocation::new(&["a".into()], "big").unwrap();
     let some = stream::iter((0..20).map(|_| Ok(Bytes::from(vec![1; 1 << 20]))));
@@ -252,7 +252,7 @@ async fn parts_of_an_upload_that_broke_off_are_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_bucket_that_nobody_serves_is_an_error_after_a_few_tries() {
+async fn an_unreachable_bucket_is_an_error_after_a_few_attempts() {
     let s3 = S3::start().await;
     let mut options = s3.options(SECRET);
     options.endpoint = Some(format!("http://{}", nobody().await));

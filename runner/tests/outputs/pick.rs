@@ -91,8 +91,9 @@ impl Step {
     }
 }
 
+// Rows: A11
 #[tokio::test]
-async fn a11_a_glob_takes_what_matches_and_two_stars_go_through_directories() {
+async fn a_glob_selects_matches_and_two_stars_descend_into_directories() {
     let paths = ["a.log", "out/b.log", "out/x/y/c.log", "out/d.txt"];
     let mut step = Step::that_left(&paths);
     assert!(step.keep("out/*.log", None, Layout::Relative).await.matched);
@@ -104,8 +105,9 @@ async fn a11_a_glob_takes_what_matches_and_two_stars_go_through_directories() {
     assert_eq!(step.outputs.notices(), Vec::<String>::new());
 }
 
+// Rows: A11
 #[tokio::test]
-async fn a11_a_directory_is_kept_with_all_that_is_in_it() {
+async fn a_directory_is_stored_with_all_its_files() {
     let mut step = Step::that_left(&["build/report/index.html", "build/report/css/x.css", "z"]);
     assert!(step.keep("build/report", Some(OutputKind::Dir), Layout::Flat).await.matched);
     assert_eq!(step.kept(), ["report/css/x.css", "report/index.html"]);
@@ -115,8 +117,9 @@ async fn a11_a_directory_is_kept_with_all_that_is_in_it() {
     assert!(!step.keep("build", Some(OutputKind::File), Layout::Flat).await.matched);
 }
 
+// Rows: A11
 #[tokio::test]
-async fn a11_flat_outputs_lie_beside_each_other_and_the_later_one_wins() {
+async fn flat_outputs_share_one_directory_and_the_later_one_wins() {
     let mut step = Step::that_left(&["a/result.json", "b/result.json", "b/c/other.json"]);
     assert!(step.keep("a/*.json", None, Layout::Flat).await.matched);
     assert!(step.keep("b/**/*.json", None, Layout::Flat).await.matched);
@@ -130,8 +133,9 @@ async fn a11_flat_outputs_lie_beside_each_other_and_the_later_one_wins() {
     assert!(note.contains("a/result.json") && note.contains("b/result.json"), "{note}");
 }
 
+// Rows: A11
 #[tokio::test]
-async fn a11_an_output_that_is_not_there_is_told_as_missing() {
+async fn a_missing_output_is_reported() {
     let mut step = Step::that_left(&["out/a.txt"]);
     for missing in ["result.json", "out/*.log", "nowhere/**", "out/a.txt/b"] {
         assert_eq!(
@@ -144,7 +148,7 @@ async fn a11_an_output_that_is_not_there_is_told_as_missing() {
 }
 
 #[tokio::test]
-async fn what_is_kept_again_is_the_same_and_needs_no_word() {
+async fn storing_an_output_again_changes_nothing_and_gives_no_notice() {
     let mut step = Step::that_left(&["out/a.txt"]);
     for _ in 0..2 {
         assert!(step.keep("out", None, Layout::Relative).await.matched);
@@ -154,7 +158,7 @@ async fn what_is_kept_again_is_the_same_and_needs_no_word() {
 }
 
 #[tokio::test]
-async fn a_link_and_an_empty_directory_are_passed_over_with_a_note() {
+async fn a_symlink_and_an_empty_directory_are_skipped_with_a_notice() {
     let mut step = Step::that_left(&["out/a.txt"]);
     std::os::unix::fs::symlink("/etc/passwd", step.left.path().join("out/link")).unwrap();
     std::fs::create_dir(step.left.path().join("out/empty")).unwrap();
@@ -166,7 +170,7 @@ async fn a_link_and_an_empty_directory_are_passed_over_with_a_note() {
 }
 
 #[tokio::test]
-async fn a_name_that_is_no_text_is_passed_over_with_a_note() {
+async fn a_name_that_is_not_utf8_is_skipped_with_a_notice() {
     use std::os::unix::ffi::OsStrExt as _;
     let mut step = Step::that_left(&["out/a.txt"]);
     let odd = Path::new(std::ffi::OsStr::from_bytes(b"out/\xff.txt"));
@@ -206,7 +210,7 @@ async fn kept_of(step: &mut Step, at: &str, tar: Vec<u8>) -> Result<ArchiveMatch
 }
 
 #[tokio::test]
-async fn an_archive_that_leads_away_or_holds_something_else_is_refused() {
+async fn an_archive_with_escaping_or_foreign_entries_is_refused() {
     for name in ["/etc/passwd", "out/../../x", "other/x"] {
         let mut step = Step::that_left(&[]);
         let tar = archive(&[(b'5', "out/", "", b""), (b'0', name, "", b"evil")]).await;
@@ -217,7 +221,7 @@ async fn an_archive_that_leads_away_or_holds_something_else_is_refused() {
 }
 
 #[tokio::test]
-async fn a_hard_link_is_told_so_that_its_bytes_can_be_asked_for() {
+async fn a_hard_link_is_returned_so_that_its_content_can_be_requested() {
     let mut step = Step::that_left(&["out/b"]);
     let tar = [(b'0', "out/a", "", b"out/a".as_slice()), (b'1', "out/b", "out/a", b"")];
     let found = kept_of(&mut step, "out", archive(&tar).await).await.unwrap();
@@ -233,7 +237,7 @@ async fn a_hard_link_is_told_so_that_its_bytes_can_be_asked_for() {
 }
 
 #[tokio::test]
-async fn an_archive_that_breaks_off_in_a_file_keeps_nothing_of_that_file() {
+async fn nothing_is_stored_of_a_file_that_a_truncated_archive_cuts_off() {
     let mut step = Step::that_left(&[]);
     let mut tar = archive(&[(b'0', "out/a", "", &[7; 5000])]).await;
     tar.truncate(2048);
@@ -243,7 +247,7 @@ async fn an_archive_that_breaks_off_in_a_file_keeps_nothing_of_that_file() {
 }
 
 #[tokio::test]
-async fn devices_and_pipes_are_passed_over_and_many_are_counted() {
+async fn devices_and_pipes_are_skipped_and_counted_if_many() {
     let mut step = Step::that_left(&[]);
     let names: Vec<String> = (0..30).map(|number| format!("out/pipe-{number}")).collect();
     let entries: Vec<(u8, &str, &str, &[u8])> =
@@ -255,7 +259,7 @@ async fn devices_and_pipes_are_passed_over_and_many_are_counted() {
 }
 
 #[tokio::test]
-async fn only_directories_without_files_are_told_as_empty() {
+async fn only_directories_without_files_are_reported_as_empty() {
     let mut step = Step::that_left(&["out/a", "d/b/c/x", "d/b-b/x"]);
     for empty in ["d/b-a", "d/e/e"] {
         std::fs::create_dir_all(step.left.path().join(empty)).unwrap();

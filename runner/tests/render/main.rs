@@ -20,14 +20,14 @@ fn rendering(programs: &[&str], values: &serde_json::Value) -> Rendering {
 }
 
 #[tokio::test]
-async fn programs_come_back_rendered_in_their_order() {
+async fn programs_are_rendered_in_their_order() {
     let programs = ["echo {{ .a | quote }}", "plain ä", "ö{{ .__jobID }}"];
     let rendered = renderer().render(rendering(&programs, &json!({ "a": "it's" }))).await.unwrap();
     assert_eq!(rendered, [r"echo 'it'\''s'", "plain ä", "ör-1"]);
 }
 
 #[tokio::test]
-async fn a_program_at_fault_is_reported_as_such() {
+async fn an_invalid_program_is_reported_as_the_cause() {
     let error = renderer().render(rendering(&["{{ .b }}"], &json!({}))).await.unwrap_err();
     assert!(matches!(&error, RenderError::Template(why) if why.contains("variable b")), "{error}");
 }
@@ -39,7 +39,7 @@ fn doubling() -> String {
 }
 
 #[tokio::test]
-async fn a_program_that_allocates_without_end_ends_with_its_process() {
+async fn a_program_that_allocates_endlessly_ends_with_its_process() {
     let rendering = rendering(&[&doubling()], &json!({ "t": "x".repeat(1024) }));
     let error = renderer().render(rendering).await.unwrap_err();
     assert!(matches!(&error, RenderError::Template(why) if why.contains("1024 MiB")), "{error}");
@@ -57,7 +57,7 @@ async fn a_renderer_that_does_not_answer_is_killed_at_its_deadline() {
 }
 
 #[tokio::test]
-async fn a_renderer_that_cannot_be_started_is_no_fault_of_the_program() {
+async fn a_renderer_that_cannot_start_is_not_an_error_of_the_program() {
     let missing = RenderProcess::new("/nowhere/renderer".into(), Vec::new());
     let error = missing.render(rendering(&["{{ .a }}"], &json!({ "a": "" }))).await.unwrap_err();
     assert!(matches!(error, RenderError::Unavailable(_)), "{error}");

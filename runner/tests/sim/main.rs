@@ -85,7 +85,7 @@ fn thousands_of_histories_keep_the_invariants() {
 }
 
 #[test]
-fn a_seed_is_one_history() {
+fn the_same_seed_gives_the_same_history() {
     for seed in 0..150 {
         let told = || {
             let played = play(Plan { traced: true, ..Plan::of_seed(seed) });

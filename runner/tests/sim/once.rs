@@ -32,7 +32,7 @@ fn drained(millis: u64, abort: bool) -> PlayedHistory {
 }
 
 #[test]
-fn a_call_finishes_during_a_hand_over_and_is_made_once() {
+fn a_call_finishes_during_a_hand_over_and_is_sent_once() {
     let played = drained(3_000, true);
     let record = played.record("r0");
     assert_eq!((record.status, record.attempt, record.losses), (Status::Passed, 2, 0));
@@ -40,7 +40,7 @@ fn a_call_finishes_during_a_hand_over_and_is_made_once() {
 }
 
 #[test]
-fn a_call_that_still_runs_after_the_drain_ends_its_run_lost() {
+fn a_call_that_outlasts_the_drain_ends_its_run_lost() {
     for abort in [false, true] {
         let played = drained(60_000, abort);
         let record = played.record("r0");
@@ -61,7 +61,7 @@ fn a_call_whose_worker_dies_is_in_doubt_and_ends_its_run_lost() {
 }
 
 #[test]
-fn an_owner_is_kept_until_its_steps_have_ended() {
+fn an_owner_keeps_its_claim_until_its_steps_have_ended() {
     // The worker loses its lease while its engine is unreachable. The store answers again before
     // the lease expires, and there is a worker on another engine.
     let run = RunPlan::new("r0", &["work 60000 0"]);

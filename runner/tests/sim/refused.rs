@@ -22,7 +22,7 @@ fn kept(plan: Plan) -> PlayedHistory {
 }
 
 #[test]
-fn a_worker_that_may_not_write_waits_and_what_runs_continues() {
+fn a_worker_whose_writes_are_refused_waits_while_its_runs_continue() {
     let long = RunPlan::new("r0", &["work 10 0", "work 600000 0", "work 10 0"]);
     let late = RunPlan::new("late", &["work 10 0"]).at(5);
     let plan = Plan { workers: 1, ..Plan::quiet(vec![long, late]) };
@@ -35,7 +35,7 @@ fn a_worker_that_may_not_write_waits_and_what_runs_continues() {
 }
 
 #[test]
-fn a_step_that_ends_meanwhile_is_recorded_once_that_is_possible() {
+fn a_step_that_ends_while_writes_are_refused_is_recorded_afterwards() {
     let run = RunPlan::new("r0", &["work 10 0", "work 5000 0", "work 10 0"]);
     let played = kept(Plan::quiet(vec![run]).blow(2 * SECOND, FaultEvent::WritesRefused(LONG)));
     let record = played.record("r0");
@@ -44,7 +44,7 @@ fn a_step_that_ends_meanwhile_is_recorded_once_that_is_possible() {
 }
 
 #[test]
-fn a_stop_is_kept_and_obeyed_once_it_can_be_recorded() {
+fn a_stop_waits_and_takes_effect_once_it_can_be_recorded() {
     let running = RunPlan::new("r0", &["work 10 0", "work 3600000 0"]).stopped_at(5);
     // It waits behind a long run and is stopped before any worker knows it.
     let queued = RunPlan::new("queued", &["work 10 0"]).at(4).stopped_at(6);
@@ -58,7 +58,7 @@ fn a_stop_is_kept_and_obeyed_once_it_can_be_recorded() {
 }
 
 #[test]
-fn a_stop_survives_leases_that_are_lost_while_it_waits() {
+fn a_waiting_stop_survives_lost_leases() {
     let running = RunPlan::new("r0", &["work 10 0", "work 3600000 0"]).stopped_at(5);
     let mut plan = Plan { workers: 1, ..Plan::quiet(vec![running]) }
         .blow(4 * SECOND, FaultEvent::StoreAway(2 * LONG));
@@ -70,7 +70,7 @@ fn a_stop_survives_leases_that_are_lost_while_it_waits() {
 }
 
 #[test]
-fn a_worker_that_ends_meanwhile_ends_in_time() {
+fn a_worker_that_drains_while_writes_are_refused_exits_in_time() {
     let run = RunPlan::new("r0", &["work 10 0"]).at(5);
     let plan = Plan { replaced: false, ..Plan::quiet(vec![run]) }
         .blow(2 * SECOND, FaultEvent::WritesRefused(LONG))

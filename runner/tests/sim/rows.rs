@@ -40,7 +40,7 @@ fn passed(played: &PlayedHistory, attempt: u32, losses: u32) {
 }
 
 #[test]
-fn a_death_before_the_claim_leaves_the_message_to_another() {
+fn a_death_before_the_claim_leaves_the_message_to_another_worker() {
     let played = with("claim", EffectSide::Before, Fault::Crash);
     passed(&played, 1, 0);
     assert_eq!(played.began("r0", 0), 1);
@@ -55,7 +55,7 @@ fn a_death_between_the_claim_and_the_ack_runs_nothing_twice() {
 }
 
 #[test]
-fn a_death_in_a_step_goes_on_after_the_last_commit() {
+fn a_death_during_a_step_resumes_after_the_last_commit() {
     let played = kept(
         Plan::quiet(vec![three()])
             .blow(2 * SECOND, FaultEvent::Crash { worker: 0 })
@@ -82,21 +82,21 @@ fn containers_that_outlive_their_worker_end_before_their_step_runs_again() {
 }
 
 #[test]
-fn a_death_between_the_record_and_the_ending_event_is_told_by_the_next() {
+fn the_next_owner_publishes_an_ending_whose_owner_died_before_its_event() {
     let played = with("end", EffectSide::After, Fault::Crash);
     passed(&played, 1, 0);
     assert!(!played.told("r0", "PipelineSuccessful").is_empty());
 }
 
 #[test]
-fn a_death_after_the_ending_event_tells_it_once_more_and_no_other() {
+fn a_death_after_the_ending_event_repeats_that_event_and_no_other() {
     let played = with("let-go", EffectSide::Before, Fault::Crash);
     passed(&played, 1, 0);
     assert_eq!(played.told("r0", "PipelineSuccessful").len(), 2);
 }
 
 #[test]
-fn an_engine_that_goes_away_costs_its_run_one_loss_however_many_workers_it_has() {
+fn an_unavailable_engine_costs_its_run_one_loss_however_many_workers_share_it() {
     let away = FaultEvent::EngineAway { engine: 0, span: 60 * SECOND };
     let plan = Plan { workers: 6, ..Plan::quiet(vec![three()]) };
     let played = kept(plan.blow(2 * SECOND, away));
@@ -105,7 +105,7 @@ fn an_engine_that_goes_away_costs_its_run_one_loss_however_many_workers_it_has()
 }
 
 #[test]
-fn one_who_was_paused_and_wakes_late_changes_nothing() {
+fn a_paused_worker_that_wakes_late_changes_nothing() {
     for site in ["claim", "save", "save-started", "start", "wait", "commit", "end", "let-go"] {
         for side in [EffectSide::Before, EffectSide::After] {
             if matches!((site, side), ("start", EffectSide::After) | ("wait", EffectSide::Before)) {
@@ -118,7 +118,7 @@ fn one_who_was_paused_and_wakes_late_changes_nothing() {
 }
 
 #[test]
-fn a_connection_to_the_broker_that_drops_ends_no_run() {
+fn a_dropped_broker_connection_ends_no_run() {
     let played = kept(
         Plan::quiet(vec![three()])
             .blow(SECOND, FaultEvent::BrokerCut)
@@ -128,7 +128,7 @@ fn a_connection_to_the_broker_that_drops_ends_no_run() {
 }
 
 #[test]
-fn a_store_that_is_away_for_longer_than_the_lease_costs_no_loss() {
+fn a_store_that_is_unavailable_longer_than_the_lease_costs_no_loss() {
     let plan = Plan { workers: 1, ..Plan::quiet(vec![three()]) };
     let played = kept(plan.blow(SECOND, FaultEvent::StoreAway(20 * SECOND)));
     let record = played.record("r0");
@@ -137,28 +137,28 @@ fn a_store_that_is_away_for_longer_than_the_lease_costs_no_loss() {
 }
 
 #[test]
-fn a_lease_that_is_gone_early_costs_no_loss() {
+fn a_lease_that_ends_early_costs_no_loss() {
     let plan = Plan { workers: 1, ..Plan::quiet(vec![three()]) };
     let played = kept(plan.blow(2 * SECOND, FaultEvent::LeaseGone { worker: 0 }));
     passed(&played, 2, 0);
 }
 
 #[test]
-fn a_lease_that_is_granted_too_late_is_not_worked_under() {
+fn a_lease_that_is_granted_too_late_is_not_used() {
     let plan = Plan { workers: 1, ..Plan::quiet(vec![three()]) };
     let played = kept(plan.with(Rule::new("grant", EffectSide::After, Fault::Slow(9 * SECOND))));
     passed(&played, 1, 0);
 }
 
 #[test]
-fn a_command_that_comes_while_the_store_is_away_waits_and_is_no_dead_letter() {
+fn a_command_waits_while_the_store_is_unavailable_and_is_not_dead_lettered() {
     let run = RunPlan { at: 3 * SECOND, ..three() };
     let played = kept(Plan::quiet(vec![run]).blow(2 * SECOND, FaultEvent::StoreAway(30 * SECOND)));
     passed(&played, 1, 0);
 }
 
 #[test]
-fn a_transaction_of_which_nobody_knows_what_came_is_made_once() {
+fn a_transaction_with_an_unknown_outcome_takes_effect_once() {
     for site in ["claim", "save", "save-started", "end", "let-go"] {
         for side in [EffectSide::Before, EffectSide::After] {
             passed(&with(site, side, Fault::Break), 1, 0);
@@ -186,7 +186,7 @@ fn a_run_whose_worker_died_waits_for_a_slot() {
 }
 
 #[test]
-fn a_run_that_is_handed_over_goes_on_at_once_and_has_lost_nobody() {
+fn a_handed_over_run_resumes_at_once_without_a_loss() {
     let plan = Plan::quiet(vec![three()])
         .blow(2 * SECOND, FaultEvent::Drain { worker: 0, abort: true })
         .blow(2 * SECOND, FaultEvent::Drain { worker: 1, abort: true });
@@ -200,7 +200,7 @@ fn a_run_that_is_handed_over_goes_on_at_once_and_has_lost_nobody() {
 }
 
 #[test]
-fn a_hand_over_whose_answer_is_lost_hands_over_once() {
+fn a_hand_over_with_a_lost_response_happens_once() {
     for side in [EffectSide::Before, EffectSide::After] {
         let plan = Plan::quiet(vec![three()])
             .with(Rule::new("hand-over", side, Fault::Break))
@@ -220,7 +220,7 @@ fn a_death_in_the_middle_of_a_hand_over_leaves_it_to_the_lease() {
 }
 
 #[test]
-fn a_watch_that_falls_behind_is_made_again_from_a_look() {
+fn a_watch_that_falls_behind_restarts_from_a_new_scan() {
     let plan = Plan::quiet(vec![three()])
         .blow(SECOND, FaultEvent::Compact)
         .with(Rule::new("start", EffectSide::Before, Fault::Crash).nth(2));
@@ -228,7 +228,7 @@ fn a_watch_that_falls_behind_is_made_again_from_a_look() {
 }
 
 #[test]
-fn a_run_goes_on_from_the_top_where_its_engine_is_gone() {
+fn a_run_restarts_from_its_first_step_if_its_engine_is_lost() {
     let plan = Plan { engines: 2, replaced: false, ..Plan::quiet(vec![three()]) };
     let played = kept(plan.with(Rule::new("start", EffectSide::Before, Fault::Crash).nth(2)));
     passed(&played, 2, 1);
@@ -250,7 +250,7 @@ fn with_a_registry() -> Plan {
 }
 
 #[test]
-fn a_run_goes_on_from_the_registry_where_its_engine_is_gone() {
+fn a_run_resumes_from_the_registry_if_its_engine_is_lost() {
     let crash = Rule::new("wait", EffectSide::After, Fault::Crash).nth(2);
     let played = kept(with_a_registry().with(crash));
     passed(&played, 2, 1);
@@ -271,7 +271,7 @@ fn a_checkpoint_that_was_not_pushed_in_time_costs_its_step() {
 }
 
 #[test]
-fn a_push_that_fails_is_tried_again() {
+fn a_failed_push_is_retried() {
     let plan = with_a_registry()
         .with(Rule::new("push", EffectSide::Before, Fault::Break))
         .with(Rule::new("wait", EffectSide::After, Fault::Crash).nth(2));
@@ -280,7 +280,7 @@ fn a_push_that_fails_is_tried_again() {
 }
 
 #[test]
-fn a_hand_over_waits_for_what_is_on_its_way_to_the_registry() {
+fn a_hand_over_waits_for_pushes_to_the_registry() {
     let plan = Plan { workers: 1, ..with_a_registry() }
         .with(Rule::new("push", EffectSide::Before, Fault::Slow(10 * SECOND)))
         .blow(SECOND, FaultEvent::Join { place: 1 })
@@ -296,7 +296,7 @@ fn out_of_order(played: &PlayedHistory) -> Vec<String> {
 }
 
 #[test]
-fn a_loop_that_stands_still_or_fails_ends_its_workers_lease_and_others_go_on() {
+fn a_stalled_or_failed_loop_ends_the_lease_of_its_worker_and_others_continue() {
     for (site, nth, of, attempt, losses) in [
         ("claim", 1, "the intake of starts", 1, 0),
         // The worker that owns the run is the one whose task fails.
@@ -312,7 +312,7 @@ fn a_loop_that_stands_still_or_fails_ends_its_workers_lease_and_others_go_on() {
 }
 
 #[test]
-fn a_drive_that_stands_still_is_broken_off_and_costs_its_run_a_loss() {
+fn a_stalled_drive_is_aborted_and_costs_its_run_a_loss() {
     for site in ["save", "save-started", "save-ended", "end", "let-go"] {
         let played = with(site, EffectSide::Before, Fault::Hang);
         let losses = if site == "let-go" { 0 } else { 1 };
@@ -322,7 +322,7 @@ fn a_drive_that_stands_still_is_broken_off_and_costs_its_run_a_loss() {
 }
 
 #[test]
-fn what_is_away_for_long_is_no_fault_of_a_workers_loops() {
+fn a_long_outage_of_a_service_is_not_a_stall_of_the_loops() {
     let long = STANDS_STILL * 3;
     let engine = FaultEvent::EngineAway { engine: 0, span: long };
     for blow in [FaultEvent::StoreAway(long), FaultEvent::StreamAway(long), engine] {
@@ -342,7 +342,7 @@ fn fork() -> RunPlan {
 }
 
 #[test]
-fn a_death_beside_two_steps_runs_both_again_and_what_had_passed_not() {
+fn a_death_during_two_parallel_steps_reruns_both_but_no_passed_step() {
     let played = kept(
         Plan::quiet(vec![fork()])
             .blow(2 * SECOND, FaultEvent::Crash { worker: 0 })
@@ -354,7 +354,7 @@ fn a_death_beside_two_steps_runs_both_again_and_what_had_passed_not() {
 }
 
 #[test]
-fn steps_beside_each_other_are_handed_over_together() {
+fn parallel_steps_are_handed_over_together() {
     let plan = Plan { slots: 1, ..Plan::quiet(vec![fork()]) };
     let plan = plan.with(Rule::new("wait", EffectSide::After, Fault::Pause(SECOND)).nth(2));
     let played = kept(
@@ -366,7 +366,7 @@ fn steps_beside_each_other_are_handed_over_together() {
 }
 
 #[test]
-fn one_of_two_steps_that_fails_ends_the_other_and_the_run() {
+fn a_failing_parallel_step_ends_the_other_one_and_the_run() {
     let steps = ["work 10 0", "work 1000 3", "work 600000 0"];
     let played = kept(Plan::quiet(vec![RunPlan::new("r0", &steps).forked(&[&[], &[0], &[0]])]));
     let record = played.record("r0");
@@ -375,7 +375,7 @@ fn one_of_two_steps_that_fails_ends_the_other_and_the_run() {
 }
 
 #[test]
-fn a_run_that_loses_every_worker_fails_in_the_end() {
+fn a_run_that_loses_every_worker_eventually_fails() {
     let mut plan = Plan::quiet(vec![three()]);
     for _ in 0..4 {
         // The first step is committed. The second one never succeeds.
@@ -387,7 +387,7 @@ fn a_run_that_loses_every_worker_fails_in_the_end() {
 }
 
 #[test]
-fn a_run_that_starts_over_and_loses_every_worker_fails_in_the_end() {
+fn a_run_that_restarts_and_loses_every_worker_eventually_fails() {
     let run = RunPlan { on_lost: Some("restart"), ..three() };
     let mut plan = Plan::quiet(vec![run]);
     for times in 0..4 {
@@ -399,7 +399,7 @@ fn a_run_that_starts_over_and_loses_every_worker_fails_in_the_end() {
 }
 
 #[test]
-fn a_run_that_always_costs_its_only_worker_the_lease_fails_in_the_end() {
+fn a_run_that_always_costs_its_only_worker_the_lease_eventually_fails() {
     let run = RunPlan::new("r0", &["work 10 0", "work 600000 0"]);
     let mut plan = Plan { workers: 1, ..Plan::quiet(vec![run]) };
     for times in 1..=7 {

@@ -28,7 +28,7 @@ fn while_it_is(site: &'static str) -> PlayedHistory {
 }
 
 #[test]
-fn a_run_that_is_queued_is_stopped_when_it_comes() {
+fn a_queued_run_is_stopped_on_delivery() {
     let other = RunPlan::new("other", &["work 10000 0"]);
     let run = RunPlan::new("r0", &["work 10 0"]).at(1).stopped_at(2);
     let plan = Plan { workers: 1, slots: 1, ..Plan::quiet(vec![other, run]) };
@@ -37,53 +37,53 @@ fn a_run_that_is_queued_is_stopped_when_it_comes() {
 }
 
 #[test]
-fn a_run_that_waits_to_be_tried_again_is_stopped() {
+fn a_run_that_waits_for_a_retry_can_be_stopped() {
     let run = RunPlan { retry: 5, ..RunPlan::new("r0", &["work 10 7"]).stopped_at(5) };
     let played = stopped(Plan::quiet(vec![run]));
     assert!(played.began("r0", 0) >= 2, "it had been tried again");
 }
 
 #[test]
-fn a_run_that_pulls_its_image_is_stopped() {
+fn a_run_that_pulls_its_image_can_be_stopped() {
     assert_eq!(while_it_is("prepare").began("r0", 0), 0);
 }
 
 #[test]
-fn a_run_that_fetches_a_resource_is_stopped() {
+fn a_run_that_fetches_a_resource_can_be_stopped() {
     assert_eq!(while_it_is("fetch").began("r0", 0), 0);
 }
 
 #[test]
-fn a_step_that_runs_is_stopped() {
+fn a_running_step_can_be_stopped() {
     let run = RunPlan::new("r0", &["work 60000 0", "work 10 0"]).stopped_at(2);
     assert_eq!(stopped(Plan::quiet(vec![run])).began("r0", 1), 0);
 }
 
 #[test]
-fn a_step_that_heeds_no_signal_is_killed() {
+fn a_step_that_ignores_signals_is_killed() {
     let run = RunPlan::new("r0", &["stubborn 60000", "work 10 0"]).stopped_at(2);
     assert_eq!(stopped(Plan::quiet(vec![run])).began("r0", 1), 0);
 }
 
 #[test]
-fn a_run_that_uploads_an_artifact_is_stopped() {
+fn a_run_that_uploads_an_artifact_can_be_stopped() {
     assert_eq!(while_it_is("upload").began("r0", 1), 0);
 }
 
 #[test]
-fn a_run_that_commits_a_step_is_stopped_after_it() {
+fn a_run_that_commits_a_step_is_stopped_after_the_commit() {
     assert_eq!(while_it_is("commit").began("r0", 1), 0);
 }
 
 #[test]
-fn a_stop_that_comes_while_the_last_step_is_committed_is_the_end() {
+fn a_stop_during_the_commit_of_the_last_step_ends_the_run_as_stopped() {
     let run = RunPlan::new("r0", &["work 10 0"]).stopped_at(2);
     let rule = Rule::new("commit", EffectSide::Before, Fault::Slow(10 * SECOND));
     stopped(Plan::quiet(vec![run]).with(rule));
 }
 
 #[test]
-fn a_run_that_is_handed_over_is_stopped_by_its_next_owner() {
+fn a_handed_over_run_is_stopped_by_its_next_owner() {
     let run = RunPlan::new("r0", &["work 10 0", "work 60000 0"]).stopped_at(3);
     let plan = Plan::quiet(vec![run])
         .with(Rule::new("hand-over", EffectSide::Before, Fault::Slow(5 * SECOND)))
@@ -93,7 +93,7 @@ fn a_run_that_is_handed_over_is_stopped_by_its_next_owner() {
 }
 
 #[test]
-fn a_run_that_nobody_owns_is_stopped_without_a_slot() {
+fn a_run_without_an_owner_is_stopped_without_a_slot() {
     let other = RunPlan::new("other", &["work 30000 0"]);
     let run = RunPlan::new("r0", &["work 60000 0"]).stopped_at(13);
     let plan = Plan { workers: 2, slots: 1, replaced: false, ..Plan::quiet(vec![other, run]) };
@@ -102,7 +102,7 @@ fn a_run_that_nobody_owns_is_stopped_without_a_slot() {
 }
 
 #[test]
-fn a_stop_whose_receiver_dies_is_obeyed_all_the_same() {
+fn a_stop_whose_receiver_dies_still_takes_effect() {
     for side in [EffectSide::Before, EffectSide::After] {
         let run = RunPlan::new("r0", &["work 60000 0"]).stopped_at(2);
         stopped(Plan::quiet(vec![run]).with(Rule::new("stop", side, Fault::Crash)));

@@ -9,7 +9,7 @@ const FAMILY: &str = "sleep 1000 & echo $!; \
      wait";
 
 #[tokio::test]
-async fn a_stop_ends_all_that_the_step_has_begun_there() {
+async fn a_stop_ends_all_remote_processes_of_the_step() {
     let Some(server) = Server::start() else { return };
     for (level, code) in
         [(StopLevel::Stop { grace: Duration::from_secs(600) }, 143), (StopLevel::Kill, 137)]
@@ -23,7 +23,7 @@ async fn a_stop_ends_all_that_the_step_has_begun_there() {
 }
 
 #[tokio::test]
-async fn a_stop_of_a_step_that_does_not_listen_kills_it_after_the_grace() {
+async fn a_stop_kills_an_unresponsive_step_after_the_grace() {
     let Some(server) = Server::start() else { return };
     let running = Running::start(step(server.with(), &format!("trap '' TERM; {FAMILY}")));
     let pids = running.pids(3).await;
@@ -33,7 +33,7 @@ async fn a_stop_of_a_step_that_does_not_listen_kills_it_after_the_grace() {
 }
 
 #[tokio::test]
-async fn what_runs_there_ends_with_its_connection() {
+async fn remote_processes_end_with_their_connection() {
     let Some(server) = Server::start() else { return };
     let running = Running::start(step(server.with(), FAMILY));
     let pids = running.pids(3).await;
@@ -46,7 +46,7 @@ async fn what_runs_there_ends_with_its_connection() {
 }
 
 #[tokio::test]
-async fn what_runs_there_ends_with_its_client() {
+async fn remote_processes_end_with_their_client() {
     let Some(server) = Server::start() else { return };
     let running = Running::start(step(server.with(), FAMILY));
     let pids = running.pids(3).await;
@@ -59,7 +59,7 @@ async fn what_runs_there_ends_with_its_client() {
 }
 
 #[tokio::test]
-async fn what_has_left_the_session_of_its_step_holds_nobody_up() {
+async fn a_process_that_left_the_session_of_its_step_blocks_nothing() {
     let Some(server) = Server::start() else { return };
     let running =
         Running::start(step(server.with(), "setsid sleep 1000 & echo $!; exec sleep 1000"));
@@ -72,7 +72,7 @@ async fn what_has_left_the_session_of_its_step_holds_nobody_up() {
 }
 
 #[tokio::test]
-async fn a_dropped_wait_stops_nothing_and_a_stop_still_does() {
+async fn dropping_the_wait_does_not_stop_the_step_but_a_stop_still_does() {
     let Some(server) = Server::start() else { return };
     let running = Running::start(step(server.with(), FAMILY));
     let pids = running.pids(3).await;

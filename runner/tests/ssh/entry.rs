@@ -17,8 +17,9 @@ const HOSTILE: [&str; 10] = [
 
 /// Row A14: port, keyfile, user and quoting. The default user `root` is tested with the arguments
 /// of `ssh` (`exec::ssh::target`), because tests need not run as root.
+// Rows: A14
 #[tokio::test]
-async fn a14_port_keyfile_user_and_quoting() {
+async fn port_keyfile_user_and_quoting_reach_ssh_unchanged() {
     let Some(server) = Server::start() else { return };
     let names = (0..HOSTILE.len()).map(|at| format!("V{at}"));
     let env: Vars = names.zip(HOSTILE.map(str::to_owned)).collect();
@@ -48,7 +49,7 @@ async fn a14_port_keyfile_user_and_quoting() {
 }
 
 #[tokio::test]
-async fn what_a_step_is_given_stands_in_no_argument_list() {
+async fn values_of_a_step_appear_in_no_argument_list() {
     let Some(server) = Server::start() else { return };
     let secret = uuid::Uuid::new_v4().simple().to_string();
     let program = format!("echo $$; : {secret}; sleep 1000; :");
@@ -84,7 +85,7 @@ async fn refusal(with: Map<String, Value>) -> (i32, String) {
 }
 
 #[tokio::test]
-async fn a_host_whose_key_is_not_known_is_refused_unless_the_step_says_otherwise() {
+async fn a_host_with_an_unknown_key_is_refused_unless_the_step_allows_it() {
     let Some(server) = Server::start() else { return };
     std::fs::write(server.path("known_hosts"), "").unwrap();
     let (code, why) = refusal(server.with()).await;
@@ -104,7 +105,7 @@ async fn a_host_whose_key_is_not_known_is_refused_unless_the_step_says_otherwise
 }
 
 #[tokio::test]
-async fn who_is_not_let_in_is_told_why() {
+async fn a_rejected_login_gives_the_reason() {
     let Some(server) = Server::start() else { return };
     let (code, why) = refusal(but(server.with(), "keyfile", json!(server.path("other")))).await;
     assert_eq!(code, 255);
@@ -121,7 +122,7 @@ async fn who_is_not_let_in_is_told_why() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_done_is_refused_before_anything_starts() {
+async fn an_unsupported_step_is_refused_before_anything_starts() {
     let Some(server) = Server::start() else { return };
     let good = step(server.with(), "true");
     let with =
@@ -148,7 +149,7 @@ async fn what_cannot_be_done_is_refused_before_anything_starts() {
 }
 
 #[tokio::test]
-async fn a_worker_without_ssh_says_what_to_install() {
+async fn a_worker_without_ssh_names_the_package_to_install() {
     let none = Ssh::new(Options {
         program: "/nowhere/ssh".into(),
         inherited: Vec::new(),

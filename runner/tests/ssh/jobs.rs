@@ -31,8 +31,9 @@ fn product(server: &Server, commands: &Value) -> Value {
     Value::Object(product)
 }
 
+// Rows: A14
 #[test]
-fn a14_a_file_of_jobs_on_another_host_ends_as_they_do_there() {
+fn a_job_file_on_another_host_has_the_results_of_its_remote_commands() {
     let Some(server) = Server::start() else { return };
     let commands = json!([
         "X='in one shell'",
@@ -61,8 +62,9 @@ fn a14_a_file_of_jobs_on_another_host_ends_as_they_do_there() {
     assert!(read("logs/wrong.log").contains("before there\n"), "{}", read("logs/wrong.log"));
 }
 
+// Rows: A14
 #[test]
-fn a14_a_host_whose_key_is_not_known_fails_its_job_and_is_asked_nothing() {
+fn a_host_with_an_unknown_key_fails_its_job_and_receives_nothing() {
     let Some(server) = Server::start() else { return };
     server.know("other");
     let mark = server.path("mark");

@@ -198,7 +198,7 @@ fn words(act: &Act) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn commands_on_another_host_keep_the_contract_of_an_executor() {
+async fn remote_commands_pass_the_executor_conformance_suite() {
     let Some(server) = Server::start() else { return };
     let executor = || -> Arc<dyn Executor> {
         let local = Local::new(LocalOptions {
@@ -228,7 +228,7 @@ async fn commands_on_another_host_keep_the_contract_of_an_executor() {
 }
 
 #[tokio::test]
-async fn a_step_ends_as_its_program_does_there() {
+async fn a_step_has_the_result_of_its_remote_program() {
     let Some(server) = Server::start() else { return };
     for (program, code) in [
         ("true", 0),
@@ -244,7 +244,7 @@ async fn a_step_ends_as_its_program_does_there() {
 }
 
 #[tokio::test]
-async fn the_input_of_a_step_is_empty_and_what_it_leaves_running_ends_with_it() {
+async fn a_step_has_empty_input_and_its_leftover_processes_end_with_it() {
     let Some(server) = Server::start() else { return };
     let begun = step(server.with(), "cat; sleep 1000 & echo $!");
     let (code, text) = ended(&begun).await;
@@ -253,7 +253,7 @@ async fn the_input_of_a_step_is_empty_and_what_it_leaves_running_ends_with_it() 
 }
 
 #[tokio::test]
-async fn a_mebibyte_in_one_line_comes_whole_on_both_streams() {
+async fn a_line_of_one_mebibyte_arrives_complete_on_both_streams() {
     let Some(server) = Server::start() else { return };
     // Bytes that are not text, and no newline at the end.
     let pattern: Vec<u8> = (0..=255).filter(|byte| *byte != b'\n').cycle().take(1 << 20).collect();
@@ -268,7 +268,7 @@ async fn a_mebibyte_in_one_line_comes_whole_on_both_streams() {
 }
 
 #[tokio::test]
-async fn a_program_of_bash_is_run_by_bash_and_several_are_refused() {
+async fn a_bash_program_is_run_by_bash_and_several_are_refused() {
     let Some(server) = Server::start() else { return };
     let of = |programs: &[&str]| StepSpec {
         script: Some(Script {

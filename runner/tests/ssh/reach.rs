@@ -43,7 +43,7 @@ fn changed(server: &Server, changes: Value) -> Map<String, Value> {
 }
 
 #[tokio::test]
-async fn a_host_that_is_closed_is_refused_by_address_and_by_name() {
+async fn a_closed_host_is_refused_by_address_and_by_name() {
     let Some(server) = Server::start() else { return };
     let ssh = worker(Vec::new(), server.dir.path());
     for host in ["127.0.0.1", "localhost", "::ffff:127.0.0.1", "0", "127.1", "64:ff9b::7f00:1"] {
@@ -53,7 +53,7 @@ async fn a_host_that_is_closed_is_refused_by_address_and_by_name() {
 }
 
 #[tokio::test]
-async fn a_host_that_is_opened_is_reached_and_its_key_is_known_by_its_name() {
+async fn an_opened_host_is_reached_and_its_key_is_looked_up_by_name() {
     let Some(server) = Server::start() else { return };
     let ssh = worker(opened(&server), server.dir.path());
     let (ran, text) = run_by(&ssh, server.with()).await;
@@ -71,7 +71,7 @@ async fn a_host_that_is_opened_is_reached_and_its_key_is_known_by_its_name() {
 }
 
 #[tokio::test]
-async fn a_key_and_known_hosts_are_files_that_the_operator_has_opened() {
+async fn key_and_known_hosts_must_be_files_that_the_operator_allows() {
     let Some(server) = Server::start() else { return };
     let ssh = worker(opened(&server), server.dir.path());
     let elsewhere = tempfile::tempdir().unwrap();
@@ -91,7 +91,7 @@ async fn a_key_and_known_hosts_are_files_that_the_operator_has_opened() {
 }
 
 #[tokio::test]
-async fn a_named_file_of_known_hosts_is_never_written_to() {
+async fn a_named_known_hosts_file_is_never_written() {
     let Some(server) = Server::start() else { return };
     let ssh = worker(opened(&server), server.dir.path());
     let target = server.path("notes");

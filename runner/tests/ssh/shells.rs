@@ -69,7 +69,7 @@ fn with() -> Map<String, Value> {
 }
 
 #[tokio::test]
-async fn a_step_is_the_same_whatever_the_shell_of_the_host_is() {
+async fn a_step_behaves_the_same_with_every_login_shell() {
     for (shell, has_setsid) in [("dash", true), ("bash", true), ("bash", false), ("busybox", true)]
     {
         let Some(host) = Host::new(shell, has_setsid) else { continue };
@@ -86,7 +86,7 @@ async fn a_step_is_the_same_whatever_the_shell_of_the_host_is() {
 }
 
 #[tokio::test]
-async fn a_host_that_could_not_stop_a_step_does_not_begin_it() {
+async fn a_host_that_cannot_stop_a_step_does_not_start_it() {
     let Some(host) = Host::new("dash", false) else { return };
     match host.run(&step(with(), "echo ran")).await {
         (Err(ExecError::Start { cause, code: 126, .. }), text) => {

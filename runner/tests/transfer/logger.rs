@@ -90,7 +90,7 @@ fn odd_lines() -> Vec<Vec<u8>> {
 }
 
 #[tokio::test]
-async fn a_logger_gets_every_line_exactly_in_whole_lines() {
+async fn a_logger_receives_every_line_exactly_and_whole() {
     let (setup, got) = (setup(1 << 20), ReceivedBodies::default());
     let server = got.serve(None).await;
     let feed = feed(&setup, &server.url());
@@ -113,7 +113,7 @@ async fn a_logger_gets_every_line_exactly_in_whole_lines() {
 }
 
 #[tokio::test]
-async fn lines_go_together_but_do_not_wait_long() {
+async fn lines_are_batched_without_a_long_delay() {
     let (setup, got) = (setup(1 << 20), ReceivedBodies::default());
     let server = got.serve(None).await;
     let feed = feed(&setup, &server.url());
@@ -134,7 +134,7 @@ async fn lines_go_together_but_do_not_wait_long() {
 }
 
 #[tokio::test]
-async fn a_logger_that_was_away_gets_everything_when_it_is_back() {
+async fn a_logger_receives_everything_after_an_outage() {
     let (setup, got) = (setup(100 << 20), ReceivedBodies::default());
     let at = nobody().await;
     let feed = feed(&setup, &format!("http://{at}"));
@@ -157,7 +157,7 @@ async fn a_logger_that_was_away_gets_everything_when_it_is_back() {
 }
 
 #[tokio::test]
-async fn what_is_over_the_bound_is_dropped_and_counted() {
+async fn lines_over_the_limit_are_dropped_and_counted() {
     let setup = setup(2 << 20);
     let at = nobody().await;
     let feed = feed(&setup, &format!("http://{at}"));
@@ -178,7 +178,7 @@ async fn what_is_over_the_bound_is_dropped_and_counted() {
 }
 
 #[tokio::test]
-async fn an_end_waits_no_longer_than_it_says() {
+async fn closing_a_feed_waits_no_longer_than_its_timeout() {
     let setup = setup(1 << 20);
     let hangs = Server::start(|request| async move {
         std::future::pending::<()>().await;
@@ -195,7 +195,7 @@ async fn an_end_waits_no_longer_than_it_says() {
 }
 
 #[tokio::test]
-async fn a_logger_that_fails_is_asked_again_and_one_that_refuses_a_text_loses_it() {
+async fn a_failing_logger_is_retried_and_a_refused_text_is_dropped() {
     let (setup, got) = (setup(1 << 20), ReceivedBodies::default());
     let answers = Arc::new(Mutex::new(vec![200, 413, 200, 429, 503, 500]));
     let asked = Arc::new(Notify::new());
@@ -227,7 +227,7 @@ async fn a_logger_that_fails_is_asked_again_and_one_that_refuses_a_text_loses_it
 }
 
 #[tokio::test]
-async fn a_logger_that_sends_us_on_has_taken_nothing() {
+async fn a_redirect_of_a_logger_is_not_an_acceptance() {
     let (setup, got) = (setup(1 << 20), ReceivedBodies::default());
     let (seen, lines) = (got.clone(), Arc::new(Mutex::new(Vec::new())));
     let asked = Arc::clone(&lines);
@@ -259,7 +259,7 @@ async fn a_logger_that_sends_us_on_has_taken_nothing() {
 }
 
 #[tokio::test]
-async fn a_feed_that_is_dropped_sends_no_more() {
+async fn a_dropped_feed_sends_nothing_more() {
     let (setup, got) = (setup(1 << 20), ReceivedBodies::default());
     let at = nobody().await;
     let feed = feed(&setup, &format!("http://{at}"));

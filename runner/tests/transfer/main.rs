@@ -91,7 +91,7 @@ async fn same_answer(status: u16, body: Vec<u8>) -> (Server, mpsc::UnboundedRece
 }
 
 #[tokio::test]
-async fn an_external_resource_is_asked_for_with_its_parameters_and_goes_below_its_mount() {
+async fn an_external_resource_is_requested_with_its_parameters_and_mounted() {
     let (server, mut lines) = same_answer(200, small_tar("./a", b"hello")).await;
     let params = vars(&[("repo", "https://h/x?y=1&z"), ("branch", "a b+ü")]);
     let tar = http().external_resource(&server.url(), &params, "src").await.unwrap();
@@ -106,7 +106,7 @@ async fn an_external_resource_is_asked_for_with_its_parameters_and_goes_below_it
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_a_plain_tar_is_named_for_what_it_is() {
+async fn a_body_that_is_not_a_plain_tar_is_reported_with_its_type() {
     for (body, wanted) in [
         (&b"<!doctype html>"[..], r#"it is not a tar archive: it begins with "<!doctype html>""#),
         (&[b'x'; 2000][..], r#"it begins with "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx""#),
@@ -120,7 +120,7 @@ async fn a_body_that_is_not_a_plain_tar_is_named_for_what_it_is() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_encoded_on_its_way_names_the_header() {
+async fn an_encoded_body_is_rejected_with_the_name_of_the_header() {
     let server = Server::start(|mut request| async move {
         request.whole().await;
         let head = "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 2\r\n\r\n";
@@ -134,7 +134,7 @@ async fn a_body_that_is_encoded_on_its_way_names_the_header() {
 }
 
 #[tokio::test]
-async fn an_internal_resource_is_what_an_earlier_run_left() {
+async fn an_internal_resource_is_the_artifact_of_an_earlier_run() {
     let (server, mut lines) = same_answer(200, small_tar("a", b"x")).await;
     let params = vars(&[("group", "dev"), ("name", "build it"), ("run_id", "r-7")]);
     let url = format!("{}/base/", server.url());
@@ -147,7 +147,7 @@ async fn an_internal_resource_is_what_an_earlier_run_left() {
 }
 
 #[tokio::test]
-async fn a_service_that_says_no_is_quoted_without_a_password() {
+async fn a_rejection_of_a_service_is_quoted_without_the_password() {
     let body = format!("<h1>\n no such repo </h1> {}", "x".repeat(5000));
     let (server, _lines) = same_answer(404, body.into_bytes()).await;
     let url = format!("http://me:secret@{}/at", server.at);
@@ -165,7 +165,7 @@ async fn a_service_that_says_no_is_quoted_without_a_password() {
 }
 
 #[tokio::test]
-async fn who_is_not_there_or_does_not_answer_is_named() {
+async fn an_unreachable_or_silent_service_is_named() {
     let url = format!("http://me:secret@{}", nobody().await);
     let error = http().external_resource(&url, &Vars::new(), "src").await.err().unwrap();
     let text = error.to_string();
@@ -215,7 +215,7 @@ async fn a_connection_that_breaks_or_stalls_in_the_middle_is_an_error() {
 }
 
 #[tokio::test]
-async fn a_hostile_archive_is_refused_by_the_name_of_its_entry() {
+async fn a_hostile_archive_is_refused_with_the_name_of_the_entry() {
     let mut tar = small_tar("good", b"x");
     tar.truncate(1024);
     tar.extend(small_tar("../../root/.ssh/authorized_keys", b"evil"));
@@ -239,7 +239,7 @@ async fn settled(count: &AtomicU64) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_big_resource_comes_no_faster_than_it_is_taken() {
+async fn a_large_resource_is_read_no_faster_than_it_is_consumed() {
     const SIZE: u64 = 1024 * MIB;
     let sent = Arc::new(AtomicU64::new(0));
     let counter = Arc::clone(&sent);
@@ -284,7 +284,7 @@ fn counted(size: u64, asked: Arc<AtomicU64>) -> ByteStream {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_artifact_of_2_gib_is_read_no_faster_than_the_store_takes_it() {
+async fn an_artifact_of_2_gib_is_read_no_faster_than_the_store_accepts_it() {
     const SIZE: u64 = 2048 * MIB;
     let (arrived, go, taken) =
         (Arc::new(Notify::new()), Arc::new(Notify::new()), Arc::new(AtomicU64::new(0)));
@@ -326,7 +326,7 @@ async fn an_artifact_of_2_gib_is_read_no_faster_than_the_store_takes_it() {
 }
 
 #[tokio::test]
-async fn an_artifact_that_breaks_off_is_not_taken_for_whole() {
+async fn a_truncated_artifact_is_not_accepted_as_complete() {
     let (seen, mut bodies) = mpsc::unbounded_channel();
     let begun = Arc::new(Notify::new());
     let tell = Arc::clone(&begun);
@@ -357,7 +357,7 @@ async fn an_artifact_that_breaks_off_is_not_taken_for_whole() {
 }
 
 #[tokio::test]
-async fn a_store_that_takes_nothing_is_given_up() {
+async fn an_upload_to_a_stalled_store_is_aborted() {
     let server = Server::start(|request| async move {
         std::future::pending::<()>().await;
         drop(request);
@@ -374,7 +374,7 @@ async fn a_store_that_takes_nothing_is_given_up() {
 
 /// F18: each byte is progress, but a resource of one mebibyte would take twelve days.
 #[tokio::test]
-async fn a_provider_that_sends_one_byte_at_a_time_is_given_up() {
+async fn a_download_that_arrives_byte_by_byte_is_aborted() {
     let server = Server::start(|mut request: Request| async move {
         request.send(b"HTTP/1.1 200 OK\r\ncontent-length: 1048576\r\n\r\n").await;
         // The provider is this slow. The test does not wait for it.
@@ -412,7 +412,7 @@ async fn redirecting(status: u16, to: &'static str) -> (Server, mpsc::UnboundedR
 }
 
 #[tokio::test]
-async fn an_artifact_is_not_sent_on_and_the_new_address_is_named() {
+async fn an_artifact_upload_does_not_follow_a_redirect_and_names_its_target() {
     for status in [301, 302, 303, 307, 308] {
         let (server, mut lines) =
             redirecting(status, "https://user:secret@moved.example/store?token=secret").await;
@@ -428,7 +428,7 @@ async fn an_artifact_is_not_sent_on_and_the_new_address_is_named() {
 }
 
 #[tokio::test]
-async fn an_address_that_is_none_is_refused_before_anything_is_read() {
+async fn an_invalid_address_is_refused_before_anything_is_read() {
     let asked = Arc::new(AtomicU64::new(0));
     let tar = counted(MIB, Arc::clone(&asked));
     let error = http().upload_artifact("ftp://u:secret@h", PATH, tar, &origin()).await;

@@ -53,7 +53,7 @@ async fn no_transfer_reaches_the_workers_own_host() {
 }
 
 #[tokio::test]
-async fn a_redirect_of_a_provider_does_not_lead_to_the_workers_own_host() {
+async fn a_redirect_of_a_provider_does_not_reach_the_workers_own_host() {
     let (inner, mut lines) = same_answer(200, small_tar("file", b"x")).await;
     for name in ["127.0.0.1", "localhost"] {
         let to = Box::leak(inner.url().replace("127.0.0.1", name).into_boxed_str());

@@ -116,7 +116,7 @@ async fn run(rig: &Rig, steps: &serde_json::Value) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn receivers_that_hang_hold_up_no_other() {
+async fn hanging_receivers_do_not_delay_others() {
     let (mut rig, _embedded) = rig().await;
     let transfer = Hanging::of(&rig);
     let node = new_node();
@@ -135,7 +135,7 @@ async fn receivers_that_hang_hold_up_no_other() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_long_backlog_of_a_receiver_that_hangs_holds_up_no_other() {
+async fn the_backlog_of_a_hanging_receiver_does_not_delay_others() {
     let (mut rig, _embedded) = rig().await;
     let transfer = Hanging::of(&rig);
     for number in 0..350 {

@@ -83,7 +83,7 @@ async fn bases(executor: &Scripted) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_above_the_high_watermark_takes_no_work_until_it_is_below_the_low_one() {
+async fn above_the_high_watermark_a_worker_pauses_until_usage_is_below_the_low_one() {
     let executor = Arc::new(Scripted::default());
     let (mut rig, _embedded) =
         rig_on(Arc::clone(&executor), Arc::new(host::Linux::default())).await;
@@ -117,7 +117,7 @@ async fn a_worker_above_the_high_watermark_takes_no_work_until_it_is_below_the_l
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_run_that_met_a_full_disk_ends_with_no_space_and_the_worker_goes_on_when_there_is_room() {
+async fn a_full_disk_ends_a_run_no_space_and_the_worker_resumes_when_space_is_free() {
     let executor = Arc::new(Scripted::default());
     let (mut rig, _embedded) =
         rig_on(Arc::clone(&executor), Arc::new(host::Linux::default())).await;
@@ -151,7 +151,7 @@ async fn a_run_that_met_a_full_disk_ends_with_no_space_and_the_worker_goes_on_wh
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_command_that_fails_where_nothing_can_be_written_has_failed_for_that() {
+async fn a_command_that_fails_on_a_full_disk_ends_its_run_no_space() {
     let executor = Arc::new(Scripted::default());
     let (mut rig, _embedded) =
         rig_on(Arc::clone(&executor), Arc::new(host::Linux::default())).await;
@@ -195,7 +195,7 @@ async fn begun_on(rig: &Rig, image: &str, sign: &FlagFile) -> RunId {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_base_images_that_were_used_longest_ago_go_first_and_none_that_a_run_names() {
+async fn least_recently_used_base_images_go_first_but_none_that_a_run_names() {
     let executor = Arc::new(Scripted::default());
     let (mut rig, _embedded) =
         rig_on(Arc::clone(&executor), Arc::new(host::Linux::default())).await;
@@ -228,7 +228,7 @@ async fn the_base_images_that_were_used_longest_ago_go_first_and_none_that_a_run
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn shared_volumes_and_then_retained_runs_make_room_the_oldest_first() {
+async fn shared_volumes_and_then_retained_runs_are_removed_oldest_first() {
     let executor = Arc::new(Scripted::default());
     let (mut rig, _embedded) =
         rig_on(Arc::clone(&executor), Arc::new(host::Linux::default())).await;

@@ -41,7 +41,7 @@ impl Consumer for NeverCloses {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_ends_though_a_subscription_never_does() {
+async fn a_worker_exits_although_a_subscription_never_ends() {
     let (mut rig, embedded) = rig().await;
     let node = new_node();
     let queue = Arc::new(EndlessQueue(embedded.queue(&node)));

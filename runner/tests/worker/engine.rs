@@ -13,7 +13,7 @@ use runner::worker::suite::{new_node, options, until};
 use crate::rig_on;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_run_whose_engine_goes_away_is_let_go_and_goes_on_when_it_answers_again() {
+async fn a_run_whose_engine_is_unavailable_is_released_and_resumes_afterwards() {
     let executor = Arc::new(Scripted::default());
     let (mut rig, _embedded) =
         rig_on(Arc::clone(&executor), Arc::new(host::Linux::default())).await;
@@ -43,7 +43,7 @@ async fn a_run_whose_engine_goes_away_is_let_go_and_goes_on_when_it_answers_agai
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_run_whose_engine_goes_away_over_a_full_disk_ends_with_no_space() {
+async fn a_run_whose_engine_fails_on_a_full_disk_ends_no_space() {
     let executor = Arc::new(Scripted::default());
     let (mut rig, _embedded) =
         rig_on(Arc::clone(&executor), Arc::new(host::Linux::default())).await;
@@ -61,7 +61,7 @@ async fn a_run_whose_engine_goes_away_over_a_full_disk_ends_with_no_space() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_ran_of_a_run_that_was_let_go_is_ended_also_where_nobody_may_go_on_with_it() {
+async fn steps_of_a_released_run_are_ended_even_if_nobody_can_resume_it() {
     let executor = Arc::new(Scripted::default());
     let (mut rig, _embedded) =
         rig_on(Arc::clone(&executor), Arc::new(host::Linux::default())).await;
@@ -87,7 +87,7 @@ async fn what_ran_of_a_run_that_was_let_go_is_ended_also_where_nobody_may_go_on_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_an_engine_stays_away_another_one_goes_on_though_the_firsts_worker_is_there() {
+async fn another_engine_resumes_the_run_of_an_engine_that_stays_unavailable() {
     let executor = Arc::new(Scripted::default());
     let (mut rig, _embedded) =
         rig_on(Arc::clone(&executor), Arc::new(host::Linux::default())).await;

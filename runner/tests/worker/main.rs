@@ -122,7 +122,7 @@ rows! {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_cannot_be_understood_is_dead_lettered_and_told() {
+async fn malformed_messages_are_dead_lettered_with_an_event() {
     let (rig, embedded) = rig().await;
     let dead = async || loop {
         if let Some(letter) = embedded.dead_letters().await.unwrap().first() {
@@ -135,7 +135,7 @@ async fn what_cannot_be_understood_is_dead_lettered_and_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_runs_on_two_workers_end_once_each() {
+async fn many_runs_on_two_workers_each_end_once() {
     let (rig, _embedded) = rig().await;
     runs::many_runs_on_two_workers_end_once_each(rig, 200).await;
 }
@@ -172,7 +172,7 @@ impl Host for Sleepy {
 
 /// A worker that was frozen sees its killed steps before it notices the loss of its lease.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_end_that_comes_while_the_lease_does_not_stand_for_sure_is_no_result() {
+async fn a_step_end_while_the_lease_is_uncertain_is_not_a_result() {
     let host = Arc::new(Sleepy::default());
     let (mut rig, _embedded) =
         rig_on(Arc::new(Scripted::default()), Arc::<Sleepy>::clone(&host)).await;

@@ -30,7 +30,7 @@ fn said(events: &[Event], step: &str) -> (String, Vec<String>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn at_the_limit_one_line_says_so_and_the_rest_is_discarded() {
+async fn at_the_limit_one_notice_is_printed_and_the_rest_is_discarded() {
     let (mut rig, _embedded) = rig().await;
     limited(&mut rig, 100).await;
     let run = rig.run("much");
@@ -59,7 +59,7 @@ async fn at_the_limit_one_line_says_so_and_the_rest_is_discarded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_step_that_says_so_is_stopped_at_the_limit_and_fails() {
+async fn a_step_can_choose_to_be_stopped_and_fail_at_the_limit() {
     let (mut rig, _embedded) = rig().await;
     limited(&mut rig, 100).await;
     let run = rig.run("fails");

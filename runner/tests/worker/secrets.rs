@@ -164,7 +164,7 @@ fn log(events: &[Event]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_secret_of_one_step_is_masked_in_what_the_next_one_says() {
+async fn a_secret_of_one_step_is_masked_in_the_output_of_the_next() {
     let mut world = World::new().await;
     world.worker(options(new_node(), 1), &[("token", TOKEN)]).await;
     let pipeline = world.pipeline("next", &["exit 0", &format!("print it is {TOKEN} here")]);
@@ -180,7 +180,7 @@ async fn a_secret_of_one_step_is_masked_in_what_the_next_one_says() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_later_step_leaves_a_secret_in_its_image() {
+async fn no_later_step_commits_a_secret_to_its_image() {
     let mut world = World::new().await;
     world.worker(options(new_node(), 1), &[("token", TOKEN)]).await;
     let pipeline = world.pipeline("image", &["exit 0", &format!("put /file {TOKEN}"), "exit 0"]);
@@ -190,7 +190,7 @@ async fn no_later_step_leaves_a_secret_in_its_image() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_artifact_with_a_secret_is_not_sent() {
+async fn an_artifact_with_a_secret_is_not_uploaded() {
     let mut world = World::new().await;
     world.worker(options(new_node(), 1), &[("token", TOKEN)]).await;
     let store = format!("s-{}", world.rig.tag);
@@ -216,7 +216,7 @@ async fn an_artifact_with_a_secret_is_not_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_output_with_a_secret_is_not_kept() {
+async fn an_output_with_a_secret_is_not_stored() {
     let mut world = World::new().await;
     world.worker(options(new_node(), 1), &[("token", TOKEN)]).await;
     let mut pipeline = world.pipeline("kept", &["exit 0", "put file something else"]);
@@ -273,7 +273,7 @@ async fn handed_over(world: &mut World, known: &[(&'static str, &'static str)]) 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_owner_masks_what_earlier_steps_were_given() {
+async fn a_new_owner_masks_the_secrets_of_earlier_steps() {
     let mut world = World::new().await;
     let run = handed_over(&mut world, &[("token", TOKEN)]).await;
     let events = world.rig.events_of(&run).await;
@@ -295,7 +295,7 @@ async fn an_owner_that_cannot_mask_an_earlier_secret_starts_no_step() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_definition_with_a_secret_in_it_is_rejected_and_not_recorded() {
+async fn a_definition_that_contains_a_secret_is_rejected_and_not_recorded() {
     let mut world = World::new().await;
     world.worker(options(new_node(), 1), &[]).await;
     let mut pipeline = world.rig.pipeline("literal", &["exit 0"]);

@@ -64,8 +64,9 @@ fn job(name: &str, executor: &str, kind: &str, product: &str) -> String {
     format!("- {{ id: {name}, executor: {executor}, type: {kind}, product: {{ {product} }} }}\n")
 }
 
+// Rows: A14
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a14_a_worker_runs_jobs_on_another_host_and_they_end_as_they_do_there() {
+async fn a_worker_runs_jobs_on_another_host_and_reports_their_exit_codes() {
     let Some(place) = TestEnv::new().await else { return };
     let Some(host) = sshd::Server::start() else { return };
     let product = |commands: Value| {
@@ -104,8 +105,9 @@ fn acts(server: &Server) -> Vec<server::ReceivedRequest> {
     server.seen().into_iter().filter(|seen| !is_look(seen)).collect()
 }
 
+// Rows: A15
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a15_a_worker_sends_the_real_call_of_each_shortcut_with_the_token() {
+async fn a_worker_sends_the_api_call_of_each_proxmox_shortcut_with_the_token() {
     let Some(place) = TestEnv::new().await else { return };
     let served = Server::start(|seen, _| Reply::json(200, &pve(seen))).await;
     let worker = place.serve(&[CALLS]).await;
@@ -146,8 +148,9 @@ async fn a15_a_worker_sends_the_real_call_of_each_shortcut_with_the_token() {
     worker.end().await;
 }
 
+// Rows: A15
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a15_a_machine_that_is_refused_fails_its_job_and_those_after_it_are_run() {
+async fn a_refused_machine_fails_its_job_and_later_jobs_still_run() {
     let Some(place) = TestEnv::new().await else { return };
     let served = Server::start(|seen, _| match seen.method.as_str() {
         "POST" => Reply::Reason("500 VM 101 is locked"),
@@ -168,8 +171,9 @@ async fn a15_a_machine_that_is_refused_fails_its_job_and_those_after_it_are_run(
     worker.end().await;
 }
 
+// Rows: A16
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a16_a_worker_sends_a_call_that_is_written_out_with_what_another_job_found() {
+async fn a_worker_sends_an_explicit_proxmox_call_with_the_result_of_another_job() {
     let Some(place) = TestEnv::new().await else { return };
     let served = Server::start(|seen, _| Reply::json(200, &pve(seen))).await;
     let worker = place.serve(&[CALLS]).await;
@@ -191,8 +195,9 @@ async fn a16_a_worker_sends_a_call_that_is_written_out_with_what_another_job_fou
     worker.end().await;
 }
 
+// Rows: A17
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a17_a_worker_sends_the_call_of_each_action_of_sevdesk() {
+async fn a_worker_sends_the_call_of_each_sevdesk_action() {
     let Some(place) = TestEnv::new().await else { return };
     let answer = json!({ "objects": [{ "id": "4711", "status": "200" }] });
     let pdf = json!({ "objects": { "filename": "a.pdf", "content": "JVBERi0xLjc=" } });
@@ -226,8 +231,9 @@ async fn a17_a_worker_sends_the_call_of_each_action_of_sevdesk() {
     worker.end().await;
 }
 
+// Rows: A18
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a18_a_worker_makes_and_cancels_an_invoice_at_lexware() {
+async fn a_worker_creates_and_cancels_an_invoice_at_lexware() {
     let Some(place) = TestEnv::new().await else { return };
     let served = Server::start(|seen, _| match (seen.method.as_str(), seen.path.as_str()) {
         ("GET", _) => Reply::json(200, &invoice()),

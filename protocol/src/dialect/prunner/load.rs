@@ -55,8 +55,9 @@ mod tests {
     const A: &[u8] = b"pipelines: { build: { tasks: { x: { script: [make] } } } }";
     const B: &[u8] = b"pipelines: { test: {}, deploy: {} }";
 
+    // Rows: D1
     #[test]
-    fn d1_files_are_loaded_together_and_each_pipeline_knows_its_own() {
+    fn files_are_loaded_together_and_each_pipeline_knows_its_file() {
         let loaded = load([("b/pipelines.yaml", B), ("a/pipelines.yml", A)]);
         let found: Vec<_> = loaded
             .pipelines
@@ -68,16 +69,18 @@ mod tests {
         assert_eq!(loaded.errors, [""; 0]);
     }
 
+    // Rows: D1
     #[test]
-    fn d1_a_name_that_is_declared_twice_names_the_first_file() {
+    fn a_name_declared_twice_is_reported_with_the_first_file() {
         let loaded = load([("z.yml", A), ("b.yml", B), ("a.yml", A)]);
         let twice = "loading z.yml: pipeline \"build\" was already declared in a.yml";
         assert_eq!(loaded.errors, [twice]);
         assert_eq!(loaded.pipelines.len(), 0);
     }
 
+    // Rows: D2
     #[test]
-    fn d2_one_bad_file_and_nothing_is_loaded() {
+    fn one_invalid_file_prevents_loading_any() {
         for (bytes, error) in [
             (
                 &b"pipelines: { x: { concurrency: -1 } }"[..],

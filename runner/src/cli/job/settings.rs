@@ -190,8 +190,9 @@ mod tests {
         Settings::find(Some(&file), flags, &environment).unwrap()
     }
 
+    // Rows: A2
     #[test]
-    fn a2_both_ways_of_writing_the_settings_say_the_same() {
+    fn both_spellings_of_the_settings_are_equivalent() {
         let code = "default_log_dir: /l\ndefault_work_dir: /w\nbefore_script: [one, two]\n\
                     callback: { url: 'http://h', secret: s }\nelse: 1\n";
         let doc = "logdir: /l\nworkdir: /w\nglobal_before_script: \"one\\n\\ntwo\"\n\
@@ -203,8 +204,9 @@ mod tests {
         assert_eq!(settings.callback.unwrap().url, "http://h");
     }
 
+    // Rows: A3
     #[test]
-    fn a3_flags_go_over_variables_over_the_file_over_what_is_usual() {
+    fn flags_override_variables_which_override_the_file_and_the_defaults() {
         let yaml = "logdir: /file\n";
         let variables = [("RUNNER_LOG_DIR", "/variable"), ("RUNNER_LOG_SOCKET", "/s")];
         let all = of(yaml, (None, Some("/flag")), variables);
@@ -215,8 +217,9 @@ mod tests {
         assert_eq!((none.work_dir, none.log_dir), ("./workdir".into(), "./logs".into()));
     }
 
+    // Rows: A8
     #[test]
-    fn a8_a_job_that_names_nobody_is_told_of_to_whom_the_settings_name() {
+    fn a_job_without_a_callback_uses_that_of_the_settings() {
         let file = "- { executor: docker, product: { image: i, script: a }, callback: { url: 'http://own' } }\n\
                     - { executor: local, product: { commands: b } }\n";
         let parsed = protocol::dialect::parse(Some("j.yml"), file.as_bytes());

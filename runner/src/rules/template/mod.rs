@@ -312,8 +312,9 @@ mod tests {
         assert_eq!(rendered("echo {{ .odd | quote }}", &of).unwrap(), r"echo 'it'\''s; rm -rf /'");
     }
 
+    // Rows: D4
     #[test]
-    fn d4_lists_and_maps_are_ranged_over_and_asked_and_never_rendered() {
+    fn lists_and_maps_can_be_iterated_and_queried_but_are_never_rendered() {
         let params = serde_json::json!({
             "list": ["a b", "{{ .x }}", 3], "map": { "k": { "n": 2.5 } }, "none": [], "no": {},
             "off": false, "nil": null, "ü": ["ä"],

@@ -176,12 +176,12 @@ fn taken_over() -> Made {
 }
 
 #[test]
-fn a_history_that_is_right_is_found_so() {
+fn a_correct_history_has_no_violations() {
     taken_over().holds();
 }
 
 #[test]
-fn a_run_that_is_not_recorded_or_does_not_end_is_found() {
+fn a_missing_or_unfinished_run_is_reported() {
     Made::new().is_broken("I1: it was published");
     let mut made = taken_over();
     made.facts.changes.retain(|change| change.revision < 22);
@@ -189,7 +189,7 @@ fn a_run_that_is_not_recorded_or_does_not_end_is_found() {
 }
 
 #[test]
-fn a_second_end_is_found() {
+fn a_second_ending_is_reported() {
     let twice = taken_over().with(|revision, record| {
         if revision == 23 {
             record.status = Status::Failed;
@@ -200,7 +200,7 @@ fn a_second_end_is_found() {
 }
 
 #[test]
-fn an_end_that_is_not_told_or_told_otherwise_is_found() {
+fn a_missing_or_contradicting_ending_event_is_reported() {
     let mut made = taken_over();
     let ending: Event = made.facts.told.pop().unwrap();
     made.is_broken("I1: its end was never told");
@@ -212,14 +212,14 @@ fn an_end_that_is_not_told_or_told_otherwise_is_found() {
 }
 
 #[test]
-fn an_end_that_nobody_asked_for_is_found() {
+fn an_unexpected_ending_is_reported() {
     let mut made = taken_over();
     made.facts.plans[0].outcome = Outcome::Failed;
     made.is_broken("E: it ended passed");
 }
 
 #[test]
-fn a_write_of_an_older_owner_is_found() {
+fn a_write_of_an_older_owner_is_reported() {
     let late = taken_over().with(|revision, record| {
         if revision == 21 {
             record.epoch = Some(protocol::id::Epoch(FIRST));
@@ -229,7 +229,7 @@ fn a_write_of_an_older_owner_is_found() {
 }
 
 #[test]
-fn a_result_of_an_older_owner_is_found() {
+fn a_result_of_an_older_owner_is_reported() {
     let used = taken_over().with(|revision, record| {
         if revision >= 22 {
             record.steps[1].epoch = Some(protocol::id::Epoch(FIRST));
@@ -239,14 +239,14 @@ fn a_result_of_an_older_owner_is_found() {
 }
 
 #[test]
-fn epochs_that_do_not_grow_are_found() {
+fn epochs_that_do_not_increase_are_reported() {
     let mut made = taken_over();
     made.owner(5, NODE);
     made.is_broken("I2: its epochs are");
 }
 
 #[test]
-fn a_status_that_goes_back_is_found() {
+fn a_status_that_goes_backwards_is_reported() {
     let back = taken_over().with(|revision, record| {
         if revision == 21 {
             record.status = Status::Pending;
@@ -256,7 +256,7 @@ fn a_status_that_goes_back_is_found() {
 }
 
 #[test]
-fn a_step_that_runs_again_after_it_had_passed_is_found() {
+fn a_passed_step_that_runs_again_is_reported() {
     let mut made = taken_over();
     made.ran(0, 21);
     made.is_broken("I3: step 0 began (begin 7) after it had passed at 12");
@@ -264,14 +264,14 @@ fn a_step_that_runs_again_after_it_had_passed_is_found() {
 }
 
 #[test]
-fn a_step_that_begins_after_the_end_is_found() {
+fn a_step_that_starts_after_the_ending_is_reported() {
     let mut made = taken_over();
     made.ran(1, 22);
     made.is_broken("I3: step 1 began after the run had ended at 22");
 }
 
 #[test]
-fn an_end_of_a_step_that_is_told_with_other_numbers_is_found() {
+fn a_step_end_event_that_differs_from_the_record_is_reported() {
     let mut made = taken_over();
     let completed = json!({
         "step": "0", "attempt": 1, "exit-code": 0, "duration-ms": 1, "stdout-bytes": 3,
@@ -282,7 +282,7 @@ fn an_end_of_a_step_that_is_told_with_other_numbers_is_found() {
 }
 
 #[test]
-fn a_step_that_is_forgotten_is_found() {
+fn a_missing_step_is_reported() {
     let forgets = taken_over().with(|revision, record| {
         if revision == 21 {
             record.steps.clear();
@@ -292,7 +292,7 @@ fn a_step_that_is_forgotten_is_found() {
 }
 
 #[test]
-fn a_step_that_begins_before_the_one_before_has_passed_is_found() {
+fn a_step_that_starts_before_its_predecessor_passed_is_reported() {
     let mut made = taken_over();
     made.ran(1, 11);
     made.is_broken("I3: step 1 had begun when 0 had passed");
@@ -305,7 +305,7 @@ fn a_step_that_begins_before_the_one_before_has_passed_is_found() {
 }
 
 #[test]
-fn steps_that_run_beside_each_other_are_found() {
+fn overlapping_steps_are_reported() {
     let mut made = taken_over();
     // A step of a killed owner overlaps with the next attempt.
     made.facts.begun[1].ended = Some(6);
@@ -315,14 +315,14 @@ fn steps_that_run_beside_each_other_are_found() {
 }
 
 #[test]
-fn a_result_that_an_earlier_try_had_a_part_in_is_found() {
+fn a_result_that_contains_work_of_an_earlier_attempt_is_reported() {
     let mut made = taken_over();
     made.facts.told[3].message = "did 0 1 1".into();
     made.is_broken("I3: the last step found");
 }
 
 #[test]
-fn a_stop_that_was_not_obeyed_is_found() {
+fn an_ignored_stop_is_reported() {
     let mut made = taken_over();
     let stop = json!({ "by": NODE, "at": "2026-01-01T00:00:00.000Z" });
     made.change(15, names::STOPS, Some(&stop));
@@ -330,14 +330,14 @@ fn a_stop_that_was_not_obeyed_is_found() {
 }
 
 #[test]
-fn a_gap_in_what_was_told_is_found() {
+fn a_gap_in_the_events_is_reported() {
     let mut made = taken_over();
     made.facts.told.remove(2);
     made.is_broken("I5: of epoch 20, which ended with event 3, [1] were not told");
 }
 
 #[test]
-fn an_event_after_the_end_is_found() {
+fn an_event_after_the_ending_is_reported() {
     let mut made = taken_over();
     made.tell(event(SECOND, 4, "PipelineRunning", &json!({})));
     made.is_broken("I5: of epoch 20 event 4 was told, after the end");
@@ -347,14 +347,14 @@ fn an_event_after_the_end_is_found() {
 }
 
 #[test]
-fn an_event_that_is_told_otherwise_the_second_time_is_found() {
+fn a_repeated_event_with_different_content_is_reported() {
     let mut made = taken_over();
     made.tell(event(SECOND, 1, "PipelineStopping", &json!({})));
     made.is_broken("I5: event 1 of epoch 20 was told as");
 }
 
 #[test]
-fn bytes_that_are_missing_are_found() {
+fn missing_output_bytes_are_reported() {
     let mut made = taken_over();
     made.facts.told[3].message = "did 0".into();
     made.is_broken("I5: step 1 wrote 8, and 6 were told");
@@ -365,7 +365,7 @@ fn bytes_that_are_missing_are_found() {
 }
 
 #[test]
-fn what_a_lost_owner_had_not_told_is_no_fault() {
+fn unpublished_output_of_a_lost_owner_is_not_a_violation() {
     // The first owner ran the first step and was lost before it had published all output.
     let mut made = taken_over().with(|revision, record| {
         if revision >= 12 {
@@ -377,7 +377,7 @@ fn what_a_lost_owner_had_not_told_is_no_fault() {
 }
 
 #[test]
-fn too_many_losses_are_found() {
+fn too_many_losses_are_reported() {
     let lost = taken_over().with(|revision, record| {
         if revision == 21 {
             record.losses = 5;
@@ -387,7 +387,7 @@ fn too_many_losses_are_found() {
 }
 
 #[test]
-fn a_loss_where_workers_only_leave_is_found() {
+fn a_loss_is_reported_if_workers_only_drain() {
     let mut lost = taken_over().with(|revision, record| {
         if revision >= 20 {
             record.losses = 1;
@@ -399,7 +399,7 @@ fn a_loss_where_workers_only_leave_is_found() {
 }
 
 #[test]
-fn what_is_left_over_and_what_workers_did_are_told() {
+fn leftover_objects_and_worker_mishaps_are_reported() {
     let mut made = taken_over();
     made.facts.left.push("container 1 is left".into());
     made.facts.mishaps.push("worker 1 ended by itself".into());

@@ -45,7 +45,7 @@ pub(super) async fn what_cannot_be_had_is_named(subject: &ExecutorSubject) {
     run.destroy().await;
 }
 
-pub(super) async fn nothing_starts_where_the_gate_stays_shut(subject: &ExecutorSubject) {
+pub(super) async fn no_step_starts_while_the_gate_is_closed(subject: &ExecutorSubject) {
     let run = subject.run("gate");
     let base = run.prepare().await;
     let (kept, step) = (Arc::new(Kept::default()), subject.step(0, &Act::Print("ran".into())));

@@ -148,7 +148,7 @@ async fn commands(it: &ExecutorSubject) {
     row(it, the_engine_has_one_name(it)).await;
     row(it, a_step_writes_and_ends_as_its_command_does(it)).await;
     row(it, what_cannot_be_had_is_named(it)).await;
-    row(it, nothing_starts_where_the_gate_stays_shut(it)).await;
+    row(it, no_step_starts_while_the_gate_is_closed(it)).await;
     row(it, nothing_of_a_steps_settings_leaks(it)).await;
     row(it, a_variable_comes_as_it_was_given(it)).await;
     row(it, a_step_ends_when_it_is_told_to(it)).await;
