@@ -9,9 +9,10 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use parking_lot::Mutex;
 use protocol::event::LogStream;
-use protocol::id::{Epoch, RunId, StepName};
-use protocol::pipeline::{ExecutorKind, Limits, PullPolicy, Vars};
+use protocol::id::{Epoch, RunId};
+use protocol::pipeline::{ExecutorKind, PullPolicy};
 use runner::exec::podman::{Options, Podman};
+use runner::ports::conformance::StepBuilder;
 use runner::ports::{
     ExecError, Executor as _, Gate, LogSink, RunScope, StepOutcome, StepSpec, StopSignal, Workspace,
 };
@@ -75,22 +76,7 @@ impl LogSink for OutputRecorder {
 /// A step that runs a command.
 #[must_use]
 pub fn step(position: usize, words: &[&str]) -> StepSpec {
-    StepSpec {
-        name: StepName::position(position),
-        position,
-        attempt: 1,
-        executor: ExecutorKind::Podman,
-        script: None,
-        entrypoint: None,
-        words: words.iter().map(|word| (*word).to_owned()).collect(),
-        env: Vars::new(),
-        work_dir: None,
-        network: Some("none".to_owned()),
-        limits: Limits::default(),
-        with: serde_json::Map::new(),
-        secrets: runner::ports::StepSecrets::default(),
-        end: runner::ports::StepEnd::default(),
-    }
+    StepBuilder::new(position, ExecutorKind::Podman).words(words).network("none").build()
 }
 
 /// A step that runs a line of shell.

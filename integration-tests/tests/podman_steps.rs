@@ -8,22 +8,6 @@ use runner::ports::conformance::{self, Act, ExecutorSubject};
 use runner::ports::{ExecError, Executor as _, Gate, LogSink, StepSpec, StopLevel, Workspace};
 use std::sync::Arc;
 
-fn words(act: &Act) -> Vec<String> {
-    let line = match act {
-        Act::Exit(code) => format!("exit {code}"),
-        Act::Print(text) => format!("echo '{text}'"),
-        Act::Complain(text) => format!("echo '{text}' >&2"),
-        Act::Put(path, text) => format!("echo '{text}' > {path}"),
-        Act::Show(path) => format!("cat {path}"),
-        Act::Env(name) => format!("echo \"${{{name}-unset}}\""),
-        Act::Dir => "pwd".to_owned(),
-        Act::Hang => "echo ready; exec sleep 1000".to_owned(),
-        Act::Stubborn => "trap '' TERM; echo ready; while true; do sleep 0.1; done".to_owned(),
-        Act::Nowhere => return vec!["no-such-program".to_owned()],
-    };
-    vec!["sh".to_owned(), "-c".to_owned(), line]
-}
-
 #[tokio::test]
 async fn the_engine_passes_the_executor_conformance_suite() {
     let Some(bench) = Bench::of_environment() else { return };
@@ -39,7 +23,7 @@ async fn the_engine_passes_the_executor_conformance_suite() {
         dir: "/tmp".into(),
         image: bench.run.image,
         missing: "localhost/no-such-image:1".into(),
-        words,
+        words: Act::shell_words,
     })
     .await;
 }

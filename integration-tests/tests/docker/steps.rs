@@ -16,22 +16,6 @@ use serde_json::{Value, json};
 
 use super::engine::{Bench, CuttableConnection, ask, containers, described, engines, image_of};
 
-fn words(act: &Act) -> Vec<String> {
-    let line = match act {
-        Act::Exit(code) => format!("exit {code}"),
-        Act::Print(text) => format!("echo '{text}'"),
-        Act::Complain(text) => format!("echo '{text}' >&2"),
-        Act::Put(path, text) => format!("echo '{text}' > {path}"),
-        Act::Show(path) => format!("cat {path}"),
-        Act::Env(name) => format!("echo \"${{{name}-unset}}\""),
-        Act::Dir => "pwd".to_owned(),
-        Act::Hang => "echo ready; exec sleep 1000".to_owned(),
-        Act::Stubborn => "trap '' TERM; echo ready; while true; do sleep 0.1; done".to_owned(),
-        Act::Nowhere => return vec!["no-such-program".to_owned()],
-    };
-    vec!["sh".to_owned(), "-c".to_owned(), line]
-}
-
 #[tokio::test]
 async fn the_engine_passes_the_executor_conformance_suite() {
     for engine in engines() {
@@ -47,7 +31,7 @@ async fn the_engine_passes_the_executor_conformance_suite() {
             dir: "/tmp".into(),
             image: engine.image,
             missing: "localhost/no-such-image:1".into(),
-            words,
+            words: Act::shell_words,
         }))
         .await;
     }

@@ -11,14 +11,13 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use protocol::dialect::{Dialect, parse_as};
 use protocol::event::LogStream;
-use protocol::id::{Epoch, StepName};
-use protocol::pipeline::{Limits, PullPolicy, Step};
+use protocol::id::Epoch;
+use protocol::pipeline::{PullPolicy, Step};
 use runner::egress::Policy;
 use runner::exec::NamedFiles;
 use runner::exec::call::{Options, Times, all};
-use runner::ports::{
-    ExecError, Gate, LogSink, Remote, RunScope, StepOutcome, StepSpec, StopSignal,
-};
+use runner::ports::conformance::StepBuilder;
+use runner::ports::{ExecError, Gate, LogSink, Remote, RunScope, StepOutcome, StopSignal};
 use serde_json::Value;
 
 mod contract;
@@ -127,22 +126,8 @@ async fn attempt(
         pull: PullPolicy::Never,
         has_own_images: false,
     };
-    let spec = StepSpec {
-        name: StepName::position(0),
-        position: 0,
-        attempt: 1,
-        executor: step.executor,
-        words: Vec::new(),
-        script: None,
-        entrypoint: None,
-        env: step.vars.clone(),
-        work_dir: None,
-        network: None,
-        limits: Limits::default(),
-        with: step.with.clone(),
-        secrets: runner::ports::StepSecrets::default(),
-        end: runner::ports::StepEnd::default(),
-    };
+    let spec = StepBuilder::new(0, step.executor).env(step.vars.clone()).with(step.with.clone());
+    let spec = spec.build();
     let found = all(options).into_iter().find(|(kind, _)| *kind == step.executor);
     let remote: Arc<dyn Remote> = found.unwrap().1;
     let sink = Arc::new(Sink::default());

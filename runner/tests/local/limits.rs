@@ -10,10 +10,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use protocol::event::LogStream;
 use protocol::id::Epoch;
-use protocol::pipeline::{Limits, PullPolicy, Vars};
-use runner::ports::{
-    Executor as _, Gate, LogSink, RunScope, StepEnd, StepSecrets, StepSpec, StopSignal, Workspace,
-};
+use protocol::pipeline::{Limits, PullPolicy};
+use runner::ports::conformance::StepBuilder;
+use runner::ports::{Executor as _, Gate, LogSink, RunScope, StepSpec, StopSignal, Workspace};
 
 use super::*;
 
@@ -139,22 +138,9 @@ impl LogSink for OutputRecorder {
 }
 
 fn spec(program: &str) -> StepSpec {
-    StepSpec {
-        name: "a".parse().unwrap(),
-        position: 0,
-        attempt: 1,
-        executor: ExecutorKind::Local,
-        words: ["sh", "-c", program].map(str::to_owned).to_vec(),
-        script: None,
-        entrypoint: None,
-        env: Vars::new(),
-        work_dir: None,
-        network: None,
-        limits: Limits { cpu: "1.0".parse().ok(), mem: "64M".parse().ok() },
-        with: serde_json::Map::new(),
-        secrets: StepSecrets::default(),
-        end: StepEnd::default(),
-    }
+    let limits = Limits { cpu: "1.0".parse().ok(), mem: "64M".parse().ok() };
+    let step = StepBuilder::new(0, ExecutorKind::Local).words(&["sh", "-c", program]);
+    StepSpec { name: "a".parse().unwrap(), ..step.limits(limits).build() }
 }
 
 #[tokio::test]

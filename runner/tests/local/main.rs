@@ -21,22 +21,6 @@ mod prunner;
 mod secrets;
 mod settings;
 
-fn words(act: &Act) -> Vec<String> {
-    let line = match act {
-        Act::Exit(code) => format!("exit {code}"),
-        Act::Print(text) => format!("echo '{text}'"),
-        Act::Complain(text) => format!("echo '{text}' >&2"),
-        Act::Put(path, text) => format!("echo '{text}' > '{path}'"),
-        Act::Show(path) => format!("cat '{path}'"),
-        Act::Env(name) => format!("echo \"${{{name}-unset}}\""),
-        Act::Dir => "pwd".to_owned(),
-        Act::Hang => "echo ready; exec sleep 1000".to_owned(),
-        Act::Stubborn => "trap '' TERM; echo ready; while true; do sleep 0.1; done".to_owned(),
-        Act::Nowhere => return vec!["no-such-program".to_owned()],
-    };
-    vec!["sh".to_owned(), "-c".to_owned(), line]
-}
-
 fn local(dir: &Path) -> Local {
     Local::new(options(dir))
 }
@@ -66,7 +50,7 @@ async fn host_processes_pass_the_executor_conformance_suite() {
         dir: dir.path().display().to_string(),
         image: String::new(),
         missing: String::new(),
-        words,
+        words: Act::shell_words,
     })
     .await;
 }

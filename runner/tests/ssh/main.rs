@@ -11,15 +11,15 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use protocol::event::LogStream;
-use protocol::id::{Epoch, StepName};
+use protocol::id::Epoch;
 use protocol::pipeline::{ExecutorKind, Limits, PullPolicy, Shell, Vars};
 use runner::egress::Policy;
 use runner::exec::local::{Local, Options as LocalOptions};
 use runner::exec::ssh::{Options, Ssh};
 use runner::exec::{Executors, NamedFiles};
-use runner::ports::conformance::{Act, ExecutorSubject, remote};
+use runner::ports::conformance::{Act, ExecutorSubject, StepBuilder, remote};
 use runner::ports::{
-    ExecError, Executor, Gate, LogSink, Remote, RunScope, Script, StepOutcome, StepSpec, StopLevel,
+    ExecError, Executor, Gate, LogSink, Remote, RunScope, StepOutcome, StepSpec, StopLevel,
     StopSignal,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -96,23 +96,7 @@ fn scope() -> RunScope {
 }
 
 fn step(with: Map<String, Value>, program: &str) -> StepSpec {
-    let programs = vec![program.to_owned()];
-    StepSpec {
-        name: StepName::position(0),
-        position: 0,
-        attempt: 1,
-        executor: ExecutorKind::Ssh,
-        words: Vec::new(),
-        script: Some(Script { shell: Shell::Sh, programs, goes_on: false }),
-        entrypoint: None,
-        env: Vars::new(),
-        work_dir: None,
-        network: None,
-        limits: Limits::default(),
-        with,
-        secrets: runner::ports::StepSecrets::default(),
-        end: runner::ports::StepEnd::default(),
-    }
+    StepBuilder::new(0, ExecutorKind::Ssh).script(Shell::Sh, &[program]).with(with).build()
 }
 
 /// Waits with a timeout. Generous, because a busy host is not an error.
@@ -181,22 +165,6 @@ async fn all_gone(pids: &[u32]) {
     soon("the end of all processes", gone).await;
 }
 
-fn words(act: &Act) -> Vec<String> {
-    let line = match act {
-        Act::Exit(code) => format!("exit {code}"),
-        Act::Print(text) => format!("echo '{text}'"),
-        Act::Complain(text) => format!("echo '{text}' >&2"),
-        Act::Put(path, text) => format!("echo '{text}' > '{path}'"),
-        Act::Show(path) => format!("cat '{path}'"),
-        Act::Env(name) => format!("echo \"${{{name}-unset}}\""),
-        Act::Dir => "pwd".to_owned(),
-        Act::Hang => "echo ready; exec sleep 1000".to_owned(),
-        Act::Stubborn => "trap '' TERM; echo ready; while true; do sleep 0.1; done".to_owned(),
-        Act::Nowhere => return vec!["no-such-program".to_owned()],
-    };
-    vec!["sh".to_owned(), "-c".to_owned(), line]
-}
-
 #[tokio::test]
 async fn remote_commands_pass_the_executor_conformance_suite() {
     let Some(server) = Server::start() else { return };
@@ -222,7 +190,7 @@ async fn remote_commands_pass_the_executor_conformance_suite() {
         dir: server.dir.path().display().to_string(),
         image: String::new(),
         missing: String::new(),
-        words,
+        words: Act::shell_words,
     })
     .await;
 }
@@ -270,13 +238,9 @@ async fn a_line_of_one_mebibyte_arrives_complete_on_both_streams() {
 #[tokio::test]
 async fn a_bash_program_is_run_by_bash_and_several_are_refused() {
     let Some(server) = Server::start() else { return };
-    let of = |programs: &[&str]| StepSpec {
-        script: Some(Script {
-            shell: Shell::Bash,
-            programs: programs.iter().map(|&program| program.to_owned()).collect(),
-            goes_on: false,
-        }),
-        ..step(server.with(), "")
+    let of = |programs: &[&str]| {
+        let step = StepBuilder::new(0, ExecutorKind::Ssh).with(server.with());
+        step.script(Shell::Bash, programs).build()
     };
     let (code, text) = ended(&of(&["declare -A map=([k]=v); echo ${map[k]}"])).await;
     assert_eq!((code, text.as_str()), (0, "v\n"));

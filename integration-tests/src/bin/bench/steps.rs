@@ -8,13 +8,13 @@ use anyhow::{Context as _, ensure};
 use futures::StreamExt as _;
 use integration_tests::services::Services;
 use protocol::event::{Event, Reason};
-use protocol::id::{Epoch, RunId, StepName};
+use protocol::id::{Epoch, RunId};
 use protocol::names;
-use protocol::pipeline::{ExecutorKind, Limits, PullPolicy, Vars};
+use protocol::pipeline::{ExecutorKind, PullPolicy};
 use runner::exec::podman::{Options, Podman};
+use runner::ports::conformance::StepBuilder;
 use runner::ports::{
-    Events as _, Executor, Gate, LogSink, Position, Queue as _, Route, RunScope, StepSpec,
-    StopSignal,
+    Events as _, Executor, Gate, LogSink, Position, Queue as _, Route, RunScope, StopSignal,
 };
 use serde_json::json;
 
@@ -234,22 +234,8 @@ impl Bench {
         let begun = Instant::now();
         let mut workspace = podman.prepare(&scope, &stop).await?;
         for position in 0..steps {
-            let step = StepSpec {
-                name: StepName::position(position),
-                position,
-                attempt: 1,
-                executor: ExecutorKind::Podman,
-                script: None,
-                entrypoint: None,
-                words: TRIVIAL.iter().map(|word| (*word).to_owned()).collect(),
-                env: Vars::new(),
-                work_dir: None,
-                network: Some("none".into()),
-                limits: Limits::default(),
-                with: serde_json::Map::new(),
-                secrets: runner::ports::StepSecrets::default(),
-                end: runner::ports::StepEnd::default(),
-            };
+            let step = StepBuilder::new(position, ExecutorKind::Podman);
+            let step = step.words(TRIVIAL).network("none").build();
             let (gate, out): (_, Arc<dyn LogSink>) = (Gate::open(), Arc::new(Nowhere));
             let ran = podman.run_step(&scope, &workspace, &step, gate, out, &stop).await?;
             ensure!(ran.exit.code == 0, "a trivial step ended with {}", ran.exit.code);

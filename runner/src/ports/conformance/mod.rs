@@ -10,6 +10,7 @@ mod events;
 mod executor;
 mod outputs;
 mod queue;
+mod step;
 mod store;
 
 use std::future::Future;
@@ -19,6 +20,7 @@ pub use events::{EventsSubject, events};
 pub use executor::{Act, CallSubject, ExecutorSubject, call, executor, remote};
 pub use outputs::{OutputStoreSubject, outputs};
 pub use queue::{QueueSubject, TakeDeadLetters, queue};
+pub use step::StepBuilder;
 pub use store::{StoreSubject, store};
 
 /// How long a suite waits for an expected event. Generous, because a busy machine is not a fault.

@@ -18,8 +18,8 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use protocol::event::LogStream;
-use protocol::id::{Epoch, RunId, StepName};
-use protocol::pipeline::{ExecutorKind, Limits, PullPolicy, Vars};
+use protocol::id::{Epoch, RunId};
+use protocol::pipeline::{ExecutorKind, PullPolicy};
 use tokio::sync::Notify;
 
 pub use self::calls::CallSubject;
@@ -28,10 +28,10 @@ use self::commands::*;
 use self::files::*;
 use self::host::*;
 use self::images::*;
-use super::soon;
+use super::{StepBuilder, soon};
 use crate::ports::{
-    Checkpoint, ExecError, Executor, Gate, LogSink, RunScope, StepEnd, StepOutcome, StepSecrets,
-    StepSpec, StopSignal, Workspace,
+    Checkpoint, ExecError, Executor, Gate, LogSink, RunScope, StepOutcome, StepSpec, StopSignal,
+    Workspace,
 };
 
 /// What a step of the suite does. Each executor translates it to its own words.
@@ -57,6 +57,26 @@ pub enum Act {
     Stubborn,
     /// A program that does not exist.
     Nowhere,
+}
+
+impl Act {
+    /// The words of a command that performs this act in a POSIX shell.
+    #[must_use]
+    pub fn shell_words(&self) -> Vec<String> {
+        let line = match self {
+            Self::Exit(code) => format!("exit {code}"),
+            Self::Print(text) => format!("echo '{text}'"),
+            Self::Complain(text) => format!("echo '{text}' >&2"),
+            Self::Put(path, text) => format!("echo '{text}' > '{path}'"),
+            Self::Show(path) => format!("cat '{path}'"),
+            Self::Env(name) => format!("echo \"${{{name}-unset}}\""),
+            Self::Dir => "pwd".to_owned(),
+            Self::Hang => "echo ready; exec sleep 1000".to_owned(),
+            Self::Stubborn => "trap '' TERM; echo ready; while true; do sleep 0.1; done".to_owned(),
+            Self::Nowhere => return vec!["no-such-program".to_owned()],
+        };
+        vec!["sh".to_owned(), "-c".to_owned(), line]
+    }
 }
 
 /// An executor under test. Other clients may use its engine at the same time.
@@ -232,22 +252,8 @@ impl ExecutorSubject {
     }
 
     fn step(&self, position: usize, act: &Act) -> StepSpec {
-        StepSpec {
-            name: StepName::position(position),
-            position,
-            attempt: 1,
-            executor: self.kind,
-            script: None,
-            entrypoint: None,
-            words: (self.words)(act),
-            env: Vars::new(),
-            work_dir: None,
-            network: Some("none".to_owned()),
-            limits: Limits::default(),
-            with: self.with.clone(),
-            secrets: StepSecrets::default(),
-            end: StepEnd::default(),
-        }
+        let step = StepBuilder::new(position, self.kind).network("none").with(self.with.clone());
+        StepSpec { words: (self.words)(act), ..step.build() }
     }
 }
 
