@@ -1,8 +1,8 @@
 //! RabbitMQ and etcd in tests: those of the environment, and separate ones that a test can stop and
 //! kill.
 //!
-//! `scripts/services env` prints the variables. A test without its services reports that on stderr
-//! and passes. If `CI` is set, it fails instead.
+//! `scripts/services env` prints the variables. A test without its services is skipped, or fails if
+//! that is not allowed ([`crate::skipped`]).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use protocol::id::NodeId;
 use runner::cluster::{AmqpOptions, EtcdOptions, TlsFiles};
+
+use crate::skipped::{Need, missing_services, skip};
 
 /// The variables that describe a set of services.
 #[derive(Debug, Clone)]
@@ -23,18 +25,11 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Reports that a test is skipped.
-///
-/// # Panics
-/// If `CI` is set.
-#[expect(clippy::print_stderr, reason = "a skipped test must not look like one that passed")]
-pub fn skip(what: &str) {
-    assert!(variable("CI").is_none(), "{what}, and CI is set: this test may not be skipped");
-    eprintln!("SKIPPED: {what}; `scripts/services up` prints what to set");
-}
-
 impl Services {
     /// The services of the environment. `None` if a variable in `needed` is not set.
+    ///
+    /// # Panics
+    /// If the test must not be skipped.
     #[must_use]
     pub fn of_environment(needed: &[&str]) -> Option<Self> {
         let mut variables = BTreeMap::new();
@@ -43,8 +38,9 @@ impl Services {
                 variables.insert((*name).to_owned(), value);
             }
         }
-        if let Some(missing) = needed.iter().find(|name| !variables.contains_key(**name)) {
-            skip(&format!("{missing} is not set"));
+        let missing = missing_services(needed, |name| variables.contains_key(name));
+        if !missing.is_empty() {
+            skip(&missing, Need::Provided);
             return None;
         }
         Some(Self { variables })
@@ -281,16 +277,27 @@ pub struct OwnServices {
 }
 
 impl OwnServices {
+    /// Starts services for a test. `None` if the environment does not ask for tests with services:
+    /// starting them can install packages.
+    ///
+    /// # Panics
+    /// If they do not start, or if the test must not be skipped.
+    #[must_use]
+    pub fn start(only: &str, options: &[&str]) -> Option<Self> {
+        let is_requested = |name: &&str| variable(name).is_some();
+        if !["BOB_TEST_SERVICES"].iter().chain(NAMES).any(is_requested) {
+            skip(&only.split(',').map(service_name).collect::<Vec<_>>(), Need::Provided);
+            return None;
+        }
+        Some(Self::launch(only, options))
+    }
+
     /// Starts services. `only` is a list for `scripts/services`, `options` are further arguments.
     ///
     /// # Panics
     /// If they do not start.
     #[must_use]
-    pub fn start(only: &str, options: &[&str]) -> Option<Self> {
-        if !script().exists() {
-            skip("scripts/services is not there");
-            return None;
-        }
+    pub fn launch(only: &str, options: &[&str]) -> Self {
         let name = format!("t-{}", &uuid::Uuid::new_v4().simple().to_string()[..12]);
         let mut words = vec!["up", "--name", &name, "--only", only];
         words.extend(options);
@@ -300,7 +307,7 @@ impl OwnServices {
         let variables = printed.lines().filter_map(|line| line.split_once('='));
         let variables =
             variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Some(Self { name, services: Services { variables } })
+        Self { name, services: Services { variables } }
     }
 
     /// Starts an engine whose store is on a small separate disk (such as `64m`), which can be
@@ -310,7 +317,7 @@ impl OwnServices {
     /// If it does not start.
     pub async fn small_engine(size: &'static str) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
-            skip("an engine on a disk of its own needs root, who can mount one");
+            skip(&["root, to mount a small disk"], Need::Ci);
             return None;
         }
         let start = move || Self::start("podman", &["--podman-disk", size]);
@@ -338,6 +345,14 @@ impl OwnServices {
 impl Drop for OwnServices {
     fn drop(&mut self) {
         drop(Command::new(script()).args(["down", "--name", &self.name]).output());
+    }
+}
+
+/// The name of a service of `scripts/services` in messages.
+fn service_name(service: &str) -> &str {
+    match service {
+        "rabbitmq" => "RabbitMQ",
+        other => other,
     }
 }
 

@@ -11,6 +11,7 @@ use hyper::Method;
 use hyper_util::rt::TokioIo;
 use integration_tests::engine::{OutputRecorder, shell};
 use integration_tests::services::{ENGINE, Services};
+use integration_tests::skipped::{Need, skip};
 use protocol::id::{Epoch, RunId};
 use protocol::pipeline::{ExecutorKind, PullPolicy};
 use runner::exec::docker::{Docker, Options};
@@ -36,7 +37,6 @@ pub(crate) struct Engine {
 }
 
 /// The engines of the environment.
-#[expect(clippy::print_stderr, reason = "what is not tested must be said")]
 pub(crate) fn engines() -> Vec<Engine> {
     let Some(services) = Services::of_environment(ENGINE) else { return Vec::new() };
     let image = services.get("BOB_TEST_IMAGE").to_owned();
@@ -44,9 +44,8 @@ pub(crate) fn engines() -> Vec<Engine> {
     let mut engines = vec![Engine { name: "podman", url: podman, image: image.clone() }];
     match services.find("BOB_TEST_DOCKER_URL") {
         Some(url) => engines.push(Engine { name: "docker.io", url: url.to_owned(), image }),
-        None => eprintln!(
-            "docker.io's daemon was not asked for, or does not start here (`scripts/services up --only podman,docker` says why): this runs on podman's Docker API alone"
-        ),
+        // Not every host can run it. `scripts/services up --only podman,docker` gives the reason.
+        None => skip(&["Docker"], Need::Optional),
     }
     engines
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use integration_tests::engine::{OutputRecorder, shell};
 use integration_tests::services::{ENGINE, Services};
+use integration_tests::skipped::{Need, skip};
 use protocol::id::Epoch;
 use protocol::pipeline::{ExecutorKind, PullPolicy};
 use runner::exec::access::{Granted, HostAccess};
@@ -43,7 +44,10 @@ pub(crate) fn adapters(granted: &Granted) -> Vec<Adapter> {
     };
     let mut adapters =
         vec![of("podman", &podman, false), of("the Docker API of podman", &podman, true)];
-    adapters.extend(services.find("BOB_TEST_DOCKER_URL").map(|url| of("docker.io", url, true)));
+    match services.find("BOB_TEST_DOCKER_URL") {
+        Some(url) => adapters.push(of("docker.io", url, true)),
+        None => skip(&["Docker"], Need::Optional),
+    }
     adapters
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Output;
 
 use integration_tests::services::{ENGINE, Services};
+use integration_tests::skipped::{Need, skip};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -36,8 +37,9 @@ pub(crate) fn engines() -> Vec<Engine> {
         engine("podman", &podman, "podman"),
         engine("the Docker API of podman", &podman, "docker"),
     ];
-    if let Some(url) = services.find("BOB_TEST_DOCKER_URL") {
-        engines.push(engine("docker.io", url, "docker"));
+    match services.find("BOB_TEST_DOCKER_URL") {
+        Some(url) => engines.push(engine("docker.io", url, "docker")),
+        None => skip(&["Docker"], Need::Optional),
     }
     engines
 }

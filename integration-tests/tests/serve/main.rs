@@ -40,3 +40,5 @@ mod rerun;
 mod server;
 mod takeover;
 mod writing;
+
+use integration_tests::skipped;

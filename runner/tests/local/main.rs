@@ -20,6 +20,9 @@ mod outputs;
 mod prunner;
 mod secrets;
 mod settings;
+#[allow(dead_code, unreachable_pub, reason = "shared with other tests")]
+#[path = "../../../integration-tests/src/skipped.rs"]
+mod skipped;
 
 fn local(dir: &Path) -> Local {
     Local::new(options(dir))

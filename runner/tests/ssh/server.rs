@@ -9,13 +9,10 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
+use crate::skipped::{Need, skip};
+
 /// Debian's path. It is not in a user's `PATH`.
 const SSHD: &str = "/usr/sbin/sshd";
-
-#[expect(clippy::disallowed_methods, reason = "a test's configuration is its environment")]
-fn is_ci() -> bool {
-    std::env::var("CI").is_ok_and(|value| !value.is_empty())
-}
 
 /// The server. Each connection has its own process, which ends with the test.
 pub(crate) struct Server {
@@ -29,8 +26,7 @@ impl Server {
     /// Starts a server. `None` if there is no sshd.
     pub(crate) fn start() -> Option<Self> {
         if !Path::new(SSHD).exists() {
-            assert!(!is_ci(), "{SSHD} is missing, and CI is set");
-            eprintln!("SKIPPED: {SSHD} is missing; `scripts/setup` installs it");
+            skip(&["sshd"], Need::Provided);
             return None;
         }
         let dir = tempfile::tempdir().unwrap();

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::symlink;
 
+use super::skipped::{Need, skip};
 use super::*;
 
 /// A host on which `sh` is the named program, with or without `setsid`.
@@ -15,7 +16,7 @@ impl Host {
             paths.find(|path| path.exists())
         };
         let Some(shell) = found(shell) else {
-            eprintln!("SKIPPED: there is no {shell}");
+            skip(&[shell], Need::Optional);
             return None;
         };
         let dir = tempfile::tempdir().unwrap();

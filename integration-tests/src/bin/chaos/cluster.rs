@@ -73,14 +73,14 @@ impl Cluster {
         let starting = tokio::task::spawn_blocking(move || {
             let members = ["--etcd-members", &members];
             if engines == 1 {
-                return (OwnServices::start("rabbitmq,etcd,podman", &members), None);
+                return (OwnServices::launch("rabbitmq,etcd,podman", &members), None);
             }
-            let own = OwnServices::start("rabbitmq,etcd,podman,registry", &members);
-            (own, OwnServices::start("podman", &[]))
+            let own = OwnServices::launch("rabbitmq,etcd,podman,registry", &members);
+            (own, Some(OwnServices::launch("podman", &[])))
         });
         let (own, other) = starting.await?;
         let mut cluster = Self {
-            own: own.context("there is no scripts/services")?,
+            own,
             other,
             dir: tempfile::Builder::new().prefix("bob-chaos-workers.").tempdir()?,
             program,

@@ -1,0 +1,18 @@
+//! Prints how many tests this `cargo test` has skipped, and which services they miss. Cargo runs
+//! this program last, because of its name. It contains no tests.
+#![expect(clippy::expect_used, reason = "a test may panic")]
+
+#[expect(dead_code, unreachable_pub, reason = "shared with tests that skip")]
+#[path = "../../integration-tests/src/skipped.rs"]
+mod skipped;
+
+use std::io::Write as _;
+
+fn main() {
+    // Programs that list tests expect none here.
+    if std::env::args().any(|argument| argument == "--list") {
+        return;
+    }
+    let summary = skipped::summary();
+    writeln!(std::io::stdout(), "\n{summary}\n").expect("the summary is printed");
+}
