@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_that_fits_is_left_as_it_is() {
+    fn a_record_that_fits_is_not_changed() {
         let mut small = record(&[step(0, 10, 10)]);
         let before = small.clone();
         assert_eq!(small.cut_to(MAX_RECORD_BYTES), None);
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_cut_before_results_and_the_largest_results_first() {
+    fn messages_are_shortened_before_results_and_the_largest_results_first() {
         let steps = [step(0, 1000, 4000), step(1, 3000, 0), step(2, 2000, 4000)];
         let mut cut = record(&steps);
         assert_eq!(cut.cut_to(8000), Some(CutSizes { messages: 2, results: 0, steps: 0 }));
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn any_record_fits_in_the_end() {
+    fn any_record_can_be_made_to_fit() {
         let steps: Vec<Value> = (0..500).map(|at| step(at, 100, 200)).collect();
         for most in [100_000, 20_000, 2_000] {
             let mut cut = record(&steps);
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_cut_at_a_character() {
+    fn a_text_is_cut_at_a_character_boundary() {
         assert_eq!(shortened("äöü".to_owned(), 3), "ä…");
         assert_eq!(shortened("abc".to_owned(), 3), "abc");
     }

@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_by_name_is_understood_in_both_spellings_of_its_id() {
+    fn a_start_by_name_accepts_both_spellings_of_its_id() {
         for key in ["run-id", "run_id"] {
             let start =
                 start_of(&format!(r#"{{"{key}": "r-1", "group": "dev", "name": "x", "more": 1}}"#))
@@ -464,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn scalars_in_variables_become_text_as_written_and_the_rest_is_refused() {
+    fn scalar_variables_become_text_as_written_and_other_values_are_refused() {
         let start =
             start_of(r#"{"group":"d","name":"x","vars":{"a":"1","b":2.50,"c":true}}"#).unwrap();
         let text = |name: &str| start.vars.get(name).map(String::as_str);
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_command_says_which_field_and_what_was_expected() {
+    fn an_invalid_command_names_the_field_and_what_was_expected() {
         let long = format!(r#"{{"group":"d","name":"{}"}}"#, "x".repeat(200));
         let cases: [(Option<&str>, &str, Option<&str>); 11] = [
             (Some(START), &long, Some("name")),
@@ -512,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn a_definition_inline_is_checked_to_its_last_key() {
+    fn an_inline_definition_is_checked_completely() {
         let definition = r#""group":"d","name":"x","image":"i","steps":[{"cmd":"true"}]"#;
         let start = start_of(&format!(r#"{{"pipeline":{{{definition}}},"backoff":1}}"#)).unwrap();
         assert!(matches!(start.target, Target::Inline(pipeline) if pipeline.steps.len() == 1));
@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn the_message_id_names_a_start_that_does_not_name_itself() {
+    fn the_message_id_names_a_start_without_a_run_id() {
         let body = br#"{"group":"d","name":"x"}"#;
         let Command::Start(start) = decode(Some(START), Some("abc"), body).unwrap() else {
             panic!("no start")

@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn the_image_of_a_run_is_found_whatever_else_its_entries_hold() {
+    fn the_image_of_a_run_is_found_in_any_kind_of_entry() {
         let later = json!({
             "pipeline": { "image": "busybox", "steps": 7, "shape": {} }, "status": "dreaming",
         });
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_has_the_parts_of_its_own_key_and_is_written_without_them() {
+    fn a_record_contains_its_definition_but_is_written_without_it() {
         let stored = read(&bytes(&record()), Some(&bytes(&definition()))).unwrap();
         assert_eq!((stored.unknown, stored.inline), (None, None));
         let of_run = stored.record;
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_of_an_older_version_yields_the_value_of_the_key() {
+    fn a_record_of_an_older_version_contains_its_own_definition() {
         let (mut old, mut parts) = (record(), definition());
         parts["pipeline"]["steps"][0]["later"] = json!(true);
         for (key, part) in parts.as_object().unwrap() {
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_of_an_unknown_pipeline_has_no_key_of_its_own() {
+    fn a_run_of_an_unknown_pipeline_has_no_definition_key() {
         let stored = read(&bytes(&record()), None).unwrap();
         assert_eq!(stored.record.definition().unwrap(), None);
     }

@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_is_shown_with_as_much_of_its_place_as_is_known() {
+    fn a_fault_is_shown_with_the_known_parts_of_its_position() {
         let mut fault = fault();
         assert_eq!(fault.to_string(), "a.yaml:3:5: `cmd` is missing (say what is run)");
         fault.line = 0;
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_comes_back_from_json_as_it_was() {
+    fn a_fault_round_trips_through_json() {
         let json = serde_json::to_string(&fault()).unwrap();
         assert_eq!(serde_json::from_str::<Diagnostic>(&json).unwrap(), fault());
     }

@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_id_becomes_the_run_id_the_same_way_each_time() {
+    fn a_message_id_always_gives_the_same_run_id() {
         assert_eq!(RunId::from_message_id("r-7").as_str(), "r-7");
         assert_eq!(RunId::from_message_id("7").as_str(), "r-7");
         let odd = RunId::from_message_id("a message id/with blanks");
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipeline_name_may_hold_a_colon_but_its_group_may_not() {
+    fn a_pipeline_name_can_contain_a_colon_but_its_group_cannot() {
         assert!(PipelineId::new("dev", "a:b").is_ok());
         assert!(PipelineId::new("d:ev", "a").is_err());
         assert!(PipelineId::new("", "a").is_err());

@@ -132,20 +132,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_quoted_where_a_shell_would_take_them_apart() {
+    fn words_that_a_shell_would_split_are_quoted() {
         let words = ["echo", "", "a b", "$HOME", "it's", "-n", "a=b"].map(str::to_owned);
         assert_eq!(join(&words), r"echo '' 'a b' '$HOME' 'it'\''s' -n a=b");
     }
 
     proptest! {
         #[test]
-        fn what_was_joined_is_split_as_it_was(words in prop::collection::vec(".*", 0..5)) {
+        fn joined_words_are_split_into_the_same_words(words in prop::collection::vec(".*", 0..5)) {
             prop_assert_eq!(split(&join(&words)), words);
         }
     }
 
     #[test]
-    fn open_quotes_and_operators_of_a_shell_are_reported_unless_they_are_quoted() {
+    fn open_quotes_and_unquoted_shell_operators_are_reported() {
         let operator = |word: &str| Surprise::Operator(word.to_owned());
         for (line, expected) in [
             ("echo \"unterminated", vec![Surprise::OpenQuote('"')]),
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_are_split_as_the_reference_splits_them() {
+    fn lines_are_split_like_by_the_reference_implementation() {
         let cases: [(&str, &[&str]); 23] = [
             (
                 r#"sh -c "while sleep 1; do echo ${RANDOM}; done""#,
@@ -199,7 +199,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn words_in_single_quotes_come_back_as_they_were(
+        fn words_in_single_quotes_round_trip(
             words in prop::collection::vec("[^']{0,8}", 0..6)
         ) {
             let line: Vec<String> = words.iter().map(|word| format!("'{word}'")).collect();
@@ -207,7 +207,7 @@ mod tests {
         }
 
         #[test]
-        fn words_with_every_character_escaped_come_back_as_they_were(
+        fn words_with_every_character_escaped_round_trip(
             words in prop::collection::vec("\\PC{1,8}", 0..6)
         ) {
             let escape = |word: &String| word.chars().flat_map(|c| ['\\', c]).collect::<String>();
@@ -216,7 +216,7 @@ mod tests {
         }
 
         #[test]
-        fn words_in_double_quotes_come_back_as_they_were(
+        fn words_in_double_quotes_round_trip(
             words in prop::collection::vec("[^\"\\\\]{0,8}", 0..6)
         ) {
             let line: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
@@ -230,7 +230,7 @@ mod tests {
         }
 
         #[test]
-        fn splitting_invents_no_characters(line in any::<String>()) {
+        fn splitting_adds_no_characters(line in any::<String>()) {
             let length: usize = split(&line).iter().map(String::len).sum();
             prop_assert!(length <= line.len());
         }

@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stamp_is_written_in_utc_with_milliseconds_and_read_back() {
+    fn a_timestamp_round_trips_in_utc_with_milliseconds() {
         let stamp = Timestamp(Millis(1_700_000_000_050));
         let json = serde_json::to_string(&stamp).unwrap();
         assert_eq!(json, "\"2023-11-14T22:13:20.050Z\"");

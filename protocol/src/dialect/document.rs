@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scalars_of_a_document_are_the_text_that_was_written() {
+    fn scalars_of_a_document_keep_their_source_text() {
         let read = document(None, b"a: 1.50\nb: [true, x]\nc:\n").unwrap();
         assert_eq!(read, serde_json::json!({ "a": "1.50", "b": ["true", "x"], "c": null }));
         assert_eq!(document(Some("x.json"), b"{\"a\": 1}").unwrap()["a"], "1");

@@ -274,7 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_one_of_the_web_and_has_no_user() {
+    fn an_address_is_an_http_url_without_a_user() {
         for bad in ["h", "ftp://h", "https://", "https:///x", "https://u:p@h", "https://h/a b"] {
             assert!(address(bad).is_some(), "{bad:?} was taken");
         }
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_json_writes_otherwise_stays_the_text_that_it_was() {
+    fn a_number_that_json_would_rewrite_keeps_its_text() {
         for (text, json) in [("7", "7"), ("-7", "-7"), ("1.50", "1.5"), ("1e2", "100.0")] {
             assert_eq!(number(text).map(|number| number.to_string()).as_deref(), Some(json));
         }

@@ -178,20 +178,20 @@ mod tests {
     }
 
     #[test]
-    fn each_line_is_a_job_in_its_order() {
+    fn each_line_is_a_job_and_their_order_is_kept() {
         let text = "echo a\n\n  make test  \n{\"command\": \"a\\nb\"}\n";
         assert_eq!(commands(text), ["echo a", "make test", "a\nb"]);
     }
 
     #[test]
-    fn what_only_looks_like_json_is_a_command() {
+    fn a_line_that_only_looks_like_json_is_a_command() {
         for plain in ["{ echo a; }", "\"/a b/c\" d", "[ -f x ]"] {
             assert_eq!(commands(plain), [plain]);
         }
     }
 
     #[test]
-    fn the_same_command_has_the_same_name_and_another_one_has_not() {
+    fn equal_commands_have_equal_names_and_different_ones_do_not() {
         let name = |text: &str| read(text.as_bytes()).unwrap()[0].1.name.clone();
         assert_eq!(name("echo a"), name("  echo a"));
         assert_ne!(name("echo a"), name("echo b"));
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn an_object_may_say_what_holds_for_its_job_and_one_that_is_cut_off_is_no_command() {
+    fn an_object_can_set_options_of_its_job_and_a_truncated_one_is_not_a_command() {
         let whole = r#"{"command":"a\nb","run-id":"r-1","attempts":3,"delay":"5s","timeout":60}"#;
         let job = Job::of_line(whole).unwrap();
         assert_eq!(Job::of_line(&job.line()).unwrap(), job);
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn no_attempt_and_one_attempt_are_a_single_try() {
+    fn zero_attempts_and_one_attempt_both_mean_one() {
         for attempts in [0, 1] {
             let job = Job { attempts: Some(attempts), ..Job::new("a".to_owned()) };
             assert_eq!(job.pipeline().steps[0].retry, None);
@@ -230,7 +230,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_command_comes_back_from_its_line(command in "[^\\x00]{1,40}") {
+        fn a_command_round_trips_through_its_line(command in "[^\\x00]{1,40}") {
             prop_assume!(!command.trim().is_empty());
             let line = Job::new(command.clone()).line();
             prop_assert!(!line.contains('\n'));

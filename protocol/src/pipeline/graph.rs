@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn decoding_layers_of_steps_takes_work_in_proportion_to_their_needs() {
+    fn decoding_layers_of_steps_takes_time_linear_in_their_needs() {
         for (layers, width) in [(4, 100), (8, 100), (8, 200)] {
             let (body, needs) = layered(layers, width);
             let (unions, graph) = decoded(&body);
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn without_needs_each_step_waits_for_the_one_before_and_goes_on_from_it() {
+    fn without_needs_each_step_waits_for_and_continues_from_its_predecessor() {
         let chain = graph(serde_json::json!([
             {"name": "a", "cmd": "x"}, {"name": "b", "cmd": "x"}, {"name": "c", "cmd": "x"},
         ]));
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn two_steps_fork_from_one_and_a_third_says_which_of_them_it_goes_on_from() {
+    fn two_steps_can_fork_from_one_and_a_third_names_the_one_it_continues_from() {
         let fork = graph(serde_json::json!([
             {"name": "end", "cmd": "x", "needs": ["left", "right", "top"], "from": "right"},
             {"name": "right", "cmd": "x", "needs": ["top"]},
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_without_an_image_hands_on_the_one_before_it() {
+    fn a_step_without_an_image_passes_on_that_of_its_predecessor() {
         let through = graph(serde_json::json!([
             {"name": "a", "cmd": "x"},
             {"name": "b", "cmd": "x", "executor": "local"},
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_docker_step_with_an_image_of_its_own_is_not_on_the_chain() {
+    fn a_docker_step_with_its_own_image_is_not_part_of_the_chain() {
         let chain = graph(serde_json::json!([
             {"name": "a", "cmd": "x", "executor": "docker"},
             {"name": "b", "cmd": "x", "executor": "docker", "with": {"image": "i"}},
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_not_there_and_circles_are_left_out() {
+    fn unknown_names_and_cycles_are_omitted() {
         let bad = graph(serde_json::json!([
             {"name": "a", "cmd": "x", "needs": ["b", "nobody"]},
             {"name": "b", "cmd": "x", "needs": ["a"]},

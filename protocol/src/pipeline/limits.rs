@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_come_back_from_json_under_their_keys() {
+    fn limits_round_trip_through_json() {
         let all = serde_json::json!({
             "open-files": 64, "processes": 10, "file-size": "1Mi", "memory": "2Gi",
             "cpu-time": "1m", "core-size": "0Ki", "stack": "8Mi",
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_tells_of_a_limit_only_where_there_is_one() {
+    fn an_exit_code_indicates_a_limit_only_if_one_is_set() {
         let limits = of(serde_json::json!({"cpu-time": "1s"})).unwrap();
         assert_eq!(limits.ended_by(152), Some(("cpu-time", "SIGXCPU")));
         assert_eq!((limits.ended_by(153), limits.ended_by(137)), (None, None));

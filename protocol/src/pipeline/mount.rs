@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn options_that_exclude_each_other_or_fit_the_other_kind_are_rejected() {
+    fn conflicting_options_and_options_of_the_other_kind_are_rejected() {
         for (text, why) in [
             ("/a:/b:ro,rw", BadMount::Conflict("ro", "rw")),
             ("/a:/b:z,Z", BadMount::Conflict("z", "Z")),
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_is_not_a_mount_says_what_is_wrong() {
+    fn an_invalid_mount_is_reported_with_the_reason() {
         for bad in ["", "a", "a:b", ":/b", "/a:/b:ro:z", "/tmp:rel"] {
             assert_eq!(parsed(bad), Err(BadMount::Form), "{bad:?}");
         }

@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_that_ends_at_the_container_needs_no_grant() {
+    fn a_network_inside_the_container_needs_no_grant() {
         for text in [
             "none",
             "private",
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn the_host_its_loopback_and_a_named_network_need_a_grant_each() {
+    fn the_host_its_loopback_and_a_named_network_each_need_a_grant() {
         for (text, grant) in [
             ("host", "host"),
             ("mine", "mine"),

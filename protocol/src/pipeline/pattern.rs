@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_matches_by_the_rules_of_globs_and_no_wildcard_but_two_stars_goes_deeper() {
+    fn a_pattern_matches_like_a_glob_and_only_two_stars_descend() {
         for (text, good, bad) in [
             ("out/*.log", vec!["out/a.log", "out/.log"], vec!["out/a/b.log", "a.log", "out/a"]),
             ("out/**/*.log", vec!["out/a.log", "out/a/b/c.log"], vec!["x/a.log", "outa.log"]),
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn the_base_of_a_pattern_is_what_is_named_before_the_first_wildcard() {
+    fn the_base_of_a_pattern_is_the_path_before_the_first_wildcard() {
         for (text, base) in [
             ("out/x/*.log", "out/x"),
             ("**/*.log", "."),
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_is_no_pattern_or_leads_away_is_refused_with_the_reason() {
+    fn an_invalid_or_escaping_pattern_is_refused_with_the_reason() {
         for (bad, why) in [
             ("", "is empty"),
             ("/etc/*", "absolute"),
@@ -340,7 +340,7 @@ mod tests {
 
     // A11: flat and relative layout.
     #[test]
-    fn a_file_is_put_by_its_last_name_or_as_it_lies() {
+    fn a_file_is_stored_under_its_last_name_or_its_relative_path() {
         let flat = selection("out/**/*.log", None, Layout::Flat);
         assert_eq!(flat.file("out/a/b.log").as_deref(), Some("b.log"));
         let relative = selection("out/**/*.log", None, Layout::Relative);
@@ -350,7 +350,7 @@ mod tests {
 
     // A11: a directory.
     #[test]
-    fn a_directory_that_matches_is_taken_with_all_that_is_in_it() {
+    fn a_matching_directory_includes_all_its_files() {
         let named = selection("build/report", None, Layout::Flat);
         assert_eq!(named.file("build/report/a/b").as_deref(), Some("report/a/b"));
         assert_eq!(named.file("build/report").as_deref(), Some("report"));
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_takes_only_files_or_only_directories() {
+    fn a_kind_selects_only_files_or_only_directories() {
         let files = selection("out/*", Some(OutputKind::File), Layout::Flat);
         assert_eq!(files.file("out/a").as_deref(), Some("a"));
         assert_eq!(files.file("out/dir/a"), None);

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 #[test]
-fn memory_counts_in_1024_with_and_without_the_i() {
+fn memory_units_are_powers_of_1024_with_and_without_the_i() {
     for (text, bytes) in [
         ("1K", 1024),
         ("1Ki", 1024),
@@ -17,7 +17,7 @@ fn memory_counts_in_1024_with_and_without_the_i() {
 }
 
 #[test]
-fn bytes_are_readable_and_never_more_than_there_are() {
+fn bytes_are_shown_readably_and_never_rounded_up() {
     for (bytes, text) in [
         (0, "0 bytes"),
         (1023, "1023 bytes"),
@@ -49,7 +49,7 @@ fn memory_without_digits_or_unit_or_beyond_64_bits_is_refused() {
 }
 
 #[test]
-fn a_cpu_share_may_be_an_integer_and_is_bounded() {
+fn a_cpu_share_can_be_an_integer_and_is_bounded() {
     assert_eq!(serde_json::from_str::<Cpu>("1").unwrap(), Cpu::new(1.0).unwrap());
     assert_eq!(serde_json::from_str::<Cpu>("0.25").unwrap().share(), 0.25);
     assert_eq!(serde_json::to_string(&Cpu::new(1.0).unwrap()).unwrap(), "1.0");
@@ -62,7 +62,7 @@ fn a_cpu_share_may_be_an_integer_and_is_bounded() {
 }
 
 #[test]
-fn a_span_is_read_from_its_units_or_as_seconds() {
+fn a_span_is_parsed_with_units_or_as_seconds() {
     for (text, millis) in [
         ("90s", 90_000),
         ("10m", 600_000),
@@ -81,7 +81,7 @@ fn a_span_is_read_from_its_units_or_as_seconds() {
 }
 
 #[test]
-fn a_span_that_is_none_or_endless_is_refused() {
+fn an_invalid_or_too_long_span_is_refused() {
     for bad in ["", "s", "1x", "1s2", "1m1h", "1s1s", "1.5s", "-1s", " 1s", "1 s", "ms5", "1é"] {
         let fault = bad.parse::<Span>().unwrap_err();
         assert!(matches!(fault, BadQuantity::Span { .. }), "{bad:?}: {fault}");
@@ -97,19 +97,19 @@ fn a_span_that_is_none_or_endless_is_refused() {
 
 proptest! {
     #[test]
-    fn memory_is_written_as_it_can_be_read(amount in 0_u64..=u64::MAX >> 10) {
+    fn memory_round_trips_through_text(amount in 0_u64..=u64::MAX >> 10) {
         let memory = Memory { bytes: amount << 10 };
         prop_assert_eq!(memory.to_string().parse::<Memory>().unwrap(), memory);
     }
 
     #[test]
-    fn a_share_is_written_as_it_can_be_read(share in 0.0..=1.0_f64) {
+    fn a_cpu_share_round_trips_through_text(share in 0.0..=1.0_f64) {
         let cpu = Cpu::new(share).unwrap();
         prop_assert_eq!(cpu.to_string().parse::<Cpu>().unwrap(), cpu);
     }
 
     #[test]
-    fn a_span_is_written_as_it_can_be_read(millis in 1..=Span::MAX_MILLIS) {
+    fn a_span_round_trips_through_text(millis in 1..=Span::MAX_MILLIS) {
         let span = Span::from_millis(millis).unwrap();
         prop_assert_eq!(span.to_string().parse::<Span>().unwrap(), span);
         let json = serde_json::to_string(&span).unwrap();
@@ -117,7 +117,7 @@ proptest! {
     }
 
     #[test]
-    fn no_text_makes_a_quantity_panic(text in "\\PC{0,12}|[0-9]{0,22}[KMGTPEidhms]{0,3}") {
+    fn parsing_a_quantity_never_panics(text in "\\PC{0,12}|[0-9]{0,22}[KMGTPEidhms]{0,3}") {
         drop(text.parse::<Memory>());
         drop(text.parse::<Cpu>());
         drop(text.parse::<Span>());

@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_service_of_our_own_is_in_a_group_of_its_own_and_may_say_much() {
+    async fn an_own_podman_service_has_its_own_process_group_and_can_log_much() {
         let dir = tempfile::tempdir().unwrap();
         let program = program(
             dir.path(),
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_grants_what_its_operator_names_and_a_person_has_whatever_they_may() {
+    fn a_worker_grants_what_its_operator_names_and_run_grants_everything() {
         let nowhere = tempfile::tempdir().unwrap();
         let environment = Environment::from([
             ("BOB_NETWORKS", "host,mine"),
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn registry_credentials_are_looked_for_in_podmans_own_files_where_none_is_named() {
+    fn registry_credentials_default_to_the_files_of_podman() {
         let made = options_with(Environment::from([
             ("XDG_RUNTIME_DIR", "/run/u"),
             ("XDG_CONFIG_HOME", "/conf"),

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_ends_when_the_last_one_lets_go() {
+    fn a_service_ends_when_its_last_user_releases_it() {
         let dir = tempfile::tempdir().unwrap();
         let (read, write) = std::io::pipe().unwrap();
         let path = dir.path().to_owned();
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_ends_by_itself_is_reported() {
+    fn a_service_that_exits_on_its_own_is_reported() {
         let dir = tempfile::tempdir().unwrap();
         let (read, _write) = std::io::pipe().unwrap();
         let mut program = Command::new("sh");
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_without_a_service_of_ours_has_no_lifeline() {
+    fn an_address_without_an_own_service_has_no_lifeline() {
         assert!(keep_alive("http://localhost:8080").is_none());
         assert!(keep_alive("unix:///nonexistent/podman.sock").is_none());
     }

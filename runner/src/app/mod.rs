@@ -438,7 +438,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_away_is_said_in_one_line_however_much_it_answers() {
+    fn an_unavailable_service_is_reported_in_one_line_of_any_response() {
         let page = format!("404\n<html>\n\n{}\n", "not found\n".repeat(1000));
         let said = Unavailable::new(&page).to_string();
         assert!(said.starts_with("404 <html> not found not found"), "{said}");
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_made_or_used_as_it_is() {
+    fn a_directory_is_created_or_used_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a/b");
         assert!(make_dir(&path).unwrap());

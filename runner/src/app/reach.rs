@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn the_services_of_the_settings_are_the_workers_own() {
+    fn the_services_in_the_settings_are_the_workers_own() {
         let config = loaded([
             ("BOB_STORAGE_URLS", "http://etcd-1:12379,http://[fd01::2]:2379"),
             ("BOB_QUEUE_URL", "amqp://rabbit:15673"),

@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_belongs_to_one_process_until_that_has_gone() {
+    fn a_directory_belongs_to_one_process_until_it_exits() {
         let place = tempfile::tempdir().unwrap();
         let runs = place.path().join("runs");
         let dir = new(&runs, "r-1");
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_process_uses_is_found_by_one_process_only() {
+    fn an_unused_directory_is_found_by_one_process_only() {
         let place = tempfile::tempdir().unwrap();
         let _used = new(place.path(), "r-used");
         drop(new(place.path(), "r-dead"));

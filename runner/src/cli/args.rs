@@ -456,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_have_a_name_and_may_have_an_empty_value() {
+    fn variables_have_a_name_and_can_have_an_empty_value() {
         assert_eq!(variable("A=b=c"), Ok(("A".into(), "b=c".into())));
         assert_eq!(variable("A="), Ok(("A".into(), String::new())));
         for bad in ["A", "=b", "A=\0"] {

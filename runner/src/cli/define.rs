@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn every_fault_of_a_registration_is_told() {
+    fn every_fault_of_a_registration_is_reported() {
         let faults = service_of(&json!({ "nam": "x", "url": "ftp://h" })).unwrap_err();
         assert_eq!(faults.len(), 2, "{faults:?}");
         assert!(service_of(&json!("x")).is_err());

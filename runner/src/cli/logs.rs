@@ -335,7 +335,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_event_of_a_later_version_has_a_line_too() {
+    fn an_event_of_a_later_version_is_shown() {
         let body = br#"{"at":0,"type":"Normal","kind":"Moon","reason":"MoonRises","run-id":"r-1","message":"up\nit goes","new":[1]}"#;
         let line = format_unknown(body).unwrap();
         assert_eq!(line, "1970-01-01T00:00:00.000Z MoonRises            r-1 up it goes");

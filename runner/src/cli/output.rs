@@ -202,14 +202,14 @@ mod tests {
     }
 
     #[test]
-    fn two_handles_may_be_one_place() {
+    fn two_handles_can_refer_to_the_same_file() {
         let (one, other) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         assert!(is_same(&one, one.try_clone().unwrap()));
         assert!(!is_same(&one, &other));
     }
 
     #[test]
-    fn a_reader_that_is_gone_is_no_error_and_a_full_disk_is_one() {
+    fn a_closed_pipe_is_not_an_error_but_a_full_disk_is() {
         assert_eq!(
             unwritten(&io::ErrorKind::BrokenPipe.into()),
             Failure::already_reported(Exit::Ok)
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_are_short() {
+    fn spans_are_shown_briefly() {
         for (millis, text) in [
             (0, "0ms"),
             (-5, "0ms"),
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn text_from_elsewhere_cannot_move_the_cursor() {
+    fn foreign_text_cannot_move_the_cursor() {
         assert_eq!(one_line("a\n\u{1b}[2Jb\r"), "a  [2Jb ");
     }
 }

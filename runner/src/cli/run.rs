@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_could_not_be_shown_says_so_at_its_end_and_has_not_passed() {
+    fn a_run_that_could_not_be_shown_reports_that_and_does_not_pass() {
         let full = || Some(Failure::new(Exit::Failed, "cannot write to standard output: full"));
         let failure = ended(full(), Exit::Ok).unwrap_err();
         assert_eq!(failure.exit, Exit::Failed);

@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_cannot_move_the_cursor_and_may_use_colours() {
+    fn a_step_can_use_colours_but_cannot_move_the_cursor() {
         assert_eq!(sanitize("a\u{1b}[2J\u{1b}[1Ab\u{7}\u{8}", true), "ab");
         assert_eq!(sanitize("\u{1b}[31mred\u{1b}[0m", true), "\u{1b}[31mred\u{1b}[0m\u{1b}[0m");
         assert_eq!(sanitize("\u{1b}[31mred\u{1b}[0m", false), "red");

@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn output_scrolls_by_and_the_steps_stand_below_it() {
+    fn output_scrolls_above_the_list_of_steps() {
         let mut screen = Screen::new(&pipeline(3), false, SIZE, 0);
         let mut bytes = screen.tick(SIZE, 0);
         for item in items(vec![
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_leaves_the_steps_and_the_result() {
+    fn the_final_screen_shows_the_steps_and_the_result() {
         let mut screen = Screen::new(&pipeline(2), false, SIZE, 0);
         let mut bytes = Vec::new();
         for item in items(vec![
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn many_steps_are_a_window_around_the_running_one() {
+    fn many_steps_are_shown_as_a_window_around_the_running_one() {
         let mut screen = Screen::new(&pipeline(200), false, Size { columns: 20, rows: 10 }, 0);
         let mut events = Vec::new();
         for step in 0..100 {

@@ -239,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_run_that_was_handed_over_waits_for_a_worker() {
+    fn a_handed_over_run_waits_for_a_worker() {
         let record = |status: &str, released: bool| -> RunRecord {
             let mut record = json!({
                 "group": "g", "name": "n", "run-id": "r-1", "status": status, "attempt": 1,

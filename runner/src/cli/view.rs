@@ -320,7 +320,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn an_unfinished_line_is_ended_where_both_outputs_are_one() {
+    fn an_unfinished_line_is_ended_if_both_outputs_are_the_same() {
         let one = Style { together: true, ..APART };
         for errors in [StepErrors::Apart, StepErrors::WithOutput] {
             let text = together(&mut PlainView::new(errors, None, one), &a_run());
@@ -344,7 +344,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_step_that_broke_is_told_by_what_happened() {
+    fn a_broken_step_is_described_by_its_cause() {
         let told = |event: Event| {
             let run = items(vec![event]);
             together(&mut PlainView::new(StepErrors::Apart, None, APART), &run)
@@ -371,7 +371,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn output_is_written_as_it_is_and_what_happens_is_told_aside() {
+    fn output_is_written_unchanged_and_events_go_to_standard_error() {
         let (out, err) = written(&mut PlainView::new(StepErrors::Apart, None, APART));
         assert_eq!(out, "one\nno newline");
         assert_eq!(
@@ -404,7 +404,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_log_has_both_streams_in_their_order_or_one_step_alone() {
+    fn a_log_shows_both_streams_in_order_or_a_single_step() {
         let (out, _) = written(&mut PlainView::new(StepErrors::WithOutput, None, APART));
         assert_eq!(out, "one\ncareno newline");
         let only = Some("test".parse().unwrap());

@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pause_grows_to_its_cap_and_never_ends() {
+    fn the_delay_grows_to_its_maximum_and_retries_never_end() {
         let mut pace = Pace::new();
         let pauses: Vec<Duration> = (0..50).map(|_| pace.0.next_backoff().unwrap()).collect();
         assert!(pauses[0] <= FIRST * 3 / 2, "{pauses:?}");

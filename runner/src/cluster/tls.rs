@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_no_pem_is_named() {
+    fn a_file_that_is_not_pem_is_named() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "not a certificate\n").unwrap();
         let files = TlsFiles { ca: Some(file.path().to_owned()), ..TlsFiles::default() };
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_may_name_its_algorithm() {
+    fn a_key_can_name_its_algorithm() {
         let dir = tempfile::tempdir().unwrap();
         let (cert, key) = (dir.path().join("c.pem"), dir.path().join("k.pem"));
         std::fs::write(&cert, "-----BEGIN CERTIFICATE-----\nAA==\n").unwrap();
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_authority_is_called_one() {
+    fn a_wrong_authority_is_reported_as_such() {
         let said = explain("invalid peer certificate: UnknownIssuer", "BOB_QUEUE").unwrap();
         assert!(said.starts_with(
             "its certificate was not issued by an authority that is trusted here; BOB_QUEUE_CA"

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_are_read_in_their_order_and_a_missing_file_is_none() {
+    fn variables_are_read_in_order_and_a_missing_file_is_ignored() {
         let text = "\u{feff}# of the team\nA=1\nexport B=\"two\nlines\"\n\nC='$A' # so\nA=2 ";
         let (dir, file) = written(text);
         let (read, warnings) = read(&[dir.path().join("missing"), file]).unwrap();
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_line_is_named_by_its_number_and_shows_nothing_of_its_value() {
+    fn an_invalid_line_is_reported_by_number_without_its_value() {
         for (text, line) in [
             ("A=1\n\n# c\nhunter2 hunter2\nB=1", "line 4"),
             ("A=1\nPASSWORD=\"hunter2\nB=1\nC=1\n", "line 2"),
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_the_programs_own_is_left_out_and_said() {
+    fn variables_of_the_program_itself_are_skipped_and_reported() {
         let (_dir, file) = written("BOB_QUEUE_PASSWORD=hunter2\nA=1\n");
         let (read, warnings) = read(&[file]).unwrap();
         assert_eq!(plain(&read), [("A", "1")]);

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn state_goes_below_the_home_directory_unless_it_is_said_otherwise() {
+    fn state_is_stored_below_the_home_directory_by_default() {
         let home = Environment::from([("HOME", "/home/x")]);
         assert_eq!(home.state_home(), Path::new("/home/x/.local/state"));
         let said = Environment::from([("HOME", "/home/x"), ("XDG_STATE_HOME", "/s")]);
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_looked_for_where_podman_keeps_them() {
+    fn credentials_are_searched_in_the_places_of_podman() {
         let user = Environment::from([("XDG_RUNTIME_DIR", "/run/u"), ("HOME", "/home/u")]);
         let places = [
             "/run/u/containers/auth.json",
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn programs_are_looked_for_on_the_path() {
+    fn programs_are_searched_on_the_path() {
         let environment = Environment::from([("PATH", "/nonexistent:/bin:/usr/bin")]);
         assert!(environment.program("sh").is_some());
         assert!(environment.program("no-such-program").is_none());

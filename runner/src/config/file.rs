@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn toml_and_yaml_say_the_same() {
+    fn toml_and_yaml_settings_are_equivalent() {
         let toml = "mode = \"embedded\"\n[storage]\nurls = [\"http://a\", \"http://b\"]\n[worker]\nmax_parallel_runs = 3\n";
         let yaml = "mode: embedded\nstorage:\n  urls: [http://a, http://b]\nworker:\n  max_parallel_runs: 3\n";
         let read = leaves_of("x.toml", toml).unwrap();
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_read_is_one_sentence_without_its_text() {
+    fn an_unreadable_file_gives_one_sentence_without_its_content() {
         let fault = leaves_of("x.toml", "[queue]\npassword = hunter2\n").unwrap_err();
         assert!(fault.expected.contains("line 2"), "{fault}");
         assert!(!fault.to_string().contains("hunter2"), "{fault}");

@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn networks_are_the_words_of_grants_or_names() {
+    fn networks_are_grant_keywords_or_names() {
         let names = |text| {
             let grants = networks(text)?;
             Ok::<_, String>(
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_of_the_operator_may_have_any_option() {
+    fn a_network_of_the_operator_can_have_any_option() {
         for good in ["none", "host", "my-net", "pasta:-T,80", "pasta:--pcap,/path"] {
             assert_eq!(network(good).as_deref(), Ok(good));
         }
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn volumes_are_names_and_none_of_the_runners_own() {
+    fn volumes_are_names_that_the_runner_does_not_use_itself() {
         assert_eq!(volumes("data, cache").unwrap(), ["data", "cache"]);
         for bad in ["/srv", "a/b", "bob-r-1-0-7-1", "a:ro"] {
             assert!(volumes(bad).unwrap_err().contains("names of volumes"), "{bad}");
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_directory_can_be_read_only_and_does_not_lie_in_a_writable_one() {
+    fn a_shared_directory_can_be_read_only_but_not_inside_a_writable_one() {
         let dir = tempfile::tempdir().unwrap();
         let root = std::fs::canonicalize(dir.path()).unwrap();
         for name in ["a/in", "b"] {

@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn outputs_are_kept_in_a_directory_a_bucket_or_a_registered_store() {
+    fn outputs_are_stored_in_a_directory_a_bucket_or_a_registered_store() {
         assert_eq!(parse_store("/srv/out"), Ok(StoreSetting::Directory("/srv/out".into())));
         assert_eq!(parse_store("out"), Ok(StoreSetting::Directory("out".into())));
         let bucket =
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_is_an_address_without_a_user() {
+    fn an_endpoint_is_a_url_without_a_user() {
         assert_eq!(endpoint("http://127.0.0.1:9000/").as_deref(), Ok("http://127.0.0.1:9000"));
         for bad in ["", "h:1", "s3://h", "https://u:p@h", "https://h?x=1"] {
             assert!(endpoint(bad).is_err(), "{bad:?} was taken");

@@ -353,7 +353,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_broker_url_says_host_port_credentials_and_virtual_host() {
+    fn a_broker_url_contains_host_port_credentials_and_virtual_host() {
         let url = queue_url("amqps://us%40er:p%2Fw@[::1]:1234/%2Fown").unwrap();
         assert!(url.tls);
         assert_eq!((url.host.as_str(), url.port, url.vhost.as_str()), ("::1", 1234, "/own"));
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn storage_urls_are_of_one_kind_and_give_their_credentials_away() {
+    fn storage_urls_have_one_scheme_and_their_credentials_are_extracted() {
         let read = storage_urls("http://u:p@a:1, http://b:2").unwrap();
         let urls: Vec<&str> = read.urls.iter().map(Url::as_str).collect();
         assert_eq!(urls, ["http://a:1/", "http://b:2/"]);
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_have_bounds_and_bytes_may_have_a_unit() {
+    fn numbers_have_bounds_and_bytes_can_have_a_unit() {
         assert_eq!(number(1, 5)("5"), Ok(5));
         for bad in ["0", "6", "-1", "1.5", "", "five", "1 "] {
             assert_eq!(number(1, 5)(bad), Err("a whole number from 1 to 5".into()));

@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_allowed_address_is_a_host_an_address_or_a_network_with_a_port_or_without() {
+    fn an_allowed_address_is_a_host_an_ip_or_a_network_with_an_optional_port() {
         let name =
             |name: &str, port| Some(AllowedAddress { host: AllowedHost::Name(name.into()), port });
         let net = |net: &str, port| {
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scope_names_secrets_pipelines_and_perhaps_a_host() {
+    fn a_scope_names_secrets_and_pipelines_and_optionally_a_host() {
         let fits = |glob: &Glob, text: &str| glob.compile_matcher().is_match(text);
         let all = scope("*=*").unwrap();
         assert!(fits(&all.secret, "a.b/c") && fits(&all.group, "x") && fits(&all.pipeline, "y/z"));

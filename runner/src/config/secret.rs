@@ -43,12 +43,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_shows_nothing_of_its_value() {
+    fn a_displayed_secret_does_not_contain_its_value() {
         assert_eq!(format!("{:?}", Some(Secret::new("hunter2"))), "Some(***)");
     }
 
     #[test]
-    fn credentials_are_cut_out_of_urls_that_can_and_that_cannot_be_read() {
+    fn credentials_are_removed_from_valid_and_invalid_urls() {
         for (text, shown) in [
             ("amqp://u:p@ss@h:1/v", "amqp://***@h:1/v"),
             ("u:p@h", "***@h"),

@@ -276,7 +276,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_name_and_every_variable_stands_once() {
+    fn every_name_and_every_variable_is_unique() {
         for (position, setting) in SETTINGS.iter().enumerate() {
             for other in &SETTINGS[position + 1..] {
                 assert_ne!(setting.name, other.name);
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_name_finds_the_one_that_was_meant() {
+    fn a_misspelt_name_gives_a_suggestion() {
         let names = || SETTINGS.iter().map(|setting| setting.name);
         assert_eq!(nearest("storage.url", names()), Some("storage.urls"));
         assert_eq!(nearest("queue.pasword", names()), Some("queue.password"));
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn the_manual_in_docs_holds_the_table_as_it_is() {
+    fn the_manual_contains_the_current_table() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/settings.md");
         let file = std::fs::read_to_string(path).unwrap_or_default();
         assert!(file.contains(&manual()), "put this into docs/settings.md:\n{}", manual());

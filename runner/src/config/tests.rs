@@ -32,7 +32,7 @@ fn faults_of<const N: usize>(variables: [(&str, &str); N]) -> String {
 }
 
 #[test]
-fn the_defaults_are_those_of_the_wire_contract() {
+fn the_defaults_match_the_wire_contract() {
     let config = config_of([("HOME", "/home/x")]);
     assert_eq!(config.mode, Mode::Cluster);
     assert_eq!(config.data_dir, Path::new("/home/x/.local/state/bob-runner"));
@@ -62,7 +62,7 @@ fn the_defaults_are_those_of_the_wire_contract() {
 }
 
 #[test]
-fn a_flag_wins_over_a_variable_over_the_file_over_the_default() {
+fn flags_override_variables_and_variables_override_the_file() {
     let toml = ("bob-runner.toml", "[worker]\nmax-parallel-runs = 2\n");
     let yaml = ("bob-runner.yaml", r#"{"worker": {"max_parallel_runs": 2}}"#);
     let variable = || Environment::from([("BOB_MAX_PARALLEL_RUNS", "3")]);
@@ -91,7 +91,7 @@ fn a_flag_wins_over_a_variable_over_the_file_over_the_default() {
 }
 
 #[test]
-fn a_variable_wins_over_the_url_which_wins_over_the_default() {
+fn a_variable_overrides_the_url_which_overrides_the_default() {
     let url = ("BOB_QUEUE_URL", "amqp://u:p@h/dev");
     let login = |config: &Config| {
         let login = &config.queue.broker.login;
@@ -115,7 +115,7 @@ fn a_variable_wins_over_the_url_which_wins_over_the_default() {
 }
 
 #[test]
-fn all_faults_are_reported_together_with_name_value_and_what_is_expected() {
+fn all_faults_are_reported_together_with_name_value_and_expectation() {
     let toml = "mods = \"x\"\n[queue]\nurls = 1\n[worker]\ndrain-seconds = -1\ndisk-low = [1]\n";
     let environment = Environment::from([
         ("BOB_MODE", "clustered"),
@@ -155,7 +155,7 @@ fn all_faults_are_reported_together_with_name_value_and_what_is_expected() {
 }
 
 #[test]
-fn a_password_can_be_given_as_a_file_and_not_twice() {
+fn a_password_can_be_a_file_but_not_set_twice() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "hunter2\n").unwrap();
     let path = file.path().to_str().unwrap();
@@ -175,7 +175,7 @@ fn a_password_can_be_given_as_a_file_and_not_twice() {
 }
 
 #[test]
-fn a_password_file_of_more_than_one_line_is_refused_and_not_shown() {
+fn a_password_file_with_several_lines_is_refused_and_not_shown() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let path = file.path().to_str().unwrap();
     for text in ["hunter2\n\n", "hunter2\nmore", "\nhunter2\n", "hunter2\r\r\n"] {
@@ -190,7 +190,7 @@ fn a_password_file_of_more_than_one_line_is_refused_and_not_shown() {
 }
 
 #[test]
-fn secrets_are_shown_nowhere() {
+fn secrets_are_never_shown() {
     let environment = Environment::from([
         ("BOB_QUEUE_URL", "amqp://u:hunter2@h"),
         ("BOB_QUEUE_PASSWORD", "hunter2"),
@@ -203,7 +203,7 @@ fn secrets_are_shown_nowhere() {
 }
 
 #[test]
-fn addresses_of_what_is_not_done_yet_are_silent_by_default_and_refused_when_they_are_set() {
+fn unsupported_addresses_are_ignored_by_default_and_refused_if_set() {
     assert!(loaded(None, Environment::default(), &[]).unwrap().warnings.is_empty());
     let off = Environment::from([("BOB_METRICS_ADDRESS", "")]);
     assert!(loaded(None, off, &[]).unwrap().warnings.is_empty());
@@ -214,7 +214,7 @@ fn addresses_of_what_is_not_done_yet_are_silent_by_default_and_refused_when_they
 }
 
 #[test]
-fn the_disk_has_room_again_below_where_it_had_none() {
+fn disk_watermarks_have_defaults_and_the_low_one_must_be_below_the_high_one() {
     let worker = config_of([("BOB_DISK_HIGH", "90"), ("BOB_BASE_IMAGES_BYTES", "5G")]).worker;
     assert_eq!((worker.disk_high, worker.disk_low, worker.base_images_bytes), (90, 80, 5 << 30));
     for (set, said) in [
@@ -266,7 +266,7 @@ fn certificates_go_with_encrypted_connections_and_come_in_pairs() {
 }
 
 #[test]
-fn the_file_is_the_one_of_the_flag_then_of_the_variable_then_the_first_that_is_found() {
+fn the_file_is_that_of_the_flag_then_the_variable_then_the_first_found() {
     let directory = tempfile::tempdir().unwrap();
     let place = |name: &str, runs: u32| {
         let path = directory.path().join(name);
@@ -307,7 +307,7 @@ fn the_file_is_the_one_of_the_flag_then_of_the_variable_then_the_first_that_is_f
 }
 
 #[test]
-fn outputs_are_kept_nowhere_until_somebody_says_where() {
+fn outputs_are_not_stored_by_default() {
     assert_eq!(config_of([]).outputs, None);
     let config = config_of([("BOB_OUTPUTS", "/srv/out")]);
     assert_eq!(config.outputs, Some(Outputs::Directory("/srv/out".into())));
@@ -317,7 +317,7 @@ fn outputs_are_kept_nowhere_until_somebody_says_where() {
 }
 
 #[test]
-fn the_secret_of_a_bucket_can_stand_in_a_file_and_is_not_shown() {
+fn the_secret_of_a_bucket_can_be_in_a_file_and_is_not_shown() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "hunter2\n").unwrap();
     let loaded = loaded(
@@ -337,7 +337,7 @@ fn the_secret_of_a_bucket_can_stand_in_a_file_and_is_not_shown() {
 }
 
 #[test]
-fn what_belongs_to_a_bucket_is_refused_where_there_is_none_and_where_half_of_it_is_missing() {
+fn bucket_settings_without_a_bucket_or_incomplete_ones_are_refused() {
     let said = faults_of([("BOB_OUTPUTS", "/srv"), ("BOB_OUTPUTS_S3_ENDPOINT", "http://h:1")]);
     assert!(said.contains("BOB_OUTPUTS_S3_ENDPOINT") && said.contains("s3://"), "{said}");
     let said = faults_of([("BOB_OUTPUTS", "s3://b"), ("BOB_OUTPUTS_S3_SECRET_KEY", "hunter2")]);
@@ -345,7 +345,7 @@ fn what_belongs_to_a_bucket_is_refused_where_there_is_none_and_where_half_of_it_
 }
 
 #[test]
-fn a_file_in_the_working_directory_does_not_decide_where_credentials_from_elsewhere_are_sent() {
+fn a_file_in_the_working_directory_cannot_redirect_credentials() {
     let secret = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(secret.path(), "hunter2\n").unwrap();
     let password_file =
@@ -399,7 +399,7 @@ fn a_file_in_the_working_directory_does_not_decide_where_credentials_from_elsewh
 }
 
 #[test]
-fn an_authority_for_another_server_is_not_taken_from_the_working_directory() {
+fn a_file_in_the_working_directory_cannot_set_the_authority_of_another_server() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let toml = format!("[queue]\nca = {:?}\n", file.path());
     for variables in [
@@ -413,7 +413,7 @@ fn an_authority_for_another_server_is_not_taken_from_the_working_directory() {
 }
 
 #[test]
-fn a_file_in_the_working_directory_does_not_decide_who_receives_registry_credentials_and_secrets() {
+fn a_file_in_the_working_directory_cannot_redirect_registry_secrets() {
     for (toml, name) in [
         ("[engine]\nurl = \"http://evil:1\"\n", "engine.url"),
         ("[engine]\ndocker-url = \"http://evil:1\"\n", "engine.docker-url"),
@@ -431,7 +431,7 @@ fn a_file_in_the_working_directory_does_not_decide_who_receives_registry_credent
 }
 
 #[test]
-fn credentials_may_come_from_the_same_file_and_a_named_file_is_trusted() {
+fn credentials_can_be_in_the_same_file_and_a_named_file_is_trusted() {
     let password = || Environment::from([("BOB_QUEUE_PASSWORD", "p")]);
     let file = |text: &'static str| Some(("bob-runner.toml", text));
     let whole = "[queue]\nurl = \"amqp://u@h\"\npassword = \"p\"\n";
@@ -461,7 +461,7 @@ fn credentials_may_come_from_the_same_file_and_a_named_file_is_trusted() {
 }
 
 #[test]
-fn a_settings_file_that_others_can_change_is_rejected_wherever_it_is() {
+fn a_settings_file_that_others_can_change_is_rejected_everywhere() {
     use std::os::unix::fs::PermissionsExt as _;
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("bob-runner.toml");

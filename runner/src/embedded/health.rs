@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_full_disk_is_final_at_once_and_other_failures_when_they_last() {
+    async fn a_full_disk_is_final_at_once_and_other_failures_if_they_persist() {
         let full = Health::default();
         assert!(full.failed().now_or_never().is_none());
         full.note_failure(ErrorKind::StorageFull, || "no space".into());
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cause_is_the_words_of_the_system() {
+    fn the_cause_is_the_message_of_the_operating_system() {
         assert_eq!(cause_of(&Errno::NOSPC.into()), "no space left on device");
         assert_eq!(cause_of(&io::Error::other("Odd (os error")), "odd (os error");
     }

@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_forgotten_is_told_to_whoever_asks_for_it() {
+    fn reading_a_forgotten_revision_is_a_compaction_error() {
         let history = History::after(10);
         assert!(matches!(
             history.since(10, ""),
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transaction_that_is_larger_than_the_bound_is_still_seen() {
+    fn a_transaction_larger_than_the_limit_is_still_visible() {
         let history = History::after(0);
         history.push(1, vec![deletion(&"k".repeat(BYTES + 1), 1)]);
         assert_eq!(history.since(1, "").unwrap().0.len(), 1);

@@ -97,7 +97,7 @@ mod tests {
     const TTL: Duration = Duration::from_secs(10);
 
     #[tokio::test(start_paused = true)]
-    async fn a_lease_that_has_run_out_is_not_renewed() {
+    async fn an_expired_lease_is_not_renewed() {
         let (start, id) = (Instant::now(), LeaseId(7));
         let mut leases = Leases::default();
         leases.add(id, TTL, start + TTL);

@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_memory_is_the_machines() {
+    fn without_a_limit_memory_is_that_of_the_machine() {
         assert_eq!(mib(&[]), (600, 1000));
         let unlimited =
             [("proc/self/cgroup", "0::/user.slice\n"), ("cgroup/user.slice/memory.max", "max\n")];
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tightest_group_on_the_way_to_the_root_bounds_memory() {
+    fn the_tightest_control_group_up_to_the_root_limits_memory() {
         let files = [
             ("proc/self/cgroup", "0::/a.slice/b.scope\n"),
             ("cgroup/a.slice/memory.max", "314572800\n"),
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_is_not_in_sight_has_its_limit_at_the_root() {
+    fn the_limit_of_a_hidden_control_group_is_read_at_the_root() {
         let files = [
             ("proc/self/cgroup", "0::/machine/not/here\n"),
             ("cgroup/memory.max", "209715200\n"),
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn version_1_groups_bound_memory_too() {
+    fn version_1_control_groups_limit_memory() {
         let files = [
             ("proc/self/cgroup", "5:cpu,cpuacct:/x\n4:memory:/x/y\n1:name=systemd:/x\n"),
             ("cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"),
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn load_is_a_share_of_all_processors_and_negative_where_it_is_unknown() {
+    fn load_is_a_share_of_all_processors_and_negative_if_unknown() {
         let files = [
             ("proc/loadavg", "3.00 1.00 0.50 2/345 6789\n"),
             ("proc/stat", "cpu  1 2 3\ncpu0 1\ncpu1 1\ncpu2 1\ncpu3 1\nintr 5\n"),

@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_a_variable_of_its_name_where_no_directory_has_it() {
+    fn a_secret_is_the_variable_of_its_name_if_no_directory_has_it() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("file");
         std::fs::write(&file, "in a file\n").unwrap();
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_or_too_large_is_named_and_never_shown() {
+    fn an_oversized_or_irregular_secret_file_is_named_and_never_shown() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("dir")).unwrap();
         std::fs::write(dir.path().join("most"), vec![b'x'; MOST]).unwrap();

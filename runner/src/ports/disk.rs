@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_is_as_full_as_what_cannot_be_written_any_more() {
+    fn disk_usage_counts_reserved_space_as_used() {
         let disk = |total, free| Disk { total, free };
         assert_eq!([disk(100, 15), disk(100, 0), disk(0, 0)].map(|d| d.percent()), [85, 100, 0]);
         assert_eq!(disk(u64::MAX, u64::MAX / 2).percent(), 51);
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reference_means_the_image_of_its_full_name() {
+    fn a_reference_resolves_to_the_image_with_its_full_name() {
         for (name, reference) in [
             ("docker.io/library/alpine:3", "docker.io/library/alpine:3"),
             ("docker.io/library/alpine:3", "alpine:3"),

@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_relative_and_leads_nowhere_else() {
+    fn a_location_is_relative_and_does_not_escape() {
         let under = ["a/b".to_owned(), "..".to_owned()];
         assert!(OutputLocation::new(&under, "a/..b/c d").is_ok());
         for bad in ["", "/a", "a//b", "a/", ".", "a/..", "../a", "a\0"] {
@@ -261,7 +261,7 @@ mod tests {
 
     // A11: with the flat layout, the later file replaces the earlier one.
     #[test]
-    fn of_two_outputs_at_one_place_the_later_one_is_there_and_the_note_names_both() {
+    fn the_later_of_two_outputs_at_one_location_wins_and_the_notice_names_both() {
         let origin = Origin { run: "r-1".parse().unwrap(), epoch: Epoch(1), attempt: 1 };
         let mut kept = KeptOutputs::new(Vec::new(), origin);
         kept.add(file("a/x", "x"));

@@ -194,7 +194,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_holds_a_secret_can_be_shown() {
+    fn the_debug_output_of_a_secret_holder_contains_no_secret() {
         let value = Secret::new(*b"hunter2");
         let given = StepSecret { name: "token".into(), env: None, value };
         let shown = format!("{:?}", StepSecrets { given: vec![given], forbidden: None });

@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_is_told_of_twice_and_a_retry_tells_nothing() {
+    fn a_step_is_announced_twice_and_a_retry_is_not() {
         let mut told = NotifiedStages::of(&record(&json!([])));
         let begun = record(&json!([
             { "name": "a", "status": "started", "attempt": 1 },
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_owner_before_has_put_down_is_not_told_again() {
+    fn entries_of_an_earlier_owner_are_not_repeated() {
         let begun = record(&json!([{ "name": "a", "status": "started", "attempt": 1 }]));
         let told = NotifiedStages::of(&begun);
         assert!(stages(&told, &begun).is_empty());
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_whose_end_comes_with_its_beginning_is_told_of_twice() {
+    fn a_step_that_starts_and_ends_in_one_write_is_announced_twice() {
         let told = NotifiedStages::of(&record(&json!([])));
         let passed = record(&json!([{ "name": "a", "status": "passed", "attempt": 1 }]));
         let both =
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_does_not_answer_is_tried_ever_more_seldom() {
+    fn a_silent_receiver_is_retried_with_growing_delays() {
         let pauses: Vec<u64> = (1..12).map(|tries| pause(tries).as_secs()).collect();
         assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
         assert_eq!(pause(400).as_secs(), 300);

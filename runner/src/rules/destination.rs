@@ -43,7 +43,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_sends_to_the_host_that_it_names_and_a_command_anywhere() {
+    fn a_call_sends_only_to_its_host_and_a_command_anywhere() {
         let to = |executor, with| of_step(&step(executor, &with));
         let host = |host: &str, port| Some((host.to_owned(), port));
         let json = |text: &str| serde_json::from_str::<Value>(text).unwrap();

@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_job_has_not_found_out_is_said() {
+    fn a_missing_result_of_a_job_is_reported() {
         for (text, expected) in [
             ("${login.data.key}", "${login.data.key}: that is not in the result of job login"),
             (
@@ -270,14 +270,14 @@ mod tests {
     }
 
     #[test]
-    fn the_first_job_has_none_before_it() {
+    fn the_first_job_has_no_previous_one() {
         let known = KnownValues::default();
         assert_eq!(known.fill("<${PREVIOUS_JOB_ID}>").unwrap(), "<>");
         assert_eq!(known.fill("${PREVIOUS_RESULT.data}").unwrap(), "${PREVIOUS_RESULT.data}");
     }
 
     #[test]
-    fn a_value_is_filled_in_once_and_at_every_depth() {
+    fn values_are_substituted_once_and_at_every_depth() {
         let trap = json!({ "data": "${PREVIOUS_JOB_ID}" });
         let known = KnownValues::before([Job { name: "a", id: "i", result: Some(&trap) }]);
         let with = json!({ "x": ["${a.data}", { "y": "${PREVIOUS_JOB_ID}" }], "n": 1 });
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_opens_much_and_asks_for_much_comes_to_an_end() {
+    fn substitution_terminates_on_deeply_nested_references() {
         let much = Value::from("x".repeat(60_000));
         let known = KnownValues::before([Job { name: "a", id: "i", result: Some(&much) }]);
         for open in ["${".repeat(500_000), "${".repeat(500_000) + "}"] {

@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_has_what_the_ones_before_it_found_out_in_all_its_texts() {
+    fn all_texts_of_a_step_can_refer_to_earlier_results() {
         let found = serde_json::json!([{
             "name": "a", "status": "passed", "attempt": 1, "result": { "data": { "x": 7 } },
         }]);
@@ -122,14 +122,14 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_asks_for_what_is_not_there_is_told_so() {
+    fn a_step_with_an_unresolved_reference_gets_the_reason() {
         let record = record(&serde_json::json!([]));
         assert!(filled(&record, 1).unwrap().unwrap_err().contains("job a has left no result"));
         assert!(filled(&record, 2).is_none());
     }
 
     #[test]
-    fn a_job_without_a_name_of_its_own_has_the_same_id_in_all_of_its_run() {
+    fn a_job_without_a_name_has_the_same_id_throughout_its_run() {
         let record = record(&serde_json::json!([]));
         let steps = &record.pipeline.as_ref().unwrap().steps;
         assert_eq!(id(&record.run_id, &steps[0]), "nightly");
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_object_of_some_size_is_a_result() {
+    fn only_an_object_of_limited_size_is_a_result() {
         assert_eq!(result_of(br#"{"a":1}"#).unwrap(), serde_json::json!({ "a": 1 }));
         for bad in [&b"[1]"[..], b"{", b"", &vec![b' '; MAX_RESULT + 1]] {
             assert!(result_of(bad).is_err());

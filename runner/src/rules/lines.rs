@@ -218,7 +218,7 @@ mod tests {
     const AT: Duration = Duration::from_secs(100);
 
     #[test]
-    fn lines_wait_a_little_and_go_out_together() {
+    fn lines_are_batched_for_a_short_time() {
         let mut lines = Lines::default();
         assert!(lines.push(AT, b"one\ntwo\nth").is_empty());
         assert!(lines.due(AT + LINE_WAIT - Duration::from_millis(1)).is_empty());
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_line_ends_with_an_empty_text_when_only_its_newline_was_missing() {
+    fn a_late_newline_ends_an_unfinished_line_with_an_empty_text() {
         let mut lines = Lines::default();
         assert!(lines.push(AT, b"x").is_empty());
         assert_eq!(lines.due(AT + PARTIAL_WAIT).len(), 1);
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_stream_is_due_only_when_there_is_something_to_say() {
+    fn a_stream_is_due_only_if_it_has_output() {
         let mut lines = Lines::default();
         let (mut now, mut pieces) = (AT, Vec::new());
         for _ in 0..500 {
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_longer_than_an_event_is_cut_between_characters() {
+    fn a_line_longer_than_an_event_is_split_between_characters() {
         let mut lines = Lines::default();
         let long = "ä".repeat(MAX_BYTES);
         let mut pieces = lines.push(AT, format!("x{long}\n").as_bytes());
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_just_the_size_of_an_event_is_one_event() {
+    fn a_line_of_exactly_the_size_of_an_event_is_one_event() {
         let mut lines = Lines::default();
         let mut bytes = vec![b'a'; MAX_BYTES];
         bytes.push(b'\n');
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_count_as_they_are_published() {
+    fn bytes_are_counted_in_their_published_form() {
         for byte in 0..=0x7F_u8 {
             let json = serde_json::to_string(&char::from(byte)).unwrap();
             let expected = if byte == b'\n' { 1 } else { json.len() as u64 - 2 };
@@ -294,7 +294,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_byte_comes_out_once_in_order_whatever_the_chunks(
+        fn every_byte_is_published_once_and_in_order_for_any_chunking(
             chunks in prop::collection::vec((0u64..1500, prop::collection::vec(
                 prop_oneof![Just(b'\n'), Just(b'a'), any::<u8>()], 0..300), 1usize..600), 0..20)
         ) {

@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_receiver_that_hangs_holds_up_no_other() {
+    fn a_hanging_receiver_does_not_delay_others() {
         let mut outbox = Outbox::default();
         for run in 0..5000 {
             outbox.add(waiting("slow", &format!("r-{run}/0-0"), 0));
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_of_a_step_are_posted_one_after_the_other_and_in_order() {
+    fn entries_of_a_step_are_posted_one_at_a_time_and_in_order() {
         let mut outbox = Outbox::default();
         outbox.add(waiting("h", "r/0-1", 1));
         outbox.add(waiting("h", "r/0-0", 5));
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_of_one_receiver_is_bounded() {
+    fn the_state_kept_for_a_receiver_is_bounded() {
         let mut outbox = Outbox::default();
         for run in 0..3 * KNOWN {
             outbox.add(waiting("h", &format!("r-{run}/0-0"), 0));

@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_nobody_reads_are_dropped_and_counted() {
+    fn unread_log_lines_are_dropped_and_counted() {
         let (mut reader, writer) = full_pipe();
         let (reports, reported) = mpsc::channel();
         let lines = Lines::with_room(20, writer, move |dropped| {
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_larger_than_the_room_is_written() {
+    fn a_line_larger_than_the_buffer_is_written() {
         let (reader, writer) = io::pipe().unwrap();
         let lines = Lines::with_room(4, writer, |_| {}).unwrap();
         lines.push(b"longer than the room\n");

@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_for_machines_is_one_object_a_line() {
+    fn a_json_log_has_one_object_per_line() {
         let sink = Sink::default();
         let writer = sink.clone();
         told(json("info", move || writer.clone()));
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn more_is_told_of_ourselves_and_not_of_libraries() {
+    fn the_debug_level_applies_to_this_program_and_not_to_libraries() {
         let sink = Sink::default();
         let writer = sink.clone();
         told(text("debug", false, move || writer.clone()));
@@ -248,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_library_says_of_its_own_trouble_is_told_to_those_who_look_for_details() {
+    fn errors_of_libraries_are_logged_at_detailed_levels() {
         for (level, told) in [("error", 0), ("warn", 0), ("info", 0), ("debug", 1), ("trace", 1)] {
             let sink = Sink::default();
             let writer = sink.clone();
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_of_a_ci_service_is_a_time_a_level_and_a_text_a_line() {
+    fn a_ci_log_has_a_time_a_level_and_a_text_per_line() {
         let sink = Sink::default();
         let writer = sink.clone();
         tracing::subscriber::with_default(ci("debug", move || writer.clone()), || {
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_level_of_a_ci_service_hides_what_is_below_it() {
+    fn the_level_of_a_ci_log_hides_lower_levels() {
         for (level, told) in [("error", 1), ("warn", 2), ("info", 3), ("debug", 4)] {
             let sink = Sink::default();
             let writer = sink.clone();
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn control_characters_of_others_do_not_reach_a_terminal() {
+    fn foreign_control_characters_do_not_reach_a_terminal() {
         let (plain, lines) = (Sink::default(), Sink::default());
         let (one, other) = (plain.clone(), lines.clone());
         let logs: [Box<dyn Fn()>; 2] = [
@@ -319,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_told_where_it_is_off() {
+    fn nothing_is_logged_if_logging_is_off() {
         let sink = Sink::default();
         let writer = sink.clone();
         told(text("off", false, move || writer.clone()));

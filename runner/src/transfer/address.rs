@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_segment_that_would_lead_elsewhere_is_refused() {
+    fn a_segment_that_would_change_the_path_is_refused() {
         for bad in ["", ".", ".."] {
             assert!(service("http://h").path(&["a", bad]).is_err(), "{bad:?} was taken");
         }

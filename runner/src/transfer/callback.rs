@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_signature_is_that_of_standard_webhooks() {
+    fn a_signature_follows_standard_webhooks() {
         // The example from the specification.
         let key = "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
         let body = br#"{"test": 2432232314}"#;

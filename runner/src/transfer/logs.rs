@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_ends_where_a_line_ends() {
+    fn a_batch_ends_at_the_end_of_a_line() {
         assert_eq!(cuts(b"a\nb\nc", false), [4]);
         assert_eq!(cuts(b"a\nb\nc", true), [4, 1]);
         assert_eq!(cuts(b"", true), [0; 0]);
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_stays_whole_as_far_as_that_goes() {
+    fn a_long_line_is_kept_whole_up_to_the_limit() {
         let mut long = vec![b'x'; 1 << 20];
         assert!(cuts(&long, false).is_empty(), "its end may be on its way");
         long.extend_from_slice(b"\nshort\n");

@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn enough_bytes_in_each_window_go_on_for_ever_and_our_own_time_does_not_count() {
+    async fn enough_bytes_per_window_are_never_a_stall_and_own_time_does_not_count() {
         let mut progress = Progress::new(&timeouts());
         for _ in 0..1000 {
             progress.wait(tokio::time::sleep(SECOND)).await.unwrap();

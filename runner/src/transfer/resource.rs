@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn an_internal_resource_is_asked_for_by_the_run_in_both_spellings() {
+    fn an_internal_resource_is_requested_by_run_in_both_spellings() {
         for key in ["run-id", "run_id"] {
             let params = vars(&[("group", "dev"), ("name", "a b"), (key, "r-1")]);
             let (_, url) = internal("http://store:1/", &params, "res").unwrap();

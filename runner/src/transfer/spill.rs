@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn text_comes_back_in_order_and_its_room_is_free_again() {
+    fn spilled_text_returns_in_order_and_frees_its_space() {
         let (_dir, room) = room(30 << 20);
         let mut spill = Spill::new(Arc::clone(&room));
         let text: Vec<u8> = (0..20_u32 << 20).map(|at| at.to_le_bytes()[1]).collect();
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_spilled_has_no_name_that_could_outlive_us() {
+    fn spilled_data_has_no_file_name_that_could_outlive_the_process() {
         let (dir, room) = room(100);
         let mut spill = Spill::new(Arc::clone(&room));
         spill.push(b"text").unwrap();
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn the_room_is_shared_and_bounded() {
+    fn the_spill_space_is_shared_and_bounded() {
         let (_dir, room) = room(10);
         let (mut one, mut two) = (Spill::new(Arc::clone(&room)), Spill::new(Arc::clone(&room)));
         one.push(b"123456").unwrap();
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_cannot_be_made_is_told() {
+    fn a_directory_that_cannot_be_created_is_reported() {
         let (dir, _) = room(10);
         fs::write(dir.path().join("file"), "x").unwrap();
         let room = Arc::new(Room::new(dir.path().join("file/below"), 10));

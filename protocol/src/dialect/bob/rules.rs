@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_artifact_path_may_turn_but_not_leave() {
+    fn an_artifact_path_can_contain_dot_dot_but_must_not_escape() {
         for good in ["a", "a/b", "./a", "a/../b", "a/b/../../c", ".", "a//b", "..a", "a.."] {
             assert_eq!(artifact_path(good), None, "{good}");
         }
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_is_qualified_by_a_registry_or_as_an_id() {
+    fn an_image_is_qualified_by_a_registry_or_is_an_id() {
         for good in ["docker.io/library/x", "localhost/x", "localhost:5000/x:1", "0123456789ab"] {
             assert!(is_qualified(good), "{good}");
         }
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_step_that_waits_for_itself_is_found_however_long_the_way() {
+    fn a_dependency_cycle_of_any_length_is_found() {
         assert!(cycle(&[]).is_empty());
         assert!(cycle(&[vec![], vec![0], vec![0, 1]]).is_empty());
         assert_eq!(cycle(&[vec![0]]), [0]);

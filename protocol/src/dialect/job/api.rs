@@ -144,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_action_has_is_a_key_of_its_service() {
+    fn the_keys_of_an_action_are_keys_of_its_service() {
         for service in [SEVDESK, LEXWARE] {
             for Action(action, must, may) in service.actions {
                 let keys = must.iter().flat_map(|one| one.split('|')).chain(may.iter().copied());

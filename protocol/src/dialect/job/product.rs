@@ -323,7 +323,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_would_be_taken_for_something_else_is_refused() {
+    fn ambiguous_values_are_refused() {
         for bad in ["", "-oProxyCommand=x", "a b", "a\nb"] {
             assert!(word(bad).is_some(), "{bad:?}");
         }

@@ -267,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_shortcut_stands_once_and_what_is_said_of_one_is_of_one_that_there_is() {
+    fn shortcuts_are_unique_and_their_descriptions_refer_to_existing_ones() {
         let known = |name: &str| SHORTCUTS.iter().filter(|shortcut| shortcut.0 == name).count();
         for Shortcut(name, _, method, path) in &SHORTCUTS {
             assert_eq!(known(name), 1, "{name}");
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_lead_to_another_call_is_refused() {
+    fn values_that_would_change_the_call_are_refused() {
         for bad in ["", "/x", "../x", "a?b", "a b", "a\nb"] {
             assert!(command(bad).is_some(), "{bad:?}");
         }

@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_has_a_path_is_a_reference() {
+    fn only_a_text_with_a_path_is_a_reference() {
         let found = |text| names(text).collect::<Vec<_>>();
         assert_eq!(found("${a.b} ${c[0].d}-${e}${f.} $g.h {i.j} ${k.l"), ["a", "c", "f"]);
         assert!(found("").is_empty());

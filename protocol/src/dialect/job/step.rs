@@ -244,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_executor_of_job_files_has_a_word() {
+    fn every_executor_of_job_files_has_a_name() {
         for (word, executor) in EXECUTORS {
             assert_eq!(super::word(executor), word);
         }

@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_duration_is_read_as_go_reads_it() {
+    fn a_duration_is_parsed_like_in_go() {
         for (text, nanos) in [
             ("0", 0),
             ("0s", 0),
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_none_is_refused() {
+    fn an_invalid_duration_is_refused() {
         for bad in ["", "s", ".s", "1", "-1s", "1x", "1.2.3s", "1s2", "1 s", "1d", "∞"] {
             let is_bare = bad == "1";
             assert_eq!(duration(bad).is_ok(), is_bare, "{bad}");

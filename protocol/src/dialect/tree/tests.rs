@@ -35,7 +35,7 @@ fn place(text: &str, path: &[&str]) -> (u32, u32) {
 }
 
 #[test]
-fn values_know_where_they_stand_in_json_and_in_yaml() {
+fn values_know_their_position_in_json_and_yaml() {
     let json = "{\"é\": 1,\r\n  \"b\": [true,\n\t{\"c\": \"d\"}]}";
     assert_eq!(place(json, &[]), (1, 1));
     assert_eq!(place(json, &["é"]), (1, 7));
@@ -52,7 +52,7 @@ fn values_know_where_they_stand_in_json_and_in_yaml() {
 }
 
 #[test]
-fn plain_scalars_of_yaml_are_what_the_core_schema_says() {
+fn plain_yaml_scalars_follow_the_core_schema() {
     let kind = |text: &str| match yaml(&format!("a: {text}")).unwrap().entries()[0].value.value {
         Value::Null => "null",
         Value::Bool(_) => "bool",
@@ -107,7 +107,7 @@ fn plain_scalars_of_yaml_are_what_the_core_schema_says() {
 }
 
 #[test]
-fn aliases_stand_for_the_whole_value_and_their_uses_count() {
+fn an_alias_expands_to_the_whole_value_and_each_use_counts() {
     let tree = yaml("a: &x {k: [1, 2]}\nb: *x\n*y : 1\n".replace("*y", "y").as_str()).unwrap();
     assert_eq!(plain(&tree.entries()[0].value), plain(&tree.entries()[1].value));
     // An anchor that is defined twice refers to the later value.
@@ -127,7 +127,7 @@ fn aliases_stand_for_the_whole_value_and_their_uses_count() {
 }
 
 #[test]
-fn a_key_may_be_an_alias_or_quoted_but_not_empty() {
+fn a_key_can_be_an_alias_or_quoted_but_not_empty() {
     let tree = yaml("a: &k key\n*k : 1\n\"\": 2\n1: 3\n").unwrap();
     let keys: Vec<&str> = tree.entries().iter().map(|entry| entry.key.as_str()).collect();
     assert_eq!(keys, ["a", "key", "", "1"]);
@@ -137,7 +137,7 @@ fn a_key_may_be_an_alias_or_quoted_but_not_empty() {
 }
 
 #[test]
-fn a_file_is_json_or_yaml_by_its_ending_and_else_by_its_look() {
+fn json_or_yaml_is_chosen_by_the_extension_and_then_by_the_content() {
     let flow = b"{a: 1, b: [x]}";
     assert!(read(Some("a.json"), flow).is_err());
     for name in [Some("a.yaml"), Some("dir.json/a.YML"), Some("a"), None] {
@@ -149,7 +149,7 @@ fn a_file_is_json_or_yaml_by_its_ending_and_else_by_its_look() {
 }
 
 #[test]
-fn what_is_deep_or_large_is_refused_and_does_not_take_long() {
+fn deep_or_large_documents_are_refused_quickly() {
     let opening = [
         "[", "{", "- ", "a: ", "? ", "&a ", "!t ", "*a ", "\"", "'", "|\n", ">\n", "{\"a\":",
         "[[],", "a:\n ", "#", "%", "---\n", "...\n", ": ", ", ", "\n", "\t", " ", "\\", "1", "é",
@@ -186,14 +186,14 @@ fn json() -> impl Strategy<Value = serde_json::Value> {
 
 proptest! {
     #[test]
-    fn json_is_read_as_the_reference_reader_reads_it(value in json(), pretty in any::<bool>()) {
+    fn json_is_parsed_like_by_the_reference_parser(value in json(), pretty in any::<bool>()) {
         let text = if pretty { format!("{value:#}") } else { value.to_string() };
         prop_assert_eq!(&plain(&read_json(text.as_bytes()).unwrap()), &value);
         prop_assert_eq!(plain(&Node::from_json(&value).unwrap()), value);
     }
 
     #[test]
-    fn text_is_json_for_us_where_it_is_for_the_reference_reader(
+    fn a_text_is_valid_json_if_and_only_if_the_reference_parser_accepts_it(
         text in "[\\[\\]{}:,\" \\\\a-fnrtu0-9eE+.\\-\n]{0,24}|\"(\\\\u[dD][89abAB][0-9a-f]{2}|\\\\.|[ -~]){0,6}\""
     ) {
         let ours = super::json::read(&text);
@@ -204,7 +204,7 @@ proptest! {
     }
 
     #[test]
-    fn json_read_as_yaml_is_the_same(value in json()) {
+    fn json_parsed_as_yaml_gives_the_same_value(value in json()) {
         // Characters that YAML requires to be escaped but JSON does not.
         let escaped: String = value.to_string().chars().fold(String::new(), |mut text, c| {
             if c.is_control() || c == '\u{feff}' || matches!(c, '\u{2028}' | '\u{2029}') {
@@ -220,7 +220,7 @@ proptest! {
 }
 
 #[test]
-fn merge_keys_are_resolved_and_keys_of_the_map_itself_win() {
+fn merge_keys_are_resolved_and_the_maps_own_keys_win() {
     let text = "a: &a { x: 1, y: 1 }\nb: &b { y: 2, z: 2 }\nc:\n  y: 3\n  <<: [*a, *b]\n  w: 3\n";
     let tree = read(Some("a.yaml"), text.as_bytes()).unwrap();
     let expected = serde_json::json!({ "y": 3, "x": 1, "z": 2, "w": 3 });
@@ -236,7 +236,7 @@ fn merge_keys_are_resolved_and_keys_of_the_map_itself_win() {
 }
 
 #[test]
-fn a_tab_may_separate_a_key_from_its_value() {
+fn a_tab_can_separate_a_key_from_its_value() {
     let text = "a:\tb\n'c':\t \td # \t\ne: |\n  f:\tg\n";
     let expected = serde_json::json!({ "a": "b", "c": "d", "e": "f:\tg\n" });
     assert_eq!(plain(&yaml(text).unwrap()), expected);

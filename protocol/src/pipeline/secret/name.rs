@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_known_by_its_name_in_every_spelling() {
+    fn a_secret_is_recognized_by_its_name_in_every_spelling() {
         for name in [
             "password",
             "clientSecret",
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn harmless_names_are_no_secrets() {
+    fn harmless_names_are_not_secrets() {
         for name in [
             "token-url",
             "tokenUrl",

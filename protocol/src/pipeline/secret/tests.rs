@@ -137,7 +137,7 @@ fn the_reported_paths_are_bounded() {
 }
 
 #[test]
-fn a_secret_can_be_named_where_a_whole_value_stands() {
+fn a_secret_reference_can_replace_a_whole_value() {
     for path in ["steps[0].with.headers.Authorization", "steps[0].with.params.password"] {
         assert!(can_name_secret(path), "{path}");
     }

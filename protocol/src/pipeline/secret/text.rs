@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_single_reference_after_a_known_scheme_is_no_literal() {
+    fn only_a_single_reference_after_a_known_scheme_is_not_a_literal() {
         for reference in [
             "${login.token}",
             " ${login.token} ",
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn the_secrets_of_urls_and_forms_are_masked_and_the_rest_stays() {
+    fn secrets_in_urls_and_forms_are_masked_and_the_rest_is_kept() {
         for (text, masked) in [
             ("https://h/x?api_key=s3cret", "https://h/x?api_key=***"),
             ("https://h/x?a=1&apiKey=s3cret&b=2#top", "https://h/x?a=1&apiKey=***&b=2#top"),
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_without_secrets_are_left_alone() {
+    fn texts_without_secrets_are_not_changed() {
         for text in [
             "",
             "text",

@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_taken_and_not_worked_off_is_the_same_again_for_the_next_process() {
+    fn lines_that_were_taken_but_not_finished_are_the_same_for_the_next_process() {
         let dir = tempfile::tempdir().unwrap();
         let queue = dir.path().join("queue");
         add(&queue, &Job::new("one".into())).unwrap();
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_that_still_has_the_file_open_loses_nothing_and_then_it_goes() {
+    fn a_late_writer_to_a_taken_file_loses_nothing_before_the_file_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let queue = dir.path().join("queue");
         append(&queue, "first\n");
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_job_is_its_own_line_whatever_a_writer_left_that_died() {
+    fn a_partial_line_of_a_dead_writer_does_not_join_the_next_job() {
         let dir = tempfile::tempdir().unwrap();
         let queue = dir.path().join("queue");
         append(&queue, "half");
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_others_may_write_to_stays_so_when_it_was_taken() {
+    fn a_queue_file_keeps_its_permissions_when_it_is_taken() {
         let dir = tempfile::tempdir().unwrap();
         let queue = dir.path().join("queue");
         append(&queue, "a\n");

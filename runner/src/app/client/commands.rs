@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_is_what_workers_understand() {
+    fn a_start_is_decoded_by_workers() {
         let stored = decoded(&start(StartOf::Stored(PipelineId::new("dev", "x").unwrap())));
         assert_eq!(stored.target, Target::Stored(PipelineId::new("dev", "x").unwrap()));
         assert_eq!(stored.run_id, RunIdSource::Given("r-1".parse().unwrap()));
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_that_no_worker_would_take_is_refused_here() {
+    fn a_start_that_no_worker_accepts_is_refused_by_the_client() {
         let mut huge = start(StartOf::Inline(Box::new(pipeline("x"))));
         huge.vars.insert("B".into(), "x".repeat(MAX_START_BYTES));
         assert!(matches!(huge.message(), Err(Error::TooLarge(_))));

@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn text_comes_out_as_the_step_wrote_it() {
+    fn output_is_read_as_the_step_wrote_it() {
         let (reader, items) = read(vec![
             log(5, 0, "  one\ntwo", false),
             log(5, 1, "thr", true),
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_repeated_is_dropped_also_out_of_order() {
+    fn repeated_events_are_dropped_even_out_of_order() {
         let (reader, items) = read(vec![
             log(5, 0, "a", false),
             log(5, 2, "c", false),
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn state_is_taken_from_the_highest_epoch_alone() {
+    fn state_is_only_taken_from_the_highest_epoch() {
         let (_, items) = read(vec![
             event(5, 0, Reason::StartPipelineRun),
             resumed(9, (5, 3), &["a"]),
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn late_text_is_shown_unless_its_step_runs_again() {
+    fn late_output_is_shown_unless_its_step_runs_again() {
         let late = || log(5, 2, "late", false);
         let (_, kept) = read(vec![started(5, 1), resumed(9, (5, 2), &["b"]), late()]);
         assert_eq!(bytes(&kept), b"late\n");
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_has_a_name() {
+    fn missing_parts_of_a_log_are_named() {
         let (reader, _) = read(vec![
             event(5, 2, Reason::StartPipelineRun),
             log(5, 5, "x", false),
@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn other_runs_are_not_ours_and_refused_commands_belong_to_no_sequence() {
+    fn events_of_other_runs_and_rejected_commands_are_ignored() {
         let mut other = log(5, 9, "other", false);
         other.run_id = Some("r-2".parse().unwrap());
         let mut ignored = event(0, 0, Reason::CommandIgnored);
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_cannot_be_decoded_is_named() {
+    fn output_that_cannot_be_decoded_is_reported() {
         let (_, items) = read(vec![base64(log(5, 0, "?", false))]);
         let [LogItem::Missing(missing)] = &items[..] else { panic!("{items:?}") };
         assert!(missing.to_string().contains("event 0 of epoch 5"));

@@ -175,7 +175,7 @@ async fn a_start_waits_in_the_queue_under_its_run_id() {
 }
 
 #[tokio::test]
-async fn a_pipeline_that_is_stored_again_stays_paused() {
+async fn a_paused_pipeline_stays_paused_when_it_is_stored_again() {
     let (client, embedded) = client().await;
     let id = pipeline("true").id().unwrap();
     let apply = async |cmd: &str| client.apply_pipeline(&id, &pipeline(cmd)).await.unwrap();
@@ -213,7 +213,7 @@ async fn a_pipeline_is_not_deleted_while_a_run_of_it_is_open() {
 }
 
 #[tokio::test]
-async fn services_are_registered_changed_and_removed() {
+async fn services_can_be_registered_changed_and_removed() {
     let (client, embedded) = client().await;
     let name = || "logs".parse().unwrap();
     let at = |url: &str| Registered { name: name(), url: url.to_owned() };
@@ -293,7 +293,7 @@ async fn an_entry_that_cannot_be_read_hides_no_other() {
 }
 
 #[tokio::test]
-async fn a_step_that_a_run_does_not_have_is_named_with_those_that_it_has() {
+async fn an_unknown_step_is_reported_with_the_known_ones() {
     let (client, embedded) = client().await;
     put_run(&embedded, &record("r-1", Status::Running, now())).await;
     let tail = client.log(&"r-1".parse().unwrap(), false, None).await.unwrap();
@@ -324,7 +324,7 @@ async fn a_log_ends_with_its_ending_event() {
 }
 
 #[tokio::test]
-async fn what_an_earlier_worker_left_is_read_though_it_was_published_after_the_end() {
+async fn events_of_an_earlier_worker_are_read_even_after_the_ending_event() {
     let (client, embedded) = client().await;
     let ending = event("r-1", 3, Reason::PipelineSuccessful);
     publish(&embedded, vec![log("r-1", 0), ending, log("r-2", 0), log("r-1", 1), log("r-1", 2)])
@@ -337,7 +337,7 @@ async fn what_an_earlier_worker_left_is_read_though_it_was_published_after_the_e
 }
 
 #[tokio::test]
-async fn a_log_of_a_run_that_goes_on_stops_where_the_stream_ended_or_waits() {
+async fn the_log_of_an_unfinished_run_stops_at_the_end_of_the_stream_or_waits() {
     let (client, embedded) = client().await;
     put_run(&embedded, &record("r-1", Status::Running, now())).await;
     publish(&embedded, vec![log("r-1", 0)]).await;
@@ -354,7 +354,7 @@ async fn a_log_of_a_run_that_goes_on_stops_where_the_stream_ended_or_waits() {
 }
 
 #[tokio::test]
-async fn a_log_that_is_not_there_any_more_is_given_up_with_what_it_lacks() {
+async fn an_expired_log_ends_with_the_list_of_missing_events() {
     let (client, embedded) = client().await;
     let old = Millis(now().0 - 8 * 86_400_000);
     put_run(&embedded, &record("r-1", Status::Passed, old)).await;
@@ -369,7 +369,7 @@ async fn a_log_that_is_not_there_any_more_is_given_up_with_what_it_lacks() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_that_ends_unheard_while_it_is_followed_is_given_up_too() {
+async fn following_a_run_ends_even_if_its_ending_event_is_missing() {
     let (client, embedded) = client().await;
     put_run(&embedded, &record("r-1", Status::Running, now())).await;
     publish(&embedded, vec![log("r-1", 0)]).await;
@@ -393,7 +393,7 @@ async fn reading_recent_events_of_a_quiet_stream_ends_early() {
 }
 
 #[tokio::test]
-async fn a_run_without_a_record_is_looked_for_in_the_whole_stream() {
+async fn a_run_without_a_record_is_searched_in_the_whole_stream() {
     let (client, embedded) = client().await;
     publish(&embedded, vec![log("r-2", 0), log("r-1", 0)]).await;
     let mut tail = client.log(&"r-1".parse().unwrap(), false, None).await.unwrap();

@@ -268,14 +268,14 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_as_it_should_be_has_nothing_to_complain_of() {
+    fn a_well_configured_engine_has_no_findings() {
         assert!(judge(&info()).iter().all(|check| check.level == Level::Ok));
         assert_eq!(limits_refused(&info()), None);
         assert_eq!(storage_dir(&info()), Some(PathBuf::from("/home/x/storage")));
     }
 
     #[test]
-    fn what_is_lacking_is_named_with_what_to_do() {
+    fn missing_parts_of_an_engine_are_named_with_a_remedy() {
         let lacking = json!({
             "host": {
                 "cgroupControllers": [],
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rootless_engine_on_hybrid_control_groups_is_not_as_it_should_be() {
+    fn a_rootless_engine_on_hybrid_control_groups_is_a_finding() {
         let mut hybrid = info();
         hybrid["host"]["cgroupVersion"] = json!("v1");
         assert!(levels(&hybrid).contains(&("cgroups", Level::Fail)));
@@ -309,14 +309,14 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_of_root_is_warned_about() {
+    fn a_rootful_engine_gives_a_warning() {
         let mut of_root = info();
         of_root["host"]["security"]["rootless"] = json!(false);
         assert!(levels(&of_root).contains(&("rootless", Level::Warn)));
     }
 
     #[test]
-    fn an_answer_without_anything_in_it_is_no_panic() {
+    fn an_empty_response_does_not_panic() {
         assert!(judge(&json!({})).iter().all(|check| check.level != Level::Fail));
         assert!(judge(&json!([1])).len() == 4);
     }

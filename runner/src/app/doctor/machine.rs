@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_limits_are_a_short_finding_and_a_short_advice() {
+    fn refused_limits_give_a_short_finding_and_short_advice() {
         let check = limits(Some("the group /x has no cpu controller (start it with y)".into()));
         assert!(check.found.ends_with("are rejected: the group /x has no cpu controller"));
         assert_eq!(
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_is_not_made_yet_is_on_the_disk_of_its_parent() {
+    fn a_missing_directory_is_on_the_disk_of_its_parent() {
         assert_eq!(existing(Path::new("/nonexistent/a/b")).as_deref(), Some(Path::new("/")));
     }
 }

@@ -160,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_host_cannot_do_for_a_pipeline_is_told_with_its_place() {
+    fn unsupported_parts_of_a_pipeline_are_reported_with_their_position() {
         let of = |executor: &str, quotas: &str| {
             let text = format!(
                 r#"{{"group":"dev","name":"x","image":"localhost/i","steps":[{{"cmd":"x","executor":"{executor}"}}],"quotas":{quotas}}}"#

@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_refuses_need_not_be_started() {
+    fn the_remedy_for_a_service_that_refuses_is_not_to_start_it() {
         let gone = Unavailable::new("no answer");
         assert_eq!(remedy(&gone, RABBITMQ), RABBITMQ);
         for why in [ServiceFault::Refuses, ServiceFault::WrongKind] {

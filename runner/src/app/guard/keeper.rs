@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn each_new_guard_hears_where_the_engine_is_and_until_when_the_lease_stands() {
+    fn each_new_guard_receives_the_engine_and_the_end_of_the_lease() {
         let line = line();
         let mut pipes = Vec::new();
         for secs in [1, 2] {
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_guard_that_does_not_read_is_noticed_and_holds_nobody_up() {
+    async fn a_guard_that_does_not_read_is_noticed_and_blocks_nothing() {
         let line = line();
         let (input, output) = std::io::pipe().unwrap();
         line.attach(nonblocking(output).unwrap());

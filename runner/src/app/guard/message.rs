@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_heard_as_they_were_said_however_they_are_cut() {
+    fn messages_round_trip_however_they_are_split() {
         let said = [
             GuardMessage::Engine("unix:///a b\n\"c".into()),
             GuardMessage::Docker("http://d:1".into()),
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_word_is_passed_over() {
+    fn invalid_messages_are_skipped() {
         let mut words = MessageReader::default();
         words.push(b"\n{\"later\":1}\n\"goodbye\"\n\"good");
         assert_eq!((words.next(), words.next()), (Some(GuardMessage::Goodbye), None));

@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_only_lost_etcd_is_not_called_dead() {
+    fn a_worker_that_only_lost_etcd_is_not_considered_dead() {
         let mut watch = fed(10);
         assert_eq!(watch.due(at(10)), NextAction::Kill);
         assert!(
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_killed_while_the_lease_stands() {
+    fn nothing_is_killed_while_the_lease_is_valid() {
         assert_eq!(Watch::default().due(at(1000)), NextAction::Listen(None));
         let mut watch = fed(10);
         assert_eq!(watch.due(at(4)), NextAction::Listen(Some(at(6))));
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_workers_containers_are_killed_until_a_look_finds_none() {
+    fn containers_of_a_silent_worker_are_killed_until_none_is_left() {
         let mut watch = fed(10);
         assert_eq!(watch.due(at(10)), NextAction::Kill);
         watch.on_listing(at(10), &runs(2));
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_comes_back_is_guarded_again() {
+    fn a_worker_that_returns_is_guarded_again() {
         let mut watch = fed(10);
         watch.on_listing(at(10), &runs(1));
         watch.on_message(&GuardMessage::owned_until(at(30)));
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_about_to_run_is_waited_for_but_not_for_ever() {
+    fn the_guard_waits_for_starting_containers_but_not_forever() {
         let mut watch = fed(10);
         watch.on_listing(at(10), &made());
         assert_eq!(watch.due(at(11)), NextAction::Kill);
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_workers_containers_are_killed_at_once_and_then_it_ends() {
+    fn containers_of_a_dead_worker_are_killed_at_once_and_the_guard_exits() {
         let mut watch = fed(10);
         watch.is_alone(at(4));
         assert_eq!(watch.due(at(4)), NextAction::Kill);
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_died_after_it_was_killed_for_is_looked_at_once_more() {
+    fn a_worker_that_dies_after_its_containers_were_killed_is_checked_again() {
         let mut watch = fed(10);
         watch.on_listing(at(10), &runs(0));
         watch.is_alone(at(20));
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_that_never_answers_keeps_no_guard_for_ever() {
+    fn a_guard_does_not_wait_forever_for_a_silent_engine() {
         let mut watch = fed(10);
         watch.is_alone(at(12));
         watch.is_alone(at(500));
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_dismissed_or_never_needed_ends_without_a_look() {
+    fn a_dismissed_or_unneeded_guard_exits_without_a_check() {
         let mut watch = fed(10);
         watch.on_message(&GuardMessage::Goodbye);
         watch.is_alone(at(11));

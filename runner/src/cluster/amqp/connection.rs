@@ -384,7 +384,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_broker_that_answers_nothing_or_no_declaration_is_unreachable() {
+    async fn a_broker_that_does_not_answer_is_unreachable() {
         let (silent, partitioned) =
             tokio::join!(refusal_of(answers_nothing), refusal_of(answers_no_declaration));
         assert!(matches!(&silent, Fault::Unreachable(said) if said.contains("did not answer")));

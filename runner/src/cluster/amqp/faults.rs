@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refused_login_is_told_from_a_broker_that_is_away() {
+    fn a_refused_login_is_distinguished_from_an_unreachable_broker() {
         let refused = of_reply(ACCESS_REFUSED, "ACCESS_REFUSED - Login was refused");
         assert!(matches!(refused, Fault::Denied(said) if said.starts_with("Login was refused;")));
         let away = of_reply(320, "CONNECTION_FORCED - broker forced connection closure");
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_what_to_do_about_it_and_nothing_else() {
+    fn a_refusal_names_the_remedy() {
         let denied = |code, text: &str| of_reply(code, text).of_queue("mq.example").to_string();
         let all = [
             (
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_authority_is_no_reason_to_try_again() {
+    fn a_wrong_authority_is_not_retried() {
         let io = std::io::Error::other("invalid peer certificate: UnknownIssuer");
         let error = Fault::from(Error::from(io)).of_queue("mq.example");
         assert!(!error.retryable());

@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_brokers_words_for_a_difference_are_understood() {
+    fn the_mismatch_errors_of_the_broker_are_parsed() {
         let cases = [
             ("received 'direct' but current is 'fanout'", Some("fanout"), true),
             ("received the value 'quorum' of type 'longstr' but current is none", None, true),
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn an_exchange_of_another_type_is_named_with_what_to_delete() {
+    fn an_exchange_of_another_type_is_reported_with_the_name_to_delete() {
         let of = |argument| {
             format!(
                 "inequivalent arg '{argument}' for exchange 'x': received 'a' but current is 'b'"

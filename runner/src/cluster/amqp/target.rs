@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_of_an_address_has_no_password() {
+    fn a_displayed_address_has_no_password() {
         assert_eq!(parsed("amqp://bob:secret@mq.example").to_string(), "amqp://mq.example:5672");
         for bad in ["http://bob:secret@mq.example", "amqp://bob:secret@", "bob:secret@mq"] {
             let said = Address::parse(bad).unwrap_err().cause().to_owned();

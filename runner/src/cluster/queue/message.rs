@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn deaths_are_flattened_and_foreign_types_left_out() {
+    fn death_headers_are_flattened_and_foreign_types_omitted() {
         let death = table(&[
             ("reason", AMQPValue::LongString("delivery_limit".into())),
             ("count", AMQPValue::LongLongInt(1)),
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_that_is_sent_again_begins_without_its_deaths() {
+    fn a_republished_message_has_no_death_headers() {
         let headers = [("x-first-death-reason", "rejected"), ("traceparent", "00-ab")];
         let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let message = Message { headers: headers.into(), ..Message::default() };
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_amqp_is_refused_and_does_not_panic() {
+    fn values_that_do_not_fit_amqp_are_refused_without_a_panic() {
         let message = Message { id: Some("x".repeat(256)), ..Message::default() };
         assert!(properties(&message).is_none());
     }

@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_prefix_ends_before_the_next_key_that_lacks_it() {
+    fn a_prefix_range_ends_before_the_first_key_without_the_prefix() {
         assert_eq!(end_of("bob.run/"), b"bob.run0");
         assert_eq!(end_of("a\u{7f}"), b"a\x80");
         assert_eq!(end_of(""), [0]);

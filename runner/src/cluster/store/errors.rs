@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_is_too_large_is_said_to_be() {
+    fn a_too_large_request_is_reported_as_such() {
         for (code, message) in [
             (INVALID_ARGUMENT, "etcdserver: request is too large"),
             (RESOURCE_EXHAUSTED, "grpc: received message larger than max (2 vs. 1)"),
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_password_is_no_reason_to_try_again() {
+    fn a_wrong_password_is_not_retried() {
         let fault = of_status(
             INVALID_ARGUMENT,
             "etcdserver: authentication failed, invalid user ID or password",
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_database_is_waited_for() {
+    fn a_full_database_is_retryable() {
         let fault = of_status(RESOURCE_EXHAUSTED, "etcdserver: mvcc: database space exceeded", "");
         let error = fault.into_store_error("etcd.example", None, 0);
         assert!(error.retryable() && error.refuses_writes());
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_lease_is_told_by_its_number() {
+    fn a_lost_lease_is_reported_with_its_id() {
         assert_eq!(
             describe_status(NOT_FOUND, "etcdserver: requested lease not found"),
             "lease 2a is gone"
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_sent_is_told_from_what_may_have_been_heard() {
+    fn unsent_requests_are_distinguished_from_those_that_might_have_arrived() {
         let refused = "tcp connect error: transport error: Connection refused (os error 111)";
         assert!(matches!(of_status(14, refused, refused), Fault::Unsent(_)));
         let lost = "http2 error: transport error: keep-alive timed out: operation timed out";
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_may_be_tried_again() {
+    fn unknown_errors_are_retryable() {
         let error = of_status(14, "etcdserver: leader changed", "").into_store_error(
             "etcd.example",
             None,

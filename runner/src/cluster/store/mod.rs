@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn the_password_is_not_in_what_is_printed() {
+    fn the_debug_output_does_not_contain_the_password() {
         let options = EtcdOptions {
             urls: vec!["http://localhost:2379".to_owned()],
             user: Some("bob".to_owned()),

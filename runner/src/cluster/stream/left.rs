@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_goes_once_its_segments_have() {
+    fn a_directory_is_removed_once_its_segments_are() {
         let dir = tempfile::tempdir().unwrap();
         let own = place(dir.path(), "events-a-");
         let spill = Spill::open(own.clone()).unwrap();
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_lost_runs_that_was_cut_off_does_not_block_the_events() {
+    fn a_truncated_list_of_lost_runs_does_not_block_the_events() {
         let dir = tempfile::tempdir().unwrap();
         let own = place(dir.path(), "events-a-");
         let spill = Spill::open(own.clone()).unwrap();

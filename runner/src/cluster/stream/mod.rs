@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn the_stream_is_on_the_server_of_the_queue_unless_another_is_named() {
+    fn the_stream_uses_the_server_of_the_queue_unless_another_is_set() {
         assert_eq!(url(None), "amqps://mq.example:7000/builds");
         assert_eq!(url(Some("amqp://other.example/v")), "amqp://other.example/v");
     }

@@ -22,7 +22,7 @@ fn has(bytes: &[u8], wanted: &[u8]) -> bool {
 const TOKEN: &str = "s3cr3t/t0ken \"q\"&x+y=ü";
 
 #[test]
-fn a_secret_is_masked_wherever_it_stands() {
+fn a_secret_is_masked_at_any_position() {
     let mask = mask(&[TOKEN]);
     assert_eq!(mask.text(&format!("a {TOKEN} b{TOKEN}")), "a *** b***");
     assert_eq!(mask.text("nothing of it"), "nothing of it");
@@ -30,7 +30,7 @@ fn a_secret_is_masked_wherever_it_stands() {
 }
 
 #[test]
-fn a_secret_is_masked_in_the_forms_in_which_it_usually_comes_along() {
+fn a_secret_is_masked_in_its_common_encodings() {
     let mask = mask(&[TOKEN]);
     let percent = "s3cr3t%2Ft0ken%20%22q%22%26x%2By%3D%C3%BC";
     for form in [
@@ -79,7 +79,7 @@ fn left_in_rows(mask: &Arc<Mask>, text: &str, row: usize, end: &str) -> String {
 }
 
 #[test]
-fn a_secret_is_masked_in_base64_with_rows_of_any_length() {
+fn a_secret_is_masked_in_base64_with_lines_of_any_length() {
     let long = "k3y".repeat(100);
     for secret in ["correct horse battery", "t0p/s3cret+value", &long] {
         let mask = mask(&[secret]);
@@ -101,7 +101,7 @@ fn a_secret_is_masked_in_base64_with_rows_of_any_length() {
 }
 
 #[test]
-fn a_line_does_not_wait_for_the_next_one_because_of_its_last_letters() {
+fn a_line_is_not_held_back_because_of_a_few_matching_last_letters() {
     let secret = "correct horse battery";
     let encoded = STANDARD.encode(secret);
     let mut masker = Masker::new(mask(&[secret]));
@@ -115,7 +115,7 @@ fn a_line_does_not_wait_for_the_next_one_because_of_its_last_letters() {
 }
 
 #[test]
-fn a_stream_is_masked_with_what_was_added_while_it_runs() {
+fn a_stream_is_masked_with_secrets_added_while_it_runs() {
     let mut masker = Masker::new(mask(&["first-secret"]));
     assert_eq!(masker.push(b"first-secret second-secret first-"), b"*** second-secret ");
     masker.renew(&mask(&["first-secret", "second-secret"]));
@@ -133,7 +133,7 @@ fn a_secret_of_the_largest_size_is_masked() {
 }
 
 #[test]
-fn each_line_of_a_secret_is_masked_by_itself() {
+fn each_line_of_a_secret_is_masked_separately() {
     let mask = mask(&["-----BEGIN KEY-----\nMIIEow\r\nab\n-----END KEY-----\n"]);
     assert_eq!(mask.text("1 MIIEow\n2 ab\n-----END KEY-----\n"), "1 ***\n2 ab\n***\n");
     assert_eq!(
@@ -144,7 +144,7 @@ fn each_line_of_a_secret_is_masked_by_itself() {
 }
 
 #[test]
-fn a_line_break_at_its_end_is_no_part_of_a_secret() {
+fn a_trailing_line_break_is_not_part_of_a_secret() {
     let mut masker = Masker::new(mask(&["\ntoken-1\n"]));
     assert_eq!(masker.push(b"a line\n"), b"a line\n", "a whole line waits for nothing");
     assert_eq!(masker.push(b"token-1\n"), b"***\n");
@@ -156,7 +156,7 @@ fn a_value_of_two_letters_is_not_masked() {
 }
 
 #[test]
-fn of_secrets_that_overlap_nothing_is_left() {
+fn overlapping_secrets_are_masked_completely() {
     let mask = mask(&["abcdef", "defghi", "abc"]);
     assert_eq!(mask.text("xabcdefghix"), "x***x");
     for size in 1..11 {
@@ -165,7 +165,7 @@ fn of_secrets_that_overlap_nothing_is_left() {
 }
 
 #[test]
-fn only_what_may_be_the_beginning_of_a_secret_waits() {
+fn only_a_possible_beginning_of_a_secret_is_held_back() {
     let mut masker = Masker::new(mask(&["password-1"]));
     assert_eq!(masker.push(b"the pass"), b"the ");
     assert_eq!(masker.push(b"ing"), b"passing");
@@ -176,13 +176,13 @@ fn only_what_may_be_the_beginning_of_a_secret_waits() {
 }
 
 #[test]
-fn a_mask_shows_nothing_of_what_it_hides() {
+fn the_debug_output_of_a_mask_contains_no_secret() {
     let mask = mask(&["hunter2-hunter2"]);
     assert!(!format!("{mask:?}").contains("hunter2"));
 }
 
 #[test]
-fn a_secret_is_found_in_what_comes_in_pieces() {
+fn a_secret_is_found_across_chunks() {
     let mask = mask(&[TOKEN]);
     let rows: Vec<String> = STANDARD
         .encode(TOKEN)
@@ -204,7 +204,7 @@ fn a_secret_is_found_in_what_comes_in_pieces() {
 }
 
 #[test]
-fn a_line_that_stands_in_many_a_program_is_no_find() {
+fn a_line_that_is_common_in_programs_is_not_a_match() {
     let word = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSj";
     let mask = mask(&[&format!("-----BEGIN PRIVATE KEY-----\n{word}\n-----END PRIVATE KEY-----")]);
     let finds = |text: &str| SecretSearch::new(Arc::clone(&mask)).finds(text.as_bytes());
@@ -234,7 +234,7 @@ fn secrets() -> impl Strategy<Value = Vec<String>> {
 
 proptest! {
     #[test]
-    fn where_a_stream_is_cut_makes_no_difference(
+    fn the_result_does_not_depend_on_the_chunking(
         secrets in secrets(), text in texts(), sizes in prop::collection::vec(1usize..20, 1..20)
     ) {
         let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
@@ -254,7 +254,7 @@ proptest! {
     }
 
     #[test]
-    fn nothing_of_a_secret_comes_out(secrets in secrets(), text in texts(), size in 1usize..20) {
+    fn no_part_of_a_secret_is_published(secrets in secrets(), text in texts(), size in 1usize..20) {
         let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
         let mask = mask(&secrets);
         let out = streamed(&mask, &text, size);
@@ -265,7 +265,7 @@ proptest! {
     }
 
     #[test]
-    fn a_text_without_secrets_comes_out_as_it_is(
+    fn a_text_without_secrets_is_not_changed(
         text in prop::collection::vec(any::<u8>(), 0..2000), size in 1usize..600
     ) {
         let mask = mask(&["a secret that no text of chance holds\nor its second line"]);

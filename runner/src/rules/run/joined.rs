@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn one_write_covers_what_came_together() {
+    fn one_write_covers_facts_that_arrive_together() {
         let first = vec![Effect::Start(3), save("first"), Effect::OpenGate(3)];
         let second = vec![Effect::Discard(1), Effect::Start(4), save("both"), Effect::OpenGate(4)];
         let expected = [
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_no_write_stays_in_its_order() {
+    fn orders_without_a_write_keep_their_order() {
         let commit = |at| vec![Effect::CancelTimer(Timer::Step(at)), Effect::Commit(at)];
         let end = vec![save("end"), Effect::Push(2)];
         let joined = joined(vec![commit(0), end, commit(1)]);
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_that_ends_the_run_or_writes_twice_comes_after_the_others() {
+    fn a_list_that_ends_the_run_or_writes_twice_is_last() {
         let first = vec![save("first"), Effect::OpenGate(0)];
         for last in [vec![save("last"), Effect::Finish], vec![save("a"), save("b")]] {
             assert!(!may_be_joined(&last));

@@ -263,14 +263,14 @@ mod tests {
     }
 
     #[test]
-    fn variables_stand_where_the_program_names_them() {
+    fn variables_are_substituted_in_a_program() {
         let said = rendered("deploy {{ .tag }} {{.__jobID}}", &[("tag", "v1")]).unwrap();
         assert_eq!(said, "deploy v1 r-1");
         assert_eq!(rendered("echo ${HOME}", &[]).unwrap(), "echo ${HOME}");
     }
 
     #[test]
-    fn a_variable_that_is_missing_is_an_error_that_names_it() {
+    fn a_missing_variable_is_an_error_that_names_it() {
         let error = rendered("deploy {{ .tag }}", &[("password", "s3cret")]).unwrap_err();
         assert!(error.contains("variable tag") && !error.contains("s3cret"), "{error}");
         let error = rendered("{{ if .a }}x", &[("a", "b")]).unwrap_err();
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_ends_in_an_action_is_no_template() {
+    fn a_program_with_an_unclosed_action_is_not_a_template() {
         for program in
             ["{{_ ", "{{ ", "{{", "a {{ .a ", "{{ .a\n ", "{{ \"}}\" ", "{{ .a }", "{{ 1 "]
         {
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn an_action_ends_outside_of_its_quotes() {
+    fn closing_braces_in_quotes_do_not_end_an_action() {
         assert_eq!(rendered("ä{{ `}}ä` }}ö{{- /* }}ß */ -}} ü", &[]).unwrap(), "ä}}äöü");
         assert_eq!(rendered("ä{{ \"a\\\"}}\" }}", &[]).unwrap(), "äa\"}}");
         for program in ["{{ `a}} {{ `bä }}", "ä{{ `a}}", "ä{{/* }}", "ä{{ \"\\\\\" }}"] {
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_empty_has_a_default_and_anything_can_be_one_word() {
+    fn empty_values_can_have_a_default_and_any_value_can_be_quoted() {
         let of = [("empty", ""), ("full", "x"), ("odd", "it's; rm -rf /")];
         let said = rendered("{{ .empty | default `y` }}{{ .full | default `y` }}", &of).unwrap();
         assert_eq!(said, "yx");
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn conditions_and_blocks_are_those_of_go() {
+    fn conditions_and_blocks_work_like_in_go() {
         let of = [("level", "2"), ("name", "n")];
         let said = rendered("{{- if eq .level `2` -}} two {{- else -}} other {{- end -}}", &of);
         assert_eq!(said.unwrap(), "two");
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_ascii_may_stand_in_text_in_quotes_and_in_values() {
+    fn non_ascii_characters_can_be_used_in_text_quotes_and_values() {
         let of = [("a", "ß"), ("e", "")];
         for (program, expected) in [
             ("ü{{ .a }}ü", "üßü"),
@@ -399,7 +399,7 @@ mod tests {
     }
 
     #[test]
-    fn the_budget_counts_the_sum_over_all_loops_and_what_each_action_copies() {
+    fn the_budget_counts_all_loops_and_the_output_of_each_action() {
         let list: Vec<u32> = (0..1000).collect();
         let values = serde_json::json!({ "l": list, "t": "x".repeat(400_000) });
         let values = values.as_object().cloned().unwrap();

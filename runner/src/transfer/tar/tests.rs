@@ -84,7 +84,7 @@ fn text(bytes: &str) -> (EntryType, &str, &str, &[u8]) {
 }
 
 #[tokio::test]
-async fn every_entry_goes_below_the_mount_and_keeps_what_it_is() {
+async fn every_entry_is_placed_below_the_mount_and_keeps_its_type() {
     let given = tar(&[
         (EntryType::Directory, "./", "", b""),
         (EntryType::Directory, "a/", "", b""),
@@ -162,7 +162,7 @@ async fn long_names_survive_in_every_form() {
 }
 
 #[tokio::test]
-async fn what_leaves_its_target_is_refused_by_name() {
+async fn entries_that_escape_their_target_are_refused_by_name() {
     let file = EntryType::Regular;
     let (soft, hard) = (EntryType::Symlink, EntryType::Link);
     let cases: &[(Given<'_>, &str)] = &[
@@ -200,7 +200,7 @@ async fn an_archive_without_entries_is_refused() {
 }
 
 #[tokio::test]
-async fn nothing_goes_through_a_link_of_the_same_archive() {
+async fn no_entry_is_written_through_a_link_of_the_same_archive() {
     let soft = EntryType::Symlink;
     let through_links: &[&[Given<'_>]] = &[
         &[(soft, "a", "b", b""), (EntryType::Regular, "a/x", "", b"")],
@@ -219,7 +219,7 @@ async fn nothing_goes_through_a_link_of_the_same_archive() {
 }
 
 #[tokio::test]
-async fn names_in_records_are_checked_like_others_and_may_not_be_said_twice() {
+async fn names_in_extended_headers_are_checked_and_must_not_repeat() {
     let behind = |kind, said: &[u8], more: Vec<u8>| {
         let mut all = header(kind, b"x", b"", said.len() as u64).as_bytes().to_vec();
         all.extend_from_slice(said);
@@ -265,7 +265,7 @@ async fn names_in_records_are_checked_like_others_and_may_not_be_said_twice() {
 }
 
 #[tokio::test]
-async fn a_header_of_another_form_hides_no_name() {
+async fn headers_of_other_formats_cannot_hide_a_name() {
     // Some readers take these bytes of a GNU header for a name prefix and would leave the target.
     let mut hidden = header(EntryType::Regular, b"x", b"", 0);
     hidden.as_mut_bytes()[345..354].copy_from_slice(b"../../etc");
@@ -277,7 +277,7 @@ async fn a_header_of_another_form_hides_no_name() {
 }
 
 #[tokio::test]
-async fn an_archive_that_is_cut_off_is_an_error_wherever_it_is_cut() {
+async fn an_archive_truncated_at_any_point_is_an_error() {
     let given = tar(&[text("hello"), (EntryType::Regular, "big", "", &[1; 3000])]).await;
     let end = given.len() - 1024;
     for cut in [0, 1, 511, 512, 700, 1024, 1536, 4000, end, end + 1] {
@@ -292,7 +292,7 @@ async fn an_archive_that_is_cut_off_is_an_error_wherever_it_is_cut() {
 }
 
 #[tokio::test]
-async fn what_is_no_tar_is_said_to_be_none() {
+async fn data_that_is_not_a_tar_is_reported_as_such() {
     assert!(refusal(&[b'<'; 2000]).await.contains("not a tar archive"));
     let mut damaged = tar(&[text("x"), text("y")]).await;
     damaged[1024 + 100] ^= 1;

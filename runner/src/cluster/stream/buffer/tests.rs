@@ -23,7 +23,7 @@ fn fill(buffer: &mut Buffer) -> u64 {
 }
 
 #[test]
-fn events_are_done_in_the_order_of_their_tickets() {
+fn events_are_confirmed_in_the_order_of_their_tickets() {
     let mut buffer = Buffer::default();
     assert_eq!(buffer.done(), 0);
     for expected in 1..=5 {
@@ -38,7 +38,7 @@ fn events_are_done_in_the_order_of_their_tickets() {
 }
 
 #[test]
-fn after_a_lost_connection_all_that_is_unconfirmed_is_sent_again_in_order() {
+fn after_a_lost_connection_unconfirmed_events_are_resent_in_order() {
     let mut buffer = Buffer::default();
     for _ in 0..6 {
         push(&mut buffer, "a", 1, 10);
@@ -50,7 +50,7 @@ fn after_a_lost_connection_all_that_is_unconfirmed_is_sent_again_in_order() {
 }
 
 #[test]
-fn what_is_discarded_is_done_with_and_not_sent() {
+fn discarded_events_count_as_done_and_are_not_sent() {
     let mut buffer = Buffer::default();
     for name in ["lost", "kept", "lost", "kept"] {
         push(&mut buffer, name, 4, 10);
@@ -70,7 +70,7 @@ fn what_is_discarded_is_done_with_and_not_sent() {
 }
 
 #[test]
-fn what_the_memory_does_not_hold_goes_to_disk_and_comes_back_in_order() {
+fn events_beyond_the_memory_limit_go_to_disk_and_return_in_order() {
     let mut buffer = Buffer::default();
     let mut last = fill(&mut buffer);
     assert!(buffer.front_bytes <= FRONT_BYTES && buffer.tail_bytes <= TAIL_BYTES);
@@ -99,7 +99,7 @@ fn what_the_memory_does_not_hold_goes_to_disk_and_comes_back_in_order() {
 }
 
 #[test]
-fn a_batch_that_could_not_be_written_keeps_its_place() {
+fn a_batch_that_could_not_be_written_keeps_its_position() {
     let mut buffer = Buffer::default();
     let last = fill(&mut buffer);
     let before = buffer.done();
@@ -125,7 +125,7 @@ fn an_event_of_any_size_fits_into_an_empty_buffer() {
 }
 
 #[test]
-fn unconfirmed_events_are_counted_where_they_are() {
+fn unconfirmed_events_are_counted_in_memory_and_on_disk() {
     let mut buffer = Buffer::default();
     let total = |buffer: &Buffer| {
         let Unconfirmed { on_disk, in_memory } = buffer.unconfirmed();

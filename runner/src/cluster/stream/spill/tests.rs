@@ -59,7 +59,7 @@ fn events_return_unchanged_and_their_files_go_once_they_are_confirmed() {
 }
 
 #[test]
-fn an_event_larger_than_what_is_read_at_once_comes_whole() {
+fn an_event_larger_than_the_read_buffer_is_read_completely() {
     let dir = tempfile::tempdir().unwrap();
     let mut spill = open(dir.path(), 1 << 30);
     let all = [waiting(1, 100_000), waiting(2, 0), waiting(3, 5)];
@@ -70,7 +70,7 @@ fn an_event_larger_than_what_is_read_at_once_comes_whole() {
 }
 
 #[test]
-fn events_that_were_read_make_room_and_events_of_earlier_workers_take_some() {
+fn read_events_free_space_and_events_of_earlier_workers_use_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut spill = open(dir.path(), 100_000);
     spill.append(&[waiting(1, 60_000)]).unwrap();
@@ -82,7 +82,7 @@ fn events_that_were_read_make_room_and_events_of_earlier_workers_take_some() {
 }
 
 #[test]
-fn the_directory_and_its_files_belong_to_this_user_alone() {
+fn only_this_user_can_access_the_directory_and_its_files() {
     let dir = tempfile::tempdir().unwrap();
     let inner = dir.path().join("state/spill");
     let mut spill = open(&inner, 1 << 20);
@@ -94,7 +94,7 @@ fn the_directory_and_its_files_belong_to_this_user_alone() {
 }
 
 #[test]
-fn everything_that_waits_is_kept_in_order_when_the_worker_ends() {
+fn waiting_events_are_kept_in_order_when_the_worker_exits() {
     let dir = tempfile::tempdir().unwrap();
     let mut spill = open(dir.path(), 1 << 30);
     let all: Vec<Waiting> = (1..=9).map(|ticket| waiting(ticket, 2 << 20)).collect();
@@ -110,7 +110,7 @@ fn everything_that_waits_is_kept_in_order_when_the_worker_ends() {
 }
 
 #[test]
-fn nothing_stays_on_disk_if_nothing_waits() {
+fn nothing_stays_on_disk_if_no_event_waits() {
     let dir = tempfile::tempdir().unwrap();
     let mut spill = open(dir.path(), 1 << 30);
     spill.append(&[waiting(1, 1)]).unwrap();
@@ -120,7 +120,7 @@ fn nothing_stays_on_disk_if_nothing_waits() {
 }
 
 #[test]
-fn events_that_the_limit_leaves_no_room_for_are_counted() {
+fn events_beyond_the_limit_are_counted() {
     let dir = tempfile::tempdir().unwrap();
     let spill = open(dir.path(), 2_500);
     let all: Vec<Waiting> = (1..=6).map(|ticket| waiting(ticket, 1_000)).collect();
@@ -156,7 +156,7 @@ fn a_segment_that_stays_unreadable_is_set_aside_with_the_count_of_its_events() {
 }
 
 #[test]
-fn events_that_cannot_be_read_when_the_worker_ends_are_counted() {
+fn events_that_cannot_be_read_when_the_worker_exits_are_counted() {
     let dir = tempfile::tempdir().unwrap();
     let mut spill = open(dir.path(), 1 << 30);
     let all: Vec<Waiting> = (1..=4).map(|ticket| waiting(ticket, 3 << 20)).collect();

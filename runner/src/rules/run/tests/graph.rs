@@ -34,7 +34,7 @@ fn in_mode(mut run: Run, mode: FailureMode) -> Run {
 }
 
 #[test]
-fn a_step_begins_when_all_that_it_needs_have_passed() {
+fn a_step_starts_when_all_its_needs_have_passed() {
     let mut run = in_the_middle("");
     drop(run.on(NOW, exited(2)));
     assert_eq!(words(&run.on(NOW, committed(2, "i2"))), ["save running", "StepCompleted"]);
@@ -48,7 +48,7 @@ fn a_step_begins_when_all_that_it_needs_have_passed() {
 }
 
 #[test]
-fn no_more_steps_go_on_beside_each_other_than_the_worker_allows() {
+fn no_more_steps_run_in_parallel_than_the_worker_allows() {
     let four: Vec<String> =
         (0..4).map(|n| format!(r#"{{"name": "{n}", "cmd": "a", "needs": []}}"#)).collect();
     let mut run = run(&format!("[{}]", four.join(",")));
@@ -60,7 +60,7 @@ fn no_more_steps_go_on_beside_each_other_than_the_worker_allows() {
 }
 
 #[test]
-fn where_a_step_fails_those_beside_it_are_stopped_and_nothing_new_begins() {
+fn a_failing_step_stops_parallel_ones_and_no_other_step_starts() {
     let mut run = in_the_middle("");
     let orders = words(&run.on(NOW, failed(1)));
     assert_eq!(
@@ -77,7 +77,7 @@ fn where_a_step_fails_those_beside_it_are_stopped_and_nothing_new_begins() {
 }
 
 #[test]
-fn where_the_pipeline_goes_on_only_what_needs_the_failed_step_is_left_out() {
+fn if_the_pipeline_continues_only_dependents_of_the_failed_step_are_skipped() {
     let mut run = in_mode(in_the_middle(""), FailureMode::Continue);
     let orders = words(&run.on(NOW, failed(1)));
     assert_eq!(orders.last().unwrap(), "StepCompleted", "the other one goes on");
@@ -88,7 +88,7 @@ fn where_the_pipeline_goes_on_only_what_needs_the_failed_step_is_left_out() {
 }
 
 #[test]
-fn a_step_that_may_fail_is_gone_on_from_as_it_left_things() {
+fn the_state_of_a_step_that_is_allowed_to_fail_is_used_by_its_successors() {
     let mut run = in_the_middle(r#", "allow-failure": true"#);
     assert_eq!(words(&run.on(NOW, failed(2))), ["canceltimer(step(2))", "commit(2)"]);
     drop(run.on(NOW, committed(2, "i2")));
@@ -101,7 +101,7 @@ fn a_step_that_may_fail_is_gone_on_from_as_it_left_things() {
 }
 
 #[test]
-fn a_step_whose_time_is_over_is_ended_alone_and_tried_again() {
+fn a_step_that_times_out_is_ended_alone_and_retried() {
     let mut run = in_the_middle(r#", "timeout": "1m", "retry": {"attempts": 2}"#);
     assert_eq!(words(&run.on(NOW, Input::Expired(Timer::Step(2)))), ["interruptstep(2)"]);
     let orders = words(&run.on(NOW, failed(2)));
@@ -116,7 +116,7 @@ fn a_step_whose_time_is_over_is_ended_alone_and_tried_again() {
 }
 
 #[test]
-fn a_step_without_a_command_passes_as_soon_as_what_it_needs_has() {
+fn a_step_without_a_command_passes_once_its_needs_have() {
     let mut run =
         run(r#"[{"name": "0", "cmd": "a", "needs": []}, {"name": "all", "needs": ["0"]}]"#);
     drop(run.begin(NOW));
@@ -128,7 +128,7 @@ fn a_step_without_a_command_passes_as_soon_as_what_it_needs_has() {
 }
 
 #[test]
-fn the_step_for_errors_runs_last_and_the_run_fails_all_the_same() {
+fn the_on_error_step_runs_last_and_the_run_still_fails() {
     let mut run = in_the_middle("");
     let last: Step = serde_json::from_str(r#"{"name": "on_error", "cmd": "x"}"#).unwrap();
     run.record.pipeline.as_mut().unwrap().on_error = Some(Box::new(last));
@@ -153,7 +153,7 @@ fn lost_with(steps: &[(&str, StepStatus)]) -> RunRecord {
 }
 
 #[test]
-fn the_next_owner_asks_for_what_the_steps_to_come_go_on_from_and_for_no_more() {
+fn the_next_owner_adopts_only_images_that_later_steps_start_from() {
     let passed = StepStatus::Passed;
     let (_, both) = resumed(lost_with(&[("0", passed), ("1", StepStatus::Started)]), false);
     assert!(both[0].starts_with("adopt([kept { position: 0,"), "{both:?}");
@@ -168,7 +168,7 @@ fn the_next_owner_asks_for_what_the_steps_to_come_go_on_from_and_for_no_more() {
 }
 
 #[test]
-fn an_earlier_owners_failure_is_not_forgotten() {
+fn the_failure_recorded_by_an_earlier_owner_is_kept() {
     let mut left = lost_with(&[("0", StepStatus::Passed), ("1", StepStatus::Failed)]);
     left.pipeline.as_mut().unwrap().failure = FailureMode::Continue;
     (left.steps[1].cause, left.steps[1].message) =
@@ -182,7 +182,7 @@ fn an_earlier_owners_failure_is_not_forgotten() {
 }
 
 #[test]
-fn a_call_that_may_have_taken_effect_is_not_made_again() {
+fn a_call_that_might_have_taken_effect_is_not_repeated() {
     let call = r#"[{"name": "0", "cmd": "a", "executor": "ssh", "with": {"host": "h"}}]"#;
     let left =
         RunRecord { pipeline: record(call).pipeline, ..left_with(&[("0", StepStatus::Started)]) };
@@ -199,7 +199,7 @@ fn a_call_that_may_have_taken_effect_is_not_made_again() {
 }
 
 #[test]
-fn a_run_that_starts_over_comes_no_further_by_what_had_passed_before() {
+fn steps_passed_before_a_restart_do_not_count_as_progress() {
     let two = r#"[{"name": "0", "cmd": "a"}, {"name": "1", "cmd": "b"}]"#;
     let pipeline = record(two).pipeline.map(|pipeline| protocol::pipeline::Pipeline {
         on_lost: Some(protocol::pipeline::OnLost::Restart),
@@ -217,7 +217,7 @@ fn a_run_that_starts_over_comes_no_further_by_what_had_passed_before() {
 }
 
 #[test]
-fn a_run_that_is_about_to_fail_asks_for_no_image_that_no_step_will_begin_with() {
+fn a_run_that_is_about_to_fail_adopts_no_unneeded_image() {
     let mut left = lost_with(&[("0", StepStatus::Passed), ("1", StepStatus::Failed)]);
     (left.steps[1].cause, left.steps[1].message) = (Some(Cause::ExitCode), Some("no".into()));
     let (mut run, orders) = resumed(left, false);
@@ -227,7 +227,7 @@ fn a_run_that_is_about_to_fail_asks_for_no_image_that_no_step_will_begin_with() 
 }
 
 #[test]
-fn steps_that_can_never_start_are_found_whatever_their_order() {
+fn steps_that_can_never_start_are_found_in_any_order() {
     let steps = r#"[{"name": "0", "cmd": "a", "needs": ["1"], "when": "ended"},
         {"name": "1", "cmd": "b", "needs": ["2"]},
         {"name": "2", "cmd": "c", "needs": ["3"]},
@@ -245,7 +245,7 @@ fn steps_that_can_never_start_are_found_whatever_their_order() {
 }
 
 #[test]
-fn the_next_owner_asks_for_the_nearest_image_across_steps_that_left_none() {
+fn the_next_owner_adopts_the_nearest_image_across_steps_without_one() {
     let chain = r#"[{"name": "0", "cmd": "a"}, {"name": "1", "cmd": "b", "allow-failure": true},
         {"name": "2", "cmd": "c", "allow-failure": true}, {"name": "3", "cmd": "d"}]"#;
     let failed = StepStatus::Failed;

@@ -6,7 +6,7 @@ const LIMITED: &str = r#"[{"name": "0", "cmd": "a", "executor": "local",
     "with": {"limits": {"cpu-time": "1s"}}}]"#;
 
 #[test]
-fn a_step_that_its_limit_has_ended_is_said_to_be() {
+fn a_step_that_hit_its_limit_is_reported_as_such() {
     let over = "exit code 152: SIGXCPU, which ends what goes beyond its limit `cpu-time`";
     for (code, said) in [(152, over), (153, "exit code 153")] {
         let mut run = run(LIMITED);

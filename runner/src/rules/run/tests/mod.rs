@@ -62,7 +62,7 @@ fn exited(position: usize) -> Input {
 }
 
 #[test]
-fn a_run_that_passes_goes_through_every_status_and_saves_before_it_tells() {
+fn a_passing_run_has_every_status_and_is_saved_before_events_are_published() {
     let mut run = run(TWO);
     assert_eq!(
         words(&run.begin(NOW)),
@@ -102,7 +102,7 @@ fn a_run_that_passes_goes_through_every_status_and_saves_before_it_tells() {
 }
 
 #[test]
-fn a_resource_is_fetched_once_and_an_artifact_is_sent_before_the_commit() {
+fn a_resource_is_fetched_once_and_an_artifact_is_uploaded_before_the_commit() {
     let mut run = run(RICH);
     drop(run.begin(NOW));
     assert_eq!(
@@ -120,7 +120,7 @@ fn a_resource_is_fetched_once_and_an_artifact_is_sent_before_the_commit() {
 }
 
 #[test]
-fn a_failing_step_stops_the_rest_and_its_code_is_told() {
+fn a_failing_step_stops_the_run_and_its_exit_code_is_reported() {
     let mut run = run(TWO);
     drop(run.begin(NOW));
     drop(run.on(NOW, Input::Prepared));
@@ -137,7 +137,7 @@ fn a_failing_step_stops_the_rest_and_its_code_is_told() {
 }
 
 #[test]
-fn a_step_that_broke_tells_its_own_counts_and_the_code_of_a_command_that_ended() {
+fn a_broken_step_reports_its_byte_counts_and_the_exit_code_of_its_command() {
     let completed = |effects: &[Effect]| {
         let of_step = |effect: &Effect| match effect {
             Effect::Emit(draft) => match draft.reason {
@@ -176,7 +176,7 @@ fn a_step_that_broke_tells_its_own_counts_and_the_code_of_a_command_that_ended()
 }
 
 #[test]
-fn a_stop_is_heard_in_every_state_and_the_run_ends_stopped() {
+fn a_stop_takes_effect_in_every_state_and_the_run_ends_stopped() {
     let stop = || Input::StopAsked(StopWhy::User { reason: None });
     let before: [&[Input]; 5] = [
         &[],
@@ -268,7 +268,7 @@ fn any_input() -> impl Strategy<Value = Input> {
 
 proptest! {
     #[test]
-    fn whatever_comes_a_run_ends_at_most_once_and_starts_nothing_unrecorded(
+    fn any_facts_end_a_run_at_most_once_and_start_no_unrecorded_attempt(
         inputs in prop::collection::vec(any_input(), 0..60),
         steps in prop::sample::select(vec![TWO, RICH, FORKED, once::BESIDE]),
     ) {
@@ -356,7 +356,7 @@ fn resumed(record: RunRecord, handed_over: bool) -> (Run, Vec<String>) {
 }
 
 #[test]
-fn the_next_owner_goes_on_after_the_last_step_that_was_kept() {
+fn the_next_owner_resumes_after_the_last_committed_step() {
     let left = left_with(&[("0", StepStatus::Passed), ("1", StepStatus::Started)]);
     let (mut run, first) = resumed(left, false);
     assert_eq!(first[1], "settimer(run, 3599s)", "the run's time goes on");
@@ -386,7 +386,7 @@ fn lost(position: usize) -> Input {
 }
 
 #[test]
-fn where_an_image_is_gone_the_one_before_it_is_gone_on_from_and_that_is_said() {
+fn if_an_image_is_lost_the_run_resumes_from_the_previous_one_and_reports_it() {
     let mut left = left_with(&[("0", StepStatus::Passed), ("1", StepStatus::Passed)]);
     let steps = &mut left.pipeline.as_mut().unwrap().steps;
     steps.push(serde_json::from_str(r#"{"name": "2", "cmd": "c"}"#).unwrap());
@@ -407,7 +407,7 @@ fn where_an_image_is_gone_the_one_before_it_is_gone_on_from_and_that_is_said() {
 }
 
 #[test]
-fn what_was_pushed_is_noted_at_once_and_by_what_it_is() {
+fn a_push_is_recorded_at_once_by_its_digest() {
     let mut run = run(TWO);
     drop(run.begin(NOW));
     drop(run.on(NOW, Input::Prepared));
@@ -421,7 +421,7 @@ fn what_was_pushed_is_noted_at_once_and_by_what_it_is() {
 }
 
 #[test]
-fn a_run_that_has_kept_nothing_starts_from_the_top() {
+fn a_run_without_a_committed_step_restarts_from_its_first_step() {
     let (mut run, first) = resumed(left_with(&[("0", StepStatus::Started)]), false);
     assert_eq!(
         first,
@@ -434,7 +434,7 @@ fn a_run_that_has_kept_nothing_starts_from_the_top() {
 }
 
 #[test]
-fn a_run_whose_steps_have_all_passed_only_ends() {
+fn a_run_whose_steps_have_all_passed_runs_no_step_again() {
     let left = left_with(&[("0", StepStatus::Passed), ("1", StepStatus::Passed)]);
     let (mut run, _) = resumed(left, true);
     let ended = words(&run.on(NOW, had()));
@@ -444,7 +444,7 @@ fn a_run_whose_steps_have_all_passed_only_ends() {
 }
 
 #[test]
-fn a_stop_or_a_hand_over_during_the_adoption_is_heard() {
+fn a_stop_or_a_hand_over_during_the_adoption_takes_effect() {
     let left = left_with(&[("0", StepStatus::Passed)]);
     let (mut run, _) = resumed(left.clone(), false);
     drop(run.on(NOW, Input::StopAsked(StopWhy::User { reason: None })));
@@ -456,7 +456,7 @@ fn a_stop_or_a_hand_over_during_the_adoption_is_heard() {
 }
 
 #[test]
-fn a_hand_over_waits_for_the_commit_and_gives_up_what_runs() {
+fn a_hand_over_waits_for_the_commit_and_interrupts_running_steps() {
     let mut keeps = run(TWO);
     drop(keeps.begin(NOW));
     drop(keeps.on(NOW, Input::Prepared));
@@ -477,7 +477,7 @@ fn a_hand_over_waits_for_the_commit_and_gives_up_what_runs() {
 }
 
 #[test]
-fn a_stop_outranks_a_hand_over() {
+fn a_stop_takes_precedence_over_a_hand_over() {
     let mut run = run(TWO);
     drop(run.begin(NOW));
     drop(run.on(NOW, Input::Prepared));

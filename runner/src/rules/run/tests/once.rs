@@ -93,7 +93,7 @@ fn a_call_that_breaks_after_the_drain_ends_its_run_lost_too() {
 }
 
 #[test]
-fn a_call_that_passed_before_its_kill_came_counts() {
+fn a_call_that_passed_before_it_was_killed_counts() {
     let (mut run, _) = handed_over(CALLS);
     drop(run.on(NOW, overdue()));
     let ended = words(&run.on(NOW, ends_with(0)));
@@ -102,7 +102,7 @@ fn a_call_that_passed_before_its_kill_came_counts() {
 }
 
 #[test]
-fn a_call_that_fails_during_a_hand_over_is_not_made_again() {
+fn a_call_that_fails_during_a_hand_over_is_not_repeated() {
     let (mut run, _) = handed_over(CALLS);
     let ended = words(&run.on(NOW, ends_with(3)));
     assert_eq!(ended.last().map(String::as_str), Some("release"));
@@ -115,7 +115,7 @@ fn a_call_that_fails_during_a_hand_over_is_not_made_again() {
 }
 
 #[test]
-fn a_call_that_is_to_be_tried_again_is_tried_by_the_next_owner() {
+fn a_call_that_is_due_for_a_retry_is_retried_by_the_next_owner() {
     let (mut run, _) = handed_over(RETRIED);
     let ended = words(&run.on(NOW, ends_with(3)));
     assert_eq!(
@@ -130,7 +130,7 @@ fn a_call_that_is_to_be_tried_again_is_tried_by_the_next_owner() {
 }
 
 #[test]
-fn a_step_beside_a_call_is_interrupted_and_runs_again() {
+fn a_step_in_parallel_to_a_call_is_interrupted_and_runs_again() {
     let (mut run, _) = handed_over(BESIDE);
     let given_up = words(&run.on(NOW, Input::Exited(1, Exited { code: 143, ..Exited::default() })));
     assert_eq!(given_up, ["canceltimer(step(1))", "discard(1)"], "the call still runs");
@@ -140,7 +140,7 @@ fn a_step_beside_a_call_is_interrupted_and_runs_again() {
 }
 
 #[test]
-fn a_call_that_is_overdue_ends_its_run_when_what_runs_beside_it_has_ended() {
+fn an_overdue_call_ends_its_run_once_parallel_steps_have_ended() {
     let (mut run, _) = handed_over(BESIDE);
     drop(run.on(NOW, overdue()));
     drop(run.on(NOW, ends_with(137)));
@@ -191,7 +191,7 @@ fn with_on_error(on_error: &str) -> Run {
 }
 
 #[test]
-fn an_on_error_call_in_doubt_is_not_made_again() {
+fn an_on_error_call_in_doubt_is_not_repeated() {
     let mut left = with_on_error(r#"{"name": "tell", "cmd": "x", "executor": "ssh"}"#);
     for on_lost in [None, Some(OnLost::Restart)] {
         left.record.pipeline.as_mut().unwrap().on_lost = on_lost;
@@ -207,7 +207,7 @@ fn an_on_error_call_in_doubt_is_not_made_again() {
 }
 
 #[test]
-fn an_on_error_call_that_ended_keeps_its_run_from_starting_over() {
+fn a_finished_on_error_call_prevents_a_restart_of_its_run() {
     let mut left = with_on_error(r#"{"name": "tell", "cmd": "x", "executor": "ssh"}"#);
     left.record.steps[1].status = StepStatus::Passed;
     left.record.pipeline.as_mut().unwrap().on_lost = Some(OnLost::Restart);

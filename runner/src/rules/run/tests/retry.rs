@@ -19,7 +19,7 @@ fn wait_of(effects: &[Effect]) -> Option<u128> {
 }
 
 #[test]
-fn a_step_is_tried_again_as_often_as_its_pipeline_says_and_waits_longer_each_time() {
+fn a_step_is_retried_up_to_its_limit_with_growing_delays() {
     let mut run = run(THRICE);
     drop(run.begin(NOW));
     drop(run.on(NOW, Input::Prepared));
@@ -42,7 +42,7 @@ fn a_step_is_tried_again_as_often_as_its_pipeline_says_and_waits_longer_each_tim
 }
 
 #[test]
-fn a_step_may_be_tried_again_after_the_same_time_each_time_exactly() {
+fn a_step_can_be_retried_with_a_constant_delay() {
     let mut run = run(&THRICE.replace("\"10s\"", "\"10s\", \"backoff\": \"constant\""));
     drop(run.begin(NOW));
     drop(run.on(NOW, Input::Prepared));
@@ -52,7 +52,7 @@ fn a_step_may_be_tried_again_after_the_same_time_each_time_exactly() {
 }
 
 #[test]
-fn a_step_that_passes_when_it_is_tried_again_has_passed() {
+fn a_step_that_passes_on_a_retry_has_passed() {
     let mut run = run(THRICE);
     drop(run.begin(NOW));
     drop(run.on(NOW, Input::Prepared));
@@ -86,7 +86,7 @@ fn lost_in_the_first_of(attempts: u32, on: &[&str]) -> (Run, Vec<String>) {
 }
 
 #[test]
-fn a_step_may_say_itself_how_often_it_is_run_when_its_worker_is_lost() {
+fn a_step_can_limit_its_attempts_after_lost_workers() {
     let (run, orders) = lost_in_the_first_of(2, &["failure", "lost"]);
     assert_eq!((orders[0].as_str(), run.record().cause), ("prepare", None));
 
@@ -104,7 +104,7 @@ fn a_step_may_say_itself_how_often_it_is_run_when_its_worker_is_lost() {
 }
 
 #[test]
-fn a_step_that_is_tried_again_after_a_loss_alone_is_not_after_a_failure() {
+fn a_step_that_is_only_retried_after_a_loss_is_not_retried_after_a_failure() {
     let once = THRICE.replace("\"10s\"", "\"10s\", \"on\": [\"lost\"]");
     let mut run = run(&once);
     drop(run.begin(NOW));
